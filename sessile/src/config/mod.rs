@@ -1,0 +1,288 @@
+//! The configuration that the rest of the program sees: validated, defaults filled in, every value
+//! in its own type. What is written in files is read by [`file`] and, for registry exports, by
+//! [`reg`]; nothing outside this module sees the raw form.
+
+pub mod file;
+pub mod reg;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use sessile_proto::route::Policy;
+
+/// One process's whole configuration.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    pub server: Server,
+    pub session: Session,
+    pub key: Key,
+    pub connection: Connection,
+    pub tls: Tls,
+    pub admin: Admin,
+    pub log: Log,
+    pub listeners: Vec<Listener>,
+    pub sites: Vec<Site>,
+    pub balance: Balance,
+}
+
+/// `[server]`: who this server is and where it keeps its state.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Server {
+    /// Names the server in logs, metrics and verdicts. Default: the host's name.
+    pub name: String,
+    /// The number that tickets carry, 24 bits; `None`: derived from the farm's scope and the name.
+    pub number: Option<u32>,
+    /// Where the key file lives. Default: `$STATE_DIRECTORY`, else `$XDG_STATE_HOME/sessile`.
+    pub state_dir: PathBuf,
+    /// Worker threads for each listener; 0: one for each core.
+    pub workers: usize,
+}
+
+/// `[session]`: what is remembered of a client, where and for how long.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Session {
+    /// Most entries in the session table; the oldest leaves first. 0: no server-side cache.
+    pub max_entries: usize,
+    /// Longest life of a session, counted from its full handshake. 0: nothing resumes.
+    pub lifetime: Duration,
+    /// Whether tickets are handed out (TLS 1.2 and 1.3).
+    pub tickets: bool,
+    /// Where sessions live.
+    pub store: StoreUrl,
+    /// Longest life of a session that sessile holds as a client.
+    pub client_lifetime: Duration,
+    /// Resume only sessions whose connection ended with close_notify.
+    pub require_close_notify: bool,
+}
+
+/// `session.store`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum StoreUrl {
+    /// The session table of this process alone.
+    #[default]
+    Memory,
+}
+
+/// `[key]`: where the farm key comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Key {
+    /// `key.file`; made at the first start where it is not there.
+    File(PathBuf),
+    /// `key.file = "none"`: made at each start, in memory, gone at a restart.
+    Ephemeral,
+}
+
+/// `[connection]`: the object that stands for a client's connection.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Connection {
+    /// An idle connection is closed and its object reclaimed after this long.
+    pub idle_timeout: Duration,
+    /// The article's defect: reclaiming a connection also purges its session.
+    pub purge_on_reclaim: bool,
+    /// Most connections at once; 0: from the process's limit on open files.
+    pub max: usize,
+}
+
+/// `[tls]`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tls {
+    pub kernel: KernelTls,
+}
+
+/// `tls.kernel`: record encryption in the kernel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KernelTls {
+    /// Never.
+    Off,
+    /// Where it is possible and worth it. This version never finds it so.
+    #[default]
+    Auto,
+}
+
+/// `[admin]`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Admin {
+    /// Where `/healthz` and `/metrics` answer; `None`: nowhere.
+    pub listen: Option<SocketAddr>,
+}
+
+/// `[log]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Log {
+    /// Least level of the program's own log, which goes to the standard error stream.
+    pub level: tracing::level_filters::LevelFilter,
+    /// One line for each handshake and each request.
+    pub access: AccessLog,
+}
+
+/// `log.access`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum AccessLog {
+    Off,
+    /// `"-"`: the standard output stream.
+    #[default]
+    Stdout,
+    File(PathBuf),
+}
+
+/// `[[listener]]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listener {
+    pub address: SocketAddr,
+    pub role: Role,
+}
+
+/// What a listener does with a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Terminate TLS and answer from the sites.
+    Serve,
+    /// Route to a server without decrypting.
+    Balance,
+}
+
+/// `[[site]]`: what is served under some server names.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Site {
+    /// Server names (SNI), lower case; `*.example.org` matches one label. Empty: the default site.
+    pub names: Vec<String>,
+    /// One certificate for each key type, at least one in all.
+    pub certificates: Vec<Certificate>,
+    /// Longest matching path first.
+    pub routes: Vec<SiteRoute>,
+}
+
+/// A certificate chain and its private key, both PEM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Certificate {
+    pub chain: PathBuf,
+    pub key: PathBuf,
+}
+
+/// `[[site.route]]`: requests whose path is `path` or lies below it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SiteRoute {
+    /// Absolute path without a trailing slash; `/` takes everything.
+    pub path: String,
+    pub action: Action,
+}
+
+/// What answers a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Static files below this folder.
+    Files(PathBuf),
+    /// 308 to this URL; the rest of the path is appended.
+    Redirect(String),
+    /// This text, as `text/plain`.
+    Respond { status: u16, body: String },
+    /// The built-in page that names the server and shows the connection's verdict.
+    Verdict,
+}
+
+/// `[balance]`, `[[balance.pool]]` and `[[balance.server]]`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Balance {
+    /// How a client without a session that routes is placed.
+    pub policy: Policy,
+    /// How long a connection attempt to a server may take.
+    pub connect_timeout: Duration,
+    pub servers: Vec<BalanceServer>,
+}
+
+/// A server behind the balancer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BalanceServer {
+    pub name: String,
+    pub address: SocketAddr,
+    /// The number its tickets carry; `None`: derived as the server itself does.
+    pub number: Option<u32>,
+    /// Share of new clients, 1 to 65,535.
+    pub weight: u16,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let state_dir = default_state_dir();
+        Self {
+            key: Key::File(state_dir.join("farm.key")),
+            server: Server {
+                name: host_name(),
+                number: None,
+                state_dir,
+                workers: 0,
+            },
+            session: Session::default(),
+            connection: Connection::default(),
+            tls: Tls::default(),
+            admin: Admin::default(),
+            log: Log::default(),
+            listeners: Vec::new(),
+            sites: Vec::new(),
+            balance: Balance {
+                connect_timeout: DEFAULT_CONNECT_TIMEOUT,
+                ..Balance::default()
+            },
+        }
+    }
+}
+
+/// `balance.connect-timeout` where it is not set.
+pub const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+impl Default for Session {
+    fn default() -> Self {
+        const TEN_HOURS: Duration = Duration::from_secs(10 * 60 * 60);
+        Self {
+            max_entries: 10_000,
+            lifetime: TEN_HOURS,
+            tickets: true,
+            store: StoreUrl::Memory,
+            client_lifetime: TEN_HOURS,
+            require_close_notify: false,
+        }
+    }
+}
+
+impl Default for Connection {
+    fn default() -> Self {
+        Self {
+            idle_timeout: Duration::from_secs(5 * 60),
+            purge_on_reclaim: false,
+            max: 0,
+        }
+    }
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self {
+            level: tracing::level_filters::LevelFilter::INFO,
+            access: AccessLog::default(),
+        }
+    }
+}
+
+/// `$STATE_DIRECTORY` as systemd sets it, else the user's XDG state folder.
+#[must_use]
+pub fn default_state_dir() -> PathBuf {
+    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+    if let Some(folders) = set("STATE_DIRECTORY") {
+        // systemd separates several folders by colons; the first one is ours.
+        if let Some(first) = std::env::split_paths(&folders).next() {
+            return first;
+        }
+    }
+    let base = match (set("XDG_STATE_HOME"), set("HOME")) {
+        (Some(state), _) => PathBuf::from(state),
+        (None, Some(home)) => PathBuf::from(home).join(".local/state"),
+        (None, None) => PathBuf::from("/var/lib"),
+    };
+    base.join("sessile")
+}
+
+fn host_name() -> String {
+    let uname = rustix::system::uname();
+    uname.nodename().to_string_lossy().into_owned()
+}

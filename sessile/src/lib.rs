@@ -1,0 +1,3 @@
+//! sessile: keeps TLS sessions attached to a web farm. The library behind the `sessile` binary.
+
+pub mod config;

@@ -1,1 +1,190 @@
-//! Tickets.
+//! Session routing identifiers and sealed tickets: what a client carries back.
+//!
+//! A balancer opens the label and not the ticket; a server opens both. What a ticket says is
+//! compared with the handshake before the TLS library sees it, each field with its own verdict.
+
+mod envelope;
+
+pub use envelope::{Binding, ClientAuth, Envelope, Expected};
+
+use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
+
+use crate::keys::{RouteKeys, Schedule};
+use crate::verdict::Reason;
+
+/// Bytes of a session routing identifier (SRID).
+pub const SRID_LEN: usize = 32;
+
+/// Bytes of the authentication tag at the end of a sealed ticket.
+const TAG_LEN: usize = 16;
+
+/// Sealed tickets are padded to a multiple of this many bytes.
+const PAD: usize = 64;
+
+/// Version of the identifier's format.
+const VERSION: u8 = 1;
+
+/// What an identifier leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// A session kept in the store under the identifier's nonce.
+    Stored,
+    /// The ticket that the identifier begins.
+    Sealed,
+}
+
+/// The clear text of an identifier: what a balancer learns from it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Label {
+    /// Stored session or sealed ticket.
+    pub class: Class,
+    /// The server that made it, 24 bits.
+    pub server: u32,
+    /// The key generation that seals it, 4 bits.
+    pub generation: u8,
+    /// The 12 low bits of the epoch that seals it.
+    pub epoch_low: u16,
+    /// Changes when the server's local state is lost.
+    pub incarnation: u16,
+}
+
+impl Label {
+    fn to_bytes(self) -> [u8; 8] {
+        let class = match self.class {
+            Class::Stored => 1,
+            Class::Sealed => 2,
+        };
+        let word = u64::from(VERSION) << 60
+            | class << 56
+            | u64::from(self.server & 0x00ff_ffff) << 32
+            | u64::from(self.generation & 0xf) << 28
+            | u64::from(self.epoch_low & 0xfff) << 16
+            | u64::from(self.incarnation);
+        word.to_be_bytes()
+    }
+
+    fn from_bytes(bytes: [u8; 8]) -> Option<Self> {
+        let word = u64::from_be_bytes(bytes);
+        let class = match (word >> 60, word >> 56 & 0xf) {
+            (1, 1) => Class::Stored,
+            (1, 2) => Class::Sealed,
+            _ => return None,
+        };
+        Some(Self {
+            class,
+            server: (word >> 32 & 0x00ff_ffff) as u32,
+            generation: (word >> 28 & 0xf) as u8,
+            epoch_low: (word >> 16 & 0xfff) as u16,
+            incarnation: word as u16,
+        })
+    }
+}
+
+/// The first 16 bytes of an identifier: nonce, and the key of a stored session.
+pub type Id = [u8; 16];
+
+/// Who issues tickets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Issuer {
+    /// This server's number, 24 bits.
+    pub server: u32,
+    /// This server's incarnation.
+    pub incarnation: u16,
+}
+
+/// Reads the label of an identity or ticket; `None` where no live route key knows it.
+#[must_use]
+pub fn read_label(routes: &RouteKeys, token: &[u8]) -> Option<(Id, Label)> {
+    let srid: &[u8; SRID_LEN] = token.first_chunk()?;
+    let mut id = [0; 16];
+    id.copy_from_slice(&srid[..16]);
+    let mut masked = [0; 8];
+    masked.copy_from_slice(&srid[16..24]);
+    let info = routes.opens(&id, &masked, &srid[24..])?;
+    let label = Label::from_bytes(info)?;
+    // A stored session's identifier is all there is to it.
+    (label.class == Class::Sealed || token.len() == SRID_LEN).then_some((id, label))
+}
+
+/// Makes an identifier. `nonce` is 16 random bytes, never used twice. `None` where the clock and
+/// the key do not agree, so that nothing can be sealed now.
+#[must_use]
+pub fn issue(schedule: &Schedule, issuer: Issuer, class: Class, nonce: Id) -> Option<[u8; 32]> {
+    let (generation, epoch) = schedule.sealing()?;
+    let label = Label {
+        class,
+        server: issuer.server,
+        generation,
+        epoch_low: (epoch & 0xfff) as u16,
+        incarnation: issuer.incarnation,
+    };
+    let (masked, tag) = schedule.mask(&nonce, label.to_bytes())?;
+    let mut srid = [0; SRID_LEN];
+    srid[..16].copy_from_slice(&nonce);
+    srid[16..24].copy_from_slice(&masked);
+    srid[24..].copy_from_slice(&tag);
+    Some(srid)
+}
+
+/// Seals an envelope into a ticket: identifier, ciphertext and tag, a multiple of 64 bytes.
+///
+/// `nonce` is 16 random bytes, never used twice. `None` where nothing can be sealed now.
+#[must_use]
+pub fn seal(
+    schedule: &Schedule,
+    issuer: Issuer,
+    nonce: Id,
+    envelope: &Envelope<'_>,
+) -> Option<Vec<u8>> {
+    let (generation, epoch) = schedule.sealing()?;
+    let srid = issue(schedule, issuer, Class::Sealed, nonce)?;
+    let key = ticket_key(schedule, generation, epoch, &nonce)?;
+    let mut ticket = Vec::with_capacity(SRID_LEN + envelope.encoded_len() + PAD + TAG_LEN);
+    ticket.extend_from_slice(&srid);
+    envelope.encode(&mut ticket);
+    let total = (ticket.len() + TAG_LEN).next_multiple_of(PAD);
+    ticket.resize(total - TAG_LEN, 0);
+    let tag = key
+        .seal_in_place_separate_tag(zero_nonce(), Aad::from(srid), &mut ticket[SRID_LEN..])
+        .ok()?;
+    ticket.extend_from_slice(tag.as_ref());
+    Some(ticket)
+}
+
+/// Opens a sealed ticket into its envelope's bytes, for [`Envelope::decode`].
+///
+/// # Errors
+/// [`Reason::UnknownKey`] where no live route key knows the label, [`Reason::Revoked`] or
+/// [`Reason::Expired`] where its ticket key is no longer kept, and [`Reason::BadTicket`] where it
+/// does not authenticate.
+pub fn open(schedule: &Schedule, ticket: &[u8]) -> Result<Vec<u8>, Reason> {
+    let (nonce, label) = read_label(&schedule.routes, ticket).ok_or(Reason::UnknownKey)?;
+    if label.class != Class::Sealed {
+        return Err(Reason::BadTicket);
+    }
+    let epoch = schedule.nearest_epoch(label.epoch_low);
+    let key = ticket_key(schedule, label.generation, epoch, &nonce).ok_or(Reason::Expired)?;
+    let mut sealed = ticket[SRID_LEN..].to_vec();
+    let opened = key
+        .open_in_place(zero_nonce(), Aad::from(&ticket[..SRID_LEN]), &mut sealed)
+        .map_err(|_| Reason::BadTicket)?
+        .len();
+    sealed.truncate(opened);
+    Ok(sealed)
+}
+
+/// One key for one ticket, so that the nonce of the cipher itself can be zero.
+fn ticket_key(schedule: &Schedule, generation: u8, epoch: u64, nonce: &Id) -> Option<LessSafeKey> {
+    let key = schedule
+        .ticket_key(generation, epoch)?
+        .expand(&[b"tkt", nonce]);
+    let key = UnboundKey::new(&AES_256_GCM, key.expose()).expect("a 32-byte key fits AES-256");
+    Some(LessSafeKey::new(key))
+}
+
+fn zero_nonce() -> Nonce {
+    Nonce::assume_unique_for_key([0; 12])
+}
+
+#[cfg(test)]
+mod tests;

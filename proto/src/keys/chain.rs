@@ -1,0 +1,178 @@
+//! A secret that moves forward one step at a time and cannot go back.
+
+use aws_lc_rs::hkdf;
+use zeroize::Zeroize;
+
+/// 32 secret bytes, wiped when dropped and never printed.
+#[derive(Clone)]
+pub struct Secret([u8; 32]);
+
+/// Why bytes are refused as a secret.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Weak {
+    /// Not 32 bytes; this many.
+    Length(usize),
+    /// All bytes are zero.
+    Zero,
+    /// A short run of bytes, over and over; its length.
+    Repeated(usize),
+}
+
+impl std::fmt::Display for Weak {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Length(len) => write!(f, "it has {len} bytes where 32 are needed"),
+            Self::Zero => f.write_str("it is all zero"),
+            Self::Repeated(1) => f.write_str("it is one byte, repeated"),
+            Self::Repeated(run) => write!(f, "it is {run} bytes, repeated"),
+        }
+    }
+}
+
+impl std::error::Error for Weak {}
+
+impl Secret {
+    /// Takes 32 bytes that are neither constant nor a repetition.
+    ///
+    /// # Errors
+    /// With what is wrong with them.
+    pub fn new(bytes: &[u8]) -> Result<Self, Weak> {
+        let bytes: [u8; 32] = bytes.try_into().map_err(|_| Weak::Length(bytes.len()))?;
+        if bytes == [0; 32] {
+            return Err(Weak::Zero);
+        }
+        for run in [1, 2, 4, 8, 16] {
+            if bytes.chunks(run).all(|chunk| chunk == &bytes[..run]) {
+                return Err(Weak::Repeated(run));
+            }
+        }
+        Ok(Self(bytes))
+    }
+
+    /// The bytes, for writing the key file.
+    #[must_use]
+    pub const fn expose(&self) -> &[u8; 32] {
+        &self.0
+    }
+
+    /// HKDF-Expand (RFC 5869) with SHA-256 of this secret, 32 bytes.
+    #[must_use]
+    pub fn expand(&self, info: &[&[u8]]) -> Self {
+        Self(expand(&self.0, info))
+    }
+}
+
+impl Drop for Secret {
+    fn drop(&mut self) {
+        self.0.zeroize();
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret(..)")
+    }
+}
+
+/// HKDF-Expand with SHA-256 of a 32-byte key, 32 bytes.
+pub(crate) fn expand(secret: &[u8; 32], info: &[&[u8]]) -> [u8; 32] {
+    let mut out = [0; 32];
+    hkdf::Prk::new_less_safe(hkdf::HKDF_SHA256, secret)
+        .expand(info, hkdf::HKDF_SHA256)
+        .and_then(|okm| okm.fill(&mut out))
+        .expect("32 bytes are within what HKDF-SHA256 expands to");
+    out
+}
+
+/// A hash chain at one of its epochs.
+#[derive(Clone, Debug)]
+pub struct Chain {
+    epoch: u64,
+    secret: Secret,
+}
+
+/// Most steps a chain is moved in one go: 200 years of hours. A clock beyond that is wrong, and
+/// following it would take seconds and lose the key for good.
+const MAX_STEPS: u64 = 200 * 366 * 24;
+
+impl Chain {
+    /// A chain whose secret is that of `epoch`.
+    #[must_use]
+    pub const fn new(epoch: u64, secret: Secret) -> Self {
+        Self { epoch, secret }
+    }
+
+    /// The epoch it stands at.
+    #[must_use]
+    pub const fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// The secret of the epoch it stands at.
+    #[must_use]
+    pub const fn secret(&self) -> &Secret {
+        &self.secret
+    }
+
+    /// Moves forward to `epoch`, wiping every secret on the way. Does nothing, and says so, where
+    /// that is not ahead or absurdly far.
+    pub fn move_to(&mut self, epoch: u64) -> bool {
+        if epoch <= self.epoch || epoch - self.epoch > MAX_STEPS {
+            return false;
+        }
+        while self.epoch < epoch {
+            self.secret = self
+                .secret
+                .expand(&[b"sessile1 chain", &self.epoch.to_be_bytes()]);
+            self.epoch += 1;
+        }
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chain() -> Chain {
+        let bytes: Vec<u8> = (0..32).collect();
+        Chain::new(100, Secret::new(&bytes).unwrap())
+    }
+
+    #[test]
+    fn moves_forward_the_same_way_in_one_go_and_step_by_step() {
+        let (mut once, mut stepwise) = (chain(), chain());
+        assert!(once.move_to(107));
+        for epoch in 101..=107 {
+            assert!(stepwise.move_to(epoch));
+        }
+        assert_eq!(once.secret().expose(), stepwise.secret().expose());
+        assert_eq!(once.epoch(), 107);
+    }
+
+    #[test]
+    fn never_moves_back_or_absurdly_far() {
+        let mut chain = chain();
+        assert!(!chain.move_to(99));
+        assert!(!chain.move_to(100));
+        assert!(!chain.move_to(u64::MAX));
+        assert_eq!(chain.epoch(), 100);
+    }
+
+    #[test]
+    fn refuses_weak_secrets_by_name() {
+        assert_eq!(Secret::new(&[0; 32]).unwrap_err(), Weak::Zero);
+        assert_eq!(Secret::new(&[7; 32]).unwrap_err(), Weak::Repeated(1));
+        assert_eq!(
+            Secret::new(&b"0123456789abcdef".repeat(2)).unwrap_err(),
+            Weak::Repeated(16)
+        );
+        assert_eq!(Secret::new(&[1; 31]).unwrap_err(), Weak::Length(31));
+    }
+
+    #[test]
+    fn a_secret_is_never_printed() {
+        assert_eq!(format!("{:?}", chain().secret()), "Secret(..)");
+    }
+}

@@ -1,0 +1,244 @@
+use std::time::Duration;
+
+use super::*;
+use crate::Time;
+use crate::keys::{FarmKey, Generation, Secret};
+
+const HOUR: u64 = 60 * 60;
+/// Some day at noon.
+const NOON: u64 = 20_000 * 24 * HOUR + 12 * HOUR;
+const ISSUER: Issuer = Issuer {
+    server: 0x00ab_cdef,
+    incarnation: 0x1234,
+};
+
+fn at(secs: u64) -> Time {
+    Time::from_unix_millis(secs * 1000)
+}
+
+fn secret(seed: u8) -> Secret {
+    let bytes: Vec<u8> = (0..32).map(|i: u8| i.wrapping_mul(7) ^ seed).collect();
+    Secret::new(&bytes).unwrap()
+}
+
+fn key_from(seed: u8, now: u64) -> FarmKey {
+    FarmKey::new(
+        "test".into(),
+        Duration::from_secs(HOUR),
+        Duration::from_secs(10 * HOUR),
+        [secret(seed), secret(seed ^ 0x80)],
+        at(now),
+    )
+    .unwrap()
+}
+
+fn envelope(value: &[u8]) -> Envelope<'_> {
+    Envelope {
+        value_format: 23,
+        binding: Binding {
+            site: 7,
+            server_name: "a.example",
+            client_auth: ClientAuth::None,
+            version: 0x0304,
+            suite: 0x1301,
+            extended_master_secret: true,
+        },
+        established: at(NOON),
+        expires: at(NOON + 10 * HOUR),
+        value,
+    }
+}
+
+fn expected() -> Expected<'static> {
+    Expected {
+        value_format: 23,
+        site: 7,
+        server_name: "a.example",
+        client_auth: ClientAuth::None,
+        version: 0x0304,
+        lifetime: Duration::from_secs(10 * HOUR),
+        extended_master_secret: true,
+    }
+}
+
+fn sealed(key: &FarmKey, now: u64) -> Vec<u8> {
+    let schedule = Schedule::derive(key, at(now));
+    seal(&schedule, ISSUER, [9; 16], &envelope(b"secret state")).unwrap()
+}
+
+#[test]
+fn opens_what_it_sealed_and_pads_it() {
+    let key = key_from(1, NOON);
+    let ticket = sealed(&key, NOON);
+    assert_eq!(ticket.len() % PAD, 0);
+    let opened = open(&Schedule::derive(&key, at(NOON)), &ticket).unwrap();
+    assert_eq!(
+        Envelope::decode(&opened).unwrap(),
+        envelope(b"secret state")
+    );
+}
+
+#[test]
+fn a_balancer_reads_the_label_with_route_keys_only() {
+    let key = key_from(1, NOON);
+    let ticket = sealed(&key, NOON);
+    let (id, label) = read_label(&RouteKeys::derive(&key, at(NOON)), &ticket).unwrap();
+    assert_eq!(id, [9; 16]);
+    assert_eq!((label.server, label.incarnation), (0x00ab_cdef, 0x1234));
+    assert_eq!(label.class, Class::Sealed);
+}
+
+#[test]
+fn a_flipped_byte_is_an_unknown_key_in_the_label_and_a_bad_ticket_behind_it() {
+    let key = key_from(1, NOON);
+    let ticket = sealed(&key, NOON);
+    let schedule = Schedule::derive(&key, at(NOON));
+    for at in 0..ticket.len() {
+        let mut flipped = ticket.clone();
+        flipped[at] ^= 1;
+        let reason = match at {
+            0..SRID_LEN => Reason::UnknownKey,
+            _ => Reason::BadTicket,
+        };
+        assert_eq!(open(&schedule, &flipped).unwrap_err(), reason, "byte {at}");
+    }
+}
+
+#[test]
+fn a_cut_or_lengthened_ticket_never_opens() {
+    let key = key_from(1, NOON);
+    let ticket = sealed(&key, NOON);
+    let schedule = Schedule::derive(&key, at(NOON));
+    for len in 0..ticket.len() {
+        assert!(open(&schedule, &ticket[..len]).is_err(), "{len} bytes");
+    }
+    let longer = [&ticket[..], &[0]].concat();
+    assert_eq!(open(&schedule, &longer).unwrap_err(), Reason::BadTicket);
+}
+
+#[test]
+fn another_farms_ticket_is_of_an_unknown_key() {
+    let ticket = sealed(&key_from(1, NOON), NOON);
+    let other = Schedule::derive(&key_from(2, NOON), at(NOON));
+    assert_eq!(open(&other, &ticket).unwrap_err(), Reason::UnknownKey);
+}
+
+#[test]
+fn opens_at_any_time_of_its_life_and_with_clocks_an_epoch_off() {
+    let key = key_from(1, NOON);
+    let ticket = sealed(&key, NOON);
+    for later in [0, 1, 5, 9, 10] {
+        let schedule = Schedule::derive(&key, at(NOON + later * HOUR));
+        assert!(open(&schedule, &ticket).is_ok(), "{later} hours later");
+    }
+    // A server 59 minutes behind opens what one 59 minutes ahead sealed.
+    let ahead = sealed(&key, NOON + 59 * 60);
+    let behind = Schedule::derive(&key, at(NOON - 59 * 60));
+    assert!(open(&behind, &ahead).is_ok());
+}
+
+#[test]
+fn servers_agree_whether_they_moved_their_key_forward_or_not() {
+    let mut moved = key_from(1, NOON);
+    let later = NOON + 100 * HOUR;
+    assert!(moved.move_forward(at(later)));
+    let ticket = sealed(&moved, later);
+    let stayed = Schedule::derive(&key_from(1, NOON), at(later));
+    assert!(open(&stayed, &ticket).is_ok());
+}
+
+#[test]
+fn a_key_stolen_after_the_lifetime_opens_nothing_recorded_before() {
+    let mut key = key_from(1, NOON);
+    let ticket = sealed(&key, NOON);
+    let stolen_at = NOON + 12 * HOUR;
+    key.move_forward(at(stolen_at));
+    // Even with the thief's clock turned back to when the ticket was made.
+    for clock in [NOON, stolen_at] {
+        assert!(open(&Schedule::derive(&key, at(clock)), &ticket).is_err());
+    }
+}
+
+#[test]
+fn a_clock_in_2099_derives_ahead_and_loses_nothing() {
+    let key = key_from(1, NOON);
+    let ticket = sealed(&key, NOON);
+    let _ahead = Schedule::derive(&key, at(4_070_908_800));
+    assert!(open(&Schedule::derive(&key, at(NOON)), &ticket).is_ok());
+}
+
+#[test]
+fn a_new_generation_is_accepted_before_it_seals() {
+    let mut key = key_from(1, NOON);
+    key.generations.push(Generation {
+        number: 1,
+        activates: NOON + HOUR,
+        ends: None,
+        ticket: crate::keys::Chain::new(NOON / HOUR - 2, secret(3)),
+        route: crate::keys::Chain::new(NOON / (24 * HOUR) - 2, secret(4)),
+    });
+    let label_of = |ticket: &[u8], now| {
+        read_label(&RouteKeys::derive(&key, at(now)), ticket)
+            .unwrap()
+            .1
+            .generation
+    };
+    assert_eq!(label_of(&sealed(&key, NOON), NOON), 0);
+    let after = sealed(&key, NOON + HOUR);
+    assert_eq!(label_of(&after, NOON + HOUR), 1);
+    // A server whose clock is behind accepts it already.
+    assert!(open(&Schedule::derive(&key, at(NOON)), &after).is_ok());
+}
+
+#[test]
+fn an_ended_generation_opens_nothing() {
+    let mut key = key_from(1, NOON);
+    let ticket = sealed(&key, NOON);
+    key.generations[0].ends = Some(NOON + 1);
+    let schedule = Schedule::derive(&key, at(NOON + 1));
+    assert!(open(&schedule, &ticket).is_err());
+}
+
+#[test]
+fn a_stored_identifier_is_a_label_and_nothing_more() {
+    let key = key_from(1, NOON);
+    let schedule = Schedule::derive(&key, at(NOON));
+    let srid = issue(&schedule, ISSUER, Class::Stored, [3; 16]).unwrap();
+    let (id, label) = read_label(&schedule.routes, &srid).unwrap();
+    assert_eq!((id, label.class), ([3; 16], Class::Stored));
+    let longer = [&srid[..], b"x"].concat();
+    assert_eq!(read_label(&schedule.routes, &longer), None);
+}
+
+#[test]
+fn an_envelope_cut_anywhere_is_an_old_format() {
+    let mut bytes = Vec::new();
+    envelope(b"value").encode(&mut bytes);
+    assert_eq!(bytes.len(), envelope(b"value").encoded_len());
+    for len in 0..bytes.len() {
+        assert_eq!(Envelope::decode(&bytes[..len]), Err(Reason::OldFormat));
+    }
+}
+
+#[test]
+fn each_field_of_the_envelope_has_its_own_verdict() {
+    let session = envelope(b"value");
+    let now = at(NOON + HOUR);
+    assert_eq!(session.admits(&expected(), now), Ok(()));
+    let cases: [(fn(&mut Expected<'static>), Reason); 7] = [
+        (|e| e.value_format = 24, Reason::OldFormat),
+        (|e| e.site = 8, Reason::NameMismatch),
+        (|e| e.server_name = "b.example", Reason::NameMismatch),
+        (|e| e.client_auth = ClientAuth::Required, Reason::ClientAuth),
+        (|e| e.version = 0x0303, Reason::VersionMismatch),
+        (|e| e.lifetime = Duration::from_secs(HOUR), Reason::Expired),
+        (|e| e.extended_master_secret = false, Reason::EmsMismatch),
+    ];
+    for (change, reason) in cases {
+        let mut changed = expected();
+        change(&mut changed);
+        assert_eq!(session.admits(&changed, now), Err(reason));
+    }
+    let end = at(NOON + 10 * HOUR);
+    assert_eq!(session.admits(&expected(), end), Err(Reason::Expired));
+}

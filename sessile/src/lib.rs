@@ -1,3 +1,5 @@
 //! sessile: keeps TLS sessions attached to a web farm. The library behind the `sessile` binary.
 
+pub mod clock;
 pub mod config;
+pub mod key;

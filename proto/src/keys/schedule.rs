@@ -22,9 +22,8 @@ pub(super) struct RouteKey {
 
 impl RouteKey {
     fn derive(scope: &str, day: u64, chain_secret: &Secret) -> Self {
-        let derive = |label: &[u8]| {
-            chain_secret.expand(&[label, scope.as_bytes(), &day.to_be_bytes()])
-        };
+        let derive =
+            |label: &[u8]| chain_secret.expand(&[label, scope.as_bytes(), &day.to_be_bytes()]);
         let (cipher, mac) = (derive(b"sessile1 route"), derive(b"sessile1 route mac"));
         let cipher = UnboundCipherKey::new(&cipher::AES_256, cipher.expose())
             .and_then(EncryptingKey::ctr)
@@ -134,11 +133,8 @@ impl Schedule {
         let mut tickets = BTreeMap::new();
         for generation in accepted(key, now) {
             for (epoch, secret) in walk(&generation.ticket, &epochs) {
-                let info: [&[u8]; 3] = [
-                    b"sessile1 stek",
-                    key.scope.as_bytes(),
-                    &epoch.to_be_bytes(),
-                ];
+                let info: [&[u8]; 3] =
+                    [b"sessile1 stek", key.scope.as_bytes(), &epoch.to_be_bytes()];
                 tickets.insert((generation.number, epoch), secret.expand(&info));
             }
         }
@@ -155,10 +151,10 @@ impl Schedule {
         }
     }
 
-    /// When the next epoch begins, and with it the need for a new schedule.
+    /// Whether `now` lies in the epoch for which this was derived.
     #[must_use]
-    pub const fn valid_until(&self) -> Time {
-        Time::from_unix_millis((self.epoch + 1).saturating_mul(self.rotate).saturating_mul(1000))
+    pub const fn is_current(&self, now: Time) -> bool {
+        now.unix_secs() / self.rotate == self.epoch
     }
 
     /// The longest life of a session sealed under this farm's key.

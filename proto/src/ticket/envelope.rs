@@ -175,9 +175,7 @@ impl<'a> Envelope<'a> {
     /// With the first thing that stands against it.
     pub fn admits(&self, expected: &Expected<'_>, now: Time) -> Result<(), Reason> {
         let binding = &self.binding;
-        let end = self
-            .expires
-            .min(self.established.plus(expected.lifetime));
+        let end = self.expires.min(self.established.plus(expected.lifetime));
         if self.value_format != expected.value_format {
             Err(Reason::OldFormat)
         } else if now >= end {

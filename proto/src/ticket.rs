@@ -151,22 +151,18 @@ pub fn seal(
     Some(ticket)
 }
 
-/// Opens a sealed ticket into its envelope's bytes, for [`Envelope::decode`].
+/// Opens a sealed ticket whose label was read into its envelope's bytes, for [`Envelope::decode`].
 ///
 /// # Errors
-/// [`Reason::UnknownKey`] where no live route key knows the label, [`Reason::Revoked`] or
 /// [`Reason::Expired`] where its ticket key is no longer kept, and [`Reason::BadTicket`] where it
 /// does not authenticate.
-pub fn open(schedule: &Schedule, ticket: &[u8]) -> Result<Vec<u8>, Reason> {
-    let (nonce, label) = read_label(&schedule.routes, ticket).ok_or(Reason::UnknownKey)?;
-    if label.class != Class::Sealed {
-        return Err(Reason::BadTicket);
-    }
+pub fn open(schedule: &Schedule, id: &Id, label: Label, ticket: &[u8]) -> Result<Vec<u8>, Reason> {
     let epoch = schedule.nearest_epoch(label.epoch_low);
-    let key = ticket_key(schedule, label.generation, epoch, &nonce).ok_or(Reason::Expired)?;
-    let mut sealed = ticket[SRID_LEN..].to_vec();
+    let key = ticket_key(schedule, label.generation, epoch, id).ok_or(Reason::Expired)?;
+    let (srid, sealed) = ticket.split_at_checked(SRID_LEN).ok_or(Reason::BadTicket)?;
+    let mut sealed = sealed.to_vec();
     let opened = key
-        .open_in_place(zero_nonce(), Aad::from(&ticket[..SRID_LEN]), &mut sealed)
+        .open_in_place(zero_nonce(), Aad::from(srid), &mut sealed)
         .map_err(|_| Reason::BadTicket)?
         .len();
     sealed.truncate(opened);

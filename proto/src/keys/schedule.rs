@@ -115,7 +115,7 @@ impl RouteKeys {
 
 /// Every key that a server needs at one moment.
 pub struct Schedule {
-    pub(crate) routes: RouteKeys,
+    routes: RouteKeys,
     /// Ticket keys by generation and epoch.
     tickets: BTreeMap<(u8, u64), Secret>,
     sealing: Option<(u8, u64)>,
@@ -149,6 +149,12 @@ impl Schedule {
             rotate: key.rotate.as_secs().max(1),
             max_lifetime: key.max_lifetime,
         }
+    }
+
+    /// What reads labels.
+    #[must_use]
+    pub const fn routes(&self) -> &RouteKeys {
+        &self.routes
     }
 
     /// Whether `now` lies in the epoch for which this was derived.

@@ -66,6 +66,11 @@ fn sealed(key: &FarmKey, now: u64) -> Vec<u8> {
     seal(&schedule, ISSUER, [9; 16], &envelope(b"secret state")).unwrap()
 }
 
+fn open(schedule: &Schedule, ticket: &[u8]) -> Result<Vec<u8>, Reason> {
+    let (id, label) = read_label(schedule.routes(), ticket).ok_or(Reason::UnknownKey)?;
+    super::open(schedule, &id, label, ticket)
+}
+
 #[test]
 fn opens_what_it_sealed_and_pads_it() {
     let key = key_from(1, NOON);
@@ -204,10 +209,10 @@ fn a_stored_identifier_is_a_label_and_nothing_more() {
     let key = key_from(1, NOON);
     let schedule = Schedule::derive(&key, at(NOON));
     let srid = issue(&schedule, ISSUER, Class::Stored, [3; 16]).unwrap();
-    let (id, label) = read_label(&schedule.routes, &srid).unwrap();
+    let (id, label) = read_label(schedule.routes(), &srid).unwrap();
     assert_eq!((id, label.class), ([3; 16], Class::Stored));
     let longer = [&srid[..], b"x"].concat();
-    assert_eq!(read_label(&schedule.routes, &longer), None);
+    assert_eq!(read_label(schedule.routes(), &longer), None);
 }
 
 #[test]

@@ -1,0 +1,389 @@
+//! What one handshake knows of sessions. The TLS library asks it for sessions and hands it new
+//! ones; it answers from what was fetched beforehand and collects what has to be stored. Its
+//! answers carry reasons, from which the verdict is made.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rustls::HandshakeKind;
+use rustls::server::{ProducesTickets, StoresServerSessions};
+use sessile_proto::Time;
+use sessile_proto::hello::ClientHello;
+use sessile_proto::keys::Schedule;
+use sessile_proto::ticket::{
+    self, Binding, Class, ClientAuth, Envelope, Expected, Id, Issuer, SRID_LEN,
+};
+use sessile_proto::verdict::{self, How, Reason, Verdict};
+
+use super::{Sessions, Template};
+use crate::store::{Found, Key};
+
+/// rustls 0.23's encoding of a session; to be changed with the pinned version.
+const VALUE_FORMAT: u16 = 23;
+
+/// TLS 1.2 on the wire.
+pub(super) const TLS12: u16 = 0x0303;
+
+/// TLS 1.3 on the wire.
+pub(super) const TLS13: u16 = 0x0304;
+
+/// Most identities of a hello that are looked at; browsers offer one or two.
+const MAX_IDENTITIES: usize = 4;
+
+/// A session that has to be in the store before the flight that announces it leaves.
+#[derive(Debug)]
+pub(super) struct Put {
+    pub(super) key: Key,
+    pub(super) envelope: Vec<u8>,
+    pub(super) established: Time,
+}
+
+/// One handshake's view of sessions.
+pub(super) struct Context {
+    now: Time,
+    schedule: Arc<Schedule>,
+    issuer: Issuer,
+    site: u64,
+    client_auth: ClientAuth,
+    server_name: String,
+    version: u16,
+    extended_master_secret: bool,
+    psk_dhe: bool,
+    lifetime: std::time::Duration,
+    cache: bool,
+    tickets: bool,
+    sealed: bool,
+    /// What the store said of the sessions that the hello names.
+    fetched: Vec<(Key, Found)>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    kind: Option<HandshakeKind>,
+    suite: u16,
+    /// The session that was handed to the library last.
+    admitted: Option<Admitted>,
+    looked_at: usize,
+    refused: Vec<Reason>,
+    outbox: Vec<Put>,
+    /// Sessions that this connection made or resumed, as far as they are in the store.
+    owned: Vec<Key>,
+}
+
+#[derive(Clone, Copy)]
+struct Admitted {
+    how: How,
+    established: Time,
+    suite: u16,
+    key: Option<Key>,
+}
+
+impl Context {
+    /// Fetches the stored sessions that a hello names, and makes them the handshake's context.
+    pub(super) async fn prefetch(hello: &ClientHello<'_>, template: &Template, now: Time) -> Self {
+        let Sessions {
+            store,
+            keys,
+            issuer,
+            lifetime,
+            sealed,
+            ..
+        } = &*template.sessions;
+        let schedule = keys.schedule(now);
+        let version = if hello.offers_tls13() { TLS13 } else { TLS12 };
+        let mut fetched = Vec::new();
+        for key in named_sessions(hello, &schedule, version) {
+            fetched.push((key, store.find(&key, now).await));
+        }
+        let tickets = template.sessions.issues_tickets();
+        let wants_tickets = hello.session_ticket.is_some();
+        Self {
+            now,
+            issuer: *issuer,
+            site: template.site,
+            client_auth: template.client_auth,
+            server_name: hello
+                .server_name
+                .map(str::to_ascii_lowercase)
+                .unwrap_or_default(),
+            version,
+            extended_master_secret: version == TLS13 || hello.extended_master_secret,
+            psk_dhe: hello.psk_modes.is_some_and(|modes| modes.psk_dhe_ke),
+            lifetime: (*lifetime).min(schedule.max_lifetime()),
+            // A client that takes a ticket will not come back with the session ID.
+            cache: store.is_enabled() && !(tickets && wants_tickets),
+            tickets,
+            sealed: *sealed,
+            schedule,
+            fetched,
+            state: Mutex::default(),
+        }
+    }
+
+    /// Takes note of how far the handshake is, after every step of the library.
+    pub(super) fn observe(&self, kind: Option<HandshakeKind>, suite: Option<u16>) {
+        let mut state = self.state();
+        state.kind = kind;
+        state.suite = suite.unwrap_or(state.suite);
+    }
+
+    /// What has to be stored before anything more is sent.
+    pub(super) fn take_outbox(&self) -> Vec<Put> {
+        std::mem::take(&mut self.state().outbox)
+    }
+
+    /// How a finished handshake came out, when its session's full handshake was, and which stored
+    /// sessions are its own.
+    pub(super) fn settle(&self) -> (Verdict, Time, Vec<Key>) {
+        let mut state = self.state();
+        let resumed = state.kind == Some(HandshakeKind::Resumed);
+        match state.admitted.take() {
+            Some(admitted) if resumed => {
+                state.owned.extend(admitted.key);
+                let verdict = Verdict::Resumed(admitted.how);
+                (verdict, admitted.established, std::mem::take(&mut state.owned))
+            }
+            declined => {
+                // Found, right in every respect that we know of, and declined by the library.
+                if let Some(admitted) = declined {
+                    let suite_differs = admitted.suite != state.suite;
+                    state.refused.push(if suite_differs {
+                        Reason::SuiteMismatch
+                    } else {
+                        Reason::OldFormat
+                    });
+                }
+                let verdict = verdict::judge(None, &state.refused);
+                (verdict, self.now, std::mem::take(&mut state.owned))
+            }
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Hands a session to the library if it may resume here, and notes the reason where not.
+    fn admit(&self, how: How, key: Option<Key>, sealed: Result<&[u8], Reason>) -> Option<Vec<u8>> {
+        let mut state = self.state();
+        let admitted = sealed
+            .and_then(Envelope::decode)
+            .and_then(|envelope| envelope.admits(&self.expected(), self.now).map(|()| envelope))
+            .and_then(|envelope| match how {
+                How::Psk if !self.psk_dhe => Err(Reason::NoDheMode),
+                _ => Ok(envelope),
+            });
+        match admitted {
+            Ok(envelope) => {
+                state.admitted = Some(Admitted {
+                    how,
+                    established: envelope.established,
+                    suite: envelope.binding.suite,
+                    key,
+                });
+                Some(envelope.value.to_vec())
+            }
+            Err(reason) => {
+                state.refused.push(reason);
+                None
+            }
+        }
+    }
+
+    fn expected(&self) -> Expected<'_> {
+        Expected {
+            value_format: VALUE_FORMAT,
+            site: self.site,
+            server_name: &self.server_name,
+            client_auth: self.client_auth,
+            version: self.version,
+            lifetime: self.lifetime,
+            extended_master_secret: self.extended_master_secret,
+        }
+    }
+
+    fn fetched(&self, key: &Key) -> Result<&[u8], Reason> {
+        let found = self.fetched.iter().find(|(fetched, _)| fetched == key);
+        match found.map(|(_, found)| found) {
+            Some(Found::Session(envelope)) => Ok(envelope),
+            Some(Found::Gone(gone)) => Err((*gone).into()),
+            Some(Found::Unknown) | None => Err(Reason::Unknown),
+            Some(Found::Disabled) => Err(Reason::CacheDisabled),
+        }
+    }
+
+    /// Opens a ticket or identity of whatever kind.
+    fn open(&self, how: How, token: &[u8]) -> Option<Vec<u8>> {
+        if !self.tickets {
+            self.state().refused.push(Reason::TicketsDisabled);
+            return None;
+        }
+        match ticket::read_label(self.schedule.routes(), token) {
+            Some((id, label)) if label.class == Class::Stored => {
+                let key = Key::stored(&id);
+                let mut found = self.fetched(&key);
+                let ours = label.server == self.issuer.server;
+                if found == Err(Reason::Unknown)
+                    && ours
+                    && label.incarnation != self.issuer.incarnation
+                {
+                    found = Err(Reason::Lost);
+                }
+                self.admit(how, Some(key), found)
+            }
+            Some(_) if !self.sealed => {
+                // Sealed before a setting came that needs sessions to be removable.
+                self.state().refused.push(Reason::Revoked);
+                None
+            }
+            Some((id, label)) => {
+                let opened = ticket::open(&self.schedule, &id, label, token);
+                self.admit(how, None, opened.as_deref().map_err(|reason| *reason))
+            }
+            None => {
+                self.state().refused.push(Reason::UnknownKey);
+                None
+            }
+        }
+    }
+
+    /// When the full handshake of the session that is being announced was, and its cipher suite.
+    ///
+    /// The age is inherited only by a handshake that resumed. TLS 1.2 announces a ticket while it
+    /// still reads the hello only if it resumes; everything else comes after [`Self::observe`].
+    fn origin(&self, state: &State) -> (Time, u16) {
+        let resumes = matches!(state.kind, None | Some(HandshakeKind::Resumed));
+        match state.admitted {
+            Some(admitted) if resumes => (admitted.established, admitted.suite),
+            _ => (self.now, state.suite),
+        }
+    }
+
+    fn envelope<'a>(&'a self, (established, suite): (Time, u16), value: &'a [u8]) -> Envelope<'a> {
+        Envelope {
+            value_format: VALUE_FORMAT,
+            binding: Binding {
+                site: self.site,
+                server_name: &self.server_name,
+                client_auth: self.client_auth,
+                version: self.version,
+                suite,
+                extended_master_secret: self.extended_master_secret,
+            },
+            established,
+            expires: established.plus(self.lifetime),
+            value,
+        }
+    }
+
+    fn store(&self, state: &mut State, key: Key, envelope: &Envelope<'_>) {
+        let mut bytes = Vec::with_capacity(envelope.encoded_len());
+        envelope.encode(&mut bytes);
+        state.owned.push(key);
+        state.outbox.push(Put {
+            key,
+            envelope: bytes,
+            established: envelope.established,
+        });
+    }
+}
+
+impl StoresServerSessions for Context {
+    /// A new TLS 1.2 session ID, once the client's Finished was verified.
+    fn put(&self, id: Vec<u8>, value: Vec<u8>) -> bool {
+        let Some(key) = Key::session_id(&id).filter(|_| self.cache && self.version == TLS12) else {
+            return false;
+        };
+        let mut state = self.state();
+        let origin = self.origin(&state);
+        self.store(&mut state, key, &self.envelope(origin, &value));
+        true
+    }
+
+    fn get(&self, id: &[u8]) -> Option<Vec<u8>> {
+        let key = Key::session_id(id)?;
+        self.admit(How::SessionId, Some(key), self.fetched(&key))
+    }
+
+    /// Only asked with tickets off, for a TLS 1.3 identity.
+    fn take(&self, _: &[u8]) -> Option<Vec<u8>> {
+        self.state().refused.push(Reason::TicketsDisabled);
+        None
+    }
+
+    fn can_cache(&self) -> bool {
+        self.cache
+    }
+}
+
+impl ProducesTickets for Context {
+    fn enabled(&self) -> bool {
+        self.tickets
+    }
+
+    /// Seconds that are left of the session's life.
+    fn lifetime(&self) -> u32 {
+        let state = self.state();
+        let (established, _) = self.origin(&state);
+        let left = established.plus(self.lifetime).since(self.now).as_secs();
+        u32::try_from(left).unwrap_or(u32::MAX)
+    }
+
+    fn encrypt(&self, value: &[u8]) -> Option<Vec<u8>> {
+        let mut id: Id = [0; 16];
+        aws_lc_rs::rand::fill(&mut id).ok()?;
+        let mut state = self.state();
+        let origin = self.origin(&state);
+        let envelope = self.envelope(origin, value);
+        if self.sealed {
+            return ticket::seal(&self.schedule, self.issuer, id, &envelope);
+        }
+        let srid: [u8; SRID_LEN] =
+            ticket::issue(&self.schedule, self.issuer, Class::Stored, id)?;
+        self.store(&mut state, Key::stored(&id), &envelope);
+        Some(srid.to_vec())
+    }
+
+    fn decrypt(&self, token: &[u8]) -> Option<Vec<u8>> {
+        {
+            let mut state = self.state();
+            state.looked_at += 1;
+            if state.looked_at > MAX_IDENTITIES {
+                return None;
+            }
+        }
+        let how = if self.version == TLS13 { How::Psk } else { How::Ticket };
+        self.open(how, token)
+    }
+}
+
+impl std::fmt::Debug for Context {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Context")
+            .field("server_name", &self.server_name)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The keys of the stored sessions that a hello names, a handful at most.
+fn named_sessions(hello: &ClientHello<'_>, schedule: &Schedule, version: u16) -> Vec<Key> {
+    let stored = |token: &[u8]| {
+        ticket::read_label(schedule.routes(), token)
+            .filter(|(_, label)| label.class == Class::Stored)
+            .map(|(id, _)| Key::stored(&id))
+    };
+    // Only a token of an identifier's length can name a stored session: spare the others the work.
+    let may_be_stored = |token: &&[u8]| token.len() == SRID_LEN;
+    if version == TLS13 {
+        let identities = hello.pre_shared_key.iter().flat_map(|psks| psks.identities());
+        let tokens = identities.take(MAX_IDENTITIES).map(|psk| psk.identity);
+        return tokens.filter(may_be_stored).filter_map(stored).collect();
+    }
+    match hello.session_ticket.filter(|ticket| !ticket.is_empty()) {
+        // Where there is a ticket, the session ID is the client's own invention.
+        Some(ticket) => Some(ticket).filter(may_be_stored).and_then(stored),
+        None => Key::session_id(hello.session_id),
+    }
+    .into_iter()
+    .collect()
+}

@@ -1,0 +1,162 @@
+//! The handshake, one flight at a time: the library is fed, what it wants stored is stored, and
+//! only then does its answer leave.
+
+use std::io;
+use std::sync::Arc;
+
+use rustls::ServerConnection;
+use sessile_proto::Time;
+use sessile_proto::hello::{ClientHello, HelloReader};
+use sessile_proto::verdict::Verdict;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+
+use super::context::{Context, TLS13};
+use super::stream::{self, Stream};
+use super::{Sessions, Template};
+use crate::store::Key;
+
+/// Why a handshake did not finish.
+#[derive(Debug, thiserror::Error)]
+pub enum AcceptError {
+    /// The hello was not one, or the library refused what the client sent.
+    #[error("{0}")]
+    Tls(#[from] rustls::Error),
+    /// The client went away.
+    #[error("connection closed during the handshake")]
+    Closed,
+    #[error("{0}")]
+    Io(io::Error),
+}
+
+impl From<io::Error> for AcceptError {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::ConnectionReset
+            | io::ErrorKind::BrokenPipe
+            | io::ErrorKind::UnexpectedEof => Self::Closed,
+            _ => Self::Io(error),
+        }
+    }
+}
+
+/// What a finished handshake came to.
+#[derive(Debug)]
+pub struct Handshake {
+    pub verdict: Verdict,
+    /// Protocol version, as people write it: `TLSv1.3`.
+    pub version: &'static str,
+    /// Cipher suite, by its IANA name.
+    pub suite: String,
+    /// When the session's full handshake was.
+    pub established: Time,
+    /// The server name that the client asked for.
+    pub server_name: Option<String>,
+    /// Whether HTTP/2 was agreed on.
+    pub http2: bool,
+    /// The stored sessions that belong to this connection.
+    pub owned: Vec<Key>,
+}
+
+/// A connection whose handshake is done.
+pub struct Accepted {
+    pub stream: Stream,
+    pub handshake: Handshake,
+}
+
+/// Runs the handshake of a connection whose ClientHello is read.
+///
+/// # Errors
+/// Where it does not finish; the client was sent an alert if it can be.
+pub async fn accept(
+    mut io: TcpStream,
+    reader: HelloReader,
+    hello: &ClientHello<'_>,
+    template: &Template,
+    now: Time,
+) -> Result<Accepted, AcceptError> {
+    let context = Arc::new(Context::prefetch(hello, template, now).await);
+    let mut tls = connection(template, &context)?;
+    let mut received = reader.bytes();
+    while !received.is_empty() {
+        tls.read_tls(&mut received)?;
+        step(&mut io, &mut tls, &context, &template.sessions, now).await?;
+    }
+    while tls.is_handshaking() {
+        if stream::read_tls(&mut io, &mut tls).await? == 0 {
+            return Err(AcceptError::Closed);
+        }
+        step(&mut io, &mut tls, &context, &template.sessions, now).await?;
+    }
+    let handshake = outcome(&tls, &context);
+    Ok(Accepted {
+        stream: Stream::new(io, tls),
+        handshake,
+    })
+}
+
+fn connection(template: &Template, context: &Arc<Context>) -> Result<ServerConnection, rustls::Error> {
+    let mut config = template.config.clone();
+    config.session_storage = Arc::clone(context) as _;
+    config.ticketer = Arc::clone(context) as _;
+    ServerConnection::new(Arc::new(config))
+}
+
+/// Lets the library take in what was received and sends its answer. What it announces is in the
+/// store before.
+async fn step(
+    io: &mut TcpStream,
+    tls: &mut ServerConnection,
+    context: &Context,
+    sessions: &Sessions,
+    now: Time,
+) -> Result<(), AcceptError> {
+    let processed = tls.process_new_packets();
+    let suite = tls.negotiated_cipher_suite();
+    context.observe(
+        tls.handshake_kind(),
+        suite.map(|suite| u16::from(suite.suite())),
+    );
+    for put in context.take_outbox() {
+        let (key, envelope) = (&put.key, &put.envelope);
+        sessions.store.put(key, envelope, put.established, now).await;
+    }
+    if let Err(error) = processed {
+        // The alert, as far as the socket takes it at once: the peer has no claim on more.
+        let _ = stream::write_tls(io, tls).await;
+        return Err(error.into());
+    }
+    let tls13 = tls.protocol_version() == Some(rustls::ProtocolVersion::TLSv1_3);
+    // TLS 1.3 ends with the client's flight; the tickets that follow can ride with the response.
+    if tls.is_handshaking() || !tls13 {
+        stream::write_tls(io, tls).await?;
+    }
+    Ok(())
+}
+
+fn outcome(tls: &ServerConnection, context: &Context) -> Handshake {
+    let (verdict, established, owned) = context.settle();
+    let version = match tls.protocol_version() {
+        Some(version) if u16::from(version) == TLS13 => "TLSv1.3",
+        _ => "TLSv1.2",
+    };
+    let suite = tls.negotiated_cipher_suite();
+    let name = suite.and_then(|suite| suite.suite().as_str());
+    Handshake {
+        verdict,
+        version,
+        // rustls writes TLS13_AES_…, IANA TLS_AES_….
+        suite: name.unwrap_or("unknown").replacen("TLS13_", "TLS_", 1),
+        established,
+        server_name: tls.server_name().map(str::to_owned),
+        http2: tls.alpn_protocol() == Some(b"h2"),
+        owned,
+    }
+}
+
+/// Turns away a connection that cannot be served, with a fatal alert in clear.
+pub async fn refuse(mut io: TcpStream, alert: u8) {
+    let record = [21, 3, 3, 0, 2, 2, alert];
+    let _ = io.write_all(&record).await;
+    let _ = io.shutdown().await;
+}

@@ -1,0 +1,250 @@
+//! An established TLS connection as a byte stream. Tickets of a TLS 1.3 handshake wait a moment for
+//! the first response, so that both leave in one write.
+
+use std::future::{Future, poll_fn};
+use std::io::{self, IoSlice, Read, Write};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use rustls::ServerConnection;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, Sleep};
+
+/// How long tickets wait for a response to ride with.
+const TICKET_DELAY: Duration = Duration::from_millis(5);
+
+/// Most plaintext that is taken before the socket has to take ciphertext: two full records.
+const MAX_BUFFERED: usize = 32 * 1024;
+
+/// The server's side of a TLS connection.
+pub struct Stream {
+    io: TcpStream,
+    tls: ServerConnection,
+    /// Runs while tickets are held back.
+    held: Option<Pin<Box<Sleep>>>,
+    last_activity: Instant,
+    closed_cleanly: bool,
+    eof: bool,
+    said_goodbye: bool,
+}
+
+impl Stream {
+    pub(super) fn new(io: TcpStream, mut tls: ServerConnection) -> Self {
+        tls.set_buffer_limit(Some(MAX_BUFFERED));
+        Self {
+            io,
+            held: None,
+            tls,
+            last_activity: Instant::now(),
+            closed_cleanly: false,
+            eof: false,
+            said_goodbye: false,
+        }
+    }
+
+    /// When a byte last passed, either way.
+    #[must_use]
+    pub const fn last_activity(&self) -> Instant {
+        self.last_activity
+    }
+
+    /// Whether the client has ended the connection with close_notify.
+    #[must_use]
+    pub const fn closed_cleanly(&self) -> bool {
+        self.closed_cleanly
+    }
+
+    fn poll_flush_tls(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.held = None;
+        while self.tls.wants_write() {
+            ready!(poll_write_tls(&mut self.io, &mut self.tls, cx))?;
+            self.last_activity = Instant::now();
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Nothing to read for now: what is held back leaves when its time has come.
+    fn poll_held(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        if !self.tls.wants_write() {
+            self.held = None;
+            return Ok(());
+        }
+        let held = self
+            .held
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(TICKET_DELAY)));
+        if held.as_mut().poll(cx).is_ready()
+            && let Poll::Ready(done) = self.poll_flush_tls(cx)
+        {
+            done?;
+        }
+        Ok(())
+    }
+
+    /// Plaintext that the library has at hand; `None`: it needs more from the socket.
+    fn read_plaintext(&mut self, buf: &mut ReadBuf<'_>) -> io::Result<Option<()>> {
+        match self.tls.reader().read(buf.initialize_unfilled()) {
+            Ok(0) => {
+                self.closed_cleanly = true;
+                Ok(Some(()))
+            }
+            Ok(read) => {
+                buf.advance(read);
+                Ok(Some(()))
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            // The end without close_notify. HTTP knows by itself whether something is missing.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(Some(())),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        loop {
+            if this.read_plaintext(buf)?.is_some() || this.eof {
+                return Poll::Ready(Ok(()));
+            }
+            match poll_read_tls(&mut this.io, &mut this.tls, cx) {
+                Poll::Ready(read) => this.eof = read? == 0,
+                Poll::Pending => {
+                    this.poll_held(cx)?;
+                    return Poll::Pending;
+                }
+            }
+            this.last_activity = Instant::now();
+            if let Err(error) = this.tls.process_new_packets() {
+                // The alert, as far as the socket takes it at once.
+                let _ = this.poll_flush_tls(cx);
+                return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, error)));
+            }
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[IoSlice::new(buf)])
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = &mut *self;
+        loop {
+            let taken = this.tls.writer().write_vectored(bufs)?;
+            let flushed = this.poll_flush_tls(cx)?;
+            if taken > 0 || bufs.iter().all(|buf| buf.is_empty()) {
+                return Poll::Ready(Ok(taken));
+            }
+            // Nothing was taken because too much is waiting for the socket.
+            ready!(flushed);
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_flush_tls(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if !this.said_goodbye {
+            this.said_goodbye = true;
+            this.tls.send_close_notify();
+        }
+        ready!(this.poll_flush_tls(cx))?;
+        Pin::new(&mut this.io).poll_shutdown(cx)
+    }
+}
+
+/// Reads what the socket has into the library; 0 at the end.
+pub(super) async fn read_tls(io: &mut TcpStream, tls: &mut ServerConnection) -> io::Result<usize> {
+    poll_fn(|cx| poll_read_tls(io, tls, cx)).await
+}
+
+/// Writes what the library has for the peer, all of it.
+pub(super) async fn write_tls(io: &mut TcpStream, tls: &mut ServerConnection) -> io::Result<()> {
+    while tls.wants_write() {
+        poll_fn(|cx| poll_write_tls(io, tls, cx)).await?;
+    }
+    Ok(())
+}
+
+fn poll_read_tls(
+    io: &mut TcpStream,
+    tls: &mut ServerConnection,
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<usize>> {
+    pending_if_blocked(tls.read_tls(&mut Blocking { io, cx }))
+}
+
+fn poll_write_tls(
+    io: &mut TcpStream,
+    tls: &mut ServerConnection,
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<usize>> {
+    match ready!(pending_if_blocked(tls.write_tls(&mut Blocking { io, cx }))) {
+        Ok(0) => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+        written => Poll::Ready(written),
+    }
+}
+
+fn pending_if_blocked(result: io::Result<usize>) -> Poll<io::Result<usize>> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
+        done => Poll::Ready(done),
+    }
+}
+
+/// A socket as the library wants it: one that says so when it would block. The task is woken when
+/// it no longer would.
+struct Blocking<'a, 'b> {
+    io: &'a mut TcpStream,
+    cx: &'a mut Context<'b>,
+}
+
+fn or_would_block<T>(poll: Poll<io::Result<T>>) -> io::Result<T> {
+    match poll {
+        Poll::Ready(result) => result,
+        Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
+    }
+}
+
+impl Read for Blocking<'_, '_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let mut buf = ReadBuf::new(buf);
+        or_would_block(Pin::new(&mut *self.io).poll_read(self.cx, &mut buf))?;
+        Ok(buf.filled().len())
+    }
+}
+
+impl Write for Blocking<'_, '_> {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        or_would_block(Pin::new(&mut *self.io).poll_write(self.cx, buf))
+    }
+
+    fn write_vectored(&mut self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
+        or_would_block(Pin::new(&mut *self.io).poll_write_vectored(self.cx, bufs))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

@@ -6,8 +6,14 @@ use std::fmt;
 /// Most bytes of plaintext in a record (RFC 9846, 5.1).
 pub const MAX_PLAINTEXT: usize = 1 << 14;
 
+/// Most bytes of ciphertext in a record (RFC 5246, 6.2.3; TLS 1.3 allows less).
+pub const MAX_CIPHERTEXT: usize = MAX_PLAINTEXT + 2048;
+
 /// Bytes of a record header.
 pub const HEADER_LEN: usize = 5;
+
+/// Bytes of a handshake message's header: its type and three bytes of length.
+pub const HANDSHAKE_HEADER_LEN: usize = 4;
 
 /// Why bytes are not TLS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,3 +56,287 @@ impl fmt::Display for Error {
 }
 
 impl std::error::Error for Error {}
+
+/// What a record carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum ContentType {
+    /// 20.
+    ChangeCipherSpec = 20,
+    /// 21.
+    Alert = 21,
+    /// 22.
+    Handshake = 22,
+    /// 23; in TLS 1.3 everything that is encrypted.
+    ApplicationData = 23,
+}
+
+impl TryFrom<u8> for ContentType {
+    type Error = Error;
+
+    fn try_from(byte: u8) -> Result<Self, Error> {
+        match byte {
+            20 => Ok(Self::ChangeCipherSpec),
+            21 => Ok(Self::Alert),
+            22 => Ok(Self::Handshake),
+            23 => Ok(Self::ApplicationData),
+            _ => Err(Error::ContentType(byte)),
+        }
+    }
+}
+
+/// A record's header, checked against what a record of its type may be before keys are in use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// What the record carries.
+    pub content: ContentType,
+    /// 0x03xx. Means nothing since TLS 1.3, and little before (RFC 9846, 5.1).
+    pub version: u16,
+    /// Bytes that follow the header.
+    pub len: usize,
+}
+
+impl Header {
+    /// Reads the header at the start of `bytes`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Incomplete`] where less than five bytes are there and those could begin a record;
+    /// what is wrong otherwise, as soon as the bytes that are there show it.
+    pub fn parse(bytes: &[u8]) -> Result<Self, Error> {
+        let content = ContentType::try_from(*bytes.first().ok_or(Error::Incomplete)?)?;
+        if let Some(&major) = bytes.get(1)
+            && major != 3
+        {
+            let minor = bytes.get(2).copied().unwrap_or_default();
+            return Err(Error::Version(u16::from_be_bytes([major, minor])));
+        }
+        let &[_, major, minor, high, low] = bytes.first_chunk().ok_or(Error::Incomplete)?;
+        let len = usize::from(u16::from_be_bytes([high, low]));
+        match content {
+            ContentType::Handshake if len == 0 => return Err(Error::EmptyFragment),
+            // In clear both have one length. An encrypted one is nothing that we could read.
+            ContentType::ChangeCipherSpec if len != 1 => return Err(Error::Length),
+            ContentType::Alert if len != 2 => return Err(Error::Length),
+            ContentType::Handshake if len > MAX_PLAINTEXT => return Err(Error::TooLong(len)),
+            _ if len > MAX_CIPHERTEXT => return Err(Error::TooLong(len)),
+            _ => {}
+        }
+        Ok(Self {
+            content,
+            version: u16::from_be_bytes([major, minor]),
+            len,
+        })
+    }
+}
+
+/// One thing that a [`Deframer`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Item<'a> {
+    /// A whole handshake message, its four-byte header included.
+    Handshake(&'a [u8]),
+    /// A handshake message of this type begins; its body is skipped, not kept.
+    Skipped(u8),
+    /// ChangeCipherSpec. In TLS 1.3 it means nothing (RFC 9846, 5), so clear messages may follow.
+    ChangeCipherSpec,
+    /// An alert in clear.
+    Alert {
+        /// 1 warning, 2 fatal.
+        level: u8,
+        /// RFC 9846, 6.
+        description: u8,
+    },
+    /// A piece of application data, as much as there is. Its record may go on.
+    ApplicationData(&'a [u8]),
+}
+
+/// Finds handshake messages, ChangeCipherSpec and alerts in one direction of a TLS connection that
+/// is still in clear, over any cut into segments and records.
+///
+/// It holds one message of at most `limit` bytes. It cannot know when encryption begins: who uses
+/// it stops at the ServerHello of TLS 1.3, at the ChangeCipherSpec of earlier versions.
+#[derive(Clone, Debug)]
+pub struct Deframer {
+    limit: usize,
+    keep: fn(u8) -> bool,
+    header: [u8; HEADER_LEN],
+    header_len: usize,
+    content: ContentType,
+    /// Bytes of the current record that have not come yet.
+    record_left: usize,
+    /// Bytes of a message that is not kept that have not come yet.
+    skip_left: usize,
+    /// The handshake message, or the alert, in assembly.
+    message: Vec<u8>,
+    /// `message` was handed out by the last call.
+    taken: bool,
+    failed: Option<Error>,
+}
+
+/// An [`Item`] before it borrows from the deframer.
+enum Step<'a> {
+    Nothing,
+    Message,
+    Skipped(u8),
+    ChangeCipherSpec,
+    Alert,
+    ApplicationData(&'a [u8]),
+}
+
+impl Deframer {
+    /// Keeps every handshake message; `limit`: most bytes of one, its header included.
+    #[must_use]
+    pub fn new(limit: usize) -> Self {
+        Self::keeping(limit, |_| true)
+    }
+
+    /// Keeps the handshake messages of the types for which `keep` says so, and skips the bodies of
+    /// the others, however long they are.
+    #[must_use]
+    pub fn keeping(limit: usize, keep: fn(u8) -> bool) -> Self {
+        Self {
+            limit,
+            keep,
+            header: [0; HEADER_LEN],
+            header_len: 0,
+            content: ContentType::Handshake,
+            record_left: 0,
+            skip_left: 0,
+            message: Vec::new(),
+            taken: false,
+            failed: None,
+        }
+    }
+
+    /// The next item; what it is made of is taken off the front of `input`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Incomplete`] when `input` is used up: call again with what comes next. Any other
+    /// error is final, and every later call gives it again.
+    pub fn next<'s, 'a: 's>(&'s mut self, input: &mut &'a [u8]) -> Result<Item<'s>, Error> {
+        if let Some(error) = self.failed {
+            return Err(error);
+        }
+        if self.taken {
+            self.message.clear();
+            self.taken = false;
+        }
+        let step = loop {
+            match self.step(input) {
+                Ok(Step::Nothing) => {}
+                Ok(step) => break step,
+                Err(error) => {
+                    self.failed = (error != Error::Incomplete).then_some(error);
+                    return Err(error);
+                }
+            }
+        };
+        Ok(match step {
+            Step::Skipped(kind) => Item::Skipped(kind),
+            Step::ChangeCipherSpec => Item::ChangeCipherSpec,
+            Step::ApplicationData(data) => Item::ApplicationData(data),
+            Step::Nothing | Step::Message => Item::Handshake(&self.message),
+            Step::Alert => Item::Alert {
+                level: self.message[0],
+                description: self.message[1],
+            },
+        })
+    }
+
+    fn step<'a>(&mut self, input: &mut &'a [u8]) -> Result<Step<'a>, Error> {
+        if self.record_left == 0 {
+            return self.read_header(input);
+        }
+        if input.is_empty() {
+            return Err(Error::Incomplete);
+        }
+        match self.content {
+            ContentType::Handshake => self.read_handshake(input),
+            ContentType::ApplicationData => Ok(Step::ApplicationData(self.take(input, usize::MAX))),
+            ContentType::ChangeCipherSpec => match self.take(input, 1) {
+                [1] => Ok(Step::ChangeCipherSpec),
+                _ => Err(Error::Illegal("ChangeCipherSpec")),
+            },
+            ContentType::Alert => {
+                let bytes = self.take(input, usize::MAX);
+                self.message.extend_from_slice(bytes);
+                self.taken = self.record_left == 0;
+                Ok(if self.taken {
+                    Step::Alert
+                } else {
+                    Step::Nothing
+                })
+            }
+        }
+    }
+
+    fn read_header<'a>(&mut self, input: &mut &'a [u8]) -> Result<Step<'a>, Error> {
+        let count = input.len().min(HEADER_LEN - self.header_len);
+        let (bytes, rest) = input.split_at(count);
+        *input = rest;
+        self.header[self.header_len..][..count].copy_from_slice(bytes);
+        self.header_len += count;
+
+        let header = Header::parse(&self.header[..self.header_len])?;
+        let mid_message = !self.message.is_empty() || self.skip_left > 0;
+        if mid_message && header.content != ContentType::Handshake {
+            return Err(Error::Interleaved);
+        }
+        self.header_len = 0;
+        self.content = header.content;
+        self.record_left = header.len;
+        Ok(Step::Nothing)
+    }
+
+    fn read_handshake<'a>(&mut self, input: &mut &'a [u8]) -> Result<Step<'a>, Error> {
+        if self.skip_left > 0 {
+            self.skip_left -= self.take(input, self.skip_left).len();
+            return Ok(Step::Nothing);
+        }
+        if self.message.len() < HANDSHAKE_HEADER_LEN {
+            let bytes = self.take(input, HANDSHAKE_HEADER_LEN - self.message.len());
+            self.message.extend_from_slice(bytes);
+            let Some(&[kind, ..]) = self.message.first_chunk::<HANDSHAKE_HEADER_LEN>() else {
+                return Ok(Step::Nothing);
+            };
+            if !(self.keep)(kind) {
+                self.skip_left = message_len(&self.message)? - HANDSHAKE_HEADER_LEN;
+                self.message.clear();
+                return Ok(Step::Skipped(kind));
+            }
+        }
+        let len = message_len(&self.message)?;
+        if len > self.limit {
+            return Err(Error::OverLimit(self.limit));
+        }
+        let bytes = self.take(input, len - self.message.len());
+        self.message.extend_from_slice(bytes);
+        self.taken = self.message.len() == len;
+        Ok(if self.taken {
+            Step::Message
+        } else {
+            Step::Nothing
+        })
+    }
+
+    /// Takes at most `most` bytes off the input, none of them beyond the current record.
+    fn take<'a>(&mut self, input: &mut &'a [u8], most: usize) -> &'a [u8] {
+        let count = input.len().min(most).min(self.record_left);
+        let (bytes, rest) = input.split_at(count);
+        *input = rest;
+        self.record_left -= count;
+        bytes
+    }
+}
+
+/// Bytes of the handshake message that `start` begins, its header included.
+///
+/// # Errors
+///
+/// [`Error::Incomplete`] where `start` is less than the message's header.
+pub fn message_len(start: &[u8]) -> Result<usize, Error> {
+    let &[_, high, middle, low] = start.first_chunk().ok_or(Error::Incomplete)?;
+    let body = u32::from_be_bytes([0, high, middle, low]);
+    Ok(HANDSHAKE_HEADER_LEN + body as usize)
+}

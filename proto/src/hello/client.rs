@@ -1,0 +1,263 @@
+//! ClientHello.
+
+use super::cursor::Cursor;
+use super::offered::{OfferedPsks, Protocols, PskModes, Suites, Versions};
+use super::{TLS_1_2, TLS_1_3, extensions, kind};
+use crate::record::Error;
+
+/// Most bytes of a session ID, in every version.
+const MAX_SESSION_ID: usize = 32;
+
+/// Most bytes of a host name (RFC 1035, 2.3.4).
+const MAX_HOST_NAME: usize = 255;
+
+/// Bytes of an SSLv2-form hello without its three vectors.
+const SSL2_FIXED_LEN: usize = 11;
+
+/// How a ClientHello is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// A handshake message: SSL 3.0 and later.
+    Tls,
+    /// SSLv2's, offering SSL 3.0 or later (RFC 5246, E.2).
+    Ssl2,
+}
+
+/// A ClientHello, borrowed from the bytes that it was parsed from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClientHello<'a> {
+    /// How it is written.
+    pub form: Form,
+    /// The highest version offered; since TLS 1.3 that is in `supported_versions`.
+    pub legacy_version: u16,
+    /// 32 bytes; in the SSLv2 form the challenge, 16 to 32.
+    pub random: &'a [u8],
+    /// At most 32 bytes. Noise from a client that offers TLS 1.3.
+    pub session_id: &'a [u8],
+    /// In the client's order.
+    pub cipher_suites: Suites<'a>,
+    /// SNI as sent: ASCII letters, digits and `-_.:`, in any case, at most 255 bytes.
+    pub server_name: Option<&'a str>,
+    /// In the client's order.
+    pub alpn: Protocols<'a>,
+    /// In the client's order.
+    pub supported_versions: Option<Versions<'a>>,
+    /// The ticket of TLS 1.2 and earlier; empty: the client asks for one (RFC 5077, 3.2).
+    pub session_ticket: Option<&'a [u8]>,
+    /// How TLS 1.3 sessions may be resumed.
+    pub psk_modes: Option<PskModes>,
+    /// The TLS 1.3 sessions offered.
+    pub pre_shared_key: Option<OfferedPsks<'a>>,
+    /// Early data follows.
+    pub early_data: bool,
+    /// RFC 7627.
+    pub extended_master_secret: bool,
+    /// `encrypted_client_hello` is there; browsers send it always, mostly as GREASE.
+    pub encrypted_client_hello: bool,
+    /// Tickets wanted after a full handshake and after a resumption (RFC 9149).
+    pub ticket_request: Option<(u8, u8)>,
+}
+
+impl<'a> ClientHello<'a> {
+    /// Parses a whole handshake message, its four-byte header included.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Incomplete`] where `message` is the beginning of a ClientHello.
+    pub fn parse(message: &'a [u8]) -> Result<Self, Error> {
+        let mut body = Cursor::message(message, kind::CLIENT_HELLO)?;
+        let legacy_version = version(body.u16()?)?;
+        let random = body.take(32)?;
+        let session_id = session_id(body.vec8()?)?;
+        let cipher_suites = Suites::parse(body.vec16()?, 2)?;
+        if body.vec8()?.is_empty() {
+            return Err(Error::Illegal("compression methods: there is none"));
+        }
+        let mut hello = Self::bare(Form::Tls, legacy_version, random, session_id, cipher_suites);
+        extensions::each(body, |kind, body| hello.extension(kind, body))?;
+        Ok(hello)
+    }
+
+    /// Parses a hello in the SSLv2 form, its two-byte header included.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Incomplete`] where `record` is the beginning of one.
+    pub fn parse_ssl2(record: &'a [u8]) -> Result<Self, Error> {
+        let len = ssl2_len(record)?;
+        if record.len() < len {
+            return Err(Error::Incomplete);
+        }
+        let mut body = Cursor::new(record);
+        body.take(3)?;
+        let legacy_version = version(body.u16()?)?;
+        let lengths = [body.u16()?, body.u16()?, body.u16()?].map(usize::from);
+        let [suites_len, session_id_len, challenge_len] = lengths;
+        let cipher_suites = Suites::parse(body.take(suites_len)?, 3)?;
+        let session_id = session_id(body.take(session_id_len)?)?;
+        let random = body.take(challenge_len)?;
+        body.end()?;
+        if !(16..=32).contains(&challenge_len) {
+            return Err(Error::Length);
+        }
+        let form = Form::Ssl2;
+        Ok(Self::bare(
+            form,
+            legacy_version,
+            random,
+            session_id,
+            cipher_suites,
+        ))
+    }
+
+    /// Whether TLS 1.3 may be negotiated.
+    #[must_use]
+    pub fn offers_tls13(&self) -> bool {
+        self.supported_versions
+            .is_some_and(|versions| versions.contains(TLS_1_3))
+    }
+
+    /// The highest version offered that we know, SSL 3.0 (0x0300) to TLS 1.3 (0x0304); 0 where
+    /// the client offers none of them.
+    #[must_use]
+    pub fn max_version(&self) -> u16 {
+        match self.supported_versions {
+            Some(versions) => versions
+                .iter()
+                .filter(|version| (super::SSL_3_0..=TLS_1_3).contains(version))
+                .max()
+                .unwrap_or_default(),
+            // Without the extension TLS 1.2 is the most there is (RFC 9846, 4.2.1).
+            None => self.legacy_version.min(TLS_1_2),
+        }
+    }
+
+    /// A hello without extensions.
+    fn bare(
+        form: Form,
+        legacy_version: u16,
+        random: &'a [u8],
+        session_id: &'a [u8],
+        cipher_suites: Suites<'a>,
+    ) -> Self {
+        Self {
+            form,
+            legacy_version,
+            random,
+            session_id,
+            cipher_suites,
+            server_name: None,
+            alpn: Protocols::default(),
+            supported_versions: None,
+            session_ticket: None,
+            psk_modes: None,
+            pre_shared_key: None,
+            early_data: false,
+            extended_master_secret: false,
+            encrypted_client_hello: false,
+            ticket_request: None,
+        }
+    }
+
+    fn extension(&mut self, kind: u16, mut body: Cursor<'a>) -> Result<(), Error> {
+        if self.pre_shared_key.is_some() {
+            return Err(Error::Illegal(
+                "pre_shared_key: it is not the last extension",
+            ));
+        }
+        match kind {
+            extensions::SERVER_NAME => self.server_name = server_name(body)?,
+            extensions::ALPN => self.alpn = Protocols::parse(body)?,
+            extensions::SUPPORTED_VERSIONS => {
+                self.supported_versions = Some(Versions::parse(body)?);
+            }
+            extensions::SESSION_TICKET => self.session_ticket = Some(body.rest()),
+            extensions::PSK_KEY_EXCHANGE_MODES => self.psk_modes = Some(PskModes::parse(body)?),
+            extensions::PRE_SHARED_KEY => self.pre_shared_key = Some(OfferedPsks::parse(body)?),
+            extensions::EARLY_DATA => {
+                body.end()?;
+                self.early_data = true;
+            }
+            extensions::EXTENDED_MASTER_SECRET => {
+                body.end()?;
+                self.extended_master_secret = true;
+            }
+            extensions::TICKET_REQUEST => {
+                self.ticket_request = Some((body.u8()?, body.u8()?));
+                body.end()?;
+            }
+            extensions::ENCRYPTED_CLIENT_HELLO => self.encrypted_client_hello = true,
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+/// Bytes of the SSLv2-form hello that `start` begins, its two-byte header included.
+///
+/// # Errors
+///
+/// [`Error::Incomplete`] where the first five bytes, which tell it from anything else, are not all
+/// there; [`Error::ContentType`] and [`Error::Version`] where they tell that it is something else;
+/// [`Error::Length`] where it is too short to be one.
+pub(super) fn ssl2_len(start: &[u8]) -> Result<usize, Error> {
+    let first = *start.first().ok_or(Error::Incomplete)?;
+    // The other header, of three bytes, belongs to padded (encrypted) records.
+    if first & 0x80 == 0 {
+        return Err(Error::ContentType(first));
+    }
+    if *start.get(2).ok_or(Error::Incomplete)? != kind::CLIENT_HELLO {
+        return Err(Error::ContentType(first));
+    }
+    let &[high, low, _, major, minor] = start.first_chunk().ok_or(Error::Incomplete)?;
+    version(u16::from_be_bytes([major, minor]))?;
+    match 2 + usize::from(u16::from_be_bytes([high & 0x7f, low])) {
+        ..SSL2_FIXED_LEN => Err(Error::Length),
+        len => Ok(len),
+    }
+}
+
+fn version(version: u16) -> Result<u16, Error> {
+    // SSL 2.0 itself (0x0002) and DTLS (0xfexx) are not ours.
+    if version >> 8 == 3 {
+        Ok(version)
+    } else {
+        Err(Error::Version(version))
+    }
+}
+
+pub(super) fn session_id(id: &[u8]) -> Result<&[u8], Error> {
+    if id.len() > MAX_SESSION_ID {
+        return Err(Error::Length);
+    }
+    Ok(id)
+}
+
+/// The host name in `server_name` (RFC 6066, 3).
+fn server_name(mut body: Cursor<'_>) -> Result<Option<&str>, Error> {
+    let mut list = Cursor::new(body.vec16()?);
+    body.end()?;
+    if list.is_empty() {
+        return Err(Error::Length);
+    }
+    let mut host = None;
+    while !list.is_empty() {
+        let kind = list.u8()?;
+        // Names of other types have never been defined; everyone reads them as vectors.
+        let name = list.vec16()?;
+        if kind == 0 && host.replace(host_name(name)?).is_some() {
+            return Err(Error::Illegal("server name: there are two"));
+        }
+    }
+    Ok(host)
+}
+
+fn host_name(name: &[u8]) -> Result<&str, Error> {
+    const ILLEGAL: Error = Error::Illegal("server name");
+    // The colon is of addresses, which do not belong here and are sent all the same.
+    let allowed = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.:".contains(byte);
+    if name.is_empty() || name.len() > MAX_HOST_NAME || !name.iter().all(allowed) {
+        return Err(ILLEGAL);
+    }
+    std::str::from_utf8(name).map_err(|_| ILLEGAL)
+}

@@ -1,0 +1,41 @@
+//! The extensions of a hello: cut apart, none of them twice.
+
+use super::cursor::Cursor;
+use crate::record::Error;
+
+pub(super) const SERVER_NAME: u16 = 0;
+pub(super) const ALPN: u16 = 16;
+pub(super) const EXTENDED_MASTER_SECRET: u16 = 23;
+pub(super) const SESSION_TICKET: u16 = 35;
+pub(super) const PRE_SHARED_KEY: u16 = 41;
+pub(super) const EARLY_DATA: u16 = 42;
+pub(super) const SUPPORTED_VERSIONS: u16 = 43;
+pub(super) const PSK_KEY_EXCHANGE_MODES: u16 = 45;
+pub(super) const TICKET_REQUEST: u16 = 58;
+pub(super) const ENCRYPTED_CLIENT_HELLO: u16 = 0xfe0d;
+
+/// Calls `take` with the type and the body of each extension in what is left of a hello. Before
+/// TLS 1.2 the whole block may be missing.
+pub(super) fn each<'a>(
+    mut hello: Cursor<'a>,
+    mut take: impl FnMut(u16, Cursor<'a>) -> Result<(), Error>,
+) -> Result<(), Error> {
+    if hello.is_empty() {
+        return Ok(());
+    }
+    let mut block = Cursor::new(hello.vec16()?);
+    hello.end()?;
+    // One bit for each type there can be: a hello holds thousands, so comparing pairs is no way.
+    let mut seen = [0u64; 1 << 10];
+    while !block.is_empty() {
+        let kind = block.u16()?;
+        let body = block.vec16()?;
+        let (word, bit) = (usize::from(kind >> 6), 1u64 << (kind & 63));
+        if seen[word] & bit != 0 {
+            return Err(Error::Illegal("extension: it is there twice"));
+        }
+        seen[word] |= bit;
+        take(kind, Cursor::new(body))?;
+    }
+    Ok(())
+}

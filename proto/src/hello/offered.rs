@@ -1,0 +1,209 @@
+//! The lists in a ClientHello. Each is checked once, when the hello is parsed, and walked in place.
+
+use super::cursor::Cursor;
+use crate::record::Error;
+
+/// Least bytes of a binder: the shortest hash of TLS 1.3 (RFC 9846, 4.2.11).
+const MIN_BINDER: usize = 32;
+
+/// `cipher_suites`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Suites<'a> {
+    bytes: &'a [u8],
+    /// Bytes of each: 2, or the 3 of the SSLv2 form.
+    width: usize,
+}
+
+impl<'a> Suites<'a> {
+    pub(super) const fn parse(bytes: &'a [u8], width: usize) -> Result<Self, Error> {
+        if bytes.is_empty() || !bytes.len().is_multiple_of(width) {
+            return Err(Error::Length);
+        }
+        Ok(Self { bytes, width })
+    }
+
+    /// In the client's order. The SSLv2 form's own ciphers, which no later version knows, are
+    /// left out.
+    pub fn iter(&self) -> impl Iterator<Item = u16> + use<'a> {
+        self.bytes
+            .chunks_exact(self.width)
+            .filter_map(|suite| match *suite {
+                [high, low] | [0, high, low] => Some(u16::from_be_bytes([high, low])),
+                _ => None,
+            })
+    }
+
+    /// Whether the client offers it.
+    #[must_use]
+    pub fn contains(&self, suite: u16) -> bool {
+        self.iter().any(|offered| offered == suite)
+    }
+}
+
+impl std::fmt::Debug for Suites<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.iter()).finish()
+    }
+}
+
+/// `supported_versions`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Versions<'a>(&'a [u8]);
+
+impl<'a> Versions<'a> {
+    pub(super) fn parse(mut body: Cursor<'a>) -> Result<Self, Error> {
+        let list = body.vec8()?;
+        body.end()?;
+        if list.is_empty() || !list.len().is_multiple_of(2) {
+            return Err(Error::Length);
+        }
+        Ok(Self(list))
+    }
+
+    /// In the client's order, GREASE (RFC 8701) included.
+    pub fn iter(&self) -> impl Iterator<Item = u16> + use<'a> {
+        let pairs = self.0.chunks_exact(2);
+        pairs.map(|pair| u16::from_be_bytes([pair[0], pair[1]]))
+    }
+
+    /// Whether the client offers it.
+    #[must_use]
+    pub fn contains(&self, version: u16) -> bool {
+        self.iter().any(|offered| offered == version)
+    }
+}
+
+/// `application_layer_protocol_negotiation` (RFC 7301); empty where the client does not send it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Protocols<'a>(&'a [u8]);
+
+impl<'a> Protocols<'a> {
+    pub(super) fn parse(mut body: Cursor<'a>) -> Result<Self, Error> {
+        let list = body.vec16()?;
+        body.end()?;
+        let mut names = Cursor::new(list);
+        if names.is_empty() {
+            return Err(Error::Length);
+        }
+        while !names.is_empty() {
+            if names.vec8()?.is_empty() {
+                return Err(Error::Illegal("protocol name: it is empty"));
+            }
+        }
+        Ok(Self(list))
+    }
+
+    /// In the client's order.
+    pub fn iter(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+        let mut names = Cursor::new(self.0);
+        std::iter::from_fn(move || names.vec8().ok())
+    }
+
+    /// Whether the client offers it.
+    #[must_use]
+    pub fn contains(&self, name: &[u8]) -> bool {
+        self.iter().any(|offered| offered == name)
+    }
+
+    /// Whether the client offers none.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// `psk_key_exchange_modes` (RFC 9846, 4.2.9).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PskModes {
+    /// Resumption without a key exchange.
+    pub psk_ke: bool,
+    /// Resumption with (EC)DHE.
+    pub psk_dhe_ke: bool,
+}
+
+impl PskModes {
+    pub(super) fn parse(mut body: Cursor<'_>) -> Result<Self, Error> {
+        let modes = body.vec8()?;
+        body.end()?;
+        if modes.is_empty() {
+            return Err(Error::Length);
+        }
+        Ok(Self {
+            psk_ke: modes.contains(&0),
+            psk_dhe_ke: modes.contains(&1),
+        })
+    }
+}
+
+/// `pre_shared_key`: at least one identity, and as many binders.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OfferedPsks<'a> {
+    identities: &'a [u8],
+    count: usize,
+    binders_len: usize,
+}
+
+/// One session that a TLS 1.3 client offers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity<'a> {
+    /// The ticket as the server gave it, or the label of a key shared beforehand.
+    pub identity: &'a [u8],
+    /// The ticket's age in milliseconds, plus the number that came with the ticket, modulo 2^32.
+    pub obfuscated_ticket_age: u32,
+}
+
+impl<'a> OfferedPsks<'a> {
+    pub(super) fn parse(mut body: Cursor<'a>) -> Result<Self, Error> {
+        let identities = body.vec16()?;
+        let binders_len = body.rest().len();
+        let mut binders = Cursor::new(body.vec16()?);
+        body.end()?;
+
+        let mut left = Cursor::new(identities);
+        let mut count = 0;
+        while !left.is_empty() {
+            if next_identity(&mut left)?.identity.is_empty() {
+                return Err(Error::Illegal("PSK identity: it is empty"));
+            }
+            if binders.vec8()?.len() < MIN_BINDER {
+                return Err(Error::Illegal("PSK binder: it is too short"));
+            }
+            count += 1;
+        }
+        binders.end()?;
+        if count == 0 {
+            return Err(Error::Length);
+        }
+        Ok(Self {
+            identities,
+            count,
+            binders_len,
+        })
+    }
+
+    /// In the client's order, which is what `selected_identity` counts.
+    pub fn identities(&self) -> impl Iterator<Item = Identity<'a>> + use<'a> {
+        let mut left = Cursor::new(self.identities);
+        std::iter::from_fn(move || next_identity(&mut left).ok())
+    }
+
+    /// How many identities there are, at least one.
+    #[must_use]
+    pub const fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Bytes at the end of the message that the binders take, their length included. What comes
+    /// before is what they are computed over.
+    #[must_use]
+    pub const fn binders_len(&self) -> usize {
+        self.binders_len
+    }
+}
+
+fn next_identity<'a>(left: &mut Cursor<'a>) -> Result<Identity<'a>, Error> {
+    Ok(Identity {
+        identity: left.vec16()?,
+        obfuscated_ticket_age: left.u32()?,
+    })
+}

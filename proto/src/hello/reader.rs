@@ -1,0 +1,186 @@
+//! Reads a connection's first ClientHello, however it was cut into segments and records.
+
+use std::ops::Range;
+
+use super::client::{ClientHello, ssl2_len};
+use super::kind;
+use crate::record::{ContentType, Error, HEADER_LEN, Header, message_len};
+
+/// Most bytes of a ClientHello unless configured otherwise.
+pub const DEFAULT_LIMIT: usize = 16 * 1024;
+
+/// Most bytes of a ClientHello that can be configured.
+pub const MAX_LIMIT: usize = 64 * 1024;
+
+/// Accumulates what a client sends until its first ClientHello is whole.
+///
+/// What was pushed is kept verbatim, to be passed on. A hello in one record, as almost all are, is
+/// parsed from there; the fragments of one in several records are joined in a second buffer. A
+/// record holds at least one byte of the hello, so that no more than six times the limit is
+/// buffered, and what the last push brought beyond the hello.
+#[derive(Clone, Debug)]
+pub struct HelloReader {
+    limit: usize,
+    raw: Vec<u8>,
+    /// Where in `raw` the record begins that is awaited.
+    record: usize,
+    /// The records before it, without their headers.
+    joined: Vec<u8>,
+    state: State,
+}
+
+#[derive(Clone, Debug)]
+enum State {
+    ExpectHello,
+    InOneRecord(Range<usize>),
+    Joined,
+    Ssl2(Range<usize>),
+    Failed(Error),
+}
+
+impl HelloReader {
+    /// `limit`: most bytes of the ClientHello, its handshake header included; at most
+    /// [`MAX_LIMIT`] counts.
+    #[must_use]
+    pub fn new(limit: usize) -> Self {
+        Self {
+            limit: limit.min(MAX_LIMIT),
+            raw: Vec::new(),
+            record: 0,
+            joined: Vec::new(),
+            state: State::ExpectHello,
+        }
+    }
+
+    /// Takes what the client sent next. `Ok(true)`: the hello is whole.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong, as soon as it shows; never [`Error::Incomplete`]. Errors are final: they are
+    /// given again, and nothing more is buffered. What the hello holds is not looked at before
+    /// [`HelloReader::hello`].
+    pub fn push(&mut self, bytes: &[u8]) -> Result<bool, Error> {
+        if let State::Failed(error) = self.state {
+            return Err(error);
+        }
+        self.raw.extend_from_slice(bytes);
+        if !matches!(self.state, State::ExpectHello) {
+            return Ok(true);
+        }
+        match self.find() {
+            Ok(state) => {
+                self.state = state;
+                Ok(true)
+            }
+            Err(Error::Incomplete) => Ok(false),
+            Err(error) => {
+                self.state = State::Failed(error);
+                Err(error)
+            }
+        }
+    }
+
+    /// Everything pushed, verbatim: also what follows the hello, such as early data.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.raw
+    }
+
+    /// [`HelloReader::bytes`], given away.
+    #[must_use]
+    pub fn into_bytes(self) -> Vec<u8> {
+        self.raw
+    }
+
+    /// Parses the hello.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Incomplete`] before [`HelloReader::push`] said that it is whole, and whatever is
+    /// wrong in it.
+    pub fn hello(&self) -> Result<ClientHello<'_>, Error> {
+        match &self.state {
+            State::ExpectHello => Err(Error::Incomplete),
+            State::InOneRecord(range) => ClientHello::parse(&self.raw[range.clone()]),
+            State::Joined => ClientHello::parse(&self.joined),
+            State::Ssl2(range) => ClientHello::parse_ssl2(&self.raw[range.clone()]),
+            State::Failed(error) => Err(*error),
+        }
+    }
+
+    /// Goes on from the record that is awaited. Takes constant time for each call and each record.
+    fn find(&mut self) -> Result<State, Error> {
+        if self.raw.first().is_some_and(|first| first & 0x80 != 0) {
+            return self.find_ssl2();
+        }
+        loop {
+            let rest = &self.raw[self.record..];
+            let header = Header::parse(rest)?;
+            if header.content != ContentType::Handshake {
+                return Err(match self.record {
+                    0 => Error::ContentType(header.content as u8),
+                    _ => Error::Interleaved,
+                });
+            }
+            let fragment = &rest[HEADER_LEN..];
+            let fragment = &fragment[..fragment.len().min(header.len)];
+            let declared = self.declared_len(fragment)?;
+            let here = self.joined.len() + header.len;
+            if declared.is_some_and(|declared| here > declared) {
+                // Nothing may follow before the server has answered (RFC 9846, 5.1).
+                return Err(Error::Illegal("handshake bytes after the ClientHello"));
+            }
+            if fragment.len() < header.len {
+                return Err(Error::Incomplete);
+            }
+            let start = self.record + HEADER_LEN;
+            self.record = start + header.len;
+            let whole = declared == Some(here);
+            if whole && self.joined.is_empty() {
+                return Ok(State::InOneRecord(start..self.record));
+            }
+            self.joined.extend_from_slice(fragment);
+            if whole {
+                return Ok(State::Joined);
+            }
+        }
+    }
+
+    /// Bytes of the whole hello, as soon as `fragment` shows it.
+    fn declared_len(&self, fragment: &[u8]) -> Result<Option<usize>, Error> {
+        let mut start = [0; 4];
+        let mut count = 0;
+        for (to, from) in start.iter_mut().zip(self.joined.iter().chain(fragment)) {
+            *to = *from;
+            count += 1;
+        }
+        if count > 0 && start[0] != kind::CLIENT_HELLO {
+            return Err(Error::Illegal("handshake type"));
+        }
+        if count < start.len() {
+            return Ok(None);
+        }
+        let len = message_len(&start)?;
+        if len > self.limit {
+            return Err(Error::OverLimit(self.limit));
+        }
+        Ok(Some(len))
+    }
+
+    fn find_ssl2(&self) -> Result<State, Error> {
+        let len = ssl2_len(&self.raw)?;
+        if len > self.limit {
+            return Err(Error::OverLimit(self.limit));
+        }
+        if self.raw.len() < len {
+            return Err(Error::Incomplete);
+        }
+        Ok(State::Ssl2(0..len))
+    }
+}
+
+impl Default for HelloReader {
+    fn default() -> Self {
+        Self::new(DEFAULT_LIMIT)
+    }
+}

@@ -1,0 +1,110 @@
+//! ServerHello, HelloRetryRequest, and the NewSessionTicket of TLS 1.2 and earlier.
+
+use super::cursor::Cursor;
+use super::{client::session_id, extensions, kind};
+use crate::record::Error;
+
+/// The `random` that makes a ServerHello a HelloRetryRequest: SHA-256 of that word (RFC 9846,
+/// 4.1.3).
+const HELLO_RETRY_REQUEST: [u8; 32] = [
+    0xcf, 0x21, 0xad, 0x74, 0xe5, 0x9a, 0x61, 0x11, 0xbe, 0x1d, 0x8c, 0x02, 0x1e, 0x65, 0xb8, 0x91,
+    0xc2, 0xa2, 0x11, 0x16, 0x7a, 0xbb, 0x8c, 0x5e, 0x07, 0x9e, 0x09, 0xe2, 0xc8, 0xa8, 0x33, 0x9c,
+];
+
+/// A ServerHello or HelloRetryRequest, borrowed from the handshake message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ServerHello<'a> {
+    /// The version, up to TLS 1.2.
+    pub legacy_version: u16,
+    /// 32 bytes.
+    pub random: &'a [u8],
+    /// At most 32 bytes. In TLS 1.3 what the client sent.
+    pub session_id: &'a [u8],
+    /// The suite that is used.
+    pub cipher_suite: u16,
+    /// The version, from TLS 1.3 on.
+    pub supported_versions: Option<u16>,
+    /// Which of the client's last hello's identities is resumed; TLS 1.3.
+    pub selected_identity: Option<u16>,
+    /// A ticket follows; TLS 1.2 and earlier.
+    pub session_ticket: bool,
+    /// RFC 7627.
+    pub extended_master_secret: bool,
+}
+
+impl<'a> ServerHello<'a> {
+    /// Parses a whole handshake message, its four-byte header included.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Incomplete`] where `message` is the beginning of a ServerHello.
+    pub fn parse(message: &'a [u8]) -> Result<Self, Error> {
+        let mut body = Cursor::message(message, kind::SERVER_HELLO)?;
+        let mut hello = Self {
+            legacy_version: body.u16()?,
+            random: body.take(32)?,
+            session_id: session_id(body.vec8()?)?,
+            cipher_suite: body.u16()?,
+            supported_versions: None,
+            selected_identity: None,
+            session_ticket: false,
+            extended_master_secret: false,
+        };
+        if hello.legacy_version >> 8 != 3 {
+            return Err(Error::Version(hello.legacy_version));
+        }
+        let _compression = body.u8()?;
+        extensions::each(body, |kind, body| hello.extension(kind, body))?;
+        Ok(hello)
+    }
+
+    fn extension(&mut self, kind: u16, mut body: Cursor<'a>) -> Result<(), Error> {
+        match kind {
+            extensions::SUPPORTED_VERSIONS => self.supported_versions = Some(body.u16()?),
+            extensions::PRE_SHARED_KEY => self.selected_identity = Some(body.u16()?),
+            extensions::SESSION_TICKET => self.session_ticket = true,
+            extensions::EXTENDED_MASTER_SECRET => self.extended_master_secret = true,
+            _ => return Ok(()),
+        }
+        body.end()
+    }
+
+    /// The version that was negotiated.
+    #[must_use]
+    pub fn version(&self) -> u16 {
+        self.supported_versions.unwrap_or(self.legacy_version)
+    }
+
+    /// Whether the client has to send another hello.
+    #[must_use]
+    pub fn is_hello_retry_request(&self) -> bool {
+        self.random == HELLO_RETRY_REQUEST
+    }
+}
+
+/// The NewSessionTicket of TLS 1.2 and earlier (RFC 5077, 3.3), borrowed from the handshake
+/// message. That of TLS 1.3 has another shape, and is encrypted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NewSessionTicket<'a> {
+    /// How long the server means to accept the ticket, in seconds; 0: it does not say.
+    pub lifetime_hint: u32,
+    /// Empty: the server promised a ticket and has none to give.
+    pub ticket: &'a [u8],
+}
+
+impl<'a> NewSessionTicket<'a> {
+    /// Parses a whole handshake message, its four-byte header included.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Incomplete`] where `message` is the beginning of a NewSessionTicket.
+    pub fn parse(message: &'a [u8]) -> Result<Self, Error> {
+        let mut body = Cursor::message(message, kind::NEW_SESSION_TICKET)?;
+        let parsed = Self {
+            lifetime_hint: body.u32()?,
+            ticket: body.vec16()?,
+        };
+        body.end()?;
+        Ok(parsed)
+    }
+}

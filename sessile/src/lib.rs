@@ -2,4 +2,10 @@
 
 pub mod clock;
 pub mod config;
+pub mod detect;
 pub mod key;
+pub mod lifecycle;
+pub mod listen;
+pub mod serve;
+pub mod store;
+pub mod tls;

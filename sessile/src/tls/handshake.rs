@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use rustls::ServerConnection;
 use sessile_proto::Time;
-use sessile_proto::hello::{ClientHello, HelloReader};
+use sessile_proto::hello::ClientHello;
 use sessile_proto::verdict::Verdict;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -64,20 +64,19 @@ pub struct Accepted {
     pub handshake: Handshake,
 }
 
-/// Runs the handshake of a connection whose ClientHello is read.
+/// Runs the handshake of a connection whose ClientHello is read; `received` is all that came.
 ///
 /// # Errors
 /// Where it does not finish; the client was sent an alert if it can be.
 pub async fn accept(
     mut io: TcpStream,
-    reader: HelloReader,
+    mut received: &[u8],
     hello: &ClientHello<'_>,
     template: &Template,
     now: Time,
 ) -> Result<Accepted, AcceptError> {
     let context = Arc::new(Context::prefetch(hello, template, now).await);
     let mut tls = connection(template, &context)?;
-    let mut received = reader.bytes();
     while !received.is_empty() {
         tls.read_tls(&mut received)?;
         step(&mut io, &mut tls, &context, &template.sessions, now).await?;

@@ -11,7 +11,7 @@ mod stream;
 pub use certificate::{CertificateError, load as load_certificate};
 pub use handshake::{AcceptError, Accepted, Handshake, accept, refuse};
 pub use sessions::{Sessions, site_id};
-pub use stream::Stream;
+pub use stream::{Status, Stream};
 
 use std::rc::Rc;
 use std::sync::Arc;

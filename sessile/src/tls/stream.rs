@@ -1,9 +1,11 @@
 //! An established TLS connection as a byte stream. Tickets of a TLS 1.3 handshake wait a moment for
 //! the first response, so that both leave in one write.
 
+use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice, Read, Write};
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -24,10 +26,33 @@ pub struct Stream {
     tls: ServerConnection,
     /// Runs while tickets are held back.
     held: Option<Pin<Box<Sleep>>>,
-    last_activity: Instant,
-    closed_cleanly: bool,
+    status: Rc<Status>,
     eof: bool,
     said_goodbye: bool,
+}
+
+/// What is known of a stream from outside while something else reads and writes it.
+pub struct Status {
+    last_activity: Cell<Instant>,
+    closed_cleanly: Cell<bool>,
+}
+
+impl Status {
+    /// When a byte last passed, either way.
+    #[must_use]
+    pub const fn last_activity(&self) -> Instant {
+        self.last_activity.get()
+    }
+
+    /// Whether the client has ended the connection with close_notify.
+    #[must_use]
+    pub const fn closed_cleanly(&self) -> bool {
+        self.closed_cleanly.get()
+    }
+
+    fn touch(&self) {
+        self.last_activity.set(Instant::now());
+    }
 }
 
 impl Stream {
@@ -37,30 +62,26 @@ impl Stream {
             io,
             held: None,
             tls,
-            last_activity: Instant::now(),
-            closed_cleanly: false,
+            status: Rc::new(Status {
+                last_activity: Cell::new(Instant::now()),
+                closed_cleanly: Cell::new(false),
+            }),
             eof: false,
             said_goodbye: false,
         }
     }
 
-    /// When a byte last passed, either way.
+    /// What can be known of it once something else has taken the stream.
     #[must_use]
-    pub const fn last_activity(&self) -> Instant {
-        self.last_activity
-    }
-
-    /// Whether the client has ended the connection with close_notify.
-    #[must_use]
-    pub const fn closed_cleanly(&self) -> bool {
-        self.closed_cleanly
+    pub const fn status(&self) -> &Rc<Status> {
+        &self.status
     }
 
     fn poll_flush_tls(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.held = None;
         while self.tls.wants_write() {
             ready!(poll_write_tls(&mut self.io, &mut self.tls, cx))?;
-            self.last_activity = Instant::now();
+            self.status.touch();
         }
         Poll::Ready(Ok(()))
     }
@@ -86,7 +107,7 @@ impl Stream {
     fn read_plaintext(&mut self, buf: &mut ReadBuf<'_>) -> io::Result<Option<()>> {
         match self.tls.reader().read(buf.initialize_unfilled()) {
             Ok(0) => {
-                self.closed_cleanly = true;
+                self.status.closed_cleanly.set(true);
                 Ok(Some(()))
             }
             Ok(read) => {
@@ -119,7 +140,7 @@ impl AsyncRead for Stream {
                     return Poll::Pending;
                 }
             }
-            this.last_activity = Instant::now();
+            this.status.touch();
             if let Err(error) = this.tls.process_new_packets() {
                 // The alert, as far as the socket takes it at once.
                 let _ = this.poll_flush_tls(cx);

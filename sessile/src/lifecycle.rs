@@ -1,0 +1,121 @@
+//! From start to drain: worker threads with a runtime each, signals, and the order to stop.
+
+use std::future::Future;
+use std::io;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::LocalSet;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// How long connections may take to finish once the order to stop has come.
+pub const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Threads of a role, each with a runtime of its own.
+pub struct Workers {
+    stop: CancellationToken,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Workers {
+    #[must_use]
+    pub const fn new(stop: CancellationToken) -> Self {
+        Self {
+            stop,
+            threads: Vec::new(),
+        }
+    }
+
+    /// Starts a thread that runs `body` to its end; nothing in it has to be `Send`.
+    ///
+    /// # Errors
+    /// Where the system gives no thread.
+    pub fn spawn<F>(&mut self, name: &str, body: impl FnOnce() -> F + Send + 'static) -> io::Result<()>
+    where
+        F: Future<Output = ()>,
+    {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let thread = std::thread::Builder::new()
+            // Linux shows 15 bytes of a thread's name.
+            .name(name.chars().take(15).collect())
+            .spawn(move || LocalSet::new().block_on(&runtime, async move { body().await }))?;
+        self.threads.push(thread);
+        Ok(())
+    }
+
+    /// Gives the order to stop and waits until every thread has drained.
+    pub fn drain(self) {
+        self.stop.cancel();
+        self.join();
+    }
+
+    /// Waits until every thread has ended.
+    pub fn join(self) {
+        for thread in self.threads {
+            if thread.join().is_err() {
+                tracing::error!("a worker thread panicked");
+            }
+        }
+    }
+}
+
+/// Waits for the connections of a worker to end, for as long as a drain may take.
+pub async fn finish(connections: &TaskTracker) {
+    connections.close();
+    if tokio::time::timeout(DRAIN_DEADLINE, connections.wait())
+        .await
+        .is_err()
+    {
+        let left = connections.len();
+        tracing::warn!(left, "connections cut at the end of the drain");
+    }
+}
+
+/// Worker threads for a listener: as configured, or one for each core.
+#[must_use]
+pub fn worker_count(configured: usize) -> usize {
+    match configured {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        count => count,
+    }
+}
+
+/// Waits for SIGINT or SIGTERM. A second one ends the process at once.
+///
+/// # Errors
+/// Where signals cannot be watched.
+pub fn wait_for_signal(mut reopen_logs: impl FnMut()) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let asked = runtime.block_on(async {
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut reopen = signal(SignalKind::user_defined1())?;
+        loop {
+            tokio::select! {
+                _ = interrupt.recv() => return Ok("SIGINT"),
+                _ = terminate.recv() => return Ok("SIGTERM"),
+                _ = reopen.recv() => reopen_logs(),
+            }
+        }
+    });
+    tracing::info!(signal = asked?, "draining; a second signal ends it at once");
+    std::thread::spawn(move || {
+        runtime.block_on(async {
+            let (Ok(mut interrupt), Ok(mut terminate)) = (
+                signal(SignalKind::interrupt()),
+                signal(SignalKind::terminate()),
+            ) else {
+                return;
+            };
+            tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
+            std::process::exit(130);
+        });
+    });
+    Ok(())
+}

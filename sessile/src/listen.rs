@@ -1,0 +1,143 @@
+//! Listening sockets: one for each worker thread on the same address, so that the kernel spreads
+//! connections and no thread wakes another.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::{TcpListener, TcpStream};
+
+/// Connections that may wait to be accepted; the kernel caps it at `net.core.somaxconn`.
+const BACKLOG: i32 = 4096;
+
+/// Pause after a failure to accept that is ours (no file descriptors left), not the peer's.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// An address cannot be listened on.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {address}: {source}{}", remedy(source))]
+pub struct ListenError {
+    address: SocketAddr,
+    source: io::Error,
+}
+
+fn remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => "; another program has it: stop that one or choose another",
+        io::ErrorKind::PermissionDenied => {
+            "; ports below 1024 need CAP_NET_BIND_SERVICE: choose another or grant it"
+        }
+        io::ErrorKind::AddrNotAvailable => "; this host does not have that address",
+        _ => "",
+    }
+}
+
+/// Binds an address once for each worker. Port 0 becomes one free port, the same for all.
+///
+/// # Errors
+/// Where the address cannot be had, another program's listening on it included.
+pub fn bind(address: SocketAddr, workers: usize) -> Result<Vec<std::net::TcpListener>, ListenError> {
+    let failed = |source| ListenError { address, source };
+    if address.port() != 0 {
+        // SO_REUSEPORT would let us share the port with another process of the same user, and
+        // every other connection would go there. A bind without it finds that out.
+        socket(address, false).map_err(failed)?;
+    }
+    let mut listeners = Vec::with_capacity(workers);
+    let mut bound = address;
+    for _ in 0..workers.max(1) {
+        let socket = socket(bound, true).map_err(failed)?;
+        socket.listen(BACKLOG).map_err(failed)?;
+        let listener = std::net::TcpListener::from(socket);
+        bound = listener.local_addr().map_err(failed)?;
+        listeners.push(listener);
+    }
+    Ok(listeners)
+}
+
+fn socket(address: SocketAddr, shared: bool) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(shared)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    Ok(socket)
+}
+
+/// Accepts connections until `stop` is ready, then those that the kernel has already accepted for
+/// us: closing the socket would reset them.
+///
+/// # Errors
+/// Where the listener cannot be used on this thread.
+pub async fn accept(
+    listener: std::net::TcpListener,
+    stop: impl Future<Output = ()>,
+    mut connected: impl FnMut(TcpStream, SocketAddr),
+) -> io::Result<()> {
+    let listener = TcpListener::from_std(listener)?;
+    let mut accepted = |result: io::Result<(TcpStream, SocketAddr)>| match result {
+        Ok((io, peer)) => {
+            // Every flight is written whole; Nagle's algorithm could only delay the last one.
+            let _ = io.set_nodelay(true);
+            connected(io, peer);
+            true
+        }
+        Err(error) => is_peers_fault(&error),
+    };
+    let mut stop = std::pin::pin!(stop);
+    loop {
+        tokio::select! {
+            biased;
+            () = &mut stop => break,
+            result = listener.accept() => if !accepted(result) {
+                tracing::warn!("cannot accept connections: out of file descriptors or memory");
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+    let mut drain = std::task::Context::from_waker(std::task::Waker::noop());
+    while let std::task::Poll::Ready(result) = listener.poll_accept(&mut drain) {
+        if !accepted(result) {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// A connection that ended before it was accepted says nothing about the listener.
+fn is_peers_fault(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::Interrupted
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ANY: SocketAddr = SocketAddr::new(
+        std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST),
+        0,
+    );
+
+    #[test]
+    fn workers_share_one_free_port() {
+        let listeners = bind(ANY, 3).unwrap();
+        let port = |listener: &std::net::TcpListener| listener.local_addr().unwrap().port();
+        assert_eq!(listeners.len(), 3);
+        assert!(listeners.iter().all(|other| port(other) == port(&listeners[0])));
+    }
+
+    #[test]
+    fn an_address_in_use_is_refused_with_a_remedy() {
+        let taken = bind(ANY, 1).unwrap();
+        let error = bind(taken[0].local_addr().unwrap(), 1).unwrap_err();
+        assert!(error.to_string().contains("another program"), "{error}");
+    }
+}

@@ -1,0 +1,168 @@
+//! One line for each request, and one for a connection that made none: every handshake appears with
+//! its verdict. Lines are written by a thread of their own; when it cannot keep up they are
+//! dropped and counted, never waited for.
+
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+
+use crate::config;
+
+/// Lines that may wait to be written.
+const QUEUE: usize = 8192;
+
+/// A handle to the log; clones write to the same place.
+#[derive(Clone, Default)]
+pub struct AccessLog {
+    lines: Option<SyncSender<Order>>,
+    dropped: Arc<AtomicU64>,
+}
+
+enum Order {
+    Line(String),
+    /// The file was moved away: open it again by its name.
+    Reopen,
+    /// Answer when everything before is written.
+    Flush(SyncSender<()>),
+}
+
+/// The access log cannot be opened.
+#[derive(Debug, thiserror::Error)]
+#[error("access log {file}: {source}", file = .path.display())]
+pub struct LogError {
+    path: PathBuf,
+    source: io::Error,
+}
+
+impl AccessLog {
+    /// Opens the log and starts its thread.
+    ///
+    /// # Errors
+    /// Where the file cannot be opened for appending.
+    pub fn open(target: &config::AccessLog) -> Result<Self, LogError> {
+        let path = match target {
+            config::AccessLog::Off => return Ok(Self::default()),
+            config::AccessLog::Stdout => None,
+            config::AccessLog::File(path) => Some(path.clone()),
+        };
+        let open_error = |path: &Path, source| LogError {
+            path: path.into(),
+            source,
+        };
+        let sink = open(path.as_deref())
+            .map_err(|source| open_error(path.as_deref().unwrap_or(Path::new("-")), source))?;
+        let (sender, receiver) = sync_channel(QUEUE);
+        std::thread::Builder::new()
+            .name("access-log".into())
+            .spawn(move || write(&receiver, sink, path.as_deref()))
+            .map_err(|source| open_error(Path::new("-"), source))?;
+        Ok(Self {
+            lines: Some(sender),
+            dropped: Arc::default(),
+        })
+    }
+
+    /// Whether lines are wanted at all.
+    #[must_use]
+    pub const fn is_on(&self) -> bool {
+        self.lines.is_some()
+    }
+
+    /// Hands a line (without its end) to the log.
+    pub fn line(&self, line: String) {
+        if let Some(lines) = &self.lines
+            && let Err(TrySendError::Full(_)) = lines.try_send(Order::Line(line))
+        {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Opens the file anew by its name, after log rotation moved it.
+    pub fn reopen(&self) {
+        if let Some(lines) = &self.lines {
+            let _ = lines.send(Order::Reopen);
+        }
+    }
+
+    /// Waits until every line before is written; says how many were dropped.
+    pub fn flush(&self) -> u64 {
+        if let Some(lines) = &self.lines {
+            let (done, written) = sync_channel(1);
+            if lines.send(Order::Flush(done)).is_ok() {
+                let _ = written.recv();
+            }
+        }
+        self.dropped.load(Ordering::Relaxed)
+    }
+}
+
+fn open(path: Option<&Path>) -> io::Result<Box<dyn Write + Send>> {
+    Ok(match path {
+        Some(path) => Box::new(File::options().create(true).append(true).open(path)?),
+        None => Box::new(io::stdout()),
+    })
+}
+
+fn write(orders: &Receiver<Order>, sink: Box<dyn Write + Send>, path: Option<&Path>) {
+    let mut sink = BufWriter::new(sink);
+    while let Ok(first) = orders.recv() {
+        // A full disk or a closed pipe must not end the log for good, nor the server.
+        let mut next = Some(first);
+        while let Some(order) = next {
+            match order {
+                Order::Line(line) => {
+                    let _ = writeln!(sink, "{line}");
+                }
+                Order::Reopen => {
+                    let _ = sink.flush();
+                    match open(path) {
+                        Ok(reopened) => sink = BufWriter::new(reopened),
+                        Err(error) => tracing::warn!(%error, "cannot reopen the access log"),
+                    }
+                }
+                Order::Flush(done) => {
+                    let _ = sink.flush();
+                    let _ = done.send(());
+                }
+            }
+            next = orders.try_recv().ok();
+        }
+        let _ = sink.flush();
+    }
+}
+
+/// Makes text from a client safe to write between double quotes.
+pub(super) fn quoted(text: &str) -> std::str::EscapeDebug<'_> {
+    text.escape_debug()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_written_in_order_and_after_a_reopen_to_the_new_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("access.log");
+        let log = AccessLog::open(&config::AccessLog::File(path.clone())).unwrap();
+        log.line("one".into());
+        log.line("two".into());
+        log.flush();
+        let moved = folder.path().join("access.log.1");
+        std::fs::rename(&path, &moved).unwrap();
+        log.reopen();
+        log.line("three".into());
+        assert_eq!(log.flush(), 0);
+        assert_eq!(std::fs::read_to_string(moved).unwrap(), "one\ntwo\n");
+        assert_eq!(std::fs::read_to_string(path).unwrap(), "three\n");
+    }
+
+    #[test]
+    fn a_client_cannot_forge_a_line() {
+        let text = quoted("/\" 200\nevil").to_string();
+        assert_eq!(text, "/\\\" 200\\nevil");
+    }
+}

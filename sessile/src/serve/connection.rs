@@ -1,0 +1,166 @@
+//! One client connection: hello, handshake, requests, and the idle clock that reclaims it. Its
+//! session is not its own: it stays when the connection goes, unless configured otherwise.
+
+use std::cell::Cell;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::rc::Rc;
+use std::time::Duration;
+
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use sessile_proto::hello::DEFAULT_LIMIT;
+use sessile_proto::session::Gone;
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+
+use super::Worker;
+use super::metrics::Open;
+use super::respond::{self, Connection};
+use crate::clock;
+use crate::detect::{self, DetectError, HELLO_DEADLINE};
+use crate::tls::{self, AcceptError, Accepted, Status};
+
+/// How long a handshake may take, from its hello on.
+const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long a connection may take to say goodbye when it is reclaimed.
+const GOODBYE_DEADLINE: Duration = Duration::from_secs(1);
+
+/// Alerts (RFC 9846, 6) for what ends before the TLS library is asked.
+mod alert {
+    pub(super) const DECODE_ERROR: u8 = 50;
+    pub(super) const PROTOCOL_VERSION: u8 = 70;
+    pub(super) const UNRECOGNIZED_NAME: u8 = 112;
+}
+
+/// TLS 1.2 on the wire: the oldest version that is spoken here.
+const OLDEST_VERSION: u16 = 0x0303;
+
+pub(super) async fn run(worker: Rc<Worker>, io: TcpStream, peer: SocketAddr, open: Open) {
+    let metrics = &worker.shared.metrics;
+    let (site, accepted) = match handshake(&worker, io).await {
+        Ok(done) => done,
+        Err(cause) => return metrics.count_failure(cause),
+    };
+    metrics.count_verdict(accepted.handshake.verdict);
+    let Accepted { stream, handshake } = accepted;
+    let status = Rc::clone(stream.status());
+    let connection = Rc::new(Connection {
+        peer,
+        handshake,
+        site,
+        requests: Cell::new(0),
+        worker: Rc::clone(&worker),
+    });
+    let reclaimed = serve(&connection, stream, &status).await;
+    connection.log_if_silent();
+    settle(&connection, &status, reclaimed);
+    drop(open);
+}
+
+/// Up to the end of the handshake; the error is the cause that is counted.
+async fn handshake(
+    worker: &Worker,
+    mut io: TcpStream,
+) -> Result<(Rc<super::sites::Site>, Accepted), &'static str> {
+    let reader = match detect::read(&mut io, DEFAULT_LIMIT, HELLO_DEADLINE).await {
+        Ok(reader) => reader,
+        Err(DetectError::Invalid(_)) => {
+            tls::refuse(io, alert::DECODE_ERROR).await;
+            return Err("bad-hello");
+        }
+        Err(DetectError::Deadline) => return Err("deadline"),
+        Err(DetectError::Closed | DetectError::Io(_)) => return Err("no-hello"),
+    };
+    let Ok(hello) = reader.hello() else {
+        tls::refuse(io, alert::DECODE_ERROR).await;
+        return Err("bad-hello");
+    };
+    if hello.max_version() < OLDEST_VERSION {
+        tls::refuse(io, alert::PROTOCOL_VERSION).await;
+        return Err("bad-hello");
+    }
+    let Some(site) = worker.sites.find(hello.server_name) else {
+        tls::refuse(io, alert::UNRECOGNIZED_NAME).await;
+        return Err("no-site");
+    };
+    let accepted = tls::accept(io, reader.bytes(), &hello, &site.template, clock::now());
+    match tokio::time::timeout(HANDSHAKE_DEADLINE, accepted).await {
+        Ok(Ok(accepted)) => Ok((Rc::clone(site), accepted)),
+        Ok(Err(AcceptError::Closed | AcceptError::Io(_))) => Err("closed"),
+        Ok(Err(AcceptError::Tls(error))) => {
+            tracing::debug!(%error, "handshake refused");
+            Err("tls")
+        }
+        Err(_) => Err("deadline"),
+    }
+}
+
+/// Polls a hyper connection under the idle clock and the order to stop. HTTP/1 and HTTP/2
+/// connections share no trait that could take the place of this macro.
+macro_rules! drive {
+    ($connection:expr, $status:expr, $http:expr) => {{
+        let worker = &$connection.worker.shared;
+        let idle_timeout = worker.config.connection.idle_timeout;
+        let mut http = pin!($http);
+        let mut stopping = false;
+        loop {
+            let idle_until = $status.last_activity() + idle_timeout;
+            tokio::select! {
+                _ = http.as_mut() => break false,
+                () = tokio::time::sleep_until(idle_until) => {
+                    if $status.last_activity() + idle_timeout > Instant::now() {
+                        continue;
+                    }
+                    worker.metrics.count_reclaimed();
+                    http.as_mut().graceful_shutdown();
+                    let _ = tokio::time::timeout(GOODBYE_DEADLINE, http.as_mut()).await;
+                    break true;
+                }
+                () = worker.around.stop.cancelled(), if !stopping => {
+                    stopping = true;
+                    http.as_mut().graceful_shutdown();
+                }
+            }
+        }
+    }};
+}
+/// Answers requests until the connection ends. Returns whether it ended by being reclaimed.
+async fn serve(connection: &Rc<Connection>, stream: tls::Stream, status: &Status) -> bool {
+    let answer = service_fn(|request| respond::answer(Rc::clone(connection), request));
+    let io = TokioIo::new(stream);
+    if connection.handshake.http2 {
+        let http = http2::Builder::new(LocalExecutor).serve_connection(io, answer);
+        drive!(connection, status, http)
+    } else {
+        let http = http1::Builder::new().serve_connection(io, answer);
+        drive!(connection, status, http)
+    }
+}
+
+/// What becomes of the connection's sessions when it is over.
+fn settle(connection: &Connection, status: &Status, reclaimed: bool) {
+    let shared = &connection.worker.shared;
+    let gone = if reclaimed && shared.config.connection.purge_on_reclaim {
+        Gone::Purged
+    } else if shared.config.session.require_close_notify && !status.closed_cleanly() {
+        Gone::NotClosedCleanly
+    } else {
+        return;
+    };
+    for key in &connection.handshake.owned {
+        shared.store.remove(key, gone);
+    }
+}
+
+/// Runs hyper's tasks on the connection's own thread.
+#[derive(Clone, Copy)]
+struct LocalExecutor;
+
+impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for LocalExecutor {
+    fn execute(&self, task: F) {
+        tokio::task::spawn_local(task);
+    }
+}

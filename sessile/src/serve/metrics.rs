@@ -1,0 +1,147 @@
+//! What a server counts.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use prometheus::core::{Collector, Desc};
+use prometheus::proto::MetricFamily;
+use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+use sessile_proto::verdict::Verdict;
+
+use crate::store::Store;
+
+/// Why a handshake did not finish, as a metric label.
+pub(super) const FAILURES: [&str; 6] =
+    ["no-hello", "bad-hello", "no-site", "deadline", "closed", "tls"];
+
+/// One server's counters. Handles are looked up once, here.
+pub struct Metrics {
+    verdicts: HashMap<Verdict, IntCounter>,
+    failures: HashMap<&'static str, IntCounter>,
+    accepted: IntCounter,
+    refused: IntCounter,
+    reclaimed: IntCounter,
+    requests: IntCounter,
+    open: IntGauge,
+}
+
+impl Metrics {
+    /// Registers this server's families; every counter appears at zero.
+    ///
+    /// # Errors
+    /// Where the process has a server of that name already.
+    pub fn register(registry: &Registry, server: &str, store: &Store) -> prometheus::Result<Self> {
+        let opts = |name: &str, help: &str| Opts::new(name, help).const_label("server", server);
+        let vector = |name: &str, help: &str, label: &str| -> prometheus::Result<_> {
+            let family = IntCounterVec::new(opts(name, help), &[label])?;
+            registry.register(Box::new(family.clone()))?;
+            Ok(family)
+        };
+        let counter = |name: &str, help: &str| -> prometheus::Result<_> {
+            let family = IntCounter::with_opts(opts(name, help))?;
+            registry.register(Box::new(family.clone()))?;
+            Ok(family)
+        };
+        let gauge = |name: &str, help: &str| IntGauge::with_opts(opts(name, help));
+        let handshakes = vector(
+            "sessile_handshakes_total",
+            "Finished TLS handshakes by verdict: resumed/<how> or full/<reason>.",
+            "verdict",
+        )?;
+        let failures = vector(
+            "sessile_handshake_failures_total",
+            "TLS handshakes that did not finish, by cause.",
+            "cause",
+        )?;
+        let open = gauge("sessile_connections_open", "Client connections open now.")?;
+        registry.register(Box::new(open.clone()))?;
+        registry.register(Box::new(TableFigures {
+            store: store.clone(),
+            entries: gauge("sessile_session_table_entries", "Sessions in the session table.")?,
+            bytes: gauge("sessile_session_table_bytes", "Memory of the session table, in bytes.")?,
+        }))?;
+        Ok(Self {
+            verdicts: Verdict::all()
+                .map(|verdict| (verdict, handshakes.with_label_values(&[verdict.to_string()])))
+                .collect(),
+            failures: FAILURES
+                .into_iter()
+                .map(|cause| (cause, failures.with_label_values(&[cause])))
+                .collect(),
+            accepted: counter("sessile_connections_total", "Client connections accepted.")?,
+            refused: counter(
+                "sessile_connections_refused_total",
+                "Client connections closed at once because connection.max was reached.",
+            )?,
+            reclaimed: counter(
+                "sessile_connections_reclaimed_total",
+                "Client connections closed after connection.idle-timeout.",
+            )?,
+            requests: counter("sessile_requests_total", "HTTP requests answered.")?,
+            open,
+        })
+    }
+
+    /// Counts a connection in, unless there are `max` already; 0: no limit.
+    pub(super) fn admit(self: &Arc<Self>, max: usize) -> Option<Open> {
+        let open = self.open.get();
+        if max > 0 && usize::try_from(open).is_ok_and(|open| open >= max) {
+            self.refused.inc();
+            return None;
+        }
+        self.accepted.inc();
+        self.open.inc();
+        Some(Open(Arc::clone(self)))
+    }
+
+    pub(super) fn count_verdict(&self, verdict: Verdict) {
+        self.verdicts[&verdict].inc();
+    }
+
+    /// `cause`: one of [`FAILURES`].
+    pub(super) fn count_failure(&self, cause: &'static str) {
+        self.failures[cause].inc();
+    }
+
+    pub(super) fn count_reclaimed(&self) {
+        self.reclaimed.inc();
+    }
+
+    pub(super) fn count_request(&self) {
+        self.requests.inc();
+    }
+}
+
+/// A connection that is counted as open for as long as this lives.
+pub(super) struct Open(Arc<Metrics>);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.open.dec();
+    }
+}
+
+/// The session table's figures, read when they are asked for.
+struct TableFigures {
+    store: Store,
+    entries: IntGauge,
+    bytes: IntGauge,
+}
+
+impl Collector for TableFigures {
+    fn desc(&self) -> Vec<&Desc> {
+        let mut descs = self.entries.desc();
+        descs.extend(self.bytes.desc());
+        descs
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        let table = self.store.memory();
+        let as_gauge = |figure: usize| i64::try_from(figure).unwrap_or(i64::MAX);
+        self.entries.set(as_gauge(table.stats().entries));
+        self.bytes.set(as_gauge(table.memory()));
+        let mut families = self.entries.collect();
+        families.extend(self.bytes.collect());
+        families
+    }
+}

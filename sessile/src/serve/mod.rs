@@ -1,0 +1,203 @@
+//! The TLS server: terminates TLS, answers from its sites, keeps its clients' sessions. It knows
+//! nothing of balancers, and of TLS only what [`crate::tls`] says.
+
+mod access_log;
+mod connection;
+mod metrics;
+mod respond;
+mod sites;
+
+pub use access_log::AccessLog;
+pub use metrics::Metrics;
+
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use sessile_proto::ticket::Issuer;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config::{Config, Role};
+use crate::key::{self, KeyError, Keyring};
+use crate::lifecycle::{self, Workers};
+use crate::listen::{self, ListenError};
+use crate::store::Store;
+use crate::tls::{CertificateError, Sessions};
+use sites::{SiteCertificates, Sites};
+
+/// Why a server does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    #[error(transparent)]
+    Certificate(#[from] CertificateError),
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    #[error("cannot start a worker thread: {0}")]
+    Thread(#[from] io::Error),
+    #[error("the TLS library refuses the configuration: {0}")]
+    Tls(#[from] rustls::Error),
+    #[error("metrics: {0}")]
+    Metrics(#[from] prometheus::Error),
+}
+
+/// What a server shares with the rest of the process.
+#[derive(Clone)]
+pub struct Surroundings {
+    pub stop: CancellationToken,
+    pub registry: prometheus::Registry,
+    pub access_log: AccessLog,
+}
+
+/// A running server.
+pub struct Server {
+    addresses: Vec<SocketAddr>,
+    keys: Arc<Keyring>,
+    store: Store,
+    workers: Workers,
+}
+
+impl Server {
+    /// Opens the key, binds every `serve` listener and starts its workers.
+    ///
+    /// # Errors
+    /// With what stands in the way; nothing is left running then.
+    pub fn start(config: &Config, around: &Surroundings) -> Result<Self, StartError> {
+        let keys = Arc::new(Keyring::open(&config.key, config.session.lifetime)?);
+        Self::start_with_key(config, keys, around)
+    }
+
+    /// Starts with a key that is open already.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_with_key(
+        config: &Config,
+        keys: Arc<Keyring>,
+        around: &Surroundings,
+    ) -> Result<Self, StartError> {
+        let mut seed = [0; 10];
+        aws_lc_rs::rand::fill(&mut seed).map_err(|_| KeyError::Random)?;
+        let [incarnation @ .., _, _, _, _, _, _, _, _] = seed;
+        let table_seed = u64::from_ne_bytes(*seed.last_chunk().expect("ten bytes end in eight"));
+        let name = config.server.name.as_str();
+        let store = Store::new(&config.session, table_seed);
+        let shared = Shared {
+            issuer: Issuer {
+                server: config
+                    .server
+                    .number
+                    .unwrap_or_else(|| key::server_number(keys.scope(), name)),
+                incarnation: u16::from_ne_bytes(incarnation),
+            },
+            keys: Arc::clone(&keys),
+            certificates: sites::load_certificates(config)?,
+            metrics: Arc::new(Metrics::register(&around.registry, name, &store)?),
+            config: Arc::new(config.clone()),
+            store: store.clone(),
+            around: around.clone(),
+        };
+        // Before the first thread: a combination that the library refuses stops the start.
+        shared.sites()?;
+        let mut listeners = Vec::new();
+        for listener in config.listeners.iter().filter(|l| l.role == Role::Serve) {
+            let count = lifecycle::worker_count(config.server.workers);
+            listeners.push(listen::bind(listener.address, count)?);
+        }
+        let mut server = Self {
+            addresses: Vec::new(),
+            workers: Workers::new(around.stop.clone()),
+            keys,
+            store,
+        };
+        for sockets in listeners {
+            server.addresses.push(sockets[0].local_addr()?);
+            for socket in sockets {
+                let shared = shared.clone();
+                server.workers.spawn(name, move || work(shared, socket))?;
+            }
+        }
+        Ok(server)
+    }
+
+    /// Where it listens, in the order of the configuration.
+    #[must_use]
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// Its farm key.
+    #[must_use]
+    pub fn keys(&self) -> &Arc<Keyring> {
+        &self.keys
+    }
+
+    /// Its sessions.
+    #[must_use]
+    pub const fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Waits until its workers have drained, after the order to stop.
+    pub fn join(self) {
+        self.workers.join();
+    }
+}
+
+/// What the workers of a server share.
+#[derive(Clone)]
+struct Shared {
+    config: Arc<Config>,
+    certificates: Arc<SiteCertificates>,
+    keys: Arc<Keyring>,
+    store: Store,
+    issuer: Issuer,
+    metrics: Arc<Metrics>,
+    around: Surroundings,
+}
+
+impl Shared {
+    fn sites(&self) -> Result<Sites, rustls::Error> {
+        let sessions = Sessions::new(
+            &self.config.session,
+            &self.config.connection,
+            self.store.clone(),
+            Arc::clone(&self.keys),
+            self.issuer,
+        );
+        Sites::new(&self.config.sites, &self.certificates, &Rc::new(sessions))
+    }
+}
+
+/// One thread's part of the server.
+struct Worker {
+    shared: Shared,
+    sites: Sites,
+}
+
+async fn work(shared: Shared, socket: std::net::TcpListener) {
+    let sites = match shared.sites() {
+        Ok(sites) => sites,
+        Err(error) => return tracing::error!(%error, "a worker cannot start"),
+    };
+    let worker = Rc::new(Worker { shared, sites });
+    let connections = TaskTracker::new();
+    let stop = worker.shared.around.stop.clone();
+    let accepted = listen::accept(socket, stop.cancelled(), |io, peer| {
+        match worker.shared.metrics.admit(worker.shared.config.connection.max) {
+            Some(open) => {
+                let connection = connection::run(Rc::clone(&worker), io, peer, open);
+                connections.spawn_local(connection);
+            }
+            // Over the limit: closing at once is the cheapest way to say so.
+            None => drop(io),
+        }
+    });
+    if let Err(error) = accepted.await {
+        tracing::error!(%error, "a worker cannot listen");
+    }
+    lifecycle::finish(&connections).await;
+}

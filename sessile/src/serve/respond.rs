@@ -1,0 +1,299 @@
+//! From a request to its response: the site's routes, and the built-in page that shows what the
+//! connection's handshake came to.
+
+use std::cell::Cell;
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+
+use bytes::Bytes;
+use http::header::{ACCEPT, ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, LOCATION, REFERER};
+use http::header::{CACHE_CONTROL, USER_AGENT};
+use http::uri::PathAndQuery;
+use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Either, Full};
+use hyper::body::{Body as _, Incoming};
+use serde::Serialize;
+use tower::Service;
+use tower_http::services::ServeDir;
+
+use super::Worker;
+use super::access_log::quoted;
+use super::sites::{Handler, Site};
+use crate::clock;
+use crate::tls::Handshake;
+
+/// A request that bears it is told its connection's verdict, whatever it asks for.
+const PROBE: HeaderName = HeaderName::from_static("sessile-probe");
+const VERDICT: HeaderName = HeaderName::from_static("sessile-verdict");
+const SERVER: HeaderName = HeaderName::from_static("sessile-server");
+
+pub(super) type Body = Either<Full<Bytes>, UnsyncBoxBody<Bytes, io::Error>>;
+
+/// What the requests of a connection share.
+pub(super) struct Connection {
+    pub(super) peer: SocketAddr,
+    pub(super) handshake: Handshake,
+    pub(super) site: Rc<Site>,
+    pub(super) requests: Cell<u64>,
+    pub(super) worker: Rc<Worker>,
+}
+
+/// What the built-in page shows.
+#[derive(Serialize)]
+struct Shown<'a> {
+    server: &'a str,
+    verdict: String,
+    resumed: bool,
+    protocol: &'a str,
+    cipher_suite: &'a str,
+    http: &'a str,
+    server_name: Option<&'a str>,
+    client: SocketAddr,
+    /// Seconds since the session's full handshake.
+    session_age_seconds: u64,
+    /// Which request of this connection this is, from 1.
+    request: u64,
+}
+
+pub(super) async fn answer(
+    connection: Rc<Connection>,
+    request: Request<Incoming>,
+) -> Result<Response<Body>, Infallible> {
+    connection.requests.set(connection.requests.get() + 1);
+    connection.worker.shared.metrics.count_request();
+    let log = connection.worker.shared.around.access_log.is_on();
+    let entry = log.then(|| Entry::of(&request));
+    let asked = request.headers().contains_key(PROBE);
+    let mut response = route(&connection, request).await;
+    if asked {
+        connection.tell(response.headers_mut());
+    }
+    if let Some(entry) = entry {
+        connection.log(&entry.finish(&response));
+    }
+    Ok(response)
+}
+
+async fn route(connection: &Connection, request: Request<Incoming>) -> Response<Body> {
+    let path = request.uri().path();
+    let Some((handler, below)) = connection.site.route(path) else {
+        return status(StatusCode::NOT_FOUND);
+    };
+    if matches!(handler, Handler::Files(_) | Handler::Verdict)
+        && !matches!(*request.method(), Method::GET | Method::HEAD)
+    {
+        let mut response = status(StatusCode::METHOD_NOT_ALLOWED);
+        response
+            .headers_mut()
+            .insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+        return response;
+    }
+    match handler {
+        Handler::Files(folder) => {
+            let below = below.to_owned();
+            files(folder.clone(), request, &below).await
+        }
+        Handler::Redirect(to) => redirect(to, below, request.uri().query()),
+        Handler::Respond { status, body } => {
+            let mut response = text(body.clone());
+            *response.status_mut() = StatusCode::from_u16(*status).unwrap_or_default();
+            response
+        }
+        Handler::Verdict => connection.verdict_page(below, request.headers()),
+    }
+}
+
+/// Ranges, validators, types and the refusal to leave the folder are tower-http's.
+async fn files(mut folder: ServeDir, request: Request<Incoming>, below: &str) -> Response<Body> {
+    let (mut head, _) = request.into_parts();
+    let path = if below.is_empty() { "/" } else { below };
+    let path = match head.uri.query() {
+        Some(query) => format!("{path}?{query}"),
+        None => path.to_owned(),
+    };
+    let Ok(path) = path.parse::<PathAndQuery>() else {
+        return status(StatusCode::BAD_REQUEST);
+    };
+    head.uri = Uri::from(path);
+    let empty = Full::<Bytes>::default();
+    let Ok(response) = folder.call(Request::from_parts(head, empty)).await;
+    response.map(|body| Either::Right(body.boxed_unsync()))
+}
+
+fn redirect(to: &str, below: &str, query: Option<&str>) -> Response<Body> {
+    let query = query.map(|query| format!("?{query}")).unwrap_or_default();
+    let Ok(location) = HeaderValue::try_from(format!("{to}{below}{query}")) else {
+        return status(StatusCode::BAD_REQUEST);
+    };
+    let mut response = status(StatusCode::PERMANENT_REDIRECT);
+    response.headers_mut().insert(LOCATION, location);
+    response
+}
+
+/// A response whose body is its own status line.
+fn status(code: StatusCode) -> Response<Body> {
+    let mut response = text(format!("{code}\n").into());
+    *response.status_mut() = code;
+    response
+}
+
+fn text(body: Bytes) -> Response<Body> {
+    typed("text/plain; charset=utf-8", body)
+}
+
+fn typed(content_type: &'static str, body: Bytes) -> Response<Body> {
+    let mut response = Response::new(Either::Left(Full::new(body)));
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}
+
+impl Connection {
+    /// Adds the verdict and the server's name to a response's headers.
+    fn tell(&self, headers: &mut HeaderMap) {
+        let verdict = HeaderValue::try_from(self.handshake.verdict.to_string());
+        let server = HeaderValue::try_from(self.server());
+        headers.extend(
+            [(VERDICT, verdict), (SERVER, server)]
+                .into_iter()
+                .filter_map(|(name, value)| Some((name, value.ok()?))),
+        );
+    }
+
+    /// `/` as HTML or text, as the client prefers, and `/verdict.json`.
+    fn verdict_page(&self, below: &str, headers: &HeaderMap) -> Response<Body> {
+        let shown = self.shown();
+        let mut response = match below {
+            "" | "/" => {
+                let accept = headers.get(ACCEPT).and_then(|accept| accept.to_str().ok());
+                if accept.is_some_and(|accept| accept.contains("text/html")) {
+                    typed("text/html; charset=utf-8", shown.html().into())
+                } else {
+                    text(shown.text().into())
+                }
+            }
+            "/verdict.json" => {
+                let mut json = serde_json::to_vec(&shown).unwrap_or_default();
+                json.push(b'\n');
+                typed("application/json", json.into())
+            }
+            _ => return status(StatusCode::NOT_FOUND),
+        };
+        let headers = response.headers_mut();
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        self.tell(headers);
+        response
+    }
+
+    fn shown(&self) -> Shown<'_> {
+        let handshake = &self.handshake;
+        Shown {
+            server: self.server(),
+            verdict: handshake.verdict.to_string(),
+            resumed: handshake.verdict.outcome() == "resumed",
+            protocol: handshake.version,
+            cipher_suite: &handshake.suite,
+            http: if handshake.http2 { "HTTP/2" } else { "HTTP/1.1" },
+            server_name: handshake.server_name.as_deref(),
+            client: self.peer,
+            session_age_seconds: clock::now().since(handshake.established).as_secs(),
+            request: self.requests.get(),
+        }
+    }
+
+    fn server(&self) -> &str {
+        &self.worker.shared.config.server.name
+    }
+
+    /// Writes the line of a connection that made no request: its handshake had a verdict too.
+    pub(super) fn log_if_silent(&self) {
+        if self.requests.get() == 0 && self.worker.shared.around.access_log.is_on() {
+            self.log("\"-\" - - \"-\" \"-\"");
+        }
+    }
+
+    /// The combined log format, with server, protocol and verdict behind it.
+    fn log(&self, request: &str) {
+        let now = std::time::SystemTime::now();
+        self.worker.shared.around.access_log.line(format!(
+            "{} - - [{}] {request} {} {} {}",
+            self.peer.ip(),
+            humantime::format_rfc3339_millis(now),
+            self.server(),
+            self.handshake.version,
+            self.handshake.verdict,
+        ));
+    }
+}
+
+impl Shown<'_> {
+    fn text(&self) -> String {
+        let name = self.server_name.unwrap_or("-");
+        format!(
+            "{}\n\nserver    {}\nprotocol  {} {} {}\nname      {name}\nsession   {} s old\nrequest   {} of this connection\n",
+            self.verdict, self.server, self.protocol, self.cipher_suite, self.http,
+            self.session_age_seconds, self.request
+        )
+    }
+
+    fn html(&self) -> String {
+        let colour = if self.resumed { "#1a7f37" } else { "#9a6700" };
+        let name = escaped(self.server_name.unwrap_or("–"));
+        let server = escaped(self.server);
+        format!(
+            "<!doctype html><html lang=en><meta charset=utf-8>\
+             <meta name=viewport content=\"width=device-width\"><title>{verdict} · {server}</title>\
+             <style>body{{font:1rem/1.5 system-ui,sans-serif;margin:10vh auto;max-width:36rem;padding:0 1rem;\
+             color:#1f2328;background:#fff}}h1{{font:600 2rem ui-monospace,monospace;color:{colour}}}\
+             dl{{display:grid;grid-template-columns:8rem 1fr;gap:.25rem 1rem}}dt{{color:#59636e}}dd{{margin:0}}\
+             p{{color:#59636e}}</style>\
+             <h1>{verdict}</h1><dl><dt>server<dd>{server}<dt>protocol<dd>{protocol}, {http}\
+             <dt>cipher suite<dd>{suite}<dt>name<dd>{name}<dt>session<dd>{age} s old\
+             <dt>request<dd>{request} of this connection</dl>\
+             <p>Come back on a new connection (close this one, wait, restart a server) and see what the \
+             handshake came to. As JSON: <a href=/verdict.json>/verdict.json</a></p></html>\n",
+            verdict = self.verdict,
+            protocol = self.protocol,
+            http = self.http,
+            suite = self.cipher_suite,
+            age = self.session_age_seconds,
+            request = self.request,
+        )
+    }
+}
+
+fn escaped(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;")
+}
+
+/// The request's part of a log line.
+struct Entry {
+    head: String,
+    tail: String,
+}
+
+impl Entry {
+    fn of(request: &Request<Incoming>) -> Self {
+        let header = |name| {
+            let value = request.headers().get(name);
+            quoted(value.and_then(|value| value.to_str().ok()).unwrap_or("-")).to_string()
+        };
+        let path = request.uri().path_and_query();
+        let path = quoted(path.map_or("-", PathAndQuery::as_str));
+        Self {
+            head: format!("\"{} {path} {:?}\"", request.method(), request.version()),
+            tail: format!("\"{}\" \"{}\"", header(REFERER), header(USER_AGENT)),
+        }
+    }
+
+    fn finish(self, response: &Response<Body>) -> String {
+        let bytes = response.body().size_hint().exact();
+        let bytes = bytes.map_or_else(|| "-".to_owned(), |bytes| bytes.to_string());
+        let code = response.status().as_u16();
+        format!("{} {code} {bytes} {}", self.head, self.tail)
+    }
+}

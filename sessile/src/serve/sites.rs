@@ -1,0 +1,127 @@
+//! Which site a hello leads to, and which action a path.
+
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use rustls::sign::CertifiedKey;
+use tower_http::services::ServeDir;
+
+use crate::config::{Action, Config, Site as SiteConfig};
+use crate::tls::{self, CertificateError, Sessions, Template, load_certificate};
+
+/// Certificates by site, in the order of the configuration. Read once, shared by the workers.
+pub(super) type SiteCertificates = Vec<Vec<Arc<CertifiedKey>>>;
+
+pub(super) fn load_certificates(config: &Config) -> Result<Arc<SiteCertificates>, CertificateError> {
+    let of_site = |site: &SiteConfig| {
+        let files = site.certificates.iter();
+        files.map(|files| load_certificate(&files.chain, &files.key)).collect()
+    };
+    let sites = config.sites.iter().map(of_site);
+    Ok(Arc::new(sites.collect::<Result<_, _>>()?))
+}
+
+/// What is served under some server names.
+pub(super) struct Site {
+    pub(super) template: Template,
+    /// Longest path first.
+    routes: Vec<(String, Handler)>,
+}
+
+/// What answers a request.
+pub(super) enum Handler {
+    Files(ServeDir),
+    Redirect(String),
+    Respond { status: u16, body: bytes::Bytes },
+    Verdict,
+}
+
+/// A worker's sites by server name.
+pub(super) struct Sites {
+    by_name: HashMap<String, Rc<Site>>,
+    /// By what follows the first label: `example.org` for `*.example.org`.
+    wildcards: HashMap<String, Rc<Site>>,
+    default: Option<Rc<Site>>,
+}
+
+impl Sites {
+    pub(super) fn new(
+        configured: &[SiteConfig],
+        certificates: &SiteCertificates,
+        sessions: &Rc<Sessions>,
+    ) -> Result<Self, rustls::Error> {
+        let mut sites = Self {
+            by_name: HashMap::new(),
+            wildcards: HashMap::new(),
+            default: None,
+        };
+        for (config, certificates) in configured.iter().zip(certificates) {
+            let id = tls::site_id(config.names.first().map_or("", String::as_str));
+            let site = Rc::new(Site {
+                template: Template::new(id, certificates, Rc::clone(sessions))?,
+                routes: routes(config),
+            });
+            if config.names.is_empty() {
+                sites.default = Some(Rc::clone(&site));
+            }
+            for name in &config.names {
+                let (table, name) = match name.strip_prefix("*.") {
+                    Some(parent) => (&mut sites.wildcards, parent),
+                    None => (&mut sites.by_name, name.as_str()),
+                };
+                table.insert(name.to_owned(), Rc::clone(&site));
+            }
+        }
+        Ok(sites)
+    }
+
+    /// The site for a server name as the client sent it; the default site where there is none
+    /// for it.
+    pub(super) fn find(&self, server_name: Option<&str>) -> Option<&Rc<Site>> {
+        let Some(name) = server_name else {
+            return self.default.as_ref();
+        };
+        let name = name.to_ascii_lowercase();
+        let parent = name.split_once('.').map(|(_, parent)| parent);
+        self.by_name
+            .get(&name)
+            .or_else(|| self.wildcards.get(parent?))
+            .or(self.default.as_ref())
+    }
+}
+
+impl Site {
+    /// What answers a path, and what of the path lies below the route.
+    pub(super) fn route<'p>(&self, path: &'p str) -> Option<(&Handler, &'p str)> {
+        self.routes.iter().find_map(|(prefix, handler)| {
+            let below = path.strip_prefix(prefix.as_str())?;
+            (below.is_empty() || below.starts_with('/')).then_some((handler, below))
+        })
+    }
+}
+
+fn routes(config: &SiteConfig) -> Vec<(String, Handler)> {
+    let mut routes: Vec<_> = config
+        .routes
+        .iter()
+        .map(|route| {
+            let prefix = route.path.trim_end_matches('/').to_owned();
+            (prefix, handler(&route.action))
+        })
+        .collect();
+    routes.sort_by_key(|(prefix, _)| std::cmp::Reverse(prefix.len()));
+    routes
+}
+
+fn handler(action: &Action) -> Handler {
+    match action {
+        Action::Files(root) => Handler::Files(ServeDir::new(root)),
+        Action::Redirect(to) => Handler::Redirect(to.trim_end_matches('/').to_owned()),
+        Action::Respond { status, body } => Handler::Respond {
+            status: *status,
+            body: body.clone().into(),
+        },
+        Action::Verdict => Handler::Verdict,
+    }
+}

@@ -1,0 +1,3 @@
+//! Where sessions live.
+
+pub mod memory;

@@ -1,0 +1,176 @@
+//! Where in the log a key is: open addressing over slots of eight bytes, a tag (the upper 32 bits
+//! of the key's hash) and a location in the log.
+//!
+//! A tag's home rises with the tag, and colliding slots are kept in the tags' order, so that the
+//! whole array is sorted but for the gaps. A miss therefore stops as early as a hit, growing is one
+//! sequential pass, and neither that nor a removal has to look at a key again.
+
+/// Slots past the last home, for the collisions there, and as many more as it takes.
+const SLACK: usize = 32;
+
+/// Homes of the first array.
+const FIRST_HOMES: usize = 32;
+
+/// At most four of five homes are taken.
+const LOAD: (usize, usize) = (4, 5);
+
+/// A sorted array with gaps; zero is an empty slot.
+#[derive(Debug, Default)]
+pub(super) struct Index {
+    slots: Vec<u64>,
+    homes: usize,
+    len: usize,
+}
+
+impl Index {
+    /// The place of the key with this hash; `is_it` tells whether a location is the one meant.
+    pub(super) fn find(&self, hash: u64, is_it: impl Fn(u32) -> bool) -> Option<usize> {
+        let tag = tag(hash);
+        let home = self.home(tag);
+        for (at, &slot) in self.slots.get(home..)?.iter().enumerate() {
+            let other = slot >> 32;
+            if other == tag && is_it(slot as u32) {
+                return Some(home + at);
+            }
+            if slot == 0 || other > tag {
+                return None;
+            }
+        }
+        None
+    }
+
+    /// The location at a place that [`Self::find`] returned.
+    pub(super) fn location(&self, place: usize) -> u32 {
+        self.slots[place] as u32
+    }
+
+    /// Adds a key that is not there yet.
+    pub(super) fn insert(&mut self, hash: u64, location: u32) {
+        if (self.len + 1) * LOAD.1 > self.homes * LOAD.0 {
+            self.grow();
+        }
+        self.len += 1;
+        let tag = tag(hash);
+        let mut carried = (tag << 32) | u64::from(location);
+        let home = self.home(tag);
+        for slot in &mut self.slots[home..] {
+            if *slot == 0 {
+                *slot = carried;
+                break;
+            }
+            if *slot >> 32 > carried >> 32 {
+                std::mem::swap(slot, &mut carried);
+            }
+        }
+        self.lengthen();
+    }
+
+    /// Empties a place that [`Self::find`] returned and moves what stood behind it closer to home.
+    pub(super) fn remove(&mut self, place: usize) {
+        self.len -= 1;
+        let mut hole = place;
+        while let Some(&next) = self.slots.get(hole + 1)
+            && next != 0
+            && self.home(next >> 32) <= hole
+        {
+            self.slots[hole] = next;
+            hole += 1;
+        }
+        self.slots[hole] = 0;
+    }
+
+    /// Forgets every key and keeps the array.
+    pub(super) fn clear(&mut self) {
+        self.slots.fill(0);
+        self.len = 0;
+    }
+
+    /// Bytes on the heap.
+    pub(super) fn memory(&self) -> usize {
+        self.slots.capacity() * size_of::<u64>()
+    }
+
+    fn home(&self, tag: u64) -> usize {
+        ((tag * self.homes as u64) >> 32) as usize
+    }
+
+    /// A quarter more homes: growing is cheap enough to keep the array tight.
+    fn grow(&mut self) {
+        self.homes = FIRST_HOMES.max(self.homes / 4 * 5);
+        let old = std::mem::replace(&mut self.slots, vec![0; self.homes + SLACK]);
+        let mut free = 0;
+        for slot in old.into_iter().filter(|&slot| slot != 0) {
+            free = free.max(self.home(slot >> 32));
+            self.slots[free] = slot;
+            free += 1;
+            self.lengthen();
+        }
+    }
+
+    /// Keeps the last slot empty, which ends every search.
+    fn lengthen(&mut self) {
+        if self.slots.last().is_some_and(|&slot| slot != 0) {
+            self.slots.reserve_exact(SLACK);
+            self.slots.extend([0; SLACK]);
+        }
+    }
+}
+
+/// Nonzero, so that a slot is never taken for an empty one.
+fn tag(hash: u64) -> u64 {
+    (hash >> 32).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Hashes from a narrow range, so that homes collide and runs reach the end of the array.
+        #[test]
+        fn agrees_with_a_list(steps in prop::collection::vec((any::<bool>(), 0..300_u32, any::<bool>()), 0..600)) {
+            let mut index = Index::default();
+            let mut list: Vec<(u64, u32)> = Vec::new();
+            for (insert, n, high) in steps {
+                let hash = if high { u64::MAX - (u64::from(n / 4) << 32) } else { u64::from(n) << 57 };
+                let known = list.iter().position(|&entry| entry == (hash, n));
+                let place = index.find(hash, |location| location == n);
+                prop_assert_eq!(place.is_some(), known.is_some());
+                match (insert, known, place) {
+                    (true, None, None) => {
+                        index.insert(hash, n);
+                        list.push((hash, n));
+                    }
+                    (false, Some(at), Some(place)) => {
+                        index.remove(place);
+                        list.swap_remove(at);
+                    }
+                    _ => {}
+                }
+                prop_assert_eq!(index.len, list.len());
+                for &(hash, n) in &list {
+                    let place = index.find(hash, |location| location == n);
+                    prop_assert_eq!(place.map(|place| index.location(place)), Some(n));
+                }
+                let tags: Vec<_> = index.slots.iter().filter(|&&slot| slot != 0).map(|slot| slot >> 32).collect();
+                prop_assert!(tags.is_sorted());
+            }
+        }
+    }
+
+    #[test]
+    fn a_cleared_index_finds_nothing() {
+        let mut index = Index::default();
+        index.insert(42 << 32, 1);
+        index.clear();
+        assert_eq!(index.find(42 << 32, |_| true), None);
+    }
+
+    #[test]
+    fn an_empty_index_finds_nothing() {
+        assert_eq!(Index::default().find(u64::MAX, |_| true), None);
+        assert_eq!(Index::default().memory(), 0);
+    }
+}

@@ -1,0 +1,288 @@
+//! The entries themselves, in the order of their arrival: segments of bytes that are filled at one
+//! end and given back at the other. Keys and values lie inline behind a header of sixteen bytes, so
+//! that an entry costs no allocation and no pointer.
+//!
+//! ```text
+//! established u64 | sequence − segment's first u32 | value length u16 | key length u8 | dead u8 | key | value | to 8 bytes
+//! ```
+//!
+//! Entries that were removed out of turn are holes until [`Log::take_oldest_segment`] (compaction)
+//! squeezes them out.
+
+use std::collections::VecDeque;
+
+use super::Entry;
+use crate::Time;
+
+/// Bytes before the key.
+const HEADER: usize = 16;
+
+/// Where in the header the mark of a dead entry is.
+const DEAD: usize = 15;
+
+/// Entries start at multiples of this, which is what a location counts in.
+const ALIGN: usize = 8;
+
+/// Bytes of the segments of the smallest and the largest tables.
+const SEGMENT: (usize, usize) = (4 << 10, 64 << 10);
+
+/// A run of entries in the order of their arrival.
+#[derive(Debug)]
+struct Segment {
+    bytes: Box<[u8]>,
+    /// Where the oldest entry that may be alive starts.
+    start: usize,
+    /// Where the next entry goes.
+    used: usize,
+    /// The first entry's sequence number.
+    first_sequence: u64,
+}
+
+/// A queue of entries that can also be read and killed by their location.
+#[derive(Debug)]
+pub(super) struct Log {
+    segments: VecDeque<Segment>,
+    /// The number of the oldest segment. Locations hold numbers; they wrap.
+    first: u32,
+    /// Bits of a location that hold the offset in a segment.
+    offset_bits: u32,
+    /// The last segment that was given back: the next one that is needed.
+    spare: Option<Box<[u8]>>,
+    live: usize,
+    /// Bytes of dead entries that still lie between live ones.
+    dead: usize,
+}
+
+impl Log {
+    /// `entries` is how many are expected; it decides how large segments are.
+    pub(super) fn new(entries: usize) -> Self {
+        let wanted = entries.saturating_mul(2).clamp(SEGMENT.0, SEGMENT.1);
+        Self {
+            segments: VecDeque::new(),
+            first: 0,
+            offset_bits: (wanted.next_power_of_two() / ALIGN).ilog2(),
+            spare: None,
+            live: 0,
+            dead: 0,
+        }
+    }
+
+    /// Appends an entry and returns its location; `None` where locations have run out.
+    pub(super) fn append(&mut self, entry: &Entry<'_>) -> Option<u32> {
+        let (key, value) = (entry.key, entry.value);
+        let size = (HEADER + key.len() + value.len()).next_multiple_of(ALIGN);
+        let delta = match self.segments.back() {
+            Some(last) if last.used + size <= last.bytes.len() => entry
+                .sequence
+                .checked_sub(last.first_sequence)
+                .and_then(|delta| u32::try_from(delta).ok()),
+            _ => None,
+        };
+        if delta.is_none() && !self.open(size, entry.sequence) {
+            return None;
+        }
+        let number = self.first.wrapping_add(self.segments.len() as u32 - 1);
+        let last = self.segments.back_mut()?;
+        let at = last.used;
+        last.used += size;
+        let place = &mut last.bytes[at..at + size];
+        place[..8].copy_from_slice(&entry.established.unix_millis().to_le_bytes());
+        place[8..12].copy_from_slice(&delta.unwrap_or(0).to_le_bytes());
+        place[12..14].copy_from_slice(&(value.len() as u16).to_le_bytes());
+        place[14] = key.len() as u8;
+        place[DEAD] = 0;
+        place[HEADER..HEADER + key.len()].copy_from_slice(key);
+        place[HEADER + key.len()..][..value.len()].copy_from_slice(value);
+        self.live += size;
+        Some((number << self.offset_bits) | (at / ALIGN) as u32)
+    }
+
+    /// The entry at a location that [`Self::append`] returned and that is still alive.
+    pub(super) fn entry(&self, location: u32) -> Entry<'_> {
+        let (segment, at) = self.place(location);
+        self.segments[segment].entry(at)
+    }
+
+    /// The oldest live entry.
+    pub(super) fn oldest(&self) -> Option<Entry<'_>> {
+        // The first segment always starts with a live entry: see `trim`.
+        let segment = self.segments.front()?;
+        Some(segment.entry(segment.start))
+    }
+
+    /// Live entries, oldest first.
+    pub(super) fn iter(&self) -> impl Iterator<Item = Entry<'_>> {
+        self.segments.iter().flat_map(Segment::live)
+    }
+
+    /// Removes an entry; what it held turns into a hole or is given back.
+    pub(super) fn kill(&mut self, location: u32) {
+        let (number, at) = self.place(location);
+        let segment = &mut self.segments[number];
+        segment.bytes[at + DEAD] = 1;
+        let size = segment.size(at);
+        self.live -= size;
+        self.dead += size;
+        if number == 0 && at == segment.start {
+            self.trim();
+        }
+    }
+
+    /// Whether holes take more room than entries.
+    pub(super) fn is_sparse(&self) -> bool {
+        self.dead > self.live + self.segment_len()
+    }
+
+    /// An empty log of the same kind.
+    pub(super) fn successor(&self) -> Self {
+        Self {
+            segments: VecDeque::new(),
+            spare: None,
+            live: 0,
+            dead: 0,
+            ..*self
+        }
+    }
+
+    /// Moves the live entries of `old`'s first segment to the end of this log, telling their keys
+    /// and new locations. False when there was none left.
+    pub(super) fn take_oldest_segment(
+        &mut self,
+        old: &mut Self,
+        mut moved: impl FnMut(&[u8], u32),
+    ) -> bool {
+        let Some(segment) = old.segments.pop_front() else {
+            return false;
+        };
+        for entry in segment.live() {
+            // The old log had room for these entries and holes between them.
+            let location = self.append(&entry).expect("a compacted log is no larger");
+            moved(entry.key, location);
+        }
+        self.recycle(segment);
+        true
+    }
+
+    /// Bytes on the heap.
+    pub(super) fn memory(&self) -> usize {
+        let segments = self.segments.iter().map(|segment| segment.bytes.len());
+        segments.sum::<usize>()
+            + self.spare.as_ref().map_or(0, |spare| spare.len())
+            + self.segments.capacity() * size_of::<Segment>()
+    }
+
+    fn segment_len(&self) -> usize {
+        ALIGN << self.offset_bits
+    }
+
+    /// The position of a location's segment, and the offset in it.
+    fn place(&self, location: u32) -> (usize, usize) {
+        let numbers = u32::MAX >> self.offset_bits;
+        let number = (location >> self.offset_bits).wrapping_sub(self.first) & numbers;
+        let offset = location & !(u32::MAX << self.offset_bits);
+        (number as usize, offset as usize * ALIGN)
+    }
+
+    /// Opens a segment that holds at least `size` bytes. False where all numbers are taken.
+    fn open(&mut self, size: usize, first_sequence: u64) -> bool {
+        if self.segments.len() > (u32::MAX >> self.offset_bits) as usize {
+            return false;
+        }
+        if let Some(last) = self.segments.back_mut() {
+            last.close();
+        }
+        let bytes = if size > self.segment_len() {
+            vec![0; size].into_boxed_slice()
+        } else {
+            let spare = self.spare.take();
+            spare.unwrap_or_else(|| vec![0; self.segment_len()].into_boxed_slice())
+        };
+        self.segments.push_back(Segment {
+            bytes,
+            start: 0,
+            used: 0,
+            first_sequence,
+        });
+        true
+    }
+
+    /// Passes over dead entries at the old end and gives back the segments that they filled.
+    fn trim(&mut self) {
+        while let Some(segment) = self.segments.front_mut() {
+            while segment.start < segment.used && segment.is_dead(segment.start) {
+                let size = segment.size(segment.start);
+                segment.start += size;
+                self.dead -= size;
+            }
+            if segment.start < segment.used {
+                return;
+            }
+            if let Some(segment) = self.segments.pop_front() {
+                self.first = self.first.wrapping_add(1);
+                self.recycle(segment);
+            }
+        }
+    }
+
+    fn recycle(&mut self, segment: Segment) {
+        if segment.bytes.len() == self.segment_len() {
+            self.spare = Some(segment.bytes);
+        }
+    }
+}
+
+impl Segment {
+    /// Gives back the rest of a segment that is far from full: the next entry was a large one.
+    fn close(&mut self) {
+        if self.used < self.bytes.len() / 4 * 3 {
+            let mut bytes = std::mem::take(&mut self.bytes).into_vec();
+            bytes.truncate(self.used);
+            self.bytes = bytes.into_boxed_slice();
+        }
+    }
+
+    fn live(&self) -> impl Iterator<Item = Entry<'_>> {
+        let mut next = self.start;
+        std::iter::from_fn(move || {
+            while next < self.used {
+                let at = next;
+                next += self.size(at);
+                if !self.is_dead(at) {
+                    return Some(self.entry(at));
+                }
+            }
+            None
+        })
+    }
+
+    fn is_dead(&self, at: usize) -> bool {
+        self.bytes[at + DEAD] != 0
+    }
+
+    /// Bytes of the entry at `at`, its padding included.
+    fn size(&self, at: usize) -> usize {
+        let (key, value) = self.lengths(at);
+        (HEADER + key + value).next_multiple_of(ALIGN)
+    }
+
+    fn lengths(&self, at: usize) -> (usize, usize) {
+        let value = u16::from_le_bytes([self.bytes[at + 12], self.bytes[at + 13]]);
+        (usize::from(self.bytes[at + 14]), usize::from(value))
+    }
+
+    fn entry(&self, at: usize) -> Entry<'_> {
+        let (key, value) = self.lengths(at);
+        let number = |from: usize, len: usize| {
+            let mut bytes = [0; 8];
+            bytes[..len].copy_from_slice(&self.bytes[at + from..][..len]);
+            u64::from_le_bytes(bytes)
+        };
+        let (key, value) = self.bytes[at + HEADER..][..key + value].split_at(key);
+        Entry {
+            key,
+            value,
+            established: Time::from_unix_millis(number(0, 8)),
+            sequence: self.first_sequence + number(8, 4),
+        }
+    }
+}

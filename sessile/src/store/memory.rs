@@ -1,0 +1,398 @@
+//! The session table of one process, shared by its threads: several tables, each behind a lock of
+//! its own, that behave as one. First in, first out holds over all of them: every entry has a number
+//! from one counter, each table publishes the number of its oldest entry, and what leaves is the
+//! smallest of these.
+
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use sessile_proto::Time;
+use sessile_proto::session::{Gone, Hasher, Inserted, Limits, Lookup, Stats, Table};
+
+/// Most shards, a power of two. Finding the oldest entry looks at each.
+const MAX_SHARDS: usize = 16;
+
+/// Fewest entries that are worth a shard.
+const ENTRIES_PER_SHARD: usize = 512;
+
+/// What a shard without entries publishes.
+const EMPTY: u64 = u64::MAX;
+
+/// The session table. Every method may be called from any thread; none of them waits for anything
+/// but another thread's turn in the same shard.
+#[derive(Debug)]
+pub struct Memory {
+    limits: Limits,
+    /// Picks the shard; it has a seed of its own, so that a shard's keys spread over all its index.
+    hasher: Hasher,
+    shards: Box<[Shard]>,
+    /// Each shard's smallest sequence number. Together, because they are read together.
+    oldest: Box<[AtomicU64]>,
+    /// The next entry's sequence number.
+    sequence: AtomicU64,
+    /// Entries in all shards, less the evictions that are under way: it may pass below zero for a
+    /// moment, when what was to be evicted is taken away first.
+    entries: AtomicI64,
+}
+
+/// A lock and what it guards, on cache lines of their own.
+#[derive(Debug)]
+#[repr(align(128))]
+struct Shard(Mutex<Table>);
+
+/// An entry in a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// What it is found by.
+    pub key: Vec<u8>,
+    /// What was stored.
+    pub value: Vec<u8>,
+    /// When its full handshake was.
+    pub established: Time,
+}
+
+impl Memory {
+    /// An empty table. The seed has to be unpredictable: keys come from peers.
+    #[must_use]
+    pub fn new(limits: Limits, seed: u64) -> Self {
+        let worth = (limits.max_entries / ENTRIES_PER_SHARD).clamp(1, MAX_SHARDS);
+        let shards = 1 << worth.ilog2();
+        let table = || Shard(Mutex::new(Table::part(limits, shards, seed)));
+        Self {
+            limits,
+            hasher: Hasher::new(!seed),
+            shards: std::iter::repeat_with(table).take(shards).collect(),
+            oldest: (0..shards).map(|_| AtomicU64::new(EMPTY)).collect(),
+            sequence: AtomicU64::new(1),
+            entries: AtomicI64::new(0),
+        }
+    }
+
+    /// Stores a value; see [`Table::insert`].
+    pub fn insert(&self, key: &[u8], value: &[u8], established: Time, now: Time) -> Inserted {
+        let inserted = self.with(self.shard_of(key), |table| {
+            // Drawn under the lock, so that numbers rise within each shard.
+            let sequence = self.sequence.fetch_add(1, Ordering::Relaxed);
+            table.insert_as(sequence, key, value, established, now)
+        });
+        match inserted {
+            Inserted::Stored { evicted } => Inserted::Stored {
+                evicted: self.shrink(now) || evicted,
+            },
+            refused => refused,
+        }
+    }
+
+    /// Looks for a key and copies its value.
+    pub fn get(&self, key: &[u8], now: Time) -> Lookup<Vec<u8>> {
+        self.read(key, now, <[u8]>::to_vec)
+    }
+
+    /// Looks for a key and hands its value to `f`, which other users of the shard wait for.
+    pub fn read<R>(&self, key: &[u8], now: Time, f: impl FnOnce(&[u8]) -> R) -> Lookup<R> {
+        self.with(self.shard_of(key), |table| table.get(key, now).map(f))
+    }
+
+    /// Looks for a key and removes it: of all that ask, one finds it, the others learn that it is
+    /// [`Gone::Spent`].
+    pub fn take(&self, key: &[u8], now: Time) -> Lookup<Vec<u8>> {
+        self.with(self.shard_of(key), |table| table.take(key, now))
+    }
+
+    /// Removes an entry and remembers why. False where there was none.
+    pub fn remove(&self, key: &[u8], why: Gone) -> bool {
+        self.with(self.shard_of(key), |table| table.remove(key, why))
+    }
+
+    /// Frees the memory of entries that are too old, as far as nothing older is still alive, and
+    /// returns how many those were.
+    pub fn expire(&self, now: Time) -> usize {
+        (0..self.shards.len())
+            .map(|shard| self.with(shard, |table| table.expire(now)))
+            .sum()
+    }
+
+    /// Every entry, oldest first, those that are too old included. Each shard is copied at one moment.
+    #[must_use]
+    pub fn snapshot(&self) -> Vec<Entry> {
+        let mut entries = Vec::new();
+        for shard in 0..self.shards.len() {
+            self.with(shard, |table| {
+                entries.extend(table.iter().map(|entry| {
+                    let owned = Entry {
+                        key: entry.key.to_vec(),
+                        value: entry.value.to_vec(),
+                        established: entry.established,
+                    };
+                    (entry.sequence, owned)
+                }));
+            });
+        }
+        entries.sort_unstable_by_key(|(sequence, _)| *sequence);
+        entries.into_iter().map(|(_, entry)| entry).collect()
+    }
+
+    /// Whether the limits allow no entries at all.
+    #[must_use]
+    pub fn disabled(&self) -> bool {
+        self.limits.disabled()
+    }
+
+    /// What happened so far.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        let mut sum = Stats::default();
+        for shard in 0..self.shards.len() {
+            sum += self.with(shard, |table| table.stats());
+        }
+        sum
+    }
+
+    /// Bytes that the table takes on the heap.
+    #[must_use]
+    pub fn memory(&self) -> usize {
+        let tables = (0..self.shards.len()).map(|shard| self.with(shard, |table| table.memory()));
+        tables.sum::<usize>() + size_of_val(&*self.shards) + size_of_val(&*self.oldest)
+    }
+
+    fn shard_of(&self, key: &[u8]) -> usize {
+        self.hasher.hash(key) as usize & (self.shards.len() - 1)
+    }
+
+    /// Evicts what is over the limit. Each eviction is counted before it is done, so that two
+    /// threads never evict two entries for the same one too many.
+    fn shrink(&self, now: Time) -> bool {
+        let max = i64::try_from(self.limits.max_entries).unwrap_or(i64::MAX);
+        let one_less = |entries| (entries > max).then(|| entries - 1);
+        let mut evicted = false;
+        while self
+            .entries
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, one_less)
+            .is_ok()
+        {
+            if self.evict_oldest(now) {
+                evicted = true;
+            } else {
+                self.entries.fetch_add(1, Ordering::AcqRel);
+            }
+        }
+        evicted
+    }
+
+    /// Removes the oldest entry of all shards without counting it. False where there is none.
+    fn evict_oldest(&self, now: Time) -> bool {
+        loop {
+            let published = self
+                .oldest
+                .iter()
+                .map(|oldest| oldest.load(Ordering::Acquire));
+            let Some((oldest, shard)) = published.zip(0..).min() else {
+                return false;
+            };
+            if oldest == EMPTY {
+                return false;
+            }
+            let mut table = self.lock(shard);
+            // Another thread may have been faster: look again.
+            if table.oldest_sequence() == Some(oldest) {
+                table.evict_oldest(now);
+                self.publish(shard, &table);
+                return true;
+            }
+        }
+    }
+
+    /// Runs `f` on a shard's table, and afterwards publishes its oldest entry and counts its entries.
+    fn with<R>(&self, shard: usize, f: impl FnOnce(&mut Table) -> R) -> R {
+        let mut table = self.lock(shard);
+        let before = table.stats();
+        let result = f(&mut table);
+        let after = table.stats();
+        if (before.entries, before.inserted) != (after.entries, after.inserted) {
+            // In this order: whoever sees an entry counted finds it published.
+            self.publish(shard, &table);
+            let more = after.entries as i64 - before.entries as i64;
+            self.entries.fetch_add(more, Ordering::AcqRel);
+        }
+        result
+    }
+
+    fn lock(&self, shard: usize) -> MutexGuard<'_, Table> {
+        // Only a reader's closure can panic, and the table is whole before it runs.
+        self.shards[shard]
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn publish(&self, shard: usize, table: &Table) {
+        let oldest = table.oldest_sequence().unwrap_or(EMPTY);
+        if self.oldest[shard].load(Ordering::Relaxed) != oldest {
+            self.oldest[shard].store(oldest, Ordering::Release);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+    use std::time::Duration;
+
+    use super::*;
+
+    const NOW: Time = Time::from_unix_millis(1_000_000);
+
+    fn memory(max_entries: usize) -> Memory {
+        let lifetime = Duration::from_secs(60);
+        Memory::new(
+            Limits {
+                max_entries,
+                lifetime,
+            },
+            1,
+        )
+    }
+
+    fn key(n: u64) -> [u8; 8] {
+        n.to_be_bytes()
+    }
+
+    fn keys(memory: &Memory) -> Vec<Vec<u8>> {
+        let entries = memory.snapshot().into_iter();
+        entries.map(|entry| entry.key).collect()
+    }
+
+    #[test]
+    fn small_tables_are_one_shard_and_large_ones_several() {
+        let shards = |max_entries| memory(max_entries).shards.len();
+        assert_eq!(
+            [0, 1, 1023, 1024, 10_000, 1_000_000].map(shards),
+            [1, 1, 1, 2, 16, 16]
+        );
+    }
+
+    #[test]
+    fn the_oldest_of_all_shards_leaves_first() {
+        let memory = memory(3000);
+        assert!(memory.shards.len() > 1);
+        let mut model = VecDeque::new();
+        for n in 0..10_000_u64 {
+            let (key, old) = (key(n), key(n / 2));
+            match n % 7 {
+                0..5 => {
+                    memory.insert(&key, b"value", NOW, NOW);
+                    model.push_back(key.to_vec());
+                }
+                5 => {
+                    let was_there = model.iter().position(|other| *other == old);
+                    assert_eq!(memory.remove(&old, Gone::Purged), was_there.is_some());
+                    was_there.map(|at| model.remove(at));
+                }
+                _ => {
+                    memory.insert(&old, b"again", NOW, NOW);
+                    model.retain(|other| *other != old);
+                    model.push_back(old.to_vec());
+                }
+            }
+            if model.len() > 3000 {
+                let oldest = model.pop_front().unwrap();
+                assert_eq!(memory.get(&oldest, NOW), Lookup::Gone(Gone::Evicted));
+            }
+            assert_eq!(memory.stats().entries, model.len());
+        }
+        assert_eq!(keys(&memory), Vec::from(model));
+    }
+
+    #[test]
+    fn an_insertion_tells_whether_another_entry_left_for_it() {
+        let memory = memory(2000);
+        for n in 0..2500 {
+            let evicted = n >= 2000;
+            assert_eq!(
+                memory.insert(&key(n), b"", NOW, NOW),
+                Inserted::Stored { evicted }
+            );
+        }
+    }
+
+    #[test]
+    fn zero_entries_disable_the_table() {
+        let memory = memory(0);
+        assert!(memory.disabled());
+        assert_eq!(
+            memory.insert(b"key", b"value", NOW, NOW),
+            Inserted::Disabled
+        );
+        assert_eq!(memory.get(b"key", NOW), Lookup::Disabled);
+    }
+
+    #[test]
+    fn entries_that_are_too_old_can_be_freed_early() {
+        let memory = memory(2000);
+        let later = NOW.plus(Duration::from_secs(60));
+        for n in 0..1500 {
+            memory.insert(&key(n), b"value", NOW, NOW);
+        }
+        memory.insert(b"young", b"value", later, later);
+        assert_eq!(memory.expire(later), 1500);
+        assert_eq!(memory.get(&key(1499), later), Lookup::Gone(Gone::Expired));
+        assert_eq!(keys(&memory), [b"young"]);
+    }
+
+    #[test]
+    fn of_all_threads_that_take_an_entry_one_has_it() {
+        let memory = memory(100);
+        for n in 0..100 {
+            memory.insert(&key(n), b"value", NOW, NOW);
+        }
+        let taken = std::thread::scope(|scope| {
+            let take_all = || {
+                (0..100)
+                    .filter(|&n| memory.take(&key(n), NOW).found().is_some())
+                    .count()
+            };
+            let threads = [(); 4].map(|()| scope.spawn(take_all));
+            threads.map(|thread| thread.join().unwrap())
+        });
+        assert_eq!(taken.iter().sum::<usize>(), 100);
+        assert_eq!(memory.stats().removed, 100);
+    }
+
+    #[test]
+    fn threads_keep_the_table_full_and_never_over_its_limit() {
+        const MAX: usize = 2048;
+        let memory = memory(MAX);
+        std::thread::scope(|scope| {
+            for thread in 0..4_u64 {
+                let memory = &memory;
+                scope.spawn(move || {
+                    for n in 0..10_000_u64 {
+                        let key = key(n << 8 | thread);
+                        memory.insert(&key, &key, NOW, NOW);
+                        // The other threads may each have inserted and not evicted yet.
+                        assert!(memory.entries.load(Ordering::Acquire) <= MAX as i64 + 3);
+                        if n % 3 == 0 {
+                            memory.remove(&key, Gone::Purged);
+                        }
+                        if let Lookup::Found(value) = memory.get(&key, NOW) {
+                            assert_eq!(value, key);
+                        }
+                    }
+                });
+            }
+        });
+        for n in 0..MAX as u64 {
+            memory.insert(&key(u64::MAX - n), b"", NOW, NOW);
+        }
+        let stats = memory.stats();
+        assert_eq!(stats.entries, MAX);
+        assert_eq!(stats.inserted, MAX as u64 + stats.evicted + stats.removed);
+        assert_eq!(memory.snapshot().len(), MAX);
+        assert!(
+            keys(&memory).iter().rev().eq(&(0..MAX as u64)
+                .rev()
+                .map(|n| key(u64::MAX - n).to_vec())
+                .collect::<Vec<_>>())
+        );
+    }
+}

@@ -92,7 +92,7 @@ pub fn wait_for_signal(mut reopen_logs: impl FnMut()) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let asked = runtime.block_on(async {
+    let asked: io::Result<&str> = runtime.block_on(async {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
         let mut reopen = signal(SignalKind::user_defined1())?;

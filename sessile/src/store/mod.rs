@@ -7,7 +7,7 @@ pub mod memory;
 use std::sync::Arc;
 
 use sessile_proto::Time;
-use sessile_proto::session::{Gone, Limits};
+use sessile_proto::session::{Gone, Limits, Lookup};
 
 use memory::Memory;
 
@@ -60,24 +60,10 @@ impl std::fmt::Debug for Key {
     }
 }
 
-/// What a look-up found.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Found {
-    /// The session's envelope.
-    Session(Vec<u8>),
-    /// It was here once.
-    Gone(Gone),
-    /// Never seen, or too long ago to say.
-    Unknown,
-    /// Sessions are not kept here.
-    Disabled,
-}
-
 /// The session store of one server, shared by its threads.
 #[derive(Clone)]
 pub struct Store {
     memory: Arc<Memory>,
-    enabled: bool,
 }
 
 impl Store {
@@ -89,19 +75,18 @@ impl Store {
         };
         Self {
             memory: Arc::new(Memory::new(limits, seed)),
-            enabled: settings.max_entries > 0 && !settings.lifetime.is_zero(),
         }
     }
 
     /// Whether sessions are kept at all.
     #[must_use]
-    pub const fn is_enabled(&self) -> bool {
-        self.enabled
+    pub fn is_enabled(&self) -> bool {
+        !self.memory.disabled()
     }
 
     /// Looks a session up and leaves it where it is.
     #[expect(clippy::unused_async, reason = "a shared store answers over the network")]
-    pub async fn find(&self, key: &Key, now: Time) -> Found {
+    pub async fn find(&self, key: &Key, now: Time) -> Lookup<Vec<u8>> {
         self.memory.get(key.as_bytes(), now)
     }
 

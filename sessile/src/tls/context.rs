@@ -9,13 +9,14 @@ use rustls::server::{ProducesTickets, StoresServerSessions};
 use sessile_proto::Time;
 use sessile_proto::hello::ClientHello;
 use sessile_proto::keys::Schedule;
+use sessile_proto::session::Lookup;
 use sessile_proto::ticket::{
     self, Binding, Class, ClientAuth, Envelope, Expected, Id, Issuer, SRID_LEN,
 };
 use sessile_proto::verdict::{self, How, Reason, Verdict};
 
 use super::{Sessions, Template};
-use crate::store::{Found, Key};
+use crate::store::Key;
 
 /// rustls 0.23's encoding of a session; to be changed with the pinned version.
 const VALUE_FORMAT: u16 = 23;
@@ -53,7 +54,7 @@ pub(super) struct Context {
     tickets: bool,
     sealed: bool,
     /// What the store said of the sessions that the hello names.
-    fetched: Vec<(Key, Found)>,
+    fetched: Vec<(Key, Lookup<Vec<u8>>)>,
     state: Mutex<State>,
 }
 
@@ -205,10 +206,10 @@ impl Context {
     fn fetched(&self, key: &Key) -> Result<&[u8], Reason> {
         let found = self.fetched.iter().find(|(fetched, _)| fetched == key);
         match found.map(|(_, found)| found) {
-            Some(Found::Session(envelope)) => Ok(envelope),
-            Some(Found::Gone(gone)) => Err((*gone).into()),
-            Some(Found::Unknown) | None => Err(Reason::Unknown),
-            Some(Found::Disabled) => Err(Reason::CacheDisabled),
+            Some(Lookup::Found(envelope)) => Ok(envelope),
+            Some(Lookup::Gone(gone)) => Err((*gone).into()),
+            Some(Lookup::Unknown) | None => Err(Reason::Unknown),
+            Some(Lookup::Disabled) => Err(Reason::CacheDisabled),
         }
     }
 

@@ -48,7 +48,7 @@ impl Sessions {
 
     /// Whether the server hands out tickets: neither turned off nor without a place to keep what
     /// they name.
-    pub(super) const fn issues_tickets(&self) -> bool {
+    pub(super) fn issues_tickets(&self) -> bool {
         self.tickets && (self.sealed || self.store.is_enabled())
     }
 }

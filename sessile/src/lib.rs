@@ -1,5 +1,7 @@
 //! sessile: keeps TLS sessions attached to a web farm. The library behind the `sessile` binary.
 
+pub mod admin;
+pub mod balance;
 pub mod clock;
 pub mod config;
 pub mod detect;

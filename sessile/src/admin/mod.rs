@@ -1,0 +1,122 @@
+//! The admin listener: plain HTTP for the operator and for Prometheus. It reads metrics and calls
+//! no role.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+
+use bytes::Bytes;
+use http::header::{ALLOW, CONTENT_TYPE, HeaderValue};
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use prometheus::{Encoder, Registry, TextEncoder};
+use tokio_util::sync::CancellationToken;
+
+use crate::lifecycle::Workers;
+use crate::listen::{self, ListenError};
+
+/// Why the admin listener does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("admin: {0}")]
+    Listen(#[from] ListenError),
+    #[error("admin: cannot start a thread: {0}")]
+    Thread(#[from] io::Error),
+}
+
+/// A running admin listener.
+pub struct Admin {
+    address: SocketAddr,
+    workers: Workers,
+}
+
+impl Admin {
+    /// Binds the address and starts answering.
+    ///
+    /// # Errors
+    /// Where the address cannot be had.
+    pub fn start(
+        address: SocketAddr,
+        registry: Registry,
+        stop: CancellationToken,
+    ) -> Result<Self, StartError> {
+        let socket = listen::bind(address, 1)?.remove(0);
+        let address = socket.local_addr()?;
+        let mut workers = Workers::new(stop.clone());
+        workers.spawn("admin", move || async move {
+            let accepted = listen::accept(socket, stop.cancelled(), |io, _| {
+                let registry = registry.clone();
+                tokio::task::spawn_local(async move {
+                    let answer = service_fn(|request| {
+                        let response = answer(&registry, &request);
+                        async { Ok::<_, Infallible>(response) }
+                    });
+                    // A timer makes hyper drop those who do not finish their request.
+                    let _ = http1::Builder::new()
+                        .timer(TokioTimer::new())
+                        .serve_connection(TokioIo::new(io), answer)
+                        .await;
+                });
+            });
+            if let Err(error) = accepted.await {
+                tracing::error!(%error, "the admin listener cannot listen");
+            }
+        })?;
+        Ok(Self { address, workers })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Waits until it has ended, after the order to stop.
+    pub fn join(self) {
+        self.workers.join();
+    }
+}
+
+fn answer(registry: &Registry, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "method not allowed\n".into());
+        response
+            .headers_mut()
+            .insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+        return response;
+    }
+    match request.uri().path() {
+        "/" => text(StatusCode::OK, "sessile\n\n/healthz\n/metrics\n".into()),
+        "/healthz" => text(StatusCode::OK, "ok\n".into()),
+        "/metrics" => metrics(registry),
+        _ => text(StatusCode::NOT_FOUND, "not found\n".into()),
+    }
+}
+
+fn metrics(registry: &Registry) -> Response<Full<Bytes>> {
+    let encoder = TextEncoder::new();
+    let mut page = Vec::new();
+    if let Err(error) = encoder.encode(&registry.gather(), &mut page) {
+        let error = format!("metrics cannot be written: {error}\n");
+        return text(StatusCode::INTERNAL_SERVER_ERROR, error.into());
+    }
+    let mut response = Response::new(Full::new(page.into()));
+    if let Ok(content_type) = HeaderValue::from_str(encoder.format_type()) {
+        response.headers_mut().insert(CONTENT_TYPE, content_type);
+    }
+    response
+}
+
+fn text(status: StatusCode, body: Bytes) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body));
+    *response.status_mut() = status;
+    response.headers_mut().insert(
+        CONTENT_TYPE,
+        HeaderValue::from_static("text/plain; charset=utf-8"),
+    );
+    response
+}

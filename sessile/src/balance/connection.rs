@@ -1,0 +1,121 @@
+//! One connection through the balancer: its hello is read, a server found and connected to, and
+//! what the server shows in clear is learned from while bytes pass.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use sessile_proto::Time;
+use sessile_proto::hello::{DEFAULT_LIMIT, HelloReader};
+use sessile_proto::route::RoutedBy;
+use sessile_proto::watch::{Kind, Watch};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+
+use super::metrics::Open;
+use super::servers::Connected;
+use super::{Shared, relay};
+use crate::clock;
+use crate::detect::{self, DetectError, HELLO_DEADLINE};
+
+pub(super) async fn run(shared: Rc<Arc<Shared>>, mut client: TcpStream, peer: SocketAddr, open: Open) {
+    let reader = match detect::read(&mut client, DEFAULT_LIMIT, HELLO_DEADLINE).await {
+        Ok(reader) => reader,
+        Err(error) => {
+            shared.metrics.count_turned_away(match error {
+                DetectError::Invalid(_) => "bad-hello",
+                DetectError::Deadline => "deadline",
+                DetectError::Closed | DetectError::Io(_) => "no-hello",
+            });
+            return;
+        }
+    };
+    match place(&shared, &reader, peer).await {
+        Ok(placed) => pass(&shared, client, placed, peer).await,
+        Err(cause) => shared.metrics.count_turned_away(cause),
+    }
+    drop(open);
+}
+
+/// A client with its server found.
+struct Placed {
+    by: RoutedBy,
+    at: usize,
+    server: TcpStream,
+    connected: Connected,
+    watch: Watch,
+}
+
+/// Finds a server that takes the connection and hands it the hello, verbatim.
+async fn place(shared: &Shared, reader: &HelloReader, peer: SocketAddr) -> Result<Placed, &'static str> {
+    let hello = reader.hello().map_err(|_| "bad-hello")?;
+    let now = clock::now();
+    let followed = shared.follow(&hello, now);
+    // A server that failed just now is not worth the wait while others are there.
+    let first = followed.filter(|(_, at)| !shared.servers[*at].has_failed(now));
+    if let Some((by, at)) = first
+        && let Some((server, connected)) = connect(shared, at, reader.bytes(), now).await
+    {
+        let watch = Watch::new(&hello);
+        return Ok(Placed { by, at, server, connected, watch });
+    }
+    for at in shared.servers.place(peer.ip(), now) {
+        if first.is_some_and(|(_, tried)| tried == at) {
+            continue;
+        }
+        if let Some((server, connected)) = connect(shared, at, reader.bytes(), now).await {
+            let watch = Watch::new(&hello);
+            let by = RoutedBy::Policy;
+            return Ok(Placed { by, at, server, connected, watch });
+        }
+    }
+    Err("no-server")
+}
+
+async fn connect(
+    shared: &Shared,
+    at: usize,
+    hello: &[u8],
+    now: Time,
+) -> Option<(TcpStream, Connected)> {
+    let server = &shared.servers[at];
+    let attempt = async {
+        let mut io = TcpStream::connect(server.address()).await?;
+        io.set_nodelay(true)?;
+        io.write_all(hello).await?;
+        Ok::<_, std::io::Error>(io)
+    };
+    match tokio::time::timeout(shared.servers.connect_timeout, attempt).await {
+        Ok(Ok(io)) => Some((io, server.connected())),
+        failed => {
+            let error = failed.map(|result| result.err());
+            tracing::debug!(server = server.name(), ?error, "server does not take connections");
+            server.failed(now);
+            None
+        }
+    }
+}
+
+/// Moves bytes to the end, and learns.
+async fn pass(shared: &Shared, mut client: TcpStream, placed: Placed, peer: SocketAddr) {
+    let Placed { by, at, mut server, connected, mut watch } = placed;
+    let mut counted = false;
+    let relayed = relay::run(&mut client, &mut server, |bytes| {
+        if let Some(outcome) = watch.push(bytes) {
+            shared.learn(&outcome.learned, at, peer.ip(), clock::now());
+            shared.metrics.count(by, Some(outcome.kind));
+            counted = true;
+            let resumed = matches!(outcome.kind, Kind::Resumed(_));
+            let server = shared.servers[at].name();
+            tracing::debug!(server, routed_by = by.as_str(), resumed, client = %peer, "handshake");
+        }
+    });
+    let relayed = relayed.await;
+    if !counted {
+        shared.metrics.count(by, None);
+    }
+    if let Err(error) = relayed {
+        tracing::trace!(%error, client = %peer, "connection cut");
+    }
+    drop(connected);
+}

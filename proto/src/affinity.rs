@@ -1,1 +1,406 @@
-//! What a balancer learns.
+//! What a balancer learns: which server can resume a session ID or a ticket. It is the session
+//! table with a server's number for a value, a share of it for each source, and a rule: what one
+//! server said is never overwritten by another. Whether something was said at all (only a
+//! handshake that was completed teaches) is for the caller to see to.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use aws_lc_rs::digest;
+
+use crate::Time;
+use crate::session::{Entry, Gone, Inserted, Limits, Stats, Table};
+
+/// Longest session ID (RFC 5246, 7.4.1.2).
+const MAX_SESSION_ID: usize = 32;
+
+/// Bytes kept of a ticket's hash.
+const TICKET_HASH: usize = 16;
+
+/// Bytes of a key: its kind and what identifies it.
+const KEY: usize = 1 + MAX_SESSION_ID;
+
+/// A source prefix may always hold this many entries.
+const QUOTA_FLOOR: usize = 256;
+
+/// Beyond that, this fraction of the table (one in so many).
+const QUOTA_SHARE: usize = 10;
+
+/// What a client brings to be recognised by. The kinds never match each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct AffinityKey {
+    bytes: [u8; KEY],
+    len: u8,
+}
+
+impl AffinityKey {
+    /// A TLS ≤ 1.2 session ID. `None` where it is empty or too long to be one.
+    #[must_use]
+    pub fn session_id(id: &[u8]) -> Option<Self> {
+        (1..=MAX_SESSION_ID)
+            .contains(&id.len())
+            .then(|| Self::new(1, id))
+    }
+
+    /// A ticket, of which a hash is kept. `None` where it is empty.
+    #[must_use]
+    pub fn ticket(ticket: &[u8]) -> Option<Self> {
+        let hash = || digest::digest(&digest::SHA256, ticket);
+        (!ticket.is_empty()).then(|| Self::new(2, &hash().as_ref()[..TICKET_HASH]))
+    }
+
+    fn new(kind: u8, id: &[u8]) -> Self {
+        let mut bytes = [0; KEY];
+        bytes[0] = kind;
+        bytes[1..=id.len()].copy_from_slice(id);
+        Self {
+            bytes,
+            len: 1 + id.len() as u8,
+        }
+    }
+
+    fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..usize::from(self.len)]
+    }
+}
+
+/// What became of a lesson.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Learned {
+    /// It is new and remembered.
+    New,
+    /// It was known already. It is no younger for that.
+    Known,
+    /// It is known of this other server, and stays so.
+    Conflict(u32),
+    /// Its source holds its whole share of the table.
+    OverQuota,
+    /// The limits allow no entries at all.
+    Disabled,
+}
+
+/// The learned table.
+#[derive(Debug)]
+pub struct Affinity {
+    /// A part, which never evicts by itself: every entry that leaves is taken off its source's count.
+    table: Table,
+    max_entries: usize,
+    /// Entries of each source that has any. Ordered, so that no peer's choice makes it slow.
+    sources: BTreeMap<Source, u32>,
+}
+
+impl Affinity {
+    /// An empty table. The seed has to be unpredictable: keys come from peers.
+    #[must_use]
+    pub fn new(limits: Limits, seed: u64) -> Self {
+        Self {
+            table: Table::part(limits, 1, seed),
+            max_entries: limits.max_entries,
+            sources: BTreeMap::new(),
+        }
+    }
+
+    /// Remembers that `server` can resume what `key` stands for, as a handshake from `source` that
+    /// was completed just now has shown.
+    pub fn learn(&mut self, key: AffinityKey, server: u32, source: IpAddr, now: Time) -> Learned {
+        self.expire(now);
+        if let Some(entry) = self.table.peek(key.as_bytes()) {
+            let known = Lesson::of(&entry);
+            if !self.table.is_expired(entry.established, now) {
+                return match known.server == server {
+                    true => Learned::Known,
+                    false => Learned::Conflict(known.server),
+                };
+            }
+            self.table.remove(key.as_bytes(), Gone::Expired);
+            uncount(&mut self.sources, known.source);
+        }
+        let source = Source::of(source);
+        let held = self.sources.get(&source).map_or(0, |&held| held as usize);
+        if held >= QUOTA_FLOOR.max(self.max_entries / QUOTA_SHARE) {
+            return Learned::OverQuota;
+        }
+        let lesson = Lesson { server, source }.to_bytes();
+        match self.table.insert(key.as_bytes(), &lesson, now, now) {
+            Inserted::Stored { .. } => {}
+            _ => return Learned::Disabled,
+        }
+        *self.sources.entry(source).or_default() += 1;
+        if self.table.len() > self.max_entries {
+            self.forget_oldest(now);
+        }
+        Learned::New
+    }
+
+    /// The server that can resume what `key` stands for, as far as is known.
+    #[must_use]
+    pub fn lookup(&self, key: AffinityKey, now: Time) -> Option<u32> {
+        let entry = self.table.peek(key.as_bytes())?;
+        let young = !self.table.is_expired(entry.established, now);
+        young.then(|| Lesson::of(&entry).server)
+    }
+
+    /// Forgets all that one server taught: its state is lost. Looks at every entry.
+    pub fn forget_server(&mut self, server: u32) -> usize {
+        let sources = &mut self.sources;
+        self.table.remove_where(Gone::Revoked, |entry| {
+            let lesson = Lesson::of(entry);
+            let is_it = lesson.server == server;
+            if is_it {
+                uncount(sources, lesson.source);
+            }
+            is_it
+        })
+    }
+
+    /// What happened in the table so far. Look-ups are not counted.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        self.table.stats()
+    }
+
+    /// Entries are as old as they have been here, so those that are too old are the first ones.
+    fn expire(&mut self, now: Time) {
+        while let Some(oldest) = self.table.oldest()
+            && self.table.is_expired(oldest.established, now)
+        {
+            self.forget_oldest(now);
+        }
+    }
+
+    fn forget_oldest(&mut self, now: Time) {
+        if let Some(oldest) = self.table.oldest() {
+            uncount(&mut self.sources, Lesson::of(&oldest).source);
+            self.table.evict_oldest(now);
+        }
+    }
+}
+
+/// Takes one entry off a source's count.
+fn uncount(sources: &mut BTreeMap<Source, u32>, source: Source) {
+    if let Some(held) = sources.get_mut(&source) {
+        *held -= 1;
+        if *held == 0 {
+            sources.remove(&source);
+        }
+    }
+}
+
+/// A source prefix: /24 of IPv4 (an address of IPv6 that maps one included), /56 of IPv6.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Source(u64);
+
+impl Source {
+    fn of(address: IpAddr) -> Self {
+        Self(match address.to_canonical() {
+            IpAddr::V4(address) => u64::from(address.to_bits() >> 8),
+            // 56 bits, and one that sets them apart.
+            IpAddr::V6(address) => (address.to_bits() >> 72) as u64 | 1 << 56,
+        })
+    }
+}
+
+/// What the table holds under a key.
+#[derive(Clone, Copy, Debug)]
+struct Lesson {
+    server: u32,
+    source: Source,
+}
+
+impl Lesson {
+    const LEN: usize = 12;
+
+    fn to_bytes(self) -> [u8; Self::LEN] {
+        let mut bytes = [0; Self::LEN];
+        bytes[..4].copy_from_slice(&self.server.to_le_bytes());
+        bytes[4..].copy_from_slice(&self.source.0.to_le_bytes());
+        bytes
+    }
+
+    fn of(entry: &Entry<'_>) -> Self {
+        let (server, source) = entry
+            .value
+            .split_first_chunk()
+            .expect("written by `to_bytes`");
+        Self {
+            server: u32::from_le_bytes(*server),
+            source: Source(u64::from_le_bytes(
+                source.try_into().expect("written by `to_bytes`"),
+            )),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const A: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
+    const LIFETIME: u64 = 1000;
+
+    const fn at(millis: u64) -> Time {
+        Time::from_unix_millis(millis)
+    }
+
+    fn affinity(max_entries: usize) -> Affinity {
+        let lifetime = Duration::from_millis(LIFETIME);
+        Affinity::new(
+            Limits {
+                max_entries,
+                lifetime,
+            },
+            1,
+        )
+    }
+
+    fn id(n: u32) -> AffinityKey {
+        AffinityKey::session_id(&n.to_be_bytes()).unwrap()
+    }
+
+    fn address(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_learned_session_leads_to_its_server_until_its_lifetime_is_over() {
+        let mut affinity = affinity(10);
+        assert_eq!(affinity.learn(id(1), 7, A, at(0)), Learned::New);
+        assert_eq!(affinity.learn(id(1), 7, A, at(500)), Learned::Known);
+        assert_eq!(affinity.lookup(id(1), at(999)), Some(7));
+        assert_eq!(affinity.lookup(id(1), at(1000)), None);
+        assert_eq!(affinity.lookup(id(2), at(0)), None);
+    }
+
+    #[test]
+    fn no_server_overwrites_what_another_said() {
+        let mut affinity = affinity(10);
+        affinity.learn(id(1), 7, A, at(0));
+        assert_eq!(affinity.learn(id(1), 8, A, at(1)), Learned::Conflict(7));
+        assert_eq!(affinity.lookup(id(1), at(1)), Some(7));
+        assert_eq!(affinity.learn(id(1), 8, A, at(1000)), Learned::New);
+        assert_eq!(affinity.lookup(id(1), at(1000)), Some(8));
+    }
+
+    #[test]
+    fn kinds_of_keys_do_not_match_each_other() {
+        let hash = digest::digest(&digest::SHA256, b"ticket");
+        let as_id = AffinityKey::session_id(&hash.as_ref()[..TICKET_HASH]);
+        assert_ne!(AffinityKey::ticket(b"ticket"), as_id);
+        assert_ne!(
+            AffinityKey::ticket(b"ticket"),
+            AffinityKey::ticket(b"ticket ")
+        );
+        assert_ne!(
+            AffinityKey::session_id(&[0]),
+            AffinityKey::session_id(&[0, 0])
+        );
+        assert_eq!(AffinityKey::session_id(&[]), None);
+        assert_eq!(AffinityKey::session_id(&[0; 33]), None);
+        assert!(AffinityKey::session_id(&[0; 32]).is_some());
+        assert_eq!(AffinityKey::ticket(&[]), None);
+    }
+
+    #[test]
+    fn the_oldest_lesson_is_forgotten_first() {
+        let mut affinity = affinity(2);
+        for n in 0..3 {
+            affinity.learn(id(n), n, A, at(0));
+        }
+        assert_eq!(
+            [0, 1, 2].map(|n| affinity.lookup(id(n), at(0))),
+            [None, Some(1), Some(2)]
+        );
+    }
+
+    #[test]
+    fn a_server_that_lost_its_state_is_forgotten_and_the_others_are_not() {
+        let mut affinity = affinity(1000);
+        for n in 0..240 {
+            affinity.learn(id(n), n % 3, A, at(0));
+        }
+        assert_eq!(affinity.forget_server(1), 80);
+        assert_eq!(affinity.stats().entries, 160);
+        assert_eq!(affinity.lookup(id(1), at(0)), None);
+        assert_eq!(affinity.lookup(id(2), at(0)), Some(2));
+    }
+
+    #[test]
+    fn a_source_prefix_holds_at_most_its_share() {
+        let mut affinity = affinity(10_000);
+        for n in 0..1000 {
+            let near = address(&format!("192.0.2.{}", n % 256));
+            assert_eq!(affinity.learn(id(n), 7, near, at(0)), Learned::New);
+        }
+        let mapped = address("::ffff:192.0.2.77");
+        assert_eq!(
+            affinity.learn(id(5000), 7, mapped, at(0)),
+            Learned::OverQuota
+        );
+        assert_eq!(affinity.learn(id(3), 7, A, at(0)), Learned::Known);
+        assert_eq!(
+            affinity.learn(id(5000), 7, address("192.0.3.1"), at(0)),
+            Learned::New
+        );
+        assert_eq!(affinity.learn(id(5001), 7, A, at(1000)), Learned::New);
+    }
+
+    #[test]
+    fn a_small_table_is_not_divided_further_than_its_floor() {
+        let mut affinity = affinity(300);
+        let learned: Vec<_> = (0..257)
+            .map(|n| affinity.learn(id(n), 7, A, at(0)))
+            .collect();
+        assert_eq!(
+            learned
+                .iter()
+                .position(|&learned| learned == Learned::OverQuota),
+            Some(QUOTA_FLOOR)
+        );
+    }
+
+    #[test]
+    fn sources_are_told_apart_by_prefix() {
+        let of = |text| Source::of(address(text));
+        assert_eq!(of("2001:db8:0:100::1"), of("2001:db8:0:1ff:ffff::"));
+        assert_ne!(of("2001:db8:0:100::1"), of("2001:db8:0:200::1"));
+        assert_ne!(of("::"), of("0.0.0.0"));
+        assert_eq!(of("::ffff:192.0.2.1"), of("192.0.2.255"));
+    }
+
+    #[test]
+    fn nothing_is_learned_where_the_table_is_disabled() {
+        let mut affinity = affinity(0);
+        assert_eq!(affinity.learn(id(1), 7, A, at(0)), Learned::Disabled);
+        assert_eq!(affinity.lookup(id(1), at(0)), None);
+        assert!(affinity.sources.is_empty());
+    }
+
+    proptest! {
+        /// Whatever happens, the counts are those of the entries that are there.
+        #[test]
+        fn counts_of_sources_stay_right(
+            max_entries in 0..40_usize,
+            steps in prop::collection::vec((0..60_u32, 0..4_u32, 0..5_u8, -20..200_i64), 0..300),
+        ) {
+            let mut affinity = affinity(max_entries);
+            let mut now = at(10_000);
+            for (n, server, net, by) in steps {
+                now = at(now.unix_millis().saturating_add_signed(by));
+                match n {
+                    0 => { affinity.forget_server(server); }
+                    _ => { affinity.learn(id(n), server, address(&format!("10.0.{net}.1")), now); }
+                }
+                let mut counts = BTreeMap::new();
+                for entry in affinity.table.iter() {
+                    *counts.entry(Lesson::of(&entry).source).or_default() += 1;
+                }
+                prop_assert_eq!(&counts, &affinity.sources);
+                prop_assert!(affinity.table.len() <= max_entries);
+            }
+        }
+    }
+}

@@ -40,12 +40,13 @@ pub async fn read(
         let mut reader = HelloReader::new(limit);
         let mut chunk = [0; CHUNK];
         loop {
-            let len = io.read(&mut chunk).await.map_err(|error| {
-                match error.kind() {
+            let len = io
+                .read(&mut chunk)
+                .await
+                .map_err(|error| match error.kind() {
                     io::ErrorKind::ConnectionReset => DetectError::Closed,
                     _ => DetectError::Io(error),
-                }
-            })?;
+                })?;
             if len == 0 {
                 return Err(DetectError::Closed);
             }

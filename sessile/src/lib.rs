@@ -2,9 +2,12 @@
 
 pub mod admin;
 pub mod balance;
+pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod detect;
+pub mod farm;
+pub mod figure;
 pub mod key;
 pub mod lifecycle;
 pub mod listen;

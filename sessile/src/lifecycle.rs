@@ -32,7 +32,11 @@ impl Workers {
     ///
     /// # Errors
     /// Where the system gives no thread.
-    pub fn spawn<F>(&mut self, name: &str, body: impl FnOnce() -> F + Send + 'static) -> io::Result<()>
+    pub fn spawn<F>(
+        &mut self,
+        name: &str,
+        body: impl FnOnce() -> F + Send + 'static,
+    ) -> io::Result<()>
     where
         F: Future<Output = ()>,
     {

@@ -38,7 +38,10 @@ fn remedy(error: &io::Error) -> &'static str {
 ///
 /// # Errors
 /// Where the address cannot be had, another program's listening on it included.
-pub fn bind(address: SocketAddr, workers: usize) -> Result<Vec<std::net::TcpListener>, ListenError> {
+pub fn bind(
+    address: SocketAddr,
+    workers: usize,
+) -> Result<Vec<std::net::TcpListener>, ListenError> {
     let failed = |source| ListenError { address, source };
     if address.port() != 0 {
         // SO_REUSEPORT would let us share the port with another process of the same user, and
@@ -58,7 +61,11 @@ pub fn bind(address: SocketAddr, workers: usize) -> Result<Vec<std::net::TcpList
 }
 
 fn socket(address: SocketAddr, shared: bool) -> io::Result<Socket> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(shared)?;
     socket.set_nonblocking(true)?;
@@ -121,17 +128,18 @@ fn is_peers_fault(error: &io::Error) -> bool {
 mod tests {
     use super::*;
 
-    const ANY: SocketAddr = SocketAddr::new(
-        std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST),
-        0,
-    );
+    const ANY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
 
     #[test]
     fn workers_share_one_free_port() {
         let listeners = bind(ANY, 3).unwrap();
         let port = |listener: &std::net::TcpListener| listener.local_addr().unwrap().port();
         assert_eq!(listeners.len(), 3);
-        assert!(listeners.iter().all(|other| port(other) == port(&listeners[0])));
+        assert!(
+            listeners
+                .iter()
+                .all(|other| port(other) == port(&listeners[0]))
+        );
     }
 
     #[test]

@@ -1,1 +1,7 @@
-fn main() {}
+//! The `sessile` binary: all it does is in the library.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    sessile::cli::main()
+}

@@ -18,7 +18,12 @@ use super::{Shared, relay};
 use crate::clock;
 use crate::detect::{self, DetectError, HELLO_DEADLINE};
 
-pub(super) async fn run(shared: Rc<Arc<Shared>>, mut client: TcpStream, peer: SocketAddr, open: Open) {
+pub(super) async fn run(
+    shared: Rc<Arc<Shared>>,
+    mut client: TcpStream,
+    peer: SocketAddr,
+    open: Open,
+) {
     let reader = match detect::read(&mut client, DEFAULT_LIMIT, HELLO_DEADLINE).await {
         Ok(reader) => reader,
         Err(error) => {
@@ -47,7 +52,11 @@ struct Placed {
 }
 
 /// Finds a server that takes the connection and hands it the hello, verbatim.
-async fn place(shared: &Shared, reader: &HelloReader, peer: SocketAddr) -> Result<Placed, &'static str> {
+async fn place(
+    shared: &Shared,
+    reader: &HelloReader,
+    peer: SocketAddr,
+) -> Result<Placed, &'static str> {
     let hello = reader.hello().map_err(|_| "bad-hello")?;
     let now = clock::now();
     let followed = shared.follow(&hello, now);
@@ -57,7 +66,13 @@ async fn place(shared: &Shared, reader: &HelloReader, peer: SocketAddr) -> Resul
         && let Some((server, connected)) = connect(shared, at, reader.bytes(), now).await
     {
         let watch = Watch::new(&hello);
-        return Ok(Placed { by, at, server, connected, watch });
+        return Ok(Placed {
+            by,
+            at,
+            server,
+            connected,
+            watch,
+        });
     }
     for at in shared.servers.place(peer.ip(), now) {
         if first.is_some_and(|(_, tried)| tried == at) {
@@ -66,7 +81,13 @@ async fn place(shared: &Shared, reader: &HelloReader, peer: SocketAddr) -> Resul
         if let Some((server, connected)) = connect(shared, at, reader.bytes(), now).await {
             let watch = Watch::new(&hello);
             let by = RoutedBy::Policy;
-            return Ok(Placed { by, at, server, connected, watch });
+            return Ok(Placed {
+                by,
+                at,
+                server,
+                connected,
+                watch,
+            });
         }
     }
     Err("no-server")
@@ -89,7 +110,11 @@ async fn connect(
         Ok(Ok(io)) => Some((io, server.connected())),
         failed => {
             let error = failed.map(|result| result.err());
-            tracing::debug!(server = server.name(), ?error, "server does not take connections");
+            tracing::debug!(
+                server = server.name(),
+                ?error,
+                "server does not take connections"
+            );
             server.failed(now);
             None
         }
@@ -98,7 +123,13 @@ async fn connect(
 
 /// Moves bytes to the end, and learns.
 async fn pass(shared: &Shared, mut client: TcpStream, placed: Placed, peer: SocketAddr) {
-    let Placed { by, at, mut server, connected, mut watch } = placed;
+    let Placed {
+        by,
+        at,
+        mut server,
+        connected,
+        mut watch,
+    } = placed;
     let mut counted = false;
     let relayed = relay::run(&mut client, &mut server, |bytes| {
         if let Some(outcome) = watch.push(bytes) {

@@ -2,12 +2,12 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use prometheus::core::{Collector, Desc};
-use prometheus::proto::MetricFamily;
 use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 use sessile_proto::affinity::Affinity;
 use sessile_proto::route::RoutedBy;
 use sessile_proto::watch::Kind;
+
+use crate::figure;
 
 /// Counters of one balancer.
 pub struct Metrics {
@@ -75,13 +75,15 @@ impl Metrics {
             "Client connections open now.",
         )?;
         registry.register(Box::new(open.clone()))?;
-        registry.register(Box::new(LearnedFigure {
-            affinity: Arc::clone(affinity),
-            entries: IntGauge::new(
-                "sessile_balance_learned_entries",
-                "Session IDs and tickets that were learned from servers.",
-            )?,
-        }))?;
+        let learned = Opts::new(
+            "sessile_balance_learned_entries",
+            "Session IDs and tickets that were learned from servers.",
+        );
+        let affinity = Arc::clone(affinity);
+        figure::register(registry, learned, move || {
+            let affinity = affinity.lock().unwrap_or_else(PoisonError::into_inner);
+            affinity.stats().entries
+        })?;
         Ok(Self {
             routed,
             turned_away,
@@ -119,27 +121,5 @@ pub(super) struct Open(IntGauge);
 impl Drop for Open {
     fn drop(&mut self) {
         self.0.dec();
-    }
-}
-
-/// The learned table's size, read when it is asked for.
-struct LearnedFigure {
-    affinity: Arc<Mutex<Affinity>>,
-    entries: IntGauge,
-}
-
-impl Collector for LearnedFigure {
-    fn desc(&self) -> Vec<&Desc> {
-        self.entries.desc()
-    }
-
-    fn collect(&self) -> Vec<MetricFamily> {
-        let affinity = self
-            .affinity
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let entries = affinity.stats().entries;
-        self.entries.set(i64::try_from(entries).unwrap_or(i64::MAX));
-        self.entries.collect()
     }
 }

@@ -114,10 +114,7 @@ impl Shared {
         let ticket = AffinityKey::ticket(hello.session_ticket.unwrap_or_default());
         let id = AffinityKey::session_id(hello.session_id);
         let offers = [(RoutedBy::Ticket, ticket), (RoutedBy::SessionId, id)];
-        let affinity = self
-            .affinity
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let affinity = self.affinity.lock().unwrap_or_else(PoisonError::into_inner);
         offers.into_iter().find_map(|(by, key)| {
             let server = affinity.lookup(key?, now)?;
             Some((by, self.servers.position(server)?))
@@ -127,10 +124,7 @@ impl Shared {
     /// Remembers which server made a session.
     fn learn(&self, learned: &[Learned], server: usize, source: IpAddr, now: Time) {
         let id = self.servers[server].id();
-        let mut affinity = self
-            .affinity
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut affinity = self.affinity.lock().unwrap_or_else(PoisonError::into_inner);
         for learned in learned {
             let key = match learned {
                 Learned::SessionId(id) => AffinityKey::session_id(id),

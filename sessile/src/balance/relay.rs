@@ -26,7 +26,7 @@ pub(super) async fn run(
     if moved.is_err() {
         // One side was cut off: so is the other, and it is not made to look like an orderly end.
         for side in [client, server] {
-            let _ = SockRef::from(side).set_linger(Some(Duration::ZERO));
+            let _ = SockRef::from(&*side).set_linger(Some(Duration::ZERO));
         }
     }
     moved.map(|_| ())

@@ -71,7 +71,8 @@ impl std::ops::Index<usize> for Servers {
 
 impl Server {
     fn new(config: &config::BalanceServer, registry: &Registry) -> prometheus::Result<Self> {
-        let opts = |name: &str, help: &str| Opts::new(name, help).const_label("server", &config.name);
+        let opts =
+            |name: &str, help: &str| Opts::new(name, help).const_label("server", &config.name);
         let open = IntGauge::with_opts(opts(
             "sessile_balance_server_connections_open",
             "Connections to this server open now.",

@@ -3,16 +3,21 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use prometheus::core::{Collector, Desc};
-use prometheus::proto::MetricFamily;
 use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 use sessile_proto::verdict::Verdict;
 
+use crate::figure;
 use crate::store::Store;
 
 /// Why a handshake did not finish, as a metric label.
-pub(super) const FAILURES: [&str; 6] =
-    ["no-hello", "bad-hello", "no-site", "deadline", "closed", "tls"];
+pub(super) const FAILURES: [&str; 6] = [
+    "no-hello",
+    "bad-hello",
+    "no-site",
+    "deadline",
+    "closed",
+    "tls",
+];
 
 /// One server's counters. Handles are looked up once, here.
 pub struct Metrics {
@@ -42,7 +47,6 @@ impl Metrics {
             registry.register(Box::new(family.clone()))?;
             Ok(family)
         };
-        let gauge = |name: &str, help: &str| IntGauge::with_opts(opts(name, help));
         let handshakes = vector(
             "sessile_handshakes_total",
             "Finished TLS handshakes by verdict: resumed/<how> or full/<reason>.",
@@ -53,16 +57,29 @@ impl Metrics {
             "TLS handshakes that did not finish, by cause.",
             "cause",
         )?;
-        let open = gauge("sessile_connections_open", "Client connections open now.")?;
+        let open = opts("sessile_connections_open", "Client connections open now.");
+        let open = IntGauge::with_opts(open)?;
         registry.register(Box::new(open.clone()))?;
-        registry.register(Box::new(TableFigures {
-            store: store.clone(),
-            entries: gauge("sessile_session_table_entries", "Sessions in the session table.")?,
-            bytes: gauge("sessile_session_table_bytes", "Memory of the session table, in bytes.")?,
-        }))?;
+        let entries = opts(
+            "sessile_session_table_entries",
+            "Sessions in the session table.",
+        );
+        let table = store.clone();
+        figure::register(registry, entries, move || table.memory().stats().entries)?;
+        let bytes = opts(
+            "sessile_session_table_bytes",
+            "Memory of the session table, in bytes.",
+        );
+        let table = store.clone();
+        figure::register(registry, bytes, move || table.memory().memory())?;
         Ok(Self {
             verdicts: Verdict::all()
-                .map(|verdict| (verdict, handshakes.with_label_values(&[verdict.to_string()])))
+                .map(|verdict| {
+                    (
+                        verdict,
+                        handshakes.with_label_values(&[verdict.to_string()]),
+                    )
+                })
                 .collect(),
             failures: FAILURES
                 .into_iter()
@@ -118,30 +135,5 @@ pub(super) struct Open(Arc<Metrics>);
 impl Drop for Open {
     fn drop(&mut self) {
         self.0.open.dec();
-    }
-}
-
-/// The session table's figures, read when they are asked for.
-struct TableFigures {
-    store: Store,
-    entries: IntGauge,
-    bytes: IntGauge,
-}
-
-impl Collector for TableFigures {
-    fn desc(&self) -> Vec<&Desc> {
-        let mut descs = self.entries.desc();
-        descs.extend(self.bytes.desc());
-        descs
-    }
-
-    fn collect(&self) -> Vec<MetricFamily> {
-        let table = self.store.memory();
-        let as_gauge = |figure: usize| i64::try_from(figure).unwrap_or(i64::MAX);
-        self.entries.set(as_gauge(table.stats().entries));
-        self.bytes.set(as_gauge(table.memory()));
-        let mut families = self.entries.collect();
-        families.extend(self.bytes.collect());
-        families
     }
 }

@@ -187,7 +187,11 @@ async fn work(shared: Shared, socket: std::net::TcpListener) {
     let connections = TaskTracker::new();
     let stop = worker.shared.around.stop.clone();
     let accepted = listen::accept(socket, stop.cancelled(), |io, peer| {
-        match worker.shared.metrics.admit(worker.shared.config.connection.max) {
+        match worker
+            .shared
+            .metrics
+            .admit(worker.shared.config.connection.max)
+        {
             Some(open) => {
                 let connection = connection::run(Rc::clone(&worker), io, peer, open);
                 connections.spawn_local(connection);

@@ -197,7 +197,11 @@ impl Connection {
             resumed: handshake.verdict.outcome() == "resumed",
             protocol: handshake.version,
             cipher_suite: &handshake.suite,
-            http: if handshake.http2 { "HTTP/2" } else { "HTTP/1.1" },
+            http: if handshake.http2 {
+                "HTTP/2"
+            } else {
+                "HTTP/1.1"
+            },
             server_name: handshake.server_name.as_deref(),
             client: self.peer,
             session_age_seconds: clock::now().since(handshake.established).as_secs(),
@@ -235,8 +239,13 @@ impl Shown<'_> {
         let name = self.server_name.unwrap_or("-");
         format!(
             "{}\n\nserver    {}\nprotocol  {} {} {}\nname      {name}\nsession   {} s old\nrequest   {} of this connection\n",
-            self.verdict, self.server, self.protocol, self.cipher_suite, self.http,
-            self.session_age_seconds, self.request
+            self.verdict,
+            self.server,
+            self.protocol,
+            self.cipher_suite,
+            self.http,
+            self.session_age_seconds,
+            self.request
         )
     }
 

@@ -13,10 +13,14 @@ use crate::tls::{self, CertificateError, Sessions, Template, load_certificate};
 /// Certificates by site, in the order of the configuration. Read once, shared by the workers.
 pub(super) type SiteCertificates = Vec<Vec<Arc<CertifiedKey>>>;
 
-pub(super) fn load_certificates(config: &Config) -> Result<Arc<SiteCertificates>, CertificateError> {
+pub(super) fn load_certificates(
+    config: &Config,
+) -> Result<Arc<SiteCertificates>, CertificateError> {
     let of_site = |site: &SiteConfig| {
         let files = site.certificates.iter();
-        files.map(|files| load_certificate(&files.chain, &files.key)).collect()
+        files
+            .map(|files| load_certificate(&files.chain, &files.key))
+            .collect()
     };
     let sites = config.sites.iter().map(of_site);
     Ok(Arc::new(sites.collect::<Result<_, _>>()?))

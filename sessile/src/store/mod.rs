@@ -85,15 +85,22 @@ impl Store {
     }
 
     /// Looks a session up and leaves it where it is.
-    #[expect(clippy::unused_async, reason = "a shared store answers over the network")]
+    #[expect(
+        clippy::unused_async,
+        reason = "a shared store answers over the network"
+    )]
     pub async fn find(&self, key: &Key, now: Time) -> Lookup<Vec<u8>> {
         self.memory.get(key.as_bytes(), now)
     }
 
     /// Stores a session; its life counts from `established`.
-    #[expect(clippy::unused_async, reason = "a shared store answers over the network")]
+    #[expect(
+        clippy::unused_async,
+        reason = "a shared store answers over the network"
+    )]
     pub async fn put(&self, key: &Key, envelope: &[u8], established: Time, now: Time) {
-        self.memory.insert(key.as_bytes(), envelope, established, now);
+        self.memory
+            .insert(key.as_bytes(), envelope, established, now);
     }
 
     /// Removes a session, to be remembered as gone for that reason.

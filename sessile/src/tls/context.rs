@@ -142,7 +142,11 @@ impl Context {
             Some(admitted) if resumed => {
                 state.owned.extend(admitted.key);
                 let verdict = Verdict::Resumed(admitted.how);
-                (verdict, admitted.established, std::mem::take(&mut state.owned))
+                (
+                    verdict,
+                    admitted.established,
+                    std::mem::take(&mut state.owned),
+                )
             }
             declined => {
                 // Found, right in every respect that we know of, and declined by the library.
@@ -169,7 +173,11 @@ impl Context {
         let mut state = self.state();
         let admitted = sealed
             .and_then(Envelope::decode)
-            .and_then(|envelope| envelope.admits(&self.expected(), self.now).map(|()| envelope))
+            .and_then(|envelope| {
+                envelope
+                    .admits(&self.expected(), self.now)
+                    .map(|()| envelope)
+            })
             .and_then(|envelope| match how {
                 How::Psk if !self.psk_dhe => Err(Reason::NoDheMode),
                 _ => Ok(envelope),
@@ -339,8 +347,7 @@ impl ProducesTickets for Context {
         if self.sealed {
             return ticket::seal(&self.schedule, self.issuer, id, &envelope);
         }
-        let srid: [u8; SRID_LEN] =
-            ticket::issue(&self.schedule, self.issuer, Class::Stored, id)?;
+        let srid: [u8; SRID_LEN] = ticket::issue(&self.schedule, self.issuer, Class::Stored, id)?;
         self.store(&mut state, Key::stored(&id), &envelope);
         Some(srid.to_vec())
     }
@@ -353,7 +360,11 @@ impl ProducesTickets for Context {
                 return None;
             }
         }
-        let how = if self.version == TLS13 { How::Psk } else { How::Ticket };
+        let how = if self.version == TLS13 {
+            How::Psk
+        } else {
+            How::Ticket
+        };
         self.open(how, token)
     }
 }
@@ -376,7 +387,10 @@ fn named_sessions(hello: &ClientHello<'_>, schedule: &Schedule, version: u16) ->
     // Only a token of an identifier's length can name a stored session: spare the others the work.
     let may_be_stored = |token: &&[u8]| token.len() == SRID_LEN;
     if version == TLS13 {
-        let identities = hello.pre_shared_key.iter().flat_map(|psks| psks.identities());
+        let identities = hello
+            .pre_shared_key
+            .iter()
+            .flat_map(|psks| psks.identities());
         let tokens = identities.take(MAX_IDENTITIES).map(|psk| psk.identity);
         return tokens.filter(may_be_stored).filter_map(stored).collect();
     }

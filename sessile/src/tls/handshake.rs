@@ -94,7 +94,10 @@ pub async fn accept(
     })
 }
 
-fn connection(template: &Template, context: &Arc<Context>) -> Result<ServerConnection, rustls::Error> {
+fn connection(
+    template: &Template,
+    context: &Arc<Context>,
+) -> Result<ServerConnection, rustls::Error> {
     let mut config = template.config.clone();
     config.session_storage = Arc::clone(context) as _;
     config.ticketer = Arc::clone(context) as _;
@@ -118,7 +121,10 @@ async fn step(
     );
     for put in context.take_outbox() {
         let (key, envelope) = (&put.key, &put.envelope);
-        sessions.store.put(key, envelope, put.established, now).await;
+        sessions
+            .store
+            .put(key, envelope, put.established, now)
+            .await;
     }
     if let Err(error) = processed {
         // The alert, as far as the socket takes it at once: the peer has no claim on more.

@@ -1,0 +1,119 @@
+//! `sessile balance`: a TLS balancer from a configuration file, or from a few flags.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::bail;
+use sessile_proto::route::Policy;
+use tokio_util::sync::CancellationToken;
+
+use crate::admin::Admin;
+use crate::balance::Balancer;
+use crate::config::{self, BalanceServer, Config, Listener, Role};
+use crate::lifecycle;
+
+/// Route TLS connections to the servers that can resume them, without decrypting.
+#[derive(clap::Args)]
+#[command(after_help = "Example:\n  sessile balance --listen 0.0.0.0:443 \
+    --server web1=10.0.0.1:443 --server web2=10.0.0.2:443")]
+pub(super) struct Args {
+    /// Configuration file; the flags below do without one.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["listen", "server", "policy"])]
+    config: Option<PathBuf>,
+    /// Where to listen.
+    #[arg(long, value_name = "IP:PORT", requires = "server")]
+    listen: Option<SocketAddr>,
+    /// A server behind the balancer; give one for each.
+    #[arg(long, value_name = "NAME=IP:PORT", value_parser = named_server)]
+    server: Vec<BalanceServer>,
+    /// How clients without a known session are placed: source, least-connections or round-robin.
+    #[arg(long, value_name = "POLICY", default_value = "source")]
+    policy: Policy,
+    /// Where /healthz and /metrics answer.
+    #[arg(long, value_name = "IP:PORT")]
+    admin: Option<SocketAddr>,
+}
+
+fn named_server(text: &str) -> Result<BalanceServer, String> {
+    let (name, address) = text
+        .split_once('=')
+        .ok_or("expected NAME=IP:PORT, as in web1=10.0.0.1:443")?;
+    if name.is_empty() {
+        return Err("the name before = is empty".to_owned());
+    }
+    let address = address
+        .parse()
+        .map_err(|_| format!("{address:?} is not IP:PORT"))?;
+    Ok(BalanceServer {
+        name: name.to_owned(),
+        address,
+        number: None,
+        weight: 1,
+    })
+}
+
+pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let config = configuration(args)?;
+    super::start_log(config.log.level);
+    let stop = CancellationToken::new();
+    let registry = prometheus::Registry::new();
+    let balancer = Balancer::start(&config, stop.clone(), &registry)?;
+    for address in balancer.addresses() {
+        let servers = config.balance.servers.len();
+        tracing::info!(%address, servers, policy = %config.balance.policy, "balancing");
+    }
+    let admin = config
+        .admin
+        .listen
+        .map(|address| Admin::start(address, registry, stop.clone()))
+        .transpose()?;
+    if let Some(admin) = &admin {
+        tracing::info!(address = %admin.address(), "admin");
+    }
+    lifecycle::wait_for_signal(|| ())?;
+    stop.cancel();
+    balancer.join();
+    if let Some(admin) = admin {
+        admin.join();
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn configuration(args: Args) -> anyhow::Result<Config> {
+    let mut config = match (args.config, args.listen) {
+        (Some(file), _) => config::file::load(&file)?,
+        (None, Some(address)) => {
+            let mut config = Config::default();
+            config.listeners = vec![Listener {
+                address,
+                role: Role::Balance,
+            }];
+            config.balance.policy = args.policy;
+            config.balance.servers = args.server;
+            config
+        }
+        (None, None) => bail!("nothing to balance: give --config FILE, or --listen and --server"),
+    };
+    if config
+        .listeners
+        .iter()
+        .all(|listener| listener.role != Role::Balance)
+    {
+        bail!("no listener has role = \"balance\"; add a [[listener]] with it");
+    }
+    if let Some(server) = duplicate(&config.balance.servers) {
+        bail!("two servers are named {server:?}; every --server needs a name of its own");
+    }
+    config.admin.listen = args.admin.or(config.admin.listen);
+    Ok(config)
+}
+
+fn duplicate(servers: &[BalanceServer]) -> Option<&str> {
+    let mut names: Vec<&str> = servers.iter().map(|server| server.name.as_str()).collect();
+    names.sort_unstable();
+    names
+        .windows(2)
+        .find(|pair| pair[0] == pair[1])
+        .map(|pair| pair[0])
+}

@@ -1,0 +1,111 @@
+//! `sessile farm`: a whole farm in one process, and what to type next.
+
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use sessile_proto::route::Policy;
+use tokio_util::sync::CancellationToken;
+use tracing::level_filters::LevelFilter;
+
+use crate::config::{self, Config};
+use crate::farm::{Farm, Plan};
+use crate::lifecycle;
+use crate::serve::{AccessLog, Surroundings};
+
+/// Run a whole farm in one process: servers, a balancer, a development certificate.
+#[derive(clap::Args)]
+#[command(
+    after_help = "Example, a farm as farms commonly are, whose servers share nothing:\n  \
+    sessile farm --isolated --policy round-robin\nand in another terminal:\n  \
+    sessile probe 127.0.0.1:8443 --insecure"
+)]
+pub(super) struct Args {
+    /// Where clients connect.
+    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:8443")]
+    listen: SocketAddr,
+    /// How many servers stand behind the balancer.
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=99))]
+    servers: u8,
+    /// Where /healthz and /metrics answer.
+    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:9180")]
+    admin: SocketAddr,
+    /// Where certificates and the farm key are kept [default: farm/ in the state folder].
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Give every server a key and a session table of its own, as farms commonly have.
+    #[arg(long)]
+    isolated: bool,
+    /// How clients without a known session are placed: source, least-connections or round-robin.
+    #[arg(long, value_name = "POLICY", default_value = "source")]
+    policy: Policy,
+    /// Do not print a line for each request.
+    #[arg(long)]
+    quiet: bool,
+}
+
+pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
+    super::start_log(LevelFilter::WARN);
+    let log = match args.quiet {
+        true => config::AccessLog::Off,
+        false => config::AccessLog::Stdout,
+    };
+    let around = Surroundings {
+        stop: CancellationToken::new(),
+        registry: prometheus::Registry::new(),
+        access_log: AccessLog::open(&log)?,
+    };
+    let plan = Plan {
+        listen: args.listen,
+        servers: args.servers.into(),
+        admin: Some(args.admin),
+        data_dir: args
+            .data_dir
+            .unwrap_or_else(|| config::default_state_dir().join("farm")),
+        isolated: args.isolated,
+        policy: args.policy,
+        base: Config::default(),
+    };
+    let farm = Farm::start(&plan, &around)?;
+    print!("{}", greeting(&plan, &farm));
+    lifecycle::wait_for_signal(|| ())?;
+    println!("\ndraining");
+    around.stop.cancel();
+    farm.join();
+    around.access_log.flush();
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What is there and what to type next.
+fn greeting(plan: &Plan, farm: &Farm) -> String {
+    let program = std::env::args().next().unwrap_or("sessile".to_owned());
+    let (address, port) = (farm.address(), farm.address().port());
+    let root = farm.authority.root.display();
+    let count = match plan.servers {
+        1 => "1 server".to_owned(),
+        count => format!("{count} servers"),
+    };
+    let keys = match plan.isolated {
+        true => "that share nothing",
+        false => "that share a farm key",
+    };
+    let mut text = format!(
+        "sessile farm: {count} {keys}, behind a balancer that places new clients by {}\n\n  \
+         https://localhost:{port}/\n",
+        plan.policy
+    );
+    if let Some(admin) = farm.admin_address() {
+        let _ = writeln!(text, "  http://{admin}/metrics");
+    }
+    let _ = write!(
+        text,
+        "\nNext, in another terminal:\n  \
+         {program} probe {address} --sni localhost --ca {root}\n  \
+         openssl s_client -connect {address} -CAfile {root} -tls1_2 -reconnect </dev/null | grep -E '^(New|Reused)'\n  \
+         curl --cacert {root} https://localhost:{port}/\n\n\
+         Each request prints a line; its end says who answered and what the handshake came to.\n\
+         Ctrl-C drains and stops.\n\n"
+    );
+    text
+}

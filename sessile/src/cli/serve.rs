@@ -1,0 +1,145 @@
+//! `sessile serve`: a TLS server from a configuration file, or from a few flags.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context as _, bail};
+use tokio_util::sync::CancellationToken;
+
+use crate::admin::Admin;
+use crate::config::{self, Action, Certificate, Config, Listener, Role, Site, SiteRoute};
+use crate::key::{Keyring, Origin};
+use crate::lifecycle;
+use crate::serve::{AccessLog, Server, Surroundings};
+
+/// Serve sites over TLS; their sessions resume on every server of the farm.
+#[derive(clap::Args)]
+#[command(
+    after_help = "Examples:\n  sessile serve --config /etc/sessile.toml\n  \
+    sessile serve --listen 0.0.0.0:443 --cert cert.pem --key key.pem --root /var/www"
+)]
+pub(super) struct Args {
+    /// Configuration file; the flags below do without one.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["listen", "cert", "key", "root"])]
+    config: Option<PathBuf>,
+    /// Where to listen.
+    #[arg(long, value_name = "IP:PORT", requires_all = ["cert", "key", "root"])]
+    listen: Option<SocketAddr>,
+    /// Certificate chain, PEM.
+    #[arg(long, value_name = "PEM")]
+    cert: Option<PathBuf>,
+    /// Private key, PEM.
+    #[arg(long, value_name = "PEM")]
+    key: Option<PathBuf>,
+    /// Folder of static files.
+    #[arg(long, value_name = "DIR")]
+    root: Option<PathBuf>,
+    /// Where /healthz and /metrics answer.
+    #[arg(long, value_name = "IP:PORT")]
+    admin: Option<SocketAddr>,
+}
+
+pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let config = configuration(args)?;
+    super::start_log(config.log.level);
+    let around = Surroundings {
+        stop: CancellationToken::new(),
+        registry: prometheus::Registry::new(),
+        access_log: AccessLog::open(&config.log.access)?,
+    };
+    let server = Server::start(&config, &around)?;
+    for address in server.addresses() {
+        tracing::info!(%address, server = config.server.name, "serving");
+    }
+    say_what_survives(&config, server.keys());
+    let admin = config
+        .admin
+        .listen
+        .map(|address| Admin::start(address, around.registry.clone(), around.stop.clone()))
+        .transpose()?;
+    if let Some(admin) = &admin {
+        tracing::info!(address = %admin.address(), "admin");
+    }
+    lifecycle::wait_for_signal(|| around.access_log.reopen())?;
+    around.stop.cancel();
+    server.join();
+    if let Some(admin) = admin {
+        admin.join();
+    }
+    let dropped = around.access_log.flush();
+    if dropped > 0 {
+        tracing::warn!(dropped, "access log lines were dropped");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn configuration(args: Args) -> anyhow::Result<Config> {
+    let mut config = match args {
+        Args {
+            listen: Some(listen),
+            cert: Some(chain),
+            key: Some(key),
+            root: Some(root),
+            ..
+        } => Config {
+            listeners: vec![Listener {
+                address: listen,
+                role: Role::Serve,
+            }],
+            sites: vec![Site {
+                names: Vec::new(),
+                certificates: vec![Certificate { chain, key }],
+                routes: vec![SiteRoute {
+                    path: "/".to_owned(),
+                    action: Action::Files(folder(root)?),
+                }],
+            }],
+            ..Config::default()
+        },
+        Args {
+            config: Some(file), ..
+        } => config::file::load(&file)?,
+        _ => bail!("nothing to serve: give --config FILE, or --listen, --cert, --key and --root"),
+    };
+    if config
+        .listeners
+        .iter()
+        .all(|listener| listener.role != Role::Serve)
+    {
+        bail!("no listener has role = \"serve\"; add a [[listener]] with it");
+    }
+    config.admin.listen = args.admin.or(config.admin.listen);
+    Ok(config)
+}
+
+fn folder(root: PathBuf) -> anyhow::Result<PathBuf> {
+    let metadata = std::fs::metadata(&root);
+    let metadata = metadata.with_context(|| format!("--root {}", root.display()))?;
+    if !metadata.is_dir() {
+        bail!("--root {}: not a folder", root.display());
+    }
+    Ok(root)
+}
+
+/// What a restart and a crash cost with this configuration.
+fn say_what_survives(config: &Config, keys: &Keyring) {
+    match keys.origin() {
+        Origin::Made(file) => tracing::info!(
+            file = %file.display(), farm = keys.scope(),
+            "made a farm key; copy it to the farm's other servers"
+        ),
+        Origin::Loaded(file) => {
+            tracing::info!(file = %file.display(), farm = keys.scope(), "farm key");
+        }
+        Origin::Ephemeral => tracing::warn!(
+            "the farm key is in memory only (key.file = \"none\"): a restart costs every session"
+        ),
+    }
+    if config.session.max_entries > 0 && !config.session.lifetime.is_zero() {
+        tracing::info!(
+            "sessions by session ID are in this process's memory: a restart costs those; \
+             tickets and TLS 1.3 sessions survive as long as the key does"
+        );
+    }
+}

@@ -1,0 +1,172 @@
+//! A web farm in one process: servers, the balancer in front of them, the admin listener, and a
+//! development certificate. What a farm of machines does, on one machine, to see it work.
+
+mod authority;
+
+pub use authority::{Authority, AuthorityError};
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use sessile_proto::route::Policy;
+
+use crate::admin::{self, Admin};
+use crate::balance::{self, Balancer};
+use crate::config::{Action, Balance, BalanceServer, Config, Key, Listener, Role, Site, SiteRoute};
+use crate::key::{KeyError, Keyring};
+use crate::serve::{self, Server, Surroundings};
+
+/// What a farm is to be like.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Where the balancer listens.
+    pub listen: SocketAddr,
+    /// How many servers, 1 to 99.
+    pub servers: usize,
+    /// Where the admin listener is; `None`: nowhere.
+    pub admin: Option<SocketAddr>,
+    /// Where certificates and the farm key are kept.
+    pub data_dir: PathBuf,
+    /// Every server has a key of its own, as farms commonly have today.
+    pub isolated: bool,
+    /// How new clients are placed.
+    pub policy: Policy,
+    /// What the servers have in common: sessions, connections.
+    pub base: Config,
+}
+
+/// Why a farm does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum FarmError {
+    #[error(transparent)]
+    Authority(#[from] AuthorityError),
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    #[error("{name}: {source}")]
+    Server {
+        name: String,
+        source: serve::StartError,
+    },
+    #[error("balancer: {0}")]
+    Balancer(#[from] balance::StartError),
+    #[error(transparent)]
+    Admin(#[from] admin::StartError),
+}
+
+/// A running farm.
+pub struct Farm {
+    pub authority: Authority,
+    pub servers: Vec<(String, Server)>,
+    balancer: Balancer,
+    admin: Option<Admin>,
+}
+
+impl Farm {
+    /// Starts everything, servers first, so that the balancer finds them.
+    ///
+    /// # Errors
+    /// With what stands in the way. What was started stops with `around.stop`.
+    pub fn start(plan: &Plan, around: &Surroundings) -> Result<Self, FarmError> {
+        let authority = Authority::open(&plan.data_dir)?;
+        let lifetime = plan.base.session.lifetime;
+        let shared = match plan.isolated {
+            true => None,
+            false => {
+                let file = Key::File(plan.data_dir.join("farm.key"));
+                Some(Arc::new(Keyring::open(&file, lifetime)?))
+            }
+        };
+        let mut servers = Vec::with_capacity(plan.servers);
+        for number in 1..=plan.servers {
+            let name = format!("web{number}");
+            let keys = match &shared {
+                Some(keys) => Arc::clone(keys),
+                None => Arc::new(Keyring::ephemeral(lifetime)?),
+            };
+            let config = server_config(plan, &authority, &name);
+            match Server::start_with_key(&config, keys, around) {
+                Ok(server) => servers.push((name, server)),
+                Err(source) => return Err(FarmError::Server { name, source }),
+            }
+        }
+        let config = balancer_config(plan, &servers);
+        let balancer = Balancer::start(&config, around.stop.clone(), &around.registry)?;
+        let admin = plan
+            .admin
+            .map(|address| Admin::start(address, around.registry.clone(), around.stop.clone()))
+            .transpose()?;
+        Ok(Self {
+            authority,
+            servers,
+            balancer,
+            admin,
+        })
+    }
+
+    /// Where clients connect.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.balancer.addresses()[0]
+    }
+
+    /// Where the admin listener is.
+    #[must_use]
+    pub fn admin_address(&self) -> Option<SocketAddr> {
+        self.admin.as_ref().map(Admin::address)
+    }
+
+    /// Waits until everything has drained, after the order to stop.
+    pub fn join(self) {
+        self.balancer.join();
+        for (_, server) in self.servers {
+            server.join();
+        }
+        if let Some(admin) = self.admin {
+            admin.join();
+        }
+    }
+}
+
+fn server_config(plan: &Plan, authority: &Authority, name: &str) -> Config {
+    let mut config = plan.base.clone();
+    name.clone_into(&mut config.server.name);
+    // Servers share two or three cores here: more threads than servers would only get in the way.
+    config.server.workers = 1;
+    config.listeners = vec![Listener {
+        address: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+        role: Role::Serve,
+    }];
+    config.sites = vec![Site {
+        names: Vec::new(),
+        certificates: vec![authority.certificate.clone()],
+        routes: vec![SiteRoute {
+            path: "/".to_owned(),
+            action: Action::Verdict,
+        }],
+    }];
+    config
+}
+
+fn balancer_config(plan: &Plan, servers: &[(String, Server)]) -> Config {
+    let mut config = plan.base.clone();
+    config.server.workers = 1;
+    config.listeners = vec![Listener {
+        address: plan.listen,
+        role: Role::Balance,
+    }];
+    config.balance = Balance {
+        policy: plan.policy,
+        connect_timeout: config.balance.connect_timeout,
+        servers: servers
+            .iter()
+            .map(|(name, server)| BalanceServer {
+                name: name.clone(),
+                address: server.addresses()[0],
+                number: None,
+                weight: 1,
+            })
+            .collect(),
+    };
+    config
+}

@@ -5,16 +5,20 @@ use libfuzzer_sys::fuzz_target;
 use sessile_proto::hello::{ClientHello, HelloReader, MAX_LIMIT};
 use sessile_proto::record::{Error, HEADER_LEN};
 
+fn parse(bytes: &[u8], ssl2: bool) -> Result<ClientHello<'_>, Error> {
+    match ssl2 {
+        true => ClientHello::parse_ssl2(bytes),
+        false => ClientHello::parse(bytes),
+    }
+}
+
 fuzz_target!(|data: &[u8]| {
     let ssl2 = data.first().is_some_and(|first| first & 0x80 != 0);
-    let (bytes, parse): (_, fn(&[u8]) -> _) = if ssl2 {
-        (data, |bytes| ClientHello::parse_ssl2(bytes))
-    } else {
-        (data.get(HEADER_LEN..).unwrap_or_default(), |bytes| {
-            ClientHello::parse(bytes)
-        })
+    let header = if ssl2 { 0 } else { HEADER_LEN };
+    let bytes = data.get(header..).unwrap_or_default();
+    let Ok(hello) = parse(bytes, ssl2) else {
+        return;
     };
-    let Ok(hello) = parse(bytes) else { return };
 
     assert!(hello.session_id.len() <= 32 && hello.random.len() <= 32);
     assert!(hello.cipher_suites.iter().count() * 2 <= bytes.len());
@@ -27,7 +31,7 @@ fuzz_target!(|data: &[u8]| {
         assert!(bytes.len() > psks.binders_len());
     }
     for end in [0, 1, 4, bytes.len() / 2, bytes.len() - 1] {
-        assert_eq!(parse(&bytes[..end]).err(), Some(Error::Incomplete));
+        assert_eq!(parse(&bytes[..end], ssl2).err(), Some(Error::Incomplete));
     }
     if ssl2 {
         let mut reader = HelloReader::new(MAX_LIMIT);

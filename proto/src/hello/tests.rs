@@ -94,6 +94,12 @@ fn the_ssl2_form_is_read() {
         let parsed = ClientHello::parse_ssl2(&SSL2[..end]);
         assert_eq!(parsed, Err(Error::Incomplete), "{end}");
     }
+    // Vectors that fill more than the header says (found by fuzzing), and bytes beyond it.
+    let mut shorter = SSL2.to_vec();
+    shorter[1] -= 3;
+    assert_eq!(ClientHello::parse_ssl2(&shorter), Err(Error::Length));
+    let longer = [SSL2, b"x"].concat();
+    assert_eq!(ClientHello::parse_ssl2(&longer), Err(Error::Length));
     let mut reader = HelloReader::new(SSL2.len() - 1);
     assert_eq!(reader.push(SSL2), Err(Error::OverLimit(SSL2.len() - 1)));
     // SSL 2.0 itself, and a length that holds no hello.
@@ -163,6 +169,16 @@ fn records_make_no_difference() {
             assert_eq!(reader.bytes(), records);
         }
     }
+}
+
+#[test]
+fn the_longest_hello_in_the_smallest_pieces_takes_linear_time() {
+    let big = client_hello(&[(21, &[0; 60 * 1024])]);
+    // 370,000 segments: were anything walked again for each, this would not end.
+    let records = in_records(&big, 1);
+    let mut reader = HelloReader::new(MAX_LIMIT);
+    let hello = read(&mut reader, records.chunks(1));
+    assert_eq!(hello, ClientHello::parse(&big).map(Some));
 }
 
 #[test]

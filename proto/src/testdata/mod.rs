@@ -2,9 +2,9 @@
 //! `server-*.bin`: what the server answered, to the end of what is clear and one record more.
 //! `ticket-*.bin`: a NewSessionTicket message of TLS 1.2.
 //!
-//! Captured on loopback from OpenSSL 3.0 (`openssl`, `curl`, `python`), GnuTLS 3.8 and Chromium as
-//! clients; `openssl-*` was answered by `openssl s_server`, everything else by nginx. `handmade-*`
-//! are forms that no client at hand still writes.
+//! Captured on loopback from OpenSSL 3.0 (`openssl-*`, `nginx-*`, `curl-*`, `python-*`), GnuTLS 3.7
+//! and Chromium 156 as clients; `openssl-*` was answered by `openssl s_server`, everything else by
+//! nginx 1.22. `handmade-*` are forms that no client at hand still writes.
 
 /// A ClientHello and what the server answered.
 pub(crate) struct Exchange {

@@ -1,3 +1,4 @@
 //! sessile: keeps TLS sessions attached to a web farm. The library behind the `sessile` binary.
 
+pub mod client;
 pub mod config;

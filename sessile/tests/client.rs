@@ -5,6 +5,7 @@ mod peers;
 use std::time::Duration;
 
 use peers::{Certificates, NAME, Peer, nginx, openssl};
+use rustls::HandshakeKind;
 use sessile::client::{
     Client, Close, Connection, Error, Mechanism, Options, Sessions, Target, Trust,
 };
@@ -17,23 +18,34 @@ const PATIENCE: Duration = Duration::from_secs(5);
 fn client(certificates: &Certificates, mechanism: Mechanism) -> Client {
     let options = Options {
         mechanism,
-        trust: Trust::ca_file(&certificates.ca).unwrap(),
+        trust: Trust::ca_file(&certificates.ca).expect("the CA"),
         ..Options::default()
     };
-    Client::new(options, Sessions::default()).unwrap()
+    Client::new(options, Sessions::default()).expect("a client")
 }
 
 fn target(peer: &Peer) -> Target {
-    Target::new(peer.address(), NAME).unwrap()
+    Target::new(peer.address(), NAME).expect("a name")
+}
+
+async fn connected(client: &Client, peer: &Peer) -> Connection {
+    let connection = client.connect(&target(peer)).await;
+    connection.expect("a connection")
 }
 
 /// Connects, waits for tickets where TLS 1.3 sends them, and closes.
 async fn visit(client: &Client, peer: &Peer) -> Kind {
-    let mut connection = client.connect(&target(peer)).await.unwrap();
+    let mut connection = connected(client, peer).await;
     if connection.outcome().version == sessile_proto::hello::TLS_1_3 {
         assert!(connection.await_ticket(PATIENCE).await > 0);
     }
     let kind = connection.outcome().kind;
+    let rustls_says = connection.stream().tls().handshake_kind();
+    assert_eq!(
+        matches!(kind, Kind::Resumed(_)),
+        rustls_says == Some(HandshakeKind::Resumed),
+        "the wire and the library disagree"
+    );
     connection.close(PATIENCE).await;
     kind
 }
@@ -72,12 +84,12 @@ async fn the_session_id_that_was_assigned_is_the_one_offered_next() {
     let certificates = Certificates::new();
     let server = nginx(&certificates, "ssl_session_cache shared:s:1m;");
     let client = client(&certificates, Mechanism::SessionId);
-    let first = client.connect(&target(&server)).await.unwrap();
+    let mut first = connected(&client, &server).await;
     assert_eq!(first.offered(), None);
     let assigned = first.assigned_session_id().unwrap().to_vec();
     first.close(PATIENCE).await;
 
-    let second = client.connect(&target(&server)).await.unwrap();
+    let second = connected(&client, &server).await;
     let offered = second.offered().unwrap();
     assert_eq!((offered.how, &offered.bytes), (How::SessionId, &assigned));
     assert_eq!(second.assigned_session_id(), None);
@@ -111,11 +123,11 @@ async fn a_frozen_client_goes_on_offering_the_session_it_has() {
     let directives = "ssl_session_tickets off; ssl_session_cache none;";
     let server = nginx(&certificates, directives);
     let client = client(&certificates, Mechanism::SessionId);
-    let first = client.connect(&target(&server)).await.unwrap();
+    let first = connected(&client, &server).await;
     let assigned = first.assigned_session_id().unwrap().to_vec();
     client.sessions().freeze(true);
     for _ in 0..2 {
-        let again = client.connect(&target(&server)).await.unwrap();
+        let again = connected(&client, &server).await;
         assert_eq!(again.outcome().kind, Kind::Refused);
         assert_eq!(again.offered().unwrap().bytes, assigned);
     }
@@ -157,7 +169,7 @@ async fn data_goes_both_ways() {
     let certificates = Certificates::new();
     let server = openssl(&certificates, &["-rev"]);
     let client = client(&certificates, Mechanism::Any);
-    let mut connection = client.connect(&target(&server)).await.unwrap();
+    let mut connection = connected(&client, &server).await;
     let line = "0123456789".repeat(1000);
     let stream = connection.stream();
     stream.write_all(line.as_bytes()).await.unwrap();
@@ -168,10 +180,6 @@ async fn data_goes_both_ways() {
     let reversed: String = line.chars().rev().collect();
     assert_eq!(answer, format!("{reversed}\n").into_bytes());
     assert!(connection.certificate_fingerprint().is_some());
-}
-
-async fn connected(client: &Client, server: &Peer) -> Connection {
-    client.connect(&target(server)).await.unwrap()
 }
 
 #[tokio::test]

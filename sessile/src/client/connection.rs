@@ -25,6 +25,8 @@ pub struct Connection {
 pub struct Times {
     /// The TCP connection.
     pub connect: Duration,
+    /// From the start of the TLS handshake to the server's first byte.
+    pub first_byte: Duration,
     /// The TLS handshake, until the client may send data.
     pub handshake: Duration,
 }
@@ -167,7 +169,7 @@ impl Connection {
 
     /// Ends the connection cleanly: some servers forget the session of one that did not end with
     /// close_notify. Waits for the server's end too, at most `wait`; `None`: it did not come.
-    pub async fn close(mut self, wait: Duration) -> Option<Close> {
+    pub async fn close(&mut self, wait: Duration) -> Option<Close> {
         let end = async {
             match self.stream.shutdown().await {
                 Ok(()) => self.closed().await,

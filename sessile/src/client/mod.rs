@@ -27,6 +27,7 @@ pub use error::{Error, SetupError, Stage, alert_name};
 pub use sessions::Sessions;
 pub use stream::Stream;
 pub use tap::Offer;
+pub(crate) use tap::hex;
 pub use trust::Trust;
 
 use sessions::Visit;
@@ -188,6 +189,10 @@ impl Client {
             })??;
         let times = Times {
             connect: connected - started,
+            first_byte: stream
+                .tap
+                .first_byte
+                .map_or(Duration::ZERO, |at| at - connected),
             handshake: connected.elapsed(),
         };
 

@@ -2,6 +2,7 @@
 //! really offered, and what the server did with it.
 
 use std::fmt;
+use std::time::Instant;
 
 use sessile_proto::hello::{ClientHello, HelloReader, MAX_LIMIT};
 use sessile_proto::verdict::How;
@@ -57,7 +58,8 @@ impl fmt::Display for Offer {
 /// Bytes of an offer that [`Offer::prefix`] shows.
 const PREFIX_LEN: usize = 8;
 
-pub(super) fn hex(bytes: &[u8]) -> String {
+/// Lower-case hexadecimal.
+pub(crate) fn hex(bytes: &[u8]) -> String {
     use fmt::Write as _;
     bytes.iter().fold(String::new(), |mut text, byte| {
         // Writing to a string cannot fail.
@@ -71,6 +73,8 @@ pub(super) struct Tap {
     /// Whether a TLS 1.2 session was taken from the cache to be offered.
     tls12_session: bool,
     state: State,
+    /// When the server's first byte came.
+    pub(super) first_byte: Option<Instant>,
     pub(super) offered: Option<Offer>,
     pub(super) outcome: Option<Outcome>,
 }
@@ -86,6 +90,7 @@ impl Tap {
         Self {
             tls12_session,
             state: State::ExpectClientHello(HelloReader::new(MAX_LIMIT)),
+            first_byte: None,
             offered: None,
             outcome: None,
         }
@@ -110,6 +115,9 @@ impl Tap {
     }
 
     pub(super) fn server_sent(&mut self, bytes: &[u8]) {
+        if self.first_byte.is_none() && !bytes.is_empty() {
+            self.first_byte = Some(Instant::now());
+        }
         if let State::ExpectOutcome(watch) = &mut self.state
             && let Some(outcome) = watch.push(bytes)
         {

@@ -1,0 +1,3 @@
+//! The command line. A stand-in: the real one replaces it.
+
+pub mod probe;

@@ -3,6 +3,7 @@
 pub mod admin;
 pub mod balance;
 pub mod cli;
+pub mod client;
 pub mod clock;
 pub mod config;
 pub mod detect;
@@ -11,6 +12,7 @@ pub mod figure;
 pub mod key;
 pub mod lifecycle;
 pub mod listen;
+pub mod probe;
 pub mod serve;
 pub mod store;
 pub mod tls;

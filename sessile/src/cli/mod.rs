@@ -3,6 +3,7 @@
 
 mod balance;
 mod farm;
+mod probe;
 mod serve;
 
 use std::io::IsTerminal;
@@ -25,6 +26,7 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     Farm(farm::Args),
+    Probe(probe::Args),
     Serve(serve::Args),
     Balance(balance::Args),
 }
@@ -34,6 +36,7 @@ enum Command {
 pub fn main() -> ExitCode {
     let ran = match Arguments::parse().command {
         Command::Farm(args) => farm::run(args),
+        Command::Probe(args) => probe::run(args),
         Command::Serve(args) => serve::run(args),
         Command::Balance(args) => balance::run(args),
     };

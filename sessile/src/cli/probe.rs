@@ -1,0 +1,365 @@
+//! `sessile probe`: reads the command line, resolves the host, shows the report.
+
+use std::io::{self, IsTerminal as _, Write as _};
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tokio::net::lookup_host;
+
+use crate::client::Trust;
+use crate::probe::table::Colour;
+use crate::probe::{self, Plan, Progress, Report, json, table};
+
+/// Find out whether, how and across which servers a farm resumes TLS sessions.
+///
+/// For each of TLS 1.2 session ID, TLS 1.2 ticket and TLS 1.3 PSK: one full handshake, then returns
+/// that each offer the newest session.
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = AFTER_HELP)]
+pub struct Args {
+    /// Host name or IP address, and port (443 if none is given)
+    #[arg(value_name = "HOST:PORT")]
+    target: Endpoint,
+
+    /// Server name to ask for, where it is not HOST
+    #[arg(long, value_name = "NAME")]
+    sni: Option<String>,
+
+    /// Trust only the authorities in this PEM file
+    #[arg(long, value_name = "FILE", conflicts_with = "insecure")]
+    ca: Option<PathBuf>,
+
+    /// Accept any certificate
+    #[arg(long)]
+    insecure: bool,
+
+    /// Connect here and not to the addresses of HOST; several are tried in turn
+    #[arg(long = "address", value_name = "IP:PORT", value_delimiter = ',')]
+    addresses: Vec<Endpoint>,
+
+    /// Returns of each mechanism [default: 5, or one for each address if there are more]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
+    attempts: Option<u16>,
+
+    /// Longest time for a connection, and for a handshake
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = duration)]
+    timeout: Duration,
+
+    /// Write JSON for programs instead of tables
+    #[arg(long)]
+    json: bool,
+}
+
+const AFTER_HELP: &str = "\
+Examples:
+  sessile probe www.example.org
+  sessile probe farm.example.org:443 --address 192.0.2.1 --address 192.0.2.2
+  sessile probe 127.0.0.1:8443 --sni farm.test --ca ca.pem --json
+
+Exit status: 0 all that the server offers resumes; 1 something does not; 2 wrong usage or no
+connection; 130 interrupted.";
+
+/// Returns of each mechanism where neither the user nor the number of addresses asks for more.
+const DEFAULT_RETURNS: usize = 5;
+
+/// Most addresses of a host that are tried; a name can have any number.
+const MAX_ADDRESSES: usize = 64;
+
+const DEFAULT_PORT: u16 = 443;
+
+/// Wrong usage, or no connection.
+const EXIT_NO_CONNECTION: u8 = 2;
+
+/// 128 + SIGINT, as shells report it.
+const EXIT_INTERRUPTED: u8 = 130;
+
+/// Runs the probe and prints its report.
+///
+/// # Errors
+///
+/// The runtime cannot be started or the report cannot be written. What the user or the server did
+/// wrong is printed, and becomes the exit status 2.
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start")?;
+    let code = runtime.block_on(async {
+        let interrupted = tokio::signal::ctrl_c();
+        tokio::pin!(interrupted);
+        let planned = tokio::select! {
+            planned = plan(&args) => planned,
+            _ = &mut interrupted => return Ok(ExitCode::from(EXIT_INTERRUPTED)),
+        };
+        let plan = match planned {
+            Ok(plan) => plan,
+            Err(error) => return Ok(complain(&error)),
+        };
+        let mut report = Report::new(&plan);
+        let line = ProgressLine::new();
+        let mut progress = |progress| line.show(progress);
+        let ended = tokio::select! {
+            ended = probe::run(&plan, &mut report, &mut progress) => ended,
+            _ = &mut interrupted => Ok(()),
+        };
+        line.clear();
+        if let Err(error) = ended {
+            return Ok(complain(&error.into()));
+        }
+        show(&args, &report)
+    });
+    // A name that is still being looked up must not hold up the end.
+    runtime.shutdown_background();
+    code
+}
+
+async fn plan(args: &Args) -> anyhow::Result<Plan> {
+    let Endpoint { host, port } = &args.target;
+    let port = port.unwrap_or(DEFAULT_PORT);
+    let addresses = match args.addresses.as_slice() {
+        [] => resolve(host, port).await?,
+        given => given
+            .iter()
+            .map(|endpoint| endpoint.address(port))
+            .collect::<Result<_, _>>()?,
+    };
+    let trust = match &args.ca {
+        Some(path) => Trust::ca_file(path)?,
+        None if args.insecure => Trust::Insecure,
+        None => Trust::System,
+    };
+    let default_returns = DEFAULT_RETURNS.max(addresses.len());
+    let server_name = args.sni.clone().unwrap_or_else(|| host.clone());
+    Ok(Plan {
+        target: args.target.to_string(),
+        host: Endpoint {
+            host: server_name.clone(),
+            port: Some(port).filter(|port| *port != DEFAULT_PORT),
+        }
+        .to_string(),
+        server_name,
+        addresses,
+        leave_out_unreachable: args.addresses.is_empty(),
+        returns: args.attempts.map_or(default_returns, usize::from),
+        trust,
+        timeout: args.timeout,
+    })
+}
+
+async fn resolve(host: &str, port: u16) -> anyhow::Result<Vec<SocketAddr>> {
+    let found = lookup_host((host, port))
+        .await
+        .with_context(|| format!("cannot find the address of {host}"))?;
+    let mut addresses: Vec<SocketAddr> = Vec::new();
+    for address in found.take(MAX_ADDRESSES) {
+        if !addresses.contains(&address) {
+            addresses.push(address);
+        }
+    }
+    anyhow::ensure!(!addresses.is_empty(), "{host} has no address");
+    Ok(addresses)
+}
+
+fn show(args: &Args, report: &Report) -> anyhow::Result<ExitCode> {
+    let stdout = io::stdout();
+    let text = if args.json {
+        json::write(report)? + "\n"
+    } else {
+        let colour = match stdout.is_terminal() && colours_wanted() {
+            true => Colour::Always,
+            false => Colour::Never,
+        };
+        table::write(report, colour)
+    };
+    let mut stdout = stdout.lock();
+    match stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush())
+    {
+        // `sessile probe … | head`: the reader has what it wanted.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+        written => written.context("cannot write the report")?,
+    }
+    if !report.complete {
+        return Ok(ExitCode::from(EXIT_INTERRUPTED));
+    }
+    if report.no_connection() {
+        let hint = match report.certificate_refused() {
+            true => " (--ca FILE names the authority to trust, --insecure accepts any certificate)",
+            false => "",
+        };
+        return Ok(complain(&anyhow::anyhow!(
+            "no connection to {}{hint}",
+            report.target
+        )));
+    }
+    Ok(match report.all_resume() {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    })
+}
+
+fn complain(error: &anyhow::Error) -> ExitCode {
+    eprintln!("sessile probe: {error:#}");
+    ExitCode::from(EXIT_NO_CONNECTION)
+}
+
+/// <https://no-color.org>
+fn colours_wanted() -> bool {
+    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+    set("NO_COLOR").is_none() && set("TERM").is_none_or(|term| term != "dumb")
+}
+
+/// One line that is written over, on a terminal only.
+struct ProgressLine {
+    terminal: bool,
+}
+
+impl ProgressLine {
+    fn new() -> Self {
+        Self {
+            terminal: io::stderr().is_terminal(),
+        }
+    }
+
+    fn show(&self, progress: Progress) {
+        if self.terminal {
+            eprint!(
+                "\r\x1b[K{}, handshake {} of {}, {}",
+                table::title(progress.mechanism),
+                progress.attempt + 1,
+                progress.returns + 1,
+                progress.address,
+            );
+        }
+    }
+
+    fn clear(&self) {
+        if self.terminal {
+            eprint!("\r\x1b[K");
+        }
+    }
+}
+
+/// `HOST`, `HOST:PORT`, `IP`, `[IPv6]` or `[IPv6]:PORT`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Endpoint {
+    /// Without brackets.
+    host: String,
+    port: Option<u16>,
+}
+
+impl Endpoint {
+    fn address(&self, default_port: u16) -> anyhow::Result<SocketAddr> {
+        let ip: IpAddr = self
+            .host
+            .parse()
+            .with_context(|| format!("--address {:?} is not IP:PORT", self.host))?;
+        Ok(SocketAddr::new(ip, self.port.unwrap_or(default_port)))
+    }
+}
+
+impl std::str::FromStr for Endpoint {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let bracketed = text.strip_prefix('[').and_then(|rest| rest.split_once(']'));
+        let (host, port) = match bracketed {
+            Some((host, "")) => (host, None),
+            Some((host, rest)) => (
+                host,
+                Some(rest.strip_prefix(':').ok_or("expected [IPv6]:PORT")?),
+            ),
+            // Colons without brackets: an IPv6 address.
+            None if text.parse::<IpAddr>().is_ok() => (text, None),
+            None => match text.rsplit_once(':') {
+                Some((host, port)) => (host, Some(port)),
+                None => (text, None),
+            },
+        };
+        let is_ip = host.parse::<IpAddr>().is_ok();
+        if host.is_empty() || (host.contains(['/', '[', ']', ':']) && !is_ip) {
+            return Err("expected HOST:PORT");
+        }
+        let port = match port.map(str::parse) {
+            None => None,
+            Some(Ok(0) | Err(_)) => return Err("the port is a number from 1 to 65535"),
+            Some(Ok(port)) => Some(port),
+        };
+        Ok(Self {
+            host: host.to_owned(),
+            port,
+        })
+    }
+}
+
+impl std::fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.host.contains(':') {
+            true => write!(f, "[{}]", self.host)?,
+            false => f.write_str(&self.host)?,
+        }
+        match self.port {
+            Some(port) => write!(f, ":{port}"),
+            None => Ok(()),
+        }
+    }
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(Duration::ZERO) => Err("has to be longer than nothing".to_owned()),
+        Ok(duration) => Ok(duration),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endpoints_are_read_and_written_in_every_form() {
+        for (text, host, port) in [
+            ("farm.test:8443", "farm.test", Some(8443)),
+            ("farm.test", "farm.test", None),
+            ("192.0.2.1", "192.0.2.1", None),
+            ("[2001:db8::1]:443", "2001:db8::1", Some(443)),
+            ("[2001:db8::1]", "2001:db8::1", None),
+        ] {
+            let endpoint: Endpoint = text.parse().unwrap();
+            assert_eq!((endpoint.host.as_str(), endpoint.port), (host, port));
+            assert_eq!(endpoint.to_string(), text);
+        }
+        let bare: Endpoint = "2001:db8::1".parse().unwrap();
+        assert_eq!(bare.to_string(), "[2001:db8::1]");
+    }
+
+    #[test]
+    fn what_is_no_endpoint_is_refused() {
+        for text in [
+            "",
+            ":443",
+            "h:",
+            "h:0",
+            "h:65536",
+            "https://h",
+            "https://h/",
+            "[::1]443",
+            "[::1",
+        ] {
+            assert!(text.parse::<Endpoint>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn addresses_take_the_targets_port_unless_they_have_their_own() {
+        let address = |text: &str| text.parse::<Endpoint>().unwrap().address(8443);
+        assert_eq!(address("192.0.2.1").unwrap(), ([192, 0, 2, 1], 8443).into());
+        assert_eq!(address("192.0.2.1:1").unwrap(), ([192, 0, 2, 1], 1).into());
+        assert!(address("farm.test:1").is_err());
+    }
+}

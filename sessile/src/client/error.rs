@@ -1,0 +1,171 @@
+//! Why there is no client, or no connection, split by whose fault it is.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use rustls::{AlertDescription, CertificateError, InvalidMessage, PeerIncompatible};
+
+use super::Close;
+
+/// The operator's part: a client or a target cannot be made from what was given.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SetupError {
+    /// Neither a host name nor an IP address.
+    #[error("{0:?} is neither a host name nor an IP address")]
+    ServerName(String),
+    /// The file of CA certificates cannot be read as PEM.
+    #[error("cannot read CA certificates from {path}: {source}", path = .path.display())]
+    CaFile {
+        path: PathBuf,
+        source: rustls_pki_types::pem::Error,
+    },
+    /// A CA certificate that cannot be a trust anchor.
+    #[error("not usable as a CA certificate: {0}")]
+    CaCertificate(#[source] rustls::Error),
+    /// There is nothing to verify a server's certificate with.
+    #[error("no CA certificates were found")]
+    NoCa,
+    /// The TLS library refuses the configuration. Ours, not the operator's.
+    #[error("the TLS library refuses the configuration: {0}")]
+    Tls(#[source] rustls::Error),
+}
+
+/// Why a connection was not made.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// No TCP connection: nobody listens there, or no way leads there.
+    #[error("cannot connect: {0}")]
+    Connect(#[source] io::Error),
+    /// The peer took too long.
+    #[error("{stage} not finished after {}", humantime::format_duration(*.after))]
+    TimedOut {
+        /// What was under way: the TCP connection or the handshake.
+        stage: Stage,
+        after: Duration,
+    },
+    /// The peer refused with a fatal alert.
+    #[error("the server refused the handshake: alert {}", alert_name(*.0))]
+    Alert(AlertDescription),
+    /// The peer chose a TLS version that was not offered.
+    #[error("the server chose a TLS version that was not offered")]
+    Version,
+    /// The peer's certificate is not one that the client trusts for this name.
+    #[error("the server's certificate is not accepted: {0}")]
+    Certificate(CertificateError),
+    /// What came back is not TLS.
+    #[error("the server does not speak TLS")]
+    NotTls,
+    /// The peer closed before the handshake was finished.
+    #[error("the server hung up during the handshake ({0})")]
+    HungUp(Close),
+    /// The peer broke the protocol, or has nothing in common with the client.
+    #[error("the handshake failed: {0}")]
+    Protocol(rustls::Error),
+    /// Ours: the handshake finished, and what went over the wire could not be read.
+    #[error("the handshake finished, but its clear part could not be read")]
+    Unread,
+}
+
+/// How far a connection got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    Connect,
+    Handshake,
+}
+
+impl std::fmt::Display for Stage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Connect => "the TCP connection",
+            Self::Handshake => "the TLS handshake",
+        })
+    }
+}
+
+impl Error {
+    /// Whether the server said that it does not speak the offered TLS versions.
+    #[must_use]
+    pub const fn refuses_version(&self) -> bool {
+        matches!(
+            self,
+            Self::Version | Self::Alert(AlertDescription::ProtocolVersion)
+        )
+    }
+
+    /// Whether this machine has no way to the address at all: no IPv6 here, say.
+    #[must_use]
+    pub fn unreachable(&self) -> bool {
+        matches!(self, Self::Connect(error) if matches!(
+            error.kind(),
+            io::ErrorKind::NetworkUnreachable
+                | io::ErrorKind::HostUnreachable
+                | io::ErrorKind::AddrNotAvailable
+        ))
+    }
+
+    pub(super) fn from_tls(error: rustls::Error) -> Self {
+        match error {
+            rustls::Error::AlertReceived(alert) => Self::Alert(alert),
+            rustls::Error::InvalidCertificate(error) => Self::Certificate(error),
+            rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType) => Self::NotTls,
+            rustls::Error::PeerIncompatible(
+                PeerIncompatible::ServerDoesNotSupportTls12Or13
+                | PeerIncompatible::ServerTlsVersionIsDisabledByOurConfig,
+            ) => Self::Version,
+            other => Self::Protocol(other),
+        }
+    }
+}
+
+/// An alert's name as the RFCs write it: `protocol_version`.
+#[must_use]
+pub fn alert_name(alert: AlertDescription) -> String {
+    let Some(camel) = alert.as_str() else {
+        return u8::from(alert).to_string();
+    };
+    let mut name = String::new();
+    let mut after_lower = false;
+    let mut letters = camel.chars().peekable();
+    while let Some(letter) = letters.next() {
+        // A word begins at an upper-case letter, but for those inside an acronym (UnknownPSKIdentity).
+        let before_lower = letters.peek().is_some_and(char::is_ascii_lowercase);
+        if letter.is_ascii_uppercase() && !name.is_empty() && (after_lower || before_lower) {
+            name.push('_');
+        }
+        name.push(letter.to_ascii_lowercase());
+        after_lower = letter.is_ascii_lowercase();
+    }
+    name
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn alerts_have_the_names_of_the_rfcs() {
+        for (alert, name) in [
+            (AlertDescription::ProtocolVersion, "protocol_version"),
+            (AlertDescription::UnknownCA, "unknown_ca"),
+            (AlertDescription::UnknownPSKIdentity, "unknown_psk_identity"),
+            (
+                AlertDescription::NoApplicationProtocol,
+                "no_application_protocol",
+            ),
+            (AlertDescription::Unknown(200), "200"),
+        ] {
+            assert_eq!(alert_name(alert), name);
+        }
+    }
+
+    #[test]
+    fn a_refused_version_is_told_from_other_refusals() {
+        assert!(Error::Alert(AlertDescription::ProtocolVersion).refuses_version());
+        assert!(!Error::Alert(AlertDescription::HandshakeFailure).refuses_version());
+        let chosen = PeerIncompatible::ServerTlsVersionIsDisabledByOurConfig;
+        assert!(Error::from_tls(rustls::Error::PeerIncompatible(chosen)).refuses_version());
+    }
+}

@@ -1,0 +1,220 @@
+//! TLS as a client over a TCP connection: drives rustls and lets a [`Tap`] see every byte that
+//! passes. The handshake is a step of its own, so that it can be timed and its end be read.
+
+use std::io::{self, Read, Write};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use rustls::{ClientConfig, ClientConnection};
+use rustls_pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+use super::tap::Tap;
+use super::{Close, Error};
+
+/// A TLS connection, seen from the client.
+///
+/// Reading gives 0 bytes after a close_notify, and `UnexpectedEof` where the peer closed without
+/// one.
+pub struct Stream {
+    tcp: TcpStream,
+    tls: ClientConnection,
+    pub(super) tap: Tap,
+}
+
+impl Stream {
+    pub(super) fn new(
+        tcp: TcpStream,
+        config: Arc<ClientConfig>,
+        name: ServerName<'static>,
+        tap: impl FnOnce() -> Tap,
+    ) -> Result<Self, Error> {
+        let tls = ClientConnection::new(config, name).map_err(Error::from_tls)?;
+        // Made last: what is offered is taken from the cache when the hello is written.
+        Ok(Self {
+            tcp,
+            tls,
+            tap: tap(),
+        })
+    }
+
+    /// What rustls knows of the connection.
+    #[must_use]
+    pub const fn tls(&self) -> &ClientConnection {
+        &self.tls
+    }
+
+    pub(super) async fn handshake(&mut self) -> Result<(), Error> {
+        std::future::poll_fn(|cx| self.poll_handshake(cx)).await
+    }
+
+    fn poll_handshake(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        loop {
+            // A peer that refuses may close before it has read everything: its alert, which says
+            // why, is still there to be read when writing fails.
+            let flushed = match self.poll_write_tls(cx) {
+                Poll::Ready(written) => written,
+                Poll::Pending if self.tls.is_handshaking() => Ok(()),
+                Poll::Pending => return Poll::Pending,
+            };
+            if !self.tls.is_handshaking() {
+                return Poll::Ready(flushed.map_err(|error| Error::HungUp(Close::from(&error))));
+            }
+            match ready!(self.poll_read_tls(cx)) {
+                Ok(0) => return Poll::Ready(Err(Error::HungUp(Close::Eof))),
+                Ok(_) => {}
+                Err(error) => return Poll::Ready(Err(Error::HungUp(Close::from(&error)))),
+            }
+            if let Err(error) = self.tls.process_new_packets() {
+                // The alert that tells the peer; whether it arrives is of no consequence.
+                let _ = self.poll_write_tls(cx);
+                return Poll::Ready(Err(Error::from_tls(error)));
+            }
+        }
+    }
+
+    /// Reads until a TLS 1.3 ticket or data has come, or the peer has closed. Takes no data.
+    pub(super) async fn await_ticket(&mut self) -> io::Result<()> {
+        std::future::poll_fn(|cx| {
+            loop {
+                let state = self.tls.process_new_packets().map_err(invalid_data)?;
+                let seen = self.tls.tls13_tickets_received() > 0
+                    || state.plaintext_bytes_to_read() > 0
+                    || state.peer_has_closed();
+                if seen || ready!(self.poll_read_tls(cx))? == 0 {
+                    return Poll::Ready(Ok(()));
+                }
+            }
+        })
+        .await
+    }
+
+    fn poll_read_tls(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let mut wire = Wire {
+            tcp: &mut self.tcp,
+            tap: &mut self.tap,
+            cx,
+        };
+        pending_if_blocked(self.tls.read_tls(&mut wire))
+    }
+
+    fn poll_write_tls(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.tls.wants_write() {
+            let mut wire = Wire {
+                tcp: &mut self.tcp,
+                tap: &mut self.tap,
+                cx,
+            };
+            if ready!(pending_if_blocked(self.tls.write_tls(&mut wire)))? == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        loop {
+            match this.tls.reader().read(buf.initialize_unfilled()) {
+                Ok(len) => {
+                    buf.advance(len);
+                    return Poll::Ready(Ok(()));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+            ready!(this.poll_read_tls(cx))?;
+            if let Err(error) = this.tls.process_new_packets() {
+                let _ = this.poll_write_tls(cx);
+                return Poll::Ready(Err(invalid_data(error)));
+            }
+            // Answers to what came, a key update, say. A peer that takes none shows when reading.
+            let _ = this.poll_write_tls(cx);
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        // What was taken before goes first: this bounds what is buffered.
+        ready!(this.poll_write_tls(cx))?;
+        let len = this.tls.writer().write(buf)?;
+        // An error shows at the next call; these bytes are taken.
+        let _ = this.poll_write_tls(cx);
+        Poll::Ready(Ok(len))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        ready!(this.poll_write_tls(cx))?;
+        Pin::new(&mut this.tcp).poll_flush(cx)
+    }
+
+    /// Sends close_notify and the end of the stream. Reading goes on.
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        this.tls.send_close_notify();
+        ready!(this.poll_write_tls(cx))?;
+        Pin::new(&mut this.tcp).poll_shutdown(cx)
+    }
+}
+
+/// The TCP connection as rustls wants it: `WouldBlock` where the task is to be woken.
+struct Wire<'a, 'b> {
+    tcp: &'a mut TcpStream,
+    tap: &'a mut Tap,
+    cx: &'a mut Context<'b>,
+}
+
+impl Read for Wire<'_, '_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let mut buf = ReadBuf::new(buf);
+        match Pin::new(&mut *self.tcp).poll_read(self.cx, &mut buf) {
+            Poll::Ready(read) => read?,
+            Poll::Pending => return Err(io::ErrorKind::WouldBlock.into()),
+        }
+        self.tap.server_sent(buf.filled());
+        Ok(buf.filled().len())
+    }
+}
+
+impl Write for Wire<'_, '_> {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        match Pin::new(&mut *self.tcp).poll_write(self.cx, buf) {
+            Poll::Ready(written) => {
+                let written = written?;
+                self.tap.client_sent(&buf[..written]);
+                Ok(written)
+            }
+            Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn pending_if_blocked<T>(result: io::Result<T>) -> Poll<io::Result<T>> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
+        other => Poll::Ready(other),
+    }
+}
+
+fn invalid_data(error: rustls::Error) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error)
+}

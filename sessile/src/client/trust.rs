@@ -1,0 +1,129 @@
+//! Whose certificates a client accepts.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
+use rustls::{DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+
+use super::SetupError;
+
+/// Whose certificates a client accepts.
+#[derive(Clone, Debug)]
+pub enum Trust {
+    /// The system's certificate authorities.
+    System,
+    /// These authorities only.
+    Ca(Vec<CertificateDer<'static>>),
+    /// Anyone's. Signatures are still checked, so the server holds the key that it shows.
+    Insecure,
+}
+
+impl Trust {
+    /// The authorities in a PEM file.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be read, is not PEM, or holds no certificate.
+    pub fn ca_file(path: &Path) -> Result<Self, SetupError> {
+        let read = || CertificateDer::pem_file_iter(path)?.collect::<Result<Vec<_>, _>>();
+        let certificates = read().map_err(|source| SetupError::CaFile {
+            path: path.to_owned(),
+            source,
+        })?;
+        if certificates.is_empty() {
+            return Err(SetupError::NoCa);
+        }
+        Ok(Self::Ca(certificates))
+    }
+
+    pub(super) fn verifier(
+        &self,
+        provider: Arc<CryptoProvider>,
+    ) -> Result<Arc<dyn ServerCertVerifier>, SetupError> {
+        let mut roots = RootCertStore::empty();
+        match self {
+            Self::Insecure => return Ok(Arc::new(Anyone(provider))),
+            Self::System => {
+                // A system's store may hold certificates that are no anchors; the others count.
+                roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+            }
+            Self::Ca(certificates) => {
+                for certificate in certificates {
+                    roots
+                        .add(certificate.clone())
+                        .map_err(SetupError::CaCertificate)?;
+                }
+            }
+        }
+        if roots.is_empty() {
+            return Err(SetupError::NoCa);
+        }
+        let built = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build();
+        // Without revocation lists, an empty set of roots is all that a build can fail for.
+        built
+            .map(|verifier| verifier as Arc<dyn ServerCertVerifier>)
+            .map_err(|_no_roots| SetupError::NoCa)
+    }
+}
+
+/// Accepts every certificate, and no wrong signature.
+#[derive(Debug)]
+struct Anyone(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for Anyone {
+    fn verify_server_cert(
+        &self,
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        verify_tls12_signature(message, cert, dss, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        verify_tls13_signature(message, cert, dss, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ca_file_without_certificates_is_refused_and_a_missing_one_is_named() {
+        let empty = tempfile::NamedTempFile::new().unwrap();
+        assert!(matches!(
+            Trust::ca_file(empty.path()),
+            Err(SetupError::NoCa)
+        ));
+        let error = Trust::ca_file(Path::new("no-such.pem")).unwrap_err();
+        assert!(error.to_string().contains("no-such.pem"), "{error}");
+    }
+}

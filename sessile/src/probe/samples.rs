@@ -1,0 +1,93 @@
+//! Reports for the tests of this module and of its parts.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use sessile_proto::verdict::How;
+use sessile_proto::watch::Kind;
+
+use super::{Attempt, Findings, Report, Seen};
+use crate::client::{Error, Offer, Times};
+
+pub(super) fn address(last: u8) -> SocketAddr {
+    ([192, 0, 2, last], 443).into()
+}
+
+/// A handshake that gave a session unless it resumed one.
+pub(super) fn seen(how: How, kind: Kind) -> Seen {
+    let offered = match kind {
+        Kind::NotOffered | Kind::Failed => None,
+        Kind::Resumed(_) | Kind::Refused => Some(Offer {
+            how,
+            bytes: vec![7; 32],
+        }),
+    };
+    Seen {
+        offered,
+        kind,
+        given: !matches!(kind, Kind::Resumed(_)),
+        version: 0x0303,
+        cipher_suite: 0xc02f,
+        times: Times {
+            connect: Duration::from_micros(200),
+            first_byte: Duration::from_micros(900),
+            handshake: Duration::from_micros(1500),
+        },
+        certificate: None,
+        server: None,
+        verdict: None,
+    }
+}
+
+pub(super) fn attempt(last: u8, result: Result<Seen, Error>) -> Attempt {
+    Attempt {
+        address: address(last),
+        result,
+    }
+}
+
+/// Session IDs resume at one of two servers, once; tickets are not offered; TLS 1.3 resumes.
+pub(super) fn report() -> Report {
+    let id = |kind| seen(How::SessionId, kind);
+    let refused = Seen {
+        server: Some("web2".to_owned()),
+        verdict: Some("full/unknown".to_owned()),
+        ..id(Kind::Refused)
+    };
+    let without_ticket = || Seen {
+        given: false,
+        ..seen(How::Ticket, Kind::NotOffered)
+    };
+    let resumed = Kind::Resumed(How::Psk);
+    Report {
+        target: "farm.test".to_owned(),
+        server_name: "farm.test".to_owned(),
+        addresses: vec![address(1), address(2)],
+        left_out: Vec::new(),
+        complete: true,
+        mechanisms: vec![
+            Findings {
+                how: How::SessionId,
+                attempts: vec![
+                    attempt(1, Ok(id(Kind::NotOffered))),
+                    attempt(1, Ok(id(Kind::Resumed(How::SessionId)))),
+                    attempt(2, Ok(refused)),
+                    attempt(1, Err(Error::NotTls)),
+                ],
+            },
+            Findings {
+                how: How::Ticket,
+                attempts: (1..=2)
+                    .map(|last| attempt(last, Ok(without_ticket())))
+                    .collect(),
+            },
+            Findings {
+                how: How::Psk,
+                attempts: vec![
+                    attempt(1, Ok(seen(How::Psk, Kind::NotOffered))),
+                    attempt(2, Ok(seen(How::Psk, resumed))),
+                ],
+            },
+        ],
+    }
+}

@@ -1,0 +1,299 @@
+//! The report for people: a table for each mechanism and a line that sums it up.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use sessile_proto::verdict::How;
+
+use super::report::{Attempt, Findings, Report, Status};
+
+/// Whether words are coloured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Colour {
+    Never,
+    Always,
+}
+
+/// The whole report, with a final line break.
+#[must_use]
+pub fn write(report: &Report, colour: Colour) -> String {
+    let mut text = format!(
+        "{}: server name {}, {}\n",
+        report.target,
+        report.server_name,
+        count(report.addresses.len(), "address", "addresses"),
+    );
+    for left_out in &report.left_out {
+        push(
+            &mut text,
+            &format!("left out: {} ({})", left_out.address, left_out.error),
+        );
+    }
+    for findings in &report.mechanisms {
+        text.push('\n');
+        push(&mut text, title(findings.how));
+        table(&mut text, findings, colour);
+    }
+    text.push('\n');
+    for findings in &report.mechanisms {
+        let word = paint(title(findings.how), shade(findings.status()), colour);
+        push(&mut text, &format!("{word}: {}", summary(findings)));
+        for cause in findings.causes() {
+            let said_by = cause.said_by.join(", ");
+            push(&mut text, &format!("  {}, says {said_by}", cause.verdict));
+        }
+    }
+    if !report.complete {
+        push(&mut text, "stopped before the end");
+    }
+    text
+}
+
+/// The mechanism's name with its version.
+#[must_use]
+pub const fn title(how: How) -> &'static str {
+    match how {
+        How::SessionId => "TLS 1.2 session ID",
+        How::Ticket => "TLS 1.2 ticket",
+        How::Psk => "TLS 1.3 PSK",
+    }
+}
+
+/// What became of the mechanism, in one line: `resumed 5 of 5`.
+#[must_use]
+pub fn summary(findings: &Findings) -> String {
+    let resumed = || {
+        let returns = findings.returns().count();
+        format!("resumed {} of {returns}", findings.resumed())
+    };
+    let line = match findings.status() {
+        Status::Resumes | Status::Partly | Status::Refuses => resumed(),
+        Status::NotOffered => {
+            format!(
+                "not offered: {}",
+                findings.note().unwrap_or("nothing was given")
+            )
+        }
+        Status::Failed => "no handshake was finished".to_owned(),
+        Status::Unfinished => "not finished".to_owned(),
+    };
+    let mut line = line;
+    if findings.status() != Status::NotOffered {
+        for (what, places) in blame(findings) {
+            let _ = write!(line, "; {what} {}", places.join(", "));
+        }
+    }
+    line
+}
+
+/// Who did what else than resume, in the order of the attempts.
+fn blame(findings: &Findings) -> Vec<(&'static str, Vec<String>)> {
+    let skipped = usize::from(
+        findings
+            .attempts
+            .first()
+            .is_some_and(|it| it.seen().is_some()),
+    );
+    let mut blamed: Vec<(&'static str, String, usize)> = Vec::new();
+    for attempt in findings.attempts.iter().skip(skipped) {
+        let what = match attempt.outcome() {
+            "refused" => "refused by",
+            "not-offered" => "no session to offer to",
+            "failed" => "failed at",
+            _ => continue,
+        };
+        let name = attempt.seen().and_then(|seen| seen.server.as_deref());
+        let who = match name {
+            Some(name) => format!("{} ({name})", attempt.address),
+            None => attempt.address.to_string(),
+        };
+        let same = |entry: &&mut (&str, String, usize)| entry.0 == what && entry.1 == who;
+        match blamed.iter_mut().find(same) {
+            Some((_, _, times)) => *times += 1,
+            None => blamed.push((what, who, 1)),
+        }
+    }
+    let mut grouped: Vec<(&'static str, Vec<String>)> = Vec::new();
+    for (what, who, times) in blamed {
+        let place = format!("{who} {}", count(times, "time", "times"));
+        match grouped.iter_mut().find(|(group, _)| *group == what) {
+            Some((_, places)) => places.push(place),
+            None => grouped.push((what, vec![place])),
+        }
+    }
+    grouped
+}
+
+const HEADER: [&str; 8] = [
+    "#",
+    "address",
+    "offered",
+    "outcome",
+    "connect",
+    "handshake",
+    "server",
+    "remark",
+];
+
+/// Where the outcome stands in a row.
+const OUTCOME: usize = 3;
+
+fn table(text: &mut String, findings: &Findings, colour: Colour) {
+    let mut rows = vec![HEADER.map(ToOwned::to_owned)];
+    rows.extend(findings.attempts.iter().enumerate().map(row));
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
+    let used = |column: usize| rows.iter().skip(1).any(|row| !row[column].is_empty());
+    let columns: Vec<_> = (0..HEADER.len())
+        .filter(|column| used(*column))
+        .map(|column| (column, width(column).unwrap_or(0)))
+        .collect();
+    for (number, row) in rows.iter().enumerate() {
+        let mut line = String::new();
+        for &(column, width) in &columns {
+            let cell = &row[column];
+            let gap = " ".repeat(width - cell.chars().count());
+            let shown = match column {
+                OUTCOME if number > 0 => paint(cell, outcome_shade(cell), colour),
+                _ => cell.clone(),
+            };
+            // Numbers stand to the right.
+            let numeric = matches!(HEADER[column], "#" | "connect" | "handshake");
+            line.push_str("  ");
+            line.push_str(&if numeric { gap + &shown } else { shown + &gap });
+        }
+        push(text, line.trim_end());
+    }
+}
+
+fn row((number, attempt): (usize, &Attempt)) -> [String; HEADER.len()] {
+    let seen = attempt.seen();
+    let text = |text: Option<&String>| text.cloned().unwrap_or_default();
+    let offered = seen.map(|seen| match &seen.offered {
+        Some(offer) => offer.to_string(),
+        None => "nothing".to_owned(),
+    });
+    let remark = match &attempt.result {
+        Ok(seen) => text(seen.verdict.as_ref()),
+        Err(error) => error.to_string(),
+    };
+    [
+        number.to_string(),
+        attempt.address.to_string(),
+        offered.unwrap_or_default(),
+        match attempt.outcome() {
+            "not-offered" => "full".to_owned(),
+            other => other.to_owned(),
+        },
+        seen.map(|seen| millis(seen.times.connect))
+            .unwrap_or_default(),
+        seen.map(|seen| millis(seen.times.handshake))
+            .unwrap_or_default(),
+        text(seen.and_then(|seen| seen.server.as_ref())),
+        remark,
+    ]
+}
+
+fn push(text: &mut String, line: &str) {
+    text.push_str(line);
+    text.push('\n');
+}
+
+fn count(number: usize, one: &str, many: &str) -> String {
+    format!("{number} {}", if number == 1 { one } else { many })
+}
+
+fn millis(time: Duration) -> String {
+    format!("{:.1} ms", time.as_secs_f64() * 1e3)
+}
+
+#[derive(Clone, Copy)]
+enum Shade {
+    Good,
+    Bad,
+    Plain,
+}
+
+const fn shade(status: Status) -> Shade {
+    match status {
+        Status::Resumes => Shade::Good,
+        Status::Partly | Status::Refuses | Status::Failed => Shade::Bad,
+        Status::NotOffered | Status::Unfinished => Shade::Plain,
+    }
+}
+
+fn outcome_shade(outcome: &str) -> Shade {
+    match outcome {
+        "resumed" => Shade::Good,
+        "refused" | "failed" => Shade::Bad,
+        _ => Shade::Plain,
+    }
+}
+
+fn paint(text: &str, shade: Shade, colour: Colour) -> String {
+    let code = match (colour, shade) {
+        (Colour::Never, _) | (_, Shade::Plain) => return text.to_owned(),
+        (Colour::Always, Shade::Good) => 32,
+        (Colour::Always, Shade::Bad) => 31,
+    };
+    format!("\x1b[{code}m{text}\x1b[0m")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::probe::samples;
+
+    #[test]
+    fn the_report_is_aligned_and_sums_up_each_mechanism() {
+        let text = write(&samples::report(), Colour::Never);
+        let expected = "\
+farm.test: server name farm.test, 2 addresses
+
+TLS 1.2 session ID
+  #  address        offered                       outcome  connect  handshake  server  remark
+  0  192.0.2.1:443  nothing                       full      0.2 ms     1.5 ms
+  1  192.0.2.1:443  session-id 0707070707070707…  resumed   0.2 ms     1.5 ms
+  2  192.0.2.2:443  session-id 0707070707070707…  refused   0.2 ms     1.5 ms  web2    full/unknown
+  3  192.0.2.1:443                                failed                               the server does not speak TLS
+
+TLS 1.2 ticket
+  #  address        offered  outcome  connect  handshake
+  0  192.0.2.1:443  nothing  full      0.2 ms     1.5 ms
+  1  192.0.2.2:443  nothing  full      0.2 ms     1.5 ms
+
+TLS 1.3 PSK
+  #  address        offered                outcome  connect  handshake
+  0  192.0.2.1:443  nothing                full      0.2 ms     1.5 ms
+  1  192.0.2.2:443  psk 0707070707070707…  resumed   0.2 ms     1.5 ms
+
+TLS 1.2 session ID: resumed 1 of 3; refused by 192.0.2.2:443 (web2) 1 time; failed at 192.0.2.1:443 1 time
+  full/unknown, says web2
+TLS 1.2 ticket: not offered: the server gives no ticket
+TLS 1.3 PSK: resumed 1 of 1
+";
+        assert_eq!(text, expected, "\n{text}");
+    }
+
+    #[test]
+    fn colour_changes_no_column() {
+        let plain = write(&samples::report(), Colour::Never);
+        let coloured = write(&samples::report(), Colour::Always);
+        assert!(coloured.contains("\x1b[32mresumed\x1b[0m"));
+        let stripped = ["\x1b[32m", "\x1b[31m", "\x1b[0m"]
+            .iter()
+            .fold(coloured, |text, code| text.replace(code, ""));
+        assert_eq!(stripped, plain);
+    }
+
+    #[test]
+    fn a_run_that_was_stopped_says_so() {
+        let mut report = samples::report();
+        report.complete = false;
+        report.mechanisms[2].attempts.truncate(1);
+        let text = write(&report, Colour::Never);
+        assert!(
+            text.ends_with("TLS 1.3 PSK: not finished\nstopped before the end\n"),
+            "{text}"
+        );
+    }
+}

@@ -1,0 +1,277 @@
+//! The TLS client against real servers: what it offers, what it keeps, and how connections end.
+
+mod peers;
+
+use std::time::Duration;
+
+use peers::{Certificates, NAME, Peer, nginx, openssl};
+use rustls::HandshakeKind;
+use sessile::client::{
+    Client, Close, Connection, Error, Mechanism, Options, Sessions, Target, Trust,
+};
+use sessile_proto::verdict::How;
+use sessile_proto::watch::Kind;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+const PATIENCE: Duration = Duration::from_secs(5);
+
+fn client(certificates: &Certificates, mechanism: Mechanism) -> Client {
+    let options = Options {
+        mechanism,
+        trust: Trust::ca_file(&certificates.ca).expect("the CA"),
+        ..Options::default()
+    };
+    Client::new(options, Sessions::default()).expect("a client")
+}
+
+fn target(peer: &Peer) -> Target {
+    Target::new(peer.address(), NAME).expect("a name")
+}
+
+async fn connected(client: &Client, peer: &Peer) -> Connection {
+    let connection = client.connect(&target(peer)).await;
+    connection.expect("a connection")
+}
+
+/// Connects, waits for tickets where TLS 1.3 sends them, and closes.
+async fn visit(client: &Client, peer: &Peer) -> Kind {
+    let mut connection = connected(client, peer).await;
+    if connection.outcome().version == sessile_proto::hello::TLS_1_3 {
+        assert!(connection.await_ticket(PATIENCE).await > 0);
+    }
+    let kind = connection.outcome().kind;
+    let rustls_says = connection.stream().tls().handshake_kind();
+    assert_eq!(
+        matches!(kind, Kind::Resumed(_)),
+        rustls_says == Some(HandshakeKind::Resumed),
+        "the wire and the library disagree"
+    );
+    connection.close(PATIENCE).await;
+    kind
+}
+
+#[tokio::test]
+async fn each_mechanism_resumes_where_the_server_has_it() {
+    let certificates = Certificates::new();
+    let server = nginx(&certificates, "ssl_session_cache shared:s:1m;");
+    for (mechanism, how) in [
+        (Mechanism::SessionId, How::SessionId),
+        (Mechanism::Ticket, How::Ticket),
+        (Mechanism::Psk, How::Psk),
+        (Mechanism::Any, How::Psk),
+    ] {
+        let client = client(&certificates, mechanism);
+        assert_eq!(visit(&client, &server).await, Kind::NotOffered);
+        for _ in 0..3 {
+            assert_eq!(visit(&client, &server).await, Kind::Resumed(how));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_client_without_a_mechanism_offers_and_keeps_nothing() {
+    let certificates = Certificates::new();
+    let server = nginx(&certificates, "ssl_session_cache shared:s:1m;");
+    let client = client(&certificates, Mechanism::None);
+    for _ in 0..2 {
+        assert_eq!(visit(&client, &server).await, Kind::NotOffered);
+    }
+    assert!(client.sessions().is_empty());
+}
+
+#[tokio::test]
+async fn the_session_id_that_was_assigned_is_the_one_offered_next() {
+    let certificates = Certificates::new();
+    let server = nginx(&certificates, "ssl_session_cache shared:s:1m;");
+    let client = client(&certificates, Mechanism::SessionId);
+    let mut first = connected(&client, &server).await;
+    assert_eq!(first.offered(), None);
+    let assigned = first.assigned_session_id().unwrap().to_vec();
+    first.close(PATIENCE).await;
+
+    let second = connected(&client, &server).await;
+    let offered = second.offered().unwrap();
+    assert_eq!((offered.how, &offered.bytes), (How::SessionId, &assigned));
+    assert_eq!(second.assigned_session_id(), None);
+}
+
+#[tokio::test]
+async fn a_session_refused_beside_tls13_is_not_taken_for_none() {
+    let certificates = Certificates::new();
+    let directives = "ssl_protocols TLSv1.2; ssl_session_tickets off; ssl_session_cache none;";
+    let server = nginx(&certificates, directives);
+    let client = client(&certificates, Mechanism::Any);
+    assert_eq!(visit(&client, &server).await, Kind::NotOffered);
+    assert_eq!(visit(&client, &server).await, Kind::Refused);
+}
+
+#[tokio::test]
+async fn a_ticket_client_keeps_no_session_that_has_no_ticket() {
+    let certificates = Certificates::new();
+    let directives = "ssl_session_tickets off; ssl_session_cache shared:s:1m;";
+    let server = nginx(&certificates, directives);
+    let client = client(&certificates, Mechanism::Ticket);
+    for _ in 0..2 {
+        assert_eq!(visit(&client, &server).await, Kind::NotOffered);
+    }
+}
+
+#[tokio::test]
+async fn a_frozen_client_goes_on_offering_the_session_it_has() {
+    let certificates = Certificates::new();
+    // Gives session IDs and never keeps them.
+    let directives = "ssl_session_tickets off; ssl_session_cache none;";
+    let server = nginx(&certificates, directives);
+    let client = client(&certificates, Mechanism::SessionId);
+    let first = connected(&client, &server).await;
+    let assigned = first.assigned_session_id().unwrap().to_vec();
+    client.sessions().freeze(true);
+    for _ in 0..2 {
+        let again = connected(&client, &server).await;
+        assert_eq!(again.outcome().kind, Kind::Refused);
+        assert_eq!(again.offered().unwrap().bytes, assigned);
+    }
+}
+
+#[tokio::test]
+async fn sessions_past_their_lifetime_are_not_offered() {
+    let certificates = Certificates::new();
+    let server = nginx(&certificates, "ssl_session_cache shared:s:1m;");
+    for mechanism in [Mechanism::SessionId, Mechanism::Ticket, Mechanism::Psk] {
+        let options = Options {
+            mechanism,
+            trust: Trust::Insecure,
+            ..Options::default()
+        };
+        let client = Client::new(options, Sessions::new(10, Duration::ZERO)).unwrap();
+        for _ in 0..2 {
+            assert_eq!(visit(&client, &server).await, Kind::NotOffered);
+        }
+    }
+}
+
+#[tokio::test]
+async fn another_client_starts_without_sessions() {
+    let certificates = Certificates::new();
+    let server = nginx(&certificates, "ssl_session_cache shared:s:1m;");
+    let first = client(&certificates, Mechanism::SessionId);
+    visit(&first, &server).await;
+    assert_eq!(visit(&first.another(), &server).await, Kind::NotOffered);
+    assert_eq!(
+        visit(&first, &server).await,
+        Kind::Resumed(How::SessionId),
+        "the first client lost its session"
+    );
+}
+
+#[tokio::test]
+async fn data_goes_both_ways() {
+    let certificates = Certificates::new();
+    let server = openssl(&certificates, &["-rev"]);
+    let client = client(&certificates, Mechanism::Any);
+    let mut connection = connected(&client, &server).await;
+    let line = "0123456789".repeat(1000);
+    let stream = connection.stream();
+    stream.write_all(line.as_bytes()).await.unwrap();
+    stream.write_all(b"\n").await.unwrap();
+    stream.flush().await.unwrap();
+    let mut answer = vec![0; line.len() + 1];
+    stream.read_exact(&mut answer).await.unwrap();
+    let reversed: String = line.chars().rev().collect();
+    assert_eq!(answer, format!("{reversed}\n").into_bytes());
+    assert!(connection.certificate_fingerprint().is_some());
+}
+
+#[tokio::test]
+async fn a_servers_clean_end_is_told_from_its_death() {
+    let certificates = Certificates::new();
+    let server = nginx(
+        &certificates,
+        "client_header_timeout 50ms; keepalive_timeout 50ms;",
+    );
+    let client = client(&certificates, Mechanism::Any);
+
+    let mut kept_alive = connected(&client, &server).await;
+    let request = b"HEAD / HTTP/1.1\r\nHost: farm.test\r\n\r\n";
+    kept_alive.stream().write_all(request).await.unwrap();
+    assert_eq!(kept_alive.closed().await, Close::Notify);
+
+    let server = nginx(&certificates, "");
+    let mut orphan = connected(&client, &server).await;
+    let killed = std::thread::spawn(|| server.kill());
+    let close = orphan.closed().await;
+    killed.join().unwrap();
+    assert!(matches!(close, Close::Eof | Close::Reset), "{close}");
+}
+
+#[tokio::test]
+async fn each_failure_has_its_own_error() {
+    let certificates = Certificates::new();
+    let tls12 = openssl(&certificates, &["-www", "-tls1_2"]);
+    let refused = client(&certificates, Mechanism::Psk)
+        .connect(&target(&tls12))
+        .await;
+    assert!(
+        matches!(refused, Err(Error::Alert(_))),
+        "{:?}",
+        refused.err()
+    );
+    assert!(refused.is_err_and(|error| error.refuses_version()));
+
+    let stranger = Certificates::new();
+    let untrusted = client(&stranger, Mechanism::SessionId)
+        .connect(&target(&tls12))
+        .await;
+    assert!(matches!(untrusted, Err(Error::Certificate(_))));
+
+    let other_name = Target::new(tls12.address(), "other.test").unwrap();
+    let wrong_name = client(&certificates, Mechanism::SessionId)
+        .connect(&other_name)
+        .await;
+    assert!(matches!(wrong_name, Err(Error::Certificate(_))));
+
+    let nobody = Target::new(([127, 0, 0, 1], peers::free_port()).into(), NAME).unwrap();
+    let unreached = client(&certificates, Mechanism::Any).connect(&nobody).await;
+    assert!(matches!(unreached, Err(Error::Connect(_))));
+    assert!(Target::new(tls12.address(), "not a name").is_err());
+}
+
+#[tokio::test]
+async fn what_is_not_tls_or_says_nothing_is_told_apart() {
+    let certificates = Certificates::new();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let target = Target::new(listener.local_addr().unwrap(), NAME).unwrap();
+    let answers: [&[u8]; 3] = [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"", b"silence"];
+    let server = async {
+        for answer in answers {
+            let (mut tcp, _) = listener.accept().await.unwrap();
+            let mut hello = [0; 4096];
+            assert!(tcp.read(&mut hello).await.unwrap() > 0);
+            if answer == b"silence" {
+                // Until the client gives up.
+                while tcp.read(&mut hello).await.is_ok_and(|len| len > 0) {}
+            } else {
+                tcp.write_all(answer).await.unwrap();
+            }
+        }
+    };
+    let options = Options {
+        trust: Trust::ca_file(&certificates.ca).unwrap(),
+        handshake_timeout: Duration::from_millis(200),
+        ..Options::default()
+    };
+    let client = Client::new(options, Sessions::default()).unwrap();
+    let attempts = async {
+        let plain = client.connect(&target).await;
+        assert!(matches!(plain, Err(Error::NotTls)), "{:?}", plain.err());
+        let closed = client.connect(&target).await;
+        let error = closed.err();
+        assert!(
+            matches!(error, Some(Error::HungUp(Close::Eof))),
+            "{error:?}"
+        );
+        let silent = client.connect(&target).await;
+        assert!(matches!(silent, Err(Error::TimedOut { .. })));
+    };
+    tokio::join!(server, attempts);
+}

@@ -1,0 +1,212 @@
+//! What tests against real programs need: certificates, free ports, and peers that are started
+//! with a configuration of the test's own and stopped with it.
+
+#![allow(
+    dead_code,
+    reason = "each test binary compiles this module and uses its part of it"
+)]
+
+use std::fs::{self, File};
+use std::io::{self, Read, Seek};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
+use tempfile::TempDir;
+
+/// How long a peer may take to start.
+const START: Duration = Duration::from_secs(10);
+
+/// The name that [`Certificates`] are for, beside 127.0.0.1.
+pub(crate) const NAME: &str = "farm.test";
+
+/// A CA and a server certificate for [`NAME`] and 127.0.0.1, as PEM files in a temporary folder.
+pub(crate) struct Certificates {
+    pub(crate) ca: PathBuf,
+    pub(crate) chain: PathBuf,
+    pub(crate) key: PathBuf,
+    folder: TempDir,
+}
+
+impl Certificates {
+    pub(crate) fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let write = |name: &str, pem: String| {
+            let path = folder.path().join(name);
+            fs::write(&path, pem).expect("a file in the temporary folder");
+            path
+        };
+
+        let ca_key = KeyPair::generate().expect("a key");
+        let mut ca = CertificateParams::new(Vec::new()).expect("no names");
+        ca.is_ca = IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let ca_certificate = ca.self_signed(&ca_key).expect("a certificate");
+        let issuer = Issuer::new(ca, ca_key);
+
+        let key = KeyPair::generate().expect("a key");
+        let names = vec![NAME.to_owned(), Ipv4Addr::LOCALHOST.to_string()];
+        let mut server = CertificateParams::new(names).expect("valid names");
+        server.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        let certificate = server.signed_by(&key, &issuer).expect("a certificate");
+
+        Self {
+            ca: write("ca.pem", ca_certificate.pem()),
+            chain: write("chain.pem", certificate.pem()),
+            key: write("key.pem", key.serialize_pem()),
+            folder,
+        }
+    }
+
+    /// The temporary folder, for files of the test's own.
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+}
+
+/// A port on 127.0.0.1 that was free a moment ago.
+///
+/// For programs that cannot be told to choose one themselves. Another program may take it in
+/// between, so [`Peer::start`] tries again with another.
+pub(crate) fn free_port() -> u16 {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+    listener.local_addr().expect("its address").port()
+}
+
+/// A program that was started for a test. Killed when dropped.
+pub(crate) struct Peer {
+    child: Child,
+    address: SocketAddr,
+    /// A file: a pipe that nobody reads would stop the program when it is full.
+    stderr: File,
+}
+
+impl Peer {
+    /// Starts a program that listens on the port it is given, and waits until it does.
+    ///
+    /// # Panics
+    ///
+    /// With `package`'s name where the program is missing; with what the program wrote where it
+    /// does not start.
+    pub(crate) fn start(package: &str, command: impl Fn(u16) -> Command) -> Self {
+        const TRIES: usize = 3;
+        let mut said = String::new();
+        for _ in 0..TRIES {
+            let port = free_port();
+            match Self::start_on(port, package, command(port)) {
+                Ok(peer) => return peer,
+                Err(error) => said = error,
+            }
+        }
+        panic!("{package} does not start: {said}");
+    }
+
+    fn start_on(port: u16, package: &str, mut command: Command) -> Result<Self, String> {
+        let stderr = tempfile::tempfile().expect("a temporary file");
+        let quiet = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(stderr.try_clone().expect("a second handle"));
+        let child = quiet.spawn().unwrap_or_else(|error| match error.kind() {
+            io::ErrorKind::NotFound => panic!(
+                "{} is missing: install the package {package}",
+                command.get_program().display()
+            ),
+            _ => panic!("{package}: {error}"),
+        });
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let mut peer = Self {
+            child,
+            address,
+            stderr,
+        };
+        let deadline = Instant::now() + START;
+        loop {
+            if let Some(status) = peer.child.try_wait().expect("a child's status") {
+                return Err(peer.last_words(status));
+            }
+            // The status was asked first: a port that answers is this child's, and not another's.
+            if TcpStream::connect(address).is_ok() {
+                return Ok(peer);
+            }
+            if Instant::now() > deadline {
+                return Err(format!("nothing listens on {address} after {START:?}"));
+            }
+            // No program says in the same way that it listens: this is the one place that polls.
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn last_words(&mut self, status: ExitStatus) -> String {
+        let mut said = String::new();
+        // What can be read is what is shown.
+        let _ = self.stderr.rewind();
+        let _ = self.stderr.read_to_string(&mut said);
+        format!("{status}: {said}")
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Ends it without a chance to say good-bye; its connections end with it.
+    pub(crate) fn kill(mut self) {
+        self.child.kill().expect("it runs");
+        self.child.wait().expect("it was started");
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// `openssl s_server` with the given arguments.
+pub(crate) fn openssl(certificates: &Certificates, arguments: &[&str]) -> Peer {
+    Peer::start("openssl", |port| {
+        let mut command = Command::new("openssl");
+        command.args(["s_server", "-quiet", "-accept"]);
+        command.arg(format!("{}:{port}", Ipv4Addr::LOCALHOST));
+        command.arg("-cert").arg(&certificates.chain);
+        command.arg("-key").arg(&certificates.key);
+        command.args(arguments);
+        command
+    })
+}
+
+/// nginx with one TLS server that answers 204 and has the given directives besides.
+pub(crate) fn nginx(certificates: &Certificates, directives: &str) -> Peer {
+    Peer::start("nginx", |port| {
+        let folder = certificates.folder().join(format!("nginx-{port}"));
+        fs::create_dir_all(&folder).expect("a folder");
+        let config = folder.join("nginx.conf");
+        let text = format!(
+            // One process: a master that is killed leaves its workers behind.
+            "daemon off; master_process off; pid nginx.pid; error_log stderr warn;\n\
+             events {{ worker_connections 256; }}\n\
+             http {{\n\
+               access_log off;\n\
+               client_body_temp_path body; proxy_temp_path proxy; fastcgi_temp_path fastcgi;\n\
+               uwsgi_temp_path uwsgi; scgi_temp_path scgi;\n\
+               server {{\n\
+                 listen 127.0.0.1:{port} ssl;\n\
+                 ssl_certificate {chain}; ssl_certificate_key {key};\n\
+                 ssl_protocols TLSv1.2 TLSv1.3;\n\
+                 {directives}\n\
+                 location / {{ return 204; }}\n\
+               }}\n\
+             }}\n",
+            chain = certificates.chain.display(),
+            key = certificates.key.display(),
+        );
+        fs::write(&config, text).expect("the configuration");
+        let mut command = Command::new("nginx");
+        command.arg("-p").arg(&folder).arg("-c").arg(&config);
+        command.args(["-e", "stderr"]);
+        command
+    })
+}

@@ -1,0 +1,253 @@
+//! `sessile probe` against real servers.
+
+mod peers;
+
+use std::net::SocketAddr;
+use std::process::{Command, Output};
+
+use peers::{Certificates, NAME, free_port, nginx, openssl};
+use serde_json::Value;
+
+fn probe(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_sessile"))
+        .arg("probe")
+        .args(arguments)
+        .output()
+        .expect("the program under test")
+}
+
+/// A JSON report and the exit status.
+struct Found {
+    report: Value,
+    status: Option<i32>,
+}
+
+impl Found {
+    fn by(certificates: &Certificates, addresses: &[SocketAddr], attempts: &str) -> Self {
+        let ca = certificates.ca.to_str().expect("a path in UTF-8");
+        let mut arguments = vec![NAME, "--ca", ca, "--json", "--attempts", attempts];
+        let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+        for address in &addresses {
+            arguments.extend(["--address", address]);
+        }
+        let output = probe(&arguments);
+        let said = String::from_utf8_lossy(&output.stderr);
+        Self {
+            report: serde_json::from_slice(&output.stdout)
+                .unwrap_or_else(|error| panic!("no JSON ({error}): {said}")),
+            status: output.status.code(),
+        }
+    }
+
+    fn mechanism(&self, name: &str) -> &Value {
+        let mechanisms = self.report["mechanisms"].as_array().expect("a list");
+        let named = |mechanism: &&Value| mechanism["mechanism"] == name;
+        mechanisms.iter().find(named).expect("a mechanism")
+    }
+
+    /// The statuses of session IDs, tickets and PSKs.
+    fn statuses(&self) -> [&str; 3] {
+        ["session-id", "ticket", "psk"]
+            .map(|name| self.mechanism(name)["status"].as_str().expect("a word"))
+    }
+}
+
+#[test]
+fn a_server_with_cache_and_tickets_resumes_everything() {
+    let certificates = Certificates::new();
+    let server = nginx(&certificates, "ssl_session_cache shared:s:1m;");
+    let found = Found::by(&certificates, &[server.address()], "3");
+    assert_eq!(found.statuses(), ["resumes"; 3], "{:#}", found.report);
+    assert_eq!(found.status, Some(0));
+    for name in ["session-id", "ticket", "psk"] {
+        let mechanism = found.mechanism(name);
+        assert_eq!(
+            (&mechanism["resumed"], &mechanism["returns"]),
+            (&3.into(), &3.into())
+        );
+        let attempts = mechanism["attempts"].as_array().unwrap();
+        assert_eq!(attempts[0]["outcome"], "not-offered");
+        for attempt in &attempts[1..] {
+            assert_eq!(attempt["outcome"], "resumed");
+            assert_eq!(attempt["offered"]["type"], name);
+            assert_eq!(attempt["protocol"], mechanism["protocol"]);
+        }
+    }
+}
+
+#[test]
+fn a_server_without_a_cache_gives_no_session_id_and_that_fails_nothing() {
+    let certificates = Certificates::new();
+    let server = nginx(&certificates, "ssl_session_cache off;");
+    let found = Found::by(&certificates, &[server.address()], "2");
+    assert_eq!(found.statuses(), ["not-offered", "resumes", "resumes"]);
+    let note = found.mechanism("session-id")["note"].as_str().unwrap();
+    assert!(note.contains("its server-side cache is off"), "{note}");
+    assert_eq!(found.status, Some(0));
+}
+
+#[test]
+fn a_server_that_gives_session_ids_and_keeps_none_refuses_them() {
+    let certificates = Certificates::new();
+    let directives = "ssl_session_cache none; ssl_session_tickets off;";
+    let server = nginx(&certificates, directives);
+    let found = Found::by(&certificates, &[server.address()], "2");
+    assert_eq!(found.mechanism("session-id")["status"], "refuses");
+    assert_eq!(found.mechanism("ticket")["status"], "not-offered");
+    assert_eq!(found.status, Some(1));
+}
+
+#[test]
+fn servers_that_share_nothing_are_named() {
+    let certificates = Certificates::new();
+    let farm = [(); 2].map(|()| nginx(&certificates, "ssl_session_cache shared:s:1m;"));
+    let addresses = [farm[0].address(), farm[1].address()];
+    let found = Found::by(&certificates, &addresses, "4");
+    // Each return offers what the other server gave.
+    assert_eq!(found.statuses(), ["refuses"; 3], "{:#}", found.report);
+    assert_eq!(found.status, Some(1));
+
+    let [one, two] = addresses.map(|address| address.to_string());
+    let ca = certificates.ca.to_str().unwrap();
+    let both = format!("{one},{two}");
+    let output = probe(&[NAME, "--ca", ca, "--attempts", "4", "--address", &both]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    let line = format!("TLS 1.3 PSK: resumed 0 of 4; refused by {two} 2 times, {one} 2 times\n");
+    assert!(text.contains(&line), "{text}");
+    assert!(!text.contains('\x1b'), "colour without a terminal");
+    assert!(output.stderr.is_empty(), "progress without a terminal");
+}
+
+#[test]
+fn servers_with_the_same_ticket_key_resume_each_others_tickets() {
+    let certificates = Certificates::new();
+    let key = certificates.folder().join("ticket.key");
+    std::fs::write(&key, [7; 80]).unwrap();
+    let directives = format!(
+        "ssl_session_cache off; ssl_session_ticket_key {};",
+        key.display()
+    );
+    let farm = [(); 2].map(|()| nginx(&certificates, &directives));
+    let addresses = [farm[0].address(), farm[1].address()];
+    let found = Found::by(&certificates, &addresses, "4");
+    assert_eq!(found.statuses(), ["not-offered", "resumes", "resumes"]);
+    assert_eq!(found.status, Some(0));
+}
+
+#[test]
+fn a_version_that_the_server_does_not_speak_is_not_offered() {
+    let certificates = Certificates::new();
+    for (version, missing) in [("-tls1_2", 1..=1), ("-tls1_3", 2..=2)] {
+        let server = openssl(&certificates, &["-www", version]);
+        let found = Found::by(&certificates, &[server.address()], "2");
+        let not_offered = found.statuses().map(|status| status == "not-offered");
+        let expected = match missing.start() {
+            1 => [false, false, true],
+            _ => [true, true, false],
+        };
+        assert_eq!(not_offered, expected, "{version}: {:#}", found.report);
+        assert_eq!(found.status, Some(0), "{version}: {:#}", found.report);
+    }
+}
+
+#[test]
+fn a_server_without_tickets_keeps_tls13_sessions_itself() {
+    let certificates = Certificates::new();
+    let server = openssl(&certificates, &["-www", "-no_ticket"]);
+    let found = Found::by(&certificates, &[server.address()], "2");
+    // OpenSSL's TLS 1.3 then gives stateful PSKs, which its cache resumes.
+    assert_eq!(found.statuses(), ["resumes", "not-offered", "resumes"]);
+    assert_eq!(
+        found.mechanism("ticket")["note"],
+        "the server gives no ticket"
+    );
+    assert_eq!(found.status, Some(0));
+}
+
+#[test]
+fn a_server_that_is_not_http_is_probed_too() {
+    let certificates = Certificates::new();
+    let server = openssl(&certificates, &["-rev"]);
+    let found = Found::by(&certificates, &[server.address()], "1");
+    assert_eq!(found.statuses(), ["resumes"; 3], "{:#}", found.report);
+    assert_eq!(found.status, Some(0));
+}
+
+#[test]
+fn what_a_sessile_server_says_is_shown_and_becomes_the_cause() {
+    let certificates = Certificates::new();
+    let directives = "ssl_session_cache none; ssl_session_tickets off; ssl_protocols TLSv1.2;\n\
+        add_header sessile-server web2 always; add_header sessile-verdict full/evicted always;";
+    let server = nginx(&certificates, directives);
+    let found = Found::by(&certificates, &[server.address()], "1");
+    let id = found.mechanism("session-id");
+    assert_eq!(id["attempts"][1]["server"], "web2");
+    assert_eq!(id["attempts"][1]["verdict"], "full/evicted");
+    assert_eq!(id["cause"][0]["verdict"], "full/evicted");
+    assert_eq!(id["cause"][0]["said_by"][0], "web2");
+}
+
+#[test]
+fn a_server_of_the_farm_that_is_down_fails_the_probe_and_does_not_end_it() {
+    let certificates = Certificates::new();
+    let server = nginx(&certificates, "ssl_session_cache shared:s:1m;");
+    let nobody = SocketAddr::from(([127, 0, 0, 1], free_port()));
+    let found = Found::by(&certificates, &[server.address(), nobody], "3");
+    assert_eq!(found.statuses(), ["partly"; 3], "{:#}", found.report);
+    assert_eq!(found.status, Some(1));
+    let failed = &found.mechanism("psk")["attempts"][1];
+    assert_eq!(failed["outcome"], "failed");
+    assert!(
+        failed["error"]
+            .as_str()
+            .unwrap()
+            .starts_with("cannot connect")
+    );
+}
+
+#[test]
+fn no_connection_and_wrong_usage_exit_with_2_and_say_why() {
+    let said = |arguments: &[&str]| {
+        let output = probe(arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        let text = [output.stdout, output.stderr].concat();
+        String::from_utf8(text).unwrap()
+    };
+    let nobody = format!("127.0.0.1:{}", free_port());
+    assert!(said(&[&nobody]).contains("no connection to 127.0.0.1"));
+    assert!(said(&["https://farm.test/"]).contains("HOST:PORT"));
+    assert!(said(&["farm.test", "--address", "farm.test:1"]).contains("is not IP:PORT"));
+    assert!(
+        said(&["farm.test", "--ca", "no-such.pem", "--address", "127.0.0.1"])
+            .contains("no-such.pem")
+    );
+    assert!(said(&["farm.test", "--attempts", "0"]).contains("--attempts"));
+    assert!(said(&["127.0.0.1", "--sni", "not a name"]).contains("neither a host name"));
+
+    let certificates = Certificates::new();
+    let server = nginx(&certificates, "");
+    let untrusted = said(&[&server.address().to_string()]);
+    assert!(
+        untrusted.contains("certificate is not accepted"),
+        "{untrusted}"
+    );
+    assert!(untrusted.contains("--insecure"), "{untrusted}");
+}
+
+#[test]
+fn an_address_as_host_is_verified_as_such_and_sends_no_server_name() {
+    let certificates = Certificates::new();
+    let directives =
+        "ssl_session_cache shared:s:1m; add_header sessile-server \"[$ssl_server_name]\" always;";
+    let server = nginx(&certificates, directives);
+    let address = server.address().to_string();
+    let ca = certificates.ca.to_str().unwrap();
+    for (arguments, name) in [(&[][..], "[]"), (&["--sni", NAME][..], "[farm.test]")] {
+        let mut all = vec![address.as_str(), "--ca", ca, "--json", "--attempts", "1"];
+        all.extend(arguments);
+        let output = probe(&all);
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}");
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(report["mechanisms"][0]["attempts"][0]["server"], name);
+    }
+}

@@ -19,7 +19,7 @@ use crate::probe::{self, Plan, Progress, Report, json, table};
 /// that each offer the newest session.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
-pub struct Args {
+pub(super) struct Args {
     /// Host name or IP address, and port (443 if none is given)
     #[arg(value_name = "HOST:PORT")]
     target: Endpoint,
@@ -82,7 +82,7 @@ const EXIT_INTERRUPTED: u8 = 130;
 ///
 /// The runtime cannot be started or the report cannot be written. What the user or the server did
 /// wrong is printed, and becomes the exit status 2.
-pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

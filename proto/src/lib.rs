@@ -9,6 +9,8 @@ pub mod keys;
 pub mod record;
 pub mod route;
 pub mod session;
+#[cfg(test)]
+mod testdata;
 pub mod ticket;
 pub mod verdict;
 pub mod watch;

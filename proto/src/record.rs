@@ -105,13 +105,12 @@ impl Header {
     /// what is wrong otherwise, as soon as the bytes that are there show it.
     pub fn parse(bytes: &[u8]) -> Result<Self, Error> {
         let content = ContentType::try_from(*bytes.first().ok_or(Error::Incomplete)?)?;
-        if let Some(&major) = bytes.get(1)
-            && major != 3
-        {
-            let minor = bytes.get(2).copied().unwrap_or_default();
-            return Err(Error::Version(u16::from_be_bytes([major, minor])));
+        let &[_, major, minor] = bytes.first_chunk().ok_or(Error::Incomplete)?;
+        let version = u16::from_be_bytes([major, minor]);
+        if major != 3 {
+            return Err(Error::Version(version));
         }
-        let &[_, major, minor, high, low] = bytes.first_chunk().ok_or(Error::Incomplete)?;
+        let &[_, _, _, high, low] = bytes.first_chunk().ok_or(Error::Incomplete)?;
         let len = usize::from(u16::from_be_bytes([high, low]));
         match content {
             ContentType::Handshake if len == 0 => return Err(Error::EmptyFragment),
@@ -124,7 +123,7 @@ impl Header {
         }
         Ok(Self {
             content,
-            version: u16::from_be_bytes([major, minor]),
+            version,
             len,
         })
     }
@@ -340,3 +339,6 @@ pub fn message_len(start: &[u8]) -> Result<usize, Error> {
     let body = u32::from_be_bytes([0, high, middle, low]);
     Ok(HANDSHAKE_HEADER_LEN + body as usize)
 }
+
+#[cfg(test)]
+mod tests;

@@ -323,3 +323,6 @@ impl Offer {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -85,10 +85,10 @@ impl<'a> ClientHello<'a> {
     /// [`Error::Incomplete`] where `record` is the beginning of one.
     pub fn parse_ssl2(record: &'a [u8]) -> Result<Self, Error> {
         let len = ssl2_len(record)?;
-        if record.len() < len {
-            return Err(Error::Incomplete);
+        let mut body = Cursor::new(record.get(..len).ok_or(Error::Incomplete)?);
+        if record.len() > len {
+            return Err(Error::Length);
         }
-        let mut body = Cursor::new(record);
         body.take(3)?;
         let legacy_version = version(body.u16()?)?;
         let lengths = [body.u16()?, body.u16()?, body.u16()?].map(usize::from);

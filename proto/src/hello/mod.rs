@@ -8,6 +8,8 @@ mod extensions;
 mod offered;
 mod reader;
 mod server;
+#[cfg(test)]
+mod tests;
 
 pub use client::{ClientHello, Form};
 pub use offered::{Identity, OfferedPsks, Protocols, PskModes, Suites, Versions};

@@ -134,6 +134,23 @@ async fn a_frozen_client_goes_on_offering_the_session_it_has() {
 }
 
 #[tokio::test]
+async fn a_second_hello_is_needed_once_and_hides_nothing() {
+    let certificates = Certificates::new();
+    let server = openssl(&certificates, &["-rev", "-groups", "P-384"]);
+    let client = client(&certificates, Mechanism::Psk);
+    let mut retries = Vec::new();
+    for _ in 0..2 {
+        let mut connection = connected(&client, &server).await;
+        assert!(connection.await_ticket(PATIENCE).await > 0);
+        let outcome = connection.outcome();
+        retries.push((outcome.hello_retry, outcome.kind));
+        connection.close(PATIENCE).await;
+    }
+    let resumed = Kind::Resumed(How::Psk);
+    assert_eq!(retries, [(true, Kind::NotOffered), (false, resumed)]);
+}
+
+#[tokio::test]
 async fn sessions_past_their_lifetime_are_not_offered() {
     let certificates = Certificates::new();
     let server = nginx(&certificates, "ssl_session_cache shared:s:1m;");

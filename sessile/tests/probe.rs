@@ -2,10 +2,11 @@
 
 mod peers;
 
-use std::net::SocketAddr;
-use std::process::{Command, Output};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::process::{Command, Output, Stdio};
 
 use peers::{Certificates, NAME, free_port, nginx, openssl};
+use rustix::process::{Pid, Signal};
 use serde_json::Value;
 
 fn probe(arguments: &[&str]) -> Output {
@@ -250,4 +251,23 @@ fn an_address_as_host_is_verified_as_such_and_sends_no_server_name() {
         let report: Value = serde_json::from_slice(&output.stdout).unwrap();
         assert_eq!(report["mechanisms"][0]["attempts"][0]["server"], name);
     }
+}
+
+#[test]
+fn an_interrupted_probe_prints_what_it_has() {
+    let silent = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let target = silent.local_addr().unwrap().to_string();
+    let child = Command::new(env!("CARGO_BIN_EXE_sessile"))
+        .args(["probe", &target, "--insecure", "--json", "--timeout", "1h"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Its first handshake is under way from here on.
+    let (_connection, _) = silent.accept().unwrap();
+    rustix::process::kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["complete"], false);
+    assert_eq!(report["mechanisms"][0]["status"], "unfinished");
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::net::lookup_host;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::client::Trust;
 use crate::probe::table::Colour;
@@ -88,11 +89,10 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         .build()
         .context("cannot start")?;
     let code = runtime.block_on(async {
-        let interrupted = tokio::signal::ctrl_c();
-        tokio::pin!(interrupted);
+        let mut interrupt = signal(SignalKind::interrupt()).context("cannot catch signals")?;
         let planned = tokio::select! {
             planned = plan(&args) => planned,
-            _ = &mut interrupted => return Ok(ExitCode::from(EXIT_INTERRUPTED)),
+            _ = interrupt.recv() => return Ok(ExitCode::from(EXIT_INTERRUPTED)),
         };
         let plan = match planned {
             Ok(plan) => plan,
@@ -103,7 +103,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         let mut progress = |progress| line.show(progress);
         let ended = tokio::select! {
             ended = probe::run(&plan, &mut report, &mut progress) => ended,
-            _ = &mut interrupted => Ok(()),
+            _ = interrupt.recv() => Ok(()),
         };
         line.clear();
         if let Err(error) = ended {

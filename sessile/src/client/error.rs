@@ -53,7 +53,7 @@ pub enum Error {
     #[error("the server chose a TLS version that was not offered")]
     Version,
     /// The peer's certificate is not one that the client trusts for this name.
-    #[error("the server's certificate is not accepted: {0}")]
+    #[error("the server's certificate is not accepted: {}", certificate_fault(.0))]
     Certificate(CertificateError),
     /// What came back is not TLS.
     #[error("the server does not speak TLS")]
@@ -117,6 +117,18 @@ impl Error {
             ) => Self::Version,
             other => Self::Protocol(other),
         }
+    }
+}
+
+/// rustls writes the commonest faults as the names of its own types.
+fn certificate_fault(error: &CertificateError) -> String {
+    match error {
+        CertificateError::UnknownIssuer => "its issuer is not trusted".to_owned(),
+        CertificateError::Other(other) => match other.0.to_string().as_str() {
+            "CaUsedAsEndEntity" => "it is a CA's certificate (CA:TRUE), and not a server's".into(),
+            fault => fault.to_owned(),
+        },
+        other => other.to_string(),
     }
 }
 

@@ -165,6 +165,10 @@ impl Client {
     ///
     /// The TCP connection or the handshake was refused, failed or took too long.
     pub async fn connect(&self, target: &Target) -> Result<Connection, Error> {
+        // A thread's first random bytes take the library tens of milliseconds to gather: they are no
+        // part of the connection's times. A failure shows again in the handshake.
+        let _ = self.config.crypto_provider().secure_random.fill(&mut [0]);
+
         let started = Instant::now();
         let tcp = timeout(self.connect_timeout, TcpStream::connect(target.address))
             .await

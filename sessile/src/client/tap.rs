@@ -18,10 +18,16 @@ pub struct Offer {
 }
 
 impl Offer {
-    /// The first bytes in hexadecimal: enough to tell sessions apart.
+    /// The first bytes in hexadecimal. Most servers put a ticket key's name there.
     #[must_use]
     pub fn prefix(&self) -> String {
-        hex(&self.bytes[..self.bytes.len().min(PREFIX_LEN)])
+        hex(&self.bytes[..self.bytes.len().min(KEY_NAME_LEN)])
+    }
+
+    /// The last bytes in hexadecimal: they tell tickets of one key apart.
+    #[must_use]
+    pub fn suffix(&self) -> String {
+        hex(&self.bytes[self.bytes.len().saturating_sub(SHOWN_LEN)..])
     }
 
     /// A session ID beside a ticket only echoes that the ticket was taken (RFC 5077, 3.4), and
@@ -46,17 +52,20 @@ impl Offer {
 
 impl fmt::Display for Offer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let more = if self.bytes.len() > PREFIX_LEN {
-            "…"
-        } else {
-            ""
-        };
-        write!(f, "{} {}{more}", self.how.as_str(), self.prefix())
+        let how = self.how.as_str();
+        if self.bytes.len() <= 2 * SHOWN_LEN {
+            return write!(f, "{how} {}", hex(&self.bytes));
+        }
+        let head = hex(&self.bytes[..SHOWN_LEN]);
+        write!(f, "{how} {head}…{}", self.suffix())
     }
 }
 
-/// Bytes of an offer that [`Offer::prefix`] shows.
-const PREFIX_LEN: usize = 8;
+/// Bytes of a ticket key's name (RFC 5077, 4).
+const KEY_NAME_LEN: usize = 16;
+
+/// Bytes shown of either end.
+const SHOWN_LEN: usize = 4;
 
 /// Lower-case hexadecimal.
 pub(crate) fn hex(bytes: &[u8]) -> String {
@@ -124,5 +133,29 @@ impl Tap {
             self.outcome = Some(outcome);
             self.state = State::Done;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_offer_shows_both_its_ends() {
+        let how = How::Ticket;
+        let bytes: Vec<u8> = (0..40).collect();
+        let offer = Offer { how, bytes };
+        assert_eq!(offer.to_string(), "ticket 00010203…24252627");
+        assert_eq!(offer.prefix(), "000102030405060708090a0b0c0d0e0f");
+        assert_eq!(offer.suffix(), "24252627");
+        let short = Offer {
+            how,
+            bytes: vec![1, 2],
+        };
+        assert_eq!(short.to_string(), "ticket 0102");
+        assert_eq!(
+            (short.prefix(), short.suffix()),
+            ("0102".into(), "0102".into())
+        );
     }
 }

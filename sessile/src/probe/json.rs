@@ -75,6 +75,7 @@ struct Offered {
     #[serde(rename = "type")]
     how: &'static str,
     prefix: String,
+    suffix: String,
     bytes: usize,
 }
 
@@ -140,6 +141,7 @@ fn shown(seen: &Seen) -> Shown<'_> {
         offered: seen.offered.as_ref().map(|offer| Offered {
             how: offer.how.as_str(),
             prefix: offer.prefix(),
+            suffix: offer.suffix(),
             bytes: offer.bytes.len(),
         }),
         session_given: seen.given,
@@ -199,7 +201,8 @@ mod tests {
         let back = &id["attempts"][1];
         assert_eq!(back["outcome"], "resumed");
         assert_eq!(back["offered"]["type"], "session-id");
-        assert_eq!(back["offered"]["prefix"], "0707070707070707");
+        assert_eq!(back["offered"]["prefix"], "07".repeat(16));
+        assert_eq!(back["offered"]["suffix"], "07070707");
         assert_eq!(back["offered"]["bytes"], 32);
         assert_eq!(back["handshake_ms"], 1.5);
         assert_eq!(

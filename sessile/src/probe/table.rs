@@ -252,8 +252,8 @@ farm.test: server name farm.test, 2 addresses
 TLS 1.2 session ID
   #  address        offered                       outcome  connect  handshake  server  remark
   0  192.0.2.1:443  nothing                       full      0.2 ms     1.5 ms
-  1  192.0.2.1:443  session-id 0707070707070707…  resumed   0.2 ms     1.5 ms
-  2  192.0.2.2:443  session-id 0707070707070707…  refused   0.2 ms     1.5 ms  web2    full/unknown
+  1  192.0.2.1:443  session-id 07070707…07070707  resumed   0.2 ms     1.5 ms
+  2  192.0.2.2:443  session-id 07070707…07070707  refused   0.2 ms     1.5 ms  web2    full/unknown
   3  192.0.2.1:443                                failed                               the server does not speak TLS
 
 TLS 1.2 ticket
@@ -264,7 +264,7 @@ TLS 1.2 ticket
 TLS 1.3 PSK
   #  address        offered                outcome  connect  handshake
   0  192.0.2.1:443  nothing                full      0.2 ms     1.5 ms
-  1  192.0.2.2:443  psk 0707070707070707…  resumed   0.2 ms     1.5 ms
+  1  192.0.2.2:443  psk 07070707…07070707  resumed   0.2 ms     1.5 ms
 
 TLS 1.2 session ID: resumed 1 of 3; refused by 192.0.2.2:443 (web2) 1 time; failed at 192.0.2.1:443 1 time
   full/unknown, says web2

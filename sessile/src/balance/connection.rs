@@ -134,7 +134,12 @@ async fn pass(shared: &Shared, mut client: TcpStream, placed: Placed, peer: Sock
     let relayed = relay::run(&mut client, &mut server, |bytes| {
         if let Some(outcome) = watch.push(bytes) {
             shared.learn(&outcome.learned, at, peer.ip(), clock::now());
-            shared.metrics.count(by, Some(outcome.kind));
+            let kind = match outcome.kind {
+                // The session ID of a TLS 1.3 client is noise, unless it is one that we know.
+                Kind::NotOffered if by != RoutedBy::Policy => Kind::Refused,
+                kind => kind,
+            };
+            shared.metrics.count(by, Some(kind));
             counted = true;
             let resumed = matches!(outcome.kind, Kind::Resumed(_));
             let server = shared.servers[at].name();

@@ -1,0 +1,64 @@
+# `just check` is what has to pass before a change lands; `.ci/run` runs the same.
+
+fuzz_targets := "client_hello hello_reader server_hello new_session_ticket watch"
+
+# All checks.
+check: fmt clippy test docs deny examples smoke fuzz-smoke
+
+# Formatting.
+fmt:
+    cargo fmt --all --check
+    cargo fmt --manifest-path fuzz/Cargo.toml --check
+    cargo fmt --manifest-path bench/Cargo.toml --check
+
+# Lints, without exceptions.
+clippy:
+    cargo clippy --workspace --all-targets --locked -- -D warnings
+
+# The README's test command.
+test:
+    .ci/setup && cargo test --workspace --locked
+
+# Documentation builds without warnings.
+docs:
+    RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet
+
+# Licences, bans and sources of every dependency.
+deny:
+    cargo deny --locked check bans licenses sources
+
+# Every example configuration is valid.
+examples:
+    cargo build --quiet --locked
+    for file in examples/*.toml; do target/debug/sessile check --syntax "$file" || exit 1; done
+
+# The README's first command, from the outside: a farm is up and everything resumes.
+smoke:
+    cargo build --release --quiet --locked
+    .ci/smoke
+
+# Ten seconds for each parser.
+fuzz-smoke:
+    just fuzz 10
+
+# Each parser for that many seconds.
+fuzz seconds="600":
+    #!/usr/bin/env bash
+    set -euo pipefail
+    export RUSTC_BOOTSTRAP=1
+    cargo fuzz build
+    for target in {{ fuzz_targets }}; do
+        mkdir -p "fuzz/corpus/$target"
+        cargo fuzz run "$target" "fuzz/corpus/$target" proto/src/testdata -- \
+            -max_total_time={{ seconds }} -verbosity=0 -print_final_stats=0
+        echo "$target: clean"
+    done
+
+# The session table beside other caches (docs/benchmarks.md).
+bench-table:
+    cargo run --release --manifest-path bench/Cargo.toml --bin table
+
+# Server CPU and memory beside nginx and HAProxy (docs/benchmarks.md).
+bench-peers:
+    cargo build --release --locked
+    cargo run --release --manifest-path bench/Cargo.toml --bin servers -- --sessile target/release/sessile

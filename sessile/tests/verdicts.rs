@@ -1,0 +1,282 @@
+//! Each reason that a server gives for a full handshake, brought about by what a client and an
+//! operator can do.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use sessile::client::{Client, Connection, Mechanism, Options, Sessions, Target, Trust};
+use sessile::config::{self, Action, Config, Listener, Role, Site, SiteRoute};
+use sessile::farm::Authority;
+use sessile::serve::{AccessLog, Server, Surroundings};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio_util::sync::CancellationToken;
+
+/// A server of one site, in this process, stopped when dropped.
+struct Running {
+    address: SocketAddr,
+    stop: CancellationToken,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+fn start(folder: &Path, change: impl FnOnce(&mut Config)) -> Running {
+    let authority = Authority::open(folder).unwrap();
+    let mut config = Config {
+        key: config::Key::File(folder.join("farm.key")),
+        listeners: vec![Listener {
+            address: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+            role: Role::Serve,
+        }],
+        sites: vec![Site {
+            names: Vec::new(),
+            certificates: vec![authority.certificate],
+            routes: vec![SiteRoute {
+                path: "/".to_owned(),
+                action: Action::Verdict,
+            }],
+        }],
+        ..Config::default()
+    };
+    config.server.name = "web1".to_owned();
+    config.server.workers = 1;
+    change(&mut config);
+    let around = Surroundings {
+        stop: CancellationToken::new(),
+        registry: prometheus::Registry::new(),
+        access_log: AccessLog::default(),
+    };
+    let server = Server::start(&config, &around).unwrap();
+    Running {
+        address: server.addresses()[0],
+        stop: around.stop,
+    }
+}
+
+fn client(mechanism: Mechanism) -> Client {
+    let options = Options {
+        mechanism,
+        trust: Trust::Insecure,
+        ..Options::default()
+    };
+    Client::new(options, Sessions::default()).unwrap()
+}
+
+async fn connect(client: &Client, server: &Running) -> Connection {
+    let target = Target::new(server.address, "localhost").unwrap();
+    client.connect(&target).await.unwrap()
+}
+
+/// Connects, asks for the verdict and ends the connection cleanly.
+async fn verdict(client: &Client, server: &Running) -> String {
+    let mut connection = connect(client, server).await;
+    let verdict = ask(&mut connection).await;
+    connection.close(Duration::from_secs(5)).await;
+    verdict
+}
+
+async fn ask(connection: &mut Connection) -> String {
+    let stream = connection.stream();
+    stream
+        .write_all(b"HEAD / HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        .await
+        .unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await.unwrap());
+    }
+    let head = String::from_utf8(head).unwrap();
+    let line = head
+        .lines()
+        .find_map(|line| line.strip_prefix("sessile-verdict: "));
+    line.unwrap().to_owned()
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn everything_resumes_on_a_server_with_the_defaults() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = start(folder.path(), |_| ());
+    for (mechanism, how) in [
+        (Mechanism::SessionId, "session-id"),
+        (Mechanism::Ticket, "ticket"),
+        (Mechanism::Psk, "psk"),
+    ] {
+        let client = client(mechanism);
+        assert_eq!(verdict(&client, &server).await, "full/nothing-offered");
+        for _ in 0..3 {
+            assert_eq!(verdict(&client, &server).await, format!("resumed/{how}"));
+        }
+    }
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn tickets_resume_on_another_server_with_the_same_key_file_and_session_ids_do_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let one = start(folder.path(), |_| ());
+    let other = start(folder.path(), |config| config.server.name = "web2".into());
+    for (mechanism, expected) in [
+        (Mechanism::Ticket, "resumed/ticket"),
+        (Mechanism::Psk, "resumed/psk"),
+        (Mechanism::SessionId, "full/unknown"),
+    ] {
+        let client = client(mechanism);
+        verdict(&client, &one).await;
+        assert_eq!(verdict(&client, &other).await, expected);
+    }
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn another_farms_ticket_is_of_an_unknown_key() {
+    let folder = tempfile::tempdir().unwrap();
+    let ours = start(folder.path(), |_| ());
+    let theirs = start(folder.path(), |config| config.key = config::Key::Ephemeral);
+    for mechanism in [Mechanism::Ticket, Mechanism::Psk] {
+        let client = client(mechanism);
+        verdict(&client, &theirs).await;
+        assert_eq!(verdict(&client, &ours).await, "full/unknown-key");
+    }
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn the_first_in_is_evicted_however_often_it_was_used() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = start(folder.path(), |config| config.session.max_entries = 2);
+    let clients = [(); 3].map(|()| client(Mechanism::SessionId));
+    verdict(&clients[0], &server).await;
+    verdict(&clients[1], &server).await;
+    for _ in 0..5 {
+        assert_eq!(verdict(&clients[0], &server).await, "resumed/session-id");
+    }
+    verdict(&clients[2], &server).await;
+    assert_eq!(verdict(&clients[0], &server).await, "full/evicted");
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_session_expires_a_lifetime_after_its_full_handshake_however_often_it_resumed() {
+    let folder = tempfile::tempdir().unwrap();
+    let lifetime = Duration::from_secs(1);
+    let server = start(folder.path(), |config| config.session.lifetime = lifetime);
+    for mechanism in [Mechanism::SessionId, Mechanism::Ticket, Mechanism::Psk] {
+        let client = client(mechanism);
+        let begin = Instant::now();
+        verdict(&client, &server).await;
+        let ended = loop {
+            let verdict = verdict(&client, &server).await;
+            if !verdict.starts_with("resumed/") {
+                break verdict;
+            }
+            let age = begin.elapsed();
+            assert!(age < lifetime * 10, "{mechanism:?} lives on: {age:?}");
+        };
+        // TLS tells clients how long a ticket lives, so that they may not even offer it.
+        let fair = ["full/expired", "full/nothing-offered"];
+        assert!(fair.contains(&ended.as_str()), "{mechanism:?}: {ended}");
+        assert!(begin.elapsed() >= lifetime - Duration::from_millis(1));
+    }
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_reclaimed_connection_leaves_its_session_unless_it_is_told_to_purge_it() {
+    let folder = tempfile::tempdir().unwrap();
+    for (purge, mechanisms) in [
+        (
+            false,
+            ["resumed/session-id", "resumed/ticket", "resumed/psk"],
+        ),
+        (true, ["full/purged"; 3]),
+    ] {
+        let server = start(folder.path(), |config| {
+            config.connection.idle_timeout = Duration::from_millis(100);
+            config.connection.purge_on_reclaim = purge;
+        });
+        let offers = [Mechanism::SessionId, Mechanism::Ticket, Mechanism::Psk];
+        for (mechanism, expected) in offers.into_iter().zip(mechanisms) {
+            let client = client(mechanism);
+            let mut connection = connect(&client, &server).await;
+            ask(&mut connection).await;
+            let end = connection.closed().await;
+            assert_eq!(end, sessile::client::Close::Notify);
+            assert_eq!(verdict(&client, &server).await, expected, "{mechanism:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_session_whose_connection_was_cut_does_not_resume_where_close_notify_is_required() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = start(folder.path(), |config| {
+        config.session.require_close_notify = true;
+    });
+    for mechanism in [Mechanism::SessionId, Mechanism::Psk] {
+        let client = client(mechanism);
+        verdict(&client, &server).await;
+        assert!(verdict(&client, &server).await.starts_with("resumed/"));
+        // Cut: dropped without a word, which the server may see a moment after the next hello.
+        let deadline = Instant::now() + Duration::from_secs(5);
+        loop {
+            let mut cut = connect(&client, &server).await;
+            let verdict = ask(&mut cut).await;
+            drop(cut);
+            if verdict == "full/not-closed-cleanly" {
+                break;
+            }
+            assert!(verdict.starts_with("resumed/"), "{verdict}");
+            assert!(Instant::now() < deadline, "{mechanism:?} goes on resuming");
+        }
+    }
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn what_is_turned_off_is_said_to_be_off() {
+    let folder = tempfile::tempdir().unwrap();
+    let on = start(folder.path(), |_| ());
+    let off = start(folder.path(), |config| {
+        config.session.max_entries = 0;
+        config.session.tickets = false;
+    });
+    for (mechanism, expected) in [
+        (Mechanism::SessionId, "full/cache-disabled"),
+        (Mechanism::Ticket, "full/tickets-disabled"),
+        (Mechanism::Psk, "full/tickets-disabled"),
+    ] {
+        let client = client(mechanism);
+        assert_eq!(verdict(&client, &off).await, "full/nothing-offered");
+        assert_eq!(verdict(&client, &off).await, "full/nothing-offered");
+        verdict(&client, &on).await;
+        assert_eq!(verdict(&client, &off).await, expected, "{mechanism:?}");
+    }
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_stored_session_of_an_earlier_life_of_the_server_is_lost() {
+    let folder = tempfile::tempdir().unwrap();
+    // Sessions that must be removable are stored, and so gone with the process.
+    let stored = |config: &mut Config| config.session.require_close_notify = true;
+    for mechanism in [Mechanism::Ticket, Mechanism::Psk] {
+        let client = client(mechanism);
+        let before = start(folder.path(), stored);
+        verdict(&client, &before).await;
+        drop(before);
+        let after = start(folder.path(), stored);
+        assert_eq!(verdict(&client, &after).await, "full/lost");
+    }
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_session_of_one_site_does_not_resume_at_another() {
+    let folder = tempfile::tempdir().unwrap();
+    let one = start(folder.path(), |_| ());
+    // The same name, under another site of the same farm.
+    let other = start(folder.path(), |config| {
+        config.sites[0].names = vec!["localhost".to_owned()];
+    });
+    for mechanism in [Mechanism::Ticket, Mechanism::Psk] {
+        let client = client(mechanism);
+        verdict(&client, &one).await;
+        assert_eq!(verdict(&client, &other).await, "full/name-mismatch");
+    }
+}

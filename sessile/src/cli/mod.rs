@@ -1,0 +1,4 @@
+//! The command line.
+
+pub mod check;
+pub mod settings;

@@ -2,6 +2,7 @@
 
 pub mod admin;
 pub mod balance;
+pub mod check;
 pub mod cli;
 pub mod client;
 pub mod clock;
@@ -14,5 +15,6 @@ pub mod lifecycle;
 pub mod listen;
 pub mod probe;
 pub mod serve;
+pub mod settings;
 pub mod store;
 pub mod tls;

@@ -88,6 +88,33 @@ pub fn worker_count(configured: usize) -> usize {
     }
 }
 
+/// File descriptors that are left for everything but connections.
+const SPARE_FILES: u64 = 64;
+
+/// Most connections at once: as configured, or as many as the process may open files for, at
+/// `sockets` for each. Raises the soft limit to the hard one.
+#[must_use]
+pub fn connection_limit(configured: usize, sockets: u64) -> usize {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    let files = match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => limit.maximum,
+        Err(_) => limit.current,
+    };
+    let possible = files.map_or(usize::MAX, |files| {
+        let connections = files.saturating_sub(SPARE_FILES) / sockets;
+        usize::try_from(connections).unwrap_or(usize::MAX).max(1)
+    });
+    match configured {
+        0 => possible,
+        wanted => wanted.min(possible),
+    }
+}
+
 /// Waits for SIGINT or SIGTERM. A second one ends the process at once.
 ///
 /// # Errors

@@ -227,10 +227,11 @@ fn an_envelope_cut_anywhere_is_an_old_format() {
 
 #[test]
 fn each_field_of_the_envelope_has_its_own_verdict() {
+    type Change = fn(&mut Expected<'static>);
     let session = envelope(b"value");
     let now = at(NOON + HOUR);
     assert_eq!(session.admits(&expected(), now), Ok(()));
-    let cases: [(fn(&mut Expected<'static>), Reason); 7] = [
+    let cases: [(Change, Reason); 7] = [
         (|e| e.value_format = 24, Reason::OldFormat),
         (|e| e.site = 8, Reason::NameMismatch),
         (|e| e.server_name = "b.example", Reason::NameMismatch),

@@ -2,7 +2,6 @@
 //! what the server shows in clear is learned from while bytes pass.
 
 use std::net::SocketAddr;
-use std::rc::Rc;
 use std::sync::Arc;
 
 use sessile_proto::Time;
@@ -18,12 +17,7 @@ use super::{Shared, relay};
 use crate::clock;
 use crate::detect::{self, DetectError, HELLO_DEADLINE};
 
-pub(super) async fn run(
-    shared: Rc<Arc<Shared>>,
-    mut client: TcpStream,
-    peer: SocketAddr,
-    open: Open,
-) {
+pub(super) async fn run(shared: Arc<Shared>, mut client: TcpStream, peer: SocketAddr, open: Open) {
     let reader = match detect::read(&mut client, DEFAULT_LIMIT, HELLO_DEADLINE).await {
         Ok(reader) => reader,
         Err(error) => {

@@ -10,7 +10,6 @@ pub use metrics::Metrics;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use sessile_proto::Time;
@@ -67,7 +66,7 @@ impl Balancer {
             metrics: Metrics::register(registry, &affinity)?,
             servers: Servers::new(&config.balance, registry)?,
             affinity,
-            max_connections: config.connection.max,
+            max_connections: lifecycle::connection_limit(config.connection.max, 2),
         });
         let mut listeners = Vec::new();
         for listener in config.listeners.iter().filter(|l| l.role == Role::Balance) {
@@ -140,12 +139,10 @@ impl Shared {
 
 async fn work(shared: Arc<Shared>, socket: std::net::TcpListener, stop: CancellationToken) {
     let connections = TaskTracker::new();
-    // One count for each thread is enough to spare the shared one most of the traffic.
-    let shared = Rc::new(shared);
     let accepted = listen::accept(socket, stop.cancelled(), |io, peer| {
         match shared.metrics.admit(shared.max_connections) {
             Some(open) => {
-                connections.spawn_local(connection::run(Rc::clone(&shared), io, peer, open));
+                connections.spawn_local(connection::run(Arc::clone(&shared), io, peer, open));
             }
             None => drop(io),
         }

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin::Admin;
 use crate::balance::Balancer;
-use crate::config::{self, BalanceServer, Config, Listener, Role};
+use crate::config::{self, Balance, BalanceServer, Config, Listener, Role};
 use crate::lifecycle;
 
 /// Route TLS connections to the servers that can resume them, without decrypting.
@@ -84,14 +84,19 @@ fn configuration(args: Args) -> anyhow::Result<Config> {
     let mut config = match (args.config, args.listen) {
         (Some(file), _) => config::file::load(&file)?,
         (None, Some(address)) => {
-            let mut config = Config::default();
-            config.listeners = vec![Listener {
-                address,
-                role: Role::Balance,
-            }];
-            config.balance.policy = args.policy;
-            config.balance.servers = args.server;
-            config
+            let defaults = Config::default();
+            Config {
+                listeners: vec![Listener {
+                    address,
+                    role: Role::Balance,
+                }],
+                balance: Balance {
+                    policy: args.policy,
+                    servers: args.server,
+                    ..defaults.balance
+                },
+                ..defaults
+            }
         }
         (None, None) => bail!("nothing to balance: give --config FILE, or --listen and --server"),
     };

@@ -2,9 +2,11 @@
 //! and nowhere else: 2 for whatever kept a command from doing its work.
 
 mod balance;
+mod check;
 mod farm;
 mod probe;
 mod serve;
+mod settings;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -27,6 +29,8 @@ struct Arguments {
 enum Command {
     Farm(farm::Args),
     Probe(probe::Args),
+    Settings(settings::Args),
+    Check(check::Args),
     Serve(serve::Args),
     Balance(balance::Args),
 }
@@ -37,6 +41,8 @@ pub fn main() -> ExitCode {
     let ran = match Arguments::parse().command {
         Command::Farm(args) => farm::run(args),
         Command::Probe(args) => probe::run(args),
+        Command::Settings(args) => settings::run(args),
+        Command::Check(args) => check::run(args),
         Command::Serve(args) => serve::run(args),
         Command::Balance(args) => balance::run(args),
     };

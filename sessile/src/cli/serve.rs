@@ -8,6 +8,7 @@ use anyhow::{Context as _, bail};
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::Admin;
+use crate::check::{self, Grade};
 use crate::config::{self, Action, Certificate, Config, Listener, Role, Site, SiteRoute};
 use crate::key::{Keyring, Origin};
 use crate::lifecycle;
@@ -122,24 +123,21 @@ fn folder(root: PathBuf) -> anyhow::Result<PathBuf> {
     Ok(root)
 }
 
-/// What a restart and a crash cost with this configuration.
+/// Where the key came from, and what a restart and a crash cost with this configuration.
 fn say_what_survives(config: &Config, keys: &Keyring) {
+    let (farm, made) = (
+        keys.scope(),
+        "made a farm key; copy it to the farm's other servers",
+    );
     match keys.origin() {
-        Origin::Made(file) => tracing::info!(
-            file = %file.display(), farm = keys.scope(),
-            "made a farm key; copy it to the farm's other servers"
-        ),
-        Origin::Loaded(file) => {
-            tracing::info!(file = %file.display(), farm = keys.scope(), "farm key");
-        }
-        Origin::Ephemeral => tracing::warn!(
-            "the farm key is in memory only (key.file = \"none\"): a restart costs every session"
-        ),
+        Origin::Made(file) => tracing::info!(file = %file.display(), farm, "{made}"),
+        Origin::Loaded(file) => tracing::info!(file = %file.display(), farm, "farm key"),
+        Origin::Ephemeral => {}
     }
-    if config.session.max_entries > 0 && !config.session.lifetime.is_zero() {
-        tracing::info!(
-            "sessions by session ID are in this process's memory: a restart costs those; \
-             tickets and TLS 1.3 sessions survive as long as the key does"
-        );
+    for finding in check::survives(config) {
+        match finding.grade {
+            Grade::Note => tracing::info!("{}", finding.text),
+            Grade::Warning | Grade::Error => tracing::warn!("{}", finding.text),
+        }
     }
 }

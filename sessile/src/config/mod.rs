@@ -1,5 +1,5 @@
 //! The configuration that the rest of the program sees: validated, defaults filled in, every value
-//! in its own type. What is written in files is read by [`file`] and, for registry exports, by
+//! in its own type. What is written in files is read by [`mod@file`] and, for registry exports, by
 //! [`reg`]; nothing outside this module sees the raw form.
 
 pub mod file;
@@ -227,6 +227,12 @@ impl Default for Config {
         }
     }
 }
+
+/// Longest `session.lifetime` while tickets are handed out: seven days (RFC 9846, 4.7.1).
+pub const MAX_TICKET_LIFETIME: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+
+/// Greatest number of a server: tickets carry 24 bits of it.
+pub const MAX_NUMBER: u32 = (1 << 24) - 1;
 
 /// `balance.connect-timeout` where it is not set.
 pub const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(2);

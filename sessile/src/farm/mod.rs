@@ -46,7 +46,7 @@ pub enum FarmError {
     #[error("{name}: {source}")]
     Server {
         name: String,
-        source: serve::StartError,
+        source: Box<serve::StartError>,
     },
     #[error("balancer: {0}")]
     Balancer(#[from] balance::StartError),
@@ -87,7 +87,10 @@ impl Farm {
             let config = server_config(plan, &authority, &name);
             match Server::start_with_key(&config, keys, around) {
                 Ok(server) => servers.push((name, server)),
-                Err(source) => return Err(FarmError::Server { name, source }),
+                Err(error) => {
+                    let source = Box::new(error);
+                    return Err(FarmError::Server { name, source });
+                }
             }
         }
         let config = balancer_config(plan, &servers);

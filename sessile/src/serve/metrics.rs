@@ -99,10 +99,10 @@ impl Metrics {
         })
     }
 
-    /// Counts a connection in, unless there are `max` already; 0: no limit.
+    /// Counts a connection in, unless there are `max` already.
     pub(super) fn admit(self: &Arc<Self>, max: usize) -> Option<Open> {
         let open = self.open.get();
-        if max > 0 && usize::try_from(open).is_ok_and(|open| open >= max) {
+        if usize::try_from(open).is_ok_and(|open| open >= max) {
             self.refused.inc();
             return None;
         }

@@ -95,6 +95,7 @@ impl Server {
             },
             keys: Arc::clone(&keys),
             certificates: sites::load_certificates(config)?,
+            max_connections: lifecycle::connection_limit(config.connection.max, 1),
             metrics: Arc::new(Metrics::register(&around.registry, name, &store)?),
             config: Arc::new(config.clone()),
             store: store.clone(),
@@ -156,6 +157,7 @@ struct Shared {
     store: Store,
     issuer: Issuer,
     metrics: Arc<Metrics>,
+    max_connections: usize,
     around: Surroundings,
 }
 
@@ -187,11 +189,7 @@ async fn work(shared: Shared, socket: std::net::TcpListener) {
     let connections = TaskTracker::new();
     let stop = worker.shared.around.stop.clone();
     let accepted = listen::accept(socket, stop.cancelled(), |io, peer| {
-        match worker
-            .shared
-            .metrics
-            .admit(worker.shared.config.connection.max)
-        {
+        match worker.shared.metrics.admit(worker.shared.max_connections) {
             Some(open) => {
                 let connection = connection::run(Rc::clone(&worker), io, peer, open);
                 connections.spawn_local(connection);

@@ -1,0 +1,276 @@
+//! What a configuration means, in plain sentences, and whether what it refers to is there and fits:
+//! certificates, keys, folders. It reads and writes nothing that a session depends on.
+
+mod certificate;
+mod state;
+mod x509;
+
+use std::fmt;
+use std::time::SystemTime;
+
+use crate::config::{AccessLog, Action, Config, Key, Role, Site};
+use certificate::Moment;
+
+/// What an entry of the session table takes in memory, about: a TLS 1.2 or 1.3 session as the TLS
+/// library writes it, its identifier, and its share of the table.
+pub const BYTES_PER_ENTRY: usize = 250;
+
+/// One thing to say about a configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    pub grade: Grade,
+    pub text: String,
+}
+
+/// How much a finding matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Grade {
+    /// What the configuration means.
+    Note,
+    /// It works, and is hardly what was meant.
+    Warning,
+    /// It does not work.
+    Error,
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.grade {
+            Grade::Note => "",
+            Grade::Warning => "warning: ",
+            Grade::Error => "error: ",
+        })?;
+        f.write_str(&self.text)
+    }
+}
+
+/// Says what a configuration means and what is wrong with what it refers to.
+#[must_use]
+pub fn check(config: &Config, now: SystemTime) -> Vec<Finding> {
+    let mut findings = Findings(Vec::new());
+    listeners(config, &mut findings);
+    for site in &config.sites {
+        check_site(site, now, &mut findings);
+    }
+    state::check(config, &mut findings);
+    if serves(config) {
+        survival(config, &mut findings);
+        table(config, &mut findings);
+    }
+    connections(config, &mut findings);
+    if let AccessLog::File(path) = &config.log.access {
+        state::check_log(path, &mut findings);
+    }
+    findings.0
+}
+
+/// The sentences on what a restart and a crash cost, for the lines that a server says at its start.
+#[must_use]
+pub fn survives(config: &Config) -> Vec<Finding> {
+    let mut findings = Findings(Vec::new());
+    survival(config, &mut findings);
+    findings.0
+}
+
+/// Bytes in the unit that people would choose.
+#[must_use]
+pub fn bytes(count: u64) -> String {
+    const UNITS: [(u64, &str); 3] = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
+    for (size, unit) in UNITS {
+        if count >= size {
+            let tenths = u128::from(count) * 10 / u128::from(size);
+            return format!("{}.{} {unit}", tenths / 10, tenths % 10);
+        }
+    }
+    format!("{count} bytes")
+}
+
+/// What was found so far.
+struct Findings(Vec<Finding>);
+
+impl Findings {
+    fn add(&mut self, grade: Grade, text: impl Into<String>) {
+        let text = text.into();
+        self.0.push(Finding { grade, text });
+    }
+
+    fn note(&mut self, text: impl Into<String>) {
+        self.add(Grade::Note, text);
+    }
+
+    fn warn(&mut self, text: impl Into<String>) {
+        self.add(Grade::Warning, text);
+    }
+
+    fn fail(&mut self, text: impl Into<String>) {
+        self.add(Grade::Error, text);
+    }
+}
+
+fn has_role(config: &Config, role: Role) -> bool {
+    config
+        .listeners
+        .iter()
+        .any(|listener| listener.role == role)
+}
+
+fn serves(config: &Config) -> bool {
+    has_role(config, Role::Serve)
+}
+
+/// "1 site", "2 sites".
+pub(crate) fn counted(count: usize, what: &str) -> String {
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{count} {what}{plural}")
+}
+
+fn span(duration: std::time::Duration) -> String {
+    humantime::format_duration(duration).to_string()
+}
+
+fn listeners(config: &Config, findings: &mut Findings) {
+    if config.listeners.is_empty() {
+        findings.warn("There is no [[listener]]: sessile serve and sessile balance have nothing to do with this file.");
+    }
+    for listener in &config.listeners {
+        let address = listener.address;
+        findings.note(match listener.role {
+            Role::Serve => format!(
+                "{address} serves {}: TLS 1.2 and 1.3 end here.",
+                counted(config.sites.len(), "site")
+            ),
+            Role::Balance => format!(
+                "{address} balances over {} and decrypts nothing; each may take {} to answer.",
+                counted(config.balance.servers.len(), "server"),
+                span(config.balance.connect_timeout)
+            ),
+        });
+    }
+    if !config.sites.is_empty() && !serves(config) {
+        findings.warn("There are sites and no listener that serves them.");
+    }
+    if let Some(address) = config.admin.listen {
+        findings.note(format!(
+            "{address} answers /healthz and /metrics in plain HTTP."
+        ));
+        if !address.ip().is_loopback() {
+            findings.warn(format!(
+                "admin.listen = \"{address}\" can be reached from other machines; \"127.0.0.1:{}\" cannot.",
+                address.port()
+            ));
+        }
+    }
+}
+
+fn check_site(site: &Site, now: SystemTime, findings: &mut Findings) {
+    let names = match site.names.as_slice() {
+        [] => "every other name".to_owned(),
+        names => names.join(", "),
+    };
+    findings.note(format!(
+        "Site {names}: {}, {}.",
+        counted(site.certificates.len(), "certificate"),
+        counted(site.routes.len(), "route")
+    ));
+    if site.routes.is_empty() {
+        findings.warn(format!(
+            "Site {names} has no [[site.route]]: every request is answered 404."
+        ));
+    }
+    for pair in &site.certificates {
+        let (until, errors) = certificate::examine(pair, &site.names, now);
+        let path = pair.chain.display();
+        match until {
+            Some(until) if errors.is_empty() => {
+                findings.note(format!(
+                    "{path}: fits its key and names, valid until {}.",
+                    Moment(until)
+                ));
+                if until < now + certificate::SOON {
+                    findings.warn(format!("{path}: ends on {}; renew it.", Moment(until)));
+                }
+            }
+            _ => {}
+        }
+        for error in errors {
+            findings.fail(format!("{error}."));
+        }
+        state::check_private(&pair.key, Grade::Warning, findings);
+    }
+    for route in &site.routes {
+        if let Action::Files(folder) = &route.action {
+            state::check_served(folder, findings);
+        }
+    }
+}
+
+/// What a crash costs, said plainly.
+fn survival(config: &Config, findings: &mut Findings) {
+    let (session, connection) = (&config.session, &config.connection);
+    if session.lifetime.is_zero() {
+        findings.warn("Nothing resumes: session.lifetime is 0, so every handshake is full.");
+        return;
+    }
+    let life = span(session.lifetime);
+    findings.note(format!(
+        "A client resumes for {life} after its full handshake, and then makes another."
+    ));
+    // Either needs to know what became of a session, which a sealed ticket cannot tell.
+    let stored = connection.purge_on_reclaim || session.require_close_notify;
+    match (session.tickets && !stored, &config.key) {
+        (true, Key::File(path)) => findings.note(format!(
+            "Tickets (TLS 1.3, and TLS 1.2 clients that take them) survive a restart and a crash, and resume on \
+             every server that has the same {}.",
+            path.display()
+        )),
+        (true, Key::Ephemeral) => findings.warn(
+            "key.file is \"none\": a restart or a crash costs every client one full handshake, and no other server resumes \
+             tickets.",
+        ),
+        (false, _) if session.tickets => findings.warn(
+            "Sessions stay in the table of this process, behind tickets too (connection.purge-on-reclaim or \
+             session.require-close-notify is on): a restart or a crash loses them all, and no other server resumes them.",
+        ),
+        (false, _) => findings.note("No tickets are handed out: session.tickets is false."),
+    }
+    if session.max_entries == 0 {
+        findings.warn("Session IDs do not resume: session.max-entries is 0, so clients without tickets always pay in full.");
+    } else if !stored {
+        findings.note(
+            "Session IDs (TLS 1.2 clients without tickets) survive the end of their connection. They are in \
+             the table of this process: a restart or a crash loses them, and only this server resumes them.",
+        );
+    }
+    if connection.purge_on_reclaim {
+        findings.warn(format!(
+            "connection.purge-on-reclaim is on: a client that is idle for {} loses its session with its connection.",
+            span(connection.idle_timeout)
+        ));
+    }
+    if session.require_close_notify {
+        findings.warn("session.require-close-notify is on: a client that drops its connection loses its session.");
+    }
+}
+
+fn table(config: &Config, findings: &mut Findings) {
+    let entries = config.session.max_entries;
+    if entries > 0 {
+        findings.note(format!(
+            "The session table takes up to {} when full: {entries} entries of about {BYTES_PER_ENTRY} bytes.",
+            bytes(entries as u64 * BYTES_PER_ENTRY as u64)
+        ));
+    }
+}
+
+fn connections(config: &Config, findings: &mut Findings) {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let max = config.connection.max as u64;
+    if let Some(files) = limit.maximum.filter(|&files| max > files) {
+        findings.warn(format!(
+            "connection.max is {max}, and a process of this user may open {files} files at most (ulimit -Hn)."
+        ));
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,139 @@
+//! Files and folders that a configuration refers to: there, readable, writable, private.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use rustix::fs::{Access, access};
+
+use super::{Findings, Grade, has_role, serves};
+use crate::config::{Config, Key, Role};
+
+/// Permission bits of everyone but the owner and the group.
+const OTHERS: u32 = 0o007;
+
+/// What can be done with a folder.
+enum Folder {
+    Writable,
+    /// Not there, and a folder above it is writable.
+    CanBeMade,
+    NotWritable,
+    /// A file is where it, or a folder above it, would be.
+    Blocked,
+}
+
+impl Folder {
+    fn of(path: &Path) -> Self {
+        let path = if path == Path::new("") {
+            Path::new(".")
+        } else {
+            path
+        };
+        match fs::metadata(path) {
+            Ok(metadata) if !metadata.is_dir() => Self::Blocked,
+            Ok(_) if access(path, Access::WRITE_OK | Access::EXEC_OK).is_ok() => Self::Writable,
+            Ok(_) => Self::NotWritable,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                match path.parent().map(Self::of) {
+                    Some(Self::Writable | Self::CanBeMade) => Self::CanBeMade,
+                    Some(other) => other,
+                    None => Self::NotWritable,
+                }
+            }
+            Err(_) => Self::NotWritable,
+        }
+    }
+}
+
+/// Where the farm key is, and whether it can be made and moved forward there.
+pub(super) fn check(config: &Config, findings: &mut Findings) {
+    if has_role(config, Role::Balance) && !serves(config) {
+        findings.note(
+            "The balancer keeps no state: what it has learned of sessions is gone at a restart, and it needs no key.",
+        );
+        return;
+    }
+    let Key::File(key) = &config.key else {
+        findings.note("The farm key is made in memory at each start (key.file is \"none\").");
+        return;
+    };
+    let folder = key.parent().unwrap_or(Path::new(""));
+    let (there, folder_is) = (key.exists(), Folder::of(folder));
+    let name = key.display();
+    match (there, &folder_is) {
+        (true, Folder::Writable) => findings.note(format!("The farm key is in {name}.")),
+        (true, _) => findings.warn(format!(
+            "The farm key is in {name}, and its folder is not writable for this user: the key cannot be moved forward, so \
+             there is no forward secrecy."
+        )),
+        (false, Folder::Writable | Folder::CanBeMade) => findings.note(format!(
+            "The farm key will be made in {name} at the first start; the other servers of the farm need a copy of it."
+        )),
+        (false, Folder::NotWritable) => findings.fail(format!(
+            "The farm key is to be made in {name}, and its folder is not writable for this user: every restart would cost \
+             every client a full handshake. Make the folder writable, or set server.state-dir or key.file."
+        )),
+        (false, Folder::Blocked) => findings.fail(format!(
+            "The farm key is to be made in {name}, and a part of that path is a file."
+        )),
+    }
+    if there {
+        check_readable(key, findings);
+        // Where nobody can change the mode (a mounted secret) it is reported above.
+        if matches!(folder_is, Folder::Writable) {
+            check_private(key, Grade::Error, findings);
+        }
+    }
+    let state_dir = &config.server.state_dir;
+    if folder != state_dir && !matches!(Folder::of(state_dir), Folder::Writable | Folder::CanBeMade)
+    {
+        findings.warn(format!(
+            "The state folder {} is not writable for this user.",
+            state_dir.display()
+        ));
+    }
+}
+
+/// A file that has to be readable.
+pub(super) fn check_readable(path: &Path, findings: &mut Findings) {
+    if let Err(error) = access(path, Access::READ_OK) {
+        findings.fail(format!("{}: cannot be read: {error}.", path.display()));
+    }
+}
+
+/// A folder whose files are served.
+pub(super) fn check_served(path: &Path, findings: &mut Findings) {
+    match fs::metadata(path) {
+        Ok(metadata) if !metadata.is_dir() => findings.fail(format!(
+            "{}: is served as a folder and is a file; name the folder that it is in.",
+            path.display()
+        )),
+        _ => check_readable(path, findings),
+    }
+}
+
+/// A file that everyone on the machine may read or change, and should not.
+pub(super) fn check_private(path: &Path, grade: Grade, findings: &mut Findings) {
+    let Ok(metadata) = fs::metadata(path) else {
+        return;
+    };
+    if metadata.is_file() && metadata.permissions().mode() & OTHERS != 0 {
+        let text = "holds a secret and is open to everyone on this machine; chmod 600 it.";
+        findings.add(grade, format!("{}: {text}", path.display()));
+    }
+}
+
+/// The access log: there and writable, or in a folder where it can be made.
+pub(super) fn check_log(path: &Path, findings: &mut Findings) {
+    let folder = path.parent().unwrap_or(Path::new(""));
+    let writable = match fs::metadata(path) {
+        Ok(metadata) => !metadata.is_dir() && access(path, Access::WRITE_OK).is_ok(),
+        Err(_) => matches!(Folder::of(folder), Folder::Writable),
+    };
+    if !writable {
+        findings.fail(format!(
+            "{}: the access log cannot be written there.",
+            path.display()
+        ));
+    }
+}

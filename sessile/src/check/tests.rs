@@ -1,0 +1,189 @@
+use super::*;
+use crate::config::{Certificate, Config, Listener, SiteRoute};
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::time::Duration;
+
+/// A folder with a certificate for `a.example`, and a configuration that serves it.
+fn farm(folder: &Path) -> Config {
+    pair(folder, "a", (2000, 2100));
+    let mut config = Config::default();
+    config.server.state_dir = folder.join("state");
+    config.key = Key::File(folder.join("state/farm.key"));
+    config.listeners.push(Listener {
+        address: "127.0.0.1:443".parse().expect("an address"),
+        role: Role::Serve,
+    });
+    config.sites.push(Site {
+        names: vec!["a.example".to_owned(), "*.a.example".to_owned()],
+        certificates: vec![named(folder, "a")],
+        routes: vec![SiteRoute {
+            path: "/".to_owned(),
+            action: Action::Verdict,
+        }],
+    });
+    config
+}
+
+fn named(folder: &Path, name: &str) -> Certificate {
+    Certificate {
+        chain: folder.join(format!("{name}.pem")),
+        key: folder.join(format!("{name}.key")),
+    }
+}
+
+fn pair(folder: &Path, name: &str, years: (i32, i32)) {
+    let names = ["a.example".to_owned(), "*.a.example".to_owned()];
+    let mut params = rcgen::CertificateParams::new(names).expect("names");
+    params.not_before = rcgen::date_time_ymd(years.0, 1, 1);
+    params.not_after = rcgen::date_time_ymd(years.1, 1, 1);
+    let key = rcgen::KeyPair::generate().expect("a key");
+    let certificate = params.self_signed(&key).expect("signed");
+    let files = named(folder, name);
+    fs::write(files.chain, certificate.pem()).expect("written");
+    fs::write(&files.key, key.serialize_pem()).expect("written");
+    fs::set_permissions(files.key, Permissions::from_mode(0o600)).expect("set");
+}
+
+fn now() -> SystemTime {
+    humantime::parse_rfc3339("2026-08-01T00:00:00Z").expect("a time")
+}
+
+fn graded(config: &Config, grade: Grade) -> Vec<String> {
+    let findings = check(config, now()).into_iter();
+    let graded = findings.filter(|finding| finding.grade == grade);
+    graded.map(|finding| finding.text).collect()
+}
+
+#[test]
+fn a_sound_configuration_is_explained_without_a_complaint() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = farm(folder.path());
+    let findings = check(&config, now());
+    assert!(
+        findings.iter().all(|finding| finding.grade == Grade::Note),
+        "{findings:#?}"
+    );
+    let said = graded(&config, Grade::Note).join("\n");
+    for expected in [
+        "127.0.0.1:443 serves 1 site",
+        "valid until 2100-01-01T00:00:00Z",
+        "state/farm.key at the first start",
+        "A client resumes for 10h",
+        "survive a restart and a crash",
+        "a restart or a crash loses them",
+        "takes up to 2.3 MiB when full: 10000 entries of about 250 bytes",
+    ] {
+        assert!(said.contains(expected), "{expected}:\n{said}");
+    }
+}
+
+#[test]
+fn everything_wrong_with_certificates_is_said_at_once() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    let mut config = farm(folder);
+    pair(folder, "old", (2000, 2020));
+    pair(folder, "new", (2090, 2100));
+    fs::write(folder.join("text.pem"), "no certificate").expect("written");
+    fs::write(folder.join("text.key"), "no key").expect("written");
+    let site = &mut config.sites[0];
+    site.names.push("b.example".to_owned());
+    site.certificates = ["a", "old", "new", "text", "none"]
+        .map(|name| named(folder, name))
+        .into();
+    site.certificates.push(Certificate {
+        chain: folder.join("a.pem"),
+        key: folder.join("old.key"),
+    });
+    let errors = graded(&config, Grade::Error).join("\n");
+    for expected in [
+        "a.pem: does not cover b.example",
+        "old.pem: certificate 1 of the chain ended on 2020-01-01T00:00:00Z",
+        "new.pem: certificate 1 of the chain is not valid before 2090-01-01T00:00:00Z",
+        "text.pem: holds no PEM certificate",
+        "text.key: holds no PEM private key",
+        "none.pem: cannot be read: No such file",
+        "none.key: cannot be read: No such file",
+        "old.key: the private key belongs to another certificate than",
+    ] {
+        assert!(errors.contains(expected), "{expected}:\n{errors}");
+    }
+}
+
+#[test]
+fn a_certificate_that_ends_soon_and_an_open_key_are_warned_of() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = farm(folder.path());
+    let key = folder.path().join("a.key");
+    fs::set_permissions(key, Permissions::from_mode(0o644)).expect("set");
+    let soon = humantime::parse_rfc3339("2099-12-25T00:00:00Z").expect("a time");
+    let findings = check(&config, soon).into_iter();
+    let warnings: Vec<_> = findings
+        .filter(|finding| finding.grade == Grade::Warning)
+        .map(|finding| finding.text)
+        .collect();
+    assert_eq!(warnings.len(), 2, "{warnings:?}");
+    assert!(warnings[0].ends_with("ends on 2100-01-01T00:00:00Z; renew it."));
+    assert!(warnings[1].ends_with("chmod 600 it."));
+}
+
+#[test]
+fn what_a_restart_costs_follows_the_settings() {
+    let said = |change: fn(&mut Config)| {
+        let mut config = Config::default();
+        change(&mut config);
+        let lines: Vec<_> = survives(&config).iter().map(ToString::to_string).collect();
+        lines.join("\n")
+    };
+    let ephemeral = said(|config| config.key = Key::Ephemeral);
+    assert!(ephemeral.contains("warning: key.file is \"none\": a restart or a crash costs"));
+    let never = said(|config| config.session.lifetime = Duration::ZERO);
+    assert!(never.starts_with("warning: Nothing resumes"));
+    let purged = said(|config| config.connection.purge_on_reclaim = true);
+    assert!(purged.contains("warning: Sessions stay in the table"));
+    assert!(purged.contains("idle for 5m loses its session"));
+    let without = said(|config| {
+        config.session.tickets = false;
+        config.session.max_entries = 0;
+    });
+    assert!(without.contains("No tickets are handed out"));
+    assert!(without.contains("warning: Session IDs do not resume"));
+}
+
+#[test]
+fn files_and_folders_that_are_missing_are_errors() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    let mut config = farm(folder);
+    config.sites[0].routes[0].action = Action::Files(folder.join("www"));
+    config.key = Key::File(folder.join("a.pem/farm.key"));
+    config.log.access = AccessLog::File(folder.join("logs/access.log"));
+    let errors = graded(&config, Grade::Error);
+    assert_eq!(errors.len(), 3, "{errors:?}");
+    assert!(errors[0].contains("www: cannot be read"));
+    assert!(errors[1].contains("a part of that path is a file"));
+    assert!(errors[2].contains("access.log: the access log cannot be written"));
+}
+
+#[test]
+fn a_farm_key_that_everyone_can_read_is_an_error() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = farm(folder.path());
+    fs::create_dir(folder.path().join("state")).expect("made");
+    let key = folder.path().join("state/farm.key");
+    fs::write(&key, "").expect("written");
+    fs::set_permissions(&key, Permissions::from_mode(0o604)).expect("set");
+    let errors = graded(&config, Grade::Error);
+    assert!(errors[0].ends_with(
+        "farm.key: holds a secret and is open to everyone on this machine; chmod 600 it."
+    ));
+}
+
+#[test]
+fn bytes_are_said_in_the_unit_people_would_choose() {
+    assert_eq!(bytes(999), "999 bytes");
+    assert_eq!(bytes(2_500_000), "2.3 MiB");
+    assert_eq!(bytes(250 << 30), "250.0 GiB");
+}

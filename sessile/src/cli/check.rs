@@ -1,0 +1,68 @@
+//! `sessile check`: validates a configuration file and says what it means.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::SystemTime;
+
+use crate::check::{self, Grade};
+use crate::config::file;
+
+/// The exit code where something is wrong.
+const WRONG: u8 = 2;
+
+const EXAMPLES: &str = r"Examples:
+  sessile check
+  sessile check /etc/sessile/sessile.toml
+
+Exit code: 0 where the file is right (warnings included), 2 where it is not.";
+
+/// Validate a configuration file and say what it means.
+#[derive(clap::Args, Debug)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct Args {
+    /// The configuration file [default: $SESSILE_CONFIG, else sessile.toml in the working folder]
+    #[arg(value_name = "FILE", conflicts_with = "config")]
+    file: Option<PathBuf>,
+    /// The same, for those who are used to it from the other commands
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+/// Runs `sessile check`.
+pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let path = file::path_or_default(args.file.or(args.config));
+    let config = match file::load(&path) {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("{error}");
+            return Ok(ExitCode::from(WRONG));
+        }
+    };
+    let findings = check::check(&config, SystemTime::now());
+    let mut out = String::new();
+    for finding in &findings {
+        writeln!(out, "{finding}")?;
+    }
+    let count = |grade| findings.iter().filter(|found| found.grade == grade).count();
+    let (errors, warnings) = (count(Grade::Error), count(Grade::Warning));
+    let verdict = if errors > 0 {
+        "is not right"
+    } else {
+        "is right"
+    };
+    writeln!(
+        out,
+        "\n{} {verdict}: {}, {}",
+        path.display(),
+        check::counted(errors, "error"),
+        check::counted(warnings, "warning")
+    )?;
+    std::io::stdout().write_all(out.as_bytes())?;
+    Ok(if errors > 0 {
+        ExitCode::from(WRONG)
+    } else {
+        ExitCode::SUCCESS
+    })
+}

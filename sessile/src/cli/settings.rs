@@ -1,0 +1,279 @@
+//! `sessile settings`: reads, changes, backs up, restores, imports and exports the settings.
+
+use std::fmt::Write as _;
+use std::fs::File;
+use std::io::{ErrorKind, Read, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::SystemTime;
+
+use anyhow::{Context, bail};
+use clap::Subcommand;
+
+use crate::config::file::{self, LoadError};
+use crate::config::{Config, reg};
+use crate::settings::table::{SETTINGS, Setting, find};
+use crate::settings::{self, Change, ImportError, SettingsFile};
+
+const EXAMPLES: &str = r"Examples:
+  sessile settings list
+  sessile settings set session.lifetime 8h
+  sessile settings import schannel.reg --config /etc/sessile/sessile.toml
+  sessile settings restore
+
+Every change is checked as a whole file first, leaves a backup beside the
+file (FILE.<time>.bak; none is ever removed), and replaces the file in one
+step, with its comments and layout as they were.";
+
+/// Read and change the settings in a configuration file.
+#[derive(clap::Args, Debug)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct Args {
+    /// The configuration file [default: $SESSILE_CONFIG, else sessile.toml in the working folder]
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Show every setting: value, default, registry name, meaning and what it costs
+    List {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show one setting's value
+    Get { name: String },
+    /// Give a setting a value; makes the file if there is none
+    Set {
+        name: String,
+        #[arg(allow_hyphen_values = true)]
+        value: String,
+    },
+    /// Take a setting out of the file: back to its default
+    Unset { name: String },
+    /// Write a backup beside the file
+    Backup,
+    /// Put a backup back, the newest one unless another is named; what it replaces is backed up too
+    Restore { backup: Option<PathBuf> },
+    /// Take a registry export (.reg) over: SCHANNEL's cache size and times, HTTP's parameters
+    Import {
+        #[arg(value_name = "FILE.reg")]
+        file: PathBuf,
+    },
+    /// Write the settings to the standard output
+    Export {
+        /// In the registry's form; what has none is listed in comments
+        #[arg(long)]
+        reg: bool,
+        /// Write to this new file instead; in the registry's form as regedit does, in UTF-16LE
+        #[arg(long, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
+}
+
+/// Runs `sessile settings`.
+pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let variable = std::env::var_os(file::PATH_VARIABLE);
+    let named = args.config.is_some() || variable.is_some_and(|path| !path.is_empty());
+    let path = file::path_or_default(args.config);
+    let now = SystemTime::now();
+    let unchanged = || format!("{} was not changed", path.display());
+    match args.command {
+        Command::List { json } => {
+            let (text, config) = read(&path, named)?;
+            if json {
+                list_json(&text, &config)
+            } else {
+                list(&path, &text, &config)
+            }
+        }
+        Command::Get { name } => get(find(&name)?, &read(&path, named)?.1),
+        Command::Set { name, value } => {
+            set(&path, find(&name)?, &value, now).with_context(unchanged)
+        }
+        Command::Unset { name } => unset(&path, find(&name)?, now).with_context(unchanged),
+        Command::Backup => {
+            let backup = SettingsFile::open(&path)?.backup(now)?;
+            print(&format!("backup: {}\n", backup.display()))
+        }
+        Command::Restore { backup } => {
+            let file = SettingsFile::open(&path)?;
+            let restored = file.restore(backup.as_deref(), now);
+            let (from, change) = restored.with_context(unchanged)?;
+            let said = format!("{} is {} again\n", path.display(), from.display());
+            print(&(said + &outcome(&path, &change)))
+        }
+        Command::Import { file } => import(&path, &file, now).with_context(unchanged),
+        Command::Export { reg, output } => {
+            let (text, config) = read(&path, named)?;
+            export(&text, &config, reg, output.as_deref())
+        }
+    }
+}
+
+/// The file's text and meaning. A file that nobody named and that is not there has the defaults.
+fn read(path: &Path, named: bool) -> anyhow::Result<(String, Config)> {
+    let text = match file::read(path) {
+        Err(LoadError::Read { source, .. }) if source.kind() == ErrorKind::NotFound && !named => {
+            eprintln!("there is no {}: these are the defaults", path.display());
+            String::new()
+        }
+        text => text?,
+    };
+    let config = file::parse(&text, path)?;
+    Ok((text, config))
+}
+
+fn list(path: &Path, text: &str, config: &Config) -> anyhow::Result<ExitCode> {
+    let value =
+        |setting: &Setting| (setting.value)(config).map_or("(none)".to_owned(), |v| v.to_string());
+    let width = SETTINGS
+        .iter()
+        .map(|setting| value(setting).chars().count());
+    // A long path makes its own line long and not every line.
+    let width = width.filter(|&width| width <= 24).max().unwrap_or_default();
+    let mut out = format!("{} (* is set there)\n\n", path.display());
+    for setting in &SETTINGS {
+        let set = if settings::is_set(text, setting) {
+            '*'
+        } else {
+            ' '
+        };
+        let registry = setting
+            .registry()
+            .map_or(String::new(), |value| match value.unit {
+                "" => format!(", registry: {value}"),
+                unit => format!(", registry: {value} ({unit})"),
+            });
+        writeln!(
+            out,
+            "{set} {:<28} {:<width$}  default: {}{registry}",
+            setting.name,
+            value(setting),
+            setting.default
+        )?;
+        writeln!(out, "      {}", setting.meaning)?;
+        if let Some(cost) = (setting.cost)(config) {
+            writeln!(out, "      costs: {cost}")?;
+        }
+    }
+    print(&out)
+}
+
+fn list_json(text: &str, config: &Config) -> anyhow::Result<ExitCode> {
+    let settings = SETTINGS.iter().map(|setting| {
+        serde_json::json!({
+            "name": setting.name,
+            "type": setting.kind.word(),
+            "value": (setting.value)(config).map(|value| value.json()),
+            "default": setting.default,
+            "set": settings::is_set(text, setting),
+            "registry": setting.registry().map(ToString::to_string),
+            "meaning": setting.meaning,
+            "cost": (setting.cost)(config),
+        })
+    });
+    let settings: serde_json::Value = settings.collect();
+    print(&format!("{settings:#}\n"))
+}
+
+fn get(setting: &Setting, config: &Config) -> anyhow::Result<ExitCode> {
+    match (setting.value)(config) {
+        Some(value) => print(&format!("{value}\n")),
+        None => {
+            eprintln!(
+                "{} is not set; its default: {}",
+                setting.name, setting.default
+            );
+            Ok(ExitCode::FAILURE)
+        }
+    }
+}
+
+fn set(path: &Path, setting: &Setting, text: &str, now: SystemTime) -> anyhow::Result<ExitCode> {
+    let value = setting.read(text)?;
+    let file = SettingsFile::open(path)?;
+    let change = file.set(setting, &value, now)?;
+    let mut out = format!("{} = {}\n", setting.name, value.toml());
+    if let Some(cost) = (setting.cost)(&file::load(path)?) {
+        writeln!(out, "costs: {cost}")?;
+    }
+    print(&(out + &outcome(path, &change)))
+}
+
+fn unset(path: &Path, setting: &Setting, now: SystemTime) -> anyhow::Result<ExitCode> {
+    let file = SettingsFile::open(path)?;
+    let change = file.unset(setting, now)?;
+    let out = format!("{} has its default: {}\n", setting.name, setting.default);
+    print(&(out + &outcome(path, &change)))
+}
+
+fn import(path: &Path, from: &Path, now: SystemTime) -> anyhow::Result<ExitCode> {
+    let mut bytes = Vec::new();
+    let opened =
+        File::open(from).with_context(|| format!("{} cannot be opened", from.display()))?;
+    opened
+        .take(reg::MAX_BYTES as u64 + 1)
+        .read_to_end(&mut bytes)?;
+    let file = SettingsFile::open(path)?;
+    let import = match settings::import(&file, &bytes, now) {
+        Err(ImportError::NotAnExport(error)) => bail!("{}:{error}", from.display()),
+        Err(ImportError::Unsuitable(line)) => bail!("{}: {line}", from.display()),
+        import => import?,
+    };
+    let mut out = String::new();
+    for line in &import.taken {
+        writeln!(out, "took     {line}")?;
+    }
+    for line in &import.ignored {
+        writeln!(out, "ignored  {line}")?;
+    }
+    if import.taken.is_empty() {
+        writeln!(
+            out,
+            "{} has no value that is a setting of sessile's",
+            from.display()
+        )?;
+    }
+    print(&(out + &outcome(path, &import.change)))
+}
+
+fn export(
+    text: &str,
+    config: &Config,
+    reg: bool,
+    output: Option<&Path>,
+) -> anyhow::Result<ExitCode> {
+    let exported = if reg {
+        settings::export_reg(text, config)
+    } else {
+        settings::export_toml(text)
+    };
+    let Some(path) = output else {
+        return print(&exported);
+    };
+    let bytes = if reg {
+        reg::to_utf16(&exported)
+    } else {
+        exported.into_bytes()
+    };
+    let written = File::create_new(path).and_then(|mut file| file.write_all(&bytes));
+    written.with_context(|| format!("{} cannot be written", path.display()))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn outcome(path: &Path, change: &Change) -> String {
+    match change {
+        Change::None => format!("{} said so already: nothing was changed\n", path.display()),
+        Change::Made => format!("made {}\n", path.display()),
+        Change::Replaced { backup } => format!("backup: {}\n", backup.display()),
+    }
+}
+
+fn print(text: &str) -> anyhow::Result<ExitCode> {
+    std::io::stdout().write_all(text.as_bytes())?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,250 @@
+//! What can be wrong with a configuration file, where, and what to do about it.
+
+use std::fmt;
+use std::time::Duration;
+
+use toml::de::Error;
+
+/// One thing that is wrong, and its place.
+#[derive(Debug)]
+pub struct Problem {
+    /// Counted from 1.
+    pub line: usize,
+    /// In characters, counted from 1.
+    pub column: usize,
+    pub what: What,
+}
+
+impl Problem {
+    /// A problem at the byte `offset` of `text`.
+    pub(super) fn at(text: &str, offset: usize, what: What) -> Self {
+        let before = text.get(..offset).unwrap_or(text);
+        let line_start = before.rfind('\n').map_or(0, |end| end + 1);
+        Self {
+            line: before.matches('\n').count() + 1,
+            column: before[line_start..]
+                .trim_start_matches('\u{feff}')
+                .chars()
+                .count()
+                + 1,
+            what,
+        }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}: {}", self.line, self.column, self.what)
+    }
+}
+
+/// What is wrong. `key` is a setting's last part as written, `value` what the file says.
+#[derive(Debug, thiserror::Error)]
+pub enum What {
+    #[error("not UTF-8 from here on; save the file as UTF-8")]
+    NotUtf8,
+    #[error("not TOML: {}", .0.message())]
+    Syntax(Error),
+    #[error("unknown key `{}`{}; {hint}", key.escape_debug(), In(section))]
+    UnknownKey {
+        key: String,
+        /// Dotted, without brackets; empty at the top level.
+        section: String,
+        hint: Hint,
+    },
+    #[error("{}", .0.message())]
+    WrongType(Error),
+    #[error("{table} needs `{key}`; for instance {key} = {example}")]
+    Missing {
+        table: &'static str,
+        key: &'static str,
+        example: &'static str,
+    },
+    #[error("`{key}` is {value:?}; {hint}")]
+    NotOneOf {
+        key: &'static str,
+        value: String,
+        hint: Hint,
+    },
+    #[error("`{key}` is empty; give it a value, or take the line out for the default")]
+    Empty { key: &'static str },
+    #[error(
+        "`{key}` is {value:?}, which is no duration; write a number and a unit, such as \"5m\" or \"10h\""
+    )]
+    NotADuration { key: &'static str, value: String },
+    #[error("`{key}` is zero; it has to be longer, \"1s\" for instance")]
+    ZeroDuration { key: &'static str },
+    #[error("`{key}` is {}; at most {} is allowed", Span(*value), Span(*most))]
+    TooLong {
+        key: &'static str,
+        value: Duration,
+        most: Duration,
+    },
+    #[error(
+        "`lifetime` is {}, and TLS 1.3 allows tickets at most 7 days; write \"7d\" or less, or set tickets = false",
+        Span(*value)
+    )]
+    TooLongForTickets { value: Duration },
+    #[error(
+        "`{key}` is {value:?}, which is no IP address with a port; write \"0.0.0.0:443\" or \"[::]:443\", for \
+         instance (host names are not looked up)"
+    )]
+    NotAnAddress { key: &'static str, value: String },
+    #[error("`{key}` is {value}; it has to be from {least} to {most}")]
+    OutOfRange {
+        key: &'static str,
+        value: i64,
+        least: i64,
+        most: i64,
+    },
+    #[error(
+        "`store` names a shared store; this version takes \"memory\" only, the session table of this process: \
+         servers with the same key file share tickets without a store"
+    )]
+    StoreIsShared,
+    #[error(
+        "`kernel` is \"on\", and this version has no kernel TLS; write \"auto\", which uses it when there is, or \"off\""
+    )]
+    KernelIsOn,
+    #[error(
+        "`name` is {value:?}; a server's name is 1 to 255 characters without control characters"
+    )]
+    NotAName { value: String },
+    #[error(
+        "{value:?} is no server name; write a DNS name (in its ASCII form), or \"*.\" and one for any one label; \
+         leave `names` out for the site that takes every other name"
+    )]
+    NotAServerName { value: String },
+    #[error(
+        "`path` is {value:?}; a path begins with a slash and has no query, fragment, `..` or empty part"
+    )]
+    NotAPath { value: String },
+    #[error(
+        "`redirect` is {value:?}; write \"https://host/path\", or a path that begins with a slash"
+    )]
+    NotARedirect { value: String },
+    #[error(
+        "the route has {found} of `files`, `redirect`, `respond` and `verdict = true`; it needs exactly one"
+    )]
+    ActionCount { found: usize },
+    #[error("`status` belongs to `respond`, which this route has not; take it out")]
+    StatusAlone,
+    #[error(
+        "the site has no certificate; add certificates = [{{ chain = \"cert.pem\", key = \"key.pem\" }}]"
+    )]
+    NoCertificate,
+    #[error("a second {kind} {value}, after the one in line {first}; take one out")]
+    Twice {
+        kind: &'static str,
+        value: String,
+        first: usize,
+    },
+    #[error(
+        "the listener serves, and there is no site; add a [[site]], or role = \"balance\" where it routes"
+    )]
+    NothingToServe,
+    #[error(
+        "the listener balances, and there is no server; add a [[balance.server]] with name and address"
+    )]
+    NothingToBalance,
+}
+
+/// A duration as people write it.
+struct Span(Duration);
+
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        humantime::format_duration(self.0).fmt(f)
+    }
+}
+
+/// ` in [section]`, or nothing at the top level.
+struct In<'a>(&'a str);
+
+impl fmt::Display for In<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            "" => f.write_str(" at the top level"),
+            section => write!(f, " in [{section}]"),
+        }
+    }
+}
+
+/// What could have been meant.
+#[derive(Debug)]
+pub struct Hint {
+    /// The known word nearest to the one written, if one is near.
+    pub nearest: Option<String>,
+    /// Every word that is known there.
+    pub known: Vec<String>,
+}
+
+impl Hint {
+    pub(super) fn new(written: &str, known: Vec<String>) -> Self {
+        Self {
+            nearest: nearest(written, known.iter().map(String::as_str)).map(str::to_owned),
+            known,
+        }
+    }
+}
+
+impl fmt::Display for Hint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.nearest {
+            Some(nearest) => write!(f, "did you mean `{nearest}`?"),
+            None => write!(f, "known here: {}", self.known.join(", ")),
+        }
+    }
+}
+
+/// The word nearest to `written`, where one is near enough to have been meant: at most a third of
+/// its letters changed, and two in any case.
+pub(crate) fn nearest<'a>(
+    written: &str,
+    known: impl IntoIterator<Item = &'a str>,
+) -> Option<&'a str> {
+    let limit = (written.chars().count() / 3).max(2);
+    known
+        .into_iter()
+        .map(|word| (distance(written, word), word))
+        .filter(|&(distance, word)| distance <= limit && distance < word.len())
+        .min_by_key(|&(distance, _)| distance)
+        .map(|(_, word)| word)
+}
+
+/// How many letters to insert, take out or change to make one word of the other (Levenshtein).
+fn distance(from: &str, to: &str) -> usize {
+    let mut row: Vec<usize> = (0..=to.chars().count()).collect();
+    for (i, left) in from.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, right) in to.chars().enumerate() {
+            let changed = diagonal + usize::from(left != right);
+            diagonal = row[j + 1];
+            row[j + 1] = changed.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[row.len() - 1]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nearest_word_is_one_that_could_have_been_meant() {
+        let known = ["max-entries", "lifetime", "tickets", "store"];
+        let meant = |written: &str| nearest(written, known);
+        assert_eq!(meant("lifetme"), Some("lifetime"));
+        assert_eq!(meant("max_entries"), Some("max-entries"));
+        assert_eq!(meant("colour"), None);
+        assert_eq!(meant(""), None);
+    }
+
+    #[test]
+    fn a_place_is_counted_in_lines_and_characters() {
+        let text = "a = 1\nä = ü!\n";
+        let problem = Problem::at(text, text.find('!').expect("it is there"), What::NotUtf8);
+        assert_eq!((problem.line, problem.column), (2, 6));
+    }
+}

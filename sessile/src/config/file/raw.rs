@@ -1,0 +1,178 @@
+//! The configuration file's shape, for serde. Keys and TOML types only: what a value has to be beyond
+//! its type is `validate`'s, which reports every such problem and not just the first.
+
+use std::fmt;
+
+use serde::de::{Deserialize, Deserializer, Error, Visitor};
+use toml::Spanned;
+
+pub(super) type Text = Option<Spanned<String>>;
+pub(super) type Number = Option<Spanned<Whole>>;
+pub(super) type Span = Option<Spanned<TimeSpan>>;
+pub(super) type Flag = Option<bool>;
+
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub(super) struct File {
+    pub(super) server: Server,
+    pub(super) session: Session,
+    pub(super) key: Key,
+    pub(super) connection: Connection,
+    pub(super) tls: Tls,
+    pub(super) admin: Admin,
+    pub(super) log: Log,
+    pub(super) listener: Vec<Spanned<Listener>>,
+    pub(super) site: Vec<Spanned<Site>>,
+    pub(super) balance: Balance,
+}
+
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub(super) struct Server {
+    pub(super) name: Text,
+    pub(super) number: Number,
+    pub(super) state_dir: Text,
+    pub(super) workers: Number,
+}
+
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub(super) struct Session {
+    pub(super) max_entries: Number,
+    pub(super) lifetime: Span,
+    pub(super) tickets: Flag,
+    pub(super) store: Text,
+    pub(super) client_lifetime: Span,
+    pub(super) require_close_notify: Flag,
+}
+
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub(super) struct Key {
+    pub(super) file: Text,
+}
+
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub(super) struct Connection {
+    pub(super) idle_timeout: Span,
+    pub(super) purge_on_reclaim: Flag,
+    pub(super) max: Number,
+}
+
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub(super) struct Tls {
+    pub(super) kernel: Text,
+}
+
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub(super) struct Admin {
+    pub(super) listen: Text,
+}
+
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub(super) struct Log {
+    pub(super) level: Text,
+    pub(super) access: Text,
+}
+
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub(super) struct Listener {
+    pub(super) address: Text,
+    pub(super) role: Text,
+}
+
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub(super) struct Site {
+    pub(super) names: Vec<Spanned<String>>,
+    pub(super) certificates: Vec<Spanned<Certificate>>,
+    pub(super) route: Vec<Spanned<Route>>,
+}
+
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub(super) struct Certificate {
+    pub(super) chain: Text,
+    pub(super) key: Text,
+}
+
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub(super) struct Route {
+    pub(super) path: Text,
+    pub(super) files: Text,
+    pub(super) redirect: Text,
+    pub(super) respond: Text,
+    pub(super) status: Number,
+    pub(super) verdict: Flag,
+}
+
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub(super) struct Balance {
+    pub(super) policy: Text,
+    pub(super) connect_timeout: Span,
+    pub(super) server: Vec<Spanned<BalanceServer>>,
+}
+
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub(super) struct BalanceServer {
+    pub(super) name: Text,
+    pub(super) address: Text,
+    pub(super) number: Number,
+    pub(super) weight: Number,
+}
+
+/// A whole number; its bounds are the setting's.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Whole(pub(super) i64);
+
+impl<'de> Deserialize<'de> for Whole {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Awaited;
+        impl Visitor<'_> for Awaited {
+            type Value = Whole;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a whole number")
+            }
+
+            fn visit_i64<E: Error>(self, number: i64) -> Result<Whole, E> {
+                Ok(Whole(number))
+            }
+        }
+        deserializer.deserialize_i64(Awaited)
+    }
+}
+
+/// A duration as written: text, or the number 0, which needs no unit.
+#[derive(Clone, Debug)]
+pub(super) struct TimeSpan(pub(super) String);
+
+impl<'de> Deserialize<'de> for TimeSpan {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Awaited;
+        impl Visitor<'_> for Awaited {
+            type Value = TimeSpan;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a duration in quotes and with a unit, such as \"5m\" or \"10h\"")
+            }
+
+            fn visit_str<E: Error>(self, text: &str) -> Result<TimeSpan, E> {
+                Ok(TimeSpan(text.to_owned()))
+            }
+
+            fn visit_i64<E: Error>(self, number: i64) -> Result<TimeSpan, E> {
+                Ok(TimeSpan(number.to_string()))
+            }
+        }
+        deserializer.deserialize_any(Awaited)
+    }
+}

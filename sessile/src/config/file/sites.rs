@@ -1,0 +1,173 @@
+//! `[[site]]`: names, certificates and routes.
+
+use rustls_pki_types::DnsName;
+use toml::Spanned;
+
+use super::problem::What;
+use super::raw;
+use super::reader::{Reader, Unique};
+use crate::config::{Action, Certificate, Site, SiteRoute};
+
+/// Reads all sites. No two may take one name, and one at most takes every name that is left.
+pub(super) fn read(reader: &mut Reader<'_>, written: Vec<Spanned<raw::Site>>) -> Vec<Site> {
+    let mut names = Unique::new("site for the name");
+    let mut defaults = Unique::new("site");
+    let mut sites = Vec::new();
+    for site in written {
+        let span = site.span();
+        let site = site.into_inner();
+        if site.names.is_empty() {
+            reader.unique(&mut defaults, "without names", &span);
+        }
+        if site.certificates.is_empty() {
+            reader.note(span, What::NoCertificate);
+        }
+        let mut paths = Unique::new("route for the path");
+        let mut routes: Vec<SiteRoute> = Vec::new();
+        for written in site.route {
+            routes.extend(route(reader, written, &mut paths));
+        }
+        // A stable order for equal lengths is the order of the file.
+        routes.sort_by_key(|route| std::cmp::Reverse(route.path.len()));
+        sites.push(Site {
+            names: (site.names.into_iter())
+                .filter_map(|name| server_name(reader, name, &mut names))
+                .collect(),
+            certificates: (site.certificates.into_iter())
+                .filter_map(|pair| certificate(reader, pair))
+                .collect(),
+            routes,
+        });
+    }
+    sites
+}
+
+fn server_name(
+    reader: &mut Reader<'_>,
+    written: Spanned<String>,
+    names: &mut Unique<String>,
+) -> Option<String> {
+    let name = written.get_ref().to_ascii_lowercase();
+    let below = name.strip_prefix("*.").unwrap_or(&name);
+    if below.ends_with('.') || DnsName::try_from(below).is_err() {
+        let value = written.get_ref().clone();
+        reader.note(written.span(), What::NotAServerName { value });
+        return None;
+    }
+    reader.unique(names, name.clone(), &written.span());
+    Some(name)
+}
+
+fn certificate(reader: &mut Reader<'_>, written: Spanned<raw::Certificate>) -> Option<Certificate> {
+    let span = written.span();
+    let pair = written.into_inner();
+    let missing = |key, example| What::Missing {
+        table: "a certificate",
+        key,
+        example,
+    };
+    let chain = reader.required(pair.chain, span.clone(), missing("chain", "\"cert.pem\""));
+    let key = reader.required(pair.key, span, missing("key", "\"key.pem\""));
+    let chain = reader.path("chain", chain);
+    let key = reader.path("key", key);
+    Some(Certificate {
+        chain: chain?,
+        key: key?,
+    })
+}
+
+fn route(
+    reader: &mut Reader<'_>,
+    written: Spanned<raw::Route>,
+    paths: &mut Unique<String>,
+) -> Option<SiteRoute> {
+    let span = written.span();
+    let mut route = written.into_inner();
+    let missing = What::Missing {
+        table: "[[site.route]]",
+        key: "path",
+        example: "\"/\"",
+    };
+    let path = reader.required(route.path.take(), span.clone(), missing);
+    let path = path.and_then(|path| {
+        let span = path.span();
+        let path = route_path(reader, path)?;
+        reader.unique(paths, path.clone(), &span);
+        Some(path)
+    });
+    let action = action(reader, route, span);
+    Some(SiteRoute {
+        path: path?,
+        action: action?,
+    })
+}
+
+/// A route's path without trailing slashes, or `/`.
+fn route_path(reader: &mut Reader<'_>, written: Spanned<String>) -> Option<String> {
+    let path = match written.get_ref().trim_end_matches('/') {
+        "" if written.get_ref().starts_with('/') => "/",
+        path => path,
+    };
+    let mut parts = path.strip_prefix('/').unwrap_or("..").split('/');
+    let odd = |c: char| c.is_control() || c.is_whitespace() || matches!(c, '?' | '#' | '\\');
+    if path.contains(odd)
+        || (path != "/" && parts.any(|part| matches!(part, "" | "." | "..")))
+        || !path.starts_with('/')
+    {
+        let value = written.get_ref().clone();
+        reader.note(written.span(), What::NotAPath { value });
+        return None;
+    }
+    Some(path.to_owned())
+}
+
+fn action(
+    reader: &mut Reader<'_>,
+    route: raw::Route,
+    span: std::ops::Range<usize>,
+) -> Option<Action> {
+    let verdict = route.verdict.unwrap_or(false);
+    let found = usize::from(route.files.is_some())
+        + usize::from(route.redirect.is_some())
+        + usize::from(route.respond.is_some())
+        + usize::from(verdict);
+    if let (Some(status), None) = (&route.status, &route.respond) {
+        reader.note(status.span(), What::StatusAlone);
+    }
+    let status = reader.number("status", route.status, 200, 599);
+    if found != 1 {
+        reader.note(span, What::ActionCount { found });
+        return None;
+    }
+    if let Some(url) = route.redirect {
+        return redirect(reader, url);
+    }
+    if let Some(body) = route.respond {
+        return Some(Action::Respond {
+            status: status.unwrap_or(200),
+            body: body.into_inner(),
+        });
+    }
+    match route.files {
+        Some(_) => reader.path("files", route.files).map(Action::Files),
+        None => Some(Action::Verdict),
+    }
+}
+
+fn redirect(reader: &mut Reader<'_>, written: Spanned<String>) -> Option<Action> {
+    let url = written.get_ref();
+    let usable = match url.parse::<http::Uri>() {
+        Ok(uri) => match uri.scheme_str() {
+            Some(scheme) => matches!(scheme, "http" | "https") && uri.host().is_some(),
+            // "//host" would be another host's address without a scheme.
+            None => url.starts_with('/') && !url.starts_with("//"),
+        },
+        Err(_) => false,
+    };
+    if !usable {
+        let value = url.clone();
+        reader.note(written.span(), What::NotARedirect { value });
+        return None;
+    }
+    Some(Action::Redirect(written.into_inner()))
+}

@@ -1,0 +1,374 @@
+use super::*;
+use crate::config::{AccessLog, Action, KernelTls, Key, Role};
+use proptest::prelude::*;
+use sessile_proto::route::Policy;
+use std::time::Duration;
+
+const SITE: &str = "[[site]]\ncertificates = [{ chain = 'c.pem', key = 'k.pem' }]\n";
+
+/// Every key but `key.file`.
+const EVERY_KEY: &str = r#"
+[server]
+name = "one"
+number = 7
+state-dir = "state"
+workers = 3
+[session]
+max-entries = 12
+lifetime = "1h 30m"
+tickets = false
+store = "memory"
+client-lifetime = 0
+require-close-notify = true
+[connection]
+idle-timeout = "30s"
+purge-on-reclaim = true
+max = 99
+[tls]
+kernel = "off"
+[admin]
+listen = "127.0.0.1:9000"
+[log]
+level = "debug"
+access = "access.log"
+[[listener]]
+address = "[::]:443"
+[[listener]]
+address = "0.0.0.0:444"
+role = "balance"
+[[site]]
+names = ["WWW.example.org", "*.example.org"]
+certificates = [{ chain = "c.pem", key = "/k.pem" }]
+[[site.route]]
+path = "/"
+files = "www"
+[[site.route]]
+path = "/old/"
+redirect = "https://example.org/new"
+[[site.route]]
+path = "/teapot"
+respond = "short and stout"
+status = 418
+[[site.route]]
+path = "/verdict"
+verdict = true
+[balance]
+policy = "least-connections"
+connect-timeout = "1s"
+[[balance.server]]
+name = "a"
+address = "10.0.0.1:443"
+number = 5
+weight = 9"#;
+
+fn config(text: &str) -> Config {
+    parse(text, Path::new("etc/sessile.toml")).expect("it is right")
+}
+
+/// What is said of a text that is wrong, with the origin taken off each line.
+fn said(text: &str) -> Vec<String> {
+    let error = parse(text, Path::new("s.toml")).expect_err("it is wrong");
+    let lines = error.to_string();
+    lines
+        .lines()
+        .map(|line| line.trim_start_matches("s.toml:").to_owned())
+        .collect()
+}
+
+#[test]
+fn an_empty_file_is_the_defaults() {
+    assert_eq!(config(""), Config::default());
+    assert_eq!(config("\u{feff}[session]\r\n"), Config::default());
+}
+
+#[test]
+fn every_key_lands_where_it_belongs() {
+    let config = config(EVERY_KEY);
+    assert_eq!(
+        (&*config.server.name, config.server.number),
+        ("one", Some(7))
+    );
+    assert_eq!(config.server.state_dir, Path::new("etc/state"));
+    assert_eq!(config.server.workers, 3);
+    assert_eq!(config.session.max_entries, 12);
+    assert_eq!(config.session.lifetime, Duration::from_secs(5400));
+    assert_eq!(config.session.client_lifetime, Duration::ZERO);
+    assert!(!config.session.tickets && config.session.require_close_notify);
+    assert_eq!(config.key, Key::File("etc/state/farm.key".into()));
+    assert_eq!(config.connection.idle_timeout, Duration::from_secs(30));
+    assert_eq!(
+        (config.connection.purge_on_reclaim, config.connection.max),
+        (true, 99)
+    );
+    assert_eq!(config.tls.kernel, KernelTls::Off);
+    assert_eq!(config.admin.listen, "127.0.0.1:9000".parse().ok());
+    assert_eq!(config.log.access, AccessLog::File("etc/access.log".into()));
+    let roles: Vec<_> = config
+        .listeners
+        .iter()
+        .map(|listener| listener.role)
+        .collect();
+    assert_eq!(roles, [Role::Serve, Role::Balance]);
+    let [site] = &config.sites[..] else {
+        panic!("one site")
+    };
+    assert_eq!(site.names, ["www.example.org", "*.example.org"]);
+    assert_eq!(site.certificates[0].chain, Path::new("etc/c.pem"));
+    assert_eq!(site.certificates[0].key, Path::new("/k.pem"));
+    let paths: Vec<_> = site.routes.iter().map(|route| &*route.path).collect();
+    assert_eq!(paths, ["/verdict", "/teapot", "/old", "/"]);
+    let teapot = Action::Respond {
+        status: 418,
+        body: "short and stout".to_owned(),
+    };
+    assert_eq!(site.routes[1].action, teapot);
+    assert_eq!(site.routes[3].action, Action::Files("etc/www".into()));
+    assert_eq!(config.balance.policy, Policy::LeastConnections);
+    let [server] = &config.balance.servers[..] else {
+        panic!("one server")
+    };
+    assert_eq!((server.number, server.weight), (Some(5), 9));
+}
+
+#[test]
+fn no_key_file_is_an_ephemeral_key() {
+    assert_eq!(config("key.file = 'none'").key, Key::Ephemeral);
+    assert_eq!(
+        config("key.file = 'a.key'").key,
+        Key::File("etc/a.key".into())
+    );
+}
+
+#[test]
+fn an_unknown_key_is_placed_and_the_nearest_named() {
+    assert_eq!(
+        said("[session]\nlifetme = '5m'\n"),
+        ["2:1: unknown key `lifetme` in [session]; did you mean `lifetime`?"]
+    );
+    assert_eq!(
+        said("[tls]\ncolour = 1\n"),
+        ["2:1: unknown key `colour` in [tls]; known here: kernel"]
+    );
+    assert_eq!(
+        said("[sesion]\n"),
+        ["1:2: unknown key `sesion` at the top level; did you mean `session`?"]
+    );
+    assert_eq!(
+        said("[[site]]\n[[site.route]]\npth = '/'\n"),
+        ["3:1: unknown key `pth` in [site.route]; did you mean `path`?"]
+    );
+}
+
+#[test]
+fn one_run_shows_everything_that_is_wrong() {
+    assert_eq!(
+        said("[session]\nlifetme = '5m'\nmax-entries = '9'\n[[site]]\nnames = [5]\nrout = 1\n"),
+        [
+            "2:1: unknown key `lifetme` in [session]; did you mean `lifetime`?",
+            "3:15: invalid type: string \"9\", expected a whole number",
+            "5:10: invalid type: integer `5`, expected a string",
+            "6:1: unknown key `rout` in [site]; did you mean `route`?",
+        ]
+    );
+    assert_eq!(
+        said("session.lifetime = '5 moons'\nconnection.max = -1\nlog.level = 'inof'\n"),
+        [
+            "1:20: `lifetime` is \"5 moons\", which is no duration; write a number and a unit, such as \"5m\" or \"10h\"",
+            "2:18: `max` is -1; it has to be from 0 to 4294967295",
+            "3:13: `level` is \"inof\"; did you mean `info`?",
+        ]
+    );
+}
+
+#[test]
+fn text_that_is_not_toml_is_placed() {
+    assert_eq!(
+        said("[session]\nlifetime = '5m'\nlifetime = '6m'\n"),
+        ["3:1: not TOML: duplicate key"]
+    );
+    assert!(said("[session]\nlifetime = \n")[0].starts_with("2:1"));
+}
+
+#[test]
+fn values_out_of_bounds_name_the_remedy() {
+    let cases = [
+        (
+            "session.lifetime = '8d'",
+            "1:20: `lifetime` is 8days, and TLS 1.3 allows tickets",
+        ),
+        (
+            "session.lifetime = 5",
+            "1:20: `lifetime` is \"5\", which is no duration",
+        ),
+        (
+            "session.client-lifetime = '2years'",
+            "at most 1year is allowed",
+        ),
+        (
+            "session.store = 'redis://:secret@h'",
+            "1:17: `store` names a shared store; this version takes \"memory\"",
+        ),
+        (
+            "server.number = 16777216",
+            "it has to be from 0 to 16777215",
+        ),
+        ("server.name = ''", "a server's name is 1 to 255"),
+        ("server.state-dir = ''", "`state-dir` is empty"),
+        ("connection.idle-timeout = '0s'", "`idle-timeout` is zero"),
+        (
+            "tls.kernel = 'on'",
+            "1:14: `kernel` is \"on\", and this version has no kernel TLS",
+        ),
+        (
+            "admin.listen = 'localhost:9000'",
+            "no IP address with a port",
+        ),
+        (
+            "balance.policy = 'random'",
+            "known here: source, least-connections, round-robin",
+        ),
+    ];
+    for (text, expected) in cases {
+        let said = said(text);
+        assert_eq!(said.len(), 1, "{said:?}");
+        assert!(said[0].contains(expected), "{text}: {said:?}");
+        assert!(!said[0].contains("secret"));
+    }
+    config("session.lifetime = '7d'");
+    config("session = { lifetime = '8d', tickets = false }");
+}
+
+#[test]
+fn listeners_need_an_address_of_their_own_and_something_to_do() {
+    let listener = "[[listener]]\naddress = '127.0.0.1:1'\n";
+    assert!(said(listener)[0].starts_with("1:1: the listener serves, and there is no site"));
+    let balance = format!("{listener}role = 'balance'\n");
+    assert!(said(&balance)[0].starts_with("1:1: the listener balances, and there is no server"));
+    assert_eq!(
+        said(
+            &format!("{listener}{listener}admin.listen = '127.0.0.1:1'\n{SITE}")
+                .replace("admin.", "")
+        ),
+        ["5:1: unknown key `listen` in [listener]; known here: address, role"]
+    );
+    assert_eq!(
+        said(&format!(
+            "admin.listen = '127.0.0.1:1'\n{listener}{listener}{SITE}"
+        )),
+        [
+            "1:16: a second listener address 127.0.0.1:1, after the one in line 3; take one out",
+            "5:11: a second listener address 127.0.0.1:1, after the one in line 3; take one out",
+        ]
+    );
+    let any = listener.replace(":1'", ":0'");
+    assert_eq!(config(&format!("{any}{any}{SITE}")).listeners.len(), 2);
+    let bare = format!("[[listener]]\n{SITE}");
+    assert!(said(&bare)[0].starts_with("1:1: [[listener]] needs `address`"));
+}
+
+#[test]
+fn sites_clash_by_name_and_need_a_certificate() {
+    let named = SITE.replace("]]\n", "]]\nnames = ['a.example']\n");
+    assert_eq!(
+        said(&format!("{named}{}", named.replace("a.ex", "A.ex"))),
+        ["5:10: a second site for the name a.example, after the one in line 2; take one out"]
+    );
+    assert_eq!(
+        said(&format!("{SITE}{SITE}")),
+        ["3:1: a second site without names, after the one in line 1; take one out"]
+    );
+    assert!(said("[[site]]\n")[0].starts_with("1:1: the site has no certificate"));
+    assert!(
+        said("[[site]]\ncertificates = [{ chain = 'c' }]\n")[0]
+            .contains("a certificate needs `key`")
+    );
+    for name in ["*", "a.*.b", "1.2.3.4", "ü.example", "a.", "", "a b"] {
+        let text = named.replace("a.example", name);
+        assert!(said(&text)[0].contains("is no server name"), "{name}");
+    }
+}
+
+#[test]
+fn a_route_has_one_path_and_one_action() {
+    let route = |keys: &str| format!("{SITE}[[site.route]]\n{keys}\n");
+    let cases = [
+        ("path = '/'", "3:1: the route has 0 of"),
+        ("path = '/'\nverdict = false", "3:1: the route has 0 of"),
+        (
+            "path = '/'\nverdict = true\nfiles = 'x'",
+            "3:1: the route has 2 of",
+        ),
+        ("verdict = true", "3:1: [[site.route]] needs `path`"),
+        ("path = 'x'\nverdict = true", "4:8: `path` is \"x\""),
+        ("path = '/a/../b'\nverdict = true", "4:8: `path` is"),
+        ("path = ''\nverdict = true", "4:8: `path` is"),
+        (
+            "path = '/'\nverdict = true\nstatus = 200",
+            "6:10: `status` belongs to `respond`",
+        ),
+        (
+            "path = '/'\nrespond = 'x'\nstatus = 99",
+            "6:10: `status` is 99",
+        ),
+        ("path = '/'\nredirect = 'ftp://x'", "5:12: `redirect` is"),
+        ("path = '/'\nredirect = '//x'", "5:12: `redirect` is"),
+        ("path = '/'\nfiles = ''", "5:9: `files` is empty"),
+    ];
+    for (keys, expected) in cases {
+        let said = said(&route(keys));
+        assert!(said[0].starts_with(expected), "{keys}: {said:?}");
+    }
+    let twice = format!(
+        "{}[[site.route]]\npath = '/a/'\nverdict = true\n",
+        route("path = '/a'\nverdict = true")
+    );
+    assert_eq!(
+        said(&twice),
+        ["7:8: a second route for the path /a, after the one in line 4; take one out"]
+    );
+}
+
+#[test]
+fn servers_clash_by_name_and_number() {
+    let server = |name: &str, rest: &str| {
+        format!("[[balance.server]]\nname = '{name}'\naddress = '10.0.0.1:1'\n{rest}\n")
+    };
+    assert_eq!(
+        said(&format!(
+            "{}{}",
+            server("a", "number = 1"),
+            server("a", "number = 1")
+        )),
+        [
+            "6:8: a second server name a, after the one in line 2; take one out",
+            "8:10: a second server number 1, after the one in line 4; take one out",
+        ]
+    );
+    assert_eq!(
+        said(&server("a", "weight = 0")),
+        ["4:10: `weight` is 0; it has to be from 1 to 65535"]
+    );
+    assert_eq!(said("[[balance.server]]\n").len(), 2);
+    assert_eq!(config(&server("a", "")).balance.servers[0].weight, 1);
+}
+
+#[test]
+fn a_file_that_is_not_utf8_is_placed() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("s.toml");
+    std::fs::write(&path, b"# caf\n# caf\xe9\n").expect("written");
+    let error = load(&path).expect_err("it is Latin-1").to_string();
+    assert!(
+        error.ends_with("s.toml:2:6: not UTF-8 from here on; save the file as UTF-8"),
+        "{error}"
+    );
+    let missing = load(&folder.path().join("none.toml")).expect_err("it is not there");
+    assert!(missing.to_string().contains("cannot be read"));
+}
+
+proptest! {
+    #[test]
+    fn no_text_makes_it_panic(text in "(\\[{0,2}(session|site|listener|key)?\\.?(route)?\\]{0,2}\n|(max|file|path|names) ?= ?('[a-z/]*'|[0-9]+|\\[\\]|\\{\\})?\n|\\PC{0,9}\n?){0,8}") {
+        let _ = parse(&text, Path::new("s.toml"));
+    }
+}

@@ -1,0 +1,296 @@
+//! From the file's shape to a [`Config`]: defaults, bounds and what has to fit together. A value that
+//! does not pass leaves its default behind and a [`Problem`], so that one run finds them all.
+
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::path::Path;
+
+use sessile_proto::route::Policy;
+use toml::Spanned;
+use tracing::level_filters::LevelFilter;
+
+use super::problem::{Problem, What};
+use super::raw::{self, Text};
+use super::reader::{Reader, Unique};
+use super::sites;
+use crate::config::{
+    AccessLog, Balance, BalanceServer, Config, Connection, KernelTls, Key, Listener, MAX_NUMBER,
+    MAX_TICKET_LIFETIME, Role, Server, Session, StoreUrl,
+};
+
+const MAX_WORKERS: i64 = 1024;
+/// Most bytes of a server's name.
+const MAX_NAME_LEN: usize = 255;
+
+const LEVELS: [(&str, LevelFilter); 6] = [
+    ("off", LevelFilter::OFF),
+    ("error", LevelFilter::ERROR),
+    ("warn", LevelFilter::WARN),
+    ("info", LevelFilter::INFO),
+    ("debug", LevelFilter::DEBUG),
+    ("trace", LevelFilter::TRACE),
+];
+const ROLES: [(&str, Role); 2] = [("serve", Role::Serve), ("balance", Role::Balance)];
+const KERNEL: [(&str, KernelTls); 2] = [("auto", KernelTls::Auto), ("off", KernelTls::Off)];
+const POLICIES: [(&str, Policy); 3] = [
+    ("source", Policy::Source),
+    ("least-connections", Policy::LeastConnections),
+    ("round-robin", Policy::RoundRobin),
+];
+
+/// Validates what is written. Relative paths are relative to `folder`.
+pub(super) fn validate(
+    written: raw::File,
+    text: &str,
+    folder: &Path,
+) -> Result<Config, Vec<Problem>> {
+    let mut reader = Reader::new(text, folder);
+    let config = reader.file(written);
+    reader.finish(config)
+}
+
+impl Reader<'_> {
+    fn file(&mut self, written: raw::File) -> Config {
+        let defaults = Config::default();
+        let server = self.server(written.server, defaults.server);
+        let key = self.key(written.key, &server.state_dir);
+        let session = self.session(written.session, defaults.session);
+        let connection = self.connection(written.connection, defaults.connection);
+        let tls = crate::config::Tls {
+            kernel: self.kernel(written.tls.kernel),
+        };
+        let log = crate::config::Log {
+            level: self
+                .one_of("level", written.log.level, &LEVELS)
+                .unwrap_or(defaults.log.level),
+            access: self.access(written.log.access),
+        };
+        let mut addresses = Unique::new("listener address");
+        let mut listeners = Vec::new();
+        for listener in &written.listener {
+            let (has_site, has_server) =
+                (!written.site.is_empty(), !written.balance.server.is_empty());
+            listeners.extend(self.listener(listener, has_site, has_server, &mut addresses));
+        }
+        let admin = crate::config::Admin {
+            listen: self.admin(written.admin.listen, &mut addresses),
+        };
+        Config {
+            server,
+            session,
+            key,
+            connection,
+            tls,
+            admin,
+            log,
+            listeners,
+            sites: sites::read(self, written.site),
+            balance: self.balance(written.balance, defaults.balance),
+        }
+    }
+
+    fn server(&mut self, written: raw::Server, default: Server) -> Server {
+        Server {
+            name: self.server_name(written.name).unwrap_or(default.name),
+            number: self.number("number", written.number, 0, i64::from(MAX_NUMBER)),
+            state_dir: self
+                .path("state-dir", written.state_dir)
+                .unwrap_or(default.state_dir),
+            workers: self
+                .number("workers", written.workers, 0, MAX_WORKERS)
+                .unwrap_or(default.workers),
+        }
+    }
+
+    fn session(&mut self, written: raw::Session, default: Session) -> Session {
+        let tickets = written.tickets.unwrap_or(default.tickets);
+        let span = written.lifetime.as_ref().map(Spanned::span);
+        let lifetime = self.duration("lifetime", written.lifetime);
+        if let (Some(span), Some(value)) = (span, lifetime)
+            && tickets
+            && value > MAX_TICKET_LIFETIME
+        {
+            self.note(span, What::TooLongForTickets { value });
+        }
+        if let Some(store) = self.text("store", written.store)
+            && store.get_ref() != "memory"
+        {
+            // The value may hold a password, so it is not repeated.
+            self.note(store.span(), What::StoreIsShared);
+        }
+        Session {
+            max_entries: self
+                .number("max-entries", written.max_entries, 0, i64::from(u32::MAX))
+                .unwrap_or(default.max_entries),
+            lifetime: lifetime.unwrap_or(default.lifetime),
+            tickets,
+            store: StoreUrl::Memory,
+            client_lifetime: self
+                .duration("client-lifetime", written.client_lifetime)
+                .unwrap_or(default.client_lifetime),
+            require_close_notify: written
+                .require_close_notify
+                .unwrap_or(default.require_close_notify),
+        }
+    }
+
+    fn key(&mut self, written: raw::Key, state_dir: &Path) -> Key {
+        match self.text("file", written.file) {
+            None => Key::File(state_dir.join("farm.key")),
+            Some(file) if file.get_ref() == "none" => Key::Ephemeral,
+            Some(file) => Key::File(self.resolve(file.get_ref())),
+        }
+    }
+
+    fn connection(&mut self, written: raw::Connection, default: Connection) -> Connection {
+        Connection {
+            idle_timeout: self
+                .positive("idle-timeout", written.idle_timeout)
+                .unwrap_or(default.idle_timeout),
+            purge_on_reclaim: written.purge_on_reclaim.unwrap_or(default.purge_on_reclaim),
+            max: self
+                .number("max", written.max, 0, i64::from(u32::MAX))
+                .unwrap_or(default.max),
+        }
+    }
+
+    fn kernel(&mut self, written: Text) -> KernelTls {
+        if let Some(value) = &written
+            && value.get_ref() == "on"
+        {
+            self.note(value.span(), What::KernelIsOn);
+            return KernelTls::default();
+        }
+        self.one_of("kernel", written, &KERNEL).unwrap_or_default()
+    }
+
+    fn access(&mut self, written: Text) -> AccessLog {
+        let Some(value) = self.text("access", written) else {
+            return AccessLog::default();
+        };
+        match value.get_ref().as_str() {
+            "-" => AccessLog::Stdout,
+            "off" => AccessLog::Off,
+            path => AccessLog::File(self.resolve(path)),
+        }
+    }
+
+    fn admin(&mut self, written: Text, addresses: &mut Unique<SocketAddr>) -> Option<SocketAddr> {
+        let span = written.as_ref().map(Spanned::span)?;
+        let address = self.address("listen", written)?;
+        self.claim(address, &span, addresses);
+        Some(address)
+    }
+
+    fn listener(
+        &mut self,
+        written: &Spanned<raw::Listener>,
+        has_site: bool,
+        has_server: bool,
+        addresses: &mut Unique<SocketAddr>,
+    ) -> Option<Listener> {
+        let listener = written.get_ref();
+        let role = match &listener.role {
+            None => Some(Role::Serve),
+            some => self.one_of("role", some.clone(), &ROLES),
+        };
+        match role {
+            Some(Role::Serve) if !has_site => self.note(written.span(), What::NothingToServe),
+            Some(Role::Balance) if !has_server => {
+                self.note(written.span(), What::NothingToBalance);
+            }
+            _ => {}
+        }
+        let missing = What::Missing {
+            table: "[[listener]]",
+            key: "address",
+            example: "\"0.0.0.0:443\"",
+        };
+        let address = self.required(listener.address.clone(), written.span(), missing)?;
+        let span = address.span();
+        let address = self.address("address", Some(address))?;
+        self.claim(address, &span, addresses);
+        Some(Listener {
+            address,
+            role: role?,
+        })
+    }
+
+    fn claim(
+        &mut self,
+        address: SocketAddr,
+        span: &Range<usize>,
+        addresses: &mut Unique<SocketAddr>,
+    ) {
+        // Port 0 is another free port each time.
+        if address.port() != 0 {
+            self.unique(addresses, address, span);
+        }
+    }
+
+    fn balance(&mut self, written: raw::Balance, default: Balance) -> Balance {
+        let (mut names, mut numbers) = (Unique::new("server name"), Unique::new("server number"));
+        let mut servers = Vec::new();
+        for server in written.server {
+            servers.extend(self.balance_server(server, &mut names, &mut numbers));
+        }
+        Balance {
+            policy: self
+                .one_of("policy", written.policy, &POLICIES)
+                .unwrap_or(default.policy),
+            connect_timeout: self
+                .positive("connect-timeout", written.connect_timeout)
+                .unwrap_or(default.connect_timeout),
+            servers,
+        }
+    }
+
+    fn balance_server(
+        &mut self,
+        written: Spanned<raw::BalanceServer>,
+        names: &mut Unique<String>,
+        numbers: &mut Unique<u32>,
+    ) -> Option<BalanceServer> {
+        let span = written.span();
+        let server = written.into_inner();
+        let missing = |key, example| What::Missing {
+            table: "[[balance.server]]",
+            key,
+            example,
+        };
+        let name = self.required(server.name, span.clone(), missing("name", "\"one\""));
+        let name = name.and_then(|name| {
+            let span = name.span();
+            let name = self.server_name(Some(name))?;
+            self.unique(names, name.clone(), &span);
+            Some(name)
+        });
+        let address = missing("address", "\"10.0.0.1:443\"");
+        let address = self.required(server.address, span, address);
+        let address = address.and_then(|address| self.address("address", Some(address)));
+        let number = server.number.and_then(|number| {
+            let span = number.span();
+            let number = self.number("number", Some(number), 0, i64::from(MAX_NUMBER))?;
+            self.unique(numbers, number, &span);
+            Some(number)
+        });
+        let weight = self.number("weight", server.weight, 1, i64::from(u16::MAX));
+        Some(BalanceServer {
+            name: name?,
+            address: address?,
+            number,
+            weight: weight.unwrap_or(1),
+        })
+    }
+
+    fn server_name(&mut self, written: Text) -> Option<String> {
+        let name = written?;
+        let value = name.get_ref();
+        if value.is_empty() || value.len() > MAX_NAME_LEN || value.chars().any(char::is_control) {
+            let value = value.clone();
+            self.note(name.span(), What::NotAName { value });
+            return None;
+        }
+        Some(name.into_inner())
+    }
+}

@@ -1,0 +1,65 @@
+//! What keeps bytes from being a registry export.
+
+use std::fmt;
+
+/// A place in the text; both count from 1, columns in characters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    pub line: usize,
+    pub column: usize,
+}
+
+/// Why bytes are not a registry export, and where that shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RegError {
+    pub place: Place,
+    pub wrong: Wrong,
+}
+
+impl fmt::Display for RegError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Place { line, column } = self.place;
+        write!(f, "{line}:{column}: {}", self.wrong)
+    }
+}
+
+impl std::error::Error for RegError {}
+
+/// What is wrong with a registry export.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Wrong {
+    #[error("more than 16 MiB; export only the branches that are meant")]
+    TooLong,
+    #[error(
+        "UTF-16 in big-endian order; save it as regedit does, in little-endian order, or as UTF-8"
+    )]
+    BigEndian,
+    #[error("neither UTF-16LE with a byte order mark nor UTF-8 from here on")]
+    Encoding,
+    #[error("the first line has to be \"Windows Registry Editor Version 5.00\" or \"REGEDIT4\"")]
+    Header,
+    #[error("a key has to be written [HKEY_LOCAL_MACHINE\\...] on one line")]
+    Key,
+    #[error("expected [a key], \"a value\"= or a comment after ;")]
+    Line,
+    #[error("a value before any key, or below one that is deleted; write its [key] first")]
+    ValueWithoutKey,
+    #[error("expected = after the value's name")]
+    Equals,
+    #[error("expected \"text\", dword:, hex:, hex(type): or -")]
+    Data,
+    #[error("a string that begins here and does not end; close its quotes")]
+    OpenString,
+    #[error("dword: takes one to eight hexadecimal digits; 10000 is dword:00002710")]
+    Dword,
+    #[error("hex: takes bytes of two hexadecimal digits with commas between them")]
+    Hex,
+    #[error("unexpected text after the end of the entry")]
+    Trailing,
+}
+
+impl Wrong {
+    pub(super) const fn at(self, place: Place) -> RegError {
+        RegError { place, wrong: self }
+    }
+}

@@ -1,0 +1,331 @@
+//! The text of registry exports: `REGEDIT4` and version 5.00, UTF-16LE with a byte order mark as
+//! regedit writes it, or UTF-8. It knows nothing of what the values mean.
+
+use super::error::{Place, RegError, Wrong};
+
+/// Most bytes of a registry export: the branches that are read here take a few hundred.
+pub const MAX_BYTES: usize = 16 << 20;
+
+const VERSION_4: &str = "REGEDIT4";
+const VERSION_5: &str = "Windows Registry Editor Version 5.00";
+
+/// `REG_DWORD`, when it is written as bytes.
+const TYPE_DWORD: u32 = 4;
+
+/// A registry export: what it sets and deletes, in its order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RegFile {
+    pub entries: Vec<Entry>,
+}
+
+/// One line of a registry export that changes something.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Counted from 1.
+    pub line: usize,
+    /// The key's full path as written.
+    pub key: String,
+    pub edit: Edit,
+}
+
+/// What happens to a key or to one of its values. An empty name is the key's default value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Edit {
+    /// `"Name"=data`
+    Set { name: String, data: Data },
+    /// `"Name"=-`
+    Delete { name: String },
+    /// `[-KEY]`: the key with all that is below it.
+    DeleteKey,
+}
+
+/// A value's data, as far as anything here could use it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Data {
+    /// `REG_DWORD`: `dword:` and hexadecimal digits, or `hex(4):` and four bytes.
+    Dword(u32),
+    /// `REG_SZ`.
+    Text(String),
+    /// Another type, by its number; the bytes are not kept.
+    Other(u32),
+}
+
+/// Reads a registry export.
+pub fn parse(bytes: &[u8]) -> Result<RegFile, RegError> {
+    if bytes.len() > MAX_BYTES {
+        return Err(Wrong::TooLong.at(Place { line: 1, column: 1 }));
+    }
+    let text = decode(bytes)?;
+    let mut cursor = Cursor::new(text.strip_prefix('\u{feff}').unwrap_or(&text));
+    cursor.header()?;
+    let mut file = RegFile::default();
+    let mut key: Option<String> = None;
+    while cursor.skip_to_content() {
+        let line = cursor.line;
+        if cursor.eat('[') {
+            let (path, deletes) = cursor.key()?;
+            if deletes {
+                file.entries.push(Entry {
+                    line,
+                    key: path,
+                    edit: Edit::DeleteKey,
+                });
+                // A value below a deleted key would contradict it.
+                key = None;
+            } else {
+                key = Some(path);
+            }
+        } else {
+            let place = cursor.place();
+            let edit = cursor.value()?;
+            let Some(key) = key.clone() else {
+                return Err(Wrong::ValueWithoutKey.at(place));
+            };
+            file.entries.push(Entry { line, key, edit });
+        }
+        cursor.end_of_line()?;
+    }
+    Ok(file)
+}
+
+fn decode(bytes: &[u8]) -> Result<String, RegError> {
+    match bytes {
+        [0xff, 0xfe, rest @ ..] => {
+            let (units, odd) = rest.as_chunks::<2>();
+            let units = units.iter().map(|&unit| u16::from_le_bytes(unit));
+            let mut text = String::with_capacity(rest.len() / 2);
+            for unit in char::decode_utf16(units) {
+                text.push(unit.map_err(|_| Wrong::Encoding.at(Cursor::end_of(&text)))?);
+            }
+            if odd.is_empty() {
+                Ok(text)
+            } else {
+                Err(Wrong::Encoding.at(Cursor::end_of(&text)))
+            }
+        }
+        [0xfe, 0xff, ..] => Err(Wrong::BigEndian.at(Place { line: 1, column: 1 })),
+        _ => match std::str::from_utf8(bytes) {
+            Ok(text) => Ok(text.to_owned()),
+            // Version 4 is in the code page of the machine that wrote it. All that matters here is
+            // ASCII; a byte above that is some letter in a comment or in another key.
+            Err(_) if bytes.starts_with(VERSION_4.as_bytes()) => {
+                Ok(bytes.iter().map(|&byte| char::from(byte)).collect())
+            }
+            Err(error) => {
+                let valid = String::from_utf8_lossy(&bytes[..error.valid_up_to()]);
+                Err(Wrong::Encoding.at(Cursor::end_of(&valid)))
+            }
+        },
+    }
+}
+
+/// Where the reading stands.
+struct Cursor<'a> {
+    rest: &'a str,
+    line: usize,
+    column: usize,
+}
+
+impl<'a> Cursor<'a> {
+    fn new(text: &'a str) -> Self {
+        Self {
+            rest: text,
+            line: 1,
+            column: 1,
+        }
+    }
+
+    fn end_of(text: &str) -> Place {
+        let mut cursor = Cursor::new(text);
+        while cursor.next().is_some() {}
+        cursor.place()
+    }
+
+    fn place(&self) -> Place {
+        Place {
+            line: self.line,
+            column: self.column,
+        }
+    }
+
+    fn peek(&self) -> Option<char> {
+        self.rest.chars().next()
+    }
+
+    fn next(&mut self) -> Option<char> {
+        let mut chars = self.rest.chars();
+        let char = chars.next()?;
+        self.rest = chars.as_str();
+        if char == '\n' {
+            self.line += 1;
+            self.column = 1;
+        } else {
+            self.column += 1;
+        }
+        Some(char)
+    }
+
+    fn eat(&mut self, wanted: char) -> bool {
+        self.peek() == Some(wanted) && self.next().is_some()
+    }
+
+    fn take_while(&mut self, wanted: impl Fn(char) -> bool) -> &'a str {
+        let before = self.rest;
+        while self.peek().is_some_and(&wanted) {
+            self.next();
+        }
+        &before[..before.len() - self.rest.len()]
+    }
+
+    fn blanks(&mut self) {
+        self.take_while(|c| matches!(c, ' ' | '\t'));
+    }
+
+    /// Passes over empty lines and comments; false at the end of the text.
+    fn skip_to_content(&mut self) -> bool {
+        loop {
+            self.take_while(|c| matches!(c, ' ' | '\t' | '\r' | '\n'));
+            match self.peek() {
+                Some(';') => self.take_while(|c| c != '\n'),
+                Some(_) => return true,
+                None => return false,
+            };
+        }
+    }
+
+    fn header(&mut self) -> Result<(), RegError> {
+        self.skip_to_content();
+        let place = self.place();
+        match self.take_while(|c| c != '\n').trim_end() {
+            VERSION_4 | VERSION_5 => Ok(()),
+            _ => Err(Wrong::Header.at(place)),
+        }
+    }
+
+    /// What may follow on a line: blanks and a comment.
+    fn end_of_line(&mut self) -> Result<(), RegError> {
+        self.blanks();
+        let place = self.place();
+        match self.take_while(|c| c != '\n').trim_end() {
+            rest if rest.is_empty() || rest.starts_with(';') => Ok(()),
+            _ => Err(Wrong::Trailing.at(place)),
+        }
+    }
+
+    /// `KEY]` or `-KEY]`. A key's name may hold a bracket: the one that ends it is the first that
+    /// nothing but a comment follows.
+    fn key(&mut self) -> Result<(String, bool), RegError> {
+        let deletes = self.eat('-');
+        let place = self.place();
+        let line = self.rest.split('\n').next().unwrap_or_default();
+        let ends = |&(at, _): &(usize, &str)| {
+            let after = line[at + 1..].trim();
+            after.is_empty() || after.starts_with(';')
+        };
+        let end = line.match_indices(']').find(ends);
+        let path = end.map_or("", |(at, _)| &line[..at]);
+        if path.trim().is_empty() {
+            return Err(Wrong::Key.at(place));
+        }
+        for _ in 0..=path.chars().count() {
+            self.next();
+        }
+        Ok((path.to_owned(), deletes))
+    }
+
+    /// `"Name"=data` or `@=data`.
+    fn value(&mut self) -> Result<Edit, RegError> {
+        let place = self.place();
+        let name = match self.next() {
+            Some('@') => String::new(),
+            Some('"') => self.string(place)?,
+            _ => return Err(Wrong::Line.at(place)),
+        };
+        self.blanks();
+        if !self.eat('=') {
+            return Err(Wrong::Equals.at(self.place()));
+        }
+        self.blanks();
+        let place = self.place();
+        if self.eat('-') {
+            return Ok(Edit::Delete { name });
+        }
+        if self.eat('"') {
+            let data = Data::Text(self.string(place)?);
+            return Ok(Edit::Set { name, data });
+        }
+        let kind = self.take_while(|c| c.is_ascii_alphanumeric() || matches!(c, '(' | ')'));
+        let kind = kind.to_ascii_lowercase();
+        if !self.eat(':') {
+            return Err(Wrong::Data.at(place));
+        }
+        let data = match kind.as_str() {
+            "dword" => self.dword()?,
+            "hex" => self.hex(3)?,
+            _ => {
+                let number = kind
+                    .strip_prefix("hex(")
+                    .and_then(|kind| kind.strip_suffix(')'));
+                let number = number.and_then(|digits| u32::from_str_radix(digits, 16).ok());
+                self.hex(number.ok_or(Wrong::Data.at(place))?)?
+            }
+        };
+        Ok(Edit::Set { name, data })
+    }
+
+    /// The rest of a quoted string. A backslash takes the next character as it is; a line break is
+    /// part of the string, and regedit writes them so.
+    fn string(&mut self, opened: Place) -> Result<String, RegError> {
+        let mut text = String::new();
+        loop {
+            match self.next() {
+                Some('"') => return Ok(text),
+                Some('\\') => text.extend(self.next()),
+                Some(char) => text.push(char),
+                None => return Err(Wrong::OpenString.at(opened)),
+            }
+        }
+    }
+
+    fn dword(&mut self) -> Result<Data, RegError> {
+        self.blanks();
+        let place = self.place();
+        let digits = self.take_while(|c| c.is_ascii_alphanumeric());
+        if digits.len() > 8 {
+            return Err(Wrong::Dword.at(place));
+        }
+        let number = u32::from_str_radix(digits, 16);
+        number.map(Data::Dword).map_err(|_| Wrong::Dword.at(place))
+    }
+
+    /// Bytes with commas between them; a backslash continues on the next line.
+    fn hex(&mut self, kind: u32) -> Result<Data, RegError> {
+        let mut bytes: Vec<u8> = Vec::new();
+        loop {
+            self.blanks();
+            let place = self.place();
+            if self.eat('\\') {
+                self.take_while(|c| matches!(c, ' ' | '\t' | '\r'));
+                if !self.eat('\n') {
+                    return Err(Wrong::Hex.at(place));
+                }
+                continue;
+            }
+            let digits = self.take_while(|c| c.is_ascii_alphanumeric());
+            match (digits.len(), u8::from_str_radix(digits, 16)) {
+                (1..=2, Ok(byte)) => bytes.push(byte),
+                // No bytes at all, or a comma after the last one.
+                (0, _) => break,
+                _ => return Err(Wrong::Hex.at(place)),
+            }
+            self.blanks();
+            if !self.eat(',') {
+                break;
+            }
+        }
+        match (kind, <[u8; 4]>::try_from(bytes.as_slice())) {
+            (TYPE_DWORD, Ok(bytes)) => Ok(Data::Dword(u32::from_le_bytes(bytes))),
+            _ => Ok(Data::Other(kind)),
+        }
+    }
+}

@@ -1,0 +1,344 @@
+//! `sessile settings` and `sessile check`, by the real binary.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use sessile::config::file;
+use sessile::settings::table::SETTINGS;
+
+const FILE: &str = r#"# the farm's front door
+[session] # what is remembered
+lifetime = "5m" # short, on purpose
+
+# the only site
+[[site]]
+certificates = [{ chain = "c.pem", key = "k.pem" }]
+"#;
+
+struct Folder(tempfile::TempDir);
+
+impl Folder {
+    /// A folder with `FILE` as `sessile.toml`.
+    fn new() -> Self {
+        let folder = Self(tempfile::tempdir().expect("a folder"));
+        fs::write(folder.path("sessile.toml"), FILE).expect("written");
+        folder
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn text(&self) -> String {
+        fs::read_to_string(self.path("sessile.toml")).expect("it is there")
+    }
+
+    fn names(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.0.path()).expect("it is there");
+        let names = entries.map(|entry| entry.expect("an entry").file_name());
+        names
+            .map(|name| name.into_string().expect("UTF-8"))
+            .collect()
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        self.output(Command::new(env!("CARGO_BIN_EXE_sessile")).args(arguments))
+    }
+
+    fn output(&self, command: &mut Command) -> Output {
+        command
+            .current_dir(self.0.path())
+            .env_remove("SESSILE_CONFIG")
+            .env("RUST_BACKTRACE", "0")
+            .output()
+            .expect("it runs")
+    }
+
+    /// What a command that succeeds says.
+    fn said(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        assert!(output.status.success(), "{arguments:?}: {output:?}");
+        String::from_utf8(output.stdout).expect("UTF-8")
+    }
+
+    /// What a command that fails complains of; the file has to be as it was.
+    fn refused(&self, arguments: &[&str]) -> String {
+        let before = (self.text(), self.names());
+        let output = self.run(arguments);
+        assert!(!output.status.success(), "{arguments:?}: {output:?}");
+        assert_eq!((self.text(), self.names()), before);
+        String::from_utf8(output.stderr).expect("UTF-8")
+    }
+}
+
+#[test]
+fn a_change_keeps_comments_and_leaves_a_backup() {
+    let folder = Folder::new();
+    folder.said(&["settings", "set", "session.lifetime", "8h"]);
+    folder.said(&["settings", "set", "session.tickets", "false"]);
+    let expected = FILE.replace(
+        "\"5m\" # short, on purpose\n",
+        "\"8h\" # short, on purpose\ntickets = false\n",
+    );
+    assert_eq!(folder.text(), expected);
+    assert_eq!(
+        folder.said(&["settings", "get", "session.lifetime"]),
+        "8h\n"
+    );
+    assert_eq!(folder.names().len(), 3);
+    let said = folder.said(&["settings", "unset", "session.tickets"]);
+    assert!(
+        said.starts_with("session.tickets has its default: true\nbackup: "),
+        "{said}"
+    );
+    let said = folder.said(&["settings", "unset", "session.tickets"]);
+    assert!(
+        said.ends_with("said so already: nothing was changed\n"),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_backup_that_is_restored_is_the_file_as_it_was() {
+    let folder = Folder::new();
+    folder.said(&["settings", "backup"]);
+    fs::write(folder.path("sessile.toml"), "broken").expect("written");
+    folder.said(&["settings", "restore"]);
+    assert_eq!(folder.text(), FILE);
+    let error = folder.refused(&["settings", "restore", "none.bak"]);
+    assert!(error.contains("none.bak: cannot be read"), "{error}");
+}
+
+#[test]
+fn every_refusal_says_why_and_changes_nothing() {
+    let folder = Folder::new();
+    let cases: [(&[&str], &str); 5] = [
+        (
+            &["set", "session.lifetime", "8d"],
+            "sessile.toml:3:12: `lifetime` is 8days",
+        ),
+        (
+            &["set", "session.max-entries", "-1"],
+            "session.max-entries takes a whole number",
+        ),
+        (
+            &["set", "session.tickets", "yes"],
+            "session.tickets takes true or false",
+        ),
+        (&["set", "tls.kernel", "on"], "no kernel TLS"),
+        (
+            &["get", "session.lifetme"],
+            "did you mean session.lifetime?",
+        ),
+    ];
+    for (arguments, expected) in cases {
+        let error = folder.refused(&[&["settings"], arguments].concat());
+        assert!(error.contains(expected), "{arguments:?}: {error}");
+    }
+    let wrong = FILE.replace("lifetime", "lifetme");
+    fs::write(folder.path("sessile.toml"), wrong).expect("written");
+    let error = folder.refused(&["settings", "set", "tls.kernel", "off"]);
+    let expected = "sessile.toml:3:1: unknown key `lifetme` in [session]; did you mean `lifetime`?";
+    assert!(error.contains(expected), "{error}");
+}
+
+#[test]
+fn a_full_disk_leaves_the_old_file() {
+    let folder = Folder::new();
+    // No file may grow, and the signal that says so is ignored: writing fails as on a full disk.
+    let script = "trap '' 25; ulimit -f 0; exec \"$0\" settings set session.lifetime 8h";
+    let output =
+        folder.output(Command::new("sh").args(["-c", script, env!("CARGO_BIN_EXE_sessile")]));
+    assert!(!output.status.success(), "{output:?}");
+    assert_eq!(
+        (folder.text().as_str(), folder.names()),
+        (FILE, vec!["sessile.toml".to_owned()])
+    );
+}
+
+#[test]
+fn a_registry_export_goes_in_and_comes_out_again() {
+    let folder = Folder::new();
+    let export = "Windows Registry Editor Version 5.00\r\n\r\n\
+        [HKEY_LOCAL_MACHINE\\SYSTEM\\CurrentControlSet\\Control\\SecurityProviders\\SCHANNEL]\r\n\
+        \"MaximumCacheSize\"=dword:00004e20\r\n\
+        \"ServerCacheTime\"=dword:0036ee80\r\n\
+        \"EventLogging\"=dword:00000001\r\n\r\n\
+        [HKEY_LOCAL_MACHINE\\SYSTEM\\CurrentControlSet\\Services\\HTTP\\Parameters]\r\n\
+        \"EnableKernelSSL\"=dword:00000000\r\n";
+    fs::write(
+        folder.path("in.reg"),
+        sessile::config::reg::to_utf16(export),
+    )
+    .expect("written");
+    let said = folder.said(&["settings", "import", "in.reg"]);
+    for expected in [
+        "took     line 4: SCHANNEL\\MaximumCacheSize = 0x00004e20 (20000): session.max-entries = 20000\n",
+        "took     line 9: HTTP\\Parameters\\EnableKernelSSL = 0x00000000 (0): \
+         tls.kernel = off, connection.purge-on-reclaim = true\n",
+        "SCHANNEL\\EventLogging: no setting of sessile's corresponds to it\n",
+    ] {
+        assert!(said.contains(expected), "{expected}:\n{said}");
+    }
+    assert!(
+        folder
+            .text()
+            .starts_with("# the farm's front door\n[session] # what is remembered\n")
+    );
+    assert!(
+        folder
+            .text()
+            .contains("lifetime = \"1h\" # short, on purpose\nmax-entries = 20000\n")
+    );
+
+    folder.said(&["settings", "export", "--reg", "--output", "out.reg"]);
+    let written = fs::read(folder.path("out.reg")).expect("it is there");
+    assert_eq!(written[..2], [0xff, 0xfe]);
+    let before = file::load(&folder.path("sessile.toml")).expect("it is right");
+    folder.said(&["settings", "import", "out.reg", "--config", "copy.toml"]);
+    let mut copy = file::load(&folder.path("copy.toml")).expect("it is right");
+    copy.sites = before.sites.clone();
+    assert_eq!(copy, before);
+    let comment = folder.said(&["settings", "export", "--reg"]);
+    assert!(
+        comment.contains("\r\n; [[site]], 1 in all\r\n"),
+        "{comment}"
+    );
+}
+
+#[test]
+fn an_import_with_anything_wrong_changes_nothing() {
+    let folder = Folder::new();
+    let key = "REGEDIT4\n[HKLM\\SYSTEM\\CurrentControlSet\\Control\\SecurityProviders\\SCHANNEL]\n\"MaximumCacheSize\"=dword:5\n";
+    for (line, expected) in [
+        (
+            "\"ServerCacheTime\"=dword:xyz\n",
+            "in.reg:4:25: dword: takes one to eight",
+        ),
+        (
+            "\"ServerCacheTime\"=dword:ffffffff\n",
+            "in.reg: line 4: HKLM",
+        ),
+    ] {
+        fs::write(folder.path("in.reg"), format!("{key}{line}")).expect("written");
+        let error = folder.refused(&["settings", "import", "in.reg"]);
+        assert!(error.contains(expected), "{error}");
+    }
+}
+
+#[test]
+fn the_list_says_what_is_set_and_what_it_costs() {
+    let folder = Folder::new();
+    let list = folder.said(&["settings", "list"]);
+    assert!(list.contains("* session.lifetime"), "{list}");
+    assert!(
+        list.contains("costs: up to 2.3 MiB of memory when full"),
+        "{list}"
+    );
+    let list: serde_json::Value =
+        serde_json::from_str(&folder.said(&["settings", "list", "--json"])).expect("JSON");
+    let settings = list.as_array().expect("a list");
+    assert_eq!(settings.len(), SETTINGS.len());
+    let lifetime = settings
+        .iter()
+        .find(|setting| setting["name"] == "session.lifetime");
+    let lifetime = lifetime.expect("it is there");
+    assert_eq!(
+        (&lifetime["set"], &lifetime["value"]),
+        (&true.into(), &"5m".into())
+    );
+    assert_eq!(lifetime["registry"], r"SCHANNEL\ServerCacheTime");
+}
+
+#[test]
+fn an_export_as_toml_says_the_same_again() {
+    let folder = Folder::new();
+    let exported = folder.said(&["settings", "export"]);
+    let origin = folder.path("sessile.toml");
+    let mut before = file::load(&origin).expect("it is right");
+    before.sites.clear();
+    assert_eq!(
+        file::parse(&exported, &origin).expect("it is right"),
+        before
+    );
+}
+
+#[test]
+fn the_file_is_the_one_named_or_the_variables_or_the_working_folders() {
+    let folder = Folder::new();
+    fs::write(folder.path("other.toml"), "session.lifetime = '3h'").expect("written");
+    let get = ["settings", "get", "session.lifetime"];
+    assert_eq!(folder.said(&get), "5m\n");
+    assert_eq!(
+        folder.said(&[&get[..], &["--config", "other.toml"]].concat()),
+        "3h\n"
+    );
+    let mut command = Command::new("sh");
+    command.args([
+        "-c",
+        "SESSILE_CONFIG=other.toml exec \"$0\" \"$@\"",
+        env!("CARGO_BIN_EXE_sessile"),
+    ]);
+    assert_eq!(folder.output(command.args(get)).stdout, b"3h\n");
+    folder.refused(&[&get[..], &["--config", "none.toml"]].concat());
+}
+
+#[test]
+fn check_exits_with_2_where_something_is_wrong() {
+    let folder = Folder::new();
+    let missing = folder.run(&["check"]);
+    assert_eq!(missing.status.code(), Some(2));
+    let said = String::from_utf8(missing.stdout).expect("UTF-8");
+    assert!(said.contains("error: c.pem: cannot be read"), "{said}");
+    fs::write(folder.path("bad.toml"), "[sesion]\n[[site]]\nname = 'x'\n").expect("written");
+    let wrong = folder.run(&["check", "bad.toml"]);
+    assert_eq!(wrong.status.code(), Some(2));
+    let said = String::from_utf8(wrong.stderr).expect("UTF-8");
+    assert_eq!(said.lines().count(), 2, "{said}");
+    fs::write(folder.path("empty.toml"), "key.file = 'none'").expect("written");
+    assert!(
+        folder
+            .run(&["check", "--config", "empty.toml"])
+            .status
+            .success()
+    );
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("the workspace")
+}
+
+#[test]
+fn every_example_is_valid() {
+    for name in ["serve", "balance", "farm-server"] {
+        let path = root().join("examples").join(name).with_extension("toml");
+        let config = file::load(&path).expect("it is right");
+        assert!(!config.listeners.is_empty());
+    }
+}
+
+#[test]
+fn the_documentation_has_every_setting_as_the_program_has_it() {
+    let text = fs::read_to_string(root().join("docs/settings.md")).expect("it is there");
+    let mut table =
+        String::from("| setting | type | default | registry | meaning |\n|---|---|---|---|---|\n");
+    for setting in &SETTINGS {
+        let registry = setting
+            .registry()
+            .map_or("–".to_owned(), |value| format!("`{value}`"));
+        table += &format!(
+            "| `{}` | {} | {} | {registry} | {} |\n",
+            setting.name,
+            setting.kind.word(),
+            setting.default,
+            setting.meaning
+        );
+    }
+    assert!(
+        text.contains(&table),
+        "docs/settings.md should have this table:\n{table}"
+    );
+}

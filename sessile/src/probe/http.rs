@@ -54,6 +54,7 @@ pub(crate) async fn ask(stream: &mut Stream, host: &str, then: Then, wait: Durat
     read(&head)
 }
 
+/// `sessile-probe` makes a sessile server tell its verdict whatever the path leads to.
 fn request(host: &str, then: Then) -> String {
     let connection = match then {
         Then::Close => "close",
@@ -61,7 +62,7 @@ fn request(host: &str, then: Then) -> String {
     };
     format!(
         "HEAD / HTTP/1.1\r\nHost: {host}\r\nUser-Agent: sessile-probe/{}\r\nAccept: */*\r\n\
-         Connection: {connection}\r\n\r\n",
+         sessile-probe: 1\r\nConnection: {connection}\r\n\r\n",
         env!("CARGO_PKG_VERSION"),
     )
 }
@@ -108,6 +109,16 @@ fn shown(value: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_sessile_server_is_asked_to_tell_its_verdict() {
+        let request = request("farm.test", Then::Close);
+        assert!(request.contains("\r\nsessile-probe: 1\r\n"), "{request}");
+        assert!(
+            request.ends_with("\r\nConnection: close\r\n\r\n"),
+            "{request}"
+        );
+    }
 
     #[test]
     fn a_sessile_servers_headers_are_read_in_any_case() {

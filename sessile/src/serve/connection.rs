@@ -135,7 +135,10 @@ async fn serve(connection: &Rc<Connection>, stream: tls::Stream, status: &Status
         let http = http2::Builder::new(LocalExecutor).serve_connection(io, answer);
         drive!(connection, status, http)
     } else {
-        let http = http1::Builder::new().serve_connection(io, answer);
+        let http = http1::Builder::new()
+            // A client may end its side once it has asked.
+            .half_close(true)
+            .serve_connection(io, answer);
         drive!(connection, status, http)
     }
 }

@@ -142,9 +142,7 @@ pub fn connection_limit(configured: usize, sockets: u64) -> usize {
 /// # Errors
 /// Where signals cannot be watched.
 pub fn wait_for_signal(mut reopen_logs: impl FnMut()) -> io::Result<()> {
-    let runtime = Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    let runtime = Builder::new_current_thread().enable_all().build()?;
     let asked: io::Result<&str> = runtime.block_on(async {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;

@@ -9,8 +9,9 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use rustix::net::SendFlags;
 use rustls::ServerConnection;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
@@ -195,8 +196,15 @@ impl AsyncWrite for Stream {
             this.said_goodbye = true;
             this.tls.send_close_notify();
         }
-        ready!(this.poll_flush_tls(cx))?;
-        Pin::new(&mut this.io).poll_shutdown(cx)
+        while this.tls.wants_write() {
+            let mut last = Last(Blocking {
+                io: &mut this.io,
+                cx,
+            });
+            ready!(written(this.tls.write_tls(&mut last)))?;
+        }
+        // No shutdown of the socket: who is done with a stream drops it, and that sends the FIN.
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -226,7 +234,11 @@ fn poll_write_tls(
     tls: &mut ServerConnection,
     cx: &mut Context<'_>,
 ) -> Poll<io::Result<usize>> {
-    match ready!(pending_if_blocked(tls.write_tls(&mut Blocking { io, cx }))) {
+    written(tls.write_tls(&mut Blocking { io, cx }))
+}
+
+fn written(result: io::Result<usize>) -> Poll<io::Result<usize>> {
+    match ready!(pending_if_blocked(result)) {
         Ok(0) => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
         written => Poll::Ready(written),
     }
@@ -268,6 +280,30 @@ impl Write for Blocking<'_, '_> {
 
     fn write_vectored(&mut self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
         or_would_block(Pin::new(&mut *self.io).poll_write_vectored(self.cx, bufs))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The last that is written to a socket before it is closed. The kernel holds it back for what
+/// follows, which is the FIN: both leave in one segment.
+struct Last<'a, 'b>(Blocking<'a, 'b>);
+
+impl Write for Last<'_, '_> {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        let Blocking { io, cx } = &mut self.0;
+        let flags = SendFlags::MORE | SendFlags::NOSIGNAL;
+        loop {
+            or_would_block(io.poll_write_ready(cx))?;
+            let send = || Ok(rustix::net::send(&**io, buf, flags)?);
+            match io.try_io(Interest::WRITABLE, send) {
+                // It was not ready after all; now the task is woken when it is.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                sent => return sent,
+            }
+        }
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -1,11 +1,6 @@
 //! What tests against real programs need: certificates, free ports, and peers that are started
 //! with a configuration of the test's own and stopped with it.
 
-#![allow(
-    dead_code,
-    reason = "each test binary compiles this module and uses its part of it"
-)]
-
 use std::fs::{self, File};
 use std::io::{self, Read, Seek};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};

@@ -3,8 +3,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
+mod balance;
 mod client;
+mod farm_clients;
+mod farm_probe;
 mod peers;
 mod probe;
+mod serve_files;
+mod serve_life;
 mod settings;
 mod verdicts;

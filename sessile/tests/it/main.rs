@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
+mod attacks;
 mod balance;
 mod client;
 mod farm_clients;

@@ -5,6 +5,7 @@
 
 mod attacks;
 mod balance;
+mod chromium;
 mod client;
 mod farm_clients;
 mod farm_probe;

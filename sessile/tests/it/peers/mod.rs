@@ -1,11 +1,13 @@
 //! What tests against real programs need: certificates, free ports, and peers that are started
 //! with a configuration of the test's own and stopped with it.
 
+mod browser;
 mod metrics;
 mod proxy;
 mod run;
 mod running;
 
+pub(crate) use browser::Browser;
 pub(crate) use metrics::Metrics;
 pub(crate) use proxy::{Cut, Proxy, record};
 pub(crate) use run::{Answer, Ran, run};

@@ -135,7 +135,11 @@ async fn serve(connection: &Rc<Connection>, stream: tls::Stream, status: &Status
         let http = http2::Builder::new(LocalExecutor).serve_connection(io, answer);
         drive!(connection, status, http)
     } else {
-        let http = http1::Builder::new().serve_connection(io, answer);
+        // A client may say goodbye right after its last request, and is answered all the same
+        // (RFC 9846, 6.1).
+        let http = http1::Builder::new()
+            .half_close(true)
+            .serve_connection(io, answer);
         drive!(connection, status, http)
     }
 }

@@ -197,3 +197,32 @@ fn python_resumes_by_session_id_ticket_and_psk() {
         assert!(all_resumed(&farm.metrics(), 1, verdict));
     }
 }
+
+#[test]
+fn gnutls_resumes_by_session_id_ticket_and_psk() {
+    const CLIENTS: u64 = 3;
+    for (priority, verdict) in [
+        ("NORMAL:-VERS-TLS1.3:%NO_TICKETS", "resumed/session-id"),
+        ("NORMAL:-VERS-TLS1.3", "resumed/ticket"),
+        ("NORMAL", "resumed/psk"),
+    ] {
+        let farm = Farm::start(&["--policy", "round-robin"]);
+        for _ in 0..CLIENTS {
+            let mut command = Command::new("gnutls-cli");
+            command.args(["--resume", "--waitresumption", "--priority", priority]);
+            command.args(["--x509cafile", &farm.ca()]);
+            command.args(["--port", &farm.port().to_string(), "localhost"]);
+            // It ends the stream right after the request, and is to be answered all the same.
+            let ran = run("gnutls-bin", &mut command, REQUEST).succeeded();
+            assert_eq!(
+                ran.count("*** This is a resumed session"),
+                1,
+                "{}",
+                ran.stdout
+            );
+            // The first connection of each run asks for nothing.
+            assert_eq!(ran.verdicts(), [verdict], "{}", ran.stdout);
+        }
+        assert!(all_resumed(&farm.metrics(), CLIENTS, verdict));
+    }
+}

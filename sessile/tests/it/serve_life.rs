@@ -210,3 +210,19 @@ fn a_drain_lets_an_http2_download_finish() {
     assert_eq!(ran.succeeded().stdout, format!("2 200 {LARGE}"));
     assert_eq!(server.ended().code(), Some(0));
 }
+
+#[tokio::test]
+async fn a_client_that_says_goodbye_before_the_answer_gets_it_whole() {
+    let certificates = Certificates::new();
+    let (root, state) = (root(), tempfile::tempdir().unwrap());
+    let server = Sessile::serve(&certificates, root.path(), state.path());
+    for mechanism in [Mechanism::Psk, Mechanism::Ticket] {
+        let client = client(&certificates, mechanism);
+        let mut connection = connect(&client, &server).await;
+        ask(&mut connection, "/large").await;
+        // close_notify, and the end of what TCP carries this way.
+        connection.stream().shutdown().await.unwrap();
+        assert_eq!(rest(&mut connection).await, LARGE, "{mechanism:?}");
+    }
+    server.await_metrics(|metrics| metrics.sum("sessile_connections_open", &[]) == 0);
+}

@@ -109,10 +109,15 @@ async fn route(connection: &Connection, request: Request<Incoming>) -> Response<
 /// Ranges, validators, types and the refusal to leave the folder are tower-http's.
 async fn files(mut folder: ServeDir, request: Request<Incoming>, below: &str) -> Response<Body> {
     let (mut head, _) = request.into_parts();
-    let path = if below.is_empty() { "/" } else { below };
+    if below.is_empty() {
+        // The links of the folder's index are relative to the folder.
+        return redirect(head.uri.path(), "/", head.uri.query());
+    }
+    // Several slashes are one: in a redirect they would make the name that follows a host's.
+    let path = below.trim_start_matches('/');
     let path = match head.uri.query() {
-        Some(query) => format!("{path}?{query}"),
-        None => path.to_owned(),
+        Some(query) => format!("/{path}?{query}"),
+        None => format!("/{path}"),
     };
     let Ok(path) = path.parse::<PathAndQuery>() else {
         return status(StatusCode::BAD_REQUEST);

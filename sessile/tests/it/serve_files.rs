@@ -30,6 +30,25 @@ impl Site {
         }
     }
 
+    /// The same below a route's path.
+    fn start_below(path: &str) -> Self {
+        let (certificates, files) = (Certificates::new(), files());
+        let config = files.path().join("sessile.toml");
+        let text = format!(
+            "[[listener]]\naddress = \"127.0.0.1:0\"\n\
+             [[site]]\ncertificates = [{{ chain = {:?}, key = {:?} }}]\n\
+             [[site.route]]\npath = {path:?}\nfiles = \"www\"\n",
+            certificates.chain, certificates.key,
+        );
+        fs::write(&config, text).unwrap();
+        let sessile = Sessile::serve_configured(&config, &files.path().join("state"));
+        Self {
+            certificates,
+            files,
+            sessile,
+        }
+    }
+
     /// What curl gets for a path that it sends as it is.
     fn get(&self, path: &str, arguments: &[&str]) -> Response {
         let port = self.sessile.address().port();
@@ -226,6 +245,34 @@ fn no_path_leads_out_of_the_root() {
             let refused = matches!(response.status, 400 | 404);
             assert!(refused, "{path}: {}\n{}", response.head, response.body);
             assert!(!response.body.contains(SECRET), "{path}");
+        }
+    }
+}
+
+#[test]
+fn a_folder_without_its_slash_is_redirected_to_where_it_is() {
+    let home = Site::start();
+    let below = Site::start_below("/files");
+    for (version, _) in VERSIONS {
+        for (site, path, location) in [
+            (&home, "/sub", "/sub/"),
+            (&home, "/sub?a=b", "/sub/?a=b"),
+            // Two slashes would make the folder's name a host's.
+            (&home, "//sub", "/sub/"),
+            (&below, "/files/sub", "/files/sub/"),
+            (&below, "/files/sub?a=b", "/files/sub/?a=b"),
+            (&below, "/files//sub", "/files/sub/"),
+            (&below, "/files", "/files/"),
+            (&below, "/files?a=b", "/files/?a=b"),
+        ] {
+            let response = site.get(path, &[version]);
+            assert_eq!(response.header("location"), Some(location), "{path}");
+            assert!(matches!(response.status, 307 | 308), "{path}");
+        }
+        assert_eq!(below.get("/files/", &[version]).body, "<h1>home</h1>");
+        assert_eq!(below.get("/files/text.txt", &[version]).body, TEXT);
+        for path in ["/", "/filestext.txt", "/text.txt", "/files/../secret.txt"] {
+            assert_eq!(below.get(path, &[version]).status, 404, "{path}");
         }
     }
 }

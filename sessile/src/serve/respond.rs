@@ -9,7 +9,7 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 use http::header::{ACCEPT, ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, LOCATION, REFERER};
-use http::header::{CACHE_CONTROL, USER_AGENT};
+use http::header::{CACHE_CONTROL, CONTENT_LENGTH, USER_AGENT};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
 use http_body_util::combinators::UnsyncBoxBody;
@@ -305,8 +305,15 @@ impl Entry {
     }
 
     fn finish(self, response: &Response<Body>) -> String {
-        let bytes = response.body().size_hint().exact();
-        let bytes = bytes.map_or_else(|| "-".to_owned(), |bytes| bytes.to_string());
+        let bytes = match response.body().size_hint().exact() {
+            Some(bytes) => bytes.to_string(),
+            // Files are read as they are sent, but their length is known.
+            None => {
+                let length = response.headers().get(CONTENT_LENGTH);
+                let length = length.and_then(|length| length.to_str().ok());
+                length.unwrap_or("-").to_owned()
+            }
+        };
         let code = response.status().as_u16();
         format!("{} {code} {bytes} {}", self.head, self.tail)
     }

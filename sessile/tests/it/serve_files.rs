@@ -187,6 +187,11 @@ fn ranges_are_served_and_those_beyond_the_end_are_refused() {
         assert_eq!((beyond.status, beyond.body.as_str()), (416, ""));
         assert_eq!(beyond.header("content-range"), Some("bytes */20"));
     }
+    // The access log has what was sent.
+    for sent in ["206 5", "206 3", "206 2", "416 0"] {
+        let line = format!("\"GET /text.txt HTTP/1.1\" {sent} \"-\" \"curl/");
+        site.sessile.await_line(&line);
+    }
 }
 
 #[test]

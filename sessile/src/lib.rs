@@ -11,6 +11,7 @@ pub mod detect;
 pub mod farm;
 pub mod figure;
 pub mod key;
+pub mod lab;
 pub mod lifecycle;
 pub mod listen;
 pub mod probe;

@@ -4,6 +4,7 @@
 mod balance;
 mod check;
 mod farm;
+mod lab;
 mod probe;
 mod serve;
 mod settings;
@@ -29,6 +30,7 @@ struct Arguments {
 enum Command {
     Farm(farm::Args),
     Probe(probe::Args),
+    Lab(lab::Args),
     Settings(settings::Args),
     Check(check::Args),
     Serve(serve::Args),
@@ -41,6 +43,7 @@ pub fn main() -> ExitCode {
     let ran = match Arguments::parse().command {
         Command::Farm(args) => farm::run(args),
         Command::Probe(args) => probe::run(args),
+        Command::Lab(args) => lab::run(args),
         Command::Settings(args) => settings::run(args),
         Command::Check(args) => check::run(args),
         Command::Serve(args) => serve::run(args),

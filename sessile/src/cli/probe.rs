@@ -208,7 +208,7 @@ fn complain(error: &anyhow::Error) -> ExitCode {
 }
 
 /// <https://no-color.org>
-fn colours_wanted() -> bool {
+pub(super) fn colours_wanted() -> bool {
     let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
     set("NO_COLOR").is_none() && set("TERM").is_none_or(|term| term != "dumb")
 }

@@ -84,7 +84,7 @@ impl Farm {
                 Some(keys) => Arc::clone(keys),
                 None => Arc::new(Keyring::ephemeral(lifetime)?),
             };
-            let config = server_config(plan, &authority, &name);
+            let config = server_config(&plan.base, &authority, &name);
             match Server::start_with_key(&config, keys, around) {
                 Ok(server) => servers.push((name, server)),
                 Err(error) => {
@@ -93,7 +93,7 @@ impl Farm {
                 }
             }
         }
-        let config = balancer_config(plan, &servers);
+        let config = balancer_config(&plan.base, plan.listen, plan.policy, &servers);
         let balancer = Balancer::start(&config, around.stop.clone(), &around.registry)?;
         let admin = plan
             .admin
@@ -131,8 +131,11 @@ impl Farm {
     }
 }
 
-fn server_config(plan: &Plan, authority: &Authority, name: &str) -> Config {
-    let mut config = plan.base.clone();
+/// One of a farm's servers: a listener on a free port of this machine, and a site that answers with
+/// the verdict.
+#[must_use]
+pub fn server_config(base: &Config, authority: &Authority, name: &str) -> Config {
+    let mut config = base.clone();
     name.clone_into(&mut config.server.name);
     // Servers share two or three cores here: more threads than servers would only get in the way.
     config.server.workers = 1;
@@ -151,15 +154,22 @@ fn server_config(plan: &Plan, authority: &Authority, name: &str) -> Config {
     config
 }
 
-fn balancer_config(plan: &Plan, servers: &[(String, Server)]) -> Config {
-    let mut config = plan.base.clone();
+/// The balancer in front of these servers.
+#[must_use]
+pub fn balancer_config(
+    base: &Config,
+    listen: SocketAddr,
+    policy: Policy,
+    servers: &[(String, Server)],
+) -> Config {
+    let mut config = base.clone();
     config.server.workers = 1;
     config.listeners = vec![Listener {
-        address: plan.listen,
+        address: listen,
         role: Role::Balance,
     }];
     config.balance = Balance {
-        policy: plan.policy,
+        policy,
         connect_timeout: config.balance.connect_timeout,
         servers: servers
             .iter()

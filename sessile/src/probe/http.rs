@@ -10,11 +10,18 @@ use crate::client::Stream;
 
 /// What a server said of itself and of the handshake.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Told {
+pub(crate) struct Told {
     /// `sessile-server`: its name.
-    pub(super) server: Option<String>,
+    pub(crate) server: Option<String>,
     /// `sessile-verdict`.
-    pub(super) verdict: Option<String>,
+    pub(crate) verdict: Option<String>,
+}
+
+/// What is to become of the connection after the answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Then {
+    Close,
+    KeepAlive,
 }
 
 /// How the answer of an HTTP server begins.
@@ -27,12 +34,8 @@ const MAX_HEAD: usize = 16 * 1024;
 const MAX_VALUE: usize = 64;
 
 /// Asks for the head of `/`, and waits at most `wait` for it.
-pub(super) async fn ask(stream: &mut Stream, host: &str, wait: Duration) -> Told {
-    let request = format!(
-        "HEAD / HTTP/1.1\r\nHost: {host}\r\nUser-Agent: sessile-probe/{}\r\nAccept: */*\r\n\
-         Connection: close\r\n\r\n",
-        env!("CARGO_PKG_VERSION"),
-    );
+pub(crate) async fn ask(stream: &mut Stream, host: &str, then: Then, wait: Duration) -> Told {
+    let request = request(host, then);
     let mut head = Vec::new();
     let exchange = async {
         stream.write_all(request.as_bytes()).await?;
@@ -49,6 +52,19 @@ pub(super) async fn ask(stream: &mut Stream, host: &str, wait: Duration) -> Told
     // Silence, an error and another protocol all mean the same: nothing was told.
     let _ = timeout(wait, exchange).await;
     read(&head)
+}
+
+/// `sessile-probe` makes a sessile server tell its verdict whatever the path leads to.
+fn request(host: &str, then: Then) -> String {
+    let connection = match then {
+        Then::Close => "close",
+        Then::KeepAlive => "keep-alive",
+    };
+    format!(
+        "HEAD / HTTP/1.1\r\nHost: {host}\r\nUser-Agent: sessile-probe/{}\r\nAccept: */*\r\n\
+         sessile-probe: 1\r\nConnection: {connection}\r\n\r\n",
+        env!("CARGO_PKG_VERSION"),
+    )
 }
 
 fn may_be_http(head: &[u8]) -> bool {
@@ -93,6 +109,16 @@ fn shown(value: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_sessile_server_is_asked_to_tell_its_verdict() {
+        let request = request("farm.test", Then::Close);
+        assert!(request.contains("\r\nsessile-probe: 1\r\n"), "{request}");
+        assert!(
+            request.ends_with("\r\nConnection: close\r\n\r\n"),
+            "{request}"
+        );
+    }
 
     #[test]
     fn a_sessile_servers_headers_are_read_in_any_case() {

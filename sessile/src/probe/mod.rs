@@ -2,7 +2,7 @@
 //! handshake, then returns that offer the newest session. It names a cause only where a server
 //! said it, and prints nothing: see [`table`] and [`json`].
 
-mod http;
+pub(crate) mod http;
 pub mod json;
 mod report;
 #[cfg(test)]
@@ -19,6 +19,7 @@ use sessile_proto::watch::Learned;
 use crate::client::{
     Client, Connection, Error, Mechanism, Options, Sessions, SetupError, Target, Trust,
 };
+use http::Then;
 pub use report::{Attempt, Cause, Findings, LeftOut, Report, Seen, Status};
 
 /// What to probe.
@@ -157,7 +158,7 @@ impl Visitor {
 async fn see(mut connection: Connection, how: How, host: &str) -> Seen {
     let times = connection.times();
     let wait = QUIET + times.first_byte;
-    let told = http::ask(connection.stream(), host, wait).await;
+    let told = http::ask(connection.stream(), host, Then::Close, wait).await;
     // Also where the answer came: servers may forget a session whose connection was cut off.
     connection.close(wait).await;
     let outcome = connection.outcome();

@@ -19,7 +19,7 @@ use super::Worker;
 use super::metrics::Open;
 use super::respond::{self, Connection};
 use crate::clock;
-use crate::detect::{self, DetectError, HELLO_DEADLINE};
+use crate::detect::{self, DetectError};
 use crate::tls::{self, AcceptError, Accepted, Status};
 
 /// How long a handshake may take, from its hello on.
@@ -65,7 +65,8 @@ async fn handshake(
     worker: &Worker,
     mut io: TcpStream,
 ) -> Result<(Rc<super::sites::Site>, Accepted), &'static str> {
-    let reader = match detect::read(&mut io, DEFAULT_LIMIT, HELLO_DEADLINE).await {
+    let stop = &worker.shared.around.stop;
+    let reader = match detect::read(&mut io, DEFAULT_LIMIT, stop).await {
         Ok(reader) => reader,
         Err(DetectError::Invalid(_)) => {
             tls::refuse(io, alert::DECODE_ERROR).await;
@@ -135,9 +136,8 @@ async fn serve(connection: &Rc<Connection>, stream: tls::Stream, status: &Status
         let http = http2::Builder::new(LocalExecutor).serve_connection(io, answer);
         drive!(connection, status, http)
     } else {
-        // A client may say goodbye right after its last request, and is answered all the same
-        // (RFC 9846, 6.1).
         let http = http1::Builder::new()
+            // A client may end its side once it has asked.
             .half_close(true)
             .serve_connection(io, answer);
         drive!(connection, status, http)

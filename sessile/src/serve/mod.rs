@@ -19,6 +19,7 @@ use sessile_proto::ticket::Issuer;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::clock;
 use crate::config::{Config, Role};
 use crate::key::{self, KeyError, Keyring};
 use crate::lifecycle::{self, Workers};
@@ -84,6 +85,14 @@ impl Server {
         let [incarnation @ .., _, _, _, _, _, _, _, _] = seed;
         let table_seed = u64::from_ne_bytes(*seed.last_chunk().expect("ten bytes end in eight"));
         let name = config.server.name.as_str();
+        let granted = keys.schedule(clock::now()).max_lifetime();
+        if config.session.lifetime > granted {
+            tracing::warn!(
+                session_lifetime = %humantime::format_duration(config.session.lifetime),
+                max_lifetime = %humantime::format_duration(granted),
+                "the farm key's max-lifetime is shorter than session.lifetime, and counts"
+            );
+        }
         let store = Store::new(&config.session, table_seed);
         let shared = Shared {
             issuer: Issuer {

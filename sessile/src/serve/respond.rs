@@ -102,7 +102,10 @@ async fn route(connection: &Connection, request: Request<Incoming>) -> Response<
             *response.status_mut() = StatusCode::from_u16(*status).unwrap_or_default();
             response
         }
-        Handler::Verdict => connection.verdict_page(below, request.headers()),
+        Handler::Verdict => {
+            let above = &path[..path.len() - below.len()];
+            connection.verdict_page(above, below, request.headers())
+        }
     }
 }
 
@@ -169,14 +172,14 @@ impl Connection {
         );
     }
 
-    /// `/` as HTML or text, as the client prefers, and `/verdict.json`.
-    fn verdict_page(&self, below: &str, headers: &HeaderMap) -> Response<Body> {
+    /// The route itself as HTML or text, as the client prefers, and `/verdict.json` below it.
+    fn verdict_page(&self, above: &str, below: &str, headers: &HeaderMap) -> Response<Body> {
         let shown = self.shown();
         let mut response = match below {
             "" | "/" => {
                 let accept = headers.get(ACCEPT).and_then(|accept| accept.to_str().ok());
                 if accept.is_some_and(|accept| accept.contains("text/html")) {
-                    typed("text/html; charset=utf-8", shown.html().into())
+                    typed("text/html; charset=utf-8", shown.html(above).into())
                 } else {
                     text(shown.text().into())
                 }
@@ -254,7 +257,8 @@ impl Shown<'_> {
         )
     }
 
-    fn html(&self) -> String {
+    /// `above`: the path of the route that leads here.
+    fn html(&self, above: &str) -> String {
         let colour = if self.resumed { "#1a7f37" } else { "#9a6700" };
         let name = escaped(self.server_name.unwrap_or("–"));
         let server = escaped(self.server);
@@ -269,7 +273,8 @@ impl Shown<'_> {
              <dt>cipher suite<dd>{suite}<dt>name<dd>{name}<dt>session<dd>{age} s old\
              <dt>request<dd>{request} of this connection</dl>\
              <p>Come back on a new connection (close this one, wait, restart a server) and see what the \
-             handshake came to. As JSON: <a href=/verdict.json>/verdict.json</a></p></html>\n",
+             handshake came to. As JSON: <a href=\"{above}/verdict.json\">{above}/verdict.json</a></p></html>\n",
+            above = escaped(above),
             verdict = self.verdict,
             protocol = self.protocol,
             http = self.http,
@@ -281,7 +286,9 @@ impl Shown<'_> {
 }
 
 fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;")
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('"', "&quot;")
 }
 
 /// The request's part of a log line.

@@ -279,7 +279,7 @@ pub static SETTINGS: [Setting; 20] = [
         name: "session.client-lifetime",
         kind: Kind::Duration,
         default: "10h",
-        meaning: "longest life of a session that sessile holds as a client, in the probe for instance",
+        meaning: "longest life of a session that sessile holds as a client; of this version only the probe is one, and it is done before",
         value: |config| Value::duration(config.session.client_lifetime),
         cost: FREE,
     },

@@ -1,0 +1,217 @@
+//! What becomes of a session when its connection was idle for too long.
+
+use sessile_proto::verdict::{How, Reason, Verdict};
+use tokio::time::sleep_until;
+
+use super::registry;
+use crate::client::{Client, Close};
+use crate::lab::rig::{Idle, Lab, Rig};
+use crate::lab::{Finding, LabError, Scenario, Visit};
+
+const RESUMED: Verdict = Verdict::Resumed(How::SessionId);
+const PURGED: Verdict = Verdict::Full(Reason::Purged);
+
+/// Clients of the farm with two fixed servers: four for each.
+const CLIENTS: usize = 12;
+
+/// Scenario 1, the article's: the balancer routes by session ID, the servers purge.
+pub(super) async fn purged_behind_a_balancer(lab: &Lab) -> Result<Scenario, LabError> {
+    let rig = Rig::farm(lab, &[registry::KERNEL_SSL_0; 3])?;
+    let client = lab.client();
+    let (first, idle) = rig.visit(&client).await?;
+
+    sleep_until(lab.within(idle.answered)).await;
+    let within = rig.call(&client).await?;
+    if !idle.is_fresh(lab) {
+        return Err(LabError::TooSlow(
+            "a client did not come back within the idle time",
+        ));
+    }
+    let resumes = Finding {
+        case: "back within the idle time",
+        article: "resumes: the connection's object is still there",
+        observed: within.told(),
+        ok: resumes_at(&first, &within) && is_routed(&within, "session-id"),
+        visits: vec![first.clone(), within],
+    };
+
+    let close = idle.outlast(lab).await;
+    let after = rig.call(&client).await?;
+    let refused = Finding {
+        case: "back after the idle time",
+        article: "the object was destroyed and the session ID purged with it: the balancer still \
+            follows the old one, and its server makes a new session",
+        observed: format!("{}; {}", ended(close), after.told()),
+        ok: close == Some(Close::Notify)
+            && is_purged_at(&first, &after)
+            && is_routed(&after, "session-id"),
+        visits: vec![first.clone(), after],
+    };
+
+    // It dropped its session with the connection that the server closed.
+    client.sessions().clear();
+    let without = rig.call(&client).await?;
+    let placed = Finding {
+        case: "back without its session",
+        article: "the balancer has nothing to follow and places the client anew",
+        observed: without.told(),
+        ok: without.came_to(Verdict::Full(Reason::NothingOffered))
+            && without.server != first.server
+            && is_routed(&without, "policy"),
+        visits: vec![first, without],
+    };
+    Ok(Scenario {
+        number: 1,
+        title: "EnableKernelSSL=0 on each of three servers behind a balancer",
+        servers: rig.settings(),
+        findings: vec![resumes, refused, placed],
+    })
+}
+
+/// Scenario 2: the remedy, on each server.
+pub(super) async fn kept_behind_a_balancer(lab: &Lab) -> Result<Scenario, LabError> {
+    let rig = Rig::farm(lab, &[registry::KERNEL_SSL_1; 3])?;
+    let client = lab.client();
+    let (first, idle) = rig.visit(&client).await?;
+    let close = idle.outlast(lab).await;
+    let after = rig.call(&client).await?;
+    let finding = Finding {
+        case: "back after the idle time",
+        article: "resumes on the same server: the table outlives the connection",
+        observed: format!("{}; {}", ended(close), after.told()),
+        ok: close == Some(Close::Notify)
+            && resumes_at(&first, &after)
+            && is_routed(&after, "session-id"),
+        visits: vec![first, after],
+    };
+    Ok(Scenario {
+        number: 2,
+        title: "EnableKernelSSL=1 on each of three servers behind a balancer",
+        servers: rig.settings(),
+        findings: vec![finding],
+    })
+}
+
+/// Scenario 3: the remedy, and one server was forgotten.
+pub(super) async fn kept_on_two_of_three(lab: &Lab) -> Result<Scenario, LabError> {
+    const FORGOTTEN: &str = "web3";
+    let rig = Rig::farm(
+        lab,
+        &[
+            registry::KERNEL_SSL_1,
+            registry::KERNEL_SSL_1,
+            registry::KERNEL_SSL_0,
+        ],
+    )?;
+    let mut away: Vec<(Client, Visit, Idle)> = Vec::new();
+    for _ in 0..CLIENTS {
+        let client = lab.client();
+        let (first, idle) = rig.visit(&client).await?;
+        away.push((client, first, idle));
+    }
+    let (mut fixed, mut forgotten) = (Returns::default(), Returns::default());
+    for (client, first, idle) in away {
+        idle.outlast(lab).await;
+        let after = rig.call(&client).await?;
+        match first.server == FORGOTTEN {
+            true => forgotten.add(is_purged_at(&first, &after), [first, after]),
+            false => fixed.add(resumes_at(&first, &after), [first, after]),
+        }
+    }
+    let resumes = Finding {
+        case: "back after the idle time, first placed on web1 or web2",
+        article: "resumes",
+        observed: format!("{} of {} clients: {RESUMED}", fixed.expected, fixed.all),
+        ok: fixed.as_expected(),
+        visits: fixed.visits,
+    };
+    let refused = Finding {
+        case: "back after the idle time, first placed on web3",
+        article: "the symptom stays, and is intermittent: the entry belongs on each server",
+        observed: format!(
+            "{} of {} clients: {PURGED}",
+            forgotten.expected, forgotten.all
+        ),
+        ok: forgotten.as_expected(),
+        visits: forgotten.visits,
+    };
+    Ok(Scenario {
+        number: 3,
+        title: "EnableKernelSSL=1 on two of three servers behind a balancer, 0 on web3",
+        servers: rig.settings(),
+        findings: vec![resumes, refused],
+    })
+}
+
+/// Scenario 4: why nobody noticed before there was a balancer.
+pub(super) async fn purged_without_a_balancer(lab: &Lab) -> Result<Scenario, LabError> {
+    let rig = Rig::server(lab, registry::KERNEL_SSL_0)?;
+    let client = lab.client();
+    let (first, idle) = rig.visit(&client).await?;
+    let close = idle.outlast(lab).await;
+    let after = rig.call(&client).await?;
+    let again = rig.call(&client).await?;
+    let hardly = Finding {
+        case: "back after the idle time",
+        article: "hardly affected: one full handshake, at the same server",
+        observed: format!("{}; {}", ended(close), after.told()),
+        ok: close == Some(Close::Notify) && is_purged_at(&first, &after),
+        visits: vec![first, after.clone()],
+    };
+    let resumes = Finding {
+        case: "and at once again",
+        article: "resumes",
+        observed: again.told(),
+        ok: resumes_at(&after, &again),
+        visits: vec![after, again],
+    };
+    Ok(Scenario {
+        number: 4,
+        title: "EnableKernelSSL=0 on one server without a balancer",
+        servers: rig.settings(),
+        findings: vec![hardly, resumes],
+    })
+}
+
+/// How clients of one kind fared.
+#[derive(Default)]
+struct Returns {
+    expected: usize,
+    all: usize,
+    visits: Vec<Visit>,
+}
+
+impl Returns {
+    fn add(&mut self, expected: bool, visits: [Visit; 2]) {
+        self.expected += usize::from(expected);
+        self.all += 1;
+        self.visits.extend(visits);
+    }
+
+    const fn as_expected(&self) -> bool {
+        self.all > 0 && self.expected == self.all
+    }
+}
+
+fn resumes_at(before: &Visit, now: &Visit) -> bool {
+    now.came_to(RESUMED) && now.server == before.server && now.session_id == before.session_id
+}
+
+fn is_purged_at(before: &Visit, now: &Visit) -> bool {
+    now.came_to(PURGED)
+        && now.server == before.server
+        && now.offered == before.session_id
+        && now.session_id.is_some()
+        && now.session_id != before.session_id
+}
+
+fn is_routed(visit: &Visit, by: &str) -> bool {
+    visit.routed_by.as_deref() == Some(by)
+}
+
+fn ended(close: Option<Close>) -> String {
+    match close {
+        Some(close) => format!("closed ({close})"),
+        None => "not closed".to_owned(),
+    }
+}

@@ -1,0 +1,109 @@
+//! KB937687, a support article on IIS 6.0. Windows keeps TLS session IDs in a table: first in, first
+//! out, 10,000 entries, ten hours. IIS kept one object for each connection, destroyed it after five
+//! idle minutes and purged the session ID with it, so that clients behind balancers that route by
+//! session ID could not resume. `EnableKernelSSL=1`, set on each server, ended that.
+
+mod idle;
+mod table;
+
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+
+use tokio::task::{JoinSet, LocalSet};
+
+use super::rig::Lab;
+use super::{LabError, Progress, Report, Scenario};
+
+/// The settings of the scenarios, as `sessile settings import` takes them too.
+mod registry {
+    pub(super) const KERNEL_SSL_0: &str = include_str!("registry/kernel-ssl-0.reg");
+    pub(super) const KERNEL_SSL_1: &str = include_str!("registry/kernel-ssl-1.reg");
+    pub(super) const CACHE_SIZE_8: &str = include_str!("registry/cache-size-8.reg");
+    pub(super) const CACHE_SIZE_0: &str = include_str!("registry/cache-size-0.reg");
+    pub(super) const CACHE_TIME_3000: &str = include_str!("registry/cache-time-3000.reg");
+    pub(super) const CACHE_TIME_0: &str = include_str!("registry/cache-time-0.reg");
+}
+
+/// Scales that make sense: at the greatest the five minutes are one second.
+pub const SCALES: std::ops::RangeInclusive<u32> = 1..=300;
+
+type Running = Pin<Box<dyn Future<Output = Result<Scenario, LabError>>>>;
+
+/// In the order of their numbers.
+const SCENARIOS: [fn(Rc<Lab>) -> Running; 8] = [
+    |lab| Box::pin(async move { idle::purged_behind_a_balancer(&lab).await }),
+    |lab| Box::pin(async move { idle::kept_behind_a_balancer(&lab).await }),
+    |lab| Box::pin(async move { idle::kept_on_two_of_three(&lab).await }),
+    |lab| Box::pin(async move { idle::purged_without_a_balancer(&lab).await }),
+    |lab| Box::pin(async move { table::overflow(&lab).await }),
+    |lab| Box::pin(async move { table::lifetime(&lab).await }),
+    |lab| Box::pin(async move { table::zero(&lab).await }),
+    |lab| Box::pin(async move { table::memory(&lab).await }),
+];
+
+/// Runs every scenario, all at the same time. `progress` is called at the start and whenever one is
+/// finished. Dropping the future stops everything.
+///
+/// # Errors
+///
+/// Where a scenario cannot be carried through; what it shows, expected or not, is no error.
+pub async fn run(scale: u32, progress: &mut dyn FnMut(Progress)) -> Result<Report, LabError> {
+    let lab = Rc::new(Lab::new(scale)?);
+    let of = SCENARIOS.len();
+    let all = async {
+        let mut running = JoinSet::new();
+        for scenario in SCENARIOS {
+            running.spawn_local(scenario(Rc::clone(&lab)));
+        }
+        let mut scenarios = Vec::new();
+        progress(Progress { done: 0, of });
+        while let Some(finished) = running.join_next().await {
+            scenarios.push(finished??);
+            let done = scenarios.len();
+            progress(Progress { done, of });
+        }
+        Ok::<_, LabError>(scenarios)
+    };
+    let mut scenarios = LocalSet::new().run_until(all).await?;
+    scenarios.sort_unstable_by_key(|scenario| scenario.number);
+    Ok(Report {
+        experiment: "kb937687",
+        scale,
+        idle_timeout_seconds: lab.idle.as_secs_f64(),
+        scenarios,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::config::{Config, KernelTls};
+    use crate::lab::rig::iis;
+
+    #[test]
+    fn the_servers_are_what_the_registry_texts_say() {
+        let idle = Duration::from_secs(5);
+        let told = |registry| iis(idle, registry).unwrap();
+        let kept = told(registry::KERNEL_SSL_1);
+        assert!(!kept.connection.purge_on_reclaim);
+        assert_eq!(kept.session.max_entries, 10_000);
+        assert_eq!(kept.session.lifetime, Duration::from_secs(36_000));
+        assert!(!kept.session.tickets);
+        assert_eq!(kept.connection.idle_timeout, idle);
+
+        let purged = told(registry::KERNEL_SSL_0);
+        assert!(purged.connection.purge_on_reclaim);
+        assert_eq!(purged.tls.kernel, KernelTls::Off);
+        assert_eq!(told(registry::CACHE_SIZE_8).session.max_entries, 8);
+        assert_eq!(told(registry::CACHE_SIZE_0).session.max_entries, 0);
+        let lifetime = |config: Config| config.session.lifetime;
+        assert_eq!(
+            lifetime(told(registry::CACHE_TIME_3000)),
+            Duration::from_secs(3)
+        );
+        assert_eq!(lifetime(told(registry::CACHE_TIME_0)), Duration::ZERO);
+    }
+}

@@ -1,0 +1,134 @@
+//! The report for people: one table, wrapped to fit an ordinary terminal.
+
+use std::fmt::Write as _;
+
+use super::Report;
+
+/// Whether results are coloured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Colour {
+    Never,
+    Always,
+}
+
+/// Characters of each column but the last; all of it is 109 wide.
+const WIDTHS: [usize; 3] = [24, 33, 38];
+
+const HEADER: [&str; 4] = ["scenario", "what the article says", "what was observed", ""];
+
+/// The whole report, with a final line break.
+#[must_use]
+pub fn write(report: &Report, colour: Colour) -> String {
+    let mut text = format!(
+        "{}: TLS 1.2 session IDs on servers like IIS 6.0; five idle minutes take {} s (--scale {})\n\n",
+        report.experiment,
+        (report.idle_timeout_seconds * 10.0).round() / 10.0,
+        report.scale,
+    );
+    row(&mut text, HEADER, colour);
+    for scenario in &report.scenarios {
+        let _ = writeln!(text, "\n{} {}", scenario.number, scenario.title);
+        for finding in &scenario.findings {
+            let result = if finding.ok { "ok" } else { "differs" };
+            let cells = [finding.case, finding.article, &finding.observed, result];
+            row(&mut text, cells, colour);
+        }
+    }
+    let (all, ok) = report.findings().fold((0, 0), |(all, ok), finding| {
+        (all + 1, ok + usize::from(finding.ok))
+    });
+    let _ = match all - ok {
+        0 => writeln!(text, "\nall {all} observations are as the article says"),
+        differ => writeln!(
+            text,
+            "\n{differ} of {all} observations differ from what the article says"
+        ),
+    };
+    text
+}
+
+fn row(text: &mut String, cells: [&str; 4], colour: Colour) {
+    let [case, article, observed, result] = cells;
+    let columns = [case, article, observed];
+    let columns: Vec<_> = columns
+        .iter()
+        .zip(WIDTHS)
+        .map(|(cell, width)| wrap(cell, width))
+        .collect();
+    let height = columns.iter().map(Vec::len).max().unwrap_or(0);
+    for line in 0..height {
+        let mut written = String::new();
+        for (column, width) in columns.iter().zip(WIDTHS) {
+            let cell = column.get(line).map_or("", String::as_str);
+            let _ = write!(written, "  {cell:width$}");
+        }
+        if line == 0 {
+            let _ = write!(written, "  {}", paint(result, colour));
+        }
+        text.push_str(written.trim_end());
+        text.push('\n');
+    }
+}
+
+/// Lines of at most `width` characters, broken between words; a longer word has a line of its own.
+fn wrap(cell: &str, width: usize) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for word in cell.split_whitespace() {
+        let needed = word.chars().count();
+        let line = lines.last_mut().expect("begun with one and never emptied");
+        match line.chars().count() {
+            0 => line.push_str(word),
+            used if used + 1 + needed <= width => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines
+}
+
+fn paint(result: &str, colour: Colour) -> String {
+    let code = match (colour, result) {
+        (Colour::Always, "ok") => 32,
+        (Colour::Always, "differs") => 31,
+        _ => return result.to_owned(),
+    };
+    format!("\x1b[{code}m{result}\x1b[0m")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lab::report::sample;
+
+    #[test]
+    fn the_table_is_wrapped_aligned_and_summed_up() {
+        let expected = "\
+lab: TLS 1.2 session IDs on servers like IIS 6.0; five idle minutes take 42.9 s (--scale 7)
+
+  scenario                  what the article says              what was observed
+
+1 EnableKernelSSL=0
+  back                      the session ID was purged with     web1: full/purged, new session ID,      ok
+                            the connection's object            routed by session-id
+  and again                 resumes                            web1: full/purged, new session ID,      differs
+                                                               routed by session-id
+
+1 of 2 observations differ from what the article says
+";
+        let text = write(&sample(), Colour::Never);
+        assert_eq!(text, expected, "\n{text}");
+    }
+
+    #[test]
+    fn colour_changes_nothing_but_the_results() {
+        let coloured = write(&sample(), Colour::Always);
+        assert!(coloured.contains("\x1b[31mdiffers\x1b[0m"), "{coloured}");
+        let codes = ["\x1b[31m", "\x1b[32m", "\x1b[0m"];
+        let stripped = codes
+            .iter()
+            .fold(coloured, |text, code| text.replace(code, ""));
+        assert_eq!(stripped, write(&sample(), Colour::Never));
+    }
+}

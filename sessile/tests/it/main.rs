@@ -9,6 +9,7 @@ mod chromium;
 mod client;
 mod farm_clients;
 mod farm_probe;
+mod lab;
 mod peers;
 mod probe;
 mod serve_files;

@@ -3,7 +3,7 @@
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
-use std::io::{self, IoSlice, Read, Write};
+use std::io::{self, BufRead, IoSlice, Read, Write};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -23,7 +23,8 @@ const MAX_BUFFERED: usize = 32 * 1024;
 /// The server's side of a TLS connection.
 pub struct Stream {
     io: TcpStream,
-    tls: ServerConnection,
+    /// In a box: a stream changes hands several times, and this is more than a kilobyte.
+    tls: Box<ServerConnection>,
     /// Runs while tickets are held back.
     held: Option<Pin<Box<Sleep>>>,
     status: Rc<Status>,
@@ -56,7 +57,7 @@ impl Status {
 }
 
 impl Stream {
-    pub(super) fn new(io: TcpStream, mut tls: ServerConnection) -> Self {
+    pub(super) fn new(io: TcpStream, mut tls: Box<ServerConnection>) -> Self {
         tls.set_buffer_limit(Some(MAX_BUFFERED));
         Self {
             io,
@@ -105,13 +106,17 @@ impl Stream {
 
     /// Plaintext that the library has at hand; `None`: it needs more from the socket.
     fn read_plaintext(&mut self, buf: &mut ReadBuf<'_>) -> io::Result<Option<()>> {
-        match self.tls.reader().read(buf.initialize_unfilled()) {
-            Ok(0) => {
+        let mut reader = self.tls.reader();
+        // Not `read`: it wants a buffer that is initialised, and callers bring kilobytes.
+        match reader.fill_buf() {
+            Ok([]) => {
                 self.status.closed_cleanly.set(true);
                 Ok(Some(()))
             }
-            Ok(read) => {
-                buf.advance(read);
+            Ok(plaintext) => {
+                let len = plaintext.len().min(buf.remaining());
+                buf.put_slice(&plaintext[..len]);
+                reader.consume(len);
                 Ok(Some(()))
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),

@@ -5,6 +5,10 @@
 //! whole array is sorted but for the gaps. A miss therefore stops as early as a hit, growing is one
 //! sequential pass, and neither that nor a removal has to look at a key again.
 
+/// Slots that are compared at once, without a branch for each: how far a key is from its home is
+/// what a processor cannot predict.
+const WINDOW: usize = 4;
+
 /// Slots past the last home, for the collisions there, and as many more as it takes.
 const SLACK: usize = 32;
 
@@ -24,15 +28,24 @@ pub(super) struct Index {
 
 impl Index {
     /// The place of the key with this hash; `is_it` tells whether a location is the one meant.
-    pub(super) fn find(&self, hash: u64, is_it: impl Fn(u32) -> bool) -> Option<usize> {
+    pub(super) fn find(&self, hash: u64, mut is_it: impl FnMut(u32) -> bool) -> Option<usize> {
         let tag = tag(hash);
         let home = self.home(tag);
-        for (at, &slot) in self.slots.get(home..)?.iter().enumerate() {
-            let other = slot >> 32;
-            if other == tag && is_it(slot as u32) {
-                return Some(home + at);
+        let windows = self.slots.get(home..)?.chunks_exact(WINDOW);
+        for (window, from) in windows.zip((home..).step_by(WINDOW)) {
+            let mut same = 0_u32;
+            for (at, slot) in window.iter().enumerate() {
+                same |= u32::from(slot >> 32 == tag) << at;
             }
-            if slot == 0 || other > tag {
+            while same != 0 {
+                let at = same.trailing_zeros() as usize;
+                if is_it(window[at] as u32) {
+                    return Some(from + at);
+                }
+                same &= same - 1;
+            }
+            let last = window[WINDOW - 1];
+            if last == 0 || last >> 32 > tag {
                 return None;
             }
         }
@@ -107,9 +120,10 @@ impl Index {
         }
     }
 
-    /// Keeps the last slot empty, which ends every search.
+    /// Keeps the last slots empty, which ends every search.
     fn lengthen(&mut self) {
-        if self.slots.last().is_some_and(|&slot| slot != 0) {
+        let end = self.slots.len() - WINDOW;
+        if self.slots[end..].iter().any(|&slot| slot != 0) {
             self.slots.reserve_exact(SLACK);
             self.slots.extend([0; SLACK]);
         }

@@ -3,7 +3,8 @@
 //! that an entry costs no allocation and no pointer.
 //!
 //! ```text
-//! established u64 | sequence − segment's first u32 | value length u16 | key length u8 | dead u8 | key | value | to 8 bytes
+//! established u64 | sequence − segment's first u32 | value length u16 | key length u8 | dead u8
+//! key | value | padding to 8 bytes
 //! ```
 //!
 //! Entries that were removed out of turn are holes until [`Log::take_oldest_segment`] (compaction)
@@ -18,7 +19,7 @@ use crate::Time;
 const HEADER: usize = 16;
 
 /// Where in the header the mark of a dead entry is.
-const DEAD: usize = 15;
+const DEAD: usize = HEADER - 1;
 
 /// Entries start at multiples of this, which is what a location counts in.
 const ALIGN: usize = 8;
@@ -86,11 +87,14 @@ impl Log {
         let at = last.used;
         last.used += size;
         let place = &mut last.bytes[at..at + size];
-        place[..8].copy_from_slice(&entry.established.unix_millis().to_le_bytes());
-        place[8..12].copy_from_slice(&delta.unwrap_or(0).to_le_bytes());
-        place[12..14].copy_from_slice(&(value.len() as u16).to_le_bytes());
-        place[14] = key.len() as u8;
-        place[DEAD] = 0;
+        let header = Header {
+            established: entry.established,
+            delta: delta.unwrap_or(0),
+            value: value.len() as u16,
+            key: key.len() as u8,
+            dead: false,
+        };
+        place[..HEADER].copy_from_slice(&header.to_bytes());
         place[HEADER..HEADER + key.len()].copy_from_slice(key);
         place[HEADER + key.len()..][..value.len()].copy_from_slice(value);
         self.live += size;
@@ -98,16 +102,18 @@ impl Log {
     }
 
     /// The entry at a location that [`Self::append`] returned and that is still alive.
+    #[inline(always)]
     pub(super) fn entry(&self, location: u32) -> Entry<'_> {
         let (segment, at) = self.place(location);
         self.segments[segment].entry(at)
     }
 
-    /// The oldest live entry.
-    pub(super) fn oldest(&self) -> Option<Entry<'_>> {
+    /// The oldest live entry and its location.
+    pub(super) fn oldest(&self) -> Option<(u32, Entry<'_>)> {
         // The first segment always starts with a live entry: see `trim`.
         let segment = self.segments.front()?;
-        Some(segment.entry(segment.start))
+        let location = (self.first << self.offset_bits) | (segment.start / ALIGN) as u32;
+        Some((location, segment.entry(segment.start)))
     }
 
     /// Live entries, oldest first.
@@ -119,12 +125,14 @@ impl Log {
     pub(super) fn kill(&mut self, location: u32) {
         let (number, at) = self.place(location);
         let segment = &mut self.segments[number];
-        segment.bytes[at + DEAD] = 1;
         let size = segment.size(at);
         self.live -= size;
-        self.dead += size;
         if number == 0 && at == segment.start {
+            segment.start += size;
             self.trim();
+        } else {
+            segment.bytes[at + DEAD] = 1;
+            self.dead += size;
         }
     }
 
@@ -261,28 +269,60 @@ impl Segment {
 
     /// Bytes of the entry at `at`, its padding included.
     fn size(&self, at: usize) -> usize {
-        let (key, value) = self.lengths(at);
-        (HEADER + key + value).next_multiple_of(ALIGN)
+        let header = self.header(at).0;
+        (HEADER + usize::from(header.key) + usize::from(header.value)).next_multiple_of(ALIGN)
     }
 
-    fn lengths(&self, at: usize) -> (usize, usize) {
-        let value = u16::from_le_bytes([self.bytes[at + 12], self.bytes[at + 13]]);
-        (usize::from(self.bytes[at + 14]), usize::from(value))
-    }
-
+    #[inline(always)]
     fn entry(&self, at: usize) -> Entry<'_> {
-        let (key, value) = self.lengths(at);
-        let number = |from: usize, len: usize| {
-            let mut bytes = [0; 8];
-            bytes[..len].copy_from_slice(&self.bytes[at + from..][..len]);
-            u64::from_le_bytes(bytes)
-        };
-        let (key, value) = self.bytes[at + HEADER..][..key + value].split_at(key);
+        let (header, rest) = self.header(at);
+        let (key, rest) = rest.split_at(usize::from(header.key));
         Entry {
             key,
-            value,
-            established: Time::from_unix_millis(number(0, 8)),
-            sequence: self.first_sequence + number(8, 4),
+            value: &rest[..usize::from(header.value)],
+            established: header.established,
+            sequence: self.first_sequence + u64::from(header.delta),
+        }
+    }
+
+    /// The header at `at` and the bytes behind it.
+    #[inline(always)]
+    fn header(&self, at: usize) -> (Header, &[u8]) {
+        let (header, rest) = self.bytes[at..]
+            .split_first_chunk()
+            .expect("an entry starts here");
+        (Header::from_bytes(*header), rest)
+    }
+}
+
+/// What stands before a key and its value.
+struct Header {
+    established: Time,
+    /// Sequence number, counted from the segment's first.
+    delta: u32,
+    /// Bytes of the value.
+    value: u16,
+    /// Bytes of the key.
+    key: u8,
+    dead: bool,
+}
+
+impl Header {
+    fn to_bytes(&self) -> [u8; HEADER] {
+        let low = u128::from(self.established.unix_millis()) | u128::from(self.delta) << 64;
+        let lengths = u128::from(self.value) << 96 | u128::from(self.key) << 112;
+        (low | lengths | u128::from(self.dead) << 120).to_le_bytes()
+    }
+
+    #[inline(always)]
+    fn from_bytes(bytes: [u8; HEADER]) -> Self {
+        let bits = u128::from_le_bytes(bytes);
+        Self {
+            established: Time::from_unix_millis(bits as u64),
+            delta: (bits >> 64) as u32,
+            value: (bits >> 96) as u16,
+            key: (bits >> 112) as u8,
+            dead: bits >> 120 != 0,
         }
     }
 }

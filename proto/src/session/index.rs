@@ -28,26 +28,26 @@ pub(super) struct Index {
 
 impl Index {
     /// The place of the key with this hash; `is_it` tells whether a location is the one meant.
-    pub(super) fn find(&self, hash: u64, mut is_it: impl FnMut(u32) -> bool) -> Option<usize> {
+    pub(super) fn find(&self, hash: u64, is_it: impl Fn(u32) -> bool) -> Option<usize> {
         let tag = tag(hash);
-        let home = self.home(tag);
-        let windows = self.slots.get(home..)?.chunks_exact(WINDOW);
-        for (window, from) in windows.zip((home..).step_by(WINDOW)) {
-            let mut same = 0_u32;
-            for (at, slot) in window.iter().enumerate() {
-                same |= u32::from(slot >> 32 == tag) << at;
+        let mut place = self.home(tag);
+        loop {
+            let window: &[u64; WINDOW] = self.slots.get(place..)?.first_chunk()?;
+            // Less one, so that an empty slot counts as the largest.
+            let is_before = |slot: &&u64| slot.wrapping_sub(1) < (tag << 32) - 1;
+            let before = window.iter().filter(is_before).count();
+            place += before;
+            if before < WINDOW {
+                break;
             }
-            while same != 0 {
-                let at = same.trailing_zeros() as usize;
-                if is_it(window[at] as u32) {
-                    return Some(from + at);
-                }
-                same &= same - 1;
+        }
+        while let Some(&slot) = self.slots.get(place)
+            && slot >> 32 == tag
+        {
+            if is_it(slot as u32) {
+                return Some(place);
             }
-            let last = window[WINDOW - 1];
-            if last == 0 || last >> 32 > tag {
-                return None;
-            }
+            place += 1;
         }
         None
     }

@@ -78,7 +78,7 @@ impl Part {
             established,
             sequence: self.newest,
         };
-        if let Some((place, _)) = self.find(key) {
+        if let Some(place) = self.find(key) {
             // It needs no ghost: the key is there again, and leaves one when it goes.
             self.drop_place(place);
             self.stats.replaced += 1;
@@ -105,7 +105,7 @@ impl Part {
     /// The entry with this key, whatever its age. Counts and changes nothing.
     #[must_use]
     pub fn peek(&self, key: Hashed<'_>) -> Option<Entry<'_>> {
-        let (place, _) = self.find(key)?;
+        let place = self.find(key)?;
         Some(self.log.entry(self.index.location(place)))
     }
 
@@ -120,7 +120,7 @@ impl Part {
 
     /// Removes an entry and remembers why. False where there was none.
     pub fn remove(&mut self, key: Hashed<'_>, why: Gone) -> bool {
-        let Some((place, _)) = self.find(key) else {
+        let Some(place) = self.find(key) else {
             return false;
         };
         self.leave(place, key.hash, why);
@@ -173,6 +173,12 @@ impl Part {
         self.log.oldest().map(|(_, entry)| entry)
     }
 
+    /// The oldest entry's sequence number.
+    #[must_use]
+    pub fn oldest_sequence(&self) -> Option<u64> {
+        self.oldest().map(|entry| entry.sequence)
+    }
+
     /// Every entry, oldest first, those that are too old included.
     pub fn iter(&self) -> impl Iterator<Item = Entry<'_>> {
         self.log.iter()
@@ -219,12 +225,13 @@ impl Part {
         if self.disabled {
             return Lookup::Disabled;
         }
-        let Some((place, established)) = self.find(key) else {
+        let Some(place) = self.find(key) else {
             self.stats.misses += 1;
             let ghost = self.ghosts.find(key.hash);
             return ghost.map_or(Lookup::Unknown, Lookup::Gone);
         };
-        if self.is_expired(established, now) {
+        let location = self.index.location(place);
+        if self.is_expired(self.log.entry(location).established, now) {
             self.stats.misses += 1;
             self.leave(place, key.hash, Gone::Expired);
             return Lookup::Gone(Gone::Expired);
@@ -233,16 +240,11 @@ impl Part {
         Lookup::Found(place)
     }
 
-    /// The place of a key in the index, and when its handshake was.
-    fn find(&self, key: Hashed<'_>) -> Option<(usize, Time)> {
-        let mut established = Time::default();
-        let is_it = |location| {
-            let entry = self.log.entry(location);
-            established = entry.established;
-            entry.key == key.bytes
-        };
-        let place = self.index.find(key.hash, is_it)?;
-        Some((place, established))
+    /// The place of a key in the index.
+    fn find(&self, key: Hashed<'_>) -> Option<usize> {
+        self.index.find(key.hash, |location| {
+            same(self.log.entry(location).key, key.bytes)
+        })
     }
 
     /// Removes the entry at a place of the index, counts it and keeps its ghost.
@@ -276,4 +278,17 @@ impl Part {
             index.insert(hasher.hash(key), location);
         }) {}
     }
+}
+
+/// Whether two keys are the same. They nearly always are, and are short: worth no call.
+#[inline]
+fn same(a: &[u8], b: &[u8]) -> bool {
+    if a.len() != b.len() {
+        return false;
+    }
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<16>(), b.as_chunks::<16>());
+    a.iter()
+        .zip(b)
+        .all(|(a, b)| u128::from_ne_bytes(*a) == u128::from_ne_bytes(*b))
+        && (a_rest.is_empty() || a_rest == b_rest)
 }

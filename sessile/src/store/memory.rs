@@ -25,7 +25,8 @@ pub struct Memory {
     limits: Limits,
     hasher: Hasher,
     shards: Box<[Shard]>,
-    /// What each shard has [`published_by`] itself. Together, because they are read together.
+    /// Each shard's smallest sequence number and, in the bits below, its own: the smallest of all
+    /// names its shard. Written under the shard's lock. Together, because they are read together.
     oldest: Box<[AtomicU64]>,
     /// The next entry's sequence number.
     sequence: AtomicU64,
@@ -77,7 +78,9 @@ impl Memory {
         let sequence = self.sequence.fetch_add(1, Ordering::Relaxed);
         let inserted = part.insert(sequence, key, value, established, now);
         let more = part.len() as i64 - before as i64;
-        self.publish(shard, &part);
+        if before == 0 || more != 1 {
+            self.publish(shard, &part);
+        }
         drop(part);
         match inserted {
             Inserted::Stored { evicted } if more > 0 => Inserted::Stored {
@@ -205,7 +208,7 @@ impl Memory {
             let shard = oldest as usize % MAX_SHARDS;
             let mut part = self.lock(shard);
             // Another thread may have been faster: look again.
-            if published_by(shard, &part) == oldest {
+            if self.oldest[shard].load(Ordering::Relaxed) == oldest {
                 part.evict_oldest(now);
                 self.publish(shard, &part);
                 return true;
@@ -235,19 +238,11 @@ impl Memory {
     }
 
     fn publish(&self, shard: usize, part: &Part) {
-        let oldest = published_by(shard, part);
-        if self.oldest[shard].load(Ordering::Relaxed) != oldest {
-            self.oldest[shard].store(oldest, Ordering::Release);
-        }
+        let oldest = part.oldest_sequence().map_or(EMPTY, |sequence| {
+            sequence * MAX_SHARDS as u64 + shard as u64
+        });
+        self.oldest[shard].store(oldest, Ordering::Release);
     }
-}
-
-/// A part's smallest sequence number and below it, so that the smallest of all names its shard, the
-/// shard's own.
-fn published_by(shard: usize, part: &Part) -> u64 {
-    part.oldest().map_or(EMPTY, |oldest| {
-        oldest.sequence * MAX_SHARDS as u64 + shard as u64
-    })
 }
 
 #[cfg(test)]

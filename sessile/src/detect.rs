@@ -7,9 +7,13 @@ use sessile_proto::hello::HelloReader;
 use sessile_proto::record;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
 
 /// How long a client may take over its ClientHello, however it trickles in.
-pub const HELLO_DEADLINE: Duration = Duration::from_secs(5);
+const HELLO_DEADLINE: Duration = Duration::from_secs(5);
+
+/// How long a hello that is on its way may still take once the order to stop has come.
+const STOP_GRACE: Duration = Duration::from_millis(500);
 
 /// Bytes read at once: more than almost any hello has.
 const CHUNK: usize = 4096;
@@ -27,14 +31,15 @@ pub enum DetectError {
     Io(io::Error),
 }
 
-/// Reads until the ClientHello is whole: at most `limit` bytes of it, within `deadline`.
+/// Reads until the ClientHello is whole: at most `limit` bytes of it, within
+/// [`HELLO_DEADLINE`], and soon where the order to stop comes.
 ///
 /// # Errors
 /// Where there is none.
 pub async fn read(
     io: &mut TcpStream,
     limit: usize,
-    deadline: Duration,
+    stop: &CancellationToken,
 ) -> Result<HelloReader, DetectError> {
     let hello = async {
         let mut reader = HelloReader::new(limit);
@@ -56,7 +61,15 @@ pub async fn read(
             }
         }
     };
-    tokio::time::timeout(deadline, hello)
-        .await
-        .unwrap_or(Err(DetectError::Deadline))
+    let too_late = async {
+        stop.cancelled().await;
+        tokio::time::sleep(STOP_GRACE).await;
+    };
+    tokio::select! {
+        biased;
+        read = tokio::time::timeout(HELLO_DEADLINE, hello) => {
+            read.unwrap_or(Err(DetectError::Deadline))
+        }
+        () = too_late => Err(DetectError::Deadline),
+    }
 }

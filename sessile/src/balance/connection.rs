@@ -15,10 +15,10 @@ use super::metrics::Open;
 use super::servers::Connected;
 use super::{Shared, relay};
 use crate::clock;
-use crate::detect::{self, DetectError, HELLO_DEADLINE};
+use crate::detect::{self, DetectError};
 
 pub(super) async fn run(shared: Arc<Shared>, mut client: TcpStream, peer: SocketAddr, open: Open) {
-    let reader = match detect::read(&mut client, DEFAULT_LIMIT, HELLO_DEADLINE).await {
+    let reader = match detect::read(&mut client, DEFAULT_LIMIT, &shared.stop).await {
         Ok(reader) => reader,
         Err(error) => {
             shared.metrics.count_turned_away(match error {

@@ -67,6 +67,7 @@ impl Balancer {
             servers: Servers::new(&config.balance, registry)?,
             affinity,
             max_connections: lifecycle::connection_limit(config.connection.max, 2),
+            stop: stop.clone(),
         });
         let mut listeners = Vec::new();
         for listener in config.listeners.iter().filter(|l| l.role == Role::Balance) {
@@ -74,12 +75,12 @@ impl Balancer {
             listeners.push(listen::bind(listener.address, count)?);
         }
         let mut addresses = Vec::new();
-        let mut workers = Workers::new(stop.clone());
+        let mut workers = Workers::new(stop);
         for sockets in listeners {
             addresses.push(sockets[0].local_addr()?);
             for socket in sockets {
-                let (shared, stop) = (Arc::clone(&shared), stop.clone());
-                workers.spawn("balance", move || work(shared, socket, stop))?;
+                let shared = Arc::clone(&shared);
+                workers.spawn("balance", move || work(shared, socket))?;
             }
         }
         Ok(Self { addresses, workers })
@@ -103,6 +104,7 @@ struct Shared {
     affinity: Arc<Mutex<Affinity>>,
     metrics: Metrics,
     max_connections: usize,
+    stop: CancellationToken,
 }
 
 impl Shared {
@@ -137,9 +139,9 @@ impl Shared {
     }
 }
 
-async fn work(shared: Arc<Shared>, socket: std::net::TcpListener, stop: CancellationToken) {
+async fn work(shared: Arc<Shared>, socket: std::net::TcpListener) {
     let connections = TaskTracker::new();
-    let accepted = listen::accept(socket, stop.cancelled(), |io, peer| {
+    let accepted = listen::accept(socket, shared.stop.cancelled(), |io, peer| {
         match shared.metrics.admit(shared.max_connections) {
             Some(open) => {
                 connections.spawn_local(connection::run(Arc::clone(&shared), io, peer, open));

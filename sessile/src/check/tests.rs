@@ -73,7 +73,7 @@ fn a_sound_configuration_is_explained_without_a_complaint() {
         "A client resumes for 10h",
         "survive a restart and a crash",
         "a restart or a crash loses them",
-        "takes up to 2.3 MiB when full: 10000 entries of about 250 bytes",
+        "takes up to 1.9 MiB when full: 10000 entries of about 205 bytes",
     ] {
         assert!(said.contains(expected), "{expected}:\n{said}");
     }

@@ -19,7 +19,7 @@ use super::Worker;
 use super::metrics::Open;
 use super::respond::{self, Connection};
 use crate::clock;
-use crate::detect::{self, DetectError, HELLO_DEADLINE};
+use crate::detect::{self, DetectError};
 use crate::tls::{self, AcceptError, Accepted, Status};
 
 /// How long a handshake may take, from its hello on.
@@ -66,7 +66,8 @@ async fn handshake(
     worker: &Worker,
     mut io: TcpStream,
 ) -> Result<(Rc<super::sites::Site>, Accepted), &'static str> {
-    let reader = match detect::read(&mut io, DEFAULT_LIMIT, HELLO_DEADLINE).await {
+    let stop = &worker.shared.around.stop;
+    let reader = match detect::read(&mut io, DEFAULT_LIMIT, stop).await {
         Ok(reader) => reader,
         Err(DetectError::Invalid(_)) => {
             tls::refuse(io, alert::DECODE_ERROR).await;

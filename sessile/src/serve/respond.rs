@@ -9,7 +9,7 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 use http::header::{ACCEPT, ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, LOCATION, REFERER};
-use http::header::{CACHE_CONTROL, USER_AGENT};
+use http::header::{CACHE_CONTROL, CONTENT_LENGTH, USER_AGENT};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
 use http_body_util::combinators::UnsyncBoxBody;
@@ -112,10 +112,15 @@ async fn route(connection: &Connection, request: Request<Incoming>) -> Response<
 /// Ranges, validators, types and the refusal to leave the folder are tower-http's.
 async fn files(mut folder: ServeDir, request: Request<Incoming>, below: &str) -> Response<Body> {
     let (mut head, _) = request.into_parts();
-    let path = if below.is_empty() { "/" } else { below };
+    if below.is_empty() {
+        // The links of the folder's index are relative to the folder.
+        return redirect(head.uri.path(), "/", head.uri.query());
+    }
+    // Several slashes are one: in a redirect they would make the name that follows a host's.
+    let path = below.trim_start_matches('/');
     let path = match head.uri.query() {
-        Some(query) => format!("{path}?{query}"),
-        None => path.to_owned(),
+        Some(query) => format!("/{path}?{query}"),
+        None => format!("/{path}"),
     };
     let Ok(path) = path.parse::<PathAndQuery>() else {
         return status(StatusCode::BAD_REQUEST);
@@ -307,8 +312,15 @@ impl Entry {
     }
 
     fn finish(self, response: &Response<Body>) -> String {
-        let bytes = response.body().size_hint().exact();
-        let bytes = bytes.map_or_else(|| "-".to_owned(), |bytes| bytes.to_string());
+        let bytes = match response.body().size_hint().exact() {
+            Some(bytes) => bytes.to_string(),
+            // Files are read as they are sent, but their length is known.
+            None => {
+                let length = response.headers().get(CONTENT_LENGTH);
+                let length = length.and_then(|length| length.to_str().ok());
+                length.unwrap_or("-").to_owned()
+            }
+        };
         let code = response.status().as_u16();
         format!("{} {code} {bytes} {}", self.head, self.tail)
     }

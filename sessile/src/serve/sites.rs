@@ -111,16 +111,17 @@ fn routes(config: &SiteConfig) -> Vec<(String, Handler)> {
         .iter()
         .map(|route| {
             let prefix = route.path.trim_end_matches('/').to_owned();
-            (prefix, handler(&route.action))
+            let handler = handler(&prefix, &route.action);
+            (prefix, handler)
         })
         .collect();
     routes.sort_by_key(|(prefix, _)| std::cmp::Reverse(prefix.len()));
     routes
 }
 
-fn handler(action: &Action) -> Handler {
+fn handler(prefix: &str, action: &Action) -> Handler {
     match action {
-        Action::Files(root) => Handler::Files(ServeDir::new(root)),
+        Action::Files(root) => Handler::Files(ServeDir::new(root).redirect_path_prefix(prefix)),
         Action::Redirect(to) => Handler::Redirect(to.trim_end_matches('/').to_owned()),
         Action::Respond { status, body } => Handler::Respond {
             status: *status,

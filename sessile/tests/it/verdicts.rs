@@ -1,8 +1,6 @@
 //! Each reason that a server gives for a full handshake, brought about by what a client and an
 //! operator can do.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
-
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::time::{Duration, Instant};

@@ -1,19 +1,26 @@
 //! What tests against real programs need: certificates, free ports, and peers that are started
 //! with a configuration of the test's own and stopped with it.
 
-#![allow(
-    dead_code,
-    reason = "each test binary compiles this module and uses its part of it"
-)]
+mod browser;
+mod metrics;
+mod proxy;
+mod run;
+mod running;
+
+pub(crate) use browser::Browser;
+pub(crate) use metrics::Metrics;
+pub(crate) use proxy::{Cut, Proxy, record};
+pub(crate) use run::{Answer, Ran, run};
+pub(crate) use running::{Farm, Sessile};
 
 use std::fs::{self, File};
-use std::io::{self, Read, Seek};
+use std::io::{Read, Seek};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
+use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use tempfile::TempDir;
 
 /// How long a peer may take to start.
@@ -41,6 +48,9 @@ impl Certificates {
 
         let ca_key = KeyPair::generate().expect("a key");
         let mut ca = CertificateParams::new(Vec::new()).expect("no names");
+        // Another name than the server's: some clients take the same name for self-signed.
+        ca.distinguished_name
+            .push(DnType::CommonName, "test authority");
         ca.is_ca = IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
         let ca_certificate = ca.self_signed(&ca_key).expect("a certificate");
         let issuer = Issuer::new(ca, ca_key);
@@ -108,13 +118,9 @@ impl Peer {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(stderr.try_clone().expect("a second handle"));
-        let child = quiet.spawn().unwrap_or_else(|error| match error.kind() {
-            io::ErrorKind::NotFound => panic!(
-                "{} is missing: install the package {package}",
-                command.get_program().display()
-            ),
-            _ => panic!("{package}: {error}"),
-        });
+        let child = quiet
+            .spawn()
+            .unwrap_or_else(|error| run::missing(package, &command, &error));
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let mut peer = Self {
             child,
@@ -180,6 +186,11 @@ pub(crate) fn openssl(certificates: &Certificates, arguments: &[&str]) -> Peer {
 
 /// nginx with one TLS server that answers 204 and has the given directives besides.
 pub(crate) fn nginx(certificates: &Certificates, directives: &str) -> Peer {
+    let protocols = match directives.contains("ssl_protocols") {
+        // A second directive would add to the first.
+        true => "",
+        false => "ssl_protocols TLSv1.2 TLSv1.3;",
+    };
     Peer::start("nginx", |port| {
         let folder = certificates.folder().join(format!("nginx-{port}"));
         fs::create_dir_all(&folder).expect("a folder");
@@ -195,7 +206,7 @@ pub(crate) fn nginx(certificates: &Certificates, directives: &str) -> Peer {
                server {{\n\
                  listen 127.0.0.1:{port} ssl;\n\
                  ssl_certificate {chain}; ssl_certificate_key {key};\n\
-                 ssl_protocols TLSv1.2 TLSv1.3;\n\
+                 {protocols}\n\
                  {directives}\n\
                  location / {{ return 204; }}\n\
                }}\n\

@@ -1,13 +1,12 @@
 //! `sessile probe` against real servers.
 
-mod peers;
-
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::process::{Command, Output, Stdio};
 
-use peers::{Certificates, NAME, free_port, nginx, openssl};
 use rustix::process::{Pid, Signal};
 use serde_json::Value;
+
+use crate::peers::{Certificates, NAME, free_port, nginx, openssl};
 
 fn probe(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_sessile"))

@@ -1,10 +1,7 @@
 //! The TLS client against real servers: what it offers, what it keeps, and how connections end.
 
-mod peers;
-
 use std::time::Duration;
 
-use peers::{Certificates, NAME, Peer, nginx, openssl};
 use rustls::HandshakeKind;
 use sessile::client::{
     Client, Close, Connection, Error, Mechanism, Options, Sessions, Target, Trust,
@@ -12,6 +9,8 @@ use sessile::client::{
 use sessile_proto::verdict::How;
 use sessile_proto::watch::Kind;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::peers::{Certificates, NAME, Peer, free_port, nginx, openssl};
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -247,7 +246,7 @@ async fn each_failure_has_its_own_error() {
         .await;
     assert!(matches!(wrong_name, Err(Error::Certificate(_))));
 
-    let nobody = Target::new(([127, 0, 0, 1], peers::free_port()).into(), NAME).unwrap();
+    let nobody = Target::new(([127, 0, 0, 1], free_port()).into(), NAME).unwrap();
     let unreached = client(&certificates, Mechanism::Any).connect(&nobody).await;
     assert!(matches!(unreached, Err(Error::Connect(_))));
     assert!(Target::new(tls12.address(), "not a name").is_err());

@@ -233,7 +233,7 @@ fn the_list_says_what_is_set_and_what_it_costs() {
     let list = folder.said(&["settings", "list"]);
     assert!(list.contains("* session.lifetime"), "{list}");
     assert!(
-        list.contains("costs: up to 2.3 MiB of memory when full"),
+        list.contains("costs: up to 1.9 MiB of memory when full"),
         "{list}"
     );
     let list: serde_json::Value =

@@ -1,0 +1,160 @@
+//! What a stranger can send to make a balancer learn what is not so.
+
+use std::io::Write;
+use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
+
+use socket2::SockRef;
+
+use crate::peers::{Cut, Farm, Proxy, record, run};
+
+const TLS13: &[u8] = include_bytes!("../../../proto/src/testdata/client-openssl-tls13-full.bin");
+const TLS12: &[u8] = include_bytes!("../../../proto/src/testdata/client-openssl-tls12-id-full.bin");
+const TLS12_WITH_ID: &[u8] =
+    include_bytes!("../../../proto/src/testdata/client-openssl-tls12-id-resumed.bin");
+
+/// Where a ClientHello in one record has the length of its session ID: record header, message
+/// header, version and random come before.
+const SESSION_ID: usize = 5 + 4 + 2 + 32;
+
+/// Content types.
+const CHANGE_CIPHER_SPEC: u8 = 20;
+const HANDSHAKE: u8 = 22;
+
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// Attackers at work at the same time.
+const ATTACKERS: usize = 4;
+
+/// A captured hello that offers another session ID.
+fn with_session_id(hello: &[u8], id: [u8; 32]) -> Vec<u8> {
+    let mut hello = hello.to_vec();
+    assert_eq!(hello[SESSION_ID], 32);
+    hello[SESSION_ID + 1..][..32].copy_from_slice(&id);
+    hello
+}
+
+/// A session ID that no server gave.
+fn random_id() -> [u8; 32] {
+    let mut id = [0; 32];
+    aws_lc_rs::rand::fill(&mut id).expect("random bytes");
+    id
+}
+
+/// Sends a hello, reads records up to one of this content type, and is gone without a word.
+fn abandon(address: SocketAddr, hello: &[u8], content_type: u8) -> Vec<Vec<u8>> {
+    let mut io = TcpStream::connect(address).expect("the balancer");
+    io.set_read_timeout(Some(PATIENCE)).expect("a time limit");
+    // Ten thousand ports in TIME_WAIT would be missed by other tests.
+    SockRef::from(&io)
+        .set_linger(Some(Duration::ZERO))
+        .expect("a socket");
+    io.write_all(hello).expect("sent");
+    let mut records = Vec::new();
+    loop {
+        records.push(record(&io).expect("an answer"));
+        if records.last().is_some_and(|last| last[0] == content_type) {
+            return records;
+        }
+    }
+}
+
+/// Abandons that many handshakes after the ServerHello.
+fn attack(farm: &Farm, times: usize, hello: impl Fn() -> Vec<u8> + Sync) {
+    thread::scope(|scope| {
+        for _ in 0..ATTACKERS {
+            scope.spawn(|| {
+                for _ in 0..times / ATTACKERS {
+                    abandon(farm.address(), &hello(), HANDSHAKE);
+                }
+            });
+        }
+    });
+}
+
+fn openssl(address: SocketAddr, arguments: &[&str], session: &Path) {
+    let mut command = Command::new("openssl");
+    command.args(["s_client", "-tls1_2", "-connect"]);
+    command.arg(address.to_string()).args(arguments);
+    if session.exists() {
+        command.arg("-sess_in").arg(session);
+    }
+    command.arg("-sess_out").arg(session);
+    run("openssl", &mut command, "").succeeded();
+}
+
+#[test]
+fn random_session_ids_of_tls13_clients_teach_nothing() {
+    const TIMES: u64 = 10_000;
+    let farm = Farm::start(&["--quiet"]);
+    attack(&farm, TIMES as usize, || {
+        with_session_id(TLS13, random_id())
+    });
+    let metrics = farm.await_metrics(|metrics| metrics.all_routed() == TIMES);
+    assert_eq!(metrics.routed("policy", "not-offered"), TIMES, "{metrics}");
+    assert_eq!(metrics.learned(), 0, "{metrics}");
+    assert_eq!(
+        metrics.sum("sessile_session_table_entries", &[]),
+        0,
+        "{metrics}"
+    );
+}
+
+#[test]
+fn handshakes_abandoned_after_the_server_hello_teach_nothing() {
+    const TIMES: u64 = 1_000;
+    let farm = Farm::start(&["--quiet"]);
+    // With a session ID that nobody knows the server answers with one of its own, too.
+    attack(&farm, TIMES as usize / 2, || TLS12.to_vec());
+    attack(&farm, TIMES as usize / 2, || {
+        with_session_id(TLS12_WITH_ID, random_id())
+    });
+    let closed = "sessile_handshake_failures_total";
+    let metrics = farm.await_metrics(|metrics| metrics.sum(closed, &[]) == TIMES);
+    assert_eq!(metrics.routed("policy", "failed"), TIMES, "{metrics}");
+    assert_eq!(metrics.learned(), 0, "{metrics}");
+    assert_eq!(
+        metrics.sum("sessile_session_table_entries", &[]),
+        0,
+        "{metrics}"
+    );
+    assert_eq!(metrics.handshakes(), 0, "{metrics}");
+}
+
+#[test]
+fn a_throwaway_session_id_beside_a_ticket_is_not_learned() {
+    let farm = Farm::start(&["--isolated", "--policy", "round-robin"]);
+    let proxy = Proxy::start(farm.address(), Cut::Whole);
+    let folder = tempfile::tempdir().unwrap();
+    let session = folder.path().join("session.pem");
+    openssl(proxy.address(), &[], &session);
+    openssl(proxy.address(), &[], &session);
+    let [_, returning] = [proxy.hello(), proxy.hello()];
+    let before = farm.await_metrics(|metrics| metrics.all_routed() == 2);
+    assert_eq!(before.routed("ticket", "resumed"), 1, "{before}");
+
+    // The server takes the ticket and says back the session ID that came with it, whoever made it.
+    let throwaway = random_id();
+    let hello = with_session_id(&returning, throwaway);
+    let records = abandon(farm.address(), &hello, CHANGE_CIPHER_SPEC);
+    assert_eq!(records[0][SESSION_ID + 1..][..32], throwaway);
+    let after = farm.await_metrics(|metrics| metrics.all_routed() == 3);
+    assert_eq!(after.routed("ticket", "resumed"), 2, "{after}");
+
+    // Nobody is led anywhere by it.
+    let hello = with_session_id(TLS12_WITH_ID, throwaway);
+    abandon(farm.address(), &hello, HANDSHAKE);
+    let metrics = farm.await_metrics(|metrics| metrics.all_routed() == 4);
+    for outcome in ["resumed", "refused", "not-offered", "failed"] {
+        assert_eq!(metrics.routed("session-id", outcome), 0, "{metrics}");
+    }
+    // A session ID that a server gave is followed: this test would see one that was learned.
+    let session = folder.path().join("honest.pem");
+    openssl(proxy.address(), &["-no_ticket"], &session);
+    openssl(proxy.address(), &["-no_ticket"], &session);
+    let metrics = farm.await_metrics(|metrics| metrics.all_routed() == 6);
+    assert_eq!(metrics.routed("session-id", "resumed"), 1, "{metrics}");
+}

@@ -1,0 +1,342 @@
+//! `sessile balance` in front of servers that share nothing and know nothing of it.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use socket2::SockRef;
+
+use crate::peers::{Certificates, Cut, NAME, Peer, Proxy, Ran, Sessile, nginx, record, run};
+
+/// A ClientHello as OpenSSL sends it.
+const HELLO: &[u8] = include_bytes!("../../../proto/src/testdata/client-openssl-tls12-id-full.bin");
+
+/// Where nobody listens, and nobody can without being root.
+const NOBODY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 1);
+
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// Servers of TLS 1.2 that share nothing.
+fn servers(certificates: &Certificates, tickets: &str) -> [Peer; 2] {
+    [(); 2].map(|()| {
+        let directives = format!(
+            "ssl_protocols TLSv1.2; ssl_session_cache shared:s:1m; ssl_session_tickets {tickets};"
+        );
+        nginx(certificates, &directives)
+    })
+}
+
+fn addresses(servers: &[Peer]) -> Vec<SocketAddr> {
+    servers.iter().map(Peer::address).collect()
+}
+
+fn openssl(address: SocketAddr, certificates: &Certificates) -> Command {
+    let mut command = Command::new("openssl");
+    command.args(["s_client", "-servername", NAME, "-connect"]);
+    command.arg(address.to_string()).arg("-verify_return_error");
+    command.arg("-CAfile").arg(&certificates.ca);
+    command
+}
+
+/// A visit that takes its session from a file, if it is there, and leaves it there.
+fn visit(address: SocketAddr, certificates: &Certificates, session: &Path) -> Ran {
+    let mut command = openssl(address, certificates);
+    // A session ID beside an offer of TLS 1.3 may be noise, and does not count as refused.
+    command.arg("-tls1_2");
+    if session.exists() {
+        command.arg("-sess_in").arg(session);
+    }
+    command.arg("-sess_out").arg(session);
+    run("openssl", &mut command, "").succeeded()
+}
+
+#[test]
+fn new_clients_are_spread_and_every_returning_one_resumes() {
+    const CLIENTS: u64 = 4;
+    const RETURNS: u64 = 5;
+    for (tickets, rule) in [("off", "session-id"), ("on", "ticket")] {
+        let certificates = Certificates::new();
+        let servers = servers(&certificates, tickets);
+        let balancer = Sessile::balance(&addresses(&servers), &["--policy", "round-robin"]);
+        for _ in 0..CLIENTS {
+            let mut command = openssl(balancer.address(), &certificates);
+            let ran = run("openssl", command.arg("-reconnect"), "").succeeded();
+            assert_eq!(ran.count("New, TLSv1.2"), 1, "{}", ran.stdout);
+            assert_eq!(
+                ran.count("Reused, TLSv1.2"),
+                RETURNS as usize,
+                "{}",
+                ran.stdout
+            );
+        }
+        let all = CLIENTS * (1 + RETURNS);
+        let metrics = balancer.await_metrics(|metrics| metrics.all_routed() == all);
+        assert_eq!(
+            metrics.routed(rule, "resumed"),
+            CLIENTS * RETURNS,
+            "{metrics}"
+        );
+        assert_eq!(
+            metrics.routed("policy", "not-offered"),
+            CLIENTS,
+            "{metrics}"
+        );
+        assert_eq!(metrics.learned(), CLIENTS, "{metrics}");
+        for server in ["a", "b"] {
+            let made = "sessile_balance_server_connections_total";
+            assert_eq!(
+                metrics.sum(made, &[("server", server)]),
+                all / 2,
+                "{metrics}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_hello_in_pieces_leads_to_the_same_server() {
+    let certificates = Certificates::new();
+    let servers = servers(&certificates, "off");
+    let balancer = Sessile::balance(&addresses(&servers), &["--policy", "round-robin"]);
+    let session = certificates.folder().join("session.pem");
+    let whole = visit(balancer.address(), &certificates, &session);
+    assert_eq!(whole.count("New, TLSv1.2"), 1, "{}", whole.stdout);
+    let cuts = [Cut::Segments, Cut::Records, Cut::Whole];
+    for cut in cuts {
+        let proxy = Proxy::start(balancer.address(), cut);
+        let ran = visit(proxy.address(), &certificates, &session);
+        assert_eq!(ran.count("Reused, TLSv1.2"), 1, "{cut:?}: {}", ran.stdout);
+    }
+    let metrics = balancer.await_metrics(|metrics| metrics.all_routed() == 4);
+    assert_eq!(
+        metrics.routed("session-id", "resumed"),
+        cuts.len() as u64,
+        "{metrics}"
+    );
+}
+
+#[test]
+fn a_dead_server_costs_no_connection() {
+    const VISITS: u64 = 9;
+    let certificates = Certificates::new();
+    let [one, other] = servers(&certificates, "off");
+    let addresses = [one.address(), NOBODY, other.address()];
+    let balancer = Sessile::balance(&addresses, &["--policy", "round-robin"]);
+    for visit in 0..VISITS {
+        let mut command = openssl(balancer.address(), &certificates);
+        let ran = run("openssl", &mut command, "");
+        assert!(ran.status.success(), "visit {visit}: {}", ran.stderr);
+    }
+    let metrics = balancer.await_metrics(|metrics| metrics.all_routed() == VISITS);
+    let failures = "sessile_balance_server_failures_total";
+    let failures = ["a", "b", "c"].map(|server| metrics.sum(failures, &[("server", server)]));
+    // Once it failed, it is passed over for a while.
+    assert!(matches!(failures, [0, 1..VISITS, 0]), "{metrics}");
+    assert_eq!(metrics.turned_away("no-server"), 0, "{metrics}");
+}
+
+#[test]
+fn a_client_whose_server_died_gets_another_and_a_full_handshake() {
+    let certificates = Certificates::new();
+    let [one, other] = servers(&certificates, "off");
+    let addresses = [one.address(), other.address()];
+    let balancer = Sessile::balance(&addresses, &["--policy", "round-robin"]);
+    let session = certificates.folder().join("session.pem");
+    let count =
+        |beginning: &str| visit(balancer.address(), &certificates, &session).count(beginning);
+    assert_eq!(count("New, "), 1);
+    assert_eq!(count("Reused, "), 1);
+    // Round robin begins with the first.
+    one.kill();
+    assert_eq!(count("New, "), 1);
+    assert_eq!(count("Reused, "), 1);
+    let metrics = balancer.await_metrics(|metrics| metrics.all_routed() == 4);
+    assert_eq!(metrics.routed("policy", "refused"), 1, "{metrics}");
+    assert_eq!(metrics.routed("session-id", "resumed"), 2, "{metrics}");
+
+    other.kill();
+    let ran = run(
+        "openssl",
+        &mut openssl(balancer.address(), &certificates),
+        "",
+    );
+    assert!(!ran.status.success());
+    assert_eq!(balancer.metrics().turned_away("no-server"), 1);
+}
+
+/// Connects and sends; what comes back until the end, whichever way it ends.
+fn send(address: SocketAddr, bytes: &[u8]) -> Vec<u8> {
+    let mut io = TcpStream::connect(address).unwrap();
+    io.set_read_timeout(Some(PATIENCE)).unwrap();
+    // It may be turned away before it has said everything.
+    let _ = io.write_all(bytes);
+    let _ = io.shutdown(Shutdown::Write);
+    let mut answer = Vec::new();
+    if let Err(error) = io.read_to_end(&mut answer) {
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    }
+    answer
+}
+
+#[test]
+fn what_is_not_tls_is_turned_away_and_counted() {
+    let certificates = Certificates::new();
+    let servers = servers(&certificates, "off");
+    let balancer = Sessile::balance(&addresses(&servers), &[]);
+    let mut zero_length_fragment = HELLO[..5].to_vec();
+    zero_length_fragment[3..].fill(0);
+    let mut endless = HELLO.to_vec();
+    // A message of 16 MiB, which never comes.
+    endless[6..9].fill(0xff);
+    endless.extend([HELLO, HELLO].concat().repeat(50));
+    let garbage: [&[u8]; 7] = [
+        b"GET / HTTP/1.1\r\nhost: farm.test\r\n\r\n",
+        b"SSH-2.0-OpenSSH_9.2\r\n",
+        b"\0\0\0\0\0\0\0\0\0\0\0\0",
+        &[0xff; 4096],
+        &[0x16, 0x03, 0x01, 0xff, 0xff, 0x01],
+        &zero_length_fragment,
+        &endless,
+    ];
+    for bytes in garbage {
+        assert_eq!(send(balancer.address(), bytes), b"", "{:x?}", &bytes[..5]);
+    }
+    for cut in [0, 1, 5, 6, 60, HELLO.len() - 1] {
+        assert_eq!(send(balancer.address(), &HELLO[..cut]), b"", "{cut}");
+    }
+    let metrics = balancer
+        .await_metrics(|metrics| metrics.sum("sessile_balance_turned_away_total", &[]) == 7 + 6);
+    assert_eq!(metrics.turned_away("bad-hello"), 7, "{metrics}");
+    assert_eq!(metrics.turned_away("no-hello"), 6, "{metrics}");
+    assert_eq!(
+        metrics.sum("sessile_balance_connections_open", &[]),
+        0,
+        "{metrics}"
+    );
+    let reached = metrics.sum("sessile_balance_server_connections_total", &[]);
+    assert_eq!(reached, 0, "{metrics}");
+}
+
+#[test]
+fn stalled_hellos_end_at_their_deadline_and_hinder_nobody() {
+    const STALLED: usize = 300;
+    let certificates = Certificates::new();
+    let servers = servers(&certificates, "off");
+    let balancer = Sessile::balance(&addresses(&servers), &[]);
+    let mut stalled: Vec<_> = (0..STALLED)
+        .map(|at| {
+            let mut io = TcpStream::connect(balancer.address()).unwrap();
+            io.set_read_timeout(Some(PATIENCE)).unwrap();
+            io.write_all(&HELLO[..at % HELLO.len()]).unwrap();
+            io
+        })
+        .collect();
+    let open = "sessile_balance_connections_open";
+    balancer.await_metrics(|metrics| metrics.sum(open, &[]) == STALLED as u64);
+    run(
+        "openssl",
+        &mut openssl(balancer.address(), &certificates),
+        "",
+    )
+    .succeeded();
+    for io in &mut stalled {
+        assert!(matches!(io.read(&mut [0]), Ok(0)), "not ended");
+    }
+    let metrics = balancer.await_metrics(|metrics| metrics.sum(open, &[]) == 0);
+    assert_eq!(metrics.turned_away("deadline"), STALLED as u64, "{metrics}");
+}
+
+/// A balancer in front of one server that is no TLS server: it serves one connection.
+fn in_front_of(serve: impl FnOnce(TcpStream) + Send + 'static) -> (Sessile, TcpStream) {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let balancer = Sessile::balance(&[listener.local_addr().unwrap()], &[]);
+    thread::spawn(move || {
+        let (io, _) = listener.accept().unwrap();
+        io.set_read_timeout(Some(PATIENCE)).unwrap();
+        serve(io);
+    });
+    let client = TcpStream::connect(balancer.address()).unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    (balancer, client)
+}
+
+fn read_to_end(mut io: &TcpStream) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    io.read_to_end(&mut bytes).expect("an orderly end");
+    bytes
+}
+
+#[test]
+fn a_client_that_has_said_everything_still_gets_the_answer() {
+    let (_balancer, mut client) = in_front_of(|mut io| {
+        // Answers only what has ended.
+        let everything = read_to_end(&io);
+        io.write_all(&everything).unwrap();
+    });
+    let more = vec![7; 1 << 20];
+    client.write_all(HELLO).unwrap();
+    client.write_all(&more).unwrap();
+    client.shutdown(Shutdown::Write).unwrap();
+    assert!(
+        read_to_end(&client) == [HELLO, &more].concat(),
+        "not what was sent"
+    );
+}
+
+#[test]
+fn a_server_that_has_said_everything_still_hears_the_client() {
+    let (sender, heard) = std::sync::mpsc::channel();
+    let (_balancer, mut client) = in_front_of(move |mut io| {
+        let hello = record(&io).unwrap();
+        io.write_all(b"that is all").unwrap();
+        io.shutdown(Shutdown::Write).unwrap();
+        sender.send([hello, read_to_end(&io)].concat()).unwrap();
+    });
+    client.write_all(HELLO).unwrap();
+    assert_eq!(read_to_end(&client), b"that is all");
+    client.write_all(b"and more").unwrap();
+    client.shutdown(Shutdown::Write).unwrap();
+    let heard = heard.recv_timeout(PATIENCE).unwrap();
+    assert!(heard == [HELLO, b"and more"].concat(), "not what was sent");
+}
+
+#[test]
+fn a_server_that_cuts_a_connection_off_is_not_made_to_look_orderly() {
+    let (balancer, mut client) = in_front_of(|io| {
+        record(&io).unwrap();
+        SockRef::from(&io).set_linger(Some(Duration::ZERO)).unwrap();
+    });
+    client.write_all(HELLO).unwrap();
+    let cut = client.read(&mut [0]).map_err(|error| error.kind());
+    assert_eq!(cut, Err(ErrorKind::ConnectionReset));
+    let metrics = balancer.await_metrics(|metrics| metrics.all_routed() == 1);
+    assert_eq!(metrics.routed("policy", "failed"), 1, "{metrics}");
+}
+
+#[test]
+fn a_drain_lets_what_is_open_finish_and_takes_nothing_new() {
+    let (sender, go_on) = std::sync::mpsc::channel();
+    let (mut balancer, mut client) = in_front_of(move |mut io| {
+        record(&io).unwrap();
+        go_on.recv_timeout(PATIENCE).unwrap();
+        io.write_all(b"the end").unwrap();
+    });
+    client.write_all(HELLO).unwrap();
+    let connected = "sessile_balance_server_connections_open";
+    balancer.await_metrics(|metrics| metrics.sum(connected, &[]) == 1);
+    balancer.terminate();
+    balancer.await_line("draining");
+    // The listeners close a moment after the announcement.
+    let deadline = Instant::now() + PATIENCE;
+    while TcpStream::connect(balancer.address()).is_ok() {
+        assert!(Instant::now() < deadline, "it still takes connections");
+        thread::yield_now();
+    }
+    sender.send(()).unwrap();
+    client.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(read_to_end(&client), b"the end");
+    assert_eq!(balancer.ended().code(), Some(0));
+}

@@ -1,0 +1,19 @@
+//! The program and its library against real peers. One binary: every further one would link the
+//! whole program once more.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
+mod attacks;
+mod balance;
+mod chromium;
+mod client;
+mod farm_clients;
+mod farm_probe;
+mod lab;
+mod peers;
+mod probe;
+mod registry;
+mod serve_files;
+mod serve_life;
+mod settings;
+mod verdicts;

@@ -1,0 +1,118 @@
+//! A headless Chromium, driven over WebDriver (W3C) as far as the tests need it.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::Peer;
+
+/// How long a command may take, a browser's start on a busy machine included.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Where Debian's package has it.
+const CHROMIUM: &str = "/usr/bin/chromium";
+
+/// A browser with a profile of its own. Ended when dropped.
+pub(crate) struct Browser {
+    driver: Peer,
+    /// `/session/<id>`
+    session: String,
+}
+
+impl Browser {
+    /// Starts it with the given arguments beside those that keep it quiet and alone.
+    pub(crate) fn start(arguments: &[String]) -> Self {
+        let there = Path::new(CHROMIUM).exists();
+        assert!(there, "{CHROMIUM} is missing: install the package chromium");
+        let driver = Peer::start("chromium-driver", |port| {
+            let mut command = Command::new("chromedriver");
+            command.arg(format!("--port={port}"));
+            command
+        });
+        let mut all = vec![
+            // Root may not use the sandbox, and tests in containers are root.
+            "--no-sandbox".to_owned(),
+            "--headless=new".to_owned(),
+            "--disable-gpu".to_owned(),
+            "--disable-dev-shm-usage".to_owned(),
+            "--disable-background-networking".to_owned(),
+            "--no-proxy-server".to_owned(),
+        ];
+        all.extend_from_slice(arguments);
+        let wanted = json!({"capabilities": {"alwaysMatch": {
+            "browserName": "chrome",
+            "goog:chromeOptions": {"args": all, "binary": CHROMIUM},
+        }}});
+        let session = ask(driver.address(), "POST", "/session", &wanted);
+        let id = session["sessionId"].as_str().expect("a session");
+        Self {
+            session: format!("/session/{id}"),
+            driver,
+        }
+    }
+
+    /// Loads a page.
+    pub(crate) fn open(&self, url: &str) {
+        self.command("url", &json!({ "url": url }));
+    }
+
+    /// Runs a script in the page; what it passes to `done`.
+    pub(crate) fn run(&self, script: &str) -> Value {
+        let script = format!("const done = arguments[0];\n{script}");
+        self.command("execute/async", &json!({ "script": script, "args": [] }))
+    }
+
+    fn command(&self, name: &str, body: &Value) -> Value {
+        let path = format!("{}/{name}", self.session);
+        ask(self.driver.address(), "POST", &path, body)
+    }
+}
+
+impl Drop for Browser {
+    fn drop(&mut self) {
+        // The driver ends the browser; a driver that is killed would leave it behind. Where this
+        // fails there is nothing that could be done.
+        let _ = request(self.driver.address(), "DELETE", &self.session, &json!({}));
+    }
+}
+
+/// The value that the driver answers.
+fn ask(driver: SocketAddr, method: &str, path: &str, body: &Value) -> Value {
+    let answer = request(driver, method, path, body);
+    let mut answer = answer.unwrap_or_else(|error| panic!("{method} {path}: {error}"));
+    let value = answer["value"].take();
+    assert!(value.get("error").is_none(), "{method} {path}: {value:#}");
+    value
+}
+
+fn request(driver: SocketAddr, method: &str, path: &str, body: &Value) -> std::io::Result<Value> {
+    let mut io = TcpStream::connect(driver)?;
+    io.set_read_timeout(Some(PATIENCE))?;
+    let body = body.to_string();
+    write!(
+        io,
+        "{method} {path} HTTP/1.1\r\nhost: {driver}\r\ncontent-type: application/json\r\n\
+         content-length: {}\r\nconnection: close\r\n\r\n{body}",
+        body.len()
+    )?;
+    // The driver does not close the connection: the length says where the answer ends.
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        io.read_exact(&mut byte)?;
+        answer.extend(byte);
+    }
+    let head = String::from_utf8_lossy(&answer).to_ascii_lowercase();
+    let length = head
+        .lines()
+        .find_map(|line| line.strip_prefix("content-length:"))
+        .and_then(|length| length.trim().parse().ok())
+        .ok_or(std::io::ErrorKind::InvalidData)?;
+    let mut body = vec![0; length];
+    io.read_exact(&mut body)?;
+    Ok(serde_json::from_slice(&body)?)
+}

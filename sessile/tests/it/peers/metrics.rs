@@ -1,0 +1,107 @@
+//! What `/metrics` says, read as Prometheus does.
+
+use std::fmt;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+/// How long the admin listener may take to answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// One scrape.
+pub(crate) struct Metrics(Vec<Series>);
+
+struct Series {
+    name: String,
+    /// As they are written: `server="web1",verdict="full/unknown"`.
+    labels: String,
+    value: u64,
+}
+
+impl Metrics {
+    pub(crate) fn fetch(admin: SocketAddr) -> Self {
+        let mut io = TcpStream::connect(admin).expect("the admin listener");
+        io.set_read_timeout(Some(PATIENCE)).expect("a time limit");
+        let request = "GET /metrics HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n";
+        io.write_all(request.as_bytes()).expect("a request");
+        let mut response = String::new();
+        io.read_to_string(&mut response).expect("a response");
+        let (head, body) = response.split_once("\r\n\r\n").expect("a whole head");
+        assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+        Self::parse(body)
+    }
+
+    fn parse(text: &str) -> Self {
+        let lines = text.lines().filter(|line| !line.starts_with('#'));
+        let series = lines.map(|line| {
+            let (name, value) = line.rsplit_once(' ').expect("a name and a value");
+            let (name, labels) = name.split_once('{').unwrap_or((name, "}"));
+            Series {
+                name: name.to_owned(),
+                labels: labels.trim_end_matches('}').to_owned(),
+                value: value.parse().expect("a whole number"),
+            }
+        });
+        Self(series.collect())
+    }
+
+    /// The sum of all series of a name whose labels have these values.
+    ///
+    /// # Panics
+    ///
+    /// Where there is none: a name that is misspelt must not pass for a zero.
+    pub(crate) fn sum(&self, name: &str, labels: &[(&str, &str)]) -> u64 {
+        let written = labels
+            .iter()
+            .map(|(name, value)| format!("{name}=\"{value}\""));
+        let wanted: Vec<String> = written.collect();
+        let is_wanted = |series: &&Series| {
+            let has = |label: &String| series.labels.split(',').any(|its| its == label);
+            series.name == name && wanted.iter().all(has)
+        };
+        let found: Vec<u64> = self.0.iter().filter(is_wanted).map(|it| it.value).collect();
+        assert!(!found.is_empty(), "no series {name} with {labels:?}");
+        found.iter().sum()
+    }
+
+    /// Finished handshakes with a verdict, over all servers.
+    pub(crate) fn verdict(&self, verdict: &str) -> u64 {
+        self.sum("sessile_handshakes_total", &[("verdict", verdict)])
+    }
+
+    /// All finished handshakes, over all servers.
+    pub(crate) fn handshakes(&self) -> u64 {
+        self.sum("sessile_handshakes_total", &[])
+    }
+
+    /// Connections that the balancer routed, by rule and outcome.
+    pub(crate) fn routed(&self, by: &str, outcome: &str) -> u64 {
+        let labels = [("routed_by", by), ("outcome", outcome)];
+        self.sum("sessile_balance_connections_total", &labels)
+    }
+
+    /// All connections that the balancer routed.
+    pub(crate) fn all_routed(&self) -> u64 {
+        self.sum("sessile_balance_connections_total", &[])
+    }
+
+    /// Connections that the balancer turned away.
+    pub(crate) fn turned_away(&self, cause: &str) -> u64 {
+        self.sum("sessile_balance_turned_away_total", &[("cause", cause)])
+    }
+
+    /// Sessions that the balancer has learned.
+    pub(crate) fn learned(&self) -> u64 {
+        self.sum("sessile_balance_learned_entries", &[])
+    }
+}
+
+/// What is not zero.
+impl fmt::Display for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for series in self.0.iter().filter(|series| series.value > 0) {
+            writeln!(f, "{}{{{}}} {}", series.name, series.labels, series.value)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,270 @@
+//! The program under test, started as its users start it: its addresses and what it did are
+//! learned from what it says and from its metrics.
+
+use std::ffi::OsStr;
+use std::io::{BufRead, BufReader, Read};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal};
+use tempfile::TempDir;
+
+use super::{Certificates, Metrics};
+
+/// How long the program may take to do what a test waits for.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// How long to wait before the metrics are asked again.
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// A running `sessile`. Killed when dropped.
+pub(crate) struct Sessile {
+    child: Child,
+    said: Said,
+    address: SocketAddr,
+    admin: SocketAddr,
+}
+
+impl Sessile {
+    /// `sessile serve` with flags: static files below `root`, state below `state`.
+    pub(crate) fn serve(certificates: &Certificates, root: &Path, state: &Path) -> Self {
+        let mut command = command("serve", state);
+        command.args(["--listen", "127.0.0.1:0"]);
+        command.arg("--cert").arg(&certificates.chain);
+        command.arg("--key").arg(&certificates.key);
+        command.arg("--root").arg(root);
+        Self::start(command, "serving address=")
+    }
+
+    /// `sessile serve` with a configuration file, whose listener is to be `127.0.0.1:0`.
+    pub(crate) fn serve_configured(config: &Path, state: &Path) -> Self {
+        let mut command = command("serve", state);
+        command.arg("--config").arg(config);
+        Self::start(command, "serving address=")
+    }
+
+    /// `sessile balance` in front of servers that are named a, b, c and so on.
+    pub(crate) fn balance(servers: &[SocketAddr], arguments: &[&str]) -> Self {
+        // A balancer keeps no state.
+        let mut command = command("balance", Path::new("/nonexistent"));
+        command.args(["--listen", "127.0.0.1:0"]).args(arguments);
+        for (name, address) in ('a'..='z').zip(servers) {
+            command.arg("--server").arg(format!("{name}={address}"));
+        }
+        Self::start(command, "balancing address=")
+    }
+
+    fn start(mut command: Command, announced: &str) -> Self {
+        command.args(["--admin", "127.0.0.1:0"]);
+        let (child, said) = spawn(command);
+        Self {
+            address: said.word_after(announced),
+            admin: said.word_after("admin address="),
+            child,
+            said,
+        }
+    }
+
+    /// Where clients connect.
+    pub(crate) const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    pub(crate) fn metrics(&self) -> Metrics {
+        Metrics::fetch(self.admin)
+    }
+
+    /// Waits until the metrics are as they should be, and returns them.
+    ///
+    /// For what happens after the last byte that a client sees: a client that leaves right after its
+    /// handshake is counted a moment later.
+    pub(crate) fn await_metrics(&self, as_they_should: impl Fn(&Metrics) -> bool) -> Metrics {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let metrics = self.metrics();
+            if as_they_should(&metrics) {
+                return metrics;
+            }
+            assert!(Instant::now() < deadline, "still, after a while: {metrics}");
+            thread::sleep(PAUSE);
+        }
+    }
+
+    /// Waits until it says something with this in it, on either stream, and returns the line.
+    pub(crate) fn await_line(&self, part: &str) -> String {
+        self.said.find(part)
+    }
+
+    /// Asks it to end (SIGTERM) and does not wait.
+    pub(crate) fn terminate(&self) {
+        let pid = Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, Signal::TERM).expect("it runs");
+    }
+
+    /// Waits for it to end by itself.
+    pub(crate) fn ended(&mut self) -> ExitStatus {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("a child's status") {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "it does not end");
+            thread::sleep(PAUSE);
+        }
+    }
+}
+
+impl Drop for Sessile {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if thread::panicking() {
+            eprintln!("what sessile said:\n{}", self.said.all());
+        }
+    }
+}
+
+/// `sessile farm`, with a data folder of its own.
+pub(crate) struct Farm {
+    sessile: Sessile,
+    data: TempDir,
+}
+
+impl Farm {
+    pub(crate) fn start(arguments: &[&str]) -> Self {
+        let data = tempfile::tempdir().expect("a temporary folder");
+        let mut command = command("farm", data.path());
+        command.args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
+        command.arg("--data-dir").arg(data.path()).args(arguments);
+        let (child, said) = spawn(command);
+        let sessile = Sessile {
+            address: said.address("https://localhost", "127.0.0.1"),
+            admin: said.address("http://", ""),
+            child,
+            said,
+        };
+        Self { sessile, data }
+    }
+
+    /// The certificate of the authority that its servers' certificate is from.
+    pub(crate) fn ca(&self) -> String {
+        let path = self.data.path().join("ca.pem");
+        path.into_os_string().into_string().expect("UTF-8")
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.address().port()
+    }
+
+    /// Where the built-in page says what a connection's handshake came to.
+    pub(crate) fn verdict_url(&self) -> String {
+        format!("https://localhost:{}/verdict.json", self.port())
+    }
+}
+
+impl std::ops::Deref for Farm {
+    type Target = Sessile;
+
+    fn deref(&self) -> &Sessile {
+        &self.sessile
+    }
+}
+
+impl std::ops::DerefMut for Farm {
+    fn deref_mut(&mut self) -> &mut Sessile {
+        &mut self.sessile
+    }
+}
+
+/// Nothing of the surroundings of the tests may change what the program does.
+fn command(role: impl AsRef<OsStr>, state: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sessile"));
+    command.arg(role).env("XDG_STATE_HOME", state);
+    for variable in ["STATE_DIRECTORY", "SESSILE_CONFIG", "RUST_LOG"] {
+        command.env_remove(variable);
+    }
+    command
+}
+
+fn spawn(mut command: Command) -> (Child, Said) {
+    command.stdin(Stdio::null());
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("the program under test");
+    let said = Said::default();
+    said.listen(child.stdout.take().expect("a pipe"));
+    said.listen(child.stderr.take().expect("a pipe"));
+    (child, said)
+}
+
+/// What a program says, on both streams, as it comes.
+#[derive(Clone, Default)]
+struct Said(Arc<(Mutex<Heard>, Condvar)>);
+
+#[derive(Default)]
+struct Heard {
+    lines: Vec<String>,
+    /// Streams that may still say something.
+    open: usize,
+}
+
+impl Said {
+    /// Reads a stream to its end on a thread of its own: a pipe that nobody reads would stop the
+    /// program when it is full.
+    fn listen(&self, stream: impl Read + Send + 'static) {
+        let said = self.clone();
+        said.0.0.lock().unwrap().open += 1;
+        thread::spawn(move || {
+            let (heard, changed) = &*said.0;
+            for line in BufReader::new(stream).lines().map_while(Result::ok) {
+                heard.lock().unwrap().lines.push(line);
+                changed.notify_all();
+            }
+            heard.lock().unwrap().open -= 1;
+            changed.notify_all();
+        });
+    }
+
+    fn find(&self, part: &str) -> String {
+        let (heard, changed) = &*self.0;
+        let deadline = Instant::now() + PATIENCE;
+        let mut heard = heard.lock().unwrap();
+        loop {
+            if let Some(line) = heard.lines.iter().find(|line| line.contains(part)) {
+                return line.clone();
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() || heard.open == 0 {
+                let lines = heard.lines.join("\n");
+                // Others that wait have to be able to say so too.
+                drop(heard);
+                panic!("sessile does not say {part:?}, but:\n{lines}");
+            }
+            heard = changed.wait_timeout(heard, left).unwrap().0;
+        }
+    }
+
+    /// The address that follows `part` and ends at a space.
+    fn word_after(&self, part: &str) -> SocketAddr {
+        let line = self.find(part);
+        let (_, rest) = line.split_once(part).expect("it was found");
+        let word = rest.split(' ').next().unwrap_or(rest);
+        word.parse().expect("an address")
+    }
+
+    /// The address in a URL that begins with `prefix`, for which `host` stands.
+    fn address(&self, prefix: &str, host: &str) -> SocketAddr {
+        let line = self.find(prefix);
+        let (_, rest) = line.split_once(prefix).expect("it was found");
+        let (address, _) = rest.split_once('/').expect("a URL with a path");
+        format!("{host}{address}").parse().expect("an address")
+    }
+
+    fn all(&self) -> String {
+        self.0.0.lock().unwrap().lines.join("\n")
+    }
+}

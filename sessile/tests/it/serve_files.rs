@@ -1,0 +1,283 @@
+//! Static files through `sessile serve`, asked for by curl.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use tempfile::TempDir;
+
+use crate::peers::{Certificates, NAME, Sessile, run};
+
+const TEXT: &str = "0123456789abcdefghij";
+const SECRET: &str = "not for everyone";
+
+/// A server with files, of which some are not below its root.
+struct Site {
+    certificates: Certificates,
+    files: TempDir,
+    sessile: Sessile,
+}
+
+impl Site {
+    fn start() -> Self {
+        let (certificates, files) = (Certificates::new(), files());
+        let (root, state) = (files.path().join("www"), files.path().join("state"));
+        let sessile = Sessile::serve(&certificates, &root, &state);
+        Self {
+            certificates,
+            files,
+            sessile,
+        }
+    }
+
+    /// The same below a route's path.
+    fn start_below(path: &str) -> Self {
+        let (certificates, files) = (Certificates::new(), files());
+        let config = files.path().join("sessile.toml");
+        let text = format!(
+            "[[listener]]\naddress = \"127.0.0.1:0\"\n\
+             [[site]]\ncertificates = [{{ chain = {:?}, key = {:?} }}]\n\
+             [[site.route]]\npath = {path:?}\nfiles = \"www\"\n",
+            certificates.chain, certificates.key,
+        );
+        fs::write(&config, text).unwrap();
+        let sessile = Sessile::serve_configured(&config, &files.path().join("state"));
+        Self {
+            certificates,
+            files,
+            sessile,
+        }
+    }
+
+    /// What curl gets for a path that it sends as it is.
+    fn get(&self, path: &str, arguments: &[&str]) -> Response {
+        let port = self.sessile.address().port();
+        let mut command = Command::new("curl");
+        command.args(["-sS", "--include", "--path-as-is", "--cacert"]);
+        command.arg(&self.certificates.ca).args(arguments);
+        command.args(["--resolve", &format!("{NAME}:{port}:127.0.0.1")]);
+        command.arg(format!("https://{NAME}:{port}{path}"));
+        Response::parse(&run("curl", &mut command, "").succeeded().stdout)
+    }
+}
+
+fn files() -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    };
+    write("secret.txt", SECRET);
+    write("www/index.html", "<h1>home</h1>");
+    write("www/sub/index.html", "<h1>below</h1>");
+    write("www/text.txt", TEXT);
+    write("www/empty", "");
+    write("www/a file & more.css", "p{}");
+    for name in ["s.js", "i.png", "d.json", "v.svg", "m.wasm"] {
+        write(&format!("www/{name}"), "x");
+    }
+    folder
+}
+
+struct Response {
+    http: String,
+    status: u16,
+    head: String,
+    body: String,
+}
+
+impl Response {
+    fn parse(text: &str) -> Self {
+        let (head, body) = text.split_once("\r\n\r\n").expect("a whole head");
+        let mut words = head.split(' ');
+        Self {
+            http: words.next().unwrap().to_owned(),
+            status: words.next().unwrap().parse().expect("a status"),
+            head: head.to_owned(),
+            body: body.to_owned(),
+        }
+    }
+
+    fn header(&self, name: &str) -> Option<&str> {
+        let mut fields = self.head.lines().filter_map(|line| line.split_once(": "));
+        let field = fields.find(|(its, _)| its.eq_ignore_ascii_case(name));
+        field.map(|(_, value)| value)
+    }
+}
+
+const VERSIONS: [(&str, &str); 2] = [("--http1.1", "HTTP/1.1"), ("--http2", "HTTP/2")];
+
+#[test]
+fn files_have_types_lengths_and_validators() {
+    let site = Site::start();
+    for (version, http) in VERSIONS {
+        let get = |path: &str| site.get(path, &[version]);
+        for (path, content_type) in [
+            ("/", "text/html"),
+            ("/index.html", "text/html"),
+            ("/text.txt", "text/plain"),
+            ("/text.txt?version=2", "text/plain"),
+            ("/a%20file%20&%20more.css", "text/css"),
+            ("/s.js", "text/javascript"),
+            ("/i.png", "image/png"),
+            ("/d.json", "application/json"),
+            ("/v.svg", "image/svg+xml"),
+            ("/m.wasm", "application/wasm"),
+            ("/empty", "application/octet-stream"),
+        ] {
+            let response = get(path);
+            assert_eq!(
+                (response.status, response.http.as_str()),
+                (200, http),
+                "{path}"
+            );
+            assert_eq!(
+                response.header("content-type"),
+                Some(content_type),
+                "{path}"
+            );
+            let length = response.body.len().to_string();
+            assert_eq!(
+                response.header("content-length"),
+                Some(length.as_str()),
+                "{path}"
+            );
+        }
+        assert_eq!(get("/sub/").body, "<h1>below</h1>");
+        let full = get("/text.txt");
+        assert_eq!(full.body, TEXT);
+        let etag = full.header("etag").expect("a validator");
+        let since = full.header("last-modified").expect("a date");
+        for (condition, status) in [
+            (format!("if-none-match: {etag}"), 304),
+            ("if-none-match: \"other\"".to_owned(), 200),
+            (format!("if-match: {etag}"), 200),
+            ("if-match: \"other\"".to_owned(), 412),
+            (format!("if-modified-since: {since}"), 304),
+        ] {
+            let response = site.get("/text.txt", &[version, "-H", &condition]);
+            assert_eq!(response.status, status, "{condition}");
+            assert_eq!(response.body.is_empty(), status != 200, "{condition}");
+        }
+    }
+    let requests = site.sessile.metrics().sum("sessile_requests_total", &[]);
+    assert_eq!(requests, 2 * (11 + 1 + 1 + 5));
+}
+
+#[test]
+fn ranges_are_served_and_those_beyond_the_end_are_refused() {
+    let site = Site::start();
+    for (version, _) in VERSIONS {
+        for (range, body, of) in [
+            ("0-4", "01234", "bytes 0-4/20"),
+            ("15-", "fghij", "bytes 15-19/20"),
+            ("-3", "hij", "bytes 17-19/20"),
+            ("18-99", "ij", "bytes 18-19/20"),
+        ] {
+            let response = site.get("/text.txt", &[version, "--range", range]);
+            assert_eq!(
+                (response.status, response.body.as_str()),
+                (206, body),
+                "{range}"
+            );
+            assert_eq!(response.header("content-range"), Some(of), "{range}");
+        }
+        let beyond = site.get("/text.txt", &[version, "--range", "20-"]);
+        assert_eq!((beyond.status, beyond.body.as_str()), (416, ""));
+        assert_eq!(beyond.header("content-range"), Some("bytes */20"));
+    }
+    // The access log has what was sent.
+    for sent in ["206 5", "206 3", "206 2", "416 0"] {
+        let line = format!("\"GET /text.txt HTTP/1.1\" {sent} \"-\" \"curl/");
+        site.sessile.await_line(&line);
+    }
+}
+
+#[test]
+fn only_what_reads_is_allowed() {
+    let site = Site::start();
+    for (version, _) in VERSIONS {
+        let head = site.get("/text.txt", &[version, "--head"]);
+        assert_eq!((head.status, head.body.as_str()), (200, ""));
+        assert_eq!(head.header("content-length"), Some("20"));
+        assert_eq!(site.get("/nothing", &[version, "--head"]).status, 404);
+        for method in ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "BREW"] {
+            let response = site.get("/text.txt", &[version, "--request", method]);
+            assert_eq!(response.status, 405, "{method}");
+            assert_eq!(response.header("allow"), Some("GET, HEAD"), "{method}");
+        }
+        let posted = site.get("/text.txt", &[version, "--data", "a body"]);
+        assert_eq!(posted.status, 405);
+    }
+    assert_eq!(
+        fs::read_to_string(site.files.path().join("www/text.txt")).unwrap(),
+        TEXT
+    );
+}
+
+#[test]
+fn no_path_leads_out_of_the_root() {
+    let site = Site::start();
+    let absolute = |name: &Path| format!("/{}", name.display());
+    let secret = absolute(&site.files.path().join("secret.txt"));
+    let encoded = secret.replace('/', "%2f");
+    for (version, _) in VERSIONS {
+        for path in [
+            "/../secret.txt",
+            "/..//secret.txt",
+            "/sub/../../secret.txt",
+            "/./../secret.txt",
+            "/%2e%2e/secret.txt",
+            "/.%2e/secret.txt",
+            "/%2E%2E%2Fsecret.txt",
+            "/..%2fsecret.txt",
+            "/sub%2f..%2f..%2fsecret.txt",
+            "/%252e%252e/secret.txt",
+            "/..%5csecret.txt",
+            "/..\\secret.txt",
+            "/%2e%2e%00/secret.txt",
+            "/text.txt%00.html",
+            "/%c0%ae%c0%ae/secret.txt",
+            &secret,
+            &format!("/{encoded}"),
+            "//etc/passwd",
+            "/nothing",
+            "/text.txt/",
+            "/text.txt/nothing",
+        ] {
+            let response = site.get(path, &[version]);
+            let refused = matches!(response.status, 400 | 404);
+            assert!(refused, "{path}: {}\n{}", response.head, response.body);
+            assert!(!response.body.contains(SECRET), "{path}");
+        }
+    }
+}
+
+#[test]
+fn a_folder_without_its_slash_is_redirected_to_where_it_is() {
+    let home = Site::start();
+    let below = Site::start_below("/files");
+    for (version, _) in VERSIONS {
+        for (site, path, location) in [
+            (&home, "/sub", "/sub/"),
+            (&home, "/sub?a=b", "/sub/?a=b"),
+            // Two slashes would make the folder's name a host's.
+            (&home, "//sub", "/sub/"),
+            (&below, "/files/sub", "/files/sub/"),
+            (&below, "/files/sub?a=b", "/files/sub/?a=b"),
+            (&below, "/files//sub", "/files/sub/"),
+            (&below, "/files", "/files/"),
+            (&below, "/files?a=b", "/files/?a=b"),
+        ] {
+            let response = site.get(path, &[version]);
+            assert_eq!(response.header("location"), Some(location), "{path}");
+            assert!(matches!(response.status, 307 | 308), "{path}");
+        }
+        assert_eq!(below.get("/files/", &[version]).body, "<h1>home</h1>");
+        assert_eq!(below.get("/files/text.txt", &[version]).body, TEXT);
+        for path in ["/", "/filestext.txt", "/text.txt", "/files/../secret.txt"] {
+            assert_eq!(below.get(path, &[version]).status, 404, "{path}");
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! `sessile serve` from start to end: what a restart costs, and what becomes of connections when
+//! it is told to end.
+
+use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use sessile::client::{Client, Close, Connection, Mechanism, Options, Sessions, Target, Trust};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::peers::{Certificates, NAME, Sessile, run};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// More than the sockets between a server and a client that does not read can hold.
+const LARGE: u64 = 24 << 20;
+
+/// A folder with a large file and a small one.
+fn root() -> tempfile::TempDir {
+    let root = tempfile::tempdir().unwrap();
+    fs::write(root.path().join("small"), "small").unwrap();
+    let large = File::create(root.path().join("large")).unwrap();
+    large.set_len(LARGE).unwrap();
+    root
+}
+
+/// One visit of an openssl client that keeps its session in a file; the server's verdict.
+fn visit(
+    server: &Sessile,
+    certificates: &Certificates,
+    arguments: &[&str],
+    session: &Path,
+) -> String {
+    const REQUEST: &str =
+        "GET /small HTTP/1.1\r\nhost: farm.test\r\nsessile-probe: 1\r\nconnection: close\r\n\r\n";
+    let mut command = Command::new("openssl");
+    command.args(["s_client", "-ign_eof", "-servername", NAME, "-connect"]);
+    command.arg(server.address().to_string()).args(arguments);
+    command
+        .args(["-verify_return_error", "-CAfile"])
+        .arg(&certificates.ca);
+    if session.exists() {
+        command.arg("-sess_in").arg(session);
+    }
+    command.arg("-sess_out").arg(session);
+    let ran = run("openssl", &mut command, REQUEST).succeeded();
+    let mut lines = ran.stdout.lines();
+    let verdict = lines.find_map(|line| line.strip_prefix("sessile-verdict: "));
+    verdict.expect("a verdict").trim_end().to_owned()
+}
+
+#[test]
+fn sessions_survive_a_restart_and_a_crash_with_the_same_key_file() {
+    let certificates = Certificates::new();
+    let (root, state) = (root(), tempfile::tempdir().unwrap());
+    let sessions = tempfile::tempdir().unwrap();
+    let start = || Sessile::serve(&certificates, root.path(), state.path());
+    let offers = [
+        (&["-tls1_3"][..], "resumed/psk"),
+        (&["-tls1_2"], "resumed/ticket"),
+        (&["-tls1_2", "-no_ticket"], "resumed/session-id"),
+    ];
+    let verdicts = |server: &Sessile| {
+        let session = |at: usize| sessions.path().join(at.to_string());
+        let all = offers.iter().enumerate();
+        all.map(|(at, (arguments, _))| visit(server, &certificates, arguments, &session(at)))
+            .collect::<Vec<_>>()
+    };
+
+    let mut first = start();
+    first.await_line("made a farm key");
+    assert_eq!(verdicts(&first), ["full/nothing-offered"; 3]);
+    assert_eq!(verdicts(&first), offers.map(|(_, resumed)| resumed));
+    let key = fs::metadata(state.path().join("sessile/farm.key")).unwrap();
+    assert_eq!(key.permissions().mode() & 0o777, 0o600);
+    first.terminate();
+    assert_eq!(first.ended().code(), Some(0));
+
+    // Session IDs are in the memory of the process that gave them.
+    let survivors = ["resumed/psk", "resumed/ticket", "full/unknown"];
+    let second = start();
+    assert_eq!(verdicts(&second), survivors);
+    // A crash.
+    drop(second);
+    let third = start();
+    assert_eq!(verdicts(&third), survivors);
+    let metrics = third.metrics();
+    let counted = survivors.map(|verdict| metrics.verdict(verdict));
+    assert_eq!((counted, metrics.handshakes()), ([1; 3], 3), "{metrics}");
+
+    // Another state folder is another farm.
+    let elsewhere = tempfile::tempdir().unwrap();
+    let stranger = Sessile::serve(&certificates, root.path(), elsewhere.path());
+    let unknown = ["full/unknown-key", "full/unknown-key", "full/unknown"];
+    assert_eq!(verdicts(&stranger), unknown);
+}
+
+fn client(certificates: &Certificates, mechanism: Mechanism) -> Client {
+    let options = Options {
+        mechanism,
+        trust: Trust::ca_file(&certificates.ca).unwrap(),
+        ..Options::default()
+    };
+    Client::new(options, Sessions::default()).unwrap()
+}
+
+async fn connect(client: &Client, server: &Sessile) -> Connection {
+    let target = Target::new(server.address(), NAME).unwrap();
+    client.connect(&target).await.unwrap()
+}
+
+/// Asks for a file and reads the head of the response.
+async fn ask(connection: &mut Connection, path: &str) {
+    let request = format!("GET {path} HTTP/1.1\r\nhost: {NAME}\r\n\r\n");
+    connection
+        .stream()
+        .write_all(request.as_bytes())
+        .await
+        .unwrap();
+    let head = head(connection).await;
+    assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+}
+
+async fn head(connection: &mut Connection) -> String {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(connection.stream().read_u8().await.unwrap());
+    }
+    String::from_utf8(head).unwrap()
+}
+
+/// Reads to the end, which has to be a clean one.
+async fn rest(connection: &mut Connection) -> u64 {
+    let mut body = Vec::new();
+    let read = connection.stream().read_to_end(&mut body);
+    let read = tokio::time::timeout(PATIENCE, read).await;
+    read.expect("in time").expect("a clean end") as u64
+}
+
+#[tokio::test]
+async fn a_drain_lets_downloads_finish_and_ends_idle_connections_cleanly() {
+    let certificates = Certificates::new();
+    let (root, state) = (root(), tempfile::tempdir().unwrap());
+    let mut server = Sessile::serve(&certificates, root.path(), state.path());
+    for mechanism in [Mechanism::Psk, Mechanism::Ticket] {
+        let client = client(&certificates, mechanism);
+        let mut connections = Vec::new();
+        for path in ["", "/small", "/large"] {
+            let mut connection = connect(&client, &server).await;
+            if !path.is_empty() {
+                ask(&mut connection, path).await;
+            }
+            connections.push(connection);
+        }
+        let [mut silent, mut idle, mut busy] = connections.try_into().ok().unwrap();
+        idle.stream().read_exact(&mut [0; 5]).await.unwrap();
+        let requests = "sessile_requests_total";
+        server.await_metrics(|metrics| metrics.sum(requests, &[]) == 2);
+
+        server.terminate();
+        server.await_line("draining");
+        assert_eq!(
+            within(silent.closed()).await,
+            Close::Notify,
+            "{mechanism:?}"
+        );
+        assert_eq!(within(idle.closed()).await, Close::Notify, "{mechanism:?}");
+        assert_eq!(rest(&mut busy).await, LARGE, "{mechanism:?}");
+        assert_eq!(server.ended().code(), Some(0), "{mechanism:?}");
+        let target = Target::new(server.address(), NAME).unwrap();
+        assert!(client.connect(&target).await.is_err());
+        server = Sessile::serve(&certificates, root.path(), state.path());
+    }
+}
+
+async fn within<T>(end: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, end).await.expect("in time")
+}
+
+#[test]
+fn a_drain_lets_an_http2_download_finish() {
+    let certificates = Certificates::new();
+    let (root, state) = (root(), tempfile::tempdir().unwrap());
+    let mut server = Sessile::serve(&certificates, root.path(), state.path());
+    let port = server.address().port();
+    let mut command = Command::new("curl");
+    command.args([
+        "-sS",
+        "--http2",
+        "--limit-rate",
+        "16M",
+        "--output",
+        "/dev/null",
+    ]);
+    command.args([
+        "--write-out",
+        "%{http_version} %{http_code} %{size_download}",
+    ]);
+    command.arg("--cacert").arg(&certificates.ca);
+    command.args(["--resolve", &format!("{NAME}:{port}:127.0.0.1")]);
+    command.arg(format!("https://{NAME}:{port}/large"));
+    let ran = std::thread::scope(|scope| {
+        let download = scope.spawn(|| run("curl", &mut command, ""));
+        server.await_metrics(|metrics| metrics.sum("sessile_requests_total", &[]) == 1);
+        server.terminate();
+        download.join().unwrap()
+    });
+    assert_eq!(ran.succeeded().stdout, format!("2 200 {LARGE}"));
+    assert_eq!(server.ended().code(), Some(0));
+}
+
+#[tokio::test]
+async fn a_client_that_says_goodbye_before_the_answer_gets_it_whole() {
+    let certificates = Certificates::new();
+    let (root, state) = (root(), tempfile::tempdir().unwrap());
+    let server = Sessile::serve(&certificates, root.path(), state.path());
+    for mechanism in [Mechanism::Psk, Mechanism::Ticket] {
+        let client = client(&certificates, mechanism);
+        let mut connection = connect(&client, &server).await;
+        ask(&mut connection, "/large").await;
+        // close_notify, and the end of what TCP carries this way.
+        connection.stream().shutdown().await.unwrap();
+        assert_eq!(rest(&mut connection).await, LARGE, "{mechanism:?}");
+    }
+    server.await_metrics(|metrics| metrics.sum("sessile_connections_open", &[]) == 0);
+}

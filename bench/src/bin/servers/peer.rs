@@ -43,7 +43,7 @@ impl Software {
         let said = [said.stdout, said.stderr].concat();
         let said = String::from_utf8_lossy(&said);
         let library = said.lines().find_map(|line| {
-            let (_, version) = line.split_once("unning ")?.1.split_once("OpenSSL ")?;
+            let (_, version) = line.split_once("unning ")?.1.rsplit_once("OpenSSL ")?;
             Some(format!(", OpenSSL {}", version.split(' ').next()?))
         });
         let version = said

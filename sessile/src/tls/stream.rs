@@ -20,6 +20,9 @@ const TICKET_DELAY: Duration = Duration::from_millis(5);
 /// Most plaintext that is taken before the socket has to take ciphertext: two full records.
 const MAX_BUFFERED: usize = 32 * 1024;
 
+/// How long a client may take to end its side once ours has ended.
+const LINGER: Duration = Duration::from_secs(5);
+
 /// The server's side of a TLS connection.
 pub struct Stream {
     io: TcpStream,
@@ -29,12 +32,15 @@ pub struct Stream {
     status: Rc<Status>,
     eof: bool,
     said_goodbye: bool,
+    /// Runs once our side has ended.
+    linger: Option<Pin<Box<Sleep>>>,
 }
 
 /// What is known of a stream from outside while something else reads and writes it.
 pub struct Status {
     last_activity: Cell<Instant>,
     closed_cleanly: Cell<bool>,
+    lingers: Cell<bool>,
 }
 
 impl Status {
@@ -48,6 +54,12 @@ impl Status {
     #[must_use]
     pub const fn closed_cleanly(&self) -> bool {
         self.closed_cleanly.get()
+    }
+
+    /// Makes a shutdown end at once, whether or not the client ends its side too: for connections
+    /// on which nothing is on its way.
+    pub fn end_without_lingering(&self) {
+        self.lingers.set(false);
     }
 
     fn touch(&self) {
@@ -65,9 +77,11 @@ impl Stream {
             status: Rc::new(Status {
                 last_activity: Cell::new(Instant::now()),
                 closed_cleanly: Cell::new(false),
+                lingers: Cell::new(true),
             }),
             eof: false,
             said_goodbye: false,
+            linger: None,
         }
     }
 
@@ -101,6 +115,24 @@ impl Stream {
             done?;
         }
         Ok(())
+    }
+
+    /// Reads on until the client has ended its side too. A socket that is closed while bytes come
+    /// in resets the connection, and what is still on its way to the client is lost.
+    fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let linger = self
+            .linger
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(LINGER)));
+        let mut discarded = [0; 1024];
+        while !self.eof && self.status.lingers.get() {
+            if linger.as_mut().poll(cx).is_ready() {
+                break;
+            }
+            let mut buf = ReadBuf::new(&mut discarded);
+            let read = ready!(Pin::new(&mut self.io).poll_read(cx, &mut buf));
+            self.eof = read.is_err() || buf.filled().is_empty();
+        }
+        Poll::Ready(())
     }
 
     /// Plaintext that the library has at hand; `None`: it needs more from the socket.
@@ -190,8 +222,11 @@ impl AsyncWrite for Stream {
             this.said_goodbye = true;
             this.tls.send_close_notify();
         }
-        ready!(this.poll_flush_tls(cx))?;
-        Pin::new(&mut this.io).poll_shutdown(cx)
+        if this.linger.is_none() {
+            ready!(this.poll_flush_tls(cx))?;
+            ready!(Pin::new(&mut this.io).poll_shutdown(cx))?;
+        }
+        this.poll_linger(cx).map(Ok)
     }
 }
 

@@ -82,7 +82,7 @@ pub enum Learned {
 /// The learned table.
 #[derive(Debug)]
 pub struct Affinity {
-    /// A part, which never evicts by itself: every entry that leaves is taken off its source's count.
+    /// It never gets to evict by itself: every entry that leaves is taken off its source's count.
     table: Table,
     max_entries: usize,
     /// Entries of each source that has any. Ordered, so that no peer's choice makes it slow.
@@ -94,7 +94,7 @@ impl Affinity {
     #[must_use]
     pub fn new(limits: Limits, seed: u64) -> Self {
         Self {
-            table: Table::part(limits, 1, seed),
+            table: Table::new(limits, seed),
             max_entries: limits.max_entries,
             sources: BTreeMap::new(),
         }
@@ -120,15 +120,15 @@ impl Affinity {
         if held >= QUOTA_FLOOR.max(self.max_entries / QUOTA_SHARE) {
             return Learned::OverQuota;
         }
+        if self.table.len() >= self.max_entries {
+            self.forget_oldest(now);
+        }
         let lesson = Lesson { server, source }.to_bytes();
         match self.table.insert(key.as_bytes(), &lesson, now, now) {
             Inserted::Stored { .. } => {}
             _ => return Learned::Disabled,
         }
         *self.sources.entry(source).or_default() += 1;
-        if self.table.len() > self.max_entries {
-            self.forget_oldest(now);
-        }
         Learned::New
     }
 

@@ -43,10 +43,11 @@ pub async fn read(
 ) -> Result<HelloReader, DetectError> {
     let hello = async {
         let mut reader = HelloReader::new(limit);
-        let mut chunk = [0; CHUNK];
+        let mut chunk = Vec::with_capacity(CHUNK);
         loop {
+            chunk.clear();
             let len = io
-                .read(&mut chunk)
+                .read_buf(&mut chunk)
                 .await
                 .map_err(|error| match error.kind() {
                     io::ErrorKind::ConnectionReset => DetectError::Closed,
@@ -55,7 +56,7 @@ pub async fn read(
             if len == 0 {
                 return Err(DetectError::Closed);
             }
-            if reader.push(&chunk[..len]).map_err(DetectError::Invalid)? {
+            if reader.push(&chunk).map_err(DetectError::Invalid)? {
                 return Ok(reader);
             }
         }

@@ -2,11 +2,12 @@
 
 use std::future::Future;
 use std::io;
+use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use tokio::runtime::{Builder, LocalOptions};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::task::LocalSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -31,22 +32,43 @@ impl Workers {
     /// Starts a thread that runs `body` to its end; nothing in it has to be `Send`.
     ///
     /// # Errors
-    /// Where the system gives no thread.
+    /// Where the system gives no thread, or no runtime for it.
     pub fn spawn<F>(
         &mut self,
         name: &str,
         body: impl FnOnce() -> F + Send + 'static,
     ) -> io::Result<()>
     where
-        F: Future<Output = ()>,
+        F: Future<Output = ()> + 'static,
     {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?;
-        let thread = std::thread::Builder::new()
-            // Linux shows 15 bytes of a thread's name.
-            .name(name.chars().take(15).collect())
-            .spawn(move || LocalSet::new().block_on(&runtime, async move { body().await }))?;
+        let (started, outcome) = mpsc::sync_channel(1);
+        let work = move || {
+            // A local runtime belongs to the thread that builds it. In it, a socket that becomes
+            // ready puts its task into the queue; a LocalSet would be woken for it through a
+            // file descriptor, three times a connection.
+            let runtime = Builder::new_current_thread()
+                .enable_all()
+                .build_local(LocalOptions::default());
+            let (runtime, built) = match runtime {
+                Ok(runtime) => (Some(runtime), Ok(())),
+                Err(error) => (None, Err(error)),
+            };
+            let _ = started.send(built);
+            let Some(runtime) = runtime else { return };
+            // As a task of its own for the same reason: what `block_on` waits for is woken that way.
+            let body = runtime.spawn_local(async move { body().await });
+            if let Err(failed) = runtime.block_on(body)
+                && failed.is_panic()
+            {
+                std::panic::resume_unwind(failed.into_panic());
+            }
+        };
+        // Linux shows 15 bytes of a thread's name.
+        let name = name.chars().take(15).collect();
+        let thread = std::thread::Builder::new().name(name).spawn(work)?;
+        outcome
+            .recv()
+            .unwrap_or_else(|_| Err(io::Error::other("the thread panicked")))?;
         self.threads.push(thread);
         Ok(())
     }
@@ -120,9 +142,7 @@ pub fn connection_limit(configured: usize, sockets: u64) -> usize {
 /// # Errors
 /// Where signals cannot be watched.
 pub fn wait_for_signal(mut reopen_logs: impl FnMut()) -> io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    let runtime = Builder::new_current_thread().enable_all().build()?;
     let asked: io::Result<&str> = runtime.block_on(async {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;

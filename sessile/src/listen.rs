@@ -69,6 +69,9 @@ fn socket(address: SocketAddr, shared: bool) -> io::Result<Socket> {
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(shared)?;
     socket.set_nonblocking(true)?;
+    // Every flight is written whole; Nagle's algorithm could only delay the last one. What is
+    // accepted inherits it.
+    socket.set_tcp_nodelay(true)?;
     socket.bind(&address.into())?;
     Ok(socket)
 }
@@ -86,8 +89,6 @@ pub async fn accept(
     let listener = TcpListener::from_std(listener)?;
     let mut accepted = |result: io::Result<(TcpStream, SocketAddr)>| match result {
         Ok((io, peer)) => {
-            // Every flight is written whole; Nagle's algorithm could only delay the last one.
-            let _ = io.set_nodelay(true);
             connected(io, peer);
             true
         }

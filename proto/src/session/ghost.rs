@@ -27,7 +27,7 @@ impl Ghosts {
         let Some(set) = self.set(hash) else { return };
         let same = |ghost: &u64| (ghost ^ hash) & !REASON == 0;
         let last = set.iter().position(same).unwrap_or(WAYS - 1);
-        set[..=last].rotate_right(1);
+        set.copy_within(..last, 1);
         set[0] = (hash & !REASON) | why.code();
     }
 

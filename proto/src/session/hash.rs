@@ -8,6 +8,21 @@ const PI: [u64; 3] = [
     0xa409_3822_299f_31d1,
 ];
 
+/// A key and its hash, which is worth computing once: it picks the shard, the place and the ghost.
+#[derive(Clone, Copy, Debug)]
+pub struct Hashed<'a> {
+    pub(super) bytes: &'a [u8],
+    pub(super) hash: u64,
+}
+
+impl Hashed<'_> {
+    /// One of `shards` (a power of two), by bits that a part itself goes by least.
+    #[must_use]
+    pub fn shard(&self, shards: usize) -> usize {
+        self.hash as usize & (shards - 1)
+    }
+}
+
 /// Hashes keys under one seed.
 #[derive(Clone, Debug)]
 pub struct Hasher {
@@ -42,6 +57,15 @@ impl Hasher {
         }
         // The length last: earlier it would cancel out against a key's own bytes.
         fold(state ^ self.mask, PI[2] ^ key.len() as u64)
+    }
+
+    /// A key with its hash.
+    #[must_use]
+    pub fn hashed<'a>(&self, key: &'a [u8]) -> Hashed<'a> {
+        Hashed {
+            bytes: key,
+            hash: self.hash(key),
+        }
     }
 
     const fn step(&self, state: u64, pair: &[u8; 16]) -> u64 {

@@ -3,7 +3,8 @@
 //! that an entry costs no allocation and no pointer.
 //!
 //! ```text
-//! established u64 | sequence − segment's first u32 | value length u16 | key length u8 | dead u8 | key | value | to 8 bytes
+//! established u64 | sequence − segment's first u32 | value length u16 | key length u8 | dead u8
+//! key | value | padding to 8 bytes
 //! ```
 //!
 //! Entries that were removed out of turn are holes until [`Log::take_oldest_segment`] (compaction)
@@ -18,7 +19,7 @@ use crate::Time;
 const HEADER: usize = 16;
 
 /// Where in the header the mark of a dead entry is.
-const DEAD: usize = 15;
+const DEAD: usize = HEADER - 1;
 
 /// Entries start at multiples of this, which is what a location counts in.
 const ALIGN: usize = 8;
@@ -27,7 +28,7 @@ const ALIGN: usize = 8;
 const SEGMENT: (usize, usize) = (4 << 10, 64 << 10);
 
 /// A run of entries in the order of their arrival.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Segment {
     bytes: Box<[u8]>,
     /// Where the oldest entry that may be alive starts.
@@ -41,9 +42,12 @@ struct Segment {
 /// A queue of entries that can also be read and killed by their location.
 #[derive(Debug)]
 pub(super) struct Log {
-    segments: VecDeque<Segment>,
-    /// The number of the oldest segment. Locations hold numbers; they wrap.
-    first: u32,
+    /// In no order; locations hold the position of their segment here.
+    segments: Vec<Segment>,
+    /// Positions of the segments that hold entries, oldest first.
+    order: VecDeque<u32>,
+    /// Positions of the others, which hold no memory.
+    vacant: Vec<u32>,
     /// Bits of a location that hold the offset in a segment.
     offset_bits: u32,
     /// The last segment that was given back: the next one that is needed.
@@ -58,8 +62,9 @@ impl Log {
     pub(super) fn new(entries: usize) -> Self {
         let wanted = entries.saturating_mul(2).clamp(SEGMENT.0, SEGMENT.1);
         Self {
-            segments: VecDeque::new(),
-            first: 0,
+            segments: Vec::new(),
+            order: VecDeque::new(),
+            vacant: Vec::new(),
             offset_bits: (wanted.next_power_of_two() / ALIGN).ilog2(),
             spare: None,
             live: 0,
@@ -71,7 +76,7 @@ impl Log {
     pub(super) fn append(&mut self, entry: &Entry<'_>) -> Option<u32> {
         let (key, value) = (entry.key, entry.value);
         let size = (HEADER + key.len() + value.len()).next_multiple_of(ALIGN);
-        let delta = match self.segments.back() {
+        let delta = match self.order.back().map(|&last| &self.segments[last as usize]) {
             Some(last) if last.used + size <= last.bytes.len() => entry
                 .sequence
                 .checked_sub(last.first_sequence)
@@ -81,16 +86,19 @@ impl Log {
         if delta.is_none() && !self.open(size, entry.sequence) {
             return None;
         }
-        let number = self.first.wrapping_add(self.segments.len() as u32 - 1);
-        let last = self.segments.back_mut()?;
+        let number = *self.order.back()?;
+        let last = &mut self.segments[number as usize];
         let at = last.used;
         last.used += size;
         let place = &mut last.bytes[at..at + size];
-        place[..8].copy_from_slice(&entry.established.unix_millis().to_le_bytes());
-        place[8..12].copy_from_slice(&delta.unwrap_or(0).to_le_bytes());
-        place[12..14].copy_from_slice(&(value.len() as u16).to_le_bytes());
-        place[14] = key.len() as u8;
-        place[DEAD] = 0;
+        let header = Header {
+            established: entry.established,
+            delta: delta.unwrap_or(0),
+            value: value.len() as u16,
+            key: key.len() as u8,
+            dead: false,
+        };
+        place[..HEADER].copy_from_slice(&header.to_bytes());
         place[HEADER..HEADER + key.len()].copy_from_slice(key);
         place[HEADER + key.len()..][..value.len()].copy_from_slice(value);
         self.live += size;
@@ -98,33 +106,43 @@ impl Log {
     }
 
     /// The entry at a location that [`Self::append`] returned and that is still alive.
+    #[inline]
     pub(super) fn entry(&self, location: u32) -> Entry<'_> {
         let (segment, at) = self.place(location);
         self.segments[segment].entry(at)
     }
 
-    /// The oldest live entry.
-    pub(super) fn oldest(&self) -> Option<Entry<'_>> {
+    /// The oldest live entry and its location.
+    #[inline]
+    pub(super) fn oldest(&self) -> Option<(u32, Entry<'_>)> {
         // The first segment always starts with a live entry: see `trim`.
-        let segment = self.segments.front()?;
-        Some(segment.entry(segment.start))
+        let number = *self.order.front()?;
+        let segment = &self.segments[number as usize];
+        let location = (number << self.offset_bits) | (segment.start / ALIGN) as u32;
+        Some((location, segment.entry(segment.start)))
     }
 
     /// Live entries, oldest first.
     pub(super) fn iter(&self) -> impl Iterator<Item = Entry<'_>> {
-        self.segments.iter().flat_map(Segment::live)
+        let segments = self
+            .order
+            .iter()
+            .map(|&number| &self.segments[number as usize]);
+        segments.flat_map(Segment::live)
     }
 
     /// Removes an entry; what it held turns into a hole or is given back.
     pub(super) fn kill(&mut self, location: u32) {
         let (number, at) = self.place(location);
         let segment = &mut self.segments[number];
-        segment.bytes[at + DEAD] = 1;
         let size = segment.size(at);
         self.live -= size;
-        self.dead += size;
-        if number == 0 && at == segment.start {
+        if at == segment.start && self.order.front() == Some(&(number as u32)) {
+            segment.start += size;
             self.trim();
+        } else {
+            segment.bytes[at + DEAD] = 1;
+            self.dead += size;
         }
     }
 
@@ -136,11 +154,13 @@ impl Log {
     /// An empty log of the same kind.
     pub(super) fn successor(&self) -> Self {
         Self {
-            segments: VecDeque::new(),
+            segments: Vec::new(),
+            order: VecDeque::new(),
+            vacant: Vec::new(),
+            offset_bits: self.offset_bits,
             spare: None,
             live: 0,
             dead: 0,
-            ..*self
         }
     }
 
@@ -151,7 +171,7 @@ impl Log {
         old: &mut Self,
         mut moved: impl FnMut(&[u8], u32),
     ) -> bool {
-        let Some(segment) = old.segments.pop_front() else {
+        let Some(segment) = old.pop_oldest() else {
             return false;
         };
         for entry in segment.live() {
@@ -169,6 +189,7 @@ impl Log {
         segments.sum::<usize>()
             + self.spare.as_ref().map_or(0, |spare| spare.len())
             + self.segments.capacity() * size_of::<Segment>()
+            + (self.order.capacity() + self.vacant.capacity()) * size_of::<u32>()
     }
 
     fn segment_len(&self) -> usize {
@@ -176,20 +197,25 @@ impl Log {
     }
 
     /// The position of a location's segment, and the offset in it.
+    #[inline]
     fn place(&self, location: u32) -> (usize, usize) {
-        let numbers = u32::MAX >> self.offset_bits;
-        let number = (location >> self.offset_bits).wrapping_sub(self.first) & numbers;
         let offset = location & !(u32::MAX << self.offset_bits);
+        let number = location >> self.offset_bits;
         (number as usize, offset as usize * ALIGN)
     }
 
     /// Opens a segment that holds at least `size` bytes. False where all numbers are taken.
     fn open(&mut self, size: usize, first_sequence: u64) -> bool {
-        if self.segments.len() > (u32::MAX >> self.offset_bits) as usize {
-            return false;
-        }
-        if let Some(last) = self.segments.back_mut() {
-            last.close();
+        let number = match self.vacant.pop() {
+            Some(number) => number,
+            None if self.segments.len() > (u32::MAX >> self.offset_bits) as usize => return false,
+            None => {
+                self.segments.push(Segment::default());
+                self.segments.len() as u32 - 1
+            }
+        };
+        if let Some(&last) = self.order.back() {
+            self.segments[last as usize].close();
         }
         let bytes = if size > self.segment_len() {
             vec![0; size].into_boxed_slice()
@@ -197,18 +223,19 @@ impl Log {
             let spare = self.spare.take();
             spare.unwrap_or_else(|| vec![0; self.segment_len()].into_boxed_slice())
         };
-        self.segments.push_back(Segment {
+        self.order.push_back(number);
+        self.segments[number as usize] = Segment {
             bytes,
-            start: 0,
-            used: 0,
             first_sequence,
-        });
+            ..Segment::default()
+        };
         true
     }
 
     /// Passes over dead entries at the old end and gives back the segments that they filled.
     fn trim(&mut self) {
-        while let Some(segment) = self.segments.front_mut() {
+        while let Some(&number) = self.order.front() {
+            let segment = &mut self.segments[number as usize];
             while segment.start < segment.used && segment.is_dead(segment.start) {
                 let size = segment.size(segment.start);
                 segment.start += size;
@@ -217,11 +244,16 @@ impl Log {
             if segment.start < segment.used {
                 return;
             }
-            if let Some(segment) = self.segments.pop_front() {
-                self.first = self.first.wrapping_add(1);
+            if let Some(segment) = self.pop_oldest() {
                 self.recycle(segment);
             }
         }
+    }
+
+    fn pop_oldest(&mut self) -> Option<Segment> {
+        let number = self.order.pop_front()?;
+        self.vacant.push(number);
+        Some(std::mem::take(&mut self.segments[number as usize]))
     }
 
     fn recycle(&mut self, segment: Segment) {
@@ -261,28 +293,60 @@ impl Segment {
 
     /// Bytes of the entry at `at`, its padding included.
     fn size(&self, at: usize) -> usize {
-        let (key, value) = self.lengths(at);
-        (HEADER + key + value).next_multiple_of(ALIGN)
+        let header = self.header(at).0;
+        (HEADER + usize::from(header.key) + usize::from(header.value)).next_multiple_of(ALIGN)
     }
 
-    fn lengths(&self, at: usize) -> (usize, usize) {
-        let value = u16::from_le_bytes([self.bytes[at + 12], self.bytes[at + 13]]);
-        (usize::from(self.bytes[at + 14]), usize::from(value))
-    }
-
+    #[inline]
     fn entry(&self, at: usize) -> Entry<'_> {
-        let (key, value) = self.lengths(at);
-        let number = |from: usize, len: usize| {
-            let mut bytes = [0; 8];
-            bytes[..len].copy_from_slice(&self.bytes[at + from..][..len]);
-            u64::from_le_bytes(bytes)
-        };
-        let (key, value) = self.bytes[at + HEADER..][..key + value].split_at(key);
+        let (header, rest) = self.header(at);
+        let (key, rest) = rest.split_at(usize::from(header.key));
         Entry {
             key,
-            value,
-            established: Time::from_unix_millis(number(0, 8)),
-            sequence: self.first_sequence + number(8, 4),
+            value: &rest[..usize::from(header.value)],
+            established: header.established,
+            sequence: self.first_sequence + u64::from(header.delta),
+        }
+    }
+
+    /// The header at `at` and the bytes behind it.
+    #[inline]
+    fn header(&self, at: usize) -> (Header, &[u8]) {
+        let (header, rest) = self.bytes[at..]
+            .split_first_chunk()
+            .expect("an entry starts here");
+        (Header::from_bytes(*header), rest)
+    }
+}
+
+/// What stands before a key and its value.
+struct Header {
+    established: Time,
+    /// Sequence number, counted from the segment's first.
+    delta: u32,
+    /// Bytes of the value.
+    value: u16,
+    /// Bytes of the key.
+    key: u8,
+    dead: bool,
+}
+
+impl Header {
+    fn to_bytes(&self) -> [u8; HEADER] {
+        let low = u128::from(self.established.unix_millis()) | u128::from(self.delta) << 64;
+        let lengths = u128::from(self.value) << 96 | u128::from(self.key) << 112;
+        (low | lengths | u128::from(self.dead) << 120).to_le_bytes()
+    }
+
+    #[inline]
+    fn from_bytes(bytes: [u8; HEADER]) -> Self {
+        let bits = u128::from_le_bytes(bytes);
+        Self {
+            established: Time::from_unix_millis(bits as u64),
+            delta: (bits >> 64) as u32,
+            value: (bits >> 96) as u16,
+            key: (bits >> 112) as u8,
+            dead: bits >> 120 != 0,
         }
     }
 }

@@ -6,13 +6,15 @@ mod ghost;
 mod hash;
 mod index;
 mod log;
+mod part;
 mod table;
 #[cfg(test)]
 mod tests;
 
 use std::time::Duration;
 
-pub use self::hash::Hasher;
+pub use self::hash::{Hashed, Hasher};
+pub use self::part::Part;
 pub use self::table::Table;
 
 use crate::Time;

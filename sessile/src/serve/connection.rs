@@ -40,7 +40,8 @@ const OLDEST_VERSION: u16 = 0x0303;
 
 pub(super) async fn run(worker: Rc<Worker>, io: TcpStream, peer: SocketAddr, open: Open) {
     let metrics = &worker.shared.metrics;
-    let (site, accepted) = match handshake(&worker, io).await {
+    // In a box, so that what a handshake needs does not stay with the connection.
+    let (site, accepted) = match Box::pin(handshake(&worker, io)).await {
         Ok(done) => done,
         Err(cause) => return metrics.count_failure(cause),
     };
@@ -134,14 +135,13 @@ async fn serve(connection: &Rc<Connection>, stream: tls::Stream, status: &Status
     let answer = service_fn(|request| respond::answer(Rc::clone(connection), request));
     let io = TokioIo::new(stream);
     if connection.handshake.http2 {
-        let http = http2::Builder::new(LocalExecutor).serve_connection(io, answer);
-        drive!(connection, status, http)
+        let builder = http2::Builder::new(LocalExecutor);
+        drive!(connection, status, builder.serve_connection(io, answer))
     } else {
-        let http = http1::Builder::new()
-            // A client may end its side once it has asked.
-            .half_close(true)
-            .serve_connection(io, answer);
-        drive!(connection, status, http)
+        let mut builder = http1::Builder::new();
+        // A client may end its side once it has asked.
+        builder.half_close(true);
+        drive!(connection, status, builder.serve_connection(io, answer))
     }
 }
 

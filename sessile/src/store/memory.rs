@@ -1,13 +1,13 @@
-//! The session table of one process, shared by its threads: several tables, each behind a lock of
-//! its own, that behave as one. First in, first out holds over all of them: every entry has a number
-//! from one counter, each table publishes the number of its oldest entry, and what leaves is the
-//! smallest of these.
+//! The session table of one process, shared by its threads: several parts, each behind a lock of its
+//! own, that behave as one table. First in, first out holds over all of them: every entry has a
+//! number from one counter, each part publishes the number of its oldest entry, and what leaves is
+//! the smallest of these.
 
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use sessile_proto::Time;
-use sessile_proto::session::{Gone, Hasher, Inserted, Limits, Lookup, Stats, Table};
+use sessile_proto::session::{Gone, Hashed, Hasher, Inserted, Limits, Lookup, Part, Stats};
 
 /// Most shards, a power of two. Finding the oldest entry looks at each.
 const MAX_SHARDS: usize = 16;
@@ -18,27 +18,27 @@ const ENTRIES_PER_SHARD: usize = 512;
 /// What a shard without entries publishes.
 const EMPTY: u64 = u64::MAX;
 
-/// The session table. Every method may be called from any thread; none of them waits for anything
+/// The session part. Every method may be called from any thread; none of them waits for anything
 /// but another thread's turn in the same shard.
 #[derive(Debug)]
 pub struct Memory {
     limits: Limits,
-    /// Picks the shard; it has a seed of its own, so that a shard's keys spread over all its index.
     hasher: Hasher,
     shards: Box<[Shard]>,
-    /// Each shard's smallest sequence number. Together, because they are read together.
+    /// Each shard's smallest sequence number and, in the bits below, its own: the smallest of all
+    /// names its shard. Written under the shard's lock. Together, because they are read together.
     oldest: Box<[AtomicU64]>,
     /// The next entry's sequence number.
     sequence: AtomicU64,
-    /// Entries in all shards, less the evictions that are under way: it may pass below zero for a
-    /// moment, when what was to be evicted is taken away first.
+    /// Entries in all shards, but for those that were just added and not counted yet. It may pass
+    /// below zero for a moment, when such an entry is taken away first.
     entries: AtomicI64,
 }
 
 /// A lock and what it guards, on cache lines of their own.
 #[derive(Debug)]
 #[repr(align(128))]
-struct Shard(Mutex<Table>);
+struct Shard(Mutex<Part>);
 
 /// An entry in a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,34 +52,45 @@ pub struct Entry {
 }
 
 impl Memory {
-    /// An empty table. The seed has to be unpredictable: keys come from peers.
+    /// An empty part. The seed has to be unpredictable: keys come from peers.
     #[must_use]
     pub fn new(limits: Limits, seed: u64) -> Self {
         let worth = (limits.max_entries / ENTRIES_PER_SHARD).clamp(1, MAX_SHARDS);
         let shards = 1 << worth.ilog2();
-        let table = || Shard(Mutex::new(Table::part(limits, shards, seed)));
+        let hasher = Hasher::new(seed);
+        let shard = || Shard(Mutex::new(Part::new(limits, shards, hasher.clone())));
         Self {
             limits,
-            hasher: Hasher::new(!seed),
-            shards: std::iter::repeat_with(table).take(shards).collect(),
+            shards: std::iter::repeat_with(shard).take(shards).collect(),
             oldest: (0..shards).map(|_| AtomicU64::new(EMPTY)).collect(),
             sequence: AtomicU64::new(1),
             entries: AtomicI64::new(0),
+            hasher,
         }
     }
 
     /// Stores a value; see [`Table::insert`].
     pub fn insert(&self, key: &[u8], value: &[u8], established: Time, now: Time) -> Inserted {
-        let inserted = self.with(self.shard_of(key), |table| {
-            // Drawn under the lock, so that numbers rise within each shard.
-            let sequence = self.sequence.fetch_add(1, Ordering::Relaxed);
-            table.insert_as(sequence, key, value, established, now)
-        });
+        let (shard, key) = self.place(key);
+        let mut part = self.lock(shard);
+        let before = part.len();
+        // Drawn under the lock, so that numbers rise within each shard.
+        let sequence = self.sequence.fetch_add(1, Ordering::Relaxed);
+        let inserted = part.insert(sequence, key, value, established, now);
+        let more = part.len() as i64 - before as i64;
+        if before == 0 || more != 1 {
+            self.publish(shard, &part);
+        }
+        drop(part);
         match inserted {
-            Inserted::Stored { evicted } => Inserted::Stored {
-                evicted: self.shrink(now) || evicted,
+            Inserted::Stored { evicted } if more > 0 => Inserted::Stored {
+                evicted: self.make_room(now) || evicted,
             },
-            refused => refused,
+            // It took the place of others: of one, as a rule.
+            _ => {
+                self.entries.fetch_add(more, Ordering::AcqRel);
+                inserted
+            }
         }
     }
 
@@ -90,25 +101,28 @@ impl Memory {
 
     /// Looks for a key and hands its value to `f`, which other users of the shard wait for.
     pub fn read<R>(&self, key: &[u8], now: Time, f: impl FnOnce(&[u8]) -> R) -> Lookup<R> {
-        self.with(self.shard_of(key), |table| table.get(key, now).map(f))
+        let (shard, key) = self.place(key);
+        self.with(shard, |part| part.get(key, now).map(f))
     }
 
     /// Looks for a key and removes it: of all that ask, one finds it, the others learn that it is
     /// [`Gone::Spent`].
     pub fn take(&self, key: &[u8], now: Time) -> Lookup<Vec<u8>> {
-        self.with(self.shard_of(key), |table| table.take(key, now))
+        let (shard, key) = self.place(key);
+        self.with(shard, |part| part.take(key, now))
     }
 
     /// Removes an entry and remembers why. False where there was none.
     pub fn remove(&self, key: &[u8], why: Gone) -> bool {
-        self.with(self.shard_of(key), |table| table.remove(key, why))
+        let (shard, key) = self.place(key);
+        self.with(shard, |part| part.remove(key, why))
     }
 
     /// Frees the memory of entries that are too old, as far as nothing older is still alive, and
     /// returns how many those were.
     pub fn expire(&self, now: Time) -> usize {
         (0..self.shards.len())
-            .map(|shard| self.with(shard, |table| table.expire(now)))
+            .map(|shard| self.with(shard, |part| part.expire(now)))
             .sum()
     }
 
@@ -117,8 +131,8 @@ impl Memory {
     pub fn snapshot(&self) -> Vec<Entry> {
         let mut entries = Vec::new();
         for shard in 0..self.shards.len() {
-            self.with(shard, |table| {
-                entries.extend(table.iter().map(|entry| {
+            self.with(shard, |part| {
+                entries.extend(part.iter().map(|entry| {
                     let owned = Entry {
                         key: entry.key.to_vec(),
                         value: entry.value.to_vec(),
@@ -143,7 +157,7 @@ impl Memory {
     pub fn stats(&self) -> Stats {
         let mut sum = Stats::default();
         for shard in 0..self.shards.len() {
-            sum += self.with(shard, |table| table.stats());
+            sum += self.with(shard, |part| part.stats());
         }
         sum
     }
@@ -151,32 +165,33 @@ impl Memory {
     /// Bytes that the table takes on the heap.
     #[must_use]
     pub fn memory(&self) -> usize {
-        let tables = (0..self.shards.len()).map(|shard| self.with(shard, |table| table.memory()));
-        tables.sum::<usize>() + size_of_val(&*self.shards) + size_of_val(&*self.oldest)
+        let parts = (0..self.shards.len()).map(|shard| self.with(shard, |part| part.memory()));
+        parts.sum::<usize>() + size_of_val(&*self.shards) + size_of_val(&*self.oldest)
     }
 
-    fn shard_of(&self, key: &[u8]) -> usize {
-        self.hasher.hash(key) as usize & (self.shards.len() - 1)
+    /// The shard of a key, and the key hashed.
+    fn place<'a>(&self, key: &'a [u8]) -> (usize, Hashed<'a>) {
+        let key = self.hasher.hashed(key);
+        (key.shard(self.shards.len()), key)
     }
 
-    /// Evicts what is over the limit. Each eviction is counted before it is done, so that two
-    /// threads never evict two entries for the same one too many.
-    fn shrink(&self, now: Time) -> bool {
+    /// Counts an entry that was just added; where the table is full, the oldest gives up its place
+    /// instead. True when it did.
+    fn make_room(&self, now: Time) -> bool {
         let max = i64::try_from(self.limits.max_entries).unwrap_or(i64::MAX);
-        let one_less = |entries| (entries > max).then(|| entries - 1);
-        let mut evicted = false;
-        while self
-            .entries
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, one_less)
-            .is_ok()
-        {
+        let one_more = |entries| (entries < max).then(|| entries + 1);
+        loop {
+            let counted = self
+                .entries
+                .fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more);
+            if counted.is_ok() {
+                return false;
+            }
+            // Where there is nothing to evict, others are about to uncount what they removed.
             if self.evict_oldest(now) {
-                evicted = true;
-            } else {
-                self.entries.fetch_add(1, Ordering::AcqRel);
+                return true;
             }
         }
-        evicted
     }
 
     /// Removes the oldest entry of all shards without counting it. False where there is none.
@@ -186,38 +201,35 @@ impl Memory {
                 .oldest
                 .iter()
                 .map(|oldest| oldest.load(Ordering::Acquire));
-            let Some((oldest, shard)) = published.zip(0..).min() else {
-                return false;
-            };
+            let oldest = published.min().unwrap_or(EMPTY);
             if oldest == EMPTY {
                 return false;
             }
-            let mut table = self.lock(shard);
+            let shard = oldest as usize % MAX_SHARDS;
+            let mut part = self.lock(shard);
             // Another thread may have been faster: look again.
-            if table.oldest_sequence() == Some(oldest) {
-                table.evict_oldest(now);
-                self.publish(shard, &table);
+            if self.oldest[shard].load(Ordering::Relaxed) == oldest {
+                part.evict_oldest(now);
+                self.publish(shard, &part);
                 return true;
             }
         }
     }
 
-    /// Runs `f` on a shard's table, and afterwards publishes its oldest entry and counts its entries.
-    fn with<R>(&self, shard: usize, f: impl FnOnce(&mut Table) -> R) -> R {
-        let mut table = self.lock(shard);
-        let before = table.stats();
-        let result = f(&mut table);
-        let after = table.stats();
-        if (before.entries, before.inserted) != (after.entries, after.inserted) {
-            // In this order: whoever sees an entry counted finds it published.
-            self.publish(shard, &table);
-            let more = after.entries as i64 - before.entries as i64;
+    /// Runs `f`, which may remove entries, on a shard's part.
+    fn with<R>(&self, shard: usize, f: impl FnOnce(&mut Part) -> R) -> R {
+        let mut part = self.lock(shard);
+        let before = part.len();
+        let result = f(&mut part);
+        let more = part.len() as i64 - before as i64;
+        if more != 0 {
+            self.publish(shard, &part);
             self.entries.fetch_add(more, Ordering::AcqRel);
         }
         result
     }
 
-    fn lock(&self, shard: usize) -> MutexGuard<'_, Table> {
+    fn lock(&self, shard: usize) -> MutexGuard<'_, Part> {
         // Only a reader's closure can panic, and the table is whole before it runs.
         self.shards[shard]
             .0
@@ -225,11 +237,11 @@ impl Memory {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn publish(&self, shard: usize, table: &Table) {
-        let oldest = table.oldest_sequence().unwrap_or(EMPTY);
-        if self.oldest[shard].load(Ordering::Relaxed) != oldest {
-            self.oldest[shard].store(oldest, Ordering::Release);
-        }
+    fn publish(&self, shard: usize, part: &Part) {
+        let oldest = part.oldest_sequence().map_or(EMPTY, |sequence| {
+            sequence * MAX_SHARDS as u64 + shard as u64
+        });
+        self.oldest[shard].store(oldest, Ordering::Release);
     }
 }
 
@@ -369,8 +381,7 @@ mod tests {
                     for n in 0..10_000_u64 {
                         let key = key(n << 8 | thread);
                         memory.insert(&key, &key, NOW, NOW);
-                        // The other threads may each have inserted and not evicted yet.
-                        assert!(memory.entries.load(Ordering::Acquire) <= MAX as i64 + 3);
+                        assert!(memory.entries.load(Ordering::Acquire) <= MAX as i64);
                         if n % 3 == 0 {
                             memory.remove(&key, Gone::Purged);
                         }

@@ -97,11 +97,11 @@ pub async fn accept(
 fn connection(
     template: &Template,
     context: &Arc<Context>,
-) -> Result<ServerConnection, rustls::Error> {
+) -> Result<Box<ServerConnection>, rustls::Error> {
     let mut config = template.config.clone();
     config.session_storage = Arc::clone(context) as _;
     config.ticketer = Arc::clone(context) as _;
-    ServerConnection::new(Arc::new(config))
+    ServerConnection::new(Arc::new(config)).map(Box::new)
 }
 
 /// Lets the library take in what was received and sends its answer. What it announces is in the

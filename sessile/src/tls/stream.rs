@@ -3,14 +3,15 @@
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
-use std::io::{self, IoSlice, Read, Write};
+use std::io::{self, BufRead, IoSlice, Read, Write};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use rustix::net::SendFlags;
 use rustls::ServerConnection;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
@@ -26,7 +27,8 @@ const LINGER: Duration = Duration::from_secs(5);
 /// The server's side of a TLS connection.
 pub struct Stream {
     io: TcpStream,
-    tls: ServerConnection,
+    /// In a box: a stream changes hands several times, and this is more than a kilobyte.
+    tls: Box<ServerConnection>,
     /// Runs while tickets are held back.
     held: Option<Pin<Box<Sleep>>>,
     status: Rc<Status>,
@@ -68,7 +70,7 @@ impl Status {
 }
 
 impl Stream {
-    pub(super) fn new(io: TcpStream, mut tls: ServerConnection) -> Self {
+    pub(super) fn new(io: TcpStream, mut tls: Box<ServerConnection>) -> Self {
         tls.set_buffer_limit(Some(MAX_BUFFERED));
         Self {
             io,
@@ -117,14 +119,19 @@ impl Stream {
         Ok(())
     }
 
-    /// Reads on until the client has ended its side too. A socket that is closed while bytes come
-    /// in resets the connection, and what is still on its way to the client is lost.
+    /// Whether the client may still send something. A socket that is closed while bytes come in
+    /// resets the connection, and what is still on its way to the client is lost.
+    fn has_to_linger(&self) -> bool {
+        !self.eof && !self.status.closed_cleanly() && self.status.lingers.get()
+    }
+
+    /// Reads on until the client has ended its side too.
     fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let linger = self
-            .linger
-            .get_or_insert_with(|| Box::pin(tokio::time::sleep(LINGER)));
         let mut discarded = [0; 1024];
-        while !self.eof && self.status.lingers.get() {
+        while self.has_to_linger() {
+            let linger = self
+                .linger
+                .get_or_insert_with(|| Box::pin(tokio::time::sleep(LINGER)));
             if linger.as_mut().poll(cx).is_ready() {
                 break;
             }
@@ -137,13 +144,17 @@ impl Stream {
 
     /// Plaintext that the library has at hand; `None`: it needs more from the socket.
     fn read_plaintext(&mut self, buf: &mut ReadBuf<'_>) -> io::Result<Option<()>> {
-        match self.tls.reader().read(buf.initialize_unfilled()) {
-            Ok(0) => {
+        let mut reader = self.tls.reader();
+        // Not `read`: it wants a buffer that is initialised, and callers bring kilobytes.
+        match reader.fill_buf() {
+            Ok([]) => {
                 self.status.closed_cleanly.set(true);
                 Ok(Some(()))
             }
-            Ok(read) => {
-                buf.advance(read);
+            Ok(plaintext) => {
+                let len = plaintext.len().min(buf.remaining());
+                buf.put_slice(&plaintext[..len]);
+                reader.consume(len);
                 Ok(Some(()))
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
@@ -223,7 +234,18 @@ impl AsyncWrite for Stream {
             this.tls.send_close_notify();
         }
         if this.linger.is_none() {
-            ready!(this.poll_flush_tls(cx))?;
+            while this.tls.wants_write() {
+                let mut last = Last(Blocking {
+                    io: &mut this.io,
+                    cx,
+                });
+                ready!(written(this.tls.write_tls(&mut last)))?;
+            }
+            if !this.has_to_linger() {
+                // No shutdown of the socket: who is done with a stream drops it, and that sends
+                // the FIN.
+                return Poll::Ready(Ok(()));
+            }
             ready!(Pin::new(&mut this.io).poll_shutdown(cx))?;
         }
         this.poll_linger(cx).map(Ok)
@@ -256,7 +278,11 @@ fn poll_write_tls(
     tls: &mut ServerConnection,
     cx: &mut Context<'_>,
 ) -> Poll<io::Result<usize>> {
-    match ready!(pending_if_blocked(tls.write_tls(&mut Blocking { io, cx }))) {
+    written(tls.write_tls(&mut Blocking { io, cx }))
+}
+
+fn written(result: io::Result<usize>) -> Poll<io::Result<usize>> {
+    match ready!(pending_if_blocked(result)) {
         Ok(0) => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
         written => Poll::Ready(written),
     }
@@ -298,6 +324,30 @@ impl Write for Blocking<'_, '_> {
 
     fn write_vectored(&mut self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
         or_would_block(Pin::new(&mut *self.io).poll_write_vectored(self.cx, bufs))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The last that is written to a socket before it is closed. The kernel holds it back for what
+/// follows, which is the FIN: both leave in one segment.
+struct Last<'a, 'b>(Blocking<'a, 'b>);
+
+impl Write for Last<'_, '_> {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        let Blocking { io, cx } = &mut self.0;
+        let flags = SendFlags::MORE | SendFlags::NOSIGNAL;
+        loop {
+            or_would_block(io.poll_write_ready(cx))?;
+            let send = || Ok(rustix::net::send(&**io, buf, flags)?);
+            match io.try_io(Interest::WRITABLE, send) {
+                // It was not ready after all; now the task is woken when it is.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                sent => return sent,
+            }
+        }
     }
 
     fn flush(&mut self) -> io::Result<()> {

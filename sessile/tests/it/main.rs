@@ -12,6 +12,7 @@ mod farm_probe;
 mod lab;
 mod peers;
 mod probe;
+mod registry;
 mod serve_files;
 mod serve_life;
 mod settings;

@@ -1,0 +1,214 @@
+//! The load: TLS connections of one kind, each with one request and an orderly end. A connection
+//! that turns out to be of another kind is an error.
+
+use std::fmt;
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::Arc;
+
+use rustls::client::{Resumption, Tls12Resumption};
+use rustls::crypto::CryptoProvider;
+use rustls::crypto::aws_lc_rs as provider;
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection, HandshakeKind, NamedGroup, RootCertStore};
+
+use super::peer::Certificate;
+use super::{Result, bare};
+
+const REQUEST: &[u8] =
+    b"GET / HTTP/1.1\r\nHost: localhost\r\nUser-Agent: bench\r\nAccept: */*\r\n\r\n";
+
+/// How every response ends.
+const BODY: &[u8] = b"ok\n";
+
+/// Sessions a client keeps; it uses the newest.
+const SESSIONS: usize = 16;
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Kind {
+    Full,
+    Psk,
+    SessionId,
+    Ticket,
+}
+
+impl Kind {
+    pub(super) const ALL: [Self; 4] = [Self::Full, Self::Psk, Self::SessionId, Self::Ticket];
+
+    pub(super) const fn key(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Psk => "psk",
+            Self::SessionId => "session-id",
+            Self::Ticket => "ticket",
+        }
+    }
+
+    const fn handshake(self) -> HandshakeKind {
+        match self {
+            Self::Full => HandshakeKind::Full,
+            Self::Psk | Self::SessionId | Self::Ticket => HandshakeKind::Resumed,
+        }
+    }
+
+    fn config(self, certificate: &Certificate) -> Result<ClientConfig> {
+        let (version, suite) = match self {
+            Self::Full | Self::Psk => (
+                &rustls::version::TLS13,
+                provider::cipher_suite::TLS13_AES_128_GCM_SHA256,
+            ),
+            Self::SessionId | Self::Ticket => (
+                &rustls::version::TLS12,
+                provider::cipher_suite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
+            ),
+        };
+        let crypto = CryptoProvider {
+            cipher_suites: vec![suite],
+            // The second is for the certificate only: OpenSSL's TLS 1.2 wants its curve offered.
+            kx_groups: vec![provider::kx_group::X25519, provider::kx_group::SECP256R1],
+            ..provider::default_provider()
+        };
+        let mut roots = RootCertStore::empty();
+        roots.add(certificate.der.clone())?;
+        let mut config = ClientConfig::builder_with_provider(Arc::new(crypto))
+            .with_protocol_versions(&[version])?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        config.resumption = match self {
+            Self::Full => Resumption::disabled(),
+            Self::Psk | Self::Ticket => Resumption::in_memory_sessions(SESSIONS),
+            Self::SessionId => Resumption::in_memory_sessions(SESSIONS)
+                .tls12_resumption(Tls12Resumption::SessionIdOnly),
+        };
+        Ok(config)
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Full => "TLS 1.3, full handshake",
+            Self::Psk => "TLS 1.3, resumed (PSK)",
+            Self::SessionId => "TLS 1.2, resumed by session ID",
+            Self::Ticket => "TLS 1.2, resumed by ticket",
+        })
+    }
+}
+
+/// A client: makes connections one after another, with sessions of its own.
+pub(super) struct Load {
+    address: SocketAddr,
+    /// Not there for the bare server.
+    tls: Option<(Arc<ClientConfig>, Kind)>,
+}
+
+/// A connection that stays open.
+pub(super) struct Idle {
+    _io: TcpStream,
+    _tls: ClientConnection,
+}
+
+impl Load {
+    pub(super) fn new(address: SocketAddr, certificate: &Certificate, kind: Kind) -> Result<Self> {
+        let config = Arc::new(kind.config(certificate)?);
+        Ok(Self {
+            address,
+            tls: Some((config, kind)),
+        })
+    }
+
+    pub(super) const fn bare(address: SocketAddr) -> Self {
+        Self { address, tls: None }
+    }
+
+    /// The connection that gets the first session; its kind is not looked at.
+    pub(super) fn prime(&self) -> Result<()> {
+        if let Some((config, _)) = &self.tls {
+            self.ask(config).and_then(|(io, tls)| finish(io, tls))?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn run(&self, connections: usize) -> Result<()> {
+        (0..connections).try_for_each(|_| self.connection())
+    }
+
+    /// One connection from its beginning to its end.
+    pub(super) fn connection(&self) -> Result<()> {
+        let Some((config, kind)) = &self.tls else {
+            return Ok(bare::connect(self.address)?);
+        };
+        let (io, tls) = self.ask(config)?;
+        let was = tls.handshake_kind();
+        if was != Some(kind.handshake()) {
+            return Err(format!("a handshake came out as {was:?}").into());
+        }
+        let group = tls.negotiated_key_exchange_group();
+        if group.is_some_and(|group| group.name() != NamedGroup::X25519) {
+            return Err(format!("keys were exchanged by {group:?}").into());
+        }
+        finish(io, tls)
+    }
+
+    /// A connection that had its request and is kept.
+    pub(super) fn idle_connection(&self) -> Result<Idle> {
+        let (config, _) = self
+            .tls
+            .as_ref()
+            .ok_or("the bare server keeps no connections")?;
+        let (io, tls) = self.ask(config)?;
+        Ok(Idle { _io: io, _tls: tls })
+    }
+
+    /// Connects, makes one request and reads the response.
+    fn ask(&self, config: &Arc<ClientConfig>) -> Result<(TcpStream, ClientConnection)> {
+        let mut io = TcpStream::connect(self.address)?;
+        io.set_nodelay(true)?;
+        let name = ServerName::try_from("localhost")?;
+        let mut tls = ClientConnection::new(Arc::clone(config), name)?;
+        while tls.is_handshaking() || tls.wants_write() {
+            tls.complete_io(&mut io)?;
+        }
+        tls.writer().write_all(REQUEST)?;
+        write_all(&mut io, &mut tls)?;
+        let mut response = Vec::new();
+        while !response.ends_with(BODY) {
+            read(&mut io, &mut tls)?
+                .then_some(())
+                .ok_or("no response")?;
+            match tls.reader().read_to_end(&mut response) {
+                Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error.into()),
+                _ => {}
+            }
+        }
+        if !response.starts_with(b"HTTP/1.1 200 ") {
+            return Err("a response other than 200".into());
+        }
+        Ok((io, tls))
+    }
+}
+
+/// Says goodbye and waits for the server to hang up.
+fn finish(mut io: TcpStream, mut tls: ClientConnection) -> Result<()> {
+    tls.send_close_notify();
+    write_all(&mut io, &mut tls)?;
+    io.shutdown(Shutdown::Write)?;
+    while read(&mut io, &mut tls)? {}
+    Ok(())
+}
+
+fn write_all(io: &mut TcpStream, tls: &mut ClientConnection) -> io::Result<()> {
+    while tls.wants_write() {
+        tls.write_tls(io)?;
+    }
+    Ok(())
+}
+
+/// Whether there was something to read.
+fn read(io: &mut TcpStream, tls: &mut ClientConnection) -> Result<bool> {
+    if tls.read_tls(io)? == 0 {
+        return Ok(false);
+    }
+    tls.process_new_packets()?;
+    Ok(true)
+}

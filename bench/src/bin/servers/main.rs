@@ -1,0 +1,130 @@
+//! Servers side by side: what a TLS connection costs `sessile serve`, nginx and HAProxy in processor
+//! time, and an idle one in memory. Starts all of them itself on loopback and prints Markdown.
+
+mod bare;
+mod load;
+mod options;
+mod peer;
+mod report;
+
+use std::error::Error;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use load::{Kind, Load};
+use options::Options;
+use peer::{Certificate, Peer, Software};
+use report::{Costs, Report};
+
+/// Connections before the counting starts, in every round: caches are warm, sessions exist.
+const WARM_UP: usize = 200;
+
+/// Connections at once, and as many threads of the load generator.
+const CONCURRENCY: [usize; 2] = [1, 8];
+
+/// Idle connections whose memory is taken.
+const IDLE: usize = 2000;
+
+type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
+
+fn main() -> ExitCode {
+    let outcome = match std::env::args().nth(1).as_deref() {
+        Some("--bare") => bare::serve(),
+        _ => Options::from_args().and_then(|options| run(&options)),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("servers: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(options: &Options) -> Result<()> {
+    peer::pin(std::process::id(), options.client_cpu)?;
+    let folder = tempfile::tempdir()?;
+    let certificate = Certificate::make(folder.path())?;
+    let start = |software| Peer::start(software, options, &certificate, folder.path());
+
+    let software = options.software();
+    let peers = software
+        .iter()
+        .map(|software| start(*software))
+        .collect::<Result<Vec<_>>>()?;
+    let mut costs = Costs::default();
+    for round in 1..=options.rounds {
+        eprintln!("round {round} of {}", options.rounds);
+        for concurrency in CONCURRENCY {
+            for kind in options.kinds() {
+                for peer in &peers {
+                    let cost = cost(options, &certificate, peer, kind, concurrency)?;
+                    costs.add(kind, concurrency, peer.software, cost);
+                }
+            }
+        }
+    }
+    drop(peers);
+
+    let mut report = Report::new(options, costs);
+    for software in software
+        .into_iter()
+        .filter(|software| *software != Software::Bare)
+    {
+        // A process of its own, so that nothing that was freed before is there to be used again.
+        let peer = start(software)?;
+        let load = Load::new(peer.address, &certificate, Kind::Full)?;
+        for _ in 0..WARM_UP {
+            load.connection()?;
+        }
+        std::thread::sleep(SETTLE);
+        let before = peer.memory()?;
+        let idle = (0..IDLE)
+            .map(|_| load.idle_connection())
+            .collect::<Result<Vec<_>>>()?;
+        std::thread::sleep(SETTLE);
+        let after = peer.memory()?;
+        report.memory(software, before, after, idle.len());
+    }
+    report.publish(options.write.as_deref())
+}
+
+/// The kernel books a thread's time when it goes to sleep: a server is given this long to.
+const SETTLE: Duration = Duration::from_millis(50);
+
+/// A server's processor time for each connection of a kind.
+fn cost(
+    options: &Options,
+    certificate: &Certificate,
+    peer: &Peer,
+    kind: Kind,
+    concurrency: usize,
+) -> Result<Duration> {
+    let loads = (0..concurrency)
+        .map(|_| match peer.software {
+            Software::Bare => Ok(Load::bare(peer.address)),
+            _ => Load::new(peer.address, certificate, kind),
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let named = |error: Box<dyn Error + Send + Sync>| format!("{}, {kind}: {error}", peer.software);
+    let run = |connections: usize| {
+        let done: Result<()> = std::thread::scope(|scope| {
+            let start = |load| scope.spawn(move || Load::run(load, connections / concurrency));
+            let threads: Vec<_> = loads.iter().map(start).collect();
+            threads
+                .into_iter()
+                .try_for_each(|thread| thread.join().map_err(|_| "a load thread panicked")?)
+        });
+        done.map_err(named)
+    };
+    // The first connection of each load is full, whatever the kind: it gets the session.
+    loads.iter().try_for_each(Load::prime).map_err(named)?;
+    run(WARM_UP)?;
+    std::thread::sleep(SETTLE);
+    let before = peer.cpu_time()?;
+    run(options.connections)?;
+    std::thread::sleep(SETTLE);
+    let spent = peer.cpu_time()? - before;
+    let connections = options.connections / concurrency * concurrency;
+    Ok(spent / u32::try_from(connections)?)
+}

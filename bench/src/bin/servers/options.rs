@@ -1,0 +1,72 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use super::Result;
+use super::load::Kind;
+use super::peer::Software;
+
+const USAGE: &str = "usage: servers --sessile PATH [--rounds N] [--connections N] [--server-cpu N] \
+[--client-cpu N] [--only SERVER] [--kind KIND] [--write FILE]";
+
+pub(super) struct Options {
+    pub(super) sessile: PathBuf,
+    pub(super) rounds: usize,
+    pub(super) connections: usize,
+    pub(super) server_cpu: usize,
+    pub(super) client_cpu: usize,
+    /// Markdown file whose section is replaced.
+    pub(super) write: Option<PathBuf>,
+    only: Option<Software>,
+    kind: Option<Kind>,
+}
+
+impl Options {
+    pub(super) fn from_args() -> Result<Self> {
+        let mut options = Self {
+            sessile: PathBuf::new(),
+            rounds: 5,
+            connections: 2000,
+            server_cpu: 0,
+            client_cpu: 1,
+            write: None,
+            only: None,
+            kind: None,
+        };
+        let mut args = std::env::args().skip(1);
+        while let Some(flag) = args.next() {
+            let value = args.next().ok_or(USAGE)?;
+            match flag.as_str() {
+                "--sessile" => options.sessile = value.into(),
+                "--rounds" => options.rounds = value.parse()?,
+                "--connections" => options.connections = value.parse()?,
+                "--server-cpu" => options.server_cpu = value.parse()?,
+                "--client-cpu" => options.client_cpu = value.parse()?,
+                "--write" => options.write = Some(value.into()),
+                "--only" => {
+                    let found = Software::ALL.into_iter().find(|s| s.to_string() == value);
+                    options.only = Some(found.ok_or("--only: sessile, nginx, HAProxy or bare")?);
+                }
+                "--kind" => {
+                    let found = Kind::ALL.into_iter().find(|kind| kind.key() == value);
+                    options.kind = Some(found.ok_or("--kind: full, psk, session-id or ticket")?);
+                }
+                _ => return Err(USAGE.into()),
+            }
+        }
+        if options.sessile.as_os_str().is_empty() || options.rounds == 0 {
+            return Err(USAGE.into());
+        }
+        Ok(options)
+    }
+
+    pub(super) fn software(&self) -> Vec<Software> {
+        self.only
+            .map_or_else(|| Software::ALL.to_vec(), |only| vec![only])
+    }
+
+    pub(super) fn kinds(&self) -> Vec<Kind> {
+        self.kind
+            .map_or_else(|| Kind::ALL.to_vec(), |only| vec![only])
+    }
+}

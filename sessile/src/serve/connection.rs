@@ -117,6 +117,7 @@ macro_rules! drive {
                         continue;
                     }
                     worker.metrics.count_reclaimed();
+                    $status.end_without_lingering();
                     http.as_mut().graceful_shutdown();
                     let _ = tokio::time::timeout(GOODBYE_DEADLINE, http.as_mut()).await;
                     break true;

@@ -167,7 +167,10 @@ async fn a_drain_lets_downloads_finish_and_ends_idle_connections_cleanly() {
             "{mechanism:?}"
         );
         assert_eq!(within(idle.closed()).await, Close::Notify, "{mechanism:?}");
+        // As clients do: an end is answered by an end.
+        drop((silent, idle));
         assert_eq!(rest(&mut busy).await, LARGE, "{mechanism:?}");
+        drop(busy);
         assert_eq!(server.ended().code(), Some(0), "{mechanism:?}");
         let target = Target::new(server.address(), NAME).unwrap();
         assert!(client.connect(&target).await.is_err());
@@ -225,4 +228,28 @@ async fn a_client_that_says_goodbye_before_the_answer_gets_it_whole() {
         assert_eq!(rest(&mut connection).await, LARGE, "{mechanism:?}");
     }
     server.await_metrics(|metrics| metrics.sum("sessile_connections_open", &[]) == 0);
+}
+
+#[tokio::test]
+async fn what_a_client_sends_after_the_end_does_not_cost_it_the_answer() {
+    // Less than the server's socket takes at once, more than the client's does.
+    const LENGTH: u64 = 2 << 20;
+    let certificates = Certificates::new();
+    let (root, state) = (root(), tempfile::tempdir().unwrap());
+    let file = File::create(root.path().join("answer")).unwrap();
+    file.set_len(LENGTH).unwrap();
+    let server = Sessile::serve(&certificates, root.path(), state.path());
+    let client = client(&certificates, Mechanism::Psk);
+    let mut connection = connect(&client, &server).await;
+    ask(&mut connection, "/answer").await;
+    server.terminate();
+    server.await_line("draining");
+    // Requests that were on their way when the server said that it takes no more.
+    for _ in 0..50 {
+        let request = b"GET /small HTTP/1.1\r\nhost: farm.test\r\n\r\n";
+        connection.stream().write_all(request).await.unwrap();
+        connection.stream().flush().await.unwrap();
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(rest(&mut connection).await, LENGTH);
 }

@@ -9,9 +9,8 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use rustix::net::SendFlags;
 use rustls::ServerConnection;
-use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
@@ -34,7 +33,7 @@ pub struct Stream {
     status: Rc<Status>,
     eof: bool,
     said_goodbye: bool,
-    /// Runs once our side has ended.
+    /// Runs once our side has ended and the client's has not.
     linger: Option<Pin<Box<Sleep>>>,
 }
 
@@ -119,27 +118,34 @@ impl Stream {
         Ok(())
     }
 
-    /// Whether the client may still send something. A socket that is closed while bytes come in
-    /// resets the connection, and what is still on its way to the client is lost.
-    fn has_to_linger(&self) -> bool {
-        !self.eof && !self.status.closed_cleanly() && self.status.lingers.get()
-    }
-
-    /// Reads on until the client has ended its side too.
+    /// Reads on until the client has ended its side too. A socket that is closed while bytes come
+    /// in resets the connection, and what is still on its way to the client is lost.
     fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let mut discarded = [0; 1024];
-        while self.has_to_linger() {
+        while !self.eof && !self.status.closed_cleanly() && self.status.lingers.get() {
             let linger = self
                 .linger
                 .get_or_insert_with(|| Box::pin(tokio::time::sleep(LINGER)));
             if linger.as_mut().poll(cx).is_ready() {
                 break;
             }
-            let mut buf = ReadBuf::new(&mut discarded);
-            let read = ready!(Pin::new(&mut self.io).poll_read(cx, &mut buf));
-            self.eof = read.is_err() || buf.filled().is_empty();
+            let read = ready!(poll_read_tls(&mut self.io, &mut self.tls, cx));
+            self.eof = !read.is_ok_and(|len| len > 0) || self.take_in().is_err();
+            // What a client still has to say is read and thrown away.
+            let mut plaintext = self.tls.reader();
+            while let Ok(unread) = plaintext.fill_buf().map(<[u8]>::len)
+                && unread > 0
+            {
+                plaintext.consume(unread);
+            }
         }
         Poll::Ready(())
+    }
+
+    /// Lets the library take in what was received.
+    fn take_in(&mut self) -> Result<(), rustls::Error> {
+        let state = self.tls.process_new_packets()?;
+        self.status.closed_cleanly.set(state.peer_has_closed());
+        Ok(())
     }
 
     /// Plaintext that the library has at hand; `None`: it needs more from the socket.
@@ -147,10 +153,7 @@ impl Stream {
         let mut reader = self.tls.reader();
         // Not `read`: it wants a buffer that is initialised, and callers bring kilobytes.
         match reader.fill_buf() {
-            Ok([]) => {
-                self.status.closed_cleanly.set(true);
-                Ok(Some(()))
-            }
+            Ok([]) => Ok(Some(())),
             Ok(plaintext) => {
                 let len = plaintext.len().min(buf.remaining());
                 buf.put_slice(&plaintext[..len]);
@@ -184,7 +187,7 @@ impl AsyncRead for Stream {
                 }
             }
             this.status.touch();
-            if let Err(error) = this.tls.process_new_packets() {
+            if let Err(error) = this.take_in() {
                 // The alert, as far as the socket takes it at once.
                 let _ = this.poll_flush_tls(cx);
                 return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, error)));
@@ -233,19 +236,9 @@ impl AsyncWrite for Stream {
             this.said_goodbye = true;
             this.tls.send_close_notify();
         }
+        // While it lingers, all of this is done already.
         if this.linger.is_none() {
-            while this.tls.wants_write() {
-                let mut last = Last(Blocking {
-                    io: &mut this.io,
-                    cx,
-                });
-                ready!(written(this.tls.write_tls(&mut last)))?;
-            }
-            if !this.has_to_linger() {
-                // No shutdown of the socket: who is done with a stream drops it, and that sends
-                // the FIN.
-                return Poll::Ready(Ok(()));
-            }
+            ready!(this.poll_flush_tls(cx))?;
             ready!(Pin::new(&mut this.io).poll_shutdown(cx))?;
         }
         this.poll_linger(cx).map(Ok)
@@ -278,11 +271,7 @@ fn poll_write_tls(
     tls: &mut ServerConnection,
     cx: &mut Context<'_>,
 ) -> Poll<io::Result<usize>> {
-    written(tls.write_tls(&mut Blocking { io, cx }))
-}
-
-fn written(result: io::Result<usize>) -> Poll<io::Result<usize>> {
-    match ready!(pending_if_blocked(result)) {
+    match ready!(pending_if_blocked(tls.write_tls(&mut Blocking { io, cx }))) {
         Ok(0) => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
         written => Poll::Ready(written),
     }
@@ -324,30 +313,6 @@ impl Write for Blocking<'_, '_> {
 
     fn write_vectored(&mut self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
         or_would_block(Pin::new(&mut *self.io).poll_write_vectored(self.cx, bufs))
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// The last that is written to a socket before it is closed. The kernel holds it back for what
-/// follows, which is the FIN: both leave in one segment.
-struct Last<'a, 'b>(Blocking<'a, 'b>);
-
-impl Write for Last<'_, '_> {
-    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        let Blocking { io, cx } = &mut self.0;
-        let flags = SendFlags::MORE | SendFlags::NOSIGNAL;
-        loop {
-            or_would_block(io.poll_write_ready(cx))?;
-            let send = || Ok(rustix::net::send(&**io, buf, flags)?);
-            match io.try_io(Interest::WRITABLE, send) {
-                // It was not ready after all; now the task is woken when it is.
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                sent => return sent,
-            }
-        }
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -1,10 +1,13 @@
 //! Ticket keys for servers that are not sessile. Derived from the ticket chain under a label of
 //! their own: they open no ticket of sessile's, and every server's derivation agrees.
 
+use std::collections::BTreeMap;
+
 use zeroize::Zeroizing;
 
 use super::chain::expand;
-use super::{FarmKey, Generation, generation};
+use super::schedule::walk;
+use super::{FarmKey, Generation, Secret, generation};
 use crate::Time;
 
 /// Bytes of a key with AES-256: name (16), HMAC (32), AES (32).
@@ -23,19 +26,13 @@ pub struct ForeignKey {
 }
 
 impl ForeignKey {
-    fn derive(key: &FarmKey, generation: &Generation, epoch: u64) -> Option<Self> {
-        let mut chain = generation.ticket.clone()?;
-        chain.move_to(epoch);
-        let info: [&[u8]; 3] = [
-            b"sessile1 foreign",
-            key.scope.as_bytes(),
-            &epoch.to_be_bytes(),
-        ];
-        (chain.epoch() == epoch).then(|| Self {
-            generation: generation.number,
+    fn derive(scope: &str, generation: u8, epoch: u64, chain_secret: &Secret) -> Self {
+        let info: [&[u8]; 3] = [b"sessile1 foreign", scope.as_bytes(), &epoch.to_be_bytes()];
+        Self {
+            generation,
             epoch,
-            bytes: Zeroizing::new(expand(chain.secret().expose(), &info)),
-        })
+            bytes: Zeroizing::new(expand(chain_secret.expose(), &info)),
+        }
     }
 
     /// 80 bytes: name, HMAC-SHA-256 key, AES-256 key.
@@ -68,41 +65,40 @@ impl Foreign {
     pub fn derive(key: &FarmKey, now: Time) -> Option<Self> {
         let step = key.rotate.as_secs().max(1);
         let start = |epoch: u64| epoch.saturating_mul(step);
-        let at = |secs: u64| Time::from_unix_millis(secs.saturating_mul(1000));
         let epoch = key.epoch(now);
-        let sealing = generation::sealing(key, now)?;
-        let current = ForeignKey::derive(key, sealing, epoch)?;
-        let then = generation::sealing(key, at(start(epoch + 1))).unwrap_or(sealing);
-        let next = ForeignKey::derive(key, then, epoch + 1)?;
-
+        let epochs: Vec<u64> = (key.oldest_epoch(now)..=epoch + 1).collect();
         let generations: Vec<&Generation> = generation::accepted(key, now).collect();
-        let begins = |generation: &Generation| generation.activates.unwrap_or(u64::MAX);
-        let mut previous = Vec::new();
+        let mut keys = BTreeMap::new();
         for generation in &generations {
-            let from = begins(generation);
-            let successors = generations.iter().map(|other| begins(other));
-            let until = successors.filter(|&at| at > from).min();
-            for epoch in key.oldest_epoch(now)..=epoch + 1 {
-                let first = start(epoch).max(from);
-                let last = start(epoch + 1).min(until.unwrap_or(u64::MAX));
-                // Where servers were told to activate at different times, any of these can be.
-                let unlikely = first >= last || first > now.unix_secs();
-                let is = |known: &ForeignKey| {
-                    (known.generation, known.epoch) == (generation.number, epoch)
-                };
-                if !is(&current)
-                    && !is(&next)
-                    && let Some(foreign) = ForeignKey::derive(key, generation, epoch)
-                {
-                    previous.push((unlikely, std::cmp::Reverse(last), foreign));
-                }
+            let number = generation.number;
+            for (epoch, secret) in walk(generation.ticket.as_ref()?, &epochs) {
+                let foreign = ForeignKey::derive(&key.scope, number, epoch, &secret);
+                keys.insert((number, epoch), foreign);
             }
         }
-        previous.sort_by_key(|(unlikely, last, _)| (*unlikely, *last));
+        let sealing = generation::sealing(key, now)?.number;
+        let then = Time::from_unix_millis(start(epoch + 1).saturating_mul(1000));
+        let next = generation::sealing(key, then).map_or(sealing, |next| next.number);
+        let current = keys.remove(&(sealing, epoch))?;
+        let next = keys.remove(&(next, epoch + 1))?;
+
+        let begins = |generation: &Generation| generation.activates.unwrap_or(u64::MAX);
+        let mut previous: Vec<ForeignKey> = keys.into_values().collect();
+        previous.sort_by_cached_key(|foreign| {
+            let is = |generation: &&&Generation| generation.number == foreign.generation;
+            let from = generations.iter().find(is).map_or(u64::MAX, |g| begins(g));
+            let successors = generations.iter().map(|other| begins(other));
+            let until = successors.filter(|&at| at > from).min();
+            let first = start(foreign.epoch).max(from);
+            let last = start(foreign.epoch + 1).min(until.unwrap_or(u64::MAX));
+            // Where servers were told to activate at different times, any of these can be.
+            let unlikely = first >= last || first > now.unix_secs();
+            (unlikely, std::cmp::Reverse(last))
+        });
         Some(Self {
             current,
             next,
-            previous: previous.into_iter().map(|(_, _, key)| key).collect(),
+            previous,
         })
     }
 }

@@ -281,7 +281,7 @@ fn validity(key: &FarmKey, now: Time) -> Range<u64> {
 }
 
 /// The chain's secrets at the given epochs, as far as they lie at or ahead of where it stands.
-fn walk(chain: &super::Chain, epochs: &[u64]) -> BTreeMap<u64, Secret> {
+pub(super) fn walk(chain: &super::Chain, epochs: &[u64]) -> BTreeMap<u64, Secret> {
     let mut wanted: Vec<u64> = epochs.to_vec();
     wanted.sort_unstable();
     let mut chain = chain.clone();

@@ -4,6 +4,7 @@
 mod balance;
 mod check;
 mod farm;
+mod key;
 mod probe;
 mod serve;
 mod settings;
@@ -31,6 +32,7 @@ enum Command {
     Probe(probe::Args),
     Settings(settings::Args),
     Check(check::Args),
+    Key(key::Args),
     Serve(serve::Args),
     Balance(balance::Args),
 }
@@ -43,6 +45,7 @@ pub fn main() -> ExitCode {
         Command::Probe(args) => probe::run(args),
         Command::Settings(args) => settings::run(args),
         Command::Check(args) => check::run(args),
+        Command::Key(args) => key::run(args),
         Command::Serve(args) => serve::run(args),
         Command::Balance(args) => balance::run(args),
     };

@@ -20,7 +20,13 @@ pub(super) async fn run(
     let (mut from_client, mut to_client) = client.split();
     let (mut from_server, mut to_server) = server.split();
     let moved = tokio::try_join!(
-        pump(&mut from_client, &mut to_server, |_| ()),
+        async {
+            match pump(&mut from_client, &mut to_server, |_| ()).await {
+                // A server that takes no more may have answered already: that still passes.
+                Err(Cut::Sink(_)) => Ok(()),
+                moved => moved,
+            }
+        },
         pump(&mut from_server, &mut to_client, watch),
     );
     if moved.is_err() {
@@ -29,7 +35,16 @@ pub(super) async fn run(
             let _ = SockRef::from(&*side).set_linger(Some(Duration::ZERO));
         }
     }
-    moved.map(|_| ())
+    match moved {
+        Ok(_) => Ok(()),
+        Err(Cut::Source(error) | Cut::Sink(error)) => Err(error),
+    }
+}
+
+/// Which side ended a direction in the middle.
+enum Cut {
+    Source(io::Error),
+    Sink(io::Error),
 }
 
 /// Moves bytes one way; the end is passed on as an end.
@@ -37,14 +52,14 @@ async fn pump(
     from: &mut (impl AsyncRead + Unpin),
     to: &mut (impl AsyncWrite + Unpin),
     mut show: impl FnMut(&[u8]),
-) -> io::Result<()> {
+) -> Result<(), Cut> {
     let mut chunk = vec![0; CHUNK];
     loop {
-        let len = from.read(&mut chunk).await?;
+        let len = from.read(&mut chunk).await.map_err(Cut::Source)?;
         if len == 0 {
-            return to.shutdown().await;
+            return to.shutdown().await.map_err(Cut::Sink);
         }
         show(&chunk[..len]);
-        to.write_all(&chunk[..len]).await?;
+        to.write_all(&chunk[..len]).await.map_err(Cut::Sink)?;
     }
 }

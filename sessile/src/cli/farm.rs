@@ -11,7 +11,7 @@ use tracing::level_filters::LevelFilter;
 
 use crate::config::{self, Config};
 use crate::farm::{Farm, Plan};
-use crate::lifecycle;
+use crate::lifecycle::{self, Orders};
 use crate::serve::{AccessLog, Surroundings};
 
 /// Run a whole farm in one process: servers, a balancer, a development certificate.
@@ -69,7 +69,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     };
     let farm = Farm::start(&plan, &around)?;
     print!("{}", greeting(&plan, &farm));
-    lifecycle::wait_for_signal(|| ())?;
+    lifecycle::wait_for_signal(Orders::default())?;
     println!("\ndraining");
     around.stop.cancel();
     farm.join();

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use sessile_proto::hello::DEFAULT_LIMIT;
 use sessile_proto::session::Gone;
 use tokio::net::TcpStream;
@@ -24,6 +24,10 @@ use crate::tls::{self, AcceptError, Accepted, Status};
 
 /// How long a handshake may take, from its hello on.
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long a request's head may take beyond the idle time: the idle clock begins again with each
+/// byte that trickles in.
+const HEAD_DEADLINE: Duration = Duration::from_secs(30);
 
 /// How long a connection may take to say goodbye when it is reclaimed.
 const GOODBYE_DEADLINE: Duration = Duration::from_secs(1);
@@ -134,6 +138,7 @@ macro_rules! drive {
 async fn serve(connection: &Rc<Connection>, stream: tls::Stream, status: &Status) -> bool {
     let answer = service_fn(|request| respond::answer(Rc::clone(connection), request));
     let io = TokioIo::new(stream);
+    let idle_timeout = connection.worker.shared.config.connection.idle_timeout;
     if connection.handshake.http2 {
         let builder = http2::Builder::new(LocalExecutor);
         drive!(connection, status, builder.serve_connection(io, answer))

@@ -228,6 +228,10 @@ impl Context {
             return None;
         }
         match ticket::read_label(self.schedule.routes(), token) {
+            Some((_, label)) if ticket::is_revoked(&self.schedule, label) => {
+                self.state().refused.push(Reason::Revoked);
+                None
+            }
             Some((id, label)) if label.class == Class::Stored => {
                 let key = Key::stored(&id);
                 let mut found = self.fetched(&key);

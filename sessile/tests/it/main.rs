@@ -9,6 +9,8 @@ mod chromium;
 mod client;
 mod farm_clients;
 mod farm_probe;
+mod key;
+mod key_export;
 mod lab;
 mod peers;
 mod probe;

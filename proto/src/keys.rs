@@ -7,7 +7,7 @@ mod chain;
 mod schedule;
 
 pub use chain::{Chain, Secret, Weak};
-pub use schedule::{RouteKeys, Schedule};
+pub use schedule::{Purpose, RouteKeys, Schedule};
 
 use std::time::Duration;
 

@@ -201,6 +201,15 @@ pub struct BalanceServer {
     pub weight: u16,
 }
 
+impl Config {
+    /// Whether a session may have to be removed from the outside (purged with its connection, dropped
+    /// for want of close_notify): such a session is stored, never sealed into a ticket.
+    #[must_use]
+    pub const fn sessions_are_removable(&self) -> bool {
+        self.connection.purge_on_reclaim || self.session.require_close_notify
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
         let state_dir = default_state_dir();

@@ -56,7 +56,7 @@ pub(super) async fn run(worker: Rc<Worker>, io: TcpStream, peer: SocketAddr, ope
     });
     let reclaimed = serve(&connection, stream, &status).await;
     connection.log_if_silent();
-    settle(&connection, &status, reclaimed);
+    settle(&connection, &status, reclaimed).await;
     drop(open);
 }
 
@@ -144,7 +144,7 @@ async fn serve(connection: &Rc<Connection>, stream: tls::Stream, status: &Status
 }
 
 /// What becomes of the connection's sessions when it is over.
-fn settle(connection: &Connection, status: &Status, reclaimed: bool) {
+async fn settle(connection: &Connection, status: &Status, reclaimed: bool) {
     let shared = &connection.worker.shared;
     let gone = if reclaimed && shared.config.connection.purge_on_reclaim {
         Gone::Purged
@@ -154,7 +154,7 @@ fn settle(connection: &Connection, status: &Status, reclaimed: bool) {
         return;
     };
     for key in &connection.handshake.owned {
-        shared.store.remove(key, gone);
+        connection.worker.store.remove(key, gone).await;
     }
 }
 

@@ -24,7 +24,7 @@ use crate::config::{Config, Role};
 use crate::key::{self, KeyError, Keyring};
 use crate::lifecycle::{self, Workers};
 use crate::listen::{self, ListenError};
-use crate::store::Store;
+use crate::store::{Local, Store, StoreError};
 use crate::tls::{CertificateError, Sessions};
 use sites::{SiteCertificates, Sites};
 
@@ -35,6 +35,8 @@ pub enum StartError {
     Key(#[from] KeyError),
     #[error(transparent)]
     Certificate(#[from] CertificateError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
     #[error(transparent)]
     Listen(#[from] ListenError),
     #[error("cannot start a worker thread: {0}")]
@@ -93,7 +95,7 @@ impl Server {
                 "the farm key's max-lifetime is shorter than session.lifetime, and counts"
             );
         }
-        let store = Store::new(&config.session, table_seed);
+        let store = Store::new(config, keys.scope(), &around.registry, table_seed)?;
         let shared = Shared {
             issuer: Issuer {
                 server: config
@@ -111,7 +113,7 @@ impl Server {
             around: around.clone(),
         };
         // Before the first thread: a combination that the library refuses stops the start.
-        shared.sites()?;
+        shared.sites(&shared.store.local())?;
         let mut listeners = Vec::new();
         for listener in config.listeners.iter().filter(|l| l.role == Role::Serve) {
             let count = lifecycle::worker_count(config.server.workers);
@@ -171,11 +173,10 @@ struct Shared {
 }
 
 impl Shared {
-    fn sites(&self) -> Result<Sites, rustls::Error> {
+    fn sites(&self, store: &Local) -> Result<Sites, rustls::Error> {
         let sessions = Sessions::new(
-            &self.config.session,
-            &self.config.connection,
-            self.store.clone(),
+            &self.config,
+            store.clone(),
             Arc::clone(&self.keys),
             self.issuer,
         );
@@ -187,14 +188,21 @@ impl Shared {
 struct Worker {
     shared: Shared,
     sites: Sites,
+    store: Local,
 }
 
 async fn work(shared: Shared, socket: std::net::TcpListener) {
-    let sites = match shared.sites() {
+    let store = shared.store.local();
+    store.connect().await;
+    let sites = match shared.sites(&store) {
         Ok(sites) => sites,
         Err(error) => return tracing::error!(%error, "a worker cannot start"),
     };
-    let worker = Rc::new(Worker { shared, sites });
+    let worker = Rc::new(Worker {
+        shared,
+        sites,
+        store,
+    });
     let connections = TaskTracker::new();
     let stop = worker.shared.around.stop.clone();
     let accepted = listen::accept(socket, stop.cancelled(), |io, peer| {

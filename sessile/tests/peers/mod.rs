@@ -102,7 +102,8 @@ impl Peer {
         panic!("{package} does not start: {said}");
     }
 
-    fn start_on(port: u16, package: &str, mut command: Command) -> Result<Self, String> {
+    /// Starts it on that port, which it is known to have had before.
+    pub(crate) fn start_on(port: u16, package: &str, mut command: Command) -> Result<Self, String> {
         let stderr = tempfile::tempfile().expect("a temporary file");
         let quiet = command
             .stdin(Stdio::null())
@@ -148,6 +149,27 @@ impl Peer {
 
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Sends it a signal.
+    pub(crate) fn signal(&self, signal: rustix::process::Signal) {
+        let id = i32::try_from(self.child.id()).ok();
+        let pid = id.and_then(rustix::process::Pid::from_raw);
+        rustix::process::kill_process(pid.expect("a process id"), signal).expect("it runs");
+    }
+
+    /// Waits until it has ended by itself.
+    pub(crate) fn wait(mut self) -> ExitStatus {
+        self.child.wait().expect("it was started")
+    }
+
+    /// What it wrote to its standard error stream so far.
+    pub(crate) fn said(&self) -> String {
+        let mut said = Vec::new();
+        let length = self.stderr.metadata().expect("a file").len();
+        said.resize(usize::try_from(length).expect("it fits"), 0);
+        std::os::unix::fs::FileExt::read_exact_at(&self.stderr, &mut said, 0).expect("read");
+        String::from_utf8_lossy(&said).into_owned()
     }
 
     /// Ends it without a chance to say good-bye; its connections end with it.

@@ -1,0 +1,1 @@
+//! A Redis behind TLS and access rules.

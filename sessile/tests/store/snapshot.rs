@@ -1,0 +1,1 @@
+//! A drained server's sessions, found again at its next start.

@@ -8,6 +8,7 @@ mod failures;
 mod farm;
 #[path = "../peers/mod.rs"]
 mod peers;
+mod proxy;
 mod secured;
 mod setup;
 mod snapshot;

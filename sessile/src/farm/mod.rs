@@ -63,7 +63,7 @@ pub struct Farm {
 }
 
 impl Farm {
-    /// Starts everything, servers first, so that the balancer finds them.
+    /// Starts everything, servers before the balancer, so that it finds them.
     ///
     /// # Errors
     /// With what stands in the way. What was started stops with `around.stop`.
@@ -77,6 +77,10 @@ impl Farm {
                 Some(Arc::new(Keyring::open(&file, lifetime)?))
             }
         };
+        let admin = plan
+            .admin
+            .map(|address| Admin::start(address, around.registry.clone(), around.stop.clone()))
+            .transpose()?;
         let mut servers = Vec::with_capacity(plan.servers);
         for number in 1..=plan.servers {
             let name = format!("web{number}");
@@ -88,17 +92,20 @@ impl Farm {
             match Server::start_with_key(&config, keys, around) {
                 Ok(server) => servers.push((name, server)),
                 Err(error) => {
+                    stop(servers, around);
                     let source = Box::new(error);
                     return Err(FarmError::Server { name, source });
                 }
             }
         }
         let config = balancer_config(plan, &servers);
-        let balancer = Balancer::start(&config, around.stop.clone(), &around.registry)?;
-        let admin = plan
-            .admin
-            .map(|address| Admin::start(address, around.registry.clone(), around.stop.clone()))
-            .transpose()?;
+        let balancer = match Balancer::start(&config, around.stop.clone(), &around.registry) {
+            Ok(balancer) => balancer,
+            Err(error) => {
+                stop(servers, around);
+                return Err(error.into());
+            }
+        };
         Ok(Self {
             authority,
             servers,
@@ -131,9 +138,18 @@ impl Farm {
     }
 }
 
+/// Drains servers of a farm that does not come about: what they have read they keep for its next start.
+fn stop(servers: Vec<(String, Server)>, around: &Surroundings) {
+    around.stop.cancel();
+    for (_, server) in servers {
+        server.join();
+    }
+}
+
 fn server_config(plan: &Plan, authority: &Authority, name: &str) -> Config {
     let mut config = plan.base.clone();
     name.clone_into(&mut config.server.name);
+    plan.data_dir.clone_into(&mut config.server.state_dir);
     // Servers share two or three cores here: more threads than servers would only get in the way.
     config.server.workers = 1;
     config.listeners = vec![Listener {

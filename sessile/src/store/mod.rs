@@ -5,6 +5,7 @@
 mod entry;
 pub mod memory;
 mod redis;
+pub mod snapshot;
 
 pub use self::redis::StoreError;
 
@@ -16,7 +17,7 @@ use std::time::Duration;
 use prometheus::Registry;
 use sessile_proto::Time;
 use sessile_proto::keys::Schedule;
-use sessile_proto::session::{Gone, Limits, Lookup};
+use sessile_proto::session::{Gone, Inserted, Limits, Lookup};
 use sessile_proto::ticket::Envelope;
 use sessile_proto::verdict::Reason;
 use tokio::time::Instant;
@@ -24,6 +25,7 @@ use tokio::time::Instant;
 use self::redis::{Answer, Link, Remote};
 use crate::config::{Config, StoreUrl};
 use memory::Memory;
+use snapshot::Snapshot;
 
 /// A session's key: what the client presents, set apart by protocol version, so that a TLS 1.2
 /// session ID that was seen on the wire means nothing as a TLS 1.3 identity.
@@ -152,6 +154,26 @@ impl Store {
             link: self.remote.as_ref().map(link),
             removable: self.removable,
         }
+    }
+
+    /// What is in the table, and that these were its server's sessions.
+    #[must_use]
+    pub fn snapshot(&self, incarnation: u16) -> Snapshot {
+        Snapshot {
+            incarnation,
+            entries: self.memory.snapshot(),
+        }
+    }
+
+    /// Puts back what a snapshot holds, but for what is too old, and returns how much that is.
+    pub fn restore(&self, snapshot: &Snapshot, now: Time) -> usize {
+        let entries = snapshot.entries.iter();
+        let stored = entries.filter(|entry| {
+            let (key, value) = (&entry.key, &entry.value);
+            let inserted = self.memory.insert(key, value, entry.established, now);
+            matches!(inserted, Inserted::Stored { .. })
+        });
+        stored.count()
     }
 
     /// The table in front, for its figures.

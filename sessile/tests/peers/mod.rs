@@ -48,7 +48,13 @@ impl Certificates {
         let key = KeyPair::generate().expect("a key");
         let names = vec![NAME.to_owned(), Ipv4Addr::LOCALHOST.to_string()];
         let mut server = CertificateParams::new(names).expect("valid names");
-        server.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        // OpenSSL takes a certificate with its issuer's name for a self-signed one.
+        let names = &mut server.distinguished_name;
+        names.push(rcgen::DnType::CommonName, NAME);
+        server.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ];
         let certificate = server.signed_by(&key, &issuer).expect("a certificate");
 
         Self {

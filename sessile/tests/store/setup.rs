@@ -3,7 +3,7 @@
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use sessile::client::{Client, Mechanism, Options, Sessions, Target, Trust};
@@ -128,6 +128,11 @@ impl Farm {
         ["web1", "web2", "web3"].map(|name| self.serve(name))
     }
 
+    /// A `sessile serve` that does not start.
+    pub(crate) fn run(&self, name: &str, port: u16) -> Output {
+        self.command(name, port, 0).output().unwrap()
+    }
+
     fn command(&self, name: &str, port: u16, admin: u16) -> Command {
         let authority = Authority::open(self.folder.path()).unwrap();
         let file = self.folder.path().join(format!("{name}.toml"));
@@ -235,6 +240,11 @@ pub(crate) async fn hop_until(expected: &str, others: &[&str], from: &Server, to
             return;
         }
         assert!(others.contains(&verdict.as_str()), "{verdict}");
-        assert!(Instant::now() < deadline, "still {verdict}, not {expected}");
+        let said = || from.peer.said();
+        assert!(
+            Instant::now() < deadline,
+            "still {verdict}, not {expected}: {}",
+            said()
+        );
     }
 }

@@ -5,6 +5,7 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use redis::{Cmd, Value};
@@ -133,7 +134,6 @@ impl Link {
     /// Connects, waits until that connection is given up, and begins again.
     async fn keep(self: Rc<Self>) {
         let mut backoff = Backoff::new();
-        let mut said = false;
         loop {
             match self.dial().await {
                 Ok(connection) => {
@@ -141,7 +141,6 @@ impl Link {
                     self.come_up(connection);
                     self.until_given_up().await;
                     backoff.was_well(since.elapsed());
-                    said = true;
                 }
                 Err(failure) => {
                     let server = &self.remote.server;
@@ -150,7 +149,7 @@ impl Link {
                         Failure::Store(error) => error.to_string(),
                     };
                     // Once: a store that stays away would fill the log.
-                    if std::mem::replace(&mut said, true) {
+                    if self.remote.said.swap(true, Ordering::Relaxed) {
                         tracing::debug!(server, error, "the session store is still down");
                     } else {
                         tracing::warn!(
@@ -187,6 +186,7 @@ impl Link {
         self.serial.set(self.serial.get() + 1);
         *self.connection.borrow_mut() = Some(connection);
         self.changed.notify_one();
+        self.remote.said.store(true, Ordering::Relaxed);
         if self.remote.metrics.one_more() {
             let (server, store) = (&self.remote.server, &self.remote.shown);
             tracing::info!(server, store, "the session store answers");

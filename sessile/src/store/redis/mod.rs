@@ -10,6 +10,7 @@ pub use connect::StoreError;
 pub(super) use link::Link;
 
 use std::rc::Rc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use prometheus::Registry;
@@ -36,6 +37,8 @@ pub(super) struct Remote {
     /// The store's address, fit to be shown.
     shown: String,
     metrics: Metrics,
+    /// Whether the log has a word on it; from then on it has one at every change.
+    said: AtomicBool,
 }
 
 /// What the store says of a session.
@@ -66,6 +69,7 @@ impl Remote {
             server: server.to_owned(),
             shown: config.to_string(),
             metrics: Metrics::register(registry, server)?,
+            said: AtomicBool::new(false),
         })
     }
 }

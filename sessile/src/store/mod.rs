@@ -262,15 +262,7 @@ impl Local {
         let uncertain = found.iter_mut().filter(|(_, near)| uncertain(near));
         for ((key, near), answer) in uncertain.zip(answers) {
             match answer {
-                Answer::Found(envelope) => {
-                    if !self.removable
-                        && let Ok(Envelope { established, .. }) = Envelope::decode(&envelope)
-                    {
-                        self.memory
-                            .insert(key.as_bytes(), &envelope, established, now);
-                    }
-                    *near = Ok(envelope);
-                }
+                Answer::Found(envelope) => *near = self.adopt(key, envelope, now),
                 Answer::Gone(gone) => {
                     self.memory.remove(key.as_bytes(), gone);
                     *near = Err(gone.into());
@@ -280,6 +272,24 @@ impl Local {
                 Answer::None(reason) => *near = Err(reason),
             }
         }
+    }
+
+    /// Takes a session from the store over into the table, unless another server may remove it.
+    fn adopt(&self, key: &Key, envelope: Vec<u8>, now: Time) -> Result<Vec<u8>, Reason> {
+        let Envelope {
+            established,
+            expires,
+            ..
+        } = Envelope::decode(&envelope)?;
+        // The store's clock is another, and it counts from when the entry came.
+        if now >= expires {
+            return Err(Reason::Expired);
+        }
+        if !self.removable {
+            self.memory
+                .insert(key.as_bytes(), &envelope, established, now);
+        }
+        Ok(envelope)
     }
 
     /// Stores sessions. Returns when they are where the next connection looks for them, or patience
@@ -300,9 +310,14 @@ impl Local {
         }
     }
 
+    /// Removes a session from the table alone.
+    pub fn remove_here(&self, key: &Key, why: Gone) {
+        self.memory.remove(key.as_bytes(), why);
+    }
+
     /// Removes a session, to be remembered as gone for that reason.
     pub async fn remove(&self, key: &Key, why: Gone) {
-        self.memory.remove(key.as_bytes(), why);
+        self.remove_here(key, why);
         if let Some(link) = &self.link {
             link.remove(key, why).await;
         }

@@ -15,6 +15,7 @@ use sessile_proto::ticket::{Binding, ClientAuth, Envelope};
 use sessile_proto::verdict::Reason;
 use tokio::task::LocalSet;
 
+use crate::proxy::{Mode, Proxy};
 use crate::setup::Redis;
 
 const LIFETIME: Duration = Duration::from_secs(600);
@@ -57,6 +58,14 @@ impl Pair {
     }
 
     async fn put(&self, store: &Local, id: &[u8], age: Duration) {
+        let put = Self::session(id, age);
+        let mut patience = store.patience();
+        store
+            .put(vec![put], &self.schedule, clock::now(), &mut patience)
+            .await;
+    }
+
+    fn session(id: &[u8], age: Duration) -> Put {
         let now = clock::now();
         let millis = u64::try_from(age.as_millis()).unwrap();
         let established = sessile_proto::Time::from_unix_millis(now.unix_millis() - millis);
@@ -76,16 +85,12 @@ impl Pair {
         };
         let mut bytes = Vec::new();
         envelope.encode(&mut bytes);
-        let put = Put {
+        Put {
             key: key(id),
             envelope: bytes,
             established,
             expires: envelope.expires,
-        };
-        let mut patience = store.patience();
-        store
-            .put(vec![put], &self.schedule, now, &mut patience)
-            .await;
+        }
     }
 
     async fn find(&self, store: &Local, id: &[u8]) -> Result<(), Reason> {
@@ -175,6 +180,30 @@ fn an_entry_copied_under_another_identifier_does_not_open() {
         assert_eq!(pair.find(&pair.other, b"mine").await, Ok(()));
         let copied = pair.find(&pair.other, b"yours").await;
         assert_eq!(copied, Err(Reason::BadTicket));
+    });
+}
+
+#[test]
+fn a_handshake_waits_for_the_store_once() {
+    let redis = Redis::start();
+    let proxy = Proxy::start(redis.address());
+    run(async {
+        let pair = Pair::open(Some(&proxy.url()), false).await;
+        proxy.set(Mode::Stall);
+        let mut patience = pair.one.patience();
+        let keys = vec![key(b"a"), key(b"b")];
+        let (one, schedule) = (&pair.one, &pair.schedule);
+        let found = one.find(keys, schedule, clock::now(), &mut patience).await;
+        let late = Err(Reason::StoreTimeout);
+        assert_eq!(found, [(key(b"a"), late.clone()), (key(b"b"), late)]);
+        // Looking it up took all its patience: it does not wait to store another one.
+        let put = Pair::session(b"c", Duration::ZERO);
+        let put = one.put(vec![put], schedule, clock::now(), &mut patience);
+        let waited = tokio::time::timeout(Duration::from_secs(1), put).await;
+        waited.expect("it does not wait");
+        proxy.set(Mode::Pass);
+        // It was on its way all the same.
+        while pair.find(&pair.other, b"c").await.is_err() {}
     });
 }
 

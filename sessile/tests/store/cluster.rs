@@ -172,7 +172,15 @@ async fn a_new_master_takes_over_where_sentinels_watch() {
         let replicas: Vec<redis::Value> = ask(&mut asked, &["SENTINEL", "REPLICAS", "mymaster"]);
         replicas.len() == 1
     });
-    let url = format!("redis+sentinel://{}/mymaster", sentinel.address());
+    let mut user = vec!["ACL", "SETUSER", "sessile", "on", ">secret", "+role"];
+    user.extend(&RULES[..5]);
+    for node in [&master, &replica] {
+        let () = ask(&mut node.connect(), &user);
+    }
+    let url = format!(
+        "redis+sentinel://sessile:secret@{}/mymaster",
+        sentinel.address()
+    );
     let farm = Farm::new(&format!("store = \"{url}\"\nstore-timeout = \"200ms\"\n"));
     let (one, other) = (farm.serve("web1"), farm.serve("web2"));
     hop_until("resumed/session-id", &COSTS, &one, &other).await;

@@ -12,7 +12,7 @@ mod weak;
 pub use chain::{Chain, Secret};
 pub use foreign::{Foreign, ForeignKey};
 pub use generation::{CannotRotate, Generation, Standing};
-pub use schedule::{RouteKeys, Schedule};
+pub use schedule::{Purpose, RouteKeys, Schedule};
 pub use weak::Weak;
 
 use std::time::Duration;

@@ -132,11 +132,33 @@ impl RouteKeys {
     }
 }
 
+/// What a key seals besides tickets, each under a key of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Purpose {
+    /// An entry of a shared store.
+    Store,
+    /// A piece of a server's session table, for its next start.
+    Snapshot,
+}
+
+impl Purpose {
+    const ALL: [Self; 2] = [Self::Store, Self::Snapshot];
+
+    const fn label(self) -> &'static [u8] {
+        match self {
+            Self::Store => b"sessile1 store",
+            Self::Snapshot => b"sessile1 snapshot",
+        }
+    }
+}
+
 /// Every key that a server needs at one moment.
 pub struct Schedule {
     routes: RouteKeys,
     /// Ticket keys by generation and epoch.
     tickets: BTreeMap<(u8, u64), Secret>,
+    /// The other keys of the same generations and epochs.
+    kept: BTreeMap<(Purpose, u8, u64), Secret>,
     sealing: Option<(u8, u64)>,
     /// Generations whose labels are known and whose tickets are refused.
     ended: Vec<u8>,
@@ -154,7 +176,7 @@ impl Schedule {
     pub fn derive(key: &FarmKey, now: Time) -> Self {
         let epoch = key.epoch(now);
         let epochs: Vec<u64> = (key.oldest_epoch(now)..=epoch + EPOCHS_AHEAD).collect();
-        let mut tickets = BTreeMap::new();
+        let (mut tickets, mut kept) = (BTreeMap::new(), BTreeMap::new());
         for generation in accepted(key, now) {
             let Some(chain) = &generation.ticket else {
                 continue;
@@ -163,6 +185,11 @@ impl Schedule {
                 let info: [&[u8]; 3] =
                     [b"sessile1 stek", key.scope.as_bytes(), &epoch.to_be_bytes()];
                 tickets.insert((generation.number, epoch), secret.expand(&info));
+                for purpose in Purpose::ALL {
+                    let info: [&[u8]; 3] =
+                        [purpose.label(), key.scope.as_bytes(), &epoch.to_be_bytes()];
+                    kept.insert((purpose, generation.number, epoch), secret.expand(&info));
+                }
             }
         }
         let sealing = sealing(key, now)
@@ -171,6 +198,7 @@ impl Schedule {
         Self {
             routes: RouteKeys::derive_known(key, now),
             tickets,
+            kept,
             sealing,
             ended: ended(key, now).map(|g| g.number).collect(),
             epoch,
@@ -217,6 +245,10 @@ impl Schedule {
     /// could be alive otherwise.
     pub(crate) fn is_revoked(&self, generation: u8, epoch: u64) -> bool {
         self.ended.contains(&generation) && epoch >= self.oldest
+    }
+
+    pub(crate) fn kept_key(&self, purpose: Purpose, generation: u8, epoch: u64) -> Option<&Secret> {
+        self.kept.get(&(purpose, generation, epoch))
     }
 
     /// The epoch nearest to now whose 12 low bits are these.

@@ -49,11 +49,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         registry: prometheus::Registry::new(),
         access_log: AccessLog::open(&config.log.access)?,
     };
-    let server = Server::start(&config, &around)?;
-    for address in server.addresses() {
-        tracing::info!(%address, server = config.server.name, "serving");
-    }
-    say_what_survives(&config, server.keys());
+    // Before the server, which may take up a snapshot: what can fail fails first.
     let admin = config
         .admin
         .listen
@@ -62,6 +58,11 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     if let Some(admin) = &admin {
         tracing::info!(address = %admin.address(), "admin");
     }
+    let server = Server::start(&config, &around)?;
+    for address in server.addresses() {
+        tracing::info!(%address, server = config.server.name, "serving");
+    }
+    say_what_survives(&config, server.keys());
     lifecycle::wait_for_signal(Orders {
         reopen_logs: Some(Box::new(|| around.access_log.reopen())),
         reload: Some(Box::new(|| reload_key(server.keys()))),

@@ -59,9 +59,10 @@ pub(super) async fn run(worker: Rc<Worker>, io: TcpStream, peer: SocketAddr, ope
         requests: Cell::new(0),
         worker: Rc::clone(&worker),
     });
+    let _cut = Cut(Rc::clone(&connection), Rc::clone(&status));
     let reclaimed = serve(&connection, stream, &status).await;
     connection.log_if_silent();
-    settle(&connection, &status, reclaimed);
+    settle(&connection, &status, reclaimed).await;
     drop(open);
 }
 
@@ -151,17 +152,38 @@ async fn serve(connection: &Rc<Connection>, stream: tls::Stream, status: &Status
 }
 
 /// What becomes of the connection's sessions when it is over.
-fn settle(connection: &Connection, status: &Status, reclaimed: bool) {
-    let shared = &connection.worker.shared;
-    let gone = if reclaimed && shared.config.connection.purge_on_reclaim {
-        Gone::Purged
-    } else if shared.config.session.require_close_notify && !status.closed_cleanly() {
-        Gone::NotClosedCleanly
+async fn settle(connection: &Connection, status: &Status, reclaimed: bool) {
+    if let Some(gone) = removed_as(connection, status, reclaimed) {
+        for key in &connection.handshake.owned {
+            connection.worker.store.remove(key, gone).await;
+        }
+    }
+}
+
+/// Why the sessions of a connection that is over go with it, if they do.
+fn removed_as(connection: &Connection, status: &Status, reclaimed: bool) -> Option<Gone> {
+    let config = &connection.worker.shared.config;
+    if reclaimed && config.connection.purge_on_reclaim {
+        Some(Gone::Purged)
+    } else if config.session.require_close_notify && !status.closed_cleanly() {
+        Some(Gone::NotClosedCleanly)
     } else {
-        return;
-    };
-    for key in &connection.handshake.owned {
-        shared.store.remove(key, gone);
+        None
+    }
+}
+
+/// A connection that is cut at the end of a drain is not settled any more; what it would have
+/// removed must not get into the snapshot. After [`settle`] this finds nothing left to do.
+struct Cut(Rc<Connection>, Rc<Status>);
+
+impl Drop for Cut {
+    fn drop(&mut self) {
+        let Self(connection, status) = self;
+        if let Some(gone) = removed_as(connection, status, false) {
+            for key in &connection.handshake.owned {
+                connection.worker.store.remove_here(key, gone);
+            }
+        }
     }
 }
 

@@ -9,14 +9,13 @@ use rustls::server::{ProducesTickets, StoresServerSessions};
 use sessile_proto::Time;
 use sessile_proto::hello::ClientHello;
 use sessile_proto::keys::Schedule;
-use sessile_proto::session::Lookup;
 use sessile_proto::ticket::{
     self, Binding, Class, ClientAuth, Envelope, Expected, Id, Issuer, SRID_LEN,
 };
 use sessile_proto::verdict::{self, How, Reason, Verdict};
 
 use super::{Sessions, Template};
-use crate::store::Key;
+use crate::store::{Key, Patience, Put};
 
 /// rustls 0.23's encoding of a session; to be changed with the pinned version.
 const VALUE_FORMAT: u16 = 23;
@@ -29,14 +28,6 @@ pub(super) const TLS13: u16 = 0x0304;
 
 /// Most identities of a hello that are looked at; browsers offer one or two.
 const MAX_IDENTITIES: usize = 4;
-
-/// A session that has to be in the store before the flight that announces it leaves.
-#[derive(Debug)]
-pub(super) struct Put {
-    pub(super) key: Key,
-    pub(super) envelope: Vec<u8>,
-    pub(super) established: Time,
-}
 
 /// One handshake's view of sessions.
 pub(super) struct Context {
@@ -54,7 +45,7 @@ pub(super) struct Context {
     tickets: bool,
     sealed: bool,
     /// What the store said of the sessions that the hello names.
-    fetched: Vec<(Key, Lookup<Vec<u8>>)>,
+    fetched: Vec<(Key, Result<Vec<u8>, Reason>)>,
     state: Mutex<State>,
 }
 
@@ -81,7 +72,12 @@ struct Admitted {
 
 impl Context {
     /// Fetches the stored sessions that a hello names, and makes them the handshake's context.
-    pub(super) async fn prefetch(hello: &ClientHello<'_>, template: &Template, now: Time) -> Self {
+    pub(super) async fn prefetch(
+        hello: &ClientHello<'_>,
+        template: &Template,
+        now: Time,
+        patience: &mut Patience,
+    ) -> Self {
         let Sessions {
             store,
             keys,
@@ -92,10 +88,8 @@ impl Context {
         } = &*template.sessions;
         let schedule = keys.schedule(now);
         let version = if hello.offers_tls13() { TLS13 } else { TLS12 };
-        let mut fetched = Vec::new();
-        for key in named_sessions(hello, &schedule, version) {
-            fetched.push((key, store.find(&key, now).await));
-        }
+        let named = named_sessions(hello, &schedule, version);
+        let fetched = store.find(named, &schedule, now, patience).await;
         let tickets = template.sessions.issues_tickets();
         let wants_tickets = hello.session_ticket.is_some();
         Self {
@@ -126,6 +120,11 @@ impl Context {
         let mut state = self.state();
         state.kind = kind;
         state.suite = suite.unwrap_or(state.suite);
+    }
+
+    /// The keys of this handshake's time.
+    pub(super) fn schedule(&self) -> &Schedule {
+        &self.schedule
     }
 
     /// What has to be stored before anything more is sent.
@@ -213,11 +212,10 @@ impl Context {
 
     fn fetched(&self, key: &Key) -> Result<&[u8], Reason> {
         let found = self.fetched.iter().find(|(fetched, _)| fetched == key);
-        match found.map(|(_, found)| found) {
-            Some(Lookup::Found(envelope)) => Ok(envelope),
-            Some(Lookup::Gone(gone)) => Err((*gone).into()),
-            Some(Lookup::Unknown) | None => Err(Reason::Unknown),
-            Some(Lookup::Disabled) => Err(Reason::CacheDisabled),
+        match found {
+            Some((_, Ok(envelope))) => Ok(envelope),
+            Some((_, Err(reason))) => Err(*reason),
+            None => Err(Reason::Unknown),
         }
     }
 
@@ -297,6 +295,7 @@ impl Context {
             key,
             envelope: bytes,
             established: envelope.established,
+            expires: envelope.expires,
         });
     }
 }

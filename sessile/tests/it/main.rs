@@ -18,4 +18,5 @@ mod registry;
 mod serve_files;
 mod serve_life;
 mod settings;
+mod store;
 mod verdicts;

@@ -60,7 +60,13 @@ impl Certificates {
         let key = KeyPair::generate().expect("a key");
         let names = vec![NAME.to_owned(), Ipv4Addr::LOCALHOST.to_string()];
         let mut server = CertificateParams::new(names).expect("valid names");
-        server.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        // OpenSSL takes a certificate with its issuer's name for a self-signed one.
+        let names = &mut server.distinguished_name;
+        names.push(rcgen::DnType::CommonName, NAME);
+        server.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ];
         let certificate = server.signed_by(&key, &issuer).expect("a certificate");
 
         Self {
@@ -114,7 +120,8 @@ impl Peer {
         panic!("{package} does not start: {said}");
     }
 
-    fn start_on(port: u16, package: &str, mut command: Command) -> Result<Self, String> {
+    /// Starts it on that port, which it is known to have had before.
+    pub(crate) fn start_on(port: u16, package: &str, mut command: Command) -> Result<Self, String> {
         let stderr = tempfile::tempfile().expect("a temporary file");
         let quiet = command
             .stdin(Stdio::null())
@@ -156,6 +163,18 @@ impl Peer {
 
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Sends it a signal.
+    pub(crate) fn signal(&self, signal: rustix::process::Signal) {
+        let id = i32::try_from(self.child.id()).ok();
+        let pid = id.and_then(rustix::process::Pid::from_raw);
+        rustix::process::kill_process(pid.expect("a process id"), signal).expect("it runs");
+    }
+
+    /// Waits until it has ended by itself.
+    pub(crate) fn wait(mut self) -> ExitStatus {
+        self.child.wait().expect("it was started")
     }
 
     /// What it has written to its standard error stream so far.

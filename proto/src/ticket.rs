@@ -162,7 +162,13 @@ pub fn open(schedule: &Schedule, id: &Id, label: Label, ticket: &[u8]) -> Result
         return Err(Reason::Revoked);
     }
     let epoch = schedule.nearest_epoch(label.epoch_low);
-    let key = ticket_key(schedule, label.generation, epoch, id).ok_or(Reason::Expired)?;
+    let key = ticket_key(schedule, label.generation, epoch, id).ok_or(
+        // Of an epoch to come, or from before this key was made: that is no lifetime's end.
+        match schedule.is_past(epoch) {
+            true => Reason::Expired,
+            false => Reason::Unknown,
+        },
+    )?;
     let (srid, sealed) = ticket.split_at_checked(SRID_LEN).ok_or(Reason::BadTicket)?;
     let mut sealed = sealed.to_vec();
     let opened = key

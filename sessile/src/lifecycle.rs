@@ -20,6 +20,9 @@ pub struct Workers {
     threads: Vec<JoinHandle<()>>,
 }
 
+/// Most threads of a worker that wait for files.
+const MAX_BLOCKING: usize = 16;
+
 impl Workers {
     #[must_use]
     pub const fn new(stop: CancellationToken) -> Self {
@@ -48,6 +51,7 @@ impl Workers {
             // file descriptor, three times a connection.
             let runtime = Builder::new_current_thread()
                 .enable_all()
+                .max_blocking_threads(MAX_BLOCKING)
                 .build_local(LocalOptions::default());
             let (runtime, built) = match runtime {
                 Ok(runtime) => (Some(runtime), Ok(())),
@@ -57,7 +61,10 @@ impl Workers {
             let Some(runtime) = runtime else { return };
             // As a task of its own for the same reason: what `block_on` waits for is woken that way.
             let body = runtime.spawn_local(async move { body().await });
-            if let Err(failed) = runtime.block_on(body)
+            let ended = runtime.block_on(body);
+            // A thread that reads a file which never comes must not hold up the end.
+            runtime.shutdown_background();
+            if let Err(failed) = ended
                 && failed.is_panic()
             {
                 std::panic::resume_unwind(failed.into_panic());

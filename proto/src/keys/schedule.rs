@@ -208,6 +208,12 @@ impl Schedule {
         }
     }
 
+    /// Whether anything can be sealed now: not where the clock and the key do not meet.
+    #[must_use]
+    pub const fn can_seal(&self) -> bool {
+        self.sealing.is_some()
+    }
+
     /// What reads labels.
     #[must_use]
     pub const fn routes(&self) -> &RouteKeys {
@@ -249,6 +255,11 @@ impl Schedule {
 
     pub(crate) fn kept_key(&self, purpose: Purpose, generation: u8, epoch: u64) -> Option<&Secret> {
         self.kept.get(&(purpose, generation, epoch))
+    }
+
+    /// Whether keys of an epoch are no longer kept, because no session alive can need them.
+    pub(crate) const fn is_past(&self, epoch: u64) -> bool {
+        epoch < self.oldest
     }
 
     /// The epoch nearest to now whose 12 low bits are these.

@@ -29,6 +29,15 @@ const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
 /// byte that trickles in.
 const HEAD_DEADLINE: Duration = Duration::from_secs(30);
 
+/// Most bytes of a request's head.
+const MAX_HEAD: usize = 64 * 1024;
+
+/// Most requests of an HTTP/2 connection that are answered at once.
+const MAX_STREAMS: u32 = 32;
+
+/// Most bytes that wait on an HTTP/2 stream for its client.
+const MAX_STREAM_BUFFER: usize = 64 * 1024;
+
 /// How long a connection may take to say goodbye when it is reclaimed.
 const GOODBYE_DEADLINE: Duration = Duration::from_secs(1);
 
@@ -122,7 +131,10 @@ macro_rules! drive {
                         continue;
                     }
                     worker.metrics.count_reclaimed();
-                    $status.end_without_lingering();
+                    // Whether the client says goodbye too is of interest only where it counts.
+                    if !worker.config.session.require_close_notify {
+                        $status.end_without_lingering();
+                    }
                     http.as_mut().graceful_shutdown();
                     let _ = tokio::time::timeout(GOODBYE_DEADLINE, http.as_mut()).await;
                     break true;
@@ -135,18 +147,28 @@ macro_rules! drive {
         }
     }};
 }
+
 /// Answers requests until the connection ends. Returns whether it ended by being reclaimed.
 async fn serve(connection: &Rc<Connection>, stream: tls::Stream, status: &Status) -> bool {
     let answer = service_fn(|request| respond::answer(Rc::clone(connection), request));
     let io = TokioIo::new(stream);
     let idle_timeout = connection.worker.shared.config.connection.idle_timeout;
     if connection.handshake.http2 {
-        let builder = http2::Builder::new(LocalExecutor);
+        let mut builder = http2::Builder::new(LocalExecutor);
+        // Each stream may hold a file open and a buffer full of it.
+        builder
+            .max_concurrent_streams(MAX_STREAMS)
+            .max_send_buf_size(MAX_STREAM_BUFFER)
+            .max_header_list_size(MAX_HEAD as u32);
         drive!(connection, status, builder.serve_connection(io, answer))
     } else {
         let mut builder = http1::Builder::new();
         // A client may end its side once it has asked.
-        builder.half_close(true);
+        builder
+            .half_close(true)
+            .max_buf_size(MAX_HEAD)
+            .timer(TokioTimer::new())
+            .header_read_timeout(idle_timeout + HEAD_DEADLINE);
         drive!(connection, status, builder.serve_connection(io, answer))
     }
 }

@@ -4,6 +4,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use aws_lc_rs::digest;
 use rustls::HandshakeKind;
 use rustls::server::{ProducesTickets, StoresServerSessions};
 use sessile_proto::Time;
@@ -46,6 +47,8 @@ pub(super) struct Context {
     sealed: bool,
     /// What the store said of the sessions that the hello names.
     fetched: Vec<(Key, Result<Vec<u8>, Reason>)>,
+    /// The hello's random.
+    random: [u8; 32],
     state: Mutex<State>,
 }
 
@@ -106,12 +109,17 @@ impl Context {
             psk_dhe: hello.psk_modes.is_some_and(|modes| modes.psk_dhe_ke),
             lifetime: (*lifetime).min(schedule.max_lifetime()),
             // A client that takes a ticket will not come back with the session ID.
-            cache: store.is_enabled() && !(tickets && wants_tickets),
+            // Where the clock and the key disagree there is no ticket to take.
+            cache: store.is_enabled() && !(tickets && wants_tickets && schedule.can_seal()),
             tickets,
             sealed: *sealed,
             schedule,
             fetched,
-            state: Mutex::default(),
+            state: Mutex::new(State {
+                refused: beside(hello, version),
+                ..State::default()
+            }),
+            random: hello_random(hello),
         }
     }
 
@@ -287,6 +295,17 @@ impl Context {
         }
     }
 
+    /// A nonce for a ticket. The hello's random is mixed in, so that a machine that was cloned
+    /// with the state of its generator does not use one twice.
+    fn fresh_id(&self) -> Option<Id> {
+        let mut drawn = [0; 32];
+        aws_lc_rs::rand::fill(&mut drawn).ok()?;
+        let mut mixed = digest::Context::new(&digest::SHA256);
+        mixed.update(&drawn);
+        mixed.update(&self.random);
+        mixed.finish().as_ref().first_chunk().copied()
+    }
+
     fn store(&self, state: &mut State, key: Key, envelope: &Envelope<'_>) {
         let mut bytes = Vec::with_capacity(envelope.encoded_len());
         envelope.encode(&mut bytes);
@@ -342,8 +361,7 @@ impl ProducesTickets for Context {
     }
 
     fn encrypt(&self, value: &[u8]) -> Option<Vec<u8>> {
-        let mut id: Id = [0; 16];
-        aws_lc_rs::rand::fill(&mut id).ok()?;
+        let id = self.fresh_id()?;
         let mut state = self.state();
         let origin = self.origin(&state);
         let envelope = self.envelope(origin, value);
@@ -378,6 +396,23 @@ impl std::fmt::Debug for Context {
             .field("server_name", &self.server_name)
             .finish_non_exhaustive()
     }
+}
+
+/// What is refused unseen: a ticket of TLS 1.2 in a handshake that will be TLS 1.3. A session ID
+/// beside it is noise, as far as anyone can tell.
+fn beside(hello: &ClientHello<'_>, version: u16) -> Vec<Reason> {
+    let ticket = hello
+        .session_ticket
+        .is_some_and(|ticket| !ticket.is_empty());
+    match version == TLS13 && ticket {
+        true => vec![Reason::VersionMismatch],
+        false => Vec::new(),
+    }
+}
+
+/// 32 bytes in every form of hello that gets here.
+fn hello_random(hello: &ClientHello<'_>) -> [u8; 32] {
+    hello.random.first_chunk().copied().unwrap_or_default()
 }
 
 /// The keys of the stored sessions that a hello names, a handful at most.

@@ -71,13 +71,16 @@ impl Status {
 impl Stream {
     pub(super) fn new(io: TcpStream, mut tls: Box<ServerConnection>) -> Self {
         tls.set_buffer_limit(Some(MAX_BUFFERED));
+        // A client may have asked and said goodbye in the segment that ended the handshake.
+        let state = tls.process_new_packets();
+        let closed_cleanly = state.is_ok_and(|state| state.peer_has_closed());
         Self {
             io,
             held: None,
             tls,
             status: Rc::new(Status {
                 last_activity: Cell::new(Instant::now()),
-                closed_cleanly: Cell::new(false),
+                closed_cleanly: Cell::new(closed_cleanly),
                 lingers: Cell::new(true),
             }),
             eof: false,

@@ -62,7 +62,7 @@ impl Certificates {
         let mut server = CertificateParams::new(names).expect("valid names");
         // OpenSSL takes a certificate with its issuer's name for a self-signed one.
         let names = &mut server.distinguished_name;
-        names.push(rcgen::DnType::CommonName, NAME);
+        names.push(DnType::CommonName, NAME);
         server.extended_key_usages = vec![
             ExtendedKeyUsagePurpose::ServerAuth,
             ExtendedKeyUsagePurpose::ClientAuth,
@@ -166,9 +166,9 @@ impl Peer {
     }
 
     /// Sends it a signal.
-    pub(crate) fn signal(&self, signal: rustix::process::Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         let id = i32::try_from(self.child.id()).ok();
-        let pid = id.and_then(rustix::process::Pid::from_raw);
+        let pid = id.and_then(Pid::from_raw);
         rustix::process::kill_process(pid.expect("a process id"), signal).expect("it runs");
     }
 

@@ -1,7 +1,9 @@
 //! Bytes both ways between a client and a server, with half-closes and resets carried on.
 
+use std::cell::Cell;
 use std::io;
-use std::pin::pin;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
@@ -24,18 +26,25 @@ pub(super) async fn run(
 ) -> io::Result<()> {
     let (mut from_client, mut to_client) = client.split();
     let (mut from_server, mut to_server) = server.split();
+    // Set when the server takes no more. It may have answered already, and that still passes.
+    let refused = Cell::new(false);
     let moved = {
-        let mut up = pin!(pump(&mut from_client, &mut to_server, |_| ()));
-        let mut down = pin!(pump(&mut from_server, &mut to_client, watch));
+        let mut up = pin!(async {
+            let mut server = OrNowhere(&mut to_server, &refused);
+            pump(&mut from_client, &mut server, |_| ()).await
+        });
+        let mut down = pin!(async {
+            match pump(&mut from_server, &mut to_client, watch).await {
+                Err(Cut::Source(_)) if refused.get() => {
+                    to_client.shutdown().await.map_err(Cut::Sink)
+                }
+                moved => moved,
+            }
+        });
         tokio::select! {
             moved = &mut up => match moved {
                 // A client may end its side and wait for its answer as long as it likes.
                 Ok(()) => down.await,
-                // A server that takes no more may have answered already, and that still passes.
-                Err(Cut::Sink(_)) => {
-                    let _ = down.await;
-                    return Ok(());
-                }
                 cut => cut,
             },
             moved = &mut down => match moved {
@@ -63,6 +72,39 @@ pub(super) fn keep_alive(io: &TcpStream) {
         .with_retries(4);
     // A connection without it works as well, but for the one case.
     let _ = SockRef::from(io).set_tcp_keepalive(&probes);
+}
+
+/// Writes to a server for as long as it takes anything, and then nowhere: what a client goes on
+/// sending has to be read, or the connection to it would be reset with the answer on its way.
+struct OrNowhere<'a, W>(&'a mut W, &'a Cell<bool>);
+
+impl<W: AsyncWrite + Unpin> AsyncWrite for OrNowhere<'_, W> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let Self(server, refused) = self.get_mut();
+        if !refused.get() {
+            match ready!(Pin::new(server).poll_write(cx, buf)) {
+                Ok(written) => return Poll::Ready(Ok(written)),
+                Err(_) => refused.set(true),
+            }
+        }
+        Poll::Ready(Ok(buf.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.get_mut().0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Self(server, refused) = self.get_mut();
+        match refused.get() {
+            true => Poll::Ready(Ok(())),
+            false => Pin::new(server).poll_shutdown(cx),
+        }
+    }
 }
 
 /// Which side ended a direction in the middle.

@@ -291,3 +291,30 @@ fn a_folder_without_its_slash_is_redirected_to_where_it_is() {
         }
     }
 }
+
+#[test]
+fn a_request_for_another_site_than_the_handshakes_is_misdirected() {
+    let (certificates, files) = (Certificates::new(), files());
+    let config = files.path().join("sessile.toml");
+    let (chain, key) = (&certificates.chain, &certificates.key);
+    let site = |names: &str, text: &str| {
+        format!(
+            "[[site]]\nnames = {names}\ncertificates = [{{ chain = {chain:?}, key = {key:?} }}]\n\
+             [[site.route]]\npath = \"/\"\nrespond = {text:?}\n"
+        )
+    };
+    let sites = site(&format!("[{NAME:?}]"), "ours") + &site("[\"other.test\"]", "theirs");
+    let text = format!("[[listener]]\naddress = \"127.0.0.1:0\"\n{sites}");
+    fs::write(&config, text).unwrap();
+    let sessile = Sessile::serve_configured(&config, &files.path().join("state"));
+    let site = Site {
+        certificates,
+        files,
+        sessile,
+    };
+    for version in ["--http1.1", "--http2"] {
+        assert_eq!(site.get("/", &[version]).body, "ours");
+        let other = site.get("/", &[version, "-H", "Host: other.test:443"]);
+        assert_eq!(other.status, 421);
+    }
+}

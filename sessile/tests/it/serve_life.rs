@@ -97,6 +97,78 @@ fn sessions_survive_a_restart_and_a_crash_with_the_same_key_file() {
     assert_eq!(verdicts(&stranger), unknown);
 }
 
+#[test]
+fn a_tls_12_ticket_beside_tls_13_is_of_another_version() {
+    let certificates = Certificates::new();
+    let (root, state) = (root(), tempfile::tempdir().unwrap());
+    let server = Sessile::serve(&certificates, root.path(), state.path());
+    let session = state.path().join("session.pem");
+    let visit = |arguments: &[&str]| visit(&server, &certificates, arguments, &session);
+    assert_eq!(visit(&["-tls1_2"]), "full/nothing-offered");
+    assert_eq!(visit(&[]), "full/version-mismatch");
+}
+
+#[test]
+fn a_goodbye_in_the_segment_that_ends_the_handshake_counts() {
+    let certificates = Certificates::new();
+    let (state, config) = (tempfile::tempdir().unwrap(), "sessile.toml");
+    let config = state.path().join(config);
+    let text = format!(
+        "[session]\nrequire-close-notify = true\n[[listener]]\naddress = \"127.0.0.1:0\"\n\
+         [[site]]\ncertificates = [{{ chain = {:?}, key = {:?} }}]\n\
+         [[site.route]]\npath = \"/\"\nverdict = true\n",
+        certificates.chain, certificates.key,
+    );
+    fs::write(&config, text).unwrap();
+    let server = Sessile::serve_configured(&config, state.path());
+    // Finished, request and close_notify leave together: the client writes them while it waits.
+    let script = "import socket, ssl, sys\n\
+        host, port, ca = sys.argv[1], int(sys.argv[2]), sys.argv[3]\n\
+        context = ssl.create_default_context(cafile=ca)\n\
+        session = None\n\
+        for _ in range(3):\n\
+        \x20   tcp = socket.create_connection((host, port))\n\
+        \x20   coming, going = ssl.MemoryBIO(), ssl.MemoryBIO()\n\
+        \x20   tls = context.wrap_bio(coming, going, server_hostname='farm.test', session=session)\n\
+        \x20   while True:\n\
+        \x20       try:\n\
+        \x20           tls.do_handshake()\n\
+        \x20           break\n\
+        \x20       except ssl.SSLWantReadError:\n\
+        \x20           tcp.sendall(going.read())\n\
+        \x20           coming.write(tcp.recv(65536))\n\
+        \x20   tls.write(b'GET / HTTP/1.1\\r\\nHost: farm.test\\r\\n\\r\\n')\n\
+        \x20   try:\n\
+        \x20       tls.unwrap()\n\
+        \x20   except ssl.SSLWantReadError:\n\
+        \x20       pass\n\
+        \x20   tcp.sendall(going.read())\n\
+        \x20   body = b''\n\
+        \x20   while True:\n\
+        \x20       got = tcp.recv(65536)\n\
+        \x20       if not got:\n\
+        \x20           break\n\
+        \x20       coming.write(got)\n\
+        \x20   try:\n\
+        \x20       while True:\n\
+        \x20           more = tls.read(65536)\n\
+        \x20           if not more:\n\
+        \x20               break\n\
+        \x20           body += more\n\
+        \x20   except ssl.SSLError:\n\
+        \x20       pass\n\
+        \x20   session = tls.session\n\
+        \x20   tcp.close()\n";
+    let mut python = Command::new("python3");
+    python.args(["-c", script, "127.0.0.1"]);
+    python.arg(server.address().port().to_string());
+    python.arg(&certificates.ca);
+    run("python3", &mut python, "").succeeded();
+    let metrics = server.await_metrics(|metrics| metrics.handshakes() == 3);
+    assert_eq!(metrics.verdict("full/not-closed-cleanly"), 0, "{metrics}");
+    assert_eq!(metrics.verdict("resumed/psk"), 2, "{metrics}");
+}
+
 fn client(certificates: &Certificates, mechanism: Mechanism) -> Client {
     let options = Options {
         mechanism,

@@ -17,6 +17,9 @@ const CHUNK: usize = 16 * 1024;
 /// How long a client may keep its side open once the server has ended.
 const AFTER_THE_SERVER: Duration = Duration::from_secs(30);
 
+/// How long a server's last bytes have to reach the client before it is reset as well.
+const RESET_GRACE: Duration = Duration::from_millis(200);
+
 /// Moves bytes until both sides have ended. What the server sends is shown to `watch` before it
 /// goes on, so that nothing that a client can act on is unknown when it arrives.
 pub(super) async fn run(
@@ -34,12 +37,13 @@ pub(super) async fn run(
             pump(&mut from_client, &mut server, |_| ()).await
         });
         let mut down = pin!(async {
-            match pump(&mut from_server, &mut to_client, watch).await {
-                Err(Cut::Source(_)) if refused.get() => {
-                    to_client.shutdown().await.map_err(Cut::Sink)
-                }
-                moved => moved,
+            let moved = pump(&mut from_server, &mut to_client, watch).await;
+            if matches!(moved, Err(Cut::Source(_))) {
+                // What the server said before it cut the connection off is on its way to the
+                // client. A reset at once would take it back.
+                tokio::time::sleep(RESET_GRACE).await;
             }
+            moved
         });
         tokio::select! {
             moved = &mut up => match moved {

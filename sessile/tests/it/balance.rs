@@ -356,8 +356,11 @@ fn a_server_that_answers_an_upload_early_is_heard() {
         let chunk = [7; 1 << 16];
         (0..1024).all(|_| (&upload).write_all(&chunk).is_ok())
     });
-    assert_eq!(read_to_end(&client).len(), ANSWER);
-    client.shutdown(Shutdown::Both).unwrap();
+    // The reset may come through, but after the answer.
+    let mut answer = Vec::new();
+    let _ = client.read_to_end(&mut answer);
+    assert_eq!(answer.len(), ANSWER);
+    let _ = client.shutdown(Shutdown::Both);
     sending.join().unwrap();
 }
 

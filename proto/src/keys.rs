@@ -4,10 +4,16 @@
 //! Where a key lives and when its file may be rewritten is not decided here.
 
 mod chain;
+mod foreign;
+mod generation;
 mod schedule;
+mod weak;
 
-pub use chain::{Chain, Secret, Weak};
-pub use schedule::{RouteKeys, Schedule};
+pub use chain::{Chain, Secret};
+pub use foreign::{Foreign, ForeignKey};
+pub use generation::{CannotRotate, Generation, Standing};
+pub use schedule::{Purpose, RouteKeys, Schedule};
+pub use weak::Weak;
 
 use std::time::Duration;
 
@@ -25,6 +31,17 @@ pub const MAX_EPOCHS: u64 = 2048;
 /// Most generations in a key: what the 4 bits in a label can tell apart.
 pub const MAX_GENERATIONS: usize = 16;
 
+/// Most generations that are added before an older one has ended: each costs every label look-ups.
+pub const MAX_ACCEPTED: usize = 2;
+
+/// Longest name of a farm, in bytes.
+pub const MAX_SCOPE: usize = 255;
+
+/// Furthest that a key moves forward in one go. Whoever was away for longer has no living session
+/// to lose and can have a copy of another server's file; a clock that far ahead is likely wrong,
+/// and a chain that followed it could not come back.
+pub const MAX_CATCH_UP: Duration = Duration::from_secs(31 * 24 * 60 * 60);
+
 /// The secret that the servers of a farm share, with what was decided when it was made.
 pub struct FarmKey {
     /// The farm's name; part of every derivation.
@@ -35,21 +52,6 @@ pub struct FarmKey {
     pub max_lifetime: Duration,
     /// Oldest first; never empty.
     pub generations: Vec<Generation>,
-}
-
-/// Two chains from independent secrets. A new generation is a new secret for both.
-#[derive(Clone)]
-pub struct Generation {
-    /// 0 to 15, unique in the key; what a label names.
-    pub number: u8,
-    /// When this generation begins to seal, seconds since the Unix epoch.
-    pub activates: u64,
-    /// When its tickets stop being accepted, seconds since the Unix epoch; `None`: not planned.
-    pub ends: Option<u64>,
-    /// The ticket chain, at the oldest epoch kept; its step is `rotate`.
-    pub ticket: Chain,
-    /// The route chain, at the oldest day kept.
-    pub route: Chain,
 }
 
 /// Why a farm key's terms cannot be used.
@@ -64,6 +66,10 @@ pub enum BadTerms {
     Epochs,
     /// No generation, more than 16, or two with the same number.
     Generations,
+    /// The farm's name is empty or over 255 bytes.
+    Scope,
+    /// A generation that has not ended has no ticket chain, while others have one.
+    Incomplete,
 }
 
 impl std::fmt::Display for BadTerms {
@@ -73,6 +79,8 @@ impl std::fmt::Display for BadTerms {
             Self::MaxLifetime => "the maximum lifetime must be from 1s to 7days",
             Self::Epochs => "the maximum lifetime may span 2048 rotations at most",
             Self::Generations => "there must be 1 to 16 generations, each with its own number",
+            Self::Scope => "the farm's name must have 1 to 255 bytes",
+            Self::Incomplete => "a generation that has not ended lacks its ticket chain",
         })
     }
 }
@@ -102,9 +110,12 @@ impl FarmKey {
             max_lifetime,
             generations: vec![Generation {
                 number: 0,
-                activates: 0,
+                activates: Some(0),
                 ends: None,
-                ticket: Chain::new((now.unix_secs() / step).saturating_sub(2), ticket),
+                ticket: Some(Chain::new(
+                    (now.unix_secs() / step).saturating_sub(2),
+                    ticket,
+                )),
                 route: Chain::new((now.unix_secs() / ROUTE_STEP).saturating_sub(2), route),
             }],
         };
@@ -126,6 +137,9 @@ impl FarmKey {
         if self.lifetime_epochs() > MAX_EPOCHS {
             return Err(BadTerms::Epochs);
         }
+        if self.scope.is_empty() || self.scope.len() > MAX_SCOPE {
+            return Err(BadTerms::Scope);
+        }
         let mut numbers = 0_u32;
         for generation in &self.generations {
             let bit = 1_u32 << (generation.number & 0x1f);
@@ -133,6 +147,10 @@ impl FarmKey {
                 return Err(BadTerms::Generations);
             }
             numbers |= bit;
+            let needs_tickets = generation.ends.is_none() && !self.is_route_part();
+            if needs_tickets && generation.ticket.is_none() {
+                return Err(BadTerms::Incomplete);
+            }
         }
         if self.generations.is_empty() {
             return Err(BadTerms::Generations);
@@ -170,15 +188,86 @@ impl FarmKey {
         self.max_lifetime.as_secs().div_ceil(ROUTE_STEP)
     }
 
+    /// Whether this is what a balancer may have: route chains, and no ticket chain.
+    #[must_use]
+    pub fn is_route_part(&self) -> bool {
+        self.generations.iter().all(|g| g.ticket.is_none())
+    }
+
+    /// The balancer's part: what reads labels and opens no ticket.
+    #[must_use]
+    pub fn route_part(&self, now: Time) -> Self {
+        let accepted = generation::accepted(self, now);
+        Self {
+            scope: self.scope.clone(),
+            generations: accepted
+                .map(|generation| Generation {
+                    ticket: None,
+                    ..generation.clone()
+                })
+                .collect(),
+            ..*self
+        }
+    }
+
+    /// How far the ticket chains stand behind the oldest epoch that is needed at `now`.
+    #[must_use]
+    pub fn lag(&self, now: Time) -> Duration {
+        let behind = |at: u64, wanted: u64, step: u64| wanted.saturating_sub(at) * step;
+        let generations = self.generations.iter();
+        let lags = generations.map(|generation| match &generation.ticket {
+            Some(chain) => behind(chain.epoch(), self.oldest_epoch(now), self.rotate.as_secs()),
+            None if self.is_route_part() => {
+                behind(generation.route.epoch(), self.oldest_day(now), ROUTE_STEP)
+            }
+            None => 0,
+        });
+        Duration::from_secs(lags.max().unwrap_or(0))
+    }
+
+    /// How far ahead of `now` the ticket chains begin: nothing can be sealed until then. A key
+    /// made, or moved, while the clock was wrong.
+    #[must_use]
+    pub fn lead(&self, now: Time) -> Duration {
+        let chains = self.generations.iter().filter_map(|g| g.ticket.as_ref());
+        let first = chains.map(Chain::epoch).max().unwrap_or(0);
+        let ahead = first.saturating_sub(self.epoch(now));
+        Duration::from_secs(ahead.saturating_mul(self.rotate.as_secs()))
+    }
+
     /// Moves every chain forward to the oldest epoch that is still needed, forgetting what lies
-    /// before. Returns whether anything moved.
+    /// before, and drops what has ended. Returns whether anything changed.
+    ///
+    /// `now` has to be beyond doubt: what is forgotten does not come back. Further than
+    /// [`MAX_CATCH_UP`] nothing moves.
     pub fn move_forward(&mut self, now: Time) -> bool {
+        if self.lag(now) > MAX_CATCH_UP {
+            return false;
+        }
         let (epoch, day) = (self.oldest_epoch(now), self.oldest_day(now));
-        let mut moved = false;
+        let mut moved = self.retire(now);
         for generation in &mut self.generations {
-            moved |= generation.ticket.move_to(epoch);
+            if let Some(ticket) = &mut generation.ticket {
+                moved |= ticket.move_to(epoch);
+            }
             moved |= generation.route.move_to(day);
         }
         moved
+    }
+
+    /// What tells keys apart and gives nothing away: 8 bytes, derived one way from a chain's
+    /// secret at an epoch. Servers whose chains stand at different epochs agree on it. `None`
+    /// where the chain has left that epoch behind.
+    #[must_use]
+    pub fn fingerprint(&self, chain: &Chain, epoch: u64) -> Option<[u8; 8]> {
+        let mut chain = chain.clone();
+        chain.move_to(epoch);
+        let info: [&[u8]; 3] = [
+            b"sessile1 fingerprint",
+            self.scope.as_bytes(),
+            &epoch.to_be_bytes(),
+        ];
+        let print = || chain.secret().expand(&info);
+        (chain.epoch() == epoch).then(|| *print().expose().first_chunk().expect("32 bytes"))
     }
 }

@@ -8,6 +8,7 @@ pub mod hello;
 pub mod keys;
 pub mod record;
 pub mod route;
+pub mod sealed;
 pub mod session;
 #[cfg(test)]
 mod testdata;

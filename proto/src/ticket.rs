@@ -154,11 +154,21 @@ pub fn seal(
 /// Opens a sealed ticket whose label was read into its envelope's bytes, for [`Envelope::decode`].
 ///
 /// # Errors
-/// [`Reason::Expired`] where its ticket key is no longer kept, and [`Reason::BadTicket`] where it
+/// [`Reason::Revoked`] where its generation ended, [`Reason::Expired`] where its ticket key is no
+/// longer kept, and [`Reason::BadTicket`] where it
 /// does not authenticate.
 pub fn open(schedule: &Schedule, id: &Id, label: Label, ticket: &[u8]) -> Result<Vec<u8>, Reason> {
+    if is_revoked(schedule, label) {
+        return Err(Reason::Revoked);
+    }
     let epoch = schedule.nearest_epoch(label.epoch_low);
-    let key = ticket_key(schedule, label.generation, epoch, id).ok_or(Reason::Expired)?;
+    let key = ticket_key(schedule, label.generation, epoch, id).ok_or(
+        // Of an epoch to come, or from before this key was made: that is no lifetime's end.
+        match schedule.is_past(epoch) {
+            true => Reason::Expired,
+            false => Reason::Unknown,
+        },
+    )?;
     let (srid, sealed) = ticket.split_at_checked(SRID_LEN).ok_or(Reason::BadTicket)?;
     let mut sealed = sealed.to_vec();
     let opened = key
@@ -167,6 +177,13 @@ pub fn open(schedule: &Schedule, id: &Id, label: Label, ticket: &[u8]) -> Result
         .len();
     sealed.truncate(opened);
     Ok(sealed)
+}
+
+/// Whether what a label belongs to is refused because the generation that made it has ended. Holds
+/// for stored sessions too: whoever stole the key can write labels.
+#[must_use]
+pub fn is_revoked(schedule: &Schedule, label: Label) -> bool {
+    schedule.is_revoked(label.generation, schedule.nearest_epoch(label.epoch_low))
 }
 
 /// One key for one ticket, so that the nonce of the cipher itself can be zero.

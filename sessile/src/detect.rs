@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
 /// How long a client may take over its ClientHello, however it trickles in.
-const HELLO_DEADLINE: Duration = Duration::from_secs(5);
+pub const HELLO_DEADLINE: Duration = Duration::from_secs(5);
 
 /// How long a hello that is on its way may still take once the order to stop has come.
 const STOP_GRACE: Duration = Duration::from_millis(500);

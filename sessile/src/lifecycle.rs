@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tokio::runtime::{Builder, LocalOptions};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -19,6 +19,9 @@ pub struct Workers {
     stop: CancellationToken,
     threads: Vec<JoinHandle<()>>,
 }
+
+/// Most threads of a worker that wait for files.
+const MAX_BLOCKING: usize = 16;
 
 impl Workers {
     #[must_use]
@@ -48,6 +51,7 @@ impl Workers {
             // file descriptor, three times a connection.
             let runtime = Builder::new_current_thread()
                 .enable_all()
+                .max_blocking_threads(MAX_BLOCKING)
                 .build_local(LocalOptions::default());
             let (runtime, built) = match runtime {
                 Ok(runtime) => (Some(runtime), Ok(())),
@@ -57,7 +61,10 @@ impl Workers {
             let Some(runtime) = runtime else { return };
             // As a task of its own for the same reason: what `block_on` waits for is woken that way.
             let body = runtime.spawn_local(async move { body().await });
-            if let Err(failed) = runtime.block_on(body)
+            let ended = runtime.block_on(body);
+            // A thread that reads a file which never comes must not hold up the end.
+            runtime.shutdown_background();
+            if let Err(failed) = ended
                 && failed.is_panic()
             {
                 std::panic::resume_unwind(failed.into_panic());
@@ -137,21 +144,47 @@ pub fn connection_limit(configured: usize, sockets: u64) -> usize {
     }
 }
 
-/// Waits for SIGINT or SIGTERM. A second one ends the process at once.
+/// What a role does when it is told to by a signal, beside stopping.
+#[derive(Default)]
+pub struct Orders<'a> {
+    /// SIGUSR1: log files were moved away.
+    pub reopen_logs: Option<Box<dyn FnMut() + 'a>>,
+    /// SIGHUP: files were changed. Left alone where there is nothing to reload: a terminal that
+    /// hangs up ends the process then, unless `nohup` says otherwise.
+    pub reload: Option<Box<dyn FnMut() + 'a>>,
+}
+
+/// Waits for a signal that may not be watched: then for ever.
+async fn received(signal: Option<&mut Signal>) -> Option<()> {
+    match signal {
+        Some(signal) => signal.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Waits for SIGINT or SIGTERM, obeying other signals meanwhile. A second one ends the process at
+/// once.
 ///
 /// # Errors
 /// Where signals cannot be watched.
-pub fn wait_for_signal(mut reopen_logs: impl FnMut()) -> io::Result<()> {
+pub fn wait_for_signal(mut orders: Orders<'_>) -> io::Result<()> {
     let runtime = Builder::new_current_thread().enable_all().build()?;
     let asked: io::Result<&str> = runtime.block_on(async {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
+        let mut hangup = match orders.reload {
+            Some(_) => Some(signal(SignalKind::hangup())?),
+            None => None,
+        };
         let mut reopen = signal(SignalKind::user_defined1())?;
         loop {
             tokio::select! {
                 _ = interrupt.recv() => return Ok("SIGINT"),
                 _ = terminate.recv() => return Ok("SIGTERM"),
-                _ = reopen.recv() => reopen_logs(),
+                Some(()) = received(hangup.as_mut()) => {
+                    orders.reload.iter_mut().for_each(|reload| reload());
+                }
+                _ = reopen.recv() => orders.reopen_logs.iter_mut().for_each(|reopen| reopen()),
             }
         }
     });

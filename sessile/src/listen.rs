@@ -105,11 +105,11 @@ pub async fn accept(
             }
         }
     }
-    let mut drain = std::task::Context::from_waker(std::task::Waker::noop());
-    while let std::task::Poll::Ready(result) = listener.poll_accept(&mut drain) {
-        if !accepted(result) {
-            break;
-        }
+    // On the plain socket: the runtime's view of it may lag behind.
+    let listener = listener.into_std()?;
+    while let Ok((io, peer)) = listener.accept() {
+        io.set_nonblocking(true)?;
+        accepted(TcpStream::from_std(io).map(|io| (io, peer)));
     }
     Ok(())
 }

@@ -2,11 +2,13 @@
 //! derived when time moves on.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use aws_lc_rs::cipher::{self, EncryptingKey, EncryptionContext, UnboundCipherKey};
 use aws_lc_rs::iv::FixedLength;
 use aws_lc_rs::{constant_time, hmac};
 
+use super::generation::{accepted, is_over, sealing};
 use super::{FarmKey, Generation, ROUTE_STEP, Secret};
 use crate::Time;
 
@@ -63,33 +65,50 @@ impl RouteKey {
 /// The route keys that can be live, the likeliest first. All that a balancer has.
 pub struct RouteKeys {
     keys: Vec<RouteKey>,
+    /// Whether the first one is today's of the generation that seals.
+    labels: bool,
 }
 
 impl RouteKeys {
     /// Derives the route keys of every generation that is accepted at `now`.
     #[must_use]
     pub fn derive(key: &FarmKey, now: Time) -> Self {
+        Self::of(key, now, accepted(key, now).collect())
+    }
+
+    /// The same for a server, which also has to tell tickets of ended generations from those of
+    /// strangers.
+    fn derive_known(key: &FarmKey, now: Time) -> Self {
+        Self::of(
+            key,
+            now,
+            accepted(key, now).chain(ended(key, now)).collect(),
+        )
+    }
+
+    fn of(key: &FarmKey, now: Time, mut generations: Vec<&Generation>) -> Self {
         let today = now.unix_secs() / ROUTE_STEP;
         // Today first, yesterday next: most tickets are young. Tomorrow last, for fast clocks.
         let past = (key.oldest_day(now)..=today).rev();
         let days: Vec<u64> = past.chain([today + 1]).collect();
-        let sealing = sealing_generation(key, now).map(|generation| generation.number);
-        let mut generations: Vec<&Generation> = accepted(key, now).collect();
+        let sealing = sealing(key, now).map(|generation| generation.number);
         generations.sort_by_key(|generation| Some(generation.number) != sealing);
         let mut keys = Vec::with_capacity(days.len() * generations.len());
+        let mut labels = false;
         for generation in generations {
             let by_day = walk(&generation.route, &days);
+            labels |= Some(generation.number) == sealing && by_day.contains_key(&today);
             keys.extend(days.iter().filter_map(|day| {
                 let secret = by_day.get(day)?;
                 Some(RouteKey::derive(&key.scope, *day, secret))
             }));
         }
-        Self { keys }
+        Self { keys, labels }
     }
 
     /// The key for new labels: today's of the sealing generation.
     pub(super) fn newest(&self) -> Option<&RouteKey> {
-        self.keys.first()
+        self.keys.first().filter(|_| self.labels)
     }
 
     pub(crate) fn opens(&self, nonce: &[u8; 16], masked: &[u8; 8], tag: &[u8]) -> Option<[u8; 8]> {
@@ -113,14 +132,41 @@ impl RouteKeys {
     }
 }
 
+/// What a key seals besides tickets, each under a key of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Purpose {
+    /// An entry of a shared store.
+    Store,
+    /// A piece of a server's session table, for its next start.
+    Snapshot,
+}
+
+impl Purpose {
+    const ALL: [Self; 2] = [Self::Store, Self::Snapshot];
+
+    const fn label(self) -> &'static [u8] {
+        match self {
+            Self::Store => b"sessile1 store",
+            Self::Snapshot => b"sessile1 snapshot",
+        }
+    }
+}
+
 /// Every key that a server needs at one moment.
 pub struct Schedule {
     routes: RouteKeys,
     /// Ticket keys by generation and epoch.
     tickets: BTreeMap<(u8, u64), Secret>,
+    /// The other keys of the same generations and epochs.
+    kept: BTreeMap<(Purpose, u8, u64), Secret>,
     sealing: Option<(u8, u64)>,
+    /// Generations whose labels are known and whose tickets are refused.
+    ended: Vec<u8>,
     epoch: u64,
-    rotate: u64,
+    /// The oldest epoch that a session alive can name.
+    oldest: u64,
+    /// Seconds since the Unix epoch for which nothing of this changes.
+    valid: Range<u64>,
     max_lifetime: std::time::Duration,
 }
 
@@ -130,25 +176,42 @@ impl Schedule {
     pub fn derive(key: &FarmKey, now: Time) -> Self {
         let epoch = key.epoch(now);
         let epochs: Vec<u64> = (key.oldest_epoch(now)..=epoch + EPOCHS_AHEAD).collect();
-        let mut tickets = BTreeMap::new();
+        let (mut tickets, mut kept) = (BTreeMap::new(), BTreeMap::new());
         for generation in accepted(key, now) {
-            for (epoch, secret) in walk(&generation.ticket, &epochs) {
+            let Some(chain) = &generation.ticket else {
+                continue;
+            };
+            for (epoch, secret) in walk(chain, &epochs) {
                 let info: [&[u8]; 3] =
                     [b"sessile1 stek", key.scope.as_bytes(), &epoch.to_be_bytes()];
                 tickets.insert((generation.number, epoch), secret.expand(&info));
+                for purpose in Purpose::ALL {
+                    let info: [&[u8]; 3] =
+                        [purpose.label(), key.scope.as_bytes(), &epoch.to_be_bytes()];
+                    kept.insert((purpose, generation.number, epoch), secret.expand(&info));
+                }
             }
         }
-        let sealing = sealing_generation(key, now)
+        let sealing = sealing(key, now)
             .map(|generation| (generation.number, epoch))
             .filter(|sealing| tickets.contains_key(sealing));
         Self {
-            routes: RouteKeys::derive(key, now),
+            routes: RouteKeys::derive_known(key, now),
             tickets,
+            kept,
             sealing,
+            ended: ended(key, now).map(|g| g.number).collect(),
             epoch,
-            rotate: key.rotate.as_secs().max(1),
+            oldest: key.oldest_epoch(now),
+            valid: validity(key, now),
             max_lifetime: key.max_lifetime,
         }
+    }
+
+    /// Whether anything can be sealed now: not where the clock and the key do not meet.
+    #[must_use]
+    pub const fn can_seal(&self) -> bool {
+        self.sealing.is_some()
     }
 
     /// What reads labels.
@@ -157,10 +220,16 @@ impl Schedule {
         &self.routes
     }
 
-    /// Whether `now` lies in the epoch for which this was derived.
+    /// Whether this is what would be derived at `now`.
     #[must_use]
     pub const fn is_current(&self, now: Time) -> bool {
-        now.unix_secs() / self.rotate == self.epoch
+        self.valid.start <= now.unix_secs() && now.unix_secs() < self.valid.end
+    }
+
+    /// When something changes next: an epoch or a day ends, a generation begins or ends.
+    #[must_use]
+    pub const fn changes(&self) -> Time {
+        Time::from_unix_millis(self.valid.end.saturating_mul(1000))
     }
 
     /// The longest life of a session sealed under this farm's key.
@@ -176,6 +245,21 @@ impl Schedule {
 
     pub(crate) fn ticket_key(&self, generation: u8, epoch: u64) -> Option<&Secret> {
         self.tickets.get(&(generation, epoch))
+    }
+
+    /// Whether tickets of this generation, sealed in this epoch, are refused because it ended: they
+    /// could be alive otherwise.
+    pub(crate) fn is_revoked(&self, generation: u8, epoch: u64) -> bool {
+        self.ended.contains(&generation) && epoch >= self.oldest
+    }
+
+    pub(crate) fn kept_key(&self, purpose: Purpose, generation: u8, epoch: u64) -> Option<&Secret> {
+        self.kept.get(&(purpose, generation, epoch))
+    }
+
+    /// Whether keys of an epoch are no longer kept, because no session alive can need them.
+    pub(crate) const fn is_past(&self, epoch: u64) -> bool {
+        epoch < self.oldest
     }
 
     /// The epoch nearest to now whose 12 low bits are these.
@@ -207,22 +291,40 @@ impl std::fmt::Debug for Schedule {
     }
 }
 
-/// Generations whose tickets are accepted at `now`.
-fn accepted(key: &FarmKey, now: Time) -> impl Iterator<Item = &Generation> {
-    key.generations
-        .iter()
-        .filter(move |generation| generation.ends.is_none_or(|ends| now.unix_secs() < ends))
+/// Generations that ended, and not so long ago that nobody can come back with a ticket of theirs.
+fn ended(key: &FarmKey, now: Time) -> impl Iterator<Item = &Generation> {
+    let lifetime = key.max_lifetime.as_secs();
+    key.generations.iter().filter(move |generation| {
+        let is = |other: &Generation| other.number == generation.number;
+        !accepted(key, now).any(is) && !is_over(generation, lifetime, now)
+    })
 }
 
-/// The generation that was activated last.
-fn sealing_generation(key: &FarmKey, now: Time) -> Option<&Generation> {
-    accepted(key, now)
-        .filter(|generation| generation.activates <= now.unix_secs())
-        .max_by_key(|generation| generation.activates)
+/// The seconds around `now` for which one schedule holds.
+fn validity(key: &FarmKey, now: Time) -> Range<u64> {
+    let secs = now.unix_secs();
+    let mut valid = 0..u64::MAX;
+    let mut changes_at = |at: u64| match at <= secs {
+        true => valid.start = valid.start.max(at),
+        false => valid.end = valid.end.min(at),
+    };
+    for step in [key.rotate.as_secs().max(1), ROUTE_STEP] {
+        let start = secs - secs % step;
+        changes_at(start);
+        changes_at(start.saturating_add(step));
+    }
+    for generation in &key.generations {
+        generation.activates.into_iter().for_each(&mut changes_at);
+        if let Some(ends) = generation.ends {
+            changes_at(ends);
+            changes_at(ends.saturating_add(key.max_lifetime.as_secs()));
+        }
+    }
+    valid
 }
 
 /// The chain's secrets at the given epochs, as far as they lie at or ahead of where it stands.
-fn walk(chain: &super::Chain, epochs: &[u64]) -> BTreeMap<u64, Secret> {
+pub(super) fn walk(chain: &super::Chain, epochs: &[u64]) -> BTreeMap<u64, Secret> {
     let mut wanted: Vec<u64> = epochs.to_vec();
     wanted.sort_unstable();
     let mut chain = chain.clone();

@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::Time;
-use crate::keys::{FarmKey, Generation, Secret};
+use crate::keys::{FarmKey, Secret};
 
 const HOUR: u64 = 60 * 60;
 /// Some day at noon.
@@ -175,13 +175,9 @@ fn a_clock_in_2099_derives_ahead_and_loses_nothing() {
 #[test]
 fn a_new_generation_is_accepted_before_it_seals() {
     let mut key = key_from(1, NOON);
-    key.generations.push(Generation {
-        number: 1,
-        activates: NOON + HOUR,
-        ends: None,
-        ticket: crate::keys::Chain::new(NOON / HOUR - 2, secret(3)),
-        route: crate::keys::Chain::new(NOON / (24 * HOUR) - 2, secret(4)),
-    });
+    let secrets = [secret(3), secret(4)];
+    key.add_generation(secrets, Some(at(NOON + HOUR)), at(NOON))
+        .unwrap();
     let label_of = |ticket: &[u8], now| {
         read_label(&RouteKeys::derive(&key, at(now)), ticket)
             .unwrap()
@@ -196,12 +192,93 @@ fn a_new_generation_is_accepted_before_it_seals() {
 }
 
 #[test]
-fn an_ended_generation_opens_nothing() {
+fn a_ticket_of_an_ended_generation_is_revoked_for_as_long_as_it_could_have_lived() {
+    let mut key = key_from(1, NOON);
+    let ticket = sealed(&key, NOON + HOUR);
+    let stored = issue(
+        &Schedule::derive(&key, at(NOON)),
+        ISSUER,
+        Class::Stored,
+        [3; 16],
+    );
+    key.replace([secret(3), secret(4)], at(NOON + 2 * HOUR))
+        .unwrap();
+    // Whatever the clock of the server: one that is behind does not know of the end yet.
+    for later in [1, 2, 11] {
+        let schedule = Schedule::derive(&key, at(NOON + later * HOUR));
+        assert_eq!(open(&schedule, &ticket), Err(Reason::Revoked), "{later}");
+        let (_, label) = read_label(schedule.routes(), &stored.unwrap()).unwrap();
+        assert!(is_revoked(&schedule, label));
+    }
+    let after = NOON + 12 * HOUR;
+    key.move_forward(at(after));
+    let schedule = Schedule::derive(&key, at(after));
+    assert_eq!(open(&schedule, &ticket), Err(Reason::UnknownKey));
+    assert_eq!(key.generations.len(), 1);
+}
+
+#[test]
+fn what_had_expired_before_its_generation_ended_is_expired() {
     let mut key = key_from(1, NOON);
     let ticket = sealed(&key, NOON);
-    key.generations[0].ends = Some(NOON + 1);
-    let schedule = Schedule::derive(&key, at(NOON + 1));
-    assert!(open(&schedule, &ticket).is_err());
+    let ended = NOON + 13 * HOUR;
+    key.replace([secret(3), secret(4)], at(ended)).unwrap();
+    let schedule = Schedule::derive(&key, at(ended));
+    assert_eq!(open(&schedule, &ticket), Err(Reason::Expired));
+}
+
+#[test]
+fn what_seals_after_a_replacement_opens_on_servers_whose_clocks_are_behind() {
+    let mut key = key_from(1, NOON);
+    key.replace([secret(3), secret(4)], at(NOON)).unwrap();
+    let ticket = sealed(&key, NOON - 59 * 60);
+    for clock in [NOON - 59 * 60, NOON + 59 * 60] {
+        assert!(open(&Schedule::derive(&key, at(clock)), &ticket).is_ok());
+    }
+}
+
+#[test]
+fn a_routine_change_of_generations_loses_nothing_at_any_time() {
+    let mut key = key_from(1, NOON);
+    let secrets = [secret(3), secret(4)];
+    key.add_generation(secrets, None, at(NOON)).unwrap();
+    let without = key_from(1, NOON);
+    let activates = NOON + 5 * HOUR;
+    let mut activated = FarmKey {
+        scope: key.scope.clone(),
+        generations: key.generations.clone(),
+        ..key
+    };
+    activated.activate(at(activates), at(NOON)).unwrap();
+    // Sealed by a server that activated, a server that has only the addition, and an hour around.
+    for made in [activates - HOUR, activates, activates + HOUR] {
+        for (maker, opens_without) in [(&key, true), (&activated, made < activates)] {
+            let ticket = sealed(maker, made);
+            for later in [0, 1, 9, 10] {
+                let now = at(made + later * HOUR);
+                assert!(open(&Schedule::derive(&key, now), &ticket).is_ok());
+                assert!(open(&Schedule::derive(&activated, now), &ticket).is_ok());
+                let others = open(&Schedule::derive(&without, now), &ticket);
+                assert_eq!(others.is_ok(), opens_without);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_balancers_part_reads_labels_of_what_is_accepted_and_opens_nothing() {
+    let mut key = key_from(1, NOON);
+    let before = sealed(&key, NOON);
+    key.replace([secret(3), secret(4)], at(NOON)).unwrap();
+    let after = sealed(&key, NOON);
+    let part = key.route_part(at(NOON));
+    assert!(part.is_route_part() && !key.is_route_part());
+    let routes = RouteKeys::derive(&part, at(NOON));
+    assert!(read_label(&routes, &after).is_some());
+    assert_eq!(read_label(&routes, &before), None);
+    let schedule = Schedule::derive(&part, at(NOON));
+    assert!(open(&schedule, &after).is_err());
+    assert_eq!(issue(&schedule, ISSUER, Class::Stored, [3; 16]), None);
 }
 
 #[test]

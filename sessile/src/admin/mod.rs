@@ -4,6 +4,8 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{ALLOW, CONTENT_TYPE, HeaderValue};
@@ -14,10 +16,17 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus::{Encoder, Registry, TextEncoder};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::lifecycle::Workers;
 use crate::listen::{self, ListenError};
+
+/// Most connections at once.
+const MAX_CONNECTIONS: usize = 64;
+
+/// How long a connection may last; a scraper makes a new one.
+const CONNECTION_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Why the admin listener does not start.
 #[derive(Debug, thiserror::Error)]
@@ -48,18 +57,24 @@ impl Admin {
         let address = socket.local_addr()?;
         let mut workers = Workers::new(stop.clone());
         workers.spawn("admin", move || async move {
+            let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
             let accepted = listen::accept(socket, stop.cancelled(), |io, _| {
                 let registry = registry.clone();
+                // Closed at once where there are too many: an operator tries again.
+                let Ok(permit) = Arc::clone(&places).try_acquire_owned() else {
+                    return;
+                };
                 tokio::task::spawn_local(async move {
                     let answer = service_fn(|request| {
                         let response = answer(&registry, &request);
                         async { Ok::<_, Infallible>(response) }
                     });
                     // A timer makes hyper drop those who do not finish their request.
-                    let _ = http1::Builder::new()
+                    let served = http1::Builder::new()
                         .timer(TokioTimer::new())
-                        .serve_connection(TokioIo::new(io), answer)
-                        .await;
+                        .serve_connection(TokioIo::new(io), answer);
+                    let _ = tokio::time::timeout(CONNECTION_DEADLINE, served).await;
+                    drop(permit);
                 });
             });
             if let Err(error) = accepted.await {

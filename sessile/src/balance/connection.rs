@@ -4,7 +4,6 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use sessile_proto::Time;
 use sessile_proto::hello::{DEFAULT_LIMIT, HelloReader};
 use sessile_proto::route::RoutedBy;
 use sessile_proto::watch::{Kind, Watch};
@@ -30,7 +29,10 @@ pub(super) async fn run(shared: Arc<Shared>, mut client: TcpStream, peer: Socket
         }
     };
     match place(&shared, &reader, peer).await {
-        Ok(placed) => pass(&shared, client, placed, peer).await,
+        Ok(placed) => {
+            drop(reader);
+            pass(&shared, client, placed, peer).await;
+        }
         Err(cause) => shared.metrics.count_turned_away(cause),
     }
     drop(open);
@@ -57,7 +59,7 @@ async fn place(
     // A server that failed just now is not worth the wait while others are there.
     let first = followed.filter(|(_, at)| !shared.servers[*at].has_failed(now));
     if let Some((by, at)) = first
-        && let Some((server, connected)) = connect(shared, at, reader.bytes(), now).await
+        && let Some((server, connected)) = connect(shared, at, reader.bytes()).await
     {
         let watch = Watch::new(&hello);
         return Ok(Placed {
@@ -72,7 +74,7 @@ async fn place(
         if first.is_some_and(|(_, tried)| tried == at) {
             continue;
         }
-        if let Some((server, connected)) = connect(shared, at, reader.bytes(), now).await {
+        if let Some((server, connected)) = connect(shared, at, reader.bytes()).await {
             let watch = Watch::new(&hello);
             let by = RoutedBy::Policy;
             return Ok(Placed {
@@ -87,12 +89,7 @@ async fn place(
     Err("no-server")
 }
 
-async fn connect(
-    shared: &Shared,
-    at: usize,
-    hello: &[u8],
-    now: Time,
-) -> Option<(TcpStream, Connected)> {
+async fn connect(shared: &Shared, at: usize, hello: &[u8]) -> Option<(TcpStream, Connected)> {
     let server = &shared.servers[at];
     let attempt = async {
         let mut io = TcpStream::connect(server.address()).await?;
@@ -109,7 +106,8 @@ async fn connect(
                 ?error,
                 "server does not take connections"
             );
-            server.failed(now);
+            // Counted from now: the attempt may have taken its whole time.
+            server.failed(clock::now());
             None
         }
     }
@@ -124,6 +122,8 @@ async fn pass(shared: &Shared, mut client: TcpStream, placed: Placed, peer: Sock
         connected,
         mut watch,
     } = placed;
+    relay::keep_alive(&client);
+    relay::keep_alive(&server);
     let mut counted = false;
     let relayed = relay::run(&mut client, &mut server, |bytes| {
         if let Some(outcome) = watch.push(bytes) {

@@ -1,14 +1,24 @@
 //! Bytes both ways between a client and a server, with half-closes and resets carried on.
 
+use std::cell::Cell;
 use std::io;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use socket2::SockRef;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 
 /// Bytes moved at once: one full TLS record, nearly.
 const CHUNK: usize = 16 * 1024;
+
+/// How long a client may keep its side open once the server has ended.
+const AFTER_THE_SERVER: Duration = Duration::from_secs(30);
+
+/// How long a server's last bytes have to reach the client before it is reset as well.
+const RESET_GRACE: Duration = Duration::from_millis(200);
 
 /// Moves bytes until both sides have ended. What the server sends is shown to `watch` before it
 /// goes on, so that nothing that a client can act on is unknown when it arrives.
@@ -19,17 +29,92 @@ pub(super) async fn run(
 ) -> io::Result<()> {
     let (mut from_client, mut to_client) = client.split();
     let (mut from_server, mut to_server) = server.split();
-    let moved = tokio::try_join!(
-        pump(&mut from_client, &mut to_server, |_| ()),
-        pump(&mut from_server, &mut to_client, watch),
-    );
-    if moved.is_err() {
-        // One side was cut off: so is the other, and it is not made to look like an orderly end.
-        for side in [client, server] {
-            let _ = SockRef::from(&*side).set_linger(Some(Duration::ZERO));
+    // Set when the server takes no more. It may have answered already, and that still passes.
+    let refused = Cell::new(false);
+    let moved = {
+        let mut up = pin!(async {
+            let mut server = OrNowhere(&mut to_server, &refused);
+            pump(&mut from_client, &mut server, |_| ()).await
+        });
+        let mut down = pin!(async {
+            let moved = pump(&mut from_server, &mut to_client, watch).await;
+            if matches!(moved, Err(Cut::Source(_))) {
+                // What the server said before it cut the connection off is on its way to the
+                // client. A reset at once would take it back.
+                tokio::time::sleep(RESET_GRACE).await;
+            }
+            moved
+        });
+        tokio::select! {
+            moved = &mut up => match moved {
+                // A client may end its side and wait for its answer as long as it likes.
+                Ok(()) => down.await,
+                cut => cut,
+            },
+            moved = &mut down => match moved {
+                Ok(()) => timeout(AFTER_THE_SERVER, up).await.unwrap_or(Ok(())),
+                cut => cut,
+            },
+        }
+    };
+    let Err(Cut::Source(error) | Cut::Sink(error)) = moved else {
+        return Ok(());
+    };
+    // One side was cut off: so is the other, and it is not made to look like an orderly end.
+    for side in [client, server] {
+        let _ = SockRef::from(&*side).set_linger(Some(Duration::ZERO));
+    }
+    Err(error)
+}
+
+/// Makes the kernel ask now and then whether a peer is still there: one that vanished would hold
+/// its connection for ever.
+pub(super) fn keep_alive(io: &TcpStream) {
+    let probes = TcpKeepalive::new()
+        .with_time(Duration::from_secs(60))
+        .with_interval(Duration::from_secs(15))
+        .with_retries(4);
+    // A connection without it works as well, but for the one case.
+    let _ = SockRef::from(io).set_tcp_keepalive(&probes);
+}
+
+/// Writes to a server for as long as it takes anything, and then nowhere: what a client goes on
+/// sending has to be read, or the connection to it would be reset with the answer on its way.
+struct OrNowhere<'a, W>(&'a mut W, &'a Cell<bool>);
+
+impl<W: AsyncWrite + Unpin> AsyncWrite for OrNowhere<'_, W> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let Self(server, refused) = self.get_mut();
+        if !refused.get() {
+            match ready!(Pin::new(server).poll_write(cx, buf)) {
+                Ok(written) => return Poll::Ready(Ok(written)),
+                Err(_) => refused.set(true),
+            }
+        }
+        Poll::Ready(Ok(buf.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.get_mut().0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Self(server, refused) = self.get_mut();
+        match refused.get() {
+            true => Poll::Ready(Ok(())),
+            false => Pin::new(server).poll_shutdown(cx),
         }
     }
-    moved.map(|_| ())
+}
+
+/// Which side ended a direction in the middle.
+enum Cut {
+    Source(io::Error),
+    Sink(io::Error),
 }
 
 /// Moves bytes one way; the end is passed on as an end.
@@ -37,14 +122,14 @@ async fn pump(
     from: &mut (impl AsyncRead + Unpin),
     to: &mut (impl AsyncWrite + Unpin),
     mut show: impl FnMut(&[u8]),
-) -> io::Result<()> {
+) -> Result<(), Cut> {
     let mut chunk = vec![0; CHUNK];
     loop {
-        let len = from.read(&mut chunk).await?;
+        let len = from.read(&mut chunk).await.map_err(Cut::Source)?;
         if len == 0 {
-            return to.shutdown().await;
+            return to.shutdown().await.map_err(Cut::Sink);
         }
         show(&chunk[..len]);
-        to.write_all(&chunk[..len]).await?;
+        to.write_all(&chunk[..len]).await.map_err(Cut::Sink)?;
     }
 }

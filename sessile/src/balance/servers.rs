@@ -11,7 +11,7 @@ use sessile_proto::route::{self, Load, Policy};
 use crate::config;
 
 /// How long a server that did not take a connection is passed over for others.
-const PASS_OVER: Duration = Duration::from_secs(2);
+const PASS_OVER: Duration = Duration::from_secs(5);
 
 pub(super) struct Servers {
     all: Vec<Server>,

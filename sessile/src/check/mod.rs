@@ -3,12 +3,14 @@
 
 mod certificate;
 mod state;
+mod survival;
 mod x509;
 
 use std::fmt;
+use std::path::Path;
 use std::time::SystemTime;
 
-use crate::config::{AccessLog, Action, Config, Key, Role, Site};
+use crate::config::{AccessLog, Action, Config, Role, Site, StoreUrl};
 use certificate::Moment;
 
 /// What an entry of the session table takes in memory, about: a TLS 1.2 or 1.3 session as the TLS
@@ -54,7 +56,8 @@ pub fn check(config: &Config, now: SystemTime) -> Vec<Finding> {
     }
     state::check(config, &mut findings);
     if serves(config) {
-        survival(config, &mut findings);
+        survival::check(config, &mut findings);
+        survival::check_store(config, &mut findings);
         table(config, &mut findings);
     }
     connections(config, &mut findings);
@@ -68,8 +71,21 @@ pub fn check(config: &Config, now: SystemTime) -> Vec<Finding> {
 #[must_use]
 pub fn survives(config: &Config) -> Vec<Finding> {
     let mut findings = Findings(Vec::new());
-    survival(config, &mut findings);
+    survival::check(config, &mut findings);
     findings.0
+}
+
+/// Whether the configuration file itself has to be kept from others, and is not.
+#[must_use]
+pub fn config_file(path: &Path, config: &Config) -> Option<Finding> {
+    let StoreUrl::Redis(redis) = &config.session.store else {
+        return None;
+    };
+    let mut findings = Findings(Vec::new());
+    if redis.has_password() {
+        state::check_private(path, Grade::Warning, &mut findings);
+    }
+    findings.0.pop()
 }
 
 /// Bytes in the unit that people would choose.
@@ -201,54 +217,6 @@ fn check_site(site: &Site, now: SystemTime, findings: &mut Findings) {
         if let Action::Files(folder) = &route.action {
             state::check_served(folder, findings);
         }
-    }
-}
-
-/// What a crash costs, said plainly.
-fn survival(config: &Config, findings: &mut Findings) {
-    let (session, connection) = (&config.session, &config.connection);
-    if session.lifetime.is_zero() {
-        findings.warn("Nothing resumes: session.lifetime is 0, so every handshake is full.");
-        return;
-    }
-    let life = span(session.lifetime);
-    findings.note(format!(
-        "A client resumes for {life} after its full handshake, and then makes another."
-    ));
-    // Either needs to know what became of a session, which a sealed ticket cannot tell.
-    let stored = connection.purge_on_reclaim || session.require_close_notify;
-    match (session.tickets && !stored, &config.key) {
-        (true, Key::File(path)) => findings.note(format!(
-            "Tickets (TLS 1.3, and TLS 1.2 clients that take them) survive a restart and a crash, and resume on \
-             every server that has the same {}.",
-            path.display()
-        )),
-        (true, Key::Ephemeral) => findings.warn(
-            "key.file is \"none\": a restart or a crash costs every client one full handshake, and no other server resumes \
-             tickets.",
-        ),
-        (false, _) if session.tickets => findings.warn(
-            "Sessions stay in the table of this process, behind tickets too (connection.purge-on-reclaim or \
-             session.require-close-notify is on): a restart or a crash loses them all, and no other server resumes them.",
-        ),
-        (false, _) => findings.note("No tickets are handed out: session.tickets is false."),
-    }
-    if session.max_entries == 0 {
-        findings.warn("Session IDs do not resume: session.max-entries is 0, so clients without tickets always pay in full.");
-    } else if !stored {
-        findings.note(
-            "Session IDs (TLS 1.2 clients without tickets) survive the end of their connection. They are in \
-             the table of this process: a restart or a crash loses them, and only this server resumes them.",
-        );
-    }
-    if connection.purge_on_reclaim {
-        findings.warn(format!(
-            "connection.purge-on-reclaim is on: a client that is idle for {} loses its session with its connection.",
-            span(connection.idle_timeout)
-        ));
-    }
-    if session.require_close_notify {
-        findings.warn("session.require-close-notify is on: a client that drops its connection loses its session.");
     }
 }
 

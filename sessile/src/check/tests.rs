@@ -1,5 +1,5 @@
 use super::*;
-use crate::config::{Certificate, Config, Listener, SiteRoute};
+use crate::config::{Certificate, Config, Key, Listener, SiteRoute};
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -72,7 +72,7 @@ fn a_sound_configuration_is_explained_without_a_complaint() {
         "state/farm.key at the first start",
         "A client resumes for 10h",
         "survive a restart and a crash",
-        "a restart or a crash loses them",
+        "which a restart keeps in the state folder (session.snapshot): a crash loses them",
         "takes up to 1.9 MiB when full: 10000 entries of about 205 bytes",
     ] {
         assert!(said.contains(expected), "{expected}:\n{said}");
@@ -142,8 +142,12 @@ fn what_a_restart_costs_follows_the_settings() {
     let never = said(|config| config.session.lifetime = Duration::ZERO);
     assert!(never.starts_with("warning: Nothing resumes"));
     let purged = said(|config| config.connection.purge_on_reclaim = true);
-    assert!(purged.contains("warning: Sessions stay in the table"));
+    assert!(purged.contains("warning: Sessions are stored, behind tickets too"));
     assert!(purged.contains("idle for 5m loses its session"));
+    let unkept = said(|config| config.session.snapshot = false);
+    assert!(unkept.contains("a restart or a crash loses them"));
+    let shared = said(|config| config.session.store = "redis://h".parse().expect("a store"));
+    assert!(shared.contains("resume on every server that has the same store"));
     let without = said(|config| {
         config.session.tickets = false;
         config.session.max_entries = 0;
@@ -179,6 +183,42 @@ fn a_farm_key_that_everyone_can_read_is_an_error() {
     assert!(errors[0].ends_with(
         "farm.key: holds a secret and is open to everyone on this machine; chmod 600 it."
     ));
+}
+
+#[test]
+fn a_store_is_explained_and_what_is_wrong_with_it_said() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut config = farm(folder.path());
+    let mut said = |store: &str, grade| {
+        config.session.store = store.parse().expect("a store");
+        graded(&config, grade).join("\n")
+    };
+    let local = "redis://127.0.0.1";
+    assert!(said(local, Grade::Note).contains("shared through redis://127.0.0.1:6379."));
+    assert_eq!(said(local, Grade::Warning), "");
+    assert!(said("redis://h", Grade::Warning).contains("whoever can reach it"));
+    let open = said("redis://:secret@h", Grade::Warning);
+    assert!(open.contains("crosses the network in clear") && !open.contains("secret"));
+    let files = said("rediss://h?ca=/none/ca.pem", Grade::Error);
+    assert!(files.starts_with("/none/ca.pem: cannot be read"), "{files}");
+    config.key = Key::Ephemeral;
+    assert!(graded(&config, Grade::Warning)[0].contains("key.file is \"none\""));
+}
+
+#[test]
+fn a_configuration_with_a_password_is_kept_from_others() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("sessile.toml");
+    fs::write(&file, "").expect("written");
+    let mut config = Config::default();
+    let mut open = |store: &str, mode| {
+        config.session.store = store.parse().expect("a store");
+        fs::set_permissions(&file, Permissions::from_mode(mode)).expect("set");
+        config_file(&file, &config).is_some()
+    };
+    assert!(open("redis://:secret@h", 0o644));
+    assert!(!open("redis://:secret@h", 0o600));
+    assert!(!open("redis://h", 0o644));
 }
 
 #[test]

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::admin::Admin;
 use crate::balance::Balancer;
 use crate::config::{self, Balance, BalanceServer, Config, Listener, Role};
-use crate::lifecycle;
+use crate::lifecycle::{self, Orders};
 
 /// Route TLS connections to the servers that can resume them, without decrypting.
 #[derive(clap::Args)]
@@ -71,7 +71,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     if let Some(admin) = &admin {
         tracing::info!(address = %admin.address(), "admin");
     }
-    lifecycle::wait_for_signal(|| ())?;
+    lifecycle::wait_for_signal(Orders::default())?;
     stop.cancel();
     balancer.join();
     if let Some(admin) = admin {

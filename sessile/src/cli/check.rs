@@ -40,7 +40,8 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
             return Ok(ExitCode::from(WRONG));
         }
     };
-    let findings = check::check(&config, SystemTime::now());
+    let mut findings = check::check(&config, SystemTime::now());
+    findings.extend(check::config_file(&path, &config));
     let mut out = String::new();
     for finding in &findings {
         writeln!(out, "{finding}")?;

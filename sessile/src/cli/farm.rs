@@ -1,6 +1,7 @@
 //! `sessile farm`: a whole farm in one process, and what to type next.
 
 use std::fmt::Write as _;
+use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -11,7 +12,7 @@ use tracing::level_filters::LevelFilter;
 
 use crate::config::{self, Config};
 use crate::farm::{Farm, Plan};
-use crate::lifecycle;
+use crate::lifecycle::{self, Orders};
 use crate::serve::{AccessLog, Surroundings};
 
 /// Run a whole farm in one process: servers, a balancer, a development certificate.
@@ -68,9 +69,10 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         base: Config::default(),
     };
     let farm = Farm::start(&plan, &around)?;
-    print!("{}", greeting(&plan, &farm));
-    lifecycle::wait_for_signal(|| ())?;
-    println!("\ndraining");
+    let _ = write!(io::stdout(), "{}", greeting(&plan, &farm));
+    lifecycle::wait_for_signal(Orders::default())?;
+    // Nobody may be reading any more.
+    let _ = writeln!(io::stdout(), "\ndraining");
     around.stop.cancel();
     farm.join();
     around.access_log.flush();

@@ -4,6 +4,7 @@
 mod balance;
 mod check;
 mod farm;
+mod key;
 mod lab;
 mod probe;
 mod serve;
@@ -33,6 +34,7 @@ enum Command {
     Lab(lab::Args),
     Settings(settings::Args),
     Check(check::Args),
+    Key(key::Args),
     Serve(serve::Args),
     Balance(balance::Args),
 }
@@ -46,6 +48,7 @@ pub fn main() -> ExitCode {
         Command::Lab(args) => lab::run(args),
         Command::Settings(args) => settings::run(args),
         Command::Check(args) => check::run(args),
+        Command::Key(args) => key::run(args),
         Command::Serve(args) => serve::run(args),
         Command::Balance(args) => balance::run(args),
     };

@@ -10,8 +10,8 @@ use tokio_util::sync::CancellationToken;
 use crate::admin::Admin;
 use crate::check::{self, Grade};
 use crate::config::{self, Action, Certificate, Config, Listener, Role, Site, SiteRoute};
-use crate::key::{Keyring, Origin};
-use crate::lifecycle;
+use crate::key::{Keyring, Origin, Reloaded};
+use crate::lifecycle::{self, Orders};
 use crate::serve::{AccessLog, Server, Surroundings};
 
 /// Serve sites over TLS; their sessions resume on every server of the farm.
@@ -49,11 +49,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         registry: prometheus::Registry::new(),
         access_log: AccessLog::open(&config.log.access)?,
     };
-    let server = Server::start(&config, &around)?;
-    for address in server.addresses() {
-        tracing::info!(%address, server = config.server.name, "serving");
-    }
-    say_what_survives(&config, server.keys());
+    // Before the server, which may take up a snapshot: what can fail fails first.
     let admin = config
         .admin
         .listen
@@ -62,7 +58,15 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     if let Some(admin) = &admin {
         tracing::info!(address = %admin.address(), "admin");
     }
-    lifecycle::wait_for_signal(|| around.access_log.reopen())?;
+    let server = Server::start(&config, &around)?;
+    for address in server.addresses() {
+        tracing::info!(%address, server = config.server.name, "serving");
+    }
+    say_what_survives(&config, server.keys());
+    lifecycle::wait_for_signal(Orders {
+        reopen_logs: Some(Box::new(|| around.access_log.reopen())),
+        reload: Some(Box::new(|| reload_key(server.keys()))),
+    })?;
     around.stop.cancel();
     server.join();
     if let Some(admin) = admin {
@@ -121,6 +125,29 @@ fn folder(root: PathBuf) -> anyhow::Result<PathBuf> {
         bail!("--root {}: not a folder", root.display());
     }
     Ok(root)
+}
+
+/// Reads the farm key again, on SIGHUP, and says what came of it.
+fn reload_key(keys: &Keyring) {
+    match keys.reload() {
+        Ok(Reloaded::Ephemeral) => tracing::info!("the farm key has no file to reload"),
+        Ok(Reloaded::Unchanged) => tracing::info!("farm key reloaded: nothing has changed"),
+        Ok(Reloaded::Changed {
+            generations,
+            sealing,
+            missing,
+        }) => {
+            tracing::info!(?generations, sealing, "farm key reloaded");
+            if !missing.is_empty() {
+                tracing::warn!(
+                    ?missing,
+                    "generations that were accepted are not in the farm key any more: their \
+                     tickets are of an unknown key from now on"
+                );
+            }
+        }
+        Err(error) => tracing::error!(%error, "farm key not reloaded: the old one stays"),
+    }
 }
 
 /// Where the key came from, and what a restart and a crash cost with this configuration.

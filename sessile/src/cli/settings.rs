@@ -197,7 +197,8 @@ fn set(path: &Path, setting: &Setting, text: &str, now: SystemTime) -> anyhow::R
     let value = setting.read(text)?;
     let file = SettingsFile::open(path)?;
     let change = file.set(setting, &value, now)?;
-    let mut out = format!("{} = {}\n", setting.name, value.toml());
+    let shown = setting.without_password(&value.toml());
+    let mut out = format!("{} = {shown}\n", setting.name);
     if let Some(cost) = (setting.cost)(&file::load(path)?) {
         writeln!(out, "costs: {cost}")?;
     }

@@ -4,12 +4,15 @@
 
 pub mod file;
 pub mod reg;
+pub mod store;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use sessile_proto::route::Policy;
+
+pub use store::StoreUrl;
 
 /// One process's whole configuration.
 #[derive(Clone, Debug, PartialEq)]
@@ -50,18 +53,14 @@ pub struct Session {
     pub tickets: bool,
     /// Where sessions live.
     pub store: StoreUrl,
+    /// How long one handshake waits for a shared store, all in all.
+    pub store_timeout: Duration,
+    /// On a drain the session table goes, sealed, to the state folder, and is read at the next start.
+    pub snapshot: bool,
     /// Longest life of a session that sessile holds as a client.
     pub client_lifetime: Duration,
     /// Resume only sessions whose connection ended with close_notify.
     pub require_close_notify: bool,
-}
-
-/// `session.store`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum StoreUrl {
-    /// The session table of this process alone.
-    #[default]
-    Memory,
 }
 
 /// `[key]`: where the farm key comes from.
@@ -202,6 +201,15 @@ pub struct BalanceServer {
     pub weight: u16,
 }
 
+impl Config {
+    /// Whether a session may have to be removed from the outside (purged with its connection, dropped
+    /// for want of close_notify): such a session is stored, never sealed into a ticket.
+    #[must_use]
+    pub const fn sessions_are_removable(&self) -> bool {
+        self.connection.purge_on_reclaim || self.session.require_close_notify
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
         let state_dir = default_state_dir();
@@ -234,6 +242,12 @@ pub const MAX_TICKET_LIFETIME: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 /// Greatest number of a server: tickets carry 24 bits of it.
 pub const MAX_NUMBER: u32 = (1 << 24) - 1;
 
+/// `session.store-timeout` where it is not set.
+pub const DEFAULT_STORE_TIMEOUT: Duration = Duration::from_millis(20);
+
+/// Longest `session.store-timeout`: a handshake as a whole has twice that.
+pub const MAX_STORE_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// `balance.connect-timeout` where it is not set.
 pub const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -245,6 +259,8 @@ impl Default for Session {
             lifetime: TEN_HOURS,
             tickets: true,
             store: StoreUrl::Memory,
+            store_timeout: DEFAULT_STORE_TIMEOUT,
+            snapshot: true,
             client_lifetime: TEN_HOURS,
             require_close_notify: false,
         }

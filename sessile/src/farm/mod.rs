@@ -63,7 +63,7 @@ pub struct Farm {
 }
 
 impl Farm {
-    /// Starts everything, servers first, so that the balancer finds them.
+    /// Starts everything, servers before the balancer, so that it finds them.
     ///
     /// # Errors
     /// With what stands in the way. What was started stops with `around.stop`.
@@ -77,6 +77,10 @@ impl Farm {
                 Some(Arc::new(Keyring::open(&file, lifetime)?))
             }
         };
+        let admin = plan
+            .admin
+            .map(|address| Admin::start(address, around.registry.clone(), around.stop.clone()))
+            .transpose()?;
         let mut servers = Vec::with_capacity(plan.servers);
         for number in 1..=plan.servers {
             let name = format!("web{number}");
@@ -84,21 +88,25 @@ impl Farm {
                 Some(keys) => Arc::clone(keys),
                 None => Arc::new(Keyring::ephemeral(lifetime)?),
             };
-            let config = server_config(&plan.base, &authority, &name);
+            let mut config = server_config(&plan.base, &authority, &name);
+            plan.data_dir.clone_into(&mut config.server.state_dir);
             match Server::start_with_key(&config, keys, around) {
                 Ok(server) => servers.push((name, server)),
                 Err(error) => {
+                    stop(servers, around);
                     let source = Box::new(error);
                     return Err(FarmError::Server { name, source });
                 }
             }
         }
         let config = balancer_config(&plan.base, plan.listen, plan.policy, &servers);
-        let balancer = Balancer::start(&config, around.stop.clone(), &around.registry)?;
-        let admin = plan
-            .admin
-            .map(|address| Admin::start(address, around.registry.clone(), around.stop.clone()))
-            .transpose()?;
+        let balancer = match Balancer::start(&config, around.stop.clone(), &around.registry) {
+            Ok(balancer) => balancer,
+            Err(error) => {
+                stop(servers, around);
+                return Err(error.into());
+            }
+        };
         Ok(Self {
             authority,
             servers,
@@ -128,6 +136,14 @@ impl Farm {
         if let Some(admin) = self.admin {
             admin.join();
         }
+    }
+}
+
+/// Drains servers of a farm that does not come about: what they have read they keep for its next start.
+fn stop(servers: Vec<(String, Server)>, around: &Surroundings) {
+    around.stop.cancel();
+    for (_, server) in servers {
+        server.join();
     }
 }
 

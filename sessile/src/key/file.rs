@@ -1,22 +1,15 @@
-//! The farm key's file: TOML, mode 0600, replaced as a whole under a lock. Secrets are hex.
+//! The farm key's file: read, locked, replaced as a whole. Mode 0600 where it can be chosen.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-use sessile_proto::Time;
-use sessile_proto::keys::{BadTerms, Chain, FarmKey, Generation, Secret, Weak};
+use rustix::fs::{Access, access};
+use sessile_proto::keys::FarmKey;
 use zeroize::Zeroizing;
 
-const HEAD: &str = "\
-# sessile farm key. Whoever has this file can open and forge every ticket of the farm:
-# keep it readable by its owner alone, and copy it over encrypted channels only.
-";
-
-const FORMAT: u32 = 1;
+use super::format::{self, Malformed};
 
 /// A key file over this many bytes is something else.
 const MAX_LEN: u64 = 64 * 1024;
@@ -35,205 +28,162 @@ pub enum FileError {
          others may have read it, make a new key", file = .path.display()
     )]
     Readable { path: PathBuf, mode: u32 },
-    #[error("farm key {file}: {reason}", file = .path.display())]
-    Syntax { path: PathBuf, reason: String },
+    #[error("farm key {file}: {bytes} bytes are too many for a key file", file = .path.display())]
+    TooLong { path: PathBuf, bytes: u64 },
+    #[error("farm key {file}: {source}", file = .path.display())]
+    Malformed { path: PathBuf, source: Malformed },
     #[error(
-        "farm key {file}: format {format} is not known to this version of sessile, which reads \
-         format {FORMAT}", file = .path.display()
+        "farm key {file}: this file has the route part only, which is for balancers; copy the \
+         whole key from a server", file = .path.display()
     )]
-    Format { path: PathBuf, format: u32 },
-    #[error(
-        "farm key {file}: the {chain} secret of generation {generation} is refused: {weak}",
-        file = .path.display()
-    )]
-    Weak {
-        path: PathBuf,
-        chain: &'static str,
-        generation: u8,
-        weak: Weak,
-    },
-    #[error("farm key {file}: {terms}", file = .path.display())]
-    Terms { path: PathBuf, terms: BadTerms },
+    RoutePart { path: PathBuf },
 }
 
-#[derive(Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
-struct Written {
-    format: u32,
-    scope: String,
-    rotate: String,
-    max_lifetime: String,
-    generation: Vec<WrittenGeneration>,
+/// Turns an error of the system into one about this file.
+fn io_error(path: &Path) -> impl Fn(io::Error) -> FileError {
+    move |source| {
+        let path = path.into();
+        match source.kind() {
+            io::ErrorKind::NotFound => FileError::Missing { path },
+            io::ErrorKind::AlreadyExists => FileError::Exists { path },
+            _ => FileError::Io { path, source },
+        }
+    }
 }
 
-#[derive(Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
-struct WrittenGeneration {
-    number: u8,
-    activates: u64,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    ends: Option<u64>,
-    ticket_epoch: u64,
-    ticket_secret: Zeroizing<String>,
-    route_day: u64,
-    route_secret: Zeroizing<String>,
-}
-
-/// Reads a key file, refusing what is unsafe to use.
+/// Reads a server's key file, refusing what is unsafe to use and what is a balancer's.
 pub(super) fn load(path: &Path) -> Result<FarmKey, FileError> {
-    let io_error = |source: io::Error| match source.kind() {
-        io::ErrorKind::NotFound => FileError::Missing { path: path.into() },
-        _ => FileError::Io {
-            path: path.into(),
-            source,
-        },
-    };
-    let file = File::open(path).map_err(io_error)?;
-    let metadata = file.metadata().map_err(io_error)?;
+    let key = load_any(path)?;
+    match key.is_route_part() {
+        true => Err(FileError::RoutePart { path: path.into() }),
+        false => Ok(key),
+    }
+}
+
+/// Reads a key file, whole or the route part, refusing what is unsafe to use.
+pub(super) fn load_any(path: &Path) -> Result<FarmKey, FileError> {
+    let io_error = io_error(path);
+    let file = File::open(path).map_err(&io_error)?;
+    let metadata = file.metadata().map_err(&io_error)?;
     if metadata.len() > MAX_LEN {
-        return Err(FileError::Syntax {
+        return Err(FileError::TooLong {
             path: path.into(),
-            reason: format!("{} bytes are too many for a key file", metadata.len()),
+            bytes: metadata.len(),
         });
     }
-    check_mode(path, &metadata)?;
-    let text = Zeroizing::new(io::read_to_string(file).map_err(io_error)?);
-    parse(path, &text)
-}
-
-/// A regular file that others can read is refused; on a read-only mount (a Kubernetes secret) it
-/// is the mount's business, and said.
-fn check_mode(path: &Path, metadata: &fs::Metadata) -> Result<(), FileError> {
     let mode = metadata.permissions().mode() & 0o7777;
-    if !metadata.is_file() || mode & 0o077 == 0 {
-        return Ok(());
-    }
-    let read_only = rustix::fs::statvfs(path)
-        .is_ok_and(|fs| fs.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY));
-    if !read_only {
+    // On a read-only mount (a Kubernetes secret) the mode is the mount's business, and said.
+    if metadata.is_file() && mode & 0o077 != 0 && !on_read_only_mount(path) {
         return Err(FileError::Readable {
             path: path.into(),
             mode,
         });
     }
-    tracing::warn!(
-        file = %path.display(),
-        mode = format_args!("{mode:04o}"),
-        "the farm key lies on a read-only mount: no forward secrecy, it cannot be moved forward"
-    );
-    Ok(())
+    let text = Zeroizing::new(io::read_to_string(file).map_err(&io_error)?);
+    format::parse(&text).map_err(|source| FileError::Malformed {
+        path: path.into(),
+        source,
+    })
 }
 
-fn parse(path: &Path, text: &str) -> Result<FarmKey, FileError> {
-    let syntax = |reason: String| FileError::Syntax {
-        path: path.into(),
-        reason,
-    };
-    // The error's own display would quote the line, and with it a secret.
-    let written: Written = toml::from_str(text).map_err(|error| {
-        let line = error
-            .span()
-            .map_or(1, |span| text[..span.start].matches('\n').count() + 1);
-        syntax(format!("line {line}: {}", error.message()))
-    })?;
-    if written.format != FORMAT {
-        return Err(FileError::Format {
-            path: path.into(),
-            format: written.format,
+fn on_read_only_mount(path: &Path) -> bool {
+    rustix::fs::statvfs(path)
+        .is_ok_and(|fs| fs.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY))
+}
+
+/// Why a key file cannot be replaced, and so not be moved forward.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fixed {
+    /// It lies on a read-only mount; others than its owner can read it there, or not.
+    ReadOnlyMount { open_to_others: bool },
+    /// This user may not write to its folder.
+    Folder,
+}
+
+impl std::fmt::Display for Fixed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::ReadOnlyMount {
+                open_to_others: true,
+            } => "it lies on a read-only mount and its mode lets others read it",
+            Self::ReadOnlyMount { .. } => "it lies on a read-only mount",
+            Self::Folder => "its folder is not writable for this user",
+        })
+    }
+}
+
+/// Whether a key file cannot be replaced here, as far as it can be told without trying.
+pub(super) fn fixed(path: &Path) -> Option<Fixed> {
+    if on_read_only_mount(path) {
+        let mode = fs::metadata(path).map_or(0, |metadata| metadata.permissions().mode());
+        return Some(Fixed::ReadOnlyMount {
+            open_to_others: mode & 0o077 != 0,
         });
     }
-    let duration = |name: &str, value: &str| {
-        humantime::parse_duration(value)
-            .map_err(|error| syntax(format!("{name} = {value:?}: {error}")))
-    };
-    let key = FarmKey {
-        rotate: duration("rotate", &written.rotate)?,
-        max_lifetime: duration("max-lifetime", &written.max_lifetime)?,
-        scope: written.scope,
-        generations: written
-            .generation
-            .into_iter()
-            .map(|generation| read_generation(path, &generation))
-            .collect::<Result<_, _>>()?,
-    };
-    key.check_terms().map_err(|terms| FileError::Terms {
-        path: path.into(),
-        terms,
-    })?;
-    Ok(key)
-}
-
-fn read_generation(path: &Path, written: &WrittenGeneration) -> Result<Generation, FileError> {
-    let secret = |chain: &'static str, hex: &str| {
-        let bytes = Zeroizing::new(from_hex(hex).ok_or_else(|| FileError::Syntax {
-            path: path.into(),
-            reason: format!(
-                "the {chain} secret of generation {} is not hex",
-                written.number
-            ),
-        })?);
-        Secret::new(&bytes).map_err(|weak| FileError::Weak {
-            path: path.into(),
-            chain,
-            generation: written.number,
-            weak,
-        })
-    };
-    Ok(Generation {
-        number: written.number,
-        activates: written.activates,
-        ends: written.ends,
-        ticket: Chain::new(
-            written.ticket_epoch,
-            secret("ticket", &written.ticket_secret)?,
-        ),
-        route: Chain::new(written.route_day, secret("route", &written.route_secret)?),
-    })
+    let writable = access(folder_of(path), Access::WRITE_OK | Access::EXEC_OK);
+    writable.err().map(|_| Fixed::Folder)
 }
 
 /// Writes a key file that must not be there yet, and the folders that lead to it.
 pub(super) fn write_new(path: &Path, key: &FarmKey) -> Result<(), FileError> {
-    let io_error = |source: io::Error| match source.kind() {
-        io::ErrorKind::AlreadyExists => FileError::Exists { path: path.into() },
-        _ => FileError::Io {
-            path: path.into(),
-            source,
-        },
-    };
-    if let Some(folder) = path.parent() {
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(folder)
-            .map_err(io_error)?;
-    }
-    let staged = stage(path, key).map_err(io_error)?;
+    let io_error = io_error(path);
+    make_folder(folder_of(path)).map_err(&io_error)?;
+    let staged = stage(path, format::encode(key).as_bytes()).map_err(&io_error)?;
     staged
         .persist_noclobber(path)
         .map_err(|error| io_error(error.error))?;
-    sync_folder(path).map_err(io_error)
+    sync_folder(path).map_err(&io_error)
 }
 
-/// Moves the file's chains forward: under a lock, from what the file says now (another command
-/// may have changed it), replaced as a whole.
-pub(super) fn move_forward(path: &Path, now: Time) -> Result<(), FileError> {
-    let io_error = |source| FileError::Io {
-        path: path.into(),
-        source,
-    };
-    let _lock = lock(path).map_err(io_error)?;
+/// Changes a key file: under a lock, from what the file says now (another process may have
+/// changed it), replaced as a whole. Returns the key as the file has it afterwards.
+///
+/// `change` says whether there is anything to write.
+pub(super) fn update<E: From<FileError>>(
+    path: &Path,
+    change: impl FnOnce(&mut FarmKey) -> Result<bool, E>,
+) -> Result<FarmKey, E> {
+    let io_error = io_error(path);
+    let _lock = lock(path).map_err(&io_error)?;
     let mut key = load(path)?;
-    if !key.move_forward(now) {
-        return Ok(());
+    if !change(&mut key)? {
+        return Ok(key);
     }
-    let owner = fs::metadata(path).map_err(io_error)?;
-    let staged = stage(path, &key).map_err(io_error)?;
+    let owner = fs::metadata(path).map_err(&io_error)?;
+    let staged = stage(path, format::encode(&key).as_bytes()).map_err(&io_error)?;
     // A file that root rewrites stays its owner's; where this may not be done the owner is us.
-    let _ = std::os::unix::fs::fchown(staged.as_file(), Some(owner.uid()), Some(owner.gid()));
+    let _ = fchown(staged.as_file(), Some(owner.uid()), Some(owner.gid()));
     staged
         .persist(path)
         .map_err(|error| io_error(error.error))?;
-    sync_folder(path).map_err(io_error)
+    sync_folder(path).map_err(&io_error)?;
+    Ok(key)
+}
+
+/// Replaces a file that holds secrets, 0600, or makes it. A farm key is never replaced by this.
+pub(super) fn write_secret(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
+    let io_error = io_error(path);
+    let head = format::HEAD.as_bytes();
+    let mut begins = vec![0; head.len()];
+    let is_key = File::open(path)
+        .and_then(|mut file| io::Read::read_exact(&mut file, &mut begins))
+        .is_ok_and(|()| begins == head);
+    if is_key {
+        return Err(FileError::Exists { path: path.into() });
+    }
+    let staged = stage(path, bytes).map_err(&io_error)?;
+    staged
+        .persist(path)
+        .map_err(|error| io_error(error.error))?;
+    sync_folder(path).map_err(&io_error)
+}
+
+/// Makes a folder that only its owner can look into, and those that lead to it.
+pub(super) fn make_folder(folder: &Path) -> io::Result<()> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(folder)
 }
 
 /// Held until dropped. A file of its own: the key file is replaced, and a lock on it with it.
@@ -244,169 +194,139 @@ fn lock(path: &Path) -> io::Result<File> {
         .create(true)
         .truncate(false)
         .write(true)
+        // Whoever can open it can hold it.
+        .mode(0o600)
         .open(PathBuf::from(name))?;
+    // A command that root runs must not lock the server out.
+    if let Ok(key) = fs::metadata(path) {
+        let _ = fchown(&file, Some(key.uid()), Some(key.gid()));
+    }
     file.lock()?;
     Ok(file)
 }
 
 /// A complete file (0600, on the disk) beside the one that it is to become.
-fn stage(path: &Path, key: &FarmKey) -> io::Result<tempfile::NamedTempFile> {
-    let folder = path
-        .parent()
-        .filter(|folder| !folder.as_os_str().is_empty());
+fn stage(path: &Path, bytes: &[u8]) -> io::Result<tempfile::NamedTempFile> {
     let mut staged = tempfile::Builder::new()
         .prefix(".farm-key-")
         .permissions(fs::Permissions::from_mode(0o600))
-        .tempfile_in(folder.unwrap_or(Path::new(".")))?;
-    staged.write_all(encode(key).as_bytes())?;
+        .tempfile_in(folder_of(path))?;
+    staged.write_all(bytes)?;
     staged.as_file().sync_all()?;
     Ok(staged)
 }
 
 fn sync_folder(path: &Path) -> io::Result<()> {
-    let folder = path
-        .parent()
-        .filter(|folder| !folder.as_os_str().is_empty());
-    File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
+    File::open(folder_of(path))?.sync_all()
 }
 
-fn encode(key: &FarmKey) -> Zeroizing<String> {
-    let written = Written {
-        format: FORMAT,
-        scope: key.scope.clone(),
-        rotate: written_duration(key.rotate),
-        max_lifetime: written_duration(key.max_lifetime),
-        generation: key
-            .generations
-            .iter()
-            .map(|generation| WrittenGeneration {
-                number: generation.number,
-                activates: generation.activates,
-                ends: generation.ends,
-                ticket_epoch: generation.ticket.epoch(),
-                ticket_secret: to_hex(generation.ticket.secret()),
-                route_day: generation.route.epoch(),
-                route_secret: to_hex(generation.route.secret()),
-            })
-            .collect(),
-    };
-    let body = Zeroizing::new(
-        toml::to_string(&written).expect("a table of strings and numbers has a TOML form"),
-    );
-    Zeroizing::new(format!("{HEAD}{}", *body))
-}
-
-fn written_duration(duration: Duration) -> String {
-    humantime::format_duration(duration).to_string()
-}
-
-fn to_hex(secret: &Secret) -> Zeroizing<String> {
-    use std::fmt::Write as _;
-    let mut hex = Zeroizing::new(String::with_capacity(64));
-    for byte in secret.expose() {
-        write!(hex, "{byte:02x}").expect("a string takes any text");
-    }
-    hex
-}
-
-fn from_hex(hex: &str) -> Option<Vec<u8>> {
-    if !hex.is_ascii() || !hex.len().is_multiple_of(2) {
-        return None;
-    }
-    (0..hex.len())
-        .step_by(2)
-        .map(|at| u8::from_str_radix(&hex[at..at + 2], 16).ok())
-        .collect()
+fn folder_of(path: &Path) -> &Path {
+    path.parent()
+        .filter(|folder| !folder.as_os_str().is_empty())
+        .unwrap_or(Path::new("."))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn key() -> FarmKey {
-        super::super::fresh(super::super::DEFAULT_MAX_LIFETIME).unwrap()
+        super::super::edit::fresh(super::super::DEFAULT_MAX_LIFETIME).unwrap()
     }
 
-    fn written(change: impl Fn(String) -> String) -> (tempfile::TempDir, PathBuf) {
+    fn written() -> (tempfile::TempDir, PathBuf) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("farm.key");
         write_new(&path, &key()).unwrap();
-        let text = fs::read_to_string(&path).unwrap();
-        fs::write(&path, change(text)).unwrap();
         (folder, path)
     }
 
     #[test]
     fn a_key_reads_back_as_it_was_written_and_only_its_owner_can() {
-        let (_folder, path) = written(|text| text);
+        let (_folder, path) = written();
         assert_eq!(
             fs::metadata(&path).unwrap().permissions().mode() & 0o777,
             0o600
         );
-        let once = encode(&load(&path).unwrap());
+        let once = format::encode(&load(&path).unwrap());
         assert_eq!(*once, fs::read_to_string(&path).unwrap());
     }
 
     #[test]
-    fn never_overwrites_a_key() {
-        let (_folder, path) = written(|text| text);
-        let error = write_new(&path, &key()).unwrap_err();
-        assert!(matches!(error, FileError::Exists { .. }), "{error}");
+    fn never_overwrites_a_key_and_replaces_an_export() {
+        let (folder, path) = written();
+        for error in [
+            write_new(&path, &key()).unwrap_err(),
+            write_secret(&path, b"export").unwrap_err(),
+        ] {
+            assert!(matches!(error, FileError::Exists { .. }), "{error}");
+        }
+        let export = folder.path().join("tickets");
+        write_secret(&export, b"one").unwrap();
+        write_secret(&export, b"two").unwrap();
+        assert_eq!(fs::read(&export).unwrap(), b"two");
     }
 
     #[test]
     fn refuses_a_file_that_others_can_read() {
-        let (_folder, path) = written(|text| text);
+        let (_folder, path) = written();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
         let error = load(&path).err().unwrap();
         assert!(matches!(error, FileError::Readable { mode: 0o644, .. }));
     }
 
     #[test]
-    fn an_error_names_the_line_and_never_the_secret() {
-        let (_folder, path) = written(|text| text.replace("ticket-secret = ", "ticket-secret "));
+    fn a_route_part_is_a_balancers_and_refused_by_a_server() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("route.key");
+        write_new(&path, &key().route_part(crate::clock::now())).unwrap();
+        assert!(load_any(&path).unwrap().is_route_part());
         let error = load(&path).err().unwrap();
-        let text = format!("{error} {error:?}");
-        assert!(text.contains("line "), "{text}");
-        let secret = fs::read_to_string(&path).unwrap();
-        let secret = secret
-            .lines()
-            .find(|line| line.starts_with("ticket-secret"));
-        assert!(!text.contains(secret.unwrap().rsplit(' ').next().unwrap()));
+        assert!(
+            error
+                .to_string()
+                .contains("this file has the route part only")
+        );
     }
 
     #[test]
-    fn refuses_weak_secrets_and_unknown_formats_by_name() {
-        let zero = |text: String| {
-            let line = text.lines().find(|line| line.starts_with("route-secret"));
-            text.replace(
-                line.unwrap(),
-                &format!("route-secret = \"{}\"", "0".repeat(64)),
-            )
-        };
-        let (_folder, path) = written(zero);
-        let error = load(&path).err().unwrap().to_string();
-        assert!(error.contains("route secret of generation 0"), "{error}");
-        let (_folder, path) = written(|text| text.replace("format = 1", "format = 9"));
-        let error = load(&path).err().unwrap();
-        assert!(matches!(error, FileError::Format { format: 9, .. }));
-    }
-
-    #[test]
-    fn moving_forward_forgets_the_past_and_keeps_the_rest() {
-        let (_folder, path) = written(|text| text);
+    fn an_update_starts_from_what_the_file_says_and_forgets_the_past() {
+        let (_folder, path) = written();
         let before = load(&path).unwrap();
         let later = crate::clock::now().plus(Duration::from_secs(3 * 24 * 60 * 60));
-        move_forward(&path, later).unwrap();
-        let after = load(&path).unwrap();
-        assert_eq!(after.scope, before.scope);
+        let after = update(&path, |key| Ok::<_, FileError>(key.move_forward(later))).unwrap();
         assert_eq!(
-            after.generations[0].ticket.epoch(),
-            after.oldest_epoch(later)
+            *format::encode(&load(&path).unwrap()),
+            *format::encode(&after)
         );
-        assert_ne!(
-            after.generations[0].ticket.secret().expose(),
-            before.generations[0].ticket.secret().expose()
-        );
+        assert_eq!(after.scope, before.scope);
+        let [before, after] = [before, after].map(|mut key| key.generations[0].ticket.take());
+        let [before, after] = [before.unwrap(), after.unwrap()];
+        assert!(after.epoch() > before.epoch());
+        assert_ne!(after.secret().expose(), before.secret().expose());
+    }
+
+    #[test]
+    fn writers_at_the_same_time_lose_no_generation() {
+        let (_folder, path) = written();
+        let add = || {
+            let secrets = super::super::edit::random_secrets().unwrap();
+            let add = |key: &mut FarmKey| Ok(key.replace(secrets, crate::clock::now()).is_ok());
+            update::<FileError>(&path, add).unwrap();
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(add);
+            }
+        });
+        let numbers: Vec<u8> = load(&path)
+            .unwrap()
+            .generations
+            .iter()
+            .map(|g| g.number)
+            .collect();
+        assert_eq!(numbers, (0..=8).collect::<Vec<u8>>());
     }
 }

@@ -8,11 +8,18 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::time::Duration;
 
 use crate::config;
 
 /// Lines that may wait to be written.
 const QUEUE: usize = 8192;
+
+/// How long the end of the process may wait for the log.
+const FLUSH_DEADLINE: Duration = Duration::from_secs(2);
+
+/// Most bytes of what a client sent that a line quotes at each place.
+const MAX_QUOTED: usize = 2048;
 
 /// A handle to the log; clones write to the same place.
 #[derive(Clone, Default)]
@@ -83,16 +90,17 @@ impl AccessLog {
     /// Opens the file anew by its name, after log rotation moved it.
     pub fn reopen(&self) {
         if let Some(lines) = &self.lines {
-            let _ = lines.send(Order::Reopen);
+            // Never waited for: this may be the thread that watches signals.
+            let _ = lines.try_send(Order::Reopen);
         }
     }
 
-    /// Waits until every line before is written; says how many were dropped.
+    /// Waits, not for ever, until every line before is written; says how many were dropped.
     pub fn flush(&self) -> u64 {
         if let Some(lines) = &self.lines {
             let (done, written) = sync_channel(1);
-            if lines.send(Order::Flush(done)).is_ok() {
-                let _ = written.recv();
+            if lines.try_send(Order::Flush(done)).is_ok() {
+                let _ = written.recv_timeout(FLUSH_DEADLINE);
             }
         }
         self.dropped.load(Ordering::Relaxed)
@@ -134,9 +142,9 @@ fn write(orders: &Receiver<Order>, sink: Box<dyn Write + Send>, path: Option<&Pa
     }
 }
 
-/// Makes text from a client safe to write between double quotes.
+/// Makes text from a client safe to write between double quotes, and cuts what is too long.
 pub(super) fn quoted(text: &str) -> std::str::EscapeDebug<'_> {
-    text.escape_debug()
+    text[..text.floor_char_boundary(MAX_QUOTED)].escape_debug()
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use sessile_proto::hello::DEFAULT_LIMIT;
 use sessile_proto::session::Gone;
 use tokio::net::TcpStream;
@@ -24,6 +24,19 @@ use crate::tls::{self, AcceptError, Accepted, Status};
 
 /// How long a handshake may take, from its hello on.
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long a request's head may take beyond the idle time: the idle clock begins again with each
+/// byte that trickles in.
+const HEAD_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Most bytes of a request's head.
+const MAX_HEAD: usize = 64 * 1024;
+
+/// Most requests of an HTTP/2 connection that are answered at once.
+const MAX_STREAMS: u32 = 32;
+
+/// Most bytes that wait on an HTTP/2 stream for its client.
+const MAX_STREAM_BUFFER: usize = 64 * 1024;
 
 /// How long a connection may take to say goodbye when it is reclaimed.
 const GOODBYE_DEADLINE: Duration = Duration::from_secs(1);
@@ -55,9 +68,10 @@ pub(super) async fn run(worker: Rc<Worker>, io: TcpStream, peer: SocketAddr, ope
         requests: Cell::new(0),
         worker: Rc::clone(&worker),
     });
+    let _cut = Cut(Rc::clone(&connection), Rc::clone(&status));
     let reclaimed = serve(&connection, stream, &status).await;
     connection.log_if_silent();
-    settle(&connection, &status, reclaimed);
+    settle(&connection, &status, reclaimed).await;
     drop(open);
 }
 
@@ -117,6 +131,10 @@ macro_rules! drive {
                         continue;
                     }
                     worker.metrics.count_reclaimed();
+                    // Whether the client says goodbye too is of interest only where it counts.
+                    if !worker.config.session.require_close_notify {
+                        $status.end_without_lingering();
+                    }
                     http.as_mut().graceful_shutdown();
                     let _ = tokio::time::timeout(GOODBYE_DEADLINE, http.as_mut()).await;
                     break true;
@@ -129,33 +147,65 @@ macro_rules! drive {
         }
     }};
 }
+
 /// Answers requests until the connection ends. Returns whether it ended by being reclaimed.
 async fn serve(connection: &Rc<Connection>, stream: tls::Stream, status: &Status) -> bool {
     let answer = service_fn(|request| respond::answer(Rc::clone(connection), request));
     let io = TokioIo::new(stream);
+    let idle_timeout = connection.worker.shared.config.connection.idle_timeout;
     if connection.handshake.http2 {
-        let builder = http2::Builder::new(LocalExecutor);
+        let mut builder = http2::Builder::new(LocalExecutor);
+        // Each stream may hold a file open and a buffer full of it.
+        builder
+            .max_concurrent_streams(MAX_STREAMS)
+            .max_send_buf_size(MAX_STREAM_BUFFER)
+            .max_header_list_size(MAX_HEAD as u32);
         drive!(connection, status, builder.serve_connection(io, answer))
     } else {
         let mut builder = http1::Builder::new();
         // A client may end its side once it has asked.
-        builder.half_close(true);
+        builder
+            .half_close(true)
+            .max_buf_size(MAX_HEAD)
+            .timer(TokioTimer::new())
+            .header_read_timeout(idle_timeout + HEAD_DEADLINE);
         drive!(connection, status, builder.serve_connection(io, answer))
     }
 }
 
 /// What becomes of the connection's sessions when it is over.
-fn settle(connection: &Connection, status: &Status, reclaimed: bool) {
-    let shared = &connection.worker.shared;
-    let gone = if reclaimed && shared.config.connection.purge_on_reclaim {
-        Gone::Purged
-    } else if shared.config.session.require_close_notify && !status.closed_cleanly() {
-        Gone::NotClosedCleanly
+async fn settle(connection: &Connection, status: &Status, reclaimed: bool) {
+    if let Some(gone) = removed_as(connection, status, reclaimed) {
+        for key in &connection.handshake.owned {
+            connection.worker.store.remove(key, gone).await;
+        }
+    }
+}
+
+/// Why the sessions of a connection that is over go with it, if they do.
+fn removed_as(connection: &Connection, status: &Status, reclaimed: bool) -> Option<Gone> {
+    let config = &connection.worker.shared.config;
+    if reclaimed && config.connection.purge_on_reclaim {
+        Some(Gone::Purged)
+    } else if config.session.require_close_notify && !status.closed_cleanly() {
+        Some(Gone::NotClosedCleanly)
     } else {
-        return;
-    };
-    for key in &connection.handshake.owned {
-        shared.store.remove(key, gone);
+        None
+    }
+}
+
+/// A connection that is cut at the end of a drain is not settled any more; what it would have
+/// removed must not get into the snapshot. After [`settle`] this finds nothing left to do.
+struct Cut(Rc<Connection>, Rc<Status>);
+
+impl Drop for Cut {
+    fn drop(&mut self) {
+        let Self(connection, status) = self;
+        if let Some(gone) = removed_as(connection, status, false) {
+            for key in &connection.handshake.owned {
+                connection.worker.store.remove_here(key, gone);
+            }
+        }
     }
 }
 

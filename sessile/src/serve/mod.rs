@@ -21,10 +21,11 @@ use tokio_util::task::TaskTracker;
 
 use crate::clock;
 use crate::config::{Config, Role};
-use crate::key::{self, KeyError, Keyring};
+use crate::key::{self, KeyError, Keyring, Origin};
 use crate::lifecycle::{self, Workers};
 use crate::listen::{self, ListenError};
-use crate::store::Store;
+use crate::store::snapshot::SnapshotFile;
+use crate::store::{Local, Store, StoreError};
 use crate::tls::{CertificateError, Sessions};
 use sites::{SiteCertificates, Sites};
 
@@ -35,6 +36,8 @@ pub enum StartError {
     Key(#[from] KeyError),
     #[error(transparent)]
     Certificate(#[from] CertificateError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
     #[error(transparent)]
     Listen(#[from] ListenError),
     #[error("cannot start a worker thread: {0}")]
@@ -58,6 +61,8 @@ pub struct Server {
     addresses: Vec<SocketAddr>,
     keys: Arc<Keyring>,
     store: Store,
+    /// Where its sessions go when it has drained, and its incarnation with them.
+    snapshot: Option<(SnapshotFile, u16)>,
     workers: Workers,
 }
 
@@ -93,8 +98,8 @@ impl Server {
                 "the farm key's max-lifetime is shorter than session.lifetime, and counts"
             );
         }
-        let store = Store::new(&config.session, table_seed);
-        let shared = Shared {
+        let store = Store::new(config, keys.scope(), &around.registry, table_seed)?;
+        let mut shared = Shared {
             issuer: Issuer {
                 server: config
                     .server
@@ -111,13 +116,19 @@ impl Server {
             around: around.clone(),
         };
         // Before the first thread: a combination that the library refuses stops the start.
-        shared.sites()?;
+        shared.sites(&shared.store.local())?;
         let mut listeners = Vec::new();
         for listener in config.listeners.iter().filter(|l| l.role == Role::Serve) {
             let count = lifecycle::worker_count(config.server.workers);
             listeners.push(listen::bind(listener.address, count)?);
         }
+        // As late as can be: a start that fails has not used the snapshot up.
+        let file = snapshot_file(config, &keys);
+        if let Some(kept) = file.as_ref().and_then(|file| restore(file, &keys, &store)) {
+            shared.issuer.incarnation = kept;
+        }
         let mut server = Self {
+            snapshot: file.map(|file| (file, shared.issuer.incarnation)),
             addresses: Vec::new(),
             workers: Workers::new(around.stop.clone()),
             keys,
@@ -151,9 +162,50 @@ impl Server {
         &self.store
     }
 
-    /// Waits until its workers have drained, after the order to stop.
+    /// Waits until its workers have drained, after the order to stop, and keeps what it has to for the
+    /// next start.
     pub fn join(self) {
         self.workers.join();
+        if let Some((file, incarnation)) = self.snapshot {
+            let snapshot = self.store.snapshot(incarnation);
+            let path = file.path().display();
+            match file.save(&self.keys.schedule(clock::now()), &snapshot) {
+                Ok(sessions) => {
+                    tracing::info!(file = %path, sessions, "kept the sessions for the next start");
+                }
+                Err(error) => tracing::warn!(
+                    file = %path, %error,
+                    "the sessions cannot be kept for the next start: clients without tickets pay a full handshake"
+                ),
+            }
+        }
+    }
+}
+
+/// Where a server keeps its sessions from a drain to the next start, where it does: under a key that
+/// outlives it.
+fn snapshot_file(config: &Config, keys: &Keyring) -> Option<SnapshotFile> {
+    let wanted = config.session.snapshot && *keys.origin() != Origin::Ephemeral;
+    let server = &config.server;
+    wanted.then(|| SnapshotFile::new(&server.state_dir, &server.name))
+}
+
+/// Takes the snapshot of the last drain, if there is one to be used, and returns the incarnation that
+/// goes on with it.
+fn restore(file: &SnapshotFile, keys: &Keyring, store: &Store) -> Option<u16> {
+    let path = file.path().display();
+    let now = clock::now();
+    match file.take(&keys.schedule(now)) {
+        Ok(snapshot) => {
+            let snapshot = snapshot?;
+            let sessions = store.restore(&snapshot, now);
+            tracing::info!(file = %path, sessions, "the sessions of the last drain are back");
+            Some(snapshot.incarnation)
+        }
+        Err(error) => {
+            tracing::warn!(file = %path, %error, "the sessions of the last drain are lost");
+            None
+        }
     }
 }
 
@@ -171,11 +223,10 @@ struct Shared {
 }
 
 impl Shared {
-    fn sites(&self) -> Result<Sites, rustls::Error> {
+    fn sites(&self, store: &Local) -> Result<Sites, rustls::Error> {
         let sessions = Sessions::new(
-            &self.config.session,
-            &self.config.connection,
-            self.store.clone(),
+            &self.config,
+            store.clone(),
             Arc::clone(&self.keys),
             self.issuer,
         );
@@ -187,14 +238,21 @@ impl Shared {
 struct Worker {
     shared: Shared,
     sites: Sites,
+    store: Local,
 }
 
 async fn work(shared: Shared, socket: std::net::TcpListener) {
-    let sites = match shared.sites() {
+    let store = shared.store.local();
+    store.connect().await;
+    let sites = match shared.sites(&store) {
         Ok(sites) => sites,
         Err(error) => return tracing::error!(%error, "a worker cannot start"),
     };
-    let worker = Rc::new(Worker { shared, sites });
+    let worker = Rc::new(Worker {
+        shared,
+        sites,
+        store,
+    });
     let connections = TaskTracker::new();
     let stop = worker.shared.around.stop.clone();
     let accepted = listen::accept(socket, stop.cancelled(), |io, peer| {

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 
 use bytes::Bytes;
-use http::header::{ACCEPT, ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, LOCATION, REFERER};
+use http::header::{ACCEPT, ALLOW, CONTENT_TYPE, HOST, HeaderName, HeaderValue, LOCATION, REFERER};
 use http::header::{CACHE_CONTROL, CONTENT_LENGTH, USER_AGENT};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
@@ -78,6 +78,9 @@ pub(super) async fn answer(
 }
 
 async fn route(connection: &Connection, request: Request<Incoming>) -> Response<Body> {
+    if connection.is_misdirected(&request) {
+        return status(StatusCode::MISDIRECTED_REQUEST);
+    }
     let path = request.uri().path();
     let Some((handler, below)) = connection.site.route(path) else {
         return status(StatusCode::NOT_FOUND);
@@ -215,6 +218,20 @@ impl Connection {
             session_age_seconds: clock::now().since(handshake.established).as_secs(),
             request: self.requests.get(),
         }
+    }
+
+    /// Whether a request is for another site than the handshake was: browsers use a connection
+    /// for every name that its certificate covers (RFC 9110, 7.4).
+    fn is_misdirected(&self, request: &Request<Incoming>) -> bool {
+        let host = match request.uri().host() {
+            Some(host) => Some(host),
+            None => request.headers().get(HOST).and_then(|host| {
+                let host = host.to_str().ok()?;
+                Some(host.rsplit_once(':').map_or(host, |(host, _)| host))
+            }),
+        };
+        host.and_then(|host| self.worker.sites.find(Some(host)))
+            .is_some_and(|site| !Rc::ptr_eq(site, &self.site))
     }
 
     fn server(&self) -> &str {

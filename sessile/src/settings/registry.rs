@@ -133,7 +133,9 @@ pub fn export_toml(text: &str) -> String {
     out
 }
 
-/// A setting's value as it stands in the text: a relative path stays relative.
+/// A setting's value as it stands in the text: a relative path stays relative. What leaves the file
+/// has no password in it, and is refused when it is taken back without one.
 fn written(text: &str, setting: &Setting) -> Option<String> {
-    edit::written(text, setting).unwrap_or_default()
+    let value = edit::written(text, setting).unwrap_or_default()?;
+    Some(setting.without_password(&value))
 }

@@ -38,6 +38,22 @@ impl Setting {
         reg::value_for(self.name)
     }
 
+    /// A value of it, as TOML has it, with `***` in the place of a password.
+    #[must_use]
+    pub fn without_password(&self, toml: &str) -> String {
+        if self.name != "session.store" {
+            return toml.to_owned();
+        }
+        let value = toml.parse::<toml_edit::Value>().ok();
+        let store = value.as_ref().and_then(|value| value.as_str());
+        match store.and_then(|text| text.parse().ok()) {
+            Some(StoreUrl::Redis(redis)) if redis.has_password() => {
+                Value::Text(redis.to_string()).toml()
+            }
+            _ => toml.to_owned(),
+        }
+    }
+
     /// Reads a value as given on a command line. Only its type is looked at here.
     pub fn read(&self, text: &str) -> Result<Value, WrongKind> {
         let value = match self.kind {
@@ -187,7 +203,7 @@ impl Value {
 const FREE: fn(&Config) -> Option<String> = |_| None;
 
 /// Every setting, in the order of the sections.
-pub static SETTINGS: [Setting; 20] = [
+pub static SETTINGS: [Setting; 22] = [
     Setting {
         name: "server.name",
         kind: Kind::Text,
@@ -269,11 +285,36 @@ pub static SETTINGS: [Setting; 20] = [
         name: "session.store",
         kind: Kind::Text,
         default: "memory",
-        meaning: "where sessions live; this version has \"memory\" only, the session table of this process",
-        value: |config| match config.session.store {
-            StoreUrl::Memory => Value::some("memory"),
-        },
+        meaning: "where sessions live: \"memory\", the session table of this process, or a Redis or Valkey behind it that \
+                  servers share: redis://[user:password@]host[:port][/database], several hosts for a cluster",
+        value: |config| Value::some(&config.session.store),
         cost: FREE,
+    },
+    Setting {
+        name: "session.store-timeout",
+        kind: Kind::Duration,
+        default: "20ms",
+        meaning: "how long a handshake waits for a shared store; at most 5s",
+        value: |config| Value::duration(config.session.store_timeout),
+        cost: |config| {
+            let shared = config.session.store != StoreUrl::Memory;
+            let longest = humantime::format_duration(config.session.store_timeout);
+            shared.then(|| {
+                format!("a store that does not answer makes a few handshakes slower by up to {longest}, until it is taken for down")
+            })
+        },
+    },
+    Setting {
+        name: "session.snapshot",
+        kind: Kind::Bool,
+        default: "true",
+        meaning: "when the server drains, the session table goes to the state folder, sealed under the farm key, and is \
+                  read at the next start; needs a key file",
+        value: |config| Some(Value::Bool(config.session.snapshot)),
+        cost: |config| {
+            let off = !config.session.snapshot;
+            off.then(|| "a restart loses the sessions of clients without tickets".to_owned())
+        },
     },
     Setting {
         name: "session.client-lifetime",
@@ -415,6 +456,21 @@ mod tests {
                 assert_eq!(value.to_string(), setting.default, "{}", setting.name);
             }
         }
+    }
+
+    #[test]
+    fn a_password_in_a_setting_is_not_shown() {
+        let store = find("session.store").expect("it is there");
+        let shown = |toml| store.without_password(toml);
+        assert_eq!(shown("'redis://u:secret@h'"), r#""redis://u:***@h:6379""#);
+        assert_eq!(shown("'redis://h'"), "'redis://h'");
+        let config =
+            crate::config::file::parse("session.store = 'redis://u:secret@h'", "s.toml".as_ref());
+        let value = (store.value)(&config.expect("it is right"));
+        assert_eq!(
+            value.expect("it is set").to_string(),
+            "redis://u:***@h:6379"
+        );
     }
 
     #[test]

@@ -10,7 +10,7 @@ use sessile_proto::Time;
 use sessile_proto::session::{Gone, Hashed, Hasher, Inserted, Limits, Lookup, Part, Stats};
 
 /// Most shards, a power of two. Finding the oldest entry looks at each.
-const MAX_SHARDS: usize = 16;
+const MAX_SHARDS: usize = 8;
 
 /// Fewest entries that are worth a shard.
 const ENTRIES_PER_SHARD: usize = 512;
@@ -52,7 +52,7 @@ pub struct Entry {
 }
 
 impl Memory {
-    /// An empty part. The seed has to be unpredictable: keys come from peers.
+    /// An empty table. The seed has to be unpredictable: keys come from peers.
     #[must_use]
     pub fn new(limits: Limits, seed: u64) -> Self {
         let worth = (limits.max_entries / ENTRIES_PER_SHARD).clamp(1, MAX_SHARDS);
@@ -69,7 +69,7 @@ impl Memory {
         }
     }
 
-    /// Stores a value; see [`Table::insert`].
+    /// Stores a value; see [`Part::insert`].
     pub fn insert(&self, key: &[u8], value: &[u8], established: Time, now: Time) -> Inserted {
         let (shard, key) = self.place(key);
         let mut part = self.lock(shard);
@@ -116,6 +116,17 @@ impl Memory {
     pub fn remove(&self, key: &[u8], why: Gone) -> bool {
         let (shard, key) = self.place(key);
         self.with(shard, |part| part.remove(key, why))
+    }
+
+    /// Removes every entry that `is_it` picks, and returns how many those were. Looks at each.
+    pub fn remove_where(
+        &self,
+        why: Gone,
+        mut is_it: impl FnMut(&sessile_proto::session::Entry<'_>) -> bool,
+    ) -> usize {
+        (0..self.shards.len())
+            .map(|shard| self.with(shard, |part| part.remove_where(why, &mut is_it)))
+            .sum()
     }
 
     /// Frees the memory of entries that are too old, as far as nothing older is still alive, and
@@ -250,6 +261,8 @@ mod tests {
     use std::collections::VecDeque;
     use std::time::Duration;
 
+    use sessile_proto::session::Table;
+
     use super::*;
 
     const NOW: Time = Time::from_unix_millis(1_000_000);
@@ -279,40 +292,94 @@ mod tests {
         let shards = |max_entries| memory(max_entries).shards.len();
         assert_eq!(
             [0, 1, 1023, 1024, 10_000, 1_000_000].map(shards),
-            [1, 1, 1, 2, 16, 16]
+            [1, 1, 1, 2, 8, 8]
         );
     }
 
-    #[test]
-    fn the_oldest_of_all_shards_leaves_first() {
-        let memory = memory(3000);
-        assert!(memory.shards.len() > 1);
+    /// What every store has to do alike.
+    trait Store {
+        fn insert(&mut self, key: &[u8]);
+        fn get(&mut self, key: &[u8]) -> Lookup<Vec<u8>>;
+        fn remove(&mut self, key: &[u8]) -> bool;
+        /// Oldest first.
+        fn keys(&mut self) -> Vec<Vec<u8>>;
+    }
+
+    impl Store for Memory {
+        fn insert(&mut self, key: &[u8]) {
+            Self::insert(self, key, key, NOW, NOW);
+        }
+
+        fn get(&mut self, key: &[u8]) -> Lookup<Vec<u8>> {
+            Self::get(self, key, NOW)
+        }
+
+        fn remove(&mut self, key: &[u8]) -> bool {
+            Self::remove(self, key, Gone::Purged)
+        }
+
+        fn keys(&mut self) -> Vec<Vec<u8>> {
+            keys(self)
+        }
+    }
+
+    impl Store for Table {
+        fn insert(&mut self, key: &[u8]) {
+            Self::insert(self, key, key, NOW, NOW);
+        }
+
+        fn get(&mut self, key: &[u8]) -> Lookup<Vec<u8>> {
+            Self::get(self, key, NOW).map(<[u8]>::to_vec)
+        }
+
+        fn remove(&mut self, key: &[u8]) -> bool {
+            Self::remove(self, key, Gone::Purged)
+        }
+
+        fn keys(&mut self) -> Vec<Vec<u8>> {
+            self.iter().map(|entry| entry.key.to_vec()).collect()
+        }
+    }
+
+    /// Insertions, replacements and removals beside a list, oldest first.
+    fn the_oldest_leaves_first(store: &mut impl Store, max_entries: usize) {
         let mut model = VecDeque::new();
         for n in 0..10_000_u64 {
-            let (key, old) = (key(n), key(n / 2));
+            let (new, old) = (key(n), key(n / 2));
             match n % 7 {
                 0..5 => {
-                    memory.insert(&key, b"value", NOW, NOW);
-                    model.push_back(key.to_vec());
+                    store.insert(&new);
+                    model.push_back(new);
                 }
                 5 => {
                     let was_there = model.iter().position(|other| *other == old);
-                    assert_eq!(memory.remove(&old, Gone::Purged), was_there.is_some());
+                    assert_eq!(store.remove(&old), was_there.is_some());
                     was_there.map(|at| model.remove(at));
                 }
                 _ => {
-                    memory.insert(&old, b"again", NOW, NOW);
+                    store.insert(&old);
                     model.retain(|other| *other != old);
-                    model.push_back(old.to_vec());
+                    model.push_back(old);
                 }
             }
-            if model.len() > 3000 {
+            if model.len() > max_entries {
                 let oldest = model.pop_front().unwrap();
-                assert_eq!(memory.get(&oldest, NOW), Lookup::Gone(Gone::Evicted));
+                assert_eq!(store.get(&oldest), Lookup::Gone(Gone::Evicted));
             }
-            assert_eq!(memory.stats().entries, model.len());
+            if let Some(newest) = model.back() {
+                assert_eq!(store.get(newest), Lookup::Found(newest.to_vec()));
+            }
         }
-        assert_eq!(keys(&memory), Vec::from(model));
+        assert_eq!(model.len(), max_entries);
+        assert!(store.keys().iter().eq(&model));
+    }
+
+    #[test]
+    fn the_oldest_leaves_first_from_one_table_and_from_several_shards() {
+        let mut memory = memory(3000);
+        assert!(memory.shards.len() > 1);
+        the_oldest_leaves_first(&mut memory, 3000);
+        the_oldest_leaves_first(&mut Table::new(memory.limits, 1), 3000);
     }
 
     #[test]

@@ -1,15 +1,31 @@
-//! Where sessions live: the session table of this process. A shared store will stand behind the
-//! same calls, which is why they are asynchronous; a handshake waits for them under a deadline and
-//! never blocks its thread.
+//! Where sessions live: the session table of this process, and behind it, where one is configured, a
+//! store that servers share. A handshake waits for the store under a deadline and never blocks its
+//! thread; without a shared store it does not wait at all.
 
+mod entry;
 pub mod memory;
+mod redis;
+pub mod snapshot;
 
+pub use self::redis::StoreError;
+
+use std::future::Future;
+use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
+use prometheus::Registry;
 use sessile_proto::Time;
-use sessile_proto::session::{Gone, Limits, Lookup};
+use sessile_proto::keys::Schedule;
+use sessile_proto::session::{Gone, Inserted, Limits, Lookup};
+use sessile_proto::ticket::Envelope;
+use sessile_proto::verdict::Reason;
+use tokio::time::Instant;
 
+use self::redis::{Answer, Link, Remote};
+use crate::config::{Config, StoreUrl};
 use memory::Memory;
+use snapshot::Snapshot;
 
 /// A session's key: what the client presents, set apart by protocol version, so that a TLS 1.2
 /// session ID that was seen on the wire means nothing as a TLS 1.3 identity.
@@ -60,21 +76,127 @@ impl std::fmt::Debug for Key {
     }
 }
 
+/// A session that has to be in the store before the flight that announces it leaves.
+#[derive(Debug)]
+pub struct Put {
+    pub key: Key,
+    pub envelope: Vec<u8>,
+    /// When its full handshake was.
+    pub established: Time,
+    /// When its life ends.
+    pub expires: Time,
+}
+
+/// How long one handshake may still wait for the store, all in all.
+#[derive(Debug)]
+pub struct Patience(Duration);
+
+impl Patience {
+    const fn left(&self) -> Duration {
+        self.0
+    }
+
+    async fn spend<T>(&mut self, wait: impl Future<Output = T>) -> T {
+        let begin = Instant::now();
+        let done = wait.await;
+        self.0 = self.0.saturating_sub(begin.elapsed());
+        done
+    }
+}
+
 /// The session store of one server, shared by its threads.
 #[derive(Clone)]
 pub struct Store {
     memory: Arc<Memory>,
+    remote: Option<Arc<Remote>>,
+    /// Sessions may be removed by another server: the shared store is asked even for those that
+    /// are at hand.
+    removable: bool,
 }
 
 impl Store {
-    #[must_use]
-    pub fn new(settings: &crate::config::Session, seed: u64) -> Self {
+    /// The store that a configuration names. `seed` has to be unpredictable, `scope` is the farm's.
+    ///
+    /// # Errors
+    /// Where a shared store cannot be used as it is configured. One that cannot be reached can.
+    pub fn new(
+        config: &Config,
+        scope: &str,
+        registry: &Registry,
+        seed: u64,
+    ) -> Result<Self, StoreError> {
         let limits = Limits {
-            max_entries: settings.max_entries,
-            lifetime: settings.lifetime,
+            max_entries: config.session.max_entries,
+            lifetime: config.session.lifetime,
         };
-        Self {
+        let remote = match &config.session.store {
+            StoreUrl::Redis(redis) if !limits.disabled() => {
+                let (timeout, server) = (config.session.store_timeout, &config.server.name);
+                let remote = Remote::new(redis, timeout, scope, server, registry)?;
+                Some(Arc::new(remote))
+            }
+            StoreUrl::Memory | StoreUrl::Redis(_) => None,
+        };
+        Ok(Self {
             memory: Arc::new(Memory::new(limits, seed)),
+            remote,
+            removable: config.sessions_are_removable(),
+        })
+    }
+
+    /// This store as one thread uses it. It may be made anywhere; connections are made by
+    /// [`Local::connect`].
+    #[must_use]
+    pub fn local(&self) -> Local {
+        let link = |remote: &Arc<Remote>| Rc::new(Link::new(Arc::clone(remote)));
+        Local {
+            memory: Arc::clone(&self.memory),
+            link: self.remote.as_ref().map(link),
+            removable: self.removable,
+        }
+    }
+
+    /// What is in the table, and that these were its server's sessions.
+    #[must_use]
+    pub fn snapshot(&self, incarnation: u16) -> Snapshot {
+        Snapshot {
+            incarnation,
+            entries: self.memory.snapshot(),
+        }
+    }
+
+    /// Puts back what a snapshot holds, but for what is too old, and returns how much that is.
+    pub fn restore(&self, snapshot: &Snapshot, now: Time) -> usize {
+        let entries = snapshot.entries.iter();
+        let stored = entries.filter(|entry| {
+            let (key, value) = (&entry.key, &entry.value);
+            let inserted = self.memory.insert(key, value, entry.established, now);
+            matches!(inserted, Inserted::Stored { .. })
+        });
+        stored.count()
+    }
+
+    /// The table in front, for its figures.
+    #[must_use]
+    pub fn memory(&self) -> &Memory {
+        &self.memory
+    }
+}
+
+/// A worker thread's way to the store.
+#[derive(Clone)]
+pub struct Local {
+    memory: Arc<Memory>,
+    link: Option<Rc<Link>>,
+    removable: bool,
+}
+
+impl Local {
+    /// Connects to the shared store, if there is one, and keeps that connection up from then on. Waits
+    /// for it a moment, not for ever. Has to run in a `LocalSet`, whose tasks it joins.
+    pub async fn connect(&self) {
+        if let Some(link) = &self.link {
+            link.start().await;
         }
     }
 
@@ -84,33 +206,120 @@ impl Store {
         !self.memory.disabled()
     }
 
-    /// Looks a session up and leaves it where it is.
-    #[expect(
-        clippy::unused_async,
-        reason = "a shared store answers over the network"
-    )]
-    pub async fn find(&self, key: &Key, now: Time) -> Lookup<Vec<u8>> {
-        self.memory.get(key.as_bytes(), now)
+    /// How long a handshake that begins now may wait for the store.
+    #[must_use]
+    pub fn patience(&self) -> Patience {
+        let timeout = self.link.as_ref().map(|link| link.timeout());
+        Patience(timeout.unwrap_or_default())
     }
 
-    /// Stores a session; its life counts from `established`.
-    #[expect(
-        clippy::unused_async,
-        reason = "a shared store answers over the network"
-    )]
-    pub async fn put(&self, key: &Key, envelope: &[u8], established: Time, now: Time) {
-        self.memory
-            .insert(key.as_bytes(), envelope, established, now);
+    /// Looks sessions up and leaves them where they are: their envelopes, or why there is none.
+    pub async fn find(
+        &self,
+        keys: Vec<Key>,
+        schedule: &Schedule,
+        now: Time,
+        patience: &mut Patience,
+    ) -> Vec<(Key, Result<Vec<u8>, Reason>)> {
+        let near = |key: &Key| match self.memory.get(key.as_bytes(), now) {
+            Lookup::Found(envelope) => Ok(envelope),
+            Lookup::Gone(gone) => Err(gone.into()),
+            Lookup::Unknown => Err(Reason::Unknown),
+            Lookup::Disabled => Err(Reason::CacheDisabled),
+        };
+        let keys = keys.into_iter();
+        let mut found: Vec<_> = keys.map(|key| (key, near(&key))).collect();
+        if let Some(link) = &self.link {
+            self.ask_the_store(link, &mut found, schedule, now, patience)
+                .await;
+        }
+        found
+    }
+
+    /// Asks the shared store for what the table does not know for certain.
+    async fn ask_the_store(
+        &self,
+        link: &Link,
+        found: &mut [(Key, Result<Vec<u8>, Reason>)],
+        schedule: &Schedule,
+        now: Time,
+        patience: &mut Patience,
+    ) {
+        let uncertain = |near: &Result<Vec<u8>, Reason>| match near {
+            Ok(_) => self.removable,
+            // What left this table may be in the store.
+            Err(reason) => matches!(reason, Reason::Unknown | Reason::Evicted),
+        };
+        let asked: Vec<Key> = found
+            .iter()
+            .filter(|(_, near)| uncertain(near))
+            .map(|(key, _)| *key)
+            .collect();
+        if asked.is_empty() {
+            return;
+        }
+        let answers = link.fetch(&asked, schedule, patience).await;
+        let uncertain = found.iter_mut().filter(|(_, near)| uncertain(near));
+        for ((key, near), answer) in uncertain.zip(answers) {
+            match answer {
+                Answer::Found(envelope) => *near = self.adopt(key, envelope, now),
+                Answer::Gone(gone) => {
+                    self.memory.remove(key.as_bytes(), gone);
+                    *near = Err(gone.into());
+                }
+                // Then what the table says holds: the entry may never have reached the store.
+                Answer::Missing => {}
+                Answer::None(reason) => *near = Err(reason),
+            }
+        }
+    }
+
+    /// Takes a session from the store over into the table, unless another server may remove it.
+    fn adopt(&self, key: &Key, envelope: Vec<u8>, now: Time) -> Result<Vec<u8>, Reason> {
+        let Envelope {
+            established,
+            expires,
+            ..
+        } = Envelope::decode(&envelope)?;
+        // The store's clock is another, and it counts from when the entry came.
+        if now >= expires {
+            return Err(Reason::Expired);
+        }
+        if !self.removable {
+            self.memory
+                .insert(key.as_bytes(), &envelope, established, now);
+        }
+        Ok(envelope)
+    }
+
+    /// Stores sessions. Returns when they are where the next connection looks for them, or patience
+    /// has ended.
+    pub async fn put(
+        &self,
+        puts: Vec<Put>,
+        schedule: &Schedule,
+        now: Time,
+        patience: &mut Patience,
+    ) {
+        for put in &puts {
+            self.memory
+                .insert(put.key.as_bytes(), &put.envelope, put.established, now);
+        }
+        if let Some(link) = self.link.as_ref().filter(|_| !puts.is_empty()) {
+            link.put(&puts, schedule, now, patience).await;
+        }
+    }
+
+    /// Removes a session from the table alone.
+    pub fn remove_here(&self, key: &Key, why: Gone) {
+        self.memory.remove(key.as_bytes(), why);
     }
 
     /// Removes a session, to be remembered as gone for that reason.
-    pub fn remove(&self, key: &Key, why: Gone) -> bool {
-        self.memory.remove(key.as_bytes(), why)
-    }
-
-    /// The table in front, for its figures.
-    #[must_use]
-    pub fn memory(&self) -> &Memory {
-        &self.memory
+    pub async fn remove(&self, key: &Key, why: Gone) {
+        self.remove_here(key, why);
+        if let Some(link) = &self.link {
+            link.remove(key, why).await;
+        }
     }
 }

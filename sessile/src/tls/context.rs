@@ -4,19 +4,19 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use aws_lc_rs::digest;
 use rustls::HandshakeKind;
 use rustls::server::{ProducesTickets, StoresServerSessions};
 use sessile_proto::Time;
 use sessile_proto::hello::ClientHello;
 use sessile_proto::keys::Schedule;
-use sessile_proto::session::Lookup;
 use sessile_proto::ticket::{
     self, Binding, Class, ClientAuth, Envelope, Expected, Id, Issuer, SRID_LEN,
 };
 use sessile_proto::verdict::{self, How, Reason, Verdict};
 
 use super::{Sessions, Template};
-use crate::store::Key;
+use crate::store::{Key, Patience, Put};
 
 /// rustls 0.23's encoding of a session; to be changed with the pinned version.
 const VALUE_FORMAT: u16 = 23;
@@ -29,14 +29,6 @@ pub(super) const TLS13: u16 = 0x0304;
 
 /// Most identities of a hello that are looked at; browsers offer one or two.
 const MAX_IDENTITIES: usize = 4;
-
-/// A session that has to be in the store before the flight that announces it leaves.
-#[derive(Debug)]
-pub(super) struct Put {
-    pub(super) key: Key,
-    pub(super) envelope: Vec<u8>,
-    pub(super) established: Time,
-}
 
 /// One handshake's view of sessions.
 pub(super) struct Context {
@@ -54,7 +46,9 @@ pub(super) struct Context {
     tickets: bool,
     sealed: bool,
     /// What the store said of the sessions that the hello names.
-    fetched: Vec<(Key, Lookup<Vec<u8>>)>,
+    fetched: Vec<(Key, Result<Vec<u8>, Reason>)>,
+    /// The hello's random.
+    random: [u8; 32],
     state: Mutex<State>,
 }
 
@@ -81,7 +75,12 @@ struct Admitted {
 
 impl Context {
     /// Fetches the stored sessions that a hello names, and makes them the handshake's context.
-    pub(super) async fn prefetch(hello: &ClientHello<'_>, template: &Template, now: Time) -> Self {
+    pub(super) async fn prefetch(
+        hello: &ClientHello<'_>,
+        template: &Template,
+        now: Time,
+        patience: &mut Patience,
+    ) -> Self {
         let Sessions {
             store,
             keys,
@@ -92,10 +91,8 @@ impl Context {
         } = &*template.sessions;
         let schedule = keys.schedule(now);
         let version = if hello.offers_tls13() { TLS13 } else { TLS12 };
-        let mut fetched = Vec::new();
-        for key in named_sessions(hello, &schedule, version) {
-            fetched.push((key, store.find(&key, now).await));
-        }
+        let named = named_sessions(hello, &schedule, version);
+        let fetched = store.find(named, &schedule, now, patience).await;
         let tickets = template.sessions.issues_tickets();
         let wants_tickets = hello.session_ticket.is_some();
         Self {
@@ -112,12 +109,17 @@ impl Context {
             psk_dhe: hello.psk_modes.is_some_and(|modes| modes.psk_dhe_ke),
             lifetime: (*lifetime).min(schedule.max_lifetime()),
             // A client that takes a ticket will not come back with the session ID.
-            cache: store.is_enabled() && !(tickets && wants_tickets),
+            // Where the clock and the key disagree there is no ticket to take.
+            cache: store.is_enabled() && !(tickets && wants_tickets && schedule.can_seal()),
             tickets,
             sealed: *sealed,
             schedule,
             fetched,
-            state: Mutex::default(),
+            state: Mutex::new(State {
+                refused: beside(hello, version),
+                ..State::default()
+            }),
+            random: hello_random(hello),
         }
     }
 
@@ -126,6 +128,11 @@ impl Context {
         let mut state = self.state();
         state.kind = kind;
         state.suite = suite.unwrap_or(state.suite);
+    }
+
+    /// The keys of this handshake's time.
+    pub(super) fn schedule(&self) -> &Schedule {
+        &self.schedule
     }
 
     /// What has to be stored before anything more is sent.
@@ -213,11 +220,10 @@ impl Context {
 
     fn fetched(&self, key: &Key) -> Result<&[u8], Reason> {
         let found = self.fetched.iter().find(|(fetched, _)| fetched == key);
-        match found.map(|(_, found)| found) {
-            Some(Lookup::Found(envelope)) => Ok(envelope),
-            Some(Lookup::Gone(gone)) => Err((*gone).into()),
-            Some(Lookup::Unknown) | None => Err(Reason::Unknown),
-            Some(Lookup::Disabled) => Err(Reason::CacheDisabled),
+        match found {
+            Some((_, Ok(envelope))) => Ok(envelope),
+            Some((_, Err(reason))) => Err(*reason),
+            None => Err(Reason::Unknown),
         }
     }
 
@@ -228,6 +234,10 @@ impl Context {
             return None;
         }
         match ticket::read_label(self.schedule.routes(), token) {
+            Some((_, label)) if ticket::is_revoked(&self.schedule, label) => {
+                self.state().refused.push(Reason::Revoked);
+                None
+            }
             Some((id, label)) if label.class == Class::Stored => {
                 let key = Key::stored(&id);
                 let mut found = self.fetched(&key);
@@ -285,6 +295,17 @@ impl Context {
         }
     }
 
+    /// A nonce for a ticket. The hello's random is mixed in, so that a machine that was cloned
+    /// with the state of its generator does not use one twice.
+    fn fresh_id(&self) -> Option<Id> {
+        let mut drawn = [0; 32];
+        aws_lc_rs::rand::fill(&mut drawn).ok()?;
+        let mut mixed = digest::Context::new(&digest::SHA256);
+        mixed.update(&drawn);
+        mixed.update(&self.random);
+        mixed.finish().as_ref().first_chunk().copied()
+    }
+
     fn store(&self, state: &mut State, key: Key, envelope: &Envelope<'_>) {
         let mut bytes = Vec::with_capacity(envelope.encoded_len());
         envelope.encode(&mut bytes);
@@ -293,6 +314,7 @@ impl Context {
             key,
             envelope: bytes,
             established: envelope.established,
+            expires: envelope.expires,
         });
     }
 }
@@ -339,8 +361,7 @@ impl ProducesTickets for Context {
     }
 
     fn encrypt(&self, value: &[u8]) -> Option<Vec<u8>> {
-        let mut id: Id = [0; 16];
-        aws_lc_rs::rand::fill(&mut id).ok()?;
+        let id = self.fresh_id()?;
         let mut state = self.state();
         let origin = self.origin(&state);
         let envelope = self.envelope(origin, value);
@@ -375,6 +396,23 @@ impl std::fmt::Debug for Context {
             .field("server_name", &self.server_name)
             .finish_non_exhaustive()
     }
+}
+
+/// What is refused unseen: a ticket of TLS 1.2 in a handshake that will be TLS 1.3. A session ID
+/// beside it is noise, as far as anyone can tell.
+fn beside(hello: &ClientHello<'_>, version: u16) -> Vec<Reason> {
+    let ticket = hello
+        .session_ticket
+        .is_some_and(|ticket| !ticket.is_empty());
+    match version == TLS13 && ticket {
+        true => vec![Reason::VersionMismatch],
+        false => Vec::new(),
+    }
+}
+
+/// 32 bytes in every form of hello that gets here.
+fn hello_random(hello: &ClientHello<'_>) -> [u8; 32] {
+    hello.random.first_chunk().copied().unwrap_or_default()
 }
 
 /// The keys of the stored sessions that a hello names, a handful at most.

@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 use super::context::{Context, TLS13};
 use super::stream::{self, Stream};
 use super::{Sessions, Template};
-use crate::store::Key;
+use crate::store::{Key, Patience};
 
 /// Why a handshake did not finish.
 #[derive(Debug, thiserror::Error)]
@@ -75,17 +75,21 @@ pub async fn accept(
     template: &Template,
     now: Time,
 ) -> Result<Accepted, AcceptError> {
-    let context = Arc::new(Context::prefetch(hello, template, now).await);
+    let mut patience = template.sessions.store.patience();
+    let context = Context::prefetch(hello, template, now, &mut patience).await;
+    let context = Arc::new(context);
     let mut tls = connection(template, &context)?;
     while !received.is_empty() {
         tls.read_tls(&mut received)?;
-        step(&mut io, &mut tls, &context, &template.sessions, now).await?;
+        let sessions = &template.sessions;
+        step(&mut io, &mut tls, &context, sessions, now, &mut patience).await?;
     }
     while tls.is_handshaking() {
         if stream::read_tls(&mut io, &mut tls).await? == 0 {
             return Err(AcceptError::Closed);
         }
-        step(&mut io, &mut tls, &context, &template.sessions, now).await?;
+        let sessions = &template.sessions;
+        step(&mut io, &mut tls, &context, sessions, now, &mut patience).await?;
     }
     let handshake = outcome(&tls, &context);
     Ok(Accepted {
@@ -112,6 +116,7 @@ async fn step(
     context: &Context,
     sessions: &Sessions,
     now: Time,
+    patience: &mut Patience,
 ) -> Result<(), AcceptError> {
     let processed = tls.process_new_packets();
     let suite = tls.negotiated_cipher_suite();
@@ -119,13 +124,9 @@ async fn step(
         tls.handshake_kind(),
         suite.map(|suite| u16::from(suite.suite())),
     );
-    for put in context.take_outbox() {
-        let (key, envelope) = (&put.key, &put.envelope);
-        sessions
-            .store
-            .put(key, envelope, put.established, now)
-            .await;
-    }
+    let puts = context.take_outbox();
+    let schedule = context.schedule();
+    sessions.store.put(puts, schedule, now, patience).await;
     if let Err(error) = processed {
         // The alert, as far as the socket takes it at once: the peer has no claim on more.
         let _ = stream::write_tls(io, tls).await;

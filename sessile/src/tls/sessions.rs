@@ -7,13 +7,13 @@ use std::time::Duration;
 use aws_lc_rs::digest;
 use sessile_proto::ticket::Issuer;
 
-use crate::config;
+use crate::config::Config;
 use crate::key::Keyring;
-use crate::store::Store;
+use crate::store::Local;
 
 /// A server's sessions.
 pub struct Sessions {
-    pub(super) store: Store,
+    pub(super) store: Local,
     pub(super) keys: Arc<Keyring>,
     pub(super) issuer: Issuer,
     /// Longest life of a session, from its full handshake.
@@ -25,20 +25,14 @@ pub struct Sessions {
 }
 
 impl Sessions {
-    /// Sessions as configured. Where a session must be removable from the outside (purged with
-    /// its connection, dropped for want of close_notify) it is stored, never sealed.
+    /// Sessions as configured.
     #[must_use]
-    pub fn new(
-        settings: &config::Session,
-        connection: &config::Connection,
-        store: Store,
-        keys: Arc<Keyring>,
-        issuer: Issuer,
-    ) -> Self {
-        let lifetime = settings.lifetime.min(sessile_proto::keys::MAX_LIFETIME);
+    pub fn new(config: &Config, store: Local, keys: Arc<Keyring>, issuer: Issuer) -> Self {
+        let lifetime = config.session.lifetime;
+        let lifetime = lifetime.min(sessile_proto::keys::MAX_LIFETIME);
         Self {
-            tickets: settings.tickets && !lifetime.is_zero(),
-            sealed: !connection.purge_on_reclaim && !settings.require_close_notify,
+            tickets: config.session.tickets && !lifetime.is_zero(),
+            sealed: !config.sessions_are_removable(),
             lifetime,
             store,
             keys,

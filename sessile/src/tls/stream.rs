@@ -9,9 +9,8 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use rustix::net::SendFlags;
 use rustls::ServerConnection;
-use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
@@ -20,6 +19,9 @@ const TICKET_DELAY: Duration = Duration::from_millis(5);
 
 /// Most plaintext that is taken before the socket has to take ciphertext: two full records.
 const MAX_BUFFERED: usize = 32 * 1024;
+
+/// How long a client may take to end its side once ours has ended.
+const LINGER: Duration = Duration::from_secs(5);
 
 /// The server's side of a TLS connection.
 pub struct Stream {
@@ -31,12 +33,15 @@ pub struct Stream {
     status: Rc<Status>,
     eof: bool,
     said_goodbye: bool,
+    /// Runs once our side has ended and the client's has not.
+    linger: Option<Pin<Box<Sleep>>>,
 }
 
 /// What is known of a stream from outside while something else reads and writes it.
 pub struct Status {
     last_activity: Cell<Instant>,
     closed_cleanly: Cell<bool>,
+    lingers: Cell<bool>,
 }
 
 impl Status {
@@ -52,6 +57,12 @@ impl Status {
         self.closed_cleanly.get()
     }
 
+    /// Makes a shutdown end at once, whether or not the client ends its side too: for connections
+    /// on which nothing is on its way.
+    pub fn end_without_lingering(&self) {
+        self.lingers.set(false);
+    }
+
     fn touch(&self) {
         self.last_activity.set(Instant::now());
     }
@@ -60,16 +71,21 @@ impl Status {
 impl Stream {
     pub(super) fn new(io: TcpStream, mut tls: Box<ServerConnection>) -> Self {
         tls.set_buffer_limit(Some(MAX_BUFFERED));
+        // A client may have asked and said goodbye in the segment that ended the handshake.
+        let state = tls.process_new_packets();
+        let closed_cleanly = state.is_ok_and(|state| state.peer_has_closed());
         Self {
             io,
             held: None,
             tls,
             status: Rc::new(Status {
                 last_activity: Cell::new(Instant::now()),
-                closed_cleanly: Cell::new(false),
+                closed_cleanly: Cell::new(closed_cleanly),
+                lingers: Cell::new(true),
             }),
             eof: false,
             said_goodbye: false,
+            linger: None,
         }
     }
 
@@ -105,15 +121,42 @@ impl Stream {
         Ok(())
     }
 
+    /// Reads on until the client has ended its side too. A socket that is closed while bytes come
+    /// in resets the connection, and what is still on its way to the client is lost.
+    fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        while !self.eof && !self.status.closed_cleanly() && self.status.lingers.get() {
+            let linger = self
+                .linger
+                .get_or_insert_with(|| Box::pin(tokio::time::sleep(LINGER)));
+            if linger.as_mut().poll(cx).is_ready() {
+                break;
+            }
+            let read = ready!(poll_read_tls(&mut self.io, &mut self.tls, cx));
+            self.eof = !read.is_ok_and(|len| len > 0) || self.take_in().is_err();
+            // What a client still has to say is read and thrown away.
+            let mut plaintext = self.tls.reader();
+            while let Ok(unread) = plaintext.fill_buf().map(<[u8]>::len)
+                && unread > 0
+            {
+                plaintext.consume(unread);
+            }
+        }
+        Poll::Ready(())
+    }
+
+    /// Lets the library take in what was received.
+    fn take_in(&mut self) -> Result<(), rustls::Error> {
+        let state = self.tls.process_new_packets()?;
+        self.status.closed_cleanly.set(state.peer_has_closed());
+        Ok(())
+    }
+
     /// Plaintext that the library has at hand; `None`: it needs more from the socket.
     fn read_plaintext(&mut self, buf: &mut ReadBuf<'_>) -> io::Result<Option<()>> {
         let mut reader = self.tls.reader();
         // Not `read`: it wants a buffer that is initialised, and callers bring kilobytes.
         match reader.fill_buf() {
-            Ok([]) => {
-                self.status.closed_cleanly.set(true);
-                Ok(Some(()))
-            }
+            Ok([]) => Ok(Some(())),
             Ok(plaintext) => {
                 let len = plaintext.len().min(buf.remaining());
                 buf.put_slice(&plaintext[..len]);
@@ -147,7 +190,7 @@ impl AsyncRead for Stream {
                 }
             }
             this.status.touch();
-            if let Err(error) = this.tls.process_new_packets() {
+            if let Err(error) = this.take_in() {
                 // The alert, as far as the socket takes it at once.
                 let _ = this.poll_flush_tls(cx);
                 return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, error)));
@@ -196,15 +239,12 @@ impl AsyncWrite for Stream {
             this.said_goodbye = true;
             this.tls.send_close_notify();
         }
-        while this.tls.wants_write() {
-            let mut last = Last(Blocking {
-                io: &mut this.io,
-                cx,
-            });
-            ready!(written(this.tls.write_tls(&mut last)))?;
+        // While it lingers, all of this is done already.
+        if this.linger.is_none() {
+            ready!(this.poll_flush_tls(cx))?;
+            ready!(Pin::new(&mut this.io).poll_shutdown(cx))?;
         }
-        // No shutdown of the socket: who is done with a stream drops it, and that sends the FIN.
-        Poll::Ready(Ok(()))
+        this.poll_linger(cx).map(Ok)
     }
 }
 
@@ -234,11 +274,7 @@ fn poll_write_tls(
     tls: &mut ServerConnection,
     cx: &mut Context<'_>,
 ) -> Poll<io::Result<usize>> {
-    written(tls.write_tls(&mut Blocking { io, cx }))
-}
-
-fn written(result: io::Result<usize>) -> Poll<io::Result<usize>> {
-    match ready!(pending_if_blocked(result)) {
+    match ready!(pending_if_blocked(tls.write_tls(&mut Blocking { io, cx }))) {
         Ok(0) => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
         written => Poll::Ready(written),
     }
@@ -280,30 +316,6 @@ impl Write for Blocking<'_, '_> {
 
     fn write_vectored(&mut self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
         or_would_block(Pin::new(&mut *self.io).poll_write_vectored(self.cx, bufs))
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// The last that is written to a socket before it is closed. The kernel holds it back for what
-/// follows, which is the FIN: both leave in one segment.
-struct Last<'a, 'b>(Blocking<'a, 'b>);
-
-impl Write for Last<'_, '_> {
-    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        let Blocking { io, cx } = &mut self.0;
-        let flags = SendFlags::MORE | SendFlags::NOSIGNAL;
-        loop {
-            or_would_block(io.poll_write_ready(cx))?;
-            let send = || Ok(rustix::net::send(&**io, buf, flags)?);
-            match io.try_io(Interest::WRITABLE, send) {
-                // It was not ready after all; now the task is woken when it is.
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                sent => return sent,
-            }
-        }
     }
 
     fn flush(&mut self) -> io::Result<()> {

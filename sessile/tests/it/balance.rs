@@ -340,3 +340,49 @@ fn a_drain_lets_what_is_open_finish_and_takes_nothing_new() {
     assert_eq!(read_to_end(&client), b"the end");
     assert_eq!(balancer.ended().code(), Some(0));
 }
+
+#[test]
+fn a_server_that_answers_an_upload_early_is_heard() {
+    const ANSWER: usize = 128_000;
+    let (_balancer, mut client) = in_front_of(|mut io| {
+        record(&io).unwrap();
+        // And closes with the upload unread, which resets the connection.
+        io.write_all(&[1; ANSWER]).unwrap();
+    });
+    client.write_all(HELLO).unwrap();
+    let upload = client.try_clone().unwrap();
+    let sending = thread::spawn(move || {
+        // Until nobody takes any more.
+        let chunk = [7; 1 << 16];
+        (0..1024).all(|_| (&upload).write_all(&chunk).is_ok())
+    });
+    // The reset may come through, but after the answer.
+    let mut answer = Vec::new();
+    let _ = client.read_to_end(&mut answer);
+    assert_eq!(answer.len(), ANSWER);
+    let _ = client.shutdown(Shutdown::Both);
+    sending.join().unwrap();
+}
+
+#[test]
+fn a_server_that_does_not_answer_is_passed_over_by_those_who_come_next() {
+    let certificates = Certificates::new();
+    let [alive, _other] = servers(&certificates, "off");
+    // Its backlog is full: connections to it hang.
+    let deaf = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    deaf.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into())
+        .unwrap();
+    deaf.listen(0).unwrap();
+    let address = deaf.local_addr().unwrap().as_socket().unwrap();
+    let _queued = TcpStream::connect(address).unwrap();
+    let policy = ["--policy", "round-robin"];
+    let balancer = Sessile::balance(&[address, alive.address()], &policy);
+    let folder = tempfile::tempdir().unwrap();
+    for client in 0..4 {
+        let session = folder.path().join(client.to_string());
+        visit(balancer.address(), &certificates, &session).succeeded();
+    }
+    let metrics = balancer.metrics();
+    let failed = metrics.sum("sessile_balance_server_failures_total", &[]);
+    assert_eq!(failed, 1, "each client tries it anew: {metrics}");
+}

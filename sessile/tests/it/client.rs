@@ -201,10 +201,7 @@ async fn data_goes_both_ways() {
 #[tokio::test]
 async fn a_servers_clean_end_is_told_from_its_death() {
     let certificates = Certificates::new();
-    let server = nginx(
-        &certificates,
-        "client_header_timeout 50ms; keepalive_timeout 50ms;",
-    );
+    let server = nginx(&certificates, "keepalive_timeout 50ms;");
     let client = client(&certificates, Mechanism::Any);
 
     let mut kept_alive = connected(&client, &server).await;

@@ -207,9 +207,19 @@ fn only_what_reads_is_allowed() {
             assert_eq!(response.status, 405, "{method}");
             assert_eq!(response.header("allow"), Some("GET, HEAD"), "{method}");
         }
-        let posted = site.get("/text.txt", &[version, "--data", "a body"]);
-        assert_eq!(posted.status, 405);
     }
+    // An upload that is refused while it is sent; the refusal arrives all the same.
+    let upload = site.files.path().join("upload");
+    fs::File::create(&upload)
+        .unwrap()
+        .set_len(16 << 20)
+        .unwrap();
+    let upload = format!("@{}", upload.display());
+    let arguments = ["--http1.1", "--header", "expect:", "--data-binary", &upload];
+    assert_eq!(site.get("/text.txt", &arguments).status, 405);
+    // Over HTTP/2, curl 7.88 fails where the answer comes before it has sent its body.
+    let posted = site.get("/text.txt", &["--http1.1", "--data", "a body"]);
+    assert_eq!(posted.status, 405);
     assert_eq!(
         fs::read_to_string(site.files.path().join("www/text.txt")).unwrap(),
         TEXT
@@ -279,5 +289,32 @@ fn a_folder_without_its_slash_is_redirected_to_where_it_is() {
         for path in ["/", "/filestext.txt", "/text.txt", "/files/../secret.txt"] {
             assert_eq!(below.get(path, &[version]).status, 404, "{path}");
         }
+    }
+}
+
+#[test]
+fn a_request_for_another_site_than_the_handshakes_is_misdirected() {
+    let (certificates, files) = (Certificates::new(), files());
+    let config = files.path().join("sessile.toml");
+    let (chain, key) = (&certificates.chain, &certificates.key);
+    let site = |names: &str, text: &str| {
+        format!(
+            "[[site]]\nnames = {names}\ncertificates = [{{ chain = {chain:?}, key = {key:?} }}]\n\
+             [[site.route]]\npath = \"/\"\nrespond = {text:?}\n"
+        )
+    };
+    let sites = site(&format!("[{NAME:?}]"), "ours") + &site("[\"other.test\"]", "theirs");
+    let text = format!("[[listener]]\naddress = \"127.0.0.1:0\"\n{sites}");
+    fs::write(&config, text).unwrap();
+    let sessile = Sessile::serve_configured(&config, &files.path().join("state"));
+    let site = Site {
+        certificates,
+        files,
+        sessile,
+    };
+    for version in ["--http1.1", "--http2"] {
+        assert_eq!(site.get("/", &[version]).body, "ours");
+        let other = site.get("/", &[version, "-H", "Host: other.test:443"]);
+        assert_eq!(other.status, 421);
     }
 }

@@ -78,12 +78,12 @@ fn sessions_survive_a_restart_and_a_crash_with_the_same_key_file() {
     first.terminate();
     assert_eq!(first.ended().code(), Some(0));
 
-    // Session IDs are in the memory of the process that gave them.
-    let survivors = ["resumed/psk", "resumed/ticket", "full/unknown"];
+    // What was drained left its table behind.
     let second = start();
-    assert_eq!(verdicts(&second), survivors);
-    // A crash.
+    assert_eq!(verdicts(&second), offers.map(|(_, resumed)| resumed));
+    // A crash: session IDs are in the memory of the process that gave them.
     drop(second);
+    let survivors = ["resumed/psk", "resumed/ticket", "full/unknown"];
     let third = start();
     assert_eq!(verdicts(&third), survivors);
     let metrics = third.metrics();
@@ -95,6 +95,78 @@ fn sessions_survive_a_restart_and_a_crash_with_the_same_key_file() {
     let stranger = Sessile::serve(&certificates, root.path(), elsewhere.path());
     let unknown = ["full/unknown-key", "full/unknown-key", "full/unknown"];
     assert_eq!(verdicts(&stranger), unknown);
+}
+
+#[test]
+fn a_tls_12_ticket_beside_tls_13_is_of_another_version() {
+    let certificates = Certificates::new();
+    let (root, state) = (root(), tempfile::tempdir().unwrap());
+    let server = Sessile::serve(&certificates, root.path(), state.path());
+    let session = state.path().join("session.pem");
+    let visit = |arguments: &[&str]| visit(&server, &certificates, arguments, &session);
+    assert_eq!(visit(&["-tls1_2"]), "full/nothing-offered");
+    assert_eq!(visit(&[]), "full/version-mismatch");
+}
+
+#[test]
+fn a_goodbye_in_the_segment_that_ends_the_handshake_counts() {
+    let certificates = Certificates::new();
+    let (state, config) = (tempfile::tempdir().unwrap(), "sessile.toml");
+    let config = state.path().join(config);
+    let text = format!(
+        "[session]\nrequire-close-notify = true\n[[listener]]\naddress = \"127.0.0.1:0\"\n\
+         [[site]]\ncertificates = [{{ chain = {:?}, key = {:?} }}]\n\
+         [[site.route]]\npath = \"/\"\nverdict = true\n",
+        certificates.chain, certificates.key,
+    );
+    fs::write(&config, text).unwrap();
+    let server = Sessile::serve_configured(&config, state.path());
+    // Finished, request and close_notify leave together: the client writes them while it waits.
+    let script = "import socket, ssl, sys\n\
+        host, port, ca = sys.argv[1], int(sys.argv[2]), sys.argv[3]\n\
+        context = ssl.create_default_context(cafile=ca)\n\
+        session = None\n\
+        for _ in range(3):\n\
+        \x20   tcp = socket.create_connection((host, port))\n\
+        \x20   coming, going = ssl.MemoryBIO(), ssl.MemoryBIO()\n\
+        \x20   tls = context.wrap_bio(coming, going, server_hostname='farm.test', session=session)\n\
+        \x20   while True:\n\
+        \x20       try:\n\
+        \x20           tls.do_handshake()\n\
+        \x20           break\n\
+        \x20       except ssl.SSLWantReadError:\n\
+        \x20           tcp.sendall(going.read())\n\
+        \x20           coming.write(tcp.recv(65536))\n\
+        \x20   tls.write(b'GET / HTTP/1.1\\r\\nHost: farm.test\\r\\n\\r\\n')\n\
+        \x20   try:\n\
+        \x20       tls.unwrap()\n\
+        \x20   except ssl.SSLWantReadError:\n\
+        \x20       pass\n\
+        \x20   tcp.sendall(going.read())\n\
+        \x20   body = b''\n\
+        \x20   while True:\n\
+        \x20       got = tcp.recv(65536)\n\
+        \x20       if not got:\n\
+        \x20           break\n\
+        \x20       coming.write(got)\n\
+        \x20   try:\n\
+        \x20       while True:\n\
+        \x20           more = tls.read(65536)\n\
+        \x20           if not more:\n\
+        \x20               break\n\
+        \x20           body += more\n\
+        \x20   except ssl.SSLError:\n\
+        \x20       pass\n\
+        \x20   session = tls.session\n\
+        \x20   tcp.close()\n";
+    let mut python = Command::new("python3");
+    python.args(["-c", script, "127.0.0.1"]);
+    python.arg(server.address().port().to_string());
+    python.arg(&certificates.ca);
+    run("python3", &mut python, "").succeeded();
+    let metrics = server.await_metrics(|metrics| metrics.handshakes() == 3);
+    assert_eq!(metrics.verdict("full/not-closed-cleanly"), 0, "{metrics}");
+    assert_eq!(metrics.verdict("resumed/psk"), 2, "{metrics}");
 }
 
 fn client(certificates: &Certificates, mechanism: Mechanism) -> Client {
@@ -167,7 +239,10 @@ async fn a_drain_lets_downloads_finish_and_ends_idle_connections_cleanly() {
             "{mechanism:?}"
         );
         assert_eq!(within(idle.closed()).await, Close::Notify, "{mechanism:?}");
+        // As clients do: an end is answered by an end.
+        drop((silent, idle));
         assert_eq!(rest(&mut busy).await, LARGE, "{mechanism:?}");
+        drop(busy);
         assert_eq!(server.ended().code(), Some(0), "{mechanism:?}");
         let target = Target::new(server.address(), NAME).unwrap();
         assert!(client.connect(&target).await.is_err());
@@ -225,4 +300,28 @@ async fn a_client_that_says_goodbye_before_the_answer_gets_it_whole() {
         assert_eq!(rest(&mut connection).await, LARGE, "{mechanism:?}");
     }
     server.await_metrics(|metrics| metrics.sum("sessile_connections_open", &[]) == 0);
+}
+
+#[tokio::test]
+async fn what_a_client_sends_after_the_end_does_not_cost_it_the_answer() {
+    // Less than the server's socket takes at once, more than the client's does.
+    const LENGTH: u64 = 2 << 20;
+    let certificates = Certificates::new();
+    let (root, state) = (root(), tempfile::tempdir().unwrap());
+    let file = File::create(root.path().join("answer")).unwrap();
+    file.set_len(LENGTH).unwrap();
+    let server = Sessile::serve(&certificates, root.path(), state.path());
+    let client = client(&certificates, Mechanism::Psk);
+    let mut connection = connect(&client, &server).await;
+    ask(&mut connection, "/answer").await;
+    server.terminate();
+    server.await_line("draining");
+    // Requests that were on their way when the server said that it takes no more.
+    for _ in 0..50 {
+        let request = b"GET /small HTTP/1.1\r\nhost: farm.test\r\n\r\n";
+        connection.stream().write_all(request).await.unwrap();
+        connection.stream().flush().await.unwrap();
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(rest(&mut connection).await, LENGTH);
 }

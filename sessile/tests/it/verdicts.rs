@@ -43,6 +43,7 @@ fn start(folder: &Path, change: impl FnOnce(&mut Config)) -> Running {
         ..Config::default()
     };
     config.server.name = "web1".to_owned();
+    config.server.state_dir = folder.join("state");
     config.server.workers = 1;
     change(&mut config);
     let around = Surroundings {

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use toml::de::Error;
 
+use crate::config::store::BadStore;
+
 /// One thing that is wrong, and its place.
 #[derive(Debug)]
 pub struct Problem {
@@ -97,11 +99,8 @@ pub enum What {
         least: i64,
         most: i64,
     },
-    #[error(
-        "`store` names a shared store; this version takes \"memory\" only, the session table of this process: \
-         servers with the same key file share tickets without a store"
-    )]
-    StoreIsShared,
+    #[error("`store` {0}")]
+    Store(BadStore),
     #[error(
         "`kernel` is \"on\", and this version has no kernel TLS; write \"auto\", which uses it when there is, or \"off\""
     )]

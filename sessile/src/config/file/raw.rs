@@ -42,6 +42,8 @@ pub(super) struct Session {
     pub(super) lifetime: Span,
     pub(super) tickets: Flag,
     pub(super) store: Text,
+    pub(super) store_timeout: Span,
+    pub(super) snapshot: Flag,
     pub(super) client_lifetime: Span,
     pub(super) require_close_notify: Flag,
 }

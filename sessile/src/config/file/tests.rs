@@ -17,7 +17,9 @@ workers = 3
 max-entries = 12
 lifetime = "1h 30m"
 tickets = false
-store = "memory"
+store = "rediss://u:p@h?ca=ca.pem"
+store-timeout = "5ms"
+snapshot = false
 client-lifetime = 0
 require-close-notify = true
 [connection]
@@ -91,6 +93,12 @@ fn every_key_lands_where_it_belongs() {
     assert_eq!(config.server.state_dir, Path::new("etc/state"));
     assert_eq!(config.server.workers, 3);
     assert_eq!(config.session.max_entries, 12);
+    assert_eq!(
+        config.session.store.to_string(),
+        "rediss://u:***@h:6379?ca=etc/ca.pem"
+    );
+    assert_eq!(config.session.store_timeout, Duration::from_millis(5));
+    assert!(!config.session.snapshot);
     assert_eq!(config.session.lifetime, Duration::from_secs(5400));
     assert_eq!(config.session.client_lifetime, Duration::ZERO);
     assert!(!config.session.tickets && config.session.require_close_notify);
@@ -205,8 +213,12 @@ fn values_out_of_bounds_name_the_remedy() {
             "at most 1year is allowed",
         ),
         (
-            "session.store = 'redis://:secret@h'",
-            "1:17: `store` names a shared store; this version takes \"memory\"",
+            "session.store = 'redis://:secret@h?x=1'",
+            "1:17: `store` has an option that is not known",
+        ),
+        (
+            "session.store-timeout = '6s'",
+            "1:25: `store-timeout` is 6s; at most 5s is allowed",
         ),
         (
             "server.number = 16777216",

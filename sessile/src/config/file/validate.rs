@@ -4,6 +4,7 @@
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::path::Path;
+use std::time::Duration;
 
 use sessile_proto::route::Policy;
 use toml::Spanned;
@@ -15,7 +16,7 @@ use super::reader::{Reader, Unique};
 use super::sites;
 use crate::config::{
     AccessLog, Balance, BalanceServer, Config, Connection, KernelTls, Key, Listener, MAX_NUMBER,
-    MAX_TICKET_LIFETIME, Role, Server, Session, StoreUrl,
+    MAX_STORE_TIMEOUT, MAX_TICKET_LIFETIME, Role, Server, Session, StoreUrl,
 };
 
 const MAX_WORKERS: i64 = 1024;
@@ -112,19 +113,17 @@ impl Reader<'_> {
         {
             self.note(span, What::TooLongForTickets { value });
         }
-        if let Some(store) = self.text("store", written.store)
-            && store.get_ref() != "memory"
-        {
-            // The value may hold a password, so it is not repeated.
-            self.note(store.span(), What::StoreIsShared);
-        }
         Session {
             max_entries: self
                 .number("max-entries", written.max_entries, 0, i64::from(u32::MAX))
                 .unwrap_or(default.max_entries),
             lifetime: lifetime.unwrap_or(default.lifetime),
             tickets,
-            store: StoreUrl::Memory,
+            store: self.store(written.store).unwrap_or(default.store),
+            store_timeout: self
+                .store_timeout(written.store_timeout)
+                .unwrap_or(default.store_timeout),
+            snapshot: written.snapshot.unwrap_or(default.snapshot),
             client_lifetime: self
                 .duration("client-lifetime", written.client_lifetime)
                 .unwrap_or(default.client_lifetime),
@@ -132,6 +131,35 @@ impl Reader<'_> {
                 .require_close_notify
                 .unwrap_or(default.require_close_notify),
         }
+    }
+
+    /// The value may hold a password, so that no problem with it repeats it.
+    fn store(&mut self, written: Text) -> Option<StoreUrl> {
+        let written = self.text("store", written)?;
+        let mut store = written.get_ref().parse();
+        match &mut store {
+            Ok(StoreUrl::Redis(redis)) => {
+                for file in redis.files_mut() {
+                    *file = self.resolve(&file.to_string_lossy());
+                }
+            }
+            Ok(StoreUrl::Memory) => {}
+            Err(bad) => self.note(written.span(), What::Store(*bad)),
+        }
+        store.ok()
+    }
+
+    fn store_timeout(&mut self, written: raw::Span) -> Option<Duration> {
+        const KEY: &str = "store-timeout";
+        let span = written.as_ref().map(Spanned::span)?;
+        let value = self.positive(KEY, written)?;
+        let most = MAX_STORE_TIMEOUT;
+        if value > most {
+            let key = KEY;
+            self.note(span, What::TooLong { key, value, most });
+            return None;
+        }
+        Some(value)
     }
 
     fn key(&mut self, written: raw::Key, state_dir: &Path) -> Key {

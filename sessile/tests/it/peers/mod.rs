@@ -14,13 +14,15 @@ pub(crate) use run::{Answer, Ran, run};
 pub(crate) use running::{Farm, Sessile};
 
 use std::fs::{self, File};
-use std::io::{Read, Seek};
+use std::io::{Read, Seek, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
+use rustix::process::{Pid, Signal};
 use tempfile::TempDir;
 
 /// How long a peer may take to start.
@@ -58,7 +60,13 @@ impl Certificates {
         let key = KeyPair::generate().expect("a key");
         let names = vec![NAME.to_owned(), Ipv4Addr::LOCALHOST.to_string()];
         let mut server = CertificateParams::new(names).expect("valid names");
-        server.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        // OpenSSL takes a certificate with its issuer's name for a self-signed one.
+        let names = &mut server.distinguished_name;
+        names.push(DnType::CommonName, NAME);
+        server.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ];
         let certificate = server.signed_by(&key, &issuer).expect("a certificate");
 
         Self {
@@ -112,7 +120,8 @@ impl Peer {
         panic!("{package} does not start: {said}");
     }
 
-    fn start_on(port: u16, package: &str, mut command: Command) -> Result<Self, String> {
+    /// Starts it on that port, which it is known to have had before.
+    pub(crate) fn start_on(port: u16, package: &str, mut command: Command) -> Result<Self, String> {
         let stderr = tempfile::tempfile().expect("a temporary file");
         let quiet = command
             .stdin(Stdio::null())
@@ -156,6 +165,40 @@ impl Peer {
         self.address
     }
 
+    /// Sends it a signal.
+    pub(crate) fn signal(&self, signal: Signal) {
+        let id = i32::try_from(self.child.id()).ok();
+        let pid = id.and_then(Pid::from_raw);
+        rustix::process::kill_process(pid.expect("a process id"), signal).expect("it runs");
+    }
+
+    /// Waits until it has ended by itself.
+    pub(crate) fn wait(mut self) -> ExitStatus {
+        self.child.wait().expect("it was started")
+    }
+
+    /// What it has written to its standard error stream so far.
+    pub(crate) fn said(&self) -> String {
+        let mut said = vec![0; 1 << 20];
+        // At a place: reading on would move the place where the program writes.
+        let read = self.stderr.read_at(&mut said, 0).expect("a file");
+        String::from_utf8_lossy(&said[..read]).into_owned()
+    }
+
+    /// Sends it SIGHUP, once it is ready for one.
+    pub(crate) fn hang_up(&self) {
+        let id = self.child.id();
+        let catches = || {
+            let status = fs::read_to_string(format!("/proc/{id}/status")).expect("it runs");
+            let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+            let caught = caught.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+            caught.expect("a mask of signals") & 1 == 1
+        };
+        eventually("it catches SIGHUP", catches);
+        let id = Pid::from_raw(id.cast_signed()).expect("a process");
+        rustix::process::kill_process(id, Signal::HUP).expect("it runs");
+    }
+
     /// Ends it without a chance to say good-bye; its connections end with it.
     pub(crate) fn kill(mut self) {
         self.child.kill().expect("it runs");
@@ -169,6 +212,48 @@ impl Drop for Peer {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Waits until something is so, as long as a peer may take to start.
+pub(crate) fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + START;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "not within {START:?}: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Gives a program a wall clock of its own, as `faketime -f` is told; the monotonic one stays.
+///
+/// The program itself is started, and not faketime, which would outlive or leave it when killed.
+pub(crate) fn set_clock(command: &mut Command, clock: &str) {
+    let mut faketime = Command::new("faketime");
+    let shown = faketime.args(["-f", clock, "env"]).output();
+    let shown = shown.expect("faketime is needed: install the package faketime");
+    let shown = String::from_utf8(shown.stdout).expect("paths in UTF-8");
+    let preload = shown
+        .lines()
+        .find_map(|line| line.strip_prefix("LD_PRELOAD="));
+    command.env("LD_PRELOAD", preload.expect("faketime sets it"));
+    command.env("FAKETIME", clock).env("TZ", "UTC");
+    command.env("DONT_FAKE_MONOTONIC", "1");
+}
+
+/// Asks a server for `/` with `openssl s_client` and the given arguments; returns all it prints.
+pub(crate) fn s_client(server: SocketAddr, clock: Option<&str>, arguments: &[&str]) -> String {
+    let mut command = Command::new("openssl");
+    command.args(["s_client", "-ign_eof", "-servername", NAME, "-connect"]);
+    command.arg(server.to_string()).args(arguments);
+    if let Some(clock) = clock {
+        set_clock(&mut command, clock);
+    }
+    let mut request = tempfile::tempfile().expect("a temporary file");
+    write!(request, "HEAD / HTTP/1.0\r\nhost: {NAME}\r\n\r\n").expect("a temporary file");
+    request.rewind().expect("a temporary file");
+    let output = command.stdin(request).output();
+    let output = output.expect("openssl is needed: install the package openssl");
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 /// `openssl s_server` with the given arguments.
@@ -218,6 +303,28 @@ pub(crate) fn nginx(certificates: &Certificates, directives: &str) -> Peer {
         let mut command = Command::new("nginx");
         command.arg("-p").arg(&folder).arg("-c").arg(&config);
         command.args(["-e", "stderr"]);
+        command
+    })
+}
+
+/// HAProxy with one TLS frontend that answers 204 and has the given arguments on its bind line.
+pub(crate) fn haproxy(certificates: &Certificates, bind: &str) -> Peer {
+    Peer::start("haproxy", |port| {
+        let pem = certificates.folder().join("chain-and-key.pem");
+        let parts = [&certificates.chain, &certificates.key]
+            .map(|path| fs::read_to_string(path).expect("the certificate and its key"));
+        fs::write(&pem, parts.concat()).expect("a file");
+        let config = certificates.folder().join(format!("haproxy-{port}.cfg"));
+        let text = format!(
+            "global\n  tune.ssl.cachesize 0\n\
+             defaults\n  mode http\n  timeout connect 5s\n  timeout client 5s\n  timeout server 5s\n\
+             frontend tls\n  bind 127.0.0.1:{port} ssl crt {pem} {bind}\n  \
+             http-request return status 204\n",
+            pem = pem.display(),
+        );
+        fs::write(&config, text).expect("the configuration");
+        let mut command = Command::new("haproxy");
+        command.args(["-db", "-f"]).arg(&config);
         command
     })
 }

@@ -1,0 +1,140 @@
+//! What a restart and a crash cost with a configuration, said plainly, and what its store brings.
+
+use super::{Findings, Grade, span, state};
+use crate::config::store::{Node, Redis};
+use crate::config::{Config, Key, StoreUrl};
+
+pub(super) fn check(config: &Config, findings: &mut Findings) {
+    let (session, connection) = (&config.session, &config.connection);
+    if session.lifetime.is_zero() {
+        findings.warn("Nothing resumes: session.lifetime is 0, so every handshake is full.");
+        return;
+    }
+    let life = span(session.lifetime);
+    findings.note(format!(
+        "A client resumes for {life} after its full handshake, and then makes another."
+    ));
+    // Either needs to know what became of a session, which a sealed ticket cannot tell.
+    let stored = config.sessions_are_removable();
+    let kept = Kept::of(config);
+    match (session.tickets && !stored, &config.key) {
+        (true, Key::File(path)) => findings.note(format!(
+            "Tickets (TLS 1.3, and TLS 1.2 clients that take them) survive a restart and a crash, and resume on \
+             every server that has the same {}.",
+            path.display()
+        )),
+        (true, Key::Ephemeral) => findings.warn(
+            "key.file is \"none\": a restart or a crash costs every client one full handshake, and no other server resumes \
+             tickets.",
+        ),
+        (false, _) if session.tickets => findings.add(
+            kept.grade(),
+            format!(
+                "Sessions are stored, behind tickets too (connection.purge-on-reclaim or \
+                 session.require-close-notify is on): {}.",
+                kept.text()
+            ),
+        ),
+        (false, _) => findings.note("No tickets are handed out: session.tickets is false."),
+    }
+    if session.max_entries == 0 {
+        findings.warn("Session IDs do not resume: session.max-entries is 0, so clients without tickets always pay in full.");
+    } else if !stored {
+        findings.note(format!(
+            "Session IDs (TLS 1.2 clients without tickets) survive the end of their connection: {}.",
+            kept.text()
+        ));
+    }
+    if connection.purge_on_reclaim {
+        findings.warn(format!(
+            "connection.purge-on-reclaim is on: a client that is idle for {} loses its session with its connection.",
+            span(connection.idle_timeout)
+        ));
+    }
+    if session.require_close_notify {
+        findings.warn("session.require-close-notify is on: a client that drops its connection loses its session.");
+    }
+}
+
+/// Where stored sessions are, and what outlives what.
+enum Kept {
+    InMemory,
+    /// In memory, and in the state folder from a drain to the next start.
+    OverRestarts,
+    InStore,
+}
+
+impl Kept {
+    fn of(config: &Config) -> Self {
+        match (&config.session.store, &config.key) {
+            (StoreUrl::Redis(_), Key::File(_)) => Self::InStore,
+            (StoreUrl::Memory, Key::File(_)) if config.session.snapshot => Self::OverRestarts,
+            _ => Self::InMemory,
+        }
+    }
+
+    const fn grade(&self) -> Grade {
+        match self {
+            Self::InMemory | Self::OverRestarts => Grade::Warning,
+            Self::InStore => Grade::Note,
+        }
+    }
+
+    const fn text(&self) -> &'static str {
+        match self {
+            Self::InMemory => {
+                "they stay in the table of this process: a restart or a crash loses them, and only this server resumes them"
+            }
+            Self::OverRestarts => {
+                "they stay in the table of this process, which a restart keeps in the state folder (session.snapshot): a crash \
+                 loses them, and only this server resumes them"
+            }
+            Self::InStore => {
+                "they survive a restart and a crash, and resume on every server that has the same store and the same key.file"
+            }
+        }
+    }
+}
+
+/// The shared store, as far as it can be judged without asking it.
+pub(super) fn check_store(config: &Config, findings: &mut Findings) {
+    let StoreUrl::Redis(redis) = &config.session.store else {
+        return;
+    };
+    findings.note(format!(
+        "Sessions are shared through {redis}. A handshake waits for it {} at most, and is full where it does not answer.",
+        span(config.session.store_timeout)
+    ));
+    if config.session.max_entries == 0 || config.session.lifetime.is_zero() {
+        findings.warn("session.store is not used: session.max-entries or session.lifetime is 0, so no session is kept.");
+    }
+    if config.key == Key::Ephemeral {
+        findings.warn(
+            "key.file is \"none\": what this server puts into session.store, no other server can open, nor can this one \
+             after a restart.",
+        );
+    }
+    check_network(redis, findings);
+    for file in redis.clone().files_mut() {
+        state::check_readable(file, findings);
+    }
+    if let Some((_, key)) = redis.tls.as_ref().and_then(|tls| tls.client.as_ref()) {
+        state::check_private(key, Grade::Warning, findings);
+    }
+}
+
+fn check_network(redis: &Redis, findings: &mut Findings) {
+    let local = |node: &Node| {
+        let address = node.host.parse::<std::net::IpAddr>();
+        node.host == "localhost" || address.is_ok_and(|address| address.is_loopback())
+    };
+    if redis.tls.is_none() && !redis.nodes.iter().all(local) {
+        findings.warn(match redis.has_password() {
+            true => "session.store: its password crosses the network in clear; rediss:// encrypts it.",
+            false => {
+                "session.store: whoever can reach it can delete sessions and put back old ones; ask for a password, over \
+                 rediss://. (They cannot read any: entries are sealed.)"
+            }
+        });
+    }
+}

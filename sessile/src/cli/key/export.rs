@@ -1,0 +1,178 @@
+//! What others may have of a key: a balancer its route chains, servers that are not sessile their
+//! ticket keys of the moment. Files are 0600 and replaced as a whole.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::ValueEnum;
+use sessile_proto::Time;
+use sessile_proto::keys::{FarmKey, Foreign, ForeignKey};
+use zeroize::Zeroizing;
+
+use crate::key;
+
+const EXAMPLES: &str = r"Examples:
+  sessile key export --route --output route.key
+  sessile key export --format nginx --output /etc/nginx/tickets && nginx -s reload
+  sessile key export --format haproxy --output /etc/haproxy/tickets && systemctl reload haproxy
+  sessile key export --format apache --output /etc/apache2/ticket.key
+
+Ticket keys of other servers are those of the present epoch: export them again in every epoch
+(`rotate`, 1h by default), on each server or on one. All exports of an epoch agree.";
+
+#[derive(clap::Args, Debug)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct Args {
+    /// The balancer's part: reads which server made a ticket, and opens none
+    #[arg(long, required_unless_present = "format", conflicts_with = "format")]
+    route: bool,
+    /// Ticket keys for a server that is not sessile
+    #[arg(long)]
+    format: Option<Format>,
+    /// The file to write; for nginx a folder, with a tickets.conf to include
+    #[arg(long, value_name = "PATH")]
+    output: PathBuf,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Format {
+    /// A folder of key files and a tickets.conf with `ssl_session_ticket_key` for each
+    Nginx,
+    /// A file for `tls-ticket-keys`
+    Haproxy,
+    /// A file for `SSLSessionTicketKeyFile`: one key, so tickets end with their epoch
+    Apache,
+}
+
+pub(super) fn run(path: &Path, args: &Args, now: Time) -> anyhow::Result<ExitCode> {
+    let output = &args.output;
+    let Some(format) = args.format else {
+        let key = key::load_any(path)?;
+        key::write_route_part(output, &key, now)?;
+        return super::print(&format!(
+            "{} is for balancers: it reads which server made a ticket, and opens none.\n",
+            output.display()
+        ));
+    };
+    let key = key::load(path)?;
+    let keys = Foreign::derive(&key, now).with_context(|| {
+        format!(
+            "{}: this clock and the key do not agree; `sessile key check` says why",
+            path.display()
+        )
+    })?;
+    let until = Time::from_unix_millis((keys.current.epoch + 1) * key.rotate.as_secs() * 1000);
+    let said = match format {
+        Format::Nginx => {
+            let folder = nginx(output, &keys, &key)?;
+            format!("in a server or http block:  include {folder}/tickets.conf;\n")
+        }
+        Format::Haproxy => {
+            key::write_secret(output, haproxy(&keys).as_bytes())?;
+            format!("on a bind line:  tls-ticket-keys {}\n", output.display())
+        }
+        Format::Apache => {
+            key::write_secret(output, keys.current.narrow())?;
+            format!(
+                "for a host:  SSLSessionTicketKeyFile {}\n",
+                output.display()
+            )
+        }
+    };
+    super::print(&format!(
+        "{said}Export again, and reload the server, after {}.\n",
+        super::rfc3339(until)
+    ))
+}
+
+/// A file for each key, named for good by what it holds, and a list of them that is replaced last.
+/// Returns the folder as nginx has to be told it.
+fn nginx(folder: &Path, keys: &Foreign, key: &FarmKey) -> anyhow::Result<String> {
+    let at = || format!("{}", folder.display());
+    key::make_folder(folder).with_context(at)?;
+    let folder = fs::canonicalize(folder).with_context(at)?;
+    let mut list = format!(
+        "# Written by `sessile key export` for farm {:?}: the first key seals, all of them open.\n",
+        key.scope
+    );
+    let mut names = Vec::new();
+    // The first one seals. The next one comes second: another server may seal with it already.
+    for foreign in [&keys.current, &keys.next]
+        .into_iter()
+        .chain(&keys.previous)
+    {
+        let name = file_name(foreign);
+        let file = folder.join(&name);
+        key::write_secret(&file, foreign.wide())?;
+        writeln!(list, "ssl_session_ticket_key \"{}\";", file.display())?;
+        names.push(name);
+    }
+    key::write_secret(&folder.join("tickets.conf"), list.as_bytes())?;
+    for entry in fs::read_dir(&folder).with_context(at)? {
+        let name = entry.with_context(at)?.file_name();
+        let name = name.to_string_lossy();
+        let is_ours = name.starts_with("ticket-") && name.ends_with(".key");
+        if is_ours && !names.iter().any(|kept| *kept == name) {
+            // What stays would open old tickets for ever.
+            fs::remove_file(folder.join(&*name)).with_context(|| name.into_owned())?;
+        }
+    }
+    Ok(folder.display().to_string())
+}
+
+fn file_name(key: &ForeignKey) -> String {
+    format!("ticket-{}-{}.key", key.generation, key.epoch)
+}
+
+/// One line for each key. HAProxy seals with the last but one and opens with the last three.
+fn haproxy(keys: &Foreign) -> Zeroizing<String> {
+    let mut lines = Zeroizing::new(String::new());
+    let oldest_first = keys.previous.iter().rev();
+    for key in oldest_first.chain([&keys.current, &keys.next]) {
+        lines.push_str(&base64(key.wide()));
+        lines.push('\n');
+    }
+    lines
+}
+
+/// RFC 4648, section 4.
+fn base64(bytes: &[u8]) -> Zeroizing<String> {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = Zeroizing::new(String::with_capacity(bytes.len().div_ceil(3) * 4));
+    for chunk in bytes.chunks(3) {
+        let mut word = [0; 4];
+        word[1..=chunk.len()].copy_from_slice(chunk);
+        let word = u32::from_be_bytes(word);
+        for place in 0..4 {
+            let digit = DIGITS[(word >> (18 - 6 * place) & 0x3f) as usize];
+            let padding = place > chunk.len();
+            text.push(if padding { '=' } else { char::from(digit) });
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn base64_of_every_length() {
+        // RFC 4648, section 10.
+        for (bytes, text) in [
+            ("", ""),
+            ("f", "Zg=="),
+            ("fo", "Zm8="),
+            ("foo", "Zm9v"),
+            ("foob", "Zm9vYg=="),
+            ("fooba", "Zm9vYmE="),
+            ("foobar", "Zm9vYmFy"),
+        ] {
+            assert_eq!(*base64(bytes.as_bytes()), text);
+        }
+        assert_eq!(*base64(&[0xfb, 0xff, 0xfe]), "+//+");
+    }
+}

@@ -1,0 +1,282 @@
+//! `sessile key`: makes, shows, exports and rotates the farm key. Prints fingerprints and times, and
+//! no secret.
+
+mod export;
+mod show;
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context as _, bail};
+use clap::Subcommand;
+use sessile_proto::Time;
+use sessile_proto::keys::CannotRotate;
+
+use crate::clock;
+use crate::config;
+use crate::key::{self, KeyError, Rotation};
+
+/// The exit code of a check that finds something wrong.
+const WRONG: u8 = 2;
+
+const EXAMPLES: &str = r"Examples:
+  sessile key new --scope shop                  the first key of a farm
+  sessile key show                              what it is, by fingerprints
+  sessile key rotate --at 24h                   a new secret; copy the file to every server meanwhile
+  sessile key rotate --compromised              the old one was stolen: end it now
+  sessile key export --route --output route.key
+  sessile key export --format nginx --output /etc/nginx/tickets
+
+A server reads its key file again on SIGHUP. docs/operations.md has every step.";
+
+/// Make, show, export and rotate the farm key.
+#[derive(clap::Args, Debug)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct Args {
+    /// The key file [default: key.file of --config, else farm.key in the state folder]
+    #[arg(long, global = true, value_name = "FILE", conflicts_with = "config")]
+    file: Option<PathBuf>,
+    /// The configuration file that names the key file
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Make a key file; one that is there is never overwritten
+    New {
+        /// How long a ticket key seals
+        #[arg(long, value_name = "TIME", default_value = "1h", value_parser = humantime::parse_duration)]
+        rotate: Duration,
+        /// The longest life of a session; a server's own session.lifetime can only be shorter
+        #[arg(long, value_name = "TIME", default_value = "10h", value_parser = humantime::parse_duration)]
+        max_lifetime: Duration,
+        /// The farm's name, the same on every server [default: a random one]
+        #[arg(long, value_name = "NAME")]
+        scope: Option<String>,
+    },
+    /// Show fingerprints, generations, epochs and ages; never a secret
+    Show {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Write what others may have: a balancer's part, or ticket keys for other servers
+    Export(export::Args),
+    /// Change the secret: a new generation, accepted before it is used
+    #[command(
+        after_help = "TIME is RFC 3339 in UTC (2030-01-31T04:00:00Z) or a duration from now (24h)."
+    )]
+    Rotate {
+        /// Use the generation that was added, from now on or from --at
+        #[arg(long)]
+        activate: bool,
+        /// When the new generation is to be used
+        #[arg(long, value_name = "TIME", value_parser = point_in_time)]
+        at: Option<At>,
+        /// The key was stolen: use a new generation at once and end all others at once
+        #[arg(long, conflicts_with_all = ["activate", "at"])]
+        compromised: bool,
+    },
+    /// Say whether the file can be used, and what it costs as it is
+    #[command(
+        after_help = "Exit code: 0 where the file can be used (warnings included), 2 where it cannot."
+    )]
+    Check,
+}
+
+/// A time as it was given on the command line.
+#[derive(Clone, Copy, Debug)]
+enum At {
+    Then(Time),
+    After(Duration),
+}
+
+fn point_in_time(text: &str) -> Result<At, String> {
+    if let Ok(span) = humantime::parse_duration(text) {
+        return Ok(At::After(span));
+    }
+    let then = humantime::parse_rfc3339(text).map_err(|_| {
+        "neither a time in UTC, as in 2030-01-31T04:00:00Z, nor a duration, as in 24h".to_owned()
+    })?;
+    let since = then.duration_since(UNIX_EPOCH).unwrap_or_default();
+    Ok(At::Then(Time::default().plus(since)))
+}
+
+/// Runs `sessile key`.
+pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
+    super::start_log(tracing::level_filters::LevelFilter::ERROR);
+    let path = key_file(args.file, args.config)?;
+    let now = clock::now();
+    match args.command {
+        Command::New {
+            rotate,
+            max_lifetime,
+            scope,
+        } => {
+            key::create(&path, scope.as_deref(), rotate, max_lifetime, now)?;
+            new_key(&path)
+        }
+        Command::Show { json } => show::run(&path, json, now),
+        Command::Export(args) => export::run(&path, &args, now),
+        Command::Rotate {
+            activate,
+            at,
+            compromised,
+        } => {
+            let rotation = rotation(activate, at, compromised, now)?;
+            rotate(&path, rotation, now)
+        }
+        Command::Check => check(&path, now),
+    }
+}
+
+fn key_file(file: Option<PathBuf>, config: Option<PathBuf>) -> anyhow::Result<PathBuf> {
+    if let Some(file) = file {
+        return Ok(file);
+    }
+    let Some(config) = config else {
+        return Ok(config::default_state_dir().join("farm.key"));
+    };
+    match config::file::load(&config)?.key {
+        config::Key::File(path) => Ok(path),
+        config::Key::Ephemeral => bail!(
+            "{}: key.file is \"none\": the key is in the server's memory only",
+            config.display()
+        ),
+    }
+}
+
+fn new_key(path: &Path) -> anyhow::Result<ExitCode> {
+    let key = key::load(path)?;
+    print(&format!(
+        "{} is the key of farm {:?}: ticket keys change every {}, sessions live {} at most.\n\
+         Copy it to every server of the farm before it starts, encrypted on the way, mode 0600:\n\
+         whoever has it can open and forge every ticket.\n",
+        path.display(),
+        key.scope,
+        humantime::format_duration(key.rotate),
+        humantime::format_duration(key.max_lifetime),
+    ))
+}
+
+fn rotation(
+    activate: bool,
+    at: Option<At>,
+    compromised: bool,
+    now: Time,
+) -> anyhow::Result<Rotation> {
+    let at = match at {
+        Some(At::Then(then)) if then < now => bail!("--at {}: that is over", rfc3339(then)),
+        Some(At::Then(then)) => Some(then),
+        Some(At::After(span)) => Some(now.plus(span)),
+        None => None,
+    };
+    Ok(match (compromised, activate) {
+        (true, _) => Rotation::Replace,
+        (_, true) => Rotation::Activate(at.unwrap_or(now)),
+        (_, false) => Rotation::Add(at),
+    })
+}
+
+fn rotate(path: &Path, rotation: Rotation, now: Time) -> anyhow::Result<ExitCode> {
+    let rotated = key::rotate(path, rotation, now);
+    let (_, number) = rotated.map_err(|error| with_remedy(error, path))?;
+    let file = path.display();
+    let copy = "copy the file to every other server of the farm and have each reload it (SIGHUP)";
+    print(&match rotation {
+        Rotation::Add(None) => format!(
+            "{file}: generation {number} is accepted and not used yet.\n\
+             Next: {copy}.\n\
+             When all of them have it: sessile key rotate --activate, on one; and the same again.\n"
+        ),
+        Rotation::Add(Some(at)) => format!(
+            "{file}: generation {number} is accepted, and used from {} on.\n\
+             Until then: {copy}.\n",
+            rfc3339(at)
+        ),
+        Rotation::Activate(at) => format!(
+            "{file}: generation {number} is used from {} on; tickets of the one before it are \
+             accepted while they live.\n\
+             Next: {copy}. A server that is late loses nothing.\n",
+            rfc3339(at)
+        ),
+        Rotation::Replace => format!(
+            "{file}: generation {number} is used from now on, and every other one has ended.\n\
+             At once: {copy}. Until a server has it, the stolen key works there.\n\
+             Every client pays one full handshake.\n"
+        ),
+    })
+}
+
+fn with_remedy(error: KeyError, path: &Path) -> anyhow::Error {
+    let remedy = match &error {
+        KeyError::Rotate { source, .. } => match source {
+            CannotRotate::Waiting(_) => {
+                "use it with `sessile key rotate --activate`, or end it with the others by \
+                 `--compromised`"
+                    .to_owned()
+            }
+            CannotRotate::Outgoing(_, until) => {
+                let until = Time::from_unix_millis(until.saturating_mul(1000));
+                format!("there is room for another one from {} on", rfc3339(until))
+            }
+            CannotRotate::NothingWaits => "`sessile key rotate` adds one".to_owned(),
+            _ => return error.into(),
+        },
+        KeyError::File(key::FileError::Missing { .. }) => {
+            format!("`sessile key new --file {}` makes one", path.display())
+        }
+        _ => return error.into(),
+    };
+    anyhow::anyhow!("{error}; {remedy}")
+}
+
+fn check(path: &Path, now: Time) -> anyhow::Result<ExitCode> {
+    let key = match key::load_any(path) {
+        Ok(key) => key,
+        Err(error) => {
+            let error = with_remedy(error.into(), path);
+            eprintln!("error: {}", super::in_one_line(&error));
+            return Ok(ExitCode::from(WRONG));
+        }
+    };
+    let concerns = key::concerns(path, &key, now);
+    let mut out = String::new();
+    for concern in &concerns {
+        writeln!(out, "warning: {concern}.")?;
+    }
+    let part = match key.is_route_part() {
+        true => "the balancer's part of the key",
+        false => "the key",
+    };
+    writeln!(
+        out,
+        "{} can be used: {part} of farm {:?}, with {} and {}.",
+        path.display(),
+        key.scope,
+        crate::check::counted(key.generations.len(), "generation"),
+        crate::check::counted(concerns.len(), "warning"),
+    )?;
+    print(&out)
+}
+
+fn print(text: &str) -> anyhow::Result<ExitCode> {
+    let written = std::io::stdout().write_all(text.as_bytes());
+    written.context("the standard output")?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A time for people and programs, to the second.
+fn rfc3339(time: Time) -> String {
+    // The year 9999 is as far as the form goes; a plan that lies beyond is none.
+    const FAR: Time = Time::from_unix_millis(253_402_300_799_000);
+    let since = Duration::from_millis(time.min(FAR).unix_millis());
+    let time: SystemTime = UNIX_EPOCH + since;
+    humantime::format_rfc3339_seconds(time).to_string()
+}

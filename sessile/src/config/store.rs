@@ -1,0 +1,449 @@
+//! `session.store` as it is written, and what it means. A password is kept from every form that is
+//! shown: `Display` and `Debug` write `***` in its place, and errors do not quote what they refuse.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use zeroize::Zeroizing;
+
+/// Where sessions live.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum StoreUrl {
+    /// The session table of this process alone.
+    #[default]
+    Memory,
+    /// A Redis or Valkey that servers share, with the table in front of it.
+    Redis(Box<Redis>),
+}
+
+/// A shared store: `redis://[user:password@]host[:port][,host…][/database][?option=value&…]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Redis {
+    pub topology: Topology,
+    /// At least one.
+    pub nodes: Vec<Node>,
+    /// `rediss://`.
+    pub tls: Option<RedisTls>,
+    pub login: Login,
+    pub database: u16,
+}
+
+/// How the nodes belong together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Topology {
+    /// One server, or whatever answers at its address.
+    Single,
+    /// `redis+cluster://`, or several nodes: a Redis Cluster, of which these are some.
+    Cluster,
+    /// `redis+sentinel://`: the nodes are sentinels, who know which server is the master.
+    Sentinel {
+        /// The name of the master.
+        service: String,
+        /// How to log in to the sentinels themselves.
+        login: Login,
+    },
+}
+
+/// A node's host name or address, and its port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    pub host: String,
+    pub port: u16,
+}
+
+/// Whom a TLS connection to the store trusts, and as whom it presents itself; PEM files.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RedisTls {
+    /// `ca=`: in place of the system's certificate authorities.
+    pub ca: Option<PathBuf>,
+    /// `cert=` and `key=`: a client certificate.
+    pub client: Option<(PathBuf, PathBuf)>,
+}
+
+/// User and password, either of which may be missing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Login {
+    pub user: Option<String>,
+    pub password: Option<Password>,
+}
+
+/// A password: wiped when dropped, shown as `***`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Password(Zeroizing<String>);
+
+/// What is shown in place of a password.
+const LEFT_OUT: &str = "***";
+
+impl Password {
+    /// The password itself, for logging in.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Password {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(LEFT_OUT)
+    }
+}
+
+/// Why a text is no store. Nothing of the text is repeated: it may hold a password.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadStore {
+    #[error(
+        "is neither \"memory\" nor a URL that begins with redis://, rediss://, redis+cluster://, rediss+cluster://, \
+         redis+sentinel:// or rediss+sentinel://"
+    )]
+    Scheme,
+    #[error(
+        "has a node that is no host or host:port; write \"redis://10.0.0.1:6379\", for instance"
+    )]
+    Node,
+    #[error(
+        "has a password of ***, which stands for one that was left out; write the password itself"
+    )]
+    LeftOut,
+    #[error(
+        "has a % that is not followed by two hexadecimal digits; write %25 for a % in a password"
+    )]
+    Percent,
+    #[error("has a database that is no number from 0 to 65535")]
+    Database,
+    #[error("is a cluster and names a database; a cluster has one only, so leave it out")]
+    ClusterDatabase,
+    #[error(
+        "names sentinels and no master; write \"redis+sentinel://host:26379/mymaster\", for instance"
+    )]
+    NoService,
+    #[error(
+        "has an option that is not known; those known are ca, cert and key with rediss, and sentinel-user and \
+         sentinel-password with sentinels"
+    )]
+    Option,
+    #[error("has a cert without a key, or a key without a cert")]
+    HalfClient,
+}
+
+impl FromStr for StoreUrl {
+    type Err = BadStore;
+
+    fn from_str(text: &str) -> Result<Self, BadStore> {
+        if text == "memory" {
+            return Ok(Self::Memory);
+        }
+        text.parse().map(Box::new).map(Self::Redis)
+    }
+}
+
+impl FromStr for Redis {
+    type Err = BadStore;
+
+    fn from_str(text: &str) -> Result<Self, BadStore> {
+        let (scheme, rest) = text.split_once("://").ok_or(BadStore::Scheme)?;
+        let (protocol, kind) = match scheme.split_once('+') {
+            Some((protocol, kind)) => (protocol, Some(kind)),
+            None => (scheme, None),
+        };
+        let tls = match protocol {
+            "redis" => None,
+            "rediss" => Some(RedisTls::default()),
+            _ => return Err(BadStore::Scheme),
+        };
+        let (rest, options) = rest.split_once('?').unwrap_or((rest, ""));
+        // A password may hold slashes, hosts and what follows them no @.
+        let (login, rest) = rest.rsplit_once('@').unwrap_or(("", rest));
+        let (hosts, path) = rest.split_once('/').unwrap_or((rest, ""));
+        let (service, database) = match kind {
+            Some("sentinel") => path.split_once('/').unwrap_or((path, "")),
+            _ => ("", path),
+        };
+        let default_port = if kind == Some("sentinel") {
+            26379
+        } else {
+            6379
+        };
+        let nodes = hosts.split(',').map(|host| node(host, default_port));
+        let nodes: Vec<Node> = nodes.collect::<Option<_>>().ok_or(BadStore::Node)?;
+        let topology = match kind {
+            None if nodes.len() == 1 => Topology::Single,
+            None | Some("cluster") if database.is_empty() => Topology::Cluster,
+            None | Some("cluster") => return Err(BadStore::ClusterDatabase),
+            Some("sentinel") if service.is_empty() => return Err(BadStore::NoService),
+            Some("sentinel") => Topology::Sentinel {
+                service: decoded(service)?,
+                login: Login::default(),
+            },
+            Some(_) => return Err(BadStore::Scheme),
+        };
+        let mut redis = Self {
+            topology,
+            nodes,
+            tls,
+            login: self::login(login)?,
+            database: match database {
+                "" => 0,
+                number => number.parse().map_err(|_| BadStore::Database)?,
+            },
+        };
+        redis.read_options(options)?;
+        Ok(redis)
+    }
+}
+
+impl Redis {
+    fn read_options(&mut self, options: &str) -> Result<(), BadStore> {
+        let (mut certificate, mut key) = (None, None);
+        for option in options.split('&').filter(|option| !option.is_empty()) {
+            let (name, value) = option.split_once('=').ok_or(BadStore::Option)?;
+            let value = decoded(value)?;
+            match (name, &mut self.tls, &mut self.topology) {
+                ("ca", Some(tls), _) => tls.ca = Some(value.into()),
+                ("cert", Some(_), _) => certificate = Some(value.into()),
+                ("key", Some(_), _) => key = Some(value.into()),
+                ("sentinel-user", _, Topology::Sentinel { login, .. }) => login.user = Some(value),
+                ("sentinel-password", _, Topology::Sentinel { login, .. }) => {
+                    login.password = Some(password(value)?);
+                }
+                _ => return Err(BadStore::Option),
+            }
+        }
+        match (certificate, key, &mut self.tls) {
+            (Some(certificate), Some(key), Some(tls)) => tls.client = Some((certificate, key)),
+            (None, None, _) => {}
+            _ => return Err(BadStore::HalfClient),
+        }
+        Ok(())
+    }
+
+    /// The PEM files that it names.
+    pub fn files_mut(&mut self) -> impl Iterator<Item = &mut PathBuf> {
+        let tls = self.tls.iter_mut();
+        tls.flat_map(|tls| {
+            let client = tls.client.iter_mut();
+            let client = client.flat_map(|(certificate, key)| [certificate, key]);
+            tls.ca.iter_mut().chain(client)
+        })
+    }
+
+    /// Whether it holds a password, so that whoever reads the file can log in to the store.
+    #[must_use]
+    pub fn has_password(&self) -> bool {
+        let sentinel = match &self.topology {
+            Topology::Sentinel { login, .. } => login.password.is_some(),
+            Topology::Single | Topology::Cluster => false,
+        };
+        self.login.password.is_some() || sentinel
+    }
+}
+
+fn node(text: &str, default_port: u16) -> Option<Node> {
+    let (host, port) = match text.strip_prefix('[') {
+        Some(rest) => {
+            let (host, rest) = rest.split_once(']')?;
+            host.parse::<std::net::Ipv6Addr>().ok()?;
+            (
+                host,
+                rest.strip_prefix(':').or(rest.is_empty().then_some(""))?,
+            )
+        }
+        None => text.split_once(':').unwrap_or((text, "")),
+    };
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-._:".contains(c);
+    let port = match port {
+        "" => default_port,
+        port => port.parse().ok().filter(|&port| port != 0)?,
+    };
+    (!host.is_empty() && host.chars().all(plain)).then(|| Node {
+        host: host.to_owned(),
+        port,
+    })
+}
+
+fn login(text: &str) -> Result<Login, BadStore> {
+    let (user, secret) = match text.split_once(':') {
+        Some((user, secret)) => (user, Some(secret)),
+        None => (text, None),
+    };
+    Ok(Login {
+        user: Some(decoded(user)?).filter(|user| !user.is_empty()),
+        password: match secret {
+            Some(secret) if !secret.is_empty() => Some(password(decoded(secret)?)?),
+            _ => None,
+        },
+    })
+}
+
+fn password(value: String) -> Result<Password, BadStore> {
+    if value == LEFT_OUT {
+        return Err(BadStore::LeftOut);
+    }
+    Ok(Password(Zeroizing::new(value)))
+}
+
+/// Percent-decoding (RFC 3986, 2.1).
+fn decoded(text: &str) -> Result<String, BadStore> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut parts = text.split('%');
+    bytes.extend_from_slice(parts.next().unwrap_or_default().as_bytes());
+    for part in parts {
+        let (digits, rest) = part.split_at_checked(2).ok_or(BadStore::Percent)?;
+        if !digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+            return Err(BadStore::Percent);
+        }
+        bytes.push(u8::from_str_radix(digits, 16).map_err(|_| BadStore::Percent)?);
+        bytes.extend_from_slice(rest.as_bytes());
+    }
+    String::from_utf8(bytes).map_err(|_| BadStore::Percent)
+}
+
+impl fmt::Display for StoreUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Memory => f.write_str("memory"),
+            Self::Redis(redis) => redis.fmt(f),
+        }
+    }
+}
+
+/// As it is written, without passwords.
+impl fmt::Display for Redis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let several = self.nodes.len() > 1;
+        f.write_str(if self.tls.is_some() {
+            "rediss"
+        } else {
+            "redis"
+        })?;
+        f.write_str(match self.topology {
+            Topology::Cluster if !several => "+cluster://",
+            Topology::Single | Topology::Cluster => "://",
+            Topology::Sentinel { .. } => "+sentinel://",
+        })?;
+        let Login { user, password } = &self.login;
+        if user.is_some() || password.is_some() {
+            f.write_str(user.as_deref().unwrap_or_default())?;
+            f.write_str(if password.is_some() { ":***@" } else { "@" })?;
+        }
+        for (index, Node { host, port }) in self.nodes.iter().enumerate() {
+            let comma = if index > 0 { "," } else { "" };
+            match host.contains(':') {
+                true => write!(f, "{comma}[{host}]:{port}")?,
+                false => write!(f, "{comma}{host}:{port}")?,
+            }
+        }
+        let mut options = Vec::new();
+        if let Topology::Sentinel { service, login } = &self.topology {
+            write!(f, "/{service}")?;
+            options.extend(
+                login
+                    .user
+                    .iter()
+                    .map(|user| format!("sentinel-user={user}")),
+            );
+            let password = login.password.as_ref();
+            options.extend(password.map(|_| format!("sentinel-password={LEFT_OUT}")));
+        }
+        if self.database != 0 {
+            write!(f, "/{}", self.database)?;
+        }
+        if let Some(RedisTls { ca, client }) = &self.tls {
+            options.extend(ca.iter().map(|ca| format!("ca={}", ca.display())));
+            options.extend(client.iter().map(|(certificate, key)| {
+                format!("cert={}&key={}", certificate.display(), key.display())
+            }));
+        }
+        match options.is_empty() {
+            true => Ok(()),
+            false => write!(f, "?{}", options.join("&")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn redis(text: &str) -> Redis {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn nodes_and_schemes_say_how_they_belong_together() {
+        let one = redis("redis://cache");
+        assert_eq!(one.topology, Topology::Single);
+        assert_eq!(one.nodes[0].port, 6379);
+        assert_eq!(redis("redis+cluster://cache").topology, Topology::Cluster);
+        let three = redis("rediss://a:1,[::1]:2,10.0.0.3");
+        assert_eq!(three.topology, Topology::Cluster);
+        assert_eq!(three.tls, Some(RedisTls::default()));
+        let nodes: Vec<_> = three
+            .nodes
+            .iter()
+            .map(|n| (n.host.as_str(), n.port))
+            .collect();
+        assert_eq!(nodes, [("a", 1), ("::1", 2), ("10.0.0.3", 6379)]);
+        let sentinels = redis("redis+sentinel://u:p@a,b/main/3?sentinel-password=s");
+        assert_eq!((sentinels.nodes[1].port, sentinels.database), (26379, 3));
+        let Topology::Sentinel { service, login } = &sentinels.topology else {
+            panic!("{sentinels:?}");
+        };
+        assert_eq!(service, "main");
+        assert_eq!(login.password.as_ref().unwrap().expose(), "s");
+    }
+
+    #[test]
+    fn a_login_may_hold_any_character() {
+        let login = redis("redis://us%40er:p%3a/%25@h").login;
+        assert_eq!(login.user.as_deref(), Some("us@er"));
+        assert_eq!(login.password.unwrap().expose(), "p:/%");
+        assert_eq!(redis("redis://:p@h").login.user, None);
+    }
+
+    #[test]
+    fn it_reads_back_from_what_is_shown_and_no_password_is() {
+        for text in [
+            "memory",
+            "redis://h:6379",
+            "redis+cluster://h:6379",
+            "rediss://u@a:1,[::1]:2?ca=/ca.pem&cert=/c.pem&key=/k.pem",
+            "redis+sentinel://a:26379/main/3?sentinel-user=s",
+        ] {
+            assert_eq!(text.parse::<StoreUrl>().unwrap().to_string(), text);
+        }
+        let secret: StoreUrl = "redis+sentinel://u:hunter2@h/m?sentinel-password=hunter2"
+            .parse()
+            .unwrap();
+        let shown = secret.to_string();
+        assert!(
+            !format!("{shown} {secret:?}").contains("hunter2"),
+            "{shown}"
+        );
+        assert_eq!(shown.parse::<StoreUrl>(), Err(BadStore::LeftOut));
+    }
+
+    #[test]
+    fn what_is_no_store_is_refused_by_what_is_wrong() {
+        for (text, wrong) in [
+            ("localhost:6379", BadStore::Scheme),
+            ("http://h", BadStore::Scheme),
+            ("redis+rings://h", BadStore::Scheme),
+            ("redis://", BadStore::Node),
+            ("redis://a,,b", BadStore::Node),
+            ("redis://h:0", BadStore::Node),
+            ("redis://[h]", BadStore::Node),
+            ("redis://a b", BadStore::Node),
+            ("redis://:%4@h", BadStore::Percent),
+            ("redis://:%+4@h", BadStore::Percent),
+            ("redis://h/x", BadStore::Database),
+            ("redis://a,b/1", BadStore::ClusterDatabase),
+            ("redis+sentinel://a", BadStore::NoService),
+            ("redis://h?ca=x", BadStore::Option),
+            ("rediss://h?sentinel-user=x", BadStore::Option),
+            ("rediss://h?cert=x", BadStore::HalfClient),
+        ] {
+            assert_eq!(text.parse::<Redis>(), Err(wrong), "{text}");
+        }
+    }
+}

@@ -1,0 +1,278 @@
+//! What a key file says: TOML, secrets in hex. A whole key is a server's; one without ticket
+//! chains is a balancer's.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use sessile_proto::keys::{BadTerms, Chain, FarmKey, Generation, Secret, Weak};
+use zeroize::Zeroizing;
+
+/// How a whole key begins. Nothing that begins like this is overwritten by an export.
+pub(super) const HEAD: &str = "\
+# sessile farm key. Whoever has this file can open and forge every ticket of the farm:
+# keep it readable by its owner alone, and copy it over encrypted channels only.
+";
+
+const ROUTE_HEAD: &str = "\
+# sessile route key, for balancers: it reads which server made a ticket, and opens none.
+# Keep it readable by its owner alone all the same.
+";
+
+pub(super) const FORMAT: u32 = 1;
+
+/// What is wrong with the text of a key file. Never quotes it.
+#[derive(Debug, thiserror::Error)]
+pub enum Malformed {
+    #[error("line {line}: {message}")]
+    Syntax { line: usize, message: String },
+    #[error(
+        "format {0} is not known to this version of sessile, which reads format {FORMAT}; \
+         update sessile here, or copy the file from a server with this version"
+    )]
+    Format(u32),
+    #[error("{name} = {value:?}: {source}")]
+    Duration {
+        name: &'static str,
+        value: String,
+        source: humantime::DurationError,
+    },
+    #[error("the {chain} secret of generation {generation} is not hex")]
+    NotHex { chain: &'static str, generation: u8 },
+    #[error("the {chain} secret of generation {generation} is refused: {weak}")]
+    Weak {
+        chain: &'static str,
+        generation: u8,
+        weak: Weak,
+    },
+    #[error("generation {0} has a ticket epoch without a ticket secret, or the other way round")]
+    HalfAChain(u8),
+    #[error(transparent)]
+    Terms(#[from] BadTerms),
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+struct Written {
+    format: u32,
+    scope: String,
+    rotate: String,
+    max_lifetime: String,
+    generation: Vec<WrittenGeneration>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+struct WrittenGeneration {
+    number: u8,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    activates: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ends: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ticket_epoch: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ticket_secret: Option<Zeroizing<String>>,
+    route_day: u64,
+    route_secret: Zeroizing<String>,
+}
+
+/// Reads the text of a key file, whole or the route part.
+pub(super) fn parse(text: &str) -> Result<FarmKey, Malformed> {
+    // The error's own display would quote the line, and with it a secret.
+    let written: Written = toml::from_str(text).map_err(|error| Malformed::Syntax {
+        line: error
+            .span()
+            .map_or(1, |span| text[..span.start].matches('\n').count() + 1),
+        message: without_values(error.message()),
+    })?;
+    if written.format != FORMAT {
+        return Err(Malformed::Format(written.format));
+    }
+    let duration = |name, value: String| {
+        humantime::parse_duration(&value).map_err(|source| Malformed::Duration {
+            name,
+            value,
+            source,
+        })
+    };
+    let key = FarmKey {
+        rotate: duration("rotate", written.rotate)?,
+        max_lifetime: duration("max-lifetime", written.max_lifetime)?,
+        scope: written.scope,
+        generations: written
+            .generation
+            .into_iter()
+            .map(read_generation)
+            .collect::<Result<_, _>>()?,
+    };
+    key.check_terms()?;
+    Ok(key)
+}
+
+/// A type error's message says what value was found: `invalid type: string "…"`.
+fn without_values(message: &str) -> String {
+    let mut quoted = false;
+    let mut said = String::with_capacity(message.len());
+    for part in message.split_inclusive('"') {
+        match quoted {
+            true => said.push_str("…\""),
+            false => said.push_str(part),
+        }
+        quoted = !quoted;
+    }
+    said
+}
+
+fn read_generation(written: WrittenGeneration) -> Result<Generation, Malformed> {
+    let generation = written.number;
+    let secret = |chain: &'static str, hex: &str| {
+        let bytes = from_hex(hex).ok_or(Malformed::NotHex { chain, generation })?;
+        Secret::new(&bytes).map_err(|weak| Malformed::Weak {
+            chain,
+            generation,
+            weak,
+        })
+    };
+    let ticket = match (written.ticket_epoch, written.ticket_secret) {
+        (Some(epoch), Some(hex)) => Some(Chain::new(epoch, secret("ticket", &hex)?)),
+        (None, None) => None,
+        _ => return Err(Malformed::HalfAChain(generation)),
+    };
+    Ok(Generation {
+        number: generation,
+        activates: written.activates,
+        ends: written.ends,
+        ticket,
+        route: Chain::new(written.route_day, secret("route", &written.route_secret)?),
+    })
+}
+
+/// The text of a key file.
+pub(super) fn encode(key: &FarmKey) -> Zeroizing<String> {
+    let written = Written {
+        format: FORMAT,
+        scope: key.scope.clone(),
+        rotate: written_duration(key.rotate),
+        max_lifetime: written_duration(key.max_lifetime),
+        generation: key.generations.iter().map(write_generation).collect(),
+    };
+    let body = Zeroizing::new(
+        toml::to_string(&written).expect("a table of strings and numbers has a TOML form"),
+    );
+    let head = match key.is_route_part() {
+        true => ROUTE_HEAD,
+        false => HEAD,
+    };
+    Zeroizing::new(format!("{head}{}", *body))
+}
+
+fn write_generation(generation: &Generation) -> WrittenGeneration {
+    let ticket = generation.ticket.as_ref();
+    WrittenGeneration {
+        number: generation.number,
+        activates: generation.activates,
+        ends: generation.ends,
+        ticket_epoch: ticket.map(Chain::epoch),
+        ticket_secret: ticket.map(|chain| to_hex(chain.secret())),
+        route_day: generation.route.epoch(),
+        route_secret: to_hex(generation.route.secret()),
+    }
+}
+
+fn written_duration(duration: Duration) -> String {
+    humantime::format_duration(duration).to_string()
+}
+
+fn to_hex(secret: &Secret) -> Zeroizing<String> {
+    use std::fmt::Write as _;
+    let mut hex = Zeroizing::new(String::with_capacity(64));
+    for byte in secret.expose() {
+        write!(hex, "{byte:02x}").expect("a string takes any text");
+    }
+    hex
+}
+
+fn from_hex(hex: &str) -> Option<Zeroizing<Vec<u8>>> {
+    if !hex.bytes().all(|digit| digit.is_ascii_hexdigit()) || !hex.len().is_multiple_of(2) {
+        return None;
+    }
+    let mut bytes = Zeroizing::new(Vec::with_capacity(hex.len() / 2));
+    for at in (0..hex.len()).step_by(2) {
+        bytes.push(u8::from_str_radix(&hex[at..at + 2], 16).ok()?);
+    }
+    Some(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key() -> FarmKey {
+        super::super::edit::fresh(super::super::DEFAULT_MAX_LIFETIME).unwrap()
+    }
+
+    /// What a key says with one line changed.
+    fn with_line(name: &str, value: &str) -> Result<FarmKey, Malformed> {
+        let text = encode(&key());
+        let line = text.lines().find(|line| line.starts_with(name)).unwrap();
+        parse(&text.replace(line, &format!("{name} = {value}")))
+    }
+
+    #[test]
+    fn whole_keys_and_route_parts_read_back_as_they_were_written() {
+        let mut key = key();
+        let now = crate::clock::now();
+        key.add_generation(super::super::edit::random_secrets().unwrap(), None, now)
+            .unwrap();
+        for key in [key.route_part(now), key] {
+            let text = encode(&key);
+            assert_eq!(*encode(&parse(&text).unwrap()), *text);
+            assert_eq!(text.contains("ticket-secret"), !key.is_route_part());
+        }
+    }
+
+    #[test]
+    fn an_error_names_the_line_and_never_the_secret() {
+        let text = encode(&key());
+        let line = text.lines().find(|l| l.starts_with("ticket-secret"));
+        let secret = line.unwrap().rsplit(' ').next().unwrap().trim_matches('"');
+        for broken in [
+            text.replace("ticket-secret = ", "ticket-secret "),
+            text.replace(
+                "ticket-epoch = ",
+                &format!("ticket-epoch = \"{secret}\" # "),
+            ),
+            text.replace("ticket-secret = ", "ticket-secrets = "),
+        ] {
+            let error = parse(&broken).err().unwrap();
+            let said = format!("{error} {error:?}");
+            assert!(said.contains("line ") && !said.contains(secret), "{said}");
+        }
+    }
+
+    #[test]
+    fn weak_secrets_and_unknown_formats_are_refused_by_name() {
+        let sequence: String = (0..32).map(|byte| format!("{byte:02x}")).collect();
+        for (hex, weak) in [
+            ("0".repeat(64), "it is all zero"),
+            ("ab".repeat(32), "it is one byte, repeated"),
+            ("0badcafe".repeat(8), "it is 4 bytes, repeated"),
+            ("4d".repeat(16), "it has 16 bytes where 32 are needed"),
+            (sequence, "it is a sequence"),
+        ] {
+            let error = with_line("route-secret", &format!("\"{hex}\"")).err();
+            let said = error.unwrap().to_string();
+            let expected = format!("the route secret of generation 0 is refused: {weak}");
+            assert!(said.starts_with(&expected), "{said}");
+        }
+        let error = with_line("format", "9").err().unwrap();
+        assert!(matches!(error, Malformed::Format(9)), "{error}");
+        let error = with_line("rotate", "\"soon\"").err().unwrap();
+        assert!(
+            error.to_string().starts_with("rotate = \"soon\""),
+            "{error}"
+        );
+        let error = with_line("ticket-secret", "\"+1\"").err().unwrap();
+        assert!(matches!(error, Malformed::NotHex { .. }), "{error}");
+    }
+}

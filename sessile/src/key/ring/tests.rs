@@ -1,0 +1,131 @@
+use super::*;
+use crate::key::{DEFAULT_MAX_LIFETIME, Rotation, create, load, rotate, write_route_part};
+
+const TEN_HOURS: Duration = DEFAULT_MAX_LIFETIME;
+
+#[test]
+fn the_first_start_makes_a_key_file_and_the_next_one_reads_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("state/farm.key");
+    let source = config::Key::File(path.clone());
+    let first = Keyring::open(&source, TEN_HOURS).unwrap();
+    assert_eq!(first.origin(), &Origin::Made(path.clone()));
+    let second = Keyring::open(&source, TEN_HOURS).unwrap();
+    assert_eq!(second.origin(), &Origin::Loaded(path));
+    assert_eq!(first.scope(), second.scope());
+}
+
+#[test]
+fn two_ephemeral_keys_have_nothing_in_common() {
+    let (one, other) = (
+        Keyring::ephemeral(TEN_HOURS).unwrap(),
+        Keyring::ephemeral(TEN_HOURS).unwrap(),
+    );
+    assert_ne!(one.scope(), other.scope());
+}
+
+#[test]
+fn a_jump_of_the_clock_does_not_move_the_key() {
+    let ring = Keyring::ephemeral(TEN_HOURS).unwrap();
+    let mut state = ring.shared.state.lock().unwrap();
+    let now = clock::now();
+    assert!(!state.corroborates(now.plus(Duration::from_secs(86_400))));
+    assert!(!state.corroborates(now));
+}
+
+#[test]
+fn the_schedule_follows_the_clock_both_ways() {
+    let ring = Keyring::ephemeral(TEN_HOURS).unwrap();
+    let now = clock::now();
+    let today = ring.schedule(now);
+    let tomorrow = ring.schedule(now.plus(Duration::from_secs(86_400)));
+    assert!(!Arc::ptr_eq(&today, &tomorrow));
+    assert!(ring.schedule(now).is_current(now));
+}
+
+fn with_file() -> (tempfile::TempDir, PathBuf, Keyring) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("farm.key");
+    let ring = Keyring::open(&config::Key::File(path.clone()), TEN_HOURS).unwrap();
+    (folder, path, ring)
+}
+
+#[test]
+fn a_reload_takes_over_what_the_file_says() {
+    let (_folder, path, ring) = with_file();
+    assert_eq!(ring.reload().unwrap(), Reloaded::Unchanged);
+    rotate(&path, Rotation::Replace, clock::now()).unwrap();
+    let before = ring.schedule(clock::now());
+    let changed = Reloaded::Changed {
+        generations: vec![0, 1],
+        sealing: Some(1),
+        missing: vec![],
+    };
+    assert_eq!(ring.reload().unwrap(), changed);
+    assert!(!Arc::ptr_eq(&before, &ring.schedule(clock::now())));
+}
+
+#[test]
+fn a_bad_file_at_a_reload_leaves_the_old_key_in_place() {
+    let (folder, path, ring) = with_file();
+    let before = ring.schedule(clock::now());
+    let other = folder.path().join("other.key");
+    let _other = Keyring::open(&config::Key::File(other.clone()), TEN_HOURS).unwrap();
+    let whole = load(&path).unwrap();
+    let breaks: [(&dyn Fn(), &str); 4] = [
+        (&|| std::fs::write(&path, "nonsense").unwrap(), "line 1"),
+        (&|| std::fs::remove_file(&path).unwrap(), "not there"),
+        (
+            &|| assert!(std::fs::copy(&other, &path).unwrap() > 0),
+            "restart it",
+        ),
+        (
+            &|| {
+                std::fs::remove_file(&path).unwrap();
+                write_route_part(&path, &whole, clock::now()).unwrap();
+            },
+            "the route part only",
+        ),
+    ];
+    for (breaks, reason) in breaks {
+        breaks();
+        let said = ring.reload().unwrap_err().to_string();
+        assert!(said.contains(reason), "{said}");
+        assert!(Arc::ptr_eq(&before, &ring.schedule(clock::now())));
+    }
+}
+
+#[test]
+fn a_generation_that_went_missing_is_named() {
+    let (folder, path, ring) = with_file();
+    let first = folder.path().join("first");
+    std::fs::copy(&path, &first).unwrap();
+    rotate(&path, Rotation::Add(None), clock::now()).unwrap();
+    ring.reload().unwrap();
+    std::fs::rename(&first, &path).unwrap();
+    let Reloaded::Changed { missing, .. } = ring.reload().unwrap() else {
+        panic!("it changed");
+    };
+    assert_eq!(missing, [1]);
+}
+
+#[test]
+fn the_file_is_moved_forward_without_a_handshake_and_what_changed_in_it_is_taken_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("farm.key");
+    let seconds = Duration::from_secs;
+    create(&path, Some("test"), seconds(1), seconds(2), clock::now()).unwrap();
+    let stands = || {
+        let key = load(&path).unwrap();
+        key.generations[0].ticket.as_ref().unwrap().epoch()
+    };
+    let first = stands();
+    let ring = Keyring::open(&config::Key::File(path.clone()), TEN_HOURS).unwrap();
+    rotate(&path, Rotation::Add(None), clock::now()).unwrap();
+    let deadline = Instant::now() + seconds(20);
+    while stands() < first + 3 || locked(&ring.shared.state).key.generations.len() < 2 {
+        assert!(Instant::now() < deadline, "stands at {first} still");
+        std::thread::yield_now();
+    }
+    assert_eq!(load(&path).unwrap().generations.len(), 2);
+}

@@ -1,0 +1,205 @@
+//! One worker thread's way to the store: a connection that many handshakes share, kept up by a task
+//! of its own. A store that fails is left alone for a while, during which nobody waits for it; then
+//! the task, not a client's handshake, finds out whether it is well again.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use redis::{Cmd, Value};
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout};
+
+use super::Remote;
+use super::backoff::Backoff;
+use super::connect::{CONNECT_DEADLINE, Connection};
+use super::metrics::{Operation, Outcome};
+
+/// So many requests in a row that the store did not answer well take it for down.
+const TOLERATED: u32 = 5;
+
+/// How long a worker that starts waits for its first connection, so that the first clients after a
+/// restart find the store.
+const START_DEADLINE: Duration = Duration::from_millis(500);
+
+/// How often a connection that is well is asked whether it still is.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+
+pub(in crate::store) struct Link {
+    pub(super) remote: Arc<Remote>,
+    /// While the store is taken for well.
+    connection: RefCell<Option<Connection>>,
+    /// Which connection that is: what an earlier one did says nothing about it.
+    serial: Cell<u64>,
+    failures: Cell<u32>,
+    /// The connection came up, or is given up.
+    changed: Notify,
+}
+
+/// Why there is no answer.
+#[derive(Debug)]
+enum Failure {
+    Timeout,
+    Store(redis::RedisError),
+}
+
+impl Link {
+    pub(in crate::store) fn new(remote: Arc<Remote>) -> Self {
+        Self {
+            remote,
+            connection: RefCell::new(None),
+            serial: Cell::new(0),
+            failures: Cell::new(0),
+            changed: Notify::new(),
+        }
+    }
+
+    /// `session.store-timeout`.
+    pub(in crate::store) fn timeout(&self) -> Duration {
+        self.remote.timeout
+    }
+
+    /// Starts to connect, and waits a moment for that.
+    pub(in crate::store) async fn start(self: &Rc<Self>) {
+        tokio::task::spawn_local(Rc::clone(self).keep());
+        // Where it takes longer, handshakes are full until it is there.
+        let _ = timeout(START_DEADLINE, self.changed.notified()).await;
+    }
+
+    /// Asks the store for as long as is granted, and counts what is no answer: once for each of the
+    /// `many` things that the command asks for.
+    pub(super) async fn ask(
+        &self,
+        operation: Operation,
+        command: &Cmd,
+        many: usize,
+        patience: Duration,
+    ) -> Result<Value, Outcome> {
+        let begin = Instant::now();
+        let answer = self.exchange(command, patience).await;
+        match &answer {
+            Ok(_) => self.remote.metrics.observe(operation, begin.elapsed()),
+            Err(outcome) => self.remote.metrics.count(operation, *outcome, many),
+        }
+        answer
+    }
+
+    async fn exchange(&self, command: &Cmd, patience: Duration) -> Result<Value, Outcome> {
+        let serial = self.serial.get();
+        let connection = self.connection.borrow().clone();
+        let mut connection = connection.ok_or(Outcome::Down)?;
+        let failure = match timeout(patience, connection.ask(command)).await {
+            Ok(Ok(value)) => {
+                self.failures.set(0);
+                return Ok(value);
+            }
+            Ok(Err(error)) => Failure::Store(error),
+            Err(_) => Failure::Timeout,
+        };
+        let (outcome, ends) = match &failure {
+            Failure::Timeout => (Outcome::Timeout, false),
+            Failure::Store(error) if connection.is_ended_by(error) => (Outcome::Down, true),
+            Failure::Store(_) => (Outcome::Refused, false),
+        };
+        if serial == self.serial.get() {
+            self.failures.set(self.failures.get() + 1);
+            if ends || self.failures.get() >= TOLERATED {
+                self.give_up(&failure);
+            }
+        }
+        Err(outcome)
+    }
+
+    fn give_up(&self, failure: &Failure) {
+        if self.connection.take().is_none() {
+            return;
+        }
+        self.changed.notify_one();
+        if self.remote.metrics.one_less() {
+            let server = &self.remote.server;
+            match failure {
+                Failure::Timeout => tracing::warn!(
+                    server,
+                    "the session store does not answer in time: full handshakes until it does"
+                ),
+                Failure::Store(error) => {
+                    tracing::warn!(server, %error, "the session store is down: full handshakes until it is back");
+                }
+            }
+        }
+    }
+
+    /// Connects, waits until that connection is given up, and begins again.
+    async fn keep(self: Rc<Self>) {
+        let mut backoff = Backoff::new();
+        loop {
+            match self.dial().await {
+                Ok(connection) => {
+                    let since = Instant::now();
+                    self.come_up(connection);
+                    self.until_given_up().await;
+                    backoff.was_well(since.elapsed());
+                }
+                Err(failure) => {
+                    let server = &self.remote.server;
+                    let error = match failure {
+                        Failure::Timeout => "no answer in time".to_owned(),
+                        Failure::Store(error) => error.to_string(),
+                    };
+                    // Once: a store that stays away would fill the log.
+                    if self.remote.said.swap(true, Ordering::Relaxed) {
+                        tracing::debug!(server, error, "the session store is still down");
+                    } else {
+                        tracing::warn!(
+                            server,
+                            error,
+                            "the session store cannot be reached: full handshakes until it can"
+                        );
+                    }
+                }
+            }
+            let mut random = [0];
+            // Without random bytes the servers come back together, which is no reason to stop.
+            let _ = aws_lc_rs::rand::fill(&mut random);
+            tokio::time::sleep(backoff.failed(random[0])).await;
+        }
+    }
+
+    /// A connection over which the store has answered as quickly as handshakes need it to.
+    async fn dial(&self) -> Result<Connection, Failure> {
+        let dialed = timeout(CONNECT_DEADLINE, self.remote.dialer.dial()).await;
+        let mut connection = dialed
+            .map_err(|_| Failure::Timeout)?
+            .map_err(Failure::Store)?;
+        let ping = redis::cmd("PING");
+        match timeout(self.remote.timeout, connection.ask(&ping)).await {
+            Ok(answered) => answered.map_err(Failure::Store)?,
+            Err(_) => return Err(Failure::Timeout),
+        };
+        Ok(connection)
+    }
+
+    fn come_up(&self, connection: Connection) {
+        self.failures.set(0);
+        self.serial.set(self.serial.get() + 1);
+        *self.connection.borrow_mut() = Some(connection);
+        self.changed.notify_one();
+        self.remote.said.store(true, Ordering::Relaxed);
+        if self.remote.metrics.one_more() {
+            let (server, store) = (&self.remote.server, &self.remote.shown);
+            tracing::info!(server, store, "the session store answers");
+        }
+    }
+
+    /// Asks now and then, so that a connection that ended is found by this task and not by a client.
+    async fn until_given_up(&self) {
+        let ping = redis::cmd("PING");
+        while self.connection.borrow().is_some() {
+            if timeout(HEARTBEAT, self.changed.notified()).await.is_err() {
+                let _ = self.exchange(&ping, self.remote.timeout).await;
+            }
+        }
+    }
+}

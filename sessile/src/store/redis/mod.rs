@@ -1,0 +1,200 @@
+//! The shared store: Redis or Valkey, which servers of a farm share. Nothing that it does or fails to
+//! do ends a handshake: what it does not say in time is not known, and the handshake is full.
+
+mod backoff;
+mod connect;
+mod link;
+mod metrics;
+
+pub use connect::StoreError;
+pub(super) use link::Link;
+
+use std::rc::Rc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use prometheus::Registry;
+use redis::Value;
+use sessile_proto::Time;
+use sessile_proto::keys::Schedule;
+use sessile_proto::session::Gone;
+use sessile_proto::verdict::Reason;
+
+use super::entry::{self, Name, Opened};
+use super::{Key, Patience, Put};
+use connect::Dialer;
+use metrics::{Metrics, Operation, Outcome};
+
+/// What the threads of a server share of its store.
+pub(super) struct Remote {
+    dialer: Dialer,
+    /// `session.store-timeout`.
+    pub(super) timeout: Duration,
+    /// The farm's name.
+    scope: String,
+    /// The server's name.
+    server: String,
+    /// The store's address, fit to be shown.
+    shown: String,
+    metrics: Metrics,
+    /// Whether the log has a word on it; from then on it has one at every change.
+    said: AtomicBool,
+}
+
+/// What the store says of a session.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Answer {
+    /// The session's envelope.
+    Found(Vec<u8>),
+    /// A server of the farm has removed it.
+    Gone(Gone),
+    /// It is not there.
+    Missing,
+    /// There is none to be had.
+    None(Reason),
+}
+
+impl Remote {
+    pub(super) fn new(
+        config: &crate::config::store::Redis,
+        timeout: Duration,
+        scope: &str,
+        server: &str,
+        registry: &Registry,
+    ) -> Result<Self, StoreError> {
+        Ok(Self {
+            dialer: Dialer::new(config)?,
+            timeout,
+            scope: scope.to_owned(),
+            server: server.to_owned(),
+            shown: config.to_string(),
+            metrics: Metrics::register(registry, server)?,
+            said: AtomicBool::new(false),
+        })
+    }
+}
+
+impl Link {
+    /// What the store says of each of these sessions, a handful at most.
+    pub(super) async fn fetch(
+        &self,
+        keys: &[Key],
+        schedule: &Schedule,
+        patience: &mut Patience,
+    ) -> Vec<Answer> {
+        let names: Vec<_> = keys
+            .iter()
+            .map(|key| Name::new(&self.remote.scope, key))
+            .collect();
+        let mut command = redis::cmd(if names.len() == 1 { "GET" } else { "MGET" });
+        for name in &names {
+            command.arg(name.as_str());
+        }
+        let left = patience.left();
+        let asked = self.ask(Operation::Fetch, &command, names.len(), left);
+        let values = match patience.spend(asked).await {
+            Ok(Value::Array(values)) if values.len() == names.len() => values,
+            Ok(value) if names.len() == 1 => vec![value],
+            Ok(_) => return names.iter().map(|_| self.judged(None)).collect(),
+            Err(failure) => {
+                let reason = match failure {
+                    Outcome::Timeout => Reason::StoreTimeout,
+                    _ => Reason::StoreDown,
+                };
+                return names.iter().map(|_| Answer::None(reason)).collect();
+            }
+        };
+        let named = names.iter().zip(values);
+        named
+            .map(|(name, value)| match value {
+                Value::Nil => self.judged(Some(Answer::Missing)),
+                Value::BulkString(value) => {
+                    self.judged(Some(match entry::open(schedule, name, &value) {
+                        Ok(envelope) => Answer::Found(envelope),
+                        Err(Opened::Gone(gone)) => Answer::Gone(gone),
+                        Err(Opened::Bad(reason)) => Answer::None(reason),
+                    }))
+                }
+                _ => self.judged(None),
+            })
+            .collect()
+    }
+
+    /// Counts an answer; `None` is one that no store of this kind gives.
+    fn judged(&self, answer: Option<Answer>) -> Answer {
+        let answer = answer.unwrap_or(Answer::None(Reason::OldFormat));
+        let outcome = match answer {
+            Answer::Found(_) => Outcome::Ok,
+            Answer::Gone(_) => Outcome::Gone,
+            Answer::Missing => Outcome::Missing,
+            Answer::None(_) => Outcome::Bad,
+        };
+        self.remote.metrics.count(Operation::Fetch, outcome, 1);
+        answer
+    }
+
+    /// Stores sessions, all at once, and waits until they are there or patience ends. What comes
+    /// later than that is stored all the same.
+    pub(super) async fn put(
+        self: &Rc<Self>,
+        puts: &[Put],
+        schedule: &Schedule,
+        now: Time,
+        patience: &mut Patience,
+    ) {
+        let mut under_way = tokio::task::JoinSet::new();
+        for put in puts {
+            let life = put.expires.since(now).as_millis();
+            let name = Name::new(&self.remote.scope, &put.key);
+            let Some(entry) = entry::seal(schedule, &name, &put.envelope) else {
+                self.remote.metrics.count(Operation::Put, Outcome::Bad, 1);
+                continue;
+            };
+            if life == 0 {
+                continue;
+            }
+            let mut command = redis::cmd("SET");
+            command.arg(name.as_str()).arg(entry);
+            command
+                .arg("PX")
+                .arg(u64::try_from(life).unwrap_or(u64::MAX));
+            let link = Rc::clone(self);
+            under_way.spawn_local(async move {
+                let timeout = link.remote.timeout;
+                let stored = link.ask(Operation::Put, &command, 1, timeout).await;
+                if stored.is_ok() {
+                    link.remote.metrics.count(Operation::Put, Outcome::Ok, 1);
+                }
+            });
+        }
+        let left = patience.left();
+        let all = async {
+            // Nobody may be kept waiting for longer than was granted; the tasks go on by themselves.
+            let _ = tokio::time::timeout(left, async {
+                while under_way.join_next().await.is_some() {}
+            })
+            .await;
+            under_way.detach_all();
+        };
+        patience.spend(all).await;
+    }
+
+    /// Leaves a tombstone in the place of a session, for as long as the session would have lived:
+    /// another server may have it in its own table. Where it is not there, there is nothing to do.
+    pub(super) async fn remove(&self, key: &Key, why: Gone) {
+        let Some(tombstone) = entry::tombstone(why) else {
+            return;
+        };
+        let name = Name::new(&self.remote.scope, key);
+        let mut command = redis::cmd("SET");
+        command.arg(name.as_str()).arg(&tombstone[..]);
+        command.arg("XX").arg("KEEPTTL");
+        let timeout = self.remote.timeout;
+        let outcome = match self.ask(Operation::Remove, &command, 1, timeout).await {
+            Ok(Value::Nil) => Outcome::Missing,
+            Ok(_) => Outcome::Ok,
+            Err(_) => return,
+        };
+        self.remote.metrics.count(Operation::Remove, outcome, 1);
+    }
+}

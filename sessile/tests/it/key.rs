@@ -1,0 +1,564 @@
+//! `sessile key` and the farm key at work: real processes that share copies of a file, at the right
+//! time and at the wrong one.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use crate::peers::{Certificates, NAME, Peer, eventually, s_client, set_clock};
+use serde_json::Value;
+use sessile::client::{Client, Mechanism, Options, Sessions, Target, Trust};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_sessile");
+
+/// Some time in 2099, as faketime wants it.
+const IN_2099: &str = "@2099-01-01 12:00:00";
+
+fn key(file: &Path, arguments: &[&str]) -> Output {
+    key_at(file, None, arguments)
+}
+
+/// `sessile key`, with its clock as told.
+fn key_at(file: &Path, clock: Option<&str>, arguments: &[&str]) -> Output {
+    let mut command = program(clock);
+    command.arg("key").args(arguments).arg("--file").arg(file);
+    command.output().unwrap()
+}
+
+/// What `sessile key` says where it succeeds.
+fn said(file: &Path, arguments: &[&str]) -> String {
+    let output = key(file, arguments);
+    assert!(output.status.success(), "{arguments:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// What `sessile key` complains of where it refuses; the file has to be as it was.
+fn refused(file: &Path, arguments: &[&str]) -> String {
+    let before = fs::read(file).ok();
+    let output = key(file, arguments);
+    assert_eq!(output.status.code(), Some(2), "{arguments:?}: {output:?}");
+    assert_eq!(fs::read(file).ok(), before);
+    String::from_utf8(output.stderr).unwrap()
+}
+
+fn show(file: &Path) -> Value {
+    serde_json::from_str(&said(file, &["show", "--json"])).unwrap()
+}
+
+/// Numbers and states of the generations in a file.
+fn generations(file: &Path) -> Vec<(u64, String)> {
+    let shown = show(file);
+    let generations = shown["generations"].as_array().unwrap().iter();
+    generations
+        .map(|generation| {
+            let state = generation["state"].as_str().unwrap().to_owned();
+            (generation["number"].as_u64().unwrap(), state)
+        })
+        .collect()
+}
+
+/// The ticket epoch that the first generation of a file stands at.
+fn stands_at(file: &Path) -> u64 {
+    let stands_at = &show(file)["generations"][0]["ticket"]["stands_at"];
+    stands_at.as_u64().unwrap()
+}
+
+/// The program under test; its wall clock only, as faketime is told.
+fn program(clock: Option<&str>) -> Command {
+    let mut command = Command::new(PROGRAM);
+    if let Some(clock) = clock {
+        set_clock(&mut command, clock);
+    }
+    command
+}
+
+/// A farm's folder: a certificate, and a key file for each server.
+struct Farm {
+    certificates: Certificates,
+}
+
+impl Farm {
+    fn new() -> Self {
+        Self {
+            certificates: Certificates::new(),
+        }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.certificates.folder().join(name)
+    }
+
+    /// Makes the first key, of the given terms, and copies of it.
+    fn keys<const N: usize>(&self, rotate: &str, lifetime: &str) -> [PathBuf; N] {
+        let files = std::array::from_fn(|n| self.path(&format!("{n}.key")));
+        let terms = ["new", "--rotate", rotate, "--max-lifetime", lifetime];
+        said(&files[0], &terms);
+        for copy in &files[1..] {
+            copy_key(&files[0], copy);
+        }
+        files
+    }
+
+    fn serve(&self, key: &Path, clock: Option<&str>) -> Peer {
+        Peer::start("sessile", |port| {
+            let config = self.path(&format!("{port}.toml"));
+            let text = format!(
+                "[server]\nname = \"{port}\"\nstate-dir = \"state-{port}\"\nworkers = 1\n\
+                 [key]\nfile = {key:?}\n[log]\naccess = \"off\"\n\
+                 [[listener]]\naddress = \"127.0.0.1:{port}\"\nrole = \"serve\"\n\
+                 [[site]]\ncertificates = [{{ chain = \"chain.pem\", key = \"key.pem\" }}]\n\
+                 [[site.route]]\npath = \"/\"\nverdict = true\n"
+            );
+            fs::write(&config, text).unwrap();
+            let mut command = program(clock);
+            command.arg("serve").arg("--config").arg(config);
+            command
+        })
+    }
+}
+
+/// Puts a copy in the place of a key file, as a roll-out does: as a whole.
+fn copy_key(from: &Path, to: &Path) {
+    let staged = to.with_extension("new");
+    fs::copy(from, &staged).unwrap();
+    fs::rename(&staged, to).unwrap();
+}
+
+/// Has a server reload its key, and waits until it has said what came of it.
+fn reload(server: &Peer, outcome: &str) {
+    let before = server.said().matches(outcome).count();
+    server.hang_up();
+    eventually(outcome, || server.said().matches(outcome).count() > before);
+}
+
+const TICKETS: [Mechanism; 2] = [Mechanism::Ticket, Mechanism::Psk];
+
+fn client(mechanism: Mechanism) -> Client {
+    let options = Options {
+        mechanism,
+        trust: Trust::Insecure,
+        ..Options::default()
+    };
+    Client::new(options, Sessions::default()).unwrap()
+}
+
+/// Clients of both kinds that have made their full handshake at a server.
+async fn clients_of(server: &Peer) -> [Client; 2] {
+    let clients = TICKETS.map(client);
+    for client in &clients {
+        let verdict = verdict(client, server).await;
+        assert!(verdict.starts_with("full/nothing-offered"), "{verdict}");
+    }
+    clients
+}
+
+async fn verdict(client: &Client, server: &Peer) -> String {
+    let target = Target::new(server.address(), NAME).unwrap();
+    let mut connection = client.connect(&target).await.unwrap();
+    let stream = connection.stream();
+    let request = b"HEAD / HTTP/1.1\r\nhost: farm.test\r\nconnection: close\r\n\r\n";
+    stream.write_all(request).await.unwrap();
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        head.push(char::from(stream.read_u8().await.unwrap()));
+    }
+    connection.close(Duration::from_secs(5)).await;
+    let mut lines = head.lines();
+    let verdict = lines.find_map(|line| line.strip_prefix("sessile-verdict: "));
+    verdict.unwrap().to_owned()
+}
+
+/// New clients of every server resume at every other.
+async fn everyone_resumes_everywhere(servers: &[Peer]) {
+    for maker in servers {
+        for opener in servers {
+            for client in clients_of(maker).await {
+                let verdict = verdict(&client, opener).await;
+                assert!(verdict.starts_with("resumed/"), "{verdict}");
+            }
+        }
+    }
+}
+
+async fn assert_all(clients: &[Client], server: &Peer, expected: &str) {
+    for client in clients {
+        let verdict = verdict(client, server).await;
+        assert!(verdict.starts_with(expected), "{verdict}");
+    }
+}
+
+#[test]
+fn a_key_is_made_once_and_shown_without_its_secrets() {
+    let farm = Farm::new();
+    let file = farm.path("made/farm.key");
+    let said_new = said(&file, &["new", "--scope", "shop", "--rotate", "2h"]);
+    assert!(said_new.contains("the key of farm \"shop\""), "{said_new}");
+    assert!(refused(&file, &["new"]).contains("already there; it is never overwritten"));
+    let shown = show(&file);
+    assert_eq!(shown["scope"], "shop");
+    assert_eq!(shown["rotate_seconds"], 7200);
+    assert_eq!(shown["max_lifetime_seconds"], 36_000);
+    said(&file, &["rotate"]);
+    let everything = [
+        said_new,
+        said(&file, &["show"]),
+        said(&file, &["show", "--json"]),
+        said(&file, &["check"]),
+    ]
+    .concat();
+    let text = fs::read_to_string(&file).unwrap();
+    let secrets: Vec<&str> = text
+        .lines()
+        .filter_map(|line| line.split_once("-secret = \""))
+        .map(|(_, secret)| &secret[..16])
+        .collect();
+    assert_eq!(secrets.len(), 4);
+    for secret in secrets {
+        assert!(!everything.contains(secret), "{everything}");
+    }
+}
+
+#[test]
+fn the_key_file_is_found_by_the_configuration_and_in_the_state_folder() {
+    let farm = Farm::new();
+    let config = farm.path("sessile.toml");
+    let run = |arguments: &[&str]| {
+        let mut command = Command::new(PROGRAM);
+        command.arg("key").args(arguments);
+        command.env("STATE_DIRECTORY", farm.path("state"));
+        command.output().unwrap()
+    };
+    assert!(run(&["new"]).status.success());
+    assert!(farm.path("state/farm.key").exists());
+    fs::write(&config, "[key]\nfile = \"here.key\"\n").unwrap();
+    let config = config.to_str().unwrap();
+    assert!(run(&["new", "--config", config]).status.success());
+    assert!(farm.path("here.key").exists());
+    fs::write(config, "[key]\nfile = \"none\"\n").unwrap();
+    let output = run(&["show", "--config", config]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("in the server's memory only"), "{said}");
+}
+
+#[test]
+fn what_cannot_be_used_is_refused_by_name_by_check_and_server() {
+    let farm = Farm::new();
+    let [good] = farm.keys("1h", "10h");
+    let text = fs::read_to_string(&good).unwrap();
+    let secret_line = text.lines().find(|line| line.starts_with("ticket-secret"));
+    let with_secret = |hex: &str| {
+        let line = format!("ticket-secret = \"{hex}\"");
+        text.replace(secret_line.unwrap(), &line)
+    };
+    let route = farm.path("route.key");
+    said(
+        &good,
+        &["export", "--route", "--output", route.to_str().unwrap()],
+    );
+    let sequence: String = (0..32).map(|byte| format!("{byte:02x}")).collect();
+    let example = "603deb1015ca71be2b73aef0857d77811f352c073b6108d72d9810a30914dff4";
+    let cases = [
+        (with_secret(&"00".repeat(32)), 0o600, "it is all zero"),
+        (with_secret(&"5a".repeat(32)), 0o600, "one byte, repeated"),
+        (
+            with_secret(&"01020304".repeat(8)),
+            0o600,
+            "4 bytes, repeated",
+        ),
+        (with_secret(&sequence), 0o600, "a sequence of bytes"),
+        (
+            with_secret(example),
+            0o600,
+            "it is published: NIST SP 800-38A",
+        ),
+        (with_secret(&"31".repeat(31)), 0o600, "31 bytes where 32"),
+        (text.clone(), 0o644, "mode 0644 lets others read it"),
+        (text.replace("scope", "scoop"), 0o600, "unknown field"),
+        (
+            text.replace("max-lifetime = \"10h\"", "max-lifetime = \"8d\""),
+            0o600,
+            "7days",
+        ),
+    ];
+    let file = farm.path("bad.key");
+    for (text, mode, reason) in cases {
+        fs::write(&file, text).unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(mode)).unwrap();
+        let said = refused(&file, &["check"]);
+        assert!(said.contains(reason), "{said}");
+        assert!(does_not_serve(&farm, &file).contains(reason));
+    }
+    assert!(does_not_serve(&farm, &route).contains("this file has the route part only"));
+    assert!(said(&route, &["check"]).contains("the balancer's part"));
+    assert!(refused(&route, &["rotate"]).contains("the route part only"));
+    assert!(!fs::read_to_string(&route).unwrap().contains("ticket-"));
+}
+
+/// What a server says that does not start.
+fn does_not_serve(farm: &Farm, key: &Path) -> String {
+    let config = farm.path("bad.toml");
+    let text = format!(
+        "[key]\nfile = {key:?}\n[[listener]]\naddress = \"127.0.0.1:0\"\nrole = \"serve\"\n\
+         [[site]]\ncertificates = [{{ chain = \"chain.pem\", key = \"key.pem\" }}]\n"
+    );
+    fs::write(&config, text).unwrap();
+    let mut command = Command::new(PROGRAM);
+    let output = command.arg("serve").arg("--config").arg(config).output();
+    let output = output.unwrap();
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    String::from_utf8(output.stderr).unwrap()
+}
+
+#[test]
+fn a_plan_names_its_times_and_what_makes_no_sense_is_refused() {
+    let farm = Farm::new();
+    let [file] = farm.keys("1h", "10h");
+    assert!(refused(&file, &["rotate", "--activate"]).contains("`sessile key rotate` adds one"));
+    assert!(refused(&file, &["rotate", "--at", "1999-01-01T00:00:00Z"]).contains("that is over"));
+    assert!(refused(&file, &["rotate", "--at", "tomorrow"]).contains("2030-01-31T04:00:00Z"));
+    let said_plan = said(&file, &["rotate", "--at", "2098-01-31T04:00:00Z"]);
+    assert!(
+        said_plan.contains("from 2098-01-31T04:00:00Z on"),
+        "{said_plan}"
+    );
+    assert!(refused(&file, &["rotate"]).contains("generation 1 is accepted already and waits"));
+    let planned = show(&file);
+    assert_eq!(planned["generations"][1]["state"], "waiting");
+    assert_eq!(
+        planned["generations"][1]["activates"],
+        "2098-01-31T04:00:00Z"
+    );
+    assert_eq!(planned["generations"][0]["ends"], "2098-01-31T16:00:00Z");
+    // Brought forward.
+    said(&file, &["rotate", "--activate"]);
+    let states = [(0, "outgoing".to_owned()), (1, "sealing".to_owned())];
+    assert_eq!(generations(&file), states);
+    assert!(refused(&file, &["rotate"]).contains("there is room for another one from"));
+}
+
+#[test]
+fn writers_at_the_same_time_lose_no_generation() {
+    let farm = Farm::new();
+    let file = farm.path("farm.key");
+    // Made some time ago, so that there is something to move forward.
+    let terms = ["new", "--rotate", "1s", "--max-lifetime", "30s"];
+    assert!(key_at(&file, Some("-60s"), &terms).status.success());
+    // One that moves the file forward every second beside those that change it.
+    let server = farm.serve(&file, None);
+    let first = stands_at(&file);
+    let writers: Vec<_> = (0..8)
+        .map(|_| {
+            let mut command = Command::new(PROGRAM);
+            command
+                .args(["key", "rotate", "--compromised", "--file"])
+                .arg(&file);
+            command.stdout(std::process::Stdio::null()).spawn().unwrap()
+        })
+        .collect();
+    for mut writer in writers {
+        assert!(writer.wait().unwrap().success());
+    }
+    let moved = || show(&file)["generations"][8]["ticket"]["stands_at"].as_u64();
+    eventually("the server moved the file", || moved().unwrap() > first + 2);
+    let numbers: Vec<u64> = generations(&file).into_iter().map(|(n, _)| n).collect();
+    assert_eq!(numbers, (0..=8).collect::<Vec<_>>());
+    eventually("the server took the changes over", || {
+        server
+            .said()
+            .contains("changed since it was read; taken over")
+    });
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_roll_out_that_reached_some_servers_loses_nothing_and_an_activation_neither() {
+    let farm = Farm::new();
+    let files: [_; 3] = farm.keys("1s", "1m");
+    let servers = [0, 1, 2].map(|n| farm.serve(&files[n], None));
+    let before = clients_of(&servers[0]).await;
+    // Added on one, carried to a second.
+    said(&files[0], &["rotate"]);
+    copy_key(&files[0], &files[1]);
+    for server in &servers[..2] {
+        reload(server, "farm key reloaded generations=[0, 1] sealing=0");
+    }
+    everyone_resumes_everywhere(&servers).await;
+    // The third has it too; the first uses it already.
+    copy_key(&files[1], &files[2]);
+    reload(
+        &servers[2],
+        "farm key reloaded generations=[0, 1] sealing=0",
+    );
+    said(&files[0], &["rotate", "--activate"]);
+    reload(
+        &servers[0],
+        "farm key reloaded generations=[0, 1] sealing=1",
+    );
+    everyone_resumes_everywhere(&servers).await;
+    // All of them use it.
+    for (file, server) in files.iter().zip(&servers).skip(1) {
+        copy_key(&files[0], file);
+        reload(server, "farm key reloaded generations=[0, 1] sealing=1");
+    }
+    everyone_resumes_everywhere(&servers).await;
+    assert_all(&before, &servers[2], "resumed/").await;
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn after_a_theft_every_old_ticket_is_revoked() {
+    let farm = Farm::new();
+    let files: [_; 3] = farm.keys("1s", "1m");
+    let servers = [0, 1, 2].map(|n| farm.serve(&files[n], None));
+    let mut before = Vec::new();
+    for server in &servers {
+        before.push(clients_of(server).await);
+    }
+    said(&files[1], &["rotate", "--compromised"]);
+    for (n, server) in servers.iter().enumerate() {
+        if n != 1 {
+            copy_key(&files[1], &files[n]);
+        }
+        reload(server, "farm key reloaded generations=[0, 1] sealing=1");
+    }
+    for (n, clients) in before.iter().enumerate() {
+        let server = &servers[(n + 1) % servers.len()];
+        assert_all(clients, server, "full/revoked").await;
+        assert_all(clients, server, "resumed/").await;
+    }
+    everyone_resumes_everywhere(&servers).await;
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_bad_file_at_a_reload_changes_nothing() {
+    let farm = Farm::new();
+    let [file, stays] = farm.keys("1h", "10h");
+    let servers = [&file, &stays].map(|file| farm.serve(file, None));
+    let clients = clients_of(&servers[0]).await;
+    fs::write(&file, "format = 2").unwrap();
+    reload(&servers[0], "farm key not reloaded: the old one stays");
+    assert_all(&clients, &servers[0], "resumed/").await;
+    everyone_resumes_everywhere(&servers).await;
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn clocks_an_hour_apart_in_both_directions_resume() {
+    let farm = Farm::new();
+    let files: [_; 3] = farm.keys("1h", "10h");
+    let servers = [
+        farm.serve(&files[0], None),
+        farm.serve(&files[1], Some("-59m")),
+        farm.serve(&files[2], Some("+59m")),
+    ];
+    everyone_resumes_everywhere(&servers).await;
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_start_with_the_clock_in_2099_loses_no_key() {
+    let farm = Farm::new();
+    let [file, other] = farm.keys("1s", "30m");
+    let clients = clients_of(&farm.serve(&file, None)).await;
+    let before = fs::read_to_string(&file).unwrap();
+    let wrong = farm.serve(&file, Some(IN_2099));
+    // Long enough for a clock that only runs on to be borne out.
+    eventually("it noticed", || {
+        wrong
+            .said()
+            .contains("too far behind this clock to be moved forward")
+    });
+    // Whatever an operator does meanwhile loses nothing either.
+    for arguments in [&["check"][..], &["rotate"], &["rotate", "--activate"]] {
+        let output = key_at(&file, Some(IN_2099), arguments);
+        assert!(output.status.success(), "{output:?}");
+    }
+    reload(&wrong, "farm key reloaded");
+    wrong.kill();
+    let secrets = |text: &str| {
+        let lines = text.lines().filter(|line| line.contains("-secret"));
+        lines.map(ToOwned::to_owned).collect::<Vec<_>>()
+    };
+    let after = secrets(&fs::read_to_string(&file).unwrap());
+    assert_eq!(after[..2], secrets(&before));
+    let servers = [farm.serve(&file, None), farm.serve(&other, None)];
+    assert_all(&clients, &servers[0], "resumed/").await;
+    everyone_resumes_everywhere(&servers).await;
+}
+
+#[test]
+fn a_key_stolen_a_lifetime_and_two_epochs_later_opens_no_recorded_ticket() {
+    let farm = Farm::new();
+    let [file, first_copy] = farm.keys("1s", "3s");
+    let server = farm.serve(&file, None);
+    let versions = ["-tls1_2", "-tls1_3"];
+    for version in versions {
+        let session = farm.path(version);
+        let session = session.to_str().unwrap();
+        s_client(server.address(), None, &[version, "-sess_out", session]);
+    }
+    let made = SystemTime::now();
+    let epoch = made.duration_since(UNIX_EPOCH).unwrap().as_secs();
+    eventually("the key moved on", || stands_at(&file) > epoch + 1);
+    let stolen = farm.path("stolen.key");
+    fs::copy(&file, &stolen).unwrap();
+    drop(server);
+    // Everyone's clock is turned back to when the tickets were made, and stopped there, which only
+    // helps with a key that was never moved.
+    let then = humantime::format_rfc3339_seconds(made).to_string();
+    let then = then.replace('T', " ").replace('Z', "");
+    for (key, expected) in [(&first_copy, "resumed/"), (&stolen, "full/")] {
+        let server = farm.serve(key, Some(&then));
+        for version in versions {
+            let session = farm.path(version);
+            let offer = [version, "-sess_in", session.to_str().unwrap()];
+            let said = s_client(server.address(), Some(&then), &offer);
+            let verdict = said.split_once("sessile-verdict: ").unwrap().1;
+            assert!(verdict.starts_with(expected), "{verdict}");
+            assert!(!verdict.starts_with("full/nothing-offered"), "{verdict}");
+        }
+    }
+}
+
+#[test]
+fn a_first_copy_and_a_file_that_cannot_be_moved_are_warned_of() {
+    let farm = Farm::new();
+    let [file] = farm.keys("1h", "10h");
+    assert!(!said(&file, &["check"]).contains("warning:"));
+    let check = |clock| String::from_utf8(key_at(&file, Some(clock), &["check"]).stdout).unwrap();
+    let later = check("+2d");
+    assert!(
+        later.contains("a first copy that somebody keeps"),
+        "{later}"
+    );
+    let earlier = check("-2d");
+    assert!(
+        earlier.contains("no ticket is sealed until then"),
+        "{earlier}"
+    );
+
+    // As another user where this one may write everywhere.
+    let folder = tempfile::tempdir().unwrap();
+    let (fixed, program) = (
+        folder.path().join("farm.key"),
+        folder.path().join("sessile"),
+    );
+    fs::copy(&file, &fixed).unwrap();
+    fs::copy(PROGRAM, &program).unwrap();
+    let mut command = Command::new(program);
+    if rustix::process::geteuid().is_root() {
+        const NOBODY: u32 = 65_534;
+        std::os::unix::fs::chown(&fixed, Some(NOBODY), None).unwrap();
+        command.uid(NOBODY).gid(NOBODY);
+    }
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o555)).unwrap();
+    let output = command
+        .args(["key", "check", "--file"])
+        .arg(&fixed)
+        .output();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o700)).unwrap();
+    let output = output.unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(said.starts_with("warning: no forward secrecy"), "{said}");
+}

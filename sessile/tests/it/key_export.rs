@@ -1,0 +1,221 @@
+//! `sessile key export`: real nginx and HAProxy resume each other's tickets with what it writes.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::{Duration, SystemTime};
+
+use crate::peers::{Certificates, eventually, haproxy, nginx, s_client, set_clock};
+
+const VERSIONS: [&str; 2] = ["-tls1_2", "-tls1_3"];
+
+/// `sessile key` on a file; with its clock as told.
+fn key(file: &Path, clock: Option<&str>, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sessile"));
+    command.arg("key").args(arguments).arg("--file").arg(file);
+    if let Some(clock) = clock {
+        set_clock(&mut command, clock);
+    }
+    command.output().unwrap()
+}
+
+fn make_key(certificates: &Certificates, name: &str, terms: &[&str]) -> PathBuf {
+    let file = certificates.folder().join(name);
+    let output = key(&file, None, &[&["new"], terms].concat());
+    assert!(output.status.success(), "{output:?}");
+    file
+}
+
+fn export(file: &Path, clock: Option<&str>, format: &str, output: &Path) -> String {
+    let output = output.to_str().unwrap();
+    let exported = key(
+        file,
+        clock,
+        &["export", "--format", format, "--output", output],
+    );
+    assert!(exported.status.success(), "{exported:?}");
+    String::from_utf8(exported.stdout).unwrap()
+}
+
+/// Names of the files in an export for nginx, the one that seals first.
+fn nginx_files(folder: &Path) -> Vec<String> {
+    let list = fs::read_to_string(folder.join("tickets.conf")).unwrap();
+    let lines = list.lines().filter(|line| !line.starts_with('#'));
+    let paths = lines.map(|line| line.split('"').nth(1).unwrap().to_owned());
+    paths
+        .map(|path| path.rsplit('/').next().unwrap().to_owned())
+        .collect()
+}
+
+/// Takes a session from one server to another, and says whether it was resumed there.
+fn resumes(certificates: &Certificates, from: SocketAddr, to: SocketAddr, version: &str) -> bool {
+    let session = certificates.folder().join("session");
+    let session = session.to_str().unwrap();
+    s_client(from, None, &[version, "-sess_out", session]);
+    let said = s_client(to, None, &[version, "-sess_in", session]);
+    let (new, reused) = (
+        said.contains("\nNew, TLSv1"),
+        said.contains("\nReused, TLSv1"),
+    );
+    assert!(new != reused, "{said}");
+    reused
+}
+
+#[test]
+fn two_nginx_with_exports_of_one_farm_resume_each_others_tickets_and_a_third_farms_not() {
+    let certificates = Certificates::new();
+    let folder = certificates.folder();
+    let ours = make_key(&certificates, "farm.key", &["--scope", "shop"]);
+    // Another server's copy, which was rotated in the meantime and not reloaded everywhere.
+    let copy = folder.join("copy.key");
+    fs::copy(&ours, &copy).unwrap();
+    assert!(key(&copy, None, &["rotate"]).status.success());
+    let theirs = make_key(&certificates, "other.key", &["--scope", "shop"]);
+    let servers = [&ours, &copy, &theirs].map(|file| {
+        let output = file.with_extension("tickets");
+        let said = export(file, None, "nginx", &output);
+        let include = format!("include {}/tickets.conf;", output.display());
+        assert!(said.contains(&include), "{said}");
+        nginx(&certificates, &include)
+    });
+    let [one, other, third] = servers.each_ref().map(|server| server.address());
+    for version in VERSIONS {
+        assert!(resumes(&certificates, one, other, version), "{version}");
+        assert!(resumes(&certificates, other, one, version), "{version}");
+        assert!(!resumes(&certificates, one, third, version), "{version}");
+    }
+}
+
+#[test]
+fn nginx_resumes_what_was_sealed_an_epoch_ago_and_what_is_sealed_an_epoch_ahead() {
+    let certificates = Certificates::new();
+    let file = make_key(&certificates, "farm.key", &[]);
+    let servers = [None, Some("+1h")].map(|clock| {
+        let output = certificates.folder().join(clock.unwrap_or("now"));
+        export(&file, clock, "nginx", &output);
+        nginx(
+            &certificates,
+            &format!("include {}/tickets.conf;", output.display()),
+        )
+    });
+    let [now, in_an_hour] = servers.each_ref().map(|server| server.address());
+    for version in VERSIONS {
+        assert!(
+            resumes(&certificates, now, in_an_hour, version),
+            "{version}"
+        );
+        assert!(
+            resumes(&certificates, in_an_hour, now, version),
+            "{version}"
+        );
+    }
+}
+
+#[test]
+fn two_haproxies_with_exports_of_one_farm_resume_each_others_tickets() {
+    let certificates = Certificates::new();
+    let file = make_key(&certificates, "farm.key", &[]);
+    let other_farm = make_key(&certificates, "other.key", &[]);
+    let exports = [(&file, None), (&file, Some("+1h")), (&other_farm, None)];
+    let servers = exports.map(|(file, clock)| {
+        let output = file.with_extension(clock.unwrap_or("now"));
+        export(file, clock, "haproxy", &output);
+        haproxy(
+            &certificates,
+            &format!("tls-ticket-keys {}", output.display()),
+        )
+    });
+    let [now, in_an_hour, third] = servers.each_ref().map(|server| server.address());
+    for version in VERSIONS {
+        assert!(
+            resumes(&certificates, now, in_an_hour, version),
+            "{version}"
+        );
+        assert!(
+            resumes(&certificates, in_an_hour, now, version),
+            "{version}"
+        );
+        assert!(!resumes(&certificates, now, third, version), "{version}");
+    }
+}
+
+#[test]
+fn exports_have_the_sizes_that_servers_ask_for_and_agree_between_copies() {
+    let certificates = Certificates::new();
+    let folder = certificates.folder();
+    let file = make_key(&certificates, "farm.key", &[]);
+    let copy = folder.join("copy.key");
+    fs::copy(&file, &copy).unwrap();
+    // Stopped, so that all exports are of one epoch; and late enough for all epochs to be there.
+    let tomorrow = SystemTime::now() + Duration::from_secs(24 * 60 * 60);
+    let tomorrow = humantime::format_rfc3339_seconds(tomorrow).to_string();
+    let tomorrow = tomorrow.replace('T', " ").replace('Z', "");
+    let outputs = [(&file, "one"), (&copy, "other")].map(|(file, name)| {
+        let at = |format: &str| folder.join(format!("{name}.{format}"));
+        for format in ["nginx", "haproxy", "apache"] {
+            // Twice: an export replaces the one before it.
+            export(file, Some(&tomorrow), format, &at(format));
+            export(file, Some(&tomorrow), format, &at(format));
+        }
+        let keys = nginx_files(&at("nginx")).into_iter();
+        let keys: Vec<Vec<u8>> = keys
+            .map(|key| {
+                let path = at("nginx").join(key);
+                let mode = fs::metadata(&path).unwrap().permissions().mode();
+                assert_eq!(mode & 0o777, 0o600);
+                fs::read(path).unwrap()
+            })
+            .collect();
+        assert!(keys.iter().all(|key| key.len() == 80));
+        let lines = fs::read_to_string(at("haproxy")).unwrap();
+        assert_eq!(lines.lines().count(), keys.len());
+        assert!(lines.lines().all(|line| line.len() == 108));
+        let apache = fs::read(at("apache")).unwrap();
+        assert_eq!(apache.len(), 48);
+        (keys, lines, apache)
+    });
+    assert_eq!(outputs[0], outputs[1]);
+    // This one and the next, and one for each epoch that a living ticket can name.
+    assert_eq!(outputs[0].0.len(), 13);
+}
+
+#[test]
+fn an_export_takes_the_keys_away_that_are_over_and_nothing_else() {
+    let certificates = Certificates::new();
+    let terms = ["--rotate", "1s", "--max-lifetime", "2s"];
+    let file = make_key(&certificates, "farm.key", &terms);
+    let output = certificates.folder().join("tickets");
+    export(&file, None, "nginx", &output);
+    let first = nginx_files(&output);
+    fs::write(output.join("mine.key"), "mine").unwrap();
+    eventually("every key of the first export is over", || {
+        export(&file, None, "nginx", &output);
+        let now = nginx_files(&output);
+        first.iter().all(|name| !now.contains(name))
+    });
+    for name in &first {
+        assert!(!output.join(name).exists(), "{name}");
+    }
+    assert!(output.join("mine.key").exists());
+}
+
+#[test]
+fn an_export_never_takes_the_place_of_a_farm_key() {
+    let certificates = Certificates::new();
+    let file = make_key(&certificates, "farm.key", &[]);
+    let before = fs::read(&file).unwrap();
+    let output = file.to_str().unwrap();
+    for what in [&["--route"][..], &["--format", "apache"]] {
+        let refused = key(
+            &file,
+            None,
+            &[&["export", "--output", output], what].concat(),
+        );
+        assert_eq!(refused.status.code(), Some(2));
+        assert_eq!(fs::read(&file).unwrap(), before);
+    }
+    let neither = key(&file, None, &["export", "--output", output]);
+    assert!(!neither.status.success());
+}

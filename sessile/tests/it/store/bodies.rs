@@ -1,0 +1,276 @@
+//! One body for both stores: what holds for the table of one process holds for servers that share
+//! a Redis. And what lies in that Redis.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sessile::clock;
+use sessile::config::{Config, StoreUrl};
+use sessile::key::Keyring;
+use sessile::store::{Key, Local, Put, Store};
+use sessile_proto::keys::Schedule;
+use sessile_proto::session::Gone;
+use sessile_proto::ticket::{Binding, ClientAuth, Envelope};
+use sessile_proto::verdict::Reason;
+use tokio::task::LocalSet;
+
+use super::proxy::{Mode, Proxy};
+use super::setup::Redis;
+
+const LIFETIME: Duration = Duration::from_secs(600);
+
+/// What a session holds, to be looked for where it should not be.
+const SECRET: &[u8] = b"the master secret of a session";
+
+/// Two servers' ways to the same sessions, and the farm's keys.
+struct Pair {
+    one: Local,
+    other: Local,
+    schedule: Arc<Schedule>,
+}
+
+impl Pair {
+    /// Servers that share a store; without a URL one server, twice.
+    async fn open(store: Option<&str>, removable: bool) -> Self {
+        let keys = Keyring::ephemeral(LIFETIME).unwrap();
+        let mut config = Config::default();
+        config.session.lifetime = LIFETIME;
+        config.session.require_close_notify = removable;
+        config.session.store_timeout = Duration::from_secs(3);
+        if let Some(url) = store {
+            config.session.store = url.parse::<StoreUrl>().unwrap();
+        }
+        let open = || {
+            let registry = prometheus::Registry::new();
+            Store::new(&config, "farm", &registry, 1).unwrap().local()
+        };
+        let one = open();
+        let other = if store.is_some() { open() } else { one.clone() };
+        one.connect().await;
+        other.connect().await;
+        let schedule = keys.schedule(clock::now());
+        Self {
+            one,
+            other,
+            schedule,
+        }
+    }
+
+    async fn put(&self, store: &Local, id: &[u8], age: Duration) {
+        let put = Self::session(id, age);
+        let mut patience = store.patience();
+        store
+            .put(vec![put], &self.schedule, clock::now(), &mut patience)
+            .await;
+    }
+
+    fn session(id: &[u8], age: Duration) -> Put {
+        let now = clock::now();
+        let millis = u64::try_from(age.as_millis()).unwrap();
+        let established = sessile_proto::Time::from_unix_millis(now.unix_millis() - millis);
+        let envelope = Envelope {
+            value_format: 23,
+            binding: Binding {
+                site: 1,
+                server_name: "name.of.the.site",
+                client_auth: ClientAuth::None,
+                version: 0x0303,
+                suite: 0xc02b,
+                extended_master_secret: true,
+            },
+            established,
+            expires: established.plus(LIFETIME),
+            value: SECRET,
+        };
+        let mut bytes = Vec::new();
+        envelope.encode(&mut bytes);
+        Put {
+            key: key(id),
+            envelope: bytes,
+            established,
+            expires: envelope.expires,
+        }
+    }
+
+    async fn find(&self, store: &Local, id: &[u8]) -> Result<(), Reason> {
+        let mut patience = store.patience();
+        let found = store
+            .find(vec![key(id)], &self.schedule, clock::now(), &mut patience)
+            .await;
+        let (_, found) = found.into_iter().next().unwrap();
+        found.map(|envelope| assert_eq!(Envelope::decode(&envelope).unwrap().value, SECRET))
+    }
+}
+
+fn key(id: &[u8]) -> Key {
+    Key::session_id(id).unwrap()
+}
+
+/// Runs a test as a worker thread would.
+fn run(test: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = { runtime }.enable_all().build().unwrap();
+    LocalSet::new().block_on(&runtime, test);
+}
+
+async fn behaves_as_a_store(store: Option<&str>, removable: bool) {
+    let pair = Pair::open(store, removable).await;
+    let (one, other) = (&pair.one, &pair.other);
+    assert_eq!(pair.find(one, b"never").await, Err(Reason::Unknown));
+    pair.put(one, b"a", Duration::ZERO).await;
+    for _ in 0..2 {
+        assert_eq!(pair.find(one, b"a").await, Ok(()));
+        assert_eq!(pair.find(other, b"a").await, Ok(()));
+    }
+    // An identifier that begins like another is another.
+    assert_eq!(pair.find(other, b"ab").await, Err(Reason::Unknown));
+    pair.put(one, b"old", LIFETIME - Duration::from_millis(100))
+        .await;
+    while pair.find(one, b"old").await.is_ok() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(pair.find(one, b"old").await, Err(Reason::Expired));
+    assert!(pair.find(other, b"old").await.is_err());
+    // Several at once, each with its own answer.
+    pair.put(other, b"b", Duration::ZERO).await;
+    let keys = vec![key(b"never"), key(b"a"), key(b"b")];
+    let mut patience = one.patience();
+    let found = one
+        .find(keys, &pair.schedule, clock::now(), &mut patience)
+        .await;
+    let found: Vec<_> = found.iter().map(|(_, found)| found.is_ok()).collect();
+    assert_eq!(found, [false, true, true]);
+    if removable {
+        other.remove(&key(b"a"), Gone::Purged).await;
+        for store in [one, other, one] {
+            assert_eq!(pair.find(store, b"a").await, Err(Reason::Purged));
+        }
+        assert_eq!(pair.find(one, b"b").await, Ok(()));
+    }
+}
+
+#[test]
+fn the_table_of_one_process_is_a_store() {
+    run(behaves_as_a_store(None, false));
+    run(behaves_as_a_store(None, true));
+}
+
+#[test]
+fn a_redis_that_servers_share_is_a_store() {
+    let redis = Redis::start();
+    run(behaves_as_a_store(Some(&redis.url()), false));
+    redis::cmd("FLUSHALL").exec(&mut redis.connect()).unwrap();
+    run(behaves_as_a_store(Some(&redis.url()), true));
+}
+
+#[test]
+fn an_entry_copied_under_another_identifier_does_not_open() {
+    let redis = Redis::start();
+    run(async {
+        let pair = Pair::open(Some(&redis.url()), false).await;
+        pair.put(&pair.one, b"mine", Duration::ZERO).await;
+        let (mine, _) = redis.entries().remove(0);
+        pair.put(&pair.one, b"yours", Duration::ZERO).await;
+        let yours = redis.entries().into_iter().find(|(name, _)| *name != mine);
+        let (yours, _) = yours.unwrap();
+        let mut copy = redis::cmd("COPY");
+        copy.arg(mine).arg(yours).arg("REPLACE");
+        copy.exec(&mut redis.connect()).unwrap();
+        assert_eq!(pair.find(&pair.other, b"mine").await, Ok(()));
+        let copied = pair.find(&pair.other, b"yours").await;
+        assert_eq!(copied, Err(Reason::BadTicket));
+    });
+}
+
+#[test]
+fn a_handshake_waits_for_the_store_once() {
+    let redis = Redis::start();
+    let proxy = Proxy::start(redis.address());
+    run(async {
+        let pair = Pair::open(Some(&proxy.url()), false).await;
+        proxy.set(Mode::Stall);
+        let mut patience = pair.one.patience();
+        let keys = vec![key(b"a"), key(b"b")];
+        let (one, schedule) = (&pair.one, &pair.schedule);
+        let found = one.find(keys, schedule, clock::now(), &mut patience).await;
+        let late = Err(Reason::StoreTimeout);
+        assert_eq!(found, [(key(b"a"), late.clone()), (key(b"b"), late)]);
+        // Looking it up took all its patience: it does not wait to store another one.
+        let put = Pair::session(b"c", Duration::ZERO);
+        let put = one.put(vec![put], schedule, clock::now(), &mut patience);
+        let waited = tokio::time::timeout(Duration::from_secs(1), put).await;
+        waited.expect("it does not wait");
+        proxy.set(Mode::Pass);
+        // It was on its way all the same.
+        while pair.find(&pair.other, b"c").await.is_err() {}
+    });
+}
+
+#[test]
+fn what_lies_in_redis_tells_nothing_and_goes_when_the_session_does() {
+    let redis = Redis::start();
+    run(async {
+        let pair = Pair::open(Some(&redis.url()), true).await;
+        let ids = [
+            &b"an identifier seen on the wire"[..],
+            b"one that was removed",
+        ];
+        for id in ids {
+            pair.put(&pair.one, id, LIFETIME / 2).await;
+        }
+        pair.one.remove(&key(ids[1]), Gone::Purged).await;
+        let entries = redis.entries();
+        assert_eq!(entries.len(), 2);
+        for (name, value) in entries {
+            let text = [name.as_slice(), &value].concat();
+            for secret in [SECRET, b"name.of.the.site", ids[0], ids[1]] {
+                let part = &secret[..8];
+                assert!(!text.windows(8).any(|window| window == part), "{name:?}");
+            }
+            let left: u64 = redis::cmd("PTTL")
+                .arg(name)
+                .query(&mut redis.connect())
+                .unwrap();
+            assert!(Duration::from_millis(left) <= LIFETIME / 2, "{left}");
+        }
+    });
+}
+
+#[test]
+fn rubbish_in_redis_is_no_session_and_no_error() {
+    let redis = Redis::start();
+    run(async {
+        let pair = Pair::open(Some(&redis.url()), false).await;
+        pair.put(&pair.one, b"a", Duration::ZERO).await;
+        let (name, value) = redis.entries().remove(0);
+        let overwrite = |value: &[u8]| {
+            let mut set = redis::cmd("SET");
+            set.arg(&name)
+                .arg(value)
+                .exec(&mut redis.connect())
+                .unwrap();
+        };
+        for (rubbish, reason) in [
+            (&b"hello"[..], Reason::OldFormat),
+            (b"", Reason::OldFormat),
+            (b"\0\x63", Reason::OldFormat),
+            (&value[..value.len() - 1], Reason::BadTicket),
+        ] {
+            overwrite(rubbish);
+            assert_eq!(pair.find(&pair.other, b"a").await, Err(reason));
+        }
+        redis::cmd("DEL")
+            .arg(&name)
+            .exec(&mut redis.connect())
+            .unwrap();
+        redis::cmd("RPUSH")
+            .arg(&name)
+            .arg("x")
+            .exec(&mut redis.connect())
+            .unwrap();
+        assert_eq!(pair.find(&pair.other, b"a").await, Err(Reason::StoreDown));
+        overwrite(&value);
+        assert_eq!(pair.find(&pair.other, b"a").await, Ok(()));
+    });
+}

@@ -1,0 +1,135 @@
+//! What a store can do wrong: it costs full handshakes, never a connection, and is over by itself.
+//! Every client here that cannot connect fails its test (`setup::verdict`).
+
+use rustix::process::Signal;
+use sessile::client::Mechanism;
+
+use super::proxy::{Mode, Proxy};
+use super::setup::{Farm, Redis, client, hop, hop_until, verdict};
+
+/// Verdicts of a client that comes to another server while the store fails or has just come back.
+const COSTS: [&str; 3] = ["full/store-timeout", "full/store-down", "full/unknown"];
+
+/// Where a request under load just made it.
+const LUCKY: [&str; 4] = [
+    "full/store-timeout",
+    "full/store-down",
+    "full/unknown",
+    "resumed/session-id",
+];
+
+const DEADLINE: &str = "store-timeout = \"100ms\"\n";
+
+fn farm(store: &str) -> Farm {
+    Farm::new(&format!("store = \"{store}\"\n{DEADLINE}"))
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_store_that_stops_and_comes_back_empty() {
+    let redis = Redis::start();
+    let farm = farm(&redis.url());
+    let (one, other) = (farm.serve("web1"), farm.serve("web2"));
+    hop_until("resumed/session-id", &COSTS, &one, &other).await;
+    // Its session is in the store, and in the table of its own server.
+    let earlier = client(Mechanism::SessionId);
+    verdict(&earlier, one.address()).await;
+    let port = redis.stop();
+    hop_until("full/store-down", &COSTS, &one, &other).await;
+    for _ in 0..20 {
+        assert_eq!(
+            hop(Mechanism::SessionId, &one, &other).await,
+            "full/store-down"
+        );
+    }
+    assert_eq!(verdict(&earlier, one.address()).await, "resumed/session-id");
+    assert_eq!(other.metric("sessile_store_up{server=\"web2\"}").await, 0);
+    let _redis = Redis::start_again(port);
+    hop_until("resumed/session-id", &COSTS, &one, &other).await;
+    assert_eq!(other.metric("sessile_store_up{server=\"web2\"}").await, 1);
+    // What the store lost, the table in front still has.
+    assert_eq!(verdict(&earlier, one.address()).await, "resumed/session-id");
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_store_that_restarts_while_nobody_asks() {
+    let redis = Redis::start();
+    let farm = farm(&redis.url());
+    let (one, other) = (farm.serve("web1"), farm.serve("web2"));
+    hop_until("resumed/session-id", &COSTS, &one, &other).await;
+    let redis = redis.restart();
+    // The servers find out and connect again without a client that asks them to.
+    let clients = |redis: &Redis| {
+        let mut list = redis::cmd("CLIENT");
+        let list: String = list.arg("LIST").query(&mut redis.connect()).unwrap();
+        list.lines().count() - 1
+    };
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    while clients(&redis) < 4 {
+        assert!(std::time::Instant::now() < deadline, "they stay away");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    hop_until("resumed/session-id", &COSTS, &one, &other).await;
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_store_that_is_paused() {
+    let redis = Redis::start();
+    let farm = farm(&redis.url());
+    let (one, other) = (farm.serve("web1"), farm.serve("web2"));
+    hop_until("resumed/session-id", &COSTS, &one, &other).await;
+    redis.peer.signal(Signal::STOP);
+    hop_until("full/store-down", &COSTS, &one, &other).await;
+    for _ in 0..20 {
+        let verdict = hop(Mechanism::SessionId, &one, &other).await;
+        assert!(COSTS.contains(&verdict.as_str()), "{verdict}");
+    }
+    redis.peer.signal(Signal::CONT);
+    hop_until("resumed/session-id", &COSTS, &one, &other).await;
+    let late = "sessile_store_requests_total{operation=\"put\",result=\"timeout\",server=\"web1\"}";
+    assert!(one.metric(late).await > 0);
+    assert!(one.peer.said().contains("does not answer in time"));
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_store_behind_a_network_that_delays_stalls_and_cuts() {
+    let redis = Redis::start();
+    let proxy = Proxy::start(redis.address());
+    // The default of 20 ms, which 50 ms are too long for.
+    let farm = Farm::new(&format!("store = \"{}\"\n", proxy.url()));
+    let (one, other) = (farm.serve("web1"), farm.serve("web2"));
+    for mode in [Mode::Delay, Mode::Stall, Mode::Cut] {
+        hop_until("resumed/session-id", &COSTS, &one, &other).await;
+        proxy.set(mode);
+        hop_until("full/store-down", &LUCKY, &one, &other).await;
+        for _ in 0..10 {
+            let verdict = hop(Mechanism::SessionId, &one, &other).await;
+            assert!(COSTS.contains(&verdict.as_str()), "{mode:?}: {verdict}");
+        }
+        // Tickets have nothing to do with the store.
+        assert_eq!(hop(Mechanism::Ticket, &one, &other).await, "resumed/ticket");
+        assert_eq!(hop(Mechanism::Psk, &one, &other).await, "resumed/psk");
+        proxy.set(Mode::Pass);
+    }
+    hop_until("resumed/session-id", &COSTS, &one, &other).await;
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_store_that_takes_nothing_more() {
+    let redis = Redis::start();
+    let farm = farm(&redis.url());
+    let (one, other) = (farm.serve("web1"), farm.serve("web2"));
+    hop_until("resumed/session-id", &COSTS, &one, &other).await;
+    let limit = |bytes: &str| {
+        let mut set = redis::cmd("CONFIG");
+        let set = set.arg("SET").arg("maxmemory").arg(bytes);
+        set.exec(&mut redis.connect()).unwrap();
+    };
+    limit("1");
+    hop_until("full/unknown", &COSTS, &one, &other).await;
+    // The session that was not taken resumes where it was made.
+    let client = client(Mechanism::SessionId);
+    verdict(&client, one.address()).await;
+    assert_eq!(verdict(&client, one.address()).await, "resumed/session-id");
+    limit("0");
+    hop_until("resumed/session-id", &COSTS, &one, &other).await;
+}

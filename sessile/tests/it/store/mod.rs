@@ -1,0 +1,10 @@
+//! The shared session store, with a real Redis behind real servers.
+
+mod bodies;
+mod cluster;
+mod failures;
+mod farm;
+mod proxy;
+mod secured;
+mod setup;
+mod snapshot;

@@ -1,0 +1,107 @@
+//! A TCP proxy that does to a connection what networks and failing machines do.
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread;
+use std::time::Duration;
+
+/// What becomes of answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Mode {
+    Pass,
+    /// They arrive 50 ms later.
+    Delay,
+    /// They do not arrive.
+    Stall,
+    /// Half of one arrives, then the connection ends.
+    Cut,
+}
+
+const MODES: [Mode; 4] = [Mode::Pass, Mode::Delay, Mode::Stall, Mode::Cut];
+
+/// Runs until the test ends.
+pub(crate) struct Proxy {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    mode: AtomicU8,
+    lock: Mutex<()>,
+    changed: Condvar,
+}
+
+impl Shared {
+    fn mode(&self) -> Mode {
+        MODES[usize::from(self.mode.load(Ordering::SeqCst))]
+    }
+}
+
+impl Proxy {
+    pub(crate) fn start(to: SocketAddr) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let address = listener.local_addr().unwrap();
+        let shared = Arc::new(Shared {
+            mode: AtomicU8::new(Mode::Pass as u8),
+            lock: Mutex::new(()),
+            changed: Condvar::new(),
+        });
+        let state = Arc::clone(&shared);
+        thread::spawn(move || {
+            for client in listener.incoming() {
+                let (Ok(client), Ok(server)) = (client, TcpStream::connect(to)) else {
+                    continue;
+                };
+                for stream in [&client, &server] {
+                    stream.set_nodelay(true).unwrap();
+                }
+                let other = (client.try_clone().unwrap(), server.try_clone().unwrap());
+                thread::spawn(move || copy(&other.0, &other.1, |len| len));
+                let state = Arc::clone(&state);
+                thread::spawn(move || copy(&server, &client, |len| answer(&state, len)));
+            }
+        });
+        Self { address, shared }
+    }
+
+    pub(crate) fn set(&self, mode: Mode) {
+        let _lock = self.shared.lock.lock().unwrap();
+        self.shared.mode.store(mode as u8, Ordering::SeqCst);
+        self.shared.changed.notify_all();
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("redis://{}", self.address)
+    }
+}
+
+/// How many of an answer's bytes are passed on; after fewer than all the connection ends.
+fn answer(shared: &Shared, len: usize) -> usize {
+    match shared.mode() {
+        Mode::Pass => {}
+        Mode::Delay => thread::sleep(Duration::from_millis(50)),
+        Mode::Stall => {
+            let lock = shared.lock.lock().unwrap();
+            let stalled = |_: &mut ()| shared.mode() == Mode::Stall;
+            drop(shared.changed.wait_while(lock, stalled));
+        }
+        Mode::Cut => return len / 2,
+    }
+    len
+}
+
+fn copy(mut from: &TcpStream, mut to: &TcpStream, passed: impl Fn(usize) -> usize) {
+    let mut buffer = [0; 4096];
+    while let Ok(read @ 1..) = from.read(&mut buffer) {
+        let passed = passed(read);
+        if to.write_all(&buffer[..passed]).is_err() || passed < read {
+            break;
+        }
+    }
+    for stream in [from, to] {
+        let _ = stream.shutdown(Shutdown::Both);
+    }
+}

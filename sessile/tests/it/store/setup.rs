@@ -1,0 +1,250 @@
+//! Redis servers, sessile servers that share one, and clients that count what becomes of them.
+
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use sessile::client::{Client, Mechanism, Options, Sessions, Target, Trust};
+use sessile::farm::Authority;
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::peers::{Peer, free_port};
+
+/// The package that has `redis-server`.
+pub(crate) const REDIS: &str = "redis-server";
+
+/// How long what has to come back by itself may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A Redis that keeps nothing on the disk.
+pub(crate) struct Redis {
+    pub(crate) peer: Peer,
+    port: u16,
+}
+
+impl Redis {
+    pub(crate) fn start() -> Self {
+        Self::with(&[])
+    }
+
+    pub(crate) fn with(arguments: &[&str]) -> Self {
+        let peer = Peer::start(REDIS, |port| command(port, arguments));
+        let port = peer.address().port();
+        Self { peer, port }
+    }
+
+    /// Starts another one, empty, where this one was.
+    pub(crate) fn restart(self) -> Self {
+        let port = self.stop();
+        Self::start_again(port)
+    }
+
+    /// Ends it; its port is where it may be started again.
+    pub(crate) fn stop(self) -> u16 {
+        self.peer.kill();
+        self.port
+    }
+
+    pub(crate) fn start_again(port: u16) -> Self {
+        let peer = Peer::start_on(port, REDIS, command(port, &[])).unwrap();
+        Self { peer, port }
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.peer.address()
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("redis://{}", self.address())
+    }
+
+    pub(crate) fn connect(&self) -> redis::Connection {
+        let client = redis::Client::open(self.url()).unwrap();
+        client.get_connection().unwrap()
+    }
+
+    /// Every name and what lies under it.
+    pub(crate) fn entries(&self) -> Vec<(Vec<u8>, Vec<u8>)> {
+        let mut connection = self.connect();
+        let names: Vec<Vec<u8>> = redis::cmd("KEYS").arg("*").query(&mut connection).unwrap();
+        let names = names.into_iter();
+        names
+            .map(|name| {
+                let value = redis::cmd("GET").arg(&name).query(&mut connection);
+                (name, value.unwrap())
+            })
+            .collect()
+    }
+}
+
+fn command(port: u16, arguments: &[&str]) -> Command {
+    let mut command = Command::new("redis-server");
+    command.args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
+    command.args(["--port", &port.to_string()]).args(arguments);
+    // What it writes for itself has no place in the working folder.
+    command.current_dir(std::env::temp_dir());
+    command
+}
+
+/// A folder with a certificate and a farm key, and servers that share them.
+pub(crate) struct Farm {
+    folder: TempDir,
+    /// TOML lines of `[session]` and what follows it.
+    settings: String,
+}
+
+impl Farm {
+    pub(crate) fn new(settings: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        Authority::open(folder.path()).unwrap();
+        Self {
+            folder,
+            settings: settings.to_owned(),
+        }
+    }
+
+    /// One whose servers have a store, and wait for it as long as a machine under load may need.
+    pub(crate) fn sharing(store: &str, settings: &str) -> Self {
+        Self::new(&format!(
+            "store = \"{store}\"\nstore-timeout = \"3s\"\n{settings}"
+        ))
+    }
+
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// A `sessile serve` process.
+    pub(crate) fn serve(&self, name: &str) -> Server {
+        let admin = free_port();
+        let peer = Peer::start("sessile", |port| self.command(name, port, admin));
+        Server { peer, admin }
+    }
+
+    pub(crate) fn serve_three(&self) -> [Server; 3] {
+        ["web1", "web2", "web3"].map(|name| self.serve(name))
+    }
+
+    /// A `sessile serve` that does not start.
+    pub(crate) fn run(&self, name: &str, port: u16) -> Output {
+        self.command(name, port, 0).output().unwrap()
+    }
+
+    fn command(&self, name: &str, port: u16, admin: u16) -> Command {
+        let authority = Authority::open(self.folder.path()).unwrap();
+        let file = self.folder.path().join(format!("{name}.toml"));
+        let text = format!(
+            "[server]\nname = \"{name}\"\nstate-dir = \"state\"\nworkers = 2\n\
+             [key]\nfile = \"farm.key\"\n\
+             [log]\naccess = \"off\"\nlevel = \"debug\"\n\
+             [admin]\nlisten = \"127.0.0.1:{admin}\"\n\
+             [[listener]]\naddress = \"127.0.0.1:{port}\"\n\
+             [[site]]\ncertificates = [{{ chain = '{}', key = '{}' }}]\n\
+             [[site.route]]\npath = \"/\"\nverdict = true\n\
+             [session]\n{}",
+            authority.certificate.chain.display(),
+            authority.certificate.key.display(),
+            self.settings,
+        );
+        fs::write(&file, text).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sessile"));
+        command.arg("serve").arg("--config").arg(file);
+        command
+    }
+
+    /// The certificate of its authority.
+    pub(crate) fn root(&self) -> PathBuf {
+        Authority::open(self.folder.path()).unwrap().root
+    }
+}
+
+/// A `sessile serve` process.
+pub(crate) struct Server {
+    pub(crate) peer: Peer,
+    admin: u16,
+}
+
+impl Server {
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.peer.address()
+    }
+
+    /// The value of the one metric whose line begins like that.
+    pub(crate) async fn metric(&self, line: &str) -> u64 {
+        let admin = SocketAddr::from((Ipv4Addr::LOCALHOST, self.admin));
+        let mut stream = tokio::net::TcpStream::connect(admin).await.unwrap();
+        let request = b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+        stream.write_all(request).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        let found = answer.lines().find_map(|l| l.strip_prefix(line));
+        let value = found.unwrap_or_else(|| panic!("no {line} in {answer}"));
+        value.trim().parse().unwrap()
+    }
+
+    /// Drains it and waits until it has ended.
+    pub(crate) fn drain(self) {
+        self.peer.signal(rustix::process::Signal::TERM);
+        assert!(self.peer.wait().success());
+    }
+}
+
+pub(crate) fn client(mechanism: Mechanism) -> Client {
+    let options = Options {
+        mechanism,
+        trust: Trust::Insecure,
+        ..Options::default()
+    };
+    Client::new(options, Sessions::default()).unwrap()
+}
+
+/// Connects, asks for the verdict and ends the connection cleanly. No connection may fail.
+pub(crate) async fn verdict(client: &Client, address: SocketAddr) -> String {
+    let target = Target::new(address, "localhost").unwrap();
+    let mut connection = client.connect(&target).await.unwrap();
+    let stream = connection.stream();
+    let request = b"HEAD / HTTP/1.1\r\nhost: localhost\r\n\r\n";
+    stream.write_all(request).await.unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await.unwrap());
+    }
+    let head = String::from_utf8(head).unwrap();
+    let line = head
+        .lines()
+        .find_map(|line| line.strip_prefix("sessile-verdict: "));
+    let verdict = line.unwrap().to_owned();
+    connection.close(Duration::from_secs(5)).await;
+    verdict
+}
+
+/// A client that has never been here makes a session at one server and comes back to another: the
+/// second verdict.
+pub(crate) async fn hop(mechanism: Mechanism, from: &Server, to: &Server) -> String {
+    let client = client(mechanism);
+    let first = verdict(&client, from.address()).await;
+    assert_eq!(first, "full/nothing-offered");
+    verdict(&client, to.address()).await
+}
+
+/// Lets new clients hop until one comes to that verdict; everyone on the way has to come to one of
+/// the others.
+pub(crate) async fn hop_until(expected: &str, others: &[&str], from: &Server, to: &Server) {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let verdict = hop(Mechanism::SessionId, from, to).await;
+        if verdict == expected {
+            return;
+        }
+        assert!(others.contains(&verdict.as_str()), "{verdict}");
+        let said = || from.peer.said();
+        assert!(
+            Instant::now() < deadline,
+            "still {verdict}, not {expected}: {}",
+            said()
+        );
+    }
+}

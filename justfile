@@ -60,5 +60,5 @@ bench-table:
 
 # Server CPU and memory beside nginx and HAProxy (docs/benchmarks.md).
 bench-peers:
-    cargo build --release --locked
-    cargo run --release --manifest-path bench/Cargo.toml --bin servers -- --sessile target/release/sessile
+    cargo build --profile dist --locked
+    cargo run --release --manifest-path bench/Cargo.toml --bin servers -- --sessile target/dist/sessile

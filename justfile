@@ -49,8 +49,9 @@ fuzz seconds="600":
     cargo fuzz build
     for target in {{ fuzz_targets }}; do
         mkdir -p "fuzz/corpus/$target"
+        log="fuzz/target/$target.log"
         cargo fuzz run "$target" "fuzz/corpus/$target" proto/src/testdata -- \
-            -max_total_time={{ seconds }} -verbosity=0 -print_final_stats=0
+            -max_total_time={{ seconds }} >"$log" 2>&1 || { tail -n 60 "$log"; exit 1; }
         echo "$target: clean"
     done
 

@@ -131,6 +131,10 @@ macro_rules! drive {
                         continue;
                     }
                     worker.metrics.count_reclaimed();
+                    if worker.config.connection.purge_on_reclaim {
+                        // Before the goodbye: a client that hears it may be back at once.
+                        remove($connection, Gone::Purged).await;
+                    }
                     // Whether the client says goodbye too is of interest only where it counts.
                     if !worker.config.session.require_close_notify {
                         $status.end_without_lingering();
@@ -176,22 +180,23 @@ async fn serve(connection: &Rc<Connection>, stream: tls::Stream, status: &Status
 /// What becomes of the connection's sessions when it is over.
 async fn settle(connection: &Connection, status: &Status, reclaimed: bool) {
     if let Some(gone) = removed_as(connection, status, reclaimed) {
-        for key in &connection.handshake.owned {
-            connection.worker.store.remove(key, gone).await;
-        }
+        remove(connection, gone).await;
+    }
+}
+
+async fn remove(connection: &Connection, gone: Gone) {
+    for key in &connection.handshake.owned {
+        connection.worker.store.remove(key, gone).await;
     }
 }
 
 /// Why the sessions of a connection that is over go with it, if they do.
 fn removed_as(connection: &Connection, status: &Status, reclaimed: bool) -> Option<Gone> {
     let config = &connection.worker.shared.config;
-    if reclaimed && config.connection.purge_on_reclaim {
-        Some(Gone::Purged)
-    } else if config.session.require_close_notify && !status.closed_cleanly() {
-        Some(Gone::NotClosedCleanly)
-    } else {
-        None
-    }
+    // Purged when it was reclaimed: nothing is left to remove.
+    let purged = reclaimed && config.connection.purge_on_reclaim;
+    let unclean = config.session.require_close_notify && !status.closed_cleanly();
+    (unclean && !purged).then_some(Gone::NotClosedCleanly)
 }
 
 /// A connection that is cut at the end of a drain is not settled any more; what it would have

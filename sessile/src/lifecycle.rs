@@ -8,15 +8,14 @@ use std::time::Duration;
 
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 /// How long connections may take to finish once the order to stop has come.
 pub const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Threads of a role, each with a runtime of its own.
+#[derive(Default)]
 pub struct Workers {
-    stop: CancellationToken,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -24,14 +23,6 @@ pub struct Workers {
 const MAX_BLOCKING: usize = 16;
 
 impl Workers {
-    #[must_use]
-    pub const fn new(stop: CancellationToken) -> Self {
-        Self {
-            stop,
-            threads: Vec::new(),
-        }
-    }
-
     /// Starts a thread that runs `body` to its end; nothing in it has to be `Send`.
     ///
     /// # Errors
@@ -78,12 +69,6 @@ impl Workers {
             .unwrap_or_else(|_| Err(io::Error::other("the thread panicked")))?;
         self.threads.push(thread);
         Ok(())
-    }
-
-    /// Gives the order to stop and waits until every thread has drained.
-    pub fn drain(self) {
-        self.stop.cancel();
-        self.join();
     }
 
     /// Waits until every thread has ended.

@@ -55,7 +55,7 @@ impl Admin {
     ) -> Result<Self, StartError> {
         let socket = listen::bind(address, 1)?.remove(0);
         let address = socket.local_addr()?;
-        let mut workers = Workers::new(stop.clone());
+        let mut workers = Workers::default();
         workers.spawn("admin", move || async move {
             let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
             let accepted = listen::accept(socket, stop.cancelled(), |io, _| {

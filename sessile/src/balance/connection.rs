@@ -58,38 +58,48 @@ async fn place(
     let followed = shared.follow(&hello, now);
     // A server that failed just now is not worth the wait while others are there.
     let first = followed.filter(|(_, at)| !shared.servers[*at].has_failed(now));
-    if let Some((by, at)) = first
-        && let Some((server, connected)) = connect(shared, at, reader.bytes()).await
-    {
-        let watch = Watch::new(&hello);
-        return Ok(Placed {
-            by,
-            at,
-            server,
-            connected,
-            watch,
-        });
-    }
-    for at in shared.servers.place(peer.ip(), now) {
-        if first.is_some_and(|(_, tried)| tried == at) {
-            continue;
+    let followed = match first {
+        Some((by, at)) => connect(shared, at, reader.bytes())
+            .await
+            .map(|made| (by, at, made)),
+        None => None,
+    };
+    let found = match followed {
+        Some(found) => Some(found),
+        None => {
+            let mut order = shared.servers.place(peer.ip(), now);
+            order.retain(|at| first.is_none_or(|(_, tried)| tried != *at));
+            connect_first(shared, &order, reader.bytes()).await
         }
-        if let Some((server, connected)) = connect(shared, at, reader.bytes()).await {
-            let watch = Watch::new(&hello);
-            let by = RoutedBy::Policy;
-            return Ok(Placed {
-                by,
-                at,
-                server,
-                connected,
-                watch,
-            });
-        }
-    }
-    Err("no-server")
+    };
+    let (by, at, (server, connected)) = found.ok_or("no-server")?;
+    Ok(Placed {
+        by,
+        at,
+        server,
+        connected,
+        watch: Watch::new(&hello),
+    })
 }
 
-async fn connect(shared: &Shared, at: usize, hello: &[u8]) -> Option<(TcpStream, Connected)> {
+/// A connection to a server.
+type Made = (TcpStream, Connected);
+
+/// Connects to the first of these servers that takes it, as policy has ordered them.
+async fn connect_first(
+    shared: &Shared,
+    order: &[usize],
+    hello: &[u8],
+) -> Option<(RoutedBy, usize, Made)> {
+    for &at in order {
+        if let Some(made) = connect(shared, at, hello).await {
+            return Some((RoutedBy::Policy, at, made));
+        }
+    }
+    None
+}
+
+async fn connect(shared: &Shared, at: usize, hello: &[u8]) -> Option<Made> {
     let server = &shared.servers[at];
     let attempt = async {
         let mut io = TcpStream::connect(server.address()).await?;

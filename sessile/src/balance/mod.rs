@@ -67,7 +67,7 @@ impl Balancer {
             servers: Servers::new(&config.balance, registry)?,
             affinity,
             max_connections: lifecycle::connection_limit(config.connection.max, 2),
-            stop: stop.clone(),
+            stop,
         });
         let mut listeners = Vec::new();
         for listener in config.listeners.iter().filter(|l| l.role == Role::Balance) {
@@ -75,7 +75,7 @@ impl Balancer {
             listeners.push(listen::bind(listener.address, count)?);
         }
         let mut addresses = Vec::new();
-        let mut workers = Workers::new(stop);
+        let mut workers = Workers::default();
         for sockets in listeners {
             addresses.push(sockets[0].local_addr()?);
             for socket in sockets {

@@ -1,6 +1,5 @@
 //! Bytes both ways between a client and a server, with half-closes and resets carried on.
 
-use std::cell::Cell;
 use std::io;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
@@ -29,11 +28,12 @@ pub(super) async fn run(
 ) -> io::Result<()> {
     let (mut from_client, mut to_client) = client.split();
     let (mut from_server, mut to_server) = server.split();
-    // Set when the server takes no more. It may have answered already, and that still passes.
-    let refused = Cell::new(false);
     let moved = {
         let mut up = pin!(async {
-            let mut server = OrNowhere(&mut to_server, &refused);
+            let mut server = OrNowhere {
+                server: &mut to_server,
+                refused: false,
+            };
             pump(&mut from_client, &mut server, |_| ()).await
         });
         let mut down = pin!(async {
@@ -80,7 +80,10 @@ pub(super) fn keep_alive(io: &TcpStream) {
 
 /// Writes to a server for as long as it takes anything, and then nowhere: what a client goes on
 /// sending has to be read, or the connection to it would be reset with the answer on its way.
-struct OrNowhere<'a, W>(&'a mut W, &'a Cell<bool>);
+struct OrNowhere<'a, W> {
+    server: &'a mut W,
+    refused: bool,
+}
 
 impl<W: AsyncWrite + Unpin> AsyncWrite for OrNowhere<'_, W> {
     fn poll_write(
@@ -88,25 +91,25 @@ impl<W: AsyncWrite + Unpin> AsyncWrite for OrNowhere<'_, W> {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let Self(server, refused) = self.get_mut();
-        if !refused.get() {
-            match ready!(Pin::new(server).poll_write(cx, buf)) {
+        let this = self.get_mut();
+        if !this.refused {
+            match ready!(Pin::new(&mut *this.server).poll_write(cx, buf)) {
                 Ok(written) => return Poll::Ready(Ok(written)),
-                Err(_) => refused.set(true),
+                Err(_) => this.refused = true,
             }
         }
         Poll::Ready(Ok(buf.len()))
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.get_mut().0).poll_flush(cx)
+        Pin::new(&mut *self.get_mut().server).poll_flush(cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Self(server, refused) = self.get_mut();
-        match refused.get() {
+        let this = self.get_mut();
+        match this.refused {
             true => Poll::Ready(Ok(())),
-            false => Pin::new(server).poll_shutdown(cx),
+            false => Pin::new(&mut *this.server).poll_shutdown(cx),
         }
     }
 }

@@ -130,7 +130,7 @@ impl Server {
         let mut server = Self {
             snapshot: file.map(|file| (file, shared.issuer.incarnation)),
             addresses: Vec::new(),
-            workers: Workers::new(around.stop.clone()),
+            workers: Workers::default(),
             keys,
             store,
         };

@@ -54,52 +54,26 @@ async fn place(
     peer: SocketAddr,
 ) -> Result<Placed, &'static str> {
     let hello = reader.hello().map_err(|_| "bad-hello")?;
-    let now = clock::now();
-    let followed = shared.follow(&hello, now);
-    // A server that failed just now is not worth the wait while others are there.
-    let first = followed.filter(|(_, at)| !shared.servers[*at].has_failed(now));
-    let followed = match first {
-        Some((by, at)) => connect(shared, at, reader.bytes())
-            .await
-            .map(|made| (by, at, made)),
-        None => None,
-    };
-    let found = match followed {
-        Some(found) => Some(found),
-        None => {
-            let mut order = shared.servers.place(peer.ip(), now);
-            order.retain(|at| first.is_none_or(|(_, tried)| tried != *at));
-            connect_first(shared, &order, reader.bytes()).await
+    let mut tried = Vec::new();
+    for (by, at) in shared.choices(&hello, peer.ip(), clock::now()) {
+        if tried.contains(&at) {
+            continue;
         }
-    };
-    let (by, at, (server, connected)) = found.ok_or("no-server")?;
-    Ok(Placed {
-        by,
-        at,
-        server,
-        connected,
-        watch: Watch::new(&hello),
-    })
-}
-
-/// A connection to a server.
-type Made = (TcpStream, Connected);
-
-/// Connects to the first of these servers that takes it, as policy has ordered them.
-async fn connect_first(
-    shared: &Shared,
-    order: &[usize],
-    hello: &[u8],
-) -> Option<(RoutedBy, usize, Made)> {
-    for &at in order {
-        if let Some(made) = connect(shared, at, hello).await {
-            return Some((RoutedBy::Policy, at, made));
+        tried.push(at);
+        if let Some((server, connected)) = connect(shared, at, reader.bytes()).await {
+            return Ok(Placed {
+                by,
+                at,
+                server,
+                connected,
+                watch: Watch::new(&hello),
+            });
         }
     }
-    None
+    Err("no-server")
 }
 
-async fn connect(shared: &Shared, at: usize, hello: &[u8]) -> Option<Made> {
+async fn connect(shared: &Shared, at: usize, hello: &[u8]) -> Option<(TcpStream, Connected)> {
     let server = &shared.servers[at];
     let attempt = async {
         let mut io = TcpStream::connect(server.address()).await?;

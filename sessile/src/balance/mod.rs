@@ -2,6 +2,8 @@
 //! that can resume it; the others are placed by policy. It knows nothing of how servers serve.
 
 mod connection;
+mod follow;
+mod labels;
 mod metrics;
 mod relay;
 mod servers;
@@ -9,21 +11,19 @@ mod servers;
 pub use metrics::Metrics;
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
 
-use sessile_proto::Time;
-use sessile_proto::affinity::{Affinity, AffinityKey};
-use sessile_proto::hello::ClientHello;
-use sessile_proto::route::RoutedBy;
+use sessile_proto::affinity::Affinity;
 use sessile_proto::session::Limits;
-use sessile_proto::watch::Learned;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::{Config, Role};
+use crate::key::FileError;
 use crate::lifecycle::{self, Workers};
 use crate::listen::{self, ListenError};
+use labels::Labels;
 use servers::Servers;
 
 /// Why a balancer does not start.
@@ -31,6 +31,17 @@ use servers::Servers;
 pub enum StartError {
     #[error(transparent)]
     Listen(#[from] ListenError),
+    #[error(transparent)]
+    Key(#[from] FileError),
+    #[error(
+        "servers {one:?} and {other:?} have the same number, {number}, so that labels cannot tell them apart; set `number` \
+         for one of them, here and as server.number there"
+    )]
+    SameNumber {
+        one: String,
+        other: String,
+        number: u32,
+    },
     #[error("cannot start a worker thread: {0}")]
     Thread(#[from] io::Error),
     #[error("metrics: {0}")]
@@ -42,6 +53,7 @@ pub enum StartError {
 /// A running balancer.
 pub struct Balancer {
     addresses: Vec<SocketAddr>,
+    shared: Arc<Shared>,
     workers: Workers,
 }
 
@@ -62,9 +74,13 @@ impl Balancer {
             lifetime: config.session.lifetime,
         };
         let affinity = Arc::new(Mutex::new(Affinity::new(limits, u64::from_ne_bytes(seed))));
+        let labels = Labels::open(config)?;
+        let scope = labels.as_ref().map(Labels::scope);
+        let servers = Servers::new(&config.balance, scope.as_deref(), registry)?;
         let shared = Arc::new(Shared {
             metrics: Metrics::register(registry, &affinity)?,
-            servers: Servers::new(&config.balance, registry)?,
+            servers,
+            labels,
             affinity,
             max_connections: lifecycle::connection_limit(config.connection.max, 2),
             stop,
@@ -83,13 +99,31 @@ impl Balancer {
                 workers.spawn("balance", move || work(shared, socket))?;
             }
         }
-        Ok(Self { addresses, workers })
+        Ok(Self {
+            addresses,
+            shared,
+            workers,
+        })
     }
 
     /// Where it listens, in the order of the configuration.
     #[must_use]
     pub fn addresses(&self) -> &[SocketAddr] {
         &self.addresses
+    }
+
+    /// The farm whose labels it reads; `None`: it has no key, and reads none.
+    #[must_use]
+    pub fn farm(&self) -> Option<String> {
+        self.shared.labels.as_ref().map(Labels::scope)
+    }
+
+    /// Reads the key file again. A bad file leaves the old keys in place.
+    ///
+    /// # Errors
+    /// Where the file cannot be used.
+    pub fn reload_key(&self) -> Result<(), FileError> {
+        self.shared.labels.as_ref().map_or(Ok(()), Labels::reload)
     }
 
     /// Waits until its workers have drained, after the order to stop.
@@ -101,42 +135,12 @@ impl Balancer {
 /// What the workers of a balancer share.
 struct Shared {
     servers: Servers,
+    /// `None`: without a key.
+    labels: Option<Labels>,
     affinity: Arc<Mutex<Affinity>>,
     metrics: Metrics,
     max_connections: usize,
     stop: CancellationToken,
-}
-
-impl Shared {
-    /// The server that a hello leads to by what it offers, and by which rule.
-    ///
-    /// A TLS 1.3 client's random session ID cannot match: none is ever learned.
-    fn follow(&self, hello: &ClientHello<'_>, now: Time) -> Option<(RoutedBy, usize)> {
-        let ticket = AffinityKey::ticket(hello.session_ticket.unwrap_or_default());
-        let id = AffinityKey::session_id(hello.session_id);
-        let offers = [(RoutedBy::Ticket, ticket), (RoutedBy::SessionId, id)];
-        let affinity = self.affinity.lock().unwrap_or_else(PoisonError::into_inner);
-        offers.into_iter().find_map(|(by, key)| {
-            let server = affinity.lookup(key?, now)?;
-            Some((by, self.servers.position(server)?))
-        })
-    }
-
-    /// Remembers which server made a session.
-    fn learn(&self, learned: &[Learned], server: usize, source: IpAddr, now: Time) {
-        let id = self.servers[server].id();
-        let mut affinity = self.affinity.lock().unwrap_or_else(PoisonError::into_inner);
-        for learned in learned {
-            let key = match learned {
-                Learned::SessionId(id) => AffinityKey::session_id(id),
-                Learned::Ticket(ticket) => AffinityKey::ticket(ticket),
-            };
-            if let Some(key) = key {
-                let lesson = affinity.learn(key, id, source, now);
-                tracing::trace!(?lesson, server = self.servers[server].name(), "learned");
-            }
-        }
-    }
 }
 
 async fn work(shared: Arc<Shared>, socket: std::net::TcpListener) {

@@ -8,7 +8,9 @@ use prometheus::{IntCounter, IntGauge, Opts, Registry};
 use sessile_proto::Time;
 use sessile_proto::route::{self, Load, Policy};
 
+use super::StartError;
 use crate::config;
+use crate::key::server_number;
 
 /// How long a server that did not take a connection is passed over for others.
 const PASS_OVER: Duration = Duration::from_secs(5);
@@ -25,6 +27,8 @@ pub(super) struct Server {
     address: SocketAddr,
     weight: u16,
     id: u64,
+    /// What labels name it by; `None`: none is set, and there is no key to derive it with.
+    number: Option<u32>,
     /// Not chosen before this time, Unix milliseconds, unless no other is left.
     failed_until: AtomicU64,
     open: IntGauge,
@@ -33,12 +37,30 @@ pub(super) struct Server {
 }
 
 impl Servers {
-    pub(super) fn new(config: &config::Balance, registry: &Registry) -> prometheus::Result<Self> {
-        let servers = config.servers.iter();
+    /// `scope`: the farm's name, where its key is known.
+    pub(super) fn new(
+        config: &config::Balance,
+        scope: Option<&str>,
+        registry: &Registry,
+    ) -> Result<Self, StartError> {
+        let mut all: Vec<Server> = Vec::with_capacity(config.servers.len());
+        for written in &config.servers {
+            let derived = || scope.map(|scope| server_number(scope, &written.name));
+            let number = written.number.or_else(derived);
+            let twin = all
+                .iter()
+                .find(|other| number.is_some() && other.number == number);
+            if let (Some(twin), Some(number)) = (twin, number) {
+                return Err(StartError::SameNumber {
+                    one: twin.name.clone(),
+                    other: written.name.clone(),
+                    number,
+                });
+            }
+            all.push(Server::new(written, number, registry)?);
+        }
         Ok(Self {
-            all: servers
-                .map(|server| Server::new(server, registry))
-                .collect::<Result<_, _>>()?,
+            all,
             policy: config.policy,
             connect_timeout: config.connect_timeout,
             turn: AtomicU64::new(0),
@@ -50,10 +72,26 @@ impl Servers {
         self.all.iter().position(|server| server.id() == id)
     }
 
+    /// Where the server with this number stands.
+    pub(super) fn with_number(&self, number: u32) -> Option<usize> {
+        let is_it = |server: &Server| server.number == Some(number);
+        self.all.iter().position(is_it)
+    }
+
+    /// Whether a server is usable and has not more than its share of all connections.
+    pub(super) fn has_room(&self, at: usize, now: Time) -> bool {
+        let loads = self.loads(now);
+        loads[at].usable && route::has_room(&loads[at], &loads)
+    }
+
+    fn loads(&self, now: Time) -> Vec<Load> {
+        self.all.iter().map(|server| server.load(now)).collect()
+    }
+
     /// All servers in the order in which a new client tries them: those that failed just now come
     /// last, because the alternative is to turn the client away.
     pub(super) fn place(&self, source: IpAddr, now: Time) -> Vec<usize> {
-        let loads: Vec<Load> = self.all.iter().map(|server| server.load(now)).collect();
+        let loads = self.loads(now);
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         let mut order = route::place(self.policy, source, turn, &loads);
         order.extend((0..loads.len()).filter(|&at| !loads[at].usable));
@@ -70,7 +108,11 @@ impl std::ops::Index<usize> for Servers {
 }
 
 impl Server {
-    fn new(config: &config::BalanceServer, registry: &Registry) -> prometheus::Result<Self> {
+    fn new(
+        config: &config::BalanceServer,
+        number: Option<u32>,
+        registry: &Registry,
+    ) -> prometheus::Result<Self> {
         let opts =
             |name: &str, help: &str| Opts::new(name, help).const_label("server", &config.name);
         let open = IntGauge::with_opts(opts(
@@ -88,6 +130,7 @@ impl Server {
             address: config.address,
             weight: config.weight,
             id: route::server_id(&config.name),
+            number,
             failed_until: AtomicU64::new(0),
             open,
             connections: counter(

@@ -45,12 +45,29 @@ impl Folder {
     }
 }
 
+/// A balancer's key: it is never made, and needed for labels only.
+fn check_balancer(config: &Config, findings: &mut Findings) {
+    findings.note("What the balancer has learned of sessions is gone at a restart.");
+    match &config.key {
+        Key::File(key) if key.exists() => findings.note(format!(
+            "Tickets of sessile servers are led home by their labels, which the key in {} opens.",
+            key.display()
+        )),
+        Key::File(key) if *key != config.default_key_file() => findings.fail(format!(
+            "The key that opens labels is to be in {}, and is not there; `sessile key export --route` on a server writes it.",
+            key.display()
+        )),
+        _ => findings.note(
+            "No labels are read, for want of a key: TLS 1.3 clients of sessile servers are placed as new ones are. `sessile \
+             key export --route` on a server writes the part that a balancer needs; key.file names it here.",
+        ),
+    }
+}
+
 /// Where the farm key is, and whether it can be made and moved forward there.
 pub(super) fn check(config: &Config, findings: &mut Findings) {
     if has_role(config, Role::Balance) && !serves(config) {
-        findings.note(
-            "The balancer keeps no state: what it has learned of sessions is gone at a restart, and it needs no key.",
-        );
+        check_balancer(config, findings);
         return;
     }
     let Key::File(key) = &config.key else {

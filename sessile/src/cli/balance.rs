@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin::Admin;
 use crate::balance::Balancer;
-use crate::config::{self, Balance, BalanceServer, Config, Listener, Role};
+use crate::config::{self, Balance, BalanceServer, Config, Key, Listener, Role};
 use crate::lifecycle::{self, Orders};
 
 /// Route TLS connections to the servers that can resume them, without decrypting.
@@ -19,7 +19,7 @@ use crate::lifecycle::{self, Orders};
     --server web1=10.0.0.1:443 --server web2=10.0.0.2:443")]
 pub(super) struct Args {
     /// Configuration file; the flags below do without one.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["listen", "server", "policy"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["listen", "server", "policy", "key"])]
     config: Option<PathBuf>,
     /// Where to listen.
     #[arg(long, value_name = "IP:PORT", requires = "server")]
@@ -30,6 +30,9 @@ pub(super) struct Args {
     /// How clients without a known session are placed: source, least-connections or round-robin.
     #[arg(long, value_name = "POLICY", default_value = "source")]
     policy: Policy,
+    /// The farm key's route part, or a whole key: leads tickets of sessile servers home.
+    #[arg(long, value_name = "FILE")]
+    key: Option<PathBuf>,
     /// Where /healthz and /metrics answer.
     #[arg(long, value_name = "IP:PORT")]
     admin: Option<SocketAddr>,
@@ -63,6 +66,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         let servers = config.balance.servers.len();
         tracing::info!(%address, servers, policy = %config.balance.policy, "balancing");
     }
+    say_of_labels(&config, &balancer);
     let admin = config
         .admin
         .listen
@@ -71,7 +75,11 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     if let Some(admin) = &admin {
         tracing::info!(address = %admin.address(), "admin");
     }
-    lifecycle::wait_for_signal(Orders::default())?;
+    lifecycle::wait_for_signal(Orders {
+        reload: (balancer.farm())
+            .map(|_| -> Box<dyn FnMut()> { Box::new(|| reload_key(&balancer)) }),
+        ..Orders::default()
+    })?;
     stop.cancel();
     balancer.join();
     if let Some(admin) = admin {
@@ -86,6 +94,7 @@ fn configuration(args: Args) -> anyhow::Result<Config> {
         (None, Some(address)) => {
             let defaults = Config::default();
             Config {
+                key: args.key.map_or(defaults.key, Key::File),
                 listeners: vec![Listener {
                     address,
                     role: Role::Balance,
@@ -112,6 +121,30 @@ fn configuration(args: Args) -> anyhow::Result<Config> {
     }
     config.admin.listen = args.admin.or(config.admin.listen);
     Ok(config)
+}
+
+/// Whether labels are read, and what it costs where they are not.
+fn say_of_labels(config: &Config, balancer: &Balancer) {
+    match (balancer.farm(), &config.key) {
+        (Some(farm), Key::File(file)) => {
+            tracing::info!(file = %file.display(), farm, "labels lead tickets of the farm's sessile servers home");
+        }
+        (_, Key::Ephemeral) => tracing::info!("no labels are read: key.file is \"none\""),
+        (None, Key::File(file)) => tracing::info!(
+            file = %file.display(),
+            "no labels are read, for want of a key: TLS 1.3 clients of sessile servers are placed as new ones are. \
+             `sessile key export --route` on a server writes the part that a balancer needs"
+        ),
+    }
+}
+
+/// Reads the key again, on SIGHUP, and says what came of it.
+fn reload_key(balancer: &Balancer) {
+    match (balancer.reload_key(), balancer.farm()) {
+        (Ok(()), Some(farm)) => tracing::info!(farm, "farm key reloaded"),
+        (Ok(()), None) => tracing::info!("there is no farm key to reload"),
+        (Err(error), _) => tracing::error!(%error, "farm key not reloaded: the old one stays"),
+    }
 }
 
 fn duplicate(servers: &[BalanceServer]) -> Option<&str> {

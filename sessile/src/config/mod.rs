@@ -202,6 +202,12 @@ pub struct BalanceServer {
 }
 
 impl Config {
+    /// Where the farm key is unless `key.file` says otherwise.
+    #[must_use]
+    pub fn default_key_file(&self) -> PathBuf {
+        self.server.state_dir.join("farm.key")
+    }
+
     /// Whether a session may have to be removed from the outside (purged with its connection, dropped
     /// for want of close_notify): such a session is stored, never sealed into a ticket.
     #[must_use]

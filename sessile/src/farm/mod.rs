@@ -170,7 +170,8 @@ pub fn server_config(base: &Config, authority: &Authority, name: &str) -> Config
     config
 }
 
-/// The balancer in front of these servers.
+/// The balancer in front of these servers. It has no key and reads no labels: clients that come to
+/// another server show what servers with one key are worth.
 #[must_use]
 pub fn balancer_config(
     base: &Config,
@@ -179,6 +180,7 @@ pub fn balancer_config(
     servers: &[(String, Server)],
 ) -> Config {
     let mut config = base.clone();
+    config.key = Key::Ephemeral;
     config.server.workers = 1;
     config.listeners = vec![Listener {
         address: listen,

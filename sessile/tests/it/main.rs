@@ -5,6 +5,7 @@
 
 mod attacks;
 mod balance;
+mod balance_labels;
 mod chromium;
 mod client;
 mod farm_clients;

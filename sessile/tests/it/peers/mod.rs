@@ -187,16 +187,7 @@ impl Peer {
 
     /// Sends it SIGHUP, once it is ready for one.
     pub(crate) fn hang_up(&self) {
-        let id = self.child.id();
-        let catches = || {
-            let status = fs::read_to_string(format!("/proc/{id}/status")).expect("it runs");
-            let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
-            let caught = caught.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
-            caught.expect("a mask of signals") & 1 == 1
-        };
-        eventually("it catches SIGHUP", catches);
-        let id = Pid::from_raw(id.cast_signed()).expect("a process");
-        rustix::process::kill_process(id, Signal::HUP).expect("it runs");
+        hang_up(self.child.id());
     }
 
     /// Ends it without a chance to say good-bye; its connections end with it.
@@ -212,6 +203,19 @@ impl Drop for Peer {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Sends a process SIGHUP, once it is ready for one.
+pub(crate) fn hang_up(id: u32) {
+    let catches = || {
+        let status = fs::read_to_string(format!("/proc/{id}/status")).expect("it runs");
+        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+        let caught = caught.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+        caught.expect("a mask of signals") & 1 == 1
+    };
+    eventually("it catches SIGHUP", catches);
+    let id = Pid::from_raw(id.cast_signed()).expect("a process");
+    rustix::process::kill_process(id, Signal::HUP).expect("it runs");
 }
 
 /// Waits until something is so, as long as a peer may take to start.

@@ -58,6 +58,13 @@ impl Sessile {
         Self::start(command, "balancing address=")
     }
 
+    /// `sessile balance` with a configuration file, whose listener is to be `127.0.0.1:0`.
+    pub(crate) fn balance_configured(config: &Path, state: &Path) -> Self {
+        let mut command = command("balance", state);
+        command.arg("--config").arg(config);
+        Self::start(command, "balancing address=")
+    }
+
     fn start(mut command: Command, announced: &str) -> Self {
         command.args(["--admin", "127.0.0.1:0"]);
         let (child, said) = spawn(command);
@@ -103,6 +110,11 @@ impl Sessile {
     pub(crate) fn terminate(&self) {
         let pid = Pid::from_child(&self.child);
         rustix::process::kill_process(pid, Signal::TERM).expect("it runs");
+    }
+
+    /// Sends it SIGHUP.
+    pub(crate) fn hang_up(&self) {
+        super::hang_up(self.child.id());
     }
 
     /// Waits for it to end by itself.

@@ -6,5 +6,5 @@ mod failures;
 mod farm;
 mod proxy;
 mod secured;
-mod setup;
+pub(crate) mod setup;
 mod snapshot;

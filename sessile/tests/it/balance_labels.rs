@@ -1,0 +1,234 @@
+//! `sessile balance` with the farm's route keys in front of sessile servers: labels lead clients
+//! home, and nothing has to be remembered for it.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use sessile_proto::hello::{DEFAULT_LIMIT, HelloReader};
+
+use crate::peers::{Cut, Proxy, Sessile, run};
+use crate::store::setup::{Farm, Server};
+
+/// Bytes of the identifier that a ticket begins with.
+const SRID: usize = 32;
+
+const PATIENCE: Duration = Duration::from_secs(15);
+
+fn key(arguments: &[&str]) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sessile"));
+    run("sessile", command.arg("key").args(arguments), "").succeeded();
+}
+
+/// Writes the route part of a farm's key.
+fn export(farm: &Farm) -> PathBuf {
+    let part = farm.folder().join("route.key");
+    let whole = farm.folder().join("farm.key");
+    let (file, output) = (whole.to_str().unwrap(), part.to_str().unwrap());
+    key(&["export", "--route", "--file", file, "--output", output]);
+    part
+}
+
+/// A balancer that spreads new clients over the servers, configured from a file.
+fn balancer(farm: &Farm, servers: &[Server], balance: &str) -> Sessile {
+    let file = farm.folder().join("balance.toml");
+    let mut text = format!(
+        "[key]\nfile = \"route.key\"\n[[listener]]\naddress = \"127.0.0.1:0\"\nrole = \"balance\"\n\
+         [balance]\n{balance}\n"
+    );
+    for (name, server) in ["web1", "web2", "web3"].iter().zip(servers) {
+        let address = server.address();
+        text += &format!("[[balance.server]]\nname = \"{name}\"\naddress = \"{address}\"\n");
+    }
+    fs::write(&file, text).unwrap();
+    Sessile::balance_configured(&file, Path::new("/nonexistent"))
+}
+
+/// OpenSSL asks for the verdict: which server answered, and what it was. The session is taken from
+/// the file, if it is there, and left in it.
+fn visit(address: SocketAddr, version: &str, session: &Path) -> (String, String) {
+    let mut command = Command::new("openssl");
+    command.args(["s_client", "-quiet", "-ign_eof", version, "-connect"]);
+    command
+        .arg(address.to_string())
+        .args(["-servername", "localhost"]);
+    if session.exists() {
+        command.arg("-sess_in").arg(session);
+    }
+    command.arg("-sess_out").arg(session);
+    let request = "GET /verdict.json HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
+    let answer = run("openssl", &mut command, request).answers().remove(0);
+    (answer.server, answer.verdict)
+}
+
+/// What OpenSSL says first when it comes with that session, and where its identity begins there.
+fn returning_hello(address: SocketAddr, session: &Path) -> (Vec<u8>, usize) {
+    let proxy = Proxy::start(address, Cut::Whole);
+    let (_, verdict) = visit(proxy.address(), "-tls1_3", session);
+    assert_eq!(verdict, "resumed/psk");
+    let bytes = proxy.hello();
+    let mut reader = HelloReader::new(DEFAULT_LIMIT);
+    assert_eq!(reader.push(&bytes), Ok(true));
+    let hello = reader.hello().unwrap();
+    let identity = hello.pre_shared_key.unwrap().identities().next().unwrap();
+    let identity = identity.identity;
+    let at = bytes.windows(identity.len()).position(|it| it == identity);
+    (bytes.clone(), at.unwrap())
+}
+
+/// Says that hello, and waits for the first byte of the answer.
+fn greet(address: SocketAddr, hello: &[u8]) -> TcpStream {
+    let mut io = TcpStream::connect(address).unwrap();
+    io.set_read_timeout(Some(PATIENCE)).unwrap();
+    io.write_all(hello).unwrap();
+    io.read_exact(&mut [0]).unwrap();
+    io
+}
+
+#[test]
+fn every_balancer_leads_a_label_to_the_server_that_wrote_it() {
+    const CLIENTS: usize = 4;
+    let farm = Farm::new("");
+    let servers = farm.serve_three();
+    export(&farm);
+    let balancers = [(); 3].map(|()| balancer(&farm, &servers, "policy = \"round-robin\""));
+    let mut homes = Vec::new();
+    for (version, verdict) in [("-tls1_3", "resumed/psk"), ("-tls1_2", "resumed/ticket")] {
+        for client in 0..CLIENTS {
+            let session = farm.folder().join(format!("{client}{version}"));
+            let (home, first) = visit(balancers[0].address(), version, &session);
+            assert_eq!(first, "full/nothing-offered");
+            // The last one has learned nothing of this client.
+            for balancer in &balancers {
+                let came = visit(balancer.address(), version, &session);
+                assert_eq!(came, (home.clone(), verdict.to_owned()));
+            }
+            homes.push(home);
+        }
+    }
+    homes.sort();
+    homes.dedup();
+    assert_eq!(homes.len(), 3, "new clients are spread");
+    for balancer in &balancers {
+        let returned = (2 * CLIENTS) as u64;
+        let metrics = balancer.await_metrics(|it| it.routed("label", "resumed") >= returned);
+        assert_eq!(metrics.routed("label", "resumed"), returned, "{metrics}");
+        assert_eq!(metrics.routed("policy", "refused"), 0, "{metrics}");
+    }
+}
+
+#[test]
+fn a_label_with_any_byte_changed_counts_for_no_label() {
+    let farm = Farm::new("");
+    let servers = farm.serve_three();
+    export(&farm);
+    let balancer = balancer(&farm, &servers, "policy = \"round-robin\"");
+    let session = farm.folder().join("session");
+    visit(balancer.address(), "-tls1_3", &session);
+    let (hello, at) = returning_hello(balancer.address(), &session);
+    for byte in 0..SRID {
+        let mut changed = hello.clone();
+        changed[at + byte] ^= 1;
+        greet(balancer.address(), &changed);
+    }
+    let metrics =
+        balancer.await_metrics(|metrics| metrics.routed("policy", "refused") == SRID as u64);
+    // Two came with theirs whole: the client, and this one.
+    assert_eq!(metrics.routed("label", "resumed"), 1, "{metrics}");
+    let mut changed = hello.clone();
+    changed[at + SRID] ^= 1;
+    greet(balancer.address(), &changed);
+    balancer.await_metrics(|metrics| metrics.routed("label", "refused") == 1);
+    greet(balancer.address(), &hello);
+    balancer.await_metrics(|metrics| metrics.routed("label", "resumed") == 2);
+}
+
+#[test]
+fn one_ticket_shown_again_and_again_fills_no_server_beyond_its_share() {
+    const SHOWN: u64 = 180;
+    let farm = Farm::new("");
+    let servers = ["web1", "web2"].map(|name| farm.serve(name));
+    export(&farm);
+    let balancer = balancer(&farm, &servers, "policy = \"least-connections\"");
+    let session = farm.folder().join("session");
+    let (home, _) = visit(balancer.address(), "-tls1_3", &session);
+    let (hello, _) = returning_hello(balancer.address(), &session);
+    let open = "sessile_balance_server_connections_open";
+    balancer.await_metrics(|metrics| metrics.sum(open, &[]) == 0);
+    let _held: Vec<_> = (0..SHOWN)
+        .map(|_| greet(balancer.address(), &hello))
+        .collect();
+    let metrics = balancer.metrics();
+    let at_home = metrics.sum(open, &[("server", &home)]);
+    assert_eq!(metrics.sum(open, &[]), SHOWN, "{metrics}");
+    // A quarter more than half of all, and more than a server may have in any case.
+    let bound = SHOWN * 5 / 8 + 1;
+    assert!((65..=bound).contains(&at_home), "{metrics}");
+    // The others resume too: the ticket's key is the farm's.
+    assert_eq!(
+        metrics.routed("label", "resumed") + metrics.routed("policy", "resumed"),
+        SHOWN + 1,
+        "{metrics}"
+    );
+}
+
+#[test]
+fn a_label_whose_server_is_gone_leads_nowhere_and_its_client_still_resumes() {
+    let farm = Farm::new("");
+    let mut servers = Vec::from(["web1", "web2"].map(|name| farm.serve(name)));
+    export(&farm);
+    let balancer = balancer(&farm, &servers, "policy = \"round-robin\"");
+    let session = farm.folder().join("session");
+    let (home, _) = visit(balancer.address(), "-tls1_3", &session);
+    let at = usize::from(home == "web2");
+    servers.remove(at).peer.kill();
+    for _ in 0..2 {
+        let (other, verdict) = visit(balancer.address(), "-tls1_3", &session);
+        assert_ne!(other, home);
+        assert_eq!(verdict, "resumed/psk");
+    }
+}
+
+#[test]
+fn a_balancer_takes_over_a_rotated_key_at_a_signal() {
+    let farm = Farm::new("");
+    let server = [farm.serve("web1")];
+    export(&farm);
+    let balancer = balancer(&farm, &server, "");
+    let file = farm.folder().join("farm.key");
+    key(&["rotate", "--compromised", "--file", file.to_str().unwrap()]);
+    server[0].peer.hang_up();
+    crate::peers::eventually("the server has the new key", || {
+        server[0].peer.said().contains("farm key reloaded")
+    });
+    let session = farm.folder().join("session");
+    for expected in ["full/nothing-offered", "resumed/psk"] {
+        let (_, verdict) = visit(balancer.address(), "-tls1_3", &session);
+        assert_eq!(verdict, expected);
+    }
+    // There is one server, so it resumes, but the label says nothing.
+    balancer.await_metrics(|metrics| metrics.routed("policy", "resumed") == 1);
+    export(&farm);
+    balancer.hang_up();
+    balancer.await_line("farm key reloaded");
+    let (_, verdict) = visit(balancer.address(), "-tls1_3", &session);
+    assert_eq!(verdict, "resumed/psk");
+    balancer.await_metrics(|metrics| metrics.routed("label", "resumed") == 1);
+}
+
+#[test]
+fn a_balancer_without_a_key_says_what_that_costs() {
+    let farm = Farm::new("");
+    let server = farm.serve("web1");
+    let without = Sessile::balance(&[server.address()], &[]);
+    let line = without.await_line("no labels are read");
+    assert!(line.contains("sessile key export --route"), "{line}");
+
+    let part = export(&farm);
+    let part = part.to_str().unwrap();
+    let with = Sessile::balance(&[server.address()], &["--key", part]);
+    with.await_line("labels lead tickets");
+}

@@ -10,7 +10,7 @@ use std::fmt;
 use std::path::Path;
 use std::time::SystemTime;
 
-use crate::config::{AccessLog, Action, Config, Role, Site, StoreUrl};
+use crate::config::{AccessLog, Action, Config, Role, Site, SiteRoute, StoreUrl};
 use certificate::Moment;
 
 /// What an entry of the session table takes in memory, about: a TLS 1.2 or 1.3 session as the TLS
@@ -54,6 +54,7 @@ pub fn check(config: &Config, now: SystemTime) -> Vec<Finding> {
     for site in &config.sites {
         check_site(site, now, &mut findings);
     }
+    upstreams(config, &mut findings);
     state::check(config, &mut findings);
     if serves(config) {
         survival::check(config, &mut findings);
@@ -216,6 +217,32 @@ fn check_site(site: &Site, now: SystemTime, findings: &mut Findings) {
     for route in &site.routes {
         if let Action::Files(folder) = &route.action {
             state::check_served(folder, findings);
+        }
+    }
+}
+
+fn upstreams(config: &Config, findings: &mut Findings) {
+    let routes = || config.sites.iter().flat_map(|site| &site.routes);
+    for upstream in &config.upstreams {
+        let name = &upstream.name;
+        findings.note(format!(
+            "Upstream {name}: {} in plain HTTP; {} to connect, {} to answer.",
+            upstream.servers.join(", then "),
+            span(upstream.connect_timeout),
+            span(upstream.response_timeout),
+        ));
+        let leads_there =
+            |route: &SiteRoute| matches!(&route.action, Action::Proxy(to) if to.name == *name);
+        if !routes().any(leads_there) {
+            findings.warn(format!("No route has proxy = {name:?}."));
+        }
+        let idle = config.connection.idle_timeout;
+        if upstream.response_timeout >= idle {
+            findings.warn(format!(
+                "Upstream {name} has {} to answer, and connection.idle-timeout ends a connection after {} on which nothing passes.",
+                span(upstream.response_timeout),
+                span(idle)
+            ));
         }
     }
 }

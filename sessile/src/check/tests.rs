@@ -227,3 +227,29 @@ fn bytes_are_said_in_the_unit_people_would_choose() {
     assert_eq!(bytes(2_500_000), "2.3 MiB");
     assert_eq!(bytes(250 << 30), "250.0 GiB");
 }
+
+#[test]
+fn an_upstream_is_explained_and_what_does_not_fit_it_is_said() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut config = farm(folder.path());
+    let upstream = std::sync::Arc::new(crate::config::Upstream {
+        name: "app".to_owned(),
+        servers: vec!["10.0.0.1:80".to_owned(), "10.0.0.2:80".to_owned()],
+        connect_timeout: Duration::from_secs(2),
+        response_timeout: Duration::from_secs(60),
+    });
+    config.upstreams.push(std::sync::Arc::clone(&upstream));
+    assert_eq!(
+        graded(&config, Grade::Warning),
+        ["No route has proxy = \"app\"."]
+    );
+    config.sites[0].routes[0].action = Action::Proxy(upstream);
+    assert_eq!(graded(&config, Grade::Warning), [""; 0]);
+    let said = graded(&config, Grade::Note).join("\n");
+    let expected =
+        "Upstream app: 10.0.0.1:80, then 10.0.0.2:80 in plain HTTP; 2s to connect, 1m to answer.";
+    assert!(said.contains(expected), "{said}");
+    config.connection.idle_timeout = Duration::from_secs(30);
+    let said = graded(&config, Grade::Warning);
+    assert!(said[0].contains("connection.idle-timeout ends a connection after 30s"));
+}

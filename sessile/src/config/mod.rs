@@ -8,6 +8,7 @@ pub mod store;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sessile_proto::route::Policy;
@@ -26,6 +27,7 @@ pub struct Config {
     pub log: Log,
     pub listeners: Vec<Listener>,
     pub sites: Vec<Site>,
+    pub upstreams: Vec<Arc<Upstream>>,
     pub balance: Balance,
 }
 
@@ -176,8 +178,23 @@ pub enum Action {
     Redirect(String),
     /// This text, as `text/plain`.
     Respond { status: u16, body: String },
+    /// Handed on, path and all, to these servers.
+    Proxy(Arc<Upstream>),
     /// The built-in page that names the server and shows the connection's verdict.
     Verdict,
+}
+
+/// `[[upstream]]`: servers behind this one, and how long they may take.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Upstream {
+    /// What routes call it by.
+    pub name: String,
+    /// Host and port, reached in plain HTTP; the first that takes a connection gets it.
+    pub servers: Vec<String>,
+    /// How long a connection attempt to one server may take.
+    pub connect_timeout: Duration,
+    /// How long a server may be silent, from the end of a request to the end of its response.
+    pub response_timeout: Duration,
 }
 
 /// `[balance]`, `[[balance.pool]]` and `[[balance.server]]`.
@@ -234,6 +251,7 @@ impl Default for Config {
             log: Log::default(),
             listeners: Vec::new(),
             sites: Vec::new(),
+            upstreams: Vec::new(),
             balance: Balance {
                 connect_timeout: DEFAULT_CONNECT_TIMEOUT,
                 ..Balance::default()
@@ -254,7 +272,10 @@ pub const DEFAULT_STORE_TIMEOUT: Duration = Duration::from_millis(20);
 /// Longest `session.store-timeout`: a handshake as a whole has twice that.
 pub const MAX_STORE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// `balance.connect-timeout` where it is not set.
+/// `response-timeout` of an upstream where it is not set.
+pub const DEFAULT_RESPONSE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// `connect-timeout` of the balancer and of an upstream where it is not set.
 pub const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl Default for Session {

@@ -167,9 +167,10 @@ async fn serve(connection: &Rc<Connection>, stream: tls::Stream, status: &Status
         drive!(connection, status, builder.serve_connection(io, answer))
     } else {
         let mut builder = http1::Builder::new();
-        // A client may end its side once it has asked.
+        // A client may end its side once it has asked. Where the answer may take long, one that ends
+        // its side is taken for gone: it could not be told from one that is.
         builder
-            .half_close(true)
+            .half_close(!connection.site.has_upstream())
             .max_buf_size(MAX_HEAD)
             .timer(TokioTimer::new())
             .header_read_timeout(idle_timeout + HEAD_DEADLINE);

@@ -27,6 +27,7 @@ pub struct Metrics {
     refused: IntCounter,
     reclaimed: IntCounter,
     requests: IntCounter,
+    upstream_requests: IntCounterVec,
     open: IntGauge,
 }
 
@@ -57,6 +58,12 @@ impl Metrics {
             "TLS handshakes that did not finish, by cause.",
             "cause",
         )?;
+        let upstream_requests = opts(
+            "sessile_upstream_requests_total",
+            "Requests to upstreams, by what came of them.",
+        );
+        let upstream_requests = IntCounterVec::new(upstream_requests, &["upstream", "result"])?;
+        registry.register(Box::new(upstream_requests.clone()))?;
         let open = opts("sessile_connections_open", "Client connections open now.");
         let open = IntGauge::with_opts(open)?;
         registry.register(Box::new(open.clone()))?;
@@ -95,6 +102,7 @@ impl Metrics {
                 "Client connections closed after connection.idle-timeout.",
             )?,
             requests: counter("sessile_requests_total", "HTTP requests answered.")?,
+            upstream_requests,
             open,
         })
     }
@@ -127,6 +135,41 @@ impl Metrics {
     pub(super) fn count_request(&self) {
         self.requests.inc();
     }
+
+    /// The counters of an upstream; all appear at zero.
+    pub(super) fn upstream(&self, name: &str) -> UpstreamResults {
+        let counter = |result| self.upstream_requests.with_label_values(&[name, result]);
+        UpstreamResults {
+            ok: counter("ok"),
+            unreachable: counter("unreachable"),
+            closed: counter("closed"),
+            invalid: counter("invalid"),
+            timeout: counter("timeout"),
+            overloaded: counter("overloaded"),
+            cut: counter("cut"),
+            abandoned: counter("abandoned"),
+        }
+    }
+}
+
+/// What came of requests to one upstream; each is counted once.
+pub(super) struct UpstreamResults {
+    /// The response arrived whole, whatever its status.
+    pub(super) ok: IntCounter,
+    /// No server took a connection.
+    pub(super) unreachable: IntCounter,
+    /// The connection ended before a response.
+    pub(super) closed: IntCounter,
+    /// No HTTP response, or one that cannot be handed on.
+    pub(super) invalid: IntCounter,
+    /// No connection or no response in time.
+    pub(super) timeout: IntCounter,
+    /// Refused: too many were under way.
+    pub(super) overloaded: IntCounter,
+    /// The response ended, or nothing more came of it, before its end.
+    pub(super) cut: IntCounter,
+    /// The client went away first.
+    pub(super) abandoned: IntCounter,
 }
 
 /// A connection that is counted as open for as long as this lives.

@@ -4,6 +4,7 @@
 mod access_log;
 mod connection;
 mod metrics;
+mod proxy;
 mod respond;
 mod sites;
 
@@ -99,6 +100,8 @@ impl Server {
             );
         }
         let store = Store::new(config, keys.scope(), &around.registry, table_seed)?;
+        // A connection's requests may each need one to an upstream, and most have one at a time.
+        let sockets = if config.upstreams.is_empty() { 1 } else { 2 };
         let mut shared = Shared {
             issuer: Issuer {
                 server: config
@@ -109,7 +112,7 @@ impl Server {
             },
             keys: Arc::clone(&keys),
             certificates: sites::load_certificates(config)?,
-            max_connections: lifecycle::connection_limit(config.connection.max, 1),
+            max_connections: lifecycle::connection_limit(config.connection.max, sockets),
             metrics: Arc::new(Metrics::register(&around.registry, name, &store)?),
             config: Arc::new(config.clone()),
             store: store.clone(),
@@ -230,7 +233,8 @@ impl Shared {
             Arc::clone(&self.keys),
             self.issuer,
         );
-        Sites::new(&self.config.sites, &self.certificates, &Rc::new(sessions))
+        let sites = &self.config.sites;
+        Sites::new(sites, &self.certificates, &Rc::new(sessions), &self.metrics)
     }
 }
 

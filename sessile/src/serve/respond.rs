@@ -9,9 +9,9 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 use http::header::{ACCEPT, ALLOW, CONTENT_TYPE, HOST, HeaderName, HeaderValue, LOCATION, REFERER};
-use http::header::{CACHE_CONTROL, CONTENT_LENGTH, USER_AGENT};
+use http::header::{CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, USER_AGENT};
 use http::uri::PathAndQuery;
-use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Either, Full};
 use hyper::body::{Body as _, Incoming};
@@ -31,6 +31,10 @@ const VERDICT: HeaderName = HeaderName::from_static("sessile-verdict");
 const SERVER: HeaderName = HeaderName::from_static("sessile-server");
 
 pub(super) type Body = Either<Full<Bytes>, UnsyncBoxBody<Bytes, io::Error>>;
+
+/// Marks a request that came in TLS early data: somebody may have recorded it and send it again.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct EarlyData;
 
 /// What the requests of a connection share.
 pub(super) struct Connection {
@@ -81,6 +85,9 @@ async fn route(connection: &Connection, request: Request<Incoming>) -> Response<
     if connection.is_misdirected(&request) {
         return status(StatusCode::MISDIRECTED_REQUEST);
     }
+    if is_too_early(&request) {
+        return status(StatusCode::TOO_EARLY);
+    }
     let path = request.uri().path();
     let Some((handler, below)) = connection.site.route(path) else {
         return status(StatusCode::NOT_FOUND);
@@ -99,6 +106,21 @@ async fn route(connection: &Connection, request: Request<Incoming>) -> Response<
             let below = below.to_owned();
             files(folder.clone(), request, &below).await
         }
+        Handler::Proxy(upstream) => {
+            let has_streams = request.version() == Version::HTTP_2;
+            match upstream.forward(connection.peer.ip(), request).await {
+                Ok(response) => response.map(|body| Either::Right(body.boxed_unsync())),
+                Err(code) => {
+                    let mut response = status(code);
+                    if code == StatusCode::BAD_REQUEST && !has_streams {
+                        // Where a request is doubtful, so is where the next one begins.
+                        let close = HeaderValue::from_static("close");
+                        response.headers_mut().insert(CONNECTION, close);
+                    }
+                    response
+                }
+            }
+        }
         Handler::Redirect(to) => redirect(to, below, request.uri().query()),
         Handler::Respond { status, body } => {
             let mut response = text(body.clone());
@@ -110,6 +132,12 @@ async fn route(connection: &Connection, request: Request<Incoming>) -> Response<
             connection.verdict_page(above, below, request.headers())
         }
     }
+}
+
+/// Whether a request has to be sent again once the client's handshake is done: it may be a replay, and
+/// does something (RFC 8470, 5.2).
+fn is_too_early<B>(request: &Request<B>) -> bool {
+    request.extensions().get::<EarlyData>().is_some() && !request.method().is_safe()
 }
 
 /// Ranges, validators, types and the refusal to leave the folder are tower-http's.
@@ -340,5 +368,34 @@ impl Entry {
         };
         let code = response.status().as_u16();
         format!("{} {code} {bytes} {}", self.head, self.tail)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_safe_is_answered_from_early_data() {
+        let asked = |method: &str| {
+            Request::builder()
+                .method(method)
+                .body(())
+                .expect("a request")
+        };
+        for (method, safe) in [
+            ("GET", true),
+            ("HEAD", true),
+            ("OPTIONS", true),
+            ("POST", false),
+            ("PUT", false),
+            ("DELETE", false),
+            ("BREW", false),
+        ] {
+            let mut request = asked(method);
+            assert!(!is_too_early(&request));
+            request.extensions_mut().insert(EarlyData);
+            assert_eq!(is_too_early(&request), !safe, "{method}");
+        }
     }
 }

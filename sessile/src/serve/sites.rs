@@ -7,6 +7,8 @@ use std::sync::Arc;
 use rustls::sign::CertifiedKey;
 use tower_http::services::ServeDir;
 
+use super::metrics::Metrics;
+use super::proxy::Upstream;
 use crate::config::{Action, Config, Site as SiteConfig};
 use crate::tls::{self, CertificateError, Sessions, Template, load_certificate};
 
@@ -26,6 +28,9 @@ pub(super) fn load_certificates(
     Ok(Arc::new(sites.collect::<Result<_, _>>()?))
 }
 
+/// A worker's ways to its upstreams, by their names: routes share them.
+type Upstreams = HashMap<String, Rc<Upstream>>;
+
 /// What is served under some server names.
 pub(super) struct Site {
     pub(super) template: Template,
@@ -36,6 +41,7 @@ pub(super) struct Site {
 /// What answers a request.
 pub(super) enum Handler {
     Files(ServeDir),
+    Proxy(Rc<Upstream>),
     Redirect(String),
     Respond { status: u16, body: bytes::Bytes },
     Verdict,
@@ -54,7 +60,9 @@ impl Sites {
         configured: &[SiteConfig],
         certificates: &SiteCertificates,
         sessions: &Rc<Sessions>,
+        metrics: &Metrics,
     ) -> Result<Self, rustls::Error> {
+        let mut upstreams = Upstreams::new();
         let mut sites = Self {
             by_name: HashMap::new(),
             wildcards: HashMap::new(),
@@ -64,7 +72,7 @@ impl Sites {
             let id = tls::site_id(config.names.first().map_or("", String::as_str));
             let site = Rc::new(Site {
                 template: Template::new(id, certificates, Rc::clone(sessions))?,
-                routes: routes(config),
+                routes: routes(config, &mut upstreams, metrics),
             });
             if config.names.is_empty() {
                 sites.default = Some(Rc::clone(&site));
@@ -96,6 +104,12 @@ impl Sites {
 }
 
 impl Site {
+    /// Whether some of its requests go on to an upstream.
+    pub(super) fn has_upstream(&self) -> bool {
+        let mut handlers = self.routes.iter().map(|(_, handler)| handler);
+        handlers.any(|handler| matches!(handler, Handler::Proxy(_)))
+    }
+
     /// What answers a path, and what of the path lies below the route.
     pub(super) fn route<'p>(&self, path: &'p str) -> Option<(&Handler, &'p str)> {
         self.routes.iter().find_map(|(prefix, handler)| {
@@ -105,13 +119,17 @@ impl Site {
     }
 }
 
-fn routes(config: &SiteConfig) -> Vec<(String, Handler)> {
+fn routes(
+    config: &SiteConfig,
+    upstreams: &mut Upstreams,
+    metrics: &Metrics,
+) -> Vec<(String, Handler)> {
     let mut routes: Vec<_> = config
         .routes
         .iter()
         .map(|route| {
             let prefix = route.path.trim_end_matches('/').to_owned();
-            let handler = handler(&prefix, &route.action);
+            let handler = handler(&prefix, &route.action, upstreams, metrics);
             (prefix, handler)
         })
         .collect();
@@ -119,9 +137,14 @@ fn routes(config: &SiteConfig) -> Vec<(String, Handler)> {
     routes
 }
 
-fn handler(prefix: &str, action: &Action) -> Handler {
+fn handler(prefix: &str, action: &Action, upstreams: &mut Upstreams, metrics: &Metrics) -> Handler {
     match action {
         Action::Files(root) => Handler::Files(ServeDir::new(root).redirect_path_prefix(prefix)),
+        Action::Proxy(config) => {
+            let upstream = upstreams.entry(config.name.clone());
+            let new = || Rc::new(Upstream::new(config, metrics.upstream(&config.name)));
+            Handler::Proxy(Rc::clone(upstream.or_insert_with(new)))
+        }
         Action::Redirect(to) => Handler::Redirect(to.trim_end_matches('/').to_owned()),
         Action::Respond { status, body } => Handler::Respond {
             status: *status,

@@ -7,6 +7,7 @@ mod raw;
 mod reader;
 mod shape;
 mod sites;
+mod upstreams;
 mod validate;
 
 use std::fmt;

@@ -123,9 +123,24 @@ pub enum What {
     )]
     NotARedirect { value: String },
     #[error(
-        "the route has {found} of `files`, `redirect`, `respond` and `verdict = true`; it needs exactly one"
+        "the route has {found} of `files`, `proxy`, `redirect`, `respond` and `verdict = true`; it needs exactly one"
     )]
     ActionCount { found: usize },
+    #[error(
+        "`proxy` is {value:?}, and there is no [[upstream]]; add one with name = {value:?} and \
+         servers = [\"http://10.0.0.1:8080\"]"
+    )]
+    NoUpstream { value: String },
+    #[error(
+        "{value:?} is no server of an upstream; write \"http://\", a host and a port: \"http://10.0.0.1:8080\" \
+         (the path of a request is handed on as it is)"
+    )]
+    NotAnUpstreamServer { value: String },
+    #[error(
+        "{value:?} is to be reached over TLS, which this version does not do to an upstream; write \"http://\", \
+         where nobody else can read along"
+    )]
+    UpstreamTls { value: String },
     #[error("`status` belongs to `respond`, which this route has not; take it out")]
     StatusAlone,
     #[error(

@@ -23,6 +23,7 @@ pub(super) struct File {
     pub(super) log: Log,
     pub(super) listener: Vec<Spanned<Listener>>,
     pub(super) site: Vec<Spanned<Site>>,
+    pub(super) upstream: Vec<Spanned<Upstream>>,
     pub(super) balance: Balance,
 }
 
@@ -108,10 +109,20 @@ pub(super) struct Certificate {
 pub(super) struct Route {
     pub(super) path: Text,
     pub(super) files: Text,
+    pub(super) proxy: Text,
     pub(super) redirect: Text,
     pub(super) respond: Text,
     pub(super) status: Number,
     pub(super) verdict: Flag,
+}
+
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub(super) struct Upstream {
+    pub(super) name: Text,
+    pub(super) servers: Vec<Spanned<String>>,
+    pub(super) connect_timeout: Span,
+    pub(super) response_timeout: Span,
 }
 
 #[derive(Debug, Default, serde::Deserialize)]

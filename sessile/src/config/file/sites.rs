@@ -1,15 +1,22 @@
 //! `[[site]]`: names, certificates and routes.
 
+use std::ops::Range;
+use std::sync::Arc;
+
 use rustls_pki_types::DnsName;
 use toml::Spanned;
 
-use super::problem::What;
+use super::problem::{Hint, What};
 use super::raw;
 use super::reader::{Reader, Unique};
-use crate::config::{Action, Certificate, Site, SiteRoute};
+use crate::config::{Action, Certificate, Site, SiteRoute, Upstream};
 
 /// Reads all sites. No two may take one name, and one at most takes every name that is left.
-pub(super) fn read(reader: &mut Reader<'_>, written: Vec<Spanned<raw::Site>>) -> Vec<Site> {
+pub(super) fn read(
+    reader: &mut Reader<'_>,
+    written: Vec<Spanned<raw::Site>>,
+    upstreams: &[Arc<Upstream>],
+) -> Vec<Site> {
     let mut names = Unique::new("site for the name");
     let mut defaults = Unique::new("site");
     let mut sites = Vec::new();
@@ -25,7 +32,7 @@ pub(super) fn read(reader: &mut Reader<'_>, written: Vec<Spanned<raw::Site>>) ->
         let mut paths = Unique::new("route for the path");
         let mut routes: Vec<SiteRoute> = Vec::new();
         for written in site.route {
-            routes.extend(route(reader, written, &mut paths));
+            routes.extend(route(reader, written, &mut paths, upstreams));
         }
         // A stable order for equal lengths is the order of the file.
         routes.sort_by_key(|route| std::cmp::Reverse(route.path.len()));
@@ -80,6 +87,7 @@ fn route(
     reader: &mut Reader<'_>,
     written: Spanned<raw::Route>,
     paths: &mut Unique<String>,
+    upstreams: &[Arc<Upstream>],
 ) -> Option<SiteRoute> {
     let span = written.span();
     let mut route = written.into_inner();
@@ -95,7 +103,7 @@ fn route(
         reader.unique(paths, path.clone(), &span);
         Some(path)
     });
-    let action = action(reader, route, span);
+    let action = action(reader, route, span, upstreams);
     Some(SiteRoute {
         path: path?,
         action: action?,
@@ -124,10 +132,12 @@ fn route_path(reader: &mut Reader<'_>, written: Spanned<String>) -> Option<Strin
 fn action(
     reader: &mut Reader<'_>,
     route: raw::Route,
-    span: std::ops::Range<usize>,
+    span: Range<usize>,
+    upstreams: &[Arc<Upstream>],
 ) -> Option<Action> {
     let verdict = route.verdict.unwrap_or(false);
     let found = usize::from(route.files.is_some())
+        + usize::from(route.proxy.is_some())
         + usize::from(route.redirect.is_some())
         + usize::from(route.respond.is_some())
         + usize::from(verdict);
@@ -148,10 +158,36 @@ fn action(
             body: body.into_inner(),
         });
     }
+    if let Some(name) = route.proxy {
+        return proxy(reader, &name, upstreams);
+    }
     match route.files {
         Some(_) => reader.path("files", route.files).map(Action::Files),
         None => Some(Action::Verdict),
     }
+}
+
+fn proxy(
+    reader: &mut Reader<'_>,
+    written: &Spanned<String>,
+    upstreams: &[Arc<Upstream>],
+) -> Option<Action> {
+    let value = written.get_ref();
+    let meant = upstreams.iter().find(|upstream| upstream.name == *value);
+    if meant.is_none() {
+        let known = upstreams.iter().map(|upstream| upstream.name.clone());
+        let (value, hint) = (value.clone(), Hint::new(value, known.collect()));
+        let what = match upstreams {
+            [] => What::NoUpstream { value },
+            _ => What::NotOneOf {
+                key: "proxy",
+                value,
+                hint,
+            },
+        };
+        reader.note(written.span(), what);
+    }
+    meant.map(|upstream| Action::Proxy(Arc::clone(upstream)))
 }
 
 fn redirect(reader: &mut Reader<'_>, written: Spanned<String>) -> Option<Action> {

@@ -2,6 +2,7 @@ use super::*;
 use crate::config::{AccessLog, Action, KernelTls, Key, Role};
 use proptest::prelude::*;
 use sessile_proto::route::Policy;
+use std::sync::Arc;
 use std::time::Duration;
 
 const SITE: &str = "[[site]]\ncertificates = [{ chain = 'c.pem', key = 'k.pem' }]\n";
@@ -54,6 +55,14 @@ status = 418
 [[site.route]]
 path = "/verdict"
 verdict = true
+[[site.route]]
+path = "/app"
+proxy = "app"
+[[upstream]]
+name = "app"
+servers = ["http://10.0.0.1:8080", "http://app.internal/", "http://[::1]"]
+connect-timeout = "3s"
+response-timeout = "2m"
 [balance]
 policy = "least-connections"
 connect-timeout = "1s"
@@ -124,13 +133,23 @@ fn every_key_lands_where_it_belongs() {
     assert_eq!(site.certificates[0].chain, Path::new("etc/c.pem"));
     assert_eq!(site.certificates[0].key, Path::new("/k.pem"));
     let paths: Vec<_> = site.routes.iter().map(|route| &*route.path).collect();
-    assert_eq!(paths, ["/verdict", "/teapot", "/old", "/"]);
+    assert_eq!(paths, ["/verdict", "/teapot", "/old", "/app", "/"]);
+    let upstream = Arc::clone(&config.upstreams[0]);
+    assert_eq!(
+        upstream.servers,
+        ["10.0.0.1:8080", "app.internal:80", "[::1]:80"]
+    );
+    assert_eq!(
+        (upstream.connect_timeout, upstream.response_timeout),
+        (Duration::from_secs(3), Duration::from_secs(120))
+    );
+    assert_eq!(site.routes[3].action, Action::Proxy(upstream));
     let teapot = Action::Respond {
         status: 418,
         body: "short and stout".to_owned(),
     };
     assert_eq!(site.routes[1].action, teapot);
-    assert_eq!(site.routes[3].action, Action::Files("etc/www".into()));
+    assert_eq!(site.routes[4].action, Action::Files("etc/www".into()));
     assert_eq!(config.balance.policy, Policy::LeastConnections);
     let [server] = &config.balance.servers[..] else {
         panic!("one server")
@@ -337,6 +356,70 @@ fn a_route_has_one_path_and_one_action() {
     assert_eq!(
         said(&twice),
         ["7:8: a second route for the path /a, after the one in line 4; take one out"]
+    );
+}
+
+#[test]
+fn a_route_leads_to_an_upstream_that_is_there() {
+    let route = format!("{SITE}[[site.route]]\npath = '/'\nproxy = 'ap'\n");
+    assert_eq!(
+        said(&route),
+        [
+            "5:9: `proxy` is \"ap\", and there is no [[upstream]]; add one with name = \"ap\" and \
+             servers = [\"http://10.0.0.1:8080\"]"
+        ]
+    );
+    let upstream = |name: &str| format!("[[upstream]]\nname = '{name}'\nservers = ['http://a']\n");
+    assert_eq!(
+        said(&format!("{route}{}", upstream("app"))),
+        ["5:9: `proxy` is \"ap\"; did you mean `app`?"]
+    );
+    config(&format!("{route}{}", upstream("ap")));
+    assert_eq!(
+        said(&format!("{}{}", upstream("a"), upstream("a"))),
+        ["5:8: a second upstream a, after the one in line 2; take one out"]
+    );
+}
+
+#[test]
+fn an_upstream_has_a_name_and_servers_to_be_reached_in_plain_http() {
+    let said_of = |keys: &str| said(&format!("[[upstream]]\n{keys}\n"));
+    assert_eq!(
+        said_of(""),
+        [
+            "1:1: [[upstream]] needs `name`; for instance name = \"app\"",
+            "1:1: [[upstream]] needs `servers`; for instance servers = [\"http://10.0.0.1:8080\"]",
+        ]
+    );
+    for server in [
+        "10.0.0.1:8080",
+        "app",
+        "ftp://app",
+        "http://app/path",
+        "http://app?query",
+        "http://user@app",
+        "http://app:0",
+        "http://app:99999",
+        "http://:80",
+        "http://",
+        "",
+    ] {
+        let said = said_of(&format!("name = 'a'\nservers = ['{server}']"));
+        let expected = format!("3:12: {server:?} is no server of an upstream; write \"http://\"");
+        assert!(said[0].starts_with(&expected), "{said:?}");
+    }
+    assert!(
+        said_of("name = 'a'\nservers = ['https://app']")[0]
+            .contains("is to be reached over TLS, which this version does not do")
+    );
+    assert_eq!(
+        said_of(
+            "name = 'a'\nservers = ['http://a', 'http://A:80', 'http://a:81']\nresponse-timeout = '0s'"
+        ),
+        [
+            "3:24: a second server a:80, after the one in line 3; take one out",
+            "4:20: `response-timeout` is zero; it has to be longer, \"1s\" for instance",
+        ]
     );
 }
 

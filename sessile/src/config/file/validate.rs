@@ -13,7 +13,7 @@ use tracing::level_filters::LevelFilter;
 use super::problem::{Problem, What};
 use super::raw::{self, Text};
 use super::reader::{Reader, Unique};
-use super::sites;
+use super::{sites, upstreams};
 use crate::config::{
     AccessLog, Balance, BalanceServer, Config, Connection, KernelTls, Key, Listener, MAX_NUMBER,
     MAX_STORE_TIMEOUT, MAX_TICKET_LIFETIME, Role, Server, Session, StoreUrl,
@@ -76,6 +76,7 @@ impl Reader<'_> {
         let admin = crate::config::Admin {
             listen: self.admin(written.admin.listen, &mut addresses),
         };
+        let upstreams = upstreams::read(self, written.upstream);
         Config {
             server,
             session,
@@ -85,7 +86,8 @@ impl Reader<'_> {
             admin,
             log,
             listeners,
-            sites: sites::read(self, written.site),
+            sites: sites::read(self, written.site, &upstreams),
+            upstreams,
             balance: self.balance(written.balance, defaults.balance),
         }
     }
@@ -311,7 +313,7 @@ impl Reader<'_> {
         })
     }
 
-    fn server_name(&mut self, written: Text) -> Option<String> {
+    pub(super) fn server_name(&mut self, written: Text) -> Option<String> {
         let name = written?;
         let value = name.get_ref();
         if value.is_empty() || value.len() > MAX_NAME_LEN || value.chars().any(char::is_control) {

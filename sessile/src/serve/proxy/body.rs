@@ -1,0 +1,169 @@
+//! Bodies on their way through, and the clock of an upstream's silence: it stands still while it is
+//! the client that has to send or to read.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use tokio::time::{Instant, Sleep};
+
+use super::Passage;
+
+/// What a request waits for before there is a response.
+#[derive(Clone, Copy)]
+enum Waits {
+    /// For the upstream, since then.
+    ForUpstream(Instant),
+    /// For more of the request's body.
+    ForClient,
+    /// For nothing any more: the client's body ended before its end.
+    Cut,
+}
+
+/// Shared by a request's body and whoever waits for its response.
+#[derive(Clone)]
+pub(super) struct Clock(Arc<Mutex<Waits>>);
+
+impl Clock {
+    pub(super) fn start() -> Self {
+        Self(Arc::new(Mutex::new(Waits::ForUpstream(Instant::now()))))
+    }
+
+    /// Since when it is the upstream that nothing comes from; now, where it is the client.
+    pub(super) fn silent_since(&self) -> Instant {
+        match self.waits() {
+            Waits::ForUpstream(since) => since,
+            Waits::ForClient | Waits::Cut => Instant::now(),
+        }
+    }
+
+    pub(super) fn was_cut(&self) -> bool {
+        matches!(self.waits(), Waits::Cut)
+    }
+
+    fn waits(&self) -> Waits {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set(&self, waits: Waits) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = waits;
+    }
+}
+
+/// A request's body on its way to the upstream.
+pub(super) struct Upload {
+    body: Option<Incoming>,
+    clock: Clock,
+}
+
+impl Upload {
+    /// `None`: there is no body.
+    pub(super) const fn new(body: Option<Incoming>, clock: Clock) -> Self {
+        Self { body, clock }
+    }
+}
+
+impl Body for Upload {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<hyper::Result<Frame<Bytes>>>> {
+        let Some(body) = &mut self.body else {
+            return Poll::Ready(None);
+        };
+        let polled = Pin::new(body).poll_frame(cx);
+        self.clock.set(match &polled {
+            Poll::Pending => Waits::ForClient,
+            Poll::Ready(Some(Err(_))) => Waits::Cut,
+            Poll::Ready(_) => Waits::ForUpstream(Instant::now()),
+        });
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.as_ref().is_none_or(Body::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let body = self.body.as_ref();
+        body.map_or(SizeHint::with_exact(0), Body::size_hint)
+    }
+}
+
+/// A response's body on its way to the client.
+pub(in crate::serve) struct Download {
+    body: Incoming,
+    /// How long the upstream may be silent.
+    timeout: Duration,
+    /// Runs while it is.
+    silence: Option<Pin<Box<Sleep>>>,
+    passage: Passage,
+}
+
+impl Download {
+    pub(super) const fn new(body: Incoming, timeout: Duration, passage: Passage) -> Self {
+        Self {
+            body,
+            timeout,
+            silence: None,
+            passage,
+        }
+    }
+}
+
+impl Body for Download {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        let this = &mut *self;
+        let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(cx) else {
+            let timeout = this.timeout;
+            let silence =
+                (this.silence).get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
+            return silence.as_mut().poll(cx).map(|()| {
+                this.passage.end(|results| &results.cut);
+                Some(Err(io::ErrorKind::TimedOut.into()))
+            });
+        };
+        this.silence = None;
+        Poll::Ready(match frame {
+            Some(Ok(frame)) => Some(Ok(frame)),
+            Some(Err(error)) => {
+                this.passage.end(|results| &results.cut);
+                Some(Err(io::Error::other(error)))
+            }
+            None => {
+                this.passage.end(|results| &results.ok);
+                None
+            }
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for Download {
+    fn drop(&mut self) {
+        // Nobody asks for more than there is: a body of a known length is not read to its `None`.
+        if self.body.is_end_stream() {
+            self.passage.end(|results| &results.ok);
+        }
+    }
+}

@@ -1,0 +1,292 @@
+use super::*;
+use http::Request;
+
+const CLIENT: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 7));
+
+/// The head of a request for `/a?b`, with these headers beside its Host.
+fn asked(method: &str, headers: &[(&str, &str)]) -> Parts {
+    let mut request = Request::builder().method(method).uri("/a?b");
+    for (name, value) in [("host", "example.org:8443")].iter().chain(headers) {
+        request = request.header(*name, *value);
+    }
+    request.body(()).expect("a request").into_parts().0
+}
+
+fn handed_on(method: &str, headers: &[(&str, &str)]) -> HeaderMap {
+    let head = to_upstream(asked(method, headers), CLIENT, true);
+    head.expect("it goes on").headers
+}
+
+fn refusal(head: Parts) -> StatusCode {
+    to_upstream(head, CLIENT, true).expect_err("it does not go on")
+}
+
+fn values<'h>(headers: &'h HeaderMap, name: &str) -> Vec<&'h str> {
+    let values = headers.get_all(name).iter();
+    values.map(|value| value.to_str().expect("text")).collect()
+}
+
+#[test]
+fn path_query_and_host_go_on_as_they_are() {
+    let head = to_upstream(asked("GET", &[]), CLIENT, true).expect("it goes on");
+    assert_eq!(head.uri.path_and_query().expect("both"), "/a?b");
+    assert_eq!(head.version, Version::HTTP_11);
+    assert_eq!(values(&head.headers, "host"), ["example.org:8443"]);
+    assert_eq!(values(&head.headers, "via"), ["1.1 sessile"]);
+}
+
+#[test]
+fn what_belongs_to_one_connection_stays_there() {
+    let headers = handed_on(
+        "GET",
+        &[
+            ("connection", "close, X-Mine"),
+            ("connection", "x-also"),
+            ("x-mine", "1"),
+            ("x-also", "1"),
+            ("x-other", "1"),
+            ("keep-alive", "timeout=5"),
+            ("proxy-connection", "keep-alive"),
+            ("upgrade", "h2c"),
+            ("te", "gzip;q=0.5"),
+            ("expect", "100-continue"),
+        ],
+    );
+    let mut names: Vec<&str> = headers.keys().map(HeaderName::as_str).collect();
+    names.sort_unstable();
+    assert_eq!(
+        names,
+        [
+            "forwarded",
+            "host",
+            "via",
+            "x-forwarded-for",
+            "x-forwarded-host",
+            "x-forwarded-proto",
+            "x-other"
+        ]
+    );
+}
+
+#[test]
+fn a_client_cannot_take_out_what_delimits_and_marks_its_request() {
+    let named = "content-length, host, early-data";
+    let sent = [
+        ("connection", named),
+        ("content-length", "5"),
+        ("early-data", "1"),
+    ];
+    let head = to_upstream(asked("PUT", &sent), CLIENT, false).expect("it goes on");
+    for (name, value) in [
+        ("content-length", "5"),
+        ("host", "example.org:8443"),
+        ("early-data", "1"),
+    ] {
+        assert_eq!(values(&head.headers, name), [value]);
+    }
+    assert!(!head.headers.contains_key(TRANSFER_ENCODING));
+}
+
+#[test]
+fn trailers_are_asked_for_anew() {
+    let headers = handed_on("GET", &[("te", "gzip, trailers;q=1"), ("connection", "te")]);
+    assert_eq!(values(&headers, "te"), ["trailers"]);
+    assert_eq!(values(&headers, "connection"), ["te"]);
+}
+
+#[test]
+fn what_a_client_says_of_itself_is_replaced() {
+    let claims = [
+        ("forwarded", "for=10.0.0.1"),
+        ("x-forwarded-for", "10.0.0.1"),
+        ("x-forwarded-for", "10.0.0.2"),
+        ("x_forwarded_for", "10.0.0.3"),
+        ("x-forwarded-proto", "http"),
+        ("x-forwarded-host", "other"),
+        ("x-forwarded-port", "80"),
+        ("x-real-ip", "10.0.0.4"),
+    ];
+    let headers = handed_on("GET", &claims);
+    for (name, value) in [
+        (
+            "forwarded",
+            "for=192.0.2.7;proto=https;host=\"example.org:8443\"",
+        ),
+        ("x-forwarded-for", "192.0.2.7"),
+        ("x-forwarded-proto", "https"),
+        ("x-forwarded-host", "example.org:8443"),
+    ] {
+        assert_eq!(values(&headers, name), [value]);
+    }
+    for name in ["x_forwarded_for", "x-forwarded-port", "x-real-ip"] {
+        assert!(!headers.contains_key(name), "{name}");
+    }
+}
+
+#[test]
+fn addresses_of_ipv6_are_written_as_rfc_7239_has_them() {
+    for (client, node, plain) in [
+        ("2001:db8::1", "\"[2001:db8::1]\"", "2001:db8::1"),
+        ("::ffff:192.0.2.1", "192.0.2.1", "192.0.2.1"),
+    ] {
+        let client = client.parse().expect("an address");
+        let head = to_upstream(asked("GET", &[]), client, true).expect("it goes on");
+        let forwarded = values(&head.headers, "forwarded")[0];
+        assert!(
+            forwarded.starts_with(&format!("for={node};")),
+            "{forwarded}"
+        );
+        assert_eq!(values(&head.headers, "x-forwarded-for"), [plain]);
+    }
+}
+
+#[test]
+fn early_data_is_marked_and_a_mark_stays() {
+    assert!(!handed_on("GET", &[]).contains_key("early-data"));
+    let mut early = asked("GET", &[]);
+    early.extensions.insert(EarlyData);
+    let head = to_upstream(early, CLIENT, true).expect("it goes on");
+    assert_eq!(values(&head.headers, "early-data"), ["1"]);
+    // RFC 8470, 5.1: what is there counts as 1, however it is written.
+    for sent in [&["1"][..], &["0"], &["x", "1"]] {
+        let sent: Vec<_> = sent.iter().map(|value| ("early-data", *value)).collect();
+        assert_eq!(values(&handed_on("POST", &sent), "early-data"), ["1"]);
+    }
+}
+
+#[test]
+fn a_body_says_how_long_it_is() {
+    let framing = |method: &str, headers: &[(&str, &str)], without_body| {
+        let head = to_upstream(asked(method, headers), CLIENT, without_body);
+        let headers = head.expect("it goes on").headers;
+        let value = |name: &str| values(&headers, name).join("|");
+        (value("content-length"), value("transfer-encoding"))
+    };
+    let both = |length: &str, coding: &str| (length.to_owned(), coding.to_owned());
+    let chunked = [("transfer-encoding", "Chunked")];
+    assert_eq!(framing("GET", &[], true), both("", ""));
+    assert_eq!(framing("POST", &[], true), both("0", ""));
+    assert_eq!(
+        framing("POST", &[("content-length", "5")], false),
+        both("5", "")
+    );
+    assert_eq!(framing("POST", &chunked, false), both("", "chunked"));
+    assert_eq!(framing("GET", &chunked, false), both("", "chunked"));
+    // HTTP/2, without a length.
+    assert_eq!(framing("GET", &[], false), both("", "chunked"));
+    let length_too = [chunked[0], ("content-length", "5")];
+    assert_eq!(framing("POST", &length_too, false), both("", "chunked"));
+}
+
+#[test]
+fn cookies_of_http2_become_one() {
+    let headers = handed_on("GET", &[("cookie", "a=1"), ("cookie", "b=2; c=3")]);
+    assert_eq!(values(&headers, "cookie"), ["a=1; b=2; c=3"]);
+}
+
+#[test]
+fn what_can_be_read_in_two_ways_is_refused() {
+    for headers in [
+        &[("host", "other.example")][..],
+        &[("content-length", "5"), ("content-length", "5")],
+        &[("content-length", "5, 5")],
+        &[("content-length", "+5")],
+        &[("transfer-encoding", "gzip, chunked")],
+        &[
+            ("transfer-encoding", "chunked"),
+            ("transfer-encoding", "chunked"),
+        ],
+    ] {
+        assert_eq!(refusal(asked("POST", headers)), StatusCode::BAD_REQUEST);
+    }
+    for path in [
+        "/..",
+        "/a/../b",
+        "/a/./b",
+        "/%2e%2E/a",
+        "/.%2e",
+        "/a/..;x=1/b",
+    ] {
+        let mut head = asked("GET", &[]);
+        head.uri = path.parse().expect("a path");
+        assert_eq!(refusal(head), StatusCode::BAD_REQUEST, "{path}");
+    }
+    for path in ["/...", "/a..b", "/.a", "/a?/../b", "//a"] {
+        let mut head = asked("GET", &[]);
+        head.uri = path.parse().expect("a path");
+        assert!(to_upstream(head, CLIENT, true).is_ok(), "{path}");
+    }
+    for host in ["a@b", "a b", "a/b", "\"", "a,b", ""] {
+        let mut head = asked("GET", &[]);
+        head.headers.insert(HOST, HeaderValue::from_static(host));
+        assert_eq!(refusal(head), StatusCode::BAD_REQUEST, "{host}");
+    }
+}
+
+#[test]
+fn one_host_is_needed_and_the_targets_counts() {
+    let mut head = asked("GET", &[]);
+    head.uri = "https://Target.example/x".parse().expect("a URI");
+    let head = to_upstream(head, CLIENT, true).expect("it goes on");
+    assert_eq!(values(&head.headers, "host"), ["Target.example"]);
+
+    let mut without = asked("GET", &[]);
+    without.headers.remove(HOST);
+    assert_eq!(refusal(without.clone()), StatusCode::BAD_REQUEST);
+    without.version = Version::HTTP_10;
+    let head = to_upstream(without, CLIENT, true).expect("HTTP/1.0 has none");
+    assert_eq!(values(&head.headers, "host"), [""]);
+    assert!(!head.headers.contains_key("x-forwarded-host"));
+}
+
+#[test]
+fn other_protocols_are_not_passed_on() {
+    for head in [
+        asked("CONNECT", &[]),
+        asked("TRACE", &[]),
+        asked(
+            "GET",
+            &[("connection", "upgrade"), ("upgrade", "WebSocket/13")],
+        ),
+    ] {
+        assert_eq!(refusal(head), StatusCode::NOT_IMPLEMENTED);
+    }
+}
+
+#[test]
+fn a_response_loses_what_belongs_to_its_connection() {
+    let mut response = Response::builder()
+        .version(Version::HTTP_10)
+        .header("connection", "close, x-mine")
+        .header("x-mine", "1")
+        .header("keep-alive", "timeout=5")
+        .header("transfer-encoding", "chunked")
+        .header("content-length", "5")
+        .header("set-cookie", "a=1")
+        .body(())
+        .expect("a response");
+    to_client(&mut response).expect("it goes on");
+    assert_eq!(response.version(), Version::HTTP_11);
+    let names: Vec<_> = response.headers().keys().collect();
+    assert_eq!(names, ["set-cookie"]);
+}
+
+#[test]
+fn a_response_without_a_body_has_no_length_and_an_odd_one_is_refused() {
+    for status in [204, 304] {
+        let mut response = Response::builder().status(status);
+        response = response.header("content-length", "5");
+        let mut response = response.body(()).expect("a response");
+        to_client(&mut response).expect("it goes on");
+        assert!(response.headers().is_empty());
+    }
+    for (status, name, value) in [
+        (101, "upgrade", "websocket"),
+        (200, "transfer-encoding", "gzip"),
+        (200, "content-length", "5, 5"),
+    ] {
+        let response = Response::builder().status(status).header(name, value);
+        let mut response = response.body(()).expect("a response");
+        assert_eq!(to_client(&mut response), Err(Unfit), "{value}");
+    }
+}

@@ -18,6 +18,7 @@ mod probe;
 mod registry;
 mod serve_files;
 mod serve_life;
+mod serve_proxy;
 mod settings;
 mod store;
 mod verdicts;

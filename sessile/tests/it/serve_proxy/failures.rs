@@ -1,0 +1,171 @@
+//! An upstream that is down, silent or broken, and a client that goes away.
+
+use std::fs::File;
+use std::process::{Child, Command, Stdio};
+
+use super::{Rig, VERSIONS, upstream, upstream_on};
+use crate::peers::{Peer, eventually, run};
+
+#[test]
+fn an_upstream_that_is_down_is_a_502_until_it_is_back() {
+    let app = upstream();
+    let port = app.address().port();
+    let rig = Rig::start(&[port], "");
+    assert_eq!(rig.status("/echo", &[]), 200);
+    app.kill();
+    for version in VERSIONS {
+        let (status, _, body) = rig.get("/echo", &[version]);
+        assert_eq!((status, &*body), (502, "502 Bad Gateway\n"));
+    }
+    assert_eq!(rig.results("unreachable"), 2);
+    let line = rig.sessile.await_line("an upstream does not answer");
+    assert!(line.contains("upstream=\"app\""), "{line}");
+    let _app = Peer::start_on(port, "python3", upstream_on(port)).unwrap();
+    assert_eq!(rig.status("/echo", &[]), 200);
+    rig.sessile.await_line("an upstream answers again");
+}
+
+#[test]
+fn an_upstream_that_is_silent_is_a_504() {
+    let app = upstream();
+    let rig = Rig::start(&[app.address().port()], "response-timeout = \"200ms\"");
+    let upload = rig.file("upload");
+    File::create(&upload).unwrap().set_len(64 << 20).unwrap();
+    let upload = upload.to_str().unwrap();
+    for version in VERSIONS {
+        let (status, _, body) = rig.get("/stall", &[version]);
+        assert_eq!((status, &*body), (504, "504 Gateway Timeout\n"));
+    }
+    // curl 7.88 does not read an answer that comes before it has sent its body over HTTP/2.
+    let arguments = ["--http1.1", "-HExpect:", "-T", upload];
+    assert_eq!(rig.status("/stall-at-body", &arguments), 504);
+    assert_eq!(rig.results("timeout"), 3);
+    // In the middle of a response there is no status left to say it.
+    for version in VERSIONS {
+        let ran = rig.ask("/stall-in-body", &[version]);
+        assert!(!ran.status.success());
+        assert_eq!(ran.stdout, "a part");
+    }
+    assert_eq!(rig.results("cut"), 2);
+}
+
+/// Sends half a body, waits, and sends the rest. Arguments: port, CA file, seconds.
+const SLOW: &str = r#"
+import socket, ssl, sys, time
+port, ca, seconds = sys.argv[1:]
+context = ssl.create_default_context(cafile=ca)
+with socket.create_connection(("127.0.0.1", port), timeout=30) as tcp:
+    with context.wrap_socket(tcp, server_hostname="farm.test") as tls:
+        tls.sendall(b"PUT /count HTTP/1.1\r\nHost: farm.test\r\nConnection: close\r\nContent-Length: 10\r\n\r\nhalf.")
+        time.sleep(float(seconds))
+        tls.sendall(b"half.")
+        print(b"".join(iter(lambda: tls.recv(4096), b"")).decode())
+"#;
+
+#[test]
+fn a_client_may_take_its_time() {
+    let app = upstream();
+    let rig = Rig::start(&[app.address().port()], "response-timeout = \"200ms\"");
+    let mut python = Command::new("python3");
+    let port = rig.sessile.address().port().to_string();
+    // Longer than the upstream has to answer: that clock stands still meanwhile.
+    python.args(["-c", SLOW, &port]);
+    python.arg(&rig.certificates.ca).arg("0.5");
+    let answer = run("python3", &mut python, "").succeeded().stdout;
+    assert!(
+        answer.starts_with("HTTP/1.1 200") && answer.trim_end().ends_with("10"),
+        "{answer}"
+    );
+}
+
+/// Asks in HTTP/1.0 and wants to hear the end. Arguments: port, CA file, path.
+const WHOLE: &str = r#"
+import socket, ssl, sys
+port, ca, path = sys.argv[1:]
+context = ssl.create_default_context(cafile=ca)
+with socket.create_connection(("127.0.0.1", port), timeout=30) as tcp:
+    with context.wrap_socket(tcp, server_hostname="farm.test", suppress_ragged_eofs=False) as tls:
+        tls.sendall(f"GET {path} HTTP/1.0\r\n\r\n".encode())
+        print(b"".join(iter(lambda: tls.recv(4096), b"")))
+"#;
+
+#[test]
+fn a_response_that_is_cut_off_never_looks_complete() {
+    let app = upstream();
+    let rig = Rig::start(&[app.address().port()], "");
+    let paths = ["/cut-sized", "/cut-chunked", "/reset"];
+    for version in VERSIONS {
+        for path in paths {
+            let ran = rig.ask(path, &[version]);
+            assert!(!ran.status.success(), "{version} {path}: {}", ran.stdout);
+        }
+    }
+    // Without lengths and chunks it is TLS that says whether something is missing.
+    for path in paths {
+        let mut python = Command::new("python3");
+        let port = rig.sessile.address().port().to_string();
+        python.args(["-c", WHOLE, &port]);
+        python.arg(&rig.certificates.ca).arg(path);
+        let ran = run("python3", &mut python, "");
+        assert!(ran.stderr.contains("SSLEOFError"), "{path}: {}", ran.stderr);
+    }
+    assert_eq!(rig.results("cut"), 9);
+    assert_eq!(rig.results("ok"), 0);
+}
+
+#[test]
+fn what_is_no_response_is_a_502() {
+    let app = upstream();
+    let rig = Rig::start(&[app.address().port()], "");
+    for version in VERSIONS {
+        for path in ["/garbage", "/websocket", "/hang-up"] {
+            assert_eq!(rig.status(path, &[version]), 502, "{path}");
+        }
+    }
+    assert_eq!((rig.results("invalid"), rig.results("closed")), (4, 2));
+}
+
+#[test]
+fn a_request_that_meets_a_closing_connection_is_sent_again_if_it_may_be() {
+    let app = upstream();
+    let rig = Rig::start(&[app.address().port()], "");
+    let path = "/hang-up-once";
+    assert_eq!(rig.status(path, &[]), 200);
+    assert_eq!(rig.status(path, &[]), 200);
+    assert_eq!(app.said().matches("asked").count(), 3);
+    // On the connection that the second one left behind.
+    assert_eq!(rig.status(path, &["--data", "once only"]), 502);
+    assert_eq!(app.said().matches("asked").count(), 4);
+    assert_eq!((rig.results("ok"), rig.results("closed")), (2, 1));
+}
+
+#[test]
+fn a_client_that_goes_away_ends_its_request_at_the_upstream() {
+    let app = upstream();
+    let rig = Rig::start(&[app.address().port()], "");
+    let upload = rig.file("upload");
+    File::create(&upload).unwrap().set_len(1 << 30).unwrap();
+    let upload = ["-HExpect:", "-T", upload.to_str().unwrap()];
+    let mut gone = 0;
+    for version in VERSIONS {
+        for (path, more) in [
+            ("/stall", &[][..]),
+            ("/endless", &["--limit-rate", "100k"][..]),
+            ("/count", &[&upload[..], &["--limit-rate", "100k"]].concat()),
+        ] {
+            let arguments = [&[version], more].concat();
+            let mut command = rig.curl(path, &arguments);
+            let mut client: Child = (command.stdout(Stdio::null()).spawn())
+                .expect("curl is missing: install the package curl");
+            let requests = |rig: &Rig| rig.sessile.metrics().sum("sessile_requests_total", &[]);
+            eventually("it asks", || requests(&rig) == gone + 1);
+            client.kill().unwrap();
+            client.wait().unwrap();
+            gone += 1;
+            eventually("it is counted", || rig.results("abandoned") == gone);
+        }
+    }
+    let said = || app.said();
+    let ended = || said().matches("client gone").count() + said().matches("body cut").count();
+    eventually("the upstream is told", || ended() == 6);
+}

@@ -1,0 +1,337 @@
+//! Requests through `sessile serve` to a real upstream, asked by curl, openssl and Python.
+
+mod failures;
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::peers::{Certificates, NAME, Peer, Ran, Sessile, free_port, run};
+
+/// `upstream.py` says what each of its paths does.
+fn upstream() -> Peer {
+    Peer::start("python3", upstream_on)
+}
+
+fn upstream_on(port: u16) -> Command {
+    let mut command = Command::new("python3");
+    let script = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/tests/it/serve_proxy/upstream.py"
+    );
+    command.arg(script).arg(port.to_string());
+    command
+}
+
+/// A server with one worker, so that its requests share connections to the upstream.
+struct Rig {
+    certificates: Certificates,
+    folder: TempDir,
+    sessile: Sessile,
+}
+
+impl Rig {
+    /// Hands everything on to these servers, but what lies below `/here`.
+    fn start(servers: &[u16], keys: &str) -> Self {
+        let (certificates, folder) = (Certificates::new(), tempfile::tempdir().unwrap());
+        let servers = servers
+            .iter()
+            .map(|port| format!("http://127.0.0.1:{port}"));
+        let text = format!(
+            "server.workers = 1\n\
+             [[listener]]\naddress = \"127.0.0.1:0\"\n\
+             [[upstream]]\nname = \"app\"\nservers = {servers:?}\n{keys}\n\
+             [[site]]\ncertificates = [{{ chain = {:?}, key = {:?} }}]\n\
+             [[site.route]]\npath = \"/\"\nproxy = \"app\"\n\
+             [[site.route]]\npath = \"/here\"\nrespond = \"here\"\n",
+            certificates.chain,
+            certificates.key,
+            servers = servers.collect::<Vec<_>>(),
+        );
+        let config = folder.path().join("sessile.toml");
+        fs::write(&config, text).unwrap();
+        let sessile = Sessile::serve_configured(&config, &folder.path().join("state"));
+        Self {
+            certificates,
+            folder,
+            sessile,
+        }
+    }
+
+    fn curl(&self, path: &str, arguments: &[&str]) -> Command {
+        let port = self.sessile.address().port();
+        let mut command = Command::new("curl");
+        command.args(["-sS", "--path-as-is", "--cacert"]);
+        command.arg(&self.certificates.ca).args(arguments);
+        command.args(["--resolve", &format!("{NAME}:{port}:127.0.0.1")]);
+        command.arg(format!("https://{NAME}:{port}{path}"));
+        command
+    }
+
+    fn ask(&self, path: &str, arguments: &[&str]) -> Ran {
+        run("curl", &mut self.curl(path, arguments), "")
+    }
+
+    /// Status, head and body of an answer.
+    fn get(&self, path: &str, arguments: &[&str]) -> (u16, String, String) {
+        let arguments = [&["--include"], arguments].concat();
+        let answer = self.ask(path, &arguments).succeeded().stdout;
+        let (mut head, mut body) = answer.split_once("\r\n\r\n").expect("a whole head");
+        while head.contains(" 100") {
+            (head, body) = body.split_once("\r\n\r\n").expect("a whole head");
+        }
+        let status = head.split(' ').nth(1).expect("a status");
+        (status.parse().unwrap(), head.to_owned(), body.to_owned())
+    }
+
+    fn status(&self, path: &str, arguments: &[&str]) -> u16 {
+        self.get(path, arguments).0
+    }
+
+    /// What `openssl s_client` gets for these bytes.
+    fn raw(&self, request: &str) -> String {
+        let mut command = Command::new("openssl");
+        command.args(["s_client", "-quiet", "-servername", NAME, "-connect"]);
+        command.arg(self.sessile.address().to_string());
+        run("openssl", &mut command, request).stdout
+    }
+
+    /// Requests to the upstream that came to this.
+    fn results(&self, result: &str) -> u64 {
+        let labels = [("upstream", "app"), ("result", result)];
+        let metrics = self.sessile.metrics();
+        metrics.sum("sessile_upstream_requests_total", &labels)
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+}
+
+/// A header of an answer.
+fn header<'h>(head: &'h str, name: &str) -> Option<&'h str> {
+    let mut fields = head.lines().filter_map(|line| line.split_once(": "));
+    let field = fields.find(|(its, _)| its.eq_ignore_ascii_case(name));
+    field.map(|(_, value)| value.trim_end())
+}
+
+/// What the upstream saw of a header, each time that it was there.
+fn seen<'v>(asked: &'v Value, name: &str) -> Vec<&'v str> {
+    let headers = asked["headers"].as_array().unwrap().iter();
+    let named = headers.filter(|header| header[0] == name);
+    named.map(|header| header[1].as_str().unwrap()).collect()
+}
+
+const VERSIONS: [&str; 2] = ["--http1.1", "--http2"];
+
+/// curl offers nothing but `http/1.0` otherwise, which is not spoken here by that name.
+const HTTP10: [&str; 2] = ["--http1.0", "--no-alpn"];
+
+#[test]
+fn a_request_arrives_as_it_was_and_says_whose_it_is() {
+    let app = upstream();
+    let rig = Rig::start(&[app.address().port()], "");
+    for version in VERSIONS {
+        let arguments = [
+            version,
+            "--request",
+            "BREW",
+            "--data",
+            "a body",
+            "-HCookie: a=1",
+            "-HX-Forwarded-For: 10.9.8.7",
+            "-HX_Forwarded_For: 10.9.8.7",
+            "-HForwarded: for=10.9.8.7",
+            "-HX-Real-IP: 10.9.8.7",
+            "-HTE: gzip, trailers",
+            "-HX-Kept: yes",
+        ];
+        let (status, head, body) = rig.get("/app/echo%20it/%2F?a=b&c", &arguments);
+        assert_eq!(status, 200, "{head}\n{body}");
+        let asked: Value = serde_json::from_str(&body).unwrap();
+        assert_eq!(asked["method"], "BREW");
+        assert_eq!(asked["path"], "/app/echo%20it/%2F?a=b&c");
+        assert_eq!(asked["version"], "HTTP/1.1");
+        assert_eq!(asked["body"], "a body");
+        let host = format!("{NAME}:{}", rig.sessile.address().port());
+        let forwarded = format!("for=127.0.0.1;proto=https;host=\"{host}\"");
+        let via = match version {
+            "--http2" => "2.0 sessile",
+            _ => "1.1 sessile",
+        };
+        for (name, value) in [
+            ("host", &*host),
+            ("forwarded", &forwarded),
+            ("x-forwarded-for", "127.0.0.1"),
+            ("x-forwarded-proto", "https"),
+            ("x-forwarded-host", &host),
+            ("via", via),
+            ("te", "trailers"),
+            ("cookie", "a=1"),
+            ("content-length", "6"),
+            ("x-kept", "yes"),
+        ] {
+            assert_eq!(seen(&asked, name), [value], "{name}: {asked}");
+        }
+        assert!(!body.contains("10.9.8.7"), "{asked}");
+        assert_eq!(header(&head, "x-kept"), Some("1"));
+        for name in ["x-hop", "keep-alive", "connection"] {
+            assert_eq!(header(&head, name), None, "{head}");
+        }
+    }
+    assert_eq!(rig.results("ok"), 2);
+}
+
+#[test]
+fn bodies_of_megabytes_pass_both_ways() {
+    let app = upstream();
+    let rig = Rig::start(&[app.address().port()], "");
+    // Not a multiple of any buffer.
+    let bytes: Vec<u8> = (0..6_000_001_u32).map(|n| (n % 251) as u8).collect();
+    let (sent, got) = (rig.file("sent"), rig.file("got"));
+    fs::write(&sent, &bytes).unwrap();
+    let (sent, got) = (sent.to_str().unwrap(), got.to_str().unwrap());
+    for version in VERSIONS {
+        for length in ["Content-Length: 6000001", "Transfer-Encoding: chunked"] {
+            if version == "--http2" && length.starts_with("Transfer") {
+                continue;
+            }
+            let arguments = [version, "-H", length, "-T", sent, "-o", got];
+            rig.ask("/mirror", &arguments).succeeded();
+            assert!(fs::read(got).unwrap() == bytes, "{version} {length}");
+        }
+        // The other way, with a length.
+        rig.ask("/sized?4194304", &[version, "-o", got]).succeeded();
+        assert_eq!(fs::metadata(got).unwrap().len(), 4 << 20);
+        // curl sends this from a pipe, and says no length over HTTP/2.
+        let mut piped = rig.curl("/count", &[version, "-T", "-"]);
+        let counted = run("curl", &mut piped, &"x".repeat(1_000_000)).succeeded();
+        assert_eq!(counted.stdout, "1000000");
+    }
+    // A body that comes with a GET, and one that ends with the upstream's connection.
+    let (_, _, body) = rig.get("/echo", &["--request", "GET", "--data", "odd"]);
+    assert!(body.contains("\"body\": \"odd\""), "{body}");
+    for version in [&HTTP10[..], &["--http1.1"], &["--http2"]] {
+        assert_eq!(rig.get("/until-close", version).2, "to the end");
+    }
+}
+
+#[test]
+fn a_head_request_and_statuses_without_a_body_keep_their_heads() {
+    let app = upstream();
+    let rig = Rig::start(&[app.address().port()], "");
+    for version in VERSIONS {
+        let (status, head, body) = rig.get("/echo", &[version, "--head"]);
+        let length: usize = header(&head, "content-length").unwrap().parse().unwrap();
+        assert_eq!((status, &*body), (200, ""));
+        assert!(length > 100, "{head}");
+        for code in ["204", "304"] {
+            let (status, head, body) = rig.get(&format!("/status?{code}"), &[version]);
+            assert_eq!((status.to_string(), &*body), (code.to_owned(), ""));
+            assert_eq!(header(&head, "etag"), Some("\"x\""));
+            assert_eq!(header(&head, "content-length"), None, "{head}");
+        }
+        let (status, _, body) = rig.get("/status?503", &[version]);
+        assert_eq!((status, &*body), (503, "as asked"));
+    }
+    assert_eq!(rig.results("ok"), 8);
+}
+
+#[test]
+fn the_longest_route_answers_and_no_path_goes_around_it() {
+    let app = upstream();
+    let rig = Rig::start(&[app.address().port()], "");
+    for version in VERSIONS {
+        assert_eq!(rig.get("/here/echo", &[version]).2, "here");
+        for path in [
+            "/x/../here",
+            "/x/%2e%2E/here",
+            "/./here",
+            "/..",
+            "/a/..;b/here",
+        ] {
+            assert_eq!(rig.status(path, &[version]), 400, "{path}");
+        }
+        let upgrade = ["-HUpgrade: websocket", "-HConnection: upgrade"];
+        assert_eq!(
+            rig.status("/echo", &["--http1.1", upgrade[0], upgrade[1]]),
+            501
+        );
+        assert_eq!(rig.status("/echo", &[version, "--request", "TRACE"]), 501);
+    }
+    assert_eq!(rig.results("ok"), 0);
+}
+
+#[test]
+fn a_mark_of_early_data_goes_through_and_so_does_the_answer_to_it() {
+    let app = upstream();
+    let rig = Rig::start(&[app.address().port()], "");
+    for version in VERSIONS {
+        for method in ["GET", "POST"] {
+            let ask = |mark: &[&str]| {
+                let arguments = [&[version, "--request", method], mark].concat();
+                rig.status("/early", &arguments)
+            };
+            assert_eq!(ask(&[]), 200);
+            assert_eq!(ask(&["-HEarly-Data: 1"]), 425);
+            assert_eq!(ask(&["-HEarly-Data: 0"]), 425);
+        }
+    }
+    let named = ["-HEarly-Data: 1", "-HConnection: early-data"];
+    assert_eq!(
+        rig.status("/early", &["--http1.1", named[0], named[1]]),
+        425
+    );
+}
+
+#[test]
+fn one_request_never_becomes_two() {
+    let app = upstream();
+    let rig = Rig::start(&[app.address().port()], "");
+    let host = format!("Host: {NAME}\r\n");
+    let hidden = format!("GET /hang-up HTTP/1.1\r\n{host}\r\n");
+    let length = format!("Content-Length: {}\r\n", hidden.len() + 5);
+    let chunked = "Transfer-Encoding: chunked\r\n";
+    // Whoever believes the length takes the hidden request for a body, in either order.
+    for both in [format!("{length}{chunked}"), format!("{chunked}{length}")] {
+        let request = format!("POST /echo HTTP/1.1\r\n{host}{both}\r\n0\r\n\r\n{hidden}");
+        let answer = rig.raw(&request);
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{answer}");
+        assert!(answer.contains("\"body\": \"\""), "{answer}");
+    }
+    for odd in [
+        format!("{host}{host}"),
+        format!("{host}Transfer-Encoding: gzip, chunked\r\n"),
+        format!("{host}Transfer-Encoding: identity\r\n"),
+        format!("{host}Transfer-Encoding: xchunked\r\n"),
+        format!("{host}{chunked}{chunked}"),
+        format!("{host}Content-Length: 5\r\nContent-Length: 6\r\n"),
+        format!("{host}Content-Length: 5, 5\r\n"),
+        format!("{host}Content-Length: +5\r\n"),
+        format!("{host}Transfer-Encoding : chunked\r\n"),
+        format!("{host}X-A: b\r\n Transfer-Encoding: chunked\r\n"),
+        format!("{host}X-A: b\rTransfer-Encoding: chunked\r\n"),
+        "X-A: no host\r\n".to_owned(),
+    ] {
+        let answer = rig.raw(&format!(
+            "POST /echo HTTP/1.1\r\n{odd}\r\n0\r\n\r\n{hidden}"
+        ));
+        let refused = answer.is_empty() || answer.starts_with("HTTP/1.1 400");
+        assert!(refused, "{odd}: {answer}");
+    }
+    assert!(!app.said().contains("hung up"));
+    assert_eq!(rig.results("ok"), 2);
+}
+
+#[test]
+fn the_first_server_that_takes_a_connection_answers() {
+    let app = upstream();
+    let down = free_port();
+    let rig = Rig::start(&[down, app.address().port()], "");
+    assert_eq!(rig.status("/echo", &[]), 200);
+    assert_eq!(rig.results("ok"), 1);
+}

@@ -11,8 +11,8 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::ParsedCertificate;
 use rustls::sign::CertifiedKey;
 
-use super::x509::{Validity, validity};
 use crate::config::Certificate;
+use crate::tls::x509::{Validity, validity};
 
 /// Most bytes of a PEM file.
 const MAX_BYTES: u64 = 1 << 20;

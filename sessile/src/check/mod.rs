@@ -4,7 +4,6 @@
 mod certificate;
 mod state;
 mod survival;
-mod x509;
 
 use std::fmt;
 use std::path::Path;

@@ -18,6 +18,7 @@ fn farm(folder: &Path) -> Config {
     config.sites.push(Site {
         names: vec!["a.example".to_owned(), "*.a.example".to_owned()],
         certificates: vec![named(folder, "a")],
+        client_auth: None,
         routes: vec![SiteRoute {
             path: "/".to_owned(),
             action: Action::Verdict,

@@ -1,7 +1,7 @@
 //! `sessile serve`: a TLS server from a configuration file, or from a few flags.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
@@ -13,6 +13,7 @@ use crate::config::{self, Action, Certificate, Config, Listener, Role, Site, Sit
 use crate::key::{Keyring, Origin, Reloaded};
 use crate::lifecycle::{self, Orders};
 use crate::serve::{AccessLog, Server, Surroundings};
+use crate::settings::table::SETTINGS;
 
 /// Serve sites over TLS; their sessions resume on every server of the farm.
 #[derive(clap::Args)]
@@ -42,7 +43,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let config = configuration(args)?;
+    let config = configuration(&args)?;
     super::start_log(config.log.level);
     let around = Surroundings {
         stop: CancellationToken::new(),
@@ -65,7 +66,10 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     say_what_survives(&config, server.keys());
     lifecycle::wait_for_signal(Orders {
         reopen_logs: Some(Box::new(|| around.access_log.reopen())),
-        reload: Some(Box::new(|| reload_key(server.keys()))),
+        reload: Some(Box::new(|| {
+            reload_key(server.keys());
+            reload_configuration(&server, &config, &args);
+        })),
     })?;
     around.stop.cancel();
     server.join();
@@ -79,7 +83,8 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn configuration(args: Args) -> anyhow::Result<Config> {
+/// What the arguments say: the configuration file as it is now, or the flags in its place.
+fn configuration(args: &Args) -> anyhow::Result<Config> {
     let mut config = match args {
         Args {
             listen: Some(listen),
@@ -89,12 +94,16 @@ fn configuration(args: Args) -> anyhow::Result<Config> {
             ..
         } => Config {
             listeners: vec![Listener {
-                address: listen,
+                address: *listen,
                 role: Role::Serve,
             }],
             sites: vec![Site {
                 names: Vec::new(),
-                certificates: vec![Certificate { chain, key }],
+                certificates: vec![Certificate {
+                    chain: chain.clone(),
+                    key: key.clone(),
+                }],
+                client_auth: None,
                 routes: vec![SiteRoute {
                     path: "/".to_owned(),
                     action: Action::Files(folder(root)?),
@@ -104,7 +113,7 @@ fn configuration(args: Args) -> anyhow::Result<Config> {
         },
         Args {
             config: Some(file), ..
-        } => config::file::load(&file)?,
+        } => config::file::load(file)?,
         _ => bail!("nothing to serve: give --config FILE, or --listen, --cert, --key and --root"),
     };
     if config
@@ -118,13 +127,13 @@ fn configuration(args: Args) -> anyhow::Result<Config> {
     Ok(config)
 }
 
-fn folder(root: PathBuf) -> anyhow::Result<PathBuf> {
-    let metadata = std::fs::metadata(&root);
+fn folder(root: &Path) -> anyhow::Result<PathBuf> {
+    let metadata = std::fs::metadata(root);
     let metadata = metadata.with_context(|| format!("--root {}", root.display()))?;
     if !metadata.is_dir() {
         bail!("--root {}: not a folder", root.display());
     }
-    Ok(root)
+    Ok(root.to_owned())
 }
 
 /// Reads the farm key again, on SIGHUP, and says what came of it.
@@ -148,6 +157,49 @@ fn reload_key(keys: &Keyring) {
         }
         Err(error) => tracing::error!(%error, "farm key not reloaded: the old one stays"),
     }
+}
+
+/// Reads the configuration again, on SIGHUP, and the files that it names; says what came of it.
+fn reload_configuration(server: &Server, running: &Config, args: &Args) {
+    let reloaded = configuration(args).and_then(|written| {
+        server.reload(&written)?;
+        Ok(written)
+    });
+    match reloaded {
+        Ok(written) => {
+            let sites = written.sites.len();
+            tracing::info!(sites, "configuration and certificates reloaded");
+            for setting in only_at_a_restart(running, &written) {
+                tracing::warn!("{setting} has changed, which needs a restart");
+            }
+        }
+        Err(error) => {
+            // A file may be wrong in several places, each with a line of its own.
+            for line in super::in_one_line(&error).lines() {
+                tracing::error!("{line}");
+            }
+            tracing::error!("configuration not reloaded: the old one stays as a whole");
+        }
+    }
+}
+
+/// What differs between the configuration that the server was started with and the one that is written
+/// now, and is not among what [`Server::reload`] takes over.
+fn only_at_a_restart(running: &Config, written: &Config) -> Vec<&'static str> {
+    let settings = SETTINGS.iter().filter(|setting| {
+        let differs = (setting.value)(running) != (setting.value)(written);
+        differs && !setting.name.starts_with("balance.")
+    });
+    let mut names: Vec<_> = settings.map(|setting| setting.name).collect();
+    // Its value as a setting has no password.
+    let store = "session.store";
+    if running.session.store != written.session.store && !names.contains(&store) {
+        names.push(store);
+    }
+    if running.listeners != written.listeners {
+        names.push("[[listener]]");
+    }
+    names
 }
 
 /// Where the key came from, and what a restart and a crash cost with this configuration.

@@ -150,6 +150,8 @@ pub struct Site {
     pub names: Vec<String>,
     /// One certificate for each key type, at least one in all.
     pub certificates: Vec<Certificate>,
+    /// Whose certificates clients show; `None`: nobody is asked for one.
+    pub client_auth: Option<ClientAuth>,
     /// Longest matching path first.
     pub routes: Vec<SiteRoute>,
 }
@@ -159,6 +161,24 @@ pub struct Site {
 pub struct Certificate {
     pub chain: PathBuf,
     pub key: PathBuf,
+}
+
+/// `client-auth` of a site: clients that show a certificate, too.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientAuth {
+    pub mode: ClientAuthMode,
+    /// The authorities whose certificates are accepted, PEM.
+    pub ca: PathBuf,
+    /// Their revocation lists, PEM or DER.
+    pub crl: Option<PathBuf>,
+}
+
+/// Whether a client may come without a certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClientAuthMode {
+    Required,
+    /// It may; one that it shows has to be accepted all the same.
+    Optional,
 }
 
 /// `[[site.route]]`: requests whose path is `path` or lies below it.

@@ -162,6 +162,7 @@ pub fn server_config(base: &Config, authority: &Authority, name: &str) -> Config
     config.sites = vec![Site {
         names: Vec::new(),
         certificates: vec![authority.certificate.clone()],
+        client_auth: None,
         routes: vec![SiteRoute {
             path: "/".to_owned(),
             action: Action::Verdict,

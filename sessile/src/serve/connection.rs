@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use super::Worker;
 use super::metrics::Open;
 use super::respond::{self, Connection};
+use super::sites::{Site, Sites};
 use crate::clock;
 use crate::detect::{self, DetectError};
 use crate::tls::{self, AcceptError, Accepted, Status};
@@ -54,7 +55,7 @@ const OLDEST_VERSION: u16 = 0x0303;
 pub(super) async fn run(worker: Rc<Worker>, io: TcpStream, peer: SocketAddr, open: Open) {
     let metrics = &worker.shared.metrics;
     // In a box, so that what a handshake needs does not stay with the connection.
-    let (site, accepted) = match Box::pin(handshake(&worker, io)).await {
+    let (sites, site, accepted) = match Box::pin(handshake(&worker, io)).await {
         Ok(done) => done,
         Err(cause) => return metrics.count_failure(cause),
     };
@@ -65,6 +66,7 @@ pub(super) async fn run(worker: Rc<Worker>, io: TcpStream, peer: SocketAddr, ope
         peer,
         handshake,
         site,
+        sites,
         requests: Cell::new(0),
         worker: Rc::clone(&worker),
     });
@@ -79,7 +81,7 @@ pub(super) async fn run(worker: Rc<Worker>, io: TcpStream, peer: SocketAddr, ope
 async fn handshake(
     worker: &Worker,
     mut io: TcpStream,
-) -> Result<(Rc<super::sites::Site>, Accepted), &'static str> {
+) -> Result<(Rc<Sites>, Rc<Site>, Accepted), &'static str> {
     let stop = &worker.shared.around.stop;
     let reader = match detect::read(&mut io, DEFAULT_LIMIT, stop).await {
         Ok(reader) => reader,
@@ -98,17 +100,21 @@ async fn handshake(
         tls::refuse(io, alert::PROTOCOL_VERSION).await;
         return Err("bad-hello");
     }
-    let Some(site) = worker.sites.find(hello.server_name) else {
+    let sites = worker.sites();
+    let Some(site) = sites.find(hello.server_name) else {
         tls::refuse(io, alert::UNRECOGNIZED_NAME).await;
         return Err("no-site");
     };
     let accepted = tls::accept(io, reader.bytes(), &hello, &site.template, clock::now());
     match tokio::time::timeout(HANDSHAKE_DEADLINE, accepted).await {
-        Ok(Ok(accepted)) => Ok((Rc::clone(site), accepted)),
+        Ok(Ok(accepted)) => Ok((Rc::clone(&sites), Rc::clone(site), accepted)),
         Ok(Err(AcceptError::Closed | AcceptError::Io(_))) => Err("closed"),
-        Ok(Err(AcceptError::Tls(error))) => {
+        Ok(Err(error)) => {
             tracing::debug!(%error, "handshake refused");
-            Err("tls")
+            Err(match error.is_client_certificate() {
+                true => "client-certificate",
+                false => "tls",
+            })
         }
         Err(_) => Err("deadline"),
     }

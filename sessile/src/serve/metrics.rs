@@ -10,12 +10,13 @@ use crate::figure;
 use crate::store::Store;
 
 /// Why a handshake did not finish, as a metric label.
-pub(super) const FAILURES: [&str; 6] = [
+pub(super) const FAILURES: [&str; 7] = [
     "no-hello",
     "bad-hello",
     "no-site",
     "deadline",
     "closed",
+    "client-certificate",
     "tls",
 ];
 

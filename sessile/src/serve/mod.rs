@@ -3,20 +3,24 @@
 
 mod access_log;
 mod connection;
+mod live;
 mod metrics;
 mod proxy;
 mod respond;
 mod sites;
 
 pub use access_log::AccessLog;
+pub use live::SiteError;
 pub use metrics::Metrics;
 
+use std::cell::RefCell;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use sessile_proto::ticket::Issuer;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -27,8 +31,9 @@ use crate::lifecycle::{self, Workers};
 use crate::listen::{self, ListenError};
 use crate::store::snapshot::SnapshotFile;
 use crate::store::{Local, Store, StoreError};
-use crate::tls::{CertificateError, Sessions};
-use sites::{SiteCertificates, Sites};
+use crate::tls::Sessions;
+use live::Live;
+use sites::Sites;
 
 /// Why a server does not start.
 #[derive(Debug, thiserror::Error)]
@@ -36,15 +41,13 @@ pub enum StartError {
     #[error(transparent)]
     Key(#[from] KeyError),
     #[error(transparent)]
-    Certificate(#[from] CertificateError),
+    Site(#[from] SiteError),
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
     Listen(#[from] ListenError),
     #[error("cannot start a worker thread: {0}")]
     Thread(#[from] io::Error),
-    #[error("the TLS library refuses the configuration: {0}")]
-    Tls(#[from] rustls::Error),
     #[error("metrics: {0}")]
     Metrics(#[from] prometheus::Error),
 }
@@ -60,8 +63,7 @@ pub struct Surroundings {
 /// A running server.
 pub struct Server {
     addresses: Vec<SocketAddr>,
-    keys: Arc<Keyring>,
-    store: Store,
+    shared: Shared,
     /// Where its sessions go when it has drained, and its incarnation with them.
     snapshot: Option<(SnapshotFile, u16)>,
     workers: Workers,
@@ -111,7 +113,7 @@ impl Server {
                 incarnation: u16::from_ne_bytes(incarnation),
             },
             keys: Arc::clone(&keys),
-            certificates: sites::load_certificates(config)?,
+            live: watch::Sender::new(Arc::new(Live::load(config)?)),
             max_connections: lifecycle::connection_limit(config.connection.max, sockets),
             metrics: Arc::new(Metrics::register(&around.registry, name, &store)?),
             config: Arc::new(config.clone()),
@@ -119,7 +121,7 @@ impl Server {
             around: around.clone(),
         };
         // Before the first thread: a combination that the library refuses stops the start.
-        shared.sites(&shared.store.local())?;
+        shared.try_out(&shared.live.borrow())?;
         let mut listeners = Vec::new();
         for listener in config.listeners.iter().filter(|l| l.role == Role::Serve) {
             let count = lifecycle::worker_count(config.server.workers);
@@ -134,13 +136,12 @@ impl Server {
             snapshot: file.map(|file| (file, shared.issuer.incarnation)),
             addresses: Vec::new(),
             workers: Workers::default(),
-            keys,
-            store,
+            shared,
         };
         for sockets in listeners {
             server.addresses.push(sockets[0].local_addr()?);
             for socket in sockets {
-                let shared = shared.clone();
+                let shared = server.shared.clone();
                 server.workers.spawn(name, move || work(shared, socket))?;
             }
         }
@@ -156,13 +157,26 @@ impl Server {
     /// Its farm key.
     #[must_use]
     pub fn keys(&self) -> &Arc<Keyring> {
-        &self.keys
+        &self.shared.keys
     }
 
     /// Its sessions.
     #[must_use]
     pub const fn store(&self) -> &Store {
-        &self.store
+        &self.shared.store
+    }
+
+    /// Takes over the sites of a configuration that was read again, and reads the files that they name
+    /// again. Connections that come from now on have the new sites, those that are open stay with
+    /// theirs; sessions outlive it. Nothing else of the configuration is looked at.
+    ///
+    /// # Errors
+    /// With what is wrong; everything stays as it was then.
+    pub fn reload(&self, config: &Config) -> Result<(), SiteError> {
+        let live = Live::load(config)?;
+        self.shared.try_out(&live)?;
+        self.shared.live.send_replace(Arc::new(live));
+        Ok(())
     }
 
     /// Waits until its workers have drained, after the order to stop, and keeps what it has to for the
@@ -170,9 +184,9 @@ impl Server {
     pub fn join(self) {
         self.workers.join();
         if let Some((file, incarnation)) = self.snapshot {
-            let snapshot = self.store.snapshot(incarnation);
+            let snapshot = self.shared.store.snapshot(incarnation);
             let path = file.path().display();
-            match file.save(&self.keys.schedule(clock::now()), &snapshot) {
+            match file.save(&self.shared.keys.schedule(clock::now()), &snapshot) {
                 Ok(sessions) => {
                     tracing::info!(file = %path, sessions, "kept the sessions for the next start");
                 }
@@ -215,8 +229,9 @@ fn restore(file: &SnapshotFile, keys: &Keyring, store: &Store) -> Option<u16> {
 /// What the workers of a server share.
 #[derive(Clone)]
 struct Shared {
+    /// As the server was started with it; its sites are those of `live`.
     config: Arc<Config>,
-    certificates: Arc<SiteCertificates>,
+    live: watch::Sender<Arc<Live>>,
     keys: Arc<Keyring>,
     store: Store,
     issuer: Issuer,
@@ -226,37 +241,67 @@ struct Shared {
 }
 
 impl Shared {
-    fn sites(&self, store: &Local) -> Result<Sites, rustls::Error> {
-        let sessions = Sessions::new(
-            &self.config,
-            store.clone(),
-            Arc::clone(&self.keys),
-            self.issuer,
-        );
-        let sites = &self.config.sites;
-        Sites::new(sites, &self.certificates, &Rc::new(sessions), &self.metrics)
+    fn sessions(&self, store: Local) -> Rc<Sessions> {
+        let keys = Arc::clone(&self.keys);
+        Rc::new(Sessions::new(&self.config, store, keys, self.issuer))
+    }
+
+    /// Makes sites as a worker does: what none could use must not reach one.
+    fn try_out(&self, live: &Live) -> Result<(), SiteError> {
+        let sessions = self.sessions(self.store.local());
+        live.sites(&sessions, &self.metrics).map(drop)
     }
 }
 
 /// One thread's part of the server.
 struct Worker {
     shared: Shared,
-    sites: Sites,
     store: Local,
+    sessions: Rc<Sessions>,
+    current: RefCell<Current>,
+}
+
+/// The sites as a worker has them, and where newer ones show.
+struct Current {
+    live: watch::Receiver<Arc<Live>>,
+    sites: Rc<Sites>,
+}
+
+impl Worker {
+    fn new(shared: Shared, store: Local) -> Result<Self, SiteError> {
+        let sessions = shared.sessions(store.clone());
+        let mut live = shared.live.subscribe();
+        let sites = live.borrow_and_update().sites(&sessions, &shared.metrics)?;
+        Ok(Self {
+            current: RefCell::new(Current { live, sites }),
+            shared,
+            store,
+            sessions,
+        })
+    }
+
+    /// The sites as they are now: the first connection after a reload takes it up, without a lock on
+    /// the way of the others.
+    fn sites(&self) -> Rc<Sites> {
+        let mut current = self.current.borrow_mut();
+        if current.live.has_changed().is_ok_and(|changed| changed) {
+            let live = Arc::clone(&current.live.borrow_and_update());
+            match live.sites(&self.sessions, &self.shared.metrics) {
+                Ok(sites) => current.sites = sites,
+                Err(error) => tracing::error!(%error, "a worker stays with its old sites"),
+            }
+        }
+        Rc::clone(&current.sites)
+    }
 }
 
 async fn work(shared: Shared, socket: std::net::TcpListener) {
     let store = shared.store.local();
     store.connect().await;
-    let sites = match shared.sites(&store) {
-        Ok(sites) => sites,
+    let worker = match Worker::new(shared, store) {
+        Ok(worker) => Rc::new(worker),
         Err(error) => return tracing::error!(%error, "a worker cannot start"),
     };
-    let worker = Rc::new(Worker {
-        shared,
-        sites,
-        store,
-    });
     let connections = TaskTracker::new();
     let stop = worker.shared.around.stop.clone();
     let accepted = listen::accept(socket, stop.cancelled(), |io, peer| {

@@ -21,7 +21,7 @@ use tower_http::services::ServeDir;
 
 use super::Worker;
 use super::access_log::quoted;
-use super::sites::{Handler, Site};
+use super::sites::{Handler, Site, Sites};
 use crate::clock;
 use crate::tls::Handshake;
 
@@ -41,6 +41,8 @@ pub(super) struct Connection {
     pub(super) peer: SocketAddr,
     pub(super) handshake: Handshake,
     pub(super) site: Rc<Site>,
+    /// As they were when it came: a reload does not make its requests another site's.
+    pub(super) sites: Rc<Sites>,
     pub(super) requests: Cell<u64>,
     pub(super) worker: Rc<Worker>,
 }
@@ -56,6 +58,8 @@ struct Shown<'a> {
     http: &'a str,
     server_name: Option<&'a str>,
     client: SocketAddr,
+    /// Subject of the certificate that the client has shown.
+    client_certificate: Option<&'a str>,
     /// Seconds since the session's full handshake.
     session_age_seconds: u64,
     /// Which request of this connection this is, from 1.
@@ -243,6 +247,7 @@ impl Connection {
             },
             server_name: handshake.server_name.as_deref(),
             client: self.peer,
+            client_certificate: handshake.client_certificate.as_deref(),
             session_age_seconds: clock::now().since(handshake.established).as_secs(),
             request: self.requests.get(),
         }
@@ -258,7 +263,7 @@ impl Connection {
                 Some(host.rsplit_once(':').map_or(host, |(host, _)| host))
             }),
         };
-        host.and_then(|host| self.worker.sites.find(Some(host)))
+        host.and_then(|host| self.sites.find(Some(host)))
             .is_some_and(|site| !Rc::ptr_eq(site, &self.site))
     }
 
@@ -273,11 +278,16 @@ impl Connection {
         }
     }
 
-    /// The combined log format, with server, protocol and verdict behind it.
+    /// The combined log format, with server, protocol and verdict behind it, and whose certificate the
+    /// client has shown, if any.
     fn log(&self, request: &str) {
         let now = std::time::SystemTime::now();
+        let client = match &self.handshake.client_certificate {
+            Some(subject) => format!(" \"{}\"", quoted(subject)),
+            None => String::new(),
+        };
         self.worker.shared.around.access_log.line(format!(
-            "{} - - [{}] {request} {} {} {}",
+            "{} - - [{}] {request} {} {} {}{client}",
             self.peer.ip(),
             humantime::format_rfc3339_millis(now),
             self.server(),
@@ -290,8 +300,12 @@ impl Connection {
 impl Shown<'_> {
     fn text(&self) -> String {
         let name = self.server_name.unwrap_or("-");
+        let client = match self.client_certificate {
+            Some(subject) => format!("client    {subject}\n"),
+            None => String::new(),
+        };
         format!(
-            "{}\n\nserver    {}\nprotocol  {} {} {}\nname      {name}\nsession   {} s old\nrequest   {} of this connection\n",
+            "{}\n\nserver    {}\nprotocol  {} {} {}\nname      {name}\n{client}session   {} s old\nrequest   {} of this connection\n",
             self.verdict,
             self.server,
             self.protocol,
@@ -307,6 +321,10 @@ impl Shown<'_> {
         let colour = if self.resumed { "#1a7f37" } else { "#9a6700" };
         let name = escaped(self.server_name.unwrap_or("–"));
         let server = escaped(self.server);
+        let client = match self.client_certificate {
+            Some(subject) => format!("<dt>client<dd>{}", escaped(subject)),
+            None => String::new(),
+        };
         format!(
             "<!doctype html><html lang=en><meta charset=utf-8>\
              <meta name=viewport content=\"width=device-width\"><title>{verdict} · {server}</title>\
@@ -315,7 +333,7 @@ impl Shown<'_> {
              dl{{display:grid;grid-template-columns:8rem 1fr;gap:.25rem 1rem}}dt{{color:#59636e}}dd{{margin:0}}\
              p{{color:#59636e}}</style>\
              <h1>{verdict}</h1><dl><dt>server<dd>{server}<dt>protocol<dd>{protocol}, {http}\
-             <dt>cipher suite<dd>{suite}<dt>name<dd>{name}<dt>session<dd>{age} s old\
+             <dt>cipher suite<dd>{suite}<dt>name<dd>{name}{client}<dt>session<dd>{age} s old\
              <dt>request<dd>{request} of this connection</dl>\
              <p>Come back on a new connection (close this one, wait, restart a server) and see what the \
              handshake came to. As JSON: <a href=\"{above}/verdict.json\">{above}/verdict.json</a></p></html>\n",

@@ -2,31 +2,14 @@
 
 use std::collections::HashMap;
 use std::rc::Rc;
-use std::sync::Arc;
 
-use rustls::sign::CertifiedKey;
 use tower_http::services::ServeDir;
 
+use super::live::Files;
 use super::metrics::Metrics;
 use super::proxy::Upstream;
-use crate::config::{Action, Config, Site as SiteConfig};
-use crate::tls::{self, CertificateError, Sessions, Template, load_certificate};
-
-/// Certificates by site, in the order of the configuration. Read once, shared by the workers.
-pub(super) type SiteCertificates = Vec<Vec<Arc<CertifiedKey>>>;
-
-pub(super) fn load_certificates(
-    config: &Config,
-) -> Result<Arc<SiteCertificates>, CertificateError> {
-    let of_site = |site: &SiteConfig| {
-        let files = site.certificates.iter();
-        files
-            .map(|files| load_certificate(&files.chain, &files.key))
-            .collect()
-    };
-    let sites = config.sites.iter().map(of_site);
-    Ok(Arc::new(sites.collect::<Result<_, _>>()?))
-}
+use crate::config::{Action, Site as SiteConfig};
+use crate::tls::{self, Sessions, Template};
 
 /// A worker's ways to its upstreams, by their names: routes share them.
 type Upstreams = HashMap<String, Rc<Upstream>>;
@@ -57,8 +40,7 @@ pub(super) struct Sites {
 
 impl Sites {
     pub(super) fn new(
-        configured: &[SiteConfig],
-        certificates: &SiteCertificates,
+        configured: &[(SiteConfig, Files)],
         sessions: &Rc<Sessions>,
         metrics: &Metrics,
     ) -> Result<Self, rustls::Error> {
@@ -68,10 +50,11 @@ impl Sites {
             wildcards: HashMap::new(),
             default: None,
         };
-        for (config, certificates) in configured.iter().zip(certificates) {
+        for (config, files) in configured {
             let id = tls::site_id(config.names.first().map_or("", String::as_str));
+            let (certificates, clients) = (&files.certificates, files.clients.as_ref());
             let site = Rc::new(Site {
-                template: Template::new(id, certificates, Rc::clone(sessions))?,
+                template: Template::new(id, certificates, clients, Rc::clone(sessions))?,
                 routes: routes(config, &mut upstreams, metrics),
             });
             if config.names.is_empty() {

@@ -206,6 +206,12 @@ impl Local {
         !self.memory.disabled()
     }
 
+    /// Whether there is a store behind the table that other servers look into.
+    #[must_use]
+    pub const fn is_shared(&self) -> bool {
+        self.link.is_some()
+    }
+
     /// How long a handshake that begins now may wait for the store.
     #[must_use]
     pub fn patience(&self) -> Patience {

@@ -15,11 +15,9 @@ use sessile_proto::ticket::{
 };
 use sessile_proto::verdict::{self, How, Reason, Verdict};
 
-use super::{Sessions, Template};
+use super::client_auth::Clients;
+use super::{Sessions, Template, value};
 use crate::store::{Key, Patience, Put};
-
-/// rustls 0.23's encoding of a session; to be changed with the pinned version.
-const VALUE_FORMAT: u16 = 23;
 
 /// TLS 1.2 on the wire.
 pub(super) const TLS12: u16 = 0x0303;
@@ -30,13 +28,18 @@ pub(super) const TLS13: u16 = 0x0304;
 /// Most identities of a hello that are looked at; browsers offer one or two.
 const MAX_IDENTITIES: usize = 4;
 
+/// Most bytes of a session that is kept. A client brings a sealed one back in its hello, and two of
+/// them have to fit into what is read of a hello.
+const MAX_VALUE: usize = 6 * 1024;
+
 /// One handshake's view of sessions.
 pub(super) struct Context {
     now: Time,
     schedule: Arc<Schedule>,
     issuer: Issuer,
     site: u64,
-    client_auth: ClientAuth,
+    /// Whose certificates are accepted; `None`: nobody is asked for one.
+    clients: Option<Arc<Clients>>,
     server_name: String,
     version: u16,
     extended_master_secret: bool,
@@ -45,6 +48,8 @@ pub(super) struct Context {
     cache: bool,
     tickets: bool,
     sealed: bool,
+    /// Whether servers share a store.
+    shared: bool,
     /// What the store said of the sessions that the hello names.
     fetched: Vec<(Key, Result<Vec<u8>, Reason>)>,
     /// The hello's random.
@@ -99,7 +104,7 @@ impl Context {
             now,
             issuer: *issuer,
             site: template.site,
-            client_auth: template.client_auth,
+            clients: template.clients.clone(),
             server_name: hello
                 .server_name
                 .map(str::to_ascii_lowercase)
@@ -113,6 +118,7 @@ impl Context {
             cache: store.is_enabled() && !(tickets && wants_tickets && schedule.can_seal()),
             tickets,
             sealed: *sealed,
+            shared: store.is_shared(),
             schedule,
             fetched,
             state: Mutex::new(State {
@@ -188,6 +194,10 @@ impl Context {
             .and_then(|envelope| match how {
                 How::Psk if !self.psk_dhe => Err(Reason::NoDheMode),
                 _ => Ok(envelope),
+            })
+            .and_then(|envelope| match &self.clients {
+                Some(clients) => clients.admit(envelope.value, self.now).map(|()| envelope),
+                None => Ok(envelope),
             });
         match admitted {
             Ok(envelope) => {
@@ -208,14 +218,30 @@ impl Context {
 
     fn expected(&self) -> Expected<'_> {
         Expected {
-            value_format: VALUE_FORMAT,
+            value_format: value::FORMAT,
             site: self.site,
             server_name: &self.server_name,
-            client_auth: self.client_auth,
+            client_auth: self.client_auth(),
             version: self.version,
             lifetime: self.lifetime,
             extended_master_secret: self.extended_master_secret,
         }
+    }
+
+    fn client_auth(&self) -> ClientAuth {
+        self.clients
+            .as_ref()
+            .map_or(ClientAuth::None, |clients| clients.mode)
+    }
+
+    /// Whether a session leaves as a sealed ticket. One with the client's certificates does not, where
+    /// there is a better place for it: their size would show on the wire.
+    fn seals(&self, session: &[u8]) -> bool {
+        let with_certificates = || {
+            let chain = value::client_chain(session);
+            chain.is_some_and(|chain| !chain.is_empty())
+        };
+        self.sealed && !(self.shared && self.clients.is_some() && with_certificates())
     }
 
     fn fetched(&self, key: &Key) -> Result<&[u8], Reason> {
@@ -280,11 +306,11 @@ impl Context {
 
     fn envelope<'a>(&'a self, (established, suite): (Time, u16), value: &'a [u8]) -> Envelope<'a> {
         Envelope {
-            value_format: VALUE_FORMAT,
+            value_format: value::FORMAT,
             binding: Binding {
                 site: self.site,
                 server_name: &self.server_name,
-                client_auth: self.client_auth,
+                client_auth: self.client_auth(),
                 version: self.version,
                 suite,
                 extended_master_secret: self.extended_master_secret,
@@ -322,7 +348,8 @@ impl Context {
 impl StoresServerSessions for Context {
     /// A new TLS 1.2 session ID, once the client's Finished was verified.
     fn put(&self, id: Vec<u8>, value: Vec<u8>) -> bool {
-        let Some(key) = Key::session_id(&id).filter(|_| self.cache && self.version == TLS12) else {
+        let kept = self.cache && self.version == TLS12 && value.len() <= MAX_VALUE;
+        let Some(key) = Key::session_id(&id).filter(|_| kept) else {
             return false;
         };
         let mut state = self.state();
@@ -361,11 +388,14 @@ impl ProducesTickets for Context {
     }
 
     fn encrypt(&self, value: &[u8]) -> Option<Vec<u8>> {
+        if value.len() > MAX_VALUE {
+            return None;
+        }
         let id = self.fresh_id()?;
         let mut state = self.state();
         let origin = self.origin(&state);
         let envelope = self.envelope(origin, value);
-        if self.sealed {
+        if self.seals(value) {
             return ticket::seal(&self.schedule, self.issuer, id, &envelope);
         }
         let srid: [u8; SRID_LEN] = ticket::issue(&self.schedule, self.issuer, Class::Stored, id)?;

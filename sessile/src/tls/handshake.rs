@@ -11,6 +11,7 @@ use sessile_proto::verdict::Verdict;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
+use super::client_auth;
 use super::context::{Context, TLS13};
 use super::stream::{self, Stream};
 use super::{Sessions, Template};
@@ -27,6 +28,22 @@ pub enum AcceptError {
     Closed,
     #[error("{0}")]
     Io(io::Error),
+}
+
+impl AcceptError {
+    /// Whether it is the client's certificate: none where one is required, or one that is not accepted.
+    #[must_use]
+    pub const fn is_client_certificate(&self) -> bool {
+        use rustls::Error;
+        matches!(
+            self,
+            Self::Tls(
+                Error::NoCertificatesPresented
+                    | Error::InvalidCertificate(_)
+                    | Error::InvalidCertRevocationList(_)
+            )
+        )
+    }
 }
 
 impl From<io::Error> for AcceptError {
@@ -52,6 +69,9 @@ pub struct Handshake {
     pub established: Time,
     /// The server name that the client asked for.
     pub server_name: Option<String>,
+    /// Whose certificate the client has shown, in this handshake or in the one that is resumed. Without
+    /// control characters, and not long.
+    pub client_certificate: Option<String>,
     /// Whether HTTP/2 was agreed on.
     pub http2: bool,
     /// The stored sessions that belong to this connection.
@@ -155,6 +175,10 @@ fn outcome(tls: &ServerConnection, context: &Context) -> Handshake {
         suite: name.unwrap_or("unknown").replacen("TLS13_", "TLS_", 1),
         established,
         server_name: tls.server_name().map(str::to_owned),
+        client_certificate: tls
+            .peer_certificates()
+            .and_then(<[_]>::first)
+            .map(client_auth::identity),
         http2: tls.alpn_protocol() == Some(b"h2"),
         owned,
     }

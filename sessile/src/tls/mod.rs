@@ -3,12 +3,16 @@
 //! knows which library does the cryptography.
 
 mod certificate;
+mod client_auth;
 mod context;
 mod handshake;
 mod sessions;
 mod stream;
+mod value;
+pub(crate) mod x509;
 
 pub use certificate::{CertificateError, load as load_certificate};
+pub use client_auth::{ClientAuthError, ClientAuthorities};
 pub use handshake::{AcceptError, Accepted, Handshake, accept, refuse};
 pub use sessions::{Sessions, site_id};
 pub use stream::{Status, Stream};
@@ -17,8 +21,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use rustls::crypto::{CryptoProvider, aws_lc_rs as provider};
+use rustls::server::WebPkiClientVerifier;
 use rustls::sign::CertifiedKey;
-use sessile_proto::ticket::ClientAuth;
+
+use client_auth::Clients;
 
 /// Application protocols, in order of preference.
 const ALPN: [&[u8]; 2] = [b"h2", b"http/1.1"];
@@ -35,22 +41,30 @@ pub struct Template {
     config: rustls::ServerConfig,
     sessions: Rc<Sessions>,
     site: u64,
-    client_auth: ClientAuth,
+    /// `None`: nobody is asked for a certificate.
+    clients: Option<Arc<Clients>>,
 }
 
 impl Template {
-    /// A site with its certificates, at least one, for different key types.
+    /// A site with its certificates, at least one, for different key types, and with those whose
+    /// certificates its clients show.
     ///
     /// # Errors
     /// Where the library refuses the combination.
     pub fn new(
         site: u64,
         certificates: &[Arc<CertifiedKey>],
+        clients: Option<&ClientAuthorities>,
         sessions: Rc<Sessions>,
     ) -> Result<Self, rustls::Error> {
+        let clients = clients.map(|authorities| Arc::new(Clients::new(authorities)));
+        let verifier = match &clients {
+            Some(clients) => Arc::clone(&clients.verifier),
+            None => WebPkiClientVerifier::no_client_auth(),
+        };
         let mut config = rustls::ServerConfig::builder_with_provider(Arc::new(crypto()))
             .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
-            .with_no_client_auth()
+            .with_client_cert_verifier(verifier)
             .with_cert_resolver(Arc::new(certificate::ByKeyType(certificates.to_vec())));
         // A session resumes with its own cipher suite only: if the client's order counted, one
         // that reorders its suites would get full handshakes.
@@ -62,7 +76,7 @@ impl Template {
             config,
             sessions,
             site,
-            client_auth: ClientAuth::None,
+            clients,
         })
     }
 }

@@ -35,6 +35,7 @@ fn start(folder: &Path, change: impl FnOnce(&mut Config)) -> Running {
         sites: vec![Site {
             names: Vec::new(),
             certificates: vec![authority.certificate],
+            client_auth: None,
             routes: vec![SiteRoute {
                 path: "/".to_owned(),
                 action: Action::Verdict,

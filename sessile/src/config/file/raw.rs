@@ -94,6 +94,7 @@ pub(super) struct Listener {
 pub(super) struct Site {
     pub(super) names: Vec<Spanned<String>>,
     pub(super) certificates: Vec<Spanned<Certificate>>,
+    pub(super) client_auth: Option<Spanned<ClientAuth>>,
     pub(super) route: Vec<Spanned<Route>>,
 }
 
@@ -102,6 +103,14 @@ pub(super) struct Site {
 pub(super) struct Certificate {
     pub(super) chain: Text,
     pub(super) key: Text,
+}
+
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub(super) struct ClientAuth {
+    pub(super) mode: Text,
+    pub(super) ca: Text,
+    pub(super) crl: Text,
 }
 
 #[derive(Debug, Default, serde::Deserialize)]

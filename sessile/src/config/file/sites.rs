@@ -1,4 +1,4 @@
-//! `[[site]]`: names, certificates and routes.
+//! `[[site]]`: names, certificates, client certificates and routes.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -9,7 +9,12 @@ use toml::Spanned;
 use super::problem::{Hint, What};
 use super::raw;
 use super::reader::{Reader, Unique};
-use crate::config::{Action, Certificate, Site, SiteRoute, Upstream};
+use crate::config::{Action, Certificate, ClientAuth, ClientAuthMode, Site, SiteRoute, Upstream};
+
+const CLIENT_AUTH_MODES: [(&str, ClientAuthMode); 2] = [
+    ("required", ClientAuthMode::Required),
+    ("optional", ClientAuthMode::Optional),
+];
 
 /// Reads all sites. No two may take one name, and one at most takes every name that is left.
 pub(super) fn read(
@@ -43,6 +48,8 @@ pub(super) fn read(
             certificates: (site.certificates.into_iter())
                 .filter_map(|pair| certificate(reader, pair))
                 .collect(),
+            client_auth: (site.client_auth)
+                .and_then(|client_auth| self::client_auth(reader, client_auth)),
             routes,
         });
     }
@@ -80,6 +87,25 @@ fn certificate(reader: &mut Reader<'_>, written: Spanned<raw::Certificate>) -> O
     Some(Certificate {
         chain: chain?,
         key: key?,
+    })
+}
+
+fn client_auth(reader: &mut Reader<'_>, written: Spanned<raw::ClientAuth>) -> Option<ClientAuth> {
+    let span = written.span();
+    let written = written.into_inner();
+    let missing = What::Missing {
+        table: "client-auth",
+        key: "ca",
+        example: "\"clients.pem\"",
+    };
+    let mode = reader.one_of("mode", written.mode, &CLIENT_AUTH_MODES);
+    let ca = reader.required(written.ca, span, missing);
+    let ca = reader.path("ca", ca);
+    let crl = reader.path("crl", written.crl);
+    Some(ClientAuth {
+        mode: mode.unwrap_or(ClientAuthMode::Required),
+        ca: ca?,
+        crl,
     })
 }
 

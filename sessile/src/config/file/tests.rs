@@ -1,5 +1,5 @@
 use super::*;
-use crate::config::{AccessLog, Action, KernelTls, Key, Role};
+use crate::config::{AccessLog, Action, ClientAuth, ClientAuthMode, KernelTls, Key, Role};
 use proptest::prelude::*;
 use sessile_proto::route::Policy;
 use std::sync::Arc;
@@ -42,6 +42,7 @@ role = "balance"
 [[site]]
 names = ["WWW.example.org", "*.example.org"]
 certificates = [{ chain = "c.pem", key = "/k.pem" }]
+client-auth = { mode = "optional", ca = "clients.pem", crl = "/clients.crl" }
 [[site.route]]
 path = "/"
 files = "www"
@@ -132,6 +133,12 @@ fn every_key_lands_where_it_belongs() {
     assert_eq!(site.names, ["www.example.org", "*.example.org"]);
     assert_eq!(site.certificates[0].chain, Path::new("etc/c.pem"));
     assert_eq!(site.certificates[0].key, Path::new("/k.pem"));
+    let client_auth = ClientAuth {
+        mode: ClientAuthMode::Optional,
+        ca: "etc/clients.pem".into(),
+        crl: Some("/clients.crl".into()),
+    };
+    assert_eq!(site.client_auth, Some(client_auth));
     let paths: Vec<_> = site.routes.iter().map(|route| &*route.path).collect();
     assert_eq!(paths, ["/verdict", "/teapot", "/old", "/app", "/"]);
     let upstream = Arc::clone(&config.upstreams[0]);
@@ -316,6 +323,39 @@ fn sites_clash_by_name_and_need_a_certificate() {
     for name in ["*", "a.*.b", "1.2.3.4", "ü.example", "a.", "", "a b"] {
         let text = named.replace("a.example", name);
         assert!(said(&text)[0].contains("is no server name"), "{name}");
+    }
+}
+
+#[test]
+fn client_certificates_need_an_authority_and_are_required_by_default() {
+    let site = |keys: &str| format!("{SITE}client-auth = {{ {keys} }}\n");
+    let read = config(&site("ca = 'a.pem'")).sites.remove(0).client_auth;
+    let expected = ClientAuth {
+        mode: ClientAuthMode::Required,
+        ca: "etc/a.pem".into(),
+        crl: None,
+    };
+    assert_eq!(read, Some(expected));
+    let cases = [
+        (
+            "mode = 'optional'",
+            "3:15: client-auth needs `ca`; for instance ca = \"clients.pem\"",
+        ),
+        (
+            "ca = 'a.pem', mode = 'require'",
+            "3:36: `mode` is \"require\"; did you mean `required`?",
+        ),
+        ("ca = ''", "3:22: `ca` is empty"),
+        ("ca = 'a.pem', crl = ''", "3:37: `crl` is empty"),
+        (
+            "ca = 'a.pem', crls = 'b'",
+            "3:31: unknown key `crls` in [site.client-auth]; did you mean `crl`?",
+        ),
+    ];
+    for (keys, expected) in cases {
+        let said = said(&site(keys));
+        assert_eq!(said.len(), 1, "{said:?}");
+        assert!(said[0].starts_with(expected), "{said:?}");
     }
 }
 

@@ -2,6 +2,7 @@
 //! certificates, keys, folders. It reads and writes nothing that a session depends on.
 
 mod certificate;
+mod client_auth;
 mod state;
 mod survival;
 
@@ -51,7 +52,7 @@ pub fn check(config: &Config, now: SystemTime) -> Vec<Finding> {
     let mut findings = Findings(Vec::new());
     listeners(config, &mut findings);
     for site in &config.sites {
-        check_site(site, now, &mut findings);
+        check_site(config, site, now, &mut findings);
     }
     upstreams(config, &mut findings);
     state::check(config, &mut findings);
@@ -178,7 +179,7 @@ fn listeners(config: &Config, findings: &mut Findings) {
     }
 }
 
-fn check_site(site: &Site, now: SystemTime, findings: &mut Findings) {
+fn check_site(config: &Config, site: &Site, now: SystemTime, findings: &mut Findings) {
     let names = match site.names.as_slice() {
         [] => "every other name".to_owned(),
         names => names.join(", "),
@@ -213,6 +214,7 @@ fn check_site(site: &Site, now: SystemTime, findings: &mut Findings) {
         }
         state::check_private(&pair.key, Grade::Warning, findings);
     }
+    client_auth::check(config, site, &names, now, findings);
     for route in &site.routes {
         if let Action::Files(folder) = &route.action {
             state::check_served(folder, findings);

@@ -167,11 +167,11 @@ fn reload_configuration(server: &Server, running: &Config, args: &Args) {
     });
     match reloaded {
         Ok(written) => {
-            let sites = written.sites.len();
-            tracing::info!(sites, "configuration and certificates reloaded");
             for setting in only_at_a_restart(running, &written) {
                 tracing::warn!("{setting} has changed, which needs a restart");
             }
+            let sites = written.sites.len();
+            tracing::info!(sites, "configuration and certificates reloaded");
         }
         Err(error) => {
             // A file may be wrong in several places, each with a line of its own.

@@ -19,6 +19,8 @@ mod registry;
 mod serve_files;
 mod serve_life;
 mod serve_proxy;
+mod serve_reload;
 mod settings;
 mod store;
+mod tls_client_auth;
 mod verdicts;

@@ -343,7 +343,7 @@ fn client_certificates_need_an_authority_and_are_required_by_default() {
         ),
         (
             "ca = 'a.pem', mode = 'require'",
-            "3:36: `mode` is \"require\"; did you mean `required`?",
+            "3:38: `mode` is \"require\"; did you mean `required`?",
         ),
         ("ca = ''", "3:22: `ca` is empty"),
         ("ca = 'a.pem', crl = ''", "3:37: `crl` is empty"),

@@ -47,6 +47,14 @@ impl Sessile {
         Self::start(command, "serving address=")
     }
 
+    /// The same, with a wall clock of its own, as `faketime -f` is told.
+    pub(crate) fn serve_at(clock: &str, config: &Path, state: &Path) -> Self {
+        let mut command = command("serve", state);
+        super::set_clock(&mut command, clock);
+        command.arg("--config").arg(config);
+        Self::start(command, "serving address=")
+    }
+
     /// `sessile balance` in front of servers that are named a, b, c and so on.
     pub(crate) fn balance(servers: &[SocketAddr], arguments: &[&str]) -> Self {
         // A balancer keeps no state.
@@ -104,6 +112,19 @@ impl Sessile {
     /// Waits until it says something with this in it, on either stream, and returns the line.
     pub(crate) fn await_line(&self, part: &str) -> String {
         self.said.find(part)
+    }
+
+    /// Has it read its configuration again (SIGHUP), waits until it says what came of that, and returns
+    /// all that it said meanwhile.
+    pub(crate) fn reload(&self) -> String {
+        let before = self.said.len();
+        self.hang_up();
+        let outcomes = [
+            "configuration and certificates reloaded",
+            "configuration not reloaded",
+        ];
+        self.said.find_after(before, &outcomes);
+        self.said.since(before)
     }
 
     /// Asks it to end (SIGTERM) and does not wait.
@@ -242,11 +263,17 @@ impl Said {
     }
 
     fn find(&self, part: &str) -> String {
+        self.find_after(0, &[part])
+    }
+
+    /// The first line, but for so many, that has one of these parts in it.
+    fn find_after(&self, lines: usize, parts: &[&str]) -> String {
         let (heard, changed) = &*self.0;
         let deadline = Instant::now() + PATIENCE;
         let mut heard = heard.lock().unwrap();
         loop {
-            if let Some(line) = heard.lines.iter().find(|line| line.contains(part)) {
+            let has_one = |line: &&String| parts.iter().any(|part| line.contains(part));
+            if let Some(line) = heard.lines.iter().skip(lines).find(has_one) {
                 return line.clone();
             }
             let left = deadline.saturating_duration_since(Instant::now());
@@ -254,7 +281,7 @@ impl Said {
                 let lines = heard.lines.join("\n");
                 // Others that wait have to be able to say so too.
                 drop(heard);
-                panic!("sessile does not say {part:?}, but:\n{lines}");
+                panic!("sessile does not say {parts:?}, but:\n{lines}");
             }
             heard = changed.wait_timeout(heard, left).unwrap().0;
         }
@@ -276,7 +303,15 @@ impl Said {
         format!("{host}{address}").parse().expect("an address")
     }
 
+    fn len(&self) -> usize {
+        self.0.0.lock().unwrap().lines.len()
+    }
+
+    fn since(&self, lines: usize) -> String {
+        self.0.0.lock().unwrap().lines[lines..].join("\n")
+    }
+
     fn all(&self) -> String {
-        self.0.0.lock().unwrap().lines.join("\n")
+        self.since(0)
     }
 }

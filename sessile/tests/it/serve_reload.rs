@@ -1,0 +1,270 @@
+//! SIGHUP to `sessile serve`: the configuration and the files of its sites are read again while clients
+//! come and go, or all of it stays as it was.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sessile::client::{Client, Connection, Mechanism, Options, Sessions, Target, Trust};
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::peers::{Certificates, NAME, Sessile, run};
+
+/// A folder with a configuration and the certificate that it names, which can be changed.
+struct Setup {
+    state: TempDir,
+    first: Certificates,
+    second: Certificates,
+}
+
+impl Setup {
+    fn new() -> Self {
+        let setup = Self {
+            state: tempfile::tempdir().unwrap(),
+            first: Certificates::new(),
+            second: Certificates::new(),
+        };
+        setup.install(&setup.first);
+        setup.write(&setup.site("", "/", "one"));
+        setup
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.state.path().join(name)
+    }
+
+    /// Puts a certificate where the configuration has it.
+    fn install(&self, certificates: &Certificates) {
+        fs::copy(&certificates.chain, self.path("cert.pem")).unwrap();
+        fs::copy(&certificates.key, self.path("key.pem")).unwrap();
+    }
+
+    fn write(&self, text: &str) {
+        let text = format!("[[listener]]\naddress = \"127.0.0.1:0\"\n{text}");
+        fs::write(self.path("sessile.toml"), text).unwrap();
+    }
+
+    /// A site that answers below a path with this text, and at `/verdict` with the verdict.
+    fn site(&self, names: &str, path: &str, text: &str) -> String {
+        format!(
+            "[[site]]\nnames = [{names}]\ncertificates = [{{ chain = \"cert.pem\", key = \"key.pem\" }}]\n\
+             [[site.route]]\npath = \"/verdict\"\nverdict = true\n\
+             [[site.route]]\npath = {path:?}\nrespond = {text:?}\n"
+        )
+    }
+
+    fn serve(&self) -> Sessile {
+        Sessile::serve_configured(&self.path("sessile.toml"), self.state.path())
+    }
+}
+
+fn client(mechanism: Mechanism) -> Client {
+    let options = Options {
+        mechanism,
+        trust: Trust::Insecure,
+        ..Options::default()
+    };
+    Client::new(options, Sessions::default()).unwrap()
+}
+
+/// Asks for a path; the head of the response and its body.
+async fn ask(connection: &mut Connection, host: &str, path: &str) -> (String, String) {
+    let request = format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nsessile-probe: 1\r\n\r\n");
+    let stream = connection.stream();
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await.unwrap());
+    }
+    let head = String::from_utf8(head).unwrap();
+    let length = |line: &str| line.strip_prefix("content-length: ")?.parse().ok();
+    let mut body = vec![0; head.lines().find_map(length).unwrap()];
+    stream.read_exact(&mut body).await.unwrap();
+    (head, String::from_utf8(body).unwrap())
+}
+
+/// Connects, and ends the connection cleanly; the verdict.
+async fn visit(client: &Client, server: SocketAddr) -> String {
+    let target = Target::new(server, NAME).unwrap();
+    let mut connection = client.connect(&target).await.unwrap();
+    let (head, _) = ask(&mut connection, NAME, "/verdict").await;
+    connection.close(Duration::from_secs(5)).await;
+    let verdict = |line: &str| Some(line.strip_prefix("sessile-verdict: ")?.to_owned());
+    head.lines().find_map(verdict).unwrap()
+}
+
+/// Reloads while clients come.
+async fn reload(server: &Arc<Sessile>) -> String {
+    let server = Arc::clone(server);
+    let reload = tokio::task::spawn_blocking(move || server.reload());
+    reload.await.unwrap()
+}
+
+/// Whether openssl, which knows one authority, accepts what is served.
+fn is_served(server: &Sessile, authority: &Path) -> bool {
+    let mut command = Command::new("openssl");
+    command.args(["s_client", "-verify_return_error", "-servername", NAME]);
+    command.arg("-connect").arg(server.address().to_string());
+    command.arg("-CAfile").arg(authority);
+    run("openssl", &mut command, "").status.success()
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_renewed_certificate_is_served_and_every_session_resumes() {
+    let setup = Setup::new();
+    let server = Arc::new(setup.serve());
+    let address = server.address();
+    assert!(is_served(&server, &setup.first.ca));
+    assert!(!is_served(&server, &setup.second.ca));
+    let clients = [
+        (client(Mechanism::SessionId), "resumed/session-id"),
+        (client(Mechanism::Ticket), "resumed/ticket"),
+        (client(Mechanism::Psk), "resumed/psk"),
+    ];
+    for (client, _) in &clients {
+        assert_eq!(visit(client, address).await, "full/nothing-offered");
+    }
+    // Clients come all the while.
+    let (done, stop) = tokio::sync::watch::channel(false);
+    let visitors = clients.clone().map(|(client, how)| {
+        let stop = stop.clone();
+        tokio::spawn(async move {
+            let mut visits = 0;
+            while !*stop.borrow() {
+                assert_eq!(visit(&client, address).await, how);
+                visits += 1;
+            }
+            visits
+        })
+    });
+    for renewed in [&setup.second, &setup.first, &setup.second] {
+        setup.install(renewed);
+        let said = reload(&server).await;
+        assert!(said.contains("certificates reloaded sites=1"), "{said}");
+        for (client, how) in &clients {
+            assert_eq!(visit(client, address).await, *how);
+        }
+    }
+    done.send_replace(true);
+    for visitor in visitors {
+        assert!(visitor.await.unwrap() > 0);
+    }
+    assert!(is_served(&server, &setup.second.ca));
+    assert!(!is_served(&server, &setup.first.ca));
+}
+
+#[test]
+fn what_is_wrong_changes_nothing_and_is_named_with_its_place() {
+    let setup = Setup::new();
+    let server = setup.serve();
+    let good = setup.site("", "/", "one");
+    let no_ca = good.replacen(
+        "[[site.route]]",
+        "client-auth = { ca = \"no-ca.pem\" }\n[[site.route]]",
+        1,
+    );
+    let cases = [
+        (
+            good.replace("certificates", "certificate")
+                .replace("respond", "respnd"),
+            &[
+                "sessile.toml:5:1: unknown key `certificate` in [site]; did you mean `certificates`?",
+                "sessile.toml:11:1: unknown key `respnd` in [site.route]; did you mean `respond`?",
+            ][..],
+        ),
+        (good.replace("cert.pem", "gone.pem"), &["gone.pem: "]),
+        (no_ca, &["no-ca.pem: cannot be read: No such file"]),
+        ("not = [toml".to_owned(), &["sessile.toml:3:"]),
+    ];
+    for (text, expected) in cases {
+        setup.write(&text);
+        let said = server.reload();
+        let expected = expected.iter().chain(&["the old one stays as a whole"]);
+        for part in expected {
+            assert!(said.contains(part), "{part}:\n{said}");
+        }
+        assert!(is_served(&server, &setup.first.ca));
+    }
+    // The certificate was renewed, its key was not yet.
+    setup.write(&good);
+    fs::copy(&setup.second.chain, setup.path("cert.pem")).unwrap();
+    let said = server.reload();
+    assert!(said.contains("does not go with certificate"), "{said}");
+    assert!(is_served(&server, &setup.first.ca));
+    setup.install(&setup.second);
+    server.reload();
+    assert!(is_served(&server, &setup.second.ca));
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn open_connections_stay_with_the_site_that_they_began_with() {
+    let setup = Setup::new();
+    let server = Arc::new(setup.serve());
+    let target = Target::new(server.address(), NAME).unwrap();
+    let client = client(Mechanism::Any);
+    let mut before = client.connect(&target).await.unwrap();
+    assert_eq!(ask(&mut before, NAME, "/").await.1, "one");
+    let changed = setup.site(&format!("{NAME:?}"), "/", "two");
+    setup.write(&(changed + &setup.site("\"other.test\"", "/", "three")));
+    let said = reload(&server).await;
+    assert!(said.contains("sites=2"), "{said}");
+    // Not 421: it is the same site for this connection.
+    assert_eq!(ask(&mut before, NAME, "/").await.1, "one");
+    let mut after = client.connect(&target).await.unwrap();
+    assert_eq!(ask(&mut after, NAME, "/").await.1, "two");
+    let other = Target::new(server.address(), "other.test").unwrap();
+    let mut other = client.connect(&other).await.unwrap();
+    assert_eq!(ask(&mut other, "other.test", "/").await.1, "three");
+    let (head, _) = ask(&mut other, NAME, "/").await;
+    assert!(head.starts_with("HTTP/1.1 421 "), "{head}");
+    // The site that took every name is gone.
+    let unknown = Target::new(server.address(), "unknown.test").unwrap();
+    assert!(client.connect(&unknown).await.is_err());
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn what_needs_a_restart_is_named_and_the_rest_is_taken() {
+    let setup = Setup::new();
+    let server = Arc::new(setup.serve());
+    let text = setup.site("", "/", "two");
+    let settings = "[session]\nlifetime = \"1h\"\nstore-timeout = \"20ms\"\n[key]\nfile = \"other.key\"\n\
+        [[listener]]\naddress = \"127.0.0.2:0\"\n[balance]\npolicy = \"round-robin\"\n";
+    setup.write(&(settings.to_owned() + &text));
+    let said = reload(&server).await;
+    let named: Vec<_> = said
+        .lines()
+        .filter(|line| line.contains("needs a restart"))
+        .collect();
+    assert_eq!(named.len(), 3, "{said}");
+    for (line, name) in named
+        .iter()
+        .zip(["session.lifetime", "key.file", "[[listener]]"])
+    {
+        assert!(line.contains(name), "{line}");
+    }
+    let target = Target::new(server.address(), NAME).unwrap();
+    let mut connection = client(Mechanism::None).connect(&target).await.unwrap();
+    assert_eq!(ask(&mut connection, NAME, "/").await.1, "two");
+    setup.write(&text);
+    assert!(!reload(&server).await.contains("needs a restart"));
+}
+
+#[test]
+fn without_a_configuration_file_the_certificate_of_the_flags_is_read_again() {
+    let (served, renewed) = (Certificates::new(), Certificates::new());
+    let state = tempfile::tempdir().unwrap();
+    let server = Sessile::serve(&served, state.path(), state.path());
+    assert!(is_served(&server, &served.ca));
+    fs::copy(&renewed.chain, &served.chain).unwrap();
+    fs::copy(&renewed.key, &served.key).unwrap();
+    let said = server.reload();
+    assert!(said.contains("certificates reloaded sites=1"), "{said}");
+    assert!(is_served(&server, &renewed.ca));
+    fs::write(&served.key, "no key").unwrap();
+    assert!(server.reload().contains("the old one stays as a whole"));
+    assert!(is_served(&server, &renewed.ca));
+}

@@ -29,8 +29,8 @@ pub(super) fn check(
         ClientAuthMode::Optional => "may show a certificate",
     };
     findings.note(format!(
-        "Site {names}: a client {what} of one of {} in {ca}, and it is verified again whenever a session resumes.",
-        counted(files.authorities.len(), "authority certificate")
+        "Site {names}: a client {what} of an authority in {ca} ({}), and it is verified again whenever a session resumes.",
+        counted(files.authorities.len(), "certificate")
     ));
     findings.note(match (&config.session.store, config.sessions_are_removable()) {
         (StoreUrl::Memory, false) => format!(

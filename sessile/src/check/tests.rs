@@ -1,5 +1,5 @@
 use super::*;
-use crate::config::{Certificate, Config, Key, Listener, SiteRoute};
+use crate::config::{Certificate, ClientAuth, ClientAuthMode, Config, Key, Listener, SiteRoute};
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -184,6 +184,60 @@ fn a_farm_key_that_everyone_can_read_is_an_error() {
     assert!(errors[0].ends_with(
         "farm.key: holds a secret and is open to everyone on this machine; chmod 600 it."
     ));
+}
+
+#[test]
+fn what_is_asked_of_clients_is_explained_and_what_refuses_them_said() {
+    use rcgen::{CertificateRevocationListParams, Issuer, KeyIdMethod, KeyPair};
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut config = farm(folder.path());
+    let [ca, crl] = ["ca.pem", "ca.crl"].map(|name| folder.path().join(name));
+    config.sites[0].client_auth = Some(ClientAuth {
+        mode: ClientAuthMode::Required,
+        ca: ca.clone(),
+        crl: Some(crl.clone()),
+    });
+    let errors = graded(&config, Grade::Error);
+    assert!(errors[0].contains("ca.pem: cannot be read: No such file"));
+
+    let mut params = rcgen::CertificateParams::new(Vec::new()).expect("no names");
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    params.not_after = rcgen::date_time_ymd(2026, 7, 1);
+    let key = KeyPair::generate().expect("a key");
+    fs::write(&ca, params.self_signed(&key).expect("signed").pem()).expect("written");
+    let issuer = Issuer::new(params, key);
+    let said = |next_update, grade| {
+        let list = CertificateRevocationListParams {
+            this_update: rcgen::date_time_ymd(2026, 1, 1),
+            next_update,
+            crl_number: 1.into(),
+            issuing_distribution_point: None,
+            revoked_certs: Vec::new(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        let list = list.signed_by(&issuer).expect("signed");
+        fs::write(&crl, list.pem().expect("PEM")).expect("written");
+        graded(&config, grade).join("\n")
+    };
+    let (current, old) = (
+        rcgen::date_time_ymd(2026, 9, 1),
+        rcgen::date_time_ymd(2026, 7, 1),
+    );
+    let notes = said(current, Grade::Note);
+    for expected in [
+        "a client has to show a certificate of an authority in",
+        "a ticket carries the client's certificates, encrypted",
+        "ca.crl: list 1 holds until 2026-09-01T00:00:00Z",
+    ] {
+        assert!(notes.contains(expected), "{expected}:\n{notes}");
+    }
+    assert!(said(current, Grade::Warning).contains("certificate 1 ended on 2026-07-01T00:00:00Z"));
+    assert_eq!(said(current, Grade::Error), "");
+    let errors = said(old, Grade::Error);
+    assert!(
+        errors.contains("was to be replaced by 2026-07-01T00:00:00Z"),
+        "{errors}"
+    );
 }
 
 #[test]

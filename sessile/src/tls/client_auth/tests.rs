@@ -1,0 +1,222 @@
+use super::*;
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, IsCa, Issuer,
+    KeyIdMethod, KeyPair, RevokedCertParams,
+};
+use std::fs;
+
+/// A day of the year 2026.
+fn day(day: u8) -> Time {
+    let days = humantime::parse_rfc3339(&format!("2026-01-{day:02}T00:00:00Z")).expect("a time");
+    let since = days.duration_since(SystemTime::UNIX_EPOCH);
+    Time::from_unix_millis(since.expect("after 1970").as_millis() as u64)
+}
+
+/// A root, an authority below it, and a certificate of a client that ends on the 20th; all of them
+/// begin on the 1st.
+struct Chain {
+    folder: tempfile::TempDir,
+    root: Issuer<'static, KeyPair>,
+    below: Issuer<'static, KeyPair>,
+    chain: Vec<CertificateDer<'static>>,
+}
+
+fn params(name: &str, serial: u64, is_ca: bool) -> CertificateParams {
+    let mut params = CertificateParams::new(Vec::new()).expect("no names");
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.serial_number = Some(serial.into());
+    params.not_before = rcgen::date_time_ymd(2026, 1, 1);
+    params.not_after = rcgen::date_time_ymd(2026, 1, 20);
+    if is_ca {
+        params.not_after = rcgen::date_time_ymd(2027, 1, 1);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    }
+    params
+}
+
+impl Chain {
+    fn new() -> Self {
+        let key = || KeyPair::generate().expect("a key");
+        let (root, below, leaf) = (params("root", 1, true), params("below", 2, true), key());
+        let root_key = key();
+        let folder = tempfile::tempdir().expect("a folder");
+        let root_pem = root.self_signed(&root_key).expect("signed").pem();
+        fs::write(folder.path().join("ca.pem"), root_pem).expect("written");
+        let root = Issuer::new(root, root_key);
+        let below_key = key();
+        let below_der = below.signed_by(&below_key, &root).expect("signed");
+        let below = Issuer::new(below, below_key);
+        let leaf = params("client", 3, false).signed_by(&leaf, &below);
+        Self {
+            chain: vec![leaf.expect("signed").der().clone(), below_der.der().clone()],
+            folder,
+            root,
+            below,
+        }
+    }
+
+    fn config(&self, mode: config::ClientAuthMode, crl: bool) -> config::ClientAuth {
+        config::ClientAuth {
+            mode,
+            ca: self.folder.path().join("ca.pem"),
+            crl: crl.then(|| self.folder.path().join("lists.pem")),
+        }
+    }
+
+    fn clients(&self, mode: config::ClientAuthMode) -> Clients {
+        let loaded = ClientAuthorities::load(&self.config(mode, false));
+        Clients::new(&loaded.expect("it is right"))
+    }
+
+    /// What becomes of a session on the 10th where there are these lists.
+    fn with(&self, lists: &[String]) -> Result<(), Reason> {
+        fs::write(self.folder.path().join("lists.pem"), lists.concat()).expect("written");
+        let config = self.config(config::ClientAuthMode::Required, true);
+        let loaded = ClientAuthorities::load(&config).expect("it is right");
+        Clients::new(&loaded).admit(&session(&self.chain), day(10))
+    }
+}
+
+/// A list that holds until a day of January.
+fn list(issuer: &Issuer<'_, KeyPair>, until: u8, revoked: &[u64]) -> String {
+    let revoked = revoked.iter().map(|&serial| RevokedCertParams {
+        serial_number: serial.into(),
+        revocation_time: rcgen::date_time_ymd(2026, 1, 2),
+        reason_code: None,
+        invalidity_date: None,
+    });
+    let list = CertificateRevocationListParams {
+        this_update: rcgen::date_time_ymd(2026, 1, 2),
+        next_update: rcgen::date_time_ymd(2026, 1, until),
+        crl_number: 1.into(),
+        issuing_distribution_point: None,
+        revoked_certs: revoked.collect(),
+        key_identifier_method: KeyIdMethod::Sha256,
+    };
+    let signed = list.signed_by(issuer).expect("signed");
+    signed.pem().expect("PEM")
+}
+
+/// A session as the library encodes it; see the test of [`value`].
+fn session(chain: &[CertificateDer<'_>]) -> Vec<u8> {
+    let mut bytes = vec![0, 3, 4, 0x13, 1, 1, 0xaa, 0];
+    bytes.push(u8::from(!chain.is_empty()));
+    if !chain.is_empty() {
+        let len: usize = chain.iter().map(|certificate| 3 + certificate.len()).sum();
+        bytes.extend_from_slice(&(len as u32).to_be_bytes()[1..]);
+    }
+    for certificate in chain {
+        bytes.extend_from_slice(&(certificate.len() as u32).to_be_bytes()[1..]);
+        bytes.extend_from_slice(certificate);
+    }
+    bytes
+}
+
+#[test]
+fn a_session_is_admitted_as_long_as_its_client_would_be() {
+    let chain = Chain::new();
+    let clients = chain.clients(config::ClientAuthMode::Required);
+    let session = session(&chain.chain);
+    assert_eq!(clients.admit(&session, day(10)), Ok(()));
+    // Known or not, it ends with its certificate.
+    let last = Time::from_unix_millis(day(20).unix_millis() - 1000);
+    assert_eq!(clients.admit(&session, last), Ok(()));
+    assert_eq!(clients.known.lock().expect("not poisoned").len(), 1);
+    let after = Time::from_unix_millis(day(20).unix_millis() + 1000);
+    assert_eq!(clients.admit(&session, after), Err(Reason::ClientAuth));
+    let stranger = Chain::new().clients(config::ClientAuthMode::Optional);
+    assert_eq!(stranger.admit(&session, day(10)), Err(Reason::ClientAuth));
+    assert_eq!(clients.admit(b"?", day(10)), Err(Reason::OldFormat));
+}
+
+#[test]
+fn a_chain_is_known_for_a_minute_and_the_last_visit_does_not_count() {
+    let chain = Chain::new();
+    let clients = chain.clients(config::ClientAuthMode::Required);
+    let known_until = || {
+        let known = clients.known.lock().expect("not poisoned");
+        *known.values().next().expect("it is known")
+    };
+    for seconds in [0, 59] {
+        let now = day(10).plus(Duration::from_secs(seconds));
+        clients
+            .admit(&session(&chain.chain), now)
+            .expect("it is right");
+        assert_eq!(known_until(), day(10).plus(KNOWN_FOR));
+    }
+    let later = day(10).plus(KNOWN_FOR);
+    clients
+        .admit(&session(&chain.chain), later)
+        .expect("it is right");
+    assert_eq!(known_until(), later.plus(KNOWN_FOR));
+}
+
+#[test]
+fn a_session_without_a_certificate_needs_a_site_that_does_not_insist() {
+    let chain = Chain::new();
+    let anonymous = session(&[]);
+    let required = chain.clients(config::ClientAuthMode::Required);
+    assert_eq!(required.admit(&anonymous, day(10)), Err(Reason::ClientAuth));
+    let optional = chain.clients(config::ClientAuthMode::Optional);
+    assert_eq!(optional.admit(&anonymous, day(10)), Ok(()));
+}
+
+#[test]
+fn lists_count_for_the_client_and_with_one_of_a_root_for_all_below_it() {
+    let chain = Chain::new();
+    let refused = Err(Reason::ClientAuth);
+    let below = |revoked: &[u64]| list(&chain.below, 20, revoked);
+    let root = |revoked: &[u64]| list(&chain.root, 20, revoked);
+    // The issuer's list alone is enough; without it nobody knows.
+    assert_eq!(chain.with(&[below(&[])]), Ok(()));
+    assert_eq!(chain.with(&[below(&[3])]), refused);
+    assert_eq!(chain.with(&[root(&[])]), refused);
+    // With both, the authority in between can be revoked as well.
+    assert_eq!(chain.with(&[root(&[]), below(&[])]), Ok(()));
+    assert_eq!(chain.with(&[root(&[2]), below(&[])]), refused);
+    assert_eq!(chain.with(&[root(&[]), below(&[3])]), refused);
+    // Nor from a list that was to be replaced.
+    assert_eq!(chain.with(&[list(&chain.below, 9, &[])]), refused);
+    // Signed by somebody else of the same name.
+    let other = Chain::new();
+    assert_eq!(chain.with(&[list(&other.below, 20, &[])]), refused);
+}
+
+#[test]
+fn a_list_may_be_der_and_what_is_no_list_is_named() {
+    let chain = Chain::new();
+    let path = chain.folder.path().join("lists.pem");
+    let load = |bytes: &[u8]| {
+        fs::write(&path, bytes).expect("written");
+        ClientAuthorities::load(&chain.config(config::ClientAuthMode::Required, true))
+    };
+    let pem = list(&chain.below, 20, &[]);
+    let der = CertificateRevocationListDer::from_pem_slice(pem.as_bytes()).expect("PEM");
+    assert_eq!(load(&der).expect("a list").lists, [der.clone()]);
+    let two = pem.clone() + &list(&chain.root, 20, &[]);
+    assert_eq!(load(two.as_bytes()).expect("two lists").lists.len(), 2);
+    let said = |bytes: &[u8]| load(bytes).err().expect("it is wrong").to_string();
+    assert!(said(b"").contains("lists.pem: holds no revocation list"));
+    assert!(said(&der[..der.len() - 1]).contains("lists.pem: "));
+    fs::write(chain.folder.path().join("ca.pem"), "").expect("written");
+    assert!(said(&der).contains("ca.pem: holds no PEM certificate"));
+}
+
+#[test]
+fn a_client_without_a_subject_is_known_by_its_certificate() {
+    let chain = Chain::new();
+    assert_eq!(identity(&chain.chain[0]), "CN=client");
+    let mut params = params("", 4, false);
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    let key = KeyPair::generate().expect("a key");
+    let bare = params.signed_by(&key, &chain.below).expect("signed");
+    let name = identity(bare.der());
+    assert!(
+        name.starts_with("sha256:") && name.len() == 7 + 64,
+        "{name}"
+    );
+    assert_eq!(
+        identity(&CertificateDer::from(vec![1, 2])).len(),
+        name.len()
+    );
+}

@@ -36,7 +36,7 @@ pub(super) fn check(
         (StoreUrl::Memory, false) => format!(
             "Site {names}: a ticket carries the client's certificates, encrypted, and is as much longer."
         ),
-        _ => format!("Site {names}: sessions with a client certificate are stored, behind tickets too."),
+        _ => format!("Site {names}: sessions are stored, behind tickets too, so that no ticket shows by its size whose it is."),
     });
     for (index, authority) in files.authorities.iter().enumerate() {
         let until = x509::validity(authority).map(|validity| validity.until);

@@ -47,9 +47,10 @@ pub(super) struct Context {
     lifetime: std::time::Duration,
     cache: bool,
     tickets: bool,
+    /// Whether sealed tickets are accepted.
     sealed: bool,
-    /// Whether servers share a store.
-    shared: bool,
+    /// Whether tickets are sealed here and now; otherwise they name a stored session.
+    seals: bool,
     /// What the store said of the sessions that the hello names.
     fetched: Vec<(Key, Result<Vec<u8>, Reason>)>,
     /// The hello's random.
@@ -118,7 +119,9 @@ impl Context {
             cache: store.is_enabled() && !(tickets && wants_tickets && schedule.can_seal()),
             tickets,
             sealed: *sealed,
-            shared: store.is_shared(),
+            // With a client's certificates in it, a ticket's size would show whose it is; and without
+            // them, at the same site, that it has none.
+            seals: *sealed && !(template.clients.is_some() && store.is_shared()),
             schedule,
             fetched,
             state: Mutex::new(State {
@@ -232,16 +235,6 @@ impl Context {
         self.clients
             .as_ref()
             .map_or(ClientAuth::None, |clients| clients.mode)
-    }
-
-    /// Whether a session leaves as a sealed ticket. One with the client's certificates does not, where
-    /// there is a better place for it: their size would show on the wire.
-    fn seals(&self, session: &[u8]) -> bool {
-        let with_certificates = || {
-            let chain = value::client_chain(session);
-            chain.is_some_and(|chain| !chain.is_empty())
-        };
-        self.sealed && !(self.shared && self.clients.is_some() && with_certificates())
     }
 
     fn fetched(&self, key: &Key) -> Result<&[u8], Reason> {
@@ -395,7 +388,7 @@ impl ProducesTickets for Context {
         let mut state = self.state();
         let origin = self.origin(&state);
         let envelope = self.envelope(origin, value);
-        if self.seals(value) {
+        if self.seals {
             return ticket::seal(&self.schedule, self.issuer, id, &envelope);
         }
         let srid: [u8; SRID_LEN] = ticket::issue(&self.schedule, self.issuer, Class::Stored, id)?;

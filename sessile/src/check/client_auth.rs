@@ -7,7 +7,7 @@ use super::certificate::Moment;
 use super::{Findings, counted};
 use crate::config::{ClientAuth, ClientAuthMode, Config, Site, StoreUrl};
 use crate::tls::ClientAuthorities;
-use crate::tls::x509::{self, RevocationList};
+use crate::tls::x509;
 
 pub(super) fn check(
     config: &Config,
@@ -32,12 +32,14 @@ pub(super) fn check(
         "Site {names}: a client {what} of an authority in {ca} ({}), and it is verified again whenever a session resumes.",
         counted(files.authorities.len(), "certificate")
     ));
-    findings.note(match (&config.session.store, config.sessions_are_removable()) {
-        (StoreUrl::Memory, false) => format!(
-            "Site {names}: a ticket carries the client's certificates, encrypted, and is as much longer."
-        ),
-        _ => format!("Site {names}: sessions are stored, behind tickets too, so that no ticket shows by its size whose it is."),
-    });
+    // Where sessions have to be removable, all of them are stored anyway.
+    if !config.sessions_are_removable() {
+        let session = &config.session;
+        findings.note(match session.store == StoreUrl::Memory || session.max_entries == 0 {
+            true => format!("Site {names}: a ticket carries the client's certificates, encrypted, and is as much longer."),
+            false => format!("Site {names}: sessions are in the store, behind tickets too, so that no ticket tells by its size whose it is."),
+        });
+    }
     for (index, authority) in files.authorities.iter().enumerate() {
         let until = x509::validity(authority).map(|validity| validity.until);
         if let Some(until) = until.filter(|until| *until < now) {
@@ -65,20 +67,16 @@ fn check_lists(
         "{path}: {}; a client whose issuer has none there is refused.",
         counted(files.lists.len(), "revocation list")
     ));
-    let lists = files.lists.iter().enumerate();
-    for (index, list) in
-        lists.filter_map(|(index, list)| Some((index, x509::revocation_list(list)?)))
-    {
-        let RevocationList { next_update, .. } = list;
+    for (index, list) in files.lists.iter().enumerate() {
+        let number = index + 1;
+        let next_update = x509::revocation_list(list).and_then(|list| list.next_update);
         match next_update {
             Some(due) if due < now => findings.fail(format!(
-                "{path}: list {} was to be replaced by {}, and every client that it is for is refused until it is.",
-                index + 1,
+                "{path}: list {number} was to be replaced by {}, and every client that it is for is refused until it is.",
                 Moment(due)
             )),
             Some(due) => findings.note(format!(
-                "{path}: list {} holds until {}.",
-                index + 1,
+                "{path}: list {number} holds until {}.",
                 Moment(due)
             )),
             None => {}

@@ -36,7 +36,8 @@ const TLS13_TICKETS: usize = 2;
 const MAX_TLS13_TICKETS: usize = 4;
 
 /// Everything about a site that a handshake needs. One for each worker thread: cloning it for a
-/// connection touches no counter that another thread touches.
+/// connection touches no counter that another thread touches (but for the verifier of client
+/// certificates, whose revocation lists may be large, and its work too).
 pub struct Template {
     config: rustls::ServerConfig,
     sessions: Rc<Sessions>,

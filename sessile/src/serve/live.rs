@@ -1,5 +1,5 @@
-//! What a reload replaces: the sites, with the files that they name. Everything else that a server is
-//! made of stays until it is restarted.
+//! What a reload replaces: the sites, with the files that they name and the upstreams that they hand
+//! requests to. Everything else that a server is made of stays until it is restarted.
 
 use std::rc::Rc;
 use std::sync::Arc;

@@ -11,6 +11,7 @@ use std::time::Duration;
 use sessile::client::{Client, Connection, Mechanism, Options, Sessions, Target, Trust};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
 
 use crate::peers::{Certificates, NAME, Sessile, run};
 
@@ -224,6 +225,49 @@ async fn open_connections_stay_with_the_site_that_they_began_with() {
     // The site that took every name is gone.
     let unknown = Target::new(server.address(), "unknown.test").unwrap();
     assert!(client.connect(&unknown).await.is_err());
+}
+
+/// An upstream that answers every request with this text.
+async fn upstream(text: &'static str) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut io, _)) = listener.accept().await {
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                head.push(io.read_u8().await.unwrap());
+            }
+            let length = text.len();
+            let answer = format!(
+                "HTTP/1.1 200 OK\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{text}"
+            );
+            io.write_all(answer.as_bytes()).await.unwrap();
+        }
+    });
+    address
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn an_upstream_is_changed_for_the_connections_that_come() {
+    let setup = Setup::new();
+    let hand_on = |address: SocketAddr| {
+        let site = setup.site("", "/", "one");
+        let proxy = site.replace("respond = \"one\"", "proxy = \"app\"");
+        setup.write(&format!(
+            "[[upstream]]\nname = \"app\"\nservers = [\"http://{address}\"]\n{proxy}"
+        ));
+    };
+    hand_on(upstream("old").await);
+    let server = Arc::new(setup.serve());
+    let target = Target::new(server.address(), NAME).unwrap();
+    let client = client(Mechanism::Any);
+    let mut before = client.connect(&target).await.unwrap();
+    assert_eq!(ask(&mut before, NAME, "/").await.1, "old");
+    hand_on(upstream("new").await);
+    reload(&server).await;
+    let mut after = client.connect(&target).await.unwrap();
+    assert_eq!(ask(&mut after, NAME, "/").await.1, "new");
+    assert_eq!(ask(&mut before, NAME, "/").await.1, "old");
 }
 
 #[tokio::test(flavor = "current_thread")]

@@ -83,7 +83,10 @@ impl Redis {
 fn command(port: u16, arguments: &[&str]) -> Command {
     let mut command = Command::new("redis-server");
     command.args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
-    command.args(["--port", &port.to_string()]).args(arguments);
+    // Nor does it read what another left in the folder that is nobody's.
+    let file = format!("{}-{port}.rdb", std::process::id());
+    command.args(["--port", &port.to_string(), "--dbfilename", &file]);
+    command.args(arguments);
     // What it writes for itself has no place in the working folder.
     command.current_dir(std::env::temp_dir());
     command

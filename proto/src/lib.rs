@@ -5,6 +5,7 @@
 
 pub mod affinity;
 pub mod hello;
+pub mod keynames;
 pub mod keys;
 pub mod record;
 pub mod route;

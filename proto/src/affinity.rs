@@ -188,10 +188,12 @@ fn uncount(sources: &mut BTreeMap<Source, u32>, source: Source) {
 
 /// A source prefix: /24 of IPv4 (an address of IPv6 that maps one included), /56 of IPv6.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Source(u64);
+pub struct Source(u64);
 
 impl Source {
-    fn of(address: IpAddr) -> Self {
+    /// The prefix that an address lies in.
+    #[must_use]
+    pub fn of(address: IpAddr) -> Self {
         Self(match address.to_canonical() {
             IpAddr::V4(address) => u64::from(address.to_bits() >> 8),
             // 56 bits, and one that sets them apart.

@@ -16,6 +16,7 @@ pub mod lifecycle;
 pub mod listen;
 pub mod probe;
 pub mod serve;
+pub mod server_names;
 pub mod settings;
 pub mod store;
 pub mod tls;

@@ -1,9 +1,18 @@
-//! The admin listener: plain HTTP for the operator and for Prometheus. It reads metrics and calls
-//! no role.
+//! The admin listener: plain HTTP for the operator and for Prometheus. It reads metrics, sends commands
+//! on a channel, and calls no role.
+
+mod api;
+mod command;
+mod token;
+
+pub use api::Api;
+pub use command::{Command, ServerChange, UnknownServer, channel};
+pub use token::{Token, TokenError};
 
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -53,21 +62,36 @@ impl Admin {
         registry: Registry,
         stop: CancellationToken,
     ) -> Result<Self, StartError> {
+        Self::start_with(address, registry, None, stop)
+    }
+
+    /// The same with an API.
+    ///
+    /// # Errors
+    /// Where the address cannot be had.
+    pub fn start_with(
+        address: SocketAddr,
+        registry: Registry,
+        api: Option<Api>,
+        stop: CancellationToken,
+    ) -> Result<Self, StartError> {
+        let desk = Desk { registry, api };
         let socket = listen::bind(address, 1)?.remove(0);
         let address = socket.local_addr()?;
         let mut workers = Workers::default();
         workers.spawn("admin", move || async move {
             let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+            let desk = Rc::new(desk);
             let accepted = listen::accept(socket, stop.cancelled(), |io, _| {
-                let registry = registry.clone();
+                let desk = Rc::clone(&desk);
                 // Closed at once where there are too many: an operator tries again.
                 let Ok(permit) = Arc::clone(&places).try_acquire_owned() else {
                     return;
                 };
                 tokio::task::spawn_local(async move {
                     let answer = service_fn(|request| {
-                        let response = answer(&registry, &request);
-                        async { Ok::<_, Infallible>(response) }
+                        let desk = Rc::clone(&desk);
+                        async move { Ok::<_, Infallible>(answer(&desk, request).await) }
                     });
                     // A timer makes hyper drop those who do not finish their request.
                     let served = http1::Builder::new()
@@ -96,7 +120,18 @@ impl Admin {
     }
 }
 
-fn answer(registry: &Registry, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+/// What requests are answered from.
+struct Desk {
+    registry: Registry,
+    api: Option<Api>,
+}
+
+async fn answer(desk: &Desk, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    if let Some(api) = &desk.api
+        && request.uri().path().starts_with("/api/")
+    {
+        return api::answer(api, request).await;
+    }
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         let mut response = text(
             StatusCode::METHOD_NOT_ALLOWED,
@@ -108,9 +143,15 @@ fn answer(registry: &Registry, request: &Request<Incoming>) -> Response<Full<Byt
         return response;
     }
     match request.uri().path() {
-        "/" => text(StatusCode::OK, "sessile\n\n/healthz\n/metrics\n".into()),
+        "/" => {
+            let api = desk.api.as_ref().map_or("", |_| "/api/balancer\n");
+            text(
+                StatusCode::OK,
+                format!("sessile\n\n/healthz\n/metrics\n{api}").into(),
+            )
+        }
         "/healthz" => text(StatusCode::OK, "ok\n".into()),
-        "/metrics" => metrics(registry),
+        "/metrics" => metrics(&desk.registry),
         _ => text(StatusCode::NOT_FOUND, "not found\n".into()),
     }
 }

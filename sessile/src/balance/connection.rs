@@ -1,20 +1,26 @@
 //! One connection through the balancer: its hello is read, a server found and connected to, and
-//! what the server shows in clear is learned from while bytes pass.
+//! bytes pass. What the server shows in clear is reported as it passes.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use sessile_proto::hello::{DEFAULT_LIMIT, HelloReader};
-use sessile_proto::route::RoutedBy;
-use sessile_proto::watch::{Kind, Watch};
+use sessile_proto::watch::Watch;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 
+use super::follow::{Offered, Request};
 use super::metrics::Open;
-use super::servers::Connected;
+use super::report::Passage;
+use super::roster::Roster;
+use super::server::{Connected, Server};
 use super::{Shared, relay};
 use crate::clock;
 use crate::detect::{self, DetectError};
+
+/// A fatal alert, unrecognized_name (RFC 6066, 3), in a record of its own.
+const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
 
 pub(super) async fn run(shared: Arc<Shared>, mut client: TcpStream, peer: SocketAddr, open: Open) {
     let reader = match detect::read(&mut client, DEFAULT_LIMIT, &shared.stop).await {
@@ -31,17 +37,25 @@ pub(super) async fn run(shared: Arc<Shared>, mut client: TcpStream, peer: Socket
     match place(&shared, &reader, peer).await {
         Ok(placed) => {
             drop(reader);
-            pass(&shared, client, placed, peer).await;
+            pass(&shared, client, placed).await;
         }
-        Err(cause) => shared.metrics.count_turned_away(cause),
+        Err(cause) => {
+            if cause == UNKNOWN_NAME {
+                // Whoever does not take it will not miss it.
+                let _ = client.write_all(&UNRECOGNIZED_NAME).await;
+            }
+            shared.metrics.count_turned_away(cause);
+        }
     }
     drop(open);
 }
 
+/// Turned away for the server name, and told so.
+const UNKNOWN_NAME: &str = "unknown-name";
+
 /// A client with its server found.
 struct Placed {
-    by: RoutedBy,
-    at: usize,
+    passage: Passage,
     server: TcpStream,
     connected: Connected,
     watch: Watch,
@@ -51,38 +65,57 @@ struct Placed {
 async fn place(
     shared: &Shared,
     reader: &HelloReader,
-    peer: SocketAddr,
+    client: SocketAddr,
 ) -> Result<Placed, &'static str> {
     let hello = reader.hello().map_err(|_| "bad-hello")?;
-    let mut tried = Vec::new();
-    for (by, at) in shared.choices(&hello, peer.ip(), clock::now()) {
-        if tried.contains(&at) {
+    let roster = shared.roster();
+    let pool = roster.pool(hello.server_name).ok_or(UNKNOWN_NAME)?;
+    let offered = Offered::new(&hello);
+    let request = Request {
+        hello: &hello,
+        offered: &offered,
+        source: client.ip(),
+        now: clock::now(),
+    };
+    let mut tried: Vec<&Arc<Server>> = Vec::new();
+    let mut found = None;
+    for (by, server) in shared.choices(&roster, pool, &request) {
+        if tried.iter().any(|other| Arc::ptr_eq(other, server)) {
             continue;
         }
-        tried.push(at);
-        if let Some((server, connected)) = connect(shared, at, reader.bytes()).await {
-            return Ok(Placed {
-                by,
-                at,
-                server,
-                connected,
-                watch: Watch::new(&hello),
-            });
+        tried.push(server);
+        if let Some(made) = connect(&roster, server, reader.bytes()).await {
+            found = Some((by, Arc::clone(server), made));
+            break;
         }
     }
-    Err("no-server")
+    let (by, server, (io, connected)) = found.ok_or("no-server")?;
+    Ok(Placed {
+        server: io,
+        connected,
+        watch: Watch::new(&hello),
+        passage: Passage {
+            server,
+            by,
+            client,
+            offered,
+        },
+    })
 }
 
-async fn connect(shared: &Shared, at: usize, hello: &[u8]) -> Option<(TcpStream, Connected)> {
-    let server = &shared.servers[at];
+async fn connect(roster: &Roster, server: &Server, hello: &[u8]) -> Option<(TcpStream, Connected)> {
+    let connected = server.reserve()?;
     let attempt = async {
         let mut io = TcpStream::connect(server.address()).await?;
         io.set_nodelay(true)?;
         io.write_all(hello).await?;
         Ok::<_, std::io::Error>(io)
     };
-    match tokio::time::timeout(shared.servers.connect_timeout, attempt).await {
-        Ok(Ok(io)) => Some((io, server.connected())),
+    match timeout(roster.balance.connect_timeout, attempt).await {
+        Ok(Ok(io)) => {
+            server.live.metrics.connections.inc();
+            Some((io, connected))
+        }
         failed => {
             let error = failed.map(|result| result.err());
             tracing::debug!(
@@ -97,39 +130,28 @@ async fn connect(shared: &Shared, at: usize, hello: &[u8]) -> Option<(TcpStream,
     }
 }
 
-/// Moves bytes to the end, and learns.
-async fn pass(shared: &Shared, mut client: TcpStream, placed: Placed, peer: SocketAddr) {
+/// Moves bytes to the end.
+async fn pass(shared: &Shared, mut client: TcpStream, placed: Placed) {
     let Placed {
-        by,
-        at,
+        passage,
         mut server,
         connected,
         mut watch,
     } = placed;
     relay::keep_alive(&client);
     relay::keep_alive(&server);
-    let mut counted = false;
+    let (mut answered, mut told) = (false, false);
     let relayed = relay::run(&mut client, &mut server, |bytes| {
+        if !answered {
+            answered = true;
+            passage.server.answered(clock::now());
+        }
         if let Some(outcome) = watch.push(bytes) {
-            shared.learn(&outcome.learned, at, peer.ip(), clock::now());
-            let kind = match outcome.kind {
-                // The session ID of a TLS 1.3 client is noise, unless it is one that we know.
-                Kind::NotOffered if by != RoutedBy::Policy => Kind::Refused,
-                kind => kind,
-            };
-            shared.metrics.count(by, Some(kind));
-            counted = true;
-            let resumed = matches!(outcome.kind, Kind::Resumed(_));
-            let server = shared.servers[at].name();
-            tracing::debug!(server, routed_by = by.as_str(), resumed, client = %peer, "handshake");
+            shared.report_handshake(&passage, &outcome, watch.selected_identity());
+            told = true;
         }
     });
-    let relayed = relayed.await;
-    if !counted {
-        shared.metrics.count(by, None);
-    }
-    if let Err(error) = relayed {
-        tracing::trace!(%error, client = %peer, "connection cut");
-    }
+    let ended = relayed.await;
+    shared.report_end(&passage, &ended, told);
     drop(connected);
 }

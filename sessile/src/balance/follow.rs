@@ -1,77 +1,124 @@
-//! Which servers a hello leads to, rule by rule, and what is remembered for the next one.
+//! Which servers a hello leads to, rule by rule. What a client brings decides, then policy.
 
 use std::iter;
 use std::net::IpAddr;
-use std::sync::PoisonError;
+use std::sync::Arc;
 
 use sessile_proto::Time;
 use sessile_proto::affinity::AffinityKey;
 use sessile_proto::hello::ClientHello;
+use sessile_proto::keynames::Token;
 use sessile_proto::route::RoutedBy;
 use sessile_proto::ticket::Class;
-use sessile_proto::watch::Learned;
 
-use super::Shared;
+use super::labels::MAX_IDENTITIES;
+use super::roster::{Pool, Roster};
+use super::server::Server;
+use super::{Shared, locked};
 
-/// A server, by its place, and the rule that leads to it.
-pub(super) type Choice = (RoutedBy, usize);
+/// A server and the rule that leads to it.
+pub(super) type Choice<'r> = (RoutedBy, &'r Arc<Server>);
 
-impl Shared {
-    /// The servers to try for a hello, in order: those that can resume what it offers, then as
-    /// policy has them. What is not asked for is not looked up, and policy gives nobody a turn.
-    /// A server may stand there twice.
-    pub(super) fn choices<'a>(
-        &'a self,
-        hello: &'a ClientHello<'_>,
-        source: IpAddr,
-        now: Time,
-    ) -> impl Iterator<Item = Choice> + 'a {
-        let label = iter::once_with(move || self.labelled(hello, now)).flatten();
-        let learned = iter::once_with(move || self.learned(hello, now)).flatten();
-        let policy = iter::once_with(move || self.servers.place(source, now)).flatten();
-        let policy = policy.map(|at| (RoutedBy::Policy, at));
-        label.chain(learned).chain(policy)
-    }
+/// What a client offers that may begin with the name of a key.
+pub(super) struct Offered {
+    /// Its first TLS 1.3 identities; `None` stands for one that is no ticket.
+    pub(super) identities: Vec<Option<Token>>,
+    pub(super) ticket: Option<Token>,
+    /// The hello that is seen is the one that is answered, as far as anyone can tell.
+    pub(super) in_clear: bool,
+}
 
-    /// By label. A ticket can be resumed elsewhere too, and its owner can come with it as often as
-    /// he likes: a server that has more than its share is spared. A stored session is there alone.
-    fn labelled(&self, hello: &ClientHello<'_>, now: Time) -> Option<Choice> {
-        let label = self.labels.as_ref()?.read(hello, now)?;
-        let at = self.servers.with_number(label.server)?;
-        let usable = match label.class {
-            Class::Stored => !self.servers[at].has_failed(now),
-            Class::Sealed => self.servers.has_room(at, now),
-        };
-        usable.then_some((RoutedBy::Label, at))
-    }
-
-    /// By what was learned. A TLS 1.3 client's random session ID cannot match: none is ever learned.
-    fn learned(&self, hello: &ClientHello<'_>, now: Time) -> Option<Choice> {
-        let ticket = AffinityKey::ticket(hello.session_ticket.unwrap_or_default());
-        let id = AffinityKey::session_id(hello.session_id);
-        let offers = [(RoutedBy::Ticket, ticket), (RoutedBy::SessionId, id)];
-        let affinity = self.affinity.lock().unwrap_or_else(PoisonError::into_inner);
-        let (by, at) = offers.into_iter().find_map(|(by, key)| {
-            let server = affinity.lookup(key?, now)?;
-            Some((by, self.servers.position(server)?))
-        })?;
-        // A server that failed just now is not worth the wait while others are there.
-        (!self.servers[at].has_failed(now)).then_some((by, at))
-    }
-
-    /// Remembers which server made a session.
-    pub(super) fn learn(&self, learned: &[Learned], server: usize, source: IpAddr, now: Time) {
-        let id = self.servers[server].id();
-        let mut affinity = self.affinity.lock().unwrap_or_else(PoisonError::into_inner);
-        for learned in learned {
-            let key = match learned {
-                Learned::SessionId(id) => AffinityKey::session_id(id),
-                Learned::Ticket(ticket) => AffinityKey::ticket(ticket),
-            };
-            if let Some(key) = key {
-                let lesson = affinity.learn(key, id, source, now);
-                tracing::trace!(?lesson, server = self.servers[server].name(), "learned");
-            }
+impl Offered {
+    pub(super) fn new(hello: &ClientHello<'_>) -> Self {
+        let psks = hello.pre_shared_key.iter();
+        let identities = psks.flat_map(|psks| psks.identities().take(MAX_IDENTITIES));
+        Self {
+            identities: identities.map(|psk| Token::new(psk.identity)).collect(),
+            ticket: hello.session_ticket.and_then(Token::new),
+            in_clear: !hello.encrypted_client_hello,
         }
     }
+}
+
+/// What decides where a client goes.
+pub(super) struct Request<'a> {
+    pub(super) hello: &'a ClientHello<'a>,
+    pub(super) offered: &'a Offered,
+    pub(super) source: IpAddr,
+    pub(super) now: Time,
+}
+
+impl Shared {
+    /// The servers of a pool to try, in order: those that can resume what the client offers, then as
+    /// policy has them. What is not asked for is not looked up, and policy gives nobody a turn. A
+    /// server may stand there twice.
+    pub(super) fn choices<'r>(
+        &'r self,
+        roster: &'r Roster,
+        pool: &'r Pool,
+        request: &'r Request<'r>,
+    ) -> impl Iterator<Item = Choice<'r>> {
+        let label = iter::once_with(move || labelled(roster, pool, request)).flatten();
+        let learned = iter::once_with(move || self.learned(pool, request)).flatten();
+        let named = iter::once_with(move || self.named(pool, request)).flatten();
+        let policy = iter::once_with(move || pool.place(request.source, request.now)).flatten();
+        let policy = policy.map(|server| (RoutedBy::Policy, server));
+        label.chain(learned).chain(named).chain(policy)
+    }
+
+    /// By what was learned: the server that made the session, or, with a ticket, one that shares its
+    /// key. A TLS 1.3 client's random session ID cannot match: none is ever learned.
+    fn learned<'r>(&self, pool: &'r Pool, request: &Request<'_>) -> Vec<Choice<'r>> {
+        let ticket = AffinityKey::ticket(request.hello.session_ticket.unwrap_or_default());
+        let id = AffinityKey::session_id(request.hello.session_id);
+        let offers = [(RoutedBy::Ticket, ticket), (RoutedBy::SessionId, id)];
+        let found = {
+            let affinity = locked(&self.affinity);
+            let mut found = offers.into_iter();
+            found.find_map(|(by, key)| Some((by, affinity.lookup(key?, request.now)?)))
+        };
+        let Some((by, home)) = found else {
+            return Vec::new();
+        };
+        let at_home = pool.with_id(home).into_iter();
+        let at_home = at_home.filter(|server| server.takes_returning(request.now));
+        let group = match by {
+            RoutedBy::Ticket => locked(&self.key_names).group(home),
+            // Who shares a ticket key does not share a cache.
+            _ => Default::default(),
+        };
+        let group = Vec::from_iter(group);
+        let siblings = pool.among(&group, request.source, request.now);
+        at_home.chain(siblings).map(|server| (by, server)).collect()
+    }
+
+    /// By the proven name of the key of the first ticket that begins with one.
+    fn named<'r>(&self, pool: &'r Pool, request: &Request<'_>) -> Vec<Choice<'r>> {
+        let Offered {
+            identities, ticket, ..
+        } = request.offered;
+        let mut tokens = identities.iter().chain(iter::once(ticket)).flatten();
+        let found = {
+            let names = locked(&self.key_names);
+            tokens.find_map(|token| {
+                let servers: Vec<u32> = names.servers(&token.name).collect();
+                (!servers.is_empty()).then_some(servers)
+            })
+        };
+        let servers = pool.among(&found.unwrap_or_default(), request.source, request.now);
+        let servers = servers.into_iter();
+        servers.map(|server| (RoutedBy::KeyName, server)).collect()
+    }
+}
+
+/// By label. A ticket can be resumed elsewhere too, and its owner can come with it as often as he
+/// likes: a server that has more than its share is spared. A stored session is there alone.
+fn labelled<'r>(roster: &Roster, pool: &'r Pool, request: &Request<'_>) -> Option<Choice<'r>> {
+    let label = roster.labels.as_ref()?.read(request.hello, request.now)?;
+    let server = pool.with_number(label.server)?;
+    let takes = match label.class {
+        Class::Stored => server.takes_returning(request.now),
+        Class::Sealed => pool.has_room(server, request.now),
+    };
+    takes.then_some((RoutedBy::Label, server))
 }

@@ -11,7 +11,7 @@ use crate::key::{FileError, RouteRing};
 
 /// PSK identities that are looked at: a client sends its best ones first, and each one that has no
 /// label costs a try with every route key.
-const MAX_IDENTITIES: usize = 4;
+pub(super) const MAX_IDENTITIES: usize = 4;
 
 /// The route keys of the farm.
 pub(super) struct Labels {
@@ -20,14 +20,16 @@ pub(super) struct Labels {
 
 impl Labels {
     /// Reads the key file; `None` where there is to be no key, or none is set and the state folder
-    /// has none.
-    pub(super) fn open(config: &Config) -> Result<Option<Self>, FileError> {
+    /// has none. `had_one`: it had one before, and is not to lose it unasked.
+    pub(super) fn open(config: &Config, had_one: bool) -> Result<Option<Self>, FileError> {
         let Key::File(path) = &config.key else {
             return Ok(None);
         };
         match RouteRing::open(path) {
             Ok(ring) => Ok(Some(Self { ring })),
-            Err(FileError::Missing { .. }) if *path == config.default_key_file() => Ok(None),
+            Err(FileError::Missing { .. }) if !had_one && *path == config.default_key_file() => {
+                Ok(None)
+            }
             Err(error) => Err(error),
         }
     }
@@ -47,10 +49,5 @@ impl Labels {
     /// The farm's name.
     pub(super) fn scope(&self) -> String {
         self.ring.scope()
-    }
-
-    /// Reads the key file again. A bad file leaves the old keys in place.
-    pub(super) fn reload(&self) -> Result<(), FileError> {
-        self.ring.reload()
     }
 }

@@ -1,12 +1,13 @@
-//! What the balancer counts, over all servers.
+//! What the balancer counts: over all servers, and for each.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 use sessile_proto::affinity::Affinity;
 use sessile_proto::route::RoutedBy;
 use sessile_proto::watch::Kind;
 
+use super::relay::Moved;
 use crate::figure;
 
 /// Counters of one balancer.
@@ -19,7 +20,13 @@ pub struct Metrics {
 }
 
 /// Why a client got no server.
-pub(super) const TURNED_AWAY: [&str; 4] = ["no-hello", "bad-hello", "deadline", "no-server"];
+pub(super) const TURNED_AWAY: [&str; 5] = [
+    "no-hello",
+    "bad-hello",
+    "deadline",
+    "unknown-name",
+    "no-server",
+];
 
 /// What became of the session that a client offered, in the words of the metric.
 const fn outcome(kind: Option<Kind>) -> &'static str {
@@ -109,6 +116,17 @@ impl Metrics {
         self.routed.with_label_values(&labels).inc();
     }
 
+    /// Connections so far, by rule and outcome; those that there were none of are left out.
+    pub(super) fn routed(&self) -> Vec<(RoutedBy, &'static str, u64)> {
+        let all = RoutedBy::ALL.into_iter();
+        let all = all.flat_map(|by| OUTCOMES.map(|outcome| (by, outcome)));
+        let counts = all.map(|(by, outcome)| {
+            let labels = [by.as_str(), outcome];
+            (by, outcome, self.routed.with_label_values(&labels).get())
+        });
+        counts.filter(|&(_, _, count)| count > 0).collect()
+    }
+
     /// `cause`: one of [`TURNED_AWAY`].
     pub(super) fn count_turned_away(&self, cause: &str) {
         self.turned_away.with_label_values(&[cause]).inc();
@@ -121,5 +139,101 @@ pub(super) struct Open(IntGauge);
 impl Drop for Open {
     fn drop(&mut self) {
         self.0.dec();
+    }
+}
+
+/// Families with a series for each server.
+pub(super) struct ServerFamilies {
+    open: IntGaugeVec,
+    up: IntGaugeVec,
+    connections: IntCounterVec,
+    failures: IntCounterVec,
+    bytes: IntCounterVec,
+}
+
+/// What is counted of one server.
+pub(super) struct ServerMetrics {
+    pub(super) open: IntGauge,
+    /// 0 while checks say that it is down.
+    pub(super) up: IntGauge,
+    pub(super) connections: IntCounter,
+    pub(super) failures: IntCounter,
+    pub(super) bytes_up: IntCounter,
+    pub(super) bytes_down: IntCounter,
+}
+
+/// Directions of bytes: from clients, and from the server.
+const DIRECTIONS: [&str; 2] = ["up", "down"];
+
+impl ServerFamilies {
+    pub(super) fn register(registry: &Registry) -> prometheus::Result<Self> {
+        let gauges = |name: &str, help: &str| -> prometheus::Result<_> {
+            let family = IntGaugeVec::new(Opts::new(name, help), &["server"])?;
+            registry.register(Box::new(family.clone()))?;
+            Ok(family)
+        };
+        let counters = |name: &str, help: &str, labels: &[&str]| -> prometheus::Result<_> {
+            let family = IntCounterVec::new(Opts::new(name, help), labels)?;
+            registry.register(Box::new(family.clone()))?;
+            Ok(family)
+        };
+        Ok(Self {
+            open: gauges(
+                "sessile_balance_server_connections_open",
+                "Connections to this server open now.",
+            )?,
+            up: gauges(
+                "sessile_balance_server_up",
+                "0 where checks say that this server is down, else 1.",
+            )?,
+            connections: counters(
+                "sessile_balance_server_connections_total",
+                "Connections made to this server.",
+                &["server"],
+            )?,
+            failures: counters(
+                "sessile_balance_server_failures_total",
+                "Connections that this server refused, let time out, or took and ended without a word.",
+                &["server"],
+            )?,
+            bytes: counters(
+                "sessile_balance_server_bytes_total",
+                "Bytes from clients (up) and from this server (down), hellos not counted.",
+                &["server", "direction"],
+            )?,
+        })
+    }
+
+    /// The series of a server; they appear at zero, or go on where it has been there before.
+    pub(super) fn of(&self, server: &str) -> ServerMetrics {
+        let [bytes_up, bytes_down] =
+            DIRECTIONS.map(|direction| self.bytes.with_label_values(&[server, direction]));
+        ServerMetrics {
+            open: self.open.with_label_values(&[server]),
+            up: self.up.with_label_values(&[server]),
+            connections: self.connections.with_label_values(&[server]),
+            failures: self.failures.with_label_values(&[server]),
+            bytes_up,
+            bytes_down,
+        }
+    }
+
+    /// Ends the series of a server that is gone.
+    pub(super) fn remove(&self, server: &str) {
+        // Each of them is there: they were made together.
+        let _ = self.open.remove_label_values(&[server]);
+        let _ = self.up.remove_label_values(&[server]);
+        let _ = self.connections.remove_label_values(&[server]);
+        let _ = self.failures.remove_label_values(&[server]);
+        for direction in DIRECTIONS {
+            let _ = self.bytes.remove_label_values(&[server, direction]);
+        }
+    }
+}
+
+impl ServerMetrics {
+    pub(super) fn moved(&self, moved: Moved) {
+        self.bytes_up.inc_by(moved.up);
+        self.bytes_down.inc_by(moved.down);
     }
 }

@@ -2,29 +2,39 @@
 //! that can resume it; the others are placed by policy. It knows nothing of how servers serve.
 
 mod connection;
+mod control;
 mod follow;
+mod health;
 mod labels;
 mod metrics;
 mod relay;
-mod servers;
+mod report;
+mod roster;
+mod server;
+mod standing;
 
 pub use metrics::Metrics;
+pub use roster::SameNumber;
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sessile_proto::affinity::Affinity;
+use sessile_proto::keynames::KeyNames;
 use sessile_proto::session::Limits;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::config::{Config, Role};
+use crate::admin::{self, Command};
+use crate::config::{Balance, Config, Role};
 use crate::key::FileError;
 use crate::lifecycle::{self, Workers};
 use crate::listen::{self, ListenError};
 use labels::Labels;
-use servers::Servers;
+use metrics::ServerFamilies;
+use roster::Roster;
 
 /// Why a balancer does not start.
 #[derive(Debug, thiserror::Error)]
@@ -32,16 +42,7 @@ pub enum StartError {
     #[error(transparent)]
     Listen(#[from] ListenError),
     #[error(transparent)]
-    Key(#[from] FileError),
-    #[error(
-        "servers {one:?} and {other:?} have the same number, {number}, so that labels cannot tell them apart; set `number` \
-         for one of them, here and as server.number there"
-    )]
-    SameNumber {
-        one: String,
-        other: String,
-        number: u32,
-    },
+    Reload(#[from] ReloadError),
     #[error("cannot start a worker thread: {0}")]
     Thread(#[from] io::Error),
     #[error("metrics: {0}")]
@@ -50,10 +51,28 @@ pub enum StartError {
     Random,
 }
 
+/// Why servers and pools cannot be as they are configured.
+#[derive(Debug, thiserror::Error)]
+pub enum ReloadError {
+    #[error(transparent)]
+    Key(#[from] FileError),
+    #[error(transparent)]
+    SameNumber(#[from] SameNumber),
+}
+
+/// What became of the servers when a configuration was taken over, by name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    pub added: Vec<String>,
+    pub changed: Vec<String>,
+    pub removed: Vec<String>,
+}
+
 /// A running balancer.
 pub struct Balancer {
     addresses: Vec<SocketAddr>,
     shared: Arc<Shared>,
+    commands: mpsc::Sender<Command>,
     workers: Workers,
 }
 
@@ -74,14 +93,23 @@ impl Balancer {
             lifetime: config.session.lifetime,
         };
         let affinity = Arc::new(Mutex::new(Affinity::new(limits, u64::from_ne_bytes(seed))));
-        let labels = Labels::open(config)?;
-        let scope = labels.as_ref().map(Labels::scope);
-        let servers = Servers::new(&config.balance, scope.as_deref(), registry)?;
+        let metrics = Metrics::register(registry, &affinity)?;
+        let families = ServerFamilies::register(registry)?;
+        let labels = Labels::open(config, false).map_err(ReloadError::from)?;
+        let roster = Roster::new(
+            config.balance.clone(),
+            labels.map(Arc::new),
+            None,
+            &families,
+        )
+        .map_err(ReloadError::from)?;
         let shared = Arc::new(Shared {
-            metrics: Metrics::register(registry, &affinity)?,
-            servers,
-            labels,
+            roster: watch::Sender::new(Arc::new(roster)),
+            changing: Mutex::new(()),
             affinity,
+            key_names: Mutex::default(),
+            metrics,
+            families,
             max_connections: lifecycle::connection_limit(config.connection.max, 2),
             stop,
         });
@@ -99,9 +127,16 @@ impl Balancer {
                 workers.spawn("balance", move || work(shared, socket))?;
             }
         }
+        let (commands, orders) = admin::channel();
+        let overseen = Arc::clone(&shared);
+        workers.spawn("balance-servers", move || async move {
+            tokio::task::spawn_local(control::obey(Arc::clone(&overseen), orders));
+            health::supervise(overseen).await;
+        })?;
         Ok(Self {
             addresses,
             shared,
+            commands,
             workers,
         })
     }
@@ -115,15 +150,26 @@ impl Balancer {
     /// The farm whose labels it reads; `None`: it has no key, and reads none.
     #[must_use]
     pub fn farm(&self) -> Option<String> {
-        self.shared.labels.as_ref().map(Labels::scope)
+        let roster = self.shared.roster();
+        roster.labels.as_ref().map(|labels| labels.scope())
     }
 
-    /// Reads the key file again. A bad file leaves the old keys in place.
+    /// Where commands to it go.
+    #[must_use]
+    pub fn commands(&self) -> mpsc::Sender<Command> {
+        self.commands.clone()
+    }
+
+    /// Takes over the key, the pools and the servers of another configuration. Connections to
+    /// servers that are gone are finished; what is known of those that stay, stays.
     ///
     /// # Errors
-    /// Where the file cannot be used.
-    pub fn reload_key(&self) -> Result<(), FileError> {
-        self.shared.labels.as_ref().map_or(Ok(()), Labels::reload)
+    /// Where they cannot be had so; nothing is changed then.
+    pub fn reload(&self, config: &Config) -> Result<Changes, ReloadError> {
+        let _turn = locked(&self.shared.changing);
+        let had_one = self.shared.roster().labels.is_some();
+        let labels = Labels::open(config, had_one)?.map(Arc::new);
+        Ok(self.shared.replace(config.balance.clone(), labels)?)
     }
 
     /// Waits until its workers have drained, after the order to stop.
@@ -134,13 +180,70 @@ impl Balancer {
 
 /// What the workers of a balancer share.
 struct Shared {
-    servers: Servers,
-    /// `None`: without a key.
-    labels: Option<Labels>,
+    roster: watch::Sender<Arc<Roster>>,
+    /// Held from reading the roster until another has taken its place.
+    changing: Mutex<()>,
     affinity: Arc<Mutex<Affinity>>,
+    key_names: Mutex<KeyNames>,
     metrics: Metrics,
+    families: ServerFamilies,
     max_connections: usize,
     stop: CancellationToken,
+}
+
+impl Shared {
+    /// The servers and pools that there are now.
+    fn roster(&self) -> Arc<Roster> {
+        Arc::clone(&self.roster.borrow())
+    }
+
+    /// Changes what is set of servers and pools; `None`: nothing was to be changed after all.
+    fn change(&self, change: impl FnOnce(&mut Balance) -> Option<()>) -> Option<()> {
+        let _turn = locked(&self.changing);
+        let roster = self.roster();
+        let mut balance = roster.balance.clone();
+        change(&mut balance)?;
+        self.replace(balance, roster.labels.clone())
+            .ok()
+            .map(|_| ())
+    }
+
+    /// Puts another roster in the place of this one. `changing` is held.
+    fn replace(
+        &self,
+        balance: Balance,
+        labels: Option<Arc<Labels>>,
+    ) -> Result<Changes, SameNumber> {
+        let before = self.roster();
+        let after = Roster::new(balance, labels, Some(&before), &self.families)?;
+        let mut changes = Changes::default();
+        for (_, server) in before.servers() {
+            let name = server.name();
+            let settings = after.server(name).map(|server| &server.settings);
+            if settings.is_none() {
+                self.families.remove(name);
+                changes.removed.push(name.to_owned());
+            }
+            // What it knew, nobody else does.
+            if settings.is_none_or(|settings| settings.address != server.address()) {
+                locked(&self.affinity).forget_server(server.id());
+                locked(&self.key_names).forget(server.id());
+            }
+            if settings.is_some_and(|settings| *settings != server.settings) {
+                changes.changed.push(name.to_owned());
+            }
+        }
+        let new = after.servers().map(|(_, server)| server.name());
+        let new = new.filter(|name| before.server(name).is_none());
+        changes.added = new.map(str::to_owned).collect();
+        self.roster.send_replace(Arc::new(after));
+        Ok(changes)
+    }
+}
+
+/// No code that holds one of these locks can leave what it guards half changed.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 async fn work(shared: Arc<Shared>, socket: std::net::TcpListener) {

@@ -19,52 +19,93 @@ const AFTER_THE_SERVER: Duration = Duration::from_secs(30);
 /// How long a server's last bytes have to reach the client before it is reset as well.
 const RESET_GRACE: Duration = Duration::from_millis(200);
 
+/// Bytes that were read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Moved {
+    /// From the client, the hello not counted.
+    pub(super) up: u64,
+    /// From the server.
+    pub(super) down: u64,
+}
+
+/// How a connection ended.
+pub(super) struct Ended {
+    pub(super) moved: Moved,
+    /// The server was the first to end its side.
+    pub(super) by_server: bool,
+    pub(super) outcome: io::Result<()>,
+}
+
 /// Moves bytes until both sides have ended. What the server sends is shown to `watch` before it
 /// goes on, so that nothing that a client can act on is unknown when it arrives.
 pub(super) async fn run(
     client: &mut TcpStream,
     server: &mut TcpStream,
-    watch: impl FnMut(&[u8]),
-) -> io::Result<()> {
+    mut watch: impl FnMut(&[u8]),
+) -> Ended {
     let (mut from_client, mut to_client) = client.split();
     let (mut from_server, mut to_server) = server.split();
-    let moved = {
+    let mut moved = Moved::default();
+    let Moved { up, down } = &mut moved;
+    let mut by_server = false;
+    let cut = {
         let mut up = pin!(async {
             let mut server = OrNowhere {
                 server: &mut to_server,
                 refused: false,
             };
-            pump(&mut from_client, &mut server, |_| ()).await
+            pump(&mut from_client, &mut server, |bytes| {
+                *up += bytes.len() as u64
+            })
+            .await
         });
         let mut down = pin!(async {
-            let moved = pump(&mut from_server, &mut to_client, watch).await;
-            if matches!(moved, Err(Cut::Source(_))) {
+            let show = |bytes: &[u8]| {
+                *down += bytes.len() as u64;
+                watch(bytes);
+            };
+            let cut = pump(&mut from_server, &mut to_client, show).await;
+            if matches!(cut, Err(Cut::Source(_))) {
                 // What the server said before it cut the connection off is on its way to the
                 // client. A reset at once would take it back.
                 tokio::time::sleep(RESET_GRACE).await;
             }
-            moved
+            cut
         });
         tokio::select! {
-            moved = &mut up => match moved {
+            cut = &mut up => match cut {
                 // A client may end its side and wait for its answer as long as it likes.
                 Ok(()) => down.await,
                 cut => cut,
             },
-            moved = &mut down => match moved {
-                Ok(()) => timeout(AFTER_THE_SERVER, up).await.unwrap_or(Ok(())),
-                cut => cut,
-            },
+            cut = &mut down => {
+                by_server = true;
+                match cut {
+                    Ok(()) => timeout(AFTER_THE_SERVER, up).await.unwrap_or(Ok(())),
+                    cut => cut,
+                }
+            }
         }
     };
-    let Err(Cut::Source(error) | Cut::Sink(error)) = moved else {
-        return Ok(());
+    let outcome = match cut {
+        Ok(()) => Ok(()),
+        Err(Cut::Source(error) | Cut::Sink(error)) => {
+            reset_both(client, server);
+            Err(error)
+        }
     };
-    // One side was cut off: so is the other, and it is not made to look like an orderly end.
-    for side in [client, server] {
-        let _ = SockRef::from(&*side).set_linger(Some(Duration::ZERO));
+    Ended {
+        moved,
+        by_server,
+        outcome,
     }
-    Err(error)
+}
+
+/// One side was cut off: so is the other, and it is not made to look like an orderly end.
+fn reset_both(client: &TcpStream, server: &TcpStream) {
+    for side in [client, server] {
+        let _ = SockRef::from(side).set_linger(Some(Duration::ZERO));
+    }
 }
 
 /// Makes the kernel ask now and then whether a peer is still there: one that vanished would hold

@@ -8,9 +8,9 @@ use anyhow::bail;
 use sessile_proto::route::Policy;
 use tokio_util::sync::CancellationToken;
 
-use crate::admin::Admin;
-use crate::balance::Balancer;
-use crate::config::{self, Balance, BalanceServer, Config, Key, Listener, Role};
+use crate::admin::{Admin, Api, Token};
+use crate::balance::{Balancer, Changes};
+use crate::config::{self, Balance, BalanceServer, Config, Health, Key, Listener, Role};
 use crate::lifecycle::{self, Orders};
 
 /// Route TLS connections to the servers that can resume them, without decrypting.
@@ -19,7 +19,7 @@ use crate::lifecycle::{self, Orders};
     --server web1=10.0.0.1:443 --server web2=10.0.0.2:443")]
 pub(super) struct Args {
     /// Configuration file; the flags below do without one.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["listen", "server", "policy", "key"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["listen", "server", "policy", "key", "health"])]
     config: Option<PathBuf>,
     /// Where to listen.
     #[arg(long, value_name = "IP:PORT", requires = "server")]
@@ -30,6 +30,9 @@ pub(super) struct Args {
     /// How clients without a known session are placed: source, least-connections or round-robin.
     #[arg(long, value_name = "POLICY", default_value = "source")]
     policy: Policy,
+    /// How servers are checked: tls, tcp or off.
+    #[arg(long, value_name = "HOW", default_value = "tls", value_parser = health)]
+    health: Health,
     /// The farm key's route part, or a whole key: leads tickets of sessile servers home.
     #[arg(long, value_name = "FILE")]
     key: Option<PathBuf>,
@@ -48,16 +51,20 @@ fn named_server(text: &str) -> Result<BalanceServer, String> {
     let address = address
         .parse()
         .map_err(|_| format!("{address:?} is not IP:PORT"))?;
-    Ok(BalanceServer {
-        name: name.to_owned(),
-        address,
-        number: None,
-        weight: 1,
-    })
+    Ok(BalanceServer::new(name.to_owned(), address))
+}
+
+fn health(text: &str) -> Result<Health, &'static str> {
+    match text {
+        "tls" => Ok(Health::Tls),
+        "tcp" => Ok(Health::Tcp),
+        "off" => Ok(Health::Off),
+        _ => Err("expected tls, tcp or off"),
+    }
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let config = configuration(args)?;
+    let config = configuration(&args)?;
     super::start_log(config.log.level);
     let stop = CancellationToken::new();
     let registry = prometheus::Registry::new();
@@ -70,14 +77,22 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let admin = config
         .admin
         .listen
-        .map(|address| Admin::start(address, registry, stop.clone()))
+        .map(|address| {
+            let api = Api {
+                commands: balancer.commands(),
+                token: token(&config),
+            };
+            Admin::start_with(address, registry, Some(api), stop.clone())
+        })
         .transpose()?;
     if let Some(admin) = &admin {
         tracing::info!(address = %admin.address(), "admin");
     }
+    // Without a file of either kind there is nothing to read again.
+    let has_files = args.config.is_some() || balancer.farm().is_some();
+    let reload: Box<dyn FnMut()> = Box::new(|| reload(&args, &config, &balancer));
     lifecycle::wait_for_signal(Orders {
-        reload: (balancer.farm())
-            .map(|_| -> Box<dyn FnMut()> { Box::new(|| reload_key(&balancer)) }),
+        reload: has_files.then_some(reload),
         ..Orders::default()
     })?;
     stop.cancel();
@@ -88,20 +103,21 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn configuration(args: Args) -> anyhow::Result<Config> {
-    let mut config = match (args.config, args.listen) {
-        (Some(file), _) => config::file::load(&file)?,
+fn configuration(args: &Args) -> anyhow::Result<Config> {
+    let mut config = match (&args.config, args.listen) {
+        (Some(file), _) => config::file::load(file)?,
         (None, Some(address)) => {
             let defaults = Config::default();
             Config {
-                key: args.key.map_or(defaults.key, Key::File),
+                key: args.key.clone().map_or(defaults.key, Key::File),
                 listeners: vec![Listener {
                     address,
                     role: Role::Balance,
                 }],
                 balance: Balance {
                     policy: args.policy,
-                    servers: args.server,
+                    health: args.health,
+                    servers: args.server.clone(),
                     ..defaults.balance
                 },
                 ..defaults
@@ -138,13 +154,74 @@ fn say_of_labels(config: &Config, balancer: &Balancer) {
     }
 }
 
-/// Reads the key again, on SIGHUP, and says what came of it.
-fn reload_key(balancer: &Balancer) {
-    match (balancer.reload_key(), balancer.farm()) {
-        (Ok(()), Some(farm)) => tracing::info!(farm, "farm key reloaded"),
-        (Ok(()), None) => tracing::info!("there is no farm key to reload"),
-        (Err(error), _) => tracing::error!(%error, "farm key not reloaded: the old one stays"),
+/// What requests to the API have to show, if they can show anything.
+fn token(config: &Config) -> Option<Token> {
+    let default = || config.server.state_dir.join("admin.token");
+    let file = config.admin.token_file.clone().unwrap_or_else(default);
+    match Token::open(&file) {
+        Ok(token) => {
+            tracing::info!(file = %file.display(), "requests that change something have to show this token");
+            Some(token)
+        }
+        Err(error) => {
+            tracing::warn!(%error, "no request can change anything, for want of a token (admin.token-file)");
+            None
+        }
     }
+}
+
+/// Reads configuration and key again, on SIGHUP, and says what came of it.
+fn reload(args: &Args, started: &Config, balancer: &Balancer) {
+    let config = match configuration(args) {
+        Ok(config) => config,
+        Err(error) => {
+            tracing::error!("configuration not reloaded, the old one stays: {error:#}");
+            return;
+        }
+    };
+    match balancer.reload(&config) {
+        Ok(Changes {
+            added,
+            changed,
+            removed,
+        }) => {
+            let farm = balancer.farm().unwrap_or_default();
+            tracing::info!(
+                ?added,
+                ?changed,
+                ?removed,
+                farm,
+                "configuration and key reloaded"
+            );
+        }
+        Err(error) => {
+            tracing::error!(%error, "configuration not reloaded, the old one stays");
+            return;
+        }
+    }
+    let fixed = unchangeable(started, &config);
+    if !fixed.is_empty() {
+        tracing::warn!(?fixed, "changed in the file, and needs a restart");
+    }
+}
+
+/// Settings that differ and are read at the start only.
+fn unchangeable(started: &Config, now: &Config) -> Vec<&'static str> {
+    let (old, new) = (&started.session, &now.session);
+    let differs = [
+        ("[[listener]]", started.listeners != now.listeners),
+        ("[server]", started.server != now.server),
+        ("session.max-entries", old.max_entries != new.max_entries),
+        ("session.lifetime", old.lifetime != new.lifetime),
+        (
+            "connection.max",
+            started.connection.max != now.connection.max,
+        ),
+        ("[admin]", started.admin != now.admin),
+        ("[log]", started.log != now.log),
+    ];
+    let differs = differs.into_iter().filter(|&(_, differs)| differs);
+    differs.map(|(name, _)| name).collect()
 }
 
 fn duplicate(servers: &[BalanceServer]) -> Option<&str> {

@@ -104,8 +104,10 @@ pub enum KernelTls {
 /// `[admin]`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Admin {
-    /// Where `/healthz` and `/metrics` answer; `None`: nowhere.
+    /// Where `/healthz`, `/metrics` and the API answer; `None`: nowhere.
     pub listen: Option<SocketAddr>,
+    /// Holds what a request that changes something has to show; `None`: `admin.token` in the state folder.
+    pub token_file: Option<PathBuf>,
 }
 
 /// `[log]`.
@@ -218,13 +220,56 @@ pub struct Upstream {
 }
 
 /// `[balance]`, `[[balance.pool]]` and `[[balance.server]]`.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Balance {
     /// How a client without a session that routes is placed.
     pub policy: Policy,
     /// How long a connection attempt to a server may take.
     pub connect_timeout: Duration,
+    /// What becomes of a client whose server name no pool has.
+    pub unknown_name: UnknownName,
+    pub health: Health,
+    /// Between two checks of a server.
+    pub health_interval: Duration,
+    /// The server name (SNI) of a check; `None`: the first whole name of the server's pool.
+    pub health_name: Option<String>,
+    /// How long a server that came up has less than its share of new clients; zero: not at all.
+    pub slow_start: Duration,
+    /// Without the default pool.
+    pub pools: Vec<BalancePool>,
     pub servers: Vec<BalanceServer>,
+}
+
+/// `balance.unknown-name`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum UnknownName {
+    /// The servers without a pool take it.
+    #[default]
+    Default,
+    /// It is turned away, with the alert unrecognized_name.
+    Refuse,
+}
+
+/// `balance.health`: how it is found out whether a server is there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Health {
+    /// By a TLS handshake, which also shows how its tickets begin.
+    #[default]
+    Tls,
+    /// By a TCP connection.
+    Tcp,
+    /// By nothing but clients' connections that fail.
+    Off,
+}
+
+/// Servers for some server names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BalancePool {
+    pub name: String,
+    /// Server names (SNI), lower case, at least one; `*.example.org` matches one label.
+    pub names: Vec<String>,
+    /// `None`: that of `[balance]`.
+    pub policy: Option<Policy>,
 }
 
 /// A server behind the balancer.
@@ -236,6 +281,28 @@ pub struct BalanceServer {
     pub number: Option<u32>,
     /// Share of new clients, 1 to 65,535.
     pub weight: u16,
+    /// The pool that it belongs to; `None`: the default pool.
+    pub pool: Option<String>,
+    /// New clients go elsewhere.
+    pub drain: bool,
+    /// Most connections at once; 0: as many as come.
+    pub max_connections: u32,
+}
+
+impl BalanceServer {
+    /// A server of the default pool, with the defaults.
+    #[must_use]
+    pub const fn new(name: String, address: SocketAddr) -> Self {
+        Self {
+            name,
+            address,
+            number: None,
+            weight: 1,
+            pool: None,
+            drain: false,
+            max_connections: 0,
+        }
+    }
 }
 
 impl Config {
@@ -272,10 +339,7 @@ impl Default for Config {
             listeners: Vec::new(),
             sites: Vec::new(),
             upstreams: Vec::new(),
-            balance: Balance {
-                connect_timeout: DEFAULT_CONNECT_TIMEOUT,
-                ..Balance::default()
-            },
+            balance: Balance::default(),
         }
     }
 }
@@ -320,6 +384,22 @@ impl Default for Connection {
             idle_timeout: Duration::from_secs(5 * 60),
             purge_on_reclaim: false,
             max: 0,
+        }
+    }
+}
+
+impl Default for Balance {
+    fn default() -> Self {
+        Self {
+            policy: Policy::default(),
+            connect_timeout: DEFAULT_CONNECT_TIMEOUT,
+            unknown_name: UnknownName::default(),
+            health: Health::default(),
+            health_interval: Duration::from_secs(5),
+            health_name: None,
+            slow_start: Duration::ZERO,
+            pools: Vec::new(),
+            servers: Vec::new(),
         }
     }
 }

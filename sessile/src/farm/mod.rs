@@ -13,7 +13,9 @@ use sessile_proto::route::Policy;
 
 use crate::admin::{self, Admin};
 use crate::balance::{self, Balancer};
-use crate::config::{Action, Balance, BalanceServer, Config, Key, Listener, Role, Site, SiteRoute};
+use crate::config::{
+    Action, Balance, BalanceServer, Config, Health, Key, Listener, Role, Site, SiteRoute,
+};
 use crate::key::{KeyError, Keyring};
 use crate::serve::{self, Server, Surroundings};
 
@@ -189,16 +191,13 @@ pub fn balancer_config(
     }];
     config.balance = Balance {
         policy,
-        connect_timeout: config.balance.connect_timeout,
+        // They live and die with it.
+        health: Health::Off,
         servers: servers
             .iter()
-            .map(|(name, server)| BalanceServer {
-                name: name.clone(),
-                address: server.addresses()[0],
-                number: None,
-                weight: 1,
-            })
+            .map(|(name, server)| BalanceServer::new(name.clone(), server.addresses()[0]))
             .collect(),
+        ..Balance::default()
     };
     config
 }

@@ -1,7 +1,7 @@
 //! A balancer's key: route chains only, from the part that was exported for it or from a whole
 //! key. Reads labels, opens no ticket, and never writes the file.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use sessile_proto::Time;
@@ -13,7 +13,6 @@ use crate::clock;
 
 /// Route keys as the threads of a balancer share them.
 pub struct RouteRing {
-    path: PathBuf,
     state: Mutex<State>,
 }
 
@@ -44,7 +43,6 @@ impl RouteRing {
     pub fn open(path: &Path) -> Result<Self, FileError> {
         let key = file::load_any(path)?;
         Ok(Self {
-            path: path.to_owned(),
             state: Mutex::new(State::new(&key, clock::now())),
         })
     }
@@ -65,20 +63,11 @@ impl RouteRing {
     pub fn scope(&self) -> String {
         locked(&self.state).part.scope.clone()
     }
-
-    /// Reads the file again. A bad file leaves the old keys in place.
-    pub fn reload(&self) -> Result<(), FileError> {
-        let key = file::load_any(&self.path)?;
-        *locked(&self.state) = State::new(&key, clock::now());
-        Ok(())
-    }
 }
 
 impl std::fmt::Debug for RouteRing {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("RouteRing")
-            .field("path", &self.path)
-            .finish_non_exhaustive()
+        f.debug_struct("RouteRing").finish_non_exhaustive()
     }
 }
 
@@ -123,9 +112,11 @@ mod tests {
         export(&changed);
         for ring in &rings {
             assert_eq!(reads(ring, &label(&changed)), None);
-            ring.reload().unwrap();
-            assert_eq!(reads(ring, &label(&changed)), Some(7));
-            assert_eq!(reads(ring, &label(&key)), None);
+        }
+        for path in [&whole, &part] {
+            let ring = RouteRing::open(path).unwrap();
+            assert_eq!(reads(&ring, &label(&changed)), Some(7));
+            assert_eq!(reads(&ring, &label(&key)), None);
         }
     }
 }

@@ -9,6 +9,7 @@ use super::live::Files;
 use super::metrics::Metrics;
 use super::proxy::Upstream;
 use crate::config::{Action, Site as SiteConfig};
+use crate::server_names::ServerNames;
 use crate::tls::{self, Sessions, Template};
 
 /// A worker's ways to its upstreams, by their names: routes share them.
@@ -32,9 +33,7 @@ pub(super) enum Handler {
 
 /// A worker's sites by server name.
 pub(super) struct Sites {
-    by_name: HashMap<String, Rc<Site>>,
-    /// By what follows the first label: `example.org` for `*.example.org`.
-    wildcards: HashMap<String, Rc<Site>>,
+    by_name: ServerNames<Rc<Site>>,
     default: Option<Rc<Site>>,
 }
 
@@ -46,8 +45,7 @@ impl Sites {
     ) -> Result<Self, rustls::Error> {
         let mut upstreams = Upstreams::new();
         let mut sites = Self {
-            by_name: HashMap::new(),
-            wildcards: HashMap::new(),
+            by_name: ServerNames::default(),
             default: None,
         };
         for (config, files) in configured {
@@ -61,11 +59,7 @@ impl Sites {
                 sites.default = Some(Rc::clone(&site));
             }
             for name in &config.names {
-                let (table, name) = match name.strip_prefix("*.") {
-                    Some(parent) => (&mut sites.wildcards, parent),
-                    None => (&mut sites.by_name, name.as_str()),
-                };
-                table.insert(name.to_owned(), Rc::clone(&site));
+                sites.by_name.insert(name, Rc::clone(&site));
             }
         }
         Ok(sites)
@@ -74,15 +68,8 @@ impl Sites {
     /// The site for a server name as the client sent it; the default site where there is none
     /// for it.
     pub(super) fn find(&self, server_name: Option<&str>) -> Option<&Rc<Site>> {
-        let Some(name) = server_name else {
-            return self.default.as_ref();
-        };
-        let name = name.to_ascii_lowercase();
-        let parent = name.split_once('.').map(|(_, parent)| parent);
-        self.by_name
-            .get(&name)
-            .or_else(|| self.wildcards.get(parent?))
-            .or(self.default.as_ref())
+        let named = server_name.and_then(|name| self.by_name.find(name));
+        named.or(self.default.as_ref())
     }
 }
 

@@ -4,11 +4,9 @@
 use std::fmt;
 use std::time::Duration;
 
-use sessile_proto::route::Policy;
-
 use crate::check::BYTES_PER_ENTRY;
 use crate::config::reg::{self, RegValue};
-use crate::config::{AccessLog, Config, KernelTls, Key, StoreUrl};
+use crate::config::{AccessLog, Config, Health, KernelTls, Key, StoreUrl, UnknownName};
 
 /// A setting: a value that stands once in a file, under `[section] key`.
 #[derive(Debug)]
@@ -203,7 +201,7 @@ impl Value {
 const FREE: fn(&Config) -> Option<String> = |_| None;
 
 /// Every setting, in the order of the sections.
-pub static SETTINGS: [Setting; 22] = [
+pub static SETTINGS: [Setting; 28] = [
     Setting {
         name: "server.name",
         kind: Kind::Text,
@@ -394,8 +392,19 @@ pub static SETTINGS: [Setting; 22] = [
         name: "admin.listen",
         kind: Kind::Text,
         default: "nowhere",
-        meaning: "IP address and port where /healthz and /metrics answer",
+        meaning: "IP address and port where /healthz, /metrics and the API answer",
         value: |config| config.admin.listen.and_then(Value::some),
+        cost: FREE,
+    },
+    Setting {
+        name: "admin.token-file",
+        kind: Kind::Text,
+        default: "admin.token in the state folder",
+        meaning: "holds what a request has to show that changes something; made, for its owner alone, where it is not there",
+        value: |config| {
+            let file = config.admin.token_file.as_ref()?;
+            Value::some(file.display())
+        },
         cost: FREE,
     },
     Setting {
@@ -423,13 +432,7 @@ pub static SETTINGS: [Setting; 22] = [
         kind: Kind::Text,
         default: "source",
         meaning: "how a client is placed that brings nothing to route by: source, least-connections or round-robin",
-        value: |config| {
-            Value::some(match config.balance.policy {
-                Policy::Source => "source",
-                Policy::LeastConnections => "least-connections",
-                Policy::RoundRobin => "round-robin",
-            })
-        },
+        value: |config| Value::some(config.balance.policy),
         cost: FREE,
     },
     Setting {
@@ -438,6 +441,58 @@ pub static SETTINGS: [Setting; 22] = [
         default: "2s",
         meaning: "how long a connection attempt to a server may take",
         value: |config| Value::duration(config.balance.connect_timeout),
+        cost: FREE,
+    },
+    Setting {
+        name: "balance.unknown-name",
+        kind: Kind::Text,
+        default: "default",
+        meaning: "a client whose server name no pool has: default (the servers without a pool take it) or refuse",
+        value: |config| {
+            Value::some(match config.balance.unknown_name {
+                UnknownName::Default => "default",
+                UnknownName::Refuse => "refuse",
+            })
+        },
+        cost: FREE,
+    },
+    Setting {
+        name: "balance.health",
+        kind: Kind::Text,
+        default: "tls",
+        meaning: "how servers are checked: tls (a handshake, which also finds the names of their ticket keys), tcp (a \
+                  connection) or off",
+        value: |config| {
+            Value::some(match config.balance.health {
+                Health::Tls => "tls",
+                Health::Tcp => "tcp",
+                Health::Off => "off",
+            })
+        },
+        cost: FREE,
+    },
+    Setting {
+        name: "balance.health-interval",
+        kind: Kind::Duration,
+        default: "5s",
+        meaning: "between two checks of a server",
+        value: |config| Value::duration(config.balance.health_interval),
+        cost: FREE,
+    },
+    Setting {
+        name: "balance.health-name",
+        kind: Kind::Text,
+        default: "the first whole name of the server's pool, else none",
+        meaning: "the server name (SNI) that checks send",
+        value: |config| config.balance.health_name.as_ref().and_then(Value::some),
+        cost: FREE,
+    },
+    Setting {
+        name: "balance.slow-start",
+        kind: Kind::Duration,
+        default: "0s",
+        meaning: "how long the share of new clients of a server that came up takes to grow to its own; 0: no time",
+        value: |config| Value::duration(config.balance.slow_start),
         cost: FREE,
     },
 ];

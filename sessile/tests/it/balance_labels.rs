@@ -213,7 +213,7 @@ fn a_balancer_takes_over_a_rotated_key_at_a_signal() {
     balancer.await_metrics(|metrics| metrics.routed("policy", "resumed") == 1);
     export(&farm);
     balancer.hang_up();
-    balancer.await_line("farm key reloaded");
+    balancer.await_line("configuration and key reloaded");
     let (_, verdict) = visit(balancer.address(), "-tls1_3", &session);
     assert_eq!(verdict, "resumed/psk");
     balancer.await_metrics(|metrics| metrics.routed("label", "resumed") == 1);

@@ -2,6 +2,7 @@
 //! can be wrong with the text alone is found here, with its place; what a file *refers* to
 //! (certificates, folders) is not looked at: that is `sessile check`'s.
 
+mod balance;
 mod problem;
 mod raw;
 mod reader;

@@ -158,6 +158,20 @@ pub enum What {
     )]
     NothingToServe,
     #[error(
+        "{value:?} is no name for a check; write one that a client would send, a DNS name in its ASCII form"
+    )]
+    NotACheckName { value: String },
+    #[error("the pool has no server; give it one: pool = {pool:?} in a [[balance.server]]")]
+    EmptyPool { pool: String },
+    #[error(
+        "the pool has no names; add names = [\"shop.example\"], or take it out: servers without a pool take every other name"
+    )]
+    NamelessPool,
+    #[error(
+        "`unknown-name` is \"refuse\", and no pool has names: everybody would be turned away; add a [[balance.pool]]"
+    )]
+    EveryNameRefused,
+    #[error(
         "the listener balances, and there is no server; add a [[balance.server]] with name and address"
     )]
     NothingToBalance,
@@ -206,6 +220,7 @@ impl fmt::Display for Hint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.nearest {
             Some(nearest) => write!(f, "did you mean `{nearest}`?"),
+            None if self.known.is_empty() => f.write_str("there is none yet"),
             None => write!(f, "known here: {}", self.known.join(", ")),
         }
     }

@@ -73,6 +73,7 @@ pub(super) struct Tls {
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub(super) struct Admin {
     pub(super) listen: Text,
+    pub(super) token_file: Text,
 }
 
 #[derive(Debug, Default, serde::Deserialize)]
@@ -139,7 +140,21 @@ pub(super) struct Upstream {
 pub(super) struct Balance {
     pub(super) policy: Text,
     pub(super) connect_timeout: Span,
+    pub(super) unknown_name: Text,
+    pub(super) health: Text,
+    pub(super) health_interval: Span,
+    pub(super) health_name: Text,
+    pub(super) slow_start: Span,
+    pub(super) pool: Vec<Spanned<BalancePool>>,
     pub(super) server: Vec<Spanned<BalanceServer>>,
+}
+
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub(super) struct BalancePool {
+    pub(super) name: Text,
+    pub(super) names: Vec<Spanned<String>>,
+    pub(super) policy: Text,
 }
 
 #[derive(Debug, Default, serde::Deserialize)]
@@ -149,6 +164,9 @@ pub(super) struct BalanceServer {
     pub(super) address: Text,
     pub(super) number: Number,
     pub(super) weight: Number,
+    pub(super) pool: Text,
+    pub(super) drain: Flag,
+    pub(super) max_connections: Number,
 }
 
 /// A whole number; its bounds are the setting's.

@@ -56,7 +56,8 @@ pub(super) fn read(
     sites
 }
 
-fn server_name(
+/// A server name (SNI), whole or a wildcard, in lower case.
+pub(super) fn server_name(
     reader: &mut Reader<'_>,
     written: Spanned<String>,
     names: &mut Unique<String>,

@@ -6,17 +6,16 @@ use std::ops::Range;
 use std::path::Path;
 use std::time::Duration;
 
-use sessile_proto::route::Policy;
 use toml::Spanned;
 use tracing::level_filters::LevelFilter;
 
 use super::problem::{Problem, What};
 use super::raw::{self, Text};
 use super::reader::{Reader, Unique};
-use super::{sites, upstreams};
+use super::{balance, sites, upstreams};
 use crate::config::{
-    AccessLog, Balance, BalanceServer, Config, Connection, KernelTls, Key, Listener, MAX_NUMBER,
-    MAX_STORE_TIMEOUT, MAX_TICKET_LIFETIME, Role, Server, Session, StoreUrl,
+    AccessLog, Config, Connection, KernelTls, Key, Listener, MAX_NUMBER, MAX_STORE_TIMEOUT,
+    MAX_TICKET_LIFETIME, Role, Server, Session, StoreUrl,
 };
 
 const MAX_WORKERS: i64 = 1024;
@@ -33,11 +32,6 @@ const LEVELS: [(&str, LevelFilter); 6] = [
 ];
 const ROLES: [(&str, Role); 2] = [("serve", Role::Serve), ("balance", Role::Balance)];
 const KERNEL: [(&str, KernelTls); 2] = [("auto", KernelTls::Auto), ("off", KernelTls::Off)];
-const POLICIES: [(&str, Policy); 3] = [
-    ("source", Policy::Source),
-    ("least-connections", Policy::LeastConnections),
-    ("round-robin", Policy::RoundRobin),
-];
 
 /// Validates what is written. Relative paths are relative to `folder`.
 pub(super) fn validate(
@@ -75,6 +69,7 @@ impl Reader<'_> {
         }
         let admin = crate::config::Admin {
             listen: self.admin(written.admin.listen, &mut addresses),
+            token_file: self.path("token-file", written.admin.token_file),
         };
         let upstreams = upstreams::read(self, written.upstream);
         Config {
@@ -88,7 +83,7 @@ impl Reader<'_> {
             listeners,
             sites: sites::read(self, written.site, &upstreams),
             upstreams,
-            balance: self.balance(written.balance, defaults.balance),
+            balance: balance::read(self, written.balance, defaults.balance),
         }
     }
 
@@ -258,61 +253,7 @@ impl Reader<'_> {
         }
     }
 
-    fn balance(&mut self, written: raw::Balance, default: Balance) -> Balance {
-        let (mut names, mut numbers) = (Unique::new("server name"), Unique::new("server number"));
-        let mut servers = Vec::new();
-        for server in written.server {
-            servers.extend(self.balance_server(server, &mut names, &mut numbers));
-        }
-        Balance {
-            policy: self
-                .one_of("policy", written.policy, &POLICIES)
-                .unwrap_or(default.policy),
-            connect_timeout: self
-                .positive("connect-timeout", written.connect_timeout)
-                .unwrap_or(default.connect_timeout),
-            servers,
-        }
-    }
-
-    fn balance_server(
-        &mut self,
-        written: Spanned<raw::BalanceServer>,
-        names: &mut Unique<String>,
-        numbers: &mut Unique<u32>,
-    ) -> Option<BalanceServer> {
-        let span = written.span();
-        let server = written.into_inner();
-        let missing = |key, example| What::Missing {
-            table: "[[balance.server]]",
-            key,
-            example,
-        };
-        let name = self.required(server.name, span.clone(), missing("name", "\"one\""));
-        let name = name.and_then(|name| {
-            let span = name.span();
-            let name = self.server_name(Some(name))?;
-            self.unique(names, name.clone(), &span);
-            Some(name)
-        });
-        let address = missing("address", "\"10.0.0.1:443\"");
-        let address = self.required(server.address, span, address);
-        let address = address.and_then(|address| self.address("address", Some(address)));
-        let number = server.number.and_then(|number| {
-            let span = number.span();
-            let number = self.number("number", Some(number), 0, i64::from(MAX_NUMBER))?;
-            self.unique(numbers, number, &span);
-            Some(number)
-        });
-        let weight = self.number("weight", server.weight, 1, i64::from(u16::MAX));
-        Some(BalanceServer {
-            name: name?,
-            address: address?,
-            number,
-            weight: weight.unwrap_or(1),
-        })
-    }
-
+    /// `server.name`, and what stands for it elsewhere.
     pub(super) fn server_name(&mut self, written: Text) -> Option<String> {
         let name = written?;
         let value = name.get_ref();

@@ -1,0 +1,158 @@
+//! What a request has to show that changes something: a secret in a file, for its owner alone.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use aws_lc_rs::{constant_time, rand};
+
+use crate::client::hex;
+use crate::key;
+
+/// Random bytes of a token that is made here.
+const LEN: usize = 32;
+
+/// Characters that a token has at least.
+const LEAST: usize = 16;
+
+/// Characters that a token has at most.
+const MOST: usize = 1024;
+
+/// The secret. It is never shown.
+pub struct Token(Vec<u8>);
+
+/// Why there is no token.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenError {
+    #[error("{file}: {source}", file = .path.display())]
+    Io { path: PathBuf, source: io::Error },
+    #[error(
+        "{file}: mode {mode:04o} lets others read it; run `chmod 600 {file}`, and if others may have read it, take \
+         another token", file = .path.display()
+    )]
+    Readable { path: PathBuf, mode: u32 },
+    #[error(
+        "{file}: a token has {LEAST} to {MOST} characters in one line; `openssl rand -hex 32` makes one",
+        file = .path.display()
+    )]
+    Unfit { path: PathBuf },
+    #[error("{file}: cannot be made: {source}", file = .path.display())]
+    Make { path: PathBuf, source: io::Error },
+    #[error("the system gives no random bytes")]
+    Random,
+}
+
+impl Token {
+    /// Reads the file; makes it where it is not there.
+    pub fn open(path: &Path) -> Result<Self, TokenError> {
+        match Self::read(path) {
+            Err(TokenError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                let mut bytes = [0; LEN];
+                rand::fill(&mut bytes).map_err(|_| TokenError::Random)?;
+                let token = hex(&bytes);
+                make(path, &token).map_err(|source| TokenError::Make {
+                    path: path.to_owned(),
+                    source,
+                })?;
+                Ok(Self(token.into_bytes()))
+            }
+            read => read,
+        }
+    }
+
+    fn read(path: &Path) -> Result<Self, TokenError> {
+        let failed = |source| TokenError::Io {
+            path: path.to_owned(),
+            source,
+        };
+        let file = File::open(path).map_err(failed)?;
+        let mode = file.metadata().map_err(failed)?.permissions().mode() & 0o7777;
+        if mode & 0o077 != 0 {
+            return Err(TokenError::Readable {
+                path: path.to_owned(),
+                mode,
+            });
+        }
+        let mut text = Vec::new();
+        file.take(MOST as u64 + 2)
+            .read_to_end(&mut text)
+            .map_err(failed)?;
+        let token = text.trim_ascii();
+        let fits = (LEAST..=MOST).contains(&token.len());
+        if !fits || !token.iter().all(u8::is_ascii_graphic) {
+            return Err(TokenError::Unfit {
+                path: path.to_owned(),
+            });
+        }
+        Ok(Self(token.to_owned()))
+    }
+
+    /// Whether this is what a request shows: `Authorization: Bearer TOKEN` (RFC 6750, 2.1).
+    pub(super) fn admits(&self, authorization: Option<&[u8]>) -> bool {
+        const SCHEME: &[u8] = b"bearer ";
+        let Some((scheme, shown)) = authorization.and_then(|it| it.split_at_checked(SCHEME.len()))
+        else {
+            return false;
+        };
+        scheme.eq_ignore_ascii_case(SCHEME)
+            && constant_time::verify_slices_are_equal(shown.trim_ascii(), &self.0).is_ok()
+    }
+}
+
+fn make(path: &Path, token: &str) -> io::Result<()> {
+    key::make_folder(path.parent().unwrap_or(Path::new("")))?;
+    let mut file = File::options()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)?;
+    writeln!(file, "{token}")
+}
+
+impl std::fmt::Debug for Token {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Token(..)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_made_once_for_its_owner_alone_and_read_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state").join("admin.token");
+        let made = Token::open(&path).unwrap();
+        let mode = path.metadata().unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        let read = Token::open(&path).unwrap();
+        assert_eq!(made.0, read.0);
+        let shown = format!("Bearer {}", String::from_utf8(made.0).unwrap());
+        assert!(read.admits(Some(shown.as_bytes())));
+        assert!(read.admits(Some(shown.replace("Bearer", "bearer").as_bytes())));
+        for other in ["", "Bearer ", "Bearer x", &shown[7..], &shown[..20]] {
+            assert!(!read.admits(Some(other.as_bytes())), "{other}");
+        }
+        assert!(!read.admits(None));
+    }
+
+    #[test]
+    fn a_token_that_others_can_read_or_that_is_too_short_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("token");
+        std::fs::write(&path, "0123456789abcdef\n").unwrap();
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o644)).unwrap();
+        assert!(matches!(
+            Token::open(&path),
+            Err(TokenError::Readable { mode: 0o644, .. })
+        ));
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).unwrap();
+        Token::open(&path).unwrap();
+        for text in ["", "short", "0123456789 abcdef", &"x".repeat(MOST + 1)] {
+            std::fs::write(&path, text).unwrap();
+            assert!(matches!(Token::open(&path), Err(TokenError::Unfit { .. })));
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! The balancer's answers to commands: what there is and how it stands, and changes to servers until
+//! the configuration is read again.
+
+use std::sync::Arc;
+
+use serde_json::{Map, Value, json};
+use tokio::sync::mpsc;
+
+use super::server::{Rank, Server};
+use super::{Shared, locked};
+use crate::admin::{Command, ServerChange, UnknownServer};
+use crate::client::hex;
+use crate::clock;
+
+/// Obeys commands until nobody can give any.
+pub(super) async fn obey(shared: Arc<Shared>, mut commands: mpsc::Receiver<Command>) {
+    while let Some(command) = commands.recv().await {
+        // Whoever has gone away does not need the answer.
+        match command {
+            Command::Balancer(answer) => {
+                let _ = answer.send(snapshot(&shared));
+            }
+            Command::ChangeServer {
+                name,
+                change,
+                answer,
+            } => {
+                let _ = answer.send(change_server(&shared, &name, change));
+            }
+        }
+    }
+}
+
+fn change_server(
+    shared: &Shared,
+    name: &str,
+    change: ServerChange,
+) -> Result<Value, UnknownServer> {
+    let changed = shared.change(|balance| {
+        let mut servers = balance.servers.iter_mut();
+        let server = servers.find(|server| server.name == name)?;
+        server.drain = change.drain.unwrap_or(server.drain);
+        server.weight = change.weight.map_or(server.weight, Into::into);
+        Some(())
+    });
+    let roster = shared.roster();
+    let found = roster.servers().find(|(_, server)| server.name() == name);
+    match (changed, found) {
+        (Some(()), Some((pool, server))) => {
+            let settings = &server.settings;
+            tracing::info!(
+                server = name,
+                drain = settings.drain,
+                weight = settings.weight,
+                "server changed over the API"
+            );
+            Ok(server_json(shared, &pool.name, server))
+        }
+        _ => Err(UnknownServer {
+            name: name.to_owned(),
+            known: roster
+                .servers()
+                .map(|(_, it)| it.name().to_owned())
+                .collect(),
+        }),
+    }
+}
+
+fn snapshot(shared: &Shared) -> Value {
+    let roster = shared.roster();
+    let mut routed: Map<String, Value> = Map::new();
+    for (by, outcome, count) in shared.metrics.routed() {
+        let by = routed.entry(by.as_str()).or_insert_with(|| json!({}));
+        by[outcome] = count.into();
+    }
+    let pools = roster.pools().iter().map(|pool| {
+        let servers: Vec<_> = pool.servers.iter().map(|server| server.name()).collect();
+        let names = roster.balance.pools.iter();
+        let names = names.filter(|written| written.name == pool.name);
+        let names: Vec<_> = names.flat_map(|written| &written.names).collect();
+        json!({
+            "name": pool.name,
+            "names": names,
+            "policy": pool.policy().as_str(),
+            "servers": servers,
+        })
+    });
+    let servers = roster.servers();
+    json!({
+        "farm": roster.labels.as_ref().map(|labels| labels.scope()),
+        "pools": pools.collect::<Vec<_>>(),
+        "servers": servers
+            .map(|(pool, server)| server_json(shared, &pool.name, server))
+            .collect::<Vec<_>>(),
+        "connections": routed,
+        "learned_entries": locked(&shared.affinity).stats().entries,
+    })
+}
+
+fn server_json(shared: &Shared, pool: &str, server: &Server) -> Value {
+    let roster = shared.roster();
+    let now = clock::now();
+    let slow_start = roster.balance.slow_start;
+    let state = match server.rank(now) {
+        Rank::Draining => "draining",
+        Rank::Down => "down",
+        Rank::Ejected => "ejected",
+        Rank::Up if server.is_starting(slow_start, now) => "slow-start",
+        Rank::Up => "up",
+    };
+    let names = locked(&shared.key_names);
+    let mut key_names: Vec<String> = names.of(server.id()).map(|name| hex(name)).collect();
+    key_names.sort_unstable();
+    let group = names.group(server.id());
+    let group = roster.servers().filter(|(_, it)| group.contains(&it.id()));
+    let group: Vec<_> = group.map(|(_, it)| it.name()).collect();
+    let (settings, metrics) = (&server.settings, &server.live.metrics);
+    json!({
+        "name": settings.name,
+        "number": server.number,
+        "address": settings.address,
+        "pool": pool,
+        "state": state,
+        "drain": settings.drain,
+        "weight": settings.weight,
+        "share_percent": server.share(slow_start, now),
+        "max_connections": settings.max_connections,
+        "open": server.open(),
+        "connections": metrics.connections.get(),
+        "failures": metrics.failures.get(),
+        "bytes_up": metrics.bytes_up.get(),
+        "bytes_down": metrics.bytes_down.get(),
+        "key_names": key_names,
+        "group": group,
+    })
+}

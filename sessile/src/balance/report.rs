@@ -1,0 +1,101 @@
+//! What became of a connection, reported in one place: what is learned from it, how its server
+//! stands, metrics and the log.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use sessile_proto::affinity::AffinityKey;
+use sessile_proto::route::RoutedBy;
+use sessile_proto::verdict::How;
+use sessile_proto::watch::{Kind, Learned, Outcome};
+
+use super::follow::Offered;
+use super::relay::Ended;
+use super::server::Server;
+use super::{Shared, locked};
+use crate::clock;
+
+/// A connection that found its server.
+pub(super) struct Passage {
+    pub(super) server: Arc<Server>,
+    pub(super) by: RoutedBy,
+    pub(super) client: SocketAddr,
+    pub(super) offered: Offered,
+}
+
+impl Shared {
+    /// Reports what the server's clear bytes have told, before they go on to the client.
+    /// `selected`: which TLS 1.3 identity was resumed.
+    pub(super) fn report_handshake(
+        &self,
+        passage: &Passage,
+        outcome: &Outcome,
+        selected: Option<u16>,
+    ) {
+        self.learn(passage, &outcome.learned);
+        self.learn_key_name(passage, outcome, selected);
+        let kind = match outcome.kind {
+            // The session ID of a TLS 1.3 client is noise, unless it is one that we know.
+            Kind::NotOffered if passage.by != RoutedBy::Policy => Kind::Refused,
+            kind => kind,
+        };
+        self.metrics.count(passage.by, Some(kind));
+        tracing::debug!(
+            server = passage.server.name(),
+            routed_by = passage.by.as_str(),
+            resumed = matches!(outcome.kind, Kind::Resumed(_)),
+            client = %passage.client,
+            "handshake"
+        );
+    }
+
+    /// Reports the end. `told`: whether the handshake was reported before.
+    pub(super) fn report_end(&self, passage: &Passage, ended: &Ended, told: bool) {
+        let server = &passage.server;
+        if !told {
+            self.metrics.count(passage.by, None);
+        }
+        if ended.moved.down == 0 && ended.by_server {
+            server.cut(passage.client.ip(), clock::now());
+        }
+        server.live.metrics.moved(ended.moved);
+        if let Err(error) = &ended.outcome {
+            tracing::trace!(%error, client = %passage.client, "connection cut");
+        }
+    }
+
+    /// Remembers which server made a session. What another server said stays; where they share a
+    /// key, it makes no difference.
+    fn learn(&self, passage: &Passage, learned: &[Learned]) {
+        let mut affinity = locked(&self.affinity);
+        for learned in learned {
+            let key = match learned {
+                Learned::SessionId(id) => AffinityKey::session_id(id),
+                Learned::Ticket(ticket) => AffinityKey::ticket(ticket),
+            };
+            if let Some(key) = key {
+                let (server, source) = (passage.server.id(), passage.client.ip());
+                let lesson = affinity.learn(key, server, source, clock::now());
+                tracing::trace!(?lesson, server = passage.server.name(), "learned");
+            }
+        }
+    }
+
+    fn learn_key_name(&self, passage: &Passage, outcome: &Outcome, selected: Option<u16>) {
+        let offered = &passage.offered;
+        let (token, in_clear) = match outcome.kind {
+            // After a HelloRetryRequest the number counts in a hello that was not looked at.
+            Kind::Resumed(How::Psk) if !outcome.hello_retry => {
+                let at = selected.map(usize::from);
+                let token = at.and_then(|at| offered.identities.get(at).copied());
+                (token.flatten(), offered.in_clear)
+            }
+            // Before TLS 1.3 there is no encrypted hello.
+            Kind::Resumed(How::Ticket) => (offered.ticket, true),
+            _ => (None, false),
+        };
+        if let Some(token) = token {
+            locked(&self.key_names).accepted(passage.server.id(), token, in_clear);
+        }
+    }
+}

@@ -1,0 +1,232 @@
+//! The servers and pools that there are now. A roster never changes: a signal or the operator puts
+//! another in its place, and what is known of servers that stay goes over to it.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use sessile_proto::Time;
+use sessile_proto::route::{self, Load, Policy};
+
+use super::labels::Labels;
+use super::metrics::ServerFamilies;
+use super::server::{Live, Rank, Server};
+use super::standing::Standing;
+use crate::clock;
+use crate::config::{Balance, BalanceServer, UnknownName};
+use crate::key::server_number;
+use crate::server_names::ServerNames;
+
+/// What the pool of servers without a pool is called.
+const DEFAULT: &str = "default";
+
+pub(super) struct Roster {
+    /// What it was made from.
+    pub(super) balance: Balance,
+    /// `None`: without a key.
+    pub(super) labels: Option<Arc<Labels>>,
+    /// The default pool first.
+    pools: Vec<Pool>,
+    names: ServerNames<usize>,
+}
+
+/// Servers that are each other's alternatives.
+pub(super) struct Pool {
+    pub(super) name: String,
+    pub(super) servers: Vec<Arc<Server>>,
+    /// What checks of its servers ask for.
+    pub(super) first_name: Option<String>,
+    policy: Policy,
+    slow_start: Duration,
+    turn: AtomicU64,
+}
+
+/// Labels could not tell two servers apart.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "servers {one:?} and {other:?} have the same number, {number}, so that labels cannot tell them apart; set `number` \
+     for one of them, here and as server.number there"
+)]
+pub struct SameNumber {
+    one: String,
+    other: String,
+    number: u32,
+}
+
+impl Roster {
+    /// `before`: the roster that it takes the place of.
+    pub(super) fn new(
+        balance: Balance,
+        labels: Option<Arc<Labels>>,
+        before: Option<&Self>,
+        families: &ServerFamilies,
+    ) -> Result<Self, SameNumber> {
+        let numbers = numbers(&balance.servers, labels.as_deref())?;
+        let mut pools = vec![Pool::new(DEFAULT, balance.policy, &balance)];
+        let mut names = ServerNames::default();
+        for (at, written) in (1..).zip(&balance.pools) {
+            let policy = written.policy.unwrap_or(balance.policy);
+            let mut pool = Pool::new(&written.name, policy, &balance);
+            let whole = |name: &&String| !name.starts_with("*.");
+            pool.first_name = written.names.iter().find(whole).cloned();
+            pools.push(pool);
+            for name in &written.names {
+                names.insert(name, at);
+            }
+        }
+        for (settings, number) in balance.servers.iter().zip(numbers) {
+            let known = before.and_then(|roster| roster.server(&settings.name));
+            let live = match known {
+                // What was at another address was another machine.
+                Some(known) if known.address() == settings.address => Arc::clone(&known.live),
+                _ => {
+                    let standing = match before {
+                        None => Standing::default(),
+                        Some(_) => Standing::new_at(clock::now()),
+                    };
+                    Live::new(standing, families.of(&settings.name))
+                }
+            };
+            let of_pool = |pool: &Pool| settings.pool.as_ref() == Some(&pool.name);
+            let pool = pools
+                .iter()
+                .skip(1)
+                .position(of_pool)
+                .map_or(0, |at| at + 1);
+            let server = Server::new(settings.clone(), number, live);
+            pools[pool].servers.push(Arc::new(server));
+        }
+        Ok(Self {
+            balance,
+            labels,
+            pools,
+            names,
+        })
+    }
+
+    /// The pool that a server name leads to; `None`: the client is to be refused.
+    pub(super) fn pool(&self, server_name: Option<&str>) -> Option<&Pool> {
+        let named = server_name.and_then(|name| self.names.find(name));
+        match (named, self.balance.unknown_name) {
+            (Some(&at), _) => Some(&self.pools[at]),
+            (None, UnknownName::Refuse) => None,
+            (None, UnknownName::Default) => {
+                let default = &self.pools[0];
+                (!default.servers.is_empty()).then_some(default)
+            }
+        }
+    }
+
+    pub(super) fn pools(&self) -> &[Pool] {
+        &self.pools
+    }
+
+    /// Every server with its pool.
+    pub(super) fn servers(&self) -> impl Iterator<Item = (&Pool, &Arc<Server>)> {
+        let of_pool = |pool| Pool::with_itself(pool);
+        self.pools.iter().flat_map(of_pool)
+    }
+
+    pub(super) fn server(&self, name: &str) -> Option<&Arc<Server>> {
+        let mut servers = self.servers().map(|(_, server)| server);
+        servers.find(|server| server.name() == name)
+    }
+}
+
+/// The number of each server, as set or as the server itself derives it.
+fn numbers(
+    servers: &[BalanceServer],
+    labels: Option<&Labels>,
+) -> Result<Vec<Option<u32>>, SameNumber> {
+    let scope = labels.map(Labels::scope);
+    let mut numbers: Vec<Option<u32>> = Vec::with_capacity(servers.len());
+    for server in servers {
+        let derived = || Some(server_number(scope.as_deref()?, &server.name));
+        let number = server.number.or_else(derived);
+        let twin = numbers.iter().position(|other| *other == number);
+        if let (Some(number), Some(twin)) = (number, twin) {
+            return Err(SameNumber {
+                one: servers[twin].name.clone(),
+                other: server.name.clone(),
+                number,
+            });
+        }
+        numbers.push(number);
+    }
+    Ok(numbers)
+}
+
+impl Pool {
+    fn new(name: &str, policy: Policy, balance: &Balance) -> Self {
+        Self {
+            name: name.to_owned(),
+            servers: Vec::new(),
+            first_name: None,
+            policy,
+            slow_start: balance.slow_start,
+            turn: AtomicU64::new(0),
+        }
+    }
+
+    fn with_itself(&self) -> impl Iterator<Item = (&Self, &Arc<Server>)> {
+        self.servers.iter().map(move |server| (self, server))
+    }
+
+    pub(super) const fn policy(&self) -> Policy {
+        self.policy
+    }
+
+    pub(super) fn with_number(&self, number: u32) -> Option<&Arc<Server>> {
+        let is_it = |server: &&Arc<Server>| server.number == Some(number);
+        self.servers.iter().find(is_it)
+    }
+
+    pub(super) fn with_id(&self, id: u32) -> Option<&Arc<Server>> {
+        self.servers.iter().find(|server| server.id() == id)
+    }
+
+    /// Whether a server takes returning clients and has not more than its share of connections.
+    pub(super) fn has_room(&self, server: &Server, now: Time) -> bool {
+        let usable =
+            |server: &Arc<Server>| server.load(server.state(now) == super::standing::State::Up);
+        let loads: Vec<Load> = self.servers.iter().map(usable).collect();
+        server.takes_returning(now) && route::has_room(&server.load(true), &loads)
+    }
+
+    /// Of these servers, all that have room, the source's own first.
+    pub(super) fn among(&self, ids: &[u32], source: IpAddr, now: Time) -> Vec<&Arc<Server>> {
+        let mut loads: Vec<Load> = Vec::with_capacity(self.servers.len());
+        for server in &self.servers {
+            let usable = ids.contains(&server.id()) && self.has_room(server, now);
+            loads.push(server.load(usable));
+        }
+        let order = route::place(Policy::Source, source, 0, &loads);
+        order.into_iter().map(|at| &self.servers[at]).collect()
+    }
+
+    /// All servers that are not full in the order in which a new client tries them. Those that are
+    /// not fit for it come last, because the alternative is to turn the client away.
+    pub(super) fn place(&self, source: IpAddr, now: Time) -> Vec<&Arc<Server>> {
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        let ranks: Vec<_> = self.servers.iter().map(|server| server.rank(now)).collect();
+        let is_starting = |server: &Arc<Server>| server.is_starting(self.slow_start, now);
+        let starting = self.servers.iter().any(is_starting);
+        let mut order = Vec::with_capacity(self.servers.len());
+        for rank in Rank::ALL {
+            if !ranks.contains(&rank) {
+                continue;
+            }
+            let loads = self.servers.iter().zip(&ranks).map(|(server, its)| {
+                let mut load = server.load(*its == rank && !server.is_full());
+                if starting {
+                    load.weight *= server.share(self.slow_start, now);
+                }
+                load
+            });
+            let loads: Vec<Load> = loads.collect();
+            order.extend(route::place(self.policy, source, turn, &loads));
+        }
+        order.into_iter().map(|at| &self.servers[at]).collect()
+    }
+}

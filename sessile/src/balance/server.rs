@@ -1,0 +1,189 @@
+//! One server behind the balancer: what is set for it, how it stands and how busy it is.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use sessile_proto::Time;
+use sessile_proto::route::{self, Load};
+
+use super::metrics::ServerMetrics;
+use super::standing::{Standing, State};
+use crate::config::BalanceServer;
+
+/// A server as a roster has it.
+pub(super) struct Server {
+    pub(super) settings: BalanceServer,
+    id: u64,
+    /// What labels name it by; `None`: none is set, and there is no key to derive it with.
+    pub(super) number: Option<u32>,
+    /// Outlives the roster.
+    pub(super) live: Arc<Live>,
+}
+
+/// What is not set but found out.
+pub(super) struct Live {
+    standing: Mutex<Standing>,
+    pub(super) metrics: ServerMetrics,
+}
+
+/// How fit a server is for new clients, the fittest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Rank {
+    Up,
+    Ejected,
+    Down,
+    /// Its operator wants no new clients there.
+    Draining,
+}
+
+impl Rank {
+    pub(super) const ALL: [Self; 4] = [Self::Up, Self::Ejected, Self::Down, Self::Draining];
+}
+
+impl Live {
+    pub(super) fn new(standing: Standing, metrics: ServerMetrics) -> Arc<Self> {
+        metrics.up.set(1);
+        Arc::new(Self {
+            standing: Mutex::new(standing),
+            metrics,
+        })
+    }
+
+    fn standing(&self) -> MutexGuard<'_, Standing> {
+        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Server {
+    pub(super) fn new(settings: BalanceServer, number: Option<u32>, live: Arc<Live>) -> Self {
+        Self {
+            id: route::server_id(&settings.name),
+            settings,
+            number,
+            live,
+        }
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.settings.name
+    }
+
+    pub(super) const fn address(&self) -> SocketAddr {
+        self.settings.address
+    }
+
+    /// What learned sessions and key names remember it by: stays the same when other servers come
+    /// and go.
+    pub(super) const fn id(&self) -> u32 {
+        self.id as u32
+    }
+
+    pub(super) fn state(&self, now: Time) -> State {
+        self.live.standing().state(now)
+    }
+
+    pub(super) fn rank(&self, now: Time) -> Rank {
+        match self.state(now) {
+            _ if self.settings.drain => Rank::Draining,
+            State::Up => Rank::Up,
+            State::Ejected => Rank::Ejected,
+            State::Down => Rank::Down,
+        }
+    }
+
+    /// Whether it takes a client that has a session here: draining or not.
+    pub(super) fn takes_returning(&self, now: Time) -> bool {
+        self.state(now) == State::Up && !self.is_full()
+    }
+
+    /// Whether it has all the connections that it may have.
+    pub(super) fn is_full(&self) -> bool {
+        let most = self.settings.max_connections;
+        most > 0 && self.open() >= most
+    }
+
+    pub(super) fn open(&self) -> u32 {
+        u32::try_from(self.live.metrics.open.get()).unwrap_or(0)
+    }
+
+    pub(super) fn load(&self, usable: bool) -> Load {
+        Load {
+            id: self.id,
+            weight: self.settings.weight.into(),
+            open: self.open(),
+            usable,
+        }
+    }
+
+    pub(super) fn is_starting(&self, slow_start: Duration, now: Time) -> bool {
+        self.live.standing().is_starting(slow_start, now)
+    }
+
+    /// Its part of its weight, in a hundred.
+    pub(super) fn share(&self, slow_start: Duration, now: Time) -> u32 {
+        self.live.standing().share(slow_start, now)
+    }
+
+    /// Counts a connection for as long as what it returns lives; `None`: it has as many as it may.
+    pub(super) fn reserve(&self) -> Option<Connected> {
+        let open = self.live.metrics.open.clone();
+        open.inc();
+        let reserved = Connected(open);
+        let most = i64::from(self.settings.max_connections);
+        (most == 0 || reserved.0.get() <= most).then_some(reserved)
+    }
+
+    /// Takes note of a check, and whether it still is in doubt.
+    pub(super) fn checked(&self, well: bool, now: Time) -> (Option<bool>, bool) {
+        let mut standing = self.live.standing();
+        let changed = standing.checked(well, now);
+        if let Some(up) = changed {
+            self.live.metrics.up.set(up.into());
+        }
+        (changed, standing.is_in_doubt())
+    }
+
+    /// Takes note of a connection that it did not take.
+    pub(super) fn failed(&self, now: Time) {
+        self.live.metrics.failures.inc();
+        let was = self.state(now);
+        let length = self.live.standing().failed(now);
+        self.say_ejected(was, length);
+    }
+
+    /// Takes note of a connection that it took and ended without a word.
+    pub(super) fn cut(&self, source: IpAddr, now: Time) {
+        self.live.metrics.failures.inc();
+        let was = self.state(now);
+        let ejected = self.live.standing().cut(source, now);
+        if let Some(length) = ejected {
+            self.say_ejected(was, length);
+        }
+    }
+
+    fn say_ejected(&self, was: State, length: Duration) {
+        if was == State::Up {
+            let seconds = length.as_secs();
+            tracing::warn!(
+                server = self.name(),
+                seconds,
+                "server ejected: connections to it failed"
+            );
+        }
+    }
+
+    /// Takes note of a connection that it answered.
+    pub(super) fn answered(&self, now: Time) {
+        self.live.standing().answered(now);
+    }
+}
+
+/// A connection that counts as open.
+pub(super) struct Connected(prometheus::IntGauge);
+
+impl Drop for Connected {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}

@@ -1,0 +1,186 @@
+//! `[balance]`: pools and servers, and how they fit together.
+
+use std::collections::HashSet;
+
+use sessile_proto::route::Policy;
+use toml::Spanned;
+
+use super::problem::What;
+use super::raw::{self, Text};
+use super::reader::{Reader, Unique};
+use super::sites;
+use crate::config::{Balance, BalancePool, BalanceServer, Health, MAX_NUMBER, UnknownName};
+
+const POLICIES: [(&str, Policy); 3] = [
+    ("source", Policy::Source),
+    ("least-connections", Policy::LeastConnections),
+    ("round-robin", Policy::RoundRobin),
+];
+const UNKNOWN_NAME: [(&str, UnknownName); 2] = [
+    ("default", UnknownName::Default),
+    ("refuse", UnknownName::Refuse),
+];
+const HEALTH: [(&str, Health); 3] = [
+    ("tls", Health::Tls),
+    ("tcp", Health::Tcp),
+    ("off", Health::Off),
+];
+
+pub(super) fn read(reader: &mut Reader<'_>, written: raw::Balance, default: Balance) -> Balance {
+    let pools = pools(reader, &written);
+    let servers = servers(reader, written.server, &pools);
+    let unknown_name = written.unknown_name.as_ref().map(Spanned::span);
+    let balance = Balance {
+        policy: reader
+            .one_of("policy", written.policy, &POLICIES)
+            .unwrap_or(default.policy),
+        connect_timeout: reader
+            .positive("connect-timeout", written.connect_timeout)
+            .unwrap_or(default.connect_timeout),
+        unknown_name: reader
+            .one_of("unknown-name", written.unknown_name, &UNKNOWN_NAME)
+            .unwrap_or(default.unknown_name),
+        health: reader
+            .one_of("health", written.health, &HEALTH)
+            .unwrap_or(default.health),
+        health_interval: reader
+            .positive("health-interval", written.health_interval)
+            .unwrap_or(default.health_interval),
+        health_name: check_name(reader, written.health_name),
+        slow_start: reader
+            .duration("slow-start", written.slow_start)
+            .unwrap_or(default.slow_start),
+        pools,
+        servers,
+    };
+    if let Some(span) = unknown_name
+        && balance.unknown_name == UnknownName::Refuse
+        && balance.pools.is_empty()
+    {
+        reader.note(span, What::EveryNameRefused);
+    }
+    balance
+}
+
+fn check_name(reader: &mut Reader<'_>, written: Text) -> Option<String> {
+    let name = reader.text("health-name", written)?;
+    if rustls_pki_types::DnsName::try_from(name.get_ref().as_str()).is_err() {
+        let value = name.get_ref().clone();
+        reader.note(name.span(), What::NotACheckName { value });
+        return None;
+    }
+    Some(name.into_inner().to_ascii_lowercase())
+}
+
+/// No two pools have the same name, nor may they take the same server name.
+fn pools(reader: &mut Reader<'_>, written: &raw::Balance) -> Vec<BalancePool> {
+    let mut pool_names = Unique::new("pool");
+    let mut server_names = Unique::new("pool for the name");
+    let servers = written.server.iter();
+    let used: HashSet<&str> = servers
+        .filter_map(|server| server.get_ref().pool.as_ref())
+        .map(|pool| pool.get_ref().as_str())
+        .collect();
+    let mut pools = Vec::new();
+    for pool in &written.pool {
+        let (span, pool) = (pool.span(), pool.get_ref());
+        let missing = What::Missing {
+            table: "[[balance.pool]]",
+            key: "name",
+            example: "\"shop\"",
+        };
+        let name = reader.required(pool.name.clone(), span.clone(), missing);
+        let name = reader.text("name", name);
+        if let Some(name) = &name {
+            reader.unique(&mut pool_names, name.get_ref().clone(), &name.span());
+            if !used.contains(name.get_ref().as_str()) {
+                let pool = name.get_ref().clone();
+                reader.note(name.span(), What::EmptyPool { pool });
+            }
+        }
+        if pool.names.is_empty() {
+            reader.note(span, What::NamelessPool);
+        }
+        let names = pool.names.iter().cloned();
+        let names = names
+            .filter_map(|name| sites::server_name(reader, name, &mut server_names))
+            .collect();
+        let policy = reader.one_of("policy", pool.policy.clone(), &POLICIES);
+        pools.extend(name.map(|name| BalancePool {
+            name: name.into_inner(),
+            names,
+            policy,
+        }));
+    }
+    pools
+}
+
+fn servers(
+    reader: &mut Reader<'_>,
+    written: Vec<Spanned<raw::BalanceServer>>,
+    pools: &[BalancePool],
+) -> Vec<BalanceServer> {
+    let (mut names, mut numbers) = (Unique::new("server name"), Unique::new("server number"));
+    let pools: Vec<_> = pools.iter().map(|pool| (pool.name.as_str(), ())).collect();
+    let mut servers = Vec::new();
+    for server in written {
+        servers.extend(self::server(
+            reader,
+            server,
+            &pools,
+            &mut names,
+            &mut numbers,
+        ));
+    }
+    servers
+}
+
+fn server(
+    reader: &mut Reader<'_>,
+    written: Spanned<raw::BalanceServer>,
+    pools: &[(&str, ())],
+    names: &mut Unique<String>,
+    numbers: &mut Unique<u32>,
+) -> Option<BalanceServer> {
+    let span = written.span();
+    let server = written.into_inner();
+    let missing = |key, example| What::Missing {
+        table: "[[balance.server]]",
+        key,
+        example,
+    };
+    let name = reader.required(server.name, span.clone(), missing("name", "\"one\""));
+    let name = name.and_then(|name| {
+        let span = name.span();
+        let name = reader.server_name(Some(name))?;
+        reader.unique(names, name.clone(), &span);
+        Some(name)
+    });
+    let address = missing("address", "\"10.0.0.1:443\"");
+    let address = reader.required(server.address, span, address);
+    let address = address.and_then(|address| reader.address("address", Some(address)));
+    let number = server.number.and_then(|number| {
+        let span = number.span();
+        let number = reader.number("number", Some(number), 0, i64::from(MAX_NUMBER))?;
+        reader.unique(numbers, number, &span);
+        Some(number)
+    });
+    let weight = reader.number("weight", server.weight, 1, i64::from(u16::MAX));
+    let pool = server.pool.as_ref().map(|pool| pool.get_ref().clone());
+    reader.one_of("pool", server.pool, pools);
+    let most = reader.number(
+        "max-connections",
+        server.max_connections,
+        0,
+        i64::from(u32::MAX),
+    );
+    let written = BalanceServer::new(name?, address?);
+    Some(BalanceServer {
+        number,
+        weight: weight.unwrap_or(written.weight),
+        pool,
+        drain: server.drain.unwrap_or(written.drain),
+        max_connections: most.unwrap_or(written.max_connections),
+        ..written
+    })
+}

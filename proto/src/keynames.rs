@@ -43,42 +43,40 @@ impl Token {
 }
 
 /// What is known of a server and a prefix.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Evidence {
+#[derive(Clone, Copy, Debug, Default)]
+struct Held {
     /// It put the prefix on two tickets.
-    Issued,
+    issued: bool,
     /// It accepted two tickets that begin so.
-    Accepted,
+    accepted: bool,
     /// It resumed a ticket of another holder, or another holder one of its own.
-    Shared,
+    shared: bool,
+    /// Of what was last heard of it; the smaller, the longer ago.
+    turn: u64,
 }
 
 /// A prefix that may be a key's name.
 #[derive(Clone, Debug, Default)]
 struct Name {
     holders: BTreeMap<u32, Held>,
-    /// One holder refused what another had just issued: no key's name, or no longer.
+    /// One issuer refused what another had just issued: no key's name, or no longer.
     refuted: bool,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Held {
-    evidence: Evidence,
-    /// Of what was last heard of it; the smaller, the longer ago.
-    turn: u64,
-}
-
 impl Name {
-    /// The servers that resume tickets that begin so, as far as it is proven.
+    /// The servers that resume tickets that begin so, as far as it is proven: those that have shown
+    /// it to each other, else the only one that issues them, else the only one that accepts them.
     fn proven(&self) -> impl Iterator<Item = u32> + '_ {
-        let alone = self.holders.len() == 1;
-        let least = match alone {
-            true => Evidence::Accepted,
-            false => Evidence::Shared,
+        let shared = self.holders.values().any(|held| held.shared);
+        let issuers = self.holders.values().filter(|held| held.issued).count();
+        let alone = issuers == 1 || (issuers == 0 && self.holders.len() == 1);
+        let is_proven = move |held: &Held| match shared {
+            true => held.shared,
+            false => alone && held.accepted && held.issued == (issuers == 1),
         };
         let proven = self.holders.iter();
         proven
-            .filter(move |(_, held)| !self.refuted && held.evidence >= least)
+            .filter(move |(_, held)| !self.refuted && is_proven(held))
             .map(|(&server, _)| server)
     }
 }
@@ -95,26 +93,26 @@ pub struct KeyNames {
 impl KeyNames {
     /// A server put the same prefix on two tickets, for two sessions.
     pub fn issued(&mut self, server: u32, name: KeyName) {
-        self.hold(server, name, Evidence::Issued);
+        self.hold(server, name, |held| held.issued = true);
     }
 
-    /// A server accepted a ticket of a client. `in_clear`: the hello that was seen is the one that was
-    /// answered, which under encrypted ClientHello nobody can tell. Otherwise it may only confirm.
-    pub fn accepted(&mut self, server: u32, token: Token, in_clear: bool) {
+    /// A server accepted a ticket of a client. `certain`: that very ticket, and not another offer of
+    /// the client, as far as anyone can tell; otherwise it may only confirm what is known.
+    pub fn accepted(&mut self, server: u32, token: Token, certain: bool) {
         let known = self.names.get(&token.name);
         let held = known.and_then(|name| name.holders.get(&server));
-        if held.is_some_and(|held| held.evidence >= Evidence::Accepted) {
-            self.hold(server, token.name, Evidence::Accepted);
+        if held.is_some_and(|held| held.accepted) {
+            self.hold(server, token.name, |held| held.accepted = true);
             return;
         }
-        if !in_clear {
+        if !certain {
             return;
         }
         let once = self.once.entry(server).or_default();
         match once.iter().position(|other| other.name == token.name) {
             Some(at) if once[at] != token => {
                 once.remove(at);
-                self.hold(server, token.name, Evidence::Accepted);
+                self.hold(server, token.name, |held| held.accepted = true);
             }
             Some(_) => {}
             None => {
@@ -132,16 +130,20 @@ impl KeyNames {
             return;
         }
         if resumed {
-            self.hold(from, name, Evidence::Shared);
-            self.hold(to, name, Evidence::Shared);
+            self.hold(from, name, |held| held.shared = true);
+            self.hold(to, name, |held| held.shared = true);
         }
         let Some(known) = self.names.get_mut(&name) else {
             return;
         };
+        let issues = |server| known.holders.get(server).is_some_and(|held| held.issued);
         if resumed {
             known.refuted = false;
-        } else if [from, to].iter().all(|it| known.holders.contains_key(it)) {
+        } else if issues(&from) && issues(&to) {
             known.refuted = true;
+        } else {
+            // It may have accepted such tickets before its key was changed.
+            known.holders.remove(&to);
         }
     }
 
@@ -153,7 +155,7 @@ impl KeyNames {
             return Vec::new();
         };
         let others = known.holders.iter().filter(|(other, _)| **other != server);
-        let is_shared = |held: &Held| !known.refuted && held.evidence == Evidence::Shared;
+        let is_shared = |held: &Held| !known.refuted && held.shared;
         let (shared, apart): (Vec<_>, Vec<_>) = others.partition(|(_, held)| is_shared(held));
         let one = shared.into_iter().take(1);
         one.chain(apart)
@@ -196,25 +198,29 @@ impl KeyNames {
 
     /// Notes what is known of a server and a name, unless the server's names are as many as there may
     /// be and all better proven.
-    fn hold(&mut self, server: u32, name: KeyName, evidence: Evidence) {
+    fn hold(&mut self, server: u32, name: KeyName, note: impl FnOnce(&mut Held)) {
         self.turn += 1;
-        let turn = self.turn;
-        let held = |known: &mut Name| {
-            known.holders.get_mut(&server).map(|held| {
-                held.evidence = held.evidence.max(evidence);
-                held.turn = turn;
-            })
-        };
-        if self.names.get_mut(&name).and_then(held).is_some() || !self.make_room(server, evidence) {
-            return;
+        let mut fresh = Held::default();
+        let known = self.names.get_mut(&name);
+        match known.and_then(|known| known.holders.get_mut(&server)) {
+            Some(held) => {
+                note(held);
+                held.turn = self.turn;
+            }
+            None => {
+                note(&mut fresh);
+                fresh.turn = self.turn;
+                if self.make_room(server, &fresh) {
+                    let holders = &mut self.names.entry(name).or_default().holders;
+                    holders.insert(server, fresh);
+                }
+            }
         }
-        let holders = &mut self.names.entry(name).or_default().holders;
-        holders.insert(server, Held { evidence, turn });
     }
 
     /// Makes room for one more name of a server: those that say nothing leave first, then those
     /// that were heard of least lately, but none of them for a name that nobody has accepted.
-    fn make_room(&mut self, server: u32, evidence: Evidence) -> bool {
+    fn make_room(&mut self, server: u32, fresh: &Held) -> bool {
         let of_server = self.names.iter().filter_map(|(name, known)| {
             let held = known.holders.get(&server)?;
             let is_proven = known.proven().any(|it| it == server);
@@ -225,7 +231,7 @@ impl KeyNames {
             return true;
         }
         match of_server.first() {
-            Some(&(is_proven, _, name)) if !is_proven || evidence > Evidence::Issued => {
+            Some(&(is_proven, _, name)) if !is_proven || fresh.accepted || fresh.shared => {
                 if let Some(known) = self.names.get_mut(&name) {
                     known.holders.remove(&server);
                     if known.holders.is_empty() {
@@ -304,6 +310,26 @@ mod tests {
         names.accepted(C, ticket(7, 2), true);
         assert_eq!(servers(&names, 7), []);
         assert!(names.group(A).is_empty());
+    }
+
+    #[test]
+    fn who_is_not_checked_is_believed_while_no_other_accepts_the_same() {
+        let mut names = KeyNames::default();
+        let accept = |names: &mut KeyNames, server| {
+            for n in 0..2 {
+                names.accepted(server, ticket(7, n), true);
+            }
+        };
+        accept(&mut names, A);
+        assert_eq!(servers(&names, 7), [A]);
+        accept(&mut names, B);
+        assert_eq!(servers(&names, 7), []);
+        // A check finds out whose it is.
+        names.issued(B, name(7));
+        assert_eq!(servers(&names, 7), [B]);
+        names.tried(name(7), B, A, false);
+        assert_eq!(servers(&names, 7), [B]);
+        assert_eq!(names.to_try(name(7), B), []);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Which servers a hello leads to, rule by rule. What a client brings decides, then policy.
 
+use std::collections::BTreeSet;
 use std::iter;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -68,7 +69,11 @@ impl Shared {
 
     /// By what was learned: the server that made the session, or, with a ticket, one that shares its
     /// key. A TLS 1.3 client's random session ID cannot match: none is ever learned.
-    fn learned<'r>(&self, pool: &'r Pool, request: &Request<'_>) -> Vec<Choice<'r>> {
+    fn learned<'r>(
+        &'r self,
+        pool: &'r Pool,
+        request: &'r Request<'_>,
+    ) -> impl Iterator<Item = Choice<'r>> {
         let ticket = AffinityKey::ticket(request.hello.session_ticket.unwrap_or_default());
         let id = AffinityKey::session_id(request.hello.session_id);
         let offers = [(RoutedBy::Ticket, ticket), (RoutedBy::SessionId, id)];
@@ -77,19 +82,23 @@ impl Shared {
             let mut found = offers.into_iter();
             found.find_map(|(by, key)| Some((by, affinity.lookup(key?, request.now)?)))
         };
-        let Some((by, home)) = found else {
-            return Vec::new();
+        let at_home = move |home| {
+            let takes = |server: &&Arc<Server>| pool.takes_returning(server, request.now);
+            pool.with_id(home).filter(takes)
         };
-        let at_home = pool.with_id(home).into_iter();
-        let at_home = at_home.filter(|server| server.takes_returning(request.now));
-        let group = match by {
-            RoutedBy::Ticket => locked(&self.key_names).group(home),
+        let elsewhere = move |by, home| {
             // Who shares a ticket key does not share a cache.
-            _ => Default::default(),
+            let group = match by {
+                RoutedBy::Ticket => locked(&self.key_names).group(home),
+                _ => BTreeSet::new(),
+            };
+            pool.with_room(&Vec::from_iter(group), request.source, request.now)
         };
-        let group = Vec::from_iter(group);
-        let siblings = pool.among(&group, request.source, request.now);
-        at_home.chain(siblings).map(|server| (by, server)).collect()
+        found.into_iter().flat_map(move |(by, home)| {
+            let siblings = iter::once_with(move || elsewhere(by, home)).flatten();
+            let servers = at_home(home).into_iter().chain(siblings);
+            servers.map(move |server| (by, server))
+        })
     }
 
     /// By the proven name of the key of the first ticket that begins with one.
@@ -105,7 +114,7 @@ impl Shared {
                 (!servers.is_empty()).then_some(servers)
             })
         };
-        let servers = pool.among(&found.unwrap_or_default(), request.source, request.now);
+        let servers = pool.with_room(&found.unwrap_or_default(), request.source, request.now);
         let servers = servers.into_iter();
         servers.map(|server| (RoutedBy::KeyName, server)).collect()
     }
@@ -117,8 +126,11 @@ fn labelled<'r>(roster: &Roster, pool: &'r Pool, request: &Request<'_>) -> Optio
     let label = roster.labels.as_ref()?.read(request.hello, request.now)?;
     let server = pool.with_number(label.server)?;
     let takes = match label.class {
-        Class::Stored => server.takes_returning(request.now),
-        Class::Sealed => pool.has_room(server, request.now),
+        Class::Stored => pool.takes_returning(server, request.now),
+        Class::Sealed => {
+            let has_room = pool.with_room(&[server.id()], request.source, request.now);
+            !has_room.is_empty()
+        }
     };
     takes.then_some((RoutedBy::Label, server))
 }

@@ -28,9 +28,6 @@ const KEY_NAMES_INTERVAL: Duration = Duration::from_secs(10 * 60);
 /// Until the next check of a server that has just contradicted the ones before.
 const DOUBT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long a handshake may take.
-const HANDSHAKE: Duration = Duration::from_secs(5);
-
 /// How long TLS 1.3 tickets are waited for once the handshake is finished.
 const TICKETS: Duration = Duration::from_millis(500);
 
@@ -163,12 +160,13 @@ impl Checker {
     }
 }
 
-fn client(mechanism: Mechanism, connect_timeout: Duration) -> Option<Client> {
+/// `timeout`: for the connection, and again for the handshake.
+fn client(mechanism: Mechanism, timeout: Duration) -> Option<Client> {
     let options = Options {
         mechanism,
         trust: Trust::Insecure,
-        connect_timeout,
-        handshake_timeout: HANDSHAKE,
+        connect_timeout: timeout,
+        handshake_timeout: timeout,
         alpn: Vec::new(),
     };
     let sessions = Sessions::new(MAX_SESSIONS, Sessions::DEFAULT_LIFETIME);

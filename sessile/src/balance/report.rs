@@ -83,19 +83,20 @@ impl Shared {
 
     fn learn_key_name(&self, passage: &Passage, outcome: &Outcome, selected: Option<u16>) {
         let offered = &passage.offered;
-        let (token, in_clear) = match outcome.kind {
+        let (token, certain) = match outcome.kind {
             // After a HelloRetryRequest the number counts in a hello that was not looked at.
             Kind::Resumed(How::Psk) if !outcome.hello_retry => {
                 let at = selected.map(usize::from);
                 let token = at.and_then(|at| offered.identities.get(at).copied());
                 (token.flatten(), offered.in_clear)
             }
-            // Before TLS 1.3 there is no encrypted hello.
-            Kind::Resumed(How::Ticket) => (offered.ticket, true),
+            // A server that knows no tickets takes the session ID beside one, and its client may have
+            // made that ticket up.
+            Kind::Resumed(How::Ticket) => (offered.ticket, false),
             _ => (None, false),
         };
         if let Some(token) = token {
-            locked(&self.key_names).accepted(passage.server.id(), token, in_clear);
+            locked(&self.key_names).accepted(passage.server.id(), token, certain);
         }
     }
 }

@@ -12,7 +12,7 @@ use sessile_proto::route::{self, Load, Policy};
 use super::labels::Labels;
 use super::metrics::ServerFamilies;
 use super::server::{Live, Rank, Server};
-use super::standing::Standing;
+use super::standing::{Standing, State};
 use crate::clock;
 use crate::config::{Balance, BalanceServer, UnknownName};
 use crate::key::server_number;
@@ -186,20 +186,30 @@ impl Pool {
         self.servers.iter().find(|server| server.id() == id)
     }
 
-    /// Whether a server takes returning clients and has not more than its share of connections.
-    pub(super) fn has_room(&self, server: &Server, now: Time) -> bool {
-        let usable =
-            |server: &Arc<Server>| server.load(server.state(now) == super::standing::State::Up);
-        let loads: Vec<Load> = self.servers.iter().map(usable).collect();
-        server.takes_returning(now) && route::has_room(&server.load(true), &loads)
+    /// Whether a server takes a client that has a session there, draining or not. Where all have
+    /// failed, that is no reason to send it to another.
+    pub(super) fn takes_returning(&self, server: &Server, now: Time) -> bool {
+        let is_up = |server: &Arc<Server>| server.state(now) == State::Up;
+        !server.is_full() && (server.state(now) == State::Up || !self.servers.iter().any(is_up))
     }
 
-    /// Of these servers, all that have room, the source's own first.
-    pub(super) fn among(&self, ids: &[u32], source: IpAddr, now: Time) -> Vec<&Arc<Server>> {
-        let mut loads: Vec<Load> = Vec::with_capacity(self.servers.len());
-        for server in &self.servers {
-            let usable = ids.contains(&server.id()) && self.has_room(server, now);
-            loads.push(server.load(usable));
+    /// Of these servers, those that take the client and have not more than their share of
+    /// connections, its source's own first.
+    pub(super) fn with_room(&self, ids: &[u32], source: IpAddr, now: Time) -> Vec<&Arc<Server>> {
+        if ids.is_empty() {
+            return Vec::new();
+        }
+        let ups = self.servers.iter().map(|it| it.state(now) == State::Up);
+        let mut ups: Vec<bool> = ups.collect();
+        if !ups.contains(&true) {
+            ups.fill(true);
+        }
+        let loads = self.servers.iter().zip(ups);
+        let all: Vec<Load> = loads.map(|(server, up)| server.load(up)).collect();
+        let mut loads = all.clone();
+        for (server, load) in self.servers.iter().zip(&mut loads) {
+            let chosen = load.usable && ids.contains(&server.id());
+            load.usable = chosen && !server.is_full() && route::has_room(load, &all);
         }
         let order = route::place(Policy::Source, source, 0, &loads);
         order.into_iter().map(|at| &self.servers[at]).collect()

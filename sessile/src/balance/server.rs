@@ -92,11 +92,6 @@ impl Server {
         }
     }
 
-    /// Whether it takes a client that has a session here: draining or not.
-    pub(super) fn takes_returning(&self, now: Time) -> bool {
-        self.state(now) == State::Up && !self.is_full()
-    }
-
     /// Whether it has all the connections that it may have.
     pub(super) fn is_full(&self) -> bool {
         let most = self.settings.max_connections;

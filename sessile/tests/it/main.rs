@@ -6,6 +6,8 @@
 mod attacks;
 mod balance;
 mod balance_labels;
+mod balance_servers;
+mod balance_tickets;
 mod chromium;
 mod client;
 mod farm_clients;

@@ -5,8 +5,35 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
+use serde_json::Value;
+
 /// How long the admin listener may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Asks the admin listener for JSON; `request` is a method and a path.
+pub(super) fn ask(
+    admin: SocketAddr,
+    request: &str,
+    token: Option<&str>,
+    body: &str,
+) -> (u16, Value) {
+    let mut io = TcpStream::connect(admin).expect("the admin listener");
+    io.set_read_timeout(Some(PATIENCE)).expect("a time limit");
+    let token = token.map_or(String::new(), |it| {
+        format!("authorization: Bearer {it}\r\n")
+    });
+    let length = body.len();
+    let request = format!(
+        "{request} HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n{token}content-length: {length}\r\n\r\n{body}"
+    );
+    io.write_all(request.as_bytes()).expect("a request");
+    let mut response = String::new();
+    io.read_to_string(&mut response).expect("a response");
+    let (head, body) = response.split_once("\r\n\r\n").expect("a whole head");
+    let status = head.split(' ').nth(1).and_then(|it| it.parse().ok());
+    let json = serde_json::from_str(body).unwrap_or_else(|error| panic!("{error}: {response}"));
+    (status.expect("a status"), json)
+}
 
 /// One scrape.
 pub(crate) struct Metrics(Vec<Series>);

@@ -11,6 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal};
+use serde_json::Value;
 use tempfile::TempDir;
 
 use super::{Certificates, Metrics};
@@ -90,6 +91,36 @@ impl Sessile {
         self.address
     }
 
+    /// What the API answers: the status and the JSON.
+    pub(crate) fn api(&self, request: &str, token: Option<&str>, body: &str) -> (u16, Value) {
+        super::metrics::ask(self.admin, request, token, body)
+    }
+
+    /// What the API says of the balancer.
+    pub(crate) fn snapshot(&self) -> Value {
+        let (status, said) = self.api("GET /api/balancer", None, "");
+        assert_eq!(status, 200, "{said}");
+        said
+    }
+
+    /// Waits until what the API says of a server is as it should be.
+    pub(crate) fn await_server(&self, name: &str, as_it_should: impl Fn(&Value) -> bool) -> Value {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let snapshot = self.snapshot();
+            let mut servers = snapshot["servers"].as_array().expect("a list").iter();
+            let server = servers.find(|server| server["name"] == name);
+            if let Some(server) = server.filter(|server| as_it_should(server)) {
+                return server.clone();
+            }
+            assert!(
+                Instant::now() < deadline,
+                "still, after a while: {snapshot:#}"
+            );
+            thread::sleep(PAUSE);
+        }
+    }
+
     pub(crate) fn metrics(&self) -> Metrics {
         Metrics::fetch(self.admin)
     }
@@ -126,6 +157,12 @@ impl Sessile {
         ];
         self.said.find_after(before, &outcomes);
         self.said.since(before)
+    }
+
+    /// Waits until it has said something with this in it so many times.
+    pub(crate) fn await_lines(&self, part: &str, times: usize) {
+        let said = || self.said.all().matches(part).count();
+        super::eventually(part, || said() >= times);
     }
 
     /// Asks it to end (SIGTERM) and does not wait.

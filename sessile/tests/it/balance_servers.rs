@@ -1,0 +1,421 @@
+//! The servers of `sessile balance`: pools, checks, ejection, drains, limits, and changes while it
+//! runs.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
+
+use rustix::process::Signal;
+use serde_json::json;
+use socket2::{Domain, Socket, Type};
+
+use crate::peers::{Certificates, NAME, Peer, Sessile, nginx, run};
+
+/// A ClientHello as OpenSSL sends it, for no name.
+const HELLO: &[u8] = include_bytes!("../../../proto/src/testdata/client-openssl-tls12-id-full.bin");
+
+const PATIENCE: Duration = Duration::from_secs(15);
+
+const NEW: &str = "New, TLSv1.";
+const REUSED: &str = "Reused, TLSv1.";
+
+/// An nginx that says in its answer who it is.
+fn named(certificates: &Certificates, name: &str) -> Peer {
+    nginx(
+        certificates,
+        &format!(
+            "ssl_session_cache shared:s:1m; ssl_session_tickets off; location = /who {{ return 200 'i am {name}\n'; }}"
+        ),
+    )
+}
+
+/// One server of a balancer's configuration.
+fn server(name: &str, address: SocketAddr, more: &str) -> String {
+    format!("[[balance.server]]\nname = \"{name}\"\naddress = \"{address}\"\n{more}\n")
+}
+
+/// Writes a configuration: what is in `[balance]`, and what comes after it.
+fn write(folder: &Path, balance: &str, rest: &[String]) -> std::path::PathBuf {
+    let file = folder.join("balance.toml");
+    let text = format!(
+        "[key]\nfile = \"none\"\n[admin]\ntoken-file = \"token\"\n\
+         [[listener]]\naddress = \"127.0.0.1:0\"\nrole = \"balance\"\n[balance]\n{balance}\n{}",
+        rest.concat()
+    );
+    fs::write(&file, text).unwrap();
+    file
+}
+
+fn start(folder: &Path, balance: &str, rest: &[String]) -> Sessile {
+    Sessile::balance_configured(&write(folder, balance, rest), folder)
+}
+
+/// Reads the configuration again, and waits until it has said so `times` times in all.
+fn reload(balancer: &Sessile, times: usize) {
+    balancer.hang_up();
+    balancer.await_lines("configuration and key reloaded", times);
+}
+
+/// OpenSSL asks who is there: the name of the server, and whether the session was new or reused.
+fn visit(address: SocketAddr, name: &str, session: Option<&Path>) -> (String, &'static str) {
+    let mut command = Command::new("openssl");
+    command.args(["s_client", "-ign_eof", "-tls1_2", "-servername", name]);
+    command.arg("-connect").arg(address.to_string());
+    if let Some(session) = session {
+        if session.exists() {
+            command.arg("-sess_in").arg(session);
+        }
+        command.arg("-sess_out").arg(session);
+    }
+    let request = "GET /who HTTP/1.1\r\nhost: farm.test\r\nconnection: close\r\n\r\n";
+    let ran = run("openssl", &mut command, request).succeeded();
+    let mut lines = ran.stdout.lines();
+    let who = lines.find_map(|line| line.strip_prefix("i am "));
+    let kind = match (ran.count(NEW), ran.count(REUSED)) {
+        (1, 0) => NEW,
+        (0, 1) => REUSED,
+        _ => panic!("{}", ran.stdout),
+    };
+    (who.unwrap_or_default().to_owned(), kind)
+}
+
+fn who(balancer: &Sessile) -> String {
+    visit(balancer.address(), NAME, None).0
+}
+
+/// Which servers so many new clients come to, each once.
+fn who_all(balancer: &Sessile, clients: usize) -> Vec<String> {
+    let mut all: Vec<String> = (0..clients).map(|_| who(balancer)).collect();
+    all.sort();
+    all.dedup();
+    all
+}
+
+#[test]
+fn a_server_name_leads_to_its_pool_and_to_no_server_outside_of_it() {
+    let certificates = Certificates::new();
+    let servers = ["a", "b", "c"].map(|name| named(&certificates, name));
+    let [a, b, c] = servers.each_ref().map(Peer::address);
+    let pool = "[[balance.pool]]\nname = \"shop\"\nnames = [\"shop.test\", \"*.shop.test\"]\n";
+    let rest = [
+        pool.to_owned(),
+        server("a", a, "pool = \"shop\""),
+        server("b", b, "pool = \"shop\""),
+        server("c", c, ""),
+    ];
+    let settings = "policy = \"round-robin\"\nhealth = \"off\"";
+    let balancer = start(certificates.folder(), settings, &rest);
+    let went = |name: &str| {
+        let mut went = [(); 4].map(|()| visit(balancer.address(), name, None).0);
+        went.sort();
+        went
+    };
+    assert_eq!(went("SHOP.test"), ["a", "a", "b", "b"]);
+    assert_eq!(went("www.shop.test"), ["a", "a", "b", "b"]);
+    assert_eq!(went("a.www.shop.test"), ["c"; 4]);
+    assert_eq!(went("other.test"), ["c"; 4]);
+    // What was learned in one pool leads nowhere in another.
+    let session = certificates.folder().join("session");
+    visit(balancer.address(), "shop.test", Some(&session));
+    let (came, _) = visit(balancer.address(), "other.test", Some(&session));
+    assert_eq!(came, "c");
+
+    let settings = format!("{settings}\nunknown-name = \"refuse\"");
+    write(certificates.folder(), &settings, &rest);
+    reload(&balancer, 1);
+    let mut command = Command::new("openssl");
+    command.args(["s_client", "-servername", "other.test", "-connect"]);
+    let ran = run("openssl", command.arg(balancer.address().to_string()), "");
+    assert!(!ran.status.success());
+    assert!(ran.stderr.contains("unrecognized name"), "{}", ran.stderr);
+    balancer.await_metrics(|metrics| metrics.turned_away("unknown-name") == 1);
+    assert_eq!(went("shop.test"), ["a", "a", "b", "b"]);
+}
+
+#[test]
+fn a_server_that_stops_answering_is_down_until_it_answers_again() {
+    let certificates = Certificates::new();
+    let servers = ["a", "b"].map(|name| named(&certificates, name));
+    let [a, b] = servers.each_ref().map(Peer::address);
+    let settings = "policy = \"round-robin\"\nhealth-interval = \"50ms\"\nconnect-timeout = \"1s\"";
+    let rest = [server("a", a, ""), server("b", b, "")];
+    let balancer = start(certificates.folder(), settings, &rest);
+    let up = |name: &'static str| {
+        let balancer = &balancer;
+        move |wanted: u64| {
+            let labels = [("server", name)];
+            balancer.await_metrics(|it| it.sum("sessile_balance_server_up", &labels) == wanted);
+        }
+    };
+    let session = certificates.folder().join("session");
+    let mut home = visit(balancer.address(), NAME, Some(&session)).0;
+    if home != "a" {
+        home = visit(balancer.address(), NAME, None).0;
+    }
+    assert_eq!(home, "a");
+    servers[0].signal(Signal::STOP);
+    up("a")(0);
+    balancer.await_line("server is down");
+    assert_eq!(balancer.await_server("a", |_| true)["state"], "down");
+    assert_eq!(who_all(&balancer, 4), ["b"]);
+    servers[0].signal(Signal::CONT);
+    up("a")(1);
+    assert_eq!(who_all(&balancer, 4), ["a", "b"]);
+
+    let [one, _other] = servers;
+    one.kill();
+    up("a")(0);
+    assert_eq!(who_all(&balancer, 4), ["b"]);
+}
+
+#[test]
+fn a_server_that_hangs_up_on_several_sources_is_ejected() {
+    let certificates = Certificates::new();
+    let good = named(&certificates, "good");
+    let rude = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = rude.local_addr().unwrap();
+    thread::spawn(move || rude.incoming().for_each(drop));
+    let rest = [
+        server("rude", address, ""),
+        server("good", good.address(), ""),
+    ];
+    let settings = "policy = \"round-robin\"\nhealth = \"off\"";
+    let balancer = start(certificates.folder(), settings, &rest);
+    // From /24s of their own, as many as come to the rude one before the third is hung up on.
+    for source in 1..=6 {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        let source = SocketAddr::from(([127, 0, source, 1], 0));
+        socket.bind(&source.into()).unwrap();
+        socket.connect(&balancer.address().into()).unwrap();
+        let mut io = TcpStream::from(socket);
+        io.set_read_timeout(Some(PATIENCE)).unwrap();
+        io.write_all(HELLO).unwrap();
+        // An answer, or the end.
+        let _ = io.read(&mut [0]);
+    }
+    balancer.await_line("server ejected");
+    assert_eq!(balancer.await_server("rude", |_| true)["state"], "ejected");
+    assert_eq!(who_all(&balancer, 4), ["good"]);
+}
+
+#[test]
+fn a_draining_server_keeps_its_clients_and_gets_no_new_ones() {
+    let certificates = Certificates::new();
+    let servers = ["a", "b"].map(|name| named(&certificates, name));
+    let [a, b] = servers.each_ref().map(Peer::address);
+    let settings = "policy = \"round-robin\"\nhealth = \"off\"";
+    let rest = [server("a", a, ""), server("b", b, "")];
+    let balancer = start(certificates.folder(), settings, &rest);
+    let sessions = ["one", "two"].map(|name| certificates.folder().join(name));
+    let homes = sessions.each_ref().map(|session| {
+        let (home, kind) = visit(balancer.address(), NAME, Some(session));
+        assert_eq!(kind, NEW);
+        home
+    });
+    assert_eq!(homes, ["a", "b"]);
+    let drained = [server("a", a, "drain = true"), server("b", b, "")];
+    write(certificates.folder(), settings, &drained);
+    reload(&balancer, 1);
+    assert_eq!(who_all(&balancer, 4), ["b"]);
+    let came = visit(balancer.address(), NAME, Some(&sessions[0]));
+    assert_eq!(came, ("a".to_owned(), REUSED));
+    write(certificates.folder(), settings, &rest);
+    reload(&balancer, 2);
+    assert_eq!(who_all(&balancer, 4), ["a", "b"]);
+}
+
+#[test]
+fn servers_come_and_go_by_a_signal_and_a_bad_file_changes_nothing() {
+    let certificates = Certificates::new();
+    let servers = ["a", "b"].map(|name| named(&certificates, name));
+    let [a, b] = servers.each_ref().map(Peer::address);
+    let settings = "policy = \"round-robin\"\nhealth = \"off\"";
+    let folder = certificates.folder();
+    let balancer = start(folder, settings, &[server("a", a, "")]);
+    assert_eq!(who_all(&balancer, 2), ["a"]);
+    write(folder, settings, &[server("a", a, ""), server("b", b, "")]);
+    reload(&balancer, 1);
+    let line = balancer.await_line("configuration and key reloaded");
+    assert!(
+        line.contains("added=[\"b\"] changed=[] removed=[]"),
+        "{line}"
+    );
+    assert_eq!(who_all(&balancer, 4), ["a", "b"]);
+    let made = "sessile_balance_server_connections_total";
+    let of = |name| balancer.metrics().sum(made, &[("server", name)]);
+    assert_eq!([of("a"), of("b")], [4, 2]);
+
+    let twice = [server("b", b, ""), server("b", b, "wait = 1")];
+    write(folder, settings, &twice);
+    balancer.hang_up();
+    let line = balancer.await_line("configuration not reloaded");
+    assert!(line.contains("the old one stays"), "{line}");
+    assert_eq!(who_all(&balancer, 4), ["a", "b"]);
+
+    // A connection to a server that leaves is finished.
+    let mut held = TcpStream::connect(balancer.address()).unwrap();
+    held.set_read_timeout(Some(PATIENCE)).unwrap();
+    held.write_all(HELLO).unwrap();
+    held.read_exact(&mut [0]).unwrap();
+    write(folder, settings, &[server("b", b, "")]);
+    reload(&balancer, 2);
+    assert_eq!(who_all(&balancer, 2), ["b"]);
+    // A fatal alert of the client's: the server has to be there to end the connection for it.
+    held.write_all(&[21, 3, 3, 0, 2, 2, 40]).unwrap();
+    let mut answer = Vec::new();
+    held.read_to_end(&mut answer).unwrap();
+    assert!(!answer.is_empty());
+    let names: Vec<_> = balancer.snapshot()["servers"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|server| server["name"].clone())
+        .collect();
+    assert_eq!(names, ["b"]);
+}
+
+#[test]
+fn a_server_that_was_added_gets_its_share_of_new_clients_bit_by_bit() {
+    let certificates = Certificates::new();
+    let servers = ["a", "b"].map(|name| named(&certificates, name));
+    let [a, b] = servers.each_ref().map(Peer::address);
+    let settings = "policy = \"round-robin\"\nhealth = \"off\"\nslow-start = \"10h\"";
+    let folder = certificates.folder();
+    let balancer = start(folder, settings, &[server("a", a, "")]);
+    write(folder, settings, &[server("a", a, ""), server("b", b, "")]);
+    reload(&balancer, 1);
+    let added = balancer.await_server("b", |_| true);
+    assert_eq!(added["state"], "slow-start");
+    assert_eq!(added["share_percent"], 10);
+    let went: Vec<String> = (0..11).map(|_| who(&balancer)).collect();
+    assert_eq!(went.iter().filter(|it| *it == "b").count(), 1, "{went:?}");
+}
+
+#[test]
+fn a_server_that_speaks_no_tls_is_up_by_its_connections_and_down_by_handshakes() {
+    let certificates = Certificates::new();
+    let mute = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = mute.local_addr().unwrap();
+    thread::spawn(move || mute.incoming().for_each(drop));
+    let nobody = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
+    for (health, states) in [("tcp", ["up", "down"]), ("tls", ["down", "down"])] {
+        let settings = format!("health = \"{health}\"\nhealth-interval = \"20ms\"");
+        let rest = [server("mute", address, ""), server("nobody", nobody, "")];
+        let balancer = start(certificates.folder(), &settings, &rest);
+        for (name, state) in ["nobody", "mute"].into_iter().zip([states[1], states[0]]) {
+            balancer.await_server(name, |server| server["state"] == state);
+        }
+    }
+}
+
+#[test]
+fn what_needs_a_restart_is_named() {
+    let certificates = Certificates::new();
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
+    let folder = certificates.folder();
+    let rest = [server("a", address, "")];
+    let balancer = start(folder, "health = \"off\"", &rest);
+    let more = [
+        server("a", address, ""),
+        "[connection]\nmax = 7\n".to_owned(),
+    ];
+    write(folder, "health = \"off\"", &more);
+    balancer.hang_up();
+    let line = balancer.await_line("needs a restart");
+    assert!(
+        line.contains("connection.max") && !line.contains("listener"),
+        "{line}"
+    );
+}
+
+#[test]
+fn the_api_shows_everything_and_changes_something_for_who_has_the_token() {
+    let certificates = Certificates::new();
+    let servers = ["a", "b"].map(|name| named(&certificates, name));
+    let [a, b] = servers.each_ref().map(Peer::address);
+    let settings = "policy = \"round-robin\"\nhealth = \"off\"";
+    let rest = [server("a", a, ""), server("b", b, "weight = 3")];
+    let balancer = start(certificates.folder(), settings, &rest);
+    who(&balancer);
+    balancer.await_metrics(|metrics| metrics.routed("policy", "not-offered") == 1);
+    let shown = balancer.snapshot();
+    let pool =
+        json!({"name": "default", "names": [], "policy": "round-robin", "servers": ["a", "b"]});
+    assert_eq!(shown["pools"], json!([pool]));
+    assert_eq!(shown["servers"][1]["weight"], 3);
+    assert_eq!(shown["servers"][0]["address"], json!(a.to_string()));
+    assert_eq!(shown["connections"], json!({"policy": {"not-offered": 1}}));
+
+    let token = fs::read_to_string(certificates.folder().join("token")).unwrap();
+    let token = Some(token.trim());
+    let drain = |server: &str, token: Option<&str>, body: &str| {
+        let request = format!("POST /api/balancer/servers/{server}");
+        balancer.api(&request, token, body)
+    };
+    let body = r#"{"drain": true}"#;
+    for wrong in [None, Some("guess"), Some("")] {
+        assert_eq!(drain("a", wrong, body).0, 401);
+    }
+    assert_eq!(drain("x", token, body).0, 404);
+    for body in ["", "{", "[]", r#"{"weight": 0}"#, r#"{"wait": 1}"#] {
+        let (status, said) = drain("a", token, body);
+        assert_eq!(status, 400, "{said}");
+    }
+    assert_eq!(drain("a", token, &" ".repeat(5000)).0, 413);
+    assert_eq!(
+        balancer.api("GET /api/balancer/servers/a", token, "").0,
+        405
+    );
+    assert_eq!(balancer.api("POST /api/balancer", token, body).0, 405);
+    assert_eq!(balancer.snapshot()["servers"], shown["servers"]);
+
+    let (status, said) = drain("a", token, r#"{"drain": true, "weight": 9}"#);
+    assert_eq!(status, 200, "{said}");
+    assert_eq!(
+        (&said["state"], &said["weight"]),
+        (&json!("draining"), &json!(9))
+    );
+    assert_eq!(who_all(&balancer, 3), ["b"]);
+    // The file is what holds.
+    reload(&balancer, 1);
+    assert_eq!(balancer.snapshot()["servers"][0]["state"], "up");
+}
+
+#[test]
+fn no_server_gets_more_connections_than_it_may_have() {
+    let certificates = Certificates::new();
+    let servers = ["a", "b"].map(|name| named(&certificates, name));
+    let [a, b] = servers.each_ref().map(Peer::address);
+    let rest = [
+        server("a", a, "max-connections = 1"),
+        server("b", b, "max-connections = 2"),
+    ];
+    let settings = "policy = \"least-connections\"\nhealth = \"off\"";
+    let balancer = start(certificates.folder(), settings, &rest);
+    let hold = || {
+        let mut io = TcpStream::connect(balancer.address()).unwrap();
+        io.set_read_timeout(Some(PATIENCE)).unwrap();
+        io.write_all(HELLO).unwrap();
+        let answered = io.read(&mut [0]);
+        answered.is_ok_and(|len| len == 1).then_some(io)
+    };
+    let held = [hold(), hold(), hold()];
+    assert!(held.iter().all(Option::is_some));
+    assert!(hold().is_none());
+    let metrics = balancer.metrics();
+    let open = ["a", "b"].map(|name| {
+        metrics.sum(
+            "sessile_balance_server_connections_open",
+            &[("server", name)],
+        )
+    });
+    assert_eq!(open, [1, 2], "{metrics}");
+    assert_eq!(metrics.turned_away("no-server"), 1, "{metrics}");
+    drop(held);
+    balancer.await_metrics(|it| it.sum("sessile_balance_server_connections_open", &[]) == 0);
+    who(&balancer);
+}

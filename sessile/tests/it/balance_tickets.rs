@@ -1,0 +1,167 @@
+//! `sessile balance` in front of servers whose tickets it cannot read: key names, learned from checks
+//! and from what servers accept, lead TLS 1.3 clients home too.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::json;
+
+use crate::peers::{Certificates, NAME, Peer, Ran, Sessile, nginx, run};
+use crate::store::setup::Farm;
+
+const REQUEST: &str = "GET / HTTP/1.1\r\nhost: farm.test\r\nconnection: close\r\n\r\n";
+
+/// How clients come back: with OpenSSL's arguments, by what, and what the balancer knows it by.
+const MECHANISMS: [(&[&str], &str); 3] = [
+    (&["-tls1_3"], "key-name"),
+    (&["-tls1_2"], "ticket"),
+    (&["-tls1_2", "-no_ticket"], "session-id"),
+];
+
+/// A balancer that spreads new clients over servers named a, b, c.
+fn balancer(folder: &Path, servers: &[SocketAddr], more: &str) -> Sessile {
+    let file = folder.join("balance.toml");
+    let mut text = format!(
+        "[key]\nfile = \"none\"\n[[listener]]\naddress = \"127.0.0.1:0\"\nrole = \"balance\"\n\
+         [balance]\npolicy = \"round-robin\"\nhealth-name = \"{NAME}\"\n{more}\n"
+    );
+    for (name, address) in ["a", "b", "c"].iter().zip(servers) {
+        text += &format!("[[balance.server]]\nname = \"{name}\"\naddress = \"{address}\"\n");
+    }
+    fs::write(&file, text).unwrap();
+    Sessile::balance_configured(&file, folder)
+}
+
+fn visit(address: SocketAddr, arguments: &[&str], session: &Path) -> Ran {
+    let mut command = Command::new("openssl");
+    command.args(["s_client", "-ign_eof", "-servername", NAME, "-connect"]);
+    command.arg(address.to_string()).args(arguments);
+    if session.exists() {
+        command.arg("-sess_in").arg(session);
+    }
+    command.arg("-sess_out").arg(session);
+    run("openssl", &mut command, REQUEST).succeeded()
+}
+
+fn nginx_of_its_own(certificates: &Certificates) -> Peer {
+    nginx(certificates, "ssl_session_cache shared:s:1m;")
+}
+
+/// The file with the key of tickets of servers that share one.
+fn ticket_key(certificates: &Certificates) -> PathBuf {
+    let file = certificates.folder().join("ticket.key");
+    if !file.exists() {
+        let mut command = Command::new("openssl");
+        let made = command.args(["rand", "-out"]).arg(&file).arg("80");
+        run("openssl", made, "").succeeded();
+    }
+    file
+}
+
+fn nginx_with_key(certificates: &Certificates) -> Peer {
+    let key = ticket_key(certificates);
+    nginx(
+        certificates,
+        &format!("ssl_session_ticket_key {};", key.display()),
+    )
+}
+
+#[test]
+fn clients_of_servers_that_share_nothing_resume_whatever_they_come_back_with() {
+    const CLIENTS: usize = 12;
+    const RETURNS: usize = 3;
+    let certificates = Certificates::new();
+    let servers = [(); 3].map(|()| nginx_of_its_own(&certificates));
+    let addresses = servers.each_ref().map(Peer::address);
+    let balancer = balancer(certificates.folder(), &addresses, "");
+    for name in ["a", "b", "c"] {
+        let server = balancer.await_server(name, |server| server["key_names"] != json!([]));
+        assert_eq!(server["key_names"].as_array().unwrap().len(), 1, "{server}");
+        assert_eq!(server["group"], json!([]), "{server}");
+    }
+    for (at, (arguments, rule)) in MECHANISMS.iter().enumerate() {
+        for client in 0..CLIENTS {
+            let session = certificates.folder().join(format!("{at}-{client}"));
+            let ran = visit(balancer.address(), arguments, &session);
+            assert_eq!(ran.count("New, TLSv1."), 1, "{}", ran.stdout);
+            for _ in 0..RETURNS {
+                let ran = visit(balancer.address(), arguments, &session);
+                assert_eq!(ran.count("Reused, TLSv1."), 1, "{rule}: {}", ran.stdout);
+            }
+        }
+        let returned = (CLIENTS * RETURNS) as u64;
+        let metrics = balancer.await_metrics(|it| it.routed(rule, "resumed") >= returned);
+        assert_eq!(metrics.routed(rule, "resumed"), returned, "{metrics}");
+        assert_eq!(metrics.routed(rule, "refused"), 0, "{metrics}");
+    }
+}
+
+#[test]
+fn what_servers_accept_proves_key_names_without_any_check() {
+    let certificates = Certificates::new();
+    let server = nginx_of_its_own(&certificates);
+    let balancer = balancer(
+        certificates.folder(),
+        &[server.address()],
+        "health = \"off\"",
+    );
+    let session = certificates.folder().join("session");
+    for _ in 0..4 {
+        visit(balancer.address(), &["-tls1_3"], &session);
+    }
+    // Two were accepted before it was believed.
+    balancer.await_metrics(|metrics| metrics.routed("key-name", "resumed") == 1);
+    let metrics = balancer.metrics();
+    assert_eq!(metrics.routed("policy", "resumed"), 2, "{metrics}");
+    balancer.await_server("a", |server| server["key_names"] != json!([]));
+}
+
+#[test]
+fn servers_that_share_a_ticket_key_stand_in_for_each_other() {
+    let certificates = Certificates::new();
+    let one = nginx_with_key(&certificates);
+    let other = nginx_with_key(&certificates);
+    let alone = nginx_of_its_own(&certificates);
+    let addresses = [&one, &other, &alone].map(Peer::address);
+    let balancer = balancer(certificates.folder(), &addresses, "");
+    balancer.await_server("a", |server| server["group"] == json!(["b"]));
+    balancer.await_server("b", |server| server["group"] == json!(["a"]));
+    let third = balancer.await_server("c", |server| server["key_names"] != json!([]));
+    assert_eq!(third["group"], json!([]), "{third}");
+    // One session of each kind at each server.
+    let mut sessions = Vec::new();
+    for (arguments, rule) in &MECHANISMS[..2] {
+        for client in 0..3 {
+            let session = certificates.folder().join(format!("{rule}-{client}"));
+            visit(balancer.address(), arguments, &session);
+            sessions.push((*arguments, session));
+        }
+    }
+    one.kill();
+    for (arguments, session) in &sessions {
+        let ran = visit(balancer.address(), arguments, session);
+        assert_eq!(ran.count("Reused, TLSv1."), 1, "{}", ran.stdout);
+    }
+    let metrics = balancer.await_metrics(|metrics| metrics.all_routed() == 12);
+    assert_eq!(metrics.routed("key-name", "resumed"), 3, "{metrics}");
+    assert_eq!(metrics.routed("ticket", "resumed"), 3, "{metrics}");
+}
+
+#[test]
+fn prefixes_that_vary_never_become_key_names() {
+    const VISITS: u64 = 6;
+    // Tickets of sessile servers are random all over, to whoever has not their route key.
+    let farm = Farm::new("");
+    let server = farm.serve("a");
+    let balancer = balancer(farm.folder(), &[server.address()], "");
+    let session = farm.folder().join("session");
+    for _ in 0..VISITS {
+        visit(balancer.address(), &["-tls1_3"], &session);
+    }
+    let metrics = balancer.await_metrics(|it| it.routed("policy", "resumed") == VISITS - 1);
+    assert_eq!(metrics.routed("key-name", "resumed"), 0, "{metrics}");
+    let server = balancer.await_server("a", |_| true);
+    assert_eq!(server["key_names"], json!([]), "{server}");
+}

@@ -274,6 +274,7 @@ mod tests {
                 let defaults = crate::config::Config::default();
                 let value = (setting.value)(&defaults).unwrap_or_else(|| match setting.kind {
                     crate::settings::table::Kind::Count => Value::Count(5),
+                    _ if setting.name == "balance.health-name" => Value::Text("farm.test".to_owned()),
                     _ => Value::Text("127.0.0.1:1".to_owned()),
                 });
                 if sets {

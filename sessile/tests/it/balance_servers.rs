@@ -173,6 +173,26 @@ fn a_server_that_stops_answering_is_down_until_it_answers_again() {
 }
 
 #[test]
+fn servers_that_all_fail_their_checks_still_get_their_clients_back() {
+    let certificates = Certificates::new();
+    // A suite that the checks' client has not.
+    let old = "ssl_protocols TLSv1.2; ssl_ciphers ECDHE-ECDSA-AES128-SHA; ssl_session_tickets off; \
+               ssl_session_cache shared:s:1m;";
+    let servers = [(); 2].map(|()| nginx(&certificates, old));
+    let [a, b] = servers.each_ref().map(Peer::address);
+    let settings = "policy = \"round-robin\"\nhealth-interval = \"20ms\"";
+    let rest = [server("a", a, ""), server("b", b, "")];
+    let balancer = start(certificates.folder(), settings, &rest);
+    for name in ["a", "b"] {
+        balancer.await_server(name, |server| server["state"] == "down");
+    }
+    let session = certificates.folder().join("session");
+    let kinds = [(); 4].map(|()| visit(balancer.address(), NAME, Some(&session)).1);
+    assert_eq!(kinds, [NEW, REUSED, REUSED, REUSED]);
+    balancer.await_metrics(|metrics| metrics.routed("session-id", "resumed") == 3);
+}
+
+#[test]
 fn a_server_that_hangs_up_on_several_sources_is_ejected() {
     let certificates = Certificates::new();
     let good = named(&certificates, "good");

@@ -4,7 +4,9 @@
 use std::fs;
 use std::process::Command;
 
-use crate::peers::{Answer, Browser, Certificates, NAME, Sessile, run};
+use serde_json::json;
+
+use crate::peers::{Answer, Browser, Certificates, NAME, Peer, Sessile, nginx, run};
 
 /// Two servers that share a farm key and close connections soon, behind a balancer that spreads
 /// clients.
@@ -56,29 +58,29 @@ impl Servers {
         self.balancer
             .await_metrics(|metrics| metrics.sum(open, &[]) == 0);
     }
+}
 
-    /// What a browser is to be told so that it trusts this certificate and finds this name.
-    fn arguments(&self, more: &[&str]) -> Vec<String> {
-        let fingerprint = format!(
-            "openssl x509 -in {:?} -noout -pubkey | openssl pkey -pubin -outform der \
-             | openssl dgst -sha256 -binary | openssl base64",
-            self.certificates.chain
-        );
-        let fingerprint = run("openssl", Command::new("sh").args(["-c", &fingerprint]), "");
-        let fingerprint = fingerprint.succeeded().stdout;
-        let trust = "--ignore-certificate-errors-spki-list";
-        let mut arguments = vec![
-            format!("{trust}={}", fingerprint.trim()),
-            format!("--host-resolver-rules=MAP {NAME} 127.0.0.1"),
-        ];
-        arguments.extend(more.iter().map(ToString::to_string));
-        arguments
-    }
+/// What a browser is to be told so that it trusts this certificate and finds this name.
+fn arguments(certificates: &Certificates, more: &[&str]) -> Vec<String> {
+    let fingerprint = format!(
+        "openssl x509 -in {:?} -noout -pubkey | openssl pkey -pubin -outform der \
+         | openssl dgst -sha256 -binary | openssl base64",
+        certificates.chain
+    );
+    let fingerprint = run("openssl", Command::new("sh").args(["-c", &fingerprint]), "");
+    let fingerprint = fingerprint.succeeded().stdout;
+    let trust = "--ignore-certificate-errors-spki-list";
+    let mut arguments = vec![
+        format!("{trust}={}", fingerprint.trim()),
+        format!("--host-resolver-rules=MAP {NAME} 127.0.0.1"),
+    ];
+    arguments.extend(more.iter().map(ToString::to_string));
+    arguments
 }
 
 /// Comes back three times, each time on a new connection; the answers to each fetch.
 fn visits(servers: &Servers, more: &[&str]) -> Vec<Answer> {
-    let browser = Browser::start(&servers.arguments(more));
+    let browser = Browser::start(&arguments(&servers.certificates, more));
     let port = servers.balancer.address().port();
     browser.open(&format!("https://{NAME}:{port}/"));
     let mut answers = Vec::new();
@@ -129,4 +131,33 @@ fn chromium_resumes_session_ids_at_the_server_that_gave_them() {
     let answers = visits(&servers, &["--ssl-version-max=tls1.2"]);
     assert_resumed(&answers, "TLSv1.2", "resumed/session-id");
     assert!(servers.balancer.metrics().routed("session-id", "resumed") >= 3);
+}
+
+#[test]
+fn chromium_comes_home_to_servers_that_share_nothing() {
+    const RETURNS: u64 = 4;
+    let certificates = Certificates::new();
+    let servers = [(); 3].map(|()| {
+        let page = "location = /page { default_type text/html; return 200 '<link rel=icon href=data:,>'; }";
+        nginx(&certificates, &format!("keepalive_timeout 0; {page}"))
+    });
+    let addresses = servers.each_ref().map(Peer::address);
+    let policy = ["--policy", "round-robin", "--health", "tls"];
+    let balancer = Sessile::balance(&addresses, &policy);
+    for name in ["a", "b", "c"] {
+        balancer.await_server(name, |server| server["key_names"] != json!([]));
+    }
+    let browser = Browser::start(&arguments(&certificates, &[]));
+    let port = balancer.address().port();
+    browser.open(&format!("https://{NAME}:{port}/page"));
+    for _ in 0..RETURNS {
+        let fetched = browser.run(
+            "fetch('/', {cache: 'no-store'}).then(response => done(response.status), error => done(String(error)))",
+        );
+        assert_eq!(fetched, json!(204));
+    }
+    // It may have opened two connections for the page, and kept one for what came next.
+    let metrics = balancer.await_metrics(|it| it.routed("key-name", "resumed") + 1 >= RETURNS);
+    assert_eq!(metrics.routed("policy", "refused"), 0, "{metrics}");
+    assert_eq!(metrics.routed("key-name", "refused"), 0, "{metrics}");
 }

@@ -184,3 +184,96 @@ fn server(
         ..written
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::config::file::{LoadError, parse};
+
+    fn read(text: &str) -> Result<Balance, Vec<String>> {
+        match parse(text, Path::new("b.toml")) {
+            Ok(config) => Ok(config.balance),
+            Err(LoadError::Invalid(invalid)) => {
+                Err(invalid.problems.iter().map(ToString::to_string).collect())
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    const POOL: &str =
+        "[[balance.pool]]\nname = 'shop'\nnames = ['Shop.example', '*.shop.example']\n";
+
+    fn server(name: &str, more: &str) -> String {
+        format!("[[balance.server]]\nname = '{name}'\naddress = '10.0.0.1:1'\n{more}\n")
+    }
+
+    #[test]
+    fn pools_servers_and_checks_are_read_as_written() {
+        let text = format!(
+            "[balance]\nunknown-name = 'refuse'\nhealth = 'tcp'\nhealth-interval = '1m'\n\
+             health-name = 'Shop.example'\nslow-start = '30s'\n{POOL}policy = 'round-robin'\n{}{}",
+            server("a", "pool = 'shop'\ndrain = true\nmax-connections = 7"),
+            server("b", ""),
+        );
+        let balance = read(&text).unwrap();
+        assert_eq!(balance.unknown_name, UnknownName::Refuse);
+        assert_eq!(balance.health, Health::Tcp);
+        assert_eq!(balance.health_interval, Duration::from_secs(60));
+        assert_eq!(balance.health_name.as_deref(), Some("shop.example"));
+        assert_eq!(balance.slow_start, Duration::from_secs(30));
+        let [pool] = &balance.pools[..] else {
+            panic!("one pool")
+        };
+        assert_eq!(pool.names, ["shop.example", "*.shop.example"]);
+        assert_eq!(pool.policy, Some(Policy::RoundRobin));
+        let address = "10.0.0.1:1".parse().unwrap();
+        let a = BalanceServer {
+            pool: Some("shop".to_owned()),
+            drain: true,
+            max_connections: 7,
+            ..BalanceServer::new("a".to_owned(), address)
+        };
+        let b = BalanceServer::new("b".to_owned(), address);
+        assert_eq!(balance.servers, [a, b]);
+    }
+
+    #[test]
+    fn pools_and_servers_that_do_not_fit_together_are_refused_where_they_stand() {
+        let said = |text: &str| read(text).unwrap_err().join("\n");
+        let misspelt = format!(
+            "{POOL}{}{}",
+            server("a", "pool = 'shop'"),
+            server("b", "pool = 'shpo'")
+        );
+        assert_eq!(
+            said(&misspelt),
+            "11:8: `pool` is \"shpo\"; did you mean `shop`?"
+        );
+        let none = server("a", "pool = 'shop'");
+        assert_eq!(said(&none), "4:8: `pool` is \"shop\"; there is none yet");
+        assert!(said(POOL).starts_with("2:8: the pool has no server"));
+        let nameless = format!(
+            "[[balance.pool]]\nname = 'shop'\n{}",
+            server("a", "pool = 'shop'")
+        );
+        assert!(said(&nameless).starts_with("1:1: the pool has no names"));
+        let twice = format!("{POOL}{POOL}{}", server("a", "pool = 'shop'"));
+        assert_eq!(
+            said(&twice),
+            "5:8: a second pool shop, after the one in line 2; take one out\n\
+             6:10: a second pool for the name shop.example, after the one in line 3; take one out\n\
+             6:26: a second pool for the name *.shop.example, after the one in line 3; take one out"
+        );
+        assert!(
+            said("balance.unknown-name = 'refuse'")
+                .starts_with("1:24: `unknown-name` is \"refuse\", and no pool")
+        );
+        assert!(
+            said("balance.health-name = '*.x'").starts_with("1:23: \"*.x\" is no name for a check")
+        );
+        assert!(said("balance.health = 'ping'").contains("known here: tls, tcp, off"));
+    }
+}

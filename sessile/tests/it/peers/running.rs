@@ -56,12 +56,15 @@ impl Sessile {
         Self::start(command, "serving address=")
     }
 
-    /// `sessile balance` in front of servers that are named a, b, c and so on, which it does not check.
+    /// `sessile balance` in front of servers that are named a, b, c and so on, which it does not check
+    /// unless it is told to.
     pub(crate) fn balance(servers: &[SocketAddr], arguments: &[&str]) -> Self {
         // A balancer keeps no state.
         let mut command = command("balance", Path::new("/nonexistent"));
-        command.args(["--listen", "127.0.0.1:0", "--health", "off"]);
-        command.args(arguments);
+        command.args(["--listen", "127.0.0.1:0"]).args(arguments);
+        if !arguments.contains(&"--health") {
+            command.args(["--health", "off"]);
+        }
         for (name, address) in ('a'..='z').zip(servers) {
             command.arg("--server").arg(format!("{name}={address}"));
         }

@@ -10,7 +10,7 @@ use std::fmt;
 use std::path::Path;
 use std::time::SystemTime;
 
-use crate::config::{AccessLog, Action, Config, Role, Site, SiteRoute, StoreUrl};
+use crate::config::{AccessLog, Action, Balance, Config, Health, Role, Site, SiteRoute, StoreUrl};
 use certificate::Moment;
 
 /// What an entry of the session table takes in memory, about: a TLS 1.2 or 1.3 session as the TLS
@@ -157,9 +157,11 @@ fn listeners(config: &Config, findings: &mut Findings) {
                 counted(config.sites.len(), "site")
             ),
             Role::Balance => format!(
-                "{address} balances over {} and decrypts nothing; each may take {} to answer.",
+                "{address} balances over {} in {} and decrypts nothing; each may take {} to answer, and is checked {}.",
                 counted(config.balance.servers.len(), "server"),
-                span(config.balance.connect_timeout)
+                counted(pools(&config.balance), "pool"),
+                span(config.balance.connect_timeout),
+                checks(&config.balance),
             ),
         });
     }
@@ -176,6 +178,21 @@ fn listeners(config: &Config, findings: &mut Findings) {
                 address.port()
             ));
         }
+    }
+}
+
+/// How many pools have servers, the default pool included.
+fn pools(balance: &Balance) -> usize {
+    let default = balance.servers.iter().any(|server| server.pool.is_none());
+    balance.pools.len() + usize::from(default)
+}
+
+fn checks(balance: &Balance) -> String {
+    let every = span(balance.health_interval);
+    match balance.health {
+        Health::Tls => format!("by a TLS handshake every {every}"),
+        Health::Tcp => format!("by a connection every {every}"),
+        Health::Off => "by nobody (balance.health is \"off\")".to_owned(),
     }
 }
 

@@ -12,6 +12,7 @@ use crate::admin::{Admin, Api, Token};
 use crate::balance::{Balancer, Changes};
 use crate::config::{self, Balance, BalanceServer, Config, Health, Key, Listener, Role};
 use crate::lifecycle::{self, Orders};
+use crate::settings::table::SETTINGS;
 
 /// Route TLS connections to the servers that can resume them, without decrypting.
 #[derive(clap::Args)]
@@ -171,20 +172,21 @@ fn token(config: &Config) -> Option<Token> {
 }
 
 /// Reads configuration and key again, on SIGHUP, and says what came of it.
-fn reload(args: &Args, started: &Config, balancer: &Balancer) {
-    let config = match configuration(args) {
-        Ok(config) => config,
-        Err(error) => {
-            tracing::error!("configuration not reloaded, the old one stays: {error:#}");
-            return;
-        }
-    };
-    match balancer.reload(&config) {
-        Ok(Changes {
-            added,
-            changed,
-            removed,
-        }) => {
+fn reload(args: &Args, running: &Config, balancer: &Balancer) {
+    let reloaded = configuration(args).and_then(|written| {
+        let changes = balancer.reload(&written)?;
+        Ok((written, changes))
+    });
+    match reloaded {
+        Ok((written, changes)) => {
+            for setting in only_at_a_restart(running, &written) {
+                tracing::warn!("{setting} has changed, which needs a restart");
+            }
+            let Changes {
+                added,
+                changed,
+                removed,
+            } = changes;
             let farm = balancer.farm().unwrap_or_default();
             tracing::info!(
                 ?added,
@@ -195,33 +197,38 @@ fn reload(args: &Args, started: &Config, balancer: &Balancer) {
             );
         }
         Err(error) => {
-            tracing::error!(%error, "configuration not reloaded, the old one stays");
-            return;
+            // A file may be wrong in several places, each with a line of its own.
+            for line in super::in_one_line(&error).lines() {
+                tracing::error!("{line}");
+            }
+            tracing::error!("configuration not reloaded: the old one stays as a whole");
         }
-    }
-    let fixed = unchangeable(started, &config);
-    if !fixed.is_empty() {
-        tracing::warn!(?fixed, "changed in the file, and needs a restart");
     }
 }
 
-/// Settings that differ and are read at the start only.
-fn unchangeable(started: &Config, now: &Config) -> Vec<&'static str> {
-    let (old, new) = (&started.session, &now.session);
-    let differs = [
-        ("[[listener]]", started.listeners != now.listeners),
-        ("[server]", started.server != now.server),
-        ("session.max-entries", old.max_entries != new.max_entries),
-        ("session.lifetime", old.lifetime != new.lifetime),
-        (
-            "connection.max",
-            started.connection.max != now.connection.max,
-        ),
-        ("[admin]", started.admin != now.admin),
-        ("[log]", started.log != now.log),
-    ];
-    let differs = differs.into_iter().filter(|&(_, differs)| differs);
-    differs.map(|(name, _)| name).collect()
+/// Settings of a balancer that [`Balancer::reload`] does not take over: names, or how they begin.
+const ONLY_AT_A_RESTART: [&str; 6] = [
+    "server.",
+    "session.max-entries",
+    "session.lifetime",
+    "connection.max",
+    "admin.",
+    "log.",
+];
+
+/// What differs between the configuration that the balancer was started with and the one that is
+/// written now, and is not taken over.
+fn only_at_a_restart(running: &Config, written: &Config) -> Vec<&'static str> {
+    let settings = SETTINGS.iter().filter(|setting| {
+        let fixed = ONLY_AT_A_RESTART.iter();
+        let is_fixed = fixed.into_iter().any(|it| setting.name.starts_with(it));
+        is_fixed && (setting.value)(running) != (setting.value)(written)
+    });
+    let mut names: Vec<_> = settings.map(|setting| setting.name).collect();
+    if running.listeners != written.listeners {
+        names.push("[[listener]]");
+    }
+    names
 }
 
 fn duplicate(servers: &[BalanceServer]) -> Option<&str> {

@@ -212,8 +212,8 @@ fn a_balancer_takes_over_a_rotated_key_at_a_signal() {
     // There is one server, so it resumes, but the label says nothing.
     balancer.await_metrics(|metrics| metrics.routed("policy", "resumed") == 1);
     export(&farm);
-    balancer.hang_up();
-    balancer.await_line("configuration and key reloaded");
+    let said = balancer.reload();
+    assert!(said.contains("configuration and key reloaded"), "{said}");
     let (_, verdict) = visit(balancer.address(), "-tls1_3", &session);
     assert_eq!(verdict, "resumed/psk");
     balancer.await_metrics(|metrics| metrics.routed("label", "resumed") == 1);

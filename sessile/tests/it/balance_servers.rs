@@ -54,10 +54,11 @@ fn start(folder: &Path, balance: &str, rest: &[String]) -> Sessile {
     Sessile::balance_configured(&write(folder, balance, rest), folder)
 }
 
-/// Reads the configuration again, and waits until it has said so `times` times in all.
-fn reload(balancer: &Sessile, times: usize) {
-    balancer.hang_up();
-    balancer.await_lines("configuration and key reloaded", times);
+/// Has it read its configuration again, which is right.
+fn reload(balancer: &Sessile) -> String {
+    let said = balancer.reload();
+    assert!(said.contains("configuration and key reloaded"), "{said}");
+    said
 }
 
 /// OpenSSL asks who is there: the name of the server, and whether the session was new or reused.
@@ -126,7 +127,7 @@ fn a_server_name_leads_to_its_pool_and_to_no_server_outside_of_it() {
 
     let settings = format!("{settings}\nunknown-name = \"refuse\"");
     write(certificates.folder(), &settings, &rest);
-    reload(&balancer, 1);
+    reload(&balancer);
     let mut command = Command::new("openssl");
     command.args(["s_client", "-servername", "other.test", "-connect"]);
     let ran = run("openssl", command.arg(balancer.address().to_string()), "");
@@ -239,12 +240,12 @@ fn a_draining_server_keeps_its_clients_and_gets_no_new_ones() {
     assert_eq!(homes, ["a", "b"]);
     let drained = [server("a", a, "drain = true"), server("b", b, "")];
     write(certificates.folder(), settings, &drained);
-    reload(&balancer, 1);
+    reload(&balancer);
     assert_eq!(who_all(&balancer, 4), ["b"]);
     let came = visit(balancer.address(), NAME, Some(&sessions[0]));
     assert_eq!(came, ("a".to_owned(), REUSED));
     write(certificates.folder(), settings, &rest);
-    reload(&balancer, 2);
+    reload(&balancer);
     assert_eq!(who_all(&balancer, 4), ["a", "b"]);
 }
 
@@ -258,8 +259,7 @@ fn servers_come_and_go_by_a_signal_and_a_bad_file_changes_nothing() {
     let balancer = start(folder, settings, &[server("a", a, "")]);
     assert_eq!(who_all(&balancer, 2), ["a"]);
     write(folder, settings, &[server("a", a, ""), server("b", b, "")]);
-    reload(&balancer, 1);
-    let line = balancer.await_line("configuration and key reloaded");
+    let line = reload(&balancer);
     assert!(
         line.contains("added=[\"b\"] changed=[] removed=[]"),
         "{line}"
@@ -271,9 +271,9 @@ fn servers_come_and_go_by_a_signal_and_a_bad_file_changes_nothing() {
 
     let twice = [server("b", b, ""), server("b", b, "wait = 1")];
     write(folder, settings, &twice);
-    balancer.hang_up();
-    let line = balancer.await_line("configuration not reloaded");
-    assert!(line.contains("the old one stays"), "{line}");
+    let said = balancer.reload();
+    assert!(said.contains("unknown key `wait`"), "{said}");
+    assert!(said.contains("the old one stays as a whole"), "{said}");
     assert_eq!(who_all(&balancer, 4), ["a", "b"]);
 
     // A connection to a server that leaves is finished.
@@ -282,7 +282,7 @@ fn servers_come_and_go_by_a_signal_and_a_bad_file_changes_nothing() {
     held.write_all(HELLO).unwrap();
     held.read_exact(&mut [0]).unwrap();
     write(folder, settings, &[server("b", b, "")]);
-    reload(&balancer, 2);
+    reload(&balancer);
     assert_eq!(who_all(&balancer, 2), ["b"]);
     // A fatal alert of the client's: the server has to be there to end the connection for it.
     held.write_all(&[21, 3, 3, 0, 2, 2, 40]).unwrap();
@@ -307,7 +307,7 @@ fn a_server_that_was_added_gets_its_share_of_new_clients_bit_by_bit() {
     let folder = certificates.folder();
     let balancer = start(folder, settings, &[server("a", a, "")]);
     write(folder, settings, &[server("a", a, ""), server("b", b, "")]);
-    reload(&balancer, 1);
+    reload(&balancer);
     let added = balancer.await_server("b", |_| true);
     assert_eq!(added["state"], "slow-start");
     assert_eq!(added["share_percent"], 10);
@@ -344,8 +344,7 @@ fn what_needs_a_restart_is_named() {
         "[connection]\nmax = 7\n".to_owned(),
     ];
     write(folder, "health = \"off\"", &more);
-    balancer.hang_up();
-    let line = balancer.await_line("needs a restart");
+    let line = reload(&balancer);
     assert!(
         line.contains("connection.max") && !line.contains("listener"),
         "{line}"
@@ -401,7 +400,7 @@ fn the_api_shows_everything_and_changes_something_for_who_has_the_token() {
     );
     assert_eq!(who_all(&balancer, 3), ["b"]);
     // The file is what holds.
-    reload(&balancer, 1);
+    reload(&balancer);
     assert_eq!(balancer.snapshot()["servers"][0]["state"], "up");
 }
 

@@ -156,16 +156,11 @@ impl Sessile {
         self.hang_up();
         let outcomes = [
             "configuration and certificates reloaded",
+            "configuration and key reloaded",
             "configuration not reloaded",
         ];
         self.said.find_after(before, &outcomes);
         self.said.since(before)
-    }
-
-    /// Waits until it has said something with this in it so many times.
-    pub(crate) fn await_lines(&self, part: &str, times: usize) {
-        let said = || self.said.all().matches(part).count();
-        super::eventually(part, || said() >= times);
     }
 
     /// Asks it to end (SIGTERM) and does not wait.

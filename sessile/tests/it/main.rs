@@ -11,6 +11,7 @@ mod balance_tickets;
 mod chromium;
 mod client;
 mod farm_clients;
+mod farm_life;
 mod farm_probe;
 mod key;
 mod key_export;

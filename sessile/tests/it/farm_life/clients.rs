@@ -1,0 +1,204 @@
+//! Programs that come back to a farm with the session that they have: OpenSSL, Python and our own
+//! client, by each way to resume.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+
+use sessile::client::{Client, Mechanism};
+
+use crate::peers::run;
+use crate::store::setup::{client, verdict};
+
+/// By what a client resumes.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum How {
+    SessionId,
+    Ticket,
+    Psk,
+}
+
+pub(super) const HOW: [How; 3] = [How::SessionId, How::Ticket, How::Psk];
+
+impl How {
+    pub(super) const fn verdict(self) -> &'static str {
+        match self {
+            Self::SessionId => "resumed/session-id",
+            Self::Ticket => "resumed/ticket",
+            Self::Psk => "resumed/psk",
+        }
+    }
+
+    /// For `openssl s_client`.
+    pub(super) const fn arguments(self) -> &'static [&'static str] {
+        match self {
+            Self::SessionId => &["-tls1_2", "-no_ticket"],
+            Self::Ticket => &["-tls1_2"],
+            Self::Psk => &["-tls1_3"],
+        }
+    }
+}
+
+/// A client of some program that keeps one session.
+pub(super) struct Returning {
+    how: How,
+    program: Program,
+    /// Where it was the last time.
+    last: Option<SocketAddr>,
+    visits: usize,
+}
+
+enum Program {
+    Openssl { root: PathBuf, session: PathBuf },
+    Python(Python),
+    Ours(Client),
+}
+
+impl Returning {
+    /// One of each program and for each way to resume. They trust the authority in `root`, and keep
+    /// in `folder` what does not fit into their memory, under a name of theirs.
+    pub(super) fn of_every_kind(root: &Path, folder: &Path, name: &str) -> Vec<Self> {
+        let kinds = HOW.into_iter().flat_map(|how| {
+            let openssl = Program::Openssl {
+                root: root.to_owned(),
+                session: folder.join(format!("{name}-{how:?}.pem")),
+            };
+            let ours = Program::Ours(client(match how {
+                How::SessionId => Mechanism::SessionId,
+                How::Ticket => Mechanism::Ticket,
+                How::Psk => Mechanism::Psk,
+            }));
+            let python = Program::Python(Python::start(root, how));
+            [openssl, python, ours].map(|program| Self {
+                how,
+                program,
+                last: None,
+                visits: 0,
+            })
+        });
+        kinds.collect()
+    }
+
+    /// Makes its first, full, handshake there.
+    pub(super) async fn arrive(&mut self, server: SocketAddr) {
+        let verdict = self.connect(server).await;
+        assert_eq!(verdict, "full/nothing-offered", "{}", self.name());
+    }
+
+    /// Comes back to another server than the last time, each time to the next one; it has to resume.
+    pub(super) async fn come_back(&mut self, servers: &[SocketAddr]) {
+        let from = self.visits % servers.len();
+        let mut others = servers[from..].iter().chain(&servers[..from]);
+        let to = others.find(|server| Some(**server) != self.last);
+        let to = *to.expect("more than one server");
+        let last = self.last;
+        let verdict = self.connect(to).await;
+        let expected = self.how.verdict();
+        assert_eq!(verdict, expected, "{}, {last:?} to {to}", self.name());
+    }
+
+    async fn connect(&mut self, server: SocketAddr) -> String {
+        let verdict = match &mut self.program {
+            Program::Openssl { root, session } => openssl(self.how, root, session, server),
+            Program::Python(python) => python.connect(server),
+            Program::Ours(client) => verdict(client, server).await,
+        };
+        self.last = Some(server);
+        self.visits += 1;
+        verdict
+    }
+
+    fn name(&self) -> String {
+        let program = match self.program {
+            Program::Openssl { .. } => "OpenSSL",
+            Program::Python(_) => "Python",
+            Program::Ours(_) => "sessile",
+        };
+        format!("{program} by {:?}, visit {}", self.how, self.visits)
+    }
+}
+
+const REQUEST: &str = "HEAD / HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
+
+/// The verdict on a connection that offers the session in a file, if there is one, and leaves a session
+/// there.
+pub(super) fn openssl(how: How, root: &Path, session: &Path, server: SocketAddr) -> String {
+    let mut command = Command::new("openssl");
+    command.args(["s_client", "-ign_eof", "-servername", "localhost"]);
+    command.arg("-connect").arg(server.to_string());
+    command.args(how.arguments()).arg("-CAfile").arg(root);
+    if session.exists() {
+        command.arg("-sess_in").arg(session);
+    }
+    command.arg("-sess_out").arg(session);
+    let said = run("openssl", &mut command, REQUEST).succeeded().stdout;
+    let head = said.split_once("sessile-verdict: ");
+    let verdict = head.and_then(|(_, rest)| rest.split_whitespace().next());
+    verdict.expect("a verdict").to_owned()
+}
+
+/// A Python program that connects to each port that it is told, and says the verdict.
+struct Python {
+    child: Child,
+    ports: ChildStdin,
+    verdicts: BufReader<ChildStdout>,
+}
+
+/// Arguments: CA file, TLS version, whether to take tickets, and the request.
+const PYTHON: &str = r#"
+import socket, ssl, sys
+ca, version, tickets, request = sys.argv[1:]
+context = ssl.create_default_context(cafile=ca)
+context.minimum_version = context.maximum_version = ssl.TLSVersion[version]
+if tickets == "no":
+    context.options |= ssl.OP_NO_TICKET
+session = None
+for port in sys.stdin:
+    with socket.create_connection(("127.0.0.1", int(port)), timeout=30) as tcp:
+        with context.wrap_socket(tcp, server_hostname="localhost", session=session) as tls:
+            tls.sendall(request.encode())
+            answer = b"".join(iter(lambda: tls.recv(4096), b"")).decode()
+            verdict = answer.partition("sessile-verdict: ")[2].split()[0]
+            assert tls.session_reused == verdict.startswith("resumed/"), verdict
+            session = tls.session
+    print(verdict, flush=True)
+"#;
+
+impl Python {
+    fn start(root: &Path, how: How) -> Self {
+        let (version, tickets) = match how {
+            How::SessionId => ("TLSv1_2", "no"),
+            How::Ticket => ("TLSv1_2", "yes"),
+            How::Psk => ("TLSv1_3", "yes"),
+        };
+        let mut command = Command::new("python3");
+        command.args(["-c", PYTHON]).arg(root);
+        command.args([version, tickets, REQUEST]);
+        let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = piped
+            .spawn()
+            .expect("python3 is missing: install the package python3");
+        Self {
+            ports: child.stdin.take().expect("a pipe"),
+            verdicts: BufReader::new(child.stdout.take().expect("a pipe")),
+            child,
+        }
+    }
+
+    fn connect(&mut self, server: SocketAddr) -> String {
+        writeln!(self.ports, "{}", server.port()).expect("it listens");
+        let mut verdict = String::new();
+        self.verdicts.read_line(&mut verdict).expect("text");
+        // Nothing where it has failed, which it says itself.
+        verdict.trim_end().to_owned()
+    }
+}
+
+impl Drop for Python {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,244 @@
+//! What happens to a farm in its life, and that nobody pays for it: real servers with a key file each
+//! and one Redis, no balancer, and clients that come to another server each time.
+
+mod clients;
+mod dump;
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use sessile::farm::Authority;
+use tempfile::TempDir;
+
+use crate::peers::{Peer, eventually, set_clock};
+use crate::store::setup::Redis;
+use clients::Returning;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_sessile");
+
+/// What the servers of a farm have in common.
+struct Farm {
+    folder: TempDir,
+    redis: Redis,
+}
+
+impl Farm {
+    /// One whose first key was made on the terms of `--rotate` and `--max-lifetime`, by that clock.
+    fn new(rotate: &str, lifetime: &str, clock: Option<&str>) -> Self {
+        let farm = Self {
+            folder: tempfile::tempdir().unwrap(),
+            redis: Redis::start(),
+        };
+        let mut command = program(clock);
+        command.args(["key", "new", "--scope", "life", "--file"]);
+        command.arg(farm.path("farm.key"));
+        command.args(["--rotate", rotate, "--max-lifetime", lifetime]);
+        assert!(command.output().unwrap().status.success());
+        farm
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// A server's key file: a copy of the first one, as it goes to each server before it starts.
+    fn key(&self, server: &str) -> PathBuf {
+        let file = self.path(&format!("{server}.key"));
+        if !file.exists() {
+            fs::copy(self.path("farm.key"), &file).unwrap();
+        }
+        file
+    }
+
+    fn serve(&self, name: &str) -> Peer {
+        self.serve_at(name, None)
+    }
+
+    /// A server that has the time from a clock of its own.
+    fn serve_at(&self, name: &str, clock: Option<&str>) -> Peer {
+        let url = self.redis.url();
+        Peer::start("sessile", |port| {
+            self.command(name, port, &self.key(name), &url, clock)
+        })
+    }
+
+    fn serve_three(&self) -> [Peer; 3] {
+        ["web1", "web2", "web3"].map(|name| self.serve(name))
+    }
+
+    fn command(
+        &self,
+        name: &str,
+        port: u16,
+        key: &Path,
+        store: &str,
+        clock: Option<&str>,
+    ) -> Command {
+        let authority = Authority::open(self.folder.path()).unwrap();
+        let config = self.path(&format!("{name}.toml"));
+        let text = format!(
+            "[server]\nname = \"{name}\"\nstate-dir = \"state-{name}\"\nworkers = 1\n\
+             [session]\nstore = \"{store}\"\nstore-timeout = \"3s\"\n\
+             [key]\nfile = {key:?}\n[log]\naccess = \"off\"\n\
+             [[listener]]\naddress = \"127.0.0.1:{port}\"\n\
+             [[site]]\ncertificates = [{{ chain = {:?}, key = {:?} }}]\n\
+             [[site.route]]\npath = \"/\"\nverdict = true\n",
+            authority.certificate.chain, authority.certificate.key,
+        );
+        fs::write(&config, text).unwrap();
+        let mut command = program(clock);
+        command.arg("serve").arg("--config").arg(config);
+        command
+    }
+
+    fn root(&self) -> PathBuf {
+        Authority::open(self.folder.path()).unwrap().root
+    }
+
+    /// Clients of every kind whose sessions were all made by one server.
+    async fn clients_of(&self, server: &Peer) -> Vec<Returning> {
+        let name = server.address().port().to_string();
+        let mut clients = Returning::of_every_kind(&self.root(), self.folder.path(), &name);
+        for client in &mut clients {
+            client.arrive(server.address()).await;
+        }
+        clients
+    }
+}
+
+/// The program under test; its wall clock only, as faketime is told.
+fn program(clock: Option<&str>) -> Command {
+    let mut command = Command::new(PROGRAM);
+    if let Some(clock) = clock {
+        set_clock(&mut command, clock);
+    }
+    command
+}
+
+/// The ticket epoch that a key file stands at.
+fn stands_at(file: &Path) -> u64 {
+    let mut command = program(None);
+    command.args(["key", "show", "--json", "--file"]).arg(file);
+    let shown = command.output().unwrap().stdout;
+    let shown: serde_json::Value = serde_json::from_slice(&shown).unwrap();
+    shown["generations"][0]["ticket"]["stands_at"].as_u64().unwrap()
+}
+
+fn unix_secs() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.unwrap().as_secs()
+}
+
+/// Everyone comes back so many times, to another server each time, and resumes.
+async fn come_back(clients: &mut [Returning], servers: &[&Peer], times: usize) {
+    let addresses: Vec<SocketAddr> = servers.iter().map(|server| server.address()).collect();
+    for client in clients {
+        for _ in 0..times {
+            client.come_back(&addresses).await;
+        }
+    }
+}
+
+/// Ends a server as systemd does, and waits until it has drained.
+fn drain(server: Peer) {
+    server.signal(rustix::process::Signal::TERM);
+    assert!(server.wait().success());
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn at_rest_and_after_a_reload_everyone_resumes_at_every_server() {
+    let farm = Farm::new("1h", "10h", None);
+    let servers = farm.serve_three();
+    let [one, two, three] = &servers;
+    let mut clients = farm.clients_of(one).await;
+    come_back(&mut clients, &[one, two, three], 6).await;
+    for server in &servers {
+        server.hang_up();
+        eventually("it reloads", || server.said().contains("farm key reloaded"));
+    }
+    come_back(&mut clients, &[one, two, three], 3).await;
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn sessions_outlive_the_restart_and_the_crash_of_the_server_that_made_them() {
+    let farm = Farm::new("1h", "10h", None);
+    let [one, two, three] = farm.serve_three();
+    // Nobody has been anywhere else when it goes.
+    let mut drained = farm.clients_of(&one).await;
+    drain(one);
+    come_back(&mut drained, &[&two, &three], 2).await;
+    let one = farm.serve("web1");
+    come_back(&mut drained, &[&one, &two, &three], 3).await;
+
+    let mut killed = farm.clients_of(&two).await;
+    two.kill();
+    come_back(&mut killed, &[&one, &three], 2).await;
+    let two = farm.serve("web2");
+    come_back(&mut killed, &[&one, &two, &three], 3).await;
+
+    // One that goes and is the first that they come back to.
+    let mut own = farm.clients_of(&three).await;
+    three.kill();
+    let three = farm.serve("web3");
+    come_back(&mut own, &[&three, &one], 2).await;
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_server_that_joins_resumes_everyone_and_one_that_leaves_takes_nobody_along() {
+    let farm = Farm::new("1h", "10h", None);
+    let [one, two, three] = farm.serve_three();
+    let mut before = farm.clients_of(&one).await;
+    let joined = farm.serve("web4");
+    come_back(&mut before, &[&joined, &two], 2).await;
+    let mut of_joined = farm.clients_of(&joined).await;
+    drain(one);
+    come_back(&mut before, &[&two, &three, &joined], 3).await;
+    come_back(&mut of_joined, &[&two, &three, &joined], 3).await;
+    joined.kill();
+    come_back(&mut of_joined, &[&two, &three], 2).await;
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn twelve_rotations_of_the_key_cost_nobody_a_handshake() {
+    const ROTATIONS: u64 = 12;
+    // Made a while ago, so that the files have something to leave behind in each epoch.
+    let farm = Farm::new("1s", "2m", Some("-300s"));
+    let made = stands_at(&farm.key("web1"));
+    let servers = farm.serve_three();
+    let [one, two, three] = &servers;
+    let mut regulars = farm.clients_of(one).await;
+    let mut patient = farm.clients_of(two).await;
+    let files = ["web1", "web2", "web3"].map(|name| farm.key(name));
+    let stand = || files.each_ref().map(|file| stands_at(file));
+    eventually("the files move", || stand().iter().all(|at| *at > made));
+    let (first, mut epoch) = (stand(), unix_secs());
+    for _ in 0..=ROTATIONS {
+        come_back(&mut regulars, &[one, two, three], 1).await;
+        eventually("the next epoch", || unix_secs() > epoch);
+        epoch = unix_secs();
+    }
+    eventually("each file has left so many epochs behind", || {
+        let mut moved = stand().into_iter().zip(first);
+        moved.all(|(at, first)| at >= first + ROTATIONS)
+    });
+    come_back(&mut regulars, &[one, two, three], 3).await;
+    come_back(&mut patient, &[one, three], 2).await;
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn clocks_an_epoch_off_in_both_directions_cost_nobody_a_handshake() {
+    let farm = Farm::new("1h", "10h", None);
+    let servers = [
+        farm.serve("web1"),
+        farm.serve_at("web2", Some("-59m")),
+        farm.serve_at("web3", Some("+59m")),
+    ];
+    let [one, two, three] = &servers;
+    for maker in &servers {
+        let mut clients = farm.clients_of(maker).await;
+        come_back(&mut clients, &[one, two, three], 4).await;
+    }
+}

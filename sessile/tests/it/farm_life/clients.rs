@@ -8,7 +8,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use sessile::client::{Client, Mechanism};
 
-use crate::peers::run;
+use crate::peers::{run, set_clock};
 use crate::store::setup::{client, verdict};
 
 /// By what a client resumes.
@@ -100,7 +100,7 @@ impl Returning {
 
     async fn connect(&mut self, server: SocketAddr) -> String {
         let verdict = match &mut self.program {
-            Program::Openssl { root, session } => openssl(self.how, root, session, server),
+            Program::Openssl { root, session } => openssl(self.how, root, session, server, None),
             Program::Python(python) => python.connect(server),
             Program::Ours(client) => verdict(client, server).await,
         };
@@ -122,8 +122,14 @@ impl Returning {
 const REQUEST: &str = "HEAD / HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
 
 /// The verdict on a connection that offers the session in a file, if there is one, and leaves a session
-/// there.
-pub(super) fn openssl(how: How, root: &Path, session: &Path, server: SocketAddr) -> String {
+/// there. By its clock OpenSSL tells whether a session is still worth an offer.
+pub(super) fn openssl(
+    how: How,
+    root: &Path,
+    session: &Path,
+    server: SocketAddr,
+    clock: Option<&str>,
+) -> String {
     let mut command = Command::new("openssl");
     command.args(["s_client", "-ign_eof", "-servername", "localhost"]);
     command.arg("-connect").arg(server.to_string());
@@ -132,6 +138,9 @@ pub(super) fn openssl(how: How, root: &Path, session: &Path, server: SocketAddr)
         command.arg("-sess_in").arg(session);
     }
     command.arg("-sess_out").arg(session);
+    if let Some(clock) = clock {
+        set_clock(&mut command, clock);
+    }
     let said = run("openssl", &mut command, REQUEST).succeeded().stdout;
     let head = said.split_once("sessile-verdict: ");
     let verdict = head.and_then(|(_, rest)| rest.split_whitespace().next());

@@ -1,1 +1,177 @@
-//! x
+//! Everything of a farm's sessions is recorded, on the wire and in the store, and the key file is stolen a
+//! lifetime and two epochs later. Nothing opens with it.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use sessile_proto::Time;
+use sessile_proto::hello::{DEFAULT_LIMIT, HelloReader};
+use sessile_proto::keys::{FarmKey, Purpose, Schedule};
+use sessile_proto::{sealed, ticket};
+
+use super::clients::{HOW, How, openssl};
+use super::{Farm, PROGRAM, stands_at, unix_secs};
+use crate::peers::{Cut, Peer, Proxy, eventually};
+use crate::store::setup::Redis;
+
+const ROTATE: u64 = 1;
+const LIFETIME: u64 = 3;
+
+/// What somebody has who listened and read along.
+struct Recorded {
+    /// Seconds since the Unix epoch, before the first byte.
+    from: u64,
+    /// The same, after the last one.
+    until: u64,
+    /// Tickets and identities, as clients sent them.
+    wire: Vec<Vec<u8>>,
+    /// The store: names and values.
+    entries: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+/// Where OpenSSL keeps the session that was made by that way.
+fn session(farm: &Farm, how: How) -> PathBuf {
+    farm.path(&format!("recorded-{how:?}.pem"))
+}
+
+/// The verdict on a recorded session, which stays as it was.
+fn present(farm: &Farm, how: How, server: SocketAddr, clock: Option<&str>) -> String {
+    let copy = farm.path("presented.pem");
+    fs::copy(session(farm, how), &copy).unwrap();
+    openssl(how, &farm.root(), &copy, server, clock)
+}
+
+/// Makes a session by each way, and takes down all that can be seen of it; each is shown to be good.
+fn record(farm: &Farm, server: &Peer) -> Recorded {
+    let from = unix_secs();
+    let proxy = Proxy::start(server.address(), Cut::Whole);
+    let mut wire = Vec::new();
+    for how in HOW {
+        let (root, session) = (farm.root(), session(farm, how));
+        let first = openssl(how, &root, &session, server.address(), None);
+        assert_eq!(first, "full/nothing-offered");
+        let again = present(farm, how, proxy.address(), None);
+        assert_eq!(again, how.verdict());
+        let mut reader = HelloReader::new(DEFAULT_LIMIT);
+        assert!(reader.push(&proxy.hello()).unwrap());
+        let hello = reader.hello().unwrap();
+        let identities = hello.pre_shared_key.map(|offered| offered.identities());
+        let identity = identities.and_then(|mut all| Some(all.next()?.identity));
+        let ticket = hello.session_ticket.filter(|ticket| !ticket.is_empty());
+        wire.extend(identity.or(ticket).map(<[u8]>::to_vec));
+    }
+    assert_eq!(wire.len(), 2, "a ticket and an identity");
+    Recorded {
+        from,
+        until: unix_secs(),
+        wire,
+        entries: farm.redis.entries(),
+    }
+}
+
+impl Recorded {
+    /// Entries that are sessions, by the hash in their names, which they are sealed for.
+    fn sessions(&self) -> impl Iterator<Item = ([u8; 32], &[u8])> {
+        let hashed = |name: &[u8]| {
+            let digits = name.strip_prefix(b"sessile:life:")?;
+            let mut hash = [0; 32];
+            let digits = std::str::from_utf8(digits)
+                .ok()
+                .filter(|it| it.len() == 64)?;
+            for (n, byte) in hash.iter_mut().enumerate() {
+                *byte = u8::from_str_radix(&digits[2 * n..][..2], 16).ok()?;
+            }
+            Some(hash)
+        };
+        let entries = self.entries.iter();
+        entries.filter_map(move |(name, value)| Some((hashed(name)?, &value[..])))
+    }
+
+    /// How many tickets and how many entries of the store a key opens, with the clock as it likes.
+    fn opened(&self, key: &FarmKey) -> (usize, usize) {
+        let around = self.from - 2..unix_secs() + 2;
+        let schedules: Vec<Schedule> = around
+            .map(|secs| Schedule::derive(key, Time::from_unix_millis(secs * 1000)))
+            .collect();
+        let ticket = |bytes: &&Vec<u8>| {
+            schedules.iter().any(|schedule| {
+                let label = ticket::read_label(schedule.routes(), bytes);
+                label.is_some_and(|(id, label)| ticket::open(schedule, &id, label, bytes).is_ok())
+            })
+        };
+        let entry = |(hash, value): &([u8; 32], &[u8])| {
+            let open = |schedule| sealed::open(schedule, Purpose::Store, hash, value);
+            schedules.iter().any(|schedule| open(schedule).is_ok())
+        };
+        (
+            self.wire.iter().filter(ticket).count(),
+            self.sessions().filter(entry).count(),
+        )
+    }
+}
+
+/// The verdicts on the recorded sessions of a server with that key, its clock as told and the store as
+/// it was recorded. The client's clock is at `then` in any case, or it would not offer them.
+fn verdicts(
+    farm: &Farm,
+    key: &Path,
+    recorded: &Recorded,
+    clock: Option<&str>,
+    then: &str,
+) -> [String; 3] {
+    let redis = Redis::start();
+    let mut connection = redis.connect();
+    for (name, value) in &recorded.entries {
+        let set = redis::cmd("SET").arg(name).arg(value).exec(&mut connection);
+        set.unwrap();
+    }
+    let server = Peer::start(PROGRAM, |port| {
+        farm.command("thief", port, key, &redis.url(), clock)
+    });
+    HOW.map(|how| present(farm, how, server.address(), Some(then)))
+}
+
+#[test]
+fn a_key_file_stolen_a_lifetime_and_two_epochs_later_opens_nothing_that_was_recorded() {
+    let farm = Farm::new("1s", "3s", None);
+    let first_copy = farm.key("first-copy");
+    let server = farm.serve("web1");
+    let recorded = record(&farm, &server);
+    assert!(recorded.sessions().count() > 0);
+
+    // A running server's file, as soon as it should be of no use any more.
+    let over = recorded.until + LIFETIME + 2 * ROTATE;
+    eventually("a lifetime and two epochs", || unix_secs() >= over);
+    let file = farm.key("web1");
+    eventually("the file moved", || {
+        stands_at(&file) * ROTATE > recorded.until
+    });
+    let stolen = farm.path("stolen.key");
+    fs::copy(&file, &stolen).unwrap();
+    drop(server);
+    // And what the first copy comes to at just that time.
+    let [early, mut moved] = [(); 2].map(|()| sessile::key::load(&first_copy).unwrap());
+    assert!(moved.move_forward(Time::from_unix_millis(over * 1000)));
+
+    let stolen_key = sessile::key::load(&stolen).unwrap();
+    assert_eq!(recorded.opened(&stolen_key), (0, 0));
+    assert_eq!(recorded.opened(&moved), (0, 0));
+    // Somebody who kept the first copy opens everything: it is not the recording that is useless.
+    let everything = (2, recorded.sessions().count());
+    assert_eq!(recorded.opened(&early), everything);
+
+    // A server of the thief's, with the clock turned back to when it was recorded and stopped there.
+    let then = SystemTime::UNIX_EPOCH + Duration::from_secs(recorded.until);
+    let then = humantime::format_rfc3339_seconds(then).to_string();
+    let then = then.replace('T', " ").replace('Z', "");
+    for clock in [Some(&*then), None] {
+        let verdicts = verdicts(&farm, &stolen, &recorded, clock, &then);
+        let refused = ["full/expired", "full/unknown", "full/unknown-key"];
+        let is_refused = |verdict: &String| refused.contains(&&**verdict);
+        assert!(verdicts.iter().all(is_refused), "{verdicts:?}");
+    }
+    let kept = verdicts(&farm, &first_copy, &recorded, Some(&then), &then);
+    assert_eq!(kept, HOW.map(How::verdict));
+}

@@ -124,7 +124,9 @@ fn stands_at(file: &Path) -> u64 {
     command.args(["key", "show", "--json", "--file"]).arg(file);
     let shown = command.output().unwrap().stdout;
     let shown: serde_json::Value = serde_json::from_slice(&shown).unwrap();
-    shown["generations"][0]["ticket"]["stands_at"].as_u64().unwrap()
+    shown["generations"][0]["ticket"]["stands_at"]
+        .as_u64()
+        .unwrap()
 }
 
 fn unix_secs() -> u64 {

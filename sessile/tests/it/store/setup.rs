@@ -19,10 +19,13 @@ pub(crate) const REDIS: &str = "redis-server";
 /// How long what has to come back by itself may take.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A Redis that keeps nothing on the disk.
+/// A Redis that finds and leaves nothing on the disk.
 pub(crate) struct Redis {
     pub(crate) peer: Peer,
     port: u16,
+    /// A replica writes what it gets from its master to the working folder, and any Redis reads what
+    /// lies there when it starts.
+    _folder: TempDir,
 }
 
 impl Redis {
@@ -31,9 +34,13 @@ impl Redis {
     }
 
     pub(crate) fn with(arguments: &[&str]) -> Self {
-        let peer = Peer::start(REDIS, |port| command(port, arguments));
-        let port = peer.address().port();
-        Self { peer, port }
+        let folder = tempfile::tempdir().unwrap();
+        let peer = Peer::start(REDIS, |port| command(port, folder.path(), arguments));
+        Self {
+            port: peer.address().port(),
+            peer,
+            _folder: folder,
+        }
     }
 
     /// Starts another one, empty, where this one was.
@@ -49,8 +56,13 @@ impl Redis {
     }
 
     pub(crate) fn start_again(port: u16) -> Self {
-        let peer = Peer::start_on(port, REDIS, command(port, &[])).unwrap();
-        Self { peer, port }
+        let folder = tempfile::tempdir().unwrap();
+        let peer = Peer::start_on(port, REDIS, command(port, folder.path(), &[])).unwrap();
+        Self {
+            peer,
+            port,
+            _folder: folder,
+        }
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
@@ -80,15 +92,11 @@ impl Redis {
     }
 }
 
-fn command(port: u16, arguments: &[&str]) -> Command {
+fn command(port: u16, folder: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new("redis-server");
     command.args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
-    // Nor does it read what another left in the folder that is nobody's.
-    let file = format!("{}-{port}.rdb", std::process::id());
-    command.args(["--port", &port.to_string(), "--dbfilename", &file]);
-    command.args(arguments);
-    // What it writes for itself has no place in the working folder.
-    command.current_dir(std::env::temp_dir());
+    command.args(["--port", &port.to_string()]).args(arguments);
+    command.current_dir(folder);
     command
 }
 

@@ -1,4 +1,5 @@
-//! What a stranger can send to make a balancer learn what is not so.
+//! What a stranger can send to make a balancer learn what is not so, or a server store what is no
+//! session.
 
 use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
@@ -10,6 +11,7 @@ use std::time::Duration;
 use socket2::SockRef;
 
 use crate::peers::{Cut, Farm, Proxy, record, run};
+use crate::store::{self, setup::Redis};
 
 const TLS13: &[u8] = include_bytes!("../../../proto/src/testdata/client-openssl-tls13-full.bin");
 const TLS12: &[u8] = include_bytes!("../../../proto/src/testdata/client-openssl-tls12-id-full.bin");
@@ -157,4 +159,32 @@ fn a_throwaway_session_id_beside_a_ticket_is_not_learned() {
     openssl(proxy.address(), &["-no_ticket"], &session);
     let metrics = farm.await_metrics(|metrics| metrics.all_routed() == 6);
     assert_eq!(metrics.routed("session-id", "resumed"), 1, "{metrics}");
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn strangers_put_nothing_into_the_store_and_tls13_noise_is_not_looked_up_there() {
+    const TIMES: u64 = 200;
+    let redis = Redis::start();
+    let farm = store::setup::Farm::sharing(&redis.url(), "");
+    let server = farm.serve("web1");
+    for _ in 0..TIMES {
+        let noise = with_session_id(TLS13, random_id());
+        abandon(server.address(), &noise, HANDSHAKE);
+    }
+    let requests = async |operation: &str, result: &str| {
+        let labels = format!("operation=\"{operation}\",result=\"{result}\",server=\"web1\"");
+        let line = format!("sessile_store_requests_total{{{labels}}}");
+        server.metric(&line).await
+    };
+    assert_eq!(requests("fetch", "missing").await, 0);
+    // The ID of a TLS 1.2 client could be a session of another server's. It makes none by itself.
+    for _ in 0..TIMES {
+        let guess = with_session_id(TLS12_WITH_ID, random_id());
+        abandon(server.address(), &guess, HANDSHAKE);
+    }
+    assert_eq!(requests("fetch", "missing").await, TIMES);
+    assert_eq!(requests("put", "ok").await, 0);
+    // No other name of the store's is that long.
+    let is_session = |name: &[u8]| name.rsplit(|byte| *byte == b':').next().unwrap().len() == 64;
+    assert!(!redis.entries().iter().any(|(name, _)| is_session(name)));
 }

@@ -12,7 +12,7 @@ use sessile_proto::keys::{FarmKey, Purpose, Schedule};
 use sessile_proto::{sealed, ticket};
 
 use super::clients::{HOW, How, openssl};
-use super::{Farm, PROGRAM, stands_at, unix_secs};
+use super::{Farm, Setup, stands_at, unix_secs};
 use crate::peers::{Cut, Peer, Proxy, eventually};
 use crate::store::setup::Redis;
 
@@ -127,9 +127,13 @@ fn verdicts(
         let set = redis::cmd("SET").arg(name).arg(value).exec(&mut connection);
         set.unwrap();
     }
-    let server = Peer::start(PROGRAM, |port| {
-        farm.command("thief", port, key, &redis.url(), clock)
-    });
+    let setup = Setup {
+        clock,
+        key: Some(key),
+        store: Some(&redis),
+        site: "",
+    };
+    let server = farm.serve_as("thief", &setup);
     HOW.map(|how| present(farm, how, server.address(), Some(then)))
 }
 

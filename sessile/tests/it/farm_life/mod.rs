@@ -1,6 +1,7 @@
 //! What happens to a farm in its life, and that nobody pays for it: real servers with a key file each
 //! and one Redis, no balancer, and clients that come to another server each time.
 
+mod attacks;
 mod clients;
 mod dump;
 
@@ -18,6 +19,28 @@ use crate::store::setup::Redis;
 use clients::Returning;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_sessile");
+
+/// What a server has that others have not.
+#[derive(Clone, Copy, Default)]
+struct Setup<'a> {
+    /// The time, as faketime is told; the real one.
+    clock: Option<&'a str>,
+    /// Its key file; a copy of its own.
+    key: Option<&'a Path>,
+    /// Its store; the farm's.
+    store: Option<&'a Redis>,
+    /// Lines of its `[[site]]`.
+    site: &'a str,
+}
+
+impl<'a> Setup<'a> {
+    fn at(clock: &'a str) -> Self {
+        Self {
+            clock: Some(clock),
+            ..Self::default()
+        }
+    }
+}
 
 /// What the servers of a farm have in common.
 struct Farm {
@@ -54,29 +77,21 @@ impl Farm {
     }
 
     fn serve(&self, name: &str) -> Peer {
-        self.serve_at(name, None)
+        self.serve_as(name, &Setup::default())
     }
 
-    /// A server that has the time from a clock of its own.
-    fn serve_at(&self, name: &str, clock: Option<&str>) -> Peer {
-        let url = self.redis.url();
-        Peer::start("sessile", |port| {
-            self.command(name, port, &self.key(name), &url, clock)
-        })
+    fn serve_as(&self, name: &str, setup: &Setup<'_>) -> Peer {
+        Peer::start("sessile", |port| self.command(name, port, setup))
     }
 
     fn serve_three(&self) -> [Peer; 3] {
         ["web1", "web2", "web3"].map(|name| self.serve(name))
     }
 
-    fn command(
-        &self,
-        name: &str,
-        port: u16,
-        key: &Path,
-        store: &str,
-        clock: Option<&str>,
-    ) -> Command {
+    fn command(&self, name: &str, port: u16, setup: &Setup<'_>) -> Command {
+        let store = setup.store.unwrap_or(&self.redis).url();
+        let key = setup.key.map_or_else(|| self.key(name), Path::to_owned);
+        let site = setup.site;
         let authority = Authority::open(self.folder.path()).unwrap();
         let config = self.path(&format!("{name}.toml"));
         let text = format!(
@@ -84,12 +99,12 @@ impl Farm {
              [session]\nstore = \"{store}\"\nstore-timeout = \"3s\"\n\
              [key]\nfile = {key:?}\n[log]\naccess = \"off\"\n\
              [[listener]]\naddress = \"127.0.0.1:{port}\"\n\
-             [[site]]\ncertificates = [{{ chain = {:?}, key = {:?} }}]\n\
+             [[site]]\n{site}\ncertificates = [{{ chain = {:?}, key = {:?} }}]\n\
              [[site.route]]\npath = \"/\"\nverdict = true\n",
             authority.certificate.chain, authority.certificate.key,
         );
         fs::write(&config, text).unwrap();
-        let mut command = program(clock);
+        let mut command = program(setup.clock);
         command.arg("serve").arg("--config").arg(config);
         command
     }
@@ -235,8 +250,8 @@ async fn clocks_an_epoch_off_in_both_directions_cost_nobody_a_handshake() {
     let farm = Farm::new("1h", "10h", None);
     let servers = [
         farm.serve("web1"),
-        farm.serve_at("web2", Some("-59m")),
-        farm.serve_at("web3", Some("+59m")),
+        farm.serve_as("web2", &Setup::at("-59m")),
+        farm.serve_as("web3", &Setup::at("+59m")),
     ];
     let [one, two, three] = &servers;
     for maker in &servers {

@@ -1,0 +1,266 @@
+//! What clients can do with sessions that are not theirs any more, or never were: changed tickets,
+//! tickets of another site, tickets that are handed from server to server to live for ever.
+
+use std::io::Write;
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+use sessile_proto::hello::{DEFAULT_LIMIT, HelloReader, ServerHello};
+
+use super::clients::{HOW, How, openssl};
+use super::{Farm, Setup};
+use crate::peers::{Cut, Peer, Proxy, record};
+
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// Content types.
+const ALERT: u8 = 21;
+const HANDSHAKE: u8 = 22;
+
+/// Handshake messages.
+const SERVER_HELLO: u8 = 2;
+const SERVER_HELLO_DONE: u8 = 14;
+
+/// Bytes of the label that an identifier begins with.
+const LABEL: usize = 32;
+
+/// What a server says to a hello before it hears more.
+#[derive(Debug, PartialEq, Eq)]
+enum Answer {
+    /// It has taken the session that was offered.
+    Resumes,
+    /// The types of the handshake messages that can be read.
+    Full(Vec<u8>),
+    Alert,
+}
+
+/// Says that and no more.
+fn answer(server: SocketAddr, hello: &[u8]) -> Answer {
+    let mut io = TcpStream::connect(server).unwrap();
+    io.set_read_timeout(Some(PATIENCE)).unwrap();
+    io.write_all(hello).unwrap();
+    let mut messages = Vec::new();
+    loop {
+        let record = record(&io).unwrap();
+        match record[0] {
+            ALERT => return Answer::Alert,
+            HANDSHAKE => {}
+            // Encrypted from here on; TLS 1.2 comes so far only where it resumes.
+            _ if messages == [SERVER_HELLO] => return Answer::Full(messages),
+            _ => return Answer::Resumes,
+        }
+        let mut rest = &record[5..];
+        while let [kind, a, b, c, ..] = *rest {
+            let len = 4 + u32::from_be_bytes([0, a, b, c]) as usize;
+            messages.push(kind);
+            if kind == SERVER_HELLO {
+                let hello = ServerHello::parse(&rest[..len]).unwrap();
+                if hello.selected_identity.is_some() {
+                    return Answer::Resumes;
+                }
+            }
+            if kind == SERVER_HELLO_DONE {
+                return Answer::Full(messages);
+            }
+            rest = &rest[len..];
+        }
+    }
+}
+
+/// A hello, and the place of the ticket or identity in it.
+struct Offer {
+    how: How,
+    hello: Vec<u8>,
+    at: usize,
+    len: usize,
+}
+
+impl Offer {
+    /// Takes down what OpenSSL sends when it comes back.
+    fn record(farm: &Farm, server: &Peer, how: How) -> Self {
+        let session = farm.path(&format!("offer-{how:?}.pem"));
+        let first = openssl(how, &farm.root(), &session, server.address(), None);
+        assert_eq!(first, "full/nothing-offered");
+        let proxy = Proxy::start(server.address(), Cut::Whole);
+        let again = openssl(how, &farm.root(), &session, proxy.address(), None);
+        assert_eq!(again, how.verdict());
+        let bytes = proxy.hello();
+        let mut reader = HelloReader::new(DEFAULT_LIMIT);
+        assert!(reader.push(&bytes).unwrap());
+        let hello = reader.hello().unwrap();
+        let offered = match how {
+            How::Psk => {
+                hello
+                    .pre_shared_key
+                    .unwrap()
+                    .identities()
+                    .next()
+                    .unwrap()
+                    .identity
+            }
+            How::Ticket => hello.session_ticket.unwrap(),
+            How::SessionId => hello.session_id,
+        };
+        let mut windows = bytes.windows(offered.len());
+        let at = windows.position(|it| it == offered).unwrap();
+        let len = offered.len();
+        Self {
+            how,
+            hello: bytes,
+            at,
+            len,
+        }
+    }
+
+    /// The hello with one byte of the offer changed.
+    fn flipped(&self, byte: usize) -> Vec<u8> {
+        let mut hello = self.hello.clone();
+        hello[self.at + byte] ^= 1;
+        hello
+    }
+
+    /// The hello with another offer, and every length that covers it put right.
+    fn with(&self, offer: &[u8]) -> Vec<u8> {
+        let (before, rest) = self.hello.split_at(self.at);
+        let mut hello = [before, offer, &rest[self.len..]].concat();
+        let mut add = |at: usize| {
+            let length = u16::from_be_bytes([hello[at], hello[at + 1]]);
+            let length = usize::from(length) + offer.len() - self.len;
+            hello[at..at + 2].copy_from_slice(&u16::try_from(length).unwrap().to_be_bytes());
+        };
+        // The record; the message, whose length has three bytes; the extensions.
+        add(3);
+        add(5 + 2);
+        add(self.extensions());
+        // The extension; in TLS 1.3 the list in it and the identity in that, too.
+        let inner = if matches!(self.how, How::Psk) { 3 } else { 1 };
+        (1..=inner).for_each(|n| add(self.at - 2 * n));
+        hello
+    }
+
+    /// Where the length of the extensions stands: behind version, random, session ID, suites and
+    /// compression methods.
+    fn extensions(&self) -> usize {
+        let session_id = 5 + 4 + 2 + 32;
+        let suites = session_id + 1 + usize::from(self.hello[session_id]);
+        let len = u16::from_be_bytes([self.hello[suites], self.hello[suites + 1]]);
+        let compression = suites + 2 + usize::from(len);
+        compression + 1 + usize::from(self.hello[compression])
+    }
+}
+
+#[test]
+fn a_changed_cut_or_padded_ticket_gets_the_messages_of_a_client_without_one() {
+    let farm = Farm::new("1h", "10h", None);
+    let server = farm.serve("web1");
+    for how in [How::Ticket, How::Psk] {
+        let offer = Offer::record(&farm, &server, how);
+        let answer = |hello: &[u8]| answer(server.address(), hello);
+        assert_eq!(answer(&offer.hello), Answer::Resumes);
+        let bytes = offer.hello[offer.at..][..offer.len].to_vec();
+        let nobodys = answer(&offer.with(&vec![0x5a; offer.len]));
+        assert!(matches!(nobodys, Answer::Full(_)), "{nobodys:?}");
+        if matches!(how, How::Ticket) {
+            assert_eq!(answer(&offer.with(&[])), nobodys);
+        }
+        // Every byte of the label, and some of what it labels.
+        for byte in (0..LABEL).chain((LABEL..offer.len).step_by(7)) {
+            assert_eq!(answer(&offer.flipped(byte)), nobodys, "{how:?} {byte}");
+        }
+        for len in [
+            1,
+            LABEL - 1,
+            LABEL,
+            LABEL + 1,
+            offer.len - 64,
+            offer.len - 1,
+        ] {
+            assert_eq!(answer(&offer.with(&bytes[..len])), nobodys, "{how:?} {len}");
+        }
+        for more in [1, 64, 4096] {
+            let padded = [&bytes[..], &vec![0; more]].concat();
+            assert_eq!(answer(&offer.with(&padded)), nobodys, "{how:?} +{more}");
+        }
+        // None of this has cost the honest client its session.
+        assert_eq!(answer(&offer.hello), Answer::Resumes);
+    }
+}
+
+#[test]
+fn a_good_identity_with_a_wrong_binder_ends_the_handshake() {
+    let farm = Farm::new("1h", "10h", None);
+    let server = farm.serve("web1");
+    let mut offer = Offer::record(&farm, &server, How::Psk);
+    // The binders end the hello.
+    *offer.hello.last_mut().unwrap() ^= 1;
+    assert_eq!(answer(server.address(), &offer.hello), Answer::Alert);
+}
+
+/// The verdicts on the way of one client's session from server to server.
+fn travel(farm: &Farm, how: How, servers: &[&Peer]) -> Vec<String> {
+    let ports = servers.iter().map(|server| server.address().port());
+    let name: Vec<String> = ports.map(|port| port.to_string()).collect();
+    let session = farm.path(&format!("{how:?}-{}.pem", name.join("-")));
+    let visit = |server: &&Peer| openssl(how, &farm.root(), &session, server.address(), None);
+    servers.iter().map(visit).collect()
+}
+
+/// Another site of the farm, for the name that clients ask for.
+const OTHER_SITE: &str = "names = [\"localhost\"]";
+
+#[test]
+fn no_session_of_one_site_resumes_at_another() {
+    let farm = Farm::new("1h", "10h", None);
+    let one = farm.serve("web1");
+    let other = farm.serve_as(
+        "web2",
+        &Setup {
+            site: OTHER_SITE,
+            ..Setup::default()
+        },
+    );
+    for how in HOW {
+        assert_eq!(
+            travel(&farm, how, &[&one, &other]),
+            ["full/nothing-offered", "full/name-mismatch"]
+        );
+    }
+}
+
+/// Three servers whose clocks are six hours apart, each less than an epoch off the right time.
+fn six_hours_apart(farm: &Farm, sites: [&str; 3]) -> [Peer; 3] {
+    let setup = |clock, site| Setup {
+        clock,
+        site,
+        ..Setup::default()
+    };
+    [
+        farm.serve_as("web1", &setup(Some("-6h"), sites[0])),
+        farm.serve_as("web2", &setup(None, sites[1])),
+        farm.serve_as("web3", &setup(Some("+6h"), sites[2])),
+    ]
+}
+
+#[test]
+fn resuming_on_the_way_makes_no_session_live_longer() {
+    let farm = Farm::new("10h", "10h", None);
+    let [then, now, later] = six_hours_apart(&farm, [""; 3]);
+    for how in HOW {
+        let resumed = how.verdict();
+        assert_eq!(
+            travel(&farm, how, &[&then, &now, &now, &later]),
+            ["full/nothing-offered", resumed, resumed, "full/expired"]
+        );
+    }
+}
+
+#[test]
+fn a_session_that_was_offered_and_refused_gives_the_next_one_no_age() {
+    let farm = Farm::new("10h", "10h", None);
+    let [then, now, later] = six_hours_apart(&farm, ["", OTHER_SITE, OTHER_SITE]);
+    for how in HOW {
+        let verdicts = travel(&farm, how, &[&then, &now, &later]);
+        let refused = "full/name-mismatch";
+        assert_eq!(verdicts, ["full/nothing-offered", refused, how.verdict()]);
+    }
+}

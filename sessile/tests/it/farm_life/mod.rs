@@ -14,7 +14,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use sessile::farm::Authority;
 use tempfile::TempDir;
 
-use crate::peers::{Peer, eventually, set_clock};
+use crate::peers::{Peer, eventually, run, set_clock};
 use crate::store::setup::Redis;
 use clients::Returning;
 
@@ -174,7 +174,7 @@ async fn at_rest_and_after_a_reload_everyone_resumes_at_every_server() {
     come_back(&mut clients, &[one, two, three], 6).await;
     for server in &servers {
         server.hang_up();
-        eventually("it reloads", || server.said().contains("farm key reloaded"));
+        eventually("it reloads", || server.said().contains("certificates reloaded"));
     }
     come_back(&mut clients, &[one, two, three], 3).await;
 }
@@ -216,6 +216,41 @@ async fn a_server_that_joins_resumes_everyone_and_one_that_leaves_takes_nobody_a
     come_back(&mut of_joined, &[&two, &three, &joined], 3).await;
     joined.kill();
     come_back(&mut of_joined, &[&two, &three], 2).await;
+}
+
+/// The certificate that a server shows, PEM.
+fn certificate_of(server: &Peer) -> String {
+    let mut command = Command::new("openssl");
+    command.args(["s_client", "-servername", "localhost", "-connect"]);
+    command.arg(server.address().to_string());
+    let said = run("openssl", &mut command, "").succeeded().stdout;
+    let end = "-----END CERTIFICATE-----\n";
+    let begin = said.find("-----BEGIN CERTIFICATE-----").unwrap();
+    said[begin..said.find(end).unwrap() + end.len()].to_owned()
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_renewed_certificate_costs_nobody_a_handshake() {
+    let farm = Farm::new("1h", "10h", None);
+    let servers = farm.serve_three();
+    let [one, two, three] = &servers;
+    let mut clients = farm.clients_of(one).await;
+    let mut patient = farm.clients_of(two).await;
+    let old = certificate_of(one);
+    // A key of its own, too.
+    for file in ["server.pem", "server.key"] {
+        fs::remove_file(farm.path(file)).unwrap();
+    }
+    let renewed = Authority::open(farm.folder.path()).unwrap().certificate;
+    let renewed = fs::read_to_string(renewed.chain).unwrap();
+    assert_ne!(old, renewed);
+    // One server after another, and everyone between them.
+    for server in &servers {
+        server.hang_up();
+        eventually("it has it", || certificate_of(server) == renewed);
+        come_back(&mut clients, &[one, two, three], 2).await;
+    }
+    come_back(&mut patient, &[one, three], 2).await;
 }
 
 #[tokio::test(flavor = "current_thread")]

@@ -8,7 +8,7 @@ use std::time::Duration;
 use sessile_proto::hello::{DEFAULT_LIMIT, HelloReader, ServerHello};
 
 use super::clients::{HOW, How, openssl};
-use super::{Farm, Setup};
+use super::{Farm, Setup, travel};
 use crate::peers::{Cut, Peer, Proxy, record};
 
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -194,15 +194,6 @@ fn a_good_identity_with_a_wrong_binder_ends_the_handshake() {
     // The binders end the hello.
     *offer.hello.last_mut().unwrap() ^= 1;
     assert_eq!(answer(server.address(), &offer.hello), Answer::Alert);
-}
-
-/// The verdicts on the way of one client's session from server to server.
-fn travel(farm: &Farm, how: How, servers: &[&Peer]) -> Vec<String> {
-    let ports = servers.iter().map(|server| server.address().port());
-    let name: Vec<String> = ports.map(|port| port.to_string()).collect();
-    let session = farm.path(&format!("{how:?}-{}.pem", name.join("-")));
-    let visit = |server: &&Peer| openssl(how, &farm.root(), &session, server.address(), None);
-    servers.iter().map(visit).collect()
 }
 
 /// Another site of the farm, for the name that clients ask for.

@@ -52,7 +52,7 @@ pub(super) struct Returning {
 enum Program {
     Openssl { root: PathBuf, session: PathBuf },
     Python(Python),
-    Ours(Client),
+    Ours(Box<Client>),
 }
 
 impl Returning {
@@ -64,11 +64,11 @@ impl Returning {
                 root: root.to_owned(),
                 session: folder.join(format!("{name}-{how:?}.pem")),
             };
-            let ours = Program::Ours(client(match how {
+            let ours = Program::Ours(Box::new(client(match how {
                 How::SessionId => Mechanism::SessionId,
                 How::Ticket => Mechanism::Ticket,
                 How::Psk => Mechanism::Psk,
-            }));
+            })));
             let python = Program::Python(Python::start(root, how));
             [openssl, python, ours].map(|program| Self {
                 how,

@@ -1,18 +1,19 @@
-//! Everything of a farm's sessions is recorded, on the wire and in the store, and the key file is stolen a
-//! lifetime and two epochs later. Nothing opens with it.
+//! Everything of a farm's sessions is recorded, on the wire, in the store and on the disk, and the key
+//! file is stolen a lifetime and two epochs later. Nothing opens with it.
 
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use sessile::store::snapshot::SnapshotFile;
 use sessile_proto::Time;
 use sessile_proto::hello::{DEFAULT_LIMIT, HelloReader};
 use sessile_proto::keys::{FarmKey, Purpose, Schedule};
 use sessile_proto::{sealed, ticket};
 
 use super::clients::{HOW, How, openssl};
-use super::{Farm, Setup, stands_at, unix_secs};
+use super::{Farm, Setup, drain, stands_at, travel, unix_secs};
 use crate::peers::{Cut, Peer, Proxy, eventually};
 use crate::store::setup::Redis;
 
@@ -29,7 +30,23 @@ struct Recorded {
     wire: Vec<Vec<u8>>,
     /// The store: names and values.
     entries: Vec<(Vec<u8>, Vec<u8>)>,
+    /// What a server has left in its state folder.
+    snapshot: Vec<u8>,
 }
+
+/// How much of that a key opens.
+#[derive(Debug, PartialEq, Eq)]
+struct Opened {
+    tickets: usize,
+    entries: usize,
+    snapshot: bool,
+}
+
+const NOTHING: Opened = Opened {
+    tickets: 0,
+    entries: 0,
+    snapshot: false,
+};
 
 /// Where OpenSSL keeps the session that was made by that way.
 fn session(farm: &Farm, how: How) -> PathBuf {
@@ -63,11 +80,16 @@ fn record(farm: &Farm, server: &Peer) -> Recorded {
         wire.extend(identity.or(ticket).map(<[u8]>::to_vec));
     }
     assert_eq!(wire.len(), 2, "a ticket and an identity");
+    let drained = farm.serve("web2");
+    travel(farm, How::SessionId, &[&drained]);
+    drain(drained);
+    let file = SnapshotFile::new(&farm.path("state-web2"), "web2");
     Recorded {
         from,
         until: unix_secs(),
         wire,
         entries: farm.redis.entries(),
+        snapshot: fs::read(file.path()).unwrap(),
     }
 }
 
@@ -89,8 +111,8 @@ impl Recorded {
         entries.filter_map(move |(name, value)| Some((hashed(name)?, &value[..])))
     }
 
-    /// How many tickets and how many entries of the store a key opens, with the clock as it likes.
-    fn opened(&self, key: &FarmKey) -> (usize, usize) {
+    /// What a key opens, with the clock as it likes.
+    fn opened(&self, key: &FarmKey) -> Opened {
         let around = self.from - 2..unix_secs() + 2;
         let schedules: Vec<Schedule> = around
             .map(|secs| Schedule::derive(key, Time::from_unix_millis(secs * 1000)))
@@ -105,10 +127,19 @@ impl Recorded {
             let open = |schedule| sealed::open(schedule, Purpose::Store, hash, value);
             schedules.iter().any(|schedule| open(schedule).is_ok())
         };
-        (
-            self.wire.iter().filter(ticket).count(),
-            self.sessions().filter(entry).count(),
-        )
+        let folder = tempfile::tempdir().unwrap();
+        let file = SnapshotFile::new(folder.path(), "web2");
+        let snapshot = |schedule| {
+            // Reading it takes it away.
+            fs::write(file.path(), &self.snapshot).unwrap();
+            let taken = file.take(schedule);
+            taken.is_ok_and(|snapshot| !snapshot.unwrap().entries.is_empty())
+        };
+        Opened {
+            tickets: self.wire.iter().filter(ticket).count(),
+            entries: self.sessions().filter(entry).count(),
+            snapshot: schedules.iter().any(snapshot),
+        }
     }
 }
 
@@ -160,10 +191,14 @@ fn a_key_file_stolen_a_lifetime_and_two_epochs_later_opens_nothing_that_was_reco
     assert!(moved.move_forward(Time::from_unix_millis(over * 1000)));
 
     let stolen_key = sessile::key::load(&stolen).unwrap();
-    assert_eq!(recorded.opened(&stolen_key), (0, 0));
-    assert_eq!(recorded.opened(&moved), (0, 0));
+    assert_eq!(recorded.opened(&stolen_key), NOTHING);
+    assert_eq!(recorded.opened(&moved), NOTHING);
     // Somebody who kept the first copy opens everything: it is not the recording that is useless.
-    let everything = (2, recorded.sessions().count());
+    let everything = Opened {
+        tickets: 2,
+        entries: recorded.sessions().count(),
+        snapshot: true,
+    };
     assert_eq!(recorded.opened(&early), everything);
 
     // A server of the thief's, with the clock turned back to when it was recorded and stopped there.

@@ -16,7 +16,7 @@ use tempfile::TempDir;
 
 use crate::peers::{Peer, eventually, run, set_clock};
 use crate::store::setup::Redis;
-use clients::Returning;
+use clients::{How, Returning, openssl};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_sessile");
 
@@ -159,6 +159,15 @@ async fn come_back(clients: &mut [Returning], servers: &[&Peer], times: usize) {
     }
 }
 
+/// The verdicts on the way of one client's session from server to server.
+fn travel(farm: &Farm, how: How, servers: &[&Peer]) -> Vec<String> {
+    let ports = servers.iter().map(|server| server.address().port());
+    let name: Vec<String> = ports.map(|port| port.to_string()).collect();
+    let session = farm.path(&format!("{how:?}-{}.pem", name.join("-")));
+    let visit = |server: &&Peer| openssl(how, &farm.root(), &session, server.address(), None);
+    servers.iter().map(visit).collect()
+}
+
 /// Ends a server as systemd does, and waits until it has drained.
 fn drain(server: Peer) {
     server.signal(rustix::process::Signal::TERM);
@@ -174,7 +183,9 @@ async fn at_rest_and_after_a_reload_everyone_resumes_at_every_server() {
     come_back(&mut clients, &[one, two, three], 6).await;
     for server in &servers {
         server.hang_up();
-        eventually("it reloads", || server.said().contains("certificates reloaded"));
+        eventually("it reloads", || {
+            server.said().contains("certificates reloaded")
+        });
     }
     come_back(&mut clients, &[one, two, three], 3).await;
 }

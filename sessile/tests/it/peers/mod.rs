@@ -19,6 +19,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
@@ -231,16 +232,27 @@ pub(crate) fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
 ///
 /// The program itself is started, and not faketime, which would outlive or leave it when killed.
 pub(crate) fn set_clock(command: &mut Command, clock: &str) {
-    let mut faketime = Command::new("faketime");
-    let shown = faketime.args(["-f", clock, "env"]).output();
-    let shown = shown.expect("faketime is needed: install the package faketime");
-    let shown = String::from_utf8(shown.stdout).expect("paths in UTF-8");
-    let preload = shown
-        .lines()
-        .find_map(|line| line.strip_prefix("LD_PRELOAD="));
-    command.env("LD_PRELOAD", preload.expect("faketime sets it"));
+    static LIBRARY: OnceLock<String> = OnceLock::new();
+    command.env("LD_PRELOAD", LIBRARY.get_or_init(faketime_library));
     command.env("FAKETIME", clock).env("TZ", "UTC");
     command.env("DONT_FAKE_MONOTONIC", "1");
+}
+
+/// What faketime has programs load.
+fn faketime_library() -> String {
+    // Programs that are killed leave something behind under their process IDs, and faketime does not
+    // start under such an ID.
+    const TRIES: usize = 5;
+    let preload = || {
+        let shown = Command::new("faketime").args(["-f", "+0", "env"]).output();
+        let shown = shown.expect("faketime is needed: install the package faketime");
+        let shown = String::from_utf8(shown.stdout).expect("paths in UTF-8");
+        let mut lines = shown.lines();
+        let preload = lines.find_map(|line| line.strip_prefix("LD_PRELOAD="));
+        preload.map(ToOwned::to_owned)
+    };
+    let mut tries = (0..TRIES).filter_map(|_| preload());
+    tries.next().expect("faketime sets it")
 }
 
 /// Asks a server for `/` with `openssl s_client` and the given arguments; returns all it prints.

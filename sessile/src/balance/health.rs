@@ -68,16 +68,26 @@ async fn watch(shared: &Shared, name: &str) {
         let roster = Arc::clone(&rosters.borrow_and_update());
         let mut servers = roster.servers();
         let found = servers.find(|(_, server)| server.name() == name);
-        let Some((pool, server)) = found.filter(|_| roster.balance.health != Health::Off) else {
+        let Some((pool, server)) = found else {
             return;
         };
+        let health = roster.balance.health;
+        if health == Health::Off {
+            server.is_not_checked();
+            return;
+        }
         let target = target(&roster, pool, server);
-        let same = checker.take().filter(|it| it.target == target);
-        let checker = checker.insert(same.unwrap_or_else(|| Checker::new(target, &roster)));
-        let well = checker.check(roster.balance.health).await;
-        let in_doubt = say_checked(server, well.as_ref().err());
-        if well.is_ok() && roster.balance.health == Health::Tls && checker.key_names_are_due() {
-            find_key_names(shared, &roster, pool, server, &checker.target).await;
+        let timeout = roster.balance.connect_timeout;
+        let same = checker
+            .take()
+            .filter(|it| it.target == target && it.timeout == timeout);
+        let checker = checker.insert(same.unwrap_or_else(|| Checker::new(target, timeout)));
+        let well = checker.check(health).await;
+        let (changed, in_doubt) = say_checked(server, well.as_ref().err());
+        // A server that comes back may well have another key.
+        let is_back = changed == Some(true);
+        if well.is_ok() && health == Health::Tls && (checker.key_names_are_due() || is_back) {
+            find_key_names(shared, pool, server, &checker.target, timeout).await;
         }
         let interval = roster.balance.health_interval;
         let pause = match in_doubt {
@@ -103,8 +113,9 @@ fn target(roster: &Roster, pool: &Pool, server: &Server) -> Target {
     }
 }
 
-/// Takes note of a check and says what has changed. Returns whether another one should come soon.
-fn say_checked(server: &Server, failed: Option<&Error>) -> bool {
+/// Takes note of a check and says what has changed. Returns whether the server is up, where that has
+/// changed, and whether another check should come soon.
+fn say_checked(server: &Server, failed: Option<&Error>) -> (Option<bool>, bool) {
     let (changed, in_doubt) = server.checked(failed.is_none(), clock::now());
     let (name, address) = (server.name(), server.address());
     match (changed, failed) {
@@ -115,25 +126,24 @@ fn say_checked(server: &Server, failed: Option<&Error>) -> bool {
         (_, Some(error)) => tracing::debug!(server = name, %address, %error, "check failed"),
         _ => {}
     }
-    in_doubt
+    (changed, in_doubt)
 }
 
 /// The client for the checks of one server.
 struct Checker {
     target: Target,
-    connect_timeout: Duration,
+    timeout: Duration,
     /// Keeps its sessions: a routine check is to cost the server as little as it can.
     client: Option<Client>,
     key_names_due: Instant,
 }
 
 impl Checker {
-    fn new(target: Target, roster: &Roster) -> Self {
-        let connect_timeout = roster.balance.connect_timeout;
+    fn new(target: Target, timeout: Duration) -> Self {
         Self {
             target,
-            connect_timeout,
-            client: client(Mechanism::Any, connect_timeout),
+            timeout,
+            client: client(Mechanism::Any, timeout),
             key_names_due: Instant::now(),
         }
     }
@@ -141,7 +151,7 @@ impl Checker {
     async fn check(&self, health: Health) -> Result<(), Error> {
         let client = self.client.as_ref().filter(|_| health == Health::Tls);
         let Some(client) = client else {
-            return knock(self.target.address, self.connect_timeout).await;
+            return knock(self.target.address, self.timeout).await;
         };
         match visit(client, &self.target).await {
             // It speaks TLS, if only of a kind that our client does not.
@@ -199,10 +209,10 @@ async fn visit(client: &Client, target: &Target) -> Result<Connection, Error> {
 /// whose tickets begin the same resumes them.
 async fn find_key_names(
     shared: &Shared,
-    roster: &Roster,
     pool: &Pool,
     server: &Server,
     target: &Target,
+    timeout: Duration,
 ) {
     let id = server.id();
     let known = |shared: &Shared| {
@@ -211,7 +221,7 @@ async fn find_key_names(
     };
     let before = known(shared);
     for mechanism in [Mechanism::Psk, Mechanism::Ticket] {
-        let Some(client) = client(mechanism, roster.balance.connect_timeout) else {
+        let Some(client) = client(mechanism, timeout) else {
             return;
         };
         let other = client.another();

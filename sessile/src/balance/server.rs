@@ -139,6 +139,12 @@ impl Server {
         (changed, standing.is_in_doubt())
     }
 
+    /// Nobody checks it any more: what the last checks said does not hold for ever.
+    pub(super) fn is_not_checked(&self) {
+        self.live.standing().forget_checks();
+        self.live.metrics.up.set(1);
+    }
+
     /// Takes note of a connection that it did not take.
     pub(super) fn failed(&self, now: Time) {
         self.live.metrics.failures.inc();

@@ -92,6 +92,11 @@ impl Standing {
         Some(well)
     }
 
+    /// Forgets what checks have said.
+    pub(super) const fn forget_checks(&mut self) {
+        (self.down, self.doubts) = (false, 0);
+    }
+
     /// Whether the last check said something else than those before it.
     pub(super) const fn is_in_doubt(&self) -> bool {
         self.doubts > 0

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use sessile_proto::hello::{DEFAULT_LIMIT, HelloReader};
 
-use crate::peers::{Cut, Proxy, Sessile, run};
+use crate::peers::{Cut, NO_FOLDER, Proxy, Sessile, run};
 use crate::store::setup::{Farm, Server};
 
 /// Bytes of the identifier that a ticket begins with.
@@ -44,7 +44,7 @@ fn balancer(farm: &Farm, servers: &[Server], balance: &str) -> Sessile {
         text += &format!("[[balance.server]]\nname = \"{name}\"\naddress = \"{address}\"\n");
     }
     fs::write(&file, text).unwrap();
-    Sessile::balance_configured(&file, Path::new("/nonexistent"))
+    Sessile::balance_configured(&file, Path::new(NO_FOLDER))
 }
 
 /// OpenSSL asks for the verdict: which server answered, and what it was. The session is taken from
@@ -220,12 +220,16 @@ fn a_balancer_takes_over_a_rotated_key_at_a_signal() {
 }
 
 #[test]
-fn a_balancer_without_a_key_says_what_that_costs() {
+fn a_balancer_without_a_state_folder_says_what_that_costs() {
     let farm = Farm::new("");
     let server = farm.serve("web1");
     let without = Sessile::balance(&[server.address()], &[]);
     let line = without.await_line("no labels are read");
     assert!(line.contains("sessile key export --route"), "{line}");
+    // Nor has it a place for a token.
+    without.await_line("no request can change anything");
+    let (status, _) = without.api("POST /api/balancer/servers/a", Some(""), "{}");
+    assert_eq!(status, 403);
 
     let part = export(&farm);
     let part = part.to_str().unwrap();

@@ -171,6 +171,14 @@ fn a_server_that_stops_answering_is_down_until_it_answers_again() {
     one.kill();
     up("a")(0);
     assert_eq!(who_all(&balancer, 4), ["b"]);
+    // What the last check said does not hold once there are none.
+    write(
+        certificates.folder(),
+        &format!("{settings}\nhealth = \"off\""),
+        &rest,
+    );
+    reload(&balancer);
+    up("a")(1);
 }
 
 #[test]

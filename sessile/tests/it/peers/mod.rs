@@ -11,7 +11,7 @@ pub(crate) use browser::Browser;
 pub(crate) use metrics::Metrics;
 pub(crate) use proxy::{Cut, Proxy, record};
 pub(crate) use run::{Answer, Ran, run};
-pub(crate) use running::{Farm, Sessile};
+pub(crate) use running::{Farm, NO_FOLDER, Sessile};
 
 use std::fs::{self, File};
 use std::io::{Read, Seek, Write};

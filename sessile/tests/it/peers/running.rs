@@ -22,6 +22,9 @@ const PATIENCE: Duration = Duration::from_secs(15);
 /// How long to wait before the metrics are asked again.
 const PAUSE: Duration = Duration::from_millis(5);
 
+/// Where nobody can make a folder, root included: for programs that are to keep no state.
+pub(crate) const NO_FOLDER: &str = "/proc/nonexistent";
+
 /// A running `sessile`. Killed when dropped.
 pub(crate) struct Sessile {
     child: Child,
@@ -59,8 +62,7 @@ impl Sessile {
     /// `sessile balance` in front of servers that are named a, b, c and so on, which it does not check
     /// unless it is told to.
     pub(crate) fn balance(servers: &[SocketAddr], arguments: &[&str]) -> Self {
-        // A balancer keeps no state.
-        let mut command = command("balance", Path::new("/nonexistent"));
+        let mut command = command("balance", Path::new(NO_FOLDER));
         command.args(["--listen", "127.0.0.1:0"]).args(arguments);
         if !arguments.contains(&"--health") {
             command.args(["--health", "off"]);

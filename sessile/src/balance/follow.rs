@@ -80,7 +80,10 @@ impl Shared {
         let found = {
             let affinity = locked(&self.affinity);
             let mut found = offers.into_iter();
-            found.find_map(|(by, key)| Some((by, affinity.lookup(key?, request.now)?)))
+            found.find_map(|(by, key)| {
+                let home = affinity.lookup(key?, request.now)?;
+                pool.with_id(home).map(|_| (by, home))
+            })
         };
         let at_home = move |home| {
             let takes = |server: &&Arc<Server>| pool.takes_returning(server, request.now);

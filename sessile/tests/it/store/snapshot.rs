@@ -40,6 +40,12 @@ fn snapshots(folder: &Path) -> Vec<String> {
     names
 }
 
+/// Waits until a server has read its snapshot: the kernel takes connections a moment before.
+fn await_reading(farm: &Farm) {
+    let is_gone = || snapshots(&farm.folder().join("state")).is_empty();
+    eventually("it has read the snapshot", is_gone);
+}
+
 #[tokio::test(flavor = "current_thread")]
 async fn every_client_of_a_server_survives_its_restart() {
     // With tickets sealed, and with tickets that name a session in the table.
@@ -53,9 +59,7 @@ async fn every_client_of_a_server_survives_its_restart() {
             ["sessions-web1.snapshot"]
         );
         let server = farm.serve("web1");
-        // The kernel takes connections a moment before the server does.
-        let is_gone = || snapshots(&farm.folder().join("state")).is_empty();
-        eventually("it has read it", is_gone);
+        await_reading(&farm);
         for _ in 0..2 {
             assert_eq!(verdicts(&clients, server.address()).await, RESUMED);
         }
@@ -88,7 +92,9 @@ async fn a_crash_after_a_restart_does_not_bring_back_what_was_read_before() {
     let server = farm.serve("web1");
     let clients = clients(server.address()).await;
     server.drain();
-    farm.serve("web1").peer.kill();
+    let reader = farm.serve("web1");
+    await_reading(&farm);
+    reader.peer.kill();
     let server = farm.serve("web1");
     let lost = ["full/unknown", "full/lost", "full/lost"];
     assert_eq!(verdicts(&clients, server.address()).await, lost);

@@ -40,7 +40,10 @@ class Upstream(http.server.BaseHTTPRequestHandler):
             self.rfile.readline()
         elif length := int(self.headers.get("Content-Length", 0)):
             while length:
-                piece = self.rfile.read(min(length, len(BLOCK)))
+                try:
+                    piece = self.rfile.read(min(length, len(BLOCK)))
+                except OSError:
+                    piece = b""
                 if not piece:
                     self.say("body cut")
                     self.close_connection = True
@@ -49,6 +52,7 @@ class Upstream(http.server.BaseHTTPRequestHandler):
                 length -= len(piece)
 
     def handle_any(self):
+        self.say("asked")
         path, _, argument = self.path.partition("?")
         name = path.rsplit("/", 1)[-1].replace("-", "_")
         getattr(self, name, self.echo)(argument)
@@ -97,7 +101,6 @@ class Upstream(http.server.BaseHTTPRequestHandler):
 
     def stall(self, _):
         """No answer, until the client is gone."""
-        self.say("stalled")
         self.wait()
 
     def stall_in_body(self, _):
@@ -144,7 +147,6 @@ class Upstream(http.server.BaseHTTPRequestHandler):
 
     def hang_up_once(self, _):
         """Hangs up on the second request of each connection."""
-        self.say("asked")
         self.asked = getattr(self, "asked", 0) + 1
         if self.asked == 1:
             self.respond(b"answered")

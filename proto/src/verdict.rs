@@ -1,4 +1,5 @@
-//! The outcome of a handshake in one word: resumed and how, or full and why.
+//! The outcome of a handshake in one word: resumed and how, or full and why; and what became of the
+//! data that came with its first flight.
 //!
 //! A reason is only ever what was seen. Where it cannot be known for certain it is
 //! [`Reason::Unknown`]; nothing here guesses.
@@ -204,6 +205,108 @@ impl FromStr for Verdict {
     }
 }
 
+/// What became of a handshake's early data (0-RTT, RFC 9846, 2.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum EarlyData {
+    /// The client sent none.
+    None,
+    /// It was taken, once and nowhere else.
+    Accepted,
+    /// It was thrown away; the client sends it again once the handshake is done.
+    Rejected(Rejection),
+}
+
+/// Why early data was thrown away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Rejection {
+    /// It is not on: for the site, or for the session that was offered first.
+    Off,
+    /// The hello is older than the client says, or comes from a clock of its own.
+    StaleHello,
+    /// Another application protocol than that of the session.
+    AlpnMismatch,
+    /// Another session than the first that was offered resumed.
+    NotFirstIdentity,
+    /// The store did not give the session out for it: spent, not there, no answer in time, or not the
+    /// node that took it.
+    Store,
+    /// The client had to send its hello again, with another key share.
+    HelloRetry,
+    /// The session was there and did not resume: the verdict says why.
+    NotResumed,
+}
+
+impl Rejection {
+    /// Every reason.
+    pub const ALL: [Self; 7] = [
+        Self::Off,
+        Self::StaleHello,
+        Self::AlpnMismatch,
+        Self::NotFirstIdentity,
+        Self::Store,
+        Self::HelloRetry,
+        Self::NotResumed,
+    ];
+
+    /// The word behind `rejected/`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::StaleHello => "stale-hello",
+            Self::AlpnMismatch => "alpn-mismatch",
+            Self::NotFirstIdentity => "not-first-identity",
+            Self::Store => "store",
+            Self::HelloRetry => "hello-retry",
+            Self::NotResumed => "not-resumed",
+        }
+    }
+}
+
+impl EarlyData {
+    /// Every outcome there is, for metrics that start at zero.
+    pub fn all() -> impl Iterator<Item = Self> {
+        let rejected = Rejection::ALL.into_iter().map(Self::Rejected);
+        [Self::None, Self::Accepted].into_iter().chain(rejected)
+    }
+}
+
+impl fmt::Display for EarlyData {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None => f.write_str("none"),
+            Self::Accepted => f.write_str("accepted"),
+            Self::Rejected(why) => write!(f, "rejected/{}", why.as_str()),
+        }
+    }
+}
+
+/// The text does not say what became of early data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NotEarlyData;
+
+impl fmt::Display for NotEarlyData {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("not an outcome of early data: expected none, accepted or rejected/<reason>")
+    }
+}
+
+impl std::error::Error for NotEarlyData {}
+
+impl FromStr for EarlyData {
+    type Err = NotEarlyData;
+
+    fn from_str(text: &str) -> Result<Self, NotEarlyData> {
+        let word = match text {
+            "none" => return Ok(Self::None),
+            "accepted" => return Ok(Self::Accepted),
+            other => other.strip_prefix("rejected/").ok_or(NotEarlyData)?,
+        };
+        let found = Rejection::ALL.into_iter().find(|why| why.as_str() == word);
+        found.map(Self::Rejected).ok_or(NotEarlyData)
+    }
+}
+
 /// Decides the verdict of a handshake that finished.
 ///
 /// `resumed` is what the TLS library says of it; `refused` holds one reason for each session that
@@ -232,6 +335,29 @@ mod tests {
             assert_eq!(verdict.to_string().parse(), Ok(verdict));
         }
         assert_eq!("resumed/expired".parse::<Verdict>(), Err(NotAVerdict));
+    }
+
+    #[test]
+    fn every_outcome_of_early_data_reads_back_from_its_text() {
+        let words: Vec<_> = EarlyData::all().map(|early| early.to_string()).collect();
+        let listed = [
+            "none",
+            "accepted",
+            "rejected/off",
+            "rejected/stale-hello",
+            "rejected/alpn-mismatch",
+            "rejected/not-first-identity",
+            "rejected/store",
+            "rejected/hello-retry",
+            "rejected/not-resumed",
+        ];
+        assert_eq!(words, listed);
+        for early in EarlyData::all() {
+            assert_eq!(early.to_string().parse(), Ok(early));
+        }
+        for other in ["", "rejected", "rejected/", "rejected/none", "accepted/off"] {
+            assert_eq!(other.parse::<EarlyData>(), Err(NotEarlyData));
+        }
     }
 
     #[test]

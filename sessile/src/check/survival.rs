@@ -105,6 +105,15 @@ pub(super) fn check_store(config: &Config, findings: &mut Findings) {
         "Sessions are shared through {redis}. A handshake waits for it {} at most, and is full where it does not answer.",
         span(config.session.store_timeout)
     ));
+    let early = config.sites.iter().filter(|site| site.early_data > 0);
+    if let sites @ 1.. = early.count() {
+        findings.note(format!(
+            "Early data (0-RTT) of TLS 1.3 clients is taken at {}: up to {}, once for each session. Their sessions are in \
+             the store and not in tickets: they survive what the store survives.",
+            super::counted(sites, "site"),
+            super::bytes(config.session.early_data.into())
+        ));
+    }
     if config.session.max_entries == 0 || config.session.lifetime.is_zero() {
         findings.warn("session.store is not used: session.max-entries or session.lifetime is 0, so no session is kept.");
     }

@@ -19,6 +19,7 @@ fn farm(folder: &Path) -> Config {
         names: vec!["a.example".to_owned(), "*.a.example".to_owned()],
         certificates: vec![named(folder, "a")],
         client_auth: None,
+        early_data: 0,
         routes: vec![SiteRoute {
             path: "/".to_owned(),
             action: Action::Verdict,

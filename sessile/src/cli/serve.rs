@@ -104,6 +104,7 @@ fn configuration(args: &Args) -> anyhow::Result<Config> {
                     key: key.clone(),
                 }],
                 client_auth: None,
+                early_data: 0,
                 routes: vec![SiteRoute {
                     path: "/".to_owned(),
                     action: Action::Files(folder(root)?),

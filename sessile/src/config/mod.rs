@@ -59,6 +59,8 @@ pub struct Session {
     pub store_timeout: Duration,
     /// On a drain the session table goes, sealed, to the state folder, and is read at the next start.
     pub snapshot: bool,
+    /// Most bytes of early data (0-RTT) taken from a client; 0: none is taken.
+    pub early_data: u32,
     /// Longest life of a session that sessile holds as a client.
     pub client_lifetime: Duration,
     /// Resume only sessions whose connection ended with close_notify.
@@ -154,6 +156,8 @@ pub struct Site {
     pub certificates: Vec<Certificate>,
     /// Whose certificates clients show; `None`: nobody is asked for one.
     pub client_auth: Option<ClientAuth>,
+    /// Most bytes of early data taken here, as `session.early-data` and the site's own setting have it.
+    pub early_data: u32,
     /// Longest matching path first.
     pub routes: Vec<SiteRoute>,
 }
@@ -359,6 +363,9 @@ pub const MAX_STORE_TIMEOUT: Duration = Duration::from_secs(5);
 /// `response-timeout` of an upstream where it is not set.
 pub const DEFAULT_RESPONSE_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// Most bytes of `session.early-data`: a request's head, and then some.
+pub const MAX_EARLY_DATA: u32 = 64 * 1024;
+
 /// `connect-timeout` of the balancer and of an upstream where it is not set.
 pub const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -372,6 +379,7 @@ impl Default for Session {
             store: StoreUrl::Memory,
             store_timeout: DEFAULT_STORE_TIMEOUT,
             snapshot: true,
+            early_data: 0,
             client_lifetime: TEN_HOURS,
             require_close_notify: false,
         }

@@ -165,6 +165,7 @@ pub fn server_config(base: &Config, authority: &Authority, name: &str) -> Config
         names: Vec::new(),
         certificates: vec![authority.certificate.clone()],
         client_auth: None,
+        early_data: 0,
         routes: vec![SiteRoute {
             path: "/".to_owned(),
             action: Action::Verdict,

@@ -21,10 +21,7 @@ use super::respond::{self, Connection};
 use super::sites::{Site, Sites};
 use crate::clock;
 use crate::detect::{self, DetectError};
-use crate::tls::{self, AcceptError, Accepted, Status};
-
-/// How long a handshake may take, from its hello on.
-const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
+use crate::tls::{self, AcceptError, Accepted, Completion, HANDSHAKE_DEADLINE};
 
 /// How long a request's head may take beyond the idle time: the idle clock begins again with each
 /// byte that trickles in.
@@ -59,21 +56,24 @@ pub(super) async fn run(worker: Rc<Worker>, io: TcpStream, peer: SocketAddr, ope
         Ok(done) => done,
         Err(cause) => return metrics.count_failure(cause),
     };
-    metrics.count_verdict(accepted.handshake.verdict);
+    metrics.count_early_data(accepted.handshake.early_data);
     let Accepted { stream, handshake } = accepted;
-    let status = Rc::clone(stream.status());
     let connection = Rc::new(Connection {
         peer,
         handshake,
+        status: Rc::clone(stream.status()),
+        counted: Cell::new(false),
         site,
         sites,
         requests: Cell::new(0),
         worker: Rc::clone(&worker),
     });
-    let _cut = Cut(Rc::clone(&connection), Rc::clone(&status));
-    let reclaimed = serve(&connection, stream, &status).await;
+    connection.count_handshake();
+    let _cut = Cut(Rc::clone(&connection));
+    let reclaimed = serve(&connection, stream).await;
+    connection.count_unfinished();
     connection.log_if_silent();
-    settle(&connection, &status, reclaimed).await;
+    settle(&connection, reclaimed).await;
     drop(open);
 }
 
@@ -123,17 +123,21 @@ async fn handshake(
 /// Polls a hyper connection under the idle clock and the order to stop. HTTP/1 and HTTP/2
 /// connections share no trait that could take the place of this macro.
 macro_rules! drive {
-    ($connection:expr, $status:expr, $http:expr) => {{
+    ($connection:expr, $http:expr) => {{
         let worker = &$connection.worker.shared;
+        let status = &$connection.status;
         let idle_timeout = worker.config.connection.idle_timeout;
         let mut http = pin!($http);
         let mut stopping = false;
         loop {
-            let idle_until = $status.last_activity() + idle_timeout;
+            let idle_until = status.last_activity() + idle_timeout;
             tokio::select! {
                 _ = http.as_mut() => break false,
+                () = status.completed(), if !$connection.counted.get() => {
+                    $connection.count_handshake();
+                }
                 () = tokio::time::sleep_until(idle_until) => {
-                    if $status.last_activity() + idle_timeout > Instant::now() {
+                    if status.last_activity() + idle_timeout > Instant::now() {
                         continue;
                     }
                     worker.metrics.count_reclaimed();
@@ -143,7 +147,7 @@ macro_rules! drive {
                     }
                     // Whether the client says goodbye too is of interest only where it counts.
                     if !worker.config.session.require_close_notify {
-                        $status.end_without_lingering();
+                        status.end_without_lingering();
                     }
                     http.as_mut().graceful_shutdown();
                     let _ = tokio::time::timeout(GOODBYE_DEADLINE, http.as_mut()).await;
@@ -159,7 +163,7 @@ macro_rules! drive {
 }
 
 /// Answers requests until the connection ends. Returns whether it ended by being reclaimed.
-async fn serve(connection: &Rc<Connection>, stream: tls::Stream, status: &Status) -> bool {
+async fn serve(connection: &Rc<Connection>, stream: tls::Stream) -> bool {
     let answer = service_fn(|request| respond::answer(Rc::clone(connection), request));
     let io = TokioIo::new(stream);
     let idle_timeout = connection.worker.shared.config.connection.idle_timeout;
@@ -170,7 +174,7 @@ async fn serve(connection: &Rc<Connection>, stream: tls::Stream, status: &Status
             .max_concurrent_streams(MAX_STREAMS)
             .max_send_buf_size(MAX_STREAM_BUFFER)
             .max_header_list_size(MAX_HEAD as u32);
-        drive!(connection, status, builder.serve_connection(io, answer))
+        drive!(connection, builder.serve_connection(io, answer))
     } else {
         let mut builder = http1::Builder::new();
         // A client may end its side once it has asked. Where the answer may take long, one that ends
@@ -180,41 +184,65 @@ async fn serve(connection: &Rc<Connection>, stream: tls::Stream, status: &Status
             .max_buf_size(MAX_HEAD)
             .timer(TokioTimer::new())
             .header_read_timeout(idle_timeout + HEAD_DEADLINE);
-        drive!(connection, status, builder.serve_connection(io, answer))
+        drive!(connection, builder.serve_connection(io, answer))
+    }
+}
+
+impl Connection {
+    /// Counts the handshake, once and when it is over: after early data that is while requests are
+    /// answered.
+    fn count_handshake(&self) {
+        let metrics = &self.worker.shared.metrics;
+        match self.status.completion() {
+            Completion::UnderWay => {}
+            _ if self.counted.replace(true) => {}
+            Completion::Done => metrics.count_verdict(self.handshake.verdict),
+            Completion::Deadline => metrics.count_failure("deadline"),
+            Completion::Refused => metrics.count_failure("tls"),
+        }
+    }
+
+    /// Counts the handshake of a connection that is over, if its client never finished it.
+    fn count_unfinished(&self) {
+        self.count_handshake();
+        if !self.counted.replace(true) {
+            self.worker.shared.metrics.count_failure("closed");
+        }
     }
 }
 
 /// What becomes of the connection's sessions when it is over.
-async fn settle(connection: &Connection, status: &Status, reclaimed: bool) {
-    if let Some(gone) = removed_as(connection, status, reclaimed) {
+async fn settle(connection: &Connection, reclaimed: bool) {
+    if let Some(gone) = removed_as(connection, reclaimed) {
         remove(connection, gone).await;
     }
 }
 
 async fn remove(connection: &Connection, gone: Gone) {
-    for key in &connection.handshake.owned {
+    let owned = connection.status.owned().to_vec();
+    for key in &owned {
         connection.worker.store.remove(key, gone).await;
     }
 }
 
 /// Why the sessions of a connection that is over go with it, if they do.
-fn removed_as(connection: &Connection, status: &Status, reclaimed: bool) -> Option<Gone> {
+fn removed_as(connection: &Connection, reclaimed: bool) -> Option<Gone> {
     let config = &connection.worker.shared.config;
     // Purged when it was reclaimed: nothing is left to remove.
     let purged = reclaimed && config.connection.purge_on_reclaim;
-    let unclean = config.session.require_close_notify && !status.closed_cleanly();
+    let unclean = config.session.require_close_notify && !connection.status.closed_cleanly();
     (unclean && !purged).then_some(Gone::NotClosedCleanly)
 }
 
 /// A connection that is cut at the end of a drain is not settled any more; what it would have
 /// removed must not get into the snapshot. After [`settle`] this finds nothing left to do.
-struct Cut(Rc<Connection>, Rc<Status>);
+struct Cut(Rc<Connection>);
 
 impl Drop for Cut {
     fn drop(&mut self) {
-        let Self(connection, status) = self;
-        if let Some(gone) = removed_as(connection, status, false) {
-            for key in &connection.handshake.owned {
+        let Self(connection) = self;
+        if let Some(gone) = removed_as(connection, false) {
+            for key in connection.status.owned().iter() {
                 connection.worker.store.remove_here(key, gone);
             }
         }

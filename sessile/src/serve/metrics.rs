@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
-use sessile_proto::verdict::Verdict;
+use sessile_proto::verdict::{EarlyData, Verdict};
 
 use crate::figure;
 use crate::store::Store;
@@ -23,6 +23,7 @@ pub(super) const FAILURES: [&str; 7] = [
 /// One server's counters. Handles are looked up once, here.
 pub struct Metrics {
     verdicts: HashMap<Verdict, IntCounter>,
+    early_data: HashMap<EarlyData, IntCounter>,
     failures: HashMap<&'static str, IntCounter>,
     accepted: IntCounter,
     refused: IntCounter,
@@ -54,6 +55,11 @@ impl Metrics {
             "Finished TLS handshakes by verdict: resumed/<how> or full/<reason>.",
             "verdict",
         )?;
+        let early_data = vector(
+            "sessile_early_data_total",
+            "What became of the early data (0-RTT) of TLS handshakes: none, accepted or rejected/<reason>.",
+            "outcome",
+        )?;
         let failures = vector(
             "sessile_handshake_failures_total",
             "TLS handshakes that did not finish, by cause.",
@@ -68,18 +74,7 @@ impl Metrics {
         let open = opts("sessile_connections_open", "Client connections open now.");
         let open = IntGauge::with_opts(open)?;
         registry.register(Box::new(open.clone()))?;
-        let entries = opts(
-            "sessile_session_table_entries",
-            "Sessions in the session table.",
-        );
-        let table = store.clone();
-        figure::register(registry, entries, move || table.memory().stats().entries)?;
-        let bytes = opts(
-            "sessile_session_table_bytes",
-            "Memory of the session table, in bytes.",
-        );
-        let table = store.clone();
-        figure::register(registry, bytes, move || table.memory().memory())?;
+        register_table(registry, server, store)?;
         Ok(Self {
             verdicts: Verdict::all()
                 .map(|verdict| {
@@ -88,6 +83,9 @@ impl Metrics {
                         handshakes.with_label_values(&[verdict.to_string()]),
                     )
                 })
+                .collect(),
+            early_data: EarlyData::all()
+                .map(|early| (early, early_data.with_label_values(&[early.to_string()])))
                 .collect(),
             failures: FAILURES
                 .into_iter()
@@ -122,6 +120,10 @@ impl Metrics {
 
     pub(super) fn count_verdict(&self, verdict: Verdict) {
         self.verdicts[&verdict].inc();
+    }
+
+    pub(super) fn count_early_data(&self, early_data: EarlyData) {
+        self.early_data[&early_data].inc();
     }
 
     /// `cause`: one of [`FAILURES`].
@@ -171,6 +173,24 @@ pub(super) struct UpstreamResults {
     pub(super) cut: IntCounter,
     /// The client went away first.
     pub(super) abandoned: IntCounter,
+}
+
+/// Registers the figures of the session table.
+fn register_table(registry: &Registry, server: &str, store: &Store) -> prometheus::Result<()> {
+    let opts = |name: &str, help: &str| Opts::new(name, help).const_label("server", server);
+    let entries = opts(
+        "sessile_session_table_entries",
+        "Sessions in the session table.",
+    );
+    let table = store.clone();
+    figure::register(registry, entries, move || table.memory().stats().entries)?;
+    let bytes = opts(
+        "sessile_session_table_bytes",
+        "Memory of the session table, in bytes.",
+    );
+    let table = store.clone();
+    figure::register(registry, bytes, move || table.memory().memory())?;
+    Ok(())
 }
 
 /// A connection that is counted as open for as long as this lives.

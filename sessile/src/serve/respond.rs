@@ -23,11 +23,12 @@ use super::Worker;
 use super::access_log::quoted;
 use super::sites::{Handler, Site, Sites};
 use crate::clock;
-use crate::tls::Handshake;
+use crate::tls::{Completion, Handshake, Status};
 
 /// A request that bears it is told its connection's verdict, whatever it asks for.
 const PROBE: HeaderName = HeaderName::from_static("sessile-probe");
 const VERDICT: HeaderName = HeaderName::from_static("sessile-verdict");
+const EARLY_DATA: HeaderName = HeaderName::from_static("sessile-early-data");
 const SERVER: HeaderName = HeaderName::from_static("sessile-server");
 
 pub(super) type Body = Either<Full<Bytes>, UnsyncBoxBody<Bytes, io::Error>>;
@@ -40,6 +41,9 @@ pub(super) struct EarlyData;
 pub(super) struct Connection {
     pub(super) peer: SocketAddr,
     pub(super) handshake: Handshake,
+    pub(super) status: Rc<Status>,
+    /// Whether the handshake is counted: it may go on while requests are answered.
+    pub(super) counted: Cell<bool>,
     pub(super) site: Rc<Site>,
     /// As they were when it came: a reload does not make its requests another site's.
     pub(super) sites: Rc<Sites>,
@@ -53,6 +57,7 @@ struct Shown<'a> {
     server: &'a str,
     verdict: String,
     resumed: bool,
+    early_data: String,
     protocol: &'a str,
     cipher_suite: &'a str,
     http: &'a str,
@@ -68,8 +73,11 @@ struct Shown<'a> {
 
 pub(super) async fn answer(
     connection: Rc<Connection>,
-    request: Request<Incoming>,
+    mut request: Request<Incoming>,
 ) -> Result<Response<Body>, Infallible> {
+    if connection.is_early() {
+        request.extensions_mut().insert(EarlyData);
+    }
     connection.requests.set(connection.requests.get() + 1);
     connection.worker.shared.metrics.count_request();
     let log = connection.worker.shared.around.access_log.is_on();
@@ -196,14 +204,25 @@ fn typed(content_type: &'static str, body: Bytes) -> Response<Body> {
 }
 
 impl Connection {
-    /// Adds the verdict and the server's name to a response's headers.
+    /// Whether all that has come from the client may have been played back (RFC 8470, 3): it was early
+    /// data, and the client has not finished the handshake.
+    fn is_early(&self) -> bool {
+        self.status.completion() == Completion::UnderWay
+    }
+
+    /// Adds the verdict, what became of early data, and the server's name to a response's headers.
     fn tell(&self, headers: &mut HeaderMap) {
         let verdict = HeaderValue::try_from(self.handshake.verdict.to_string());
+        let early_data = HeaderValue::try_from(self.handshake.early_data.to_string());
         let server = HeaderValue::try_from(self.server());
         headers.extend(
-            [(VERDICT, verdict), (SERVER, server)]
-                .into_iter()
-                .filter_map(|(name, value)| Some((name, value.ok()?))),
+            [
+                (VERDICT, verdict),
+                (EARLY_DATA, early_data),
+                (SERVER, server),
+            ]
+            .into_iter()
+            .filter_map(|(name, value)| Some((name, value.ok()?))),
         );
     }
 
@@ -238,6 +257,7 @@ impl Connection {
             server: self.server(),
             verdict: handshake.verdict.to_string(),
             resumed: handshake.verdict.outcome() == "resumed",
+            early_data: handshake.early_data.to_string(),
             protocol: handshake.version,
             cipher_suite: &handshake.suite,
             http: if handshake.http2 {
@@ -278,7 +298,7 @@ impl Connection {
         }
     }
 
-    /// The combined log format, with server, protocol and verdict behind it, and whose certificate the
+    /// The combined log format, with server, protocol, verdict and early data behind it, and whose certificate the
     /// client has shown, if any.
     fn log(&self, request: &str) {
         let now = std::time::SystemTime::now();
@@ -287,12 +307,13 @@ impl Connection {
             None => String::new(),
         };
         self.worker.shared.around.access_log.line(format!(
-            "{} - - [{}] {request} {} {} {}{client}",
+            "{} - - [{}] {request} {} {} {} {}{client}",
             self.peer.ip(),
             humantime::format_rfc3339_millis(now),
             self.server(),
             self.handshake.version,
             self.handshake.verdict,
+            self.handshake.early_data,
         ));
     }
 }
@@ -305,13 +326,14 @@ impl Shown<'_> {
             None => String::new(),
         };
         format!(
-            "{}\n\nserver    {}\nprotocol  {} {} {}\nname      {name}\n{client}session   {} s old\nrequest   {} of this connection\n",
+            "{}\n\nserver    {}\nprotocol  {} {} {}\nname      {name}\n{client}session   {} s old\nearly     {}\nrequest   {} of this connection\n",
             self.verdict,
             self.server,
             self.protocol,
             self.cipher_suite,
             self.http,
             self.session_age_seconds,
+            self.early_data,
             self.request
         )
     }
@@ -334,7 +356,7 @@ impl Shown<'_> {
              p{{color:#59636e}}</style>\
              <h1>{verdict}</h1><dl><dt>server<dd>{server}<dt>protocol<dd>{protocol}, {http}\
              <dt>cipher suite<dd>{suite}<dt>name<dd>{name}{client}<dt>session<dd>{age} s old\
-             <dt>request<dd>{request} of this connection</dl>\
+             <dt>early data<dd>{early_data}<dt>request<dd>{request} of this connection</dl>\
              <p>Come back on a new connection (close this one, wait, restart a server) and see what the \
              handshake came to. As JSON: <a href=\"{above}/verdict.json\">{above}/verdict.json</a></p></html>\n",
             above = escaped(above),
@@ -343,6 +365,7 @@ impl Shown<'_> {
             http = self.http,
             suite = self.cipher_suite,
             age = self.session_age_seconds,
+            early_data = self.early_data,
             request = self.request,
         )
     }

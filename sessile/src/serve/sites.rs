@@ -52,7 +52,8 @@ impl Sites {
             let id = tls::site_id(config.names.first().map_or("", String::as_str));
             let (certificates, clients) = (&files.certificates, files.clients.as_ref());
             let site = Rc::new(Site {
-                template: Template::new(id, certificates, clients, Rc::clone(sessions))?,
+                template: Template::new(id, certificates, clients, Rc::clone(sessions))?
+                    .with_early_data(config.early_data),
                 routes: routes(config, &mut upstreams, metrics),
             });
             if config.names.is_empty() {

@@ -57,6 +57,10 @@ impl Setting {
         let value = match self.kind {
             Kind::Bool => text.parse().ok().map(Value::Bool),
             Kind::Count => text.parse().ok().map(Value::Count),
+            Kind::Size => Some(match text.parse() {
+                Ok(bytes) => Value::Count(bytes),
+                Err(_) => Value::Text(text.to_owned()),
+            }),
             Kind::Duration | Kind::Text => Some(Value::Text(text.to_owned())),
         };
         value.ok_or(WrongKind {
@@ -114,6 +118,7 @@ pub enum Kind {
     Bool,
     Count,
     Duration,
+    Size,
     Text,
 }
 
@@ -123,6 +128,7 @@ impl fmt::Display for Kind {
             Self::Bool => "true or false",
             Self::Count => "a whole number",
             Self::Duration => "a duration",
+            Self::Size => "a number of bytes",
             Self::Text => "text",
         })
     }
@@ -136,6 +142,7 @@ impl Kind {
             Self::Bool => "boolean",
             Self::Count => "number",
             Self::Duration => "duration",
+            Self::Size => "size",
             Self::Text => "text",
         }
     }
@@ -201,7 +208,7 @@ impl Value {
 const FREE: fn(&Config) -> Option<String> = |_| None;
 
 /// Every setting, in the order of the sections.
-pub static SETTINGS: [Setting; 28] = [
+pub static SETTINGS: [Setting; 29] = [
     Setting {
         name: "server.name",
         kind: Kind::Text,
@@ -312,6 +319,18 @@ pub static SETTINGS: [Setting; 28] = [
         cost: |config| {
             let off = !config.session.snapshot;
             off.then(|| "a restart loses the sessions of clients without tickets".to_owned())
+        },
+    },
+    Setting {
+        name: "session.early-data",
+        kind: Kind::Size,
+        default: "0",
+        meaning: "most bytes of early data (0-RTT) taken from a TLS 1.3 client that returns, 16KiB for instance and at most \
+                  64KiB; 0: none; needs a shared session.store; [[site]] early-data narrows it",
+        value: |config| Some(Value::Count(config.session.early_data.into())),
+        cost: |config| {
+            let on = config.session.early_data > 0;
+            on.then(|| "TLS 1.3 clients resume from the store, once for each session, and not with tickets that outlive it".to_owned())
         },
     },
     Setting {

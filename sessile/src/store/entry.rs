@@ -25,6 +25,7 @@ const REASONS: [(Gone, u8); 4] = [
 pub(super) struct Name {
     text: String,
     hash: [u8; digest::SHA256_OUTPUT_LEN],
+    single_use: bool,
 }
 
 impl Name {
@@ -46,7 +47,11 @@ impl Name {
                 text.push(char::from(b"0123456789abcdef"[usize::from(digit)]));
             }
         }
-        Self { text, hash }
+        Self {
+            text,
+            hash,
+            single_use: key.is_single_use(),
+        }
     }
 
     pub(super) fn as_str(&self) -> &str {
@@ -74,7 +79,25 @@ pub(super) fn open(schedule: &Schedule, name: &Name, value: &[u8]) -> Result<Vec
         let gone = known.map(|(gone, _)| gone);
         return Err(gone.map_or(Opened::Bad(Reason::OldFormat), Opened::Gone));
     }
-    sealed::open(schedule, Purpose::Store, &name.hash, value).map_err(Opened::Bad)
+    let sealed = match name.single_use {
+        true => split_node(value).map(|(_, sealed)| sealed),
+        false => Some(value),
+    };
+    let sealed = sealed.ok_or(Opened::Bad(Reason::OldFormat))?;
+    sealed::open(schedule, Purpose::Store, &name.hash, sealed).map_err(Opened::Bad)
+}
+
+/// Whether an entry for single use was stored by that node of the store: `length 1 | node | sealed`.
+///
+/// In clear, because the node itself has to write it. Whoever could forge it writes to the store, and
+/// could as well put the entry back.
+pub(super) fn was_stored_by(value: &[u8], node: &[u8]) -> bool {
+    !node.is_empty() && split_node(value).is_some_and(|(by, _)| by == node)
+}
+
+fn split_node(value: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (&len, rest) = value.split_first()?;
+    rest.split_at_checked(len.into())
 }
 
 /// Why there is no session in what lies under a name.
@@ -125,6 +148,39 @@ mod tests {
         let session_id = Key::session_id(&[b'a'; 16]).unwrap();
         let names = [stored, session_id].map(|key| Name::new("farm", &key).hash);
         assert_ne!(names[0], names[1]);
+    }
+
+    #[test]
+    fn an_entry_for_single_use_says_which_node_took_it() {
+        let schedule = schedule();
+        let name = Name::new("farm", &Key::single_use(&[7; 32]).unwrap());
+        let stored_by = |node: &[u8]| {
+            let entry = seal(&schedule, &name, b"envelope").unwrap();
+            [&[node.len() as u8], node, &entry].concat()
+        };
+        let entry = stored_by(b"node");
+        assert_eq!(open(&schedule, &name, &entry).unwrap(), b"envelope");
+        assert!(was_stored_by(&entry, b"node"));
+        for other in [&b"nod"[..], b"nodes", b"edon", b""] {
+            assert!(!was_stored_by(&entry, other));
+        }
+        // A store that does not tell is no witness.
+        let unsigned = stored_by(b"");
+        assert_eq!(open(&schedule, &name, &unsigned).unwrap(), b"envelope");
+        assert!(!was_stored_by(&unsigned, b""));
+        for cut in 0..entry.len() {
+            open(&schedule, &name, &entry[..cut]).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn a_session_id_means_nothing_as_an_identity_for_single_use() {
+        let id = [b'a'; 32];
+        let keys = [Key::session_id(&id).unwrap(), Key::single_use(&id).unwrap()];
+        let [session_id, single_use] = keys.map(|key| Name::new("farm", &key).hash);
+        assert_ne!(session_id, single_use);
+        assert!(!keys[0].is_single_use() && keys[1].is_single_use());
+        assert!(Key::single_use(&id[1..]).is_none());
     }
 
     #[test]

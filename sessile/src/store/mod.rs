@@ -38,6 +38,8 @@ pub struct Key {
 impl Key {
     const MAX: usize = 33;
 
+    const SINGLE_USE: u8 = 0x30;
+
     /// A TLS 1.2 session ID; `None` where it is empty or over 32 bytes.
     #[must_use]
     pub fn session_id(id: &[u8]) -> Option<Self> {
@@ -50,6 +52,19 @@ impl Key {
     #[must_use]
     pub fn stored(id: &sessile_proto::ticket::Id) -> Self {
         Self::new(0x13, id)
+    }
+
+    /// The identity of a TLS 1.3 session that may bring early data once; `None` where it is not 32 bytes.
+    #[must_use]
+    pub fn single_use(id: &[u8]) -> Option<Self> {
+        (id.len() + 1 == Self::MAX).then(|| Self::new(Self::SINGLE_USE, id))
+    }
+
+    /// Whether the session may be used once only. One authority has to decide that, and it is the shared
+    /// store: such a session is in no table and no snapshot.
+    #[must_use]
+    pub const fn is_single_use(&self) -> bool {
+        self.bytes[0] == Self::SINGLE_USE
     }
 
     fn new(kind: u8, id: &[u8]) -> Self {
@@ -85,6 +100,26 @@ pub struct Put {
     pub established: Time,
     /// When its life ends.
     pub expires: Time,
+}
+
+/// What came of spending a session for single use.
+#[derive(Debug)]
+pub struct Spent {
+    /// Its envelope, or why there is none to be had.
+    pub session: Result<Vec<u8>, Reason>,
+    /// The node that gave it out is the one that took it, and has been the master without a break. Only
+    /// then is it sure that nobody else was given it: replication is asynchronous, and a node that was
+    /// promoted, restarted or restored may have missed that it was spent.
+    pub same_node: bool,
+}
+
+impl Spent {
+    const fn refused(reason: Reason) -> Self {
+        Self {
+            session: Err(reason),
+            same_node: false,
+        }
+    }
 }
 
 /// How long one handshake may still wait for the store, all in all.
@@ -228,6 +263,7 @@ impl Local {
         patience: &mut Patience,
     ) -> Vec<(Key, Result<Vec<u8>, Reason>)> {
         let near = |key: &Key| match self.memory.get(key.as_bytes(), now) {
+            _ if key.is_single_use() => Err(Reason::Unknown),
             Lookup::Found(envelope) => Ok(envelope),
             Lookup::Gone(gone) => Err(gone.into()),
             Lookup::Unknown => Err(Reason::Unknown),
@@ -270,7 +306,7 @@ impl Local {
             match answer {
                 Answer::Found(envelope) => *near = self.adopt(key, envelope, now),
                 Answer::Gone(gone) => {
-                    self.memory.remove(key.as_bytes(), gone);
+                    self.remove_here(key, gone);
                     *near = Err(gone.into());
                 }
                 // Then what the table says holds: the entry may never have reached the store.
@@ -291,34 +327,65 @@ impl Local {
         if now >= expires {
             return Err(Reason::Expired);
         }
-        if !self.removable {
+        if !self.removable && !key.is_single_use() {
             self.memory
                 .insert(key.as_bytes(), &envelope, established, now);
         }
         Ok(envelope)
     }
 
-    /// Stores sessions. Returns when they are where the next connection looks for them, or patience
-    /// has ended.
+    /// Whether sessions for single use can be stored now, as far as is known.
+    #[must_use]
+    pub fn keeps_single_use(&self) -> bool {
+        self.link.as_ref().is_some_and(|link| link.is_up())
+    }
+
+    /// Takes a session for single use out of the store, so that no server gets it again.
+    pub async fn spend(
+        &self,
+        key: &Key,
+        schedule: &Schedule,
+        now: Time,
+        patience: &mut Patience,
+    ) -> Spent {
+        let Some(link) = &self.link else {
+            return Spent::refused(Reason::CacheDisabled);
+        };
+        let (answer, same_node) = link.spend(key, schedule, patience).await;
+        let session = match answer {
+            Answer::Found(envelope) => self.adopt(key, envelope, now),
+            Answer::Gone(gone) => Err(gone.into()),
+            Answer::Missing => Err(Reason::Unknown),
+            Answer::None(reason) => Err(reason),
+        };
+        Spent { session, same_node }
+    }
+
+    /// Stores new sessions, and lets the one that they follow be `spent` if it was for single use. Returns
+    /// when they are where the next connection looks for them, or patience has ended.
     pub async fn put(
         &self,
         puts: Vec<Put>,
+        spent: Option<Key>,
         schedule: &Schedule,
         now: Time,
         patience: &mut Patience,
     ) {
-        for put in &puts {
+        for put in puts.iter().filter(|put| !put.key.is_single_use()) {
             self.memory
                 .insert(put.key.as_bytes(), &put.envelope, put.established, now);
         }
-        if let Some(link) = self.link.as_ref().filter(|_| !puts.is_empty()) {
-            link.put(&puts, schedule, now, patience).await;
+        let nothing = puts.is_empty() && spent.is_none();
+        if let Some(link) = self.link.as_ref().filter(|_| !nothing) {
+            link.put(&puts, spent, schedule, now, patience).await;
         }
     }
 
     /// Removes a session from the table alone.
     pub fn remove_here(&self, key: &Key, why: Gone) {
-        self.memory.remove(key.as_bytes(), why);
+        if !key.is_single_use() {
+            self.memory.remove(key.as_bytes(), why);
+        }
     }
 
     /// Removes a session, to be remembered as gone for that reason.

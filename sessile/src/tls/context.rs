@@ -13,9 +13,11 @@ use sessile_proto::keys::Schedule;
 use sessile_proto::ticket::{
     self, Binding, Class, ClientAuth, Envelope, Expected, Id, Issuer, SRID_LEN,
 };
-use sessile_proto::verdict::{self, How, Reason, Verdict};
+use sessile_proto::verdict::{self, EarlyData, How, Reason, Rejection, Verdict};
 
 use super::client_auth::Clients;
+use super::early::{self, Plan};
+use super::offered::{self, MAX_IDENTITIES};
 use super::{Sessions, Template, value};
 use crate::store::{Key, Patience, Put};
 
@@ -24,9 +26,6 @@ pub(super) const TLS12: u16 = 0x0303;
 
 /// TLS 1.3 on the wire.
 pub(super) const TLS13: u16 = 0x0304;
-
-/// Most identities of a hello that are looked at; browsers offer one or two.
-const MAX_IDENTITIES: usize = 4;
 
 /// Most bytes of a session that is kept. A client brings a sealed one back in its hello, and two of
 /// them have to fit into what is read of a hello.
@@ -51,6 +50,11 @@ pub(super) struct Context {
     sealed: bool,
     /// Whether tickets are sealed here and now; otherwise they name a stored session.
     seals: bool,
+    /// Whether its TLS 1.3 sessions are stored for single use, so that they may bring early data.
+    single_use: bool,
+    early_data: Plan,
+    /// The session for single use that was taken out of the store for this hello.
+    spent: Option<Key>,
     /// What the store said of the sessions that the hello names.
     fetched: Vec<(Key, Result<Vec<u8>, Reason>)>,
     /// The hello's random.
@@ -67,6 +71,8 @@ struct State {
     looked_at: usize,
     refused: Vec<Reason>,
     outbox: Vec<Put>,
+    /// The client had to send its hello again.
+    retried: bool,
     /// Sessions that this connection made or resumed, as far as they are in the store.
     owned: Vec<Key>,
 }
@@ -97,8 +103,17 @@ impl Context {
         } = &*template.sessions;
         let schedule = keys.schedule(now);
         let version = if hello.offers_tls13() { TLS13 } else { TLS12 };
-        let named = named_sessions(hello, &schedule, version);
-        let fetched = store.find(named, &schedule, now, patience).await;
+        let mut named = offered::stored(hello, &schedule, version, store.is_shared());
+        let (early_data, given) =
+            early::plan(hello, template, &named, &schedule, now, patience).await;
+        let spent = given.as_ref().map(|(key, _)| *key);
+        match &given {
+            // The library takes the first session that will do.
+            Some((_, Ok(_))) => named.clear(),
+            _ => named.retain(|key| Some(*key) != spent),
+        }
+        let mut fetched = store.find(named, &schedule, now, patience).await;
+        fetched.extend(given);
         let tickets = template.sessions.issues_tickets();
         let wants_tickets = hello.session_ticket.is_some();
         Self {
@@ -122,19 +137,28 @@ impl Context {
             // With a client's certificates in it, a ticket's size would show whose it is; and without
             // them, at the same site, that it has none.
             seals: *sealed && !(template.clients.is_some() && store.is_shared()),
+            single_use: version == TLS13
+                && template.takes_early_data()
+                && !matches!(early_data, Plan::Refused(_))
+                // A sealed ticket outlives a store that is down.
+                && store.keeps_single_use()
+                && schedule.can_seal(),
+            early_data,
+            spent,
             schedule,
             fetched,
             state: Mutex::new(State {
-                refused: beside(hello, version),
+                refused: offered::beside(hello, version),
                 ..State::default()
             }),
-            random: hello_random(hello),
+            random: offered::random(hello),
         }
     }
 
     /// Takes note of how far the handshake is, after every step of the library.
     pub(super) fn observe(&self, kind: Option<HandshakeKind>, suite: Option<u16>) {
         let mut state = self.state();
+        state.retried |= kind == Some(HandshakeKind::FullWithHelloRetryRequest);
         state.kind = kind;
         state.suite = suite.unwrap_or(state.suite);
     }
@@ -149,21 +173,23 @@ impl Context {
         std::mem::take(&mut self.state().outbox)
     }
 
-    /// How a finished handshake came out, when its session's full handshake was, and which stored
-    /// sessions are its own.
-    pub(super) fn settle(&self) -> (Verdict, Time, Vec<Key>) {
+    /// Whether its TLS 1.3 sessions are stored for single use.
+    pub(super) const fn is_single_use(&self) -> bool {
+        self.single_use
+    }
+
+    /// What may become of the hello's early data.
+    pub(super) const fn early_data_plan(&self) -> Plan {
+        self.early_data
+    }
+
+    /// How a handshake came out, and when its session's full handshake was. To be asked once, when the
+    /// client cannot change it any more.
+    pub(super) fn settle(&self) -> (Verdict, Time) {
         let mut state = self.state();
         let resumed = state.kind == Some(HandshakeKind::Resumed);
-        match state.admitted.take() {
-            Some(admitted) if resumed => {
-                state.owned.extend(admitted.key);
-                let verdict = Verdict::Resumed(admitted.how);
-                (
-                    verdict,
-                    admitted.established,
-                    std::mem::take(&mut state.owned),
-                )
-            }
+        match state.admitted {
+            Some(admitted) if resumed => (Verdict::Resumed(admitted.how), admitted.established),
             declined => {
                 // Found, right in every respect that we know of, and declined by the library.
                 if let Some(admitted) = declined {
@@ -174,10 +200,51 @@ impl Context {
                         Reason::OldFormat
                     });
                 }
-                let verdict = verdict::judge(None, &state.refused);
-                (verdict, self.now, std::mem::take(&mut state.owned))
+                (verdict::judge(None, &state.refused), self.now)
             }
         }
+    }
+
+    /// What became of early data, `accepted` by the library or not.
+    pub(super) fn early_data(&self, accepted: bool) -> EarlyData {
+        let state = self.state();
+        let resumed = state
+            .admitted
+            .filter(|_| state.kind == Some(HandshakeKind::Resumed));
+        EarlyData::Rejected(match self.early_data {
+            Plan::NotOffered => return EarlyData::None,
+            Plan::Refused(why) => why,
+            Plan::Granted(_) if accepted => return EarlyData::Accepted,
+            Plan::Granted(_) if state.retried => Rejection::HelloRetry,
+            Plan::Granted(first) => match resumed {
+                None => Rejection::NotResumed,
+                Some(admitted) if admitted.key != Some(first) => Rejection::NotFirstIdentity,
+                // Everything else that the library asks for was looked at before.
+                Some(_) => Rejection::AlpnMismatch,
+            },
+        })
+    }
+
+    /// The session for single use that a finished handshake resumed, where the store has it still.
+    pub(super) fn used_up(&self) -> Option<Key> {
+        let key = self.resumed_key().filter(Key::is_single_use);
+        key.filter(|key| Some(*key) != self.spent)
+    }
+
+    /// The stored sessions that are a finished connection's own: those that it made, and the one that it
+    /// resumed if that can be used again.
+    pub(super) fn owned(&self) -> Vec<Key> {
+        let resumed = self.resumed_key().filter(|key| !key.is_single_use());
+        let mut owned = self.state().owned.clone();
+        owned.extend(resumed);
+        owned
+    }
+
+    /// The stored session that the handshake resumed.
+    fn resumed_key(&self) -> Option<Key> {
+        let state = self.state();
+        let resumed = state.kind == Some(HandshakeKind::Resumed);
+        state.admitted.filter(|_| resumed)?.key
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -278,10 +345,15 @@ impl Context {
                 let opened = ticket::open(&self.schedule, &id, label, token);
                 self.admit(how, None, opened.as_deref().map_err(|reason| *reason))
             }
-            None => {
-                self.state().refused.push(Reason::UnknownKey);
-                None
-            }
+            None => match Key::single_use(token).map(|key| (key, self.fetched(&key))) {
+                Some((key, found)) if self.single_use || found != Err(Reason::Unknown) => {
+                    self.admit(how, Some(key), found)
+                }
+                _ => {
+                    self.state().refused.push(Reason::UnknownKey);
+                    None
+                }
+            },
         }
     }
 
@@ -339,10 +411,14 @@ impl Context {
 }
 
 impl StoresServerSessions for Context {
-    /// A new TLS 1.2 session ID, once the client's Finished was verified.
+    /// A new TLS 1.2 session ID, once the client's Finished was verified; or a TLS 1.3 identity for
+    /// single use.
     fn put(&self, id: Vec<u8>, value: Vec<u8>) -> bool {
-        let kept = self.cache && self.version == TLS12 && value.len() <= MAX_VALUE;
-        let Some(key) = Key::session_id(&id).filter(|_| kept) else {
+        let key = match self.version {
+            TLS12 => Key::session_id(&id).filter(|_| self.cache),
+            _ => Key::single_use(&id).filter(|_| self.single_use),
+        };
+        let Some(key) = key.filter(|_| value.len() <= MAX_VALUE) else {
             return false;
         };
         let mut state = self.state();
@@ -356,10 +432,9 @@ impl StoresServerSessions for Context {
         self.admit(How::SessionId, Some(key), self.fetched(&key))
     }
 
-    /// Only asked with tickets off, for a TLS 1.3 identity.
-    fn take(&self, _: &[u8]) -> Option<Vec<u8>> {
-        self.state().refused.push(Reason::TicketsDisabled);
-        None
+    /// Asked for a TLS 1.3 identity where new ones are for single use, or tickets are off.
+    fn take(&self, identity: &[u8]) -> Option<Vec<u8>> {
+        self.decrypt(identity)
     }
 
     fn can_cache(&self) -> bool {
@@ -369,7 +444,7 @@ impl StoresServerSessions for Context {
 
 impl ProducesTickets for Context {
     fn enabled(&self) -> bool {
-        self.tickets
+        self.tickets && !self.single_use
     }
 
     /// Seconds that are left of the session's life.
@@ -419,47 +494,4 @@ impl std::fmt::Debug for Context {
             .field("server_name", &self.server_name)
             .finish_non_exhaustive()
     }
-}
-
-/// What is refused unseen: a ticket of TLS 1.2 in a handshake that will be TLS 1.3. A session ID
-/// beside it is noise, as far as anyone can tell.
-fn beside(hello: &ClientHello<'_>, version: u16) -> Vec<Reason> {
-    let ticket = hello
-        .session_ticket
-        .is_some_and(|ticket| !ticket.is_empty());
-    match version == TLS13 && ticket {
-        true => vec![Reason::VersionMismatch],
-        false => Vec::new(),
-    }
-}
-
-/// 32 bytes in every form of hello that gets here.
-fn hello_random(hello: &ClientHello<'_>) -> [u8; 32] {
-    hello.random.first_chunk().copied().unwrap_or_default()
-}
-
-/// The keys of the stored sessions that a hello names, a handful at most.
-fn named_sessions(hello: &ClientHello<'_>, schedule: &Schedule, version: u16) -> Vec<Key> {
-    let stored = |token: &[u8]| {
-        ticket::read_label(schedule.routes(), token)
-            .filter(|(_, label)| label.class == Class::Stored)
-            .map(|(id, _)| Key::stored(&id))
-    };
-    // Only a token of an identifier's length can name a stored session: spare the others the work.
-    let may_be_stored = |token: &&[u8]| token.len() == SRID_LEN;
-    if version == TLS13 {
-        let identities = hello
-            .pre_shared_key
-            .iter()
-            .flat_map(|psks| psks.identities());
-        let tokens = identities.take(MAX_IDENTITIES).map(|psk| psk.identity);
-        return tokens.filter(may_be_stored).filter_map(stored).collect();
-    }
-    match hello.session_ticket.filter(|ticket| !ticket.is_empty()) {
-        // Where there is a ticket, the session ID is the client's own invention.
-        Some(ticket) => Some(ticket).filter(may_be_stored).and_then(stored),
-        None => Key::session_id(hello.session_id),
-    }
-    .into_iter()
-    .collect()
 }

@@ -2,18 +2,20 @@
 //! only then does its answer leave.
 
 use std::io;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use rustls::ServerConnection;
 use sessile_proto::Time;
 use sessile_proto::hello::ClientHello;
-use sessile_proto::verdict::Verdict;
+use sessile_proto::verdict::{EarlyData, Verdict};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
 use super::client_auth;
 use super::context::{Context, TLS13};
 use super::stream::{self, Stream};
+use super::unfinished::Unfinished;
 use super::{Sessions, Template};
 use crate::store::{Key, Patience};
 
@@ -57,10 +59,12 @@ impl From<io::Error> for AcceptError {
     }
 }
 
-/// What a finished handshake came to.
+/// What a handshake came to.
 #[derive(Debug)]
 pub struct Handshake {
     pub verdict: Verdict,
+    /// What became of the data that came with the first flight.
+    pub early_data: EarlyData,
     /// Protocol version, as people write it: `TLSv1.3`.
     pub version: &'static str,
     /// Cipher suite, by its IANA name.
@@ -74,17 +78,17 @@ pub struct Handshake {
     pub client_certificate: Option<String>,
     /// Whether HTTP/2 was agreed on.
     pub http2: bool,
-    /// The stored sessions that belong to this connection.
-    pub owned: Vec<Key>,
 }
 
-/// A connection whose handshake is done.
+/// A connection whose handshake is done; or as good as done, where early data was accepted: then it may
+/// still wait for the client to finish, which [`stream::Status::completion`] tells.
 pub struct Accepted {
     pub stream: Stream,
     pub handshake: Handshake,
 }
 
-/// Runs the handshake of a connection whose ClientHello is read; `received` is all that came.
+/// Runs the handshake of a connection whose ClientHello is read; `received` is all that came. Where early
+/// data is accepted it returns as soon as that can be read and answered.
 ///
 /// # Errors
 /// Where it does not finish; the client was sent an alert if it can be.
@@ -99,23 +103,28 @@ pub async fn accept(
     let context = Context::prefetch(hello, template, now, &mut patience).await;
     let context = Arc::new(context);
     let mut tls = connection(template, &context)?;
+    let mut handshaking = Handshaking {
+        context,
+        sessions: Rc::clone(&template.sessions),
+        now,
+        patience,
+    };
     while !received.is_empty() {
         tls.read_tls(&mut received)?;
-        let sessions = &template.sessions;
-        step(&mut io, &mut tls, &context, sessions, now, &mut patience).await?;
+        handshaking.step(&mut io, &mut tls).await?;
     }
-    while tls.is_handshaking() {
+    while tls.is_handshaking() && tls.early_data().is_none() {
         if stream::read_tls(&mut io, &mut tls).await? == 0 {
             return Err(AcceptError::Closed);
         }
-        let sessions = &template.sessions;
-        step(&mut io, &mut tls, &context, sessions, now, &mut patience).await?;
+        handshaking.step(&mut io, &mut tls).await?;
     }
-    let handshake = outcome(&tls, &context);
-    Ok(Accepted {
-        stream: Stream::new(io, tls),
-        handshake,
-    })
+    let handshake = outcome(&mut tls, &handshaking.context);
+    let stream = match tls.is_handshaking() {
+        true => Stream::unfinished(io, tls, Unfinished::new(handshaking)),
+        false => Stream::new(io, tls, handshaking.owned()),
+    };
+    Ok(Accepted { stream, handshake })
 }
 
 fn connection(
@@ -125,43 +134,75 @@ fn connection(
     let mut config = template.config.clone();
     config.session_storage = Arc::clone(context) as _;
     config.ticketer = Arc::clone(context) as _;
-    ServerConnection::new(Arc::new(config)).map(Box::new)
+    let single_use = context.is_single_use().then_some(template.early_data);
+    context.early_data_plan().configure(&mut config, single_use);
+    let mut tls = ServerConnection::new(Arc::new(config)).map(Box::new)?;
+    context.early_data_plan().enforce(&mut tls);
+    Ok(tls)
 }
 
-/// Lets the library take in what was received and sends its answer. What it announces is in the
-/// store before.
-async fn step(
-    io: &mut TcpStream,
-    tls: &mut ServerConnection,
-    context: &Context,
-    sessions: &Sessions,
+/// A handshake on its way: what it knows of sessions, where they are, and how long it may still wait for
+/// them.
+pub(super) struct Handshaking {
+    context: Arc<Context>,
+    sessions: Rc<Sessions>,
     now: Time,
-    patience: &mut Patience,
-) -> Result<(), AcceptError> {
-    let processed = tls.process_new_packets();
-    let suite = tls.negotiated_cipher_suite();
-    context.observe(
-        tls.handshake_kind(),
-        suite.map(|suite| u16::from(suite.suite())),
-    );
-    let puts = context.take_outbox();
-    let schedule = context.schedule();
-    sessions.store.put(puts, schedule, now, patience).await;
-    if let Err(error) = processed {
-        // The alert, as far as the socket takes it at once: the peer has no claim on more.
-        let _ = stream::write_tls(io, tls).await;
-        return Err(error.into());
-    }
-    let tls13 = tls.protocol_version() == Some(rustls::ProtocolVersion::TLSv1_3);
-    // TLS 1.3 ends with the client's flight; the tickets that follow can ride with the response.
-    if tls.is_handshaking() || !tls13 {
-        stream::write_tls(io, tls).await?;
-    }
-    Ok(())
+    patience: Patience,
 }
 
-fn outcome(tls: &ServerConnection, context: &Context) -> Handshake {
-    let (verdict, established, owned) = context.settle();
+impl Handshaking {
+    /// Lets the library take in what was received and sends its answer. What it announces is in the
+    /// store before.
+    async fn step(
+        &mut self,
+        io: &mut TcpStream,
+        tls: &mut ServerConnection,
+    ) -> Result<(), AcceptError> {
+        let processed = tls.process_new_packets();
+        self.observe(tls);
+        self.store(!tls.is_handshaking()).await;
+        if let Err(error) = processed {
+            // The alert, as far as the socket takes it at once: the peer has no claim on more.
+            let _ = stream::write_tls(io, tls).await;
+            return Err(error.into());
+        }
+        let tls13 = tls.protocol_version() == Some(rustls::ProtocolVersion::TLSv1_3);
+        // TLS 1.3 ends with the client's flight; the tickets that follow can ride with the response.
+        if tls.is_handshaking() || !tls13 {
+            stream::write_tls(io, tls).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes note of how far the library is.
+    pub(super) fn observe(&self, tls: &ServerConnection) {
+        let suite = tls.negotiated_cipher_suite();
+        let suite = suite.map(|suite| u16::from(suite.suite()));
+        self.context.observe(tls.handshake_kind(), suite);
+    }
+
+    /// Stores what the library wants stored, and lets a session for single use be spent once the handshake
+    /// that it resumed has `finished`.
+    pub(super) async fn store(&mut self, finished: bool) {
+        let puts = self.context.take_outbox();
+        let spent = match finished {
+            true => self.context.used_up(),
+            false => None,
+        };
+        let (store, schedule) = (&self.sessions.store, self.context.schedule());
+        let patience = &mut self.patience;
+        store.put(puts, spent, schedule, self.now, patience).await;
+    }
+
+    /// The stored sessions that belong to the connection, once the handshake has finished.
+    pub(super) fn owned(&self) -> Vec<Key> {
+        self.context.owned()
+    }
+}
+
+fn outcome(tls: &mut ServerConnection, context: &Context) -> Handshake {
+    let (verdict, established) = context.settle();
+    let early_data = context.early_data(tls.early_data().is_some());
     let version = match tls.protocol_version() {
         Some(version) if u16::from(version) == TLS13 => "TLSv1.3",
         _ => "TLSv1.2",
@@ -170,6 +211,7 @@ fn outcome(tls: &ServerConnection, context: &Context) -> Handshake {
     let name = suite.and_then(|suite| suite.suite().as_str());
     Handshake {
         verdict,
+        early_data,
         version,
         // rustls writes TLS13_AES_…, IANA TLS_AES_….
         suite: name.unwrap_or("unknown").replacen("TLS13_", "TLS_", 1),
@@ -180,7 +222,6 @@ fn outcome(tls: &ServerConnection, context: &Context) -> Handshake {
             .and_then(<[_]>::first)
             .map(client_auth::identity),
         http2: tls.alpn_protocol() == Some(b"h2"),
-        owned,
     }
 }
 

@@ -5,9 +5,12 @@
 mod certificate;
 mod client_auth;
 mod context;
+mod early;
 mod handshake;
+mod offered;
 mod sessions;
 mod stream;
+mod unfinished;
 mod value;
 pub(crate) mod x509;
 
@@ -15,16 +18,20 @@ pub use certificate::{CertificateError, load as load_certificate};
 pub use client_auth::{ClientAuthError, ClientAuthorities};
 pub use handshake::{AcceptError, Accepted, Handshake, accept, refuse};
 pub use sessions::{Sessions, site_id};
-pub use stream::{Status, Stream};
+pub use stream::{Completion, Status, Stream};
 
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::crypto::{CryptoProvider, aws_lc_rs as provider};
 use rustls::server::WebPkiClientVerifier;
 use rustls::sign::CertifiedKey;
 
 use client_auth::Clients;
+
+/// How long a handshake may take, from its hello on.
+pub const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Application protocols, in order of preference.
 const ALPN: [&[u8]; 2] = [b"h2", b"http/1.1"];
@@ -44,6 +51,8 @@ pub struct Template {
     site: u64,
     /// `None`: nobody is asked for a certificate.
     clients: Option<Arc<Clients>>,
+    /// Most bytes of early data; 0: none is taken.
+    early_data: u32,
 }
 
 impl Template {
@@ -78,7 +87,24 @@ impl Template {
             sessions,
             site,
             clients,
+            early_data: 0,
         })
+    }
+
+    /// The same, with so many bytes of early data taken from a client; 0: none.
+    #[must_use]
+    pub fn with_early_data(mut self, bytes: u32) -> Self {
+        self.early_data = bytes;
+        self
+    }
+
+    /// Whether clients may send early data. Not where they show a certificate: who they are would be
+    /// taken for true before they have proven that they are there.
+    fn takes_early_data(&self) -> bool {
+        self.early_data > 0
+            && self.clients.is_none()
+            && self.sessions.tickets
+            && self.sessions.store.is_shared()
     }
 }
 

@@ -1,7 +1,7 @@
 //! An established TLS connection as a byte stream. Tickets of a TLS 1.3 handshake wait a moment for
 //! the first response, so that both leave in one write.
 
-use std::cell::Cell;
+use std::cell::{Cell, Ref, RefCell};
 use std::future::{Future, poll_fn};
 use std::io::{self, BufRead, IoSlice, Read, Write};
 use std::pin::Pin;
@@ -12,7 +12,11 @@ use std::time::Duration;
 use rustls::ServerConnection;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep};
+
+use super::unfinished::Unfinished;
+use crate::store::Key;
 
 /// How long tickets wait for a response to ride with.
 const TICKET_DELAY: Duration = Duration::from_millis(5);
@@ -28,6 +32,8 @@ pub struct Stream {
     io: TcpStream,
     /// In a box: a stream changes hands several times, and this is more than a kilobyte.
     tls: Box<ServerConnection>,
+    /// The handshake, while early data is read and answered before it is over.
+    unfinished: Option<Unfinished>,
     /// Runs while tickets are held back.
     held: Option<Pin<Box<Sleep>>>,
     status: Rc<Status>,
@@ -42,9 +48,68 @@ pub struct Status {
     last_activity: Cell<Instant>,
     closed_cleanly: Cell<bool>,
     lingers: Cell<bool>,
+    completion: Cell<Completion>,
+    completed: Notify,
+    owned: RefCell<Vec<Key>>,
+}
+
+/// How far the handshake of an accepted connection is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Completion {
+    /// The client has not finished. What it has sent so far was early data, which it may have sent
+    /// elsewhere too.
+    UnderWay,
+    Done,
+    /// The client took too long.
+    Deadline,
+    /// What the client sent was refused.
+    Refused,
 }
 
 impl Status {
+    fn new(completion: Completion, closed_cleanly: bool, owned: Vec<Key>) -> Self {
+        Self {
+            last_activity: Cell::new(Instant::now()),
+            closed_cleanly: Cell::new(closed_cleanly),
+            lingers: Cell::new(true),
+            completion: Cell::new(completion),
+            completed: Notify::new(),
+            owned: RefCell::new(owned),
+        }
+    }
+
+    /// How far the handshake is.
+    #[must_use]
+    pub const fn completion(&self) -> Completion {
+        self.completion.get()
+    }
+
+    /// Waits until the handshake is done or has failed.
+    pub async fn completed(&self) {
+        while self.completion() == Completion::UnderWay {
+            self.completed.notified().await;
+        }
+    }
+
+    /// The stored sessions that belong to the connection.
+    #[must_use]
+    pub fn owned(&self) -> Ref<'_, [Key]> {
+        Ref::map(self.owned.borrow(), Vec::as_slice)
+    }
+
+    /// The client has finished, and these sessions are the connection's own.
+    pub(super) fn complete(&self, owned: Vec<Key>) {
+        *self.owned.borrow_mut() = owned;
+        self.end(Completion::Done);
+    }
+
+    fn end(&self, completion: Completion) {
+        if self.completion() == Completion::UnderWay {
+            self.completion.set(completion);
+            self.completed.notify_one();
+        }
+    }
+
     /// When a byte last passed, either way.
     #[must_use]
     pub const fn last_activity(&self) -> Instant {
@@ -69,20 +134,38 @@ impl Status {
 }
 
 impl Stream {
-    pub(super) fn new(io: TcpStream, mut tls: Box<ServerConnection>) -> Self {
+    /// `owned`: the stored sessions that belong to the connection.
+    pub(super) fn new(io: TcpStream, tls: Box<ServerConnection>, owned: Vec<Key>) -> Self {
+        Self::with(io, tls, None, Completion::Done, owned)
+    }
+
+    /// A stream whose client may send early data, and has not finished.
+    pub(super) fn unfinished(
+        io: TcpStream,
+        tls: Box<ServerConnection>,
+        unfinished: Unfinished,
+    ) -> Self {
+        let completion = Completion::UnderWay;
+        Self::with(io, tls, Some(unfinished), completion, Vec::new())
+    }
+
+    fn with(
+        io: TcpStream,
+        mut tls: Box<ServerConnection>,
+        unfinished: Option<Unfinished>,
+        completion: Completion,
+        owned: Vec<Key>,
+    ) -> Self {
         tls.set_buffer_limit(Some(MAX_BUFFERED));
         // A client may have asked and said goodbye in the segment that ended the handshake.
         let state = tls.process_new_packets();
         let closed_cleanly = state.is_ok_and(|state| state.peer_has_closed());
         Self {
             io,
+            unfinished,
             held: None,
             tls,
-            status: Rc::new(Status {
-                last_activity: Cell::new(Instant::now()),
-                closed_cleanly: Cell::new(closed_cleanly),
-                lingers: Cell::new(true),
-            }),
+            status: Rc::new(Status::new(completion, closed_cleanly, owned)),
             eof: false,
             said_goodbye: false,
             linger: None,
@@ -96,6 +179,7 @@ impl Stream {
     }
 
     fn poll_flush_tls(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_stored(cx));
         self.held = None;
         while self.tls.wants_write() {
             ready!(poll_write_tls(&mut self.io, &mut self.tls, cx))?;
@@ -119,6 +203,45 @@ impl Stream {
             done?;
         }
         Ok(())
+    }
+
+    /// New sessions are in the store before anything leaves that follows the client's last flight.
+    fn poll_stored(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if let Some(unfinished) = &mut self.unfinished {
+            ready!(unfinished.poll_stored(cx));
+            if unfinished.is_over() {
+                self.unfinished = None;
+            }
+        }
+        Poll::Ready(())
+    }
+
+    /// Nothing came from the client: it may not take for ever over the end of its handshake.
+    fn check_deadline(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        if let Some(unfinished) = &mut self.unfinished
+            && unfinished.poll_deadline(cx).is_ready()
+        {
+            self.status.end(Completion::Deadline);
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        Ok(())
+    }
+
+    /// Waits for the client to finish, so that it gets its new tickets before the connection ends.
+    fn poll_finished(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_stored(cx));
+        while self.unfinished.is_some() && !self.eof && self.status.lingers.get() {
+            match poll_read_tls(&mut self.io, &mut self.tls, cx) {
+                Poll::Ready(read) => self.eof = read? == 0,
+                Poll::Pending => {
+                    self.check_deadline(cx)?;
+                    return Poll::Pending;
+                }
+            }
+            self.take_in().map_err(invalid)?;
+            ready!(self.poll_stored(cx));
+        }
+        Poll::Ready(Ok(()))
     }
 
     /// Reads on until the client has ended its side too. A socket that is closed while bytes come
@@ -146,9 +269,25 @@ impl Stream {
 
     /// Lets the library take in what was received.
     fn take_in(&mut self) -> Result<(), rustls::Error> {
-        let state = self.tls.process_new_packets()?;
-        self.status.closed_cleanly.set(state.peer_has_closed());
+        let processed = self.tls.process_new_packets();
+        if let Some(unfinished) = &mut self.unfinished {
+            unfinished.advance(&self.tls, &self.status);
+        }
+        if processed.is_err() {
+            self.status.end(Completion::Refused);
+        }
+        self.status.closed_cleanly.set(processed?.peer_has_closed());
         Ok(())
+    }
+
+    /// Early data that was not read yet. None of it is lost or late where the client has finished since.
+    fn read_early(&mut self, buf: &mut ReadBuf<'_>) -> io::Result<bool> {
+        let Some(mut early) = self.tls.early_data() else {
+            return Ok(false);
+        };
+        let read = early.read(buf.initialize_unfilled())?;
+        buf.advance(read);
+        Ok(read > 0)
     }
 
     /// Plaintext that the library has at hand; `None`: it needs more from the socket.
@@ -179,12 +318,14 @@ impl AsyncRead for Stream {
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
         loop {
-            if this.read_plaintext(buf)?.is_some() || this.eof {
+            ready!(this.poll_stored(cx));
+            if this.read_early(buf)? || this.read_plaintext(buf)?.is_some() || this.eof {
                 return Poll::Ready(Ok(()));
             }
             match poll_read_tls(&mut this.io, &mut this.tls, cx) {
                 Poll::Ready(read) => this.eof = read? == 0,
                 Poll::Pending => {
+                    this.check_deadline(cx)?;
                     this.poll_held(cx)?;
                     return Poll::Pending;
                 }
@@ -193,7 +334,7 @@ impl AsyncRead for Stream {
             if let Err(error) = this.take_in() {
                 // The alert, as far as the socket takes it at once.
                 let _ = this.poll_flush_tls(cx);
-                return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, error)));
+                return Poll::Ready(Err(invalid(error)));
             }
         }
     }
@@ -236,6 +377,10 @@ impl AsyncWrite for Stream {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         if !this.said_goodbye {
+            // What was answered already does not wait for the client to finish.
+            ready!(this.poll_flush_tls(cx))?;
+            // Where it does not, it has had its answer all the same.
+            let _ = ready!(this.poll_finished(cx));
             this.said_goodbye = true;
             this.tls.send_close_notify();
         }
@@ -246,6 +391,10 @@ impl AsyncWrite for Stream {
         }
         this.poll_linger(cx).map(Ok)
     }
+}
+
+fn invalid(error: rustls::Error) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error)
 }
 
 /// Reads what the socket has into the library; 0 at the end.

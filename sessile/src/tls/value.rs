@@ -1,5 +1,5 @@
 //! rustls 0.23's encoding of a session, as far as it has to be read here: the client's certificates,
-//! which rustls does not verify again when a session resumes.
+//! which rustls does not verify again when a session resumes, and its age.
 
 use rustls_pki_types::CertificateDer;
 
@@ -24,6 +24,14 @@ pub(super) fn client_chain(value: &[u8]) -> Option<Vec<CertificateDer<'_>>> {
         }
     }
     Some(chain)
+}
+
+/// The second in which the ticket of a session was made, and what its client was told to add to the age;
+/// `None` where this is no session. They end what the library writes.
+pub(super) fn made(value: &[u8]) -> Option<(u64, u32)> {
+    let (rest, added) = value.split_last_chunk()?;
+    let (_, second) = rest.split_last_chunk()?;
+    Some((u64::from_be_bytes(*second), u32::from_be_bytes(*added)))
 }
 
 fn flag(rest: &mut &[u8]) -> Option<bool> {

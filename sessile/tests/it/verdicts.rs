@@ -36,6 +36,7 @@ fn start(folder: &Path, change: impl FnOnce(&mut Config)) -> Running {
             names: Vec::new(),
             certificates: vec![authority.certificate],
             client_auth: None,
+            early_data: 0,
             routes: vec![SiteRoute {
                 path: "/".to_owned(),
                 action: Action::Verdict,

@@ -99,6 +99,23 @@ pub enum What {
         least: i64,
         most: i64,
     },
+    #[error("`{key}` is {value:?}, which is no size; write a number of bytes, or \"16KiB\"")]
+    NotASize { key: &'static str, value: String },
+    #[error("`early-data` is on, and {lacks}; {remedy}, or take `early-data` out")]
+    EarlyDataLacks {
+        lacks: &'static str,
+        remedy: &'static str,
+    },
+    #[error(
+        "`early-data` of the site is {value} bytes, and session.early-data is {most}: a site may take less, not more; \
+         raise session.early-data and narrow it at the other sites"
+    )]
+    EarlyDataWidens { value: u32, most: u32 },
+    #[error(
+        "`early-data` is on at a site with `client-auth`: who a client is would be believed before it has shown that it is \
+         there; write early-data = 0, or take it out"
+    )]
+    EarlyDataOfClients,
     #[error("`store` {0}")]
     Store(BadStore),
     #[error(

@@ -10,6 +10,7 @@ pub(super) type Text = Option<Spanned<String>>;
 pub(super) type Number = Option<Spanned<Whole>>;
 pub(super) type Span = Option<Spanned<TimeSpan>>;
 pub(super) type Flag = Option<bool>;
+pub(super) type Bytes = Option<Spanned<Size>>;
 
 #[derive(Debug, Default, serde::Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
@@ -45,6 +46,7 @@ pub(super) struct Session {
     pub(super) store: Text,
     pub(super) store_timeout: Span,
     pub(super) snapshot: Flag,
+    pub(super) early_data: Bytes,
     pub(super) client_lifetime: Span,
     pub(super) require_close_notify: Flag,
 }
@@ -96,6 +98,7 @@ pub(super) struct Site {
     pub(super) names: Vec<Spanned<String>>,
     pub(super) certificates: Vec<Spanned<Certificate>>,
     pub(super) client_auth: Option<Spanned<ClientAuth>>,
+    pub(super) early_data: Bytes,
     pub(super) route: Vec<Spanned<Route>>,
 }
 
@@ -211,6 +214,32 @@ impl<'de> Deserialize<'de> for TimeSpan {
 
             fn visit_i64<E: Error>(self, number: i64) -> Result<TimeSpan, E> {
                 Ok(TimeSpan(number.to_string()))
+            }
+        }
+        deserializer.deserialize_any(Awaited)
+    }
+}
+
+/// A size as written: a number of bytes, or text with a unit.
+#[derive(Clone, Debug)]
+pub(super) struct Size(pub(super) String);
+
+impl<'de> Deserialize<'de> for Size {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Awaited;
+        impl Visitor<'_> for Awaited {
+            type Value = Size;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a number of bytes, or a size in quotes such as \"16KiB\"")
+            }
+
+            fn visit_i64<E: Error>(self, number: i64) -> Result<Size, E> {
+                Ok(Size(number.to_string()))
+            }
+
+            fn visit_str<E: Error>(self, text: &str) -> Result<Size, E> {
+                Ok(Size(text.to_owned()))
             }
         }
         deserializer.deserialize_any(Awaited)

@@ -12,7 +12,7 @@ use std::time::Duration;
 use toml::Spanned;
 
 use super::problem::{Hint, Problem, What};
-use super::raw::{self, Number, Span, Text};
+use super::raw::{self, Bytes, Number, Span, Text};
 
 /// Longest duration of any setting: a year, as humantime counts it.
 const MAX_DURATION: Duration = Duration::from_secs(31_557_600);
@@ -100,6 +100,38 @@ impl<'a> Reader<'a> {
             self.note(number.span(), what);
         }
         converted
+    }
+
+    /// A number of bytes, with or without a binary unit.
+    pub(super) fn size(&mut self, key: &'static str, written: Bytes, most: u32) -> Option<u32> {
+        let written = written?;
+        let raw::Size(text) = written.get_ref();
+        let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+        let unit = match text[digits.len()..].trim_start() {
+            "" | "B" => Some(1),
+            "KiB" => Some(1 << 10),
+            "MiB" => Some(1 << 20),
+            _ => None,
+        };
+        let number = digits.trim_end().parse::<i64>().ok();
+        let value = unit.and_then(|unit: i64| number?.checked_mul(unit));
+        let what = match value {
+            Some(value) if (0..=i64::from(most)).contains(&value) => {
+                return u32::try_from(value).ok();
+            }
+            Some(value) => What::OutOfRange {
+                key,
+                value,
+                least: 0,
+                most: most.into(),
+            },
+            None => What::NotASize {
+                key,
+                value: text.clone(),
+            },
+        };
+        self.note(written.span(), what);
+        None
     }
 
     pub(super) fn duration(&mut self, key: &'static str, written: Span) -> Option<Duration> {

@@ -9,7 +9,9 @@ use toml::Spanned;
 use super::problem::{Hint, What};
 use super::raw;
 use super::reader::{Reader, Unique};
-use crate::config::{Action, Certificate, ClientAuth, ClientAuthMode, Site, SiteRoute, Upstream};
+use crate::config::{
+    Action, Certificate, ClientAuth, ClientAuthMode, MAX_EARLY_DATA, Site, SiteRoute, Upstream,
+};
 
 const CLIENT_AUTH_MODES: [(&str, ClientAuthMode); 2] = [
     ("required", ClientAuthMode::Required),
@@ -17,10 +19,12 @@ const CLIENT_AUTH_MODES: [(&str, ClientAuthMode); 2] = [
 ];
 
 /// Reads all sites. No two may take one name, and one at most takes every name that is left.
+/// `early_data`: the most that a site may take, and what it takes where it does not say.
 pub(super) fn read(
     reader: &mut Reader<'_>,
     written: Vec<Spanned<raw::Site>>,
     upstreams: &[Arc<Upstream>],
+    early_data: u32,
 ) -> Vec<Site> {
     let mut names = Unique::new("site for the name");
     let mut defaults = Unique::new("site");
@@ -34,6 +38,10 @@ pub(super) fn read(
         if site.certificates.is_empty() {
             reader.note(span, What::NoCertificate);
         }
+        let most = match site.client_auth {
+            Some(_) => None,
+            None => Some(early_data),
+        };
         let mut paths = Unique::new("route for the path");
         let mut routes: Vec<SiteRoute> = Vec::new();
         for written in site.route {
@@ -50,10 +58,26 @@ pub(super) fn read(
                 .collect(),
             client_auth: (site.client_auth)
                 .and_then(|client_auth| self::client_auth(reader, client_auth)),
+            early_data: narrowed(reader, site.early_data, most),
             routes,
         });
     }
     sites
+}
+
+/// `most`: what `session.early-data` is, or `None` where clients show certificates.
+fn narrowed(reader: &mut Reader<'_>, written: raw::Bytes, most: Option<u32>) -> u32 {
+    let Some(span) = written.as_ref().map(Spanned::span) else {
+        return most.unwrap_or_default();
+    };
+    let value = reader.size("early-data", written, MAX_EARLY_DATA);
+    let value = value.unwrap_or_default();
+    match most {
+        None if value > 0 => reader.note(span, What::EarlyDataOfClients),
+        Some(most) if value > most => reader.note(span, What::EarlyDataWidens { value, most }),
+        _ => {}
+    }
+    value
 }
 
 /// A server name (SNI), whole or a wildcard, in lower case.

@@ -21,6 +21,7 @@ tickets = false
 store = "rediss://u:p@h?ca=ca.pem"
 store-timeout = "5ms"
 snapshot = false
+early-data = "0KiB"
 client-lifetime = 0
 require-close-notify = true
 [connection]
@@ -43,6 +44,7 @@ role = "balance"
 names = ["WWW.example.org", "*.example.org"]
 certificates = [{ chain = "c.pem", key = "/k.pem" }]
 client-auth = { mode = "optional", ca = "clients.pem", crl = "/clients.crl" }
+early-data = 0
 [[site.route]]
 path = "/"
 files = "www"
@@ -461,6 +463,65 @@ fn an_upstream_has_a_name_and_servers_to_be_reached_in_plain_http() {
             "4:20: `response-timeout` is zero; it has to be longer, \"1s\" for instance",
         ]
     );
+}
+
+#[test]
+fn early_data_is_a_size_that_a_site_may_narrow() {
+    let store = "[session]\nstore = \"redis://h\"\n";
+    let bytes = |size: &str, site: &str| {
+        let config = config(&format!("{store}early-data = {size}\n{SITE}{site}"));
+        (config.session.early_data, config.sites[0].early_data)
+    };
+    assert_eq!(bytes("\"16KiB\"", ""), (16384, 16384));
+    assert_eq!(
+        bytes("\"64 KiB\"", "early-data = \"1KiB\"\n"),
+        (65536, 1024)
+    );
+    assert_eq!(bytes("512", "early-data = 0\n"), (512, 0));
+    assert_eq!(config(&format!("{store}{SITE}")).sites[0].early_data, 0);
+
+    let wrong = |session: &str, site: &str| said(&format!("[session]\n{session}\n{SITE}{site}"));
+    let needs = |session: &str| wrong(&format!("{session}\nearly-data = 1"), "");
+    assert_eq!(
+        wrong("early-data = \"1KiB\"", ""),
+        [
+            "2:14: `early-data` is on, and session.store is \"memory\", where each server would take it once; \
+          set store = \"redis://HOST\", the same on every server, or take `early-data` out"
+        ]
+    );
+    assert!(needs("store = \"redis://h\"\ntickets = false")[0].contains("set tickets = true"));
+    for nothing in ["max-entries = 0", "lifetime = 0"] {
+        let said = needs(&format!("store = \"redis://h\"\n{nothing}"));
+        assert!(said[0].contains("no session is kept"), "{said:?}");
+    }
+    assert_eq!(
+        wrong("store = \"redis://h\"\nearly-data = 9", "early-data = 10\n"),
+        [
+            "6:14: `early-data` of the site is 10 bytes, and session.early-data is 9: a site may take less, not \
+          more; raise session.early-data and narrow it at the other sites"
+        ]
+    );
+    let clients = "client-auth = { mode = \"optional\", ca = \"c.pem\" }\n";
+    assert_eq!(bytes("512", clients), (512, 0));
+    assert_eq!(
+        bytes("512", &format!("{clients}early-data = 0\n")),
+        (512, 0)
+    );
+    let store = "store = \"redis://h\"\nearly-data = 9";
+    let said_of_clients = wrong(store, &format!("{clients}early-data = 9\n"));
+    assert!(said_of_clients[0].contains("write early-data = 0, or take it out"));
+    for (size, part) in [
+        ("\"64KiB1\"", "no size"),
+        ("\"16KB\"", "write a number of bytes, or \"16KiB\""),
+        ("\"-1\"", "it has to be from 0 to 65536"),
+        ("\"1MiB\"", "is 1048576; it has to be from 0 to 65536"),
+        ("65537", "it has to be from 0 to 65536"),
+        ("\"9223372036854775807KiB\"", "no size"),
+        ("true", "a number of bytes, or a size in quotes"),
+    ] {
+        let said = wrong(&format!("store = \"redis://h\"\nearly-data = {size}"), "");
+        assert!(said[0].contains(part), "{size}: {said:?}");
+    }
 }
 
 #[test]

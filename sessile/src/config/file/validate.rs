@@ -14,8 +14,8 @@ use super::raw::{self, Text};
 use super::reader::{Reader, Unique};
 use super::{balance, sites, upstreams};
 use crate::config::{
-    AccessLog, Config, Connection, KernelTls, Key, Listener, MAX_NUMBER, MAX_STORE_TIMEOUT,
-    MAX_TICKET_LIFETIME, Role, Server, Session, StoreUrl,
+    AccessLog, Config, Connection, KernelTls, Key, Listener, MAX_EARLY_DATA, MAX_NUMBER,
+    MAX_STORE_TIMEOUT, MAX_TICKET_LIFETIME, Role, Server, Session, StoreUrl,
 };
 
 const MAX_WORKERS: i64 = 1024;
@@ -72,6 +72,7 @@ impl Reader<'_> {
             token_file: self.path("token-file", written.admin.token_file),
         };
         let upstreams = upstreams::read(self, written.upstream);
+        let early_data = session.early_data;
         Config {
             server,
             session,
@@ -81,7 +82,7 @@ impl Reader<'_> {
             admin,
             log,
             listeners,
-            sites: sites::read(self, written.site, &upstreams),
+            sites: sites::read(self, written.site, &upstreams, early_data),
             upstreams,
             balance: balance::read(self, written.balance, defaults.balance),
         }
@@ -110,7 +111,8 @@ impl Reader<'_> {
         {
             self.note(span, What::TooLongForTickets { value });
         }
-        Session {
+        let early_data = written.early_data.as_ref().map(Spanned::span);
+        let session = Session {
             max_entries: self
                 .number("max-entries", written.max_entries, 0, i64::from(u32::MAX))
                 .unwrap_or(default.max_entries),
@@ -121,13 +123,43 @@ impl Reader<'_> {
                 .store_timeout(written.store_timeout)
                 .unwrap_or(default.store_timeout),
             snapshot: written.snapshot.unwrap_or(default.snapshot),
+            early_data: self
+                .size("early-data", written.early_data, MAX_EARLY_DATA)
+                .unwrap_or(default.early_data),
             client_lifetime: self
                 .duration("client-lifetime", written.client_lifetime)
                 .unwrap_or(default.client_lifetime),
             require_close_notify: written
                 .require_close_notify
                 .unwrap_or(default.require_close_notify),
+        };
+        if let Some(span) = early_data.filter(|_| session.early_data > 0) {
+            self.early_data_fits(span, &session);
         }
+        session
+    }
+
+    /// Early data needs sessions that can be spent once on all servers, so kept in one place.
+    fn early_data_fits(&mut self, span: Range<usize>, session: &Session) {
+        let (lacks, remedy) = if session.store == StoreUrl::Memory {
+            (
+                "session.store is \"memory\", where each server would take it once",
+                "set store = \"redis://HOST\", the same on every server",
+            )
+        } else if !session.tickets {
+            (
+                "session.tickets is false: without tickets no client can send any",
+                "set tickets = true",
+            )
+        } else if session.max_entries == 0 || session.lifetime.is_zero() {
+            (
+                "session.max-entries or session.lifetime is 0, so no session is kept",
+                "give it another value",
+            )
+        } else {
+            return;
+        };
+        self.note(span, What::EarlyDataLacks { lacks, remedy });
     }
 
     /// The value may hold a password, so that no problem with it repeats it.

@@ -61,6 +61,11 @@ impl Link {
         self.remote.timeout
     }
 
+    /// Whether the store is taken for well.
+    pub(in crate::store) fn is_up(&self) -> bool {
+        self.connection.borrow().is_some()
+    }
+
     /// Starts to connect, and waits a moment for that.
     pub(in crate::store) async fn start(self: &Rc<Self>) {
         tokio::task::spawn_local(Rc::clone(self).keep());

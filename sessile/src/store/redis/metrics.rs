@@ -7,6 +7,7 @@ use std::time::Duration;
 use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry,
 };
+use sessile_proto::verdict::Reason;
 
 use crate::figure;
 
@@ -16,9 +17,10 @@ pub(in crate::store) enum Operation {
     Fetch,
     Put,
     Remove,
+    Spend,
 }
 
-const OPERATIONS: [&str; 3] = ["fetch", "put", "remove"];
+const OPERATIONS: [&str; 4] = ["fetch", "put", "remove", "spend"];
 
 /// What came of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +39,16 @@ pub(in crate::store) enum Outcome {
     Timeout,
     /// Not asked: there is no connection, or the store has failed too often just now.
     Down,
+}
+
+impl Outcome {
+    /// The reason of a full handshake for which this was all that the store had to say.
+    pub(super) const fn reason(self) -> Reason {
+        match self {
+            Self::Timeout => Reason::StoreTimeout,
+            _ => Reason::StoreDown,
+        }
+    }
 }
 
 const OUTCOMES: [&str; 7] = ["ok", "missing", "gone", "bad", "refused", "timeout", "down"];

@@ -5,6 +5,7 @@ mod backoff;
 mod connect;
 mod link;
 mod metrics;
+mod single_use;
 
 pub use connect::StoreError;
 pub(super) use link::Link;
@@ -54,6 +55,16 @@ pub(super) enum Answer {
     None(Reason),
 }
 
+impl Answer {
+    fn of(opened: Result<Vec<u8>, Opened>) -> Self {
+        match opened {
+            Ok(envelope) => Self::Found(envelope),
+            Err(Opened::Gone(gone)) => Self::Gone(gone),
+            Err(Opened::Bad(reason)) => Self::None(reason),
+        }
+    }
+}
+
 impl Remote {
     pub(super) fn new(
         config: &crate::config::store::Redis,
@@ -97,11 +108,8 @@ impl Link {
             Ok(value) if names.len() == 1 => vec![value],
             Ok(_) => return names.iter().map(|_| self.judged(None)).collect(),
             Err(failure) => {
-                let reason = match failure {
-                    Outcome::Timeout => Reason::StoreTimeout,
-                    _ => Reason::StoreDown,
-                };
-                return names.iter().map(|_| Answer::None(reason)).collect();
+                let none = |_| Answer::None(failure.reason());
+                return names.iter().map(none).collect();
             }
         };
         let named = names.iter().zip(values);
@@ -109,11 +117,7 @@ impl Link {
             .map(|(name, value)| match value {
                 Value::Nil => self.judged(Some(Answer::Missing)),
                 Value::BulkString(value) => {
-                    self.judged(Some(match entry::open(schedule, name, &value) {
-                        Ok(envelope) => Answer::Found(envelope),
-                        Err(Opened::Gone(gone)) => Answer::Gone(gone),
-                        Err(Opened::Bad(reason)) => Answer::None(reason),
-                    }))
+                    self.judged(Some(Answer::of(entry::open(schedule, name, &value))))
                 }
                 _ => self.judged(None),
             })
@@ -122,6 +126,10 @@ impl Link {
 
     /// Counts an answer; `None` is one that no store of this kind gives.
     fn judged(&self, answer: Option<Answer>) -> Answer {
+        self.judged_as(Operation::Fetch, answer)
+    }
+
+    fn judged_as(&self, operation: Operation, answer: Option<Answer>) -> Answer {
         let answer = answer.unwrap_or(Answer::None(Reason::OldFormat));
         let outcome = match answer {
             Answer::Found(_) => Outcome::Ok,
@@ -129,15 +137,16 @@ impl Link {
             Answer::Missing => Outcome::Missing,
             Answer::None(_) => Outcome::Bad,
         };
-        self.remote.metrics.count(Operation::Fetch, outcome, 1);
+        self.remote.metrics.count(operation, outcome, 1);
         answer
     }
 
-    /// Stores sessions, all at once, and waits until they are there or patience ends. What comes
-    /// later than that is stored all the same.
+    /// Stores sessions and removes the one that was `spent`, all at once, and waits until that is done or
+    /// patience ends. What comes later than that is done all the same.
     pub(super) async fn put(
         self: &Rc<Self>,
         puts: &[Put],
+        spent: Option<Key>,
         schedule: &Schedule,
         now: Time,
         patience: &mut Patience,
@@ -153,11 +162,15 @@ impl Link {
             if life == 0 {
                 continue;
             }
-            let mut command = redis::cmd("SET");
-            command.arg(name.as_str()).arg(entry);
-            command
-                .arg("PX")
-                .arg(u64::try_from(life).unwrap_or(u64::MAX));
+            let life = u64::try_from(life).unwrap_or(u64::MAX);
+            let command = match put.key.is_single_use() {
+                true => single_use::put(&name, &entry, life),
+                false => {
+                    let mut command = redis::cmd("SET");
+                    command.arg(name.as_str()).arg(entry).arg("PX").arg(life);
+                    command
+                }
+            };
             let link = Rc::clone(self);
             under_way.spawn_local(async move {
                 let timeout = link.remote.timeout;
@@ -166,6 +179,10 @@ impl Link {
                     link.remote.metrics.count(Operation::Put, Outcome::Ok, 1);
                 }
             });
+        }
+        if let Some(key) = spent {
+            let link = Rc::clone(self);
+            under_way.spawn_local(async move { link.remove(&key, Gone::Spent).await });
         }
         let left = patience.left();
         let all = async {

@@ -61,7 +61,7 @@ impl Pair {
         let put = Self::session(id, age);
         let mut patience = store.patience();
         store
-            .put(vec![put], &self.schedule, clock::now(), &mut patience)
+            .put(vec![put], None, &self.schedule, clock::now(), &mut patience)
             .await;
     }
 
@@ -198,7 +198,7 @@ fn a_handshake_waits_for_the_store_once() {
         assert_eq!(found, [(key(b"a"), late.clone()), (key(b"b"), late)]);
         // Looking it up took all its patience: it does not wait to store another one.
         let put = Pair::session(b"c", Duration::ZERO);
-        let put = one.put(vec![put], schedule, clock::now(), &mut patience);
+        let put = one.put(vec![put], None, schedule, clock::now(), &mut patience);
         let waited = tokio::time::timeout(Duration::from_secs(1), put).await;
         waited.expect("it does not wait");
         proxy.set(Mode::Pass);

@@ -60,14 +60,15 @@ impl Metrics {
 
     fn parse(text: &str) -> Self {
         let lines = text.lines().filter(|line| !line.starts_with('#'));
-        let series = lines.map(|line| {
+        let series = lines.filter_map(|line| {
             let (name, value) = line.rsplit_once(' ').expect("a name and a value");
             let (name, labels) = name.split_once('{').unwrap_or((name, "}"));
-            Series {
+            Some(Series {
                 name: name.to_owned(),
                 labels: labels.trim_end_matches('}').to_owned(),
-                value: value.parse().expect("a whole number"),
-            }
+                // All that is counted is whole; sums of seconds are not asked for.
+                value: value.parse().ok()?,
+            })
         });
         Self(series.collect())
     }

@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use crate::peers::{Certificates, NAME, Peer, Ran, Sessile, free_port, run};
 
 /// `upstream.py` says what each of its paths does.
-fn upstream() -> Peer {
+pub(crate) fn upstream() -> Peer {
     Peer::start("python3", upstream_on)
 }
 

@@ -7,13 +7,16 @@ use std::time::{Duration, Instant};
 use redis::Connection;
 use sessile::client::Mechanism;
 
+use super::early;
 use super::setup::{Farm, REDIS, Redis, client, hop_until, verdict};
 use crate::peers::{Peer, free_port};
 
 const SLOTS: u32 = 16384;
 
 /// What a server of the farm may do in a cluster.
-const RULES: [&str; 6] = [
+const RULES: [&str; 8] = [
+    "+eval",
+    "+info",
     "~sessile:*",
     "+get",
     "+mget",
@@ -115,6 +118,21 @@ async fn every_client_resumes_at_every_server_over_a_cluster() {
     assert!(spread.iter().all(|&names| names > 0), "{spread:?}");
 }
 
+#[test]
+fn early_data_is_accepted_once_over_a_cluster() {
+    let folder = tempfile::tempdir().unwrap();
+    let nodes = cluster(folder.path());
+    let hosts = nodes.each_ref().map(|node| node.address().to_string());
+    let url = format!("redis://sessile:se%3Acret@{}", hosts.join(","));
+    let farm = Farm::sharing(&url, early::ON);
+    let servers = farm.serve_three();
+    for _ in 0..10 {
+        early::assert_accepted_once(&farm, &servers);
+    }
+    let spread: Vec<usize> = nodes.iter().map(names).collect();
+    assert!(spread.iter().all(|&names| names > 0), "{spread:?}");
+}
+
 fn names(node: &Redis) -> usize {
     let names: Vec<String> = ask(&mut node.connect(), &["KEYS", "sessile:*"]);
     names.len()
@@ -173,7 +191,7 @@ async fn a_new_master_takes_over_where_sentinels_watch() {
         replicas.len() == 1
     });
     let mut user = vec!["ACL", "SETUSER", "sessile", "on", ">secret", "+role"];
-    user.extend(&RULES[..5]);
+    user.extend(&RULES[..7]);
     for node in [&master, &replica] {
         let () = ask(&mut node.connect(), &user);
     }

@@ -2,6 +2,7 @@
 
 mod bodies;
 mod cluster;
+mod early;
 mod failures;
 mod farm;
 mod proxy;

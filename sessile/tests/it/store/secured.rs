@@ -5,6 +5,7 @@ use std::process::Command;
 
 use sessile::client::Mechanism;
 
+use super::early;
 use super::setup::{Farm, REDIS, Redis, hop, hop_until};
 use crate::peers::{Certificates, Peer, free_port};
 
@@ -88,6 +89,31 @@ async fn a_server_needs_four_commands_on_its_farms_own_names() {
     let said = one.peer.said();
     assert!(said.contains("cannot be reached"), "{said}");
     assert!(!said.contains("guess"), "{said}");
+}
+
+#[test]
+fn early_data_needs_two_commands_more() {
+    let mut arguments = vec!["--user", "sessile", "on", ">p@ss"];
+    arguments.extend(["~sessile:*", "+get", "+mget", "+set", "+ping"]);
+    arguments.extend(["+eval", "+info", "--user", "default", "off"]);
+    let redis = Redis::with(&arguments);
+    let url = format!("redis://sessile:p%40ss@{}", redis.address());
+    let farm = Farm::sharing(&url, early::ON);
+    early::assert_accepted_once(&farm, &farm.serve_three());
+
+    // Without them every connection works, and nothing is early.
+    let mut without = vec!["--user", "sessile", "on", ">p@ss"];
+    without.extend(["~sessile:*", "+get", "+mget", "+set", "+ping"]);
+    let redis = Redis::with(&without);
+    let url = format!("redis://sessile:p%40ss@{}", redis.address());
+    let farm = Farm::sharing(&url, early::ON);
+    let server = farm.serve("web1");
+    early::assert_never_accepted(&farm, &server);
+    assert!(
+        server.peer.said().contains("NOPERM"),
+        "{}",
+        server.peer.said()
+    );
 }
 
 #[test]

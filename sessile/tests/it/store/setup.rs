@@ -11,7 +11,7 @@ use sessile::farm::Authority;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::peers::{Peer, free_port};
+use crate::peers::{Metrics, Peer, free_port, set_clock};
 
 /// The package that has `redis-server`.
 pub(crate) const REDIS: &str = "redis-server";
@@ -56,10 +56,14 @@ impl Redis {
     }
 
     pub(crate) fn start_again(port: u16) -> Self {
+        Self::start_again_with(port, &[])
+    }
+
+    pub(crate) fn start_again_with(port: u16, arguments: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let peer = Peer::start_on(port, REDIS, command(port, folder.path(), &[])).unwrap();
+        let command = command(port, folder.path(), arguments);
         Self {
-            peer,
+            peer: Peer::start_on(port, REDIS, command).unwrap(),
             port,
             _folder: folder,
         }
@@ -130,9 +134,25 @@ impl Farm {
 
     /// A `sessile serve` process.
     pub(crate) fn serve(&self, name: &str) -> Server {
+        self.serve_at(name, None)
+    }
+
+    /// One with a wall clock of its own.
+    pub(crate) fn serve_at(&self, name: &str, clock: Option<&str>) -> Server {
         let admin = free_port();
-        let peer = Peer::start("sessile", |port| self.command(name, port, admin));
+        let peer = Peer::start("sessile", |port| {
+            let mut command = self.command(name, port, admin);
+            if let Some(clock) = clock {
+                set_clock(&mut command, clock);
+            }
+            command
+        });
         Server { peer, admin }
+    }
+
+    /// The same farm, whose further servers have other settings.
+    pub(crate) fn set(&mut self, settings: &str) {
+        settings.clone_into(&mut self.settings);
     }
 
     pub(crate) fn serve_three(&self) -> [Server; 3] {
@@ -181,6 +201,10 @@ pub(crate) struct Server {
 impl Server {
     pub(crate) fn address(&self) -> SocketAddr {
         self.peer.address()
+    }
+
+    pub(crate) fn metrics(&self) -> Metrics {
+        Metrics::fetch(SocketAddr::from((Ipv4Addr::LOCALHOST, self.admin)))
     }
 
     /// The value of the one metric whose line begins like that.

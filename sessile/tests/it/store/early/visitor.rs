@@ -1,0 +1,301 @@
+//! A TLS 1.3 client that comes back with early data, whose first flight can be kept and played back.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use rustls::client::{
+    ClientSessionStore, Resumption, Tls12ClientSessionValue, Tls13ClientSessionValue,
+};
+use rustls::crypto::{CryptoProvider, aws_lc_rs as provider};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, ClientConnection, NamedGroup, RootCertStore};
+
+use crate::store::setup::Farm;
+
+/// How long a server may take to say what it has to.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What a visitor asks for. The answer says what became of the handshake, and the connection ends.
+pub(super) const GET: &[u8] =
+    b"GET / HTTP/1.1\r\nhost: localhost\r\nsessile-probe: 1\r\nconnection: close\r\n\r\n";
+
+/// A client that has the sessions of its last visit: one for each of two further ones.
+pub(super) struct Visitor {
+    config: Arc<ClientConfig>,
+    /// The same client, when it has nothing to say early.
+    patient: Arc<ClientConfig>,
+}
+
+impl Visitor {
+    pub(super) fn new(farm: &Farm) -> Self {
+        Self::with(farm, b"http/1.1", provider::default_provider())
+    }
+
+    /// One that speaks HTTP/2.
+    pub(super) fn http2(farm: &Farm) -> Self {
+        Self::with(farm, b"h2", provider::default_provider())
+    }
+
+    /// One that begins with a key share of that group.
+    pub(super) fn beginning_with(farm: &Farm, group: NamedGroup) -> Self {
+        let mut provider = provider::default_provider();
+        provider.kx_groups = provider::ALL_KX_GROUPS.to_vec();
+        provider
+            .kx_groups
+            .sort_by_key(|known| known.name() != group);
+        Self::with(farm, b"http/1.1", provider)
+    }
+
+    fn with(farm: &Farm, alpn: &[u8], provider: CryptoProvider) -> Self {
+        let mut roots = RootCertStore::empty();
+        let root = CertificateDer::from_pem_file(farm.root()).unwrap();
+        roots.add(root).unwrap();
+        let builder = ClientConfig::builder_with_provider(Arc::new(provider));
+        let builder = builder.with_protocol_versions(&[&rustls::version::TLS13]);
+        let mut config = builder
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        config.alpn_protocols = vec![alpn.to_vec()];
+        config.resumption = Resumption::store(Arc::<Kept>::default());
+        let patient = Arc::new(config.clone());
+        config.enable_early_data = true;
+        Self {
+            config: Arc::new(config),
+            patient,
+        }
+    }
+
+    /// The same client with the same sessions, which now speaks another application protocol.
+    pub(super) fn speaking(&self, alpn: &[u8]) -> Self {
+        let speaking = |config: &ClientConfig| {
+            let mut config = config.clone();
+            config.alpn_protocols = vec![alpn.to_vec()];
+            Arc::new(config)
+        };
+        Self {
+            config: speaking(&self.config),
+            patient: speaking(&self.patient),
+        }
+    }
+
+    /// A visit without early data, to the end.
+    pub(super) fn visit(&self, server: SocketAddr) -> Answer {
+        let mut visit = Visit::to(server, self.hello());
+        visit.send(GET);
+        visit.answer()
+    }
+
+    /// A visit with a request as early data, sent again where that is refused; to the end.
+    pub(super) fn visit_early(&self, server: SocketAddr) -> Answer {
+        let mut visit = Visit::to(server, self.early(GET));
+        visit.handshake();
+        if !visit.flight.tls.is_early_data_accepted() {
+            visit.send(GET);
+        }
+        visit.answer()
+    }
+
+    /// The first flight of a visit without early data.
+    pub(super) fn hello(&self) -> Flight {
+        Flight::of(connection(&self.patient))
+    }
+
+    /// The first flight of a visit with so many bytes of early data as the session allows.
+    pub(super) fn early(&self, data: &[u8]) -> Flight {
+        let mut tls = connection(&self.config);
+        let mut early = tls.early_data().expect("a session that allows early data");
+        early.write_all(data).unwrap();
+        Flight::of(tls)
+    }
+
+    /// Whether its next session allows early data; that one is not used then.
+    pub(super) fn may_be_early(&self) -> bool {
+        connection(&self.config).early_data().is_some()
+    }
+}
+
+fn connection(config: &Arc<ClientConfig>) -> ClientConnection {
+    let name = ServerName::try_from("localhost").unwrap();
+    ClientConnection::new(Arc::clone(config), name).unwrap()
+}
+
+/// What a client says first, as it is on the wire.
+pub(super) struct Flight {
+    tls: ClientConnection,
+    pub(super) bytes: Vec<u8>,
+}
+
+impl Flight {
+    fn of(mut tls: ClientConnection) -> Self {
+        let mut bytes = Vec::new();
+        while tls.wants_write() {
+            tls.write_tls(&mut bytes).unwrap();
+        }
+        Self { tls, bytes }
+    }
+}
+
+/// Sends bytes that someone else has sent before, and waits for the server to end the connection.
+pub(super) fn play_back(server: SocketAddr, bytes: &[u8]) {
+    let mut io = TcpStream::connect(server).unwrap();
+    io.set_read_timeout(Some(PATIENCE)).unwrap();
+    io.write_all(bytes).unwrap();
+    io.shutdown(Shutdown::Write).unwrap();
+    // Whatever it answers, it cannot be read without the client's secret.
+    let _ = io.read_to_end(&mut Vec::new());
+}
+
+/// One connection.
+pub(super) struct Visit {
+    io: TcpStream,
+    flight: Flight,
+    received: Vec<u8>,
+}
+
+impl Visit {
+    pub(super) fn to(server: SocketAddr, flight: Flight) -> Self {
+        let mut io = TcpStream::connect(server).unwrap();
+        io.set_read_timeout(Some(PATIENCE)).unwrap();
+        io.write_all(&flight.bytes).unwrap();
+        let received = Vec::new();
+        Self {
+            io,
+            flight,
+            received,
+        }
+    }
+
+    /// Finishes the handshake.
+    pub(super) fn handshake(&mut self) {
+        while self.flight.tls.is_handshaking() {
+            assert!(self.read() > 0, "the server ends the handshake");
+            self.flush();
+        }
+        self.flush();
+    }
+
+    pub(super) fn send(&mut self, request: &[u8]) {
+        self.handshake();
+        self.flight.tls.writer().write_all(request).unwrap();
+        self.flush();
+    }
+
+    /// Reads on until what came holds `part`, and sends nothing meanwhile: the client's Finished stays
+    /// with it.
+    pub(super) fn hear(&mut self, part: &[u8]) {
+        let holds = |heard: &[u8]| heard.windows(part.len()).any(|seen| seen == part);
+        while !holds(&self.received) {
+            assert!(self.read() > 0, "not in {}", self.answered());
+        }
+    }
+
+    /// Reads until the server ends the connection, without finishing the handshake.
+    pub(super) fn until_closed(&mut self) {
+        while self.read() > 0 {}
+    }
+
+    /// Everything that comes until the server ends the connection, and the end of it.
+    pub(super) fn answer(mut self) -> Answer {
+        self.handshake();
+        self.until_closed();
+        self.flight.tls.send_close_notify();
+        let _ = self.flight.tls.write_tls(&mut self.io);
+        Answer {
+            text: self.answered(),
+        }
+    }
+
+    /// How the library takes it where the server refuses what it sent.
+    pub(super) fn error(&mut self) -> rustls::Error {
+        loop {
+            match self.flight.tls.read_tls(&mut self.io) {
+                Ok(1..) => {}
+                end => panic!("no alert, but {end:?}"),
+            }
+            if let Err(error) = self.flight.tls.process_new_packets() {
+                return error;
+            }
+        }
+    }
+
+    fn answered(&self) -> String {
+        String::from_utf8_lossy(&self.received).into_owned()
+    }
+
+    /// Reads once; 0 at the end.
+    fn read(&mut self) -> usize {
+        let tls = &mut self.flight.tls;
+        let read = tls.read_tls(&mut self.io).unwrap_or_default();
+        let closed = tls.process_new_packets().unwrap().peer_has_closed();
+        // At the end there may be nothing, or an end without a goodbye.
+        let _ = tls.reader().read_to_end(&mut self.received);
+        if closed { 0 } else { read }
+    }
+
+    fn flush(&mut self) {
+        while self.flight.tls.wants_write() {
+            self.flight.tls.write_tls(&mut self.io).unwrap();
+        }
+    }
+}
+
+/// What a server answered.
+pub(super) struct Answer {
+    pub(super) text: String,
+}
+
+impl Answer {
+    pub(super) fn status(&self) -> &str {
+        self.text.split(' ').nth(1).unwrap_or_default()
+    }
+
+    /// `resumed/psk accepted`: the verdict, and what became of early data.
+    pub(super) fn outcome(&self) -> String {
+        let header = |name: &str| {
+            let mut lines = self.text.lines();
+            let found = lines.find_map(|line| line.strip_prefix(name));
+            found.unwrap_or_else(|| panic!("no {name} in {}", self.text))
+        };
+        let verdict = header("sessile-verdict: ");
+        format!("{verdict} {}", header("sessile-early-data: "))
+    }
+}
+
+/// The sessions of the last visit, the newest last.
+#[derive(Debug, Default)]
+struct Kept(Mutex<Vec<Tls13ClientSessionValue>>);
+
+/// Tickets that a server hands out at each visit.
+const TICKETS: usize = 2;
+
+impl ClientSessionStore for Kept {
+    fn set_kx_hint(&self, _: ServerName<'static>, _: NamedGroup) {}
+
+    fn kx_hint(&self, _: &ServerName<'_>) -> Option<NamedGroup> {
+        None
+    }
+
+    fn set_tls12_session(&self, _: ServerName<'static>, _: Tls12ClientSessionValue) {}
+
+    fn tls12_session(&self, _: &ServerName<'_>) -> Option<Tls12ClientSessionValue> {
+        None
+    }
+
+    fn remove_tls12_session(&self, _: &ServerName<'static>) {}
+
+    fn insert_tls13_ticket(&self, _: ServerName<'static>, value: Tls13ClientSessionValue) {
+        let mut kept = self.0.lock().unwrap();
+        if kept.len() == TICKETS {
+            kept.remove(0);
+        }
+        kept.push(value);
+    }
+
+    fn take_tls13_ticket(&self, _: &ServerName<'static>) -> Option<Tls13ClientSessionValue> {
+        self.0.lock().unwrap().pop()
+    }
+}

@@ -81,7 +81,7 @@ pub struct Handshake {
 }
 
 /// A connection whose handshake is done; or as good as done, where early data was accepted: then it may
-/// still wait for the client to finish, which [`stream::Status::completion`] tells.
+/// still wait for the client to finish, which [`super::Status::completion`] tells.
 pub struct Accepted {
     pub stream: Stream,
     pub handshake: Handshake,

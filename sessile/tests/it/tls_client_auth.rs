@@ -240,7 +240,7 @@ fn a_client_with_a_certificate_resumes_as_itself_and_one_without_is_refused() {
     let failures = |metrics: &Metrics| metrics.sum("sessile_handshake_failures_total", &cause);
     server.await_metrics(|metrics| failures(metrics) == 6);
     assert_eq!(server.metrics().handshakes(), 12);
-    server.await_line("web1 TLSv1.3 resumed/psk \"CN=alice\"");
+    server.await_line("web1 TLSv1.3 resumed/psk none \"CN=alice\"");
 }
 
 #[test]

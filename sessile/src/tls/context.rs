@@ -11,7 +11,7 @@ use sessile_proto::Time;
 use sessile_proto::hello::ClientHello;
 use sessile_proto::keys::Schedule;
 use sessile_proto::ticket::{
-    self, Binding, Class, ClientAuth, Envelope, Expected, Id, Issuer, SRID_LEN,
+    self, Binding, Class, ClientAuth, Envelope, Expected, Forgotten, Id, Issuer, SRID_LEN,
 };
 use sessile_proto::verdict::{self, How, Reason, Verdict};
 
@@ -51,6 +51,7 @@ pub(super) struct Context {
     sealed: bool,
     /// Whether tickets are sealed here and now; otherwise they name a stored session.
     seals: bool,
+    forgotten: Arc<Forgotten>,
     /// What the store said of the sessions that the hello names.
     fetched: Vec<(Key, Result<Vec<u8>, Reason>)>,
     /// The hello's random.
@@ -74,9 +75,16 @@ struct State {
 #[derive(Clone, Copy)]
 struct Admitted {
     how: How,
-    established: Time,
-    suite: u16,
+    origin: Origin,
     key: Option<Key>,
+}
+
+/// What a session inherits from the full handshake that it goes back to.
+#[derive(Clone, Copy)]
+struct Origin {
+    established: Time,
+    server: u32,
+    suite: u16,
 }
 
 impl Context {
@@ -122,6 +130,7 @@ impl Context {
             // With a client's certificates in it, a ticket's size would show whose it is; and without
             // them, at the same site, that it has none.
             seals: *sealed && !(template.clients.is_some() && store.is_shared()),
+            forgotten: store.forgotten(),
             schedule,
             fetched,
             state: Mutex::new(State {
@@ -160,14 +169,14 @@ impl Context {
                 let verdict = Verdict::Resumed(admitted.how);
                 (
                     verdict,
-                    admitted.established,
+                    admitted.origin.established,
                     std::mem::take(&mut state.owned),
                 )
             }
             declined => {
                 // Found, right in every respect that we know of, and declined by the library.
                 if let Some(admitted) = declined {
-                    let suite_differs = admitted.suite != state.suite;
+                    let suite_differs = admitted.origin.suite != state.suite;
                     state.refused.push(if suite_differs {
                         Reason::SuiteMismatch
                     } else {
@@ -206,8 +215,11 @@ impl Context {
             Ok(envelope) => {
                 state.admitted = Some(Admitted {
                     how,
-                    established: envelope.established,
-                    suite: envelope.binding.suite,
+                    origin: Origin {
+                        established: envelope.established,
+                        server: envelope.server,
+                        suite: envelope.binding.suite,
+                    },
                     key,
                 });
                 Some(envelope.value.to_vec())
@@ -228,6 +240,7 @@ impl Context {
             version: self.version,
             lifetime: self.lifetime,
             extended_master_secret: self.extended_master_secret,
+            forgotten: &self.forgotten,
         }
     }
 
@@ -285,19 +298,23 @@ impl Context {
         }
     }
 
-    /// When the full handshake of the session that is being announced was, and its cipher suite.
+    /// The full handshake of the session that is being announced.
     ///
     /// The age is inherited only by a handshake that resumed. TLS 1.2 announces a ticket while it
     /// still reads the hello only if it resumes; everything else comes after [`Self::observe`].
-    fn origin(&self, state: &State) -> (Time, u16) {
+    fn origin(&self, state: &State) -> Origin {
         let resumes = matches!(state.kind, None | Some(HandshakeKind::Resumed));
         match state.admitted {
-            Some(admitted) if resumes => (admitted.established, admitted.suite),
-            _ => (self.now, state.suite),
+            Some(admitted) if resumes => admitted.origin,
+            _ => Origin {
+                established: self.now,
+                server: self.issuer.server,
+                suite: state.suite,
+            },
         }
     }
 
-    fn envelope<'a>(&'a self, (established, suite): (Time, u16), value: &'a [u8]) -> Envelope<'a> {
+    fn envelope<'a>(&'a self, origin: Origin, value: &'a [u8]) -> Envelope<'a> {
         Envelope {
             value_format: value::FORMAT,
             binding: Binding {
@@ -305,11 +322,12 @@ impl Context {
                 server_name: &self.server_name,
                 client_auth: self.client_auth(),
                 version: self.version,
-                suite,
+                suite: origin.suite,
                 extended_master_secret: self.extended_master_secret,
             },
-            established,
-            expires: established.plus(self.lifetime),
+            server: origin.server,
+            established: origin.established,
+            expires: origin.established.plus(self.lifetime),
             value,
         }
     }
@@ -375,8 +393,12 @@ impl ProducesTickets for Context {
     /// Seconds that are left of the session's life.
     fn lifetime(&self) -> u32 {
         let state = self.state();
-        let (established, _) = self.origin(&state);
-        let left = established.plus(self.lifetime).since(self.now).as_secs();
+        let origin = self.origin(&state);
+        let left = origin
+            .established
+            .plus(self.lifetime)
+            .since(self.now)
+            .as_secs();
         u32::try_from(left).unwrap_or(u32::MAX)
     }
 

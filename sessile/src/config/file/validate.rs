@@ -12,10 +12,10 @@ use tracing::level_filters::LevelFilter;
 use super::problem::{Problem, What};
 use super::raw::{self, Text};
 use super::reader::{Reader, Unique};
-use super::{balance, sites, upstreams};
+use super::{balance, forget, sites, upstreams};
 use crate::config::{
     AccessLog, Config, Connection, KernelTls, Key, Listener, MAX_NUMBER, MAX_STORE_TIMEOUT,
-    MAX_TICKET_LIFETIME, Role, Server, Session, StoreUrl,
+    MAX_TICKET_LIFETIME, Role, Server, Session, Site, StoreUrl,
 };
 
 const MAX_WORKERS: i64 = 1024;
@@ -49,7 +49,6 @@ impl Reader<'_> {
         let defaults = Config::default();
         let server = self.server(written.server, defaults.server);
         let key = self.key(written.key, &server.state_dir);
-        let session = self.session(written.session, defaults.session);
         let connection = self.connection(written.connection, defaults.connection);
         let tls = crate::config::Tls {
             kernel: self.kernel(written.tls.kernel),
@@ -72,6 +71,8 @@ impl Reader<'_> {
             token_file: self.path("token-file", written.admin.token_file),
         };
         let upstreams = upstreams::read(self, written.upstream);
+        let sites = sites::read(self, written.site, &upstreams);
+        let session = self.session(written.session, defaults.session, &sites);
         Config {
             server,
             session,
@@ -81,7 +82,7 @@ impl Reader<'_> {
             admin,
             log,
             listeners,
-            sites: sites::read(self, written.site, &upstreams),
+            sites,
             upstreams,
             balance: balance::read(self, written.balance, defaults.balance),
         }
@@ -100,7 +101,7 @@ impl Reader<'_> {
         }
     }
 
-    fn session(&mut self, written: raw::Session, default: Session) -> Session {
+    fn session(&mut self, written: raw::Session, default: Session, sites: &[Site]) -> Session {
         let tickets = written.tickets.unwrap_or(default.tickets);
         let span = written.lifetime.as_ref().map(Spanned::span);
         let lifetime = self.duration("lifetime", written.lifetime);
@@ -127,6 +128,7 @@ impl Reader<'_> {
             require_close_notify: written
                 .require_close_notify
                 .unwrap_or(default.require_close_notify),
+            forget: forget::read(self, written.forget, sites),
         }
     }
 

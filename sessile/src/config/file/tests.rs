@@ -1,5 +1,5 @@
 use super::*;
-use crate::config::{AccessLog, Action, ClientAuth, ClientAuthMode, KernelTls, Key, Role};
+use crate::config::{AccessLog, Action, ClientAuth, ClientAuthMode, KernelTls, Key, Role, Whose};
 use proptest::prelude::*;
 use sessile_proto::route::Policy;
 use std::sync::Arc;
@@ -506,4 +506,80 @@ proptest! {
     fn no_text_makes_it_panic(text in "(\\[{0,2}(session|site|listener|key)?\\.?(route)?\\]{0,2}\n|(max|file|path|names) ?= ?('[a-z/]*'|[0-9]+|\\[\\]|\\{\\})?\n|\\PC{0,9}\n?){0,8}") {
         let _ = parse(&text, Path::new("s.toml"));
     }
+}
+
+#[test]
+fn what_is_forgotten_is_read_in_every_form() {
+    let file = |forget: &str| {
+        format!(
+            "session.forget = [{forget}]\n{SITE}names = ['Shop.example', 'www.example']\n{SITE}"
+        )
+    };
+    let config = config(&file(
+        "{ before = '2026-01-01T00:00:00Z' }, { site = 'SHOP.example', before = 2026-01-01T00:00:00Z }, \
+         { site = '*', before = '2026-01-01T00:00:00.5Z' }, { server = 'web2', before = '2026-01-01T00:00:00Z' }, \
+         { server = 7, before = '2026-01-01T00:00:00Z' }",
+    ));
+    let begin = sessile_proto::Time::from_unix_millis(1_767_225_600_000);
+    let whose: Vec<_> = config.session.forget.iter().map(|f| &f.whose).collect();
+    let site = |name: &str| Whose::Site(name.to_owned());
+    let expected = [
+        Whose::Everyones,
+        site("shop.example"),
+        site(""),
+        Whose::Server("web2".to_owned()),
+        Whose::Number(7),
+    ];
+    assert_eq!(whose, expected.iter().collect::<Vec<_>>());
+    let since = |n: usize| config.session.forget[n].before.since(begin).as_millis();
+    assert_eq!([0, 1, 2, 3, 4].map(since), [0, 0, 500, 0, 0]);
+}
+
+#[test]
+fn what_cannot_be_forgotten_names_the_remedy() {
+    let cases = [
+        ("{ }", "`forget` needs `before`"),
+        (
+            "{ before = 'noon' }",
+            "`before` is \"noon\", which is no time in UTC",
+        ),
+        ("{ before = 2026-01-01 }", "which is no time in UTC"),
+        (
+            "{ before = '2999-01-01T00:00:00Z' }",
+            "still to come by this machine's clock",
+        ),
+        (
+            "{ site = 'shop.exmaple', before = '2026-01-01T00:00:00Z' }",
+            "did you mean `shop.example`?",
+        ),
+        (
+            "{ site = '*', before = '2026-01-01T00:00:00Z' }",
+            "known here: shop.example",
+        ),
+        (
+            "{ site = 'shop.example', server = 1, before = '2026-01-01T00:00:00Z' }",
+            "write one for each",
+        ),
+        (
+            "{ server = -1, before = '2026-01-01T00:00:00Z' }",
+            "`server` is -1; it has to be from 0",
+        ),
+        (
+            "{ server = true, before = '2026-01-01T00:00:00Z' }",
+            "expected a server's name or its number",
+        ),
+        ("{ sever = 1 }", "did you mean `server`?"),
+    ];
+    for (forget, expected) in cases {
+        let lines = said(&format!(
+            "session.forget = [{forget}]\n{SITE}names = ['shop.example']\n"
+        ));
+        assert!(
+            lines.iter().any(|line| line.contains(expected)),
+            "{forget}: {lines:?}"
+        );
+    }
+    let many = "{ before = '2026-01-01T00:00:00Z' },".repeat(257);
+    let lines = said(&format!("session.forget = [{many}]\n"));
+    assert!(lines[0].contains("more `forget`s than 256"), "{lines:?}");
 }

@@ -19,7 +19,7 @@ use crate::figure;
 const BEAT: Duration = Duration::from_secs(1);
 
 /// How long a claim stands that is not.
-const LIFE: Duration = Duration::from_secs(10);
+const LIFE: Duration = Duration::from_secs(5);
 
 /// Most bytes of another server's name that the log repeats.
 const MAX_SHOWN: usize = 255;

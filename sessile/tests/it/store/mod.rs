@@ -4,6 +4,8 @@ mod bodies;
 mod cluster;
 mod failures;
 mod farm;
+mod forget;
+mod number;
 mod proxy;
 mod secured;
 pub(crate) mod setup;

@@ -4,6 +4,7 @@ use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use sessile::client::{Client, Mechanism, Options, Sessions, Target, Trust};
@@ -102,7 +103,7 @@ fn command(port: u16, folder: &Path, arguments: &[&str]) -> Command {
 
 /// A folder with a certificate and a farm key, and servers that share them.
 pub(crate) struct Farm {
-    folder: TempDir,
+    folder: Rc<TempDir>,
     /// TOML lines of `[session]` and what follows it.
     settings: String,
 }
@@ -112,7 +113,7 @@ impl Farm {
         let folder = tempfile::tempdir().unwrap();
         Authority::open(folder.path()).unwrap();
         Self {
-            folder,
+            folder: Rc::new(folder),
             settings: settings.to_owned(),
         }
     }
@@ -122,6 +123,14 @@ impl Farm {
         Self::new(&format!(
             "store = \"{store}\"\nstore-timeout = \"3s\"\n{settings}"
         ))
+    }
+
+    /// The same farm with other settings, for servers that start from now on.
+    pub(crate) fn with(&self, settings: &str) -> Self {
+        Self {
+            folder: Rc::clone(&self.folder),
+            settings: settings.to_owned(),
+        }
     }
 
     pub(crate) fn folder(&self) -> &Path {

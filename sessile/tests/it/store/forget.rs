@@ -1,6 +1,6 @@
 //! Sessions that are forgotten on request: a farm's through its Redis, a server's by its configuration.
 
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use sessile::client::{Client, Mechanism};
 use sessile_proto::keys::{Purpose, Schedule};
@@ -198,7 +198,7 @@ fn no_mark_is_lost_among_concurrent_writers() {
             command.arg("forget").arg("--config");
             command.arg(farm.folder().join("web1.toml"));
             command.args(["--server", &number.to_string()]);
-            command.spawn().unwrap()
+            command.stdout(Stdio::null()).spawn().unwrap()
         })
         .collect();
     for mut writer in writers {
@@ -227,6 +227,13 @@ async fn a_server_without_a_store_forgets_what_its_configuration_says() {
             assert_eq!(verdict(client, other.address()).await, "full/revoked");
             assert_eq!(verdict(client, one.address()).await, *how);
         }
+        // The client without tickets has its session at the first server only.
+        let (client, how) = &visitors[0];
+        assert_eq!(verdict(client, one.address()).await, *how);
+        marked.reload("web1", &one);
+        assert_eq!(verdict(client, one.address()).await, "full/revoked");
+        // The next start has the settings that come next.
+        one.drain();
     }
     let elsewhere = "forget = [{ server = 9, before = \"2026-01-01T00:00:00Z\" }]\n";
     let farm = farm.with(elsewhere);

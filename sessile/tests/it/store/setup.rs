@@ -12,7 +12,7 @@ use sessile::farm::Authority;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::peers::{Peer, free_port};
+use crate::peers::{Peer, eventually, free_port};
 
 /// The package that has `redis-server`.
 pub(crate) const REDIS: &str = "redis-server";
@@ -142,6 +142,19 @@ impl Farm {
         let admin = free_port();
         let peer = Peer::start("sessile", |port| self.command(name, port, admin));
         Server { peer, admin }
+    }
+
+    /// Gives a running server of that name the settings of this farm, and has it read them.
+    pub(crate) fn reload(&self, name: &str, server: &Server) {
+        // Making the command writes the file.
+        let _ = self.command(name, server.address().port(), server.admin);
+        server.peer.hang_up();
+        eventually("it has reloaded", || {
+            server
+                .peer
+                .said()
+                .contains("configuration and certificates reloaded")
+        });
     }
 
     pub(crate) fn serve_three(&self) -> [Server; 3] {

@@ -1,17 +1,12 @@
 //! A server's number, which no other server of the farm may have, claimed in a real Redis.
 
-use super::setup::{Farm, Redis, Server};
+use sessile::client::Mechanism;
+
+use super::setup::{Farm, Redis, Server, hop};
 use crate::peers::eventually;
 
 /// What a server says of another one with its number.
 const CLASH: &str = "another running server of the farm has this server's number";
-
-/// The claims that lie in the store.
-fn claims(redis: &Redis) -> Vec<Vec<u8>> {
-    let entries = redis.entries().into_iter();
-    let claims = entries.filter(|(name, _)| name.windows(8).any(|part| part == b":server:"));
-    claims.map(|(_, value)| value).collect()
-}
 
 fn process(claim: &[u8]) -> &[u8] {
     claim.split(|byte| *byte == b' ').next().unwrap()
@@ -27,13 +22,13 @@ async fn two_running_servers_of_one_name_clash_until_one_ends_and_both_serve() {
     let redis = Redis::start();
     let farm = Farm::sharing(&redis.url(), "");
     let one = farm.serve("web1");
-    eventually("it claims its number", || claims(&redis).len() == 1);
+    eventually("it claims its number", || redis.claims().len() == 1);
     let other = farm.serve("web1");
     eventually("the other sees it", || other.peer.said().contains(CLASH));
     assert!(sees_a_clash(&other).await);
     assert!(!sees_a_clash(&one).await);
     assert_eq!(
-        super::setup::hop(sessile::client::Mechanism::SessionId, &one, &other).await,
+        hop(Mechanism::SessionId, &one, &other).await,
         "resumed/session-id"
     );
     one.drain();
@@ -52,12 +47,12 @@ async fn a_server_that_was_killed_has_its_number_back_without_a_clash() {
     let redis = Redis::start();
     let farm = Farm::sharing(&redis.url(), "");
     let (one, other) = (farm.serve("web1"), farm.serve("web2"));
-    eventually("both claim their numbers", || claims(&redis).len() == 2);
-    let before = claims(&redis);
+    eventually("both claim their numbers", || redis.claims().len() == 2);
+    let before = redis.claims();
     one.peer.kill();
     let one = farm.serve("web1");
     eventually("it has taken its number over", || {
-        let now = claims(&redis);
+        let now = redis.claims();
         let is_new = |claim: &&Vec<u8>| before.iter().all(|old| process(old) != process(claim));
         now.len() == 2 && now.iter().filter(is_new).count() == 1
     });

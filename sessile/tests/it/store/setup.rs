@@ -91,6 +91,14 @@ impl Redis {
             })
             .collect()
     }
+
+    /// The servers' claims to their numbers.
+    pub(crate) fn claims(&self) -> Vec<Vec<u8>> {
+        let is_claim = |name: &[u8]| name.windows(8).any(|part| part == b":server:");
+        let entries = self.entries().into_iter();
+        let claims = entries.filter(|(name, _)| is_claim(name));
+        claims.map(|(_, value)| value).collect()
+    }
 }
 
 fn command(port: u16, folder: &Path, arguments: &[&str]) -> Command {

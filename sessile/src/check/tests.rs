@@ -318,6 +318,9 @@ fn servers_of_one_number_are_found_where_the_key_is_at_hand() {
         address: "127.0.0.1:8443".parse().expect("an address"),
         number,
         weight: 1,
+        pool: None,
+        drain: false,
+        max_connections: 0,
     };
     let derived = crate::key::server_number("shop", "web1");
     config.balance.servers = vec![server("web1", None), server("web2", Some(derived))];

@@ -63,3 +63,8 @@ bench-table:
 bench-peers:
     cargo build --profile dist --locked
     cargo run --release --manifest-path bench/Cargo.toml --bin servers -- --sessile target/dist/sessile
+
+# What a shared store adds to a handshake (docs/benchmarks.md).
+bench-store:
+    cargo build --profile dist --locked
+    cargo run --release --manifest-path bench/Cargo.toml --bin servers -- store --sessile target/dist/sessile

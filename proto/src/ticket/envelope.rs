@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use super::Forgotten;
 use crate::Time;
 use crate::verdict::Reason;
 
@@ -10,7 +11,7 @@ use crate::verdict::Reason;
 const FORMAT: u8 = 1;
 
 /// Bytes before the server name.
-const FIXED_LEN: usize = 1 + 2 + 8 + 1 + 2 + 2 + 1 + 8 + 8 + 1;
+const FIXED_LEN: usize = 1 + 2 + 8 + 1 + 2 + 2 + 1 + 4 + 8 + 8 + 1;
 
 /// What a site asks of a client's identity, as far as a session depends on it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -67,6 +68,8 @@ pub struct Envelope<'a> {
     pub value_format: u16,
     /// What it is bound to.
     pub binding: Binding<'a>,
+    /// The number of the server that the full handshake was with; resuming does not change it.
+    pub server: u32,
     /// When the full handshake was; resuming does not change it.
     pub established: Time,
     /// When it ends, as the server that made it had it.
@@ -92,6 +95,8 @@ pub struct Expected<'a> {
     pub lifetime: Duration,
     /// Whether the hello offers an extended master secret.
     pub extended_master_secret: bool,
+    /// What is forgotten on request.
+    pub forgotten: &'a Forgotten,
 }
 
 impl<'a> Envelope<'a> {
@@ -119,6 +124,7 @@ impl<'a> Envelope<'a> {
         out.extend_from_slice(&version.to_be_bytes());
         out.extend_from_slice(&suite.to_be_bytes());
         out.push(u8::from(extended_master_secret));
+        out.extend_from_slice(&self.server.to_be_bytes());
         out.extend_from_slice(&self.established.unix_millis().to_be_bytes());
         out.extend_from_slice(&self.expires.unix_millis().to_be_bytes());
         out.push(server_name.len() as u8);
@@ -146,6 +152,7 @@ impl<'a> Envelope<'a> {
         let version = u16::from_be_bytes(take(&mut rest)?);
         let suite = u16::from_be_bytes(take(&mut rest)?);
         let [extended_master_secret] = take(&mut rest)?;
+        let server = u32::from_be_bytes(take(&mut rest)?);
         let established = Time::from_unix_millis(u64::from_be_bytes(take(&mut rest)?));
         let expires = Time::from_unix_millis(u64::from_be_bytes(take(&mut rest)?));
         let [name_len] = take(&mut rest)?;
@@ -162,6 +169,7 @@ impl<'a> Envelope<'a> {
                 suite,
                 extended_master_secret: extended_master_secret != 0,
             },
+            server,
             established,
             expires,
             value,
@@ -180,6 +188,8 @@ impl<'a> Envelope<'a> {
             Err(Reason::OldFormat)
         } else if now >= end {
             Err(Reason::Expired)
+        } else if expected.forgotten.reaches(self) {
+            Err(Reason::Revoked)
         } else if binding.site != expected.site || binding.server_name != expected.server_name {
             Err(Reason::NameMismatch)
         } else if binding.client_auth != expected.client_auth {
@@ -194,7 +204,7 @@ impl<'a> Envelope<'a> {
     }
 }
 
-fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
+pub(super) fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
     let (head, tail) = rest.split_first_chunk()?;
     *rest = tail;
     Some(*head)

@@ -1,3 +1,4 @@
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use super::*;
@@ -43,11 +44,14 @@ fn envelope(value: &[u8]) -> Envelope<'_> {
             suite: 0x1301,
             extended_master_secret: true,
         },
+        server: ISSUER.server,
         established: at(NOON),
         expires: at(NOON + 10 * HOUR),
         value,
     }
 }
+
+static NOTHING: LazyLock<Forgotten> = LazyLock::new(Forgotten::default);
 
 fn expected() -> Expected<'static> {
     Expected {
@@ -58,6 +62,7 @@ fn expected() -> Expected<'static> {
         version: 0x0304,
         lifetime: Duration::from_secs(10 * HOUR),
         extended_master_secret: true,
+        forgotten: &NOTHING,
     }
 }
 
@@ -324,4 +329,19 @@ fn each_field_of_the_envelope_has_its_own_verdict() {
     }
     let end = at(NOON + 10 * HOUR);
     assert_eq!(session.admits(&expected(), end), Err(Reason::Expired));
+}
+
+#[test]
+fn a_forgotten_session_is_revoked_unless_it_has_expired_anyway() {
+    let session = envelope(b"value");
+    let mut forgotten = Forgotten::default();
+    forgotten.mark(Extent::Server(ISSUER.server), at(NOON + 1));
+    let expected = Expected {
+        forgotten: &forgotten,
+        ..expected()
+    };
+    let now = at(NOON + HOUR);
+    assert_eq!(session.admits(&expected, now), Err(Reason::Revoked));
+    let end = at(NOON + 10 * HOUR);
+    assert_eq!(session.admits(&expected, end), Err(Reason::Expired));
 }

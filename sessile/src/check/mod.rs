@@ -3,6 +3,7 @@
 
 mod certificate;
 mod client_auth;
+mod numbers;
 mod state;
 mod survival;
 
@@ -10,6 +11,7 @@ use std::fmt;
 use std::path::Path;
 use std::time::SystemTime;
 
+use crate::clock;
 use crate::config::{AccessLog, Action, Balance, Config, Health, Role, Site, SiteRoute, StoreUrl};
 use certificate::Moment;
 
@@ -56,9 +58,11 @@ pub fn check(config: &Config, now: SystemTime) -> Vec<Finding> {
     }
     upstreams(config, &mut findings);
     state::check(config, &mut findings);
+    numbers::check(config, &mut findings);
     if serves(config) {
         survival::check(config, &mut findings);
         survival::check_store(config, &mut findings);
+        survival::check_forget(config, clock::at(now), &mut findings);
         table(config, &mut findings);
     }
     connections(config, &mut findings);

@@ -1,8 +1,12 @@
 //! What a restart and a crash cost with a configuration, said plainly, and what its store brings.
 
+use sessile_proto::Time;
+use sessile_proto::keys::MAX_LIFETIME;
+
 use super::{Findings, Grade, span, state};
+use crate::clock;
 use crate::config::store::{Node, Redis};
-use crate::config::{Config, Key, StoreUrl};
+use crate::config::{Config, Forget, Key, StoreUrl, Whose};
 
 pub(super) fn check(config: &Config, findings: &mut Findings) {
     let (session, connection) = (&config.session, &config.connection);
@@ -53,6 +57,28 @@ pub(super) fn check(config: &Config, findings: &mut Findings) {
     }
     if session.require_close_notify {
         findings.warn("session.require-close-notify is on: a client that drops its connection loses its session.");
+    }
+}
+
+/// What is forgotten on request.
+pub(super) fn check_forget(config: &Config, now: Time, findings: &mut Findings) {
+    for Forget { whose, before } in &config.session.forget {
+        let sessions = match whose {
+            Whose::Everyones => "sessions".to_owned(),
+            Whose::Site(name) if name.is_empty() => "sessions of the site without names".to_owned(),
+            Whose::Site(name) => format!("sessions of site {name}"),
+            Whose::Server(name) => format!("sessions made by server {name}"),
+            Whose::Number(number) => format!("sessions made by the server of number {number}"),
+        };
+        let when = clock::rfc3339(*before);
+        findings.note(format!(
+            "session.forget: {sessions} from before {when} do not resume."
+        ));
+        if now.since(*before) > MAX_LIFETIME {
+            findings.warn(format!(
+                "session.forget: no session from before {when} can be alive; the entry can be taken out."
+            ));
+        }
     }
 }
 
@@ -114,8 +140,13 @@ pub(super) fn check_store(config: &Config, findings: &mut Findings) {
             super::bytes(config.session.early_data.into())
         ));
     }
-    if config.session.max_entries == 0 || config.session.lifetime.is_zero() {
-        findings.warn("session.store is not used: session.max-entries or session.lifetime is 0, so no session is kept.");
+    if config.session.lifetime.is_zero() {
+        findings.warn("session.store is not used: session.lifetime is 0, so no session is kept.");
+    } else if config.session.max_entries == 0 {
+        findings.warn(
+            "session.store keeps no session of this server: session.max-entries is 0. What `sessile forget` writes to it is \
+             heeded.",
+        );
     }
     if config.key == Key::Ephemeral {
         findings.warn(

@@ -309,3 +309,56 @@ fn an_upstream_is_explained_and_what_does_not_fit_it_is_said() {
     let said = graded(&config, Grade::Warning);
     assert!(said[0].contains("connection.idle-timeout ends a connection after 30s"));
 }
+
+#[test]
+fn servers_of_one_number_are_found_where_the_key_is_at_hand() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut config = farm(folder.path());
+    let server = |name: &str, number| crate::config::BalanceServer {
+        name: name.to_owned(),
+        address: "127.0.0.1:8443".parse().expect("an address"),
+        number,
+        weight: 1,
+        pool: None,
+        drain: false,
+        max_connections: 0,
+    };
+    let derived = crate::key::server_number("shop", "web1");
+    config.balance.servers = vec![server("web1", None), server("web2", Some(derived))];
+    let clashes = |config: &Config| {
+        let errors = graded(config, Grade::Error);
+        let about = errors
+            .iter()
+            .filter(|text| text.contains("both have the number"));
+        about.count()
+    };
+    assert_eq!(clashes(&config), 0);
+    let file = folder.path().join("state/farm.key");
+    crate::key::make_folder(&folder.path().join("state")).expect("a folder");
+    let day = Duration::from_secs(86_400);
+    crate::key::create(&file, Some("shop"), day / 24, day, clock::now()).expect("a key");
+    assert_eq!(clashes(&config), 1);
+    config.balance.servers.pop();
+    assert_eq!(clashes(&config), 0);
+}
+
+#[test]
+fn what_is_forgotten_is_said_and_may_be_taken_out_when_it_is_old() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut config = farm(folder.path());
+    let mut forgotten = |days: u64| {
+        config.session.forget = vec![crate::config::Forget {
+            whose: crate::config::Whose::Server("web2".to_owned()),
+            before: clock::at(now() - Duration::from_secs(days * 86_400)),
+        }];
+        let count = |grade| {
+            let said = graded(&config, grade);
+            said.iter()
+                .filter(|text| text.starts_with("session.forget: "))
+                .count()
+        };
+        (count(Grade::Note), count(Grade::Warning))
+    };
+    assert_eq!(forgotten(1), (1, 0));
+    assert_eq!(forgotten(8), (1, 1));
+}

@@ -4,6 +4,7 @@
 mod balance;
 mod check;
 mod farm;
+mod forget;
 mod key;
 mod lab;
 mod probe;
@@ -35,6 +36,7 @@ enum Command {
     Settings(settings::Args),
     Check(check::Args),
     Key(key::Args),
+    Forget(forget::Args),
     Serve(serve::Args),
     Balance(balance::Args),
 }
@@ -49,6 +51,7 @@ pub fn main() -> ExitCode {
         Command::Settings(args) => settings::run(args),
         Command::Check(args) => check::run(args),
         Command::Key(args) => key::run(args),
+        Command::Forget(args) => forget::run(args),
         Command::Serve(args) => serve::run(args),
         Command::Balance(args) => balance::run(args),
     };

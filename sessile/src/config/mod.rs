@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use sessile_proto::Time;
 use sessile_proto::route::Policy;
 
 pub use store::StoreUrl;
@@ -65,6 +66,27 @@ pub struct Session {
     pub client_lifetime: Duration,
     /// Resume only sessions whose connection ended with close_notify.
     pub require_close_notify: bool,
+    /// Sessions that are forgotten on request.
+    pub forget: Vec<Forget>,
+}
+
+/// One of `session.forget`: these sessions do not resume where their full handshake was before then.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Forget {
+    pub whose: Whose,
+    pub before: Time,
+}
+
+/// Whose sessions are to be forgotten.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Whose {
+    Everyones,
+    /// Those of the site with this first name; empty: of the site without names.
+    Site(String),
+    /// Those whose full handshake was with the server of this name,
+    Server(String),
+    /// or of this number.
+    Number(u32),
 }
 
 /// `[key]`: where the farm key comes from.
@@ -160,6 +182,26 @@ pub struct Site {
     pub early_data: u32,
     /// Longest matching path first.
     pub routes: Vec<SiteRoute>,
+}
+
+impl Site {
+    /// The site that is called so: by its first name, or `*` for the one without names.
+    #[must_use]
+    pub fn called<'a>(title: &str, sites: &'a [Self]) -> Option<&'a Self> {
+        sites.iter().find(|site| site.title() == title)
+    }
+
+    /// What it is called.
+    #[must_use]
+    pub fn title(&self) -> &str {
+        self.names.first().map_or("*", String::as_str)
+    }
+
+    /// Its sessions.
+    #[must_use]
+    pub fn whose(&self) -> Whose {
+        Whose::Site(self.names.first().cloned().unwrap_or_default())
+    }
 }
 
 /// A certificate chain and its private key, both PEM.
@@ -382,6 +424,7 @@ impl Default for Session {
             early_data: 0,
             client_lifetime: TEN_HOURS,
             require_close_notify: false,
+            forget: Vec::new(),
         }
     }
 }

@@ -5,6 +5,7 @@ mod edit;
 mod file;
 mod format;
 mod health;
+mod number;
 mod ring;
 mod routes;
 
@@ -12,6 +13,7 @@ pub use edit::{DEFAULT_MAX_LIFETIME, DEFAULT_ROTATE, Rotation, create, rotate};
 pub use file::{FileError, Fixed};
 pub use format::Malformed;
 pub use health::{Concern, concerns};
+pub use number::{Clash, clashes, number, server_number};
 pub use ring::{Keyring, Origin, Reloaded};
 pub use routes::RouteRing;
 
@@ -68,30 +70,4 @@ pub fn write_secret(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
 /// Makes a folder for such files, and those that lead to it; only its owner can look into it.
 pub fn make_folder(folder: &Path) -> std::io::Result<()> {
     file::make_folder(folder)
-}
-
-/// A server's number where none is set: 24 bits of SHA-256 of the farm's and the server's name.
-#[must_use]
-pub fn server_number(scope: &str, name: &str) -> u32 {
-    let mut hash = aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA256);
-    hash.update(scope.as_bytes());
-    hash.update(&[0]);
-    hash.update(name.as_bytes());
-    let digest = hash.finish();
-    let mut word = [0; 4];
-    word[1..].copy_from_slice(&digest.as_ref()[..3]);
-    u32::from_be_bytes(word)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn server_numbers_are_stable_and_24_bits() {
-        let number = server_number("farm", "web1");
-        assert_eq!(number, server_number("farm", "web1"));
-        assert_ne!(number, server_number("farm", "web2"));
-        assert!(number < 1 << 24);
-    }
 }

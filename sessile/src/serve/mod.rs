@@ -3,6 +3,7 @@
 
 mod access_log;
 mod connection;
+mod forget;
 mod live;
 mod metrics;
 mod proxy;
@@ -10,6 +11,7 @@ mod respond;
 mod sites;
 
 pub use access_log::AccessLog;
+pub use forget::extent;
 pub use live::SiteError;
 pub use metrics::Metrics;
 
@@ -101,15 +103,14 @@ impl Server {
                 "the farm key's max-lifetime is shorter than session.lifetime, and counts"
             );
         }
-        let store = Store::new(config, keys.scope(), &around.registry, table_seed)?;
         // A connection's requests may each need one to an upstream, and most have one at a time.
         let sockets = if config.upstreams.is_empty() { 1 } else { 2 };
+        let number = key::number(&config.server, keys.scope());
+        let store = Store::new(config, &keys, number, &around.registry, table_seed)?;
+        store.forget(&forget::marks(config, keys.scope()));
         let mut shared = Shared {
             issuer: Issuer {
-                server: config
-                    .server
-                    .number
-                    .unwrap_or_else(|| key::server_number(keys.scope(), name)),
+                server: number,
                 incarnation: u16::from_ne_bytes(incarnation),
             },
             keys: Arc::clone(&keys),
@@ -168,7 +169,8 @@ impl Server {
 
     /// Takes over the sites of a configuration that was read again, and reads the files that they name
     /// again. Connections that come from now on have the new sites, those that are open stay with
-    /// theirs; sessions outlive it. Nothing else of the configuration is looked at.
+    /// theirs; sessions outlive it, but for those that it says are to be forgotten. What was forgotten
+    /// before stays so. Nothing else of the configuration is looked at.
     ///
     /// # Errors
     /// With what is wrong; everything stays as it was then.
@@ -176,6 +178,8 @@ impl Server {
         let live = Live::load(config)?;
         self.shared.try_out(&live)?;
         self.shared.live.send_replace(Arc::new(live));
+        let marks = forget::marks(config, self.shared.keys.scope());
+        self.shared.store.forget(&marks);
         Ok(())
     }
 
@@ -317,5 +321,6 @@ async fn work(shared: Shared, socket: std::net::TcpListener) {
     if let Err(error) = accepted.await {
         tracing::error!(%error, "a worker cannot listen");
     }
+    worker.shared.store.resign();
     lifecycle::finish(&connections).await;
 }

@@ -3,11 +3,12 @@
 //! thread; without a shared store it does not wait at all.
 
 mod entry;
+mod marks;
 pub mod memory;
 mod redis;
 pub mod snapshot;
 
-pub use self::redis::StoreError;
+pub use self::redis::{ForgetError, StoreError, forget};
 
 use std::future::Future;
 use std::rc::Rc;
@@ -18,14 +19,20 @@ use prometheus::Registry;
 use sessile_proto::Time;
 use sessile_proto::keys::Schedule;
 use sessile_proto::session::{Gone, Inserted, Limits, Lookup};
-use sessile_proto::ticket::Envelope;
+use sessile_proto::ticket::{Envelope, Forgotten};
 use sessile_proto::verdict::Reason;
 use tokio::time::Instant;
 
-use self::redis::{Answer, Link, Remote};
+use self::redis::{Answer, HEARTBEAT, Link, Remote};
 use crate::config::{Config, StoreUrl};
+use crate::key::Keyring;
+use marks::Marks;
 use memory::Memory;
 use snapshot::Snapshot;
+
+/// How long servers take to hear of a mark in the store, at most, while they reach it and its answers
+/// are quick.
+pub const FORGETS_WITHIN: Duration = HEARTBEAT.saturating_mul(2);
 
 /// A session's key: what the client presents, set apart by protocol version, so that a TLS 1.2
 /// session ID that was seen on the wire means nothing as a TLS 1.3 identity.
@@ -144,19 +151,22 @@ impl Patience {
 pub struct Store {
     memory: Arc<Memory>,
     remote: Option<Arc<Remote>>,
+    marks: Arc<Marks>,
     /// Sessions may be removed by another server: the shared store is asked even for those that
     /// are at hand.
     removable: bool,
 }
 
 impl Store {
-    /// The store that a configuration names. `seed` has to be unpredictable, `scope` is the farm's.
+    /// The store that a configuration names, for the server of that number. `seed` has to be
+    /// unpredictable.
     ///
     /// # Errors
     /// Where a shared store cannot be used as it is configured. One that cannot be reached can.
     pub fn new(
         config: &Config,
-        scope: &str,
+        keys: &Arc<Keyring>,
+        number: u32,
         registry: &Registry,
         seed: u64,
     ) -> Result<Self, StoreError> {
@@ -164,10 +174,13 @@ impl Store {
             max_entries: config.session.max_entries,
             lifetime: config.session.lifetime,
         };
+        let marks = Arc::new(Marks::default());
         let remote = match &config.session.store {
-            StoreUrl::Redis(redis) if !limits.disabled() => {
-                let (timeout, server) = (config.session.store_timeout, &config.server.name);
-                let remote = Remote::new(redis, timeout, scope, server, registry)?;
+            // A server that keeps no sessions hears from it what its tickets are not good for.
+            StoreUrl::Redis(redis) if !limits.lifetime.is_zero() => {
+                let timeout = config.session.store_timeout;
+                let server = (config.server.name.as_str(), number);
+                let remote = Remote::new(redis, timeout, server, keys, &marks, registry)?;
                 Some(Arc::new(remote))
             }
             StoreUrl::Memory | StoreUrl::Redis(_) => None,
@@ -175,6 +188,7 @@ impl Store {
         Ok(Self {
             memory: Arc::new(Memory::new(limits, seed)),
             remote,
+            marks,
             removable: config.sessions_are_removable(),
         })
     }
@@ -187,7 +201,21 @@ impl Store {
         Local {
             memory: Arc::clone(&self.memory),
             link: self.remote.as_ref().map(link),
+            marks: Arc::clone(&self.marks),
             removable: self.removable,
+        }
+    }
+
+    /// Forgets these sessions from now on, whatever is known of the store. A mark that was learned
+    /// stays until the process ends.
+    pub fn forget(&self, marks: &Forgotten) {
+        self.marks.learn(marks);
+    }
+
+    /// The server drains: another process may have its number.
+    pub fn resign(&self) {
+        if let Some(remote) = &self.remote {
+            remote.resign();
         }
     }
 
@@ -223,6 +251,7 @@ impl Store {
 pub struct Local {
     memory: Arc<Memory>,
     link: Option<Rc<Link>>,
+    marks: Arc<Marks>,
     removable: bool,
 }
 
@@ -243,8 +272,14 @@ impl Local {
 
     /// Whether there is a store behind the table that other servers look into.
     #[must_use]
-    pub const fn is_shared(&self) -> bool {
-        self.link.is_some()
+    pub fn is_shared(&self) -> bool {
+        self.link.is_some() && self.is_enabled()
+    }
+
+    /// Which sessions are forgotten on request, as far as this server knows.
+    #[must_use]
+    pub fn forgotten(&self) -> Arc<Forgotten> {
+        self.marks.known()
     }
 
     /// How long a handshake that begins now may wait for the store.

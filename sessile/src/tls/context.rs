@@ -11,7 +11,7 @@ use sessile_proto::Time;
 use sessile_proto::hello::ClientHello;
 use sessile_proto::keys::Schedule;
 use sessile_proto::ticket::{
-    self, Binding, Class, ClientAuth, Envelope, Expected, Id, Issuer, SRID_LEN,
+    self, Binding, Class, ClientAuth, Envelope, Expected, Forgotten, Id, Issuer, SRID_LEN,
 };
 use sessile_proto::verdict::{self, EarlyData, How, Reason, Rejection, Verdict};
 
@@ -55,6 +55,7 @@ pub(super) struct Context {
     early_data: Plan,
     /// The session for single use that was taken out of the store for this hello.
     spent: Option<Key>,
+    forgotten: Arc<Forgotten>,
     /// What the store said of the sessions that the hello names.
     fetched: Vec<(Key, Result<Vec<u8>, Reason>)>,
     /// The hello's random.
@@ -80,9 +81,16 @@ struct State {
 #[derive(Clone, Copy)]
 struct Admitted {
     how: How,
-    established: Time,
-    suite: u16,
+    origin: Origin,
     key: Option<Key>,
+}
+
+/// What a session inherits from the full handshake that it goes back to.
+#[derive(Clone, Copy)]
+struct Origin {
+    established: Time,
+    server: u32,
+    suite: u16,
 }
 
 impl Context {
@@ -145,6 +153,7 @@ impl Context {
                 && schedule.can_seal(),
             early_data,
             spent,
+            forgotten: store.forgotten(),
             schedule,
             fetched,
             state: Mutex::new(State {
@@ -189,11 +198,13 @@ impl Context {
         let mut state = self.state();
         let resumed = state.kind == Some(HandshakeKind::Resumed);
         match state.admitted {
-            Some(admitted) if resumed => (Verdict::Resumed(admitted.how), admitted.established),
+            Some(admitted) if resumed => {
+                (Verdict::Resumed(admitted.how), admitted.origin.established)
+            }
             declined => {
                 // Found, right in every respect that we know of, and declined by the library.
                 if let Some(admitted) = declined {
-                    let suite_differs = admitted.suite != state.suite;
+                    let suite_differs = admitted.origin.suite != state.suite;
                     state.refused.push(if suite_differs {
                         Reason::SuiteMismatch
                     } else {
@@ -273,8 +284,11 @@ impl Context {
             Ok(envelope) => {
                 state.admitted = Some(Admitted {
                     how,
-                    established: envelope.established,
-                    suite: envelope.binding.suite,
+                    origin: Origin {
+                        established: envelope.established,
+                        server: envelope.server,
+                        suite: envelope.binding.suite,
+                    },
                     key,
                 });
                 Some(envelope.value.to_vec())
@@ -295,6 +309,7 @@ impl Context {
             version: self.version,
             lifetime: self.lifetime,
             extended_master_secret: self.extended_master_secret,
+            forgotten: &self.forgotten,
         }
     }
 
@@ -357,19 +372,23 @@ impl Context {
         }
     }
 
-    /// When the full handshake of the session that is being announced was, and its cipher suite.
+    /// The full handshake of the session that is being announced.
     ///
     /// The age is inherited only by a handshake that resumed. TLS 1.2 announces a ticket while it
     /// still reads the hello only if it resumes; everything else comes after [`Self::observe`].
-    fn origin(&self, state: &State) -> (Time, u16) {
+    fn origin(&self, state: &State) -> Origin {
         let resumes = matches!(state.kind, None | Some(HandshakeKind::Resumed));
         match state.admitted {
-            Some(admitted) if resumes => (admitted.established, admitted.suite),
-            _ => (self.now, state.suite),
+            Some(admitted) if resumes => admitted.origin,
+            _ => Origin {
+                established: self.now,
+                server: self.issuer.server,
+                suite: state.suite,
+            },
         }
     }
 
-    fn envelope<'a>(&'a self, (established, suite): (Time, u16), value: &'a [u8]) -> Envelope<'a> {
+    fn envelope<'a>(&'a self, origin: Origin, value: &'a [u8]) -> Envelope<'a> {
         Envelope {
             value_format: value::FORMAT,
             binding: Binding {
@@ -377,11 +396,12 @@ impl Context {
                 server_name: &self.server_name,
                 client_auth: self.client_auth(),
                 version: self.version,
-                suite,
+                suite: origin.suite,
                 extended_master_secret: self.extended_master_secret,
             },
-            established,
-            expires: established.plus(self.lifetime),
+            server: origin.server,
+            established: origin.established,
+            expires: origin.established.plus(self.lifetime),
             value,
         }
     }
@@ -450,8 +470,12 @@ impl ProducesTickets for Context {
     /// Seconds that are left of the session's life.
     fn lifetime(&self) -> u32 {
         let state = self.state();
-        let (established, _) = self.origin(&state);
-        let left = established.plus(self.lifetime).since(self.now).as_secs();
+        let origin = self.origin(&state);
+        let left = origin
+            .established
+            .plus(self.lifetime)
+            .since(self.now)
+            .as_secs();
         u32::try_from(left).unwrap_or(u32::MAX)
     }
 

@@ -129,6 +129,7 @@ mod tests {
         Envelope {
             value_format: 23,
             binding,
+            server: 0,
             established: Time::from_unix_millis(0),
             expires: Time::from_unix_millis(u64::MAX),
             value,

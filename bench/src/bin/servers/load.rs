@@ -5,6 +5,7 @@ use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use rustls::client::{Resumption, Tls12Resumption};
 use rustls::crypto::CryptoProvider;
@@ -117,6 +118,14 @@ impl Load {
         })
     }
 
+    /// The same client, with its sessions, at another server.
+    pub(super) fn at(&self, address: SocketAddr) -> Self {
+        Self {
+            address,
+            tls: self.tls.clone(),
+        }
+    }
+
     pub(super) const fn bare(address: SocketAddr) -> Self {
         Self { address, tls: None }
     }
@@ -150,6 +159,20 @@ impl Load {
         finish(io, tls)
     }
 
+    /// How long the handshake of a connection took from its first byte to its last, as the client sees
+    /// it, and how it came out.
+    pub(super) fn timed(&self) -> Result<(Duration, HandshakeKind)> {
+        let (config, _) = self.tls.as_ref().ok_or("the bare server shakes no hands")?;
+        let (mut io, mut tls) = self.begin(config)?;
+        let begin = Instant::now();
+        shake_hands(&mut io, &mut tls)?;
+        let took = begin.elapsed();
+        let kind = tls.handshake_kind().ok_or("an unfinished handshake")?;
+        ask(&mut io, &mut tls)?;
+        finish(io, tls)?;
+        Ok((took, kind))
+    }
+
     /// A connection that had its request and is kept.
     pub(super) fn idle_connection(&self) -> Result<Idle> {
         let (config, _) = self
@@ -162,29 +185,42 @@ impl Load {
 
     /// Connects, makes one request and reads the response.
     fn ask(&self, config: &Arc<ClientConfig>) -> Result<(TcpStream, ClientConnection)> {
-        let mut io = TcpStream::connect(self.address)?;
+        let (mut io, mut tls) = self.begin(config)?;
+        shake_hands(&mut io, &mut tls)?;
+        ask(&mut io, &mut tls)?;
+        Ok((io, tls))
+    }
+
+    fn begin(&self, config: &Arc<ClientConfig>) -> Result<(TcpStream, ClientConnection)> {
+        let io = TcpStream::connect(self.address)?;
         io.set_nodelay(true)?;
         let name = ServerName::try_from("localhost")?;
-        let mut tls = ClientConnection::new(Arc::clone(config), name)?;
-        while tls.is_handshaking() || tls.wants_write() {
-            tls.complete_io(&mut io)?;
+        Ok((io, ClientConnection::new(Arc::clone(config), name)?))
+    }
+}
+
+fn shake_hands(io: &mut TcpStream, tls: &mut ClientConnection) -> Result<()> {
+    while tls.is_handshaking() || tls.wants_write() {
+        tls.complete_io(io)?;
+    }
+    Ok(())
+}
+
+/// Makes one request and reads the response.
+fn ask(io: &mut TcpStream, tls: &mut ClientConnection) -> Result<()> {
+    tls.writer().write_all(REQUEST)?;
+    write_all(io, tls)?;
+    let mut response = Vec::new();
+    while !response.ends_with(BODY) {
+        read(io, tls)?.then_some(()).ok_or("no response")?;
+        match tls.reader().read_to_end(&mut response) {
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error.into()),
+            _ => {}
         }
-        tls.writer().write_all(REQUEST)?;
-        write_all(&mut io, &mut tls)?;
-        let mut response = Vec::new();
-        while !response.ends_with(BODY) {
-            read(&mut io, &mut tls)?
-                .then_some(())
-                .ok_or("no response")?;
-            match tls.reader().read_to_end(&mut response) {
-                Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error.into()),
-                _ => {}
-            }
-        }
-        if !response.starts_with(b"HTTP/1.1 200 ") {
-            return Err("a response other than 200".into());
-        }
-        Ok((io, tls))
+    }
+    match response.starts_with(b"HTTP/1.1 200 ") {
+        true => Ok(()),
+        false => Err("a response other than 200".into()),
     }
 }
 

@@ -1,11 +1,14 @@
 //! Servers side by side: what a TLS connection costs `sessile serve`, nginx and HAProxy in processor
-//! time, and an idle one in memory. Starts all of them itself on loopback and prints Markdown.
+//! time, and an idle one in memory. `servers store`: what a shared session store adds to a handshake.
+//! Starts all of them itself on loopback and prints Markdown.
 
 mod bare;
 mod load;
 mod options;
 mod peer;
 mod report;
+mod stall;
+mod store;
 
 use std::error::Error;
 use std::process::ExitCode;
@@ -28,9 +31,11 @@ const IDLE: usize = 2000;
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
 fn main() -> ExitCode {
-    let outcome = match std::env::args().nth(1).as_deref() {
+    let mut args = std::env::args().skip(1).peekable();
+    let outcome = match args.peek().map(String::as_str) {
         Some("--bare") => bare::serve(),
-        _ => Options::from_args().and_then(|options| run(&options)),
+        Some("store") => Options::read(args.skip(1)).and_then(|options| store::run(&options)),
+        _ => Options::read(args).and_then(|options| run(&options)),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -6,7 +6,7 @@ use super::Result;
 use super::load::Kind;
 use super::peer::Software;
 
-const USAGE: &str = "usage: servers --sessile PATH [--rounds N] [--connections N] [--server-cpu N] \
+const USAGE: &str = "usage: servers [store] --sessile PATH [--rounds N] [--connections N] [--server-cpu N] \
 [--client-cpu N] [--only SERVER] [--kind KIND] [--write FILE]";
 
 pub(super) struct Options {
@@ -22,7 +22,7 @@ pub(super) struct Options {
 }
 
 impl Options {
-    pub(super) fn from_args() -> Result<Self> {
+    pub(super) fn read(mut args: impl Iterator<Item = String>) -> Result<Self> {
         let mut options = Self {
             sessile: PathBuf::new(),
             rounds: 5,
@@ -33,7 +33,6 @@ impl Options {
             only: None,
             kind: None,
         };
-        let mut args = std::env::args().skip(1);
         while let Some(flag) = args.next() {
             let value = args.next().ok_or(USAGE)?;
             match flag.as_str() {

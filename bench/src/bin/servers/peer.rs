@@ -23,6 +23,7 @@ pub(super) enum Software {
     Nginx,
     Haproxy,
     Bare,
+    Redis,
 }
 
 impl Software {
@@ -34,6 +35,7 @@ impl Software {
             Self::Sessile => (options.sessile.as_path(), "--version"),
             Self::Nginx => (Path::new("nginx"), "-V"),
             Self::Haproxy => (Path::new("haproxy"), "-vv"),
+            Self::Redis => (Path::new("redis-server"), "--version"),
             Self::Bare => return String::new(),
         };
         let Ok(said) = Command::new(program).arg(argument).output() else {
@@ -52,6 +54,7 @@ impl Software {
             .unwrap_or_default()
             .trim_start_matches("nginx version: ");
         let version = version.split(" - ").next().unwrap_or_default();
+        let version = version.split(" sha=").next().unwrap_or_default();
         format!("{version}{}", library.unwrap_or_default())
     }
 }
@@ -63,6 +66,7 @@ impl fmt::Display for Software {
             Self::Nginx => "nginx",
             Self::Haproxy => "HAProxy",
             Self::Bare => "bare",
+            Self::Redis => "Redis",
         })
     }
 }
@@ -108,20 +112,46 @@ impl Peer {
         certificate: &Certificate,
         folder: &Path,
     ) -> Result<Self> {
-        let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
+        let address = free()?;
         let config = match software {
-            Software::Sessile => sessile(address, certificate, folder),
+            Software::Sessile => sessile("bench", address, certificate, folder),
             Software::Nginx => nginx(address, certificate, folder),
             Software::Haproxy => haproxy(address, folder),
+            Software::Redis => redis(address, folder),
             Software::Bare => String::new(),
         };
         let file = folder.join(format!("{software}.conf"));
         fs::write(&file, config)?;
+        Self::launch(software, options, address, &file)
+    }
+
+    /// A `sessile serve` of that name, with these lines of `[session]`.
+    pub(super) fn sessile(
+        name: &str,
+        session: &str,
+        options: &Options,
+        certificate: &Certificate,
+        folder: &Path,
+    ) -> Result<Self> {
+        let address = free()?;
+        let config = sessile(name, address, certificate, folder);
+        let file = folder.join(format!("{name}.toml"));
+        fs::write(&file, format!("{config}[session]\n{session}\n"))?;
+        Self::launch(Software::Sessile, options, address, &file)
+    }
+
+    fn launch(
+        software: Software,
+        options: &Options,
+        address: SocketAddr,
+        file: &Path,
+    ) -> Result<Self> {
         let file = file.display().to_string();
         let program = match software {
             Software::Sessile => options.sessile.clone(),
             Software::Nginx => "nginx".into(),
             Software::Haproxy => "haproxy".into(),
+            Software::Redis => "redis-server".into(),
             Software::Bare => std::env::current_exe()?,
         };
         let address_argument = address.to_string();
@@ -129,7 +159,13 @@ impl Peer {
             Software::Sessile => &["serve", "--config", &file],
             Software::Nginx => &["-e", "stderr", "-c", &file],
             Software::Haproxy => &["-db", "-f", &file],
+            Software::Redis => &[&file],
             Software::Bare => &["--bare", &address_argument],
+        };
+        // The store is another machine, as far as the servers' processor goes.
+        let cpu = match software {
+            Software::Redis => options.client_cpu,
+            _ => options.server_cpu,
         };
         // Asked for by itself first: behind taskset, one could not tell that it is missing.
         match Command::new(&program).arg("-v").output() {
@@ -139,7 +175,7 @@ impl Peer {
             _ => {}
         }
         let process = Command::new("taskset")
-            .args(["-c", &options.server_cpu.to_string()])
+            .args(["-c", &cpu.to_string()])
             .arg(program)
             .args(arguments)
             .stdin(Stdio::null())
@@ -228,6 +264,7 @@ impl Software {
             Self::Sessile | Self::Bare => "build it with cargo build --release",
             Self::Nginx => "install Debian's nginx",
             Self::Haproxy => "install Debian's haproxy",
+            Self::Redis => "install Debian's redis-server",
         }
     }
 }
@@ -245,10 +282,15 @@ pub(super) fn pin(process: u32, cpu: usize) -> Result<()> {
         .ok_or_else(|| format!("there is no processor {cpu}").into())
 }
 
-fn sessile(address: SocketAddr, certificate: &Certificate, folder: &Path) -> String {
+/// An address that was free a moment ago.
+fn free() -> Result<SocketAddr> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
+}
+
+fn sessile(name: &str, address: SocketAddr, certificate: &Certificate, folder: &Path) -> String {
     format!(
         r#"[server]
-name = "bench"
+name = "{name}"
 state-dir = "{folder}"
 workers = 1
 [log]
@@ -301,6 +343,15 @@ http {{
         folder = folder.display(),
         chain = certificate.chain.display(),
         key = certificate.key.display(),
+    )
+}
+
+fn redis(address: SocketAddr, folder: &Path) -> String {
+    format!(
+        "bind {}\nport {}\nsave \"\"\nappendonly no\nlogfile /dev/null\ndir {}\n",
+        address.ip(),
+        address.port(),
+        folder.display(),
     )
 }
 

@@ -12,10 +12,6 @@ use super::options::Options;
 use super::peer::Software;
 use super::{CONCURRENCY, IDLE, Result};
 
-/// The part of the document that is replaced lies between these.
-const BEGIN: &str = "<!-- servers: written by the benchmark -->";
-const END: &str = "<!-- servers: end -->";
-
 /// Processor time for each connection, a value for each round.
 #[derive(Default)]
 pub(super) struct Costs(BTreeMap<(usize, Kind, Software), Vec<Duration>>);
@@ -50,28 +46,13 @@ pub(super) struct Report {
 
 impl Report {
     pub(super) fn new(options: &Options, costs: Costs) -> Self {
-        let said = |program: &str, argument: &str| {
-            let output = Command::new(program).arg(argument).output();
-            output
-                .map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned())
-                .unwrap_or_default()
-        };
-        let software = options
-            .software()
-            .into_iter()
-            .filter(|software| *software != Software::Bare);
-        let versions: Vec<_> = software.map(|software| software.version(options)).collect();
-        let text = format!(
-            "Measured on {} ({}, Linux {}): {}. Medians of {} interleaved rounds of {} connections.\n",
-            said("date", "+%F"),
-            processor(),
-            said("uname", "-r"),
-            versions.join("; "),
-            options.rounds,
-            options.connections,
-        );
         Self {
-            text,
+            text: format!(
+                "{} Medians of {} interleaved rounds of {} connections.\n",
+                measured(options, &options.software()),
+                options.rounds,
+                options.connections,
+            ),
             costs,
             memory: BTreeMap::new(),
         }
@@ -94,20 +75,7 @@ impl Report {
             self.cost_table(concurrency);
         }
         self.memory_table();
-        print!("{}", self.text);
-        let Some(document) = document else {
-            return Ok(());
-        };
-        let old = fs::read_to_string(document)?;
-        let place = old
-            .split_once(BEGIN)
-            .and_then(|(head, rest)| Some((head, rest.split_once(END)?.1)));
-        let (head, tail) = place.ok_or_else(|| format!("no {BEGIN} … {END} in the document"))?;
-        fs::write(
-            document,
-            format!("{head}{BEGIN}\n\n{}\n{END}{tail}", self.text),
-        )?;
-        Ok(())
+        publish("servers", &self.text, document)
     }
 
     fn cost_table(&mut self, concurrency: usize) {
@@ -146,6 +114,44 @@ impl Report {
         }
         self.text.push_str(&table);
     }
+}
+
+/// When, where and with what was measured.
+pub(super) fn measured(options: &Options, software: &[Software]) -> String {
+    let said = |program: &str, argument: &str| {
+        let output = Command::new(program).arg(argument).output();
+        output
+            .map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+            .unwrap_or_default()
+    };
+    let software = software
+        .iter()
+        .filter(|software| **software != Software::Bare);
+    let versions: Vec<_> = software.map(|software| software.version(options)).collect();
+    format!(
+        "Measured on {} ({}, Linux {}): {}.",
+        said("date", "+%F"),
+        processor(),
+        said("uname", "-r"),
+        versions.join("; "),
+    )
+}
+
+/// Prints a text, and puts it into a document: in the place of what is between its marks there.
+pub(super) fn publish(mark: &str, text: &str, document: Option<&Path>) -> Result<()> {
+    print!("{text}");
+    let Some(document) = document else {
+        return Ok(());
+    };
+    let begin = format!("<!-- {mark}: written by the benchmark -->");
+    let end = format!("<!-- {mark}: end -->");
+    let old = fs::read_to_string(document)?;
+    let place = old
+        .split_once(&begin)
+        .and_then(|(head, rest)| Some((head, rest.split_once(&end)?.1)));
+    let (head, tail) = place.ok_or_else(|| format!("no {begin} … {end} in the document"))?;
+    fs::write(document, format!("{head}{begin}\n\n{text}\n{end}{tail}"))?;
+    Ok(())
 }
 
 fn shown(value: Option<f64>, digits: usize) -> String {

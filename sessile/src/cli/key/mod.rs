@@ -8,14 +8,14 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::Subcommand;
 use sessile_proto::Time;
 use sessile_proto::keys::CannotRotate;
 
-use crate::clock;
+use crate::clock::{self, rfc3339};
 use crate::config;
 use crate::key::{self, KeyError, Rotation};
 
@@ -101,11 +101,9 @@ fn point_in_time(text: &str) -> Result<At, String> {
     if let Ok(span) = humantime::parse_duration(text) {
         return Ok(At::After(span));
     }
-    let then = humantime::parse_rfc3339(text).map_err(|_| {
+    clock::parse_rfc3339(text).map(At::Then).ok_or_else(|| {
         "neither a time in UTC, as in 2030-01-31T04:00:00Z, nor a duration, as in 24h".to_owned()
-    })?;
-    let since = then.duration_since(UNIX_EPOCH).unwrap_or_default();
-    Ok(At::Then(Time::default().plus(since)))
+    })
 }
 
 /// Runs `sessile key`.
@@ -270,13 +268,4 @@ fn print(text: &str) -> anyhow::Result<ExitCode> {
     let written = std::io::stdout().write_all(text.as_bytes());
     written.context("the standard output")?;
     Ok(ExitCode::SUCCESS)
-}
-
-/// A time for people and programs, to the second.
-fn rfc3339(time: Time) -> String {
-    // The year 9999 is as far as the form goes; a plan that lies beyond is none.
-    const FAR: Time = Time::from_unix_millis(253_402_300_799_000);
-    let since = Duration::from_millis(time.min(FAR).unix_millis());
-    let time: SystemTime = UNIX_EPOCH + since;
-    humantime::format_rfc3339_seconds(time).to_string()
 }

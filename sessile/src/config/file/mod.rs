@@ -3,6 +3,7 @@
 //! (certificates, folders) is not looked at: that is `sessile check`'s.
 
 mod balance;
+mod forget;
 mod problem;
 mod raw;
 mod reader;

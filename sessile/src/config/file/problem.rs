@@ -116,6 +116,26 @@ pub enum What {
          there; write early-data = 0, or take it out"
     )]
     EarlyDataOfClients,
+    #[error(
+        "`before` is {value:?}, which is no time in UTC; write \"2026-11-24T10:00:00Z\", for instance"
+    )]
+    NotATime { value: String },
+    #[error(
+        "`before` is {value:?}, which is still to come by this machine's clock: it would forget sessions as they are \
+         made; write a time that has been"
+    )]
+    ForgetsTheFuture { value: String },
+    #[error(
+        "`site` is {value:?}, which is no site's first name (\"*\": the site without names); {hint}"
+    )]
+    NotASite { value: String, hint: Hint },
+    #[error("a `forget` for a `site` and a `server`; write one for each")]
+    SiteAndServer,
+    #[error(
+        "more `forget`s than {}; take out those that are older than the farm key's max-lifetime",
+        sessile_proto::ticket::MAX_MARKS
+    )]
+    TooManyMarks,
     #[error("`store` {0}")]
     Store(BadStore),
     #[error(

@@ -3,8 +3,10 @@
 
 use std::fmt;
 
-use serde::de::{Deserialize, Deserializer, Error, Visitor};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Deserialize, Deserializer, Error, MapAccess, Visitor};
 use toml::Spanned;
+use toml::value::Datetime;
 
 pub(super) type Text = Option<Spanned<String>>;
 pub(super) type Number = Option<Spanned<Whole>>;
@@ -49,6 +51,15 @@ pub(super) struct Session {
     pub(super) early_data: Bytes,
     pub(super) client_lifetime: Span,
     pub(super) require_close_notify: Flag,
+    pub(super) forget: Vec<Spanned<Forget>>,
+}
+
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub(super) struct Forget {
+    pub(super) site: Text,
+    pub(super) server: Option<Spanned<NameOrNumber>>,
+    pub(super) before: Option<Spanned<Moment>>,
 }
 
 #[derive(Debug, Default, serde::Deserialize)]
@@ -240,6 +251,62 @@ impl<'de> Deserialize<'de> for Size {
 
             fn visit_str<E: Error>(self, text: &str) -> Result<Size, E> {
                 Ok(Size(text.to_owned()))
+            }
+        }
+        deserializer.deserialize_any(Awaited)
+    }
+}
+
+/// A point in time as written: text, or TOML's own form.
+#[derive(Clone, Debug)]
+pub(super) struct Moment(pub(super) String);
+
+impl<'de> Deserialize<'de> for Moment {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Awaited;
+        impl<'de> Visitor<'de> for Awaited {
+            type Value = Moment;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a time in UTC, such as \"2026-11-24T10:00:00Z\"")
+            }
+
+            fn visit_str<E: Error>(self, text: &str) -> Result<Moment, E> {
+                Ok(Moment(text.to_owned()))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Moment, A::Error> {
+                let time = Datetime::deserialize(MapAccessDeserializer::new(map))?;
+                Ok(Moment(time.to_string()))
+            }
+        }
+        deserializer.deserialize_any(Awaited)
+    }
+}
+
+/// A server as written: its name or its number.
+#[derive(Clone, Debug)]
+pub(super) enum NameOrNumber {
+    Name(String),
+    Number(Whole),
+}
+
+impl<'de> Deserialize<'de> for NameOrNumber {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Awaited;
+        impl Visitor<'_> for Awaited {
+            type Value = NameOrNumber;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a server's name or its number")
+            }
+
+            fn visit_str<E: Error>(self, name: &str) -> Result<NameOrNumber, E> {
+                Ok(NameOrNumber::Name(name.to_owned()))
+            }
+
+            fn visit_i64<E: Error>(self, number: i64) -> Result<NameOrNumber, E> {
+                Ok(NameOrNumber::Number(Whole(number)))
             }
         }
         deserializer.deserialize_any(Awaited)

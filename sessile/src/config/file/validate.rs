@@ -12,7 +12,7 @@ use tracing::level_filters::LevelFilter;
 use super::problem::{Problem, What};
 use super::raw::{self, Text};
 use super::reader::{Reader, Unique};
-use super::{balance, sites, upstreams};
+use super::{balance, forget, sites, upstreams};
 use crate::config::{
     AccessLog, Config, Connection, KernelTls, Key, Listener, MAX_EARLY_DATA, MAX_NUMBER,
     MAX_STORE_TIMEOUT, MAX_TICKET_LIFETIME, Role, Server, Session, StoreUrl,
@@ -45,11 +45,10 @@ pub(super) fn validate(
 }
 
 impl Reader<'_> {
-    fn file(&mut self, written: raw::File) -> Config {
+    fn file(&mut self, mut written: raw::File) -> Config {
         let defaults = Config::default();
         let server = self.server(written.server, defaults.server);
         let key = self.key(written.key, &server.state_dir);
-        let session = self.session(written.session, defaults.session);
         let connection = self.connection(written.connection, defaults.connection);
         let tls = crate::config::Tls {
             kernel: self.kernel(written.tls.kernel),
@@ -72,7 +71,10 @@ impl Reader<'_> {
             token_file: self.path("token-file", written.admin.token_file),
         };
         let upstreams = upstreams::read(self, written.upstream);
-        let early_data = session.early_data;
+        let forget = std::mem::take(&mut written.session.forget);
+        let mut session = self.session(written.session, defaults.session);
+        let sites = sites::read(self, written.site, &upstreams, session.early_data);
+        session.forget = forget::read(self, forget, &sites);
         Config {
             server,
             session,
@@ -82,7 +84,7 @@ impl Reader<'_> {
             admin,
             log,
             listeners,
-            sites: sites::read(self, written.site, &upstreams, early_data),
+            sites,
             upstreams,
             balance: balance::read(self, written.balance, defaults.balance),
         }
@@ -101,6 +103,7 @@ impl Reader<'_> {
         }
     }
 
+    /// All but what is forgotten, which names sites.
     fn session(&mut self, written: raw::Session, default: Session) -> Session {
         let tickets = written.tickets.unwrap_or(default.tickets);
         let span = written.lifetime.as_ref().map(Spanned::span);
@@ -132,6 +135,7 @@ impl Reader<'_> {
             require_close_notify: written
                 .require_close_notify
                 .unwrap_or(default.require_close_notify),
+            forget: Vec::new(),
         };
         if let Some(span) = early_data.filter(|_| session.early_data > 0) {
             self.early_data_fits(span, &session);

@@ -263,13 +263,15 @@ impl Drop for Passage {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::key::Keyring;
     use crate::serve::Metrics;
     use crate::store::Store;
 
     #[test]
     fn an_upstream_takes_so_many_requests_at_once_and_no_more() {
         let (registry, everything) = (prometheus::Registry::new(), config::Config::default());
-        let store = Store::new(&everything, "farm", &registry, 0).expect("a store");
+        let keys = Keyring::ephemeral(everything.session.lifetime).expect("a key");
+        let store = Store::new(&everything, &Arc::new(keys), 1, &registry, 0).expect("a store");
         let metrics = Metrics::register(&registry, "web1", &store).expect("its first server");
         let app = config::Upstream {
             name: "app".to_owned(),

@@ -24,8 +24,8 @@ const TOLERATED: u32 = 5;
 /// restart find the store.
 const START_DEADLINE: Duration = Duration::from_millis(500);
 
-/// How often a connection that is well is asked whether it still is.
-const HEARTBEAT: Duration = Duration::from_secs(1);
+/// How often a connection that is well is asked whether it still is, and what the farm has to say.
+pub(in crate::store) const HEARTBEAT: Duration = Duration::from_secs(1);
 
 pub(in crate::store) struct Link {
     pub(super) remote: Arc<Remote>,
@@ -183,6 +183,11 @@ impl Link {
             Ok(answered) => answered.map_err(Failure::Store)?,
             Err(_) => return Err(Failure::Timeout),
         };
+        // Before the first handshake, and of no weight: the heartbeat asks again.
+        let marks = self.remote.marks.command();
+        if let Ok(Ok(answer)) = timeout(self.remote.timeout, connection.ask(&marks)).await {
+            self.remote.marks.learn(&answer);
+        }
         Ok(connection)
     }
 
@@ -202,9 +207,32 @@ impl Link {
     async fn until_given_up(&self) {
         let ping = redis::cmd("PING");
         while self.connection.borrow().is_some() {
-            if timeout(HEARTBEAT, self.changed.notified()).await.is_err() {
-                let _ = self.exchange(&ping, self.remote.timeout).await;
+            if timeout(HEARTBEAT, self.changed.notified()).await.is_err()
+                && self.exchange(&ping, self.remote.timeout).await.is_ok()
+            {
+                self.follow_the_farm().await;
             }
+        }
+    }
+
+    /// What the servers of a farm tell each other through the store.
+    async fn follow_the_farm(&self) {
+        let Remote {
+            marks,
+            claim,
+            timeout,
+            ..
+        } = &*self.remote;
+        if let Ok(answer) = self.exchange(&marks.command(), *timeout).await {
+            marks.learn(&answer);
+        }
+        let Some(look) = claim.look() else {
+            return;
+        };
+        if let Ok(found) = self.exchange(&look, *timeout).await
+            && let Some(command) = claim.answer(&found)
+        {
+            let _ = self.exchange(&command, *timeout).await;
         }
     }
 }

@@ -2,15 +2,19 @@
 //! do ends a handshake: what it does not say in time is not known, and the handshake is full.
 
 mod backoff;
+mod claim;
 mod connect;
+mod forget;
 mod link;
 mod metrics;
 mod single_use;
 
 pub use connect::StoreError;
-pub(super) use link::Link;
+pub use forget::{ForgetError, forget};
+pub(super) use link::{HEARTBEAT, Link};
 
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
@@ -22,8 +26,12 @@ use sessile_proto::session::Gone;
 use sessile_proto::verdict::Reason;
 
 use super::entry::{self, Name, Opened};
+use super::marks::Marks;
 use super::{Key, Patience, Put};
+use crate::key::Keyring;
+use claim::Claim;
 use connect::Dialer;
+use forget::SharedMarks;
 use metrics::{Metrics, Operation, Outcome};
 
 /// What the threads of a server share of its store.
@@ -38,6 +46,8 @@ pub(super) struct Remote {
     /// The store's address, fit to be shown.
     shown: String,
     metrics: Metrics,
+    marks: SharedMarks,
+    claim: Claim,
     /// Whether the log has a word on it; from then on it has one at every change.
     said: AtomicBool,
 }
@@ -69,19 +79,26 @@ impl Remote {
     pub(super) fn new(
         config: &crate::config::store::Redis,
         timeout: Duration,
-        scope: &str,
-        server: &str,
+        (server, number): (&str, u32),
+        keys: &Arc<Keyring>,
+        marks: &Arc<Marks>,
         registry: &Registry,
     ) -> Result<Self, StoreError> {
         Ok(Self {
             dialer: Dialer::new(config)?,
             timeout,
-            scope: scope.to_owned(),
+            scope: keys.scope().to_owned(),
             server: server.to_owned(),
             shown: config.to_string(),
             metrics: Metrics::register(registry, server)?,
+            marks: SharedMarks::new(keys, marks, server),
+            claim: Claim::new(keys.scope(), number, server, registry)?,
             said: AtomicBool::new(false),
         })
+    }
+    /// Gives the server's number up to whoever comes next.
+    pub(super) fn resign(&self) {
+        self.claim.resign();
     }
 }
 

@@ -33,7 +33,7 @@ struct Pair {
 impl Pair {
     /// Servers that share a store; without a URL one server, twice.
     async fn open(store: Option<&str>, removable: bool) -> Self {
-        let keys = Keyring::ephemeral(LIFETIME).unwrap();
+        let keys = Arc::new(Keyring::ephemeral(LIFETIME).unwrap());
         let mut config = Config::default();
         config.session.lifetime = LIFETIME;
         config.session.require_close_notify = removable;
@@ -43,7 +43,7 @@ impl Pair {
         }
         let open = || {
             let registry = prometheus::Registry::new();
-            Store::new(&config, "farm", &registry, 1).unwrap().local()
+            Store::new(&config, &keys, 7, &registry, 1).unwrap().local()
         };
         let one = open();
         let other = if store.is_some() { open() } else { one.clone() };
@@ -79,6 +79,7 @@ impl Pair {
                 suite: 0xc02b,
                 extended_master_secret: true,
             },
+            server: 1,
             established,
             expires: established.plus(LIFETIME),
             value: SECRET,

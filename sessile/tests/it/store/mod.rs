@@ -5,6 +5,8 @@ mod cluster;
 mod early;
 mod failures;
 mod farm;
+mod forget;
+mod number;
 mod proxy;
 mod secured;
 pub(crate) mod setup;

@@ -4,6 +4,7 @@ use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use sessile::client::{Client, Mechanism, Options, Sessions, Target, Trust};
@@ -11,7 +12,7 @@ use sessile::farm::Authority;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::peers::{Metrics, Peer, free_port, set_clock};
+use crate::peers::{Metrics, Peer, eventually, free_port, set_clock};
 
 /// The package that has `redis-server`.
 pub(crate) const REDIS: &str = "redis-server";
@@ -94,6 +95,14 @@ impl Redis {
             })
             .collect()
     }
+
+    /// The servers' claims to their numbers.
+    pub(crate) fn claims(&self) -> Vec<Vec<u8>> {
+        let is_claim = |name: &[u8]| name.windows(8).any(|part| part == b":server:");
+        let entries = self.entries().into_iter();
+        let claims = entries.filter(|(name, _)| is_claim(name));
+        claims.map(|(_, value)| value).collect()
+    }
 }
 
 fn command(port: u16, folder: &Path, arguments: &[&str]) -> Command {
@@ -106,7 +115,7 @@ fn command(port: u16, folder: &Path, arguments: &[&str]) -> Command {
 
 /// A folder with a certificate and a farm key, and servers that share them.
 pub(crate) struct Farm {
-    folder: TempDir,
+    folder: Rc<TempDir>,
     /// TOML lines of `[session]` and what follows it.
     settings: String,
 }
@@ -116,7 +125,7 @@ impl Farm {
         let folder = tempfile::tempdir().unwrap();
         Authority::open(folder.path()).unwrap();
         Self {
-            folder,
+            folder: Rc::new(folder),
             settings: settings.to_owned(),
         }
     }
@@ -126,6 +135,14 @@ impl Farm {
         Self::new(&format!(
             "store = \"{store}\"\nstore-timeout = \"3s\"\n{settings}"
         ))
+    }
+
+    /// The same farm with other settings, for servers that start from now on.
+    pub(crate) fn with(&self, settings: &str) -> Self {
+        Self {
+            folder: Rc::clone(&self.folder),
+            settings: settings.to_owned(),
+        }
     }
 
     pub(crate) fn folder(&self) -> &Path {
@@ -153,6 +170,19 @@ impl Farm {
     /// The same farm, whose further servers have other settings.
     pub(crate) fn set(&mut self, settings: &str) {
         settings.clone_into(&mut self.settings);
+    }
+
+    /// Gives a running server of that name the settings of this farm, and has it read them.
+    pub(crate) fn reload(&self, name: &str, server: &Server) {
+        // Making the command writes the file.
+        let _ = self.command(name, server.address().port(), server.admin);
+        server.peer.hang_up();
+        eventually("it has reloaded", || {
+            server
+                .peer
+                .said()
+                .contains("configuration and certificates reloaded")
+        });
     }
 
     pub(crate) fn serve_three(&self) -> [Server; 3] {

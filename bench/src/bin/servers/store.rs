@@ -1,0 +1,245 @@
+//! What a shared session store adds to a handshake: TLS 1.2 clients without tickets, whose sessions
+//! are stored when they are made and looked up at another server when they come back. In memory the
+//! same server does both.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use rustls::HandshakeKind;
+
+use super::load::{Kind, Load};
+use super::options::Options;
+use super::peer::{self, Certificate, Peer, Software};
+use super::report::{measured, publish};
+use super::stall::{DELAY, Stall};
+use super::{Result, SETTLE, WARM_UP};
+
+/// Handshakes of each round with a store that is slow, new and returning clients in turn.
+const STALLED: usize = 16;
+
+/// So many of those are waited for; `store::redis::link` gives up after five requests without an answer.
+const WAITED_FOR: usize = 4;
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Side {
+    Memory,
+    Store,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Step {
+    Full,
+    Resumed,
+}
+
+impl Step {
+    const ALL: [Self; 2] = [Self::Full, Self::Resumed];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Full => "full, session stored",
+            Self::Resumed => "resumed by session ID, session looked up",
+        }
+    }
+
+    const fn handshake(self) -> HandshakeKind {
+        match self {
+            Self::Full => HandshakeKind::Full,
+            Self::Resumed => HandshakeKind::Resumed,
+        }
+    }
+}
+
+/// What was measured of one kind of handshake.
+#[derive(Default)]
+struct Sample {
+    /// As clients saw them.
+    times: Vec<Duration>,
+    /// Processor time of the server for each connection, a value for each round.
+    server: Vec<Duration>,
+    /// That of the store.
+    store: Vec<Duration>,
+}
+
+type Samples = BTreeMap<(Step, Side), Sample>;
+
+pub(super) fn run(options: &Options) -> Result<()> {
+    peer::pin(std::process::id(), options.client_cpu)?;
+    let folder = tempfile::tempdir()?;
+    let certificate = Certificate::make(folder.path())?;
+    let store = Peer::start(Software::Redis, options, &certificate, folder.path())?;
+    let start = |name: &str, session: &str| {
+        Peer::sessile(name, session, options, &certificate, folder.path())
+    };
+    // Long enough for a machine that does other things as well: every client has to resume.
+    let shared = format!("{}\nstore-timeout = \"1s\"", sharing(store.address));
+    let memory = start("memory", "")?;
+    let (one, other) = (start("one", &shared)?, start("other", &shared)?);
+    let sides = [
+        (Side::Memory, [&memory, &memory]),
+        (Side::Store, [&one, &other]),
+    ];
+    let mut samples = Samples::new();
+    for round in 0..=options.rounds {
+        eprintln!("round {round} of {}", options.rounds);
+        // The first one is to warm up.
+        let clients = if round == 0 {
+            WARM_UP
+        } else {
+            options.connections
+        };
+        for (side, servers) in sides {
+            let loads = (0..clients)
+                .map(|_| Load::new(servers[0].address, &certificate, Kind::SessionId))
+                .collect::<Result<Vec<_>>>()?;
+            for (step, server) in Step::ALL.into_iter().zip(servers) {
+                let sample = samples.entry((step, side)).or_default();
+                measure(step, &loads, server, &store, sample)?;
+            }
+        }
+        if round == 0 {
+            samples.clear();
+        }
+    }
+    let stalled = stalled(options, &certificate, folder.path(), &store, &one)?;
+    let text = report(options, &mut samples, stalled);
+    publish("store", &text, options.write.as_deref())
+}
+
+fn sharing(store: SocketAddr) -> String {
+    format!("store = \"redis://{store}\"")
+}
+
+/// Lets each client make one connection, after another.
+fn measure(
+    step: Step,
+    loads: &[Load],
+    server: &Peer,
+    store: &Peer,
+    sample: &mut Sample,
+) -> Result<()> {
+    std::thread::sleep(SETTLE);
+    let before = (server.cpu_time()?, store.cpu_time()?);
+    for load in loads {
+        let (took, kind) = load.at(server.address).timed()?;
+        if kind != step.handshake() {
+            return Err(format!("{}: a handshake came out as {kind:?}", step.name()).into());
+        }
+        sample.times.push(took);
+    }
+    std::thread::sleep(SETTLE);
+    let clients = u32::try_from(loads.len())?;
+    sample
+        .server
+        .push((server.cpu_time()? - before.0) / clients);
+    sample.store.push((store.cpu_time()? - before.1) / clients);
+    Ok(())
+}
+
+/// Handshakes while the store's answers are late: those that waited, and those after the server had
+/// taken the store for down.
+struct Stalled {
+    waited: Vec<Duration>,
+    after: Vec<Duration>,
+}
+
+fn stalled(
+    options: &Options,
+    certificate: &Certificate,
+    folder: &Path,
+    store: &Peer,
+    elsewhere: &Peer,
+) -> Result<Stalled> {
+    let network = Stall::before(store.address)?;
+    let mut stalled = Stalled {
+        waited: Vec::new(),
+        after: Vec::new(),
+    };
+    for round in 0..options.rounds {
+        network.set(false);
+        let name = format!("stalled-{round}");
+        let shared = sharing(network.address);
+        let server = Peer::sessile(&name, &shared, options, certificate, folder)?;
+        // It has its connection to the store, and a warm processor.
+        for _ in 0..WARM_UP {
+            Load::new(server.address, certificate, Kind::SessionId)?.timed()?;
+        }
+        network.set(true);
+        for n in 0..STALLED {
+            let client = Load::new(elsewhere.address, certificate, Kind::SessionId)?;
+            if n % 2 == 1 {
+                client.timed()?;
+            }
+            let (took, kind) = client.at(server.address).timed()?;
+            if kind != HandshakeKind::Full {
+                return Err("a session came through a store that is stalled".into());
+            }
+            match n < WAITED_FOR {
+                true => stalled.waited.push(took),
+                false => stalled.after.push(took),
+            }
+        }
+    }
+    Ok(stalled)
+}
+
+fn report(options: &Options, samples: &mut Samples, mut stalled: Stalled) -> String {
+    let mut text = format!(
+        "{} {} rounds of {} clients, one at a time.\n\n\
+         | TLS 1.2 without tickets, µs | | memory | shared store | added | ratio |\n|---|---|--:|--:|--:|--:|\n",
+        measured(options, &[Software::Sessile, Software::Redis]),
+        options.rounds,
+        options.connections,
+    );
+    for step in Step::ALL {
+        let mut row = |what: &str, value: fn(&mut Sample) -> f64| {
+            let [memory, store] = [Side::Memory, Side::Store]
+                .map(|side| value(samples.entry((step, side)).or_default()));
+            let _ = writeln!(
+                text,
+                "| {} | {what} | {memory:.1} | {store:.1} | **{:.1}** | {:.2} |",
+                step.name(),
+                store - memory,
+                store / memory,
+            );
+        };
+        row("handshake at the client, p50", |s| micros(&mut s.times, 50));
+        row("handshake at the client, p99", |s| micros(&mut s.times, 99));
+        row("server's processor time a connection", |s| {
+            micros(&mut s.server, 50)
+        });
+        let store = samples.entry((step, Side::Store)).or_default();
+        let spent = micros(&mut store.store, 50);
+        let _ = writeln!(
+            text,
+            "| {} | Redis's processor time a connection | – | {spent:.1} | **{spent:.1}** | – |",
+            step.name(),
+        );
+    }
+    let _ = writeln!(
+        text,
+        "\n| answers {} ms late, `store-timeout` 20 ms; handshakes at the client, ms | p50 | slowest |\n|---|--:|--:|",
+        DELAY.as_millis(),
+    );
+    let full = &mut samples.entry((Step::Full, Side::Memory)).or_default().times;
+    for (what, times) in [
+        ("full, while the store is waited for", &mut stalled.waited),
+        ("full, once it is taken for down", &mut stalled.after),
+        ("full, without a store", full),
+    ] {
+        let (half, slowest) = (micros(times, 50) / 1e3, micros(times, 100) / 1e3);
+        let _ = writeln!(text, "| {what} | {half:.2} | {slowest:.2} |");
+    }
+    text
+}
+
+/// That percentile, in microseconds.
+fn micros(times: &mut [Duration], percent: usize) -> f64 {
+    times.sort_unstable();
+    let last = times.len().saturating_sub(1);
+    let at = times.get(last * percent / 100);
+    at.map_or(f64::NAN, |time| time.as_secs_f64() * 1e6)
+}

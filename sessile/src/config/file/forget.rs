@@ -1,0 +1,89 @@
+//! `session.forget`: which sessions are forgotten on request.
+
+use sessile_proto::ticket::MAX_MARKS;
+use toml::Spanned;
+
+use super::problem::{Hint, What};
+use super::raw;
+use super::reader::Reader;
+use crate::clock;
+use crate::config::{Forget, MAX_NUMBER, Site, Whose};
+
+/// Reads every mark; a site has to be one of `sites`.
+pub(super) fn read(
+    reader: &mut Reader<'_>,
+    written: Vec<Spanned<raw::Forget>>,
+    sites: &[Site],
+) -> Vec<Forget> {
+    if let Some(beyond) = written.get(MAX_MARKS) {
+        reader.note(beyond.span(), What::TooManyMarks);
+    }
+    let marks = written.into_iter();
+    marks
+        .filter_map(|written| mark(reader, written, sites))
+        .collect()
+}
+
+fn mark(reader: &mut Reader<'_>, written: Spanned<raw::Forget>, sites: &[Site]) -> Option<Forget> {
+    let span = written.span();
+    let written = written.into_inner();
+    let missing = What::Missing {
+        table: "`forget`",
+        key: "before",
+        example: "\"2026-11-24T10:00:00Z\"",
+    };
+    let before = reader.required(written.before, span.clone(), missing);
+    let before = before.and_then(|before| {
+        let raw::Moment(value) = before.get_ref().clone();
+        let Some(then) = clock::parse_rfc3339(&value) else {
+            reader.note(before.span(), What::NotATime { value });
+            return None;
+        };
+        if then > clock::now() {
+            reader.note(before.span(), What::ForgetsTheFuture { value });
+            return None;
+        }
+        Some(then)
+    });
+    let whose = match (written.site, written.server) {
+        (None, None) => Some(Whose::Everyones),
+        (Some(site), None) => site_of(reader, &site, sites),
+        (None, Some(server)) => server_of(reader, server),
+        (Some(_), Some(_)) => {
+            reader.note(span, What::SiteAndServer);
+            None
+        }
+    };
+    Some(Forget {
+        whose: whose?,
+        before: before?,
+    })
+}
+
+fn site_of(reader: &mut Reader<'_>, written: &Spanned<String>, sites: &[Site]) -> Option<Whose> {
+    let value = written.get_ref().to_ascii_lowercase();
+    let found = Site::called(&value, sites);
+    if found.is_none() {
+        let known = sites.iter().map(|site| site.title().to_owned()).collect();
+        let what = What::NotASite {
+            hint: Hint::new(&value, known),
+            value,
+        };
+        reader.note(written.span(), what);
+    }
+    found.map(Site::whose)
+}
+
+fn server_of(reader: &mut Reader<'_>, written: Spanned<raw::NameOrNumber>) -> Option<Whose> {
+    let span = written.span();
+    match written.into_inner() {
+        raw::NameOrNumber::Name(name) => reader
+            .server_name(Some(Spanned::new(span, name)))
+            .map(Whose::Server),
+        raw::NameOrNumber::Number(number) => {
+            let number = Some(Spanned::new(span, number));
+            let number = reader.number("server", number, 0, i64::from(MAX_NUMBER))?;
+            Some(Whose::Number(number))
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! Sites, their routes and the upstreams that these lead to.
+
+use super::*;
+
+#[test]
+fn sites_clash_by_name_and_need_a_certificate() {
+    let named = SITE.replace("]]\n", "]]\nnames = ['a.example']\n");
+    assert_eq!(
+        said(&format!("{named}{}", named.replace("a.ex", "A.ex"))),
+        ["5:10: a second site for the name a.example, after the one in line 2; take one out"]
+    );
+    assert_eq!(
+        said(&format!("{SITE}{SITE}")),
+        ["3:1: a second site without names, after the one in line 1; take one out"]
+    );
+    assert!(said("[[site]]\n")[0].starts_with("1:1: the site has no certificate"));
+    assert!(
+        said("[[site]]\ncertificates = [{ chain = 'c' }]\n")[0]
+            .contains("a certificate needs `key`")
+    );
+    for name in ["*", "a.*.b", "1.2.3.4", "ü.example", "a.", "", "a b"] {
+        let text = named.replace("a.example", name);
+        assert!(said(&text)[0].contains("is no server name"), "{name}");
+    }
+}
+
+#[test]
+fn client_certificates_need_an_authority_and_are_required_by_default() {
+    let site = |keys: &str| format!("{SITE}client-auth = {{ {keys} }}\n");
+    let read = config(&site("ca = 'a.pem'")).sites.remove(0).client_auth;
+    let expected = ClientAuth {
+        mode: ClientAuthMode::Required,
+        ca: "etc/a.pem".into(),
+        crl: None,
+    };
+    assert_eq!(read, Some(expected));
+    let cases = [
+        (
+            "mode = 'optional'",
+            "3:15: client-auth needs `ca`; for instance ca = \"clients.pem\"",
+        ),
+        (
+            "ca = 'a.pem', mode = 'require'",
+            "3:38: `mode` is \"require\"; did you mean `required`?",
+        ),
+        ("ca = ''", "3:22: `ca` is empty"),
+        ("ca = 'a.pem', crl = ''", "3:37: `crl` is empty"),
+        (
+            "ca = 'a.pem', crls = 'b'",
+            "3:31: unknown key `crls` in [site.client-auth]; did you mean `crl`?",
+        ),
+    ];
+    for (keys, expected) in cases {
+        let said = said(&site(keys));
+        assert_eq!(said.len(), 1, "{said:?}");
+        assert!(said[0].starts_with(expected), "{said:?}");
+    }
+}
+
+#[test]
+fn a_route_has_one_path_and_one_action() {
+    let route = |keys: &str| format!("{SITE}[[site.route]]\n{keys}\n");
+    let cases = [
+        ("path = '/'", "3:1: the route has 0 of"),
+        ("path = '/'\nverdict = false", "3:1: the route has 0 of"),
+        (
+            "path = '/'\nverdict = true\nfiles = 'x'",
+            "3:1: the route has 2 of",
+        ),
+        ("verdict = true", "3:1: [[site.route]] needs `path`"),
+        ("path = 'x'\nverdict = true", "4:8: `path` is \"x\""),
+        ("path = '/a/../b'\nverdict = true", "4:8: `path` is"),
+        ("path = ''\nverdict = true", "4:8: `path` is"),
+        (
+            "path = '/'\nverdict = true\nstatus = 200",
+            "6:10: `status` belongs to `respond`",
+        ),
+        (
+            "path = '/'\nrespond = 'x'\nstatus = 99",
+            "6:10: `status` is 99",
+        ),
+        ("path = '/'\nredirect = 'ftp://x'", "5:12: `redirect` is"),
+        ("path = '/'\nredirect = '//x'", "5:12: `redirect` is"),
+        ("path = '/'\nfiles = ''", "5:9: `files` is empty"),
+    ];
+    for (keys, expected) in cases {
+        let said = said(&route(keys));
+        assert!(said[0].starts_with(expected), "{keys}: {said:?}");
+    }
+    let twice = format!(
+        "{}[[site.route]]\npath = '/a/'\nverdict = true\n",
+        route("path = '/a'\nverdict = true")
+    );
+    assert_eq!(
+        said(&twice),
+        ["7:8: a second route for the path /a, after the one in line 4; take one out"]
+    );
+}
+
+#[test]
+fn a_route_leads_to_an_upstream_that_is_there() {
+    let route = format!("{SITE}[[site.route]]\npath = '/'\nproxy = 'ap'\n");
+    assert_eq!(
+        said(&route),
+        [
+            "5:9: `proxy` is \"ap\", and there is no [[upstream]]; add one with name = \"ap\" and \
+             servers = [\"http://10.0.0.1:8080\"]"
+        ]
+    );
+    let upstream = |name: &str| format!("[[upstream]]\nname = '{name}'\nservers = ['http://a']\n");
+    assert_eq!(
+        said(&format!("{route}{}", upstream("app"))),
+        ["5:9: `proxy` is \"ap\"; did you mean `app`?"]
+    );
+    config(&format!("{route}{}", upstream("ap")));
+    assert_eq!(
+        said(&format!("{}{}", upstream("a"), upstream("a"))),
+        ["5:8: a second upstream a, after the one in line 2; take one out"]
+    );
+}
+
+#[test]
+fn an_upstream_has_a_name_and_servers_to_be_reached_in_plain_http() {
+    let said_of = |keys: &str| said(&format!("[[upstream]]\n{keys}\n"));
+    assert_eq!(
+        said_of(""),
+        [
+            "1:1: [[upstream]] needs `name`; for instance name = \"app\"",
+            "1:1: [[upstream]] needs `servers`; for instance servers = [\"http://10.0.0.1:8080\"]",
+        ]
+    );
+    for server in [
+        "10.0.0.1:8080",
+        "app",
+        "ftp://app",
+        "http://app/path",
+        "http://app?query",
+        "http://user@app",
+        "http://app:0",
+        "http://app:99999",
+        "http://:80",
+        "http://",
+        "",
+    ] {
+        let said = said_of(&format!("name = 'a'\nservers = ['{server}']"));
+        let expected = format!("3:12: {server:?} is no server of an upstream; write \"http://\"");
+        assert!(said[0].starts_with(&expected), "{said:?}");
+    }
+    assert!(
+        said_of("name = 'a'\nservers = ['https://app']")[0]
+            .contains("is to be reached over TLS, which this version does not do")
+    );
+    assert_eq!(
+        said_of(
+            "name = 'a'\nservers = ['http://a', 'http://A:80', 'http://a:81']\nresponse-timeout = '0s'"
+        ),
+        [
+            "3:24: a second server a:80, after the one in line 3; take one out",
+            "4:20: `response-timeout` is zero; it has to be longer, \"1s\" for instance",
+        ]
+    );
+}
+
+#[test]
+fn early_data_is_a_size_that_a_site_may_narrow() {
+    let store = "[session]\nstore = \"redis://h\"\n";
+    let bytes = |size: &str, site: &str| {
+        let config = config(&format!("{store}early-data = {size}\n{SITE}{site}"));
+        (config.session.early_data, config.sites[0].early_data)
+    };
+    assert_eq!(bytes("\"16KiB\"", ""), (16384, 16384));
+    assert_eq!(
+        bytes("\"64 KiB\"", "early-data = \"1KiB\"\n"),
+        (65536, 1024)
+    );
+    assert_eq!(bytes("512", "early-data = 0\n"), (512, 0));
+    assert_eq!(config(&format!("{store}{SITE}")).sites[0].early_data, 0);
+
+    let wrong = |session: &str, site: &str| said(&format!("[session]\n{session}\n{SITE}{site}"));
+    let needs = |session: &str| wrong(&format!("{session}\nearly-data = 1"), "");
+    assert_eq!(
+        wrong("early-data = \"1KiB\"", ""),
+        [
+            "2:14: `early-data` is on, and session.store is \"memory\", where each server would take it once; \
+          set store = \"redis://HOST\", the same on every server, or take `early-data` out"
+        ]
+    );
+    assert!(needs("store = \"redis://h\"\ntickets = false")[0].contains("set tickets = true"));
+    for nothing in ["max-entries = 0", "lifetime = 0"] {
+        let said = needs(&format!("store = \"redis://h\"\n{nothing}"));
+        assert!(said[0].contains("no session is kept"), "{said:?}");
+    }
+    assert_eq!(
+        wrong("store = \"redis://h\"\nearly-data = 9", "early-data = 10\n"),
+        [
+            "6:14: `early-data` of the site is 10 bytes, and session.early-data is 9: a site may take less, not \
+          more; raise session.early-data and narrow it at the other sites"
+        ]
+    );
+    let clients = "client-auth = { mode = \"optional\", ca = \"c.pem\" }\n";
+    assert_eq!(bytes("512", clients), (512, 0));
+    assert_eq!(
+        bytes("512", &format!("{clients}early-data = 0\n")),
+        (512, 0)
+    );
+    let store = "store = \"redis://h\"\nearly-data = 9";
+    let said_of_clients = wrong(store, &format!("{clients}early-data = 9\n"));
+    assert!(said_of_clients[0].contains("write early-data = 0, or take it out"));
+    for (size, part) in [
+        ("\"64KiB1\"", "no size"),
+        ("\"16KB\"", "write a number of bytes, or \"16KiB\""),
+        ("\"-1\"", "it has to be from 0 to 65536"),
+        ("\"1MiB\"", "is 1048576; it has to be from 0 to 65536"),
+        ("65537", "it has to be from 0 to 65536"),
+        ("\"9223372036854775807KiB\"", "no size"),
+        ("true", "a number of bytes, or a size in quotes"),
+    ] {
+        let said = wrong(&format!("store = \"redis://h\"\nearly-data = {size}"), "");
+        assert!(said[0].contains(part), "{size}: {said:?}");
+    }
+}

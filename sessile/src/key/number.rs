@@ -1,0 +1,93 @@
+//! The numbers by which a farm's tickets say which server made them: set, or derived from names. Two
+//! servers with one number cost routing and verdicts, and no connection.
+
+use std::collections::HashMap;
+
+use crate::config;
+
+/// A server's number where none is set: 24 bits of SHA-256 of the farm's and the server's name.
+#[must_use]
+pub fn server_number(scope: &str, name: &str) -> u32 {
+    let mut hash = aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA256);
+    hash.update(scope.as_bytes());
+    hash.update(&[0]);
+    hash.update(name.as_bytes());
+    let digest = hash.finish();
+    let mut word = [0; 4];
+    word[1..].copy_from_slice(&digest.as_ref()[..3]);
+    u32::from_be_bytes(word)
+}
+
+/// The number of this server in the farm of that scope.
+#[must_use]
+pub fn number(server: &config::Server, scope: &str) -> u32 {
+    server
+        .number
+        .unwrap_or_else(|| server_number(scope, &server.name))
+}
+
+/// Two servers that have one number.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Clash<'a> {
+    pub number: u32,
+    pub names: [&'a str; 2],
+}
+
+/// The clashes among servers of a farm, given by their names and the numbers that are set; each server
+/// with the first one that has its number.
+#[must_use]
+pub fn clashes<'a>(
+    scope: &str,
+    servers: impl IntoIterator<Item = (&'a str, Option<u32>)>,
+) -> Vec<Clash<'a>> {
+    let mut first = HashMap::new();
+    let mut clashes = Vec::new();
+    for (name, set) in servers {
+        let number = set.unwrap_or_else(|| server_number(scope, name));
+        let holder = *first.entry(number).or_insert(name);
+        if holder != name {
+            let names = [holder, name];
+            clashes.push(Clash { number, names });
+        }
+    }
+    clashes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn server_numbers_are_stable_and_24_bits() {
+        let number = server_number("farm", "web1");
+        assert_eq!(number, server_number("farm", "web1"));
+        assert_ne!(number, server_number("farm", "web2"));
+        assert!(number < 1 << 24);
+    }
+
+    #[test]
+    fn set_and_derived_numbers_clash_among_each_other() {
+        let derived = server_number("farm", "web1");
+        let servers = [("web1", None), ("web2", None), ("web3", Some(derived))];
+        let clash = Clash {
+            number: derived,
+            names: ["web1", "web3"],
+        };
+        assert_eq!(clashes("farm", servers), [clash]);
+        assert_eq!(clashes("another farm", servers), []);
+    }
+
+    #[test]
+    fn names_alone_can_clash() {
+        let name = |n: u32| format!("web{n}");
+        let mut seen = HashMap::new();
+        let pair = (0..).find_map(|n| {
+            let other = seen.insert(server_number("farm", &name(n)), n)?;
+            Some([name(other), name(n)])
+        });
+        let [one, other] = pair.unwrap();
+        let found = clashes("farm", [(one.as_str(), None), (other.as_str(), None)]);
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].names, [one.as_str(), other.as_str()]);
+    }
+}

@@ -31,7 +31,7 @@ fn ask<T: redis::FromRedisValue>(connection: &mut Connection, words: &[&str]) ->
     command.query(connection).unwrap()
 }
 
-fn until(mut is_so: impl FnMut() -> bool) {
+pub(super) fn until(mut is_so: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(60);
     while !is_so() {
         assert!(Instant::now() < deadline, "it never comes about");

@@ -7,6 +7,7 @@ use std::process::Command;
 use super::visitor::{GET, Visit, Visitor, play_back as send};
 use super::{accepted, farm, outcomes, play_back, unfinished};
 use crate::peers::eventually;
+use crate::store::cluster::until;
 use crate::store::setup::{Redis, Server};
 
 fn ask(redis: &Redis, words: &[&str]) -> redis::Value {
@@ -141,11 +142,12 @@ fn not_again_after_the_store_was_restored() {
 
 /// The store has forgotten that a session was spent, and gives it out once more: that must not be enough.
 fn assert_given_out_and_refused(one: &Server, other: &Server, recorded: &[u8]) {
-    eventually("the store gives it out", || {
+    // Servers that were refused wait for seconds before they ask again.
+    until(|| {
         play_back(one, recorded);
         spends(&[one], "ok") == 2
     });
-    eventually("the store says that it is spent", || {
+    until(|| {
         play_back(other, recorded);
         spends(&[other], "gone") == 1
     });
@@ -202,8 +204,10 @@ fn not_again_after_a_failover_and_back() {
     });
     let visitor = Visitor::new(&farm);
     visitor.visit(one.address());
-    let replicas = ask(&redis, &["WAIT", "1", "30000"]);
-    assert_eq!(replicas, redis::Value::Int(1));
+    let sessions = redis.entries().len();
+    eventually("they are replicated", || {
+        replica.entries().len() == sessions
+    });
     // The replica is promoted and hears nothing more.
     ask(&replica, &["REPLICAOF", "NO", "ONE"]);
     let flight = visitor.early(GET);

@@ -1,6 +1,6 @@
 # `just check` is what has to pass before a change lands; `.ci/run` runs the same.
 
-fuzz_targets := "client_hello hello_reader server_hello new_session_ticket watch"
+fuzz_targets := "client_hello hello_reader server_hello new_session_ticket watch proxy_protocol"
 
 # All checks.
 check: fmt clippy test docs deny examples smoke fuzz-smoke
@@ -58,6 +58,12 @@ fuzz seconds="600":
 # The session table beside other caches (docs/benchmarks.md).
 bench-table:
     cargo run --release --manifest-path bench/Cargo.toml --bin table
+
+# Balancer CPU and memory beside HAProxy and nginx (docs/benchmarks.md).
+bench-balancers:
+    cargo build --profile dist --locked
+    cargo run --release --manifest-path bench/Cargo.toml --bin balancers -- --sessile target/dist/sessile
+    cargo run --release --manifest-path bench/Cargo.toml --bin balancers -- --sessile target/dist/sessile --workers 2
 
 # Server CPU and memory beside nginx and HAProxy (docs/benchmarks.md).
 bench-peers:

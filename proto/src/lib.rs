@@ -7,6 +7,7 @@ pub mod affinity;
 pub mod hello;
 pub mod keynames;
 pub mod keys;
+pub mod proxy_protocol;
 pub mod record;
 pub mod route;
 pub mod sealed;

@@ -1,0 +1,133 @@
+//! The traffic: the bytes of a resumed TLS 1.3 handshake as they were recorded, then as many as are
+//! wanted. A balancer that does not decrypt sees no more of a connection; client and server cost next
+//! to nothing, and are not counted.
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::thread;
+
+use super::Result;
+
+pub(super) const HELLO: &[u8] =
+    include_bytes!("../../../../proto/src/testdata/client-openssl-tls13-resumed.bin");
+pub(super) const FLIGHT: &[u8] =
+    include_bytes!("../../../../proto/src/testdata/server-openssl-tls13-resumed.bin");
+
+/// The client's Finished, and a request.
+pub(super) const FINISHED: usize = 74;
+pub(super) const REQUEST: usize = 120;
+pub(super) const GOODBYE: usize = 24;
+
+/// A server writes at once as much as this.
+const CHUNK: usize = 64 * 1024;
+
+/// Threads of the server: connections that it answers at once.
+const THREADS: usize = 16;
+
+/// Starts a server that answers with as many bytes as a request asks for; ends with the process.
+pub(super) fn serve() -> Result<SocketAddr> {
+    let listener = Arc::new(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?);
+    let address = listener.local_addr()?;
+    for _ in 0..THREADS {
+        let listener = Arc::clone(&listener);
+        thread::spawn(move || {
+            let mut chunk = vec![0x17; CHUNK];
+            loop {
+                // A client that goes away in the middle is the client's affair.
+                let _ = listener.accept().map(|(io, _)| answer(io, &mut chunk));
+            }
+        });
+    }
+    Ok(address)
+}
+
+fn answer(mut io: TcpStream, chunk: &mut [u8]) -> std::io::Result<()> {
+    let mut buffer = [0; 4096];
+    io.set_nodelay(true)?;
+    io.read_exact(&mut buffer[..HELLO.len()])?;
+    io.write_all(FLIGHT)?;
+    io.read_exact(&mut buffer[..FINISHED + REQUEST])?;
+    let wanted = buffer[FINISHED..]
+        .first_chunk()
+        .map_or(0, |it| u64::from_be_bytes(*it));
+    let mut left = usize::try_from(wanted).unwrap_or(usize::MAX);
+    while left > 0 {
+        let len = left.min(chunk.len());
+        io.write_all(&chunk[..len])?;
+        left -= len;
+    }
+    io.read_exact(&mut buffer[..GOODBYE])?;
+    io.write_all(&buffer[..GOODBYE])
+}
+
+/// One connection from its beginning to its end, with a response of that length.
+pub(super) fn connect(address: SocketAddr, response: usize, chunk: &mut [u8]) -> Result<()> {
+    let mut io = TcpStream::connect(address)?;
+    io.set_nodelay(true)?;
+    io.write_all(HELLO)?;
+    io.read_exact(&mut chunk[..FLIGHT.len()])?;
+    let mut request = [0; FINISHED + REQUEST];
+    request[FINISHED..][..8].copy_from_slice(&(response as u64).to_be_bytes());
+    io.write_all(&request)?;
+    let mut left = response;
+    while left > 0 {
+        let len = left.min(chunk.len());
+        io.read_exact(&mut chunk[..len])?;
+        left -= len;
+    }
+    io.write_all(&[0; GOODBYE])?;
+    io.shutdown(Shutdown::Write)?;
+    let mut goodbye = Vec::new();
+    io.read_to_end(&mut goodbye)?;
+    match goodbye.len() {
+        GOODBYE => Ok(()),
+        other => Err(format!("{other} bytes for a goodbye").into()),
+    }
+}
+
+/// Starts a server that answers hellos and keeps the connections; ends with the process.
+pub(super) fn serve_idle() -> Result<SocketAddr> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let address = listener.local_addr()?;
+    thread::spawn(move || {
+        let mut kept = Vec::new();
+        for io in listener.incoming() {
+            let mut hello = [0; HELLO.len()];
+            let answered = io.and_then(|mut io| {
+                io.read_exact(&mut hello)?;
+                io.write_all(FLIGHT)?;
+                Ok(io)
+            });
+            kept.extend(answered);
+        }
+    });
+    Ok(address)
+}
+
+/// A connection that had its handshake and is kept.
+pub(super) fn keep(address: SocketAddr) -> Result<TcpStream> {
+    let mut io = TcpStream::connect(address)?;
+    io.write_all(HELLO)?;
+    io.read_exact(&mut [0; FLIGHT.len()])?;
+    Ok(io)
+}
+
+/// So many connections, `at_once` at a time.
+pub(super) fn run(
+    address: SocketAddr,
+    connections: usize,
+    at_once: usize,
+    response: usize,
+) -> Result<()> {
+    thread::scope(|scope| {
+        let client = || -> Result<()> {
+            let mut chunk = vec![0; CHUNK];
+            (0..connections / at_once).try_for_each(|_| connect(address, response, &mut chunk))
+        };
+        let threads: Vec<_> = (0..at_once).map(|_| scope.spawn(client)).collect();
+        threads
+            .into_iter()
+            .try_for_each(|thread| thread.join().map_err(|_| "a client panicked")?)
+    })
+}

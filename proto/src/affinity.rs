@@ -187,7 +187,7 @@ fn uncount(sources: &mut BTreeMap<Source, u32>, source: Source) {
 }
 
 /// A source prefix: /24 of IPv4 (an address of IPv6 that maps one included), /56 of IPv6.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Source(u64);
 
 impl Source {

@@ -1,15 +1,27 @@
-//! Reads the beginning of a connection, as far as it takes to know what the client wants.
+//! Reads the beginning of a connection, as far as it takes to know whose it is and what the client
+//! wants: a PROXY header, where one is due, and the ClientHello.
 
+use std::future::poll_fn;
 use std::io;
-use std::time::Duration;
+use std::mem::MaybeUninit;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::ready;
+use std::time::{Duration, Instant};
 
-use sessile_proto::hello::HelloReader;
+use sessile_proto::hello::{DEFAULT_LIMIT, HelloReader};
+use sessile_proto::proxy_protocol::{self, Addresses};
 use sessile_proto::record;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
-/// How long a client may take over its ClientHello, however it trickles in.
+use crate::admission::{Admission, Entry, Refusal};
+use crate::config::Network;
+
+/// How long a client may take over its ClientHello, however it trickles in, the PROXY header before it
+/// included.
 pub const HELLO_DEADLINE: Duration = Duration::from_secs(5);
 
 /// How long a hello that is on its way may still take once the order to stop has come.
@@ -28,48 +40,166 @@ pub enum DetectError {
     #[error("not a ClientHello: {0}")]
     Invalid(record::Error),
     #[error("{0}")]
+    Proxy(proxy_protocol::Error),
+    #[error("not from a source in proxy-trusted")]
+    Untrusted,
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    #[error("{0}")]
     Io(io::Error),
 }
 
-/// Reads until the ClientHello is whole: at most `limit` bytes of it, within
-/// [`HELLO_DEADLINE`], and soon where the order to stop comes.
-///
-/// # Errors
-/// Where there is none.
-pub async fn read(
-    io: &mut TcpStream,
-    limit: usize,
-    stop: &CancellationToken,
-) -> Result<HelloReader, DetectError> {
-    let hello = async {
-        let mut reader = HelloReader::new(limit);
-        let mut chunk = Vec::with_capacity(CHUNK);
-        loop {
-            chunk.clear();
-            let len = io
-                .read_buf(&mut chunk)
-                .await
-                .map_err(|error| match error.kind() {
-                    io::ErrorKind::ConnectionReset => DetectError::Closed,
-                    _ => DetectError::Io(error),
-                })?;
-            if len == 0 {
-                return Err(DetectError::Closed);
-            }
-            if reader.push(&chunk).map_err(DetectError::Invalid)? {
-                return Ok(reader);
-            }
+impl DetectError {
+    /// Every cause that [`Self::cause`] can give.
+    pub const CAUSES: [&str; 8] = [
+        "no-hello",
+        "bad-hello",
+        "deadline",
+        "bad-proxy-header",
+        "untrusted-proxy",
+        "hello-limit",
+        "source-limit",
+        "source-rate",
+    ];
+
+    /// The cause that is counted.
+    #[must_use]
+    pub const fn cause(&self) -> &'static str {
+        match self {
+            Self::Closed | Self::Io(_) => "no-hello",
+            Self::Invalid(_) => "bad-hello",
+            Self::Deadline => "deadline",
+            Self::Proxy(_) => "bad-proxy-header",
+            Self::Untrusted => "untrusted-proxy",
+            Self::Refused(refusal) => refusal.cause(),
         }
-    };
-    let too_late = async {
-        stop.cancelled().await;
-        tokio::time::sleep(STOP_GRACE).await;
-    };
-    tokio::select! {
-        biased;
-        read = tokio::time::timeout(HELLO_DEADLINE, hello) => {
-            read.unwrap_or(Err(DetectError::Deadline))
-        }
-        () = too_late => Err(DetectError::Deadline),
     }
+}
+
+/// The way in of one listener.
+#[derive(Clone)]
+pub struct Entrance {
+    admission: Arc<Admission>,
+    /// Sources whose connections begin with a PROXY header; empty: none does.
+    proxies: Arc<[Network]>,
+    stop: CancellationToken,
+}
+
+/// A client that has said what it wants.
+pub struct Arrival {
+    /// With its hello, whole.
+    pub reader: HelloReader,
+    /// Its own address, whoever stands between.
+    pub source: SocketAddr,
+    /// What it connected to, where a proxy said so; else it is the socket's to say.
+    pub destination: Option<SocketAddr>,
+    /// What holding the hello counts as.
+    _entry: Entry,
+}
+
+impl Entrance {
+    /// `proxies`: as in the configuration of the listener.
+    #[must_use]
+    pub fn new(admission: Arc<Admission>, proxies: &[Network], stop: CancellationToken) -> Self {
+        Self {
+            admission,
+            proxies: proxies.into(),
+            stop,
+        }
+    }
+
+    /// Reads until the ClientHello is whole: within [`HELLO_DEADLINE`], and soon where the order to
+    /// stop comes.
+    ///
+    /// # Errors
+    /// Where there is none, or it may not come in.
+    pub async fn receive(
+        &self,
+        io: &mut TcpStream,
+        peer: SocketAddr,
+    ) -> Result<Arrival, DetectError> {
+        let too_late = async {
+            self.stop.cancelled().await;
+            tokio::time::sleep(STOP_GRACE).await;
+        };
+        tokio::select! {
+            biased;
+            read = tokio::time::timeout(HELLO_DEADLINE, self.read(io, peer)) => {
+                read.unwrap_or(Err(DetectError::Deadline))
+            }
+            () = too_late => Err(DetectError::Deadline),
+        }
+    }
+
+    async fn read(&self, io: &mut TcpStream, peer: SocketAddr) -> Result<Arrival, DetectError> {
+        let mut entry = self.admission.enter()?;
+        let (addresses, early) = if self.proxies.is_empty() {
+            (None, Vec::new())
+        } else if self.proxies.iter().any(|proxy| proxy.contains(peer.ip())) {
+            header(io, &mut entry).await?
+        } else {
+            return Err(DetectError::Untrusted);
+        };
+        let source = addresses.map_or(peer, |addresses| addresses.source);
+        entry.comes_from(source.ip(), Instant::now())?;
+        let mut reader = HelloReader::new(DEFAULT_LIMIT);
+        let mut whole = reader.push(&early).map_err(DetectError::Invalid)?;
+        let mut take = |bytes: &[u8]| {
+            entry.hold(bytes.len())?;
+            reader.push(bytes).map_err(DetectError::Invalid)
+        };
+        while !whole {
+            whole = next(io, &mut take).await?;
+        }
+        entry.heard();
+        Ok(Arrival {
+            reader,
+            source,
+            destination: addresses.map(|addresses| addresses.destination),
+            _entry: entry,
+        })
+    }
+}
+
+/// Reads a PROXY header; what came after it comes back with it.
+async fn header(
+    io: &mut TcpStream,
+    entry: &mut Entry,
+) -> Result<(Option<Addresses>, Vec<u8>), DetectError> {
+    let mut bytes = Vec::new();
+    loop {
+        let mut take = |more: &[u8]| {
+            entry.hold(more.len())?;
+            bytes.extend_from_slice(more);
+            Ok(())
+        };
+        next(io, &mut take).await?;
+        match proxy_protocol::parse(&bytes) {
+            Ok(header) => return Ok((header.addresses, bytes.split_off(header.len))),
+            Err(proxy_protocol::Error::Incomplete) => {}
+            Err(error) => return Err(DetectError::Proxy(error)),
+        }
+    }
+}
+
+/// Hands on what comes next. A connection that waits holds no buffer.
+async fn next<T>(
+    io: &mut TcpStream,
+    take: &mut impl FnMut(&[u8]) -> Result<T, DetectError>,
+) -> Result<T, DetectError> {
+    poll_fn(|cx| {
+        let mut chunk = [MaybeUninit::uninit(); CHUNK];
+        let mut chunk = ReadBuf::uninit(&mut chunk);
+        let read = ready!(Pin::new(&mut *io).poll_read(cx, &mut chunk));
+        read.map_err(|error| match error.kind() {
+            io::ErrorKind::ConnectionReset => DetectError::Closed,
+            _ => DetectError::Io(error),
+        })?;
+        match chunk.filled() {
+            [] => Err(DetectError::Closed),
+            bytes => take(bytes),
+        }
+        .into()
+    })
+    .await
 }

@@ -1,6 +1,7 @@
 //! sessile: keeps TLS sessions attached to a web farm. The library behind the `sessile` binary.
 
 pub mod admin;
+pub mod admission;
 pub mod balance;
 pub mod check;
 pub mod cli;
@@ -19,4 +20,5 @@ pub mod serve;
 pub mod server_names;
 pub mod settings;
 pub mod store;
+pub mod systemd;
 pub mod tls;

@@ -10,6 +10,8 @@ use tokio::runtime::{Builder, LocalOptions};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::task::TaskTracker;
 
+use crate::systemd::{self, State};
+
 /// How long connections may take to finish once the order to stop has come.
 pub const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -50,6 +52,7 @@ impl Workers {
             };
             let _ = started.send(built);
             let Some(runtime) = runtime else { return };
+            runtime.spawn_local(tick());
             // As a task of its own for the same reason: what `block_on` waits for is woken that way.
             let body = runtime.spawn_local(async move { body().await });
             let ended = runtime.block_on(body);
@@ -81,6 +84,15 @@ impl Workers {
     }
 }
 
+/// A timer that is always due before any other is set: one that would be the first to fire wakes the
+/// runtime, its own thread, through a file descriptor. Two system calls for each connection are worth
+/// one wake-up a second.
+async fn tick() {
+    loop {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
 /// Waits for the connections of a worker to end, for as long as a drain may take.
 pub async fn finish(connections: &TaskTracker) {
     connections.close();
@@ -105,10 +117,9 @@ pub fn worker_count(configured: usize) -> usize {
 /// File descriptors that are left for everything but connections.
 const SPARE_FILES: u64 = 64;
 
-/// Most connections at once: as configured, or as many as the process may open files for, at
-/// `sockets` for each. Raises the soft limit to the hard one.
+/// Files that the process may open. Raises the soft limit to the hard one.
 #[must_use]
-pub fn connection_limit(configured: usize, sockets: u64) -> usize {
+pub fn file_limit() -> u64 {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {
@@ -119,10 +130,15 @@ pub fn connection_limit(configured: usize, sockets: u64) -> usize {
         Ok(()) => limit.maximum,
         Err(_) => limit.current,
     };
-    let possible = files.map_or(usize::MAX, |files| {
-        let connections = files.saturating_sub(SPARE_FILES) / sockets;
-        usize::try_from(connections).unwrap_or(usize::MAX).max(1)
-    });
+    files.unwrap_or(u64::MAX)
+}
+
+/// Most connections at once: as configured, or as many as there are files for, at `sockets` for
+/// each.
+#[must_use]
+pub fn connection_limit(configured: usize, files: u64, sockets: u64) -> usize {
+    let possible = files.saturating_sub(SPARE_FILES) / sockets;
+    let possible = usize::try_from(possible).unwrap_or(usize::MAX).max(1);
     match configured {
         0 => possible,
         wanted => wanted.min(possible),
@@ -162,18 +178,23 @@ pub fn wait_for_signal(mut orders: Orders<'_>) -> io::Result<()> {
             None => None,
         };
         let mut reopen = signal(SignalKind::user_defined1())?;
+        systemd::notify(State::Ready);
         loop {
             tokio::select! {
                 _ = interrupt.recv() => return Ok("SIGINT"),
                 _ = terminate.recv() => return Ok("SIGTERM"),
                 Some(()) = received(hangup.as_mut()) => {
+                    systemd::notify(State::Reloading);
                     orders.reload.iter_mut().for_each(|reload| reload());
+                    systemd::notify(State::Ready);
                 }
                 _ = reopen.recv() => orders.reopen_logs.iter_mut().for_each(|reopen| reopen()),
             }
         }
     });
-    tracing::info!(signal = asked?, "draining; a second signal ends it at once");
+    let asked = asked?;
+    systemd::notify(State::Stopping);
+    tracing::info!(signal = asked, "draining; a second signal ends it at once");
     std::thread::spawn(move || {
         runtime.block_on(async {
             let (Ok(mut interrupt), Ok(mut terminate)) = (

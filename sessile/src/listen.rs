@@ -6,8 +6,10 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Type};
 use tokio::net::{TcpListener, TcpStream};
+
+use crate::systemd;
 
 /// Connections that may wait to be accepted; the kernel caps it at `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
@@ -34,15 +36,34 @@ fn remedy(error: &io::Error) -> &'static str {
     }
 }
 
-/// Binds an address once for each worker. Port 0 becomes one free port, the same for all.
+/// A listening socket for one worker.
+#[derive(Debug)]
+pub struct Socket {
+    listener: std::net::TcpListener,
+    /// It outlives this process, and whoever waits in its queue waits for the next one.
+    inherited: bool,
+}
+
+impl Socket {
+    /// Where it listens.
+    ///
+    /// # Errors
+    /// Where the system does not say.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+}
+
+/// Takes over the inherited socket with this address, or binds it, once for each worker. Port 0
+/// becomes one free port, the same for all.
 ///
 /// # Errors
 /// Where the address cannot be had, another program's listening on it included.
-pub fn bind(
-    address: SocketAddr,
-    workers: usize,
-) -> Result<Vec<std::net::TcpListener>, ListenError> {
+pub fn bind(address: SocketAddr, workers: usize) -> Result<Vec<Socket>, ListenError> {
     let failed = |source| ListenError { address, source };
+    if let Some(listener) = systemd::claim(address) {
+        return share(listener, workers).map_err(failed);
+    }
     if address.port() != 0 {
         // SO_REUSEPORT would let us share the port with another process of the same user, and
         // every other connection would go there. A bind without it finds that out.
@@ -55,38 +76,58 @@ pub fn bind(
         socket.listen(BACKLOG).map_err(failed)?;
         let listener = std::net::TcpListener::from(socket);
         bound = listener.local_addr().map_err(failed)?;
-        listeners.push(listener);
+        listeners.push(Socket {
+            listener,
+            inherited: false,
+        });
     }
     Ok(listeners)
 }
 
-fn socket(address: SocketAddr, shared: bool) -> io::Result<Socket> {
-    let socket = Socket::new(
+/// One socket for all workers, each of which takes what it can get. Others with the same address
+/// beside it would have queues of their own, which nobody reads after this process has ended.
+fn share(listener: std::net::TcpListener, workers: usize) -> io::Result<Vec<Socket>> {
+    prepare(SockRef::from(&listener))?;
+    let again = || {
+        Ok(Socket {
+            listener: listener.try_clone()?,
+            inherited: true,
+        })
+    };
+    (0..workers.max(1)).map(|_| again()).collect()
+}
+
+/// What a listening socket needs, and what is accepted from it inherits.
+fn prepare(socket: SockRef<'_>) -> io::Result<()> {
+    socket.set_nonblocking(true)?;
+    // Every flight is written whole; Nagle's algorithm could only delay the last one.
+    socket.set_tcp_nodelay(true)
+}
+
+fn socket(address: SocketAddr, shared: bool) -> io::Result<socket2::Socket> {
+    let socket = socket2::Socket::new(
         Domain::for_address(address),
         Type::STREAM,
         Some(Protocol::TCP),
     )?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(shared)?;
-    socket.set_nonblocking(true)?;
-    // Every flight is written whole; Nagle's algorithm could only delay the last one. What is
-    // accepted inherits it.
-    socket.set_tcp_nodelay(true)?;
+    prepare(SockRef::from(&socket))?;
     socket.bind(&address.into())?;
     Ok(socket)
 }
 
 /// Accepts connections until `stop` is ready, then those that the kernel has already accepted for
-/// us: closing the socket would reset them.
+/// us: closing the socket would reset them. (Not where it is not closed by that.)
 ///
 /// # Errors
 /// Where the listener cannot be used on this thread.
 pub async fn accept(
-    listener: std::net::TcpListener,
+    socket: Socket,
     stop: impl Future<Output = ()>,
     mut connected: impl FnMut(TcpStream, SocketAddr),
 ) -> io::Result<()> {
-    let listener = TcpListener::from_std(listener)?;
+    let listener = TcpListener::from_std(socket.listener)?;
     let mut accepted = |result: io::Result<(TcpStream, SocketAddr)>| match result {
         Ok((io, peer)) => {
             connected(io, peer);
@@ -104,6 +145,9 @@ pub async fn accept(
                 tokio::time::sleep(PAUSE).await;
             }
         }
+    }
+    if socket.inherited {
+        return Ok(());
     }
     // On the plain socket: the runtime's view of it may lag behind.
     let listener = listener.into_std()?;
@@ -134,7 +178,7 @@ mod tests {
     #[test]
     fn workers_share_one_free_port() {
         let listeners = bind(ANY, 3).unwrap();
-        let port = |listener: &std::net::TcpListener| listener.local_addr().unwrap().port();
+        let port = |listener: &Socket| listener.local_addr().unwrap().port();
         assert_eq!(listeners.len(), 3);
         assert!(
             listeners

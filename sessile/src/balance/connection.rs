@@ -1,44 +1,43 @@
 //! One connection through the balancer: its hello is read, a server found and connected to, and
 //! bytes pass. What the server shows in clear is reported as it passes.
 
+use std::borrow::Cow;
+use std::io;
 use std::net::SocketAddr;
+use std::ops::ControlFlow;
+use std::rc::Rc;
 use std::sync::Arc;
 
-use sessile_proto::hello::{DEFAULT_LIMIT, HelloReader};
+use sessile_proto::hello::ClientHello;
+use sessile_proto::proxy_protocol::{self, Addresses, Version};
 use sessile_proto::watch::Watch;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use super::Shared;
 use super::follow::{Offered, Request};
 use super::metrics::Open;
+use super::relay::{self, Patience};
 use super::report::Passage;
 use super::roster::Roster;
 use super::server::{Connected, Server};
-use super::{Shared, relay};
 use crate::clock;
-use crate::detect::{self, DetectError};
+use crate::detect::{Arrival, Entrance};
 
 /// A fatal alert, unrecognized_name (RFC 6066, 3), in a record of its own.
 const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
 
-pub(super) async fn run(shared: Arc<Shared>, mut client: TcpStream, peer: SocketAddr, open: Open) {
-    let reader = match detect::read(&mut client, DEFAULT_LIMIT, &shared.stop).await {
-        Ok(reader) => reader,
-        Err(error) => {
-            shared.metrics.count_turned_away(match error {
-                DetectError::Invalid(_) => "bad-hello",
-                DetectError::Deadline => "deadline",
-                DetectError::Closed | DetectError::Io(_) => "no-hello",
-            });
-            return;
-        }
-    };
-    match place(&shared, &reader, peer).await {
-        Ok(placed) => {
-            drop(reader);
-            pass(&shared, client, placed).await;
-        }
+pub(super) async fn run(
+    shared: Arc<Shared>,
+    entrance: Rc<Entrance>,
+    mut client: TcpStream,
+    peer: SocketAddr,
+    open: Open,
+) {
+    // In a box, so that what it takes to find a server does not stay with the connection.
+    match Box::pin(admit(&shared, &entrance, &mut client, peer)).await {
+        Ok(placed) => pass(&shared, client, placed).await,
         Err(cause) => {
             if cause == UNKNOWN_NAME {
                 // Whoever does not take it will not miss it.
@@ -50,6 +49,18 @@ pub(super) async fn run(shared: Arc<Shared>, mut client: TcpStream, peer: Socket
     drop(open);
 }
 
+/// Up to a server that has the hello; the error is the cause that is counted.
+async fn admit(
+    shared: &Shared,
+    entrance: &Entrance,
+    client: &mut TcpStream,
+    peer: SocketAddr,
+) -> Result<Placed, &'static str> {
+    let arrival = entrance.receive(client, peer).await;
+    let arrival = arrival.map_err(|error| error.cause())?;
+    place(shared, &arrival, client).await
+}
+
 /// Turned away for the server name, and told so.
 const UNKNOWN_NAME: &str = "unknown-name";
 
@@ -58,23 +69,29 @@ struct Placed {
     passage: Passage,
     server: TcpStream,
     connected: Connected,
+    patience: Patience,
     watch: Watch,
 }
 
 /// Finds a server that takes the connection and hands it the hello, verbatim.
 async fn place(
     shared: &Shared,
-    reader: &HelloReader,
-    client: SocketAddr,
+    arrival: &Arrival,
+    client: &TcpStream,
 ) -> Result<Placed, &'static str> {
-    let hello = reader.hello().map_err(|_| "bad-hello")?;
+    let hello = arrival.reader.hello().map_err(|_| "bad-hello")?;
+    let opening = Opening {
+        arrival,
+        client,
+        hello: &hello,
+    };
     let roster = shared.roster();
     let pool = roster.pool(hello.server_name).ok_or(UNKNOWN_NAME)?;
     let offered = Offered::new(&hello);
     let request = Request {
         hello: &hello,
         offered: &offered,
-        source: client.ip(),
+        source: arrival.source.ip(),
         now: clock::now(),
     };
     let mut tried: Vec<&Arc<Server>> = Vec::new();
@@ -84,7 +101,7 @@ async fn place(
             continue;
         }
         tried.push(server);
-        if let Some(made) = connect(&roster, server, reader.bytes()).await {
+        if let Some(made) = connect(&roster, server, &opening).await {
             found = Some((by, Arc::clone(server), made));
             break;
         }
@@ -93,23 +110,60 @@ async fn place(
     Ok(Placed {
         server: io,
         connected,
+        patience: Patience {
+            idle: roster.balance.idle_timeout,
+            total: roster.balance.total_timeout,
+        },
         watch: Watch::new(&hello),
         passage: Passage {
             server,
             by,
-            client,
+            client: arrival.source,
             offered,
         },
     })
 }
 
-async fn connect(roster: &Roster, server: &Server, hello: &[u8]) -> Option<(TcpStream, Connected)> {
+/// What a server hears first.
+struct Opening<'a> {
+    arrival: &'a Arrival,
+    client: &'a TcpStream,
+    hello: &'a ClientHello<'a>,
+}
+
+impl Opening<'_> {
+    /// The hello, verbatim, with a PROXY header before it where the server wants one: in one write.
+    fn bytes(&self, proxy: Option<Version>) -> io::Result<Cow<'_, [u8]>> {
+        let hello = self.arrival.reader.bytes();
+        let Some(version) = proxy else {
+            return Ok(hello.into());
+        };
+        let destination = match self.arrival.destination {
+            Some(destination) => destination,
+            None => self.client.local_addr()?,
+        };
+        let addresses = Addresses {
+            source: self.arrival.source,
+            destination,
+        };
+        let alpn = self.hello.alpn.iter().next();
+        let header = proxy_protocol::encode(version, addresses, self.hello.server_name, alpn);
+        Ok([&header, hello].concat().into())
+    }
+}
+
+async fn connect(
+    roster: &Roster,
+    server: &Server,
+    opening: &Opening<'_>,
+) -> Option<(TcpStream, Connected)> {
     let connected = server.reserve()?;
     let attempt = async {
         let mut io = TcpStream::connect(server.address()).await?;
         io.set_nodelay(true)?;
-        io.write_all(hello).await?;
-        Ok::<_, std::io::Error>(io)
+        let bytes = opening.bytes(server.settings.proxy_protocol)?;
+        io.write_all(&bytes).await?;
+        Ok::<_, io::Error>(io)
     };
     match timeout(roster.balance.connect_timeout, attempt).await {
         Ok(Ok(io)) => {
@@ -136,19 +190,22 @@ async fn pass(shared: &Shared, mut client: TcpStream, placed: Placed) {
         passage,
         mut server,
         connected,
+        patience,
         mut watch,
     } = placed;
-    relay::keep_alive(&client);
-    relay::keep_alive(&server);
     let (mut answered, mut told) = (false, false);
-    let relayed = relay::run(&mut client, &mut server, |bytes| {
+    let relayed = relay::run(&mut client, &mut server, patience, |bytes| {
         if !answered {
             answered = true;
             passage.server.answered(clock::now());
         }
-        if let Some(outcome) = watch.push(bytes) {
-            shared.report_handshake(&passage, &outcome, watch.selected_identity());
-            told = true;
+        match watch.push(bytes) {
+            Some(outcome) => {
+                shared.report_handshake(&passage, &outcome, watch.selected_identity());
+                told = true;
+                ControlFlow::Break(())
+            }
+            None => ControlFlow::Continue(()),
         }
     });
     let ended = relayed.await;

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use rustls_pki_types::ServerName;
 use sessile_proto::keynames::{KeyName, Token};
+use sessile_proto::proxy_protocol;
 use sessile_proto::watch::Kind;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
@@ -110,7 +111,14 @@ fn target(roster: &Roster, pool: &Pool, server: &Server) -> Target {
     Target {
         address,
         server_name: name.unwrap_or_else(|| ServerName::from(address.ip())),
+        preface: preface(server),
     }
+}
+
+/// What a server that expects PROXY headers has to hear of a check.
+fn preface(server: &Server) -> &'static [u8] {
+    let expected = server.settings.proxy_protocol;
+    expected.map_or(&[], proxy_protocol::own)
 }
 
 /// Takes note of a check and says what has changed. Returns whether the server is up, where that has
@@ -277,6 +285,7 @@ async fn try_elsewhere(
         }
         let there = Target {
             address: other.address(),
+            preface: preface(other),
             ..target.clone()
         };
         let Ok(connection) = client.connect(&there).await else {

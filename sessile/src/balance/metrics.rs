@@ -8,6 +8,7 @@ use sessile_proto::route::RoutedBy;
 use sessile_proto::watch::Kind;
 
 use super::relay::Moved;
+use crate::detect::DetectError;
 use crate::figure;
 
 /// Counters of one balancer.
@@ -15,18 +16,16 @@ pub struct Metrics {
     /// By rule and outcome; see [`outcome`].
     routed: IntCounterVec,
     turned_away: IntCounterVec,
+    timed_out: IntCounterVec,
     refused: IntCounter,
     open: IntGauge,
 }
 
-/// Why a client got no server.
-pub(super) const TURNED_AWAY: [&str; 5] = [
-    "no-hello",
-    "bad-hello",
-    "deadline",
-    "unknown-name",
-    "no-server",
-];
+/// Why a client whose hello was heard got no server; for the others [`DetectError`] says why.
+const NO_SERVER: [&str; 2] = ["unknown-name", "no-server"];
+
+/// Time-outs of connections that have their server.
+const TIME_OUTS: [&str; 2] = ["idle", "total"];
 
 /// What became of the session that a client offered, in the words of the metric.
 const fn outcome(kind: Option<Kind>) -> &'static str {
@@ -69,8 +68,16 @@ impl Metrics {
             "Connections that got no server, by cause.",
             &["cause"],
         )?;
-        for cause in TURNED_AWAY {
+        for cause in DetectError::CAUSES.into_iter().chain(NO_SERVER) {
             turned_away.with_label_values(&[cause]);
+        }
+        let timed_out = vector(
+            "sessile_balance_timed_out_total",
+            "Connections closed by balance.idle-timeout or balance.total-timeout.",
+            &["timeout"],
+        )?;
+        for timeout in TIME_OUTS {
+            timed_out.with_label_values(&[timeout]);
         }
         let refused = IntCounter::new(
             "sessile_balance_refused_total",
@@ -94,6 +101,7 @@ impl Metrics {
         Ok(Self {
             routed,
             turned_away,
+            timed_out,
             refused,
             open,
         })
@@ -127,9 +135,14 @@ impl Metrics {
         counts.filter(|&(_, _, count)| count > 0).collect()
     }
 
-    /// `cause`: one of [`TURNED_AWAY`].
+    /// `cause`: one of [`DetectError::CAUSES`] or of [`NO_SERVER`].
     pub(super) fn count_turned_away(&self, cause: &str) {
         self.turned_away.with_label_values(&[cause]).inc();
+    }
+
+    /// `timeout`: one of [`TIME_OUTS`].
+    pub(super) fn count_timed_out(&self, timeout: &str) {
+        self.timed_out.with_label_values(&[timeout]).inc();
     }
 }
 

@@ -11,6 +11,7 @@ mod relay;
 mod report;
 mod roster;
 mod server;
+mod splice;
 mod standing;
 
 pub use metrics::Metrics;
@@ -18,6 +19,7 @@ pub use roster::SameNumber;
 
 use std::io;
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sessile_proto::affinity::Affinity;
@@ -28,7 +30,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admin::{self, Command};
+use crate::admission::Admission;
 use crate::config::{Balance, Config, Role};
+use crate::detect::Entrance;
 use crate::key::FileError;
 use crate::lifecycle::{self, Workers};
 use crate::listen::{self, ListenError};
@@ -103,6 +107,9 @@ impl Balancer {
             &families,
         )
         .map_err(ReloadError::from)?;
+        let files = lifecycle::file_limit();
+        let files = files.saturating_sub(splice::reserve(files));
+        let max_connections = lifecycle::connection_limit(config.connection.max, files, 2);
         let shared = Arc::new(Shared {
             roster: watch::Sender::new(Arc::new(roster)),
             changing: Mutex::new(()),
@@ -110,21 +117,24 @@ impl Balancer {
             key_names: Mutex::default(),
             metrics,
             families,
-            max_connections: lifecycle::connection_limit(config.connection.max, 2),
-            stop,
+            max_connections,
+            stop: stop.clone(),
         });
+        let admission = Admission::new(&config.connection, max_connections);
         let mut listeners = Vec::new();
         for listener in config.listeners.iter().filter(|l| l.role == Role::Balance) {
             let count = lifecycle::worker_count(config.server.workers);
-            listeners.push(listen::bind(listener.address, count)?);
+            let admission = Arc::clone(&admission);
+            let entrance = Entrance::new(admission, &listener.proxies, stop.clone());
+            listeners.push((entrance, listen::bind(listener.address, count)?));
         }
         let mut addresses = Vec::new();
         let mut workers = Workers::default();
-        for sockets in listeners {
+        for (entrance, sockets) in listeners {
             addresses.push(sockets[0].local_addr()?);
             for socket in sockets {
-                let shared = Arc::clone(&shared);
-                workers.spawn("balance", move || work(shared, socket))?;
+                let (shared, entrance) = (Arc::clone(&shared), entrance.clone());
+                workers.spawn("balance", move || work(shared, entrance, socket))?;
             }
         }
         let (commands, orders) = admin::channel();
@@ -246,12 +256,14 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-async fn work(shared: Arc<Shared>, socket: std::net::TcpListener) {
+async fn work(shared: Arc<Shared>, entrance: Entrance, socket: listen::Socket) {
+    let entrance = Rc::new(entrance);
     let connections = TaskTracker::new();
     let accepted = listen::accept(socket, shared.stop.cancelled(), |io, peer| {
         match shared.metrics.admit(shared.max_connections) {
             Some(open) => {
-                connections.spawn_local(connection::run(Arc::clone(&shared), io, peer, open));
+                let (shared, entrance) = (Arc::clone(&shared), Rc::clone(&entrance));
+                connections.spawn_local(connection::run(shared, entrance, io, peer, open));
             }
             None => drop(io),
         }

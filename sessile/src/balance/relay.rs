@@ -1,17 +1,34 @@
-//! Bytes both ways between a client and a server, with half-closes and resets carried on.
+//! Bytes both ways between a client and a server, with half-closes, resets and backpressure carried
+//! on. A connection that is idle holds no memory for bytes: small amounts go through a buffer of the
+//! worker's, and a stream of them through a pipe in the kernel. Only what a peer does not take yet
+//! stays with the connection.
 
+use std::cell::RefCell;
+use std::future::poll_fn;
 use std::io;
+use std::ops::ControlFlow;
 use std::pin::{Pin, pin};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
+use rustix::net::SendFlags;
 use socket2::{SockRef, TcpKeepalive};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::net::tcp::{ReadHalf, WriteHalf};
+use tokio::time::{Instant, Sleep};
 
-/// Bytes moved at once: one full TLS record, nearly.
+use super::splice::{self, Pipe};
+
+/// Bytes copied at once: one full TLS record, nearly.
 const CHUNK: usize = 16 * 1024;
+
+/// After so many chunks that were full, one after the other, a direction is spliced.
+const FULL_CHUNKS: u8 = 2;
+
+/// A direction in which no more than this comes at once is copied again: two system calls on a
+/// pipe cost more than copying so little.
+const TRICKLE: usize = 4 * 1024;
 
 /// How long a client may keep its side open once the server has ended.
 const AFTER_THE_SERVER: Duration = Duration::from_secs(30);
@@ -19,7 +36,27 @@ const AFTER_THE_SERVER: Duration = Duration::from_secs(30);
 /// How long a server's last bytes have to reach the client before it is reset as well.
 const RESET_GRACE: Duration = Duration::from_millis(200);
 
-/// Bytes that were read.
+/// After this long the kernel is told to ask now and then whether the peers are still there. Most
+/// connections are over by then, and are spared the system calls.
+const KEEP_ALIVE_AFTER: Duration = Duration::from_secs(60);
+
+/// Reads of one direction before the other has its turn.
+const TURN: usize = 16;
+
+thread_local! {
+    static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; CHUNK].into());
+}
+
+/// How long a connection may last.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Patience {
+    /// Without a byte in either direction; zero: for ever.
+    pub(super) idle: Duration,
+    /// In all; zero: for ever.
+    pub(super) total: Duration,
+}
+
+/// Bytes that went on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Moved {
     /// From the client, the hello not counted.
@@ -29,88 +66,190 @@ pub(super) struct Moved {
 }
 
 /// How a connection ended.
+#[derive(Debug)]
 pub(super) struct Ended {
     pub(super) moved: Moved,
     /// The server was the first to end its side.
     pub(super) by_server: bool,
-    pub(super) outcome: io::Result<()>,
+    pub(super) end: End,
+}
+
+/// Why a connection ended.
+#[derive(Debug)]
+pub(super) enum End {
+    /// Both sides ended.
+    Orderly,
+    /// One side was cut off, and so was the other: it is not made to look like an orderly end.
+    Cut(io::Error),
+    /// `balance.idle-timeout`.
+    Idle,
+    /// `balance.total-timeout`.
+    TooLong,
 }
 
 /// Moves bytes until both sides have ended. What the server sends is shown to `watch` before it
-/// goes on, so that nothing that a client can act on is unknown when it arrives.
+/// goes on, so that nothing that a client can act on is unknown when it arrives; until it breaks,
+/// because it has seen enough.
 pub(super) async fn run(
     client: &mut TcpStream,
     server: &mut TcpStream,
-    mut watch: impl FnMut(&[u8]),
+    patience: Patience,
+    watch: impl FnMut(&[u8]) -> ControlFlow<()>,
 ) -> Ended {
-    let (mut from_client, mut to_client) = client.split();
-    let (mut from_server, mut to_server) = server.split();
-    let mut moved = Moved::default();
-    let Moved { up, down } = &mut moved;
-    let mut by_server = false;
-    let cut = {
-        let mut up = pin!(async {
-            let mut server = OrNowhere {
-                server: &mut to_server,
-                refused: false,
-            };
-            pump(&mut from_client, &mut server, |bytes| {
-                *up += bytes.len() as u64
-            })
-            .await
-        });
-        let mut down = pin!(async {
-            let show = |bytes: &[u8]| {
-                *down += bytes.len() as u64;
-                watch(bytes);
-            };
-            let cut = pump(&mut from_server, &mut to_client, show).await;
-            if matches!(cut, Err(Cut::Source(_))) {
-                // What the server said before it cut the connection off is on its way to the
-                // client. A reset at once would take it back.
-                tokio::time::sleep(RESET_GRACE).await;
-            }
-            cut
-        });
-        tokio::select! {
-            cut = &mut up => match cut {
-                // A client may end its side and wait for its answer as long as it likes.
-                Ok(()) => down.await,
-                cut => cut,
-            },
-            cut = &mut down => {
-                by_server = true;
-                match cut {
-                    Ok(()) => timeout(AFTER_THE_SERVER, up).await.unwrap_or(Ok(())),
-                    cut => cut,
-                }
-            }
+    let ended = {
+        let (from_client, to_client) = client.split();
+        let (from_server, to_server) = server.split();
+        let started = Instant::now();
+        let mut relay = Relay {
+            up: Direction::new(from_client, to_server),
+            down: Direction::new(from_server, to_client),
+            watch: Some(watch),
+            patience,
+            started,
+            active: started,
+            kept_alive: false,
+            by_server: false,
+            due: Due::Check,
+        };
+        let mut timer = pin!(tokio::time::sleep_until(relay.next_check()));
+        let end = poll_fn(|cx| relay.poll(cx, timer.as_mut())).await;
+        let (up, down) = (relay.up.moved, relay.down.moved);
+        Ended {
+            moved: Moved { up, down },
+            by_server: relay.by_server,
+            end,
         }
     };
-    let outcome = match cut {
-        Ok(()) => Ok(()),
-        Err(Cut::Source(error) | Cut::Sink(error)) => {
-            reset_both(client, server);
-            Err(error)
+    if let End::Cut(_) = ended.end {
+        for side in [client, server] {
+            let _ = SockRef::from(&*side).set_linger(Some(Duration::ZERO));
         }
-    };
-    Ended {
-        moved,
-        by_server,
-        outcome,
     }
+    ended
 }
 
-/// One side was cut off: so is the other, and it is not made to look like an orderly end.
-fn reset_both(client: &TcpStream, server: &TcpStream) {
-    for side in [client, server] {
-        let _ = SockRef::from(side).set_linger(Some(Duration::ZERO));
+struct Relay<'a, W> {
+    up: Direction<'a>,
+    down: Direction<'a>,
+    /// `None`: it has seen enough.
+    watch: Option<W>,
+    patience: Patience,
+    started: Instant,
+    /// When bytes moved last.
+    active: Instant,
+    kept_alive: bool,
+    by_server: bool,
+    due: Due,
+}
+
+/// What the timer is for.
+enum Due {
+    /// To see whether the connection was idle. It is not set anew with each byte.
+    Check,
+    /// To end what the server has ended long since.
+    AfterTheServer,
+    /// The server was cut off: what it said before is on its way to the client, and a reset at once
+    /// would take it back.
+    Reset(io::Error),
+}
+
+impl<W: FnMut(&[u8]) -> ControlFlow<()>> Relay<'_, W> {
+    fn poll(&mut self, cx: &mut Context<'_>, mut timer: Pin<&mut Sleep>) -> Poll<End> {
+        let before = self.up.moved + self.down.moved;
+        if let Poll::Ready(end) = self.poll_directions(cx, timer.as_mut()) {
+            return Poll::Ready(end);
+        }
+        if self.up.moved + self.down.moved != before {
+            self.active = Instant::now();
+        }
+        while timer.as_mut().poll(cx).is_ready() {
+            if let ControlFlow::Break(end) = self.on_time() {
+                return Poll::Ready(end);
+            }
+            timer.as_mut().reset(self.next_check());
+        }
+        Poll::Pending
+    }
+
+    fn poll_directions(&mut self, cx: &mut Context<'_>, timer: Pin<&mut Sleep>) -> Poll<End> {
+        if !self.up.is_over() {
+            // What a client goes on sending has to be read, even where the server takes no more of
+            // it: the connection to it would be reset with the answer on its way.
+            match self
+                .up
+                .poll(cx, Sink::OrNowhere, self.down.is_over(), &mut None::<W>)
+            {
+                Poll::Ready(Err(Cut::Source(error) | Cut::Sink(error))) => {
+                    return Poll::Ready(End::Cut(error));
+                }
+                Poll::Ready(Ok(())) | Poll::Pending => {}
+            }
+        }
+        if !self.down.is_over() {
+            let last = self.up.is_over();
+            let polled = self.down.poll(cx, Sink::Needed, last, &mut self.watch);
+            // A server that cannot be told anything any more has ended as well.
+            self.by_server |= !last && matches!(polled, Poll::Ready(Ok(()) | Err(Cut::Source(_))));
+            match polled {
+                Poll::Ready(Ok(())) if !self.up.is_over() => {
+                    self.due = Due::AfterTheServer;
+                    timer.reset(Instant::now() + AFTER_THE_SERVER);
+                }
+                Poll::Ready(Err(Cut::Source(error))) => {
+                    self.down.state = State::Over;
+                    self.due = Due::Reset(error);
+                    timer.reset(Instant::now() + RESET_GRACE);
+                }
+                Poll::Ready(Err(Cut::Sink(error))) => return Poll::Ready(End::Cut(error)),
+                Poll::Ready(Ok(())) | Poll::Pending => {}
+            }
+        }
+        let waits = matches!(self.due, Due::Reset(_));
+        match self.up.is_over() && self.down.is_over() && !waits {
+            true => Poll::Ready(End::Orderly),
+            false => Poll::Pending,
+        }
+    }
+
+    /// The timer has fired.
+    fn on_time(&mut self) -> ControlFlow<End> {
+        match std::mem::replace(&mut self.due, Due::Check) {
+            Due::AfterTheServer => return ControlFlow::Break(End::Orderly),
+            Due::Reset(error) => return ControlFlow::Break(End::Cut(error)),
+            Due::Check => {}
+        }
+        let now = Instant::now();
+        let Patience { idle, total } = self.patience;
+        if !total.is_zero() && now >= self.started + total {
+            return ControlFlow::Break(End::TooLong);
+        }
+        if !idle.is_zero() && now >= self.active + idle {
+            return ControlFlow::Break(End::Idle);
+        }
+        if !self.kept_alive && now >= self.started + KEEP_ALIVE_AFTER {
+            self.kept_alive = true;
+            keep_alive(self.up.from.as_ref());
+            keep_alive(self.up.to.as_ref());
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn next_check(&self) -> Instant {
+        const FAR: Duration = Duration::from_secs(24 * 60 * 60);
+        let Patience { idle, total } = self.patience;
+        let wanted = [
+            (!idle.is_zero()).then(|| self.active + idle),
+            (!total.is_zero()).then(|| self.started + total),
+            (!self.kept_alive).then(|| self.started + KEEP_ALIVE_AFTER),
+        ];
+        let next = wanted.into_iter().flatten().min();
+        next.unwrap_or_else(|| Instant::now() + FAR)
     }
 }
 
 /// Makes the kernel ask now and then whether a peer is still there: one that vanished would hold
-/// its connection for ever.
-pub(super) fn keep_alive(io: &TcpStream) {
+/// its connection until it counts as idle.
+fn keep_alive(io: &TcpStream) {
     let probes = TcpKeepalive::new()
         .with_time(Duration::from_secs(60))
         .with_interval(Duration::from_secs(15))
@@ -119,40 +258,43 @@ pub(super) fn keep_alive(io: &TcpStream) {
     let _ = SockRef::from(io).set_tcp_keepalive(&probes);
 }
 
-/// Writes to a server for as long as it takes anything, and then nowhere: what a client goes on
-/// sending has to be read, or the connection to it would be reset with the answer on its way.
-struct OrNowhere<'a, W> {
-    server: &'a mut W,
-    refused: bool,
+/// One direction.
+struct Direction<'a> {
+    from: ReadHalf<'a>,
+    to: WriteHalf<'a>,
+    held: Held,
+    state: State,
+    /// Chunks in a row that were full.
+    full_chunks: u8,
+    /// Bytes that have gone on.
+    moved: u64,
 }
 
-impl<W: AsyncWrite + Unpin> AsyncWrite for OrNowhere<'_, W> {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        if !this.refused {
-            match ready!(Pin::new(&mut *this.server).poll_write(cx, buf)) {
-                Ok(written) => return Poll::Ready(Ok(written)),
-                Err(_) => this.refused = true,
-            }
-        }
-        Poll::Ready(Ok(buf.len()))
-    }
+/// What was read and not yet taken.
+enum Held {
+    Nothing,
+    Bytes { bytes: Box<[u8]>, taken: usize },
+    Pipe(Pipe),
+}
 
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.get_mut().server).poll_flush(cx)
-    }
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// `copies`: splicing was refused.
+    Open {
+        copies: bool,
+    },
+    /// The sink takes nothing any more: what comes is read and thrown away.
+    Nowhere,
+    /// The source has ended: what is held goes on, then the end.
+    Ending,
+    Over,
+}
 
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        match this.refused {
-            true => Poll::Ready(Ok(())),
-            false => Pin::new(&mut *this.server).poll_shutdown(cx),
-        }
-    }
+/// What it means that a sink takes no more.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Sink {
+    Needed,
+    OrNowhere,
 }
 
 /// Which side ended a direction in the middle.
@@ -161,19 +303,208 @@ enum Cut {
     Sink(io::Error),
 }
 
-/// Moves bytes one way; the end is passed on as an end.
-async fn pump(
-    from: &mut (impl AsyncRead + Unpin),
-    to: &mut (impl AsyncWrite + Unpin),
-    mut show: impl FnMut(&[u8]),
-) -> Result<(), Cut> {
-    let mut chunk = vec![0; CHUNK];
-    loop {
-        let len = from.read(&mut chunk).await.map_err(Cut::Source)?;
-        if len == 0 {
-            return to.shutdown().await.map_err(Cut::Sink);
+/// What came of a read.
+enum Came {
+    Bytes,
+    End,
+}
+
+impl<'a> Direction<'a> {
+    fn new(from: ReadHalf<'a>, to: WriteHalf<'a>) -> Self {
+        Self {
+            from,
+            to,
+            held: Held::Nothing,
+            state: State::Open { copies: false },
+            full_chunks: 0,
+            moved: 0,
         }
-        show(&chunk[..len]);
-        to.write_all(&chunk[..len]).await.map_err(Cut::Sink)?;
     }
+
+    fn is_over(&self) -> bool {
+        self.state == State::Over
+    }
+
+    /// Moves what can be moved; ready once the end was passed on. `last`: the other direction is
+    /// over, so that both sockets are about to be closed, and need not be told the end before.
+    fn poll<W: FnMut(&[u8]) -> ControlFlow<()>>(
+        &mut self,
+        cx: &mut Context<'_>,
+        sink: Sink,
+        last: bool,
+        watch: &mut Option<W>,
+    ) -> Poll<Result<(), Cut>> {
+        for _ in 0..TURN {
+            match ready!(self.poll_write(cx)) {
+                Ok(()) => {}
+                Err(_) if sink == Sink::OrNowhere => {
+                    self.held = Held::Nothing;
+                    self.state = match self.state {
+                        State::Ending => State::Over,
+                        _ => State::Nowhere,
+                    };
+                }
+                Err(error) => return Poll::Ready(Err(Cut::Sink(error))),
+            }
+            match self.state {
+                State::Over => return Poll::Ready(Ok(())),
+                State::Ending => {
+                    let shut = match last {
+                        true => Ok(()),
+                        false => ready!(Pin::new(&mut self.to).poll_shutdown(cx)),
+                    };
+                    self.state = State::Over;
+                    return Poll::Ready(match sink {
+                        Sink::Needed => shut.map_err(Cut::Sink),
+                        Sink::OrNowhere => Ok(()),
+                    });
+                }
+                State::Open { .. } | State::Nowhere => {}
+            }
+            match ready!(self.poll_read(cx, watch)) {
+                Ok(Came::Bytes) => {}
+                Ok(Came::End) if self.state == State::Nowhere => self.state = State::Over,
+                Ok(Came::End) => self.state = State::Ending,
+                Err(error) => return Poll::Ready(Err(Cut::Source(error))),
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Hands on what is held, all of it.
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            match &mut self.held {
+                Held::Nothing => return Poll::Ready(Ok(())),
+                Held::Bytes { bytes, taken } => {
+                    let rest = &bytes[*taken..];
+                    let written = ready!(Pin::new(&mut self.to).poll_write(cx, rest))?;
+                    *taken += written;
+                    self.moved += written as u64;
+                    if *taken == bytes.len() {
+                        self.held = Held::Nothing;
+                    }
+                }
+                Held::Pipe(pipe) => {
+                    let to = self.to.as_ref();
+                    ready!(to.poll_write_ready(cx))?;
+                    let before = pipe.held();
+                    match pipe.drain(to) {
+                        Ok(left) => {
+                            self.moved += (before - left) as u64;
+                            if left == 0 {
+                                self.held = Held::Nothing;
+                            }
+                        }
+                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                        Err(error) => return Poll::Ready(Err(error)),
+                    }
+                }
+            }
+        }
+    }
+
+    fn poll_read<W: FnMut(&[u8]) -> ControlFlow<()>>(
+        &mut self,
+        cx: &mut Context<'_>,
+        watch: &mut Option<W>,
+    ) -> Poll<io::Result<Came>> {
+        let streams = self.full_chunks >= FULL_CHUNKS && watch.is_none();
+        if streams
+            && self.state == (State::Open { copies: false })
+            && let Some(pipe) = Pipe::take()
+        {
+            return self.poll_splice(cx, pipe);
+        }
+        BUFFER.with_borrow_mut(|buffer| self.poll_copy(cx, buffer, watch))
+    }
+
+    fn poll_splice(&mut self, cx: &mut Context<'_>, mut pipe: Pipe) -> Poll<io::Result<Came>> {
+        let from = self.from.as_ref();
+        loop {
+            ready!(from.poll_read_ready(cx))?;
+            return match pipe.fill(from) {
+                Ok(0) => Poll::Ready(Ok(Came::End)),
+                Ok(len) => {
+                    if len <= TRICKLE {
+                        self.full_chunks = 0;
+                    }
+                    self.held = Held::Pipe(pipe);
+                    Poll::Ready(Ok(Came::Bytes))
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+                Err(error) if splice::is_refused(&error) => {
+                    self.state = State::Open { copies: true };
+                    Poll::Ready(Ok(Came::Bytes))
+                }
+                Err(error) => Poll::Ready(Err(error)),
+            };
+        }
+    }
+
+    /// Through the worker's buffer, in which nothing may stay.
+    fn poll_copy<W: FnMut(&[u8]) -> ControlFlow<()>>(
+        &mut self,
+        cx: &mut Context<'_>,
+        buffer: &mut [u8],
+        watch: &mut Option<W>,
+    ) -> Poll<io::Result<Came>> {
+        let mut read = ReadBuf::new(buffer);
+        ready!(Pin::new(&mut self.from).poll_read(cx, &mut read))?;
+        let bytes = read.filled();
+        if bytes.is_empty() {
+            return Poll::Ready(Ok(Came::End));
+        }
+        if let Some(show) = watch
+            && show(bytes).is_break()
+        {
+            *watch = None;
+        }
+        self.full_chunks = match bytes.len() == CHUNK {
+            true => self.full_chunks.saturating_add(1),
+            false => 0,
+        };
+        if self.state == State::Nowhere {
+            return Poll::Ready(Ok(Came::Bytes));
+        }
+        let last = bytes.len() < CHUNK && has_ended(self.from.as_ref());
+        let taken = match last {
+            true => send_before_the_end(self.to.as_ref(), bytes),
+            false => match Pin::new(&mut self.to).poll_write(cx, bytes) {
+                Poll::Ready(taken) => taken,
+                Poll::Pending => Ok(0),
+            },
+        };
+        // Where it failed, so does the next attempt, which is the one that is looked at.
+        let taken = taken.unwrap_or(0);
+        self.moved += taken as u64;
+        if taken < bytes.len() {
+            self.held = Held::Bytes {
+                bytes: bytes[taken..].into(),
+                taken: 0,
+            };
+        }
+        Poll::Ready(Ok(if last { Came::End } else { Came::Bytes }))
+    }
+}
+
+/// Whether the source of what was just read, which was less than there was room for, is known to have
+/// ended: its end has come, so that the bytes were its last. Most clients end a connection with a
+/// last record and the end in one go; to see it now is a read less, and a segment less to send on.
+fn has_ended(from: &TcpStream) -> bool {
+    let state = pin!(from.ready(Interest::READABLE | Interest::ERROR));
+    match state.poll(&mut Context::from_waker(Waker::noop())) {
+        // A reset closes as well, and is to be read as what it is.
+        Poll::Ready(Ok(ready)) => ready.is_read_closed() && !ready.is_error(),
+        Poll::Ready(Err(_)) | Poll::Pending => false,
+    }
+}
+
+/// Sends bytes that the end follows at once, in the same segment.
+fn send_before_the_end(to: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
+    to.try_io(Interest::WRITABLE, || {
+        let flags = SendFlags::MORE | SendFlags::NOSIGNAL;
+        Ok(rustix::net::send(to, bytes, flags)?)
+    })
 }

@@ -10,7 +10,7 @@ use sessile_proto::verdict::How;
 use sessile_proto::watch::{Kind, Learned, Outcome};
 
 use super::follow::Offered;
-use super::relay::Ended;
+use super::relay::{End, Ended};
 use super::server::Server;
 use super::{Shared, locked};
 use crate::clock;
@@ -59,8 +59,11 @@ impl Shared {
             server.cut(passage.client.ip(), clock::now());
         }
         server.live.metrics.moved(ended.moved);
-        if let Err(error) = &ended.outcome {
-            tracing::trace!(%error, client = %passage.client, "connection cut");
+        match &ended.end {
+            End::Orderly => {}
+            End::Cut(error) => tracing::trace!(%error, client = %passage.client, "connection cut"),
+            End::Idle => self.metrics.count_timed_out("idle"),
+            End::TooLong => self.metrics.count_timed_out("total"),
         }
     }
 

@@ -11,10 +11,10 @@ fn farm(folder: &Path) -> Config {
     let mut config = Config::default();
     config.server.state_dir = folder.join("state");
     config.key = Key::File(folder.join("state/farm.key"));
-    config.listeners.push(Listener {
-        address: "127.0.0.1:443".parse().expect("an address"),
-        role: Role::Serve,
-    });
+    config.listeners.push(Listener::new(
+        "127.0.0.1:443".parse().expect("an address"),
+        Role::Serve,
+    ));
     config.sites.push(Site {
         names: vec!["a.example".to_owned(), "*.a.example".to_owned()],
         certificates: vec![named(folder, "a")],
@@ -321,6 +321,7 @@ fn servers_of_one_number_are_found_where_the_key_is_at_hand() {
         weight: 1,
         pool: None,
         drain: false,
+        proxy_protocol: None,
         max_connections: 0,
     };
     let derived = crate::key::server_number("shop", "web1");

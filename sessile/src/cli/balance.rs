@@ -13,6 +13,7 @@ use crate::balance::{Balancer, Changes};
 use crate::config::{self, Balance, BalanceServer, Config, Health, Key, Listener, Role};
 use crate::lifecycle::{self, Orders};
 use crate::settings::table::SETTINGS;
+use crate::systemd;
 
 /// Route TLS connections to the servers that can resume them, without decrypting.
 #[derive(clap::Args)]
@@ -66,6 +67,7 @@ fn health(text: &str) -> Result<Health, &'static str> {
 
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let config = configuration(&args)?;
+    systemd::inherit(&config.addresses())?;
     super::start_log(config.log.level);
     let stop = CancellationToken::new();
     let registry = prometheus::Registry::new();
@@ -111,10 +113,7 @@ fn configuration(args: &Args) -> anyhow::Result<Config> {
             let defaults = Config::default();
             Config {
                 key: args.key.clone().map_or(defaults.key, Key::File),
-                listeners: vec![Listener {
-                    address,
-                    role: Role::Balance,
-                }],
+                listeners: vec![Listener::new(address, Role::Balance)],
                 balance: Balance {
                     policy: args.policy,
                     health: args.health,

@@ -14,6 +14,7 @@ use crate::key::{Keyring, Origin, Reloaded};
 use crate::lifecycle::{self, Orders};
 use crate::serve::{AccessLog, Server, Surroundings};
 use crate::settings::table::SETTINGS;
+use crate::systemd;
 
 /// Serve sites over TLS; their sessions resume on every server of the farm.
 #[derive(clap::Args)]
@@ -44,6 +45,7 @@ pub(super) struct Args {
 
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let config = configuration(&args)?;
+    systemd::inherit(&config.addresses())?;
     super::start_log(config.log.level);
     let around = Surroundings {
         stop: CancellationToken::new(),
@@ -93,10 +95,7 @@ fn configuration(args: &Args) -> anyhow::Result<Config> {
             root: Some(root),
             ..
         } => Config {
-            listeners: vec![Listener {
-                address: *listen,
-                role: Role::Serve,
-            }],
+            listeners: vec![Listener::new(*listen, Role::Serve)],
             sites: vec![Site {
                 names: Vec::new(),
                 certificates: vec![Certificate {

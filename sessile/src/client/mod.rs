@@ -19,6 +19,7 @@ use rustls::version::{TLS12, TLS13};
 use rustls_pki_types::ServerName;
 use sessile_proto::verdict::How;
 use sessile_proto::watch::{Kind, Learned, Outcome};
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -40,6 +41,8 @@ pub struct Target {
     /// Sent as SNI unless it is an IP address; the certificate has to be its. Sessions are kept
     /// by it: every address of a name is offered the same ones.
     pub server_name: ServerName<'static>,
+    /// Said before TLS begins, to a server that wants to hear whose connection it is.
+    pub preface: &'static [u8],
 }
 
 impl Target {
@@ -54,6 +57,7 @@ impl Target {
         Ok(Self {
             address,
             server_name,
+            preface: &[],
         })
     }
 }
@@ -170,7 +174,7 @@ impl Client {
         let _ = self.config.crypto_provider().secure_random.fill(&mut [0]);
 
         let started = Instant::now();
-        let tcp = timeout(self.connect_timeout, TcpStream::connect(target.address))
+        let mut tcp = timeout(self.connect_timeout, TcpStream::connect(target.address))
             .await
             .map_err(|_| Error::TimedOut {
                 stage: Stage::Connect,
@@ -181,6 +185,9 @@ impl Client {
         let _ = tcp.set_nodelay(true);
 
         let connected = Instant::now();
+        tcp.write_all(target.preface)
+            .await
+            .map_err(Error::Connect)?;
         let visit = Arc::new(Visit::new(&self.sessions));
         let name = target.server_name.clone();
         let tap = || Tap::new(visit.took_tls12());

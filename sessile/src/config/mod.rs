@@ -3,6 +3,7 @@
 //! [`reg`]; nothing outside this module sees the raw form.
 
 pub mod file;
+mod network;
 pub mod reg;
 pub mod store;
 
@@ -12,8 +13,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sessile_proto::Time;
+use sessile_proto::proxy_protocol;
 use sessile_proto::route::Policy;
 
+pub use network::{Network, NotANetwork};
 pub use store::StoreUrl;
 
 /// One process's whole configuration.
@@ -107,6 +110,12 @@ pub struct Connection {
     pub purge_on_reclaim: bool,
     /// Most connections at once; 0: from the process's limit on open files.
     pub max: usize,
+    /// Most connections whose ClientHello is awaited; 0: half of all.
+    pub max_hellos: usize,
+    /// Most bytes of hellos that are held at once.
+    pub max_hello_bytes: usize,
+    /// Most new connections a second from one source prefix (/24, /56); 0: no limit.
+    pub rate_per_source: u32,
 }
 
 /// `[tls]`.
@@ -158,6 +167,21 @@ pub enum AccessLog {
 pub struct Listener {
     pub address: SocketAddr,
     pub role: Role,
+    /// Proxies, whose connections begin with a PROXY header, and the only ones that are let in;
+    /// empty: there are none, clients connect by themselves.
+    pub proxies: Vec<Network>,
+}
+
+impl Listener {
+    /// A listener that clients connect to by themselves.
+    #[must_use]
+    pub const fn new(address: SocketAddr, role: Role) -> Self {
+        Self {
+            address,
+            role,
+            proxies: Vec::new(),
+        }
+    }
 }
 
 /// What a listener does with a connection.
@@ -272,6 +296,10 @@ pub struct Balance {
     pub policy: Policy,
     /// How long a connection attempt to a server may take.
     pub connect_timeout: Duration,
+    /// A connection without a byte in either direction is closed after this long; zero: never.
+    pub idle_timeout: Duration,
+    /// A connection is closed after this long in all; zero: never.
+    pub total_timeout: Duration,
     /// What becomes of a client whose server name no pool has.
     pub unknown_name: UnknownName,
     pub health: Health,
@@ -327,6 +355,8 @@ pub struct BalanceServer {
     pub number: Option<u32>,
     /// Share of new clients, 1 to 65,535.
     pub weight: u16,
+    /// The PROXY header that its connections begin with; `None`: none.
+    pub proxy_protocol: Option<proxy_protocol::Version>,
     /// The pool that it belongs to; `None`: the default pool.
     pub pool: Option<String>,
     /// New clients go elsewhere.
@@ -344,6 +374,7 @@ impl BalanceServer {
             address,
             number: None,
             weight: 1,
+            proxy_protocol: None,
             pool: None,
             drain: false,
             max_connections: 0,
@@ -356,6 +387,13 @@ impl Config {
     #[must_use]
     pub fn default_key_file(&self) -> PathBuf {
         self.server.state_dir.join("farm.key")
+    }
+
+    /// Everywhere this configuration listens.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        let listeners = self.listeners.iter().map(|listener| listener.address);
+        listeners.chain(self.admin.listen).collect()
     }
 
     /// Whether a session may have to be removed from the outside (purged with its connection, dropped
@@ -411,6 +449,10 @@ pub const MAX_EARLY_DATA: u32 = 64 * 1024;
 /// `connect-timeout` of the balancer and of an upstream where it is not set.
 pub const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// `balance.idle-timeout` where it is not set: longer than a server keeps a connection, so that it
+/// is the server that ends one.
+pub const DEFAULT_BALANCE_IDLE_TIMEOUT: Duration = Duration::from_secs(60 * 60);
+
 impl Default for Session {
     fn default() -> Self {
         const TEN_HOURS: Duration = Duration::from_secs(10 * 60 * 60);
@@ -435,6 +477,9 @@ impl Default for Connection {
             idle_timeout: Duration::from_secs(5 * 60),
             purge_on_reclaim: false,
             max: 0,
+            max_hellos: 0,
+            max_hello_bytes: 64 << 20,
+            rate_per_source: 0,
         }
     }
 }
@@ -444,6 +489,8 @@ impl Default for Balance {
         Self {
             policy: Policy::default(),
             connect_timeout: DEFAULT_CONNECT_TIMEOUT,
+            idle_timeout: DEFAULT_BALANCE_IDLE_TIMEOUT,
+            total_timeout: Duration::ZERO,
             unknown_name: UnknownName::default(),
             health: Health::default(),
             health_interval: Duration::from_secs(5),

@@ -157,10 +157,10 @@ pub fn server_config(base: &Config, authority: &Authority, name: &str) -> Config
     name.clone_into(&mut config.server.name);
     // Servers share two or three cores here: more threads than servers would only get in the way.
     config.server.workers = 1;
-    config.listeners = vec![Listener {
-        address: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
-        role: Role::Serve,
-    }];
+    config.listeners = vec![Listener::new(
+        SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+        Role::Serve,
+    )];
     config.sites = vec![Site {
         names: Vec::new(),
         certificates: vec![authority.certificate.clone()],
@@ -186,10 +186,7 @@ pub fn balancer_config(
     let mut config = base.clone();
     config.key = Key::Ephemeral;
     config.server.workers = 1;
-    config.listeners = vec![Listener {
-        address: listen,
-        role: Role::Balance,
-    }];
+    config.listeners = vec![Listener::new(listen, Role::Balance)];
     config.balance = Balance {
         policy,
         // They live and die with it.

@@ -10,7 +10,6 @@ use std::time::Duration;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use sessile_proto::hello::DEFAULT_LIMIT;
 use sessile_proto::session::Gone;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
@@ -20,7 +19,7 @@ use super::metrics::Open;
 use super::respond::{self, Connection};
 use super::sites::{Site, Sites};
 use crate::clock;
-use crate::detect::{self, DetectError};
+use crate::detect::{DetectError, Entrance};
 use crate::tls::{self, AcceptError, Accepted, Completion, HANDSHAKE_DEADLINE};
 
 /// How long a request's head may take beyond the idle time: the idle clock begins again with each
@@ -49,10 +48,17 @@ mod alert {
 /// TLS 1.2 on the wire: the oldest version that is spoken here.
 const OLDEST_VERSION: u16 = 0x0303;
 
-pub(super) async fn run(worker: Rc<Worker>, io: TcpStream, peer: SocketAddr, open: Open) {
+pub(super) async fn run(
+    worker: Rc<Worker>,
+    entrance: Rc<Entrance>,
+    io: TcpStream,
+    mut peer: SocketAddr,
+    open: Open,
+) {
     let metrics = &worker.shared.metrics;
     // In a box, so that what a handshake needs does not stay with the connection.
-    let (sites, site, accepted) = match Box::pin(handshake(&worker, io)).await {
+    let done = Box::pin(handshake(&worker, &entrance, io, &mut peer)).await;
+    let (sites, site, accepted) = match done {
         Ok(done) => done,
         Err(cause) => return metrics.count_failure(cause),
     };
@@ -77,21 +83,25 @@ pub(super) async fn run(worker: Rc<Worker>, io: TcpStream, peer: SocketAddr, ope
     drop(open);
 }
 
-/// Up to the end of the handshake; the error is the cause that is counted.
+/// Up to the end of the handshake; the error is the cause that is counted. `peer` becomes the
+/// client's address, where a proxy says whose connection it is.
 async fn handshake(
     worker: &Worker,
+    entrance: &Entrance,
     mut io: TcpStream,
+    peer: &mut SocketAddr,
 ) -> Result<(Rc<Sites>, Rc<Site>, Accepted), &'static str> {
-    let stop = &worker.shared.around.stop;
-    let reader = match detect::read(&mut io, DEFAULT_LIMIT, stop).await {
-        Ok(reader) => reader,
-        Err(DetectError::Invalid(_)) => {
-            tls::refuse(io, alert::DECODE_ERROR).await;
-            return Err("bad-hello");
+    let arrival = match entrance.receive(&mut io, *peer).await {
+        Ok(arrival) => arrival,
+        Err(error) => {
+            if let DetectError::Invalid(_) = error {
+                tls::refuse(io, alert::DECODE_ERROR).await;
+            }
+            return Err(error.cause());
         }
-        Err(DetectError::Deadline) => return Err("deadline"),
-        Err(DetectError::Closed | DetectError::Io(_)) => return Err("no-hello"),
     };
+    *peer = arrival.source;
+    let reader = &arrival.reader;
     let Ok(hello) = reader.hello() else {
         tls::refuse(io, alert::DECODE_ERROR).await;
         return Err("bad-hello");

@@ -6,19 +6,12 @@ use std::sync::Arc;
 use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 use sessile_proto::verdict::{EarlyData, Verdict};
 
+use crate::detect::DetectError;
 use crate::figure;
 use crate::store::Store;
 
-/// Why a handshake did not finish, as a metric label.
-pub(super) const FAILURES: [&str; 7] = [
-    "no-hello",
-    "bad-hello",
-    "no-site",
-    "deadline",
-    "closed",
-    "client-certificate",
-    "tls",
-];
+/// Why a handshake did not finish that began with a hello; for the others [`DetectError`] says why.
+const FAILURES: [&str; 4] = ["no-site", "closed", "client-certificate", "tls"];
 
 /// One server's counters. Handles are looked up once, here.
 pub struct Metrics {
@@ -87,8 +80,9 @@ impl Metrics {
             early_data: EarlyData::all()
                 .map(|early| (early, early_data.with_label_values(&[early.to_string()])))
                 .collect(),
-            failures: FAILURES
+            failures: DetectError::CAUSES
                 .into_iter()
+                .chain(FAILURES)
                 .map(|cause| (cause, failures.with_label_values(&[cause])))
                 .collect(),
             accepted: counter("sessile_connections_total", "Client connections accepted.")?,
@@ -126,7 +120,7 @@ impl Metrics {
         self.early_data[&early_data].inc();
     }
 
-    /// `cause`: one of [`FAILURES`].
+    /// `cause`: one of [`DetectError::CAUSES`] or of [`FAILURES`].
     pub(super) fn count_failure(&self, cause: &'static str) {
         self.failures[cause].inc();
     }

@@ -26,8 +26,10 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::admission::Admission;
 use crate::clock;
 use crate::config::{Config, Role};
+use crate::detect::Entrance;
 use crate::key::{self, KeyError, Keyring, Origin};
 use crate::lifecycle::{self, Workers};
 use crate::listen::{self, ListenError};
@@ -108,6 +110,8 @@ impl Server {
         let number = key::number(&config.server, keys.scope());
         let store = Store::new(config, &keys, number, &around.registry, table_seed)?;
         store.forget(&forget::marks(config, keys.scope()));
+        let files = lifecycle::file_limit();
+        let max_connections = lifecycle::connection_limit(config.connection.max, files, sockets);
         let mut shared = Shared {
             issuer: Issuer {
                 server: number,
@@ -115,7 +119,7 @@ impl Server {
             },
             keys: Arc::clone(&keys),
             live: watch::Sender::new(Arc::new(Live::load(config)?)),
-            max_connections: lifecycle::connection_limit(config.connection.max, sockets),
+            max_connections,
             metrics: Arc::new(Metrics::register(&around.registry, name, &store)?),
             config: Arc::new(config.clone()),
             store: store.clone(),
@@ -123,10 +127,13 @@ impl Server {
         };
         // Before the first thread: a combination that the library refuses stops the start.
         shared.try_out(&shared.live.borrow())?;
+        let admission = Admission::new(&config.connection, max_connections);
         let mut listeners = Vec::new();
         for listener in config.listeners.iter().filter(|l| l.role == Role::Serve) {
             let count = lifecycle::worker_count(config.server.workers);
-            listeners.push(listen::bind(listener.address, count)?);
+            let (admission, stop) = (Arc::clone(&admission), around.stop.clone());
+            let entrance = Entrance::new(admission, &listener.proxies, stop);
+            listeners.push((entrance, listen::bind(listener.address, count)?));
         }
         // As late as can be: a start that fails has not used the snapshot up.
         let file = snapshot_file(config, &keys);
@@ -139,11 +146,12 @@ impl Server {
             workers: Workers::default(),
             shared,
         };
-        for sockets in listeners {
+        for (entrance, sockets) in listeners {
             server.addresses.push(sockets[0].local_addr()?);
             for socket in sockets {
-                let shared = server.shared.clone();
-                server.workers.spawn(name, move || work(shared, socket))?;
+                let (shared, entrance) = (server.shared.clone(), entrance.clone());
+                let work = move || work(shared, entrance, socket);
+                server.workers.spawn(name, work)?;
             }
         }
         Ok(server)
@@ -299,20 +307,21 @@ impl Worker {
     }
 }
 
-async fn work(shared: Shared, socket: std::net::TcpListener) {
+async fn work(shared: Shared, entrance: Entrance, socket: listen::Socket) {
     let store = shared.store.local();
     store.connect().await;
     let worker = match Worker::new(shared, store) {
         Ok(worker) => Rc::new(worker),
         Err(error) => return tracing::error!(%error, "a worker cannot start"),
     };
+    let entrance = Rc::new(entrance);
     let connections = TaskTracker::new();
     let stop = worker.shared.around.stop.clone();
     let accepted = listen::accept(socket, stop.cancelled(), |io, peer| {
         match worker.shared.metrics.admit(worker.shared.max_connections) {
             Some(open) => {
-                let connection = connection::run(Rc::clone(&worker), io, peer, open);
-                connections.spawn_local(connection);
+                let (worker, entrance) = (Rc::clone(&worker), Rc::clone(&entrance));
+                connections.spawn_local(connection::run(worker, entrance, io, peer, open));
             }
             // Over the limit: closing at once is the cheapest way to say so.
             None => drop(io),

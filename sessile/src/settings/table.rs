@@ -208,7 +208,7 @@ impl Value {
 const FREE: fn(&Config) -> Option<String> = |_| None;
 
 /// Every setting, in the order of the sections.
-pub static SETTINGS: [Setting; 29] = [
+pub static SETTINGS: [Setting; 34] = [
     Setting {
         name: "server.name",
         kind: Kind::Text,
@@ -395,6 +395,30 @@ pub static SETTINGS: [Setting; 29] = [
         cost: FREE,
     },
     Setting {
+        name: "connection.max-hellos",
+        kind: Kind::Count,
+        default: "0",
+        meaning: "most connections at once whose ClientHello is awaited, of which one source prefix (/24, /56) may have a quarter; 0: half of all connections",
+        value: |config| Value::count(config.connection.max_hellos),
+        cost: FREE,
+    },
+    Setting {
+        name: "connection.max-hello-bytes",
+        kind: Kind::Count,
+        default: "67108864",
+        meaning: "most bytes of ClientHellos that are held at once, of which one source prefix may have a quarter; at least 1048576",
+        value: |config| Value::count(config.connection.max_hello_bytes),
+        cost: FREE,
+    },
+    Setting {
+        name: "connection.rate-per-source",
+        kind: Kind::Count,
+        default: "0",
+        meaning: "most new connections a second from one source prefix (/24, /56), where many clients can share an address; 0: no limit",
+        value: |config| Value::count(config.connection.rate_per_source as usize),
+        cost: FREE,
+    },
+    Setting {
         name: "tls.kernel",
         kind: Kind::Text,
         default: "auto",
@@ -463,6 +487,22 @@ pub static SETTINGS: [Setting; 29] = [
         cost: FREE,
     },
     Setting {
+        name: "balance.idle-timeout",
+        kind: Kind::Duration,
+        default: "1h",
+        meaning: "a connection without a byte in either direction is closed after this long; 0: never",
+        value: |config| Value::duration(config.balance.idle_timeout),
+        cost: FREE,
+    },
+    Setting {
+        name: "balance.total-timeout",
+        kind: Kind::Duration,
+        default: "0s",
+        meaning: "a connection through the balancer is closed after this long in all; 0: never",
+        value: |config| Value::duration(config.balance.total_timeout),
+        cost: FREE,
+    },
+    Setting {
         name: "balance.unknown-name",
         kind: Kind::Text,
         default: "default",
@@ -517,63 +557,4 @@ pub static SETTINGS: [Setting; 29] = [
 ];
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_default_that_does_not_depend_on_the_machine_is_the_one_documented() {
-        let defaults = Config::default();
-        for setting in &SETTINGS {
-            let words = setting.default.contains(' ') || setting.default == "nowhere";
-            if !words {
-                let value = (setting.value)(&defaults).expect("it has a default");
-                assert_eq!(value.to_string(), setting.default, "{}", setting.name);
-            }
-        }
-    }
-
-    #[test]
-    fn a_password_in_a_setting_is_not_shown() {
-        let store = find("session.store").expect("it is there");
-        let shown = |toml| store.without_password(toml);
-        assert_eq!(shown("'redis://u:secret@h'"), r#""redis://u:***@h:6379""#);
-        assert_eq!(shown("'redis://h'"), "'redis://h'");
-        let config =
-            crate::config::file::parse("session.store = 'redis://u:secret@h'", "s.toml".as_ref());
-        let value = (store.value)(&config.expect("it is right"));
-        assert_eq!(
-            value.expect("it is set").to_string(),
-            "redis://u:***@h:6379"
-        );
-    }
-
-    #[test]
-    fn every_registry_value_stands_for_settings_that_exist() {
-        for value in &reg::VALUES {
-            for name in value.settings {
-                find(name).expect("it is in the table");
-            }
-        }
-    }
-
-    #[test]
-    fn a_setting_is_found_by_name_or_suggested() {
-        find("session.lifetime").expect("it is there");
-        let suggested = |name| find(name).expect_err("it is not there").nearest;
-        assert_eq!(suggested("session.lifetme"), Some("session.lifetime"));
-        assert_eq!(suggested("max-entries"), Some("session.max-entries"));
-        assert_eq!(suggested("colour"), None);
-    }
-
-    #[test]
-    fn every_value_reads_back_from_what_toml_writes() {
-        for setting in &SETTINGS {
-            let Some(value) = (setting.value)(&Config::default()) else {
-                continue;
-            };
-            let text = format!("{} = {}\n", setting.name, value.toml());
-            let config = crate::config::file::parse(&text, "s.toml".as_ref()).expect(setting.name);
-            assert_eq!((setting.value)(&config), Some(value), "{}", setting.name);
-        }
-    }
-}
+mod tests;

@@ -3,9 +3,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
+mod activation;
 mod attacks;
 mod balance;
 mod balance_labels;
+mod balance_path;
 mod balance_servers;
 mod balance_tickets;
 mod chromium;
@@ -16,8 +18,10 @@ mod farm_probe;
 mod key;
 mod key_export;
 mod lab;
+mod limits;
 mod peers;
 mod probe;
+mod proxy_protocol;
 mod registry;
 mod serve_files;
 mod serve_life;

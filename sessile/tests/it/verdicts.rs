@@ -28,10 +28,10 @@ fn start(folder: &Path, change: impl FnOnce(&mut Config)) -> Running {
     let authority = Authority::open(folder).unwrap();
     let mut config = Config {
         key: config::Key::File(folder.join("farm.key")),
-        listeners: vec![Listener {
-            address: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
-            role: Role::Serve,
-        }],
+        listeners: vec![Listener::new(
+            SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+            Role::Serve,
+        )],
         sites: vec![Site {
             names: Vec::new(),
             certificates: vec![authority.certificate],

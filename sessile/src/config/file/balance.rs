@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use sessile_proto::proxy_protocol::Version;
 use sessile_proto::route::Policy;
 use toml::Spanned;
 
@@ -15,6 +16,11 @@ const POLICIES: [(&str, Policy); 3] = [
     ("source", Policy::Source),
     ("least-connections", Policy::LeastConnections),
     ("round-robin", Policy::RoundRobin),
+];
+const PROXY_PROTOCOL: [(&str, Option<Version>); 3] = [
+    ("off", None),
+    ("v1", Some(Version::V1)),
+    ("v2", Some(Version::V2)),
 ];
 const UNKNOWN_NAME: [(&str, UnknownName); 2] = [
     ("default", UnknownName::Default),
@@ -37,6 +43,12 @@ pub(super) fn read(reader: &mut Reader<'_>, written: raw::Balance, default: Bala
         connect_timeout: reader
             .positive("connect-timeout", written.connect_timeout)
             .unwrap_or(default.connect_timeout),
+        idle_timeout: reader
+            .duration("idle-timeout", written.idle_timeout)
+            .unwrap_or(default.idle_timeout),
+        total_timeout: reader
+            .duration("total-timeout", written.total_timeout)
+            .unwrap_or(default.total_timeout),
         unknown_name: reader
             .one_of("unknown-name", written.unknown_name, &UNKNOWN_NAME)
             .unwrap_or(default.unknown_name),
@@ -174,10 +186,12 @@ fn server(
         0,
         i64::from(u32::MAX),
     );
+    let proxy = reader.one_of("proxy-protocol", server.proxy_protocol, &PROXY_PROTOCOL);
     let written = BalanceServer::new(name?, address?);
     Some(BalanceServer {
         number,
         weight: weight.unwrap_or(written.weight),
+        proxy_protocol: proxy.flatten(),
         pool,
         drain: server.drain.unwrap_or(written.drain),
         max_connections: most.unwrap_or(written.max_connections),

@@ -191,6 +191,20 @@ pub enum What {
         first: usize,
     },
     #[error(
+        "{value:?} in `proxy-trusted` is no network; write an address, or one and the length of its prefix with zeroes \
+         after it, such as \"10.0.0.0/8\""
+    )]
+    NotANetwork { value: String },
+    #[error(
+        "`proxy-protocol` is true and nobody may send the header; add proxy-trusted = [\"10.0.0.0/8\"], with the \
+         addresses of the proxies"
+    )]
+    NobodyTrusted,
+    #[error(
+        "`proxy-trusted` has no meaning without proxy-protocol = true; add that, or take this out"
+    )]
+    TrustedForNothing,
+    #[error(
         "the listener serves, and there is no site; add a [[site]], or role = \"balance\" where it routes"
     )]
     NothingToServe,

@@ -74,6 +74,9 @@ pub(super) struct Connection {
     pub(super) idle_timeout: Span,
     pub(super) purge_on_reclaim: Flag,
     pub(super) max: Number,
+    pub(super) max_hellos: Number,
+    pub(super) max_hello_bytes: Number,
+    pub(super) rate_per_source: Number,
 }
 
 #[derive(Debug, Default, serde::Deserialize)]
@@ -101,6 +104,8 @@ pub(super) struct Log {
 pub(super) struct Listener {
     pub(super) address: Text,
     pub(super) role: Text,
+    pub(super) proxy_protocol: Flag,
+    pub(super) proxy_trusted: Vec<Spanned<String>>,
 }
 
 #[derive(Debug, Default, serde::Deserialize)]
@@ -154,6 +159,8 @@ pub(super) struct Upstream {
 pub(super) struct Balance {
     pub(super) policy: Text,
     pub(super) connect_timeout: Span,
+    pub(super) idle_timeout: Span,
+    pub(super) total_timeout: Span,
     pub(super) unknown_name: Text,
     pub(super) health: Text,
     pub(super) health_interval: Span,
@@ -178,6 +185,7 @@ pub(super) struct BalanceServer {
     pub(super) address: Text,
     pub(super) number: Number,
     pub(super) weight: Number,
+    pub(super) proxy_protocol: Text,
     pub(super) pool: Text,
     pub(super) drain: Flag,
     pub(super) max_connections: Number,

@@ -3,6 +3,7 @@ mod sites;
 use super::*;
 use crate::config::{AccessLog, Action, ClientAuth, ClientAuthMode, KernelTls, Key, Role, Whose};
 use proptest::prelude::*;
+use sessile_proto::proxy_protocol::Version;
 use sessile_proto::route::Policy;
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,6 +31,9 @@ require-close-notify = true
 idle-timeout = "30s"
 purge-on-reclaim = true
 max = 99
+max-hellos = 50
+max-hello-bytes = 2000000
+rate-per-source = 100
 [tls]
 kernel = "off"
 [admin]
@@ -42,6 +46,8 @@ address = "[::]:443"
 [[listener]]
 address = "0.0.0.0:444"
 role = "balance"
+proxy-protocol = true
+proxy-trusted = ["10.0.0.0/8", "::1"]
 [[site]]
 names = ["WWW.example.org", "*.example.org"]
 certificates = [{ chain = "c.pem", key = "/k.pem" }]
@@ -71,11 +77,14 @@ response-timeout = "2m"
 [balance]
 policy = "least-connections"
 connect-timeout = "1s"
+idle-timeout = 0
+total-timeout = "12h"
 [[balance.server]]
 name = "a"
 address = "10.0.0.1:443"
 number = 5
-weight = 9"#;
+weight = 9
+proxy-protocol = "v2""#;
 
 fn config(text: &str) -> Config {
     parse(text, Path::new("etc/sessile.toml")).expect("it is right")
@@ -169,6 +178,28 @@ fn every_key_lands_where_it_belongs() {
 }
 
 #[test]
+fn the_limits_and_proxies_of_connections_land_where_they_belong() {
+    let config = config(EVERY_KEY);
+    assert_eq!(config.balance.servers[0].proxy_protocol, Some(Version::V2));
+    let proxies = config.listeners[1].proxies.iter();
+    let proxies: Vec<_> = proxies.map(ToString::to_string).collect();
+    assert_eq!(proxies, ["10.0.0.0/8", "::1/128"]);
+    assert!(config.listeners[0].proxies.is_empty());
+    let limits = &config.connection;
+    assert_eq!(
+        (
+            limits.max_hellos,
+            limits.max_hello_bytes,
+            limits.rate_per_source
+        ),
+        (50, 2_000_000, 100)
+    );
+    let balance = &config.balance;
+    assert!(balance.idle_timeout.is_zero());
+    assert_eq!(balance.total_timeout, Duration::from_secs(12 * 60 * 60));
+}
+
+#[test]
 fn no_key_file_is_an_ephemeral_key() {
     assert_eq!(config("key.file = 'none'").key, Key::Ephemeral);
     assert_eq!(
@@ -194,6 +225,32 @@ fn an_unknown_key_is_placed_and_the_nearest_named() {
     assert_eq!(
         said("[[site]]\n[[site.route]]\npth = '/'\n"),
         ["3:1: unknown key `pth` in [site.route]; did you mean `path`?"]
+    );
+}
+
+#[test]
+fn who_may_send_proxy_headers_has_to_be_said_where_they_are_awaited() {
+    let listener = "[[listener]]\naddress = '1.2.3.4:5'\n";
+    let said = |rest: &str| said(&format!("{SITE}{listener}{rest}"));
+    assert_eq!(
+        said("proxy-protocol = true\n"),
+        [
+            "3:1: `proxy-protocol` is true and nobody may send the header; add proxy-trusted = [\"10.0.0.0/8\"], with \
+         the addresses of the proxies"
+        ]
+    );
+    assert_eq!(
+        said("proxy-trusted = ['10.0.0.0/8']\n"),
+        [
+            "5:18: `proxy-trusted` has no meaning without proxy-protocol = true; add that, or take this out"
+        ]
+    );
+    assert_eq!(
+        said("proxy-protocol = true\nproxy-trusted = ['10.0.0.1/8']\n"),
+        [
+            "6:18: \"10.0.0.1/8\" in `proxy-trusted` is no network; write an address, or one and the length of its prefix \
+         with zeroes after it, such as \"10.0.0.0/8\""
+        ]
     );
 }
 
@@ -291,7 +348,9 @@ fn listeners_need_an_address_of_their_own_and_something_to_do() {
             &format!("{listener}{listener}admin.listen = '127.0.0.1:1'\n{SITE}")
                 .replace("admin.", "")
         ),
-        ["5:1: unknown key `listen` in [listener]; known here: address, role"]
+        [
+            "5:1: unknown key `listen` in [listener]; known here: address, role, proxy-protocol, proxy-trusted"
+        ]
     );
     assert_eq!(
         said(&format!(

@@ -15,7 +15,7 @@ use super::reader::{Reader, Unique};
 use super::{balance, forget, sites, upstreams};
 use crate::config::{
     AccessLog, Config, Connection, KernelTls, Key, Listener, MAX_EARLY_DATA, MAX_NUMBER,
-    MAX_STORE_TIMEOUT, MAX_TICKET_LIFETIME, Role, Server, Session, StoreUrl,
+    MAX_STORE_TIMEOUT, MAX_TICKET_LIFETIME, Network, NotANetwork, Role, Server, Session, StoreUrl,
 };
 
 const MAX_WORKERS: i64 = 1024;
@@ -32,6 +32,9 @@ const LEVELS: [(&str, LevelFilter); 6] = [
 ];
 const ROLES: [(&str, Role); 2] = [("serve", Role::Serve), ("balance", Role::Balance)];
 const KERNEL: [(&str, KernelTls); 2] = [("auto", KernelTls::Auto), ("off", KernelTls::Off)];
+
+/// Least `connection.max-hello-bytes`: some hellos of the greatest length.
+const LEAST_HELLO_BYTES: i64 = 1 << 20;
 
 /// Validates what is written. Relative paths are relative to `folder`.
 pub(super) fn validate(
@@ -212,6 +215,25 @@ impl Reader<'_> {
             max: self
                 .number("max", written.max, 0, i64::from(u32::MAX))
                 .unwrap_or(default.max),
+            max_hellos: self
+                .number("max-hellos", written.max_hellos, 0, i64::from(u32::MAX))
+                .unwrap_or(default.max_hellos),
+            max_hello_bytes: self
+                .number(
+                    "max-hello-bytes",
+                    written.max_hello_bytes,
+                    LEAST_HELLO_BYTES,
+                    i64::from(u32::MAX),
+                )
+                .unwrap_or(default.max_hello_bytes),
+            rate_per_source: self
+                .number(
+                    "rate-per-source",
+                    written.rate_per_source,
+                    0,
+                    i64::from(u32::MAX),
+                )
+                .unwrap_or(default.rate_per_source),
         }
     }
 
@@ -262,6 +284,7 @@ impl Reader<'_> {
             }
             _ => {}
         }
+        let proxies = self.proxies(written);
         let missing = What::Missing {
             table: "[[listener]]",
             key: "address",
@@ -274,7 +297,30 @@ impl Reader<'_> {
         Some(Listener {
             address,
             role: role?,
+            proxies,
         })
+    }
+
+    /// Who may send PROXY headers to a listener; who may is asked for wherever they are awaited.
+    fn proxies(&mut self, written: &Spanned<raw::Listener>) -> Vec<Network> {
+        let listener = written.get_ref();
+        let awaited = listener.proxy_protocol.unwrap_or(false);
+        let mut proxies = Vec::new();
+        for network in &listener.proxy_trusted {
+            match network.get_ref().parse() {
+                Ok(network) => proxies.push(network),
+                Err(NotANetwork) => {
+                    let value = network.get_ref().clone();
+                    self.note(network.span(), What::NotANetwork { value });
+                }
+            }
+        }
+        match listener.proxy_trusted.first() {
+            None if awaited => self.note(written.span(), What::NobodyTrusted),
+            Some(first) if !awaited => self.note(first.span(), What::TrustedForNothing),
+            _ => {}
+        }
+        proxies
     }
 
     fn claim(

@@ -11,14 +11,16 @@ pub(crate) use browser::Browser;
 pub(crate) use metrics::Metrics;
 pub(crate) use proxy::{Cut, Proxy, record};
 pub(crate) use run::{Answer, Ran, run};
-pub(crate) use running::{Farm, NO_FOLDER, Sessile};
+pub(crate) use running::{Farm, NO_FOLDER, Sessile, inheriting};
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{Read, Seek, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Mutex;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
@@ -84,13 +86,20 @@ impl Certificates {
     }
 }
 
-/// A port on 127.0.0.1 that was free a moment ago.
+/// A port on 127.0.0.1 that was free a moment ago, and that no other test was given.
 ///
 /// For programs that cannot be told to choose one themselves. Another program may take it in
-/// between, so [`Peer::start`] tries again with another.
+/// between, so [`Peer::start`] tries again with another. That of another test would not be noticed:
+/// servers of ours share a port with each other.
 pub(crate) fn free_port() -> u16 {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
-    listener.local_addr().expect("its address").port()
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    loop {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+        let port = listener.local_addr().expect("its address").port();
+        if GIVEN.lock().expect("no panic inside").insert(port) {
+            return port;
+        }
+    }
 }
 
 /// A program that was started for a test. Killed when dropped.

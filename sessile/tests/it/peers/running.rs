@@ -3,7 +3,8 @@
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
@@ -78,6 +79,30 @@ impl Sessile {
         let mut command = command("balance", state);
         command.arg("--config").arg(config);
         Self::start(command, "balancing address=")
+    }
+
+    /// With a configuration file, as a service manager starts a role: the listening socket is there.
+    /// Its state is told to `notify`.
+    pub(crate) fn inheriting(
+        role: &str,
+        config: &Path,
+        state: &Path,
+        listener: &TcpListener,
+        notify: &Path,
+    ) -> Self {
+        let mut program = command(role, state);
+        program.arg("--config").arg(config);
+        let command = inheriting(&program, listener, notify);
+        let announced = match role {
+            "serve" => "serving address=",
+            _ => "balancing address=",
+        };
+        Self::start(command, announced)
+    }
+
+    /// Its process.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
     }
 
     fn start(mut command: Command, announced: &str) -> Self {
@@ -256,14 +281,39 @@ impl std::ops::DerefMut for Farm {
 fn command(role: impl AsRef<OsStr>, state: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sessile"));
     command.arg(role).env("XDG_STATE_HOME", state);
-    for variable in ["STATE_DIRECTORY", "SESSILE_CONFIG", "RUST_LOG"] {
+    command.stdin(Stdio::null());
+    for variable in [
+        "STATE_DIRECTORY",
+        "SESSILE_CONFIG",
+        "RUST_LOG",
+        "NOTIFY_SOCKET",
+    ] {
         command.env_remove(variable);
     }
     command
 }
 
+/// The command, started by a shell that makes its standard input the first inherited socket. (Nothing
+/// else can be passed on without reaching the children of other tests.)
+pub(crate) fn inheriting(program: &Command, listener: &TcpListener, notify: &Path) -> Command {
+    const PASS_ON: &str =
+        "exec 3<&0 0</dev/null; LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=web exec \"$0\" \"$@\"";
+    let mut shell = Command::new("sh");
+    shell.arg("-c").arg(PASS_ON);
+    shell.arg(program.get_program()).args(program.get_args());
+    for (name, value) in program.get_envs() {
+        match value {
+            Some(value) => shell.env(name, value),
+            None => shell.env_remove(name),
+        };
+    }
+    shell.env("NOTIFY_SOCKET", notify);
+    let socket = listener.try_clone().expect("a second handle");
+    shell.stdin(OwnedFd::from(socket));
+    shell
+}
+
 fn spawn(mut command: Command) -> (Child, Said) {
-    command.stdin(Stdio::null());
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().expect("the program under test");
     let said = Said::default();

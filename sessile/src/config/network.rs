@@ -1,0 +1,110 @@
+//! A network of IP addresses, as it is written in a list of who is trusted.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::str::FromStr;
+
+/// A network, or one address: `10.0.0.0/8`, `2001:db8::/32`, `192.0.2.1`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Network {
+    /// With zeroes after the prefix.
+    address: IpAddr,
+    prefix: u8,
+}
+
+/// The text is no network.
+#[derive(Debug, PartialEq, Eq)]
+pub struct NotANetwork;
+
+impl Network {
+    /// Whether the address is one of its. An IPv4 address that comes in the form of IPv6, as on a
+    /// listener on `[::]`, is what it is.
+    #[must_use]
+    pub fn contains(&self, address: IpAddr) -> bool {
+        masked(address.to_canonical(), self.prefix) == Some(self.address)
+    }
+}
+
+/// The address with zeroes after the prefix; `None` where it has not as many bits.
+fn masked(address: IpAddr, prefix: u8) -> Option<IpAddr> {
+    match address {
+        IpAddr::V4(address) => {
+            let rest = 32u32.checked_sub(prefix.into())?;
+            let mask = u32::MAX.checked_shl(rest).unwrap_or(0);
+            Some(IpAddr::V4((address.to_bits() & mask).into()))
+        }
+        IpAddr::V6(address) => {
+            let rest = 128u32.checked_sub(prefix.into())?;
+            let mask = u128::MAX.checked_shl(rest).unwrap_or(0);
+            Some(IpAddr::V6((address.to_bits() & mask).into()))
+        }
+    }
+}
+
+impl FromStr for Network {
+    type Err = NotANetwork;
+
+    fn from_str(text: &str) -> Result<Self, NotANetwork> {
+        let (address, prefix) = match text.split_once('/') {
+            Some((address, prefix)) => (address, Some(prefix)),
+            None => (text, None),
+        };
+        let address: IpAddr = address.parse().map_err(|_| NotANetwork)?;
+        let prefix = match prefix {
+            Some(prefix) => prefix.parse().map_err(|_| NotANetwork)?,
+            None if address.is_ipv4() => 32,
+            None => 128,
+        };
+        // Bits after the prefix are a slip: which of the two was meant cannot be known.
+        match masked(address, prefix) {
+            Some(same) if same == address => Ok(Self { address, prefix }),
+            _ => Err(NotANetwork),
+        }
+    }
+}
+
+impl fmt::Display for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.address, self.prefix)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_network_has_the_addresses_with_its_prefix() {
+        for (network, inside, outside) in [
+            ("10.0.0.0/8", "10.255.0.1", "11.0.0.1"),
+            ("10.0.0.0/8", "::ffff:10.1.2.3", "::10.1.2.3"),
+            ("192.0.2.1", "192.0.2.1", "192.0.2.2"),
+            ("0.0.0.0/0", "255.255.255.255", "::1"),
+            ("::/0", "2001:db8::1", "10.0.0.1"),
+            ("2001:db8::/32", "2001:db8:ffff::1", "2001:db9::"),
+            ("::1", "::1", "::2"),
+        ] {
+            let parsed: Network = network.parse().expect(network);
+            let contains = |ip: &str| parsed.contains(ip.parse().expect("an address"));
+            assert!(contains(inside) && !contains(outside), "{network}");
+        }
+    }
+
+    #[test]
+    fn what_could_be_meant_otherwise_is_no_network() {
+        for text in [
+            "",
+            "10.0.0.0/",
+            "10.0.0.0/33",
+            "10.0.0.1/8",
+            "::/129",
+            "10.0.0/8",
+            "farm.test",
+            "/8",
+            "10.0.0.0/-1",
+            "10.0.0.0/8 ",
+        ] {
+            assert_eq!(text.parse::<Network>(), Err(NotANetwork), "{text}");
+        }
+    }
+}

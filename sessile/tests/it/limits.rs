@@ -1,0 +1,143 @@
+//! What one source can take from the others: not much.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use socket2::SockRef;
+
+use crate::peers::{Certificates, NAME, Sessile, nginx, run};
+
+const HELLO: &[u8] = include_bytes!("../../../proto/src/testdata/client-openssl-tls13-full.bin");
+
+/// As many as an attacker has, of the 20,000 files that this process may open.
+const STALLED: usize = 10_000;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Another source than 127.0.0.1: another /24.
+const OTHER: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 7, 9));
+
+fn raise_file_limit() {
+    assert!(sessile::lifecycle::file_limit() > STALLED as u64 + 1_000);
+}
+
+/// Hellos that never become whole.
+fn stall(address: SocketAddr) -> Vec<TcpStream> {
+    raise_file_limit();
+    let begun = &HELLO[..HELLO.len() - 1];
+    let stalled = (0..STALLED).map(|_| {
+        let mut io = TcpStream::connect(address).unwrap();
+        // Ten thousand ports in TIME_WAIT would be missed by other tests.
+        SockRef::from(&io).set_linger(Some(Duration::ZERO)).unwrap();
+        // It may be turned away before it has said anything.
+        let _ = io.write_all(begun);
+        io
+    });
+    stalled.collect()
+}
+
+/// A whole visit by a client with that address.
+fn visit(address: SocketAddr, from: IpAddr, certificates: &Certificates) {
+    let mut command = Command::new("openssl");
+    command.args(["s_client", "-servername", NAME, "-verify_return_error"]);
+    command.arg("-bind").arg(format!("{from}:0"));
+    command.arg("-connect").arg(address.to_string());
+    command.arg("-CAfile").arg(&certificates.ca);
+    run("openssl", &mut command, "").succeeded();
+}
+
+/// Memory of a process in bytes.
+fn resident(process: u32) -> usize {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).expect("it runs");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
+    kib.and_then(|kib| kib.parse::<usize>().ok())
+        .expect("a number")
+        * 1024
+}
+
+#[test]
+fn ten_thousand_stalled_hellos_of_one_source_leave_the_others_untouched() {
+    let certificates = Certificates::new();
+    let server = nginx(&certificates, "");
+    let balancer = Sessile::balance(&[server.address()], &[]);
+    let before = resident(balancer.id());
+    let stalled = stall(balancer.address());
+    visit(balancer.address(), OTHER, &certificates);
+    let more = resident(balancer.id()).saturating_sub(before);
+    assert!(more < STALLED * 4096, "{more} bytes for {STALLED} hellos");
+    let metrics = balancer.await_metrics(|it| it.all_routed() == 1);
+    // It has had its part, and not more.
+    assert!(metrics.turned_away("source-limit") > 0, "{metrics}");
+    assert_eq!(metrics.turned_away("hello-limit"), 0, "{metrics}");
+    drop(stalled);
+    // Whoever it was, it may come back.
+    balancer.await_metrics(|it| it.sum("sessile_balance_connections_open", &[]) == 0);
+    visit(
+        balancer.address(),
+        Ipv4Addr::LOCALHOST.into(),
+        &certificates,
+    );
+}
+
+#[test]
+fn ten_thousand_stalled_hellos_that_are_let_in_take_little_memory() {
+    let certificates = Certificates::new();
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("serve.toml");
+    let text = format!(
+        "key.file = 'none'\nconnection.max-hellos = {}\n[[listener]]\naddress = '127.0.0.1:0'\n\
+         [[site]]\ncertificates = [{{ chain = '{}', key = '{}' }}]\n",
+        STALLED * 4,
+        certificates.chain.display(),
+        certificates.key.display(),
+    );
+    fs::write(&config, text).unwrap();
+    let server = Sessile::serve_configured(&config, folder.path());
+    let before = resident(server.id());
+    let stalled = stall(server.address());
+    visit(server.address(), OTHER, &certificates);
+    let more = resident(server.id()).saturating_sub(before);
+    assert!(
+        more < STALLED * 16 * 1024,
+        "{more} bytes for {STALLED} hellos"
+    );
+    // Each ends at its deadline, wherever it was cut.
+    for mut io in stalled {
+        io.set_read_timeout(Some(PATIENCE)).unwrap();
+        assert!(!matches!(io.read(&mut [0]), Ok(1)), "an answer");
+    }
+    let failures = "sessile_handshake_failures_total";
+    let metrics = server.await_metrics(|it| it.sum(failures, &[]) == STALLED as u64);
+    let deadline = metrics.sum(failures, &[("cause", "deadline")]);
+    assert_eq!(deadline, STALLED as u64, "{metrics}");
+}
+
+#[test]
+fn a_source_that_connects_too_often_is_turned_away_and_others_are_not() {
+    const TIMES: usize = 200;
+    let certificates = Certificates::new();
+    let server = nginx(&certificates, "");
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("balance.toml");
+    let text = format!(
+        "key.file = 'none'\nconnection.rate-per-source = 2\n\
+         [[listener]]\naddress = '127.0.0.1:0'\nrole = 'balance'\n\
+         [[balance.server]]\nname = 'a'\naddress = '{}'\n",
+        server.address()
+    );
+    fs::write(&config, text).unwrap();
+    let balancer = Sessile::balance_configured(&config, Path::new("/nonexistent"));
+    for _ in 0..TIMES {
+        drop(TcpStream::connect(balancer.address()).unwrap());
+    }
+    visit(balancer.address(), OTHER, &certificates);
+    let metrics = balancer.await_metrics(|it| {
+        it.turned_away("source-rate") + it.turned_away("no-hello") == TIMES as u64
+    });
+    assert!(metrics.turned_away("source-rate") > 0, "{metrics}");
+}

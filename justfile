@@ -74,3 +74,8 @@ bench-peers:
 bench-store:
     cargo build --profile dist --locked
     cargo run --release --manifest-path bench/Cargo.toml --bin servers -- store --sessile target/dist/sessile
+
+# How many returning clients resume behind which balancer (docs/benchmarks.md).
+bench-homecoming:
+    cargo build --release --locked
+    cargo run --release --manifest-path bench/Cargo.toml --bin homecoming -- target/release/sessile

@@ -15,6 +15,7 @@ mod client;
 mod farm_clients;
 mod farm_life;
 mod farm_probe;
+mod homecoming;
 mod key;
 mod key_export;
 mod lab;

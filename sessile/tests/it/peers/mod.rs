@@ -6,12 +6,14 @@ mod metrics;
 mod proxy;
 mod run;
 mod running;
+mod web;
 
 pub(crate) use browser::Browser;
 pub(crate) use metrics::Metrics;
 pub(crate) use proxy::{Cut, Proxy, record};
 pub(crate) use run::{Answer, Ran, run};
 pub(crate) use running::{Farm, NO_FOLDER, Sessile, inheriting};
+pub(crate) use web::{Comeback, Web};
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};

@@ -1,0 +1,214 @@
+//! Who comes home: three nginx that share nothing, and how many returning clients resume through
+//! `sessile balance`, through HAProxy with the usual recipe, and without any affinity. Starts all of
+//! them itself on loopback, asks with `openssl s_client`, and prints Markdown.
+
+use std::error::Error;
+use std::fmt::Write as _;
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+/// New clients of each kind; not a multiple of the servers.
+const CLIENTS: usize = 20;
+
+/// How often each comes back.
+const RETURNS: usize = 5;
+
+/// How long a program may take to listen, and a balancer to get to know its servers.
+const START: Duration = Duration::from_secs(10);
+
+type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
+
+/// What a client comes back with, and what `openssl s_client` is told for it.
+const KINDS: [(&str, &[&str], &str); 3] = [
+    ("TLS 1.2, session ID", &["-tls1_2", "-no_ticket"], "off"),
+    ("TLS 1.2, ticket", &["-tls1_2"], "on"),
+    ("TLS 1.3", &["-tls1_3"], "on"),
+];
+
+fn main() -> ExitCode {
+    let sessile = std::env::args().nth(1);
+    let sessile = sessile.unwrap_or_else(|| "target/release/sessile".to_owned());
+    match run(Path::new(&sessile)) {
+        Ok(table) => {
+            print!("{table}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("homecoming: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(sessile: &Path) -> Result<String> {
+    let folder = tempfile::tempdir()?;
+    let folder = folder.path();
+    let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()])?;
+    fs::write(folder.join("cert.pem"), made.cert.pem())?;
+    fs::write(folder.join("key.pem"), made.signing_key.serialize_pem())?;
+    let mut table = String::from(
+        "| | sessile balance | HAProxy, `payload_lv(43,1)` | HAProxy, round robin |\n|---|--:|--:|--:|\n",
+    );
+    for (kind, arguments, tickets) in KINDS {
+        eprintln!("{kind}");
+        let servers = (0..3)
+            .map(|n| nginx(folder, n, tickets))
+            .collect::<Result<Vec<_>>>()?;
+        let balancers = [
+            balance(sessile, &servers)?,
+            haproxy(folder, "recipe", RECIPE, &servers)?,
+            haproxy(folder, "plain", "", &servers)?,
+        ];
+        write!(table, "| {kind} |")?;
+        for balancer in &balancers {
+            let resumed = share(balancer.address, folder, arguments)?;
+            write!(table, " {resumed:.0} % |")?;
+        }
+        table.push('\n');
+    }
+    let returns = CLIENTS * RETURNS;
+    writeln!(
+        table,
+        "\nOf {returns} returns of {CLIENTS} clients in each field."
+    )?;
+    Ok(table)
+}
+
+/// Per cent of the returns that resumed.
+fn share(address: SocketAddr, folder: &Path, arguments: &[&str]) -> Result<f64> {
+    let session = folder.join("session.pem");
+    let visit = |again: bool| -> Result<String> {
+        let mut request = tempfile::tempfile()?;
+        std::io::Write::write_all(&mut request, b"HEAD / HTTP/1.0\r\n\r\n")?;
+        std::io::Seek::rewind(&mut request)?;
+        let mut command = Command::new("openssl");
+        command.args(["s_client", "-ign_eof", "-servername", "localhost"]);
+        command.arg("-connect").arg(address.to_string());
+        command.args(arguments).arg("-sess_out").arg(&session);
+        if again {
+            command.arg("-sess_in").arg(&session);
+        }
+        let output = command.stdin(request).output()?;
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let mut resumed = 0;
+    for _ in 0..CLIENTS {
+        let first = visit(false)?;
+        if !first.contains("\nNew, ") {
+            return Err(format!("no handshake with {address}: {first}").into());
+        }
+        for _ in 0..RETURNS {
+            resumed += usize::from(visit(true)?.contains("\nReused, "));
+        }
+    }
+    Ok(resumed as f64 * 100.0 / (CLIENTS * RETURNS) as f64)
+}
+
+/// A program that runs until it is dropped.
+struct Running {
+    process: Child,
+    address: SocketAddr,
+}
+
+impl Running {
+    fn start(mut command: Command, address: SocketAddr) -> Result<Self> {
+        let program = PathBuf::from(command.get_program());
+        let process = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .map_err(|error| format!("{}: {error}", program.display()))?;
+        let mut running = Self { process, address };
+        let deadline = Instant::now() + START;
+        while TcpStream::connect(address).is_err() {
+            let ended = running.process.try_wait()?;
+            if ended.is_some() || Instant::now() > deadline {
+                return Err(format!("{} does not listen on {address}", program.display()).into());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(running)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn free_address() -> Result<SocketAddr> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
+}
+
+fn nginx(folder: &Path, n: usize, tickets: &str) -> Result<Running> {
+    let address = free_address()?;
+    let file = folder.join(format!("nginx-{n}.conf"));
+    let text = format!(
+        "daemon off; master_process off; pid {folder}/nginx-{n}.pid; error_log stderr crit;\n\
+         events {{ worker_connections 256; }}\n\
+         http {{ access_log off; client_body_temp_path {folder}; proxy_temp_path {folder};\n\
+         fastcgi_temp_path {folder}; uwsgi_temp_path {folder}; scgi_temp_path {folder};\n\
+         server {{ listen {address} ssl; ssl_certificate {folder}/cert.pem;\n\
+         ssl_certificate_key {folder}/key.pem; ssl_protocols TLSv1.2 TLSv1.3;\n\
+         ssl_session_cache shared:s{n}:1m; ssl_session_tickets {tickets};\n\
+         location / {{ return 204; }} }} }}\n",
+        folder = folder.display(),
+    );
+    fs::write(&file, text)?;
+    let mut command = Command::new("nginx");
+    command.args(["-e", "stderr", "-c"]).arg(file);
+    Running::start(command, address)
+}
+
+fn balance(sessile: &Path, servers: &[Running]) -> Result<Running> {
+    let address = free_address()?;
+    let mut command = Command::new(sessile);
+    command.args(["balance", "--policy", "round-robin"]);
+    command.arg("--listen").arg(address.to_string());
+    for (n, server) in servers.iter().enumerate() {
+        command
+            .arg("--server")
+            .arg(format!("web{n}={}", server.address));
+    }
+    let running = Running::start(command, address)?;
+    // It gets to know its servers' ticket keys.
+    std::thread::sleep(SETTLE);
+    Ok(running)
+}
+
+/// How long a balancer that starts is given to look at its servers.
+const SETTLE: Duration = Duration::from_secs(2);
+
+/// What HAProxy's users are told to write: the session ID, from both sides' hellos, leads home.
+const RECIPE: &str = "  stick-table type binary len 32 size 30k expire 30m
+  acl clienthello req_ssl_hello_type 1
+  acl serverhello rep_ssl_hello_type 2
+  tcp-request inspect-delay 5s
+  tcp-request content accept if clienthello
+  tcp-response content accept if serverhello
+  stick on payload_lv(43,1) if clienthello
+  stick store-response payload_lv(43,1) if serverhello
+";
+
+fn haproxy(folder: &Path, name: &str, recipe: &str, servers: &[Running]) -> Result<Running> {
+    let address = free_address()?;
+    let mut text = format!(
+        "global\n  maxconn 256\ndefaults\n  mode tcp\n  timeout connect 5s\n  timeout client 30s\n  \
+         timeout server 30s\nfrontend tls\n  bind {address}\n  default_backend farm\n\
+         backend farm\n  balance roundrobin\n{recipe}"
+    );
+    for (n, server) in servers.iter().enumerate() {
+        writeln!(text, "  server web{n} {}", server.address)?;
+    }
+    let file = folder.join(format!("haproxy-{name}.cfg"));
+    fs::write(&file, text)?;
+    let mut command = Command::new("haproxy");
+    command.args(["-db", "-f"]).arg(file);
+    Running::start(command, address)
+}

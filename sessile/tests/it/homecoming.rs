@@ -1,0 +1,179 @@
+//! Three servers that share nothing, a balancer that deals new clients out in turn, and clients that
+//! come back: as good as every one is led home.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Command;
+
+use crate::peers::{
+    Browser, Certificates, Comeback, NAME, Peer, Sessile, Web, nginx, run, s_client,
+};
+
+/// New clients of a farm, not a multiple of its servers.
+const CLIENTS: usize = 4;
+
+/// How often each comes back.
+const RETURNS: usize = 5;
+
+fn farm(certificates: &Certificates, web: Web, comeback: Comeback) -> [Peer; 3] {
+    [(); 3].map(|()| web.start(certificates, comeback))
+}
+
+/// Behind a balancer that knows what is to be known of its servers.
+fn balancer(servers: &[Peer]) -> Sessile {
+    let addresses: Vec<_> = servers.iter().map(Peer::address).collect();
+    Sessile::balance(&addresses, &["--policy", "round-robin"])
+}
+
+/// How many of a client's returns resume, by what openssl says.
+fn returns(address: SocketAddr, session: &Path, comeback: Comeback) -> usize {
+    let version = match comeback {
+        Comeback::Psk => "-tls1_3",
+        Comeback::SessionId | Comeback::Ticket => "-tls1_2",
+    };
+    let session = session.to_str().expect("UTF-8");
+    let first = s_client(address, None, &[version, "-sess_out", session]);
+    assert!(first.contains("\nNew, "), "{first}");
+    let again = [version, "-sess_in", session, "-sess_out", session];
+    (0..RETURNS)
+        .filter(|_| s_client(address, None, &again).contains("\nReused, "))
+        .count()
+}
+
+fn everyone_comes_home(web: Web, comeback: Comeback) {
+    let certificates = Certificates::new();
+    let servers = farm(&certificates, web, comeback);
+    let balancer = balancer(&servers);
+    let resumed: usize = (0..CLIENTS)
+        .map(|n| {
+            let session = certificates.folder().join(format!("session-{n}"));
+            returns(balancer.address(), &session, comeback)
+        })
+        .sum();
+    assert_eq!(
+        resumed,
+        CLIENTS * RETURNS,
+        "{web:?} {comeback:?}: {}",
+        balancer.metrics()
+    );
+}
+
+macro_rules! everyone_comes_home {
+    ($($test:ident: $web:ident, $comeback:ident;)+) => {$(
+        #[test]
+        fn $test() {
+            everyone_comes_home(Web::$web, Comeback::$comeback);
+        }
+    )+};
+}
+
+everyone_comes_home! {
+    to_nginx_by_session_id: Nginx, SessionId;
+    to_nginx_by_ticket: Nginx, Ticket;
+    to_nginx_by_psk: Nginx, Psk;
+    to_haproxy_by_session_id: Haproxy, SessionId;
+    to_haproxy_by_ticket: Haproxy, Ticket;
+    to_haproxy_by_psk: Haproxy, Psk;
+    to_apache_by_session_id: Apache, SessionId;
+    to_apache_by_ticket: Apache, Ticket;
+    to_apache_by_psk: Apache, Psk;
+    to_caddy_by_ticket: Caddy, Ticket;
+    to_caddy_by_psk: Caddy, Psk;
+}
+
+#[test]
+fn gnutls_comes_home_to_nginx() {
+    for (priority, comeback) in [
+        ("NORMAL:-VERS-TLS1.3:%NO_TICKETS", Comeback::SessionId),
+        ("NORMAL:-VERS-TLS1.3", Comeback::Ticket),
+        ("NORMAL", Comeback::Psk),
+    ] {
+        let certificates = Certificates::new();
+        let servers = farm(&certificates, Web::Nginx, comeback);
+        let balancer = balancer(&servers);
+        for _ in 0..CLIENTS {
+            let mut command = Command::new("gnutls-cli");
+            command.args(["--resume", "--waitresumption", "--priority", priority]);
+            command.arg("--x509cafile").arg(&certificates.ca);
+            command.args(["--sni-hostname", NAME, "--verify-hostname", NAME]);
+            command.args([
+                "--port",
+                &balancer.address().port().to_string(),
+                "127.0.0.1",
+            ]);
+            let request = format!("HEAD / HTTP/1.1\r\nhost: {NAME}\r\nconnection: close\r\n\r\n");
+            let ran = run("gnutls-bin", &mut command, &request).succeeded();
+            let resumed = ran.count("*** This is a resumed session");
+            assert_eq!(resumed, 1, "{comeback:?} {}", ran.stdout);
+        }
+    }
+}
+
+const PYTHON: &str = "
+import socket, ssl, sys
+port, ca, name, version, returns = sys.argv[1:]
+context = ssl.create_default_context(cafile=ca)
+context.maximum_version = getattr(ssl.TLSVersion, version)
+session = None
+for _ in range(1 + int(returns)):
+    with socket.create_connection(('127.0.0.1', int(port)), timeout=30) as tcp:
+        with context.wrap_socket(tcp, server_hostname=name, session=session) as tls:
+            tls.sendall(b'HEAD / HTTP/1.0\\r\\n\\r\\n')
+            while tls.recv(4096):
+                pass
+            print(int(tls.session_reused), end='')
+            session = tls.session
+";
+
+#[test]
+fn python_comes_home_to_nginx() {
+    for (version, comeback) in [
+        ("TLSv1_2", Comeback::SessionId),
+        ("TLSv1_2", Comeback::Ticket),
+        ("TLSv1_3", Comeback::Psk),
+    ] {
+        let certificates = Certificates::new();
+        let servers = farm(&certificates, Web::Nginx, comeback);
+        let balancer = balancer(&servers);
+        for _ in 0..CLIENTS {
+            let mut command = Command::new("python3");
+            command.args(["-c", PYTHON, &balancer.address().port().to_string()]);
+            command.arg(&certificates.ca);
+            command.args([NAME, version, &RETURNS.to_string()]);
+            let ran = run("python3", &mut command, "").succeeded();
+            let expected = format!("0{}", "1".repeat(RETURNS));
+            assert_eq!(ran.stdout, expected, "{comeback:?}");
+        }
+    }
+}
+
+/// A browser sends an encrypted client hello that is none, always (GREASE): it must not stop it.
+#[test]
+fn chromium_comes_home_to_nginx() {
+    for (arguments, rule) in [
+        (&["--ssl-version-max=tls1.2"][..], "ticket"),
+        (&[], "key-name"),
+    ] {
+        let certificates = Certificates::new();
+        // Each connection ends with its response; the page has an icon, so that nothing is asked for
+        // beside it.
+        let page = "keepalive_timeout 0; location /page { default_type text/html; \
+            return 200 '<!doctype html><link rel=icon href=data:,><title>x</title>'; }";
+        let servers = [(); 3].map(|()| nginx(&certificates, page));
+        let balancer = balancer(&servers);
+        let browser = Browser::trusting(&certificates, arguments);
+        browser.open(&format!(
+            "https://{NAME}:{}/page",
+            balancer.address().port()
+        ));
+        for n in 1..=RETURNS as u64 {
+            let fetch = "fetch('/page', {cache: 'no-store'})\
+                .then(response => response.text()).then(() => done(''), error => done(String(error)))";
+            assert_eq!(browser.run(fetch), "");
+            balancer.await_metrics(|metrics| metrics.all_routed() > n);
+        }
+        let metrics = balancer.metrics();
+        let resumed = metrics.routed(rule, "resumed");
+        assert!(resumed >= RETURNS as u64, "{rule}: {metrics}");
+    }
+}

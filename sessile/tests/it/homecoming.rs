@@ -5,9 +5,9 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
 
-use crate::peers::{
-    Browser, Certificates, Comeback, NAME, Peer, Sessile, Web, nginx, run, s_client,
-};
+use serde_json::json;
+
+use crate::peers::{Certificates, Comeback, NAME, Peer, Sessile, Web, run, s_client};
 
 /// New clients of a farm, not a multiple of its servers.
 const CLIENTS: usize = 4;
@@ -20,9 +20,16 @@ fn farm(certificates: &Certificates, web: Web, comeback: Comeback) -> [Peer; 3] 
 }
 
 /// Behind a balancer that knows what is to be known of its servers.
-fn balancer(servers: &[Peer]) -> Sessile {
+fn balancer(servers: &[Peer], comeback: Comeback) -> Sessile {
     let addresses: Vec<_> = servers.iter().map(Peer::address).collect();
-    Sessile::balance(&addresses, &["--policy", "round-robin"])
+    let arguments = ["--policy", "round-robin", "--health", "tls"];
+    let balancer = Sessile::balance(&addresses, &arguments);
+    if comeback != Comeback::SessionId {
+        for name in ["a", "b", "c"] {
+            balancer.await_server(name, |server| server["key_names"] != json!([]));
+        }
+    }
+    balancer
 }
 
 /// How many of a client's returns resume, by what openssl says.
@@ -43,7 +50,7 @@ fn returns(address: SocketAddr, session: &Path, comeback: Comeback) -> usize {
 fn everyone_comes_home(web: Web, comeback: Comeback) {
     let certificates = Certificates::new();
     let servers = farm(&certificates, web, comeback);
-    let balancer = balancer(&servers);
+    let balancer = balancer(&servers, comeback);
     let resumed: usize = (0..CLIENTS)
         .map(|n| {
             let session = certificates.folder().join(format!("session-{n}"));
@@ -90,7 +97,7 @@ fn gnutls_comes_home_to_nginx() {
     ] {
         let certificates = Certificates::new();
         let servers = farm(&certificates, Web::Nginx, comeback);
-        let balancer = balancer(&servers);
+        let balancer = balancer(&servers, comeback);
         for _ in 0..CLIENTS {
             let mut command = Command::new("gnutls-cli");
             command.args(["--resume", "--waitresumption", "--priority", priority]);
@@ -134,7 +141,7 @@ fn python_comes_home_to_nginx() {
     ] {
         let certificates = Certificates::new();
         let servers = farm(&certificates, Web::Nginx, comeback);
-        let balancer = balancer(&servers);
+        let balancer = balancer(&servers, comeback);
         for _ in 0..CLIENTS {
             let mut command = Command::new("python3");
             command.args(["-c", PYTHON, &balancer.address().port().to_string()]);
@@ -144,36 +151,5 @@ fn python_comes_home_to_nginx() {
             let expected = format!("0{}", "1".repeat(RETURNS));
             assert_eq!(ran.stdout, expected, "{comeback:?}");
         }
-    }
-}
-
-/// A browser sends an encrypted client hello that is none, always (GREASE): it must not stop it.
-#[test]
-fn chromium_comes_home_to_nginx() {
-    for (arguments, rule) in [
-        (&["--ssl-version-max=tls1.2"][..], "ticket"),
-        (&[], "key-name"),
-    ] {
-        let certificates = Certificates::new();
-        // Each connection ends with its response; the page has an icon, so that nothing is asked for
-        // beside it.
-        let page = "keepalive_timeout 0; location /page { default_type text/html; \
-            return 200 '<!doctype html><link rel=icon href=data:,><title>x</title>'; }";
-        let servers = [(); 3].map(|()| nginx(&certificates, page));
-        let balancer = balancer(&servers);
-        let browser = Browser::trusting(&certificates, arguments);
-        browser.open(&format!(
-            "https://{NAME}:{}/page",
-            balancer.address().port()
-        ));
-        for n in 1..=RETURNS as u64 {
-            let fetch = "fetch('/page', {cache: 'no-store'})\
-                .then(response => response.text()).then(() => done(''), error => done(String(error)))";
-            assert_eq!(browser.run(fetch), "");
-            balancer.await_metrics(|metrics| metrics.all_routed() > n);
-        }
-        let metrics = balancer.metrics();
-        let resumed = metrics.routed(rule, "resumed");
-        assert!(resumed >= RETURNS as u64, "{rule}: {metrics}");
     }
 }

@@ -79,6 +79,17 @@ pub enum Learned {
     Disabled,
 }
 
+/// What is remembered of a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Recalled {
+    /// The server that can resume it.
+    pub server: u32,
+    /// When its full handshake was, as far as it was seen.
+    pub established: Time,
+    /// When a connection last used it.
+    pub used: Time,
+}
+
 /// The learned table.
 #[derive(Debug)]
 pub struct Affinity {
@@ -101,8 +112,15 @@ impl Affinity {
     }
 
     /// Remembers that `server` can resume what `key` stands for, as a handshake from `source` that
-    /// was completed just now has shown.
-    pub fn learn(&mut self, key: AffinityKey, server: u32, source: IpAddr, now: Time) -> Learned {
+    /// was completed just now has shown. `established`: when the session's full handshake was.
+    pub fn learn(
+        &mut self,
+        key: AffinityKey,
+        server: u32,
+        source: IpAddr,
+        established: Time,
+        now: Time,
+    ) -> Learned {
         self.expire(now);
         if let Some(entry) = self.table.peek(key.as_bytes()) {
             let known = Lesson::of(&entry);
@@ -123,8 +141,16 @@ impl Affinity {
         if self.table.len() >= self.max_entries {
             self.forget_oldest(now);
         }
-        let lesson = Lesson { server, source }.to_bytes();
-        match self.table.insert(key.as_bytes(), &lesson, now, now) {
+        let lesson = Lesson {
+            server,
+            source,
+            established,
+            used: now,
+        };
+        match self
+            .table
+            .insert(key.as_bytes(), &lesson.to_bytes(), now, now)
+        {
             Inserted::Stored { .. } => {}
             _ => return Learned::Disabled,
         }
@@ -134,10 +160,23 @@ impl Affinity {
 
     /// The server that can resume what `key` stands for, as far as is known.
     #[must_use]
-    pub fn lookup(&self, key: AffinityKey, now: Time) -> Option<u32> {
+    pub fn lookup(&self, key: AffinityKey, now: Time) -> Option<Recalled> {
         let entry = self.table.peek(key.as_bytes())?;
         let young = !self.table.is_expired(entry.established, now);
-        young.then(|| Lesson::of(&entry).server)
+        let lesson = Lesson::of(&entry);
+        young.then_some(Recalled {
+            server: lesson.server,
+            established: lesson.established,
+            used: lesson.used,
+        })
+    }
+
+    /// Takes note of the last use of a session. It is no younger for that, and known no longer.
+    pub fn used(&mut self, key: AffinityKey, at: Time) {
+        if let Some(value) = self.table.value_mut(key.as_bytes()) {
+            let used = Lesson::from_bytes(value).used.max(at);
+            value[Lesson::USED..].copy_from_slice(&used.unix_millis().to_le_bytes());
+        }
     }
 
     /// Forgets all that one server taught: its state is lost. Looks at every entry.
@@ -207,28 +246,41 @@ impl Source {
 struct Lesson {
     server: u32,
     source: Source,
+    established: Time,
+    used: Time,
 }
 
 impl Lesson {
-    const LEN: usize = 12;
+    const LEN: usize = 28;
+
+    /// Where the time of the last use begins, which is the last field.
+    const USED: usize = Self::LEN - 8;
 
     fn to_bytes(self) -> [u8; Self::LEN] {
         let mut bytes = [0; Self::LEN];
         bytes[..4].copy_from_slice(&self.server.to_le_bytes());
-        bytes[4..].copy_from_slice(&self.source.0.to_le_bytes());
+        bytes[4..12].copy_from_slice(&self.source.0.to_le_bytes());
+        bytes[12..20].copy_from_slice(&self.established.unix_millis().to_le_bytes());
+        bytes[Self::USED..].copy_from_slice(&self.used.unix_millis().to_le_bytes());
         bytes
     }
 
     fn of(entry: &Entry<'_>) -> Self {
-        let (server, source) = entry
-            .value
-            .split_first_chunk()
-            .expect("written by `to_bytes`");
+        Self::from_bytes(entry.value)
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Self {
+        const WRITTEN: &str = "written by `to_bytes`";
+        let (server, words) = bytes.split_first_chunk().expect(WRITTEN);
+        let (words, _) = words.as_chunks();
+        let [source, established, used] = *words else {
+            unreachable!("{WRITTEN}");
+        };
         Self {
             server: u32::from_le_bytes(*server),
-            source: Source(u64::from_le_bytes(
-                source.try_into().expect("written by `to_bytes`"),
-            )),
+            source: Source(u64::from_le_bytes(source)),
+            established: Time::from_unix_millis(u64::from_le_bytes(established)),
+            used: Time::from_unix_millis(u64::from_le_bytes(used)),
         }
     }
 }
@@ -259,6 +311,11 @@ mod tests {
         )
     }
 
+    /// Where a key leads.
+    fn server(affinity: &Affinity, key: AffinityKey, now: Time) -> Option<u32> {
+        Some(affinity.lookup(key, now)?.server)
+    }
+
     fn id(n: u32) -> AffinityKey {
         AffinityKey::session_id(&n.to_be_bytes()).unwrap()
     }
@@ -270,21 +327,46 @@ mod tests {
     #[test]
     fn a_learned_session_leads_to_its_server_until_its_lifetime_is_over() {
         let mut affinity = affinity(10);
-        assert_eq!(affinity.learn(id(1), 7, A, at(0)), Learned::New);
-        assert_eq!(affinity.learn(id(1), 7, A, at(500)), Learned::Known);
-        assert_eq!(affinity.lookup(id(1), at(999)), Some(7));
-        assert_eq!(affinity.lookup(id(1), at(1000)), None);
-        assert_eq!(affinity.lookup(id(2), at(0)), None);
+        assert_eq!(affinity.learn(id(1), 7, A, at(0), at(0)), Learned::New);
+        assert_eq!(
+            affinity.learn(id(1), 7, A, at(500), at(500)),
+            Learned::Known
+        );
+        assert_eq!(server(&affinity, id(1), at(999)), Some(7));
+        assert_eq!(server(&affinity, id(1), at(1000)), None);
+        assert_eq!(server(&affinity, id(2), at(0)), None);
+    }
+
+    #[test]
+    fn a_use_is_remembered_and_makes_no_lesson_younger() {
+        let mut affinity = affinity(10);
+        affinity.learn(id(1), 7, A, at(3), at(10));
+        affinity.used(id(1), at(400));
+        affinity.used(id(1), at(300));
+        affinity.used(id(2), at(400));
+        let recalled = Recalled {
+            server: 7,
+            established: at(3),
+            used: at(400),
+        };
+        assert_eq!(affinity.lookup(id(1), at(1009)), Some(recalled));
+        assert_eq!(affinity.lookup(id(1), at(1010)), None);
     }
 
     #[test]
     fn no_server_overwrites_what_another_said() {
         let mut affinity = affinity(10);
-        affinity.learn(id(1), 7, A, at(0));
-        assert_eq!(affinity.learn(id(1), 8, A, at(1)), Learned::Conflict(7));
-        assert_eq!(affinity.lookup(id(1), at(1)), Some(7));
-        assert_eq!(affinity.learn(id(1), 8, A, at(1000)), Learned::New);
-        assert_eq!(affinity.lookup(id(1), at(1000)), Some(8));
+        affinity.learn(id(1), 7, A, at(0), at(0));
+        assert_eq!(
+            affinity.learn(id(1), 8, A, at(1), at(1)),
+            Learned::Conflict(7)
+        );
+        assert_eq!(server(&affinity, id(1), at(1)), Some(7));
+        assert_eq!(
+            affinity.learn(id(1), 8, A, at(1000), at(1000)),
+            Learned::New
+        );
+        assert_eq!(server(&affinity, id(1), at(1000)), Some(8));
     }
 
     #[test]
@@ -310,10 +392,10 @@ mod tests {
     fn the_oldest_lesson_is_forgotten_first() {
         let mut affinity = affinity(2);
         for n in 0..3 {
-            affinity.learn(id(n), n, A, at(0));
+            affinity.learn(id(n), n, A, at(0), at(0));
         }
         assert_eq!(
-            [0, 1, 2].map(|n| affinity.lookup(id(n), at(0))),
+            [0, 1, 2].map(|n| server(&affinity, id(n), at(0))),
             [None, Some(1), Some(2)]
         );
     }
@@ -322,12 +404,12 @@ mod tests {
     fn a_server_that_lost_its_state_is_forgotten_and_the_others_are_not() {
         let mut affinity = affinity(1000);
         for n in 0..240 {
-            affinity.learn(id(n), n % 3, A, at(0));
+            affinity.learn(id(n), n % 3, A, at(0), at(0));
         }
         assert_eq!(affinity.forget_server(1), 80);
         assert_eq!(affinity.stats().entries, 160);
-        assert_eq!(affinity.lookup(id(1), at(0)), None);
-        assert_eq!(affinity.lookup(id(2), at(0)), Some(2));
+        assert_eq!(server(&affinity, id(1), at(0)), None);
+        assert_eq!(server(&affinity, id(2), at(0)), Some(2));
     }
 
     #[test]
@@ -335,26 +417,29 @@ mod tests {
         let mut affinity = affinity(10_000);
         for n in 0..1000 {
             let near = address(&format!("192.0.2.{}", n % 256));
-            assert_eq!(affinity.learn(id(n), 7, near, at(0)), Learned::New);
+            assert_eq!(affinity.learn(id(n), 7, near, at(0), at(0)), Learned::New);
         }
         let mapped = address("::ffff:192.0.2.77");
         assert_eq!(
-            affinity.learn(id(5000), 7, mapped, at(0)),
+            affinity.learn(id(5000), 7, mapped, at(0), at(0)),
             Learned::OverQuota
         );
-        assert_eq!(affinity.learn(id(3), 7, A, at(0)), Learned::Known);
+        assert_eq!(affinity.learn(id(3), 7, A, at(0), at(0)), Learned::Known);
         assert_eq!(
-            affinity.learn(id(5000), 7, address("192.0.3.1"), at(0)),
+            affinity.learn(id(5000), 7, address("192.0.3.1"), at(0), at(0)),
             Learned::New
         );
-        assert_eq!(affinity.learn(id(5001), 7, A, at(1000)), Learned::New);
+        assert_eq!(
+            affinity.learn(id(5001), 7, A, at(1000), at(1000)),
+            Learned::New
+        );
     }
 
     #[test]
     fn a_small_table_is_not_divided_further_than_its_floor() {
         let mut affinity = affinity(300);
         let learned: Vec<_> = (0..257)
-            .map(|n| affinity.learn(id(n), 7, A, at(0)))
+            .map(|n| affinity.learn(id(n), 7, A, at(0), at(0)))
             .collect();
         assert_eq!(
             learned
@@ -376,8 +461,8 @@ mod tests {
     #[test]
     fn nothing_is_learned_where_the_table_is_disabled() {
         let mut affinity = affinity(0);
-        assert_eq!(affinity.learn(id(1), 7, A, at(0)), Learned::Disabled);
-        assert_eq!(affinity.lookup(id(1), at(0)), None);
+        assert_eq!(affinity.learn(id(1), 7, A, at(0), at(0)), Learned::Disabled);
+        assert_eq!(server(&affinity, id(1), at(0)), None);
         assert!(affinity.sources.is_empty());
     }
 
@@ -394,7 +479,7 @@ mod tests {
                 now = at(now.unix_millis().saturating_add_signed(by));
                 match n {
                     0 => { affinity.forget_server(server); }
-                    _ => { affinity.learn(id(n), server, address(&format!("10.0.{net}.1")), now); }
+                    _ => { affinity.learn(id(n), server, address(&format!("10.0.{net}.1")), now, now); }
                 }
                 let mut counts = BTreeMap::new();
                 for entry in affinity.table.iter() {

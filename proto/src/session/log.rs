@@ -112,6 +112,15 @@ impl Log {
         self.segments[segment].entry(at)
     }
 
+    /// The value of such an entry, to be changed in its place.
+    pub(super) fn value_mut(&mut self, location: u32) -> &mut [u8] {
+        let (segment, at) = self.place(location);
+        let segment = &mut self.segments[segment];
+        let header = segment.header(at).0;
+        let value = at + HEADER + usize::from(header.key);
+        &mut segment.bytes[value..][..usize::from(header.value)]
+    }
+
     /// The oldest live entry and its location.
     #[inline]
     pub(super) fn oldest(&self) -> Option<(u32, Entry<'_>)> {

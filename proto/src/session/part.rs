@@ -109,6 +109,13 @@ impl Part {
         Some(self.log.entry(self.index.location(place)))
     }
 
+    /// The value of the entry with this key, whatever its age, to be changed in its place: the entry
+    /// is no younger for it. Counts nothing.
+    pub fn value_mut(&mut self, key: Hashed<'_>) -> Option<&mut [u8]> {
+        let place = self.find(key)?;
+        Some(self.log.value_mut(self.index.location(place)))
+    }
+
     /// Looks for a key and removes it: a second call finds it [`Gone::Spent`].
     pub fn take(&mut self, key: Hashed<'_>, now: Time) -> Lookup<Vec<u8>> {
         self.look(key, now).map(|place| {

@@ -49,6 +49,12 @@ impl Table {
         self.whole.peek(self.whole.hasher().hashed(key))
     }
 
+    /// The value of the entry with this key, whatever its age, to be changed in its place: the entry
+    /// is no younger for it. Counts nothing.
+    pub fn value_mut(&mut self, key: &[u8]) -> Option<&mut [u8]> {
+        self.whole.value_mut(self.whole.hasher().hashed(key))
+    }
+
     /// Looks for a key and removes it: a second call finds it [`Gone::Spent`].
     pub fn take(&mut self, key: &[u8], now: Time) -> Lookup<Vec<u8>> {
         self.whole.take(self.whole.hasher().hashed(key), now)

@@ -53,6 +53,16 @@ impl Time {
         Duration::from_millis(self.0.saturating_sub(earlier.0))
     }
 
+    /// This time less `span`; the beginning of time where that is before it.
+    #[must_use]
+    pub const fn minus(self, span: Duration) -> Self {
+        let millis = span.as_millis();
+        if millis > self.0 as u128 {
+            return Self(0);
+        }
+        Self(self.0 - millis as u64)
+    }
+
     /// This time plus `span`; the far end of time where that overflows.
     #[must_use]
     pub const fn plus(self, span: Duration) -> Self {

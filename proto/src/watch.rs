@@ -40,6 +40,8 @@ pub struct Outcome {
     pub kind: Kind,
     /// By what the session can be offered again, if TLS 1.2 or earlier made one.
     pub learned: Vec<Learned>,
+    /// How long the server means to accept the ticket that it gave, in seconds; 0: it does not say.
+    pub lifetime_hint: u32,
     /// The server asked for a second ClientHello.
     pub hello_retry: bool,
 }
@@ -139,6 +141,7 @@ struct Flight {
     cipher_suite: u16,
     session_id: Vec<u8>,
     ticket: Option<Vec<u8>>,
+    lifetime_hint: u32,
     /// A message came that only a full handshake has.
     full: bool,
 }
@@ -190,6 +193,7 @@ impl Handshake {
             cipher_suite: hello.cipher_suite,
             session_id: hello.session_id.to_vec(),
             ticket: None,
+            lifetime_hint: 0,
             full: false,
         }))
     }
@@ -217,6 +221,7 @@ impl Handshake {
             cipher_suite: hello.cipher_suite,
             kind,
             learned: Vec::new(),
+            lifetime_hint: 0,
             hello_retry: self.hello_retry,
         })
     }
@@ -232,6 +237,7 @@ impl Handshake {
             Item::Handshake(message) => match NewSessionTicket::parse(message) {
                 Ok(parsed) if flight.ticket.is_none() => {
                     flight.ticket = Some(parsed.ticket.to_vec());
+                    flight.lifetime_hint = parsed.lifetime_hint;
                 }
                 _ => return Break(flight.fail()),
             },
@@ -249,6 +255,7 @@ impl Handshake {
                 cipher_suite: 0,
                 kind: Kind::Failed,
                 learned: Vec::new(),
+                lifetime_hint: 0,
                 hello_retry: self.hello_retry,
             },
         }
@@ -279,6 +286,7 @@ impl Flight {
                 .into_iter()
                 .chain(ticket.map(Learned::Ticket))
                 .collect(),
+            lifetime_hint: self.lifetime_hint,
             hello_retry: false,
         }
     }
@@ -289,6 +297,7 @@ impl Flight {
             cipher_suite: self.cipher_suite,
             kind: Kind::Failed,
             learned: Vec::new(),
+            lifetime_hint: 0,
             hello_retry: false,
         }
     }

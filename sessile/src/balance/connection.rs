@@ -2,6 +2,7 @@
 //! bytes pass. What the server shows in clear is reported as it passes.
 
 use std::borrow::Cow;
+use std::cell::RefCell;
 use std::io;
 use std::net::SocketAddr;
 use std::ops::ControlFlow;
@@ -120,6 +121,7 @@ async fn place(
             by,
             client: arrival.source,
             offered,
+            sessions: RefCell::default(),
         },
     })
 }

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
+use sessile_proto::cliff::Since;
 use tokio::sync::mpsc;
 
 use super::server::{Rank, Server};
@@ -115,6 +116,14 @@ fn server_json(shared: &Shared, pool: &str, server: &Server) -> Value {
     let group = roster.servers().filter(|(_, it)| group.contains(&it.id()));
     let group: Vec<_> = group.map(|(_, it)| it.name()).collect();
     let (settings, metrics) = (&server.settings, &server.live.metrics);
+    let outcomes: Vec<_> = metrics.outcomes().collect();
+    let count = |wanted| {
+        let found = outcomes.iter().find(|(outcome, _)| *outcome == wanted);
+        found.map_or(0, |&(_, count)| count)
+    };
+    let resumed = count("resumed");
+    let offered = resumed + count("refused");
+    let forgets = server.live.forgetting.diagnosis(shared.session_lifetime);
     json!({
         "name": settings.name,
         "number": server.number,
@@ -130,6 +139,17 @@ fn server_json(shared: &Shared, pool: &str, server: &Server) -> Value {
         "failures": metrics.failures.get(),
         "bytes_up": metrics.bytes_up.get(),
         "bytes_down": metrics.bytes_down.get(),
+        "outcomes": Map::from_iter(outcomes.iter().map(|&(name, count)| (name.to_owned(), count.into()))),
+        "resumption_ratio": (offered > 0).then(|| resumed as f64 / offered as f64),
+        "forgets": forgets.map(|found| json!({
+            "after_seconds": found.cliff.after().as_secs_f64(),
+            "since": match found.cliff.since {
+                Since::LastUse => "last-use",
+                Since::FullHandshake => "full-handshake",
+                Since::Either => "either",
+            },
+            "diagnosis": format!("{} {found}", settings.name),
+        })),
         "key_names": key_names,
         "group": group,
     })

@@ -25,6 +25,9 @@ pub(super) struct Offered {
     /// Its first TLS 1.3 identities; `None` stands for one that is no ticket.
     pub(super) identities: Vec<Option<Token>>,
     pub(super) ticket: Option<Token>,
+    /// What the ticket and the session ID of TLS ≤ 1.2 are known by, if they were learned.
+    ticket_key: Option<AffinityKey>,
+    id_key: Option<AffinityKey>,
     /// The hello that is seen is the one that is answered, as far as anyone can tell.
     pub(super) in_clear: bool,
 }
@@ -36,7 +39,18 @@ impl Offered {
         Self {
             identities: identities.map(|psk| Token::new(psk.identity)).collect(),
             ticket: hello.session_ticket.and_then(Token::new),
+            ticket_key: AffinityKey::ticket(hello.session_ticket.unwrap_or_default()),
+            id_key: AffinityKey::session_id(hello.session_id),
             in_clear: !hello.encrypted_client_hello,
+        }
+    }
+
+    /// The session that a rule leads home by, if that is one that was learned.
+    pub(super) fn key(&self, by: RoutedBy) -> Option<AffinityKey> {
+        match by {
+            RoutedBy::Ticket => self.ticket_key,
+            RoutedBy::SessionId => self.id_key,
+            RoutedBy::Label | RoutedBy::KeyName | RoutedBy::Policy => None,
         }
     }
 }
@@ -74,15 +88,12 @@ impl Shared {
         pool: &'r Pool,
         request: &'r Request<'_>,
     ) -> impl Iterator<Item = Choice<'r>> {
-        let ticket = AffinityKey::ticket(request.hello.session_ticket.unwrap_or_default());
-        let id = AffinityKey::session_id(request.hello.session_id);
-        let offers = [(RoutedBy::Ticket, ticket), (RoutedBy::SessionId, id)];
         let found = {
             let affinity = locked(&self.affinity);
-            let mut found = offers.into_iter();
-            found.find_map(|(by, key)| {
-                let home = affinity.lookup(key?, request.now)?;
-                pool.with_id(home).map(|_| (by, home))
+            let mut rules = [RoutedBy::Ticket, RoutedBy::SessionId].into_iter();
+            rules.find_map(|by| {
+                let known = affinity.lookup(request.offered.key(by)?, request.now)?;
+                pool.with_id(known.server).map(|_| (by, known.server))
             })
         };
         let at_home = move |home| {

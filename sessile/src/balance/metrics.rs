@@ -2,11 +2,15 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+use prometheus::{
+    GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry,
+};
 use sessile_proto::affinity::Affinity;
 use sessile_proto::route::RoutedBy;
 use sessile_proto::watch::Kind;
 
+use super::forgetting::{self, BUCKETS};
 use super::relay::Moved;
 use crate::detect::DetectError;
 use crate::figure;
@@ -162,6 +166,9 @@ pub(super) struct ServerFamilies {
     connections: IntCounterVec,
     failures: IntCounterVec,
     bytes: IntCounterVec,
+    handshakes: IntCounterVec,
+    idle: HistogramVec,
+    forgets_after: GaugeVec,
 }
 
 /// What is counted of one server.
@@ -173,7 +180,12 @@ pub(super) struct ServerMetrics {
     pub(super) failures: IntCounter,
     pub(super) bytes_up: IntCounter,
     pub(super) bytes_down: IntCounter,
+    /// By rule and by outcome.
+    handshakes: [[IntCounter; OUTCOMES.len()]; RoutedBy::ALL.len()],
 }
+
+/// What became of learned sessions that were offered to the server that made them.
+const OFFERS: [&str; 2] = ["accepted", "refused"];
 
 /// Directions of bytes: from clients, and from the server.
 const DIRECTIONS: [&str; 2] = ["up", "down"];
@@ -190,6 +202,18 @@ impl ServerFamilies {
             registry.register(Box::new(family.clone()))?;
             Ok(family)
         };
+        let idle = HistogramOpts::new(
+            "sessile_balance_server_offer_idle_seconds",
+            "How long learned sessions were idle that were offered to the server that made them, by what it did.",
+        );
+        let idle = HistogramVec::new(idle.buckets(BUCKETS.into()), &["server", "outcome"])?;
+        registry.register(Box::new(idle.clone()))?;
+        let forgets_after = Opts::new(
+            "sessile_balance_server_forgets_after_seconds",
+            "The age from which on this server refuses its own sessions, before their time; 0 where it does not.",
+        );
+        let forgets_after = GaugeVec::new(forgets_after, &["server"])?;
+        registry.register(Box::new(forgets_after.clone()))?;
         Ok(Self {
             open: gauges(
                 "sessile_balance_server_connections_open",
@@ -214,6 +238,13 @@ impl ServerFamilies {
                 "Bytes from clients (up) and from this server (down), hellos not counted.",
                 &["server", "direction"],
             )?,
+            handshakes: counters(
+                "sessile_balance_server_handshakes_total",
+                "Connections to this server by the rule that routed them and by what became of the session offered.",
+                &["server", "routed_by", "outcome"],
+            )?,
+            idle,
+            forgets_after,
         })
     }
 
@@ -228,6 +259,23 @@ impl ServerFamilies {
             failures: self.failures.with_label_values(&[server]),
             bytes_up,
             bytes_down,
+            handshakes: RoutedBy::ALL.map(|by| {
+                OUTCOMES.map(|outcome| {
+                    let labels = [server, by.as_str(), outcome];
+                    self.handshakes.with_label_values(&labels)
+                })
+            }),
+        }
+    }
+
+    /// What is counted of how it forgets sessions.
+    pub(super) fn forgetting(&self, server: &str) -> forgetting::Metrics {
+        let [accepted, refused] =
+            OFFERS.map(|outcome| self.idle.with_label_values(&[server, outcome]));
+        forgetting::Metrics {
+            accepted,
+            refused,
+            after: self.forgets_after.with_label_values(&[server]),
         }
     }
 
@@ -241,10 +289,37 @@ impl ServerFamilies {
         for direction in DIRECTIONS {
             let _ = self.bytes.remove_label_values(&[server, direction]);
         }
+        for by in RoutedBy::ALL {
+            for outcome in OUTCOMES {
+                let labels = [server, by.as_str(), outcome];
+                let _ = self.handshakes.remove_label_values(&labels);
+            }
+        }
+        for outcome in OFFERS {
+            let _ = self.idle.remove_label_values(&[server, outcome]);
+        }
+        let _ = self.forgets_after.remove_label_values(&[server]);
     }
 }
 
 impl ServerMetrics {
+    /// As [`Metrics::count`].
+    pub(super) fn count(&self, by: RoutedBy, kind: Option<Kind>) {
+        let rule = RoutedBy::ALL.iter().position(|it| *it == by);
+        let outcome = OUTCOMES.iter().position(|it| *it == outcome(kind));
+        if let (Some(rule), Some(outcome)) = (rule, outcome) {
+            self.handshakes[rule][outcome].inc();
+        }
+    }
+
+    /// Connections so far with that outcome.
+    pub(super) fn outcomes(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        OUTCOMES.iter().enumerate().map(|(at, &outcome)| {
+            let counts = self.handshakes.iter().map(|by| by[at].get());
+            (outcome, counts.sum())
+        })
+    }
+
     pub(super) fn moved(&self, moved: Moved) {
         self.bytes_up.inc_by(moved.up);
         self.bytes_down.inc_by(moved.down);

@@ -4,6 +4,7 @@
 mod connection;
 mod control;
 mod follow;
+mod forgetting;
 mod health;
 mod labels;
 mod metrics;
@@ -21,6 +22,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use sessile_proto::affinity::Affinity;
 use sessile_proto::keynames::KeyNames;
@@ -118,6 +120,7 @@ impl Balancer {
             metrics,
             families,
             max_connections,
+            session_lifetime: config.session.lifetime,
             stop: stop.clone(),
         });
         let admission = Admission::new(&config.connection, max_connections);
@@ -198,6 +201,8 @@ struct Shared {
     metrics: Metrics,
     families: ServerFamilies,
     max_connections: usize,
+    /// `session.lifetime`: what is expected of servers that do not say.
+    session_lifetime: Duration,
     stop: CancellationToken,
 }
 

@@ -47,6 +47,10 @@ thread_local! {
     static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; CHUNK].into());
 }
 
+/// Most bytes of what a server says when it clears an idle connection away, a close_notify and what
+/// HTTP/2 says before it: nothing that uses a session.
+const GOODBYE: u64 = 128;
+
 /// How long a connection may last.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Patience {
@@ -71,6 +75,8 @@ pub(super) struct Ended {
     pub(super) moved: Moved,
     /// The server was the first to end its side.
     pub(super) by_server: bool,
+    /// When bytes last moved that were more than a goodbye.
+    pub(super) silent_since: Instant,
     pub(super) end: End,
 }
 
@@ -107,6 +113,7 @@ pub(super) async fn run(
             patience,
             started,
             active: started,
+            used: started,
             kept_alive: false,
             by_server: false,
             due: Due::Check,
@@ -117,6 +124,7 @@ pub(super) async fn run(
         Ended {
             moved: Moved { up, down },
             by_server: relay.by_server,
+            silent_since: relay.used,
             end,
         }
     };
@@ -137,6 +145,8 @@ struct Relay<'a, W> {
     started: Instant,
     /// When bytes moved last.
     active: Instant,
+    /// When bytes moved last that were more than a goodbye.
+    used: Instant,
     kept_alive: bool,
     by_server: bool,
     due: Due,
@@ -155,12 +165,17 @@ enum Due {
 
 impl<W: FnMut(&[u8]) -> ControlFlow<()>> Relay<'_, W> {
     fn poll(&mut self, cx: &mut Context<'_>, mut timer: Pin<&mut Sleep>) -> Poll<End> {
-        let before = self.up.moved + self.down.moved;
-        if let Poll::Ready(end) = self.poll_directions(cx, timer.as_mut()) {
-            return Poll::Ready(end);
-        }
-        if self.up.moved + self.down.moved != before {
+        let before = (self.up.moved, self.down.moved);
+        let polled = self.poll_directions(cx, timer.as_mut());
+        let (up, down) = (self.up.moved - before.0, self.down.moved - before.1);
+        if up + down > 0 {
             self.active = Instant::now();
+            if up > 0 || down > GOODBYE {
+                self.used = self.active;
+            }
+        }
+        if let Poll::Ready(end) = polled {
+            return Poll::Ready(end);
         }
         while timer.as_mut().poll(cx).is_ready() {
             if let ControlFlow::Break(end) = self.on_time() {

@@ -1,10 +1,14 @@
 //! What became of a connection, reported in one place: what is learned from it, how its server
 //! stands, metrics and the log.
 
+use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use sessile_proto::Time;
 use sessile_proto::affinity::AffinityKey;
+use sessile_proto::cliff::Offer;
+use sessile_proto::hello::TLS_1_2;
 use sessile_proto::route::RoutedBy;
 use sessile_proto::verdict::How;
 use sessile_proto::watch::{Kind, Learned, Outcome};
@@ -21,6 +25,8 @@ pub(super) struct Passage {
     pub(super) by: RoutedBy,
     pub(super) client: SocketAddr,
     pub(super) offered: Offered,
+    /// The sessions that it made or resumed, as far as they were learned.
+    pub(super) sessions: RefCell<Vec<AffinityKey>>,
 }
 
 impl Shared {
@@ -32,7 +38,13 @@ impl Shared {
         outcome: &Outcome,
         selected: Option<u16>,
     ) {
-        self.learn(passage, &outcome.learned);
+        let established = self.remember_offer(passage, outcome);
+        self.learn(passage, &outcome.learned, established);
+        passage
+            .server
+            .live
+            .forgetting
+            .announced(outcome.lifetime_hint);
         self.learn_key_name(passage, outcome, selected);
         let kind = match outcome.kind {
             // The session ID of a TLS 1.3 client is noise, unless it is one that we know.
@@ -40,6 +52,7 @@ impl Shared {
             kind => kind,
         };
         self.metrics.count(passage.by, Some(kind));
+        (passage.server.live.metrics).count(passage.by, Some(kind));
         tracing::debug!(
             server = passage.server.name(),
             routed_by = passage.by.as_str(),
@@ -54,11 +67,21 @@ impl Shared {
         let server = &passage.server;
         if !told {
             self.metrics.count(passage.by, None);
+            server.live.metrics.count(passage.by, None);
         }
         if ended.moved.down == 0 && ended.by_server {
             server.cut(passage.client.ip(), clock::now());
         }
         server.live.metrics.moved(ended.moved);
+        let sessions = passage.sessions.take();
+        if !sessions.is_empty() {
+            // By the wall clock, as everything about sessions; measured by the other.
+            let used = clock::now().minus(ended.silent_since.elapsed());
+            let mut affinity = locked(&self.affinity);
+            for key in sessions {
+                affinity.used(key, used);
+            }
+        }
         match &ended.end {
             End::Orderly => {}
             End::Cut(error) => tracing::trace!(%error, client = %passage.client, "connection cut"),
@@ -67,9 +90,40 @@ impl Shared {
         }
     }
 
+    /// Takes note of what the server did with a session that it made, where that is known. Returns
+    /// when the full handshake was of the session that this connection goes on with.
+    fn remember_offer(&self, passage: &Passage, outcome: &Outcome) -> Option<Time> {
+        let key = passage.offered.key(passage.by)?;
+        let accepted = match outcome.kind {
+            Kind::Resumed(_) => true,
+            Kind::Failed => return None,
+            // The session was for an older version than what they have agreed on: no wonder.
+            _ if outcome.version > TLS_1_2 => return None,
+            Kind::Refused | Kind::NotOffered => false,
+        };
+        let now = clock::now();
+        let known = locked(&self.affinity).lookup(key, now)?;
+        if known.server == passage.server.id() {
+            let offer = Offer {
+                idle: now.since(known.used),
+                age: now.since(known.established),
+                accepted,
+            };
+            let server = &passage.server;
+            let forgetting = &server.live.forgetting;
+            forgetting.record(server.name(), offer, self.session_lifetime);
+        }
+        if !accepted {
+            return None;
+        }
+        passage.sessions.borrow_mut().push(key);
+        Some(known.established)
+    }
+
     /// Remembers which server made a session. What another server said stays; where they share a
     /// key, it makes no difference.
-    fn learn(&self, passage: &Passage, learned: &[Learned]) {
+    fn learn(&self, passage: &Passage, learned: &[Learned], established: Option<Time>) {
+        let now = clock::now();
         let mut affinity = locked(&self.affinity);
         for learned in learned {
             let key = match learned {
@@ -78,7 +132,9 @@ impl Shared {
             };
             if let Some(key) = key {
                 let (server, source) = (passage.server.id(), passage.client.ip());
-                let lesson = affinity.learn(key, server, source, clock::now());
+                let established = established.unwrap_or(now);
+                let lesson = affinity.learn(key, server, source, established, now);
+                passage.sessions.borrow_mut().push(key);
                 tracing::trace!(?lesson, server = passage.server.name(), "learned");
             }
         }

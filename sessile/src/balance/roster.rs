@@ -9,6 +9,7 @@ use std::time::Duration;
 use sessile_proto::Time;
 use sessile_proto::route::{self, Load, Policy};
 
+use super::forgetting::Forgetting;
 use super::labels::Labels;
 use super::metrics::ServerFamilies;
 use super::server::{Live, Rank, Server};
@@ -85,7 +86,8 @@ impl Roster {
                         None => Standing::default(),
                         Some(_) => Standing::new_at(clock::now()),
                     };
-                    Live::new(standing, families.of(&settings.name))
+                    let forgetting = Forgetting::new(families.forgetting(&settings.name));
+                    Live::new(standing, families.of(&settings.name), forgetting)
                 }
             };
             let of_pool = |pool: &Pool| settings.pool.as_ref() == Some(&pool.name);

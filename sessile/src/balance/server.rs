@@ -7,6 +7,7 @@ use std::time::Duration;
 use sessile_proto::Time;
 use sessile_proto::route::{self, Load};
 
+use super::forgetting::Forgetting;
 use super::metrics::ServerMetrics;
 use super::standing::{Standing, State};
 use crate::config::BalanceServer;
@@ -25,6 +26,7 @@ pub(super) struct Server {
 pub(super) struct Live {
     standing: Mutex<Standing>,
     pub(super) metrics: ServerMetrics,
+    pub(super) forgetting: Forgetting,
 }
 
 /// How fit a server is for new clients, the fittest first.
@@ -42,11 +44,16 @@ impl Rank {
 }
 
 impl Live {
-    pub(super) fn new(standing: Standing, metrics: ServerMetrics) -> Arc<Self> {
+    pub(super) fn new(
+        standing: Standing,
+        metrics: ServerMetrics,
+        forgetting: Forgetting,
+    ) -> Arc<Self> {
         metrics.up.set(1);
         Arc::new(Self {
             standing: Mutex::new(standing),
             metrics,
+            forgetting,
         })
     }
 

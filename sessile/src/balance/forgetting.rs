@@ -1,0 +1,235 @@
+//! What a server does with the sessions that it made, by how long they were idle; and what that says
+//! of the server. Only sessions that were learned are followed: a ticket of TLS 1.3 is another one
+//! each time.
+
+use std::fmt;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use prometheus::{Gauge, Histogram};
+use sessile_proto::cliff::{Ages, Cliff, Offer, Since};
+
+/// Upper bounds of the histograms' buckets, in seconds. Five minutes are finer than the rest: that is
+/// where IIS and many after it clear idle connections away.
+pub(super) const BUCKETS: [f64; 16] = [
+    1.0, 5.0, 15.0, 30.0, 60.0, 120.0, 180.0, 240.0, 300.0, 360.0, 600.0, 1800.0, 3600.0, 7200.0,
+    18_000.0, 36_000.0,
+];
+
+/// A change of a cliff by less than this part of it is none.
+const SAME: u32 = 4;
+
+/// What one server forgets.
+pub(super) struct Forgetting {
+    state: Mutex<State>,
+    metrics: Metrics,
+}
+
+/// What is counted of it.
+pub(super) struct Metrics {
+    pub(super) accepted: Histogram,
+    pub(super) refused: Histogram,
+    /// Seconds after which sessions are forgotten; 0: they are not.
+    pub(super) after: Gauge,
+}
+
+#[derive(Default)]
+struct State {
+    ages: Ages,
+    /// The longest that the server meant to accept a ticket.
+    announced: Option<Duration>,
+    said: Option<Cliff>,
+}
+
+/// A server forgets sessions before their time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Diagnosis {
+    pub(super) cliff: Cliff,
+    /// How long they should have lived.
+    due: Due,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Due {
+    /// As the server's own tickets say.
+    Announced(Duration),
+    /// As `session.lifetime` here says.
+    Expected(Duration),
+}
+
+impl Forgetting {
+    pub(super) fn new(metrics: Metrics) -> Self {
+        Self {
+            state: Mutex::default(),
+            metrics,
+        }
+    }
+
+    /// Takes note of how long the server means to accept a ticket, in seconds.
+    pub(super) fn announced(&self, lifetime_hint: u32) {
+        if lifetime_hint > 0 {
+            let hint = Duration::from_secs(lifetime_hint.into());
+            let mut state = self.state();
+            state.announced = state.announced.max(Some(hint));
+        }
+    }
+
+    /// Takes note of what became of an offer, and says so where that changes what is known.
+    /// `lifetime`: how long sessions live where the server does not say.
+    pub(super) fn record(&self, server: &str, offer: Offer, lifetime: Duration) {
+        let histogram = match offer.accepted {
+            true => &self.metrics.accepted,
+            false => &self.metrics.refused,
+        };
+        histogram.observe(offer.idle.as_secs_f64());
+        let mut state = self.state();
+        state.ages.record(offer);
+        let found = state.diagnosis(lifetime);
+        let cliff = found.map(|found| found.cliff);
+        let after = cliff.map_or(0.0, |cliff| cliff.after().as_secs_f64());
+        self.metrics.after.set(after);
+        if is_news(state.said, cliff) {
+            state.said = cliff;
+            match found {
+                Some(found) => tracing::warn!("{server} {found}"),
+                None => {
+                    tracing::info!("{server} does not forget sessions before their time any more")
+                }
+            }
+        }
+    }
+
+    /// What is known now.
+    pub(super) fn diagnosis(&self, lifetime: Duration) -> Option<Diagnosis> {
+        self.state().diagnosis(lifetime)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn diagnosis(&self, lifetime: Duration) -> Option<Diagnosis> {
+        let cliff = self.ages.cliff()?;
+        let (due, lives) = match self.announced {
+            Some(announced) => (Due::Announced(announced), announced),
+            None => (Due::Expected(lifetime), lifetime),
+        };
+        cliff.is_short_of(lives).then_some(Diagnosis { cliff, due })
+    }
+}
+
+/// Whether what is known now is worth a line beside what was said last.
+fn is_news(said: Option<Cliff>, now: Option<Cliff>) -> bool {
+    match (said, now) {
+        (None, None) => false,
+        (Some(said), Some(now)) => {
+            let (before, after) = (said.after(), now.after());
+            said.since != now.since || before.abs_diff(after) > before / SAME
+        }
+        _ => true,
+    }
+}
+
+impl fmt::Display for Diagnosis {
+    /// To be read behind the server's name.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let cliff = &self.cliff;
+        match cliff.since {
+            Since::LastUse => write!(f, "forgets sessions after {cliff} of idle time")?,
+            Since::FullHandshake => {
+                write!(f, "forgets sessions {cliff} after their full handshake")?;
+            }
+            Since::Either => write!(
+                f,
+                "forgets sessions after {cliff}, of idle time or since their full handshake"
+            )?,
+        }
+        match self.due {
+            Due::Announced(due) => write!(f, " though it announces {} s", due.as_secs())?,
+            Due::Expected(due) => write!(f, " though {} s are expected", due.as_secs())?,
+        }
+        f.write_str(match cliff.since {
+            Since::LastUse => ": as IIS 6.0 without EnableKernelSSL",
+            Since::FullHandshake => ": its session time-out, or a cache too small for the load",
+            Since::Either => ": which of the two, no client has shown yet",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn secs(secs: u64) -> Duration {
+        Duration::from_secs(secs)
+    }
+
+    fn forgetting() -> Forgetting {
+        let families =
+            super::super::metrics::ServerFamilies::register(&prometheus::Registry::new());
+        Forgetting::new(families.unwrap().forgetting("web2"))
+    }
+
+    /// Sessions that are used now and then, and come back after all idle times up to 500 s, at a
+    /// server that clears away what is idle for 300 s.
+    fn as_iis(forgetting: &Forgetting) {
+        for n in 0..200 {
+            let idle = n * 37 % 500;
+            let offer = Offer {
+                idle: secs(idle),
+                age: secs(idle + n * 101 % 3000),
+                accepted: idle < 300,
+            };
+            forgetting.record("web2", offer, secs(36_000));
+        }
+    }
+
+    #[test]
+    fn the_articles_defect_is_named_with_its_figure() {
+        let forgetting = forgetting();
+        assert_eq!(forgetting.diagnosis(secs(36_000)), None);
+        as_iis(&forgetting);
+        let found = forgetting.diagnosis(secs(36_000)).unwrap().to_string();
+        let (before, rest) = found.split_once(" s of idle time").unwrap();
+        let seconds: u64 = before.rsplit(' ').next().unwrap().parse().unwrap();
+        assert!((295..305).contains(&seconds), "{found}");
+        assert_eq!(
+            rest,
+            " though 36000 s are expected: as IIS 6.0 without EnableKernelSSL"
+        );
+        assert!((295.0..305.0).contains(&forgetting.metrics.after.get()));
+    }
+
+    #[test]
+    fn what_a_server_announces_is_what_it_is_held_to() {
+        let forgetting = forgetting();
+        as_iis(&forgetting);
+        forgetting.announced(0);
+        forgetting.announced(7200);
+        let found = forgetting.diagnosis(secs(36_000)).unwrap().to_string();
+        assert!(found.contains("though it announces 7200 s"), "{found}");
+    }
+
+    #[test]
+    fn a_server_that_keeps_sessions_for_their_time_forgets_none() {
+        let forgetting = forgetting();
+        as_iis(&forgetting);
+        assert_eq!(forgetting.diagnosis(secs(300)), None);
+    }
+
+    #[test]
+    fn the_same_is_not_said_twice() {
+        let cliff = |seconds| Cliff {
+            kept: secs(seconds),
+            lost: secs(seconds),
+            since: Since::LastUse,
+        };
+        assert!(!is_news(None, None));
+        assert!(is_news(None, Some(cliff(300))));
+        assert!(!is_news(Some(cliff(300)), Some(cliff(290))));
+        assert!(is_news(Some(cliff(300)), Some(cliff(60))));
+        assert!(is_news(Some(cliff(300)), None));
+    }
+}

@@ -173,9 +173,11 @@ fn listeners(config: &Config, findings: &mut Findings) {
         findings.warn("There are sites and no listener that serves them.");
     }
     if let Some(address) = config.admin.listen {
-        findings.note(format!(
-            "{address} answers /healthz and /metrics in plain HTTP."
-        ));
+        let paths = match has_role(config, Role::Balance) {
+            true => "/healthz, /metrics and /api/balancer",
+            false => "/healthz and /metrics",
+        };
+        findings.note(format!("{address} answers {paths} in plain HTTP."));
         if !address.ip().is_loopback() {
             findings.warn(format!(
                 "admin.listen = \"{address}\" can be reached from other machines; \"127.0.0.1:{}\" cannot.",

@@ -38,7 +38,7 @@ pub(super) struct Args {
     /// The farm key's route part, or a whole key: leads tickets of sessile servers home.
     #[arg(long, value_name = "FILE")]
     key: Option<PathBuf>,
-    /// Where /healthz and /metrics answer.
+    /// Where /healthz, /metrics and /api/balancer answer.
     #[arg(long, value_name = "IP:PORT")]
     admin: Option<SocketAddr>,
 }

@@ -192,6 +192,55 @@ impl Affinity {
         })
     }
 
+    /// All that is remembered, for [`Self::import`].
+    ///
+    /// `learned 8 | key length 1 | key | server 4 | source 8 | established 8 | used 8`…, oldest first
+    #[must_use]
+    pub fn export(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        for entry in self.table.iter() {
+            out.extend_from_slice(&entry.established.unix_millis().to_be_bytes());
+            out.push(entry.key.len() as u8);
+            out.extend_from_slice(entry.key);
+            out.extend_from_slice(entry.value);
+        }
+        out
+    }
+
+    /// Remembers what another table did, into one that is empty, but for what is too old by now.
+    /// Returns how much that is; `None` where it is not what [`Self::export`] wrote.
+    pub fn import(&mut self, bytes: &[u8], now: Time) -> Option<usize> {
+        let mut read = Vec::new();
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let (head, tail) = rest.split_first_chunk::<9>()?;
+            let (learned, [length]) = head.split_first_chunk::<8>()? else {
+                return None;
+            };
+            if !(2..=KEY).contains(&usize::from(*length)) {
+                return None;
+            }
+            let (key, tail) = tail.split_at_checked(usize::from(*length))?;
+            let (value, tail) = tail.split_first_chunk::<{ Lesson::LEN }>()?;
+            let learned = Time::from_unix_millis(u64::from_be_bytes(*learned));
+            read.push((learned, key, value));
+            rest = tail;
+        }
+        for (learned, key, value) in read {
+            if self.table.peek(key).is_some() {
+                continue;
+            }
+            if self.table.len() >= self.max_entries {
+                self.forget_oldest(now);
+            }
+            if let Inserted::Stored { .. } = self.table.insert(key, value, learned, now) {
+                let source = Lesson::from_bytes(value).source;
+                *self.sources.entry(source).or_default() += 1;
+            }
+        }
+        Some(self.table.len())
+    }
+
     /// What happened in the table so far. Look-ups are not counted.
     #[must_use]
     pub fn stats(&self) -> Stats {
@@ -351,6 +400,50 @@ mod tests {
         };
         assert_eq!(affinity.lookup(id(1), at(1009)), Some(recalled));
         assert_eq!(affinity.lookup(id(1), at(1010)), None);
+    }
+
+    #[test]
+    fn what_one_table_remembered_another_does() {
+        let mut first = affinity(10);
+        for n in 0..4_u32 {
+            let net = address(&format!("192.0.{n}.1"));
+            first.learn(id(n), n, net, at(u64::from(n)), at(u64::from(n) * 100));
+        }
+        first.used(id(3), at(800));
+        let bytes = first.export();
+        let mut second = affinity(2);
+        // The first is too old by now, the second had to make room.
+        assert_eq!(second.import(&bytes, at(1050)), Some(2));
+        let found = [0, 1, 2, 3].map(|n| second.lookup(id(n), at(1050)));
+        assert_eq!(
+            found,
+            [
+                None,
+                None,
+                first.lookup(id(2), at(1050)),
+                first.lookup(id(3), at(1050))
+            ]
+        );
+        assert_eq!(second.sources.values().sum::<u32>(), 2);
+        assert_eq!(second.import(&bytes, at(1050)), Some(2));
+        assert_eq!(second.import(&[], at(1050)), Some(2));
+    }
+
+    #[test]
+    fn what_is_no_export_is_refused_as_a_whole() {
+        let mut first = affinity(10);
+        first.learn(id(1), 7, A, at(0), at(0));
+        first.learn(id(2), 7, A, at(0), at(0));
+        let bytes = first.export();
+        let one = bytes.len() / 2;
+        for end in (0..bytes.len()).filter(|end| end % one != 0) {
+            let mut second = affinity(10);
+            assert_eq!(second.import(&bytes[..end], at(1)), None, "{end}");
+            assert_eq!(second.stats().entries, 0);
+        }
+        let mut longer = bytes;
+        longer[8] = 200;
+        assert_eq!(affinity(10).import(&longer, at(1)), None);
     }
 
     #[test]

@@ -19,6 +19,7 @@ pub mod probe;
 pub mod serve;
 pub mod server_names;
 pub mod settings;
+pub mod state_file;
 pub mod store;
 pub mod systemd;
 pub mod tls;

@@ -6,6 +6,7 @@ mod control;
 mod follow;
 mod forgetting;
 mod health;
+mod kept;
 mod labels;
 mod metrics;
 mod relay;
@@ -33,11 +34,13 @@ use tokio_util::task::TaskTracker;
 
 use crate::admin::{self, Command};
 use crate::admission::Admission;
+use crate::clock;
 use crate::config::{Balance, Config, Role};
 use crate::detect::Entrance;
 use crate::key::FileError;
 use crate::lifecycle::{self, Workers};
 use crate::listen::{self, ListenError};
+use kept::Kept;
 use labels::Labels;
 use metrics::ServerFamilies;
 use roster::Roster;
@@ -80,6 +83,8 @@ pub struct Balancer {
     shared: Arc<Shared>,
     commands: mpsc::Sender<Command>,
     workers: Workers,
+    /// Where what was learned goes when it has drained.
+    kept: Option<Kept>,
 }
 
 impl Balancer {
@@ -131,6 +136,11 @@ impl Balancer {
             let entrance = Entrance::new(admission, &listener.proxies, stop.clone());
             listeners.push((entrance, listen::bind(listener.address, count)?));
         }
+        // As late as can be: a start that fails has not used it up.
+        let kept = Kept::new(config);
+        if let Some(kept) = &kept {
+            kept.restore(&mut locked(&shared.affinity), clock::now());
+        }
         let mut addresses = Vec::new();
         let mut workers = Workers::default();
         for (entrance, sockets) in listeners {
@@ -151,6 +161,7 @@ impl Balancer {
             shared,
             commands,
             workers,
+            kept,
         })
     }
 
@@ -185,9 +196,13 @@ impl Balancer {
         Ok(self.shared.replace(config.balance.clone(), labels)?)
     }
 
-    /// Waits until its workers have drained, after the order to stop.
+    /// Waits until its workers have drained, after the order to stop, and keeps what was learned for
+    /// the next start.
     pub fn join(self) {
         self.workers.join();
+        if let Some(kept) = self.kept {
+            kept.save(&locked(&self.shared.affinity));
+        }
     }
 }
 

@@ -47,7 +47,13 @@ impl Folder {
 
 /// A balancer's key: it is never made, and needed for labels only.
 fn check_balancer(config: &Config, findings: &mut Findings) {
-    findings.note("What the balancer has learned of sessions is gone at a restart.");
+    findings.note(match config.session.snapshot {
+        true => {
+            "What the balancer has learned of sessions is kept over a restart, in the state folder (session.snapshot); a crash \
+             loses it."
+        }
+        false => "What the balancer has learned of sessions is gone at a restart: session.snapshot is false.",
+    });
     match &config.key {
         Key::File(key) if key.exists() => findings.note(format!(
             "Tickets of sessile servers are led home by their labels, which the key in {} opens.",

@@ -185,6 +185,7 @@ pub fn balancer_config(
 ) -> Config {
     let mut config = base.clone();
     config.key = Key::Ephemeral;
+    config.session.snapshot = false;
     config.server.workers = 1;
     config.listeners = vec![Listener::new(listen, Role::Balance)];
     config.balance = Balance {

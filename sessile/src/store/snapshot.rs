@@ -5,12 +5,10 @@
 //! and whether it is the last. The first begins with the incarnation, 2 bytes; then entries:
 //! `established 8 | key length 1 | value length 2 | key | value`, oldest first, none in two pieces.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use aws_lc_rs::digest;
 use sessile_proto::Time;
 use sessile_proto::keys::{Purpose, Schedule};
 use sessile_proto::sealed;
@@ -18,6 +16,7 @@ use sessile_proto::session::{MAX_KEY, MAX_VALUE};
 use zeroize::Zeroizing;
 
 use super::memory::Entry;
+use crate::state_file::{self, TakeError};
 
 const MAGIC: &[u8; 19] = b"sessile snapshot 1\n";
 
@@ -51,9 +50,9 @@ pub struct Snapshot {
 /// Why a snapshot is not used.
 #[derive(Debug, thiserror::Error)]
 pub enum Unusable {
-    #[error("it cannot be removed, so that it could be read twice: {0}")]
-    Removal(io::Error),
-    #[error("it cannot be read: {0}")]
+    #[error(transparent)]
+    Taken(#[from] TakeError),
+    #[error("it cannot be read or written: {0}")]
     Io(#[from] io::Error),
     #[error("it is not in this version's format")]
     Format,
@@ -69,22 +68,8 @@ impl SnapshotFile {
     /// The file of a server of that name; servers that share a folder have one each.
     #[must_use]
     pub fn new(folder: &Path, server: &str) -> Self {
-        const MAX_NAME: usize = 64;
-        let plain = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
-        let mut name: String = server
-            .chars()
-            .take(MAX_NAME)
-            .map(|c| if plain(c) { c } else { '_' })
-            .collect();
-        if name != server {
-            // Names that look alike now are still apart.
-            let digest = digest::digest(&digest::SHA256, server.as_bytes());
-            for byte in &digest.as_ref()[..4] {
-                name.push_str(&format!("-{byte:02x}"));
-            }
-        }
         Self {
-            path: folder.join(format!("sessions-{name}.snapshot")),
+            path: state_file::path(folder, "sessions", server),
             server: server.to_owned(),
         }
     }
@@ -100,25 +85,10 @@ impl SnapshotFile {
     /// # Errors
     /// Where it cannot be written or sealed.
     pub fn save(&self, schedule: &Schedule, snapshot: &Snapshot) -> Result<usize, Unusable> {
-        let folder = self.path.parent().unwrap_or(Path::new("."));
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(folder)?;
-        let mut staged = tempfile::Builder::new()
-            .prefix(".sessions-")
-            .permissions(fs::Permissions::from_mode(0o600))
-            .tempfile_in(folder)?;
         let entries = newest_within(&snapshot.entries, MAX_BYTES);
-        self.write(
-            schedule,
-            snapshot.incarnation,
-            entries,
-            staged.as_file_mut(),
-        )?;
-        staged.as_file().sync_all()?;
-        staged.persist(&self.path).map_err(|error| error.error)?;
-        File::open(folder)?.sync_all()?;
+        state_file::replace(&self.path, |file| {
+            self.write(schedule, snapshot.incarnation, entries, file)
+        })?;
         Ok(entries.len())
     }
 
@@ -162,16 +132,10 @@ impl SnapshotFile {
     /// # Errors
     /// Where it cannot be used; unless it cannot be removed it is gone then, too.
     pub fn take(&self, schedule: &Schedule) -> Result<Option<Snapshot>, Unusable> {
-        let file = match File::open(&self.path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error.into()),
-        };
-        fs::remove_file(&self.path).map_err(Unusable::Removal)?;
         // Twice the most: pieces are longer than what is in them.
-        if !file.metadata()?.is_file() || file.metadata()?.len() > 2 * MAX_BYTES as u64 {
-            return Err(Unusable::Format);
-        }
+        let Some(file) = state_file::take(&self.path, 2 * MAX_BYTES as u64)? else {
+            return Ok(None);
+        };
         self.read(schedule, &mut BufReader::new(file)).map(Some)
     }
 
@@ -298,6 +262,8 @@ fn random() -> Result<[u8; 16], Unusable> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
     use std::sync::Arc;
     use std::time::Duration;
 

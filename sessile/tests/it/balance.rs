@@ -1,5 +1,6 @@
 //! `sessile balance` in front of servers that share nothing and know nothing of it.
 
+use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
@@ -385,4 +386,44 @@ fn a_server_that_does_not_answer_is_passed_over_by_those_who_come_next() {
     let metrics = balancer.metrics();
     let failed = metrics.sum("sessile_balance_server_failures_total", &[]);
     assert_eq!(failed, 1, "each client tries it anew: {metrics}");
+}
+
+#[test]
+fn what_was_learned_outlives_a_restart_of_the_balancer() {
+    const CLIENTS: usize = 6;
+    for tickets in ["off", "on"] {
+        let certificates = Certificates::new();
+        let servers = servers(&certificates, tickets);
+        let config = certificates.folder().join("balance.toml");
+        let mut text = "[balance]\npolicy = \"round-robin\"\nhealth = \"off\"\n\
+            [[listener]]\naddress = \"127.0.0.1:0\"\nrole = \"balance\"\n"
+            .to_owned();
+        for (name, address) in ["a", "b"].iter().zip(addresses(&servers)) {
+            text += &format!("[[balance.server]]\nname = \"{name}\"\naddress = \"{address}\"\n");
+        }
+        fs::write(&config, text).unwrap();
+        let start = || Sessile::balance_configured(&config, certificates.folder());
+        let mut balancer = start();
+        let session = |n| certificates.folder().join(format!("session-{tickets}-{n}"));
+        for n in 0..CLIENTS {
+            let ran = visit(balancer.address(), &certificates, &session(n));
+            assert_eq!(ran.count("New, "), 1, "{}", ran.stdout);
+        }
+        for restart in 1..3 {
+            balancer.terminate();
+            assert!(balancer.ended().success());
+            balancer = start();
+            for n in 0..CLIENTS {
+                let ran = visit(balancer.address(), &certificates, &session(n));
+                assert_eq!(ran.count("Reused, "), 1, "{restart}: {}", ran.stdout);
+            }
+        }
+        // What was taken up is taken away: a crash leaves nothing old behind.
+        let left = fs::read_dir(certificates.folder().join("sessile")).unwrap();
+        let left = left.filter(|it| {
+            let name = it.as_ref().unwrap().file_name();
+            name.to_string_lossy().starts_with("learned-")
+        });
+        assert_eq!(left.count(), 0);
+    }
 }

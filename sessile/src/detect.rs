@@ -19,13 +19,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admission::{Admission, Entry, Refusal};
 use crate::config::Network;
+use crate::lifecycle::LAST_CALL;
 
 /// How long a client may take over its ClientHello, however it trickles in, the PROXY header before it
 /// included.
 pub const HELLO_DEADLINE: Duration = Duration::from_secs(5);
-
-/// How long a hello that is on its way may still take once the order to stop has come.
-const STOP_GRACE: Duration = Duration::from_millis(500);
 
 /// Bytes read at once: more than almost any hello has.
 const CHUNK: usize = 4096;
@@ -120,7 +118,7 @@ impl Entrance {
     ) -> Result<Arrival, DetectError> {
         let too_late = async {
             self.stop.cancelled().await;
-            tokio::time::sleep(STOP_GRACE).await;
+            tokio::time::sleep(LAST_CALL).await;
         };
         tokio::select! {
             biased;

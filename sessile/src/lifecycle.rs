@@ -15,6 +15,10 @@ use crate::systemd::{self, State};
 /// How long connections may take to finish once the order to stop has come.
 pub const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
 
+/// How long a client that has connected may still take to say what it wants once the order to stop has
+/// come: as long as it takes to send a lost segment again, and to get it there.
+pub const LAST_CALL: Duration = Duration::from_secs(2);
+
 /// Threads of a role, each with a runtime of its own.
 #[derive(Default)]
 pub struct Workers {

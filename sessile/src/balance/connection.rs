@@ -8,11 +8,13 @@ use std::net::SocketAddr;
 use std::ops::ControlFlow;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use sessile_proto::hello::ClientHello;
 use sessile_proto::proxy_protocol::{self, Addresses, Version};
+use sessile_proto::route::RoutedBy;
 use sessile_proto::watch::Watch;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -21,7 +23,7 @@ use super::follow::{Offered, Request};
 use super::metrics::Open;
 use super::relay::{self, Patience};
 use super::report::Passage;
-use super::roster::Roster;
+use super::roster::{Pool, Roster};
 use super::server::{Connected, Server};
 use crate::clock;
 use crate::detect::{Arrival, Entrance};
@@ -95,19 +97,13 @@ async fn place(
         source: arrival.source.ip(),
         now: clock::now(),
     };
-    let mut tried: Vec<&Arc<Server>> = Vec::new();
-    let mut found = None;
-    for (by, server) in shared.choices(&roster, pool, &request) {
-        if tried.iter().any(|other| Arc::ptr_eq(other, server)) {
-            continue;
-        }
-        tried.push(server);
-        if let Some(made) = connect(&roster, server, &opening).await {
-            found = Some((by, Arc::clone(server), made));
-            break;
-        }
-    }
-    let (by, server, (io, connected)) = found.ok_or("no-server")?;
+    let found = find(shared, &roster, pool, &request, &opening).await;
+    let Attempt {
+        by,
+        server,
+        io,
+        connected,
+    } = found.ok_or("no-server")?;
     Ok(Placed {
         server: io,
         connected,
@@ -124,6 +120,71 @@ async fn place(
             sessions: RefCell::default(),
         },
     })
+}
+
+/// A server that took the connection and was told the hello.
+struct Attempt {
+    by: RoutedBy,
+    server: Arc<Server>,
+    io: TcpStream,
+    connected: Connected,
+}
+
+/// Tries the servers in turn. One that took the connection and ends it without a word, as one that is
+/// stopped does with what waits for it, is passed over as well, once: as long as nothing was heard
+/// from it, its client knows of nothing. Where there is no other, that is how the connection ends.
+async fn find(
+    shared: &Shared,
+    roster: &Roster,
+    pool: &Pool,
+    request: &Request<'_>,
+    opening: &Opening<'_>,
+) -> Option<Attempt> {
+    let mut tried: Vec<&Arc<Server>> = Vec::new();
+    let mut silent: Option<Attempt> = None;
+    for (by, server) in shared.choices(roster, pool, request) {
+        if tried.iter().any(|other| Arc::ptr_eq(other, server)) {
+            continue;
+        }
+        tried.push(server);
+        let Some((io, connected)) = connect(roster, server, opening).await else {
+            continue;
+        };
+        let attempt = Attempt {
+            by,
+            server: Arc::clone(server),
+            io,
+            connected,
+        };
+        if let Some(silent) = silent {
+            silent.server.cut(request.source, clock::now());
+            return Some(attempt);
+        }
+        let patience = roster.balance.connect_timeout;
+        if !opening.may_be_said_again() || !hangs_up(&attempt.io, opening.client, patience).await {
+            return Some(attempt);
+        }
+        silent = Some(attempt);
+    }
+    silent
+}
+
+/// Whether the server ends the connection before it says anything. Nothing is read: what it says, and
+/// how it ends, is there for who relays it.
+async fn hangs_up(server: &TcpStream, client: &TcpStream, patience: Duration) -> bool {
+    let first = async {
+        tokio::select! {
+            biased;
+            ready = server.ready(Interest::READABLE | Interest::ERROR) => ready.ok(),
+            // It has more to say, or is gone.
+            _ = client.readable() => None,
+        }
+    };
+    let Ok(Some(ready)) = timeout(patience, first).await else {
+        return false;
+    };
+    let ended = ready.is_read_closed() || ready.is_error();
+    ended && matches!(rustix::io::ioctl_fionread(server), Ok(0))
 }
 
 /// What a server hears first.
@@ -151,6 +212,11 @@ impl Opening<'_> {
         let alpn = self.hello.alpn.iter().next();
         let header = proxy_protocol::encode(version, addresses, self.hello.server_name, alpn);
         Ok([&header, hello].concat().into())
+    }
+
+    /// Whether another server may hear it too. Early data is to be heard once.
+    const fn may_be_said_again(&self) -> bool {
+        !self.hello.early_data
     }
 }
 

@@ -20,6 +20,7 @@ use super::respond::{self, Connection};
 use super::sites::{Site, Sites};
 use crate::clock;
 use crate::detect::{DetectError, Entrance};
+use crate::lifecycle::LAST_CALL;
 use crate::tls::{self, AcceptError, Accepted, Completion, HANDSHAKE_DEADLINE};
 
 /// How long a request's head may take beyond the idle time: the idle clock begins again with each
@@ -138,6 +139,7 @@ macro_rules! drive {
         let status = &$connection.status;
         let idle_timeout = worker.config.connection.idle_timeout;
         let mut http = pin!($http);
+        let mut stop = pin!($connection.told_to_stop());
         let mut stopping = false;
         loop {
             let idle_until = status.last_activity() + idle_timeout;
@@ -163,7 +165,7 @@ macro_rules! drive {
                     let _ = tokio::time::timeout(GOODBYE_DEADLINE, http.as_mut()).await;
                     break true;
                 }
-                () = worker.around.stop.cancelled(), if !stopping => {
+                () = &mut stop, if !stopping => {
                     stopping = true;
                     http.as_mut().graceful_shutdown();
                 }
@@ -199,6 +201,15 @@ async fn serve(connection: &Rc<Connection>, stream: tls::Stream) -> bool {
 }
 
 impl Connection {
+    /// Waits for the order to stop, and then for the first request if there was none as yet: it may be
+    /// on its way, and hyper would close the connection on it.
+    async fn told_to_stop(&self) {
+        self.worker.shared.around.stop.cancelled().await;
+        if self.requests.get() == 0 {
+            tokio::time::sleep(LAST_CALL).await;
+        }
+    }
+
     /// Counts the handshake, once and when it is over: after early data that is while requests are
     /// answered.
     fn count_handshake(&self) {

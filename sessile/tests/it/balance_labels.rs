@@ -24,7 +24,7 @@ fn key(arguments: &[&str]) {
 }
 
 /// Writes the route part of a farm's key.
-fn export(farm: &Farm) -> PathBuf {
+pub(crate) fn export(farm: &Farm) -> PathBuf {
     let part = farm.folder().join("route.key");
     let whole = farm.folder().join("farm.key");
     let (file, output) = (whole.to_str().unwrap(), part.to_str().unwrap());

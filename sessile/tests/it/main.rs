@@ -25,6 +25,7 @@ mod peers;
 mod probe;
 mod proxy_protocol;
 mod registry;
+mod rolling;
 mod serve_files;
 mod serve_life;
 mod serve_proxy;

@@ -13,16 +13,16 @@ use crate::store::setup::{client, verdict};
 
 /// By what a client resumes.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum How {
+pub(crate) enum How {
     SessionId,
     Ticket,
     Psk,
 }
 
-pub(super) const HOW: [How; 3] = [How::SessionId, How::Ticket, How::Psk];
+pub(crate) const HOW: [How; 3] = [How::SessionId, How::Ticket, How::Psk];
 
 impl How {
-    pub(super) const fn verdict(self) -> &'static str {
+    pub(crate) const fn verdict(self) -> &'static str {
         match self {
             Self::SessionId => "resumed/session-id",
             Self::Ticket => "resumed/ticket",
@@ -31,7 +31,7 @@ impl How {
     }
 
     /// For `openssl s_client`.
-    pub(super) const fn arguments(self) -> &'static [&'static str] {
+    pub(crate) const fn arguments(self) -> &'static [&'static str] {
         match self {
             Self::SessionId => &["-tls1_2", "-no_ticket"],
             Self::Ticket => &["-tls1_2"],
@@ -41,7 +41,7 @@ impl How {
 }
 
 /// A client of some program that keeps one session.
-pub(super) struct Returning {
+pub(crate) struct Returning {
     how: How,
     program: Program,
     /// Where it was the last time.
@@ -58,7 +58,7 @@ enum Program {
 impl Returning {
     /// One of each program and for each way to resume. They trust the authority in `root`, and keep
     /// in `folder` what does not fit into their memory, under a name of theirs.
-    pub(super) fn of_every_kind(root: &Path, folder: &Path, name: &str) -> Vec<Self> {
+    pub(crate) fn of_every_kind(root: &Path, folder: &Path, name: &str) -> Vec<Self> {
         let kinds = HOW.into_iter().flat_map(|how| {
             let openssl = Program::Openssl {
                 root: root.to_owned(),
@@ -81,13 +81,13 @@ impl Returning {
     }
 
     /// Makes its first, full, handshake there.
-    pub(super) async fn arrive(&mut self, server: SocketAddr) {
+    pub(crate) async fn arrive(&mut self, server: SocketAddr) {
         let verdict = self.connect(server).await;
         assert_eq!(verdict, "full/nothing-offered", "{}", self.name());
     }
 
     /// Comes back to another server than the last time, each time to the next one; it has to resume.
-    pub(super) async fn come_back(&mut self, servers: &[SocketAddr]) {
+    pub(crate) async fn come_back(&mut self, servers: &[SocketAddr]) {
         let from = self.visits % servers.len();
         let mut others = servers[from..].iter().chain(&servers[..from]);
         let to = others.find(|server| Some(**server) != self.last);
@@ -123,13 +123,25 @@ const REQUEST: &str = "HEAD / HTTP/1.1\r\nhost: localhost\r\nconnection: close\r
 
 /// The verdict on a connection that offers the session in a file, if there is one, and leaves a session
 /// there. By its clock OpenSSL tells whether a session is still worth an offer.
-pub(super) fn openssl(
+pub(crate) fn openssl(
     how: How,
     root: &Path,
     session: &Path,
     server: SocketAddr,
     clock: Option<&str>,
 ) -> String {
+    let visit = try_openssl(how, root, session, server, clock);
+    visit.unwrap_or_else(|failure| panic!("{failure}"))
+}
+
+/// The same where the connection may fail: then what OpenSSL said.
+pub(crate) fn try_openssl(
+    how: How,
+    root: &Path,
+    session: &Path,
+    server: SocketAddr,
+    clock: Option<&str>,
+) -> Result<String, String> {
     let mut command = Command::new("openssl");
     command.args(["s_client", "-ign_eof", "-servername", "localhost"]);
     command.arg("-connect").arg(server.to_string());
@@ -141,14 +153,16 @@ pub(super) fn openssl(
     if let Some(clock) = clock {
         set_clock(&mut command, clock);
     }
-    let said = run("openssl", &mut command, REQUEST).succeeded().stdout;
-    let head = said.split_once("sessile-verdict: ");
-    let verdict = head.and_then(|(_, rest)| rest.split_whitespace().next());
-    verdict.expect("a verdict").to_owned()
+    let ran = run("openssl", &mut command, REQUEST);
+    let head = ran.stdout.split_once("sessile-verdict: ");
+    match head.and_then(|(_, rest)| rest.split_whitespace().next()) {
+        Some(verdict) if ran.status.success() => Ok(verdict.to_owned()),
+        _ => Err(format!("{}:\n{}\n{}", ran.status, ran.stdout, ran.stderr)),
+    }
 }
 
-/// A Python program that connects to each port that it is told, and says the verdict.
-struct Python {
+/// A Python program that connects to each port that it is told, and says the verdict or how it failed.
+pub(crate) struct Python {
     child: Child,
     ports: ChildStdin,
     verdicts: BufReader<ChildStdout>,
@@ -163,7 +177,9 @@ context.minimum_version = context.maximum_version = ssl.TLSVersion[version]
 if tickets == "no":
     context.options |= ssl.OP_NO_TICKET
 session = None
-for port in sys.stdin:
+
+def visit(port):
+    global session
     with socket.create_connection(("127.0.0.1", int(port)), timeout=30) as tcp:
         with context.wrap_socket(tcp, server_hostname="localhost", session=session) as tls:
             tls.sendall(request.encode())
@@ -171,11 +187,17 @@ for port in sys.stdin:
             verdict = answer.partition("sessile-verdict: ")[2].split()[0]
             assert tls.session_reused == verdict.startswith("resumed/"), verdict
             session = tls.session
-    print(verdict, flush=True)
+            return verdict
+
+for port in sys.stdin:
+    try:
+        print(visit(port), flush=True)
+    except Exception as error:
+        print("failed:", repr(error), flush=True)
 "#;
 
 impl Python {
-    fn start(root: &Path, how: How) -> Self {
+    pub(crate) fn start(root: &Path, how: How) -> Self {
         let (version, tickets) = match how {
             How::SessionId => ("TLSv1_2", "no"),
             How::Ticket => ("TLSv1_2", "yes"),
@@ -195,11 +217,10 @@ impl Python {
         }
     }
 
-    fn connect(&mut self, server: SocketAddr) -> String {
+    pub(crate) fn connect(&mut self, server: SocketAddr) -> String {
         writeln!(self.ports, "{}", server.port()).expect("it listens");
         let mut verdict = String::new();
         self.verdicts.read_line(&mut verdict).expect("text");
-        // Nothing where it has failed, which it says itself.
         verdict.trim_end().to_owned()
     }
 }

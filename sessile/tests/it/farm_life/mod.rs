@@ -2,7 +2,7 @@
 //! and one Redis, no balancer, and clients that come to another server each time.
 
 mod attacks;
-mod clients;
+pub(crate) mod clients;
 mod dump;
 
 use std::fs;

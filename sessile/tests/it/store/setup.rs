@@ -167,6 +167,14 @@ impl Farm {
         Server { peer, admin }
     }
 
+    /// A server that was there before, on its port.
+    pub(crate) fn serve_again(&self, name: &str, port: u16) -> Server {
+        let admin = free_port();
+        let command = self.command(name, port, admin);
+        let peer = Peer::start_on(port, "sessile", command).unwrap();
+        Server { peer, admin }
+    }
+
     /// The same farm, whose further servers have other settings.
     pub(crate) fn set(&mut self, settings: &str) {
         settings.clone_into(&mut self.settings);
@@ -268,22 +276,30 @@ pub(crate) fn client(mechanism: Mechanism) -> Client {
 
 /// Connects, asks for the verdict and ends the connection cleanly. No connection may fail.
 pub(crate) async fn verdict(client: &Client, address: SocketAddr) -> String {
-    let target = Target::new(address, "localhost").unwrap();
-    let mut connection = client.connect(&target).await.unwrap();
+    try_verdict(client, address).await.unwrap()
+}
+
+/// The same where the connection may fail.
+pub(crate) async fn try_verdict(
+    client: &Client,
+    address: SocketAddr,
+) -> Result<String, Box<dyn std::error::Error>> {
+    let target = Target::new(address, "localhost")?;
+    let mut connection = client.connect(&target).await?;
     let stream = connection.stream();
     let request = b"HEAD / HTTP/1.1\r\nhost: localhost\r\n\r\n";
-    stream.write_all(request).await.unwrap();
+    stream.write_all(request).await?;
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
-        head.push(stream.read_u8().await.unwrap());
+        head.push(stream.read_u8().await?);
     }
-    let head = String::from_utf8(head).unwrap();
+    let head = String::from_utf8(head)?;
     let line = head
         .lines()
         .find_map(|line| line.strip_prefix("sessile-verdict: "));
-    let verdict = line.unwrap().to_owned();
+    let verdict = line.ok_or("no verdict")?.to_owned();
     connection.close(Duration::from_secs(5)).await;
-    verdict
+    Ok(verdict)
 }
 
 /// A client that has never been here makes a session at one server and comes back to another: the

@@ -1,0 +1,276 @@
+//! Everything restarts, and some of it dies, while clients of every kind come and go.
+
+use std::fs;
+use std::mem;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use sessile::client::{Client, Mechanism, Options, Sessions, Trust};
+use tokio::time::MissedTickBehavior;
+
+use crate::balance_labels::export;
+use crate::farm_life::clients::{HOW, How, Python, try_openssl};
+use crate::peers::{NO_FOLDER, Sessile, eventually};
+use crate::store::setup::{Farm, Redis, Server, try_verdict};
+
+const NAMES: [&str; 3] = ["web1", "web2", "web3"];
+
+/// Clients of ours for each way to resume. With one of OpenSSL and one of Python for each they come to
+/// two hundred connections a second, where the machine has nothing else to do.
+const OURS: usize = 8;
+
+/// How often each of our clients comes back, at most.
+const OURS_PAUSE: Duration = Duration::from_millis(160);
+
+/// How often each of the others does, at most.
+const OTHERS_PAUSE: Duration = Duration::from_millis(100);
+
+/// Visits between one event and the next.
+const MEANWHILE: usize = 150;
+
+/// How long a client waits for an answer: one that waits longer has got none.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// One connection of one client.
+#[derive(Debug)]
+struct Visit {
+    client: String,
+    began: Instant,
+    ended: Instant,
+    came_to: Result<String, String>,
+}
+
+/// What clients at work tell.
+#[derive(Default)]
+struct Tally {
+    over: AtomicBool,
+    visits: Mutex<Vec<Visit>>,
+}
+
+impl Tally {
+    fn is_over(&self) -> bool {
+        self.over.load(Ordering::Relaxed)
+    }
+
+    fn note(&self, client: &str, began: Instant, came_to: Result<String, String>) {
+        self.visits.lock().unwrap().push(Visit {
+            client: client.to_owned(),
+            began,
+            ended: Instant::now(),
+            came_to,
+        });
+    }
+
+    fn good(&self) -> usize {
+        let visits = self.visits.lock().unwrap();
+        visits.iter().filter(|visit| visit.came_to.is_ok()).count()
+    }
+}
+
+/// Clients of every kind at work, each in turns of its own, until this is dropped.
+struct Clients {
+    tally: Arc<Tally>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Clients {
+    fn start(farm: &Farm, address: SocketAddr) -> Self {
+        let mut clients = Self {
+            tally: Arc::default(),
+            threads: Vec::new(),
+        };
+        let tally = Arc::clone(&clients.tally);
+        clients
+            .threads
+            .push(thread::spawn(move || ours(&tally, address)));
+        for how in HOW {
+            let root = farm.root();
+            let session = farm.folder().join(format!("rolling-{how:?}"));
+            let mut python = Python::start(&root, how);
+            clients.add(format!("OpenSSL by {how:?}"), move || {
+                try_openssl(how, &root, &session, address, None)
+            });
+            clients.add(format!("Python by {how:?}"), move || {
+                let verdict = python.connect(address);
+                match verdict.starts_with("failed") {
+                    true => Err(verdict),
+                    false => Ok(verdict),
+                }
+            });
+        }
+        clients
+    }
+
+    fn add(
+        &mut self,
+        name: String,
+        mut visit: impl FnMut() -> Result<String, String> + Send + 'static,
+    ) {
+        let tally = Arc::clone(&self.tally);
+        self.threads.push(thread::spawn(move || {
+            while !tally.is_over() {
+                let began = Instant::now();
+                let came_to = visit();
+                tally.note(&name, began, came_to);
+                thread::sleep(OTHERS_PAUSE.saturating_sub(began.elapsed()));
+            }
+        }));
+    }
+
+    /// Waits until so many more visits came to a verdict.
+    fn meanwhile(&self) {
+        let wanted = self.tally.good() + MEANWHILE;
+        eventually("clients come and go", || self.tally.good() >= wanted);
+    }
+
+    /// Ends them, and says what became of all visits.
+    fn finish(self) -> Vec<Visit> {
+        let tally = Arc::clone(&self.tally);
+        drop(self);
+        mem::take(&mut tally.visits.lock().unwrap())
+    }
+}
+
+impl Drop for Clients {
+    fn drop(&mut self) {
+        self.tally.over.store(true, Ordering::Relaxed);
+        for thread in self.threads.drain(..) {
+            // One that panicked has said so, and its visits are missed.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn ours(tally: &Arc<Tally>, address: SocketAddr) {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.enable_all().build().unwrap();
+    let tasks = tokio::task::LocalSet::new();
+    for how in (0..OURS).flat_map(|_| HOW) {
+        let tally = Arc::clone(tally);
+        tasks.spawn_local(async move {
+            let client = client(how);
+            let mut turns = tokio::time::interval(OURS_PAUSE);
+            turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            while !tally.is_over() {
+                turns.tick().await;
+                let began = Instant::now();
+                let came_to = try_verdict(&client, address).await;
+                let came_to = came_to.map_err(|error| format!("{error:?}"));
+                tally.note(&format!("sessile by {how:?}"), began, came_to);
+            }
+        });
+    }
+    runtime.block_on(tasks);
+}
+
+fn client(how: How) -> Client {
+    let options = Options {
+        mechanism: match how {
+            How::SessionId => Mechanism::SessionId,
+            How::Ticket => Mechanism::Ticket,
+            How::Psk => Mechanism::Psk,
+        },
+        trust: Trust::Insecure,
+        connect_timeout: PATIENCE,
+        handshake_timeout: PATIENCE,
+        ..Options::default()
+    };
+    Client::new(options, Sessions::default()).unwrap()
+}
+
+/// A balancer whose listening socket is somebody else's, in front of these servers.
+fn balancer(farm: &Farm, servers: &[SocketAddr], listener: &TcpListener) -> Sessile {
+    let file = farm.folder().join("balance.toml");
+    let address = listener.local_addr().unwrap();
+    let mut text = format!(
+        "[key]\nfile = \"route.key\"\n[[listener]]\naddress = \"{address}\"\nrole = \"balance\"\n\
+         [balance]\npolicy = \"round-robin\"\nhealth-interval = \"500ms\"\n"
+    );
+    for (name, address) in NAMES.iter().zip(servers) {
+        text += &format!("[[balance.server]]\nname = \"{name}\"\naddress = \"{address}\"\n");
+    }
+    fs::write(&file, text).unwrap();
+    let nobody = farm.folder().join("notify");
+    Sessile::inheriting("balance", &file, Path::new(NO_FOLDER), listener, &nobody)
+}
+
+/// From just before something was killed until it was gone.
+struct Killing {
+    from: Instant,
+    until: Instant,
+}
+
+impl Killing {
+    fn of(kill: impl FnOnce()) -> Self {
+        let from = Instant::now();
+        kill();
+        Self {
+            from,
+            until: Instant::now(),
+        }
+    }
+
+    /// Whether the connection was open then.
+    fn cut(&self, visit: &Visit) -> bool {
+        visit.began <= self.until && visit.ended >= self.from
+    }
+}
+
+#[test]
+fn restarts_cost_no_connection_and_kills_only_those_that_are_open() {
+    let redis = Redis::start();
+    let farm = Farm::sharing(&redis.url(), "");
+    let mut servers = Vec::from(farm.serve_three());
+    let addresses: Vec<SocketAddr> = servers.iter().map(Server::address).collect();
+    export(&farm);
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let mut balancing = balancer(&farm, &addresses, &listener);
+    let clients = Clients::start(&farm, listener.local_addr().unwrap());
+    clients.meanwhile();
+
+    let is_up = |server: &serde_json::Value| server["state"] == "up";
+    for (at, name) in NAMES.iter().enumerate() {
+        servers.remove(at).drain();
+        servers.insert(at, farm.serve_again(name, addresses[at].port()));
+        balancing.await_server(name, is_up);
+        clients.meanwhile();
+    }
+    balancing.terminate();
+    assert!(balancing.ended().success());
+    balancing = balancer(&farm, &addresses, &listener);
+    clients.meanwhile();
+
+    let server = servers.remove(0);
+    let server_killed = Killing::of(|| server.peer.kill());
+    clients.meanwhile();
+    servers.insert(0, farm.serve_again(NAMES[0], addresses[0].port()));
+    balancing.await_server(NAMES[0], is_up);
+    let balancer_killed = Killing::of(|| drop(balancing));
+    let balancing = balancer(&farm, &addresses, &listener);
+    clients.meanwhile();
+
+    let visits = clients.finish();
+    let killings = [server_killed, balancer_killed];
+    let (good, bad): (Vec<_>, Vec<_>) = visits.iter().partition(|visit| visit.came_to.is_ok());
+    let excused = |visit: &Visit| killings.iter().any(|killing| killing.cut(visit));
+    let lost: Vec<_> = bad.iter().filter(|visit| !excused(visit)).collect();
+    assert!(lost.is_empty(), "of {}: {lost:#?}", visits.len());
+    // Nor did it cost a session: a client that begins anew is a new one, or one that was cut off.
+    let full = |visit: &&&Visit| {
+        let verdict = visit.came_to.as_deref().unwrap_or_default();
+        !verdict.starts_with("resumed/")
+    };
+    let full: Vec<_> = good.iter().filter(full).collect();
+    let new = OURS * HOW.len() + 2 * HOW.len();
+    assert!(full.len() <= new + bad.len(), "{full:#?}");
+    for client in ["OpenSSL", "Python", "sessile"].iter().zip(HOW) {
+        let name = format!("{} by {:?}", client.0, client.1);
+        assert!(good.iter().any(|visit| visit.client == name), "{name}");
+    }
+    let metrics = balancing.metrics();
+    assert_eq!(metrics.turned_away("no-server"), 0, "{metrics}");
+}

@@ -5,6 +5,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::Command;
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,8 @@ use crate::peers::{Certificates, Cut, NAME, Peer, Proxy, Ran, Sessile, nginx, re
 
 /// A ClientHello as OpenSSL sends it.
 const HELLO: &[u8] = include_bytes!("../../../proto/src/testdata/client-openssl-tls12-id-full.bin");
+
+const TLS13: &[u8] = include_bytes!("../../../proto/src/testdata/client-openssl-tls13-full.bin");
 
 /// Where nobody listens, and nobody can without being root.
 const NOBODY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 1);
@@ -289,7 +292,7 @@ fn a_client_that_has_said_everything_still_gets_the_answer() {
 
 #[test]
 fn a_server_that_has_said_everything_still_hears_the_client() {
-    let (sender, heard) = std::sync::mpsc::channel();
+    let (sender, heard) = mpsc::channel();
     let (_balancer, mut client) = in_front_of(move |mut io| {
         let hello = record(&io).unwrap();
         io.write_all(b"that is all").unwrap();
@@ -317,9 +320,97 @@ fn a_server_that_cuts_a_connection_off_is_not_made_to_look_orderly() {
     assert_eq!(metrics.routed("policy", "failed"), 1, "{metrics}");
 }
 
+/// How a server ends a connection that it took.
+#[derive(Clone, Copy, Debug)]
+enum Ends {
+    /// Once it has read the hello.
+    WithAnEnd,
+    WithAReset,
+    /// Unread, as with what waits in a queue that is closed.
+    AtOnce,
+}
+
+/// A server that takes connections and ends each of them without a word; what it was sent.
+fn mute(ends: Ends) -> (SocketAddr, mpsc::Receiver<Vec<u8>>) {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = listener.local_addr().unwrap();
+    let (sender, heard) = mpsc::channel();
+    thread::spawn(move || {
+        for io in listener.incoming().map_while(Result::ok) {
+            let heard = match ends {
+                Ends::AtOnce => Vec::new(),
+                Ends::WithAnEnd | Ends::WithAReset => record(&io).unwrap(),
+            };
+            if let Ends::WithAReset = ends {
+                SockRef::from(&io).set_linger(Some(Duration::ZERO)).unwrap();
+            }
+            // Before the connection ends: who waits for the end finds it there.
+            if sender.send(heard).is_err() {
+                break;
+            }
+        }
+    });
+    (address, heard)
+}
+
+#[test]
+fn a_server_that_hangs_up_without_a_word_costs_no_connection() {
+    let certificates = Certificates::new();
+    let [alive, _other] = servers(&certificates, "off");
+    for ends in [Ends::WithAnEnd, Ends::WithAReset, Ends::AtOnce] {
+        let (mute, _heard) = mute(ends);
+        let policy = ["--policy", "round-robin"];
+        let balancer = Sessile::balance(&[mute, alive.address()], &policy);
+        let mut command = openssl(balancer.address(), &certificates);
+        let ran = run("openssl", &mut command, "");
+        assert!(ran.status.success(), "{ends:?}: {}", ran.stderr);
+        let metrics = balancer.await_metrics(|metrics| metrics.all_routed() == 1);
+        assert_eq!(metrics.routed("policy", "not-offered"), 1, "{metrics}");
+        let failures = "sessile_balance_server_failures_total";
+        assert_eq!(metrics.sum(failures, &[("server", "a")]), 1, "{metrics}");
+        assert_eq!(metrics.sum(failures, &[("server", "b")]), 0, "{metrics}");
+    }
+}
+
+#[test]
+fn a_hello_that_no_server_answers_is_shown_to_two_and_early_data_to_one() {
+    // An empty early_data extension, at the end of the others.
+    const EARLY_DATA: [u8; 4] = [0, 42, 0, 0];
+    let mut early = TLS13.to_vec();
+    early.extend(EARLY_DATA);
+    let extensions = extensions_at(TLS13);
+    for length in [3, 7, extensions] {
+        let grown = u16::from_be_bytes([early[length], early[length + 1]]) + 4;
+        early[length..][..2].copy_from_slice(&grown.to_be_bytes());
+    }
+    for (hello, shown) in [(TLS13, 2), (&early, 1)] {
+        let servers = [(); 3].map(|()| mute(Ends::WithAReset));
+        let addresses = servers.each_ref().map(|(address, _)| *address);
+        let balancer = Sessile::balance(&addresses, &["--policy", "round-robin"]);
+        let mut client = TcpStream::connect(balancer.address()).unwrap();
+        client.set_read_timeout(Some(PATIENCE)).unwrap();
+        client.write_all(hello).unwrap();
+        // The client hears what it would have heard from the server.
+        let cut = client.read(&mut [0]).map_err(|error| error.kind());
+        assert_eq!(cut, Err(ErrorKind::ConnectionReset));
+        balancer.await_metrics(|metrics| metrics.routed("policy", "failed") == 1);
+        let heard = servers.iter().map(|(_, heard)| heard.try_iter().collect());
+        let heard: Vec<Vec<_>> = heard.collect();
+        assert_eq!(heard.concat(), vec![hello; shown]);
+    }
+}
+
+/// Where the length of a ClientHello's extensions stands, in one record with a session ID.
+fn extensions_at(hello: &[u8]) -> usize {
+    let suites = 5 + 4 + 2 + 32 + 1 + 32;
+    let len = u16::from_be_bytes([hello[suites], hello[suites + 1]]);
+    let compression = suites + 2 + usize::from(len);
+    compression + 1 + usize::from(hello[compression])
+}
+
 #[test]
 fn a_drain_lets_what_is_open_finish_and_takes_nothing_new() {
-    let (sender, go_on) = std::sync::mpsc::channel();
+    let (sender, go_on) = mpsc::channel();
     let (mut balancer, mut client) = in_front_of(move |mut io| {
         record(&io).unwrap();
         go_on.recv_timeout(PATIENCE).unwrap();

@@ -12,6 +12,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::peers::{Certificates, NAME, Sessile, run};
 
+/// A ClientHello as OpenSSL sends it.
+const HELLO: &[u8] = include_bytes!("../../../proto/src/testdata/client-openssl-tls13-full.bin");
+
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// More than the sockets between a server and a client that does not read can hold.
@@ -248,6 +251,26 @@ async fn a_drain_lets_downloads_finish_and_ends_idle_connections_cleanly() {
         assert!(client.connect(&target).await.is_err());
         server = Sessile::serve(&certificates, root.path(), state.path());
     }
+}
+
+#[tokio::test]
+async fn what_is_on_its_way_when_the_drain_begins_is_answered() {
+    let certificates = Certificates::new();
+    let (root, state) = (root(), tempfile::tempdir().unwrap());
+    let mut server = Sessile::serve(&certificates, root.path(), state.path());
+    let client = client(&certificates, Mechanism::Psk);
+    let mut late = connect(&client, &server).await;
+    let mut later = tokio::net::TcpStream::connect(server.address())
+        .await
+        .unwrap();
+    server.terminate();
+    server.await_line("draining");
+    ask(&mut late, "/small").await;
+    later.write_all(HELLO).await.unwrap();
+    const HANDSHAKE: u8 = 22;
+    assert_eq!(later.read_u8().await.unwrap(), HANDSHAKE);
+    drop((late, later));
+    assert_eq!(server.ended().code(), Some(0));
 }
 
 async fn within<T>(end: impl Future<Output = T>) -> T {

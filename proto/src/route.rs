@@ -360,6 +360,25 @@ mod tests {
     }
 
     #[test]
+    fn a_token_shown_a_hundred_thousand_times_fills_no_server() {
+        const HOME: usize = 1;
+        let mut servers = servers(&[1, 1, 2]);
+        for shown in 1..=100_000 {
+            let spilled = place(Policy::LeastConnections, A, shown, &servers)[0];
+            let at = match has_room(&servers[HOME], &servers) {
+                true => HOME,
+                false => spilled,
+            };
+            servers[at].open += 1;
+            // A quarter more than its share of what is open, rounded up.
+            let bound = (shown * 5 / 16 + 1).max(ROOM_FLOOR);
+            let open = u64::from(servers[HOME].open);
+            assert!(open <= bound, "{open} of {shown}");
+        }
+        assert!(servers.iter().all(|server| server.open > 20_000));
+    }
+
+    #[test]
     fn a_server_with_few_connections_always_has_room() {
         let mut servers = servers(&[1, 1]);
         servers[0].open = 63;

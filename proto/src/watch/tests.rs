@@ -126,6 +126,53 @@ fn nothing_is_learned_before_the_change_cipher_spec() {
     }
 }
 
+/// Where a hello in one record, of either side, has the length of its session ID.
+const SESSION_ID: usize = 5 + 4 + 2 + 32;
+
+/// A session ID that no other number gives.
+fn random_id(n: u64) -> [u8; 32] {
+    let mut id = [0x5a; 32];
+    id[..8].copy_from_slice(&n.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes());
+    id
+}
+
+#[test]
+fn a_million_random_session_ids_of_tls13_teach_nothing() {
+    let Exchange { client, server, .. } = exchange("openssl-tls13-full");
+    let (mut client, mut server) = (client.to_vec(), server.to_vec());
+    for n in 0..1_000_000 {
+        for hello in [&mut client, &mut server] {
+            assert_eq!(hello[SESSION_ID], 32);
+            hello[SESSION_ID + 1..][..32].copy_from_slice(&random_id(n));
+        }
+        let hello = ClientHello::parse(&client[5..]).expect("a hello");
+        let told = Watch::new(&hello).push(&server).expect("an outcome");
+        assert_eq!((told.kind, told.learned), (Kind::NotOffered, Vec::new()));
+    }
+}
+
+#[test]
+fn a_hundred_thousand_handshakes_abandoned_after_the_server_hello_teach_nothing() {
+    for name in ["openssl-tls12-id-refused", "openssl-tls12-ticket-refused"] {
+        let Exchange { client, server, .. } = exchange(name);
+        let clear = server.windows(6).position(|it| it == [20, 3, 3, 0, 1, 1]);
+        let mut flight = server[..clear.expect("a ChangeCipherSpec")].to_vec();
+        for n in 0..50_000 {
+            if flight[SESSION_ID] == 32 {
+                flight[SESSION_ID + 1..][..32].copy_from_slice(&random_id(n));
+            }
+            let hello = ClientHello::parse(&client[5..]).expect("a hello");
+            let mut watch = Watch::new(&hello);
+            assert_eq!(watch.push(&flight), None, "{name}");
+            // Whether the client has gone or said that it goes.
+            if n % 2 == 0 {
+                let told = watch.push(&[21, 3, 3, 0, 2, 2, 40]).expect("an outcome");
+                assert_eq!((told.kind, told.learned), (Kind::Failed, Vec::new()));
+            }
+        }
+    }
+}
+
 #[test]
 fn the_identity_that_was_selected_can_be_asked() {
     let Exchange { client, server, .. } = exchange("curl-resumed");

@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 
 use socket2::SockRef;
 
-use crate::peers::{Certificates, Cut, NAME, Peer, Proxy, Ran, Sessile, nginx, record, run};
+use crate::peers::{
+    Certificates, Cut, NAME, Peer, Proxy, Ran, Sessile, nginx, openssl as s_server, record, run,
+};
 
 /// A ClientHello as OpenSSL sends it.
 const HELLO: &[u8] = include_bytes!("../../../proto/src/testdata/client-openssl-tls12-id-full.bin");
@@ -120,6 +122,41 @@ fn a_hello_in_pieces_leads_to_the_same_server() {
         cuts.len() as u64,
         "{metrics}"
     );
+}
+
+#[test]
+fn session_ids_of_versions_that_are_too_old_for_our_servers_lead_home_too() {
+    let certificates = Certificates::new();
+    for version in ["-tls1", "-tls1_1"] {
+        // OpenSSL has to be told that this is meant.
+        let arguments = [version, "-cipher", "DEFAULT@SECLEVEL=0"];
+        let servers = [(); 2].map(|()| s_server(&certificates, &arguments));
+        let balancer = Sessile::balance(&addresses(&servers), &["--policy", "round-robin"]);
+        let mut command = openssl(balancer.address(), &certificates);
+        command.args(arguments).args(["-no_ticket", "-reconnect"]);
+        let ran = run("openssl", &mut command, "").succeeded();
+        assert_eq!(ran.count("Reused, "), 5, "{}", ran.stdout);
+        let metrics = balancer.await_metrics(|metrics| metrics.all_routed() == 6);
+        assert_eq!(metrics.routed("session-id", "resumed"), 5, "{metrics}");
+    }
+}
+
+#[test]
+fn hellos_of_the_oldest_forms_are_passed_on_as_they_are() {
+    let old: [&[u8]; 3] = [
+        include_bytes!("../../../proto/src/testdata/client-handmade-ssl2.bin"),
+        include_bytes!("../../../proto/src/testdata/client-handmade-ssl3.bin"),
+        include_bytes!("../../../proto/src/testdata/client-handmade-tls10.bin"),
+    ];
+    for hello in old {
+        let (_balancer, mut client) = in_front_of(|mut io| {
+            let mut heard = vec![0; hello.len()];
+            io.read_exact(&mut heard).unwrap();
+            io.write_all(&heard).unwrap();
+        });
+        client.write_all(hello).unwrap();
+        assert_eq!(read_to_end(&client), hello);
+    }
 }
 
 #[test]

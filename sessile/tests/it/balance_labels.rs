@@ -18,6 +18,9 @@ const SRID: usize = 32;
 
 const PATIENCE: Duration = Duration::from_secs(15);
 
+/// Connections that servers have.
+const OPEN: &str = "sessile_balance_server_connections_open";
+
 fn key(arguments: &[&str]) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sessile"));
     run("sessile", command.arg("key").args(arguments), "").succeeded();
@@ -33,7 +36,7 @@ pub(crate) fn export(farm: &Farm) -> PathBuf {
 }
 
 /// A balancer that spreads new clients over the servers, configured from a file.
-fn balancer(farm: &Farm, servers: &[Server], balance: &str) -> Sessile {
+pub(crate) fn balancer(farm: &Farm, servers: &[Server], balance: &str) -> Sessile {
     let file = farm.folder().join("balance.toml");
     let mut text = format!(
         "[key]\nfile = \"route.key\"\n[[listener]]\naddress = \"127.0.0.1:0\"\nrole = \"balance\"\n\
@@ -49,7 +52,7 @@ fn balancer(farm: &Farm, servers: &[Server], balance: &str) -> Sessile {
 
 /// OpenSSL asks for the verdict: which server answered, and what it was. The session is taken from
 /// the file, if it is there, and left in it.
-fn visit(address: SocketAddr, version: &str, session: &Path) -> (String, String) {
+pub(crate) fn visit(address: SocketAddr, version: &str, session: &Path) -> (String, String) {
     let mut command = Command::new("openssl");
     command.args(["s_client", "-quiet", "-ign_eof", version, "-connect"]);
     command
@@ -146,6 +149,76 @@ fn a_label_with_any_byte_changed_counts_for_no_label() {
     balancer.await_metrics(|metrics| metrics.routed("label", "resumed") == 2);
 }
 
+/// The hello, in one record, with so much padding before its other extensions (RFC 7685) that the
+/// message comes to `len` bytes; as a message.
+fn padded(hello: &[u8], len: usize) -> Vec<u8> {
+    let message = &hello[5..];
+    let suites = 4 + 2 + 32 + 1 + usize::from(message[4 + 2 + 32]);
+    let suites_len = u16::from_be_bytes([message[suites], message[suites + 1]]);
+    let compression = suites + 2 + usize::from(suites_len);
+    let extensions = compression + 1 + usize::from(message[compression]);
+    let (before, after) = message.split_at(extensions);
+    let padding = len - message.len() - 4;
+    let number = |n: usize| u16::try_from(n).unwrap().to_be_bytes();
+    let extension = [&[0, 21], &number(padding)[..], &vec![0; padding]].concat();
+    let extensions = number(after.len() - 2 + extension.len());
+    let mut padded = [before, &extensions, &extension, &after[2..]].concat();
+    padded[2..4].copy_from_slice(&number(len - 4));
+    padded
+}
+
+/// A message in records of that size.
+fn in_records(message: &[u8], size: usize) -> Vec<u8> {
+    let fragments = message.chunks(size);
+    let records = fragments.flat_map(|fragment| {
+        let len = u16::try_from(fragment.len()).unwrap().to_be_bytes();
+        [&[22, 3, 1], &len[..], fragment].concat()
+    });
+    records.collect()
+}
+
+#[test]
+fn a_long_hello_leads_home_however_it_is_cut_and_one_too_long_is_turned_away() {
+    const LIMIT: usize = 16 * 1024;
+    let farm = Farm::new("");
+    let servers = farm.serve_three();
+    export(&farm);
+    let balancer = balancer(&farm, &servers, "policy = \"round-robin\"");
+    let session = farm.folder().join("session");
+    visit(balancer.address(), "-tls1_2", &session);
+    let proxy = Proxy::start(balancer.address(), Cut::Whole);
+    visit(proxy.address(), "-tls1_2", &session);
+    let hello = proxy.hello();
+    // What post-quantum key shares make of a hello, and the most that is taken.
+    for len in [2_000, LIMIT] {
+        let before = balancer.await_metrics(|metrics| metrics.sum(OPEN, &[]) == 0);
+        let message = padded(&hello, len);
+        let sent = [1, 100, LIMIT].map(|size| in_records(&message, size));
+        for sent in &sent {
+            greet(balancer.address(), sent);
+        }
+        // The same in segments of a byte each.
+        let mut io = TcpStream::connect(balancer.address()).unwrap();
+        io.set_nodelay(true).unwrap();
+        io.set_read_timeout(Some(PATIENCE)).unwrap();
+        for byte in &sent[2] {
+            io.write_all(&[*byte]).unwrap();
+        }
+        io.read_exact(&mut [0]).unwrap();
+        let wanted = before.routed("label", "resumed") + 4;
+        balancer.await_metrics(|metrics| metrics.routed("label", "resumed") == wanted);
+    }
+    for size in [1, LIMIT] {
+        let mut io = TcpStream::connect(balancer.address()).unwrap();
+        io.set_read_timeout(Some(PATIENCE)).unwrap();
+        // It may be turned away before all is said.
+        let _ = io.write_all(&in_records(&padded(&hello, 17 * 1024), size));
+        assert!(!matches!(io.read(&mut [0]), Ok(1)), "an answer");
+    }
+    let metrics = balancer.await_metrics(|metrics| metrics.turned_away("bad-hello") == 2);
+    assert_eq!(metrics.routed("policy", "failed"), 0, "{metrics}");
+}
+
 #[test]
 fn one_ticket_shown_again_and_again_fills_no_server_beyond_its_share() {
     const SHOWN: u64 = 180;
@@ -156,14 +229,13 @@ fn one_ticket_shown_again_and_again_fills_no_server_beyond_its_share() {
     let session = farm.folder().join("session");
     let (home, _) = visit(balancer.address(), "-tls1_3", &session);
     let (hello, _) = returning_hello(balancer.address(), &session);
-    let open = "sessile_balance_server_connections_open";
-    balancer.await_metrics(|metrics| metrics.sum(open, &[]) == 0);
+    balancer.await_metrics(|metrics| metrics.sum(OPEN, &[]) == 0);
     let _held: Vec<_> = (0..SHOWN)
         .map(|_| greet(balancer.address(), &hello))
         .collect();
     let metrics = balancer.metrics();
-    let at_home = metrics.sum(open, &[("server", &home)]);
-    assert_eq!(metrics.sum(open, &[]), SHOWN, "{metrics}");
+    let at_home = metrics.sum(OPEN, &[("server", &home)]);
+    assert_eq!(metrics.sum(OPEN, &[]), SHOWN, "{metrics}");
     // A quarter more than half of all, and more than a server may have in any case.
     let bound = SHOWN * 5 / 8 + 1;
     assert!((65..=bound).contains(&at_home), "{metrics}");

@@ -1,20 +1,22 @@
 //! Everything restarts, and some of it dies, while clients of every kind come and go.
 
 use std::fs;
+use std::io;
 use std::mem;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use sessile::client::{Client, Mechanism, Options, Sessions, Trust};
+use sessile::client::{Client, Connection, Mechanism, Options, Sessions, Target, Trust};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::MissedTickBehavior;
 
-use crate::balance_labels::export;
+use crate::balance_labels::{self, export, visit};
 use crate::farm_life::clients::{HOW, How, Python, try_openssl};
-use crate::peers::{NO_FOLDER, Sessile, eventually};
+use crate::peers::{Answer, NO_FOLDER, Sessile, eventually};
 use crate::store::setup::{Farm, Redis, Server, try_verdict};
 
 const NAMES: [&str; 3] = ["web1", "web2", "web3"];
@@ -31,6 +33,9 @@ const OTHERS_PAUSE: Duration = Duration::from_millis(100);
 
 /// Visits between one event and the next.
 const MEANWHILE: usize = 150;
+
+/// Lines of `[balance]`.
+const BALANCE: &str = "policy = \"round-robin\"\nhealth-interval = \"250ms\"";
 
 /// How long a client waits for an answer: one that waits longer has got none.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -188,7 +193,7 @@ fn balancer(farm: &Farm, servers: &[SocketAddr], listener: &TcpListener) -> Sess
     let address = listener.local_addr().unwrap();
     let mut text = format!(
         "[key]\nfile = \"route.key\"\n[[listener]]\naddress = \"{address}\"\nrole = \"balance\"\n\
-         [balance]\npolicy = \"round-robin\"\nhealth-interval = \"500ms\"\n"
+         [balance]\n{BALANCE}\n"
     );
     for (name, address) in NAMES.iter().zip(servers) {
         text += &format!("[[balance.server]]\nname = \"{name}\"\naddress = \"{address}\"\n");
@@ -273,4 +278,145 @@ fn restarts_cost_no_connection_and_kills_only_those_that_are_open() {
     }
     let metrics = balancing.metrics();
     assert_eq!(metrics.turned_away("no-server"), 0, "{metrics}");
+}
+
+/// A connection that stays open, and where it leads.
+struct Held {
+    connection: Connection,
+    balancer: usize,
+    server: String,
+}
+
+impl Held {
+    async fn open(balancer: usize, address: SocketAddr) -> Self {
+        let target = Target::new(address, "localhost").unwrap();
+        let connection = client(How::Psk).connect(&target).await.unwrap();
+        let mut held = Self {
+            connection,
+            balancer,
+            server: String::new(),
+        };
+        held.server = held.ask().await.unwrap();
+        held
+    }
+
+    /// Asks which server this is.
+    async fn ask(&mut self) -> io::Result<String> {
+        let request = b"GET /verdict.json HTTP/1.1\r\nhost: localhost\r\n\r\n";
+        let stream = self.connection.stream();
+        stream.write_all(request).await?;
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"}") {
+            answer.push(stream.read_u8().await?);
+        }
+        let answer = String::from_utf8(answer).unwrap();
+        let json = answer.rsplit("\r\n\r\n").next().unwrap();
+        Ok(Answer::parse(json).server)
+    }
+}
+
+/// Asks on all that are still there, those for which `cut` says so not: they have ended. Returns the
+/// others.
+async fn outlive(held: Vec<Held>, cut: impl Fn(&Held) -> bool) -> Vec<Held> {
+    let mut left = Vec::new();
+    for mut held in held {
+        let expected = match cut(&held) {
+            true => None,
+            false => Some(held.server.clone()),
+        };
+        assert_eq!(held.ask().await.ok(), expected, "{}", held.balancer);
+        if expected.is_some() {
+            left.push(held);
+        }
+    }
+    left
+}
+
+/// A client of OpenSSL's, and the server that wrote the label it has.
+struct Labelled {
+    session: PathBuf,
+    version: &'static str,
+    home: String,
+}
+
+impl Labelled {
+    fn new(farm: &Farm, version: &'static str, name: usize, balancer: &Sessile) -> Self {
+        let session = farm.folder().join(format!("labelled-{name}"));
+        let (home, _) = visit(balancer.address(), version, &session);
+        Self {
+            session,
+            version,
+            home,
+        }
+    }
+
+    /// Comes back through each of these balancers, and resumes: where?
+    fn come_back(&self, balancers: &[Sessile]) -> Vec<String> {
+        let resumed = balancers.iter().map(|balancer| {
+            let (server, verdict) = visit(balancer.address(), self.version, &self.session);
+            assert!(verdict.starts_with("resumed/"), "{verdict} at {server}");
+            server
+        });
+        resumed.collect()
+    }
+
+    /// The same where all lead it to the server that wrote its label.
+    fn come_home(&self, balancers: &[Sessile]) {
+        let all = vec![self.home.clone(); balancers.len()];
+        assert_eq!(self.come_back(balancers), all, "{}", self.version);
+    }
+
+    /// The same where that server is back again. A ticket of TLS 1.2 is still the one it wrote; in
+    /// TLS 1.3 each server has given another.
+    fn settle(&mut self, balancers: &[Sessile]) {
+        self.home = self.come_back(&balancers[..1]).remove(0);
+        self.come_home(balancers);
+    }
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn whichever_is_killed_the_others_lose_nothing_that_is_not_open_there() {
+    let farm = Farm::new("");
+    let mut servers = Vec::from(farm.serve_three());
+    export(&farm);
+    let start = |servers: &[Server]| balance_labels::balancer(&farm, servers, BALANCE);
+    let mut balancers = Vec::from([(); 3].map(|()| start(&servers)));
+    let versions = ["-tls1_3", "-tls1_2"].into_iter().cycle().enumerate();
+    let new = |(name, version)| Labelled::new(&farm, version, name, &balancers[0]);
+    let mut clients: Vec<Labelled> = versions.take(6).map(new).collect();
+    let mut held = Vec::new();
+    for (at, balancer) in balancers.iter().enumerate() {
+        for _ in NAMES {
+            held.push(Held::open(at, balancer.address()).await);
+        }
+    }
+    for at in 0..balancers.len() {
+        drop(balancers.remove(at));
+        held = outlive(held, |held| held.balancer == at).await;
+        clients.iter().for_each(|it| it.come_home(&balancers));
+        balancers.insert(at, start(&servers));
+        clients.iter().for_each(|it| it.come_home(&balancers));
+        for _ in NAMES {
+            held.push(Held::open(at, balancers[at].address()).await);
+        }
+    }
+    for (at, name) in NAMES.into_iter().enumerate() {
+        let port = servers[at].address().port();
+        servers.remove(at).peer.kill();
+        held = outlive(held, |held| held.server == name).await;
+        for client in &clients {
+            if client.home == name {
+                let elsewhere = client.come_back(&balancers);
+                assert!(!elsewhere.contains(&client.home), "{elsewhere:?}");
+            } else {
+                client.come_home(&balancers);
+            }
+        }
+        servers.insert(at, farm.serve_again(name, port));
+        for balancer in &balancers {
+            balancer.await_server(name, |server| server["state"] == "up");
+        }
+        clients.iter_mut().for_each(|it| it.settle(&balancers));
+    }
+    assert!(held.is_empty(), "each server was killed once");
 }

@@ -259,6 +259,7 @@ fn haproxy(
              \x20 acl serverhello res.ssl_hello_type 2\n\
              \x20 tcp-request inspect-delay 5s\n\
              \x20 tcp-request content accept if clienthello\n\
+             \x20 tcp-response inspect-delay 5s\n\
              \x20 tcp-response content accept if serverhello\n\
              \x20 stick on payload_lv(43,1) if clienthello\n\
              \x20 stick store-response payload_lv(43,1) if serverhello\n"

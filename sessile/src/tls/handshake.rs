@@ -19,6 +19,9 @@ use super::unfinished::Unfinished;
 use super::{Sessions, Template};
 use crate::store::{Key, Patience};
 
+/// The alert decode_error (RFC 9846, 6).
+const DECODE_ERROR: u8 = 50;
+
 /// Why a handshake did not finish.
 #[derive(Debug, thiserror::Error)]
 pub enum AcceptError {
@@ -110,7 +113,11 @@ pub async fn accept(
         patience,
     };
     while !received.is_empty() {
-        tls.read_tls(&mut received)?;
+        if let Err(error) = tls.read_tls(&mut received) {
+            // A hello in so many records that the library does not hold them.
+            refuse(io, DECODE_ERROR).await;
+            return Err(AcceptError::Io(error));
+        }
         handshaking.step(&mut io, &mut tls).await?;
     }
     while tls.is_handshaking() && tls.early_data().is_none() {

@@ -210,6 +210,15 @@ fn a_long_hello_leads_home_however_it_is_cut_and_one_too_long_is_turned_away() {
         let wanted = before.routed("label", "resumed") + 4;
         balancer.await_metrics(|metrics| metrics.routed("label", "resumed") == wanted);
     }
+    // It is led home as well where the server refuses it, and hears why.
+    let mut io = TcpStream::connect(balancer.address()).unwrap();
+    io.set_read_timeout(Some(PATIENCE)).unwrap();
+    let most = in_records(&padded(&hello, LIMIT), 1);
+    io.write_all(&most).unwrap();
+    let mut alert = [0; 7];
+    io.read_exact(&mut alert).unwrap();
+    assert_eq!(alert[..1], [21]);
+    balancer.await_metrics(|metrics| metrics.routed("label", "failed") == 1);
     for size in [1, LIMIT] {
         let mut io = TcpStream::connect(balancer.address()).unwrap();
         io.set_read_timeout(Some(PATIENCE)).unwrap();

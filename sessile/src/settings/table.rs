@@ -314,7 +314,8 @@ pub static SETTINGS: [Setting; 34] = [
         kind: Kind::Bool,
         default: "true",
         meaning: "when the server drains, the session table goes to the state folder, sealed under the farm key, and is \
-                  read at the next start; needs a key file",
+                  read at the next start; needs a key file. A balancer keeps what it has learned in the \
+                  same way, unsealed",
         value: |config| Some(Value::Bool(config.session.snapshot)),
         cost: |config| {
             let off = !config.session.snapshot;

@@ -37,6 +37,10 @@ pub struct Forgotten {
 impl Forgotten {
     /// Forgets what was established in that extent before that time.
     pub fn mark(&mut self, extent: Extent, not_before: Time) {
+        let all = self.marks.get(&Extent::Everything);
+        if all.is_some_and(|all| not_before <= *all) {
+            return;
+        }
         let known = self.marks.entry(extent).or_insert(not_before);
         *known = not_before.max(*known);
         if self.apart().count() > MAX_MARKS {
@@ -54,6 +58,19 @@ impl Forgotten {
         for (extent, not_before) in other.marks() {
             self.mark(extent, not_before);
         }
+    }
+
+    /// Whether it forgets all that `other` forgets.
+    #[must_use]
+    pub fn covers(&self, other: &Self) -> bool {
+        let mut both = self.clone();
+        both.merge(other);
+        both == *self
+    }
+
+    /// Leaves out the marks from before that time: those that have no session left to reach.
+    pub fn drop_before(&mut self, time: Time) {
+        self.marks.retain(|_, not_before| *not_before >= time);
     }
 
     /// Whether a session is forgotten.
@@ -209,6 +226,26 @@ mod tests {
             full.mark(Extent::Server(100 + n), at(T + 6000));
             assert!(full.apart().count() <= MAX_MARKS);
         }
+    }
+
+    #[test]
+    fn an_old_mark_too_many_takes_nothing_back() {
+        let sites = 1..=MAX_MARKS as u64;
+        let mut marks: Vec<_> = sites.map(|n| (Extent::Site(n), T + n)).collect();
+        marks.push((Extent::Everything, T));
+        let full = forgotten(&marks);
+        let mut more = full.clone();
+        more.mark(Extent::Server(7), at(T - 5000));
+        assert_eq!(more, full);
+        assert!(full.covers(&forgotten(&[(Extent::Server(7), T - 5000)])));
+        assert!(!full.covers(&forgotten(&[(Extent::Server(7), T + 1)])));
+    }
+
+    #[test]
+    fn marks_that_are_too_old_to_matter_are_left_out() {
+        let mut marks = forgotten(&[(Extent::Everything, T - 1), (Extent::Site(1), T)]);
+        marks.drop_before(at(T));
+        assert_eq!(marks, forgotten(&[(Extent::Site(1), T)]));
     }
 
     #[test]

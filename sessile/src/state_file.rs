@@ -1,8 +1,8 @@
 //! Files in the state folder that a process leaves for the one after it: written as a whole or not at
-//! all, for their owner alone, and taken away when they are read.
+//! all, for their owner alone, and where they are good for once only, taken away to be read.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read as _};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -74,9 +74,28 @@ pub fn take(path: &Path, most: u64) -> Result<Option<File>, TakeError> {
         Err(error) => return Err(error.into()),
     };
     fs::remove_file(path).map_err(TakeError::Removal)?;
+    of_size(file, most).map(Some)
+}
+
+/// Reads a file that stays. `None` where there is none.
+///
+/// # Errors
+/// Where it cannot be used.
+pub fn read(path: &Path, most: u64) -> Result<Option<Vec<u8>>, TakeError> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    let mut bytes = Vec::new();
+    of_size(file, most)?.take(most).read_to_end(&mut bytes)?;
+    Ok(Some(bytes))
+}
+
+fn of_size(file: File, most: u64) -> Result<File, TakeError> {
     let metadata = file.metadata()?;
     if !metadata.is_file() || metadata.len() > most {
         return Err(TakeError::Odd);
     }
-    Ok(Some(file))
+    Ok(file)
 }

@@ -3,11 +3,12 @@
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use sessile_proto::Time;
 use sessile_proto::keys::Schedule;
-use sessile_proto::ticket::{Extent, Forgotten};
+use sessile_proto::ticket::{Extent, Forgotten, MAX_MARKS};
 
 use crate::clock::{self, rfc3339};
 use crate::config::{self, Config, Key, Site, StoreUrl, Whose};
@@ -22,6 +23,13 @@ Their clients pay one full handshake, with the verdict full/revoked; what they m
 A farm without a shared store says the same in each server's file, with session.forget.
 Where the farm key was stolen this is not enough: `sessile key rotate --compromised`.";
 
+/// How far the clock of a server may be ahead whose sessions are to be forgotten; protocol and key file
+/// allow as much.
+const MAX_AHEAD: Duration = Duration::from_secs(3600);
+
+/// With so many marks, a farm is about to run out of those that are kept apart.
+const MANY: usize = 200;
+
 /// Forget sessions of the farm, through its shared store
 #[derive(clap::Args, Debug)]
 #[command(after_help = EXAMPLES)]
@@ -31,7 +39,7 @@ pub(super) struct Args {
     config: Option<PathBuf>,
     #[command(flatten)]
     what: What,
-    /// Sessions whose full handshake was before then [default: now]
+    /// Sessions whose full handshake was before then, an hour ahead at most [default: now]
     #[arg(long, value_name = "TIME", value_parser = point_in_time)]
     before: Option<Time>,
 }
@@ -62,9 +70,10 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let config = config::file::load(&path)?;
     let now = clock::now();
     let before = args.before.unwrap_or(now);
-    if before > now {
+    if before > now.plus(MAX_AHEAD) {
         bail!(
-            "--before {}: that is still to come by this machine's clock, and would forget sessions as they are made",
+            "--before {}: that is still to come by this machine's clock, by more than the hour that a server's clock may \
+             be ahead, and would forget sessions as they are made",
             rfc3339(before)
         );
     }
@@ -74,7 +83,8 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
             "{}: session.store is \"memory\", so there is no store to tell the farm's servers; put \
              forget = [{}] under [session] in each server's file instead",
             path.display(),
-            entry(&whose, before)
+            // Where it is read, it has to have been.
+            entry(&whose, before.min(now))
         );
     };
     let Key::File(file) = &config.key else {
@@ -155,6 +165,22 @@ fn say(
          A server that does not reach it knows when it does again, or from session.forget in its file.\n",
         rfc3339(before)
     );
+    if before > clock::now() {
+        text.push_str(
+            "Until then, no session of these resumes: what is made meanwhile is forgotten, too.\n",
+        );
+    }
+    if let (Whose::Server(name), Extent::Server(number)) = (whose, extent) {
+        text.push_str(&format!(
+            "{name} stands for number {number}; whether a server has that name or number is not known here.\n"
+        ));
+    }
+    let apart = marks.marks().count();
+    if apart >= MANY {
+        text.push_str(&format!(
+            "The farm has {apart} marks; over {MAX_MARKS}, the oldest becomes one for everything.\n"
+        ));
+    }
     for (known, time) in marks.marks() {
         let covers = known == Extent::Everything || known == extent;
         if covers && (known, time) != (extent, before) {

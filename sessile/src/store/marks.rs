@@ -1,10 +1,22 @@
 //! What is forgotten on request, as one server knows it: from its configuration and from the shared
 //! store. Marks are only added while it runs, so that a store that is gone, or came back empty, brings
-//! nothing back.
+//! nothing back; those of the farm are in the state folder, too, for a start without the store.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::io::{self, Write as _};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
+use sessile_proto::keys::{Purpose, Schedule};
+use sessile_proto::sealed;
 use sessile_proto::ticket::Forgotten;
+use sessile_proto::verdict::Reason;
+
+use crate::config::Server;
+use crate::key::{Keyring, Origin};
+use crate::state_file::{self, TakeError};
+
+/// Most bytes of the file; as many marks as there can be take less than 5 KiB.
+const MAX_FILE: u64 = 64 << 10;
 
 #[derive(Default)]
 pub(super) struct Marks(RwLock<Arc<Forgotten>>);
@@ -25,5 +37,100 @@ impl Marks {
             *known = Arc::new(all);
         }
         is_news
+    }
+}
+
+/// The farm's marks, as far as one server knows them, sealed under the farm key in its state folder.
+/// Reading leaves the file there: marks are good for more than one start.
+pub(super) struct MarksFile {
+    path: PathBuf,
+    /// What it is sealed as: this server's, so that no other file can be put in its place.
+    bound: String,
+    /// What is in it.
+    kept: Mutex<Forgotten>,
+}
+
+/// Why the file is of no use.
+#[derive(Debug, thiserror::Error)]
+enum Unusable {
+    #[error(transparent)]
+    Unread(#[from] TakeError),
+    #[error("it cannot be written: {0}")]
+    Io(#[from] io::Error),
+    #[error("it does not open under this server's farm key ({})", .0.as_str())]
+    Closed(Reason),
+    #[error("the clock and the farm key do not agree, so that nothing can be sealed")]
+    NoKey,
+    #[error("the system gives no random bytes")]
+    Random,
+}
+
+impl MarksFile {
+    /// `None` where the key is gone at a restart: there is nothing left to forget then.
+    pub(super) fn new(server: &Server, keys: &Keyring) -> Option<Self> {
+        let Server {
+            name, state_dir, ..
+        } = server;
+        (*keys.origin() != Origin::Ephemeral).then(|| Self {
+            path: state_file::path(state_dir, "forget", name),
+            bound: format!("sessile:{}:forget:{name}", keys.scope()),
+            kept: Mutex::default(),
+        })
+    }
+
+    /// What the server knew when it ran last. A file that cannot be used is said and passed by.
+    pub(super) fn read(&self, schedule: &Schedule) -> Forgotten {
+        let read = self.open(schedule).unwrap_or_else(|error| {
+            tracing::warn!(
+                file = %self.path.display(), %error,
+                "what was forgotten on request before this start is known from the store and session.forget alone"
+            );
+            Forgotten::default()
+        });
+        self.kept().clone_from(&read);
+        read
+    }
+
+    fn open(&self, schedule: &Schedule) -> Result<Forgotten, Unusable> {
+        let Some(bytes) = state_file::read(&self.path, MAX_FILE)? else {
+            return Ok(Forgotten::default());
+        };
+        let bound = self.bound.as_bytes();
+        match sealed::open(schedule, Purpose::Snapshot, bound, &bytes) {
+            Ok(clear) => Forgotten::decode(&clear).ok_or(Unusable::Closed(Reason::OldFormat)),
+            // Then so are the sessions from before those marks.
+            Err(Reason::Expired) => Ok(Forgotten::default()),
+            Err(reason) => Err(Unusable::Closed(reason)),
+        }
+    }
+
+    /// Adds marks to the file, if they are not in it. Waits for the disk.
+    pub(super) fn keep(&self, schedule: &Schedule, marks: &Forgotten) {
+        let mut kept = self.kept();
+        if kept.covers(marks) {
+            return;
+        }
+        let mut all = kept.clone();
+        all.merge(marks);
+        match self.write(schedule, &all) {
+            Ok(()) => *kept = all,
+            Err(error) => tracing::warn!(
+                file = %self.path.display(), %error,
+                "what is forgotten on request cannot be kept for the next start, which then needs the store to know it"
+            ),
+        }
+    }
+
+    fn write(&self, schedule: &Schedule, marks: &Forgotten) -> Result<(), Unusable> {
+        let mut salt = [0; 16];
+        aws_lc_rs::rand::fill(&mut salt).map_err(|_| Unusable::Random)?;
+        let (bound, clear) = (self.bound.as_bytes(), marks.encode());
+        let sealed = sealed::seal(schedule, Purpose::Snapshot, salt, bound, &clear)
+            .ok_or(Unusable::NoKey)?;
+        state_file::replace(&self.path, |file| Ok(file.write_all(&sealed)?))
+    }
+
+    fn kept(&self) -> std::sync::MutexGuard<'_, Forgotten> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

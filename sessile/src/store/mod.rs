@@ -179,7 +179,7 @@ impl Store {
             // A server that keeps no sessions hears from it what its tickets are not good for.
             StoreUrl::Redis(redis) if !limits.lifetime.is_zero() => {
                 let timeout = config.session.store_timeout;
-                let server = (config.server.name.as_str(), number);
+                let server = (&config.server, number);
                 let remote = Remote::new(redis, timeout, server, keys, &marks, registry)?;
                 Some(Arc::new(remote))
             }
@@ -372,7 +372,9 @@ impl Local {
     /// Whether sessions for single use can be stored now, as far as is known.
     #[must_use]
     pub fn keeps_single_use(&self) -> bool {
-        self.link.as_ref().is_some_and(|link| link.is_up())
+        self.link
+            .as_ref()
+            .is_some_and(|link| link.keeps_single_use())
     }
 
     /// Takes a session for single use out of the store, so that no server gets it again.

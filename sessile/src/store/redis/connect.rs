@@ -198,6 +198,21 @@ impl Connection {
     }
 }
 
+/// Whether the store has answered, and the answer is no: it is there, and keeps nobody waiting. Others,
+/// as that it is loading or that a cluster is down, pass with the state that it is in.
+pub(super) fn is_refusal(error: &redis::RedisError) -> bool {
+    use redis::{ErrorKind, ServerErrorKind};
+    match error.kind() {
+        // OOM, MISCONF, WRONGTYPE: what has a word of its own.
+        ErrorKind::Extension => true,
+        ErrorKind::Server(kind) => matches!(
+            kind,
+            ServerErrorKind::NoPerm | ServerErrorKind::ResponseError | ServerErrorKind::NoScript
+        ),
+        _ => false,
+    }
+}
+
 fn tcp_settings() -> TcpSettings {
     TcpSettings::default().set_nodelay(true)
 }

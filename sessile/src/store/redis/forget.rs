@@ -1,5 +1,6 @@
 //! Forget marks in the shared store: all of a farm's marks under one name, sealed under the farm key
-//! for that name alone. `sessile forget` adds to them; every server reads them again and again.
+//! for that name alone. `sessile forget` adds to them; every server reads them again and again, and puts
+//! back what the store has lost.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,16 +11,18 @@ use sessile_proto::keys::{Purpose, Schedule};
 use sessile_proto::sealed;
 use sessile_proto::ticket::{Extent, Forgotten};
 use sessile_proto::verdict::Reason;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
-use super::connect::{CONNECT_DEADLINE, Connection, Dialer, StoreError};
+use super::connect::{CONNECT_DEADLINE, Dialer, StoreError};
+use super::link::HEARTBEAT;
 use crate::clock;
+use crate::config::Server;
 use crate::config::store::Redis;
 use crate::key::Keyring;
-use crate::store::marks::Marks;
+use crate::store::marks::{Marks, MarksFile};
 
 /// Sets the marks if they are still what was read: another command may have added one since.
-const REPLACE: &str = "if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return 0 end \
+const REPLACE: &str = "if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end \
     redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3]) return 1";
 
 /// How often that is tried, while others are quicker.
@@ -29,29 +32,57 @@ fn name(scope: &str) -> String {
     format!("sessile:{scope}:forget")
 }
 
-/// The farm's marks as the servers of one process follow them.
+/// The farm's marks as the servers of one process follow them: what they have learned once stays known,
+/// is kept for the next start, and goes back to a store that lost it.
 pub(super) struct SharedMarks {
     name: String,
     keys: Arc<Keyring>,
     known: Arc<Marks>,
+    file: Option<Arc<MarksFile>>,
     /// The server's name.
     server: String,
-    /// What was read last, as it lies in the store.
-    read: Mutex<Vec<u8>>,
-    /// Whether it was said that what lies there does not open.
+    farm: Mutex<Farm>,
+    /// Whether it was said that what lies in the store does not open.
     said: AtomicBool,
 }
 
+struct Farm {
+    /// Every mark that came from the store, now or before this start.
+    marks: Forgotten,
+    /// What was read last, as it lies in the store.
+    read: Option<Vec<u8>>,
+    /// Whether some of the marks were not in it.
+    is_lacking: bool,
+    /// When the store may be given them again: one worker's turn.
+    due: Instant,
+}
+
 impl SharedMarks {
-    pub(super) fn new(keys: &Arc<Keyring>, known: &Arc<Marks>, server: &str) -> Self {
-        Self {
+    /// With the marks of the last run, if there was one.
+    pub(super) fn new(keys: &Arc<Keyring>, known: &Arc<Marks>, server: &Server) -> Self {
+        let file = MarksFile::new(server, keys);
+        let schedule = keys.schedule(clock::now());
+        let mut marks = Forgotten::default();
+        if let Some(file) = &file {
+            marks = file.read(&schedule);
+            drop_the_dead(&mut marks, &schedule);
+        }
+        let shared = Self {
             name: name(keys.scope()),
             keys: Arc::clone(keys),
             known: Arc::clone(known),
-            server: server.to_owned(),
-            read: Mutex::default(),
+            file: file.map(Arc::new),
+            server: server.name.clone(),
+            farm: Mutex::new(Farm {
+                marks: marks.clone(),
+                read: None,
+                is_lacking: false,
+                due: Instant::now(),
+            }),
             said: AtomicBool::new(false),
-        }
+        };
+        shared.heed(&marks);
+        shared
     }
 
     /// Asks for the marks.
@@ -61,22 +92,28 @@ impl SharedMarks {
 
     /// Takes the marks over. What does not open is passed by: the known ones stay.
     pub(super) fn learn(&self, answer: &Value) {
-        let Value::BulkString(value) = answer else {
-            return;
+        let value = match answer {
+            Value::BulkString(value) => value.as_slice(),
+            _ => &[],
         };
-        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
-        if *read == *value {
+        let mut farm = self.farm.lock().unwrap_or_else(PoisonError::into_inner);
+        if farm.read.as_deref() == Some(value) {
             return;
         }
         let schedule = self.keys.schedule(clock::now());
-        match open(&schedule, &self.name, value) {
+        let marks = match value {
+            [] => Ok(Forgotten::default()),
+            value => open(&schedule, &self.name, value),
+        };
+        match marks {
             Ok(marks) => {
-                read.clone_from(value);
+                farm.marks.merge(&marks);
+                drop_the_dead(&mut farm.marks, &schedule);
+                farm.is_lacking = !marks.covers(&farm.marks);
+                farm.read = Some(value.to_vec());
                 self.said.store(false, Ordering::Relaxed);
-                if self.known.learn(&marks) {
-                    let server = &self.server;
-                    tracing::info!(server, "the farm forgets sessions on request: full/revoked");
-                }
+                self.heed(&marks);
+                self.keep(schedule, marks);
             }
             Err(reason) if !self.said.swap(true, Ordering::Relaxed) => tracing::warn!(
                 server = self.server,
@@ -87,6 +124,40 @@ impl SharedMarks {
             Err(_) => {}
         }
     }
+
+    /// What gives the store the marks that it lacked when it was last asked: it evicted them, restarted
+    /// empty or was restored. Merging is safe in any order, whoever does it first.
+    pub(super) fn put_back(&self) -> Option<Cmd> {
+        let mut farm = self.farm.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        if !farm.is_lacking || now < farm.due {
+            return None;
+        }
+        farm.due = now + HEARTBEAT;
+        let read = farm.read.as_deref().unwrap_or_default();
+        let schedule = self.keys.schedule(clock::now());
+        replace(&schedule, &self.name, read, &farm.marks).ok()
+    }
+
+    /// From now on sessions are compared with these marks, too.
+    fn heed(&self, marks: &Forgotten) {
+        if self.known.learn(marks) {
+            let server = &self.server;
+            tracing::info!(server, "the farm forgets sessions on request: full/revoked");
+        }
+    }
+
+    /// Handshakes of this thread do not wait for the disk.
+    fn keep(&self, schedule: Arc<Schedule>, marks: Forgotten) {
+        if let Some(file) = self.file.clone() {
+            tokio::task::spawn_blocking(move || file.keep(&schedule, &marks));
+        }
+    }
+}
+
+/// Marks that are older than any session are of no use, and would take the place of others.
+fn drop_the_dead(marks: &mut Forgotten, schedule: &Schedule) {
+    marks.drop_before(clock::now().minus(schedule.max_lifetime()));
 }
 
 /// Why a mark is not in the store.
@@ -137,21 +208,23 @@ pub async fn forget(
             })?,
         };
         marks.mark(extent, not_before);
-        if replace(&mut connection, schedule, &name, &read, &marks).await? {
+        let command = replace(schedule, &name, &read, &marks)?;
+        let answer = in_time(connection.ask(&command)).await?;
+        if matches!(answer, Value::Okay | Value::Int(1)) {
             return Ok(marks);
         }
     }
     Err(ForgetError::Busy)
 }
 
-/// Whether the marks were still what was read, and are now these.
-async fn replace(
-    connection: &mut Connection,
+/// The command that puts these marks in the place of what was `read`, if it is that still; where it was
+/// nothing, one that needs no permission for scripts.
+fn replace(
     schedule: &Schedule,
     name: &str,
     read: &[u8],
     marks: &Forgotten,
-) -> Result<bool, ForgetError> {
+) -> Result<Cmd, ForgetError> {
     let mut salt = [0; 16];
     aws_lc_rs::rand::fill(&mut salt).map_err(|_| ForgetError::Random)?;
     let clear = marks.encode();
@@ -159,14 +232,16 @@ async fn replace(
         .ok_or(ForgetError::NoKey)?;
     // No session lives longer than that, nor does the key that opens this.
     let life = schedule.max_lifetime().as_millis();
+    let life = u64::try_from(life).unwrap_or(u64::MAX);
+    if read.is_empty() {
+        let mut command = redis::cmd("SET");
+        command.arg(name).arg(sealed).arg("NX").arg("PX").arg(life);
+        return Ok(command);
+    }
     let mut command = redis::cmd("EVAL");
     command.arg(REPLACE).arg(1).arg(name);
-    command
-        .arg(read)
-        .arg(sealed)
-        .arg(u64::try_from(life).unwrap_or(u64::MAX));
-    let answer = in_time(connection.ask(&command)).await?;
-    Ok(answer == Value::Int(1))
+    command.arg(read).arg(sealed).arg(life);
+    Ok(command)
 }
 
 async fn in_time<T>(answer: impl Future<Output = RedisResult<T>>) -> Result<T, ForgetError> {

@@ -14,11 +14,9 @@ use tokio::time::{Instant, timeout};
 
 use super::Remote;
 use super::backoff::Backoff;
-use super::connect::{CONNECT_DEADLINE, Connection};
+use super::breaker::Breaker;
+use super::connect::{CONNECT_DEADLINE, Connection, is_refusal};
 use super::metrics::{Operation, Outcome};
-
-/// So many requests in a row that the store did not answer well take it for down.
-const TOLERATED: u32 = 5;
 
 /// How long a worker that starts waits for its first connection, so that the first clients after a
 /// restart find the store.
@@ -27,13 +25,18 @@ const START_DEADLINE: Duration = Duration::from_millis(500);
 /// How often a connection that is well is asked whether it still is, and what the farm has to say.
 pub(in crate::store) const HEARTBEAT: Duration = Duration::from_secs(1);
 
+/// How long no session for single use is made where the store has refused one.
+const SINGLE_USE_PAUSE: Duration = Duration::from_secs(5);
+
 pub(in crate::store) struct Link {
     pub(super) remote: Arc<Remote>,
     /// While the store is taken for well.
     connection: RefCell<Option<Connection>>,
     /// Which connection that is: what an earlier one did says nothing about it.
     serial: Cell<u64>,
-    failures: Cell<u32>,
+    breaker: Cell<Breaker>,
+    /// When it last refused what a session for single use needs.
+    refused_single_use: Cell<Option<Instant>>,
     /// The connection came up, or is given up.
     changed: Notify,
 }
@@ -51,7 +54,8 @@ impl Link {
             remote,
             connection: RefCell::new(None),
             serial: Cell::new(0),
-            failures: Cell::new(0),
+            breaker: Cell::default(),
+            refused_single_use: Cell::default(),
             changed: Notify::new(),
         }
     }
@@ -62,8 +66,21 @@ impl Link {
     }
 
     /// Whether the store is taken for well.
-    pub(in crate::store) fn is_up(&self) -> bool {
+    fn is_up(&self) -> bool {
         self.connection.borrow().is_some()
+    }
+
+    /// Whether sessions for single use can be stored, as far as is known: a store that forbids their
+    /// scripts is asked again now and then, and clients have other tickets in between.
+    pub(in crate::store) fn keeps_single_use(&self) -> bool {
+        let refused = self.refused_single_use.get();
+        self.is_up() && refused.is_none_or(|then| then.elapsed() >= SINGLE_USE_PAUSE)
+    }
+
+    pub(super) fn note_single_use(&self, outcome: Outcome) {
+        if outcome == Outcome::Refused {
+            self.refused_single_use.set(Some(Instant::now()));
+        }
     }
 
     /// Starts to connect, and waits a moment for that.
@@ -97,7 +114,7 @@ impl Link {
         let mut connection = connection.ok_or(Outcome::Down)?;
         let failure = match timeout(patience, connection.ask(command)).await {
             Ok(Ok(value)) => {
-                self.failures.set(0);
+                self.breaker.take();
                 return Ok(value);
             }
             Ok(Err(error)) => Failure::Store(error),
@@ -106,15 +123,34 @@ impl Link {
         let (outcome, ends) = match &failure {
             Failure::Timeout => (Outcome::Timeout, false),
             Failure::Store(error) if connection.is_ended_by(error) => (Outcome::Down, true),
-            Failure::Store(_) => (Outcome::Refused, false),
+            Failure::Store(error) => {
+                if is_refusal(error) {
+                    self.breaker.take();
+                    self.say_refused(error);
+                    return Err(Outcome::Refused);
+                }
+                (Outcome::Refused, false)
+            }
         };
         if serial == self.serial.get() {
-            self.failures.set(self.failures.get() + 1);
-            if ends || self.failures.get() >= TOLERATED {
+            let (breaker, is_enough) = self
+                .breaker
+                .get()
+                .failed(Instant::now(), self.remote.timeout);
+            self.breaker.set(breaker);
+            if ends || is_enough {
                 self.give_up(&failure);
             }
         }
         Err(outcome)
+    }
+
+    /// Once: the metrics count the others.
+    fn say_refused(&self, error: &redis::RedisError) {
+        if !self.remote.said_refused.swap(true, Ordering::Relaxed) {
+            let server = &self.remote.server;
+            tracing::warn!(server, %error, "the session store refuses a request; further refusals are counted");
+        }
     }
 
     fn give_up(&self, failure: &Failure) {
@@ -172,27 +208,24 @@ impl Link {
         }
     }
 
-    /// A connection over which the store has answered as quickly as handshakes need it to.
+    /// A connection over which the store has said what is forgotten, as quickly as handshakes need it to
+    /// answer: before that is known, its sessions are of no use.
     async fn dial(&self) -> Result<Connection, Failure> {
         let dialed = timeout(CONNECT_DEADLINE, self.remote.dialer.dial()).await;
         let mut connection = dialed
             .map_err(|_| Failure::Timeout)?
             .map_err(Failure::Store)?;
-        let ping = redis::cmd("PING");
-        match timeout(self.remote.timeout, connection.ask(&ping)).await {
-            Ok(answered) => answered.map_err(Failure::Store)?,
-            Err(_) => return Err(Failure::Timeout),
-        };
-        // Before the first handshake, and of no weight: the heartbeat asks again.
         let marks = self.remote.marks.command();
-        if let Ok(Ok(answer)) = timeout(self.remote.timeout, connection.ask(&marks)).await {
-            self.remote.marks.learn(&answer);
-        }
+        let answer = timeout(self.remote.timeout, connection.ask(&marks)).await;
+        let answer = answer
+            .map_err(|_| Failure::Timeout)?
+            .map_err(Failure::Store)?;
+        self.remote.marks.learn(&answer);
         Ok(connection)
     }
 
     fn come_up(&self, connection: Connection) {
-        self.failures.set(0);
+        self.breaker.take();
         self.serial.set(self.serial.get() + 1);
         *self.connection.borrow_mut() = Some(connection);
         self.changed.notify_one();
@@ -225,6 +258,9 @@ impl Link {
         } = &*self.remote;
         if let Ok(answer) = self.exchange(&marks.command(), *timeout).await {
             marks.learn(&answer);
+            if let Some(command) = marks.put_back() {
+                let _ = self.exchange(&command, *timeout).await;
+            }
         }
         let Some(look) = claim.look() else {
             return;

@@ -2,6 +2,7 @@
 //! do ends a handshake: what it does not say in time is not known, and the handshake is full.
 
 mod backoff;
+mod breaker;
 mod claim;
 mod connect;
 mod forget;
@@ -28,6 +29,7 @@ use sessile_proto::verdict::Reason;
 use super::entry::{self, Name, Opened};
 use super::marks::Marks;
 use super::{Key, Patience, Put};
+use crate::config::Server;
 use crate::key::Keyring;
 use claim::Claim;
 use connect::Dialer;
@@ -50,6 +52,8 @@ pub(super) struct Remote {
     claim: Claim,
     /// Whether the log has a word on it; from then on it has one at every change.
     said: AtomicBool,
+    /// Whether the log has a word on a request that the store refused.
+    said_refused: AtomicBool,
 }
 
 /// What the store says of a session.
@@ -79,21 +83,23 @@ impl Remote {
     pub(super) fn new(
         config: &crate::config::store::Redis,
         timeout: Duration,
-        (server, number): (&str, u32),
+        (server, number): (&Server, u32),
         keys: &Arc<Keyring>,
         marks: &Arc<Marks>,
         registry: &Registry,
     ) -> Result<Self, StoreError> {
+        let name = server.name.as_str();
         Ok(Self {
             dialer: Dialer::new(config)?,
             timeout,
             scope: keys.scope().to_owned(),
-            server: server.to_owned(),
+            server: name.to_owned(),
             shown: config.to_string(),
-            metrics: Metrics::register(registry, server)?,
+            metrics: Metrics::register(registry, name)?,
             marks: SharedMarks::new(keys, marks, server),
-            claim: Claim::new(keys.scope(), number, server, registry)?,
+            claim: Claim::new(keys.scope(), number, name, registry)?,
             said: AtomicBool::new(false),
+            said_refused: AtomicBool::new(false),
         })
     }
     /// Gives the server's number up to whoever comes next.
@@ -189,11 +195,13 @@ impl Link {
                 }
             };
             let link = Rc::clone(self);
+            let is_single_use = put.key.is_single_use();
             under_way.spawn_local(async move {
                 let timeout = link.remote.timeout;
-                let stored = link.ask(Operation::Put, &command, 1, timeout).await;
-                if stored.is_ok() {
-                    link.remote.metrics.count(Operation::Put, Outcome::Ok, 1);
+                match link.ask(Operation::Put, &command, 1, timeout).await {
+                    Ok(_) => link.remote.metrics.count(Operation::Put, Outcome::Ok, 1),
+                    Err(outcome) if is_single_use => link.note_single_use(outcome),
+                    Err(_) => {}
                 }
             });
         }

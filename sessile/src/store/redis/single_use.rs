@@ -65,7 +65,10 @@ impl Link {
         let said = match patience.spend(asked).await {
             Ok(Value::Array(said)) => said,
             Ok(_) => return (self.judged_as(Operation::Spend, None), false),
-            Err(failure) => return (Answer::None(failure.reason()), false),
+            Err(failure) => {
+                self.note_single_use(failure);
+                return (Answer::None(failure.reason()), false);
+            }
         };
         let (answer, same_node) = match said.as_slice() {
             [Value::Nil, _] => (Some(Answer::Missing), false),

@@ -126,6 +126,13 @@ async fn a_store_that_takes_nothing_more() {
     };
     limit("1");
     hop_until("full/unknown", &COSTS, &one, &other).await;
+    // It is there all the while, and says so at once: it is not given up for it.
+    for _ in 0..10 {
+        let verdict = hop(Mechanism::SessionId, &one, &other).await;
+        assert_eq!(verdict, "full/unknown");
+    }
+    assert_eq!(one.metric("sessile_store_up{server=\"web1\"}").await, 1);
+    assert_eq!(one.peer.said().matches("refuses a request").count(), 1);
     // The session that was not taken resumes where it was made.
     let client = client(Mechanism::SessionId);
     verdict(&client, one.address()).await;

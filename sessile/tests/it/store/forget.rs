@@ -7,7 +7,7 @@ use sessile_proto::keys::{Purpose, Schedule};
 use sessile_proto::sealed;
 use sessile_proto::ticket::Forgotten;
 
-use super::setup::{Farm, Redis, Server, client, hop, verdict};
+use super::setup::{Farm, Redis, Server, client, hop, hop_until, verdict};
 use crate::peers::eventually;
 
 const HOWS: [(Mechanism, &str); 3] = [
@@ -154,6 +154,105 @@ async fn a_store_that_restarts_empty_brings_nothing_back() {
     }
 }
 
+/// What the store says is forgotten.
+fn marks(farm: &Farm, redis: &Redis) -> Option<Forgotten> {
+    let key = sessile::key::load(&farm.folder().join("farm.key")).unwrap();
+    let schedule = Schedule::derive(&key, sessile::clock::now());
+    let mut entries = redis.entries().into_iter();
+    let (name, value) = entries.find(|(name, _)| name.ends_with(b":forget"))?;
+    let marks = sealed::open(&schedule, Purpose::Store, &name, &value).unwrap();
+    Some(Forgotten::decode(&marks).unwrap())
+}
+
+fn set(redis: &Redis, name: &[u8], value: &[u8]) {
+    let mut set = redis::cmd("SET");
+    let set = set.arg(name).arg(value);
+    set.exec(&mut redis.connect()).unwrap();
+}
+
+#[test]
+fn marks_that_the_store_evicts_or_has_of_earlier_are_put_back() {
+    let redis = Redis::start();
+    let farm = farm(&redis.url(), "");
+    let (one, other) = (farm.serve("web1"), farm.serve("web2"));
+    forgotten(&farm, &[&one, &other], 1, &["--server", "77"]);
+    let (name, earlier) = written(&redis);
+    forgotten(&farm, &[&one, &other], 2, &["--site", "*"]);
+    let both = marks(&farm, &redis).unwrap();
+    assert_eq!(both.marks().count(), 2);
+    let is_whole = || marks(&farm, &redis).is_some_and(|marks| marks == both);
+    let mut del = redis::cmd("DEL");
+    del.arg(&name).exec(&mut redis.connect()).unwrap();
+    eventually("they are back", is_whole);
+    // As after a restore, or a mark that was added while the others were gone.
+    set(&redis, &name, &earlier);
+    eventually("both are there", is_whole);
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_server_that_starts_without_the_store_knows_what_it_knew() {
+    let redis = Redis::start();
+    let farm = farm(&redis.url(), "");
+    let (one, other) = (farm.serve("web1"), farm.serve("web2"));
+    let [first, second] = [visitors(&one).await, visitors(&one).await];
+    forgotten(&farm, &[&other], 1, &["--everything"]);
+    other.drain();
+    let port = redis.stop();
+    for visitors in [first, second] {
+        let other = farm.serve("web2");
+        let (psk, _) = &visitors[2];
+        assert_eq!(verdict(psk, other.address()).await, "full/revoked");
+        // The file is good for more than one start.
+        other.drain();
+    }
+    // Another store, that never heard of it, is told.
+    let redis = Redis::start_again(port);
+    let _other = farm.serve("web2");
+    eventually("it is told", || marks(&farm, &redis).is_some());
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_store_that_does_not_say_what_is_forgotten_is_not_used() {
+    let redis = Redis::start();
+    let farm = farm(&redis.url(), "");
+    let one = farm.serve("web1");
+    let scope = sessile::key::load(&farm.folder().join("farm.key"))
+        .unwrap()
+        .scope;
+    let name = format!("sessile:{scope}:forget");
+    // Every request for the marks ends with an error, and no other does.
+    let mut push = redis::cmd("RPUSH");
+    let push = push.arg(&name).arg("x");
+    push.exec(&mut redis.connect()).unwrap();
+    let other = farm.serve("web2");
+    assert_eq!(
+        hop(Mechanism::SessionId, &one, &other).await,
+        "full/store-down"
+    );
+    let mut del = redis::cmd("DEL");
+    del.arg(&name).exec(&mut redis.connect()).unwrap();
+    let meanwhile = ["full/store-down"];
+    hop_until("resumed/session-id", &meanwhile, &one, &other).await;
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_mark_up_to_an_hour_ahead_reaches_the_sessions_of_a_clock_that_is() {
+    let redis = Redis::start();
+    let farm = farm(&redis.url(), "");
+    let (one, other) = (farm.serve_at("web1", Some("+50m")), farm.serve("web2"));
+    let visitors = visitors(&one).await;
+    forgotten(&farm, &[&one, &other], 1, &["--server", "web1"]);
+    let (psk, how) = &visitors[2];
+    assert_eq!(verdict(psk, other.address()).await, *how);
+    let ahead = std::time::SystemTime::now() + std::time::Duration::from_secs(59 * 60);
+    let ahead = humantime::format_rfc3339_seconds(ahead).to_string();
+    let arguments = ["--server", "web1", "--before", &ahead];
+    forgotten(&farm, &[&one, &other], 2, &arguments);
+    for (client, _) in &visitors {
+        assert_eq!(verdict(client, other.address()).await, "full/revoked");
+    }
+}
+
 #[tokio::test(flavor = "current_thread")]
 async fn marks_that_do_not_open_are_said_once_and_passed_by() {
     let redis = Redis::start();
@@ -164,11 +263,7 @@ async fn marks_that_do_not_open_are_said_once_and_passed_by() {
     let (name, value) = written(&redis);
     let mut damaged = value;
     *damaged.last_mut().unwrap() ^= 1;
-    let mut set = redis::cmd("SET");
-    set.arg(&name)
-        .arg(damaged)
-        .exec(&mut redis.connect())
-        .unwrap();
+    set(&redis, &name, &damaged);
     let warning = "does not open under this server's farm key";
     eventually("it says so", || other.peer.said().contains(warning));
     for (client, how) in &visitors {
@@ -198,12 +293,7 @@ fn no_mark_is_lost_among_concurrent_writers() {
     for mut writer in writers {
         assert!(writer.wait().unwrap().success());
     }
-    let file = farm.folder().join("farm.key");
-    let key = sessile::key::load(&file).unwrap();
-    let schedule = Schedule::derive(&key, sessile::clock::now());
-    let (name, value) = written(&redis);
-    let marks = sealed::open(&schedule, Purpose::Store, &name, &value).unwrap();
-    let marks = Forgotten::decode(&marks).unwrap();
+    let marks = marks(&farm, &redis).unwrap();
     assert_eq!(marks.marks().count(), 8);
     drop(one);
 }

@@ -109,6 +109,14 @@ fn early_data_needs_two_commands_more() {
     let farm = Farm::sharing(&url, early::ON);
     let server = farm.serve("web1");
     early::assert_never_accepted(&farm, &server);
+    // Nor does it cost the clients with session IDs their store.
+    let other = farm.serve("web2");
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let hop = runtime.block_on(hop(Mechanism::SessionId, &server, &other));
+    assert_eq!(hop, "resumed/session-id");
 }
 
 #[test]

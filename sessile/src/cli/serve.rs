@@ -27,7 +27,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "FILE", conflicts_with_all = ["listen", "cert", "key", "root"])]
     config: Option<PathBuf>,
     /// Where to listen.
-    #[arg(long, value_name = "IP:PORT", requires_all = ["cert", "key", "root"])]
+    #[arg(long, value_name = "IP:PORT")]
     listen: Option<SocketAddr>,
     /// Certificate chain, PEM.
     #[arg(long, value_name = "PEM")]

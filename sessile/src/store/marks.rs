@@ -134,3 +134,72 @@ impl MarksFile {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::time::Duration;
+
+    use sessile_proto::ticket::Extent;
+
+    use super::*;
+    use crate::clock;
+
+    fn file(folder: &std::path::Path, name: &str) -> MarksFile {
+        MarksFile {
+            path: state_file::path(folder, "forget", "web1"),
+            bound: format!("sessile:farm:forget:{name}"),
+            kept: Mutex::default(),
+        }
+    }
+
+    fn schedule() -> Arc<Schedule> {
+        let keys = Keyring::ephemeral(Duration::from_secs(3600)).unwrap();
+        keys.schedule(clock::now())
+    }
+
+    fn mark(extent: Extent) -> Forgotten {
+        let mut marks = Forgotten::default();
+        marks.mark(extent, clock::now());
+        marks
+    }
+
+    #[test]
+    fn the_file_has_every_mark_that_was_kept_and_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let schedule = schedule();
+        let mut all = Forgotten::default();
+        for extent in [Extent::Site(1), Extent::Server(2)] {
+            let marks = mark(extent);
+            all.merge(&marks);
+            // As of a process that knows of this one only.
+            let file = file(folder.path(), "web1");
+            file.read(&schedule);
+            file.keep(&schedule, &marks);
+            for _ in 0..2 {
+                assert_eq!(file.read(&schedule), all);
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_damaged_or_of_another_server_or_farm_says_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mine, theirs) = (file(folder.path(), "web1"), file(folder.path(), "web2"));
+        let schedule = schedule();
+        mine.keep(&schedule, &mark(Extent::Everything));
+        assert_eq!(theirs.read(&schedule), Forgotten::default());
+        assert_eq!(mine.read(&self::schedule()), Forgotten::default());
+        let whole = fs::read(&mine.path).unwrap();
+        for end in 0..whole.len() {
+            fs::write(&mine.path, &whole[..end]).unwrap();
+            assert_eq!(mine.read(&schedule), Forgotten::default());
+        }
+        fs::write(&mine.path, vec![0; MAX_FILE as usize + 1]).unwrap();
+        assert_eq!(mine.read(&schedule), Forgotten::default());
+        // It is replaced with the next mark.
+        let marks = mark(Extent::Everything);
+        mine.keep(&schedule, &marks);
+        assert_eq!(mine.read(&schedule), marks);
+    }
+}

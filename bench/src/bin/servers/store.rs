@@ -18,10 +18,14 @@ use super::stall::{DELAY, Stall};
 use super::{Result, SETTLE, WARM_UP};
 
 /// Handshakes of each round with a store that is slow, new and returning clients in turn.
-const STALLED: usize = 16;
+const STALLED: usize = 40;
 
-/// So many of those are waited for; `store::redis::link` gives up after five requests without an answer.
-const WAITED_FOR: usize = 4;
+/// So many of those are waited for at least: `store::redis::breaker` gives up after a quarter of a second,
+/// and each takes 20 ms.
+const WAITED_FOR: usize = 8;
+
+/// From this one on the store has been given up.
+const GIVEN_UP: usize = 24;
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Side {
@@ -177,9 +181,10 @@ fn stalled(
             if kind != HandshakeKind::Full {
                 return Err("a session came through a store that is stalled".into());
             }
-            match n < WAITED_FOR {
-                true => stalled.waited.push(took),
-                false => stalled.after.push(took),
+            match n {
+                ..WAITED_FOR => stalled.waited.push(took),
+                GIVEN_UP.. => stalled.after.push(took),
+                _ => {}
             }
         }
     }

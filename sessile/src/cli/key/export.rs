@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use clap::ValueEnum;
+use clap::{ArgGroup, ValueEnum};
 use sessile_proto::Time;
 use sessile_proto::keys::{FarmKey, Foreign, ForeignKey};
 use zeroize::Zeroizing;
@@ -24,10 +24,10 @@ Ticket keys of other servers are those of the present epoch: export them again i
 (`rotate`, 1h by default), on each server or on one. All exports of an epoch agree.";
 
 #[derive(clap::Args, Debug)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES, group = ArgGroup::new("what").required(true).args(["route", "format"]))]
 pub(super) struct Args {
     /// The balancer's part: reads which server made a ticket, and opens none
-    #[arg(long, required_unless_present = "format", conflicts_with = "format")]
+    #[arg(long)]
     route: bool,
     /// Ticket keys for a server that is not sessile
     #[arg(long)]

@@ -260,14 +260,6 @@ fn upstreams(config: &Config, findings: &mut Findings) {
         if !routes().any(leads_there) {
             findings.warn(format!("No route has proxy = {name:?}."));
         }
-        let idle = config.connection.idle_timeout;
-        if upstream.response_timeout >= idle {
-            findings.warn(format!(
-                "Upstream {name} has {} to answer, and connection.idle-timeout ends a connection after {} on which nothing passes.",
-                span(upstream.response_timeout),
-                span(idle)
-            ));
-        }
     }
 }
 

@@ -305,9 +305,6 @@ fn an_upstream_is_explained_and_what_does_not_fit_it_is_said() {
     let expected =
         "Upstream app: 10.0.0.1:80, then 10.0.0.2:80 in plain HTTP; 2s to connect, 1m to answer.";
     assert!(said.contains(expected), "{said}");
-    config.connection.idle_timeout = Duration::from_secs(30);
-    let said = graded(&config, Grade::Warning);
-    assert!(said[0].contains("connection.idle-timeout ends a connection after 30s"));
 }
 
 #[test]

@@ -15,6 +15,7 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::Worker;
+use super::awaited::Awaited;
 use super::metrics::Open;
 use super::respond::{self, Connection};
 use super::sites::{Site, Sites};
@@ -73,6 +74,7 @@ pub(super) async fn run(
         site,
         sites,
         requests: Cell::new(0),
+        awaited: Awaited::new(),
         worker: Rc::clone(&worker),
     });
     connection.count_handshake();
@@ -137,19 +139,20 @@ macro_rules! drive {
     ($connection:expr, $http:expr) => {{
         let worker = &$connection.worker.shared;
         let status = &$connection.status;
+        let idle_since = || $connection.idle_since();
         let idle_timeout = worker.config.connection.idle_timeout;
         let mut http = pin!($http);
         let mut stop = pin!($connection.told_to_stop());
         let mut stopping = false;
         loop {
-            let idle_until = status.last_activity() + idle_timeout;
+            let idle_until = idle_since() + idle_timeout;
             tokio::select! {
                 _ = http.as_mut() => break false,
                 () = status.completed(), if !$connection.counted.get() => {
                     $connection.count_handshake();
                 }
                 () = tokio::time::sleep_until(idle_until) => {
-                    if status.last_activity() + idle_timeout > Instant::now() {
+                    if idle_since() + idle_timeout > Instant::now() {
                         continue;
                     }
                     worker.metrics.count_reclaimed();
@@ -208,6 +211,16 @@ impl Connection {
         if self.requests.get() == 0 {
             tokio::time::sleep(LAST_CALL).await;
         }
+    }
+
+    /// Since when nothing has passed that was for the client to send or to take.
+    fn idle_since(&self) -> Instant {
+        let passed = self.status.last_activity();
+        if self.status.is_blocked() {
+            // Whatever an upstream does meanwhile: a client that takes nothing may not hold it up for ever.
+            return passed;
+        }
+        passed.max(self.awaited.none_since())
     }
 
     /// Counts the handshake, once and when it is over: after early data that is while requests are

@@ -2,12 +2,15 @@
 //! nothing of balancers, and of TLS only what [`crate::tls`] says.
 
 mod access_log;
+mod awaited;
 mod connection;
 mod forget;
+mod host;
 mod live;
 mod metrics;
 mod proxy;
 mod respond;
+mod routes;
 mod sites;
 
 pub use access_log::AccessLog;

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 
 use bytes::Bytes;
-use http::header::{ACCEPT, ALLOW, CONTENT_TYPE, HOST, HeaderName, HeaderValue, LOCATION, REFERER};
+use http::header::{ACCEPT, ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, LOCATION, REFERER};
 use http::header::{CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, USER_AGENT};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
@@ -21,6 +21,9 @@ use tower_http::services::ServeDir;
 
 use super::Worker;
 use super::access_log::quoted;
+use super::awaited::Awaited;
+use super::host::{self, Host};
+use super::routes;
 use super::sites::{Handler, Site, Sites};
 use crate::clock;
 use crate::tls::{Completion, Handshake, Status};
@@ -48,6 +51,7 @@ pub(super) struct Connection {
     /// As they were when it came: a reload does not make its requests another site's.
     pub(super) sites: Rc<Sites>,
     pub(super) requests: Cell<u64>,
+    pub(super) awaited: Awaited,
     pub(super) worker: Rc<Worker>,
 }
 
@@ -83,7 +87,9 @@ pub(super) async fn answer(
     let log = connection.worker.shared.around.access_log.is_on();
     let entry = log.then(|| Entry::of(&request));
     let asked = request.headers().contains_key(PROBE);
-    let mut response = route(&connection, request).await;
+    let has_streams = request.version() == Version::HTTP_2;
+    let routed = route(&connection, request).await;
+    let mut response = routed.unwrap_or_else(|code| refusal(code, has_streams));
     if asked {
         connection.tell(response.headers_mut());
     }
@@ -93,17 +99,19 @@ pub(super) async fn answer(
     Ok(response)
 }
 
-async fn route(connection: &Connection, request: Request<Incoming>) -> Response<Body> {
-    if connection.is_misdirected(&request) {
-        return status(StatusCode::MISDIRECTED_REQUEST);
-    }
+/// The error is the status of a request that nothing was done about.
+async fn route(
+    connection: &Connection,
+    request: Request<Incoming>,
+) -> Result<Response<Body>, StatusCode> {
+    connection.check_host(&request)?;
     if is_too_early(&request) {
-        return status(StatusCode::TOO_EARLY);
+        return Err(StatusCode::TOO_EARLY);
     }
     let path = request.uri().path();
-    let Some((handler, below)) = connection.site.route(path) else {
-        return status(StatusCode::NOT_FOUND);
-    };
+    let found = connection.site.routes.find(path);
+    let found = found.map_err(|routes::Unclear| StatusCode::BAD_REQUEST)?;
+    let (handler, below) = found.ok_or(StatusCode::NOT_FOUND)?;
     if matches!(handler, Handler::Files(_) | Handler::Verdict)
         && !matches!(*request.method(), Method::GET | Method::HEAD)
     {
@@ -111,27 +119,19 @@ async fn route(connection: &Connection, request: Request<Incoming>) -> Response<
         response
             .headers_mut()
             .insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
-        return response;
+        return Ok(response);
     }
-    match handler {
+    Ok(match handler {
         Handler::Files(folder) => {
             let below = below.to_owned();
             files(folder.clone(), request, &below).await
         }
         Handler::Proxy(upstream) => {
-            let has_streams = request.version() == Version::HTTP_2;
-            match upstream.forward(connection.peer.ip(), request).await {
-                Ok(response) => response.map(|body| Either::Right(body.boxed_unsync())),
-                Err(code) => {
-                    let mut response = status(code);
-                    if code == StatusCode::BAD_REQUEST && !has_streams {
-                        // Where a request is doubtful, so is where the next one begins.
-                        let close = HeaderValue::from_static("close");
-                        response.headers_mut().insert(CONNECTION, close);
-                    }
-                    response
-                }
-            }
+            let client = connection.peer.ip();
+            let forwarded = upstream.forward(client, &connection.awaited, request);
+            forwarded
+                .await?
+                .map(|body| Either::Right(body.boxed_unsync()))
         }
         Handler::Redirect(to) => redirect(to, below, request.uri().query()),
         Handler::Respond { status, body } => {
@@ -143,7 +143,17 @@ async fn route(connection: &Connection, request: Request<Incoming>) -> Response<
             let above = &path[..path.len() - below.len()];
             connection.verdict_page(above, below, request.headers())
         }
+    })
+}
+
+fn refusal(code: StatusCode, has_streams: bool) -> Response<Body> {
+    let mut response = status(code);
+    if code == StatusCode::BAD_REQUEST && !has_streams {
+        // Where a request is doubtful, so is where the next one begins.
+        let close = HeaderValue::from_static("close");
+        response.headers_mut().insert(CONNECTION, close);
     }
+    response
 }
 
 /// Whether a request has to be sent again once the client's handshake is done: it may be a replay, and
@@ -176,7 +186,12 @@ async fn files(mut folder: ServeDir, request: Request<Incoming>, below: &str) ->
 
 fn redirect(to: &str, below: &str, query: Option<&str>) -> Response<Body> {
     let query = query.map(|query| format!("?{query}")).unwrap_or_default();
-    let Ok(location) = HeaderValue::try_from(format!("{to}{below}{query}")) else {
+    let mut target = format!("{to}{below}{query}");
+    if target.starts_with('/') {
+        // Two slashes, and to browsers a backslash is one, would make the name behind them a host's.
+        target = format!("/{}", target.trim_start_matches(['/', '\\']));
+    }
+    let Ok(location) = HeaderValue::try_from(target) else {
         return status(StatusCode::BAD_REQUEST);
     };
     let mut response = status(StatusCode::PERMANENT_REDIRECT);
@@ -273,18 +288,18 @@ impl Connection {
         }
     }
 
-    /// Whether a request is for another site than the handshake was: browsers use a connection
-    /// for every name that its certificate covers (RFC 9110, 7.4).
-    fn is_misdirected(&self, request: &Request<Incoming>) -> bool {
-        let host = match request.uri().host() {
-            Some(host) => Some(host),
-            None => request.headers().get(HOST).and_then(|host| {
-                let host = host.to_str().ok()?;
-                Some(host.rsplit_once(':').map_or(host, |(host, _)| host))
-            }),
+    /// Refuses a request for another site than the handshake was: browsers use a connection for every
+    /// name that its certificate covers (RFC 9110, 7.4), and the other site may ask its clients for
+    /// certificates. So it does one for no site at all, which an upstream may take for anybody's.
+    fn check_host<B>(&self, request: &Request<B>) -> Result<(), StatusCode> {
+        let host = Host::of(request.uri(), request.headers(), request.version());
+        let Some(host) = host.map_err(|host::Unclear| StatusCode::BAD_REQUEST)? else {
+            return Ok(());
         };
-        host.and_then(|host| self.sites.find(Some(host)))
-            .is_some_and(|site| !Rc::ptr_eq(site, &self.site))
+        match self.sites.find(Some(host.name)) {
+            Some(site) if Rc::ptr_eq(site, &self.site) => Ok(()),
+            _ => Err(StatusCode::MISDIRECTED_REQUEST),
+        }
     }
 
     fn server(&self) -> &str {

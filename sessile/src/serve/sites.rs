@@ -8,6 +8,7 @@ use tower_http::services::ServeDir;
 use super::live::Files;
 use super::metrics::Metrics;
 use super::proxy::Upstream;
+use super::routes::Routes;
 use crate::config::{Action, Site as SiteConfig};
 use crate::server_names::ServerNames;
 use crate::tls::{self, Sessions, Template};
@@ -18,8 +19,7 @@ type Upstreams = HashMap<String, Rc<Upstream>>;
 /// What is served under some server names.
 pub(super) struct Site {
     pub(super) template: Template,
-    /// Longest path first.
-    routes: Vec<(String, Handler)>,
+    pub(super) routes: Routes<Handler>,
 }
 
 /// What answers a request.
@@ -77,25 +77,13 @@ impl Sites {
 impl Site {
     /// Whether some of its requests go on to an upstream.
     pub(super) fn has_upstream(&self) -> bool {
-        let mut handlers = self.routes.iter().map(|(_, handler)| handler);
+        let mut handlers = self.routes.values();
         handlers.any(|handler| matches!(handler, Handler::Proxy(_)))
-    }
-
-    /// What answers a path, and what of the path lies below the route.
-    pub(super) fn route<'p>(&self, path: &'p str) -> Option<(&Handler, &'p str)> {
-        self.routes.iter().find_map(|(prefix, handler)| {
-            let below = path.strip_prefix(prefix.as_str())?;
-            (below.is_empty() || below.starts_with('/')).then_some((handler, below))
-        })
     }
 }
 
-fn routes(
-    config: &SiteConfig,
-    upstreams: &mut Upstreams,
-    metrics: &Metrics,
-) -> Vec<(String, Handler)> {
-    let mut routes: Vec<_> = config
+fn routes(config: &SiteConfig, upstreams: &mut Upstreams, metrics: &Metrics) -> Routes<Handler> {
+    config
         .routes
         .iter()
         .map(|route| {
@@ -103,9 +91,7 @@ fn routes(
             let handler = handler(&prefix, &route.action, upstreams, metrics);
             (prefix, handler)
         })
-        .collect();
-    routes.sort_by_key(|(prefix, _)| std::cmp::Reverse(prefix.len()));
-    routes
+        .collect()
 }
 
 fn handler(prefix: &str, action: &Action, upstreams: &mut Upstreams, metrics: &Metrics) -> Handler {

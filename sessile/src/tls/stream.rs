@@ -48,6 +48,7 @@ pub struct Status {
     last_activity: Cell<Instant>,
     closed_cleanly: Cell<bool>,
     lingers: Cell<bool>,
+    blocked: Cell<bool>,
     completion: Cell<Completion>,
     completed: Notify,
     owned: RefCell<Vec<Key>>,
@@ -72,6 +73,7 @@ impl Status {
             last_activity: Cell::new(Instant::now()),
             closed_cleanly: Cell::new(closed_cleanly),
             lingers: Cell::new(true),
+            blocked: Cell::new(false),
             completion: Cell::new(completion),
             completed: Notify::new(),
             owned: RefCell::new(owned),
@@ -114,6 +116,12 @@ impl Status {
     #[must_use]
     pub const fn last_activity(&self) -> Instant {
         self.last_activity.get()
+    }
+
+    /// Whether bytes wait for the client to take them.
+    #[must_use]
+    pub const fn is_blocked(&self) -> bool {
+        self.blocked.get()
     }
 
     /// Whether the client has ended the connection with close_notify.
@@ -182,7 +190,9 @@ impl Stream {
         ready!(self.poll_stored(cx));
         self.held = None;
         while self.tls.wants_write() {
-            ready!(poll_write_tls(&mut self.io, &mut self.tls, cx))?;
+            let written = poll_write_tls(&mut self.io, &mut self.tls, cx);
+            self.status.blocked.set(written.is_pending());
+            ready!(written)?;
             self.status.touch();
         }
         Poll::Ready(Ok(()))

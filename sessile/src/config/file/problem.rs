@@ -152,7 +152,7 @@ pub enum What {
     )]
     NotAServerName { value: String },
     #[error(
-        "`path` is {value:?}; a path begins with a slash and has no query, fragment, `..` or empty part"
+        "`path` is {value:?}; a path begins with a slash and has no query, fragment, semicolon, `..` or empty part"
     )]
     NotAPath { value: String },
     #[error(

@@ -168,7 +168,7 @@ fn route_path(reader: &mut Reader<'_>, written: Spanned<String>) -> Option<Strin
         path => path,
     };
     let mut parts = path.strip_prefix('/').unwrap_or("..").split('/');
-    let odd = |c: char| c.is_control() || c.is_whitespace() || matches!(c, '?' | '#' | '\\');
+    let odd = |c: char| c.is_control() || c.is_whitespace() || matches!(c, '?' | '#' | ';' | '\\');
     if path.contains(odd)
         || (path != "/" && parts.any(|part| matches!(part, "" | "." | "..")))
         || !path.starts_with('/')

@@ -3,7 +3,7 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -12,58 +12,66 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::{Instant, Sleep};
 
 use super::Passage;
+use crate::serve::awaited::{Awaited, Wait};
 
 /// What a request waits for before there is a response.
-#[derive(Clone, Copy)]
 enum Waits {
     /// For the upstream, since then.
-    ForUpstream(Instant),
+    ForUpstream(Instant, #[expect(dead_code)] Wait),
     /// For more of the request's body.
     ForClient,
     /// For nothing any more: the client's body ended before its end.
     Cut,
 }
 
-/// Shared by a request's body and whoever waits for its response.
-#[derive(Clone)]
-pub(super) struct Clock(Arc<Mutex<Waits>>);
+/// How long whoever waits for a response has waited, and for whom. Nobody waits any more once it is gone.
+pub(super) struct Clock {
+    waits: Arc<Mutex<Waits>>,
+    awaited: Awaited,
+}
 
 impl Clock {
-    pub(super) fn start() -> Self {
-        Self(Arc::new(Mutex::new(Waits::ForUpstream(Instant::now()))))
+    pub(super) fn start(awaited: &Awaited) -> Self {
+        let waits = Waits::ForUpstream(Instant::now(), awaited.begin());
+        Self {
+            waits: Arc::new(Mutex::new(waits)),
+            awaited: awaited.clone(),
+        }
     }
 
     /// Since when it is the upstream that nothing comes from; now, where it is the client.
     pub(super) fn silent_since(&self) -> Instant {
-        match self.waits() {
-            Waits::ForUpstream(since) => since,
+        match *locked(&self.waits) {
+            Waits::ForUpstream(since, _) => since,
             Waits::ForClient | Waits::Cut => Instant::now(),
         }
     }
 
     pub(super) fn was_cut(&self) -> bool {
-        matches!(self.waits(), Waits::Cut)
+        matches!(*locked(&self.waits), Waits::Cut)
     }
+}
 
-    fn waits(&self) -> Waits {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn set(&self, waits: Waits) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = waits;
-    }
+fn locked(waits: &Mutex<Waits>) -> MutexGuard<'_, Waits> {
+    waits.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A request's body on its way to the upstream.
 pub(super) struct Upload {
     body: Option<Incoming>,
-    clock: Clock,
+    /// The clock's, which need not last as long: an upstream may answer before it has the whole body.
+    waits: Weak<Mutex<Waits>>,
+    awaited: Awaited,
 }
 
 impl Upload {
     /// `None`: there is no body.
-    pub(super) const fn new(body: Option<Incoming>, clock: Clock) -> Self {
-        Self { body, clock }
+    pub(super) fn new(body: Option<Incoming>, clock: &Clock) -> Self {
+        Self {
+            body,
+            waits: Arc::downgrade(&clock.waits),
+            awaited: clock.awaited.clone(),
+        }
     }
 }
 
@@ -79,11 +87,13 @@ impl Body for Upload {
             return Poll::Ready(None);
         };
         let polled = Pin::new(body).poll_frame(cx);
-        self.clock.set(match &polled {
-            Poll::Pending => Waits::ForClient,
-            Poll::Ready(Some(Err(_))) => Waits::Cut,
-            Poll::Ready(_) => Waits::ForUpstream(Instant::now()),
-        });
+        if let Some(waits) = self.waits.upgrade() {
+            *locked(&waits) = match &polled {
+                Poll::Pending => Waits::ForClient,
+                Poll::Ready(Some(Err(_))) => Waits::Cut,
+                Poll::Ready(_) => Waits::ForUpstream(Instant::now(), self.awaited.begin()),
+            };
+        }
         polled
     }
 
@@ -103,16 +113,23 @@ pub(in crate::serve) struct Download {
     /// How long the upstream may be silent.
     timeout: Duration,
     /// Runs while it is.
-    silence: Option<Pin<Box<Sleep>>>,
+    silence: Option<(Pin<Box<Sleep>>, Wait)>,
+    awaited: Awaited,
     passage: Passage,
 }
 
 impl Download {
-    pub(super) const fn new(body: Incoming, timeout: Duration, passage: Passage) -> Self {
+    pub(super) const fn new(
+        body: Incoming,
+        timeout: Duration,
+        awaited: Awaited,
+        passage: Passage,
+    ) -> Self {
         Self {
             body,
             timeout,
             silence: None,
+            awaited,
             passage,
         }
     }
@@ -128,9 +145,10 @@ impl Body for Download {
     ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         let this = &mut *self;
         let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(cx) else {
-            let timeout = this.timeout;
-            let silence =
-                (this.silence).get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
+            let (silence, _) = this.silence.get_or_insert_with(|| {
+                let over = Box::pin(tokio::time::sleep(this.timeout));
+                (over, this.awaited.begin())
+            });
             return silence.as_mut().poll(cx).map(|()| {
                 this.passage.end(|results| &results.cut);
                 Some(Err(io::ErrorKind::TimedOut.into()))

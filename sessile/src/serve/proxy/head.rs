@@ -11,12 +11,22 @@ use http::request::Parts;
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, Method, Response, StatusCode, Uri, Version};
 
+use crate::serve::host::Host;
 use crate::serve::respond::EarlyData;
 
 const EARLY_DATA: HeaderName = HeaderName::from_static("early-data");
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+
+/// How headers begin by which proxies say who a client is: where it is, and whose certificate it has shown.
+const CLAIMS: [&str; 5] = [
+    "x-forwarded-",
+    "client-cert",
+    "x-client-cert",
+    "x-ssl-client-",
+    "ssl-client-",
+];
 
 const CHUNKED: HeaderValue = HeaderValue::from_static("chunked");
 
@@ -47,9 +57,6 @@ pub(super) fn to_upstream(
     // TRACE would show a client what is said to the upstream about it.
     if matches!(head.method, Method::CONNECT | Method::TRACE) || wants_websocket(&head) {
         return Err(StatusCode::NOT_IMPLEMENTED);
-    }
-    if has_dot_segment(head.uri.path()) {
-        return Err(StatusCode::BAD_REQUEST);
     }
     let chunked = is_chunked(&head.headers).map_err(|Unfit| StatusCode::BAD_REQUEST)?;
     let host = host(&head)?;
@@ -155,36 +162,12 @@ fn tokens<'h>(headers: &'h HeaderMap, name: &HeaderName) -> impl Iterator<Item =
     texts.flat_map(|text| text.split(',').map(str::trim))
 }
 
-/// A path with `.` or `..` for a part. Routes compare paths as they are written, and an upstream that
-/// resolves them would find itself on another route.
-fn has_dot_segment(path: &str) -> bool {
-    path.split('/').any(|part| {
-        let part = part.to_ascii_lowercase().replace("%2e", ".");
-        // Some servers take what follows a semicolon for a parameter.
-        matches!(part.split(';').next(), Some("." | ".."))
-    })
-}
-
-/// The host that is asked for: exactly one, and none but in HTTP/1.0.
+/// The host that is asked for, with its port.
 fn host(head: &Parts) -> Result<Option<HeaderValue>, StatusCode> {
-    let mut named = head.headers.get_all(HOST).iter();
-    let (first, second) = (named.next(), named.next());
-    if second.is_some() {
-        return Err(StatusCode::BAD_REQUEST);
-    }
-    // RFC 9112, 3.2.2 and RFC 9113, 8.3.1: the one in the target counts.
-    let host = match (head.uri.authority(), first) {
-        (Some(authority), _) => authority.as_str(),
-        (None, Some(host)) => host.to_str().map_err(|_| StatusCode::BAD_REQUEST)?,
-        (None, None) if head.version == Version::HTTP_10 => return Ok(None),
-        (None, None) => return Err(StatusCode::BAD_REQUEST),
-    };
-    match host.parse::<Authority>() {
-        Ok(authority) if !host.contains(['@', ',']) => HeaderValue::try_from(authority.as_str())
-            .map(Some)
-            .map_err(|_| StatusCode::BAD_REQUEST),
-        _ => Err(StatusCode::BAD_REQUEST),
-    }
+    let host = Host::of(&head.uri, &head.headers, head.version);
+    let host = host.map_err(|_| StatusCode::BAD_REQUEST)?;
+    let value = host.map(|host| HeaderValue::try_from(host.written));
+    value.transpose().map_err(|_| StatusCode::BAD_REQUEST)
 }
 
 /// The same path and query, at the upstream.
@@ -233,7 +216,8 @@ fn remove_claims(headers: &mut HeaderMap) {
 fn is_claim(name: &HeaderName) -> bool {
     // Behind CGI and its likes, `_` and `-` are the same.
     let name = name.as_str().replace('_', "-");
-    name.starts_with("x-forwarded-") || matches!(&*name, "forwarded" | "x-real-ip")
+    matches!(&*name, "forwarded" | "x-real-ip")
+        || CLAIMS.iter().any(|claim| name.starts_with(claim))
 }
 
 /// HTTP/2 clients may send one cookie in each line; HTTP/1.1 has them in one (RFC 9113, 8.2.3).

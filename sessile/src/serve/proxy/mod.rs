@@ -22,6 +22,7 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use prometheus::IntCounter;
 use tokio::time::{Instant, sleep_until};
 
+use super::awaited::Awaited;
 use super::metrics::UpstreamResults;
 use crate::config;
 use body::{Clock, Download, Upload};
@@ -87,6 +88,7 @@ impl Upstream {
     pub(super) async fn forward(
         &self,
         client: IpAddr,
+        awaited: &Awaited,
         request: Request<Incoming>,
     ) -> Result<Response<Download>, StatusCode> {
         let (head, body) = request.into_parts();
@@ -95,7 +97,7 @@ impl Upstream {
             self.results.overloaded.inc();
             return Err(StatusCode::SERVICE_UNAVAILABLE);
         };
-        let answered = self.exchange(head, body).await;
+        let answered = self.exchange(head, body, awaited).await;
         let answered = answered.and_then(|mut response| {
             head::to_client(&mut response).map_err(|head::Unfit| Failure::Invalid)?;
             Ok(response)
@@ -103,7 +105,8 @@ impl Upstream {
         self.say_whether_lost(answered.as_ref().err().copied());
         match answered {
             Ok(response) => {
-                Ok(response.map(|body| Download::new(body, self.response_timeout, passage)))
+                let (timeout, awaited) = (self.response_timeout, awaited.clone());
+                Ok(response.map(|body| Download::new(body, timeout, awaited, passage)))
             }
             Err(failure) => {
                 passage.end(|results| failure.counter(results));
@@ -121,13 +124,18 @@ impl Upstream {
         })
     }
 
-    async fn exchange(&self, head: Parts, body: Incoming) -> Result<Response<Incoming>, Failure> {
+    async fn exchange(
+        &self,
+        head: Parts,
+        body: Incoming,
+        awaited: &Awaited,
+    ) -> Result<Response<Incoming>, Failure> {
         // The upstream may close a connection while a request is on its way to it. One that may be
         // sent twice is (RFC 9110, 9.2.2); the client library does the same for one not yet sent.
         let repeatable = head.method.is_idempotent() && body.is_end_stream();
         let again = repeatable.then(|| head.clone());
-        match (self.attempt(head, Some(body)).await, again) {
-            (Err(Failure::Closed), Some(head)) => self.attempt(head, None).await,
+        match (self.attempt(head, Some(body), awaited).await, again) {
+            (Err(Failure::Closed), Some(head)) => self.attempt(head, None, awaited).await,
             (answered, _) => answered,
         }
     }
@@ -136,9 +144,10 @@ impl Upstream {
         &self,
         head: Parts,
         body: Option<Incoming>,
+        awaited: &Awaited,
     ) -> Result<Response<Incoming>, Failure> {
-        let clock = Clock::start();
-        let body = Upload::new(body, clock.clone());
+        let clock = Clock::start(awaited);
+        let body = Upload::new(body, &clock);
         let mut response = pin!(self.client.request(Request::from_parts(head, body)));
         loop {
             let until = clock.silent_since() + self.response_timeout;

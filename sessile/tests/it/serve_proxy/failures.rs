@@ -78,6 +78,59 @@ fn a_client_may_take_its_time() {
     );
 }
 
+/// An upstream has a second, and a connection is idle after a third of that.
+const THINKING: &str = "response-timeout = \"1s\"\n[connection]\nidle-timeout = \"300ms\"";
+
+#[test]
+fn a_client_that_waits_for_an_upstream_is_not_idle() {
+    let app = upstream();
+    let rig = Rig::start(&[app.address().port()], THINKING);
+    for version in VERSIONS {
+        assert_eq!(rig.status("/stall", &[version]), 504);
+        // The upstream has begun to answer, and is cut off when its time is over, not the client's.
+        let ran = rig.ask("/stall-in-body", &[version]);
+        assert_eq!((ran.status.success(), &*ran.stdout), (false, "a part"));
+    }
+    assert_eq!((rig.results("timeout"), rig.results("cut")), (2, 2));
+}
+
+/// Sends what it is told and reads nothing, until its input ends. Arguments: port, CA file, what to send.
+const STUCK: &str = r#"
+import socket, ssl, sys
+port, ca, request = sys.argv[1:]
+context = ssl.create_default_context(cafile=ca)
+with socket.create_connection(("127.0.0.1", port), timeout=30) as tcp:
+    with context.wrap_socket(tcp, server_hostname="farm.test") as tls:
+        tls.sendall(request.encode())
+        sys.stdin.read()
+"#;
+
+#[test]
+fn a_client_that_neither_sends_nor_takes_is_idle_with_a_request_under_way() {
+    let app = upstream();
+    let rig = Rig::start(&[app.address().port()], THINKING);
+    let port = rig.sessile.address().port().to_string();
+    for (already, request) in [
+        "GET /endless HTTP/1.1\r\nHost: farm.test\r\n\r\n",
+        "PUT /count HTTP/1.1\r\nHost: farm.test\r\nContent-Length: 10\r\n\r\nhalf.",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut python = Command::new("python3");
+        python.args(["-c", STUCK, &port]);
+        python.arg(&rig.certificates.ca).arg(request);
+        let mut client = (python.stdin(Stdio::piped()).stderr(Stdio::null()).spawn()).unwrap();
+        eventually("it is reclaimed", || {
+            let metrics = rig.sessile.metrics();
+            metrics.sum("sessile_connections_reclaimed_total", &[]) == already as u64 + 1
+        });
+        client.kill().unwrap();
+        client.wait().unwrap();
+    }
+    eventually("they are counted", || rig.results("abandoned") == 2);
+}
+
 /// Asks in HTTP/1.0 and wants to hear the end. Arguments: port, CA file, path.
 const WHOLE: &str = r#"
 import socket, ssl, sys

@@ -1,6 +1,7 @@
 //! Requests through `sessile serve` to a real upstream, asked by curl, openssl and Python.
 
 mod failures;
+mod hosts;
 
 use std::fs;
 use std::path::PathBuf;
@@ -252,8 +253,19 @@ fn the_longest_route_answers_and_no_path_goes_around_it() {
             "/./here",
             "/..",
             "/a/..;b/here",
+            "/x/..%2fhere",
+            "/x%2f..%2Fhere",
+            "/x\\..\\here",
+            "/%2fhere",
+            "/here%5cecho",
+            "/here;x",
+            "/here%00",
+            "/here%",
         ] {
             assert_eq!(rig.status(path, &[version]), 400, "{path}");
+        }
+        for path in ["/%68ere", "//here/echo", "///%68%65re//"] {
+            assert_eq!(rig.get(path, &[version]).2, "here", "{path}");
         }
         let upgrade = ["-HUpgrade: websocket", "-HConnection: upgrade"];
         assert_eq!(

@@ -105,6 +105,11 @@ fn what_a_client_says_of_itself_is_replaced() {
         ("x-forwarded-host", "other"),
         ("x-forwarded-port", "80"),
         ("x-real-ip", "10.0.0.4"),
+        ("client-cert", ":MIIB:"),
+        ("client_cert_chain", ":MIIB:"),
+        ("x-ssl-client-verify", "SUCCESS"),
+        ("x-client-cert", "MIIB"),
+        ("ssl-client-cert", "MIIB"),
     ];
     let headers = handed_on("GET", &claims);
     for (name, value) in [
@@ -118,8 +123,9 @@ fn what_a_client_says_of_itself_is_replaced() {
     ] {
         assert_eq!(values(&headers, name), [value]);
     }
-    for name in ["x_forwarded_for", "x-forwarded-port", "x-real-ip"] {
-        assert!(!headers.contains_key(name), "{name}");
+    for (name, said) in claims {
+        let left = values(&headers, name);
+        assert!(!left.contains(&said), "{name}: {left:?}");
     }
 }
 
@@ -198,23 +204,6 @@ fn what_can_be_read_in_two_ways_is_refused() {
         ],
     ] {
         assert_eq!(refusal(asked("POST", headers)), StatusCode::BAD_REQUEST);
-    }
-    for path in [
-        "/..",
-        "/a/../b",
-        "/a/./b",
-        "/%2e%2E/a",
-        "/.%2e",
-        "/a/..;x=1/b",
-    ] {
-        let mut head = asked("GET", &[]);
-        head.uri = path.parse().expect("a path");
-        assert_eq!(refusal(head), StatusCode::BAD_REQUEST, "{path}");
-    }
-    for path in ["/...", "/a..b", "/.a", "/a?/../b", "//a"] {
-        let mut head = asked("GET", &[]);
-        head.uri = path.parse().expect("a path");
-        assert!(to_upstream(head, CLIENT, true).is_ok(), "{path}");
     }
     for host in ["a@b", "a b", "a/b", "\"", "a,b", ""] {
         let mut head = asked("GET", &[]);

@@ -432,6 +432,20 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_redirect_within_the_server_leads_to_no_other() {
+        for (to, below, location) in [
+            ("", "//other.example", "/other.example"),
+            ("", "/\\other.example", "/other.example"),
+            ("/new", "//a", "/new//a"),
+            ("https://new.example", "//a", "https://new.example//a"),
+            ("https://new.example", "", "https://new.example"),
+        ] {
+            let response = redirect(to, below, None);
+            assert_eq!(response.headers()[LOCATION], location);
+        }
+    }
+
+    #[test]
     fn only_what_is_safe_is_answered_from_early_data() {
         let asked = |method: &str| {
             Request::builder()

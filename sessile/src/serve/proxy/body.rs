@@ -17,7 +17,10 @@ use crate::serve::awaited::{Awaited, Wait};
 /// What a request waits for before there is a response.
 enum Waits {
     /// For the upstream, since then.
-    ForUpstream(Instant, #[expect(dead_code)] Wait),
+    ForUpstream(
+        Instant,
+        #[expect(dead_code, reason = "held, not read")] Wait,
+    ),
     /// For more of the request's body.
     ForClient,
     /// For nothing any more: the client's body ended before its end.

@@ -188,7 +188,10 @@ fn reload_configuration(server: &Server, running: &Config, args: &Args) {
 fn only_at_a_restart(running: &Config, written: &Config) -> Vec<&'static str> {
     let settings = SETTINGS.iter().filter(|setting| {
         let differs = (setting.value)(running) != (setting.value)(written);
-        differs && !setting.name.starts_with("balance.")
+        // The sites take what is written of early data with them.
+        let elsewhere =
+            setting.name.starts_with("balance.") || setting.name == "session.early-data";
+        differs && !elsewhere
     });
     let mut names: Vec<_> = settings.map(|setting| setting.name).collect();
     // Its value as a setting has no password.

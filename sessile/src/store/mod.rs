@@ -99,7 +99,6 @@ impl std::fmt::Debug for Key {
 }
 
 /// A session that has to be in the store before the flight that announces it leaves.
-#[derive(Debug)]
 pub struct Put {
     pub key: Key,
     pub envelope: Vec<u8>,
@@ -110,7 +109,6 @@ pub struct Put {
 }
 
 /// What came of spending a session for single use.
-#[derive(Debug)]
 pub struct Spent {
     /// Its envelope, or why there is none to be had.
     pub session: Result<Vec<u8>, Reason>,

@@ -52,6 +52,7 @@ pub(super) struct Context {
     seals: bool,
     /// Whether its TLS 1.3 sessions are stored for single use, so that they may bring early data.
     single_use: bool,
+    /// What was decided before the library had a look.
     early_data: Plan,
     /// The session for single use that was taken out of the store for this hello.
     spent: Option<Key>,
@@ -72,10 +73,21 @@ struct State {
     looked_at: usize,
     refused: Vec<Reason>,
     outbox: Vec<Put>,
+    /// The library would not have taken the early data that was granted.
+    declined: bool,
     /// The client had to send its hello again.
     retried: bool,
     /// Sessions that this connection made or resumed, as far as they are in the store.
     owned: Vec<Key>,
+}
+
+impl State {
+    fn new(hello: &ClientHello<'_>, version: u16) -> Self {
+        Self {
+            refused: offered::beside(hello, version),
+            ..Self::default()
+        }
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -114,6 +126,9 @@ impl Context {
         let mut named = offered::stored(hello, &schedule, version, store.is_shared());
         let (early_data, given) =
             early::plan(hello, template, &named, &schedule, now, patience).await;
+        let single_use = version == TLS13
+            && !matches!(early_data, Plan::Refused(_))
+            && template.keeps_single_use(&schedule);
         let spent = given.as_ref().map(|(key, _)| *key);
         match &given {
             // The library takes the first session that will do.
@@ -145,23 +160,23 @@ impl Context {
             // With a client's certificates in it, a ticket's size would show whose it is; and without
             // them, at the same site, that it has none.
             seals: *sealed && !(template.clients.is_some() && store.is_shared()),
-            single_use: version == TLS13
-                && template.takes_early_data()
-                && !matches!(early_data, Plan::Refused(_))
-                // A sealed ticket outlives a store that is down.
-                && store.keeps_single_use()
-                && schedule.can_seal(),
+            single_use,
             early_data,
             spent,
             forgotten: store.forgotten(),
             schedule,
             fetched,
-            state: Mutex::new(State {
-                refused: offered::beside(hello, version),
-                ..State::default()
-            }),
+            state: Mutex::new(State::new(hello, version)),
             random: offered::random(hello),
         }
+    }
+
+    /// The library does not take the early data that was granted: the handshake begins anew, without.
+    pub(super) fn begin_again(&self, hello: &ClientHello<'_>) {
+        *self.state() = State {
+            declined: true,
+            ..State::new(hello, self.version)
+        };
     }
 
     /// Takes note of how far the handshake is, after every step of the library.
@@ -183,8 +198,8 @@ impl Context {
     }
 
     /// Whether its TLS 1.3 sessions are stored for single use.
-    pub(super) const fn is_single_use(&self) -> bool {
-        self.single_use
+    pub(super) fn is_single_use(&self) -> bool {
+        self.single_use && !self.state().declined
     }
 
     /// What may become of the hello's early data.
@@ -436,7 +451,7 @@ impl StoresServerSessions for Context {
     fn put(&self, id: Vec<u8>, value: Vec<u8>) -> bool {
         let key = match self.version {
             TLS12 => Key::session_id(&id).filter(|_| self.cache),
-            _ => Key::single_use(&id).filter(|_| self.single_use),
+            _ => Key::single_use(&id).filter(|_| self.is_single_use()),
         };
         let Some(key) = key.filter(|_| value.len() <= MAX_VALUE) else {
             return false;
@@ -464,7 +479,7 @@ impl StoresServerSessions for Context {
 
 impl ProducesTickets for Context {
     fn enabled(&self) -> bool {
-        self.tickets && !self.single_use
+        self.tickets && !self.is_single_use()
     }
 
     /// Seconds that are left of the session's life.

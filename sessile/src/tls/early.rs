@@ -1,11 +1,16 @@
 //! Early data (0-RTT): whether it may be taken is decided here, before the library sees the hello. The
 //! library's own checks come on top; none of them takes the place of the store's word that the session
-//! was not used before.
+//! was not used before. Where they refuse what was granted here, the handshake begins anew without: the
+//! library has one figure for what it takes and for what it throws away, and what is refused is larger
+//! on the wire than it was allowed to be.
+
+use std::sync::Arc;
 
 use rustls::{ServerConfig, ServerConnection};
 use sessile_proto::Time;
 use sessile_proto::hello::ClientHello;
 use sessile_proto::keys::Schedule;
+use sessile_proto::record::HEADER_LEN;
 use sessile_proto::ticket::Envelope;
 use sessile_proto::verdict::{Reason, Rejection};
 
@@ -16,9 +21,12 @@ use crate::store::{Key, Patience};
 /// allows a minute, so that it never refuses for that what passed here.
 const MAX_SKEW_MILLIS: u64 = 10_000;
 
-/// Most bytes of refused early data that are read and thrown away: more than any session allows, with
-/// what encryption adds. Over that the connection ends.
+/// Most bytes of refused early data that are read and thrown away: more than any session has ever allowed,
+/// with what encryption adds. Over that the connection ends.
 const MAX_SKIPPED: u32 = 4 * crate::config::MAX_EARLY_DATA;
+
+/// The content type of a hello's records.
+const HANDSHAKE: u8 = 22;
 
 /// What a handshake may do with early data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,9 +72,15 @@ pub(super) async fn plan(
     let store = &template.sessions.store;
     let spent = store.spend(&key, schedule, now, patience).await;
     let plan = match &spent.session {
-        Ok(_) if !spent.same_node => Plan::Refused(Rejection::Store),
+        Ok(_) if !spent.same_node || !template.keeps_single_use(schedule) => {
+            Plan::Refused(Rejection::Store)
+        }
         Ok(envelope) if !is_fresh(envelope, first.obfuscated_ticket_age, now) => {
             Plan::Refused(Rejection::StaleHello)
+        }
+        // More may come than is taken here today.
+        Ok(envelope) if promised(envelope).is_none_or(|bytes| bytes > template.early_data) => {
+            Plan::Refused(Rejection::Off)
         }
         Ok(_) => Plan::Granted(key),
         Err(_) => Plan::Refused(Rejection::Store),
@@ -75,23 +89,54 @@ pub(super) async fn plan(
 }
 
 impl Plan {
-    /// Configures the library for a connection. `single_use`: its sessions will be such that may bring
-    /// early data, so many bytes of it.
-    pub(super) const fn configure(self, config: &mut ServerConfig, single_use: Option<u32>) {
-        config.max_early_data_size = match (self, single_use) {
-            (Self::Refused(_), _) => MAX_SKIPPED,
-            (_, Some(bytes)) => bytes,
-            (_, None) => 0,
+    /// A connection as planned. `single_use`: its sessions will be such that may bring early data, so many
+    /// bytes of it; without it, none is taken either.
+    pub(super) fn connect(
+        self,
+        mut config: ServerConfig,
+        single_use: Option<u32>,
+    ) -> Result<Box<ServerConnection>, rustls::Error> {
+        let granted = matches!(self, Self::Granted(_)) && single_use.is_some();
+        config.max_early_data_size = match single_use {
+            Some(bytes) => bytes,
+            None if self == Self::NotOffered => 0,
+            None => MAX_SKIPPED,
         };
-        config.send_half_rtt_data = matches!(self, Self::Granted(_));
-    }
-
-    /// Makes sure that refused early data is refused, whatever the library thinks of it.
-    pub(super) fn enforce(self, tls: &mut ServerConnection) {
-        if !matches!(self, Self::Granted(_)) {
+        config.send_half_rtt_data = granted;
+        let mut tls = ServerConnection::new(Arc::new(config)).map(Box::new)?;
+        if let Some(bytes) = single_use {
+            tls.set_resumption_data(&bytes.to_be_bytes());
+        }
+        // Whatever the library thinks of it.
+        if !granted {
             tls.reject_early_data();
         }
+        Ok(tls)
     }
+}
+
+/// Lets the library take in the hello alone, and says whether it takes what comes behind it as early data.
+pub(super) fn takes(tls: &mut ServerConnection, mut hello: &[u8]) -> bool {
+    while !hello.is_empty() {
+        if tls.read_tls(&mut hello).is_err() || tls.process_new_packets().is_err() {
+            return false;
+        }
+    }
+    tls.early_data().is_some()
+}
+
+/// How many bytes of a first flight are the hello's records. What follows them is of another type.
+pub(super) fn hello_len(received: &[u8]) -> usize {
+    let mut end = 0;
+    while let Some([HANDSHAKE, _, _, high, low, ..]) = received.get(end..) {
+        end += HEADER_LEN + usize::from(u16::from_be_bytes([*high, *low]));
+    }
+    end.min(received.len())
+}
+
+/// How much early data the client of a session was told that it may send.
+fn promised(envelope: &[u8]) -> Option<u32> {
+    value::promised(Envelope::decode(envelope).ok()?.value)
 }
 
 /// Whether the client says the same of its session's age as the session does.
@@ -153,6 +198,18 @@ mod tests {
         assert!(fresh(30_000, 20_000) && !fresh(30_001, 20_000));
         // The same hello a quarter of an hour later, and one from a clock that runs backwards.
         assert!(!fresh(5_000, 905_400) && !fresh(0_u32.wrapping_sub(60_000), 0));
+    }
+
+    #[test]
+    fn a_hello_ends_where_another_type_begins() {
+        let hello = [22, 3, 1, 0, 2, 1, 0];
+        let early = [23, 3, 3, 0, 1, 9];
+        assert_eq!(hello_len(&[&hello[..], &early].concat()), 7);
+        assert_eq!(hello_len(&[hello, hello].concat()), 14);
+        for len in 0..hello.len() {
+            assert!(hello_len(&hello[..len]) <= len);
+        }
+        assert_eq!(hello_len(&early), 0);
     }
 
     #[test]

@@ -14,6 +14,7 @@ use tokio::net::TcpStream;
 
 use super::client_auth;
 use super::context::{Context, TLS13};
+use super::early::{self, Plan};
 use super::stream::{self, Stream};
 use super::unfinished::Unfinished;
 use super::{Sessions, Template};
@@ -106,19 +107,31 @@ pub async fn accept(
     let context = Context::prefetch(hello, template, now, &mut patience).await;
     let context = Arc::new(context);
     let mut tls = connection(template, &context)?;
+    if let Plan::Granted(_) = context.early_data_plan() {
+        let (its_records, behind) = received.split_at(early::hello_len(received));
+        if early::takes(&mut tls, its_records) {
+            received = behind;
+        } else {
+            context.begin_again(hello);
+            tls = connection(template, &context)?;
+        }
+    }
     let mut handshaking = Handshaking {
         context,
         sessions: Rc::clone(&template.sessions),
         now,
         patience,
     };
-    while !received.is_empty() {
+    loop {
+        handshaking.step(&mut io, &mut tls).await?;
+        if received.is_empty() {
+            break;
+        }
         if let Err(error) = tls.read_tls(&mut received) {
             // A hello in so many records that the library does not hold them.
             refuse(io, DECODE_ERROR).await;
             return Err(AcceptError::Io(error));
         }
-        handshaking.step(&mut io, &mut tls).await?;
     }
     while tls.is_handshaking() && tls.early_data().is_none() {
         if stream::read_tls(&mut io, &mut tls).await? == 0 {
@@ -142,10 +155,7 @@ fn connection(
     config.session_storage = Arc::clone(context) as _;
     config.ticketer = Arc::clone(context) as _;
     let single_use = context.is_single_use().then_some(template.early_data);
-    context.early_data_plan().configure(&mut config, single_use);
-    let mut tls = ServerConnection::new(Arc::new(config)).map(Box::new)?;
-    context.early_data_plan().enforce(&mut tls);
-    Ok(tls)
+    context.early_data_plan().connect(config, single_use)
 }
 
 /// A handshake on its way: what it knows of sessions, where they are, and how long it may still wait for

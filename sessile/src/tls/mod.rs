@@ -27,6 +27,7 @@ use std::time::Duration;
 use rustls::crypto::{CryptoProvider, aws_lc_rs as provider};
 use rustls::server::WebPkiClientVerifier;
 use rustls::sign::CertifiedKey;
+use sessile_proto::keys::Schedule;
 
 use client_auth::Clients;
 
@@ -105,6 +106,12 @@ impl Template {
             && self.clients.is_none()
             && self.sessions.tickets
             && self.sessions.store.is_shared()
+    }
+
+    /// Whether sessions can be stored now so that they may bring early data. A sealed ticket outlives a store
+    /// that is down.
+    fn keeps_single_use(&self, schedule: &Schedule) -> bool {
+        self.takes_early_data() && self.sessions.store.keeps_single_use() && schedule.can_seal()
     }
 }
 

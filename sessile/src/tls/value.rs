@@ -34,6 +34,15 @@ pub(super) fn made(value: &[u8]) -> Option<(u64, u32)> {
     Some((u64::from_be_bytes(*second), u32::from_be_bytes(*added)))
 }
 
+/// How much early data the client of a session for single use was told that it may send: what a connection
+/// wrote into its sessions, four bytes behind their length. Its age follows.
+pub(super) fn promised(value: &[u8]) -> Option<u32> {
+    let (rest, _age) = value.split_last_chunk::<12>()?;
+    let (rest, bytes) = rest.split_last_chunk()?;
+    let (_, len) = rest.split_last_chunk()?;
+    (*len == [0, 4]).then(|| u32::from_be_bytes(*bytes))
+}
+
 fn flag(rest: &mut &[u8]) -> Option<bool> {
     Some(take(rest, 1)? == [1])
 }
@@ -124,6 +133,7 @@ mod tests {
         let client = Arc::new(client.expect("a certificate"));
         let mut client = ClientConnection::new(client, name).expect("a client");
         let mut server = ServerConnection::new(Arc::new(server)).expect("a server");
+        server.set_resumption_data(&16_384_u32.to_be_bytes());
         while client.is_handshaking() || server.is_handshaking() || server.wants_write() {
             let mut bytes = Vec::new();
             client.write_tls(&mut bytes).expect("written");
@@ -149,6 +159,7 @@ mod tests {
         for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
             let anonymous = session(version, None, (&root, &key));
             assert_eq!(client_chain(&anonymous), Some(Vec::new()));
+            assert_eq!(promised(&anonymous), Some(16_384));
             let known = session(version, Some(&chain), (&root, &key));
             assert_eq!(client_chain(&known).as_deref(), Some(&chain[..]));
             let before_the_end_of_the_chain = known.len() - 2 * root.len();

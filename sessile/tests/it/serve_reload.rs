@@ -293,6 +293,14 @@ async fn what_needs_a_restart_is_named_and_the_rest_is_taken() {
     let target = Target::new(server.address(), NAME).unwrap();
     let mut connection = client(Mechanism::None).connect(&target).await.unwrap();
     assert_eq!(ask(&mut connection, NAME, "/").await.1, "two");
+    // What the sites take of early data is theirs.
+    let store = "redis://127.0.0.1:1";
+    setup.write(&format!(
+        "[session]\nstore = \"{store}\"\nearly-data = \"16KiB\"\n{text}"
+    ));
+    let said = reload(&server).await;
+    assert!(said.contains("session.store has changed"), "{said}");
+    assert!(!said.contains("session.early-data"), "{said}");
     setup.write(&text);
     assert!(!reload(&server).await.contains("needs a restart"));
 }

@@ -57,7 +57,6 @@ pub(super) struct Remote {
 }
 
 /// What the store says of a session.
-#[derive(Debug, PartialEq, Eq)]
 pub(super) enum Answer {
     /// The session's envelope.
     Found(Vec<u8>),

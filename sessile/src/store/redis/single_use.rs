@@ -32,12 +32,18 @@ const PUT: &str = with_node!(
     "return redis.call('SET', KEYS[1], string.char(#node) .. node .. ARGV[1], 'NX', 'PX', ARGV[2])"
 );
 
-/// Gives an entry out and leaves a tombstone in its place for as long as it would have lived.
+/// Gives an entry out and leaves a tombstone in its place for as long as it would have lived. Where there is
+/// none, a tombstone keeps one out that is late.
 const SPEND: &str = with_node!(
     "local held = redis.call('GET', KEYS[1]) \
-     if held and #held > #ARGV[1] then redis.call('SET', KEYS[1], ARGV[1], 'KEEPTTL') end \
+     if not held then redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2]) \
+     elseif #held > #ARGV[1] then redis.call('SET', KEYS[1], ARGV[1], 'KEEPTTL') end \
      return {held, node}"
 );
+
+/// How long an entry that was asked for before it came is kept out, in milliseconds: until the hello that
+/// asked for it is stale at every server, ten seconds off either way.
+const KEPT_OUT: u64 = 20_000;
 
 /// The command that stores an entry for `life` milliseconds.
 pub(super) fn put(name: &Name, entry: &[u8], life: u64) -> Cmd {
@@ -59,7 +65,7 @@ impl Link {
         let tombstone = entry::tombstone(Gone::Spent).expect("what is spent leaves a tombstone");
         let mut command = redis::cmd("EVAL");
         command.arg(SPEND).arg(1).arg(name.as_str());
-        command.arg(&tombstone[..]);
+        command.arg(&tombstone[..]).arg(KEPT_OUT);
         let left = patience.left();
         let asked = self.ask(Operation::Spend, &command, 1, left);
         let said = match patience.spend(asked).await {

@@ -1,12 +1,17 @@
 //! What early data may do and what not, and that a refusal costs no connection.
 
+use std::time::{Duration, SystemTime};
+
 use rustix::process::Signal;
-use rustls::{AlertDescription, NamedGroup};
+use rustls::NamedGroup;
 
 use super::visitor::{GET, Visit, Visitor, play_back as send};
 use super::{ON, accepted, farm, outcomes, unfinished};
 use crate::peers::{eventually, s_client};
 use crate::store::setup::{Farm, Redis};
+
+/// As much as the farm allows: what a client sends that fills it.
+const FULL: &[u8] = &[b'x'; 16 * 1024];
 
 fn request(method: &str) -> Vec<u8> {
     let head = format!("{method} / HTTP/1.1\r\nhost: localhost\r\nsessile-probe: 1\r\n");
@@ -125,26 +130,25 @@ fn a_client_that_never_finishes_is_counted_and_cut_off() {
 }
 
 #[test]
-fn more_early_data_than_is_allowed_ends_the_connection() {
+fn what_was_promised_under_a_larger_limit_is_refused_and_read_past() {
     let redis = Redis::start();
     let mut farm = farm(&redis);
     let generous = farm.serve("web1");
-    farm.set(&format!("store = \"{}\"\nearly-data = 40\n", redis.url()));
+    farm.set(&format!("store = \"{}\"\nearly-data = 200\n", redis.url()));
     let strict = farm.serve("web2");
     let visitor = Visitor::new(&farm);
-    visitor.visit(generous.address());
-    let mut visit = Visit::to(strict.address(), visitor.early(GET));
-    let alert = rustls::Error::AlertReceived(AlertDescription::UnexpectedMessage);
-    assert_eq!(visit.error(), alert);
-    let labels = [("cause", "tls")];
-    let name = "sessile_handshake_failures_total";
-    eventually("it is counted", || strict.metrics().sum(name, &labels) == 1);
-    // The client comes again without.
-    assert_eq!(
-        visitor.visit(strict.address()).outcome(),
-        "resumed/psk none"
-    );
-    assert_eq!(strict.metrics().sum("sessile_requests_total", &[]), 1);
+    for data in [GET, FULL] {
+        visitor.visit(generous.address());
+        let mut visit = Visit::to(strict.address(), visitor.early(data));
+        visit.send(GET);
+        assert_eq!(visit.answer().outcome(), "resumed/psk rejected/off");
+    }
+    // What the strict one has promised itself is good there and at the other.
+    for server in [&strict, &generous] {
+        visitor.visit(strict.address());
+        let answer = visitor.visit_early(server.address());
+        assert_eq!(answer.outcome(), "resumed/psk accepted");
+    }
 }
 
 #[test]
@@ -168,7 +172,7 @@ fn it_is_off_by_default_and_turning_it_on_or_off_costs_no_session() {
     assert_eq!(visitor.visit(on.address()).outcome(), "resumed/psk none");
     assert!(visitor.may_be_early());
     // All that the off server would have to throw away is thrown away.
-    let mut visit = Visit::to(off.address(), visitor.early(&[b'x'; 16 * 1024]));
+    let mut visit = Visit::to(off.address(), visitor.early(FULL));
     visit.send(GET);
     assert_eq!(visit.answer().outcome(), "resumed/psk rejected/off");
 }
@@ -243,18 +247,49 @@ fn another_application_protocol_and_a_second_hello_refuse_early_data() {
     let redis = Redis::start();
     let farm = farm(&redis);
     let server = farm.serve("web1");
-    let visitor = Visitor::new(&farm);
-    visitor.visit(server.address());
-    let early = visitor.speaking(b"h2").early(GET);
-    Visit::to(server.address(), early).handshake();
-    let refused = |why: &str| outcomes(&[&server], why) == 1;
-    eventually("it is refused", || refused("rejected/alpn-mismatch"));
+    for (data, count) in [(GET, 1), (FULL, 2)] {
+        let visitor = Visitor::new(&farm);
+        visitor.visit(server.address());
+        let other = visitor.speaking(b"h2");
+        Visit::to(server.address(), other.early(data)).handshake();
+        let refused = || outcomes(&[&server], "rejected/alpn-mismatch") == count;
+        eventually("it is refused", refused);
+        let resumed = || server.metrics().verdict("resumed/psk") == count;
+        eventually("and the handshake is finished", resumed);
+    }
 
     // A group that the server does not know.
     let visitor = Visitor::beginning_with(&farm, NamedGroup::MLKEM768);
-    visitor.visit(server.address());
-    let answer = visitor.visit_early(server.address());
-    assert_eq!(answer.outcome(), "resumed/psk rejected/hello-retry");
+    for data in [GET, FULL] {
+        visitor.visit(server.address());
+        let mut visit = Visit::to(server.address(), visitor.early(data));
+        visit.send(GET);
+        let outcome = visit.answer().outcome();
+        assert_eq!(outcome, "resumed/psk rejected/hello-retry");
+    }
+    let tls = [("cause", "tls")];
+    let failures = "sessile_handshake_failures_total";
+    assert_eq!(server.metrics().sum(failures, &tls), 0);
+}
+
+#[test]
+fn early_data_of_a_session_that_does_not_resume_is_read_past() {
+    let redis = Redis::start();
+    let mut farm = farm(&redis);
+    let one = farm.serve("web1");
+    let visitor = Visitor::new(&farm);
+    visitor.visit(one.address());
+    let later = SystemTime::now() + Duration::from_secs(1);
+    let mark = humantime::format_rfc3339_seconds(later);
+    let forget = format!("forget = [{{ before = \"{mark}\" }}]");
+    farm.set(&format!("store = \"{}\"\n{ON}{forget}\n", redis.url()));
+    // A mark does not lie ahead of the server's clock.
+    let other = farm.serve_at("web2", Some("+3s"));
+    let mut visit = Visit::to(other.address(), visitor.early(FULL));
+    visit.send(GET);
+    let outcome = visit.answer().outcome();
+    assert_eq!(outcome, "full/revoked rejected/not-resumed");
+    assert!(!visitor.may_be_early());
 }
 
 #[test]

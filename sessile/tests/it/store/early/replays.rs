@@ -294,3 +294,35 @@ fn openssl_is_answered_early_once() {
         std::fs::rename(&next, &kept).unwrap();
     }
 }
+
+#[test]
+fn a_session_that_reaches_the_store_after_its_first_flight_is_not_given_out() {
+    let redis = Redis::start();
+    let farm = farm(&redis);
+    let (one, other) = (farm.serve("web1"), farm.serve("web2"));
+    let visitor = Visitor::new(&farm);
+    let before = redis.entries();
+    visitor.visit(one.address());
+    let mut made = redis.entries();
+    made.retain(|(name, _)| before.iter().all(|(other, _)| other != name));
+    // As if they were still on their way.
+    for (name, _) in &made {
+        let _: u64 = redis::cmd("DEL")
+            .arg(name)
+            .query(&mut redis.connect())
+            .unwrap();
+    }
+    let flight = visitor.early(GET);
+    let recorded = flight.bytes.clone();
+    let mut visit = Visit::to(one.address(), flight);
+    visit.send(GET);
+    assert_eq!(visit.answer().outcome(), "full/unknown rejected/store");
+    for (name, entry) in made {
+        let mut late = redis::cmd("SET");
+        late.arg(name).arg(entry).arg("NX").arg("PX").arg(60_000);
+        let _: redis::Value = late.query(&mut redis.connect()).unwrap();
+    }
+    play_back(&other, &recorded);
+    assert_eq!(spends(&[&other], "gone"), 1);
+    assert_eq!(accepted(&[&one, &other]), 0);
+}

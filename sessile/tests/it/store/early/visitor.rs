@@ -209,19 +209,6 @@ impl Visit {
         }
     }
 
-    /// How the library takes it where the server refuses what it sent.
-    pub(super) fn error(&mut self) -> rustls::Error {
-        loop {
-            match self.flight.tls.read_tls(&mut self.io) {
-                Ok(1..) => {}
-                end => panic!("no alert, but {end:?}"),
-            }
-            if let Err(error) = self.flight.tls.process_new_packets() {
-                return error;
-            }
-        }
-    }
-
     fn answered(&self) -> String {
         String::from_utf8_lossy(&self.received).into_owned()
     }

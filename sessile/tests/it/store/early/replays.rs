@@ -316,7 +316,7 @@ fn a_session_that_reaches_the_store_after_its_first_flight_is_not_given_out() {
     let recorded = flight.bytes.clone();
     let mut visit = Visit::to(one.address(), flight);
     visit.send(GET);
-    assert_eq!(visit.answer().outcome(), "full/unknown rejected/store");
+    assert_eq!(visit.answer().outcome(), "full/unknown-key rejected/store");
     for (name, entry) in made {
         let mut late = redis::cmd("SET");
         late.arg(name).arg(entry).arg("NX").arg("PX").arg(60_000);

@@ -134,7 +134,10 @@ fn what_was_promised_under_a_larger_limit_is_refused_and_read_past() {
     let redis = Redis::start();
     let mut farm = farm(&redis);
     let generous = farm.serve("web1");
-    farm.set(&format!("store = \"{}\"\nearly-data = 200\n", redis.url()));
+    farm.set(&format!(
+        "store = \"{}\"\nstore-timeout = \"3s\"\nearly-data = 200\n",
+        redis.url()
+    ));
     let strict = farm.serve("web2");
     let visitor = Visitor::new(&farm);
     for data in [GET, FULL] {
@@ -282,7 +285,10 @@ fn early_data_of_a_session_that_does_not_resume_is_read_past() {
     let later = SystemTime::now() + Duration::from_secs(1);
     let mark = humantime::format_rfc3339_seconds(later);
     let forget = format!("forget = [{{ before = \"{mark}\" }}]");
-    farm.set(&format!("store = \"{}\"\n{ON}{forget}\n", redis.url()));
+    farm.set(&format!(
+        "store = \"{}\"\nstore-timeout = \"3s\"\n{ON}{forget}\n",
+        redis.url()
+    ));
     // A mark does not lie ahead of the server's clock.
     let other = farm.serve_at("web2", Some("+3s"));
     let mut visit = Visit::to(other.address(), visitor.early(FULL));

@@ -239,14 +239,15 @@ async fn connect(
             Some((io, connected))
         }
         failed => {
-            let error = failed.map(|result| result.err());
+            // `None`: not in time.
+            let error = failed.ok().and_then(Result::err);
             tracing::debug!(
                 server = server.name(),
                 ?error,
                 "server does not take connections"
             );
             // Counted from now: the attempt may have taken its whole time.
-            server.failed(clock::now());
+            server.failed(error.as_ref(), clock::now());
             None
         }
     }

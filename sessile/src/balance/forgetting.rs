@@ -88,8 +88,13 @@ impl Forgetting {
         let cliff = found.map(|found| found.cliff);
         let after = cliff.map_or(0.0, |cliff| cliff.after().as_secs_f64());
         self.metrics.after.set(after);
-        if is_news(state.said, cliff) {
+        let is_news = is_news(state.said, cliff);
+        if is_news {
             state.said = cliff;
+        }
+        // Whoever reads the log slowly holds nobody else up.
+        drop(state);
+        if is_news {
             match found {
                 Some(found) => tracing::warn!("{server} {found}"),
                 None => {

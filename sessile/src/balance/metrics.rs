@@ -279,6 +279,11 @@ impl ServerFamilies {
         }
     }
 
+    /// Another machine has the name: what is still open is the old one's, and counted no more.
+    pub(super) fn forget_open(&self, server: &str) {
+        let _ = self.open.remove_label_values(&[server]);
+    }
+
     /// Ends the series of a server that is gone.
     pub(super) fn remove(&self, server: &str) {
         // Each of them is there: they were made together.

@@ -7,6 +7,7 @@ mod follow;
 mod forgetting;
 mod health;
 mod kept;
+mod key_names;
 mod labels;
 mod metrics;
 mod relay;

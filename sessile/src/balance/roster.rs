@@ -81,7 +81,10 @@ impl Roster {
             let live = match known {
                 // What was at another address was another machine.
                 Some(known) if known.address() == settings.address => Arc::clone(&known.live),
-                _ => {
+                known => {
+                    if known.is_some() {
+                        families.forget_open(&settings.name);
+                    }
                     let standing = match before {
                         None => Standing::default(),
                         Some(_) => Standing::new_at(clock::now()),

@@ -1,15 +1,19 @@
 //! One server behind the balancer: what is set for it, how it stands and how busy it is.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
+use std::{fmt, io};
 
 use sessile_proto::Time;
 use sessile_proto::route::{self, Load};
+use tokio::sync::Notify;
 
 use super::forgetting::Forgetting;
+use super::locked;
 use super::metrics::ServerMetrics;
 use super::standing::{Standing, State};
+use crate::client::Error;
 use crate::config::BalanceServer;
 
 /// A server as a roster has it.
@@ -25,8 +29,21 @@ pub(super) struct Server {
 /// What is not set but found out.
 pub(super) struct Live {
     standing: Mutex<Standing>,
+    /// What its checks fail for.
+    trouble: Mutex<Option<Trouble>>,
+    /// A connection was cut: is it still there?
+    doubted: Notify,
     pub(super) metrics: ServerMetrics,
     pub(super) forgetting: Forgetting,
+}
+
+/// Checks that fail, one after another.
+#[derive(Clone)]
+pub(super) struct Trouble {
+    /// What the last one failed for.
+    pub(super) error: String,
+    /// When the first one failed.
+    pub(super) since: Time,
 }
 
 /// How fit a server is for new clients, the fittest first.
@@ -52,13 +69,15 @@ impl Live {
         metrics.up.set(1);
         Arc::new(Self {
             standing: Mutex::new(standing),
+            trouble: Mutex::default(),
+            doubted: Notify::new(),
             metrics,
             forgetting,
         })
     }
 
     fn standing(&self) -> MutexGuard<'_, Standing> {
-        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.standing)
     }
 }
 
@@ -136,54 +155,96 @@ impl Server {
         (most == 0 || reserved.0.get() <= most).then_some(reserved)
     }
 
-    /// Takes note of a check, and whether it still is in doubt.
-    pub(super) fn checked(&self, well: bool, now: Time) -> (Option<bool>, bool) {
+    /// Takes note of a check. Returns whether the server is up, where that has changed, and whether
+    /// that still is in doubt.
+    pub(super) fn checked(&self, failed: Option<&Error>, now: Time) -> (Option<bool>, bool) {
+        self.note_trouble(failed, now);
         let mut standing = self.live.standing();
-        let changed = standing.checked(well, now);
+        let was_ejected = standing.is_ejected();
+        let changed = standing.checked(failed.is_none(), now);
+        let is_back = was_ejected && !standing.is_ejected();
+        let in_doubt = standing.is_in_doubt();
         if let Some(up) = changed {
             self.live.metrics.up.set(up.into());
         }
-        (changed, standing.is_in_doubt())
+        drop(standing);
+        if is_back {
+            self.say_back();
+        }
+        (changed, in_doubt)
+    }
+
+    fn note_trouble(&self, failed: Option<&Error>, now: Time) {
+        let mut trouble = locked(&self.live.trouble);
+        *trouble = failed.map(|error| Trouble {
+            error: error.to_string(),
+            since: trouble.as_ref().map_or(now, |trouble| trouble.since),
+        });
     }
 
     /// Nobody checks it any more: what the last checks said does not hold for ever.
     pub(super) fn is_not_checked(&self) {
         self.live.standing().forget_checks();
+        *locked(&self.live.trouble) = None;
         self.live.metrics.up.set(1);
     }
 
-    /// Takes note of a connection that it did not take.
-    pub(super) fn failed(&self, now: Time) {
+    /// What its checks fail for, if they do.
+    pub(super) fn trouble(&self) -> Option<Trouble> {
+        locked(&self.live.trouble).clone()
+    }
+
+    /// Waits until connections to it make another check worth while.
+    pub(super) async fn is_doubted(&self) {
+        self.live.doubted.notified().await;
+    }
+
+    /// Takes note of a connection that it did not take; `None`: not in time.
+    pub(super) fn failed(&self, error: Option<&io::Error>, now: Time) {
         self.live.metrics.failures.inc();
         let was = self.state(now);
         let length = self.live.standing().failed(now);
-        self.say_ejected(was, length);
-    }
-
-    /// Takes note of a connection that it took and ended without a word.
-    pub(super) fn cut(&self, source: IpAddr, now: Time) {
-        self.live.metrics.failures.inc();
-        let was = self.state(now);
-        let ejected = self.live.standing().cut(source, now);
-        if let Some(length) = ejected {
-            self.say_ejected(was, length);
+        match error {
+            Some(error) => self.say_ejected(was, length, error),
+            None => self.say_ejected(was, length, &"no connection within balance.connect-timeout"),
         }
     }
 
-    fn say_ejected(&self, was: State, length: Duration) {
+    /// Takes note of a connection that it took and ended without a word. Where there are checks, one
+    /// finds out whether that is the server's fault or the client's.
+    pub(super) fn cut(&self, source: IpAddr, now: Time) {
+        self.live.metrics.failures.inc();
+        self.live.doubted.notify_one();
+        let was = self.state(now);
+        let ejected = self.live.standing().cut(source, now);
+        if let Some(length) = ejected {
+            let reason = "it hung up without a word on clients of several sources";
+            self.say_ejected(was, length, &reason);
+        }
+    }
+
+    fn say_ejected(&self, was: State, length: Duration, reason: &dyn fmt::Display) {
         if was == State::Up {
             let seconds = length.as_secs();
             tracing::warn!(
                 server = self.name(),
                 seconds,
+                %reason,
                 "server ejected: connections to it failed"
             );
         }
     }
 
+    fn say_back(&self) {
+        tracing::info!(server = self.name(), "server takes connections again");
+    }
+
     /// Takes note of a connection that it answered.
     pub(super) fn answered(&self, now: Time) {
-        self.live.standing().answered(now);
+        let was_ejected = self.live.standing().answered(now);
+        if was_ejected {
+            self.say_back();
+        }
     }
 }
 

@@ -14,8 +14,8 @@ const FALL: u32 = 2;
 const RISE: u32 = 2;
 
 /// Connections that a server took and ended without a word, each from another source prefix and none
-/// between them that it answered: so many eject it. One client alone may well send what a server
-/// does not answer.
+/// between them that it answered: so many eject it where nothing checks it. One client alone may
+/// well send what a server does not answer.
 const CUT_SOURCES: usize = 3;
 
 /// How long a server is ejected for the first time; twice as long each time after.
@@ -41,6 +41,8 @@ pub(super) enum State {
 /// What is known of one server. It is up until something else is known.
 #[derive(Debug, Default)]
 pub(super) struct Standing {
+    /// Checks watch over it.
+    checked: bool,
     down: bool,
     /// Checks in a row that said the opposite of `down`.
     doubts: u32,
@@ -74,6 +76,7 @@ impl Standing {
 
     /// Takes note of a check. Returns whether the server is up, where that has changed.
     pub(super) fn checked(&mut self, well: bool, now: Time) -> Option<bool> {
+        self.checked = true;
         if well && self.ejection.is_some() {
             self.answered(now);
         }
@@ -94,7 +97,7 @@ impl Standing {
 
     /// Forgets what checks have said.
     pub(super) const fn forget_checks(&mut self) {
-        (self.down, self.doubts) = (false, 0);
+        (self.checked, self.down, self.doubts) = (false, false, 0);
     }
 
     /// Whether the last check said something else than those before it.
@@ -116,8 +119,11 @@ impl Standing {
     }
 
     /// Takes note of a connection that the server took and ended without a word. Returns how long it
-    /// is ejected, if it is.
+    /// is ejected, if it is: never while there are checks, which nobody's hello can make fail.
     pub(super) fn cut(&mut self, source: IpAddr, now: Time) -> Option<Duration> {
+        if self.checked {
+            return None;
+        }
         let source = Source::of(source);
         if !self.cut.contains(&source) {
             self.cut.push(source);
@@ -129,12 +135,19 @@ impl Standing {
         Some(self.failed(now))
     }
 
-    /// Takes note of a connection that the server answered.
-    pub(super) fn answered(&mut self, now: Time) {
+    /// Takes note of a connection that the server answered. Returns whether that ended an ejection.
+    pub(super) fn answered(&mut self, now: Time) -> bool {
         self.cut.clear();
-        if self.ejection.take().is_some() {
+        let was_ejected = self.ejection.take().is_some();
+        if was_ejected {
             self.up_since = Some(now);
         }
+        was_ejected
+    }
+
+    /// Whether it was ejected and has not answered since.
+    pub(super) const fn is_ejected(&self) -> bool {
+        self.ejection.is_some()
     }
 
     /// The share of its weight, in a hundred, that the server has now: it grows over `slow_start`.
@@ -214,6 +227,18 @@ mod tests {
         assert_eq!(standing.cut(source(3), at(0)), None);
         assert_eq!(standing.cut(source(1), at(0)), None);
         assert_eq!(standing.cut(source(2), at(0)), Some(FIRST_EJECTION));
+    }
+
+    #[test]
+    fn no_number_of_sources_ejects_a_server_that_is_checked() {
+        let mut standing = Standing::default();
+        standing.checked(true, at(0));
+        for n in 0..100 {
+            assert_eq!(standing.cut(source(n), at(0)), None);
+        }
+        standing.forget_checks();
+        let ejected = [1, 2, 3].map(|n| standing.cut(source(n), at(0)).is_some());
+        assert_eq!(ejected, [false, false, true]);
     }
 
     #[test]

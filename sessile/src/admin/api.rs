@@ -92,6 +92,14 @@ pub(super) async fn answer(api: &Api, request: Request<Incoming>) -> Response<Fu
     response
 }
 
+/// Why the role cannot do its work, if it cannot.
+pub(super) async fn unready(api: &Api) -> Option<String> {
+    match ask(api, Command::Readiness).await {
+        Ok(ready) => ready.err().map(|error| error.to_string()),
+        Err(refusal) => Some(refusal.to_string()),
+    }
+}
+
 async fn obey(api: &Api, request: Request<Incoming>) -> Result<Value, Refusal> {
     let path = request.uri().path().to_owned();
     if path == BALANCER {

@@ -12,6 +12,8 @@ const QUEUE: usize = 16;
 pub enum Command {
     /// Say what there is and how it stands.
     Balancer(oneshot::Sender<Value>),
+    /// Say whether every client can be led to a server.
+    Readiness(oneshot::Sender<Result<(), NoServerUp>>),
     /// Change a server, until the configuration is read again.
     ChangeServer {
         name: String,
@@ -26,6 +28,13 @@ pub enum Command {
 pub struct ServerChange {
     pub drain: Option<bool>,
     pub weight: Option<std::num::NonZeroU16>,
+}
+
+/// There are pools without a server that takes connections.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no server is up in {}", .pools.join(", "))]
+pub struct NoServerUp {
+    pub pools: Vec<String>,
 }
 
 /// No server has that name.

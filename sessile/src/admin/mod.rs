@@ -6,7 +6,7 @@ mod command;
 mod token;
 
 pub use api::Api;
-pub use command::{Command, ServerChange, UnknownServer, channel};
+pub use command::{Command, NoServerUp, ServerChange, UnknownServer, channel};
 pub use token::{Token, TokenError};
 
 use std::convert::Infallible;
@@ -26,7 +26,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus::{Encoder, Registry, TextEncoder};
 use tokio::sync::Semaphore;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::lifecycle::Workers;
 use crate::listen::{self, ListenError};
@@ -50,19 +50,22 @@ pub enum StartError {
 pub struct Admin {
     address: SocketAddr,
     workers: Workers,
+    /// Ends it when dropped.
+    end: DropGuard,
 }
 
 impl Admin {
-    /// Binds the address and starts answering.
+    /// Binds the address and starts answering. `draining`: the order to the roles to stop, over which
+    /// it goes on answering.
     ///
     /// # Errors
     /// Where the address cannot be had.
     pub fn start(
         address: SocketAddr,
         registry: Registry,
-        stop: CancellationToken,
+        draining: CancellationToken,
     ) -> Result<Self, StartError> {
-        Self::start_with(address, registry, None, stop)
+        Self::start_with(address, registry, None, draining)
     }
 
     /// The same with an API.
@@ -73,9 +76,15 @@ impl Admin {
         address: SocketAddr,
         registry: Registry,
         api: Option<Api>,
-        stop: CancellationToken,
+        draining: CancellationToken,
     ) -> Result<Self, StartError> {
-        let desk = Desk { registry, api };
+        let desk = Desk {
+            registry,
+            api,
+            draining,
+        };
+        let stop = CancellationToken::new();
+        let end = stop.clone().drop_guard();
         let socket = listen::bind(address, 1)?.remove(0);
         let address = socket.local_addr()?;
         let mut workers = Workers::default();
@@ -105,7 +114,11 @@ impl Admin {
                 tracing::error!(%error, "the admin listener cannot listen");
             }
         })?;
-        Ok(Self { address, workers })
+        Ok(Self {
+            address,
+            workers,
+            end,
+        })
     }
 
     /// Where it listens.
@@ -114,8 +127,9 @@ impl Admin {
         self.address
     }
 
-    /// Waits until it has ended, after the order to stop.
+    /// Ends it, once the roles have drained, and waits until it has ended.
     pub fn join(self) {
+        drop(self.end);
         self.workers.join();
     }
 }
@@ -124,6 +138,7 @@ impl Admin {
 struct Desk {
     registry: Registry,
     api: Option<Api>,
+    draining: CancellationToken,
 }
 
 async fn answer(desk: &Desk, request: Request<Incoming>) -> Response<Full<Bytes>> {
@@ -147,12 +162,30 @@ async fn answer(desk: &Desk, request: Request<Incoming>) -> Response<Full<Bytes>
             let api = desk.api.as_ref().map_or("", |_| "/api/balancer\n");
             text(
                 StatusCode::OK,
-                format!("sessile\n\n/healthz\n/metrics\n{api}").into(),
+                format!("sessile\n\n/healthz\n/readyz\n/metrics\n{api}").into(),
             )
         }
         "/healthz" => text(StatusCode::OK, "ok\n".into()),
+        "/readyz" => match unready(desk).await {
+            None => text(StatusCode::OK, "ready\n".into()),
+            Some(reason) => text(
+                StatusCode::SERVICE_UNAVAILABLE,
+                format!("{reason}\n").into(),
+            ),
+        },
         "/metrics" => metrics(&desk.registry),
         _ => text(StatusCode::NOT_FOUND, "not found\n".into()),
+    }
+}
+
+/// Why new clients had better go elsewhere; `None`: there is no reason.
+async fn unready(desk: &Desk) -> Option<String> {
+    if desk.draining.is_cancelled() {
+        return Some("draining".to_owned());
+    }
+    match &desk.api {
+        Some(api) => api::unready(api).await,
+        None => None,
     }
 }
 

@@ -8,8 +8,9 @@ use sessile_proto::cliff::Since;
 use tokio::sync::mpsc;
 
 use super::server::{Rank, Server};
+use super::standing::State;
 use super::{Shared, locked};
-use crate::admin::{Command, ServerChange, UnknownServer};
+use crate::admin::{Command, NoServerUp, ServerChange, UnknownServer};
 use crate::client::hex;
 use crate::clock;
 
@@ -20,6 +21,9 @@ pub(super) async fn obey(shared: Arc<Shared>, mut commands: mpsc::Receiver<Comma
         match command {
             Command::Balancer(answer) => {
                 let _ = answer.send(snapshot(&shared));
+            }
+            Command::Readiness(answer) => {
+                let _ = answer.send(readiness(&shared));
             }
             Command::ChangeServer {
                 name,
@@ -32,6 +36,21 @@ pub(super) async fn obey(shared: Arc<Shared>, mut commands: mpsc::Receiver<Comma
     }
 }
 
+/// Whether every pool has a server that is up, draining or not. A default pool that nothing was put
+/// into is none.
+fn readiness(shared: &Shared) -> Result<(), NoServerUp> {
+    let (roster, now) = (shared.roster(), clock::now());
+    let pools = roster.pools().iter().filter(|pool| {
+        let is_up = |server: &Arc<Server>| server.state(now) == State::Up;
+        !pool.servers.is_empty() && !pool.servers.iter().any(is_up)
+    });
+    let pools: Vec<_> = pools.map(|pool| format!("pool {}", pool.name)).collect();
+    match pools.is_empty() {
+        true => Ok(()),
+        false => Err(NoServerUp { pools }),
+    }
+}
+
 fn change_server(
     shared: &Shared,
     name: &str,
@@ -40,24 +59,27 @@ fn change_server(
     let changed = shared.change(|balance| {
         let mut servers = balance.servers.iter_mut();
         let server = servers.find(|server| server.name == name)?;
+        let before = (server.drain, server.weight);
         server.drain = change.drain.unwrap_or(server.drain);
         server.weight = change.weight.map_or(server.weight, Into::into);
-        Some(())
+        (before != (server.drain, server.weight)).then_some(())
     });
     let roster = shared.roster();
     let found = roster.servers().find(|(_, server)| server.name() == name);
-    match (changed, found) {
-        (Some(()), Some((pool, server))) => {
-            let settings = &server.settings;
-            tracing::info!(
-                server = name,
-                drain = settings.drain,
-                weight = settings.weight,
-                "server changed over the API"
-            );
+    match found {
+        Some((pool, server)) => {
+            if changed.is_some() {
+                let settings = &server.settings;
+                tracing::info!(
+                    server = name,
+                    drain = settings.drain,
+                    weight = settings.weight,
+                    "server changed over the API"
+                );
+            }
             Ok(server_json(shared, &pool.name, server))
         }
-        _ => Err(UnknownServer {
+        None => Err(UnknownServer {
             name: name.to_owned(),
             known: roster
                 .servers()
@@ -126,10 +148,14 @@ fn server_json(shared: &Shared, pool: &str, server: &Server) -> Value {
     let forgets = server.live.forgetting.diagnosis(shared.session_lifetime);
     json!({
         "name": settings.name,
-        "number": server.number,
-        "address": settings.address,
-        "pool": pool,
         "state": state,
+        "check_failed": server.trouble().map(|trouble| json!({
+            "error": trouble.error,
+            "since": clock::rfc3339(trouble.since),
+        })),
+        "pool": pool,
+        "address": settings.address,
+        "number": server.number,
         "drain": settings.drain,
         "weight": settings.weight,
         "share_percent": server.share(slow_start, now),

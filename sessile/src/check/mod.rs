@@ -174,8 +174,8 @@ fn listeners(config: &Config, findings: &mut Findings) {
     }
     if let Some(address) = config.admin.listen {
         let paths = match has_role(config, Role::Balance) {
-            true => "/healthz, /metrics and /api/balancer",
-            false => "/healthz and /metrics",
+            true => "/healthz, /readyz, /metrics and /api/balancer",
+            false => "/healthz, /readyz and /metrics",
         };
         findings.note(format!("{address} answers {paths} in plain HTTP."));
         if !address.ip().is_loopback() {

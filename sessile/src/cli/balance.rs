@@ -38,7 +38,7 @@ pub(super) struct Args {
     /// The farm key's route part, or a whole key: leads tickets of sessile servers home.
     #[arg(long, value_name = "FILE")]
     key: Option<PathBuf>,
-    /// Where /healthz, /metrics and /api/balancer answer.
+    /// Where /healthz, /readyz, /metrics and /api/balancer answer.
     #[arg(long, value_name = "IP:PORT")]
     admin: Option<SocketAddr>,
 }
@@ -186,12 +186,11 @@ fn reload(args: &Args, running: &Config, balancer: &Balancer) {
                 changed,
                 removed,
             } = changes;
-            let farm = balancer.farm().unwrap_or_default();
             tracing::info!(
                 ?added,
                 ?changed,
                 ?removed,
-                farm,
+                farm = balancer.farm(),
                 "configuration and key reloaded"
             );
         }

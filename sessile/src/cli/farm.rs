@@ -29,7 +29,7 @@ pub(super) struct Args {
     /// How many servers stand behind the balancer.
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=99))]
     servers: u8,
-    /// Where /healthz and /metrics answer.
+    /// Where /healthz, /readyz and /metrics answer.
     #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:9180")]
     admin: SocketAddr,
     /// Where certificates and the farm key are kept [default: farm/ in the state folder].

@@ -38,7 +38,7 @@ pub(super) struct Args {
     /// Folder of static files.
     #[arg(long, value_name = "DIR")]
     root: Option<PathBuf>,
-    /// Where /healthz and /metrics answer.
+    /// Where /healthz, /readyz and /metrics answer.
     #[arg(long, value_name = "IP:PORT")]
     admin: Option<SocketAddr>,
 }

@@ -137,7 +137,7 @@ pub enum KernelTls {
 /// `[admin]`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Admin {
-    /// Where `/healthz`, `/metrics` and the API answer; `None`: nowhere.
+    /// Where `/healthz`, `/readyz`, `/metrics` and the API answer; `None`: nowhere.
     pub listen: Option<SocketAddr>,
     /// Holds what a request that changes something has to show; `None`: `admin.token` in the state folder.
     pub token_file: Option<PathBuf>,

@@ -436,7 +436,7 @@ pub static SETTINGS: [Setting; 34] = [
         name: "admin.listen",
         kind: Kind::Text,
         default: "nowhere",
-        meaning: "IP address and port where /healthz, /metrics and the API answer",
+        meaning: "IP address and port where /healthz, /readyz, /metrics and the API answer",
         value: |config| config.admin.listen.and_then(Value::some),
         cost: FREE,
     },

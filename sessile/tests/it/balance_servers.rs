@@ -6,6 +6,7 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::Command;
+use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use rustix::process::Signal;
 use serde_json::json;
 use socket2::{Domain, Socket, Type};
 
-use crate::peers::{Certificates, NAME, Peer, Sessile, nginx, run};
+use crate::peers::{Certificates, NAME, Peer, Sessile, eventually, nginx, run};
 
 /// A ClientHello as OpenSSL sends it, for no name.
 const HELLO: &[u8] = include_bytes!("../../../proto/src/testdata/client-openssl-tls12-id-full.bin");
@@ -201,6 +202,117 @@ fn servers_that_all_fail_their_checks_still_get_their_clients_back() {
     balancer.await_metrics(|metrics| metrics.routed("session-id", "resumed") == 3);
 }
 
+/// Clients from /24s of their own, each of which waits for an answer or the end.
+fn strangers(balancer: &Sessile, count: u8) {
+    for source in 1..=count {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        let source = SocketAddr::from(([127, 0, source, 1], 0));
+        socket.bind(&source.into()).unwrap();
+        socket.connect(&balancer.address().into()).unwrap();
+        let mut io = TcpStream::from(socket);
+        io.set_read_timeout(Some(PATIENCE)).unwrap();
+        io.write_all(HELLO).unwrap();
+        let _ = io.read(&mut [0]);
+    }
+}
+
+#[test]
+fn strangers_that_a_server_hangs_up_on_eject_none_that_passes_its_checks() {
+    const STRANGERS: u8 = 6;
+    let certificates = Certificates::new();
+    let rude = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = rude.local_addr().unwrap();
+    let (came, comes) = mpsc::channel();
+    thread::spawn(move || {
+        rude.incoming()
+            .for_each(|_| came.send(()).unwrap_or_default())
+    });
+    let settings = "health = \"tcp\"\nhealth-interval = \"20ms\"";
+    let balancer = start(
+        certificates.folder(),
+        settings,
+        &[server("rude", address, "")],
+    );
+    // The second check comes when the first is noted.
+    for _ in 0..2 {
+        comes.recv_timeout(PATIENCE).unwrap();
+    }
+    strangers(&balancer, STRANGERS);
+    let failures = "sessile_balance_server_failures_total";
+    balancer.await_metrics(|it| it.sum(failures, &[]) == u64::from(STRANGERS));
+    assert_eq!(balancer.await_server("rude", |_| true)["state"], "up");
+}
+
+#[test]
+fn a_server_that_hangs_up_and_is_gone_is_down_long_before_its_next_check() {
+    let certificates = Certificates::new();
+    let going = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = going.local_addr().unwrap();
+    let (checked, first_check) = mpsc::channel();
+    thread::spawn(move || {
+        loop {
+            let (mut io, _) = going.accept().unwrap();
+            // A check says nothing.
+            if matches!(io.read(&mut [0]), Ok(1)) {
+                drop(going);
+                return;
+            }
+            checked.send(()).unwrap_or_default();
+        }
+    });
+    let settings = "health = \"tcp\"\nhealth-interval = \"1h\"";
+    let balancer = start(
+        certificates.folder(),
+        settings,
+        &[server("going", address, "")],
+    );
+    first_check.recv_timeout(PATIENCE).unwrap();
+    assert_eq!(balancer.readiness(), (200, "ready\n".to_owned()));
+    strangers(&balancer, 1);
+    let down = balancer.await_server("going", |server| server["state"] == "down");
+    let error = down["check_failed"]["error"].as_str().unwrap();
+    assert!(error.starts_with("cannot connect"), "{down}");
+    let unready = "no server is up in pool default\n".to_owned();
+    assert_eq!(balancer.readiness(), (503, unready));
+}
+
+#[test]
+fn a_drain_is_said_to_who_asks_until_it_is_over() {
+    let certificates = Certificates::new();
+    let server_a = named(&certificates, "a");
+    let rest = [server("a", server_a.address(), "")];
+    let mut balancer = start(certificates.folder(), "health = \"off\"", &rest);
+    let mut held = TcpStream::connect(balancer.address()).unwrap();
+    held.set_read_timeout(Some(PATIENCE)).unwrap();
+    held.write_all(HELLO).unwrap();
+    held.read_exact(&mut [0]).unwrap();
+    balancer.terminate();
+    eventually("it says that it drains", || {
+        balancer.readiness() == (503, "draining\n".to_owned())
+    });
+    drop(held);
+    assert!(balancer.ended().success());
+}
+
+#[test]
+fn a_server_at_another_address_begins_with_no_connections() {
+    let certificates = Certificates::new();
+    let servers = ["one", "other"].map(|name| named(&certificates, name));
+    let [one, other] = servers.each_ref().map(Peer::address);
+    let folder = certificates.folder();
+    let settings = "health = \"off\"";
+    let balancer = start(folder, settings, &[server("a", one, "")]);
+    let mut held = TcpStream::connect(balancer.address()).unwrap();
+    held.set_read_timeout(Some(PATIENCE)).unwrap();
+    held.write_all(HELLO).unwrap();
+    held.read_exact(&mut [0]).unwrap();
+    balancer.await_server("a", |server| server["open"] == 1);
+    write(folder, settings, &[server("a", other, "")]);
+    reload(&balancer);
+    assert_eq!(balancer.await_server("a", |_| true)["open"], 0);
+    drop(held);
+}
+
 #[test]
 fn a_server_that_hangs_up_on_several_sources_is_ejected() {
     let certificates = Certificates::new();
@@ -214,18 +326,8 @@ fn a_server_that_hangs_up_on_several_sources_is_ejected() {
     ];
     let settings = "policy = \"round-robin\"\nhealth = \"off\"";
     let balancer = start(certificates.folder(), settings, &rest);
-    // From /24s of their own, as many as come to the rude one before the third is hung up on.
-    for source in 1..=6 {
-        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-        let source = SocketAddr::from(([127, 0, source, 1], 0));
-        socket.bind(&source.into()).unwrap();
-        socket.connect(&balancer.address().into()).unwrap();
-        let mut io = TcpStream::from(socket);
-        io.set_read_timeout(Some(PATIENCE)).unwrap();
-        io.write_all(HELLO).unwrap();
-        // An answer, or the end.
-        let _ = io.read(&mut [0]);
-    }
+    // As many as come to the rude one before the third is hung up on.
+    strangers(&balancer, 6);
     balancer.await_line("server ejected");
     assert_eq!(balancer.await_server("rude", |_| true)["state"], "ejected");
     assert_eq!(who_all(&balancer, 4), ["good"]);

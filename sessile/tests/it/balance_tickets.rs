@@ -1,10 +1,11 @@
 //! `sessile balance` in front of servers whose tickets it cannot read: key names, learned from checks
 //! and from what servers accept, lead TLS 1.3 clients home too.
 
-use std::fs;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Arc, Mutex};
+use std::{fs, io, thread};
 
 use serde_json::json;
 
@@ -96,6 +97,60 @@ fn clients_of_servers_that_share_nothing_resume_whatever_they_come_back_with() {
         assert_eq!(metrics.routed(rule, "resumed"), returned, "{metrics}");
         assert_eq!(metrics.routed(rule, "refused"), 0, "{metrics}");
     }
+}
+
+/// An address that never goes down, and leads each connection to what is behind it then.
+fn address_before(behind: Arc<Mutex<SocketAddr>>) -> SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = listener.local_addr().unwrap();
+    let pass = |mut from: TcpStream, mut to: TcpStream| {
+        // Whoever hangs up ends it.
+        let _ = io::copy(&mut from, &mut to);
+        let _ = to.shutdown(Shutdown::Write);
+    };
+    thread::spawn(move || {
+        for client in listener.incoming() {
+            let (client, server) = (client.unwrap(), *behind.lock().unwrap());
+            let server = TcpStream::connect(server).unwrap();
+            let (up, down) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+            thread::spawn(move || pass(up, server));
+            thread::spawn(move || pass(down, client));
+        }
+    });
+    address
+}
+
+#[test]
+fn a_key_that_changes_while_its_server_stays_up_is_found_at_once() {
+    const RETURNS: u64 = 3;
+    let certificates = Certificates::new();
+    let servers = [(); 3].map(|()| nginx_of_its_own(&certificates));
+    // What a reload is to its clients: the same place, and another key. nginx itself can do that only
+    // with a master, which leaves its workers behind when it is killed.
+    let reloaded = nginx_of_its_own(&certificates);
+    let behind = Arc::new(Mutex::new(servers[0].address()));
+    let address = address_before(Arc::clone(&behind));
+    let addresses = [address, servers[1].address(), servers[2].address()];
+    let more = "health-interval = \"50ms\"";
+    let balancer = balancer(certificates.folder(), &addresses, more);
+    let before = ["a", "b", "c"]
+        .map(|name| balancer.await_server(name, |server| server["key_names"] != json!([])));
+    *behind.lock().unwrap() = reloaded.address();
+    let old = before[0]["key_names"].as_array().unwrap();
+    let after = balancer.await_server("a", |server| {
+        let names = server["key_names"].as_array().unwrap();
+        names.iter().any(|name| !old.contains(name))
+    });
+    assert_eq!(after["state"], "up");
+    for client in 0..3 {
+        let session = certificates.folder().join(client.to_string());
+        for _ in 0..=RETURNS {
+            visit(balancer.address(), &["-tls1_3"], &session);
+        }
+    }
+    let returned = 3 * RETURNS;
+    let metrics = balancer.await_metrics(|it| it.all_routed() == returned + 3);
+    assert_eq!(metrics.routed("key-name", "resumed"), returned, "{metrics}");
 }
 
 #[test]

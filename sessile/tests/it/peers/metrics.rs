@@ -17,6 +17,18 @@ pub(super) fn ask(
     token: Option<&str>,
     body: &str,
 ) -> (u16, Value) {
+    let (status, body) = text(admin, request, token, body);
+    let json = serde_json::from_str(&body).unwrap_or_else(|error| panic!("{error}: {body}"));
+    (status, json)
+}
+
+/// Asks it for anything.
+pub(super) fn text(
+    admin: SocketAddr,
+    request: &str,
+    token: Option<&str>,
+    body: &str,
+) -> (u16, String) {
     let mut io = TcpStream::connect(admin).expect("the admin listener");
     io.set_read_timeout(Some(PATIENCE)).expect("a time limit");
     let token = token.map_or(String::new(), |it| {
@@ -31,8 +43,7 @@ pub(super) fn ask(
     io.read_to_string(&mut response).expect("a response");
     let (head, body) = response.split_once("\r\n\r\n").expect("a whole head");
     let status = head.split(' ').nth(1).and_then(|it| it.parse().ok());
-    let json = serde_json::from_str(body).unwrap_or_else(|error| panic!("{error}: {response}"));
-    (status.expect("a status"), json)
+    (status.expect("a status"), body.to_owned())
 }
 
 /// One scrape.

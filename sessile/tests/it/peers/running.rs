@@ -126,6 +126,11 @@ impl Sessile {
         super::metrics::ask(self.admin, request, token, body)
     }
 
+    /// What it says when it is asked whether it can do its work: the status and the words.
+    pub(crate) fn readiness(&self) -> (u16, String) {
+        super::metrics::text(self.admin, "GET /readyz", None, "")
+    }
+
     /// What the API says of the balancer.
     pub(crate) fn snapshot(&self) -> Value {
         let (status, said) = self.api("GET /api/balancer", None, "");

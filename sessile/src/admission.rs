@@ -1,12 +1,13 @@
-//! Who may come in: how many hellos may be on their way at once, how many bytes of them are held,
-//! and how many connections a second are taken, in all and from one source prefix. A client that has
-//! said what it wants is counted elsewhere (`connection.max`).
+//! Who may come in: how many hellos may be on their way at once and how many bytes of them are held,
+//! in all and from one source prefix; and of one source prefix, how many connections may be open and
+//! how many a second are taken. All that are open are counted elsewhere (`connection.max`).
 //!
 //! Sources are told apart by a keyed hash into a fixed number of places, so that nothing here grows
 //! and no lock is taken. Two that share a place share its limits; who they are cannot be chosen.
 
 use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
+use std::num::NonZero;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -18,17 +19,27 @@ use crate::config;
 /// Sources that can be told apart.
 const PLACES: usize = 4096;
 
-/// One source prefix may have one in this many of the hellos, and of their bytes.
+/// One source prefix may have one in this many of the hellos, and of their bytes, while there is room.
 const SHARE: usize = 4;
+
+/// And no more than one in this many of what is free, so that a few that take all they can get leave
+/// room for one that comes after them: with it, each of `n` may have one in `n + 2` of all.
+const SHARE_OF_FREE: usize = 2;
 
 /// Where `connection.max-hellos` is not set it is half of all connections, and not less than this.
 const LEAST_HELLOS: usize = 64;
 
-/// What one source prefix may always have.
+/// Where a quarter is less than this, it is this much.
 const LEAST_SHARE: usize = 16;
 
 /// The same in bytes: a few hellos of the greatest length.
 const LEAST_SHARE_OF_BYTES: usize = 256 * 1024;
+
+/// What a source may have of the last that is free: a hello as almost all are.
+const ONE_HELLO: Used<usize> = Used {
+    hellos: 1,
+    bytes: 4096,
+};
 
 /// How long a source that was quiet may catch up on its rate: as many connections as it may make in
 /// this time come at once.
@@ -41,6 +52,8 @@ pub enum Refusal {
     Hellos,
     #[error("too many hellos from this source are on their way, or too many bytes of them")]
     Source,
+    #[error("too many connections from this source are open")]
+    Connections,
     #[error("too many connections from this source a second")]
     Rate,
 }
@@ -52,6 +65,7 @@ impl Refusal {
         match self {
             Self::Hellos => "hello-limit",
             Self::Source => "source-limit",
+            Self::Connections => "source-connections",
             Self::Rate => "source-rate",
         }
     }
@@ -61,6 +75,8 @@ impl Refusal {
 pub struct Admission {
     max: Used<usize>,
     source_max: Used<usize>,
+    /// Most connections of a source that are open; `None`: no limit.
+    source_connections: Option<NonZero<usize>>,
     /// Nanoseconds from one connection of a source to the next; `None`: no limit.
     interval: Option<u64>,
     used: Used<AtomicUsize>,
@@ -80,6 +96,8 @@ struct Used<T> {
 #[derive(Debug, Default)]
 struct Place {
     used: Used<AtomicUsize>,
+    /// Its connections that are open, where they are counted.
+    connections: AtomicUsize,
     /// When its next connection is due, in nanoseconds since the start.
     due: AtomicU64,
 }
@@ -99,6 +117,7 @@ impl Admission {
                 hellos: (hellos / SHARE).max(LEAST_SHARE),
                 bytes: (bytes / SHARE).max(LEAST_SHARE_OF_BYTES),
             },
+            source_connections: NonZero::new(limits.max_per_source),
             interval: 1_000_000_000u64.checked_div(u64::from(limits.rate_per_source)),
             used: Used::default(),
             places: (0..PLACES).map(|_| Place::default()).collect(),
@@ -122,6 +141,13 @@ impl Admission {
             bytes: 0,
         })
     }
+
+    /// What a source may have, those who came before it being what they are.
+    fn share(&self, which: fn(&Used<usize>) -> usize, used: &AtomicUsize) -> usize {
+        let free = which(&self.max).saturating_sub(used.load(Ordering::Relaxed));
+        let share = which(&self.source_max).min(free / SHARE_OF_FREE);
+        share.max(which(&ONE_HELLO))
+    }
 }
 
 /// Adds, unless it would be more than `max`.
@@ -143,11 +169,12 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// Whose connection it is. To be said once, as soon as it is known.
+    /// Whose connection it is. To be said once, as soon as it is known. What it returns counts as long
+    /// as the connection is open.
     ///
     /// # Errors
     /// Where that source has as many as it may.
-    pub fn comes_from(&mut self, source: IpAddr, now: Instant) -> Result<(), Refusal> {
+    pub fn comes_from(&mut self, source: IpAddr, now: Instant) -> Result<Stay, Refusal> {
         let admission = &self.admission;
         let hash = admission.hasher.hash_one(Source::of(source));
         let at = (hash % PLACES as u64) as usize;
@@ -157,13 +184,15 @@ impl Entry {
         {
             return Err(Refusal::Rate);
         }
-        if !raise(&place.used.hellos, 1, admission.source_max.hellos) {
+        let stay = Stay::begin(admission, at)?;
+        let share = admission.share(|it| it.hellos, &admission.used.hellos);
+        if !raise(&place.used.hellos, 1, share) {
             return Err(Refusal::Source);
         }
         // The proxy's header, which came before.
         place.used.bytes.fetch_add(self.bytes, Ordering::Relaxed);
         self.place = Some(at);
-        Ok(())
+        Ok(stay)
     }
 
     /// Counts bytes that are held from now on.
@@ -177,7 +206,8 @@ impl Entry {
         }
         if let Some(at) = self.place {
             let used = &admission.places[at].used.bytes;
-            if !raise(used, bytes, admission.source_max.bytes) {
+            let share = admission.share(|it| it.bytes, &admission.used.bytes);
+            if !raise(used, bytes, share) {
                 admission.used.bytes.fetch_sub(bytes, Ordering::Relaxed);
                 return Err(Refusal::Source);
             }
@@ -209,6 +239,30 @@ impl Drop for Entry {
     }
 }
 
+/// A connection that counts as one of its source's until this is dropped.
+pub struct Stay(Option<(Arc<Admission>, usize)>);
+
+impl Stay {
+    fn begin(admission: &Arc<Admission>, place: usize) -> Result<Self, Refusal> {
+        let Some(max) = admission.source_connections else {
+            return Ok(Self(None));
+        };
+        match raise(&admission.places[place].connections, 1, max.get()) {
+            true => Ok(Self(Some((Arc::clone(admission), place)))),
+            false => Err(Refusal::Connections),
+        }
+    }
+}
+
+impl Drop for Stay {
+    fn drop(&mut self) {
+        if let Some((admission, place)) = &self.0 {
+            let connections = &admission.places[*place].connections;
+            connections.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
 impl Place {
     /// Whether one more connection keeps to the rate; if so, it counts.
     fn is_due(&self, interval: u64, now: Duration) -> bool {
@@ -227,6 +281,8 @@ impl Place {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use super::*;
 
     fn admission(change: impl FnOnce(&mut config::Connection)) -> Arc<Admission> {
@@ -240,24 +296,26 @@ mod tests {
     }
 
     /// Addresses in places of their own.
-    fn apart(admission: &Admission) -> [IpAddr; 2] {
-        let place = |ip| admission.hasher.hash_one(Source::of(ip)) % PLACES as u64;
-        let first = source("192.0.2.1");
-        let others = (0..=255u8).map(|net| IpAddr::from([198, 51, net, 1]));
-        let other = others
-            .into_iter()
-            .find(|other| place(*other) != place(first));
-        [first, other.expect("256 networks are not all in one place")]
+    fn apart<const N: usize>(admission: &Admission) -> [IpAddr; N] {
+        let place = |ip: &IpAddr| admission.hasher.hash_one(Source::of(*ip)) % PLACES as u64;
+        let mut places = HashSet::new();
+        let mut all = (0..=255u8).map(|net| IpAddr::from([198, 51, net, 1]));
+        [(); N].map(|()| {
+            let next = all.find(|ip| places.insert(place(ip)));
+            next.expect("256 networks are in more than a few places")
+        })
+    }
+
+    fn enter(admission: &Arc<Admission>, ip: IpAddr) -> Result<Entry, Refusal> {
+        let mut entry = admission.enter()?;
+        entry.comes_from(ip, Instant::now()).map(|_| entry)
     }
 
     #[test]
     fn one_source_has_a_part_of_all_hellos_and_leaves_the_rest() {
         let admission = admission(|limits| limits.max_hellos = 100);
         let [greedy, other] = apart(&admission);
-        let enter = |ip| {
-            let mut entry = admission.enter()?;
-            entry.comes_from(ip, Instant::now()).map(|()| entry)
-        };
+        let enter = |ip| enter(&admission, ip);
         let mut entries: Vec<Entry> = (0..25).map(|_| enter(greedy).expect("room")).collect();
         assert_eq!(enter(greedy).err(), Some(Refusal::Source));
         entries.push(enter(other).expect("room"));
@@ -268,6 +326,50 @@ mod tests {
         let used = |counter: &AtomicUsize| counter.load(Ordering::Relaxed);
         assert_eq!(used(&admission.used.hellos), 0);
         assert!(admission.places.iter().all(|it| used(&it.used.hellos) == 0));
+    }
+
+    #[test]
+    fn a_few_greedy_sources_leave_room_for_one_that_comes_after_them() {
+        const HELLO: usize = 2000;
+        let admission = admission(|limits| {
+            limits.max_hellos = 1000;
+            limits.max_hello_bytes = 1 << 20;
+        });
+        let [late, greedy @ ..] = apart::<9>(&admission);
+        let mut entries = Vec::new();
+        // All they can get, whatever limit stops them.
+        for ip in greedy {
+            while let Ok(mut entry) = enter(&admission, ip) {
+                match entry.hold(HELLO) {
+                    Ok(()) => entries.push(entry),
+                    Err(_) => break,
+                }
+            }
+        }
+        let mut some = Vec::new();
+        for _ in 0..5 {
+            let mut entry = enter(&admission, late).expect("room");
+            entry.hold(HELLO).expect("room");
+            some.push(entry);
+        }
+        // Whoever has too much now gets no more.
+        assert_eq!(enter(&admission, greedy[0]).err(), Some(Refusal::Source));
+    }
+
+    #[test]
+    fn a_source_has_no_more_connections_open_than_it_may() {
+        let admission = admission(|limits| limits.max_per_source = 2);
+        let [busy, other] = apart(&admission);
+        let stays = |ip| {
+            let mut entry = admission.enter()?;
+            entry.comes_from(ip, Instant::now())
+        };
+        let open = [stays(busy), stays(busy)];
+        assert!(open.iter().all(Result::is_ok));
+        assert_eq!(stays(busy).err(), Some(Refusal::Connections));
+        stays(other).expect("it has none");
+        drop(open);
+        stays(busy).expect("they have ended");
     }
 
     #[test]
@@ -304,7 +406,8 @@ mod tests {
         let [busy, other] = apart(&admission);
         let comes = |ip, after| {
             let mut entry = admission.enter().expect("room");
-            entry.comes_from(ip, admission.started + Duration::from_millis(after))
+            let stay = entry.comes_from(ip, admission.started + Duration::from_millis(after));
+            stay.map(drop)
         };
         for _ in 0..10 {
             comes(busy, 0).expect("a second's worth may come at once");

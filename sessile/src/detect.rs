@@ -17,7 +17,7 @@ use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
-use crate::admission::{Admission, Entry, Refusal};
+use crate::admission::{Admission, Entry, Refusal, Stay};
 use crate::config::Network;
 use crate::lifecycle::LAST_CALL;
 
@@ -49,7 +49,7 @@ pub enum DetectError {
 
 impl DetectError {
     /// Every cause that [`Self::cause`] can give.
-    pub const CAUSES: [&str; 8] = [
+    pub const CAUSES: [&str; 9] = [
         "no-hello",
         "bad-hello",
         "deadline",
@@ -57,6 +57,7 @@ impl DetectError {
         "untrusted-proxy",
         "hello-limit",
         "source-limit",
+        "source-connections",
         "source-rate",
     ];
 
@@ -91,6 +92,9 @@ pub struct Arrival {
     pub source: SocketAddr,
     /// What it connected to, where a proxy said so; else it is the socket's to say.
     pub destination: Option<SocketAddr>,
+    /// To be kept for as long as the connection is open; the rest goes when there is a server, or the
+    /// handshake is over.
+    pub stay: Stay,
     /// What holding the hello counts as.
     _entry: Entry,
 }
@@ -139,7 +143,7 @@ impl Entrance {
             return Err(DetectError::Untrusted);
         };
         let source = addresses.map_or(peer, |addresses| addresses.source);
-        entry.comes_from(source.ip(), Instant::now())?;
+        let stay = entry.comes_from(source.ip(), Instant::now())?;
         let mut reader = HelloReader::new(DEFAULT_LIMIT);
         let mut whole = reader.push(&early).map_err(DetectError::Invalid)?;
         let mut take = |bytes: &[u8]| {
@@ -154,6 +158,7 @@ impl Entrance {
             reader,
             source,
             destination: addresses.map(|addresses| addresses.destination),
+            stay,
             _entry: entry,
         })
     }

@@ -12,9 +12,6 @@ use tokio_util::task::TaskTracker;
 
 use crate::systemd::{self, State};
 
-/// How long connections may take to finish once the order to stop has come.
-pub const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
-
 /// How long a client that has connected may still take to say what it wants once the order to stop has
 /// come: as long as it takes to send a lost segment again, and to get it there.
 pub const LAST_CALL: Duration = Duration::from_secs(2);
@@ -97,10 +94,11 @@ async fn tick() {
     }
 }
 
-/// Waits for the connections of a worker to end, for as long as a drain may take.
-pub async fn finish(connections: &TaskTracker) {
+/// Waits for the connections of a worker to end, once the order to stop has come, for as long as
+/// `connection.drain-timeout` allows.
+pub async fn finish(connections: &TaskTracker, drain_timeout: Duration) {
     connections.close();
-    if tokio::time::timeout(DRAIN_DEADLINE, connections.wait())
+    if tokio::time::timeout(drain_timeout, connections.wait())
         .await
         .is_err()
     {

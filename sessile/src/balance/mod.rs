@@ -126,6 +126,7 @@ impl Balancer {
             metrics,
             families,
             max_connections,
+            drain_timeout: config.connection.drain_timeout,
             session_lifetime: config.session.lifetime,
             stop: stop.clone(),
         });
@@ -217,6 +218,8 @@ struct Shared {
     metrics: Metrics,
     families: ServerFamilies,
     max_connections: usize,
+    /// `connection.drain-timeout`.
+    drain_timeout: Duration,
     /// `session.lifetime`: what is expected of servers that do not say.
     session_lifetime: Duration,
     stop: CancellationToken,
@@ -292,5 +295,5 @@ async fn work(shared: Arc<Shared>, entrance: Entrance, socket: listen::Socket) {
     if let Err(error) = accepted.await {
         tracing::error!(%error, "a worker cannot listen");
     }
-    lifecycle::finish(&connections).await;
+    lifecycle::finish(&connections, shared.drain_timeout).await;
 }

@@ -205,11 +205,15 @@ fn reload(args: &Args, running: &Config, balancer: &Balancer) {
 }
 
 /// Settings of a balancer that [`Balancer::reload`] does not take over: names, or how they begin.
-const ONLY_AT_A_RESTART: [&str; 6] = [
+const ONLY_AT_A_RESTART: [&str; 9] = [
     "server.",
     "session.max-entries",
     "session.lifetime",
+    "session.snapshot",
+    // With those that begin so.
     "connection.max",
+    "connection.rate-per-source",
+    "connection.drain-timeout",
     "admin.",
     "log.",
 ];

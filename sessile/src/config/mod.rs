@@ -114,8 +114,12 @@ pub struct Connection {
     pub max_hellos: usize,
     /// Most bytes of hellos that are held at once.
     pub max_hello_bytes: usize,
+    /// Most connections open from one source prefix (/24, /56); 0: no limit.
+    pub max_per_source: usize,
     /// Most new connections a second from one source prefix (/24, /56); 0: no limit.
     pub rate_per_source: u32,
+    /// How long connections may take to finish once the order to stop has come.
+    pub drain_timeout: Duration,
 }
 
 /// `[tls]`.
@@ -479,7 +483,9 @@ impl Default for Connection {
             max: 0,
             max_hellos: 0,
             max_hello_bytes: 64 << 20,
+            max_per_source: 0,
             rate_per_source: 0,
+            drain_timeout: Duration::from_secs(10),
         }
     }
 }

@@ -19,6 +19,7 @@ use super::awaited::Awaited;
 use super::metrics::Open;
 use super::respond::{self, Connection};
 use super::sites::{Site, Sites};
+use crate::admission::Stay;
 use crate::clock;
 use crate::detect::{DetectError, Entrance};
 use crate::lifecycle::LAST_CALL;
@@ -60,7 +61,7 @@ pub(super) async fn run(
     let metrics = &worker.shared.metrics;
     // In a box, so that what a handshake needs does not stay with the connection.
     let done = Box::pin(handshake(&worker, &entrance, io, &mut peer)).await;
-    let (sites, site, accepted) = match done {
+    let (sites, site, accepted, stay) = match done {
         Ok(done) => done,
         Err(cause) => return metrics.count_failure(cause),
     };
@@ -83,7 +84,7 @@ pub(super) async fn run(
     connection.count_unfinished();
     connection.log_if_silent();
     settle(&connection, reclaimed).await;
-    drop(open);
+    drop((open, stay));
 }
 
 /// Up to the end of the handshake; the error is the cause that is counted. `peer` becomes the
@@ -93,7 +94,7 @@ async fn handshake(
     entrance: &Entrance,
     mut io: TcpStream,
     peer: &mut SocketAddr,
-) -> Result<(Rc<Sites>, Rc<Site>, Accepted), &'static str> {
+) -> Result<(Rc<Sites>, Rc<Site>, Accepted, Stay), &'static str> {
     let arrival = match entrance.receive(&mut io, *peer).await {
         Ok(arrival) => arrival,
         Err(error) => {
@@ -120,7 +121,7 @@ async fn handshake(
     };
     let accepted = tls::accept(io, reader.bytes(), &hello, &site.template, clock::now());
     match tokio::time::timeout(HANDSHAKE_DEADLINE, accepted).await {
-        Ok(Ok(accepted)) => Ok((Rc::clone(&sites), Rc::clone(site), accepted)),
+        Ok(Ok(accepted)) => Ok((Rc::clone(&sites), Rc::clone(site), accepted, arrival.stay)),
         Ok(Err(AcceptError::Closed | AcceptError::Io(_))) => Err("closed"),
         Ok(Err(error)) => {
             tracing::debug!(%error, "handshake refused");

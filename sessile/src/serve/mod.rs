@@ -334,5 +334,5 @@ async fn work(shared: Shared, entrance: Entrance, socket: listen::Socket) {
         tracing::error!(%error, "a worker cannot listen");
     }
     worker.shared.store.resign();
-    lifecycle::finish(&connections).await;
+    lifecycle::finish(&connections, worker.shared.config.connection.drain_timeout).await;
 }

@@ -76,7 +76,9 @@ pub(super) struct Connection {
     pub(super) max: Number,
     pub(super) max_hellos: Number,
     pub(super) max_hello_bytes: Number,
+    pub(super) max_per_source: Number,
     pub(super) rate_per_source: Number,
+    pub(super) drain_timeout: Span,
 }
 
 #[derive(Debug, Default, serde::Deserialize)]

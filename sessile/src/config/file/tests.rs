@@ -33,7 +33,9 @@ purge-on-reclaim = true
 max = 99
 max-hellos = 50
 max-hello-bytes = 2000000
+max-per-source = 20
 rate-per-source = 100
+drain-timeout = "1m"
 [tls]
 kernel = "off"
 [admin]
@@ -190,10 +192,12 @@ fn the_limits_and_proxies_of_connections_land_where_they_belong() {
         (
             limits.max_hellos,
             limits.max_hello_bytes,
+            limits.max_per_source,
             limits.rate_per_source
         ),
-        (50, 2_000_000, 100)
+        (50, 2_000_000, 20, 100)
     );
+    assert_eq!(limits.drain_timeout, Duration::from_secs(60));
     let balance = &config.balance;
     assert!(balance.idle_timeout.is_zero());
     assert_eq!(balance.total_timeout, Duration::from_secs(12 * 60 * 60));

@@ -226,6 +226,14 @@ impl Reader<'_> {
                     i64::from(u32::MAX),
                 )
                 .unwrap_or(default.max_hello_bytes),
+            max_per_source: self
+                .number(
+                    "max-per-source",
+                    written.max_per_source,
+                    0,
+                    i64::from(u32::MAX),
+                )
+                .unwrap_or(default.max_per_source),
             rate_per_source: self
                 .number(
                     "rate-per-source",
@@ -234,6 +242,9 @@ impl Reader<'_> {
                     i64::from(u32::MAX),
                 )
                 .unwrap_or(default.rate_per_source),
+            drain_timeout: self
+                .duration("drain-timeout", written.drain_timeout)
+                .unwrap_or(default.drain_timeout),
         }
     }
 

@@ -10,13 +10,14 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::io::Errno;
 use sessile_proto::hello::ClientHello;
 use sessile_proto::proxy_protocol::{self, Addresses, Version};
 use sessile_proto::route::RoutedBy;
 use sessile_proto::watch::Watch;
 use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::Shared;
 use super::follow::{Offered, Request};
@@ -25,6 +26,7 @@ use super::relay::{self, Patience};
 use super::report::Passage;
 use super::roster::{Pool, Roster};
 use super::server::{Connected, Server};
+use crate::admission::Stay;
 use crate::clock;
 use crate::detect::{Arrival, Entrance};
 
@@ -40,7 +42,10 @@ pub(super) async fn run(
 ) {
     // In a box, so that what it takes to find a server does not stay with the connection.
     match Box::pin(admit(&shared, &entrance, &mut client, peer)).await {
-        Ok(placed) => pass(&shared, client, placed).await,
+        Ok((placed, stay)) => {
+            pass(&shared, client, placed).await;
+            drop(stay);
+        }
         Err(cause) => {
             if cause == UNKNOWN_NAME {
                 // Whoever does not take it will not miss it.
@@ -58,10 +63,11 @@ async fn admit(
     entrance: &Entrance,
     client: &mut TcpStream,
     peer: SocketAddr,
-) -> Result<Placed, &'static str> {
+) -> Result<(Placed, Stay), &'static str> {
     let arrival = entrance.receive(client, peer).await;
     let arrival = arrival.map_err(|error| error.cause())?;
-    place(shared, &arrival, client).await
+    let placed = place(shared, &arrival, client).await?;
+    Ok((placed, arrival.stay))
 }
 
 /// Turned away for the server name, and told so.
@@ -103,13 +109,14 @@ async fn place(
         server,
         io,
         connected,
-    } = found.ok_or("no-server")?;
+    } = found?;
     Ok(Placed {
         server: io,
         connected,
         patience: Patience {
             idle: roster.balance.idle_timeout,
             total: roster.balance.total_timeout,
+            ..Patience::default()
         },
         watch: Watch::new(&hello),
         passage: Passage {
@@ -122,6 +129,9 @@ async fn place(
     })
 }
 
+/// No further server is tried once the first attempts took so many times `balance.connect-timeout`.
+const ALL_ATTEMPTS: u32 = 3;
+
 /// A server that took the connection and was told the hello.
 struct Attempt {
     by: RoutedBy,
@@ -132,22 +142,33 @@ struct Attempt {
 
 /// Tries the servers in turn. One that took the connection and ends it without a word, as one that is
 /// stopped does with what waits for it, is passed over as well, once: as long as nothing was heard
-/// from it, its client knows of nothing. Where there is no other, that is how the connection ends.
+/// from it, its client knows of nothing. Where there is no other, that is how the connection ends. The
+/// error is the cause that is counted.
 async fn find(
     shared: &Shared,
     roster: &Roster,
     pool: &Pool,
     request: &Request<'_>,
     opening: &Opening<'_>,
-) -> Option<Attempt> {
+) -> Result<Attempt, &'static str> {
+    let patience = roster.balance.connect_timeout;
+    let give_up = Instant::now() + patience * ALL_ATTEMPTS;
     let mut tried: Vec<&Arc<Server>> = Vec::new();
     let mut silent: Option<Attempt> = None;
     for (by, server) in shared.choices(roster, pool, request) {
         if tried.iter().any(|other| Arc::ptr_eq(other, server)) {
             continue;
         }
+        if !tried.is_empty() {
+            if has_gone(opening.client) {
+                return silent.ok_or("client-gone");
+            }
+            if Instant::now() >= give_up {
+                break;
+            }
+        }
         tried.push(server);
-        let Some((io, connected)) = connect(roster, server, opening).await else {
+        let Some((io, connected)) = connect(shared, roster, server, opening).await else {
             continue;
         };
         let attempt = Attempt {
@@ -158,15 +179,20 @@ async fn find(
         };
         if let Some(silent) = silent {
             silent.server.cut(request.source, clock::now());
-            return Some(attempt);
+            return Ok(attempt);
         }
-        let patience = roster.balance.connect_timeout;
         if !opening.may_be_said_again() || !hangs_up(&attempt.io, opening.client, patience).await {
-            return Some(attempt);
+            return Ok(attempt);
         }
         silent = Some(attempt);
     }
-    silent
+    silent.ok_or("no-server")
+}
+
+/// Whether the client has ended its side: without a handshake it cannot be waiting for more.
+fn has_gone(client: &TcpStream) -> bool {
+    let state = relay::known_state(client);
+    state.is_read_closed() || state.is_error()
 }
 
 /// Whether the server ends the connection before it says anything. Nothing is read: what it says, and
@@ -221,6 +247,7 @@ impl Opening<'_> {
 }
 
 async fn connect(
+    shared: &Shared,
     roster: &Roster,
     server: &Server,
     opening: &Opening<'_>,
@@ -238,6 +265,10 @@ async fn connect(
             server.live.metrics.connections.inc();
             Some((io, connected))
         }
+        Ok(Err(error)) if is_ours(&error) => {
+            shared.metrics.count_own_failure(server.name(), &error);
+            None
+        }
         failed => {
             // `None`: not in time.
             let error = failed.ok().and_then(Result::err);
@@ -253,6 +284,24 @@ async fn connect(
     }
 }
 
+/// Whether a connection was not made for want of something on this host: that says nothing about the
+/// server.
+fn is_ours(error: &io::Error) -> bool {
+    const WANTING: [Errno; 9] = [
+        Errno::ADDRNOTAVAIL,
+        Errno::MFILE,
+        Errno::NFILE,
+        Errno::NOBUFS,
+        Errno::NOMEM,
+        Errno::NETUNREACH,
+        Errno::NETDOWN,
+        // A packet filter on this host.
+        Errno::PERM,
+        Errno::ACCESS,
+    ];
+    Errno::from_io_error(error).is_some_and(|errno| WANTING.contains(&errno))
+}
+
 /// Moves bytes to the end.
 async fn pass(shared: &Shared, mut client: TcpStream, placed: Placed) {
     let Placed {
@@ -263,7 +312,8 @@ async fn pass(shared: &Shared, mut client: TcpStream, placed: Placed) {
         mut watch,
     } = placed;
     let (mut answered, mut told) = (false, false);
-    let relayed = relay::run(&mut client, &mut server, patience, |bytes| {
+    let moved = |moved| passage.server.live.metrics.moved(moved);
+    let relayed = relay::run(&mut client, &mut server, patience, &moved, |bytes| {
         if !answered {
             answered = true;
             passage.server.answered(clock::now());

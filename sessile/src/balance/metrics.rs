@@ -1,6 +1,7 @@
 //! What the balancer counts: over all servers, and for each.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::io;
+use std::sync::{Arc, Mutex, Once, PoisonError};
 
 use prometheus::{
     GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
@@ -21,15 +22,18 @@ pub struct Metrics {
     routed: IntCounterVec,
     turned_away: IntCounterVec,
     timed_out: IntCounterVec,
+    own_failures: IntCounter,
+    /// Failures of this host's own are said once; they come by the thousand.
+    told: Once,
     refused: IntCounter,
     open: IntGauge,
 }
 
 /// Why a client whose hello was heard got no server; for the others [`DetectError`] says why.
-const NO_SERVER: [&str; 2] = ["unknown-name", "no-server"];
+const NO_SERVER: [&str; 3] = ["unknown-name", "no-server", "client-gone"];
 
 /// Time-outs of connections that have their server.
-const TIME_OUTS: [&str; 2] = ["idle", "total"];
+const TIME_OUTS: [&str; 3] = ["idle", "total", "half-closed"];
 
 /// What became of the session that a client offered, in the words of the metric.
 const fn outcome(kind: Option<Kind>) -> &'static str {
@@ -77,12 +81,17 @@ impl Metrics {
         }
         let timed_out = vector(
             "sessile_balance_timed_out_total",
-            "Connections closed by balance.idle-timeout or balance.total-timeout.",
+            "Connections closed by balance.idle-timeout or balance.total-timeout, or half-closed by the server and silent.",
             &["timeout"],
         )?;
         for timeout in TIME_OUTS {
             timed_out.with_label_values(&[timeout]);
         }
+        let own_failures = IntCounter::new(
+            "sessile_balance_own_failures_total",
+            "Connections to servers that were not made for want of something on this host: a port, a file, a route.",
+        )?;
+        registry.register(Box::new(own_failures.clone()))?;
         let refused = IntCounter::new(
             "sessile_balance_refused_total",
             "Connections closed at once because connection.max was reached.",
@@ -106,6 +115,8 @@ impl Metrics {
             routed,
             turned_away,
             timed_out,
+            own_failures,
+            told: Once::new(),
             refused,
             open,
         })
@@ -142,6 +153,18 @@ impl Metrics {
     /// `cause`: one of [`DetectError::CAUSES`] or of [`NO_SERVER`].
     pub(super) fn count_turned_away(&self, cause: &str) {
         self.turned_away.with_label_values(&[cause]).inc();
+    }
+
+    /// A connection to this server was not made, for a reason that is not the server's.
+    pub(super) fn count_own_failure(&self, server: &str, error: &io::Error) {
+        self.own_failures.inc();
+        self.told.call_once(|| {
+            tracing::warn!(
+                server,
+                %error,
+                "this host cannot connect, for want of a port, a file or a route; said once and counted in sessile_balance_own_failures_total"
+            );
+        });
     }
 
     /// `timeout`: one of [`TIME_OUTS`].

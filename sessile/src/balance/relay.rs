@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use rustix::net::SendFlags;
 use socket2::{SockRef, TcpKeepalive};
-use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, Ready};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::time::{Instant, Sleep};
@@ -30,7 +30,7 @@ const FULL_CHUNKS: u8 = 2;
 /// pipe cost more than copying so little.
 const TRICKLE: usize = 4 * 1024;
 
-/// How long a client may keep its side open once the server has ended.
+/// How long a client may keep its side open once the server has ended, without a byte.
 const AFTER_THE_SERVER: Duration = Duration::from_secs(30);
 
 /// How long a server's last bytes have to reach the client before it is reset as well.
@@ -39,6 +39,9 @@ const RESET_GRACE: Duration = Duration::from_millis(200);
 /// After this long the kernel is told to ask now and then whether the peers are still there. Most
 /// connections are over by then, and are spared the system calls.
 const KEEP_ALIVE_AFTER: Duration = Duration::from_secs(60);
+
+/// What moves is reported after this long, for the metrics of connections that stay.
+const REPORT_EVERY: Duration = Duration::from_secs(60);
 
 /// Reads of one direction before the other has its turn.
 const TURN: usize = 16;
@@ -58,6 +61,21 @@ pub(super) struct Patience {
     pub(super) idle: Duration,
     /// In all; zero: for ever.
     pub(super) total: Duration,
+    /// Without a byte, once the server has ended its side.
+    pub(super) half_closed: Duration,
+    /// Until what moves is reported.
+    pub(super) report: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            idle: Duration::ZERO,
+            total: Duration::ZERO,
+            half_closed: AFTER_THE_SERVER,
+            report: REPORT_EVERY,
+        }
+    }
 }
 
 /// Bytes that went on.
@@ -72,7 +90,8 @@ pub(super) struct Moved {
 /// How a connection ended.
 #[derive(Debug)]
 pub(super) struct Ended {
-    pub(super) moved: Moved,
+    /// The server has said something that went on.
+    pub(super) answered: bool,
     /// The server was the first to end its side.
     pub(super) by_server: bool,
     /// When bytes last moved that were more than a goodbye.
@@ -87,6 +106,8 @@ pub(super) enum End {
     Orderly,
     /// One side was cut off, and so was the other: it is not made to look like an orderly end.
     Cut(io::Error),
+    /// The server had ended its side, and the client fell silent.
+    HalfClosed,
     /// `balance.idle-timeout`.
     Idle,
     /// `balance.total-timeout`.
@@ -95,11 +116,12 @@ pub(super) enum End {
 
 /// Moves bytes until both sides have ended. What the server sends is shown to `watch` before it
 /// goes on, so that nothing that a client can act on is unknown when it arrives; until it breaks,
-/// because it has seen enough.
+/// because it has seen enough. How much moved is told to `report`, in parts, all of it by the end.
 pub(super) async fn run(
     client: &mut TcpStream,
     server: &mut TcpStream,
     patience: Patience,
+    report: &dyn Fn(Moved),
     watch: impl FnMut(&[u8]) -> ControlFlow<()>,
 ) -> Ended {
     let ended = {
@@ -110,19 +132,22 @@ pub(super) async fn run(
             up: Direction::new(from_client, to_server),
             down: Direction::new(from_server, to_client),
             watch: Some(watch),
+            report,
+            reported: Moved::default(),
             patience,
             started,
             active: started,
             used: started,
             kept_alive: false,
             by_server: false,
+            half_closed: None,
             due: Due::Check,
         };
         let mut timer = pin!(tokio::time::sleep_until(relay.next_check()));
         let end = poll_fn(|cx| relay.poll(cx, timer.as_mut())).await;
-        let (up, down) = (relay.up.moved, relay.down.moved);
+        relay.report();
         Ended {
-            moved: Moved { up, down },
+            answered: relay.down.moved > 0,
             by_server: relay.by_server,
             silent_since: relay.used,
             end,
@@ -141,6 +166,8 @@ struct Relay<'a, W> {
     down: Direction<'a>,
     /// `None`: it has seen enough.
     watch: Option<W>,
+    report: &'a dyn Fn(Moved),
+    reported: Moved,
     patience: Patience,
     started: Instant,
     /// When bytes moved last.
@@ -149,15 +176,15 @@ struct Relay<'a, W> {
     used: Instant,
     kept_alive: bool,
     by_server: bool,
+    /// When the server ended its side, the client's being open.
+    half_closed: Option<Instant>,
     due: Due,
 }
 
 /// What the timer is for.
 enum Due {
-    /// To see whether the connection was idle. It is not set anew with each byte.
+    /// To see whether the connection was idle, and to report. It is not set anew with each byte.
     Check,
-    /// To end what the server has ended long since.
-    AfterTheServer,
     /// The server was cut off: what it said before is on its way to the client, and a reset at once
     /// would take it back.
     Reset(io::Error),
@@ -172,6 +199,10 @@ impl<W: FnMut(&[u8]) -> ControlFlow<()>> Relay<'_, W> {
             self.active = Instant::now();
             if up > 0 || down > GOODBYE {
                 self.used = self.active;
+            }
+            let report = self.active + self.patience.report;
+            if timer.deadline() > report {
+                timer.as_mut().reset(report);
             }
         }
         if let Poll::Ready(end) = polled {
@@ -207,8 +238,8 @@ impl<W: FnMut(&[u8]) -> ControlFlow<()>> Relay<'_, W> {
             self.by_server |= !last && matches!(polled, Poll::Ready(Ok(()) | Err(Cut::Source(_))));
             match polled {
                 Poll::Ready(Ok(())) if !self.up.is_over() => {
-                    self.due = Due::AfterTheServer;
-                    timer.reset(Instant::now() + AFTER_THE_SERVER);
+                    self.half_closed = Some(Instant::now());
+                    timer.reset(self.next_check());
                 }
                 Poll::Ready(Err(Cut::Source(error))) => {
                     self.down.state = State::Over;
@@ -229,18 +260,21 @@ impl<W: FnMut(&[u8]) -> ControlFlow<()>> Relay<'_, W> {
     /// The timer has fired.
     fn on_time(&mut self) -> ControlFlow<End> {
         match std::mem::replace(&mut self.due, Due::Check) {
-            Due::AfterTheServer => return ControlFlow::Break(End::Orderly),
             Due::Reset(error) => return ControlFlow::Break(End::Cut(error)),
             Due::Check => {}
         }
         let now = Instant::now();
-        let Patience { idle, total } = self.patience;
+        let Patience { idle, total, .. } = self.patience;
         if !total.is_zero() && now >= self.started + total {
             return ControlFlow::Break(End::TooLong);
         }
         if !idle.is_zero() && now >= self.active + idle {
             return ControlFlow::Break(End::Idle);
         }
+        if self.half_closed_until().is_some_and(|until| now >= until) {
+            return ControlFlow::Break(End::HalfClosed);
+        }
+        self.report();
         if !self.kept_alive && now >= self.started + KEEP_ALIVE_AFTER {
             self.kept_alive = true;
             keep_alive(self.up.from.as_ref());
@@ -251,14 +285,34 @@ impl<W: FnMut(&[u8]) -> ControlFlow<()>> Relay<'_, W> {
 
     fn next_check(&self) -> Instant {
         const FAR: Duration = Duration::from_secs(24 * 60 * 60);
-        let Patience { idle, total } = self.patience;
+        let Patience { idle, total, .. } = self.patience;
         let wanted = [
             (!idle.is_zero()).then(|| self.active + idle),
             (!total.is_zero()).then(|| self.started + total),
             (!self.kept_alive).then(|| self.started + KEEP_ALIVE_AFTER),
+            self.half_closed_until(),
         ];
         let next = wanted.into_iter().flatten().min();
         next.unwrap_or_else(|| Instant::now() + FAR)
+    }
+
+    /// When a client that says nothing more after its server's end is cut off.
+    fn half_closed_until(&self) -> Option<Instant> {
+        let since = self.half_closed?.max(self.active);
+        Some(since + self.patience.half_closed)
+    }
+
+    /// Reports what has moved since the last time.
+    fn report(&mut self) {
+        let Moved { up, down } = self.reported;
+        self.reported = Moved {
+            up: self.up.moved,
+            down: self.down.moved,
+        };
+        (self.report)(Moved {
+            up: self.up.moved - up,
+            down: self.down.moved - down,
+        });
     }
 }
 
@@ -507,14 +561,27 @@ impl<'a> Direction<'a> {
 /// Whether the source of what was just read, which was less than there was room for, is known to have
 /// ended: its end has come, so that the bytes were its last. Most clients end a connection with a
 /// last record and the end in one go; to see it now is a read less, and a segment less to send on.
+///
+/// What is known of the socket has to be as old as the read: a worker is one thread, so that nothing
+/// that came after the read can be known before the next await. With a runtime of several threads, bytes
+/// and the end could come in between, and the bytes would be lost.
 fn has_ended(from: &TcpStream) -> bool {
-    let state = pin!(from.ready(Interest::READABLE | Interest::ERROR));
+    let state = known_state(from);
+    // A reset closes as well, and is to be read as what it is.
+    state.is_read_closed() && !state.is_error()
+}
+
+/// What the runtime knows of a socket that may have something to read, without asking the system.
+pub(super) fn known_state(io: &TcpStream) -> Ready {
+    let state = pin!(io.ready(Interest::READABLE | Interest::ERROR));
     match state.poll(&mut Context::from_waker(Waker::noop())) {
-        // A reset closes as well, and is to be read as what it is.
-        Poll::Ready(Ok(ready)) => ready.is_read_closed() && !ready.is_error(),
-        Poll::Ready(Err(_)) | Poll::Pending => false,
+        Poll::Ready(Ok(state)) => state,
+        Poll::Ready(Err(_)) | Poll::Pending => Ready::EMPTY,
     }
 }
+
+#[cfg(test)]
+mod tests;
 
 /// Sends bytes that the end follows at once, in the same segment.
 fn send_before_the_end(to: &TcpStream, bytes: &[u8]) -> io::Result<usize> {

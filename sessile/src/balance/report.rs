@@ -69,10 +69,9 @@ impl Shared {
             self.metrics.count(passage.by, None);
             server.live.metrics.count(passage.by, None);
         }
-        if ended.moved.down == 0 && ended.by_server {
+        if !ended.answered && ended.by_server {
             server.cut(passage.client.ip(), clock::now());
         }
-        server.live.metrics.moved(ended.moved);
         let sessions = passage.sessions.take();
         if !sessions.is_empty() {
             // By the wall clock, as everything about sessions; measured by the other.
@@ -85,6 +84,7 @@ impl Shared {
         match &ended.end {
             End::Orderly => {}
             End::Cut(error) => tracing::trace!(%error, client = %passage.client, "connection cut"),
+            End::HalfClosed => self.metrics.count_timed_out("half-closed"),
             End::Idle => self.metrics.count_timed_out("idle"),
             End::TooLong => self.metrics.count_timed_out("total"),
         }

@@ -208,7 +208,7 @@ impl Value {
 const FREE: fn(&Config) -> Option<String> = |_| None;
 
 /// Every setting, in the order of the sections.
-pub static SETTINGS: [Setting; 34] = [
+pub static SETTINGS: [Setting; 36] = [
     Setting {
         name: "server.name",
         kind: Kind::Text,

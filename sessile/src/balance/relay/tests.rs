@@ -82,6 +82,7 @@ async fn what_moves_is_reported_while_the_connection_is_open() {
     let peers = async {
         for piece in [&b"one"[..], b"three"] {
             client.write_all(piece).await.unwrap();
+            server.read_exact(&mut vec![0; piece.len()]).await.unwrap();
             let up = piece.len() as u64;
             assert_eq!(reports.recv().await, Some(Moved { up, down: 0 }));
         }

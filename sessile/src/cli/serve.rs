@@ -69,8 +69,9 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     lifecycle::wait_for_signal(Orders {
         reopen_logs: Some(Box::new(|| around.access_log.reopen())),
         reload: Some(Box::new(|| {
-            reload_key(server.keys());
-            reload_configuration(&server, &config, &args);
+            let key = reload_key(server.keys());
+            let configuration = reload_configuration(&server, &config, &args);
+            server.count_reload(key && configuration);
         })),
     })?;
     around.stop.cancel();
@@ -136,9 +137,11 @@ fn folder(root: &Path) -> anyhow::Result<PathBuf> {
     Ok(root.to_owned())
 }
 
-/// Reads the farm key again, on SIGHUP, and says what came of it.
-fn reload_key(keys: &Keyring) {
-    match keys.reload() {
+/// Reads the farm key again, on SIGHUP, and says what came of it; whether that went well.
+fn reload_key(keys: &Keyring) -> bool {
+    let reloaded = keys.reload();
+    let succeeded = reloaded.is_ok();
+    match reloaded {
         Ok(Reloaded::Ephemeral) => tracing::info!("the farm key has no file to reload"),
         Ok(Reloaded::Unchanged) => tracing::info!("farm key reloaded: nothing has changed"),
         Ok(Reloaded::Changed {
@@ -157,14 +160,17 @@ fn reload_key(keys: &Keyring) {
         }
         Err(error) => tracing::error!(%error, "farm key not reloaded: the old one stays"),
     }
+    succeeded
 }
 
-/// Reads the configuration again, on SIGHUP, and the files that it names; says what came of it.
-fn reload_configuration(server: &Server, running: &Config, args: &Args) {
+/// Reads the configuration again, on SIGHUP, and the files that it names; says what came of it, and whether
+/// that went well.
+fn reload_configuration(server: &Server, running: &Config, args: &Args) -> bool {
     let reloaded = configuration(args).and_then(|written| {
         server.reload(&written)?;
         Ok(written)
     });
+    let succeeded = reloaded.is_ok();
     match reloaded {
         Ok(written) => {
             for setting in only_at_a_restart(running, &written) {
@@ -181,6 +187,7 @@ fn reload_configuration(server: &Server, running: &Config, args: &Args) {
             tracing::error!("configuration not reloaded: the old one stays as a whole");
         }
     }
+    succeeded
 }
 
 /// What differs between the configuration that the server was started with and the one that is written

@@ -22,6 +22,7 @@ pub struct Metrics {
     refused: IntCounter,
     reclaimed: IntCounter,
     requests: IntCounter,
+    reloads: [IntCounter; 2],
     upstream_requests: IntCounterVec,
     open: IntGauge,
 }
@@ -57,6 +58,11 @@ impl Metrics {
             "sessile_handshake_failures_total",
             "TLS handshakes that did not finish, by cause.",
             "cause",
+        )?;
+        let reloads = vector(
+            "sessile_reloads_total",
+            "Reloads of the farm key and the configuration (SIGHUP), by result; failed where either failed.",
+            "result",
         )?;
         let upstream_requests = opts(
             "sessile_upstream_requests_total",
@@ -95,6 +101,7 @@ impl Metrics {
                 "Client connections closed after connection.idle-timeout.",
             )?,
             requests: counter("sessile_requests_total", "HTTP requests answered.")?,
+            reloads: ["failed", "ok"].map(|result| reloads.with_label_values(&[result])),
             upstream_requests,
             open,
         })
@@ -131,6 +138,10 @@ impl Metrics {
 
     pub(super) fn count_request(&self) {
         self.requests.inc();
+    }
+
+    pub(super) fn count_reload(&self, succeeded: bool) {
+        self.reloads[usize::from(succeeded)].inc();
     }
 
     /// The counters of an upstream; all appear at zero.

@@ -194,6 +194,11 @@ impl Server {
         Ok(())
     }
 
+    /// Counts an order to reload, whose parts its caller knows, for the operator's alerts.
+    pub fn count_reload(&self, succeeded: bool) {
+        self.shared.metrics.count_reload(succeeded);
+    }
+
     /// Waits until its workers have drained, after the order to stop, and keeps what it has to for the
     /// next start.
     pub fn join(self) {

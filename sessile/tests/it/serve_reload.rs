@@ -199,6 +199,10 @@ fn what_is_wrong_changes_nothing_and_is_named_with_its_place() {
     setup.install(&setup.second);
     server.reload();
     assert!(is_served(&server, &setup.second.ca));
+    server.await_metrics(|metrics| {
+        let reloads = |result| metrics.sum("sessile_reloads_total", &[("result", result)]);
+        (reloads("failed"), reloads("ok")) == (5, 1)
+    });
 }
 
 #[tokio::test(flavor = "current_thread")]

@@ -43,6 +43,34 @@ async fn two_running_servers_of_one_name_clash_until_one_ends_and_both_serve() {
 }
 
 #[tokio::test(flavor = "current_thread")]
+async fn servers_of_two_names_with_one_number_set_clash_and_both_serve() {
+    let redis = Redis::start();
+    let farm = Farm::sharing(&redis.url(), "");
+    let alike = farm.numbered(7);
+    let one = alike.serve("web1");
+    eventually("it claims its number", || redis.claims().len() == 1);
+    let other = alike.serve("web2");
+    eventually("the other sees it", || other.peer.said().contains(CLASH));
+    assert_eq!(
+        other
+            .metric("sessile_server_number_clash{server=\"web2\"}")
+            .await,
+        1
+    );
+    assert!(!sees_a_clash(&one).await);
+    assert_eq!(redis.claims().len(), 1);
+    for mechanism in [Mechanism::SessionId, Mechanism::Psk] {
+        let verdict = hop(mechanism, &one, &other).await;
+        assert!(verdict.starts_with("resumed/"), "{verdict}");
+    }
+    // A number of its own ends it.
+    other.drain();
+    let other = farm.numbered(8).serve("web2");
+    eventually("both have a number", || redis.claims().len() == 2);
+    assert!(!other.peer.said().contains(CLASH));
+}
+
+#[tokio::test(flavor = "current_thread")]
 async fn a_server_that_was_killed_has_its_number_back_without_a_clash() {
     let redis = Redis::start();
     let farm = Farm::sharing(&redis.url(), "");

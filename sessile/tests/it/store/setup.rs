@@ -118,6 +118,8 @@ pub(crate) struct Farm {
     folder: Rc<TempDir>,
     /// TOML lines of `[session]` and what follows it.
     settings: String,
+    /// `server.number`, where it is set.
+    number: Option<u32>,
 }
 
 impl Farm {
@@ -127,6 +129,7 @@ impl Farm {
         Self {
             folder: Rc::new(folder),
             settings: settings.to_owned(),
+            number: None,
         }
     }
 
@@ -142,6 +145,15 @@ impl Farm {
         Self {
             folder: Rc::clone(&self.folder),
             settings: settings.to_owned(),
+            number: self.number,
+        }
+    }
+
+    /// The same farm, for servers that all have this number set.
+    pub(crate) fn numbered(&self, number: u32) -> Self {
+        Self {
+            number: Some(number),
+            ..self.with(&self.settings)
         }
     }
 
@@ -205,8 +217,10 @@ impl Farm {
     fn command(&self, name: &str, port: u16, admin: u16) -> Command {
         let authority = Authority::open(self.folder.path()).unwrap();
         let file = self.folder.path().join(format!("{name}.toml"));
+        let number = self.number.map(|number| format!("number = {number}\n"));
+        let number = number.unwrap_or_default();
         let text = format!(
-            "[server]\nname = \"{name}\"\nstate-dir = \"state\"\nworkers = 2\n\
+            "[server]\nname = \"{name}\"\n{number}state-dir = \"state\"\nworkers = 2\n\
              [key]\nfile = \"farm.key\"\n\
              [log]\naccess = \"off\"\nlevel = \"debug\"\n\
              [admin]\nlisten = \"127.0.0.1:{admin}\"\n\

@@ -76,12 +76,7 @@ impl Metrics {
         register_table(registry, server, store)?;
         Ok(Self {
             verdicts: Verdict::all()
-                .map(|verdict| {
-                    (
-                        verdict,
-                        handshakes.with_label_values(&[verdict.to_string()]),
-                    )
-                })
+                .map(|it| (it, handshakes.with_label_values(&[it.to_string()])))
                 .collect(),
             early_data: EarlyData::all()
                 .map(|early| (early, early_data.with_label_values(&[early.to_string()])))

@@ -353,7 +353,8 @@ mod tests {
             some.push(entry);
         }
         // Whoever has too much now gets no more.
-        assert_eq!(enter(&admission, greedy[0]).err(), Some(Refusal::Source));
+        let more = enter(&admission, greedy[0]).and_then(|mut entry| entry.hold(HELLO));
+        assert_eq!(more.err(), Some(Refusal::Source));
     }
 
     #[test]

@@ -90,8 +90,9 @@ impl std::error::Error for BadTerms {}
 impl FarmKey {
     /// A key with one generation, which seals from the start.
     ///
-    /// `secrets` are 32 random bytes each, for the ticket and the route chain. The chains begin
-    /// two epochs back, so that servers whose clocks are behind can follow.
+    /// `secrets` are 32 random bytes each, for the ticket and the route chain. The chains begin where
+    /// those of a key do that has been in use: what they stand at says what time it was
+    /// ([`Self::as_of`]), and servers whose clocks are behind can follow.
     ///
     /// # Errors
     /// Where the terms are out of bounds.
@@ -102,23 +103,20 @@ impl FarmKey {
         secrets: [Secret; 2],
         now: Time,
     ) -> Result<Self, BadTerms> {
-        let [ticket, route] = secrets;
-        let step = rotate.as_secs().max(1);
-        let key = Self {
+        let mut key = Self {
             scope,
             rotate,
             max_lifetime,
-            generations: vec![Generation {
-                number: 0,
-                activates: Some(0),
-                ends: None,
-                ticket: Some(Chain::new(
-                    (now.unix_secs() / step).saturating_sub(2),
-                    ticket,
-                )),
-                route: Chain::new((now.unix_secs() / ROUTE_STEP).saturating_sub(2), route),
-            }],
+            generations: Vec::new(),
         };
+        let [ticket, route] = secrets;
+        key.generations.push(Generation {
+            number: 0,
+            activates: Some(0),
+            ends: None,
+            ticket: Some(Chain::new(key.oldest_epoch(now), ticket)),
+            route: Chain::new(key.oldest_day(now).saturating_sub(1), route),
+        });
         key.check_terms()?;
         Ok(key)
     }
@@ -253,6 +251,26 @@ impl FarmKey {
             moved |= generation.route.move_to(day);
         }
         moved
+    }
+
+    /// The time that the key says it was, by a clock that was not trusted alone, when it was made or last
+    /// moved forward: the beginning of an epoch.
+    #[must_use]
+    pub fn as_of(&self) -> Time {
+        self.start_of(self.stands_at().saturating_add(self.lifetime_epochs() + 1))
+    }
+
+    /// The latest time up to `now` for which the key can be moved forward without forgetting more than so
+    /// many epochs that it has.
+    #[must_use]
+    pub fn within(&self, now: Time, epochs: u64) -> Time {
+        let epoch = self.epoch(self.as_of()).saturating_add(epochs);
+        now.min(self.start_of(epoch))
+    }
+
+    fn start_of(&self, epoch: u64) -> Time {
+        let secs = epoch.saturating_mul(self.rotate.as_secs());
+        Time::from_unix_millis(secs.saturating_mul(1000))
     }
 
     /// What tells keys apart and gives nothing away: 8 bytes, derived one way from a chain's

@@ -49,8 +49,9 @@ pub fn seal(
 /// Opens what was sealed as what `bound` says.
 ///
 /// # Errors
-/// [`Reason::OldFormat`] where it is none of ours, [`Reason::Expired`] where its key is no longer
-/// kept, [`Reason::BadTicket`] where it does not authenticate.
+/// [`Reason::OldFormat`] where it is none of ours, [`Reason::BadTicket`] where it does not authenticate. Where
+/// there is no key for it: [`Reason::Revoked`] if its generation ended, [`Reason::Expired`] if nothing from
+/// then can be alive, else [`Reason::UnknownKey`].
 pub fn open(
     schedule: &Schedule,
     purpose: Purpose,
@@ -69,7 +70,9 @@ pub fn open(
     let mut salt = [0; 16];
     salt.copy_from_slice(&rest[8..]);
     let epoch = u64::from_be_bytes(epoch);
-    let key = key(schedule, purpose, first & 0xf, epoch, &salt, bound).ok_or(Reason::Expired)?;
+    let generation = first & 0xf;
+    let key = key(schedule, purpose, generation, epoch, &salt, bound)
+        .ok_or_else(|| without_a_key(schedule, generation, epoch))?;
     let mut clear = body.to_vec();
     let opened = key
         .open_in_place(zero_nonce(), Aad::from(head), &mut clear)
@@ -77,6 +80,16 @@ pub fn open(
         .len();
     clear.truncate(opened);
     Ok(clear)
+}
+
+fn without_a_key(schedule: &Schedule, generation: u8, epoch: u64) -> Reason {
+    if schedule.is_revoked(generation, epoch) {
+        Reason::Revoked
+    } else if schedule.is_past(epoch) {
+        Reason::Expired
+    } else {
+        Reason::UnknownKey
+    }
 }
 
 /// One key for one piece, so that the nonce of the cipher itself can be zero.

@@ -1,6 +1,8 @@
 //! Generations of a farm key: a new secret that is accepted before it seals, takes over when every
 //! server has it, or stands in at once for one that was stolen.
 
+use std::time::Duration;
+
 use super::{Chain, FarmKey, MAX_ACCEPTED, MAX_GENERATIONS, Secret};
 use crate::Time;
 
@@ -46,6 +48,9 @@ pub enum CannotRotate {
     Full,
     /// No generation waits to be activated.
     NothingWaits,
+    /// It was moved forward by a clock that is so far ahead of this one. One of them is wrong; if it is this
+    /// one, what it says to end in good time would end too early.
+    ClockBehind(Duration),
 }
 
 impl std::fmt::Display for CannotRotate {
@@ -66,6 +71,12 @@ impl std::fmt::Display for CannotRotate {
                  server moves the file forward, so take a server's copy"
             ),
             Self::NothingWaits => f.write_str("no generation waits for its activation"),
+            Self::ClockBehind(span) => write!(
+                f,
+                "it was moved forward by a clock that is {} minutes ahead of this one. If this one is behind, \
+                 the generation in use would end before its time",
+                span.as_secs() / 60
+            ),
         }
     }
 }
@@ -118,8 +129,13 @@ impl FarmKey {
     /// that a server may have sealed under them has. Returns its number.
     ///
     /// # Errors
-    /// Where none waits.
+    /// Where none waits, and where the clock is known to be behind.
     pub fn activate(&mut self, at: Time, now: Time) -> Result<u8, CannotRotate> {
+        // Two servers may each be an epoch off, in opposite directions.
+        let behind = self.as_of().since(now);
+        if behind > self.rotate * 2 {
+            return Err(CannotRotate::ClockBehind(behind));
+        }
         let number = self.waiting(now).ok_or(CannotRotate::NothingWaits)?;
         // A server whose clock is behind seals under the old one for an epoch more.
         let last = at.plus(self.max_lifetime).plus(self.rotate * 2).unix_secs();
@@ -198,7 +214,7 @@ impl FarmKey {
     }
 
     /// The ticket epoch at which the key stands.
-    fn stands_at(&self) -> u64 {
+    pub(super) fn stands_at(&self) -> u64 {
         let chains = self.generations.iter().filter_map(|g| g.ticket.as_ref());
         chains.map(Chain::epoch).max().unwrap_or(0)
     }
@@ -206,9 +222,7 @@ impl FarmKey {
     /// The latest time up to `now` that the key itself bears out: it was moved to where it stands
     /// by a clock that was not trusted alone.
     fn borne_out(&self, now: Time) -> Time {
-        let epoch = self.stands_at() + self.lifetime_epochs() + 2;
-        let secs = epoch.saturating_mul(self.rotate.as_secs());
-        now.min(Time::from_unix_millis(secs.saturating_mul(1000)))
+        self.within(now, 1)
     }
 }
 

@@ -168,6 +168,8 @@ pub struct Schedule {
     /// Seconds since the Unix epoch for which nothing of this changes.
     valid: Range<u64>,
     max_lifetime: std::time::Duration,
+    /// See [`Self::revocations`].
+    revocations: u32,
 }
 
 impl Schedule {
@@ -205,7 +207,29 @@ impl Schedule {
             oldest: key.oldest_epoch(now),
             valid: validity(key, now),
             max_lifetime: key.max_lifetime,
+            revocations: 0,
         }
+    }
+
+    /// The same, of a key some of whose generations ended before their time while it was in use.
+    #[must_use]
+    pub fn after_revocations(mut self, revocations: u32) -> Self {
+        self.revocations = revocations;
+        self
+    }
+
+    /// The same keys to open with, and none to seal with: the clock does not say which it would be.
+    #[must_use]
+    pub fn without_sealing(mut self) -> Self {
+        self.sealing = None;
+        self
+    }
+
+    /// How many times generations ended before their time since this process has the key. Whoever keeps
+    /// sessions in the clear has to forget, when it rises, those from before: a thief can have them.
+    #[must_use]
+    pub const fn revocations(&self) -> u32 {
+        self.revocations
     }
 
     /// Whether anything can be sealed now: not where the clock and the key do not meet.

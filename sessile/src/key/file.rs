@@ -1,9 +1,10 @@
 //! The farm key's file: read, locked, replaced as a whole. Mode 0600 where it can be chosen.
 
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{Access, access};
 use sessile_proto::keys::FarmKey;
@@ -13,6 +14,13 @@ use super::format::{self, Malformed};
 
 /// A key file over this many bytes is something else.
 const MAX_LEN: u64 = 64 * 1024;
+
+/// How long another program may hold the lock. Signals, the order to stop among them, are not obeyed while a
+/// reload waits for it.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long to wait before the lock is tried again.
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
 /// Why a key file cannot be used. Each names the file and the remedy.
 #[derive(Debug, thiserror::Error)]
@@ -190,19 +198,36 @@ pub(super) fn make_folder(folder: &Path) -> io::Result<()> {
 fn lock(path: &Path) -> io::Result<File> {
     let mut name = path.as_os_str().to_owned();
     name.push(".lock");
+    let name = PathBuf::from(name);
     let file = File::options()
         .create(true)
         .truncate(false)
         .write(true)
         // Whoever can open it can hold it.
         .mode(0o600)
-        .open(PathBuf::from(name))?;
+        .open(&name)?;
     // A command that root runs must not lock the server out.
     if let Ok(key) = fs::metadata(path) {
         let _ = fchown(&file, Some(key.uid()), Some(key.gid()));
     }
-    file.lock()?;
-    Ok(file)
+    let give_up = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::Error(error)) => return Err(error),
+            Err(TryLockError::WouldBlock) if Instant::now() < give_up => {
+                std::thread::sleep(LOCK_PAUSE);
+            }
+            Err(TryLockError::WouldBlock) => {
+                return Err(io::Error::other(format!(
+                    "another program has held {} for {} seconds; find it with `fuser {}`",
+                    name.display(),
+                    LOCK_PATIENCE.as_secs(),
+                    name.display()
+                )));
+            }
+        }
+    }
 }
 
 /// A complete file (0600, on the disk) beside the one that it is to become.
@@ -228,8 +253,6 @@ fn folder_of(path: &Path) -> &Path {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     fn key() -> FarmKey {
@@ -306,6 +329,14 @@ mod tests {
         let [before, after] = [before.unwrap(), after.unwrap()];
         assert!(after.epoch() > before.epoch());
         assert_ne!(after.secret().expose(), before.secret().expose());
+    }
+
+    #[test]
+    fn a_lock_that_is_never_given_up_is_waited_for_a_while_and_named() {
+        let (_folder, path) = written();
+        let _held = lock(&path).unwrap();
+        let error = update(&path, |_| Ok::<_, FileError>(true)).err().unwrap();
+        assert!(error.to_string().contains("farm.key.lock"), "{error}");
     }
 
     #[test]

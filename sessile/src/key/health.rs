@@ -18,6 +18,8 @@ pub enum Concern {
     Behind(Duration),
     /// It begins after the present time.
     Ahead(Duration),
+    /// It was moved forward, or made, by a clock that is this far ahead of the present time.
+    ClockBehind(Duration),
 }
 
 impl fmt::Display for Concern {
@@ -41,6 +43,11 @@ impl fmt::Display for Concern {
                  this clock is wrong, or that one was with which the key was made",
                 in_words(*span)
             ),
+            Self::ClockBehind(span) => write!(
+                f,
+                "the key was made, or moved forward, by a clock that is {} ahead of this one: one of them is wrong",
+                in_words(*span)
+            ),
         }
     }
 }
@@ -50,14 +57,18 @@ impl fmt::Display for Concern {
 pub fn concerns(path: &Path, key: &FarmKey, now: Time) -> Vec<Concern> {
     // A balancer's part is never moved forward by the balancer.
     let fixed = file::fixed(path).filter(|_| !key.is_route_part());
-    // Until a whole epoch has passed after a start, a server leaves its file as it is.
-    let lag = Some(key.lag(now)).filter(|lag| *lag > key.rotate && !key.is_route_part());
-    let lead = Some(key.lead(now)).filter(|lead| !lead.is_zero());
+    // A key that was just made stands as far back as one in use, and may take its time to reach the servers.
+    let lag = Some(key.lag(now))
+        .filter(|lag| *lag > key.max_lifetime.max(key.rotate) && !key.is_route_part());
+    let lead = key.lead(now);
+    // Two servers may each be an epoch off, in opposite directions.
+    let behind = Some(key.as_of().since(now)).filter(|span| *span > key.rotate * 2);
+    let clock = match lead.is_zero() {
+        true => behind.map(Concern::ClockBehind),
+        false => Some(Concern::Ahead(lead)),
+    };
     let fixed = fixed.map(Concern::Fixed).into_iter();
-    fixed
-        .chain(lag.map(Concern::Behind))
-        .chain(lead.map(Concern::Ahead))
-        .collect()
+    fixed.chain(lag.map(Concern::Behind)).chain(clock).collect()
 }
 
 /// A span of time for people, to the second.

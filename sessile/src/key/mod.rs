@@ -5,9 +5,11 @@ mod edit;
 mod file;
 mod format;
 mod health;
+mod kernel;
 mod number;
 mod ring;
 mod routes;
+mod witness;
 
 pub use edit::{DEFAULT_MAX_LIFETIME, DEFAULT_ROTATE, Rotation, create, rotate};
 pub use file::{FileError, Fixed};
@@ -16,6 +18,7 @@ pub use health::{Concern, concerns};
 pub use number::{Clash, clashes, number, server_number};
 pub use ring::{Keyring, Origin, Reloaded};
 pub use routes::RouteRing;
+pub use witness::Astray;
 
 use std::path::{Path, PathBuf};
 

@@ -4,13 +4,14 @@
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use sessile_proto::Time;
 use sessile_proto::keys::{Chain, FarmKey, Generation, MAX_CATCH_UP, Schedule, Standing};
 
 use super::edit::fresh;
-use super::{FileError, KeyError, concerns, file, health};
+use super::witness::{Astray, Moment, Trust, Witnesses};
+use super::{FileError, KeyError, concerns, file, health, kernel};
 use crate::clock;
 use crate::config;
 
@@ -67,8 +68,11 @@ struct Shared {
 
 struct State {
     key: FarmKey,
-    /// When the wall clock and the monotonic clock were last known to agree.
-    anchor: (Instant, Time),
+    witnesses: Witnesses,
+    /// Whether it was said that the clock is astray.
+    said_astray: bool,
+    /// How often generations ended before their time.
+    revocations: u32,
     /// Whether it was said that the clock is too far ahead to be followed.
     said_stranded: bool,
 }
@@ -109,18 +113,7 @@ impl Keyring {
     }
 
     fn new(key: FarmKey, origin: Origin) -> Result<Self, KeyError> {
-        let now = clock::now();
-        let shared = Arc::new(Shared {
-            schedule: RwLock::new(Arc::new(Schedule::derive(&key, now))),
-            scope: key.scope.clone(),
-            state: Mutex::new(State {
-                key,
-                anchor: (Instant::now(), now),
-                said_stranded: false,
-            }),
-            file: Mutex::default(),
-            origin,
-        });
+        let shared = Arc::new(Shared::new(key, origin, clock::now()));
         let (keeper, stopped) = mpsc::channel();
         let kept = Arc::clone(&shared);
         std::thread::Builder::new()
@@ -150,6 +143,19 @@ impl Keyring {
     #[must_use]
     pub fn schedule(&self, now: Time) -> Arc<Schedule> {
         self.shared.schedule(now)
+    }
+
+    /// Takes note of what another clock says, which the servers of the farm share. While this machine's is more
+    /// than an epoch off, nothing is sealed and no key forgotten.
+    pub fn hear(&self, theirs: Time) {
+        let now = clock::now();
+        self.shared.hear(theirs, Moment::at(now));
+    }
+
+    /// By how much this machine's clock is off the one that the servers share, where that is too much.
+    #[must_use]
+    pub fn astray(&self) -> Option<Astray> {
+        locked(&self.shared.state).astray(clock::now())
     }
 
     /// Reads the file again and takes over what it says.
@@ -183,7 +189,7 @@ fn keep(shared: &Shared, stopped: &mpsc::Receiver<()>) {
     loop {
         let now = clock::now();
         let schedule = shared.schedule(now);
-        shared.move_forward(now);
+        shared.move_forward(Moment::at(now));
         let pause = schedule.changes().since(now);
         let pause = pause.clamp(SHORTEST_PAUSE, LONGEST_PAUSE);
         if stopped.recv_timeout(pause) != Err(RecvTimeoutError::Timeout) {
@@ -193,6 +199,22 @@ fn keep(shared: &Shared, stopped: &mpsc::Receiver<()>) {
 }
 
 impl Shared {
+    fn new(key: FarmKey, origin: Origin, now: Time) -> Self {
+        Self {
+            schedule: RwLock::new(Arc::new(Schedule::derive(&key, now))),
+            scope: key.scope.clone(),
+            state: Mutex::new(State {
+                key,
+                witnesses: Witnesses::new(Moment::at(now)),
+                said_astray: false,
+                revocations: 0,
+                said_stranded: false,
+            }),
+            file: Mutex::default(),
+            origin,
+        }
+    }
+
     fn path(&self) -> Option<&Path> {
         match &self.origin {
             Origin::Loaded(path) | Origin::Made(path) => Some(path),
@@ -212,19 +234,51 @@ impl Shared {
             .unwrap_or_else(PoisonError::into_inner);
         // Another thread may have done it while this one waited.
         if !schedule.is_current(now) {
-            *schedule = Arc::new(Schedule::derive(&state.key, now));
+            *schedule = state.derive(now);
         }
         Arc::clone(&schedule)
     }
 
-    /// Forgets what is no longer needed, in memory and in the file, where the clock is borne out.
-    fn move_forward(&self, now: Time) {
-        {
+    fn hear(&self, theirs: Time, now: Moment) {
+        let mut state = locked(&self.state);
+        let wall = theirs;
+        state.witnesses.hear(Moment { wall, ..now });
+        let astray = state.astray(now.wall);
+        if astray.is_some() == state.said_astray {
+            return;
+        }
+        state.said_astray = astray.is_some();
+        self.publish(state.derive(now.wall));
+        match astray {
+            Some(astray) => tracing::error!(
+                "this machine's clock is {astray} the session store's: no ticket is sealed, and the farm key is not \
+                 moved forward, until they agree"
+            ),
+            None => tracing::info!("this machine's clock and the session store's agree again"),
+        }
+    }
+
+    fn publish(&self, schedule: Arc<Schedule>) {
+        let mut published = self
+            .schedule
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        *published = schedule;
+    }
+
+    /// Forgets what is no longer needed, in memory and in the file, as far as the clock is borne out.
+    fn move_forward(&self, moment: Moment) {
+        let now = moment.wall;
+        let within = {
             let mut state = locked(&self.state);
-            if !state.corroborates(now) {
-                return;
-            }
-            let stranded = state.key.lag(now) > MAX_CATCH_UP;
+            let trust = state.trust(moment);
+            let within = move |key: &FarmKey| match trust {
+                Trust::No => None,
+                Trust::Epochs(_) if key.lag(now) > MAX_CATCH_UP => None,
+                Trust::Epochs(epochs) => Some(key.within(now, epochs)),
+                Trust::Whole => Some(now),
+            };
+            let stranded = trust != Trust::No && state.key.lag(now) > MAX_CATCH_UP;
             if stranded && !state.said_stranded {
                 tracing::warn!(
                     behind = %health::in_words(state.key.lag(now)),
@@ -234,15 +288,18 @@ impl Shared {
                 );
             }
             state.said_stranded = stranded;
-            if !state.key.move_forward(now) {
+            if !within(&state.key).is_some_and(|until| state.key.move_forward(until)) {
                 return;
             }
-        }
+            state.witnesses.spend(moment);
+            within
+        };
         let Some(path) = self.path() else {
             return;
         };
         let _turn = locked(&self.file);
-        let moved = file::update::<KeyError>(path, |key| Ok(key.move_forward(now)))
+        let forward = |key: &mut FarmKey| within(key).is_some_and(|until| key.move_forward(until));
+        let moved = file::update::<KeyError>(path, |key| Ok(forward(key)))
             .and_then(|key| self.take_over(path, key, now));
         match moved {
             Ok(Reloaded::Changed { generations, .. }) => tracing::info!(
@@ -267,13 +324,12 @@ impl Shared {
                 theirs: key.scope,
             });
         }
-        let schedule = Arc::new(Schedule::derive(&key, now));
         let mut state = locked(&self.state);
         let old = std::mem::replace(&mut state.key, key);
-        *self
-            .schedule
-            .write()
-            .unwrap_or_else(PoisonError::into_inner) = schedule;
+        if ended_early(&old, &state.key, now) {
+            state.revocations += 1;
+        }
+        self.publish(state.derive(now));
         let new = &state.key;
         if is_same(&old, new) {
             return Ok(Reloaded::Unchanged);
@@ -296,20 +352,39 @@ impl Shared {
 }
 
 impl State {
-    /// Whether the monotonic clock bears the wall clock out: a whole epoch has passed on both
-    /// since they were last compared. A clock that jumped must not destroy keys.
-    fn corroborates(&mut self, now: Time) -> bool {
-        let (then, wall_then) = self.anchor;
-        let elapsed = then.elapsed();
-        let wall_elapsed = now.since(wall_then);
-        let rotate = self.key.rotate;
-        let agrees = wall_elapsed.abs_diff(elapsed) < rotate && now >= wall_then;
-        if !agrees {
-            // The wall clock jumped; it has to earn trust from here on.
-            self.anchor = (Instant::now(), now);
-        }
-        agrees && elapsed >= rotate
+    /// The keys that are live at `now`, to seal with too if the clock is not known to be astray.
+    fn derive(&self, now: Time) -> Arc<Schedule> {
+        let schedule = Schedule::derive(&self.key, now).after_revocations(self.revocations);
+        Arc::new(match self.astray(now) {
+            Some(_) => schedule.without_sealing(),
+            None => schedule,
+        })
     }
+
+    fn astray(&self, now: Time) -> Option<Astray> {
+        self.witnesses.astray(Moment::at(now), self.key.rotate)
+    }
+
+    fn trust(&mut self, now: Moment) -> Trust {
+        let rotate = self.key.rotate;
+        let synchronised = kernel::is_synchronised(now.wall, rotate);
+        self.witnesses.trust(now, rotate, synchronised)
+    }
+}
+
+/// Whether a generation whose tickets were accepted has ended, by what somebody did and not by time.
+fn ended_early(old: &FarmKey, new: &FarmKey, now: Time) -> bool {
+    let ended = |number: u8| {
+        let mut generations = new.generations.iter();
+        generations
+            .find(|generation| generation.number == number)
+            .is_some_and(|generation| new.standing(generation, now) == Standing::Ended)
+    };
+    let mut accepted = old
+        .generations
+        .iter()
+        .filter(|generation| old.standing(generation, now) != Standing::Ended);
+    accepted.any(|generation| ended(generation.number))
 }
 
 /// Says what a key file that can be used costs all the same.

@@ -204,9 +204,10 @@ impl Server {
     pub fn join(self) {
         self.workers.join();
         if let Some((file, incarnation)) = self.snapshot {
-            let snapshot = self.shared.store.snapshot(incarnation);
+            let schedule = self.shared.keys.schedule(clock::now());
+            let snapshot = self.shared.store.snapshot(incarnation, &schedule);
             let path = file.path().display();
-            match file.save(&self.shared.keys.schedule(clock::now()), &snapshot) {
+            match file.save(&schedule, &snapshot) {
                 Ok(sessions) => {
                     tracing::info!(file = %path, sessions, "kept the sessions for the next start");
                 }

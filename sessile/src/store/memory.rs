@@ -3,7 +3,7 @@
 //! number from one counter, each part publishes the number of its oldest entry, and what leaves is
 //! the smallest of these.
 
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use sessile_proto::Time;
@@ -33,6 +33,9 @@ pub struct Memory {
     /// Entries in all shards, but for those that were just added and not counted yet. It may pass
     /// below zero for a moment, when such an entry is taken away first.
     entries: AtomicI64,
+    /// See [`Self::follow`].
+    revocations: AtomicU32,
+    following: Mutex<()>,
 }
 
 /// A lock and what it guards, on cache lines of their own.
@@ -65,6 +68,8 @@ impl Memory {
             oldest: (0..shards).map(|_| AtomicU64::new(EMPTY)).collect(),
             sequence: AtomicU64::new(1),
             entries: AtomicI64::new(0),
+            revocations: AtomicU32::new(0),
+            following: Mutex::new(()),
             hasher,
         }
     }
@@ -127,6 +132,26 @@ impl Memory {
         (0..self.shards.len())
             .map(|shard| self.with(shard, |part| part.remove_where(why, &mut is_it)))
             .sum()
+    }
+
+    /// Follows the farm key: where its generations ended before their time once more than the table knows of
+    /// ([`Schedule::revocations`]), everything in it is [`Gone::Revoked`] when this returns. False where the
+    /// table knows of more: whoever asks goes by what is over.
+    ///
+    /// [`Schedule::revocations`]: sessile_proto::keys::Schedule::revocations
+    pub fn follow(&self, revocations: u32) -> bool {
+        let known = || self.revocations.load(Ordering::Acquire);
+        if revocations > known() {
+            let _turn = self
+                .following
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            if revocations > known() {
+                self.remove_where(Gone::Revoked, |_| true);
+                self.revocations.store(revocations, Ordering::Release);
+            }
+        }
+        revocations == known()
     }
 
     /// Frees the memory of entries that are too old, as far as nothing older is still alive, and

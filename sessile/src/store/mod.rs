@@ -219,7 +219,8 @@ impl Store {
 
     /// What is in the table, and that these were its server's sessions.
     #[must_use]
-    pub fn snapshot(&self, incarnation: u16) -> Snapshot {
+    pub fn snapshot(&self, incarnation: u16, schedule: &Schedule) -> Snapshot {
+        self.memory.follow(schedule.revocations());
         Snapshot {
             incarnation,
             entries: self.memory.snapshot(),
@@ -295,6 +296,7 @@ impl Local {
         now: Time,
         patience: &mut Patience,
     ) -> Vec<(Key, Result<Vec<u8>, Reason>)> {
+        self.memory.follow(schedule.revocations());
         let near = |key: &Key| match self.memory.get(key.as_bytes(), now) {
             _ if key.is_single_use() => Err(Reason::Unknown),
             Lookup::Found(envelope) => Ok(envelope),
@@ -337,7 +339,7 @@ impl Local {
         let uncertain = found.iter_mut().filter(|(_, near)| uncertain(near));
         for ((key, near), answer) in uncertain.zip(answers) {
             match answer {
-                Answer::Found(envelope) => *near = self.adopt(key, envelope, now),
+                Answer::Found(envelope) => *near = self.adopt(key, envelope, schedule, now),
                 Answer::Gone(gone) => {
                     self.remove_here(key, gone);
                     *near = Err(gone.into());
@@ -350,7 +352,13 @@ impl Local {
     }
 
     /// Takes a session from the store over into the table, unless another server may remove it.
-    fn adopt(&self, key: &Key, envelope: Vec<u8>, now: Time) -> Result<Vec<u8>, Reason> {
+    fn adopt(
+        &self,
+        key: &Key,
+        envelope: Vec<u8>,
+        schedule: &Schedule,
+        now: Time,
+    ) -> Result<Vec<u8>, Reason> {
         let Envelope {
             established,
             expires,
@@ -361,10 +369,25 @@ impl Local {
             return Err(Reason::Expired);
         }
         if !self.removable && !key.is_single_use() {
-            self.memory
-                .insert(key.as_bytes(), &envelope, established, now);
+            self.keep_here(key, (&envelope, established), schedule, now);
         }
         Ok(envelope)
+    }
+
+    /// Puts a session into the table, unless the key that it came under has been revoked since.
+    fn keep_here(
+        &self,
+        key: &Key,
+        (envelope, established): (&[u8], Time),
+        schedule: &Schedule,
+        now: Time,
+    ) {
+        self.memory
+            .insert(key.as_bytes(), envelope, established, now);
+        // Asked afterwards, so that no moment is left in which it could come to stay.
+        if !self.memory.follow(schedule.revocations()) {
+            self.remove_here(key, Gone::Revoked);
+        }
     }
 
     /// Whether sessions for single use can be stored now, as far as is known.
@@ -388,7 +411,7 @@ impl Local {
         };
         let (answer, same_node) = link.spend(key, schedule, patience).await;
         let session = match answer {
-            Answer::Found(envelope) => self.adopt(key, envelope, now),
+            Answer::Found(envelope) => self.adopt(key, envelope, schedule, now),
             Answer::Gone(gone) => Err(gone.into()),
             Answer::Missing => Err(Reason::Unknown),
             Answer::None(reason) => Err(reason),
@@ -407,8 +430,8 @@ impl Local {
         patience: &mut Patience,
     ) {
         for put in puts.iter().filter(|put| !put.key.is_single_use()) {
-            self.memory
-                .insert(put.key.as_bytes(), &put.envelope, put.established, now);
+            let session = (put.envelope.as_slice(), put.established);
+            self.keep_here(&put.key, session, schedule, now);
         }
         let nothing = puts.is_empty() && spent.is_none();
         if let Some(link) = self.link.as_ref().filter(|_| !nothing) {

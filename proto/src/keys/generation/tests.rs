@@ -133,11 +133,40 @@ fn says_how_far_behind_and_ahead_of_the_clock_it_stands() {
     let mut key = key();
     let hours = |n: u64| Duration::from_secs(n * HOUR);
     assert_eq!(key.lag(at(NOON)), hours(0));
-    assert_eq!(key.lag(at(NOON + 20 * HOUR)), hours(11));
+    assert_eq!(key.lag(at(NOON + 20 * HOUR)), hours(20));
     assert_eq!(key.lead(at(NOON + 20 * HOUR)), hours(0));
-    assert_eq!(key.lead(at(NOON - 24 * HOUR)), hours(22));
+    assert_eq!(key.lead(at(NOON - 24 * HOUR)), hours(13));
     key.move_forward(at(NOON + 20 * HOUR));
     assert_eq!(key.lag(at(NOON + 20 * HOUR)), hours(0));
+}
+
+#[test]
+fn says_what_time_it_was_when_it_was_made_or_moved_and_forgets_no_more_than_it_may() {
+    let mut key = key();
+    assert_eq!(key.as_of(), at(NOON));
+    assert_eq!(key.within(at(NOON + HOUR), 2), at(NOON + HOUR));
+    // A clock that is a day ahead.
+    let wrong = at(NOON + 24 * HOUR);
+    assert_eq!(key.within(wrong, 2), at(NOON + 2 * HOUR));
+    assert!(key.move_forward(key.within(wrong, 2)));
+    assert_eq!(key.as_of(), at(NOON + 2 * HOUR));
+    assert!(!key.move_forward(key.within(wrong, 0)));
+}
+
+#[test]
+fn a_clock_that_is_behind_ends_no_generation_before_its_time() {
+    let mut key = key();
+    let slow = at(NOON - 3 * HOUR);
+    let behind = Err(CannotRotate::ClockBehind(Duration::from_secs(3 * HOUR)));
+    assert_eq!(
+        self::key().add_generation(secrets(2), Some(slow), slow),
+        behind
+    );
+    key.add_generation(secrets(2), None, slow).unwrap();
+    assert_eq!(key.activate(slow, slow), behind);
+    // As far apart as two servers may be.
+    let slow = at(NOON - 2 * HOUR);
+    assert_eq!(key.activate(slow, slow), Ok(1));
 }
 
 #[test]

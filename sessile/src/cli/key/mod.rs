@@ -225,6 +225,9 @@ fn with_remedy(error: KeyError, path: &Path) -> anyhow::Error {
                 format!("there is room for another one from {} on", rfc3339(until))
             }
             CannotRotate::NothingWaits => "`sessile key rotate` adds one".to_owned(),
+            CannotRotate::ClockBehind(_) => {
+                "look at `date`, and set the clock or do it on another server".to_owned()
+            }
             _ => return error.into(),
         },
         KeyError::File(key::FileError::Missing { .. }) => {

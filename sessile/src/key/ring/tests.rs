@@ -1,3 +1,5 @@
+use std::time::Instant;
+
 use super::*;
 use crate::key::{DEFAULT_MAX_LIFETIME, Rotation, create, load, rotate, write_route_part};
 
@@ -24,13 +26,75 @@ fn two_ephemeral_keys_have_nothing_in_common() {
     assert_ne!(one.scope(), other.scope());
 }
 
+const HOUR: Duration = Duration::from_secs(3600);
+const DAY: Duration = Duration::from_secs(86_400);
+
+/// A key that was made more than a day ago, its file, and what nobody but the test moves forward.
+fn made_long_ago(now: Time) -> (tempfile::TempDir, PathBuf, Shared) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("farm.key");
+    let then = now.minus(DAY + HOUR);
+    let key = create(&path, Some("test"), HOUR, TEN_HOURS, then).unwrap();
+    let shared = Shared::new(key, Origin::Loaded(path.clone()), now);
+    (folder, path, shared)
+}
+
+fn stands_at(path: &Path) -> u64 {
+    let key = load(path).unwrap();
+    key.generations[0].ticket.as_ref().unwrap().epoch()
+}
+
 #[test]
-fn a_jump_of_the_clock_does_not_move_the_key() {
-    let ring = Keyring::ephemeral(TEN_HOURS).unwrap();
-    let mut state = ring.shared.state.lock().unwrap();
+fn a_clock_that_another_contradicts_moves_no_key_and_seals_nothing() {
     let now = clock::now();
-    assert!(!state.corroborates(now.plus(Duration::from_secs(86_400))));
-    assert!(!state.corroborates(now));
+    let (_folder, path, shared) = made_long_ago(now);
+    let before = stands_at(&path);
+    for wrong in [now.minus(DAY), now.plus(DAY)] {
+        shared.hear(wrong, Moment::at(now));
+        shared.move_forward(Moment::at(now));
+        assert_eq!(stands_at(&path), before);
+        assert!(!shared.schedule(now).can_seal());
+    }
+    shared.hear(now, Moment::at(now));
+    assert!(shared.schedule(now).can_seal());
+    shared.move_forward(Moment::at(now));
+    let key = load(&path).unwrap();
+    assert_eq!(stands_at(&path), key.oldest_epoch(now));
+}
+
+#[test]
+fn a_clock_that_nobody_bears_out_makes_a_key_forget_little() {
+    let now = clock::now();
+    let (_folder, path, shared) = made_long_ago(now);
+    let before = stands_at(&path);
+    // A day ahead, and so for three hours.
+    let begin = Moment::at(now.plus(DAY));
+    let after = |hours| Moment {
+        monotonic: begin.monotonic + HOUR * hours,
+        wall: begin.wall.plus(HOUR * hours),
+    };
+    locked(&shared.state).witnesses = Witnesses::new(begin);
+    for hours in [1, 2, 3] {
+        shared.move_forward(after(hours));
+    }
+    assert_eq!(stands_at(&path), before + 6);
+}
+
+#[test]
+fn what_ends_before_its_time_is_counted_and_what_ends_in_time_is_not() {
+    let (_folder, path, ring) = with_file();
+    let revocations = || ring.schedule(clock::now()).revocations();
+    rotate(&path, Rotation::Add(None), clock::now()).unwrap();
+    ring.reload().unwrap();
+    rotate(&path, Rotation::Activate(clock::now()), clock::now()).unwrap();
+    ring.reload().unwrap();
+    assert_eq!(revocations(), 0);
+    for times in [1, 2] {
+        rotate(&path, Rotation::Replace, clock::now()).unwrap();
+        ring.reload().unwrap();
+        ring.reload().unwrap();
+        assert_eq!(revocations(), times);
+    }
 }
 
 #[test]
@@ -115,15 +179,11 @@ fn the_file_is_moved_forward_without_a_handshake_and_what_changed_in_it_is_taken
     let path = folder.path().join("farm.key");
     let seconds = Duration::from_secs;
     create(&path, Some("test"), seconds(1), seconds(2), clock::now()).unwrap();
-    let stands = || {
-        let key = load(&path).unwrap();
-        key.generations[0].ticket.as_ref().unwrap().epoch()
-    };
-    let first = stands();
+    let first = stands_at(&path);
     let ring = Keyring::open(&config::Key::File(path.clone()), TEN_HOURS).unwrap();
     rotate(&path, Rotation::Add(None), clock::now()).unwrap();
     let deadline = Instant::now() + seconds(20);
-    while stands() < first + 3 || locked(&ring.shared.state).key.generations.len() < 2 {
+    while stands_at(&path) < first + 3 || locked(&ring.shared.state).key.generations.len() < 2 {
         assert!(Instant::now() < deadline, "stands at {first} still");
         std::thread::yield_now();
     }

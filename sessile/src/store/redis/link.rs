@@ -262,6 +262,7 @@ impl Link {
                 let _ = self.exchange(&command, *timeout).await;
             }
         }
+        self.compare_clocks().await;
         let Some(look) = claim.look() else {
             return;
         };
@@ -269,6 +270,18 @@ impl Link {
             && let Some(command) = claim.answer(&found)
         {
             let _ = self.exchange(&command, *timeout).await;
+        }
+    }
+
+    /// Not through [`Self::exchange`]: a store that does not tell its time is none the worse.
+    async fn compare_clocks(&self) {
+        let clock = &self.remote.clock;
+        let connection = self.connection.borrow().clone();
+        if let Some(mut connection) = connection
+            && let Some(look) = clock.look()
+            && let Ok(answer) = timeout(self.remote.timeout, connection.ask(&look)).await
+        {
+            clock.answer(answer);
         }
     }
 }

@@ -9,6 +9,7 @@ mod forget;
 mod link;
 mod metrics;
 mod single_use;
+mod time;
 
 pub use connect::StoreError;
 pub use forget::{ForgetError, forget};
@@ -35,6 +36,7 @@ use claim::Claim;
 use connect::Dialer;
 use forget::SharedMarks;
 use metrics::{Metrics, Operation, Outcome};
+use time::Clock;
 
 /// What the threads of a server share of its store.
 pub(super) struct Remote {
@@ -50,6 +52,7 @@ pub(super) struct Remote {
     metrics: Metrics,
     marks: SharedMarks,
     claim: Claim,
+    clock: Clock,
     /// Whether the log has a word on it; from then on it has one at every change.
     said: AtomicBool,
     /// Whether the log has a word on a request that the store refused.
@@ -97,6 +100,7 @@ impl Remote {
             metrics: Metrics::register(registry, name)?,
             marks: SharedMarks::new(keys, marks, server),
             claim: Claim::new(keys.scope(), number, name, registry)?,
+            clock: Clock::new(keys, name, registry)?,
             said: AtomicBool::new(false),
             said_refused: AtomicBool::new(false),
         })

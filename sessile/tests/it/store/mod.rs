@@ -11,3 +11,4 @@ mod proxy;
 mod secured;
 pub(crate) mod setup;
 mod snapshot;
+mod stolen;

@@ -7,7 +7,7 @@ use sessile::client::Mechanism;
 
 use super::early;
 use super::setup::{Farm, REDIS, Redis, hop, hop_until};
-use crate::peers::{Certificates, Peer, free_port};
+use crate::peers::{Certificates, Peer, eventually, free_port};
 
 fn redis_over_tls(certificates: &Certificates) -> Peer {
     Peer::start(REDIS, |port| {
@@ -62,7 +62,7 @@ async fn the_store_may_be_behind_tls_and_ask_for_a_certificate() {
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn a_server_needs_four_commands_on_its_farms_own_names() {
+async fn a_server_needs_four_commands_on_its_farms_own_names_and_a_fifth_to_compare_clocks() {
     let rules = ["~sessile:*", "+get", "+mget", "+set", "+ping"];
     let mut arguments = vec!["--user", "sessile", "on", ">p@ss"];
     arguments.extend(rules);
@@ -80,6 +80,9 @@ async fn a_server_needs_four_commands_on_its_farms_own_names() {
     ] {
         assert_eq!(hop(mechanism, &one, &other).await, how);
     }
+    eventually("it says what the fifth is for", || {
+        one.peer.said().contains("give its user +time")
+    });
     let wrong = Farm::sharing(&format!("redis://sessile:guess@{address}"), "");
     let (one, other) = (wrong.serve("web1"), wrong.serve("web2"));
     assert_eq!(

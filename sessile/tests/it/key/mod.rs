@@ -1,9 +1,10 @@
 //! `sessile key` and the farm key at work: real processes that share copies of a file, at the right
 //! time and at the wrong one.
 
+mod clock;
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -14,9 +15,6 @@ use sessile::client::{Client, Mechanism, Options, Sessions, Target, Trust};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_sessile");
-
-/// Some time in 2099, as faketime wants it.
-const IN_2099: &str = "@2099-01-01 12:00:00";
 
 fn key(file: &Path, arguments: &[&str]) -> Output {
     key_at(file, None, arguments)
@@ -443,49 +441,6 @@ async fn a_bad_file_at_a_reload_changes_nothing() {
     everyone_resumes_everywhere(&servers).await;
 }
 
-#[tokio::test(flavor = "current_thread")]
-async fn clocks_an_hour_apart_in_both_directions_resume() {
-    let farm = Farm::new();
-    let files: [_; 3] = farm.keys("1h", "10h");
-    let servers = [
-        farm.serve(&files[0], None),
-        farm.serve(&files[1], Some("-59m")),
-        farm.serve(&files[2], Some("+59m")),
-    ];
-    everyone_resumes_everywhere(&servers).await;
-}
-
-#[tokio::test(flavor = "current_thread")]
-async fn a_start_with_the_clock_in_2099_loses_no_key() {
-    let farm = Farm::new();
-    let [file, other] = farm.keys("1s", "30m");
-    let clients = clients_of(&farm.serve(&file, None)).await;
-    let before = fs::read_to_string(&file).unwrap();
-    let wrong = farm.serve(&file, Some(IN_2099));
-    // Long enough for a clock that only runs on to be borne out.
-    eventually("it noticed", || {
-        wrong
-            .said()
-            .contains("too far behind this clock to be moved forward")
-    });
-    // Whatever an operator does meanwhile loses nothing either.
-    for arguments in [&["check"][..], &["rotate"], &["rotate", "--activate"]] {
-        let output = key_at(&file, Some(IN_2099), arguments);
-        assert!(output.status.success(), "{output:?}");
-    }
-    reload(&wrong, "farm key reloaded");
-    wrong.kill();
-    let secrets = |text: &str| {
-        let lines = text.lines().filter(|line| line.contains("-secret"));
-        lines.map(ToOwned::to_owned).collect::<Vec<_>>()
-    };
-    let after = secrets(&fs::read_to_string(&file).unwrap());
-    assert_eq!(after[..2], secrets(&before));
-    let servers = [farm.serve(&file, None), farm.serve(&other, None)];
-    assert_all(&clients, &servers[0], "resumed/").await;
-    everyone_resumes_everywhere(&servers).await;
-}
-
 #[test]
 fn a_key_stolen_a_lifetime_and_two_epochs_later_opens_no_recorded_ticket() {
     let farm = Farm::new();
@@ -518,47 +473,4 @@ fn a_key_stolen_a_lifetime_and_two_epochs_later_opens_no_recorded_ticket() {
             assert!(!verdict.starts_with("full/nothing-offered"), "{verdict}");
         }
     }
-}
-
-#[test]
-fn a_first_copy_and_a_file_that_cannot_be_moved_are_warned_of() {
-    let farm = Farm::new();
-    let [file] = farm.keys("1h", "10h");
-    assert!(!said(&file, &["check"]).contains("warning:"));
-    let check = |clock| String::from_utf8(key_at(&file, Some(clock), &["check"]).stdout).unwrap();
-    let later = check("+2d");
-    assert!(
-        later.contains("a first copy that somebody keeps"),
-        "{later}"
-    );
-    let earlier = check("-2d");
-    assert!(
-        earlier.contains("no ticket is sealed until then"),
-        "{earlier}"
-    );
-
-    // As another user where this one may write everywhere.
-    let folder = tempfile::tempdir().unwrap();
-    let (fixed, program) = (
-        folder.path().join("farm.key"),
-        folder.path().join("sessile"),
-    );
-    fs::copy(&file, &fixed).unwrap();
-    fs::copy(PROGRAM, &program).unwrap();
-    let mut command = Command::new(program);
-    if rustix::process::geteuid().is_root() {
-        const NOBODY: u32 = 65_534;
-        std::os::unix::fs::chown(&fixed, Some(NOBODY), None).unwrap();
-        command.uid(NOBODY).gid(NOBODY);
-    }
-    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o555)).unwrap();
-    let output = command
-        .args(["key", "check", "--file"])
-        .arg(&fixed)
-        .output();
-    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o700)).unwrap();
-    let output = output.unwrap();
-    assert!(output.status.success(), "{output:?}");
-    let said = String::from_utf8(output.stdout).unwrap();
-    assert!(said.starts_with("warning: no forward secrecy"), "{said}");
 }

@@ -1,0 +1,139 @@
+//! The farm key where a clock is wrong, and where its file stays as it is.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use super::{
+    Farm, PROGRAM, assert_all, clients_of, everyone_resumes_everywhere, key_at, reload, said, show,
+    stands_at,
+};
+use crate::peers::eventually;
+
+/// Some time in 2099, as faketime wants it.
+const IN_2099: &str = "@2099-01-01 12:00:00";
+
+#[tokio::test(flavor = "current_thread")]
+async fn clocks_an_hour_apart_in_both_directions_resume() {
+    let farm = Farm::new();
+    let files: [_; 3] = farm.keys("1h", "10h");
+    let servers = [
+        farm.serve(&files[0], None),
+        farm.serve(&files[1], Some("-59m")),
+        farm.serve(&files[2], Some("+59m")),
+    ];
+    everyone_resumes_everywhere(&servers).await;
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_start_with_the_clock_in_2099_loses_no_key() {
+    let farm = Farm::new();
+    let [file, other] = farm.keys("1s", "30m");
+    let clients = clients_of(&farm.serve(&file, None)).await;
+    let before = fs::read_to_string(&file).unwrap();
+    let wrong = farm.serve(&file, Some(IN_2099));
+    // Long enough for a clock that only runs on to be borne out.
+    eventually("it noticed", || {
+        wrong
+            .said()
+            .contains("too far behind this clock to be moved forward")
+    });
+    // Whatever an operator does meanwhile loses nothing either.
+    for arguments in [&["check"][..], &["rotate"], &["rotate", "--activate"]] {
+        let output = key_at(&file, Some(IN_2099), arguments);
+        assert!(output.status.success(), "{output:?}");
+    }
+    reload(&wrong, "farm key reloaded");
+    wrong.kill();
+    let secrets = |text: &str| {
+        let lines = text.lines().filter(|line| line.contains("-secret"));
+        lines.map(ToOwned::to_owned).collect::<Vec<_>>()
+    };
+    let after = secrets(&fs::read_to_string(&file).unwrap());
+    assert_eq!(after[..2], secrets(&before));
+    let servers = [farm.serve(&file, None), farm.serve(&other, None)];
+    assert_all(&clients, &servers[0], "resumed/").await;
+    everyone_resumes_everywhere(&servers).await;
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_clock_that_is_days_ahead_for_many_epochs_loses_no_session() {
+    let farm = Farm::new();
+    let [file, other] = farm.keys("1s", "30m");
+    let clients = clients_of(&farm.serve(&file, None)).await;
+    let first = stands_at(&file);
+    let wrong = farm.serve(&file, Some("+2d"));
+    eventually("it has moved the file", || stands_at(&file) > first + 6);
+    wrong.kill();
+    let servers = [farm.serve(&file, None), farm.serve(&other, None)];
+    for server in &servers {
+        assert_all(&clients, server, "resumed/").await;
+    }
+    everyone_resumes_everywhere(&servers).await;
+}
+
+#[test]
+fn a_clock_that_is_behind_is_told_so_before_it_ends_a_generation_too_early() {
+    let farm = Farm::new();
+    let [file] = farm.keys("1h", "10h");
+    let slow = |arguments: &[&str]| {
+        let before = fs::read(&file).unwrap();
+        let output = key_at(&file, Some("-13h"), arguments);
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        assert_eq!(fs::read(&file).unwrap(), before);
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(said.contains("ahead of this one"), "{said}");
+        assert!(said.contains("look at `date`"), "{said}");
+    };
+    slow(&["rotate", "--at", "24h"]);
+    said(&file, &["rotate"]);
+    slow(&["rotate", "--activate"]);
+    said(&file, &["rotate", "--activate"]);
+    assert_eq!(show(&file)["generations"][0]["state"], "outgoing");
+}
+
+#[test]
+fn a_first_copy_and_a_file_that_cannot_be_moved_are_warned_of() {
+    let farm = Farm::new();
+    let [file] = farm.keys("1h", "10h");
+    assert!(!said(&file, &["check"]).contains("warning:"));
+    let check = |clock| String::from_utf8(key_at(&file, Some(clock), &["check"]).stdout).unwrap();
+    let later = check("+2d");
+    assert!(
+        later.contains("a first copy that somebody keeps"),
+        "{later}"
+    );
+    let earlier = check("-2d");
+    assert!(
+        earlier.contains("no ticket is sealed until then"),
+        "{earlier}"
+    );
+    let earlier = check("-5h");
+    assert!(earlier.contains("one of them is wrong"), "{earlier}");
+
+    // As another user where this one may write everywhere.
+    let folder = tempfile::tempdir().unwrap();
+    let (fixed, program) = (
+        folder.path().join("farm.key"),
+        folder.path().join("sessile"),
+    );
+    fs::copy(&file, &fixed).unwrap();
+    fs::copy(PROGRAM, &program).unwrap();
+    let mut command = Command::new(program);
+    if rustix::process::geteuid().is_root() {
+        const NOBODY: u32 = 65_534;
+        std::os::unix::fs::chown(&fixed, Some(NOBODY), None).unwrap();
+        command.uid(NOBODY).gid(NOBODY);
+    }
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o555)).unwrap();
+    let output = command
+        .args(["key", "check", "--file"])
+        .arg(&fixed)
+        .output();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o700)).unwrap();
+    let output = output.unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(said.starts_with("warning: no forward secrecy"), "{said}");
+}

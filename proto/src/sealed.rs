@@ -51,7 +51,7 @@ pub fn seal(
 /// # Errors
 /// [`Reason::OldFormat`] where it is none of ours, [`Reason::BadTicket`] where it does not authenticate. Where
 /// there is no key for it: [`Reason::Revoked`] if its generation ended, [`Reason::Expired`] if nothing from
-/// then can be alive, else [`Reason::UnknownKey`].
+/// then can be alive, else [`Reason::Unknown`].
 pub fn open(
     schedule: &Schedule,
     purpose: Purpose,
@@ -72,7 +72,7 @@ pub fn open(
     let epoch = u64::from_be_bytes(epoch);
     let generation = first & 0xf;
     let key = key(schedule, purpose, generation, epoch, &salt, bound)
-        .ok_or_else(|| without_a_key(schedule, generation, epoch))?;
+        .ok_or_else(|| schedule.why_no_key(generation, epoch))?;
     let mut clear = body.to_vec();
     let opened = key
         .open_in_place(zero_nonce(), Aad::from(head), &mut clear)
@@ -80,16 +80,6 @@ pub fn open(
         .len();
     clear.truncate(opened);
     Ok(clear)
-}
-
-fn without_a_key(schedule: &Schedule, generation: u8, epoch: u64) -> Reason {
-    if schedule.is_revoked(generation, epoch) {
-        Reason::Revoked
-    } else if schedule.is_past(epoch) {
-        Reason::Expired
-    } else {
-        Reason::UnknownKey
-    }
 }
 
 /// One key for one piece, so that the nonce of the cipher itself can be zero.

@@ -157,20 +157,12 @@ pub fn seal(
 ///
 /// # Errors
 /// [`Reason::Revoked`] where its generation ended, [`Reason::Expired`] where its ticket key is no
-/// longer kept, and [`Reason::BadTicket`] where it
+/// longer kept, [`Reason::Unknown`] where there was none, and [`Reason::BadTicket`] where it
 /// does not authenticate.
 pub fn open(schedule: &Schedule, id: &Id, label: Label, ticket: &[u8]) -> Result<Vec<u8>, Reason> {
-    if is_revoked(schedule, label) {
-        return Err(Reason::Revoked);
-    }
     let epoch = schedule.nearest_epoch(label.epoch_low);
-    let key = ticket_key(schedule, label.generation, epoch, id).ok_or(
-        // Of an epoch to come, or from before this key was made: that is no lifetime's end.
-        match schedule.is_past(epoch) {
-            true => Reason::Expired,
-            false => Reason::Unknown,
-        },
-    )?;
+    let key = ticket_key(schedule, label.generation, epoch, id)
+        .ok_or_else(|| schedule.why_no_key(label.generation, epoch))?;
     let (srid, sealed) = ticket.split_at_checked(SRID_LEN).ok_or(Reason::BadTicket)?;
     let mut sealed = sealed.to_vec();
     let opened = key

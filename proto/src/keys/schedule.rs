@@ -11,6 +11,7 @@ use aws_lc_rs::{constant_time, hmac};
 use super::generation::{accepted, is_over, sealing};
 use super::{FarmKey, Generation, ROUTE_STEP, Secret};
 use crate::Time;
+use crate::verdict::Reason;
 
 /// How far ahead ticket keys are derived: two servers may each be an epoch off, in opposite
 /// directions.
@@ -281,9 +282,16 @@ impl Schedule {
         self.kept.get(&(purpose, generation, epoch))
     }
 
-    /// Whether keys of an epoch are no longer kept, because no session alive can need them.
-    pub(crate) const fn is_past(&self, epoch: u64) -> bool {
-        epoch < self.oldest
+    /// Why there is no key to open something of that generation and epoch with.
+    pub(crate) fn why_no_key(&self, generation: u8, epoch: u64) -> Reason {
+        if self.is_revoked(generation, epoch) {
+            Reason::Revoked
+        } else if epoch < self.oldest {
+            Reason::Expired
+        } else {
+            // Of an epoch to come, or from before this key was made: that is no lifetime's end.
+            Reason::Unknown
+        }
     }
 
     /// The epoch nearest to now whose 12 low bits are these.

@@ -60,6 +60,8 @@ pub enum Unusable {
     Forged,
     #[error("it is older than the farm key's max-lifetime")]
     TooOld,
+    #[error("the generation of the farm key that it was sealed under has ended")]
+    Revoked,
     #[error("the clock and the farm key do not agree")]
     NoKey,
 }
@@ -250,6 +252,7 @@ fn unopened(reason: sessile_proto::verdict::Reason) -> Unusable {
     match reason {
         Reason::Expired => Unusable::TooOld,
         Reason::OldFormat => Unusable::Format,
+        Reason::Revoked => Unusable::Revoked,
         _ => Unusable::Forged,
     }
 }

@@ -219,7 +219,7 @@ fn no_session_of_one_site_resumes_at_another() {
 }
 
 /// Three servers whose clocks are six hours apart, each less than an epoch off the right time.
-fn six_hours_apart(farm: &Farm, sites: [&str; 3]) -> [Peer; 3] {
+pub(super) fn six_hours_apart(farm: &Farm, sites: [&str; 3]) -> [Peer; 3] {
     let setup = |clock, site| Setup {
         clock,
         site,

@@ -134,6 +134,20 @@ pub(crate) fn openssl(
     visit.unwrap_or_else(|failure| panic!("{failure}"))
 }
 
+/// The same by a command that is changed before.
+pub(crate) fn openssl_with(
+    how: How,
+    root: &Path,
+    session: &Path,
+    server: SocketAddr,
+    change: impl FnOnce(&mut Command),
+) -> String {
+    let mut command = s_client(how, root, session, server);
+    change(&mut command);
+    let visit = answer(&mut command);
+    visit.unwrap_or_else(|failure| panic!("{failure}"))
+}
+
 /// The same where the connection may fail: then what OpenSSL said.
 pub(crate) fn try_openssl(
     how: How,
@@ -142,6 +156,14 @@ pub(crate) fn try_openssl(
     server: SocketAddr,
     clock: Option<&str>,
 ) -> Result<String, String> {
+    let mut command = s_client(how, root, session, server);
+    if let Some(clock) = clock {
+        set_clock(&mut command, clock);
+    }
+    answer(&mut command)
+}
+
+fn s_client(how: How, root: &Path, session: &Path, server: SocketAddr) -> Command {
     let mut command = Command::new("openssl");
     command.args(["s_client", "-ign_eof", "-servername", "localhost"]);
     command.arg("-connect").arg(server.to_string());
@@ -150,10 +172,12 @@ pub(crate) fn try_openssl(
         command.arg("-sess_in").arg(session);
     }
     command.arg("-sess_out").arg(session);
-    if let Some(clock) = clock {
-        set_clock(&mut command, clock);
-    }
-    let ran = run("openssl", &mut command, REQUEST);
+    command
+}
+
+/// The verdict that it is told.
+fn answer(command: &mut Command) -> Result<String, String> {
+    let ran = run("openssl", command, REQUEST);
     let head = ran.stdout.split_once("sessile-verdict: ");
     match head.and_then(|(_, rest)| rest.split_whitespace().next()) {
         Some(verdict) if ran.status.success() => Ok(verdict.to_owned()),

@@ -3,6 +3,7 @@
 
 mod attacks;
 pub(crate) mod clients;
+mod declined;
 mod dump;
 
 use std::fs;

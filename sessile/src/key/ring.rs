@@ -53,8 +53,8 @@ pub enum Reloaded {
 /// The farm key as the threads of a server share it.
 pub struct Keyring {
     shared: Arc<Shared>,
-    /// The keeper ends when this is dropped.
-    _keeper: mpsc::Sender<()>,
+    /// Wakes the keeper, which ends when this is dropped.
+    keeper: mpsc::Sender<()>,
 }
 
 struct Shared {
@@ -114,16 +114,13 @@ impl Keyring {
 
     fn new(key: FarmKey, origin: Origin) -> Result<Self, KeyError> {
         let shared = Arc::new(Shared::new(key, origin, clock::now()));
-        let (keeper, stopped) = mpsc::channel();
+        let (keeper, woken) = mpsc::channel();
         let kept = Arc::clone(&shared);
         std::thread::Builder::new()
             .name("farm-key".to_owned())
-            .spawn(move || keep(&kept, &stopped))
+            .spawn(move || keep(&kept, &woken))
             .map_err(KeyError::Thread)?;
-        Ok(Self {
-            shared,
-            _keeper: keeper,
-        })
+        Ok(Self { shared, keeper })
     }
 
     /// Where the key came from.
@@ -148,8 +145,10 @@ impl Keyring {
     /// Takes note of what another clock says, which the servers of the farm share. While this machine's is more
     /// than an epoch off, nothing is sealed and no key forgotten.
     pub fn hear(&self, theirs: Time) {
-        let now = clock::now();
-        self.shared.hear(theirs, Moment::at(now));
+        if self.shared.hear(theirs, Moment::at(clock::now())) {
+            // The keeper ends after this.
+            let _ = self.keeper.send(());
+        }
     }
 
     /// By how much this machine's clock is off the one that the servers share, where that is too much.
@@ -185,14 +184,14 @@ impl std::fmt::Debug for Keyring {
 
 /// Follows time until the keyring is dropped: handshakes may be hours apart, and a key that is
 /// not moved forward meanwhile opens what was sealed before.
-fn keep(shared: &Shared, stopped: &mpsc::Receiver<()>) {
+fn keep(shared: &Shared, woken: &mpsc::Receiver<()>) {
     loop {
         let now = clock::now();
         let schedule = shared.schedule(now);
         shared.move_forward(Moment::at(now));
         let pause = schedule.changes().since(now);
         let pause = pause.clamp(SHORTEST_PAUSE, LONGEST_PAUSE);
-        if stopped.recv_timeout(pause) != Err(RecvTimeoutError::Timeout) {
+        if woken.recv_timeout(pause) == Err(RecvTimeoutError::Disconnected) {
             return;
         }
     }
@@ -239,13 +238,14 @@ impl Shared {
         Arc::clone(&schedule)
     }
 
-    fn hear(&self, theirs: Time, now: Moment) {
+    /// Whether this is news: nobody had told before, or the two did not agree.
+    fn hear(&self, theirs: Time, now: Moment) -> bool {
         let mut state = locked(&self.state);
         let wall = theirs;
-        state.witnesses.hear(Moment { wall, ..now });
+        let is_first = state.witnesses.hear(Moment { wall, ..now });
         let astray = state.astray(now.wall);
         if astray.is_some() == state.said_astray {
-            return;
+            return is_first;
         }
         state.said_astray = astray.is_some();
         self.publish(state.derive(now.wall));
@@ -256,6 +256,7 @@ impl Shared {
             ),
             None => tracing::info!("this machine's clock and the session store's agree again"),
         }
+        true
     }
 
     fn publish(&self, schedule: Arc<Schedule>) {

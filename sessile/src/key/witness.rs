@@ -79,9 +79,11 @@ impl Witnesses {
         }
     }
 
-    /// A clock that the servers of the farm share says `theirs`.
-    pub(super) fn hear(&mut self, theirs: Moment) {
+    /// A clock that the servers of the farm share says `theirs`. True where none had, not long ago.
+    pub(super) fn hear(&mut self, theirs: Moment) -> bool {
+        let is_first = self.shared_now(theirs).is_none();
         self.shared = Some(theirs);
+        is_first
     }
 
     /// Whether the wall clock is further from the shared clock than keys allow for: more than an epoch.

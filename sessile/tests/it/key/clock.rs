@@ -6,10 +6,11 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use super::{
-    Farm, PROGRAM, assert_all, clients_of, everyone_resumes_everywhere, key_at, reload, said, show,
-    stands_at,
+    Farm, PROGRAM, assert_all, clients_of, copy_key, everyone_resumes_everywhere, key_at, reload,
+    said, show, stands_at,
 };
-use crate::peers::eventually;
+use crate::peers::{Peer, eventually};
+use crate::store::setup::Redis;
 
 /// Some time in 2099, as faketime wants it.
 const IN_2099: &str = "@2099-01-01 12:00:00";
@@ -136,4 +137,73 @@ fn a_first_copy_and_a_file_that_cannot_be_moved_are_warned_of() {
     assert!(output.status.success(), "{output:?}");
     let said = String::from_utf8(output.stdout).unwrap();
     assert!(said.starts_with("warning: no forward secrecy"), "{said}");
+}
+
+/// Shows a program a folder of its own view on a read-only mount, as Kubernetes mounts a secret.
+const ON_A_READ_ONLY_MOUNT: &str =
+    r#"mount --bind "$1" "$1" && mount -o remount,bind,ro "$1" && shift && exec "$@""#;
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_key_on_a_read_only_mount_works_whoever_can_read_it_and_its_price_is_said() {
+    let farm = Farm::new();
+    let [file] = farm.keys("1s", "1m");
+    let secret = farm.path("secret");
+    fs::create_dir(&secret).unwrap();
+    let mounted = secret.join("farm.key");
+    fs::copy(&file, &mounted).unwrap();
+    fs::set_permissions(&mounted, fs::Permissions::from_mode(0o644)).unwrap();
+    let before = fs::read(&mounted).unwrap();
+    let fixed = Peer::start("util-linux", |port| {
+        let mut command = Command::new("unshare");
+        command.args([
+            "--mount",
+            "--map-root-user",
+            "sh",
+            "-c",
+            ON_A_READ_ONLY_MOUNT,
+            "sh",
+        ]);
+        command
+            .arg(&secret)
+            .arg(PROGRAM)
+            .args(["serve", "--config"]);
+        command.arg(farm.configuration(port, &mounted, ""));
+        command
+    });
+    let said = fixed.said();
+    assert!(said.contains("no forward secrecy"), "{said}");
+    assert!(said.contains("its mode lets others read it"), "{said}");
+    let servers = [fixed, farm.serve(&file, None)];
+    let first = stands_at(&file);
+    eventually("the other's key has moved on", || {
+        stands_at(&file) > first + 2
+    });
+    everyone_resumes_everywhere(&servers).await;
+    reload(&servers[0], "farm key reloaded: nothing has changed");
+    assert_eq!(fs::read(&mounted).unwrap(), before);
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_server_that_was_off_for_a_week_resumes_at_once_with_those_that_were_not() {
+    let farm = Farm::new();
+    let files = ["running.key", "off.key"].map(|name| farm.path(name));
+    let terms = ["new", "--rotate", "1h", "--max-lifetime", "10h"];
+    assert!(key_at(&files[0], Some("-7d"), &terms).status.success());
+    copy_key(&files[0], &files[1]);
+    // What the one that runs has moved its file to, by its clock, which another bears out.
+    let first = stands_at(&files[0]);
+    let redis = Redis::start();
+    let running = farm.serve_with(
+        &files[0],
+        &format!("[session]\nstore = {:?}\n", redis.url()),
+    );
+    eventually("it has moved its file", || stands_at(&files[0]) > first);
+    let back = farm.serve(&files[1], None);
+    let said = back.said();
+    assert!(
+        said.contains("further back than any living session needs"),
+        "{said}"
+    );
+    assert!(stands_at(&files[0]) > stands_at(&files[1]) + 160);
+    everyone_resumes_everywhere(&[running, back]).await;
 }

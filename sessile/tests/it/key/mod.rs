@@ -103,19 +103,35 @@ impl Farm {
 
     fn serve(&self, key: &Path, clock: Option<&str>) -> Peer {
         Peer::start("sessile", |port| {
-            let config = self.path(&format!("{port}.toml"));
-            let text = format!(
-                "[server]\nname = \"{port}\"\nstate-dir = \"state-{port}\"\nworkers = 1\n\
-                 [key]\nfile = {key:?}\n[log]\naccess = \"off\"\n\
-                 [[listener]]\naddress = \"127.0.0.1:{port}\"\nrole = \"serve\"\n\
-                 [[site]]\ncertificates = [{{ chain = \"chain.pem\", key = \"key.pem\" }}]\n\
-                 [[site.route]]\npath = \"/\"\nverdict = true\n"
-            );
-            fs::write(&config, text).unwrap();
             let mut command = program(clock);
-            command.arg("serve").arg("--config").arg(config);
+            command.arg("serve").arg("--config");
+            command.arg(self.configuration(port, key, ""));
             command
         })
+    }
+
+    /// One with further settings.
+    fn serve_with(&self, key: &Path, settings: &str) -> Peer {
+        Peer::start("sessile", |port| {
+            let mut command = program(None);
+            command.arg("serve").arg("--config");
+            command.arg(self.configuration(port, key, settings));
+            command
+        })
+    }
+
+    /// Writes the configuration of a server.
+    fn configuration(&self, port: u16, key: &Path, settings: &str) -> PathBuf {
+        let config = self.path(&format!("{port}.toml"));
+        let text = format!(
+            "[server]\nname = \"{port}\"\nstate-dir = \"state-{port}\"\nworkers = 1\n\
+             [key]\nfile = {key:?}\n[log]\naccess = \"off\"\n{settings}\
+             [[listener]]\naddress = \"127.0.0.1:{port}\"\nrole = \"serve\"\n\
+             [[site]]\ncertificates = [{{ chain = \"chain.pem\", key = \"key.pem\" }}]\n\
+             [[site.route]]\npath = \"/\"\nverdict = true\n"
+        );
+        fs::write(&config, text).unwrap();
+        config
     }
 }
 

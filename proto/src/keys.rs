@@ -115,7 +115,7 @@ impl FarmKey {
             activates: Some(0),
             ends: None,
             ticket: Some(Chain::new(key.oldest_epoch(now), ticket)),
-            route: Chain::new(key.oldest_day(now).saturating_sub(1), route),
+            route: Chain::new(key.oldest_day(now), route),
         });
         key.check_terms()?;
         Ok(key)

@@ -131,7 +131,7 @@ fn server_json(shared: &Shared, pool: &str, server: &Server) -> Value {
         Rank::Up if server.is_starting(slow_start, now) => "slow-start",
         Rank::Up => "up",
     };
-    let names = locked(&shared.key_names);
+    let names = locked(&server.key_names);
     let mut key_names: Vec<String> = names.of(server.id()).map(|name| hex(name)).collect();
     key_names.sort_unstable();
     let group = names.group(server.id());

@@ -6,6 +6,7 @@ use std::time::Duration;
 use std::{fmt, io};
 
 use sessile_proto::Time;
+use sessile_proto::keynames::KeyNames;
 use sessile_proto::route::{self, Load};
 use tokio::sync::Notify;
 
@@ -24,6 +25,8 @@ pub(super) struct Server {
     pub(super) number: Option<u32>,
     /// Outlives the roster.
     pub(super) live: Arc<Live>,
+    /// What is known in its pool of how tickets begin.
+    pub(super) key_names: Arc<Mutex<KeyNames>>,
 }
 
 /// What is not set but found out.
@@ -82,12 +85,18 @@ impl Live {
 }
 
 impl Server {
-    pub(super) fn new(settings: BalanceServer, number: Option<u32>, live: Arc<Live>) -> Self {
+    pub(super) fn new(
+        settings: BalanceServer,
+        number: Option<u32>,
+        live: Arc<Live>,
+        key_names: Arc<Mutex<KeyNames>>,
+    ) -> Self {
         Self {
             id: route::server_id(&settings.name),
             settings,
             number,
             live,
+            key_names,
         }
     }
 

@@ -21,18 +21,23 @@ const MECHANISMS: [(&[&str], &str); 3] = [
     (&["-tls1_2", "-no_ticket"], "session-id"),
 ];
 
-/// A balancer that spreads new clients over servers named a, b, c.
-fn balancer(folder: &Path, servers: &[SocketAddr], more: &str) -> Sessile {
+/// A balancer that spreads new clients over servers named a, b, c, of which some may be given more.
+fn balancer_of(folder: &Path, servers: &[(SocketAddr, &str)], more: &str) -> Sessile {
     let file = folder.join("balance.toml");
     let mut text = format!(
         "[key]\nfile = \"none\"\n[[listener]]\naddress = \"127.0.0.1:0\"\nrole = \"balance\"\n\
          [balance]\npolicy = \"round-robin\"\nhealth-name = \"{NAME}\"\n{more}\n"
     );
-    for (name, address) in ["a", "b", "c"].iter().zip(servers) {
-        text += &format!("[[balance.server]]\nname = \"{name}\"\naddress = \"{address}\"\n");
+    for (name, (address, its)) in ('a'..='z').zip(servers) {
+        text += &format!("[[balance.server]]\nname = \"{name}\"\naddress = \"{address}\"\n{its}\n");
     }
     fs::write(&file, text).unwrap();
     Sessile::balance_configured(&file, folder)
+}
+
+fn balancer(folder: &Path, servers: &[SocketAddr], more: &str) -> Sessile {
+    let servers: Vec<_> = servers.iter().map(|&address| (address, "")).collect();
+    balancer_of(folder, &servers, more)
 }
 
 fn visit(address: SocketAddr, arguments: &[&str], session: &Path) -> Ran {
@@ -202,6 +207,59 @@ fn servers_that_share_a_ticket_key_stand_in_for_each_other() {
     let metrics = balancer.await_metrics(|metrics| metrics.all_routed() == 12);
     assert_eq!(metrics.routed("key-name", "resumed"), 3, "{metrics}");
     assert_eq!(metrics.routed("ticket", "resumed"), 3, "{metrics}");
+}
+
+#[test]
+fn clients_of_two_pools_on_the_same_servers_come_home() {
+    const CLIENTS: u64 = 4;
+    const RETURNS: u64 = 3;
+    let certificates = Certificates::new();
+    let servers = [(); 2].map(|()| nginx_of_its_own(&certificates));
+    let [one, other] = servers.each_ref().map(Peer::address);
+    let shop = "pool = \"shop\"";
+    let all = [(one, ""), (other, ""), (one, shop), (other, shop)];
+    let pool = "[[balance.pool]]\nname = \"shop\"\nnames = [\"shop.test\"]";
+    let balancer = balancer_of(certificates.folder(), &all, pool);
+    for name in ["a", "b", "c", "d"] {
+        let server = balancer.await_server(name, |server| server["key_names"] != json!([]));
+        assert_eq!(server["group"], json!([]), "{server}");
+    }
+    for name in [NAME, "shop.test"] {
+        for client in 0..CLIENTS {
+            let session = certificates.folder().join(format!("{name}-{client}"));
+            // The last one that is given counts.
+            let arguments = ["-tls1_3", "-servername", name];
+            let ran = visit(balancer.address(), &arguments, &session);
+            assert_eq!(ran.count("New, TLSv1."), 1, "{}", ran.stdout);
+            for _ in 0..RETURNS {
+                let ran = visit(balancer.address(), &arguments, &session);
+                assert_eq!(ran.count("Reused, TLSv1."), 1, "{name}: {}", ran.stdout);
+            }
+        }
+    }
+    let returned = 2 * CLIENTS * RETURNS;
+    let metrics = balancer.await_metrics(|it| it.routed("key-name", "resumed") >= returned);
+    assert_eq!(metrics.routed("key-name", "resumed"), returned, "{metrics}");
+}
+
+#[test]
+fn a_server_that_is_put_into_another_pool_has_its_key_name_there_at_once() {
+    let certificates = Certificates::new();
+    let servers = [(); 2].map(|()| nginx_of_its_own(&certificates));
+    let [there, moved] = servers.each_ref().map(Peer::address);
+    let shop = "pool = \"shop\"\n";
+    let pool = "[[balance.pool]]\nname = \"shop\"\nnames = [\"shop.test\"]";
+    let folder = certificates.folder();
+    let balancer = balancer_of(folder, &[(there, shop), (moved, "")], pool);
+    balancer.await_server("b", |server| server["key_names"] != json!([]));
+    let file = folder.join("balance.toml");
+    let text = fs::read_to_string(&file).unwrap();
+    fs::write(&file, text + shop).unwrap();
+    let said = balancer.reload();
+    assert!(said.contains("configuration and key reloaded"), "{said}");
+    balancer.await_server("b", |server| {
+        server["pool"] == "shop" && server["key_names"] != json!([])
+    });
 }
 
 #[test]

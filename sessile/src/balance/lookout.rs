@@ -66,8 +66,8 @@ impl Lookout {
         if let Some(visited) = visited {
             let offered = visited.offered().and_then(|it| Token::new(&it.bytes));
             let id = round.server.id();
-            let is_known =
-                |name: &KeyName| locked(&shared.key_names).of(id).any(|known| known == name);
+            let names = &round.server.key_names;
+            let is_known = |name: &KeyName| locked(names).of(id).any(|known| known == name);
             self.called_for |= self.is_another_key(visited.outcome().kind, offered, is_known);
         }
         if is_back {
@@ -121,7 +121,7 @@ impl Lookout {
 async fn look(shared: &Shared, round: &Round) {
     let id = round.server.id();
     let known = || {
-        let names = locked(&shared.key_names);
+        let names = locked(&round.server.key_names);
         (names.of(id).copied().collect::<Vec<_>>(), names.group(id))
     };
     let before = known();
@@ -131,7 +131,7 @@ async fn look(shared: &Shared, round: &Round) {
         return;
     };
     // What was found out until then is known.
-    let _ = timeout(DEADLINE, find_key_names(shared, pool, round)).await;
+    let _ = timeout(DEADLINE, find_key_names(pool, round)).await;
     let now = known();
     if now != before {
         let names: Vec<String> = now.0.iter().map(|name| hex(name)).collect();
@@ -147,47 +147,41 @@ async fn look(shared: &Shared, round: &Round) {
 }
 
 /// Two sessions, TLS 1.3 and 1.2 each, and whether a server whose tickets begin the same resumes them.
-async fn find_key_names(shared: &Shared, pool: &Pool, round: &Round) {
-    let (id, target) = (round.server.id(), &round.target);
+async fn find_key_names(pool: &Pool, round: &Round) {
     for mechanism in [Mechanism::Psk, Mechanism::Ticket] {
         let Some(client) = client(mechanism, round.timeout) else {
             return;
         };
         let other = client.another();
         let (Some(one), Some(other)) = (
-            ticket_of(shared, id, &client, target).await,
-            ticket_of(shared, id, &other, target).await,
+            ticket_of(round, &client).await,
+            ticket_of(round, &other).await,
         ) else {
             continue;
         };
         if one.name == other.name {
-            locked(&shared.key_names).issued(id, one.name);
-            try_elsewhere(shared, pool, id, one.name, &client, target).await;
+            locked(&pool.key_names).issued(round.server.id(), one.name);
+            try_elsewhere(pool, round, one.name, &client).await;
         }
     }
 }
 
 /// Makes a session with a client that has none, and comes back with it.
-async fn ticket_of(shared: &Shared, id: u32, client: &Client, target: &Target) -> Option<Token> {
-    visit(client, target).await.ok()?;
-    let connection = visit(client, target).await.ok()?;
+async fn ticket_of(round: &Round, client: &Client) -> Option<Token> {
+    visit(client, &round.target).await.ok()?;
+    let connection = visit(client, &round.target).await.ok()?;
     let token = Token::new(&connection.offered()?.bytes)?;
     if matches!(connection.outcome().kind, Kind::Resumed(_)) {
-        locked(&shared.key_names).accepted(id, token, true);
+        let server = &round.server;
+        locked(&server.key_names).accepted(server.id(), token, true);
     }
     Some(token)
 }
 
 /// Offers tickets that a server has just issued to others whose tickets begin the same.
-async fn try_elsewhere(
-    shared: &Shared,
-    pool: &Pool,
-    id: u32,
-    name: KeyName,
-    client: &Client,
-    target: &Target,
-) {
-    let others = locked(&shared.key_names).to_try(name, id);
+async fn try_elsewhere(pool: &Pool, round: &Round, name: KeyName, client: &Client) {
+    let (id, target) = (round.server.id(), &round.target);
+    let others = locked(&pool.key_names).to_try(name, id);
     for other in others.into_iter().filter_map(|other| pool.with_id(other)) {
         // Nothing is learned from one that does not answer, and much time is lost.
         if other.state(clock::now()) != State::Up {
@@ -212,7 +206,7 @@ async fn try_elsewhere(
             Kind::NotOffered | Kind::Failed => continue,
         };
         if same_key {
-            locked(&shared.key_names).tried(name, id, other.id(), resumed);
+            locked(&pool.key_names).tried(name, id, other.id(), resumed);
         }
         // What the other one gives is not this one's.
         client.sessions().clear();

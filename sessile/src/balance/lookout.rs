@@ -1,10 +1,11 @@
 //! How servers' tickets begin: when that is looked at, and how it is found out. Routine checks tell
 //! when a server has another key than was known.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sessile_proto::keynames::{KeyName, Token};
+use sessile_proto::keynames::{KeyName, MAX_TRIES, Token};
 use sessile_proto::watch::Kind;
 use tokio::time::{Instant, timeout};
 use tokio_util::task::AbortOnDropHandle;
@@ -13,7 +14,7 @@ use super::health::{Round, client, preface, visit};
 use super::roster::Pool;
 use super::standing::State;
 use super::{Shared, locked};
-use crate::client::{Client, Connection, Mechanism, Target, hex};
+use crate::client::{Client, Connection, Error, Mechanism, Target, hex};
 use crate::clock;
 
 /// Between two looks at a server that nothing has called for.
@@ -24,6 +25,10 @@ const LEAST_INTERVAL: Duration = Duration::from_secs(60);
 
 /// How long one look may take in all.
 const DEADLINE: Duration = Duration::from_secs(30);
+
+/// How long a look may take to try one kind of tickets elsewhere: servers that do not answer must not
+/// keep it from saying what it saw.
+const TRIES: Duration = Duration::from_secs(10);
 
 /// Decides when a server is looked at, and has it done beside its routine checks.
 pub(super) struct Lookout {
@@ -63,12 +68,18 @@ impl Lookout {
         is_back: bool,
     ) {
         let now = Instant::now();
+        let is_looking = self.look.as_ref().is_some_and(|look| !look.is_finished());
         if let Some(visited) = visited {
             let offered = visited.offered().and_then(|it| Token::new(&it.bytes));
-            let id = round.server.id();
-            let names = &round.server.key_names;
+            let (id, names) = (round.server.id(), &round.server.key_names);
+            let kind = visited.outcome().kind;
+            if let Some(name) = self.lost(kind, offered) {
+                locked(names).lost(id, name);
+            }
             let is_known = |name: &KeyName| locked(names).of(id).any(|known| known == name);
-            self.called_for |= self.is_another_key(visited.outcome().kind, offered, is_known);
+            // What is not known yet is just being found out.
+            let is_known = |name: &KeyName| is_looking || is_known(name);
+            self.called_for |= self.is_another_key(kind, offered, is_known);
         }
         if is_back {
             // It may well have another key.
@@ -76,7 +87,6 @@ impl Lookout {
         }
         let is_due = now >= self.due;
         let is_called_for = self.called_for && now >= self.not_before;
-        let is_looking = self.look.as_ref().is_some_and(|look| !look.is_finished());
         if is_looking || !(is_due || is_called_for) {
             return;
         }
@@ -87,6 +97,13 @@ impl Lookout {
         let (shared, round) = (Arc::clone(shared), round.clone());
         let look = tokio::task::spawn_local(async move { look(&shared, &round).await });
         self.look = Some(AbortOnDropHandle::new(look));
+    }
+
+    /// The name of the key that the server took the last time and does not take now.
+    fn lost(&self, kind: Kind, offered: Option<Token>) -> Option<KeyName> {
+        let name = offered?.name;
+        let had_it = self.last.is_some_and(|last| last.name == name);
+        (kind == Kind::Refused && had_it).then_some(name)
     }
 
     /// Whether what became of an offered ticket says that the server has a key that is not known. One
@@ -146,47 +163,79 @@ async fn look(shared: &Shared, round: &Round) {
     }
 }
 
-/// Two sessions, TLS 1.3 and 1.2 each, and whether a server whose tickets begin the same resumes them.
+/// Two sessions, TLS 1.3 and 1.2 each, and whether servers whose tickets begin the same resume them.
 async fn find_key_names(pool: &Pool, round: &Round) {
+    let id = round.server.id();
+    let mut issued = Vec::new();
+    let mut is_whole = true;
     for mechanism in [Mechanism::Psk, Mechanism::Ticket] {
         let Some(client) = client(mechanism, round.timeout) else {
             return;
         };
         let other = client.another();
-        let (Some(one), Some(other)) = (
-            ticket_of(round, &client).await,
-            ticket_of(round, &other).await,
-        ) else {
-            continue;
+        let made = async {
+            Ok([
+                comeback(round, &client).await?,
+                comeback(round, &other).await?,
+            ])
         };
-        if one.name == other.name {
-            locked(&pool.key_names).issued(round.server.id(), one.name);
-            try_elsewhere(pool, round, one.name, &client).await;
+        let made: [Option<Comeback>; 2] = match made.await {
+            Ok(made) => made,
+            Err(error) => {
+                is_whole &= Error::refuses_version(&error);
+                continue;
+            }
+        };
+        if let [Some(one), Some(other)] = &made
+            && one.token.name == other.token.name
+        {
+            // Before it is known to issue them: until they are tried, nobody's would lead anywhere.
+            let _ = timeout(TRIES, try_elsewhere(pool, round, one.token.name, &client)).await;
+            issued.push(one.token.name);
+        }
+        let mut names = locked(&pool.key_names);
+        for comeback in made.iter().flatten().filter(|it| it.resumed) {
+            names.accepted(id, comeback.token, true);
+        }
+        for name in &issued {
+            names.issued(id, *name);
         }
     }
+    if is_whole {
+        locked(&pool.key_names).issues_only(id, &issued);
+    }
+}
+
+/// What a client came back with.
+struct Comeback {
+    token: Token,
+    resumed: bool,
 }
 
 /// Makes a session with a client that has none, and comes back with it.
-async fn ticket_of(round: &Round, client: &Client) -> Option<Token> {
-    visit(client, &round.target).await.ok()?;
-    let connection = visit(client, &round.target).await.ok()?;
-    let token = Token::new(&connection.offered()?.bytes)?;
-    if matches!(connection.outcome().kind, Kind::Resumed(_)) {
-        let server = &round.server;
-        locked(&server.key_names).accepted(server.id(), token, true);
-    }
-    Some(token)
+async fn comeback(round: &Round, client: &Client) -> Result<Option<Comeback>, Error> {
+    visit(client, &round.target).await?;
+    let connection = visit(client, &round.target).await?;
+    let offered = connection.offered();
+    let token = offered.and_then(|offered| Token::new(&offered.bytes));
+    let resumed = matches!(connection.outcome().kind, Kind::Resumed(_));
+    Ok(token.map(|token| Comeback { token, resumed }))
 }
 
-/// Offers tickets that a server has just issued to others whose tickets begin the same.
+/// Offers tickets that a server has just issued to others whose tickets begin the same, one after
+/// another: to those as well that have turned up meanwhile.
 async fn try_elsewhere(pool: &Pool, round: &Round, name: KeyName, client: &Client) {
     let (id, target) = (round.server.id(), &round.target);
-    let others = locked(&pool.key_names).to_try(name, id);
-    for other in others.into_iter().filter_map(|other| pool.with_id(other)) {
+    let mut asked = BTreeSet::new();
+    while asked.len() < MAX_TRIES {
+        let others = locked(&pool.key_names).to_try(name, id);
+        let others = others.into_iter().filter(|other| !asked.contains(other));
+        let mut others = others.filter_map(|other| pool.with_id(other));
         // Nothing is learned from one that does not answer, and much time is lost.
-        if other.state(clock::now()) != State::Up {
-            continue;
-        }
+        let Some(other) = others.find(|other| other.state(clock::now()) == State::Up) else {
+            return;
+        };
+        asked.insert(other.id());
         if client.sessions().is_empty() && visit(client, target).await.is_err() {
             return;
         }
@@ -245,6 +294,18 @@ mod tests {
             (Kind::Refused, ticket(KNOWN, 4)),
         ];
         assert_eq!(calls(checks), [false, false, false, true, false]);
+    }
+
+    #[test]
+    fn a_key_is_lost_whose_ticket_is_refused_after_another_of_its_was_taken() {
+        let mut lookout = Lookout::new();
+        assert_eq!(lookout.lost(Kind::Refused, ticket(KNOWN, 1)), None);
+        lookout.is_another_key(RESUMED, ticket(KNOWN, 1), |_| true);
+        assert_eq!(lookout.lost(RESUMED, ticket(KNOWN, 2)), None);
+        assert_eq!(lookout.lost(Kind::Refused, None), None);
+        assert_eq!(lookout.lost(Kind::Refused, ticket(2, 2)), None);
+        let lost = lookout.lost(Kind::Refused, ticket(KNOWN, 2));
+        assert_eq!(lost, Some([KNOWN; 16]));
     }
 
     #[test]

@@ -210,6 +210,54 @@ fn servers_that_share_a_ticket_key_stand_in_for_each_other() {
 }
 
 #[test]
+fn one_of_a_group_that_gets_another_key_leaves_the_others_their_group_and_keeps_its_own_clients() {
+    const CLIENTS: u64 = 3;
+    let certificates = Certificates::new();
+    let servers = [(); 3].map(|()| nginx_with_key(&certificates));
+    // What a reload is to its clients: the same place, and another key.
+    let reloaded = nginx_of_its_own(&certificates);
+    let behind = Arc::new(Mutex::new(servers[1].address()));
+    let moving = address_before(Arc::clone(&behind));
+    let addresses = [servers[0].address(), moving, servers[2].address()];
+    let more = "health-interval = \"50ms\"";
+    let balancer = balancer(certificates.folder(), &addresses, more);
+    let group_of = |name, group: &[&str]| {
+        balancer.await_server(name, |server| server["group"] == json!(group))
+    };
+    let shared = group_of("b", &["a", "c"])["key_names"].clone();
+    let [old, new] = ["old", "new"].map(|age| {
+        let sessions = (0..CLIENTS).map(|n| certificates.folder().join(format!("{age}-{n}")));
+        sessions.collect::<Vec<_>>()
+    });
+    for session in &old {
+        visit(balancer.address(), &["-tls1_3"], session);
+    }
+
+    *behind.lock().unwrap() = reloaded.address();
+    // Long before anybody is looked at for want of anything else to do.
+    let names = |server: &serde_json::Value| server["key_names"].clone();
+    let alone = balancer.await_server("b", |it| names(it) != shared && names(it) != json!([]));
+    assert_eq!(alone["group"], json!([]), "{alone}");
+    for (name, other) in [("a", "c"), ("c", "a")] {
+        let server = group_of(name, &[other]);
+        assert_eq!(names(&server), shared, "{server}");
+    }
+    for session in &new {
+        visit(balancer.address(), &["-tls1_3"], session);
+    }
+    for session in old.iter().chain(&new) {
+        let ran = visit(balancer.address(), &["-tls1_3"], session);
+        assert_eq!(ran.count("Reused, TLSv1."), 1, "{}", ran.stdout);
+    }
+    let metrics = balancer.await_metrics(|it| it.all_routed() == 4 * CLIENTS);
+    assert_eq!(
+        metrics.routed("key-name", "resumed"),
+        2 * CLIENTS,
+        "{metrics}"
+    );
+}
+
+#[test]
 fn clients_of_two_pools_on_the_same_servers_come_home() {
     const CLIENTS: u64 = 4;
     const RETURNS: u64 = 3;

@@ -103,7 +103,7 @@ impl Shared {
         let elsewhere = move |by, home| {
             // Who shares a ticket key does not share a cache.
             let group = match by {
-                RoutedBy::Ticket => locked(&pool.key_names).group(home),
+                RoutedBy::Ticket => pool.key_names.group(home),
                 _ => BTreeSet::new(),
             };
             pool.with_room(&Vec::from_iter(group), request.source, request.now)
@@ -137,13 +137,10 @@ fn named<'r>(pool: &'r Pool, request: &Request<'_>) -> Vec<Choice<'r>> {
         identities, ticket, ..
     } = request.offered;
     let mut tokens = identities.iter().chain(iter::once(ticket)).flatten();
-    let found = {
-        let names = locked(&pool.key_names);
-        tokens.find_map(|token| {
-            let servers: Vec<u32> = names.servers(&token.name).collect();
-            (!servers.is_empty()).then_some(servers)
-        })
-    };
+    let found = tokens.find_map(|token| {
+        let servers = pool.key_names.servers(&token.name);
+        (!servers.is_empty()).then_some(servers)
+    });
     let servers = pool.with_room(&found.unwrap_or_default(), request.source, request.now);
     let servers = servers.into_iter();
     servers.map(|server| (RoutedBy::KeyName, server)).collect()

@@ -5,16 +5,16 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sessile_proto::keynames::{KeyName, MAX_TRIES, Token};
+use sessile_proto::keynames::{KeyName, KeyNames, MAX_TRIES, Token};
 use sessile_proto::watch::Kind;
 use tokio::time::{Instant, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
+use super::Shared;
 use super::health::{Round, client, preface, visit};
 use super::roster::Pool;
 use super::standing::State;
-use super::{Shared, locked};
-use crate::client::{Client, Connection, Error, Mechanism, Target, hex};
+use crate::client::{Client, Connection, Error, Mechanism, Target};
 use crate::clock;
 
 /// Between two looks at a server that nothing has called for.
@@ -74,9 +74,9 @@ impl Lookout {
             let (id, names) = (round.server.id(), &round.server.key_names);
             let kind = visited.outcome().kind;
             if let Some(name) = self.lost(kind, offered) {
-                locked(names).lost(id, name);
+                names.note(|names| names.lost(id, name));
             }
-            let is_known = |name: &KeyName| locked(names).of(id).any(|known| known == name);
+            let is_known = |name: &KeyName| names.of(id).contains(name);
             // What is not known yet is just being found out.
             let is_known = |name: &KeyName| is_looking || is_known(name);
             self.called_for |= self.is_another_key(kind, offered, is_known);
@@ -134,32 +134,14 @@ impl Lookout {
     }
 }
 
-/// Looks at how a server's tickets begin, and says what has come of it.
+/// Looks at how a server's tickets begin.
 async fn look(shared: &Shared, round: &Round) {
-    let id = round.server.id();
-    let known = || {
-        let names = locked(&round.server.key_names);
-        (names.of(id).copied().collect::<Vec<_>>(), names.group(id))
-    };
-    let before = known();
     let roster = shared.roster();
     let mut servers = roster.servers();
-    let Some((pool, server)) = servers.find(|(_, server)| server.id() == id) else {
-        return;
-    };
-    // What was found out until then is known.
-    let _ = timeout(DEADLINE, find_key_names(pool, round)).await;
-    let now = known();
-    if now != before {
-        let names: Vec<String> = now.0.iter().map(|name| hex(name)).collect();
-        let group = pool.servers.iter().filter(|it| now.1.contains(&it.id()));
-        let group: Vec<&str> = group.map(|it| it.name()).collect();
-        tracing::info!(
-            server = server.name(),
-            ?names,
-            ?group,
-            "key names of its tickets"
-        );
+    let its = servers.find(|(_, server)| server.id() == round.server.id());
+    if let Some((pool, _)) = its {
+        // What was found out until then is known.
+        let _ = timeout(DEADLINE, find_key_names(pool, round)).await;
     }
 }
 
@@ -193,16 +175,18 @@ async fn find_key_names(pool: &Pool, round: &Round) {
             let _ = timeout(TRIES, try_elsewhere(pool, round, one.token.name, &client)).await;
             issued.push(one.token.name);
         }
-        let mut names = locked(&pool.key_names);
-        for comeback in made.iter().flatten().filter(|it| it.resumed) {
-            names.accepted(id, comeback.token, true);
-        }
-        for name in &issued {
-            names.issued(id, *name);
-        }
+        pool.key_names.note(|names| {
+            for comeback in made.iter().flatten().filter(|it| it.resumed) {
+                names.accepted(id, comeback.token, true);
+            }
+            for name in &issued {
+                names.issued(id, *name);
+            }
+        });
     }
     if is_whole {
-        locked(&pool.key_names).issues_only(id, &issued);
+        let note = |names: &mut KeyNames| names.issues_only(id, &issued);
+        pool.key_names.note(note);
     }
 }
 
@@ -228,7 +212,7 @@ async fn try_elsewhere(pool: &Pool, round: &Round, name: KeyName, client: &Clien
     let (id, target) = (round.server.id(), &round.target);
     let mut asked = BTreeSet::new();
     while asked.len() < MAX_TRIES {
-        let others = locked(&pool.key_names).to_try(name, id);
+        let others = pool.key_names.to_try(name, id);
         let others = others.into_iter().filter(|other| !asked.contains(other));
         let mut others = others.filter_map(|other| pool.with_id(other));
         // Nothing is learned from one that does not answer, and much time is lost.
@@ -255,7 +239,8 @@ async fn try_elsewhere(pool: &Pool, round: &Round, name: KeyName, client: &Clien
             Kind::NotOffered | Kind::Failed => continue,
         };
         if same_key {
-            locked(&pool.key_names).tried(name, id, other.id(), resumed);
+            let tried = |names: &mut KeyNames| names.tried(name, id, other.id(), resumed);
+            pool.key_names.note(tried);
         }
         // What the other one gives is not this one's.
         client.sessions().clear();

@@ -7,6 +7,7 @@ mod follow;
 mod forgetting;
 mod health;
 mod kept;
+mod key_names;
 mod labels;
 mod lookout;
 mod metrics;
@@ -252,7 +253,7 @@ impl Shared {
             let name = server.name();
             let settings = after.server(name).map(|server| &server.settings);
             if settings.is_none_or(|settings| settings.pool != server.settings.pool) {
-                locked(&server.key_names).forget(server.id());
+                server.key_names.leave(server.id());
             }
             if settings.is_none() {
                 self.families.remove(name);
@@ -261,7 +262,7 @@ impl Shared {
             // What it knew, nobody else does.
             if settings.is_none_or(|settings| settings.address != server.address()) {
                 locked(&self.affinity).forget_server(server.id());
-                locked(&server.key_names).forget(server.id());
+                server.key_names.note(|names| names.forget(server.id()));
             }
             if settings.is_some_and(|settings| *settings != server.settings) {
                 changes.changed.push(name.to_owned());

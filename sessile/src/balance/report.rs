@@ -9,6 +9,7 @@ use sessile_proto::Time;
 use sessile_proto::affinity::AffinityKey;
 use sessile_proto::cliff::Offer;
 use sessile_proto::hello::TLS_1_2;
+use sessile_proto::keynames::KeyNames;
 use sessile_proto::route::RoutedBy;
 use sessile_proto::verdict::How;
 use sessile_proto::watch::{Kind, Learned, Outcome};
@@ -157,6 +158,7 @@ fn learn_key_name(passage: &Passage, outcome: &Outcome, selected: Option<u16>) {
     };
     if let Some(token) = token {
         let server = &passage.server;
-        locked(&server.key_names).accepted(server.id(), token, certain);
+        let accepted = |names: &mut KeyNames| names.accepted(server.id(), token, certain);
+        server.key_names.note(accepted);
     }
 }

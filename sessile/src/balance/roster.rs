@@ -2,15 +2,15 @@
 //! another in its place, and what is known of servers that stay goes over to it.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use sessile_proto::Time;
-use sessile_proto::keynames::KeyNames;
 use sessile_proto::route::{self, Load, Policy};
 
 use super::forgetting::Forgetting;
+use super::key_names::KeyNames;
 use super::labels::Labels;
 use super::metrics::ServerFamilies;
 use super::server::{Live, Rank, Server};
@@ -44,7 +44,7 @@ pub(super) struct Pool {
     turn: AtomicU64,
     /// How tickets of its servers begin, and where they lead. By pool: no rule leads out of one, and a
     /// server that stands in two is two servers that know nothing of each other. Outlives the roster.
-    pub(super) key_names: Arc<Mutex<KeyNames>>,
+    pub(super) key_names: Arc<KeyNames>,
 }
 
 /// Labels could not tell two servers apart.
@@ -106,6 +106,8 @@ impl Roster {
             let pool = &mut pools[pool];
             let key_names = Arc::clone(&pool.key_names);
             let server = Server::new(settings.clone(), number, live, key_names);
+            let figures = families.key_names(server.name());
+            server.key_names.join(server.id(), server.name(), figures);
             pool.servers.push(Arc::new(server));
         }
         Ok(Self {

@@ -6,11 +6,11 @@ use std::time::Duration;
 use std::{fmt, io};
 
 use sessile_proto::Time;
-use sessile_proto::keynames::KeyNames;
 use sessile_proto::route::{self, Load};
 use tokio::sync::Notify;
 
 use super::forgetting::Forgetting;
+use super::key_names::KeyNames;
 use super::locked;
 use super::metrics::ServerMetrics;
 use super::standing::{Standing, State};
@@ -26,7 +26,7 @@ pub(super) struct Server {
     /// Outlives the roster.
     pub(super) live: Arc<Live>,
     /// What is known in its pool of how tickets begin.
-    pub(super) key_names: Arc<Mutex<KeyNames>>,
+    pub(super) key_names: Arc<KeyNames>,
 }
 
 /// What is not set but found out.
@@ -89,7 +89,7 @@ impl Server {
         settings: BalanceServer,
         number: Option<u32>,
         live: Arc<Live>,
-        key_names: Arc<Mutex<KeyNames>>,
+        key_names: Arc<KeyNames>,
     ) -> Self {
         Self {
             id: route::server_id(&settings.name),

@@ -225,6 +225,14 @@ fn one_of_a_group_that_gets_another_key_leaves_the_others_their_group_and_keeps_
         balancer.await_server(name, |server| server["group"] == json!(group))
     };
     let shared = group_of("b", &["a", "c"])["key_names"].clone();
+    let figures = |name: &str| {
+        let metrics = balancer.metrics();
+        ["key_names", "group_size"].map(|figure| {
+            let figure = format!("sessile_balance_server_{figure}");
+            metrics.sum(&figure, &[("server", name)])
+        })
+    };
+    assert_eq!(["a", "b", "c"].map(figures), [[1, 3]; 3]);
     let [old, new] = ["old", "new"].map(|age| {
         let sessions = (0..CLIENTS).map(|n| certificates.folder().join(format!("{age}-{n}")));
         sessions.collect::<Vec<_>>()
@@ -242,6 +250,9 @@ fn one_of_a_group_that_gets_another_key_leaves_the_others_their_group_and_keeps_
         let server = group_of(name, &[other]);
         assert_eq!(names(&server), shared, "{server}");
     }
+    assert_eq!(["a", "b", "c"].map(figures), [[1, 2], [1, 1], [1, 2]]);
+    // It was not this one that was looked at again.
+    balancer.await_line(&format!("server=\"c\" names={shared} group=[\"a\"]"));
     for session in &new {
         visit(balancer.address(), &["-tls1_3"], session);
     }

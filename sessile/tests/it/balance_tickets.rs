@@ -1,16 +1,20 @@
 //! `sessile balance` in front of servers whose tickets it cannot read: key names, learned from checks
 //! and from what servers accept, lead TLS 1.3 clients home too.
 
+use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use std::{fs, io, thread};
 
 use serde_json::json;
 
-use crate::peers::{Certificates, NAME, Peer, Ran, Sessile, nginx, run};
+use crate::peers::{Certificates, Cut, NAME, Peer, Proxy, Ran, Sessile, nginx, run};
 use crate::store::setup::Farm;
+
+const PATIENCE: Duration = Duration::from_secs(15);
 
 const REQUEST: &str = "GET / HTTP/1.1\r\nhost: farm.test\r\nconnection: close\r\n\r\n";
 
@@ -336,4 +340,94 @@ fn prefixes_that_vary_never_become_key_names() {
     assert_eq!(metrics.routed("key-name", "resumed"), 0, "{metrics}");
     let server = balancer.await_server("a", |_| true);
     assert_eq!(server["key_names"], json!([]), "{server}");
+}
+
+#[test]
+fn a_client_that_is_asked_for_another_hello_resumes_where_its_first_one_led() {
+    const CLIENTS: u64 = 3;
+    const RETURNS: u64 = 2;
+    let certificates = Certificates::new();
+    // It takes no share of the client's first group, and asks for one of its own.
+    let directives = "ssl_session_cache shared:s:1m; ssl_ecdh_curve X25519;";
+    let servers = [(); 3].map(|()| nginx(&certificates, directives));
+    let addresses = servers.each_ref().map(Peer::address);
+    let balancer = balancer(certificates.folder(), &addresses, "");
+    for name in ["a", "b", "c"] {
+        balancer.await_server(name, |server| server["key_names"] != json!([]));
+    }
+    let arguments = ["-tls1_3", "-groups", "P-384:X25519", "-msg"];
+    for client in 0..CLIENTS {
+        let session = certificates.folder().join(client.to_string());
+        for at in 0..=RETURNS {
+            let ran = visit(balancer.address(), &arguments, &session);
+            let hellos = ran
+                .stdout
+                .lines()
+                .filter(|line| line.ends_with(", ClientHello"));
+            assert_eq!(hellos.count(), 2, "{}", ran.stdout);
+            let came = ["New, TLSv1.", "Reused, TLSv1."].map(|kind| ran.count(kind));
+            let expected = if at == 0 { [1, 0] } else { [0, 1] };
+            assert_eq!(came, expected, "{}", ran.stdout);
+        }
+    }
+    let all = CLIENTS * (1 + RETURNS);
+    let metrics = balancer.await_metrics(|metrics| metrics.all_routed() >= all);
+    let returned = CLIENTS * RETURNS;
+    assert_eq!(metrics.routed("key-name", "resumed"), returned, "{metrics}");
+    assert_eq!(
+        metrics.routed("policy", "not-offered"),
+        CLIENTS,
+        "{metrics}"
+    );
+    // A second hello made no second connection to any server.
+    let made = metrics.sum("sessile_balance_server_connections_total", &[]);
+    assert_eq!(made, all, "{metrics}");
+}
+
+/// What OpenSSL says first when it comes with that session.
+fn returning_hello(address: SocketAddr, session: &Path) -> Vec<u8> {
+    let proxy = Proxy::start(address, Cut::Whole);
+    let ran = visit(proxy.address(), &["-tls1_3"], session);
+    assert_eq!(ran.count("Reused, TLSv1."), 1, "{}", ran.stdout);
+    proxy.hello()
+}
+
+#[test]
+fn one_ticket_with_a_key_name_shown_again_and_again_fills_no_server_beyond_its_share() {
+    const SHOWN: u64 = 180;
+    const OPEN: &str = "sessile_balance_server_connections_open";
+    const BY_NAME: (&str, &str) = ("routed_by", "key-name");
+    const RESUMED: (&str, &str) = ("outcome", "resumed");
+    let certificates = Certificates::new();
+    let servers = [(); 2].map(|()| nginx_of_its_own(&certificates));
+    let addresses = servers.each_ref().map(Peer::address);
+    let policy = ["--policy", "least-connections", "--health", "tls"];
+    let balancer = Sessile::balance(&addresses, &policy);
+    for name in ["a", "b"] {
+        balancer.await_server(name, |server| server["key_names"] != json!([]));
+    }
+    let session = certificates.folder().join("session");
+    visit(balancer.address(), &["-tls1_3"], &session);
+    let hello = returning_hello(balancer.address(), &session);
+    balancer.await_metrics(|it| it.sum(OPEN, &[]) == 0 && it.routed("key-name", "resumed") == 1);
+    let show = || {
+        let mut io = TcpStream::connect(balancer.address()).unwrap();
+        io.set_read_timeout(Some(PATIENCE)).unwrap();
+        io.write_all(&hello).unwrap();
+        io.read_exact(&mut [0]).unwrap();
+        io
+    };
+    let _held: Vec<_> = (0..SHOWN).map(|_| show()).collect();
+    let metrics = balancer.metrics();
+    assert_eq!(metrics.sum(OPEN, &[]), SHOWN, "{metrics}");
+    let handshakes = "sessile_balance_server_handshakes_total";
+    let is_home = |name: &&&str| metrics.sum(handshakes, &[("server", name), BY_NAME, RESUMED]) > 0;
+    let home = ["a", "b"].iter().find(is_home).unwrap();
+    let at_home = metrics.sum(OPEN, &[("server", home)]);
+    // A quarter more than half of all, and more than a server may have in any case.
+    let bound = SHOWN * 5 / 8 + 1;
+    assert!((65..=bound).contains(&at_home), "{metrics}");
+    // The other one does not know the key.
+    let elsewhere = metrics.routed("policy", "refused");
+    assert_eq!(at_home + elsewhere, SHOWN, "{metrics}");
 }

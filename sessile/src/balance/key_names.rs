@@ -65,31 +65,31 @@ impl KeyNames {
         inner.members.insert(id, member);
     }
 
-    /// A server has gone from the pool; of it nothing more is said.
+    /// A server has gone from the pool.
     pub(super) fn leave(&self, id: u32) {
-        locked(&self.inner).members.remove(&id);
-        self.note(|names| names.forget(id));
+        let mut inner = locked(&self.inner);
+        inner.members.remove(&id);
+        inner.names.forget(id);
+        let news = inner.news();
+        drop(inner);
+        say(news);
     }
 
-    /// Takes note of something, and says what that has changed.
-    pub(super) fn note<T>(&self, note: impl FnOnce(&mut keynames::KeyNames) -> T) -> T {
+    /// Takes note of something about a server, and says what that has changed. Of one that has gone,
+    /// and whose connections and looks may still be ending, nothing is noted.
+    pub(super) fn note(&self, id: u32, note: impl FnOnce(&mut keynames::KeyNames)) {
         let mut inner = locked(&self.inner);
+        if !inner.members.contains_key(&id) {
+            return;
+        }
         let before = inner.names.revision();
-        let noted = note(&mut inner.names);
+        note(&mut inner.names);
         let news = match inner.names.revision() == before {
             true => Vec::new(),
             false => inner.news(),
         };
         drop(inner);
-        for News {
-            server,
-            names,
-            group,
-        } in news
-        {
-            tracing::info!(server, ?names, ?group, "key names of its tickets");
-        }
-        noted
+        say(news);
     }
 
     /// As [`keynames::KeyNames::servers`].
@@ -110,6 +110,18 @@ impl KeyNames {
     /// As [`keynames::KeyNames::to_try`].
     pub(super) fn to_try(&self, name: KeyName, id: u32) -> Vec<u32> {
         locked(&self.inner).names.to_try(name, id)
+    }
+}
+
+/// Not under the lock: whoever reads the log may be slow.
+fn say(news: Vec<News>) {
+    for News {
+        server,
+        names,
+        group,
+    } in news
+    {
+        tracing::info!(server, ?names, ?group, "key names of its tickets");
     }
 }
 
@@ -146,5 +158,57 @@ impl Member {
         let count = |len: usize| i64::try_from(len).unwrap_or(i64::MAX);
         self.figures.names.set(count(self.said.names.len()));
         self.figures.group.set(count(self.said.group.len() + 1));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NAME: KeyName = [7; keynames::LEN];
+
+    fn figures() -> Figures {
+        let gauge = || IntGauge::new("figure", "help").unwrap();
+        Figures {
+            names: gauge(),
+            group: gauge(),
+        }
+    }
+
+    fn shown(figures: &Figures) -> [i64; 2] {
+        [figures.names.get(), figures.group.get()]
+    }
+
+    #[test]
+    fn figures_follow_whoever_changes_what_is_known() {
+        let names = KeyNames::default();
+        let servers = [1, 2, 3].map(|id| {
+            let figures = figures();
+            names.join(id, &id.to_string(), figures.clone());
+            figures
+        });
+        assert_eq!(servers.each_ref().map(shown), [[0, 1]; 3]);
+        names.note(1, |names| names.tried(NAME, 1, 2, true));
+        names.note(3, |names| names.tried(NAME, 3, 1, true));
+        assert_eq!(servers.each_ref().map(shown), [[1, 3]; 3]);
+        names.note(2, |names| names.lost(2, NAME));
+        assert_eq!(servers.each_ref().map(shown), [[1, 2], [0, 1], [1, 2]]);
+        names.leave(3);
+        assert_eq!(shown(&servers[0]), [1, 1]);
+    }
+
+    #[test]
+    fn of_a_server_that_has_gone_nothing_is_noted() {
+        let names = KeyNames::default();
+        for id in [1, 2] {
+            names.join(id, &id.to_string(), figures());
+        }
+        names.leave(2);
+        names.note(2, |names| names.tried(NAME, 2, 1, true));
+        assert!(names.servers(&NAME).is_empty());
+        // It is back, and what was known of it before is not.
+        names.join(2, "2", figures());
+        names.note(2, |names| names.tried(NAME, 2, 1, true));
+        assert_eq!(names.servers(&NAME), [1, 2]);
     }
 }

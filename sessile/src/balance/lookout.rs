@@ -74,7 +74,7 @@ impl Lookout {
             let (id, names) = (round.server.id(), &round.server.key_names);
             let kind = visited.outcome().kind;
             if let Some(name) = self.lost(kind, offered) {
-                names.note(|names| names.lost(id, name));
+                names.note(id, |names| names.lost(id, name));
             }
             let is_known = |name: &KeyName| names.of(id).contains(name);
             // What is not known yet is just being found out.
@@ -175,7 +175,7 @@ async fn find_key_names(pool: &Pool, round: &Round) {
             let _ = timeout(TRIES, try_elsewhere(pool, round, one.token.name, &client)).await;
             issued.push(one.token.name);
         }
-        pool.key_names.note(|names| {
+        pool.key_names.note(id, |names| {
             for comeback in made.iter().flatten().filter(|it| it.resumed) {
                 names.accepted(id, comeback.token, true);
             }
@@ -186,7 +186,7 @@ async fn find_key_names(pool: &Pool, round: &Round) {
     }
     if is_whole {
         let note = |names: &mut KeyNames| names.issues_only(id, &issued);
-        pool.key_names.note(note);
+        pool.key_names.note(id, note);
     }
 }
 
@@ -240,7 +240,7 @@ async fn try_elsewhere(pool: &Pool, round: &Round, name: KeyName, client: &Clien
         };
         if same_key {
             let tried = |names: &mut KeyNames| names.tried(name, id, other.id(), resumed);
-            pool.key_names.note(tried);
+            pool.key_names.note(id, tried);
         }
         // What the other one gives is not this one's.
         client.sessions().clear();

@@ -250,10 +250,10 @@ impl Shared {
         let after = Roster::new(balance, labels, Some(&before), &self.families)?;
         let mut changes = Changes::default();
         for (_, server) in before.servers() {
-            let name = server.name();
+            let (name, id) = (server.name(), server.id());
             let settings = after.server(name).map(|server| &server.settings);
             if settings.is_none_or(|settings| settings.pool != server.settings.pool) {
-                server.key_names.leave(server.id());
+                server.key_names.leave(id);
             }
             if settings.is_none() {
                 self.families.remove(name);
@@ -261,8 +261,8 @@ impl Shared {
             }
             // What it knew, nobody else does.
             if settings.is_none_or(|settings| settings.address != server.address()) {
-                locked(&self.affinity).forget_server(server.id());
-                server.key_names.note(|names| names.forget(server.id()));
+                locked(&self.affinity).forget_server(id);
+                server.key_names.note(id, |names| names.forget(id));
             }
             if settings.is_some_and(|settings| *settings != server.settings) {
                 changes.changed.push(name.to_owned());

@@ -159,6 +159,6 @@ fn learn_key_name(passage: &Passage, outcome: &Outcome, selected: Option<u16>) {
     if let Some(token) = token {
         let server = &passage.server;
         let accepted = |names: &mut KeyNames| names.accepted(server.id(), token, certain);
-        server.key_names.note(accepted);
+        server.key_names.note(server.id(), accepted);
     }
 }

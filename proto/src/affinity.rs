@@ -4,7 +4,7 @@
 //! handshake that was completed teaches) is for the caller to see to.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use aws_lc_rs::digest;
 
@@ -284,10 +284,18 @@ impl Source {
     pub fn of(address: IpAddr) -> Self {
         Self(match address.to_canonical() {
             IpAddr::V4(address) => u64::from(address.to_bits() >> 8),
-            // 56 bits, and one that sets them apart.
-            IpAddr::V6(address) => (address.to_bits() >> 72) as u64 | 1 << 56,
+            // One bit more sets them apart.
+            IpAddr::V6(address) => site(address) | 1 << SITE_BITS,
         })
     }
+}
+
+/// Bits of an IPv6 address that say whose network it is in: what follows, people change every day.
+const SITE_BITS: u32 = 56;
+
+/// The first bits of an IPv6 address, that a household or an office has to itself.
+pub(crate) const fn site(address: Ipv6Addr) -> u64 {
+    (address.to_bits() >> (u128::BITS - SITE_BITS)) as u64
 }
 
 /// What the table holds under a key.

@@ -1,8 +1,13 @@
-//! Key names: the stable first bytes that most servers put on their tickets, and which servers
-//! resume tickets that begin so. Nothing is taken for one on its looks. A prefix has to be proven by
-//! tickets that servers accepted; and where several servers issue it, by a ticket of one that another
-//! resumed: a format header looks the same on servers that share no key, and random bytes never come
-//! twice.
+//! Key names: the stable first bytes that most servers put on their tickets, and which servers of a
+//! pool resume tickets that begin so. Nothing is taken for one on its looks.
+//!
+//! A name leads to a server that has accepted two tickets that begin so, which random bytes never do,
+//! as long as no other issues such tickets. Another belongs to it once one of the two was seen to
+//! resume what the other had just issued: that is the name's group. What a refusal says depends on
+//! who refuses. One of the group that refuses what another of it has issued has lost the key: it
+//! leaves, and the rest stay. One that is not of the group and issues such tickets has a key of its
+//! own behind the same first bytes: they are the header of a format, and lead nowhere as long as two
+//! issue them.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -17,7 +22,7 @@ pub const MAX_NAMES: usize = 32;
 /// Most prefixes of a server that were accepted once.
 pub const MAX_ONCE: usize = 64;
 
-/// Most servers that one ticket is tried at.
+/// Most servers that tickets of one look are tried at.
 pub const MAX_TRIES: usize = 8;
 
 /// The first bytes of a ticket or identity, which may be the name of its key.
@@ -42,58 +47,106 @@ impl Token {
     }
 }
 
+/// How a server stands to the others of a name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Standing {
+    /// No ticket has shown it yet.
+    #[default]
+    Untried,
+    /// It is of the group.
+    Shares,
+    /// It issues such tickets under another key.
+    Apart,
+}
+
 /// What is known of a server and a prefix.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Held {
-    /// It put the prefix on two tickets.
+    /// It put the prefix on two tickets when it was last looked at.
     issued: bool,
     /// It accepted two tickets that begin so.
     accepted: bool,
-    /// It resumed a ticket of another holder, or another holder one of its own.
-    shared: bool,
+    standing: Standing,
     /// Of what was last heard of it; the smaller, the longer ago.
     turn: u64,
 }
 
-/// A prefix that may be a key's name.
+/// A prefix that may be a key's name: the servers that issue or accept such tickets.
 #[derive(Clone, Debug, Default)]
 struct Name {
     holders: BTreeMap<u32, Held>,
-    /// One issuer refused what another had just issued: no key's name, or no longer.
-    refuted: bool,
 }
 
 impl Name {
-    /// The servers that resume tickets that begin so, as far as it is proven: those that have shown
-    /// it to each other, else the only one that issues them, else the only one that accepts them.
+    fn standing(&self, server: u32) -> Standing {
+        let held = self.holders.get(&server);
+        held.map_or(Standing::Untried, |held| held.standing)
+    }
+
+    fn has(&self, standing: Standing) -> bool {
+        self.holders.values().any(|held| held.standing == standing)
+    }
+
+    /// Two keys begin so. Whoever is left alone is apart from nobody.
+    fn is_disputed(&self) -> bool {
+        self.holders.len() > 1 && self.has(Standing::Apart)
+    }
+
+    /// The servers that resume tickets that begin so, as far as it is proven: the group, else the only
+    /// one that issues them, else the only one that accepts them.
     fn proven(&self) -> impl Iterator<Item = u32> + '_ {
-        let shared = self.holders.values().any(|held| held.shared);
+        let has_group = self.has(Standing::Shares);
         let issuers = self.holders.values().filter(|held| held.issued).count();
         let alone = issuers == 1 || (issuers == 0 && self.holders.len() == 1);
-        let is_proven = move |held: &Held| match shared {
-            true => held.shared,
+        let is_proven = move |held: &Held| match has_group {
+            true => held.standing == Standing::Shares,
             false => alone && held.accepted && held.issued == (issuers == 1),
         };
+        let is_disputed = self.is_disputed();
         let proven = self.holders.iter();
         proven
-            .filter(move |(_, held)| !self.refuted && is_proven(held))
+            .filter(move |(_, held)| !is_disputed && is_proven(held))
             .map(|(&server, _)| server)
     }
 }
 
-/// What is known of key names. Servers are known by numbers of the caller's choice.
+/// What is known of key names in one pool. Servers are known by numbers of the caller's choice.
 #[derive(Debug, Default)]
 pub struct KeyNames {
     names: BTreeMap<KeyName, Name>,
     /// What each server accepted once, oldest first.
     once: BTreeMap<u32, VecDeque<Token>>,
     turn: u64,
+    revision: u64,
 }
 
 impl KeyNames {
     /// A server put the same prefix on two tickets, for two sessions.
     pub fn issued(&mut self, server: u32, name: KeyName) {
         self.hold(server, name, |held| held.issued = true);
+    }
+
+    /// A whole look at a server has shown it to issue tickets that begin so, and no others. It may accept
+    /// older ones still; but where two keys begin the same, neither is this server's any more.
+    pub fn issues_only(&mut self, server: u32, issued: &[KeyName]) {
+        let mut gone = Vec::new();
+        for (name, known) in &mut self.names {
+            let is_disputed = known.is_disputed();
+            let Some(held) = known.holders.get_mut(&server) else {
+                continue;
+            };
+            if issued.contains(name) {
+                continue;
+            }
+            self.revision += u64::from(held.issued);
+            held.issued = false;
+            if is_disputed || !(held.accepted || held.standing == Standing::Shares) {
+                gone.push(*name);
+            }
+        }
+        for name in gone {
+            self.leave(server, name);
+        }
     }
 
     /// A server accepted a ticket of a client. `certain`: that very ticket, and not another offer of
@@ -126,42 +179,74 @@ impl KeyNames {
 
     /// A ticket that `from` had just issued was offered to `to`, which resumed it or did not.
     pub fn tried(&mut self, name: KeyName, from: u32, to: u32, resumed: bool) {
-        if from == to {
-            return;
+        match resumed {
+            _ if from == to => {}
+            true => self.resumed(name, from, to),
+            false => self.refused(name, from, to),
         }
-        if resumed {
-            self.hold(from, name, |held| held.shared = true);
-            self.hold(to, name, |held| held.shared = true);
+    }
+
+    fn resumed(&mut self, name: KeyName, from: u32, to: u32) {
+        let known = self.names.get(&name);
+        let is_of_it = |known: &Name| {
+            let mut standings = [from, to].into_iter().map(|it| known.standing(it));
+            standings.any(|standing| standing == Standing::Shares)
+        };
+        // Else they share a key that is not the group's, or the group is still to be asked.
+        if known.is_none_or(|known| !known.has(Standing::Shares) || is_of_it(known)) {
+            for server in [from, to] {
+                self.hold(server, name, |held| held.standing = Standing::Shares);
+            }
         }
-        let Some(known) = self.names.get_mut(&name) else {
+    }
+
+    fn refused(&mut self, name: KeyName, from: u32, to: u32) {
+        self.issued(from, name);
+        let Some(known) = self.names.get(&name) else {
             return;
         };
-        let issues = |server| known.holders.get(server).is_some_and(|held| held.issued);
-        if resumed {
-            known.refuted = false;
-        } else if issues(&from) && issues(&to) {
-            known.refuted = true;
-        } else {
+        let shares = |server| known.standing(server) == Standing::Shares;
+        let issues = known.holders.get(&to).is_some_and(|held| held.issued);
+        let has_lost_it = match shares(to) {
+            true => shares(from),
             // It may have accepted such tickets before its key was changed.
-            known.holders.remove(&to);
+            false => !issues,
+        };
+        if has_lost_it {
+            self.leave(to, name);
+            return;
+        }
+        let apart = [from, to].map(|server| (!shares(server)).then_some(server));
+        for server in apart.into_iter().flatten() {
+            self.hold(server, name, |held| held.standing = Standing::Apart);
+        }
+    }
+
+    /// A server refused a ticket that it had just issued itself. Where others of its group are left, they
+    /// are the ones that hold the key; where not, there is nobody better.
+    pub fn lost(&mut self, server: u32, name: KeyName) {
+        let leads_elsewhere = |known: &Name| {
+            let others = known.proven().any(|other| other != server);
+            others && known.standing(server) == Standing::Shares
+        };
+        if self.names.get(&name).is_some_and(leads_elsewhere) {
+            self.leave(server, name);
         }
     }
 
     /// Where a fresh ticket of `server` that begins so should be tried, to learn whether they share
-    /// a key: at the other holders, at one of those that are known to.
+    /// a key: at the group, then at those that may be of it, first at whom nothing was heard of for
+    /// longest.
     #[must_use]
     pub fn to_try(&self, name: KeyName, server: u32) -> Vec<u32> {
         let Some(known) = self.names.get(&name) else {
             return Vec::new();
         };
         let others = known.holders.iter().filter(|(other, _)| **other != server);
-        let is_shared = |held: &Held| !known.refuted && held.shared;
-        let (shared, apart): (Vec<_>, Vec<_>) = others.partition(|(_, held)| is_shared(held));
-        let one = shared.into_iter().take(1);
-        one.chain(apart)
-            .map(|(&other, _)| other)
-            .take(MAX_TRIES)
-            .collect()
+        let order = |held: &Held| (held.standing != Standing::Shares, held.turn);
+        let mut others: Vec<_> = others.map(|(&other, held)| (order(held), other)).collect();
+        others.sort_unstable();
+        others.into_iter().map(|(_, other)| other).collect()
     }
 
     /// The servers that are known to resume a ticket that begins so; none where it is not known.
@@ -187,8 +272,15 @@ impl KeyNames {
             .map(|(name, _)| name)
     }
 
+    /// Rises with whatever may have changed the names or the group of a server.
+    #[must_use]
+    pub const fn revision(&self) -> u64 {
+        self.revision
+    }
+
     /// Forgets all about a server: it is gone, or another one has its place.
     pub fn forget(&mut self, server: u32) {
+        self.revision += 1;
         self.once.remove(&server);
         self.names.retain(|_, name| {
             name.holders.remove(&server);
@@ -196,26 +288,34 @@ impl KeyNames {
         });
     }
 
+    /// A server no longer resumes tickets that begin so.
+    fn leave(&mut self, server: u32, name: KeyName) {
+        self.revision += 1;
+        if let Some(known) = self.names.get_mut(&name) {
+            known.holders.remove(&server);
+            if known.holders.is_empty() {
+                self.names.remove(&name);
+            }
+        }
+    }
+
     /// Notes what is known of a server and a name, unless the server's names are as many as there may
     /// be and all better proven.
     fn hold(&mut self, server: u32, name: KeyName, note: impl FnOnce(&mut Held)) {
         self.turn += 1;
-        let mut fresh = Held::default();
-        let known = self.names.get_mut(&name);
-        match known.and_then(|known| known.holders.get_mut(&server)) {
-            Some(held) => {
-                note(held);
-                held.turn = self.turn;
-            }
-            None => {
-                note(&mut fresh);
-                fresh.turn = self.turn;
-                if self.make_room(server, &fresh) {
-                    let holders = &mut self.names.entry(name).or_default().holders;
-                    holders.insert(server, fresh);
-                }
-            }
+        let known = self.names.get(&name);
+        let before = known.and_then(|known| known.holders.get(&server)).copied();
+        let mut held = before.unwrap_or_default();
+        note(&mut held);
+        if before.is_none() && !self.make_room(server, &held) {
+            return;
         }
+        if before != Some(held) {
+            self.revision += 1;
+        }
+        held.turn = self.turn;
+        let holders = &mut self.names.entry(name).or_default().holders;
+        holders.insert(server, held);
     }
 
     /// Makes room for one more name of a server: those that say nothing leave first, then those
@@ -230,14 +330,10 @@ impl KeyNames {
         if of_server.len() < MAX_NAMES {
             return true;
         }
+        let is_accepted = fresh.accepted || fresh.standing == Standing::Shares;
         match of_server.first() {
-            Some(&(is_proven, _, name)) if !is_proven || fresh.accepted || fresh.shared => {
-                if let Some(known) = self.names.get_mut(&name) {
-                    known.holders.remove(&server);
-                    if known.holders.is_empty() {
-                        self.names.remove(&name);
-                    }
-                }
+            Some(&(is_proven, _, name)) if !is_proven || is_accepted => {
+                self.leave(server, name);
                 true
             }
             _ => false,
@@ -246,215 +342,4 @@ impl KeyNames {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    const A: u32 = 1;
-    const B: u32 = 2;
-    const C: u32 = 3;
-
-    const fn name(n: u8) -> KeyName {
-        [n; LEN]
-    }
-
-    /// The `n`th ticket that begins with that name.
-    fn ticket(of: u8, n: u32) -> Token {
-        let mut bytes = [of; 64].to_vec();
-        bytes.extend(n.to_be_bytes());
-        Token::new(&bytes).unwrap()
-    }
-
-    fn servers(names: &KeyNames, of: u8) -> Vec<u32> {
-        names.servers(&name(of)).collect()
-    }
-
-    #[test]
-    fn two_tickets_that_a_server_accepted_prove_its_name() {
-        let mut names = KeyNames::default();
-        names.accepted(A, ticket(7, 1), true);
-        names.accepted(A, ticket(7, 1), true);
-        assert_eq!(servers(&names, 7), []);
-        names.accepted(A, ticket(7, 2), true);
-        assert_eq!(servers(&names, 7), [A]);
-        assert_eq!(names.of(A).collect::<Vec<_>>(), [&name(7)]);
-        assert!(names.group(A).is_empty());
-    }
-
-    #[test]
-    fn what_a_server_puts_on_its_tickets_proves_nothing() {
-        let mut names = KeyNames::default();
-        names.issued(A, name(7));
-        names.issued(A, name(7));
-        names.accepted(A, ticket(7, 1), true);
-        assert_eq!(servers(&names, 7), []);
-    }
-
-    #[test]
-    fn a_header_of_servers_that_share_no_key_is_no_name() {
-        let mut names = KeyNames::default();
-        for server in [A, B] {
-            names.issued(server, name(7));
-            for n in 0..2 {
-                names.accepted(server, ticket(7, 10 * server + n), true);
-            }
-        }
-        // Either may be right, as far as is known.
-        assert_eq!(servers(&names, 7), []);
-        assert_eq!(names.to_try(name(7), A), [B]);
-        names.tried(name(7), A, B, false);
-        assert_eq!(servers(&names, 7), []);
-        names.accepted(A, ticket(7, 99), true);
-        names.accepted(C, ticket(7, 1), true);
-        names.accepted(C, ticket(7, 2), true);
-        assert_eq!(servers(&names, 7), []);
-        assert!(names.group(A).is_empty());
-    }
-
-    #[test]
-    fn who_is_not_checked_is_believed_while_no_other_accepts_the_same() {
-        let mut names = KeyNames::default();
-        let accept = |names: &mut KeyNames, server| {
-            for n in 0..2 {
-                names.accepted(server, ticket(7, n), true);
-            }
-        };
-        accept(&mut names, A);
-        assert_eq!(servers(&names, 7), [A]);
-        accept(&mut names, B);
-        assert_eq!(servers(&names, 7), []);
-        // A check finds out whose it is.
-        names.issued(B, name(7));
-        assert_eq!(servers(&names, 7), [B]);
-        names.tried(name(7), B, A, false);
-        assert_eq!(servers(&names, 7), [B]);
-        assert_eq!(names.to_try(name(7), B), []);
-    }
-
-    #[test]
-    fn a_ticket_of_one_that_resumes_at_another_makes_them_a_group() {
-        let mut names = KeyNames::default();
-        for server in [A, B, C] {
-            names.issued(server, name(7));
-        }
-        names.tried(name(7), B, A, true);
-        assert_eq!(servers(&names, 7), [A, B]);
-        assert_eq!(names.to_try(name(7), C), [A]);
-        names.tried(name(7), C, A, true);
-        assert_eq!(servers(&names, 7), [A, B, C]);
-        assert_eq!(names.group(B), [A, C].into());
-        // One of them has a new key that the others have not.
-        names.tried(name(7), A, B, false);
-        assert_eq!(servers(&names, 7), []);
-        names.tried(name(7), A, B, true);
-        assert_eq!(servers(&names, 7), [A, B, C]);
-    }
-
-    #[test]
-    fn under_encrypted_hellos_nothing_is_proven_and_what_is_proven_stays() {
-        let mut names = KeyNames::default();
-        for n in 0..9 {
-            names.accepted(A, ticket(7, n), false);
-        }
-        assert_eq!(servers(&names, 7), []);
-        for n in 0..2 {
-            names.accepted(A, ticket(7, n), true);
-        }
-        names.accepted(B, ticket(7, 1), false);
-        names.accepted(B, ticket(7, 2), false);
-        assert_eq!(servers(&names, 7), [A]);
-    }
-
-    #[test]
-    fn random_prefixes_take_a_bounded_place_and_push_no_name_out() {
-        let mut names = KeyNames::default();
-        for n in 0..2 {
-            names.accepted(A, ticket(7, n), true);
-        }
-        for n in 0..10_000_u32 {
-            let mut random = [0; 64];
-            random[..4].copy_from_slice(&n.to_be_bytes());
-            names.accepted(A, Token::new(&random).unwrap(), true);
-            let mut looks_like_one = name(0);
-            looks_like_one[..4].copy_from_slice(&n.to_le_bytes());
-            names.issued(A, looks_like_one);
-        }
-        assert_eq!(servers(&names, 7), [A]);
-        assert_eq!(names.names.len(), MAX_NAMES);
-        assert_eq!(names.once[&A].len(), MAX_ONCE);
-    }
-
-    #[test]
-    fn of_proven_names_the_one_heard_of_least_lately_leaves() {
-        let mut names = KeyNames::default();
-        let prove = |names: &mut KeyNames, of: u8| {
-            for n in 0..2 {
-                names.accepted(A, ticket(of, n), true);
-            }
-        };
-        for of in 0..MAX_NAMES as u8 {
-            prove(&mut names, of);
-        }
-        names.accepted(A, ticket(0, 9), false);
-        prove(&mut names, 200);
-        assert_eq!(servers(&names, 0), [A]);
-        assert_eq!(servers(&names, 1), []);
-        assert_eq!(servers(&names, 200), [A]);
-    }
-
-    #[test]
-    fn a_server_that_is_forgotten_leaves_the_others_their_names() {
-        let mut names = KeyNames::default();
-        names.tried(name(7), A, B, true);
-        names.tried(name(7), A, C, true);
-        names.forget(B);
-        assert_eq!(servers(&names, 7), [A, C]);
-        names.forget(A);
-        names.forget(C);
-        assert!(names.names.is_empty());
-    }
-
-    #[test]
-    fn an_identifier_is_no_ticket() {
-        assert_eq!(Token::new(&[1; 31]), None);
-        assert!(Token::new(&[1; 32]).is_some());
-    }
-
-    proptest! {
-        /// Whatever is reported, tables stay bounded, and a name that leads to several servers does so
-        /// because one resumed another's ticket.
-        #[test]
-        fn names_are_bounded_and_proven(
-            steps in prop::collection::vec((0..5_u8, 0..4_u32, 0..4_u32, 0..50_u8, any::<bool>()), 0..600),
-        ) {
-            let mut names = KeyNames::default();
-            let mut resumed = BTreeSet::new();
-            for (kind, server, other, of, flag) in steps {
-                match kind {
-                    0 => names.issued(server, name(of)),
-                    1 | 2 => names.accepted(server, ticket(of, other), flag),
-                    3 => {
-                        names.tried(name(of), server, other, flag);
-                        if flag && server != other {
-                            resumed.extend([(of, server), (of, other)]);
-                        }
-                    }
-                    _ => names.forget(server),
-                }
-            }
-            for server in 0..4 {
-                let held = names.names.values().filter(|it| it.holders.contains_key(&server));
-                prop_assert!(held.count() <= MAX_NAMES);
-                prop_assert!(names.once.get(&server).is_none_or(|it| it.len() <= MAX_ONCE));
-                for other in names.group(server) {
-                    prop_assert!(names.group(other).contains(&server));
-                }
-            }
-            for of in 0..50 {
-                let found = servers(&names, of);
-                prop_assert!(found.len() < 2 || found.iter().all(|&it| resumed.contains(&(of, it))));
-            }
-        }
-    }
-}
+mod tests;

@@ -6,6 +6,8 @@ use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
+use crate::affinity::site;
+
 /// The rule that a connection was routed by, first that applies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum RoutedBy {
@@ -53,7 +55,8 @@ impl fmt::Display for RoutedBy {
 /// How a client is placed that brings nothing to route by (`balance.policy`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Policy {
-    /// Weighted rendezvous hashing of the source address, with bounded load.
+    /// Weighted rendezvous hashing of the source address, of which IPv6 has the first 56 bits, with
+    /// bounded load.
     #[default]
     Source,
     /// The server with the fewest open connections for its weight.
@@ -176,10 +179,8 @@ pub fn place(policy: Policy, source: IpAddr, turn: u64, servers: &[Load]) -> Vec
 fn by_source(source: IpAddr, servers: &[Load], mut usable: Vec<usize>) -> Vec<usize> {
     let source = match source.to_canonical() {
         IpAddr::V4(address) => mix(u64::from(address.to_bits())),
-        IpAddr::V6(address) => {
-            let bits = address.to_bits();
-            mix(mix(bits as u64) ^ (bits >> 64) as u64)
-        }
+        // The whole address changes with the client's privacy extensions (RFC 8981).
+        IpAddr::V6(address) => mix(site(address)),
     };
     let open = 1 + usable
         .iter()
@@ -317,10 +318,28 @@ mod tests {
         let first = |text: &str| place(Policy::Source, text.parse().unwrap(), 0, &servers)[0];
         assert_eq!(server_id("web-0"), 7_267_056_053_284_361_922);
         assert_eq!(
-            ["192.0.2.1", "198.51.100.7", "2001:db8::1", "2001:db8::2"].map(first),
-            [1, 2, 0, 0]
+            ["192.0.2.1", "198.51.100.7", "2001:db8::1", "2001:db8:1::1"].map(first),
+            [1, 2, 1, 2]
         );
         assert_eq!(first("::ffff:192.0.2.1"), first("192.0.2.1"));
+    }
+
+    #[test]
+    fn a_client_that_changes_its_address_inside_its_network_goes_to_the_same_server() {
+        let servers = servers(&[1; 16]);
+        let order = |address: u128| place(Policy::Source, IpAddr::V6(address.into()), 0, &servers);
+        let net = |n: u128| (0x2001_0db8 << 96) | (n << 72);
+        for n in 0..64 {
+            let home = order(net(n));
+            for host in [1, 0x5e2f_91ff_fe04_3c1d, 0xff << 64, (1 << 72) - 1] {
+                assert_eq!(order(net(n) | host), home);
+            }
+        }
+        let first: std::collections::BTreeSet<_> = (0..64).map(|n| order(net(n))[0]).collect();
+        assert!(first.len() > 8, "other networks go elsewhere: {first:?}");
+        // IPv4 has no such part.
+        let of = |n: u8| place(Policy::Source, IpAddr::from([192, 0, 2, n]), 0, &servers);
+        assert!((2..32).any(|n| of(n) != of(1)));
     }
 
     #[test]

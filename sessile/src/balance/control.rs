@@ -131,10 +131,9 @@ fn server_json(shared: &Shared, pool: &str, server: &Server) -> Value {
         Rank::Up if server.is_starting(slow_start, now) => "slow-start",
         Rank::Up => "up",
     };
-    let names = locked(&shared.key_names);
-    let mut key_names: Vec<String> = names.of(server.id()).map(|name| hex(name)).collect();
-    key_names.sort_unstable();
-    let group = names.group(server.id());
+    let key_names = server.key_names.of(server.id());
+    let key_names: Vec<String> = key_names.iter().map(|name| hex(name)).collect();
+    let group = server.key_names.group(server.id());
     let group = roster.servers().filter(|(_, it)| group.contains(&it.id()));
     let group: Vec<_> = group.map(|(_, it)| it.name()).collect();
     let (settings, metrics) = (&server.settings, &server.live.metrics);

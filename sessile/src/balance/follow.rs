@@ -75,7 +75,7 @@ impl Shared {
     ) -> impl Iterator<Item = Choice<'r>> {
         let label = iter::once_with(move || labelled(roster, pool, request)).flatten();
         let learned = iter::once_with(move || self.learned(pool, request)).flatten();
-        let named = iter::once_with(move || self.named(pool, request)).flatten();
+        let named = iter::once_with(move || named(pool, request)).flatten();
         let policy = iter::once_with(move || pool.place(request.source, request.now)).flatten();
         let policy = policy.map(|server| (RoutedBy::Policy, server));
         label.chain(learned).chain(named).chain(policy)
@@ -103,7 +103,7 @@ impl Shared {
         let elsewhere = move |by, home| {
             // Who shares a ticket key does not share a cache.
             let group = match by {
-                RoutedBy::Ticket => locked(&self.key_names).group(home),
+                RoutedBy::Ticket => pool.key_names.group(home),
                 _ => BTreeSet::new(),
             };
             pool.with_room(&Vec::from_iter(group), request.source, request.now)
@@ -113,24 +113,6 @@ impl Shared {
             let servers = at_home(home).into_iter().chain(siblings);
             servers.map(move |server| (by, server))
         })
-    }
-
-    /// By the proven name of the key of the first ticket that begins with one.
-    fn named<'r>(&self, pool: &'r Pool, request: &Request<'_>) -> Vec<Choice<'r>> {
-        let Offered {
-            identities, ticket, ..
-        } = request.offered;
-        let mut tokens = identities.iter().chain(iter::once(ticket)).flatten();
-        let found = {
-            let names = locked(&self.key_names);
-            tokens.find_map(|token| {
-                let servers: Vec<u32> = names.servers(&token.name).collect();
-                (!servers.is_empty()).then_some(servers)
-            })
-        };
-        let servers = pool.with_room(&found.unwrap_or_default(), request.source, request.now);
-        let servers = servers.into_iter();
-        servers.map(|server| (RoutedBy::KeyName, server)).collect()
     }
 }
 
@@ -147,4 +129,19 @@ fn labelled<'r>(roster: &Roster, pool: &'r Pool, request: &Request<'_>) -> Optio
         }
     };
     takes.then_some((RoutedBy::Label, server))
+}
+
+/// By the proven name of the key of the first ticket that begins with one.
+fn named<'r>(pool: &'r Pool, request: &Request<'_>) -> Vec<Choice<'r>> {
+    let Offered {
+        identities, ticket, ..
+    } = request.offered;
+    let mut tokens = identities.iter().chain(iter::once(ticket)).flatten();
+    let found = tokens.find_map(|token| {
+        let servers = pool.key_names.servers(&token.name);
+        (!servers.is_empty()).then_some(servers)
+    });
+    let servers = pool.with_room(&found.unwrap_or_default(), request.source, request.now);
+    let servers = servers.into_iter();
+    servers.map(|server| (RoutedBy::KeyName, server)).collect()
 }

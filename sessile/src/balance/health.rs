@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::Shared;
-use super::key_names::Lookout;
+use super::lookout::Lookout;
 use super::roster::{Pool, Roster};
 use super::server::Server;
 use crate::client::{Client, Connection, Error, Mechanism, Options, Sessions, Target, Trust};
@@ -114,6 +114,7 @@ impl Round {
 
     fn is_same(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.server.live, &other.server.live)
+            && Arc::ptr_eq(&self.server.key_names, &other.server.key_names)
             && self.target == other.target
             && (self.timeout, self.health, self.interval)
                 == (other.timeout, other.health, other.interval)

@@ -1,272 +1,214 @@
-//! How servers' tickets begin: when that is looked at, and how it is found out. Routine checks tell
-//! when a server has another key than was known.
+//! What a pool knows of how its servers' tickets begin. Whatever changes it, a look, a check, a
+//! client's ticket or a server that is gone, is said here: in the log and in metrics.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Mutex;
 
-use sessile_proto::keynames::{KeyName, Token};
-use sessile_proto::watch::Kind;
-use tokio::time::{Instant, timeout};
-use tokio_util::task::AbortOnDropHandle;
+use prometheus::IntGauge;
+use sessile_proto::keynames::{self, KeyName};
 
-use super::health::{Round, client, preface, visit};
-use super::roster::Pool;
-use super::standing::State;
-use super::{Shared, locked};
-use crate::client::{Client, Connection, Mechanism, Target, hex};
-use crate::clock;
+use super::locked;
+use crate::client::hex;
 
-/// Between two looks at a server that nothing has called for.
-const INTERVAL: Duration = Duration::from_secs(10 * 60);
-
-/// The least between two looks that routine checks have called for.
-const LEAST_INTERVAL: Duration = Duration::from_secs(60);
-
-/// How long one look may take in all.
-const DEADLINE: Duration = Duration::from_secs(30);
-
-/// Decides when a server is looked at, and has it done beside its routine checks.
-pub(super) struct Lookout {
-    /// When it is time for the next look in any case.
-    due: Instant,
-    /// The server seems to have another key.
-    called_for: bool,
-    /// Before then, that is no reason for a look.
-    not_before: Instant,
-    /// What the last check came back with, if it was resumed by a ticket.
-    last: Option<Token>,
-    /// What the last look was called for by: one that did not prove it would not prove it now.
-    doubted: Option<KeyName>,
-    look: Option<AbortOnDropHandle<()>>,
+/// The key names of one pool.
+#[derive(Default)]
+pub(super) struct KeyNames {
+    inner: Mutex<Inner>,
 }
 
-impl Lookout {
-    pub(super) fn new() -> Self {
-        let now = Instant::now();
-        Self {
-            due: now,
-            called_for: false,
-            not_before: now,
-            last: None,
-            doubted: None,
-            look: None,
-        }
+#[derive(Default)]
+struct Inner {
+    names: keynames::KeyNames,
+    /// The servers of the pool, by the number that they are known by.
+    members: BTreeMap<u32, Member>,
+}
+
+/// A server, and what was last said of it.
+struct Member {
+    server: String,
+    figures: Figures,
+    said: Standing,
+}
+
+/// How many names a server has, and how many servers are of its group, itself included.
+#[derive(Clone)]
+pub(super) struct Figures {
+    pub(super) names: IntGauge,
+    pub(super) group: IntGauge,
+}
+
+/// The names of a server, and who else shares a key with it.
+#[derive(Default, PartialEq, Eq)]
+struct Standing {
+    names: BTreeSet<KeyName>,
+    group: BTreeSet<u32>,
+}
+
+/// What is to be said of a server.
+struct News {
+    server: String,
+    names: Vec<String>,
+    group: Vec<String>,
+}
+
+impl KeyNames {
+    /// A server has come into the pool, or is there still.
+    pub(super) fn join(&self, id: u32, server: &str, figures: Figures) {
+        let inner = &mut *locked(&self.inner);
+        let known = inner.members.remove(&id);
+        let member = Member {
+            server: server.to_owned(),
+            figures,
+            said: known.map_or_else(Standing::default, |known| known.said),
+        };
+        member.show();
+        inner.members.insert(id, member);
     }
 
-    /// Takes note of a routine check that went well, and looks if it is time to. `is_back`: the server
-    /// was down until now.
-    pub(super) fn note(
-        &mut self,
-        shared: &Arc<Shared>,
-        round: &Round,
-        visited: Option<&Connection>,
-        is_back: bool,
-    ) {
-        let now = Instant::now();
-        if let Some(visited) = visited {
-            let offered = visited.offered().and_then(|it| Token::new(&it.bytes));
-            let id = round.server.id();
-            let is_known =
-                |name: &KeyName| locked(&shared.key_names).of(id).any(|known| known == name);
-            self.called_for |= self.is_another_key(visited.outcome().kind, offered, is_known);
-        }
-        if is_back {
-            // It may well have another key.
-            self.due = now;
-        }
-        let is_due = now >= self.due;
-        let is_called_for = self.called_for && now >= self.not_before;
-        let is_looking = self.look.as_ref().is_some_and(|look| !look.is_finished());
-        if is_looking || !(is_due || is_called_for) {
+    /// A server has gone from the pool.
+    pub(super) fn leave(&self, id: u32) {
+        let mut inner = locked(&self.inner);
+        inner.members.remove(&id);
+        inner.names.forget(id);
+        let news = inner.news();
+        drop(inner);
+        say(news);
+    }
+
+    /// Takes note of something about a server, and says what that has changed. Of one that has gone,
+    /// and whose connections and looks may still be ending, nothing is noted.
+    pub(super) fn note(&self, id: u32, note: impl FnOnce(&mut keynames::KeyNames)) {
+        let mut inner = locked(&self.inner);
+        if !inner.members.contains_key(&id) {
             return;
         }
-        if !is_due {
-            self.not_before = now + LEAST_INTERVAL;
-        }
-        (self.due, self.called_for) = (now + INTERVAL, false);
-        let (shared, round) = (Arc::clone(shared), round.clone());
-        let look = tokio::task::spawn_local(async move { look(&shared, &round).await });
-        self.look = Some(AbortOnDropHandle::new(look));
+        let before = inner.names.revision();
+        note(&mut inner.names);
+        let news = match inner.names.revision() == before {
+            true => Vec::new(),
+            false => inner.news(),
+        };
+        drop(inner);
+        say(news);
     }
 
-    /// Whether what became of an offered ticket says that the server has a key that is not known. One
-    /// ticket alone does not: on many servers each begins otherwise.
-    fn is_another_key(
-        &mut self,
-        kind: Kind,
-        offered: Option<Token>,
-        is_known: impl Fn(&KeyName) -> bool,
-    ) -> bool {
-        match kind {
-            Kind::Resumed(_) => {
-                let last = std::mem::replace(&mut self.last, offered);
-                let (Some(last), Some(token)) = (last, offered) else {
-                    return false;
-                };
-                let begin_the_same = last != token && last.name == token.name;
-                if !begin_the_same || is_known(&token.name) || self.doubted == Some(token.name) {
-                    return false;
-                }
-                self.doubted = Some(token.name);
-                true
+    /// As [`keynames::KeyNames::servers`].
+    pub(super) fn servers(&self, name: &KeyName) -> Vec<u32> {
+        locked(&self.inner).names.servers(name).collect()
+    }
+
+    /// As [`keynames::KeyNames::of`].
+    pub(super) fn of(&self, id: u32) -> BTreeSet<KeyName> {
+        locked(&self.inner).names.of(id).copied().collect()
+    }
+
+    /// As [`keynames::KeyNames::group`].
+    pub(super) fn group(&self, id: u32) -> BTreeSet<u32> {
+        locked(&self.inner).names.group(id)
+    }
+
+    /// As [`keynames::KeyNames::to_try`].
+    pub(super) fn to_try(&self, name: KeyName, id: u32) -> Vec<u32> {
+        locked(&self.inner).names.to_try(name, id)
+    }
+}
+
+/// Not under the lock: whoever reads the log may be slow.
+fn say(news: Vec<News>) {
+    for News {
+        server,
+        names,
+        group,
+    } in news
+    {
+        tracing::info!(server, ?names, ?group, "key names of its tickets");
+    }
+}
+
+impl Inner {
+    /// What has become otherwise since it was last said.
+    fn news(&mut self) -> Vec<News> {
+        let mut changed = Vec::new();
+        for (&id, member) in &mut self.members {
+            let now = Standing {
+                names: self.names.of(id).copied().collect(),
+                group: self.names.group(id),
+            };
+            if now != member.said {
+                member.said = now;
+                member.show();
+                changed.push(id);
             }
-            // It took such a ticket the last time.
-            Kind::Refused => self.last.take().is_some(),
-            Kind::NotOffered | Kind::Failed => false,
         }
+        let of = |id: &u32| self.members.get(id);
+        let news = changed.iter().filter_map(of).map(|member| News {
+            server: member.server.clone(),
+            names: member.said.names.iter().map(|name| hex(name)).collect(),
+            group: {
+                let others = member.said.group.iter().filter_map(of);
+                others.map(|other| other.server.clone()).collect()
+            },
+        });
+        news.collect()
     }
 }
 
-/// Looks at how a server's tickets begin, and says what has come of it.
-async fn look(shared: &Shared, round: &Round) {
-    let id = round.server.id();
-    let known = || {
-        let names = locked(&shared.key_names);
-        (names.of(id).copied().collect::<Vec<_>>(), names.group(id))
-    };
-    let before = known();
-    let roster = shared.roster();
-    let mut servers = roster.servers();
-    let Some((pool, server)) = servers.find(|(_, server)| server.id() == id) else {
-        return;
-    };
-    // What was found out until then is known.
-    let _ = timeout(DEADLINE, find_key_names(shared, pool, round)).await;
-    let now = known();
-    if now != before {
-        let names: Vec<String> = now.0.iter().map(|name| hex(name)).collect();
-        let group = pool.servers.iter().filter(|it| now.1.contains(&it.id()));
-        let group: Vec<&str> = group.map(|it| it.name()).collect();
-        tracing::info!(
-            server = server.name(),
-            ?names,
-            ?group,
-            "key names of its tickets"
-        );
-    }
-}
-
-/// Two sessions, TLS 1.3 and 1.2 each, and whether a server whose tickets begin the same resumes them.
-async fn find_key_names(shared: &Shared, pool: &Pool, round: &Round) {
-    let (id, target) = (round.server.id(), &round.target);
-    for mechanism in [Mechanism::Psk, Mechanism::Ticket] {
-        let Some(client) = client(mechanism, round.timeout) else {
-            return;
-        };
-        let other = client.another();
-        let (Some(one), Some(other)) = (
-            ticket_of(shared, id, &client, target).await,
-            ticket_of(shared, id, &other, target).await,
-        ) else {
-            continue;
-        };
-        if one.name == other.name {
-            locked(&shared.key_names).issued(id, one.name);
-            try_elsewhere(shared, pool, id, one.name, &client, target).await;
-        }
-    }
-}
-
-/// Makes a session with a client that has none, and comes back with it.
-async fn ticket_of(shared: &Shared, id: u32, client: &Client, target: &Target) -> Option<Token> {
-    visit(client, target).await.ok()?;
-    let connection = visit(client, target).await.ok()?;
-    let token = Token::new(&connection.offered()?.bytes)?;
-    if matches!(connection.outcome().kind, Kind::Resumed(_)) {
-        locked(&shared.key_names).accepted(id, token, true);
-    }
-    Some(token)
-}
-
-/// Offers tickets that a server has just issued to others whose tickets begin the same.
-async fn try_elsewhere(
-    shared: &Shared,
-    pool: &Pool,
-    id: u32,
-    name: KeyName,
-    client: &Client,
-    target: &Target,
-) {
-    let others = locked(&shared.key_names).to_try(name, id);
-    for other in others.into_iter().filter_map(|other| pool.with_id(other)) {
-        // Nothing is learned from one that does not answer, and much time is lost.
-        if other.state(clock::now()) != State::Up {
-            continue;
-        }
-        if client.sessions().is_empty() && visit(client, target).await.is_err() {
-            return;
-        }
-        let there = Target {
-            address: other.address(),
-            preface: preface(other),
-            ..target.clone()
-        };
-        let Ok(connection) = client.connect(&there).await else {
-            continue;
-        };
-        let offered = connection.offered().and_then(|it| Token::new(&it.bytes));
-        let same_key = offered.is_some_and(|token| token.name == name);
-        let resumed = match connection.outcome().kind {
-            Kind::Resumed(_) => true,
-            Kind::Refused => false,
-            Kind::NotOffered | Kind::Failed => continue,
-        };
-        if same_key {
-            locked(&shared.key_names).tried(name, id, other.id(), resumed);
-        }
-        // What the other one gives is not this one's.
-        client.sessions().clear();
+impl Member {
+    fn show(&self) {
+        let count = |len: usize| i64::try_from(len).unwrap_or(i64::MAX);
+        self.figures.names.set(count(self.said.names.len()));
+        self.figures.group.set(count(self.said.group.len() + 1));
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use sessile_proto::verdict::How;
-
     use super::*;
 
-    const KNOWN: u8 = 1;
-    const RESUMED: Kind = Kind::Resumed(How::Psk);
+    const NAME: KeyName = [7; keynames::LEN];
 
-    fn ticket(of: u8, n: u8) -> Option<Token> {
-        let mut bytes = [of; 64];
-        bytes[63] = n;
-        Token::new(&bytes)
+    fn figures() -> Figures {
+        let gauge = || IntGauge::new("figure", "help").unwrap();
+        Figures {
+            names: gauge(),
+            group: gauge(),
+        }
     }
 
-    /// Whether each of these checks calls for a look.
-    fn calls<const N: usize>(checks: [(Kind, Option<Token>); N]) -> [bool; N] {
-        let mut lookout = Lookout::new();
-        checks.map(|(kind, token)| lookout.is_another_key(kind, token, |name| name[0] == KNOWN))
-    }
-
-    #[test]
-    fn a_ticket_that_is_refused_after_others_were_taken_calls_for_a_look() {
-        let checks = [
-            (Kind::NotOffered, None),
-            (RESUMED, ticket(KNOWN, 1)),
-            (RESUMED, ticket(KNOWN, 2)),
-            (Kind::Refused, ticket(KNOWN, 3)),
-            // Whoever never resumes does not call every time.
-            (Kind::Refused, ticket(KNOWN, 4)),
-        ];
-        assert_eq!(calls(checks), [false, false, false, true, false]);
+    fn shown(figures: &Figures) -> [i64; 2] {
+        [figures.names.get(), figures.group.get()]
     }
 
     #[test]
-    fn tickets_that_begin_the_same_in_an_unknown_way_call_for_one_look() {
-        let checks = [
-            (RESUMED, ticket(KNOWN, 1)),
-            (RESUMED, ticket(2, 1)),
-            (RESUMED, ticket(2, 2)),
-            (RESUMED, ticket(2, 3)),
-        ];
-        assert_eq!(calls(checks), [false, false, true, false]);
+    fn figures_follow_whoever_changes_what_is_known() {
+        let names = KeyNames::default();
+        let servers = [1, 2, 3].map(|id| {
+            let figures = figures();
+            names.join(id, &id.to_string(), figures.clone());
+            figures
+        });
+        assert_eq!(servers.each_ref().map(shown), [[0, 1]; 3]);
+        names.note(1, |names| names.tried(NAME, 1, 2, true));
+        names.note(3, |names| names.tried(NAME, 3, 1, true));
+        assert_eq!(servers.each_ref().map(shown), [[1, 3]; 3]);
+        names.note(2, |names| names.lost(2, NAME));
+        assert_eq!(servers.each_ref().map(shown), [[1, 2], [0, 1], [1, 2]]);
+        names.leave(3);
+        assert_eq!(shown(&servers[0]), [1, 1]);
     }
 
     #[test]
-    fn tickets_that_all_begin_otherwise_and_the_same_ticket_again_call_for_none() {
-        let checks = [2, 3, 4, 4].map(|of| (RESUMED, ticket(of, 1)));
-        assert_eq!(calls(checks), [false; 4]);
+    fn of_a_server_that_has_gone_nothing_is_noted() {
+        let names = KeyNames::default();
+        for id in [1, 2] {
+            names.join(id, &id.to_string(), figures());
+        }
+        names.leave(2);
+        names.note(2, |names| names.tried(NAME, 2, 1, true));
+        assert!(names.servers(&NAME).is_empty());
+        // It is back, and what was known of it before is not.
+        names.join(2, "2", figures());
+        names.note(2, |names| names.tried(NAME, 2, 1, true));
+        assert_eq!(names.servers(&NAME), [1, 2]);
     }
 }

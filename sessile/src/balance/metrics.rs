@@ -12,6 +12,7 @@ use sessile_proto::route::RoutedBy;
 use sessile_proto::watch::Kind;
 
 use super::forgetting::{self, BUCKETS};
+use super::key_names::Figures;
 use super::relay::Moved;
 use crate::detect::DetectError;
 use crate::figure;
@@ -192,6 +193,8 @@ pub(super) struct ServerFamilies {
     handshakes: IntCounterVec,
     idle: HistogramVec,
     forgets_after: GaugeVec,
+    key_names: IntGaugeVec,
+    group_size: IntGaugeVec,
 }
 
 /// What is counted of one server.
@@ -268,6 +271,14 @@ impl ServerFamilies {
             )?,
             idle,
             forgets_after,
+            key_names: gauges(
+                "sessile_balance_server_key_names",
+                "Key names of this server's tickets that are proven.",
+            )?,
+            group_size: gauges(
+                "sessile_balance_server_group_size",
+                "Servers that are known to share a ticket key with this one, itself included.",
+            )?,
         })
     }
 
@@ -302,6 +313,14 @@ impl ServerFamilies {
         }
     }
 
+    /// What is known of how its tickets begin.
+    pub(super) fn key_names(&self, server: &str) -> Figures {
+        Figures {
+            names: self.key_names.with_label_values(&[server]),
+            group: self.group_size.with_label_values(&[server]),
+        }
+    }
+
     /// Another machine has the name: what is still open is the old one's, and counted no more.
     pub(super) fn forget_open(&self, server: &str) {
         let _ = self.open.remove_label_values(&[server]);
@@ -327,6 +346,8 @@ impl ServerFamilies {
             let _ = self.idle.remove_label_values(&[server, outcome]);
         }
         let _ = self.forgets_after.remove_label_values(&[server]);
+        let _ = self.key_names.remove_label_values(&[server]);
+        let _ = self.group_size.remove_label_values(&[server]);
     }
 }
 

@@ -9,6 +9,7 @@ mod health;
 mod kept;
 mod key_names;
 mod labels;
+mod lookout;
 mod metrics;
 mod relay;
 mod report;
@@ -27,7 +28,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use sessile_proto::affinity::Affinity;
-use sessile_proto::keynames::KeyNames;
 use sessile_proto::session::Limits;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -122,7 +122,6 @@ impl Balancer {
             roster: watch::Sender::new(Arc::new(roster)),
             changing: Mutex::new(()),
             affinity,
-            key_names: Mutex::default(),
             metrics,
             families,
             max_connections,
@@ -214,7 +213,6 @@ struct Shared {
     /// Held from reading the roster until another has taken its place.
     changing: Mutex<()>,
     affinity: Arc<Mutex<Affinity>>,
-    key_names: Mutex<KeyNames>,
     metrics: Metrics,
     families: ServerFamilies,
     max_connections: usize,
@@ -252,16 +250,19 @@ impl Shared {
         let after = Roster::new(balance, labels, Some(&before), &self.families)?;
         let mut changes = Changes::default();
         for (_, server) in before.servers() {
-            let name = server.name();
+            let (name, id) = (server.name(), server.id());
             let settings = after.server(name).map(|server| &server.settings);
+            if settings.is_none_or(|settings| settings.pool != server.settings.pool) {
+                server.key_names.leave(id);
+            }
             if settings.is_none() {
                 self.families.remove(name);
                 changes.removed.push(name.to_owned());
             }
             // What it knew, nobody else does.
             if settings.is_none_or(|settings| settings.address != server.address()) {
-                locked(&self.affinity).forget_server(server.id());
-                locked(&self.key_names).forget(server.id());
+                locked(&self.affinity).forget_server(id);
+                server.key_names.note(id, |names| names.forget(id));
             }
             if settings.is_some_and(|settings| *settings != server.settings) {
                 changes.changed.push(name.to_owned());

@@ -9,6 +9,7 @@ use sessile_proto::Time;
 use sessile_proto::affinity::AffinityKey;
 use sessile_proto::cliff::Offer;
 use sessile_proto::hello::TLS_1_2;
+use sessile_proto::keynames::KeyNames;
 use sessile_proto::route::RoutedBy;
 use sessile_proto::verdict::How;
 use sessile_proto::watch::{Kind, Learned, Outcome};
@@ -45,7 +46,7 @@ impl Shared {
             .live
             .forgetting
             .announced(outcome.lifetime_hint);
-        self.learn_key_name(passage, outcome, selected);
+        learn_key_name(passage, outcome, selected);
         let kind = match outcome.kind {
             // The session ID of a TLS 1.3 client is noise, unless it is one that we know.
             Kind::NotOffered if passage.by != RoutedBy::Policy => Kind::Refused,
@@ -139,23 +140,25 @@ impl Shared {
             }
         }
     }
+}
 
-    fn learn_key_name(&self, passage: &Passage, outcome: &Outcome, selected: Option<u16>) {
-        let offered = &passage.offered;
-        let (token, certain) = match outcome.kind {
-            // After a HelloRetryRequest the number counts in a hello that was not looked at.
-            Kind::Resumed(How::Psk) if !outcome.hello_retry => {
-                let at = selected.map(usize::from);
-                let token = at.and_then(|at| offered.identities.get(at).copied());
-                (token.flatten(), offered.in_clear)
-            }
-            // A server that knows no tickets takes the session ID beside one, and its client may have
-            // made that ticket up.
-            Kind::Resumed(How::Ticket) => (offered.ticket, false),
-            _ => (None, false),
-        };
-        if let Some(token) = token {
-            locked(&self.key_names).accepted(passage.server.id(), token, certain);
+fn learn_key_name(passage: &Passage, outcome: &Outcome, selected: Option<u16>) {
+    let offered = &passage.offered;
+    let (token, certain) = match outcome.kind {
+        // After a HelloRetryRequest the number counts in a hello that was not looked at.
+        Kind::Resumed(How::Psk) if !outcome.hello_retry => {
+            let at = selected.map(usize::from);
+            let token = at.and_then(|at| offered.identities.get(at).copied());
+            (token.flatten(), offered.in_clear)
         }
+        // A server that knows no tickets takes the session ID beside one, and its client may have
+        // made that ticket up.
+        Kind::Resumed(How::Ticket) => (offered.ticket, false),
+        _ => (None, false),
+    };
+    if let Some(token) = token {
+        let server = &passage.server;
+        let accepted = |names: &mut KeyNames| names.accepted(server.id(), token, certain);
+        server.key_names.note(server.id(), accepted);
     }
 }

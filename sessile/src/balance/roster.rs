@@ -10,6 +10,7 @@ use sessile_proto::Time;
 use sessile_proto::route::{self, Load, Policy};
 
 use super::forgetting::Forgetting;
+use super::key_names::KeyNames;
 use super::labels::Labels;
 use super::metrics::ServerFamilies;
 use super::server::{Live, Rank, Server};
@@ -41,6 +42,9 @@ pub(super) struct Pool {
     policy: Policy,
     slow_start: Duration,
     turn: AtomicU64,
+    /// How tickets of its servers begin, and where they lead. By pool: no rule leads out of one, and a
+    /// server that stands in two is two servers that know nothing of each other. Outlives the roster.
+    pub(super) key_names: Arc<KeyNames>,
 }
 
 /// Labels could not tell two servers apart.
@@ -64,11 +68,11 @@ impl Roster {
         families: &ServerFamilies,
     ) -> Result<Self, SameNumber> {
         let numbers = numbers(&balance.servers, labels.as_deref())?;
-        let mut pools = vec![Pool::new(DEFAULT, balance.policy, &balance)];
+        let mut pools = vec![Pool::new(DEFAULT, balance.policy, &balance, before)];
         let mut names = ServerNames::default();
         for (at, written) in (1..).zip(&balance.pools) {
             let policy = written.policy.unwrap_or(balance.policy);
-            let mut pool = Pool::new(&written.name, policy, &balance);
+            let mut pool = Pool::new(&written.name, policy, &balance, before);
             let whole = |name: &&String| !name.starts_with("*.");
             pool.first_name = written.names.iter().find(whole).cloned();
             pools.push(pool);
@@ -99,8 +103,12 @@ impl Roster {
                 .skip(1)
                 .position(of_pool)
                 .map_or(0, |at| at + 1);
-            let server = Server::new(settings.clone(), number, live);
-            pools[pool].servers.push(Arc::new(server));
+            let pool = &mut pools[pool];
+            let key_names = Arc::clone(&pool.key_names);
+            let server = Server::new(settings.clone(), number, live, key_names);
+            let figures = families.key_names(server.name());
+            server.key_names.join(server.id(), server.name(), figures);
+            pool.servers.push(Arc::new(server));
         }
         Ok(Self {
             balance,
@@ -163,7 +171,9 @@ fn numbers(
 }
 
 impl Pool {
-    fn new(name: &str, policy: Policy, balance: &Balance) -> Self {
+    fn new(name: &str, policy: Policy, balance: &Balance, before: Option<&Roster>) -> Self {
+        let mut known = before.into_iter().flat_map(Roster::pools);
+        let known = known.find(|pool| pool.name == name);
         Self {
             name: name.to_owned(),
             servers: Vec::new(),
@@ -171,6 +181,7 @@ impl Pool {
             policy,
             slow_start: balance.slow_start,
             turn: AtomicU64::new(0),
+            key_names: known.map_or_else(Arc::default, |pool| Arc::clone(&pool.key_names)),
         }
     }
 

@@ -10,6 +10,7 @@ use sessile_proto::route::{self, Load};
 use tokio::sync::Notify;
 
 use super::forgetting::Forgetting;
+use super::key_names::KeyNames;
 use super::locked;
 use super::metrics::ServerMetrics;
 use super::standing::{Standing, State};
@@ -24,6 +25,8 @@ pub(super) struct Server {
     pub(super) number: Option<u32>,
     /// Outlives the roster.
     pub(super) live: Arc<Live>,
+    /// What is known in its pool of how tickets begin.
+    pub(super) key_names: Arc<KeyNames>,
 }
 
 /// What is not set but found out.
@@ -82,12 +85,18 @@ impl Live {
 }
 
 impl Server {
-    pub(super) fn new(settings: BalanceServer, number: Option<u32>, live: Arc<Live>) -> Self {
+    pub(super) fn new(
+        settings: BalanceServer,
+        number: Option<u32>,
+        live: Arc<Live>,
+        key_names: Arc<KeyNames>,
+    ) -> Self {
         Self {
             id: route::server_id(&settings.name),
             settings,
             number,
             live,
+            key_names,
         }
     }
 

@@ -1,16 +1,20 @@
 //! `sessile balance` in front of servers whose tickets it cannot read: key names, learned from checks
 //! and from what servers accept, lead TLS 1.3 clients home too.
 
+use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use std::{fs, io, thread};
 
 use serde_json::json;
 
-use crate::peers::{Certificates, NAME, Peer, Ran, Sessile, nginx, run};
+use crate::peers::{Certificates, Cut, NAME, Peer, Proxy, Ran, Sessile, nginx, run};
 use crate::store::setup::Farm;
+
+const PATIENCE: Duration = Duration::from_secs(15);
 
 const REQUEST: &str = "GET / HTTP/1.1\r\nhost: farm.test\r\nconnection: close\r\n\r\n";
 
@@ -21,18 +25,23 @@ const MECHANISMS: [(&[&str], &str); 3] = [
     (&["-tls1_2", "-no_ticket"], "session-id"),
 ];
 
-/// A balancer that spreads new clients over servers named a, b, c.
-fn balancer(folder: &Path, servers: &[SocketAddr], more: &str) -> Sessile {
+/// A balancer that spreads new clients over servers named a, b, c, of which some may be given more.
+fn balancer_of(folder: &Path, servers: &[(SocketAddr, &str)], more: &str) -> Sessile {
     let file = folder.join("balance.toml");
     let mut text = format!(
         "[key]\nfile = \"none\"\n[[listener]]\naddress = \"127.0.0.1:0\"\nrole = \"balance\"\n\
          [balance]\npolicy = \"round-robin\"\nhealth-name = \"{NAME}\"\n{more}\n"
     );
-    for (name, address) in ["a", "b", "c"].iter().zip(servers) {
-        text += &format!("[[balance.server]]\nname = \"{name}\"\naddress = \"{address}\"\n");
+    for (name, (address, its)) in ('a'..='z').zip(servers) {
+        text += &format!("[[balance.server]]\nname = \"{name}\"\naddress = \"{address}\"\n{its}\n");
     }
     fs::write(&file, text).unwrap();
     Sessile::balance_configured(&file, folder)
+}
+
+fn balancer(folder: &Path, servers: &[SocketAddr], more: &str) -> Sessile {
+    let servers: Vec<_> = servers.iter().map(|&address| (address, "")).collect();
+    balancer_of(folder, &servers, more)
 }
 
 fn visit(address: SocketAddr, arguments: &[&str], session: &Path) -> Ran {
@@ -205,6 +214,118 @@ fn servers_that_share_a_ticket_key_stand_in_for_each_other() {
 }
 
 #[test]
+fn one_of_a_group_that_gets_another_key_leaves_the_others_their_group_and_keeps_its_own_clients() {
+    const CLIENTS: u64 = 3;
+    let certificates = Certificates::new();
+    let servers = [(); 3].map(|()| nginx_with_key(&certificates));
+    // What a reload is to its clients: the same place, and another key.
+    let reloaded = nginx_of_its_own(&certificates);
+    let behind = Arc::new(Mutex::new(servers[1].address()));
+    let moving = address_before(Arc::clone(&behind));
+    let addresses = [servers[0].address(), moving, servers[2].address()];
+    let more = "health-interval = \"50ms\"";
+    let balancer = balancer(certificates.folder(), &addresses, more);
+    let group_of = |name, group: &[&str]| {
+        balancer.await_server(name, |server| server["group"] == json!(group))
+    };
+    let shared = group_of("b", &["a", "c"])["key_names"].clone();
+    let figures = |name: &str| {
+        let metrics = balancer.metrics();
+        ["key_names", "group_size"].map(|figure| {
+            let figure = format!("sessile_balance_server_{figure}");
+            metrics.sum(&figure, &[("server", name)])
+        })
+    };
+    assert_eq!(["a", "b", "c"].map(figures), [[1, 3]; 3]);
+    let [old, new] = ["old", "new"].map(|age| {
+        let sessions = (0..CLIENTS).map(|n| certificates.folder().join(format!("{age}-{n}")));
+        sessions.collect::<Vec<_>>()
+    });
+    for session in &old {
+        visit(balancer.address(), &["-tls1_3"], session);
+    }
+
+    *behind.lock().unwrap() = reloaded.address();
+    // Long before anybody is looked at for want of anything else to do.
+    let names = |server: &serde_json::Value| server["key_names"].clone();
+    let alone = balancer.await_server("b", |it| names(it) != shared && names(it) != json!([]));
+    assert_eq!(alone["group"], json!([]), "{alone}");
+    for (name, other) in [("a", "c"), ("c", "a")] {
+        let server = group_of(name, &[other]);
+        assert_eq!(names(&server), shared, "{server}");
+    }
+    assert_eq!(["a", "b", "c"].map(figures), [[1, 2], [1, 1], [1, 2]]);
+    // It was not this one that was looked at again.
+    balancer.await_line(&format!("server=\"c\" names={shared} group=[\"a\"]"));
+    for session in &new {
+        visit(balancer.address(), &["-tls1_3"], session);
+    }
+    for session in old.iter().chain(&new) {
+        let ran = visit(balancer.address(), &["-tls1_3"], session);
+        assert_eq!(ran.count("Reused, TLSv1."), 1, "{}", ran.stdout);
+    }
+    let metrics = balancer.await_metrics(|it| it.all_routed() == 4 * CLIENTS);
+    assert_eq!(
+        metrics.routed("key-name", "resumed"),
+        2 * CLIENTS,
+        "{metrics}"
+    );
+}
+
+#[test]
+fn clients_of_two_pools_on_the_same_servers_come_home() {
+    const CLIENTS: u64 = 4;
+    const RETURNS: u64 = 3;
+    let certificates = Certificates::new();
+    let servers = [(); 2].map(|()| nginx_of_its_own(&certificates));
+    let [one, other] = servers.each_ref().map(Peer::address);
+    let shop = "pool = \"shop\"";
+    let all = [(one, ""), (other, ""), (one, shop), (other, shop)];
+    let pool = "[[balance.pool]]\nname = \"shop\"\nnames = [\"shop.test\"]";
+    let balancer = balancer_of(certificates.folder(), &all, pool);
+    for name in ["a", "b", "c", "d"] {
+        let server = balancer.await_server(name, |server| server["key_names"] != json!([]));
+        assert_eq!(server["group"], json!([]), "{server}");
+    }
+    for name in [NAME, "shop.test"] {
+        for client in 0..CLIENTS {
+            let session = certificates.folder().join(format!("{name}-{client}"));
+            // The last one that is given counts.
+            let arguments = ["-tls1_3", "-servername", name];
+            let ran = visit(balancer.address(), &arguments, &session);
+            assert_eq!(ran.count("New, TLSv1."), 1, "{}", ran.stdout);
+            for _ in 0..RETURNS {
+                let ran = visit(balancer.address(), &arguments, &session);
+                assert_eq!(ran.count("Reused, TLSv1."), 1, "{name}: {}", ran.stdout);
+            }
+        }
+    }
+    let returned = 2 * CLIENTS * RETURNS;
+    let metrics = balancer.await_metrics(|it| it.routed("key-name", "resumed") >= returned);
+    assert_eq!(metrics.routed("key-name", "resumed"), returned, "{metrics}");
+}
+
+#[test]
+fn a_server_that_is_put_into_another_pool_has_its_key_name_there_at_once() {
+    let certificates = Certificates::new();
+    let servers = [(); 2].map(|()| nginx_of_its_own(&certificates));
+    let [there, moved] = servers.each_ref().map(Peer::address);
+    let shop = "pool = \"shop\"\n";
+    let pool = "[[balance.pool]]\nname = \"shop\"\nnames = [\"shop.test\"]";
+    let folder = certificates.folder();
+    let balancer = balancer_of(folder, &[(there, shop), (moved, "")], pool);
+    balancer.await_server("b", |server| server["key_names"] != json!([]));
+    let file = folder.join("balance.toml");
+    let text = fs::read_to_string(&file).unwrap();
+    fs::write(&file, text + shop).unwrap();
+    let said = balancer.reload();
+    assert!(said.contains("configuration and key reloaded"), "{said}");
+    balancer.await_server("b", |server| {
+        server["pool"] == "shop" && server["key_names"] != json!([])
+    });
+}
+
+#[test]
 fn prefixes_that_vary_never_become_key_names() {
     const VISITS: u64 = 6;
     // Tickets of sessile servers are random all over, to whoever has not their route key.
@@ -219,4 +340,94 @@ fn prefixes_that_vary_never_become_key_names() {
     assert_eq!(metrics.routed("key-name", "resumed"), 0, "{metrics}");
     let server = balancer.await_server("a", |_| true);
     assert_eq!(server["key_names"], json!([]), "{server}");
+}
+
+#[test]
+fn a_client_that_is_asked_for_another_hello_resumes_where_its_first_one_led() {
+    const CLIENTS: u64 = 3;
+    const RETURNS: u64 = 2;
+    let certificates = Certificates::new();
+    // It takes no share of the client's first group, and asks for one of its own.
+    let directives = "ssl_session_cache shared:s:1m; ssl_ecdh_curve X25519;";
+    let servers = [(); 3].map(|()| nginx(&certificates, directives));
+    let addresses = servers.each_ref().map(Peer::address);
+    let balancer = balancer(certificates.folder(), &addresses, "");
+    for name in ["a", "b", "c"] {
+        balancer.await_server(name, |server| server["key_names"] != json!([]));
+    }
+    let arguments = ["-tls1_3", "-groups", "P-384:X25519", "-msg"];
+    for client in 0..CLIENTS {
+        let session = certificates.folder().join(client.to_string());
+        for at in 0..=RETURNS {
+            let ran = visit(balancer.address(), &arguments, &session);
+            let hellos = ran
+                .stdout
+                .lines()
+                .filter(|line| line.ends_with(", ClientHello"));
+            assert_eq!(hellos.count(), 2, "{}", ran.stdout);
+            let came = ["New, TLSv1.", "Reused, TLSv1."].map(|kind| ran.count(kind));
+            let expected = if at == 0 { [1, 0] } else { [0, 1] };
+            assert_eq!(came, expected, "{}", ran.stdout);
+        }
+    }
+    let all = CLIENTS * (1 + RETURNS);
+    let metrics = balancer.await_metrics(|metrics| metrics.all_routed() >= all);
+    let returned = CLIENTS * RETURNS;
+    assert_eq!(metrics.routed("key-name", "resumed"), returned, "{metrics}");
+    assert_eq!(
+        metrics.routed("policy", "not-offered"),
+        CLIENTS,
+        "{metrics}"
+    );
+    // A second hello made no second connection to any server.
+    let made = metrics.sum("sessile_balance_server_connections_total", &[]);
+    assert_eq!(made, all, "{metrics}");
+}
+
+/// What OpenSSL says first when it comes with that session.
+fn returning_hello(address: SocketAddr, session: &Path) -> Vec<u8> {
+    let proxy = Proxy::start(address, Cut::Whole);
+    let ran = visit(proxy.address(), &["-tls1_3"], session);
+    assert_eq!(ran.count("Reused, TLSv1."), 1, "{}", ran.stdout);
+    proxy.hello()
+}
+
+#[test]
+fn one_ticket_with_a_key_name_shown_again_and_again_fills_no_server_beyond_its_share() {
+    const SHOWN: u64 = 180;
+    const OPEN: &str = "sessile_balance_server_connections_open";
+    const BY_NAME: (&str, &str) = ("routed_by", "key-name");
+    const RESUMED: (&str, &str) = ("outcome", "resumed");
+    let certificates = Certificates::new();
+    let servers = [(); 2].map(|()| nginx_of_its_own(&certificates));
+    let addresses = servers.each_ref().map(Peer::address);
+    let policy = ["--policy", "least-connections", "--health", "tls"];
+    let balancer = Sessile::balance(&addresses, &policy);
+    for name in ["a", "b"] {
+        balancer.await_server(name, |server| server["key_names"] != json!([]));
+    }
+    let session = certificates.folder().join("session");
+    visit(balancer.address(), &["-tls1_3"], &session);
+    let hello = returning_hello(balancer.address(), &session);
+    balancer.await_metrics(|it| it.sum(OPEN, &[]) == 0 && it.routed("key-name", "resumed") == 1);
+    let show = || {
+        let mut io = TcpStream::connect(balancer.address()).unwrap();
+        io.set_read_timeout(Some(PATIENCE)).unwrap();
+        io.write_all(&hello).unwrap();
+        io.read_exact(&mut [0]).unwrap();
+        io
+    };
+    let _held: Vec<_> = (0..SHOWN).map(|_| show()).collect();
+    let metrics = balancer.metrics();
+    assert_eq!(metrics.sum(OPEN, &[]), SHOWN, "{metrics}");
+    let handshakes = "sessile_balance_server_handshakes_total";
+    let is_home = |name: &&&str| metrics.sum(handshakes, &[("server", name), BY_NAME, RESUMED]) > 0;
+    let home = ["a", "b"].iter().find(is_home).unwrap();
+    let at_home = metrics.sum(OPEN, &[("server", home)]);
+    // A quarter more than half of all, and more than a server may have in any case.
+    let bound = SHOWN * 5 / 8 + 1;
+    assert!((65..=bound).contains(&at_home), "{metrics}");
+    // The other one does not know the key.
+    let elsewhere = metrics.routed("policy", "refused");
+    assert_eq!(at_home + elsewhere, SHOWN, "{metrics}");
 }

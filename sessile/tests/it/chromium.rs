@@ -5,8 +5,11 @@ use std::fs;
 use std::process::Command;
 
 use serde_json::json;
+use sessile_proto::hello::{DEFAULT_LIMIT, HelloReader};
 
-use crate::peers::{Answer, Browser, Certificates, NAME, Peer, Sessile, nginx, run};
+use crate::peers::{
+    Answer, Browser, Certificates, Comeback, Cut, NAME, Peer, Proxy, Sessile, Web, run, s_client,
+};
 
 /// Two servers that share a farm key and close connections soon, behind a balancer that spreads
 /// clients.
@@ -133,31 +136,129 @@ fn chromium_resumes_session_ids_at_the_server_that_gave_them() {
     assert!(servers.balancer.metrics().routed("session-id", "resumed") >= 3);
 }
 
-#[test]
-fn chromium_comes_home_to_servers_that_share_nothing() {
+/// A browser at servers that are not ours, behind a balancer that closes connections soon.
+struct Visitor {
+    /// Where the browser's hellos can be read.
+    proxy: Proxy,
+    balancer: Sessile,
+    browser: Browser,
+}
+
+impl Visitor {
+    fn start(certificates: &Certificates, servers: &[Peer], health: &str) -> Self {
+        let mut text = format!(
+            "[key]\nfile = \"none\"\n[[listener]]\naddress = \"127.0.0.1:0\"\nrole = \"balance\"\n\
+             [balance]\npolicy = \"round-robin\"\nidle-timeout = \"1s\"\nhealth = \"{health}\"\n"
+        );
+        for (name, server) in ('a'..='z').zip(servers) {
+            let address = server.address();
+            text += &format!("[[balance.server]]\nname = \"{name}\"\naddress = \"{address}\"\n");
+        }
+        let config = certificates.folder().join("balance.toml");
+        fs::write(&config, text).unwrap();
+        let balancer = Sessile::balance_configured(&config, certificates.folder());
+        Self {
+            proxy: Proxy::start(balancer.address(), Cut::Whole),
+            balancer,
+            browser: Browser::start(&arguments(certificates, &[])),
+        }
+    }
+
+    /// Opens a page, which leads every later visit.
+    fn open(&self) {
+        let port = self.proxy.address().port();
+        self.browser.open(&format!("https://{NAME}:{port}/page"));
+    }
+
+    /// Comes back so many times, each time on a new connection.
+    fn return_to_it(&self, times: u64) {
+        for _ in 0..times {
+            let open = "sessile_balance_connections_open";
+            self.balancer.await_metrics(|it| it.sum(open, &[]) == 0);
+            let fetched = self.browser.run(
+                "fetch('/', {cache: 'no-store'}).then(response => done(response.status), error => done(String(error)))",
+            );
+            assert_eq!(fetched, json!(204));
+        }
+    }
+
+    /// Whether the next of its hellos has `encrypted_client_hello`, as our own parser reads it.
+    fn sent_ech(&self) -> bool {
+        let bytes = self.proxy.hello();
+        let mut reader = HelloReader::new(DEFAULT_LIMIT);
+        assert_eq!(reader.push(&bytes), Ok(true));
+        reader.hello().unwrap().encrypted_client_hello
+    }
+}
+
+fn chromium_comes_home_to(web: Web) {
     const RETURNS: u64 = 4;
     let certificates = Certificates::new();
-    let servers = [(); 3].map(|()| {
-        let page = "location = /page { default_type text/html; return 200 '<link rel=icon href=data:,>'; }";
-        nginx(&certificates, &format!("keepalive_timeout 0; {page}"))
-    });
-    let addresses = servers.each_ref().map(Peer::address);
-    let policy = ["--policy", "round-robin", "--health", "tls"];
-    let balancer = Sessile::balance(&addresses, &policy);
+    let servers = [(); 3].map(|()| web.start(&certificates, Comeback::Psk));
+    let visitor = Visitor::start(&certificates, &servers, "tls");
+    let balancer = &visitor.balancer;
     for name in ["a", "b", "c"] {
         balancer.await_server(name, |server| server["key_names"] != json!([]));
     }
-    let browser = Browser::start(&arguments(&certificates, &[]));
-    let port = balancer.address().port();
-    browser.open(&format!("https://{NAME}:{port}/page"));
-    for _ in 0..RETURNS {
-        let fetched = browser.run(
-            "fetch('/', {cache: 'no-store'}).then(response => done(response.status), error => done(String(error)))",
-        );
-        assert_eq!(fetched, json!(204));
+    visitor.open();
+    visitor.return_to_it(RETURNS);
+    let metrics = balancer.await_metrics(|it| it.routed("key-name", "resumed") >= RETURNS);
+    for by in ["policy", "key-name"] {
+        assert_eq!(metrics.routed(by, "refused"), 0, "{metrics}");
     }
-    // It may have opened two connections for the page, and kept one for what came next.
-    let metrics = balancer.await_metrics(|it| it.routed("key-name", "resumed") + 1 >= RETURNS);
-    assert_eq!(metrics.routed("policy", "refused"), 0, "{metrics}");
-    assert_eq!(metrics.routed("key-name", "refused"), 0, "{metrics}");
+    for _ in 0..=RETURNS {
+        assert!(visitor.sent_ech());
+    }
+}
+
+#[test]
+fn chromium_comes_home_to_nginx() {
+    chromium_comes_home_to(Web::Nginx);
+}
+
+#[test]
+fn chromium_comes_home_to_haproxy() {
+    chromium_comes_home_to(Web::Haproxy);
+}
+
+#[test]
+fn chromium_comes_home_to_apache() {
+    chromium_comes_home_to(Web::Apache);
+}
+
+#[test]
+fn chromium_comes_home_to_caddy() {
+    chromium_comes_home_to(Web::Caddy);
+}
+
+#[test]
+fn chromium_may_confirm_a_key_name_and_makes_none() {
+    const RETURNS: u64 = 4;
+    let certificates = Certificates::new();
+    let servers = [Web::Nginx.start(&certificates, Comeback::Psk)];
+    let visitor = Visitor::start(&certificates, &servers, "off");
+    let balancer = &visitor.balancer;
+    visitor.open();
+    visitor.return_to_it(RETURNS);
+    // More than twice were its tickets accepted, which another client would have proven the name by.
+    let metrics = balancer.await_metrics(|it| it.routed("policy", "resumed") >= RETURNS);
+    assert_eq!(metrics.routed("key-name", "resumed"), 0, "{metrics}");
+    let server = balancer.await_server("a", |_| true);
+    assert_eq!(server["key_names"], json!([]), "{server}");
+    assert!(visitor.sent_ech());
+
+    let session = certificates.folder().join("session");
+    let session = session.to_str().unwrap();
+    let address = balancer.address();
+    s_client(address, None, &["-tls1_3", "-sess_out", session]);
+    for _ in 0..2 {
+        s_client(
+            address,
+            None,
+            &["-tls1_3", "-sess_in", session, "-sess_out", session],
+        );
+    }
+    balancer.await_server("a", |server| server["key_names"] != json!([]));
+    visitor.return_to_it(RETURNS);
+    balancer.await_metrics(|it| it.routed("key-name", "resumed") >= RETURNS);
 }

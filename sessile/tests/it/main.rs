@@ -10,6 +10,7 @@ mod balance_forgetting;
 mod balance_labels;
 mod balance_path;
 mod balance_servers;
+mod balance_source;
 mod balance_tickets;
 mod chromium;
 mod client;

@@ -5,6 +5,9 @@ use std::process::Command;
 
 use super::{Certificates, Peer, nginx};
 
+/// What they have at `/page`: with an icon that is no request of its own.
+const PAGE: &str = "<link rel=icon href=data:,>";
+
 /// How a farm of such servers lets its clients come back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Comeback {
@@ -16,7 +19,7 @@ pub(crate) enum Comeback {
     Psk,
 }
 
-/// A program that serves the web.
+/// A program that serves the web: a page at `/page`, and nothing (204) elsewhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Web {
     Nginx,
@@ -38,7 +41,8 @@ impl Web {
                 };
                 let directives = format!(
                     "ssl_protocols {protocols}; ssl_session_cache shared:s:1m; \
-                     ssl_session_tickets {tickets};"
+                     ssl_session_tickets {tickets}; \
+                     location = /page {{ default_type text/html; return 200 '{PAGE}'; }}"
                 );
                 nginx(certificates, &directives)
             }
@@ -66,6 +70,7 @@ fn haproxy(certificates: &Certificates, comeback: Comeback) -> Peer {
             "global\n  tune.ssl.cachesize 1000\n\
              defaults\n  mode http\n  timeout connect 5s\n  timeout client 5s\n  timeout server 5s\n\
              frontend tls\n  bind 127.0.0.1:{port} ssl crt {pem} {bind}\n  \
+             http-request return status 200 content-type text/html string '{PAGE}' if {{ path /page }}\n  \
              http-request return status 204\n",
             pem = pem.display(),
         );
@@ -85,6 +90,7 @@ fn apache(certificates: &Certificates, comeback: Comeback) -> Peer {
     };
     Peer::start("apache2-bin", |port| {
         let folder = folder(certificates, "apache", port);
+        fs::write(folder.join("page"), PAGE).expect("a file");
         let config = folder.join("httpd.conf");
         let text = format!(
             "ServerRoot {root}\nPidFile httpd.pid\nMutex file:{root} default\nServerName localhost\n\
@@ -99,7 +105,9 @@ fn apache(certificates: &Certificates, comeback: Comeback) -> Peer {
              <VirtualHost *:{port}>\n\
              SSLEngine on\nSSLProtocol -all +{protocols}\nSSLSessionTickets {tickets}\n\
              SSLCertificateFile {chain}\nSSLCertificateKeyFile {key}\n\
-             RedirectMatch 204 .*\n\
+             DocumentRoot {root}\n\
+             <Location /page>\nForceType text/html\n</Location>\n\
+             RedirectMatch 204 ^/(?!page$)\n\
              </VirtualHost>\n",
             root = folder.display(),
             chain = certificates.chain.display(),
@@ -126,7 +134,7 @@ fn caddy(certificates: &Certificates, comeback: Comeback) -> Peer {
         let text = format!(
             "{{\n admin off\n auto_https off\n storage file_system {root}\n}}\n\
              https://:{port} {{\n bind 127.0.0.1\n tls {chain} {key} {{\n  protocols {protocols}\n }}\n\
-             respond 204\n}}\n",
+             header /page Content-Type text/html\n respond /page `{PAGE}` 200\n respond 204\n}}\n",
             root = folder.display(),
             chain = certificates.chain.display(),
             key = certificates.key.display(),

@@ -1,7 +1,7 @@
 //! Ways to the store: one server, a cluster, or the master that sentinels name; with and without TLS.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
@@ -10,11 +10,12 @@ use redis::cluster_async::ClusterConnection;
 use redis::io::tcp::TcpSettings;
 use redis::sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType};
 use redis::{
-    AsyncConnectionConfig, Client, ClientTlsConfig, Cmd, ConnectionAddr, ConnectionInfo,
-    IntoConnectionInfo, RedisConnectionInfo, RedisResult, TlsCertificates, TlsMode, Value,
+    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, IntoConnectionInfo,
+    RedisConnectionInfo, RedisResult, TlsCertificates, TlsMode, Value,
 };
 
-use crate::config::store::{Login, Node, Redis, RedisTls, Topology};
+use super::tls;
+use crate::config::store::{Login, Node, Redis, Topology};
 
 /// How long a connection may take to be made, name look-ups, TLS and log-in included.
 pub(super) const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
@@ -31,6 +32,10 @@ const REDIRECTS: (u32, u64, u64) = (3, 5, 50);
 pub enum StoreError {
     #[error("session.store: {file}: {source}", file = .file.display())]
     File { file: PathBuf, source: io::Error },
+    #[error(
+        "session.store: the system has no certificate authorities; name one with ?ca=FILE, or install the package ca-certificates"
+    )]
+    NoAuthorities,
     #[error("session.store: {0}")]
     Client(#[from] redis::RedisError),
     #[error("session.store: metrics: {0}")]
@@ -59,7 +64,7 @@ enum Way {
 impl Dialer {
     /// Reads the PEM files and finds out whether the client takes the configuration.
     pub(super) fn new(config: &Redis) -> Result<Self, StoreError> {
-        let certificates = config.tls.as_ref().map(certificates).transpose()?;
+        let certificates = config.tls.as_ref().map(tls::certificates).transpose()?;
         let dialer = Self {
             config: config.clone(),
             certificates,
@@ -215,23 +220,4 @@ pub(super) fn is_refusal(error: &redis::RedisError) -> bool {
 
 fn tcp_settings() -> TcpSettings {
     TcpSettings::default().set_nodelay(true)
-}
-
-fn certificates(tls: &RedisTls) -> Result<TlsCertificates, StoreError> {
-    let read = |file: &Path| {
-        std::fs::read(file).map_err(|source| StoreError::File {
-            file: file.to_owned(),
-            source,
-        })
-    };
-    Ok(TlsCertificates {
-        client_tls: match &tls.client {
-            Some((certificate, key)) => Some(ClientTlsConfig {
-                client_cert: read(certificate)?,
-                client_key: read(key)?,
-            }),
-            None => None,
-        },
-        root_cert: tls.ca.as_deref().map(read).transpose()?,
-    })
 }

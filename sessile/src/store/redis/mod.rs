@@ -9,6 +9,7 @@ mod forget;
 mod link;
 mod metrics;
 mod single_use;
+mod tls;
 
 pub use connect::StoreError;
 pub use forget::{ForgetError, forget};

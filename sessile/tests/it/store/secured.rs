@@ -62,6 +62,48 @@ async fn the_store_may_be_behind_tls_and_ask_for_a_certificate() {
 }
 
 #[tokio::test(flavor = "current_thread")]
+async fn the_systems_authorities_count_where_no_others_are_named() {
+    let certificates = Certificates::new();
+    let redis = redis_over_tls(&certificates);
+    let shown = |path: &Path| path.display().to_string();
+    let Certificates { ca, chain, key, .. } = &certificates;
+    let client = format!("cert={}&key={}", shown(chain), shown(key));
+    let named = format!("rediss://{}?ca={}&{client}", redis.address(), shown(ca));
+    let unnamed = format!("rediss://{}?{client}", redis.address());
+    let connecting = ["full/store-down", "full/unknown"];
+
+    // What is wrong with the system's is nothing to who names others.
+    let broken = certificates.folder().join("none.pem");
+    let farm = Farm::sharing(&named, "").on_a_system_with(&broken);
+    let (one, other) = (farm.serve("web1"), farm.serve("web2"));
+    hop_until("resumed/session-id", &connecting, &one, &other).await;
+    let farm = Farm::sharing(&unnamed, "");
+    let output = farm.on_a_system_with(&broken).run("web1", free_port());
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("no certificate authorities"), "{said}");
+
+    let farm = farm.on_a_system_with(ca);
+    let (one, other) = (farm.serve("web1"), farm.serve("web2"));
+    hop_until("resumed/session-id", &connecting, &one, &other).await;
+
+    // Others than these are not trusted: neither the system's beside a named one, nor any that came along.
+    let stranger = Certificates::new();
+    let elsewhere = format!(
+        "rediss://{}?ca={}&{client}",
+        redis.address(),
+        shown(&stranger.ca)
+    );
+    for (store, system) in [(&elsewhere, ca), (&unnamed, &stranger.ca)] {
+        let farm = Farm::sharing(store, "").on_a_system_with(system);
+        let (one, other) = (farm.serve("web1"), farm.serve("web2"));
+        let hop = hop(Mechanism::SessionId, &one, &other).await;
+        assert_eq!(hop, "full/store-down");
+        assert!(one.peer.said().contains("cannot be reached"));
+    }
+}
+
+#[tokio::test(flavor = "current_thread")]
 async fn a_server_needs_four_commands_on_its_farms_own_names() {
     let rules = ["~sessile:*", "+get", "+mget", "+set", "+ping"];
     let mut arguments = vec!["--user", "sessile", "on", ">p@ss"];

@@ -91,6 +91,24 @@ async fn stored_tickets_resume_at_every_server_until_their_session_is_removed() 
     }
 }
 
+#[tokio::test(flavor = "current_thread")]
+async fn what_a_store_no_longer_has_is_unknown_and_not_lost_with_its_server() {
+    let redis = Redis::start();
+    let farm = Farm::sharing(&redis.url(), "require-close-notify = true\n");
+    let server = farm.serve("web1");
+    let clients = [Mechanism::Ticket, Mechanism::Psk].map(client);
+    for client in &clients {
+        verdict(client, server.address()).await;
+    }
+    server.peer.kill();
+    // As a store does that needs the room.
+    redis::cmd("FLUSHALL").exec(&mut redis.connect()).unwrap();
+    let server = farm.serve("web1");
+    for client in &clients {
+        assert_eq!(verdict(client, server.address()).await, "full/unknown");
+    }
+}
+
 #[test]
 fn openssl_resumes_at_every_server() {
     let redis = Redis::start();

@@ -27,6 +27,8 @@ const OPERATIONS: [&str; 4] = ["fetch", "put", "remove", "spend"];
 pub(in crate::store) enum Outcome {
     /// Found, stored, removed.
     Ok,
+    /// Stored, after the flight that announces the session had left.
+    Late,
     /// Not there, and for all the store knows it never was.
     Missing,
     /// It was removed by a server of the farm.
@@ -51,7 +53,9 @@ impl Outcome {
     }
 }
 
-const OUTCOMES: [&str; 7] = ["ok", "missing", "gone", "bad", "refused", "timeout", "down"];
+const OUTCOMES: [&str; 8] = [
+    "ok", "late", "missing", "gone", "bad", "refused", "timeout", "down",
+];
 
 /// Upper bounds of the histogram's buckets, in seconds: a store stands in the same data centre.
 const BUCKETS: [f64; 10] = [

@@ -15,6 +15,7 @@ pub use connect::StoreError;
 pub use forget::{ForgetError, forget};
 pub(super) use link::{HEARTBEAT, Link};
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -165,7 +166,7 @@ impl Link {
     }
 
     /// Stores sessions and removes the one that was `spent`, all at once, and waits until that is done or
-    /// patience ends. What comes later than that is done all the same.
+    /// patience ends. What comes later than that is done all the same, and counted as such.
     pub(super) async fn put(
         self: &Rc<Self>,
         puts: &[Put],
@@ -175,6 +176,7 @@ impl Link {
         patience: &mut Patience,
     ) {
         let mut under_way = tokio::task::JoinSet::new();
+        let stored = Rc::new(Cell::new(Outcome::Ok));
         for put in puts {
             let life = put.expires.since(now).as_millis();
             let name = Name::new(&self.remote.scope, &put.key);
@@ -194,12 +196,12 @@ impl Link {
                     command
                 }
             };
-            let link = Rc::clone(self);
+            let (link, stored) = (Rc::clone(self), Rc::clone(&stored));
             let is_single_use = put.key.is_single_use();
             under_way.spawn_local(async move {
                 let timeout = link.remote.timeout;
                 match link.ask(Operation::Put, &command, 1, timeout).await {
-                    Ok(_) => link.remote.metrics.count(Operation::Put, Outcome::Ok, 1),
+                    Ok(_) => link.remote.metrics.count(Operation::Put, stored.get(), 1),
                     Err(outcome) if is_single_use => link.note_single_use(outcome),
                     Err(_) => {}
                 }
@@ -212,10 +214,10 @@ impl Link {
         let left = patience.left();
         let all = async {
             // Nobody may be kept waiting for longer than was granted; the tasks go on by themselves.
-            let _ = tokio::time::timeout(left, async {
-                while under_way.join_next().await.is_some() {}
-            })
-            .await;
+            let all = async { while under_way.join_next().await.is_some() {} };
+            if tokio::time::timeout(left, all).await.is_err() {
+                stored.set(Outcome::Late);
+            }
             under_way.detach_all();
         };
         patience.spend(all).await;

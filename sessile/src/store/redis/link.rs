@@ -12,11 +12,11 @@ use redis::{Cmd, Value};
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 
-use super::Remote;
 use super::backoff::Backoff;
 use super::breaker::Breaker;
 use super::connect::{CONNECT_DEADLINE, Connection, is_refusal};
 use super::metrics::{Operation, Outcome};
+use super::{Remote, Said};
 
 /// How long a worker that starts waits for its first connection, so that the first clients after a
 /// restart find the store.
@@ -85,6 +85,7 @@ impl Link {
 
     /// Starts to connect, and waits a moment for that.
     pub(in crate::store) async fn start(self: &Rc<Self>) {
+        self.remote.metrics.one_wanted();
         tokio::task::spawn_local(Rc::clone(self).keep());
         // Where it takes longer, handshakes are full until it is there.
         let _ = timeout(START_DEADLINE, self.changed.notified()).await;
@@ -158,7 +159,9 @@ impl Link {
             return;
         }
         self.changed.notify_one();
-        if self.remote.metrics.one_less() {
+        self.remote.metrics.one_less();
+        // Once: a store that is lost is lost to all, and the metrics tell how many have it.
+        if self.remote.says(Said::Unwell) {
             let server = &self.remote.server;
             match failure {
                 Failure::Timeout => tracing::warn!(
@@ -190,14 +193,14 @@ impl Link {
                         Failure::Store(error) => error.to_string(),
                     };
                     // Once: a store that stays away would fill the log.
-                    if self.remote.said.swap(true, Ordering::Relaxed) {
-                        tracing::debug!(server, error, "the session store is still down");
-                    } else {
+                    if self.remote.says(Said::Unwell) {
                         tracing::warn!(
                             server,
                             error,
                             "the session store cannot be reached: full handshakes until it can"
                         );
+                    } else {
+                        tracing::debug!(server, error, "the session store is still down");
                     }
                 }
             }
@@ -229,8 +232,7 @@ impl Link {
         self.serial.set(self.serial.get() + 1);
         *self.connection.borrow_mut() = Some(connection);
         self.changed.notify_one();
-        self.remote.said.store(true, Ordering::Relaxed);
-        if self.remote.metrics.one_more() {
+        if self.remote.metrics.one_more() && self.remote.says(Said::Well) {
             let (server, store) = (&self.remote.server, &self.remote.shown);
             tracing::info!(server, store, "the session store answers");
         }

@@ -18,7 +18,7 @@ pub(super) use link::{HEARTBEAT, Link};
 use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::Duration;
 
 use prometheus::Registry;
@@ -52,10 +52,21 @@ pub(super) struct Remote {
     metrics: Metrics,
     marks: SharedMarks,
     claim: Claim,
-    /// Whether the log has a word on it; from then on it has one at every change.
-    said: AtomicBool,
+    /// What the log was told last; a word comes at every change.
+    said: AtomicU8,
     /// Whether the log has a word on a request that the store refused.
     said_refused: AtomicBool,
+}
+
+/// What the log says of the store.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+enum Said {
+    Nothing,
+    /// Every worker's connection is well.
+    Well,
+    /// One is not: the metrics count the others.
+    Unwell,
 }
 
 /// What the store says of a session.
@@ -99,10 +110,16 @@ impl Remote {
             metrics: Metrics::register(registry, name)?,
             marks: SharedMarks::new(keys, marks, server),
             claim: Claim::new(keys.scope(), number, name, registry)?,
-            said: AtomicBool::new(false),
+            said: AtomicU8::new(Said::Nothing as u8),
             said_refused: AtomicBool::new(false),
         })
     }
+
+    /// Whether that is news to the log.
+    fn says(&self, what: Said) -> bool {
+        self.said.swap(what as u8, Ordering::Relaxed) != what as u8
+    }
+
     /// Gives the server's number up to whoever comes next.
     pub(super) fn resign(&self) {
         self.claim.resign();

@@ -14,7 +14,7 @@ use tokio::time::{Instant, timeout};
 
 use super::backoff::Backoff;
 use super::breaker::Breaker;
-use super::connect::{CONNECT_DEADLINE, Connection, is_refusal};
+use super::connect::{CONNECT_DEADLINE, Dialed, is_refusal};
 use super::metrics::{Operation, Outcome};
 use super::{Remote, Said};
 
@@ -31,7 +31,7 @@ const SINGLE_USE_PAUSE: Duration = Duration::from_secs(5);
 pub(in crate::store) struct Link {
     pub(super) remote: Arc<Remote>,
     /// While the store is taken for well.
-    connection: RefCell<Option<Connection>>,
+    connection: RefCell<Option<Dialed>>,
     /// Which connection that is: what an earlier one did says nothing about it.
     serial: Cell<u64>,
     breaker: Cell<Breaker>,
@@ -111,8 +111,8 @@ impl Link {
 
     async fn exchange(&self, command: &Cmd, patience: Duration) -> Result<Value, Outcome> {
         let serial = self.serial.get();
-        let connection = self.connection.borrow().clone();
-        let mut connection = connection.ok_or(Outcome::Down)?;
+        let dialed = self.connection.borrow().clone();
+        let mut connection = dialed.ok_or(Outcome::Down)?.connection;
         let failure = match timeout(patience, connection.ask(command)).await {
             Ok(Ok(value)) => {
                 self.breaker.take();
@@ -180,9 +180,9 @@ impl Link {
         let mut backoff = Backoff::new();
         loop {
             match self.dial().await {
-                Ok(connection) => {
+                Ok(dialed) => {
                     let since = Instant::now();
-                    self.come_up(connection);
+                    self.come_up(dialed);
                     self.until_given_up().await;
                     backoff.was_well(since.elapsed());
                 }
@@ -213,24 +213,28 @@ impl Link {
 
     /// A connection over which the store has said what is forgotten, as quickly as handshakes need it to
     /// answer: before that is known, its sessions are of no use.
-    async fn dial(&self) -> Result<Connection, Failure> {
+    async fn dial(&self) -> Result<Dialed, Failure> {
         let dialed = timeout(CONNECT_DEADLINE, self.remote.dialer.dial()).await;
-        let mut connection = dialed
+        let mut dialed = dialed
             .map_err(|_| Failure::Timeout)?
             .map_err(Failure::Store)?;
         let marks = self.remote.marks.command();
-        let answer = timeout(self.remote.timeout, connection.ask(&marks)).await;
+        let answer = timeout(self.remote.timeout, dialed.connection.ask(&marks)).await;
         let answer = answer
             .map_err(|_| Failure::Timeout)?
             .map_err(Failure::Store)?;
         self.remote.marks.learn(&answer);
-        Ok(connection)
+        Ok(dialed)
     }
 
-    fn come_up(&self, connection: Connection) {
+    fn use_from_now_on(&self, dialed: Dialed) {
         self.breaker.take();
         self.serial.set(self.serial.get() + 1);
-        *self.connection.borrow_mut() = Some(connection);
+        *self.connection.borrow_mut() = Some(dialed);
+    }
+
+    fn come_up(&self, dialed: Dialed) {
+        self.use_from_now_on(dialed);
         self.changed.notify_one();
         if self.remote.metrics.one_more() && self.remote.says(Said::Well) {
             let (server, store) = (&self.remote.server, &self.remote.shown);
@@ -246,7 +250,28 @@ impl Link {
                 && self.exchange(&ping, self.remote.timeout).await.is_ok()
             {
                 self.follow_the_farm().await;
+                self.renew().await;
             }
+        }
+    }
+
+    /// Makes the connection anew where it would go on with certificates that have been renewed. Until the
+    /// new one is there, and where it does not come about, the old one does.
+    async fn renew(&self) {
+        let Some(dialed) = self.connection.borrow().clone() else {
+            return;
+        };
+        let Some(certificates) = self.remote.dialer.renewed(&dialed).await else {
+            return;
+        };
+        // They are tried once.
+        if let Some(dialed) = self.connection.borrow_mut().as_mut() {
+            dialed.certificates = Some(certificates);
+        }
+        if let Ok(dialed) = self.dial().await
+            && self.is_up()
+        {
+            self.use_from_now_on(dialed);
         }
     }
 

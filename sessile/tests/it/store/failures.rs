@@ -74,6 +74,29 @@ async fn a_store_that_restarts_while_nobody_asks() {
     hop_until("resumed/session-id", &COSTS, &one, &other).await;
 }
 
+#[tokio::test(flavor = "current_thread")]
+async fn without_the_store_nobody_resumes_whose_session_another_server_may_have_removed() {
+    let redis = Redis::start();
+    let farm = Farm::new(&format!(
+        "store = \"{}\"\n{DEADLINE}require-close-notify = true\n",
+        redis.url()
+    ));
+    let server = farm.serve("web1");
+    hop_until("resumed/session-id", &COSTS, &server, &server).await;
+    let clients = [Mechanism::SessionId, Mechanism::Ticket, Mechanism::Psk].map(client);
+    for client in &clients {
+        verdict(client, server.address()).await;
+    }
+    redis.stop();
+    eventually("both threads have lost it", || {
+        let labels = [("state", "down")];
+        server.metrics().sum("sessile_store_connections", &labels) == 2
+    });
+    for client in &clients {
+        assert_eq!(verdict(client, server.address()).await, "full/store-down");
+    }
+}
+
 #[test]
 fn a_store_that_one_worker_thread_has_lost_is_not_up() {
     let redis = Redis::start();

@@ -21,7 +21,15 @@ const REASONS: [(Gone, u8); 4] = [
     (Gone::NotClosedCleanly, 4),
 ];
 
-/// An entry's name in the store: `sessile:<scope>:<hash of the key>`.
+/// Digits of the hash that say in which part of the store an entry for single use is: one of 4,096.
+const PART_DIGITS: usize = 3;
+
+/// How long an identity that was asked for before its session came brings no early data, in seconds: until
+/// the hello that asked is stale at every server, ten seconds off either way.
+pub(super) const KEPT_OUT: u64 = 20;
+
+/// An entry's name in the store: `sessile:<scope>:<hash of the key>`; where it is for single use, with
+/// braces around the digits of its part, which keep that on one node of a cluster.
 pub(super) struct Name {
     text: String,
     hash: [u8; digest::SHA256_OUTPUT_LEN],
@@ -38,20 +46,31 @@ impl Name {
         context.update(key.as_bytes());
         let mut hash = [0; digest::SHA256_OUTPUT_LEN];
         hash.copy_from_slice(context.finish().as_ref());
-        let mut text = String::with_capacity(scope.len() + 9 + 2 * hash.len());
+        let mut text = String::with_capacity(scope.len() + 11 + 2 * hash.len());
         text.push_str("sessile:");
         text.push_str(scope);
         text.push(':');
-        for byte in hash {
-            for digit in [byte >> 4, byte & 0xf] {
-                text.push(char::from(b"0123456789abcdef"[usize::from(digit)]));
+        let single_use = key.is_single_use();
+        let digits = hash.iter().flat_map(|byte| [byte >> 4, byte & 0xf]);
+        for (n, digit) in digits.enumerate() {
+            match n {
+                0 if single_use => text.push('{'),
+                PART_DIGITS if single_use => text.push('}'),
+                _ => {}
             }
+            text.push(char::from(b"0123456789abcdef"[usize::from(digit)]));
         }
         Self {
             text,
             hash,
-            single_use: key.is_single_use(),
+            single_use,
         }
+    }
+
+    /// The name of an entry's part, which many share.
+    pub(super) fn part(&self) -> &str {
+        let rest = 2 * self.hash.len() - PART_DIGITS;
+        &self.text[..self.text.len() - rest]
     }
 
     pub(super) fn as_str(&self) -> &str {
@@ -87,12 +106,27 @@ pub(super) fn open(schedule: &Schedule, name: &Name, value: &[u8]) -> Result<Vec
     sealed::open(schedule, Purpose::Store, &name.hash, sealed).map_err(Opened::Bad)
 }
 
-/// Whether an entry for single use was stored by that node of the store: `length 1 | node | sealed`.
+/// Whether an entry for single use is sure to be unspent, and not to have come after a hello that asked for
+/// it. `said` is what the node that gives it out says of itself; `missed`: something in its part of the
+/// store was asked for in vain a short while ago.
 ///
-/// In clear, because the node itself has to write it. Whoever could forge it writes to the store, and
-/// could as well put the entry back.
-pub(super) fn was_stored_by(value: &[u8], node: &[u8]) -> bool {
-    !node.is_empty() && split_node(value).is_some_and(|(by, _)| by == node)
+/// What the node said of itself when it took the entry stands before it, in clear, because the node has to
+/// write it: `length 1 | node, space, seconds | sealed`. Whoever could forge it writes to the store, and could
+/// as well put the entry back.
+pub(super) fn was_kept(value: &[u8], said: &[u8], missed: bool) -> bool {
+    let stored = split_node(value).and_then(|(by, _)| node_and_time(by));
+    let (Some((by, then)), Some((node, now))) = (stored, node_and_time(said)) else {
+        return false;
+    };
+    // Both are whole seconds of one clock, rounded down.
+    by == node && (!missed || now.saturating_sub(then) > KEPT_OUT)
+}
+
+fn node_and_time(said: &[u8]) -> Option<(&[u8], u64)> {
+    let space = said.iter().rposition(|&byte| byte == b' ')?;
+    let (node, seconds) = (&said[..space], &said[space + 1..]);
+    let seconds = std::str::from_utf8(seconds).ok()?.parse().ok()?;
+    (!node.is_empty()).then_some((node, seconds))
 }
 
 fn split_node(value: &[u8]) -> Option<(&[u8], &[u8])> {
@@ -151,6 +185,21 @@ mod tests {
     }
 
     #[test]
+    fn entries_for_single_use_are_in_few_parts_of_the_store() {
+        let mut parts = std::collections::BTreeSet::new();
+        for n in 0..10_000_u64 {
+            let mut id = [0; 32];
+            id[..8].copy_from_slice(&n.to_be_bytes());
+            let name = Name::new("farm", &Key::single_use(&id).unwrap());
+            let digits = name.part().strip_prefix("sessile:farm:{").unwrap();
+            assert_eq!(digits.len(), PART_DIGITS + 1);
+            assert!(name.as_str().starts_with(name.part()));
+            parts.insert(name.part().to_owned());
+        }
+        assert!((3000..=4096).contains(&parts.len()));
+    }
+
+    #[test]
     fn an_entry_for_single_use_says_which_node_took_it() {
         let schedule = schedule();
         let name = Name::new("farm", &Key::single_use(&[7; 32]).unwrap());
@@ -158,18 +207,38 @@ mod tests {
             let entry = seal(&schedule, &name, b"envelope").unwrap();
             [&[node.len() as u8], node, &entry].concat()
         };
-        let entry = stored_by(b"node");
+        let entry = stored_by(b"node 100");
         assert_eq!(open(&schedule, &name, &entry).unwrap(), b"envelope");
-        assert!(was_stored_by(&entry, b"node"));
-        for other in [&b"nod"[..], b"nodes", b"edon", b""] {
-            assert!(!was_stored_by(&entry, other));
+        assert!(was_kept(&entry, b"node 100", false));
+        assert!(was_kept(&entry, b"node 2000", false));
+        for other in [
+            &b"nod 100"[..],
+            b"nodes 100",
+            b"node",
+            b"node ",
+            b"",
+            b" 100",
+        ] {
+            assert!(!was_kept(&entry, other, false));
         }
         // A store that does not tell is no witness.
-        let unsigned = stored_by(b"");
-        assert_eq!(open(&schedule, &name, &unsigned).unwrap(), b"envelope");
-        assert!(!was_stored_by(&unsigned, b""));
+        for silent in [&b""[..], b" 100", b"node"] {
+            let unsigned = stored_by(silent);
+            assert_eq!(open(&schedule, &name, &unsigned).unwrap(), b"envelope");
+            assert!(!was_kept(&unsigned, silent, false));
+        }
         for cut in 0..entry.len() {
             open(&schedule, &name, &entry[..cut]).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn what_was_asked_for_in_vain_may_have_been_an_entry_that_is_younger() {
+        let entry = b"\x08node 100sealed";
+        for (now, kept) in [("100", false), ("120", false), ("121", true), ("99", false)] {
+            let said = format!("node {now}");
+            assert_eq!(was_kept(entry, said.as_bytes(), true), kept, "{now}");
+            assert!(was_kept(entry, said.as_bytes(), false));
         }
     }
 

@@ -112,17 +112,18 @@ pub struct Put {
 pub struct Spent {
     /// Its envelope, or why there is none to be had.
     pub session: Result<Vec<u8>, Reason>,
-    /// The node that gave it out is the one that took it, and has been the master without a break. Only
-    /// then is it sure that nobody else was given it: replication is asynchronous, and a node that was
-    /// promoted, restarted or restored may have missed that it was spent.
-    pub same_node: bool,
+    /// The node that gave it out is the one that took it, and has been the master without a break: only
+    /// then is it sure that nobody else was given it, for replication is asynchronous, and a node that was
+    /// promoted, restarted or restored may have missed that it was spent. And it did not take it after a
+    /// hello that may be this one had asked for it, and was refused.
+    pub is_sure: bool,
 }
 
 impl Spent {
     const fn refused(reason: Reason) -> Self {
         Self {
             session: Err(reason),
-            same_node: false,
+            is_sure: false,
         }
     }
 }
@@ -409,14 +410,14 @@ impl Local {
         let Some(link) = &self.link else {
             return Spent::refused(Reason::CacheDisabled);
         };
-        let (answer, same_node) = link.spend(key, schedule, patience).await;
+        let (answer, is_sure) = link.spend(key, schedule, patience).await;
         let session = match answer {
             Answer::Found(envelope) => self.adopt(key, envelope, schedule, now),
             Answer::Gone(gone) => Err(gone.into()),
             Answer::Missing => Err(Reason::Unknown),
             Answer::None(reason) => Err(reason),
         };
-        Spent { session, same_node }
+        Spent { session, is_sure }
     }
 
     /// Stores new sessions, and lets the one that they follow be `spent` if it was for single use. Returns

@@ -45,6 +45,8 @@ pub(super) struct Context {
     psk_dhe: bool,
     lifetime: std::time::Duration,
     cache: bool,
+    /// Whether sessions are in a store that may drop them by itself.
+    shared: bool,
     tickets: bool,
     /// Whether sealed tickets are accepted.
     sealed: bool,
@@ -155,6 +157,7 @@ impl Context {
             // A client that takes a ticket will not come back with the session ID.
             // Where the clock and the key disagree there is no ticket to take.
             cache: store.is_enabled() && !(tickets && wants_tickets && schedule.can_seal()),
+            shared: store.is_shared(),
             tickets,
             sealed: *sealed,
             // With a client's certificates in it, a ticket's size would show whose it is; and without
@@ -357,11 +360,10 @@ impl Context {
             Some((id, label)) if label.class == Class::Stored => {
                 let key = Key::stored(&id);
                 let mut found = self.fetched(&key);
+                let other_life = label.incarnation != self.issuer.incarnation;
                 let ours = label.server == self.issuer.server;
-                if found == Err(Reason::Unknown)
-                    && ours
-                    && label.incarnation != self.issuer.incarnation
-                {
+                // A shared store outlives its servers, and may have evicted the session or restarted empty.
+                if found == Err(Reason::Unknown) && ours && other_life && !self.shared {
                     found = Err(Reason::Lost);
                 }
                 self.admit(how, Some(key), found)

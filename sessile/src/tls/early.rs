@@ -72,7 +72,7 @@ pub(super) async fn plan(
     let store = &template.sessions.store;
     let spent = store.spend(&key, schedule, now, patience).await;
     let plan = match &spent.session {
-        Ok(_) if !spent.same_node || !template.keeps_single_use(schedule) => {
+        Ok(_) if !spent.is_sure || !template.keeps_single_use(schedule) => {
             Plan::Refused(Rejection::Store)
         }
         Ok(envelope) if !is_fresh(envelope, first.obfuscated_ticket_age, now) => {

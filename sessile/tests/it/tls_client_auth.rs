@@ -14,7 +14,7 @@ use rcgen::{
 };
 use serde_json::Value;
 
-use crate::peers::{Certificates, Metrics, NAME, Sessile, run};
+use crate::peers::{Certificates, Metrics, NAME, Sessile, free_port, run};
 use crate::store::setup::{Farm, Redis, Server};
 
 const HOUR: Duration = Duration::from_secs(60 * 60);
@@ -463,6 +463,41 @@ fn curl_resumes_with_its_certificate() {
     }
 }
 
+/// A farm with a site that asks for certificates, whose files go with the last of these.
+fn mutual_farm(store: &str) -> (Farm, ClientCa, Certificates) {
+    let certificates = Certificates::new();
+    let ca = ClientCa::new(certificates.folder(), "clients");
+    let farm = Farm::new(&format!(
+        "{store}[[site]]\nnames = [\"mutual.test\"]\n\
+         client-auth = {{ mode = \"optional\", ca = {:?} }}\n\
+         certificates = [{{ chain = {:?}, key = {:?} }}]\n\
+         [[site.route]]\npath = \"/\"\nverdict = true\n",
+        ca.certificate, certificates.chain, certificates.key
+    ));
+    (farm, ca, certificates)
+}
+
+#[test]
+fn a_store_that_is_down_makes_no_ticket_show_that_its_client_has_a_certificate() {
+    let nobody = free_port();
+    let (farm, ca, _certificates) =
+        mutual_farm(&format!("store = \"redis://127.0.0.1:{nobody}\"\n"));
+    let [one, other] = ["web1", "web2"].map(|name| farm.serve(name));
+    let alice = ca.issue("alice", HOUR);
+    for (arguments, how) in &OFFERS[..2] {
+        let session = farm.folder().join("session");
+        let visit = |server: &Server| {
+            let address = server.address();
+            visit(address, "mutual.test", arguments, &session, Some(&alice))
+        };
+        let _ = fs::remove_file(&session);
+        assert_eq!(visit(&one), seen("full/nothing-offered", ALICE));
+        assert_eq!(ticket_len(&session), 32);
+        assert_eq!(visit(&one), seen(how, ALICE));
+        assert_eq!(visit(&other), seen("full/store-down", ALICE));
+    }
+}
+
 #[test]
 fn where_servers_share_a_store_a_ticket_does_not_show_that_its_client_has_a_certificate() {
     let redis = Redis::start();
@@ -471,15 +506,7 @@ fn where_servers_share_a_store_a_ticket_does_not_show_that_its_client_has_a_cert
             true => format!("store = \"{}\"\nstore-timeout = \"3s\"\n", redis.url()),
             false => String::new(),
         };
-        let certificates = Certificates::new();
-        let ca = ClientCa::new(certificates.folder(), "clients");
-        let farm = Farm::new(&format!(
-            "{store}[[site]]\nnames = [\"mutual.test\"]\n\
-             client-auth = {{ mode = \"optional\", ca = {:?} }}\n\
-             certificates = [{{ chain = {:?}, key = {:?} }}]\n\
-             [[site.route]]\npath = \"/\"\nverdict = true\n",
-            ca.certificate, certificates.chain, certificates.key
-        ));
+        let (farm, ca, _certificates) = mutual_farm(&store);
         let [one, other] = ["web1", "web2"].map(|name| farm.serve(name));
         let alice = ca.issue("alice", HOUR);
         let identity = known.then_some(&alice);

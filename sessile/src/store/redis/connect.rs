@@ -1,7 +1,8 @@
 //! Ways to the store: one server, a cluster, or the master that sentinels name; with and without TLS.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
@@ -10,11 +11,12 @@ use redis::cluster_async::ClusterConnection;
 use redis::io::tcp::TcpSettings;
 use redis::sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType};
 use redis::{
-    AsyncConnectionConfig, Client, ClientTlsConfig, Cmd, ConnectionAddr, ConnectionInfo,
-    IntoConnectionInfo, RedisConnectionInfo, RedisResult, TlsCertificates, TlsMode, Value,
+    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, IntoConnectionInfo,
+    RedisConnectionInfo, RedisResult, TlsCertificates, TlsMode, Value,
 };
 
-use crate::config::store::{Login, Node, Redis, RedisTls, Topology};
+use super::tls::Files;
+use crate::config::store::{Login, Node, Redis, Topology};
 
 /// How long a connection may take to be made, name look-ups, TLS and log-in included.
 pub(super) const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
@@ -31,6 +33,27 @@ const REDIRECTS: (u32, u64, u64) = (3, 5, 50);
 pub enum StoreError {
     #[error("session.store: {file}: {source}", file = .file.display())]
     File { file: PathBuf, source: io::Error },
+    #[error(
+        "session.store: the system has no certificate authorities; name one with ?ca=FILE, or install the package ca-certificates"
+    )]
+    NoAuthorities,
+    #[error("session.store: {file} holds no certificate", file = .file.display())]
+    NoCertificate { file: PathBuf },
+    #[error("session.store: {file}: {source}", file = .file.display())]
+    Pem {
+        file: PathBuf,
+        source: rustls_pki_types::pem::Error,
+    },
+    #[error(
+        "session.store: {certificate} and {key} are no pair: {source}",
+        certificate = .certificate.display(),
+        key = .key.display()
+    )]
+    Pair {
+        certificate: PathBuf,
+        key: PathBuf,
+        source: rustls::Error,
+    },
     #[error("session.store: {0}")]
     Client(#[from] redis::RedisError),
     #[error("session.store: metrics: {0}")]
@@ -40,7 +63,7 @@ pub enum StoreError {
 /// Makes connections as configured.
 pub(super) struct Dialer {
     config: Redis,
-    certificates: Option<TlsCertificates>,
+    files: Option<Arc<Files>>,
 }
 
 /// A connection that many requests share. Clones are the same connection.
@@ -48,6 +71,13 @@ pub(super) struct Dialer {
 pub(super) enum Connection {
     Node(MultiplexedConnection),
     Cluster(ClusterConnection),
+}
+
+/// One that was made, and which certificates it was made with.
+#[derive(Clone)]
+pub(super) struct Dialed {
+    pub(super) connection: Connection,
+    pub(super) certificates: Option<u64>,
 }
 
 enum Way {
@@ -59,23 +89,48 @@ enum Way {
 impl Dialer {
     /// Reads the PEM files and finds out whether the client takes the configuration.
     pub(super) fn new(config: &Redis) -> Result<Self, StoreError> {
-        let certificates = config.tls.as_ref().map(certificates).transpose()?;
         let dialer = Self {
             config: config.clone(),
-            certificates,
+            files: config.tls.as_ref().map(Files::open).transpose()?,
         };
-        dialer.way()?;
+        let read = dialer.files.as_ref().map(|files| files.last());
+        dialer.way(read.as_ref().map(|read| &read.certificates))?;
         Ok(dialer)
     }
 
-    /// Connects and logs in. Its tasks run on the runtime of this thread.
-    pub(super) async fn dial(&self) -> RedisResult<Connection> {
+    /// Connects and logs in, with the certificates as their files are now. Its tasks run on the runtime of
+    /// this thread.
+    pub(super) async fn dial(&self) -> RedisResult<Dialed> {
+        let read = match &self.files {
+            Some(files) => Some(files.current().await),
+            None => None,
+        };
+        let certificates = read.as_ref().map(|read| &read.certificates);
+        Ok(Dialed {
+            connection: self.connect(self.way(certificates)?).await?,
+            certificates: read.as_ref().map(|read| read.serial),
+        })
+    }
+
+    /// The number of the certificates with which a connection has to be made anew, since they were renewed: a
+    /// cluster's makes further ones by itself, with those that it began with.
+    pub(super) async fn renewed(&self, dialed: &Dialed) -> Option<u64> {
+        match (&self.files, &dialed.connection) {
+            (Some(files), Connection::Cluster(_)) => {
+                let now = files.current().await.serial;
+                (dialed.certificates != Some(now)).then_some(now)
+            }
+            _ => None,
+        }
+    }
+
+    async fn connect(&self, way: Way) -> RedisResult<Connection> {
         // Deadlines are the callers': they know how long a handshake may wait.
         let settings = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(CONNECT_DEADLINE))
             .set_response_timeout(None)
             .set_pipeline_buffer_size(QUEUE);
-        Ok(match self.way()? {
+        Ok(match way {
             Way::Single(client) => {
                 let connection = client.get_multiplexed_async_connection_with_config(&settings);
                 Connection::Node(connection.await?)
@@ -88,10 +143,9 @@ impl Dialer {
         })
     }
 
-    fn way(&self) -> RedisResult<Way> {
-        let certificates = || self.certificates.clone();
+    fn way(&self, certificates: Option<&TlsCertificates>) -> RedisResult<Way> {
         Ok(match &self.config.topology {
-            Topology::Single => Way::Single(self.client(&self.config.nodes[0])?),
+            Topology::Single => Way::Single(self.client(&self.config.nodes[0], certificates)?),
             Topology::Cluster => {
                 let (redirects, least, most) = REDIRECTS;
                 let nodes: RedisResult<Vec<_>> =
@@ -102,8 +156,8 @@ impl Dialer {
                     .min_retry_wait(least)
                     .max_retry_wait(most)
                     .tcp_settings(tcp_settings());
-                let builder = match certificates() {
-                    Some(certificates) => builder.certs(certificates),
+                let builder = match certificates {
+                    Some(certificates) => builder.certs(certificates.clone()),
                     None => builder,
                 };
                 Way::Cluster(builder.build()?)
@@ -127,20 +181,20 @@ impl Dialer {
                 if let Some(password) = &login.password {
                     builder = builder.set_client_to_sentinel_password(password.expose());
                 }
-                if let Some(certificates) = certificates() {
+                if let Some(certificates) = certificates {
                     builder = builder
                         .set_client_to_redis_tls_mode(TlsMode::Secure)
                         .set_client_to_redis_certificates(certificates.clone())
-                        .set_client_to_sentinel_certificates(certificates);
+                        .set_client_to_sentinel_certificates(certificates.clone());
                 }
                 Way::Sentinel(builder.build()?)
             }
         })
     }
 
-    fn client(&self, node: &Node) -> RedisResult<Client> {
+    fn client(&self, node: &Node, certificates: Option<&TlsCertificates>) -> RedisResult<Client> {
         let info = self.info(node)?;
-        match &self.certificates {
+        match certificates {
             Some(certificates) => Client::build_with_tls(info, certificates.clone()),
             None => Client::open(info),
         }
@@ -215,23 +269,4 @@ pub(super) fn is_refusal(error: &redis::RedisError) -> bool {
 
 fn tcp_settings() -> TcpSettings {
     TcpSettings::default().set_nodelay(true)
-}
-
-fn certificates(tls: &RedisTls) -> Result<TlsCertificates, StoreError> {
-    let read = |file: &Path| {
-        std::fs::read(file).map_err(|source| StoreError::File {
-            file: file.to_owned(),
-            source,
-        })
-    };
-    Ok(TlsCertificates {
-        client_tls: match &tls.client {
-            Some((certificate, key)) => Some(ClientTlsConfig {
-                client_cert: read(certificate)?,
-                client_key: read(key)?,
-            }),
-            None => None,
-        },
-        root_cert: tls.ca.as_deref().map(read).transpose()?,
-    })
 }

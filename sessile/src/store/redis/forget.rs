@@ -194,7 +194,7 @@ pub async fn forget(
     not_before: Time,
 ) -> Result<Forgotten, ForgetError> {
     let name = name(scope);
-    let mut connection = in_time(Dialer::new(redis)?.dial()).await?;
+    let mut connection = in_time(Dialer::new(redis)?.dial()).await?.connection;
     for _ in 0..TRIES {
         let read = match in_time(connection.ask(&get(&name))).await? {
             Value::BulkString(value) => value,

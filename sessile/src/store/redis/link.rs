@@ -12,11 +12,11 @@ use redis::{Cmd, Value};
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 
-use super::Remote;
 use super::backoff::Backoff;
 use super::breaker::Breaker;
-use super::connect::{CONNECT_DEADLINE, Connection, is_refusal};
+use super::connect::{CONNECT_DEADLINE, Dialed, is_refusal};
 use super::metrics::{Operation, Outcome};
+use super::{Remote, Said};
 
 /// How long a worker that starts waits for its first connection, so that the first clients after a
 /// restart find the store.
@@ -31,7 +31,7 @@ const SINGLE_USE_PAUSE: Duration = Duration::from_secs(5);
 pub(in crate::store) struct Link {
     pub(super) remote: Arc<Remote>,
     /// While the store is taken for well.
-    connection: RefCell<Option<Connection>>,
+    connection: RefCell<Option<Dialed>>,
     /// Which connection that is: what an earlier one did says nothing about it.
     serial: Cell<u64>,
     breaker: Cell<Breaker>,
@@ -85,6 +85,7 @@ impl Link {
 
     /// Starts to connect, and waits a moment for that.
     pub(in crate::store) async fn start(self: &Rc<Self>) {
+        self.remote.metrics.one_wanted();
         tokio::task::spawn_local(Rc::clone(self).keep());
         // Where it takes longer, handshakes are full until it is there.
         let _ = timeout(START_DEADLINE, self.changed.notified()).await;
@@ -110,8 +111,8 @@ impl Link {
 
     async fn exchange(&self, command: &Cmd, patience: Duration) -> Result<Value, Outcome> {
         let serial = self.serial.get();
-        let connection = self.connection.borrow().clone();
-        let mut connection = connection.ok_or(Outcome::Down)?;
+        let dialed = self.connection.borrow().clone();
+        let mut connection = dialed.ok_or(Outcome::Down)?.connection;
         let failure = match timeout(patience, connection.ask(command)).await {
             Ok(Ok(value)) => {
                 self.breaker.take();
@@ -158,7 +159,9 @@ impl Link {
             return;
         }
         self.changed.notify_one();
-        if self.remote.metrics.one_less() {
+        self.remote.metrics.one_less();
+        // Once: a store that is lost is lost to all, and the metrics tell how many have it.
+        if self.remote.says(Said::Unwell) {
             let server = &self.remote.server;
             match failure {
                 Failure::Timeout => tracing::warn!(
@@ -177,9 +180,9 @@ impl Link {
         let mut backoff = Backoff::new();
         loop {
             match self.dial().await {
-                Ok(connection) => {
+                Ok(dialed) => {
                     let since = Instant::now();
-                    self.come_up(connection);
+                    self.come_up(dialed);
                     self.until_given_up().await;
                     backoff.was_well(since.elapsed());
                 }
@@ -190,14 +193,14 @@ impl Link {
                         Failure::Store(error) => error.to_string(),
                     };
                     // Once: a store that stays away would fill the log.
-                    if self.remote.said.swap(true, Ordering::Relaxed) {
-                        tracing::debug!(server, error, "the session store is still down");
-                    } else {
+                    if self.remote.says(Said::Unwell) {
                         tracing::warn!(
                             server,
                             error,
                             "the session store cannot be reached: full handshakes until it can"
                         );
+                    } else {
+                        tracing::debug!(server, error, "the session store is still down");
                     }
                 }
             }
@@ -210,27 +213,30 @@ impl Link {
 
     /// A connection over which the store has said what is forgotten, as quickly as handshakes need it to
     /// answer: before that is known, its sessions are of no use.
-    async fn dial(&self) -> Result<Connection, Failure> {
+    async fn dial(&self) -> Result<Dialed, Failure> {
         let dialed = timeout(CONNECT_DEADLINE, self.remote.dialer.dial()).await;
-        let mut connection = dialed
+        let mut dialed = dialed
             .map_err(|_| Failure::Timeout)?
             .map_err(Failure::Store)?;
         let marks = self.remote.marks.command();
-        let answer = timeout(self.remote.timeout, connection.ask(&marks)).await;
+        let answer = timeout(self.remote.timeout, dialed.connection.ask(&marks)).await;
         let answer = answer
             .map_err(|_| Failure::Timeout)?
             .map_err(Failure::Store)?;
         self.remote.marks.learn(&answer);
-        Ok(connection)
+        Ok(dialed)
     }
 
-    fn come_up(&self, connection: Connection) {
+    fn use_from_now_on(&self, dialed: Dialed) {
         self.breaker.take();
         self.serial.set(self.serial.get() + 1);
-        *self.connection.borrow_mut() = Some(connection);
+        *self.connection.borrow_mut() = Some(dialed);
+    }
+
+    fn come_up(&self, dialed: Dialed) {
+        self.use_from_now_on(dialed);
         self.changed.notify_one();
-        self.remote.said.store(true, Ordering::Relaxed);
-        if self.remote.metrics.one_more() {
+        if self.remote.metrics.one_more() && self.remote.says(Said::Well) {
             let (server, store) = (&self.remote.server, &self.remote.shown);
             tracing::info!(server, store, "the session store answers");
         }
@@ -244,7 +250,28 @@ impl Link {
                 && self.exchange(&ping, self.remote.timeout).await.is_ok()
             {
                 self.follow_the_farm().await;
+                self.renew().await;
             }
+        }
+    }
+
+    /// Makes the connection anew where it would go on with certificates that have been renewed. Until the
+    /// new one is there, and where it does not come about, the old one does.
+    async fn renew(&self) {
+        let Some(dialed) = self.connection.borrow().clone() else {
+            return;
+        };
+        let Some(certificates) = self.remote.dialer.renewed(&dialed).await else {
+            return;
+        };
+        // They are tried once.
+        if let Some(dialed) = self.connection.borrow_mut().as_mut() {
+            dialed.certificates = Some(certificates);
+        }
+        if let Ok(dialed) = self.dial().await
+            && self.is_up()
+        {
+            self.use_from_now_on(dialed);
         }
     }
 

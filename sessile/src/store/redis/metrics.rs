@@ -27,6 +27,8 @@ const OPERATIONS: [&str; 4] = ["fetch", "put", "remove", "spend"];
 pub(in crate::store) enum Outcome {
     /// Found, stored, removed.
     Ok,
+    /// Stored, after the flight that announces the session had left.
+    Late,
     /// Not there, and for all the store knows it never was.
     Missing,
     /// It was removed by a server of the farm.
@@ -51,7 +53,9 @@ impl Outcome {
     }
 }
 
-const OUTCOMES: [&str; 7] = ["ok", "missing", "gone", "bad", "refused", "timeout", "down"];
+const OUTCOMES: [&str; 8] = [
+    "ok", "late", "missing", "gone", "bad", "refused", "timeout", "down",
+];
 
 /// Upper bounds of the histogram's buckets, in seconds: a store stands in the same data centre.
 const BUCKETS: [f64; 10] = [
@@ -61,8 +65,31 @@ const BUCKETS: [f64; 10] = [
 pub(super) struct Metrics {
     requests: [[IntCounter; OUTCOMES.len()]; OPERATIONS.len()],
     seconds: [Histogram; OPERATIONS.len()],
-    /// Connections that are well now, of all workers.
-    up: Arc<AtomicUsize>,
+    connections: Arc<Connections>,
+}
+
+/// Workers' connections to the store.
+#[derive(Default)]
+struct Connections {
+    /// Those that are well now.
+    up: AtomicUsize,
+    /// One for each worker.
+    all: AtomicUsize,
+}
+
+impl Connections {
+    fn up(&self) -> usize {
+        self.up.load(Ordering::Relaxed)
+    }
+
+    fn down(&self) -> usize {
+        self.all.load(Ordering::Relaxed).saturating_sub(self.up())
+    }
+
+    /// A worker without one pays for it with full handshakes, however many others have theirs.
+    fn are_well(&self) -> bool {
+        self.up() > 0 && self.down() == 0
+    }
 }
 
 impl Metrics {
@@ -86,20 +113,33 @@ impl Metrics {
             &["operation"],
         )?;
         registry.register(Box::new(seconds.clone()))?;
-        let up = Arc::new(AtomicUsize::new(0));
+        let connections = Arc::<Connections>::default();
+        let read = Arc::clone(&connections);
         let opts = Opts::new(
             "sessile_store_up",
-            "1 where the shared session store answers, else 0.",
+            "1 where the shared session store answers every worker thread, else 0.",
         );
-        let read = Arc::clone(&up);
         figure::register(registry, opts.const_label("server", server), move || {
-            read.load(Ordering::Relaxed).min(1)
+            usize::from(read.are_well())
         })?;
+        for (state, count) in [
+            ("up", Connections::up as fn(&Connections) -> usize),
+            ("down", Connections::down),
+        ] {
+            let read = Arc::clone(&connections);
+            let opts = Opts::new(
+                "sessile_store_connections",
+                "Worker threads by the state of their connection to the shared session store.",
+            );
+            let opts = opts.const_label("server", server);
+            let opts = opts.const_label("state", state);
+            figure::register(registry, opts, move || count(&read))?;
+        }
         Ok(Self {
             requests: OPERATIONS
                 .map(|operation| OUTCOMES.map(|o| requests.with_label_values(&[operation, o]))),
             seconds: OPERATIONS.map(|operation| seconds.with_label_values(&[operation])),
-            up,
+            connections,
         })
     }
 
@@ -111,13 +151,19 @@ impl Metrics {
         self.seconds[operation as usize].observe(took.as_secs_f64());
     }
 
-    /// A worker's connection is well. True where it is the first one.
-    pub(super) fn one_more(&self) -> bool {
-        self.up.fetch_add(1, Ordering::Relaxed) == 0
+    /// One more worker wants a connection.
+    pub(super) fn one_wanted(&self) {
+        self.connections.all.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// A worker's connection is no longer well. True where it was the last one.
-    pub(super) fn one_less(&self) -> bool {
-        self.up.fetch_sub(1, Ordering::Relaxed) == 1
+    /// A worker's connection is well. True where all of them are.
+    pub(super) fn one_more(&self) -> bool {
+        self.connections.up.fetch_add(1, Ordering::Relaxed);
+        self.connections.are_well()
+    }
+
+    /// A worker's connection is no longer well.
+    pub(super) fn one_less(&self) {
+        self.connections.up.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -10,14 +10,16 @@ mod link;
 mod metrics;
 mod single_use;
 mod time;
+mod tls;
 
 pub use connect::StoreError;
 pub use forget::{ForgetError, forget};
 pub(super) use link::{HEARTBEAT, Link};
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::Duration;
 
 use prometheus::Registry;
@@ -53,10 +55,21 @@ pub(super) struct Remote {
     marks: SharedMarks,
     claim: Claim,
     clock: Clock,
-    /// Whether the log has a word on it; from then on it has one at every change.
-    said: AtomicBool,
+    /// What the log was told last; a word comes at every change.
+    said: AtomicU8,
     /// Whether the log has a word on a request that the store refused.
     said_refused: AtomicBool,
+}
+
+/// What the log says of the store.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+enum Said {
+    Nothing,
+    /// Every worker's connection is well.
+    Well,
+    /// One is not: the metrics count the others.
+    Unwell,
 }
 
 /// What the store says of a session.
@@ -101,10 +114,16 @@ impl Remote {
             marks: SharedMarks::new(keys, marks, server),
             claim: Claim::new(keys.scope(), number, name, registry)?,
             clock: Clock::new(keys, name, registry)?,
-            said: AtomicBool::new(false),
+            said: AtomicU8::new(Said::Nothing as u8),
             said_refused: AtomicBool::new(false),
         })
     }
+
+    /// Whether that is news to the log.
+    fn says(&self, what: Said) -> bool {
+        self.said.swap(what as u8, Ordering::Relaxed) != what as u8
+    }
+
     /// Gives the server's number up to whoever comes next.
     pub(super) fn resign(&self) {
         self.claim.resign();
@@ -168,7 +187,7 @@ impl Link {
     }
 
     /// Stores sessions and removes the one that was `spent`, all at once, and waits until that is done or
-    /// patience ends. What comes later than that is done all the same.
+    /// patience ends. What comes later than that is done all the same, and counted as such.
     pub(super) async fn put(
         self: &Rc<Self>,
         puts: &[Put],
@@ -178,6 +197,7 @@ impl Link {
         patience: &mut Patience,
     ) {
         let mut under_way = tokio::task::JoinSet::new();
+        let stored = Rc::new(Cell::new(Outcome::Ok));
         for put in puts {
             let life = put.expires.since(now).as_millis();
             let name = Name::new(&self.remote.scope, &put.key);
@@ -197,12 +217,12 @@ impl Link {
                     command
                 }
             };
-            let link = Rc::clone(self);
+            let (link, stored) = (Rc::clone(self), Rc::clone(&stored));
             let is_single_use = put.key.is_single_use();
             under_way.spawn_local(async move {
                 let timeout = link.remote.timeout;
                 match link.ask(Operation::Put, &command, 1, timeout).await {
-                    Ok(_) => link.remote.metrics.count(Operation::Put, Outcome::Ok, 1),
+                    Ok(_) => link.remote.metrics.count(Operation::Put, stored.get(), 1),
                     Err(outcome) if is_single_use => link.note_single_use(outcome),
                     Err(_) => {}
                 }
@@ -215,10 +235,10 @@ impl Link {
         let left = patience.left();
         let all = async {
             // Nobody may be kept waiting for longer than was granted; the tasks go on by themselves.
-            let _ = tokio::time::timeout(left, async {
-                while under_way.join_next().await.is_some() {}
-            })
-            .await;
+            let all = async { while under_way.join_next().await.is_some() {} };
+            if tokio::time::timeout(left, all).await.is_err() {
+                stored.set(Outcome::Late);
+            }
             under_way.detach_all();
         };
         patience.spend(all).await;

@@ -14,36 +14,38 @@ use super::{Answer, Link};
 use crate::store::entry::{self, Name};
 use crate::store::{Key, Patience};
 
-/// The node's life (`run_id`) and its dataset's (`master_replid`); nothing where a store does not tell.
-macro_rules! with_node {
-    ($script:literal) => {
-        concat!(
-            "local said = redis.call('INFO', 'server') .. redis.call('INFO', 'replication') ",
-            "local run, data = said:match('run_id:(%x+)'), said:match('master_replid:(%x+)') ",
-            "local node = run and data and run .. data or '' ",
-            $script
-        )
+/// Finds out the node's life (`run_id`), its dataset's (`master_replid`) and its clock; nothing where a store
+/// does not tell.
+macro_rules! node {
+    () => {
+        "local said = redis.call('INFO', 'server') .. redis.call('INFO', 'replication') \
+         local run, data = said:match('run_id:(%x+)'), said:match('master_replid:(%x+)') \
+         local seconds = said:match('uptime_in_seconds:(%d+)') \
+         local node = run and data and seconds and run .. data .. ' ' .. seconds or '' "
     };
 }
 
-/// Stores an entry behind the node's name. Not where there is something: a request that is sent again
-/// must not bring back what was spent in between.
-const PUT: &str = with_node!(
+/// Stores an entry behind what its node says of itself. Not where there is something: a request that is
+/// sent again must not bring back what was spent in between.
+const PUT: &str = concat!(
+    node!(),
     "return redis.call('SET', KEYS[1], string.char(#node) .. node .. ARGV[1], 'NX', 'PX', ARGV[2])"
 );
 
-/// Gives an entry out and leaves a tombstone in its place for as long as it would have lived. Where there is
-/// none, a tombstone keeps one out that is late.
-const SPEND: &str = with_node!(
+/// Gives an entry out and leaves a tombstone in its place for as long as it would have lived.
+///
+/// Where there is none it may be on its way, and whoever has recorded the hello that asks for it could ask
+/// again when it has come. Nothing tells it from what a stranger made up, though, so that nothing is kept
+/// for each: its part of the store is marked for a while, in which early data goes with nothing that came
+/// to that part as lately (`entry::was_kept`). However many strangers ask, there are no more marks than parts.
+const SPEND: &str = concat!(
     "local held = redis.call('GET', KEYS[1]) \
-     if not held then redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2]) \
-     elseif #held > #ARGV[1] then redis.call('SET', KEYS[1], ARGV[1], 'KEEPTTL') end \
-     return {held, node}"
+     if not held then redis.call('SET', KEYS[2], '', 'EX', ARGV[2]) return {held, '', 0} end \
+     local missed = redis.call('GET', KEYS[2]) and 1 or 0 \
+     if #held > #ARGV[1] then redis.call('SET', KEYS[1], ARGV[1], 'KEEPTTL') end ",
+    node!(),
+    "return {held, node, missed}"
 );
-
-/// How long an entry that was asked for before it came is kept out, in milliseconds: until the hello that
-/// asked for it is stale at every server, ten seconds off either way.
-const KEPT_OUT: u64 = 20_000;
 
 /// The command that stores an entry for `life` milliseconds.
 pub(super) fn put(name: &Name, entry: &[u8], life: u64) -> Cmd {
@@ -54,7 +56,8 @@ pub(super) fn put(name: &Name, entry: &[u8], life: u64) -> Cmd {
 }
 
 impl Link {
-    /// Takes a session out of the store, and says whether it is sure that nobody else got it.
+    /// Takes a session out of the store, and says whether early data may go with it: whether it is sure that
+    /// nobody else got it, and that it did not come after a hello that asked for it.
     pub(in crate::store) async fn spend(
         &self,
         key: &Key,
@@ -64,8 +67,9 @@ impl Link {
         let name = Name::new(&self.remote.scope, key);
         let tombstone = entry::tombstone(Gone::Spent).expect("what is spent leaves a tombstone");
         let mut command = redis::cmd("EVAL");
-        command.arg(SPEND).arg(1).arg(name.as_str());
-        command.arg(&tombstone[..]).arg(KEPT_OUT);
+        command.arg(SPEND).arg(2).arg(name.as_str());
+        command.arg(name.part());
+        command.arg(&tombstone[..]).arg(entry::KEPT_OUT);
         let left = patience.left();
         let asked = self.ask(Operation::Spend, &command, 1, left);
         let said = match patience.spend(asked).await {
@@ -76,14 +80,18 @@ impl Link {
                 return (Answer::None(failure.reason()), false);
             }
         };
-        let (answer, same_node) = match said.as_slice() {
-            [Value::Nil, _] => (Some(Answer::Missing), false),
-            [Value::BulkString(held), Value::BulkString(node)] => {
+        let (answer, is_sure) = match said.as_slice() {
+            [Value::Nil, ..] => (Some(Answer::Missing), false),
+            [
+                Value::BulkString(held),
+                Value::BulkString(node),
+                Value::Int(missed),
+            ] => {
                 let opened = Answer::of(entry::open(schedule, &name, held));
-                (Some(opened), entry::was_stored_by(held, node))
+                (Some(opened), entry::was_kept(held, node, *missed != 0))
             }
             _ => (None, false),
         };
-        (self.judged_as(Operation::Spend, answer), same_node)
+        (self.judged_as(Operation::Spend, answer), is_sure)
     }
 }

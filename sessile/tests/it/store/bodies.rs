@@ -28,6 +28,8 @@ struct Pair {
     one: Local,
     other: Local,
     schedule: Arc<Schedule>,
+    /// What the first one counts.
+    metrics: prometheus::Registry,
 }
 
 impl Pair {
@@ -41,12 +43,15 @@ impl Pair {
         if let Some(url) = store {
             config.session.store = url.parse::<StoreUrl>().unwrap();
         }
-        let open = || {
-            let registry = prometheus::Registry::new();
-            Store::new(&config, &keys, 7, &registry, 1).unwrap().local()
+        let open = |registry: &prometheus::Registry| {
+            Store::new(&config, &keys, 7, registry, 1).unwrap().local()
         };
-        let one = open();
-        let other = if store.is_some() { open() } else { one.clone() };
+        let metrics = prometheus::Registry::new();
+        let one = open(&metrics);
+        let other = match store {
+            Some(_) => open(&prometheus::Registry::new()),
+            None => one.clone(),
+        };
         one.connect().await;
         other.connect().await;
         let schedule = keys.schedule(clock::now());
@@ -54,7 +59,24 @@ impl Pair {
             one,
             other,
             schedule,
+            metrics,
         }
+    }
+
+    /// How many sessions the first one has put with that result.
+    fn puts(&self, result: &str) -> f64 {
+        let families = self.metrics.gather();
+        let requests = families
+            .iter()
+            .find(|family| family.name() == "sessile_store_requests_total");
+        let counted = requests.unwrap().get_metric().iter().filter(|metric| {
+            let has = |name: &str, value: &str| {
+                let mut labels = metric.get_label().iter();
+                labels.any(|label| label.name() == name && label.value() == value)
+            };
+            has("operation", "put") && has("result", result)
+        });
+        counted.map(|metric| metric.get_counter().get_value()).sum()
     }
 
     async fn put(&self, store: &Local, id: &[u8], age: Duration) {
@@ -203,8 +225,11 @@ fn a_handshake_waits_for_the_store_once() {
         let waited = tokio::time::timeout(Duration::from_secs(1), put).await;
         waited.expect("it does not wait");
         proxy.set(Mode::Pass);
-        // It was on its way all the same.
-        while pair.find(&pair.other, b"c").await.is_err() {}
+        // It was on its way all the same, and is not counted as one that was there in time.
+        while pair.find(&pair.other, b"c").await.is_err() || pair.puts("late") == 0.0 {}
+        assert_eq!(pair.puts("ok"), 0.0);
+        pair.put(one, b"d", Duration::ZERO).await;
+        assert_eq!((pair.puts("ok"), pair.puts("late")), (1.0, 1.0));
     });
 }
 

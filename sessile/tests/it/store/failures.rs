@@ -6,6 +6,7 @@ use sessile::client::Mechanism;
 
 use super::proxy::{Mode, Proxy};
 use super::setup::{Farm, Redis, client, hop, hop_until, verdict};
+use crate::peers::eventually;
 
 /// Verdicts of a client that comes to another server while the store fails or has just come back.
 const COSTS: [&str; 3] = ["full/store-timeout", "full/store-down", "full/unknown"];
@@ -45,7 +46,9 @@ async fn a_store_that_stops_and_comes_back_empty() {
     assert_eq!(other.metric("sessile_store_up{server=\"web2\"}").await, 0);
     let _redis = Redis::start_again(port);
     hop_until("resumed/session-id", &COSTS, &one, &other).await;
-    assert_eq!(other.metric("sessile_store_up{server=\"web2\"}").await, 1);
+    eventually("each of its threads has found it", || {
+        other.metrics().sum("sessile_store_up", &[]) == 1
+    });
     // What the store lost, the table in front still has.
     assert_eq!(verdict(&earlier, one.address()).await, "resumed/session-id");
 }
@@ -69,6 +72,70 @@ async fn a_store_that_restarts_while_nobody_asks() {
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
     hop_until("resumed/session-id", &COSTS, &one, &other).await;
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn without_the_store_nobody_resumes_whose_session_another_server_may_have_removed() {
+    let redis = Redis::start();
+    let farm = Farm::new(&format!(
+        "store = \"{}\"\n{DEADLINE}require-close-notify = true\n",
+        redis.url()
+    ));
+    let server = farm.serve("web1");
+    hop_until("resumed/session-id", &COSTS, &server, &server).await;
+    let clients = [Mechanism::SessionId, Mechanism::Ticket, Mechanism::Psk].map(client);
+    for client in &clients {
+        verdict(client, server.address()).await;
+    }
+    redis.stop();
+    eventually("both threads have lost it", || {
+        let labels = [("state", "down")];
+        server.metrics().sum("sessile_store_connections", &labels) == 2
+    });
+    for client in &clients {
+        assert_eq!(verdict(client, server.address()).await, "full/store-down");
+    }
+}
+
+#[test]
+fn a_store_that_one_worker_thread_has_lost_is_not_up() {
+    let redis = Redis::start();
+    let farm = farm(&redis.url());
+    let server = farm.serve("web1");
+    let count = |state: &str| {
+        let labels = [("state", state)];
+        server.metrics().sum("sessile_store_connections", &labels)
+    };
+    let up = || server.metrics().sum("sessile_store_up", &[]);
+    eventually("both have their connections", || count("up") == 2);
+    assert_eq!((up(), count("down")), (1, 0));
+    let mut connection = redis.connect();
+    let mut client = |words: &[&str]| -> redis::Value {
+        let mut command = redis::cmd(words[0]);
+        command.arg(&words[1..]).query(&mut connection).unwrap()
+    };
+    // This test's and one worker's stay; the other's comes back to a store that is full.
+    client(&["CONFIG", "SET", "maxclients", "2"]);
+    let redis::Value::BulkString(list) = client(&["CLIENT", "LIST"]) else {
+        panic!("a list of clients");
+    };
+    let list = String::from_utf8(list).unwrap();
+    let theirs = list.lines().find(|line| !line.contains("cmd=client"));
+    let id = theirs.unwrap().split(' ').next().unwrap();
+    client(&["CLIENT", "KILL", "ID", id.strip_prefix("id=").unwrap()]);
+    eventually("one is lost", || count("down") == 1);
+    assert_eq!((up(), count("up")), (0, 1));
+    client(&["CONFIG", "SET", "maxclients", "100"]);
+    eventually("it is back", || up() == 1);
+    assert_eq!((count("up"), count("down")), (2, 0));
+    let said = server.peer.said();
+    for line in [
+        "the session store answers",
+        "full handshakes until it is back",
+    ] {
+        let times = 1 + usize::from(line.ends_with("answers"));
+        assert_eq!(said.matches(line).count(), times, "{said}");
+    }
 }
 
 #[tokio::test(flavor = "current_thread")]

@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 use sessile::client::Mechanism;
 
 use super::setup::{Farm, Redis, Server, client, hop_until, verdict};
+use crate::peers::eventually;
 
 fn addresses(servers: &[Server]) -> Vec<SocketAddr> {
     servers.iter().map(Server::address).collect()
@@ -32,10 +33,9 @@ async fn every_client_resumes_by_session_id_at_every_server() {
     }
     let fetched = "sessile_store_requests_total{operation=\"fetch\",result=\"ok\",server=\"web2\"}";
     assert!(servers[1].metric(fetched).await > 0);
-    assert_eq!(
-        servers[1].metric("sessile_store_up{server=\"web2\"}").await,
-        1
-    );
+    eventually("each of its threads has found it", || {
+        servers[1].metrics().sum("sessile_store_up", &[]) == 1
+    });
 }
 
 #[tokio::test(flavor = "current_thread")]
@@ -88,6 +88,24 @@ async fn stored_tickets_resume_at_every_server_until_their_session_is_removed() 
         idle.closed().await;
         // The tombstone is there before the connection ends.
         assert_eq!(verdict(&client, addresses[2]).await, "full/purged");
+    }
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn what_a_store_no_longer_has_is_unknown_and_not_lost_with_its_server() {
+    let redis = Redis::start();
+    let farm = Farm::sharing(&redis.url(), "require-close-notify = true\n");
+    let server = farm.serve("web1");
+    let clients = [Mechanism::Ticket, Mechanism::Psk].map(client);
+    for client in &clients {
+        verdict(client, server.address()).await;
+    }
+    server.peer.kill();
+    // As a store does that needs the room.
+    redis::cmd("FLUSHALL").exec(&mut redis.connect()).unwrap();
+    let server = farm.serve("web1");
+    for client in &clients {
+        assert_eq!(verdict(client, server.address()).await, "full/unknown");
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::Duration;
 
-/// What becomes of answers.
+/// What becomes of answers, or of requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Mode {
@@ -18,9 +18,11 @@ pub(crate) enum Mode {
     Stall,
     /// Half of one arrives, then the connection ends.
     Cut,
+    /// Requests do not arrive until it is another mode.
+    Hold,
 }
 
-const MODES: [Mode; 4] = [Mode::Pass, Mode::Delay, Mode::Stall, Mode::Cut];
+const MODES: [Mode; 5] = [Mode::Pass, Mode::Delay, Mode::Stall, Mode::Cut, Mode::Hold];
 
 /// Runs until the test ends.
 pub(crate) struct Proxy {
@@ -37,6 +39,11 @@ struct Shared {
 impl Shared {
     fn mode(&self) -> Mode {
         MODES[usize::from(self.mode.load(Ordering::SeqCst))]
+    }
+
+    fn wait_while(&self, mode: Mode) {
+        let lock = self.lock.lock().unwrap();
+        drop(self.changed.wait_while(lock, |()| self.mode() == mode));
     }
 }
 
@@ -59,7 +66,13 @@ impl Proxy {
                     stream.set_nodelay(true).unwrap();
                 }
                 let other = (client.try_clone().unwrap(), server.try_clone().unwrap());
-                thread::spawn(move || copy(&other.0, &other.1, |len| len));
+                let requests = Arc::clone(&state);
+                thread::spawn(move || {
+                    copy(&other.0, &other.1, |len| {
+                        requests.wait_while(Mode::Hold);
+                        len
+                    });
+                });
                 let state = Arc::clone(&state);
                 thread::spawn(move || copy(&server, &client, |len| answer(&state, len)));
             }
@@ -81,13 +94,9 @@ impl Proxy {
 /// How many of an answer's bytes are passed on; after fewer than all the connection ends.
 fn answer(shared: &Shared, len: usize) -> usize {
     match shared.mode() {
-        Mode::Pass => {}
+        Mode::Pass | Mode::Hold => {}
         Mode::Delay => thread::sleep(Duration::from_millis(50)),
-        Mode::Stall => {
-            let lock = shared.lock.lock().unwrap();
-            let stalled = |_: &mut ()| shared.mode() == Mode::Stall;
-            drop(shared.changed.wait_while(lock, stalled));
-        }
+        Mode::Stall => shared.wait_while(Mode::Stall),
         Mode::Cut => return len / 2,
     }
     len

@@ -1,26 +1,67 @@
 //! A Redis behind TLS and access rules.
 
+use std::fs;
 use std::path::Path;
 use std::process::Command;
 
 use sessile::client::Mechanism;
 
 use super::early;
-use super::setup::{Farm, REDIS, Redis, hop, hop_until};
+use super::setup::{Farm, REDIS, Redis, Server, hop, hop_until};
 use crate::peers::{Certificates, Peer, eventually, free_port};
 
 fn redis_over_tls(certificates: &Certificates) -> Peer {
-    Peer::start(REDIS, |port| {
-        let mut command = Command::new("redis-server");
-        command.args(["--bind", "127.0.0.1", "--save", "", "--port", "0"]);
-        command.args(["--tls-port", &port.to_string()]);
-        command.arg("--tls-cert-file").arg(&certificates.chain);
-        command.arg("--tls-key-file").arg(&certificates.key);
-        command.arg("--tls-ca-cert-file").arg(&certificates.ca);
-        command.args(["--tls-auth-clients", "yes"]);
-        command.current_dir(certificates.folder());
-        command
-    })
+    Peer::start(REDIS, |port| command(certificates, port))
+}
+
+fn command(certificates: &Certificates, port: u16) -> Command {
+    let mut command = Command::new("redis-server");
+    command.args(["--bind", "127.0.0.1", "--save", "", "--port", "0"]);
+    command.args(["--tls-port", &port.to_string()]);
+    ask_for_certificates(&mut command, certificates);
+    command
+}
+
+fn ask_for_certificates(command: &mut Command, certificates: &Certificates) {
+    command.arg("--tls-cert-file").arg(&certificates.chain);
+    command.arg("--tls-key-file").arg(&certificates.key);
+    command.arg("--tls-ca-cert-file").arg(&certificates.ca);
+    command.args(["--tls-auth-clients", "yes"]);
+    command.current_dir(certificates.folder());
+}
+
+/// The certificates of a server, where it looks for them.
+struct Installed(tempfile::TempDir);
+
+impl Installed {
+    const NAMES: [&str; 3] = ["ca.pem", "cert.pem", "key.pem"];
+
+    fn new(certificates: &Certificates) -> Self {
+        let installed = Self(tempfile::tempdir().unwrap());
+        for name in Self::NAMES {
+            installed.replace(name, certificates);
+        }
+        installed
+    }
+
+    /// As tools that renew certificates do it.
+    fn replace(&self, name: &str, certificates: &Certificates) {
+        let Certificates { ca, chain, key, .. } = certificates;
+        let from = match name {
+            "ca.pem" => ca,
+            "cert.pem" => chain,
+            _ => key,
+        };
+        let new = self.0.path().join("new");
+        fs::copy(from, &new).unwrap();
+        fs::rename(new, self.0.path().join(name)).unwrap();
+    }
+
+    fn options(&self) -> String {
+        let [ca, cert, key] = Self::NAMES.map(|name| self.0.path().join(name));
+        let [ca, cert, key] = [ca, cert, key].map(|path| path.display().to_string());
+        format!("ca={ca}&cert={cert}&key={key}")
+    }
 }
 
 #[tokio::test(flavor = "current_thread")]
@@ -58,6 +99,48 @@ async fn the_store_may_be_behind_tls_and_ask_for_a_certificate() {
                 .said()
                 .contains("the session store cannot be reached")
         );
+    }
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn the_systems_authorities_count_where_no_others_are_named() {
+    let certificates = Certificates::new();
+    let redis = redis_over_tls(&certificates);
+    let shown = |path: &Path| path.display().to_string();
+    let Certificates { ca, chain, key, .. } = &certificates;
+    let client = format!("cert={}&key={}", shown(chain), shown(key));
+    let named = format!("rediss://{}?ca={}&{client}", redis.address(), shown(ca));
+    let unnamed = format!("rediss://{}?{client}", redis.address());
+    let connecting = ["full/store-down", "full/unknown"];
+
+    // What is wrong with the system's is nothing to who names others.
+    let broken = certificates.folder().join("none.pem");
+    let farm = Farm::sharing(&named, "").on_a_system_with(&broken);
+    let (one, other) = (farm.serve("web1"), farm.serve("web2"));
+    hop_until("resumed/session-id", &connecting, &one, &other).await;
+    let farm = Farm::sharing(&unnamed, "");
+    let output = farm.on_a_system_with(&broken).run("web1", free_port());
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("no certificate authorities"), "{said}");
+
+    let farm = farm.on_a_system_with(ca);
+    let (one, other) = (farm.serve("web1"), farm.serve("web2"));
+    hop_until("resumed/session-id", &connecting, &one, &other).await;
+
+    // Others than these are not trusted: neither the system's beside a named one, nor any that came along.
+    let stranger = Certificates::new();
+    let elsewhere = format!(
+        "rediss://{}?ca={}&{client}",
+        redis.address(),
+        shown(&stranger.ca)
+    );
+    for (store, system) in [(&elsewhere, ca), (&unnamed, &stranger.ca)] {
+        let farm = Farm::sharing(store, "").on_a_system_with(system);
+        let (one, other) = (farm.serve("web1"), farm.serve("web2"));
+        let hop = hop(Mechanism::SessionId, &one, &other).await;
+        assert_eq!(hop, "full/store-down");
+        assert!(one.peer.said().contains("cannot be reached"));
     }
 }
 
@@ -122,14 +205,114 @@ fn early_data_needs_two_commands_more() {
     assert_eq!(hop, "resumed/session-id");
 }
 
-#[test]
-fn a_certificate_that_is_not_there_stops_the_start() {
-    let farm = Farm::new("store = \"rediss://127.0.0.1:1?ca=none.pem\"\n");
-    let output = farm.run("web1", free_port());
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(2), "{said}");
+#[tokio::test(flavor = "current_thread")]
+async fn a_renewed_certificate_is_used_at_the_next_connection() {
+    let (old, new) = (Certificates::new(), Certificates::new());
+    let installed = Installed::new(&old);
+    let redis = redis_over_tls(&old);
+    let port = redis.address().port();
+    let again = |redis: Peer, certificates: &Certificates| {
+        redis.kill();
+        Peer::start_on(port, REDIS, command(certificates, port)).unwrap()
+    };
+    let store = format!("rediss://{}?{}", redis.address(), installed.options());
+    let farm = Farm::sharing(&store, "");
+    let (one, other) = (farm.serve("web1"), farm.serve("web2"));
+    let connecting = ["full/store-down", "full/unknown"];
+    hop_until("resumed/session-id", &connecting, &one, &other).await;
+
+    // In the middle of it, the old pair is as good as ever.
+    installed.replace("cert.pem", &new);
+    let redis = again(redis, &old);
+    hop_until("resumed/session-id", &connecting, &one, &other).await;
+    let said = one.peer.said();
     assert!(
-        said.contains("session.store: ") && said.contains("none.pem"),
+        said.contains("are no pair") && said.contains("stay as they were"),
         "{said}"
     );
+
+    installed.replace("key.pem", &new);
+    installed.replace("ca.pem", &new);
+    let _redis = again(redis, &new);
+    hop_until("resumed/session-id", &connecting, &one, &other).await;
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn the_connections_of_a_cluster_are_made_anew_with_a_renewed_certificate() {
+    let certificates = Certificates::new();
+    let installed = Installed::new(&certificates);
+    let tls = free_port();
+    // A cluster of one node, in which the test may have a look in clear.
+    let node = Peer::start(REDIS, |port| {
+        let mut command = Command::new("redis-server");
+        command.args([
+            "--bind",
+            "127.0.0.1",
+            "--save",
+            "",
+            "--cluster-enabled",
+            "yes",
+        ]);
+        command.args(["--port", &port.to_string(), "--tls-port", &tls.to_string()]);
+        command.args([
+            "--tls-cluster",
+            "yes",
+            "--cluster-port",
+            &free_port().to_string(),
+        ]);
+        ask_for_certificates(&mut command, &certificates);
+        command
+    });
+    let client = redis::Client::open(format!("redis://{}", node.address())).unwrap();
+    let mut clear = client.get_connection().unwrap();
+    let mut slots = redis::cmd("CLUSTER");
+    slots.arg("ADDSLOTSRANGE").arg(0).arg(16383);
+    slots.exec(&mut clear).unwrap();
+    let mut connections = || {
+        let info: String = redis::cmd("INFO").arg("stats").query(&mut clear).unwrap();
+        let mut lines = info.lines();
+        let received = lines.find_map(|line| line.strip_prefix("total_connections_received:"));
+        received.unwrap().parse::<u64>().unwrap()
+    };
+
+    let store = format!("rediss+cluster://127.0.0.1:{tls}?{}", installed.options());
+    let farm = Farm::sharing(&store, "");
+    let (one, other) = (farm.serve("web1"), farm.serve("web2"));
+    let connecting = ["full/store-down", "full/unknown"];
+    hop_until("resumed/session-id", &connecting, &one, &other).await;
+    let losses = |server: &Server| server.peer.said().matches("full handshakes until").count();
+    let both = |server: &Server| server.metrics().sum("sessile_store_up", &[]) == 1;
+    eventually("all have theirs", || both(&one) && both(&other));
+    let (before, lost) = (connections(), losses(&one));
+    for name in ["cert.pem", "key.pem"] {
+        // The same, in another file.
+        installed.replace(name, &certificates);
+    }
+    eventually("two workers of each come again", || {
+        connections() >= before + 4
+    });
+    hop_until("resumed/session-id", &connecting, &one, &other).await;
+    // The old ones were there meanwhile.
+    assert_eq!(losses(&one), lost);
+}
+
+#[test]
+fn certificates_that_are_of_no_use_stop_the_start() {
+    let (mine, other) = (Certificates::new(), Certificates::new());
+    let shown = |path: &Path| path.display().to_string();
+    let pair = format!("cert={}&key={}", shown(&mine.chain), shown(&other.key));
+    for (options, wrong) in [
+        ("ca=none.pem".to_owned(), "none.pem"),
+        (format!("ca={}", shown(&mine.key)), "holds no certificate"),
+        (format!("ca={}&{pair}", shown(&mine.ca)), "are no pair"),
+    ] {
+        let farm = Farm::new(&format!("store = \"rediss://127.0.0.1:1?{options}\"\n"));
+        let output = farm.run("web1", free_port());
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(
+            said.contains("session.store: ") && said.contains(wrong),
+            "{said}"
+        );
+    }
 }

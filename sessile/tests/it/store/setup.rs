@@ -120,6 +120,8 @@ pub(crate) struct Farm {
     settings: String,
     /// `server.number`, where it is set.
     number: Option<u32>,
+    /// What stands for the system's certificate authorities, where that matters.
+    authorities: Option<PathBuf>,
 }
 
 impl Farm {
@@ -130,6 +132,7 @@ impl Farm {
             folder: Rc::new(folder),
             settings: settings.to_owned(),
             number: None,
+            authorities: None,
         }
     }
 
@@ -146,6 +149,15 @@ impl Farm {
             folder: Rc::clone(&self.folder),
             settings: settings.to_owned(),
             number: self.number,
+            authorities: self.authorities.clone(),
+        }
+    }
+
+    /// The same farm, whose servers run where the system's certificate authorities are in that file.
+    pub(crate) fn on_a_system_with(&self, authorities: &Path) -> Self {
+        Self {
+            authorities: Some(authorities.to_owned()),
+            ..self.with(&self.settings)
         }
     }
 
@@ -235,6 +247,10 @@ impl Farm {
         fs::write(&file, text).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_sessile"));
         command.arg("serve").arg("--config").arg(file);
+        if let Some(authorities) = &self.authorities {
+            command.env("SSL_CERT_FILE", authorities);
+            command.env_remove("SSL_CERT_DIR");
+        }
         command
     }
 

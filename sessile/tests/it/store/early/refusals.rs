@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use rustix::process::Signal;
 use rustls::NamedGroup;
 
-use super::visitor::{GET, Visit, Visitor, play_back as send};
+use super::visitor::{GET, Visit, Visitor, play_back as send, position_of_identity};
 use super::{ON, accepted, farm, outcomes, unfinished};
 use crate::peers::{eventually, s_client};
 use crate::store::setup::{Farm, Redis};
@@ -336,13 +336,4 @@ fn what_a_tls12_client_shows_in_clear_spends_nothing() {
 fn byte(digits: &[u8]) -> u8 {
     let digits = std::str::from_utf8(digits).unwrap();
     u8::from_str_radix(digits, 16).unwrap()
-}
-
-/// Where the 32 bytes of the only identity are: `pre_shared_key` is the last extension, and ends with a
-/// binder of 32 bytes.
-fn position_of_identity(flight: &[u8]) -> usize {
-    let len = usize::from(u16::from_be_bytes([flight[3], flight[4]]));
-    let end = 5 + len;
-    let binders = 2 + 1 + 32;
-    end - binders - 4 - 32
 }

@@ -4,13 +4,18 @@
 use std::path::Path;
 use std::process::Command;
 
-use super::visitor::{GET, Visit, Visitor, play_back as send};
-use super::{accepted, farm, outcomes, play_back, unfinished};
+use super::visitor::{GET, Visit, Visitor, play_back as send, position_of_identity};
+use super::{ON, accepted, farm, outcomes, play_back, unfinished};
 use crate::peers::eventually;
 use crate::store::cluster::until;
+use crate::store::proxy::{Mode, Proxy};
 use crate::store::setup::{Redis, Server};
 
 fn ask(redis: &Redis, words: &[&str]) -> redis::Value {
+    ask_for(redis, words)
+}
+
+fn ask_for<T: redis::FromRedisValue>(redis: &Redis, words: &[&str]) -> T {
     let mut command = redis::cmd(words[0]);
     command.arg(&words[1..]);
     command.query(&mut redis.connect()).unwrap()
@@ -296,33 +301,74 @@ fn openssl_is_answered_early_once() {
 }
 
 #[test]
-fn a_session_that_reaches_the_store_after_its_first_flight_is_not_given_out() {
+fn a_session_that_reaches_the_store_after_its_first_flight_brings_no_early_data() {
     let redis = Redis::start();
+    let proxy = Proxy::start(redis.address());
     let farm = farm(&redis);
-    let (one, other) = (farm.serve("web1"), farm.serve("web2"));
+    // Long enough not to be given up for the few requests that are held up here.
+    let held_up = format!("store = \"{}\"\nstore-timeout = \"1s\"\n{ON}", proxy.url());
+    let (one, other) = (farm.with(&held_up).serve("web1"), farm.serve("web2"));
     let visitor = Visitor::new(&farm);
-    let before = redis.entries();
+    proxy.set(Mode::Hold);
     visitor.visit(one.address());
-    let mut made = redis.entries();
-    made.retain(|(name, _)| before.iter().all(|(other, _)| other != name));
-    // As if they were still on their way.
-    for (name, _) in &made {
-        let _: u64 = redis::cmd("DEL")
-            .arg(name)
-            .query(&mut redis.connect())
-            .unwrap();
-    }
+    assert_eq!(sessions(&redis), 0);
+
     let flight = visitor.early(GET);
     let recorded = flight.bytes.clone();
-    let mut visit = Visit::to(one.address(), flight);
+    let mut visit = Visit::to(other.address(), flight);
     visit.send(GET);
     assert_eq!(visit.answer().outcome(), "full/unknown-key rejected/store");
-    for (name, entry) in made {
-        let mut late = redis::cmd("SET");
-        late.arg(name).arg(entry).arg("NX").arg("PX").arg(60_000);
-        let _: redis::Value = late.query(&mut redis.connect()).unwrap();
-    }
+    assert_eq!(spends(&[&other], "missing"), 1);
+    proxy.set(Mode::Pass);
+    eventually("it reaches the store", || sessions(&redis) == 2);
     play_back(&other, &recorded);
-    assert_eq!(spends(&[&other], "gone"), 1);
+    assert_eq!(spends(&[&other], "ok"), 1);
     assert_eq!(accepted(&[&one, &other]), 0);
+}
+
+/// Sessions for single use that are in a store.
+fn sessions(redis: &Redis) -> usize {
+    let entries = redis.entries();
+    let parts = entries.iter().filter_map(|(name, _)| {
+        let brace = name.iter().position(|&byte| byte == b'}')?;
+        (brace + 1 < name.len()).then_some(())
+    });
+    parts.count()
+}
+
+#[test]
+fn what_strangers_make_up_leaves_little_in_the_store_and_takes_nothing_from_others() {
+    const STRANGERS: usize = 400;
+    let redis = Redis::start();
+    let farm = farm(&redis);
+    let server = farm.serve("web1");
+    let visitor = Visitor::new(&farm);
+    visitor.visit(server.address());
+    let mut flight = visitor.early(GET).bytes;
+    let identity = position_of_identity(&flight);
+    let before = redis.entries();
+    for _ in 0..STRANGERS {
+        aws_lc_rs::rand::fill(&mut flight[identity..identity + 32]).unwrap();
+        send(server.address(), &flight);
+    }
+    eventually("they are turned down", || {
+        spends(&[&server], "missing") == STRANGERS as u64
+    });
+    let mut left = redis.entries();
+    left.retain(|(name, _)| before.iter().all(|(other, _)| other != name));
+    // Strangers that meet in a part of the store leave one mark, and there are 4,096 parts: with so many of
+    // them it is as good as certain that some do.
+    assert!((1..STRANGERS).contains(&left.len()), "{}", left.len());
+    for (name, value) in left {
+        let name = String::from_utf8(name).unwrap();
+        let (_, part) = name.rsplit_once(':').unwrap();
+        assert!(part.len() == 5 && part.starts_with('{'), "{name}");
+        assert_eq!(value, b"");
+        let life: u64 = ask_for(&redis, &["PTTL", &name]);
+        assert!(life <= 20_000, "{life}");
+    }
+    // Who comes from the part of a stranger has to wait for early data, and no longer than that.
+    let outcome = visitor.visit_early(server.address()).outcome();
+    let known = ["resumed/psk accepted", "resumed/psk rejected/store"];
+    assert!(known.contains(&outcome.as_str()), "{outcome}");
 }

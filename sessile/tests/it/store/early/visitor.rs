@@ -139,6 +139,15 @@ impl Flight {
     }
 }
 
+/// Where the 32 bytes of the only identity are: `pre_shared_key` is the last extension, and ends with a
+/// binder of 32 bytes.
+pub(super) fn position_of_identity(flight: &[u8]) -> usize {
+    let len = usize::from(u16::from_be_bytes([flight[3], flight[4]]));
+    let end = 5 + len;
+    let binders = 2 + 1 + 32;
+    end - binders - 4 - 32
+}
+
 /// Sends bytes that someone else has sent before, and waits for the server to end the connection.
 pub(super) fn play_back(server: SocketAddr, bytes: &[u8]) {
     let mut io = TcpStream::connect(server).unwrap();

@@ -303,10 +303,10 @@ impl Link {
     /// Not through [`Self::exchange`]: a store that does not tell its time is none the worse.
     async fn compare_clocks(&self) {
         let clock = &self.remote.clock;
-        let connection = self.connection.borrow().clone();
-        if let Some(mut connection) = connection
+        let dialed = self.connection.borrow().clone();
+        if let Some(mut dialed) = dialed
             && let Some(look) = clock.look()
-            && let Ok(answer) = timeout(self.remote.timeout, connection.ask(&look)).await
+            && let Ok(answer) = timeout(self.remote.timeout, dialed.connection.ask(&look)).await
         {
             clock.answer(answer);
         }

@@ -27,6 +27,7 @@ pub struct Metrics {
     told: Once,
     refused: IntCounter,
     open: IntGauge,
+    displaced: IntCounter,
 }
 
 /// Why a client whose hello was heard got no server; for the others [`DetectError`] says why.
@@ -102,6 +103,11 @@ impl Metrics {
             "Client connections open now.",
         )?;
         registry.register(Box::new(open.clone()))?;
+        let displaced = IntCounter::new(
+            "sessile_balance_learned_displaced_total",
+            "Learned entries that left for a newer one of their source, which holds its whole share of the table.",
+        )?;
+        registry.register(Box::new(displaced.clone()))?;
         let learned = Opts::new(
             "sessile_balance_learned_entries",
             "Session IDs and tickets that were learned from servers.",
@@ -119,6 +125,7 @@ impl Metrics {
             told: Once::new(),
             refused,
             open,
+            displaced,
         })
     }
 
@@ -153,6 +160,11 @@ impl Metrics {
     /// `cause`: one of [`DetectError::CAUSES`] or of [`NO_SERVER`].
     pub(super) fn count_turned_away(&self, cause: &str) {
         self.turned_away.with_label_values(&[cause]).inc();
+    }
+
+    /// A learned entry has left for a newer one of its source.
+    pub(super) fn count_displaced(&self) {
+        self.displaced.inc();
     }
 
     /// A connection to this server was not made, for a reason that is not the server's.

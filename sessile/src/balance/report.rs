@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use sessile_proto::Time;
-use sessile_proto::affinity::AffinityKey;
+use sessile_proto::affinity::{AffinityKey, Learned as Lesson};
 use sessile_proto::cliff::Offer;
 use sessile_proto::hello::TLS_1_2;
 use sessile_proto::route::RoutedBy;
@@ -134,6 +134,9 @@ impl Shared {
                 let (server, source) = (passage.server.id(), passage.client.ip());
                 let established = established.unwrap_or(now);
                 let lesson = affinity.learn(key, server, source, established, now);
+                if lesson == Lesson::Displacing {
+                    self.metrics.count_displaced();
+                }
                 passage.sessions.borrow_mut().push(key);
                 tracing::trace!(?lesson, server = passage.server.name(), "learned");
             }

@@ -29,10 +29,14 @@ fn key(arguments: &[&str]) {
 /// Writes the route part of a farm's key.
 pub(crate) fn export(farm: &Farm) -> PathBuf {
     let part = farm.folder().join("route.key");
-    let whole = farm.folder().join("farm.key");
+    export_part(&farm.folder().join("farm.key"), &part);
+    part
+}
+
+/// Writes the route part of a key file.
+pub(crate) fn export_part(whole: &Path, part: &Path) {
     let (file, output) = (whole.to_str().unwrap(), part.to_str().unwrap());
     key(&["export", "--route", "--file", file, "--output", output]);
-    part
 }
 
 /// A balancer that spreads new clients over the servers, configured from a file.

@@ -20,8 +20,9 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
 use super::Shared;
-use super::follow::{Offered, Request};
+use super::follow::{Choice, Offered, Request};
 use super::metrics::Open;
+use super::missed::{Miss, Missed};
 use super::relay::{self, Patience};
 use super::report::Passage;
 use super::roster::{Pool, Roster};
@@ -140,10 +141,8 @@ struct Attempt {
     connected: Connected,
 }
 
-/// Tries the servers in turn. One that took the connection and ends it without a word, as one that is
-/// stopped does with what waits for it, is passed over as well, once: as long as nothing was heard
-/// from it, its client knows of nothing. Where there is no other, that is how the connection ends. The
-/// error is the cause that is counted.
+/// Finds a server that takes the connection, and counts which rule's it is not. The error is the cause
+/// that is counted.
 async fn find(
     shared: &Shared,
     roster: &Roster,
@@ -151,11 +150,38 @@ async fn find(
     request: &Request<'_>,
     opening: &Opening<'_>,
 ) -> Result<Attempt, &'static str> {
+    let mut missed = Missed::default();
+    let choices = shared.choices(roster, pool, request);
+    let found = first_that_takes(shared, roster, choices, opening, &mut missed).await;
+    let by = found.as_ref().ok().map(|attempt| attempt.by);
+    if let Some((by, why)) = missed.of_one_that_came(by) {
+        shared.metrics.count_missed(by, why);
+    }
+    found
+}
+
+/// Tries the servers in turn. One that took the connection and ends it without a word, as one that is
+/// stopped does with what waits for it, is passed over as well, once: as long as nothing was heard
+/// from it, its client knows of nothing. Where there is no other, that is how the connection ends.
+async fn first_that_takes<'r>(
+    shared: &Shared,
+    roster: &Roster,
+    choices: impl Iterator<Item = Choice<'r>>,
+    opening: &Opening<'_>,
+    missed: &mut Missed,
+) -> Result<Attempt, &'static str> {
     let patience = roster.balance.connect_timeout;
     let give_up = Instant::now() + patience * ALL_ATTEMPTS;
-    let mut tried: Vec<&Arc<Server>> = Vec::new();
+    let mut tried: Vec<&'r Arc<Server>> = Vec::new();
     let mut silent: Option<Attempt> = None;
-    for (by, server) in shared.choices(roster, pool, request) {
+    for (by, choice) in choices {
+        let server = match choice {
+            Ok(server) => server,
+            Err(why) => {
+                missed.note(by, why);
+                continue;
+            }
+        };
         if tried.iter().any(|other| Arc::ptr_eq(other, server)) {
             continue;
         }
@@ -168,8 +194,12 @@ async fn find(
             }
         }
         tried.push(server);
-        let Some((io, connected)) = connect(shared, roster, server, opening).await else {
-            continue;
+        let (io, connected) = match connect(shared, roster, server, opening).await {
+            Ok(connected) => connected,
+            Err(why) => {
+                missed.note(by, why);
+                continue;
+            }
         };
         let attempt = Attempt {
             by,
@@ -178,12 +208,14 @@ async fn find(
             connected,
         };
         if let Some(silent) = silent {
-            silent.server.cut(request.source, clock::now());
+            let source = opening.arrival.source.ip();
+            silent.server.cut(source, clock::now());
             return Ok(attempt);
         }
         if !opening.may_be_said_again() || !hangs_up(&attempt.io, opening.client, patience).await {
             return Ok(attempt);
         }
+        missed.note(by, Miss::HungUp);
         silent = Some(attempt);
     }
     silent.ok_or("no-server")
@@ -251,8 +283,8 @@ async fn connect(
     roster: &Roster,
     server: &Server,
     opening: &Opening<'_>,
-) -> Option<(TcpStream, Connected)> {
-    let connected = server.reserve()?;
+) -> Result<(TcpStream, Connected), Miss> {
+    let connected = server.reserve().ok_or(Miss::Full)?;
     let attempt = async {
         let mut io = TcpStream::connect(server.address()).await?;
         io.set_nodelay(true)?;
@@ -263,11 +295,11 @@ async fn connect(
     match timeout(roster.balance.connect_timeout, attempt).await {
         Ok(Ok(io)) => {
             server.live.metrics.connections.inc();
-            Some((io, connected))
+            Ok((io, connected))
         }
         Ok(Err(error)) if is_ours(&error) => {
             shared.metrics.count_own_failure(server.name(), &error);
-            None
+            Err(Miss::OwnFailure)
         }
         failed => {
             // `None`: not in time.
@@ -279,7 +311,7 @@ async fn connect(
             );
             // Counted from now: the attempt may have taken its whole time.
             server.failed(error.as_ref(), clock::now());
-            None
+            Err(Miss::Unreachable)
         }
     }
 }

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use sessile_proto::cliff::Since;
 use tokio::sync::mpsc;
 
-use super::server::{Rank, Server};
+use super::server::Server;
 use super::standing::State;
 use super::{Shared, locked};
 use crate::admin::{Command, NoServerUp, ServerChange, UnknownServer};
@@ -96,6 +96,11 @@ fn snapshot(shared: &Shared) -> Value {
         let by = routed.entry(by.as_str()).or_insert_with(|| json!({}));
         by[outcome] = count.into();
     }
+    let mut missed: Map<String, Value> = Map::new();
+    for (by, cause, count) in shared.metrics.missed() {
+        let by = missed.entry(by.as_str()).or_insert_with(|| json!({}));
+        by[cause] = count.into();
+    }
     let pools = roster.pools().iter().map(|pool| {
         let servers: Vec<_> = pool.servers.iter().map(|server| server.name()).collect();
         let names = roster.balance.pools.iter();
@@ -116,6 +121,7 @@ fn snapshot(shared: &Shared) -> Value {
             .map(|(pool, server)| server_json(shared, &pool.name, server))
             .collect::<Vec<_>>(),
         "connections": routed,
+        "missed": missed,
         "learned_entries": locked(&shared.affinity).stats().entries,
     })
 }
@@ -124,13 +130,6 @@ fn server_json(shared: &Shared, pool: &str, server: &Server) -> Value {
     let roster = shared.roster();
     let now = clock::now();
     let slow_start = roster.balance.slow_start;
-    let state = match server.rank(now) {
-        Rank::Draining => "draining",
-        Rank::Down => "down",
-        Rank::Ejected => "ejected",
-        Rank::Up if server.is_starting(slow_start, now) => "slow-start",
-        Rank::Up => "up",
-    };
     let names = locked(&shared.key_names);
     let mut key_names: Vec<String> = names.of(server.id()).map(|name| hex(name)).collect();
     key_names.sort_unstable();
@@ -148,7 +147,7 @@ fn server_json(shared: &Shared, pool: &str, server: &Server) -> Value {
     let forgets = server.live.forgetting.diagnosis(shared.session_lifetime);
     json!({
         "name": settings.name,
-        "state": state,
+        "state": server.condition(slow_start, now).as_str(),
         "check_failed": server.trouble().map(|trouble| json!({
             "error": trouble.error,
             "since": clock::rfc3339(trouble.since),

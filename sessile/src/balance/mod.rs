@@ -10,12 +10,14 @@ mod kept;
 mod key_names;
 mod labels;
 mod metrics;
+mod missed;
 mod relay;
 mod report;
 mod roster;
 mod server;
 mod splice;
 mod standing;
+mod states;
 
 pub use metrics::Metrics;
 pub use roster::SameNumber;
@@ -130,6 +132,7 @@ impl Balancer {
             session_lifetime: config.session.lifetime,
             stop: stop.clone(),
         });
+        states::register(registry, &shared)?;
         let admission = Admission::new(&config.connection, max_connections);
         let mut listeners = Vec::new();
         for listener in config.listeners.iter().filter(|l| l.role == Role::Balance) {

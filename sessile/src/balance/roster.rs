@@ -12,6 +12,7 @@ use sessile_proto::route::{self, Load, Policy};
 use super::forgetting::Forgetting;
 use super::labels::Labels;
 use super::metrics::ServerFamilies;
+use super::missed::Miss;
 use super::server::{Live, Rank, Server};
 use super::standing::{Standing, State};
 use crate::clock;
@@ -193,31 +194,50 @@ impl Pool {
 
     /// Whether a server takes a client that has a session there, draining or not. Where all have
     /// failed, that is no reason to send it to another.
-    pub(super) fn takes_returning(&self, server: &Server, now: Time) -> bool {
+    pub(super) fn takes_returning(&self, server: &Server, now: Time) -> Result<(), Miss> {
+        if server.is_full() {
+            return Err(Miss::Full);
+        }
         let is_up = |server: &Arc<Server>| server.state(now) == State::Up;
-        !server.is_full() && (server.state(now) == State::Up || !self.servers.iter().any(is_up))
+        match Miss::of(server.state(now)) {
+            Some(miss) if self.servers.iter().any(is_up) => Err(miss),
+            _ => Ok(()),
+        }
     }
 
     /// Of these servers, those that take the client and have not more than their share of
-    /// connections, its source's own first.
-    pub(super) fn with_room(&self, ids: &[u32], source: IpAddr, now: Time) -> Vec<&Arc<Server>> {
-        if ids.is_empty() {
-            return Vec::new();
+    /// connections, its source's own first; or why there is none.
+    pub(super) fn with_room(
+        &self,
+        ids: &[u32],
+        source: IpAddr,
+        now: Time,
+    ) -> Result<Vec<&Arc<Server>>, Miss> {
+        let misses = self.servers.iter().map(|it| Miss::of(it.state(now)));
+        let mut misses: Vec<Option<Miss>> = misses.collect();
+        if !misses.contains(&None) {
+            misses.fill(None);
         }
-        let ups = self.servers.iter().map(|it| it.state(now) == State::Up);
-        let mut ups: Vec<bool> = ups.collect();
-        if !ups.contains(&true) {
-            ups.fill(true);
-        }
-        let loads = self.servers.iter().zip(ups);
-        let all: Vec<Load> = loads.map(|(server, up)| server.load(up)).collect();
+        let loads = self.servers.iter().zip(&misses);
+        let all: Vec<Load> = loads.map(|(it, miss)| it.load(miss.is_none())).collect();
         let mut loads = all.clone();
-        for (server, load) in self.servers.iter().zip(&mut loads) {
-            let chosen = load.usable && ids.contains(&server.id());
-            load.usable = chosen && !server.is_full() && route::has_room(load, &all);
+        let mut least: Option<Miss> = None;
+        for ((server, load), down) in self.servers.iter().zip(&mut loads).zip(misses) {
+            let miss = match down {
+                _ if !ids.contains(&server.id()) => Some(Miss::Elsewhere),
+                Some(miss) => Some(miss),
+                None if server.is_full() => Some(Miss::Full),
+                None if !route::has_room(load, &all) => Some(Miss::Share),
+                None => None,
+            };
+            load.usable = miss.is_none();
+            least = [least, miss].into_iter().flatten().min();
         }
         let order = route::place(Policy::Source, source, 0, &loads);
-        order.into_iter().map(|at| &self.servers[at]).collect()
+        match order.is_empty() {
+            true => Err(least.unwrap_or(Miss::Elsewhere)),
+            false => Ok(order.into_iter().map(|at| &self.servers[at]).collect()),
+        }
     }
 
     /// All servers that are not full in the order in which a new client tries them. Those that are

@@ -60,6 +60,37 @@ impl Rank {
     pub(super) const ALL: [Self; 4] = [Self::Up, Self::Ejected, Self::Down, Self::Draining];
 }
 
+/// How a server stands, in the words of the API and of the metric.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Condition {
+    Up,
+    /// It takes less than its share of new clients.
+    SlowStart,
+    Ejected,
+    Down,
+    Draining,
+}
+
+impl Condition {
+    pub(super) const ALL: [Self; 5] = [
+        Self::Up,
+        Self::SlowStart,
+        Self::Ejected,
+        Self::Down,
+        Self::Draining,
+    ];
+
+    pub(super) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Up => "up",
+            Self::SlowStart => "slow-start",
+            Self::Ejected => "ejected",
+            Self::Down => "down",
+            Self::Draining => "draining",
+        }
+    }
+}
+
 impl Live {
     pub(super) fn new(
         standing: Standing,
@@ -115,6 +146,16 @@ impl Server {
             State::Up => Rank::Up,
             State::Ejected => Rank::Ejected,
             State::Down => Rank::Down,
+        }
+    }
+
+    pub(super) fn condition(&self, slow_start: Duration, now: Time) -> Condition {
+        match self.rank(now) {
+            Rank::Draining => Condition::Draining,
+            Rank::Down => Condition::Down,
+            Rank::Ejected => Condition::Ejected,
+            Rank::Up if self.is_starting(slow_start, now) => Condition::SlowStart,
+            Rank::Up => Condition::Up,
         }
     }
 

@@ -8,6 +8,7 @@ mod attacks;
 mod balance;
 mod balance_forgetting;
 mod balance_labels;
+mod balance_missed;
 mod balance_path;
 mod balance_servers;
 mod balance_tickets;

@@ -344,7 +344,10 @@ async fn pass(shared: &Shared, mut client: TcpStream, placed: Placed) {
         mut watch,
     } = placed;
     let (mut answered, mut told) = (false, false);
-    let moved = |moved| passage.server.live.metrics.moved(moved);
+    let moved = |moved| {
+        shared.metrics.moved(moved);
+        passage.server.live.metrics.moved(moved);
+    };
     let relayed = relay::run(&mut client, &mut server, patience, &moved, |bytes| {
         if !answered {
             answered = true;

@@ -31,6 +31,8 @@ pub struct Metrics {
     refused: IntCounter,
     open: IntGauge,
     displaced: IntCounter,
+    pub(super) bytes_up: IntCounter,
+    pub(super) bytes_down: IntCounter,
 }
 
 /// Why a client whose hello was heard got no server; for the others [`DetectError`] says why.
@@ -121,19 +123,15 @@ impl Metrics {
             "Connections by the rule that routed them and by what became of the session offered.",
             &["routed_by", "outcome"],
         )?;
-        begin(
-            &routed,
-            outcomes().map(|(by, outcome)| [by.as_str(), outcome]),
-        );
+        let all = outcomes().map(|(by, outcome)| [by.as_str(), outcome]);
+        begin(&routed, all);
         let missed = vector(
             "sessile_balance_missed_total",
             "Connections that did not come to the server that a session leads to, by the rule that would have led there and by cause.",
             &["routed_by", "cause"],
         )?;
-        begin(
-            &missed,
-            misses().map(|(by, why)| [by.as_str(), why.as_str()]),
-        );
+        let all = misses().map(|(by, why)| [by.as_str(), why.as_str()]);
+        begin(&missed, all);
         let turned_away = vector(
             "sessile_balance_turned_away_total",
             "Connections that got no server, by cause.",
@@ -164,6 +162,13 @@ impl Metrics {
             "sessile_balance_learned_displaced_total",
             "Learned entries that left for a newer one of their source, which holds its whole share of the table.",
         )?;
+        let bytes = vector(
+            "sessile_balance_bytes_total",
+            "Bytes from clients (up) and from servers (down), hellos not counted.",
+            &["direction"],
+        )?;
+        let [bytes_up, bytes_down] =
+            DIRECTIONS.map(|direction| bytes.with_label_values(&[direction]));
         register_learned(registry, affinity)?;
         Ok(Self {
             routed,
@@ -175,6 +180,8 @@ impl Metrics {
             refused,
             open,
             displaced,
+            bytes_up,
+            bytes_down,
         })
     }
 
@@ -187,6 +194,16 @@ impl Metrics {
         }
         self.open.inc();
         Some(Open(self.open.clone()))
+    }
+
+    /// Client connections that are open now.
+    pub(super) fn open(&self) -> i64 {
+        self.open.get()
+    }
+
+    pub(super) fn moved(&self, moved: Moved) {
+        self.bytes_up.inc_by(moved.up);
+        self.bytes_down.inc_by(moved.down);
     }
 
     /// `kind`: what the server's clear bytes said; `None`: the connection ended before.
@@ -414,6 +431,14 @@ impl ServerMetrics {
         if let (Some(rule), Some(outcome)) = (rule, outcome) {
             self.handshakes[rule][outcome].inc();
         }
+    }
+
+    /// As [`Metrics::routed`].
+    pub(super) fn routed(&self) -> Vec<(RoutedBy, &'static str, u64)> {
+        let counters = self.handshakes.as_flattened().iter();
+        let counts = outcomes().zip(counters);
+        let counts = counts.map(|((by, outcome), counter)| (by, outcome, counter.get()));
+        counts.filter(|&(_, _, count)| count > 0).collect()
     }
 
     /// Connections so far with that outcome.

@@ -15,6 +15,7 @@ mod relay;
 mod report;
 mod roster;
 mod server;
+mod snapshot;
 mod splice;
 mod standing;
 mod states;

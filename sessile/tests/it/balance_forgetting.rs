@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::balance_labels::export_part;
 use crate::peers::{Certificates, NAME, NO_FOLDER, Sessile, run};
@@ -114,8 +114,16 @@ fn is_told_apart(balancer: &Sessile, [purges, keeps]: [&str; 2]) {
     let idle = "sessile_balance_server_offer_idle_seconds_count";
     assert_eq!(balancer.metrics().sum(idle, &refused), 12);
 
+    // As the API has it: each of these was idle for a little longer than that.
+    let offers = &found["offers"];
+    let idle: Vec<_> = offers["refused"].as_array().unwrap().iter().collect();
+    assert_eq!(idle.len(), 1, "{offers:#}");
+    assert_eq!(idle[0]["up_to_seconds"], 5.0, "{offers:#}");
+    assert_ne!(offers["accepted"], json!([]), "{offers:#}");
+
     let keeps = balancer.await_server(keeps, |server| server["forgets"] == Value::Null);
     assert_eq!(keeps["resumption_ratio"], 1.0, "{keeps:#}");
+    assert_eq!(keeps["offers"]["refused"], json!([]), "{keeps:#}");
 }
 
 #[test]

@@ -10,7 +10,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::io::Errno;
 use sessile_proto::hello::ClientHello;
 use sessile_proto::proxy_protocol::{self, Addresses, Version};
 use sessile_proto::route::RoutedBy;
@@ -23,6 +22,7 @@ use super::Shared;
 use super::follow::{Choice, Offered, Request};
 use super::metrics::Open;
 use super::missed::{Miss, Missed};
+use super::own::is_ours;
 use super::relay::{self, Patience};
 use super::report::Passage;
 use super::roster::{Pool, Roster};
@@ -314,24 +314,6 @@ async fn connect(
             Err(Miss::Unreachable)
         }
     }
-}
-
-/// Whether a connection was not made for want of something on this host: that says nothing about the
-/// server.
-fn is_ours(error: &io::Error) -> bool {
-    const WANTING: [Errno; 9] = [
-        Errno::ADDRNOTAVAIL,
-        Errno::MFILE,
-        Errno::NFILE,
-        Errno::NOBUFS,
-        Errno::NOMEM,
-        Errno::NETUNREACH,
-        Errno::NETDOWN,
-        // A packet filter on this host.
-        Errno::PERM,
-        Errno::ACCESS,
-    ];
-    Errno::from_io_error(error).is_some_and(|errno| WANTING.contains(&errno))
 }
 
 /// Moves bytes to the end.

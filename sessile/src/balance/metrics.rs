@@ -147,7 +147,7 @@ impl Metrics {
         begin(&timed_out, TIME_OUTS.map(|timeout| [timeout]));
         let own_failures = counter(
             "sessile_balance_own_failures_total",
-            "Connections to servers that were not made for want of something on this host: a port, a file, a route.",
+            "Connections to servers, those of checks included, that were not made for want of something on this host: a port, a file, a route.",
         )?;
         let refused = counter(
             "sessile_balance_refused_total",

@@ -11,6 +11,7 @@ mod key_names;
 mod labels;
 mod metrics;
 mod missed;
+mod own;
 mod relay;
 mod report;
 mod roster;

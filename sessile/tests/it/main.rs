@@ -6,6 +6,7 @@
 mod activation;
 mod attacks;
 mod balance;
+mod balance_checks;
 mod balance_forgetting;
 mod balance_labels;
 mod balance_missed;

@@ -230,12 +230,14 @@ fn has_gone(client: &TcpStream) -> bool {
 /// Whether the server ends the connection before it says anything. Nothing is read: what it says, and
 /// how it ends, is there for who relays it.
 async fn hangs_up(server: &TcpStream, client: &TcpStream, patience: Duration) -> bool {
+    let mut byte = [0];
     let first = async {
         tokio::select! {
             biased;
             ready = server.ready(Interest::READABLE | Interest::ERROR) => ready.ok(),
-            // It has more to say, or is gone.
-            _ = client.readable() => None,
+            // It has more to say, or is gone. Asked of the system: where its hello filled all the room
+            // that there was for it, the runtime takes the socket for readable whether it is or not.
+            _ = client.peek(&mut byte) => None,
         }
     };
     let Ok(Some(ready)) = timeout(patience, first).await else {

@@ -483,14 +483,14 @@ fn the_api_shows_everything_and_changes_something_for_who_has_the_token() {
     assert_eq!(shown["servers"][0]["address"], json!(a.to_string()));
     let one = json!({"policy": {"not-offered": 1}});
     assert_eq!(shown["connections"], one);
-    assert_eq!(shown["servers"][0]["routed"], one);
-    assert_eq!(shown["servers"][1]["routed"], json!({}));
+    assert_eq!(shown["servers"][0]["routed"], json!({}));
+    assert_eq!(shown["servers"][1]["routed"], one);
     assert_eq!(shown["resumption_ratio"], json!(null));
     eventually("it has ended", || balancer.snapshot()["open"] == 0);
     let shown = balancer.snapshot();
     for bytes in ["bytes_up", "bytes_down"] {
         assert_ne!(shown[bytes], 0, "{bytes}");
-        assert_eq!(shown[bytes], shown["servers"][0][bytes], "{bytes}");
+        assert_eq!(shown[bytes], shown["servers"][1][bytes], "{bytes}");
     }
 
     let token = fs::read_to_string(certificates.folder().join("token")).unwrap();

@@ -102,7 +102,7 @@ mod tests {
         let down = (RoutedBy::Label, Miss::Down);
         let full = (RoutedBy::Ticket, Miss::Full);
         let refused = (RoutedBy::Policy, Miss::Unreachable);
-        let came = |misses, by| noted(misses).of_one_that_came(by);
+        let came = |misses: &[_], by| noted(misses).of_one_that_came(by);
         assert_eq!(came(&[down, full], Some(RoutedBy::Policy)), Some(down));
         assert_eq!(came(&[down, full], Some(RoutedBy::Ticket)), Some(down));
         assert_eq!(came(&[down, full], Some(RoutedBy::Label)), None);

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::ops::ControlFlow;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sessile_proto::hello::ClientHello;
 use sessile_proto::proxy_protocol::{self, Addresses, Version};
@@ -16,7 +16,7 @@ use sessile_proto::route::RoutedBy;
 use sessile_proto::watch::Watch;
 use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
 use super::Shared;
 use super::follow::{Choice, Offered, Request};
@@ -103,6 +103,7 @@ async fn place(
         offered: &offered,
         source: arrival.source.ip(),
         now: clock::now(),
+        at: Instant::now(),
     };
     let found = find(shared, &roster, pool, &request, &opening).await;
     let Attempt {
@@ -209,7 +210,7 @@ async fn first_that_takes<'r>(
         };
         if let Some(silent) = silent {
             let source = opening.arrival.source.ip();
-            silent.server.cut(source, clock::now());
+            silent.server.cut(source, Instant::now());
             return Ok(attempt);
         }
         if !opening.may_be_said_again() || !hangs_up(&attempt.io, opening.client, patience).await {
@@ -312,7 +313,7 @@ async fn connect(
                 "server does not take connections"
             );
             // Counted from now: the attempt may have taken its whole time.
-            server.failed(error.as_ref(), clock::now());
+            server.failed(error.as_ref(), Instant::now());
             Err(Miss::Unreachable)
         }
     }
@@ -335,7 +336,7 @@ async fn pass(shared: &Shared, mut client: TcpStream, placed: Placed) {
     let relayed = relay::run(&mut client, &mut server, patience, &moved, |bytes| {
         if !answered {
             answered = true;
-            passage.server.answered(clock::now());
+            passage.server.answered(Instant::now());
         }
         match watch.push(bytes) {
             Some(outcome) => {

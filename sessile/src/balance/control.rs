@@ -2,6 +2,7 @@
 //! the configuration is read again.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use serde_json::Value;
 use tokio::sync::mpsc;
@@ -11,7 +12,6 @@ use super::server::Server;
 use super::snapshot::{server_json, snapshot};
 use super::standing::State;
 use crate::admin::{Command, NoServerUp, ServerChange, UnknownServer};
-use crate::clock;
 
 /// Obeys commands until nobody can give any.
 pub(super) async fn obey(shared: Arc<Shared>, mut commands: mpsc::Receiver<Command>) {
@@ -38,7 +38,7 @@ pub(super) async fn obey(shared: Arc<Shared>, mut commands: mpsc::Receiver<Comma
 /// Whether every pool has a server that is up, draining or not. A default pool that nothing was put
 /// into is none.
 fn readiness(shared: &Shared) -> Result<(), NoServerUp> {
-    let (roster, now) = (shared.roster(), clock::now());
+    let (roster, now) = (shared.roster(), Instant::now());
     let pools = roster.pools().iter().filter(|pool| {
         let is_up = |server: &Arc<Server>| server.state(now) == State::Up;
         !pool.servers.is_empty() && !pool.servers.iter().any(is_up)

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::iter;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use sessile_proto::Time;
 use sessile_proto::affinity::AffinityKey;
@@ -61,7 +62,10 @@ pub(super) struct Request<'a> {
     pub(super) hello: &'a ClientHello<'a>,
     pub(super) offered: &'a Offered,
     pub(super) source: IpAddr,
+    /// By the clock of sessions.
     pub(super) now: Time,
+    /// By the clock of servers.
+    pub(super) at: Instant,
 }
 
 impl Shared {
@@ -77,7 +81,7 @@ impl Shared {
         let label = iter::once_with(move || labelled(roster, pool, request)).flatten();
         let learned = iter::once_with(move || self.learned(pool, request)).flatten();
         let named = iter::once_with(move || self.named(pool, request)).flatten();
-        let policy = iter::once_with(move || pool.place(request.source, request.now)).flatten();
+        let policy = iter::once_with(move || pool.place(request.source, request.at)).flatten();
         let policy = policy.map(|server| (RoutedBy::Policy, Ok(server)));
         label.chain(learned).chain(named).chain(policy)
     }
@@ -103,7 +107,7 @@ impl Shared {
         let found = here.or(known.first()).copied();
         let at_home = move |home| {
             let server = pool.with_id(home).ok_or(Miss::Elsewhere)?;
-            pool.takes_returning(server, request.now).map(|()| server)
+            pool.takes_returning(server, request.at).map(|()| server)
         };
         let elsewhere = move |by, home| {
             // Who shares a ticket key does not share a cache.
@@ -115,7 +119,7 @@ impl Shared {
                 return Vec::new();
             }
             let ids = Vec::from_iter(group);
-            let siblings = pool.with_room(&ids, request.source, request.now);
+            let siblings = pool.with_room(&ids, request.source, request.at);
             // Why there is none does not matter beside why it is not the first.
             siblings.unwrap_or_default()
         };
@@ -143,7 +147,7 @@ impl Shared {
             return Vec::new();
         };
         let by = RoutedBy::KeyName;
-        match pool.with_room(&ids, request.source, request.now) {
+        match pool.with_room(&ids, request.source, request.at) {
             Ok(servers) => servers.into_iter().map(|it| (by, Ok(it))).collect(),
             Err(miss) => vec![(by, Err(miss))],
         }
@@ -158,9 +162,9 @@ fn labelled<'r>(roster: &Roster, pool: &'r Pool, request: &Request<'_>) -> Optio
         return Some((RoutedBy::Label, Err(Miss::Elsewhere)));
     };
     let takes = match label.class {
-        Class::Stored => pool.takes_returning(server, request.now),
+        Class::Stored => pool.takes_returning(server, request.at),
         Class::Sealed => {
-            let has_room = pool.with_room(&[server.id()], request.source, request.now);
+            let has_room = pool.with_room(&[server.id()], request.source, request.at);
             has_room.map(drop)
         }
     };

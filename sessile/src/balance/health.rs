@@ -20,7 +20,6 @@ use super::own::is_ours;
 use super::roster::{Pool, Roster};
 use super::server::Server;
 use crate::client::{Client, Connection, Error, Mechanism, Options, Sessions, Target, Trust};
-use crate::clock;
 use crate::config::Health;
 
 /// Until the next check of a server that has just contradicted the ones before, and the least between
@@ -150,7 +149,7 @@ fn say_checked(shared: &Shared, server: &Server, failed: Option<&Error>) -> (Opt
         shared.metrics.count_own_failure(server.name(), error);
         return (None, false);
     }
-    let (changed, in_doubt) = server.checked(failed, clock::now());
+    let (changed, in_doubt) = server.checked(failed, Instant::now().into_std());
     let (name, address) = (server.name(), server.address());
     match (changed, failed) {
         (Some(true), _) => tracing::info!(server = name, %address, "server is up"),

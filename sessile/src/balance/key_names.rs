@@ -14,7 +14,6 @@ use super::roster::Pool;
 use super::standing::State;
 use super::{Shared, locked};
 use crate::client::{Client, Connection, Mechanism, Target, hex};
-use crate::clock;
 
 /// Between two looks at a server that nothing has called for.
 const INTERVAL: Duration = Duration::from_secs(10 * 60);
@@ -190,7 +189,7 @@ async fn try_elsewhere(
     let others = locked(&shared.key_names).to_try(name, id);
     for other in others.into_iter().filter_map(|other| pool.with_id(other)) {
         // Nothing is learned from one that does not answer, and much time is lost.
-        if other.state(clock::now()) != State::Up {
+        if other.state(Instant::now().into_std()) != State::Up {
             continue;
         }
         if client.sessions().is_empty() && visit(client, target).await.is_err() {

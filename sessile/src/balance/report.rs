@@ -4,6 +4,7 @@
 use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use sessile_proto::Time;
 use sessile_proto::affinity::{AffinityKey, Learned as Lesson, Recalled};
@@ -70,7 +71,7 @@ impl Shared {
             server.live.metrics.count(passage.by, None);
         }
         if !ended.answered && ended.by_server {
-            server.cut(passage.client.ip(), clock::now());
+            server.cut(passage.client.ip(), Instant::now());
         }
         let sessions = passage.sessions.take();
         if !sessions.is_empty() {

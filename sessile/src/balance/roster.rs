@@ -1,12 +1,11 @@
 //! The servers and pools that there are now. A roster never changes: a signal or the operator puts
 //! another in its place, and what is known of servers that stay goes over to it.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use sessile_proto::Time;
 use sessile_proto::route::{self, Load, Policy};
 
 use super::forgetting::Forgetting;
@@ -15,7 +14,6 @@ use super::metrics::ServerFamilies;
 use super::missed::Miss;
 use super::server::{Live, Rank, Server};
 use super::standing::{Standing, State};
-use crate::clock;
 use crate::config::{Balance, BalanceServer, UnknownName};
 use crate::key::server_number;
 use crate::server_names::ServerNames;
@@ -88,7 +86,7 @@ impl Roster {
                     }
                     let standing = match before {
                         None => Standing::default(),
-                        Some(_) => Standing::new_at(clock::now()),
+                        Some(_) => Standing::new_at(Instant::now()),
                     };
                     let forgetting = Forgetting::new(families.forgetting(&settings.name));
                     Live::new(standing, families.of(&settings.name), forgetting)
@@ -132,6 +130,11 @@ impl Roster {
     pub(super) fn servers(&self) -> impl Iterator<Item = (&Pool, &Arc<Server>)> {
         let of_pool = |pool| Pool::with_itself(pool);
         self.pools.iter().flat_map(of_pool)
+    }
+
+    /// Where each server is, by its [`Server::id`].
+    pub(super) fn addresses(&self) -> impl Iterator<Item = (u32, SocketAddr)> {
+        self.servers().map(|(_, it)| (it.id(), it.address()))
     }
 
     pub(super) fn server(&self, name: &str) -> Option<&Arc<Server>> {
@@ -194,7 +197,7 @@ impl Pool {
 
     /// Whether a server takes a client that has a session there, draining or not. Where all have
     /// failed, that is no reason to send it to another.
-    pub(super) fn takes_returning(&self, server: &Server, now: Time) -> Result<(), Miss> {
+    pub(super) fn takes_returning(&self, server: &Server, now: Instant) -> Result<(), Miss> {
         if server.is_full() {
             return Err(Miss::Full);
         }
@@ -211,7 +214,7 @@ impl Pool {
         &self,
         ids: &[u32],
         source: IpAddr,
-        now: Time,
+        now: Instant,
     ) -> Result<Vec<&Arc<Server>>, Miss> {
         let misses = self.servers.iter().map(|it| Miss::of(it.state(now)));
         let mut misses: Vec<Option<Miss>> = misses.collect();
@@ -242,7 +245,7 @@ impl Pool {
 
     /// All servers that are not full in the order in which a new client tries them. Those that are
     /// not fit for it come last, because the alternative is to turn the client away.
-    pub(super) fn place(&self, source: IpAddr, now: Time) -> Vec<&Arc<Server>> {
+    pub(super) fn place(&self, source: IpAddr, now: Instant) -> Vec<&Arc<Server>> {
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         let ranks: Vec<_> = self.servers.iter().map(|server| server.rank(now)).collect();
         let is_starting = |server: &Arc<Server>| server.is_starting(self.slow_start, now);

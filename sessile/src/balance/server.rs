@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use std::{fmt, io};
 
 use sessile_proto::Time;
@@ -14,6 +14,7 @@ use super::locked;
 use super::metrics::ServerMetrics;
 use super::standing::{Standing, State};
 use crate::client::Error;
+use crate::clock;
 use crate::config::BalanceServer;
 
 /// A server as a roster has it.
@@ -136,11 +137,11 @@ impl Server {
         self.id as u32
     }
 
-    pub(super) fn state(&self, now: Time) -> State {
+    pub(super) fn state(&self, now: Instant) -> State {
         self.live.standing().state(now)
     }
 
-    pub(super) fn rank(&self, now: Time) -> Rank {
+    pub(super) fn rank(&self, now: Instant) -> Rank {
         match self.state(now) {
             _ if self.settings.drain => Rank::Draining,
             State::Up => Rank::Up,
@@ -149,7 +150,7 @@ impl Server {
         }
     }
 
-    pub(super) fn condition(&self, slow_start: Duration, now: Time) -> Condition {
+    pub(super) fn condition(&self, slow_start: Duration, now: Instant) -> Condition {
         match self.rank(now) {
             Rank::Draining => Condition::Draining,
             Rank::Down => Condition::Down,
@@ -178,12 +179,12 @@ impl Server {
         }
     }
 
-    pub(super) fn is_starting(&self, slow_start: Duration, now: Time) -> bool {
+    pub(super) fn is_starting(&self, slow_start: Duration, now: Instant) -> bool {
         self.live.standing().is_starting(slow_start, now)
     }
 
     /// Its part of its weight, in a hundred.
-    pub(super) fn share(&self, slow_start: Duration, now: Time) -> u32 {
+    pub(super) fn share(&self, slow_start: Duration, now: Instant) -> u32 {
         self.live.standing().share(slow_start, now)
     }
 
@@ -198,8 +199,8 @@ impl Server {
 
     /// Takes note of a check. Returns whether the server is up, where that has changed, and whether
     /// that still is in doubt.
-    pub(super) fn checked(&self, failed: Option<&Error>, now: Time) -> (Option<bool>, bool) {
-        self.note_trouble(failed, now);
+    pub(super) fn checked(&self, failed: Option<&Error>, now: Instant) -> (Option<bool>, bool) {
+        self.note_trouble(failed);
         let mut standing = self.live.standing();
         let was_ejected = standing.is_ejected();
         let changed = standing.checked(failed.is_none(), now);
@@ -215,11 +216,11 @@ impl Server {
         (changed, in_doubt)
     }
 
-    fn note_trouble(&self, failed: Option<&Error>, now: Time) {
+    fn note_trouble(&self, failed: Option<&Error>) {
         let mut trouble = locked(&self.live.trouble);
         *trouble = failed.map(|error| Trouble {
             error: error.to_string(),
-            since: trouble.as_ref().map_or(now, |trouble| trouble.since),
+            since: trouble.as_ref().map_or_else(clock::now, |it| it.since),
         });
     }
 
@@ -241,7 +242,7 @@ impl Server {
     }
 
     /// Takes note of a connection that it did not take; `None`: not in time.
-    pub(super) fn failed(&self, error: Option<&io::Error>, now: Time) {
+    pub(super) fn failed(&self, error: Option<&io::Error>, now: Instant) {
         self.live.metrics.failures.inc();
         let was = self.state(now);
         let length = self.live.standing().failed(now);
@@ -253,7 +254,7 @@ impl Server {
 
     /// Takes note of a connection that it took and ended without a word. Where there are checks, one
     /// finds out whether that is the server's fault or the client's.
-    pub(super) fn cut(&self, source: IpAddr, now: Time) {
+    pub(super) fn cut(&self, source: IpAddr, now: Instant) {
         self.live.metrics.failures.inc();
         self.live.doubted.notify_one();
         let was = self.state(now);
@@ -281,7 +282,7 @@ impl Server {
     }
 
     /// Takes note of a connection that it answered.
-    pub(super) fn answered(&self, now: Time) {
+    pub(super) fn answered(&self, now: Instant) {
         let was_ejected = self.live.standing().answered(now);
         if was_ejected {
             self.say_back();

@@ -1,5 +1,7 @@
 //! What the API says of the balancer, as JSON: what there is, how it stands and what was counted.
 
+use std::time::Instant;
+
 use serde_json::{Map, Value, json};
 use sessile_proto::cliff::Since;
 use sessile_proto::route::RoutedBy;
@@ -45,7 +47,7 @@ pub(super) fn snapshot(shared: &Shared) -> Value {
 
 pub(super) fn server_json(shared: &Shared, pool: &str, server: &Server) -> Value {
     let roster = shared.roster();
-    let now = clock::now();
+    let now = Instant::now();
     let slow_start = roster.balance.slow_start;
     let names = locked(&shared.key_names);
     let mut key_names: Vec<String> = names.of(server.id()).map(|name| hex(name)).collect();

@@ -1,6 +1,7 @@
 //! How every server stands, read when it is asked for: an ejection and a slow start end by themselves.
 
 use std::sync::{Arc, Weak};
+use std::time::Instant;
 
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
@@ -8,7 +9,6 @@ use prometheus::{IntGaugeVec, Opts, Registry};
 
 use super::Shared;
 use super::server::Condition;
-use crate::clock;
 
 struct States {
     /// Never set: each scrape has its own, so that two at once do not see each other's.
@@ -41,7 +41,7 @@ impl Collector for States {
         let (Some(shared), Ok(gauges)) = (self.shared.upgrade(), gauges()) else {
             return Vec::new();
         };
-        let (roster, now) = (shared.roster(), clock::now());
+        let (roster, now) = (shared.roster(), Instant::now());
         for (_, server) in roster.servers() {
             let is = server.condition(roster.balance.slow_start, now);
             for condition in Condition::ALL {

@@ -81,6 +81,14 @@ impl Sessile {
         Self::start(command, "balancing address=")
     }
 
+    /// The same, with a wall clock that is read from a file, as `faketime -f` is told.
+    pub(crate) fn balance_by(clock: &Path, config: &Path, state: &Path) -> Self {
+        let mut command = command("balance", state);
+        super::set_clock_by(&mut command, clock);
+        command.arg("--config").arg(config);
+        Self::start(command, "balancing address=")
+    }
+
     /// With a configuration file, as a service manager starts a role: the listening socket is there.
     /// Its state is told to `notify`.
     pub(crate) fn inheriting(

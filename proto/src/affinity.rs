@@ -194,12 +194,12 @@ impl Affinity {
         }
     }
 
-    /// Forgets all that one server taught: its state is lost. Looks at every entry.
-    pub fn forget_server(&mut self, server: u32) -> usize {
+    /// Forgets all that some servers taught: their state is lost. Looks at every entry.
+    pub fn forget_servers(&mut self, is_one: impl Fn(u32) -> bool) -> usize {
         let mut gone = Vec::new();
         self.table.remove_where(Gone::Revoked, |entry| {
             let lesson = Lesson::of(entry);
-            let is_it = lesson.server == server;
+            let is_it = is_one(lesson.server);
             if is_it {
                 gone.push((lesson.source, entry.sequence));
             }

@@ -161,7 +161,7 @@ fn a_server_that_lost_its_state_is_forgotten_and_the_others_are_not() {
     for n in 0..240 {
         affinity.learn(id(n), n % 3, A, at(0), at(0));
     }
-    assert_eq!(affinity.forget_server(1), 80);
+    assert_eq!(affinity.forget_servers(|server| server == 1), 80);
     assert_eq!(affinity.stats().entries, 160);
     assert_eq!(server(&affinity, id(1), at(0)), None);
     assert_eq!(server(&affinity, id(2), at(0)), Some(2));
@@ -252,7 +252,7 @@ proptest! {
         for (n, server, net, by) in steps {
             now = at(now.unix_millis().saturating_add_signed(by));
             match n {
-                0 => { affinity.forget_server(server); }
+                0 => { affinity.forget_servers(|it| it == server); }
                 _ => { affinity.learn(id(n), server, address(&format!("10.0.{net}.1")), now, now); }
             }
             let mut counts = BTreeMap::new();

@@ -111,14 +111,7 @@ impl Balancer {
         let affinity = Arc::new(Mutex::new(Affinity::new(limits, u64::from_ne_bytes(seed))));
         let metrics = Metrics::register(registry, &affinity)?;
         let families = ServerFamilies::register(registry)?;
-        let labels = Labels::open(config, false).map_err(ReloadError::from)?;
-        let roster = Roster::new(
-            config.balance.clone(),
-            labels.map(Arc::new),
-            None,
-            &families,
-        )
-        .map_err(ReloadError::from)?;
+        let roster = first_roster(config, &families)?;
         let files = lifecycle::file_limit();
         let files = files.saturating_sub(splice::reserve(files));
         let max_connections = lifecycle::connection_limit(config.connection.max, files, 2);
@@ -146,7 +139,11 @@ impl Balancer {
         // As late as can be: a start that fails has not used it up.
         let kept = Kept::new(config);
         if let Some(kept) = &kept {
-            kept.restore(&mut locked(&shared.affinity), clock::now());
+            kept.restore(
+                &mut locked(&shared.affinity),
+                &shared.roster(),
+                clock::now(),
+            );
         }
         let mut addresses = Vec::new();
         let mut workers = Workers::default();
@@ -208,9 +205,14 @@ impl Balancer {
     pub fn join(self) {
         self.workers.join();
         if let Some(kept) = self.kept {
-            kept.save(&locked(&self.shared.affinity));
+            kept.save(&locked(&self.shared.affinity), &self.shared.roster());
         }
     }
+}
+
+fn first_roster(config: &Config, families: &ServerFamilies) -> Result<Roster, ReloadError> {
+    let labels = Labels::open(config, false)?.map(Arc::new);
+    Ok(Roster::new(config.balance.clone(), labels, None, families)?)
 }
 
 /// What the workers of a balancer share.
@@ -265,7 +267,7 @@ impl Shared {
             }
             // What it knew, nobody else does.
             if settings.is_none_or(|settings| settings.address != server.address()) {
-                locked(&self.affinity).forget_server(server.id());
+                locked(&self.affinity).forget_servers(|id| id == server.id());
                 locked(&self.key_names).forget(server.id());
             }
             if settings.is_some_and(|settings| *settings != server.settings) {

@@ -44,8 +44,7 @@ pub(super) async fn run(
     // In a box, so that what it takes to find a server does not stay with the connection.
     match Box::pin(admit(&shared, &entrance, &mut client, peer)).await {
         Ok((placed, stay)) => {
-            pass(&shared, client, placed).await;
-            drop(stay);
+            pass(&shared, client, &stay, placed).await;
         }
         Err(cause) => {
             if cause == UNKNOWN_NAME {
@@ -320,7 +319,7 @@ async fn connect(
 }
 
 /// Moves bytes to the end.
-async fn pass(shared: &Shared, mut client: TcpStream, placed: Placed) {
+async fn pass(shared: &Shared, mut client: TcpStream, stay: &Stay, placed: Placed) {
     let Placed {
         passage,
         mut server,
@@ -333,7 +332,7 @@ async fn pass(shared: &Shared, mut client: TcpStream, placed: Placed) {
         shared.metrics.moved(moved);
         passage.server.live.metrics.moved(moved);
     };
-    let relayed = relay::run(&mut client, &mut server, patience, &moved, |bytes| {
+    let relayed = relay::run(&mut client, &mut server, stay, patience, &moved, |bytes| {
         if !answered {
             answered = true;
             passage.server.answered(Instant::now());

@@ -14,6 +14,7 @@ use sessile_proto::watch::Kind;
 use super::forgetting::{self, BUCKETS};
 use super::missed::{self, Miss};
 use super::relay::Moved;
+use crate::admission::Admission;
 use crate::detect::DetectError;
 use crate::figure;
 
@@ -93,6 +94,24 @@ fn register_learned(
         let affinity = affinity.lock().unwrap_or_else(PoisonError::into_inner);
         affinity.stats().entries
     })
+}
+
+/// Registers what is held back of connections.
+pub(super) fn register_held(
+    registry: &Registry,
+    admission: &Arc<Admission>,
+) -> prometheus::Result<()> {
+    let (of_bytes, of_pipes) = (Arc::clone(admission), Arc::clone(admission));
+    let bytes = Opts::new(
+        "sessile_balance_held_bytes",
+        "Bytes held in memory because a peer does not take them, those in pipes not counted.",
+    );
+    figure::register(registry, bytes, move || of_bytes.held().bytes)?;
+    let pipes = Opts::new(
+        "sessile_balance_held_pipes",
+        "Pipes held because a peer does not take what is in them.",
+    );
+    figure::register(registry, pipes, move || of_pipes.held().pipes)
 }
 
 /// Every rule with every outcome.

@@ -38,7 +38,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admin::{self, Command};
-use crate::admission::Admission;
+use crate::admission::{Admission, Backlog};
 use crate::clock;
 use crate::config::{Balance, Config, Role};
 use crate::detect::Entrance;
@@ -49,6 +49,9 @@ use kept::Kept;
 use labels::Labels;
 use metrics::ServerFamilies;
 use roster::Roster;
+
+/// Most bytes, beside those in pipes, that are held back of connections whose peers do not take them.
+const MAX_HELD_BYTES: usize = 64 * 1024 * 1024;
 
 /// Why a balancer does not start.
 #[derive(Debug, thiserror::Error)]
@@ -128,7 +131,12 @@ impl Balancer {
             stop: stop.clone(),
         });
         states::register(registry, &shared)?;
-        let admission = Admission::new(&config.connection, max_connections);
+        let max_held = Backlog {
+            bytes: MAX_HELD_BYTES,
+            pipes: splice::allowed(),
+        };
+        let admission = Admission::new(&config.connection, max_connections, max_held);
+        metrics::register_held(registry, &admission)?;
         let mut listeners = Vec::new();
         for listener in config.listeners.iter().filter(|l| l.role == Role::Balance) {
             let count = lifecycle::worker_count(config.server.workers);

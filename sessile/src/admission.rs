@@ -77,6 +77,7 @@ impl Refusal {
 
 /// The limits of one role, shared by its workers.
 pub struct Admission {
+    max_hello_size: usize,
     max: Used<usize>,
     source_max: Used<usize>,
     /// Most connections of a source that are open; `None`: no limit.
@@ -123,6 +124,7 @@ impl Admission {
         };
         let bytes = limits.max_hello_bytes;
         Arc::new(Self {
+            max_hello_size: limits.max_hello_size,
             max: Used { hellos, bytes },
             source_max: Used {
                 hellos: (hellos / SHARE).max(LEAST_SHARE),
@@ -153,6 +155,12 @@ impl Admission {
             awaited: true,
             bytes: 0,
         })
+    }
+
+    /// Most bytes of one hello.
+    #[must_use]
+    pub const fn max_hello_size(&self) -> usize {
+        self.max_hello_size
     }
 
     /// What is held back now of all connections.

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use socket2::{Domain, SockRef, Socket, Type};
 
+use crate::balance_labels::{in_records, padded};
 use crate::peers::{Certificates, NAME, Sessile, nginx, run};
 
 const HELLO: &[u8] = include_bytes!("../../../proto/src/testdata/client-openssl-tls13-full.bin");
@@ -214,4 +215,32 @@ fn a_source_that_reads_nothing_leaves_pipes_to_the_others() {
     drop((readers, held, other, of_other));
     balancer.await_metrics(|metrics| metrics.sum(pipes, &[]) == 0);
     balancer.await_metrics(|it| it.sum("sessile_balance_held_bytes", &[]) == 0);
+}
+
+#[test]
+fn a_hello_may_be_as_long_as_is_set() {
+    const LONG: usize = 40 * 1024;
+    let certificates = Certificates::new();
+    let server = nginx(&certificates, "");
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("balance.toml");
+    let hello = in_records(&padded(HELLO, LONG), 16 * 1024);
+    for (size, answer) in [("\"64KiB\"", true), ("40960", true), ("40959", false)] {
+        let text = format!(
+            "key.file = 'none'\nconnection.max-hello-size = {size}\n\
+             [[listener]]\naddress = '127.0.0.1:0'\nrole = 'balance'\n\
+             [balance]\nhealth = 'off'\n[[balance.server]]\nname = 'a'\naddress = '{}'\n",
+            server.address()
+        );
+        fs::write(&config, text).unwrap();
+        let balancer = Sessile::balance_configured(&config, folder.path());
+        let mut io = TcpStream::connect(balancer.address()).unwrap();
+        io.set_read_timeout(Some(PATIENCE)).unwrap();
+        // It may be turned away before it is whole.
+        let _ = io.write_all(&hello);
+        let answered = io.read(&mut [0]).is_ok_and(|len| len == 1);
+        assert_eq!(answered, answer, "{size}");
+        let turned_away = balancer.metrics().turned_away("bad-hello");
+        assert_eq!(turned_away, u64::from(!answer), "{size}");
+    }
 }

@@ -1,6 +1,6 @@
 //! What a balancer learns: which server can resume a session ID or a ticket. It is the session
-//! table with a server's number for a value, a share of it for each source, and a rule: what one
-//! server said is never overwritten by another. Whether something was said at all (only a
+//! table with a server's number for a value, a share of it for each source (which makes room of its own
+//! for what is beyond), and a rule: what one server said is never overwritten by another. Whether something was said at all (only a
 //! handshake that was completed teaches) is for the caller to see to.
 
 use std::collections::BTreeMap;
@@ -69,12 +69,12 @@ impl AffinityKey {
 pub enum Learned {
     /// It is new and remembered.
     New,
+    /// So it is. Its source held its whole share of the table: the oldest entry of that has left for it.
+    Displacing,
     /// It was known already. It is no younger for that.
     Known,
     /// It is known of this other server, and stays so.
     Conflict(u32),
-    /// Its source holds its whole share of the table.
-    OverQuota,
     /// The limits allow no entries at all.
     Disabled,
 }
@@ -98,6 +98,9 @@ pub struct Affinity {
     max_entries: usize,
     /// Entries of each source that has any. Ordered, so that no peer's choice makes it slow.
     sources: BTreeMap<Source, u32>,
+    /// Every entry by its source and its place in the order of arrival, with its key's hash: a source's
+    /// oldest is found without a look at those of others.
+    arrivals: BTreeMap<(Source, u64), u64>,
 }
 
 impl Affinity {
@@ -108,6 +111,7 @@ impl Affinity {
             table: Table::new(limits, seed),
             max_entries: limits.max_entries,
             sources: BTreeMap::new(),
+            arrivals: BTreeMap::new(),
         }
     }
 
@@ -130,32 +134,43 @@ impl Affinity {
                     false => Learned::Conflict(known.server),
                 };
             }
+            let sequence = entry.sequence;
             self.table.remove(key.as_bytes(), Gone::Expired);
-            uncount(&mut self.sources, known.source);
-        }
-        let source = Source::of(source);
-        let held = self.sources.get(&source).map_or(0, |&held| held as usize);
-        if held >= QUOTA_FLOOR.max(self.max_entries / QUOTA_SHARE) {
-            return Learned::OverQuota;
-        }
-        if self.table.len() >= self.max_entries {
-            self.forget_oldest(now);
+            self.uncount(known.source, sequence);
         }
         let lesson = Lesson {
             server,
-            source,
+            source: Source::of(source),
             established,
             used: now,
         };
-        match self
-            .table
-            .insert(key.as_bytes(), &lesson.to_bytes(), now, now)
-        {
+        self.insert(key.as_bytes(), lesson, now, now)
+    }
+
+    /// Makes room and puts an entry there, whose key is not there yet. One that is beyond its source's
+    /// share takes the place of that source's oldest, and of no other's.
+    fn insert(&mut self, key: &[u8], lesson: Lesson, learned: Time, now: Time) -> Learned {
+        let source = lesson.source;
+        let held = self.sources.get(&source).map_or(0, |&held| held as usize);
+        let displaces = held >= QUOTA_FLOOR.max(self.max_entries / QUOTA_SHARE);
+        if displaces {
+            self.forget_oldest_of(source);
+        } else if self.table.len() >= self.max_entries {
+            self.forget_oldest(now);
+        }
+        match self.table.insert(key, &lesson.to_bytes(), learned, now) {
             Inserted::Stored { .. } => {}
             _ => return Learned::Disabled,
         }
-        *self.sources.entry(source).or_default() += 1;
-        Learned::New
+        if let Some(entry) = self.table.peek(key) {
+            let arrival = (source, entry.sequence);
+            self.arrivals.insert(arrival, self.table.hash(key));
+            *self.sources.entry(source).or_default() += 1;
+        }
+        match displaces {
+            true => Learned::Displacing,
+            false => Learned::New,
+        }
     }
 
     /// The server that can resume what `key` stands for, as far as is known.
@@ -179,17 +194,21 @@ impl Affinity {
         }
     }
 
-    /// Forgets all that one server taught: its state is lost. Looks at every entry.
-    pub fn forget_server(&mut self, server: u32) -> usize {
-        let sources = &mut self.sources;
+    /// Forgets all that some servers taught: their state is lost. Looks at every entry.
+    pub fn forget_servers(&mut self, is_one: impl Fn(u32) -> bool) -> usize {
+        let mut gone = Vec::new();
         self.table.remove_where(Gone::Revoked, |entry| {
             let lesson = Lesson::of(entry);
-            let is_it = lesson.server == server;
+            let is_it = is_one(lesson.server);
             if is_it {
-                uncount(sources, lesson.source);
+                gone.push((lesson.source, entry.sequence));
             }
             is_it
-        })
+        });
+        for &(source, sequence) in &gone {
+            self.uncount(source, sequence);
+        }
+        gone.len()
     }
 
     /// All that is remembered, for [`Self::import`].
@@ -227,15 +246,8 @@ impl Affinity {
             rest = tail;
         }
         for (learned, key, value) in read {
-            if self.table.peek(key).is_some() {
-                continue;
-            }
-            if self.table.len() >= self.max_entries {
-                self.forget_oldest(now);
-            }
-            if let Inserted::Stored { .. } = self.table.insert(key, value, learned, now) {
-                let source = Lesson::from_bytes(value).source;
-                *self.sources.entry(source).or_default() += 1;
+            if self.table.peek(key).is_none() && !self.table.is_expired(learned, now) {
+                self.insert(key, Lesson::from_bytes(value), learned, now);
             }
         }
         Some(self.table.len())
@@ -258,18 +270,28 @@ impl Affinity {
 
     fn forget_oldest(&mut self, now: Time) {
         if let Some(oldest) = self.table.oldest() {
-            uncount(&mut self.sources, Lesson::of(&oldest).source);
+            let (source, sequence) = (Lesson::of(&oldest).source, oldest.sequence);
             self.table.evict_oldest(now);
+            self.uncount(source, sequence);
         }
     }
-}
 
-/// Takes one entry off a source's count.
-fn uncount(sources: &mut BTreeMap<Source, u32>, source: Source) {
-    if let Some(held) = sources.get_mut(&source) {
-        *held -= 1;
-        if *held == 0 {
-            sources.remove(&source);
+    fn forget_oldest_of(&mut self, source: Source) {
+        let mut its = self.arrivals.range((source, 0)..=(source, u64::MAX));
+        if let Some((&(_, sequence), &hash)) = its.next() {
+            self.table.remove_one(hash, sequence, Gone::Evicted);
+            self.uncount(source, sequence);
+        }
+    }
+
+    /// Takes an entry that has left off what is known of its source.
+    fn uncount(&mut self, source: Source, sequence: u64) {
+        self.arrivals.remove(&(source, sequence));
+        if let Some(held) = self.sources.get_mut(&source) {
+            *held -= 1;
+            if *held == 0 {
+                self.sources.remove(&source);
+            }
         }
     }
 }
@@ -343,252 +365,4 @@ impl Lesson {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use proptest::prelude::*;
-
-    use super::*;
-
-    const A: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
-    const LIFETIME: u64 = 1000;
-
-    const fn at(millis: u64) -> Time {
-        Time::from_unix_millis(millis)
-    }
-
-    fn affinity(max_entries: usize) -> Affinity {
-        let lifetime = Duration::from_millis(LIFETIME);
-        Affinity::new(
-            Limits {
-                max_entries,
-                lifetime,
-            },
-            1,
-        )
-    }
-
-    /// Where a key leads.
-    fn server(affinity: &Affinity, key: AffinityKey, now: Time) -> Option<u32> {
-        Some(affinity.lookup(key, now)?.server)
-    }
-
-    fn id(n: u32) -> AffinityKey {
-        AffinityKey::session_id(&n.to_be_bytes()).unwrap()
-    }
-
-    fn address(text: &str) -> IpAddr {
-        text.parse().unwrap()
-    }
-
-    #[test]
-    fn a_learned_session_leads_to_its_server_until_its_lifetime_is_over() {
-        let mut affinity = affinity(10);
-        assert_eq!(affinity.learn(id(1), 7, A, at(0), at(0)), Learned::New);
-        assert_eq!(
-            affinity.learn(id(1), 7, A, at(500), at(500)),
-            Learned::Known
-        );
-        assert_eq!(server(&affinity, id(1), at(999)), Some(7));
-        assert_eq!(server(&affinity, id(1), at(1000)), None);
-        assert_eq!(server(&affinity, id(2), at(0)), None);
-    }
-
-    #[test]
-    fn a_use_is_remembered_and_makes_no_lesson_younger() {
-        let mut affinity = affinity(10);
-        affinity.learn(id(1), 7, A, at(3), at(10));
-        affinity.used(id(1), at(400));
-        affinity.used(id(1), at(300));
-        affinity.used(id(2), at(400));
-        let recalled = Recalled {
-            server: 7,
-            established: at(3),
-            used: at(400),
-        };
-        assert_eq!(affinity.lookup(id(1), at(1009)), Some(recalled));
-        assert_eq!(affinity.lookup(id(1), at(1010)), None);
-    }
-
-    #[test]
-    fn what_one_table_remembered_another_does() {
-        let mut first = affinity(10);
-        for n in 0..4_u32 {
-            let net = address(&format!("192.0.{n}.1"));
-            first.learn(id(n), n, net, at(u64::from(n)), at(u64::from(n) * 100));
-        }
-        first.used(id(3), at(800));
-        let bytes = first.export();
-        let mut second = affinity(2);
-        // The first is too old by now, the second had to make room.
-        assert_eq!(second.import(&bytes, at(1050)), Some(2));
-        let found = [0, 1, 2, 3].map(|n| second.lookup(id(n), at(1050)));
-        assert_eq!(
-            found,
-            [
-                None,
-                None,
-                first.lookup(id(2), at(1050)),
-                first.lookup(id(3), at(1050))
-            ]
-        );
-        assert_eq!(second.sources.values().sum::<u32>(), 2);
-        assert_eq!(second.import(&bytes, at(1050)), Some(2));
-        assert_eq!(second.import(&[], at(1050)), Some(2));
-    }
-
-    #[test]
-    fn what_is_no_export_is_refused_as_a_whole() {
-        let mut first = affinity(10);
-        first.learn(id(1), 7, A, at(0), at(0));
-        first.learn(id(2), 7, A, at(0), at(0));
-        let bytes = first.export();
-        let one = bytes.len() / 2;
-        for end in (0..bytes.len()).filter(|end| end % one != 0) {
-            let mut second = affinity(10);
-            assert_eq!(second.import(&bytes[..end], at(1)), None, "{end}");
-            assert_eq!(second.stats().entries, 0);
-        }
-        let mut longer = bytes;
-        longer[8] = 200;
-        assert_eq!(affinity(10).import(&longer, at(1)), None);
-    }
-
-    #[test]
-    fn no_server_overwrites_what_another_said() {
-        let mut affinity = affinity(10);
-        affinity.learn(id(1), 7, A, at(0), at(0));
-        assert_eq!(
-            affinity.learn(id(1), 8, A, at(1), at(1)),
-            Learned::Conflict(7)
-        );
-        assert_eq!(server(&affinity, id(1), at(1)), Some(7));
-        assert_eq!(
-            affinity.learn(id(1), 8, A, at(1000), at(1000)),
-            Learned::New
-        );
-        assert_eq!(server(&affinity, id(1), at(1000)), Some(8));
-    }
-
-    #[test]
-    fn kinds_of_keys_do_not_match_each_other() {
-        let hash = digest::digest(&digest::SHA256, b"ticket");
-        let as_id = AffinityKey::session_id(&hash.as_ref()[..TICKET_HASH]);
-        assert_ne!(AffinityKey::ticket(b"ticket"), as_id);
-        assert_ne!(
-            AffinityKey::ticket(b"ticket"),
-            AffinityKey::ticket(b"ticket ")
-        );
-        assert_ne!(
-            AffinityKey::session_id(&[0]),
-            AffinityKey::session_id(&[0, 0])
-        );
-        assert_eq!(AffinityKey::session_id(&[]), None);
-        assert_eq!(AffinityKey::session_id(&[0; 33]), None);
-        assert!(AffinityKey::session_id(&[0; 32]).is_some());
-        assert_eq!(AffinityKey::ticket(&[]), None);
-    }
-
-    #[test]
-    fn the_oldest_lesson_is_forgotten_first() {
-        let mut affinity = affinity(2);
-        for n in 0..3 {
-            affinity.learn(id(n), n, A, at(0), at(0));
-        }
-        assert_eq!(
-            [0, 1, 2].map(|n| server(&affinity, id(n), at(0))),
-            [None, Some(1), Some(2)]
-        );
-    }
-
-    #[test]
-    fn a_server_that_lost_its_state_is_forgotten_and_the_others_are_not() {
-        let mut affinity = affinity(1000);
-        for n in 0..240 {
-            affinity.learn(id(n), n % 3, A, at(0), at(0));
-        }
-        assert_eq!(affinity.forget_server(1), 80);
-        assert_eq!(affinity.stats().entries, 160);
-        assert_eq!(server(&affinity, id(1), at(0)), None);
-        assert_eq!(server(&affinity, id(2), at(0)), Some(2));
-    }
-
-    #[test]
-    fn a_source_prefix_holds_at_most_its_share() {
-        let mut affinity = affinity(10_000);
-        for n in 0..1000 {
-            let near = address(&format!("192.0.2.{}", n % 256));
-            assert_eq!(affinity.learn(id(n), 7, near, at(0), at(0)), Learned::New);
-        }
-        let mapped = address("::ffff:192.0.2.77");
-        assert_eq!(
-            affinity.learn(id(5000), 7, mapped, at(0), at(0)),
-            Learned::OverQuota
-        );
-        assert_eq!(affinity.learn(id(3), 7, A, at(0), at(0)), Learned::Known);
-        assert_eq!(
-            affinity.learn(id(5000), 7, address("192.0.3.1"), at(0), at(0)),
-            Learned::New
-        );
-        assert_eq!(
-            affinity.learn(id(5001), 7, A, at(1000), at(1000)),
-            Learned::New
-        );
-    }
-
-    #[test]
-    fn a_small_table_is_not_divided_further_than_its_floor() {
-        let mut affinity = affinity(300);
-        let learned: Vec<_> = (0..257)
-            .map(|n| affinity.learn(id(n), 7, A, at(0), at(0)))
-            .collect();
-        assert_eq!(
-            learned
-                .iter()
-                .position(|&learned| learned == Learned::OverQuota),
-            Some(QUOTA_FLOOR)
-        );
-    }
-
-    #[test]
-    fn sources_are_told_apart_by_prefix() {
-        let of = |text| Source::of(address(text));
-        assert_eq!(of("2001:db8:0:100::1"), of("2001:db8:0:1ff:ffff::"));
-        assert_ne!(of("2001:db8:0:100::1"), of("2001:db8:0:200::1"));
-        assert_ne!(of("::"), of("0.0.0.0"));
-        assert_eq!(of("::ffff:192.0.2.1"), of("192.0.2.255"));
-    }
-
-    #[test]
-    fn nothing_is_learned_where_the_table_is_disabled() {
-        let mut affinity = affinity(0);
-        assert_eq!(affinity.learn(id(1), 7, A, at(0), at(0)), Learned::Disabled);
-        assert_eq!(server(&affinity, id(1), at(0)), None);
-        assert!(affinity.sources.is_empty());
-    }
-
-    proptest! {
-        /// Whatever happens, the counts are those of the entries that are there.
-        #[test]
-        fn counts_of_sources_stay_right(
-            max_entries in 0..40_usize,
-            steps in prop::collection::vec((0..60_u32, 0..4_u32, 0..5_u8, -20..200_i64), 0..300),
-        ) {
-            let mut affinity = affinity(max_entries);
-            let mut now = at(10_000);
-            for (n, server, net, by) in steps {
-                now = at(now.unix_millis().saturating_add_signed(by));
-                match n {
-                    0 => { affinity.forget_server(server); }
-                    _ => { affinity.learn(id(n), server, address(&format!("10.0.{net}.1")), now, now); }
-                }
-                let mut counts = BTreeMap::new();
-                for entry in affinity.table.iter() {
-                    *counts.entry(Lesson::of(&entry).source).or_default() += 1;
-                }
-                prop_assert_eq!(&counts, &affinity.sources);
-                prop_assert!(affinity.table.len() <= max_entries);
-            }
-        }
-    }
-}
+mod tests;

@@ -1,9 +1,13 @@
 //! Who may come in: how many hellos may be on their way at once and how many bytes of them are held,
 //! in all and from one source prefix; and of one source prefix, how many connections may be open and
-//! how many a second are taken. All that are open are counted elsewhere (`connection.max`).
+//! how many a second are taken, and what may be held back of them. All that are open are counted elsewhere (`connection.max`).
 //!
 //! Sources are told apart by a keyed hash into a fixed number of places, so that nothing here grows
 //! and no lock is taken. Two that share a place share its limits; who they are cannot be chosen.
+
+mod backlog;
+
+pub use backlog::{Backlog, HeldBack};
 
 use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
@@ -73,6 +77,7 @@ impl Refusal {
 
 /// The limits of one role, shared by its workers.
 pub struct Admission {
+    max_hello_size: usize,
     max: Used<usize>,
     source_max: Used<usize>,
     /// Most connections of a source that are open; `None`: no limit.
@@ -80,6 +85,8 @@ pub struct Admission {
     /// Nanoseconds from one connection of a source to the next; `None`: no limit.
     interval: Option<u64>,
     used: Used<AtomicUsize>,
+    max_held: Backlog<usize>,
+    held: Backlog<AtomicUsize>,
     places: Box<[Place]>,
     hasher: RandomState,
     started: Instant,
@@ -98,20 +105,26 @@ struct Place {
     used: Used<AtomicUsize>,
     /// Its connections that are open, where they are counted.
     connections: AtomicUsize,
+    held: Backlog<AtomicUsize>,
     /// When its next connection is due, in nanoseconds since the start.
     due: AtomicU64,
 }
 
 impl Admission {
-    /// `connections`: as many as there can be.
+    /// `connections`: as many as there can be. `max_held`: most of what is held back of them.
     #[must_use]
-    pub fn new(limits: &config::Connection, connections: usize) -> Arc<Self> {
+    pub fn new(
+        limits: &config::Connection,
+        connections: usize,
+        max_held: Backlog<usize>,
+    ) -> Arc<Self> {
         let hellos = match limits.max_hellos {
             0 => (connections / 2).max(LEAST_HELLOS),
             hellos => hellos,
         };
         let bytes = limits.max_hello_bytes;
         Arc::new(Self {
+            max_hello_size: limits.max_hello_size,
             max: Used { hellos, bytes },
             source_max: Used {
                 hellos: (hellos / SHARE).max(LEAST_SHARE),
@@ -120,6 +133,8 @@ impl Admission {
             source_connections: NonZero::new(limits.max_per_source),
             interval: 1_000_000_000u64.checked_div(u64::from(limits.rate_per_source)),
             used: Used::default(),
+            max_held,
+            held: Backlog::default(),
             places: (0..PLACES).map(|_| Place::default()).collect(),
             hasher: RandomState::new(),
             started: Instant::now(),
@@ -140,6 +155,21 @@ impl Admission {
             awaited: true,
             bytes: 0,
         })
+    }
+
+    /// Most bytes of one hello.
+    #[must_use]
+    pub const fn max_hello_size(&self) -> usize {
+        self.max_hello_size
+    }
+
+    /// What is held back now of all connections.
+    #[must_use]
+    pub fn held(&self) -> Backlog<usize> {
+        Backlog {
+            bytes: self.held.bytes.load(Ordering::Relaxed),
+            pipes: self.held.pipes.load(Ordering::Relaxed),
+        }
     }
 
     /// What a source may have, those who came before it being what they are.
@@ -239,25 +269,34 @@ impl Drop for Entry {
     }
 }
 
-/// A connection that counts as one of its source's until this is dropped.
-pub struct Stay(Option<(Arc<Admission>, usize)>);
+/// A connection that is one of its source's until this is dropped.
+pub struct Stay {
+    admission: Arc<Admission>,
+    place: usize,
+}
 
 impl Stay {
     fn begin(admission: &Arc<Admission>, place: usize) -> Result<Self, Refusal> {
-        let Some(max) = admission.source_connections else {
-            return Ok(Self(None));
-        };
-        match raise(&admission.places[place].connections, 1, max.get()) {
-            true => Ok(Self(Some((Arc::clone(admission), place)))),
-            false => Err(Refusal::Connections),
+        if let Some(max) = admission.source_connections
+            && !raise(&admission.places[place].connections, 1, max.get())
+        {
+            return Err(Refusal::Connections);
         }
+        Ok(Self {
+            admission: Arc::clone(admission),
+            place,
+        })
+    }
+
+    fn its_place(&self) -> &Place {
+        &self.admission.places[self.place]
     }
 }
 
 impl Drop for Stay {
     fn drop(&mut self) {
-        if let Some((admission, place)) = &self.0 {
-            let connections = &admission.places[*place].connections;
+        if self.admission.source_connections.is_some() {
+            let connections = &self.its_place().connections;
             connections.fetch_sub(1, Ordering::Relaxed);
         }
     }
@@ -288,7 +327,7 @@ mod tests {
     fn admission(change: impl FnOnce(&mut config::Connection)) -> Arc<Admission> {
         let mut limits = config::Connection::default();
         change(&mut limits);
-        Admission::new(&limits, 1000)
+        Admission::new(&limits, 1000, Backlog::default())
     }
 
     fn source(text: &str) -> IpAddr {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::task::ready;
 use std::time::{Duration, Instant};
 
-use sessile_proto::hello::{DEFAULT_LIMIT, HelloReader};
+use sessile_proto::hello::HelloReader;
 use sessile_proto::proxy_protocol::{self, Addresses};
 use sessile_proto::record;
 use tokio::io::{AsyncRead, ReadBuf};
@@ -144,7 +144,7 @@ impl Entrance {
         };
         let source = addresses.map_or(peer, |addresses| addresses.source);
         let stay = entry.comes_from(source.ip(), Instant::now())?;
-        let mut reader = HelloReader::new(DEFAULT_LIMIT);
+        let mut reader = HelloReader::new(self.admission.max_hello_size());
         let mut whole = reader.push(&early).map_err(DetectError::Invalid)?;
         let mut take = |bytes: &[u8]| {
             entry.hold(bytes.len())?;

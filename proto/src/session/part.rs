@@ -134,6 +134,17 @@ impl Part {
         true
     }
 
+    /// Removes the entry with this sequence number and a key with this hash. False where it is not there
+    /// any more: another that came under its key since is another entry.
+    pub fn remove_one(&mut self, hash: u64, sequence: u64, why: Gone) -> bool {
+        let is_it = |location| self.log.entry(location).sequence == sequence;
+        let Some(place) = self.index.find(hash, is_it) else {
+            return false;
+        };
+        self.leave(place, hash, why);
+        true
+    }
+
     /// Removes every entry that `is_it` picks, and returns how many those were. Looks at each.
     pub fn remove_where(&mut self, why: Gone, mut is_it: impl FnMut(&Entry<'_>) -> bool) -> usize {
         let picked: Vec<Vec<u8>> = self

@@ -65,6 +65,17 @@ impl Table {
         self.whole.remove(self.whole.hasher().hashed(key), why)
     }
 
+    /// Removes the entry with this sequence number; see [`Part::remove_one`].
+    pub fn remove_one(&mut self, hash: u64, sequence: u64, why: Gone) -> bool {
+        self.whole.remove_one(hash, sequence, why)
+    }
+
+    /// What a key hashes to, for [`Self::remove_one`].
+    #[must_use]
+    pub fn hash(&self, key: &[u8]) -> u64 {
+        self.whole.hasher().hash(key)
+    }
+
     /// Removes every entry that `is_it` picks, and returns how many those were. Looks at each.
     pub fn remove_where(&mut self, why: Gone, is_it: impl FnMut(&Entry<'_>) -> bool) -> usize {
         self.whole.remove_where(why, is_it)

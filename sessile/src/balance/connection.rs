@@ -8,20 +8,21 @@ use std::net::SocketAddr;
 use std::ops::ControlFlow;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use rustix::io::Errno;
 use sessile_proto::hello::ClientHello;
 use sessile_proto::proxy_protocol::{self, Addresses, Version};
 use sessile_proto::route::RoutedBy;
 use sessile_proto::watch::Watch;
 use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
 use super::Shared;
-use super::follow::{Offered, Request};
+use super::follow::{Choice, Offered, Request};
 use super::metrics::Open;
+use super::missed::{Miss, Missed};
+use super::own::is_ours;
 use super::relay::{self, Patience};
 use super::report::Passage;
 use super::roster::{Pool, Roster};
@@ -43,8 +44,7 @@ pub(super) async fn run(
     // In a box, so that what it takes to find a server does not stay with the connection.
     match Box::pin(admit(&shared, &entrance, &mut client, peer)).await {
         Ok((placed, stay)) => {
-            pass(&shared, client, placed).await;
-            drop(stay);
+            pass(&shared, client, &stay, placed).await;
         }
         Err(cause) => {
             if cause == UNKNOWN_NAME {
@@ -102,6 +102,7 @@ async fn place(
         offered: &offered,
         source: arrival.source.ip(),
         now: clock::now(),
+        at: Instant::now(),
     };
     let found = find(shared, &roster, pool, &request, &opening).await;
     let Attempt {
@@ -140,10 +141,8 @@ struct Attempt {
     connected: Connected,
 }
 
-/// Tries the servers in turn. One that took the connection and ends it without a word, as one that is
-/// stopped does with what waits for it, is passed over as well, once: as long as nothing was heard
-/// from it, its client knows of nothing. Where there is no other, that is how the connection ends. The
-/// error is the cause that is counted.
+/// Finds a server that takes the connection, and counts which rule's it is not. The error is the cause
+/// that is counted.
 async fn find(
     shared: &Shared,
     roster: &Roster,
@@ -151,11 +150,38 @@ async fn find(
     request: &Request<'_>,
     opening: &Opening<'_>,
 ) -> Result<Attempt, &'static str> {
+    let mut missed = Missed::default();
+    let choices = shared.choices(roster, pool, request);
+    let found = first_that_takes(shared, roster, choices, opening, &mut missed).await;
+    let by = found.as_ref().ok().map(|attempt| attempt.by);
+    if let Some((by, why)) = missed.of_one_that_came(by) {
+        shared.metrics.count_missed(by, why);
+    }
+    found
+}
+
+/// Tries the servers in turn. One that took the connection and ends it without a word, as one that is
+/// stopped does with what waits for it, is passed over as well, once: as long as nothing was heard
+/// from it, its client knows of nothing. Where there is no other, that is how the connection ends.
+async fn first_that_takes<'r>(
+    shared: &Shared,
+    roster: &Roster,
+    choices: impl Iterator<Item = Choice<'r>>,
+    opening: &Opening<'_>,
+    missed: &mut Missed,
+) -> Result<Attempt, &'static str> {
     let patience = roster.balance.connect_timeout;
     let give_up = Instant::now() + patience * ALL_ATTEMPTS;
-    let mut tried: Vec<&Arc<Server>> = Vec::new();
+    let mut tried: Vec<&'r Arc<Server>> = Vec::new();
     let mut silent: Option<Attempt> = None;
-    for (by, server) in shared.choices(roster, pool, request) {
+    for (by, choice) in choices {
+        let server = match choice {
+            Ok(server) => server,
+            Err(why) => {
+                missed.note(by, why);
+                continue;
+            }
+        };
         if tried.iter().any(|other| Arc::ptr_eq(other, server)) {
             continue;
         }
@@ -168,8 +194,12 @@ async fn find(
             }
         }
         tried.push(server);
-        let Some((io, connected)) = connect(shared, roster, server, opening).await else {
-            continue;
+        let (io, connected) = match connect(shared, roster, server, opening).await {
+            Ok(connected) => connected,
+            Err(why) => {
+                missed.note(by, why);
+                continue;
+            }
         };
         let attempt = Attempt {
             by,
@@ -178,12 +208,14 @@ async fn find(
             connected,
         };
         if let Some(silent) = silent {
-            silent.server.cut(request.source, clock::now());
+            let source = opening.arrival.source.ip();
+            silent.server.cut(source, Instant::now());
             return Ok(attempt);
         }
         if !opening.may_be_said_again() || !hangs_up(&attempt.io, opening.client, patience).await {
             return Ok(attempt);
         }
+        missed.note(by, Miss::HungUp);
         silent = Some(attempt);
     }
     silent.ok_or("no-server")
@@ -198,12 +230,14 @@ fn has_gone(client: &TcpStream) -> bool {
 /// Whether the server ends the connection before it says anything. Nothing is read: what it says, and
 /// how it ends, is there for who relays it.
 async fn hangs_up(server: &TcpStream, client: &TcpStream, patience: Duration) -> bool {
+    let mut byte = [0];
     let first = async {
         tokio::select! {
             biased;
             ready = server.ready(Interest::READABLE | Interest::ERROR) => ready.ok(),
-            // It has more to say, or is gone.
-            _ = client.readable() => None,
+            // It has more to say, or is gone. Asked of the system: where its hello filled all the room
+            // that there was for it, the runtime takes the socket for readable whether it is or not.
+            _ = client.peek(&mut byte) => None,
         }
     };
     let Ok(Some(ready)) = timeout(patience, first).await else {
@@ -251,8 +285,8 @@ async fn connect(
     roster: &Roster,
     server: &Server,
     opening: &Opening<'_>,
-) -> Option<(TcpStream, Connected)> {
-    let connected = server.reserve()?;
+) -> Result<(TcpStream, Connected), Miss> {
+    let connected = server.reserve().ok_or(Miss::Full)?;
     let attempt = async {
         let mut io = TcpStream::connect(server.address()).await?;
         io.set_nodelay(true)?;
@@ -263,11 +297,11 @@ async fn connect(
     match timeout(roster.balance.connect_timeout, attempt).await {
         Ok(Ok(io)) => {
             server.live.metrics.connections.inc();
-            Some((io, connected))
+            Ok((io, connected))
         }
         Ok(Err(error)) if is_ours(&error) => {
             shared.metrics.count_own_failure(server.name(), &error);
-            None
+            Err(Miss::OwnFailure)
         }
         failed => {
             // `None`: not in time.
@@ -278,32 +312,14 @@ async fn connect(
                 "server does not take connections"
             );
             // Counted from now: the attempt may have taken its whole time.
-            server.failed(error.as_ref(), clock::now());
-            None
+            server.failed(error.as_ref(), Instant::now());
+            Err(Miss::Unreachable)
         }
     }
 }
 
-/// Whether a connection was not made for want of something on this host: that says nothing about the
-/// server.
-fn is_ours(error: &io::Error) -> bool {
-    const WANTING: [Errno; 9] = [
-        Errno::ADDRNOTAVAIL,
-        Errno::MFILE,
-        Errno::NFILE,
-        Errno::NOBUFS,
-        Errno::NOMEM,
-        Errno::NETUNREACH,
-        Errno::NETDOWN,
-        // A packet filter on this host.
-        Errno::PERM,
-        Errno::ACCESS,
-    ];
-    Errno::from_io_error(error).is_some_and(|errno| WANTING.contains(&errno))
-}
-
 /// Moves bytes to the end.
-async fn pass(shared: &Shared, mut client: TcpStream, placed: Placed) {
+async fn pass(shared: &Shared, mut client: TcpStream, stay: &Stay, placed: Placed) {
     let Placed {
         passage,
         mut server,
@@ -312,11 +328,14 @@ async fn pass(shared: &Shared, mut client: TcpStream, placed: Placed) {
         mut watch,
     } = placed;
     let (mut answered, mut told) = (false, false);
-    let moved = |moved| passage.server.live.metrics.moved(moved);
-    let relayed = relay::run(&mut client, &mut server, patience, &moved, |bytes| {
+    let moved = |moved| {
+        shared.metrics.moved(moved);
+        passage.server.live.metrics.moved(moved);
+    };
+    let relayed = relay::run(&mut client, &mut server, stay, patience, &moved, |bytes| {
         if !answered {
             answered = true;
-            passage.server.answered(clock::now());
+            passage.server.answered(Instant::now());
         }
         match watch.push(bytes) {
             Some(outcome) => {

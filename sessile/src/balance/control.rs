@@ -2,17 +2,16 @@
 //! the configuration is read again.
 
 use std::sync::Arc;
+use std::time::Instant;
 
-use serde_json::{Map, Value, json};
-use sessile_proto::cliff::Since;
+use serde_json::Value;
 use tokio::sync::mpsc;
 
-use super::server::{Rank, Server};
+use super::Shared;
+use super::server::Server;
+use super::snapshot::{server_json, snapshot};
 use super::standing::State;
-use super::{Shared, locked};
 use crate::admin::{Command, NoServerUp, ServerChange, UnknownServer};
-use crate::client::hex;
-use crate::clock;
 
 /// Obeys commands until nobody can give any.
 pub(super) async fn obey(shared: Arc<Shared>, mut commands: mpsc::Receiver<Command>) {
@@ -39,7 +38,7 @@ pub(super) async fn obey(shared: Arc<Shared>, mut commands: mpsc::Receiver<Comma
 /// Whether every pool has a server that is up, draining or not. A default pool that nothing was put
 /// into is none.
 fn readiness(shared: &Shared) -> Result<(), NoServerUp> {
-    let (roster, now) = (shared.roster(), clock::now());
+    let (roster, now) = (shared.roster(), Instant::now());
     let pools = roster.pools().iter().filter(|pool| {
         let is_up = |server: &Arc<Server>| server.state(now) == State::Up;
         !pool.servers.is_empty() && !pool.servers.iter().any(is_up)
@@ -87,95 +86,4 @@ fn change_server(
                 .collect(),
         }),
     }
-}
-
-fn snapshot(shared: &Shared) -> Value {
-    let roster = shared.roster();
-    let mut routed: Map<String, Value> = Map::new();
-    for (by, outcome, count) in shared.metrics.routed() {
-        let by = routed.entry(by.as_str()).or_insert_with(|| json!({}));
-        by[outcome] = count.into();
-    }
-    let pools = roster.pools().iter().map(|pool| {
-        let servers: Vec<_> = pool.servers.iter().map(|server| server.name()).collect();
-        let names = roster.balance.pools.iter();
-        let names = names.filter(|written| written.name == pool.name);
-        let names: Vec<_> = names.flat_map(|written| &written.names).collect();
-        json!({
-            "name": pool.name,
-            "names": names,
-            "policy": pool.policy().as_str(),
-            "servers": servers,
-        })
-    });
-    let servers = roster.servers();
-    json!({
-        "farm": roster.labels.as_ref().map(|labels| labels.scope()),
-        "pools": pools.collect::<Vec<_>>(),
-        "servers": servers
-            .map(|(pool, server)| server_json(shared, &pool.name, server))
-            .collect::<Vec<_>>(),
-        "connections": routed,
-        "learned_entries": locked(&shared.affinity).stats().entries,
-    })
-}
-
-fn server_json(shared: &Shared, pool: &str, server: &Server) -> Value {
-    let roster = shared.roster();
-    let now = clock::now();
-    let slow_start = roster.balance.slow_start;
-    let state = match server.rank(now) {
-        Rank::Draining => "draining",
-        Rank::Down => "down",
-        Rank::Ejected => "ejected",
-        Rank::Up if server.is_starting(slow_start, now) => "slow-start",
-        Rank::Up => "up",
-    };
-    let key_names = server.key_names.of(server.id());
-    let key_names: Vec<String> = key_names.iter().map(|name| hex(name)).collect();
-    let group = server.key_names.group(server.id());
-    let group = roster.servers().filter(|(_, it)| group.contains(&it.id()));
-    let group: Vec<_> = group.map(|(_, it)| it.name()).collect();
-    let (settings, metrics) = (&server.settings, &server.live.metrics);
-    let outcomes: Vec<_> = metrics.outcomes().collect();
-    let count = |wanted| {
-        let found = outcomes.iter().find(|(outcome, _)| *outcome == wanted);
-        found.map_or(0, |&(_, count)| count)
-    };
-    let resumed = count("resumed");
-    let offered = resumed + count("refused");
-    let forgets = server.live.forgetting.diagnosis(shared.session_lifetime);
-    json!({
-        "name": settings.name,
-        "state": state,
-        "check_failed": server.trouble().map(|trouble| json!({
-            "error": trouble.error,
-            "since": clock::rfc3339(trouble.since),
-        })),
-        "pool": pool,
-        "address": settings.address,
-        "number": server.number,
-        "drain": settings.drain,
-        "weight": settings.weight,
-        "share_percent": server.share(slow_start, now),
-        "max_connections": settings.max_connections,
-        "open": server.open(),
-        "connections": metrics.connections.get(),
-        "failures": metrics.failures.get(),
-        "bytes_up": metrics.bytes_up.get(),
-        "bytes_down": metrics.bytes_down.get(),
-        "outcomes": Map::from_iter(outcomes.iter().map(|&(name, count)| (name.to_owned(), count.into()))),
-        "resumption_ratio": (offered > 0).then(|| resumed as f64 / offered as f64),
-        "forgets": forgets.map(|found| json!({
-            "after_seconds": found.cliff.after().as_secs_f64(),
-            "since": match found.cliff.since {
-                Since::LastUse => "last-use",
-                Since::FullHandshake => "full-handshake",
-                Since::Either => "either",
-            },
-            "diagnosis": format!("{} {found}", settings.name),
-        })),
-        "key_names": key_names,
-        "group": group,
-    })
 }

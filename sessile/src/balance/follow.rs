@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::iter;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use sessile_proto::Time;
 use sessile_proto::affinity::AffinityKey;
@@ -13,12 +14,13 @@ use sessile_proto::route::RoutedBy;
 use sessile_proto::ticket::Class;
 
 use super::labels::MAX_IDENTITIES;
+use super::missed::Miss;
 use super::roster::{Pool, Roster};
 use super::server::Server;
 use super::{Shared, locked};
 
-/// A server and the rule that leads to it.
-pub(super) type Choice<'r> = (RoutedBy, &'r Arc<Server>);
+/// A rule, and the server that it leads to, or why that is not tried.
+pub(super) type Choice<'r> = (RoutedBy, Result<&'r Arc<Server>, Miss>);
 
 /// What a client offers that may begin with the name of a key.
 pub(super) struct Offered {
@@ -60,7 +62,10 @@ pub(super) struct Request<'a> {
     pub(super) hello: &'a ClientHello<'a>,
     pub(super) offered: &'a Offered,
     pub(super) source: IpAddr,
+    /// By the clock of sessions.
     pub(super) now: Time,
+    /// By the clock of servers.
+    pub(super) at: Instant,
 }
 
 impl Shared {
@@ -76,8 +81,8 @@ impl Shared {
         let label = iter::once_with(move || labelled(roster, pool, request)).flatten();
         let learned = iter::once_with(move || self.learned(pool, request)).flatten();
         let named = iter::once_with(move || named(pool, request)).flatten();
-        let policy = iter::once_with(move || pool.place(request.source, request.now)).flatten();
-        let policy = policy.map(|server| (RoutedBy::Policy, server));
+        let policy = iter::once_with(move || pool.place(request.source, request.at)).flatten();
+        let policy = policy.map(|server| (RoutedBy::Policy, Ok(server)));
         label.chain(learned).chain(named).chain(policy)
     }
 
@@ -88,17 +93,21 @@ impl Shared {
         pool: &'r Pool,
         request: &'r Request<'_>,
     ) -> impl Iterator<Item = Choice<'r>> {
-        let found = {
+        let known: Vec<(RoutedBy, u32)> = {
             let affinity = locked(&self.affinity);
-            let mut rules = [RoutedBy::Ticket, RoutedBy::SessionId].into_iter();
-            rules.find_map(|by| {
+            let rules = [RoutedBy::Ticket, RoutedBy::SessionId].into_iter();
+            let known = rules.filter_map(|by| {
                 let known = affinity.lookup(request.offered.key(by)?, request.now)?;
-                pool.with_id(known.server).map(|_| (by, known.server))
-            })
+                Some((by, known.server))
+            });
+            known.collect()
         };
+        // One of another pool may have a session here as well.
+        let here = known.iter().find(|(_, home)| pool.with_id(*home).is_some());
+        let found = here.or(known.first()).copied();
         let at_home = move |home| {
-            let takes = |server: &&Arc<Server>| pool.takes_returning(server, request.now);
-            pool.with_id(home).filter(takes)
+            let server = pool.with_id(home).ok_or(Miss::Elsewhere)?;
+            pool.takes_returning(server, request.at).map(|()| server)
         };
         let elsewhere = move |by, home| {
             // Who shares a ticket key does not share a cache.
@@ -106,11 +115,17 @@ impl Shared {
                 RoutedBy::Ticket => pool.key_names.group(home),
                 _ => BTreeSet::new(),
             };
-            pool.with_room(&Vec::from_iter(group), request.source, request.now)
+            if group.is_empty() {
+                return Vec::new();
+            }
+            let ids = Vec::from_iter(group);
+            let siblings = pool.with_room(&ids, request.source, request.at);
+            // Why there is none does not matter beside why it is not the first.
+            siblings.unwrap_or_default()
         };
         found.into_iter().flat_map(move |(by, home)| {
             let siblings = iter::once_with(move || elsewhere(by, home)).flatten();
-            let servers = at_home(home).into_iter().chain(siblings);
+            let servers = iter::once(at_home(home)).chain(siblings.map(Ok));
             servers.map(move |server| (by, server))
         })
     }
@@ -120,15 +135,17 @@ impl Shared {
 /// likes: a server that has more than its share is spared. A stored session is there alone.
 fn labelled<'r>(roster: &Roster, pool: &'r Pool, request: &Request<'_>) -> Option<Choice<'r>> {
     let label = roster.labels.as_ref()?.read(request.hello, request.now)?;
-    let server = pool.with_number(label.server)?;
+    let Some(server) = pool.with_number(label.server) else {
+        return Some((RoutedBy::Label, Err(Miss::Elsewhere)));
+    };
     let takes = match label.class {
-        Class::Stored => pool.takes_returning(server, request.now),
+        Class::Stored => pool.takes_returning(server, request.at),
         Class::Sealed => {
-            let has_room = pool.with_room(&[server.id()], request.source, request.now);
-            !has_room.is_empty()
+            let has_room = pool.with_room(&[server.id()], request.source, request.at);
+            has_room.map(drop)
         }
     };
-    takes.then_some((RoutedBy::Label, server))
+    Some((RoutedBy::Label, takes.map(|()| server)))
 }
 
 /// By the proven name of the key of the first ticket that begins with one.
@@ -141,7 +158,12 @@ fn named<'r>(pool: &'r Pool, request: &Request<'_>) -> Vec<Choice<'r>> {
         let servers = pool.key_names.servers(&token.name);
         (!servers.is_empty()).then_some(servers)
     });
-    let servers = pool.with_room(&found.unwrap_or_default(), request.source, request.now);
-    let servers = servers.into_iter();
-    servers.map(|server| (RoutedBy::KeyName, server)).collect()
+    let Some(ids) = found else {
+        return Vec::new();
+    };
+    let by = RoutedBy::KeyName;
+    match pool.with_room(&ids, request.source, request.at) {
+        Ok(servers) => servers.into_iter().map(|it| (by, Ok(it))).collect(),
+        Err(miss) => vec![(by, Err(miss))],
+    }
 }

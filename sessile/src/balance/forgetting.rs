@@ -6,6 +6,7 @@ use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use prometheus::core::Metric;
 use prometheus::{Gauge, Histogram};
 use sessile_proto::cliff::{Ages, Cliff, Offer, Since};
 
@@ -31,6 +32,14 @@ pub(super) struct Metrics {
     pub(super) refused: Histogram,
     /// Seconds after which sessions are forgotten; 0: they are not.
     pub(super) after: Gauge,
+}
+
+/// Offers of sessions that were idle for about as long.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Idle {
+    /// In seconds; `None`: longer than all others.
+    pub(super) up_to: Option<f64>,
+    pub(super) offers: u64,
 }
 
 #[derive(Default)]
@@ -104,6 +113,11 @@ impl Forgetting {
         }
     }
 
+    /// Offers that were accepted and refused, by how long their sessions were idle.
+    pub(super) fn idle(&self) -> (Vec<Idle>, Vec<Idle>) {
+        (steps(&self.metrics.accepted), steps(&self.metrics.refused))
+    }
+
     /// What is known now.
     pub(super) fn diagnosis(&self, lifetime: Duration) -> Option<Diagnosis> {
         self.state().diagnosis(lifetime)
@@ -123,6 +137,24 @@ impl State {
         };
         cliff.is_short_of(lives).then_some(Diagnosis { cliff, due })
     }
+}
+
+/// A histogram's steps, each without those before it.
+fn steps(histogram: &Histogram) -> Vec<Idle> {
+    let metric = histogram.metric();
+    let histogram = metric.get_histogram();
+    let steps = histogram.get_bucket().iter();
+    let mut ends: Vec<_> = steps
+        .map(|step| (Some(step.upper_bound()), step.cumulative_count()))
+        .collect();
+    ends.push((None, histogram.get_sample_count()));
+    let mut before = 0;
+    let steps = ends.into_iter().map(|(up_to, count)| Idle {
+        up_to,
+        // Counted while it was read.
+        offers: count.saturating_sub(std::mem::replace(&mut before, count)),
+    });
+    steps.collect()
 }
 
 /// Whether what is known now is worth a line beside what was said last.

@@ -16,10 +16,10 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::Shared;
 use super::lookout::Lookout;
+use super::own::is_ours;
 use super::roster::{Pool, Roster};
 use super::server::Server;
 use crate::client::{Client, Connection, Error, Mechanism, Options, Sessions, Target, Trust};
-use crate::clock;
 use crate::config::Health;
 
 /// Until the next check of a server that has just contradicted the ones before, and the least between
@@ -141,9 +141,16 @@ pub(super) fn preface(server: &Server) -> &'static [u8] {
 }
 
 /// Takes note of a check and says what has changed. Returns whether the server is up, where that has
-/// changed, and whether another check should come soon.
-fn say_checked(server: &Server, failed: Option<&Error>) -> (Option<bool>, bool) {
-    let (changed, in_doubt) = server.checked(failed, clock::now());
+/// changed, and whether another check should come soon. One that this host could not make has shown
+/// nothing.
+fn say_checked(shared: &Shared, server: &Server, failed: Option<&Error>) -> (Option<bool>, bool) {
+    if let Some(Error::Connect(error)) = failed
+        && is_ours(error)
+    {
+        shared.metrics.count_own_failure(server.name(), error);
+        return (None, false);
+    }
+    let (changed, in_doubt) = server.checked(failed, Instant::now().into_std());
     let (name, address) = (server.name(), server.address());
     match (changed, failed) {
         (Some(true), _) => tracing::info!(server = name, %address, "server is up"),
@@ -179,7 +186,7 @@ impl Checker {
             let began = Instant::now();
             let checked = self.check().await;
             let server = &self.round.server;
-            let (changed, in_doubt) = say_checked(server, checked.as_ref().err());
+            let (changed, in_doubt) = say_checked(shared, server, checked.as_ref().err());
             if let Ok(visited) = checked
                 && self.round.health == Health::Tls
             {

@@ -1,17 +1,24 @@
 //! What a balancer learned, from its drain to its next start. Not sealed: session IDs pass the network
 //! in clear and of tickets there are hashes; whoever can write to the state folder can lead clients
 //! to another of the balancer's servers, for a full handshake.
+//!
+//! ```text
+//! magic | servers u32 | { server u32 | address length u8 | address, as text }… | what was learned
+//! ```
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use sessile_proto::Time;
 use sessile_proto::affinity::Affinity;
 
+use super::roster::Roster;
 use crate::config::Config;
 use crate::state_file::{self, TakeError};
 
-const MAGIC: &[u8; 18] = b"sessile learned 1\n";
+const MAGIC: &[u8; 18] = b"sessile learned 2\n";
 
 /// Most bytes that are read: some millions of entries.
 const MAX_BYTES: u64 = 1 << 30;
@@ -30,12 +37,13 @@ impl Kept {
         })
     }
 
-    /// Puts back what the last drain left, if it did.
-    pub(super) fn restore(&self, affinity: &mut Affinity, now: Time) {
+    /// Puts back what the last drain left, if it did, but for what servers taught that are not where they
+    /// were: one at another address is another machine.
+    pub(super) fn restore(&self, affinity: &mut Affinity, roster: &Roster, now: Time) {
         let file = self.path.display();
         match take(&self.path) {
             Ok(None) => {}
-            Ok(Some(bytes)) => match affinity.import(&bytes, now) {
+            Ok(Some(bytes)) => match import(&bytes, affinity, roster.addresses(), now) {
                 Some(entries) => {
                     tracing::info!(%file, entries, "what was learned before the last drain is back");
                 }
@@ -48,7 +56,7 @@ impl Kept {
     }
 
     /// Leaves what is known to the next start. Nothing is no reason to write.
-    pub(super) fn save(&self, affinity: &Affinity) {
+    pub(super) fn save(&self, affinity: &Affinity, roster: &Roster) {
         let entries = affinity.stats().entries;
         if entries == 0 {
             return;
@@ -56,6 +64,7 @@ impl Kept {
         let file = self.path.display();
         let written = state_file::replace(&self.path, |file| {
             file.write_all(MAGIC)?;
+            file.write_all(&addresses(roster.addresses()))?;
             file.write_all(&affinity.export())
         });
         match written {
@@ -66,6 +75,49 @@ impl Kept {
             ),
         }
     }
+}
+
+fn addresses(servers: impl Iterator<Item = (u32, SocketAddr)>) -> Vec<u8> {
+    let mut bytes = vec![0; 4];
+    let mut count = 0_u32;
+    for (server, address) in servers {
+        let address = address.to_string();
+        bytes.extend_from_slice(&server.to_be_bytes());
+        bytes.push(address.len() as u8);
+        bytes.extend_from_slice(address.as_bytes());
+        count += 1;
+    }
+    bytes[..4].copy_from_slice(&count.to_be_bytes());
+    bytes
+}
+
+/// How many entries that makes; `None`: they cannot be read.
+fn import(
+    bytes: &[u8],
+    affinity: &mut Affinity,
+    servers: impl Iterator<Item = (u32, SocketAddr)>,
+    now: Time,
+) -> Option<usize> {
+    let now_at: BTreeMap<u32, String> = servers
+        .map(|(server, address)| (server, address.to_string()))
+        .collect();
+    let (count, mut rest) = bytes.split_first_chunk()?;
+    let mut same = BTreeSet::new();
+    for _ in 0..u32::from_be_bytes(*count) {
+        let (server, tail) = rest.split_first_chunk()?;
+        let (&length, tail) = tail.split_first()?;
+        let (address, tail) = tail.split_at_checked(length.into())?;
+        let server = u32::from_be_bytes(*server);
+        if now_at
+            .get(&server)
+            .is_some_and(|now| now.as_bytes() == address)
+        {
+            same.insert(server);
+        }
+        rest = tail;
+    }
+    let entries = affinity.import(rest, now)?;
+    Some(entries - affinity.forget_servers(|server| !same.contains(&server)))
 }
 
 fn take(path: &Path) -> Result<Option<Vec<u8>>, TakeError> {
@@ -80,4 +132,73 @@ fn take(path: &Path) -> Result<Option<Vec<u8>>, TakeError> {
     let mut bytes = Vec::new();
     file.read_to_end(&mut bytes)?;
     Ok(Some(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+    use std::time::Duration;
+
+    use sessile_proto::affinity::AffinityKey;
+    use sessile_proto::session::Limits;
+
+    use super::*;
+
+    const NOW: Time = Time::from_unix_millis(0);
+
+    fn affinity() -> Affinity {
+        let limits = Limits {
+            max_entries: 10,
+            lifetime: Duration::from_secs(1),
+        };
+        Affinity::new(limits, 1)
+    }
+
+    fn key(server: u32) -> AffinityKey {
+        AffinityKey::session_id(&server.to_be_bytes()).unwrap()
+    }
+
+    /// Servers 1, 2 and so on, each with one session, at these addresses.
+    fn kept(addresses_then: &[&str]) -> Vec<u8> {
+        let mut affinity = affinity();
+        for server in 1..=addresses_then.len() as u32 {
+            let source = IpAddr::from([192, 0, 2, 1]);
+            affinity.learn(key(server), server, source, NOW, NOW);
+        }
+        [addresses(at(addresses_then)), affinity.export()].concat()
+    }
+
+    fn at<'a>(addresses: &'a [&str]) -> impl Iterator<Item = (u32, SocketAddr)> + 'a {
+        (1..).zip(addresses.iter().map(|it| it.parse().unwrap()))
+    }
+
+    #[test]
+    fn what_a_server_taught_is_lost_where_its_address_has_changed() {
+        let bytes = kept(&[
+            "10.0.0.1:443",
+            "10.0.0.2:443",
+            "[2001:db8::1]:443",
+            "10.0.0.4:1",
+        ]);
+        let mut affinity = affinity();
+        let now = at(&["10.0.0.1:443", "10.0.0.9:443", "[2001:db8::1]:443"]);
+        assert_eq!(import(&bytes, &mut affinity, now, NOW), Some(2));
+        let known = [1, 2, 3, 4].map(|server| affinity.lookup(key(server), NOW).is_some());
+        assert_eq!(known, [true, false, true, false]);
+    }
+
+    #[test]
+    fn what_is_cut_short_is_not_read() {
+        let servers = ["10.0.0.1:443", "10.0.0.2:443"];
+        let bytes = kept(&servers);
+        for end in 0..addresses(at(&servers)).len() {
+            let mut affinity = affinity();
+            assert_eq!(
+                import(&bytes[..end], &mut affinity, at(&servers), NOW),
+                None,
+                "{end}"
+            );
+            assert_eq!(affinity.stats().entries, 0);
+        }
+    }
 }

@@ -15,7 +15,6 @@ use super::health::{Round, client, preface, visit};
 use super::roster::Pool;
 use super::standing::State;
 use crate::client::{Client, Connection, Error, Mechanism, Target};
-use crate::clock;
 
 /// Between two looks at a server that nothing has called for.
 const INTERVAL: Duration = Duration::from_secs(10 * 60);
@@ -216,7 +215,8 @@ async fn try_elsewhere(pool: &Pool, round: &Round, name: KeyName, client: &Clien
         let others = others.into_iter().filter(|other| !asked.contains(other));
         let mut others = others.filter_map(|other| pool.with_id(other));
         // Nothing is learned from one that does not answer, and much time is lost.
-        let Some(other) = others.find(|other| other.state(clock::now()) == State::Up) else {
+        let Some(other) = others.find(|other| other.state(Instant::now().into_std()) == State::Up)
+        else {
             return;
         };
         asked.insert(other.id());

@@ -13,7 +13,9 @@ use sessile_proto::watch::Kind;
 
 use super::forgetting::{self, BUCKETS};
 use super::key_names::Figures;
+use super::missed::{self, Miss};
 use super::relay::Moved;
+use crate::admission::Admission;
 use crate::detect::DetectError;
 use crate::figure;
 
@@ -21,6 +23,8 @@ use crate::figure;
 pub struct Metrics {
     /// By rule and outcome; see [`outcome`].
     routed: IntCounterVec,
+    /// By the rule that would have led home and by [`Miss`].
+    missed: IntCounterVec,
     turned_away: IntCounterVec,
     timed_out: IntCounterVec,
     own_failures: IntCounter,
@@ -28,6 +32,9 @@ pub struct Metrics {
     told: Once,
     refused: IntCounter,
     open: IntGauge,
+    displaced: IntCounter,
+    pub(super) bytes_up: IntCounter,
+    pub(super) bytes_down: IntCounter,
 }
 
 /// Why a client whose hello was heard got no server; for the others [`DetectError`] says why.
@@ -48,6 +55,78 @@ const fn outcome(kind: Option<Kind>) -> &'static str {
 
 const OUTCOMES: [&str; 4] = ["resumed", "refused", "not-offered", "failed"];
 
+fn vector(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    labels: &[&str],
+) -> prometheus::Result<IntCounterVec> {
+    let family = IntCounterVec::new(Opts::new(name, help), labels)?;
+    registry.register(Box::new(family.clone()))?;
+    Ok(family)
+}
+
+/// Makes every series appear at zero.
+fn begin<const N: usize>(
+    family: &IntCounterVec,
+    series: impl IntoIterator<Item = [&'static str; N]>,
+) {
+    for labels in series {
+        family.with_label_values(&labels);
+    }
+}
+
+fn counter(registry: &Registry, name: &str, help: &str) -> prometheus::Result<IntCounter> {
+    let counter = IntCounter::new(name, help)?;
+    registry.register(Box::new(counter.clone()))?;
+    Ok(counter)
+}
+
+fn register_learned(
+    registry: &Registry,
+    affinity: &Arc<Mutex<Affinity>>,
+) -> prometheus::Result<()> {
+    let learned = Opts::new(
+        "sessile_balance_learned_entries",
+        "Session IDs and tickets that were learned from servers.",
+    );
+    let affinity = Arc::clone(affinity);
+    figure::register(registry, learned, move || {
+        let affinity = affinity.lock().unwrap_or_else(PoisonError::into_inner);
+        affinity.stats().entries
+    })
+}
+
+/// Registers what is held back of connections.
+pub(super) fn register_held(
+    registry: &Registry,
+    admission: &Arc<Admission>,
+) -> prometheus::Result<()> {
+    let (of_bytes, of_pipes) = (Arc::clone(admission), Arc::clone(admission));
+    let bytes = Opts::new(
+        "sessile_balance_held_bytes",
+        "Bytes held in memory because a peer does not take them, those in pipes not counted.",
+    );
+    figure::register(registry, bytes, move || of_bytes.held().bytes)?;
+    let pipes = Opts::new(
+        "sessile_balance_held_pipes",
+        "Pipes held because a peer does not take what is in them.",
+    );
+    figure::register(registry, pipes, move || of_pipes.held().pipes)
+}
+
+/// Every rule with every outcome.
+fn outcomes() -> impl Iterator<Item = (RoutedBy, &'static str)> {
+    let rules = RoutedBy::ALL.into_iter();
+    rules.flat_map(|by| OUTCOMES.map(|outcome| (by, outcome)))
+}
+
+/// Every rule that leads home, with every cause.
+fn misses() -> impl Iterator<Item = (RoutedBy, Miss)> {
+    let rules = missed::RULES.into_iter();
+    rules.flat_map(|by| Miss::ALL.map(|why| (by, why)))
+}
+
 impl Metrics {
     /// Registers the balancer's families; every counter appears at zero.
     ///
@@ -57,69 +136,72 @@ impl Metrics {
         registry: &Registry,
         affinity: &Arc<Mutex<Affinity>>,
     ) -> prometheus::Result<Self> {
-        let vector = |name: &str, help: &str, labels: &[&str]| -> prometheus::Result<_> {
-            let family = IntCounterVec::new(Opts::new(name, help), labels)?;
-            registry.register(Box::new(family.clone()))?;
-            Ok(family)
-        };
+        let vector = |name, help, labels| vector(registry, name, help, labels);
+        let counter = |name, help| counter(registry, name, help);
         let routed = vector(
             "sessile_balance_connections_total",
             "Connections by the rule that routed them and by what became of the session offered.",
             &["routed_by", "outcome"],
         )?;
-        for by in RoutedBy::ALL {
-            for outcome in OUTCOMES {
-                routed.with_label_values(&[by.as_str(), outcome]);
-            }
-        }
+        let all = outcomes().map(|(by, outcome)| [by.as_str(), outcome]);
+        begin(&routed, all);
+        let missed = vector(
+            "sessile_balance_missed_total",
+            "Connections that did not come to the server that a session leads to, by the rule that would have led there and by cause.",
+            &["routed_by", "cause"],
+        )?;
+        let all = misses().map(|(by, why)| [by.as_str(), why.as_str()]);
+        begin(&missed, all);
         let turned_away = vector(
             "sessile_balance_turned_away_total",
             "Connections that got no server, by cause.",
             &["cause"],
         )?;
-        for cause in DetectError::CAUSES.into_iter().chain(NO_SERVER) {
-            turned_away.with_label_values(&[cause]);
-        }
+        let causes = DetectError::CAUSES.into_iter().chain(NO_SERVER);
+        begin(&turned_away, causes.map(|cause| [cause]));
         let timed_out = vector(
             "sessile_balance_timed_out_total",
             "Connections closed by balance.idle-timeout or balance.total-timeout, or half-closed by the server and silent.",
             &["timeout"],
         )?;
-        for timeout in TIME_OUTS {
-            timed_out.with_label_values(&[timeout]);
-        }
-        let own_failures = IntCounter::new(
+        begin(&timed_out, TIME_OUTS.map(|timeout| [timeout]));
+        let own_failures = counter(
             "sessile_balance_own_failures_total",
-            "Connections to servers that were not made for want of something on this host: a port, a file, a route.",
+            "Connections to servers, those of checks included, that were not made for want of something on this host: a port, a file, a route.",
         )?;
-        registry.register(Box::new(own_failures.clone()))?;
-        let refused = IntCounter::new(
+        let refused = counter(
             "sessile_balance_refused_total",
             "Connections closed at once because connection.max was reached.",
         )?;
-        registry.register(Box::new(refused.clone()))?;
         let open = IntGauge::new(
             "sessile_balance_connections_open",
             "Client connections open now.",
         )?;
         registry.register(Box::new(open.clone()))?;
-        let learned = Opts::new(
-            "sessile_balance_learned_entries",
-            "Session IDs and tickets that were learned from servers.",
-        );
-        let affinity = Arc::clone(affinity);
-        figure::register(registry, learned, move || {
-            let affinity = affinity.lock().unwrap_or_else(PoisonError::into_inner);
-            affinity.stats().entries
-        })?;
+        let displaced = counter(
+            "sessile_balance_learned_displaced_total",
+            "Learned entries that left for a newer one of their source, which holds its whole share of the table.",
+        )?;
+        let bytes = vector(
+            "sessile_balance_bytes_total",
+            "Bytes from clients (up) and from servers (down), hellos not counted.",
+            &["direction"],
+        )?;
+        let [bytes_up, bytes_down] =
+            DIRECTIONS.map(|direction| bytes.with_label_values(&[direction]));
+        register_learned(registry, affinity)?;
         Ok(Self {
             routed,
+            missed,
             turned_away,
             timed_out,
             own_failures,
             told: Once::new(),
             refused,
             open,
+            displaced,
+            bytes_up,
+            bytes_down,
         })
     }
 
@@ -134,6 +216,16 @@ impl Metrics {
         Some(Open(self.open.clone()))
     }
 
+    /// Client connections that are open now.
+    pub(super) fn open(&self) -> i64 {
+        self.open.get()
+    }
+
+    pub(super) fn moved(&self, moved: Moved) {
+        self.bytes_up.inc_by(moved.up);
+        self.bytes_down.inc_by(moved.down);
+    }
+
     /// `kind`: what the server's clear bytes said; `None`: the connection ended before.
     pub(super) fn count(&self, by: RoutedBy, kind: Option<Kind>) {
         let labels = [by.as_str(), outcome(kind)];
@@ -142,11 +234,27 @@ impl Metrics {
 
     /// Connections so far, by rule and outcome; those that there were none of are left out.
     pub(super) fn routed(&self) -> Vec<(RoutedBy, &'static str, u64)> {
-        let all = RoutedBy::ALL.into_iter();
-        let all = all.flat_map(|by| OUTCOMES.map(|outcome| (by, outcome)));
-        let counts = all.map(|(by, outcome)| {
+        let counts = outcomes().map(|(by, outcome)| {
             let labels = [by.as_str(), outcome];
             (by, outcome, self.routed.with_label_values(&labels).get())
+        });
+        counts.filter(|&(_, _, count)| count > 0).collect()
+    }
+
+    pub(super) fn count_missed(&self, by: RoutedBy, why: Miss) {
+        let labels = [by.as_str(), why.as_str()];
+        self.missed.with_label_values(&labels).inc();
+    }
+
+    /// Misses so far, by rule and cause; those that there were none of are left out.
+    pub(super) fn missed(&self) -> Vec<(RoutedBy, &'static str, u64)> {
+        let counts = misses().map(|(by, why)| {
+            let labels = [by.as_str(), why.as_str()];
+            (
+                by,
+                why.as_str(),
+                self.missed.with_label_values(&labels).get(),
+            )
         });
         counts.filter(|&(_, _, count)| count > 0).collect()
     }
@@ -154,6 +262,11 @@ impl Metrics {
     /// `cause`: one of [`DetectError::CAUSES`] or of [`NO_SERVER`].
     pub(super) fn count_turned_away(&self, cause: &str) {
         self.turned_away.with_label_values(&[cause]).inc();
+    }
+
+    /// A learned entry has left for a newer one of its source.
+    pub(super) fn count_displaced(&self) {
+        self.displaced.inc();
     }
 
     /// A connection to this server was not made, for a reason that is not the server's.
@@ -223,11 +336,6 @@ impl ServerFamilies {
             registry.register(Box::new(family.clone()))?;
             Ok(family)
         };
-        let counters = |name: &str, help: &str, labels: &[&str]| -> prometheus::Result<_> {
-            let family = IntCounterVec::new(Opts::new(name, help), labels)?;
-            registry.register(Box::new(family.clone()))?;
-            Ok(family)
-        };
         let idle = HistogramOpts::new(
             "sessile_balance_server_offer_idle_seconds",
             "How long learned sessions were idle that were offered to the server that made them, by what it did.",
@@ -249,22 +357,26 @@ impl ServerFamilies {
                 "sessile_balance_server_up",
                 "0 where checks say that this server is down, else 1.",
             )?,
-            connections: counters(
+            connections: vector(
+                registry,
                 "sessile_balance_server_connections_total",
                 "Connections made to this server.",
                 &["server"],
             )?,
-            failures: counters(
+            failures: vector(
+                registry,
                 "sessile_balance_server_failures_total",
                 "Connections that this server refused, let time out, or took and ended without a word.",
                 &["server"],
             )?,
-            bytes: counters(
+            bytes: vector(
+                registry,
                 "sessile_balance_server_bytes_total",
                 "Bytes from clients (up) and from this server (down), hellos not counted.",
                 &["server", "direction"],
             )?,
-            handshakes: counters(
+            handshakes: vector(
+                registry,
                 "sessile_balance_server_handshakes_total",
                 "Connections to this server by the rule that routed them and by what became of the session offered.",
                 &["server", "routed_by", "outcome"],
@@ -359,6 +471,14 @@ impl ServerMetrics {
         if let (Some(rule), Some(outcome)) = (rule, outcome) {
             self.handshakes[rule][outcome].inc();
         }
+    }
+
+    /// As [`Metrics::routed`].
+    pub(super) fn routed(&self) -> Vec<(RoutedBy, &'static str, u64)> {
+        let counters = self.handshakes.as_flattened().iter();
+        let counts = outcomes().zip(counters);
+        let counts = counts.map(|((by, outcome), counter)| (by, outcome, counter.get()));
+        counts.filter(|&(_, _, count)| count > 0).collect()
     }
 
     /// Connections so far with that outcome.

@@ -11,12 +11,16 @@ mod key_names;
 mod labels;
 mod lookout;
 mod metrics;
+mod missed;
+mod own;
 mod relay;
 mod report;
 mod roster;
 mod server;
+mod snapshot;
 mod splice;
 mod standing;
+mod states;
 
 pub use metrics::Metrics;
 pub use roster::SameNumber;
@@ -34,7 +38,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admin::{self, Command};
-use crate::admission::Admission;
+use crate::admission::{Admission, Backlog};
 use crate::clock;
 use crate::config::{Balance, Config, Role};
 use crate::detect::Entrance;
@@ -45,6 +49,9 @@ use kept::Kept;
 use labels::Labels;
 use metrics::ServerFamilies;
 use roster::Roster;
+
+/// Most bytes, beside those in pipes, that are held back of connections whose peers do not take them.
+const MAX_HELD_BYTES: usize = 64 * 1024 * 1024;
 
 /// Why a balancer does not start.
 #[derive(Debug, thiserror::Error)]
@@ -107,14 +114,7 @@ impl Balancer {
         let affinity = Arc::new(Mutex::new(Affinity::new(limits, u64::from_ne_bytes(seed))));
         let metrics = Metrics::register(registry, &affinity)?;
         let families = ServerFamilies::register(registry)?;
-        let labels = Labels::open(config, false).map_err(ReloadError::from)?;
-        let roster = Roster::new(
-            config.balance.clone(),
-            labels.map(Arc::new),
-            None,
-            &families,
-        )
-        .map_err(ReloadError::from)?;
+        let roster = first_roster(config, &families)?;
         let files = lifecycle::file_limit();
         let files = files.saturating_sub(splice::reserve(files));
         let max_connections = lifecycle::connection_limit(config.connection.max, files, 2);
@@ -129,7 +129,13 @@ impl Balancer {
             session_lifetime: config.session.lifetime,
             stop: stop.clone(),
         });
-        let admission = Admission::new(&config.connection, max_connections);
+        states::register(registry, &shared)?;
+        let max_held = Backlog {
+            bytes: MAX_HELD_BYTES,
+            pipes: splice::allowed(),
+        };
+        let admission = Admission::new(&config.connection, max_connections, max_held);
+        metrics::register_held(registry, &admission)?;
         let mut listeners = Vec::new();
         for listener in config.listeners.iter().filter(|l| l.role == Role::Balance) {
             let count = lifecycle::worker_count(config.server.workers);
@@ -140,7 +146,11 @@ impl Balancer {
         // As late as can be: a start that fails has not used it up.
         let kept = Kept::new(config);
         if let Some(kept) = &kept {
-            kept.restore(&mut locked(&shared.affinity), clock::now());
+            kept.restore(
+                &mut locked(&shared.affinity),
+                &shared.roster(),
+                clock::now(),
+            );
         }
         let mut addresses = Vec::new();
         let mut workers = Workers::default();
@@ -202,9 +212,14 @@ impl Balancer {
     pub fn join(self) {
         self.workers.join();
         if let Some(kept) = self.kept {
-            kept.save(&locked(&self.shared.affinity));
+            kept.save(&locked(&self.shared.affinity), &self.shared.roster());
         }
     }
+}
+
+fn first_roster(config: &Config, families: &ServerFamilies) -> Result<Roster, ReloadError> {
+    let labels = Labels::open(config, false)?.map(Arc::new);
+    Ok(Roster::new(config.balance.clone(), labels, None, families)?)
 }
 
 /// What the workers of a balancer share.
@@ -261,7 +276,7 @@ impl Shared {
             }
             // What it knew, nobody else does.
             if settings.is_none_or(|settings| settings.address != server.address()) {
-                locked(&self.affinity).forget_server(id);
+                locked(&self.affinity).forget_servers(|it| it == id);
                 server.key_names.note(id, |names| names.forget(id));
             }
             if settings.is_some_and(|settings| *settings != server.settings) {

@@ -1,34 +1,25 @@
 //! Bytes both ways between a client and a server, with half-closes, resets and backpressure carried
 //! on. A connection that is idle holds no memory for bytes: small amounts go through a buffer of the
 //! worker's, and a stream of them through a pipe in the kernel. Only what a peer does not take yet
-//! stays with the connection.
+//! stays with the connection, within the limits of its client's source.
 
-use std::cell::RefCell;
+mod direction;
+
+pub(super) use direction::known_state;
+
 use std::future::poll_fn;
 use std::io;
 use std::ops::ControlFlow;
 use std::pin::{Pin, pin};
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use rustix::net::SendFlags;
 use socket2::{SockRef, TcpKeepalive};
-use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, Ready};
 use tokio::net::TcpStream;
-use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::time::{Instant, Sleep};
 
-use super::splice::{self, Pipe};
-
-/// Bytes copied at once: one full TLS record, nearly.
-const CHUNK: usize = 16 * 1024;
-
-/// After so many chunks that were full, one after the other, a direction is spliced.
-const FULL_CHUNKS: u8 = 2;
-
-/// A direction in which no more than this comes at once is copied again: two system calls on a
-/// pipe cost more than copying so little.
-const TRICKLE: usize = 4 * 1024;
+use self::direction::{Cut, Direction, Sink, State};
+use crate::admission::Stay;
 
 /// How long a client may keep its side open once the server has ended, without a byte.
 const AFTER_THE_SERVER: Duration = Duration::from_secs(30);
@@ -42,13 +33,6 @@ const KEEP_ALIVE_AFTER: Duration = Duration::from_secs(60);
 
 /// What moves is reported after this long, for the metrics of connections that stay.
 const REPORT_EVERY: Duration = Duration::from_secs(60);
-
-/// Reads of one direction before the other has its turn.
-const TURN: usize = 16;
-
-thread_local! {
-    static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; CHUNK].into());
-}
 
 /// Most bytes of what a server says when it clears an idle connection away, a close_notify and what
 /// HTTP/2 says before it: nothing that uses a session.
@@ -120,6 +104,7 @@ pub(super) enum End {
 pub(super) async fn run(
     client: &mut TcpStream,
     server: &mut TcpStream,
+    stay: &Stay,
     patience: Patience,
     report: &dyn Fn(Moved),
     watch: impl FnMut(&[u8]) -> ControlFlow<()>,
@@ -129,8 +114,8 @@ pub(super) async fn run(
         let (from_server, to_server) = server.split();
         let started = Instant::now();
         let mut relay = Relay {
-            up: Direction::new(from_client, to_server),
-            down: Direction::new(from_server, to_client),
+            up: Direction::new(from_client, to_server, stay),
+            down: Direction::new(from_server, to_client, stay),
             watch: Some(watch),
             report,
             reported: Moved::default(),
@@ -327,266 +312,5 @@ fn keep_alive(io: &TcpStream) {
     let _ = SockRef::from(io).set_tcp_keepalive(&probes);
 }
 
-/// One direction.
-struct Direction<'a> {
-    from: ReadHalf<'a>,
-    to: WriteHalf<'a>,
-    held: Held,
-    state: State,
-    /// Chunks in a row that were full.
-    full_chunks: u8,
-    /// Bytes that have gone on.
-    moved: u64,
-}
-
-/// What was read and not yet taken.
-enum Held {
-    Nothing,
-    Bytes { bytes: Box<[u8]>, taken: usize },
-    Pipe(Pipe),
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum State {
-    /// `copies`: splicing was refused.
-    Open {
-        copies: bool,
-    },
-    /// The sink takes nothing any more: what comes is read and thrown away.
-    Nowhere,
-    /// The source has ended: what is held goes on, then the end.
-    Ending,
-    Over,
-}
-
-/// What it means that a sink takes no more.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Sink {
-    Needed,
-    OrNowhere,
-}
-
-/// Which side ended a direction in the middle.
-enum Cut {
-    Source(io::Error),
-    Sink(io::Error),
-}
-
-/// What came of a read.
-enum Came {
-    Bytes,
-    End,
-}
-
-impl<'a> Direction<'a> {
-    fn new(from: ReadHalf<'a>, to: WriteHalf<'a>) -> Self {
-        Self {
-            from,
-            to,
-            held: Held::Nothing,
-            state: State::Open { copies: false },
-            full_chunks: 0,
-            moved: 0,
-        }
-    }
-
-    fn is_over(&self) -> bool {
-        self.state == State::Over
-    }
-
-    /// Moves what can be moved; ready once the end was passed on. `last`: the other direction is
-    /// over, so that both sockets are about to be closed, and need not be told the end before.
-    fn poll<W: FnMut(&[u8]) -> ControlFlow<()>>(
-        &mut self,
-        cx: &mut Context<'_>,
-        sink: Sink,
-        last: bool,
-        watch: &mut Option<W>,
-    ) -> Poll<Result<(), Cut>> {
-        for _ in 0..TURN {
-            match ready!(self.poll_write(cx)) {
-                Ok(()) => {}
-                Err(_) if sink == Sink::OrNowhere => {
-                    self.held = Held::Nothing;
-                    self.state = match self.state {
-                        State::Ending => State::Over,
-                        _ => State::Nowhere,
-                    };
-                }
-                Err(error) => return Poll::Ready(Err(Cut::Sink(error))),
-            }
-            match self.state {
-                State::Over => return Poll::Ready(Ok(())),
-                State::Ending => {
-                    let shut = match last {
-                        true => Ok(()),
-                        false => ready!(Pin::new(&mut self.to).poll_shutdown(cx)),
-                    };
-                    self.state = State::Over;
-                    return Poll::Ready(match sink {
-                        Sink::Needed => shut.map_err(Cut::Sink),
-                        Sink::OrNowhere => Ok(()),
-                    });
-                }
-                State::Open { .. } | State::Nowhere => {}
-            }
-            match ready!(self.poll_read(cx, watch)) {
-                Ok(Came::Bytes) => {}
-                Ok(Came::End) if self.state == State::Nowhere => self.state = State::Over,
-                Ok(Came::End) => self.state = State::Ending,
-                Err(error) => return Poll::Ready(Err(Cut::Source(error))),
-            }
-        }
-        cx.waker().wake_by_ref();
-        Poll::Pending
-    }
-
-    /// Hands on what is held, all of it.
-    fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        loop {
-            match &mut self.held {
-                Held::Nothing => return Poll::Ready(Ok(())),
-                Held::Bytes { bytes, taken } => {
-                    let rest = &bytes[*taken..];
-                    let written = ready!(Pin::new(&mut self.to).poll_write(cx, rest))?;
-                    *taken += written;
-                    self.moved += written as u64;
-                    if *taken == bytes.len() {
-                        self.held = Held::Nothing;
-                    }
-                }
-                Held::Pipe(pipe) => {
-                    let to = self.to.as_ref();
-                    ready!(to.poll_write_ready(cx))?;
-                    let before = pipe.held();
-                    match pipe.drain(to) {
-                        Ok(left) => {
-                            self.moved += (before - left) as u64;
-                            if left == 0 {
-                                self.held = Held::Nothing;
-                            }
-                        }
-                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                        Err(error) => return Poll::Ready(Err(error)),
-                    }
-                }
-            }
-        }
-    }
-
-    fn poll_read<W: FnMut(&[u8]) -> ControlFlow<()>>(
-        &mut self,
-        cx: &mut Context<'_>,
-        watch: &mut Option<W>,
-    ) -> Poll<io::Result<Came>> {
-        let streams = self.full_chunks >= FULL_CHUNKS && watch.is_none();
-        if streams
-            && self.state == (State::Open { copies: false })
-            && let Some(pipe) = Pipe::take()
-        {
-            return self.poll_splice(cx, pipe);
-        }
-        BUFFER.with_borrow_mut(|buffer| self.poll_copy(cx, buffer, watch))
-    }
-
-    fn poll_splice(&mut self, cx: &mut Context<'_>, mut pipe: Pipe) -> Poll<io::Result<Came>> {
-        let from = self.from.as_ref();
-        loop {
-            ready!(from.poll_read_ready(cx))?;
-            return match pipe.fill(from) {
-                Ok(0) => Poll::Ready(Ok(Came::End)),
-                Ok(len) => {
-                    if len <= TRICKLE {
-                        self.full_chunks = 0;
-                    }
-                    self.held = Held::Pipe(pipe);
-                    Poll::Ready(Ok(Came::Bytes))
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
-                Err(error) if splice::is_refused(&error) => {
-                    self.state = State::Open { copies: true };
-                    Poll::Ready(Ok(Came::Bytes))
-                }
-                Err(error) => Poll::Ready(Err(error)),
-            };
-        }
-    }
-
-    /// Through the worker's buffer, in which nothing may stay.
-    fn poll_copy<W: FnMut(&[u8]) -> ControlFlow<()>>(
-        &mut self,
-        cx: &mut Context<'_>,
-        buffer: &mut [u8],
-        watch: &mut Option<W>,
-    ) -> Poll<io::Result<Came>> {
-        let mut read = ReadBuf::new(buffer);
-        ready!(Pin::new(&mut self.from).poll_read(cx, &mut read))?;
-        let bytes = read.filled();
-        if bytes.is_empty() {
-            return Poll::Ready(Ok(Came::End));
-        }
-        if let Some(show) = watch
-            && show(bytes).is_break()
-        {
-            *watch = None;
-        }
-        self.full_chunks = match bytes.len() == CHUNK {
-            true => self.full_chunks.saturating_add(1),
-            false => 0,
-        };
-        if self.state == State::Nowhere {
-            return Poll::Ready(Ok(Came::Bytes));
-        }
-        let last = bytes.len() < CHUNK && has_ended(self.from.as_ref());
-        let taken = match last {
-            true => send_before_the_end(self.to.as_ref(), bytes),
-            false => match Pin::new(&mut self.to).poll_write(cx, bytes) {
-                Poll::Ready(taken) => taken,
-                Poll::Pending => Ok(0),
-            },
-        };
-        // Where it failed, so does the next attempt, which is the one that is looked at.
-        let taken = taken.unwrap_or(0);
-        self.moved += taken as u64;
-        if taken < bytes.len() {
-            self.held = Held::Bytes {
-                bytes: bytes[taken..].into(),
-                taken: 0,
-            };
-        }
-        Poll::Ready(Ok(if last { Came::End } else { Came::Bytes }))
-    }
-}
-
-/// Whether the source of what was just read, which was less than there was room for, is known to have
-/// ended: its end has come, so that the bytes were its last. Most clients end a connection with a
-/// last record and the end in one go; to see it now is a read less, and a segment less to send on.
-///
-/// What is known of the socket has to be as old as the read: a worker is one thread, so that nothing
-/// that came after the read can be known before the next await. With a runtime of several threads, bytes
-/// and the end could come in between, and the bytes would be lost.
-fn has_ended(from: &TcpStream) -> bool {
-    let state = known_state(from);
-    // A reset closes as well, and is to be read as what it is.
-    state.is_read_closed() && !state.is_error()
-}
-
-/// What the runtime knows of a socket that may have something to read, without asking the system.
-pub(super) fn known_state(io: &TcpStream) -> Ready {
-    let state = pin!(io.ready(Interest::READABLE | Interest::ERROR));
-    match state.poll(&mut Context::from_waker(Waker::noop())) {
-        Poll::Ready(Ok(state)) => state,
-        Poll::Ready(Err(_)) | Poll::Pending => Ready::EMPTY,
-    }
-}
-
 #[cfg(test)]
 mod tests;
-
-/// Sends bytes that the end follows at once, in the same segment.
-fn send_before_the_end(to: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
-    to.try_io(Interest::WRITABLE, || {
-        let flags = SendFlags::MORE | SendFlags::NOSIGNAL;
-        Ok(rustix::net::send(to, bytes, flags)?)
-    })
-}

@@ -4,9 +4,10 @@
 use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use sessile_proto::Time;
-use sessile_proto::affinity::AffinityKey;
+use sessile_proto::affinity::{AffinityKey, Learned as Lesson, Recalled};
 use sessile_proto::cliff::Offer;
 use sessile_proto::hello::TLS_1_2;
 use sessile_proto::keynames::KeyNames;
@@ -71,7 +72,7 @@ impl Shared {
             server.live.metrics.count(passage.by, None);
         }
         if !ended.answered && ended.by_server {
-            server.cut(passage.client.ip(), clock::now());
+            server.cut(passage.client.ip(), Instant::now());
         }
         let sessions = passage.sessions.take();
         if !sessions.is_empty() {
@@ -91,10 +92,10 @@ impl Shared {
         }
     }
 
-    /// Takes note of what the server did with a session that it made, where that is known. Returns
-    /// when the full handshake was of the session that this connection goes on with.
+    /// Takes note of what the server did with a session that it made, where that is known, whatever rule
+    /// led there: a label is looked at before what was learned. Returns when the full handshake was of
+    /// the session that this connection goes on with.
     fn remember_offer(&self, passage: &Passage, outcome: &Outcome) -> Option<Time> {
-        let key = passage.offered.key(passage.by)?;
         let accepted = match outcome.kind {
             Kind::Resumed(_) => true,
             Kind::Failed => return None,
@@ -103,14 +104,14 @@ impl Shared {
             Kind::Refused | Kind::NotOffered => false,
         };
         let now = clock::now();
-        let known = locked(&self.affinity).lookup(key, now)?;
-        if known.server == passage.server.id() {
+        let (key, known) = self.learned_of(passage, now)?;
+        let server = &passage.server;
+        if known.server == server.id() {
             let offer = Offer {
                 idle: now.since(known.used),
                 age: now.since(known.established),
                 accepted,
             };
-            let server = &passage.server;
             let forgetting = &server.live.forgetting;
             forgetting.record(server.name(), offer, self.session_lifetime);
         }
@@ -119,6 +120,23 @@ impl Shared {
         }
         passage.sessions.borrow_mut().push(key);
         Some(known.established)
+    }
+
+    /// The session that a client offered, if it was learned: one of the server that was reached, or else
+    /// the one that led there.
+    fn learned_of(&self, passage: &Passage, now: Time) -> Option<(AffinityKey, Recalled)> {
+        let Passage {
+            offered,
+            server,
+            by,
+            ..
+        } = passage;
+        let affinity = locked(&self.affinity);
+        let recall = |key| Some((key, affinity.lookup(key, now)?));
+        let all = [RoutedBy::Ticket, RoutedBy::SessionId].into_iter();
+        let mut all = all.filter_map(|by| recall(offered.key(by)?));
+        let its_own = all.find(|(_, known)| known.server == server.id());
+        its_own.or_else(|| recall(offered.key(*by)?))
     }
 
     /// Remembers which server made a session. What another server said stays; where they share a
@@ -135,6 +153,9 @@ impl Shared {
                 let (server, source) = (passage.server.id(), passage.client.ip());
                 let established = established.unwrap_or(now);
                 let lesson = affinity.learn(key, server, source, established, now);
+                if lesson == Lesson::Displacing {
+                    self.metrics.count_displaced();
+                }
                 passage.sessions.borrow_mut().push(key);
                 tracing::trace!(?lesson, server = passage.server.name(), "learned");
             }

@@ -1,21 +1,20 @@
 //! The servers and pools that there are now. A roster never changes: a signal or the operator puts
 //! another in its place, and what is known of servers that stay goes over to it.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use sessile_proto::Time;
 use sessile_proto::route::{self, Load, Policy};
 
 use super::forgetting::Forgetting;
 use super::key_names::KeyNames;
 use super::labels::Labels;
 use super::metrics::ServerFamilies;
+use super::missed::Miss;
 use super::server::{Live, Rank, Server};
 use super::standing::{Standing, State};
-use crate::clock;
 use crate::config::{Balance, BalanceServer, UnknownName};
 use crate::key::server_number;
 use crate::server_names::ServerNames;
@@ -91,7 +90,7 @@ impl Roster {
                     }
                     let standing = match before {
                         None => Standing::default(),
-                        Some(_) => Standing::new_at(clock::now()),
+                        Some(_) => Standing::new_at(Instant::now()),
                     };
                     let forgetting = Forgetting::new(families.forgetting(&settings.name));
                     Live::new(standing, families.of(&settings.name), forgetting)
@@ -139,6 +138,11 @@ impl Roster {
     pub(super) fn servers(&self) -> impl Iterator<Item = (&Pool, &Arc<Server>)> {
         let of_pool = |pool| Pool::with_itself(pool);
         self.pools.iter().flat_map(of_pool)
+    }
+
+    /// Where each server is, by its [`Server::id`].
+    pub(super) fn addresses(&self) -> impl Iterator<Item = (u32, SocketAddr)> {
+        self.servers().map(|(_, it)| (it.id(), it.address()))
     }
 
     pub(super) fn server(&self, name: &str) -> Option<&Arc<Server>> {
@@ -204,36 +208,55 @@ impl Pool {
 
     /// Whether a server takes a client that has a session there, draining or not. Where all have
     /// failed, that is no reason to send it to another.
-    pub(super) fn takes_returning(&self, server: &Server, now: Time) -> bool {
+    pub(super) fn takes_returning(&self, server: &Server, now: Instant) -> Result<(), Miss> {
+        if server.is_full() {
+            return Err(Miss::Full);
+        }
         let is_up = |server: &Arc<Server>| server.state(now) == State::Up;
-        !server.is_full() && (server.state(now) == State::Up || !self.servers.iter().any(is_up))
+        match Miss::of(server.state(now)) {
+            Some(miss) if self.servers.iter().any(is_up) => Err(miss),
+            _ => Ok(()),
+        }
     }
 
     /// Of these servers, those that take the client and have not more than their share of
-    /// connections, its source's own first.
-    pub(super) fn with_room(&self, ids: &[u32], source: IpAddr, now: Time) -> Vec<&Arc<Server>> {
-        if ids.is_empty() {
-            return Vec::new();
+    /// connections, its source's own first; or why there is none.
+    pub(super) fn with_room(
+        &self,
+        ids: &[u32],
+        source: IpAddr,
+        now: Instant,
+    ) -> Result<Vec<&Arc<Server>>, Miss> {
+        let misses = self.servers.iter().map(|it| Miss::of(it.state(now)));
+        let mut misses: Vec<Option<Miss>> = misses.collect();
+        if !misses.contains(&None) {
+            misses.fill(None);
         }
-        let ups = self.servers.iter().map(|it| it.state(now) == State::Up);
-        let mut ups: Vec<bool> = ups.collect();
-        if !ups.contains(&true) {
-            ups.fill(true);
-        }
-        let loads = self.servers.iter().zip(ups);
-        let all: Vec<Load> = loads.map(|(server, up)| server.load(up)).collect();
+        let loads = self.servers.iter().zip(&misses);
+        let all: Vec<Load> = loads.map(|(it, miss)| it.load(miss.is_none())).collect();
         let mut loads = all.clone();
-        for (server, load) in self.servers.iter().zip(&mut loads) {
-            let chosen = load.usable && ids.contains(&server.id());
-            load.usable = chosen && !server.is_full() && route::has_room(load, &all);
+        let mut least: Option<Miss> = None;
+        for ((server, load), down) in self.servers.iter().zip(&mut loads).zip(misses) {
+            let miss = match down {
+                _ if !ids.contains(&server.id()) => Some(Miss::Elsewhere),
+                Some(miss) => Some(miss),
+                None if server.is_full() => Some(Miss::Full),
+                None if !route::has_room(load, &all) => Some(Miss::Share),
+                None => None,
+            };
+            load.usable = miss.is_none();
+            least = [least, miss].into_iter().flatten().min();
         }
         let order = route::place(Policy::Source, source, 0, &loads);
-        order.into_iter().map(|at| &self.servers[at]).collect()
+        match order.is_empty() {
+            true => Err(least.unwrap_or(Miss::Elsewhere)),
+            false => Ok(order.into_iter().map(|at| &self.servers[at]).collect()),
+        }
     }
 
     /// All servers that are not full in the order in which a new client tries them. Those that are
     /// not fit for it come last, because the alternative is to turn the client away.
-    pub(super) fn place(&self, source: IpAddr, now: Time) -> Vec<&Arc<Server>> {
+    pub(super) fn place(&self, source: IpAddr, now: Instant) -> Vec<&Arc<Server>> {
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         let ranks: Vec<_> = self.servers.iter().map(|server| server.rank(now)).collect();
         let is_starting = |server: &Arc<Server>| server.is_starting(self.slow_start, now);

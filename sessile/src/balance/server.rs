@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use std::{fmt, io};
 
 use sessile_proto::Time;
@@ -15,6 +15,7 @@ use super::locked;
 use super::metrics::ServerMetrics;
 use super::standing::{Standing, State};
 use crate::client::Error;
+use crate::clock;
 use crate::config::BalanceServer;
 
 /// A server as a roster has it.
@@ -61,6 +62,37 @@ pub(super) enum Rank {
 
 impl Rank {
     pub(super) const ALL: [Self; 4] = [Self::Up, Self::Ejected, Self::Down, Self::Draining];
+}
+
+/// How a server stands, in the words of the API and of the metric.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Condition {
+    Up,
+    /// It takes less than its share of new clients.
+    SlowStart,
+    Ejected,
+    Down,
+    Draining,
+}
+
+impl Condition {
+    pub(super) const ALL: [Self; 5] = [
+        Self::Up,
+        Self::SlowStart,
+        Self::Ejected,
+        Self::Down,
+        Self::Draining,
+    ];
+
+    pub(super) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Up => "up",
+            Self::SlowStart => "slow-start",
+            Self::Ejected => "ejected",
+            Self::Down => "down",
+            Self::Draining => "draining",
+        }
+    }
 }
 
 impl Live {
@@ -114,16 +146,26 @@ impl Server {
         self.id as u32
     }
 
-    pub(super) fn state(&self, now: Time) -> State {
+    pub(super) fn state(&self, now: Instant) -> State {
         self.live.standing().state(now)
     }
 
-    pub(super) fn rank(&self, now: Time) -> Rank {
+    pub(super) fn rank(&self, now: Instant) -> Rank {
         match self.state(now) {
             _ if self.settings.drain => Rank::Draining,
             State::Up => Rank::Up,
             State::Ejected => Rank::Ejected,
             State::Down => Rank::Down,
+        }
+    }
+
+    pub(super) fn condition(&self, slow_start: Duration, now: Instant) -> Condition {
+        match self.rank(now) {
+            Rank::Draining => Condition::Draining,
+            Rank::Down => Condition::Down,
+            Rank::Ejected => Condition::Ejected,
+            Rank::Up if self.is_starting(slow_start, now) => Condition::SlowStart,
+            Rank::Up => Condition::Up,
         }
     }
 
@@ -146,12 +188,12 @@ impl Server {
         }
     }
 
-    pub(super) fn is_starting(&self, slow_start: Duration, now: Time) -> bool {
+    pub(super) fn is_starting(&self, slow_start: Duration, now: Instant) -> bool {
         self.live.standing().is_starting(slow_start, now)
     }
 
     /// Its part of its weight, in a hundred.
-    pub(super) fn share(&self, slow_start: Duration, now: Time) -> u32 {
+    pub(super) fn share(&self, slow_start: Duration, now: Instant) -> u32 {
         self.live.standing().share(slow_start, now)
     }
 
@@ -166,8 +208,8 @@ impl Server {
 
     /// Takes note of a check. Returns whether the server is up, where that has changed, and whether
     /// that still is in doubt.
-    pub(super) fn checked(&self, failed: Option<&Error>, now: Time) -> (Option<bool>, bool) {
-        self.note_trouble(failed, now);
+    pub(super) fn checked(&self, failed: Option<&Error>, now: Instant) -> (Option<bool>, bool) {
+        self.note_trouble(failed);
         let mut standing = self.live.standing();
         let was_ejected = standing.is_ejected();
         let changed = standing.checked(failed.is_none(), now);
@@ -183,11 +225,11 @@ impl Server {
         (changed, in_doubt)
     }
 
-    fn note_trouble(&self, failed: Option<&Error>, now: Time) {
+    fn note_trouble(&self, failed: Option<&Error>) {
         let mut trouble = locked(&self.live.trouble);
         *trouble = failed.map(|error| Trouble {
             error: error.to_string(),
-            since: trouble.as_ref().map_or(now, |trouble| trouble.since),
+            since: trouble.as_ref().map_or_else(clock::now, |it| it.since),
         });
     }
 
@@ -209,7 +251,7 @@ impl Server {
     }
 
     /// Takes note of a connection that it did not take; `None`: not in time.
-    pub(super) fn failed(&self, error: Option<&io::Error>, now: Time) {
+    pub(super) fn failed(&self, error: Option<&io::Error>, now: Instant) {
         self.live.metrics.failures.inc();
         let was = self.state(now);
         let length = self.live.standing().failed(now);
@@ -221,7 +263,7 @@ impl Server {
 
     /// Takes note of a connection that it took and ended without a word. Where there are checks, one
     /// finds out whether that is the server's fault or the client's.
-    pub(super) fn cut(&self, source: IpAddr, now: Time) {
+    pub(super) fn cut(&self, source: IpAddr, now: Instant) {
         self.live.metrics.failures.inc();
         self.live.doubted.notify_one();
         let was = self.state(now);
@@ -249,7 +291,7 @@ impl Server {
     }
 
     /// Takes note of a connection that it answered.
-    pub(super) fn answered(&self, now: Time) {
+    pub(super) fn answered(&self, now: Instant) {
         let was_ejected = self.live.standing().answered(now);
         if was_ejected {
             self.say_back();

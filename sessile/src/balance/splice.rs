@@ -39,6 +39,11 @@ pub(super) fn reserve(files: u64) -> u64 {
     2 * pipes as u64
 }
 
+/// As many pipes as may be open.
+pub(super) fn allowed() -> usize {
+    ALLOWED.load(Ordering::Relaxed)
+}
+
 /// A pipe, and how many bytes are in it. When it is dropped empty it serves again.
 pub(super) struct Pipe {
     /// Taken when it is dropped.
@@ -113,8 +118,7 @@ struct Ends {
 
 impl Ends {
     fn open() -> Option<Self> {
-        let allowed = ALLOWED.load(Ordering::Relaxed);
-        if OPEN.fetch_add(1, Ordering::Relaxed) >= allowed {
+        if OPEN.fetch_add(1, Ordering::Relaxed) >= allowed() {
             OPEN.fetch_sub(1, Ordering::Relaxed);
             return None;
         }

@@ -1,10 +1,10 @@
 //! Whether a server takes connections, as far as checks and clients' connections have shown. Decided
-//! from what happened and when; nothing here connects.
+//! from what happened and when, by the monotonic clock: nobody is ejected for an hour because the wall
+//! clock was set back. Nothing here connects.
 
 use std::net::IpAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use sessile_proto::Time;
 use sessile_proto::affinity::Source;
 
 /// Checks in a row that have to fail before a server counts as down.
@@ -48,25 +48,25 @@ pub(super) struct Standing {
     doubts: u32,
     ejection: Option<Ejection>,
     cut: Vec<Source>,
-    up_since: Option<Time>,
+    up_since: Option<Instant>,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Ejection {
-    until: Time,
+    until: Instant,
     length: Duration,
 }
 
 impl Standing {
     /// One that has been here from now on.
-    pub(super) fn new_at(now: Time) -> Self {
+    pub(super) fn new_at(now: Instant) -> Self {
         Self {
             up_since: Some(now),
             ..Self::default()
         }
     }
 
-    pub(super) fn state(&self, now: Time) -> State {
+    pub(super) fn state(&self, now: Instant) -> State {
         match self.ejection {
             _ if self.down => State::Down,
             Some(ejection) if now < ejection.until => State::Ejected,
@@ -75,7 +75,7 @@ impl Standing {
     }
 
     /// Takes note of a check. Returns whether the server is up, where that has changed.
-    pub(super) fn checked(&mut self, well: bool, now: Time) -> Option<bool> {
+    pub(super) fn checked(&mut self, well: bool, now: Instant) -> Option<bool> {
         self.checked = true;
         if well && self.ejection.is_some() {
             self.answered(now);
@@ -106,21 +106,21 @@ impl Standing {
     }
 
     /// Takes note of a connection that the server did not take. Returns how long it is ejected.
-    pub(super) fn failed(&mut self, now: Time) -> Duration {
+    pub(super) fn failed(&mut self, now: Instant) -> Duration {
         let length = match self.ejection {
             None => FIRST_EJECTION,
             // One that was tried for want of another has failed no more often for that.
             Some(ejection) if now < ejection.until => ejection.length,
             Some(ejection) => (ejection.length * 2).min(LONGEST_EJECTION),
         };
-        let until = now.plus(length);
+        let until = now + length;
         self.ejection = Some(Ejection { until, length });
         length
     }
 
     /// Takes note of a connection that the server took and ended without a word. Returns how long it
     /// is ejected, if it is: never while there are checks, which nobody's hello can make fail.
-    pub(super) fn cut(&mut self, source: IpAddr, now: Time) -> Option<Duration> {
+    pub(super) fn cut(&mut self, source: IpAddr, now: Instant) -> Option<Duration> {
         if self.checked {
             return None;
         }
@@ -136,7 +136,7 @@ impl Standing {
     }
 
     /// Takes note of a connection that the server answered. Returns whether that ended an ejection.
-    pub(super) fn answered(&mut self, now: Time) -> bool {
+    pub(super) fn answered(&mut self, now: Instant) -> bool {
         self.cut.clear();
         let was_ejected = self.ejection.take().is_some();
         if was_ejected {
@@ -151,8 +151,8 @@ impl Standing {
     }
 
     /// The share of its weight, in a hundred, that the server has now: it grows over `slow_start`.
-    pub(super) fn share(&self, slow_start: Duration, now: Time) -> u32 {
-        let since = self.up_since.map(|up| now.since(up));
+    pub(super) fn share(&self, slow_start: Duration, now: Instant) -> u32 {
+        let since = self.up_since.map(|up| now.saturating_duration_since(up));
         match since {
             Some(since) if since < slow_start => {
                 let share = since.as_millis() * 100 / slow_start.as_millis().max(1);
@@ -163,17 +163,20 @@ impl Standing {
     }
 
     /// Whether it has less than its share.
-    pub(super) fn is_starting(&self, slow_start: Duration, now: Time) -> bool {
+    pub(super) fn is_starting(&self, slow_start: Duration, now: Instant) -> bool {
         self.share(slow_start, now) < 100
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::LazyLock;
+
     use super::*;
 
-    const fn at(seconds: u64) -> Time {
-        Time::from_unix_millis(seconds * 1000)
+    fn at(seconds: u64) -> Instant {
+        static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+        *START + Duration::from_secs(seconds)
     }
 
     fn source(n: u8) -> IpAddr {
@@ -206,7 +209,7 @@ mod tests {
             assert_eq!(standing.state(now), State::Ejected);
             assert_eq!(standing.failed(now), length);
             lengths.push(length.as_secs());
-            now = now.plus(length);
+            now += length;
             assert_eq!(standing.state(now), State::Up);
         }
         assert_eq!(lengths, [5, 10, 20, 40, 60, 60]);

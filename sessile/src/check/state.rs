@@ -7,7 +7,7 @@ use std::path::Path;
 use rustix::fs::{Access, access};
 
 use super::{Findings, Grade, has_role, serves};
-use crate::config::{Config, Key, Role};
+use crate::config::{Config, Key, Role, StoreUrl};
 
 /// Permission bits of everyone but the owner and the group.
 const OTHERS: u32 = 0o007;
@@ -45,8 +45,14 @@ impl Folder {
     }
 }
 
-/// A balancer's key: it is never made, and needed for labels only.
+/// What a balancer keeps, and its key: it is never made, and needed for labels only.
 fn check_balancer(config: &Config, findings: &mut Findings) {
+    if config.session.store != StoreUrl::Memory {
+        findings.note(
+            "session.store is for servers: balancers share nothing that they have learned of sessions, and this one does not \
+             use it.",
+        );
+    }
     findings.note(match config.session.snapshot {
         true => {
             "What the balancer has learned of sessions is kept over a restart, in the state folder (session.snapshot); a crash \

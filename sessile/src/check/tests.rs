@@ -360,3 +360,21 @@ fn what_is_forgotten_is_said_and_may_be_taken_out_when_it_is_old() {
     assert_eq!(forgotten(1), (1, 0));
     assert_eq!(forgotten(8), (1, 1));
 }
+
+#[test]
+fn a_balancer_says_that_it_shares_nothing_through_a_store() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut config = farm(folder.path());
+    let of_balancers = |config: &Config| {
+        let notes = graded(config, Grade::Note).into_iter();
+        let notes = notes.filter(|note| note.starts_with("session.store is for servers"));
+        notes.count()
+    };
+    config.session.store = "redis://127.0.0.1".parse().expect("a store");
+    assert_eq!(of_balancers(&config), 0);
+    config.sites.clear();
+    config.listeners[0].role = Role::Balance;
+    assert_eq!(of_balancers(&config), 1);
+    config.session.store = StoreUrl::Memory;
+    assert_eq!(of_balancers(&config), 0);
+}

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sessile_proto::Time;
+use sessile_proto::hello::DEFAULT_LIMIT;
 use sessile_proto::proxy_protocol;
 use sessile_proto::route::Policy;
 
@@ -114,6 +115,8 @@ pub struct Connection {
     pub max_hellos: usize,
     /// Most bytes of hellos that are held at once.
     pub max_hello_bytes: usize,
+    /// Most bytes of one ClientHello.
+    pub max_hello_size: usize,
     /// Most connections open from one source prefix (/24, /56); 0: no limit.
     pub max_per_source: usize,
     /// Most new connections a second from one source prefix (/24, /56); 0: no limit.
@@ -483,6 +486,7 @@ impl Default for Connection {
             max: 0,
             max_hellos: 0,
             max_hello_bytes: 64 << 20,
+            max_hello_size: DEFAULT_LIMIT,
             max_per_source: 0,
             rate_per_source: 0,
             drain_timeout: Duration::from_secs(10),

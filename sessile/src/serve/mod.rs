@@ -29,7 +29,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::admission::Admission;
+use crate::admission::{Admission, Backlog};
 use crate::clock;
 use crate::config::{Config, Role};
 use crate::detect::Entrance;
@@ -130,7 +130,7 @@ impl Server {
         };
         // Before the first thread: a combination that the library refuses stops the start.
         shared.try_out(&shared.live.borrow())?;
-        let admission = Admission::new(&config.connection, max_connections);
+        let admission = Admission::new(&config.connection, max_connections, Backlog::default());
         let mut listeners = Vec::new();
         for listener in config.listeners.iter().filter(|l| l.role == Role::Serve) {
             let count = lifecycle::worker_count(config.server.workers);

@@ -208,7 +208,7 @@ impl Value {
 const FREE: fn(&Config) -> Option<String> = |_| None;
 
 /// Every setting, in the order of the sections.
-pub static SETTINGS: [Setting; 36] = [
+pub static SETTINGS: [Setting; 37] = [
     Setting {
         name: "server.name",
         kind: Kind::Text,
@@ -409,6 +409,14 @@ pub static SETTINGS: [Setting; 36] = [
         default: "67108864",
         meaning: "most bytes of ClientHellos that are held at once, of which one source prefix may have a quarter, and no more than half of what is free; at least 1048576",
         value: |config| Value::count(config.connection.max_hello_bytes),
+        cost: FREE,
+    },
+    Setting {
+        name: "connection.max-hello-size",
+        kind: Kind::Size,
+        default: "16384",
+        meaning: "most bytes of one ClientHello, however many records it comes in; from 4KiB to 64KiB",
+        value: |config| Value::count(config.connection.max_hello_size),
         cost: FREE,
     },
     Setting {

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use socket2::SockRef;
 
+use crate::balance_labels::{in_records, padded};
 use crate::peers::{
     Certificates, Cut, NAME, Peer, Proxy, Ran, Sessile, nginx, openssl as s_server, record, run,
 };
@@ -407,6 +408,25 @@ fn a_server_that_hangs_up_without_a_word_costs_no_connection() {
         assert_eq!(metrics.sum(failures, &[("server", "a")]), 1, "{metrics}");
         assert_eq!(metrics.sum(failures, &[("server", "b")]), 0, "{metrics}");
     }
+}
+
+#[test]
+fn a_hello_that_fills_what_is_read_at_once_is_shown_to_another_server_as_well() {
+    /// Bytes that the balancer reads at once.
+    const CHUNK: usize = 4096;
+    let certificates = Certificates::new();
+    let [alive, _other] = servers(&certificates, "off");
+    let (mute, _heard) = mute(Ends::WithAnEnd);
+    let policy = ["--policy", "round-robin"];
+    let balancer = Sessile::balance(&[mute, alive.address()], &policy);
+    let hello = in_records(&padded(TLS13, CHUNK - 5), CHUNK);
+    assert_eq!(hello.len(), CHUNK);
+    let mut client = TcpStream::connect(balancer.address()).unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    client.write_all(&hello).unwrap();
+    let mut head = [0; 5];
+    client.read_exact(&mut head).unwrap();
+    assert_eq!(head[0], 22, "a handshake record: {head:?}");
 }
 
 #[test]

@@ -2,11 +2,13 @@
 //! and one that does not is not.
 
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::peers::{Certificates, NAME, Sessile, run};
+use crate::balance_labels::export_part;
+use crate::peers::{Certificates, NAME, NO_FOLDER, Sessile, run};
 
 /// Clients of two kinds, at once. Some use their session again and again and always come back in time;
 /// then, and the others right away, they leave a connection idle until the server ends it, and come
@@ -14,9 +16,11 @@ use crate::peers::{Certificates, NAME, Sessile, run};
 const CLIENTS: &str = "
 import socket, ssl, sys, threading, time
 port, ca, name, idle = int(sys.argv[1]), sys.argv[2], sys.argv[3], float(sys.argv[4])
+tickets = sys.argv[5] == 'tickets'
 context = ssl.create_default_context(cafile=ca)
 context.maximum_version = ssl.TLSVersion.TLSv1_2
-context.options |= ssl.OP_NO_TICKET
+if not tickets:
+    context.options |= ssl.OP_NO_TICKET
 
 def visit(session, stay=False):
     with socket.create_connection(('127.0.0.1', port), timeout=60) as tcp:
@@ -44,9 +48,22 @@ for thread in threads:
 /// Seconds after which servers clear idle connections away.
 const IDLE: f64 = 2.0;
 
-fn server(certificates: &Certificates, name: &str, purges: bool) -> Sessile {
+/// What a server hands out.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Hands {
+    /// Session IDs alone.
+    Ids,
+    /// Tickets with labels: the servers share the key in the state folder.
+    Tickets,
+}
+
+fn server(certificates: &Certificates, name: &str, purges: bool, hands: Hands) -> Sessile {
+    let sessions = match hands {
+        Hands::Ids => "[key]\nfile = \"none\"\n[session]\ntickets = false\n",
+        Hands::Tickets => "",
+    };
     let text = format!(
-        "[server]\nname = \"{name}\"\n[key]\nfile = \"none\"\n[session]\ntickets = false\n\
+        "{sessions}[server]\nname = \"{name}\"\n\
          [connection]\nidle-timeout = \"{IDLE}s\"\npurge-on-reclaim = {purges}\n\
          [[listener]]\naddress = \"127.0.0.1:0\"\n\
          [[site]]\ncertificates = [{{ chain = {:?}, key = {:?} }}]\n\
@@ -59,38 +76,88 @@ fn server(certificates: &Certificates, name: &str, purges: bool) -> Sessile {
     Sessile::serve_configured(&config, certificates.folder())
 }
 
-#[test]
-fn a_server_that_purges_what_is_idle_is_named_with_its_figure_and_one_that_does_not_is_not() {
-    let certificates = Certificates::new();
-    let servers = [
-        server(&certificates, "web1", true),
-        server(&certificates, "web2", false),
-    ];
-    let addresses = servers.each_ref().map(Sessile::address);
-    let balancer = Sessile::balance(&addresses, &["--policy", "round-robin"]);
+/// Two servers, of which the first purges.
+fn servers(certificates: &Certificates, hands: Hands) -> [Sessile; 2] {
+    [
+        server(certificates, "web1", true, hands),
+        server(certificates, "web2", false, hands),
+    ]
+}
+
+/// All clients come and go.
+fn visit(balancer: &Sessile, certificates: &Certificates, hands: Hands) {
     let mut command = Command::new("python3");
     command.args(["-c", CLIENTS, &balancer.address().port().to_string()]);
     command.arg(&certificates.ca);
     command.args([NAME, &IDLE.to_string()]);
+    command.arg(match hands {
+        Hands::Ids => "ids",
+        Hands::Tickets => "tickets",
+    });
     run("python3", &mut command, "").succeeded();
+}
 
-    let purges = balancer.await_server("a", |server| server["forgets"] != Value::Null);
-    let forgets = &purges["forgets"];
-    assert_eq!(forgets["since"], "last-use", "{purges:#}");
+/// The first of these servers is named with its figure, the second is not.
+fn is_told_apart(balancer: &Sessile, [purges, keeps]: [&str; 2]) {
+    let found = balancer.await_server(purges, |server| server["forgets"] != Value::Null);
+    let forgets = &found["forgets"];
+    assert_eq!(forgets["since"], "last-use", "{found:#}");
     let after = forgets["after_seconds"].as_f64().unwrap();
-    assert!((0.9 * IDLE..1.25 * IDLE).contains(&after), "{purges:#}");
+    assert!((0.9 * IDLE..1.25 * IDLE).contains(&after), "{found:#}");
     let diagnosis = forgets["diagnosis"].as_str().unwrap();
-    assert!(
-        diagnosis.starts_with("a forgets sessions after about "),
-        "{diagnosis}"
-    );
-    let ending = "s of idle time though 36000 s are expected: as IIS 6.0 without EnableKernelSSL";
+    let beginning = format!("{purges} forgets sessions after about ");
+    assert!(diagnosis.starts_with(&beginning), "{diagnosis}");
+    let ending = "as IIS 6.0 without EnableKernelSSL";
     assert!(diagnosis.ends_with(ending), "{diagnosis}");
-    balancer.await_line("as IIS 6.0 without EnableKernelSSL");
-    let refused = [("server", "a"), ("outcome", "refused")];
+    balancer.await_line(ending);
+    let refused = [("server", purges), ("outcome", "refused")];
     let idle = "sessile_balance_server_offer_idle_seconds_count";
     assert_eq!(balancer.metrics().sum(idle, &refused), 12);
 
-    let keeps = balancer.await_server("b", |server| server["forgets"] == Value::Null);
+    // As the API has it: each of these was idle for a little longer than that.
+    let offers = &found["offers"];
+    let idle: Vec<_> = offers["refused"].as_array().unwrap().iter().collect();
+    assert_eq!(idle.len(), 1, "{offers:#}");
+    assert_eq!(idle[0]["up_to_seconds"], 5.0, "{offers:#}");
+    assert_ne!(offers["accepted"], json!([]), "{offers:#}");
+
+    let keeps = balancer.await_server(keeps, |server| server["forgets"] == Value::Null);
     assert_eq!(keeps["resumption_ratio"], 1.0, "{keeps:#}");
+    assert_eq!(keeps["offers"]["refused"], json!([]), "{keeps:#}");
+}
+
+#[test]
+fn a_server_that_purges_what_is_idle_is_named_with_its_figure_and_one_that_does_not_is_not() {
+    let certificates = Certificates::new();
+    let servers = servers(&certificates, Hands::Ids);
+    let addresses = servers.each_ref().map(Sessile::address);
+    let balancer = Sessile::balance(&addresses, &["--policy", "round-robin"]);
+    visit(&balancer, &certificates, Hands::Ids);
+    is_told_apart(&balancer, ["a", "b"]);
+    let found = balancer.await_server("a", |server| server["forgets"] != Value::Null);
+    let diagnosis = found["forgets"]["diagnosis"].as_str().unwrap();
+    assert!(diagnosis.contains("36000 s are expected"), "{diagnosis}");
+}
+
+#[test]
+fn a_balancer_that_reads_labels_names_a_server_that_purges_all_the_same() {
+    let certificates = Certificates::new();
+    let servers = servers(&certificates, Hands::Tickets);
+    let whole = certificates.folder().join("sessile/farm.key");
+    export_part(&whole, &certificates.folder().join("route.key"));
+    let mut text = "[key]\nfile = \"route.key\"\n\
+         [[listener]]\naddress = \"127.0.0.1:0\"\nrole = \"balance\"\n\
+         [balance]\npolicy = \"round-robin\"\nhealth = \"off\"\n"
+        .to_owned();
+    for (name, server) in ["web1", "web2"].iter().zip(&servers) {
+        let address = server.address();
+        text += &format!("[[balance.server]]\nname = \"{name}\"\naddress = \"{address}\"\n");
+    }
+    let config = certificates.folder().join("balance.toml");
+    fs::write(&config, text).unwrap();
+    let balancer = Sessile::balance_configured(&config, Path::new(NO_FOLDER));
+    visit(&balancer, &certificates, Hands::Tickets);
+    let metrics = balancer.await_metrics(|metrics| metrics.routed("label", "refused") >= 12);
+    assert_eq!(metrics.routed("ticket", "resumed"), 0, "{metrics}");
+    is_told_apart(&balancer, ["web1", "web2"]);
 }

@@ -29,10 +29,14 @@ fn key(arguments: &[&str]) {
 /// Writes the route part of a farm's key.
 pub(crate) fn export(farm: &Farm) -> PathBuf {
     let part = farm.folder().join("route.key");
-    let whole = farm.folder().join("farm.key");
+    export_part(&farm.folder().join("farm.key"), &part);
+    part
+}
+
+/// Writes the route part of a key file.
+pub(crate) fn export_part(whole: &Path, part: &Path) {
     let (file, output) = (whole.to_str().unwrap(), part.to_str().unwrap());
     key(&["export", "--route", "--file", file, "--output", output]);
-    part
 }
 
 /// A balancer that spreads new clients over the servers, configured from a file.
@@ -151,7 +155,7 @@ fn a_label_with_any_byte_changed_counts_for_no_label() {
 
 /// The hello, in one record, with so much padding before its other extensions (RFC 7685) that the
 /// message comes to `len` bytes; as a message.
-fn padded(hello: &[u8], len: usize) -> Vec<u8> {
+pub(crate) fn padded(hello: &[u8], len: usize) -> Vec<u8> {
     let message = &hello[5..];
     let suites = 4 + 2 + 32 + 1 + usize::from(message[4 + 2 + 32]);
     let suites_len = u16::from_be_bytes([message[suites], message[suites + 1]]);
@@ -168,7 +172,7 @@ fn padded(hello: &[u8], len: usize) -> Vec<u8> {
 }
 
 /// A message in records of that size.
-fn in_records(message: &[u8], size: usize) -> Vec<u8> {
+pub(crate) fn in_records(message: &[u8], size: usize) -> Vec<u8> {
     let fragments = message.chunks(size);
     let records = fragments.flat_map(|fragment| {
         let len = u16::try_from(fragment.len()).unwrap().to_be_bytes();

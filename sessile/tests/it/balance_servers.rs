@@ -25,7 +25,7 @@ const NEW: &str = "New, TLSv1.";
 const REUSED: &str = "Reused, TLSv1.";
 
 /// An nginx that says in its answer who it is.
-fn named(certificates: &Certificates, name: &str) -> Peer {
+pub(crate) fn named(certificates: &Certificates, name: &str) -> Peer {
     nginx(
         certificates,
         &format!(
@@ -35,12 +35,12 @@ fn named(certificates: &Certificates, name: &str) -> Peer {
 }
 
 /// One server of a balancer's configuration.
-fn server(name: &str, address: SocketAddr, more: &str) -> String {
+pub(crate) fn server(name: &str, address: SocketAddr, more: &str) -> String {
     format!("[[balance.server]]\nname = \"{name}\"\naddress = \"{address}\"\n{more}\n")
 }
 
 /// Writes a configuration: what is in `[balance]`, and what comes after it.
-fn write(folder: &Path, balance: &str, rest: &[String]) -> std::path::PathBuf {
+pub(crate) fn write(folder: &Path, balance: &str, rest: &[String]) -> std::path::PathBuf {
     let file = folder.join("balance.toml");
     let text = format!(
         "[key]\nfile = \"none\"\n[admin]\ntoken-file = \"token\"\n\
@@ -51,19 +51,23 @@ fn write(folder: &Path, balance: &str, rest: &[String]) -> std::path::PathBuf {
     file
 }
 
-fn start(folder: &Path, balance: &str, rest: &[String]) -> Sessile {
+pub(crate) fn start(folder: &Path, balance: &str, rest: &[String]) -> Sessile {
     Sessile::balance_configured(&write(folder, balance, rest), folder)
 }
 
 /// Has it read its configuration again, which is right.
-fn reload(balancer: &Sessile) -> String {
+pub(crate) fn reload(balancer: &Sessile) -> String {
     let said = balancer.reload();
     assert!(said.contains("configuration and key reloaded"), "{said}");
     said
 }
 
 /// OpenSSL asks who is there: the name of the server, and whether the session was new or reused.
-fn visit(address: SocketAddr, name: &str, session: Option<&Path>) -> (String, &'static str) {
+pub(crate) fn visit(
+    address: SocketAddr,
+    name: &str,
+    session: Option<&Path>,
+) -> (String, &'static str) {
     let mut command = Command::new("openssl");
     command.args(["s_client", "-ign_eof", "-tls1_2", "-servername", name]);
     command.arg("-connect").arg(address.to_string());
@@ -477,7 +481,17 @@ fn the_api_shows_everything_and_changes_something_for_who_has_the_token() {
     assert_eq!(shown["pools"], json!([pool]));
     assert_eq!(shown["servers"][1]["weight"], 3);
     assert_eq!(shown["servers"][0]["address"], json!(a.to_string()));
-    assert_eq!(shown["connections"], json!({"policy": {"not-offered": 1}}));
+    let one = json!({"policy": {"not-offered": 1}});
+    assert_eq!(shown["connections"], one);
+    assert_eq!(shown["servers"][0]["routed"], json!({}));
+    assert_eq!(shown["servers"][1]["routed"], one);
+    assert_eq!(shown["resumption_ratio"], json!(null));
+    eventually("it has ended", || balancer.snapshot()["open"] == 0);
+    let shown = balancer.snapshot();
+    for bytes in ["bytes_up", "bytes_down"] {
+        assert_ne!(shown[bytes], 0, "{bytes}");
+        assert_eq!(shown[bytes], shown["servers"][1][bytes], "{bytes}");
+    }
 
     let token = fs::read_to_string(certificates.folder().join("token")).unwrap();
     let token = Some(token.trim());

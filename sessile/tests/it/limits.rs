@@ -2,13 +2,16 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::Command;
+use std::sync::mpsc;
+use std::thread;
 use std::time::Duration;
 
-use socket2::SockRef;
+use socket2::{Domain, SockRef, Socket, Type};
 
+use crate::balance_labels::{in_records, padded};
 use crate::peers::{Certificates, NAME, Sessile, nginx, run};
 
 const HELLO: &[u8] = include_bytes!("../../../proto/src/testdata/client-openssl-tls13-full.bin");
@@ -140,4 +143,104 @@ fn a_source_that_connects_too_often_is_turned_away_and_others_are_not() {
         it.turned_away("source-rate") + it.turned_away("no-hello") == TIMES as u64
     });
     assert!(metrics.turned_away("source-rate") > 0, "{metrics}");
+}
+
+/// Connects from an address, with next to no room for what comes.
+fn slow_reader(address: SocketAddr, from: IpAddr) -> TcpStream {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    socket.bind(&SocketAddr::new(from, 0).into()).unwrap();
+    socket.connect(&address.into()).unwrap();
+    let mut io = TcpStream::from(socket);
+    io.write_all(HELLO).unwrap();
+    io
+}
+
+/// A server that sends without an end, and tells of each connection that takes no more.
+fn endless() -> (SocketAddr, mpsc::Receiver<TcpStream>) {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = listener.local_addr().unwrap();
+    let (stalls, stalled) = mpsc::channel();
+    thread::spawn(move || {
+        for mut io in listener.incoming().map_while(Result::ok) {
+            let stalls = stalls.clone();
+            io.set_write_timeout(Some(Duration::from_millis(500)))
+                .unwrap();
+            thread::spawn(move || {
+                let chunk = vec![0; 256 * 1024];
+                while io.write(&chunk).is_ok() {}
+                let _ = stalls.send(io);
+            });
+        }
+    });
+    (address, stalled)
+}
+
+#[test]
+fn a_source_that_reads_nothing_leaves_pipes_to_the_others() {
+    const FILES: u32 = 512;
+    const PIPES: u64 = FILES as u64 / 32;
+    const READERS: usize = 40;
+    let (server, stalled) = endless();
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("balance.toml");
+    let text = format!(
+        "key.file = 'none'\n[[listener]]\naddress = '127.0.0.1:0'\nrole = 'balance'\n\
+         [balance]\nhealth = 'off'\n[[balance.server]]\nname = 'a'\naddress = '{server}'\n"
+    );
+    fs::write(&config, text).unwrap();
+    let balancer = Sessile::balance_with_files(FILES, &config, folder.path());
+    let greedy = Ipv4Addr::LOCALHOST.into();
+    let readers: Vec<_> = (0..READERS)
+        .map(|_| slow_reader(balancer.address(), greedy))
+        .collect();
+    let held: Vec<_> = (0..READERS)
+        .map(|_| stalled.recv_timeout(PATIENCE).expect("it takes no more"))
+        .collect();
+    let pipes = "sessile_balance_held_pipes";
+    let metrics = balancer.metrics();
+    let its_own = metrics.sum(pipes, &[]);
+    // A quarter, and one more for each worker that looked at the same time as another.
+    let workers = thread::available_parallelism().unwrap().get() as u64;
+    assert!((1..PIPES / 4 + workers).contains(&its_own), "{metrics}");
+    let bytes = metrics.sum("sessile_balance_held_bytes", &[]);
+    assert!(
+        (1..=READERS as u64 * 16 * 1024).contains(&bytes),
+        "{metrics}"
+    );
+
+    let other = slow_reader(balancer.address(), OTHER);
+    let of_other = stalled.recv_timeout(PATIENCE).expect("it takes no more");
+    balancer.await_metrics(|metrics| metrics.sum(pipes, &[]) == its_own + 1);
+    drop((readers, held, other, of_other));
+    balancer.await_metrics(|metrics| metrics.sum(pipes, &[]) == 0);
+    balancer.await_metrics(|it| it.sum("sessile_balance_held_bytes", &[]) == 0);
+}
+
+#[test]
+fn a_hello_may_be_as_long_as_is_set() {
+    const LONG: usize = 40 * 1024;
+    let certificates = Certificates::new();
+    let server = nginx(&certificates, "");
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("balance.toml");
+    let hello = in_records(&padded(HELLO, LONG), 16 * 1024);
+    for (size, answer) in [("\"64KiB\"", true), ("40960", true), ("40959", false)] {
+        let text = format!(
+            "key.file = 'none'\nconnection.max-hello-size = {size}\n\
+             [[listener]]\naddress = '127.0.0.1:0'\nrole = 'balance'\n\
+             [balance]\nhealth = 'off'\n[[balance.server]]\nname = 'a'\naddress = '{}'\n",
+            server.address()
+        );
+        fs::write(&config, text).unwrap();
+        let balancer = Sessile::balance_configured(&config, folder.path());
+        let mut io = TcpStream::connect(balancer.address()).unwrap();
+        io.set_read_timeout(Some(PATIENCE)).unwrap();
+        // It may be turned away before it is whole.
+        let _ = io.write_all(&hello);
+        let answered = io.read(&mut [0]).is_ok_and(|len| len == 1);
+        assert_eq!(answered, answer, "{size}");
+        let turned_away = balancer.metrics().turned_away("bad-hello");
+        assert_eq!(turned_away, u64::from(!answer), "{size}");
+    }
 }

@@ -6,8 +6,10 @@
 mod activation;
 mod attacks;
 mod balance;
+mod balance_checks;
 mod balance_forgetting;
 mod balance_labels;
+mod balance_missed;
 mod balance_path;
 mod balance_servers;
 mod balance_source;

@@ -1,10 +1,13 @@
 use std::cell::Cell;
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 use super::*;
+use crate::admission::{Admission, Backlog};
+use crate::config::Connection;
 
 /// A connection over loopback, both ends.
 async fn connected() -> (TcpStream, TcpStream) {
@@ -14,12 +17,23 @@ async fn connected() -> (TcpStream, TcpStream) {
     (near.unwrap(), accepted.unwrap().0)
 }
 
+fn admission(max_held: Backlog<usize>) -> Arc<Admission> {
+    Admission::new(&Connection::default(), 10, max_held)
+}
+
+fn stay(admission: &Arc<Admission>) -> Stay {
+    let mut entry = admission.enter().unwrap();
+    let source = Ipv4Addr::LOCALHOST.into();
+    entry.comes_from(source, std::time::Instant::now()).unwrap()
+}
+
 const SHORT: Duration = Duration::from_millis(600);
 
 #[tokio::test]
 async fn what_the_server_ended_lasts_as_long_as_the_client_goes_on() {
     let (mut client, mut from_client) = connected().await;
     let (mut to_server, mut server) = connected().await;
+    let stay = stay(&admission(Backlog::default()));
     let patience = Patience {
         half_closed: SHORT,
         ..Patience::default()
@@ -32,9 +46,14 @@ async fn what_the_server_ended_lasts_as_long_as_the_client_goes_on() {
             down: down + more.down,
         });
     };
-    let relayed = run(&mut from_client, &mut to_server, patience, &report, |_| {
-        ControlFlow::Break(())
-    });
+    let relayed = run(
+        &mut from_client,
+        &mut to_server,
+        &stay,
+        patience,
+        &report,
+        |_| ControlFlow::Break(()),
+    );
     let peers = async {
         server.write_all(b"answer").await.unwrap();
         server.shutdown().await.unwrap();
@@ -66,6 +85,7 @@ async fn what_the_server_ended_lasts_as_long_as_the_client_goes_on() {
 async fn what_moves_is_reported_while_the_connection_is_open() {
     let (mut client, mut from_client) = connected().await;
     let (mut to_server, mut server) = connected().await;
+    let stay = stay(&admission(Backlog::default()));
     let patience = Patience {
         report: Duration::from_millis(10),
         ..Patience::default()
@@ -76,9 +96,14 @@ async fn what_moves_is_reported_while_the_connection_is_open() {
             told.send(moved).unwrap();
         }
     };
-    let relayed = run(&mut from_client, &mut to_server, patience, &report, |_| {
-        ControlFlow::Break(())
-    });
+    let relayed = run(
+        &mut from_client,
+        &mut to_server,
+        &stay,
+        patience,
+        &report,
+        |_| ControlFlow::Break(()),
+    );
     let peers = async {
         for piece in [&b"one"[..], b"three"] {
             client.write_all(piece).await.unwrap();
@@ -94,4 +119,60 @@ async fn what_moves_is_reported_while_the_connection_is_open() {
     tokio::join!(relayed, peers);
     let last = reports.try_recv();
     assert_eq!(last, Ok(Moved { up: 0, down: 4 }));
+}
+
+/// A stream to a client that reads nothing until the relay can do no more; what is held back then.
+async fn stalled(max_held: Backlog<usize>) -> Backlog<usize> {
+    const STREAM: usize = 32 << 20;
+    let (mut client, mut from_client) = connected().await;
+    let (mut to_server, mut server) = connected().await;
+    let admission = admission(max_held);
+    let stay = stay(&admission);
+    let sent: Vec<u8> = (0..STREAM as u32 / 4).flat_map(u32::to_le_bytes).collect();
+    let patience = Patience::default();
+    let relayed = run(
+        &mut from_client,
+        &mut to_server,
+        &stay,
+        patience,
+        &|_| {},
+        |_| ControlFlow::Break(()),
+    );
+    let peers = async {
+        let mut written = 0;
+        // Until nothing moves any more: what is on its way is taken within a moment.
+        while let Ok(more) = tokio::time::timeout(SHORT, server.write(&sent[written..])).await {
+            written += more.unwrap();
+        }
+        let held = admission.held();
+        let rest = async {
+            server.write_all(&sent[written..]).await.unwrap();
+            server.shutdown().await.unwrap();
+        };
+        let mut arrived = Vec::with_capacity(STREAM);
+        let reading = client.read_to_end(&mut arrived);
+        let ((), read) = tokio::join!(rest, reading);
+        read.unwrap();
+        assert!(arrived == sent, "not what was sent");
+        drop(client);
+        held
+    };
+    let (ended, held) = tokio::join!(relayed, peers);
+    assert!(matches!(ended.end, End::Orderly), "{:?}", ended.end);
+    let Backlog { bytes, pipes } = admission.held();
+    assert_eq!((bytes, pipes), (0, 0), "given back");
+    held
+}
+
+#[tokio::test]
+async fn what_a_reader_does_not_take_is_held_back_within_limits_and_nothing_is_lost() {
+    let held = stalled(Backlog {
+        bytes: 1 << 20,
+        pipes: 0,
+    });
+    let held = held.await;
+    assert!((1..=direction::CHUNK).contains(&held.bytes), "{held:?}");
+    assert_eq!(held.pipes, 0);
+    let held = stalled(Backlog::default()).await;
+    assert_eq!((held.bytes, held.pipes), (0, 0));
 }

@@ -76,6 +76,7 @@ pub(super) struct Connection {
     pub(super) max: Number,
     pub(super) max_hellos: Number,
     pub(super) max_hello_bytes: Number,
+    pub(super) max_hello_size: Bytes,
     pub(super) max_per_source: Number,
     pub(super) rate_per_source: Number,
     pub(super) drain_timeout: Span,

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::fmt::Display;
 use std::hash::Hash;
 use std::net::SocketAddr;
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -103,7 +103,12 @@ impl<'a> Reader<'a> {
     }
 
     /// A number of bytes, with or without a binary unit.
-    pub(super) fn size(&mut self, key: &'static str, written: Bytes, most: u32) -> Option<u32> {
+    pub(super) fn size(
+        &mut self,
+        key: &'static str,
+        written: Bytes,
+        range: RangeInclusive<u32>,
+    ) -> Option<u32> {
         let written = written?;
         let raw::Size(text) = written.get_ref();
         let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
@@ -116,14 +121,14 @@ impl<'a> Reader<'a> {
         let number = digits.trim_end().parse::<i64>().ok();
         let value = unit.and_then(|unit: i64| number?.checked_mul(unit));
         let what = match value {
-            Some(value) if (0..=i64::from(most)).contains(&value) => {
-                return u32::try_from(value).ok();
-            }
-            Some(value) => What::OutOfRange {
-                key,
-                value,
-                least: 0,
-                most: most.into(),
+            Some(value) => match u32::try_from(value) {
+                Ok(value) if range.contains(&value) => return Some(value),
+                _ => What::OutOfRange {
+                    key,
+                    value,
+                    least: (*range.start()).into(),
+                    most: (*range.end()).into(),
+                },
             },
             None => What::NotASize {
                 key,

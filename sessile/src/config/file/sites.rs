@@ -70,7 +70,7 @@ fn narrowed(reader: &mut Reader<'_>, written: raw::Bytes, most: Option<u32>) -> 
     let Some(span) = written.as_ref().map(Spanned::span) else {
         return most.unwrap_or_default();
     };
-    let value = reader.size("early-data", written, MAX_EARLY_DATA);
+    let value = reader.size("early-data", written, 0..=MAX_EARLY_DATA);
     let value = value.unwrap_or_default();
     match most {
         None if value > 0 => reader.note(span, What::EarlyDataOfClients),

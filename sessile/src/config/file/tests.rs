@@ -33,6 +33,7 @@ purge-on-reclaim = true
 max = 99
 max-hellos = 50
 max-hello-bytes = 2000000
+max-hello-size = "32KiB"
 max-per-source = 20
 rate-per-source = 100
 drain-timeout = "1m"
@@ -197,6 +198,7 @@ fn the_limits_and_proxies_of_connections_land_where_they_belong() {
         ),
         (50, 2_000_000, 20, 100)
     );
+    assert_eq!(limits.max_hello_size, 32 * 1024);
     assert_eq!(limits.drain_timeout, Duration::from_secs(60));
     let balance = &config.balance;
     assert!(balance.idle_timeout.is_zero());
@@ -490,4 +492,18 @@ fn what_cannot_be_forgotten_names_the_remedy() {
     let many = "{ before = '2026-01-01T00:00:00Z' },".repeat(257);
     let lines = said(&format!("session.forget = [{many}]\n"));
     assert!(lines[0].contains("more `forget`s than 256"), "{lines:?}");
+}
+
+#[test]
+fn a_hello_has_a_greatest_size_within_bounds() {
+    let size = |written: &str| {
+        let text = format!("connection.max-hello-size = {written}");
+        parse(&text, "s.toml".as_ref()).map(|config| config.connection.max_hello_size)
+    };
+    assert_eq!(size("\"64KiB\"").expect("it is right"), 65536);
+    assert_eq!(size("4096").expect("it is right"), 4096);
+    for wrong in ["4095", "65537", "-1", "\"1 MiB\""] {
+        let said = size(wrong).expect_err("out of bounds").to_string();
+        assert!(said.contains("from 4096 to 65536"), "{said}");
+    }
 }

@@ -2,10 +2,11 @@
 //! does not pass leaves its default behind and a [`Problem`], so that one run finds them all.
 
 use std::net::SocketAddr;
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 use std::path::Path;
 use std::time::Duration;
 
+use sessile_proto::hello::MAX_LIMIT;
 use toml::Spanned;
 use tracing::level_filters::LevelFilter;
 
@@ -35,6 +36,9 @@ const KERNEL: [(&str, KernelTls); 2] = [("auto", KernelTls::Auto), ("off", Kerne
 
 /// Least `connection.max-hello-bytes`: some hellos of the greatest length.
 const LEAST_HELLO_BYTES: i64 = 1 << 20;
+
+/// `connection.max-hello-size`: no less than what clients of today send.
+const HELLO_SIZES: RangeInclusive<u32> = 4096..=MAX_LIMIT as u32;
 
 /// Validates what is written. Relative paths are relative to `folder`.
 pub(super) fn validate(
@@ -130,7 +134,7 @@ impl Reader<'_> {
                 .unwrap_or(default.store_timeout),
             snapshot: written.snapshot.unwrap_or(default.snapshot),
             early_data: self
-                .size("early-data", written.early_data, MAX_EARLY_DATA)
+                .size("early-data", written.early_data, 0..=MAX_EARLY_DATA)
                 .unwrap_or(default.early_data),
             client_lifetime: self
                 .duration("client-lifetime", written.client_lifetime)
@@ -226,6 +230,9 @@ impl Reader<'_> {
                     i64::from(u32::MAX),
                 )
                 .unwrap_or(default.max_hello_bytes),
+            max_hello_size: self
+                .size("max-hello-size", written.max_hello_size, HELLO_SIZES)
+                .map_or(default.max_hello_size, |size| size as usize),
             max_per_source: self
                 .number(
                     "max-per-source",

@@ -249,6 +249,14 @@ pub(crate) fn set_clock(command: &mut Command, clock: &str) {
     command.env("DONT_FAKE_MONOTONIC", "1");
 }
 
+/// The same with a clock that changes: it is read from a file at each look at it.
+pub(crate) fn set_clock_by(command: &mut Command, file: &Path) {
+    set_clock(command, "");
+    command.env_remove("FAKETIME");
+    command.env("FAKETIME_TIMESTAMP_FILE", file);
+    command.env("FAKETIME_NO_CACHE", "1");
+}
+
 /// What faketime has programs load.
 fn faketime_library() -> String {
     // Programs that are killed leave something behind under their process IDs, and faketime does not

@@ -81,6 +81,25 @@ impl Sessile {
         Self::start(command, "balancing address=")
     }
 
+    /// The same, in a process that may open so many files.
+    pub(crate) fn balance_with_files(files: u32, config: &Path, state: &Path) -> Self {
+        let mut program = command("balance", state);
+        program.arg("--config").arg(config);
+        let mut shell = Command::new("sh");
+        let limited = format!("ulimit -n {files} && exec \"$0\" \"$@\"");
+        shell.arg("-c").arg(limited);
+        pass_to(&mut shell, &program);
+        Self::start(shell, "balancing address=")
+    }
+
+    /// The same, with a wall clock that is read from a file, as `faketime -f` is told.
+    pub(crate) fn balance_by(clock: &Path, config: &Path, state: &Path) -> Self {
+        let mut command = command("balance", state);
+        super::set_clock_by(&mut command, clock);
+        command.arg("--config").arg(config);
+        Self::start(command, "balancing address=")
+    }
+
     /// With a configuration file, as a service manager starts a role: the listening socket is there.
     /// Its state is told to `notify`.
     pub(crate) fn inheriting(
@@ -305,6 +324,15 @@ pub(crate) fn inheriting(program: &Command, listener: &TcpListener, notify: &Pat
         "exec 3<&0 0</dev/null; LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=web exec \"$0\" \"$@\"";
     let mut shell = Command::new("sh");
     shell.arg("-c").arg(PASS_ON);
+    pass_to(&mut shell, program);
+    shell.env("NOTIFY_SOCKET", notify);
+    let socket = listener.try_clone().expect("a second handle");
+    shell.stdin(OwnedFd::from(socket));
+    shell
+}
+
+/// Makes a program, with what it is given, the arguments of a shell that starts it.
+fn pass_to(shell: &mut Command, program: &Command) {
     shell.arg(program.get_program()).args(program.get_args());
     for (name, value) in program.get_envs() {
         match value {
@@ -312,10 +340,6 @@ pub(crate) fn inheriting(program: &Command, listener: &TcpListener, notify: &Pat
             None => shell.env_remove(name),
         };
     }
-    shell.env("NOTIFY_SOCKET", notify);
-    let socket = listener.try_clone().expect("a second handle");
-    shell.stdin(OwnedFd::from(socket));
-    shell
 }
 
 fn spawn(mut command: Command) -> (Child, Said) {

@@ -1,5 +1,8 @@
-//! Everything restarts, and some of it dies, while clients of every kind come and go.
+//! Everything restarts, and some of it dies, while clients of every kind come and go. `just soak` has the
+//! same for a minute, at a rate.
 
+use std::collections::BTreeMap;
+use std::env;
 use std::fs;
 use std::io;
 use std::mem;
@@ -15,24 +18,43 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::MissedTickBehavior;
 
 use crate::balance_labels::{self, export, visit};
-use crate::farm_life::clients::{HOW, How, Python, try_openssl};
+use crate::farm_life::clients::{HOW, How, Python, try_gnutls, try_openssl};
 use crate::peers::{Answer, NO_FOLDER, Sessile, eventually};
 use crate::store::setup::{Farm, Redis, Server, try_verdict};
 
 const NAMES: [&str; 3] = ["web1", "web2", "web3"];
 
-/// Clients of ours for each way to resume. With one of OpenSSL and one of Python for each they come to
-/// two hundred connections a second, where the machine has nothing else to do.
+/// Clients of ours for each way to resume, beside one each of OpenSSL, Python and GnuTLS.
 const OURS: usize = 8;
 
-/// How often each of our clients comes back, at most.
-const OURS_PAUSE: Duration = Duration::from_millis(160);
+/// How often clients come back, at most.
+#[derive(Clone, Copy)]
+struct Pace {
+    ours: Duration,
+    /// Each visit of these is a program that is started.
+    others: Duration,
+}
 
-/// How often each of the others does, at most.
-const OTHERS_PAUSE: Duration = Duration::from_millis(100);
+const PACE: Pace = Pace {
+    ours: Duration::from_millis(160),
+    others: Duration::from_millis(100),
+};
 
-/// Visits between one event and the next.
+/// Visits that begin after an event and come to a verdict before the next, however long that takes: a
+/// slow machine makes the test longer, not easier.
 const MEANWHILE: usize = 150;
+
+/// Set by `just soak`: for how many seconds it goes on, at [`SOAK_RATE`] or more.
+const SOAK: &str = "SESSILE_SOAK";
+
+/// Visits a second, at least.
+const SOAK_RATE: f64 = 200.0;
+
+/// Enough for that rate, where each visit is over in a moment.
+const SOAK_PACE: Pace = Pace {
+    ours: Duration::from_millis(100),
+    others: Duration::from_millis(250),
+};
 
 /// Lines of `[balance]`.
 const BALANCE: &str = "policy = \"round-robin\"\nhealth-interval = \"250ms\"";
@@ -70,9 +92,12 @@ impl Tally {
         });
     }
 
-    fn good(&self) -> usize {
+    /// Visits that began after that and came to a verdict.
+    fn good_since(&self, since: Instant) -> usize {
         let visits = self.visits.lock().unwrap();
-        visits.iter().filter(|visit| visit.came_to.is_ok()).count()
+        let recent = visits.iter().rev().take_while(|visit| visit.ended >= since);
+        let good = |visit: &&Visit| visit.began >= since && visit.came_to.is_ok();
+        recent.filter(good).count()
     }
 }
 
@@ -80,22 +105,30 @@ impl Tally {
 struct Clients {
     tally: Arc<Tally>,
     threads: Vec<JoinHandle<()>>,
+    pace: Pace,
+    began: Instant,
 }
 
 impl Clients {
-    fn start(farm: &Farm, address: SocketAddr) -> Self {
+    fn start(farm: &Farm, address: SocketAddr, pace: Pace) -> Self {
         let mut clients = Self {
             tally: Arc::default(),
             threads: Vec::new(),
+            pace,
+            began: Instant::now(),
         };
         let tally = Arc::clone(&clients.tally);
         clients
             .threads
-            .push(thread::spawn(move || ours(&tally, address)));
+            .push(thread::spawn(move || ours(&tally, address, pace.ours)));
         for how in HOW {
             let root = farm.root();
             let session = farm.folder().join(format!("rolling-{how:?}"));
             let mut python = Python::start(&root, how);
+            let authority = root.clone();
+            clients.add(format!("GnuTLS by {how:?}"), move || {
+                try_gnutls(how, &authority, address)
+            });
             clients.add(format!("OpenSSL by {how:?}"), move || {
                 try_openssl(how, &root, &session, address, None)
             });
@@ -115,28 +148,44 @@ impl Clients {
         name: String,
         mut visit: impl FnMut() -> Result<String, String> + Send + 'static,
     ) {
-        let tally = Arc::clone(&self.tally);
+        let (tally, pause) = (Arc::clone(&self.tally), self.pace.others);
         self.threads.push(thread::spawn(move || {
             while !tally.is_over() {
                 let began = Instant::now();
                 let came_to = visit();
                 tally.note(&name, began, came_to);
-                thread::sleep(OTHERS_PAUSE.saturating_sub(began.elapsed()));
+                thread::sleep(pause.saturating_sub(began.elapsed()));
             }
         }));
     }
 
-    /// Waits until so many more visits came to a verdict.
+    /// Waits until so many more visits have begun and come to a verdict.
     fn meanwhile(&self) {
-        let wanted = self.tally.good() + MEANWHILE;
-        eventually("clients come and go", || self.tally.good() >= wanted);
+        let since = Instant::now();
+        eventually("clients come and go", || {
+            self.tally.good_since(since) >= MEANWHILE
+        });
     }
 
-    /// Ends them, and says what became of all visits.
-    fn finish(self) -> Vec<Visit> {
-        let tally = Arc::clone(&self.tally);
+    /// Ends them, and says what became of all visits, and how many a second there were.
+    fn finish(self) -> (Vec<Visit>, f64) {
+        let (tally, began) = (Arc::clone(&self.tally), self.began);
         drop(self);
-        mem::take(&mut tally.visits.lock().unwrap())
+        let visits = mem::take(&mut *tally.visits.lock().unwrap());
+        let seconds = began.elapsed().as_secs_f64();
+        let rate = visits.len() as f64 / seconds;
+        println!(
+            "{} visits in {seconds:.1} s, {rate:.0} a second",
+            visits.len()
+        );
+        let mut by_client = BTreeMap::<&str, usize>::new();
+        for visit in &visits {
+            *by_client.entry(&visit.client).or_default() += 1;
+        }
+        for (client, visits) in by_client {
+            println!("  {client}: {visits}");
+        }
+        (visits, rate)
     }
 }
 
@@ -150,7 +199,7 @@ impl Drop for Clients {
     }
 }
 
-fn ours(tally: &Arc<Tally>, address: SocketAddr) {
+fn ours(tally: &Arc<Tally>, address: SocketAddr, pause: Duration) {
     let mut runtime = tokio::runtime::Builder::new_current_thread();
     let runtime = runtime.enable_all().build().unwrap();
     let tasks = tokio::task::LocalSet::new();
@@ -158,7 +207,7 @@ fn ours(tally: &Arc<Tally>, address: SocketAddr) {
         let tally = Arc::clone(tally);
         tasks.spawn_local(async move {
             let client = client(how);
-            let mut turns = tokio::time::interval(OURS_PAUSE);
+            let mut turns = tokio::time::interval(pause);
             turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
             while !tally.is_over() {
                 turns.tick().await;
@@ -234,20 +283,26 @@ fn restarts_cost_no_connection_and_kills_only_those_that_are_open() {
     export(&farm);
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let mut balancing = balancer(&farm, &addresses, &listener);
-    let clients = Clients::start(&farm, listener.local_addr().unwrap());
+    let soak = soak();
+    let pace = soak.map_or(PACE, |_| SOAK_PACE);
+    let clients = Clients::start(&farm, listener.local_addr().unwrap(), pace);
     clients.meanwhile();
 
     let is_up = |server: &serde_json::Value| server["state"] == "up";
-    for (at, name) in NAMES.iter().enumerate() {
-        servers.remove(at).drain();
-        servers.insert(at, farm.serve_again(name, addresses[at].port()));
-        balancing.await_server(name, is_up);
+    let mut rounds = 0;
+    while rounds == 0 || soak.is_some_and(|soak| clients.began.elapsed() < soak) {
+        for (at, name) in NAMES.iter().enumerate() {
+            servers.remove(at).drain();
+            servers.insert(at, farm.serve_again(name, addresses[at].port()));
+            balancing.await_server(name, is_up);
+            clients.meanwhile();
+        }
+        balancing.terminate();
+        assert!(balancing.ended().success());
+        balancing = balancer(&farm, &addresses, &listener);
         clients.meanwhile();
+        rounds += 1;
     }
-    balancing.terminate();
-    assert!(balancing.ended().success());
-    balancing = balancer(&farm, &addresses, &listener);
-    clients.meanwhile();
 
     let server = servers.remove(0);
     let server_killed = Killing::of(|| server.peer.kill());
@@ -258,7 +313,7 @@ fn restarts_cost_no_connection_and_kills_only_those_that_are_open() {
     let balancing = balancer(&farm, &addresses, &listener);
     clients.meanwhile();
 
-    let visits = clients.finish();
+    let (visits, rate) = clients.finish();
     let killings = [server_killed, balancer_killed];
     let (good, bad): (Vec<_>, Vec<_>) = visits.iter().partition(|visit| visit.came_to.is_ok());
     let excused = |visit: &Visit| killings.iter().any(|killing| killing.cut(visit));
@@ -272,12 +327,28 @@ fn restarts_cost_no_connection_and_kills_only_those_that_are_open() {
     let full: Vec<_> = good.iter().filter(full).collect();
     let new = OURS * HOW.len() + 2 * HOW.len();
     assert!(full.len() <= new + bad.len(), "{full:#?}");
-    for client in ["OpenSSL", "Python", "sessile"].iter().zip(HOW) {
-        let name = format!("{} by {:?}", client.0, client.1);
-        assert!(good.iter().any(|visit| visit.client == name), "{name}");
+    for client in ["OpenSSL", "Python", "GnuTLS", "sessile"] {
+        for how in HOW {
+            let name = format!("{client} by {how:?}");
+            assert!(good.iter().any(|visit| visit.client == name), "{name}");
+        }
     }
     let metrics = balancing.metrics();
     assert_eq!(metrics.turned_away("no-server"), 0, "{metrics}");
+    let cut = bad.len();
+    let restarts = rounds * (NAMES.len() + 1);
+    println!("{restarts} restarts cost no connection, two kills the {cut} that were open");
+    if soak.is_some() {
+        assert!(rate >= SOAK_RATE, "only {rate:.0} a second");
+    }
+}
+
+/// How long to go on, if this is no ordinary test.
+fn soak() -> Option<Duration> {
+    let seconds = env::var(SOAK).ok()?;
+    Some(Duration::from_secs(
+        seconds.parse().expect("a number of seconds"),
+    ))
 }
 
 /// A connection that stays open, and where it leads.

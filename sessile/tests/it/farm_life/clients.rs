@@ -8,7 +8,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use sessile::client::{Client, Mechanism};
 
-use crate::peers::{run, set_clock};
+use crate::peers::{Ran, run, set_clock};
 use crate::store::setup::{client, verdict};
 
 /// By what a client resumes.
@@ -177,7 +177,26 @@ fn s_client(how: How, root: &Path, session: &Path, server: SocketAddr) -> Comman
 
 /// The verdict that it is told.
 fn answer(command: &mut Command) -> Result<String, String> {
-    let ran = run("openssl", command, REQUEST);
+    verdict_in(&run("openssl", command, REQUEST))
+}
+
+/// The verdict on the second of two connections by GnuTLS, whose program keeps no session for the next
+/// time that it is started.
+pub(crate) fn try_gnutls(how: How, root: &Path, server: SocketAddr) -> Result<String, String> {
+    let priority = match how {
+        How::SessionId => "NORMAL:-VERS-TLS1.3:%NO_TICKETS",
+        How::Ticket => "NORMAL:-VERS-TLS1.3",
+        How::Psk => "NORMAL",
+    };
+    let mut command = Command::new("gnutls-cli");
+    command.args(["--resume", "--waitresumption", "--priority", priority]);
+    command.arg("--x509cafile").arg(root);
+    command.args(["--port", &server.port().to_string(), "localhost"]);
+    verdict_in(&run("gnutls-bin", &mut command, REQUEST))
+}
+
+/// The verdict in what a program printed of an answer, or all that it said.
+fn verdict_in(ran: &Ran) -> Result<String, String> {
     let head = ran.stdout.split_once("sessile-verdict: ");
     match head.and_then(|(_, rest)| rest.split_whitespace().next()) {
         Some(verdict) if ran.status.success() => Ok(verdict.to_owned()),

@@ -76,10 +76,11 @@ bench-peers:
     cargo build --profile dist --locked
     cargo run --release --manifest-path bench/Cargo.toml --bin servers -- --sessile target/dist/sessile
 
-# What a shared store adds to a handshake (docs/benchmarks.md).
+# What a shared store adds to a handshake (docs/benchmarks.md), and what one that fails costs (docs/operations.md).
 bench-store:
     cargo build --profile dist --locked
     cargo run --release --manifest-path bench/Cargo.toml --bin servers -- store --sessile target/dist/sessile
+    cargo run --release --manifest-path bench/Cargo.toml --bin servers -- outages --sessile target/dist/sessile
 
 # How many returning clients resume behind which balancer (docs/benchmarks.md).
 bench-homecoming:

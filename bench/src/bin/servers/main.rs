@@ -1,10 +1,12 @@
 //! Servers side by side: what a TLS connection costs `sessile serve`, nginx and HAProxy in processor
-//! time, and an idle one in memory. `servers store`: what a shared session store adds to a handshake.
+//! time, and an idle one in memory. `servers store`: what a shared session store adds to a handshake;
+//! `servers outages`: what one that fails does.
 //! Starts all of them itself on loopback and prints Markdown.
 
 mod bare;
 mod load;
 mod options;
+mod outages;
 mod peer;
 mod report;
 mod stall;
@@ -34,6 +36,7 @@ fn main() -> ExitCode {
     let mut args = std::env::args().skip(1).peekable();
     let outcome = match args.peek().map(String::as_str) {
         Some("--bare") => bare::serve(),
+        Some("outages") => Options::read(args.skip(1)).and_then(|options| outages::run(&options)),
         Some("store") => Options::read(args.skip(1)).and_then(|options| store::run(&options)),
         _ => Options::read(args).and_then(|options| run(&options)),
     };

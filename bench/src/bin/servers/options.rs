@@ -6,7 +6,7 @@ use super::Result;
 use super::load::Kind;
 use super::peer::Software;
 
-const USAGE: &str = "usage: servers [store] --sessile PATH [--rounds N] [--connections N] [--server-cpu N] \
+const USAGE: &str = "usage: servers [store | outages] --sessile PATH [--rounds N] [--connections N] [--server-cpu N] \
 [--client-cpu N] [--only SERVER] [--kind KIND] [--write FILE]";
 
 pub(super) struct Options {

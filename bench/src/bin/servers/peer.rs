@@ -112,7 +112,17 @@ impl Peer {
         certificate: &Certificate,
         folder: &Path,
     ) -> Result<Self> {
-        let address = free()?;
+        Self::start_at(free()?, software, options, certificate, folder)
+    }
+
+    /// Where another one was before.
+    pub(super) fn start_at(
+        address: SocketAddr,
+        software: Software,
+        options: &Options,
+        certificate: &Certificate,
+        folder: &Path,
+    ) -> Result<Self> {
         let config = match software {
             Software::Sessile => sessile("bench", address, certificate, folder),
             Software::Nginx => nginx(address, certificate, folder),
@@ -203,6 +213,15 @@ impl Peer {
             std::thread::sleep(Duration::from_millis(20));
         }
         Ok(())
+    }
+
+    /// Sends it a signal of that name.
+    pub(super) fn signal(&self, name: &str) -> Result<()> {
+        let id = self.process.id().to_string();
+        let sent = Command::new("kill").args(["-s", name, &id]).status()?;
+        sent.success()
+            .then_some(())
+            .ok_or_else(|| format!("no signal {name}").into())
     }
 
     /// Processor time of all its threads so far, to the nanosecond.

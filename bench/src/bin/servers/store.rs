@@ -14,7 +14,7 @@ use super::load::{Kind, Load};
 use super::options::Options;
 use super::peer::{self, Certificate, Peer, Software};
 use super::report::{measured, publish};
-use super::stall::{DELAY, Stall};
+use super::stall::{DELAY, Mode, Network};
 use super::{Result, SETTLE, WARM_UP};
 
 /// Handshakes of each round with a store that is slow, new and returning clients in turn.
@@ -113,7 +113,7 @@ pub(super) fn run(options: &Options) -> Result<()> {
     publish("store", &text, options.write.as_deref())
 }
 
-fn sharing(store: SocketAddr) -> String {
+pub(super) fn sharing(store: SocketAddr) -> String {
     format!("store = \"redis://{store}\"")
 }
 
@@ -157,13 +157,13 @@ fn stalled(
     store: &Peer,
     elsewhere: &Peer,
 ) -> Result<Stalled> {
-    let network = Stall::before(store.address)?;
+    let network = Network::before(store.address)?;
     let mut stalled = Stalled {
         waited: Vec::new(),
         after: Vec::new(),
     };
     for round in 0..options.rounds {
-        network.set(false);
+        network.set(Mode::Pass);
         let name = format!("stalled-{round}");
         let shared = sharing(network.address);
         let server = Peer::sessile(&name, &shared, options, certificate, folder)?;
@@ -171,7 +171,7 @@ fn stalled(
         for _ in 0..WARM_UP {
             Load::new(server.address, certificate, Kind::SessionId)?.timed()?;
         }
-        network.set(true);
+        network.set(Mode::Delay);
         for n in 0..STALLED {
             let client = Load::new(elsewhere.address, certificate, Kind::SessionId)?;
             if n % 2 == 1 {
@@ -242,7 +242,7 @@ fn report(options: &Options, samples: &mut Samples, mut stalled: Stalled) -> Str
 }
 
 /// That percentile, in microseconds.
-fn micros(times: &mut [Duration], percent: usize) -> f64 {
+pub(super) fn micros(times: &mut [Duration], percent: usize) -> f64 {
     times.sort_unstable();
     let last = times.len().saturating_sub(1);
     let at = times.get(last * percent / 100);

@@ -1,6 +1,8 @@
 //! What a store can do wrong: it costs full handshakes, never a connection, and is over by itself.
 //! Every client here that cannot connect fails its test (`setup::verdict`).
 
+use std::time::{Duration, Instant};
+
 use rustix::process::Signal;
 use sessile::client::Mechanism;
 
@@ -66,10 +68,10 @@ async fn a_store_that_restarts_while_nobody_asks() {
         let list: String = list.arg("LIST").query(&mut redis.connect()).unwrap();
         list.lines().count() - 1
     };
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    let deadline = Instant::now() + Duration::from_secs(30);
     while clients(&redis) < 4 {
-        assert!(std::time::Instant::now() < deadline, "they stay away");
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        assert!(Instant::now() < deadline, "they stay away");
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
     hop_until("resumed/session-id", &COSTS, &one, &other).await;
 }
@@ -178,6 +180,30 @@ async fn a_store_behind_a_network_that_delays_stalls_and_cuts() {
         proxy.set(Mode::Pass);
     }
     hop_until("resumed/session-id", &COSTS, &one, &other).await;
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_handshake_waits_for_its_session_and_not_for_the_next_one_too() {
+    // Large, so that a busy machine does not take as long again.
+    const TIMEOUT: Duration = Duration::from_secs(4);
+    let redis = Redis::start();
+    let proxy = Proxy::start(redis.address());
+    let farm = Farm::new(&format!(
+        "store = \"{}\"\nstore-timeout = \"4s\"\n",
+        proxy.url()
+    ));
+    let (one, other) = (farm.serve("web1"), farm.serve("web2"));
+    hop_until("resumed/session-id", &COSTS, &one, &other).await;
+    let client = client(Mechanism::SessionId);
+    verdict(&client, one.address()).await;
+    proxy.set(Mode::Stall);
+    let begin = Instant::now();
+    // Looking it up takes the whole time; storing the new session has none left.
+    assert_eq!(
+        verdict(&client, other.address()).await,
+        "full/store-timeout"
+    );
+    assert!(begin.elapsed() < 2 * TIMEOUT, "{:?}", begin.elapsed());
 }
 
 #[tokio::test(flavor = "current_thread")]

@@ -355,7 +355,8 @@ fn what_strangers_make_up_leaves_little_in_the_store_and_takes_nothing_from_othe
         spends(&[&server], "missing") == STRANGERS as u64
     });
     let mut left = redis.entries();
-    left.retain(|(name, _)| before.iter().all(|(other, _)| other != name));
+    let is_claim = |name: &[u8]| name.windows(8).any(|part| part == b":server:");
+    left.retain(|(name, _)| !is_claim(name) && before.iter().all(|(other, _)| other != name));
     // Strangers that meet in a part of the store leave one mark, and there are 4,096 parts: with so many of
     // them it is as good as certain that some do.
     assert!((1..STRANGERS).contains(&left.len()), "{}", left.len());
@@ -364,10 +365,10 @@ fn what_strangers_make_up_leaves_little_in_the_store_and_takes_nothing_from_othe
         let (_, part) = name.rsplit_once(':').unwrap();
         assert!(part.len() == 5 && part.starts_with('{'), "{name}");
         assert_eq!(value, b"");
-        let life: u64 = ask_for(&redis, &["PTTL", &name]);
+        let life: i64 = ask_for(&redis, &["PTTL", &name]);
         assert!(life <= 20_000, "{life}");
     }
-    // Who comes from the part of a stranger has to wait for early data, and no longer than that.
+    // Who is in a part that a stranger asked for may have to wait for early data, and resumes.
     let outcome = visitor.visit_early(server.address()).outcome();
     let known = ["resumed/psk accepted", "resumed/psk rejected/store"];
     assert!(known.contains(&outcome.as_str()), "{outcome}");

@@ -235,9 +235,10 @@ fn a_handshake_waits_for_the_store_once() {
             // Its answer comes meanwhile.
             let _ = pair.find(&pair.other, b"d").await;
         }
-        assert_eq!(pair.puts("ok"), 0.0);
+        // Even without patience an answer may be quicker than the clock ticks.
+        let in_time = pair.puts("ok");
         pair.put(one, b"e", Duration::ZERO).await;
-        assert_eq!(pair.puts("ok"), 1.0);
+        assert_eq!(pair.puts("ok"), in_time + 1.0);
     });
 }
 

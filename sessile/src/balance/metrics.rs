@@ -147,7 +147,7 @@ impl Metrics {
         begin(&routed, all);
         let missed = vector(
             "sessile_balance_missed_total",
-            "Connections that did not come to the server that a session leads to, by the rule that would have led there and by cause.",
+            "Connections that the rule which leads their session home could not place, by that rule and by cause.",
             &["routed_by", "cause"],
         )?;
         let all = misses().map(|(by, why)| [by.as_str(), why.as_str()]);

@@ -69,7 +69,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     lifecycle::wait_for_signal(Orders {
         reopen_logs: Some(Box::new(|| around.access_log.reopen())),
         reload: Some(Box::new(|| {
-            let key = reload_key(server.keys());
+            let key = reload_key(&server);
             let configuration = reload_configuration(&server, &config, &args);
             server.count_reload(key && configuration);
         })),
@@ -138,8 +138,8 @@ fn folder(root: &Path) -> anyhow::Result<PathBuf> {
 }
 
 /// Reads the farm key again, on SIGHUP, and says what came of it; whether that went well.
-fn reload_key(keys: &Keyring) -> bool {
-    let reloaded = keys.reload();
+fn reload_key(server: &Server) -> bool {
+    let reloaded = server.reload_key();
     let succeeded = reloaded.is_ok();
     match reloaded {
         Ok(Reloaded::Ephemeral) => tracing::info!("the farm key has no file to reload"),

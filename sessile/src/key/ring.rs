@@ -69,8 +69,8 @@ struct Shared {
 struct State {
     key: FarmKey,
     witnesses: Witnesses,
-    /// Whether it was said that the clock is astray.
-    said_astray: bool,
+    /// Whether the clock was astray when the schedule was derived last.
+    was_astray: bool,
     /// How often generations ended before their time.
     revocations: u32,
     /// Whether it was said that the clock is too far ahead to be followed.
@@ -187,6 +187,7 @@ impl std::fmt::Debug for Keyring {
 fn keep(shared: &Shared, woken: &mpsc::Receiver<()>) {
     loop {
         let now = clock::now();
+        shared.follow_the_clock(now);
         let schedule = shared.schedule(now);
         shared.move_forward(Moment::at(now));
         let pause = schedule.changes().since(now);
@@ -205,7 +206,7 @@ impl Shared {
             state: Mutex::new(State {
                 key,
                 witnesses: Witnesses::new(Moment::at(now)),
-                said_astray: false,
+                was_astray: false,
                 revocations: 0,
                 said_stranded: false,
             }),
@@ -222,20 +223,51 @@ impl Shared {
     }
 
     fn schedule(&self, now: Time) -> Arc<Schedule> {
-        let current = Arc::clone(&self.schedule.read().unwrap_or_else(PoisonError::into_inner));
-        if current.is_current(now) {
-            return current;
-        }
-        let state = locked(&self.state);
-        let mut schedule = self
+        let current = || {
+            let published = self.schedule.read().unwrap_or_else(PoisonError::into_inner);
+            published.is_current(now).then(|| Arc::clone(&published))
+        };
+        current().unwrap_or_else(|| {
+            let mut state = locked(&self.state);
+            // Another thread may have done it while this one waited.
+            current().unwrap_or_else(|| self.derive(&mut state, now))
+        })
+    }
+
+    /// Derives what is live at `now`, to seal with too if the clock is not known to be astray, and has everyone
+    /// use it. Says where that has changed.
+    fn derive(&self, state: &mut State, now: Time) -> Arc<Schedule> {
+        let schedule = Schedule::derive(&state.key, now).after_revocations(state.revocations);
+        let astray = state.astray(now);
+        let schedule = Arc::new(match astray {
+            Some(_) => schedule.without_sealing(),
+            None => schedule,
+        });
+        *self
             .schedule
             .write()
-            .unwrap_or_else(PoisonError::into_inner);
-        // Another thread may have done it while this one waited.
-        if !schedule.is_current(now) {
-            *schedule = state.derive(now);
+            .unwrap_or_else(PoisonError::into_inner) = Arc::clone(&schedule);
+        if astray.is_some() != state.was_astray {
+            state.was_astray = astray.is_some();
+            match astray {
+                Some(astray) => tracing::error!(
+                    "this machine's clock is {astray} the session store's: no ticket is sealed, and the farm key is not \
+                     moved forward, until they agree"
+                ),
+                None => tracing::info!(
+                    "this machine's clock is not contradicted by the session store's any more: tickets are sealed again"
+                ),
+            }
         }
-        Arc::clone(&schedule)
+        schedule
+    }
+
+    /// Derives the schedule anew where it goes by what was known of the clock before.
+    fn follow_the_clock(&self, now: Time) {
+        let mut state = locked(&self.state);
+        if state.astray(now).is_some() != state.was_astray {
+            self.derive(&mut state, now);
+        }
     }
 
     /// Whether this is news: nobody had told before, or the two did not agree.
@@ -243,28 +275,11 @@ impl Shared {
         let mut state = locked(&self.state);
         let wall = theirs;
         let is_first = state.witnesses.hear(Moment { wall, ..now });
-        let astray = state.astray(now.wall);
-        if astray.is_some() == state.said_astray {
-            return is_first;
+        let has_changed = state.astray(now.wall).is_some() != state.was_astray;
+        if has_changed {
+            self.derive(&mut state, now.wall);
         }
-        state.said_astray = astray.is_some();
-        self.publish(state.derive(now.wall));
-        match astray {
-            Some(astray) => tracing::error!(
-                "this machine's clock is {astray} the session store's: no ticket is sealed, and the farm key is not \
-                 moved forward, until they agree"
-            ),
-            None => tracing::info!("this machine's clock and the session store's agree again"),
-        }
-        true
-    }
-
-    fn publish(&self, schedule: Arc<Schedule>) {
-        let mut published = self
-            .schedule
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
-        *published = schedule;
+        is_first || has_changed
     }
 
     /// Forgets what is no longer needed, in memory and in the file, as far as the clock is borne out.
@@ -330,7 +345,7 @@ impl Shared {
         if ended_early(&old, &state.key, now) {
             state.revocations += 1;
         }
-        self.publish(state.derive(now));
+        self.derive(&mut state, now);
         let new = &state.key;
         if is_same(&old, new) {
             return Ok(Reloaded::Unchanged);
@@ -353,15 +368,6 @@ impl Shared {
 }
 
 impl State {
-    /// The keys that are live at `now`, to seal with too if the clock is not known to be astray.
-    fn derive(&self, now: Time) -> Arc<Schedule> {
-        let schedule = Schedule::derive(&self.key, now).after_revocations(self.revocations);
-        Arc::new(match self.astray(now) {
-            Some(_) => schedule.without_sealing(),
-            None => schedule,
-        })
-    }
-
     fn astray(&self, now: Time) -> Option<Astray> {
         self.witnesses.astray(Moment::at(now), self.key.rotate)
     }
@@ -373,19 +379,30 @@ impl State {
     }
 }
 
-/// Whether a generation whose tickets were accepted has ended, by what somebody did and not by time.
+/// Whether a generation whose tickets were accepted is no more, by what somebody did and not by time. One that
+/// is not in the new key at all may have ended so long ago that it was dropped.
 fn ended_early(old: &FarmKey, new: &FarmKey, now: Time) -> bool {
-    let ended = |number: u8| {
+    let goes_on = |generation: &Generation| {
         let mut generations = new.generations.iter();
-        generations
-            .find(|generation| generation.number == number)
-            .is_some_and(|generation| new.standing(generation, now) == Standing::Ended)
+        let same = generations.find(|other| other.number == generation.number);
+        same.is_some_and(|other| match (&generation.ticket, &other.ticket) {
+            (Some(a), Some(b)) => {
+                new.standing(other, now) != Standing::Ended && is_same_chain((old, a), (new, b))
+            }
+            _ => false,
+        })
     };
     let mut accepted = old
         .generations
         .iter()
         .filter(|generation| old.standing(generation, now) != Standing::Ended);
-    accepted.any(|generation| ended(generation.number))
+    accepted.any(|generation| !goes_on(generation))
+}
+
+/// Whether two chains of two keys are one, wherever they stand.
+fn is_same_chain((one, a): (&FarmKey, &Chain), (other, b): (&FarmKey, &Chain)) -> bool {
+    let epoch = a.epoch().max(b.epoch());
+    one.fingerprint(a, epoch) == other.fingerprint(b, epoch)
 }
 
 /// Says what a key file that can be used costs all the same.
@@ -397,10 +414,7 @@ fn warn_of(path: &Path, key: &FarmKey, now: Time) {
 
 /// Whether two keys say the same, wherever their chains stand.
 fn is_same(one: &FarmKey, other: &FarmKey) -> bool {
-    let same_chain = |a: &Chain, b: &Chain| {
-        let epoch = a.epoch().max(b.epoch());
-        one.fingerprint(a, epoch) == other.fingerprint(b, epoch)
-    };
+    let same_chain = |a: &Chain, b: &Chain| is_same_chain((one, a), (other, b));
     let same = |a: &Generation, b: &Generation| {
         (a.number, a.activates, a.ends) == (b.number, b.activates, b.ends)
             && same_chain(&a.route, &b.route)

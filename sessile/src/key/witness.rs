@@ -12,6 +12,10 @@ use super::health::in_words;
 /// while a machine sleeps.
 const GOOD_FOR: Duration = Duration::from_secs(60 * 60);
 
+/// How long the kernel's word alone does not count after the start: a clock that the farm shares may contradict it,
+/// and takes a moment to be heard.
+const HEARING: Duration = Duration::from_secs(10);
+
 /// Epochs that may be forgotten for each that the monotonic clock has measured. A file that was left behind
 /// catches up, and a clock that is wrong takes as long to do harm as its error is large.
 const PACE: u32 = 2;
@@ -46,6 +50,7 @@ pub(super) enum Trust {
 /// What is known of the wall clock.
 #[derive(Debug)]
 pub(super) struct Witnesses {
+    started: Instant,
     /// Since when the wall clock and the monotonic clock have agreed.
     anchor: Moment,
     /// Until when what the monotonic clock measured was used up by forgetting.
@@ -73,6 +78,7 @@ impl fmt::Display for Astray {
 impl Witnesses {
     pub(super) fn new(now: Moment) -> Self {
         Self {
+            started: now.monotonic,
             anchor: now,
             spent: now.monotonic,
             shared: None,
@@ -102,9 +108,13 @@ impl Witnesses {
     pub(super) fn trust(&mut self, now: Moment, rotate: Duration, synchronised: bool) -> Trust {
         let measured = self.measured(now, rotate);
         if self.astray(now, rotate).is_some() {
+            // Nor does time that was measured meanwhile speak for it, once nobody contradicts it any more.
+            self.spend(now);
             return Trust::No;
         }
-        if synchronised || self.shared_now(now).is_some() {
+        let was_heard = self.shared_now(now).is_some();
+        let is_heard_by_now = now.monotonic.saturating_duration_since(self.started) >= HEARING;
+        if was_heard || (synchronised && is_heard_by_now) {
             return Trust::Whole;
         }
         match measured {
@@ -202,7 +212,10 @@ mod tests {
         let begin = Instant::now();
         let right = moment(begin, Duration::ZERO, 0);
         let mut witnesses = Witnesses::new(right);
-        assert_eq!(witnesses.trust(right, EPOCH, true), Trust::Whole);
+        // Not before a clock that the farm shares could be heard.
+        assert_eq!(witnesses.trust(right, EPOCH, true), Trust::No);
+        let soon = moment(begin, HEARING, 0);
+        assert_eq!(witnesses.trust(soon, EPOCH, true), Trust::Whole);
         witnesses.hear(right);
         assert_eq!(witnesses.trust(right, EPOCH, false), Trust::Whole);
         for (off, astray) in [
@@ -236,5 +249,27 @@ mod tests {
         let later = moment(begin, GOOD_FOR * 2, 0);
         assert_eq!(witnesses.astray(later, EPOCH), None);
         assert_eq!(witnesses.trust(later, EPOCH, false), Trust::Epochs(4));
+    }
+
+    #[test]
+    fn time_in_which_a_clock_was_contradicted_speaks_for_it_no_more_than_before() {
+        let begin = Instant::now();
+        let off = 20 * 3600;
+        let mut witnesses = Witnesses::new(moment(begin, Duration::ZERO, off));
+        for hours in 0..24 {
+            witnesses.hear(moment(begin, EPOCH * hours, 0));
+            let wrong = moment(begin, EPOCH * hours, off);
+            assert_eq!(witnesses.trust(wrong, EPOCH, false), Trust::No);
+        }
+        // The other clock is silent from here on.
+        let trust = |witnesses: &mut Witnesses, later| {
+            let wrong = moment(begin, EPOCH * 23 + later, off);
+            witnesses.trust(wrong, EPOCH, false)
+        };
+        let last = trust(&mut witnesses, GOOD_FOR);
+        assert_eq!(last, Trust::No);
+        let silent = GOOD_FOR + Duration::from_secs(60);
+        assert_eq!(trust(&mut witnesses, silent), Trust::No);
+        assert_eq!(trust(&mut witnesses, GOOD_FOR + EPOCH), Trust::Epochs(2));
     }
 }

@@ -33,7 +33,7 @@ use crate::admission::{Admission, Backlog};
 use crate::clock;
 use crate::config::{Config, Role};
 use crate::detect::Entrance;
-use crate::key::{self, KeyError, Keyring, Origin};
+use crate::key::{self, KeyError, Keyring, Origin, Reloaded};
 use crate::lifecycle::{self, Workers};
 use crate::listen::{self, ListenError};
 use crate::store::snapshot::SnapshotFile;
@@ -192,6 +192,17 @@ impl Server {
         let marks = forget::marks(config, self.shared.keys.scope());
         self.shared.store.forget(&marks);
         Ok(())
+    }
+
+    /// Reads the farm key again and takes over what its file says.
+    ///
+    /// # Errors
+    /// Where the file cannot be used; the key that the server has stays in place then.
+    pub fn reload_key(&self) -> Result<Reloaded, KeyError> {
+        let Shared { keys, store, .. } = &self.shared;
+        let reloaded = keys.reload()?;
+        store.follow(&keys.schedule(clock::now()));
+        Ok(reloaded)
     }
 
     /// Counts an order to reload, whose parts its caller knows, for the operator's alerts.

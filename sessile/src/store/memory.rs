@@ -33,9 +33,10 @@ pub struct Memory {
     /// Entries in all shards, but for those that were just added and not counted yet. It may pass
     /// below zero for a moment, when such an entry is taken away first.
     entries: AtomicI64,
-    /// See [`Self::follow`].
+    /// See [`Self::follow`]: what nothing may be added from before, and what nothing is left from before.
     revocations: AtomicU32,
-    following: Mutex<()>,
+    cleared: AtomicU32,
+    clearing: Mutex<()>,
 }
 
 /// A lock and what it guards, on cache lines of their own.
@@ -69,7 +70,8 @@ impl Memory {
             sequence: AtomicU64::new(1),
             entries: AtomicI64::new(0),
             revocations: AtomicU32::new(0),
-            following: Mutex::new(()),
+            cleared: AtomicU32::new(0),
+            clearing: Mutex::new(()),
             hasher,
         }
     }
@@ -140,18 +142,17 @@ impl Memory {
     ///
     /// [`Schedule::revocations`]: sessile_proto::keys::Schedule::revocations
     pub fn follow(&self, revocations: u32) -> bool {
-        let known = || self.revocations.load(Ordering::Acquire);
-        if revocations > known() {
-            let _turn = self
-                .following
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            if revocations > known() {
+        let cleared = || self.cleared.load(Ordering::Acquire);
+        if revocations > cleared() {
+            let _turn = self.clearing.lock().unwrap_or_else(PoisonError::into_inner);
+            if revocations > cleared() {
+                // First, so that whoever adds something behind the clearing finds that it may not stay.
+                self.revocations.store(revocations, Ordering::SeqCst);
                 self.remove_where(Gone::Revoked, |_| true);
-                self.revocations.store(revocations, Ordering::Release);
+                self.cleared.store(revocations, Ordering::Release);
             }
         }
-        revocations == known()
+        revocations == self.revocations.load(Ordering::SeqCst)
     }
 
     /// Frees the memory of entries that are too old, as far as nothing older is still alive, and
@@ -319,6 +320,23 @@ mod tests {
             [0, 1, 1023, 1024, 10_000, 1_000_000].map(shards),
             [1, 1, 1, 2, 8, 8]
         );
+    }
+
+    #[test]
+    fn what_is_from_before_a_revocation_leaves_and_does_not_come_back() {
+        let memory = memory(2000);
+        let insert = |n| memory.insert(&key(n), b"value", NOW, NOW);
+        (0..1000).map(insert).for_each(drop);
+        assert!(memory.follow(0));
+        assert_eq!(memory.get(&key(7), NOW).found(), Some(b"value".to_vec()));
+        assert!(memory.follow(1));
+        assert!(keys(&memory).is_empty());
+        assert_eq!(memory.get(&key(7), NOW), Lookup::Gone(Gone::Revoked));
+        // A handshake that began before it is told so.
+        assert!(!memory.follow(0));
+        insert(8);
+        assert!(memory.follow(1));
+        assert_eq!(keys(&memory).len(), 1);
     }
 
     /// What every store has to do alike.

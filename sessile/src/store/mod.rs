@@ -218,6 +218,12 @@ impl Store {
         }
     }
 
+    /// Clears the table where the farm key's generations ended before their time. Whoever looks something up does
+    /// so too; this is for a table that nobody asks.
+    pub fn follow(&self, schedule: &Schedule) {
+        self.memory.follow(schedule.revocations());
+    }
+
     /// What is in the table, and that these were its server's sessions.
     #[must_use]
     pub fn snapshot(&self, incarnation: u16, schedule: &Schedule) -> Snapshot {

@@ -8,12 +8,13 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sessile::client::{Client, Connection, Mechanism, Options, Sessions, Target, Trust};
+use sessile::client::{Client, Connection, Mechanism, Target};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 use crate::peers::{Certificates, NAME, Sessile, run};
+use crate::store::setup::client;
 
 /// A folder with a configuration and the certificate that it names, which can be changed.
 struct Setup {
@@ -61,15 +62,6 @@ impl Setup {
     fn serve(&self) -> Sessile {
         Sessile::serve_configured(&self.path("sessile.toml"), self.state.path())
     }
-}
-
-fn client(mechanism: Mechanism) -> Client {
-    let options = Options {
-        mechanism,
-        trust: Trust::Insecure,
-        ..Options::default()
-    };
-    Client::new(options, Sessions::default()).unwrap()
 }
 
 /// Asks for a path; the head of the response and its body.

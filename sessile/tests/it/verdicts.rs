@@ -5,12 +5,14 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use sessile::client::{Client, Connection, Mechanism, Options, Sessions, Target, Trust};
+use sessile::client::{Client, Connection, Mechanism, Target};
 use sessile::config::{self, Action, Config, Listener, Role, Site, SiteRoute};
 use sessile::farm::Authority;
 use sessile::serve::{AccessLog, Server, Surroundings};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_util::sync::CancellationToken;
+
+use crate::store::setup::client;
 
 /// A server of one site, in this process, stopped when dropped.
 struct Running {
@@ -58,15 +60,6 @@ fn start(folder: &Path, change: impl FnOnce(&mut Config)) -> Running {
         address: server.addresses()[0],
         stop: around.stop,
     }
-}
-
-fn client(mechanism: Mechanism) -> Client {
-    let options = Options {
-        mechanism,
-        trust: Trust::Insecure,
-        ..Options::default()
-    };
-    Client::new(options, Sessions::default()).unwrap()
 }
 
 async fn connect(client: &Client, server: &Running) -> Connection {

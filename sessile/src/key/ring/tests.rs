@@ -95,6 +95,14 @@ fn what_ends_before_its_time_is_counted_and_what_ends_in_time_is_not() {
         ring.reload().unwrap();
         assert_eq!(revocations(), times);
     }
+    // What is not there any more, or is another of the same number, has ended as well.
+    let scope = ring.scope().to_owned();
+    std::fs::remove_file(&path).unwrap();
+    create(&path, Some(&scope), HOUR, TEN_HOURS, clock::now()).unwrap();
+    ring.reload().unwrap();
+    assert_eq!(revocations(), 3);
+    ring.reload().unwrap();
+    assert_eq!(revocations(), 3);
 }
 
 #[test]

@@ -264,14 +264,16 @@ impl Link {
         let Some(certificates) = self.remote.dialer.renewed(&dialed).await else {
             return;
         };
-        // They are tried once.
-        if let Some(dialed) = self.connection.borrow_mut().as_mut() {
-            dialed.certificates = Some(certificates);
-        }
-        if let Ok(dialed) = self.dial().await
-            && self.is_up()
-        {
-            self.use_from_now_on(dialed);
+        match self.dial().await {
+            Ok(dialed) if self.is_up() => self.use_from_now_on(dialed),
+            // No answer for a moment says nothing about them.
+            Err(Failure::Timeout) => {}
+            _ => {
+                // They are tried once.
+                if let Some(dialed) = self.connection.borrow_mut().as_mut() {
+                    dialed.certificates = Some(certificates);
+                }
+            }
         }
     }
 

@@ -111,7 +111,7 @@ fn seen(names: &RedisTls) -> Vec<Seen> {
     files
         .map(|file| {
             let file = fs::metadata(file).ok()?;
-            Some((file.ino(), file.mtime(), file.mtime_nsec(), file.size()))
+            Some((file.ino(), file.ctime(), file.ctime_nsec(), file.size()))
         })
         .collect()
 }

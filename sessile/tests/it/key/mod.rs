@@ -10,8 +10,9 @@ use std::process::{Command, Output};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::peers::{Certificates, NAME, Peer, eventually, s_client, set_clock};
+use crate::store::setup::client;
 use serde_json::Value;
-use sessile::client::{Client, Mechanism, Options, Sessions, Target, Trust};
+use sessile::client::{Client, Mechanism, Target};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_sessile");
@@ -150,15 +151,6 @@ fn reload(server: &Peer, outcome: &str) {
 }
 
 const TICKETS: [Mechanism; 2] = [Mechanism::Ticket, Mechanism::Psk];
-
-fn client(mechanism: Mechanism) -> Client {
-    let options = Options {
-        mechanism,
-        trust: Trust::Insecure,
-        ..Options::default()
-    };
-    Client::new(options, Sessions::default()).unwrap()
-}
 
 /// Clients of both kinds that have made their full handshake at a server.
 async fn clients_of(server: &Peer) -> [Client; 2] {

@@ -260,6 +260,14 @@ impl FarmKey {
         self.start_of(self.stands_at().saturating_add(self.lifetime_epochs() + 1))
     }
 
+    /// By how much `now` is behind a clock that has made or moved the key, where that is more than two servers
+    /// have to allow for that are an epoch off in opposite directions. One of the clocks is wrong.
+    #[must_use]
+    pub fn clock_behind(&self, now: Time) -> Option<Duration> {
+        let behind = self.as_of().since(now);
+        (behind > self.rotate * 2).then_some(behind)
+    }
+
     /// The latest time up to `now` for which the key can be moved forward without forgetting more than so
     /// many epochs that it has.
     #[must_use]

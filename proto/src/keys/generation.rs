@@ -131,9 +131,7 @@ impl FarmKey {
     /// # Errors
     /// Where none waits, and where the clock is known to be behind.
     pub fn activate(&mut self, at: Time, now: Time) -> Result<u8, CannotRotate> {
-        // Two servers may each be an epoch off, in opposite directions.
-        let behind = self.as_of().since(now);
-        if behind > self.rotate * 2 {
+        if let Some(behind) = self.clock_behind(now) {
             return Err(CannotRotate::ClockBehind(behind));
         }
         let number = self.waiting(now).ok_or(CannotRotate::NothingWaits)?;

@@ -61,10 +61,8 @@ pub fn concerns(path: &Path, key: &FarmKey, now: Time) -> Vec<Concern> {
     let lag = Some(key.lag(now))
         .filter(|lag| *lag > key.max_lifetime.max(key.rotate) && !key.is_route_part());
     let lead = key.lead(now);
-    // Two servers may each be an epoch off, in opposite directions.
-    let behind = Some(key.as_of().since(now)).filter(|span| *span > key.rotate * 2);
     let clock = match lead.is_zero() {
-        true => behind.map(Concern::ClockBehind),
+        true => key.clock_behind(now).map(Concern::ClockBehind),
         false => Some(Concern::Ahead(lead)),
     };
     let fixed = fixed.map(Concern::Fixed).into_iter();

@@ -187,7 +187,7 @@ impl std::fmt::Debug for Keyring {
 fn keep(shared: &Shared, woken: &mpsc::Receiver<()>) {
     loop {
         let now = clock::now();
-        shared.follow_the_clock(now);
+        shared.follow_the_clock(&mut locked(&shared.state), now);
         let schedule = shared.schedule(now);
         shared.move_forward(Moment::at(now));
         let pause = schedule.changes().since(now);
@@ -262,24 +262,23 @@ impl Shared {
         schedule
     }
 
-    /// Derives the schedule anew where it goes by what was known of the clock before.
-    fn follow_the_clock(&self, now: Time) {
-        let mut state = locked(&self.state);
-        if state.astray(now).is_some() != state.was_astray {
-            self.derive(&mut state, now);
+    /// Derives the schedule anew where it goes by what was known of the clock before; whether it did.
+    fn follow_the_clock(&self, state: &mut State, now: Time) -> bool {
+        let has_changed = state.astray(now).is_some() != state.was_astray;
+        if has_changed {
+            self.derive(state, now);
         }
+        has_changed
     }
 
     /// Whether this is news: nobody had told before, or the two did not agree.
     fn hear(&self, theirs: Time, now: Moment) -> bool {
         let mut state = locked(&self.state);
-        let wall = theirs;
-        let is_first = state.witnesses.hear(Moment { wall, ..now });
-        let has_changed = state.astray(now.wall).is_some() != state.was_astray;
-        if has_changed {
-            self.derive(&mut state, now.wall);
-        }
-        is_first || has_changed
+        let is_first = state.witnesses.hear(Moment {
+            wall: theirs,
+            ..now
+        });
+        self.follow_the_clock(&mut state, now.wall) || is_first
     }
 
     /// Forgets what is no longer needed, in memory and in the file, as far as the clock is borne out.

@@ -227,7 +227,7 @@ impl Store {
     /// What is in the table, and that these were its server's sessions.
     #[must_use]
     pub fn snapshot(&self, incarnation: u16, schedule: &Schedule) -> Snapshot {
-        self.memory.follow(schedule.revocations());
+        self.follow(schedule);
         Snapshot {
             incarnation,
             entries: self.memory.snapshot(),

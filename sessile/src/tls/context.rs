@@ -3,10 +3,12 @@
 //! answers carry reasons, from which the verdict is made.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use aws_lc_rs::digest;
 use rustls::HandshakeKind;
-use rustls::server::{ProducesTickets, StoresServerSessions};
+use rustls::server::{ProducesTickets, ResolvesServerCert, StoresServerSessions};
+use rustls::sign::CertifiedKey;
 use sessile_proto::Time;
 use sessile_proto::hello::ClientHello;
 use sessile_proto::keys::Schedule;
@@ -15,6 +17,7 @@ use sessile_proto::ticket::{
 };
 use sessile_proto::verdict::{self, EarlyData, How, Reason, Rejection, Verdict};
 
+use super::certificate::CertificateSet;
 use super::client_auth::Clients;
 use super::early::{self, Plan};
 use super::offered::{self, MAX_IDENTITIES};
@@ -31,6 +34,10 @@ pub(super) const TLS13: u16 = 0x0304;
 /// them have to fit into what is read of a hello.
 const MAX_VALUE: usize = 6 * 1024;
 
+/// How long before its certificate chain a session ends, so that a clock that is behind does not
+/// matter.
+const CHAIN_MARGIN: Duration = Duration::from_secs(60);
+
 /// One handshake's view of sessions.
 pub(super) struct Context {
     now: Time,
@@ -39,11 +46,15 @@ pub(super) struct Context {
     site: u64,
     /// Whose certificates are accepted; `None`: nobody is asked for one.
     clients: Option<Arc<Clients>>,
+    /// The server certificates that the library can choose from.
+    certificates: Arc<CertificateSet>,
+    /// The client says how many TLS 1.3 tickets it wants (RFC 9149).
+    requests_tickets: bool,
     server_name: String,
     version: u16,
     extended_master_secret: bool,
     psk_dhe: bool,
-    lifetime: std::time::Duration,
+    lifetime: Duration,
     cache: bool,
     /// Whether sessions are in a store that may drop them by itself.
     shared: bool,
@@ -81,6 +92,12 @@ struct State {
     retried: bool,
     /// Sessions that this connection made or resumed, as far as they are in the store.
     owned: Vec<Key>,
+    /// The library has decided on a full TLS 1.2 handshake.
+    is_full_tls12: bool,
+    /// TLS 1.3 tickets that this connection was given.
+    tickets_given: usize,
+    /// When the certificate chain that the library chose ends.
+    chain_end: Option<Time>,
 }
 
 impl State {
@@ -103,6 +120,8 @@ struct Admitted {
 #[derive(Clone, Copy)]
 struct Origin {
     established: Time,
+    /// When every session that goes back to it ends.
+    expires: Time,
     server: u32,
     suite: u16,
 }
@@ -146,6 +165,8 @@ impl Context {
             issuer: *issuer,
             site: template.site,
             clients: template.clients.clone(),
+            certificates: Arc::clone(&template.certificates),
+            requests_tickets: hello.ticket_request.is_some(),
             server_name: hello
                 .server_name
                 .map(str::to_ascii_lowercase)
@@ -304,6 +325,9 @@ impl Context {
                     how,
                     origin: Origin {
                         established: envelope.established,
+                        expires: envelope
+                            .expires
+                            .min(envelope.established.plus(self.lifetime)),
                         server: envelope.server,
                         suite: envelope.binding.suite,
                     },
@@ -391,18 +415,49 @@ impl Context {
 
     /// The full handshake of the session that is being announced.
     ///
-    /// The age is inherited only by a handshake that resumed. TLS 1.2 announces a ticket while it
-    /// still reads the hello only if it resumes; everything else comes after [`Self::observe`].
+    /// Only a handshake that resumed inherits it. rustls announces TLS 1.3 tickets and TLS 1.2
+    /// sessions after [`Self::observe`]; a resumed TLS 1.2 handshake announces none.
     fn origin(&self, state: &State) -> Origin {
-        let resumes = matches!(state.kind, None | Some(HandshakeKind::Resumed));
         match state.admitted {
-            Some(admitted) if resumes => admitted.origin,
+            Some(admitted) if state.kind == Some(HandshakeKind::Resumed) => admitted.origin,
             _ => Origin {
                 established: self.now,
+                expires: self.full_handshake_expires(state),
                 server: self.issuer.server,
                 suite: state.suite,
             },
         }
+    }
+
+    /// When a session ends that begins with this handshake.
+    fn full_handshake_expires(&self, state: &State) -> Time {
+        let lifetime_end = self.now.plus(self.lifetime);
+        // A browser checks the chain of the full handshake again when it resumes. The session must
+        // be gone before that chain is.
+        match state.chain_end {
+            Some(chain_end) => lifetime_end.min(chain_end.minus(CHAIN_MARGIN)),
+            None => lifetime_end,
+        }
+    }
+
+    /// True if a session that ends then is worth announcing. A lifetime of 0 seconds means
+    /// "unknown" in TLS 1.2 (RFC 5077, 3.3), so a session needs a second at least.
+    fn has_life_left(&self, expires: Time) -> bool {
+        expires.since(self.now) >= Duration::from_secs(1)
+    }
+
+    /// True if rustls resumes a TLS 1.2 session. It asks [`StoresServerSessions::can_cache`] once it
+    /// has decided on a full handshake, and never when it resumes.
+    fn resumes_tls12(&self, state: &State) -> bool {
+        self.version == TLS12 && state.admitted.is_some() && !state.is_full_tls12
+    }
+
+    /// True if this handshake may announce one more session.
+    fn may_announce(&self, state: &State, origin: Origin) -> bool {
+        let resumed = state.kind == Some(HandshakeKind::Resumed);
+        // A client that holds two tickets and uses one still holds two.
+        let has_enough = resumed && !self.requests_tickets && state.tickets_given > 0;
+        self.has_life_left(origin.expires) && !has_enough
     }
 
     fn envelope<'a>(&'a self, origin: Origin, value: &'a [u8]) -> Envelope<'a> {
@@ -418,7 +473,7 @@ impl Context {
             },
             server: origin.server,
             established: origin.established,
-            expires: origin.established.plus(self.lifetime),
+            expires: origin.expires,
             value,
         }
     }
@@ -460,6 +515,10 @@ impl StoresServerSessions for Context {
         };
         let mut state = self.state();
         let origin = self.origin(&state);
+        if !self.may_announce(&state, origin) {
+            return false;
+        }
+        state.tickets_given += 1;
         self.store(&mut state, key, &self.envelope(origin, &value));
         true
     }
@@ -475,25 +534,30 @@ impl StoresServerSessions for Context {
     }
 
     fn can_cache(&self) -> bool {
-        self.cache
+        let mut state = self.state();
+        state.is_full_tls12 = true;
+        self.cache && self.has_life_left(self.full_handshake_expires(&state))
     }
 }
 
 impl ProducesTickets for Context {
     fn enabled(&self) -> bool {
-        self.tickets && !self.is_single_use()
+        if !self.tickets || self.is_single_use() {
+            return false;
+        }
+        let state = self.state();
+        // TLS 1.2 asks when it writes ServerHello. A renewed ticket would cost clients their
+        // session: OpenSSL gives up the old one, and hands the new one to no callback.
+        let announces_tls12 =
+            !self.resumes_tls12(&state) && self.has_life_left(self.full_handshake_expires(&state));
+        self.version == TLS13 || announces_tls12
     }
 
     /// Seconds that are left of the session's life.
     fn lifetime(&self) -> u32 {
         let state = self.state();
-        let origin = self.origin(&state);
-        let left = origin
-            .established
-            .plus(self.lifetime)
-            .since(self.now)
-            .as_secs();
-        u32::try_from(left).unwrap_or(u32::MAX)
+        let left = self.origin(&state).expires.since(self.now);
+        u32::try_from(left.as_secs()).unwrap_or(u32::MAX)
     }
 
     fn encrypt(&self, value: &[u8]) -> Option<Vec<u8>> {
@@ -503,6 +567,10 @@ impl ProducesTickets for Context {
         let id = self.fresh_id()?;
         let mut state = self.state();
         let origin = self.origin(&state);
+        if !self.may_announce(&state, origin) {
+            return None;
+        }
+        state.tickets_given += 1;
         let envelope = self.envelope(origin, value);
         if self.seals {
             return ticket::seal(&self.schedule, self.issuer, id, &envelope);
@@ -526,6 +594,14 @@ impl ProducesTickets for Context {
             How::Ticket
         };
         self.open(how, token)
+    }
+}
+
+impl ResolvesServerCert for Context {
+    fn resolve(&self, hello: rustls::server::ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let certificate = self.certificates.choose(&hello)?;
+        self.state().chain_end = certificate.end_after(self.now);
+        Some(Arc::clone(&certificate.certified))
     }
 }
 

@@ -154,6 +154,7 @@ fn connection(
     let mut config = template.config.clone();
     config.session_storage = Arc::clone(context) as _;
     config.ticketer = Arc::clone(context) as _;
+    config.cert_resolver = Arc::clone(context) as _;
     let single_use = context.is_single_use().then_some(template.early_data);
     context.early_data_plan().connect(config, single_use)
 }

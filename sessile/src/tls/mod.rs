@@ -29,6 +29,7 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::sign::CertifiedKey;
 use sessile_proto::keys::Schedule;
 
+use certificate::CertificateSet;
 use client_auth::Clients;
 
 /// How long a handshake may take, from its hello on.
@@ -50,6 +51,7 @@ pub struct Template {
     config: rustls::ServerConfig,
     sessions: Rc<Sessions>,
     site: u64,
+    certificates: Arc<CertificateSet>,
     /// `None`: nobody is asked for a certificate.
     clients: Option<Arc<Clients>>,
     /// Most bytes of early data; 0: none is taken.
@@ -73,10 +75,11 @@ impl Template {
             Some(clients) => Arc::clone(&clients.verifier),
             None => WebPkiClientVerifier::no_client_auth(),
         };
+        let certificates = Arc::new(CertificateSet::new(certificates));
         let mut config = rustls::ServerConfig::builder_with_provider(Arc::new(crypto()))
             .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
             .with_client_cert_verifier(verifier)
-            .with_cert_resolver(Arc::new(certificate::ByKeyType(certificates.to_vec())));
+            .with_cert_resolver(Arc::clone(&certificates) as _);
         // A session resumes with its own cipher suite only: if the client's order counted, one
         // that reorders its suites would get full handshakes.
         config.ignore_client_order = true;
@@ -87,6 +90,7 @@ impl Template {
             config,
             sessions,
             site,
+            certificates,
             clients,
             early_data: 0,
         })

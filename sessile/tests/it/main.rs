@@ -28,6 +28,7 @@ mod peers;
 mod probe;
 mod proxy_protocol;
 mod registry;
+mod returning;
 mod rolling;
 mod serve_files;
 mod serve_life;

@@ -189,11 +189,10 @@ fn announced(session: &Path) -> Option<u64> {
         .args(["sess_id", "-noout", "-text", "-in"])
         .arg(session);
     let ran = run("openssl", &mut command, "").succeeded();
-    let hint = ran.stdout.lines().find_map(|line| {
+    ran.stdout.lines().find_map(|line| {
         let (_, hint) = line.split_once("lifetime hint: ")?;
         hint.split(' ').next()?.parse().ok()
-    });
-    hint
+    })
 }
 
 fn sessions_end_with_the_certificate(settings: &str, mechanisms: &[How]) {

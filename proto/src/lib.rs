@@ -10,6 +10,7 @@ pub mod keynames;
 pub mod keys;
 pub mod proxy_protocol;
 pub mod record;
+pub mod resumption;
 pub mod route;
 pub mod sealed;
 pub mod session;

@@ -7,18 +7,17 @@ use std::sync::Arc;
 
 use rustls::ServerConnection;
 use sessile_proto::Time;
-use sessile_proto::hello::ClientHello;
+use sessile_proto::hello::{ClientHello, TLS_1_3};
+use sessile_proto::resumption::{EarlyDataPlan, StoreKey};
 use sessile_proto::verdict::{EarlyData, Verdict};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
-use super::client_auth;
-use super::context::{Context, TLS13};
-use super::early::{self, Plan};
+use super::early_handshake::EarlyHandshake;
+use super::resumption::HandshakeSessions;
 use super::stream::{self, Stream};
-use super::unfinished::Unfinished;
-use super::{Sessions, Template};
-use crate::store::{Key, Patience};
+use super::{Sessions, Template, client_auth, early_data};
+use crate::store::WaitBudget;
 
 /// The alert decode_error (RFC 9846, 6).
 const DECODE_ERROR: u8 = 50;
@@ -103,24 +102,24 @@ pub async fn accept(
     template: &Template,
     now: Time,
 ) -> Result<Accepted, AcceptError> {
-    let mut patience = template.sessions.store.patience();
-    let context = Context::prefetch(hello, template, now, &mut patience).await;
-    let context = Arc::new(context);
-    let mut tls = connection(template, &context)?;
-    if let Plan::Granted(_) = context.early_data_plan() {
-        let (its_records, behind) = received.split_at(early::hello_len(received));
-        if early::takes(&mut tls, its_records) {
-            received = behind;
+    let mut budget = template.sessions.store.wait_budget();
+    let resumption = HandshakeSessions::fetch(hello, template, now, &mut budget).await;
+    let resumption = Arc::new(resumption);
+    let mut tls = connection(template, &resumption)?;
+    if let EarlyDataPlan::Granted(_) = resumption.early_data_plan() {
+        let (hello_records, early) = received.split_at(early_data::hello_len(received));
+        if early_data::takes_early_data(&mut tls, hello_records) {
+            received = early;
         } else {
-            context.begin_again(hello);
-            tls = connection(template, &context)?;
+            resumption.restart_without_early_data();
+            tls = connection(template, &resumption)?;
         }
     }
     let mut handshaking = Handshaking {
-        context,
+        resumption,
         sessions: Rc::clone(&template.sessions),
         now,
-        patience,
+        budget,
     };
     loop {
         handshaking.step(&mut io, &mut tls).await?;
@@ -139,33 +138,35 @@ pub async fn accept(
         }
         handshaking.step(&mut io, &mut tls).await?;
     }
-    let handshake = outcome(&mut tls, &handshaking.context);
-    let stream = match tls.is_handshaking() {
-        true => Stream::unfinished(io, tls, Unfinished::new(handshaking)),
-        false => Stream::new(io, tls, handshaking.owned()),
+    let handshake = outcome(&mut tls, &handshaking.resumption);
+    let stream = if tls.is_handshaking() {
+        Stream::early_handshake(io, tls, EarlyHandshake::new(handshaking))
+    } else {
+        Stream::new(io, tls, handshaking.owned())
     };
     Ok(Accepted { stream, handshake })
 }
 
 fn connection(
     template: &Template,
-    context: &Arc<Context>,
+    resumption: &Arc<HandshakeSessions>,
 ) -> Result<Box<ServerConnection>, rustls::Error> {
     let mut config = template.config.clone();
-    config.session_storage = Arc::clone(context) as _;
-    config.ticketer = Arc::clone(context) as _;
-    config.cert_resolver = Arc::clone(context) as _;
-    let single_use = context.is_single_use().then_some(template.early_data);
-    context.early_data_plan().connect(config, single_use)
+    config.session_storage = Arc::clone(resumption) as _;
+    config.ticketer = Arc::clone(resumption) as _;
+    config.cert_resolver = Arc::clone(resumption) as _;
+    let early_data = template.policy.early_data;
+    let single_use = resumption.is_single_use().then_some(early_data);
+    early_data::connect(resumption.early_data_plan(), config, single_use)
 }
 
-/// A handshake on its way: what it knows of sessions, where they are, and how long it may still wait for
-/// them.
+/// A handshake in progress: its sessions, where they are stored, and how long it may still wait for the
+/// store.
 pub(super) struct Handshaking {
-    context: Arc<Context>,
+    resumption: Arc<HandshakeSessions>,
     sessions: Rc<Sessions>,
     now: Time,
-    patience: Patience,
+    budget: WaitBudget,
 }
 
 impl Handshaking {
@@ -196,33 +197,36 @@ impl Handshaking {
     pub(super) fn observe(&self, tls: &ServerConnection) {
         let suite = tls.negotiated_cipher_suite();
         let suite = suite.map(|suite| u16::from(suite.suite()));
-        self.context.observe(tls.handshake_kind(), suite);
+        self.resumption.observe(tls.handshake_kind(), suite);
     }
 
-    /// Stores what the library wants stored, and lets a session for single use be spent once the handshake
-    /// that it resumed has `finished`.
-    pub(super) async fn store(&mut self, finished: bool) {
-        let puts = self.context.take_outbox();
-        let spent = match finished {
-            true => self.context.used_up(),
-            false => None,
+    /// Stores new sessions. If the handshake has finished, a session for single use that it resumed is
+    /// consumed.
+    pub(super) async fn store(&mut self, has_finished: bool) {
+        let new_sessions = self.resumption.take_new_sessions();
+        let consumed = if has_finished {
+            self.resumption.to_consume()
+        } else {
+            None
         };
-        let (store, schedule) = (&self.sessions.store, self.context.schedule());
-        let patience = &mut self.patience;
-        store.put(puts, spent, schedule, self.now, patience).await;
+        let (store, schedule) = (&self.sessions.store, self.resumption.schedule());
+        let budget = &mut self.budget;
+        store
+            .put(new_sessions, consumed, schedule, self.now, budget)
+            .await;
     }
 
     /// The stored sessions that belong to the connection, once the handshake has finished.
-    pub(super) fn owned(&self) -> Vec<Key> {
-        self.context.owned()
+    pub(super) fn owned(&self) -> Vec<StoreKey> {
+        self.resumption.owned()
     }
 }
 
-fn outcome(tls: &mut ServerConnection, context: &Context) -> Handshake {
-    let (verdict, established) = context.settle();
-    let early_data = context.early_data(tls.early_data().is_some());
+fn outcome(tls: &mut ServerConnection, resumption: &HandshakeSessions) -> Handshake {
+    let (verdict, established) = resumption.verdict();
+    let early_data = resumption.early_data(tls.early_data().is_some());
     let version = match tls.protocol_version() {
-        Some(version) if u16::from(version) == TLS13 => "TLSv1.3",
+        Some(version) if u16::from(version) == TLS_1_3 => "TLSv1.3",
         _ => "TLSv1.2",
     };
     let suite = tls.negotiated_cipher_suite();

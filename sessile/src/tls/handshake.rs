@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use rustls::ServerConnection;
 use sessile_proto::Time;
-use sessile_proto::hello::ClientHello;
+use sessile_proto::hello::{ClientHello, IllegalRecordLimit};
 use sessile_proto::verdict::{EarlyData, Verdict};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -17,7 +17,7 @@ use super::context::{Context, TLS13};
 use super::early::{self, Plan};
 use super::stream::{self, Stream};
 use super::unfinished::Unfinished;
-use super::{Sessions, Template};
+use super::{Sessions, Template, record_size};
 use crate::store::{Key, Patience};
 
 /// The alert decode_error (RFC 9846, 6).
@@ -29,6 +29,9 @@ pub enum AcceptError {
     /// The hello was not one, or the library refused what the client sent.
     #[error("{0}")]
     Tls(#[from] rustls::Error),
+    /// The hello asks for records of a size that is not allowed.
+    #[error("{0}")]
+    RecordLimit(#[from] IllegalRecordLimit),
     /// The client went away.
     #[error("connection closed during the handshake")]
     Closed,
@@ -103,17 +106,24 @@ pub async fn accept(
     template: &Template,
     now: Time,
 ) -> Result<Accepted, AcceptError> {
+    let max_fragment_size = match record_size::max_fragment_size(hello) {
+        Ok(size) => size,
+        Err(illegal) => {
+            refuse(io, record_size::ILLEGAL_PARAMETER).await;
+            return Err(illegal.into());
+        }
+    };
     let mut patience = template.sessions.store.patience();
     let context = Context::prefetch(hello, template, now, &mut patience).await;
     let context = Arc::new(context);
-    let mut tls = connection(template, &context)?;
+    let mut tls = connection(template, &context, max_fragment_size)?;
     if let Plan::Granted(_) = context.early_data_plan() {
         let (its_records, behind) = received.split_at(early::hello_len(received));
         if early::takes(&mut tls, its_records) {
             received = behind;
         } else {
             context.begin_again(hello);
-            tls = connection(template, &context)?;
+            tls = connection(template, &context, max_fragment_size)?;
         }
     }
     let mut handshaking = Handshaking {
@@ -150,10 +160,12 @@ pub async fn accept(
 fn connection(
     template: &Template,
     context: &Arc<Context>,
+    max_fragment_size: Option<usize>,
 ) -> Result<Box<ServerConnection>, rustls::Error> {
     let mut config = template.config.clone();
     config.session_storage = Arc::clone(context) as _;
     config.ticketer = Arc::clone(context) as _;
+    config.max_fragment_size = max_fragment_size;
     let single_use = context.is_single_use().then_some(template.early_data);
     context.early_data_plan().connect(config, single_use)
 }

@@ -7,7 +7,9 @@ mod client_auth;
 mod context;
 mod early;
 mod handshake;
+mod nonce;
 mod offered;
+mod record_size;
 mod sessions;
 mod stream;
 mod unfinished;
@@ -73,7 +75,8 @@ impl Template {
             Some(clients) => Arc::clone(&clients.verifier),
             None => WebPkiClientVerifier::no_client_auth(),
         };
-        let mut config = rustls::ServerConfig::builder_with_provider(Arc::new(crypto()))
+        let provider = Arc::new(nonce::with_short_nonces(crypto()));
+        let mut config = rustls::ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
             .with_client_cert_verifier(verifier)
             .with_cert_resolver(Arc::new(certificate::ByKeyType(certificates.to_vec())));

@@ -131,6 +131,7 @@ pub async fn accept(
         sessions: Rc::clone(&template.sessions),
         now,
         patience,
+        max_fragment_size,
     };
     loop {
         handshaking.step(&mut io, &mut tls).await?;
@@ -177,6 +178,7 @@ pub(super) struct Handshaking {
     sessions: Rc<Sessions>,
     now: Time,
     patience: Patience,
+    max_fragment_size: Option<usize>,
 }
 
 impl Handshaking {
@@ -197,8 +199,10 @@ impl Handshaking {
         }
         let tls13 = tls.protocol_version() == Some(rustls::ProtocolVersion::TLSv1_3);
         // TLS 1.3 ends with the client's flight; the tickets that follow can ride with the response.
-        if tls.is_handshaking() || !tls13 {
-            stream::write_tls(io, tls).await?;
+        match self.max_fragment_size {
+            Some(size) if !tls13 => record_size::write_flight(io, tls, size).await?,
+            _ if tls.is_handshaking() || !tls13 => stream::write_tls(io, tls).await?,
+            _ => {}
         }
         Ok(())
     }

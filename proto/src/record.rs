@@ -1,7 +1,11 @@
 //! The TLS record layer as a bystander sees it: cuts a byte stream into records and puts handshake
 //! messages back together. It decrypts nothing and keeps no bytes that were consumed.
 
+mod flight;
+
 use std::fmt;
+
+pub use flight::separate_messages;
 
 /// Most bytes of plaintext in a record (RFC 9846, 5.1).
 pub const MAX_PLAINTEXT: usize = 1 << 14;

@@ -56,6 +56,10 @@ pub struct ClientHello<'a> {
     pub encrypted_client_hello: bool,
     /// Tickets wanted after a full handshake and after a resumption (RFC 9149).
     pub ticket_request: Option<(u8, u8)>,
+    /// The code of a record size (RFC 6066, section 4); see [`Self::max_record_size`].
+    pub max_fragment_length: Option<u8>,
+    /// The largest record that the client accepts (RFC 8449); see [`Self::max_record_size`].
+    pub record_size_limit: Option<u16>,
 }
 
 impl<'a> ClientHello<'a> {
@@ -156,6 +160,8 @@ impl<'a> ClientHello<'a> {
             extended_master_secret: false,
             encrypted_client_hello: false,
             ticket_request: None,
+            max_fragment_length: None,
+            record_size_limit: None,
         }
     }
 
@@ -184,6 +190,14 @@ impl<'a> ClientHello<'a> {
             }
             extensions::TICKET_REQUEST => {
                 self.ticket_request = Some((body.u8()?, body.u8()?));
+                body.end()?;
+            }
+            extensions::MAX_FRAGMENT_LENGTH => {
+                self.max_fragment_length = Some(body.u8()?);
+                body.end()?;
+            }
+            extensions::RECORD_SIZE_LIMIT => {
+                self.record_size_limit = Some(body.u16()?);
                 body.end()?;
             }
             extensions::ENCRYPTED_CLIENT_HELLO => self.encrypted_client_hello = true,

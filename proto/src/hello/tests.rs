@@ -265,6 +265,10 @@ fn the_rules_of_the_extensions_are_kept() {
         (45, b"\0"),
         (58, b"\x01"),
         (58, b"\x01\x01\x01"),
+        (1, b""),
+        (1, b"\x01\x01"),
+        (28, b"\x40"),
+        (28, b"\0\x40\0"),
     ] {
         assert_eq!(
             error(&[(kind, body)]),
@@ -281,6 +285,20 @@ fn the_rules_of_the_extensions_are_kept() {
     assert_eq!(hello.ticket_request, Some((2, 1)));
     assert_eq!(hello.server_name, Some("a.b"));
     assert!(hello.early_data);
+}
+
+#[test]
+fn the_size_of_records_that_a_client_asks_for_is_read() {
+    let gnutls = hello(exchange("gnutls-full").client);
+    assert_eq!(gnutls.record_size_limit, Some(16_385));
+    assert_eq!(gnutls.max_fragment_length, None);
+    let both = client_hello(&[(28, b"\x02\x01"), (1, b"\x04")]);
+    let both = ClientHello::parse(&both).expect("right");
+    assert_eq!(both.record_size_limit, Some(513));
+    assert_eq!(both.max_fragment_length, Some(4));
+    // Values that a server refuses are no reason for a balancer to refuse the hello.
+    let illegal = client_hello(&[(28, b"\0\x01"), (1, b"\x09")]);
+    assert!(ClientHello::parse(&illegal).is_ok());
 }
 
 #[test]

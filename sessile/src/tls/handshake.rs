@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use rustls::ServerConnection;
 use sessile_proto::Time;
-use sessile_proto::hello::{ClientHello, TLS_1_3};
+use sessile_proto::hello::{ClientHello, IllegalRecordLimit, TLS_1_3};
 use sessile_proto::resumption::{EarlyDataPlan, StoreKey};
 use sessile_proto::verdict::{EarlyData, Verdict};
 use tokio::io::AsyncWriteExt;
@@ -16,7 +16,7 @@ use tokio::net::TcpStream;
 use super::early_handshake::EarlyHandshake;
 use super::resumption::HandshakeSessions;
 use super::stream::{self, Stream};
-use super::{Sessions, Template, client_auth, early_data};
+use super::{Sessions, Template, client_auth, early_data, record_size};
 use crate::store::WaitBudget;
 
 /// The alert decode_error (RFC 9846, 6).
@@ -28,6 +28,9 @@ pub enum AcceptError {
     /// The hello was not one, or the library refused what the client sent.
     #[error("{0}")]
     Tls(#[from] rustls::Error),
+    /// The hello asks for records of a size that is not allowed.
+    #[error("{0}")]
+    RecordLimit(#[from] IllegalRecordLimit),
     /// The client went away.
     #[error("connection closed during the handshake")]
     Closed,
@@ -102,17 +105,24 @@ pub async fn accept(
     template: &Template,
     now: Time,
 ) -> Result<Accepted, AcceptError> {
+    let max_fragment_size = match record_size::max_fragment_size(hello) {
+        Ok(size) => size,
+        Err(illegal) => {
+            refuse(io, record_size::ILLEGAL_PARAMETER).await;
+            return Err(illegal.into());
+        }
+    };
     let mut budget = template.sessions.store.wait_budget();
     let resumption = HandshakeSessions::fetch(hello, template, now, &mut budget).await;
     let resumption = Arc::new(resumption);
-    let mut tls = connection(template, &resumption)?;
+    let mut tls = connection(template, &resumption, max_fragment_size)?;
     if let EarlyDataPlan::Granted(_) = resumption.early_data_plan() {
         let (hello_records, early) = received.split_at(early_data::hello_len(received));
         if early_data::takes_early_data(&mut tls, hello_records) {
             received = early;
         } else {
             resumption.restart_without_early_data();
-            tls = connection(template, &resumption)?;
+            tls = connection(template, &resumption, max_fragment_size)?;
         }
     }
     let mut handshaking = Handshaking {
@@ -120,6 +130,7 @@ pub async fn accept(
         sessions: Rc::clone(&template.sessions),
         now,
         budget,
+        max_fragment_size,
     };
     loop {
         handshaking.step(&mut io, &mut tls).await?;
@@ -150,11 +161,13 @@ pub async fn accept(
 fn connection(
     template: &Template,
     resumption: &Arc<HandshakeSessions>,
+    max_fragment_size: Option<usize>,
 ) -> Result<Box<ServerConnection>, rustls::Error> {
     let mut config = template.config.clone();
     config.session_storage = Arc::clone(resumption) as _;
     config.ticketer = Arc::clone(resumption) as _;
     config.cert_resolver = Arc::clone(resumption) as _;
+    config.max_fragment_size = max_fragment_size;
     let early_data = template.policy.early_data;
     let single_use = resumption.is_single_use().then_some(early_data);
     early_data::connect(resumption.early_data_plan(), config, single_use)
@@ -167,6 +180,7 @@ pub(super) struct Handshaking {
     sessions: Rc<Sessions>,
     now: Time,
     budget: WaitBudget,
+    max_fragment_size: Option<usize>,
 }
 
 impl Handshaking {
@@ -187,8 +201,10 @@ impl Handshaking {
         }
         let tls13 = tls.protocol_version() == Some(rustls::ProtocolVersion::TLSv1_3);
         // TLS 1.3 ends with the client's flight; the tickets that follow can ride with the response.
-        if tls.is_handshaking() || !tls13 {
-            stream::write_tls(io, tls).await?;
+        match self.max_fragment_size {
+            Some(size) if !tls13 => record_size::write_flight(io, tls, size).await?,
+            _ if tls.is_handshaking() || !tls13 => stream::write_tls(io, tls).await?,
+            _ => {}
         }
         Ok(())
     }

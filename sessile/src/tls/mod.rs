@@ -7,6 +7,8 @@ mod client_auth;
 mod early_data;
 mod early_handshake;
 mod handshake;
+mod nonce;
+mod record_size;
 mod resumption;
 mod rustls_session;
 mod sessions;
@@ -75,7 +77,8 @@ impl Template {
         };
         let client_auth = clients.as_ref().map(|clients| clients.mode);
         let certificates = Arc::new(CertificateSet::new(certificates));
-        let mut config = rustls::ServerConfig::builder_with_provider(Arc::new(crypto()))
+        let provider = Arc::new(nonce::with_short_nonces(crypto()));
+        let mut config = rustls::ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
             .with_client_cert_verifier(verifier)
             .with_cert_resolver(Arc::clone(&certificates) as _);

@@ -35,6 +35,7 @@ mod serve_life;
 mod serve_proxy;
 mod serve_reload;
 mod settings;
+mod small_devices;
 mod store;
 mod tls_client_auth;
 mod verdicts;

@@ -20,7 +20,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::Shared;
-use super::follow::{Choice, Offered, Request};
+use super::follow::{Choice, Offered, Request, offers_session};
 use super::metrics::Open;
 use super::missed::{Miss, Missed};
 use super::own::is_ours;
@@ -233,7 +233,8 @@ async fn first_that_takes<'r>(
         };
         if let Some(silent) = silent {
             let source = opening.arrival.source.ip();
-            silent.server.cut(source, Instant::now());
+            let offered = offers_session(opening.hello);
+            silent.server.cut(source, offered, Instant::now());
             return Ok(attempt);
         }
         if !opening.may_be_said_again() || !hangs_up(&attempt.io, opening.client, patience).await {

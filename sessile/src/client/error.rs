@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rustls::{AlertDescription, CertificateError, InvalidMessage, PeerIncompatible};
 
-use super::Close;
+use super::{Close, Offer};
 
 /// The operator's part: a client or a target cannot be made from what was given.
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +67,35 @@ pub enum Error {
     /// Ours: the handshake finished, and what went over the wire could not be read.
     #[error("the handshake finished, but its clear part could not be read")]
     Unread,
+}
+
+/// A connection that was not made, and what the client offered on it.
+#[derive(Debug, thiserror::Error)]
+#[error("{error}")]
+pub struct Failure {
+    #[source]
+    pub error: Error,
+    /// The session in the ClientHello; `None` where the client offered none, or sent no hello.
+    pub offered: Option<Offer>,
+}
+
+impl Failure {
+    /// The kind of session that was offered, by its name in verdicts.
+    #[must_use]
+    pub fn offered_kind(&self) -> &'static str {
+        self.offered
+            .as_ref()
+            .map_or("nothing", |it| it.how.as_str())
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self {
+            error,
+            offered: None,
+        }
+    }
 }
 
 /// How far a connection got.

@@ -13,6 +13,7 @@ mod balance_labels;
 mod balance_missed;
 mod balance_path;
 mod balance_servers;
+mod balance_session_fault;
 mod balance_source;
 mod balance_tickets;
 mod chromium;

@@ -124,6 +124,20 @@ impl Error {
         )
     }
 
+    /// True if the server, and not this client, ended the handshake or did not answer.
+    #[must_use]
+    pub const fn is_ended_by_server(&self) -> bool {
+        matches!(
+            self,
+            Self::Alert(_)
+                | Self::HungUp(_)
+                | Self::TimedOut {
+                    stage: Stage::Handshake,
+                    ..
+                }
+        )
+    }
+
     /// Whether this machine has no way to the address at all: no IPv6 here, say.
     #[must_use]
     pub fn unreachable(&self) -> bool {

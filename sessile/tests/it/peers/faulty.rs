@@ -82,6 +82,8 @@ pub(crate) enum Fault {
     Offers(End),
     /// It ends all.
     All(End),
+    /// It ends all but the first.
+    AllAfterFirst(End),
 }
 
 /// The server. Listens as long as the tests run.
@@ -164,7 +166,7 @@ impl Faulty {
 
     /// Handshakes that it has finished so far.
     pub(crate) fn finished(&self) -> usize {
-        self.state.finished.load(Ordering::Relaxed)
+        self.state.finished()
     }
 
     /// Connections so far that offered its own session.
@@ -174,6 +176,10 @@ impl Faulty {
 }
 
 impl State {
+    fn finished(&self) -> usize {
+        self.finished.load(Ordering::Relaxed)
+    }
+
     fn serve(&self, mut io: TcpStream) -> io::Result<()> {
         io.set_read_timeout(Some(PATIENCE))?;
         let offered = Arc::new(AtomicBool::new(false));
@@ -199,7 +205,8 @@ impl State {
             match fault {
                 Fault::All(how) => return end(io, how),
                 Fault::Offers(how) if offered => return end(io, how),
-                Fault::Offers(_) | Fault::None => {}
+                Fault::AllAfterFirst(how) if self.finished() > 0 => return end(io, how),
+                Fault::Offers(_) | Fault::AllAfterFirst(_) | Fault::None => {}
             }
             while tls.wants_write() {
                 tls.write_tls(&mut io)?;

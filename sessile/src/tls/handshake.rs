@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use rustls::ServerConnection;
 use sessile_proto::Time;
+use sessile_proto::alert::AlertDescription;
 use sessile_proto::hello::{ClientHello, IllegalRecordLimit, TLS_1_3};
 use sessile_proto::resumption::{EarlyDataPlan, StoreKey};
 use sessile_proto::verdict::{EarlyData, Verdict};
@@ -18,9 +19,6 @@ use super::resumption::HandshakeSessions;
 use super::stream::{self, Stream};
 use super::{Sessions, Template, client_auth, early_data, record_size};
 use crate::store::WaitBudget;
-
-/// The alert decode_error (RFC 9846, 6).
-const DECODE_ERROR: u8 = 50;
 
 /// Why a handshake did not finish.
 #[derive(Debug, thiserror::Error)]
@@ -108,7 +106,7 @@ pub async fn accept(
     let max_fragment_size = match record_size::max_fragment_size(hello) {
         Ok(size) => size,
         Err(illegal) => {
-            refuse(io, record_size::ILLEGAL_PARAMETER).await;
+            refuse(io, AlertDescription::IllegalParameter).await;
             return Err(illegal.into());
         }
     };
@@ -139,7 +137,7 @@ pub async fn accept(
         }
         if let Err(error) = tls.read_tls(&mut received) {
             // A hello in so many records that the library does not hold them.
-            refuse(io, DECODE_ERROR).await;
+            refuse(io, AlertDescription::DecodeError).await;
             return Err(AcceptError::Io(error));
         }
     }
@@ -264,8 +262,8 @@ fn outcome(tls: &mut ServerConnection, resumption: &HandshakeSessions) -> Handsh
 }
 
 /// Turns away a connection that cannot be served, with a fatal alert in clear.
-pub async fn refuse(mut io: TcpStream, alert: u8) {
-    let record = [21, 3, 3, 0, 2, 2, alert];
-    let _ = io.write_all(&record).await;
+pub async fn refuse(mut io: TcpStream, alert: AlertDescription) {
+    // A client that has gone needs no alert.
+    let _ = io.write_all(&alert.record()).await;
     let _ = io.shutdown().await;
 }

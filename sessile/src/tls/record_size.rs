@@ -10,9 +10,6 @@ use sessile_proto::record::separate_messages;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
-/// The alert illegal_parameter (RFC 9846, section 6).
-pub(super) const ILLEGAL_PARAMETER: u8 = 47;
-
 /// What [`rustls::ServerConfig::max_fragment_size`] is for this client: the same as
 /// [`ClientHello::max_record_size`], with a header of five bytes, before encryption.
 ///

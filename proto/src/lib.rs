@@ -4,6 +4,7 @@
 //! parameters, so that every decision can be replayed in a test.
 
 pub mod affinity;
+pub mod alert;
 pub mod cliff;
 pub mod hello;
 pub mod keynames;

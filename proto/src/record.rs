@@ -33,8 +33,16 @@ pub enum Error {
     Interleaved,
     /// A handshake message longer than the limit, in bytes, that the caller set.
     OverLimit(usize),
+    /// A handshake message of this type where another is due.
+    HandshakeType(u8),
+    /// Bytes in the same record after a message that has to end it (RFC 9846, 5.1).
+    Trailing,
+    /// A client_version that is not SSL 3.0 to TLS 1.3's 0x03xx.
+    ClientVersion(u16),
     /// A length inside a message that does not fit what surrounds it.
     Length,
+    /// A vector that is longer or shorter than the protocol allows.
+    OutOfRange(&'static str),
     /// A value inside a message that the protocol does not allow.
     Illegal(&'static str),
 }
@@ -49,8 +57,11 @@ impl fmt::Display for Error {
             Self::EmptyFragment => f.write_str("empty handshake fragment"),
             Self::Interleaved => f.write_str("a record interrupts a handshake message"),
             Self::OverLimit(limit) => write!(f, "handshake message over {limit} bytes"),
+            Self::HandshakeType(kind) => write!(f, "unexpected handshake message of type {kind}"),
+            Self::Trailing => f.write_str("handshake bytes after the ClientHello"),
+            Self::ClientVersion(version) => write!(f, "client version {version:#06x}"),
             Self::Length => f.write_str("a length does not fit"),
-            Self::Illegal(what) => write!(f, "illegal {what}"),
+            Self::OutOfRange(what) | Self::Illegal(what) => write!(f, "illegal {what}"),
         }
     }
 }

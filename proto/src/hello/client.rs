@@ -66,12 +66,13 @@ impl<'a> ClientHello<'a> {
     /// [`Error::Incomplete`] where `message` is the beginning of a ClientHello.
     pub fn parse(message: &'a [u8]) -> Result<Self, Error> {
         let mut body = Cursor::message(message, kind::CLIENT_HELLO)?;
-        let legacy_version = version(body.u16()?)?;
+        let legacy_version = body.u16()?;
+        let legacy_version = version(legacy_version).ok_or(Error::ClientVersion(legacy_version))?;
         let random = body.take(32)?;
         let session_id = session_id(body.vec8()?)?;
         let cipher_suites = Suites::parse(body.vec16()?, 2)?;
         if body.vec8()?.is_empty() {
-            return Err(Error::Illegal("compression methods: there is none"));
+            return Err(Error::OutOfRange("compression methods: there is none"));
         }
         let mut hello = Self::bare(Form::Tls, legacy_version, random, session_id, cipher_suites);
         extensions::each(body, |kind, body| hello.extension(kind, body))?;
@@ -90,7 +91,8 @@ impl<'a> ClientHello<'a> {
             return Err(Error::Length);
         }
         body.take(3)?;
-        let legacy_version = version(body.u16()?)?;
+        let legacy_version = body.u16()?;
+        let legacy_version = version(legacy_version).ok_or(Error::ClientVersion(legacy_version))?;
         let lengths = [body.u16()?, body.u16()?, body.u16()?].map(usize::from);
         let [suites_len, session_id_len, challenge_len] = lengths;
         let cipher_suites = Suites::parse(body.take(suites_len)?, 3)?;
@@ -210,20 +212,17 @@ pub(super) fn ssl2_len(start: &[u8]) -> Result<usize, Error> {
         return Err(Error::ContentType(first));
     }
     let &[high, low, _, major, minor] = start.first_chunk().ok_or(Error::Incomplete)?;
-    version(u16::from_be_bytes([major, minor]))?;
+    let found = u16::from_be_bytes([major, minor]);
+    version(found).ok_or(Error::Version(found))?;
     match 2 + usize::from(u16::from_be_bytes([high & 0x7f, low])) {
         ..SSL2_FIXED_LEN => Err(Error::Length),
         len => Ok(len),
     }
 }
 
-fn version(version: u16) -> Result<u16, Error> {
+fn version(version: u16) -> Option<u16> {
     // SSL 2.0 itself (0x0002) and DTLS (0xfexx) are not ours.
-    if version >> 8 == 3 {
-        Ok(version)
-    } else {
-        Err(Error::Version(version))
-    }
+    (version >> 8 == 3).then_some(version)
 }
 
 pub(super) fn session_id(id: &[u8]) -> Result<&[u8], Error> {

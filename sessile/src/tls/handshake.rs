@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use rustls::ServerConnection;
 use sessile_proto::Time;
+use sessile_proto::alert::AlertDescription;
 use sessile_proto::hello::ClientHello;
 use sessile_proto::verdict::{EarlyData, Verdict};
 use tokio::io::AsyncWriteExt;
@@ -19,9 +20,6 @@ use super::stream::{self, Stream};
 use super::unfinished::Unfinished;
 use super::{Sessions, Template};
 use crate::store::{Key, Patience};
-
-/// The alert decode_error (RFC 9846, 6).
-const DECODE_ERROR: u8 = 50;
 
 /// Why a handshake did not finish.
 #[derive(Debug, thiserror::Error)]
@@ -129,7 +127,7 @@ pub async fn accept(
         }
         if let Err(error) = tls.read_tls(&mut received) {
             // A hello in so many records that the library does not hold them.
-            refuse(io, DECODE_ERROR).await;
+            refuse(io, AlertDescription::DecodeError).await;
             return Err(AcceptError::Io(error));
         }
     }
@@ -243,8 +241,8 @@ fn outcome(tls: &mut ServerConnection, context: &Context) -> Handshake {
 }
 
 /// Turns away a connection that cannot be served, with a fatal alert in clear.
-pub async fn refuse(mut io: TcpStream, alert: u8) {
-    let record = [21, 3, 3, 0, 2, 2, alert];
-    let _ = io.write_all(&record).await;
+pub async fn refuse(mut io: TcpStream, alert: AlertDescription) {
+    // A client that has gone needs no alert.
+    let _ = io.write_all(&alert.record()).await;
     let _ = io.shutdown().await;
 }

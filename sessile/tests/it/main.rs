@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 mod activation;
+mod alerts;
 mod attacks;
 mod balance;
 mod balance_checks;

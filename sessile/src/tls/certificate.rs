@@ -58,7 +58,7 @@ pub fn load(chain: &Path, key: &Path) -> Result<Arc<CertifiedKey>, CertificateEr
         })
 }
 
-/// The first certificate whose key the client can verify.
+/// The first certificate whose key the client can verify, else the first certificate.
 #[derive(Debug)]
 pub(super) struct ByKeyType(pub(super) Vec<Arc<CertifiedKey>>);
 
@@ -68,6 +68,9 @@ impl ResolvesServerCert for ByKeyType {
         self.0
             .iter()
             .find(|certified| certified.key.choose_scheme(schemes).is_some())
+            // With any certificate rustls goes on and sends handshake_failure. Without one it would
+            // send access_denied.
+            .or_else(|| self.0.first())
             .cloned()
     }
 }

@@ -14,6 +14,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
 use super::client_auth;
+use super::closing::{self, refuse};
 use super::context::{Context, TLS13};
 use super::early::{self, Plan};
 use super::stream::{self, Stream};
@@ -177,8 +178,13 @@ impl Handshaking {
         self.observe(tls);
         self.store(!tls.is_handshaking()).await;
         if let Err(error) = processed {
-            // The alert, as far as the socket takes it at once: the peer has no claim on more.
+            // The client is owed the alert, and nothing after it.
+            let missing = closing::missing_alert(&error, tls);
             let _ = stream::write_tls(io, tls).await;
+            if let Some(alert) = missing {
+                let _ = io.write_all(&alert.record()).await;
+            }
+            closing::end(io).await;
             return Err(error.into());
         }
         let tls13 = tls.protocol_version() == Some(rustls::ProtocolVersion::TLSv1_3);
@@ -238,11 +244,4 @@ fn outcome(tls: &mut ServerConnection, context: &Context) -> Handshake {
             .map(client_auth::identity),
         http2: tls.alpn_protocol() == Some(b"h2"),
     }
-}
-
-/// Turns away a connection that cannot be served, with a fatal alert in clear.
-pub async fn refuse(mut io: TcpStream, alert: AlertDescription) {
-    // A client that has gone needs no alert.
-    let _ = io.write_all(&alert.record()).await;
-    let _ = io.shutdown().await;
 }

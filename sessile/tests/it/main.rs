@@ -30,6 +30,7 @@ mod probe;
 mod proxy_protocol;
 mod registry;
 mod rolling;
+mod serve_alerts;
 mod serve_files;
 mod serve_life;
 mod serve_proxy;

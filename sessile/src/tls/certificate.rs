@@ -95,12 +95,15 @@ impl CertificateSet {
         Self(certificates.map(ServerCertificate::new).collect())
     }
 
-    /// The first certificate whose key the client can verify.
+    /// The first certificate whose key the client can verify, else the first certificate.
     pub(super) fn choose(&self, hello: &ClientHello<'_>) -> Option<&ServerCertificate> {
         let schemes = hello.signature_schemes();
         self.0
             .iter()
             .find(|certificate| certificate.certified.key.choose_scheme(schemes).is_some())
+            // With any certificate rustls goes on and sends handshake_failure. Without one it would
+            // send access_denied.
+            .or_else(|| self.0.first())
     }
 }
 

@@ -14,6 +14,7 @@ use sessile_proto::verdict::{EarlyData, Verdict};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
+use super::closing::{self, refuse};
 use super::early_handshake::EarlyHandshake;
 use super::resumption::HandshakeSessions;
 use super::stream::{self, Stream};
@@ -193,8 +194,13 @@ impl Handshaking {
         self.observe(tls);
         self.store(!tls.is_handshaking()).await;
         if let Err(error) = processed {
-            // The alert, as far as the socket takes it at once: the peer has no claim on more.
+            // The client is owed the alert, and nothing after it.
+            let missing = closing::missing_alert(&error, tls);
             let _ = stream::write_tls(io, tls).await;
+            if let Some(alert) = missing {
+                let _ = io.write_all(&alert.record()).await;
+            }
+            closing::end(io).await;
             return Err(error.into());
         }
         let tls13 = tls.protocol_version() == Some(rustls::ProtocolVersion::TLSv1_3);
@@ -259,11 +265,4 @@ fn outcome(tls: &mut ServerConnection, resumption: &HandshakeSessions) -> Handsh
             .map(client_auth::identity),
         http2: tls.alpn_protocol() == Some(b"h2"),
     }
-}
-
-/// Turns away a connection that cannot be served, with a fatal alert in clear.
-pub async fn refuse(mut io: TcpStream, alert: AlertDescription) {
-    // A client that has gone needs no alert.
-    let _ = io.write_all(&alert.record()).await;
-    let _ = io.shutdown().await;
 }

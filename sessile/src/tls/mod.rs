@@ -4,6 +4,7 @@
 
 mod certificate;
 mod client_auth;
+mod closing;
 mod early_data;
 mod early_handshake;
 mod handshake;
@@ -17,7 +18,8 @@ pub(crate) mod x509;
 
 pub use certificate::{CertificateError, load as load_certificate};
 pub use client_auth::{ClientAuthError, ClientAuthorities};
-pub use handshake::{AcceptError, Accepted, Handshake, accept, refuse};
+pub use closing::refuse;
+pub use handshake::{AcceptError, Accepted, Handshake, accept};
 pub use sessions::{Sessions, site_id};
 pub use stream::{Completion, Status, Stream};
 

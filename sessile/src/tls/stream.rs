@@ -15,6 +15,7 @@ use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep};
 
+use super::closing::{self, ALERT_LINGER};
 use super::early_handshake::EarlyHandshake;
 use sessile_proto::resumption::StoreKey;
 
@@ -41,6 +42,14 @@ pub struct Stream {
     said_goodbye: bool,
     /// Runs once our side has ended and the client's has not.
     linger: Option<Pin<Box<Sleep>>>,
+    failed: Option<Failed>,
+}
+
+/// What the client sent was refused, and it may not have read the alert yet.
+struct Failed {
+    error: rustls::Error,
+    /// Bytes that came after it, and were thrown away.
+    discarded: usize,
 }
 
 /// What is known of a stream from outside while something else reads and writes it.
@@ -177,6 +186,7 @@ impl Stream {
             eof: false,
             said_goodbye: false,
             linger: None,
+            failed: None,
         }
     }
 
@@ -277,6 +287,23 @@ impl Stream {
         Poll::Ready(())
     }
 
+    /// Sends the alert and waits until the client has ended its side.
+    fn poll_failed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let linger = self
+            .linger
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(ALERT_LINGER)));
+        if linger.as_mut().poll(cx).is_ready()
+            || ready!(self.poll_flush_tls(cx)).is_err()
+            || ready!(Pin::new(&mut self.io).poll_shutdown(cx)).is_err()
+        {
+            return Poll::Ready(());
+        }
+        match &mut self.failed {
+            Some(failed) => closing::poll_discard(&self.io, &mut failed.discarded, cx).map(drop),
+            None => Poll::Ready(()),
+        }
+    }
+
     /// Lets the library take in what was received.
     fn take_in(&mut self) -> Result<(), rustls::Error> {
         let processed = self.tls.process_new_packets();
@@ -328,6 +355,12 @@ impl AsyncRead for Stream {
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
         loop {
+            if this.failed.is_some() {
+                ready!(this.poll_failed(cx));
+                this.eof = true;
+                let error = this.failed.take().map(|failed| invalid(failed.error));
+                return Poll::Ready(error.map_or(Ok(()), Err));
+            }
             ready!(this.poll_stored(cx));
             if this.read_early(buf)? || this.read_plaintext(buf)?.is_some() || this.eof {
                 return Poll::Ready(Ok(()));
@@ -342,9 +375,8 @@ impl AsyncRead for Stream {
             }
             this.status.touch();
             if let Err(error) = this.take_in() {
-                // The alert, as far as the socket takes it at once.
-                let _ = this.poll_flush_tls(cx);
-                return Poll::Ready(Err(invalid(error)));
+                let discarded = 0;
+                this.failed = Some(Failed { error, discarded });
             }
         }
     }

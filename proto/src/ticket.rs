@@ -4,10 +4,10 @@
 //! compared with the handshake before the TLS library sees it, each field with its own verdict.
 
 mod envelope;
-mod forgotten;
+mod forget_rules;
 
 pub use envelope::{Binding, ClientAuth, Envelope, Expected};
-pub use forgotten::{Extent, Forgotten, MAX_MARKS};
+pub use forget_rules::{ForgetRules, ForgetScope, MAX_FORGET_RULES};
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 

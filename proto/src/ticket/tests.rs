@@ -51,7 +51,7 @@ fn envelope(value: &[u8]) -> Envelope<'_> {
     }
 }
 
-static NOTHING: LazyLock<Forgotten> = LazyLock::new(Forgotten::default);
+static NOTHING: LazyLock<ForgetRules> = LazyLock::new(ForgetRules::default);
 
 fn expected() -> Expected<'static> {
     Expected {
@@ -334,8 +334,8 @@ fn each_field_of_the_envelope_has_its_own_verdict() {
 #[test]
 fn a_forgotten_session_is_revoked_unless_it_has_expired_anyway() {
     let session = envelope(b"value");
-    let mut forgotten = Forgotten::default();
-    forgotten.mark(Extent::Server(ISSUER.server), at(NOON + 1));
+    let mut forgotten = ForgetRules::default();
+    forgotten.add(ForgetScope::Server(ISSUER.server), at(NOON + 1));
     let expected = Expected {
         forgotten: &forgotten,
         ..expected()

@@ -11,7 +11,7 @@ use sessile_proto::Time;
 use sessile_proto::hello::ClientHello;
 use sessile_proto::keys::Schedule;
 use sessile_proto::ticket::{
-    self, Binding, Class, ClientAuth, Envelope, Expected, Forgotten, Id, Issuer, SRID_LEN,
+    self, Binding, Class, ClientAuth, Envelope, Expected, ForgetRules, Id, Issuer, SRID_LEN,
 };
 use sessile_proto::verdict::{self, EarlyData, How, Reason, Rejection, Verdict};
 
@@ -58,7 +58,7 @@ pub(super) struct Context {
     early_data: Plan,
     /// The session for single use that was taken out of the store for this hello.
     spent: Option<Key>,
-    forgotten: Arc<Forgotten>,
+    forgotten: Arc<ForgetRules>,
     /// What the store said of the sessions that the hello names.
     fetched: Vec<(Key, Result<Vec<u8>, Reason>)>,
     /// The hello's random.

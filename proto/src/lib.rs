@@ -4,7 +4,7 @@
 //! parameters, so that every decision can be replayed in a test.
 
 pub mod affinity;
-pub mod cliff;
+pub mod age_limit;
 pub mod hello;
 pub mod keynames;
 pub mod keys;

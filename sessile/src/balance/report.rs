@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use sessile_proto::Time;
 use sessile_proto::affinity::{AffinityKey, Learned as Lesson, Recalled};
-use sessile_proto::cliff::Offer;
+use sessile_proto::age_limit::AgedOffer;
 use sessile_proto::hello::TLS_1_2;
 use sessile_proto::keynames::KeyNames;
 use sessile_proto::route::RoutedBy;
@@ -107,7 +107,7 @@ impl Shared {
         let (key, known) = self.learned_of(passage, now)?;
         let server = &passage.server;
         if known.server == server.id() {
-            let offer = Offer {
+            let offer = AgedOffer {
                 idle: now.since(known.used),
                 age: now.since(known.established),
                 accepted,

@@ -6,7 +6,7 @@
 pub mod affinity;
 pub mod age_limit;
 pub mod hello;
-pub mod keynames;
+pub mod key_names;
 pub mod keys;
 pub mod proxy_protocol;
 pub mod record;

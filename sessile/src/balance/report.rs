@@ -10,7 +10,7 @@ use sessile_proto::Time;
 use sessile_proto::affinity::{AffinityKey, Learned as Lesson, Recalled};
 use sessile_proto::age_limit::AgedOffer;
 use sessile_proto::hello::TLS_1_2;
-use sessile_proto::keynames::KeyNames;
+use sessile_proto::key_names::KeyNames;
 use sessile_proto::route::RoutedBy;
 use sessile_proto::verdict::How;
 use sessile_proto::watch::{Kind, Learned, Outcome};

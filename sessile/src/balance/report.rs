@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use sessile_proto::Time;
-use sessile_proto::affinity::{AffinityKey, Learned as Lesson, Recalled};
+use sessile_proto::affinity::{AffinityKey, LearnResult, LearnedSession};
 use sessile_proto::age_limit::AgedOffer;
 use sessile_proto::hello::TLS_1_2;
 use sessile_proto::key_names::KeyNames;
@@ -124,7 +124,7 @@ impl Shared {
 
     /// The session that a client offered, if it was learned: one of the server that was reached, or else
     /// the one that led there.
-    fn learned_of(&self, passage: &Passage, now: Time) -> Option<(AffinityKey, Recalled)> {
+    fn learned_of(&self, passage: &Passage, now: Time) -> Option<(AffinityKey, LearnedSession)> {
         let Passage {
             offered,
             server,
@@ -153,7 +153,7 @@ impl Shared {
                 let (server, source) = (passage.server.id(), passage.client.ip());
                 let established = established.unwrap_or(now);
                 let lesson = affinity.learn(key, server, source, established, now);
-                if lesson == Lesson::Displacing {
+                if lesson == LearnResult::Displacing {
                     self.metrics.count_displaced();
                 }
                 passage.sessions.borrow_mut().push(key);

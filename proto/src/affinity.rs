@@ -84,7 +84,7 @@ pub enum LearnResult {
     Disabled,
 }
 
-/// What the table knows of a session.
+/// A session in the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LearnedSession {
     /// The server that can resume the session.

@@ -64,7 +64,7 @@ enum KeySharing {
     Differs,
 }
 
-/// What is known of a server and a name.
+/// The record of a server and a name.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Holder {
     /// The server put the name on two tickets when it was last checked.
@@ -135,7 +135,7 @@ impl NameHolders {
     }
 }
 
-/// What is known of the key names in one pool. The caller numbers the servers.
+/// The key names in one pool. The caller numbers the servers.
 #[derive(Debug, Default)]
 pub struct KeyNames {
     names: BTreeMap<KeyName, NameHolders>,
@@ -350,7 +350,7 @@ impl KeyNames {
         }
     }
 
-    /// Changes what is known of a server and a name. A new name needs room among the server's names.
+    /// Changes the record of a server and a name. A new name needs room among the server's names.
     fn update_holder(&mut self, server: u32, name: KeyName, change: impl FnOnce(&mut Holder)) {
         self.reports += 1;
         let before = self

@@ -51,6 +51,7 @@ pub fn seal(
 /// Opens what [`seal`] sealed under the identifier `bound`.
 ///
 /// # Errors
+///
 /// - [`Reason::OldFormat`]: the bytes have another format.
 /// - [`Reason::BadTicket`]: the bytes do not authenticate.
 /// - [`Reason::Revoked`]: the generation has ended.

@@ -69,7 +69,7 @@ pub fn replace<E: From<io::Error>>(
 /// Opens a file of at most `max_len` bytes and removes it. `None` if there is no file.
 ///
 /// # Errors
-/// If the file cannot be used. It is removed all the same, unless that fails too.
+/// If the file cannot be used. It is then removed too, if possible.
 pub fn take(path: &Path, max_len: u64) -> Result<Option<File>, TakeError> {
     let Some(file) = open(path)? else {
         return Ok(None);

@@ -30,7 +30,7 @@ pub struct Moment {
     pub wall: Time,
 }
 
-/// What is known when the key could move.
+/// The present readings of the clocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Evidence {
     /// This machine's clocks.
@@ -61,7 +61,7 @@ pub enum Trust {
     Confirmed,
 }
 
-/// What is known of the wall clock since the start of the process.
+/// The evidence about the wall clock since the start of the process.
 #[derive(Clone, Debug)]
 pub struct ClockTrust {
     /// When the wall clock and the monotonic clock began to agree.
@@ -185,7 +185,7 @@ impl Permit {
         self.trust
     }
 
-    /// Moves the key forward as far as the decision allows. Returns whether the key changed.
+    /// Moves the key forward, within the decision. Returns whether the key changed.
     pub fn advance(self, key: &mut FarmKey) -> bool {
         self.limit(key).is_some_and(|limit| key.move_forward(limit))
     }

@@ -135,7 +135,7 @@ impl RouteKeys {
     }
 }
 
-/// What is sealed besides tickets. Each purpose has a separate key.
+/// A use of the key other than tickets. Each purpose has a separate key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Purpose {
     /// An entry of the shared store.
@@ -302,7 +302,7 @@ impl Schedule {
         }
     }
 
-    /// The epoch nearest to the present one that ends in these 12 bits.
+    /// The epoch with these 12 low bits that is nearest to the present epoch.
     pub(crate) const fn nearest_epoch(&self, low: u16) -> u64 {
         let base = self.epoch & !0xfff | low as u64;
         if base > self.epoch + 0x800 {

@@ -80,7 +80,7 @@ pub fn load_any(path: &Path) -> Result<FarmKey, FileError> {
         });
     }
     let mode = metadata.permissions().mode() & 0o7777;
-    // On a read-only mount (a Kubernetes secret) nobody here can change the mode: `warnings` reports it.
+    // On a read-only mount (a Kubernetes secret) the mode cannot be changed, so it is only a warning.
     if metadata.is_file() && mode & 0o077 != 0 && !is_on_read_only_mount(path) {
         return Err(FileError::Readable {
             path: path.into(),

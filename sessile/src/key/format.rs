@@ -20,7 +20,7 @@ const ROUTE_HEAD: &str = "\
 
 pub(super) const FORMAT: u32 = 1;
 
-/// What is wrong with the text of a key file. The messages never quote a secret.
+/// An error in the text of a key file. The messages never quote a secret.
 #[derive(Debug, thiserror::Error)]
 pub enum Malformed {
     #[error("line {line}: {message}")]

@@ -148,7 +148,7 @@ impl Keyring {
     pub fn record_shared_time(&self, shared_time: Time) {
         let now = self.shared.moment(clock::now());
         if self.shared.record_shared_time(shared_time, now) {
-            // The send fails only if the thread could not go on; the key then stays where it is.
+            // The thread ends after this sender, so the send does not fail.
             let _ = self.wake.send(());
         }
     }

@@ -1,4 +1,4 @@
-//! What an operator should know about a key file that can be used.
+//! Warnings about a key file that can be used.
 
 use std::fmt;
 use std::path::Path;

@@ -194,8 +194,10 @@ fn follow_time(shared: &Shared, woken: &mpsc::Receiver<()>) {
         shared.update_sealing(&mut locked(&shared.state), now);
         let schedule = shared.schedule(now.wall);
         shared.move_forward(now);
-        let pause = schedule.changes().since(now.wall);
-        let pause = pause.clamp(SHORTEST_PAUSE, LONGEST_PAUSE);
+        let pause = schedule
+            .changes()
+            .since(now.wall)
+            .clamp(SHORTEST_PAUSE, LONGEST_PAUSE);
         if woken.recv_timeout(pause) == Err(RecvTimeoutError::Disconnected) {
             return;
         }
@@ -255,12 +257,12 @@ impl Shared {
     /// Logs when the skew begins and when it ends.
     fn derive(&self, state: &mut KeyringState, now: Moment) -> Arc<Schedule> {
         let skew = state.skew(now);
-        let schedule = Schedule::derive(&state.key, now.wall).after_revocations(state.revocations);
-        let schedule = Arc::new(if skew.is_some() {
-            schedule.without_sealing()
-        } else {
-            schedule
-        });
+        let mut derived =
+            Schedule::derive(&state.key, now.wall).after_revocations(state.revocations);
+        if skew.is_some() {
+            derived = derived.without_sealing();
+        }
+        let schedule = Arc::new(derived);
         *self
             .schedule
             .write()

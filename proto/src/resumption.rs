@@ -21,7 +21,7 @@ use std::sync::Arc;
 
 use crate::Time;
 use crate::keys::Schedule;
-use crate::ticket::{self, Class, ClientAuth, Envelope, Expected, Forgotten, Id, Label};
+use crate::ticket::{self, Class, ClientAuth, Envelope, Expected, ForgetRules, Id, Label};
 use crate::verdict::{self, EarlyData, How, Reason, Rejection, Verdict};
 use new_session::Origin;
 
@@ -59,7 +59,7 @@ pub struct Inputs {
     /// The keys of this moment.
     pub schedule: Arc<Schedule>,
     /// Which sessions were forgotten on request.
-    pub forgotten: Arc<Forgotten>,
+    pub forgotten: Arc<ForgetRules>,
     /// The present time.
     pub now: Time,
 }
@@ -72,7 +72,7 @@ pub struct Resumption {
     early_data: EarlyDataPlan,
     consumed: Option<StoreKey>,
     schedule: Arc<Schedule>,
-    forgotten: Arc<Forgotten>,
+    forgotten: Arc<ForgetRules>,
     now: Time,
     /// True if the site stores TLS 1.3 sessions for single use at this moment.
     makes_single_use: bool,

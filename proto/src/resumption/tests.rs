@@ -4,7 +4,7 @@ use std::time::Duration;
 use super::*;
 use crate::hello::{TLS_1_2, TLS_1_3};
 use crate::keys::{FarmKey, Secret};
-use crate::ticket::{Binding, Extent, Issuer};
+use crate::ticket::{Binding, ForgetScope, Issuer};
 
 mod early;
 mod given;

@@ -9,7 +9,7 @@ use std::time::Instant;
 use sessile_proto::Time;
 use sessile_proto::affinity::AffinityKey;
 use sessile_proto::hello::ClientHello;
-use sessile_proto::keynames::Token;
+use sessile_proto::key_names::TicketFingerprint;
 use sessile_proto::route::RoutedBy;
 use sessile_proto::ticket::Class;
 
@@ -25,8 +25,8 @@ pub(super) type Choice<'r> = (RoutedBy, Result<&'r Arc<Server>, Miss>);
 /// What a client offers that may begin with the name of a key.
 pub(super) struct Offered {
     /// Its first TLS 1.3 identities; `None` stands for one that is no ticket.
-    pub(super) identities: Vec<Option<Token>>,
-    pub(super) ticket: Option<Token>,
+    pub(super) identities: Vec<Option<TicketFingerprint>>,
+    pub(super) ticket: Option<TicketFingerprint>,
     /// What the ticket and the session ID of TLS ≤ 1.2 are known by, if they were learned.
     ticket_key: Option<AffinityKey>,
     id_key: Option<AffinityKey>,
@@ -41,8 +41,10 @@ impl Offered {
         let psks = hello.pre_shared_key.iter();
         let identities = psks.flat_map(|psks| psks.identities().take(MAX_IDENTITIES));
         Self {
-            identities: identities.map(|psk| Token::new(psk.identity)).collect(),
-            ticket: hello.session_ticket.and_then(Token::new),
+            identities: identities
+                .map(|psk| TicketFingerprint::new(psk.identity))
+                .collect(),
+            ticket: hello.session_ticket.and_then(TicketFingerprint::new),
             ticket_key: AffinityKey::ticket(hello.session_ticket.unwrap_or_default()),
             id_key: AffinityKey::session_id(hello.session_id),
             a_session: offers_session(hello),

@@ -143,7 +143,7 @@ fn target(roster: &Roster, pool: &Pool, server: &Server) -> Target {
 /// What a server that expects PROXY headers has to hear of a check.
 pub(super) fn preface(server: &Server) -> &'static [u8] {
     let expected = server.settings.proxy_protocol;
-    expected.map_or(&[], proxy_protocol::own)
+    expected.map_or(&[], proxy_protocol::local_header)
 }
 
 /// Takes note of a check and says what has changed. Returns whether the server is up, where that has

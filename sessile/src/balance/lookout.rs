@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sessile_proto::keynames::{KeyName, KeyNames, MAX_TRIES, Token};
+use sessile_proto::key_names::{KeyName, KeyNames, MAX_TRIES, TicketFingerprint};
 use sessile_proto::watch::Kind;
 use tokio::time::{Instant, timeout};
 use tokio_util::task::AbortOnDropHandle;
@@ -39,7 +39,7 @@ pub(super) struct Lookout {
     /// Before then, that is no reason for a look.
     not_before: Instant,
     /// What the last check came back with, if it was resumed by a ticket.
-    last: Option<Token>,
+    last: Option<TicketFingerprint>,
     /// What the last look was called for by: one that did not prove it would not prove it now.
     doubted: Option<KeyName>,
     look: Option<AbortOnDropHandle<()>>,
@@ -70,11 +70,13 @@ impl Lookout {
         let now = Instant::now();
         let is_looking = self.look.as_ref().is_some_and(|look| !look.is_finished());
         if let Some(visited) = visited {
-            let offered = visited.offered().and_then(|it| Token::new(&it.bytes));
+            let offered = visited
+                .offered()
+                .and_then(|it| TicketFingerprint::new(&it.bytes));
             let (id, names) = (round.server.id(), &round.server.key_names);
             let kind = visited.outcome().kind;
             if let Some(name) = self.lost(kind, offered) {
-                names.note(id, |names| names.lost(id, name));
+                names.note(id, |names| names.refused_own_ticket(id, name));
             }
             let is_known = |name: &KeyName| names.of(id).contains(name);
             // What is not known yet is just being found out.
@@ -100,7 +102,7 @@ impl Lookout {
     }
 
     /// The name of the key that the server took the last time and does not take now.
-    fn lost(&self, kind: Kind, offered: Option<Token>) -> Option<KeyName> {
+    fn lost(&self, kind: Kind, offered: Option<TicketFingerprint>) -> Option<KeyName> {
         let name = offered?.name;
         let had_it = self.last.is_some_and(|last| last.name == name);
         (kind == Kind::Refused && had_it).then_some(name)
@@ -111,7 +113,7 @@ impl Lookout {
     fn is_another_key(
         &mut self,
         kind: Kind,
-        offered: Option<Token>,
+        offered: Option<TicketFingerprint>,
         is_known: impl Fn(&KeyName) -> bool,
     ) -> bool {
         match kind {
@@ -214,7 +216,7 @@ impl Look {
 
 /// What a client came back with.
 struct Comeback {
-    token: Token,
+    token: TicketFingerprint,
     resumed: bool,
 }
 
@@ -247,7 +249,7 @@ async fn comeback(
     };
     server.offered_session(mechanism, None);
     let offered = connection.offered();
-    let token = offered.and_then(|offered| Token::new(&offered.bytes));
+    let token = offered.and_then(|offered| TicketFingerprint::new(&offered.bytes));
     let resumed = matches!(connection.outcome().kind, Kind::Resumed(_));
     Ok(token.map(|token| Comeback { token, resumed }))
 }
@@ -285,7 +287,7 @@ async fn try_elsewhere(pool: &Pool, round: &Round, name: KeyName, client: &Clien
                 (failure.offered, Kind::Refused)
             }
         };
-        let offered = offered.and_then(|it| Token::new(&it.bytes));
+        let offered = offered.and_then(|it| TicketFingerprint::new(&it.bytes));
         let same_key = offered.is_some_and(|token| token.name == name);
         let resumed = match kind {
             Kind::Resumed(_) => true,
@@ -310,14 +312,14 @@ mod tests {
     const KNOWN: u8 = 1;
     const RESUMED: Kind = Kind::Resumed(How::Psk);
 
-    fn ticket(of: u8, n: u8) -> Option<Token> {
+    fn ticket(of: u8, n: u8) -> Option<TicketFingerprint> {
         let mut bytes = [of; 64];
         bytes[63] = n;
-        Token::new(&bytes)
+        TicketFingerprint::new(&bytes)
     }
 
     /// Whether each of these checks calls for a look.
-    fn calls<const N: usize>(checks: [(Kind, Option<Token>); N]) -> [bool; N] {
+    fn calls<const N: usize>(checks: [(Kind, Option<TicketFingerprint>); N]) -> [bool; N] {
         let mut lookout = Lookout::new();
         checks.map(|(kind, token)| lookout.is_another_key(kind, token, |name| name[0] == KNOWN))
     }

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use serde_json::{Map, Value, json};
-use sessile_proto::cliff::Since;
+use sessile_proto::age_limit::CountedFrom;
 use sessile_proto::route::RoutedBy;
 
 use super::forgetting::Idle;
@@ -90,11 +90,11 @@ pub(super) fn server_json(shared: &Shared, pool: &str, server: &Server) -> Value
         "resumption_ratio": resumption_ratio(&routed),
         "offers": { "accepted": idle_json(&accepted), "refused": idle_json(&refused) },
         "forgets": forgets.map(|found| json!({
-            "after_seconds": found.cliff.after().as_secs_f64(),
-            "since": match found.cliff.since {
-                Since::LastUse => "last-use",
-                Since::FullHandshake => "full-handshake",
-                Since::Either => "either",
+            "after_seconds": found.age_limit.estimate().as_secs_f64(),
+            "since": match found.age_limit.counted_from {
+                CountedFrom::LastUse => "last-use",
+                CountedFrom::FullHandshake => "full-handshake",
+                CountedFrom::Unclear => "either",
             },
             "diagnosis": format!("{} {found}", settings.name),
         })),

@@ -6,7 +6,7 @@ use sessile_proto::keys::MAX_LIFETIME;
 use super::{Findings, Grade, span, state};
 use crate::clock;
 use crate::config::store::{Node, Redis};
-use crate::config::{Config, Forget, Key, StoreUrl, Whose};
+use crate::config::{Config, Forget, ForgetTarget, Key, StoreUrl};
 
 pub(super) fn check(config: &Config, findings: &mut Findings) {
     let (session, connection) = (&config.session, &config.connection);
@@ -62,13 +62,17 @@ pub(super) fn check(config: &Config, findings: &mut Findings) {
 
 /// What is forgotten on request.
 pub(super) fn check_forget(config: &Config, now: Time, findings: &mut Findings) {
-    for Forget { whose, before } in &config.session.forget {
-        let sessions = match whose {
-            Whose::Everyones => "sessions".to_owned(),
-            Whose::Site(name) if name.is_empty() => "sessions of the site without names".to_owned(),
-            Whose::Site(name) => format!("sessions of site {name}"),
-            Whose::Server(name) => format!("sessions made by server {name}"),
-            Whose::Number(number) => format!("sessions made by the server of number {number}"),
+    for Forget { target, before } in &config.session.forget {
+        let sessions = match target {
+            ForgetTarget::Everything => "sessions".to_owned(),
+            ForgetTarget::Site(name) if name.is_empty() => {
+                "sessions of the site without names".to_owned()
+            }
+            ForgetTarget::Site(name) => format!("sessions of site {name}"),
+            ForgetTarget::Server(name) => format!("sessions made by server {name}"),
+            ForgetTarget::Number(number) => {
+                format!("sessions made by the server of number {number}")
+            }
         };
         let when = clock::rfc3339(*before);
         findings.note(format!(

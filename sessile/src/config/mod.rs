@@ -77,19 +77,19 @@ pub struct Session {
 /// One of `session.forget`: these sessions do not resume where their full handshake was before then.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Forget {
-    pub whose: Whose,
+    pub target: ForgetTarget,
     pub before: Time,
 }
 
-/// Whose sessions are to be forgotten.
+/// The sessions that one of `session.forget` names.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Whose {
-    Everyones,
-    /// Those of the site with this first name; empty: of the site without names.
+pub enum ForgetTarget {
+    Everything,
+    /// The sessions of the site with this first name. Empty: of the site without names.
     Site(String),
-    /// Those whose full handshake was with the server of this name,
+    /// The sessions whose full handshake was with the server of this name.
     Server(String),
-    /// or of this number.
+    /// The sessions whose full handshake was with the server of this number.
     Number(u32),
 }
 
@@ -230,8 +230,8 @@ impl Site {
 
     /// Its sessions.
     #[must_use]
-    pub fn whose(&self) -> Whose {
-        Whose::Site(self.names.first().cloned().unwrap_or_default())
+    pub fn target(&self) -> ForgetTarget {
+        ForgetTarget::Site(self.names.first().cloned().unwrap_or_default())
     }
 }
 

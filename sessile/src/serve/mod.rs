@@ -14,7 +14,7 @@ mod routes;
 mod sites;
 
 pub use access_log::AccessLog;
-pub use forget::extent;
+pub use forget::forget_scope;
 pub use live::SiteError;
 pub use metrics::Metrics;
 
@@ -112,7 +112,7 @@ impl Server {
         let sockets = if config.upstreams.is_empty() { 1 } else { 2 };
         let number = key::number(&config.server, keys.scope());
         let store = Store::new(config, &keys, number, &around.registry, table_seed)?;
-        store.forget(&forget::marks(config, keys.scope()));
+        store.forget(&forget::rules(config, keys.scope()));
         let files = lifecycle::file_limit();
         let max_connections = lifecycle::connection_limit(config.connection.max, files, sockets);
         let mut shared = Shared {
@@ -189,8 +189,8 @@ impl Server {
         let live = Live::load(config)?;
         self.shared.try_out(&live)?;
         self.shared.live.send_replace(Arc::new(live));
-        let marks = forget::marks(config, self.shared.keys.scope());
-        self.shared.store.forget(&marks);
+        let rules = forget::rules(config, self.shared.keys.scope());
+        self.shared.store.forget(&rules);
         Ok(())
     }
 

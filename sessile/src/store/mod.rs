@@ -3,7 +3,7 @@
 //! thread; without a shared store it does not wait at all.
 
 mod entry;
-mod marks;
+mod forget_rules;
 pub mod memory;
 mod redis;
 pub mod snapshot;
@@ -20,14 +20,14 @@ use sessile_proto::Time;
 use sessile_proto::keys::Schedule;
 use sessile_proto::resumption::{NewSession, StoreKey};
 use sessile_proto::session::{Gone, Inserted, Limits, Lookup};
-use sessile_proto::ticket::{Envelope, Forgotten};
+use sessile_proto::ticket::{Envelope, ForgetRules};
 use sessile_proto::verdict::Reason;
 use tokio::time::Instant;
 
 use self::redis::{Answer, HEARTBEAT, Link, Remote};
 use crate::config::{Config, StoreUrl};
 use crate::key::Keyring;
-use marks::Marks;
+use forget_rules::KnownForgetRules;
 use memory::Memory;
 use snapshot::Snapshot;
 
@@ -80,7 +80,7 @@ impl WaitBudget {
 pub struct Store {
     memory: Arc<Memory>,
     remote: Option<Arc<Remote>>,
-    marks: Arc<Marks>,
+    rules: Arc<KnownForgetRules>,
     /// Sessions may be removed by another server: the shared store is asked even for those that
     /// are at hand.
     removable: bool,
@@ -103,13 +103,13 @@ impl Store {
             max_entries: config.session.max_entries,
             lifetime: config.session.lifetime,
         };
-        let marks = Arc::new(Marks::default());
+        let rules = Arc::new(KnownForgetRules::default());
         let remote = match &config.session.store {
             // A server that keeps no sessions hears from it what its tickets are not good for.
             StoreUrl::Redis(redis) if !limits.lifetime.is_zero() => {
                 let timeout = config.session.store_timeout;
                 let server = (&config.server, number);
-                let remote = Remote::new(redis, timeout, server, keys, &marks, registry)?;
+                let remote = Remote::new(redis, timeout, server, keys, &rules, registry)?;
                 Some(Arc::new(remote))
             }
             StoreUrl::Memory | StoreUrl::Redis(_) => None,
@@ -117,7 +117,7 @@ impl Store {
         Ok(Self {
             memory: Arc::new(Memory::new(limits, seed)),
             remote,
-            marks,
+            rules,
             removable: config.sessions_are_removable(),
         })
     }
@@ -130,15 +130,15 @@ impl Store {
         Local {
             memory: Arc::clone(&self.memory),
             link: self.remote.as_ref().map(link),
-            marks: Arc::clone(&self.marks),
+            rules: Arc::clone(&self.rules),
             removable: self.removable,
         }
     }
 
     /// Forgets these sessions from now on, whatever is known of the store. A mark that was learned
     /// stays until the process ends.
-    pub fn forget(&self, marks: &Forgotten) {
-        self.marks.learn(marks);
+    pub fn forget(&self, rules: &ForgetRules) {
+        self.rules.learn(rules);
     }
 
     /// The server drains: another process may have its number.
@@ -187,7 +187,7 @@ impl Store {
 pub struct Local {
     memory: Arc<Memory>,
     link: Option<Rc<Link>>,
-    marks: Arc<Marks>,
+    rules: Arc<KnownForgetRules>,
     removable: bool,
 }
 
@@ -214,8 +214,8 @@ impl Local {
 
     /// Which sessions are forgotten on request, as far as this server knows.
     #[must_use]
-    pub fn forgotten(&self) -> Arc<Forgotten> {
-        self.marks.known()
+    pub fn forgotten(&self) -> Arc<ForgetRules> {
+        self.rules.known()
     }
 
     /// How long a handshake that begins now may wait for the store.

@@ -191,8 +191,8 @@ fn the_lifetime_of_the_farm_key_is_the_longest() {
 #[test]
 fn revoked_is_what_was_forgotten_or_sealed_before_sessions_had_to_be_removable() {
     let (sealed, _) = ticket(inputs(TLS_1_3));
-    let mut forgotten = Forgotten::default();
-    forgotten.mark(Extent::Site(SITE), NOON.plus(HOUR));
+    let mut forgotten = ForgetRules::default();
+    forgotten.add(ForgetScope::Site(SITE), NOON.plus(HOUR));
     let forgets = with(TLS_1_3, |inputs| inputs.forgotten = Arc::new(forgotten));
     assert_eq!(verdict(forgets, &sealed), Verdict::Full(Reason::Revoked));
     let removable = with(TLS_1_3, |inputs| {

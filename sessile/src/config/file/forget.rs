@@ -1,13 +1,13 @@
 //! `session.forget`: which sessions are forgotten on request.
 
-use sessile_proto::ticket::MAX_MARKS;
+use sessile_proto::ticket::MAX_FORGET_RULES;
 use toml::Spanned;
 
 use super::problem::{Hint, What};
 use super::raw;
 use super::reader::Reader;
 use crate::clock;
-use crate::config::{Forget, MAX_NUMBER, Site, Whose};
+use crate::config::{Forget, ForgetTarget, MAX_NUMBER, Site};
 
 /// Reads every mark; a site has to be one of `sites`.
 pub(super) fn read(
@@ -15,7 +15,7 @@ pub(super) fn read(
     written: Vec<Spanned<raw::Forget>>,
     sites: &[Site],
 ) -> Vec<Forget> {
-    if let Some(beyond) = written.get(MAX_MARKS) {
+    if let Some(beyond) = written.get(MAX_FORGET_RULES) {
         reader.note(beyond.span(), What::TooManyMarks);
     }
     let marks = written.into_iter();
@@ -45,8 +45,8 @@ fn mark(reader: &mut Reader<'_>, written: Spanned<raw::Forget>, sites: &[Site]) 
         }
         Some(then)
     });
-    let whose = match (written.site, written.server) {
-        (None, None) => Some(Whose::Everyones),
+    let target = match (written.site, written.server) {
+        (None, None) => Some(ForgetTarget::Everything),
         (Some(site), None) => site_of(reader, &site, sites),
         (None, Some(server)) => server_of(reader, server),
         (Some(_), Some(_)) => {
@@ -55,12 +55,16 @@ fn mark(reader: &mut Reader<'_>, written: Spanned<raw::Forget>, sites: &[Site]) 
         }
     };
     Some(Forget {
-        whose: whose?,
+        target: target?,
         before: before?,
     })
 }
 
-fn site_of(reader: &mut Reader<'_>, written: &Spanned<String>, sites: &[Site]) -> Option<Whose> {
+fn site_of(
+    reader: &mut Reader<'_>,
+    written: &Spanned<String>,
+    sites: &[Site],
+) -> Option<ForgetTarget> {
     let value = written.get_ref().to_ascii_lowercase();
     let found = Site::called(&value, sites);
     if found.is_none() {
@@ -71,19 +75,19 @@ fn site_of(reader: &mut Reader<'_>, written: &Spanned<String>, sites: &[Site]) -
         };
         reader.note(written.span(), what);
     }
-    found.map(Site::whose)
+    found.map(Site::target)
 }
 
-fn server_of(reader: &mut Reader<'_>, written: Spanned<raw::NameOrNumber>) -> Option<Whose> {
+fn server_of(reader: &mut Reader<'_>, written: Spanned<raw::NameOrNumber>) -> Option<ForgetTarget> {
     let span = written.span();
     match written.into_inner() {
         raw::NameOrNumber::Name(name) => reader
             .server_name(Some(Spanned::new(span, name)))
-            .map(Whose::Server),
+            .map(ForgetTarget::Server),
         raw::NameOrNumber::Number(number) => {
             let number = Some(Spanned::new(span, number));
             let number = reader.number("server", number, 0, i64::from(MAX_NUMBER))?;
-            Some(Whose::Number(number))
+            Some(ForgetTarget::Number(number))
         }
     }
 }

@@ -32,12 +32,12 @@ use sessile_proto::verdict::Reason;
 
 use super::WaitBudget;
 use super::entry::{self, Name, Opened};
-use super::marks::Marks;
+use super::forget_rules::KnownForgetRules;
 use crate::config::Server;
 use crate::key::Keyring;
 use claim::Claim;
 use connect::Dialer;
-use forget::SharedMarks;
+use forget::SharedForgetRules;
 use metrics::{Metrics, Operation, Outcome};
 use time::Clock;
 
@@ -53,7 +53,7 @@ pub(super) struct Remote {
     /// The store's address, fit to be shown.
     shown: String,
     metrics: Metrics,
-    marks: SharedMarks,
+    rules: SharedForgetRules,
     claim: Claim,
     clock: Clock,
     /// What the log was told last; a word comes at every change.
@@ -101,7 +101,7 @@ impl Remote {
         timeout: Duration,
         (server, number): (&Server, u32),
         keys: &Arc<Keyring>,
-        marks: &Arc<Marks>,
+        rules: &Arc<KnownForgetRules>,
         registry: &Registry,
     ) -> Result<Self, StoreError> {
         let name = server.name.as_str();
@@ -112,7 +112,7 @@ impl Remote {
             server: name.to_owned(),
             shown: config.to_string(),
             metrics: Metrics::register(registry, name)?,
-            marks: SharedMarks::new(keys, marks, server),
+            rules: SharedForgetRules::new(keys, rules, server),
             claim: Claim::new(keys.scope(), number, name, registry)?,
             clock: Clock::new(keys, name, registry)?,
             said: AtomicU8::new(Said::Nothing as u8),

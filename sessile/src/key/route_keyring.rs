@@ -1,5 +1,5 @@
-//! A balancer's key: route chains only, from the part that was exported for it or from a whole
-//! key. Reads labels, opens no ticket, and never writes the file.
+//! A balancer's key: the route chains of a whole key or of its exported part. It reads labels, opens no
+//! ticket and never writes the file.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -7,43 +7,45 @@ use std::sync::{Arc, Mutex};
 use sessile_proto::Time;
 use sessile_proto::keys::{FarmKey, RouteKeys};
 
-use super::ring::locked;
+use super::keyring::locked;
 use super::{FileError, file};
 use crate::clock;
 
-/// Route keys as the threads of a balancer share them.
-pub struct RouteRing {
-    state: Mutex<State>,
+/// Seconds for which derived route keys are used.
+///
+/// Every day begins at such a step. The end of a generation is noticed after one step at most.
+const DERIVE_STEP: u64 = 60;
+
+/// The route keys, shared by the threads of a balancer.
+pub struct RouteKeyring {
+    state: Mutex<DerivedRoutes>,
 }
 
-struct State {
+struct DerivedRoutes {
     part: FarmKey,
-    /// For the minute since the Unix epoch in which they were derived.
-    derived: (u64, Arc<RouteKeys>),
+    /// The step, counted from the Unix epoch, for which `keys` was derived.
+    step: u64,
+    keys: Arc<RouteKeys>,
 }
 
-/// Seconds for which derived route keys are used. Days begin with a minute; that a generation ended
-/// is noticed within one.
-const FRESH: u64 = 60;
-
-impl State {
+impl DerivedRoutes {
     fn new(key: &FarmKey, now: Time) -> Self {
-        // Ticket chains of a whole key are dropped, and wiped, here.
+        // A balancer must not hold ticket chains, even if the file has them.
         let part = key.route_part(now);
-        let keys = Arc::new(RouteKeys::derive(&part, now));
         Self {
+            step: now.unix_secs() / DERIVE_STEP,
+            keys: Arc::new(RouteKeys::derive(&part, now)),
             part,
-            derived: (now.unix_secs() / FRESH, keys),
         }
     }
 }
 
-impl RouteRing {
+impl RouteKeyring {
     /// Reads a key file, whole or the route part.
     pub fn open(path: &Path) -> Result<Self, FileError> {
         let key = file::load_any(path)?;
         Ok(Self {
-            state: Mutex::new(State::new(&key, clock::now())),
+            state: Mutex::new(DerivedRoutes::new(&key, clock::now())),
         })
     }
 
@@ -51,11 +53,12 @@ impl RouteRing {
     #[must_use]
     pub fn keys(&self, now: Time) -> Arc<RouteKeys> {
         let mut state = locked(&self.state);
-        let minute = now.unix_secs() / FRESH;
-        if state.derived.0 != minute {
-            state.derived = (minute, Arc::new(RouteKeys::derive(&state.part, now)));
+        let step = now.unix_secs() / DERIVE_STEP;
+        if state.step != step {
+            state.step = step;
+            state.keys = Arc::new(RouteKeys::derive(&state.part, now));
         }
-        Arc::clone(&state.derived.1)
+        Arc::clone(&state.keys)
     }
 
     /// The farm's name.
@@ -65,9 +68,9 @@ impl RouteRing {
     }
 }
 
-impl std::fmt::Debug for RouteRing {
+impl std::fmt::Debug for RouteKeyring {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("RouteRing").finish_non_exhaustive()
+        f.debug_struct("RouteKeyring").finish_non_exhaustive()
     }
 }
 
@@ -93,7 +96,7 @@ mod tests {
             crate::key::write_route_part(&part, key, now).unwrap();
         };
         export(&key);
-        let rings = [&whole, &part].map(|path| RouteRing::open(path).unwrap());
+        let keyrings = [&whole, &part].map(|path| RouteKeyring::open(path).unwrap());
         let issuer = Issuer {
             server: 7,
             incarnation: 1,
@@ -102,21 +105,21 @@ mod tests {
             let schedule = sessile_proto::keys::Schedule::derive(key, now);
             ticket::issue(&schedule, issuer, Class::Stored, [3; 16]).unwrap()
         };
-        let reads = |ring: &RouteRing, token: &[u8]| {
-            ticket::read_label(&ring.keys(now), token).map(|(_, label)| label.server)
+        let reads = |keyring: &RouteKeyring, token: &[u8]| {
+            ticket::read_label(&keyring.keys(now), token).map(|(_, label)| label.server)
         };
-        for ring in &rings {
-            assert_eq!(reads(ring, &label(&key)), Some(7));
+        for keyring in &keyrings {
+            assert_eq!(reads(keyring, &label(&key)), Some(7));
         }
         let (changed, _) = rotate(&whole, Rotation::Replace, now).unwrap();
         export(&changed);
-        for ring in &rings {
-            assert_eq!(reads(ring, &label(&changed)), None);
+        for keyring in &keyrings {
+            assert_eq!(reads(keyring, &label(&changed)), None);
         }
         for path in [&whole, &part] {
-            let ring = RouteRing::open(path).unwrap();
-            assert_eq!(reads(&ring, &label(&changed)), Some(7));
-            assert_eq!(reads(&ring, &label(&key)), None);
+            let keyring = RouteKeyring::open(path).unwrap();
+            assert_eq!(reads(&keyring, &label(&changed)), Some(7));
+            assert_eq!(reads(&keyring, &label(&key)), None);
         }
     }
 }

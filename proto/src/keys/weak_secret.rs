@@ -1,29 +1,30 @@
-//! Bytes that nobody may use as a secret: those that a program left at their start, that a person
-//! typed, or that stand in a document. Random bytes come out as such once in 2^45 times at most.
+//! Refuses bytes that are not random: uninitialised memory, typed text, published examples.
+//!
+//! Random bytes are refused at most once in 2^45 times.
 
 use aws_lc_rs::digest;
 
 /// Why bytes are refused as a secret.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Weak {
-    /// Not 32 bytes; this many.
+pub enum WeakSecret {
+    /// The secret has this many bytes instead of 32.
     Length(usize),
     /// All bytes are zero.
     Zero,
-    /// A short run of bytes, over and over; its length.
+    /// A group of this many bytes is repeated.
     Repeated(usize),
-    /// Every byte is the one before it plus the same number: 00 01 02 … 1f and its like.
+    /// Each byte is the previous byte plus a constant, as in 00 01 02.
     Sequence,
-    /// A run of equal bytes: memory that was only partly filled. Its length.
+    /// This many equal bytes follow each other, as in memory that is only partly filled.
     Run(usize),
-    /// Printable characters only: a password, or the hex or base64 of a shorter key.
+    /// All bytes are printable: a password, or a shorter key in hex or base64.
     Text,
-    /// On the list of published bytes; where they were published.
+    /// The bytes are published in this document.
     Published(&'static str),
 }
 
-impl std::fmt::Display for Weak {
+impl std::fmt::Display for WeakSecret {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Length(len) => write!(f, "it has {len} bytes where 32 are needed"),
@@ -38,13 +39,12 @@ impl std::fmt::Display for Weak {
     }
 }
 
-impl std::error::Error for Weak {}
+impl std::error::Error for WeakSecret {}
 
-/// Equal bytes in a row that random bytes do not have (once in 2^51 times).
+/// Shortest run of equal bytes that is refused. Random bytes have one once in 2^51 times.
 const MAX_RUN: usize = 8;
 
-/// Bytes that stand in public documents as the key of an example: what can be known for certain,
-/// and by no means all that was ever published. Kept as hex so that they can be searched for.
+/// Example keys from public documents, in hex so that a text search finds them. The list is not complete.
 const PUBLISHED: [(&str, &str); 6] = [
     (
         "077709362c2e32df0ddc3f0dc47bba6390b6c73bb50f9c3122ec844ad7c2b3e5",
@@ -72,7 +72,7 @@ const PUBLISHED: [(&str, &str); 6] = [
     ),
 ];
 
-/// Words whose SHA-256 people take for a secret.
+/// Words whose SHA-256 people use as a secret.
 const WORDS: [&str; 10] = [
     "",
     "password",
@@ -86,14 +86,14 @@ const WORDS: [&str; 10] = [
     "sessile",
 ];
 
-/// Refuses 32 bytes that are not random, with the reason.
-pub(super) fn check(bytes: &[u8; 32]) -> Result<(), Weak> {
+/// Checks that 32 bytes look random.
+pub(super) fn check(bytes: &[u8; 32]) -> Result<(), WeakSecret> {
     if *bytes == [0; 32] {
-        return Err(Weak::Zero);
+        return Err(WeakSecret::Zero);
     }
     for run in [1, 2, 4, 8, 16] {
         if bytes.chunks(run).all(|chunk| chunk == &bytes[..run]) {
-            return Err(Weak::Repeated(run));
+            return Err(WeakSecret::Repeated(run));
         }
     }
     let step = bytes[1].wrapping_sub(bytes[0]);
@@ -101,23 +101,23 @@ pub(super) fn check(bytes: &[u8; 32]) -> Result<(), Weak> {
         .windows(2)
         .all(|pair| pair[1] == pair[0].wrapping_add(step))
     {
-        return Err(Weak::Sequence);
+        return Err(WeakSecret::Sequence);
     }
     let longest = bytes.chunk_by(|a, b| a == b).map(<[u8]>::len).max();
     if let Some(run) = longest.filter(|&run| run >= MAX_RUN) {
-        return Err(Weak::Run(run));
+        return Err(WeakSecret::Run(run));
     }
     if bytes.iter().all(|&byte| (b' '..=b'~').contains(&byte)) {
-        return Err(Weak::Text);
+        return Err(WeakSecret::Text);
     }
     for (hex, place) in PUBLISHED {
         if is_hex_of(hex, bytes) {
-            return Err(Weak::Published(place));
+            return Err(WeakSecret::Published(place));
         }
     }
     for word in WORDS {
         if digest::digest(&digest::SHA256, word.as_bytes()).as_ref() == bytes {
-            return Err(Weak::Published("the SHA-256 of a common word"));
+            return Err(WeakSecret::Published("the SHA-256 of a common word"));
         }
     }
     Ok(())
@@ -141,13 +141,13 @@ mod tests {
 
     #[test]
     fn what_a_program_left_at_its_start_is_refused_by_name() {
-        assert_eq!(check(&[0; 32]), Err(Weak::Zero));
-        assert_eq!(check(&[7; 32]), Err(Weak::Repeated(1)));
+        assert_eq!(check(&[0; 32]), Err(WeakSecret::Zero));
+        assert_eq!(check(&[7; 32]), Err(WeakSecret::Repeated(1)));
         let twice: [u8; 32] = std::array::from_fn(|at| [3, 200, 9, 14][at % 4]);
-        assert_eq!(check(&twice), Err(Weak::Repeated(4)));
+        assert_eq!(check(&twice), Err(WeakSecret::Repeated(4)));
         let mut half = bytes(PUBLISHED[0].0);
         half[16..].fill(0);
-        assert_eq!(check(&half), Err(Weak::Run(16)));
+        assert_eq!(check(&half), Err(WeakSecret::Run(16)));
     }
 
     #[test]
@@ -155,20 +155,30 @@ mod tests {
         for (first, step) in [(0_u8, 1_u8), (1, 1), (0x1f, 255), (0x80, 1), (5, 9)] {
             let sequence =
                 std::array::from_fn(|at| first.wrapping_add(step.wrapping_mul(at as u8)));
-            assert_eq!(check(&sequence), Err(Weak::Sequence), "{first} by {step}");
+            assert_eq!(
+                check(&sequence),
+                Err(WeakSecret::Sequence),
+                "{first} by {step}"
+            );
         }
     }
 
     #[test]
     fn text_is_refused_as_a_password_and_as_hex_alike() {
-        assert_eq!(check(b"correct horse battery staple 42!"), Err(Weak::Text));
-        assert_eq!(check(b"077709362c2e32df0ddc3f0dc47bba63"), Err(Weak::Text));
+        assert_eq!(
+            check(b"correct horse battery staple 42!"),
+            Err(WeakSecret::Text)
+        );
+        assert_eq!(
+            check(b"077709362c2e32df0ddc3f0dc47bba63"),
+            Err(WeakSecret::Text)
+        );
     }
 
     #[test]
     fn published_bytes_are_refused_with_the_place() {
         for (hex, place) in PUBLISHED {
-            assert_eq!(check(&bytes(hex)), Err(Weak::Published(place)));
+            assert_eq!(check(&bytes(hex)), Err(WeakSecret::Published(place)));
         }
         let of_nothing = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
         let refused = check(&bytes(of_nothing)).unwrap_err().to_string();

@@ -10,11 +10,11 @@ const fn name(n: u8) -> KeyName {
     [n; LEN]
 }
 
-/// The `n`th ticket that begins with that name.
-fn ticket(of: u8, n: u32) -> Token {
+/// The `n`th ticket with this name.
+fn ticket(of: u8, n: u32) -> TicketFingerprint {
     let mut bytes = [of; 64].to_vec();
     bytes.extend(n.to_be_bytes());
-    Token::new(&bytes).unwrap()
+    TicketFingerprint::new(&bytes).unwrap()
 }
 
 fn servers(names: &KeyNames, of: u8) -> Vec<u32> {
@@ -22,19 +22,19 @@ fn servers(names: &KeyNames, of: u8) -> Vec<u32> {
 }
 
 #[test]
-fn two_tickets_that_a_server_accepted_prove_its_name() {
+fn two_accepted_tickets_prove_a_name() {
     let mut names = KeyNames::default();
     names.accepted(A, ticket(7, 1), true);
     names.accepted(A, ticket(7, 1), true);
     assert_eq!(servers(&names, 7), []);
     names.accepted(A, ticket(7, 2), true);
     assert_eq!(servers(&names, 7), [A]);
-    assert_eq!(names.of(A).collect::<Vec<_>>(), [&name(7)]);
+    assert_eq!(names.names_of(A).collect::<Vec<_>>(), [&name(7)]);
     assert!(names.group(A).is_empty());
 }
 
 #[test]
-fn what_a_server_puts_on_its_tickets_proves_nothing() {
+fn issued_tickets_alone_prove_nothing() {
     let mut names = KeyNames::default();
     names.issued(A, name(7));
     names.issued(A, name(7));
@@ -43,7 +43,7 @@ fn what_a_server_puts_on_its_tickets_proves_nothing() {
 }
 
 #[test]
-fn a_header_of_servers_that_share_no_key_is_no_name() {
+fn a_header_of_servers_without_a_shared_key_is_no_name() {
     let mut names = KeyNames::default();
     for server in [A, B] {
         names.issued(server, name(7));
@@ -51,9 +51,9 @@ fn a_header_of_servers_that_share_no_key_is_no_name() {
             names.accepted(server, ticket(7, 10 * server + n), true);
         }
     }
-    // Either may be right, as far as is known.
+    // Nothing tells yet which of the two has the key.
     assert_eq!(servers(&names, 7), []);
-    assert_eq!(names.to_try(name(7), A), [B]);
+    assert_eq!(names.servers_to_try(name(7), A), [B]);
     names.tried(name(7), A, B, false);
     assert_eq!(servers(&names, 7), []);
     names.accepted(A, ticket(7, 99), true);
@@ -64,7 +64,7 @@ fn a_header_of_servers_that_share_no_key_is_no_name() {
 }
 
 #[test]
-fn who_is_not_checked_is_believed_while_no_other_accepts_the_same() {
+fn an_unchecked_server_is_believed_while_no_other_accepts_its_name() {
     let mut names = KeyNames::default();
     let accept = |names: &mut KeyNames, server| {
         for n in 0..2 {
@@ -75,23 +75,23 @@ fn who_is_not_checked_is_believed_while_no_other_accepts_the_same() {
     assert_eq!(servers(&names, 7), [A]);
     accept(&mut names, B);
     assert_eq!(servers(&names, 7), []);
-    // A check finds out whose it is.
+    // A check finds out which server issues the tickets.
     names.issued(B, name(7));
     assert_eq!(servers(&names, 7), [B]);
     names.tried(name(7), B, A, false);
     assert_eq!(servers(&names, 7), [B]);
-    assert_eq!(names.to_try(name(7), B), []);
+    assert_eq!(names.servers_to_try(name(7), B), []);
 }
 
 #[test]
-fn a_ticket_of_one_that_resumes_at_another_makes_them_a_group() {
+fn two_servers_that_resume_each_others_tickets_are_a_group() {
     let mut names = KeyNames::default();
     for server in [A, B, C] {
         names.issued(server, name(7));
     }
     names.tried(name(7), B, A, true);
     assert_eq!(servers(&names, 7), [A, B]);
-    assert_eq!(names.to_try(name(7), C), [B, A]);
+    assert_eq!(names.servers_to_try(name(7), C), [B, A]);
     names.tried(name(7), C, A, true);
     assert_eq!(servers(&names, 7), [A, B, C]);
     assert_eq!(names.group(B), [A, C].into());
@@ -108,13 +108,13 @@ fn group() -> KeyNames {
 }
 
 #[test]
-fn one_of_a_group_that_refuses_what_another_issued_leaves_and_the_others_stay() {
+fn a_server_that_refuses_its_groups_ticket_leaves_the_group() {
     let mut names = group();
     names.tried(name(7), A, B, false);
     assert_eq!(servers(&names, 7), [A, C]);
     assert_eq!(names.group(A), [C].into());
     assert!(names.group(B).is_empty());
-    // What it has now is its own.
+    // The server has a new key of another name.
     names.issued(B, name(8));
     names.issues_only(B, &[name(8)]);
     for n in 0..2 {
@@ -124,24 +124,24 @@ fn one_of_a_group_that_refuses_what_another_issued_leaves_and_the_others_stay() 
         (servers(&names, 7), servers(&names, 8)),
         (vec![A, C], vec![B])
     );
-    // It has the old key again.
+    // The server has the old key again.
     names.tried(name(7), B, A, true);
     assert_eq!(servers(&names, 7), [A, B, C]);
 }
 
 #[test]
-fn one_that_refuses_its_own_leaves_where_others_can_stand_in_for_it() {
+fn a_server_that_refuses_its_own_ticket_leaves_if_others_have_the_key() {
     let mut names = group();
     for server in [B, A] {
-        names.lost(server, name(7));
+        names.refused_own_ticket(server, name(7));
     }
     assert_eq!(servers(&names, 7), [C]);
-    names.lost(C, name(7));
+    names.refused_own_ticket(C, name(7));
     assert_eq!(servers(&names, 7), [C]);
 }
 
 #[test]
-fn whoever_begins_tickets_like_a_group_and_shares_no_key_with_it_makes_a_header_of_the_name() {
+fn a_second_key_with_the_same_first_bytes_makes_them_a_header() {
     let mut names = KeyNames::default();
     for server in [A, B, C] {
         names.issued(server, name(7));
@@ -149,43 +149,43 @@ fn whoever_begins_tickets_like_a_group_and_shares_no_key_with_it_makes_a_header_
     names.tried(name(7), A, B, true);
     names.tried(name(7), C, A, false);
     assert_eq!(servers(&names, 7), []);
-    // Whatever the group goes on to do.
+    // Later reports of the group change nothing.
     names.tried(name(7), A, B, true);
     names.tried(name(7), B, A, true);
-    names.lost(B, name(7));
+    names.refused_own_ticket(B, name(7));
     assert_eq!(servers(&names, 7), []);
-    assert_eq!(names.to_try(name(7), C).len(), 2);
-    // Until it does so no longer, as a whole look at it shows.
+    assert_eq!(names.servers_to_try(name(7), C).len(), 2);
+    // A whole check shows that the server no longer issues such tickets.
     names.issues_only(C, &[name(8)]);
     assert_eq!(servers(&names, 7), [A, B]);
 }
 
 #[test]
-fn who_has_not_been_heard_of_for_longest_is_asked_first() {
+fn the_server_with_the_oldest_report_is_asked_first() {
     let mut names = group();
-    assert_eq!(names.to_try(name(7), B), [A, C]);
+    assert_eq!(names.servers_to_try(name(7), B), [A, C]);
     names.tried(name(7), B, A, true);
-    assert_eq!(names.to_try(name(7), B), [C, A]);
-    // One that nobody knows yet asks the group before all others.
+    assert_eq!(names.servers_to_try(name(7), B), [C, A]);
+    // An unknown server asks the group before all others.
     names.issued(9, name(7));
-    assert_eq!(names.to_try(name(7), 10), [C, B, A, 9]);
+    assert_eq!(names.servers_to_try(name(7), 10), [C, B, A, 9]);
 }
 
 #[test]
-fn what_changes_nobodys_names_is_no_revision() {
+fn a_report_that_changes_no_name_is_no_revision() {
     let mut names = group();
     names.accepted(A, ticket(7, 1), true);
     let revision = names.revision();
     names.accepted(A, ticket(7, 1), true);
     names.tried(name(7), A, B, true);
-    names.lost(A, name(8));
+    names.refused_own_ticket(A, name(8));
     assert_eq!(names.revision(), revision);
     names.accepted(A, ticket(7, 2), true);
     assert!(names.revision() > revision);
 }
 
 #[test]
-fn under_encrypted_hellos_nothing_is_proven_and_what_is_proven_stays() {
+fn under_encrypted_hellos_names_are_confirmed_and_never_proven() {
     let mut names = KeyNames::default();
     for n in 0..9 {
         names.accepted(A, ticket(7, n), false);
@@ -200,7 +200,7 @@ fn under_encrypted_hellos_nothing_is_proven_and_what_is_proven_stays() {
 }
 
 #[test]
-fn random_prefixes_take_a_bounded_place_and_push_no_name_out() {
+fn random_prefixes_take_bounded_room_and_displace_no_name() {
     let mut names = KeyNames::default();
     for n in 0..2 {
         names.accepted(A, ticket(7, n), true);
@@ -208,18 +208,18 @@ fn random_prefixes_take_a_bounded_place_and_push_no_name_out() {
     for n in 0..10_000_u32 {
         let mut random = [0; 64];
         random[..4].copy_from_slice(&n.to_be_bytes());
-        names.accepted(A, Token::new(&random).unwrap(), true);
+        names.accepted(A, TicketFingerprint::new(&random).unwrap(), true);
         let mut looks_like_one = name(0);
         looks_like_one[..4].copy_from_slice(&n.to_le_bytes());
         names.issued(A, looks_like_one);
     }
     assert_eq!(servers(&names, 7), [A]);
     assert_eq!(names.names.len(), MAX_NAMES);
-    assert_eq!(names.once[&A].len(), MAX_ONCE);
+    assert_eq!(names.accepted_once[&A].len(), MAX_ACCEPTED_ONCE);
 }
 
 #[test]
-fn of_proven_names_the_one_heard_of_least_lately_leaves() {
+fn the_proven_name_with_the_oldest_report_leaves_first() {
     let mut names = KeyNames::default();
     let prove = |names: &mut KeyNames, of: u8| {
         for n in 0..2 {
@@ -237,7 +237,7 @@ fn of_proven_names_the_one_heard_of_least_lately_leaves() {
 }
 
 #[test]
-fn a_server_that_is_forgotten_leaves_the_others_their_names() {
+fn forgetting_a_server_keeps_the_names_of_the_others() {
     let mut names = KeyNames::default();
     names.tried(name(7), A, B, true);
     names.tried(name(7), A, C, true);
@@ -249,12 +249,12 @@ fn a_server_that_is_forgotten_leaves_the_others_their_names() {
 }
 
 #[test]
-fn an_identifier_is_no_ticket() {
-    assert_eq!(Token::new(&[1; 31]), None);
-    assert!(Token::new(&[1; 32]).is_some());
+fn an_identifier_has_no_fingerprint() {
+    assert_eq!(TicketFingerprint::new(&[1; 31]), None);
+    assert!(TicketFingerprint::new(&[1; 32]).is_some());
 }
 
-/// A pool as it is, to hold what is known against: which key each server has.
+/// The true state of a pool: the key of each server.
 struct Pool {
     keys: [u8; 4],
     tickets: u32,
@@ -268,10 +268,10 @@ impl Pool {
         name(self.keys[server as usize].min(NAMED))
     }
 
-    /// As a look does it.
+    /// Checks one server, as the balancer does.
     fn look(&mut self, names: &mut KeyNames, server: u32) {
         let of = self.name_of(server);
-        for other in names.to_try(of, server) {
+        for other in names.servers_to_try(of, server) {
             let resumed = self.keys[server as usize] == self.keys[other as usize];
             names.tried(of, server, other, resumed);
         }
@@ -291,7 +291,7 @@ impl Pool {
         }
     }
 
-    /// Whom a name ought to lead to.
+    /// The servers that a name should lead to.
     fn truth(&self, of: u8) -> Vec<u32> {
         let holders = (0..4).filter(|&it| self.name_of(it) == name(of));
         let holders: Vec<u32> = holders.collect();
@@ -305,10 +305,10 @@ impl Pool {
 }
 
 proptest! {
-    /// However keys were changed and servers looked at, once all have been looked at again a name
-    /// leads to just the servers that have its key, and a header nowhere.
+    /// After any changes, a check of all servers finds for each name the servers with its key. A format
+    /// header leads nowhere.
     #[test]
-    fn looks_find_out_who_holds_which_key(
+    fn checks_find_out_which_server_has_which_key(
         steps in prop::collection::vec((0..3_u8, 0..4_u32, 0..6_u8), 0..60),
     ) {
         let mut names = KeyNames::default();
@@ -319,40 +319,40 @@ proptest! {
                 0 => pool.keys[server as usize] = key,
                 1 => {
                     pool.keys[server as usize] = key;
-                    names.lost(server, had);
+                    names.refused_own_ticket(server, had);
                 }
                 _ => pool.look(&mut names, server),
             }
         }
         pool.look_at_all(&mut names);
         for of in 0..=NAMED {
-            // Nobody has a ticket of a key that nobody has.
+            // No client has a ticket of a key that no server has.
             if (0..4).any(|server| pool.name_of(server) == name(of)) {
                 prop_assert_eq!(servers(&names, of), pool.truth(of), "{:?} {:?}", pool.keys, names);
             }
         }
     }
 
-    /// One server that changes its key takes itself out of its group, and nobody else.
+    /// A server that changes its key leaves its group; the others stay.
     #[test]
     fn a_lost_key_costs_the_group_one_server(
-        lost in 0..4_u32,
+        refused_own_ticket in 0..4_u32,
         looks in prop::collection::vec(0..4_u32, 0..12),
     ) {
         let mut names = KeyNames::default();
         let mut pool = Pool { keys: [0; 4], tickets: 0 };
         pool.look_at_all(&mut names);
         prop_assert_eq!(servers(&names, 0), [0, 1, 2, 3]);
-        pool.keys[lost as usize] = 1;
+        pool.keys[refused_own_ticket as usize] = 1;
         for server in looks {
             pool.look(&mut names, server);
             let found = servers(&names, 0);
-            prop_assert!((0..4).all(|it| it == lost || found.contains(&it)), "{:?}", found);
+            prop_assert!((0..4).all(|it| it == refused_own_ticket || found.contains(&it)), "{:?}", found);
         }
     }
 
-    /// Whatever is reported, tables stay bounded, and a name that leads to several servers does so
-    /// because one resumed another's ticket.
+    /// After any reports the tables are bounded. A name leads to several servers only if one of them resumed
+    /// another's ticket.
     #[test]
     fn names_are_bounded_and_proven(
         steps in prop::collection::vec((0..7_u8, 0..4_u32, 0..4_u32, 0..50_u8, any::<bool>()), 0..600),
@@ -369,15 +369,15 @@ proptest! {
                         resumed.extend([(of, server), (of, other)]);
                     }
                 }
-                4 => names.lost(server, name(of)),
+                4 => names.refused_own_ticket(server, name(of)),
                 5 => names.issues_only(server, &[name(of)]),
                 _ => names.forget(server),
             }
         }
         for server in 0..4 {
-            let held = names.names.values().filter(|it| it.holders.contains_key(&server));
+            let held = names.names.values().filter(|holders| holders.by_server.contains_key(&server));
             prop_assert!(held.count() <= MAX_NAMES);
-            prop_assert!(names.once.get(&server).is_none_or(|it| it.len() <= MAX_ONCE));
+            prop_assert!(names.accepted_once.get(&server).is_none_or(|it| it.len() <= MAX_ACCEPTED_ONCE));
             for other in names.group(server) {
                 prop_assert!(names.group(other).contains(&server));
             }

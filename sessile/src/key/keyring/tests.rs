@@ -1,5 +1,3 @@
-use std::time::Instant;
-
 use super::*;
 use crate::key::{DEFAULT_MAX_LIFETIME, Rotation, create, load, rotate, write_route_part};
 
@@ -29,7 +27,7 @@ fn two_ephemeral_keys_have_nothing_in_common() {
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(86_400);
 
-/// A key that was made more than a day ago, its file, and what nobody but the test moves forward.
+/// A key that was made more than a day ago, and its file. Only the test moves the key forward.
 fn made_long_ago(now: Time) -> (tempfile::TempDir, PathBuf, Shared) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("farm.key");
@@ -50,97 +48,96 @@ fn a_clock_that_another_contradicts_moves_no_key_and_seals_nothing() {
     let (_folder, path, shared) = made_long_ago(now);
     let before = stands_at(&path);
     for wrong in [now.minus(DAY), now.plus(DAY)] {
-        shared.hear(wrong, Moment::at(now));
-        shared.move_forward(Moment::at(now));
+        shared.record_shared_time(wrong, shared.moment(now));
+        shared.move_forward(shared.moment(now));
         assert_eq!(stands_at(&path), before);
         assert!(!shared.schedule(now).can_seal());
     }
-    shared.hear(now, Moment::at(now));
+    shared.record_shared_time(now, shared.moment(now));
     assert!(shared.schedule(now).can_seal());
-    shared.move_forward(Moment::at(now));
+    shared.move_forward(shared.moment(now));
     let key = load(&path).unwrap();
     assert_eq!(stands_at(&path), key.oldest_epoch(now));
 }
 
 #[test]
-fn a_clock_that_nobody_bears_out_makes_a_key_forget_little() {
+fn an_unconfirmed_clock_makes_a_key_forget_little() {
     let now = clock::now();
     let (_folder, path, shared) = made_long_ago(now);
     let before = stands_at(&path);
     // A day ahead, and so for three hours.
-    let begin = Moment::at(now.plus(DAY));
-    let after = |hours| Moment {
-        monotonic: begin.monotonic + HOUR * hours,
-        wall: begin.wall.plus(HOUR * hours),
-    };
-    locked(&shared.state).witnesses = Witnesses::new(begin);
+    let begin = now.plus(DAY);
+    locked(&shared.state).clock_trust = ClockTrust::new(begin);
     for hours in [1, 2, 3] {
-        shared.move_forward(after(hours));
+        shared.move_forward(Moment {
+            uptime: HOUR * hours,
+            wall: begin.plus(HOUR * hours),
+        });
     }
     assert_eq!(stands_at(&path), before + 6);
 }
 
 #[test]
-fn what_ends_before_its_time_is_counted_and_what_ends_in_time_is_not() {
-    let (_folder, path, ring) = with_file();
-    let revocations = || ring.schedule(clock::now()).revocations();
+fn generations_that_end_early_are_counted() {
+    let (_folder, path, keyring) = with_file();
+    let revocations = || keyring.schedule(clock::now()).revocations();
     rotate(&path, Rotation::Add(None), clock::now()).unwrap();
-    ring.reload().unwrap();
+    keyring.reload().unwrap();
     rotate(&path, Rotation::Activate(clock::now()), clock::now()).unwrap();
-    ring.reload().unwrap();
+    keyring.reload().unwrap();
     assert_eq!(revocations(), 0);
     for times in [1, 2] {
         rotate(&path, Rotation::Replace, clock::now()).unwrap();
-        ring.reload().unwrap();
-        ring.reload().unwrap();
+        keyring.reload().unwrap();
+        keyring.reload().unwrap();
         assert_eq!(revocations(), times);
     }
-    // What is not there any more, or is another of the same number, has ended as well.
-    let scope = ring.scope().to_owned();
+    // A generation that is missing, or has another secret, has ended as well.
+    let scope = keyring.scope().to_owned();
     std::fs::remove_file(&path).unwrap();
     create(&path, Some(&scope), HOUR, TEN_HOURS, clock::now()).unwrap();
-    ring.reload().unwrap();
+    keyring.reload().unwrap();
     assert_eq!(revocations(), 3);
-    ring.reload().unwrap();
+    keyring.reload().unwrap();
     assert_eq!(revocations(), 3);
 }
 
 #[test]
 fn the_schedule_follows_the_clock_both_ways() {
-    let ring = Keyring::ephemeral(TEN_HOURS).unwrap();
+    let keyring = Keyring::ephemeral(TEN_HOURS).unwrap();
     let now = clock::now();
-    let today = ring.schedule(now);
-    let tomorrow = ring.schedule(now.plus(Duration::from_secs(86_400)));
+    let today = keyring.schedule(now);
+    let tomorrow = keyring.schedule(now.plus(Duration::from_secs(86_400)));
     assert!(!Arc::ptr_eq(&today, &tomorrow));
-    assert!(ring.schedule(now).is_current(now));
+    assert!(keyring.schedule(now).is_current(now));
 }
 
 fn with_file() -> (tempfile::TempDir, PathBuf, Keyring) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("farm.key");
-    let ring = Keyring::open(&config::Key::File(path.clone()), TEN_HOURS).unwrap();
-    (folder, path, ring)
+    let keyring = Keyring::open(&config::Key::File(path.clone()), TEN_HOURS).unwrap();
+    (folder, path, keyring)
 }
 
 #[test]
-fn a_reload_takes_over_what_the_file_says() {
-    let (_folder, path, ring) = with_file();
-    assert_eq!(ring.reload().unwrap(), Reloaded::Unchanged);
+fn a_reload_uses_the_key_in_the_file() {
+    let (_folder, path, keyring) = with_file();
+    assert_eq!(keyring.reload().unwrap(), Reloaded::Unchanged);
     rotate(&path, Rotation::Replace, clock::now()).unwrap();
-    let before = ring.schedule(clock::now());
+    let before = keyring.schedule(clock::now());
     let changed = Reloaded::Changed {
         generations: vec![0, 1],
         sealing: Some(1),
         missing: vec![],
     };
-    assert_eq!(ring.reload().unwrap(), changed);
-    assert!(!Arc::ptr_eq(&before, &ring.schedule(clock::now())));
+    assert_eq!(keyring.reload().unwrap(), changed);
+    assert!(!Arc::ptr_eq(&before, &keyring.schedule(clock::now())));
 }
 
 #[test]
 fn a_bad_file_at_a_reload_leaves_the_old_key_in_place() {
-    let (folder, path, ring) = with_file();
-    let before = ring.schedule(clock::now());
+    let (folder, path, keyring) = with_file();
+    let before = keyring.schedule(clock::now());
     let other = folder.path().join("other.key");
     let _other = Keyring::open(&config::Key::File(other.clone()), TEN_HOURS).unwrap();
     let whole = load(&path).unwrap();
@@ -161,37 +158,37 @@ fn a_bad_file_at_a_reload_leaves_the_old_key_in_place() {
     ];
     for (breaks, reason) in breaks {
         breaks();
-        let said = ring.reload().unwrap_err().to_string();
+        let said = keyring.reload().unwrap_err().to_string();
         assert!(said.contains(reason), "{said}");
-        assert!(Arc::ptr_eq(&before, &ring.schedule(clock::now())));
+        assert!(Arc::ptr_eq(&before, &keyring.schedule(clock::now())));
     }
 }
 
 #[test]
 fn a_generation_that_went_missing_is_named() {
-    let (folder, path, ring) = with_file();
+    let (folder, path, keyring) = with_file();
     let first = folder.path().join("first");
     std::fs::copy(&path, &first).unwrap();
     rotate(&path, Rotation::Add(None), clock::now()).unwrap();
-    ring.reload().unwrap();
+    keyring.reload().unwrap();
     std::fs::rename(&first, &path).unwrap();
-    let Reloaded::Changed { missing, .. } = ring.reload().unwrap() else {
+    let Reloaded::Changed { missing, .. } = keyring.reload().unwrap() else {
         panic!("it changed");
     };
     assert_eq!(missing, [1]);
 }
 
 #[test]
-fn the_file_is_moved_forward_without_a_handshake_and_what_changed_in_it_is_taken_over() {
+fn the_file_is_moved_forward_without_a_handshake_and_its_changes_are_used() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("farm.key");
     let seconds = Duration::from_secs;
     create(&path, Some("test"), seconds(1), seconds(2), clock::now()).unwrap();
     let first = stands_at(&path);
-    let ring = Keyring::open(&config::Key::File(path.clone()), TEN_HOURS).unwrap();
+    let keyring = Keyring::open(&config::Key::File(path.clone()), TEN_HOURS).unwrap();
     rotate(&path, Rotation::Add(None), clock::now()).unwrap();
     let deadline = Instant::now() + seconds(20);
-    while stands_at(&path) < first + 3 || locked(&ring.shared.state).key.generations.len() < 2 {
+    while stands_at(&path) < first + 3 || locked(&keyring.shared.state).key.generations.len() < 2 {
         assert!(Instant::now() < deadline, "stands at {first} still");
         std::thread::yield_now();
     }

@@ -3,7 +3,7 @@
 fuzz_targets := "client_hello hello_reader server_hello new_session_ticket watch proxy_protocol"
 
 # All checks.
-check: fmt clippy test docs deny examples smoke fuzz-smoke
+check: fmt clippy test zoo docs deny examples smoke fuzz-smoke
 
 # Formatting.
 fmt:
@@ -14,10 +14,15 @@ fmt:
 # Lints, without exceptions.
 clippy:
     cargo clippy --workspace --all-targets --locked -- -D warnings
+    cargo clippy --package sessile --test zoo --locked -- -D warnings
 
 # The README's test command.
 test:
     .ci/setup && cargo test --workspace --locked
+
+# Suites with many foreign programs: prints the table of client libraries (docs/clients.md).
+zoo:
+    .ci/setup zoo && cargo test --package sessile --test zoo --locked -- --nocapture
 
 # A minute of rolling restarts under two hundred connections a second (docs/benchmarks.md); fails where
 # the rate was not reached, or a connection failed that no kill had cut off.

@@ -5,11 +5,13 @@
 
 pub mod affinity;
 pub mod age_limit;
+pub mod alert;
 pub mod hello;
 pub mod key_names;
 pub mod keys;
 pub mod proxy_protocol;
 pub mod record;
+pub mod resumption;
 pub mod route;
 pub mod sealed;
 pub mod session;

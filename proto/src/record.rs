@@ -1,7 +1,11 @@
 //! The TLS record layer, read without keys: cuts a byte stream into records and joins handshake messages.
 //! It decrypts nothing, and keeps no consumed bytes.
 
+mod flight;
+
 use std::fmt;
+
+pub use flight::separate_messages;
 
 /// Most bytes of plaintext in a record ([RFC 9846, 5.1](https://www.rfc-editor.org/rfc/rfc9846#section-5.1)).
 pub const MAX_PLAINTEXT: usize = 1 << 14;
@@ -34,8 +38,16 @@ pub enum Error {
     Interleaved,
     /// A handshake message is longer than this limit of the caller, in bytes.
     OverLimit(usize),
+    /// A handshake message of this type came instead of another.
+    HandshakeType(u8),
+    /// More bytes follow in the same record after a message that must end it (RFC 9846, 5.1).
+    Trailing,
+    /// The client_version is not 0x03xx (SSL 3.0 to TLS 1.3).
+    ClientVersion(u16),
     /// A length inside a message does not fit the bytes around it.
     Length,
+    /// A vector is longer or shorter than the protocol allows.
+    OutOfRange(&'static str),
     /// The protocol does not allow a value inside a message.
     Illegal(&'static str),
 }
@@ -50,8 +62,11 @@ impl fmt::Display for Error {
             Self::EmptyFragment => f.write_str("empty handshake fragment"),
             Self::Interleaved => f.write_str("a record interrupts a handshake message"),
             Self::OverLimit(limit) => write!(f, "handshake message over {limit} bytes"),
+            Self::HandshakeType(kind) => write!(f, "unexpected handshake message of type {kind}"),
+            Self::Trailing => f.write_str("handshake bytes after the ClientHello"),
+            Self::ClientVersion(version) => write!(f, "client version {version:#06x}"),
             Self::Length => f.write_str("a length does not fit"),
-            Self::Illegal(what) => write!(f, "illegal {what}"),
+            Self::OutOfRange(what) | Self::Illegal(what) => write!(f, "illegal {what}"),
         }
     }
 }

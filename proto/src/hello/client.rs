@@ -56,6 +56,10 @@ pub struct ClientHello<'a> {
     pub encrypted_client_hello: bool,
     /// Tickets wanted after a full handshake and after a resumption (RFC 9149).
     pub ticket_request: Option<(u8, u8)>,
+    /// The code of a record size (RFC 6066, section 4); see [`Self::max_record_size`].
+    pub max_fragment_length: Option<u8>,
+    /// The largest record that the client accepts (RFC 8449); see [`Self::max_record_size`].
+    pub record_size_limit: Option<u16>,
 }
 
 impl<'a> ClientHello<'a> {
@@ -66,12 +70,13 @@ impl<'a> ClientHello<'a> {
     /// [`Error::Incomplete`] where `message` is the beginning of a ClientHello.
     pub fn parse(message: &'a [u8]) -> Result<Self, Error> {
         let mut body = Cursor::message(message, kind::CLIENT_HELLO)?;
-        let legacy_version = version(body.u16()?)?;
+        let legacy_version = body.u16()?;
+        let legacy_version = version(legacy_version).ok_or(Error::ClientVersion(legacy_version))?;
         let random = body.take(32)?;
         let session_id = session_id(body.vec8()?)?;
         let cipher_suites = Suites::parse(body.vec16()?, 2)?;
         if body.vec8()?.is_empty() {
-            return Err(Error::Illegal("compression methods: there is none"));
+            return Err(Error::OutOfRange("compression methods: there is none"));
         }
         let mut hello = Self::bare(Form::Tls, legacy_version, random, session_id, cipher_suites);
         extensions::each(body, |kind, body| hello.extension(kind, body))?;
@@ -90,7 +95,8 @@ impl<'a> ClientHello<'a> {
             return Err(Error::Length);
         }
         body.take(3)?;
-        let legacy_version = version(body.u16()?)?;
+        let legacy_version = body.u16()?;
+        let legacy_version = version(legacy_version).ok_or(Error::ClientVersion(legacy_version))?;
         let lengths = [body.u16()?, body.u16()?, body.u16()?].map(usize::from);
         let [suites_len, session_id_len, challenge_len] = lengths;
         let cipher_suites = Suites::parse(body.take(suites_len)?, 3)?;
@@ -156,6 +162,8 @@ impl<'a> ClientHello<'a> {
             extended_master_secret: false,
             encrypted_client_hello: false,
             ticket_request: None,
+            max_fragment_length: None,
+            record_size_limit: None,
         }
     }
 
@@ -186,6 +194,14 @@ impl<'a> ClientHello<'a> {
                 self.ticket_request = Some((body.u8()?, body.u8()?));
                 body.end()?;
             }
+            extensions::MAX_FRAGMENT_LENGTH => {
+                self.max_fragment_length = Some(body.u8()?);
+                body.end()?;
+            }
+            extensions::RECORD_SIZE_LIMIT => {
+                self.record_size_limit = Some(body.u16()?);
+                body.end()?;
+            }
             extensions::ENCRYPTED_CLIENT_HELLO => self.encrypted_client_hello = true,
             _ => {}
         }
@@ -210,20 +226,17 @@ pub(super) fn ssl2_len(start: &[u8]) -> Result<usize, Error> {
         return Err(Error::ContentType(first));
     }
     let &[high, low, _, major, minor] = start.first_chunk().ok_or(Error::Incomplete)?;
-    version(u16::from_be_bytes([major, minor]))?;
+    let found = u16::from_be_bytes([major, minor]);
+    version(found).ok_or(Error::Version(found))?;
     match 2 + usize::from(u16::from_be_bytes([high & 0x7f, low])) {
         ..SSL2_FIXED_LEN => Err(Error::Length),
         len => Ok(len),
     }
 }
 
-fn version(version: u16) -> Result<u16, Error> {
+fn version(version: u16) -> Option<u16> {
     // SSL 2.0 itself (0x0002) and DTLS (0xfexx) are not ours.
-    if version >> 8 == 3 {
-        Ok(version)
-    } else {
-        Err(Error::Version(version))
-    }
+    (version >> 8 == 3).then_some(version)
 }
 
 pub(super) fn session_id(id: &[u8]) -> Result<&[u8], Error> {

@@ -30,6 +30,8 @@ pub(super) struct Offered {
     /// What the ticket and the session ID of TLS ≤ 1.2 are known by, if they were learned.
     ticket_key: Option<AffinityKey>,
     id_key: Option<AffinityKey>,
+    /// The client offered a session, known here or not.
+    pub(super) a_session: bool,
     /// The hello that is seen is the one that is answered, as far as anyone can tell.
     pub(super) in_clear: bool,
 }
@@ -45,6 +47,7 @@ impl Offered {
             ticket: hello.session_ticket.and_then(TicketFingerprint::new),
             ticket_key: AffinityKey::ticket(hello.session_ticket.unwrap_or_default()),
             id_key: AffinityKey::session_id(hello.session_id),
+            a_session: offers_session(hello),
             in_clear: !hello.encrypted_client_hello,
         }
     }
@@ -57,6 +60,15 @@ impl Offered {
             RoutedBy::Label | RoutedBy::KeyName | RoutedBy::Policy => None,
         }
     }
+}
+
+/// True if the hello offers a session. The session ID of a TLS 1.3 client is noise.
+pub(super) fn offers_session(hello: &ClientHello<'_>) -> bool {
+    let has_ticket = hello
+        .session_ticket
+        .is_some_and(|ticket| !ticket.is_empty());
+    let has_id = !hello.session_id.is_empty() && !hello.offers_tls13();
+    hello.pre_shared_key.is_some() || has_ticket || has_id
 }
 
 /// What decides where a client goes.

@@ -13,8 +13,9 @@ use tokio_util::task::AbortOnDropHandle;
 use super::Shared;
 use super::health::{Round, client, preface, visit};
 use super::roster::Pool;
+use super::session_fault::{Visited, visit_and_compare};
 use super::standing::State;
-use crate::client::{Client, Connection, Error, Mechanism, Target};
+use crate::client::{Client, Connection, Failure, Mechanism, Target};
 
 /// Between two looks at a server that nothing has called for.
 const INTERVAL: Duration = Duration::from_secs(10 * 60);
@@ -148,32 +149,36 @@ async fn look(shared: &Shared, round: &Round) {
 
 /// Two sessions, TLS 1.3 and 1.2 each, and whether servers whose tickets begin the same resume them.
 async fn find_key_names(pool: &Pool, round: &Round) {
-    let id = round.server.id();
-    let mut issued = Vec::new();
+    let server = &round.server;
+    if server.is_faulty_for(Mechanism::Any)
+        && let Some(client) = client(Mechanism::Any, round.timeout)
+    {
+        // Only this client offers session IDs too. How it fares is noted.
+        let _ = comeback(round, Mechanism::Any, &client).await;
+    }
     let mut is_whole = true;
+    let mut looks = Vec::new();
     for mechanism in [Mechanism::Psk, Mechanism::Ticket] {
         let Some(client) = client(mechanism, round.timeout) else {
             return;
         };
-        let other = client.another();
-        let made = async {
-            Ok([
-                comeback(round, &client).await?,
-                comeback(round, &other).await?,
-            ])
-        };
-        let made: [Option<Comeback>; 2] = match made.await {
-            Ok(made) => made,
-            Err(error) => {
-                is_whole &= Error::refuses_version(&error);
-                continue;
-            }
-        };
-        if let [Some(one), Some(other)] = &made
+        match Look::at(round, mechanism, client).await {
+            Ok(look) => looks.push(look),
+            Err(failure) => is_whole &= failure.error.refuses_version(),
+        }
+    }
+    if server.session_fault().is_some() {
+        // No name leads to a server that ends handshakes with its own tickets.
+        return;
+    }
+    let id = server.id();
+    let mut issued = Vec::new();
+    for Look { client, made } in &looks {
+        if let [Some(one), Some(other)] = made
             && one.token.name == other.token.name
         {
             // Before it is known to issue them: until they are tried, nobody's would lead anywhere.
-            let _ = timeout(TRIES, try_elsewhere(pool, round, one.token.name, &client)).await;
+            let _ = timeout(TRIES, try_elsewhere(pool, round, one.token.name, client)).await;
             issued.push(one.token.name);
         }
         pool.key_names.note(id, |names| {
@@ -191,16 +196,58 @@ async fn find_key_names(pool: &Pool, round: &Round) {
     }
 }
 
+/// What two clients of one kind came back with.
+struct Look {
+    /// Holds fresh sessions of the server.
+    client: Client,
+    made: [Option<Comeback>; 2],
+}
+
+impl Look {
+    async fn at(round: &Round, mechanism: Mechanism, client: Client) -> Result<Self, Failure> {
+        let other = client.another();
+        let made = [
+            comeback(round, mechanism, &client).await?,
+            comeback(round, mechanism, &other).await?,
+        ];
+        Ok(Self { client, made })
+    }
+}
+
 /// What a client came back with.
 struct Comeback {
     token: TicketFingerprint,
     resumed: bool,
 }
 
-/// Makes a session with a client that has none, and comes back with it.
-async fn comeback(round: &Round, client: &Client) -> Result<Option<Comeback>, Error> {
-    visit(client, &round.target).await?;
-    let connection = visit(client, &round.target).await?;
+/// Makes a session with a client that has none, and comes back with it. `None`: there is no ticket, or
+/// the server ended the handshake that offered it.
+async fn comeback(
+    round: &Round,
+    mechanism: Mechanism,
+    client: &Client,
+) -> Result<Option<Comeback>, Failure> {
+    let (server, target) = (&round.server, &round.target);
+    let first = visit(client, target).await;
+    let visited = match first {
+        Ok(_) => visit_and_compare(client, target).await,
+        Err(failure) => Err(failure),
+    };
+    let connection = match visited {
+        Ok(Visited::Finished(connection)) => connection,
+        Ok(Visited::EndedOffer(failure, _)) => {
+            server.offered_session(mechanism, Some(&failure));
+            return Ok(None);
+        }
+        Err(failure) => {
+            if failure.error.refuses_version() {
+                // The server has no such sessions any more.
+                server.offered_session(mechanism, None);
+            }
+            return Err(failure);
+        }
+    };
+    server.offered_session(mechanism, None);
     let offered = connection.offered();
     let token = offered.and_then(|offered| TicketFingerprint::new(&offered.bytes));
     let resumed = matches!(connection.outcome().kind, Kind::Resumed(_));
@@ -230,14 +277,19 @@ async fn try_elsewhere(pool: &Pool, round: &Round, name: KeyName, client: &Clien
             preface: preface(other),
             ..target.clone()
         };
-        let Ok(connection) = client.connect(&there).await else {
-            continue;
+        let (offered, kind) = match client.attempt(&there).await {
+            Ok(connection) => (connection.offered().cloned(), connection.outcome().kind),
+            Err(failure) => {
+                if client.another().connect(&there).await.is_err() {
+                    continue;
+                }
+                // It is there, and ends handshakes that offer this ticket: it does not share the key.
+                (failure.offered, Kind::Refused)
+            }
         };
-        let offered = connection
-            .offered()
-            .and_then(|it| TicketFingerprint::new(&it.bytes));
+        let offered = offered.and_then(|it| TicketFingerprint::new(&it.bytes));
         let same_key = offered.is_some_and(|token| token.name == name);
-        let resumed = match connection.outcome().kind {
+        let resumed = match kind {
             Kind::Resumed(_) => true,
             Kind::Refused => false,
             Kind::NotOffered | Kind::Failed => continue,

@@ -72,7 +72,8 @@ impl Shared {
             server.live.metrics.count(passage.by, None);
         }
         if !ended.answered && ended.by_server {
-            server.cut(passage.client.ip(), Instant::now());
+            let source = passage.client.ip();
+            server.cut(source, passage.offered.a_session, Instant::now());
         }
         let sessions = passage.sessions.take();
         if !sessions.is_empty() {

@@ -8,6 +8,7 @@ use sessile_proto::route::RoutedBy;
 
 use super::forgetting::Idle;
 use super::server::Server;
+use super::session_fault::FAULT;
 use super::{Shared, locked};
 use crate::client::hex;
 use crate::clock;
@@ -65,6 +66,12 @@ pub(super) fn server_json(shared: &Shared, pool: &str, server: &Server) -> Value
         "check_failed": server.trouble().map(|trouble| json!({
             "error": trouble.error,
             "since": clock::rfc3339(trouble.since),
+        })),
+        "session_fault": server.session_fault().map(|fault| json!({
+            "diagnosis": FAULT,
+            "offered": fault.offered,
+            "error": fault.error,
+            "since": clock::rfc3339(fault.since),
         })),
         "pool": pool,
         "address": settings.address,

@@ -52,8 +52,13 @@ impl Sites {
             let id = tls::site_id(config.names.first().map_or("", String::as_str));
             let (certificates, clients) = (&files.certificates, files.clients.as_ref());
             let site = Rc::new(Site {
-                template: Template::new(id, certificates, clients, Rc::clone(sessions))?
-                    .with_early_data(config.early_data),
+                template: Template::new(
+                    id,
+                    certificates,
+                    clients,
+                    config.early_data,
+                    Rc::clone(sessions),
+                )?,
                 routes: routes(config, &mut upstreams, metrics),
             });
             if config.names.is_empty() {

@@ -7,21 +7,18 @@ use std::sync::Arc;
 
 use rustls::ServerConnection;
 use sessile_proto::Time;
-use sessile_proto::hello::ClientHello;
+use sessile_proto::alert::AlertDescription;
+use sessile_proto::hello::{ClientHello, IllegalRecordLimit, TLS_1_3};
+use sessile_proto::resumption::{EarlyDataPlan, StoreKey};
 use sessile_proto::verdict::{EarlyData, Verdict};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
-use super::client_auth;
-use super::context::{Context, TLS13};
-use super::early::{self, Plan};
+use super::early_handshake::EarlyHandshake;
+use super::resumption::HandshakeSessions;
 use super::stream::{self, Stream};
-use super::unfinished::Unfinished;
-use super::{Sessions, Template};
-use crate::store::{Key, Patience};
-
-/// The alert decode_error (RFC 9846, 6).
-const DECODE_ERROR: u8 = 50;
+use super::{Sessions, Template, client_auth, early_data, record_size};
+use crate::store::WaitBudget;
 
 /// Why a handshake did not finish.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +26,9 @@ pub enum AcceptError {
     /// The hello was not one, or the library refused what the client sent.
     #[error("{0}")]
     Tls(#[from] rustls::Error),
+    /// The hello asks for records of a size that is not allowed.
+    #[error("{0}")]
+    RecordLimit(#[from] IllegalRecordLimit),
     /// The client went away.
     #[error("connection closed during the handshake")]
     Closed,
@@ -103,24 +103,32 @@ pub async fn accept(
     template: &Template,
     now: Time,
 ) -> Result<Accepted, AcceptError> {
-    let mut patience = template.sessions.store.patience();
-    let context = Context::prefetch(hello, template, now, &mut patience).await;
-    let context = Arc::new(context);
-    let mut tls = connection(template, &context)?;
-    if let Plan::Granted(_) = context.early_data_plan() {
-        let (its_records, behind) = received.split_at(early::hello_len(received));
-        if early::takes(&mut tls, its_records) {
-            received = behind;
+    let max_fragment_size = match record_size::max_fragment_size(hello) {
+        Ok(size) => size,
+        Err(illegal) => {
+            refuse(io, AlertDescription::IllegalParameter).await;
+            return Err(illegal.into());
+        }
+    };
+    let mut budget = template.sessions.store.wait_budget();
+    let resumption = HandshakeSessions::fetch(hello, template, now, &mut budget).await;
+    let resumption = Arc::new(resumption);
+    let mut tls = connection(template, &resumption, max_fragment_size)?;
+    if let EarlyDataPlan::Granted(_) = resumption.early_data_plan() {
+        let (hello_records, early) = received.split_at(early_data::hello_len(received));
+        if early_data::takes_early_data(&mut tls, hello_records) {
+            received = early;
         } else {
-            context.begin_again(hello);
-            tls = connection(template, &context)?;
+            resumption.restart_without_early_data();
+            tls = connection(template, &resumption, max_fragment_size)?;
         }
     }
     let mut handshaking = Handshaking {
-        context,
+        resumption,
         sessions: Rc::clone(&template.sessions),
         now,
-        patience,
+        budget,
+        max_fragment_size,
     };
     loop {
         handshaking.step(&mut io, &mut tls).await?;
@@ -129,7 +137,7 @@ pub async fn accept(
         }
         if let Err(error) = tls.read_tls(&mut received) {
             // A hello in so many records that the library does not hold them.
-            refuse(io, DECODE_ERROR).await;
+            refuse(io, AlertDescription::DecodeError).await;
             return Err(AcceptError::Io(error));
         }
     }
@@ -139,32 +147,38 @@ pub async fn accept(
         }
         handshaking.step(&mut io, &mut tls).await?;
     }
-    let handshake = outcome(&mut tls, &handshaking.context);
-    let stream = match tls.is_handshaking() {
-        true => Stream::unfinished(io, tls, Unfinished::new(handshaking)),
-        false => Stream::new(io, tls, handshaking.owned()),
+    let handshake = outcome(&mut tls, &handshaking.resumption);
+    let stream = if tls.is_handshaking() {
+        Stream::early_handshake(io, tls, EarlyHandshake::new(handshaking))
+    } else {
+        Stream::new(io, tls, handshaking.owned())
     };
     Ok(Accepted { stream, handshake })
 }
 
 fn connection(
     template: &Template,
-    context: &Arc<Context>,
+    resumption: &Arc<HandshakeSessions>,
+    max_fragment_size: Option<usize>,
 ) -> Result<Box<ServerConnection>, rustls::Error> {
     let mut config = template.config.clone();
-    config.session_storage = Arc::clone(context) as _;
-    config.ticketer = Arc::clone(context) as _;
-    let single_use = context.is_single_use().then_some(template.early_data);
-    context.early_data_plan().connect(config, single_use)
+    config.session_storage = Arc::clone(resumption) as _;
+    config.ticketer = Arc::clone(resumption) as _;
+    config.cert_resolver = Arc::clone(resumption) as _;
+    config.max_fragment_size = max_fragment_size;
+    let early_data = template.policy.early_data;
+    let single_use = resumption.is_single_use().then_some(early_data);
+    early_data::connect(resumption.early_data_plan(), config, single_use)
 }
 
-/// A handshake on its way: what it knows of sessions, where they are, and how long it may still wait for
-/// them.
+/// A handshake in progress: its sessions, where they are stored, and how long it may still wait for the
+/// store.
 pub(super) struct Handshaking {
-    context: Arc<Context>,
+    resumption: Arc<HandshakeSessions>,
     sessions: Rc<Sessions>,
     now: Time,
-    patience: Patience,
+    budget: WaitBudget,
+    max_fragment_size: Option<usize>,
 }
 
 impl Handshaking {
@@ -185,8 +199,10 @@ impl Handshaking {
         }
         let tls13 = tls.protocol_version() == Some(rustls::ProtocolVersion::TLSv1_3);
         // TLS 1.3 ends with the client's flight; the tickets that follow can ride with the response.
-        if tls.is_handshaking() || !tls13 {
-            stream::write_tls(io, tls).await?;
+        match self.max_fragment_size {
+            Some(size) if !tls13 => record_size::write_flight(io, tls, size).await?,
+            _ if tls.is_handshaking() || !tls13 => stream::write_tls(io, tls).await?,
+            _ => {}
         }
         Ok(())
     }
@@ -195,33 +211,36 @@ impl Handshaking {
     pub(super) fn observe(&self, tls: &ServerConnection) {
         let suite = tls.negotiated_cipher_suite();
         let suite = suite.map(|suite| u16::from(suite.suite()));
-        self.context.observe(tls.handshake_kind(), suite);
+        self.resumption.observe(tls.handshake_kind(), suite);
     }
 
-    /// Stores what the library wants stored, and lets a session for single use be spent once the handshake
-    /// that it resumed has `finished`.
-    pub(super) async fn store(&mut self, finished: bool) {
-        let puts = self.context.take_outbox();
-        let spent = match finished {
-            true => self.context.used_up(),
-            false => None,
+    /// Stores new sessions. If the handshake has finished, a session for single use that it resumed is
+    /// consumed.
+    pub(super) async fn store(&mut self, has_finished: bool) {
+        let new_sessions = self.resumption.take_new_sessions();
+        let consumed = if has_finished {
+            self.resumption.to_consume()
+        } else {
+            None
         };
-        let (store, schedule) = (&self.sessions.store, self.context.schedule());
-        let patience = &mut self.patience;
-        store.put(puts, spent, schedule, self.now, patience).await;
+        let (store, schedule) = (&self.sessions.store, self.resumption.schedule());
+        let budget = &mut self.budget;
+        store
+            .put(new_sessions, consumed, schedule, self.now, budget)
+            .await;
     }
 
     /// The stored sessions that belong to the connection, once the handshake has finished.
-    pub(super) fn owned(&self) -> Vec<Key> {
-        self.context.owned()
+    pub(super) fn owned(&self) -> Vec<StoreKey> {
+        self.resumption.owned()
     }
 }
 
-fn outcome(tls: &mut ServerConnection, context: &Context) -> Handshake {
-    let (verdict, established) = context.settle();
-    let early_data = context.early_data(tls.early_data().is_some());
+fn outcome(tls: &mut ServerConnection, resumption: &HandshakeSessions) -> Handshake {
+    let (verdict, established) = resumption.verdict();
+    let early_data = resumption.early_data(tls.early_data().is_some());
     let version = match tls.protocol_version() {
-        Some(version) if u16::from(version) == TLS13 => "TLSv1.3",
+        Some(version) if u16::from(version) == TLS_1_3 => "TLSv1.3",
         _ => "TLSv1.2",
     };
     let suite = tls.negotiated_cipher_suite();
@@ -243,8 +262,8 @@ fn outcome(tls: &mut ServerConnection, context: &Context) -> Handshake {
 }
 
 /// Turns away a connection that cannot be served, with a fatal alert in clear.
-pub async fn refuse(mut io: TcpStream, alert: u8) {
-    let record = [21, 3, 3, 0, 2, 2, alert];
-    let _ = io.write_all(&record).await;
+pub async fn refuse(mut io: TcpStream, alert: AlertDescription) {
+    // A client that has gone needs no alert.
+    let _ = io.write_all(&alert.record()).await;
     let _ = io.shutdown().await;
 }

@@ -4,14 +4,15 @@
 
 mod certificate;
 mod client_auth;
-mod context;
-mod early;
+mod early_data;
+mod early_handshake;
 mod handshake;
-mod offered;
+mod nonce;
+mod record_size;
+mod resumption;
+mod rustls_session;
 mod sessions;
 mod stream;
-mod unfinished;
-mod value;
 pub(crate) mod x509;
 
 pub use certificate::{CertificateError, load as load_certificate};
@@ -27,8 +28,9 @@ use std::time::Duration;
 use rustls::crypto::{CryptoProvider, aws_lc_rs as provider};
 use rustls::server::WebPkiClientVerifier;
 use rustls::sign::CertifiedKey;
-use sessile_proto::keys::Schedule;
+use sessile_proto::resumption::Policy;
 
+use certificate::CertificateSet;
 use client_auth::Clients;
 
 /// How long a handshake may take, from its hello on.
@@ -43,29 +45,29 @@ const TLS13_TICKETS: usize = 2;
 /// Most tickets that a TLS 1.3 client can ask for (RFC 9149).
 const MAX_TLS13_TICKETS: usize = 4;
 
-/// Everything about a site that a handshake needs. One for each worker thread: cloning it for a
-/// connection touches no counter that another thread touches (but for the verifier of client
-/// certificates, whose revocation lists may be large, and its work too).
+/// What a handshake needs to know of a site. One for each worker thread, so that cloning it for a
+/// connection touches no counter of another thread. Only the verifier of client certificates is shared:
+/// its revocation lists can be large.
 pub struct Template {
     config: rustls::ServerConfig,
     sessions: Rc<Sessions>,
-    site: u64,
-    /// `None`: nobody is asked for a certificate.
+    policy: Policy,
+    certificates: Arc<CertificateSet>,
+    /// `None` if no client is asked for a certificate.
     clients: Option<Arc<Clients>>,
-    /// Most bytes of early data; 0: none is taken.
-    early_data: u32,
 }
 
 impl Template {
-    /// A site with its certificates, at least one, for different key types, and with those whose
-    /// certificates its clients show.
+    /// A site with its certificates, at least one, for different key types; with the authorities of
+    /// its clients' certificates; and with the most bytes of early data that it takes, or 0.
     ///
     /// # Errors
-    /// Where the library refuses the combination.
+    /// If rustls refuses the combination.
     pub fn new(
         site: u64,
         certificates: &[Arc<CertifiedKey>],
         clients: Option<&ClientAuthorities>,
+        early_data: u32,
         sessions: Rc<Sessions>,
     ) -> Result<Self, rustls::Error> {
         let clients = clients.map(|authorities| Arc::new(Clients::new(authorities)));
@@ -73,10 +75,13 @@ impl Template {
             Some(clients) => Arc::clone(&clients.verifier),
             None => WebPkiClientVerifier::no_client_auth(),
         };
-        let mut config = rustls::ServerConfig::builder_with_provider(Arc::new(crypto()))
+        let client_auth = clients.as_ref().map(|clients| clients.mode);
+        let certificates = Arc::new(CertificateSet::new(certificates));
+        let provider = Arc::new(nonce::with_short_nonces(crypto()));
+        let mut config = rustls::ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
             .with_client_cert_verifier(verifier)
-            .with_cert_resolver(Arc::new(certificate::ByKeyType(certificates.to_vec())));
+            .with_cert_resolver(Arc::clone(&certificates) as _);
         // A session resumes with its own cipher suite only: if the client's order counted, one
         // that reorders its suites would get full handshakes.
         config.ignore_client_order = true;
@@ -85,33 +90,11 @@ impl Template {
         config.alpn_protocols = ALPN.map(<[u8]>::to_vec).to_vec();
         Ok(Self {
             config,
+            policy: sessions.policy(site, client_auth.unwrap_or_default(), early_data),
             sessions,
-            site,
+            certificates,
             clients,
-            early_data: 0,
         })
-    }
-
-    /// The same, with so many bytes of early data taken from a client; 0: none.
-    #[must_use]
-    pub fn with_early_data(mut self, bytes: u32) -> Self {
-        self.early_data = bytes;
-        self
-    }
-
-    /// Whether clients may send early data. Not where they show a certificate: who they are would be
-    /// taken for true before they have proven that they are there.
-    fn takes_early_data(&self) -> bool {
-        self.early_data > 0
-            && self.clients.is_none()
-            && self.sessions.tickets
-            && self.sessions.store.is_shared()
-    }
-
-    /// Whether sessions can be stored now so that they may bring early data. A sealed ticket outlives a store
-    /// that is down.
-    fn keeps_single_use(&self, schedule: &Schedule) -> bool {
-        self.takes_early_data() && self.sessions.store.keeps_single_use() && schedule.can_seal()
     }
 }
 

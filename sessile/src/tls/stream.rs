@@ -15,8 +15,8 @@ use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep};
 
-use super::unfinished::Unfinished;
-use crate::store::Key;
+use super::early_handshake::EarlyHandshake;
+use sessile_proto::resumption::StoreKey;
 
 /// How long tickets wait for a response to ride with.
 const TICKET_DELAY: Duration = Duration::from_millis(5);
@@ -33,7 +33,7 @@ pub struct Stream {
     /// In a box: a stream changes hands several times, and this is more than a kilobyte.
     tls: Box<ServerConnection>,
     /// The handshake, while early data is read and answered before it is over.
-    unfinished: Option<Unfinished>,
+    early_handshake: Option<EarlyHandshake>,
     /// Runs while tickets are held back.
     held: Option<Pin<Box<Sleep>>>,
     status: Rc<Status>,
@@ -51,7 +51,7 @@ pub struct Status {
     blocked: Cell<bool>,
     completion: Cell<Completion>,
     completed: Notify,
-    owned: RefCell<Vec<Key>>,
+    owned: RefCell<Vec<StoreKey>>,
 }
 
 /// How far the handshake of an accepted connection is.
@@ -68,7 +68,7 @@ pub enum Completion {
 }
 
 impl Status {
-    fn new(completion: Completion, closed_cleanly: bool, owned: Vec<Key>) -> Self {
+    fn new(completion: Completion, closed_cleanly: bool, owned: Vec<StoreKey>) -> Self {
         Self {
             last_activity: Cell::new(Instant::now()),
             closed_cleanly: Cell::new(closed_cleanly),
@@ -95,12 +95,12 @@ impl Status {
 
     /// The stored sessions that belong to the connection.
     #[must_use]
-    pub fn owned(&self) -> Ref<'_, [Key]> {
+    pub fn owned(&self) -> Ref<'_, [StoreKey]> {
         Ref::map(self.owned.borrow(), Vec::as_slice)
     }
 
     /// The client has finished, and these sessions are the connection's own.
-    pub(super) fn complete(&self, owned: Vec<Key>) {
+    pub(super) fn complete(&self, owned: Vec<StoreKey>) {
         *self.owned.borrow_mut() = owned;
         self.end(Completion::Done);
     }
@@ -143,26 +143,26 @@ impl Status {
 
 impl Stream {
     /// `owned`: the stored sessions that belong to the connection.
-    pub(super) fn new(io: TcpStream, tls: Box<ServerConnection>, owned: Vec<Key>) -> Self {
+    pub(super) fn new(io: TcpStream, tls: Box<ServerConnection>, owned: Vec<StoreKey>) -> Self {
         Self::with(io, tls, None, Completion::Done, owned)
     }
 
     /// A stream whose client may send early data, and has not finished.
-    pub(super) fn unfinished(
+    pub(super) fn early_handshake(
         io: TcpStream,
         tls: Box<ServerConnection>,
-        unfinished: Unfinished,
+        early_handshake: EarlyHandshake,
     ) -> Self {
         let completion = Completion::UnderWay;
-        Self::with(io, tls, Some(unfinished), completion, Vec::new())
+        Self::with(io, tls, Some(early_handshake), completion, Vec::new())
     }
 
     fn with(
         io: TcpStream,
         mut tls: Box<ServerConnection>,
-        unfinished: Option<Unfinished>,
+        early_handshake: Option<EarlyHandshake>,
         completion: Completion,
-        owned: Vec<Key>,
+        owned: Vec<StoreKey>,
     ) -> Self {
         tls.set_buffer_limit(Some(MAX_BUFFERED));
         // A client may have asked and said goodbye in the segment that ended the handshake.
@@ -170,7 +170,7 @@ impl Stream {
         let closed_cleanly = state.is_ok_and(|state| state.peer_has_closed());
         Self {
             io,
-            unfinished,
+            early_handshake,
             held: None,
             tls,
             status: Rc::new(Status::new(completion, closed_cleanly, owned)),
@@ -217,10 +217,10 @@ impl Stream {
 
     /// New sessions are in the store before anything leaves that follows the client's last flight.
     fn poll_stored(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if let Some(unfinished) = &mut self.unfinished {
-            ready!(unfinished.poll_stored(cx));
-            if unfinished.is_over() {
-                self.unfinished = None;
+        if let Some(early_handshake) = &mut self.early_handshake {
+            ready!(early_handshake.poll_stored(cx));
+            if early_handshake.is_over() {
+                self.early_handshake = None;
             }
         }
         Poll::Ready(())
@@ -228,8 +228,8 @@ impl Stream {
 
     /// Nothing came from the client: it may not take for ever over the end of its handshake.
     fn check_deadline(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
-        if let Some(unfinished) = &mut self.unfinished
-            && unfinished.poll_deadline(cx).is_ready()
+        if let Some(early_handshake) = &mut self.early_handshake
+            && early_handshake.poll_deadline(cx).is_ready()
         {
             self.status.end(Completion::Deadline);
             return Err(io::ErrorKind::TimedOut.into());
@@ -240,7 +240,7 @@ impl Stream {
     /// Waits for the client to finish, so that it gets its new tickets before the connection ends.
     fn poll_finished(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_stored(cx));
-        while self.unfinished.is_some() && !self.eof && self.status.lingers.get() {
+        while self.early_handshake.is_some() && !self.eof && self.status.lingers.get() {
             match poll_read_tls(&mut self.io, &mut self.tls, cx) {
                 Poll::Ready(read) => self.eof = read? == 0,
                 Poll::Pending => {
@@ -280,8 +280,8 @@ impl Stream {
     /// Lets the library take in what was received.
     fn take_in(&mut self) -> Result<(), rustls::Error> {
         let processed = self.tls.process_new_packets();
-        if let Some(unfinished) = &mut self.unfinished {
-            unfinished.advance(&self.tls, &self.status);
+        if let Some(early_handshake) = &mut self.early_handshake {
+            early_handshake.advance(&self.tls, &self.status);
         }
         if processed.is_err() {
             self.status.end(Completion::Refused);

@@ -1,5 +1,5 @@
-//! A handshake that goes on below its stream: what came as early data is answered before the client has
-//! finished. Its new tickets leave, as everywhere, when they are in the store.
+//! A handshake that goes on below its stream: early data is answered before the client has finished.
+//! New tickets leave after they are stored.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -12,7 +12,7 @@ use super::HANDSHAKE_DEADLINE;
 use super::handshake::Handshaking;
 use super::stream::Status;
 
-pub(super) struct Unfinished {
+pub(super) struct EarlyHandshake {
     /// Until the client has finished.
     handshaking: Option<Handshaking>,
     /// Runs from then until the store has the new sessions. Nothing is sent meanwhile.
@@ -20,7 +20,7 @@ pub(super) struct Unfinished {
     deadline: Pin<Box<Sleep>>,
 }
 
-impl Unfinished {
+impl EarlyHandshake {
     pub(super) fn new(handshaking: Handshaking) -> Self {
         Self {
             handshaking: Some(handshaking),

@@ -1,15 +1,16 @@
-//! rustls 0.23's encoding of a session, as far as it has to be read here: the client's certificates,
-//! which rustls does not verify again when a session resumes, and its age.
+//! rustls 0.23's encoding of a session, read as far as sessile needs it: the client's certificates,
+//! which rustls does not verify again when a session resumes, and the age of the ticket.
 
 use rustls_pki_types::CertificateDer;
+use sessile_proto::resumption::TicketAge;
 
-/// Names this encoding in envelopes; to be changed with the pinned version.
+/// Names this encoding in envelopes. It changes with the pinned version of rustls.
 pub(super) const FORMAT: u16 = 23;
 
-/// The certificates that the client of a session has shown, its own first; empty where it has shown
-/// none, `None` where this is no session.
-pub(super) fn client_chain(value: &[u8]) -> Option<Vec<CertificateDer<'_>>> {
-    let mut rest = value;
+/// The certificates that the client of a session has shown, its own first; empty if it has shown
+/// none. `None` if the bytes are no session.
+pub(super) fn client_chain(session: &[u8]) -> Option<Vec<CertificateDer<'_>>> {
+    let mut rest = session;
     if flag(&mut rest)? {
         let _server_name = vector::<1>(&mut rest)?;
     }
@@ -26,18 +27,23 @@ pub(super) fn client_chain(value: &[u8]) -> Option<Vec<CertificateDer<'_>>> {
     Some(chain)
 }
 
-/// The second in which the ticket of a session was made, and what its client was told to add to the age;
-/// `None` where this is no session. They end what the library writes.
-pub(super) fn made(value: &[u8]) -> Option<(u64, u32)> {
-    let (rest, added) = value.split_last_chunk()?;
-    let (_, second) = rest.split_last_chunk()?;
-    Some((u64::from_be_bytes(*second), u32::from_be_bytes(*added)))
+/// When the ticket of a session was made, and what the client adds to its age; `None` if the bytes are
+/// no session. rustls writes both last.
+pub(super) fn age(session: &[u8]) -> Option<TicketAge> {
+    let (rest, age_add) = session.split_last_chunk()?;
+    let (_, made) = rest.split_last_chunk()?;
+    Some(TicketAge {
+        made: u64::from_be_bytes(*made),
+        age_add: u32::from_be_bytes(*age_add),
+    })
 }
 
-/// How much early data the client of a session for single use was told that it may send: what a connection
-/// wrote into its sessions, four bytes behind their length. Its age follows.
-pub(super) fn promised(value: &[u8]) -> Option<u32> {
-    let (rest, _age) = value.split_last_chunk::<12>()?;
+/// How much early data the client of a session for single use was told that it may send.
+///
+/// The server wrote it into the session as resumption data: four bytes behind their length, before the
+/// age.
+pub(super) fn announced_early_data(session: &[u8]) -> Option<u32> {
+    let (rest, _age) = session.split_last_chunk::<12>()?;
     let (rest, bytes) = rest.split_last_chunk()?;
     let (_, len) = rest.split_last_chunk()?;
     (*len == [0, 4]).then(|| u32::from_be_bytes(*bytes))
@@ -159,7 +165,7 @@ mod tests {
         for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
             let anonymous = session(version, None, (&root, &key));
             assert_eq!(client_chain(&anonymous), Some(Vec::new()));
-            assert_eq!(promised(&anonymous), Some(16_384));
+            assert_eq!(announced_early_data(&anonymous), Some(16_384));
             let known = session(version, Some(&chain), (&root, &key));
             assert_eq!(client_chain(&known).as_deref(), Some(&chain[..]));
             let before_the_end_of_the_chain = known.len() - 2 * root.len();

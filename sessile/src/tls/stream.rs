@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep};
 
-use super::closing::{self, ALERT_LINGER};
+use super::closing::{self, LINGER};
 use super::unfinished::Unfinished;
 use crate::store::Key;
 
@@ -24,9 +24,6 @@ const TICKET_DELAY: Duration = Duration::from_millis(5);
 
 /// Most plaintext that is taken before the socket has to take ciphertext: two full records.
 const MAX_BUFFERED: usize = 32 * 1024;
-
-/// How long a client may take to end its side once ours has ended.
-const LINGER: Duration = Duration::from_secs(5);
 
 /// The server's side of a TLS connection.
 pub struct Stream {
@@ -291,7 +288,7 @@ impl Stream {
     fn poll_failed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let linger = self
             .linger
-            .get_or_insert_with(|| Box::pin(tokio::time::sleep(ALERT_LINGER)));
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(LINGER)));
         if linger.as_mut().poll(cx).is_ready()
             || ready!(self.poll_flush_tls(cx)).is_err()
             || ready!(Pin::new(&mut self.io).poll_shutdown(cx)).is_err()

@@ -4,7 +4,7 @@ use std::io;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use rustls::{Error, HandshakeKind, ProtocolVersion, ServerConnection};
+use rustls::{Error, HandshakeKind, PeerMisbehaved, ProtocolVersion, ServerConnection};
 use sessile_proto::alert::AlertDescription;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -62,7 +62,16 @@ pub(super) fn missing_alert(error: &Error, tls: &ServerConnection) -> Option<Ale
     let in_clear = tls.is_handshaking()
         && tls.protocol_version() != Some(ProtocolVersion::TLSv1_3)
         && tls.handshake_kind() != Some(HandshakeKind::Resumed);
-    if tls.wants_write() || !in_clear {
+    // These come without an alert, even where a flight of rustls waits to be written.
+    let silent = matches!(
+        error,
+        Error::PeerMisbehaved(
+            PeerMisbehaved::MessageInterleavedWithHandshakeMessage
+                | PeerMisbehaved::TooManyEmptyFragments
+                | PeerMisbehaved::TooManyWarningAlertsReceived
+        )
+    );
+    if !in_clear || (tls.wants_write() && !silent) {
         return None;
     }
     match error {

@@ -154,6 +154,12 @@ fn rules_that_are_broken_during_the_handshake_get_an_alert() {
     );
     let warnings = framed(ALERT, &[1, 90]).repeat(8);
     assert_eq!(answer_to(server.address(), &warnings), unexpected);
+    // The same in one segment with the ClientHello: rustls has a flight to send, and no alert.
+    let mut io = connect(server.address());
+    io.write_all(&[TLS12, &warnings[..]].concat()).unwrap();
+    let mut answer = Vec::new();
+    io.read_to_end(&mut answer).unwrap();
+    assert!(answer.ends_with(&unexpected), "{answer:?}");
     // A share of no bytes, and a message of half a megabyte: no alert of rustls either.
     let malformed = AlertDescription::DecodeError.record().to_vec();
     let no_point = framed(HANDSHAKE, &[16, 0, 0, 1, 0]);

@@ -4,13 +4,13 @@ use std::io;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use rustls::{Error, HandshakeKind, ProtocolVersion, ServerConnection};
+use rustls::{Error, HandshakeKind, PeerMisbehaved, ProtocolVersion, ServerConnection};
 use sessile_proto::alert::AlertDescription;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
-/// How long a client that was sent a fatal alert may take to end its side.
-pub(super) const ALERT_LINGER: Duration = Duration::from_secs(1);
+/// How long a client may take to end its side once ours has ended.
+pub(super) const LINGER: Duration = Duration::from_secs(5);
 
 /// Most bytes that are read from such a client and thrown away.
 const MAX_DISCARDED: usize = 256 * 1024;
@@ -27,12 +27,12 @@ pub async fn refuse(mut io: TcpStream, alert: AlertDescription) {
 
 /// Ends our side of a connection, and waits for the client to end its side.
 ///
-/// A socket that is closed with unread bytes resets the connection. The client would lose the alert.
+/// A socket that is closed while bytes come in resets the connection. The client could lose the alert.
 pub(super) async fn end(io: &mut TcpStream) {
     let _ = io.shutdown().await;
     let mut discarded = 0;
     let done = std::future::poll_fn(|cx| poll_discard(io, &mut discarded, cx));
-    let _ = tokio::time::timeout(ALERT_LINGER, done).await;
+    let _ = tokio::time::timeout(LINGER, done).await;
 }
 
 /// Reads and throws away what the client still sends, up to its end or to a limit.
@@ -62,7 +62,16 @@ pub(super) fn missing_alert(error: &Error, tls: &ServerConnection) -> Option<Ale
     let in_clear = tls.is_handshaking()
         && tls.protocol_version() != Some(ProtocolVersion::TLSv1_3)
         && tls.handshake_kind() != Some(HandshakeKind::Resumed);
-    if tls.wants_write() || !in_clear {
+    // These come without an alert, even where a flight of rustls waits to be written.
+    let silent = matches!(
+        error,
+        Error::PeerMisbehaved(
+            PeerMisbehaved::MessageInterleavedWithHandshakeMessage
+                | PeerMisbehaved::TooManyEmptyFragments
+                | PeerMisbehaved::TooManyWarningAlertsReceived
+        )
+    );
+    if !in_clear || (tls.wants_write() && !silent) {
         return None;
     }
     match error {

@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
-use super::closing::{self, ALERT_LINGER};
+use super::closing::{self, LINGER};
 use super::early_handshake::EarlyHandshake;
 use super::io::{poll_read_tls, poll_write_tls};
 use super::status::{Completion, Status};
@@ -24,9 +24,6 @@ const TICKET_DELAY: Duration = Duration::from_millis(5);
 
 /// Most plaintext that is taken before the socket has to take ciphertext: two full records.
 const MAX_BUFFERED: usize = 32 * 1024;
-
-/// How long a client may take to end its side once ours has ended.
-const LINGER: Duration = Duration::from_secs(5);
 
 /// The server's side of a TLS connection.
 pub struct Stream {
@@ -193,7 +190,7 @@ impl Stream {
     fn poll_failed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let linger = self
             .linger
-            .get_or_insert_with(|| Box::pin(tokio::time::sleep(ALERT_LINGER)));
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(LINGER)));
         if linger.as_mut().poll(cx).is_ready()
             || ready!(self.poll_flush_tls(cx)).is_err()
             || ready!(Pin::new(&mut self.io).poll_shutdown(cx)).is_err()

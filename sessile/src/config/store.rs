@@ -399,6 +399,37 @@ mod tests {
         assert_eq!(login.user.as_deref(), Some("us@er"));
         assert_eq!(login.password.unwrap().expose(), "p:/%");
         assert_eq!(redis("redis://:p@h").login.user, None);
+        for (written, password) in [
+            ("p", "p"),
+            ("a@b/c:d", "a@b/c:d"),
+            ("%C3%a9", "é"),
+            ("é", "é"),
+            ("%00%7f", "\0\u{7f}"),
+            ("%2541", "%41"),
+            ("+ ", "+ "),
+        ] {
+            let login = redis(&format!("redis://:{written}@h")).login;
+            assert_eq!(login.password.unwrap().expose(), password);
+        }
+    }
+
+    #[test]
+    fn what_may_be_left_out_has_its_default() {
+        for (text, shown) in [
+            ("redis://h/", "redis://h:6379"),
+            ("redis://h?", "redis://h:6379"),
+            ("redis://h/0", "redis://h:6379"),
+            ("redis://h:/7", "redis://h:6379/7"),
+            ("redis://@h", "redis://h:6379"),
+            ("redis://u:@h", "redis://u@h:6379"),
+            ("redis://H-1._x", "redis://H-1._x:6379"),
+            ("redis://[::1]:", "redis://[::1]:6379"),
+            ("rediss://h?&ca=%2fa%20b&", "rediss://h:6379?ca=/a b"),
+            ("redis+cluster://a,b/", "redis://a:6379,b:6379"),
+            ("redis+sentinel://a/m%2fx/", "redis+sentinel://a:26379/m/x"),
+        ] {
+            assert_eq!(redis(text).to_string(), shown, "{text}");
+        }
     }
 
     #[test]
@@ -436,6 +467,28 @@ mod tests {
             ("redis://a b", BadStore::Node),
             ("redis://:%4@h", BadStore::Percent),
             ("redis://:%+4@h", BadStore::Percent),
+            ("redis://:%@h", BadStore::Percent),
+            ("redis://:%%41@h", BadStore::Percent),
+            ("redis://:%é@h", BadStore::Percent),
+            ("redis://:%ff@h", BadStore::Percent),
+            ("redis://:%zz@h", BadStore::Percent),
+            ("redis://:***@h", BadStore::LeftOut),
+            ("redis://:%2a**@h", BadStore::LeftOut),
+            ("redis://[::1", BadStore::Node),
+            ("redis://[::1]6379", BadStore::Node),
+            ("redis://%41", BadStore::Node),
+            ("redis://h:65536", BadStore::Node),
+            ("redis://h/65536", BadStore::Database),
+            ("redis://h/1/2", BadStore::Database),
+            ("redis+cluster://h/1", BadStore::ClusterDatabase),
+            ("redis+sentinel://a/", BadStore::NoService),
+            ("redis+sentinel://a/m/x", BadStore::Database),
+            ("redis://h?db=1", BadStore::Option),
+            ("rediss://h?ca", BadStore::Option),
+            ("rediss://h?ca=%4", BadStore::Percent),
+            ("REDIS://h", BadStore::Scheme),
+            ("Memory", BadStore::Scheme),
+            ("", BadStore::Scheme),
             ("redis://h/x", BadStore::Database),
             ("redis://a,b/1", BadStore::ClusterDatabase),
             ("redis+sentinel://a", BadStore::NoService),

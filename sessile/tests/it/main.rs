@@ -34,6 +34,7 @@ mod serve_life;
 mod serve_proxy;
 mod serve_reload;
 mod settings;
+mod settings_golden;
 mod store;
 mod tls_client_auth;
 mod verdicts;

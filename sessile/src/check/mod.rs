@@ -12,12 +12,11 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use crate::clock;
-use crate::config::{AccessLog, Action, Balance, Config, Health, Role, Site, SiteRoute, StoreUrl};
+use crate::config::{
+    AccessLog, Action, BYTES_PER_ENTRY, Balance, Config, Health, Role, Site, SiteRoute, StoreUrl,
+    human_bytes,
+};
 use certificate::Moment;
-
-/// What an entry of the session table takes in memory, about: a TLS 1.2 or 1.3 session as the TLS
-/// library writes it, its identifier, and its share of the table.
-pub const BYTES_PER_ENTRY: usize = 205;
 
 /// One thing to say about a configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,19 +90,6 @@ pub fn config_file(path: &Path, config: &Config) -> Option<Finding> {
         state::check_private(path, Grade::Warning, &mut findings);
     }
     findings.0.pop()
-}
-
-/// Bytes in the unit that people would choose.
-#[must_use]
-pub fn bytes(count: u64) -> String {
-    const UNITS: [(u64, &str); 3] = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
-    for (size, unit) in UNITS {
-        if count >= size {
-            let tenths = u128::from(count) * 10 / u128::from(size);
-            return format!("{}.{} {unit}", tenths / 10, tenths % 10);
-        }
-    }
-    format!("{count} bytes")
 }
 
 /// What was found so far.
@@ -268,7 +254,7 @@ fn table(config: &Config, findings: &mut Findings) {
     if entries > 0 {
         findings.note(format!(
             "The session table takes up to {} when full: {entries} entries of about {BYTES_PER_ENTRY} bytes.",
-            bytes(entries as u64 * BYTES_PER_ENTRY as u64)
+            human_bytes(entries as u64 * BYTES_PER_ENTRY as u64)
         ));
     }
 }

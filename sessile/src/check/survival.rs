@@ -6,7 +6,7 @@ use sessile_proto::keys::MAX_LIFETIME;
 use super::{Findings, Grade, span, state};
 use crate::clock;
 use crate::config::store::{Node, Redis};
-use crate::config::{Config, Forget, Key, StoreUrl, Whose};
+use crate::config::{Config, Forget, Key, StoreUrl, Whose, human_bytes};
 
 pub(super) fn check(config: &Config, findings: &mut Findings) {
     let (session, connection) = (&config.session, &config.connection);
@@ -137,7 +137,7 @@ pub(super) fn check_store(config: &Config, findings: &mut Findings) {
             "Early data (0-RTT) of TLS 1.3 clients is taken at {}: up to {}, once for each session. Their sessions are in \
              the store and not in tickets: they survive what the store survives.",
             super::counted(sites, "site"),
-            super::bytes(config.session.early_data.into())
+            human_bytes(config.session.early_data.into())
         ));
     }
     if config.session.lifetime.is_zero() {

@@ -279,9 +279,9 @@ fn a_configuration_with_a_password_is_kept_from_others() {
 
 #[test]
 fn bytes_are_said_in_the_unit_people_would_choose() {
-    assert_eq!(bytes(999), "999 bytes");
-    assert_eq!(bytes(2_500_000), "2.3 MiB");
-    assert_eq!(bytes(250 << 30), "250.0 GiB");
+    assert_eq!(human_bytes(999), "999 bytes");
+    assert_eq!(human_bytes(2_500_000), "2.3 MiB");
+    assert_eq!(human_bytes(250 << 30), "250.0 GiB");
 }
 
 #[test]

@@ -11,8 +11,8 @@ use anyhow::{Context, bail};
 use clap::Subcommand;
 
 use crate::config::file::{self, LoadError};
+use crate::config::settings::{Setting, all, find};
 use crate::config::{Config, reg};
-use crate::settings::table::{SETTINGS, Setting, find};
 use crate::settings::{self, Change, ImportError, SettingsFile};
 
 const EXAMPLES: &str = r"Examples:
@@ -130,21 +130,19 @@ fn read(path: &Path, named: bool) -> anyhow::Result<(String, Config)> {
 fn list(path: &Path, text: &str, config: &Config) -> anyhow::Result<ExitCode> {
     let value =
         |setting: &Setting| (setting.value)(config).map_or("(none)".to_owned(), |v| v.to_string());
-    let width = SETTINGS
-        .iter()
-        .map(|setting| value(setting).chars().count());
+    let width = all().map(|setting| value(setting).chars().count());
     // A long path makes its own line long and not every line.
     let width = width.filter(|&width| width <= 24).max().unwrap_or_default();
     let mut out = format!("{} (* is set there)\n\n", path.display());
-    for setting in &SETTINGS {
+    for setting in all() {
         let set = if settings::is_set(text, setting) {
             '*'
         } else {
             ' '
         };
         let registry = setting
-            .registry()
-            .map_or(String::new(), |value| match value.unit {
+            .registry
+            .map_or(String::new(), |value| match value.form.unit() {
                 "" => format!(", registry: {value}"),
                 unit => format!(", registry: {value} ({unit})"),
             });
@@ -153,7 +151,7 @@ fn list(path: &Path, text: &str, config: &Config) -> anyhow::Result<ExitCode> {
             "{set} {:<28} {:<width$}  default: {}{registry}",
             setting.name,
             value(setting),
-            setting.default
+            setting.default()
         )?;
         writeln!(out, "      {}", setting.meaning)?;
         if let Some(cost) = (setting.cost)(config) {
@@ -164,14 +162,14 @@ fn list(path: &Path, text: &str, config: &Config) -> anyhow::Result<ExitCode> {
 }
 
 fn list_json(text: &str, config: &Config) -> anyhow::Result<ExitCode> {
-    let settings = SETTINGS.iter().map(|setting| {
+    let settings = all().map(|setting| {
         serde_json::json!({
             "name": setting.name,
             "type": setting.kind.word(),
             "value": (setting.value)(config).map(|value| value.json()),
-            "default": setting.default,
+            "default": setting.default(),
             "set": settings::is_set(text, setting),
-            "registry": setting.registry().map(ToString::to_string),
+            "registry": setting.registry.map(|value| value.to_string()),
             "meaning": setting.meaning,
             "cost": (setting.cost)(config),
         })
@@ -186,7 +184,8 @@ fn get(setting: &Setting, config: &Config) -> anyhow::Result<ExitCode> {
         None => {
             eprintln!(
                 "{} is not set; its default: {}",
-                setting.name, setting.default
+                setting.name,
+                setting.default()
             );
             Ok(ExitCode::FAILURE)
         }
@@ -194,10 +193,10 @@ fn get(setting: &Setting, config: &Config) -> anyhow::Result<ExitCode> {
 }
 
 fn set(path: &Path, setting: &Setting, text: &str, now: SystemTime) -> anyhow::Result<ExitCode> {
-    let value = setting.read(text)?;
+    let value = setting.parse(text)?;
     let file = SettingsFile::open(path)?;
     let change = file.set(setting, &value, now)?;
-    let shown = setting.without_password(&value.toml());
+    let shown = settings::without_password(setting, &value.toml());
     let mut out = format!("{} = {shown}\n", setting.name);
     if let Some(cost) = (setting.cost)(&file::load(path)?) {
         writeln!(out, "costs: {cost}")?;
@@ -208,7 +207,7 @@ fn set(path: &Path, setting: &Setting, text: &str, now: SystemTime) -> anyhow::R
 fn unset(path: &Path, setting: &Setting, now: SystemTime) -> anyhow::Result<ExitCode> {
     let file = SettingsFile::open(path)?;
     let change = file.unset(setting, now)?;
-    let out = format!("{} has its default: {}\n", setting.name, setting.default);
+    let out = format!("{} has its default: {}\n", setting.name, setting.default());
     print(&(out + &outcome(path, &change)))
 }
 

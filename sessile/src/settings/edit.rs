@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use toml_edit::{Document, Item, TableLike};
 
-use super::table::{Setting, Value};
+use crate::config::settings::{Setting, Value};
 
 /// Why a text cannot be edited.
 #[derive(Debug, thiserror::Error)]
@@ -140,12 +140,12 @@ fn indent(text: &str, place: usize) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::settings::table::{SETTINGS, find};
+    use crate::config::settings::{self, find};
     use proptest::prelude::*;
 
     fn edited(text: &str, name: &str, value: &str) -> String {
         let setting = find(name).expect("it is in the table");
-        let value = setting.read(value).expect("it is of the type");
+        let value = setting.parse(value).expect("it is of the type");
         set(text, setting, &value).expect("it is TOML")
     }
 
@@ -261,7 +261,7 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_set_is_there_and_what_is_unset_is_not(
-            operations in proptest::collection::vec((0..SETTINGS.len(), any::<bool>()), 1..12),
+            operations in proptest::collection::vec((0..settings::all().count(), any::<bool>()), 1..12),
             start in 0..5usize,
         ) {
             let mut text = [
@@ -270,10 +270,10 @@ mod tests {
                 "log.level = 'warn'\n[[balance.server]]\nname = 'a'\naddress = '1.1.1.1:1'\n",
             ][start].to_owned();
             for (index, sets) in operations {
-                let setting = &SETTINGS[index];
+                let setting = settings::all().nth(index).expect("it is in range");
                 let defaults = crate::config::Config::default();
                 let value = (setting.value)(&defaults).unwrap_or_else(|| match setting.kind {
-                    crate::settings::table::Kind::Count => Value::Count(5),
+                    settings::Kind::Count => Value::Count(5),
                     _ if setting.name == "balance.health-name" => Value::Text("farm.test".to_owned()),
                     _ => Value::Text("127.0.0.1:1".to_owned()),
                 });

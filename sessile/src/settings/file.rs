@@ -10,9 +10,9 @@ use std::time::SystemTime;
 use rustix::fs::{Gid, Uid, fchown};
 
 use super::edit::{self, EditError};
-use super::table::{Setting, Value};
 use crate::config::Config;
 use crate::config::file::{LoadError, parse, read};
+use crate::config::settings::{Setting, Value};
 
 /// Most backups that one second may see; a bound for the search, not a wish.
 const MAX_BACKUPS_A_SECOND: u32 = 1000;
@@ -287,7 +287,7 @@ fn backup_age(own: &OsStr, name: &OsStr) -> Option<(String, u32)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::settings::table::find;
+    use crate::config::settings::find;
     use std::os::unix::fs::symlink;
     use std::time::Duration;
 
@@ -297,7 +297,7 @@ mod tests {
 
     fn set(path: &Path, name: &str, value: &str) -> Result<Change, Error> {
         let setting = find(name).expect("it is in the table");
-        let value = setting.read(value).expect("it is of the type");
+        let value = setting.parse(value).expect("it is of the type");
         SettingsFile::open(path)?.set(setting, &value, now())
     }
 

@@ -2,11 +2,11 @@
 
 use std::time::SystemTime;
 
-use super::edit;
 use super::file::{Change, Error, SettingsFile};
-use super::table::{SETTINGS, Setting, find};
+use super::{edit, without_password};
 use crate::config::Config;
 use crate::config::reg::{self, Ignored, RegError, RegFile, Report, Why};
+use crate::config::settings::{Setting, all};
 
 /// What an import did.
 #[derive(Debug)]
@@ -43,7 +43,7 @@ pub fn import(file: &SettingsFile, bytes: &[u8], now: SystemTime) -> Result<Impo
     for taken in taken {
         taken.apply(&mut config);
         let mut now_is = Vec::new();
-        for setting in taken.value.settings.iter().flat_map(|name| find(name)) {
+        for setting in taken.value.settings() {
             let value = (setting.value)(&config).filter(|_| taken.number.is_some());
             let edited = match &value {
                 Some(value) => edit::set(&text, setting, value).map(Some),
@@ -54,7 +54,7 @@ pub fn import(file: &SettingsFile, bytes: &[u8], now: SystemTime) -> Result<Impo
             }
             now_is.push(match value {
                 Some(value) => format!("{} = {value}", setting.name),
-                None => format!("{} = {} (the default)", setting.name, setting.default),
+                None => format!("{} = {} (the default)", setting.name, setting.default()),
             });
         }
         let was = match taken.number {
@@ -79,10 +79,10 @@ pub fn export_reg(text: &str, config: &Config) -> String {
         left_out,
     } = reg::export(config);
     let mut without: Vec<String> = Vec::new();
-    for setting in &SETTINGS {
+    for setting in all() {
         let value = if left_out.contains(&setting.name) {
             (setting.value)(config).map(|value| value.toml())
-        } else if setting.registry().is_none() {
+        } else if setting.registry.is_none() {
             written(text, setting)
         } else {
             None
@@ -118,7 +118,7 @@ pub fn export_reg(text: &str, config: &Config) -> String {
 pub fn export_toml(text: &str) -> String {
     let mut out = String::new();
     let mut before = "";
-    for setting in &SETTINGS {
+    for setting in all() {
         let (section, key) = setting.parts();
         if section != before {
             let gap = if before.is_empty() { "" } else { "\n" };
@@ -127,7 +127,7 @@ pub fn export_toml(text: &str) -> String {
         }
         match written(text, setting) {
             Some(value) => out.push_str(&format!("{key} = {value}\n")),
-            None => out.push_str(&format!("# {key}: {}\n", setting.default)),
+            None => out.push_str(&format!("# {key}: {}\n", setting.default())),
         }
     }
     out
@@ -137,5 +137,5 @@ pub fn export_toml(text: &str) -> String {
 /// has no password in it, and is refused when it is taken back without one.
 fn written(text: &str, setting: &Setting) -> Option<String> {
     let value = edit::written(text, setting).unwrap_or_default()?;
-    Some(setting.without_password(&value))
+    Some(without_password(setting, &value))
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use sessile::config::file;
-use sessile::settings::table::SETTINGS;
+use sessile::config::settings;
 
 const FILE: &str = r#"# the farm's front door
 [session] # what is remembered
@@ -238,9 +238,9 @@ fn the_list_says_what_is_set_and_what_it_costs() {
     );
     let list: serde_json::Value =
         serde_json::from_str(&folder.said(&["settings", "list", "--json"])).expect("JSON");
-    let settings = list.as_array().expect("a list");
-    assert_eq!(settings.len(), SETTINGS.len());
-    let lifetime = settings
+    let listed = list.as_array().expect("a list");
+    assert_eq!(listed.len(), settings::all().count());
+    let lifetime = listed
         .iter()
         .find(|setting| setting["name"] == "session.lifetime");
     let lifetime = lifetime.expect("it is there");
@@ -325,15 +325,15 @@ fn the_documentation_has_every_setting_as_the_program_has_it() {
     let text = fs::read_to_string(root().join("docs/settings.md")).expect("it is there");
     let mut table =
         String::from("| setting | type | default | registry | meaning |\n|---|---|---|---|---|\n");
-    for setting in &SETTINGS {
+    for setting in settings::all() {
         let registry = setting
-            .registry()
+            .registry
             .map_or("–".to_owned(), |value| format!("`{value}`"));
         table += &format!(
             "| `{}` | {} | {} | {registry} | {} |\n",
             setting.name,
             setting.kind.word(),
-            setting.default,
+            setting.default(),
             setting.meaning
         );
     }

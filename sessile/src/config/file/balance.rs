@@ -1,90 +1,41 @@
-//! `[balance]`: pools and servers, and how they fit together.
+//! `[[balance.pool]]` and `[[balance.server]]`, and the conditions between them.
 
 use std::collections::HashSet;
+use std::ops::Range;
 
 use sessile_proto::proxy_protocol::Version;
-use sessile_proto::route::Policy;
 use toml::Spanned;
 
 use super::problem::What;
-use super::raw::{self, Text};
+use super::raw;
 use super::reader::{Reader, Unique};
 use super::sites;
-use crate::config::{Balance, BalancePool, BalanceServer, Health, MAX_NUMBER, UnknownName};
+use crate::config::settings::POLICIES;
+use crate::config::{Balance, BalancePool, BalanceServer, MAX_NUMBER, UnknownName};
 
-const POLICIES: [(&str, Policy); 3] = [
-    ("source", Policy::Source),
-    ("least-connections", Policy::LeastConnections),
-    ("round-robin", Policy::RoundRobin),
-];
 const PROXY_PROTOCOL: [(&str, Option<Version>); 3] = [
     ("off", None),
     ("v1", Some(Version::V1)),
     ("v2", Some(Version::V2)),
 ];
-const UNKNOWN_NAME: [(&str, UnknownName); 2] = [
-    ("default", UnknownName::Default),
-    ("refuse", UnknownName::Refuse),
-];
-const HEALTH: [(&str, Health); 3] = [
-    ("tls", Health::Tls),
-    ("tcp", Health::Tcp),
-    ("off", Health::Off),
-];
-
-pub(super) fn read(reader: &mut Reader<'_>, written: raw::Balance, default: Balance) -> Balance {
-    let pools = pools(reader, &written);
-    let servers = servers(reader, written.server, &pools);
-    let unknown_name = written.unknown_name.as_ref().map(Spanned::span);
-    let balance = Balance {
-        policy: reader
-            .one_of("policy", written.policy, &POLICIES)
-            .unwrap_or(default.policy),
-        connect_timeout: reader
-            .positive("connect-timeout", written.connect_timeout)
-            .unwrap_or(default.connect_timeout),
-        idle_timeout: reader
-            .duration("idle-timeout", written.idle_timeout)
-            .unwrap_or(default.idle_timeout),
-        total_timeout: reader
-            .duration("total-timeout", written.total_timeout)
-            .unwrap_or(default.total_timeout),
-        unknown_name: reader
-            .one_of("unknown-name", written.unknown_name, &UNKNOWN_NAME)
-            .unwrap_or(default.unknown_name),
-        health: reader
-            .one_of("health", written.health, &HEALTH)
-            .unwrap_or(default.health),
-        health_interval: reader
-            .positive("health-interval", written.health_interval)
-            .unwrap_or(default.health_interval),
-        health_name: check_name(reader, written.health_name),
-        slow_start: reader
-            .duration("slow-start", written.slow_start)
-            .unwrap_or(default.slow_start),
-        pools,
-        servers,
-    };
-    if let Some(span) = unknown_name
+/// Reads pools and servers. `unknown_name` is the place of that setting, if it is written.
+pub(super) fn read(
+    reader: &mut Reader<'_>,
+    written: raw::Balance,
+    unknown_name: Option<&Range<usize>>,
+    balance: &mut Balance,
+) {
+    balance.pools = pools(reader, &written);
+    balance.servers = servers(reader, written.server, &balance.pools);
+    if let Some(place) = unknown_name
         && balance.unknown_name == UnknownName::Refuse
         && balance.pools.is_empty()
     {
-        reader.note(span, What::EveryNameRefused);
+        reader.note(place.clone(), What::EveryNameRefused);
     }
-    balance
 }
 
-fn check_name(reader: &mut Reader<'_>, written: Text) -> Option<String> {
-    let name = reader.text("health-name", written)?;
-    if rustls_pki_types::DnsName::try_from(name.get_ref().as_str()).is_err() {
-        let value = name.get_ref().clone();
-        reader.note(name.span(), What::NotACheckName { value });
-        return None;
-    }
-    Some(name.into_inner().to_ascii_lowercase())
-}
-
-/// No two pools have the same name, nor may they take the same server name.
+/// Reads the pools. Their names are unique, and so are their server names.
 fn pools(reader: &mut Reader<'_>, written: &raw::Balance) -> Vec<BalancePool> {
     let mut pool_names = Unique::new("pool");
     let mut server_names = Unique::new("pool for the name");
@@ -204,7 +155,10 @@ mod tests {
     use std::path::Path;
     use std::time::Duration;
 
+    use sessile_proto::route::Policy;
+
     use super::*;
+    use crate::config::Health;
     use crate::config::file::{LoadError, parse};
 
     fn read(text: &str) -> Result<Balance, Vec<String>> {

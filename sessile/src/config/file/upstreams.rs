@@ -7,7 +7,7 @@ use toml::Spanned;
 
 use super::problem::What;
 use super::raw;
-use super::reader::{Reader, Unique};
+use super::reader::{POSITIVE_DURATION, Reader, Unique};
 use crate::config::{DEFAULT_CONNECT_TIMEOUT, DEFAULT_RESPONSE_TIMEOUT, Upstream};
 
 /// The port of an `http` URL without one.
@@ -53,8 +53,16 @@ fn upstream(
     for written in upstream.servers {
         servers.extend(server(reader, &written, &mut seen));
     }
-    let connect_timeout = reader.positive("connect-timeout", upstream.connect_timeout);
-    let response_timeout = reader.positive("response-timeout", upstream.response_timeout);
+    let connect_timeout = reader.duration(
+        "connect-timeout",
+        upstream.connect_timeout,
+        POSITIVE_DURATION,
+    );
+    let response_timeout = reader.duration(
+        "response-timeout",
+        upstream.response_timeout,
+        POSITIVE_DURATION,
+    );
     Some(Upstream {
         name: name?,
         servers,

@@ -1,20 +1,20 @@
-//! Which registry values there are, and how each goes into a configuration and comes out of one.
+//! The registry's side of a setting: key, name and number.
 
 use std::fmt;
 use std::time::Duration;
 
-use crate::config::{Config, Connection, KernelTls, Session};
+use crate::config::settings::{Setting, Value, all};
 
-/// A registry key that holds values of ours.
+/// A registry key with values that are settings of sessile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Key {
+pub enum RegKey {
     /// `…\Control\SecurityProviders\SCHANNEL`
     Schannel,
     /// `…\Services\HTTP\Parameters`
     HttpParameters,
 }
 
-impl Key {
+impl RegKey {
     pub(super) const ALL: [Self; 2] = [Self::Schannel, Self::HttpParameters];
 
     pub(super) const fn path(self) -> &'static str {
@@ -28,7 +28,7 @@ impl Key {
         }
     }
 
-    /// The path's last part or parts, enough to tell people which key is meant.
+    /// The end of the path, for people.
     const fn short(self) -> &'static str {
         match self {
             Self::Schannel => "SCHANNEL",
@@ -37,19 +37,43 @@ impl Key {
     }
 }
 
-/// A registry value (`REG_DWORD`) that corresponds to one or two settings.
-#[derive(Debug)]
+/// A registry value (`REG_DWORD`), as one setting sees it. `EnableKernelSSL` stands for two settings.
+#[derive(Clone, Copy, Debug)]
 pub struct RegValue {
-    pub key: Key,
+    pub key: RegKey,
     pub name: &'static str,
-    /// What its number counts; empty where it counts nothing.
-    pub unit: &'static str,
-    /// The settings it stands for.
-    pub settings: &'static [&'static str],
-    /// Puts the registry's number, or for `None` the default, into a configuration.
-    pub(super) take: fn(&mut Config, Option<u32>),
-    /// The number that says what a configuration says, where there is one.
-    pub(super) give: fn(&Config) -> Option<u32>,
+    pub form: Form,
+}
+
+impl RegValue {
+    /// For definitions of settings.
+    pub(in crate::config) const fn some(
+        key: RegKey,
+        name: &'static str,
+        form: Form,
+    ) -> Option<Self> {
+        Some(Self { key, name, form })
+    }
+
+    /// The settings that the value stands for. The last section comes first: `EnableKernelSSL` means
+    /// `tls.kernel` above all.
+    pub fn settings(self) -> impl Iterator<Item = &'static Setting> {
+        all().rev().filter(move |setting| {
+            let value = setting.registry;
+            value.is_some_and(|value| (value.key, value.name) == (self.key, self.name))
+        })
+    }
+}
+
+/// Every registry value that is understood, once each.
+pub(super) fn values() -> Vec<RegValue> {
+    let mut values: Vec<RegValue> = Vec::new();
+    for value in all().filter_map(|setting| setting.registry) {
+        if !values.iter().any(|known| known.name == value.name) {
+            values.push(value);
+        }
+    }
+    values
 }
 
 impl fmt::Display for RegValue {
@@ -58,98 +82,62 @@ impl fmt::Display for RegValue {
     }
 }
 
-/// Every registry value that is understood.
-pub static VALUES: [RegValue; 6] = [
-    RegValue {
-        key: Key::Schannel,
-        name: "MaximumCacheSize",
-        unit: "entries",
-        settings: &["session.max-entries"],
-        take: |config, number| {
-            let default = Session::default().max_entries;
-            config.session.max_entries = count(number, default);
-        },
-        give: |config| u32::try_from(config.session.max_entries).ok(),
-    },
-    RegValue {
-        key: Key::Schannel,
-        name: "ServerCacheTime",
-        unit: "ms",
-        settings: &["session.lifetime"],
-        take: |config, number| {
-            config.session.lifetime = number.map_or(Session::default().lifetime, from_millis);
-        },
-        give: |config| millis(config.session.lifetime),
-    },
-    RegValue {
-        key: Key::Schannel,
-        name: "ClientCacheTime",
-        unit: "ms",
-        settings: &["session.client-lifetime"],
-        take: |config, number| {
-            let default = Session::default().client_lifetime;
-            config.session.client_lifetime = number.map_or(default, from_millis);
-        },
-        give: |config| millis(config.session.client_lifetime),
-    },
-    RegValue {
-        key: Key::HttpParameters,
-        name: "EnableSslCloseNotify",
-        unit: "",
-        settings: &["session.require-close-notify"],
-        take: |config, number| config.session.require_close_notify = number.is_some_and(|n| n != 0),
-        give: |config| Some(config.session.require_close_notify.into()),
-    },
-    RegValue {
-        key: Key::HttpParameters,
-        name: "EnableKernelSSL",
-        unit: "",
-        settings: &["tls.kernel", "connection.purge-on-reclaim"],
-        take: |config, number| {
-            let off = number == Some(0);
-            config.tls.kernel = if off { KernelTls::Off } else { KernelTls::Auto };
-            config.connection.purge_on_reclaim = off;
-        },
-        // The other two combinations are none that Windows could have.
-        give: |config| match (config.tls.kernel, config.connection.purge_on_reclaim) {
-            (KernelTls::Off, true) => Some(0),
-            (KernelTls::Auto, false) => Some(1),
+/// What the number of a registry value means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    Entries,
+    /// Windows has no 0, which would be "from the file limit".
+    Connections,
+    Milliseconds,
+    /// 0 is false, another number true.
+    Flag,
+    /// `EnableKernelSSL` for `tls.kernel`: 0 is `off`, another number `auto`.
+    KernelTls,
+    /// `EnableKernelSSL` for `connection.purge-on-reclaim`: 0 is true.
+    PurgeOnReclaim,
+}
+
+impl Form {
+    /// The unit of the number. Empty: none.
+    #[must_use]
+    pub const fn unit(self) -> &'static str {
+        match self {
+            Self::Entries => "entries",
+            Self::Connections => "connections",
+            Self::Milliseconds => "ms",
+            Self::Flag | Self::KernelTls | Self::PurgeOnReclaim => "",
+        }
+    }
+
+    /// The value of the setting for a number.
+    #[must_use]
+    pub fn decode(self, number: u32) -> Value {
+        match self {
+            Self::Entries | Self::Connections => Value::Count(number.into()),
+            Self::Milliseconds => Value::duration(Duration::from_millis(number.into())),
+            Self::Flag => Value::Bool(number != 0),
+            Self::KernelTls => Value::text(if number == 0 { "off" } else { "auto" }),
+            Self::PurgeOnReclaim => Value::Bool(number == 0),
+        }
+    }
+
+    /// The number for a value of the setting, if the registry has one.
+    #[must_use]
+    pub fn encode(self, value: &Value) -> Option<u32> {
+        match (self, value) {
+            (Self::Entries, Value::Count(count)) => u32::try_from(*count).ok(),
+            (Self::Connections, Value::Count(count)) => {
+                u32::try_from(*count).ok().filter(|&count| count > 0)
+            }
+            (Self::Milliseconds, Value::Text(text)) => {
+                let duration = humantime::parse_duration(text).ok()?;
+                let whole = duration.subsec_nanos().is_multiple_of(1_000_000);
+                u32::try_from(duration.as_millis()).ok().filter(|_| whole)
+            }
+            (Self::Flag, Value::Bool(flag)) => Some((*flag).into()),
+            (Self::KernelTls, Value::Text(kernel)) => Some((kernel != "off").into()),
+            (Self::PurgeOnReclaim, Value::Bool(purge)) => Some((!purge).into()),
             _ => None,
-        },
-    },
-    RegValue {
-        key: Key::HttpParameters,
-        name: "MaxConnections",
-        unit: "connections",
-        settings: &["connection.max"],
-        take: |config, number| config.connection.max = count(number, Connection::default().max),
-        // 0, "from the file limit", is nothing that Windows knows.
-        give: |config| {
-            u32::try_from(config.connection.max)
-                .ok()
-                .filter(|&max| max > 0)
-        },
-    },
-];
-
-fn count(number: Option<u32>, default: usize) -> usize {
-    // A number that is too large for this machine is as good as the largest it has.
-    number.map_or(default, |n| usize::try_from(n).unwrap_or(usize::MAX))
-}
-
-fn from_millis(number: u32) -> Duration {
-    Duration::from_millis(number.into())
-}
-
-fn millis(duration: Duration) -> Option<u32> {
-    let whole = duration.subsec_nanos().is_multiple_of(1_000_000);
-    u32::try_from(duration.as_millis()).ok().filter(|_| whole)
-}
-
-/// The registry value that stands for a setting.
-#[must_use]
-pub fn value_for(setting: &str) -> Option<&'static RegValue> {
-    VALUES
-        .iter()
-        .find(|value| value.settings.contains(&setting))
+        }
+    }
 }

@@ -201,7 +201,7 @@ fn say_what_survives(config: &Config, keys: &Keyring) {
         Origin::Loaded(file) => tracing::info!(file = %file.display(), farm, "farm key"),
         Origin::Ephemeral => {}
     }
-    for finding in check::survives(config) {
+    for finding in check::durability(config) {
         match finding.grade {
             Grade::Note => tracing::info!("{}", finding.text),
             Grade::Warning | Grade::Error => tracing::warn!("{}", finding.text),

@@ -23,7 +23,7 @@ pub(super) fn check(config: &Config, findings: &mut Findings) {
         "A client resumes for {life} after its full handshake, and then makes another."
     ));
     let stored = config.sessions_are_removable();
-    let place = Place::of(config);
+    let place = SessionPlace::of(config);
     match (session.tickets && !stored, &config.key) {
         (true, Key::File(path)) => findings.note(format!(
             "Tickets (TLS 1.3, and TLS 1.2 clients that take them) survive a restart and a crash, and resume on \
@@ -87,39 +87,39 @@ pub(super) fn check_forget(config: &Config, now: Time, findings: &mut Findings) 
 
 /// Where stored sessions are.
 #[derive(Clone, Copy)]
-enum Place {
-    InMemory,
+enum SessionPlace {
+    Memory,
     /// In memory. A drain writes a snapshot to the state folder, and the next start reads it.
-    InSnapshots,
-    InStore,
+    Snapshots,
+    Store,
 }
 
-impl Place {
+impl SessionPlace {
     fn of(config: &Config) -> Self {
         match (&config.session.store, &config.key) {
-            (StoreUrl::Redis(_), Key::File(_)) => Self::InStore,
-            (StoreUrl::Memory, Key::File(_)) if config.session.snapshot => Self::InSnapshots,
-            _ => Self::InMemory,
+            (StoreUrl::Redis(_), Key::File(_)) => Self::Store,
+            (StoreUrl::Memory, Key::File(_)) if config.session.snapshot => Self::Snapshots,
+            _ => Self::Memory,
         }
     }
 
     const fn grade(self) -> Grade {
         match self {
-            Self::InMemory | Self::InSnapshots => Grade::Warning,
-            Self::InStore => Grade::Note,
+            Self::Memory | Self::Snapshots => Grade::Warning,
+            Self::Store => Grade::Note,
         }
     }
 
     const fn text(self) -> &'static str {
         match self {
-            Self::InMemory => {
+            Self::Memory => {
                 "they stay in the table of this process: a restart or a crash loses them, and only this server resumes them"
             }
-            Self::InSnapshots => {
+            Self::Snapshots => {
                 "they stay in the table of this process, which a restart keeps in the state folder (session.snapshot): a crash \
                  loses them, and only this server resumes them"
             }
-            Self::InStore => {
+            Self::Store => {
                 "they survive a restart and a crash, and resume on every server that has the same store and the same key.file"
             }
         }
@@ -146,7 +146,7 @@ pub(super) fn check_store(config: &Config, findings: &mut Findings) {
         ));
     }
     if config.session.lifetime.is_zero() {
-        findings.warn("session.store is not used: session.lifetime is 0, so no session is place.");
+        findings.warn("session.store is not used: session.lifetime is 0, so no session is kept.");
     } else if config.session.max_entries == 0 {
         findings.warn(
             "session.store keeps no session of this server: session.max-entries is 0. What `sessile forget` writes to it is \

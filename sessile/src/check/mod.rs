@@ -1,5 +1,4 @@
-//! Explains a configuration in plain sentences, and checks the files that it names: certificates, keys,
-//! folders. This module changes no file.
+//! Explains a configuration in plain sentences, and checks the files that it names. This module changes no file.
 
 mod certificate;
 mod client_auth;

@@ -1,5 +1,5 @@
-//! The configuration that the rest of the program sees: validated and complete, each value in a type
-//! of its own. [`mod@file`] reads it from TOML, [`reg`] from registry exports. [`settings`] defines the
+//! The configuration that the rest of the program sees. It is validated and complete, and its values
+//! are typed. [`mod@file`] reads it from TOML, [`reg`] from registry exports. [`settings`] defines the
 //! settings; the other modules never see the raw form.
 
 pub mod file;
@@ -321,8 +321,8 @@ impl Default for Config {
 /// The default name of the farm key's file in the state folder.
 const KEY_FILE: &str = "farm.key";
 
-/// About the memory of one entry of the session table: the encoded session, the identifier, and the
-/// entry's share of the table.
+/// About the memory of one entry of the session table: the session, the identifier, and a share of the
+/// table.
 pub const BYTES_PER_ENTRY: usize = 205;
 
 /// Longest `session.lifetime` with tickets: seven days (RFC 9846, 4.7.1).

@@ -4,8 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use sessile::config::file;
-use sessile::config::settings;
+use sessile::config::{Role, file, settings};
 
 const FILE: &str = r#"# the farm's front door
 [session] # what is remembered
@@ -323,14 +322,21 @@ fn every_example_is_valid() {
 #[test]
 fn the_documentation_has_every_setting_as_the_program_has_it() {
     let text = fs::read_to_string(root().join("docs/settings.md")).expect("it is there");
-    let mut table =
-        String::from("| setting | type | default | registry | meaning |\n|---|---|---|---|---|\n");
+    let mut table = String::from(
+        "| setting | type | default | registry | restart | meaning |\n|---|---|---|---|---|---|\n",
+    );
     for setting in settings::all() {
         let registry = setting
             .registry
             .map_or("–".to_owned(), |value| format!("`{value}`"));
+        let restart = match setting.restart {
+            [] => "–",
+            [Role::Serve] => "serve",
+            [Role::Balance] => "balance",
+            _ => "both",
+        };
         table += &format!(
-            "| `{}` | {} | {} | {registry} | {} |\n",
+            "| `{}` | {} | {} | {registry} | {restart} | {} |\n",
             setting.name,
             setting.kind.word(),
             setting.default(),

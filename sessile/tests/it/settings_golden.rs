@@ -37,7 +37,9 @@ fn compare(name: &str, found: &str) {
 
 fn folder_with(text: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("a folder");
-    fs::write(folder.path().join("sessile.toml"), text).expect("written");
+    let file = folder.path().join("sessile.toml");
+    fs::write(&file, text).expect("written");
+    fs::set_permissions(file, fs::Permissions::from_mode(0o644)).expect("set");
     folder
 }
 
@@ -121,4 +123,38 @@ fn the_check_of_each_example_stays_as_it_is() {
         found += &stdout(folder.path(), &["check", name]);
     }
     compare("check.txt", &found);
+}
+
+#[test]
+fn the_warnings_of_check_stay_as_they_are() {
+    let listener = "[[listener]]\naddress = '127.0.0.1:5'\n";
+    let serve =
+        format!("{listener}[[site]]\ncertificates = [{{ chain = 'c.pem', key = 'k.pem' }}]\n");
+    let balance = format!(
+        "{listener}role = 'balance'\n[[balance.server]]\nname = 'a'\naddress = '10.0.0.1:1'\n"
+    );
+    let upstream = "[[upstream]]\nname = 'app'\nservers = ['http://10.0.0.1']\n";
+    let texts = [
+        String::new(),
+        format!("key.file = 'none'\nsession.tickets = false\nsession.max-entries = 0\n{serve}"),
+        format!("session.store = 'redis://h'\nsession.early-data = '1KiB'\n{serve}"),
+        format!("session.lifetime = 0\nsession.store = 'redis://:p@h'\nkey.file = 'none'\n{serve}"),
+        format!("session.store = 'rediss://h?ca=a.pem'\nsession.max-entries = 0\n{serve}"),
+        format!(
+            "session.require-close-notify = true\nconnection.purge-on-reclaim = true\nadmin.listen = '0.0.0.0:1'\n{serve}"
+        ),
+        format!("session.forget = [{{ before = '2020-01-01T00:00:00Z' }}]\n{serve}"),
+        format!("{serve}client-auth = {{ ca = 'ca.pem' }}\n{upstream}"),
+        format!(
+            "session.store = 'redis://127.0.0.1'\nsession.snapshot = false\nkey.file = 'x'\n{balance}"
+        ),
+    ];
+    let mut found = String::new();
+    for text in texts {
+        let folder = folder_with(&text);
+        fs::create_dir(folder.path().join("state")).expect("made");
+        found += &stdout(folder.path(), &["check"]);
+        found += "\n";
+    }
+    compare("warnings.txt", &found);
 }

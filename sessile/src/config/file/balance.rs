@@ -39,21 +39,18 @@ pub(super) fn read(
 fn pools(reader: &mut Reader<'_>, written: &raw::Balance) -> Vec<BalancePool> {
     let mut pool_names = Unique::new("pool");
     let mut server_names = Unique::new("pool for the name");
-    let servers = written.server.iter();
-    let used: HashSet<&str> = servers
+    let used: HashSet<&str> = written
+        .server
+        .iter()
         .filter_map(|server| server.get_ref().pool.as_ref())
         .map(|pool| pool.get_ref().as_str())
         .collect();
     let mut pools = Vec::new();
     for pool in &written.pool {
         let (span, pool) = (pool.span(), pool.get_ref());
-        let missing = What::Missing {
-            table: "[[balance.pool]]",
-            key: "name",
-            example: "\"shop\"",
-        };
-        let name = reader.required(pool.name.clone(), span.clone(), missing);
-        let name = reader.text("name", name);
+        let missing = What::missing("[[balance.pool]]", "name", "\"shop\"");
+        let written_name = reader.required(pool.name.clone(), span.clone(), missing);
+        let name = reader.text("name", written_name);
         if let Some(name) = &name {
             reader.unique(&mut pool_names, name.get_ref().clone(), &name.span());
             if !used.contains(name.get_ref().as_str()) {
@@ -64,9 +61,10 @@ fn pools(reader: &mut Reader<'_>, written: &raw::Balance) -> Vec<BalancePool> {
         if pool.names.is_empty() {
             reader.note(span, What::NamelessPool);
         }
-        let names = pool.names.iter().cloned();
-        let names = names
-            .filter_map(|name| sites::server_name(reader, name, &mut server_names))
+        let names = pool
+            .names
+            .iter()
+            .filter_map(|name| sites::server_name(reader, name.clone(), &mut server_names))
             .collect();
         let policy = reader.one_of("policy", pool.policy.clone(), &POLICIES);
         pools.extend(name.map(|name| BalancePool {
@@ -107,21 +105,12 @@ fn server(
 ) -> Option<BalanceServer> {
     let span = written.span();
     let server = written.into_inner();
-    let missing = |key, example| What::Missing {
-        table: "[[balance.server]]",
-        key,
-        example,
-    };
-    let name = reader.required(server.name, span.clone(), missing("name", "\"one\""));
-    let name = name.and_then(|name| {
-        let span = name.span();
-        let name = reader.server_name(Some(name))?;
-        reader.unique(names, name.clone(), &span);
-        Some(name)
-    });
-    let address = missing("address", "\"10.0.0.1:443\"");
-    let address = reader.required(server.address, span, address);
-    let address = address.and_then(|address| reader.address("address", Some(address)));
+    let missing = |key, example| What::missing("[[balance.server]]", key, example);
+    let written_name = reader.required(server.name, span.clone(), missing("name", "\"one\""));
+    let name = reader.unique_name(written_name, names);
+    let missing_address = missing("address", "\"10.0.0.1:443\"");
+    let written_address = reader.required(server.address, span, missing_address);
+    let address = reader.address("address", written_address);
     let number = server.number.and_then(|number| {
         let span = number.span();
         let number = reader.number("number", Some(number), 0, i64::from(MAX_NUMBER))?;
@@ -131,22 +120,22 @@ fn server(
     let weight = reader.number("weight", server.weight, 1, i64::from(u16::MAX));
     let pool = server.pool.as_ref().map(|pool| pool.get_ref().clone());
     reader.one_of("pool", server.pool, pools);
-    let most = reader.number(
+    let max_connections = reader.number(
         "max-connections",
         server.max_connections,
         0,
         i64::from(u32::MAX),
     );
-    let proxy = reader.one_of("proxy-protocol", server.proxy_protocol, &PROXY_PROTOCOL);
-    let written = BalanceServer::new(name?, address?);
+    let proxy_protocol = reader.one_of("proxy-protocol", server.proxy_protocol, &PROXY_PROTOCOL);
+    let default = BalanceServer::new(name?, address?);
     Some(BalanceServer {
         number,
-        weight: weight.unwrap_or(written.weight),
-        proxy_protocol: proxy.flatten(),
+        weight: weight.unwrap_or(default.weight),
+        proxy_protocol: proxy_protocol.flatten(),
         pool,
-        drain: server.drain.unwrap_or(written.drain),
-        max_connections: most.unwrap_or(written.max_connections),
-        ..written
+        drain: server.drain.unwrap_or(default.drain),
+        max_connections: max_connections.unwrap_or(default.max_connections),
+        ..default
     })
 }
 

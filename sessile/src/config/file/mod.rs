@@ -3,9 +3,9 @@
 
 mod balance;
 mod forget;
-mod problem;
+pub(super) mod problem;
 pub(super) mod raw;
-mod reader;
+pub(super) mod reader;
 mod shape;
 mod sites;
 mod upstreams;
@@ -18,7 +18,6 @@ use std::path::{Path, PathBuf};
 use crate::config::Config;
 pub(crate) use problem::nearest;
 pub use problem::{Problem, What};
-pub(super) use reader::{ANY_DURATION, POSITIVE_DURATION, Reader};
 
 /// Most bytes of a configuration file.
 pub const MAX_BYTES: u64 = 1 << 20;

@@ -101,11 +101,21 @@ pub enum What {
     },
     #[error("`{key}` is {value:?}, which is no size; write a number of bytes, or \"16KiB\"")]
     NotASize { key: &'static str, value: String },
-    #[error("`early-data` is on, and {lacks}; {remedy}, or take `early-data` out")]
-    EarlyDataLacks {
-        lacks: &'static str,
-        remedy: &'static str,
-    },
+    #[error(
+        "`early-data` is on, and session.store is \"memory\", where each server would take it once; set store = \
+         \"redis://HOST\", the same on every server, or take `early-data` out"
+    )]
+    EarlyDataInMemory,
+    #[error(
+        "`early-data` is on, and session.tickets is false: without tickets no client can send any; set tickets = true, or \
+         take `early-data` out"
+    )]
+    EarlyDataWithoutTickets,
+    #[error(
+        "`early-data` is on, and session.max-entries or session.lifetime is 0, so no session is kept; give it another \
+         value, or take `early-data` out"
+    )]
+    EarlyDataWithoutSessions,
     #[error(
         "`early-data` of the site is {value} bytes, and session.early-data is {most}: a site may take less, not more; \
          raise session.early-data and narrow it at the other sites"
@@ -226,6 +236,20 @@ pub enum What {
         "the listener balances, and there is no server; add a [[balance.server]] with name and address"
     )]
     NothingToBalance,
+}
+
+impl What {
+    pub(super) const fn missing(
+        table: &'static str,
+        key: &'static str,
+        example: &'static str,
+    ) -> Self {
+        Self::Missing {
+            table,
+            key,
+            example,
+        }
+    }
 }
 
 /// A duration for people.

@@ -137,7 +137,7 @@ pub(super) struct BalanceServer {
     pub(super) max_connections: Number,
 }
 
-/// Defines how a value is read that TOML has in several types, or that needs an error text of its own.
+/// Reads a value from one or several TOML types, with its own error text.
 macro_rules! value {
     ($Name:ident, $expected:literal, $($visit:ident($input:ident: $T:ty) => $value:expr),*) => {
         impl<'de> Deserialize<'de> for $Name {

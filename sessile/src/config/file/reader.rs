@@ -93,20 +93,20 @@ impl<'a> Reader<'a> {
         least: i64,
         most: i64,
     ) -> Option<N> {
-        let number = written?;
-        let raw::Whole(value) = *number.get_ref();
-        let fits = (least..=most).contains(&value);
-        let converted = fits.then(|| N::try_from(value).ok()).flatten();
-        if converted.is_none() {
+        let written = written?;
+        let raw::Whole(value) = *written.get_ref();
+        let number = N::try_from(value).ok();
+        if number.is_none() || !(least..=most).contains(&value) {
             let what = What::OutOfRange {
                 key,
                 value,
                 least,
                 most,
             };
-            self.note(number.span(), what);
+            self.note(written.span(), what);
+            return None;
         }
-        converted
+        number
     }
 
     /// A number of bytes, with or without a binary unit.
@@ -193,17 +193,17 @@ impl<'a> Reader<'a> {
     ) -> Option<T> {
         let written = written?;
         let value = written.get_ref();
-        let found = known.iter().find(|(word, _)| word == value);
-        if found.is_none() {
-            let words = known.iter().map(|(word, _)| (*word).to_owned()).collect();
-            let what = What::NotOneOf {
-                key,
-                value: value.clone(),
-                hint: Hint::new(value, words),
-            };
-            self.note(written.span(), what);
+        if let Some(&(_, meaning)) = known.iter().find(|(word, _)| word == value) {
+            return Some(meaning);
         }
-        found.map(|&(_, meant)| meant)
+        let words = known.iter().map(|(word, _)| (*word).to_owned()).collect();
+        let what = What::NotOneOf {
+            key,
+            value: value.clone(),
+            hint: Hint::new(value, words),
+        };
+        self.note(written.span(), what);
+        None
     }
 
     /// The name of a server, an upstream or a pool.
@@ -216,6 +216,18 @@ impl<'a> Reader<'a> {
             return None;
         }
         Some(name.into_inner())
+    }
+
+    /// A name that only one table may have.
+    pub(super) fn unique_name(
+        &mut self,
+        written: Text,
+        names: &mut Unique<String>,
+    ) -> Option<String> {
+        let place = written.as_ref()?.span();
+        let name = self.server_name(written)?;
+        self.unique(names, name.clone(), &place);
+        Some(name)
     }
 
     /// A DNS name without a wildcard, in lower case.
@@ -255,7 +267,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Notes a value that was there before.
+    /// Notes a value that occurred before.
     pub(super) fn unique<T: Display + Eq + Hash>(
         &mut self,
         seen: &mut Unique<T>,

@@ -66,29 +66,21 @@ impl Reader<'_> {
         }
     }
 
-    /// Early data needs sessions that only one server can take, and only once: in a shared store.
+    /// Early data needs sessions that all servers together can take only once: in a shared store.
     fn early_data_fits(&mut self, place: &Range<usize>, session: &Session) {
-        let (lacks, remedy) = if session.early_data == 0 {
+        if session.early_data == 0 {
             return;
-        } else if session.store == StoreUrl::Memory {
-            (
-                "session.store is \"memory\", where each server would take it once",
-                "set store = \"redis://HOST\", the same on every server",
-            )
+        }
+        let what = if session.store == StoreUrl::Memory {
+            What::EarlyDataInMemory
         } else if !session.tickets {
-            (
-                "session.tickets is false: without tickets no client can send any",
-                "set tickets = true",
-            )
+            What::EarlyDataWithoutTickets
         } else if session.max_entries == 0 || session.lifetime.is_zero() {
-            (
-                "session.max-entries or session.lifetime is 0, so no session is kept",
-                "give it another value",
-            )
+            What::EarlyDataWithoutSessions
         } else {
             return;
         };
-        self.note(place.clone(), What::EarlyDataLacks { lacks, remedy });
+        self.note(place.clone(), what);
     }
 
     fn listener(
@@ -111,11 +103,7 @@ impl Reader<'_> {
             _ => {}
         }
         let proxies = self.proxies(written);
-        let missing = What::Missing {
-            table: "[[listener]]",
-            key: "address",
-            example: "\"0.0.0.0:443\"",
-        };
+        let missing = What::missing("[[listener]]", "address", "\"0.0.0.0:443\"");
         let address = self.required(listener.address.clone(), written.span(), missing)?;
         let span = address.span();
         let address = self.address("address", Some(address))?;
@@ -149,15 +137,16 @@ impl Reader<'_> {
         proxies
     }
 
+    /// Notes a second listener on the same address.
     fn claim(
         &mut self,
         address: SocketAddr,
-        span: &Range<usize>,
+        place: &Range<usize>,
         addresses: &mut Unique<SocketAddr>,
     ) {
         // Each listener on port 0 gets a free port of its own.
         if address.port() != 0 {
-            self.unique(addresses, address, span);
+            self.unique(addresses, address, place);
         }
     }
 }

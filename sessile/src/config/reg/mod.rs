@@ -3,15 +3,13 @@
 
 mod error;
 mod parse;
-mod values;
 
 use std::fmt;
 
+use super::settings::{RegKey, RegValue, Setting, all};
 use super::{Config, MAX_TICKET_LIFETIME};
 pub use error::{Place, RegError, Wrong};
 pub use parse::{Data, Edit, Entry, MAX_BYTES, RegFile, parse};
-use values::values;
-pub use values::{Form, RegKey, RegValue};
 
 /// What was done with each line of a registry export.
 #[derive(Debug, Default)]
@@ -30,9 +28,14 @@ pub struct Taken {
 }
 
 impl Taken {
-    /// Gives the settings of the value what the line says.
+    /// The settings that the value stands for.
+    pub fn settings(&self) -> impl Iterator<Item = &'static Setting> {
+        settings_of(self.value)
+    }
+
+    /// Sets the settings of the value, or resets them to their defaults.
     pub fn apply(&self, config: &mut Config) {
-        for setting in self.value.settings() {
+        for setting in self.settings() {
             let value = match (self.number, setting.registry) {
                 (Some(number), Some(registry)) => Some(registry.form.decode(number)),
                 _ => (setting.value)(&Config::default()),
@@ -128,6 +131,26 @@ impl Report {
     }
 }
 
+/// Every registry value that is understood, once each.
+fn values() -> Vec<RegValue> {
+    let mut values: Vec<RegValue> = Vec::new();
+    for value in all().filter_map(|setting| setting.registry) {
+        if !values.iter().any(|known| known.name == value.name) {
+            values.push(value);
+        }
+    }
+    values
+}
+
+/// The settings that a value stands for. The last section comes first: `EnableKernelSSL` means
+/// `tls.kernel` above all.
+fn settings_of(value: RegValue) -> impl Iterator<Item = &'static Setting> {
+    all().rev().filter(move |setting| {
+        let same = |known: RegValue| (known.key, known.name) == (value.key, value.name);
+        setting.registry.is_some_and(same)
+    })
+}
+
 /// The values that an entry sets or deletes.
 fn locate(entry: &Entry) -> Result<Vec<RegValue>, Why> {
     let path = parts(&entry.key);
@@ -203,16 +226,16 @@ pub fn export(config: &Config) -> Export {
                 Some(number) => {
                     text.push_str(&format!("\"{}\"=dword:{number:08x}\r\n", value.name));
                 }
-                None => left_out.extend(value.settings().map(|setting| setting.name)),
+                None => left_out.extend(settings_of(value).map(|setting| setting.name)),
             }
         }
     }
     Export { text, left_out }
 }
 
-/// The number of a registry value. `None`: the registry cannot say what the settings say.
+/// The number of a registry value. `None`: the registry cannot express the settings.
 fn number(value: RegValue, config: &Config) -> Option<u32> {
-    let mut numbers = value.settings().map(|setting| {
+    let mut numbers = settings_of(value).map(|setting| {
         let value = (setting.value)(config)?;
         setting.registry?.form.encode(&value)
     });

@@ -8,13 +8,13 @@ use sessile_proto::hello::{DEFAULT_LIMIT, MAX_LIMIT};
 use sessile_proto::route::Policy;
 use tracing::level_filters::LevelFilter;
 
+use super::registry::{Form, RegKey, RegValue};
 use super::setting::Setting;
 use super::types::{
     AccessLogTarget, Count, Flag, Folder, Kernel, KeyFile, OneOf, OptionalAddress, OptionalDnsName,
     OptionalFile, OptionalServerNumber, ServerName, Size, Span, Store, Type, kind_of, read_into,
 };
-use crate::config::file::{ANY_DURATION, POSITIVE_DURATION};
-use crate::config::reg::{Form, RegKey, RegValue};
+use crate::config::file::reader::{ANY_DURATION, POSITIVE_DURATION};
 use crate::config::{
     AccessLog, BYTES_PER_ENTRY, BalancePool, BalanceServer, DEFAULT_CONNECT_TIMEOUT, Forget,
     Health, KernelTls, Key, Role, StoreUrl, UnknownName, default_state_dir, host_name, human_bytes,
@@ -118,7 +118,7 @@ macro_rules! section {
 }
 
 section! {
-    /// `[server]`: who this server is and where its state is kept.
+    /// `[server]`: the identity of this server, and its state folder.
     Server, server {
         "name" name: String = host_name(), ServerName => {
             meaning: "names the server in logs, metrics and verdicts; with the farm's scope it gives \
@@ -145,7 +145,7 @@ section! {
 }
 
 section! {
-    /// `[session]`: what is remembered of a client, where and for how long.
+    /// `[session]`: where sessions are kept, and for how long.
     Session, session {
         "max-entries" max_entries: usize = 10_000, Count(0..=MAX_COUNT) => {
             meaning: "most entries in the session table; the oldest leaves first; 0: no server-side \
@@ -233,6 +233,7 @@ section! {
     }
 }
 
+/// `[key]`. The configuration has an enum for it, [`Key`].
 pub(super) const KEY_SETTINGS: &[Setting] = &[setting!(
     "key.file",
     "file",

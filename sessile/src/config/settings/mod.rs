@@ -1,19 +1,21 @@
-//! Every setting that is one value, defined once: key, type, bounds, default, documentation, registry
-//! value, and the roles that need a restart to apply a change. The reader of configuration files,
-//! `sessile settings`, the documentation and the reload follow from these definitions.
+//! Every setting that is one value. A setting is defined once: its key, type, bounds, default,
+//! documentation, registry value, and which roles need a restart. The reader of configuration files,
+//! `sessile settings`, the documentation and the reload follow from the definitions.
 //! Tables with names (`[[site]]`, `[[listener]]` …) are not settings: `config::file` reads them.
 
 mod definitions;
+mod registry;
 mod setting;
 mod types;
 mod value;
 
 pub(super) use definitions::POLICIES;
 pub use definitions::{Admin, Balance, Connection, Log, MAX_EARLY_DATA, Server, Session, Tls};
+pub use registry::{Form, RegKey, RegValue};
 pub use setting::{Setting, UnknownSetting};
 pub use value::{Kind, Value, WrongKind};
 
-use super::file::nearest;
+use super::file::problem::nearest;
 use super::{Config, Role};
 
 /// The sections in the order of the documentation, and the settings of each.
@@ -50,7 +52,7 @@ pub fn find(name: &str) -> Result<&'static Setting, UnknownSetting> {
         })
 }
 
-/// Names what has changed since the start and is applied only by a restart of `role`.
+/// The names of changed settings that a process of this role applies only after a restart.
 #[must_use]
 pub fn changes_for_restart(role: Role, running: &Config, written: &Config) -> Vec<&'static str> {
     let changed =

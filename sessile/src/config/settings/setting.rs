@@ -6,9 +6,9 @@ use std::path::Path;
 use toml::Spanned;
 use toml::de::{DeValue, Error};
 
+use super::registry::RegValue;
 use super::value::{Kind, Value, WrongKind};
-use crate::config::file::Reader;
-use crate::config::reg::RegValue;
+use crate::config::file::reader::Reader;
 use crate::config::{Config, Role};
 
 /// A setting: one value under `[section] key`.

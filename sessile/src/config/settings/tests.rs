@@ -1,6 +1,6 @@
 use super::*;
 use crate::config::file::parse;
-use crate::config::{Key, StoreUrl, reg};
+use crate::config::{Key, StoreUrl};
 
 #[test]
 fn a_setting_is_found_by_name_or_suggested() {
@@ -120,7 +120,7 @@ fn every_registry_value_takes_and_gives_every_number_that_it_can_have() {
             );
             let switch = matches!(
                 value.form,
-                reg::Form::Flag | reg::Form::KernelTls | reg::Form::PurgeOnReclaim
+                Form::Flag | Form::KernelTls | Form::PurgeOnReclaim
             );
             let given = if switch { 1 } else { number };
             assert_eq!(value.form.encode(&decoded), Some(given), "{}", setting.name);

@@ -10,8 +10,9 @@ use toml::Spanned;
 use toml::de::{DeValue, Error, ValueDeserializer};
 
 use super::value::{Kind, Value};
+use crate::config::file::problem::What;
 use crate::config::file::raw::{self, Bytes, Number, Text, TimeSpan, Whole};
-use crate::config::file::{Reader, What};
+use crate::config::file::reader::Reader;
 use crate::config::{AccessLog, Config, KernelTls, Key, MAX_NUMBER, StoreUrl};
 
 /// A setting's type. `T` is the type of the field in the configuration.
@@ -20,7 +21,7 @@ pub(super) trait Type<T> {
     type Written: DeserializeOwned;
     const KIND: Kind;
 
-    /// Reads the value, or notes in the reader what is wrong with it.
+    /// Reads the value, or notes the problem in the reader.
     fn read(
         &self,
         reader: &mut Reader<'_>,

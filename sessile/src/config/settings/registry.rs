@@ -1,9 +1,9 @@
-//! The registry's side of a setting: key, name and number.
+//! The form of a setting in the Windows registry: key, name and number.
 
 use std::fmt;
 use std::time::Duration;
 
-use crate::config::settings::{Setting, Value, all};
+use super::value::Value;
 
 /// A registry key with values that are settings of sessile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,9 +15,9 @@ pub enum RegKey {
 }
 
 impl RegKey {
-    pub(super) const ALL: [Self; 2] = [Self::Schannel, Self::HttpParameters];
+    pub(in crate::config) const ALL: [Self; 2] = [Self::Schannel, Self::HttpParameters];
 
-    pub(super) const fn path(self) -> &'static str {
+    pub(in crate::config) const fn path(self) -> &'static str {
         match self {
             Self::Schannel => {
                 r"HKEY_LOCAL_MACHINE\SYSTEM\CurrentControlSet\Control\SecurityProviders\SCHANNEL"
@@ -47,33 +47,9 @@ pub struct RegValue {
 
 impl RegValue {
     /// For definitions of settings.
-    pub(in crate::config) const fn some(
-        key: RegKey,
-        name: &'static str,
-        form: Form,
-    ) -> Option<Self> {
+    pub(super) const fn some(key: RegKey, name: &'static str, form: Form) -> Option<Self> {
         Some(Self { key, name, form })
     }
-
-    /// The settings that the value stands for. The last section comes first: `EnableKernelSSL` means
-    /// `tls.kernel` above all.
-    pub fn settings(self) -> impl Iterator<Item = &'static Setting> {
-        all().rev().filter(move |setting| {
-            let value = setting.registry;
-            value.is_some_and(|value| (value.key, value.name) == (self.key, self.name))
-        })
-    }
-}
-
-/// Every registry value that is understood, once each.
-pub(super) fn values() -> Vec<RegValue> {
-    let mut values: Vec<RegValue> = Vec::new();
-    for value in all().filter_map(|setting| setting.registry) {
-        if !values.iter().any(|known| known.name == value.name) {
-            values.push(value);
-        }
-    }
-    values
 }
 
 impl fmt::Display for RegValue {
@@ -82,7 +58,7 @@ impl fmt::Display for RegValue {
     }
 }
 
-/// What the number of a registry value means.
+/// The meaning of a registry value's number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
     Entries,

@@ -20,19 +20,22 @@ pub enum AlertDescription {
     DecodeError = 50,
     /// A protocol version that is not spoken here.
     ProtocolVersion = 70,
+    /// A lower version than the client and sessile both speak (RFC 7507).
+    InappropriateFallback = 86,
     /// A server name that is not served here (RFC 6066, 3).
     UnrecognizedName = 112,
 }
 
 impl AlertDescription {
     /// Every alert, by number.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::UnexpectedMessage,
         Self::RecordOverflow,
         Self::HandshakeFailure,
         Self::IllegalParameter,
         Self::DecodeError,
         Self::ProtocolVersion,
+        Self::InappropriateFallback,
         Self::UnrecognizedName,
     ];
 
@@ -46,6 +49,7 @@ impl AlertDescription {
             Self::IllegalParameter => "illegal_parameter",
             Self::DecodeError => "decode_error",
             Self::ProtocolVersion => "protocol_version",
+            Self::InappropriateFallback => "inappropriate_fallback",
             Self::UnrecognizedName => "unrecognized_name",
         }
     }
@@ -131,7 +135,7 @@ mod tests {
             [21, 3, 3, 0, 2, 2, 50]
         );
         let numbers = AlertDescription::ALL.map(AlertDescription::number);
-        assert_eq!(numbers, [10, 22, 40, 47, 50, 70, 112]);
+        assert_eq!(numbers, [10, 22, 40, 47, 50, 70, 86, 112]);
         assert_eq!(
             AlertDescription::RecordOverflow.to_string(),
             "record_overflow"

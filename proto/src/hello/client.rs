@@ -2,7 +2,7 @@
 
 use super::cursor::Cursor;
 use super::offered::{OfferedPsks, Protocols, PskModes, Suites, Versions};
-use super::{TLS_1_2, TLS_1_3, extensions, kind};
+use super::{SSL_3_0, TLS_1_2, TLS_1_3, extensions, kind};
 use crate::record::Error;
 
 /// Most bytes of a session ID, in every version.
@@ -13,6 +13,9 @@ const MAX_HOST_NAME: usize = 255;
 
 /// Bytes of an SSLv2-form hello without its three vectors.
 const SSL2_FIXED_LEN: usize = 11;
+
+/// The cipher suite value that marks a retry with a lower version (RFC 7507).
+const TLS_FALLBACK_SCSV: u16 = 0x5600;
 
 /// How a ClientHello is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,7 +74,10 @@ impl<'a> ClientHello<'a> {
     pub fn parse(message: &'a [u8]) -> Result<Self, Error> {
         let mut body = Cursor::message(message, kind::CLIENT_HELLO)?;
         let legacy_version = body.u16()?;
-        let legacy_version = version(legacy_version).ok_or(Error::ClientVersion(legacy_version))?;
+        // There is no upper bound: a version above ours is answered with ours (RFC 5246, E.1).
+        if legacy_version < SSL_3_0 {
+            return Err(Error::ClientVersion(legacy_version));
+        }
         let random = body.take(32)?;
         let session_id = session_id(body.vec8()?)?;
         let cipher_suites = Suites::parse(body.vec16()?, 2)?;
@@ -116,6 +122,12 @@ impl<'a> ClientHello<'a> {
         ))
     }
 
+    /// True if the client says that it retries with a lower version than it supports (RFC 7507).
+    #[must_use]
+    pub fn is_fallback(&self) -> bool {
+        self.cipher_suites.contains(TLS_FALLBACK_SCSV)
+    }
+
     /// Whether TLS 1.3 may be negotiated.
     #[must_use]
     pub fn offers_tls13(&self) -> bool {
@@ -130,7 +142,7 @@ impl<'a> ClientHello<'a> {
         match self.supported_versions {
             Some(versions) => versions
                 .iter()
-                .filter(|version| (super::SSL_3_0..=TLS_1_3).contains(version))
+                .filter(|version| (SSL_3_0..=TLS_1_3).contains(version))
                 .max()
                 .unwrap_or_default(),
             // Without the extension TLS 1.2 is the most there is (RFC 9846, 4.2.1).
@@ -269,7 +281,10 @@ fn host_name(name: &[u8]) -> Result<&str, Error> {
     const ILLEGAL: Error = Error::Illegal("server name");
     // The colon is of addresses, which do not belong here and are sent all the same.
     let allowed = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.:".contains(byte);
-    if name.is_empty() || name.len() > MAX_HOST_NAME || !name.iter().all(allowed) {
+    if name.is_empty() {
+        return Err(Error::OutOfRange("server name: it is empty"));
+    }
+    if name.len() > MAX_HOST_NAME || !name.iter().all(allowed) {
         return Err(ILLEGAL);
     }
     std::str::from_utf8(name).map_err(|_| ILLEGAL)

@@ -34,8 +34,8 @@ impl fmt::Display for IllegalRecordLimit {
 impl std::error::Error for IllegalRecordLimit {}
 
 impl ClientHello<'_> {
-    /// The size in bytes of the largest record that the client accepts in a connection of
-    /// `version`: header and content, before encryption. `None`: the protocol's own limit.
+    /// The size in bytes of the largest record that the client accepts under `version`: header
+    /// and content, before encryption. `None`: the protocol's own limit.
     ///
     /// # Errors
     ///

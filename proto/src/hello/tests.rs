@@ -369,17 +369,22 @@ fn versions_that_nobody_knows_are_passed_over() {
     assert_eq!(max(&[0x9a, 0x9a, 3, 3, 3, 4]), Ok(TLS_1_3));
     assert_eq!(max(&[0x7f, 0x1c, 3, 2]), Ok(TLS_1_1));
     assert_eq!(max(&[0x0a, 0x0a]), Ok(0));
-    let mut hello = client_hello(&[]);
-    hello[5] = 9;
-    assert_eq!(
-        ClientHello::parse(&hello).map(|it| it.max_version()),
-        Ok(TLS_1_2)
-    );
-    hello[4] = 0xfe;
-    assert_eq!(
-        ClientHello::parse(&hello),
-        Err(Error::ClientVersion(0xfe09))
-    );
+}
+
+#[test]
+fn a_client_version_above_tls_1_2_stands_for_tls_1_2() {
+    let with = |version: u16| {
+        let mut hello = client_hello(&[]);
+        hello[4..6].copy_from_slice(&version.to_be_bytes());
+        ClientHello::parse(&hello).map(|hello| hello.max_version())
+    };
+    for version in [0x0303, 0x0304, 0x03ff, 0x0400, 0xfe09, 0xffff] {
+        assert_eq!(with(version), Ok(TLS_1_2), "{version:#06x}");
+    }
+    assert_eq!(with(0x0301), Ok(TLS_1_0));
+    for version in [0, 0x0002, 0x02ff] {
+        assert_eq!(with(version), Err(Error::ClientVersion(version)));
+    }
 }
 
 #[test]

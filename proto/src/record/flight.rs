@@ -1,5 +1,5 @@
-//! Arranges a flight of handshake messages in records anew. Some small devices (mbedTLS before
-//! 3.6.3) cannot read a message that is split over records, and read several in one record.
+//! Arranges a flight of handshake messages in new records. mbedTLS before 3.6.3 cannot read a
+//! message that is split over records.
 
 use super::{ContentType, HEADER_LEN, Header, message_len};
 
@@ -91,7 +91,7 @@ mod tests {
     fn a_flight_without_whole_messages_is_none() {
         let flight = in_records(&message(2, &[1; 70]), 50);
         for end in 1..flight.len() {
-            // What is no record is passed on, and half a message is not.
+            // Bytes that are no record are passed on. Half a message gives `None`.
             let separated = separate_messages(&flight[..end], 64);
             assert_eq!(separated.is_some(), end < HEADER_LEN, "{end}");
         }

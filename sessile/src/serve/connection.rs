@@ -100,6 +100,11 @@ async fn handshake(
         Ok(hello) => hello,
         Err(error) => return Err(turn_away(io, &error).await),
     };
+    if hello.is_fallback() && !hello.offers_tls13() {
+        // The client speaks more than it offers, and somebody may have made it offer less.
+        tls::refuse(io, AlertDescription::InappropriateFallback).await;
+        return Err("bad-hello");
+    }
     if hello.max_version() < OLDEST_VERSION {
         tls::refuse(io, AlertDescription::ProtocolVersion).await;
         return Err("bad-hello");

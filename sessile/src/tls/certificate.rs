@@ -9,7 +9,7 @@ use rustls_pki_types::pem::{self, PemObject};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use sessile_proto::Time;
 
-use super::x509;
+use super::{provider, x509};
 use crate::clock;
 
 /// Why a certificate cannot be used.
@@ -52,7 +52,7 @@ pub fn load(chain: &Path, key: &Path) -> Result<Arc<CertifiedKey>, CertificateEr
         path: key.into(),
         source,
     })?;
-    let certified = CertifiedKey::from_der(certificates, private, &super::crypto());
+    let certified = CertifiedKey::from_der(certificates, private, &provider::crypto());
     certified
         .map(Arc::new)
         .map_err(|source| CertificateError::Mismatch {
@@ -95,12 +95,15 @@ impl CertificateSet {
         Self(certificates.map(ServerCertificate::new).collect())
     }
 
-    /// The first certificate whose key the client can verify.
+    /// The first certificate whose key the client can verify, else the first certificate.
     pub(super) fn choose(&self, hello: &ClientHello<'_>) -> Option<&ServerCertificate> {
         let schemes = hello.signature_schemes();
         self.0
             .iter()
             .find(|certificate| certificate.certified.key.choose_scheme(schemes).is_some())
+            // With any certificate rustls goes on and sends handshake_failure. Without one it would
+            // send access_denied.
+            .or_else(|| self.0.first())
     }
 }
 

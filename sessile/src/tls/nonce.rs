@@ -1,5 +1,5 @@
-//! Shortens the nonces of TLS 1.3 tickets from 32 bytes to 8. wolfSSL (Debian's 5.5.4) ends a
-//! connection when it receives a longer one, and rustls has no setting for the length.
+//! Shortens the nonces of TLS 1.3 tickets from 32 bytes to 8. wolfSSL 5.5.4 ends a connection at a
+//! longer nonce, and rustls has no setting for the length.
 //!
 //! rustls draws 32 bytes, derives the session's key from them and sends them in the ticket. The
 //! suites made here cut the nonce at both places. The key is in the session, so servers with
@@ -29,8 +29,8 @@ const LONG: usize = 32;
 /// Bytes of the nonces that clients see.
 const SHORT: usize = 8;
 
-/// Where a NewSessionTicket has the length of its nonce, counted from its header: behind the
-/// lifetime and `ticket_age_add` (RFC 9846, section 4.6.1).
+/// The offset of the nonce's length in a NewSessionTicket, header included. Lifetime and
+/// `ticket_age_add` come first (RFC 9846, section 4.6.1).
 const NONCE_LEN_AT: usize = HANDSHAKE_HEADER_LEN + 4 + 4;
 
 /// Where the removed part of the nonce begins.
@@ -231,8 +231,8 @@ struct TicketFlight {
 impl TicketFlight {
     /// The content of a record that takes the place of `fragment`.
     ///
-    /// It is never longer than a fragment may be: a header that was held back is followed by
-    /// the nonce, which shrinks by more than the header has.
+    /// The content is never longer than a full fragment. A header that was held back adds at
+    /// most three bytes, and the nonce that follows it loses 24.
     fn shorten(&mut self, fragment: &[u8]) -> Vec<u8> {
         let mut input = mem::take(&mut self.held);
         input.extend_from_slice(fragment);
@@ -254,7 +254,7 @@ impl TicketFlight {
         output
     }
 
-    /// Takes the header of the next message, and returns the one that is sent.
+    /// Begins the next message. Returns its header with the new length.
     fn begin(&mut self, header: [u8; HANDSHAKE_HEADER_LEN]) -> [u8; HANDSHAKE_HEADER_LEN] {
         let [kind, high, middle, low] = header;
         let body = u32::from_be_bytes([0, high, middle, low]) as usize;

@@ -1,6 +1,6 @@
 //! The size of the records that a client is sent: what its hello asks for (RFC 6066, section 4;
-//! RFC 8449). The library neither reads these extensions nor answers them. A smaller record is
-//! right without an answer, and the client's own records keep their size.
+//! RFC 8449). The library neither reads these extensions nor answers them. Smaller records are
+//! legal without an answer, and the client's own records keep their size.
 
 use std::io;
 
@@ -29,8 +29,8 @@ pub(super) fn max_fragment_size(
 
 /// Writes a flight of a TLS 1.2 handshake to a client with small records.
 ///
-/// The library joins the messages of a flight and cuts the whole. Some small devices cannot read
-/// a message that is split, so each message gets records of its own.
+/// The library joins the messages of a flight before it splits them. Some small devices cannot
+/// read a split message, so each message begins a new record.
 pub(super) async fn write_flight(
     io: &mut TcpStream,
     tls: &mut ServerConnection,

@@ -32,6 +32,7 @@ mod proxy_protocol;
 mod registry;
 mod returning;
 mod rolling;
+mod serve_alerts;
 mod serve_files;
 mod serve_life;
 mod serve_proxy;

@@ -22,7 +22,7 @@ const HELLO: &[u8] = include_bytes!("../../../../proto/src/testdata/client-opens
 /// Settings with which tickets name sessions in the session table.
 const STORED: &str = "[connection]\npurge-on-reclaim = true\n";
 
-/// A server of files, and what it needs.
+/// A file server with its certificates and folders.
 struct Devices {
     certificates: Certificates,
     server: Sessile,
@@ -84,7 +84,11 @@ fn request() -> String {
     format!("GET /large HTTP/1.1\r\nhost: {NAME}\r\nsessile-probe: 1\r\nconnection: close\r\n\r\n")
 }
 
-/// The value of a header in what a client has printed of a whole answer.
+/// The value of a response header, in the output of a client that has printed the response.
+///
+/// # Panics
+///
+/// If the body is not the large file.
 fn header<'a>(ran: &'a Ran, name: &str) -> &'a str {
     assert!(ran.stdout.contains(&large()), "{}", ran.stdout);
     let mut lines = ran.stdout.lines();

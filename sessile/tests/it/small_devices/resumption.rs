@@ -1,5 +1,5 @@
-//! Clients with the smallest records resume TLS 1.3 sessions of every kind: the tickets of a
-//! flight are split over several records then.
+//! Clients with small records resume TLS 1.3 sessions of every kind. The server's tickets are
+//! split over several records.
 
 use std::fs;
 use std::path::Path;

@@ -45,7 +45,7 @@ fn pass(client: &TcpStream, server: SocketAddr, sent: &Sender<Vec<u8>>) -> io::R
     thread::scope(|scope| {
         scope.spawn(|| {
             let _ = io::copy(&mut &*client, &mut &server);
-            // What the server still says is kept all the same.
+            // The server may send more after this, and that is kept too.
             let _ = server.shutdown(Shutdown::Write);
         });
         let mut buffer = [0; 1 << 14];

@@ -3,7 +3,7 @@
 fuzz_targets := "client_hello hello_reader server_hello new_session_ticket watch proxy_protocol"
 
 # All checks.
-check: fmt clippy test docs deny examples smoke fuzz-smoke
+check: fmt clippy test zoo docs deny examples smoke fuzz-smoke
 
 # Formatting.
 fmt:
@@ -14,10 +14,15 @@ fmt:
 # Lints, without exceptions.
 clippy:
     cargo clippy --workspace --all-targets --locked -- -D warnings
+    cargo clippy --package sessile --test zoo --locked -- -D warnings
 
 # The README's test command.
 test:
     .ci/setup && cargo test --workspace --locked
+
+# Suites with many foreign programs: prints the table of client libraries (docs/clients.md).
+zoo:
+    .ci/setup zoo && cargo test --package sessile --test zoo --locked -- --nocapture
 
 # A minute of rolling restarts under two hundred connections a second (docs/benchmarks.md); fails where
 # the rate was not reached, or a connection failed that no kill had cut off.
@@ -81,6 +86,14 @@ bench-store:
     cargo build --profile dist --locked
     cargo run --release --manifest-path bench/Cargo.toml --bin servers -- store --sessile target/dist/sessile
     cargo run --release --manifest-path bench/Cargo.toml --bin servers -- outages --sessile target/dist/sessile
+
+# tlsfuzzer's scripts against sessile, rustls alone and nginx (docs/conformance.md). `path`: a checkout of
+# tlsfuzzer; `python`: one with tlslite-ng 0.9, ecdsa and kyber-py.
+tlsfuzzer path python="python3":
+    cargo build --locked
+    cargo build --locked --manifest-path bench/Cargo.toml --bin bare_rustls
+    {{ python }} bench/tlsfuzzer.py {{ path }} --sessile target/debug/sessile \
+        --rustls bench/target/debug/bare_rustls --nginx nginx
 
 # How many returning clients resume behind which balancer (docs/benchmarks.md).
 bench-homecoming:

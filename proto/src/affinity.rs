@@ -1,7 +1,8 @@
-//! What a balancer learns: which server can resume a session ID or a ticket. It is the session
-//! table with a server's number for a value, a share of it for each source (which makes room of its own
-//! for what is beyond), and a rule: what one server said is never overwritten by another. Whether something was said at all (only a
-//! handshake that was completed teaches) is for the caller to see to.
+//! The learned table of a balancer: which server can resume a session ID or a ticket.
+//!
+//! It is the session table with a server's number as the value. Each source prefix has a quota, and a source
+//! above it displaces only its own entries. The entry of one server is never overwritten by another server.
+//! The caller reports completed handshakes only.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -9,24 +10,24 @@ use std::net::{IpAddr, Ipv6Addr};
 use aws_lc_rs::digest;
 
 use crate::Time;
-use crate::session::{Entry, Gone, Inserted, Limits, Stats, Table};
+use crate::session::{Gone, Inserted, Limits, Stats, Table, TableEntry};
 
-/// Longest session ID (RFC 5246, 7.4.1.2).
+/// Longest session ID ([RFC 5246, 7.4.1.2](https://www.rfc-editor.org/rfc/rfc5246#section-7.4.1.2)).
 const MAX_SESSION_ID: usize = 32;
 
-/// Bytes kept of a ticket's hash.
+/// Bytes of a ticket's hash that are kept.
 const TICKET_HASH: usize = 16;
 
-/// Bytes of a key: its kind and what identifies it.
+/// Longest key: a byte for the kind, then the session ID or the hash.
 const KEY: usize = 1 + MAX_SESSION_ID;
 
-/// A source prefix may always hold this many entries.
-const QUOTA_FLOOR: usize = 256;
+/// Every source prefix may hold this many entries.
+const MIN_QUOTA: usize = 256;
 
-/// Beyond that, this fraction of the table (one in so many).
-const QUOTA_SHARE: usize = 10;
+/// A source prefix may also hold one entry in this many.
+const QUOTA_DIVISOR: usize = 10;
 
-/// What a client brings to be recognised by. The kinds never match each other.
+/// What identifies a returning client: a session ID or a ticket. A session ID never equals a ticket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct AffinityKey {
     bytes: [u8; KEY],
@@ -34,19 +35,23 @@ pub struct AffinityKey {
 }
 
 impl AffinityKey {
-    /// A TLS ≤ 1.2 session ID. `None` where it is empty or too long to be one.
+    /// A session ID of TLS 1.2 or earlier. `None` if its length is not 1 to 32 bytes.
     #[must_use]
     pub fn session_id(id: &[u8]) -> Option<Self> {
-        (1..=MAX_SESSION_ID)
-            .contains(&id.len())
-            .then(|| Self::new(1, id))
+        if id.is_empty() || id.len() > MAX_SESSION_ID {
+            return None;
+        }
+        Some(Self::new(1, id))
     }
 
-    /// A ticket, of which a hash is kept. `None` where it is empty.
+    /// A ticket, of which a hash is kept. `None` if the ticket is empty.
     #[must_use]
     pub fn ticket(ticket: &[u8]) -> Option<Self> {
-        let hash = || digest::digest(&digest::SHA256, ticket);
-        (!ticket.is_empty()).then(|| Self::new(2, &hash().as_ref()[..TICKET_HASH]))
+        if ticket.is_empty() {
+            return None;
+        }
+        let hash = digest::digest(&digest::SHA256, ticket);
+        Some(Self::new(2, &hash.as_ref()[..TICKET_HASH]))
     }
 
     fn new(kind: u8, id: &[u8]) -> Self {
@@ -64,47 +69,46 @@ impl AffinityKey {
     }
 }
 
-/// What became of a lesson.
+/// The result of [`Affinity::learn`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Learned {
-    /// It is new and remembered.
+pub enum LearnResult {
+    /// The entry is new.
     New,
-    /// So it is. Its source held its whole share of the table: the oldest entry of that has left for it.
+    /// The entry is new. The source had its whole quota, so its oldest entry was removed.
     Displacing,
-    /// It was known already. It is no younger for that.
+    /// The entry was known, and its age is unchanged.
     Known,
-    /// It is known of this other server, and stays so.
+    /// The entry of this other server is kept.
     Conflict(u32),
     /// The limits allow no entries at all.
     Disabled,
 }
 
-/// What is remembered of a session.
+/// A session in the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Recalled {
-    /// The server that can resume it.
+pub struct LearnedSession {
+    /// The server that can resume the session.
     pub server: u32,
-    /// When its full handshake was, as far as it was seen.
+    /// The time of the full handshake, or of the first handshake that was seen.
     pub established: Time,
-    /// When a connection last used it.
+    /// The time of the last use.
     pub used: Time,
 }
 
 /// The learned table.
 #[derive(Debug)]
 pub struct Affinity {
-    /// It never gets to evict by itself: every entry that leaves is taken off its source's count.
+    /// The table never evicts by itself, so that each removed entry is subtracted from its source's count.
     table: Table,
     max_entries: usize,
-    /// Entries of each source that has any. Ordered, so that no peer's choice makes it slow.
+    /// The number of entries of each source. A tree, because peers could choose colliding hashes.
     sources: BTreeMap<Source, u32>,
-    /// Every entry by its source and its place in the order of arrival, with its key's hash: a source's
-    /// oldest is found without a look at those of others.
+    /// The key's hash of each entry, by source and sequence number. This finds a source's oldest entry.
     arrivals: BTreeMap<(Source, u64), u64>,
 }
 
 impl Affinity {
-    /// An empty table. The seed has to be unpredictable: keys come from peers.
+    /// An empty table. The seed must be unpredictable, because keys come from peers.
     #[must_use]
     pub fn new(limits: Limits, seed: u64) -> Self {
         Self {
@@ -115,8 +119,9 @@ impl Affinity {
         }
     }
 
-    /// Remembers that `server` can resume what `key` stands for, as a handshake from `source` that
-    /// was completed just now has shown. `established`: when the session's full handshake was.
+    /// Records that `server` can resume the session of `key`. A handshake from `source` has just shown it.
+    ///
+    /// `established` is the time of the session's full handshake.
     pub fn learn(
         &mut self,
         key: AffinityKey,
@@ -124,94 +129,98 @@ impl Affinity {
         source: IpAddr,
         established: Time,
         now: Time,
-    ) -> Learned {
+    ) -> LearnResult {
         self.expire(now);
         if let Some(entry) = self.table.peek(key.as_bytes()) {
-            let known = Lesson::of(&entry);
+            let known = LearnedEntry::of(&entry);
             if !self.table.is_expired(entry.established, now) {
-                return match known.server == server {
-                    true => Learned::Known,
-                    false => Learned::Conflict(known.server),
+                return if known.server == server {
+                    LearnResult::Known
+                } else {
+                    LearnResult::Conflict(known.server)
                 };
             }
             let sequence = entry.sequence;
             self.table.remove(key.as_bytes(), Gone::Expired);
-            self.uncount(known.source, sequence);
+            self.subtract(known.source, sequence);
         }
-        let lesson = Lesson {
+        let learned = LearnedEntry {
             server,
             source: Source::of(source),
             established,
             used: now,
         };
-        self.insert(key.as_bytes(), lesson, now, now)
+        self.insert(key.as_bytes(), learned, now, now)
     }
 
-    /// Makes room and puts an entry there, whose key is not there yet. One that is beyond its source's
-    /// share takes the place of that source's oldest, and of no other's.
-    fn insert(&mut self, key: &[u8], lesson: Lesson, learned: Time, now: Time) -> Learned {
-        let source = lesson.source;
+    /// Makes room and inserts an entry with a new key.
+    fn insert(&mut self, key: &[u8], entry: LearnedEntry, learned: Time, now: Time) -> LearnResult {
+        let source = entry.source;
         let held = self.sources.get(&source).map_or(0, |&held| held as usize);
-        let displaces = held >= QUOTA_FLOOR.max(self.max_entries / QUOTA_SHARE);
+        // A source above its quota displaces only its own oldest entry.
+        let displaces = held >= MIN_QUOTA.max(self.max_entries / QUOTA_DIVISOR);
         if displaces {
             self.forget_oldest_of(source);
         } else if self.table.len() >= self.max_entries {
             self.forget_oldest(now);
         }
-        match self.table.insert(key, &lesson.to_bytes(), learned, now) {
-            Inserted::Stored { .. } => {}
-            _ => return Learned::Disabled,
+        let inserted = self.table.insert(key, &entry.to_bytes(), learned, now);
+        if !matches!(inserted, Inserted::Stored { .. }) {
+            return LearnResult::Disabled;
         }
-        if let Some(entry) = self.table.peek(key) {
-            let arrival = (source, entry.sequence);
+        if let Some(stored) = self.table.peek(key) {
+            let arrival = (source, stored.sequence);
             self.arrivals.insert(arrival, self.table.hash(key));
             *self.sources.entry(source).or_default() += 1;
         }
-        match displaces {
-            true => Learned::Displacing,
-            false => Learned::New,
+        if displaces {
+            LearnResult::Displacing
+        } else {
+            LearnResult::New
         }
     }
 
-    /// The server that can resume what `key` stands for, as far as is known.
+    /// The session of `key`, if the table knows it.
     #[must_use]
-    pub fn lookup(&self, key: AffinityKey, now: Time) -> Option<Recalled> {
+    pub fn lookup(&self, key: AffinityKey, now: Time) -> Option<LearnedSession> {
         let entry = self.table.peek(key.as_bytes())?;
-        let young = !self.table.is_expired(entry.established, now);
-        let lesson = Lesson::of(&entry);
-        young.then_some(Recalled {
-            server: lesson.server,
-            established: lesson.established,
-            used: lesson.used,
+        if self.table.is_expired(entry.established, now) {
+            return None;
+        }
+        let learned = LearnedEntry::of(&entry);
+        Some(LearnedSession {
+            server: learned.server,
+            established: learned.established,
+            used: learned.used,
         })
     }
 
-    /// Takes note of the last use of a session. It is no younger for that, and known no longer.
+    /// Records a use of a session. The entry does not live longer for it.
     pub fn used(&mut self, key: AffinityKey, at: Time) {
         if let Some(value) = self.table.value_mut(key.as_bytes()) {
-            let used = Lesson::from_bytes(value).used.max(at);
-            value[Lesson::USED..].copy_from_slice(&used.unix_millis().to_le_bytes());
+            let used = LearnedEntry::from_bytes(value).used.max(at);
+            value[LearnedEntry::USED..].copy_from_slice(&used.unix_millis().to_le_bytes());
         }
     }
 
-    /// Forgets all that some servers taught: their state is lost. Looks at every entry.
-    pub fn forget_servers(&mut self, is_one: impl Fn(u32) -> bool) -> usize {
+    /// Removes the entries of the servers that `is_lost` picks, and returns their number. Reads every entry.
+    pub fn forget_servers(&mut self, is_lost: impl Fn(u32) -> bool) -> usize {
         let mut gone = Vec::new();
         self.table.remove_where(Gone::Revoked, |entry| {
-            let lesson = Lesson::of(entry);
-            let is_it = is_one(lesson.server);
-            if is_it {
-                gone.push((lesson.source, entry.sequence));
+            let learned = LearnedEntry::of(entry);
+            let is_gone = is_lost(learned.server);
+            if is_gone {
+                gone.push((learned.source, entry.sequence));
             }
-            is_it
+            is_gone
         });
         for &(source, sequence) in &gone {
-            self.uncount(source, sequence);
+            self.subtract(source, sequence);
         }
         gone.len()
     }
 
-    /// All that is remembered, for [`Self::import`].
+    /// All entries, for [`Self::import`].
     ///
     /// `learned 8 | key length 1 | key | server 4 | source 8 | established 8 | used 8`…, oldest first
     #[must_use]
@@ -226,8 +235,9 @@ impl Affinity {
         out
     }
 
-    /// Remembers what another table did, into one that is empty, but for what is too old by now.
-    /// Returns how much that is; `None` where it is not what [`Self::export`] wrote.
+    /// Adds the entries of an [`Self::export`] that are young enough, and returns the number of all entries.
+    ///
+    /// `None` if the bytes are no such export. Then nothing changes.
     pub fn import(&mut self, bytes: &[u8], now: Time) -> Option<usize> {
         let mut read = Vec::new();
         let mut rest = bytes;
@@ -240,27 +250,27 @@ impl Affinity {
                 return None;
             }
             let (key, tail) = tail.split_at_checked(usize::from(*length))?;
-            let (value, tail) = tail.split_first_chunk::<{ Lesson::LEN }>()?;
+            let (value, tail) = tail.split_first_chunk::<{ LearnedEntry::LEN }>()?;
             let learned = Time::from_unix_millis(u64::from_be_bytes(*learned));
             read.push((learned, key, value));
             rest = tail;
         }
         for (learned, key, value) in read {
             if self.table.peek(key).is_none() && !self.table.is_expired(learned, now) {
-                self.insert(key, Lesson::from_bytes(value), learned, now);
+                self.insert(key, LearnedEntry::from_bytes(value), learned, now);
             }
         }
         Some(self.table.len())
     }
 
-    /// What happened in the table so far. Look-ups are not counted.
+    /// The counters of the table. Look-ups are not counted.
     #[must_use]
     pub fn stats(&self) -> Stats {
         self.table.stats()
     }
 
-    /// Entries are as old as they have been here, so those that are too old are the first ones.
     fn expire(&mut self, now: Time) {
+        // Entries are dated when they arrive, so the expired ones are the oldest ones.
         while let Some(oldest) = self.table.oldest()
             && self.table.is_expired(oldest.established, now)
         {
@@ -270,22 +280,23 @@ impl Affinity {
 
     fn forget_oldest(&mut self, now: Time) {
         if let Some(oldest) = self.table.oldest() {
-            let (source, sequence) = (Lesson::of(&oldest).source, oldest.sequence);
+            let source = LearnedEntry::of(&oldest).source;
+            let sequence = oldest.sequence;
             self.table.evict_oldest(now);
-            self.uncount(source, sequence);
+            self.subtract(source, sequence);
         }
     }
 
     fn forget_oldest_of(&mut self, source: Source) {
-        let mut its = self.arrivals.range((source, 0)..=(source, u64::MAX));
-        if let Some((&(_, sequence), &hash)) = its.next() {
+        let oldest = self.arrivals.range((source, 0)..=(source, u64::MAX)).next();
+        if let Some((&(_, sequence), &hash)) = oldest {
             self.table.remove_one(hash, sequence, Gone::Evicted);
-            self.uncount(source, sequence);
+            self.subtract(source, sequence);
         }
     }
 
-    /// Takes an entry that has left off what is known of its source.
-    fn uncount(&mut self, source: Source, sequence: u64) {
+    /// Subtracts a removed entry from its source.
+    fn subtract(&mut self, source: Source, sequence: u64) {
         self.arrivals.remove(&(source, sequence));
         if let Some(held) = self.sources.get_mut(&source) {
             *held -= 1;
@@ -296,43 +307,43 @@ impl Affinity {
     }
 }
 
-/// A source prefix: /24 of IPv4 (an address of IPv6 that maps one included), /56 of IPv6.
+/// A source prefix: a /24 of IPv4 or IPv4-mapped IPv6, a /56 of IPv6.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Source(u64);
 
 impl Source {
-    /// The prefix that an address lies in.
+    /// The prefix of an address.
     #[must_use]
     pub fn of(address: IpAddr) -> Self {
         Self(match address.to_canonical() {
             IpAddr::V4(address) => u64::from(address.to_bits() >> 8),
-            // One bit more sets them apart.
+            // One more bit tells IPv6 prefixes from IPv4 prefixes.
             IpAddr::V6(address) => site(address) | 1 << SITE_BITS,
         })
     }
 }
 
-/// Bits of an IPv6 address that say whose network it is in: what follows, people change every day.
+/// Bits of an IPv6 address that name the client's network. Privacy extensions change the rest daily.
 const SITE_BITS: u32 = 56;
 
-/// The first bits of an IPv6 address, that a household or an office has to itself.
+/// The first bits of an IPv6 address, which one household or office has.
 pub(crate) const fn site(address: Ipv6Addr) -> u64 {
     (address.to_bits() >> (u128::BITS - SITE_BITS)) as u64
 }
 
-/// What the table holds under a key.
+/// The value that the table holds for a key.
 #[derive(Clone, Copy, Debug)]
-struct Lesson {
+struct LearnedEntry {
     server: u32,
     source: Source,
     established: Time,
     used: Time,
 }
 
-impl Lesson {
+impl LearnedEntry {
     const LEN: usize = 28;
 
-    /// Where the time of the last use begins, which is the last field.
+    /// The offset of the last field, the time of the last use.
     const USED: usize = Self::LEN - 8;
 
     fn to_bytes(self) -> [u8; Self::LEN] {
@@ -344,7 +355,7 @@ impl Lesson {
         bytes
     }
 
-    fn of(entry: &Entry<'_>) -> Self {
+    fn of(entry: &TableEntry<'_>) -> Self {
         Self::from_bytes(entry.value)
     }
 

@@ -1,60 +1,62 @@
-//! The farm key: hash chains from which every server derives the same ticket and route keys, epoch
-//! by epoch, without a leader. Chains only move forward; what was left behind cannot be had back.
+//! The farm key: hash chains from which every server derives the same keys for each epoch, without a
+//! leader. A chain only moves forward: an earlier secret cannot be computed from a later one.
 //!
-//! Where a key lives and when its file may be rewritten is not decided here.
+//! [`clock_trust`] decides how far a key may move. Reading and writing key files happens elsewhere.
 
 mod chain;
-mod foreign;
+pub mod clock_trust;
+mod exported;
 mod generation;
 mod schedule;
-mod weak;
+mod weak_secret;
 
 pub use chain::{Chain, Secret};
-pub use foreign::{Foreign, ForeignKey};
-pub use generation::{CannotRotate, Generation, Standing};
+pub use exported::{ExportedKey, ExportedKeys};
+pub use generation::{CannotRotate, Generation, GenerationStatus};
 pub use schedule::{Purpose, RouteKeys, Schedule};
-pub use weak::Weak;
+pub use weak_secret::WeakSecret;
 
 use std::time::Duration;
 
 use crate::Time;
 
-/// Step of the route chain: a day, in seconds.
+/// Step of the route chain, a day, in seconds.
 pub const ROUTE_STEP: u64 = 24 * 60 * 60;
 
-/// Longest `maximum lifetime`: what TLS 1.3 allows a ticket (RFC 9846, 4.6.1).
+/// Longest maximum lifetime: seven days, the longest life of a ticket in TLS 1.3 (RFC 9846, 4.6.1).
 pub const MAX_LIFETIME: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
-/// Most epochs that a session may live: half of what the 12 bits in a label can tell apart.
+/// Most epochs in a session's life: half of the epochs that 12 bits in a label can tell apart.
 pub const MAX_EPOCHS: u64 = 2048;
 
-/// Most generations in a key: what the 4 bits in a label can tell apart.
+/// Most generations in a key: a label has 4 bits for the number.
 pub const MAX_GENERATIONS: usize = 16;
 
-/// Most generations that are added before an older one has ended: each costs every label look-ups.
+/// Most generations that are accepted at once. Each adds keys that every label is tried with.
 pub const MAX_ACCEPTED: usize = 2;
 
 /// Longest name of a farm, in bytes.
 pub const MAX_SCOPE: usize = 255;
 
-/// Furthest that a key moves forward in one go. Whoever was away for longer has no living session
-/// to lose and can have a copy of another server's file; a clock that far ahead is likely wrong,
-/// and a chain that followed it could not come back.
+/// Furthest that a key moves forward at once.
+///
+/// A clock that is further ahead is probably wrong, and a chain that followed it could not come back. A
+/// server that was away for longer has no live session to lose, and can take another server's file.
 pub const MAX_CATCH_UP: Duration = Duration::from_secs(31 * 24 * 60 * 60);
 
-/// The secret that the servers of a farm share, with what was decided when it was made.
+/// The secret that the servers of a farm share, with the terms under which it was made.
 pub struct FarmKey {
-    /// The farm's name; part of every derivation.
+    /// The farm's name, part of every derivation.
     pub scope: String,
-    /// How long a ticket key seals.
+    /// The length of an epoch: how long a ticket key seals.
     pub rotate: Duration,
     /// The longest life of a session sealed under this key.
     pub max_lifetime: Duration,
-    /// Oldest first; never empty.
+    /// Oldest first, never empty.
     pub generations: Vec<Generation>,
 }
 
-/// Why a farm key's terms cannot be used.
+/// Why the terms of a farm key are refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum BadTerms {
@@ -88,14 +90,12 @@ impl std::fmt::Display for BadTerms {
 impl std::error::Error for BadTerms {}
 
 impl FarmKey {
-    /// A key with one generation, which seals from the start.
+    /// A key with one generation, which seals at once.
     ///
-    /// `secrets` are 32 random bytes each, for the ticket and the route chain. The chains begin where
-    /// those of a key do that has been in use: what they stand at says what time it was
-    /// ([`Self::as_of`]), and servers whose clocks are behind can follow.
+    /// `secrets` are 32 random bytes each, for the ticket chain and the route chain.
     ///
     /// # Errors
-    /// Where the terms are out of bounds.
+    /// If the terms are out of bounds.
     pub fn new(
         scope: String,
         rotate: Duration,
@@ -110,6 +110,8 @@ impl FarmKey {
             generations: Vec::new(),
         };
         let [ticket, route] = secrets;
+        // The chains begin a lifetime back, as those of a key in use: the position tells the time
+        // (`as_of`), and servers whose clocks are behind can seal.
         key.generations.push(Generation {
             number: 0,
             activates: Some(0),
@@ -121,10 +123,10 @@ impl FarmKey {
         Ok(key)
     }
 
-    /// Whether rotation, lifetime and generations are within bounds.
+    /// Checks that the terms and the generations are within bounds.
     ///
     /// # Errors
-    /// With the first that is not.
+    /// The first bound that is exceeded.
     pub fn check_terms(&self) -> Result<(), BadTerms> {
         if self.rotate.as_secs() == 0 || self.rotate.subsec_nanos() != 0 {
             return Err(BadTerms::Rotate);
@@ -156,13 +158,13 @@ impl FarmKey {
         Ok(())
     }
 
-    /// The ticket epoch at a time.
+    /// The ticket epoch at `now`.
     #[must_use]
     pub fn epoch(&self, now: Time) -> u64 {
         now.unix_secs() / self.rotate.as_secs().max(1)
     }
 
-    /// How many epochs a session can live, rounded up.
+    /// The maximum lifetime in epochs, rounded up.
     #[must_use]
     pub fn lifetime_epochs(&self) -> u64 {
         self.max_lifetime
@@ -170,13 +172,13 @@ impl FarmKey {
             .div_ceil(self.rotate.as_secs().max(1))
     }
 
-    /// The oldest ticket epoch that a session alive at `now` can name.
+    /// The oldest ticket epoch that a session that is live at `now` can name.
     #[must_use]
     pub fn oldest_epoch(&self, now: Time) -> u64 {
         self.epoch(now).saturating_sub(self.lifetime_epochs() + 1)
     }
 
-    /// The oldest day whose route key a session alive at `now` can need.
+    /// The oldest day whose route key a session that is live at `now` can need.
     #[must_use]
     pub fn oldest_day(&self, now: Time) -> u64 {
         (now.unix_secs() / ROUTE_STEP).saturating_sub(self.lifetime_days())
@@ -186,19 +188,18 @@ impl FarmKey {
         self.max_lifetime.as_secs().div_ceil(ROUTE_STEP)
     }
 
-    /// Whether this is what a balancer may have: route chains, and no ticket chain.
+    /// True for a balancer's part: it has route chains and no ticket chain.
     #[must_use]
     pub fn is_route_part(&self) -> bool {
         self.generations.iter().all(|g| g.ticket.is_none())
     }
 
-    /// The balancer's part: what reads labels and opens no ticket.
+    /// The balancer's part: it reads labels and opens no ticket.
     #[must_use]
     pub fn route_part(&self, now: Time) -> Self {
-        let accepted = generation::accepted(self, now);
         Self {
             scope: self.scope.clone(),
-            generations: accepted
+            generations: generation::accepted(self, now)
                 .map(|generation| Generation {
                     ticket: None,
                     ..generation.clone()
@@ -209,35 +210,33 @@ impl FarmKey {
     }
 
     /// How far the ticket chains stand behind the oldest epoch that is needed at `now`.
+    ///
+    /// In a balancer's part, the same of the route chains.
     #[must_use]
     pub fn lag(&self, now: Time) -> Duration {
-        let behind = |at: u64, wanted: u64, step: u64| wanted.saturating_sub(at) * step;
-        let generations = self.generations.iter();
-        let lags = generations.map(|generation| match &generation.ticket {
-            Some(chain) => behind(chain.epoch(), self.oldest_epoch(now), self.rotate.as_secs()),
-            None if self.is_route_part() => {
-                behind(generation.route.epoch(), self.oldest_day(now), ROUTE_STEP)
-            }
-            None => 0,
-        });
-        Duration::from_secs(lags.max().unwrap_or(0))
+        let lag = if self.is_route_part() {
+            let chains = self.generations.iter().map(|generation| &generation.route);
+            longest_lag(chains, self.oldest_day(now)) * ROUTE_STEP
+        } else {
+            longest_lag(self.ticket_chains(), self.oldest_epoch(now)) * self.rotate.as_secs()
+        };
+        Duration::from_secs(lag)
     }
 
-    /// How far ahead of `now` the ticket chains begin: nothing can be sealed until then. A key
-    /// made, or moved, while the clock was wrong.
+    /// How far ahead of `now` the ticket chains begin. Nothing can be sealed until then.
+    ///
+    /// This is not zero if the clock was wrong when the key was made or moved.
     #[must_use]
     pub fn lead(&self, now: Time) -> Duration {
-        let chains = self.generations.iter().filter_map(|g| g.ticket.as_ref());
-        let first = chains.map(Chain::epoch).max().unwrap_or(0);
-        let ahead = first.saturating_sub(self.epoch(now));
+        let ahead = self.stands_at().saturating_sub(self.epoch(now));
         Duration::from_secs(ahead.saturating_mul(self.rotate.as_secs()))
     }
 
-    /// Moves every chain forward to the oldest epoch that is still needed, forgetting what lies
-    /// before, and drops what has ended. Returns whether anything changed.
+    /// Moves every chain forward to the oldest epoch that is needed at `now`, and drops ended generations.
+    /// Returns whether the key changed.
     ///
-    /// `now` has to be beyond doubt: what is forgotten does not come back. Further than
-    /// [`MAX_CATCH_UP`] nothing moves.
+    /// The earlier secrets are lost for good, so the caller must be sure of `now`. A key that is more than
+    /// [`MAX_CATCH_UP`] behind does not move.
     pub fn move_forward(&mut self, now: Time) -> bool {
         if self.lag(now) > MAX_CATCH_UP {
             return false;
@@ -253,23 +252,22 @@ impl FarmKey {
         moved
     }
 
-    /// The time that the key says it was, by a clock that was not trusted alone, when it was made or last
-    /// moved forward: the beginning of an epoch.
+    /// The time at which the key was made or last moved, down to the start of the epoch.
     #[must_use]
     pub fn as_of(&self) -> Time {
         self.start_of(self.stands_at().saturating_add(self.lifetime_epochs() + 1))
     }
 
-    /// By how much `now` is behind a clock that has made or moved the key, where that is more than two servers
-    /// have to allow for that are an epoch off in opposite directions. One of the clocks is wrong.
+    /// How far `now` is behind the clock that made or moved the key, if that is over two epochs.
+    ///
+    /// Two servers may be an epoch off in opposite directions. Beyond that one of the clocks is wrong.
     #[must_use]
     pub fn clock_behind(&self, now: Time) -> Option<Duration> {
         let behind = self.as_of().since(now);
         (behind > self.rotate * 2).then_some(behind)
     }
 
-    /// The latest time up to `now` for which the key can be moved forward without forgetting more than so
-    /// many epochs that it has.
+    /// The latest time up to `now` to which the key can move while it forgets at most `epochs` epochs.
     #[must_use]
     pub fn within(&self, now: Time, epochs: u64) -> Time {
         let epoch = self.epoch(self.as_of()).saturating_add(epochs);
@@ -281,19 +279,34 @@ impl FarmKey {
         Time::from_unix_millis(secs.saturating_mul(1000))
     }
 
-    /// What tells keys apart and gives nothing away: 8 bytes, derived one way from a chain's
-    /// secret at an epoch. Servers whose chains stand at different epochs agree on it. `None`
-    /// where the chain has left that epoch behind.
+    /// A fingerprint of a chain at an epoch, which tells keys apart and reveals no secret.
+    ///
+    /// Servers whose chains stand at different epochs agree on it. `None` if the chain is past the epoch.
     #[must_use]
     pub fn fingerprint(&self, chain: &Chain, epoch: u64) -> Option<[u8; 8]> {
         let mut chain = chain.clone();
         chain.move_to(epoch);
+        if chain.epoch() != epoch {
+            return None;
+        }
         let info: [&[u8]; 3] = [
             b"sessile1 fingerprint",
             self.scope.as_bytes(),
             &epoch.to_be_bytes(),
         ];
-        let print = || chain.secret().expand(&info);
-        (chain.epoch() == epoch).then(|| *print().expose().first_chunk().expect("32 bytes"))
+        let expanded = chain.secret().expand(&info);
+        expanded.expose().first_chunk().copied()
     }
+
+    fn ticket_chains(&self) -> impl Iterator<Item = &Chain> {
+        self.generations.iter().filter_map(|g| g.ticket.as_ref())
+    }
+}
+
+/// The most epochs by which one of these chains stands before `wanted`.
+fn longest_lag<'a>(chains: impl Iterator<Item = &'a Chain>, wanted: u64) -> u64 {
+    chains
+        .map(|chain| wanted.saturating_sub(chain.epoch()))
+        .max()
+        .unwrap_or(0)
 }

@@ -1,15 +1,17 @@
-//! What TLS shows in clear, what a session is, and what was decided and why.
+//! Parses the clear bytes of TLS, keeps sessions, and decides: routes, resumption, verdicts, key moves.
 //!
-//! Everything here is pure: no I/O, no clock, no logging. The present time and random bytes are
-//! parameters, so that every decision can be replayed in a test.
+//! Everything here is pure: no I/O, no clock, no logging. The present time and random bytes are parameters, so
+//! a test can repeat every decision.
 
 pub mod affinity;
-pub mod cliff;
+pub mod age_limit;
+pub mod alert;
 pub mod hello;
-pub mod keynames;
+pub mod key_names;
 pub mod keys;
 pub mod proxy_protocol;
 pub mod record;
+pub mod resumption;
 pub mod route;
 pub mod sealed;
 pub mod session;
@@ -21,15 +23,15 @@ pub mod watch;
 
 use std::time::Duration;
 
-/// A point in time: milliseconds since the Unix epoch, leap seconds ignored.
+/// A point in time by the wall clock: milliseconds since the Unix epoch, without leap seconds.
 ///
-/// Sessions are dated by the wall clock because their age has to mean the same on every server of
-/// a farm. Subtraction saturates: a clock that was set back makes an age of zero, not a panic.
+/// All servers of a farm must agree on a session's age, so a monotonic clock cannot date sessions.
+/// Subtraction saturates: after a clock was set back, an age is zero.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Time(u64);
 
 impl Time {
-    /// The time that many milliseconds after the Unix epoch.
+    /// The time this many milliseconds after the Unix epoch.
     #[must_use]
     pub const fn from_unix_millis(millis: u64) -> Self {
         Self(millis)
@@ -47,13 +49,13 @@ impl Time {
         self.0 / 1000
     }
 
-    /// How long ago `earlier` was, or zero where it lies in the future.
+    /// The time since `earlier`, or zero if `earlier` is later.
     #[must_use]
     pub const fn since(self, earlier: Self) -> Duration {
         Duration::from_millis(self.0.saturating_sub(earlier.0))
     }
 
-    /// This time less `span`; the beginning of time where that is before it.
+    /// This time minus `span`, at least the Unix epoch.
     #[must_use]
     pub const fn minus(self, span: Duration) -> Self {
         let millis = span.as_millis();
@@ -63,7 +65,7 @@ impl Time {
         Self(self.0 - millis as u64)
     }
 
-    /// This time plus `span`; the far end of time where that overflows.
+    /// This time plus `span`, at most the largest time.
     #[must_use]
     pub const fn plus(self, span: Duration) -> Self {
         let millis = span.as_millis();

@@ -1,20 +1,19 @@
-//! The PROXY protocol, versions 1 and 2: the header by which a proxy tells the server behind it whose
-//! connection it is (HAProxy's `proxy-protocol.txt`). Whether the sender may be believed is not
-//! decided here.
+//! The PROXY protocol, versions 1 and 2 (HAProxy's `proxy-protocol.txt`): a header with the addresses of the
+//! client's connection. The caller decides which senders it trusts.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-/// Most bytes of a header. Addresses take 52 of them; what proxies add takes a few hundred.
+/// Longest header, in bytes. The addresses take 52 bytes, and the fields of proxies a few hundred.
 pub const MAX_LEN: usize = 4096;
 
-/// Most bytes of a header of version 1, its end of line included.
+/// Longest header of version 1, in bytes, with the end of line.
 const V1_MAX_LEN: usize = 107;
 
 const V1_START: &[u8] = b"PROXY ";
 const V2_START: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
 
-/// The fixed part of version 2: the start, version and command, family, length.
+/// Bytes of the fixed part of version 2: start, version and command, family, length.
 const V2_FIXED_LEN: usize = 16;
 
 mod command {
@@ -27,7 +26,7 @@ mod family {
     pub(super) const TCP6: u8 = 0x21;
 }
 
-/// Types of the fields after the addresses (type, two bytes of length, value).
+/// Types of the fields after the addresses. A field is a type, two bytes of length and a value.
 mod tlv {
     pub(super) const ALPN: u8 = 0x01;
     pub(super) const AUTHORITY: u8 = 0x02;
@@ -39,26 +38,25 @@ mod tlv {
 pub enum Version {
     /// A line of text.
     V1,
-    /// Binary, with the server name and protocol that the client asked for.
+    /// Binary, with the server name and the application protocol of the client's hello.
     V2,
 }
 
 /// The two ends of a client's connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Addresses {
-    /// The client's.
+    /// The client's address.
     pub source: SocketAddr,
-    /// What it connected to.
+    /// The address that the client connected to.
     pub destination: SocketAddr,
 }
 
-/// A header that was read.
+/// A parsed header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
-    /// How many bytes it took; the client's own follow.
+    /// The length of the header. The client's bytes follow.
     pub len: usize,
-    /// `None`: the connection is the proxy's own (a health check), or of a kind that has no IP
-    /// addresses.
+    /// `None` for the proxy's own connections, such as health checks, and for connections without IP.
     pub addresses: Option<Addresses>,
 }
 
@@ -66,15 +64,15 @@ pub struct Header {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Error {
-    /// What is there is right so far; more has to come.
+    /// The bytes are correct so far, but more are needed.
     Incomplete,
-    /// It begins otherwise than a header does: there is none.
+    /// The bytes do not begin like a header.
     Missing,
-    /// Longer than [`MAX_LEN`], or than a line of version 1 can be.
+    /// The header is longer than [`MAX_LEN`], or its line of version 1 is too long.
     TooLong,
-    /// It begins as a header does and goes on otherwise.
+    /// The bytes begin like a header, and this part of it is wrong.
     Malformed(&'static str),
-    /// The checksum that it carries is not its own.
+    /// The checksum does not match the header.
     Checksum,
 }
 
@@ -92,36 +90,36 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// Reads the header that a connection begins with.
+/// Reads the header at the start of a connection.
 ///
 /// # Errors
 ///
-/// [`Error::Incomplete`] for every proper beginning of a header, whatever else is wrong with it as
-/// soon as it shows.
+/// [`Error::Incomplete`] for the beginning of a correct header. Any other error as soon as the bytes show it.
 pub fn parse(bytes: &[u8]) -> Result<Header, Error> {
-    if begins(bytes, V2_START)? {
+    if begins_with(bytes, V2_START)? {
         return parse_v2(bytes);
     }
-    if begins(bytes, V1_START)? {
+    if begins_with(bytes, V1_START)? {
         return parse_v1(bytes);
     }
     Err(Error::Missing)
 }
 
-/// Whether the bytes begin so. As long as they may, and are too few: incomplete.
-fn begins(bytes: &[u8], start: &[u8]) -> Result<bool, Error> {
-    let len = bytes.len().min(start.len());
-    match bytes[..len] == start[..len] {
-        true if len < start.len() => Err(Error::Incomplete),
-        same => Ok(same),
+/// True if the bytes begin with `start`. Incomplete if there are too few bytes to tell.
+fn begins_with(bytes: &[u8], start: &[u8]) -> Result<bool, Error> {
+    if bytes.starts_with(start) {
+        Ok(true)
+    } else if start.starts_with(bytes) {
+        Err(Error::Incomplete)
+    } else {
+        Ok(false)
     }
 }
 
 fn parse_v1(bytes: &[u8]) -> Result<Header, Error> {
     let window = &bytes[..bytes.len().min(V1_MAX_LEN)];
     let Some(end) = window.iter().position(|&byte| byte == b'\n') else {
-        let whole = window.len() == V1_MAX_LEN;
-        return Err(if whole {
+        return Err(if window.len() == V1_MAX_LEN {
             Error::TooLong
         } else {
             Error::Incomplete
@@ -134,7 +132,7 @@ fn parse_v1(bytes: &[u8]) -> Result<Header, Error> {
     let mut words = line.split(' ');
     let protocol = words.next().unwrap_or_default();
     let addresses = match protocol {
-        // Whatever follows on the line has to be ignored.
+        // The specification says to ignore the rest of the line.
         "UNKNOWN" => None,
         "TCP4" => Some(v1_addresses::<Ipv4Addr>(words)?),
         "TCP6" => Some(v1_addresses::<Ipv6Addr>(words)?),
@@ -152,23 +150,29 @@ where
     let [source, destination, source_port, destination_port] = words[..] else {
         return Err(Error::Malformed("line"));
     };
-    let end = |address: &str, port: &str| {
-        let address: A = address.parse().map_err(|_| Error::Malformed("address"))?;
-        let digits = (1..=5).contains(&port.len()) && port.bytes().all(|it| it.is_ascii_digit());
-        let port = port.parse().ok().filter(|_| digits);
-        let port = port.ok_or(Error::Malformed("port"))?;
-        Ok(SocketAddr::new(address.into(), port))
-    };
     Ok(Addresses {
-        source: end(source, source_port)?,
-        destination: end(destination, destination_port)?,
+        source: v1_socket::<A>(source, source_port)?,
+        destination: v1_socket::<A>(destination, destination_port)?,
     })
+}
+
+fn v1_socket<A>(address: &str, port: &str) -> Result<SocketAddr, Error>
+where
+    A: std::str::FromStr + Into<IpAddr>,
+{
+    let address: A = address.parse().map_err(|_| Error::Malformed("address"))?;
+    // The standard library also parses a port with a plus sign.
+    if port.len() > 5 || !port.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(Error::Malformed("port"));
+    }
+    let port = port.parse().map_err(|_| Error::Malformed("port"))?;
+    Ok(SocketAddr::new(address.into(), port))
 }
 
 fn parse_v2(bytes: &[u8]) -> Result<Header, Error> {
     let Some((&[command, family, high, low], _)) = bytes[V2_START.len()..].split_first_chunk()
     else {
-        // What is wrong shows with its byte.
+        // Report a wrong command as soon as its byte is there.
         return match bytes.get(V2_START.len()) {
             Some(&command) => v2_command(command).and(Err(Error::Incomplete)),
             None => Err(Error::Incomplete),
@@ -182,18 +186,18 @@ fn parse_v2(bytes: &[u8]) -> Result<Header, Error> {
     let header = bytes.get(..len).ok_or(Error::Incomplete)?;
     let body = &header[V2_FIXED_LEN..];
     let (addresses, fields) = match family {
-        // Whatever such a header says has to be ignored.
+        // The specification says to ignore the addresses of a local connection.
         _ if is_local => (None, &[][..]),
         family::TCP4 => v2_addresses::<4>(body)?,
         family::TCP6 => v2_addresses::<16>(body)?,
-        // Sockets without IP addresses, datagrams, and what is not specified.
+        // Unix sockets, datagrams and unspecified families have no addresses for us.
         _ => (None, &[][..]),
     };
     check(header, fields)?;
     Ok(Header { len, addresses })
 }
 
-/// Whether the connection is the proxy's own.
+/// True if the connection is the proxy's own.
 const fn v2_command(byte: u8) -> Result<bool, Error> {
     match byte {
         command::LOCAL => Ok(true),
@@ -202,7 +206,7 @@ const fn v2_command(byte: u8) -> Result<bool, Error> {
     }
 }
 
-/// Two addresses of that many bytes and their ports, and what follows them.
+/// Two addresses of `N` bytes and their ports, and the rest of the header.
 fn v2_addresses<const N: usize>(body: &[u8]) -> Result<(Option<Addresses>, &[u8]), Error>
 where
     IpAddr: From<[u8; N]>,
@@ -224,7 +228,7 @@ where
     cut().ok_or(Error::Malformed("length"))
 }
 
-/// Verifies the checksum, where there is one among the fields.
+/// Verifies the checksum, if one of the fields has it.
 fn check(header: &[u8], mut fields: &[u8]) -> Result<(), Error> {
     while let [kind, high, low, rest @ ..] = fields {
         let len = usize::from(u16::from_be_bytes([*high, *low]));
@@ -232,23 +236,25 @@ fn check(header: &[u8], mut fields: &[u8]) -> Result<(), Error> {
         if *kind == tlv::CRC32C {
             let sum = <[u8; 4]>::try_from(value).map_err(|_| Error::Malformed("checksum"))?;
             let start = header.len() - rest.len();
-            // It is made over the header with zeroes in its own place.
+            // The checksum covers the header, with zeros in place of the checksum.
             let whole = [&header[..start], &[0; 4], &header[start + 4..]];
             let right = crc32c(whole.into_iter().flatten());
-            return match u32::from_be_bytes(sum) == right {
-                true => Ok(()),
-                false => Err(Error::Checksum),
-            };
+            if u32::from_be_bytes(sum) != right {
+                return Err(Error::Checksum);
+            }
+            return Ok(());
         }
         fields = &rest[len..];
     }
-    match fields.is_empty() {
-        true => Ok(()),
-        false => Err(Error::Malformed("field")),
+    if !fields.is_empty() {
+        return Err(Error::Malformed("field"));
     }
+    Ok(())
 }
 
-/// CRC-32C (RFC 9260, appendix A), bit by bit: headers are short and few of them have one.
+/// CRC-32C ([RFC 9260, appendix A](https://www.rfc-editor.org/rfc/rfc9260#appendix-A)), bit by bit.
+///
+/// Headers are short, so a table is not worth its memory.
 fn crc32c<'a>(bytes: impl Iterator<Item = &'a u8>) -> u32 {
     const POLYNOMIAL: u32 = 0x82f6_3b78;
     let crc = bytes.fold(u32::MAX, |crc, byte| {
@@ -259,16 +265,16 @@ fn crc32c<'a>(bytes: impl Iterator<Item = &'a u8>) -> u32 {
     !crc
 }
 
-/// The header for a connection of one's own, such as a check of the server.
+/// The header for sessile's own connections, such as health checks.
 #[must_use]
-pub const fn own(version: Version) -> &'static [u8] {
+pub const fn local_header(version: Version) -> &'static [u8] {
     match version {
         Version::V1 => b"PROXY UNKNOWN\r\n",
         Version::V2 => b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0",
     }
 }
 
-/// Writes the header for a client's connection, with what its hello asks for (version 2 only).
+/// Writes the header for a client's connection. Version 2 also has the server name and the protocol.
 #[must_use]
 pub fn encode(
     version: Version,
@@ -298,15 +304,15 @@ pub fn encode(
             for port in [source.port(), destination.port()] {
                 body.extend(port.to_be_bytes());
             }
-            field(&mut body, tlv::ALPN, alpn);
-            field(&mut body, tlv::AUTHORITY, server_name.map(str::as_bytes));
+            push_field(&mut body, tlv::ALPN, alpn);
+            push_field(&mut body, tlv::AUTHORITY, server_name.map(str::as_bytes));
             let family = match source {
                 SocketAddr::V4(_) => family::TCP4,
                 SocketAddr::V6(_) => family::TCP6,
             };
             let mut header = V2_START.to_vec();
             header.extend([command::PROXY, family]);
-            // The addresses, a name and a protocol: 36 + 3 + 255 + 3 + 255 at most.
+            // At most 36 + 3 + 255 + 3 + 255 bytes: addresses, name, protocol.
             header.extend((body.len() as u16).to_be_bytes());
             header.extend(body);
             header
@@ -314,8 +320,8 @@ pub fn encode(
     }
 }
 
-/// A field, where there is a value that a DNS name or an ALPN protocol can have.
-fn field(body: &mut Vec<u8>, kind: u8, value: Option<&[u8]>) {
+/// Appends a field, if the value has a length of 1 to 255 bytes.
+fn push_field(body: &mut Vec<u8>, kind: u8, value: Option<&[u8]>) {
     if let Some(value) = value
         && let Ok(len) = u8::try_from(value.len())
         && len > 0
@@ -325,7 +331,7 @@ fn field(body: &mut Vec<u8>, kind: u8, value: Option<&[u8]>) {
     }
 }
 
-/// IPv4 addresses that wear the form of IPv6 are written as what they are, where both do.
+/// Turns two IPv4-mapped IPv6 addresses into IPv4, and a mixed pair into IPv6.
 fn in_one_family(addresses: Addresses) -> Addresses {
     let Addresses {
         source,
@@ -357,7 +363,7 @@ mod tests {
         }
     }
 
-    /// A header with a field that is none of ours and the checksum at its end.
+    /// A header with two fields, of which the last is the checksum.
     fn with_checksum() -> Vec<u8> {
         let ends = addresses("192.0.2.1:1234", "192.0.2.2:443");
         let mut header = encode(Version::V2, ends, Some("farm.test"), None);
@@ -433,7 +439,7 @@ mod tests {
         let mut local = encode(Version::V2, ends, None, None);
         local[12] = command::LOCAL;
         let unix = [V2_START, &[command::PROXY, 0x31, 0, 216], &[7; 216]].concat();
-        let [own1, own2] = [Version::V1, Version::V2].map(|version| own(version).to_vec());
+        let [own1, own2] = [Version::V1, Version::V2].map(|version| local_header(version).to_vec());
         for header in [local, unix, own1, own2] {
             assert_eq!(parse(&header).expect("a header").addresses, None);
         }
@@ -471,7 +477,7 @@ mod tests {
 
     #[test]
     fn a_checksum_that_is_there_has_to_be_right() {
-        // RFC 9260's CRC of nine digits, as every catalogue has it.
+        // The well-known check value of CRC-32C.
         assert_eq!(crc32c(b"123456789".iter()), 0xe306_9283);
         let header = with_checksum();
         parse(&header).expect("a header");

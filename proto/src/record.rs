@@ -1,41 +1,54 @@
-//! The TLS record layer as a bystander sees it: cuts a byte stream into records and puts handshake
-//! messages back together. It decrypts nothing and keeps no bytes that were consumed.
+//! The TLS record layer, read without keys: cuts a byte stream into records and joins handshake messages.
+//! It decrypts nothing, and keeps no consumed bytes.
+
+mod flight;
 
 use std::fmt;
 
-/// Most bytes of plaintext in a record (RFC 9846, 5.1).
+pub use flight::separate_messages;
+
+/// Most bytes of plaintext in a record ([RFC 9846, 5.1](https://www.rfc-editor.org/rfc/rfc9846#section-5.1)).
 pub const MAX_PLAINTEXT: usize = 1 << 14;
 
-/// Most bytes of ciphertext in a record (RFC 5246, 6.2.3; TLS 1.3 allows less).
+/// Most bytes of ciphertext in a record ([RFC 5246, 6.2.3](https://www.rfc-editor.org/rfc/rfc5246#section-6.2.3)).
+/// TLS 1.3 allows less.
 pub const MAX_CIPHERTEXT: usize = MAX_PLAINTEXT + 2048;
 
 /// Bytes of a record header.
 pub const HEADER_LEN: usize = 5;
 
-/// Bytes of a handshake message's header: its type and three bytes of length.
+/// Bytes of the header of a handshake message: a type and three bytes of length.
 pub const HANDSHAKE_HEADER_LEN: usize = 4;
 
 /// Why bytes are not TLS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Error {
-    /// What is there is right so far; more has to come.
+    /// The bytes are correct so far, but more are needed.
     Incomplete,
-    /// The first byte is not a content type that may stand here.
+    /// The first byte is not an allowed content type.
     ContentType(u8),
-    /// The record's version is not SSL 3.0 to TLS 1.3's 0x03xx.
+    /// The record's version is not 0x03xx (SSL 3.0 to TLS 1.3).
     Version(u16),
-    /// A plaintext record over 2^14 bytes, or a ciphertext over 2^14 + 2,048.
+    /// A plaintext is longer than 2^14 bytes, or a ciphertext than 2^14 + 2,048.
     TooLong(usize),
-    /// A handshake fragment of no bytes (RFC 9846, 5.1).
+    /// A handshake fragment is empty (RFC 9846, 5.1).
     EmptyFragment,
-    /// Another content type between the fragments of one handshake message.
+    /// Another content type came between the fragments of one handshake message.
     Interleaved,
-    /// A handshake message longer than the limit, in bytes, that the caller set.
+    /// A handshake message is longer than this limit of the caller, in bytes.
     OverLimit(usize),
-    /// A length inside a message that does not fit what surrounds it.
+    /// A handshake message of this type came instead of another.
+    HandshakeType(u8),
+    /// More bytes follow in the same record after a message that must end it (RFC 9846, 5.1).
+    Trailing,
+    /// The client_version is below SSL 3.0 (0x0300).
+    ClientVersion(u16),
+    /// A length inside a message does not fit the bytes around it.
     Length,
-    /// A value inside a message that the protocol does not allow.
+    /// A vector is longer or shorter than the protocol allows.
+    OutOfRange(&'static str),
+    /// The protocol does not allow a value inside a message.
     Illegal(&'static str),
 }
 
@@ -49,15 +62,18 @@ impl fmt::Display for Error {
             Self::EmptyFragment => f.write_str("empty handshake fragment"),
             Self::Interleaved => f.write_str("a record interrupts a handshake message"),
             Self::OverLimit(limit) => write!(f, "handshake message over {limit} bytes"),
+            Self::HandshakeType(kind) => write!(f, "unexpected handshake message of type {kind}"),
+            Self::Trailing => f.write_str("handshake bytes after the ClientHello"),
+            Self::ClientVersion(version) => write!(f, "client version {version:#06x}"),
             Self::Length => f.write_str("a length does not fit"),
-            Self::Illegal(what) => write!(f, "illegal {what}"),
+            Self::OutOfRange(what) | Self::Illegal(what) => write!(f, "illegal {what}"),
         }
     }
 }
 
 impl std::error::Error for Error {}
 
-/// What a record carries.
+/// The content type of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum ContentType {
@@ -67,7 +83,7 @@ pub enum ContentType {
     Alert = 21,
     /// 22.
     Handshake = 22,
-    /// 23; in TLS 1.3 everything that is encrypted.
+    /// 23. In TLS 1.3 all encrypted records have this type.
     ApplicationData = 23,
 }
 
@@ -85,12 +101,12 @@ impl TryFrom<u8> for ContentType {
     }
 }
 
-/// A record's header, checked against what a record of its type may be before keys are in use.
+/// The header of a record, checked for a record that is not encrypted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
-    /// What the record carries.
+    /// The content type.
     pub content: ContentType,
-    /// 0x03xx. Means nothing since TLS 1.3, and little before (RFC 9846, 5.1).
+    /// 0x03xx. It does not tell the negotiated version (RFC 9846, 5.1).
     pub version: u16,
     /// Bytes that follow the header.
     pub len: usize,
@@ -101,8 +117,8 @@ impl Header {
     ///
     /// # Errors
     ///
-    /// [`Error::Incomplete`] where less than five bytes are there and those could begin a record;
-    /// what is wrong otherwise, as soon as the bytes that are there show it.
+    /// [`Error::Incomplete`] if there are less than five bytes, which can begin a record. Any other error as
+    /// soon as the bytes show it.
     pub fn parse(bytes: &[u8]) -> Result<Self, Error> {
         let content = ContentType::try_from(*bytes.first().ok_or(Error::Incomplete)?)?;
         let &[_, major, minor] = bytes.first_chunk().ok_or(Error::Incomplete)?;
@@ -114,7 +130,7 @@ impl Header {
         let len = usize::from(u16::from_be_bytes([high, low]));
         match content {
             ContentType::Handshake if len == 0 => return Err(Error::EmptyFragment),
-            // In clear both have one length. An encrypted one is nothing that we could read.
+            // Without encryption both have a fixed length. Encrypted ones are not readable here.
             ContentType::ChangeCipherSpec if len != 1 => return Err(Error::Length),
             ContentType::Alert if len != 2 => return Err(Error::Length),
             ContentType::Handshake if len > MAX_PLAINTEXT => return Err(Error::TooLong(len)),
@@ -129,31 +145,31 @@ impl Header {
     }
 }
 
-/// One thing that a [`Deframer`] found.
+/// An item in a stream, as [`Deframer`] finds it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Item<'a> {
-    /// A whole handshake message, its four-byte header included.
+    /// A whole handshake message, with its header of four bytes.
     Handshake(&'a [u8]),
-    /// A handshake message of this type begins; its body is skipped, not kept.
+    /// A handshake message of this type begins. Its body is skipped.
     Skipped(u8),
-    /// ChangeCipherSpec. In TLS 1.3 it means nothing (RFC 9846, 5), so clear messages may follow.
+    /// ChangeCipherSpec. In TLS 1.3 it has no meaning (RFC 9846, 5), so clear messages may follow.
     ChangeCipherSpec,
-    /// An alert in clear.
+    /// An alert that is not encrypted.
     Alert {
         /// 1 warning, 2 fatal.
         level: u8,
         /// RFC 9846, 6.
         description: u8,
     },
-    /// A piece of application data, as much as there is. Its record may go on.
+    /// Application data: the bytes that have come. The record may go on.
     ApplicationData(&'a [u8]),
 }
 
-/// Finds handshake messages, ChangeCipherSpec and alerts in one direction of a TLS connection that
-/// is still in clear, over any cut into segments and records.
+/// Finds handshake messages, ChangeCipherSpec and alerts in one direction of an unencrypted TLS stream.
 ///
-/// It holds one message of at most `limit` bytes. It cannot know when encryption begins: who uses
-/// it stops at the ServerHello of TLS 1.3, at the ChangeCipherSpec of earlier versions.
+/// Segments and records may be cut anywhere. At most one message of at most `limit` bytes is held. The caller
+/// must stop when encryption begins: after the ServerHello of TLS 1.3, or the ChangeCipherSpec of earlier
+/// versions.
 #[derive(Clone, Debug)]
 pub struct Deframer {
     limit: usize,
@@ -161,18 +177,18 @@ pub struct Deframer {
     header: [u8; HEADER_LEN],
     header_len: usize,
     content: ContentType,
-    /// Bytes of the current record that have not come yet.
+    /// Bytes of the current record that are still to come.
     record_left: usize,
-    /// Bytes of a message that is not kept that have not come yet.
+    /// Bytes of a skipped message that are still to come.
     skip_left: usize,
-    /// The handshake message, or the alert, in assembly.
+    /// The bytes of the current handshake message or alert.
     message: Vec<u8>,
-    /// `message` was handed out by the last call.
+    /// True if the last call returned `message`.
     taken: bool,
     failed: Option<Error>,
 }
 
-/// An [`Item`] before it borrows from the deframer.
+/// An [`Item`] that does not yet borrow from the deframer.
 enum Step<'a> {
     Nothing,
     Message,
@@ -183,14 +199,13 @@ enum Step<'a> {
 }
 
 impl Deframer {
-    /// Keeps every handshake message; `limit`: most bytes of one, its header included.
+    /// Keeps every handshake message. `limit` is the most bytes of a message, with its header.
     #[must_use]
     pub fn new(limit: usize) -> Self {
         Self::keeping(limit, |_| true)
     }
 
-    /// Keeps the handshake messages of the types for which `keep` says so, and skips the bodies of
-    /// the others, however long they are.
+    /// Keeps the handshake messages of the types that `keep` selects, and skips the bodies of the others.
     #[must_use]
     pub fn keeping(limit: usize, keep: fn(u8) -> bool) -> Self {
         Self {
@@ -207,12 +222,12 @@ impl Deframer {
         }
     }
 
-    /// The next item; what it is made of is taken off the front of `input`.
+    /// The next item. Its bytes are removed from the front of `input`.
     ///
     /// # Errors
     ///
-    /// [`Error::Incomplete`] when `input` is used up: call again with what comes next. Any other
-    /// error is final, and every later call gives it again.
+    /// [`Error::Incomplete`] if `input` is used up: call again with the next bytes. Any other error is final,
+    /// and every later call returns it again.
     pub fn next<'s, 'a: 's>(&'s mut self, input: &mut &'a [u8]) -> Result<Item<'s>, Error> {
         if let Some(error) = self.failed {
             return Err(error);
@@ -278,8 +293,8 @@ impl Deframer {
         self.header_len += count;
 
         let header = Header::parse(&self.header[..self.header_len])?;
-        let mid_message = !self.message.is_empty() || self.skip_left > 0;
-        if mid_message && header.content != ContentType::Handshake {
+        let is_inside_message = !self.message.is_empty() || self.skip_left > 0;
+        if is_inside_message && header.content != ContentType::Handshake {
             return Err(Error::Interleaved);
         }
         self.header_len = 0;
@@ -319,7 +334,7 @@ impl Deframer {
         })
     }
 
-    /// Takes at most `most` bytes off the input, none of them beyond the current record.
+    /// Removes at most `most` bytes of the current record from the front of `input`.
     fn take<'a>(&mut self, input: &mut &'a [u8], most: usize) -> &'a [u8] {
         let count = input.len().min(most).min(self.record_left);
         let (bytes, rest) = input.split_at(count);
@@ -329,11 +344,11 @@ impl Deframer {
     }
 }
 
-/// Bytes of the handshake message that `start` begins, its header included.
+/// The length of the handshake message that begins with `start`, with its header.
 ///
 /// # Errors
 ///
-/// [`Error::Incomplete`] where `start` is less than the message's header.
+/// [`Error::Incomplete`] if `start` is shorter than the header.
 pub fn message_len(start: &[u8]) -> Result<usize, Error> {
     let &[_, high, middle, low] = start.first_chunk().ok_or(Error::Incomplete)?;
     let body = u32::from_be_bytes([0, high, middle, low]);

@@ -1,6 +1,6 @@
-//! Where a connection goes: by what rule, and, for a client that brings nothing to route by, in
-//! what order the servers are tried. Nothing here is random or seeded: balancers that see the same
-//! servers place a source alike.
+//! The routing rules, and the placing policies for clients that match no other rule.
+//!
+//! Nothing here is random or seeded: balancers with the same servers place a source alike.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -8,18 +8,18 @@ use std::str::FromStr;
 
 use crate::affinity::site;
 
-/// The rule that a connection was routed by, first that applies.
+/// The rule that routed a connection, in the order in which the rules are tried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum RoutedBy {
     /// The label inside a sealed ticket or a stored session's identifier.
     Label,
-    /// A session ID that was learned.
+    /// A learned session ID.
     SessionId,
-    /// A ticket that was learned.
+    /// A learned ticket.
     Ticket,
     /// The proven key name at the start of a ticket.
     KeyName,
-    /// Nothing to go by: [`Policy`].
+    /// The placing [`Policy`], because no other rule applied.
     Policy,
 }
 
@@ -52,11 +52,10 @@ impl fmt::Display for RoutedBy {
     }
 }
 
-/// How a client is placed that brings nothing to route by (`balance.policy`).
+/// How a client is placed if no other rule applies (`balance.policy`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Policy {
-    /// Weighted rendezvous hashing of the source address, of which IPv6 has the first 56 bits, with
-    /// bounded load.
+    /// Weighted rendezvous hashing of the source (an IPv4 address or an IPv6 /56), with bounded load.
     #[default]
     Source,
     /// The server with the fewest open connections for its weight.
@@ -107,16 +106,16 @@ impl FromStr for Policy {
     }
 }
 
-/// What placing has to know of a server.
+/// A server, as the placing policies see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Load {
     /// [`server_id`] of its name: the same in every process.
     pub id: u64,
-    /// Its share of new clients. Zero counts as one.
+    /// The server's share of new clients. Zero counts as one.
     pub weight: u32,
-    /// Connections that are open to it.
+    /// The number of open connections to the server.
     pub open: u32,
-    /// Whether it is healthy and not draining.
+    /// True if the server is healthy and not draining.
     pub usable: bool,
 }
 
@@ -126,10 +125,10 @@ impl Load {
     }
 }
 
-/// A server always has room for this many connections, however few the others have.
-const ROOM_FLOOR: u64 = 64;
+/// Every server has room for this many connections, even if the others have fewer.
+const MIN_ROOM: u64 = 64;
 
-/// A hash of a server's name that is the same in every process and release (FNV-1a, mixed).
+/// A hash of a server's name (FNV-1a, mixed). It is the same in every process and release.
 #[must_use]
 pub fn server_id(name: &str) -> u64 {
     let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
@@ -138,30 +137,33 @@ pub fn server_id(name: &str) -> u64 {
     mix(hash)
 }
 
-/// Whether a server is below its bound: the larger of 64 connections and 1.25 times its share, by
-/// weight, of all that are open on usable servers, the one to be placed included.
+/// True if a server has room for a returning client.
+///
+/// Its bound is 64 connections, or 1.25 times its share by weight of all connections on usable servers if
+/// that is more. The new connection counts.
 #[must_use]
 pub fn has_room(server: &Load, servers: &[Load]) -> bool {
-    let usable = servers.iter().filter(|server| server.usable);
-    let (open, weight) = usable.fold((1, 0), |(open, weight), server| {
-        (open + u64::from(server.open), weight + server.weight())
-    });
-    below_bound(server, open, weight)
+    let mut open = 1;
+    let mut weight = 0;
+    for usable in servers.iter().filter(|server| server.usable) {
+        open += u64::from(usable.open);
+        weight += usable.weight();
+    }
+    is_below_bound(server, open, weight)
 }
 
-fn below_bound(server: &Load, open: u64, weight: u64) -> bool {
-    let mine = u64::from(server.open);
-    // open[mine] < 1.25 × open × weight[mine] / weight, in whole numbers.
-    mine < ROOM_FLOOR
-        || u128::from(mine) * 4 * u128::from(weight)
+fn is_below_bound(server: &Load, open: u64, weight: u64) -> bool {
+    let own = u64::from(server.open);
+    // server.open < 1.25 × open × server.weight / weight, in whole numbers.
+    own < MIN_ROOM
+        || u128::from(own) * 4 * u128::from(weight)
             < u128::from(open) * 5 * u128::from(server.weight())
 }
 
-/// The usable servers in order of preference, as positions in `servers`: the first is where the
-/// connection goes, the others are where it goes when that cannot be reached.
+/// The usable servers as positions in `servers`, the preferred one first.
 ///
-/// `turn` rises by one with each connection; it decides round robin and, for the fewest
-/// connections, ties.
+/// The others are the fallback if the first cannot be reached. `turn` rises by one with each connection. It
+/// decides round robin, and ties among the servers with the fewest connections.
 #[must_use]
 pub fn place(policy: Policy, source: IpAddr, turn: u64, servers: &[Load]) -> Vec<usize> {
     let usable: Vec<usize> = (0..servers.len())
@@ -174,12 +176,13 @@ pub fn place(policy: Policy, source: IpAddr, turn: u64, servers: &[Load]) -> Vec
     }
 }
 
-/// Weighted rendezvous hashing: each server draws a number from the source and its own id, and the
-/// largest wins. A server that leaves moves only its own clients. Full servers go to the end.
+/// Weighted rendezvous hashing: each server gets a score from the source and its id, and the smallest wins.
+///
+/// A server that leaves moves only its own clients. Full servers come last.
 fn by_source(source: IpAddr, servers: &[Load], mut usable: Vec<usize>) -> Vec<usize> {
     let source = match source.to_canonical() {
         IpAddr::V4(address) => mix(u64::from(address.to_bits())),
-        // The whole address changes with the client's privacy extensions (RFC 8981).
+        // Privacy extensions (RFC 8981) change the rest of the address.
         IpAddr::V6(address) => mix(site(address)),
     };
     let open = 1 + usable
@@ -189,29 +192,32 @@ fn by_source(source: IpAddr, servers: &[Load], mut usable: Vec<usize>) -> Vec<us
     let weight = usable.iter().map(|&at| servers[at].weight()).sum();
     usable.sort_by_cached_key(|&at| {
         let server = &servers[at];
-        let full = !below_bound(server, open, weight);
-        (full, score(source, server), server.id)
+        let is_full = !is_below_bound(server, open, weight);
+        (is_full, score(source, server), server.id)
     });
     usable
 }
 
-/// An exponentially distributed number whose rate is the weight: the smallest of several is a
-/// server's with a probability of its share of the weights. As the bits of a positive double, which
-/// are ordered as the numbers are.
+/// A number from an exponential distribution whose rate is the server's weight.
+///
+/// A server has the smallest of several such numbers with the probability of its share of the weights.
 fn score(source: u64, server: &Load) -> u64 {
+    // A double holds 53 bits. The result is between 0 and 1, without both.
     let draw = mix(source ^ server.id) >> 11;
-    // In (0, 1): 53 bits, which is what a double holds.
     let uniform = (draw as f64 + 0.5) / (1_u64 << 53) as f64;
+    // The bits of positive doubles have the order of the numbers.
     (-uniform.ln() / server.weight() as f64).to_bits()
 }
 
-/// The fewest connections for the weight, the new one counted; ties in turn.
+/// Fewest connections for the weight, with the new one. Ties are broken in turn.
 fn by_connections(turn: u64, servers: &[Load], mut usable: Vec<usize>) -> Vec<usize> {
     rotate(&mut usable, turn);
     usable.sort_by(|&a, &b| {
         let (a, b) = (&servers[a], &servers[b]);
-        let load = |mine: &Load, other: &Load| (u64::from(mine.open) + 1) * other.weight();
-        load(a, b).cmp(&load(b, a))
+        // (a.open + 1) / a.weight against (b.open + 1) / b.weight, in whole numbers.
+        let a_load = (u64::from(a.open) + 1) * b.weight();
+        let b_load = (u64::from(b.open) + 1) * a.weight();
+        a_load.cmp(&b_load)
     });
     usable
 }
@@ -223,35 +229,41 @@ fn rotate(usable: &mut [usize], turn: u64) {
     }
 }
 
-/// Smooth weighted round robin without a memory. In a cycle of as many turns as there is weight, a
-/// server's nth place is due at (n + ½) / weight of the cycle; turns go to places as they fall due.
+/// Smooth weighted round robin, computed from the turn alone.
+///
+/// A cycle has as many turns as the sum of the weights. A server's nth turn is due at (n + ½) / weight of the
+/// cycle, and the turns are given in the order in which they are due.
 fn in_turn(turn: u64, servers: &[Load], mut usable: Vec<usize>) -> Vec<usize> {
     let cycle: u64 = usable.iter().map(|&at| servers[at].weight()).sum();
     if cycle == 0 {
         return usable;
     }
     let turn = turn % cycle;
-    // Up to half a place for each server may be due early: count what is due somewhat before this
-    // turn, then go on place by place.
-    let sure = (2 * turn).saturating_sub(usable.len() as u64);
-    let mut had = vec![0; servers.len()];
-    for &at in usable.iter().filter(|_| sure > 0) {
-        had[at] = (sure * servers[at].weight() + cycle) / (2 * cycle);
-    }
-    let order = |had: &[u64], a: usize, b: usize| {
-        let due = |mine: usize, other: usize| (2 * had[mine] + 1) * servers[other].weight();
-        due(a, b).cmp(&due(b, a)).then(a.cmp(&b))
-    };
-    for _ in had.iter().sum::<u64>()..turn {
-        if let Some(&next) = usable.iter().min_by(|&&a, &&b| order(&had, a, b)) {
-            had[next] += 1;
+    // Compute how many turns each server has had at a slightly earlier turn. Each server can be half a turn
+    // early, so the rest is given turn by turn.
+    let earlier = (2 * turn).saturating_sub(usable.len() as u64);
+    let mut given = vec![0; servers.len()];
+    if earlier > 0 {
+        for &at in &usable {
+            given[at] = (earlier * servers[at].weight() + cycle) / (2 * cycle);
         }
     }
-    usable.sort_by(|&a, &b| order(&had, a, b));
+    // Compares (given + ½) / weight of two servers, in whole numbers.
+    let by_due_time = |given: &[u64], a: usize, b: usize| {
+        let a_due = (2 * given[a] + 1) * servers[b].weight();
+        let b_due = (2 * given[b] + 1) * servers[a].weight();
+        a_due.cmp(&b_due).then(a.cmp(&b))
+    };
+    for _ in given.iter().sum::<u64>()..turn {
+        if let Some(&next) = usable.iter().min_by(|&&a, &&b| by_due_time(&given, a, b)) {
+            given[next] += 1;
+        }
+    }
+    usable.sort_by(|&a, &b| by_due_time(&given, a, b));
     usable
 }
 
-/// The finisher of MurmurHash3: every bit of the input reaches every bit of the result.
+/// The finisher of MurmurHash3: every input bit affects every output bit.
 const fn mix(mut n: u64) -> u64 {
     n = (n ^ (n >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
     n = (n ^ (n >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
@@ -284,7 +296,7 @@ mod tests {
         IpAddr::V4(n.wrapping_mul(2_654_435_761).into())
     }
 
-    /// How many of `clients` each server gets by its source address.
+    /// The number of clients that each server gets by source address.
     fn shares(servers: &[Load], clients: u32) -> Vec<u32> {
         let mut counts = vec![0; servers.len()];
         for n in 0..clients {
@@ -313,7 +325,7 @@ mod tests {
 
     #[test]
     fn a_source_goes_to_the_same_server_in_every_process() {
-        // Written down: another release must not move clients.
+        // The numbers are fixed here because another release must not move clients.
         let servers = servers(&[1, 1, 1, 1]);
         let first = |text: &str| place(Policy::Source, text.parse().unwrap(), 0, &servers)[0];
         assert_eq!(server_id("web-0"), 7_267_056_053_284_361_922);
@@ -337,7 +349,7 @@ mod tests {
         }
         let first: std::collections::BTreeSet<_> = (0..64).map(|n| order(net(n))[0]).collect();
         assert!(first.len() > 8, "other networks go elsewhere: {first:?}");
-        // IPv4 has no such part.
+        // The whole IPv4 address counts.
         let of = |n: u8| place(Policy::Source, IpAddr::from([192, 0, 2, n]), 0, &servers);
         assert!((2..32).any(|n| of(n) != of(1)));
     }
@@ -372,7 +384,7 @@ mod tests {
             servers[at].open += 1;
         }
         let open: Vec<_> = servers.iter().map(|server| server.open).collect();
-        // 1.25 times its share, and one for rounding.
+        // 1.25 times the server's share, and one for rounding.
         for (open, share) in open.iter().zip([1000, 1000, 2000]) {
             assert!(*open <= share * 5 / 4 + 1, "{open} of {share}");
         }
@@ -384,13 +396,14 @@ mod tests {
         let mut servers = servers(&[1, 1, 2]);
         for shown in 1..=100_000 {
             let spilled = place(Policy::LeastConnections, A, shown, &servers)[0];
-            let at = match has_room(&servers[HOME], &servers) {
-                true => HOME,
-                false => spilled,
+            let at = if has_room(&servers[HOME], &servers) {
+                HOME
+            } else {
+                spilled
             };
             servers[at].open += 1;
-            // A quarter more than its share of what is open, rounded up.
-            let bound = (shown * 5 / 16 + 1).max(ROOM_FLOOR);
+            // A quarter more than the server's share of the open connections, rounded up.
+            let bound = (shown * 5 / 16 + 1).max(MIN_ROOM);
             let open = u64::from(servers[HOME].open);
             assert!(open <= bound, "{open} of {shown}");
         }
@@ -470,8 +483,8 @@ mod tests {
             }
         }
 
-        /// In a cycle each server has as many turns as its weight, and it never is far from its
-        /// share: as many turns as half of the servers, and one.
+        /// In a cycle each server has as many turns as its weight. At each turn a server's count differs from
+        /// its share by one and half the number of servers at most.
         #[test]
         fn round_robin_is_fair_at_every_turn(weights in prop::collection::vec(1..30_u32, 1..6)) {
             let servers = servers(&weights);

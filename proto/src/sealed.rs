@@ -1,18 +1,19 @@
-//! What a server keeps outside its memory, sealed: the entries of a shared store and the pieces of a
-//! snapshot. A sealed piece opens with the farm key of its time only, and only as what it was sealed
-//! as: not under another identifier, not in another place of a file.
+//! Seals data that leaves a server's memory: entries of the shared store and pieces of a snapshot.
 //!
-//! `version 4 bit, generation 4 bit | epoch 8 | salt 16 | AES-256-GCM under a key of its own | tag 16`
+//! A sealed piece is bound to the farm key of its epoch and to its identifier. It does not open under another
+//! identifier, or at another place in a file.
+//!
+//! `version 4 bit, generation 4 bit | epoch 8 | salt 16 | AES-256-GCM ciphertext | tag 16`
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 
 use crate::keys::{Purpose, Schedule};
 use crate::verdict::Reason;
 
-/// 16 random bytes, never used twice.
+/// 16 random bytes that are never used twice.
 pub type Salt = [u8; 16];
 
-/// Bytes by which a sealed piece is longer than what is in it.
+/// Bytes that sealing adds.
 pub const OVERHEAD: usize = HEAD_LEN + TAG_LEN;
 
 const HEAD_LEN: usize = 1 + 8 + 16;
@@ -21,8 +22,9 @@ const TAG_LEN: usize = 16;
 
 const VERSION: u8 = 1;
 
-/// Seals `clear` as what `bound` says it is. `None` where the clock and the key do not agree, so
-/// that nothing can be sealed now.
+/// Seals `clear` and binds it to the identifier `bound`.
+///
+/// `None` if the clock and the key do not agree: then nothing can be sealed.
 #[must_use]
 pub fn seal(
     schedule: &Schedule,
@@ -46,12 +48,15 @@ pub fn seal(
     Some(sealed)
 }
 
-/// Opens what was sealed as what `bound` says.
+/// Opens what [`seal`] sealed under the identifier `bound`.
 ///
 /// # Errors
-/// [`Reason::OldFormat`] where it is none of ours, [`Reason::BadTicket`] where it does not authenticate. Where
-/// there is no key for it: [`Reason::Revoked`] if its generation ended, [`Reason::Expired`] if nothing from
-/// then can be alive, else [`Reason::Unknown`].
+///
+/// - [`Reason::OldFormat`]: the bytes have another format.
+/// - [`Reason::BadTicket`]: the bytes do not authenticate.
+/// - [`Reason::Revoked`]: the generation has ended.
+/// - [`Reason::Expired`]: the epoch is older than any live session.
+/// - [`Reason::Unknown`]: there is no key for another reason.
 pub fn open(
     schedule: &Schedule,
     purpose: Purpose,
@@ -65,13 +70,11 @@ pub fn open(
     if first >> 4 != VERSION {
         return Err(Reason::OldFormat);
     }
-    let mut epoch = [0; 8];
-    epoch.copy_from_slice(&rest[..8]);
-    let mut salt = [0; 16];
-    salt.copy_from_slice(&rest[8..]);
-    let epoch = u64::from_be_bytes(epoch);
+    let (epoch, rest) = rest.split_first_chunk().ok_or(Reason::OldFormat)?;
+    let epoch = u64::from_be_bytes(*epoch);
+    let salt: &Salt = rest.first_chunk().ok_or(Reason::OldFormat)?;
     let generation = first & 0xf;
-    let key = key(schedule, purpose, generation, epoch, &salt, bound)
+    let key = key(schedule, purpose, generation, epoch, salt, bound)
         .ok_or_else(|| schedule.why_no_key(generation, epoch))?;
     let mut clear = body.to_vec();
     let opened = key
@@ -82,7 +85,7 @@ pub fn open(
     Ok(clear)
 }
 
-/// One key for one piece, so that the nonce of the cipher itself can be zero.
+/// The key of one piece. No other piece has this key, so the cipher's nonce can be zero.
 fn key(
     schedule: &Schedule,
     purpose: Purpose,
@@ -92,7 +95,7 @@ fn key(
     bound: &[u8],
 ) -> Option<LessSafeKey> {
     let key = schedule
-        .kept_key(purpose, generation, epoch)?
+        .sealing_key(purpose, generation, epoch)?
         .expand(&[b"sealed", salt, bound]);
     let key = UnboundKey::new(&AES_256_GCM, key.expose()).expect("a 32-byte key fits AES-256");
     Some(LessSafeKey::new(key))

@@ -1,13 +1,13 @@
-//! Session routing identifiers and sealed tickets: what a client carries back.
+//! Session routing identifiers (SRIDs) and sealed tickets.
 //!
-//! A balancer opens the label and not the ticket; a server opens both. What a ticket says is
-//! compared with the handshake before the TLS library sees it, each field with its own verdict.
+//! A balancer can open the label, and a server can open label and ticket. A ticket's envelope is compared with the
+//! handshake before the TLS library sees the ticket; each field has a separate verdict.
 
 mod envelope;
-mod forgotten;
+mod forget_rules;
 
 pub use envelope::{Binding, ClientAuth, Envelope, Expected};
-pub use forgotten::{Extent, Forgotten, MAX_MARKS};
+pub use forget_rules::{ForgetRules, ForgetScope, MAX_FORGET_RULES};
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 
@@ -23,28 +23,28 @@ const TAG_LEN: usize = 16;
 /// Sealed tickets are padded to a multiple of this many bytes.
 const PAD: usize = 64;
 
-/// Version of the identifier's format.
+/// The version of the identifier's format.
 const VERSION: u8 = 1;
 
-/// What an identifier leads to.
+/// The kind of session that an identifier belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
-    /// A session kept in the store under the identifier's nonce.
+    /// A session in the store, under the identifier's nonce.
     Stored,
-    /// The ticket that the identifier begins.
+    /// A sealed ticket, which begins with the identifier.
     Sealed,
 }
 
-/// The clear text of an identifier: what a balancer learns from it.
+/// The decrypted label of an identifier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Label {
     /// Stored session or sealed ticket.
     pub class: Class,
-    /// The server that made it, 24 bits.
+    /// The number of the issuing server, 24 bits.
     pub server: u32,
-    /// The key generation that seals it, 4 bits.
+    /// The key generation, 4 bits.
     pub generation: u8,
-    /// The 12 low bits of the epoch that seals it.
+    /// The 12 low bits of the epoch.
     pub epoch_low: u16,
     /// Changes when the server's local state is lost.
     pub incarnation: u16,
@@ -82,10 +82,10 @@ impl Label {
     }
 }
 
-/// The first 16 bytes of an identifier: nonce, and the key of a stored session.
+/// The first 16 bytes of an identifier: the nonce, which is also the key of a stored session.
 pub type Id = [u8; 16];
 
-/// Who issues tickets.
+/// The server that issues tickets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Issuer {
     /// This server's number, 24 bits.
@@ -94,22 +94,23 @@ pub struct Issuer {
     pub incarnation: u16,
 }
 
-/// Reads the label of an identity or ticket; `None` where no live route key knows it.
+/// Reads the label of a ticket or PSK identity. `None` if no live route key opens it.
 #[must_use]
 pub fn read_label(routes: &RouteKeys, token: &[u8]) -> Option<(Id, Label)> {
     let srid: &[u8; SRID_LEN] = token.first_chunk()?;
-    let mut id = [0; 16];
-    id.copy_from_slice(&srid[..16]);
-    let mut masked = [0; 8];
-    masked.copy_from_slice(&srid[16..24]);
-    let info = routes.opens(&id, &masked, &srid[24..])?;
-    let label = Label::from_bytes(info)?;
-    // A stored session's identifier is all there is to it.
-    (label.class == Class::Sealed || token.len() == SRID_LEN).then_some((id, label))
+    let (id, rest) = srid.split_first_chunk::<16>()?;
+    let (masked, tag) = rest.split_first_chunk::<8>()?;
+    let label = Label::from_bytes(routes.opens(id, masked, tag)?)?;
+    // After the identifier of a stored session nothing may follow.
+    if label.class == Class::Stored && token.len() != SRID_LEN {
+        return None;
+    }
+    Some((*id, label))
 }
 
-/// Makes an identifier. `nonce` is 16 random bytes, never used twice. `None` where the clock and
-/// the key do not agree, so that nothing can be sealed now.
+/// Makes an identifier. `nonce` is 16 random bytes that are never used twice.
+///
+/// `None` if the clock and the key do not agree: then nothing can be sealed.
 #[must_use]
 pub fn issue(schedule: &Schedule, issuer: Issuer, class: Class, nonce: Id) -> Option<[u8; 32]> {
     let (generation, epoch) = schedule.sealing()?;
@@ -130,7 +131,7 @@ pub fn issue(schedule: &Schedule, issuer: Issuer, class: Class, nonce: Id) -> Op
 
 /// Seals an envelope into a ticket: identifier, ciphertext and tag, a multiple of 64 bytes.
 ///
-/// `nonce` is 16 random bytes, never used twice. `None` where nothing can be sealed now.
+/// `nonce` is 16 random bytes that are never used twice. `None` if nothing can be sealed.
 #[must_use]
 pub fn seal(
     schedule: &Schedule,
@@ -153,12 +154,14 @@ pub fn seal(
     Some(ticket)
 }
 
-/// Opens a sealed ticket whose label was read into its envelope's bytes, for [`Envelope::decode`].
+/// Opens a sealed ticket with the label that [`read_label`] returned. The result is for [`Envelope::decode`].
 ///
 /// # Errors
-/// [`Reason::Revoked`] where its generation ended, [`Reason::Expired`] where its ticket key is no
-/// longer kept, [`Reason::Unknown`] where there was none, and [`Reason::BadTicket`] where it
-/// does not authenticate.
+///
+/// - [`Reason::BadTicket`]: the ticket does not authenticate.
+/// - [`Reason::Revoked`]: the generation has ended.
+/// - [`Reason::Expired`]: the epoch is older than any live session.
+/// - [`Reason::Unknown`]: there is no ticket key for another reason.
 pub fn open(schedule: &Schedule, id: &Id, label: Label, ticket: &[u8]) -> Result<Vec<u8>, Reason> {
     let epoch = schedule.nearest_epoch(label.epoch_low);
     let key = ticket_key(schedule, label.generation, epoch, id)
@@ -173,14 +176,15 @@ pub fn open(schedule: &Schedule, id: &Id, label: Label, ticket: &[u8]) -> Result
     Ok(sealed)
 }
 
-/// Whether what a label belongs to is refused because the generation that made it has ended. Holds
-/// for stored sessions too: whoever stole the key can write labels.
+/// True if the key generation of a label has ended.
+///
+/// Stored sessions are refused as well: a thief of the key can make labels.
 #[must_use]
 pub fn is_revoked(schedule: &Schedule, label: Label) -> bool {
     schedule.is_revoked(label.generation, schedule.nearest_epoch(label.epoch_low))
 }
 
-/// One key for one ticket, so that the nonce of the cipher itself can be zero.
+/// The key of one ticket. No other ticket has this key, so the cipher's nonce can be zero.
 fn ticket_key(schedule: &Schedule, generation: u8, epoch: u64, nonce: &Id) -> Option<LessSafeKey> {
     let key = schedule
         .ticket_key(generation, epoch)?

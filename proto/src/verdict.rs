@@ -1,25 +1,23 @@
-//! The outcome of a handshake in one word: resumed and how, or full and why; and what became of the
-//! data that came with its first flight.
+//! The verdict on a handshake (resumed and how, or full and why), and the outcome of its early data.
 //!
-//! A reason is only ever what was seen. Where it cannot be known for certain it is
-//! [`Reason::Unknown`]; nothing here guesses.
+//! A verdict names only an observed reason. If no reason was observed, it is [`Reason::Unknown`].
 
 use std::fmt;
 use std::str::FromStr;
 
-/// What a resumed session was found by.
+/// The mechanism that resumed a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum How {
-    /// TLS 1.2 session ID (RFC 5246, 7.3).
+    /// TLS 1.2 session ID ([RFC 5246, 7.3](https://www.rfc-editor.org/rfc/rfc5246#section-7.3)).
     SessionId,
-    /// TLS 1.2 session ticket (RFC 5077).
+    /// TLS 1.2 session ticket ([RFC 5077](https://www.rfc-editor.org/rfc/rfc5077)).
     Ticket,
-    /// TLS 1.3 pre-shared key (RFC 9846, 2.2).
+    /// TLS 1.3 pre-shared key ([RFC 9846, 2.2](https://www.rfc-editor.org/rfc/rfc9846#section-2.2)).
     Psk,
 }
 
 impl How {
-    /// Every way to resume.
+    /// Every mechanism.
     pub const ALL: [Self; 3] = [Self::SessionId, Self::Ticket, Self::Psk];
 
     /// The word used in verdicts and metric labels.
@@ -35,58 +33,60 @@ impl How {
 
 /// Why a handshake was full.
 ///
-/// The order is the order of precedence: where several offers were refused, the verdict is the
-/// reason of the one that got furthest, and that is the greatest here.
+/// A later reason takes precedence. If several offers were refused, the verdict is the reason of the offer that
+/// passed the most checks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Reason {
     /// The client offered no session.
     NothingOffered,
-    /// Never seen, or too long ago to say.
+    /// The session is not known, or was removed too long ago.
     Unknown,
-    /// No live route key knows its label: another farm's, tampered with, or very old.
+    /// No live route key opens the label. It is another farm's, changed, or very old.
     UnknownKey,
-    /// Session IDs and stored sessions are not kept here.
+    /// This server stores no sessions.
     CacheDisabled,
-    /// Tickets are not handed out here.
+    /// This server issues no tickets.
     TicketsDisabled,
     /// The store cannot be reached.
     StoreDown,
     /// The store did not answer in time.
     StoreTimeout,
-    /// Its server's state was lost since.
+    /// The issuing server has lost its state since.
     Lost,
-    /// Pushed out of the session table by newer sessions.
+    /// Newer sessions displaced the session from the table.
     Evicted,
-    /// Past its lifetime, counted from the full handshake.
+    /// The lifetime, counted from the full handshake, is over.
     Expired,
-    /// Removed when its connection was reclaimed (`connection.purge-on-reclaim`).
+    /// The session was removed when its connection was reclaimed (`connection.purge-on-reclaim`).
     Purged,
-    /// Single use, and used.
+    /// The session was for a single use and was used.
     Spent,
-    /// Forgotten on request, or the generation of its key ended.
+    /// The session was forgotten on request, or its key generation ended.
     Revoked,
-    /// Its connection did not end with close_notify (`session.require-close-notify`).
+    /// The connection did not end with close_notify (`session.require-close-notify`).
     NotClosedCleanly,
-    /// Our label, but the ticket does not authenticate.
+    /// The label is the farm's, but the ticket does not authenticate.
     BadTicket,
-    /// Written by another version of sessile or of its TLS library.
+    /// Another version of sessile or of the TLS library made the session.
     OldFormat,
-    /// Made for another server name or site.
+    /// The session was made for another server name or site.
     NameMismatch,
-    /// Made for another protocol version.
+    /// The session was made for another protocol version.
     VersionMismatch,
-    /// Made with a cipher suite that is not negotiated now.
+    /// The session has a cipher suite that was not negotiated now.
     SuiteMismatch,
-    /// Extended master secret then and not now, or now and not then (RFC 7627, 5.3).
+    /// Only one of the two handshakes has extended master secret
+    /// ([RFC 7627, 5.3](https://www.rfc-editor.org/rfc/rfc7627#section-5.3)).
     EmsMismatch,
-    /// Client authentication: another policy now, or the certificate is no longer valid.
+    /// The site's client authentication has changed, or the client's certificate is no longer valid.
     ClientAuth,
-    /// The client does not allow resumption with (EC)DHE (RFC 9846, 4.2.9).
+    /// The client does not offer resumption with (EC)DHE
+    /// ([RFC 9846, 4.2.9](https://www.rfc-editor.org/rfc/rfc9846#section-4.2.9)).
     NoDheMode,
 }
 
 impl Reason {
-    /// Every reason, least telling first.
+    /// Every reason, in order of precedence.
     pub const ALL: [Self; 22] = [
         Self::NothingOffered,
         Self::Unknown,
@@ -152,10 +152,11 @@ pub enum Verdict {
 }
 
 impl Verdict {
-    /// Every verdict there is, for metrics that start at zero.
+    /// Every verdict, for metrics that start at zero.
     pub fn all() -> impl Iterator<Item = Self> {
         let resumed = How::ALL.into_iter().map(Self::Resumed);
-        resumed.chain(Reason::ALL.into_iter().map(Self::Full))
+        let full = Reason::ALL.into_iter().map(Self::Full);
+        resumed.chain(full)
     }
 
     /// `resumed` or `full`.
@@ -167,7 +168,7 @@ impl Verdict {
         }
     }
 
-    /// The word after the slash: how it was resumed, or why it was not.
+    /// The word after the slash: how a session was resumed, or why the handshake was full.
     #[must_use]
     pub const fn detail(self) -> &'static str {
         match self {
@@ -205,34 +206,35 @@ impl FromStr for Verdict {
     }
 }
 
-/// What became of a handshake's early data (0-RTT, RFC 9846, 2.3).
+/// The outcome of a handshake's early data
+/// ([RFC 9846, 2.3](https://www.rfc-editor.org/rfc/rfc9846#section-2.3)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum EarlyData {
-    /// The client sent none.
+    /// The client sent no early data.
     None,
-    /// It was taken, once and nowhere else.
+    /// The server accepted the early data, and no other server can.
     Accepted,
-    /// It was thrown away; the client sends it again once the handshake is done.
+    /// The server discarded the early data. The client sends it again after the handshake.
     Rejected(Rejection),
 }
 
-/// Why early data was thrown away.
+/// Why early data was discarded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Rejection {
-    /// It is not on: for the site, or for the session that was offered first.
+    /// Early data is off for the site, or for the first offered session.
     Off,
-    /// The hello is older than the client says, or comes from a clock of its own.
+    /// The ticket age in the hello differs too much from the server's measurement.
     StaleHello,
-    /// Another application protocol than that of the session.
+    /// The application protocol differs from the session's.
     AlpnMismatch,
-    /// Another session than the first that was offered resumed.
+    /// A session other than the first offered one was resumed.
     NotFirstIdentity,
-    /// The store did not give the session out for it: spent, not there, no answer in time, or not the
-    /// node that took it.
+    /// The store did not release the session: it was spent or unknown, the answer was late, or another node
+    /// answered.
     Store,
-    /// The client had to send its hello again, with another key share.
+    /// A HelloRetryRequest asked the client for another key share.
     HelloRetry,
-    /// The session was there and did not resume: the verdict says why.
+    /// The session was not resumed. The verdict says why.
     NotResumed,
 }
 
@@ -264,7 +266,7 @@ impl Rejection {
 }
 
 impl EarlyData {
-    /// Every outcome there is, for metrics that start at zero.
+    /// Every outcome, for metrics that start at zero.
     pub fn all() -> impl Iterator<Item = Self> {
         let rejected = Rejection::ALL.into_iter().map(Self::Rejected);
         [Self::None, Self::Accepted].into_iter().chain(rejected)
@@ -281,7 +283,7 @@ impl fmt::Display for EarlyData {
     }
 }
 
-/// The text does not say what became of early data.
+/// The text is not an outcome of early data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NotEarlyData;
 
@@ -309,20 +311,15 @@ impl FromStr for EarlyData {
 
 /// Decides the verdict of a handshake that finished.
 ///
-/// `resumed` is what the TLS library says of it; `refused` holds one reason for each session that
-/// was offered and looked at, in any order.
+/// `resumed` is the TLS library's answer. `refused` has a reason for each offered session that was examined, in
+/// any order.
 #[must_use]
 pub fn judge(resumed: Option<How>, refused: &[Reason]) -> Verdict {
-    match resumed {
-        Some(how) => Verdict::Resumed(how),
-        None => Verdict::Full(
-            refused
-                .iter()
-                .copied()
-                .max()
-                .unwrap_or(Reason::NothingOffered),
-        ),
+    if let Some(how) = resumed {
+        return Verdict::Resumed(how);
     }
+    let reason = refused.iter().copied().max();
+    Verdict::Full(reason.unwrap_or(Reason::NothingOffered))
 }
 
 #[cfg(test)]

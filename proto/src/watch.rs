@@ -1,6 +1,5 @@
-//! What a server's clear bytes tell a bystander: whether the handshake resumed a session, and by
-//! what a session that was made can be known again. Bodies that are not needed, such as the
-//! certificate chain, are skipped and never held.
+//! Watches the clear bytes of a server: did the handshake resume a session, and how can a client offer the new
+//! session? Messages that are not needed, such as Certificate, are skipped.
 
 use std::mem;
 use std::ops::ControlFlow::{self, Break, Continue};
@@ -9,58 +8,59 @@ use crate::hello::{ClientHello, NewSessionTicket, ServerHello, TLS_1_2, kind};
 use crate::record::{Deframer, Error, Item};
 use crate::verdict::How;
 
-/// Most bytes of a message that is held: a NewSessionTicket with the longest ticket there can be.
+/// Longest message that is held: a NewSessionTicket with the longest possible ticket.
 const LIMIT: usize = 4 + 4 + 2 + u16::MAX as usize;
 
-/// Alert level of those that end nothing.
+/// The alert level that ends no connection.
 const WARNING: u8 = 1;
 
-/// Alert that ends the connection whatever its level.
+/// The alert that ends a connection at every level.
 const CLOSE_NOTIFY: u8 = 0;
 
-/// Follows one handshake in what the server sends.
+/// Follows one handshake in the bytes that the server sends.
 ///
-/// It is fed before the bytes go on to the client, so that what it learned is known before the
-/// client can come back with it. A connection that ends without an [`Outcome`] is a handshake that
-/// failed.
+/// Push the bytes before they go on to the client: then the outcome is known before the client can return. A
+/// connection that ends without an [`Outcome`] is a failed handshake.
 #[derive(Clone, Debug)]
 pub struct Watch {
     deframer: Deframer,
     handshake: Handshake,
 }
 
-/// What a handshake came to, as far as it shows in clear.
+/// The outcome of a handshake, read from the clear bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outcome {
-    /// The version negotiated; 0 where it did not come to that.
+    /// The negotiated version. 0 if there was no ServerHello.
     pub version: u16,
-    /// The suite negotiated; 0 where it did not come to that.
+    /// The negotiated cipher suite. 0 if there was no ServerHello.
     pub cipher_suite: u16,
-    /// Resumed or not.
+    /// Whether the handshake resumed a session.
     pub kind: Kind,
-    /// By what the session can be offered again, if TLS 1.2 or earlier made one.
+    /// How a client can offer the new session, in TLS 1.2 and earlier.
     pub learned: Vec<Learned>,
-    /// How long the server means to accept the ticket that it gave, in seconds; 0: it does not say.
+    /// The server's hint how long it accepts the ticket, in seconds. 0: no hint.
     pub lifetime_hint: u32,
-    /// The server asked for a second ClientHello.
+    /// True if the server sent a HelloRetryRequest.
     pub hello_retry: bool,
 }
 
 /// Whether a session was resumed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Yes, and by what.
+    /// The handshake resumed a session.
     Resumed(How),
-    /// The client offered one and the handshake was full.
+    /// The client offered a session, and the handshake was full.
     Refused,
-    /// The client offered none. The session ID of a client that offers TLS 1.3 counts for none
-    /// where the handshake was full: it is mostly noise, and nothing here tells when it is not.
+    /// The client offered no session.
+    ///
+    /// The session ID of a client that offers TLS 1.3 does not count as an offer. Most are random
+    /// ([RFC 9846, 4.1.2](https://www.rfc-editor.org/rfc/rfc9846#section-4.1.2)).
     NotOffered,
-    /// The server sent an alert, or something that is not a TLS handshake.
+    /// The server sent an alert, or bytes that are no TLS handshake.
     Failed,
 }
 
-/// What a client will show when it comes back.
+/// A means to offer a session again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Learned {
     /// A session ID of TLS 1.2 or earlier.
@@ -70,23 +70,24 @@ pub enum Learned {
 }
 
 impl Watch {
-    /// Copies what it needs of the client's first hello.
+    /// Prepares to watch the server's answer to the client's first hello.
     #[must_use]
     pub fn new(hello: &ClientHello<'_>) -> Self {
         let kept = |kind| matches!(kind, kind::SERVER_HELLO | kind::NEW_SESSION_TICKET);
         Self {
             deframer: Deframer::keeping(LIMIT, kept),
             handshake: Handshake {
-                offer: Offer::new(hello),
-                state: State::ExpectServerHello,
+                offer: ClientOffer::new(hello),
+                state: Awaited::ExpectServerHello,
                 hello_retry: false,
                 selected_identity: None,
             },
         }
     }
 
-    /// Takes what the server sent next. Gives the outcome once: when everything clear has been
-    /// seen, or when it is certain that nothing more can be. Later bytes are ignored.
+    /// Takes the next bytes of the server. Returns the outcome once, when it is certain.
+    ///
+    /// Later bytes are ignored.
     pub fn push(&mut self, server_bytes: &[u8]) -> Option<Outcome> {
         let mut input = server_bytes;
         while !self.is_done() {
@@ -102,32 +103,34 @@ impl Watch {
         None
     }
 
-    /// Whether the outcome was given.
+    /// True if the outcome was returned.
     #[must_use]
     pub const fn is_done(&self) -> bool {
-        matches!(self.handshake.state, State::Done)
+        matches!(self.handshake.state, Awaited::Done)
     }
 
-    /// Which identity was resumed, where the outcome is `Resumed(How::Psk)`. It counts in the
-    /// client's **last** hello: after [`Outcome::hello_retry`] the first one does not tell.
+    /// The index of the resumed identity, if the outcome is `Resumed(How::Psk)`.
+    ///
+    /// It counts the identities of the client's **last** hello. After [`Outcome::hello_retry`] that is the
+    /// second hello.
     #[must_use]
     pub const fn selected_identity(&self) -> Option<u16> {
         self.handshake.selected_identity
     }
 }
 
-/// What came so far, apart from the bytes.
+/// The state of a handshake.
 #[derive(Clone, Debug)]
 struct Handshake {
-    offer: Offer,
-    state: State,
+    offer: ClientOffer,
+    state: Awaited,
     hello_retry: bool,
     selected_identity: Option<u16>,
 }
 
-/// What is awaited.
+/// The message that is awaited next.
 #[derive(Clone, Debug)]
-enum State {
+enum Awaited {
     ExpectServerHello,
     /// TLS 1.2 or earlier.
     ExpectChangeCipherSpec(Flight),
@@ -142,23 +145,23 @@ struct Flight {
     session_id: Vec<u8>,
     ticket: Option<Vec<u8>>,
     lifetime_hint: u32,
-    /// A message came that only a full handshake has.
+    /// True if a message came that only a full handshake has.
     full: bool,
 }
 
 impl Handshake {
     fn take(&mut self, item: Item<'_>) -> Option<Outcome> {
-        // Before TLS 1.3 some servers warn of an unknown name, and go on.
+        // Before TLS 1.3 some servers warn of an unknown name and continue.
         if let Item::Alert { level, description } = item
             && level == WARNING
             && description != CLOSE_NOTIFY
         {
             return None;
         }
-        let next = match mem::replace(&mut self.state, State::Done) {
-            State::ExpectServerHello => self.expect_server_hello(item),
-            State::ExpectChangeCipherSpec(flight) => self.expect_change_cipher_spec(flight, item),
-            State::Done => Continue(State::Done),
+        let next = match mem::replace(&mut self.state, Awaited::Done) {
+            Awaited::ExpectServerHello => self.expect_server_hello(item),
+            Awaited::ExpectChangeCipherSpec(flight) => self.expect_change_cipher_spec(flight, item),
+            Awaited::Done => Continue(Awaited::Done),
         };
         match next {
             Continue(state) => {
@@ -169,13 +172,13 @@ impl Handshake {
         }
     }
 
-    fn expect_server_hello(&mut self, item: Item<'_>) -> ControlFlow<Outcome, State> {
+    fn expect_server_hello(&mut self, item: Item<'_>) -> ControlFlow<Outcome, Awaited> {
         let message = match item {
             Item::Handshake(message) => message,
-            Item::Skipped(kind::HELLO_REQUEST) => return Continue(State::ExpectServerHello),
-            // After a HelloRetryRequest it is there to please middleboxes (RFC 9846, D.4).
+            Item::Skipped(kind::HELLO_REQUEST) => return Continue(Awaited::ExpectServerHello),
+            // After a HelloRetryRequest a ChangeCipherSpec is only for middleboxes (RFC 9846, D.4).
             Item::ChangeCipherSpec if self.hello_retry => {
-                return Continue(State::ExpectServerHello);
+                return Continue(Awaited::ExpectServerHello);
             }
             _ => return Break(self.fail()),
         };
@@ -188,7 +191,7 @@ impl Handshake {
         if self.hello_retry {
             return Break(self.fail());
         }
-        Continue(State::ExpectChangeCipherSpec(Flight {
+        Continue(Awaited::ExpectChangeCipherSpec(Flight {
             version: hello.version(),
             cipher_suite: hello.cipher_suite,
             session_id: hello.session_id.to_vec(),
@@ -198,18 +201,18 @@ impl Handshake {
         }))
     }
 
-    fn tls13(&mut self, hello: &ServerHello<'_>) -> ControlFlow<Outcome, State> {
-        let again = hello.is_hello_retry_request();
-        if !self.offer.tls13 || (again && self.hello_retry) {
+    fn tls13(&mut self, hello: &ServerHello<'_>) -> ControlFlow<Outcome, Awaited> {
+        let is_retry = hello.is_hello_retry_request();
+        if !self.offer.tls13 || (is_retry && self.hello_retry) {
             return Break(self.fail());
         }
-        if again {
+        if is_retry {
             self.hello_retry = true;
-            return Continue(State::ExpectServerHello);
+            return Continue(Awaited::ExpectServerHello);
         }
         let kind = match hello.selected_identity {
             None => self.offer.full(),
-            // The hello that answers a HelloRetryRequest can only have fewer identities.
+            // The hello after a HelloRetryRequest cannot have more identities than the first.
             Some(index) if usize::from(index) < self.offer.psks => {
                 self.selected_identity = Some(index);
                 Kind::Resumed(How::Psk)
@@ -230,7 +233,7 @@ impl Handshake {
         &self,
         mut flight: Flight,
         item: Item<'_>,
-    ) -> ControlFlow<Outcome, State> {
+    ) -> ControlFlow<Outcome, Awaited> {
         match item {
             Item::ChangeCipherSpec => return Break(flight.end(&self.offer)),
             Item::Skipped(kind) => flight.full |= kind::ONLY_WHERE_FULL.contains(&kind),
@@ -243,14 +246,14 @@ impl Handshake {
             },
             Item::Alert { .. } | Item::ApplicationData(_) => return Break(flight.fail()),
         }
-        Continue(State::ExpectChangeCipherSpec(flight))
+        Continue(Awaited::ExpectChangeCipherSpec(flight))
     }
 
-    /// The end by something that may not stand here, or is not TLS.
+    /// Ends the handshake after a message that is not allowed here, or that is not TLS.
     fn fail(&mut self) -> Outcome {
-        match mem::replace(&mut self.state, State::Done) {
-            State::ExpectChangeCipherSpec(flight) => flight.fail(),
-            State::ExpectServerHello | State::Done => Outcome {
+        match mem::replace(&mut self.state, Awaited::Done) {
+            Awaited::ExpectChangeCipherSpec(flight) => flight.fail(),
+            Awaited::ExpectServerHello | Awaited::Done => Outcome {
                 version: 0,
                 cipher_suite: 0,
                 kind: Kind::Failed,
@@ -263,29 +266,37 @@ impl Handshake {
 }
 
 impl Flight {
-    /// What was provisional holds from here on: on a full handshake the server sends its
-    /// ChangeCipherSpec only after it has verified the client's Finished.
-    fn end(self, offer: &Offer) -> Outcome {
-        let same_id = !self.session_id.is_empty() && self.session_id == offer.session_id;
-        let kind = match self.full {
-            true => offer.full(),
-            // A client may send a ticket without a session ID, so the ID does not tell whether the
-            // handshake was abbreviated (RFC 5077, 3.4); where both came, the ticket is what counts.
-            false if offer.ticket => Kind::Resumed(How::Ticket),
-            false if same_id => Kind::Resumed(How::SessionId),
-            false => return self.fail(),
+    /// Ends the handshake at the server's ChangeCipherSpec.
+    ///
+    /// In a full handshake the server sends it only after it has verified the client's Finished. An abandoned
+    /// handshake therefore teaches nothing.
+    fn end(self, offer: &ClientOffer) -> Outcome {
+        let is_offered_id = !self.session_id.is_empty() && self.session_id == offer.session_id;
+        let kind = if self.full {
+            offer.full()
+        } else if offer.ticket {
+            // A client may send a ticket without a session ID, so the ID proves nothing if there is a ticket
+            // (RFC 5077, 3.4).
+            Kind::Resumed(How::Ticket)
+        } else if is_offered_id {
+            Kind::Resumed(How::SessionId)
+        } else {
+            return self.fail();
         };
-        let fresh_id = !self.session_id.is_empty() && !same_id;
-        let session_id = fresh_id.then_some(Learned::SessionId(self.session_id));
-        let ticket = self.ticket.filter(|ticket| !ticket.is_empty());
+        let mut learned = Vec::new();
+        if !self.session_id.is_empty() && !is_offered_id {
+            learned.push(Learned::SessionId(self.session_id));
+        }
+        if let Some(ticket) = self.ticket
+            && !ticket.is_empty()
+        {
+            learned.push(Learned::Ticket(ticket));
+        }
         Outcome {
             version: self.version,
             cipher_suite: self.cipher_suite,
             kind,
-            learned: session_id
-                .into_iter()
-                .chain(ticket.map(Learned::Ticket))
-                .collect(),
+            learned,
             lifetime_hint: self.lifetime_hint,
             hello_retry: false,
         }
@@ -303,29 +314,31 @@ impl Flight {
     }
 }
 
-/// What is needed of the client's hello.
+/// The sessions that the client offered.
 #[derive(Clone, Debug)]
-struct Offer {
+struct ClientOffer {
     session_id: Vec<u8>,
     tls13: bool,
     ticket: bool,
     psks: usize,
 }
 
-impl Offer {
+impl ClientOffer {
     fn new(hello: &ClientHello<'_>) -> Self {
         Self {
             session_id: hello.session_id.to_vec(),
             tls13: hello.offers_tls13(),
-            ticket: hello.session_ticket.is_some_and(|it| !it.is_empty()),
+            ticket: hello
+                .session_ticket
+                .is_some_and(|ticket| !ticket.is_empty()),
             psks: hello.pre_shared_key.map_or(0, |psks| psks.count()),
         }
     }
 
-    /// What a full handshake means for this offer.
+    /// The kind of a full handshake after this offer.
     const fn full(&self) -> Kind {
-        let session_id = !self.session_id.is_empty() && !self.tls13;
-        if session_id || self.ticket || self.psks > 0 {
+        let offers_session_id = !self.session_id.is_empty() && !self.tls13;
+        if offers_session_id || self.ticket || self.psks > 0 {
             Kind::Refused
         } else {
             Kind::NotOffered

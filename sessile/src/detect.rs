@@ -10,7 +10,8 @@ use std::sync::Arc;
 use std::task::ready;
 use std::time::{Duration, Instant};
 
-use sessile_proto::hello::HelloReader;
+use sessile_proto::alert::AlertDescription;
+use sessile_proto::hello::{ClientHello, HelloReader};
 use sessile_proto::proxy_protocol::{self, Addresses};
 use sessile_proto::record;
 use tokio::io::{AsyncRead, ReadBuf};
@@ -73,6 +74,20 @@ impl DetectError {
             Self::Refused(refusal) => refusal.cause(),
         }
     }
+
+    /// The fatal alert that the client is owed; `None`: the connection is closed without one.
+    #[must_use]
+    pub const fn alert(&self) -> Option<AlertDescription> {
+        match self {
+            Self::Invalid(error) => AlertDescription::for_client_hello(*error),
+            Self::Closed
+            | Self::Deadline
+            | Self::Proxy(_)
+            | Self::Untrusted
+            | Self::Refused(_)
+            | Self::Io(_) => None,
+        }
+    }
 }
 
 /// The way in of one listener.
@@ -97,6 +112,16 @@ pub struct Arrival {
     pub stay: Stay,
     /// What holding the hello counts as.
     _entry: Entry,
+}
+
+impl Arrival {
+    /// The ClientHello.
+    ///
+    /// # Errors
+    /// Where the whole message is no good ClientHello.
+    pub fn hello(&self) -> Result<ClientHello<'_>, DetectError> {
+        self.reader.hello().map_err(DetectError::Invalid)
+    }
 }
 
 impl Entrance {

@@ -1,5 +1,5 @@
-//! Files in the state folder that a process leaves for the one after it: written as a whole or not at
-//! all, for their owner alone, and where they are good for once only, taken away to be read.
+//! Files in the state folder, which one process leaves for the next. A file is written as a whole, readable by
+//! its owner alone. A file that may be used only once is removed before it is read.
 
 use std::fs::{self, File};
 use std::io::{self, Read as _};
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use aws_lc_rs::digest;
 
-/// Why a file cannot be taken.
+/// Why a file cannot be read or taken.
 #[derive(Debug, thiserror::Error)]
 pub enum TakeError {
     #[error("it cannot be removed, so that it could be read twice: {0}")]
@@ -19,18 +19,17 @@ pub enum TakeError {
     Odd,
 }
 
-/// The path of a server's file; servers that share a folder have one each.
+/// The path of a server's file. Servers can share a folder.
 #[must_use]
 pub fn path(folder: &Path, kind: &str, server: &str) -> PathBuf {
     const MAX_NAME: usize = 64;
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
     let mut name: String = server
         .chars()
         .take(MAX_NAME)
-        .map(|c| if plain(c) { c } else { '_' })
+        .map(|c| if is_plain(c) { c } else { '_' })
         .collect();
     if name != server {
-        // Names that look alike now are still apart.
+        // Two names that became equal must still lead to two files.
         let digest = digest::digest(&digest::SHA256, server.as_bytes());
         for byte in &digest.as_ref()[..4] {
             name.push_str(&format!("-{byte:02x}"));
@@ -39,10 +38,14 @@ pub fn path(folder: &Path, kind: &str, server: &str) -> PathBuf {
     folder.join(format!("{kind}-{name}.snapshot"))
 }
 
-/// Puts what `write` writes in the place of a file that may be there.
+fn is_plain(c: char) -> bool {
+    c.is_ascii_alphanumeric() || "-._".contains(c)
+}
+
+/// Makes or replaces a file with what `write` writes.
 ///
 /// # Errors
-/// Where it cannot be written; the old file stays then.
+/// If the file cannot be written. The old file then stays.
 pub fn replace<E: From<io::Error>>(
     path: &Path,
     write: impl FnOnce(&mut File) -> Result<(), E>,
@@ -63,39 +66,45 @@ pub fn replace<E: From<io::Error>>(
     Ok(())
 }
 
-/// Takes a file away to be read. `None` where there is none.
+/// Opens a file of at most `max_len` bytes and removes it. `None` if there is no file.
 ///
 /// # Errors
-/// Where it cannot be used; unless it cannot be removed it is gone then, too.
-pub fn take(path: &Path, most: u64) -> Result<Option<File>, TakeError> {
-    let file = match File::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error.into()),
+/// If the file cannot be used. It is then removed too, if possible.
+pub fn take(path: &Path, max_len: u64) -> Result<Option<File>, TakeError> {
+    let Some(file) = open(path)? else {
+        return Ok(None);
     };
     fs::remove_file(path).map_err(TakeError::Removal)?;
-    of_size(file, most).map(Some)
+    check_len(&file, max_len)?;
+    Ok(Some(file))
 }
 
-/// Reads a file that stays. `None` where there is none.
+/// Reads a file of at most `max_len` bytes, which stays. `None` if there is no file.
 ///
 /// # Errors
-/// Where it cannot be used.
-pub fn read(path: &Path, most: u64) -> Result<Option<Vec<u8>>, TakeError> {
-    let file = match File::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error.into()),
+/// If the file cannot be read.
+pub fn read(path: &Path, max_len: u64) -> Result<Option<Vec<u8>>, TakeError> {
+    let Some(file) = open(path)? else {
+        return Ok(None);
     };
+    check_len(&file, max_len)?;
     let mut bytes = Vec::new();
-    of_size(file, most)?.take(most).read_to_end(&mut bytes)?;
+    file.take(max_len).read_to_end(&mut bytes)?;
     Ok(Some(bytes))
 }
 
-fn of_size(file: File, most: u64) -> Result<File, TakeError> {
+fn open(path: &Path) -> io::Result<Option<File>> {
+    match File::open(path) {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn check_len(file: &File, max_len: u64) -> Result<(), TakeError> {
     let metadata = file.metadata()?;
-    if !metadata.is_file() || metadata.len() > most {
+    if !metadata.is_file() || metadata.len() > max_len {
         return Err(TakeError::Odd);
     }
-    Ok(file)
+    Ok(())
 }

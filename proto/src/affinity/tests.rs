@@ -22,7 +22,7 @@ fn affinity(max_entries: usize) -> Affinity {
     )
 }
 
-/// Where a key leads.
+/// The server of a key.
 fn server(affinity: &Affinity, key: AffinityKey, now: Time) -> Option<u32> {
     Some(affinity.lookup(key, now)?.server)
 }
@@ -38,10 +38,10 @@ fn address(text: &str) -> IpAddr {
 #[test]
 fn a_learned_session_leads_to_its_server_until_its_lifetime_is_over() {
     let mut affinity = affinity(10);
-    assert_eq!(affinity.learn(id(1), 7, A, at(0), at(0)), Learned::New);
+    assert_eq!(affinity.learn(id(1), 7, A, at(0), at(0)), LearnResult::New);
     assert_eq!(
         affinity.learn(id(1), 7, A, at(500), at(500)),
-        Learned::Known
+        LearnResult::Known
     );
     assert_eq!(server(&affinity, id(1), at(999)), Some(7));
     assert_eq!(server(&affinity, id(1), at(1000)), None);
@@ -49,13 +49,13 @@ fn a_learned_session_leads_to_its_server_until_its_lifetime_is_over() {
 }
 
 #[test]
-fn a_use_is_remembered_and_makes_no_lesson_younger() {
+fn a_use_is_recorded_and_prolongs_no_entry() {
     let mut affinity = affinity(10);
     affinity.learn(id(1), 7, A, at(3), at(10));
     affinity.used(id(1), at(400));
     affinity.used(id(1), at(300));
     affinity.used(id(2), at(400));
-    let recalled = Recalled {
+    let recalled = LearnedSession {
         server: 7,
         established: at(3),
         used: at(400),
@@ -65,7 +65,7 @@ fn a_use_is_remembered_and_makes_no_lesson_younger() {
 }
 
 #[test]
-fn what_one_table_remembered_another_does() {
+fn an_export_is_imported_into_another_table() {
     let mut first = affinity(10);
     for n in 0..4_u32 {
         let net = address(&format!("192.0.{n}.1"));
@@ -74,7 +74,7 @@ fn what_one_table_remembered_another_does() {
     first.used(id(3), at(800));
     let bytes = first.export();
     let mut second = affinity(2);
-    // The first is too old by now, the second had to make room.
+    // The first is too old, and the second was displaced.
     assert_eq!(second.import(&bytes, at(1050)), Some(2));
     let found = [0, 1, 2, 3].map(|n| second.lookup(id(n), at(1050)));
     assert_eq!(
@@ -92,7 +92,7 @@ fn what_one_table_remembered_another_does() {
 }
 
 #[test]
-fn what_is_no_export_is_refused_as_a_whole() {
+fn bytes_that_are_no_export_are_refused_as_a_whole() {
     let mut first = affinity(10);
     first.learn(id(1), 7, A, at(0), at(0));
     first.learn(id(2), 7, A, at(0), at(0));
@@ -109,17 +109,17 @@ fn what_is_no_export_is_refused_as_a_whole() {
 }
 
 #[test]
-fn no_server_overwrites_what_another_said() {
+fn no_server_overwrites_the_entry_of_another() {
     let mut affinity = affinity(10);
     affinity.learn(id(1), 7, A, at(0), at(0));
     assert_eq!(
         affinity.learn(id(1), 8, A, at(1), at(1)),
-        Learned::Conflict(7)
+        LearnResult::Conflict(7)
     );
     assert_eq!(server(&affinity, id(1), at(1)), Some(7));
     assert_eq!(
         affinity.learn(id(1), 8, A, at(1000), at(1000)),
-        Learned::New
+        LearnResult::New
     );
     assert_eq!(server(&affinity, id(1), at(1000)), Some(8));
 }
@@ -144,7 +144,7 @@ fn kinds_of_keys_do_not_match_each_other() {
 }
 
 #[test]
-fn the_oldest_lesson_is_forgotten_first() {
+fn the_oldest_entry_leaves_first() {
     let mut affinity = affinity(2);
     for n in 0..3 {
         affinity.learn(id(n), n, A, at(0), at(0));
@@ -168,18 +168,21 @@ fn a_server_that_lost_its_state_is_forgotten_and_the_others_are_not() {
 }
 
 #[test]
-fn a_source_prefix_that_holds_its_share_makes_room_of_its_own() {
+fn a_source_above_its_quota_displaces_its_own_entries() {
     let mut affinity = affinity(10_000);
     let other = address("192.0.3.1");
     affinity.learn(id(9999), 7, other, at(0), at(0));
     for n in 0..1000 {
         let near = address(&format!("192.0.2.{}", n % 256));
-        assert_eq!(affinity.learn(id(n), 7, near, at(0), at(0)), Learned::New);
+        assert_eq!(
+            affinity.learn(id(n), 7, near, at(0), at(0)),
+            LearnResult::New
+        );
     }
     let mapped = address("::ffff:192.0.2.77");
     for n in 5000..7000 {
         let learned = affinity.learn(id(n), 7, mapped, at(1), at(1));
-        assert_eq!(learned, Learned::Displacing);
+        assert_eq!(learned, LearnResult::Displacing);
     }
     let known = |n: &u32| affinity.lookup(id(*n), at(1)).is_some();
     assert!(!(0..1000).chain(5000..6000).any(|n| known(&n)));
@@ -187,31 +190,31 @@ fn a_source_prefix_that_holds_its_share_makes_room_of_its_own() {
     assert!(known(&9999), "the table has room: nobody else's leaves");
     assert_eq!(affinity.stats().entries, 1001);
     let again = affinity.learn(id(6000), 7, A, at(1), at(1));
-    assert_eq!(again, Learned::Known);
+    assert_eq!(again, LearnResult::Known);
 }
 
 #[test]
-fn a_source_prefix_whose_entries_have_expired_displaces_none() {
+fn a_source_whose_entries_expired_displaces_none() {
     let mut affinity = affinity(300);
     for n in 0..256 {
         affinity.learn(id(n), 7, A, at(0), at(0));
     }
     let learned = affinity.learn(id(256), 7, A, at(LIFETIME), at(LIFETIME));
-    assert_eq!(learned, Learned::New);
+    assert_eq!(learned, LearnResult::New);
 }
 
 #[test]
-fn a_small_table_is_not_divided_further_than_its_floor() {
+fn a_small_table_gives_every_source_the_least_quota() {
     let mut affinity = affinity(300);
     let learned: Vec<_> = (0..257)
         .map(|n| affinity.learn(id(n), 7, A, at(0), at(0)))
         .collect();
-    let displacing = |&learned: &Learned| learned == Learned::Displacing;
-    assert_eq!(learned.iter().position(displacing), Some(QUOTA_FLOOR));
+    let displacing = |&learned: &LearnResult| learned == LearnResult::Displacing;
+    assert_eq!(learned.iter().position(displacing), Some(MIN_QUOTA));
 }
 
 #[test]
-fn what_is_imported_keeps_to_its_sources_share() {
+fn an_import_keeps_the_quotas() {
     let mut first = affinity(10_000);
     for n in 0..1000 {
         first.learn(id(n), 7, A, at(0), at(0));
@@ -233,15 +236,18 @@ fn sources_are_told_apart_by_prefix() {
 }
 
 #[test]
-fn nothing_is_learned_where_the_table_is_disabled() {
+fn a_disabled_table_learns_nothing() {
     let mut affinity = affinity(0);
-    assert_eq!(affinity.learn(id(1), 7, A, at(0), at(0)), Learned::Disabled);
+    assert_eq!(
+        affinity.learn(id(1), 7, A, at(0), at(0)),
+        LearnResult::Disabled
+    );
     assert_eq!(server(&affinity, id(1), at(0)), None);
     assert!(affinity.sources.is_empty());
 }
 
 proptest! {
-    /// Whatever happens, the counts are those of the entries that are there.
+    /// The counts always match the entries.
     #[test]
     fn counts_of_sources_stay_right(
         max_entries in 0..40_usize,
@@ -258,7 +264,7 @@ proptest! {
             let mut counts = BTreeMap::new();
             let mut arrivals = BTreeMap::new();
             for entry in affinity.table.iter() {
-                let source = Lesson::of(&entry).source;
+                let source = LearnedEntry::of(&entry).source;
                 *counts.entry(source).or_default() += 1;
                 arrivals.insert((source, entry.sequence), affinity.table.hash(entry.key));
             }
@@ -268,7 +274,7 @@ proptest! {
         }
     }
 
-    /// In a table with room, each source has its newest entries, as many as its share.
+    /// In a table with room, each source keeps its newest entries, up to its quota.
     #[test]
     fn each_source_keeps_its_newest(
         steps in prop::collection::vec((0..3_u8, 1..200_u32), 0..12),

@@ -2,7 +2,7 @@
 
 use super::cursor::Cursor;
 use super::offered::{OfferedPsks, Protocols, PskModes, Suites, Versions};
-use super::{TLS_1_2, TLS_1_3, extensions, kind};
+use super::{SSL_3_0, TLS_1_2, TLS_1_3, extensions, kind};
 use crate::record::Error;
 
 /// Most bytes of a session ID, in every version.
@@ -13,6 +13,9 @@ const MAX_HOST_NAME: usize = 255;
 
 /// Bytes of an SSLv2-form hello without its three vectors.
 const SSL2_FIXED_LEN: usize = 11;
+
+/// The cipher suite value that marks a retry with a lower version (RFC 7507).
+const TLS_FALLBACK_SCSV: u16 = 0x5600;
 
 /// How a ClientHello is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +59,10 @@ pub struct ClientHello<'a> {
     pub encrypted_client_hello: bool,
     /// Tickets wanted after a full handshake and after a resumption (RFC 9149).
     pub ticket_request: Option<(u8, u8)>,
+    /// The code of a record size (RFC 6066, section 4); see [`Self::max_record_size`].
+    pub max_fragment_length: Option<u8>,
+    /// The largest record that the client accepts (RFC 8449); see [`Self::max_record_size`].
+    pub record_size_limit: Option<u16>,
 }
 
 impl<'a> ClientHello<'a> {
@@ -66,12 +73,16 @@ impl<'a> ClientHello<'a> {
     /// [`Error::Incomplete`] where `message` is the beginning of a ClientHello.
     pub fn parse(message: &'a [u8]) -> Result<Self, Error> {
         let mut body = Cursor::message(message, kind::CLIENT_HELLO)?;
-        let legacy_version = version(body.u16()?)?;
+        let legacy_version = body.u16()?;
+        // There is no upper bound: a version above ours is answered with ours (RFC 5246, E.1).
+        if legacy_version < SSL_3_0 {
+            return Err(Error::ClientVersion(legacy_version));
+        }
         let random = body.take(32)?;
         let session_id = session_id(body.vec8()?)?;
         let cipher_suites = Suites::parse(body.vec16()?, 2)?;
         if body.vec8()?.is_empty() {
-            return Err(Error::Illegal("compression methods: there is none"));
+            return Err(Error::OutOfRange("compression methods: there is none"));
         }
         let mut hello = Self::bare(Form::Tls, legacy_version, random, session_id, cipher_suites);
         extensions::each(body, |kind, body| hello.extension(kind, body))?;
@@ -90,7 +101,8 @@ impl<'a> ClientHello<'a> {
             return Err(Error::Length);
         }
         body.take(3)?;
-        let legacy_version = version(body.u16()?)?;
+        let legacy_version = body.u16()?;
+        let legacy_version = version(legacy_version).ok_or(Error::ClientVersion(legacy_version))?;
         let lengths = [body.u16()?, body.u16()?, body.u16()?].map(usize::from);
         let [suites_len, session_id_len, challenge_len] = lengths;
         let cipher_suites = Suites::parse(body.take(suites_len)?, 3)?;
@@ -110,6 +122,12 @@ impl<'a> ClientHello<'a> {
         ))
     }
 
+    /// True if the client says that it retries with a lower version than it supports (RFC 7507).
+    #[must_use]
+    pub fn is_fallback(&self) -> bool {
+        self.cipher_suites.contains(TLS_FALLBACK_SCSV)
+    }
+
     /// Whether TLS 1.3 may be negotiated.
     #[must_use]
     pub fn offers_tls13(&self) -> bool {
@@ -124,7 +142,7 @@ impl<'a> ClientHello<'a> {
         match self.supported_versions {
             Some(versions) => versions
                 .iter()
-                .filter(|version| (super::SSL_3_0..=TLS_1_3).contains(version))
+                .filter(|version| (SSL_3_0..=TLS_1_3).contains(version))
                 .max()
                 .unwrap_or_default(),
             // Without the extension TLS 1.2 is the most there is (RFC 9846, 4.2.1).
@@ -156,6 +174,8 @@ impl<'a> ClientHello<'a> {
             extended_master_secret: false,
             encrypted_client_hello: false,
             ticket_request: None,
+            max_fragment_length: None,
+            record_size_limit: None,
         }
     }
 
@@ -186,6 +206,14 @@ impl<'a> ClientHello<'a> {
                 self.ticket_request = Some((body.u8()?, body.u8()?));
                 body.end()?;
             }
+            extensions::MAX_FRAGMENT_LENGTH => {
+                self.max_fragment_length = Some(body.u8()?);
+                body.end()?;
+            }
+            extensions::RECORD_SIZE_LIMIT => {
+                self.record_size_limit = Some(body.u16()?);
+                body.end()?;
+            }
             extensions::ENCRYPTED_CLIENT_HELLO => self.encrypted_client_hello = true,
             _ => {}
         }
@@ -210,20 +238,17 @@ pub(super) fn ssl2_len(start: &[u8]) -> Result<usize, Error> {
         return Err(Error::ContentType(first));
     }
     let &[high, low, _, major, minor] = start.first_chunk().ok_or(Error::Incomplete)?;
-    version(u16::from_be_bytes([major, minor]))?;
+    let found = u16::from_be_bytes([major, minor]);
+    version(found).ok_or(Error::Version(found))?;
     match 2 + usize::from(u16::from_be_bytes([high & 0x7f, low])) {
         ..SSL2_FIXED_LEN => Err(Error::Length),
         len => Ok(len),
     }
 }
 
-fn version(version: u16) -> Result<u16, Error> {
+fn version(version: u16) -> Option<u16> {
     // SSL 2.0 itself (0x0002) and DTLS (0xfexx) are not ours.
-    if version >> 8 == 3 {
-        Ok(version)
-    } else {
-        Err(Error::Version(version))
-    }
+    (version >> 8 == 3).then_some(version)
 }
 
 pub(super) fn session_id(id: &[u8]) -> Result<&[u8], Error> {
@@ -256,7 +281,10 @@ fn host_name(name: &[u8]) -> Result<&str, Error> {
     const ILLEGAL: Error = Error::Illegal("server name");
     // The colon is of addresses, which do not belong here and are sent all the same.
     let allowed = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.:".contains(byte);
-    if name.is_empty() || name.len() > MAX_HOST_NAME || !name.iter().all(allowed) {
+    if name.is_empty() {
+        return Err(Error::OutOfRange("server name: it is empty"));
+    }
+    if name.len() > MAX_HOST_NAME || !name.iter().all(allowed) {
         return Err(ILLEGAL);
     }
     std::str::from_utf8(name).map_err(|_| ILLEGAL)

@@ -14,8 +14,9 @@ impl<'a> Cursor<'a> {
 
     /// The body of a whole handshake message of that type.
     pub(super) fn message(message: &'a [u8], kind: u8) -> Result<Self, Error> {
-        if *message.first().ok_or(Error::Incomplete)? != kind {
-            return Err(Error::Illegal("handshake type"));
+        let found = *message.first().ok_or(Error::Incomplete)?;
+        if found != kind {
+            return Err(Error::HandshakeType(found));
         }
         let len = message_len(message)?;
         if message.len() < len {

@@ -4,8 +4,10 @@ use super::cursor::Cursor;
 use crate::record::Error;
 
 pub(super) const SERVER_NAME: u16 = 0;
+pub(super) const MAX_FRAGMENT_LENGTH: u16 = 1;
 pub(super) const ALPN: u16 = 16;
 pub(super) const EXTENDED_MASTER_SECRET: u16 = 23;
+pub(super) const RECORD_SIZE_LIMIT: u16 = 28;
 pub(super) const SESSION_TICKET: u16 = 35;
 pub(super) const PRE_SHARED_KEY: u16 = 41;
 pub(super) const EARLY_DATA: u16 = 42;

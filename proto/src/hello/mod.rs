@@ -7,6 +7,7 @@ mod cursor;
 mod extensions;
 mod offered;
 mod reader;
+mod record_limit;
 mod server;
 #[cfg(test)]
 mod tests;
@@ -14,6 +15,7 @@ mod tests;
 pub use client::{ClientHello, Form};
 pub use offered::{Identity, OfferedPsks, Protocols, PskModes, Suites, Versions};
 pub use reader::{DEFAULT_LIMIT, HelloReader, MAX_LIMIT};
+pub use record_limit::IllegalRecordLimit;
 pub use server::{NewSessionTicket, ServerHello};
 
 /// SSL 3.0.

@@ -87,7 +87,7 @@ impl<'a> Protocols<'a> {
         }
         while !names.is_empty() {
             if names.vec8()?.is_empty() {
-                return Err(Error::Illegal("protocol name: it is empty"));
+                return Err(Error::OutOfRange("protocol name: it is empty"));
             }
         }
         Ok(Self(list))
@@ -163,10 +163,10 @@ impl<'a> OfferedPsks<'a> {
         let mut count = 0;
         while !left.is_empty() {
             if next_identity(&mut left)?.identity.is_empty() {
-                return Err(Error::Illegal("PSK identity: it is empty"));
+                return Err(Error::OutOfRange("PSK identity: it is empty"));
             }
             if binders.vec8()?.len() < MIN_BINDER {
-                return Err(Error::Illegal("PSK binder: it is too short"));
+                return Err(Error::OutOfRange("PSK binder: it is too short"));
             }
             count += 1;
         }

@@ -128,7 +128,7 @@ impl HelloReader {
             let here = self.joined.len() + header.len;
             if declared.is_some_and(|declared| here > declared) {
                 // Nothing may follow before the server has answered (RFC 9846, 5.1).
-                return Err(Error::Illegal("handshake bytes after the ClientHello"));
+                return Err(Error::Trailing);
             }
             if fragment.len() < header.len {
                 return Err(Error::Incomplete);
@@ -155,7 +155,7 @@ impl HelloReader {
             count += 1;
         }
         if count > 0 && start[0] != kind::CLIENT_HELLO {
-            return Err(Error::Illegal("handshake type"));
+            return Err(Error::HandshakeType(start[0]));
         }
         if count < start.len() {
             return Ok(None);

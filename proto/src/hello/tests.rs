@@ -227,12 +227,12 @@ fn what_is_no_hello_is_refused_as_soon_as_it_shows() {
     refused(b"G", Error::ContentType(b'G'));
     refused(&[21, 3, 1, 0, 2], Error::ContentType(21));
     refused(&[22, 3, 1, 0, 0], Error::EmptyFragment);
-    refused(&[22, 3, 1, 0, 4, 2], Error::Illegal("handshake type"));
+    refused(&[22, 3, 1, 0, 4, 2], Error::HandshakeType(2));
     let start = [22, 3, 1, 0, 1, 1];
     let then = |more: &[u8]| [&start, more].concat();
     refused(&then(&[20, 3, 1, 0, 1]), Error::Interleaved);
     refused(&then(&[22, 3, 1, 0, 0]), Error::EmptyFragment);
-    let trailing = Error::Illegal("handshake bytes after the ClientHello");
+    let trailing = Error::Trailing;
     refused(&[22, 3, 1, 0, 46, 1, 0, 0, 41], trailing);
     refused(&then(&[22, 3, 1, 0, 10, 0, 0, 1]), trailing);
 }
@@ -250,9 +250,11 @@ fn the_rules_of_the_extensions_are_kept() {
     illegal(&[(0x5a5a, b""), (23, b""), (0x5a5a, b"")]);
     illegal(&[(41, &psk), (23, b"")]);
     illegal(&[(0, b"\0\x04\0\0\x01 ")]);
-    illegal(&[(0, b"\0\x03\0\0\0")]);
     illegal(&[(0, b"\0\x08\0\0\x01a\0\0\x01b")]);
-    illegal(&[(16, b"\0\x01\0")]);
+    for (kind, body) in [(0, &b"\0\x03\0\0\0"[..]), (16, b"\0\x01\0")] {
+        let empty = error(&[(kind, body)]);
+        assert!(matches!(empty, Some(Error::OutOfRange(_))), "{empty:?}");
+    }
     for (kind, body) in [
         (0, &b"\0\0"[..]),
         (0, b"\0\x05\0\0\x01a"),
@@ -265,6 +267,10 @@ fn the_rules_of_the_extensions_are_kept() {
         (45, b"\0"),
         (58, b"\x01"),
         (58, b"\x01\x01\x01"),
+        (1, b""),
+        (1, b"\x01\x01"),
+        (28, b"\x40"),
+        (28, b"\0\x40\0"),
     ] {
         assert_eq!(
             error(&[(kind, body)]),
@@ -281,6 +287,20 @@ fn the_rules_of_the_extensions_are_kept() {
     assert_eq!(hello.ticket_request, Some((2, 1)));
     assert_eq!(hello.server_name, Some("a.b"));
     assert!(hello.early_data);
+}
+
+#[test]
+fn the_size_of_records_that_a_client_asks_for_is_read() {
+    let gnutls = hello(exchange("gnutls-full").client);
+    assert_eq!(gnutls.record_size_limit, Some(16_385));
+    assert_eq!(gnutls.max_fragment_length, None);
+    let both = client_hello(&[(28, b"\x02\x01"), (1, b"\x04")]);
+    let both = ClientHello::parse(&both).expect("right");
+    assert_eq!(both.record_size_limit, Some(513));
+    assert_eq!(both.max_fragment_length, Some(4));
+    // Values that a server refuses are no reason for a balancer to refuse the hello.
+    let illegal = client_hello(&[(28, b"\0\x01"), (1, b"\x09")]);
+    assert!(ClientHello::parse(&illegal).is_ok());
 }
 
 #[test]
@@ -314,8 +334,10 @@ fn there_are_as_many_binders_as_identities() {
     assert_eq!(parse(&[b"one", b"two"], &[32]), Err(Error::Length));
     assert_eq!(parse(&[b"one"], &[32, 32]), Err(Error::Length));
     assert_eq!(parse(&[], &[]), Err(Error::Length));
-    assert!(matches!(parse(&[b"one"], &[31]), Err(Error::Illegal(_))));
-    assert!(matches!(parse(&[b""], &[32]), Err(Error::Illegal(_))));
+    for (identity, binder) in [(&b"one"[..], 31), (b"", 32)] {
+        let parsed = parse(&[identity], &[binder]);
+        assert!(matches!(parsed, Err(Error::OutOfRange(_))), "{parsed:?}");
+    }
 }
 
 #[test]
@@ -348,14 +370,22 @@ fn versions_that_nobody_knows_are_passed_over() {
     assert_eq!(max(&[0x9a, 0x9a, 3, 3, 3, 4]), Ok(TLS_1_3));
     assert_eq!(max(&[0x7f, 0x1c, 3, 2]), Ok(TLS_1_1));
     assert_eq!(max(&[0x0a, 0x0a]), Ok(0));
-    let mut hello = client_hello(&[]);
-    hello[5] = 9;
-    assert_eq!(
-        ClientHello::parse(&hello).map(|it| it.max_version()),
-        Ok(TLS_1_2)
-    );
-    hello[4] = 0xfe;
-    assert_eq!(ClientHello::parse(&hello), Err(Error::Version(0xfe09)));
+}
+
+#[test]
+fn a_client_version_above_tls_1_2_stands_for_tls_1_2() {
+    let with = |version: u16| {
+        let mut hello = client_hello(&[]);
+        hello[4..6].copy_from_slice(&version.to_be_bytes());
+        ClientHello::parse(&hello).map(|hello| hello.max_version())
+    };
+    for version in [0x0303, 0x0304, 0x03ff, 0x0400, 0xfe09, 0xffff] {
+        assert_eq!(with(version), Ok(TLS_1_2), "{version:#06x}");
+    }
+    assert_eq!(with(0x0301), Ok(TLS_1_0));
+    for version in [0, 0x0002, 0x02ff] {
+        assert_eq!(with(version), Err(Error::ClientVersion(version)));
+    }
 }
 
 #[test]

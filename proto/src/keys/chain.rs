@@ -1,32 +1,34 @@
-//! A secret that moves forward one step at a time and cannot go back.
+//! A hash chain: a secret that moves forward one step at a time and cannot go back.
 
 use aws_lc_rs::hkdf;
 use zeroize::Zeroize;
 
-use super::weak::{self, Weak};
+use super::weak_secret::{self, WeakSecret};
 
 /// 32 secret bytes, wiped when dropped and never printed.
 #[derive(Clone)]
 pub struct Secret([u8; 32]);
 
 impl Secret {
-    /// Takes 32 bytes that nothing speaks against ([`Weak`] has the list).
+    /// Takes 32 bytes that pass the checks of [`WeakSecret`].
     ///
     /// # Errors
-    /// With what is wrong with them.
-    pub fn new(bytes: &[u8]) -> Result<Self, Weak> {
-        let bytes: [u8; 32] = bytes.try_into().map_err(|_| Weak::Length(bytes.len()))?;
-        weak::check(&bytes)?;
+    /// Why the bytes are refused.
+    pub fn new(bytes: &[u8]) -> Result<Self, WeakSecret> {
+        let bytes: [u8; 32] = bytes
+            .try_into()
+            .map_err(|_| WeakSecret::Length(bytes.len()))?;
+        weak_secret::check(&bytes)?;
         Ok(Self(bytes))
     }
 
-    /// The bytes, for writing the key file.
+    /// The bytes, for the key file.
     #[must_use]
     pub const fn expose(&self) -> &[u8; 32] {
         &self.0
     }
 
-    /// HKDF-Expand (RFC 5869) with SHA-256 of this secret, 32 bytes.
+    /// HKDF-Expand (RFC 5869, 2.3) of this secret with SHA-256, 32 bytes.
     #[must_use]
     pub fn expand(&self, info: &[&[u8]]) -> Self {
         Self(expand(&self.0, info))
@@ -45,7 +47,7 @@ impl std::fmt::Debug for Secret {
     }
 }
 
-/// HKDF-Expand with SHA-256 of a 32-byte key.
+/// HKDF-Expand (RFC 5869, 2.3) of a 32-byte key with SHA-256.
 pub(super) fn expand<const N: usize>(secret: &[u8; 32], info: &[&[u8]]) -> [u8; N] {
     struct Len(usize);
     impl hkdf::KeyType for Len {
@@ -69,8 +71,8 @@ pub struct Chain {
     secret: Secret,
 }
 
-/// Most steps a chain is moved in one go: 200 years of hours. A clock beyond that is wrong, and
-/// following it would take seconds and lose the key for good.
+/// Most steps that a chain moves at once: 200 years of hours. A clock beyond that is wrong, and following
+/// it would take seconds.
 const MAX_STEPS: u64 = 200 * 366 * 24;
 
 impl Chain {
@@ -80,20 +82,21 @@ impl Chain {
         Self { epoch, secret }
     }
 
-    /// The epoch it stands at.
+    /// The epoch at which the chain stands.
     #[must_use]
     pub const fn epoch(&self) -> u64 {
         self.epoch
     }
 
-    /// The secret of the epoch it stands at.
+    /// The secret of that epoch.
     #[must_use]
     pub const fn secret(&self) -> &Secret {
         &self.secret
     }
 
-    /// Moves forward to `epoch`, wiping every secret on the way. Does nothing, and says so, where
-    /// that is not ahead or absurdly far.
+    /// Moves forward to `epoch` and wipes every secret on the way.
+    ///
+    /// Returns false, without a move, if `epoch` is not ahead or more than 200 years of hours ahead.
     pub fn move_to(&mut self, epoch: u64) -> bool {
         if epoch <= self.epoch || epoch - self.epoch > MAX_STEPS {
             return false;
@@ -139,8 +142,8 @@ mod tests {
 
     #[test]
     fn refuses_weak_secrets_by_name() {
-        assert_eq!(Secret::new(&[0; 32]).unwrap_err(), Weak::Zero);
-        assert_eq!(Secret::new(&[1; 31]).unwrap_err(), Weak::Length(31));
+        assert_eq!(Secret::new(&[0; 32]).unwrap_err(), WeakSecret::Zero);
+        assert_eq!(Secret::new(&[1; 31]).unwrap_err(), WeakSecret::Length(31));
     }
 
     #[test]

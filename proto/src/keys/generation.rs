@@ -1,55 +1,57 @@
-//! Generations of a farm key: a new secret that is accepted before it seals, takes over when every
-//! server has it, or stands in at once for one that was stolen.
+//! Generations of a farm key. A new generation is a new secret: servers accept it before they seal with it.
+//! After a theft it replaces all others at once.
 
 use std::time::Duration;
 
 use super::{Chain, FarmKey, MAX_ACCEPTED, MAX_GENERATIONS, Secret};
 use crate::Time;
 
-/// Two chains from independent secrets. A new generation is a new secret for both.
+/// Two chains from independent secrets.
 #[derive(Clone)]
 pub struct Generation {
-    /// 0 to 15, unique in the key; what a label names.
+    /// 0 to 15, unique in the key. A label holds this number.
     pub number: u8,
-    /// When this generation begins to seal, seconds since the Unix epoch; `None`: not decided.
+    /// When this generation begins to seal, in seconds since the Unix epoch. `None`: not decided.
     pub activates: Option<u64>,
-    /// When its tickets stop being accepted, seconds since the Unix epoch; `None`: not planned.
+    /// When its tickets stop being accepted, in seconds since the Unix epoch. `None`: not planned.
     pub ends: Option<u64>,
-    /// The ticket chain, at the oldest epoch kept; its step is `rotate`. `None` in a balancer's
-    /// part, and where the generation was ended for good.
+    /// The ticket chain, at the oldest epoch kept. A step is one `rotate`.
+    ///
+    /// `None` in a balancer's part, and if the generation has ended.
     pub ticket: Option<Chain>,
     /// The route chain, at the oldest day kept.
     pub route: Chain,
 }
 
-/// What a generation is for at a moment.
+/// How servers use a generation at a moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
-    /// Accepted, and not used yet.
+pub enum GenerationStatus {
+    /// Tickets are accepted; none is sealed yet.
     Waiting,
-    /// New tickets are sealed under it.
+    /// New tickets are sealed under this generation.
     Sealing,
-    /// Accepted, and no longer used.
+    /// Tickets are accepted; none is sealed any more.
     Outgoing,
-    /// No longer accepted; known, so that its tickets can be told from those of strangers.
+    /// Tickets are refused. The number stays known, so that they are told from another farm's tickets.
     Ended,
 }
 
-/// Why generations cannot be changed as asked.
+/// Why the generations cannot be changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum CannotRotate {
-    /// This generation has been added and does not seal yet.
+    /// This generation was added and does not seal yet.
     Waiting(u8),
-    /// This generation is still accepted beside the present one; until then, seconds since the
-    /// Unix epoch.
+    /// This generation is still accepted beside the present one, until this many seconds after the Unix
+    /// epoch.
     Outgoing(u8, u64),
-    /// All sixteen numbers are taken.
+    /// All sixteen numbers are in use.
     Full,
     /// No generation waits to be activated.
     NothingWaits,
-    /// It was moved forward by a clock that is so far ahead of this one. One of them is wrong; if it is this
-    /// one, what it says to end in good time would end too early.
+    /// The clock that moved the key forward is this far ahead of the present one.
+    ///
+    /// If the present clock is wrong, a planned end would come too early.
     ClockBehind(Duration),
 }
 
@@ -84,26 +86,27 @@ impl std::fmt::Display for CannotRotate {
 impl std::error::Error for CannotRotate {}
 
 impl FarmKey {
-    /// What each generation is for at `now`.
+    /// How servers use `generation` at `now`.
     #[must_use]
-    pub fn standing(&self, generation: &Generation, now: Time) -> Standing {
-        let is = |other: &Generation| other.number == generation.number;
-        if !accepted(self, now).any(is) {
-            Standing::Ended
-        } else if sealing(self, now).is_some_and(is) {
-            Standing::Sealing
+    pub fn status(&self, generation: &Generation, now: Time) -> GenerationStatus {
+        let is_same = |other: &Generation| other.number == generation.number;
+        if !accepted(self, now).any(is_same) {
+            GenerationStatus::Ended
+        } else if sealing(self, now).is_some_and(is_same) {
+            GenerationStatus::Sealing
         } else if is_active(generation, now) {
-            Standing::Outgoing
+            GenerationStatus::Outgoing
         } else {
-            Standing::Waiting
+            GenerationStatus::Waiting
         }
     }
 
-    /// Adds a generation that is accepted from now on and seals from `activates`; `None`: when
-    /// [`Self::activate`] says so. Returns its number.
+    /// Adds a generation that is accepted from now on. Returns its number.
+    ///
+    /// The generation seals from `activates` on, or once [`Self::activate`] is called.
     ///
     /// # Errors
-    /// Where another one waits, too many are accepted, or no number is free.
+    /// If another generation waits, too many are accepted, or no number is free.
     pub fn add_generation(
         &mut self,
         secrets: [Secret; 2],
@@ -113,10 +116,12 @@ impl FarmKey {
         if let Some(waiting) = self.waiting(now) {
             return Err(CannotRotate::Waiting(waiting));
         }
-        let mut live = accepted(self, now);
-        let outgoing = live.next().map(|g| (g.number, g.ends.unwrap_or(u64::MAX)));
-        if let Some((number, until)) = outgoing.filter(|_| 1 + live.count() >= MAX_ACCEPTED) {
-            return Err(CannotRotate::Outgoing(number, until));
+        let accepted: Vec<&Generation> = accepted(self, now).collect();
+        if let Some(oldest) = accepted.first()
+            && accepted.len() >= MAX_ACCEPTED
+        {
+            let until = oldest.ends.unwrap_or(u64::MAX);
+            return Err(CannotRotate::Outgoing(oldest.number, until));
         }
         let number = self.push(secrets, now)?;
         if let Some(at) = activates {
@@ -125,17 +130,18 @@ impl FarmKey {
         Ok(number)
     }
 
-    /// Makes the generation that waits seal from `at` on. The others end when the last ticket
-    /// that a server may have sealed under them has. Returns its number.
+    /// Makes the waiting generation seal from `at` on. Returns its number.
+    ///
+    /// The other generations end once no ticket that was sealed under them can be live.
     ///
     /// # Errors
-    /// Where none waits, and where the clock is known to be behind.
+    /// If no generation waits, or the clock is behind the key.
     pub fn activate(&mut self, at: Time, now: Time) -> Result<u8, CannotRotate> {
         if let Some(behind) = self.clock_behind(now) {
             return Err(CannotRotate::ClockBehind(behind));
         }
         let number = self.waiting(now).ok_or(CannotRotate::NothingWaits)?;
-        // A server whose clock is behind seals under the old one for an epoch more.
+        // A server whose clock is behind seals under the old generation for another epoch.
         let last = at.plus(self.max_lifetime).plus(self.rotate * 2).unix_secs();
         for generation in &mut self.generations {
             if generation.number == number {
@@ -147,11 +153,10 @@ impl FarmKey {
         Ok(number)
     }
 
-    /// Adds a generation that is used at once, and ends all others at once: their ticket chains
-    /// are gone when this returns, whatever a server's clock says. Returns the new number.
+    /// Adds a generation that seals at once, and ends all others at once. Returns the new number.
     ///
     /// # Errors
-    /// Where no number is free.
+    /// If no number is free.
     pub fn replace(&mut self, secrets: [Secret; 2], now: Time) -> Result<u8, CannotRotate> {
         let number = self.push(secrets, now)?;
         for generation in &mut self.generations {
@@ -160,14 +165,15 @@ impl FarmKey {
             } else {
                 let ends = generation.ends.unwrap_or(u64::MAX).min(now.unix_secs());
                 generation.ends = Some(ends);
+                // Without its chain the generation has ended for every server, even with a slow clock.
                 generation.ticket = None;
             }
         }
         Ok(number)
     }
 
-    /// Drops generations that ended so long ago that nobody can come back with a ticket of
-    /// theirs, and the ticket chains of those that have ended. Returns whether there were any.
+    /// Drops the ticket chains of ended generations, and generations that ended a lifetime ago.
+    /// Returns whether the key changed.
     pub(super) fn retire(&mut self, now: Time) -> bool {
         let before = self.generations.len();
         let lifetime = self.max_lifetime.as_secs();
@@ -184,23 +190,24 @@ impl FarmKey {
     }
 
     fn waiting(&self, now: Time) -> Option<u8> {
-        let waits = |generation: &&Generation| !is_active(generation, now);
-        accepted(self, now).find(waits).map(|g| g.number)
+        accepted(self, now)
+            .find(|generation| !is_active(generation, now))
+            .map(|generation| generation.number)
     }
 
-    /// Appends a generation under the next free number. Its chains begin where the others stand:
-    /// that is what the file's servers agree on, and no clock has a say in it.
+    /// Appends a generation under the next free number.
     fn push(&mut self, secrets: [Secret; 2], now: Time) -> Result<u8, CannotRotate> {
-        self.retire(self.borne_out(now));
-        let taken = |number: u8| self.generations.iter().any(|g| g.number == number);
+        // A wrong clock must not drop a generation: go by the time that the key itself tells.
+        self.retire(self.within(now, 1));
+        let is_taken = |number: u8| self.generations.iter().any(|g| g.number == number);
         let newest = self.generations.last().map_or(0, |g| g.number);
         let number = (1..=MAX_GENERATIONS as u8)
             .map(|step| (newest + step) % MAX_GENERATIONS as u8)
-            .find(|&number| !taken(number))
+            .find(|&number| !is_taken(number))
             .ok_or(CannotRotate::Full)?;
         let [ticket, route] = secrets;
-        let generations = self.generations.iter();
-        let day = generations.map(|g| g.route.epoch()).max();
+        // The new chains begin where the others stand: the servers agree on that without a clock.
+        let day = self.generations.iter().map(|g| g.route.epoch()).max();
         self.generations.push(Generation {
             number,
             activates: None,
@@ -213,26 +220,17 @@ impl FarmKey {
 
     /// The ticket epoch at which the key stands.
     pub(super) fn stands_at(&self) -> u64 {
-        let chains = self.generations.iter().filter_map(|g| g.ticket.as_ref());
-        chains.map(Chain::epoch).max().unwrap_or(0)
-    }
-
-    /// The latest time up to `now` that the key itself bears out: it was moved to where it stands
-    /// by a clock that was not trusted alone.
-    fn borne_out(&self, now: Time) -> Time {
-        self.within(now, 1)
+        self.ticket_chains().map(Chain::epoch).max().unwrap_or(0)
     }
 }
 
-/// Generations whose tickets are accepted at `now`.
-///
-/// One that has an end and no ticket chain ended at once: there is nothing to accept tickets
-/// with, even where the clock has not come to its end. In a balancer's part no one has any.
+/// The generations whose tickets are accepted at `now`.
 pub(super) fn accepted(key: &FarmKey, now: Time) -> impl Iterator<Item = &Generation> {
-    let labels_only = key.is_route_part();
+    let is_route_part = key.is_route_part();
     key.generations.iter().filter(move |generation| {
-        let in_time = generation.ends.is_none_or(|ends| now.unix_secs() < ends);
-        in_time && (labels_only || generation.ticket.is_some())
+        // `replace` takes the ticket chain away: the generation has ended even for a slow clock.
+        let can_open = is_route_part || generation.ticket.is_some();
+        can_open && generation.ends.is_none_or(|ends| now.unix_secs() < ends)
     })
 }
 
@@ -244,14 +242,14 @@ pub(super) fn sealing(key: &FarmKey, now: Time) -> Option<&Generation> {
 }
 
 fn is_active(generation: &Generation, now: Time) -> bool {
-    let at = generation.activates;
-    at.is_some_and(|at| at <= now.unix_secs())
+    generation.activates.is_some_and(|at| at <= now.unix_secs())
 }
 
-/// Whether a generation ended a whole lifetime ago.
+/// True if a generation ended a lifetime ago or earlier: no client can offer a live ticket of it.
 pub(super) fn is_over(generation: &Generation, lifetime: u64, now: Time) -> bool {
-    let ends = generation.ends;
-    ends.is_some_and(|ends| ends.saturating_add(lifetime) <= now.unix_secs())
+    generation
+        .ends
+        .is_some_and(|ends| ends.saturating_add(lifetime) <= now.unix_secs())
 }
 
 #[cfg(test)]

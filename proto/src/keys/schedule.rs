@@ -1,5 +1,5 @@
-//! The keys that can be live at one moment, derived and ready for use. Immutable: a new one is
-//! derived when time moves on.
+//! The keys that can be live at one moment, derived and ready for use. A schedule never changes; a new one
+//! is derived when time moves on.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -13,11 +13,11 @@ use super::{FarmKey, Generation, ROUTE_STEP, Secret};
 use crate::Time;
 use crate::verdict::Reason;
 
-/// How far ahead ticket keys are derived: two servers may each be an epoch off, in opposite
+/// How many epochs ahead ticket keys are derived. Two servers may each be an epoch off, in opposite
 /// directions.
 const EPOCHS_AHEAD: u64 = 2;
 
-/// What seals and opens routing labels of one generation on one day.
+/// Seals and opens the routing labels of one generation on one day.
 pub(super) struct RouteKey {
     cipher: EncryptingKey,
     mac: hmac::Key,
@@ -25,21 +25,22 @@ pub(super) struct RouteKey {
 
 impl RouteKey {
     fn derive(scope: &str, day: u64, chain_secret: &Secret) -> Self {
-        let derive =
+        let expand =
             |label: &[u8]| chain_secret.expand(&[label, scope.as_bytes(), &day.to_be_bytes()]);
-        let (cipher, mac) = (derive(b"sessile1 route"), derive(b"sessile1 route mac"));
-        let cipher = UnboundCipherKey::new(&cipher::AES_256, cipher.expose())
+        let cipher_key = expand(b"sessile1 route");
+        let mac_key = expand(b"sessile1 route mac");
+        let cipher = UnboundCipherKey::new(&cipher::AES_256, cipher_key.expose())
             .and_then(EncryptingKey::ctr)
             .expect("a 32-byte key fits AES-256");
         Self {
             cipher,
-            mac: hmac::Key::new(hmac::HMAC_SHA256, mac.expose()),
+            mac: hmac::Key::new(hmac::HMAC_SHA256, mac_key.expose()),
         }
     }
 
-    /// `info XOR AES-256(key, nonce)[0..8]`, its own inverse. One block of CTR mode with the nonce
-    /// as the counter block is just that.
+    /// Computes `info XOR AES-256(key, nonce)[0..8]`, which masks and unmasks.
     pub(super) fn mask(&self, nonce: &[u8; 16], info: [u8; 8]) -> [u8; 8] {
+        // One block of CTR mode with the nonce as the counter block is exactly this.
         let mut block = info;
         let context = EncryptionContext::Iv128(FixedLength::from(*nonce));
         self.cipher
@@ -63,53 +64,54 @@ impl RouteKey {
     }
 }
 
-/// The route keys that can be live, the likeliest first. All that a balancer has.
+/// The route keys that can be live, the likeliest first.
 pub struct RouteKeys {
     keys: Vec<RouteKey>,
-    /// Whether the first one is today's of the generation that seals.
-    labels: bool,
+    /// True if the first key is today's key of the sealing generation.
+    can_label: bool,
 }
 
 impl RouteKeys {
-    /// Derives the route keys of every generation that is accepted at `now`.
+    /// Derives a balancer's route keys: of every generation that is accepted at `now`.
     #[must_use]
     pub fn derive(key: &FarmKey, now: Time) -> Self {
         Self::of(key, now, accepted(key, now).collect())
     }
 
-    /// The same for a server, which also has to tell tickets of ended generations from those of
-    /// strangers.
-    fn derive_known(key: &FarmKey, now: Time) -> Self {
-        Self::of(
-            key,
-            now,
-            accepted(key, now).chain(ended(key, now)).collect(),
-        )
+    /// Derives a server's route keys. They include ended generations: a server tells their tickets from
+    /// another farm's.
+    fn derive_for_server(key: &FarmKey, now: Time) -> Self {
+        let generations = accepted(key, now).chain(ended(key, now)).collect();
+        Self::of(key, now, generations)
     }
 
     fn of(key: &FarmKey, now: Time, mut generations: Vec<&Generation>) -> Self {
         let today = now.unix_secs() / ROUTE_STEP;
-        // Today first, yesterday next: most tickets are young. Tomorrow last, for fast clocks.
-        let past = (key.oldest_day(now)..=today).rev();
-        let days: Vec<u64> = past.chain([today + 1]).collect();
+        // Today comes first and yesterday next, because most tickets are young. Tomorrow comes last, for
+        // servers with fast clocks.
+        let days: Vec<u64> = (key.oldest_day(now)..=today)
+            .rev()
+            .chain([today + 1])
+            .collect();
         let sealing = sealing(key, now).map(|generation| generation.number);
         generations.sort_by_key(|generation| Some(generation.number) != sealing);
         let mut keys = Vec::with_capacity(days.len() * generations.len());
-        let mut labels = false;
+        let mut can_label = false;
         for generation in generations {
             let by_day = walk(&generation.route, &days);
-            labels |= Some(generation.number) == sealing && by_day.contains_key(&today);
-            keys.extend(days.iter().filter_map(|day| {
-                let secret = by_day.get(day)?;
-                Some(RouteKey::derive(&key.scope, *day, secret))
-            }));
+            can_label |= Some(generation.number) == sealing && by_day.contains_key(&today);
+            for day in &days {
+                if let Some(secret) = by_day.get(day) {
+                    keys.push(RouteKey::derive(&key.scope, *day, secret));
+                }
+            }
         }
-        Self { keys, labels }
+        Self { keys, can_label }
     }
 
-    /// The key for new labels: today's of the sealing generation.
+    /// The key for new labels: today's key of the sealing generation.
     pub(super) fn newest(&self) -> Option<&RouteKey> {
-        self.keys.first().filter(|_| self.labels)
+        self.keys.first().filter(|_| self.can_label)
     }
 
     pub(crate) fn opens(&self, nonce: &[u8; 16], masked: &[u8; 8], tag: &[u8]) -> Option<[u8; 8]> {
@@ -120,23 +122,23 @@ impl RouteKeys {
         Some(key.mask(nonce, *masked))
     }
 
-    /// How many keys a label is tried with.
+    /// The number of keys that a label is tried with.
     #[must_use]
     pub fn len(&self) -> usize {
         self.keys.len()
     }
 
-    /// Whether no label can be read.
+    /// True if no label can be read.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.keys.is_empty()
     }
 }
 
-/// What a key seals besides tickets, each under a key of its own.
+/// A use of the key other than tickets. Each purpose has a separate key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Purpose {
-    /// An entry of a shared store.
+    /// An entry of the shared store.
     Store,
     /// A piece of a server's session table, for its next start.
     Snapshot,
@@ -153,20 +155,20 @@ impl Purpose {
     }
 }
 
-/// Every key that a server needs at one moment.
+/// The keys that a server needs at one moment.
 pub struct Schedule {
     routes: RouteKeys,
     /// Ticket keys by generation and epoch.
     tickets: BTreeMap<(u8, u64), Secret>,
-    /// The other keys of the same generations and epochs.
-    kept: BTreeMap<(Purpose, u8, u64), Secret>,
+    /// The keys for other purposes, by generation and epoch.
+    sealing_keys: BTreeMap<(Purpose, u8, u64), Secret>,
     sealing: Option<(u8, u64)>,
-    /// Generations whose labels are known and whose tickets are refused.
+    /// Generations whose tickets are refused, although their labels can be read.
     ended: Vec<u8>,
     epoch: u64,
-    /// The oldest epoch that a session alive can name.
+    /// The oldest epoch that a live session can name.
     oldest: u64,
-    /// Seconds since the Unix epoch for which nothing of this changes.
+    /// The seconds since the Unix epoch for which this schedule holds.
     valid: Range<u64>,
     max_lifetime: std::time::Duration,
     /// See [`Self::revocations`].
@@ -174,12 +176,13 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// Derives what is live at `now`. The key itself does not move.
+    /// Derives the keys that are live at `now`. The farm key does not move.
     #[must_use]
     pub fn derive(key: &FarmKey, now: Time) -> Self {
         let epoch = key.epoch(now);
         let epochs: Vec<u64> = (key.oldest_epoch(now)..=epoch + EPOCHS_AHEAD).collect();
-        let (mut tickets, mut kept) = (BTreeMap::new(), BTreeMap::new());
+        let mut tickets = BTreeMap::new();
+        let mut sealing_keys = BTreeMap::new();
         for generation in accepted(key, now) {
             let Some(chain) = &generation.ticket else {
                 continue;
@@ -191,7 +194,7 @@ impl Schedule {
                 for purpose in Purpose::ALL {
                     let info: [&[u8]; 3] =
                         [purpose.label(), key.scope.as_bytes(), &epoch.to_be_bytes()];
-                    kept.insert((purpose, generation.number, epoch), secret.expand(&info));
+                    sealing_keys.insert((purpose, generation.number, epoch), secret.expand(&info));
                 }
             }
         }
@@ -199,9 +202,9 @@ impl Schedule {
             .map(|generation| (generation.number, epoch))
             .filter(|sealing| tickets.contains_key(sealing));
         Self {
-            routes: RouteKeys::derive_known(key, now),
+            routes: RouteKeys::derive_for_server(key, now),
             tickets,
-            kept,
+            sealing_keys,
             sealing,
             ended: ended(key, now).map(|g| g.number).collect(),
             epoch,
@@ -212,46 +215,47 @@ impl Schedule {
         }
     }
 
-    /// The same, of a key some of whose generations ended before their time while it was in use.
+    /// Sets the number of [`Self::revocations`].
     #[must_use]
     pub fn after_revocations(mut self, revocations: u32) -> Self {
         self.revocations = revocations;
         self
     }
 
-    /// The same keys to open with, and none to seal with: the clock does not say which it would be.
+    /// Takes away the right to seal, for a clock that cannot tell the epoch.
     #[must_use]
     pub fn without_sealing(mut self) -> Self {
         self.sealing = None;
         self
     }
 
-    /// How many times generations ended before their time since this process has the key. Whoever keeps
-    /// sessions in the clear has to forget, when it rises, those from before: a thief can have them.
+    /// How many times a generation ended early while this process had the key.
+    ///
+    /// When this number rises, unsealed sessions from before must be forgotten: a thief can know them.
     #[must_use]
     pub const fn revocations(&self) -> u32 {
         self.revocations
     }
 
-    /// Whether anything can be sealed now: not where the clock and the key do not meet.
+    /// True if tickets can be sealed: the clock and the key agree.
     #[must_use]
     pub const fn can_seal(&self) -> bool {
         self.sealing.is_some()
     }
 
-    /// What reads labels.
+    /// The keys that read labels.
     #[must_use]
     pub const fn routes(&self) -> &RouteKeys {
         &self.routes
     }
 
-    /// Whether this is what would be derived at `now`.
+    /// True if the schedule still holds at `now`.
     #[must_use]
     pub const fn is_current(&self, now: Time) -> bool {
         self.valid.start <= now.unix_secs() && now.unix_secs() < self.valid.end
     }
 
-    /// When something changes next: an epoch or a day ends, a generation begins or ends.
+    /// The end of this schedule: an epoch or a day ends, or a generation begins or ends.
     #[must_use]
     pub const fn changes(&self) -> Time {
         Time::from_unix_millis(self.valid.end.saturating_mul(1000))
@@ -263,7 +267,7 @@ impl Schedule {
         self.max_lifetime
     }
 
-    /// The generation and epoch that seal, where the clock and the key agree.
+    /// The generation and the epoch that seal, if the clock and the key agree.
     pub(crate) const fn sealing(&self) -> Option<(u8, u64)> {
         self.sealing
     }
@@ -272,29 +276,33 @@ impl Schedule {
         self.tickets.get(&(generation, epoch))
     }
 
-    /// Whether tickets of this generation, sealed in this epoch, are refused because it ended: they
-    /// could be alive otherwise.
+    /// True if tickets of this generation and epoch would be live, but the generation has ended.
     pub(crate) fn is_revoked(&self, generation: u8, epoch: u64) -> bool {
         self.ended.contains(&generation) && epoch >= self.oldest
     }
 
-    pub(crate) fn kept_key(&self, purpose: Purpose, generation: u8, epoch: u64) -> Option<&Secret> {
-        self.kept.get(&(purpose, generation, epoch))
+    pub(crate) fn sealing_key(
+        &self,
+        purpose: Purpose,
+        generation: u8,
+        epoch: u64,
+    ) -> Option<&Secret> {
+        self.sealing_keys.get(&(purpose, generation, epoch))
     }
 
-    /// Why there is no key to open something of that generation and epoch with.
+    /// Why there is no key of this generation and epoch.
     pub(crate) fn why_no_key(&self, generation: u8, epoch: u64) -> Reason {
         if self.is_revoked(generation, epoch) {
             Reason::Revoked
         } else if epoch < self.oldest {
             Reason::Expired
         } else {
-            // Of an epoch to come, or from before this key was made: that is no lifetime's end.
+            // The epoch is still to come, or was over before the key was made.
             Reason::Unknown
         }
     }
 
-    /// The epoch nearest to now whose 12 low bits are these.
+    /// The epoch with these 12 low bits that is nearest to the present epoch.
     pub(crate) const fn nearest_epoch(&self, low: u16) -> u64 {
         let base = self.epoch & !0xfff | low as u64;
         if base > self.epoch + 0x800 {
@@ -323,39 +331,35 @@ impl std::fmt::Debug for Schedule {
     }
 }
 
-/// Generations that ended, and not so long ago that nobody can come back with a ticket of theirs.
+/// The generations that ended less than a lifetime ago: clients can still offer their tickets.
 fn ended(key: &FarmKey, now: Time) -> impl Iterator<Item = &Generation> {
     let lifetime = key.max_lifetime.as_secs();
     key.generations.iter().filter(move |generation| {
-        let is = |other: &Generation| other.number == generation.number;
-        !accepted(key, now).any(is) && !is_over(generation, lifetime, now)
+        let is_accepted = accepted(key, now).any(|other| other.number == generation.number);
+        !is_accepted && !is_over(generation, lifetime, now)
     })
 }
 
-/// The seconds around `now` for which one schedule holds.
+/// The seconds around `now` for which one schedule holds: from the last change to the next one.
 fn validity(key: &FarmKey, now: Time) -> Range<u64> {
     let secs = now.unix_secs();
-    let mut valid = 0..u64::MAX;
-    let mut changes_at = |at: u64| match at <= secs {
-        true => valid.start = valid.start.max(at),
-        false => valid.end = valid.end.min(at),
-    };
+    let mut changes = Vec::new();
     for step in [key.rotate.as_secs().max(1), ROUTE_STEP] {
         let start = secs - secs % step;
-        changes_at(start);
-        changes_at(start.saturating_add(step));
+        changes.extend([start, start.saturating_add(step)]);
     }
     for generation in &key.generations {
-        generation.activates.into_iter().for_each(&mut changes_at);
+        changes.extend(generation.activates);
         if let Some(ends) = generation.ends {
-            changes_at(ends);
-            changes_at(ends.saturating_add(key.max_lifetime.as_secs()));
+            changes.extend([ends, ends.saturating_add(key.max_lifetime.as_secs())]);
         }
     }
-    valid
+    let last = changes.iter().copied().filter(|&at| at <= secs).max();
+    let next = changes.iter().copied().filter(|&at| at > secs).min();
+    last.unwrap_or(0)..next.unwrap_or(u64::MAX)
 }
 
-/// The chain's secrets at the given epochs, as far as they lie at or ahead of where it stands.
+/// The chain's secrets at the given epochs. Epochs before the chain's own are left out.
 pub(super) fn walk(chain: &super::Chain, epochs: &[u64]) -> BTreeMap<u64, Secret> {
     let mut wanted: Vec<u64> = epochs.to_vec();
     wanted.sort_unstable();

@@ -2,7 +2,7 @@ use super::*;
 use crate::testdata::{EXCHANGES, Exchange, exchange, in_records, message};
 use proptest::prelude::*;
 
-/// An [`Item`] of its own.
+/// An [`Item`] that owns its bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Owned {
     Handshake(Vec<u8>),
@@ -12,8 +12,9 @@ enum Owned {
     ApplicationData(Vec<u8>),
 }
 
-/// What comes out when `segments` go in, and the error that ended it. Pieces of application data
-/// are joined: where they are cut depends on the segments.
+/// The items in `segments`, and the error at the end.
+///
+/// Pieces of application data are joined, because the segments decide the cuts.
 fn deframe<'a>(
     mut deframer: Deframer,
     segments: impl IntoIterator<Item = &'a [u8]>,
@@ -56,7 +57,7 @@ fn a_full_flight_comes_apart_into_its_messages() {
         Owned::ChangeCipherSpec => -20,
         other => panic!("{other:?}"),
     });
-    // The server's Finished is encrypted: it looks like an endless message, or one over the limit.
+    // The server's Finished is encrypted. It looks like a message that is endless or over the limit.
     assert_eq!(kinds.collect::<Vec<_>>()[..6], [2, 11, 12, 14, 4, -20]);
     assert!(matches!(error, Error::Incomplete | Error::OverLimit(_)));
 }
@@ -112,7 +113,7 @@ fn nothing_may_stand_between_the_fragments_of_a_message() {
         let mut bytes = whole[..8].to_vec();
         bytes.extend(between);
         assert_eq!(all(&bytes), (vec![], Error::Interleaved));
-        // The same where the message is skipped.
+        // A skipped message gives the same error.
         let mut bytes = in_records(&message(11, b"body"), 5)[..10].to_vec();
         bytes.extend(between);
         let (items, error) = deframe(Deframer::keeping(100, |_| false), [&bytes[..]]);
@@ -204,7 +205,7 @@ proptest! {
     }
 }
 
-/// Records, most of them right, with small messages that mostly fit.
+/// Records, most of them correct, with small messages that mostly fit.
 fn bytes_like_records() -> impl Strategy<Value = Vec<u8>> {
     let body =
         proptest::collection::vec(prop_oneof![Just(0u8), Just(1), 0..6u8, any::<u8>()], 0..30);

@@ -1,16 +1,17 @@
-//! What became of entries that left: a bounded, lossy set of fingerprints. It forgets, and it does
-//! not guess: 61 bits of hash have to match, so that with the most ghosts there can be (65,536) a
-//! key that never was in the table is taken for one with a probability of 2^-45.
+//! Ghosts: a bounded, lossy memory of removed entries and the reasons.
+//!
+//! A ghost matches by 61 bits of the key's hash. With 65,536 ghosts, the most that there can be, an unknown key
+//! matches one with a probability of 2^-45.
 
 use super::Gone;
 
-/// Ghosts in one set: a cache line. The newest stands first, the oldest drops off the end.
+/// Ghosts in one set, which fill a cache line. The newest is first; the last drops out.
 const WAYS: usize = 8;
 
-/// Low bits of a ghost that hold the reason; the others are the key's hash.
+/// The low bits of a ghost, which hold the reason. The other bits are the key's hash.
 const REASON: u64 = 7;
 
-/// A set-associative array of ghosts; zero is an empty place.
+/// A set-associative array of ghosts. Zero is an empty place.
 #[derive(Debug)]
 pub(super) struct Ghosts {
     sets: Box<[[u64; WAYS]]>,
@@ -25,15 +26,18 @@ impl Ghosts {
 
     pub(super) fn insert(&mut self, hash: u64, why: Gone) {
         let Some(set) = self.set(hash) else { return };
-        let same = |ghost: &u64| (ghost ^ hash) & !REASON == 0;
-        let last = set.iter().position(same).unwrap_or(WAYS - 1);
+        // An earlier ghost of the same key is replaced, else the oldest ghost drops out.
+        let last = set
+            .iter()
+            .position(|&ghost| is_of(ghost, hash))
+            .unwrap_or(WAYS - 1);
         set.copy_within(..last, 1);
         set[0] = (hash & !REASON) | why.code();
     }
 
     pub(super) fn find(&self, hash: u64) -> Option<Gone> {
         let set = self.sets.get(self.at(hash))?;
-        let ghost = set.iter().find(|ghost| (*ghost ^ hash) & !REASON == 0)?;
+        let ghost = set.iter().find(|&&ghost| is_of(ghost, hash))?;
         Gone::from_code(ghost & REASON)
     }
 
@@ -52,8 +56,12 @@ impl Ghosts {
     }
 }
 
+fn is_of(ghost: u64, hash: u64) -> bool {
+    (ghost ^ hash) & !REASON == 0
+}
+
 impl Gone {
-    /// Nonzero, so that a ghost is never taken for an empty place.
+    /// Never zero, because a zero ghost is an empty place.
     const fn code(self) -> u64 {
         match self {
             Self::Evicted => 1,
@@ -65,16 +73,8 @@ impl Gone {
         }
     }
 
-    const fn from_code(code: u64) -> Option<Self> {
-        Some(match code {
-            1 => Self::Evicted,
-            2 => Self::Expired,
-            3 => Self::Purged,
-            4 => Self::Spent,
-            5 => Self::Revoked,
-            6 => Self::NotClosedCleanly,
-            _ => return None,
-        })
+    fn from_code(code: u64) -> Option<Self> {
+        Self::ALL.into_iter().find(|gone| gone.code() == code)
     }
 }
 
@@ -82,19 +82,10 @@ impl Gone {
 mod tests {
     use super::*;
 
-    const ALL: [Gone; 6] = [
-        Gone::Evicted,
-        Gone::Expired,
-        Gone::Purged,
-        Gone::Spent,
-        Gone::Revoked,
-        Gone::NotClosedCleanly,
-    ];
-
     #[test]
     fn remembers_every_reason() {
         let mut ghosts = Ghosts::new(64);
-        for (at, why) in ALL.into_iter().enumerate() {
+        for (at, why) in Gone::ALL.into_iter().enumerate() {
             let hash = (at as u64 + 1) << 32;
             ghosts.insert(hash, why);
             assert_eq!(ghosts.find(hash), Some(why));
@@ -126,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_place_is_no_ghost_of_hash_zero() {
+    fn an_empty_place_is_no_ghost() {
         assert_eq!(Ghosts::new(64).find(0), None);
         assert_eq!(Ghosts::new(0).find(1), None);
     }

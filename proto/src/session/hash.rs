@@ -1,14 +1,15 @@
-//! The seeded hash of keys: folded multiplication, sixteen bytes a step. Keys come from peers, so
-//! the seed has to be random and stay inside the process.
+//! The seeded hash of keys: folded multiplication, sixteen bytes at a time.
+//!
+//! Keys come from peers, so the seed must be random and stay inside the process.
 
-/// Odd constants without structure (digits of pi).
+/// Odd constants without structure: digits of pi.
 const PI: [u64; 3] = [
     0x243f_6a88_85a3_08d3,
     0x1319_8a2e_0370_7345,
     0xa409_3822_299f_31d1,
 ];
 
-/// A key and its hash, which is worth computing once: it picks the shard, the place and the ghost.
+/// A key and its hash. The hash chooses the shard, the place in the index and the ghost set.
 #[derive(Clone, Copy, Debug)]
 pub struct Hashed<'a> {
     pub(super) bytes: &'a [u8],
@@ -16,9 +17,10 @@ pub struct Hashed<'a> {
 }
 
 impl Hashed<'_> {
-    /// One of `shards` (a power of two), by bits that a part itself goes by least.
+    /// The key's shard. `shards` is a power of two.
     #[must_use]
     pub fn shard(&self, shards: usize) -> usize {
+        // The index of a part uses the upper bits.
         self.hash as usize & (shards - 1)
     }
 }
@@ -31,7 +33,7 @@ pub struct Hasher {
 }
 
 impl Hasher {
-    /// A hash function of its own for each seed.
+    /// A separate hash function for each seed.
     #[must_use]
     pub const fn new(seed: u64) -> Self {
         let start = fold(seed ^ PI[0], PI[1]);
@@ -41,7 +43,7 @@ impl Hasher {
         }
     }
 
-    /// 64 bits, of which the upper ones are as good as the lower ones.
+    /// A hash of 64 bits. Upper and lower bits are equally good.
     #[must_use]
     pub fn hash(&self, key: &[u8]) -> u64 {
         let mut state = self.start;
@@ -55,7 +57,7 @@ impl Hasher {
             pair[..rest.len()].copy_from_slice(rest);
             state = self.step(state, &pair);
         }
-        // The length last: earlier it would cancel out against a key's own bytes.
+        // The length comes last: earlier, a key's own bytes could cancel it.
         fold(state ^ self.mask, PI[2] ^ key.len() as u64)
     }
 
@@ -101,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn another_seed_is_another_function() {
+    fn each_seed_gives_another_function() {
         let key = [1; 32];
         assert_ne!(Hasher::new(1).hash(&key), Hasher::new(2).hash(&key));
     }

@@ -1,24 +1,26 @@
-//! Where in the log a key is: open addressing over slots of eight bytes, a tag (the upper 32 bits
-//! of the key's hash) and a location in the log.
+//! The index of a part: a hash table from a key's hash to the entry's location in the log.
 //!
-//! A tag's home rises with the tag, and colliding slots are kept in the tags' order, so that the
-//! whole array is sorted but for the gaps. A miss therefore stops as early as a hit, growing is one
-//! sequential pass, and neither that nor a removal has to look at a key again.
+//! A slot has eight bytes: a tag (the upper 32 bits of the hash) and a location. A larger tag has a later home,
+//! and colliding slots are ordered by tag, so the slots in use are sorted. A miss therefore ends as early as a
+//! hit. Growing is one sequential pass. Neither growing nor removing reads a key again.
+//!
+//! hashbrown's `HashTable<u32>` was measured as a replacement. At 10,000 entries it takes 16 bytes per entry
+//! instead of 11, and it reads every key again when it grows. It inserts and removes twice as fast.
 
-/// Slots that are compared at once, without a branch for each: how far a key is from its home is
-/// what a processor cannot predict.
+/// Slots that are compared at once. A branch for each slot would be slower: a processor cannot predict how
+/// far a slot is from its home.
 const WINDOW: usize = 4;
 
-/// Slots past the last home, for the collisions there, and as many more as it takes.
+/// Slots after the last home, for collisions. More are added in groups of this size.
 const SLACK: usize = 32;
 
-/// Homes of the first array.
+/// Homes in the first array.
 const FIRST_HOMES: usize = 32;
 
-/// At most four of five homes are taken.
-const LOAD: (usize, usize) = (4, 5);
+/// At most four of five homes are in use.
+const MAX_LOAD: (usize, usize) = (4, 5);
 
-/// A sorted array with gaps; zero is an empty slot.
+/// A sorted array with gaps. Zero is an empty slot.
 #[derive(Debug, Default)]
 pub(super) struct Index {
     slots: Vec<u64>,
@@ -27,13 +29,13 @@ pub(super) struct Index {
 }
 
 impl Index {
-    /// The place of the key with this hash; `is_it` tells whether a location is the one meant.
-    pub(super) fn find(&self, hash: u64, is_it: impl Fn(u32) -> bool) -> Option<usize> {
+    /// The place of the key with this hash. `matches` compares the entry at a location with the key.
+    pub(super) fn find(&self, hash: u64, matches: impl Fn(u32) -> bool) -> Option<usize> {
         let tag = tag(hash);
         let mut place = self.home(tag);
         loop {
             let window: &[u64; WINDOW] = self.slots.get(place..)?.first_chunk()?;
-            // Less one, so that an empty slot counts as the largest.
+            // Subtracting one makes an empty slot the largest.
             let is_before = |slot: &&u64| slot.wrapping_sub(1) < (tag << 32) - 1;
             let before = window.iter().filter(is_before).count();
             place += before;
@@ -44,7 +46,7 @@ impl Index {
         while let Some(&slot) = self.slots.get(place)
             && slot >> 32 == tag
         {
-            if is_it(slot as u32) {
+            if matches(slot as u32) {
                 return Some(place);
             }
             place += 1;
@@ -57,9 +59,9 @@ impl Index {
         self.slots[place] as u32
     }
 
-    /// Adds a key that is not there yet.
+    /// Adds a new key.
     pub(super) fn insert(&mut self, hash: u64, location: u32) {
-        if (self.len + 1) * LOAD.1 > self.homes * LOAD.0 {
+        if (self.len + 1) * MAX_LOAD.1 > self.homes * MAX_LOAD.0 {
             self.grow();
         }
         self.len += 1;
@@ -78,7 +80,7 @@ impl Index {
         self.lengthen();
     }
 
-    /// Empties a place that [`Self::find`] returned and moves what stood behind it closer to home.
+    /// Empties a place that [`Self::find`] returned, and moves the following slots closer to their homes.
     pub(super) fn remove(&mut self, place: usize) {
         self.len -= 1;
         let mut hole = place;
@@ -92,7 +94,7 @@ impl Index {
         self.slots[hole] = 0;
     }
 
-    /// Forgets every key and keeps the array.
+    /// Removes every key and keeps the array.
     pub(super) fn clear(&mut self) {
         self.slots.fill(0);
         self.len = 0;
@@ -107,8 +109,8 @@ impl Index {
         ((tag * self.homes as u64) >> 32) as usize
     }
 
-    /// A quarter more homes: growing is cheap enough to keep the array tight.
     fn grow(&mut self) {
+        // A quarter more homes: growing is cheap, and the array stays small.
         self.homes = FIRST_HOMES.max(self.homes / 4 * 5);
         let old = std::mem::replace(&mut self.slots, vec![0; self.homes + SLACK]);
         let mut free = 0;
@@ -120,7 +122,7 @@ impl Index {
         }
     }
 
-    /// Keeps the last slots empty, which ends every search.
+    /// Keeps the last slots empty. They end every search.
     fn lengthen(&mut self) {
         let end = self.slots.len() - WINDOW;
         if self.slots[end..].iter().any(|&slot| slot != 0) {
@@ -130,7 +132,7 @@ impl Index {
     }
 }
 
-/// Nonzero, so that a slot is never taken for an empty one.
+/// The upper bits of the hash, never zero: zero is an empty slot.
 fn tag(hash: u64) -> u64 {
     (hash >> 32).max(1)
 }

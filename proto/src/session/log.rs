@@ -1,79 +1,83 @@
-//! The entries themselves, in the order of their arrival: segments of bytes that are filled at one
-//! end and given back at the other. Keys and values lie inline behind a header of sixteen bytes, so
-//! that an entry costs no allocation and no pointer.
+//! The entries of a part, oldest first, in segments of bytes. New entries go to the last segment; the first
+//! segment is freed when its entries are gone.
+//!
+//! An entry is a header of sixteen bytes, the key and the value. It needs no allocation and no pointer.
 //!
 //! ```text
 //! established u64 | sequence − segment's first u32 | value length u16 | key length u8 | dead u8
 //! key | value | padding to 8 bytes
 //! ```
 //!
-//! Entries that were removed out of turn are holes until [`Log::take_oldest_segment`] (compaction)
-//! squeezes them out.
+//! An entry that is removed before older ones leaves a hole. Compaction removes the holes
+//! ([`Log::take_oldest_segment`]).
 
 use std::collections::VecDeque;
 
-use super::Entry;
+use super::TableEntry;
 use crate::Time;
 
 /// Bytes before the key.
 const HEADER: usize = 16;
 
-/// Where in the header the mark of a dead entry is.
+/// The offset in the header of the byte that marks a dead entry.
 const DEAD: usize = HEADER - 1;
 
-/// Entries start at multiples of this, which is what a location counts in.
+/// Entries start at multiples of this. It is the unit of a location.
 const ALIGN: usize = 8;
 
-/// Bytes of the segments of the smallest and the largest tables.
-const SEGMENT: (usize, usize) = (4 << 10, 64 << 10);
+/// Bytes of a segment in the smallest tables.
+const MIN_SEGMENT: usize = 4 << 10;
 
-/// A run of entries in the order of their arrival.
+/// Bytes of a segment in the largest tables.
+const MAX_SEGMENT: usize = 64 << 10;
+
+/// Some entries, oldest first.
 #[derive(Debug, Default)]
 struct Segment {
     bytes: Box<[u8]>,
-    /// Where the oldest entry that may be alive starts.
+    /// The offset of the oldest entry that can be live.
     start: usize,
-    /// Where the next entry goes.
+    /// The offset of the next entry.
     used: usize,
-    /// The first entry's sequence number.
+    /// The sequence number of the first entry.
     first_sequence: u64,
 }
 
-/// A queue of entries that can also be read and killed by their location.
+/// A queue of entries. An entry can also be read and removed by its location.
 #[derive(Debug)]
 pub(super) struct Log {
-    /// In no order; locations hold the position of their segment here.
+    /// In no order. A location holds the position of its segment in this list.
     segments: Vec<Segment>,
-    /// Positions of the segments that hold entries, oldest first.
+    /// The positions of the segments with entries, oldest first.
     order: VecDeque<u32>,
-    /// Positions of the others, which hold no memory.
+    /// The positions of the other segments, which hold no memory.
     vacant: Vec<u32>,
-    /// Bits of a location that hold the offset in a segment.
+    /// The number of bits in a location for the offset in the segment.
     offset_bits: u32,
-    /// The last segment that was given back: the next one that is needed.
-    spare: Option<Box<[u8]>>,
+    /// The memory of the last freed segment, for the next one.
+    reusable: Option<Box<[u8]>>,
     live: usize,
-    /// Bytes of dead entries that still lie between live ones.
+    /// Bytes of dead entries between live ones.
     dead: usize,
 }
 
 impl Log {
-    /// `entries` is how many are expected; it decides how large segments are.
+    /// An empty log. `entries` is the expected number, which decides the size of a segment.
     pub(super) fn new(entries: usize) -> Self {
-        let wanted = entries.saturating_mul(2).clamp(SEGMENT.0, SEGMENT.1);
+        let wanted = entries.saturating_mul(2).clamp(MIN_SEGMENT, MAX_SEGMENT);
         Self {
             segments: Vec::new(),
             order: VecDeque::new(),
             vacant: Vec::new(),
             offset_bits: (wanted.next_power_of_two() / ALIGN).ilog2(),
-            spare: None,
+            reusable: None,
             live: 0,
             dead: 0,
         }
     }
 
-    /// Appends an entry and returns its location; `None` where locations have run out.
-    pub(super) fn append(&mut self, entry: &Entry<'_>) -> Option<u32> {
+    /// Appends an entry and returns its location. `None` if there are no locations left.
+    pub(super) fn append(&mut self, entry: &TableEntry<'_>) -> Option<u32> {
         let (key, value) = (entry.key, entry.value);
         let size = (HEADER + key.len() + value.len()).next_multiple_of(ALIGN);
         let delta = match self.order.back().map(|&last| &self.segments[last as usize]) {
@@ -105,14 +109,14 @@ impl Log {
         Some((number << self.offset_bits) | (at / ALIGN) as u32)
     }
 
-    /// The entry at a location that [`Self::append`] returned and that is still alive.
+    /// The entry at a location that [`Self::append`] returned. The entry must be live.
     #[inline]
-    pub(super) fn entry(&self, location: u32) -> Entry<'_> {
+    pub(super) fn entry(&self, location: u32) -> TableEntry<'_> {
         let (segment, at) = self.place(location);
         self.segments[segment].entry(at)
     }
 
-    /// The value of such an entry, to be changed in its place.
+    /// The value at such a location, for a change in place.
     pub(super) fn value_mut(&mut self, location: u32) -> &mut [u8] {
         let (segment, at) = self.place(location);
         let segment = &mut self.segments[segment];
@@ -123,8 +127,8 @@ impl Log {
 
     /// The oldest live entry and its location.
     #[inline]
-    pub(super) fn oldest(&self) -> Option<(u32, Entry<'_>)> {
-        // The first segment always starts with a live entry: see `trim`.
+    pub(super) fn oldest(&self) -> Option<(u32, TableEntry<'_>)> {
+        // `trim` keeps a live entry at the start of the first segment.
         let number = *self.order.front()?;
         let segment = &self.segments[number as usize];
         let location = (number << self.offset_bits) | (segment.start / ALIGN) as u32;
@@ -132,7 +136,7 @@ impl Log {
     }
 
     /// Live entries, oldest first.
-    pub(super) fn iter(&self) -> impl Iterator<Item = Entry<'_>> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = TableEntry<'_>> {
         let segments = self
             .order
             .iter()
@@ -140,8 +144,8 @@ impl Log {
         segments.flat_map(Segment::live)
     }
 
-    /// Removes an entry; what it held turns into a hole or is given back.
-    pub(super) fn kill(&mut self, location: u32) {
+    /// Removes the entry at a location.
+    pub(super) fn remove(&mut self, location: u32) {
         let (number, at) = self.place(location);
         let segment = &mut self.segments[number];
         let size = segment.size(at);
@@ -155,26 +159,26 @@ impl Log {
         }
     }
 
-    /// Whether holes take more room than entries.
+    /// True if holes take more room than live entries.
     pub(super) fn is_sparse(&self) -> bool {
         self.dead > self.live + self.segment_len()
     }
 
-    /// An empty log of the same kind.
+    /// An empty log with segments of the same size.
     pub(super) fn successor(&self) -> Self {
         Self {
             segments: Vec::new(),
             order: VecDeque::new(),
             vacant: Vec::new(),
             offset_bits: self.offset_bits,
-            spare: None,
+            reusable: None,
             live: 0,
             dead: 0,
         }
     }
 
-    /// Moves the live entries of `old`'s first segment to the end of this log, telling their keys
-    /// and new locations. False when there was none left.
+    /// Moves the live entries of `old`'s first segment to the end of this log, and reports their keys and new
+    /// locations. False if there was no segment left.
     pub(super) fn take_oldest_segment(
         &mut self,
         old: &mut Self,
@@ -184,7 +188,7 @@ impl Log {
             return false;
         };
         for entry in segment.live() {
-            // The old log had room for these entries and holes between them.
+            // The old log had room for the same entries and for holes.
             let location = self.append(&entry).expect("a compacted log is no larger");
             moved(entry.key, location);
         }
@@ -196,7 +200,7 @@ impl Log {
     pub(super) fn memory(&self) -> usize {
         let segments = self.segments.iter().map(|segment| segment.bytes.len());
         segments.sum::<usize>()
-            + self.spare.as_ref().map_or(0, |spare| spare.len())
+            + self.reusable.as_ref().map_or(0, |segment| segment.len())
             + self.segments.capacity() * size_of::<Segment>()
             + (self.order.capacity() + self.vacant.capacity()) * size_of::<u32>()
     }
@@ -205,7 +209,7 @@ impl Log {
         ALIGN << self.offset_bits
     }
 
-    /// The position of a location's segment, and the offset in it.
+    /// The position of the segment, and the offset in the segment.
     #[inline]
     fn place(&self, location: u32) -> (usize, usize) {
         let offset = location & !(u32::MAX << self.offset_bits);
@@ -213,7 +217,7 @@ impl Log {
         (number as usize, offset as usize * ALIGN)
     }
 
-    /// Opens a segment that holds at least `size` bytes. False where all numbers are taken.
+    /// Opens a segment of at least `size` bytes. False if all positions are in use.
     fn open(&mut self, size: usize, first_sequence: u64) -> bool {
         let number = match self.vacant.pop() {
             Some(number) => number,
@@ -229,8 +233,9 @@ impl Log {
         let bytes = if size > self.segment_len() {
             vec![0; size].into_boxed_slice()
         } else {
-            let spare = self.spare.take();
-            spare.unwrap_or_else(|| vec![0; self.segment_len()].into_boxed_slice())
+            self.reusable
+                .take()
+                .unwrap_or_else(|| vec![0; self.segment_len()].into_boxed_slice())
         };
         self.order.push_back(number);
         self.segments[number as usize] = Segment {
@@ -241,7 +246,7 @@ impl Log {
         true
     }
 
-    /// Passes over dead entries at the old end and gives back the segments that they filled.
+    /// Skips dead entries at the old end, and frees the segments without live entries.
     fn trim(&mut self) {
         while let Some(&number) = self.order.front() {
             let segment = &mut self.segments[number as usize];
@@ -267,13 +272,13 @@ impl Log {
 
     fn recycle(&mut self, segment: Segment) {
         if segment.bytes.len() == self.segment_len() {
-            self.spare = Some(segment.bytes);
+            self.reusable = Some(segment.bytes);
         }
     }
 }
 
 impl Segment {
-    /// Gives back the rest of a segment that is far from full: the next entry was a large one.
+    /// Frees the rest of the segment if much is unused: the next entry was too large for it.
     fn close(&mut self) {
         if self.used < self.bytes.len() / 4 * 3 {
             let mut bytes = std::mem::take(&mut self.bytes).into_vec();
@@ -282,7 +287,7 @@ impl Segment {
         }
     }
 
-    fn live(&self) -> impl Iterator<Item = Entry<'_>> {
+    fn live(&self) -> impl Iterator<Item = TableEntry<'_>> {
         let mut next = self.start;
         std::iter::from_fn(move || {
             while next < self.used {
@@ -300,17 +305,17 @@ impl Segment {
         self.bytes[at + DEAD] != 0
     }
 
-    /// Bytes of the entry at `at`, its padding included.
+    /// Bytes of the entry at `at`, with padding.
     fn size(&self, at: usize) -> usize {
         let header = self.header(at).0;
         (HEADER + usize::from(header.key) + usize::from(header.value)).next_multiple_of(ALIGN)
     }
 
     #[inline]
-    fn entry(&self, at: usize) -> Entry<'_> {
+    fn entry(&self, at: usize) -> TableEntry<'_> {
         let (header, rest) = self.header(at);
         let (key, rest) = rest.split_at(usize::from(header.key));
-        Entry {
+        TableEntry {
             key,
             value: &rest[..usize::from(header.value)],
             established: header.established,
@@ -318,7 +323,7 @@ impl Segment {
         }
     }
 
-    /// The header at `at` and the bytes behind it.
+    /// The header at `at`, and the bytes after it.
     #[inline]
     fn header(&self, at: usize) -> (Header, &[u8]) {
         let (header, rest) = self.bytes[at..]
@@ -328,10 +333,10 @@ impl Segment {
     }
 }
 
-/// What stands before a key and its value.
+/// The fixed part of an entry.
 struct Header {
     established: Time,
-    /// Sequence number, counted from the segment's first.
+    /// The sequence number minus the segment's first.
     delta: u32,
     /// Bytes of the value.
     value: u16,

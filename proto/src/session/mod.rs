@@ -1,6 +1,6 @@
-//! The session table: first in, first out, bounded in number and in time. It holds bytes under
-//! keys and says of keys that it no longer holds why, as far as it remembers. It knows nothing of
-//! TLS, of clocks or of threads.
+//! The session table: a map of bytes to bytes, first in, first out, limited in entries and in lifetime.
+//!
+//! The table remembers for a while why an entry was removed. It knows nothing of TLS, clocks or threads.
 
 mod ghost;
 mod hash;
@@ -20,44 +20,56 @@ pub use self::table::Table;
 use crate::Time;
 use crate::verdict::Reason;
 
-/// Most bytes of a key.
+/// Longest key, in bytes.
 pub const MAX_KEY: usize = 64;
 
-/// Most bytes of a value.
+/// Longest value, in bytes.
 pub const MAX_VALUE: usize = u16::MAX as usize;
 
-/// How large a table gets and how old its entries. Either at zero disables it.
+/// The limits of a table. If one of them is zero, the table is disabled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Most entries; the oldest leaves first.
+    /// Most entries. The oldest entry is removed first.
     pub max_entries: usize,
-    /// Longest life of an entry, counted from `established`.
+    /// Longest life of an entry, counted from the full handshake.
     pub lifetime: Duration,
 }
 
 impl Limits {
-    /// Whether nothing is ever stored.
+    /// True if nothing is ever stored.
     #[must_use]
     pub const fn disabled(&self) -> bool {
         self.max_entries == 0 || self.lifetime.is_zero()
     }
 }
 
-/// Why an entry is no longer there.
+/// Why an entry was removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Gone {
-    /// Pushed out by newer ones.
+    /// The table was full, and the entry was the oldest.
     Evicted,
-    /// Older than the lifetime.
+    /// The entry was older than the lifetime.
     Expired,
-    /// Removed with its connection (`connection.purge-on-reclaim`).
+    /// The connection was reclaimed (`connection.purge-on-reclaim`).
     Purged,
-    /// Single use, and used.
+    /// The session was for a single use and was used.
     Spent,
-    /// Forgotten on request, or its key generation ended.
+    /// The session was forgotten on request, or the key generation ended.
     Revoked,
-    /// Its connection ended without close_notify (`session.require-close-notify`).
+    /// The connection ended without close_notify (`session.require-close-notify`).
     NotClosedCleanly,
+}
+
+impl Gone {
+    /// Every reason.
+    pub const ALL: [Self; 6] = [
+        Self::Evicted,
+        Self::Expired,
+        Self::Purged,
+        Self::Spent,
+        Self::Revoked,
+        Self::NotClosedCleanly,
+    ];
 }
 
 impl From<Gone> for Reason {
@@ -73,21 +85,21 @@ impl From<Gone> for Reason {
     }
 }
 
-/// What looking for a key found; `V` is the value, borrowed or owned.
+/// The result of a look-up. `V` is the value, borrowed or owned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lookup<V> {
     /// The entry's value.
     Found(V),
-    /// It was there once.
+    /// The entry was removed.
     Gone(Gone),
-    /// Never seen, or too long ago to say.
+    /// No entry, and no memory of one.
     Unknown,
     /// The limits allow no entries at all.
     Disabled,
 }
 
 impl<V> Lookup<V> {
-    /// The value, where there is one.
+    /// The value, if there is one.
     pub fn found(self) -> Option<V> {
         match self {
             Self::Found(value) => Some(value),
@@ -95,7 +107,7 @@ impl<V> Lookup<V> {
         }
     }
 
-    /// The same outcome with another form of the value.
+    /// Converts the value.
     pub fn map<W>(self, f: impl FnOnce(V) -> W) -> Lookup<W> {
         match self {
             Self::Found(value) => Lookup::Found(f(value)),
@@ -106,53 +118,53 @@ impl<V> Lookup<V> {
     }
 }
 
-/// What became of an insertion.
+/// The result of an insertion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Inserted {
-    /// It is in the table.
+    /// The entry is in the table.
     Stored {
-        /// Whether the oldest entry had to leave for it.
+        /// True if the oldest entry was removed to make room.
         evicted: bool,
     },
     /// The limits allow no entries at all.
     Disabled,
     /// The key is longer than [`MAX_KEY`] or the value than [`MAX_VALUE`].
     TooLarge,
-    /// Its lifetime is over already.
+    /// The session is older than the lifetime.
     AlreadyExpired,
 }
 
 /// An entry, as [`Table::iter`] shows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Entry<'a> {
-    /// What it is found by.
+pub struct TableEntry<'a> {
+    /// The key.
     pub key: &'a [u8],
-    /// What was stored.
+    /// The value.
     pub value: &'a [u8],
-    /// When its full handshake was; never later than its insertion.
+    /// The time of the full handshake, or of the insertion if that was earlier.
     pub established: Time,
     /// Rises with each insertion.
     pub sequence: u64,
 }
 
-/// What happened in a table since it was made.
+/// The counters of a table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
-    /// Entries there are now.
+    /// Entries in the table now.
     pub entries: usize,
     /// Insertions that stored something.
     pub inserted: u64,
-    /// Insertions that took the place of an entry with the same key.
+    /// Insertions that replaced an entry with the same key.
     pub replaced: u64,
-    /// Entries that left for newer ones.
+    /// Entries that were removed to make room.
     pub evicted: u64,
-    /// Entries that were found too old.
+    /// Entries that were removed because of their age.
     pub expired: u64,
-    /// Entries that were removed or taken.
+    /// Entries that were removed for another reason.
     pub removed: u64,
     /// Look-ups that found an entry.
     pub hits: u64,
-    /// Look-ups that did not.
+    /// Look-ups that found none.
     pub misses: u64,
 }
 

@@ -1,21 +1,27 @@
-//! A part of a table: an index over a log, and the ghosts of what left it.
+//! One part of a table: an index over a log, and the ghosts of removed entries.
 
 use super::ghost::Ghosts;
 use super::index::Index;
 use super::log::Log;
-use super::{Entry, Gone, Hashed, Hasher, Inserted, Limits, Lookup, MAX_KEY, MAX_VALUE, Stats};
+use super::{
+    Gone, Hashed, Hasher, Inserted, Limits, Lookup, MAX_KEY, MAX_VALUE, Stats, TableEntry,
+};
 use crate::Time;
 
-/// Fewest and most ghosts that a table keeps, of which `max_entries` is the wanted number.
-const GHOSTS: (usize, usize) = (64, 65_536);
+/// Fewest ghosts of a table. Otherwise there are as many as entries.
+const MIN_GHOSTS: usize = 64;
 
-/// One of several tables that share their limits, or the whole of one table. It takes keys hashed,
-/// and never evicts on its own account: whoever holds the parts calls [`Self::evict_oldest`] on
-/// the one that has the oldest entry.
+/// Most ghosts of a table.
+const MAX_GHOSTS: usize = 65_536;
+
+/// One of several parts that share the limits of a table, or the only part.
+///
+/// A part does not know when the table is full. The owner of the parts calls [`Self::evict_oldest`] on the part
+/// with the oldest entry.
 #[derive(Debug)]
 pub struct Part {
     disabled: bool,
-    /// In milliseconds, rounded up: times have no fractions.
+    /// In milliseconds, rounded up.
     lifetime: u64,
     hasher: Hasher,
     index: Index,
@@ -27,13 +33,14 @@ pub struct Part {
 }
 
 impl Part {
-    /// An empty part, one of `parts`. The keys that it is given have to be hashed by this hasher.
+    /// An empty part, one of `parts`. Its keys must be hashed by `hasher`.
     #[must_use]
     pub fn new(limits: Limits, parts: usize, hasher: Hasher) -> Self {
         let share = |all: usize| all.div_ceil(parts.max(1));
-        let ghosts = match limits.disabled() {
-            true => 0,
-            false => share(limits.max_entries.clamp(GHOSTS.0, GHOSTS.1)),
+        let ghosts = if limits.disabled() {
+            0
+        } else {
+            share(limits.max_entries.clamp(MIN_GHOSTS, MAX_GHOSTS))
         };
         let lifetime = limits.lifetime.as_nanos().div_ceil(1_000_000);
         Self {
@@ -48,11 +55,10 @@ impl Part {
         }
     }
 
-    /// Stores a value. Where the key is there already, that entry is replaced and the new one is
-    /// the newest. A handshake in the future counts as one that is happening now.
+    /// Stores a value. An entry with the same key is replaced; the new entry is the newest.
     ///
-    /// The sequence number orders the entries of several parts. It has to be larger than those
-    /// before it.
+    /// A handshake in the future is dated `now`. `sequence` orders the entries of all parts, and must be larger
+    /// than every number before.
     pub fn insert(
         &mut self,
         sequence: u64,
@@ -72,15 +78,15 @@ impl Part {
             return Inserted::AlreadyExpired;
         }
         self.newest = sequence.max(self.newest);
-        let entry = Entry {
+        let entry = TableEntry {
             key: key.bytes,
             value,
             established,
             sequence: self.newest,
         };
         if let Some(place) = self.find(key) {
-            // It needs no ghost: the key is there again, and leaves one when it goes.
-            self.drop_place(place);
+            // The replaced entry needs no ghost, because its key stays in the table.
+            self.remove_place(place);
             self.stats.replaced += 1;
         }
         let mut evicted = false;
@@ -96,60 +102,66 @@ impl Part {
         Inserted::Stored { evicted }
     }
 
-    /// Looks for a key. An entry that is too old leaves.
+    /// Looks up a key. An expired entry is removed.
     pub fn get(&mut self, key: Hashed<'_>, now: Time) -> Lookup<&[u8]> {
         self.look(key, now)
             .map(|place| self.log.entry(self.index.location(place)).value)
     }
 
-    /// The entry with this key, whatever its age. Counts and changes nothing.
+    /// The entry with this key, even if it has expired. Counts and changes nothing.
     #[must_use]
-    pub fn peek(&self, key: Hashed<'_>) -> Option<Entry<'_>> {
+    pub fn peek(&self, key: Hashed<'_>) -> Option<TableEntry<'_>> {
         let place = self.find(key)?;
         Some(self.log.entry(self.index.location(place)))
     }
 
-    /// The value of the entry with this key, whatever its age, to be changed in its place: the entry
-    /// is no younger for it. Counts nothing.
+    /// The value of the entry with this key, even if it has expired, for a change in place. Counts nothing.
     pub fn value_mut(&mut self, key: Hashed<'_>) -> Option<&mut [u8]> {
         let place = self.find(key)?;
         Some(self.log.value_mut(self.index.location(place)))
     }
 
-    /// Looks for a key and removes it: a second call finds it [`Gone::Spent`].
+    /// Looks up a key and removes the entry. A second call returns [`Gone::Spent`].
     pub fn take(&mut self, key: Hashed<'_>, now: Time) -> Lookup<Vec<u8>> {
         self.look(key, now).map(|place| {
             let value = self.log.entry(self.index.location(place)).value.to_vec();
-            self.leave(place, key.hash, Gone::Spent);
+            self.bury(place, key.hash, Gone::Spent);
             value
         })
     }
 
-    /// Removes an entry and remembers why. False where there was none.
+    /// Removes an entry and remembers why. False if there was no entry.
     pub fn remove(&mut self, key: Hashed<'_>, why: Gone) -> bool {
         let Some(place) = self.find(key) else {
             return false;
         };
-        self.leave(place, key.hash, why);
+        self.bury(place, key.hash, why);
         true
     }
 
-    /// Removes the entry with this sequence number and a key with this hash. False where it is not there
-    /// any more: another that came under its key since is another entry.
+    /// Removes the entry with this sequence number and hash. False if there is none.
+    ///
+    /// A later entry with the same key has another sequence number, and stays.
     pub fn remove_one(&mut self, hash: u64, sequence: u64, why: Gone) -> bool {
-        let is_it = |location| self.log.entry(location).sequence == sequence;
-        let Some(place) = self.index.find(hash, is_it) else {
+        let place = self.index.find(hash, |location| {
+            self.log.entry(location).sequence == sequence
+        });
+        let Some(place) = place else {
             return false;
         };
-        self.leave(place, hash, why);
+        self.bury(place, hash, why);
         true
     }
 
-    /// Removes every entry that `is_it` picks, and returns how many those were. Looks at each.
-    pub fn remove_where(&mut self, why: Gone, mut is_it: impl FnMut(&Entry<'_>) -> bool) -> usize {
+    /// Removes every entry that `picks` selects, and returns their number. Reads every entry.
+    pub fn remove_where(
+        &mut self,
+        why: Gone,
+        mut picks: impl FnMut(&TableEntry<'_>) -> bool,
+    ) -> usize {
         let picked: Vec<Vec<u8>> = self
             .iter()
-            .filter(|entry| is_it(entry))
+            .filter(|entry| picks(entry))
             .map(|entry| entry.key.to_vec())
             .collect();
         for key in &picked {
@@ -158,22 +170,25 @@ impl Part {
         picked.len()
     }
 
-    /// Removes the oldest entry, and says whether it was still alive ([`Gone::Evicted`]) or too old
-    /// anyway ([`Gone::Expired`]). `None` where there is no entry.
+    /// Removes the oldest entry. Returns [`Gone::Expired`] if it had expired, else [`Gone::Evicted`].
+    ///
+    /// `None` if there is no entry.
     pub fn evict_oldest(&mut self, now: Time) -> Option<Gone> {
         let (location, oldest) = self.log.oldest()?;
-        let why = match self.is_expired(oldest.established, now) {
-            true => Gone::Expired,
-            false => Gone::Evicted,
+        let why = if self.is_expired(oldest.established, now) {
+            Gone::Expired
+        } else {
+            Gone::Evicted
         };
         let hash = self.hasher.hash(oldest.key);
         let place = self.index.find(hash, |other| other == location)?;
-        self.leave(place, hash, why);
+        self.bury(place, hash, why);
         Some(why)
     }
 
-    /// Removes entries that are too old from the old end, up to the first that is not, and returns
-    /// how many those were. Nothing has to call this: it only frees memory early.
+    /// Removes the oldest entries while they have expired, and returns their number.
+    ///
+    /// This only frees memory early: expired entries are never returned.
     pub fn expire(&mut self, now: Time) -> usize {
         let before = self.len();
         while self
@@ -187,46 +202,46 @@ impl Part {
 
     /// The oldest entry.
     #[must_use]
-    pub fn oldest(&self) -> Option<Entry<'_>> {
+    pub fn oldest(&self) -> Option<TableEntry<'_>> {
         self.log.oldest().map(|(_, entry)| entry)
     }
 
-    /// The oldest entry's sequence number.
+    /// The sequence number of the oldest entry.
     #[must_use]
     pub fn oldest_sequence(&self) -> Option<u64> {
         self.oldest().map(|entry| entry.sequence)
     }
 
-    /// Every entry, oldest first, those that are too old included.
-    pub fn iter(&self) -> impl Iterator<Item = Entry<'_>> {
+    /// All entries, oldest first, with expired ones.
+    pub fn iter(&self) -> impl Iterator<Item = TableEntry<'_>> {
         self.log.iter()
     }
 
-    /// Entries there are.
+    /// The number of entries.
     #[must_use]
     pub fn len(&self) -> usize {
         self.stats.entries
     }
 
-    /// Whether there is no entry.
+    /// True if there is no entry.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Whether a handshake at `established` is too old to resume.
+    /// True if a handshake at `established` is too old to resume.
     #[must_use]
     pub fn is_expired(&self, established: Time, now: Time) -> bool {
         now.unix_millis().saturating_sub(established.unix_millis()) >= self.lifetime
     }
 
-    /// What happened so far.
+    /// The counters of this part.
     #[must_use]
     pub fn stats(&self) -> Stats {
         self.stats
     }
 
-    /// Bytes that the table takes on the heap.
+    /// Bytes on the heap.
     #[must_use]
     pub fn memory(&self) -> usize {
         self.index.memory() + self.log.memory() + self.ghosts.memory()
@@ -238,7 +253,7 @@ impl Part {
         &self.hasher
     }
 
-    /// The place in the index of a key that is there and young enough. Counts the look-up.
+    /// The place of a key in the index, if the entry has not expired. Counts the look-up.
     fn look(&mut self, key: Hashed<'_>, now: Time) -> Lookup<usize> {
         if self.disabled {
             return Lookup::Disabled;
@@ -251,7 +266,7 @@ impl Part {
         let location = self.index.location(place);
         if self.is_expired(self.log.entry(location).established, now) {
             self.stats.misses += 1;
-            self.leave(place, key.hash, Gone::Expired);
+            self.bury(place, key.hash, Gone::Expired);
             return Lookup::Gone(Gone::Expired);
         }
         self.stats.hits += 1;
@@ -261,13 +276,13 @@ impl Part {
     /// The place of a key in the index.
     fn find(&self, key: Hashed<'_>) -> Option<usize> {
         self.index.find(key.hash, |location| {
-            same(self.log.entry(location).key, key.bytes)
+            is_same_key(self.log.entry(location).key, key.bytes)
         })
     }
 
-    /// Removes the entry at a place of the index, counts it and keeps its ghost.
-    fn leave(&mut self, place: usize, hash: u64, why: Gone) {
-        self.drop_place(place);
+    /// Removes the entry at a place of the index, counts the removal and keeps a ghost.
+    fn bury(&mut self, place: usize, hash: u64, why: Gone) {
+        self.remove_place(place);
         self.ghosts.insert(hash, why);
         match why {
             Gone::Evicted => self.stats.evicted += 1,
@@ -276,8 +291,8 @@ impl Part {
         }
     }
 
-    fn drop_place(&mut self, place: usize) {
-        self.log.kill(self.index.location(place));
+    fn remove_place(&mut self, place: usize) {
+        self.log.remove(self.index.location(place));
         self.index.remove(place);
         self.stats.entries -= 1;
         if self.log.is_sparse() {
@@ -285,8 +300,10 @@ impl Part {
         }
     }
 
-    /// Rewrites the log without holes. Its cost is paid for by the removals since the last time:
-    /// there were more of them, in bytes, than there are entries to move.
+    /// Rewrites the log without holes.
+    ///
+    /// Since the last time more bytes were removed than there are to move, so the cost for each removal is
+    /// bounded.
     fn compact(&mut self) {
         let fresh = self.log.successor();
         let mut old = std::mem::replace(&mut self.log, fresh);
@@ -298,13 +315,15 @@ impl Part {
     }
 }
 
-/// Whether two keys are the same. They nearly always are, and are short: worth no call.
+/// Compares two keys.
 #[inline]
-fn same(a: &[u8], b: &[u8]) -> bool {
+fn is_same_key(a: &[u8], b: &[u8]) -> bool {
+    // Keys are short and nearly always equal, so a call of `memcmp` costs more than this comparison.
     if a.len() != b.len() {
         return false;
     }
-    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<16>(), b.as_chunks::<16>());
+    let (a, a_rest) = a.as_chunks::<16>();
+    let (b, b_rest) = b.as_chunks::<16>();
     a.iter()
         .zip(b)
         .all(|(a, b)| u128::from_ne_bytes(*a) == u128::from_ne_bytes(*b))

@@ -1,19 +1,19 @@
-//! The whole table, for one thread.
+//! A table with a single part, for one thread.
 
-use super::{Entry, Gone, Hasher, Inserted, Limits, Lookup, Part, Stats};
+use super::{Gone, Hasher, Inserted, Limits, Lookup, Part, Stats, TableEntry};
 use crate::Time;
 
-/// The session table.
+/// A session table for one thread.
 #[derive(Debug)]
 pub struct Table {
     whole: Part,
     max_entries: usize,
-    /// The newest entry's sequence number.
+    /// The sequence number of the newest entry.
     sequence: u64,
 }
 
 impl Table {
-    /// An empty table. The seed has to be unpredictable: keys come from peers.
+    /// An empty table. The seed must be unpredictable, because keys come from peers.
     #[must_use]
     pub fn new(limits: Limits, seed: u64) -> Self {
         Self {
@@ -23,8 +23,9 @@ impl Table {
         }
     }
 
-    /// Stores a value. Where the key is there already, that entry is replaced and the new one is
-    /// the newest. A handshake in the future counts as one that is happening now.
+    /// Stores a value. An entry with the same key is replaced; the new entry is the newest.
+    ///
+    /// A handshake in the future is dated `now`.
     pub fn insert(&mut self, key: &[u8], value: &[u8], established: Time, now: Time) -> Inserted {
         self.sequence += 1;
         let key = self.whole.hasher().hashed(key);
@@ -38,95 +39,94 @@ impl Table {
         inserted
     }
 
-    /// Looks for a key. An entry that is too old leaves.
+    /// Looks up a key. An expired entry is removed.
     pub fn get(&mut self, key: &[u8], now: Time) -> Lookup<&[u8]> {
         self.whole.get(self.whole.hasher().hashed(key), now)
     }
 
-    /// The entry with this key, whatever its age. Counts and changes nothing.
+    /// The entry with this key, even if it has expired. Counts and changes nothing.
     #[must_use]
-    pub fn peek(&self, key: &[u8]) -> Option<Entry<'_>> {
+    pub fn peek(&self, key: &[u8]) -> Option<TableEntry<'_>> {
         self.whole.peek(self.whole.hasher().hashed(key))
     }
 
-    /// The value of the entry with this key, whatever its age, to be changed in its place: the entry
-    /// is no younger for it. Counts nothing.
+    /// The value of the entry with this key, even if it has expired, for a change in place. Counts nothing.
     pub fn value_mut(&mut self, key: &[u8]) -> Option<&mut [u8]> {
         self.whole.value_mut(self.whole.hasher().hashed(key))
     }
 
-    /// Looks for a key and removes it: a second call finds it [`Gone::Spent`].
+    /// Looks up a key and removes the entry. A second call returns [`Gone::Spent`].
     pub fn take(&mut self, key: &[u8], now: Time) -> Lookup<Vec<u8>> {
         self.whole.take(self.whole.hasher().hashed(key), now)
     }
 
-    /// Removes an entry and remembers why. False where there was none.
+    /// Removes an entry and remembers why. False if there was no entry.
     pub fn remove(&mut self, key: &[u8], why: Gone) -> bool {
         self.whole.remove(self.whole.hasher().hashed(key), why)
     }
 
-    /// Removes the entry with this sequence number; see [`Part::remove_one`].
+    /// Removes the entry with this sequence number and hash. See [`Part::remove_one`].
     pub fn remove_one(&mut self, hash: u64, sequence: u64, why: Gone) -> bool {
         self.whole.remove_one(hash, sequence, why)
     }
 
-    /// What a key hashes to, for [`Self::remove_one`].
+    /// The hash of a key, for [`Self::remove_one`].
     #[must_use]
     pub fn hash(&self, key: &[u8]) -> u64 {
         self.whole.hasher().hash(key)
     }
 
-    /// Removes every entry that `is_it` picks, and returns how many those were. Looks at each.
-    pub fn remove_where(&mut self, why: Gone, is_it: impl FnMut(&Entry<'_>) -> bool) -> usize {
-        self.whole.remove_where(why, is_it)
+    /// Removes every entry that `picks` selects, and returns their number. Reads every entry.
+    pub fn remove_where(&mut self, why: Gone, picks: impl FnMut(&TableEntry<'_>) -> bool) -> usize {
+        self.whole.remove_where(why, picks)
     }
 
-    /// Removes the oldest entry; see [`Part::evict_oldest`].
+    /// Removes the oldest entry. See [`Part::evict_oldest`].
     pub fn evict_oldest(&mut self, now: Time) -> Option<Gone> {
         self.whole.evict_oldest(now)
     }
 
-    /// Removes entries that are too old; see [`Part::expire`].
+    /// Removes expired entries. See [`Part::expire`].
     pub fn expire(&mut self, now: Time) -> usize {
         self.whole.expire(now)
     }
 
     /// The oldest entry.
     #[must_use]
-    pub fn oldest(&self) -> Option<Entry<'_>> {
+    pub fn oldest(&self) -> Option<TableEntry<'_>> {
         self.whole.oldest()
     }
 
-    /// Every entry, oldest first, those that are too old included.
-    pub fn iter(&self) -> impl Iterator<Item = Entry<'_>> {
+    /// All entries, oldest first, with expired ones.
+    pub fn iter(&self) -> impl Iterator<Item = TableEntry<'_>> {
         self.whole.iter()
     }
 
-    /// Entries there are.
+    /// The number of entries.
     #[must_use]
     pub fn len(&self) -> usize {
         self.whole.len()
     }
 
-    /// Whether there is no entry.
+    /// True if there is no entry.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.whole.is_empty()
     }
 
-    /// Whether a handshake at `established` is too old to resume.
+    /// True if a handshake at `established` is too old to resume.
     #[must_use]
     pub fn is_expired(&self, established: Time, now: Time) -> bool {
         self.whole.is_expired(established, now)
     }
 
-    /// What happened so far.
+    /// The counters of the table.
     #[must_use]
     pub fn stats(&self) -> Stats {
         self.whole.stats()
     }
 
-    /// Bytes that the table takes on the heap.
+    /// Bytes on the heap.
     #[must_use]
     pub fn memory(&self) -> usize {
         self.whole.memory()

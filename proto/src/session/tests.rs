@@ -1,4 +1,4 @@
-//! The table against a naive model, and its promises one by one.
+//! The table against a simple model, and each rule alone.
 
 use std::time::Duration;
 
@@ -25,7 +25,7 @@ fn keys(table: &Table) -> Vec<&[u8]> {
     table.iter().map(|entry| entry.key).collect()
 }
 
-/// What the table is meant to be: a list, oldest first, and every ghost there ever was.
+/// A simple model of the table: a list, oldest first, and every ghost.
 struct Model {
     limits: Limits,
     entries: Vec<(Vec<u8>, Vec<u8>, Time)>,
@@ -116,7 +116,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step, 0..400)
 }
 
-/// A key of a length of its own, so that keys differ in more than their bytes.
+/// A key whose length also depends on `n`.
 fn key(n: u8) -> Vec<u8> {
     vec![n; 1 + usize::from(n) % MAX_KEY]
 }
@@ -186,7 +186,7 @@ proptest! {
     }
 }
 
-/// Ghosts are forgotten, so the table may not know what the model does; it must never say anything else.
+/// The table forgets ghosts, and the model does not. Any other difference is an error.
 fn same(got: Lookup<Vec<u8>>, wanted: Lookup<Vec<u8>>) -> Result<(), TestCaseError> {
     if !matches!((&got, &wanted), (Lookup::Unknown, Lookup::Gone(_))) {
         prop_assert_eq!(got, wanted);
@@ -270,7 +270,7 @@ fn the_oldest_entry_leaves_as_expired_when_it_is_too_old_anyway() {
 }
 
 #[test]
-fn what_was_taken_is_spent() {
+fn a_taken_entry_is_spent() {
     let mut table = Table::new(limits(10, 1000), 1);
     table.insert(b"a", b"1", at(0), at(0));
     assert_eq!(table.take(b"a", at(1)), Lookup::Found(b"1".to_vec()));

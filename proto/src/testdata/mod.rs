@@ -1,12 +1,11 @@
-//! Handshakes as they were on the wire. `client-*.bin`: the first ClientHello in its record.
-//! `server-*.bin`: what the server answered, to the end of what is clear and one record more.
-//! `ticket-*.bin`: a NewSessionTicket message of TLS 1.2.
+//! Captured handshakes. `client-*.bin`: the first ClientHello in a record. `server-*.bin`: the server's answer up
+//! to the first encrypted record. `ticket-*.bin`: a NewSessionTicket message of TLS 1.2.
 //!
 //! Captured on loopback from OpenSSL 3.0 (`openssl-*`, `nginx-*`, `curl-*`, `python-*`), GnuTLS 3.7
 //! and Chromium 156 as clients; `openssl-*` was answered by `openssl s_server`, everything else by
-//! nginx 1.22. `handmade-*` are forms that no client at hand still writes.
+//! nginx 1.22. `handmade-*` are forms that current clients do not send.
 
-/// A ClientHello and what the server answered.
+/// A ClientHello and the server's answer.
 pub(crate) struct Exchange {
     pub(crate) name: &'static str,
     pub(crate) client: &'static [u8],
@@ -70,7 +69,7 @@ pub(crate) const TICKETS: [&[u8]; 3] = [
     include_bytes!("ticket-openssl-tls12-ticket.bin"),
 ];
 
-/// The exchange of that name.
+/// The exchange with this name.
 pub(crate) fn exchange(name: &str) -> &'static Exchange {
     let found = EXCHANGES.iter().find(|exchange| exchange.name == name);
     found.expect("a fixture of this name")
@@ -82,7 +81,7 @@ pub(crate) fn hellos() -> impl Iterator<Item = &'static [u8]> {
     captured.chain([SSL3, TLS10])
 }
 
-/// A handshake message, or several, in records of at most `size` bytes each.
+/// One or more handshake messages in records of at most `size` bytes.
 pub(crate) fn in_records(messages: &[u8], size: usize) -> Vec<u8> {
     let mut records = Vec::new();
     for fragment in messages.chunks(size) {
@@ -94,7 +93,7 @@ pub(crate) fn in_records(messages: &[u8], size: usize) -> Vec<u8> {
     records
 }
 
-/// A handshake message of that type.
+/// A handshake message of this type.
 pub(crate) fn message(kind: u8, body: &[u8]) -> Vec<u8> {
     let len = u32::try_from(body.len()).expect("a short body");
     let mut message = vec![kind];

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::Forgotten;
+use super::ForgetRules;
 use crate::Time;
 use crate::verdict::Reason;
 
@@ -96,7 +96,7 @@ pub struct Expected<'a> {
     /// Whether the hello offers an extended master secret.
     pub extended_master_secret: bool,
     /// What is forgotten on request.
-    pub forgotten: &'a Forgotten,
+    pub forgotten: &'a ForgetRules,
 }
 
 impl<'a> Envelope<'a> {

@@ -6,7 +6,7 @@ use crate::Time;
 use crate::keys::{FarmKey, Secret};
 
 const HOUR: u64 = 60 * 60;
-/// Some day at noon.
+/// Noon of a day.
 const NOON: u64 = 20_000 * 24 * HOUR + 12 * HOUR;
 const ISSUER: Issuer = Issuer {
     server: 0x00ab_cdef,
@@ -51,7 +51,7 @@ fn envelope(value: &[u8]) -> Envelope<'_> {
     }
 }
 
-static NOTHING: LazyLock<Forgotten> = LazyLock::new(Forgotten::default);
+static NOTHING: LazyLock<ForgetRules> = LazyLock::new(ForgetRules::default);
 
 fn expected() -> Expected<'static> {
     Expected {
@@ -141,7 +141,7 @@ fn opens_at_any_time_of_its_life_and_with_clocks_an_epoch_off() {
         let schedule = Schedule::derive(&key, at(NOON + later * HOUR));
         assert!(open(&schedule, &ticket).is_ok(), "{later} hours later");
     }
-    // A server 59 minutes behind opens what one 59 minutes ahead sealed.
+    // A server that is 59 minutes behind opens a ticket of a server that is 59 minutes ahead.
     let ahead = sealed(&key, NOON + 59 * 60);
     let behind = Schedule::derive(&key, at(NOON - 59 * 60));
     assert!(open(&behind, &ahead).is_ok());
@@ -163,7 +163,7 @@ fn a_key_stolen_after_the_lifetime_opens_nothing_recorded_before() {
     let ticket = sealed(&key, NOON);
     let stolen_at = NOON + 12 * HOUR;
     key.move_forward(at(stolen_at));
-    // Even with the thief's clock turned back to when the ticket was made.
+    // The thief can also turn the clock back to the time of the ticket.
     for clock in [NOON, stolen_at] {
         assert!(open(&Schedule::derive(&key, at(clock)), &ticket).is_err());
     }
@@ -192,7 +192,7 @@ fn a_new_generation_is_accepted_before_it_seals() {
     assert_eq!(label_of(&sealed(&key, NOON), NOON), 0);
     let after = sealed(&key, NOON + HOUR);
     assert_eq!(label_of(&after, NOON + HOUR), 1);
-    // A server whose clock is behind accepts it already.
+    // A server whose clock is behind also accepts the ticket.
     assert!(open(&Schedule::derive(&key, at(NOON)), &after).is_ok());
 }
 
@@ -208,7 +208,7 @@ fn a_ticket_of_an_ended_generation_is_revoked_for_as_long_as_it_could_have_lived
     );
     key.replace([secret(3), secret(4)], at(NOON + 2 * HOUR))
         .unwrap();
-    // Whatever the clock of the server: one that is behind does not know of the end yet.
+    // This also holds for a server whose clock has not reached the end.
     for later in [1, 2, 11] {
         let schedule = Schedule::derive(&key, at(NOON + later * HOUR));
         assert_eq!(open(&schedule, &ticket), Err(Reason::Revoked), "{later}");
@@ -255,7 +255,7 @@ fn a_routine_change_of_generations_loses_nothing_at_any_time() {
         ..key
     };
     activated.activate(at(activates), at(NOON)).unwrap();
-    // Sealed by a server that activated, a server that has only the addition, and an hour around.
+    // Tickets of a server that activated, of a server that only has the new generation, and an hour around.
     for made in [activates - HOUR, activates, activates + HOUR] {
         for (maker, opens_without) in [(&key, true), (&activated, made < activates)] {
             let ticket = sealed(maker, made);
@@ -334,8 +334,8 @@ fn each_field_of_the_envelope_has_its_own_verdict() {
 #[test]
 fn a_forgotten_session_is_revoked_unless_it_has_expired_anyway() {
     let session = envelope(b"value");
-    let mut forgotten = Forgotten::default();
-    forgotten.mark(Extent::Server(ISSUER.server), at(NOON + 1));
+    let mut forgotten = ForgetRules::default();
+    forgotten.add(ForgetScope::Server(ISSUER.server), at(NOON + 1));
     let expected = Expected {
         forgotten: &forgotten,
         ..expected()

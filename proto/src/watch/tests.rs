@@ -11,7 +11,7 @@ fn watch(client: &[u8]) -> Watch {
     Watch::new(&reader.hello().expect("a hello"))
 }
 
-/// The outcome, which must come at most once.
+/// The outcome, which must be returned at most once.
 fn outcome<'a>(mut watch: Watch, segments: impl IntoIterator<Item = &'a [u8]>) -> Option<Outcome> {
     let mut found = None;
     for segment in segments {
@@ -29,7 +29,7 @@ fn of(name: &str) -> Outcome {
     outcome(watch(client), [*server]).expect("an outcome")
 }
 
-/// What is learned, as `i` for a session ID and `t` for a ticket, in order.
+/// The learned items in order: `i` for a session ID, `t` for a ticket.
 fn learned(outcome: &Outcome) -> String {
     let letter = |learned: &_| match learned {
         Learned::SessionId(id) => {
@@ -126,10 +126,10 @@ fn nothing_is_learned_before_the_change_cipher_spec() {
     }
 }
 
-/// Where a hello in one record, of either side, has the length of its session ID.
+/// The offset of the session ID's length in a hello of one record.
 const SESSION_ID: usize = 5 + 4 + 2 + 32;
 
-/// A session ID that no other number gives.
+/// A separate session ID for each number.
 fn random_id(n: u64) -> [u8; 32] {
     let mut id = [0x5a; 32];
     id[..8].copy_from_slice(&n.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes());
@@ -164,7 +164,7 @@ fn a_hundred_thousand_handshakes_abandoned_after_the_server_hello_teach_nothing(
             let hello = ClientHello::parse(&client[5..]).expect("a hello");
             let mut watch = Watch::new(&hello);
             assert_eq!(watch.push(&flight), None, "{name}");
-            // Whether the client has gone or said that it goes.
+            // The abandoned handshake ends with or without an alert.
             if n % 2 == 0 {
                 let told = watch.push(&[21, 3, 3, 0, 2, 2, 40]).expect("an outcome");
                 assert_eq!((told.kind, told.learned), (Kind::Failed, Vec::new()));
@@ -195,7 +195,7 @@ fn flipped_bytes_never_panic() {
     }
 }
 
-/// A client that offers TLS 1.2 and this session ID, and this ticket if there is one.
+/// A client that offers TLS 1.2, this session ID, and this ticket if there is one.
 fn client12(session_id: &[u8], ticket: Option<&[u8]>) -> Watch {
     let mut hello = client_hello(ticket.map(|ticket| (35, ticket)).as_slice());
     let len = u8::try_from(session_id.len()).expect("short");
@@ -226,7 +226,7 @@ fn done() -> Vec<u8> {
     message(14, b"")
 }
 
-/// The outcome of a TLS 1.2 handshake with these messages of the server's, then ChangeCipherSpec.
+/// The outcome of a TLS 1.2 handshake with these server messages and a ChangeCipherSpec.
 fn told12(client: Watch, messages: &[Vec<u8>]) -> (Kind, Vec<Learned>) {
     let mut bytes = in_records(&messages.concat(), 1 << 14);
     bytes.extend([20, 3, 3, 0, 1, 1]);
@@ -358,7 +358,7 @@ fn tls13_that_was_not_offered_or_is_asked_again_twice_has_failed() {
     assert_eq!(kind(watch(retry.client), request), None);
     let twice = [request, request].concat();
     assert_eq!(kind(watch(retry.client), &twice), Some(Kind::Failed));
-    // An identity that was never offered cannot be selected.
+    // A server cannot select an identity that was not offered.
     let selected = exchange("curl-resumed").server;
     assert_eq!(
         kind(watch(exchange("curl-full").client), selected),

@@ -10,6 +10,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use sessile_proto::alert::AlertDescription;
 use sessile_proto::hello::ClientHello;
 use sessile_proto::proxy_protocol::{self, Addresses, Version};
 use sessile_proto::route::RoutedBy;
@@ -19,7 +20,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::Shared;
-use super::follow::{Choice, Offered, Request};
+use super::follow::{Choice, Offered, Request, offers_session};
 use super::metrics::Open;
 use super::missed::{Miss, Missed};
 use super::own::is_ours;
@@ -29,10 +30,8 @@ use super::roster::{Pool, Roster};
 use super::server::{Connected, Server};
 use crate::admission::Stay;
 use crate::clock;
-use crate::detect::{Arrival, Entrance};
-
-/// A fatal alert, unrecognized_name (RFC 6066, 3), in a record of its own.
-const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
+use crate::detect::{Arrival, DetectError, Entrance};
+use crate::tls;
 
 pub(super) async fn run(
     shared: Arc<Shared>,
@@ -46,32 +45,55 @@ pub(super) async fn run(
         Ok((placed, stay)) => {
             pass(&shared, client, &stay, placed).await;
         }
-        Err(cause) => {
-            if cause == UNKNOWN_NAME {
-                // Whoever does not take it will not miss it.
-                let _ = client.write_all(&UNRECOGNIZED_NAME).await;
-            }
+        Err(TurnedAway { cause, alert }) => {
             shared.metrics.count_turned_away(cause);
+            if let Some(alert) = alert {
+                tls::refuse(client, alert).await;
+            }
         }
     }
     drop(open);
 }
 
-/// Up to a server that has the hello; the error is the cause that is counted.
+/// A client that gets no server.
+struct TurnedAway {
+    /// The cause that is counted.
+    cause: &'static str,
+    /// The fatal alert that the client is sent.
+    alert: Option<AlertDescription>,
+}
+
+impl From<DetectError> for TurnedAway {
+    fn from(error: DetectError) -> Self {
+        Self {
+            cause: error.cause(),
+            alert: error.alert(),
+        }
+    }
+}
+
+impl TurnedAway {
+    const UNKNOWN_NAME: Self = Self {
+        cause: "unknown-name",
+        alert: Some(AlertDescription::UnrecognizedName),
+    };
+
+    const fn without_alert(cause: &'static str) -> Self {
+        Self { cause, alert: None }
+    }
+}
+
+/// Reads the hello and hands it to a server.
 async fn admit(
     shared: &Shared,
     entrance: &Entrance,
     client: &mut TcpStream,
     peer: SocketAddr,
-) -> Result<(Placed, Stay), &'static str> {
-    let arrival = entrance.receive(client, peer).await;
-    let arrival = arrival.map_err(|error| error.cause())?;
+) -> Result<(Placed, Stay), TurnedAway> {
+    let arrival = entrance.receive(client, peer).await?;
     let placed = place(shared, &arrival, client).await?;
     Ok((placed, arrival.stay))
 }
-
-/// Turned away for the server name, and told so.
-const UNKNOWN_NAME: &str = "unknown-name";
 
 /// A client with its server found.
 struct Placed {
@@ -87,15 +109,17 @@ async fn place(
     shared: &Shared,
     arrival: &Arrival,
     client: &TcpStream,
-) -> Result<Placed, &'static str> {
-    let hello = arrival.reader.hello().map_err(|_| "bad-hello")?;
+) -> Result<Placed, TurnedAway> {
+    let hello = arrival.hello()?;
     let opening = Opening {
         arrival,
         client,
         hello: &hello,
     };
     let roster = shared.roster();
-    let pool = roster.pool(hello.server_name).ok_or(UNKNOWN_NAME)?;
+    let pool = roster
+        .pool(hello.server_name)
+        .ok_or(TurnedAway::UNKNOWN_NAME)?;
     let offered = Offered::new(&hello);
     let request = Request {
         hello: &hello,
@@ -110,7 +134,7 @@ async fn place(
         server,
         io,
         connected,
-    } = found?;
+    } = found.map_err(TurnedAway::without_alert)?;
     Ok(Placed {
         server: io,
         connected,
@@ -209,7 +233,8 @@ async fn first_that_takes<'r>(
         };
         if let Some(silent) = silent {
             let source = opening.arrival.source.ip();
-            silent.server.cut(source, Instant::now());
+            let offered = offers_session(opening.hello);
+            silent.server.cut(source, offered, Instant::now());
             return Ok(attempt);
         }
         if !opening.may_be_said_again() || !hangs_up(&attempt.io, opening.client, patience).await {

@@ -9,7 +9,7 @@ use std::time::Instant;
 use sessile_proto::Time;
 use sessile_proto::affinity::AffinityKey;
 use sessile_proto::hello::ClientHello;
-use sessile_proto::keynames::Token;
+use sessile_proto::key_names::TicketFingerprint;
 use sessile_proto::route::RoutedBy;
 use sessile_proto::ticket::Class;
 
@@ -25,11 +25,13 @@ pub(super) type Choice<'r> = (RoutedBy, Result<&'r Arc<Server>, Miss>);
 /// What a client offers that may begin with the name of a key.
 pub(super) struct Offered {
     /// Its first TLS 1.3 identities; `None` stands for one that is no ticket.
-    pub(super) identities: Vec<Option<Token>>,
-    pub(super) ticket: Option<Token>,
+    pub(super) identities: Vec<Option<TicketFingerprint>>,
+    pub(super) ticket: Option<TicketFingerprint>,
     /// What the ticket and the session ID of TLS ≤ 1.2 are known by, if they were learned.
     ticket_key: Option<AffinityKey>,
     id_key: Option<AffinityKey>,
+    /// The client offered a session, known here or not.
+    pub(super) a_session: bool,
     /// The hello that is seen is the one that is answered, as far as anyone can tell.
     pub(super) in_clear: bool,
 }
@@ -39,10 +41,13 @@ impl Offered {
         let psks = hello.pre_shared_key.iter();
         let identities = psks.flat_map(|psks| psks.identities().take(MAX_IDENTITIES));
         Self {
-            identities: identities.map(|psk| Token::new(psk.identity)).collect(),
-            ticket: hello.session_ticket.and_then(Token::new),
+            identities: identities
+                .map(|psk| TicketFingerprint::new(psk.identity))
+                .collect(),
+            ticket: hello.session_ticket.and_then(TicketFingerprint::new),
             ticket_key: AffinityKey::ticket(hello.session_ticket.unwrap_or_default()),
             id_key: AffinityKey::session_id(hello.session_id),
+            a_session: offers_session(hello),
             in_clear: !hello.encrypted_client_hello,
         }
     }
@@ -55,6 +60,15 @@ impl Offered {
             RoutedBy::Label | RoutedBy::KeyName | RoutedBy::Policy => None,
         }
     }
+}
+
+/// True if the hello offers a session. The session ID of a TLS 1.3 client is noise.
+pub(super) fn offers_session(hello: &ClientHello<'_>) -> bool {
+    let has_ticket = hello
+        .session_ticket
+        .is_some_and(|ticket| !ticket.is_empty());
+    let has_id = !hello.session_id.is_empty() && !hello.offers_tls13();
+    hello.pre_shared_key.is_some() || has_ticket || has_id
 }
 
 /// What decides where a client goes.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use prometheus::core::Metric;
 use prometheus::{Gauge, Histogram};
-use sessile_proto::cliff::{Ages, Cliff, Offer, Since};
+use sessile_proto::age_limit::{AgeLimit, AgedOffer, CountedFrom, OfferAges};
 
 /// Upper bounds of the histograms' buckets, in seconds. Five minutes are finer than the rest: that is
 /// where IIS and many after it clear idle connections away.
@@ -17,7 +17,7 @@ pub(super) const BUCKETS: [f64; 16] = [
     18_000.0, 36_000.0,
 ];
 
-/// A change of a cliff by less than this part of it is none.
+/// A change of an age limit by less than this part of it is not reported.
 const SAME: u32 = 4;
 
 /// What one server forgets.
@@ -44,16 +44,16 @@ pub(super) struct Idle {
 
 #[derive(Default)]
 struct State {
-    ages: Ages,
+    ages: OfferAges,
     /// The longest that the server meant to accept a ticket.
     announced: Option<Duration>,
-    said: Option<Cliff>,
+    said: Option<AgeLimit>,
 }
 
 /// A server forgets sessions before their time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Diagnosis {
-    pub(super) cliff: Cliff,
+    pub(super) age_limit: AgeLimit,
     /// How long they should have lived.
     due: Due,
 }
@@ -85,7 +85,7 @@ impl Forgetting {
 
     /// Takes note of what became of an offer, and says so where that changes what is known.
     /// `lifetime`: how long sessions live where the server does not say.
-    pub(super) fn record(&self, server: &str, offer: Offer, lifetime: Duration) {
+    pub(super) fn record(&self, server: &str, offer: AgedOffer, lifetime: Duration) {
         let histogram = match offer.accepted {
             true => &self.metrics.accepted,
             false => &self.metrics.refused,
@@ -94,12 +94,12 @@ impl Forgetting {
         let mut state = self.state();
         state.ages.record(offer);
         let found = state.diagnosis(lifetime);
-        let cliff = found.map(|found| found.cliff);
-        let after = cliff.map_or(0.0, |cliff| cliff.after().as_secs_f64());
+        let age_limit = found.map(|found| found.age_limit);
+        let after = age_limit.map_or(0.0, |age_limit| age_limit.estimate().as_secs_f64());
         self.metrics.after.set(after);
-        let is_news = is_news(state.said, cliff);
+        let is_news = is_news(state.said, age_limit);
         if is_news {
-            state.said = cliff;
+            state.said = age_limit;
         }
         // Whoever reads the log slowly holds nobody else up.
         drop(state);
@@ -130,12 +130,14 @@ impl Forgetting {
 
 impl State {
     fn diagnosis(&self, lifetime: Duration) -> Option<Diagnosis> {
-        let cliff = self.ages.cliff()?;
+        let age_limit = self.ages.age_limit()?;
         let (due, lives) = match self.announced {
             Some(announced) => (Due::Announced(announced), announced),
             None => (Due::Expected(lifetime), lifetime),
         };
-        cliff.is_short_of(lives).then_some(Diagnosis { cliff, due })
+        age_limit
+            .is_short_of(lives)
+            .then_some(Diagnosis { age_limit, due })
     }
 }
 
@@ -158,12 +160,12 @@ fn steps(histogram: &Histogram) -> Vec<Idle> {
 }
 
 /// Whether what is known now is worth a line beside what was said last.
-fn is_news(said: Option<Cliff>, now: Option<Cliff>) -> bool {
+fn is_news(said: Option<AgeLimit>, now: Option<AgeLimit>) -> bool {
     match (said, now) {
         (None, None) => false,
         (Some(said), Some(now)) => {
-            let (before, after) = (said.after(), now.after());
-            said.since != now.since || before.abs_diff(after) > before / SAME
+            let (before, after) = (said.estimate(), now.estimate());
+            said.counted_from != now.counted_from || before.abs_diff(after) > before / SAME
         }
         _ => true,
     }
@@ -172,25 +174,27 @@ fn is_news(said: Option<Cliff>, now: Option<Cliff>) -> bool {
 impl fmt::Display for Diagnosis {
     /// To be read behind the server's name.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let cliff = &self.cliff;
-        match cliff.since {
-            Since::LastUse => write!(f, "forgets sessions after {cliff} of idle time")?,
-            Since::FullHandshake => {
-                write!(f, "forgets sessions {cliff} after their full handshake")?;
+        let age_limit = &self.age_limit;
+        match age_limit.counted_from {
+            CountedFrom::LastUse => write!(f, "forgets sessions after {age_limit} of idle time")?,
+            CountedFrom::FullHandshake => {
+                write!(f, "forgets sessions {age_limit} after their full handshake")?;
             }
-            Since::Either => write!(
+            CountedFrom::Unclear => write!(
                 f,
-                "forgets sessions after {cliff}, of idle time or since their full handshake"
+                "forgets sessions after {age_limit}, of idle time or since their full handshake"
             )?,
         }
         match self.due {
             Due::Announced(due) => write!(f, " though it announces {} s", due.as_secs())?,
             Due::Expected(due) => write!(f, " though {} s are expected", due.as_secs())?,
         }
-        f.write_str(match cliff.since {
-            Since::LastUse => ": as IIS 6.0 without EnableKernelSSL",
-            Since::FullHandshake => ": its session time-out, or a cache too small for the load",
-            Since::Either => ": which of the two, no client has shown yet",
+        f.write_str(match age_limit.counted_from {
+            CountedFrom::LastUse => ": as IIS 6.0 without EnableKernelSSL",
+            CountedFrom::FullHandshake => {
+                ": its session time-out, or a cache too small for the load"
+            }
+            CountedFrom::Unclear => ": which of the two, no client has shown yet",
         })
     }
 }
@@ -214,7 +218,7 @@ mod tests {
     fn as_iis(forgetting: &Forgetting) {
         for n in 0..200 {
             let idle = n * 37 % 500;
-            let offer = Offer {
+            let offer = AgedOffer {
                 idle: secs(idle),
                 age: secs(idle + n * 101 % 3000),
                 accepted: idle < 300,
@@ -258,15 +262,15 @@ mod tests {
 
     #[test]
     fn the_same_is_not_said_twice() {
-        let cliff = |seconds| Cliff {
-            kept: secs(seconds),
-            lost: secs(seconds),
-            since: Since::LastUse,
+        let age_limit = |seconds| AgeLimit {
+            longest_accepted: secs(seconds),
+            shortest_refused: secs(seconds),
+            counted_from: CountedFrom::LastUse,
         };
         assert!(!is_news(None, None));
-        assert!(is_news(None, Some(cliff(300))));
-        assert!(!is_news(Some(cliff(300)), Some(cliff(290))));
-        assert!(is_news(Some(cliff(300)), Some(cliff(60))));
-        assert!(is_news(Some(cliff(300)), None));
+        assert!(is_news(None, Some(age_limit(300))));
+        assert!(!is_news(Some(age_limit(300)), Some(age_limit(290))));
+        assert!(is_news(Some(age_limit(300)), Some(age_limit(60))));
+        assert!(is_news(Some(age_limit(300)), None));
     }
 }

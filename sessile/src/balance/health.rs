@@ -19,7 +19,10 @@ use super::lookout::Lookout;
 use super::own::is_ours;
 use super::roster::{Pool, Roster};
 use super::server::Server;
-use crate::client::{Client, Connection, Error, Mechanism, Options, Sessions, Target, Trust};
+use super::session_fault::{Visited, visit_and_compare};
+use crate::client::{
+    Client, Connection, Error, Failure, Mechanism, Options, Sessions, Target, Trust,
+};
 use crate::config::Health;
 
 /// Until the next check of a server that has just contradicted the ones before, and the least between
@@ -70,6 +73,9 @@ async fn watch(shared: &Arc<Shared>, name: &str) {
         if round.health == Health::Off {
             round.server.is_not_checked();
             return;
+        }
+        if round.health != Health::Tls {
+            round.server.is_offered_no_sessions();
         }
         let checks = Checker::new(round.clone()).run(shared);
         let other_round = async {
@@ -137,7 +143,7 @@ fn target(roster: &Roster, pool: &Pool, server: &Server) -> Target {
 /// What a server that expects PROXY headers has to hear of a check.
 pub(super) fn preface(server: &Server) -> &'static [u8] {
     let expected = server.settings.proxy_protocol;
-    expected.map_or(&[], proxy_protocol::own)
+    expected.map_or(&[], proxy_protocol::local_header)
 }
 
 /// Takes note of a check and says what has changed. Returns whether the server is up, where that has
@@ -182,9 +188,11 @@ impl Checker {
 
     /// Without an end.
     async fn run(mut self, shared: &Arc<Shared>) {
+        let mut is_well = true;
         loop {
             let began = Instant::now();
-            let checked = self.check().await;
+            let checked = self.check(is_well).await;
+            is_well = checked.is_ok();
             let server = &self.round.server;
             let (changed, in_doubt) = say_checked(shared, server, checked.as_ref().err());
             if let Ok(visited) = checked
@@ -210,7 +218,8 @@ impl Checker {
     }
 
     /// What the server did with the session that it was offered, where there was a handshake.
-    async fn check(&self) -> Result<Option<Connection>, Error> {
+    /// `is_well`: the check before did not fail.
+    async fn check(&self, is_well: bool) -> Result<Option<Connection>, Error> {
         let Round {
             target,
             timeout,
@@ -221,10 +230,29 @@ impl Checker {
         let Some(client) = client else {
             return knock(target.address, *timeout).await.map(|()| None);
         };
-        match visit(client, target).await {
+        let server = &self.round.server;
+        // A server that ends handshakes with its own session would cost every check a second handshake,
+        // and one that does not answer a second time-out. The looks for key names go on offering.
+        let visited = match is_well && server.session_fault().is_none() {
+            true => visit_and_compare(client, target).await,
+            false => visit(&client.another(), target)
+                .await
+                .map(Visited::Finished),
+        };
+        match visited {
+            Ok(Visited::Finished(connection)) => {
+                if connection.offered().is_some() {
+                    server.offered_session(Mechanism::Any, None);
+                }
+                Ok(Some(connection))
+            }
+            Ok(Visited::EndedOffer(failure, connection)) => {
+                server.offered_session(Mechanism::Any, Some(&failure));
+                Ok(Some(connection))
+            }
             // It speaks TLS, if only of a kind that our client does not.
-            Err(error) if error.refuses_version() => Ok(None),
-            visited => visited.map(Some),
+            Err(failure) if failure.error.refuses_version() => Ok(None),
+            Err(failure) => Err(failure.error),
         }
     }
 }
@@ -255,8 +283,8 @@ async fn knock(address: SocketAddr, within: Duration) -> Result<(), Error> {
 }
 
 /// A handshake, tickets if there are any, and goodbye.
-pub(super) async fn visit(client: &Client, target: &Target) -> Result<Connection, Error> {
-    let mut connection = client.connect(target).await?;
+pub(super) async fn visit(client: &Client, target: &Target) -> Result<Connection, Failure> {
+    let mut connection = client.attempt(target).await?;
     if connection.outcome().version > sessile_proto::hello::TLS_1_2 {
         connection.await_ticket(TICKETS).await;
     }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 
 use prometheus::IntGauge;
-use sessile_proto::keynames::{self, KeyName};
+use sessile_proto::key_names::{self, KeyName};
 
 use super::locked;
 use crate::client::hex;
@@ -18,7 +18,7 @@ pub(super) struct KeyNames {
 
 #[derive(Default)]
 struct Inner {
-    names: keynames::KeyNames,
+    names: key_names::KeyNames,
     /// The servers of the pool, by the number that they are known by.
     members: BTreeMap<u32, Member>,
 }
@@ -77,7 +77,7 @@ impl KeyNames {
 
     /// Takes note of something about a server, and says what that has changed. Of one that has gone,
     /// and whose connections and looks may still be ending, nothing is noted.
-    pub(super) fn note(&self, id: u32, note: impl FnOnce(&mut keynames::KeyNames)) {
+    pub(super) fn note(&self, id: u32, note: impl FnOnce(&mut key_names::KeyNames)) {
         let mut inner = locked(&self.inner);
         if !inner.members.contains_key(&id) {
             return;
@@ -92,24 +92,24 @@ impl KeyNames {
         say(news);
     }
 
-    /// As [`keynames::KeyNames::servers`].
+    /// As [`key_names::KeyNames::servers`].
     pub(super) fn servers(&self, name: &KeyName) -> Vec<u32> {
         locked(&self.inner).names.servers(name).collect()
     }
 
-    /// As [`keynames::KeyNames::of`].
+    /// As [`key_names::KeyNames::names_of`].
     pub(super) fn of(&self, id: u32) -> BTreeSet<KeyName> {
-        locked(&self.inner).names.of(id).copied().collect()
+        locked(&self.inner).names.names_of(id).copied().collect()
     }
 
-    /// As [`keynames::KeyNames::group`].
+    /// As [`key_names::KeyNames::group`].
     pub(super) fn group(&self, id: u32) -> BTreeSet<u32> {
         locked(&self.inner).names.group(id)
     }
 
-    /// As [`keynames::KeyNames::to_try`].
+    /// As [`key_names::KeyNames::servers_to_try`].
     pub(super) fn to_try(&self, name: KeyName, id: u32) -> Vec<u32> {
-        locked(&self.inner).names.to_try(name, id)
+        locked(&self.inner).names.servers_to_try(name, id)
     }
 }
 
@@ -131,7 +131,7 @@ impl Inner {
         let mut changed = Vec::new();
         for (&id, member) in &mut self.members {
             let now = Standing {
-                names: self.names.of(id).copied().collect(),
+                names: self.names.names_of(id).copied().collect(),
                 group: self.names.group(id),
             };
             if now != member.said {
@@ -165,7 +165,7 @@ impl Member {
 mod tests {
     use super::*;
 
-    const NAME: KeyName = [7; keynames::LEN];
+    const NAME: KeyName = [7; key_names::LEN];
 
     fn figures() -> Figures {
         let gauge = || IntGauge::new("figure", "help").unwrap();
@@ -191,7 +191,7 @@ mod tests {
         names.note(1, |names| names.tried(NAME, 1, 2, true));
         names.note(3, |names| names.tried(NAME, 3, 1, true));
         assert_eq!(servers.each_ref().map(shown), [[1, 3]; 3]);
-        names.note(2, |names| names.lost(2, NAME));
+        names.note(2, |names| names.refused_own_ticket(2, NAME));
         assert_eq!(servers.each_ref().map(shown), [[1, 2], [0, 1], [1, 2]]);
         names.leave(3);
         assert_eq!(shown(&servers[0]), [1, 1]);

@@ -7,7 +7,7 @@ use sessile_proto::hello::ClientHello;
 use sessile_proto::ticket::{self, Label};
 
 use crate::config::{Config, Key};
-use crate::key::{FileError, RouteRing};
+use crate::key::{FileError, RouteKeyring};
 
 /// PSK identities that are looked at: a client sends its best ones first, and each one that has no
 /// label costs a try with every route key.
@@ -15,7 +15,7 @@ pub(super) const MAX_IDENTITIES: usize = 4;
 
 /// The route keys of the farm.
 pub(super) struct Labels {
-    ring: RouteRing,
+    keyring: RouteKeyring,
 }
 
 impl Labels {
@@ -25,8 +25,8 @@ impl Labels {
         let Key::File(path) = &config.key else {
             return Ok(None);
         };
-        match RouteRing::open(path) {
-            Ok(ring) => Ok(Some(Self { ring })),
+        match RouteKeyring::open(path) {
+            Ok(keyring) => Ok(Some(Self { keyring })),
             Err(FileError::Missing { .. }) if !had_one && *path == config.default_key_file() => {
                 Ok(None)
             }
@@ -42,12 +42,12 @@ impl Labels {
         });
         let mut tokens = identities.chain(hello.session_ticket).peekable();
         tokens.peek()?;
-        let keys = self.ring.keys(now);
+        let keys = self.keyring.keys(now);
         tokens.find_map(|token| Some(ticket::read_label(&keys, token)?.1))
     }
 
     /// The farm's name.
     pub(super) fn scope(&self) -> String {
-        self.ring.scope()
+        self.keyring.scope()
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sessile_proto::keynames::{KeyName, KeyNames, MAX_TRIES, Token};
+use sessile_proto::key_names::{KeyName, KeyNames, MAX_TRIES, TicketFingerprint};
 use sessile_proto::watch::Kind;
 use tokio::time::{Instant, timeout};
 use tokio_util::task::AbortOnDropHandle;
@@ -13,8 +13,9 @@ use tokio_util::task::AbortOnDropHandle;
 use super::Shared;
 use super::health::{Round, client, preface, visit};
 use super::roster::Pool;
+use super::session_fault::{Visited, visit_and_compare};
 use super::standing::State;
-use crate::client::{Client, Connection, Error, Mechanism, Target};
+use crate::client::{Client, Connection, Failure, Mechanism, Target};
 
 /// Between two looks at a server that nothing has called for.
 const INTERVAL: Duration = Duration::from_secs(10 * 60);
@@ -38,7 +39,7 @@ pub(super) struct Lookout {
     /// Before then, that is no reason for a look.
     not_before: Instant,
     /// What the last check came back with, if it was resumed by a ticket.
-    last: Option<Token>,
+    last: Option<TicketFingerprint>,
     /// What the last look was called for by: one that did not prove it would not prove it now.
     doubted: Option<KeyName>,
     look: Option<AbortOnDropHandle<()>>,
@@ -69,11 +70,13 @@ impl Lookout {
         let now = Instant::now();
         let is_looking = self.look.as_ref().is_some_and(|look| !look.is_finished());
         if let Some(visited) = visited {
-            let offered = visited.offered().and_then(|it| Token::new(&it.bytes));
+            let offered = visited
+                .offered()
+                .and_then(|it| TicketFingerprint::new(&it.bytes));
             let (id, names) = (round.server.id(), &round.server.key_names);
             let kind = visited.outcome().kind;
             if let Some(name) = self.lost(kind, offered) {
-                names.note(id, |names| names.lost(id, name));
+                names.note(id, |names| names.refused_own_ticket(id, name));
             }
             let is_known = |name: &KeyName| names.of(id).contains(name);
             // What is not known yet is just being found out.
@@ -99,7 +102,7 @@ impl Lookout {
     }
 
     /// The name of the key that the server took the last time and does not take now.
-    fn lost(&self, kind: Kind, offered: Option<Token>) -> Option<KeyName> {
+    fn lost(&self, kind: Kind, offered: Option<TicketFingerprint>) -> Option<KeyName> {
         let name = offered?.name;
         let had_it = self.last.is_some_and(|last| last.name == name);
         (kind == Kind::Refused && had_it).then_some(name)
@@ -110,7 +113,7 @@ impl Lookout {
     fn is_another_key(
         &mut self,
         kind: Kind,
-        offered: Option<Token>,
+        offered: Option<TicketFingerprint>,
         is_known: impl Fn(&KeyName) -> bool,
     ) -> bool {
         match kind {
@@ -146,32 +149,38 @@ async fn look(shared: &Shared, round: &Round) {
 
 /// Two sessions, TLS 1.3 and 1.2 each, and whether servers whose tickets begin the same resume them.
 async fn find_key_names(pool: &Pool, round: &Round) {
-    let id = round.server.id();
-    let mut issued = Vec::new();
+    let server = &round.server;
+    if server.is_faulty_for(Mechanism::Any)
+        && let Some(client) = client(Mechanism::Any, round.timeout)
+    {
+        // Only this client offers session IDs too. How it fares is noted.
+        let _ = comeback(round, Mechanism::Any, &client).await;
+    }
     let mut is_whole = true;
+    let mut looks = Vec::new();
     for mechanism in [Mechanism::Psk, Mechanism::Ticket] {
         let Some(client) = client(mechanism, round.timeout) else {
             return;
         };
-        let other = client.another();
-        let made = async {
-            Ok([
-                comeback(round, &client).await?,
-                comeback(round, &other).await?,
-            ])
-        };
-        let made: [Option<Comeback>; 2] = match made.await {
-            Ok(made) => made,
-            Err(error) => {
-                is_whole &= Error::refuses_version(&error);
-                continue;
+        match Look::at(round, mechanism, client).await {
+            Ok(look) => looks.push(look),
+            Err(failure) => {
+                is_whole &= failure.offered.is_none() && failure.error.refuses_version();
             }
-        };
-        if let [Some(one), Some(other)] = &made
+        }
+    }
+    if server.session_fault().is_some() {
+        // No name leads to a server that ends handshakes with its own tickets.
+        return;
+    }
+    let id = server.id();
+    let mut issued = Vec::new();
+    for Look { client, made } in &looks {
+        if let [Some(one), Some(other)] = made
             && one.token.name == other.token.name
         {
             // Before it is known to issue them: until they are tried, nobody's would lead anywhere.
-            let _ = timeout(TRIES, try_elsewhere(pool, round, one.token.name, &client)).await;
+            let _ = timeout(TRIES, try_elsewhere(pool, round, one.token.name, client)).await;
             issued.push(one.token.name);
         }
         pool.key_names.note(id, |names| {
@@ -189,18 +198,61 @@ async fn find_key_names(pool: &Pool, round: &Round) {
     }
 }
 
+/// What two clients of one kind came back with.
+struct Look {
+    /// Holds fresh sessions of the server.
+    client: Client,
+    made: [Option<Comeback>; 2],
+}
+
+impl Look {
+    async fn at(round: &Round, mechanism: Mechanism, client: Client) -> Result<Self, Failure> {
+        let other = client.another();
+        // Both, whatever became of the first: two ended handshakes show a fault.
+        let one = comeback(round, mechanism, &client).await;
+        let other = comeback(round, mechanism, &other).await;
+        Ok(Self {
+            client,
+            made: [one?, other?],
+        })
+    }
+}
+
 /// What a client came back with.
 struct Comeback {
-    token: Token,
+    token: TicketFingerprint,
     resumed: bool,
 }
 
-/// Makes a session with a client that has none, and comes back with it.
-async fn comeback(round: &Round, client: &Client) -> Result<Option<Comeback>, Error> {
-    visit(client, &round.target).await?;
-    let connection = visit(client, &round.target).await?;
+/// Makes a session with a client that has none, and comes back with it. `None`: there is no ticket.
+async fn comeback(
+    round: &Round,
+    mechanism: Mechanism,
+    client: &Client,
+) -> Result<Option<Comeback>, Failure> {
+    let (server, target) = (&round.server, &round.target);
+    let first = visit(client, target).await;
+    let visited = match first {
+        Ok(_) => visit_and_compare(client, target).await,
+        Err(failure) => Err(failure),
+    };
+    let connection = match visited {
+        Ok(Visited::Finished(connection)) => connection,
+        Ok(Visited::EndedOffer(failure, _)) => {
+            server.offered_session(mechanism, Some(&failure));
+            return Err(failure);
+        }
+        Err(failure) => {
+            if failure.error.refuses_version() {
+                // The server has no such sessions any more.
+                server.offered_session(mechanism, None);
+            }
+            return Err(failure);
+        }
+    };
+    server.offered_session(mechanism, None);
     let offered = connection.offered();
-    let token = offered.and_then(|offered| Token::new(&offered.bytes));
+    let token = offered.and_then(|offered| TicketFingerprint::new(&offered.bytes));
     let resumed = matches!(connection.outcome().kind, Kind::Resumed(_));
     Ok(token.map(|token| Comeback { token, resumed }))
 }
@@ -228,12 +280,19 @@ async fn try_elsewhere(pool: &Pool, round: &Round, name: KeyName, client: &Clien
             preface: preface(other),
             ..target.clone()
         };
-        let Ok(connection) = client.connect(&there).await else {
-            continue;
+        let (offered, kind) = match client.attempt(&there).await {
+            Ok(connection) => (connection.offered().cloned(), connection.outcome().kind),
+            Err(failure) => {
+                if client.another().connect(&there).await.is_err() {
+                    continue;
+                }
+                // It is there, and ends handshakes that offer this ticket: it does not share the key.
+                (failure.offered, Kind::Refused)
+            }
         };
-        let offered = connection.offered().and_then(|it| Token::new(&it.bytes));
+        let offered = offered.and_then(|it| TicketFingerprint::new(&it.bytes));
         let same_key = offered.is_some_and(|token| token.name == name);
-        let resumed = match connection.outcome().kind {
+        let resumed = match kind {
             Kind::Resumed(_) => true,
             Kind::Refused => false,
             Kind::NotOffered | Kind::Failed => continue,
@@ -256,14 +315,14 @@ mod tests {
     const KNOWN: u8 = 1;
     const RESUMED: Kind = Kind::Resumed(How::Psk);
 
-    fn ticket(of: u8, n: u8) -> Option<Token> {
+    fn ticket(of: u8, n: u8) -> Option<TicketFingerprint> {
         let mut bytes = [of; 64];
         bytes[63] = n;
-        Token::new(&bytes)
+        TicketFingerprint::new(&bytes)
     }
 
     /// Whether each of these checks calls for a look.
-    fn calls<const N: usize>(checks: [(Kind, Option<Token>); N]) -> [bool; N] {
+    fn calls<const N: usize>(checks: [(Kind, Option<TicketFingerprint>); N]) -> [bool; N] {
         let mut lookout = Lookout::new();
         checks.map(|(kind, token)| lookout.is_another_key(kind, token, |name| name[0] == KNOWN))
     }

@@ -306,6 +306,7 @@ pub(super) struct ServerFamilies {
     handshakes: IntCounterVec,
     idle: HistogramVec,
     forgets_after: GaugeVec,
+    session_fault: IntGaugeVec,
     key_names: IntGaugeVec,
     group_size: IntGaugeVec,
 }
@@ -315,6 +316,8 @@ pub(super) struct ServerMetrics {
     pub(super) open: IntGauge,
     /// 0 while checks say that it is down.
     pub(super) up: IntGauge,
+    /// 1 while the server ends handshakes that offer its own session.
+    pub(super) session_fault: IntGauge,
     pub(super) connections: IntCounter,
     pub(super) failures: IntCounter,
     pub(super) bytes_up: IntCounter,
@@ -383,6 +386,10 @@ impl ServerFamilies {
             )?,
             idle,
             forgets_after,
+            session_fault: gauges(
+                "sessile_balance_server_session_fault",
+                "1 while this server ends handshakes that offer its own session and finishes others, else 0.",
+            )?,
             key_names: gauges(
                 "sessile_balance_server_key_names",
                 "Key names of this server's tickets that are proven.",
@@ -401,6 +408,7 @@ impl ServerFamilies {
         ServerMetrics {
             open: self.open.with_label_values(&[server]),
             up: self.up.with_label_values(&[server]),
+            session_fault: self.session_fault.with_label_values(&[server]),
             connections: self.connections.with_label_values(&[server]),
             failures: self.failures.with_label_values(&[server]),
             bytes_up,
@@ -443,6 +451,7 @@ impl ServerFamilies {
         // Each of them is there: they were made together.
         let _ = self.open.remove_label_values(&[server]);
         let _ = self.up.remove_label_values(&[server]);
+        let _ = self.session_fault.remove_label_values(&[server]);
         let _ = self.connections.remove_label_values(&[server]);
         let _ = self.failures.remove_label_values(&[server]);
         for direction in DIRECTIONS {

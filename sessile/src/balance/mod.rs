@@ -17,6 +17,7 @@ mod relay;
 mod report;
 mod roster;
 mod server;
+mod session_fault;
 mod snapshot;
 mod splice;
 mod standing;

@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use sessile_proto::Time;
-use sessile_proto::affinity::{AffinityKey, Learned as Lesson, Recalled};
-use sessile_proto::cliff::Offer;
+use sessile_proto::affinity::{AffinityKey, LearnResult, LearnedSession};
+use sessile_proto::age_limit::AgedOffer;
 use sessile_proto::hello::TLS_1_2;
-use sessile_proto::keynames::KeyNames;
+use sessile_proto::key_names::KeyNames;
 use sessile_proto::route::RoutedBy;
 use sessile_proto::verdict::How;
 use sessile_proto::watch::{Kind, Learned, Outcome};
@@ -72,7 +72,8 @@ impl Shared {
             server.live.metrics.count(passage.by, None);
         }
         if !ended.answered && ended.by_server {
-            server.cut(passage.client.ip(), Instant::now());
+            let source = passage.client.ip();
+            server.cut(source, passage.offered.a_session, Instant::now());
         }
         let sessions = passage.sessions.take();
         if !sessions.is_empty() {
@@ -107,7 +108,7 @@ impl Shared {
         let (key, known) = self.learned_of(passage, now)?;
         let server = &passage.server;
         if known.server == server.id() {
-            let offer = Offer {
+            let offer = AgedOffer {
                 idle: now.since(known.used),
                 age: now.since(known.established),
                 accepted,
@@ -124,7 +125,7 @@ impl Shared {
 
     /// The session that a client offered, if it was learned: one of the server that was reached, or else
     /// the one that led there.
-    fn learned_of(&self, passage: &Passage, now: Time) -> Option<(AffinityKey, Recalled)> {
+    fn learned_of(&self, passage: &Passage, now: Time) -> Option<(AffinityKey, LearnedSession)> {
         let Passage {
             offered,
             server,
@@ -153,7 +154,7 @@ impl Shared {
                 let (server, source) = (passage.server.id(), passage.client.ip());
                 let established = established.unwrap_or(now);
                 let lesson = affinity.learn(key, server, source, established, now);
-                if lesson == Lesson::Displacing {
+                if lesson == LearnResult::Displacing {
                     self.metrics.count_displaced();
                 }
                 passage.sessions.borrow_mut().push(key);

@@ -13,8 +13,9 @@ use super::forgetting::Forgetting;
 use super::key_names::KeyNames;
 use super::locked;
 use super::metrics::ServerMetrics;
+use super::session_fault::{Change, FAULT, Offers, SessionFault};
 use super::standing::{Standing, State};
-use crate::client::Error;
+use crate::client::{Error, Failure, Mechanism};
 use crate::clock;
 use crate::config::BalanceServer;
 
@@ -35,6 +36,7 @@ pub(super) struct Live {
     standing: Mutex<Standing>,
     /// What its checks fail for.
     trouble: Mutex<Option<Trouble>>,
+    offers: Mutex<Offers>,
     /// A connection was cut: is it still there?
     doubted: Notify,
     pub(super) metrics: ServerMetrics,
@@ -105,6 +107,7 @@ impl Live {
         Arc::new(Self {
             standing: Mutex::new(standing),
             trouble: Mutex::default(),
+            offers: Mutex::default(),
             doubted: Notify::new(),
             metrics,
             forgetting,
@@ -238,6 +241,50 @@ impl Server {
         self.live.standing().forget_checks();
         *locked(&self.live.trouble) = None;
         self.live.metrics.up.set(1);
+        self.is_offered_no_sessions();
+    }
+
+    /// No check offers a session any more: what was found does not hold for ever.
+    pub(super) fn is_offered_no_sessions(&self) {
+        *locked(&self.live.offers) = Offers::default();
+        self.live.metrics.session_fault.set(0);
+    }
+
+    /// Takes note of an own client's handshake that offered a session of this server. `ended`: why it
+    /// failed, where one without a session succeeded.
+    pub(super) fn offered_session(&self, client: Mechanism, ended: Option<&Failure>) {
+        let change = match ended {
+            Some(failure) => locked(&self.live.offers).ended(client, failure, clock::now()),
+            None => locked(&self.live.offers).finished(client),
+        };
+        let (name, address) = (self.name(), self.address());
+        match (change, ended) {
+            (Some(Change::Found), Some(failure)) => {
+                tracing::warn!(
+                    server = name, %address, error = %failure.error, offered = failure.offered_kind(),
+                    "{FAULT}; it stays up, because it finishes handshakes that offer none"
+                );
+                // No ticket resumes there, whatever its first bytes.
+                self.key_names
+                    .note(self.id(), |names| names.forget(self.id()));
+            }
+            (Some(Change::Gone), _) => tracing::info!(
+                server = name, %address, "the server finishes handshakes that offer its own session again"
+            ),
+            _ => {}
+        }
+        let fault = self.session_fault().is_some();
+        self.live.metrics.session_fault.set(fault.into());
+    }
+
+    /// True if it ends handshakes in which this kind of client offers its own session.
+    pub(super) fn is_faulty_for(&self, client: Mechanism) -> bool {
+        locked(&self.live.offers).is_faulty_for(client)
+    }
+
+    /// Whether and how it ends handshakes that offer its own session.
+    pub(super) fn session_fault(&self) -> Option<SessionFault> {
+        locked(&self.live.offers).fault()
     }
 
     /// What its checks fail for, if they do.
@@ -262,10 +309,15 @@ impl Server {
     }
 
     /// Takes note of a connection that it took and ended without a word. Where there are checks, one
-    /// finds out whether that is the server's fault or the client's.
-    pub(super) fn cut(&self, source: IpAddr, now: Instant) {
+    /// finds out whether that is the server's fault or the client's. `offered`: the client offered a
+    /// session.
+    pub(super) fn cut(&self, source: IpAddr, offered: bool, now: Instant) {
         self.live.metrics.failures.inc();
         self.live.doubted.notify_one();
+        if offered {
+            // The server may end just those handshakes, and serve all new clients.
+            return;
+        }
         let was = self.state(now);
         let ejected = self.live.standing().cut(source, now);
         if let Some(length) = ejected {

@@ -3,11 +3,12 @@
 use std::time::Instant;
 
 use serde_json::{Map, Value, json};
-use sessile_proto::cliff::Since;
+use sessile_proto::age_limit::CountedFrom;
 use sessile_proto::route::RoutedBy;
 
 use super::forgetting::Idle;
 use super::server::Server;
+use super::session_fault::FAULT;
 use super::{Shared, locked};
 use crate::client::hex;
 use crate::clock;
@@ -66,6 +67,12 @@ pub(super) fn server_json(shared: &Shared, pool: &str, server: &Server) -> Value
             "error": trouble.error,
             "since": clock::rfc3339(trouble.since),
         })),
+        "session_fault": server.session_fault().map(|fault| json!({
+            "diagnosis": FAULT,
+            "offered": fault.offered,
+            "error": fault.error,
+            "since": clock::rfc3339(fault.since),
+        })),
         "pool": pool,
         "address": settings.address,
         "number": server.number,
@@ -83,11 +90,11 @@ pub(super) fn server_json(shared: &Shared, pool: &str, server: &Server) -> Value
         "resumption_ratio": resumption_ratio(&routed),
         "offers": { "accepted": idle_json(&accepted), "refused": idle_json(&refused) },
         "forgets": forgets.map(|found| json!({
-            "after_seconds": found.cliff.after().as_secs_f64(),
-            "since": match found.cliff.since {
-                Since::LastUse => "last-use",
-                Since::FullHandshake => "full-handshake",
-                Since::Either => "either",
+            "after_seconds": found.age_limit.estimate().as_secs_f64(),
+            "since": match found.age_limit.counted_from {
+                CountedFrom::LastUse => "last-use",
+                CountedFrom::FullHandshake => "full-handshake",
+                CountedFrom::Unclear => "either",
             },
             "diagnosis": format!("{} {found}", settings.name),
         })),

@@ -1,16 +1,15 @@
 //! Explains what a restart and a crash cost, and what a shared store changes.
 
-use sessile_proto::Time;
-use sessile_proto::keys::MAX_LIFETIME;
-
 use std::net::IpAddr;
 
 use humantime::format_duration;
+use sessile_proto::Time;
+use sessile_proto::keys::MAX_LIFETIME;
 
 use super::{Findings, Grade, counted, state};
 use crate::clock;
 use crate::config::store::{Node, Redis};
-use crate::config::{Config, Forget, Key, StoreUrl, Whose, human_bytes};
+use crate::config::{Config, Forget, ForgetTarget, Key, StoreUrl, human_bytes};
 
 pub(super) fn check(config: &Config, findings: &mut Findings) {
     let (session, connection) = (&config.session, &config.connection);
@@ -65,13 +64,17 @@ pub(super) fn check(config: &Config, findings: &mut Findings) {
 
 /// Explains `session.forget`.
 pub(super) fn check_forget(config: &Config, now: Time, findings: &mut Findings) {
-    for Forget { whose, before } in &config.session.forget {
-        let sessions = match whose {
-            Whose::Everyones => "sessions".to_owned(),
-            Whose::Site(name) if name.is_empty() => "sessions of the site without names".to_owned(),
-            Whose::Site(name) => format!("sessions of site {name}"),
-            Whose::Server(name) => format!("sessions made by server {name}"),
-            Whose::Number(number) => format!("sessions made by the server of number {number}"),
+    for Forget { target, before } in &config.session.forget {
+        let sessions = match target {
+            ForgetTarget::Everything => "sessions".to_owned(),
+            ForgetTarget::Site(name) if name.is_empty() => {
+                "sessions of the site without names".to_owned()
+            }
+            ForgetTarget::Site(name) => format!("sessions of site {name}"),
+            ForgetTarget::Server(name) => format!("sessions made by server {name}"),
+            ForgetTarget::Number(number) => {
+                format!("sessions made by the server of number {number}")
+            }
         };
         let when = clock::rfc3339(*before);
         findings.note(format!(

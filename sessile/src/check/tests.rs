@@ -349,7 +349,7 @@ fn what_is_forgotten_is_said_and_may_be_taken_out_when_it_is_old() {
     let mut config = farm(folder.path());
     let mut forgotten = |days: u64| {
         config.session.forget = vec![crate::config::Forget {
-            whose: crate::config::Whose::Server("web2".to_owned()),
+            target: crate::config::ForgetTarget::Server("web2".to_owned()),
             before: clock::at(now() - Duration::from_secs(days * 86_400)),
         }];
         let count = |grade| {

@@ -8,10 +8,10 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use sessile_proto::Time;
 use sessile_proto::keys::Schedule;
-use sessile_proto::ticket::{Extent, Forgotten, MAX_MARKS};
+use sessile_proto::ticket::{ForgetRules, ForgetScope, MAX_FORGET_RULES};
 
 use crate::clock::{self, rfc3339};
-use crate::config::{self, Config, Key, Site, StoreUrl, Whose};
+use crate::config::{self, Config, ForgetTarget, Key, Site, StoreUrl};
 use crate::{key, serve, store};
 
 const EXAMPLES: &str = r"Examples:
@@ -77,14 +77,14 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
             rfc3339(before)
         );
     }
-    let whose = whose(&args.what, &config)?;
+    let target = target(&args.what, &config)?;
     let StoreUrl::Redis(redis) = &config.session.store else {
         bail!(
             "{}: session.store is \"memory\", so there is no store to tell the farm's servers; put \
              forget = [{}] under [session] in each server's file instead",
             path.display(),
             // Where it is read, it has to have been.
-            entry(&whose, before.min(now))
+            entry(&target, before.min(now))
         );
     };
     let Key::File(file) = &config.key else {
@@ -95,22 +95,25 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     };
     let key = key::load(file)?;
     let schedule = Schedule::derive(&key, now);
-    let extent = serve::extent(&whose, &config, &key.scope);
+    let forget_scope = serve::forget_scope(&target, &config, &key.scope);
     let farm = (key.scope.as_str(), &schedule);
-    let marks = tokio::runtime::Builder::new_current_thread()
+    let rules = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?
-        .block_on(store::forget(redis, farm, extent, before))?;
-    say(&whose, (extent, before), &marks, &redis.to_string())
+        .block_on(store::forget(redis, farm, forget_scope, before))?;
+    say(&target, (forget_scope, before), &rules, &redis.to_string())
 }
 
-fn whose(what: &What, config: &Config) -> anyhow::Result<Whose> {
+fn target(what: &What, config: &Config) -> anyhow::Result<ForgetTarget> {
     if let Some(server) = &what.server {
         let number = server.parse().ok().filter(|n| *n <= config::MAX_NUMBER);
-        return Ok(number.map_or_else(|| Whose::Server(server.clone()), Whose::Number));
+        return Ok(number.map_or_else(
+            || ForgetTarget::Server(server.clone()),
+            ForgetTarget::Number,
+        ));
     }
     let Some(site) = &what.site else {
-        return Ok(Whose::Everyones);
+        return Ok(ForgetTarget::Everything);
     };
     let name = site.to_ascii_lowercase();
     let found = Site::called(&name, &config.sites).with_context(|| {
@@ -125,17 +128,17 @@ fn whose(what: &What, config: &Config) -> anyhow::Result<Whose> {
             ),
         }
     })?;
-    Ok(found.whose())
+    Ok(found.target())
 }
 
 /// The same, as the configuration file has it.
-fn entry(whose: &Whose, before: Time) -> String {
+fn entry(target: &ForgetTarget, before: Time) -> String {
     let before = format!("before = \"{}\"", rfc3339(before));
-    match whose {
-        Whose::Everyones => format!("{{ {before} }}"),
-        Whose::Site(name) => format!("{{ site = \"{}\", {before} }}", title(name)),
-        Whose::Server(name) => format!("{{ server = {name:?}, {before} }}"),
-        Whose::Number(number) => format!("{{ server = {number}, {before} }}"),
+    match target {
+        ForgetTarget::Everything => format!("{{ {before} }}"),
+        ForgetTarget::Site(name) => format!("{{ site = \"{}\", {before} }}", title(name)),
+        ForgetTarget::Server(name) => format!("{{ server = {name:?}, {before} }}"),
+        ForgetTarget::Number(number) => format!("{{ server = {number}, {before} }}"),
     }
 }
 
@@ -147,16 +150,16 @@ fn title(first_name: &str) -> &str {
 }
 
 fn say(
-    whose: &Whose,
-    (extent, before): (Extent, Time),
-    marks: &Forgotten,
+    target: &ForgetTarget,
+    (forget_scope, before): (ForgetScope, Time),
+    rules: &ForgetRules,
     store: &str,
 ) -> anyhow::Result<ExitCode> {
-    let sessions = match whose {
-        Whose::Everyones => "every session".to_owned(),
-        Whose::Site(name) => format!("sessions of site {}", title(name)),
-        Whose::Server(name) => format!("sessions made by server {name}"),
-        Whose::Number(number) => format!("sessions made by the server of number {number}"),
+    let sessions = match target {
+        ForgetTarget::Everything => "every session".to_owned(),
+        ForgetTarget::Site(name) => format!("sessions of site {}", title(name)),
+        ForgetTarget::Server(name) => format!("sessions made by server {name}"),
+        ForgetTarget::Number(number) => format!("sessions made by the server of number {number}"),
     };
     let within = humantime::format_duration(store::FORGETS_WITHIN);
     let mut text = format!(
@@ -170,23 +173,23 @@ fn say(
             "Until then, no session of these resumes: what is made meanwhile is forgotten, too.\n",
         );
     }
-    if let (Whose::Server(name), Extent::Server(number)) = (whose, extent) {
+    if let (ForgetTarget::Server(name), ForgetScope::Server(number)) = (target, forget_scope) {
         text.push_str(&format!(
             "{name} stands for number {number}; whether a server has that name or number is not known here.\n"
         ));
     }
-    let apart = marks.marks().count();
+    let apart = rules.iter().count();
     if apart >= MANY {
         text.push_str(&format!(
-            "The farm has {apart} marks; over {MAX_MARKS}, the oldest becomes one for everything.\n"
+            "The farm has {apart} marks; over {MAX_FORGET_RULES}, the oldest becomes one for everything.\n"
         ));
     }
-    for (known, time) in marks.marks() {
-        let covers = known == Extent::Everything || known == extent;
-        if covers && (known, time) != (extent, before) {
+    for (known, time) in rules.iter() {
+        let covers = known == ForgetScope::Everything || known == forget_scope;
+        if covers && (known, time) != (forget_scope, before) {
             let time = rfc3339(time);
             text.push_str(&match known {
-                Extent::Everything => {
+                ForgetScope::Everything => {
                     format!("Every session from before {time} is forgotten, too.\n")
                 }
                 _ => format!("It was asked for before, and for later: {time} counts.\n"),

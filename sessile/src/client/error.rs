@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rustls::{AlertDescription, CertificateError, InvalidMessage, PeerIncompatible};
 
-use super::Close;
+use super::{Close, Offer};
 
 /// The operator's part: a client or a target cannot be made from what was given.
 #[derive(Debug, thiserror::Error)]
@@ -69,6 +69,35 @@ pub enum Error {
     Unread,
 }
 
+/// A connection that was not made, and what the client offered on it.
+#[derive(Debug, thiserror::Error)]
+#[error("{error}")]
+pub struct Failure {
+    #[source]
+    pub error: Error,
+    /// The session in the ClientHello; `None` where the client offered none, or sent no hello.
+    pub offered: Option<Offer>,
+}
+
+impl Failure {
+    /// The kind of session that was offered, by its name in verdicts.
+    #[must_use]
+    pub fn offered_kind(&self) -> &'static str {
+        self.offered
+            .as_ref()
+            .map_or("nothing", |it| it.how.as_str())
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self {
+            error,
+            offered: None,
+        }
+    }
+}
+
 /// How far a connection got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
@@ -92,6 +121,20 @@ impl Error {
         matches!(
             self,
             Self::Version | Self::Alert(AlertDescription::ProtocolVersion)
+        )
+    }
+
+    /// True if the server, and not this client, ended the handshake or did not answer.
+    #[must_use]
+    pub const fn is_ended_by_server(&self) -> bool {
+        matches!(
+            self,
+            Self::Alert(_)
+                | Self::HungUp(_)
+                | Self::TimedOut {
+                    stage: Stage::Handshake,
+                    ..
+                }
         )
     }
 

@@ -24,7 +24,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 pub use connection::{Close, Connection, Times};
-pub use error::{Error, SetupError, Stage, alert_name};
+pub use error::{Error, Failure, SetupError, Stage, alert_name};
 pub use sessions::Sessions;
 pub use stream::Stream;
 pub use tap::Offer;
@@ -169,6 +169,15 @@ impl Client {
     ///
     /// The TCP connection or the handshake was refused, failed or took too long.
     pub async fn connect(&self, target: &Target) -> Result<Connection, Error> {
+        self.attempt(target).await.map_err(|failure| failure.error)
+    }
+
+    /// The same; a failure says which session was offered.
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::connect`].
+    pub async fn attempt(&self, target: &Target) -> Result<Connection, Failure> {
         // A thread's first random bytes take the library tens of milliseconds to gather: they are no
         // part of the connection's times. A failure shows again in the handshake.
         let _ = self.config.crypto_provider().secure_random.fill(&mut [0]);
@@ -192,12 +201,15 @@ impl Client {
         let name = target.server_name.clone();
         let tap = || Tap::new(visit.took_tls12());
         let mut stream = Stream::new(tcp, self.config_for(&visit), name.clone(), tap)?;
-        timeout(self.handshake_timeout, stream.handshake())
-            .await
-            .map_err(|_| Error::TimedOut {
-                stage: Stage::Handshake,
-                after: self.handshake_timeout,
-            })??;
+        let handshake = timeout(self.handshake_timeout, stream.handshake()).await;
+        let handshake = handshake.unwrap_or(Err(Error::TimedOut {
+            stage: Stage::Handshake,
+            after: self.handshake_timeout,
+        }));
+        if let Err(error) = handshake {
+            let offered = stream.tap.offered.take();
+            return Err(Failure { error, offered });
+        }
         let times = Times {
             connect: connected - started,
             first_byte: stream
@@ -210,7 +222,7 @@ impl Client {
         let offered = stream.tap.offered.take();
         let mut outcome = stream.tap.outcome.take().ok_or(Error::Unread)?;
         match outcome.kind {
-            Kind::Failed => return Err(Error::Unread),
+            Kind::Failed => return Err(Error::Unread.into()),
             // The wire does not show that a session ID beside TLS 1.3 was a session; the tap knows.
             Kind::NotOffered if offered.is_some() => outcome.kind = Kind::Refused,
             Kind::NotOffered | Kind::Refused | Kind::Resumed(_) => {}

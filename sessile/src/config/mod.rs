@@ -40,15 +40,14 @@ pub struct Config {
 /// An entry of `session.forget`. Sessions do not resume if their full handshake was before this time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Forget {
-    pub whose: Whose,
+    pub target: ForgetTarget,
     pub before: Time,
 }
 
 /// The sessions that a [`Forget`] concerns.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Whose {
-    /// All sessions.
-    Everyones,
+pub enum ForgetTarget {
+    Everything,
     /// The sessions of the site with this first name. Empty: the site without names.
     Site(String),
     /// The sessions that the server with this name made.
@@ -145,8 +144,8 @@ impl Site {
 
     /// The sessions of the site.
     #[must_use]
-    pub fn whose(&self) -> Whose {
-        Whose::Site(self.names.first().cloned().unwrap_or_default())
+    pub fn target(&self) -> ForgetTarget {
+        ForgetTarget::Site(self.names.first().cloned().unwrap_or_default())
     }
 }
 

@@ -1,4 +1,4 @@
-//! Key files made and changed: by a first start, and by an operator's command.
+//! Makes and changes key files: at a server's first start, and by `sessile key`.
 
 use std::path::Path;
 use std::time::Duration;
@@ -9,24 +9,24 @@ use sessile_proto::keys::{CannotRotate, FarmKey, Secret};
 use super::{KeyError, file};
 use crate::clock;
 
-/// How often ticket keys change in a key that is made without being asked about it.
+/// How often ticket keys change, unless the operator says so.
 pub const DEFAULT_ROTATE: Duration = Duration::from_secs(60 * 60);
 
-/// Longest life of a session in a key that is made without being asked about it.
+/// Longest life of a session, unless the operator says so.
 pub const DEFAULT_MAX_LIFETIME: Duration = Duration::from_secs(10 * 60 * 60);
 
 /// How the secret of a farm changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rotation {
-    /// A new generation: accepted at once, used from then on; `None`: when it is activated.
+    /// Adds a generation that is accepted at once. It seals from this time on, or once it is activated.
     Add(Option<Time>),
-    /// The generation that waits seals from then on.
+    /// The waiting generation seals from this time on.
     Activate(Time),
-    /// A new generation that is used at once; all others end at once.
+    /// Adds a generation that seals at once, and ends all others at once.
     Replace,
 }
 
-/// Makes a key file that must not be there yet. A farm without a name gets a random one.
+/// Makes a new key file. `scope` is the farm's name, random by default.
 pub fn create(
     path: &Path,
     scope: Option<&str>,
@@ -59,15 +59,14 @@ pub fn rotate(path: &Path, rotation: Rotation, now: Time) -> Result<(FarmKey, u8
     Ok((key, number))
 }
 
-/// A new key with the default terms, made to allow for sessions that live that long.
+/// A new key with the default terms, and a maximum lifetime of at least `lifetime`.
 pub(super) fn fresh(lifetime: Duration) -> Result<FarmKey, KeyError> {
     let max_lifetime = lifetime.clamp(DEFAULT_MAX_LIFETIME, sessile_proto::keys::MAX_LIFETIME);
-    // Whole seconds: what the file can say.
-    let max_lifetime = Duration::from_secs(max_lifetime.as_secs());
     Ok(FarmKey::new(
         random_scope()?,
         DEFAULT_ROTATE,
-        max_lifetime,
+        // The file holds whole seconds.
+        Duration::from_secs(max_lifetime.as_secs()),
         random_secrets()?,
         clock::now(),
     )?)
@@ -79,7 +78,7 @@ fn random_scope() -> Result<String, KeyError> {
     Ok(format!("farm-{:08x}", u32::from_be_bytes(name)))
 }
 
-/// Secrets for the ticket and the route chain of a generation.
+/// Secrets for the ticket chain and the route chain of a generation.
 pub(super) fn random_secrets() -> Result<[Secret; 2], KeyError> {
     Ok([random_secret()?, random_secret()?])
 }

@@ -1,4 +1,4 @@
-//! The farm key's file: read, locked, replaced as a whole. Mode 0600 where it can be chosen.
+//! Reads, locks and replaces the farm key's file. The file is always replaced as a whole, with mode 0600.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
@@ -7,22 +7,22 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{Access, access};
+use sessile_proto::Time;
 use sessile_proto::keys::FarmKey;
 use zeroize::Zeroizing;
 
 use super::format::{self, Malformed};
 
-/// A key file over this many bytes is something else.
+/// Longest key file, in bytes. A longer file is not a key file.
 const MAX_LEN: u64 = 64 * 1024;
 
-/// How long another program may hold the lock. Signals, the order to stop among them, are not obeyed while a
-/// reload waits for it.
+/// How long to wait for the lock. A reload that waits also delays the signal to stop.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 
-/// How long to wait before the lock is tried again.
+/// Pause before the lock is tried again.
 const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
-/// Why a key file cannot be used. Each names the file and the remedy.
+/// Why a key file cannot be used. Each message names the file, and the remedy if there is one.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
     #[error("farm key {file}: not there", file = .path.display())]
@@ -47,7 +47,7 @@ pub enum FileError {
     RoutePart { path: PathBuf },
 }
 
-/// Turns an error of the system into one about this file.
+/// Turns a system error into an error about this file.
 fn io_error(path: &Path) -> impl Fn(io::Error) -> FileError {
     move |source| {
         let path = path.into();
@@ -59,17 +59,17 @@ fn io_error(path: &Path) -> impl Fn(io::Error) -> FileError {
     }
 }
 
-/// Reads a server's key file, refusing what is unsafe to use and what is a balancer's.
-pub(super) fn load(path: &Path) -> Result<FarmKey, FileError> {
+/// Reads a whole key file. Refuses a file that is unsafe to use, and a balancer's part.
+pub fn load(path: &Path) -> Result<FarmKey, FileError> {
     let key = load_any(path)?;
-    match key.is_route_part() {
-        true => Err(FileError::RoutePart { path: path.into() }),
-        false => Ok(key),
+    if key.is_route_part() {
+        return Err(FileError::RoutePart { path: path.into() });
     }
+    Ok(key)
 }
 
-/// Reads a key file, whole or the route part, refusing what is unsafe to use.
-pub(super) fn load_any(path: &Path) -> Result<FarmKey, FileError> {
+/// Reads a key file, whole or the balancer's part. Refuses a file that is unsafe to use.
+pub fn load_any(path: &Path) -> Result<FarmKey, FileError> {
     let io_error = io_error(path);
     let file = File::open(path).map_err(&io_error)?;
     let metadata = file.metadata().map_err(&io_error)?;
@@ -80,8 +80,8 @@ pub(super) fn load_any(path: &Path) -> Result<FarmKey, FileError> {
         });
     }
     let mode = metadata.permissions().mode() & 0o7777;
-    // On a read-only mount (a Kubernetes secret) the mode is the mount's business, and said.
-    if metadata.is_file() && mode & 0o077 != 0 && !on_read_only_mount(path) {
+    // On a read-only mount (a Kubernetes secret) the mode cannot be changed, so it is only a warning.
+    if metadata.is_file() && mode & 0o077 != 0 && !is_on_read_only_mount(path) {
         return Err(FileError::Readable {
             path: path.into(),
             mode,
@@ -94,21 +94,21 @@ pub(super) fn load_any(path: &Path) -> Result<FarmKey, FileError> {
     })
 }
 
-fn on_read_only_mount(path: &Path) -> bool {
+fn is_on_read_only_mount(path: &Path) -> bool {
     rustix::fs::statvfs(path)
         .is_ok_and(|fs| fs.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY))
 }
 
-/// Why a key file cannot be replaced, and so not be moved forward.
+/// Why a key file cannot be replaced, and therefore not be moved forward.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fixed {
-    /// It lies on a read-only mount; others than its owner can read it there, or not.
+pub enum ReadOnlyReason {
+    /// The file is on a read-only mount. `open_to_others`: its mode lets other users read it.
     ReadOnlyMount { open_to_others: bool },
-    /// This user may not write to its folder.
+    /// This user may not write to the file's folder.
     Folder,
 }
 
-impl std::fmt::Display for Fixed {
+impl std::fmt::Display for ReadOnlyReason {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::ReadOnlyMount {
@@ -120,19 +120,20 @@ impl std::fmt::Display for Fixed {
     }
 }
 
-/// Whether a key file cannot be replaced here, as far as it can be told without trying.
-pub(super) fn fixed(path: &Path) -> Option<Fixed> {
-    if on_read_only_mount(path) {
+/// Why the key file cannot be replaced, if that shows without trying.
+pub(super) fn read_only_reason(path: &Path) -> Option<ReadOnlyReason> {
+    if is_on_read_only_mount(path) {
         let mode = fs::metadata(path).map_or(0, |metadata| metadata.permissions().mode());
-        return Some(Fixed::ReadOnlyMount {
+        return Some(ReadOnlyReason::ReadOnlyMount {
             open_to_others: mode & 0o077 != 0,
         });
     }
-    let writable = access(folder_of(path), Access::WRITE_OK | Access::EXEC_OK);
-    writable.err().map(|_| Fixed::Folder)
+    access(folder_of(path), Access::WRITE_OK | Access::EXEC_OK)
+        .err()
+        .map(|_| ReadOnlyReason::Folder)
 }
 
-/// Writes a key file that must not be there yet, and the folders that lead to it.
+/// Writes a new key file, and makes the folders above it. Fails if the file exists.
 pub(super) fn write_new(path: &Path, key: &FarmKey) -> Result<(), FileError> {
     let io_error = io_error(path);
     make_folder(folder_of(path)).map_err(&io_error)?;
@@ -143,10 +144,9 @@ pub(super) fn write_new(path: &Path, key: &FarmKey) -> Result<(), FileError> {
     sync_folder(path).map_err(&io_error)
 }
 
-/// Changes a key file: under a lock, from what the file says now (another process may have
-/// changed it), replaced as a whole. Returns the key as the file has it afterwards.
+/// Reads a key file again under a lock, changes it and replaces it. Returns the key in the file.
 ///
-/// `change` says whether there is anything to write.
+/// `change` returns whether the key changed; if not, the file stays as it is.
 pub(super) fn update<E: From<FileError>>(
     path: &Path,
     change: impl FnOnce(&mut FarmKey) -> Result<bool, E>,
@@ -159,7 +159,7 @@ pub(super) fn update<E: From<FileError>>(
     }
     let owner = fs::metadata(path).map_err(&io_error)?;
     let staged = stage(path, format::encode(&key).as_bytes()).map_err(&io_error)?;
-    // A file that root rewrites stays its owner's; where this may not be done the owner is us.
+    // A file that root rewrites must keep its owner. For other users this fails, and they are the owner.
     let _ = fchown(staged.as_file(), Some(owner.uid()), Some(owner.gid()));
     staged
         .persist(path)
@@ -168,15 +168,26 @@ pub(super) fn update<E: From<FileError>>(
     Ok(key)
 }
 
-/// Replaces a file that holds secrets, 0600, or makes it. A farm key is never replaced by this.
-pub(super) fn write_secret(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
+/// Writes the balancer's part of a key to a file.
+///
+/// # Errors
+/// If the file cannot be written, or holds a farm key.
+pub fn write_route_part(path: &Path, key: &FarmKey, now: Time) -> Result<(), FileError> {
+    write_secret(path, format::encode(&key.route_part(now)).as_bytes())
+}
+
+/// Makes or replaces a file of secrets that were derived from a key.
+///
+/// # Errors
+/// If the file cannot be written, or holds a farm key: a farm key is never overwritten.
+pub fn write_secret(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     let io_error = io_error(path);
     let head = format::HEAD.as_bytes();
-    let mut begins = vec![0; head.len()];
-    let is_key = File::open(path)
-        .and_then(|mut file| io::Read::read_exact(&mut file, &mut begins))
-        .is_ok_and(|()| begins == head);
-    if is_key {
+    let mut start = vec![0; head.len()];
+    let is_farm_key = File::open(path)
+        .and_then(|mut file| io::Read::read_exact(&mut file, &mut start))
+        .is_ok_and(|()| start == head);
+    if is_farm_key {
         return Err(FileError::Exists { path: path.into() });
     }
     let staged = stage(path, bytes).map_err(&io_error)?;
@@ -186,15 +197,20 @@ pub(super) fn write_secret(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     sync_folder(path).map_err(&io_error)
 }
 
-/// Makes a folder that only its owner can look into, and those that lead to it.
-pub(super) fn make_folder(folder: &Path) -> io::Result<()> {
+/// Makes a folder that only its owner can look into, and the folders above it.
+///
+/// # Errors
+/// If the system refuses to make a folder.
+pub fn make_folder(folder: &Path) -> io::Result<()> {
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(folder)
 }
 
-/// Held until dropped. A file of its own: the key file is replaced, and a lock on it with it.
+/// Locks the key file until the result is dropped.
+///
+/// The lock is on a second file: replacing the key file would also replace a lock on it.
 fn lock(path: &Path) -> io::Result<File> {
     let mut name = path.as_os_str().to_owned();
     name.push(".lock");
@@ -203,7 +219,7 @@ fn lock(path: &Path) -> io::Result<File> {
         .create(true)
         .truncate(false)
         .write(true)
-        // Whoever can open it can hold it.
+        // Any user who can open the file could hold the lock.
         .mode(0o600)
         .open(&name)?;
     // A command that root runs must not lock the server out.
@@ -230,7 +246,7 @@ fn lock(path: &Path) -> io::Result<File> {
     }
 }
 
-/// A complete file (0600, on the disk) beside the one that it is to become.
+/// Writes a temporary file in the same folder and syncs it, ready to replace the file at `path`.
 fn stage(path: &Path, bytes: &[u8]) -> io::Result<tempfile::NamedTempFile> {
     let mut staged = tempfile::Builder::new()
         .prefix(".farm-key-")

@@ -1,13 +1,13 @@
-//! What a key file says: TOML, secrets in hex. A whole key is a server's; one without ticket
-//! chains is a balancer's.
+//! The format of a key file: TOML, with the secrets in hex. A server's file holds ticket chains; a
+//! balancer's part does not.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use sessile_proto::keys::{BadTerms, Chain, FarmKey, Generation, Secret, Weak};
+use sessile_proto::keys::{BadTerms, Chain, FarmKey, Generation, Secret, WeakSecret};
 use zeroize::Zeroizing;
 
-/// How a whole key begins. Nothing that begins like this is overwritten by an export.
+/// The first lines of a whole key. An export never overwrites a file that begins like this.
 pub(super) const HEAD: &str = "\
 # sessile farm key. Whoever has this file can open and forge every ticket of the farm:
 # keep it readable by its owner alone, and copy it over encrypted channels only.
@@ -20,7 +20,7 @@ const ROUTE_HEAD: &str = "\
 
 pub(super) const FORMAT: u32 = 1;
 
-/// What is wrong with the text of a key file. Never quotes it.
+/// An error in the text of a key file. The messages never quote a secret.
 #[derive(Debug, thiserror::Error)]
 pub enum Malformed {
     #[error("line {line}: {message}")]
@@ -42,7 +42,7 @@ pub enum Malformed {
     Weak {
         chain: &'static str,
         generation: u8,
-        weak: Weak,
+        weak: WeakSecret,
     },
     #[error("generation {0} has a ticket epoch without a ticket secret, or the other way round")]
     HalfAChain(u8),
@@ -76,9 +76,9 @@ struct WrittenGeneration {
     route_secret: Zeroizing<String>,
 }
 
-/// Reads the text of a key file, whole or the route part.
+/// Reads the text of a key file, whole or the balancer's part.
 pub(super) fn parse(text: &str) -> Result<FarmKey, Malformed> {
-    // The error's own display would quote the line, and with it a secret.
+    // The error's own message would quote the line, and a secret with it.
     let written: Written = toml::from_str(text).map_err(|error| Malformed::Syntax {
         line: error
             .span()
@@ -88,16 +88,9 @@ pub(super) fn parse(text: &str) -> Result<FarmKey, Malformed> {
     if written.format != FORMAT {
         return Err(Malformed::Format(written.format));
     }
-    let duration = |name, value: String| {
-        humantime::parse_duration(&value).map_err(|source| Malformed::Duration {
-            name,
-            value,
-            source,
-        })
-    };
     let key = FarmKey {
-        rotate: duration("rotate", written.rotate)?,
-        max_lifetime: duration("max-lifetime", written.max_lifetime)?,
+        rotate: parse_duration("rotate", written.rotate)?,
+        max_lifetime: parse_duration("max-lifetime", written.max_lifetime)?,
         scope: written.scope,
         generations: written
             .generation
@@ -109,32 +102,35 @@ pub(super) fn parse(text: &str) -> Result<FarmKey, Malformed> {
     Ok(key)
 }
 
-/// A type error's message says what value was found: `invalid type: string "…"`.
+fn parse_duration(name: &'static str, value: String) -> Result<Duration, Malformed> {
+    humantime::parse_duration(&value).map_err(|source| Malformed::Duration {
+        name,
+        value,
+        source,
+    })
+}
+
+/// Hides quoted values in a message, such as `invalid type: string "…"`: they can be secrets.
 fn without_values(message: &str) -> String {
-    let mut quoted = false;
-    let mut said = String::with_capacity(message.len());
+    let mut is_quoted = false;
+    let mut hidden = String::with_capacity(message.len());
     for part in message.split_inclusive('"') {
-        match quoted {
-            true => said.push_str("…\""),
-            false => said.push_str(part),
+        if is_quoted {
+            hidden.push_str("…\"");
+        } else {
+            hidden.push_str(part);
         }
-        quoted = !quoted;
+        is_quoted = !is_quoted;
     }
-    said
+    hidden
 }
 
 fn read_generation(written: WrittenGeneration) -> Result<Generation, Malformed> {
     let generation = written.number;
-    let secret = |chain: &'static str, hex: &str| {
-        let bytes = from_hex(hex).ok_or(Malformed::NotHex { chain, generation })?;
-        Secret::new(&bytes).map_err(|weak| Malformed::Weak {
-            chain,
-            generation,
-            weak,
-        })
-    };
     let ticket = match (written.ticket_epoch, written.ticket_secret) {
-        (Some(epoch), Some(hex)) => Some(Chain::new(epoch, secret("ticket", &hex)?)),
+        (Some(epoch), Some(hex)) => {
+            Some(Chain::new(epoch, read_secret("ticket", generation, &hex)?))
+        }
         (None, None) => None,
         _ => return Err(Malformed::HalfAChain(generation)),
     };
@@ -143,7 +139,19 @@ fn read_generation(written: WrittenGeneration) -> Result<Generation, Malformed> 
         activates: written.activates,
         ends: written.ends,
         ticket,
-        route: Chain::new(written.route_day, secret("route", &written.route_secret)?),
+        route: Chain::new(
+            written.route_day,
+            read_secret("route", generation, &written.route_secret)?,
+        ),
+    })
+}
+
+fn read_secret(chain: &'static str, generation: u8, hex: &str) -> Result<Secret, Malformed> {
+    let bytes = from_hex(hex).ok_or(Malformed::NotHex { chain, generation })?;
+    Secret::new(&bytes).map_err(|weak| Malformed::Weak {
+        chain,
+        generation,
+        weak,
     })
 }
 
@@ -159,9 +167,10 @@ pub(super) fn encode(key: &FarmKey) -> Zeroizing<String> {
     let body = Zeroizing::new(
         toml::to_string(&written).expect("a table of strings and numbers has a TOML form"),
     );
-    let head = match key.is_route_part() {
-        true => ROUTE_HEAD,
-        false => HEAD,
+    let head = if key.is_route_part() {
+        ROUTE_HEAD
+    } else {
+        HEAD
     };
     Zeroizing::new(format!("{head}{}", *body))
 }
@@ -211,7 +220,7 @@ mod tests {
         super::super::edit::fresh(super::super::DEFAULT_MAX_LIFETIME).unwrap()
     }
 
-    /// What a key says with one line changed.
+    /// Reads a key file with one line changed.
     fn with_line(name: &str, value: &str) -> Result<FarmKey, Malformed> {
         let text = encode(&key());
         let line = text.lines().find(|line| line.starts_with(name)).unwrap();

@@ -1,11 +1,12 @@
-//! The numbers by which a farm's tickets say which server made them: set, or derived from names. Two
-//! servers with one number cost routing and verdicts, and no connection.
+//! Server numbers, which name the issuing server in tickets: set, or derived from the server's name.
+//!
+//! Two servers with the same number mislead balancers and verdicts. No connection fails.
 
 use std::collections::HashMap;
 
 use crate::config;
 
-/// A server's number where none is set: 24 bits of SHA-256 of the farm's and the server's name.
+/// The default number of a server: 24 bits of SHA-256 of the farm's name and the server's name.
 #[must_use]
 pub fn server_number(scope: &str, name: &str) -> u32 {
     let mut hash = aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA256);
@@ -18,7 +19,7 @@ pub fn server_number(scope: &str, name: &str) -> u32 {
     u32::from_be_bytes(word)
 }
 
-/// The number of this server in the farm of that scope.
+/// The number of this server in the farm `scope`.
 #[must_use]
 pub fn number(server: &config::Server, scope: &str) -> u32 {
     server
@@ -26,15 +27,16 @@ pub fn number(server: &config::Server, scope: &str) -> u32 {
         .unwrap_or_else(|| server_number(scope, &server.name))
 }
 
-/// Two servers that have one number.
+/// Two servers with the same number.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Clash<'a> {
     pub number: u32,
     pub names: [&'a str; 2],
 }
 
-/// The clashes among servers of a farm, given by their names and the numbers that are set; each server
-/// with the first one that has its number.
+/// The clashes among the servers of a farm, each given by name and configured number.
+///
+/// A clash pairs a server with the first server of the same number.
 #[must_use]
 pub fn clashes<'a>(
     scope: &str,

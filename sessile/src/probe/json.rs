@@ -37,7 +37,16 @@ struct Mechanism<'a> {
     resumed: usize,
     note: Option<&'static str>,
     cause: Vec<Cause>,
+    ended_offers: Option<EndedOffers>,
     attempts: Vec<Handshake<'a>>,
+}
+
+#[derive(Serialize)]
+struct EndedOffers {
+    offered: usize,
+    ended: usize,
+    compared: usize,
+    succeeded: usize,
 }
 
 #[derive(Serialize)]
@@ -52,13 +61,22 @@ struct Handshake<'a> {
     address: String,
     outcome: &'static str,
     error: Option<String>,
+    offered: Option<Offered>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    without_session: Option<Comparison>,
     #[serde(flatten)]
     seen: Option<Shown<'a>>,
 }
 
+/// A handshake without a session, after one with a session failed.
+#[derive(Serialize)]
+struct Comparison {
+    succeeded: bool,
+    error: Option<String>,
+}
+
 #[derive(Serialize)]
 struct Shown<'a> {
-    offered: Option<Offered>,
     session_given: bool,
     protocol: String,
     cipher_suite: String,
@@ -117,6 +135,12 @@ fn mechanism(findings: &Findings) -> Mechanism<'_> {
         resumed: findings.resumed(),
         note: findings.note(),
         cause: causes.collect(),
+        ended_offers: findings.ended_offers().map(|found| EndedOffers {
+            offered: found.offered,
+            ended: found.ended,
+            compared: found.compared,
+            succeeded: found.succeeded,
+        }),
         attempts: findings
             .attempts
             .iter()
@@ -127,23 +151,29 @@ fn mechanism(findings: &Findings) -> Mechanism<'_> {
 }
 
 fn handshake((number, attempt): (usize, &Attempt)) -> Handshake<'_> {
+    let failed = attempt.result.as_ref().err();
+    let comparison = failed.and_then(|failed| failed.without_session.as_ref());
     Handshake {
         attempt: number,
         address: attempt.address.to_string(),
         outcome: attempt.outcome(),
-        error: attempt.result.as_ref().err().map(ToString::to_string),
+        error: attempt.error().map(ToString::to_string),
+        offered: attempt.offered().map(|offer| Offered {
+            how: offer.how.as_str(),
+            prefix: offer.prefix(),
+            suffix: offer.suffix(),
+            bytes: offer.bytes.len(),
+        }),
+        without_session: comparison.map(|compared| Comparison {
+            succeeded: compared.is_ok(),
+            error: compared.as_ref().err().map(ToString::to_string),
+        }),
         seen: attempt.seen().map(shown),
     }
 }
 
 fn shown(seen: &Seen) -> Shown<'_> {
     Shown {
-        offered: seen.offered.as_ref().map(|offer| Offered {
-            how: offer.how.as_str(),
-            prefix: offer.prefix(),
-            suffix: offer.suffix(),
-            bytes: offer.bytes.len(),
-        }),
         session_given: seen.given,
         protocol: protocol(seen.version),
         cipher_suite: suite(seen.cipher_suite),
@@ -211,8 +241,33 @@ mod tests {
         );
         assert_eq!(id["attempts"][3]["outcome"], "failed");
         assert_eq!(id["attempts"][3]["error"], "the server does not speak TLS");
+        assert_eq!(id["ended_offers"], serde_json::Value::Null);
+        assert_eq!(id["attempts"][3]["offered"], serde_json::Value::Null);
+        assert!(id["attempts"][3].get("without_session").is_none());
         assert_eq!(value["mechanisms"][1]["status"], "not-offered");
         assert_eq!(value["mechanisms"][1]["note"], "the server gives no ticket");
+    }
+
+    #[test]
+    fn a_failed_return_has_its_offer_and_the_comparison() {
+        let mut report = samples::faulty();
+        let failed = samples::ended(How::Psk, Err(crate::client::Error::NotTls));
+        report.mechanisms[0].attempts.push(failed);
+        let text = write(&report).unwrap();
+        let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let psk = &value["mechanisms"][0];
+        assert_eq!(psk["status"], "refuses");
+        let counts = serde_json::json!({"offered": 3, "ended": 3, "compared": 3, "succeeded": 2});
+        assert_eq!(psk["ended_offers"], counts);
+        let ended = &psk["attempts"][1];
+        assert_eq!(ended["outcome"], "failed");
+        assert_eq!(ended["offered"]["type"], "psk");
+        assert_eq!(ended["offered"]["bytes"], 32);
+        let well = serde_json::json!({"succeeded": true, "error": null});
+        assert_eq!(ended["without_session"], well);
+        let comparison = &psk["attempts"][3]["without_session"];
+        assert_eq!(comparison["succeeded"], false);
+        assert_eq!(comparison["error"], "the server does not speak TLS");
     }
 
     #[test]

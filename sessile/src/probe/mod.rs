@@ -17,10 +17,10 @@ use sessile_proto::verdict::How;
 use sessile_proto::watch::Learned;
 
 use crate::client::{
-    Client, Connection, Error, Mechanism, Options, Sessions, SetupError, Target, Trust,
+    Client, Connection, Error, Failure, Mechanism, Options, Sessions, SetupError, Target, Trust,
 };
 use http::Then;
-pub use report::{Attempt, Cause, Findings, LeftOut, Report, Seen, Status};
+pub use report::{Attempt, Cause, EndedOffers, Failed, Findings, LeftOut, Report, Seen, Status};
 
 /// What to probe.
 #[derive(Clone, Debug)]
@@ -92,12 +92,12 @@ pub async fn run(
                 address,
             });
             let result = visitor.visit(plan, how, address).await?;
-            if let Err(error) = &result
+            if let Err(failed) = &result
                 && plan.leave_out_unreachable
-                && error.unreachable()
+                && failed.error.unreachable()
                 && report.addresses.len() > 1
             {
-                report.leave_out(address, error);
+                report.leave_out(address, &failed.error);
                 continue;
             }
             let findings = report.findings();
@@ -139,19 +139,42 @@ impl Visitor {
         plan: &Plan,
         how: How,
         address: SocketAddr,
-    ) -> Result<Result<Seen, Error>, SetupError> {
+    ) -> Result<Result<Seen, Failed>, SetupError> {
         let target = Target::new(address, &plan.server_name)?;
-        let mut connected = self.client.connect(&target).await;
-        if let Err(Error::Alert(AlertDescription::NoApplicationProtocol)) = connected {
+        let mut connected = self.client.attempt(&target).await;
+        if let Err(Failure {
+            error: Error::Alert(AlertDescription::NoApplicationProtocol),
+            ..
+        }) = connected
+        {
             // It speaks something else, and minds: ask again without a protocol.
             self.options.alpn.clear();
             self.client = Client::new(self.options.clone(), Sessions::default())?;
-            connected = self.client.connect(&target).await;
+            connected = self.client.attempt(&target).await;
         }
-        Ok(match connected {
-            Ok(connection) => Ok(see(connection, how, &plan.host).await),
-            Err(error) => Err(error),
-        })
+        let Failure { error, offered } = match connected {
+            Ok(connection) => return Ok(Ok(see(connection, how, &plan.host).await)),
+            Err(failure) => failure,
+        };
+        let without_session = match offered {
+            Some(_) => Some(self.compare(plan, how, &target).await),
+            None => None,
+        };
+        Ok(Err(Failed {
+            error,
+            offered,
+            without_session,
+        }))
+    }
+
+    /// Connects without a session, right after a connection with one failed. The next return offers
+    /// what this connection was given.
+    async fn compare(&mut self, plan: &Plan, how: How, target: &Target) -> Result<(), Error> {
+        let fresh = self.client.another();
+        let connection = fresh.connect(target).await?;
+        see(connection, how, &plan.host).await;
+        self.client = fresh;
+        Ok(())
     }
 }
 

@@ -1,5 +1,6 @@
 //! What a probe found, and what follows from it.
 
+use std::fmt;
 use std::net::SocketAddr;
 
 use rustls::AlertDescription;
@@ -43,7 +44,30 @@ pub struct Findings {
 #[derive(Debug)]
 pub struct Attempt {
     pub address: SocketAddr,
-    pub result: Result<Seen, Error>,
+    pub result: Result<Seen, Failed>,
+}
+
+/// What is known of a handshake that was not finished.
+#[derive(Debug)]
+pub struct Failed {
+    pub error: Error,
+    /// The session in the ClientHello.
+    pub offered: Option<Offer>,
+    /// What became of a second handshake, made at once without a session; `None`: none was offered.
+    pub without_session: Option<Result<(), Error>>,
+}
+
+/// Connections that offered a session and were ended by the server, and those to compare.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EndedOffers {
+    /// Connections that offered a session.
+    pub offered: usize,
+    /// Those of them that the server ended, or did not answer.
+    pub ended: usize,
+    /// Connections without a session that were made to compare.
+    pub compared: usize,
+    /// Those of them that succeeded.
+    pub succeeded: usize,
 }
 
 /// What a finished handshake showed.
@@ -114,7 +138,7 @@ impl Report {
     #[must_use]
     pub fn certificate_refused(&self) -> bool {
         self.attempts()
-            .any(|attempt| matches!(attempt.result, Err(Error::Certificate(_))))
+            .any(|attempt| matches!(attempt.error(), Some(Error::Certificate(_))))
     }
 
     /// Whether something resumes, and nothing that the servers offer fails to.
@@ -172,11 +196,13 @@ impl Report {
     pub(super) fn nobody_there(&self) -> bool {
         self.attempts().all(|attempt| {
             matches!(
-                attempt.result,
-                Err(Error::Connect(_)
-                    | Error::TimedOut { .. }
-                    | Error::NotTls
-                    | Error::Certificate(_))
+                attempt.error(),
+                Some(
+                    Error::Connect(_)
+                        | Error::TimedOut { .. }
+                        | Error::NotTls
+                        | Error::Certificate(_)
+                )
             )
         })
     }
@@ -260,6 +286,29 @@ impl Findings {
         causes
     }
 
+    /// How many connections the server ended for the session that they offered; `None`: none.
+    #[must_use]
+    pub fn ended_offers(&self) -> Option<EndedOffers> {
+        let failed = self
+            .attempts
+            .iter()
+            .filter_map(|it| it.result.as_ref().err());
+        let ended = failed.filter(|it| it.offered.is_some() && it.error.is_ended_by_server());
+        let ended: Vec<&Failed> = ended.collect();
+        let compared = ended.iter().filter_map(|it| it.without_session.as_ref());
+        let compared: Vec<_> = compared.collect();
+        (!ended.is_empty()).then(|| EndedOffers {
+            offered: self
+                .attempts
+                .iter()
+                .filter(|it| it.offered().is_some())
+                .count(),
+            ended: ended.len(),
+            compared: compared.len(),
+            succeeded: compared.iter().filter(|it| it.is_ok()).count(),
+        })
+    }
+
     /// Why there is nothing to resume, where the mechanism is not offered.
     #[must_use]
     pub fn note(&self) -> Option<&'static str> {
@@ -288,6 +337,21 @@ impl Attempt {
         self.result.as_ref().ok()
     }
 
+    /// Why the handshake was not finished, if it was not.
+    #[must_use]
+    pub fn error(&self) -> Option<&Error> {
+        self.result.as_ref().err().map(|failed| &failed.error)
+    }
+
+    /// The session that was offered, whatever became of it.
+    #[must_use]
+    pub fn offered(&self) -> Option<&Offer> {
+        match &self.result {
+            Ok(seen) => seen.offered.as_ref(),
+            Err(failed) => failed.offered.as_ref(),
+        }
+    }
+
     /// The outcome in a word: `resumed`, `refused`, `not-offered` or `failed`.
     #[must_use]
     pub fn outcome(&self) -> &'static str {
@@ -300,14 +364,53 @@ impl Attempt {
     }
 
     fn refuses_version(&self) -> bool {
-        matches!(&self.result, Err(error) if error.refuses_version())
+        self.error().is_some_and(Error::refuses_version)
     }
 
     /// The server has nothing in common with a client of this version.
     fn declined(&self) -> bool {
         let failure = AlertDescription::HandshakeFailure;
         self.refuses_version()
-            || matches!(&self.result, Err(Error::Alert(alert)) if *alert == failure)
+            || matches!(self.error(), Some(Error::Alert(alert)) if *alert == failure)
+    }
+}
+
+impl Failed {
+    /// A failure that ended before a session could be offered, or without one.
+    #[must_use]
+    pub const fn without_offer(error: Error) -> Self {
+        Self {
+            error,
+            offered: None,
+            without_session: None,
+        }
+    }
+}
+
+impl fmt::Display for Failed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.error)?;
+        match &self.without_session {
+            Some(Ok(())) => f.write_str("; without a session it succeeded"),
+            Some(Err(error)) => write!(f, "; without a session: {error}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for EndedOffers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            offered,
+            ended,
+            compared,
+            succeeded,
+        } = self;
+        write!(
+            f,
+            "{ended} of {offered} connections that offered a session were ended by the server; \
+             {succeeded} of {compared} without one succeeded"
+        )
     }
 }
 
@@ -349,7 +452,7 @@ mod tests {
     }
 
     fn alert(alert: AlertDescription) -> Attempt {
-        attempt(1, Err(Error::Alert(alert)))
+        attempt(1, Err(Failed::without_offer(Error::Alert(alert))))
     }
 
     const RESUMED: Kind = Kind::Resumed(How::Psk);
@@ -386,7 +489,8 @@ mod tests {
     #[test]
     fn a_version_that_one_of_two_servers_declines_fails_the_probe() {
         let mut report = report();
-        let declined = attempt(2, Err(Error::Alert(AlertDescription::ProtocolVersion)));
+        let declined = Error::Alert(AlertDescription::ProtocolVersion);
+        let declined = attempt(2, Err(Failed::without_offer(declined)));
         report.mechanisms = vec![findings(vec![
             psk(Kind::NotOffered),
             psk(RESUMED),

@@ -3,10 +3,11 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use rustls::AlertDescription;
 use sessile_proto::verdict::How;
 use sessile_proto::watch::Kind;
 
-use super::{Attempt, Findings, Report, Seen};
+use super::{Attempt, Failed, Findings, Report, Seen};
 use crate::client::{Error, Offer, Times};
 
 pub(super) fn address(last: u8) -> SocketAddr {
@@ -39,7 +40,7 @@ pub(super) fn seen(how: How, kind: Kind) -> Seen {
     }
 }
 
-pub(super) fn attempt(last: u8, result: Result<Seen, Error>) -> Attempt {
+pub(super) fn attempt(last: u8, result: Result<Seen, Failed>) -> Attempt {
     Attempt {
         address: address(last),
         result,
@@ -72,7 +73,7 @@ pub(super) fn report() -> Report {
                     attempt(1, Ok(id(Kind::NotOffered))),
                     attempt(1, Ok(id(Kind::Resumed(How::SessionId)))),
                     attempt(2, Ok(refused)),
-                    attempt(1, Err(Error::NotTls)),
+                    attempt(1, Err(Failed::without_offer(Error::NotTls))),
                 ],
             },
             Findings {
@@ -90,4 +91,30 @@ pub(super) fn report() -> Report {
             },
         ],
     }
+}
+
+/// A return whose session the server answers with an alert; the comparison ends so.
+pub(super) fn ended(how: How, without_session: Result<(), Error>) -> Attempt {
+    let failed = Failed {
+        error: Error::Alert(AlertDescription::InternalError),
+        offered: Some(Offer {
+            how,
+            bytes: vec![7; 32],
+        }),
+        without_session: Some(without_session),
+    };
+    attempt(1, Err(failed))
+}
+
+/// A server that ends every handshake which offers its own session.
+pub(super) fn faulty() -> Report {
+    let mut report = report();
+    report.addresses.truncate(1);
+    let full = attempt(1, Ok(seen(How::Psk, Kind::NotOffered)));
+    let psk = Findings {
+        how: How::Psk,
+        attempts: vec![full, ended(How::Psk, Ok(())), ended(How::Psk, Ok(()))],
+    };
+    report.mechanisms = vec![psk];
+    report
 }

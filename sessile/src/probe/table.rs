@@ -38,6 +38,9 @@ pub fn write(report: &Report, colour: Colour) -> String {
     for findings in &report.mechanisms {
         let word = paint(title(findings.how), shade(findings.status()), colour);
         push(&mut text, &format!("{word}: {}", summary(findings)));
+        if let Some(ended) = findings.ended_offers() {
+            push(&mut text, &format!("  {ended}"));
+        }
         for cause in findings.causes() {
             let said_by = cause.said_by.join(", ");
             push(&mut text, &format!("  {}, says {said_by}", cause.verdict));
@@ -168,18 +171,19 @@ fn table(text: &mut String, findings: &Findings, colour: Colour) {
 fn row((number, attempt): (usize, &Attempt)) -> [String; HEADER.len()] {
     let seen = attempt.seen();
     let text = |text: Option<&String>| text.cloned().unwrap_or_default();
-    let offered = seen.map(|seen| match &seen.offered {
-        Some(offer) => offer.to_string(),
-        None => "nothing".to_owned(),
-    });
+    let offered = match (attempt.offered(), seen) {
+        (Some(offer), _) => offer.to_string(),
+        (None, Some(_)) => "nothing".to_owned(),
+        (None, None) => String::new(),
+    };
     let remark = match &attempt.result {
         Ok(seen) => text(seen.verdict.as_ref()),
-        Err(error) => error.to_string(),
+        Err(failed) => failed.to_string(),
     };
     [
         number.to_string(),
         attempt.address.to_string(),
-        offered.unwrap_or_default(),
+        offered,
         match attempt.outcome() {
             "not-offered" => "full".to_owned(),
             other => other.to_owned(),
@@ -270,6 +274,24 @@ TLS 1.2 session ID: resumed 1 of 3; refused by 192.0.2.2:443 (web2) 1 time; fail
   full/unknown, says web2
 TLS 1.2 ticket: not offered: the server gives no ticket
 TLS 1.3 PSK: resumed 1 of 1
+";
+        assert_eq!(text, expected, "\n{text}");
+    }
+
+    #[test]
+    fn a_failed_return_shows_its_offer_and_how_it_went_without() {
+        let text = write(&samples::faulty(), Colour::Never);
+        let expected = "\
+farm.test: server name farm.test, 1 address
+
+TLS 1.3 PSK
+  #  address        offered                outcome  connect  handshake  remark
+  0  192.0.2.1:443  nothing                full      0.2 ms     1.5 ms
+  1  192.0.2.1:443  psk 07070707…07070707  failed                       the server refused the handshake: alert internal_error; without a session it succeeded
+  2  192.0.2.1:443  psk 07070707…07070707  failed                       the server refused the handshake: alert internal_error; without a session it succeeded
+
+TLS 1.3 PSK: resumed 0 of 2; failed at 192.0.2.1:443 2 times
+  2 of 2 connections that offered a session were ended by the server; 2 of 2 without one succeeded
 ";
         assert_eq!(text, expected, "\n{text}");
     }

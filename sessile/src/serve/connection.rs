@@ -10,6 +10,7 @@ use std::time::Duration;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use sessile_proto::alert::AlertDescription;
 use sessile_proto::session::Gone;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
@@ -40,13 +41,6 @@ const MAX_STREAM_BUFFER: usize = 64 * 1024;
 
 /// How long a connection may take to say goodbye when it is reclaimed.
 const GOODBYE_DEADLINE: Duration = Duration::from_secs(1);
-
-/// Alerts (RFC 9846, 6) for what ends before the TLS library is asked.
-mod alert {
-    pub(super) const DECODE_ERROR: u8 = 50;
-    pub(super) const PROTOCOL_VERSION: u8 = 70;
-    pub(super) const UNRECOGNIZED_NAME: u8 = 112;
-}
 
 /// TLS 1.2 on the wire: the oldest version that is spoken here.
 const OLDEST_VERSION: u16 = 0x0303;
@@ -98,28 +92,35 @@ async fn handshake(
     let arrival = match entrance.receive(&mut io, *peer).await {
         Ok(arrival) => arrival,
         Err(error) => {
-            if let DetectError::Invalid(_) = error {
-                tls::refuse(io, alert::DECODE_ERROR).await;
-            }
-            return Err(error.cause());
+            return Err(turn_away(io, &error).await);
         }
     };
     *peer = arrival.source;
-    let reader = &arrival.reader;
-    let Ok(hello) = reader.hello() else {
-        tls::refuse(io, alert::DECODE_ERROR).await;
-        return Err("bad-hello");
+    let hello = match arrival.hello() {
+        Ok(hello) => hello,
+        Err(error) => return Err(turn_away(io, &error).await),
     };
+    if hello.is_fallback() && !hello.offers_tls13() {
+        // The client speaks more than it offers, and somebody may have made it offer less.
+        tls::refuse(io, AlertDescription::InappropriateFallback).await;
+        return Err("bad-hello");
+    }
     if hello.max_version() < OLDEST_VERSION {
-        tls::refuse(io, alert::PROTOCOL_VERSION).await;
+        tls::refuse(io, AlertDescription::ProtocolVersion).await;
         return Err("bad-hello");
     }
     let sites = worker.sites();
     let Some(site) = sites.find(hello.server_name) else {
-        tls::refuse(io, alert::UNRECOGNIZED_NAME).await;
+        tls::refuse(io, AlertDescription::UnrecognizedName).await;
         return Err("no-site");
     };
-    let accepted = tls::accept(io, reader.bytes(), &hello, &site.template, clock::now());
+    let accepted = tls::accept(
+        io,
+        arrival.reader.bytes(),
+        &hello,
+        &site.template,
+        clock::now(),
+    );
     match tokio::time::timeout(HANDSHAKE_DEADLINE, accepted).await {
         Ok(Ok(accepted)) => Ok((Rc::clone(&sites), Rc::clone(site), accepted, arrival.stay)),
         Ok(Err(AcceptError::Closed | AcceptError::Io(_))) => Err("closed"),
@@ -132,6 +133,14 @@ async fn handshake(
         }
         Err(_) => Err("deadline"),
     }
+}
+
+/// Ends a connection that brought no good ClientHello. Returns the cause that is counted.
+async fn turn_away(io: TcpStream, error: &DetectError) -> &'static str {
+    if let Some(alert) = error.alert() {
+        tls::refuse(io, alert).await;
+    }
+    error.cause()
 }
 
 /// Polls a hyper connection under the idle clock and the order to stop. HTTP/1 and HTTP/2

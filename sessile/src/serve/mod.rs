@@ -5,18 +5,18 @@ mod access_log;
 mod awaited;
 mod connection;
 mod forget;
-mod host;
-mod live;
 mod metrics;
 mod proxy;
+mod request;
 mod respond;
 mod routes;
+mod site_files;
 mod sites;
 
 pub use access_log::AccessLog;
-pub use forget::extent;
-pub use live::SiteError;
+pub use forget::forget_scope;
 pub use metrics::Metrics;
+pub use site_files::SiteError;
 
 use std::cell::RefCell;
 use std::io;
@@ -39,7 +39,7 @@ use crate::listen::{self, ListenError};
 use crate::store::snapshot::SnapshotFile;
 use crate::store::{Local, Store, StoreError};
 use crate::tls::Sessions;
-use live::Live;
+use site_files::LoadedSites;
 use sites::Sites;
 
 /// Why a server does not start.
@@ -112,7 +112,7 @@ impl Server {
         let sockets = if config.upstreams.is_empty() { 1 } else { 2 };
         let number = key::number(&config.server, keys.scope());
         let store = Store::new(config, &keys, number, &around.registry, table_seed)?;
-        store.forget(&forget::marks(config, keys.scope()));
+        store.forget(&forget::rules(config, keys.scope()));
         let files = lifecycle::file_limit();
         let max_connections = lifecycle::connection_limit(config.connection.max, files, sockets);
         let mut shared = Shared {
@@ -121,7 +121,7 @@ impl Server {
                 incarnation: u16::from_ne_bytes(incarnation),
             },
             keys: Arc::clone(&keys),
-            live: watch::Sender::new(Arc::new(Live::load(config)?)),
+            live: watch::Sender::new(Arc::new(LoadedSites::load(config)?)),
             max_connections,
             metrics: Arc::new(Metrics::register(&around.registry, name, &store)?),
             config: Arc::new(config.clone()),
@@ -186,11 +186,11 @@ impl Server {
     /// # Errors
     /// With what is wrong; everything stays as it was then.
     pub fn reload(&self, config: &Config) -> Result<(), SiteError> {
-        let live = Live::load(config)?;
+        let live = LoadedSites::load(config)?;
         self.shared.try_out(&live)?;
         self.shared.live.send_replace(Arc::new(live));
-        let marks = forget::marks(config, self.shared.keys.scope());
-        self.shared.store.forget(&marks);
+        let rules = forget::rules(config, self.shared.keys.scope());
+        self.shared.store.forget(&rules);
         Ok(())
     }
 
@@ -263,7 +263,7 @@ fn restore(file: &SnapshotFile, keys: &Keyring, store: &Store) -> Option<u16> {
 struct Shared {
     /// As the server was started with it; its sites are those of `live`.
     config: Arc<Config>,
-    live: watch::Sender<Arc<Live>>,
+    live: watch::Sender<Arc<LoadedSites>>,
     keys: Arc<Keyring>,
     store: Store,
     issuer: Issuer,
@@ -279,9 +279,9 @@ impl Shared {
     }
 
     /// Makes sites as a worker does: what none could use must not reach one.
-    fn try_out(&self, live: &Live) -> Result<(), SiteError> {
+    fn try_out(&self, live: &LoadedSites) -> Result<(), SiteError> {
         let sessions = self.sessions(self.store.local());
-        live.sites(&sessions, &self.metrics).map(drop)
+        Ok(Sites::new(live, &sessions, &self.metrics).map(drop)?)
     }
 }
 
@@ -295,7 +295,7 @@ struct Worker {
 
 /// The sites as a worker has them, and where newer ones show.
 struct Current {
-    live: watch::Receiver<Arc<Live>>,
+    live: watch::Receiver<Arc<LoadedSites>>,
     sites: Rc<Sites>,
 }
 
@@ -303,7 +303,11 @@ impl Worker {
     fn new(shared: Shared, store: Local) -> Result<Self, SiteError> {
         let sessions = shared.sessions(store.clone());
         let mut live = shared.live.subscribe();
-        let sites = live.borrow_and_update().sites(&sessions, &shared.metrics)?;
+        let sites = Rc::new(Sites::new(
+            &live.borrow_and_update(),
+            &sessions,
+            &shared.metrics,
+        )?);
         Ok(Self {
             current: RefCell::new(Current { live, sites }),
             shared,
@@ -318,8 +322,8 @@ impl Worker {
         let mut current = self.current.borrow_mut();
         if current.live.has_changed().is_ok_and(|changed| changed) {
             let live = Arc::clone(&current.live.borrow_and_update());
-            match live.sites(&self.sessions, &self.shared.metrics) {
-                Ok(sites) => current.sites = sites,
+            match Sites::new(&live, &self.sessions, &self.shared.metrics) {
+                Ok(sites) => current.sites = Rc::new(sites),
                 Err(error) => tracing::error!(%error, "a worker stays with its old sites"),
             }
         }

@@ -3,11 +3,10 @@
 
 use aws_lc_rs::digest;
 use sessile_proto::keys::{Purpose, Schedule};
+use sessile_proto::resumption::StoreKey;
 use sessile_proto::sealed;
 use sessile_proto::session::Gone;
 use sessile_proto::verdict::Reason;
-
-use super::Key;
 
 /// First byte of a tombstone; no sealed entry begins with it.
 const TOMBSTONE: u8 = 0;
@@ -38,7 +37,7 @@ pub(super) struct Name {
 
 impl Name {
     /// The name of a key in the farm of that scope.
-    pub(super) fn new(scope: &str, key: &Key) -> Self {
+    pub(super) fn new(scope: &str, key: &StoreKey) -> Self {
         let mut context = digest::Context::new(&digest::SHA256);
         context.update(b"sessile1 name");
         context.update(&(scope.len() as u64).to_be_bytes());
@@ -157,7 +156,7 @@ mod tests {
     }
 
     fn name(id: &[u8]) -> Name {
-        Name::new("farm", &Key::session_id(id).unwrap())
+        Name::new("farm", &StoreKey::session_id(id).unwrap())
     }
 
     #[test]
@@ -168,7 +167,7 @@ mod tests {
         assert_eq!(open(&schedule, &mine, &entry).unwrap(), b"envelope");
         let bad = Err(Opened::Bad(Reason::BadTicket));
         assert_eq!(open(&schedule, &yours, &entry), bad);
-        let other_farm = Name::new("fan", &Key::session_id(b"mine").unwrap());
+        let other_farm = Name::new("fan", &StoreKey::session_id(b"mine").unwrap());
         assert_eq!(open(&schedule, &other_farm, &entry), bad);
     }
 
@@ -178,8 +177,8 @@ mod tests {
         assert!(one.as_str().starts_with("sessile:farm:"));
         assert_eq!(one.as_str().len(), "sessile:farm:".len() + 64);
         assert!(!one.as_str().contains("identifier"));
-        let stored = Key::stored(&[b'a'; 16]);
-        let session_id = Key::session_id(&[b'a'; 16]).unwrap();
+        let stored = StoreKey::stored(&[b'a'; 16]);
+        let session_id = StoreKey::session_id(&[b'a'; 16]).unwrap();
         let names = [stored, session_id].map(|key| Name::new("farm", &key).hash);
         assert_ne!(names[0], names[1]);
     }
@@ -190,7 +189,7 @@ mod tests {
         for n in 0..10_000_u64 {
             let mut id = [0; 32];
             id[..8].copy_from_slice(&n.to_be_bytes());
-            let name = Name::new("farm", &Key::single_use(&id).unwrap());
+            let name = Name::new("farm", &StoreKey::single_use(&id).unwrap());
             let digits = name.part().strip_prefix("sessile:farm:{").unwrap();
             assert_eq!(digits.len(), PART_DIGITS + 1);
             assert!(name.as_str().starts_with(name.part()));
@@ -202,7 +201,7 @@ mod tests {
     #[test]
     fn an_entry_for_single_use_says_which_node_took_it() {
         let schedule = schedule();
-        let name = Name::new("farm", &Key::single_use(&[7; 32]).unwrap());
+        let name = Name::new("farm", &StoreKey::single_use(&[7; 32]).unwrap());
         let stored_by = |node: &[u8]| {
             let entry = seal(&schedule, &name, b"envelope").unwrap();
             [&[node.len() as u8], node, &entry].concat()
@@ -245,11 +244,14 @@ mod tests {
     #[test]
     fn a_session_id_means_nothing_as_an_identity_for_single_use() {
         let id = [b'a'; 32];
-        let keys = [Key::session_id(&id).unwrap(), Key::single_use(&id).unwrap()];
+        let keys = [
+            StoreKey::session_id(&id).unwrap(),
+            StoreKey::single_use(&id).unwrap(),
+        ];
         let [session_id, single_use] = keys.map(|key| Name::new("farm", &key).hash);
         assert_ne!(session_id, single_use);
         assert!(!keys[0].is_single_use() && keys[1].is_single_use());
-        assert!(Key::single_use(&id[1..]).is_none());
+        assert!(StoreKey::single_use(&id[1..]).is_none());
     }
 
     #[test]

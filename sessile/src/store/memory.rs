@@ -129,7 +129,7 @@ impl Memory {
     pub fn remove_where(
         &self,
         why: Gone,
-        mut is_it: impl FnMut(&sessile_proto::session::Entry<'_>) -> bool,
+        mut is_it: impl FnMut(&sessile_proto::session::TableEntry<'_>) -> bool,
     ) -> usize {
         (0..self.shards.len())
             .map(|shard| self.with(shard, |part| part.remove_where(why, &mut is_it)))

@@ -3,7 +3,7 @@
 //! thread; without a shared store it does not wait at all.
 
 mod entry;
-mod marks;
+mod forget_rules;
 pub mod memory;
 mod redis;
 pub mod snapshot;
@@ -18,15 +18,16 @@ use std::time::Duration;
 use prometheus::Registry;
 use sessile_proto::Time;
 use sessile_proto::keys::Schedule;
+use sessile_proto::resumption::{NewSession, StoreKey};
 use sessile_proto::session::{Gone, Inserted, Limits, Lookup};
-use sessile_proto::ticket::{Envelope, Forgotten};
+use sessile_proto::ticket::{Envelope, ForgetRules};
 use sessile_proto::verdict::Reason;
 use tokio::time::Instant;
 
 use self::redis::{Answer, HEARTBEAT, Link, Remote};
 use crate::config::{Config, StoreUrl};
 use crate::key::Keyring;
-use marks::Marks;
+use forget_rules::KnownForgetRules;
 use memory::Memory;
 use snapshot::Snapshot;
 
@@ -34,109 +35,38 @@ use snapshot::Snapshot;
 /// are quick.
 pub const FORGETS_WITHIN: Duration = HEARTBEAT.saturating_mul(2);
 
-/// A session's key: what the client presents, set apart by protocol version, so that a TLS 1.2
-/// session ID that was seen on the wire means nothing as a TLS 1.3 identity.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Key {
-    bytes: [u8; Self::MAX],
-    len: u8,
-}
-
-impl Key {
-    const MAX: usize = 33;
-
-    const SINGLE_USE: u8 = 0x30;
-
-    /// A TLS 1.2 session ID; `None` where it is empty or over 32 bytes.
-    #[must_use]
-    pub fn session_id(id: &[u8]) -> Option<Self> {
-        (1..Self::MAX)
-            .contains(&id.len())
-            .then(|| Self::new(0x12, id))
-    }
-
-    /// The identifier of a stored TLS 1.2 ticket or TLS 1.3 identity.
-    #[must_use]
-    pub fn stored(id: &sessile_proto::ticket::Id) -> Self {
-        Self::new(0x13, id)
-    }
-
-    /// The identity of a TLS 1.3 session that may bring early data once; `None` where it is not 32 bytes.
-    #[must_use]
-    pub fn single_use(id: &[u8]) -> Option<Self> {
-        (id.len() + 1 == Self::MAX).then(|| Self::new(Self::SINGLE_USE, id))
-    }
-
-    /// Whether the session may be used once only. One authority has to decide that, and it is the shared
-    /// store: such a session is in no table and no snapshot.
-    #[must_use]
-    pub const fn is_single_use(&self) -> bool {
-        self.bytes[0] == Self::SINGLE_USE
-    }
-
-    fn new(kind: u8, id: &[u8]) -> Self {
-        let mut bytes = [0; Self::MAX];
-        bytes[0] = kind;
-        bytes[1..=id.len()].copy_from_slice(id);
-        Self {
-            bytes,
-            len: id.len() as u8 + 1,
-        }
-    }
-
-    #[must_use]
-    pub fn as_bytes(&self) -> &[u8] {
-        &self.bytes[..self.len.into()]
-    }
-}
-
-impl std::fmt::Debug for Key {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // A session ID is no secret, and in full it is noise in a log.
-        let [kind, a, b, c, d, ..] = self.bytes;
-        write!(f, "Key({kind:02x}:{a:02x}{b:02x}{c:02x}{d:02x}..)")
-    }
-}
-
-/// A session that has to be in the store before the flight that announces it leaves.
-pub struct Put {
-    pub key: Key,
-    pub envelope: Vec<u8>,
-    /// When its full handshake was.
-    pub established: Time,
-    /// When its life ends.
-    pub expires: Time,
-}
-
-/// What came of spending a session for single use.
-pub struct Spent {
-    /// Its envelope, or why there is none to be had.
+/// What the store said when a session for single use was consumed.
+pub struct Consumed {
+    /// The session's envelope, or why there is none.
     pub session: Result<Vec<u8>, Reason>,
-    /// The node that gave it out is the one that took it, and has been the master without a break: only
-    /// then is it sure that nobody else was given it, for replication is asynchronous, and a node that was
-    /// promoted, restarted or restored may have missed that it was spent. And it did not take it after a
-    /// hello that may be this one had asked for it, and was refused.
-    pub is_sure: bool,
+    /// True if no server can have been given the session before.
+    ///
+    /// Replication is asynchronous: a node that was promoted, restarted or restored can have missed
+    /// that the session was consumed. So the node that gave the session out must be the one that
+    /// stored it, and must have been the master since. It must also have stored the session before
+    /// any hello asked for it in vain.
+    pub is_certain: bool,
 }
 
-impl Spent {
+impl Consumed {
     const fn refused(reason: Reason) -> Self {
         Self {
             session: Err(reason),
-            is_sure: false,
+            is_certain: false,
         }
     }
 }
 
-/// How long one handshake may still wait for the store, all in all.
+/// How long one handshake may still wait for the store, in all of its requests together.
 #[derive(Debug)]
-pub struct Patience(Duration);
+pub struct WaitBudget(Duration);
 
-impl Patience {
+impl WaitBudget {
     const fn left(&self) -> Duration {
         self.0
     }
 
+    /// Waits, and takes the time that this took off the budget.
     async fn spend<T>(&mut self, wait: impl Future<Output = T>) -> T {
         let begin = Instant::now();
         let done = wait.await;
@@ -150,7 +80,7 @@ impl Patience {
 pub struct Store {
     memory: Arc<Memory>,
     remote: Option<Arc<Remote>>,
-    marks: Arc<Marks>,
+    rules: Arc<KnownForgetRules>,
     /// Sessions may be removed by another server: the shared store is asked even for those that
     /// are at hand.
     removable: bool,
@@ -173,13 +103,13 @@ impl Store {
             max_entries: config.session.max_entries,
             lifetime: config.session.lifetime,
         };
-        let marks = Arc::new(Marks::default());
+        let rules = Arc::new(KnownForgetRules::default());
         let remote = match &config.session.store {
             // A server that keeps no sessions hears from it what its tickets are not good for.
             StoreUrl::Redis(redis) if !limits.lifetime.is_zero() => {
                 let timeout = config.session.store_timeout;
                 let server = (&config.server, number);
-                let remote = Remote::new(redis, timeout, server, keys, &marks, registry)?;
+                let remote = Remote::new(redis, timeout, server, keys, &rules, registry)?;
                 Some(Arc::new(remote))
             }
             StoreUrl::Memory | StoreUrl::Redis(_) => None,
@@ -187,7 +117,7 @@ impl Store {
         Ok(Self {
             memory: Arc::new(Memory::new(limits, seed)),
             remote,
-            marks,
+            rules,
             removable: config.sessions_are_removable(),
         })
     }
@@ -200,15 +130,15 @@ impl Store {
         Local {
             memory: Arc::clone(&self.memory),
             link: self.remote.as_ref().map(link),
-            marks: Arc::clone(&self.marks),
+            rules: Arc::clone(&self.rules),
             removable: self.removable,
         }
     }
 
     /// Forgets these sessions from now on, whatever is known of the store. A mark that was learned
     /// stays until the process ends.
-    pub fn forget(&self, marks: &Forgotten) {
-        self.marks.learn(marks);
+    pub fn forget(&self, rules: &ForgetRules) {
+        self.rules.learn(rules);
     }
 
     /// The server drains: another process may have its number.
@@ -257,7 +187,7 @@ impl Store {
 pub struct Local {
     memory: Arc<Memory>,
     link: Option<Rc<Link>>,
-    marks: Arc<Marks>,
+    rules: Arc<KnownForgetRules>,
     removable: bool,
 }
 
@@ -284,27 +214,27 @@ impl Local {
 
     /// Which sessions are forgotten on request, as far as this server knows.
     #[must_use]
-    pub fn forgotten(&self) -> Arc<Forgotten> {
-        self.marks.known()
+    pub fn forgotten(&self) -> Arc<ForgetRules> {
+        self.rules.known()
     }
 
     /// How long a handshake that begins now may wait for the store.
     #[must_use]
-    pub fn patience(&self) -> Patience {
+    pub fn wait_budget(&self) -> WaitBudget {
         let timeout = self.link.as_ref().map(|link| link.timeout());
-        Patience(timeout.unwrap_or_default())
+        WaitBudget(timeout.unwrap_or_default())
     }
 
     /// Looks sessions up and leaves them where they are: their envelopes, or why there is none.
     pub async fn find(
         &self,
-        keys: Vec<Key>,
+        keys: Vec<StoreKey>,
         schedule: &Schedule,
         now: Time,
-        patience: &mut Patience,
-    ) -> Vec<(Key, Result<Vec<u8>, Reason>)> {
+        budget: &mut WaitBudget,
+    ) -> Vec<(StoreKey, Result<Vec<u8>, Reason>)> {
         self.memory.follow(schedule.revocations());
-        let near = |key: &Key| match self.memory.get(key.as_bytes(), now) {
+        let near = |key: &StoreKey| match self.memory.get(key.as_bytes(), now) {
             _ if key.is_single_use() => Err(Reason::Unknown),
             Lookup::Found(envelope) => Ok(envelope),
             Lookup::Gone(gone) => Err(gone.into()),
@@ -314,7 +244,7 @@ impl Local {
         let keys = keys.into_iter();
         let mut found: Vec<_> = keys.map(|key| (key, near(&key))).collect();
         if let Some(link) = &self.link {
-            self.ask_the_store(link, &mut found, schedule, now, patience)
+            self.ask_the_store(link, &mut found, schedule, now, budget)
                 .await;
         }
         found
@@ -324,17 +254,17 @@ impl Local {
     async fn ask_the_store(
         &self,
         link: &Link,
-        found: &mut [(Key, Result<Vec<u8>, Reason>)],
+        found: &mut [(StoreKey, Result<Vec<u8>, Reason>)],
         schedule: &Schedule,
         now: Time,
-        patience: &mut Patience,
+        budget: &mut WaitBudget,
     ) {
         let uncertain = |near: &Result<Vec<u8>, Reason>| match near {
             Ok(_) => self.removable,
             // What left this table may be in the store.
             Err(reason) => matches!(reason, Reason::Unknown | Reason::Evicted),
         };
-        let asked: Vec<Key> = found
+        let asked: Vec<StoreKey> = found
             .iter()
             .filter(|(_, near)| uncertain(near))
             .map(|(key, _)| *key)
@@ -342,7 +272,7 @@ impl Local {
         if asked.is_empty() {
             return;
         }
-        let answers = link.fetch(&asked, schedule, patience).await;
+        let answers = link.fetch(&asked, schedule, budget).await;
         let uncertain = found.iter_mut().filter(|(_, near)| uncertain(near));
         for ((key, near), answer) in uncertain.zip(answers) {
             match answer {
@@ -361,7 +291,7 @@ impl Local {
     /// Takes a session from the store over into the table, unless another server may remove it.
     fn adopt(
         &self,
-        key: &Key,
+        key: &StoreKey,
         envelope: Vec<u8>,
         schedule: &Schedule,
         now: Time,
@@ -384,7 +314,7 @@ impl Local {
     /// Puts a session into the table, unless the key that it came under has been revoked since.
     fn keep_here(
         &self,
-        key: &Key,
+        key: &StoreKey,
         (envelope, established): (&[u8], Time),
         schedule: &Schedule,
         now: Time,
@@ -406,55 +336,59 @@ impl Local {
     }
 
     /// Takes a session for single use out of the store, so that no server gets it again.
-    pub async fn spend(
+    pub async fn consume(
         &self,
-        key: &Key,
+        key: &StoreKey,
         schedule: &Schedule,
         now: Time,
-        patience: &mut Patience,
-    ) -> Spent {
+        budget: &mut WaitBudget,
+    ) -> Consumed {
         let Some(link) = &self.link else {
-            return Spent::refused(Reason::CacheDisabled);
+            return Consumed::refused(Reason::CacheDisabled);
         };
-        let (answer, is_sure) = link.spend(key, schedule, patience).await;
+        let (answer, is_certain) = link.consume(key, schedule, budget).await;
         let session = match answer {
             Answer::Found(envelope) => self.adopt(key, envelope, schedule, now),
             Answer::Gone(gone) => Err(gone.into()),
             Answer::Missing => Err(Reason::Unknown),
             Answer::None(reason) => Err(reason),
         };
-        Spent { session, is_sure }
+        Consumed {
+            session,
+            is_certain,
+        }
     }
 
-    /// Stores new sessions, and lets the one that they follow be `spent` if it was for single use. Returns
-    /// when they are where the next connection looks for them, or patience has ended.
+    /// Stores new sessions, and removes the session for single use that was `consumed`. Returns when the
+    /// next connection finds them, or when the budget is used up.
     pub async fn put(
         &self,
-        puts: Vec<Put>,
-        spent: Option<Key>,
+        new_sessions: Vec<NewSession>,
+        consumed: Option<StoreKey>,
         schedule: &Schedule,
         now: Time,
-        patience: &mut Patience,
+        budget: &mut WaitBudget,
     ) {
-        for put in puts.iter().filter(|put| !put.key.is_single_use()) {
-            let session = (put.envelope.as_slice(), put.established);
-            self.keep_here(&put.key, session, schedule, now);
+        for new in new_sessions.iter().filter(|new| !new.key.is_single_use()) {
+            let session = (new.envelope.as_slice(), new.established);
+            self.keep_here(&new.key, session, schedule, now);
         }
-        let nothing = puts.is_empty() && spent.is_none();
+        let nothing = new_sessions.is_empty() && consumed.is_none();
         if let Some(link) = self.link.as_ref().filter(|_| !nothing) {
-            link.put(&puts, spent, schedule, now, patience).await;
+            link.put(&new_sessions, consumed, schedule, now, budget)
+                .await;
         }
     }
 
     /// Removes a session from the table alone.
-    pub fn remove_here(&self, key: &Key, why: Gone) {
+    pub fn remove_here(&self, key: &StoreKey, why: Gone) {
         if !key.is_single_use() {
             self.memory.remove(key.as_bytes(), why);
         }
     }
 
     /// Removes a session, to be remembered as gone for that reason.
-    pub async fn remove(&self, key: &Key, why: Gone) {
+    pub async fn remove(&self, key: &StoreKey, why: Gone) {
         self.remove_here(key, why);
         if let Some(link) = &self.link {
             link.remove(key, why).await;

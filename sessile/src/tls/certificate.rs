@@ -7,6 +7,10 @@ use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::{self, PemObject};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use sessile_proto::Time;
+
+use super::{provider, x509};
+use crate::clock;
 
 /// Why a certificate cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -48,7 +52,7 @@ pub fn load(chain: &Path, key: &Path) -> Result<Arc<CertifiedKey>, CertificateEr
         path: key.into(),
         source,
     })?;
-    let certified = CertifiedKey::from_der(certificates, private, &super::crypto());
+    let certified = CertifiedKey::from_der(certificates, private, &provider::crypto());
     certified
         .map(Arc::new)
         .map_err(|source| CertificateError::Mismatch {
@@ -58,16 +62,54 @@ pub fn load(chain: &Path, key: &Path) -> Result<Arc<CertifiedKey>, CertificateEr
         })
 }
 
-/// The first certificate whose key the client can verify.
+/// A certificate chain with its key.
 #[derive(Debug)]
-pub(super) struct ByKeyType(pub(super) Vec<Arc<CertifiedKey>>);
+pub(super) struct ServerCertificate {
+    pub(super) certified: Arc<CertifiedKey>,
+    /// The end of each certificate in the chain, the earliest first.
+    ends: Vec<Time>,
+}
 
-impl ResolvesServerCert for ByKeyType {
-    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+impl ServerCertificate {
+    fn new(certified: Arc<CertifiedKey>) -> Self {
+        let ends = certified.cert.iter().filter_map(|der| x509::validity(der));
+        let mut ends: Vec<_> = ends.map(|validity| clock::at(validity.until)).collect();
+        ends.sort_unstable();
+        Self { certified, ends }
+    }
+
+    /// When the chain stops to be valid. Certificates that had ended by `now` do not count: clients
+    /// that accept the chain today do not look at them.
+    pub(super) fn end_after(&self, now: Time) -> Option<Time> {
+        self.ends.iter().copied().find(|end| *end > now)
+    }
+}
+
+/// The certificates of a site, for different key types.
+#[derive(Debug)]
+pub(super) struct CertificateSet(Vec<ServerCertificate>);
+
+impl CertificateSet {
+    pub(super) fn new(certificates: &[Arc<CertifiedKey>]) -> Self {
+        let certificates = certificates.iter().map(Arc::clone);
+        Self(certificates.map(ServerCertificate::new).collect())
+    }
+
+    /// The first certificate whose key the client can verify, else the first certificate.
+    pub(super) fn choose(&self, hello: &ClientHello<'_>) -> Option<&ServerCertificate> {
         let schemes = hello.signature_schemes();
         self.0
             .iter()
-            .find(|certified| certified.key.choose_scheme(schemes).is_some())
-            .cloned()
+            .find(|certificate| certificate.certified.key.choose_scheme(schemes).is_some())
+            // With any certificate rustls goes on and sends handshake_failure. Without one it would
+            // send access_denied.
+            .or_else(|| self.0.first())
+    }
+}
+
+impl ResolvesServerCert for CertificateSet {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        self.choose(&hello)
+            .map(|certificate| Arc::clone(&certificate.certified))
     }
 }

@@ -18,7 +18,7 @@ use sessile_proto::Time;
 use sessile_proto::ticket::ClientAuth as Mode;
 use sessile_proto::verdict::Reason;
 
-use super::{value, x509};
+use super::{provider, rustls_session, x509};
 use crate::config;
 
 /// Most bytes of a file with authorities or revocation lists: longer lists are hashed for too long in
@@ -89,7 +89,7 @@ impl ClientAuthorities {
             Some(path) => read_lists(path)?,
             None => Vec::new(),
         };
-        let provider = Arc::new(super::crypto());
+        let provider = Arc::new(provider::crypto());
         let mut builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
             .with_crls(lists.iter().cloned())
             .enforce_revocation_expiration();
@@ -191,8 +191,8 @@ impl Clients {
     }
 
     /// Whether the client that a session was made with would be accepted in a full handshake now.
-    pub(super) fn admit(&self, session: &[u8], now: Time) -> Result<(), Reason> {
-        let chain = value::client_chain(session).ok_or(Reason::OldFormat)?;
+    pub(super) fn verify_again(&self, session: &[u8], now: Time) -> Result<(), Reason> {
+        let chain = rustls_session::client_chain(session).ok_or(Reason::OldFormat)?;
         let Some((leaf, intermediates)) = chain.split_first() else {
             return match self.mode {
                 Mode::Required => Err(Reason::ClientAuth),

@@ -1,12 +1,14 @@
-//! How a server keeps its sessions: which store, which keys, sealed or stored, for how long. One
-//! for each worker thread; what is shared behind it is behind `Arc`.
+//! How a server keeps its sessions: which store, which keys, and for how long. Each worker thread has
+//! one.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use aws_lc_rs::digest;
-use sessile_proto::ticket::Issuer;
+use sessile_proto::resumption::{Cache, Policy};
+use sessile_proto::ticket::{ClientAuth, Issuer};
 
+use super::rustls_session;
 use crate::config::Config;
 use crate::key::Keyring;
 use crate::store::Local;
@@ -15,13 +17,11 @@ use crate::store::Local;
 pub struct Sessions {
     pub(super) store: Local,
     pub(super) keys: Arc<Keyring>,
-    pub(super) issuer: Issuer,
+    issuer: Issuer,
     /// Longest life of a session, from its full handshake.
-    pub(super) lifetime: Duration,
-    /// Whether tickets are handed out.
-    pub(super) tickets: bool,
-    /// Whether tickets are sealed; otherwise they are identifiers of stored sessions.
-    pub(super) sealed: bool,
+    lifetime: Duration,
+    tickets_enabled: bool,
+    sessions_are_removable: bool,
 }
 
 impl Sessions {
@@ -31,8 +31,8 @@ impl Sessions {
         let lifetime = config.session.lifetime;
         let lifetime = lifetime.min(sessile_proto::keys::MAX_LIFETIME);
         Self {
-            tickets: config.session.tickets && !lifetime.is_zero(),
-            sealed: !config.sessions_are_removable(),
+            tickets_enabled: config.session.tickets && !lifetime.is_zero(),
+            sessions_are_removable: config.sessions_are_removable(),
             lifetime,
             store,
             keys,
@@ -40,10 +40,25 @@ impl Sessions {
         }
     }
 
-    /// Whether the server hands out tickets: neither turned off nor without a place to keep what
-    /// they name.
-    pub(super) fn issues_tickets(&self) -> bool {
-        self.tickets && (self.sealed || self.store.is_enabled())
+    /// The rules of a site on this server.
+    pub(super) fn policy(&self, site: u64, client_auth: ClientAuth, early_data: u32) -> Policy {
+        Policy {
+            site,
+            issuer: self.issuer,
+            client_auth,
+            lifetime: self.lifetime,
+            tickets_enabled: self.tickets_enabled,
+            sessions_are_removable: self.sessions_are_removable,
+            cache: if self.store.is_shared() {
+                Cache::Shared
+            } else if self.store.is_enabled() {
+                Cache::Local
+            } else {
+                Cache::Off
+            },
+            early_data,
+            session_format: rustls_session::FORMAT,
+        }
     }
 }
 

@@ -9,6 +9,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use sessile_proto::alert::AlertDescription;
 use socket2::SockRef;
 
 use crate::balance_labels::{in_records, padded};
@@ -234,17 +235,25 @@ fn what_is_not_tls_is_turned_away_and_counted() {
     // A message of 16 MiB, which never comes.
     endless[6..9].fill(0xff);
     endless.extend([HELLO, HELLO].concat().repeat(50));
-    let garbage: [&[u8]; 7] = [
-        b"GET / HTTP/1.1\r\nhost: farm.test\r\n\r\n",
-        b"SSH-2.0-OpenSSH_9.2\r\n",
-        b"\0\0\0\0\0\0\0\0\0\0\0\0",
-        &[0xff; 4096],
-        &[0x16, 0x03, 0x01, 0xff, 0xff, 0x01],
-        &zero_length_fragment,
-        &endless,
+    let alert = |alert: AlertDescription| alert.record().to_vec();
+    let garbage: [(&[u8], Vec<u8>); 7] = [
+        (b"GET / HTTP/1.1\r\nhost: farm.test\r\n\r\n", vec![]),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", vec![]),
+        (b"\0\0\0\0\0\0\0\0\0\0\0\0", vec![]),
+        (&[0xff; 4096], vec![]),
+        (
+            &[0x16, 0x03, 0x01, 0xff, 0xff, 0x01],
+            alert(AlertDescription::RecordOverflow),
+        ),
+        (
+            &zero_length_fragment,
+            alert(AlertDescription::UnexpectedMessage),
+        ),
+        (&endless, alert(AlertDescription::IllegalParameter)),
     ];
-    for bytes in garbage {
-        assert_eq!(send(balancer.address(), bytes), b"", "{:x?}", &bytes[..5]);
+    for (bytes, answer) in garbage {
+        let sent = &bytes[..5];
+        assert_eq!(send(balancer.address(), bytes), answer, "{sent:x?}");
     }
     for cut in [0, 1, 5, 6, 60, HELLO.len() - 1] {
         assert_eq!(send(balancer.address(), &HELLO[..cut]), b"", "{cut}");

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use sessile_proto::alert::AlertDescription;
 use sessile_proto::hello::{DEFAULT_LIMIT, HelloReader};
 
 use crate::peers::{Cut, NO_FOLDER, Proxy, Sessile, run};
@@ -228,7 +229,9 @@ fn a_long_hello_leads_home_however_it_is_cut_and_one_too_long_is_turned_away() {
         io.set_read_timeout(Some(PATIENCE)).unwrap();
         // It may be turned away before all is said.
         let _ = io.write_all(&in_records(&padded(&hello, 17 * 1024), size));
-        assert!(!matches!(io.read(&mut [0]), Ok(1)), "an answer");
+        let mut alert = [0; 7];
+        io.read_exact(&mut alert).unwrap();
+        assert_eq!(alert, AlertDescription::IllegalParameter.record());
     }
     let metrics = balancer.await_metrics(|metrics| metrics.turned_away("bad-hello") == 2);
     assert_eq!(metrics.routed("policy", "failed"), 0, "{metrics}");

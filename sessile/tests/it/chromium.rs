@@ -2,13 +2,12 @@
 //! resumes. It sends GREASE, an ECH that is none, and a post-quantum key share.
 
 use std::fs;
-use std::process::Command;
 
 use serde_json::json;
 use sessile_proto::hello::{DEFAULT_LIMIT, HelloReader};
 
 use crate::peers::{
-    Answer, Browser, Certificates, Comeback, Cut, NAME, Peer, Proxy, Sessile, Web, run, s_client,
+    Answer, Browser, Certificates, Comeback, Cut, NAME, Peer, Proxy, Sessile, Web, s_client,
 };
 
 /// Two servers that share a farm key and close connections soon, behind a balancer that spreads
@@ -63,27 +62,9 @@ impl Servers {
     }
 }
 
-/// What a browser is to be told so that it trusts this certificate and finds this name.
-fn arguments(certificates: &Certificates, more: &[&str]) -> Vec<String> {
-    let fingerprint = format!(
-        "openssl x509 -in {:?} -noout -pubkey | openssl pkey -pubin -outform der \
-         | openssl dgst -sha256 -binary | openssl base64",
-        certificates.chain
-    );
-    let fingerprint = run("openssl", Command::new("sh").args(["-c", &fingerprint]), "");
-    let fingerprint = fingerprint.succeeded().stdout;
-    let trust = "--ignore-certificate-errors-spki-list";
-    let mut arguments = vec![
-        format!("{trust}={}", fingerprint.trim()),
-        format!("--host-resolver-rules=MAP {NAME} 127.0.0.1"),
-    ];
-    arguments.extend(more.iter().map(ToString::to_string));
-    arguments
-}
-
 /// Comes back three times, each time on a new connection; the answers to each fetch.
 fn visits(servers: &Servers, more: &[&str]) -> Vec<Answer> {
-    let browser = Browser::start(&arguments(&servers.certificates, more));
+    let browser = Browser::trusting(&servers.certificates, more);
     let port = servers.balancer.address().port();
     browser.open(&format!("https://{NAME}:{port}/"));
     let mut answers = Vec::new();
@@ -160,7 +141,7 @@ impl Visitor {
         Self {
             proxy: Proxy::start(balancer.address(), Cut::Whole),
             balancer,
-            browser: Browser::start(&arguments(certificates, &[])),
+            browser: Browser::trusting(certificates, &[]),
         }
     }
 

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 mod activation;
+mod alerts;
 mod attacks;
 mod balance;
 mod balance_checks;
@@ -12,6 +13,7 @@ mod balance_labels;
 mod balance_missed;
 mod balance_path;
 mod balance_servers;
+mod balance_session_fault;
 mod balance_source;
 mod balance_tickets;
 mod chromium;
@@ -28,13 +30,16 @@ mod peers;
 mod probe;
 mod proxy_protocol;
 mod registry;
+mod returning;
 mod rolling;
+mod serve_alerts;
 mod serve_files;
 mod serve_life;
 mod serve_proxy;
 mod serve_reload;
 mod settings;
 mod settings_golden;
+mod small_devices;
 mod store;
 mod tls_client_auth;
 mod verdicts;

@@ -6,7 +6,7 @@ use std::process::{Command, Output, Stdio};
 use rustix::process::{Pid, Signal};
 use serde_json::Value;
 
-use crate::peers::{Certificates, NAME, free_port, nginx, openssl};
+use crate::peers::{By, Certificates, End, Fault, Faulty, NAME, free_port, nginx, openssl};
 
 fn probe(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_sessile"))
@@ -269,4 +269,55 @@ fn an_interrupted_probe_prints_what_it_has() {
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(report["complete"], false);
     assert_eq!(report["mechanisms"][0]["status"], "unfinished");
+}
+
+#[test]
+fn a_server_that_ends_handshakes_with_its_own_session_is_told_from_one_that_is_down() {
+    let certificates = Certificates::new();
+    let ca = certificates.ca.to_str().unwrap();
+    for (by, end) in By::ALL.into_iter().zip(End::ALL) {
+        let server = Faulty::start(&certificates, by, Fault::Offers(end));
+        let address = server.address().to_string();
+        let mut arguments = vec![NAME, "--ca", ca, "--address", &address];
+        arguments.extend(["--attempts", "3", "--timeout", "2s"]);
+        let output = probe(&arguments);
+        assert_eq!(output.status.code(), Some(1), "{by:?}");
+        let text = String::from_utf8(output.stdout).unwrap();
+        let line = "  3 of 3 connections that offered a session were ended by the server; 3 of 3 without one succeeded\n";
+        assert!(text.contains(line), "{text}");
+        let offered = format!("{} ", by.as_str());
+        let shown =
+            |row: &str| row.contains(&offered) && row.contains("; without a session it succeeded");
+        assert_eq!(text.lines().filter(|row| shown(row)).count(), 3, "{text}");
+
+        arguments.push("--json");
+        let output = probe(&arguments);
+        let found = Found {
+            report: serde_json::from_slice(&output.stdout).unwrap(),
+            status: output.status.code(),
+        };
+        assert_eq!(found.status, Some(1));
+        let mechanism = found.mechanism(by.as_str());
+        assert_eq!(mechanism["status"], "refuses", "{mechanism:#}");
+        let counts = serde_json::json!({"offered": 3, "ended": 3, "compared": 3, "succeeded": 3});
+        assert_eq!(mechanism["ended_offers"], counts, "{mechanism:#}");
+        let attempts = mechanism["attempts"].as_array().unwrap();
+        for failed in &attempts[1..] {
+            assert_eq!(failed["outcome"], "failed");
+            assert_eq!(failed["offered"]["type"], by.as_str());
+            assert_eq!(failed["without_session"]["succeeded"], true);
+        }
+    }
+}
+
+#[test]
+fn a_server_that_dies_after_the_first_handshake_is_not_called_faulty() {
+    let certificates = Certificates::new();
+    let server = Faulty::start(&certificates, By::Psk, Fault::AllAfterFirst(End::Reset));
+    let found = Found::by(&certificates, &[server.address()], "2");
+    assert_eq!(found.status, Some(1), "{:#}", found.report);
+    let psk = found.mechanism("psk");
+    assert_eq!(psk["ended_offers"]["succeeded"], 0, "{psk:#}");
+    let failed = &psk["attempts"][1];
+    assert_eq!(failed["without_session"]["succeeded"], false, "{failed:#}");
 }

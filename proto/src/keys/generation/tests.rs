@@ -23,10 +23,10 @@ pub(in crate::keys) fn key() -> FarmKey {
     FarmKey::new("test".into(), terms[0], terms[1], secrets(1), at(NOON)).unwrap()
 }
 
-fn standings(key: &FarmKey, now: u64) -> Vec<(u8, Standing)> {
+fn statuses(key: &FarmKey, now: u64) -> Vec<(u8, GenerationStatus)> {
     let generations = key.generations.iter();
     generations
-        .map(|generation| (generation.number, key.standing(generation, at(now))))
+        .map(|generation| (generation.number, key.status(generation, at(now))))
         .collect()
 }
 
@@ -34,20 +34,26 @@ fn standings(key: &FarmKey, now: u64) -> Vec<(u8, Standing)> {
 fn a_generation_waits_seals_goes_out_and_ends() {
     let mut key = key();
     assert_eq!(key.add_generation(secrets(2), None, at(NOON)), Ok(1));
-    let waits = [(0, Standing::Sealing), (1, Standing::Waiting)];
-    assert_eq!(standings(&key, NOON + 1000 * HOUR), waits);
+    let waits = [
+        (0, GenerationStatus::Sealing),
+        (1, GenerationStatus::Waiting),
+    ];
+    assert_eq!(statuses(&key, NOON + 1000 * HOUR), waits);
     assert_eq!(key.activate(at(NOON + HOUR), at(NOON)), Ok(1));
-    assert_eq!(standings(&key, NOON), waits);
-    let took_over = [(0, Standing::Outgoing), (1, Standing::Sealing)];
-    assert_eq!(standings(&key, NOON + HOUR), took_over);
-    assert_eq!(standings(&key, NOON + 13 * HOUR - 1), took_over);
-    let ended = [(0, Standing::Ended), (1, Standing::Sealing)];
-    assert_eq!(standings(&key, NOON + 13 * HOUR), ended);
+    assert_eq!(statuses(&key, NOON), waits);
+    let took_over = [
+        (0, GenerationStatus::Outgoing),
+        (1, GenerationStatus::Sealing),
+    ];
+    assert_eq!(statuses(&key, NOON + HOUR), took_over);
+    assert_eq!(statuses(&key, NOON + 13 * HOUR - 1), took_over);
+    let ended = [(0, GenerationStatus::Ended), (1, GenerationStatus::Sealing)];
+    assert_eq!(statuses(&key, NOON + 13 * HOUR), ended);
     assert!(key.move_forward(at(NOON + 13 * HOUR)));
     assert!(key.generations[0].ticket.is_none());
-    assert_eq!(standings(&key, NOON + 13 * HOUR), ended);
+    assert_eq!(statuses(&key, NOON + 13 * HOUR), ended);
     key.move_forward(at(NOON + 23 * HOUR));
-    assert_eq!(standings(&key, NOON + 23 * HOUR), ended[1..]);
+    assert_eq!(statuses(&key, NOON + 23 * HOUR), ended[1..]);
 }
 
 #[test]
@@ -84,10 +90,10 @@ fn a_replacement_leaves_nothing_of_the_others_to_steal() {
     assert!(key.generations[..2].iter().all(|g| g.ticket.is_none()));
     // Also where a server's clock is an hour behind.
     for now in [NOON - HOUR, NOON, NOON + HOUR] {
-        let ended = Standing::Ended;
+        let ended = GenerationStatus::Ended;
         assert_eq!(
-            standings(&key, now),
-            [(0, ended), (1, ended), (2, Standing::Sealing)]
+            statuses(&key, now),
+            [(0, ended), (1, ended), (2, GenerationStatus::Sealing)]
         );
     }
     assert_eq!(key.check_terms(), Ok(()));
@@ -113,12 +119,15 @@ fn a_clock_in_2099_drops_no_generation_and_begins_none_out_of_reach() {
     let mut key = key();
     key.add_generation(secrets(2), Some(at(NOON)), at(NOON - 1))
         .unwrap();
-    let before = standings(&key, NOON);
+    let before = statuses(&key, NOON);
     assert_eq!(key.add_generation(secrets(3), None, at(IN_2099)), Ok(2));
-    assert_eq!(standings(&key, NOON)[..2], before);
-    assert_eq!(standings(&key, NOON)[2], (2, Standing::Waiting));
+    assert_eq!(statuses(&key, NOON)[..2], before);
+    assert_eq!(statuses(&key, NOON)[2], (2, GenerationStatus::Waiting));
     key.activate(at(NOON + HOUR), at(NOON)).unwrap();
-    assert_eq!(standings(&key, NOON + HOUR)[2], (2, Standing::Sealing));
+    assert_eq!(
+        statuses(&key, NOON + HOUR)[2],
+        (2, GenerationStatus::Sealing)
+    );
     let chain = key.generations[2].ticket.as_ref().unwrap();
     assert!(chain.epoch() <= NOON / HOUR);
 

@@ -1,5 +1,5 @@
-//! What others may have of a key: a balancer its route chains, servers that are not sessile their
-//! ticket keys of the moment. Files are 0600 and replaced as a whole.
+//! `sessile key export`: writes a balancer's route chains, or the present ticket keys for other TLS servers.
+//! Files have mode 0600 and are replaced as a whole.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{ArgGroup, ValueEnum};
 use sessile_proto::Time;
-use sessile_proto::keys::{FarmKey, Foreign, ForeignKey};
+use sessile_proto::keys::{ExportedKey, ExportedKeys, FarmKey};
 use zeroize::Zeroizing;
 
 use crate::key;
@@ -58,7 +58,7 @@ pub(super) fn run(path: &Path, args: &Args, now: Time) -> anyhow::Result<ExitCod
         ));
     };
     let key = key::load(path)?;
-    let keys = Foreign::derive(&key, now).with_context(|| {
+    let keys = ExportedKeys::derive(&key, now).with_context(|| {
         format!(
             "{}: this clock and the key do not agree; `sessile key check` says why",
             path.display()
@@ -75,7 +75,7 @@ pub(super) fn run(path: &Path, args: &Args, now: Time) -> anyhow::Result<ExitCod
             format!("on a bind line:  tls-ticket-keys {}\n", output.display())
         }
         Format::Apache => {
-            key::write_secret(output, keys.current.narrow())?;
+            key::write_secret(output, keys.current.aes128())?;
             format!(
                 "for a host:  SSLSessionTicketKeyFile {}\n",
                 output.display()
@@ -88,51 +88,57 @@ pub(super) fn run(path: &Path, args: &Args, now: Time) -> anyhow::Result<ExitCod
     ))
 }
 
-/// A file for each key, named for good by what it holds, and a list of them that is replaced last.
-/// Returns the folder as nginx has to be told it.
-fn nginx(folder: &Path, keys: &Foreign, key: &FarmKey) -> anyhow::Result<String> {
-    let at = || format!("{}", folder.display());
-    key::make_folder(folder).with_context(at)?;
-    let folder = fs::canonicalize(folder).with_context(at)?;
+/// Writes one file for each key and a list of the files. Returns the folder as nginx must name it.
+fn nginx(folder: &Path, keys: &ExportedKeys, key: &FarmKey) -> anyhow::Result<String> {
+    let folder_name = || format!("{}", folder.display());
+    key::make_folder(folder).with_context(folder_name)?;
+    let folder = fs::canonicalize(folder).with_context(folder_name)?;
     let mut list = format!(
         "# Written by `sessile key export` for farm {:?}: the first key seals, all of them open.\n",
         key.scope
     );
     let mut names = Vec::new();
-    // The first one seals. The next one comes second: another server may seal with it already.
-    for foreign in [&keys.current, &keys.next]
+    // nginx seals with the first key. The next key is second: another server may already seal with it.
+    for ticket_key in [&keys.current, &keys.next]
         .into_iter()
         .chain(&keys.previous)
     {
-        let name = file_name(foreign);
+        let name = file_name(ticket_key);
         let file = folder.join(&name);
-        key::write_secret(&file, foreign.wide())?;
+        key::write_secret(&file, ticket_key.aes256())?;
         writeln!(list, "ssl_session_ticket_key \"{}\";", file.display())?;
         names.push(name);
     }
+    // The list is replaced last, so that it only names files that exist.
     key::write_secret(&folder.join("tickets.conf"), list.as_bytes())?;
-    for entry in fs::read_dir(&folder).with_context(at)? {
-        let name = entry.with_context(at)?.file_name();
-        let name = name.to_string_lossy();
-        let is_ours = name.starts_with("ticket-") && name.ends_with(".key");
-        if is_ours && !names.iter().any(|kept| *kept == name) {
-            // What stays would open old tickets for ever.
-            fs::remove_file(folder.join(&*name)).with_context(|| name.into_owned())?;
-        }
-    }
+    remove_old_keys(&folder, &names)?;
     Ok(folder.display().to_string())
 }
 
-fn file_name(key: &ForeignKey) -> String {
+/// Removes the key files of earlier exports: they would open old tickets for ever.
+fn remove_old_keys(folder: &Path, current: &[String]) -> anyhow::Result<()> {
+    let folder_name = || format!("{}", folder.display());
+    for entry in fs::read_dir(folder).with_context(folder_name)? {
+        let file_name = entry.with_context(folder_name)?.file_name();
+        let name = file_name.to_string_lossy();
+        let is_ticket_key = name.starts_with("ticket-") && name.ends_with(".key");
+        if is_ticket_key && !current.iter().any(|kept| *kept == name) {
+            fs::remove_file(folder.join(&*name)).with_context(|| name.into_owned())?;
+        }
+    }
+    Ok(())
+}
+
+fn file_name(key: &ExportedKey) -> String {
     format!("ticket-{}-{}.key", key.generation, key.epoch)
 }
 
-/// One line for each key. HAProxy seals with the last but one and opens with the last three.
-fn haproxy(keys: &Foreign) -> Zeroizing<String> {
+/// One line for each key. HAProxy seals with the last but one, and opens with all.
+fn haproxy(keys: &ExportedKeys) -> Zeroizing<String> {
     let mut lines = Zeroizing::new(String::new());
     let oldest_first = keys.previous.iter().rev();
     for key in oldest_first.chain([&keys.current, &keys.next]) {
-        lines.push_str(&base64(key.wide()));
+        lines.push_str(&base64(key.aes256()));
         lines.push('\n');
     }
     lines

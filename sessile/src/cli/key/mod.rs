@@ -1,5 +1,4 @@
-//! `sessile key`: makes, shows, exports and rotates the farm key. Prints fingerprints and times, and
-//! no secret.
+//! `sessile key`: makes, shows, exports and rotates the farm key. It prints fingerprints and never a secret.
 
 mod export;
 mod show;
@@ -19,8 +18,8 @@ use crate::clock::{self, rfc3339};
 use crate::config;
 use crate::key::{self, KeyError, Rotation};
 
-/// The exit code of a check that finds something wrong.
-const WRONG: u8 = 2;
+/// The exit code of a check that finds a fault.
+const FAULTY: u8 = 2;
 
 const EXAMPLES: &str = r"Examples:
   sessile key new --scope shop                  the first key of a farm
@@ -78,7 +77,7 @@ enum Command {
         activate: bool,
         /// When the new generation is to be used
         #[arg(long, value_name = "TIME", value_parser = point_in_time)]
-        at: Option<At>,
+        at: Option<PointInTime>,
         /// The key was stolen: use a new generation at once and end all others at once
         #[arg(long, conflicts_with_all = ["activate", "at"])]
         compromised: bool,
@@ -90,20 +89,23 @@ enum Command {
     Check,
 }
 
-/// A time as it was given on the command line.
+/// A point in time on the command line.
 #[derive(Clone, Copy, Debug)]
-enum At {
-    Then(Time),
-    After(Duration),
+enum PointInTime {
+    At(Time),
+    FromNow(Duration),
 }
 
-fn point_in_time(text: &str) -> Result<At, String> {
+fn point_in_time(text: &str) -> Result<PointInTime, String> {
     if let Ok(span) = humantime::parse_duration(text) {
-        return Ok(At::After(span));
+        return Ok(PointInTime::FromNow(span));
     }
-    clock::parse_rfc3339(text).map(At::Then).ok_or_else(|| {
-        "neither a time in UTC, as in 2030-01-31T04:00:00Z, nor a duration, as in 24h".to_owned()
-    })
+    clock::parse_rfc3339(text)
+        .map(PointInTime::At)
+        .ok_or_else(|| {
+            "neither a time in UTC, as in 2030-01-31T04:00:00Z, nor a duration, as in 24h"
+                .to_owned()
+        })
 }
 
 /// Runs `sessile key`.
@@ -165,26 +167,29 @@ fn new_key(path: &Path) -> anyhow::Result<ExitCode> {
 
 fn rotation(
     activate: bool,
-    at: Option<At>,
+    at: Option<PointInTime>,
     compromised: bool,
     now: Time,
 ) -> anyhow::Result<Rotation> {
-    let at = match at {
-        Some(At::Then(then)) if then < now => bail!("--at {}: that is over", rfc3339(then)),
-        Some(At::Then(then)) => Some(then),
-        Some(At::After(span)) => Some(now.plus(span)),
+    let time = match at {
+        Some(PointInTime::At(time)) if time < now => {
+            bail!("--at {}: that is over", rfc3339(time))
+        }
+        Some(PointInTime::At(time)) => Some(time),
+        Some(PointInTime::FromNow(span)) => Some(now.plus(span)),
         None => None,
     };
-    Ok(match (compromised, activate) {
-        (true, _) => Rotation::Replace,
-        (_, true) => Rotation::Activate(at.unwrap_or(now)),
-        (_, false) => Rotation::Add(at),
+    Ok(if compromised {
+        Rotation::Replace
+    } else if activate {
+        Rotation::Activate(time.unwrap_or(now))
+    } else {
+        Rotation::Add(time)
     })
 }
 
 fn rotate(path: &Path, rotation: Rotation, now: Time) -> anyhow::Result<ExitCode> {
-    let rotated = key::rotate(path, rotation, now);
-    let (_, number) = rotated.map_err(|error| with_remedy(error, path))?;
+    let (_, number) = key::rotate(path, rotation, now).map_err(|error| with_remedy(error, path))?;
     let file = path.display();
     let copy = "copy the file to every other server of the farm and have each reload it (SIGHUP)";
     print(&match rotation {
@@ -244,17 +249,18 @@ fn check(path: &Path, now: Time) -> anyhow::Result<ExitCode> {
         Err(error) => {
             let error = with_remedy(error.into(), path);
             eprintln!("error: {}", super::in_one_line(&error));
-            return Ok(ExitCode::from(WRONG));
+            return Ok(ExitCode::from(FAULTY));
         }
     };
-    let concerns = key::concerns(path, &key, now);
+    let warnings = key::warnings(path, &key, now);
     let mut out = String::new();
-    for concern in &concerns {
-        writeln!(out, "warning: {concern}.")?;
+    for warning in &warnings {
+        writeln!(out, "warning: {warning}.")?;
     }
-    let part = match key.is_route_part() {
-        true => "the balancer's part of the key",
-        false => "the key",
+    let part = if key.is_route_part() {
+        "the balancer's part of the key"
+    } else {
+        "the key"
     };
     writeln!(
         out,
@@ -262,13 +268,14 @@ fn check(path: &Path, now: Time) -> anyhow::Result<ExitCode> {
         path.display(),
         key.scope,
         crate::check::counted(key.generations.len(), "generation"),
-        crate::check::counted(concerns.len(), "warning"),
+        crate::check::counted(warnings.len(), "warning"),
     )?;
     print(&out)
 }
 
 fn print(text: &str) -> anyhow::Result<ExitCode> {
-    let written = std::io::stdout().write_all(text.as_bytes());
-    written.context("the standard output")?;
+    std::io::stdout()
+        .write_all(text.as_bytes())
+        .context("the standard output")?;
     Ok(ExitCode::SUCCESS)
 }

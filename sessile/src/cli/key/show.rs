@@ -1,5 +1,6 @@
-//! What a key is, for people and for programs: fingerprints, epochs, ages. Two servers have the
-//! same key where they show the same fingerprint for the same epoch.
+//! `sessile key show`: fingerprints, epochs and ages, for people and for programs.
+//!
+//! Two servers have the same key if they show the same fingerprint for the same epoch.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -7,12 +8,12 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 use sessile_proto::Time;
-use sessile_proto::keys::{Chain, FarmKey, Generation, ROUTE_STEP, Standing};
+use sessile_proto::keys::{Chain, FarmKey, Generation, GenerationStatus, ROUTE_STEP};
 
 use super::rfc3339;
 use crate::key;
 
-/// Shape of `sessile key show --json`: fields are added, and none is renamed or removed.
+/// The output of `sessile key show --json`. Fields may be added, but never renamed or removed.
 #[derive(Serialize)]
 struct Shown<'a> {
     file: String,
@@ -29,7 +30,7 @@ struct Shown<'a> {
 struct ShownGeneration {
     number: u8,
     state: &'static str,
-    /// `None`: not decided. The start of time where it sealed as soon as it was made.
+    /// `None`: not decided. 1970 if the generation sealed as soon as it was made.
     activates: Option<String>,
     ends: Option<String>,
     ticket: Option<ShownChain>,
@@ -38,45 +39,48 @@ struct ShownGeneration {
 
 #[derive(Serialize)]
 struct ShownChain {
-    /// What the file stands at: everything sealed from then on can be opened with it.
+    /// The oldest epoch or day that the file opens.
     stands_at: u64,
     since: String,
     age_seconds: u64,
-    /// At the present epoch or day; none where the chain begins later.
+    /// At the present epoch or day. `None` if the chain begins later.
     fingerprint: Option<String>,
 }
 
 pub(super) fn run(path: &Path, json: bool, now: Time) -> anyhow::Result<ExitCode> {
     let key = key::load_any(path)?;
     let shown = Shown::of(&key, path, now);
-    super::print(&match json {
-        true => format!("{:#}\n", serde_json::to_value(&shown)?),
-        false => shown.text()?,
-    })
+    let output = if json {
+        format!("{:#}\n", serde_json::to_value(&shown)?)
+    } else {
+        shown.text()?
+    };
+    super::print(&output)
 }
 
 impl<'a> Shown<'a> {
     fn of(key: &'a FarmKey, path: &Path, now: Time) -> Self {
-        let generations = key.generations.iter();
         Self {
             file: path.display().to_string(),
-            part: match key.is_route_part() {
-                true => "route",
-                false => "whole",
+            part: if key.is_route_part() {
+                "route"
+            } else {
+                "whole"
             },
             scope: &key.scope,
             rotate_seconds: key.rotate.as_secs(),
             max_lifetime_seconds: key.max_lifetime.as_secs(),
             epoch: key.epoch(now),
             day: now.unix_secs() / ROUTE_STEP,
-            generations: generations
+            generations: key
+                .generations
+                .iter()
                 .map(|generation| ShownGeneration::of(key, generation, now))
                 .collect(),
         }
     }
 
     fn text(&self) -> Result<String, std::fmt::Error> {
-        let span = |seconds| humantime::format_duration(std::time::Duration::from_secs(seconds));
         let mut out = String::new();
         writeln!(out, "{}", self.file)?;
         let part = match self.part {
@@ -84,49 +88,27 @@ impl<'a> Shown<'a> {
             _ => "",
         };
         writeln!(out, "  farm          {}{part}", self.scope)?;
-        writeln!(out, "  rotate        {}", span(self.rotate_seconds))?;
-        writeln!(out, "  max-lifetime  {}", span(self.max_lifetime_seconds))?;
+        writeln!(
+            out,
+            "  rotate        {}",
+            span_in_words(self.rotate_seconds)
+        )?;
+        writeln!(
+            out,
+            "  max-lifetime  {}",
+            span_in_words(self.max_lifetime_seconds)
+        )?;
         for generation in &self.generations {
-            let ended = generation.state == "ended";
-            let time = |name, time: Option<&String>| {
-                time.map_or(String::new(), |time| format!(", {name} {time}"))
-            };
-            let from = generation.activates.as_ref();
             writeln!(
                 out,
-                "\ngeneration {}: {}{}{}",
+                "\ngeneration {}: {}",
                 generation.number,
-                match generation.state {
-                    "waiting" => "accepted, not used yet",
-                    "outgoing" => "accepted, no longer used",
-                    state => state,
-                },
-                // The first one has no beginning, and what has ended is not used again.
-                time(
-                    "used from",
-                    from.filter(|time| !ended && !time.starts_with("1970-"))
-                ),
-                time(
-                    if ended { "since" } else { "ends" },
-                    generation.ends.as_ref()
-                ),
+                generation.use_in_words()
             )?;
-            let chains = [
-                ("ticket", "epoch", self.epoch, generation.ticket.as_ref()),
-                ("route", "day", self.day, Some(&generation.route)),
-            ];
-            for (name, unit, present, chain) in chains {
-                let Some(chain) = chain else { continue };
-                let print = chain.fingerprint.as_deref().unwrap_or("none, begins later");
-                writeln!(
-                    out,
-                    "  {name:<6}  fingerprint {print} at {unit} {present}\n          \
-                     opens from {unit} {}, {}, {} ago",
-                    chain.stands_at,
-                    chain.since,
-                    span(chain.age_seconds),
-                )?;
+            if let Some(ticket) = &generation.ticket {
+                out.push_str(&ticket.text("ticket", "epoch", self.epoch));
             }
+            out.push_str(&generation.route.text("route", "day", self.day));
         }
         Ok(out)
     }
@@ -134,34 +116,80 @@ impl<'a> Shown<'a> {
 
 impl ShownGeneration {
     fn of(key: &FarmKey, generation: &Generation, now: Time) -> Self {
-        let time = |secs: u64| rfc3339(Time::from_unix_millis(secs.saturating_mul(1000)));
-        let chain = |chain: &Chain, step: u64| {
-            let present = now.unix_secs() / step;
-            let secs = chain.epoch().saturating_mul(step);
-            ShownChain {
-                stands_at: chain.epoch(),
-                since: time(secs),
-                age_seconds: now.unix_secs().saturating_sub(secs),
-                fingerprint: key
-                    .fingerprint(chain, present)
-                    .map(|print| crate::client::hex(&print)),
-            }
-        };
+        let ticket_step = key.rotate.as_secs().max(1);
         Self {
             number: generation.number,
-            state: match key.standing(generation, now) {
-                Standing::Waiting => "waiting",
-                Standing::Sealing => "sealing",
-                Standing::Outgoing => "outgoing",
-                Standing::Ended => "ended",
+            state: match key.status(generation, now) {
+                GenerationStatus::Waiting => "waiting",
+                GenerationStatus::Sealing => "sealing",
+                GenerationStatus::Outgoing => "outgoing",
+                GenerationStatus::Ended => "ended",
             },
-            activates: generation.activates.map(time),
-            ends: generation.ends.map(time),
+            activates: generation.activates.map(rfc3339_of),
+            ends: generation.ends.map(rfc3339_of),
             ticket: generation
                 .ticket
                 .as_ref()
-                .map(|ticket| chain(ticket, key.rotate.as_secs().max(1))),
-            route: chain(&generation.route, ROUTE_STEP),
+                .map(|chain| ShownChain::of(key, chain, ticket_step, now)),
+            route: ShownChain::of(key, &generation.route, ROUTE_STEP, now),
         }
     }
+
+    /// The use of the generation, with the times at which it changes.
+    fn use_in_words(&self) -> String {
+        let has_ended = self.state == "ended";
+        let mut text = match self.state {
+            "waiting" => "accepted, not used yet",
+            "outgoing" => "accepted, no longer used",
+            state => state,
+        }
+        .to_owned();
+        // The first generation has no beginning, and an ended one is not used again.
+        if let Some(from) = &self.activates
+            && !has_ended
+            && !from.starts_with("1970-")
+        {
+            text.push_str(&format!(", used from {from}"));
+        }
+        if let Some(end) = &self.ends {
+            let verb = if has_ended { "since" } else { "ends" };
+            text.push_str(&format!(", {verb} {end}"));
+        }
+        text
+    }
+}
+
+impl ShownChain {
+    /// `step`: the seconds in one epoch of the chain.
+    fn of(key: &FarmKey, chain: &Chain, step: u64, now: Time) -> Self {
+        let began = chain.epoch().saturating_mul(step);
+        Self {
+            stands_at: chain.epoch(),
+            since: rfc3339_of(began),
+            age_seconds: now.unix_secs().saturating_sub(began),
+            fingerprint: key
+                .fingerprint(chain, now.unix_secs() / step)
+                .map(|print| crate::client::hex(&print)),
+        }
+    }
+
+    /// Two lines about this chain, whose epochs are called `unit`.
+    fn text(&self, name: &str, unit: &str, present: u64) -> String {
+        let fingerprint = self.fingerprint.as_deref().unwrap_or("none, begins later");
+        format!(
+            "  {name:<6}  fingerprint {fingerprint} at {unit} {present}\n          \
+             opens from {unit} {}, {}, {} ago\n",
+            self.stands_at,
+            self.since,
+            span_in_words(self.age_seconds),
+        )
+    }
+}
+
+fn rfc3339_of(seconds: u64) -> String {
+    rfc3339(Time::from_unix_millis(seconds.saturating_mul(1000)))
+}
+
+fn span_in_words(seconds: u64) -> impl std::fmt::Display {
+    humantime::format_duration(std::time::Duration::from_secs(seconds))
 }

@@ -1,14 +1,14 @@
 //! `session.forget`: the sessions that are forgotten on request.
 
 use sessile_proto::Time;
-use sessile_proto::ticket::MAX_MARKS;
+use sessile_proto::ticket::MAX_FORGET_RULES;
 use toml::Spanned;
 
 use super::problem::{Hint, What};
 use super::raw;
 use super::reader::Reader;
 use crate::clock;
-use crate::config::{Forget, MAX_NUMBER, Site, Whose};
+use crate::config::{Forget, ForgetTarget, MAX_NUMBER, Site};
 
 /// Reads all marks. The site of a mark must be one of `sites`.
 pub(super) fn read(
@@ -16,7 +16,7 @@ pub(super) fn read(
     written: Vec<Spanned<raw::Forget>>,
     sites: &[Site],
 ) -> Vec<Forget> {
-    if let Some(beyond) = written.get(MAX_MARKS) {
+    if let Some(beyond) = written.get(MAX_FORGET_RULES) {
         reader.note(beyond.span(), What::TooManyMarks);
     }
     written
@@ -32,8 +32,8 @@ fn mark(reader: &mut Reader<'_>, written: Spanned<raw::Forget>, sites: &[Site]) 
     let before = reader
         .required(written.before, span.clone(), missing)
         .and_then(|before| past_time(reader, before));
-    let whose = match (written.site, written.server) {
-        (None, None) => Some(Whose::Everyones),
+    let target = match (written.site, written.server) {
+        (None, None) => Some(ForgetTarget::Everything),
         (Some(site), None) => site_of(reader, &site, sites),
         (None, Some(server)) => server_of(reader, server),
         (Some(_), Some(_)) => {
@@ -42,7 +42,7 @@ fn mark(reader: &mut Reader<'_>, written: Spanned<raw::Forget>, sites: &[Site]) 
         }
     };
     Some(Forget {
-        whose: whose?,
+        target: target?,
         before: before?,
     })
 }
@@ -58,7 +58,11 @@ fn past_time(reader: &mut Reader<'_>, written: Spanned<raw::Moment>) -> Option<T
     None
 }
 
-fn site_of(reader: &mut Reader<'_>, written: &Spanned<String>, sites: &[Site]) -> Option<Whose> {
+fn site_of(
+    reader: &mut Reader<'_>,
+    written: &Spanned<String>,
+    sites: &[Site],
+) -> Option<ForgetTarget> {
     let value = written.get_ref().to_ascii_lowercase();
     let found = Site::called(&value, sites);
     if found.is_none() {
@@ -69,19 +73,19 @@ fn site_of(reader: &mut Reader<'_>, written: &Spanned<String>, sites: &[Site]) -
         };
         reader.note(written.span(), what);
     }
-    found.map(Site::whose)
+    found.map(Site::target)
 }
 
-fn server_of(reader: &mut Reader<'_>, written: Spanned<raw::NameOrNumber>) -> Option<Whose> {
+fn server_of(reader: &mut Reader<'_>, written: Spanned<raw::NameOrNumber>) -> Option<ForgetTarget> {
     let span = written.span();
     match written.into_inner() {
         raw::NameOrNumber::Name(name) => reader
             .server_name(Some(Spanned::new(span, name)))
-            .map(Whose::Server),
+            .map(ForgetTarget::Server),
         raw::NameOrNumber::Number(number) => {
             let number = Some(Spanned::new(span, number));
             let number = reader.number("server", number, 0, i64::from(MAX_NUMBER))?;
-            Some(Whose::Number(number))
+            Some(ForgetTarget::Number(number))
         }
     }
 }

@@ -143,7 +143,7 @@ pub enum What {
     SiteAndServer,
     #[error(
         "more `forget`s than {}; take out those that are older than the farm key's max-lifetime",
-        sessile_proto::ticket::MAX_MARKS
+        sessile_proto::ticket::MAX_FORGET_RULES
     )]
     TooManyMarks,
     #[error("`store` {0}")]

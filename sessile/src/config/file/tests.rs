@@ -1,7 +1,9 @@
 mod sites;
 
 use super::*;
-use crate::config::{AccessLog, Action, ClientAuth, ClientAuthMode, KernelTls, Key, Role, Whose};
+use crate::config::{
+    AccessLog, Action, ClientAuth, ClientAuthMode, ForgetTarget, KernelTls, Key, Role,
+};
 use proptest::prelude::*;
 use sessile_proto::proxy_protocol::Version;
 use sessile_proto::route::Policy;
@@ -431,16 +433,16 @@ fn what_is_forgotten_is_read_in_every_form() {
          { server = 7, before = '2026-01-01T00:00:00Z' }",
     ));
     let begin = sessile_proto::Time::from_unix_millis(1_767_225_600_000);
-    let whose: Vec<_> = config.session.forget.iter().map(|f| &f.whose).collect();
-    let site = |name: &str| Whose::Site(name.to_owned());
+    let target: Vec<_> = config.session.forget.iter().map(|f| &f.target).collect();
+    let site = |name: &str| ForgetTarget::Site(name.to_owned());
     let expected = [
-        Whose::Everyones,
+        ForgetTarget::Everything,
         site("shop.example"),
         site(""),
-        Whose::Server("web2".to_owned()),
-        Whose::Number(7),
+        ForgetTarget::Server("web2".to_owned()),
+        ForgetTarget::Number(7),
     ];
-    assert_eq!(whose, expected.iter().collect::<Vec<_>>());
+    assert_eq!(target, expected.iter().collect::<Vec<_>>());
     let since = |n: usize| config.session.forget[n].before.since(begin).as_millis();
     assert_eq!([0, 1, 2, 3, 4].map(since), [0, 0, 500, 0, 0]);
 }

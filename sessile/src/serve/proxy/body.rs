@@ -11,7 +11,7 @@ use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::{Instant, Sleep};
 
-use super::Passage;
+use super::slot::UpstreamSlot;
 use crate::serve::awaited::{Awaited, Wait};
 
 /// What a request waits for before there is a response.
@@ -118,7 +118,7 @@ pub(in crate::serve) struct Download {
     /// Runs while it is.
     silence: Option<(Pin<Box<Sleep>>, Wait)>,
     awaited: Awaited,
-    passage: Passage,
+    slot: UpstreamSlot,
 }
 
 impl Download {
@@ -126,14 +126,14 @@ impl Download {
         body: Incoming,
         timeout: Duration,
         awaited: Awaited,
-        passage: Passage,
+        slot: UpstreamSlot,
     ) -> Self {
         Self {
             body,
             timeout,
             silence: None,
             awaited,
-            passage,
+            slot,
         }
     }
 }
@@ -153,7 +153,7 @@ impl Body for Download {
                 (over, this.awaited.begin())
             });
             return silence.as_mut().poll(cx).map(|()| {
-                this.passage.end(|results| &results.cut);
+                this.slot.end(|results| &results.cut);
                 Some(Err(io::ErrorKind::TimedOut.into()))
             });
         };
@@ -161,11 +161,11 @@ impl Body for Download {
         Poll::Ready(match frame {
             Some(Ok(frame)) => Some(Ok(frame)),
             Some(Err(error)) => {
-                this.passage.end(|results| &results.cut);
+                this.slot.end(|results| &results.cut);
                 Some(Err(io::Error::other(error)))
             }
             None => {
-                this.passage.end(|results| &results.ok);
+                this.slot.end(|results| &results.ok);
                 None
             }
         })
@@ -184,7 +184,7 @@ impl Drop for Download {
     fn drop(&mut self) {
         // Nobody asks for more than there is: a body of a known length is not read to its `None`.
         if self.body.is_end_stream() {
-            self.passage.end(|results| &results.ok);
+            self.slot.end(|results| &results.ok);
         }
     }
 }

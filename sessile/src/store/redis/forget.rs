@@ -9,7 +9,7 @@ use redis::{Cmd, RedisResult, Value};
 use sessile_proto::Time;
 use sessile_proto::keys::{Purpose, Schedule};
 use sessile_proto::sealed;
-use sessile_proto::ticket::{Extent, Forgotten};
+use sessile_proto::ticket::{ForgetRules, ForgetScope};
 use sessile_proto::verdict::Reason;
 use tokio::time::{Instant, timeout};
 
@@ -19,7 +19,7 @@ use crate::clock;
 use crate::config::Server;
 use crate::config::store::Redis;
 use crate::key::Keyring;
-use crate::store::marks::{Marks, MarksFile};
+use crate::store::forget_rules::{ForgetRulesFile, KnownForgetRules};
 
 /// Sets the marks if they are still what was read: another command may have added one since.
 const REPLACE: &str = "if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end \
@@ -34,11 +34,11 @@ fn name(scope: &str) -> String {
 
 /// The farm's marks as the servers of one process follow them: what they have learned once stays known,
 /// is kept for the next start, and goes back to a store that lost it.
-pub(super) struct SharedMarks {
+pub(super) struct SharedForgetRules {
     name: String,
     keys: Arc<Keyring>,
-    known: Arc<Marks>,
-    file: Option<Arc<MarksFile>>,
+    known: Arc<KnownForgetRules>,
+    file: Option<Arc<ForgetRulesFile>>,
     /// The server's name.
     server: String,
     farm: Mutex<Farm>,
@@ -48,7 +48,7 @@ pub(super) struct SharedMarks {
 
 struct Farm {
     /// Every mark that came from the store, now or before this start.
-    marks: Forgotten,
+    rules: ForgetRules,
     /// What was read last, as it lies in the store.
     read: Option<Vec<u8>>,
     /// Whether some of the marks were not in it.
@@ -57,15 +57,15 @@ struct Farm {
     due: Instant,
 }
 
-impl SharedMarks {
+impl SharedForgetRules {
     /// With the marks of the last run, if there was one.
-    pub(super) fn new(keys: &Arc<Keyring>, known: &Arc<Marks>, server: &Server) -> Self {
-        let file = MarksFile::new(server, keys);
+    pub(super) fn new(keys: &Arc<Keyring>, known: &Arc<KnownForgetRules>, server: &Server) -> Self {
+        let file = ForgetRulesFile::new(server, keys);
         let schedule = keys.schedule(clock::now());
-        let mut marks = Forgotten::default();
+        let mut rules = ForgetRules::default();
         if let Some(file) = &file {
-            marks = file.read(&schedule);
-            drop_the_dead(&mut marks, &schedule);
+            rules = file.read(&schedule);
+            drop_the_dead(&mut rules, &schedule);
         }
         let shared = Self {
             name: name(keys.scope()),
@@ -74,14 +74,14 @@ impl SharedMarks {
             file: file.map(Arc::new),
             server: server.name.clone(),
             farm: Mutex::new(Farm {
-                marks: marks.clone(),
+                rules: rules.clone(),
                 read: None,
                 is_lacking: false,
                 due: Instant::now(),
             }),
             said: AtomicBool::new(false),
         };
-        shared.heed(&marks);
+        shared.heed(&rules);
         shared
     }
 
@@ -101,19 +101,19 @@ impl SharedMarks {
             return;
         }
         let schedule = self.keys.schedule(clock::now());
-        let marks = match value {
-            [] => Ok(Forgotten::default()),
+        let rules = match value {
+            [] => Ok(ForgetRules::default()),
             value => open(&schedule, &self.name, value),
         };
-        match marks {
-            Ok(marks) => {
-                farm.marks.merge(&marks);
-                drop_the_dead(&mut farm.marks, &schedule);
-                farm.is_lacking = !marks.covers(&farm.marks);
+        match rules {
+            Ok(rules) => {
+                farm.rules.merge(&rules);
+                drop_the_dead(&mut farm.rules, &schedule);
+                farm.is_lacking = !rules.covers(&farm.rules);
                 farm.read = Some(value.to_vec());
                 self.said.store(false, Ordering::Relaxed);
-                self.heed(&marks);
-                self.keep(schedule, marks);
+                self.heed(&rules);
+                self.keep(schedule, rules);
             }
             Err(reason) if !self.said.swap(true, Ordering::Relaxed) => tracing::warn!(
                 server = self.server,
@@ -136,28 +136,28 @@ impl SharedMarks {
         farm.due = now + HEARTBEAT;
         let read = farm.read.as_deref().unwrap_or_default();
         let schedule = self.keys.schedule(clock::now());
-        replace(&schedule, &self.name, read, &farm.marks).ok()
+        replace(&schedule, &self.name, read, &farm.rules).ok()
     }
 
     /// From now on sessions are compared with these marks, too.
-    fn heed(&self, marks: &Forgotten) {
-        if self.known.learn(marks) {
+    fn heed(&self, rules: &ForgetRules) {
+        if self.known.learn(rules) {
             let server = &self.server;
             tracing::info!(server, "the farm forgets sessions on request: full/revoked");
         }
     }
 
     /// Handshakes of this thread do not wait for the disk.
-    fn keep(&self, schedule: Arc<Schedule>, marks: Forgotten) {
+    fn keep(&self, schedule: Arc<Schedule>, rules: ForgetRules) {
         if let Some(file) = self.file.clone() {
-            tokio::task::spawn_blocking(move || file.keep(&schedule, &marks));
+            tokio::task::spawn_blocking(move || file.keep(&schedule, &rules));
         }
     }
 }
 
 /// Marks that are older than any session are of no use, and would take the place of others.
-fn drop_the_dead(marks: &mut Forgotten, schedule: &Schedule) {
-    marks.drop_before(clock::now().minus(schedule.max_lifetime()));
+fn drop_the_dead(rules: &mut ForgetRules, schedule: &Schedule) {
+    rules.drop_before(clock::now().minus(schedule.max_lifetime()));
 }
 
 /// Why a mark is not in the store.
@@ -190,9 +190,9 @@ pub enum ForgetError {
 pub async fn forget(
     redis: &Redis,
     (scope, schedule): (&str, &Schedule),
-    extent: Extent,
+    forget_scope: ForgetScope,
     not_before: Time,
-) -> Result<Forgotten, ForgetError> {
+) -> Result<ForgetRules, ForgetError> {
     let name = name(scope);
     let mut connection = in_time(Dialer::new(redis)?.dial()).await?.connection;
     for _ in 0..TRIES {
@@ -200,18 +200,18 @@ pub async fn forget(
             Value::BulkString(value) => value,
             _ => Vec::new(),
         };
-        let mut marks = match read.as_slice() {
-            [] => Forgotten::default(),
+        let mut rules = match read.as_slice() {
+            [] => ForgetRules::default(),
             value => open(schedule, &name, value).map_err(|reason| {
                 let name = name.clone();
                 ForgetError::Closed { name, reason }
             })?,
         };
-        marks.mark(extent, not_before);
-        let command = replace(schedule, &name, &read, &marks)?;
+        rules.add(forget_scope, not_before);
+        let command = replace(schedule, &name, &read, &rules)?;
         let answer = in_time(connection.ask(&command)).await?;
         if matches!(answer, Value::Okay | Value::Int(1)) {
-            return Ok(marks);
+            return Ok(rules);
         }
     }
     Err(ForgetError::Busy)
@@ -223,11 +223,11 @@ fn replace(
     schedule: &Schedule,
     name: &str,
     read: &[u8],
-    marks: &Forgotten,
+    rules: &ForgetRules,
 ) -> Result<Cmd, ForgetError> {
     let mut salt = [0; 16];
     aws_lc_rs::rand::fill(&mut salt).map_err(|_| ForgetError::Random)?;
-    let clear = marks.encode();
+    let clear = rules.encode();
     let sealed = sealed::seal(schedule, Purpose::Store, salt, name.as_bytes(), &clear)
         .ok_or(ForgetError::NoKey)?;
     // No session lives longer than that, nor does the key that opens this.
@@ -255,7 +255,7 @@ fn get(name: &str) -> Cmd {
     command
 }
 
-fn open(schedule: &Schedule, name: &str, value: &[u8]) -> Result<Forgotten, Reason> {
+fn open(schedule: &Schedule, name: &str, value: &[u8]) -> Result<ForgetRules, Reason> {
     let clear = sealed::open(schedule, Purpose::Store, name.as_bytes(), value)?;
-    Forgotten::decode(&clear).ok_or(Reason::OldFormat)
+    ForgetRules::decode(&clear).ok_or(Reason::OldFormat)
 }

@@ -218,12 +218,12 @@ impl Link {
         let mut dialed = dialed
             .map_err(|_| Failure::Timeout)?
             .map_err(Failure::Store)?;
-        let marks = self.remote.marks.command();
-        let answer = timeout(self.remote.timeout, dialed.connection.ask(&marks)).await;
+        let rules = self.remote.rules.command();
+        let answer = timeout(self.remote.timeout, dialed.connection.ask(&rules)).await;
         let answer = answer
             .map_err(|_| Failure::Timeout)?
             .map_err(Failure::Store)?;
-        self.remote.marks.learn(&answer);
+        self.remote.rules.learn(&answer);
         Ok(dialed)
     }
 
@@ -280,14 +280,14 @@ impl Link {
     /// What the servers of a farm tell each other through the store.
     async fn follow_the_farm(&self) {
         let Remote {
-            marks,
+            rules,
             claim,
             timeout,
             ..
         } = &*self.remote;
-        if let Ok(answer) = self.exchange(&marks.command(), *timeout).await {
-            marks.learn(&answer);
-            if let Some(command) = marks.put_back() {
+        if let Ok(answer) = self.exchange(&rules.command(), *timeout).await {
+            rules.learn(&answer);
+            if let Some(command) = rules.put_back() {
                 let _ = self.exchange(&command, *timeout).await;
             }
         }

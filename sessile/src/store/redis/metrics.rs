@@ -17,7 +17,7 @@ pub(in crate::store) enum Operation {
     Fetch,
     Put,
     Remove,
-    Spend,
+    Consume,
 }
 
 const OPERATIONS: [&str; 4] = ["fetch", "put", "remove", "spend"];

@@ -26,17 +26,18 @@ use prometheus::Registry;
 use redis::Value;
 use sessile_proto::Time;
 use sessile_proto::keys::Schedule;
+use sessile_proto::resumption::{NewSession, StoreKey};
 use sessile_proto::session::Gone;
 use sessile_proto::verdict::Reason;
 
+use super::WaitBudget;
 use super::entry::{self, Name, Opened};
-use super::marks::Marks;
-use super::{Key, Patience, Put};
+use super::forget_rules::KnownForgetRules;
 use crate::config::Server;
 use crate::key::Keyring;
 use claim::Claim;
 use connect::Dialer;
-use forget::SharedMarks;
+use forget::SharedForgetRules;
 use metrics::{Metrics, Operation, Outcome};
 use time::Clock;
 
@@ -52,7 +53,7 @@ pub(super) struct Remote {
     /// The store's address, fit to be shown.
     shown: String,
     metrics: Metrics,
-    marks: SharedMarks,
+    rules: SharedForgetRules,
     claim: Claim,
     clock: Clock,
     /// What the log was told last; a word comes at every change.
@@ -100,7 +101,7 @@ impl Remote {
         timeout: Duration,
         (server, number): (&Server, u32),
         keys: &Arc<Keyring>,
-        marks: &Arc<Marks>,
+        rules: &Arc<KnownForgetRules>,
         registry: &Registry,
     ) -> Result<Self, StoreError> {
         let name = server.name.as_str();
@@ -111,7 +112,7 @@ impl Remote {
             server: name.to_owned(),
             shown: config.to_string(),
             metrics: Metrics::register(registry, name)?,
-            marks: SharedMarks::new(keys, marks, server),
+            rules: SharedForgetRules::new(keys, rules, server),
             claim: Claim::new(keys.scope(), number, name, registry)?,
             clock: Clock::new(keys, name, registry)?,
             said: AtomicU8::new(Said::Nothing as u8),
@@ -134,9 +135,9 @@ impl Link {
     /// What the store says of each of these sessions, a handful at most.
     pub(super) async fn fetch(
         &self,
-        keys: &[Key],
+        keys: &[StoreKey],
         schedule: &Schedule,
-        patience: &mut Patience,
+        budget: &mut WaitBudget,
     ) -> Vec<Answer> {
         let names: Vec<_> = keys
             .iter()
@@ -146,9 +147,9 @@ impl Link {
         for name in &names {
             command.arg(name.as_str());
         }
-        let left = patience.left();
+        let left = budget.left();
         let asked = self.ask(Operation::Fetch, &command, names.len(), left);
-        let values = match patience.spend(asked).await {
+        let values = match budget.spend(asked).await {
             Ok(Value::Array(values)) if values.len() == names.len() => values,
             Ok(value) if names.len() == 1 => vec![value],
             Ok(_) => return names.iter().map(|_| self.judged(None)).collect(),
@@ -186,22 +187,22 @@ impl Link {
         answer
     }
 
-    /// Stores sessions and removes the one that was `spent`, all at once, and waits until that is done or
-    /// patience ends. What comes later than that is done all the same, and counted as such.
+    /// Stores sessions and removes the one that was `consumed`, all at the same time. Returns when that
+    /// is done or the budget is used up. Requests that take longer still go on, and are counted as late.
     pub(super) async fn put(
         self: &Rc<Self>,
-        puts: &[Put],
-        spent: Option<Key>,
+        new_sessions: &[NewSession],
+        consumed: Option<StoreKey>,
         schedule: &Schedule,
         now: Time,
-        patience: &mut Patience,
+        budget: &mut WaitBudget,
     ) {
         let mut under_way = tokio::task::JoinSet::new();
         let stored = Rc::new(Cell::new(Outcome::Ok));
-        for put in puts {
-            let life = put.expires.since(now).as_millis();
-            let name = Name::new(&self.remote.scope, &put.key);
-            let Some(entry) = entry::seal(schedule, &name, &put.envelope) else {
+        for new in new_sessions {
+            let life = new.expires.since(now).as_millis();
+            let name = Name::new(&self.remote.scope, &new.key);
+            let Some(entry) = entry::seal(schedule, &name, &new.envelope) else {
                 self.remote.metrics.count(Operation::Put, Outcome::Bad, 1);
                 continue;
             };
@@ -209,7 +210,7 @@ impl Link {
                 continue;
             }
             let life = u64::try_from(life).unwrap_or(u64::MAX);
-            let command = match put.key.is_single_use() {
+            let command = match new.key.is_single_use() {
                 true => single_use::put(&name, &entry, life),
                 false => {
                     let mut command = redis::cmd("SET");
@@ -218,7 +219,7 @@ impl Link {
                 }
             };
             let (link, stored) = (Rc::clone(self), Rc::clone(&stored));
-            let is_single_use = put.key.is_single_use();
+            let is_single_use = new.key.is_single_use();
             under_way.spawn_local(async move {
                 let timeout = link.remote.timeout;
                 match link.ask(Operation::Put, &command, 1, timeout).await {
@@ -228,11 +229,11 @@ impl Link {
                 }
             });
         }
-        if let Some(key) = spent {
+        if let Some(key) = consumed {
             let link = Rc::clone(self);
             under_way.spawn_local(async move { link.remove(&key, Gone::Spent).await });
         }
-        let left = patience.left();
+        let left = budget.left();
         let all = async {
             // Nobody may be kept waiting for longer than was granted; the tasks go on by themselves.
             let all = async { while under_way.join_next().await.is_some() {} };
@@ -241,12 +242,12 @@ impl Link {
             }
             under_way.detach_all();
         };
-        patience.spend(all).await;
+        budget.spend(all).await;
     }
 
     /// Leaves a tombstone in the place of a session, for as long as the session would have lived:
     /// another server may have it in its own table. Where it is not there, there is nothing to do.
-    pub(super) async fn remove(&self, key: &Key, why: Gone) {
+    pub(super) async fn remove(&self, key: &StoreKey, why: Gone) {
         let Some(tombstone) = entry::tombstone(why) else {
             return;
         };

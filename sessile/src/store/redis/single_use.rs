@@ -7,12 +7,13 @@
 
 use redis::{Cmd, Value};
 use sessile_proto::keys::Schedule;
+use sessile_proto::resumption::StoreKey;
 use sessile_proto::session::Gone;
 
 use super::metrics::Operation;
 use super::{Answer, Link};
+use crate::store::WaitBudget;
 use crate::store::entry::{self, Name};
-use crate::store::{Key, Patience};
 
 /// Finds out the node's life (`run_id`), its dataset's (`master_replid`) and its clock; nothing where a store
 /// does not tell.
@@ -38,7 +39,7 @@ const PUT: &str = concat!(
 /// again when it has come. Nothing tells it from what a stranger made up, though, so that nothing is kept
 /// for each: its part of the store is marked for a while, in which early data goes with nothing that came
 /// to that part as lately (`entry::was_kept`). However many strangers ask, there are no more marks than parts.
-const SPEND: &str = concat!(
+const CONSUME: &str = concat!(
     "local held = redis.call('GET', KEYS[1]) \
      if not held then redis.call('SET', KEYS[2], '', 'EX', ARGV[2]) return {held, '', 0} end \
      local missed = redis.call('GET', KEYS[2]) and 1 or 0 \
@@ -58,29 +59,29 @@ pub(super) fn put(name: &Name, entry: &[u8], life: u64) -> Cmd {
 impl Link {
     /// Takes a session out of the store, and says whether early data may go with it: whether it is sure that
     /// nobody else got it, and that it did not come after a hello that asked for it.
-    pub(in crate::store) async fn spend(
+    pub(in crate::store) async fn consume(
         &self,
-        key: &Key,
+        key: &StoreKey,
         schedule: &Schedule,
-        patience: &mut Patience,
+        budget: &mut WaitBudget,
     ) -> (Answer, bool) {
         let name = Name::new(&self.remote.scope, key);
         let tombstone = entry::tombstone(Gone::Spent).expect("what is spent leaves a tombstone");
         let mut command = redis::cmd("EVAL");
-        command.arg(SPEND).arg(2).arg(name.as_str());
+        command.arg(CONSUME).arg(2).arg(name.as_str());
         command.arg(name.part());
         command.arg(&tombstone[..]).arg(entry::KEPT_OUT);
-        let left = patience.left();
-        let asked = self.ask(Operation::Spend, &command, 1, left);
-        let said = match patience.spend(asked).await {
+        let left = budget.left();
+        let asked = self.ask(Operation::Consume, &command, 1, left);
+        let said = match budget.spend(asked).await {
             Ok(Value::Array(said)) => said,
-            Ok(_) => return (self.judged_as(Operation::Spend, None), false),
+            Ok(_) => return (self.judged_as(Operation::Consume, None), false),
             Err(failure) => {
                 self.note_single_use(failure);
                 return (Answer::None(failure.reason()), false);
             }
         };
-        let (answer, is_sure) = match said.as_slice() {
+        let (answer, is_certain) = match said.as_slice() {
             [Value::Nil, ..] => (Some(Answer::Missing), false),
             [
                 Value::BulkString(held),
@@ -92,6 +93,6 @@ impl Link {
             }
             _ => (None, false),
         };
-        (self.judged_as(Operation::Spend, answer), is_sure)
+        (self.judged_as(Operation::Consume, answer), is_certain)
     }
 }

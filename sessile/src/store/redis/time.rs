@@ -1,5 +1,5 @@
 //! The store's clock, which all servers of a farm can read: one of them whose own differs too much must not
-//! seal, nor forget keys ([`Keyring::hear`]).
+//! seal, nor forget keys ([`Keyring::record_shared_time`]).
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -39,7 +39,7 @@ impl Clock {
         );
         let read = Arc::clone(keys);
         figure::register(registry, opts.const_label("server", server), move || {
-            usize::from(read.astray().is_some())
+            usize::from(read.skew().is_some())
         })?;
         Ok(Self {
             keys: Arc::clone(keys),
@@ -63,8 +63,8 @@ impl Clock {
     pub(super) fn answer(&self, answer: Result<Value, redis::RedisError>) {
         match answer {
             Ok(value) => {
-                if let Some(theirs) = parse(&value) {
-                    self.keys.hear(theirs);
+                if let Some(shared_time) = parse(&value) {
+                    self.keys.record_shared_time(shared_time);
                 }
             }
             // A store whose access rules are older than this question serves as well as before.

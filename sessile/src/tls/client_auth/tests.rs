@@ -73,7 +73,7 @@ impl Chain {
         fs::write(self.folder.path().join("lists.pem"), lists.concat()).expect("written");
         let config = self.config(config::ClientAuthMode::Required, true);
         let loaded = ClientAuthorities::load(&config).expect("it is right");
-        Clients::new(&loaded).admit(&session(&self.chain), day(10))
+        Clients::new(&loaded).verify_again(&session(&self.chain), day(10))
     }
 }
 
@@ -117,16 +117,22 @@ fn a_session_is_admitted_as_long_as_its_client_would_be() {
     let chain = Chain::new();
     let clients = chain.clients(config::ClientAuthMode::Required);
     let session = session(&chain.chain);
-    assert_eq!(clients.admit(&session, day(10)), Ok(()));
+    assert_eq!(clients.verify_again(&session, day(10)), Ok(()));
     // Known or not, it ends with its certificate.
     let last = Time::from_unix_millis(day(20).unix_millis() - 1000);
-    assert_eq!(clients.admit(&session, last), Ok(()));
+    assert_eq!(clients.verify_again(&session, last), Ok(()));
     assert_eq!(clients.known.lock().expect("not poisoned").len(), 1);
     let after = Time::from_unix_millis(day(20).unix_millis() + 1000);
-    assert_eq!(clients.admit(&session, after), Err(Reason::ClientAuth));
+    assert_eq!(
+        clients.verify_again(&session, after),
+        Err(Reason::ClientAuth)
+    );
     let stranger = Chain::new().clients(config::ClientAuthMode::Optional);
-    assert_eq!(stranger.admit(&session, day(10)), Err(Reason::ClientAuth));
-    assert_eq!(clients.admit(b"?", day(10)), Err(Reason::OldFormat));
+    assert_eq!(
+        stranger.verify_again(&session, day(10)),
+        Err(Reason::ClientAuth)
+    );
+    assert_eq!(clients.verify_again(b"?", day(10)), Err(Reason::OldFormat));
 }
 
 #[test]
@@ -140,13 +146,13 @@ fn a_chain_is_known_for_a_minute_and_the_last_visit_does_not_count() {
     for seconds in [0, 59] {
         let now = day(10).plus(Duration::from_secs(seconds));
         clients
-            .admit(&session(&chain.chain), now)
+            .verify_again(&session(&chain.chain), now)
             .expect("it is right");
         assert_eq!(known_until(), day(10).plus(KNOWN_FOR));
     }
     let later = day(10).plus(KNOWN_FOR);
     clients
-        .admit(&session(&chain.chain), later)
+        .verify_again(&session(&chain.chain), later)
         .expect("it is right");
     assert_eq!(known_until(), later.plus(KNOWN_FOR));
 }
@@ -156,9 +162,12 @@ fn a_session_without_a_certificate_needs_a_site_that_does_not_insist() {
     let chain = Chain::new();
     let anonymous = session(&[]);
     let required = chain.clients(config::ClientAuthMode::Required);
-    assert_eq!(required.admit(&anonymous, day(10)), Err(Reason::ClientAuth));
+    assert_eq!(
+        required.verify_again(&anonymous, day(10)),
+        Err(Reason::ClientAuth)
+    );
     let optional = chain.clients(config::ClientAuthMode::Optional);
-    assert_eq!(optional.admit(&anonymous, day(10)), Ok(()));
+    assert_eq!(optional.verify_again(&anonymous, day(10)), Ok(()));
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::Peer;
+use super::{Certificates, NAME, Peer, run};
 
 /// How long a command may take, a browser's start on a busy machine included.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -24,8 +24,26 @@ pub(crate) struct Browser {
 }
 
 impl Browser {
+    /// Starts a browser that trusts the servers' certificate and finds [`NAME`] at 127.0.0.1.
+    pub(crate) fn trusting(certificates: &Certificates, arguments: &[&str]) -> Self {
+        let fingerprint = format!(
+            "openssl x509 -in {:?} -noout -pubkey | openssl pkey -pubin -outform der \
+             | openssl dgst -sha256 -binary | openssl base64",
+            certificates.chain
+        );
+        let fingerprint = run("openssl", Command::new("sh").args(["-c", &fingerprint]), "");
+        let fingerprint = fingerprint.succeeded().stdout;
+        let trust = "--ignore-certificate-errors-spki-list";
+        let mut all = vec![
+            format!("{trust}={}", fingerprint.trim()),
+            format!("--host-resolver-rules=MAP {NAME} 127.0.0.1"),
+        ];
+        all.extend(arguments.iter().map(ToString::to_string));
+        Self::start(&all)
+    }
+
     /// Starts it with the given arguments beside those that keep it quiet and alone.
-    pub(crate) fn start(arguments: &[String]) -> Self {
+    fn start(arguments: &[String]) -> Self {
         let there = Path::new(CHROMIUM).exists();
         assert!(there, "{CHROMIUM} is missing: install the package chromium");
         let driver = Peer::start("chromium-driver", |port| {

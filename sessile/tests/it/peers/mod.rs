@@ -2,6 +2,7 @@
 //! with a configuration of the test's own and stopped with it.
 
 mod browser;
+mod faulty;
 mod metrics;
 mod proxy;
 mod run;
@@ -9,6 +10,7 @@ mod running;
 mod web;
 
 pub(crate) use browser::Browser;
+pub(crate) use faulty::{By, End, Fault, Faulty, ticketer};
 pub(crate) use metrics::Metrics;
 pub(crate) use proxy::{Cut, Proxy, record};
 pub(crate) use run::{Answer, Ran, run};

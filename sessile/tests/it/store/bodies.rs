@@ -8,8 +8,9 @@ use std::time::Duration;
 use sessile::clock;
 use sessile::config::{Config, StoreUrl};
 use sessile::key::Keyring;
-use sessile::store::{Key, Local, Put, Store};
+use sessile::store::{Local, Store};
 use sessile_proto::keys::Schedule;
+use sessile_proto::resumption::{NewSession, StoreKey};
 use sessile_proto::session::Gone;
 use sessile_proto::ticket::{Binding, ClientAuth, Envelope};
 use sessile_proto::verdict::Reason;
@@ -81,13 +82,19 @@ impl Pair {
 
     async fn put(&self, store: &Local, id: &[u8], age: Duration) {
         let put = Self::session(id, age);
-        let mut patience = store.patience();
+        let mut wait_budget = store.wait_budget();
         store
-            .put(vec![put], None, &self.schedule, clock::now(), &mut patience)
+            .put(
+                vec![put],
+                None,
+                &self.schedule,
+                clock::now(),
+                &mut wait_budget,
+            )
             .await;
     }
 
-    fn session(id: &[u8], age: Duration) -> Put {
+    fn session(id: &[u8], age: Duration) -> NewSession {
         let now = clock::now();
         let millis = u64::try_from(age.as_millis()).unwrap();
         let established = sessile_proto::Time::from_unix_millis(now.unix_millis() - millis);
@@ -108,7 +115,7 @@ impl Pair {
         };
         let mut bytes = Vec::new();
         envelope.encode(&mut bytes);
-        Put {
+        NewSession {
             key: key(id),
             envelope: bytes,
             established,
@@ -117,17 +124,22 @@ impl Pair {
     }
 
     async fn find(&self, store: &Local, id: &[u8]) -> Result<(), Reason> {
-        let mut patience = store.patience();
+        let mut wait_budget = store.wait_budget();
         let found = store
-            .find(vec![key(id)], &self.schedule, clock::now(), &mut patience)
+            .find(
+                vec![key(id)],
+                &self.schedule,
+                clock::now(),
+                &mut wait_budget,
+            )
             .await;
         let (_, found) = found.into_iter().next().unwrap();
         found.map(|envelope| assert_eq!(Envelope::decode(&envelope).unwrap().value, SECRET))
     }
 }
 
-fn key(id: &[u8]) -> Key {
-    Key::session_id(id).unwrap()
+fn key(id: &[u8]) -> StoreKey {
+    StoreKey::session_id(id).unwrap()
 }
 
 /// Runs a test as a worker thread would.
@@ -158,9 +170,9 @@ async fn behaves_as_a_store(store: Option<&str>, removable: bool) {
     // Several at once, each with its own answer.
     pair.put(other, b"b", Duration::ZERO).await;
     let keys = vec![key(b"never"), key(b"a"), key(b"b")];
-    let mut patience = one.patience();
+    let mut wait_budget = one.wait_budget();
     let found = one
-        .find(keys, &pair.schedule, clock::now(), &mut patience)
+        .find(keys, &pair.schedule, clock::now(), &mut wait_budget)
         .await;
     let found: Vec<_> = found.iter().map(|(_, found)| found.is_ok()).collect();
     assert_eq!(found, [false, true, true]);
@@ -213,15 +225,17 @@ fn a_handshake_waits_for_the_store_once() {
     run(async {
         let pair = Pair::open(Some(&proxy.url()), false).await;
         proxy.set(Mode::Stall);
-        let mut patience = pair.one.patience();
+        let mut wait_budget = pair.one.wait_budget();
         let keys = vec![key(b"a"), key(b"b")];
         let (one, schedule) = (&pair.one, &pair.schedule);
-        let found = one.find(keys, schedule, clock::now(), &mut patience).await;
+        let found = one
+            .find(keys, schedule, clock::now(), &mut wait_budget)
+            .await;
         let late = Err(Reason::StoreTimeout);
         assert_eq!(found, [(key(b"a"), late.clone()), (key(b"b"), late)]);
-        // Looking it up took all its patience: it does not wait to store another one.
+        // Looking it up took the whole budget: it does not wait to store another one.
         let put = Pair::session(b"c", Duration::ZERO);
-        let put = one.put(vec![put], None, schedule, clock::now(), &mut patience);
+        let put = one.put(vec![put], None, schedule, clock::now(), &mut wait_budget);
         let waited = tokio::time::timeout(Duration::from_secs(1), put).await;
         waited.expect("it does not wait");
         proxy.set(Mode::Pass);
@@ -230,12 +244,12 @@ fn a_handshake_waits_for_the_store_once() {
         // Nor is what comes then counted as if it had come in time.
         while pair.puts("late") == 0.0 {
             let put = Pair::session(b"d", Duration::ZERO);
-            one.put(vec![put], None, schedule, clock::now(), &mut patience)
+            one.put(vec![put], None, schedule, clock::now(), &mut wait_budget)
                 .await;
             // Its answer comes meanwhile.
             let _ = pair.find(&pair.other, b"d").await;
         }
-        // Even without patience an answer may be quicker than the clock ticks.
+        // Even without a budget an answer may be quicker than the clock ticks.
         let in_time = pair.puts("ok");
         pair.put(one, b"e", Duration::ZERO).await;
         assert_eq!(pair.puts("ok"), in_time + 1.0);

@@ -5,7 +5,7 @@ use std::process::{Command, Output, Stdio};
 use sessile::client::{Client, Mechanism};
 use sessile_proto::keys::{Purpose, Schedule};
 use sessile_proto::sealed;
-use sessile_proto::ticket::Forgotten;
+use sessile_proto::ticket::ForgetRules;
 
 use super::setup::{Farm, Redis, Server, client, hop, hop_until, verdict};
 use crate::peers::eventually;
@@ -155,13 +155,13 @@ async fn a_store_that_restarts_empty_brings_nothing_back() {
 }
 
 /// What the store says is forgotten.
-fn marks(farm: &Farm, redis: &Redis) -> Option<Forgotten> {
+fn rules(farm: &Farm, redis: &Redis) -> Option<ForgetRules> {
     let key = sessile::key::load(&farm.folder().join("farm.key")).unwrap();
     let schedule = Schedule::derive(&key, sessile::clock::now());
     let mut entries = redis.entries().into_iter();
     let (name, value) = entries.find(|(name, _)| name.ends_with(b":forget"))?;
-    let marks = sealed::open(&schedule, Purpose::Store, &name, &value).unwrap();
-    Some(Forgotten::decode(&marks).unwrap())
+    let rules = sealed::open(&schedule, Purpose::Store, &name, &value).unwrap();
+    Some(ForgetRules::decode(&rules).unwrap())
 }
 
 fn set(redis: &Redis, name: &[u8], value: &[u8]) {
@@ -178,9 +178,9 @@ fn marks_that_the_store_evicts_or_has_of_earlier_are_put_back() {
     forgotten(&farm, &[&one, &other], 1, &["--server", "77"]);
     let (name, earlier) = written(&redis);
     forgotten(&farm, &[&one, &other], 2, &["--site", "*"]);
-    let both = marks(&farm, &redis).unwrap();
-    assert_eq!(both.marks().count(), 2);
-    let is_whole = || marks(&farm, &redis).is_some_and(|marks| marks == both);
+    let both = rules(&farm, &redis).unwrap();
+    assert_eq!(both.iter().count(), 2);
+    let is_whole = || rules(&farm, &redis).is_some_and(|rules| rules == both);
     let mut del = redis::cmd("DEL");
     del.arg(&name).exec(&mut redis.connect()).unwrap();
     eventually("they are back", is_whole);
@@ -208,7 +208,7 @@ async fn a_server_that_starts_without_the_store_knows_what_it_knew() {
     // Another store, that never heard of it, is told.
     let redis = Redis::start_again(port);
     let _other = farm.serve("web2");
-    eventually("it is told", || marks(&farm, &redis).is_some());
+    eventually("it is told", || rules(&farm, &redis).is_some());
 }
 
 #[tokio::test(flavor = "current_thread")]
@@ -293,8 +293,8 @@ fn no_mark_is_lost_among_concurrent_writers() {
     for mut writer in writers {
         assert!(writer.wait().unwrap().success());
     }
-    let marks = marks(&farm, &redis).unwrap();
-    assert_eq!(marks.marks().count(), 8);
+    let rules = rules(&farm, &redis).unwrap();
+    assert_eq!(rules.iter().count(), 8);
     drop(one);
 }
 

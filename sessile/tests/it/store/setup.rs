@@ -12,7 +12,7 @@ use sessile::farm::Authority;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::peers::{Metrics, Peer, eventually, free_port, set_clock};
+use crate::peers::{Metrics, Peer, eventually, free_port, set_clock, set_clock_by};
 
 /// The package that has `redis-server`.
 pub(crate) const REDIS: &str = "redis-server";
@@ -186,6 +186,17 @@ impl Farm {
             if let Some(clock) = clock {
                 set_clock(&mut command, clock);
             }
+            command
+        });
+        Server { peer, admin }
+    }
+
+    /// One whose wall clock is read from a file.
+    pub(crate) fn serve_by(&self, name: &str, clock: &Path) -> Server {
+        let admin = free_port();
+        let peer = Peer::start("sessile", |port| {
+            let mut command = self.command(name, port, admin);
+            set_clock_by(&mut command, clock);
             command
         });
         Server { peer, admin }

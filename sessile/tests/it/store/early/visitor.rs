@@ -22,8 +22,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub(super) const GET: &[u8] =
     b"GET / HTTP/1.1\r\nhost: localhost\r\nsessile-probe: 1\r\nconnection: close\r\n\r\n";
 
-/// A client that has the sessions of its last visit: one for each of two further ones.
+/// A client that keeps its two newest sessions, and uses each once.
 pub(super) struct Visitor {
+    kept: Arc<Kept>,
     config: Arc<ClientConfig>,
     /// The same client, when it has nothing to say early.
     patient: Arc<ClientConfig>,
@@ -60,10 +61,12 @@ impl Visitor {
             .with_root_certificates(roots)
             .with_no_client_auth();
         config.alpn_protocols = vec![alpn.to_vec()];
-        config.resumption = Resumption::store(Arc::<Kept>::default());
+        let kept = Arc::<Kept>::default();
+        config.resumption = Resumption::store(Arc::clone(&kept) as _);
         let patient = Arc::new(config.clone());
         config.enable_early_data = true;
         Self {
+            kept,
             config: Arc::new(config),
             patient,
         }
@@ -77,6 +80,7 @@ impl Visitor {
             Arc::new(config)
         };
         Self {
+            kept: Arc::clone(&self.kept),
             config: speaking(&self.config),
             patient: speaking(&self.patient),
         }
@@ -112,9 +116,11 @@ impl Visitor {
         Flight::of(tls)
     }
 
-    /// Whether its next session allows early data; that one is not used then.
+    /// True if its next session allows early data.
     pub(super) fn may_be_early(&self) -> bool {
-        connection(&self.config).early_data().is_some()
+        let kept = self.kept.0.lock().unwrap();
+        kept.last()
+            .is_some_and(|session| session.max_early_data_size() > 0)
     }
 }
 
@@ -261,11 +267,11 @@ impl Answer {
     }
 }
 
-/// The sessions of the last visit, the newest last.
+/// The newest sessions, the newest last.
 #[derive(Debug, Default)]
 struct Kept(Mutex<Vec<Tls13ClientSessionValue>>);
 
-/// Tickets that a server hands out at each visit.
+/// Tickets that a server gives in a full handshake.
 const TICKETS: usize = 2;
 
 impl ClientSessionStore for Kept {

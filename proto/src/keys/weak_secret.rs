@@ -1,0 +1,196 @@
+//! Refuses bytes that are not random: uninitialised memory, typed text, published examples.
+//!
+//! Random bytes are refused at most once in 2^45 times.
+
+use aws_lc_rs::digest;
+
+/// Why bytes are refused as a secret.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum WeakSecret {
+    /// The secret has this many bytes instead of 32.
+    Length(usize),
+    /// All bytes are zero.
+    Zero,
+    /// A group of this many bytes is repeated.
+    Repeated(usize),
+    /// Each byte is the previous byte plus a constant, as in 00 01 02.
+    Sequence,
+    /// This many equal bytes follow each other, as in memory that is only partly filled.
+    Run(usize),
+    /// All bytes are printable: a password, or a shorter key in hex or base64.
+    Text,
+    /// The bytes are published in this document.
+    Published(&'static str),
+}
+
+impl std::fmt::Display for WeakSecret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Length(len) => write!(f, "it has {len} bytes where 32 are needed"),
+            Self::Zero => f.write_str("it is all zero"),
+            Self::Repeated(1) => f.write_str("it is one byte, repeated"),
+            Self::Repeated(run) => write!(f, "it is {run} bytes, repeated"),
+            Self::Sequence => f.write_str("it is a sequence of bytes, as in 00 01 02"),
+            Self::Run(run) => write!(f, "{run} equal bytes follow each other in it"),
+            Self::Text => f.write_str("it is text, not random bytes"),
+            Self::Published(place) => write!(f, "it is published: {place}"),
+        }
+    }
+}
+
+impl std::error::Error for WeakSecret {}
+
+/// Shortest run of equal bytes that is refused. Random bytes have one once in 2^51 times.
+const MAX_RUN: usize = 8;
+
+/// Example keys from public documents, in hex so that a text search finds them. The list is not complete.
+const PUBLISHED: [(&str, &str); 6] = [
+    (
+        "077709362c2e32df0ddc3f0dc47bba6390b6c73bb50f9c3122ec844ad7c2b3e5",
+        "RFC 5869, A.1",
+    ),
+    (
+        "06a6b88c5853361a06104c9ceb35b45cef760014904671014a193f40c15fc244",
+        "RFC 5869, A.2",
+    ),
+    (
+        "19ef24a32c717b167f33a91d6f648bdf96596776afdb6377ac434c1c293ccb04",
+        "RFC 5869, A.3",
+    ),
+    (
+        "4ecd0eb6ec3b4d87f5d6028f922ca4c5851a277fd41311c9e62d2c9492e1c4f3",
+        "RFC 8448, section 4",
+    ),
+    (
+        "7df235f2031d2a051287d02b0241b0bfdaf86cc856231f2d5aba46c434ec196c",
+        "RFC 8448, section 3",
+    ),
+    (
+        "603deb1015ca71be2b73aef0857d77811f352c073b6108d72d9810a30914dff4",
+        "NIST SP 800-38A, appendix F",
+    ),
+];
+
+/// Words whose SHA-256 people use as a secret.
+const WORDS: [&str; 10] = [
+    "",
+    "password",
+    "secret",
+    "changeme",
+    "test",
+    "example",
+    "admin",
+    "key",
+    "hello world",
+    "sessile",
+];
+
+/// Checks that 32 bytes look random.
+pub(super) fn check(bytes: &[u8; 32]) -> Result<(), WeakSecret> {
+    if *bytes == [0; 32] {
+        return Err(WeakSecret::Zero);
+    }
+    for run in [1, 2, 4, 8, 16] {
+        if bytes.chunks(run).all(|chunk| chunk == &bytes[..run]) {
+            return Err(WeakSecret::Repeated(run));
+        }
+    }
+    let step = bytes[1].wrapping_sub(bytes[0]);
+    if bytes
+        .windows(2)
+        .all(|pair| pair[1] == pair[0].wrapping_add(step))
+    {
+        return Err(WeakSecret::Sequence);
+    }
+    let longest = bytes.chunk_by(|a, b| a == b).map(<[u8]>::len).max();
+    if let Some(run) = longest.filter(|&run| run >= MAX_RUN) {
+        return Err(WeakSecret::Run(run));
+    }
+    if bytes.iter().all(|&byte| (b' '..=b'~').contains(&byte)) {
+        return Err(WeakSecret::Text);
+    }
+    for (hex, place) in PUBLISHED {
+        if is_hex_of(hex, bytes) {
+            return Err(WeakSecret::Published(place));
+        }
+    }
+    for word in WORDS {
+        if digest::digest(&digest::SHA256, word.as_bytes()).as_ref() == bytes {
+            return Err(WeakSecret::Published("the SHA-256 of a common word"));
+        }
+    }
+    Ok(())
+}
+
+fn is_hex_of(hex: &str, bytes: &[u8; 32]) -> bool {
+    let digit = |at: usize| char::from(hex.as_bytes()[at]).to_digit(16);
+    bytes.iter().enumerate().all(|(at, byte)| {
+        (digit(2 * at), digit(2 * at + 1))
+            == (Some(u32::from(byte >> 4)), Some(u32::from(byte & 0xf)))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bytes(hex: &str) -> [u8; 32] {
+        std::array::from_fn(|at| u8::from_str_radix(&hex[2 * at..2 * at + 2], 16).unwrap())
+    }
+
+    #[test]
+    fn what_a_program_left_at_its_start_is_refused_by_name() {
+        assert_eq!(check(&[0; 32]), Err(WeakSecret::Zero));
+        assert_eq!(check(&[7; 32]), Err(WeakSecret::Repeated(1)));
+        let twice: [u8; 32] = std::array::from_fn(|at| [3, 200, 9, 14][at % 4]);
+        assert_eq!(check(&twice), Err(WeakSecret::Repeated(4)));
+        let mut half = bytes(PUBLISHED[0].0);
+        half[16..].fill(0);
+        assert_eq!(check(&half), Err(WeakSecret::Run(16)));
+    }
+
+    #[test]
+    fn sequences_up_and_down_and_in_steps_are_refused() {
+        for (first, step) in [(0_u8, 1_u8), (1, 1), (0x1f, 255), (0x80, 1), (5, 9)] {
+            let sequence =
+                std::array::from_fn(|at| first.wrapping_add(step.wrapping_mul(at as u8)));
+            assert_eq!(
+                check(&sequence),
+                Err(WeakSecret::Sequence),
+                "{first} by {step}"
+            );
+        }
+    }
+
+    #[test]
+    fn text_is_refused_as_a_password_and_as_hex_alike() {
+        assert_eq!(
+            check(b"correct horse battery staple 42!"),
+            Err(WeakSecret::Text)
+        );
+        assert_eq!(
+            check(b"077709362c2e32df0ddc3f0dc47bba63"),
+            Err(WeakSecret::Text)
+        );
+    }
+
+    #[test]
+    fn published_bytes_are_refused_with_the_place() {
+        for (hex, place) in PUBLISHED {
+            assert_eq!(check(&bytes(hex)), Err(WeakSecret::Published(place)));
+        }
+        let of_nothing = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+        let refused = check(&bytes(of_nothing)).unwrap_err().to_string();
+        assert_eq!(refused, "it is published: the SHA-256 of a common word");
+    }
+
+    #[test]
+    fn random_bytes_are_accepted() {
+        for _ in 0..1000 {
+            let mut random = [0; 32];
+            aws_lc_rs::rand::fill(&mut random).unwrap();
+            assert_eq!(check(&random), Ok(()));
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! Whether early data (0-RTT) may be accepted, decided before the TLS library sees the hello.
+//!
+//! The library's own checks come on top. None of them replaces the store's word that the session was
+//! not used before (RFC 9846, 8.1).
+
+use std::time::Duration;
+
+use super::StoreKey;
+use crate::Time;
+use crate::hello::ClientHello;
+use crate::verdict::{Reason, Rejection};
+
+/// Most difference between the age of a session by the client's clock and by ours (RFC 9846, 8.3).
+/// The TLS library allows 60 s, so it never refuses for this reason what passed here.
+const MAX_AGE_DIFFERENCE: Duration = Duration::from_secs(10);
+
+/// What a hello asks for, before the store was asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EarlyDataRequest {
+    /// The hello announces no early data.
+    None,
+    /// The store is not asked.
+    Refused(Rejection),
+    /// This session, the first that the hello offers, has to be consumed.
+    Consume {
+        /// The key of the session.
+        key: StoreKey,
+        /// The age of the session by the client's clock, obfuscated (RFC 9846, 4.2.11.1).
+        obfuscated_age: u32,
+    },
+}
+
+impl EarlyDataRequest {
+    /// Reads the request out of a TLS 1.3 hello. `stored` holds the stored sessions that the hello
+    /// names; `is_accepted` is false if the site takes no early data.
+    #[must_use]
+    pub fn new(hello: &ClientHello<'_>, stored: &[StoreKey], is_accepted: bool) -> Self {
+        if !hello.early_data {
+            return Self::None;
+        }
+        let psks = hello.pre_shared_key;
+        let first = psks.and_then(|psks| psks.identities().next());
+        let Some(first) = first.filter(|_| is_accepted) else {
+            return Self::Refused(Rejection::Off);
+        };
+        match StoreKey::single_use(first.identity).filter(|key| stored.contains(key)) {
+            Some(key) => Self::Consume {
+                key,
+                obfuscated_age: first.obfuscated_ticket_age,
+            },
+            None if stored.iter().any(StoreKey::is_single_use) => {
+                Self::Refused(Rejection::NotFirstIdentity)
+            }
+            None => Self::Refused(Rejection::Off),
+        }
+    }
+}
+
+/// A session that the store gave out for early data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConsumedSession {
+    /// True if the store is certain that no server was given the session before.
+    pub is_certain: bool,
+    /// When the ticket was made and what the client adds to its age; `None` if unreadable.
+    pub age: Option<TicketAge>,
+    /// How many bytes the client was told that it may send; `None` if unreadable.
+    pub announced: Option<u32>,
+}
+
+/// What tells the age of a TLS 1.3 ticket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TicketAge {
+    /// When the ticket was made, in seconds since the Unix epoch.
+    pub made: u64,
+    /// `ticket_age_add`, in milliseconds (RFC 9846, 4.6.1).
+    pub age_add: u32,
+}
+
+impl TicketAge {
+    /// True if the client's clock and ours agree on the age of the ticket within ten seconds.
+    fn matches(self, obfuscated_age: u32, now: Time) -> bool {
+        let made = Time::from_unix_millis(self.made.saturating_mul(1000));
+        let claimed = Duration::from_millis(obfuscated_age.wrapping_sub(self.age_add).into());
+        now.since(made).abs_diff(claimed) <= MAX_AGE_DIFFERENCE
+    }
+}
+
+/// What a handshake may do with early data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EarlyDataPlan {
+    /// The hello announces none.
+    NotOffered,
+    /// This session, the first that the hello offers, was consumed for it.
+    Granted(StoreKey),
+    /// Early data is refused; the session may still resume.
+    Refused(Rejection),
+}
+
+/// What this server can do with early data at this moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EarlyDataTerms {
+    /// Most bytes that the site takes.
+    pub limit: u32,
+    /// True if new sessions for single use can be stored now.
+    pub can_store: bool,
+    /// The present time.
+    pub now: Time,
+}
+
+impl EarlyDataPlan {
+    /// Decides after the store was asked for the session under `key`.
+    #[must_use]
+    pub fn after_consume(
+        key: StoreKey,
+        obfuscated_age: u32,
+        consumed: Result<ConsumedSession, Reason>,
+        terms: EarlyDataTerms,
+    ) -> Self {
+        let Ok(session) = consumed else {
+            return Self::Refused(Rejection::Store);
+        };
+        if !session.is_certain || !terms.can_store {
+            return Self::Refused(Rejection::Store);
+        }
+        let is_fresh = |age: TicketAge| age.matches(obfuscated_age, terms.now);
+        if !session.age.is_some_and(is_fresh) {
+            return Self::Refused(Rejection::StaleHello);
+        }
+        // The client may send as much as it was told when the session was made, and this can be
+        // more than the site takes today.
+        match session.announced {
+            Some(announced) if announced <= terms.limit => Self::Granted(key),
+            _ => Self::Refused(Rejection::Off),
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! Warnings about a key file that can be used.
+
+use std::fmt;
+use std::path::Path;
+use std::time::Duration;
+
+use sessile_proto::Time;
+use sessile_proto::keys::FarmKey;
+use sessile_proto::keys::clock_trust::Skew;
+
+use super::file::{self, ReadOnlyReason};
+
+/// A disadvantage of a key file that can be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyWarning {
+    /// The file cannot be moved forward.
+    ReadOnly(ReadOnlyReason),
+    /// The key stands further back than any live session needs.
+    Behind(Duration),
+    /// The key begins after the present time.
+    Ahead(Duration),
+    /// The clock that made or moved the key was ahead of this one.
+    ClockBehind(Duration),
+}
+
+impl fmt::Display for KeyWarning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ReadOnly(reason) => write!(
+                f,
+                "no forward secrecy: the key cannot be moved forward, because {reason}; whoever \
+                 gets at the file opens all that was sealed since it was made"
+            ),
+            Self::Behind(span) => write!(
+                f,
+                "the key stands {} further back than any living session needs: the servers that \
+                 use this file were away, or it is a first copy that somebody keeps; it opens \
+                 what was sealed since",
+                in_words(*span)
+            ),
+            Self::Ahead(span) => write!(
+                f,
+                "the key begins {} after the present time, and no ticket is sealed until then: \
+                 this clock is wrong, or that one was with which the key was made",
+                in_words(*span)
+            ),
+            Self::ClockBehind(span) => write!(
+                f,
+                "the key was made, or moved forward, by a clock that is {} ahead of this one: one of them is wrong",
+                in_words(*span)
+            ),
+        }
+    }
+}
+
+/// The warnings about a key that was read from `path`.
+#[must_use]
+pub fn warnings(path: &Path, key: &FarmKey, now: Time) -> Vec<KeyWarning> {
+    let mut warnings = Vec::new();
+    // A balancer never moves its part of the key forward.
+    if !key.is_route_part() {
+        warnings.extend(file::read_only_reason(path).map(KeyWarning::ReadOnly));
+        // A key that was just made may need some time to reach the servers.
+        let lag = key.lag(now);
+        if lag > key.max_lifetime.max(key.rotate) {
+            warnings.push(KeyWarning::Behind(lag));
+        }
+    }
+    let lead = key.lead(now);
+    if lead.is_zero() {
+        warnings.extend(key.clock_behind(now).map(KeyWarning::ClockBehind));
+    } else {
+        warnings.push(KeyWarning::Ahead(lead));
+    }
+    warnings
+}
+
+/// A span of time for people, to the second.
+pub(super) fn in_words(span: Duration) -> impl fmt::Display {
+    humantime::format_duration(Duration::from_secs(span.as_secs()))
+}
+
+/// `2h ahead of` or `1day behind`, for a sentence that goes on with another clock.
+pub(super) fn skew_in_words(skew: Skew) -> String {
+    match skew {
+        Skew::Ahead(span) => format!("{} ahead of", in_words(span)),
+        Skew::Behind(span) => format!("{} behind", in_words(span)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_skew_reads_as_part_of_a_sentence() {
+        let span = Duration::from_millis(7_200_900);
+        assert_eq!(skew_in_words(Skew::Ahead(span)), "2h ahead of");
+        assert_eq!(skew_in_words(Skew::Behind(span)), "2h behind");
+    }
+}

@@ -1,0 +1,207 @@
+//! The forget rules that a server knows, from its configuration and from the shared store.
+//!
+//! A running server only adds rules: a store that is gone or empty revives no session. The state folder also
+//! holds the farm's rules, for a start without the store.
+
+use std::io::{self, Write as _};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use sessile_proto::keys::{Purpose, Schedule};
+use sessile_proto::sealed;
+use sessile_proto::ticket::ForgetRules;
+use sessile_proto::verdict::Reason;
+
+use crate::config::Server;
+use crate::key::{Keyring, Origin};
+use crate::state_file::{self, TakeError};
+
+/// Longest file, in bytes. The most rules that there can be take less than 5 KiB.
+const MAX_FILE: u64 = 64 << 10;
+
+#[derive(Default)]
+pub(super) struct KnownForgetRules(RwLock<Arc<ForgetRules>>);
+
+impl KnownForgetRules {
+    /// The rules, for a handshake.
+    pub(super) fn known(&self) -> Arc<ForgetRules> {
+        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Adds rules. Returns whether any was new.
+    pub(super) fn learn(&self, rules: &ForgetRules) -> bool {
+        let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut all = ForgetRules::clone(&known);
+        all.merge(rules);
+        let is_news = all != **known;
+        if is_news {
+            *known = Arc::new(all);
+        }
+        is_news
+    }
+}
+
+/// The file of the farm's rules in a server's state folder, sealed under the farm key.
+///
+/// Reading leaves the file in place, for the next start.
+pub(super) struct ForgetRulesFile {
+    path: PathBuf,
+    /// The identifier under which the file is sealed. The file of another server does not open.
+    bound: String,
+    /// The rules in the file.
+    kept: Mutex<ForgetRules>,
+}
+
+/// Why the file cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+enum Unusable {
+    #[error(transparent)]
+    Unread(#[from] TakeError),
+    #[error("it cannot be written: {0}")]
+    Io(#[from] io::Error),
+    #[error("it does not open under this server's farm key ({})", .0.as_str())]
+    Closed(Reason),
+    #[error("the clock and the farm key do not agree, so that nothing can be sealed")]
+    NoKey,
+    #[error("the system gives no random bytes")]
+    Random,
+}
+
+impl ForgetRulesFile {
+    /// `None` if the key is lost at a restart: then no session survives either.
+    pub(super) fn new(server: &Server, keys: &Keyring) -> Option<Self> {
+        let Server {
+            name, state_dir, ..
+        } = server;
+        (*keys.origin() != Origin::Ephemeral).then(|| Self {
+            path: state_file::path(state_dir, "forget", name),
+            bound: format!("sessile:{}:forget:{name}", keys.scope()),
+            kept: Mutex::default(),
+        })
+    }
+
+    /// What the server knew when it ran last. A file that cannot be used is said and passed by.
+    pub(super) fn read(&self, schedule: &Schedule) -> ForgetRules {
+        let read = self.open(schedule).unwrap_or_else(|error| {
+            tracing::warn!(
+                file = %self.path.display(), %error,
+                "what was forgotten on request before this start is known from the store and session.forget alone"
+            );
+            ForgetRules::default()
+        });
+        self.kept().clone_from(&read);
+        read
+    }
+
+    fn open(&self, schedule: &Schedule) -> Result<ForgetRules, Unusable> {
+        let Some(bytes) = state_file::read(&self.path, MAX_FILE)? else {
+            return Ok(ForgetRules::default());
+        };
+        let bound = self.bound.as_bytes();
+        match sealed::open(schedule, Purpose::Snapshot, bound, &bytes) {
+            Ok(clear) => ForgetRules::decode(&clear).ok_or(Unusable::Closed(Reason::OldFormat)),
+            // Then so are the sessions from before those marks.
+            Err(Reason::Expired) => Ok(ForgetRules::default()),
+            Err(reason) => Err(Unusable::Closed(reason)),
+        }
+    }
+
+    /// Adds marks to the file, if they are not in it. Waits for the disk.
+    pub(super) fn keep(&self, schedule: &Schedule, rules: &ForgetRules) {
+        let mut kept = self.kept();
+        if kept.covers(rules) {
+            return;
+        }
+        let mut all = kept.clone();
+        all.merge(rules);
+        match self.write(schedule, &all) {
+            Ok(()) => *kept = all,
+            Err(error) => tracing::warn!(
+                file = %self.path.display(), %error,
+                "what is forgotten on request cannot be kept for the next start, which then needs the store to know it"
+            ),
+        }
+    }
+
+    fn write(&self, schedule: &Schedule, rules: &ForgetRules) -> Result<(), Unusable> {
+        let mut salt = [0; 16];
+        aws_lc_rs::rand::fill(&mut salt).map_err(|_| Unusable::Random)?;
+        let (bound, clear) = (self.bound.as_bytes(), rules.encode());
+        let sealed = sealed::seal(schedule, Purpose::Snapshot, salt, bound, &clear)
+            .ok_or(Unusable::NoKey)?;
+        state_file::replace(&self.path, |file| Ok(file.write_all(&sealed)?))
+    }
+
+    fn kept(&self) -> std::sync::MutexGuard<'_, ForgetRules> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::time::Duration;
+
+    use sessile_proto::ticket::ForgetScope;
+
+    use super::*;
+    use crate::clock;
+
+    fn file(folder: &std::path::Path, name: &str) -> ForgetRulesFile {
+        ForgetRulesFile {
+            path: state_file::path(folder, "forget", "web1"),
+            bound: format!("sessile:farm:forget:{name}"),
+            kept: Mutex::default(),
+        }
+    }
+
+    fn schedule() -> Arc<Schedule> {
+        let keys = Keyring::ephemeral(Duration::from_secs(3600)).unwrap();
+        keys.schedule(clock::now())
+    }
+
+    fn add(scope: ForgetScope) -> ForgetRules {
+        let mut rules = ForgetRules::default();
+        rules.add(scope, clock::now());
+        rules
+    }
+
+    #[test]
+    fn the_file_has_every_mark_that_was_kept_and_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let schedule = schedule();
+        let mut all = ForgetRules::default();
+        for scope in [ForgetScope::Site(1), ForgetScope::Server(2)] {
+            let rules = add(scope);
+            all.merge(&rules);
+            // As of a process that knows of this one only.
+            let file = file(folder.path(), "web1");
+            file.read(&schedule);
+            file.keep(&schedule, &rules);
+            for _ in 0..2 {
+                assert_eq!(file.read(&schedule), all);
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_damaged_or_of_another_server_or_farm_says_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mine, theirs) = (file(folder.path(), "web1"), file(folder.path(), "web2"));
+        let schedule = schedule();
+        mine.keep(&schedule, &add(ForgetScope::Everything));
+        assert_eq!(theirs.read(&schedule), ForgetRules::default());
+        assert_eq!(mine.read(&self::schedule()), ForgetRules::default());
+        let whole = fs::read(&mine.path).unwrap();
+        for end in 0..whole.len() {
+            fs::write(&mine.path, &whole[..end]).unwrap();
+            assert_eq!(mine.read(&schedule), ForgetRules::default());
+        }
+        fs::write(&mine.path, vec![0; MAX_FILE as usize + 1]).unwrap();
+        assert_eq!(mine.read(&schedule), ForgetRules::default());
+        // It is replaced with the next mark.
+        let rules = add(ForgetScope::Everything);
+        mine.keep(&schedule, &rules);
+        assert_eq!(mine.read(&schedule), rules);
+    }
+}

@@ -1,0 +1,291 @@
+//! Shortens the nonces of TLS 1.3 tickets from 32 bytes to 8. wolfSSL 5.5.4 ends a connection at a
+//! longer nonce, and rustls has no setting for the length.
+//!
+//! rustls draws 32 bytes, derives the session's key from them and sends them in the ticket. The
+//! suites made here cut the nonce at both places. The key is in the session, so servers with
+//! and without these suites resume each other's sessions.
+
+use std::borrow::Cow;
+use std::mem;
+use std::sync::LazyLock;
+
+use rustls::crypto::CryptoProvider;
+use rustls::crypto::cipher::{
+    AeadKey, Iv, MessageDecrypter, MessageEncrypter, OutboundChunks, OutboundOpaqueMessage,
+    OutboundPlainMessage, Tls13AeadAlgorithm, UnsupportedOperationError,
+};
+use rustls::crypto::hmac::Tag;
+use rustls::crypto::tls13::{Hkdf, HkdfExpander, OkmBlock, OutputLengthError};
+use rustls::{
+    CipherSuiteCommon, ConnectionTrafficSecrets, ContentType, Error, SupportedCipherSuite,
+    Tls13CipherSuite,
+};
+use sessile_proto::hello::kind::NEW_SESSION_TICKET;
+use sessile_proto::record::HANDSHAKE_HEADER_LEN;
+
+/// Bytes of the nonces that rustls makes.
+const LONG: usize = 32;
+
+/// Bytes of the nonces that clients see.
+const SHORT: usize = 8;
+
+/// The offset of the nonce's length in a NewSessionTicket, header included. Lifetime and
+/// `ticket_age_add` come first (RFC 9846, section 4.6.1).
+const NONCE_LEN_AT: usize = HANDSHAKE_HEADER_LEN + 4 + 4;
+
+/// Where the removed part of the nonce begins.
+const CUT_FROM: usize = NONCE_LEN_AT + 1 + SHORT;
+
+/// Where the removed part of the nonce ends.
+const CUT_TO: usize = NONCE_LEN_AT + 1 + LONG;
+
+/// A server's provider whose TLS 1.3 suites have short nonces.
+///
+/// Not for a client: with these suites it would derive wrong keys from a server's long nonces.
+/// Not with exported keying material under the label `resumption`, which these suites change.
+pub(super) fn with_short_nonces(mut provider: CryptoProvider) -> CryptoProvider {
+    for suite in &mut provider.cipher_suites {
+        let short = SHORT_NONCE_SUITES
+            .iter()
+            .find(|short| short.suite() == suite.suite());
+        *suite = short.copied().unwrap_or(*suite);
+    }
+    provider
+}
+
+/// A suite lives as long as the program, as the library demands. Made once.
+static SHORT_NONCE_SUITES: LazyLock<Vec<SupportedCipherSuite>> = LazyLock::new(|| {
+    let suites = rustls::crypto::aws_lc_rs::ALL_CIPHER_SUITES.iter();
+    suites
+        .filter_map(SupportedCipherSuite::tls13)
+        .map(short_nonce_suite)
+        .collect()
+});
+
+fn short_nonce_suite(suite: &'static Tls13CipherSuite) -> SupportedCipherSuite {
+    let CipherSuiteCommon {
+        suite: name,
+        hash_provider,
+        confidentiality_limit,
+    } = suite.common;
+    SupportedCipherSuite::Tls13(Box::leak(Box::new(Tls13CipherSuite {
+        common: CipherSuiteCommon {
+            suite: name,
+            hash_provider,
+            confidentiality_limit,
+        },
+        hkdf_provider: Box::leak(Box::new(ShortNonceHkdf(suite.hkdf_provider))),
+        aead_alg: Box::leak(Box::new(ShortNonceAead(suite.aead_alg))),
+        // QUIC's messages pass no encrypter: their nonces would stay long.
+        quic: None,
+    })))
+}
+
+/// Derives the keys of sessions from short nonces.
+struct ShortNonceHkdf(&'static dyn Hkdf);
+
+impl Hkdf for ShortNonceHkdf {
+    fn extract_from_zero_ikm(&self, salt: Option<&[u8]>) -> Box<dyn HkdfExpander> {
+        self.0.extract_from_zero_ikm(salt)
+    }
+
+    fn extract_from_secret(&self, salt: Option<&[u8]>, secret: &[u8]) -> Box<dyn HkdfExpander> {
+        self.0.extract_from_secret(salt, secret)
+    }
+
+    fn expander_for_okm(&self, okm: &OkmBlock) -> Box<dyn HkdfExpander> {
+        Box::new(ShortNonceExpander(self.0.expander_for_okm(okm)))
+    }
+
+    fn hmac_sign(&self, key: &OkmBlock, message: &[u8]) -> Tag {
+        self.0.hmac_sign(key, message)
+    }
+
+    fn fips(&self) -> bool {
+        self.0.fips()
+    }
+}
+
+struct ShortNonceExpander(Box<dyn HkdfExpander>);
+
+impl HkdfExpander for ShortNonceExpander {
+    fn expand_slice(&self, info: &[&[u8]], output: &mut [u8]) -> Result<(), OutputLengthError> {
+        self.0.expand_slice(info, output)
+    }
+
+    fn expand_block(&self, info: &[&[u8]]) -> OkmBlock {
+        const SHORT_LEN: [u8; 1] = [SHORT as u8];
+        // HKDF-Expand-Label(resumption_master_secret, "resumption", ticket_nonce, Hash.length)
+        if let [len, label_len, prefix, label @ b"resumption", _, nonce] = info
+            && nonce.len() == LONG
+        {
+            let nonce = &nonce[..SHORT];
+            return self
+                .0
+                .expand_block(&[len, label_len, prefix, *label, &SHORT_LEN, nonce]);
+        }
+        self.0.expand_block(info)
+    }
+
+    fn hash_len(&self) -> usize {
+        self.0.hash_len()
+    }
+}
+
+/// Encrypts tickets with short nonces.
+struct ShortNonceAead(&'static dyn Tls13AeadAlgorithm);
+
+impl Tls13AeadAlgorithm for ShortNonceAead {
+    fn encrypter(&self, key: AeadKey, iv: Iv) -> Box<dyn MessageEncrypter> {
+        Box::new(ShortNonceEncrypter {
+            inner: self.0.encrypter(key, iv),
+            messages: Messages::Unknown,
+        })
+    }
+
+    fn decrypter(&self, key: AeadKey, iv: Iv) -> Box<dyn MessageDecrypter> {
+        self.0.decrypter(key, iv)
+    }
+
+    fn key_len(&self) -> usize {
+        self.0.key_len()
+    }
+
+    fn extract_keys(
+        &self,
+        key: AeadKey,
+        iv: Iv,
+    ) -> Result<ConnectionTrafficSecrets, UnsupportedOperationError> {
+        self.0.extract_keys(key, iv)
+    }
+
+    fn fips(&self) -> bool {
+        self.0.fips()
+    }
+}
+
+struct ShortNonceEncrypter {
+    inner: Box<dyn MessageEncrypter>,
+    messages: Messages,
+}
+
+/// The handshake messages under one key.
+enum Messages {
+    /// None has been sent.
+    Unknown,
+    /// No tickets: either the server's flight up to Finished, or a KeyUpdate.
+    Other,
+    /// Tickets, all of them in one flight that may be split over several records.
+    Tickets(TicketFlight),
+}
+
+impl MessageEncrypter for ShortNonceEncrypter {
+    fn encrypt(
+        &mut self,
+        message: OutboundPlainMessage<'_>,
+        seq: u64,
+    ) -> Result<OutboundOpaqueMessage, Error> {
+        if message.typ != ContentType::Handshake {
+            return self.inner.encrypt(message, seq);
+        }
+        let payload = match &message.payload {
+            OutboundChunks::Single(payload) => Cow::Borrowed(*payload),
+            chunks @ OutboundChunks::Multiple { .. } => Cow::Owned(chunks.to_vec()),
+        };
+        if let Messages::Unknown = self.messages {
+            self.messages = match payload.first() {
+                Some(&NEW_SESSION_TICKET) => Messages::Tickets(TicketFlight::default()),
+                _ => Messages::Other,
+            };
+        }
+        let Messages::Tickets(flight) = &mut self.messages else {
+            return self.inner.encrypt(message, seq);
+        };
+        let shortened = flight.shorten(&payload);
+        let message = OutboundPlainMessage {
+            typ: message.typ,
+            version: message.version,
+            payload: OutboundChunks::Single(&shortened),
+        };
+        self.inner.encrypt(message, seq)
+    }
+
+    fn encrypted_payload_len(&self, payload_len: usize) -> usize {
+        self.inner.encrypted_payload_len(payload_len)
+    }
+}
+
+/// Cuts the nonces in a flight of tickets. A record may end anywhere in a message.
+#[derive(Default)]
+struct TicketFlight {
+    /// A header that is not whole: at most three bytes, which go into the next record.
+    held: Vec<u8>,
+    /// Bytes of the current message that have passed, header included.
+    at: usize,
+    /// Bytes of the current message, header included; 0 between messages.
+    len: usize,
+    /// The current message is a ticket.
+    is_ticket: bool,
+}
+
+impl TicketFlight {
+    /// The content of a record that takes the place of `fragment`.
+    ///
+    /// The content is never longer than a full fragment. A header that was held back adds at
+    /// most three bytes, and the nonce that follows it loses 24.
+    fn shorten(&mut self, fragment: &[u8]) -> Vec<u8> {
+        let mut input = mem::take(&mut self.held);
+        input.extend_from_slice(fragment);
+        let mut output = Vec::with_capacity(input.len());
+        let mut rest = input.as_slice();
+        while !rest.is_empty() {
+            if self.at == self.len {
+                let Some((header, behind)) = rest.split_first_chunk() else {
+                    self.held = rest.to_vec();
+                    break;
+                };
+                output.extend(self.begin(*header));
+                rest = behind;
+            }
+            let (part, behind) = rest.split_at(rest.len().min(self.len - self.at));
+            self.copy(part, &mut output);
+            rest = behind;
+        }
+        output
+    }
+
+    /// Begins the next message. Returns its header with the new length.
+    fn begin(&mut self, header: [u8; HANDSHAKE_HEADER_LEN]) -> [u8; HANDSHAKE_HEADER_LEN] {
+        let [kind, high, middle, low] = header;
+        let body = u32::from_be_bytes([0, high, middle, low]) as usize;
+        self.at = HANDSHAKE_HEADER_LEN;
+        self.len = HANDSHAKE_HEADER_LEN + body;
+        self.is_ticket = kind == NEW_SESSION_TICKET && self.len >= CUT_TO;
+        if !self.is_ticket {
+            return header;
+        }
+        let shorter = (body - (CUT_TO - CUT_FROM)) as u32;
+        let [_, high, middle, low] = shorter.to_be_bytes();
+        [kind, high, middle, low]
+    }
+
+    /// Copies a part of the current message to `output`, without the end of the nonce.
+    fn copy(&mut self, part: &[u8], output: &mut Vec<u8>) {
+        let start = self.at;
+        self.at += part.len();
+        if !self.is_ticket {
+            return output.extend_from_slice(part);
+        }
+        // Places in the message become places in the part.
+        let place = |at: usize| at.saturating_sub(start).min(part.len());
+        let before = output.len();
+        output.extend_from_slice(&part[..place(CUT_FROM)]);
+        if (start..self.at).contains(&NONCE_LEN_AT) {
+            output[before + NONCE_LEN_AT - start] = SHORT as u8;
+        }
+        output.extend_from_slice(&part[place(CUT_TO)..]);
+    }
+}
+
+#[cfg(test)]
+mod tests;

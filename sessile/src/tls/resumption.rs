@@ -1,0 +1,245 @@
+//! Connects rustls with `sessile_proto::resumption`: rustls asks this adapter for sessions and hands
+//! it new ones. The adapter fetches what the hello names, verifies client certificates again, and
+//! decides nothing.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rustls::HandshakeKind;
+use rustls::server::StoresServerSessions;
+use rustls::server::{ClientHello as RustlsHello, ProducesTickets, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use sessile_proto::Time;
+use sessile_proto::hello::ClientHello;
+use sessile_proto::keys::Schedule;
+use sessile_proto::resumption::{
+    self, Decision, EarlyDataPlan, EarlyDataRequest, EarlyDataTerms, Inputs, NewSession, Offers,
+    Progress, Resumption, StoreKey,
+};
+use sessile_proto::verdict::{EarlyData, Reason, Verdict};
+
+use super::certificate::CertificateSet;
+use super::client_auth::Clients;
+use super::early_data;
+use super::template::Template;
+use crate::store::WaitBudget;
+
+/// The sessions of one handshake, as rustls sees them.
+pub(super) struct HandshakeSessions {
+    /// Whose certificates are accepted; `None` if no client is asked for one.
+    clients: Option<Arc<Clients>>,
+    certificates: Arc<CertificateSet>,
+    schedule: Arc<Schedule>,
+    now: Time,
+    resumption: Mutex<Resumption>,
+}
+
+impl HandshakeSessions {
+    /// Fetches the stored sessions that a hello names.
+    pub(super) async fn fetch(
+        hello: &ClientHello<'_>,
+        template: &Template,
+        now: Time,
+        budget: &mut WaitBudget,
+    ) -> Self {
+        let sessions = &*template.sessions;
+        let store = &sessions.store;
+        let schedule = sessions.keys.schedule(now);
+        let policy = template.policy;
+        let mut named = resumption::stored_sessions(hello, &schedule, store.is_shared());
+
+        let request = EarlyDataRequest::new(hello, &named, policy.accepts_early_data());
+        let can_store_single_use = store.keeps_single_use() && schedule.can_seal();
+        let terms = EarlyDataTerms {
+            limit: policy.early_data,
+            can_store: can_store_single_use,
+            now,
+        };
+        let mut consumed = None;
+        let early_data = match request {
+            EarlyDataRequest::None => EarlyDataPlan::NotOffered,
+            EarlyDataRequest::Refused(why) => EarlyDataPlan::Refused(why),
+            EarlyDataRequest::Consume {
+                key,
+                obfuscated_age,
+            } => {
+                let given = store.consume(&key, &schedule, now, budget).await;
+                let facts = early_data::facts(&given);
+                consumed = Some((key, given.session));
+                EarlyDataPlan::after_consume(key, obfuscated_age, facts, terms)
+            }
+        };
+
+        match &consumed {
+            // rustls takes the first session that fits, so the others are not needed.
+            Some((_, Ok(_))) => named.clear(),
+            Some((key, Err(_))) => named.retain(|named| named != key),
+            None => {}
+        }
+        let mut fetched = store.find(named, &schedule, now, budget).await;
+        let consumed_key = consumed.as_ref().map(|(key, _)| *key);
+        fetched.extend(consumed);
+
+        let inputs = Inputs {
+            policy,
+            offers: Offers::new(hello),
+            fetched,
+            early_data,
+            consumed: consumed_key,
+            can_store_single_use,
+            schedule: Arc::clone(&schedule),
+            forgotten: store.forgotten(),
+            now,
+        };
+        Self {
+            clients: template.clients.clone(),
+            certificates: Arc::clone(&template.certificates),
+            schedule,
+            now,
+            resumption: Mutex::new(Resumption::new(inputs)),
+        }
+    }
+
+    /// Starts again, without early data: rustls refused the early data that was granted.
+    pub(super) fn restart_without_early_data(&self) {
+        self.lock().restart_without_early_data();
+    }
+
+    /// Notes how far rustls is. To be called after each of its steps.
+    pub(super) fn observe(&self, kind: Option<HandshakeKind>, suite: Option<u16>) {
+        let progress = match kind {
+            None => Progress::Undecided,
+            Some(HandshakeKind::Full) => Progress::Full,
+            Some(HandshakeKind::FullWithHelloRetryRequest) => Progress::FullAfterRetry,
+            Some(HandshakeKind::Resumed) => Progress::Resumed,
+        };
+        self.lock().observe(progress, suite);
+    }
+
+    /// The keys of this handshake's time.
+    pub(super) fn schedule(&self) -> &Schedule {
+        &self.schedule
+    }
+
+    /// Takes the sessions that have to be stored before anything more is sent.
+    pub(super) fn take_new_sessions(&self) -> Vec<NewSession> {
+        self.lock().take_new_sessions()
+    }
+
+    /// True if new TLS 1.3 sessions are stored for single use.
+    pub(super) fn is_single_use(&self) -> bool {
+        self.lock().is_single_use()
+    }
+
+    pub(super) fn early_data_plan(&self) -> EarlyDataPlan {
+        self.lock().early_data_plan()
+    }
+
+    /// The verdict, and when the full handshake of the session was. To be asked when the client has
+    /// finished.
+    pub(super) fn verdict(&self) -> (Verdict, Time) {
+        self.lock().verdict()
+    }
+
+    /// What became of early data, which rustls accepted or not.
+    pub(super) fn early_data(&self, is_accepted: bool) -> EarlyData {
+        self.lock().early_data(is_accepted)
+    }
+
+    /// The session for single use that a finished handshake resumed, if the store still has it.
+    pub(super) fn to_consume(&self) -> Option<StoreKey> {
+        self.lock().to_consume()
+    }
+
+    /// The stored sessions that belong to a finished connection.
+    pub(super) fn owned(&self) -> Vec<StoreKey> {
+        self.lock().owned()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Resumption> {
+        self.resumption
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Carries a decision out: the session for rustls, or `None`.
+    fn perform(&self, decision: Decision) -> Option<Vec<u8>> {
+        let candidate = match decision {
+            Decision::Admit(session) => return Some(session),
+            Decision::Refuse => return None,
+            Decision::VerifyClient(candidate) => candidate,
+        };
+        let verified = match &self.clients {
+            Some(clients) => clients.verify_again(candidate.session(), self.now),
+            None => Err(Reason::ClientAuth),
+        };
+        let mut resumption = self.lock();
+        match verified {
+            Ok(()) => Some(resumption.admit(candidate)),
+            Err(reason) => {
+                resumption.refuse(reason);
+                None
+            }
+        }
+    }
+}
+
+impl StoresServerSessions for HandshakeSessions {
+    /// rustls calls this for a TLS 1.2 session ID when the client's Finished was verified, and for a
+    /// TLS 1.3 identity if [`ProducesTickets::enabled`] is false.
+    fn put(&self, id: Vec<u8>, session: Vec<u8>) -> bool {
+        self.lock().add_session(&id, &session)
+    }
+
+    fn get(&self, id: &[u8]) -> Option<Vec<u8>> {
+        let decision = self.lock().offer_session_id(id);
+        self.perform(decision)
+    }
+
+    /// rustls calls this for a TLS 1.3 identity if [`ProducesTickets::enabled`] is false.
+    fn take(&self, identity: &[u8]) -> Option<Vec<u8>> {
+        self.decrypt(identity)
+    }
+
+    /// rustls asks this in TLS 1.2 once it has decided on a full handshake, and never if it resumes.
+    fn can_cache(&self) -> bool {
+        let mut resumption = self.lock();
+        resumption.full_tls12_chosen();
+        resumption.gives_session_id()
+    }
+}
+
+impl ProducesTickets for HandshakeSessions {
+    fn enabled(&self) -> bool {
+        self.lock().gives_tickets()
+    }
+
+    fn lifetime(&self) -> u32 {
+        self.lock().ticket_lifetime()
+    }
+
+    fn encrypt(&self, session: &[u8]) -> Option<Vec<u8>> {
+        let mut random = [0; 32];
+        aws_lc_rs::rand::fill(&mut random).ok()?;
+        self.lock().add_ticket(session, random)
+    }
+
+    fn decrypt(&self, token: &[u8]) -> Option<Vec<u8>> {
+        let decision = self.lock().offer_token(token);
+        self.perform(decision)
+    }
+}
+
+impl ResolvesServerCert for HandshakeSessions {
+    fn resolve(&self, hello: RustlsHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let certificate = self.certificates.choose(&hello)?;
+        let chain_end = certificate.end_after(self.now);
+        self.lock().certificate_chosen(chain_end);
+        Some(Arc::clone(&certificate.certified))
+    }
+}
+
+impl std::fmt::Debug for HandshakeSessions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("HandshakeSessions").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,221 @@
+//! Servers that end every handshake which offers their own session, behind `sessile balance`: they
+//! stay up, their new clients are served, and their fault is named.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::thread;
+use std::time::Duration;
+
+use sessile::client::{Client, Mechanism, Options, Sessions, Target, Trust};
+use socket2::{Domain, SockRef, Socket, Type};
+
+use crate::balance_servers::{server, start};
+use crate::peers::{By, Certificates, End, Fault, Faulty, Sessile, eventually, record, ticketer};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+const FAULT: &str = "the server ended a handshake that offered its own session";
+
+/// New clients of each server.
+const CLIENTS: usize = 3;
+
+/// A faulty server in a pool of its own.
+struct Case {
+    name: String,
+    by: By,
+    end: End,
+    server: Faulty,
+}
+
+impl Case {
+    fn host(&self) -> String {
+        format!("{}.test", self.name)
+    }
+
+    fn config(&self) -> String {
+        let (name, host) = (&self.name, self.host());
+        let pool = format!("[[balance.pool]]\nname = \"{name}\"\nnames = [\"{host}\"]\n");
+        let of_pool = format!("pool = \"{name}\"");
+        pool + &server(name, self.server.address(), &of_pool)
+    }
+}
+
+fn client(timeout: Duration) -> Client {
+    let options = Options {
+        mechanism: Mechanism::Any,
+        trust: Trust::Insecure,
+        connect_timeout: timeout,
+        handshake_timeout: timeout,
+        alpn: Vec::new(),
+    };
+    Client::new(options, Sessions::default()).unwrap()
+}
+
+/// Every kind of session, ended in every way.
+fn cases(certificates: &Certificates) -> Vec<Case> {
+    let all = By::ALL.into_iter();
+    let all = all.flat_map(|by| End::ALL.map(|end| (by, end)));
+    all.map(|(by, end)| Case {
+        name: format!("{}-{}", by.as_str(), end.as_str()),
+        by,
+        end,
+        server: Faulty::start(certificates, by, Fault::Offers(end)),
+    })
+    .collect()
+}
+
+/// A whole visit through the balancer, with a session to come back with.
+async fn visit(client: &Client, balancer: SocketAddr, case: &Case) {
+    let target = Target::new(balancer, &case.host()).unwrap();
+    let mut connection = client.connect(&target).await.expect(&case.name);
+    if case.by == By::Psk {
+        assert!(connection.await_ticket(PATIENCE).await > 0, "{}", case.name);
+    }
+    connection.close(PATIENCE).await;
+}
+
+fn metric(balancer: &Sessile, name: &str, case: &Case) -> u64 {
+    let name = format!("sessile_balance_server_{name}");
+    balancer.metrics().sum(&name, &[("server", &case.name)])
+}
+
+/// The fault is in the API, the log and the metrics, and the server is up.
+fn is_named(balancer: &Sessile, case: &Case) {
+    let name = &case.name;
+    let found = balancer.await_server(name, |it| !it["session_fault"].is_null());
+    assert_eq!(found["state"], "up", "{found:#}");
+    assert!(found["check_failed"].is_null(), "{found:#}");
+    let fault = &found["session_fault"];
+    assert_eq!(fault["diagnosis"], FAULT, "{found:#}");
+    assert_eq!(fault["offered"][0], case.by.as_str(), "{found:#}");
+    let error = fault["error"].as_str().unwrap();
+    let expected = match case.end {
+        End::Alert => "alert internal_error",
+        End::Hang => "not finished after",
+        End::Reset => "connection reset",
+    };
+    assert!(error.contains(expected), "{name}: {error}");
+    balancer.await_line(&format!("{FAULT}; it stays up"));
+    assert_eq!(metric(balancer, "session_fault", case), 1, "{name}");
+    assert_eq!(metric(balancer, "up", case), 1, "{name}");
+    assert_eq!(metric(balancer, "failures_total", case), 0, "{name}");
+}
+
+/// Routine checks offer no session while the fault lasts.
+fn costs_no_other_check(cases: &[Case]) {
+    let before: Vec<_> = cases.iter().map(|case| case.server.finished()).collect();
+    for (case, before) in cases.iter().zip(before) {
+        eventually("more checks come", || case.server.finished() > before + 20);
+        // Two checks, and the first look with two clients of each kind.
+        let offers = case.server.offers();
+        assert!(offers <= 4, "{}: {offers}", case.name);
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_ends_handshakes_with_its_own_session_stays_up_and_is_named() {
+    let certificates = Certificates::new();
+    let cases = cases(&certificates);
+    let rest: Vec<String> = cases.iter().map(Case::config).collect();
+    let settings = "health-interval = \"100ms\"\nunknown-name = \"refuse\"";
+    let balancer = start(certificates.folder(), settings, &rest);
+    for case in &cases {
+        is_named(&balancer, case);
+    }
+    costs_no_other_check(&cases);
+    for case in &cases {
+        for _ in 0..CLIENTS {
+            visit(&client(PATIENCE), balancer.address(), case).await;
+        }
+        // A client that comes back is ended by the server, as without the balancer. That takes the
+        // server from nobody.
+        let returning = client(Duration::from_secs(2));
+        visit(&returning, balancer.address(), case).await;
+        let target = Target::new(balancer.address(), &case.host()).unwrap();
+        let failure = returning.attempt(&target).await.err().expect(&case.name);
+        assert_eq!(failure.offered_kind(), case.by.as_str(), "{}", case.name);
+        visit(&client(PATIENCE), balancer.address(), case).await;
+        assert_eq!(metric(&balancer, "up", case), 1, "{}", case.name);
+    }
+    // What is dead is down: every way to end a handshake counts where no session is offered.
+    for case in &cases {
+        case.server.set(Fault::All(case.end));
+    }
+    for case in &cases {
+        let down = balancer.await_server(&case.name, |it| it["state"] == "down");
+        assert!(!down["check_failed"].is_null(), "{down:#}");
+        assert_eq!(metric(&balancer, "up", case), 0, "{}", case.name);
+    }
+    // A server that is back is looked at anew.
+    for case in &cases {
+        case.server.set(Fault::None);
+    }
+    for case in &cases {
+        let is_well = |it: &serde_json::Value| it["state"] == "up" && it["session_fault"].is_null();
+        balancer.await_server(&case.name, is_well);
+        assert_eq!(metric(&balancer, "session_fault", case), 0, "{}", case.name);
+    }
+    balancer.await_line("the server finishes handshakes that offer its own session again");
+}
+
+#[test]
+fn a_server_that_ends_handshakes_hides_no_key_names_of_others() {
+    let certificates = Certificates::new();
+    let ticketer = ticketer();
+    let servers = ["a", "b"].map(|name| {
+        let peer = Faulty::sharing(&certificates, By::Psk, Fault::None, &ticketer);
+        (server(name, peer.address(), ""), peer)
+    });
+    let rest = servers.each_ref().map(|(config, _)| config.clone());
+    let settings = "health-interval = \"50ms\"";
+    let balancer = start(certificates.folder(), settings, &rest);
+    let group = |name: &str| balancer.await_server(name, |it| it["group"][0].is_string());
+    assert_eq!(group("a")["group"][0], "b");
+    servers[1].1.set(Fault::Offers(End::Alert));
+    let has_fault = |it: &serde_json::Value| !it["session_fault"].is_null();
+    let faulty = balancer.await_server("b", has_fault);
+    assert_eq!(faulty["key_names"], serde_json::json!([]), "{faulty:#}");
+    assert_eq!(faulty["state"], "up", "{faulty:#}");
+    let other = balancer.await_server("a", |it| it["group"][0].is_null());
+    assert_eq!(other["key_names"].as_array().unwrap().len(), 1, "{other:#}");
+}
+
+/// Sends a hello from that address and waits for the end.
+fn greet(balancer: SocketAddr, from: IpAddr, hello: &[u8]) {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::new(from, 0).into()).unwrap();
+    socket.connect(&balancer.into()).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut io = std::net::TcpStream::from(socket);
+    std::io::Write::write_all(&mut io, hello).unwrap();
+    let _ = std::io::Read::read(&mut io, &mut [0]);
+}
+
+#[test]
+fn clients_whose_sessions_are_ended_eject_no_server_that_is_not_checked() {
+    const NEW: &[u8] =
+        include_bytes!("../../../proto/src/testdata/client-openssl-tls12-id-full.bin");
+    const RETURNING: &[u8] =
+        include_bytes!("../../../proto/src/testdata/client-openssl-tls12-id-resumed.bin");
+    let certificates = Certificates::new();
+    let rude = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = rude.local_addr().unwrap();
+    thread::spawn(move || {
+        for io in rude.incoming().flatten() {
+            record(&io).expect("a hello");
+            let _ = SockRef::from(&io).set_linger(Some(Duration::ZERO));
+        }
+    });
+    let rest = [server("rude", address, "")];
+    let balancer = start(certificates.folder(), "health = \"off\"", &rest);
+    let failures = "sessile_balance_server_failures_total";
+    let sources = [1, 2, 3].map(|n| IpAddr::V4(Ipv4Addr::new(127, 0, n, 1)));
+    let mut sent = 0;
+    for (hello, state) in [(RETURNING, "up"), (NEW, "ejected")] {
+        for source in sources {
+            greet(balancer.address(), source, hello);
+            sent += 1;
+            balancer.await_metrics(|metrics| metrics.sum(failures, &[]) == sent);
+        }
+        assert_eq!(balancer.await_server("rude", |_| true)["state"], state);
+    }
+}

@@ -1,0 +1,102 @@
+//! Stands between a client and a server, and keeps the records that the server sends.
+
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread;
+
+use sessile_proto::record::{ContentType, HEADER_LEN, Header};
+
+/// A TCP proxy on threads that end with their connections, the first one with the process.
+pub(super) struct Wire {
+    address: SocketAddr,
+    sent: Receiver<Vec<u8>>,
+}
+
+impl Wire {
+    pub(super) fn start(server: SocketAddr) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let address = listener.local_addr().unwrap();
+        let (sender, sent) = channel();
+        thread::spawn(move || {
+            for client in listener.incoming().map_while(Result::ok) {
+                let sender = sender.clone();
+                thread::spawn(move || pass(&client, server, &sender));
+            }
+        });
+        Self { address, sent }
+    }
+
+    pub(super) const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The records that the server has sent in the next connection that has ended.
+    pub(super) fn records(&self) -> Records {
+        Records::parse(&self.sent.recv().unwrap())
+    }
+}
+
+fn pass(client: &TcpStream, server: SocketAddr, sent: &Sender<Vec<u8>>) -> io::Result<()> {
+    let server = TcpStream::connect(server)?;
+    server.set_nodelay(true)?;
+    client.set_nodelay(true)?;
+    let mut bytes = Vec::new();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let _ = io::copy(&mut &*client, &mut &server);
+            // The server may send more after this, and that is kept too.
+            let _ = server.shutdown(Shutdown::Write);
+        });
+        let mut buffer = [0; 1 << 14];
+        while let Ok(read @ 1..) = (&server).read(&mut buffer) {
+            bytes.extend_from_slice(&buffer[..read]);
+            // A client may be gone before the last record.
+            let _ = (&*client).write_all(&buffer[..read]);
+        }
+        let _ = client.shutdown(Shutdown::Both);
+    });
+    // A test may have seen enough.
+    let _ = sent.send(bytes);
+    Ok(())
+}
+
+/// Lengths of the records of one connection, headers not included.
+#[derive(Debug)]
+pub(super) struct Records {
+    /// The largest record before the change of keys.
+    pub(super) clear: usize,
+    /// The largest record after it.
+    pub(super) encrypted: usize,
+}
+
+impl Records {
+    fn parse(mut bytes: &[u8]) -> Self {
+        let mut records = Self {
+            clear: 0,
+            encrypted: 0,
+        };
+        let mut keys_changed = false;
+        while !bytes.is_empty() {
+            let header = Header::parse(bytes);
+            // An encrypted alert has another length than one in clear.
+            let len = usize::from(u16::from_be_bytes([bytes[3], bytes[4]]));
+            keys_changed |= header.is_ok_and(|it| it.content == ContentType::ChangeCipherSpec);
+            let largest = match keys_changed {
+                true => &mut records.encrypted,
+                false => &mut records.clear,
+            };
+            *largest = len.max(*largest);
+            bytes = &bytes[HEADER_LEN + len..];
+        }
+        records
+    }
+
+    /// Checks that no record has more content than `limit`, and that some record has as much.
+    pub(super) fn assert_limit(&self, limit: usize, tls13: bool, what: &str) {
+        // AES-GCM in TLS 1.2: nonce and tag. In TLS 1.3: content type and tag.
+        let overhead = if tls13 { 1 + 16 } else { 8 + 16 };
+        assert!(self.clear <= limit, "{what}: {self:?}");
+        assert_eq!(self.encrypted, limit + overhead, "{what}: {self:?}");
+    }
+}

@@ -1,0 +1,149 @@
+//! Client libraries, each by its ordinary API: ten returns by each mechanism, and all resume.
+//!
+//! `list` has the clients, `table` judges their connections. The table in docs/clients.md must have
+//! the same cells.
+
+mod farm;
+mod list;
+mod others;
+mod programs;
+mod proxies;
+mod table;
+
+use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::Mutex;
+use std::thread;
+
+use crate::peers::Answer;
+use list::{CLIENTS, Client};
+use table::{Cell, Row};
+
+/// How many clients run at a time.
+const PARALLEL: usize = 2;
+
+/// A way to resume, which is a column of the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mechanism {
+    SessionId,
+    Ticket,
+    Psk,
+}
+
+impl Mechanism {
+    const ALL: [Self; 3] = [Self::SessionId, Self::Ticket, Self::Psk];
+
+    /// The word that a verdict has for it, and that programs take as their argument.
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::SessionId => "session-id",
+            Self::Ticket => "ticket",
+            Self::Psk => "psk",
+        }
+    }
+
+    const fn title(self) -> &'static str {
+        match self {
+            Self::SessionId => "TLS 1.2 session ID",
+            Self::Ticket => "TLS 1.2 ticket",
+            Self::Psk => "TLS 1.3 PSK",
+        }
+    }
+}
+
+/// One connection, as both ends saw it.
+#[derive(Debug)]
+struct Connection {
+    /// The library's word; `None` for a library that does not say.
+    resumed: Option<bool>,
+    /// The server's word.
+    answer: Answer,
+}
+
+impl Connection {
+    /// Of a client that says nothing about its sessions.
+    const fn by_server(answer: Answer) -> Self {
+        Self {
+            resumed: None,
+            answer,
+        }
+    }
+}
+
+/// The connections of one client, in order.
+struct Visit {
+    version: String,
+    connections: Vec<Connection>,
+}
+
+#[test]
+fn every_client_library_resumes() {
+    let queue = Mutex::new(CLIENTS.iter().enumerate());
+    let rows = Mutex::new(Vec::new());
+    thread::scope(|scope| {
+        for _ in 0..PARALLEL {
+            scope.spawn(|| {
+                loop {
+                    let next = queue.lock().unwrap().next();
+                    let Some((place, client)) = next else { break };
+                    let row = visit_by_each_mechanism(client);
+                    rows.lock().unwrap().push((place, row));
+                }
+            });
+        }
+    });
+    let mut rows = rows.into_inner().unwrap();
+    rows.sort_by_key(|(place, _)| *place);
+    let rows: Vec<Row> = rows.into_iter().map(|(_, row)| row).collect();
+    println!("\n{}", table::markdown(&rows));
+
+    let failures: Vec<_> = rows.iter().flat_map(Row::failures).collect();
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+    assert_documented(&rows);
+}
+
+fn visit_by_each_mechanism(client: &Client) -> Row {
+    let mut version = String::new();
+    let cells = Mechanism::ALL.map(|mechanism| {
+        // A client that panics must not hide the results of the others.
+        let visit = catch_unwind(AssertUnwindSafe(|| client.visit(mechanism)));
+        let cell = match visit {
+            Ok(visit) => {
+                version.clone_from(&visit.version);
+                Cell::judge(client, mechanism, &visit.connections)
+            }
+            Err(panic) => Cell::Failed {
+                shown: "failed".to_owned(),
+                why: table::message(panic.as_ref()),
+            },
+        };
+        eprintln!("zoo: {}, {}: {cell}", client.name, mechanism.title());
+        cell
+    });
+    Row {
+        name: client.name,
+        version,
+        cells,
+    }
+}
+
+/// The page must have these rows. Versions are not compared: they differ from machine to machine.
+fn assert_documented(rows: &[Row]) {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/clients.md");
+    let page = fs::read_to_string(page).unwrap();
+    for row in rows {
+        let line = page
+            .lines()
+            .find(|line| line.starts_with(&format!("| {} ", row.name)));
+        let line = line.unwrap_or_else(|| panic!("docs/clients.md: no row {}", row.name));
+        let cells: Vec<_> = line.split('|').skip(3).map(str::trim).collect();
+        let expected: Vec<_> = row.cells.iter().map(Cell::to_string).collect();
+        assert_eq!(
+            cells[..expected.len()],
+            expected,
+            "docs/clients.md: {}",
+            row.name
+        );
+    }
+}

@@ -1,11 +1,10 @@
 //! Explains what a restart and a crash cost, and what a shared store changes.
 
-use sessile_proto::Time;
-use sessile_proto::keys::MAX_LIFETIME;
-
 use std::net::IpAddr;
 
 use humantime::format_duration;
+use sessile_proto::Time;
+use sessile_proto::keys::MAX_LIFETIME;
 
 use super::{Findings, Grade, counted, state};
 use crate::clock;

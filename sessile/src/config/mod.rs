@@ -47,7 +47,6 @@ pub struct Forget {
 /// The sessions that a [`Forget`] concerns.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ForgetTarget {
-    /// All sessions.
     Everything,
     /// The sessions of the site with this first name. Empty: the site without names.
     Site(String),

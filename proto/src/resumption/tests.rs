@@ -11,6 +11,7 @@ use crate::verdict::{EarlyData, How, Reason, Rejection, Verdict};
 
 mod early;
 mod given;
+mod hellos;
 mod properties;
 mod reasons;
 

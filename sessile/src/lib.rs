@@ -15,6 +15,7 @@ pub mod key;
 pub mod lab;
 pub mod lifecycle;
 pub mod listen;
+mod locks;
 pub mod probe;
 pub mod serve;
 pub mod server_names;

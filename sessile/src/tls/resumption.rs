@@ -2,7 +2,7 @@
 //! it new ones. The adapter fetches what the hello names, verifies client certificates again, and
 //! decides nothing.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use rustls::HandshakeKind;
 use rustls::server::StoresServerSessions;
@@ -20,6 +20,7 @@ use sessile_proto::verdict::{EarlyData, Reason, Verdict};
 use super::certificate::CertificateSet;
 use super::client_auth::Clients;
 use super::{Template, early_data};
+use crate::locks::locked;
 use crate::store::WaitBudget;
 
 /// The sessions of one handshake, as rustls sees them.
@@ -155,9 +156,7 @@ impl HandshakeSessions {
     }
 
     fn lock(&self) -> MutexGuard<'_, Resumption> {
-        self.resumption
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        locked(&self.resumption)
     }
 
     /// Carries a decision out: the session for rustls, or `None`.

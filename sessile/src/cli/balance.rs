@@ -12,8 +12,8 @@ use crate::admin::{Admin, Api, Token};
 use crate::balance::{Balancer, Changes};
 use crate::config::{self, Balance, BalanceServer, Config, Health, Key, Listener, Role};
 use crate::lifecycle::{self, Orders};
+use crate::listener;
 use crate::settings::table::SETTINGS;
-use crate::systemd;
 
 /// Route TLS connections to the servers that can resume them, without decrypting.
 #[derive(clap::Args)]
@@ -67,7 +67,7 @@ fn health(text: &str) -> Result<Health, &'static str> {
 
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let config = configuration(&args)?;
-    systemd::inherit(&config.addresses())?;
+    listener::inherit(&config.addresses())?;
     super::start_log(config.log.level);
     let stop = CancellationToken::new();
     let registry = prometheus::Registry::new();

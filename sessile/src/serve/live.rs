@@ -1,5 +1,5 @@
-//! What a reload replaces: the sites, with the files that they name and the upstreams that they hand
-//! requests to. Everything else that a server is made of stays until it is restarted.
+//! The part of a server that a reload replaces: the sites with their files and upstreams. The other parts stay
+//! until a restart.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -24,31 +24,30 @@ pub enum SiteError {
     Tls(#[from] rustls::Error),
 }
 
-/// The part of a configuration that can change while a server runs, with what its files hold. Read once,
-/// shared by the workers, each of which makes its own [`Sites`] of it.
+/// The sites of a configuration, with their files. Read once; each worker makes [`Sites`] from it.
 pub(super) struct Live {
     pub(super) sites: Vec<(Site, Files)>,
 }
 
-/// What the files of a site hold.
+/// The contents of the files of a site.
 pub(super) struct Files {
     /// One for each key type.
     pub(super) certificates: Vec<Arc<CertifiedKey>>,
-    /// Whose certificates its clients show; `None`: nobody is asked for one.
+    /// The authorities of client certificates; `None`: no client is asked for one.
     pub(super) clients: Option<ClientAuthorities>,
 }
 
 impl Live {
     /// Reads the files of every site.
     pub(super) fn load(config: &Config) -> Result<Self, SiteError> {
-        let sites = config.sites.iter();
-        let sites = sites.map(|site| Ok((site.clone(), Files::load(site)?)));
-        Ok(Self {
-            sites: sites.collect::<Result<_, SiteError>>()?,
-        })
+        let mut sites = Vec::with_capacity(config.sites.len());
+        for site in &config.sites {
+            sites.push((site.clone(), Files::load(site)?));
+        }
+        Ok(Self { sites })
     }
 
-    /// A worker's sites.
+    /// The sites of one worker.
     pub(super) fn sites(
         &self,
         sessions: &Rc<Sessions>,

@@ -18,7 +18,6 @@ pub(crate) mod x509;
 
 pub use certificate::{CertificateError, load as load_certificate};
 pub use client_auth::{ClientAuthError, ClientAuthorities};
-pub use closing::refuse;
 pub use handshake::{AcceptError, Accepted, Handshake, accept};
 pub use sessions::{Sessions, site_id};
 pub use stream::{Completion, Status, Stream};

@@ -29,18 +29,18 @@ use crate::clock;
 use crate::listener::{Admitted, Client, ClientHandler, ReceivedHello, Rejection};
 
 impl ClientHandler for Arc<Shared> {
-    type Connection = Placed;
+    type Connection = Box<Placed>;
     type Cause = TurnedAway;
 
     async fn accept(
         &self,
         client: Client,
         received: &ReceivedHello<'_>,
-    ) -> Result<Placed, Rejection<TurnedAway>> {
-        place(self, client, received).await
+    ) -> Result<Box<Placed>, Rejection<TurnedAway>> {
+        place(self, client, received).await.map(Box::new)
     }
 
-    async fn serve(&self, placed: Placed) {
+    async fn serve(&self, placed: Box<Placed>) {
         pass(self, placed).await;
     }
 
@@ -303,7 +303,7 @@ async fn connect(
 }
 
 /// Moves bytes to the end.
-async fn pass(shared: &Shared, placed: Placed) {
+async fn pass(shared: &Shared, placed: Box<Placed>) {
     let Placed {
         mut client,
         admitted,
@@ -312,7 +312,7 @@ async fn pass(shared: &Shared, placed: Placed) {
         connected,
         patience,
         mut watch,
-    } = placed;
+    } = *placed;
     let (mut answered, mut told) = (false, false);
     let moved = |moved| {
         shared.metrics.moved(moved);

@@ -63,7 +63,8 @@ impl Client {
 
 /// The work of a role with its clients. Each worker thread has one handler.
 pub trait ClientHandler: Clone + 'static {
-    /// A client that the role has accepted.
+    /// A client that the role has accepted. A box is best, because the future of [`Self::serve`] keeps the space of
+    /// its argument.
     type Connection;
     /// Why the role turns a client away.
     type Cause: From<IntakeFailure>;

@@ -47,7 +47,6 @@ pub(super) struct AcceptedClient {
 }
 
 impl ClientHandler for Rc<Worker> {
-    /// In a box: a future keeps its arguments, so the stream would be in memory twice.
     type Connection = Box<AcceptedClient>;
     type Cause = HandshakeFailure;
 

@@ -70,7 +70,7 @@ async fn place(
     let roster = shared.roster();
     let Some(pool) = roster.pool(hello.server_name) else {
         let alert = AlertDescription::UnrecognizedName;
-        return Err(client.reject(TurnedAway::UnknownName, alert));
+        return Err(client.reject(TurnedAway::UnknownName, Some(alert)));
     };
     let opening = Opening {
         client: &client,
@@ -84,13 +84,15 @@ async fn place(
         now: clock::now(),
         at: Instant::now(),
     };
-    let found = find(shared, &roster, pool, &request, &opening).await;
     let Attempt {
         by,
         server,
         io,
         connected,
-    } = found.map_err(Rejection::without_alert)?;
+    } = match find(shared, &roster, pool, &request, &opening).await {
+        Ok(attempt) => attempt,
+        Err(cause) => return Err(client.reject(cause, None)),
+    };
     Ok(Placed {
         client: client.io,
         admitted: client.admitted,

@@ -58,7 +58,11 @@ impl IntakeError {
             ),
             Self::Other(cause) => (cause, None),
         };
-        Rejection::new(cause.into(), io, alert)
+        Rejection {
+            cause: cause.into(),
+            io: Some(io),
+            alert,
+        }
     }
 }
 

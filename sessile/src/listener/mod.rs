@@ -54,10 +54,14 @@ pub struct ReceivedHello<'a> {
 }
 
 impl Client {
-    /// Turns the client away with a fatal alert.
+    /// Turns the client away, with a fatal alert or without one.
     #[must_use]
-    pub fn reject<C>(self, cause: C, alert: AlertDescription) -> Rejection<C> {
-        Rejection::new(cause, self.io, Some(alert))
+    pub fn reject<C>(self, cause: C, alert: Option<AlertDescription>) -> Rejection<C> {
+        Rejection {
+            cause,
+            io: Some(self.io),
+            alert,
+        }
     }
 }
 
@@ -143,7 +147,7 @@ impl Listeners {
     {
         for (intake, sockets) in self.bound {
             for socket in sockets {
-                let worker = Worker {
+                let worker = WorkerListener {
                     intake: intake.clone(),
                     socket,
                     count: count.clone(),
@@ -163,7 +167,7 @@ impl Listeners {
 }
 
 /// One thread that listens.
-struct Worker {
+struct WorkerListener {
     intake: ClientIntake,
     socket: Socket,
     count: ConnectionCount,
@@ -171,7 +175,7 @@ struct Worker {
     stop: CancellationToken,
 }
 
-impl Worker {
+impl WorkerListener {
     /// Accepts connections until the order to stop, then waits for the open ones.
     async fn run<H: ClientHandler>(self, handler: H) {
         let intake = Rc::new(self.intake);
@@ -212,9 +216,9 @@ async fn run_connection<H: ClientHandler>(
     match Box::pin(accept_client(&handler, &intake, io, peer)).await {
         Ok(connection) => handler.serve(connection).await,
         Err(rejection) => {
-            let alert = rejection.alert;
-            handler.count_rejection(rejection.cause);
-            if let Some((io, alert)) = alert {
+            let Rejection { cause, io, alert } = rejection;
+            handler.count_rejection(cause);
+            if let (Some(io), Some(alert)) = (io, alert) {
                 closing::refuse(io, alert).await;
             }
         }

@@ -57,21 +57,22 @@ impl IntakeFailure {
     }
 }
 
-/// A client that is turned away.
+/// A client that is turned away. It is counted before its connection ends.
 pub struct Rejection<C> {
     pub(super) cause: C,
-    /// The fatal alert that the client is sent. Without one, the connection is only closed.
-    pub(super) alert: Option<(TcpStream, AlertDescription)>,
+    /// The connection, unless it is closed already.
+    pub(super) io: Option<TcpStream>,
+    /// The fatal alert that the client is sent, in clear.
+    pub(super) alert: Option<AlertDescription>,
 }
 
 impl<C> Rejection<C> {
-    pub(super) fn new(cause: C, io: TcpStream, alert: Option<AlertDescription>) -> Self {
-        let alert = alert.map(|alert| (io, alert));
-        Self { cause, alert }
-    }
-
-    /// The client hears nothing, or has its alert already.
-    pub const fn without_alert(cause: C) -> Self {
-        Self { cause, alert: None }
+    /// A client whose connection is closed already.
+    pub const fn after_close(cause: C) -> Self {
+        Self {
+            cause,
+            io: None,
+            alert: None,
+        }
     }
 }

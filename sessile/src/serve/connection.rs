@@ -57,12 +57,12 @@ impl ClientHandler for Rc<Worker> {
     ) -> Result<Box<AcceptedClient>, Rejection<HandshakeFailure>> {
         let hello = &received.hello;
         if let Some(alert) = version_alert(hello) {
-            return Err(client.reject(IntakeFailure::BadHello.into(), alert));
+            return Err(client.reject(IntakeFailure::BadHello.into(), Some(alert)));
         }
         let sites = self.sites();
         let Some(site) = sites.find(hello.server_name) else {
             let alert = AlertDescription::UnrecognizedName;
-            return Err(client.reject(HandshakeFailure::NoSite, alert));
+            return Err(client.reject(HandshakeFailure::NoSite, Some(alert)));
         };
         let site = Rc::clone(site);
         let handshake = tls::accept(
@@ -75,8 +75,8 @@ impl ClientHandler for Rc<Worker> {
         let Accepted { stream, handshake } =
             match tokio::time::timeout(HANDSHAKE_DEADLINE, handshake).await {
                 Ok(Ok(accepted)) => accepted,
-                Ok(Err(error)) => return Err(Rejection::without_alert(failure(&error))),
-                Err(_) => return Err(Rejection::without_alert(HandshakeFailure::Deadline)),
+                Ok(Err(error)) => return Err(Rejection::after_close(failure(&error))),
+                Err(_) => return Err(Rejection::after_close(HandshakeFailure::Deadline)),
             };
         let connection = Connection {
             peer: client.source,

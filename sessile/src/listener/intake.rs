@@ -32,36 +32,32 @@ pub const DRAIN_GRACE: Duration = Duration::from_secs(2);
 const CHUNK: usize = 4096;
 
 /// Why there is no ClientHello.
-pub(super) enum IntakeError {
-    BadHello(record::Error),
-    Other(IntakeFailure),
+pub(super) struct IntakeError {
+    cause: IntakeFailure,
+    alert: Option<AlertDescription>,
 }
 
 impl From<record::Error> for IntakeError {
     fn from(error: record::Error) -> Self {
-        Self::BadHello(error)
+        Self {
+            cause: IntakeFailure::BadHello,
+            alert: AlertDescription::for_client_hello(error),
+        }
     }
 }
 
 impl From<IntakeFailure> for IntakeError {
     fn from(cause: IntakeFailure) -> Self {
-        Self::Other(cause)
+        Self { cause, alert: None }
     }
 }
 
 impl IntakeError {
     pub(super) fn reject<C: From<IntakeFailure>>(self, io: TcpStream) -> Rejection<C> {
-        let (cause, alert) = match self {
-            Self::BadHello(error) => (
-                IntakeFailure::BadHello,
-                AlertDescription::for_client_hello(error),
-            ),
-            Self::Other(cause) => (cause, None),
-        };
         Rejection {
-            cause: cause.into(),
+            cause: self.cause.into(),
             io: Some(io),
-            alert,
+            alert: self.alert,
         }
     }
 }
@@ -83,7 +79,7 @@ pub(super) struct ClientIntake {
     admission: Arc<Admission>,
     /// Sources whose connections begin with a PROXY header. If there are none, no connection does.
     trusted_proxies: Arc<[Network]>,
-    stop: CancellationToken,
+    pub(super) stop: CancellationToken,
 }
 
 impl ClientIntake {

@@ -96,7 +96,6 @@ pub trait ClientHandler: Clone + 'static {
 pub struct Listeners {
     bound: Vec<(ClientIntake, Vec<Socket>)>,
     drain_timeout: Duration,
-    stop: CancellationToken,
 }
 
 impl Listeners {
@@ -119,7 +118,6 @@ impl Listeners {
         Ok(Self {
             bound,
             drain_timeout: config.connection.drain_timeout,
-            stop: stop.clone(),
         })
     }
 
@@ -145,19 +143,16 @@ impl Listeners {
         H: ClientHandler,
         F: Future<Output = Option<H>> + 'static,
     {
+        let drain_timeout = self.drain_timeout;
         for (intake, sockets) in self.bound {
             for socket in sockets {
-                let worker = WorkerListener {
-                    intake: intake.clone(),
-                    socket,
-                    count: count.clone(),
-                    drain_timeout: self.drain_timeout,
-                    stop: self.stop.clone(),
-                };
-                let new_handler = new_handler.clone();
+                let (new_handler, intake) = (new_handler.clone(), intake.clone());
+                let count = count.clone();
                 workers.spawn(thread_name, move || async move {
                     if let Some(handler) = new_handler().await {
-                        worker.run(handler).await;
+                        let connections = listen(&handler, intake, socket, &count).await;
+                        handler.begin_drain();
+                        drain(&connections, drain_timeout).await;
                     }
                 })?;
             }
@@ -166,33 +161,26 @@ impl Listeners {
     }
 }
 
-/// One thread that listens.
-struct WorkerListener {
+/// Accepts connections until the order to stop. Returns the connections that are still open.
+async fn listen<H: ClientHandler>(
+    handler: &H,
     intake: ClientIntake,
     socket: Socket,
-    count: ConnectionCount,
-    drain_timeout: Duration,
-    stop: CancellationToken,
-}
-
-impl WorkerListener {
-    /// Accepts connections until the order to stop, then waits for the open ones.
-    async fn run<H: ClientHandler>(self, handler: H) {
-        let intake = Rc::new(self.intake);
-        let connections = TaskTracker::new();
-        let accepted = accept(self.socket, self.stop.cancelled(), |io, peer| {
-            // Over the limit, closing at once is the cheapest answer.
-            if let Some(open) = self.count.try_open() {
-                let (handler, intake) = (handler.clone(), Rc::clone(&intake));
-                connections.spawn_local(run_connection(handler, intake, io, peer, open));
-            }
-        });
-        if let Err(error) = accepted.await {
-            tracing::error!(%error, "a worker cannot listen");
+    count: &ConnectionCount,
+) -> TaskTracker {
+    let intake = Rc::new(intake);
+    let connections = TaskTracker::new();
+    let accepted = accept(socket, intake.stop.cancelled(), |io, peer| {
+        // Over the limit, closing at once is the cheapest answer.
+        if let Some(open) = count.try_open() {
+            let (handler, intake) = (handler.clone(), Rc::clone(&intake));
+            connections.spawn_local(run_connection(handler, intake, io, peer, open));
         }
-        handler.begin_drain();
-        drain(&connections, self.drain_timeout).await;
+    });
+    if let Err(error) = accepted.await {
+        tracing::error!(%error, "a worker cannot listen");
     }
+    connections
 }
 
 /// Waits for the open connections of a worker to end, at most for `connection.drain-timeout`.
@@ -238,7 +226,7 @@ async fn accept_client<H: ClientHandler>(
     };
     let hello = match received.reader.hello() {
         Ok(hello) => hello,
-        Err(error) => return Err(IntakeError::BadHello(error).reject(io)),
+        Err(error) => return Err(IntakeError::from(error).reject(io)),
     };
     let client = Client {
         io,

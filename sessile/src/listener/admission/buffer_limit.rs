@@ -3,7 +3,8 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::{Admission, Admitted, SHARE, SHARE_OF_FREE};
+use super::quota::Quota;
+use super::{Admission, Admitted};
 
 /// The most that may be buffered.
 #[derive(Clone, Copy, Debug, Default)]
@@ -14,32 +15,18 @@ pub struct BufferLimit {
     pub pipes: usize,
 }
 
-/// The buffers in use.
-#[derive(Debug, Default)]
-pub(super) struct BufferUse {
-    bytes: AtomicUsize,
-    pipes: AtomicUsize,
-}
-
-type Kind = fn(&BufferUse) -> &AtomicUsize;
-
 impl Admission {
     /// Bytes on the heap that are buffered now.
     #[must_use]
     pub fn buffered_bytes(&self) -> usize {
-        self.buffered.bytes.load(Ordering::Relaxed)
+        self.buffered_bytes.used()
     }
 
     /// Pipes with bytes in them.
     #[must_use]
     pub fn buffered_pipes(&self) -> usize {
-        self.buffered.pipes.load(Ordering::Relaxed)
+        self.buffered_pipes.used()
     }
-}
-
-/// The share of one source, if all sources have `used`.
-fn source_share(max: usize, used: usize) -> usize {
-    (max / SHARE).min(max.saturating_sub(used) / SHARE_OF_FREE)
 }
 
 impl Admitted {
@@ -47,64 +34,53 @@ impl Admitted {
     /// counted, so the limit can be exceeded by one read of each.
     #[must_use]
     pub fn may_buffer_bytes(&self, bytes: usize) -> bool {
-        let max = self.admission.buffer_limit.bytes;
-        let (all, own) = self.buffered(|used| &used.bytes);
-        own + bytes <= source_share(max, all)
+        let own = self.slot().buffered_bytes.load(Ordering::Relaxed);
+        own + bytes <= self.admission.buffered_bytes.source_share()
     }
 
-    /// True if one more pipe may hold bytes. Each source may have one while there is one.
+    /// True if one more pipe may hold bytes.
     #[must_use]
     pub fn may_hold_pipe(&self) -> bool {
-        let max = self.admission.buffer_limit.pipes;
-        let (all, own) = self.buffered(|used| &used.pipes);
-        all < max && own < source_share(max, all).max(1)
+        let pipes = &self.admission.buffered_pipes;
+        let own = self.slot().buffered_pipes.load(Ordering::Relaxed);
+        !pipes.is_exhausted() && own < pipes.source_share()
     }
 
     /// Counts bytes as buffered.
     #[must_use]
     pub fn buffer_bytes(&self, bytes: usize) -> BufferGuard<'_> {
-        BufferGuard::new(self, |used| &used.bytes, bytes)
+        let quota = &self.admission.buffered_bytes;
+        BufferGuard::new(quota, &self.slot().buffered_bytes, bytes)
     }
 
     /// Counts a pipe with bytes in it.
     #[must_use]
     pub fn hold_pipe(&self) -> BufferGuard<'_> {
-        BufferGuard::new(self, |used| &used.pipes, 1)
-    }
-
-    /// The use by all sources, and by this source.
-    fn buffered(&self, kind: Kind) -> (usize, usize) {
-        let used = |used| kind(used).load(Ordering::Relaxed);
-        (used(&self.admission.buffered), used(&self.slot().buffered))
+        let quota = &self.admission.buffered_pipes;
+        BufferGuard::new(quota, &self.slot().buffered_pipes, 1)
     }
 }
 
 /// Counts something as buffered until it is dropped.
 pub struct BufferGuard<'a> {
-    admitted: &'a Admitted,
-    kind: Kind,
+    quota: &'a Quota,
+    /// The counter of the source.
+    own: &'a AtomicUsize,
     amount: usize,
 }
 
 impl<'a> BufferGuard<'a> {
-    fn new(admitted: &'a Admitted, kind: Kind, amount: usize) -> Self {
-        for used in [&admitted.admission.buffered, &admitted.slot().buffered] {
-            kind(used).fetch_add(amount, Ordering::Relaxed);
-        }
-        Self {
-            admitted,
-            kind,
-            amount,
-        }
+    fn new(quota: &'a Quota, own: &'a AtomicUsize, amount: usize) -> Self {
+        quota.take_unchecked(amount);
+        own.fetch_add(amount, Ordering::Relaxed);
+        Self { quota, own, amount }
     }
 }
 
 impl Drop for BufferGuard<'_> {
     fn drop(&mut self) {
-        let admitted = self.admitted;
-        for used in [&admitted.admission.buffered, &admitted.slot().buffered] {
-            (self.kind)(used).fetch_sub(self.amount, Ordering::Relaxed);
-        }
+        self.quota.give_back(self.amount);
+        self.own.fetch_sub(self.amount, Ordering::Relaxed);
     }
 }
 

@@ -1,11 +1,12 @@
-//! Who may come in. There are limits on incomplete ClientHellos, on their bytes in memory, and on bytes and
-//! pipes that are buffered for peers that do not read: in all, and for each source. For each source there are
-//! also limits on open connections and on connections in a second.
+//! Who may come in. Incomplete ClientHellos and their bytes in memory have limits, in all and for each source.
+//! So have bytes and pipes that are buffered for peers that do not read. Each source also has limits on open
+//! connections and on connections in a second.
 //!
 //! A keyed hash maps sources to a fixed number of slots, so nothing here grows and no lock is needed. Two
 //! sources in one slot share its limits. An attacker cannot choose who shares a slot.
 
 mod buffer_limit;
+mod quota;
 
 pub use buffer_limit::{BufferGuard, BufferLimit};
 
@@ -20,17 +21,10 @@ use sessile_proto::affinity::Source;
 
 use super::rejection::IntakeFailure;
 use crate::config;
-use buffer_limit::BufferUse;
+use quota::{Quota, add_up_to};
 
 /// Slots for sources.
 const SOURCE_SLOTS: usize = 4096;
-
-/// A source may have one in this many of the hellos, and of their bytes.
-const SHARE: usize = 4;
-
-/// A source may also have no more than one in this many of the free ones. So a few greedy sources leave room
-/// for the next: each of `n` gets about one in `n + 2` of all.
-const SHARE_OF_FREE: usize = 2;
 
 /// The default of `connection.max-hellos` is half of all connections, and at least this.
 const MIN_HELLOS: usize = 64;
@@ -41,11 +35,8 @@ const MIN_HELLO_SHARE: usize = 16;
 /// The share of a source is at least this many bytes: a few hellos of the greatest length.
 const MIN_BYTE_SHARE: usize = 256 * 1024;
 
-/// The share of a source if nothing is free: one hello of a common size.
-const ONE_HELLO: HelloUse<usize> = HelloUse {
-    hellos: 1,
-    bytes: 4096,
-};
+/// The bytes that a source may have if nothing is free: those of one hello of a common size.
+const ONE_HELLO: usize = 4096;
 
 /// A source that was quiet may make as many connections at once as its rate allows in this time.
 const BURST: Duration = Duration::from_secs(1);
@@ -53,34 +44,30 @@ const BURST: Duration = Duration::from_secs(1);
 /// The limits of one role, shared by its workers.
 pub struct Admission {
     max_hello_size: usize,
-    max: HelloUse<usize>,
-    source_max: HelloUse<usize>,
+    /// Incomplete hellos.
+    hellos: Quota,
+    /// Bytes in memory of all hellos.
+    hello_bytes: Quota,
+    buffered_bytes: Quota,
+    buffered_pipes: Quota,
     /// Most open connections of a source; `None`: no limit.
     source_connections: Option<NonZero<usize>>,
     /// Nanoseconds from one connection of a source to the next; `None`: no limit.
     interval: Option<u64>,
-    used: HelloUse<AtomicUsize>,
-    buffer_limit: BufferLimit,
-    buffered: BufferUse,
     slots: Box<[SourceSlot]>,
     hasher: RandomState,
     started: Instant,
 }
 
-/// Incomplete hellos, and the bytes in memory of all hellos.
-#[derive(Debug, Default)]
-struct HelloUse<T> {
-    hellos: T,
-    bytes: T,
-}
-
 /// The counters of the sources in one slot.
 #[derive(Debug, Default)]
 struct SourceSlot {
-    used: HelloUse<AtomicUsize>,
+    hellos: AtomicUsize,
+    hello_bytes: AtomicUsize,
+    buffered_bytes: AtomicUsize,
+    buffered_pipes: AtomicUsize,
     /// Open connections, if they have a limit.
     connections: AtomicUsize,
-    buffered: BufferUse,
     /// When the next connection is due, in nanoseconds since the start.
     due: AtomicU64,
 }
@@ -97,19 +84,15 @@ impl Admission {
             0 => (connections / 2).max(MIN_HELLOS),
             hellos => hellos,
         };
-        let bytes = limits.max_hello_bytes;
         Arc::new(Self {
             max_hello_size: limits.max_hello_size,
-            max: HelloUse { hellos, bytes },
-            source_max: HelloUse {
-                hellos: (hellos / SHARE).max(MIN_HELLO_SHARE),
-                bytes: (bytes / SHARE).max(MIN_BYTE_SHARE),
-            },
+            hellos: Quota::new(hellos, MIN_HELLO_SHARE, 1),
+            hello_bytes: Quota::new(limits.max_hello_bytes, MIN_BYTE_SHARE, ONE_HELLO),
+            buffered_bytes: Quota::new(buffer_limit.bytes, 0, 0),
+            // Each source may have a pipe while there is one.
+            buffered_pipes: Quota::new(buffer_limit.pipes, 0, 1),
             source_connections: NonZero::new(limits.max_per_source),
             interval: 1_000_000_000u64.checked_div(u64::from(limits.rate_per_source)),
-            used: HelloUse::default(),
-            buffer_limit,
-            buffered: BufferUse::default(),
             slots: (0..SOURCE_SLOTS).map(|_| SourceSlot::default()).collect(),
             hasher: RandomState::new(),
             started: Instant::now(),
@@ -121,7 +104,7 @@ impl Admission {
     /// # Errors
     /// If there are as many as there may be.
     pub(crate) fn begin_hello(self: &Arc<Self>) -> Result<PendingHello, IntakeFailure> {
-        if !add_up_to(&self.used.hellos, 1, self.max.hellos) {
+        if !self.hellos.take(1) {
             return Err(IntakeFailure::HelloLimit);
         }
         Ok(PendingHello {
@@ -137,27 +120,10 @@ impl Admission {
         self.max_hello_size
     }
 
-    /// The share of one source, given the use by all sources.
-    fn share(&self, kind: fn(&HelloUse<usize>) -> usize, used: &AtomicUsize) -> usize {
-        let free = kind(&self.max).saturating_sub(used.load(Ordering::Relaxed));
-        let share = kind(&self.source_max).min(free / SHARE_OF_FREE);
-        share.max(kind(&ONE_HELLO))
-    }
-
     fn slot_of(&self, source: IpAddr) -> usize {
         let hash = self.hasher.hash_one(Source::of(source));
         (hash % SOURCE_SLOTS as u64) as usize
     }
-}
-
-/// Adds, unless the sum would be more than `max`.
-fn add_up_to(counter: &AtomicUsize, amount: usize, max: usize) -> bool {
-    let before = counter.fetch_add(amount, Ordering::Relaxed);
-    let fits = before.saturating_add(amount) <= max;
-    if !fits {
-        counter.fetch_sub(amount, Ordering::Relaxed);
-    }
-    fits
 }
 
 /// Counts one hello as incomplete until [`Self::complete`], and the bytes of the hello until it is dropped.
@@ -188,12 +154,11 @@ impl PendingHello {
             return Err(IntakeFailure::SourceRate);
         }
         let admitted = Admitted::new(admission, index)?;
-        let share = admission.share(|max| max.hellos, &admission.used.hellos);
-        if !add_up_to(&slot.used.hellos, 1, share) {
+        if !admission.hellos.take_for_source(&slot.hellos, 1) {
             return Err(IntakeFailure::SourceLimit);
         }
         // The bytes of a PROXY header came before its source was known.
-        slot.used.bytes.fetch_add(self.bytes, Ordering::Relaxed);
+        slot.hello_bytes.fetch_add(self.bytes, Ordering::Relaxed);
         self.slot = Some(index);
         Ok(admitted)
     }
@@ -203,17 +168,15 @@ impl PendingHello {
     /// # Errors
     /// If they are too many.
     pub(super) fn add_bytes(&mut self, bytes: usize) -> Result<(), IntakeFailure> {
-        let admission = &self.admission;
-        let all = &admission.used.bytes;
-        if !add_up_to(all, bytes, admission.max.bytes) {
+        let quota = &self.admission.hello_bytes;
+        if !quota.take(bytes) {
             return Err(IntakeFailure::HelloLimit);
         }
-        if let Some(index) = self.slot {
-            let share = admission.share(|max| max.bytes, all);
-            if !add_up_to(&admission.slots[index].used.bytes, bytes, share) {
-                all.fetch_sub(bytes, Ordering::Relaxed);
-                return Err(IntakeFailure::SourceLimit);
-            }
+        if let Some(slot) = self.slot()
+            && !quota.take_for_source(&slot.hello_bytes, bytes)
+        {
+            quota.give_back(bytes);
+            return Err(IntakeFailure::SourceLimit);
         }
         self.bytes += bytes;
         Ok(())
@@ -222,23 +185,25 @@ impl PendingHello {
     /// The hello is complete and makes room for another.
     pub(super) fn complete(&mut self) {
         if std::mem::replace(&mut self.is_incomplete, false) {
-            self.subtract(|used| &used.hellos, 1);
+            self.admission.hellos.give_back(1);
+            if let Some(slot) = self.slot() {
+                slot.hellos.fetch_sub(1, Ordering::Relaxed);
+            }
         }
     }
 
-    fn subtract(&self, kind: fn(&HelloUse<AtomicUsize>) -> &AtomicUsize, amount: usize) {
-        let admission = &self.admission;
-        kind(&admission.used).fetch_sub(amount, Ordering::Relaxed);
-        if let Some(index) = self.slot {
-            kind(&admission.slots[index].used).fetch_sub(amount, Ordering::Relaxed);
-        }
+    fn slot(&self) -> Option<&SourceSlot> {
+        self.slot.map(|index| &self.admission.slots[index])
     }
 }
 
 impl Drop for PendingHello {
     fn drop(&mut self) {
         self.complete();
-        self.subtract(|used| &used.bytes, self.bytes);
+        self.admission.hello_bytes.give_back(self.bytes);
+        if let Some(slot) = self.slot() {
+            slot.hello_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+        }
     }
 }
 
@@ -331,10 +296,9 @@ mod tests {
         hellos[0].complete();
         hellos.push(begin(greedy).expect("room after a complete hello"));
         hellos.clear();
-        let used = |counter: &AtomicUsize| counter.load(Ordering::Relaxed);
-        assert_eq!(used(&admission.used.hellos), 0);
-        let slots = &admission.slots;
-        assert!(slots.iter().all(|slot| used(&slot.used.hellos) == 0));
+        assert_eq!(admission.hellos.used(), 0);
+        let mut slots = admission.slots.iter();
+        assert!(slots.all(|slot| slot.hellos.load(Ordering::Relaxed) == 0));
     }
 
     #[test]

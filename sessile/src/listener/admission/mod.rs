@@ -1,14 +1,14 @@
 //! Who may come in. Incomplete ClientHellos and their bytes in memory have limits, in all and for each source.
-//! So have bytes and pipes that are buffered for peers that do not read. Each source also has limits on open
+//! So have bytes and pipes that are buffered for peers that do not read: over the limit, the bytes stay in the
+//! socket of the peer that sends. Each source also has limits on open
 //! connections and on connections in a second.
 //!
 //! A keyed hash maps sources to a fixed number of slots, so nothing here grows and no lock is needed. Two
 //! sources in one slot share its limits. An attacker cannot choose who shares a slot.
 
-mod buffer_limit;
 mod quota;
 
-pub use buffer_limit::{BufferGuard, BufferLimit};
+pub use quota::BufferGuard;
 
 use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
@@ -40,6 +40,15 @@ const ONE_HELLO: usize = 4096;
 
 /// A source that was quiet may make as many connections at once as its rate allows in this time.
 const BURST: Duration = Duration::from_secs(1);
+
+/// The most that may be buffered.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct BufferLimit {
+    /// Bytes on the heap.
+    pub bytes: usize,
+    /// Pipes with bytes in them.
+    pub pipes: usize,
+}
 
 /// The limits of one role, shared by its workers.
 pub struct Admission {
@@ -118,6 +127,18 @@ impl Admission {
     /// Most bytes of one hello.
     pub(super) const fn max_hello_size(&self) -> usize {
         self.max_hello_size
+    }
+
+    /// Bytes on the heap that are buffered now.
+    #[must_use]
+    pub fn buffered_bytes(&self) -> usize {
+        self.buffered_bytes.used()
+    }
+
+    /// Pipes with bytes in them.
+    #[must_use]
+    pub fn buffered_pipes(&self) -> usize {
+        self.buffered_pipes.used()
     }
 
     fn slot_of(&self, source: IpAddr) -> usize {
@@ -226,6 +247,36 @@ impl Admitted {
         })
     }
 
+    /// True if so many more bytes may be buffered on the heap. Other workers may add theirs before these are
+    /// counted, so the limit can be exceeded by one read of each.
+    #[must_use]
+    pub fn may_buffer_bytes(&self, bytes: usize) -> bool {
+        let own = self.slot().buffered_bytes.load(Ordering::Relaxed);
+        own + bytes <= self.admission.buffered_bytes.source_share()
+    }
+
+    /// True if one more pipe may hold bytes.
+    #[must_use]
+    pub fn may_hold_pipe(&self) -> bool {
+        let pipes = &self.admission.buffered_pipes;
+        let own = self.slot().buffered_pipes.load(Ordering::Relaxed);
+        !pipes.is_exhausted() && own < pipes.source_share()
+    }
+
+    /// Counts bytes as buffered.
+    #[must_use]
+    pub fn buffer_bytes(&self, bytes: usize) -> BufferGuard<'_> {
+        let quota = &self.admission.buffered_bytes;
+        BufferGuard::new(quota, &self.slot().buffered_bytes, bytes)
+    }
+
+    /// Counts a pipe with bytes in it.
+    #[must_use]
+    pub fn hold_pipe(&self) -> BufferGuard<'_> {
+        let quota = &self.admission.buffered_pipes;
+        BufferGuard::new(quota, &self.slot().buffered_pipes, 1)
+    }
+
     fn slot(&self) -> &SourceSlot {
         &self.admission.slots[self.slot]
     }
@@ -255,139 +306,4 @@ impl SourceSlot {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::HashSet;
-
-    use super::*;
-
-    fn admission(change: impl FnOnce(&mut config::Connection)) -> Arc<Admission> {
-        let mut limits = config::Connection::default();
-        change(&mut limits);
-        Admission::new(&limits, 1000, BufferLimit::default())
-    }
-
-    /// Addresses in slots of their own.
-    fn distinct_sources<const N: usize>(admission: &Admission) -> [IpAddr; N] {
-        let mut slots = HashSet::new();
-        let mut addresses = (0..=255u8).map(|net| IpAddr::from([198, 51, net, 1]));
-        [(); N].map(|()| {
-            let next = addresses.find(|ip| slots.insert(admission.slot_of(*ip)));
-            next.expect("256 networks are in more than a few slots")
-        })
-    }
-
-    fn begin(admission: &Arc<Admission>, ip: IpAddr) -> Result<PendingHello, IntakeFailure> {
-        let mut hello = admission.begin_hello()?;
-        hello.admit(ip, Instant::now()).map(|_| hello)
-    }
-
-    fn admit(admission: &Arc<Admission>, ip: IpAddr) -> Result<Admitted, IntakeFailure> {
-        admission.begin_hello()?.admit(ip, Instant::now())
-    }
-
-    #[test]
-    fn one_source_has_a_part_of_all_hellos_and_leaves_the_rest() {
-        let admission = admission(|limits| limits.max_hellos = 100);
-        let [greedy, other] = distinct_sources(&admission);
-        let begin = |ip| begin(&admission, ip);
-        let mut hellos: Vec<PendingHello> = (0..25).map(|_| begin(greedy).expect("room")).collect();
-        assert_eq!(begin(greedy).err(), Some(IntakeFailure::SourceLimit));
-        hellos.push(begin(other).expect("room"));
-        hellos[0].complete();
-        hellos.push(begin(greedy).expect("room after a complete hello"));
-        hellos.clear();
-        assert_eq!(admission.hellos.used(), 0);
-        let mut slots = admission.slots.iter();
-        assert!(slots.all(|slot| slot.hellos.load(Ordering::Relaxed) == 0));
-    }
-
-    #[test]
-    fn a_few_greedy_sources_leave_room_for_one_that_comes_after_them() {
-        const HELLO: usize = 2000;
-        let admission = admission(|limits| {
-            limits.max_hellos = 1000;
-            limits.max_hello_bytes = 1 << 20;
-        });
-        let [late, greedy @ ..] = distinct_sources::<9>(&admission);
-        let mut of_greedy = Vec::new();
-        for ip in greedy {
-            while let Ok(mut hello) = begin(&admission, ip) {
-                match hello.add_bytes(HELLO) {
-                    Ok(()) => of_greedy.push(hello),
-                    Err(_) => break,
-                }
-            }
-        }
-        let mut of_late = Vec::new();
-        for _ in 0..5 {
-            let mut hello = begin(&admission, late).expect("room");
-            hello.add_bytes(HELLO).expect("room");
-            of_late.push(hello);
-        }
-        // A source that has more than its share by now gets nothing more.
-        let more = begin(&admission, greedy[0]).and_then(|mut hello| hello.add_bytes(HELLO));
-        assert_eq!(more.err(), Some(IntakeFailure::SourceLimit));
-    }
-
-    #[test]
-    fn a_source_has_no_more_connections_open_than_it_may() {
-        let admission = admission(|limits| limits.max_per_source = 2);
-        let [busy, other] = distinct_sources(&admission);
-        let open = [admit(&admission, busy), admit(&admission, busy)];
-        assert!(open.iter().all(Result::is_ok));
-        let refused = admit(&admission, busy).err();
-        assert_eq!(refused, Some(IntakeFailure::SourceConnections));
-        admit(&admission, other).expect("it has none");
-        drop(open);
-        admit(&admission, busy).expect("they have ended");
-    }
-
-    #[test]
-    fn hellos_have_a_limit_in_all() {
-        let admission = admission(|limits| limits.max_hellos = 2);
-        let hellos = [admission.begin_hello(), admission.begin_hello()];
-        assert!(hellos.iter().all(Result::is_ok));
-        let refused = admission.begin_hello().err();
-        assert_eq!(refused, Some(IntakeFailure::HelloLimit));
-        drop(hellos);
-        admission.begin_hello().expect("room");
-    }
-
-    #[test]
-    fn bytes_are_counted_until_they_are_let_go() {
-        let admission = admission(|limits| limits.max_hello_bytes = 1 << 20);
-        let [source] = distinct_sources(&admission);
-        let mut hello = begin(&admission, source).expect("room");
-        hello.add_bytes(MIN_BYTE_SHARE).expect("room");
-        assert_eq!(hello.add_bytes(1), Err(IntakeFailure::SourceLimit));
-        hello.complete();
-        assert_eq!(hello.add_bytes(1), Err(IntakeFailure::SourceLimit));
-        drop(hello);
-        // Bytes of a PROXY header, before the source is known.
-        let mut hello = admission.begin_hello().expect("room");
-        hello.add_bytes(1 << 20).expect("room");
-        assert_eq!(hello.add_bytes(1), Err(IntakeFailure::HelloLimit));
-    }
-
-    #[test]
-    fn a_source_keeps_to_its_rate() {
-        let admission = admission(|limits| limits.rate_per_source = 10);
-        let [busy, other] = distinct_sources(&admission);
-        let connect = |ip, after| {
-            let mut hello = admission.begin_hello().expect("room");
-            let now = admission.started + Duration::from_millis(after);
-            hello.admit(ip, now).map(drop)
-        };
-        for _ in 0..10 {
-            connect(busy, 0).expect("a second's worth may come at once");
-        }
-        assert_eq!(connect(busy, 50), Err(IntakeFailure::SourceRate));
-        connect(other, 50).expect("it made none yet");
-        connect(busy, 100).expect("a tenth of a second later");
-        assert_eq!(connect(busy, 100), Err(IntakeFailure::SourceRate));
-        for _ in 0..10 {
-            connect(busy, 60_000).expect("no more than a second's worth is saved up");
-        }
-        assert_eq!(connect(busy, 60_000), Err(IntakeFailure::SourceRate));
-    }
-}
+mod tests;

@@ -54,13 +54,31 @@ impl Quota {
         add_up_to(own, amount, self.source_share())
     }
 
-    /// Takes without a look at the limit.
-    pub(super) fn take_unchecked(&self, amount: usize) {
-        self.used.fetch_add(amount, Ordering::Relaxed);
-    }
-
     pub(super) fn give_back(&self, amount: usize) {
         self.used.fetch_sub(amount, Ordering::Relaxed);
+    }
+}
+
+/// Counts something as buffered until it is dropped.
+pub struct BufferGuard<'a> {
+    quota: &'a Quota,
+    /// The counter of the source.
+    own: &'a AtomicUsize,
+    amount: usize,
+}
+
+impl<'a> BufferGuard<'a> {
+    pub(super) fn new(quota: &'a Quota, own: &'a AtomicUsize, amount: usize) -> Self {
+        quota.used.fetch_add(amount, Ordering::Relaxed);
+        own.fetch_add(amount, Ordering::Relaxed);
+        Self { quota, own, amount }
+    }
+}
+
+impl Drop for BufferGuard<'_> {
+    fn drop(&mut self) {
+        self.quota.give_back(self.amount);
+        self.own.fetch_sub(self.amount, Ordering::Relaxed);
     }
 }
 

@@ -87,6 +87,14 @@ bench-store:
     cargo run --release --manifest-path bench/Cargo.toml --bin servers -- store --sessile target/dist/sessile
     cargo run --release --manifest-path bench/Cargo.toml --bin servers -- outages --sessile target/dist/sessile
 
+# tlsfuzzer's scripts against sessile, rustls alone and nginx (docs/conformance.md). `path`: a checkout of
+# tlsfuzzer; `python`: one with tlslite-ng 0.9, ecdsa and kyber-py.
+tlsfuzzer path python="python3":
+    cargo build --locked
+    cargo build --locked --manifest-path bench/Cargo.toml --bin bare_rustls
+    {{ python }} bench/tlsfuzzer.py {{ path }} --sessile target/debug/sessile \
+        --rustls bench/target/debug/bare_rustls --nginx nginx
+
 # How many returning clients resume behind which balancer (docs/benchmarks.md).
 bench-homecoming:
     cargo build --release --locked

@@ -38,11 +38,11 @@ pub enum Error {
     Interleaved,
     /// A handshake message is longer than this limit of the caller, in bytes.
     OverLimit(usize),
-    /// A handshake message has this type where another is due.
+    /// A handshake message of this type came instead of another.
     HandshakeType(u8),
-    /// More bytes follow in the same record after a message that has to end it (RFC 9846, 5.1).
+    /// More bytes follow in the same record after a message that must end it (RFC 9846, 5.1).
     Trailing,
-    /// A client_version is below SSL 3.0 (0x0300).
+    /// The client_version is below SSL 3.0 (0x0300).
     ClientVersion(u16),
     /// A length inside a message does not fit the bytes around it.
     Length,

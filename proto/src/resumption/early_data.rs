@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::StoreKey;
+use super::store_key::StoreKey;
 use crate::Time;
 use crate::hello::ClientHello;
 use crate::verdict::{Reason, Rejection};

@@ -1,6 +1,6 @@
 //! What a ClientHello offers, as far as resumption depends on it.
 
-use super::StoreKey;
+use super::store_key::StoreKey;
 use crate::hello::{ClientHello, TLS_1_2, TLS_1_3};
 use crate::keys::Schedule;
 use crate::ticket::{self, Class, SRID_LEN};

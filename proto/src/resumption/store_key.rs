@@ -97,4 +97,10 @@ mod tests {
         let shortest = StoreKey::session_id(&[1]).unwrap();
         assert_eq!(shortest.as_bytes(), [StoreKey::SESSION_ID, 1]);
     }
+
+    #[test]
+    fn a_log_line_shows_the_first_bytes() {
+        let key = StoreKey::session_id(&[0xab; 32]).unwrap();
+        assert_eq!(format!("{key:?}"), "StoreKey(12:abababab..)");
+    }
 }

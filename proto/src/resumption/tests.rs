@@ -1,13 +1,17 @@
 use std::cell::Cell;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::*;
+use crate::Time;
 use crate::hello::{TLS_1_2, TLS_1_3};
-use crate::keys::{FarmKey, Secret};
-use crate::ticket::{Binding, ForgetScope, Issuer};
+use crate::keys::{FarmKey, Schedule, Secret};
+use crate::ticket::{self, Binding, ClientAuth, Envelope, ForgetRules, ForgetScope, Issuer};
+use crate::verdict::{EarlyData, How, Reason, Rejection, Verdict};
 
 mod early;
 mod given;
+mod hellos;
 mod properties;
 mod reasons;
 

@@ -3,6 +3,9 @@
 //! A slot has eight bytes: a tag (the upper 32 bits of the hash) and a location. A larger tag has a later home,
 //! and colliding slots are ordered by tag, so the slots in use are sorted. A miss therefore ends as early as a
 //! hit. Growing is one sequential pass. Neither growing nor removing reads a key again.
+//!
+//! hashbrown's `HashTable<u32>` was measured as a replacement. At 10,000 entries it takes 16 bytes per entry
+//! instead of 11, and it reads every key again when it grows. It inserts and removes twice as fast.
 
 /// Slots that are compared at once. A branch for each slot would be slower: a processor cannot predict how
 /// far a slot is from its home.

@@ -164,7 +164,9 @@ async fn find_key_names(pool: &Pool, round: &Round) {
         };
         match Look::at(round, mechanism, client).await {
             Ok(look) => looks.push(look),
-            Err(failure) => is_whole &= failure.error.refuses_version(),
+            Err(failure) => {
+                is_whole &= failure.offered.is_none() && failure.error.refuses_version();
+            }
         }
     }
     if server.session_fault().is_some() {
@@ -206,11 +208,13 @@ struct Look {
 impl Look {
     async fn at(round: &Round, mechanism: Mechanism, client: Client) -> Result<Self, Failure> {
         let other = client.another();
-        let made = [
-            comeback(round, mechanism, &client).await?,
-            comeback(round, mechanism, &other).await?,
-        ];
-        Ok(Self { client, made })
+        // Both, whatever became of the first: two ended handshakes show a fault.
+        let one = comeback(round, mechanism, &client).await;
+        let other = comeback(round, mechanism, &other).await;
+        Ok(Self {
+            client,
+            made: [one?, other?],
+        })
     }
 }
 
@@ -220,8 +224,7 @@ struct Comeback {
     resumed: bool,
 }
 
-/// Makes a session with a client that has none, and comes back with it. `None`: there is no ticket, or
-/// the server ended the handshake that offered it.
+/// Makes a session with a client that has none, and comes back with it. `None`: there is no ticket.
 async fn comeback(
     round: &Round,
     mechanism: Mechanism,
@@ -237,7 +240,7 @@ async fn comeback(
         Ok(Visited::Finished(connection)) => connection,
         Ok(Visited::EndedOffer(failure, _)) => {
             server.offered_session(mechanism, Some(&failure));
-            return Ok(None);
+            return Err(failure);
         }
         Err(failure) => {
             if failure.error.refuses_version() {

@@ -1,4 +1,4 @@
-//! One certificate and its key, as a client and the TLS library would see them.
+//! Checks one certificate and its key, as a client and the TLS library would.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -11,13 +11,17 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::ParsedCertificate;
 use rustls::sign::CertifiedKey;
 
+use super::utc;
 use crate::config::Certificate;
 use crate::tls::x509::{Validity, validity};
 
 /// Most bytes of a PEM file.
 const MAX_BYTES: u64 = 1 << 20;
 
-/// What is wrong with a certificate or its key.
+/// The warning about the end of a certificate begins this long before.
+pub(super) const SOON: Duration = Duration::from_secs(14 * 24 * 60 * 60);
+
+/// A problem with a certificate or its key.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum CertificateError {
     #[error("{}: cannot be read: {source}", path.display())]
@@ -35,13 +39,13 @@ pub(super) enum CertificateError {
     },
     #[error("{}: the private key belongs to another certificate than {}", key.display(), chain.display())]
     Mismatch { chain: PathBuf, key: PathBuf },
-    #[error("{}: certificate {number} of the chain ended on {}; renew it", path.display(), Moment(*until))]
+    #[error("{}: certificate {number} of the chain ended on {}; renew it", path.display(), utc(*until))]
     Expired {
         path: PathBuf,
         number: usize,
         until: SystemTime,
     },
-    #[error("{}: certificate {number} of the chain is not valid before {}", path.display(), Moment(*from))]
+    #[error("{}: certificate {number} of the chain is not valid before {}", path.display(), utc(*from))]
     NotYet {
         path: PathBuf,
         number: usize,
@@ -51,17 +55,8 @@ pub(super) enum CertificateError {
     NotCovered { path: PathBuf, name: String },
 }
 
-/// A time of day in UTC, to the second.
-pub(super) struct Moment(pub(super) SystemTime);
-
-impl std::fmt::Display for Moment {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        humantime::format_rfc3339_seconds(self.0).fmt(f)
-    }
-}
-
-/// Looks at a certificate for the names of its site. Gives the time until which the whole chain is
-/// valid, and everything that is wrong.
+/// Checks a certificate for the names of its site. Gives the end of the chain's validity, and all
+/// problems.
 pub(super) fn examine(
     pair: &Certificate,
     names: &[String],
@@ -78,7 +73,7 @@ pub(super) fn examine(
     };
     let mut until: Option<SystemTime> = None;
     for (index, certificate) in chain.iter().enumerate() {
-        match within(&pair.chain, index + 1, certificate, now) {
+        match check_validity(&pair.chain, index + 1, certificate, now) {
             Ok(end) => until = Some(until.map_or(end, |until| until.min(end))),
             Err(error) => errors.push(error),
         }
@@ -88,14 +83,14 @@ pub(super) fn examine(
         .and_then(|leaf| ParsedCertificate::try_from(leaf).ok())
     {
         let path = &pair.chain;
-        let bare = names.iter().filter(|name| !covers(&leaf, name));
-        errors.extend(bare.map(|name| CertificateError::NotCovered {
+        let uncovered = names.iter().filter(|name| !covers(&leaf, name));
+        errors.extend(uncovered.map(|name| CertificateError::NotCovered {
             path: path.clone(),
             name: name.clone(),
         }));
     }
     if let Some(key) = key {
-        errors.extend(belongs(pair, chain, key).err());
+        errors.extend(check_key(pair, chain, key).err());
     }
     (until, errors)
 }
@@ -125,14 +120,14 @@ fn read_key(path: &Path) -> Result<PrivateKeyDer<'static>, CertificateError> {
     PrivateKeyDer::from_pem_slice(&pem).map_err(|_| CertificateError::NoKey(path.to_owned()))
 }
 
-fn within(
+fn check_validity(
     path: &Path,
     number: usize,
     certificate: &CertificateDer<'_>,
     now: SystemTime,
 ) -> Result<SystemTime, CertificateError> {
     let path = path.to_owned();
-    // The leaf has to be one that the TLS library takes, too.
+    // The TLS library must be able to parse the leaf, too.
     let parsed = number > 1 || ParsedCertificate::try_from(certificate).is_ok();
     match validity(certificate).filter(|_| parsed) {
         None => Err(CertificateError::Unparsable { path, number }),
@@ -149,7 +144,7 @@ fn within(
 }
 
 fn covers(leaf: &ParsedCertificate<'_>, name: &str) -> bool {
-    // A site's wildcard is covered where a name below it is.
+    // A certificate covers a wildcard if it covers a name of the wildcard.
     let concrete = match name.strip_prefix("*.") {
         Some(below) => format!("any-label.{below}"),
         None => name.to_owned(),
@@ -157,7 +152,7 @@ fn covers(leaf: &ParsedCertificate<'_>, name: &str) -> bool {
     ServerName::try_from(concrete).is_ok_and(|name| verify_server_name(leaf, &name).is_ok())
 }
 
-fn belongs(
+fn check_key(
     pair: &Certificate,
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
@@ -175,10 +170,7 @@ fn belongs(
                 key: pair.key.clone(),
             })
         }
-        // What else can be wrong is the certificate's, and was said already.
+        // Other problems are problems of the certificate, which are reported above.
         _ => Ok(()),
     }
 }
-
-/// How long before its end a certificate is worth a warning.
-pub(super) const SOON: Duration = Duration::from_secs(14 * 24 * 60 * 60);

@@ -1,10 +1,9 @@
-//! Whose certificates the clients of a site show: what its files hold, and what in them will refuse
-//! clients or let them in by surprise.
+//! Checks `client-auth` of a site: which files it has, and what in them refuses or admits clients
+//! unexpectedly.
 
 use std::time::SystemTime;
 
-use super::certificate::Moment;
-use super::{Findings, counted};
+use super::{Findings, counted, utc};
 use crate::config::{ClientAuth, ClientAuthMode, Config, Site, StoreUrl};
 use crate::tls::ClientAuthorities;
 use crate::tls::x509;
@@ -32,12 +31,13 @@ pub(super) fn check(
         "Site {names}: a client {what} of an authority in {ca} ({}), and it is verified again whenever a session resumes.",
         counted(files.authorities.len(), "certificate")
     ));
-    // Where sessions have to be removable, all of them are stored anyway.
+    // If sessions must be removable, all of them are stored in any case.
     if !config.sessions_are_removable() {
         let session = &config.session;
-        findings.note(match session.store == StoreUrl::Memory || session.max_entries == 0 {
-            true => format!("Site {names}: a ticket carries the client's certificates, encrypted, and is as much longer."),
-            false => format!("Site {names}: sessions are in the store, behind tickets too, so that no ticket tells by its size whose it is."),
+        findings.note(if session.store == StoreUrl::Memory || session.max_entries == 0 {
+            format!("Site {names}: a ticket carries the client's certificates, encrypted, and is as much longer.")
+        } else {
+            format!("Site {names}: sessions are in the store, behind tickets too, so that no ticket tells by its size whose it is.")
         });
     }
     for (index, authority) in files.authorities.iter().enumerate() {
@@ -46,7 +46,7 @@ pub(super) fn check(
             findings.warn(format!(
                 "{ca}: certificate {} ended on {}, and what it has issued is accepted as long as it is in the file.",
                 index + 1,
-                Moment(until)
+                utc(until)
             ));
         }
     }
@@ -73,11 +73,11 @@ fn check_lists(
         match next_update {
             Some(due) if due < now => findings.fail(format!(
                 "{path}: list {number} was to be replaced by {}, and every client that it is for is refused until it is.",
-                Moment(due)
+                utc(due)
             )),
             Some(due) => findings.note(format!(
                 "{path}: list {number} holds until {}.",
-                Moment(due)
+                utc(due)
             )),
             None => {}
         }

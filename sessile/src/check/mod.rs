@@ -1,39 +1,37 @@
-//! What a configuration means, in plain sentences, and whether what it refers to is there and fits:
-//! certificates, keys, folders. It reads and writes nothing that a session depends on.
+//! Explains a configuration in plain sentences, and checks the files that it names. This module changes no file.
 
 mod certificate;
 mod client_auth;
-mod numbers;
+mod durability;
 mod state;
-mod survival;
 
 use std::fmt;
 use std::path::Path;
 use std::time::SystemTime;
 
-use crate::clock;
-use crate::config::{AccessLog, Action, Balance, Config, Health, Role, Site, SiteRoute, StoreUrl};
-use certificate::Moment;
+use humantime::format_duration;
 
-/// What an entry of the session table takes in memory, about: a TLS 1.2 or 1.3 session as the TLS
-/// library writes it, its identifier, and its share of the table.
-pub const BYTES_PER_ENTRY: usize = 205;
+use crate::config::{
+    AccessLog, Action, BYTES_PER_ENTRY, Balance, Certificate, Config, Health, Key, Role, Site,
+    StoreUrl, human_bytes,
+};
+use crate::{clock, key};
 
-/// One thing to say about a configuration.
+/// One sentence about a configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
     pub grade: Grade,
     pub text: String,
 }
 
-/// How much a finding matters.
+/// How serious a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Grade {
-    /// What the configuration means.
+    /// An explanation.
     Note,
-    /// It works, and is hardly what was meant.
+    /// The configuration works, but hardly as the operator intended.
     Warning,
-    /// It does not work.
+    /// The configuration does not work.
     Error,
 }
 
@@ -48,7 +46,7 @@ impl fmt::Display for Finding {
     }
 }
 
-/// Says what a configuration means and what is wrong with what it refers to.
+/// Explains a configuration, and finds the problems of the files that it names.
 #[must_use]
 pub fn check(config: &Config, now: SystemTime) -> Vec<Finding> {
     let mut findings = Findings(Vec::new());
@@ -58,12 +56,12 @@ pub fn check(config: &Config, now: SystemTime) -> Vec<Finding> {
     }
     upstreams(config, &mut findings);
     state::check(config, &mut findings);
-    numbers::check(config, &mut findings);
+    server_numbers(config, &mut findings);
     if serves(config) {
-        survival::check(config, &mut findings);
-        survival::check_store(config, &mut findings);
-        survival::check_forget(config, clock::at(now), &mut findings);
-        table(config, &mut findings);
+        durability::check(config, &mut findings);
+        durability::check_store(config, &mut findings);
+        durability::check_forget(config, clock::at(now), &mut findings);
+        session_table(config, &mut findings);
     }
     connections(config, &mut findings);
     if let AccessLog::File(path) = &config.log.access {
@@ -72,15 +70,15 @@ pub fn check(config: &Config, now: SystemTime) -> Vec<Finding> {
     findings.0
 }
 
-/// The sentences on what a restart and a crash cost, for the lines that a server says at its start.
+/// Says what a restart and a crash cost. A server logs these sentences at its start.
 #[must_use]
-pub fn survives(config: &Config) -> Vec<Finding> {
+pub fn durability(config: &Config) -> Vec<Finding> {
     let mut findings = Findings(Vec::new());
-    survival::check(config, &mut findings);
+    durability::check(config, &mut findings);
     findings.0
 }
 
-/// Whether the configuration file itself has to be kept from others, and is not.
+/// A warning if others can read the configuration file and it contains a password.
 #[must_use]
 pub fn config_file(path: &Path, config: &Config) -> Option<Finding> {
     let StoreUrl::Redis(redis) = &config.session.store else {
@@ -93,20 +91,7 @@ pub fn config_file(path: &Path, config: &Config) -> Option<Finding> {
     findings.0.pop()
 }
 
-/// Bytes in the unit that people would choose.
-#[must_use]
-pub fn bytes(count: u64) -> String {
-    const UNITS: [(u64, &str); 3] = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
-    for (size, unit) in UNITS {
-        if count >= size {
-            let tenths = u128::from(count) * 10 / u128::from(size);
-            return format!("{}.{} {unit}", tenths / 10, tenths % 10);
-        }
-    }
-    format!("{count} bytes")
-}
-
-/// What was found so far.
+/// The findings so far.
 struct Findings(Vec<Finding>);
 
 impl Findings {
@@ -145,8 +130,9 @@ pub(crate) fn counted(count: usize, what: &str) -> String {
     format!("{count} {what}{plural}")
 }
 
-fn span(duration: std::time::Duration) -> String {
-    humantime::format_duration(duration).to_string()
+/// A time in UTC, to the second.
+fn utc(time: SystemTime) -> impl fmt::Display {
+    humantime::format_rfc3339_seconds(time)
 }
 
 fn listeners(config: &Config, findings: &mut Findings) {
@@ -164,8 +150,8 @@ fn listeners(config: &Config, findings: &mut Findings) {
                 "{address} balances over {} in {} and decrypts nothing; each may take {} to answer, and is checked {}.",
                 counted(config.balance.servers.len(), "server"),
                 counted(pools(&config.balance), "pool"),
-                span(config.balance.connect_timeout),
-                checks(&config.balance),
+                format_duration(config.balance.connect_timeout),
+                health_checks(&config.balance),
             ),
         });
     }
@@ -173,9 +159,10 @@ fn listeners(config: &Config, findings: &mut Findings) {
         findings.warn("There are sites and no listener that serves them.");
     }
     if let Some(address) = config.admin.listen {
-        let paths = match has_role(config, Role::Balance) {
-            true => "/healthz, /readyz, /metrics and /api/balancer",
-            false => "/healthz, /readyz and /metrics",
+        let paths = if has_role(config, Role::Balance) {
+            "/healthz, /readyz, /metrics and /api/balancer"
+        } else {
+            "/healthz, /readyz and /metrics"
         };
         findings.note(format!("{address} answers {paths} in plain HTTP."));
         if !address.ip().is_loopback() {
@@ -187,14 +174,14 @@ fn listeners(config: &Config, findings: &mut Findings) {
     }
 }
 
-/// How many pools have servers, the default pool included.
+/// The number of pools. The default pool counts if it has servers.
 fn pools(balance: &Balance) -> usize {
     let default = balance.servers.iter().any(|server| server.pool.is_none());
     balance.pools.len() + usize::from(default)
 }
 
-fn checks(balance: &Balance) -> String {
-    let every = span(balance.health_interval);
+fn health_checks(balance: &Balance) -> String {
+    let every = format_duration(balance.health_interval);
     match balance.health {
         Health::Tls => format!("by a TLS handshake every {every}"),
         Health::Tcp => format!("by a connection every {every}"),
@@ -218,24 +205,7 @@ fn check_site(config: &Config, site: &Site, now: SystemTime, findings: &mut Find
         ));
     }
     for pair in &site.certificates {
-        let (until, errors) = certificate::examine(pair, &site.names, now);
-        let path = pair.chain.display();
-        match until {
-            Some(until) if errors.is_empty() => {
-                findings.note(format!(
-                    "{path}: fits its key and names, valid until {}.",
-                    Moment(until)
-                ));
-                if until < now + certificate::SOON {
-                    findings.warn(format!("{path}: ends on {}; renew it.", Moment(until)));
-                }
-            }
-            _ => {}
-        }
-        for error in errors {
-            findings.fail(format!("{error}."));
-        }
-        state::check_private(&pair.key, Grade::Warning, findings);
+        check_certificate(pair, site, now, findings);
     }
     client_auth::check(config, site, &names, now, findings);
     for route in &site.routes {
@@ -245,30 +215,74 @@ fn check_site(config: &Config, site: &Site, now: SystemTime, findings: &mut Find
     }
 }
 
+fn check_certificate(pair: &Certificate, site: &Site, now: SystemTime, findings: &mut Findings) {
+    let (until, errors) = certificate::examine(pair, &site.names, now);
+    let path = pair.chain.display();
+    if let Some(until) = until
+        && errors.is_empty()
+    {
+        let end = utc(until);
+        findings.note(format!(
+            "{path}: fits its key and names, valid until {end}."
+        ));
+        if until < now + certificate::SOON {
+            findings.warn(format!("{path}: ends on {end}; renew it."));
+        }
+    }
+    for error in errors {
+        findings.fail(format!("{error}."));
+    }
+    state::check_private(&pair.key, Grade::Warning, findings);
+}
+
 fn upstreams(config: &Config, findings: &mut Findings) {
-    let routes = || config.sites.iter().flat_map(|site| &site.routes);
     for upstream in &config.upstreams {
         let name = &upstream.name;
         findings.note(format!(
             "Upstream {name}: {} in plain HTTP; {} to connect, {} to answer.",
             upstream.servers.join(", then "),
-            span(upstream.connect_timeout),
-            span(upstream.response_timeout),
+            format_duration(upstream.connect_timeout),
+            format_duration(upstream.response_timeout),
         ));
-        let leads_there =
-            |route: &SiteRoute| matches!(&route.action, Action::Proxy(to) if to.name == *name);
-        if !routes().any(leads_there) {
+        let mut routes = config.sites.iter().flat_map(|site| &site.routes);
+        let is_used =
+            routes.any(|route| matches!(&route.action, Action::Proxy(to) if to.name == *name));
+        if !is_used {
             findings.warn(format!("No route has proxy = {name:?}."));
         }
     }
 }
 
-fn table(config: &Config, findings: &mut Findings) {
+/// Finds servers with the same number. Numbers are derived with the farm key, so its file is needed.
+fn server_numbers(config: &Config, findings: &mut Findings) {
+    let servers = &config.balance.servers;
+    let Key::File(file) = &config.key else {
+        return;
+    };
+    if servers.is_empty() || !file.exists() {
+        return;
+    }
+    // `state::check` reports problems with the file.
+    let Ok(key) = key::load_any(file) else {
+        return;
+    };
+    let servers = servers.iter().map(|s| (s.name.as_str(), s.number));
+    for key::Clash { number, names } in key::clashes(&key.scope, servers) {
+        let [one, other] = names;
+        findings.fail(format!(
+            "Servers {one} and {other} both have the number {number} in farm {:?}: their tickets cannot be told apart. Give \
+             one of them another number, here (number) and in its own file (server.number).",
+            key.scope
+        ));
+    }
+}
+
+fn session_table(config: &Config, findings: &mut Findings) {
     let entries = config.session.max_entries;
     if entries > 0 {
         findings.note(format!(
             "The session table takes up to {} when full: {entries} entries of about {BYTES_PER_ENTRY} bytes.",
-            bytes(entries as u64 * BYTES_PER_ENTRY as u64)
+            human_bytes(entries as u64 * BYTES_PER_ENTRY as u64)
         ));
     }
 }

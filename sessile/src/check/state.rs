@@ -1,4 +1,4 @@
-//! Files and folders that a configuration refers to: there, readable, writable, private.
+//! Checks the files and folders of a configuration: do they exist, who can read and write them.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -9,16 +9,17 @@ use rustix::fs::{Access, access};
 use super::{Findings, Grade, has_role, serves};
 use crate::config::{Config, Key, Role, StoreUrl};
 
-/// Permission bits of everyone but the owner and the group.
+/// The permission bits of users outside the file's group.
 const OTHERS: u32 = 0o007;
 
-/// What can be done with a folder.
+/// What this user can do with a folder.
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Folder {
     Writable,
-    /// Not there, and a folder above it is writable.
+    /// The folder does not exist, and a folder above it is writable.
     CanBeMade,
     NotWritable,
-    /// A file is where it, or a folder above it, would be.
+    /// A part of the path is a file.
     Blocked,
 }
 
@@ -45,7 +46,7 @@ impl Folder {
     }
 }
 
-/// What a balancer keeps, and its key: it is never made, and needed for labels only.
+/// Explains the state of a balancer. A balancer never makes a key: it only needs one to read labels.
 fn check_balancer(config: &Config, findings: &mut Findings) {
     if config.session.store != StoreUrl::Memory {
         findings.note(
@@ -53,12 +54,11 @@ fn check_balancer(config: &Config, findings: &mut Findings) {
              use it.",
         );
     }
-    findings.note(match config.session.snapshot {
-        true => {
-            "What the balancer has learned of sessions is kept over a restart, in the state folder (session.snapshot); a crash \
-             loses it."
-        }
-        false => "What the balancer has learned of sessions is gone at a restart: session.snapshot is false.",
+    findings.note(if config.session.snapshot {
+        "What the balancer has learned of sessions is kept over a restart, in the state folder (session.snapshot); a crash \
+         loses it."
+    } else {
+        "What the balancer has learned of sessions is gone at a restart: session.snapshot is false."
     });
     match &config.key {
         Key::File(key) if key.exists() => findings.note(format!(
@@ -76,7 +76,7 @@ fn check_balancer(config: &Config, findings: &mut Findings) {
     }
 }
 
-/// Where the farm key is, and whether it can be made and moved forward there.
+/// Checks that the farm key can be read, or made, and moved forward.
 pub(super) fn check(config: &Config, findings: &mut Findings) {
     if has_role(config, Role::Balance) && !serves(config) {
         check_balancer(config, findings);
@@ -87,9 +87,9 @@ pub(super) fn check(config: &Config, findings: &mut Findings) {
         return;
     };
     let folder = key.parent().unwrap_or(Path::new(""));
-    let (there, folder_is) = (key.exists(), Folder::of(folder));
+    let (exists, access) = (key.exists(), Folder::of(folder));
     let name = key.display();
-    match (there, &folder_is) {
+    match (exists, access) {
         (true, Folder::Writable) => findings.note(format!("The farm key is in {name}.")),
         (true, _) => findings.warn(format!(
             "The farm key is in {name}, and its folder is not writable for this user: the key cannot be moved forward, so \
@@ -106,10 +106,10 @@ pub(super) fn check(config: &Config, findings: &mut Findings) {
             "The farm key is to be made in {name}, and a part of that path is a file."
         )),
     }
-    if there {
+    if exists {
         check_readable(key, findings);
-        // Where nobody can change the mode (a mounted secret) it is reported above.
-        if matches!(folder_is, Folder::Writable) {
+        // A mounted secret can have a mode that the operator cannot change.
+        if access == Folder::Writable {
             check_private(key, Grade::Error, findings);
         }
     }
@@ -123,14 +123,14 @@ pub(super) fn check(config: &Config, findings: &mut Findings) {
     }
 }
 
-/// A file that has to be readable.
+/// Checks a file that must be readable.
 pub(super) fn check_readable(path: &Path, findings: &mut Findings) {
     if let Err(error) = access(path, Access::READ_OK) {
         findings.fail(format!("{}: cannot be read: {error}.", path.display()));
     }
 }
 
-/// A folder whose files are served.
+/// Checks a folder whose files are served.
 pub(super) fn check_served(path: &Path, findings: &mut Findings) {
     match fs::metadata(path) {
         Ok(metadata) if !metadata.is_dir() => findings.fail(format!(
@@ -141,23 +141,28 @@ pub(super) fn check_served(path: &Path, findings: &mut Findings) {
     }
 }
 
-/// A file that everyone on the machine may read or change, and should not.
+/// Checks a file with a secret: other users must not be able to read or change it.
 pub(super) fn check_private(path: &Path, grade: Grade, findings: &mut Findings) {
     let Ok(metadata) = fs::metadata(path) else {
         return;
     };
     if metadata.is_file() && metadata.permissions().mode() & OTHERS != 0 {
-        let text = "holds a secret and is open to everyone on this machine; chmod 600 it.";
-        findings.add(grade, format!("{}: {text}", path.display()));
+        findings.add(
+            grade,
+            format!(
+                "{}: holds a secret and is open to everyone on this machine; chmod 600 it.",
+                path.display()
+            ),
+        );
     }
 }
 
-/// The access log: there and writable, or in a folder where it can be made.
+/// Checks that the access log can be written.
 pub(super) fn check_log(path: &Path, findings: &mut Findings) {
     let folder = path.parent().unwrap_or(Path::new(""));
     let writable = match fs::metadata(path) {
         Ok(metadata) => !metadata.is_dir() && access(path, Access::WRITE_OK).is_ok(),
-        Err(_) => matches!(Folder::of(folder), Folder::Writable),
+        Err(_) => Folder::of(folder) == Folder::Writable,
     };
     if !writable {
         findings.fail(format!(

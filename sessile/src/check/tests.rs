@@ -136,7 +136,10 @@ fn what_a_restart_costs_follows_the_settings() {
     let said = |change: fn(&mut Config)| {
         let mut config = Config::default();
         change(&mut config);
-        let lines: Vec<_> = survives(&config).iter().map(ToString::to_string).collect();
+        let lines: Vec<_> = durability(&config)
+            .iter()
+            .map(ToString::to_string)
+            .collect();
         lines.join("\n")
     };
     let ephemeral = said(|config| config.key = Key::Ephemeral);
@@ -279,9 +282,9 @@ fn a_configuration_with_a_password_is_kept_from_others() {
 
 #[test]
 fn bytes_are_said_in_the_unit_people_would_choose() {
-    assert_eq!(bytes(999), "999 bytes");
-    assert_eq!(bytes(2_500_000), "2.3 MiB");
-    assert_eq!(bytes(250 << 30), "250.0 GiB");
+    assert_eq!(human_bytes(999), "999 bytes");
+    assert_eq!(human_bytes(2_500_000), "2.3 MiB");
+    assert_eq!(human_bytes(250 << 30), "250.0 GiB");
 }
 
 #[test]
@@ -321,7 +324,7 @@ fn servers_of_one_number_are_found_where_the_key_is_at_hand() {
         proxy_protocol: None,
         max_connections: 0,
     };
-    let derived = crate::key::server_number("shop", "web1");
+    let derived = key::server_number("shop", "web1");
     config.balance.servers = vec![server("web1", None), server("web2", Some(derived))];
     let clashes = |config: &Config| {
         let errors = graded(config, Grade::Error);
@@ -332,9 +335,9 @@ fn servers_of_one_number_are_found_where_the_key_is_at_hand() {
     };
     assert_eq!(clashes(&config), 0);
     let file = folder.path().join("state/farm.key");
-    crate::key::make_folder(&folder.path().join("state")).expect("a folder");
+    key::make_folder(&folder.path().join("state")).expect("a folder");
     let day = Duration::from_secs(86_400);
-    crate::key::create(&file, Some("shop"), day / 24, day, clock::now()).expect("a key");
+    key::create(&file, Some("shop"), day / 24, day, clock::now()).expect("a key");
     assert_eq!(clashes(&config), 1);
     config.balance.servers.pop();
     assert_eq!(clashes(&config), 0);

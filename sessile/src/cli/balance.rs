@@ -10,10 +10,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin::{Admin, Api, Token};
 use crate::balance::{Balancer, Changes};
+use crate::config::settings::changes_for_restart;
 use crate::config::{self, Balance, BalanceServer, Config, Health, Key, Listener, Role};
 use crate::lifecycle::{self, Orders};
 use crate::listener;
-use crate::settings::table::SETTINGS;
 
 /// Route TLS connections to the servers that can resume them, without decrypting.
 #[derive(clap::Args)]
@@ -178,7 +178,7 @@ fn reload(args: &Args, running: &Config, balancer: &Balancer) {
     });
     match reloaded {
         Ok((written, changes)) => {
-            for setting in only_at_a_restart(running, &written) {
+            for setting in changes_for_restart(Role::Balance, running, &written) {
                 tracing::warn!("{setting} has changed, which needs a restart");
             }
             let Changes {
@@ -202,35 +202,6 @@ fn reload(args: &Args, running: &Config, balancer: &Balancer) {
             tracing::error!("configuration not reloaded: the old one stays as a whole");
         }
     }
-}
-
-/// Settings of a balancer that [`Balancer::reload`] does not take over: names, or how they begin.
-const ONLY_AT_A_RESTART: [&str; 9] = [
-    "server.",
-    "session.max-entries",
-    "session.lifetime",
-    "session.snapshot",
-    // With those that begin so.
-    "connection.max",
-    "connection.rate-per-source",
-    "connection.drain-timeout",
-    "admin.",
-    "log.",
-];
-
-/// What differs between the configuration that the balancer was started with and the one that is
-/// written now, and is not taken over.
-fn only_at_a_restart(running: &Config, written: &Config) -> Vec<&'static str> {
-    let settings = SETTINGS.iter().filter(|setting| {
-        let fixed = ONLY_AT_A_RESTART.iter();
-        let is_fixed = fixed.into_iter().any(|it| setting.name.starts_with(it));
-        is_fixed && (setting.value)(running) != (setting.value)(written)
-    });
-    let mut names: Vec<_> = settings.map(|setting| setting.name).collect();
-    if running.listeners != written.listeners {
-        names.push("[[listener]]");
-    }
-    names
 }
 
 fn duplicate(servers: &[BalanceServer]) -> Option<&str> {

@@ -1,4 +1,4 @@
-//! `sessile check`: validates a configuration file and says what it means.
+//! `sessile check`: validates a configuration file and explains it.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -9,8 +9,8 @@ use std::time::SystemTime;
 use crate::check::{self, Grade};
 use crate::config::file;
 
-/// The exit code where something is wrong.
-const WRONG: u8 = 2;
+/// The exit code for a configuration with errors.
+const HAS_ERRORS: u8 = 2;
 
 const EXAMPLES: &str = r"Examples:
   sessile check
@@ -37,7 +37,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         Ok(config) => config,
         Err(error) => {
             eprintln!("{error}");
-            return Ok(ExitCode::from(WRONG));
+            return Ok(ExitCode::from(HAS_ERRORS));
         }
     };
     let mut findings = check::check(&config, SystemTime::now());
@@ -62,7 +62,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     )?;
     std::io::stdout().write_all(out.as_bytes())?;
     Ok(if errors > 0 {
-        ExitCode::from(WRONG)
+        ExitCode::from(HAS_ERRORS)
     } else {
         ExitCode::SUCCESS
     })

@@ -9,12 +9,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin::Admin;
 use crate::check::{self, Grade};
+use crate::config::settings::changes_for_restart;
 use crate::config::{self, Action, Certificate, Config, Listener, Role, Site, SiteRoute};
 use crate::key::{Keyring, Origin, Reloaded};
 use crate::lifecycle::{self, Orders};
 use crate::listener;
 use crate::serve::{AccessLog, Environment, Server};
-use crate::settings::table::SETTINGS;
 
 /// Serve sites over TLS; their sessions resume on every server of the farm.
 #[derive(clap::Args)]
@@ -173,7 +173,7 @@ fn reload_configuration(server: &Server, running: &Config, args: &Args) -> bool 
     let succeeded = reloaded.is_ok();
     match reloaded {
         Ok(written) => {
-            for setting in only_at_a_restart(running, &written) {
+            for setting in changes_for_restart(Role::Serve, running, &written) {
                 tracing::warn!("{setting} has changed, which needs a restart");
             }
             let sites = written.sites.len();
@@ -190,28 +190,6 @@ fn reload_configuration(server: &Server, running: &Config, args: &Args) -> bool 
     succeeded
 }
 
-/// What differs between the configuration that the server was started with and the one that is written
-/// now, and is not among what [`Server::reload`] takes over.
-fn only_at_a_restart(running: &Config, written: &Config) -> Vec<&'static str> {
-    let settings = SETTINGS.iter().filter(|setting| {
-        let differs = (setting.value)(running) != (setting.value)(written);
-        // The sites take what is written of early data with them.
-        let elsewhere =
-            setting.name.starts_with("balance.") || setting.name == "session.early-data";
-        differs && !elsewhere
-    });
-    let mut names: Vec<_> = settings.map(|setting| setting.name).collect();
-    // Its value as a setting has no password.
-    let store = "session.store";
-    if running.session.store != written.session.store && !names.contains(&store) {
-        names.push(store);
-    }
-    if running.listeners != written.listeners {
-        names.push("[[listener]]");
-    }
-    names
-}
-
 /// Where the key came from, and what a restart and a crash cost with this configuration.
 fn say_what_survives(config: &Config, keys: &Keyring) {
     let (farm, made) = (
@@ -223,7 +201,7 @@ fn say_what_survives(config: &Config, keys: &Keyring) {
         Origin::Loaded(file) => tracing::info!(file = %file.display(), farm, "farm key"),
         Origin::Ephemeral => {}
     }
-    for finding in check::survives(config) {
+    for finding in check::durability(config) {
         match finding.grade {
             Grade::Note => tracing::info!("{}", finding.text),
             Grade::Warning | Grade::Error => tracing::warn!("{}", finding.text),

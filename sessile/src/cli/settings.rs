@@ -1,4 +1,4 @@
-//! `sessile settings`: reads, changes, backs up, restores, imports and exports the settings.
+//! `sessile settings`: reads, changes, backs up, restores, imports and exports settings.
 
 use std::fmt::Write as _;
 use std::fs::File;
@@ -11,8 +11,8 @@ use anyhow::{Context, bail};
 use clap::Subcommand;
 
 use crate::config::file::{self, LoadError};
+use crate::config::settings::{Setting, all, find};
 use crate::config::{Config, reg};
-use crate::settings::table::{SETTINGS, Setting, find};
 use crate::settings::{self, Change, ImportError, SettingsFile};
 
 const EXAMPLES: &str = r"Examples:
@@ -74,23 +74,26 @@ enum Command {
     },
 }
 
+/// Widest value that widens the column of values in `list`.
+const MAX_COLUMN: usize = 24;
+
 /// Runs `sessile settings`.
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let variable = std::env::var_os(file::PATH_VARIABLE);
-    let named = args.config.is_some() || variable.is_some_and(|path| !path.is_empty());
+    let is_named = args.config.is_some() || variable.is_some_and(|path| !path.is_empty());
     let path = file::path_or_default(args.config);
     let now = SystemTime::now();
     let unchanged = || format!("{} was not changed", path.display());
     match args.command {
         Command::List { json } => {
-            let (text, config) = read(&path, named)?;
+            let (text, config) = read(&path, is_named)?;
             if json {
                 list_json(&text, &config)
             } else {
                 list(&path, &text, &config)
             }
         }
-        Command::Get { name } => get(find(&name)?, &read(&path, named)?.1),
+        Command::Get { name } => get(find(&name)?, &read(&path, is_named)?.1),
         Command::Set { name, value } => {
             set(&path, find(&name)?, &value, now).with_context(unchanged)
         }
@@ -103,21 +106,23 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
             let file = SettingsFile::open(&path)?;
             let restored = file.restore(backup.as_deref(), now);
             let (from, change) = restored.with_context(unchanged)?;
-            let said = format!("{} is {} again\n", path.display(), from.display());
-            print(&(said + &outcome(&path, &change)))
+            let restored = format!("{} is {} again\n", path.display(), from.display());
+            print(&(restored + &outcome(&path, &change)))
         }
         Command::Import { file } => import(&path, &file, now).with_context(unchanged),
         Command::Export { reg, output } => {
-            let (text, config) = read(&path, named)?;
+            let (text, config) = read(&path, is_named)?;
             export(&text, &config, reg, output.as_deref())
         }
     }
 }
 
-/// The file's text and meaning. A file that nobody named and that is not there has the defaults.
-fn read(path: &Path, named: bool) -> anyhow::Result<(String, Config)> {
+/// The file's text, and its configuration. The default file need not exist.
+fn read(path: &Path, is_named: bool) -> anyhow::Result<(String, Config)> {
     let text = match file::read(path) {
-        Err(LoadError::Read { source, .. }) if source.kind() == ErrorKind::NotFound && !named => {
+        Err(LoadError::Read { source, .. })
+            if source.kind() == ErrorKind::NotFound && !is_named =>
+        {
             eprintln!("there is no {}: these are the defaults", path.display());
             String::new()
         }
@@ -130,30 +135,28 @@ fn read(path: &Path, named: bool) -> anyhow::Result<(String, Config)> {
 fn list(path: &Path, text: &str, config: &Config) -> anyhow::Result<ExitCode> {
     let value =
         |setting: &Setting| (setting.value)(config).map_or("(none)".to_owned(), |v| v.to_string());
-    let width = SETTINGS
-        .iter()
-        .map(|setting| value(setting).chars().count());
-    // A long path makes its own line long and not every line.
-    let width = width.filter(|&width| width <= 24).max().unwrap_or_default();
+    let widths = all().map(|setting| value(setting).chars().count());
+    // Long values, such as paths, do not widen the column.
+    let width = widths
+        .filter(|&width| width <= MAX_COLUMN)
+        .max()
+        .unwrap_or_default();
     let mut out = format!("{} (* is set there)\n\n", path.display());
-    for setting in &SETTINGS {
-        let set = if settings::is_set(text, setting) {
-            '*'
-        } else {
-            ' '
-        };
+    for setting in all() {
+        let is_set = settings::is_set(text, setting);
         let registry = setting
-            .registry()
-            .map_or(String::new(), |value| match value.unit {
+            .registry
+            .map_or(String::new(), |value| match value.form.unit() {
                 "" => format!(", registry: {value}"),
                 unit => format!(", registry: {value} ({unit})"),
             });
         writeln!(
             out,
-            "{set} {:<28} {:<width$}  default: {}{registry}",
+            "{} {:<28} {:<width$}  default: {}{registry}",
+            if is_set { '*' } else { ' ' },
             setting.name,
             value(setting),
-            setting.default
+            setting.default()
         )?;
         writeln!(out, "      {}", setting.meaning)?;
         if let Some(cost) = (setting.cost)(config) {
@@ -164,19 +167,20 @@ fn list(path: &Path, text: &str, config: &Config) -> anyhow::Result<ExitCode> {
 }
 
 fn list_json(text: &str, config: &Config) -> anyhow::Result<ExitCode> {
-    let settings = SETTINGS.iter().map(|setting| {
-        serde_json::json!({
-            "name": setting.name,
-            "type": setting.kind.word(),
-            "value": (setting.value)(config).map(|value| value.json()),
-            "default": setting.default,
-            "set": settings::is_set(text, setting),
-            "registry": setting.registry().map(ToString::to_string),
-            "meaning": setting.meaning,
-            "cost": (setting.cost)(config),
+    let settings: serde_json::Value = all()
+        .map(|setting| {
+            serde_json::json!({
+                "name": setting.name,
+                "type": setting.kind.word(),
+                "value": (setting.value)(config).map(|value| value.json()),
+                "default": setting.default(),
+                "set": settings::is_set(text, setting),
+                "registry": setting.registry.map(|value| value.to_string()),
+                "meaning": setting.meaning,
+                "cost": (setting.cost)(config),
+            })
         })
-    });
-    let settings: serde_json::Value = settings.collect();
+        .collect();
     print(&format!("{settings:#}\n"))
 }
 
@@ -186,7 +190,8 @@ fn get(setting: &Setting, config: &Config) -> anyhow::Result<ExitCode> {
         None => {
             eprintln!(
                 "{} is not set; its default: {}",
-                setting.name, setting.default
+                setting.name,
+                setting.default()
             );
             Ok(ExitCode::FAILURE)
         }
@@ -194,10 +199,10 @@ fn get(setting: &Setting, config: &Config) -> anyhow::Result<ExitCode> {
 }
 
 fn set(path: &Path, setting: &Setting, text: &str, now: SystemTime) -> anyhow::Result<ExitCode> {
-    let value = setting.read(text)?;
+    let value = setting.parse(text)?;
     let file = SettingsFile::open(path)?;
     let change = file.set(setting, &value, now)?;
-    let shown = setting.without_password(&value.toml());
+    let shown = settings::without_password(setting, &value.toml());
     let mut out = format!("{} = {shown}\n", setting.name);
     if let Some(cost) = (setting.cost)(&file::load(path)?) {
         writeln!(out, "costs: {cost}")?;
@@ -208,7 +213,7 @@ fn set(path: &Path, setting: &Setting, text: &str, now: SystemTime) -> anyhow::R
 fn unset(path: &Path, setting: &Setting, now: SystemTime) -> anyhow::Result<ExitCode> {
     let file = SettingsFile::open(path)?;
     let change = file.unset(setting, now)?;
-    let out = format!("{} has its default: {}\n", setting.name, setting.default);
+    let out = format!("{} has its default: {}\n", setting.name, setting.default());
     print(&(out + &outcome(path, &change)))
 }
 

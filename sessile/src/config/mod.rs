@@ -1,10 +1,11 @@
-//! The configuration that the rest of the program sees: validated, defaults filled in, every value
-//! in its own type. What is written in files is read by [`mod@file`] and, for registry exports, by
-//! [`reg`]; nothing outside this module sees the raw form.
+//! The configuration that the rest of the program sees. It is validated and complete, and its values
+//! are typed. [`mod@file`] reads it from TOML, [`reg`] from registry exports. [`settings`] defines the
+//! settings; the other modules never see the raw form.
 
 pub mod file;
 mod network;
 pub mod reg;
+pub mod settings;
 pub mod store;
 
 use std::net::SocketAddr;
@@ -13,14 +14,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sessile_proto::Time;
-use sessile_proto::hello::DEFAULT_LIMIT;
 use sessile_proto::proxy_protocol;
 use sessile_proto::route::Policy;
 
 pub use network::{Network, NotANetwork};
+pub use settings::{Admin, Balance, Connection, Log, MAX_EARLY_DATA, Server, Session, Tls};
 pub use store::StoreUrl;
 
-/// One process's whole configuration.
+/// The whole configuration of one process.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     pub server: Server,
@@ -36,135 +37,48 @@ pub struct Config {
     pub balance: Balance,
 }
 
-/// `[server]`: who this server is and where it keeps its state.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Server {
-    /// Names the server in logs, metrics and verdicts. Default: the host's name.
-    pub name: String,
-    /// The number that tickets carry, 24 bits; `None`: derived from the farm's scope and the name.
-    pub number: Option<u32>,
-    /// Where the key file lives. Default: `$STATE_DIRECTORY`, else `$XDG_STATE_HOME/sessile`.
-    pub state_dir: PathBuf,
-    /// Worker threads for each listener; 0: one for each core.
-    pub workers: usize,
-}
-
-/// `[session]`: what is remembered of a client, where and for how long.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Session {
-    /// Most entries in the session table; the oldest leaves first. 0: no server-side cache.
-    pub max_entries: usize,
-    /// Longest life of a session, counted from its full handshake. 0: nothing resumes.
-    pub lifetime: Duration,
-    /// Whether tickets are handed out (TLS 1.2 and 1.3).
-    pub tickets: bool,
-    /// Where sessions live.
-    pub store: StoreUrl,
-    /// How long one handshake waits for a shared store, all in all.
-    pub store_timeout: Duration,
-    /// On a drain the session table goes, sealed, to the state folder, and is read at the next start.
-    pub snapshot: bool,
-    /// Most bytes of early data (0-RTT) taken from a client; 0: none is taken.
-    pub early_data: u32,
-    /// Longest life of a session that sessile holds as a client.
-    pub client_lifetime: Duration,
-    /// Resume only sessions whose connection ended with close_notify.
-    pub require_close_notify: bool,
-    /// Sessions that are forgotten on request.
-    pub forget: Vec<Forget>,
-}
-
-/// One of `session.forget`: these sessions do not resume where their full handshake was before then.
+/// An entry of `session.forget`. Sessions do not resume if their full handshake was before this time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Forget {
     pub target: ForgetTarget,
     pub before: Time,
 }
 
-/// The sessions that one of `session.forget` names.
+/// The sessions that a [`Forget`] concerns.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ForgetTarget {
     Everything,
-    /// The sessions of the site with this first name. Empty: of the site without names.
+    /// The sessions of the site with this first name. Empty: the site without names.
     Site(String),
-    /// The sessions whose full handshake was with the server of this name.
+    /// The sessions that the server with this name made.
     Server(String),
-    /// The sessions whose full handshake was with the server of this number.
+    /// The sessions that the server with this number made.
     Number(u32),
 }
 
-/// `[key]`: where the farm key comes from.
+/// `key.file`: where the farm key comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Key {
-    /// `key.file`; made at the first start where it is not there.
+    /// The key is in this file. The first start makes it.
     File(PathBuf),
-    /// `key.file = "none"`: made at each start, in memory, gone at a restart.
+    /// `"none"`: each start makes a key in memory, and the end of the process loses it.
     Ephemeral,
 }
 
-/// `[connection]`: the object that stands for a client's connection.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Connection {
-    /// An idle connection is closed and its object reclaimed after this long.
-    pub idle_timeout: Duration,
-    /// The article's defect: reclaiming a connection also purges its session.
-    pub purge_on_reclaim: bool,
-    /// Most connections at once; 0: from the process's limit on open files.
-    pub max: usize,
-    /// Most connections whose ClientHello is awaited; 0: half of all.
-    pub max_hellos: usize,
-    /// Most bytes of hellos that are held at once.
-    pub max_hello_bytes: usize,
-    /// Most bytes of one ClientHello.
-    pub max_hello_size: usize,
-    /// Most connections open from one source prefix (/24, /56); 0: no limit.
-    pub max_per_source: usize,
-    /// Most new connections a second from one source prefix (/24, /56); 0: no limit.
-    pub rate_per_source: u32,
-    /// How long connections may take to finish once the order to stop has come.
-    pub drain_timeout: Duration,
-}
-
-/// `[tls]`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Tls {
-    pub kernel: KernelTls,
-}
-
 /// `tls.kernel`: record encryption in the kernel.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KernelTls {
     /// Never.
     Off,
-    /// Where it is possible and worth it. This version never finds it so.
-    #[default]
+    /// If the kernel can do it and it pays. This version never uses it.
     Auto,
 }
 
-/// `[admin]`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Admin {
-    /// Where `/healthz`, `/readyz`, `/metrics` and the API answer; `None`: nowhere.
-    pub listen: Option<SocketAddr>,
-    /// Holds what a request that changes something has to show; `None`: `admin.token` in the state folder.
-    pub token_file: Option<PathBuf>,
-}
-
-/// `[log]`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Log {
-    /// Least level of the program's own log, which goes to the standard error stream.
-    pub level: tracing::level_filters::LevelFilter,
-    /// One line for each handshake and each request.
-    pub access: AccessLog,
-}
-
 /// `log.access`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AccessLog {
     Off,
     /// `"-"`: the standard output stream.
-    #[default]
     Stdout,
     File(PathBuf),
 }
@@ -174,13 +88,13 @@ pub enum AccessLog {
 pub struct Listener {
     pub address: SocketAddr,
     pub role: Role,
-    /// Proxies, whose connections begin with a PROXY header, and the only ones that are let in;
-    /// empty: there are none, clients connect by themselves.
+    /// The proxies in front. Only they may connect, and their connections begin with a PROXY header.
+    /// Empty: clients connect directly.
     pub proxies: Vec<Network>,
 }
 
 impl Listener {
-    /// A listener that clients connect to by themselves.
+    /// A listener without proxies in front.
     #[must_use]
     pub const fn new(address: SocketAddr, role: Role) -> Self {
         Self {
@@ -207,28 +121,28 @@ pub struct Site {
     pub names: Vec<String>,
     /// One certificate for each key type, at least one in all.
     pub certificates: Vec<Certificate>,
-    /// Whose certificates clients show; `None`: nobody is asked for one.
+    /// The certificates that clients have to show. `None`: clients are not asked.
     pub client_auth: Option<ClientAuth>,
-    /// Most bytes of early data taken here, as `session.early-data` and the site's own setting have it.
+    /// Most bytes of early data that the site accepts, at most `session.early-data`.
     pub early_data: u32,
     /// Longest matching path first.
     pub routes: Vec<SiteRoute>,
 }
 
 impl Site {
-    /// The site that is called so: by its first name, or `*` for the one without names.
+    /// The site with this title.
     #[must_use]
     pub fn called<'a>(title: &str, sites: &'a [Self]) -> Option<&'a Self> {
         sites.iter().find(|site| site.title() == title)
     }
 
-    /// What it is called.
+    /// The first name, or `*` for the site without names.
     #[must_use]
     pub fn title(&self) -> &str {
         self.names.first().map_or("*", String::as_str)
     }
 
-    /// Its sessions.
+    /// The sessions of the site.
     #[must_use]
     pub fn target(&self) -> ForgetTarget {
         ForgetTarget::Site(self.names.first().cloned().unwrap_or_default())
@@ -242,7 +156,7 @@ pub struct Certificate {
     pub key: PathBuf,
 }
 
-/// `client-auth` of a site: clients that show a certificate, too.
+/// `client-auth` of a site: the certificates that clients show.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientAuth {
     pub mode: ClientAuthMode,
@@ -252,11 +166,11 @@ pub struct ClientAuth {
     pub crl: Option<PathBuf>,
 }
 
-/// Whether a client may come without a certificate.
+/// Says if a client needs a certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClientAuthMode {
     Required,
-    /// It may; one that it shows has to be accepted all the same.
+    /// A client may come without a certificate. A certificate that it shows is verified.
     Optional,
 }
 
@@ -271,109 +185,82 @@ pub struct SiteRoute {
 /// What answers a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Static files below this folder.
+    /// Static files in this folder.
     Files(PathBuf),
-    /// 308 to this URL; the rest of the path is appended.
+    /// 308 to this URL, with the rest of the path appended.
     Redirect(String),
     /// This text, as `text/plain`.
     Respond { status: u16, body: String },
-    /// Handed on, path and all, to these servers.
+    /// These servers get the request, with its whole path.
     Proxy(Arc<Upstream>),
     /// The built-in page that names the server and shows the connection's verdict.
     Verdict,
 }
 
-/// `[[upstream]]`: servers behind this one, and how long they may take.
+/// `[[upstream]]`: servers behind this one, and their timeouts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Upstream {
-    /// What routes call it by.
+    /// The name that `proxy` of a route refers to.
     pub name: String,
-    /// Host and port, reached in plain HTTP; the first that takes a connection gets it.
+    /// `host:port`, in plain HTTP. The first server that accepts a connection gets the request.
     pub servers: Vec<String>,
-    /// How long a connection attempt to one server may take.
+    /// Longest time for a connection attempt to one server.
     pub connect_timeout: Duration,
-    /// How long a server may be silent, from the end of a request to the end of its response.
+    /// Longest silence of a server, from the end of a request to the end of the response.
     pub response_timeout: Duration,
 }
 
-/// `[balance]`, `[[balance.pool]]` and `[[balance.server]]`.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Balance {
-    /// How a client without a session that routes is placed.
-    pub policy: Policy,
-    /// How long a connection attempt to a server may take.
-    pub connect_timeout: Duration,
-    /// A connection without a byte in either direction is closed after this long; zero: never.
-    pub idle_timeout: Duration,
-    /// A connection is closed after this long in all; zero: never.
-    pub total_timeout: Duration,
-    /// What becomes of a client whose server name no pool has.
-    pub unknown_name: UnknownName,
-    pub health: Health,
-    /// Between two checks of a server.
-    pub health_interval: Duration,
-    /// The server name (SNI) of a check; `None`: the first whole name of the server's pool.
-    pub health_name: Option<String>,
-    /// How long a server that came up has less than its share of new clients; zero: not at all.
-    pub slow_start: Duration,
-    /// Without the default pool.
-    pub pools: Vec<BalancePool>,
-    pub servers: Vec<BalanceServer>,
-}
-
-/// `balance.unknown-name`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// `balance.unknown-name`: how a client is treated if no pool has its server name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UnknownName {
-    /// The servers without a pool take it.
-    #[default]
+    /// The servers without a pool accept the client.
     Default,
-    /// It is turned away, with the alert unrecognized_name.
+    /// The client is refused with the alert unrecognized_name.
     Refuse,
 }
 
-/// `balance.health`: how it is found out whether a server is there.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// `balance.health`: how servers are checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Health {
-    /// By a TLS handshake, which also shows how its tickets begin.
-    #[default]
+    /// By a TLS handshake, which also shows the server's ticket key name.
     Tls,
     /// By a TCP connection.
     Tcp,
-    /// By nothing but clients' connections that fail.
+    /// By failed client connections only.
     Off,
 }
 
-/// Servers for some server names.
+/// `[[balance.pool]]`: the server names of a pool.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BalancePool {
     pub name: String,
-    /// Server names (SNI), lower case, at least one; `*.example.org` matches one label.
+    /// Server names (SNI), lower case, at least one. `*.example.org` matches one label.
     pub names: Vec<String>,
-    /// `None`: that of `[balance]`.
+    /// `None`: `balance.policy`.
     pub policy: Option<Policy>,
 }
 
-/// A server behind the balancer.
+/// `[[balance.server]]`: a server behind the balancer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BalanceServer {
     pub name: String,
     pub address: SocketAddr,
-    /// The number its tickets carry; `None`: derived as the server itself does.
+    /// The number in the tickets of the server. `None`: derived from the farm's scope and the name.
     pub number: Option<u32>,
     /// Share of new clients, 1 to 65,535.
     pub weight: u16,
-    /// The PROXY header that its connections begin with; `None`: none.
+    /// The version of the PROXY header that the server expects.
     pub proxy_protocol: Option<proxy_protocol::Version>,
-    /// The pool that it belongs to; `None`: the default pool.
+    /// `None`: the default pool.
     pub pool: Option<String>,
-    /// New clients go elsewhere.
+    /// True if new clients go to other servers.
     pub drain: bool,
-    /// Most connections at once; 0: as many as come.
+    /// Most connections at once. 0: no limit.
     pub max_connections: u32,
 }
 
 impl BalanceServer {
-    /// A server of the default pool, with the defaults.
+    /// A server of the default pool.
     #[must_use]
     pub const fn new(name: String, address: SocketAddr) -> Self {
         Self {
@@ -390,21 +277,21 @@ impl BalanceServer {
 }
 
 impl Config {
-    /// Where the farm key is unless `key.file` says otherwise.
+    /// The farm key's file if `key.file` is not set.
     #[must_use]
     pub fn default_key_file(&self) -> PathBuf {
-        self.server.state_dir.join("farm.key")
+        self.server.state_dir.join(KEY_FILE)
     }
 
-    /// Everywhere this configuration listens.
+    /// All addresses that the process listens on.
     #[must_use]
     pub fn addresses(&self) -> Vec<SocketAddr> {
         let listeners = self.listeners.iter().map(|listener| listener.address);
         listeners.chain(self.admin.listen).collect()
     }
 
-    /// Whether a session may have to be removed from the outside (purged with its connection, dropped
-    /// for want of close_notify): such a session is stored, never sealed into a ticket.
+    /// True if the end of a connection can remove its session. Sessions are then stored, and tickets
+    /// hold only their identifiers.
     #[must_use]
     pub const fn sessions_are_removable(&self) -> bool {
         self.connection.purge_on_reclaim || self.session.require_close_notify
@@ -413,15 +300,10 @@ impl Config {
 
 impl Default for Config {
     fn default() -> Self {
-        let state_dir = default_state_dir();
+        let server = Server::default();
         Self {
-            key: Key::File(state_dir.join("farm.key")),
-            server: Server {
-                name: host_name(),
-                number: None,
-                state_dir,
-                workers: 0,
-            },
+            key: Key::File(server.state_dir.join(KEY_FILE)),
+            server,
             session: Session::default(),
             connection: Connection::default(),
             tls: Tls::default(),
@@ -435,98 +317,31 @@ impl Default for Config {
     }
 }
 
-/// Longest `session.lifetime` while tickets are handed out: seven days (RFC 9846, 4.7.1).
+/// The default name of the farm key's file in the state folder.
+const KEY_FILE: &str = "farm.key";
+
+/// About the memory of one entry of the session table: the session, the identifier, and a share of the
+/// table.
+pub const BYTES_PER_ENTRY: usize = 205;
+
+/// Longest `session.lifetime` with tickets: seven days (RFC 9846, 4.7.1).
 pub const MAX_TICKET_LIFETIME: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
-/// Greatest number of a server: tickets carry 24 bits of it.
+/// Greatest number of a server. Tickets have 24 bits for it.
 pub const MAX_NUMBER: u32 = (1 << 24) - 1;
 
-/// `session.store-timeout` where it is not set.
-pub const DEFAULT_STORE_TIMEOUT: Duration = Duration::from_millis(20);
-
-/// Longest `session.store-timeout`: a handshake as a whole has twice that.
-pub const MAX_STORE_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// `response-timeout` of an upstream where it is not set.
+/// The default `response-timeout` of an upstream.
 pub const DEFAULT_RESPONSE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Most bytes of `session.early-data`: a request's head, and then some.
-pub const MAX_EARLY_DATA: u32 = 64 * 1024;
-
-/// `connect-timeout` of the balancer and of an upstream where it is not set.
+/// The default `connect-timeout` of the balancer and of an upstream.
 pub const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// `balance.idle-timeout` where it is not set: longer than a server keeps a connection, so that it
-/// is the server that ends one.
-pub const DEFAULT_BALANCE_IDLE_TIMEOUT: Duration = Duration::from_secs(60 * 60);
-
-impl Default for Session {
-    fn default() -> Self {
-        const TEN_HOURS: Duration = Duration::from_secs(10 * 60 * 60);
-        Self {
-            max_entries: 10_000,
-            lifetime: TEN_HOURS,
-            tickets: true,
-            store: StoreUrl::Memory,
-            store_timeout: DEFAULT_STORE_TIMEOUT,
-            snapshot: true,
-            early_data: 0,
-            client_lifetime: TEN_HOURS,
-            require_close_notify: false,
-            forget: Vec::new(),
-        }
-    }
-}
-
-impl Default for Connection {
-    fn default() -> Self {
-        Self {
-            idle_timeout: Duration::from_secs(5 * 60),
-            purge_on_reclaim: false,
-            max: 0,
-            max_hellos: 0,
-            max_hello_bytes: 64 << 20,
-            max_hello_size: DEFAULT_LIMIT,
-            max_per_source: 0,
-            rate_per_source: 0,
-            drain_timeout: Duration::from_secs(10),
-        }
-    }
-}
-
-impl Default for Balance {
-    fn default() -> Self {
-        Self {
-            policy: Policy::default(),
-            connect_timeout: DEFAULT_CONNECT_TIMEOUT,
-            idle_timeout: DEFAULT_BALANCE_IDLE_TIMEOUT,
-            total_timeout: Duration::ZERO,
-            unknown_name: UnknownName::default(),
-            health: Health::default(),
-            health_interval: Duration::from_secs(5),
-            health_name: None,
-            slow_start: Duration::ZERO,
-            pools: Vec::new(),
-            servers: Vec::new(),
-        }
-    }
-}
-
-impl Default for Log {
-    fn default() -> Self {
-        Self {
-            level: tracing::level_filters::LevelFilter::INFO,
-            access: AccessLog::default(),
-        }
-    }
-}
-
-/// `$STATE_DIRECTORY` as systemd sets it, else the user's XDG state folder.
+/// `$STATE_DIRECTORY`, which systemd sets, else the user's XDG state folder.
 #[must_use]
 pub fn default_state_dir() -> PathBuf {
     let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
     if let Some(folders) = set("STATE_DIRECTORY") {
-        // systemd separates several folders by colons; the first one is ours.
+        // systemd separates several folders by colons. The first one is for sessile.
         if let Some(first) = std::env::split_paths(&folders).next() {
             return first;
         }
@@ -542,4 +357,17 @@ pub fn default_state_dir() -> PathBuf {
 fn host_name() -> String {
     let uname = rustix::system::uname();
     uname.nodename().to_string_lossy().into_owned()
+}
+
+/// A number of bytes in the unit that people would choose.
+#[must_use]
+pub fn human_bytes(count: u64) -> String {
+    const UNITS: [(u64, &str); 3] = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
+    for (size, unit) in UNITS {
+        if count >= size {
+            let tenths = u128::from(count) * 10 / u128::from(size);
+            return format!("{}.{} {unit}", tenths / 10, tenths % 10);
+        }
+    }
+    format!("{count} bytes")
 }

@@ -1,4 +1,4 @@
-//! A network of IP addresses, as it is written in a list of who is trusted.
+//! A network of IP addresses, in the text form of `proxy-trusted`.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -7,25 +7,25 @@ use std::str::FromStr;
 /// A network, or one address: `10.0.0.0/8`, `2001:db8::/32`, `192.0.2.1`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Network {
-    /// With zeroes after the prefix.
+    /// All bits after the prefix are zero.
     address: IpAddr,
     prefix: u8,
 }
 
-/// The text is no network.
+/// The text is not a network.
 #[derive(Debug, PartialEq, Eq)]
 pub struct NotANetwork;
 
 impl Network {
-    /// Whether the address is one of its. An IPv4 address that comes in the form of IPv6, as on a
-    /// listener on `[::]`, is what it is.
+    /// True if the address is in the network. A listener on `[::]` sees IPv4 addresses in IPv6 form:
+    /// they count as IPv4.
     #[must_use]
     pub fn contains(&self, address: IpAddr) -> bool {
         masked(address.to_canonical(), self.prefix) == Some(self.address)
     }
 }
 
-/// The address with zeroes after the prefix; `None` where it has not as many bits.
+/// The address with zeroes after the prefix. `None`: the address has fewer bits than the prefix.
 fn masked(address: IpAddr, prefix: u8) -> Option<IpAddr> {
     match address {
         IpAddr::V4(address) => {
@@ -55,7 +55,7 @@ impl FromStr for Network {
             None if address.is_ipv4() => 32,
             None => 128,
         };
-        // Bits after the prefix are a slip: which of the two was meant cannot be known.
+        // With bits after the prefix, either the address or the prefix is a mistake.
         match masked(address, prefix) {
             Some(same) if same == address => Ok(Self { address, prefix }),
             _ => Err(NotANetwork),

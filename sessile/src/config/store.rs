@@ -1,19 +1,25 @@
-//! `session.store` as it is written, and what it means. A password is kept from every form that is
-//! shown: `Display` and `Debug` write `***` in its place, and errors do not quote what they refuse.
+//! `session.store`: the URL of a session store. No password is ever shown: `Display` and `Debug` write
+//! `***`, and errors do not quote the URL.
 
+use std::borrow::Cow;
 use std::fmt;
+use std::net::Ipv6Addr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use percent_encoding::percent_decode_str;
 use zeroize::Zeroizing;
+
+const REDIS_PORT: u16 = 6379;
+const SENTINEL_PORT: u16 = 26379;
 
 /// Where sessions live.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum StoreUrl {
-    /// The session table of this process alone.
+    /// Only the session table of this process.
     #[default]
     Memory,
-    /// A Redis or Valkey that servers share, with the table in front of it.
+    /// A Redis or Valkey that servers share, behind the table.
     Redis(Box<Redis>),
 }
 
@@ -29,18 +35,18 @@ pub struct Redis {
     pub database: u16,
 }
 
-/// How the nodes belong together.
+/// How the nodes work together.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Topology {
-    /// One server, or whatever answers at its address.
+    /// One server.
     Single,
-    /// `redis+cluster://`, or several nodes: a Redis Cluster, of which these are some.
+    /// `redis+cluster://`, or several nodes: some nodes of a Redis Cluster.
     Cluster,
-    /// `redis+sentinel://`: the nodes are sentinels, who know which server is the master.
+    /// `redis+sentinel://`: the nodes are sentinels, which know the master.
     Sentinel {
         /// The name of the master.
         service: String,
-        /// How to log in to the sentinels themselves.
+        /// The login for the sentinels.
         login: Login,
     },
 }
@@ -52,27 +58,27 @@ pub struct Node {
     pub port: u16,
 }
 
-/// Whom a TLS connection to the store trusts, and as whom it presents itself; PEM files.
+/// PEM files for TLS connections to the store.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RedisTls {
-    /// `ca=`: in place of the system's certificate authorities.
+    /// `ca=`: certificate authorities. `None`: the authorities of the system.
     pub ca: Option<PathBuf>,
-    /// `cert=` and `key=`: a client certificate.
+    /// `cert=` and `key=`: the client certificate.
     pub client: Option<(PathBuf, PathBuf)>,
 }
 
-/// User and password, either of which may be missing.
+/// User and password. Either may be missing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Login {
     pub user: Option<String>,
     pub password: Option<Password>,
 }
 
-/// A password: wiped when dropped, shown as `***`.
+/// A password. `Debug` shows `***`, and dropping wipes the memory.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Password(Zeroizing<String>);
 
-/// What is shown in place of a password.
+/// The text that stands for a password.
 const LEFT_OUT: &str = "***";
 
 impl Password {
@@ -89,7 +95,7 @@ impl fmt::Debug for Password {
     }
 }
 
-/// Why a text is no store. Nothing of the text is repeated: it may hold a password.
+/// Why a text is not a store. No message repeats the text, which may hold a password.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadStore {
     #[error(
@@ -151,28 +157,29 @@ impl FromStr for Redis {
             "rediss" => Some(RedisTls::default()),
             _ => return Err(BadStore::Scheme),
         };
-        let (rest, options) = rest.split_once('?').unwrap_or((rest, ""));
-        // A password may hold slashes, hosts and what follows them no @.
-        let (login, rest) = rest.rsplit_once('@').unwrap_or(("", rest));
-        let (hosts, path) = rest.split_once('/').unwrap_or((rest, ""));
-        let (service, database) = match kind {
-            Some("sentinel") => path.split_once('/').unwrap_or((path, "")),
-            _ => ("", path),
+        let (address, options) = rest.split_once('?').unwrap_or((rest, ""));
+        // A password may contain slashes. Hosts and paths contain no @.
+        let (login, address) = address.rsplit_once('@').unwrap_or(("", address));
+        let (hosts, path) = address.split_once('/').unwrap_or((address, ""));
+        let (service, database, default_port) = match kind {
+            Some("sentinel") => {
+                let (service, database) = path.split_once('/').unwrap_or((path, ""));
+                (service, database, SENTINEL_PORT)
+            }
+            _ => ("", path, REDIS_PORT),
         };
-        let default_port = if kind == Some("sentinel") {
-            26379
-        } else {
-            6379
-        };
-        let nodes = hosts.split(',').map(|host| node(host, default_port));
-        let nodes: Vec<Node> = nodes.collect::<Option<_>>().ok_or(BadStore::Node)?;
+        let nodes: Option<Vec<Node>> = hosts
+            .split(',')
+            .map(|host| Node::parse(host, default_port))
+            .collect();
+        let nodes = nodes.ok_or(BadStore::Node)?;
         let topology = match kind {
             None if nodes.len() == 1 => Topology::Single,
             None | Some("cluster") if database.is_empty() => Topology::Cluster,
             None | Some("cluster") => return Err(BadStore::ClusterDatabase),
             Some("sentinel") if service.is_empty() => return Err(BadStore::NoService),
             Some("sentinel") => Topology::Sentinel {
-                service: decoded(service)?,
+                service: percent_decoded(service)?,
                 login: Login::default(),
             },
             Some(_) => return Err(BadStore::Scheme),
@@ -197,7 +204,7 @@ impl Redis {
         let (mut certificate, mut key) = (None, None);
         for option in options.split('&').filter(|option| !option.is_empty()) {
             let (name, value) = option.split_once('=').ok_or(BadStore::Option)?;
-            let value = decoded(value)?;
+            let value = percent_decoded(value)?;
             match (name, &mut self.tls, &mut self.topology) {
                 ("ca", Some(tls), _) => tls.ca = Some(value.into()),
                 ("cert", Some(_), _) => certificate = Some(value.into()),
@@ -217,17 +224,17 @@ impl Redis {
         Ok(())
     }
 
-    /// The PEM files that it names.
+    /// The PEM files in the URL.
     pub fn files_mut(&mut self) -> impl Iterator<Item = &mut PathBuf> {
-        let tls = self.tls.iter_mut();
-        tls.flat_map(|tls| {
-            let client = tls.client.iter_mut();
-            let client = client.flat_map(|(certificate, key)| [certificate, key]);
-            tls.ca.iter_mut().chain(client)
+        self.tls.iter_mut().flat_map(|RedisTls { ca, client }| {
+            let client = client
+                .iter_mut()
+                .flat_map(|(certificate, key)| [certificate, key]);
+            ca.iter_mut().chain(client)
         })
     }
 
-    /// Whether it holds a password, so that whoever reads the file can log in to the store.
+    /// True if the URL contains a password. Readers of the file can then log in to the store.
     #[must_use]
     pub fn has_password(&self) -> bool {
         let sentinel = match &self.topology {
@@ -238,39 +245,38 @@ impl Redis {
     }
 }
 
-fn node(text: &str, default_port: u16) -> Option<Node> {
-    let (host, port) = match text.strip_prefix('[') {
-        Some(rest) => {
-            let (host, rest) = rest.split_once(']')?;
-            host.parse::<std::net::Ipv6Addr>().ok()?;
-            (
-                host,
-                rest.strip_prefix(':').or(rest.is_empty().then_some(""))?,
-            )
-        }
-        None => text.split_once(':').unwrap_or((text, "")),
-    };
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-._:".contains(c);
-    let port = match port {
-        "" => default_port,
-        port => port.parse().ok().filter(|&port| port != 0)?,
-    };
-    (!host.is_empty() && host.chars().all(plain)).then(|| Node {
-        host: host.to_owned(),
-        port,
-    })
+impl Node {
+    fn parse(text: &str, default_port: u16) -> Option<Self> {
+        let (host, port) = match text.strip_prefix('[') {
+            Some(rest) => {
+                let (host, rest) = rest.split_once(']')?;
+                host.parse::<Ipv6Addr>().ok()?;
+                (
+                    host,
+                    rest.strip_prefix(':').or(rest.is_empty().then_some(""))?,
+                )
+            }
+            None => text.split_once(':').unwrap_or((text, "")),
+        };
+        let port = match port {
+            "" => default_port,
+            port => port.parse().ok().filter(|&port| port != 0)?,
+        };
+        let is_allowed = |c: char| c.is_ascii_alphanumeric() || "-._:".contains(c);
+        (!host.is_empty() && host.chars().all(is_allowed)).then(|| Self {
+            host: host.to_owned(),
+            port,
+        })
+    }
 }
 
 fn login(text: &str) -> Result<Login, BadStore> {
-    let (user, secret) = match text.split_once(':') {
-        Some((user, secret)) => (user, Some(secret)),
-        None => (text, None),
-    };
+    let (user, secret) = text.split_once(':').unwrap_or((text, ""));
     Ok(Login {
-        user: Some(decoded(user)?).filter(|user| !user.is_empty()),
+        user: Some(percent_decoded(user)?).filter(|user| !user.is_empty()),
         password: match secret {
-            Some(secret) if !secret.is_empty() => Some(password(decoded(secret)?)?),
-            _ => None,
+            "" => None,
+            secret => Some(password(percent_decoded(secret)?)?),
         },
     })
 }
@@ -282,20 +288,17 @@ fn password(value: String) -> Result<Password, BadStore> {
     Ok(Password(Zeroizing::new(value)))
 }
 
-/// Percent-decoding (RFC 3986, 2.1).
-fn decoded(text: &str) -> Result<String, BadStore> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut parts = text.split('%');
-    bytes.extend_from_slice(parts.next().unwrap_or_default().as_bytes());
-    for part in parts {
-        let (digits, rest) = part.split_at_checked(2).ok_or(BadStore::Percent)?;
-        if !digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
-            return Err(BadStore::Percent);
-        }
-        bytes.push(u8::from_str_radix(digits, 16).map_err(|_| BadStore::Percent)?);
-        bytes.extend_from_slice(rest.as_bytes());
+/// Percent-decoding (RFC 3986, 2.1). Unlike the crate, it refuses a % without two digits.
+fn percent_decoded(text: &str) -> Result<String, BadStore> {
+    let has_digits = |part: &str| {
+        let digits = part.as_bytes().get(..2);
+        digits.is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit))
+    };
+    if !text.split('%').skip(1).all(has_digits) {
+        return Err(BadStore::Percent);
     }
-    String::from_utf8(bytes).map_err(|_| BadStore::Percent)
+    let decoded = percent_decode_str(text).decode_utf8();
+    decoded.map(Cow::into_owned).map_err(|_| BadStore::Percent)
 }
 
 impl fmt::Display for StoreUrl {
@@ -307,32 +310,23 @@ impl fmt::Display for StoreUrl {
     }
 }
 
-/// As it is written, without passwords.
+/// Writes the URL without passwords.
 impl fmt::Display for Redis {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let several = self.nodes.len() > 1;
-        f.write_str(if self.tls.is_some() {
-            "rediss"
-        } else {
-            "redis"
-        })?;
-        f.write_str(match self.topology {
-            Topology::Cluster if !several => "+cluster://",
-            Topology::Single | Topology::Cluster => "://",
-            Topology::Sentinel { .. } => "+sentinel://",
-        })?;
+        let tls = if self.tls.is_some() { "s" } else { "" };
+        let kind = match self.topology {
+            Topology::Cluster if self.nodes.len() == 1 => "+cluster",
+            Topology::Single | Topology::Cluster => "",
+            Topology::Sentinel { .. } => "+sentinel",
+        };
+        write!(f, "redis{tls}{kind}://")?;
         let Login { user, password } = &self.login;
         if user.is_some() || password.is_some() {
             f.write_str(user.as_deref().unwrap_or_default())?;
             f.write_str(if password.is_some() { ":***@" } else { "@" })?;
         }
-        for (index, Node { host, port }) in self.nodes.iter().enumerate() {
-            let comma = if index > 0 { "," } else { "" };
-            match host.contains(':') {
-                true => write!(f, "{comma}[{host}]:{port}")?,
-                false => write!(f, "{comma}{host}:{port}")?,
-            }
-        }
+        let nodes: Vec<String> = self.nodes.iter().map(ToString::to_string).collect();
+        f.write_str(&nodes.join(","))?;
         let mut options = Vec::new();
         if let Topology::Sentinel { service, login } = &self.topology {
             write!(f, "/{service}")?;
@@ -342,8 +336,9 @@ impl fmt::Display for Redis {
                     .iter()
                     .map(|user| format!("sentinel-user={user}")),
             );
-            let password = login.password.as_ref();
-            options.extend(password.map(|_| format!("sentinel-password={LEFT_OUT}")));
+            if login.password.is_some() {
+                options.push(format!("sentinel-password={LEFT_OUT}"));
+            }
         }
         if self.database != 0 {
             write!(f, "/{}", self.database)?;
@@ -354,9 +349,20 @@ impl fmt::Display for Redis {
                 format!("cert={}&key={}", certificate.display(), key.display())
             }));
         }
-        match options.is_empty() {
-            true => Ok(()),
-            false => write!(f, "?{}", options.join("&")),
+        if !options.is_empty() {
+            write!(f, "?{}", options.join("&"))?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { host, port } = self;
+        if host.contains(':') {
+            write!(f, "[{host}]:{port}")
+        } else {
+            write!(f, "{host}:{port}")
         }
     }
 }
@@ -399,6 +405,37 @@ mod tests {
         assert_eq!(login.user.as_deref(), Some("us@er"));
         assert_eq!(login.password.unwrap().expose(), "p:/%");
         assert_eq!(redis("redis://:p@h").login.user, None);
+        for (written, password) in [
+            ("p", "p"),
+            ("a@b/c:d", "a@b/c:d"),
+            ("%C3%a9", "é"),
+            ("é", "é"),
+            ("%00%7f", "\0\u{7f}"),
+            ("%2541", "%41"),
+            ("+ ", "+ "),
+        ] {
+            let login = redis(&format!("redis://:{written}@h")).login;
+            assert_eq!(login.password.unwrap().expose(), password);
+        }
+    }
+
+    #[test]
+    fn what_may_be_left_out_has_its_default() {
+        for (text, shown) in [
+            ("redis://h/", "redis://h:6379"),
+            ("redis://h?", "redis://h:6379"),
+            ("redis://h/0", "redis://h:6379"),
+            ("redis://h:/7", "redis://h:6379/7"),
+            ("redis://@h", "redis://h:6379"),
+            ("redis://u:@h", "redis://u@h:6379"),
+            ("redis://H-1._x", "redis://H-1._x:6379"),
+            ("redis://[::1]:", "redis://[::1]:6379"),
+            ("rediss://h?&ca=%2fa%20b&", "rediss://h:6379?ca=/a b"),
+            ("redis+cluster://a,b/", "redis://a:6379,b:6379"),
+            ("redis+sentinel://a/m%2fx/", "redis+sentinel://a:26379/m/x"),
+        ] {
+            assert_eq!(redis(text).to_string(), shown, "{text}");
+        }
     }
 
     #[test]
@@ -429,6 +466,7 @@ mod tests {
             ("localhost:6379", BadStore::Scheme),
             ("http://h", BadStore::Scheme),
             ("redis+rings://h", BadStore::Scheme),
+            ("redis+://h", BadStore::Scheme),
             ("redis://", BadStore::Node),
             ("redis://a,,b", BadStore::Node),
             ("redis://h:0", BadStore::Node),
@@ -436,6 +474,28 @@ mod tests {
             ("redis://a b", BadStore::Node),
             ("redis://:%4@h", BadStore::Percent),
             ("redis://:%+4@h", BadStore::Percent),
+            ("redis://:%@h", BadStore::Percent),
+            ("redis://:%%41@h", BadStore::Percent),
+            ("redis://:%é@h", BadStore::Percent),
+            ("redis://:%ff@h", BadStore::Percent),
+            ("redis://:%zz@h", BadStore::Percent),
+            ("redis://:***@h", BadStore::LeftOut),
+            ("redis://:%2a**@h", BadStore::LeftOut),
+            ("redis://[::1", BadStore::Node),
+            ("redis://[::1]6379", BadStore::Node),
+            ("redis://%41", BadStore::Node),
+            ("redis://h:65536", BadStore::Node),
+            ("redis://h/65536", BadStore::Database),
+            ("redis://h/1/2", BadStore::Database),
+            ("redis+cluster://h/1", BadStore::ClusterDatabase),
+            ("redis+sentinel://a/", BadStore::NoService),
+            ("redis+sentinel://a/m/x", BadStore::Database),
+            ("redis://h?db=1", BadStore::Option),
+            ("rediss://h?ca", BadStore::Option),
+            ("rediss://h?ca=%4", BadStore::Percent),
+            ("REDIS://h", BadStore::Scheme),
+            ("Memory", BadStore::Scheme),
+            ("", BadStore::Scheme),
             ("redis://h/x", BadStore::Database),
             ("redis://a,b/1", BadStore::ClusterDatabase),
             ("redis+sentinel://a", BadStore::NoService),

@@ -8,8 +8,8 @@ use sessile_proto::alert::AlertDescription;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
-/// How long a client that was sent a fatal alert may take to end its side.
-pub(crate) const ALERT_LINGER: Duration = Duration::from_secs(1);
+/// How long a client may take to end its side after ours has ended.
+pub(crate) const LINGER: Duration = Duration::from_secs(5);
 
 /// Most bytes that are read from such a client and thrown away.
 const MAX_DISCARDED: usize = 256 * 1024;
@@ -26,12 +26,12 @@ pub(crate) async fn refuse(mut io: TcpStream, alert: AlertDescription) {
 
 /// Ends our side of a connection, and waits for the client to end its side.
 ///
-/// A socket that is closed with unread bytes resets the connection. The client would lose the alert.
+/// A socket that is closed while bytes come in resets the connection. The client could lose the alert.
 pub(crate) async fn end(io: &mut TcpStream) {
     let _ = io.shutdown().await;
     let mut discarded = 0;
     let done = std::future::poll_fn(|cx| poll_discard(io, &mut discarded, cx));
-    let _ = tokio::time::timeout(ALERT_LINGER, done).await;
+    let _ = tokio::time::timeout(LINGER, done).await;
 }
 
 /// Reads and throws away the bytes that the client still sends, up to a limit.

@@ -4,19 +4,19 @@
 mod access_log;
 mod connection;
 mod forget;
-mod host;
-mod live;
 mod metrics;
 mod pending_upstreams;
 mod proxy;
+mod request;
 mod respond;
 mod routes;
+mod site_files;
 mod sites;
 
 pub use access_log::AccessLog;
 pub use forget::forget_scope;
-pub use live::SiteError;
 pub use metrics::{HandshakeFailure, Metrics};
+pub use site_files::SiteError;
 
 use std::cell::RefCell;
 use std::io;
@@ -36,7 +36,7 @@ use crate::listener::{Admission, BufferLimit, ListenError, Listeners};
 use crate::store::snapshot::SnapshotFile;
 use crate::store::{Local, Store, StoreError};
 use crate::tls::Sessions;
-use live::Live;
+use site_files::LoadedSites;
 use sites::Sites;
 
 /// Why a server does not start.
@@ -148,7 +148,7 @@ impl Server {
     /// # Errors
     /// If a file or a combination cannot be used. Nothing changes then.
     pub fn reload(&self, config: &Config) -> Result<(), SiteError> {
-        let live = Live::load(config)?;
+        let live = LoadedSites::load(config)?;
         self.shared.try_out(&live)?;
         self.shared.live.send_replace(Arc::new(live));
         let rules = forget::rules(config, self.shared.keys.scope());
@@ -233,7 +233,7 @@ fn restore(file: &SnapshotFile, keys: &Keyring, store: &Store) -> Option<u16> {
 struct Shared {
     /// The configuration at the start. The current sites are in `live`.
     config: Arc<Config>,
-    live: watch::Sender<Arc<Live>>,
+    live: watch::Sender<Arc<LoadedSites>>,
     keys: Arc<Keyring>,
     store: Store,
     issuer: Issuer,
@@ -259,7 +259,7 @@ impl Shared {
         let metrics = Metrics::register(&env.registry, name, &store, max_connections)?;
         Ok(Self {
             config: Arc::new(config.clone()),
-            live: watch::Sender::new(Arc::new(Live::load(config)?)),
+            live: watch::Sender::new(Arc::new(LoadedSites::load(config)?)),
             keys,
             store,
             issuer: Issuer {
@@ -277,9 +277,9 @@ impl Shared {
     }
 
     /// Makes sites as a worker does, so that unusable sites never reach a worker.
-    fn try_out(&self, live: &Live) -> Result<(), SiteError> {
+    fn try_out(&self, live: &LoadedSites) -> Result<(), SiteError> {
         let sessions = self.sessions(self.store.local());
-        live.sites(&sessions, &self.metrics).map(drop)
+        Ok(Sites::new(live, &sessions, &self.metrics).map(drop)?)
     }
 }
 
@@ -293,7 +293,7 @@ struct Worker {
 
 /// The sites of a worker, and the channel of newer ones.
 struct Current {
-    live: watch::Receiver<Arc<Live>>,
+    live: watch::Receiver<Arc<LoadedSites>>,
     sites: Rc<Sites>,
 }
 
@@ -313,7 +313,11 @@ impl Worker {
     fn new(shared: Shared, store: Local) -> Result<Self, SiteError> {
         let sessions = shared.sessions(store.clone());
         let mut live = shared.live.subscribe();
-        let sites = live.borrow_and_update().sites(&sessions, &shared.metrics)?;
+        let sites = Rc::new(Sites::new(
+            &live.borrow_and_update(),
+            &sessions,
+            &shared.metrics,
+        )?);
         Ok(Self {
             current: RefCell::new(Current { live, sites }),
             shared,
@@ -327,8 +331,8 @@ impl Worker {
         let mut current = self.current.borrow_mut();
         if current.live.has_changed().is_ok_and(|changed| changed) {
             let live = Arc::clone(&current.live.borrow_and_update());
-            match live.sites(&self.sessions, &self.shared.metrics) {
-                Ok(sites) => current.sites = sites,
+            match Sites::new(&live, &self.sessions, &self.shared.metrics) {
+                Ok(sites) => current.sites = Rc::new(sites),
                 Err(error) => tracing::error!(%error, "a worker stays with its old sites"),
             }
         }

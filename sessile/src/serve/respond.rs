@@ -21,8 +21,8 @@ use tower_http::services::ServeDir;
 
 use super::Worker;
 use super::access_log::quoted;
-use super::host::{self, Host};
 use super::pending_upstreams::PendingUpstreams;
+use super::request::{self, Host, SentEarly};
 use super::routes;
 use super::sites::{Handler, Site, Sites};
 use crate::clock;
@@ -35,10 +35,6 @@ const EARLY_DATA: HeaderName = HeaderName::from_static("sessile-early-data");
 const SERVER: HeaderName = HeaderName::from_static("sessile-server");
 
 pub(super) type Body = Either<Full<Bytes>, UnsyncBoxBody<Bytes, io::Error>>;
-
-/// Marks a request that came in TLS early data: somebody may have recorded it and send it again.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct EarlyData;
 
 /// What the requests of a connection share.
 pub(super) struct Connection {
@@ -80,7 +76,7 @@ pub(super) async fn answer(
     mut request: Request<Incoming>,
 ) -> Result<Response<Body>, Infallible> {
     if connection.is_early() {
-        request.extensions_mut().insert(EarlyData);
+        request.extensions_mut().insert(SentEarly);
     }
     connection.requests.set(connection.requests.get() + 1);
     connection.worker.shared.metrics.count_request();
@@ -159,7 +155,7 @@ fn refusal(code: StatusCode, has_streams: bool) -> Response<Body> {
 /// Whether a request has to be sent again once the client's handshake is done: it may be a replay, and
 /// does something (RFC 8470, 5.2).
 fn is_too_early<B>(request: &Request<B>) -> bool {
-    request.extensions().get::<EarlyData>().is_some() && !request.method().is_safe()
+    request.extensions().get::<SentEarly>().is_some() && !request.method().is_safe()
 }
 
 /// Ranges, validators, types and the refusal to leave the folder are tower-http's.
@@ -293,7 +289,7 @@ impl Connection {
     /// certificates. So it does one for no site at all, which an upstream may take for anybody's.
     fn check_host<B>(&self, request: &Request<B>) -> Result<(), StatusCode> {
         let host = Host::of(request.uri(), request.headers(), request.version());
-        let Some(host) = host.map_err(|host::Unclear| StatusCode::BAD_REQUEST)? else {
+        let Some(host) = host.map_err(|request::Unclear| StatusCode::BAD_REQUEST)? else {
             return Ok(());
         };
         match self.sites.find(Some(host.name)) {
@@ -464,7 +460,7 @@ mod tests {
         ] {
             let mut request = asked(method);
             assert!(!is_too_early(&request));
-            request.extensions_mut().insert(EarlyData);
+            request.extensions_mut().insert(SentEarly);
             assert_eq!(is_too_early(&request), !safe, "{method}");
         }
     }

@@ -5,10 +5,10 @@ use std::rc::Rc;
 
 use tower_http::services::ServeDir;
 
-use super::live::Files;
 use super::metrics::Metrics;
 use super::proxy::Upstream;
 use super::routes::Routes;
+use super::site_files::LoadedSites;
 use crate::config::{Action, Site as SiteConfig};
 use crate::server_names::ServerNames;
 use crate::tls::{self, Sessions, Template};
@@ -31,7 +31,7 @@ pub(super) enum Handler {
     Verdict,
 }
 
-/// A worker's sites by server name.
+/// A worker's sites by server name. Each worker makes its own from the loaded sites.
 pub(super) struct Sites {
     by_name: ServerNames<Rc<Site>>,
     default: Option<Rc<Site>>,
@@ -39,7 +39,7 @@ pub(super) struct Sites {
 
 impl Sites {
     pub(super) fn new(
-        configured: &[(SiteConfig, Files)],
+        loaded: &LoadedSites,
         sessions: &Rc<Sessions>,
         metrics: &Metrics,
     ) -> Result<Self, rustls::Error> {
@@ -48,7 +48,7 @@ impl Sites {
             by_name: ServerNames::default(),
             default: None,
         };
-        for (config, files) in configured {
+        for (config, files) in &loaded.0 {
             let id = tls::site_id(config.names.first().map_or("", String::as_str));
             let (certificates, clients) = (&files.certificates, files.clients.as_ref());
             let site = Rc::new(Site {

@@ -1,31 +1,31 @@
-//! Edits the text of a TOML file at the place that is meant and nowhere else: comments, layout, line
-//! ends and the order of things stay as they are.
+//! Changes one setting in the text of a TOML file. Comments, layout, line ends and the order of keys
+//! stay.
 
 use std::ops::Range;
 
 use toml_edit::{Document, Item, TableLike};
 
-use super::table::{Setting, Value};
+use crate::config::settings::{Setting, Value};
 
 /// Why a text cannot be edited.
 #[derive(Debug, thiserror::Error)]
 pub enum EditError {
-    /// What it says has to be right first.
+    /// The text is not TOML.
     #[error("the file is not TOML, so there is no place to put a setting: {}", .0.message())]
     Syntax(#[from] toml_edit::TomlError),
-    /// `session = 5`, for instance.
+    /// The text has a value instead of the section: `session = 5`.
     #[error("`{0}` is not a section in this file; write [{0}] by hand first")]
     NotASection(&'static str),
 }
 
-/// The value that the text itself gives a setting, as it is written there.
+/// The TOML of a setting's value in the text.
 pub(super) fn written(text: &str, setting: &Setting) -> Result<Option<String>, EditError> {
     let document = Document::parse(text)?;
     let place = item(&document, setting)?.and_then(Item::span);
     Ok(place.map(|place| text[place].to_owned()))
 }
 
-/// The text with the setting at that value.
+/// The text with a new value for the setting.
 pub(super) fn set(text: &str, setting: &Setting, value: &Value) -> Result<String, EditError> {
     let document = Document::parse(text)?;
     let (section, key) = setting.parts();
@@ -50,32 +50,35 @@ pub(super) fn set(text: &str, setting: &Setting, value: &Value) -> Result<String
                     Some((key?, item.span()?))
                 })
                 .max_by_key(|(_, value)| value.end);
-            let dotted = if table.is_dotted() { section } else { "" };
-            let dot = if table.is_dotted() { "." } else { "" };
+            let prefix = if table.is_dotted() {
+                format!("{section}.")
+            } else {
+                String::new()
+            };
             let (indent, after) = match last {
                 Some((key, value)) => (indent(text, key.start), value.end),
                 None => ("", table.span().map_or(text.len(), |span| span.end)),
             };
             let place = line_end(text, after);
-            let line = format!("{end_of_line}{indent}{dotted}{dot}{line}");
-            Ok(splice(text, place..place, &line))
+            let new_line = format!("{end_of_line}{indent}{prefix}{line}");
+            Ok(splice(text, place..place, &new_line))
         }
         _ => {
-            let mut text = text.to_owned();
+            let mut edited = text.to_owned();
             if !text.is_empty() && !text.ends_with('\n') {
-                text.push_str(end_of_line);
+                edited.push_str(end_of_line);
             }
             if !text.is_empty() {
-                text.push_str(end_of_line);
+                edited.push_str(end_of_line);
             }
-            text.push_str(&format!("[{section}]{end_of_line}{line}{end_of_line}"));
-            Ok(text)
+            edited.push_str(&format!("[{section}]{end_of_line}{line}{end_of_line}"));
+            Ok(edited)
         }
     }
 }
 
-/// The text without the setting; `None` where it was not set. Comments above it stay, one on its own
-/// line goes with it.
+/// The text without the setting. `None`: the setting was not set. Comments above the line stay, and a
+/// comment at its end goes.
 pub(super) fn unset(text: &str, setting: &Setting) -> Result<Option<String>, EditError> {
     let document = Document::parse(text)?;
     let (section, key) = setting.parts();
@@ -84,7 +87,7 @@ pub(super) fn unset(text: &str, setting: &Setting) -> Result<Option<String>, Edi
     };
     let section_item = document.get(section);
     if section_item.is_some_and(Item::is_inline_table) {
-        // The comma that goes with it is toml_edit's to find.
+        // toml_edit also removes the right comma.
         let mut document = document.into_mut();
         if let Some(table) = document.get_mut(section).and_then(Item::as_table_like_mut) {
             table.remove(key);
@@ -92,15 +95,12 @@ pub(super) fn unset(text: &str, setting: &Setting) -> Result<Option<String>, Edi
         return Ok(Some(document.to_string()));
     }
     let start = text[..value.start].rfind('\n').map_or(0, |end| end + 1);
-    // A byte order mark stays where it is.
-    let mark = if text[start..].starts_with('\u{feff}') {
-        '\u{feff}'.len_utf8()
-    } else {
-        0
-    };
+    // A byte order mark stays at the start.
+    let line = text[start..].trim_start_matches('\u{feff}');
+    let line_start = text.len() - line.len();
     let newline = text[value.end..].find('\n').map(|end| value.end + end + 1);
-    let line = start + mark..newline.unwrap_or(text.len());
-    Ok(Some(splice(text, line, "")))
+    let line_end = newline.unwrap_or(text.len());
+    Ok(Some(splice(text, line_start..line_end, "")))
 }
 
 fn item<'a>(
@@ -123,13 +123,13 @@ fn splice(text: &str, place: Range<usize>, with: &str) -> String {
     edited
 }
 
-/// Where the line that holds `place` ends, before its line break.
+/// The end of the line at `place`, before the line break.
 fn line_end(text: &str, place: usize) -> usize {
     let line = text[place..].split('\n').next().unwrap_or_default();
     place + line.trim_end_matches('\r').len()
 }
 
-/// The blanks that the line that holds `place` begins with.
+/// The blanks at the start of the line at `place`.
 fn indent(text: &str, place: usize) -> &str {
     let start = text[..place].rfind('\n').map_or(0, |end| end + 1);
     let line = &text[start..place];
@@ -140,12 +140,12 @@ fn indent(text: &str, place: usize) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::settings::table::{SETTINGS, find};
+    use crate::config::settings::{self, find};
     use proptest::prelude::*;
 
     fn edited(text: &str, name: &str, value: &str) -> String {
         let setting = find(name).expect("it is in the table");
-        let value = setting.read(value).expect("it is of the type");
+        let value = setting.parse(value).expect("it is of the type");
         set(text, setting, &value).expect("it is TOML")
     }
 
@@ -261,7 +261,7 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_set_is_there_and_what_is_unset_is_not(
-            operations in proptest::collection::vec((0..SETTINGS.len(), any::<bool>()), 1..12),
+            operations in proptest::collection::vec((0..settings::all().count(), any::<bool>()), 1..12),
             start in 0..5usize,
         ) {
             let mut text = [
@@ -270,10 +270,10 @@ mod tests {
                 "log.level = 'warn'\n[[balance.server]]\nname = 'a'\naddress = '1.1.1.1:1'\n",
             ][start].to_owned();
             for (index, sets) in operations {
-                let setting = &SETTINGS[index];
+                let setting = settings::all().nth(index).expect("it is in range");
                 let defaults = crate::config::Config::default();
                 let value = (setting.value)(&defaults).unwrap_or_else(|| match setting.kind {
-                    crate::settings::table::Kind::Count => Value::Count(5),
+                    settings::Kind::Count => Value::Count(5),
                     _ if setting.name == "balance.health-name" => Value::Text("farm.test".to_owned()),
                     _ => Value::Text("127.0.0.1:1".to_owned()),
                 });

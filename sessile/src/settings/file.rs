@@ -1,4 +1,4 @@
-//! The file on the disk: read under a lock, backed up before each change, replaced in one step.
+//! The file on disk: read under a lock, backed up before each change, replaced in one step.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, Metadata};
@@ -10,17 +10,17 @@ use std::time::SystemTime;
 use rustix::fs::{Gid, Uid, fchown};
 
 use super::edit::{self, EditError};
-use super::table::{Setting, Value};
 use crate::config::Config;
 use crate::config::file::{LoadError, parse, read};
+use crate::config::settings::{Setting, Value};
 
-/// Most backups that one second may see; a bound for the search, not a wish.
+/// Most backups in one second. The limit ends the search for a free name.
 const MAX_BACKUPS_A_SECOND: u32 = 1000;
 
 /// Why a configuration file was not changed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The file, or a backup of it, cannot be read or would not be valid.
+    /// The file or its backup cannot be read, or is not valid.
     #[error(transparent)]
     Invalid(#[from] LoadError),
     #[error(transparent)]
@@ -37,52 +37,53 @@ pub enum Error {
     },
 }
 
-/// What a change did.
+/// The result of a change.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Change {
-    /// The text was as wanted before; nothing was written.
+    /// The text was the same before. Nothing was written.
     None,
-    /// The file was made; there was none to back up.
+    /// A new file was made.
     Made,
-    /// The file was replaced; this is what it was before.
+    /// The file was replaced. The backup has the old text.
     Replaced { backup: PathBuf },
 }
 
-/// A configuration file that is about to be changed. Other `sessile settings` wait until it is
-/// dropped.
+/// A configuration file, locked for a change. Other `sessile settings` processes wait until the value
+/// is dropped.
 #[derive(Debug)]
 pub struct SettingsFile {
-    /// As named on the command line: what messages say and relative paths are relative to.
+    /// The path from the command line. Messages use it, and relative paths start at its folder.
     named: PathBuf,
-    /// With symbolic links followed: what is replaced.
+    /// The path without symbolic links. This file is replaced.
     real: PathBuf,
-    /// `None`: the file is not there yet.
+    /// `None`: the file does not exist yet.
     text: Option<String>,
     /// Holds the lock.
     _folder: Option<File>,
 }
 
 impl SettingsFile {
-    /// Opens a file that may or may not be there.
+    /// Opens a file, which need not exist.
     pub fn open(named: &Path) -> Result<Self, Error> {
         let failed = |source| failure(named, "opened", source);
         let real = match fs::canonicalize(named) {
-            // A link to nothing would be replaced instead of followed.
+            // A dangling link is an error: a rename would replace the link.
             Err(error) if error.kind() == io::ErrorKind::NotFound && !named.is_symlink() => {
                 let folder = fs::canonicalize(folder_of(named)).map_err(failed)?;
                 folder.join(named.file_name().ok_or_else(|| failed(error))?)
             }
             real => real.map_err(failed)?,
         };
-        // The file itself is replaced, so the lock is on its folder. Where that cannot be locked
-        // (some network file systems), two changes at the same moment are the operator's to avoid.
+        // The file itself is replaced, so the folder is locked. Some network file systems cannot lock a
+        // folder: there, two changes at the same moment can lose one of them.
         let folder = File::open(folder_of(&real)).ok();
         if let Some(folder) = &folder {
             let _ = folder.lock();
         }
-        let text = match real.exists() {
-            true => Some(read(&real)?),
-            false => None,
+        let text = if real.exists() {
+            Some(read(&real)?)
+        } else {
+            None
         };
         Ok(Self {
             named: named.to_owned(),
@@ -92,19 +93,19 @@ impl SettingsFile {
         })
     }
 
-    /// The text; empty where the file is not there.
+    /// The text. Empty: the file does not exist.
     #[must_use]
     pub fn text(&self) -> &str {
         self.text.as_deref().unwrap_or_default()
     }
 
-    /// Whether the file is there.
+    /// True if the file exists.
     #[must_use]
     pub fn exists(&self) -> bool {
         self.text.is_some()
     }
 
-    /// What the text means.
+    /// Parses the text.
     pub fn config(&self) -> Result<Config, Error> {
         Ok(parse(self.text(), &self.named)?)
     }
@@ -114,7 +115,7 @@ impl SettingsFile {
         self.replace(&edit::set(self.text(), setting, value)?, now)
     }
 
-    /// Takes a setting out: back to its default.
+    /// Removes a setting, which then has its default.
     pub fn unset(&self, setting: &Setting, now: SystemTime) -> Result<Change, Error> {
         match edit::unset(self.text(), setting)? {
             Some(text) => self.replace(&text, now),
@@ -141,23 +142,23 @@ impl SettingsFile {
         Ok(Change::Replaced { backup })
     }
 
-    /// Writes a copy beside the file: `FILE.20260801T101112Z.bak`, and `FILE.20260801T101112Z-2.bak`
-    /// where that is taken. No backup is ever overwritten or removed.
+    /// Writes a copy beside the file: `FILE.20260801T101112Z.bak`, or `FILE.20260801T101112Z-2.bak` if
+    /// that name is taken. No backup is ever overwritten or removed.
     pub fn backup(&self, now: SystemTime) -> Result<PathBuf, Error> {
         let Some(text) = &self.text else {
             return Err(Error::NoFile(self.named.clone()));
         };
         let mut copy = self.write_beside(text)?;
-        let stamp = humantime::format_rfc3339_seconds(now).to_string();
-        let stamp = stamp.replace(['-', ':'], "");
+        let time = humantime::format_rfc3339_seconds(now).to_string();
+        let stamp = time.replace(['-', ':'], "");
         for number in 1..=MAX_BACKUPS_A_SECOND {
             let suffix = match number {
                 1 => format!(".{stamp}.bak"),
                 _ => format!(".{stamp}-{number}.bak"),
             };
-            let mut path = self.real.clone().into_os_string();
-            path.push(suffix);
-            let path = PathBuf::from(path);
+            let mut name = self.real.clone().into_os_string();
+            name.push(suffix);
+            let path = PathBuf::from(name);
             match copy.persist_noclobber(&path) {
                 Ok(_) => {
                     self.sync_folder();
@@ -176,8 +177,8 @@ impl SettingsFile {
         ))
     }
 
-    /// Puts a backup back: `given` (a path, or a name in the file's folder), or the newest one. The
-    /// text that it replaces is backed up like any other. Says which backup it was.
+    /// Restores a backup: `given` (a path, or a name in the file's folder), or the newest one. The
+    /// replaced text is backed up, too. Gives the path of the restored backup.
     pub fn restore(
         &self,
         given: Option<&Path>,
@@ -189,7 +190,7 @@ impl SettingsFile {
             None => self.newest_backup()?,
         };
         let text = read(&backup)?;
-        // What is wrong with it, if anything, is wrong in the backup's lines.
+        // Problems are reported with the lines of the backup.
         parse(&text, &backup)?;
         let change = self.replace(&text, now)?;
         Ok((backup, change))
@@ -198,21 +199,20 @@ impl SettingsFile {
     fn newest_backup(&self) -> Result<PathBuf, Error> {
         let folder = folder_of(&self.real);
         let failed = |source| failure(folder, "read", source);
-        let own = self.real.file_name().unwrap_or_default();
-        let mut newest: Option<((String, u32), PathBuf)> = None;
+        let file_name = self.real.file_name().unwrap_or_default();
+        let mut backups = Vec::new();
         for entry in fs::read_dir(folder).map_err(failed)? {
             let name = entry.map_err(failed)?.file_name();
-            if let Some(age) = backup_age(own, &name)
-                && newest.as_ref().is_none_or(|(newest, _)| age > *newest)
-            {
-                newest = Some((age, folder.join(&name)));
-            }
+            backups.extend(backup_time(file_name, &name).map(|time| (time, name)));
         }
-        let newest = newest.map(|(_, path)| path);
-        newest.ok_or_else(|| Error::NoBackup(self.named.clone()))
+        let (_, name) = backups
+            .into_iter()
+            .max()
+            .ok_or_else(|| Error::NoBackup(self.named.clone()))?;
+        Ok(folder.join(name))
     }
 
-    /// Writes the text to a nameless neighbour with the file's mode and owner, down to the disk.
+    /// Writes the text to a temporary file in the same folder, with the mode and owner of the file.
     fn write_beside(&self, text: &str) -> Result<tempfile::NamedTempFile, Error> {
         let failed = |source| failure(&self.real, "written", source);
         let metadata = match &self.text {
@@ -222,7 +222,7 @@ impl SettingsFile {
         let mut builder = tempfile::Builder::new();
         builder.prefix(".sessile-").suffix(".tmp");
         if metadata.is_none() {
-            // The process's umask takes its part off.
+            // The umask of the process applies.
             builder.permissions(fs::Permissions::from_mode(0o666));
         }
         let mut beside = builder.tempfile_in(folder_of(&self.real)).map_err(failed)?;
@@ -235,8 +235,8 @@ impl SettingsFile {
         Ok(beside)
     }
 
-    /// Makes a rename outlive a power cut. The change has been made by then: where a file system
-    /// cannot sync a folder, that is no reason to call it failed.
+    /// Makes a rename durable. The change is already made, so an error of the file system is not a
+    /// failure.
     fn sync_folder(&self) {
         if let Ok(folder) = File::open(folder_of(&self.real)) {
             let _ = folder.sync_all();
@@ -260,25 +260,25 @@ fn folder_of(path: &Path) -> &Path {
 }
 
 fn keep_owner_and_mode(file: &File, metadata: &Metadata) -> io::Result<()> {
-    let own = file.metadata()?;
-    if (own.uid(), own.gid()) != (metadata.uid(), metadata.gid()) {
+    let current = file.metadata()?;
+    if (current.uid(), current.gid()) != (metadata.uid(), metadata.gid()) {
         let (uid, gid) = (Uid::from_raw(metadata.uid()), Gid::from_raw(metadata.gid()));
         fchown(file, Some(uid), Some(gid))?;
     }
     file.set_permissions(metadata.permissions())
 }
 
-/// When a backup was made, in an order: its time and its number within that second. `None`: it is no
-/// backup of the file called `own`.
-fn backup_age(own: &OsStr, name: &OsStr) -> Option<(String, u32)> {
-    let mut prefix = OsString::from(own);
+/// The time of a backup, and its number within the second. `None`: `name` is not a backup of
+/// `file_name`.
+fn backup_time(file_name: &OsStr, name: &OsStr) -> Option<(String, u32)> {
+    let mut prefix = OsString::from(file_name);
     prefix.push(".");
     let rest = name.to_str()?.strip_prefix(prefix.to_str()?)?;
     let stamp = rest.strip_suffix(".bak")?;
     let (time, number) = stamp.split_once('-').unwrap_or((stamp, "1"));
-    let digits = |part: &str, len| part.len() == len && part.bytes().all(|b| b.is_ascii_digit());
+    let is_digits = |part: &str, len| part.len() == len && part.bytes().all(|b| b.is_ascii_digit());
     let (day, second) = time.strip_suffix('Z')?.split_once('T')?;
-    if !digits(day, 8) || !digits(second, 6) {
+    if !is_digits(day, 8) || !is_digits(second, 6) {
         return None;
     }
     Some((time.to_owned(), number.parse().ok()?))
@@ -287,7 +287,7 @@ fn backup_age(own: &OsStr, name: &OsStr) -> Option<(String, u32)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::settings::table::find;
+    use crate::config::settings::find;
     use std::os::unix::fs::symlink;
     use std::time::Duration;
 
@@ -297,7 +297,7 @@ mod tests {
 
     fn set(path: &Path, name: &str, value: &str) -> Result<Change, Error> {
         let setting = find(name).expect("it is in the table");
-        let value = setting.read(value).expect("it is of the type");
+        let value = setting.parse(value).expect("it is of the type");
         SettingsFile::open(path)?.set(setting, &value, now())
     }
 
@@ -460,16 +460,16 @@ mod tests {
 
     #[test]
     fn only_a_files_own_backups_count() {
-        let age = |name: &str| backup_age("s.toml".as_ref(), name.as_ref());
-        assert!(age("s.toml.20260801T101112Z-10.bak") > age("s.toml.20260801T101112Z-9.bak"));
-        assert!(age("s.toml.20260801T101113Z.bak") > age("s.toml.20260801T101112Z-9.bak"));
+        let time = |name: &str| backup_time("s.toml".as_ref(), name.as_ref());
+        assert!(time("s.toml.20260801T101112Z-10.bak") > time("s.toml.20260801T101112Z-9.bak"));
+        assert!(time("s.toml.20260801T101113Z.bak") > time("s.toml.20260801T101112Z-9.bak"));
         for name in [
             "s.toml",
             "s.toml.bak",
             "s.toml.old.bak",
             "t.toml.20260801T101112Z.bak",
         ] {
-            assert_eq!(age(name), None, "{name}");
+            assert_eq!(time(name), None, "{name}");
         }
     }
 }

@@ -1,18 +1,18 @@
-//! Settings in and out in the registry's form, and out as TOML.
+//! Imports settings from the registry, and exports them in the registry's form or as TOML.
 
 use std::time::SystemTime;
 
-use super::edit;
 use super::file::{Change, Error, SettingsFile};
-use super::table::{SETTINGS, Setting, find};
+use super::{edit, without_password};
 use crate::config::Config;
 use crate::config::reg::{self, Ignored, RegError, RegFile, Report, Why};
+use crate::config::settings::{Setting, all};
 
-/// What an import did.
+/// The result of an import.
 #[derive(Debug)]
 pub struct Import {
     pub change: Change,
-    /// One line for each registry value that was taken: what it was and what it is now.
+    /// One line for each registry value that was taken: its number, and the settings from it.
     pub taken: Vec<String>,
     pub ignored: Vec<Ignored>,
 }
@@ -20,17 +20,17 @@ pub struct Import {
 /// Why an import changed nothing.
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {
-    /// The bytes are no registry export.
+    /// The bytes are not a registry export.
     #[error(transparent)]
     NotAnExport(#[from] RegError),
-    /// A value was understood, and the file cannot have it.
+    /// A setting cannot have the value.
     #[error("{0}")]
     Unsuitable(Ignored),
     #[error(transparent)]
     File(#[from] Error),
 }
 
-/// Takes a registry export over into a file; all of it or, where anything is wrong, nothing.
+/// Imports a registry export into a file. If anything is wrong, nothing is changed.
 pub fn import(file: &SettingsFile, bytes: &[u8], now: SystemTime) -> Result<Import, ImportError> {
     let export: RegFile = reg::parse(bytes)?;
     let mut config = file.config()?;
@@ -42,27 +42,25 @@ pub fn import(file: &SettingsFile, bytes: &[u8], now: SystemTime) -> Result<Impo
     let mut lines = Vec::new();
     for taken in taken {
         taken.apply(&mut config);
-        let mut now_is = Vec::new();
-        for setting in taken.value.settings.iter().flat_map(|name| find(name)) {
+        let mut changes = Vec::new();
+        for setting in taken.settings() {
+            let name = setting.name;
             let value = (setting.value)(&config).filter(|_| taken.number.is_some());
-            let edited = match &value {
-                Some(value) => edit::set(&text, setting, value).map(Some),
-                None => edit::unset(&text, setting),
-            };
-            if let Some(edited) = edited.map_err(Error::from)? {
-                text = edited;
+            if let Some(value) = value {
+                text = edit::set(&text, setting, &value).map_err(Error::from)?;
+                changes.push(format!("{name} = {value}"));
+            } else {
+                let without = edit::unset(&text, setting).map_err(Error::from)?;
+                text = without.unwrap_or(text);
+                changes.push(format!("{name} = {} (the default)", setting.default()));
             }
-            now_is.push(match value {
-                Some(value) => format!("{} = {value}", setting.name),
-                None => format!("{} = {} (the default)", setting.name, setting.default),
-            });
         }
-        let was = match taken.number {
+        let number = match taken.number {
             Some(number) => format!("= {number:#010x} ({number})"),
             None => "deleted".to_owned(),
         };
-        let (line, value, now_is) = (taken.line, taken.value, now_is.join(", "));
-        lines.push(format!("line {line}: {value} {was}: {now_is}"));
+        let (line, value, changes) = (taken.line, taken.value, changes.join(", "));
+        lines.push(format!("line {line}: {value} {number}: {changes}"));
     }
     Ok(Import {
         change: file.replace(&text, now)?,
@@ -71,71 +69,68 @@ pub fn import(file: &SettingsFile, bytes: &[u8], now: SystemTime) -> Result<Impo
     })
 }
 
-/// What is set, in the registry's form; what has none is listed at the end, as comments.
+/// The settings in the registry's form. Comments at the end list settings without such a form.
 #[must_use]
 pub fn export_reg(text: &str, config: &Config) -> String {
     let reg::Export {
         text: mut out,
         left_out,
     } = reg::export(config);
-    let mut without: Vec<String> = Vec::new();
-    for setting in &SETTINGS {
+    let mut unexpressed: Vec<String> = Vec::new();
+    for setting in all() {
         let value = if left_out.contains(&setting.name) {
             (setting.value)(config).map(|value| value.toml())
-        } else if setting.registry().is_none() {
+        } else if setting.registry.is_none() {
             written(text, setting)
         } else {
             None
         };
-        without.extend(value.map(|value| format!("{} = {value}", setting.name)));
+        unexpressed.extend(value.map(|value| format!("{} = {value}", setting.name)));
     }
-    for (count, what) in [
+    for (count, table) in [
         (config.listeners.len(), "[[listener]]"),
         (config.sites.len(), "[[site]]"),
         (config.balance.servers.len(), "[[balance.server]]"),
     ] {
         if count > 0 {
-            without.push(format!("{what}, {count} in all"));
+            unexpressed.push(format!("{table}, {count} in all"));
         }
     }
-    if !without.is_empty() {
+    if !unexpressed.is_empty() {
         out.push_str("\r\n; Not said above, because the registry has no form for it:\r\n");
-        for line in without {
-            // Version 5 files are read in the machine's code page where they are not UTF-16.
-            let ascii: String = line
-                .chars()
-                .map(|c| if c.is_ascii() { c } else { '?' })
-                .collect();
+        for line in unexpressed {
+            // Windows reads version 5 files in the machine's code page if they are not UTF-16.
+            let ascii = line.replace(|c: char| !c.is_ascii(), "?");
             out.push_str(&format!("; {ascii}\r\n"));
         }
     }
     out
 }
 
-/// Every setting as TOML: what is set, and as comments the defaults of what is not. Listeners, sites
-/// and servers are no settings, and are not in it.
+/// The settings as TOML. Settings that are not set are comments with the default. Listeners, sites and
+/// servers are not settings, so they are left out.
 #[must_use]
 pub fn export_toml(text: &str) -> String {
     let mut out = String::new();
-    let mut before = "";
-    for setting in &SETTINGS {
+    let mut last_section = "";
+    for setting in all() {
         let (section, key) = setting.parts();
-        if section != before {
-            let gap = if before.is_empty() { "" } else { "\n" };
+        if section != last_section {
+            let gap = if last_section.is_empty() { "" } else { "\n" };
             out.push_str(&format!("{gap}[{section}]\n"));
-            before = section;
+            last_section = section;
         }
         match written(text, setting) {
             Some(value) => out.push_str(&format!("{key} = {value}\n")),
-            None => out.push_str(&format!("# {key}: {}\n", setting.default)),
+            None => out.push_str(&format!("# {key}: {}\n", setting.default())),
         }
     }
     out
 }
 
-/// A setting's value as it stands in the text: a relative path stays relative. What leaves the file
-/// has no password in it, and is refused when it is taken back without one.
+/// The TOML of a setting in the text: a relative path stays relative. A password is replaced by `***`,
+/// which no configuration accepts.
 fn written(text: &str, setting: &Setting) -> Option<String> {
     let value = edit::written(text, setting).unwrap_or_default()?;
-    Some(setting.without_password(&value))
+    Some(without_password(setting, &value))
 }

@@ -9,7 +9,7 @@ use rustls_pki_types::pem::{self, PemObject};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use sessile_proto::Time;
 
-use super::x509;
+use super::{provider, x509};
 use crate::clock;
 
 /// Why a certificate cannot be used.
@@ -52,7 +52,7 @@ pub fn load(chain: &Path, key: &Path) -> Result<Arc<CertifiedKey>, CertificateEr
         path: key.into(),
         source,
     })?;
-    let certified = CertifiedKey::from_der(certificates, private, &super::crypto());
+    let certified = CertifiedKey::from_der(certificates, private, &provider::crypto());
     certified
         .map(Arc::new)
         .map_err(|source| CertificateError::Mismatch {

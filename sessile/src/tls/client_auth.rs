@@ -18,7 +18,7 @@ use sessile_proto::Time;
 use sessile_proto::ticket::ClientAuth as Mode;
 use sessile_proto::verdict::Reason;
 
-use super::{rustls_session, x509};
+use super::{provider, rustls_session, x509};
 use crate::config;
 use crate::locks::locked;
 
@@ -90,7 +90,7 @@ impl ClientAuthorities {
             Some(path) => read_lists(path)?,
             None => Vec::new(),
         };
-        let provider = Arc::new(super::crypto());
+        let provider = Arc::new(provider::crypto());
         let mut builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
             .with_crls(lists.iter().cloned())
             .enforce_revocation_expiration();

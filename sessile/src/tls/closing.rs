@@ -1,9 +1,9 @@
 //! The alert for a handshake that fails, and the end of the connection.
 
-use rustls::{Error, HandshakeKind, ProtocolVersion, ServerConnection};
+use rustls::{Error, HandshakeKind, PeerMisbehaved, ProtocolVersion, ServerConnection};
 use sessile_proto::alert::AlertDescription;
 
-pub(super) use crate::listener::closing::{ALERT_LINGER, end, poll_discard, refuse};
+pub(super) use crate::listener::closing::{LINGER, end, poll_discard, refuse};
 
 /// The alert for an error that rustls reports without one, if it can still go out in clear.
 ///
@@ -13,7 +13,16 @@ pub(super) fn missing_alert(error: &Error, tls: &ServerConnection) -> Option<Ale
     let in_clear = tls.is_handshaking()
         && tls.protocol_version() != Some(ProtocolVersion::TLSv1_3)
         && tls.handshake_kind() != Some(HandshakeKind::Resumed);
-    if tls.wants_write() || !in_clear {
+    // These come without an alert, even where a flight of rustls waits to be written.
+    let silent = matches!(
+        error,
+        Error::PeerMisbehaved(
+            PeerMisbehaved::MessageInterleavedWithHandshakeMessage
+                | PeerMisbehaved::TooManyEmptyFragments
+                | PeerMisbehaved::TooManyWarningAlertsReceived
+        )
+    );
+    if !in_clear || (tls.wants_write() && !silent) {
         return None;
     }
     match error {

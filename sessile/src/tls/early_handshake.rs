@@ -8,9 +8,8 @@ use std::task::{Context, Poll, ready};
 use rustls::ServerConnection;
 use tokio::time::Sleep;
 
-use super::HANDSHAKE_DEADLINE;
-use super::handshake::Handshaking;
-use super::stream::Status;
+use super::handshake::{HANDSHAKE_DEADLINE, Handshaking};
+use super::status::Status;
 
 pub(super) struct EarlyHandshake {
     /// Until the client has finished.

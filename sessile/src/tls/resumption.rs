@@ -19,7 +19,8 @@ use sessile_proto::verdict::{EarlyData, Reason, Verdict};
 
 use super::certificate::CertificateSet;
 use super::client_auth::Clients;
-use super::{Template, early_data};
+use super::early_data;
+use super::template::Template;
 use crate::locks::locked;
 use crate::store::WaitBudget;
 

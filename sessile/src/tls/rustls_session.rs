@@ -110,7 +110,7 @@ mod tests {
         chain: Option<&[CertificateDer<'static>]>,
         (root, key): (&CertificateDer<'static>, &PrivateKeyDer<'static>),
     ) -> Vec<u8> {
-        let provider = Arc::new(crate::tls::crypto());
+        let provider = Arc::new(crate::tls::provider::crypto());
         let mut roots = RootCertStore::empty();
         roots.add(root.clone()).expect("an authority");
         let roots = Arc::new(roots);

@@ -1,8 +1,7 @@
 //! An established TLS connection as a byte stream. Tickets of a TLS 1.3 handshake wait a moment for
 //! the first response, so that both leave in one write.
 
-use std::cell::{Cell, Ref, RefCell};
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::io::{self, BufRead, IoSlice, Read, Write};
 use std::pin::Pin;
 use std::rc::Rc;
@@ -10,23 +9,21 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use rustls::ServerConnection;
+use sessile_proto::resumption::StoreKey;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::sync::Notify;
-use tokio::time::{Instant, Sleep};
+use tokio::time::Sleep;
 
-use super::closing::{self, ALERT_LINGER};
+use super::closing::{self, LINGER};
 use super::early_handshake::EarlyHandshake;
-use sessile_proto::resumption::StoreKey;
+use super::io::{poll_read_tls, poll_write_tls};
+use super::status::{Completion, Status};
 
 /// How long tickets wait for a response to ride with.
 const TICKET_DELAY: Duration = Duration::from_millis(5);
 
 /// Most plaintext that is taken before the socket has to take ciphertext: two full records.
 const MAX_BUFFERED: usize = 32 * 1024;
-
-/// How long a client may take to end its side once ours has ended.
-const LINGER: Duration = Duration::from_secs(5);
 
 /// The server's side of a TLS connection.
 pub struct Stream {
@@ -50,104 +47,6 @@ struct Failed {
     error: rustls::Error,
     /// Bytes that came after it, and were thrown away.
     discarded: usize,
-}
-
-/// What is known of a stream from outside while something else reads and writes it.
-pub struct Status {
-    last_activity: Cell<Instant>,
-    closed_cleanly: Cell<bool>,
-    lingers: Cell<bool>,
-    blocked: Cell<bool>,
-    completion: Cell<Completion>,
-    completed: Notify,
-    owned: RefCell<Vec<StoreKey>>,
-}
-
-/// How far the handshake of an accepted connection is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Completion {
-    /// The client has not finished. What it has sent so far was early data, which it may have sent
-    /// elsewhere too.
-    UnderWay,
-    Done,
-    /// The client took too long.
-    Deadline,
-    /// What the client sent was refused.
-    Refused,
-}
-
-impl Status {
-    fn new(completion: Completion, closed_cleanly: bool, owned: Vec<StoreKey>) -> Self {
-        Self {
-            last_activity: Cell::new(Instant::now()),
-            closed_cleanly: Cell::new(closed_cleanly),
-            lingers: Cell::new(true),
-            blocked: Cell::new(false),
-            completion: Cell::new(completion),
-            completed: Notify::new(),
-            owned: RefCell::new(owned),
-        }
-    }
-
-    /// How far the handshake is.
-    #[must_use]
-    pub const fn completion(&self) -> Completion {
-        self.completion.get()
-    }
-
-    /// Waits until the handshake is done or has failed.
-    pub async fn completed(&self) {
-        while self.completion() == Completion::UnderWay {
-            self.completed.notified().await;
-        }
-    }
-
-    /// The stored sessions that belong to the connection.
-    #[must_use]
-    pub fn owned(&self) -> Ref<'_, [StoreKey]> {
-        Ref::map(self.owned.borrow(), Vec::as_slice)
-    }
-
-    /// The client has finished, and these sessions are the connection's own.
-    pub(super) fn complete(&self, owned: Vec<StoreKey>) {
-        *self.owned.borrow_mut() = owned;
-        self.end(Completion::Done);
-    }
-
-    fn end(&self, completion: Completion) {
-        if self.completion() == Completion::UnderWay {
-            self.completion.set(completion);
-            self.completed.notify_one();
-        }
-    }
-
-    /// When a byte last passed, either way.
-    #[must_use]
-    pub const fn last_activity(&self) -> Instant {
-        self.last_activity.get()
-    }
-
-    /// Whether bytes wait for the client to take them.
-    #[must_use]
-    pub const fn is_blocked(&self) -> bool {
-        self.blocked.get()
-    }
-
-    /// Whether the client has ended the connection with close_notify.
-    #[must_use]
-    pub const fn closed_cleanly(&self) -> bool {
-        self.closed_cleanly.get()
-    }
-
-    /// Makes a shutdown end at once, whether or not the client ends its side too: for connections
-    /// on which nothing is on its way.
-    pub fn end_without_lingering(&self) {
-        self.lingers.set(false);
-    }
-
-    fn touch(&self) {
-        self.last_activity.set(Instant::now());
-    }
 }
 
 impl Stream {
@@ -201,7 +100,7 @@ impl Stream {
         self.held = None;
         while self.tls.wants_write() {
             let written = poll_write_tls(&mut self.io, &mut self.tls, cx);
-            self.status.blocked.set(written.is_pending());
+            self.status.set_blocked(written.is_pending());
             ready!(written)?;
             self.status.touch();
         }
@@ -250,7 +149,7 @@ impl Stream {
     /// Waits for the client to finish, so that it gets its new tickets before the connection ends.
     fn poll_finished(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_stored(cx));
-        while self.early_handshake.is_some() && !self.eof && self.status.lingers.get() {
+        while self.early_handshake.is_some() && !self.eof && self.status.lingers() {
             match poll_read_tls(&mut self.io, &mut self.tls, cx) {
                 Poll::Ready(read) => self.eof = read? == 0,
                 Poll::Pending => {
@@ -267,7 +166,7 @@ impl Stream {
     /// Reads on until the client has ended its side too. A socket that is closed while bytes come
     /// in resets the connection, and what is still on its way to the client is lost.
     fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        while !self.eof && !self.status.closed_cleanly() && self.status.lingers.get() {
+        while !self.eof && !self.status.closed_cleanly() && self.status.lingers() {
             let linger = self
                 .linger
                 .get_or_insert_with(|| Box::pin(tokio::time::sleep(LINGER)));
@@ -291,7 +190,7 @@ impl Stream {
     fn poll_failed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let linger = self
             .linger
-            .get_or_insert_with(|| Box::pin(tokio::time::sleep(ALERT_LINGER)));
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(LINGER)));
         if linger.as_mut().poll(cx).is_ready()
             || ready!(self.poll_flush_tls(cx)).is_err()
             || ready!(Pin::new(&mut self.io).poll_shutdown(cx)).is_err()
@@ -313,7 +212,7 @@ impl Stream {
         if processed.is_err() {
             self.status.end(Completion::Refused);
         }
-        self.status.closed_cleanly.set(processed?.peer_has_closed());
+        self.status.set_closed_cleanly(processed?.peer_has_closed());
         Ok(())
     }
 
@@ -437,79 +336,4 @@ impl AsyncWrite for Stream {
 
 fn invalid(error: rustls::Error) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, error)
-}
-
-/// Reads what the socket has into the library; 0 at the end.
-pub(super) async fn read_tls(io: &mut TcpStream, tls: &mut ServerConnection) -> io::Result<usize> {
-    poll_fn(|cx| poll_read_tls(io, tls, cx)).await
-}
-
-/// Writes what the library has for the peer, all of it.
-pub(super) async fn write_tls(io: &mut TcpStream, tls: &mut ServerConnection) -> io::Result<()> {
-    while tls.wants_write() {
-        poll_fn(|cx| poll_write_tls(io, tls, cx)).await?;
-    }
-    Ok(())
-}
-
-fn poll_read_tls(
-    io: &mut TcpStream,
-    tls: &mut ServerConnection,
-    cx: &mut Context<'_>,
-) -> Poll<io::Result<usize>> {
-    pending_if_blocked(tls.read_tls(&mut Blocking { io, cx }))
-}
-
-fn poll_write_tls(
-    io: &mut TcpStream,
-    tls: &mut ServerConnection,
-    cx: &mut Context<'_>,
-) -> Poll<io::Result<usize>> {
-    match ready!(pending_if_blocked(tls.write_tls(&mut Blocking { io, cx }))) {
-        Ok(0) => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-        written => Poll::Ready(written),
-    }
-}
-
-fn pending_if_blocked(result: io::Result<usize>) -> Poll<io::Result<usize>> {
-    match result {
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
-        done => Poll::Ready(done),
-    }
-}
-
-/// A socket as the library wants it: one that says so when it would block. The task is woken when
-/// it no longer would.
-struct Blocking<'a, 'b> {
-    io: &'a mut TcpStream,
-    cx: &'a mut Context<'b>,
-}
-
-fn or_would_block<T>(poll: Poll<io::Result<T>>) -> io::Result<T> {
-    match poll {
-        Poll::Ready(result) => result,
-        Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
-    }
-}
-
-impl Read for Blocking<'_, '_> {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let mut buf = ReadBuf::new(buf);
-        or_would_block(Pin::new(&mut *self.io).poll_read(self.cx, &mut buf))?;
-        Ok(buf.filled().len())
-    }
-}
-
-impl Write for Blocking<'_, '_> {
-    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        or_would_block(Pin::new(&mut *self.io).poll_write(self.cx, buf))
-    }
-
-    fn write_vectored(&mut self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
-        or_would_block(Pin::new(&mut *self.io).poll_write_vectored(self.cx, bufs))
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }

@@ -1,35 +1,31 @@
-//! Reads what rustls does not tell: from when until when a certificate is valid, whose it is, and who
-//! issued a revocation list until when (RFC 5280, 4.1 and 5.1). Nothing is verified here.
+//! The facts of certificates and revocation lists that rustls does not tell: validity, names, and when
+//! the next list is due (RFC 5280, 4.1 and 5.1). Nothing is verified here.
 
 use std::fmt::Write as _;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
-const OID: u8 = 0x06;
-const SEQUENCE: u8 = 0x30;
-const SET: u8 = 0x31;
-const VERSION: u8 = 0xa0;
-const INTEGER: u8 = 0x02;
-const BMP_STRING: u8 = 0x1e;
-const UTC_TIME: u8 = 0x17;
-const GENERALIZED_TIME: u8 = 0x18;
+use x509_parser::asn1_rs::Tag;
+use x509_parser::prelude::{
+    ASN1Time, AttributeTypeAndValue, CertificateRevocationList, FromDer, X509Certificate, X509Name,
+};
 
 /// Most bytes of a subject as text.
 const MAX_SUBJECT: usize = 256;
 
-/// What people call the parts of a name (RFC 4514, 3, and what OpenSSL adds to it), by their object
-/// identifiers.
-const ATTRIBUTES: [(&[u8], &str); 11] = [
-    (b"\x55\x04\x03", "CN"),
-    (b"\x55\x04\x05", "serialNumber"),
-    (b"\x55\x04\x06", "C"),
-    (b"\x55\x04\x07", "L"),
-    (b"\x55\x04\x08", "ST"),
-    (b"\x55\x04\x09", "STREET"),
-    (b"\x55\x04\x0a", "O"),
-    (b"\x55\x04\x0b", "OU"),
-    (b"\x09\x92\x26\x89\x93\xf2\x2c\x64\x01\x01", "UID"),
-    (b"\x09\x92\x26\x89\x93\xf2\x2c\x64\x01\x19", "DC"),
-    (b"\x2a\x86\x48\x86\xf7\x0d\x01\x09\x01", "emailAddress"),
+/// The names of attribute types in RFC 4514, section 3, and those that OpenSSL adds, by their object
+/// identifiers. `x509-parser` has other names for some.
+const ATTRIBUTES: [(&str, &str); 11] = [
+    ("2.5.4.3", "CN"),
+    ("2.5.4.5", "serialNumber"),
+    ("2.5.4.6", "C"),
+    ("2.5.4.7", "L"),
+    ("2.5.4.8", "ST"),
+    ("2.5.4.9", "STREET"),
+    ("2.5.4.10", "O"),
+    ("2.5.4.11", "OU"),
+    ("0.9.2342.19200300.100.1.1", "UID"),
+    ("0.9.2342.19200300.100.1.25", "DC"),
+    ("1.2.840.113549.1.9.1", "emailAddress"),
 ];
 
 /// When a certificate begins and ends to be valid. A time before 1970 is the start of 1970.
@@ -39,80 +35,49 @@ pub(crate) struct Validity {
     pub(crate) until: SystemTime,
 }
 
-/// Reads the validity of a DER certificate; `None` where it is none.
+/// Reads the validity of a DER certificate; `None` if the bytes are no certificate.
 pub(crate) fn validity(certificate: &[u8]) -> Option<Validity> {
-    let (validity, _) = element(from_validity(certificate)?, SEQUENCE)?;
-    let (from, rest) = time(validity)?;
-    let (until, _) = time(rest)?;
-    Some(Validity { from, until })
+    let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
+    let validity = certificate.validity();
+    Some(Validity {
+        from: system_time(validity.not_before),
+        until: system_time(validity.not_after),
+    })
 }
 
-/// The subject of a DER certificate: the contents of its name.
+/// The subject of a DER certificate, as DER.
 pub(crate) fn subject(certificate: &[u8]) -> Option<&[u8]> {
-    let (_, _, rest) = any(from_validity(certificate)?)?;
-    let (subject, _) = element(rest, SEQUENCE)?;
-    Some(subject)
-}
-
-/// What a DER certificate's fields are from its validity on.
-fn from_validity(certificate: &[u8]) -> Option<&[u8]> {
-    let (certificate, _) = element(certificate, SEQUENCE)?;
-    let (mut fields, _) = element(certificate, SEQUENCE)?;
-    if let Some((_, rest)) = element(fields, VERSION) {
-        fields = rest;
-    }
-    // Serial number, signature algorithm and issuer.
-    for _ in 0..3 {
-        (_, _, fields) = any(fields)?;
-    }
-    Some(fields)
+    let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
+    Some(certificate.tbs_certificate.subject.as_raw())
 }
 
 /// Who issued a revocation list, and when the next one is due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct RevocationList<'a> {
-    /// The contents of the name.
+    /// The name, as DER.
     pub(crate) issuer: &'a [u8],
     pub(crate) next_update: Option<SystemTime>,
 }
 
-/// Reads the head of a DER revocation list; `None` where it is none.
+/// Reads the head of a DER revocation list; `None` if the bytes are no list.
 pub(crate) fn revocation_list(list: &[u8]) -> Option<RevocationList<'_>> {
-    let (list, _) = element(list, SEQUENCE)?;
-    let (mut fields, _) = element(list, SEQUENCE)?;
-    if let Some((_, rest)) = element(fields, INTEGER) {
-        fields = rest;
-    }
-    let (_signature, fields) = element(fields, SEQUENCE)?;
-    let (issuer, fields) = element(fields, SEQUENCE)?;
-    let (_this_update, fields) = time(fields)?;
-    let next_update = time(fields).map(|(next_update, _)| next_update);
+    let (_, list) = CertificateRevocationList::from_der(list).ok()?;
+    let list = list.tbs_cert_list;
     Some(RevocationList {
-        issuer,
-        next_update,
+        issuer: list.issuer.as_raw(),
+        next_update: list.next_update.map(system_time),
     })
 }
 
-/// A name as RFC 4514 writes it, the most particular part first: `CN=alice,O=Example`. Without control
-/// characters, cut where it is too long; `None` where it is no name or an empty one.
-pub(crate) fn name_text(mut name: &[u8]) -> Option<String> {
-    let mut parts = Vec::new();
-    while !name.is_empty() {
-        let (mut set, rest) = element(name, SET)?;
-        let mut part = String::new();
-        while !set.is_empty() {
-            let (attribute, others) = element(set, SEQUENCE)?;
-            let (kind, value) = element(attribute, OID)?;
-            let (tag, value, _) = any(value)?;
-            if !part.is_empty() {
-                part.push('+');
-            }
-            attribute_text(kind, tag, value, &mut part);
-            set = others;
-        }
-        parts.push(part);
-        name = rest;
-    }
+/// A DER name as RFC 4514 writes it, the most specific part first: `CN=alice,O=Example`. Control
+/// characters are escaped, and a long text is cut. `None` if the bytes are no name or an empty one.
+pub(crate) fn name_text(name: &[u8]) -> Option<String> {
+    let (_, name) = X509Name::from_der(name).ok()?;
+    let parts = name.iter_rdn().map(|set| {
+        let attributes: Vec<_> = set.iter().map(attribute_text).collect();
+        attributes.join("+")
+    });
+    let mut parts: Vec<_> = parts.collect();
     parts.reverse();
     let mut text = parts.join(",");
     if text.len() > MAX_SUBJECT {
@@ -122,22 +87,20 @@ pub(crate) fn name_text(mut name: &[u8]) -> Option<String> {
     (!text.is_empty()).then_some(text)
 }
 
-fn attribute_text(kind: &[u8], tag: u8, value: &[u8], text: &mut String) {
-    match ATTRIBUTES.iter().find(|(known, _)| *known == kind) {
-        Some((_, name)) => text.push_str(name),
-        None => oid_text(kind, text),
-    }
+fn attribute_text(attribute: &AttributeTypeAndValue<'_>) -> String {
+    let kind = attribute.attr_type().to_id_string();
+    let known = ATTRIBUTES.iter().find(|(known, _)| *known == kind);
+    let mut text = known.map_or(kind.clone(), |(_, name)| (*name).to_owned());
     text.push('=');
-    let value = match tag {
-        BMP_STRING => {
-            let units = value
-                .chunks_exact(2)
-                .map(|pair| u16::from_be_bytes([pair[0], pair[1]]));
-            char::decode_utf16(units)
-                .map(|char| char.unwrap_or('\u{fffd}'))
-                .collect()
-        }
-        _ => String::from_utf8_lossy(value).into_owned(),
+    let value = attribute.attr_value();
+    let value = if value.tag() == Tag::BmpString {
+        let units = value.data.chunks_exact(2);
+        let units = units.map(|pair| u16::from_be_bytes([pair[0], pair[1]]));
+        char::decode_utf16(units)
+            .map(|char| char.unwrap_or('\u{fffd}'))
+            .collect()
+    } else {
+        String::from_utf8_lossy(value.data).into_owned()
     };
     let last = value.chars().count().saturating_sub(1);
     for (at, char) in value.chars().enumerate() {
@@ -158,74 +121,12 @@ fn attribute_text(kind: &[u8], tag: u8, value: &[u8], text: &mut String) {
         }
         text.push(char);
     }
+    text
 }
 
-/// An object identifier in numbers and dots.
-fn oid_text(kind: &[u8], text: &mut String) {
-    let mut number = 0u64;
-    let mut first = true;
-    for &byte in kind {
-        number = number << 7 | u64::from(byte & 0x7f);
-        if byte & 0x80 != 0 {
-            continue;
-        }
-        // The first two numbers are in one.
-        let _ = match first {
-            true => {
-                let root = (number / 40).min(2);
-                write!(text, "{root}.{}", number - 40 * root)
-            }
-            false => write!(text, ".{number}"),
-        };
-        (number, first) = (0, false);
-    }
-}
-
-/// Contents of the element that `der` begins with, and what follows it.
-fn element(der: &[u8], wanted: u8) -> Option<(&[u8], &[u8])> {
-    let (tag, contents, rest) = any(der)?;
-    (tag == wanted).then_some((contents, rest))
-}
-
-fn any(der: &[u8]) -> Option<(u8, &[u8], &[u8])> {
-    let (&[tag, first], rest) = der.split_first_chunk()?;
-    let (len, rest) = match first {
-        0..=0x7f => (usize::from(first), rest),
-        // A length of one to three bytes: 16 MiB is more than any certificate.
-        0x81..=0x83 => {
-            let (bytes, rest) = rest.split_at_checked(usize::from(first & 0x7f))?;
-            let len = bytes
-                .iter()
-                .fold(0, |len, &byte| len << 8 | usize::from(byte));
-            (len, rest)
-        }
-        _ => return None,
-    };
-    let (contents, rest) = rest.split_at_checked(len)?;
-    Some((tag, contents, rest))
-}
-
-/// `YYMMDDHHMMSSZ` (50 to 99 are the last century's) or `YYYYMMDDHHMMSSZ`.
-fn time(der: &[u8]) -> Option<(SystemTime, &[u8])> {
-    let (tag, contents, rest) = any(der)?;
-    let digits = std::str::from_utf8(contents).ok()?.strip_suffix('Z')?;
-    if !digits.bytes().all(|byte| byte.is_ascii_digit()) {
-        return None;
-    }
-    let full = match (tag, digits.len()) {
-        (UTC_TIME, 12) if digits < "50" => format!("20{digits}"),
-        (UTC_TIME, 12) => format!("19{digits}"),
-        (GENERALIZED_TIME, 14) => digits.to_owned(),
-        _ => return None,
-    };
-    if full.as_str() < "1970" {
-        return Some((SystemTime::UNIX_EPOCH, rest));
-    }
-    let part = |from, to| full.get(from..to);
-    let (year, month, day) = (part(0, 4)?, part(4, 6)?, part(6, 8)?);
-    let (hour, minute, second) = (part(8, 10)?, part(10, 12)?, part(12, 14)?);
-    let text = format!("{year}-{month}-{day}T{hour}:{minute}:{second}Z");
-    Some((humantime::parse_rfc3339(&text).ok()?, rest))
+fn system_time(time: ASN1Time) -> SystemTime {
+    let since_1970 = u64::try_from(time.timestamp()).unwrap_or(0);
+    SystemTime::UNIX_EPOCH + Duration::from_secs(since_1970)
 }
 
 #[cfg(test)]

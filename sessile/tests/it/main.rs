@@ -39,6 +39,7 @@ mod serve_life;
 mod serve_proxy;
 mod serve_reload;
 mod settings;
+mod settings_golden;
 mod small_devices;
 mod store;
 mod tls_client_auth;

@@ -26,6 +26,9 @@ const HANDSHAKE: u8 = 22;
 const APPLICATION_DATA: u8 = 23;
 const SERVER_HELLO: u8 = 2;
 
+/// The message that ends the first flight of a TLS 1.2 server.
+const SERVER_HELLO_DONE: &[u8] = &[14, 0, 0, 0];
+
 /// A server with an ECDSA certificate.
 fn server(certificates: &Certificates) -> Sessile {
     Sessile::serve(certificates, certificates.folder(), certificates.folder())
@@ -127,7 +130,7 @@ fn answer_to(address: SocketAddr, records: &[u8]) -> Vec<u8> {
     let mut io = connect(address);
     io.write_all(TLS12).unwrap();
     // The flight is in clear, and it ends with ServerHelloDone.
-    while !record(&io).unwrap().ends_with(&[14, 0, 0, 0]) {}
+    while !record(&io).unwrap().ends_with(SERVER_HELLO_DONE) {}
     io.write_all(records).unwrap();
     let mut answer = Vec::new();
     io.read_to_end(&mut answer).unwrap();
@@ -151,6 +154,12 @@ fn rules_that_are_broken_during_the_handshake_get_an_alert() {
     );
     let warnings = framed(ALERT, &[1, 90]).repeat(8);
     assert_eq!(answer_to(server.address(), &warnings), unexpected);
+    // The same in one segment with the ClientHello: rustls has a flight to send, and no alert.
+    let mut io = connect(server.address());
+    io.write_all(&[TLS12, &warnings[..]].concat()).unwrap();
+    let mut answer = Vec::new();
+    io.read_to_end(&mut answer).unwrap();
+    assert!(answer.ends_with(&unexpected), "{answer:?}");
     // A share of no bytes, and a message of half a megabyte: no alert of rustls either.
     let malformed = AlertDescription::DecodeError.record().to_vec();
     let no_point = framed(HANDSHAKE, &[16, 0, 0, 1, 0]);
@@ -165,54 +174,77 @@ fn rules_that_are_broken_during_the_handshake_get_an_alert() {
     assert_eq!(answer_to(server.address(), &early), unexpected);
 }
 
-#[test]
-fn an_alert_reaches_a_client_that_is_still_sending() {
-    let certificates = Certificates::new();
-    let server = server(&certificates);
-    // More than the server reads before it refuses: a reset would overtake the alert.
-    let junk = framed(HANDSHAKE, &[7; 1 << 14]).repeat(12);
-    let not_a_hello = [framed(HANDSHAKE, &[20, 0, 0, 1, 7]), junk.clone()].concat();
-    let mut io = connect(server.address());
-    io.write_all(&not_a_hello).unwrap();
-    let mut answer = Vec::new();
-    io.read_to_end(&mut answer).unwrap();
-    let unexpected = AlertDescription::UnexpectedMessage.record().to_vec();
-    assert_eq!(answer, unexpected);
-    let malformed = AlertDescription::DecodeError.record().to_vec();
-    assert_eq!(answer_to(server.address(), &junk), malformed);
+/// Goes on sending after the alert and the end of the server's side. A server that closed its socket
+/// would reset the connection, and many a client would then report the reset instead of the alert.
+fn keeps_sending(mut io: &TcpStream) {
+    assert_eq!(io.read(&mut [0]).unwrap(), 0);
+    for _ in 0..32 {
+        io.write_all(&framed(HANDSHAKE, &[7; 1 << 12])).unwrap();
+    }
 }
 
 #[test]
-fn an_alert_reaches_a_client_whose_record_cannot_be_decrypted() {
+fn a_client_may_go_on_sending_after_an_alert() {
+    let certificates = Certificates::new();
+    let server = server(&certificates);
+    let finished = framed(HANDSHAKE, &[20, 0, 0, 1, 7]);
+    let mut unexpected = AlertDescription::UnexpectedMessage.record();
+
+    // Refused before the TLS library has the connection.
+    let mut io = connect(server.address());
+    io.write_all(&finished).unwrap();
+    io.read_exact(&mut unexpected).unwrap();
+    keeps_sending(&io);
+
+    // Refused by the TLS library.
+    let mut io = connect(server.address());
+    io.write_all(TLS12).unwrap();
+    while !record(&io).unwrap().ends_with(SERVER_HELLO_DONE) {}
+    io.write_all(&finished).unwrap();
+    io.read_exact(&mut unexpected).unwrap();
+    keeps_sending(&io);
+}
+
+#[test]
+fn a_client_may_go_on_sending_after_an_alert_that_follows_the_handshake() {
     let certificates = Certificates::new();
     let server = server(&certificates);
     for version in [&rustls::version::TLS13, &rustls::version::TLS12] {
-        let mut roots = rustls::RootCertStore::empty();
-        roots
-            .add(CertificateDer::from_pem_file(&certificates.ca).unwrap())
-            .unwrap();
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let config = rustls::ClientConfig::builder_with_provider(provider)
-            .with_protocol_versions(&[version])
-            .unwrap()
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        let name = NAME.try_into().unwrap();
-        let mut tls = rustls::ClientConnection::new(Arc::new(config), name).unwrap();
-        let mut io = connect(server.address());
-        while tls.is_handshaking() {
-            tls.complete_io(&mut io).unwrap();
-        }
-        // A record under no key of the session, and more than the server reads before it refuses.
-        io.write_all(&framed(APPLICATION_DATA, &[7; 1 << 14]).repeat(12))
-            .unwrap();
+        let (mut tls, mut io) = handshake(server.address(), &certificates, version);
+        // A record under no key of the session.
+        io.write_all(&framed(APPLICATION_DATA, &[7; 64])).unwrap();
         let error = loop {
+            // Tickets come before the alert.
             match tls.complete_io(&mut io) {
-                // Tickets come before the alert.
                 Ok((read, _)) => assert!(read > 0, "the end without an alert"),
                 Err(error) => break error.to_string(),
             }
         };
         assert!(error.contains("BadRecordMac"), "{error}");
+        keeps_sending(&io);
     }
+}
+
+/// A client after its handshake.
+fn handshake(
+    server: SocketAddr,
+    certificates: &Certificates,
+    version: &'static rustls::SupportedProtocolVersion,
+) -> (rustls::ClientConnection, TcpStream) {
+    let mut roots = rustls::RootCertStore::empty();
+    let authority = CertificateDer::from_pem_file(&certificates.ca).unwrap();
+    roots.add(authority).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[version])
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let name = NAME.try_into().unwrap();
+    let mut tls = rustls::ClientConnection::new(Arc::new(config), name).unwrap();
+    let mut io = connect(server);
+    while tls.is_handshaking() {
+        tls.complete_io(&mut io).unwrap();
+    }
+    (tls, io)
 }

@@ -4,8 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use sessile::config::file;
-use sessile::settings::table::SETTINGS;
+use sessile::config::{Role, file, settings};
 
 const FILE: &str = r#"# the farm's front door
 [session] # what is remembered
@@ -238,9 +237,9 @@ fn the_list_says_what_is_set_and_what_it_costs() {
     );
     let list: serde_json::Value =
         serde_json::from_str(&folder.said(&["settings", "list", "--json"])).expect("JSON");
-    let settings = list.as_array().expect("a list");
-    assert_eq!(settings.len(), SETTINGS.len());
-    let lifetime = settings
+    let listed = list.as_array().expect("a list");
+    assert_eq!(listed.len(), settings::all().count());
+    let lifetime = listed
         .iter()
         .find(|setting| setting["name"] == "session.lifetime");
     let lifetime = lifetime.expect("it is there");
@@ -323,17 +322,24 @@ fn every_example_is_valid() {
 #[test]
 fn the_documentation_has_every_setting_as_the_program_has_it() {
     let text = fs::read_to_string(root().join("docs/settings.md")).expect("it is there");
-    let mut table =
-        String::from("| setting | type | default | registry | meaning |\n|---|---|---|---|---|\n");
-    for setting in &SETTINGS {
+    let mut table = String::from(
+        "| setting | type | default | registry | restart | meaning |\n|---|---|---|---|---|---|\n",
+    );
+    for setting in settings::all() {
         let registry = setting
-            .registry()
+            .registry
             .map_or("–".to_owned(), |value| format!("`{value}`"));
+        let restart = match setting.restart {
+            [] => "–",
+            [Role::Serve] => "serve",
+            [Role::Balance] => "balance",
+            _ => "both",
+        };
         table += &format!(
-            "| `{}` | {} | {} | {registry} | {} |\n",
+            "| `{}` | {} | {} | {registry} | {restart} | {} |\n",
             setting.name,
             setting.kind.word(),
-            setting.default,
+            setting.default(),
             setting.meaning
         );
     }

@@ -1,108 +1,56 @@
-//! `[balance]`: pools and servers, and how they fit together.
+//! `[[balance.pool]]` and `[[balance.server]]`, and the conditions between them.
 
 use std::collections::HashSet;
+use std::ops::Range;
 
 use sessile_proto::proxy_protocol::Version;
-use sessile_proto::route::Policy;
 use toml::Spanned;
 
 use super::problem::What;
-use super::raw::{self, Text};
+use super::raw;
 use super::reader::{Reader, Unique};
 use super::sites;
-use crate::config::{Balance, BalancePool, BalanceServer, Health, MAX_NUMBER, UnknownName};
+use crate::config::settings::POLICIES;
+use crate::config::{Balance, BalancePool, BalanceServer, MAX_NUMBER, UnknownName};
 
-const POLICIES: [(&str, Policy); 3] = [
-    ("source", Policy::Source),
-    ("least-connections", Policy::LeastConnections),
-    ("round-robin", Policy::RoundRobin),
-];
 const PROXY_PROTOCOL: [(&str, Option<Version>); 3] = [
     ("off", None),
     ("v1", Some(Version::V1)),
     ("v2", Some(Version::V2)),
 ];
-const UNKNOWN_NAME: [(&str, UnknownName); 2] = [
-    ("default", UnknownName::Default),
-    ("refuse", UnknownName::Refuse),
-];
-const HEALTH: [(&str, Health); 3] = [
-    ("tls", Health::Tls),
-    ("tcp", Health::Tcp),
-    ("off", Health::Off),
-];
-
-pub(super) fn read(reader: &mut Reader<'_>, written: raw::Balance, default: Balance) -> Balance {
-    let pools = pools(reader, &written);
-    let servers = servers(reader, written.server, &pools);
-    let unknown_name = written.unknown_name.as_ref().map(Spanned::span);
-    let balance = Balance {
-        policy: reader
-            .one_of("policy", written.policy, &POLICIES)
-            .unwrap_or(default.policy),
-        connect_timeout: reader
-            .positive("connect-timeout", written.connect_timeout)
-            .unwrap_or(default.connect_timeout),
-        idle_timeout: reader
-            .duration("idle-timeout", written.idle_timeout)
-            .unwrap_or(default.idle_timeout),
-        total_timeout: reader
-            .duration("total-timeout", written.total_timeout)
-            .unwrap_or(default.total_timeout),
-        unknown_name: reader
-            .one_of("unknown-name", written.unknown_name, &UNKNOWN_NAME)
-            .unwrap_or(default.unknown_name),
-        health: reader
-            .one_of("health", written.health, &HEALTH)
-            .unwrap_or(default.health),
-        health_interval: reader
-            .positive("health-interval", written.health_interval)
-            .unwrap_or(default.health_interval),
-        health_name: check_name(reader, written.health_name),
-        slow_start: reader
-            .duration("slow-start", written.slow_start)
-            .unwrap_or(default.slow_start),
-        pools,
-        servers,
-    };
-    if let Some(span) = unknown_name
+/// Reads pools and servers. `unknown_name` is the place of that setting, if it is written.
+pub(super) fn read(
+    reader: &mut Reader<'_>,
+    written: raw::Balance,
+    unknown_name: Option<&Range<usize>>,
+    balance: &mut Balance,
+) {
+    balance.pools = pools(reader, &written);
+    balance.servers = servers(reader, written.server, &balance.pools);
+    if let Some(place) = unknown_name
         && balance.unknown_name == UnknownName::Refuse
         && balance.pools.is_empty()
     {
-        reader.note(span, What::EveryNameRefused);
+        reader.note(place.clone(), What::EveryNameRefused);
     }
-    balance
 }
 
-fn check_name(reader: &mut Reader<'_>, written: Text) -> Option<String> {
-    let name = reader.text("health-name", written)?;
-    if rustls_pki_types::DnsName::try_from(name.get_ref().as_str()).is_err() {
-        let value = name.get_ref().clone();
-        reader.note(name.span(), What::NotACheckName { value });
-        return None;
-    }
-    Some(name.into_inner().to_ascii_lowercase())
-}
-
-/// No two pools have the same name, nor may they take the same server name.
+/// Reads the pools. Their names are unique, and so are their server names.
 fn pools(reader: &mut Reader<'_>, written: &raw::Balance) -> Vec<BalancePool> {
     let mut pool_names = Unique::new("pool");
     let mut server_names = Unique::new("pool for the name");
-    let servers = written.server.iter();
-    let used: HashSet<&str> = servers
+    let used: HashSet<&str> = written
+        .server
+        .iter()
         .filter_map(|server| server.get_ref().pool.as_ref())
         .map(|pool| pool.get_ref().as_str())
         .collect();
     let mut pools = Vec::new();
     for pool in &written.pool {
         let (span, pool) = (pool.span(), pool.get_ref());
-        let missing = What::Missing {
-            table: "[[balance.pool]]",
-            key: "name",
-            example: "\"shop\"",
-        };
-        let name = reader.required(pool.name.clone(), span.clone(), missing);
-        let name = reader.text("name", name);
+        let missing = What::missing("[[balance.pool]]", "name", "\"shop\"");
+        let written_name = reader.required(pool.name.clone(), span.clone(), missing);
+        let name = reader.text("name", written_name);
         if let Some(name) = &name {
             reader.unique(&mut pool_names, name.get_ref().clone(), &name.span());
             if !used.contains(name.get_ref().as_str()) {
@@ -113,9 +61,10 @@ fn pools(reader: &mut Reader<'_>, written: &raw::Balance) -> Vec<BalancePool> {
         if pool.names.is_empty() {
             reader.note(span, What::NamelessPool);
         }
-        let names = pool.names.iter().cloned();
-        let names = names
-            .filter_map(|name| sites::server_name(reader, name, &mut server_names))
+        let names = pool
+            .names
+            .iter()
+            .filter_map(|name| sites::server_name(reader, name.clone(), &mut server_names))
             .collect();
         let policy = reader.one_of("policy", pool.policy.clone(), &POLICIES);
         pools.extend(name.map(|name| BalancePool {
@@ -156,21 +105,12 @@ fn server(
 ) -> Option<BalanceServer> {
     let span = written.span();
     let server = written.into_inner();
-    let missing = |key, example| What::Missing {
-        table: "[[balance.server]]",
-        key,
-        example,
-    };
-    let name = reader.required(server.name, span.clone(), missing("name", "\"one\""));
-    let name = name.and_then(|name| {
-        let span = name.span();
-        let name = reader.server_name(Some(name))?;
-        reader.unique(names, name.clone(), &span);
-        Some(name)
-    });
-    let address = missing("address", "\"10.0.0.1:443\"");
-    let address = reader.required(server.address, span, address);
-    let address = address.and_then(|address| reader.address("address", Some(address)));
+    let missing = |key, example| What::missing("[[balance.server]]", key, example);
+    let written_name = reader.required(server.name, span.clone(), missing("name", "\"one\""));
+    let name = reader.unique_name(written_name, names);
+    let missing_address = missing("address", "\"10.0.0.1:443\"");
+    let written_address = reader.required(server.address, span, missing_address);
+    let address = reader.address("address", written_address);
     let number = server.number.and_then(|number| {
         let span = number.span();
         let number = reader.number("number", Some(number), 0, i64::from(MAX_NUMBER))?;
@@ -180,22 +120,22 @@ fn server(
     let weight = reader.number("weight", server.weight, 1, i64::from(u16::MAX));
     let pool = server.pool.as_ref().map(|pool| pool.get_ref().clone());
     reader.one_of("pool", server.pool, pools);
-    let most = reader.number(
+    let max_connections = reader.number(
         "max-connections",
         server.max_connections,
         0,
         i64::from(u32::MAX),
     );
-    let proxy = reader.one_of("proxy-protocol", server.proxy_protocol, &PROXY_PROTOCOL);
-    let written = BalanceServer::new(name?, address?);
+    let proxy_protocol = reader.one_of("proxy-protocol", server.proxy_protocol, &PROXY_PROTOCOL);
+    let default = BalanceServer::new(name?, address?);
     Some(BalanceServer {
         number,
-        weight: weight.unwrap_or(written.weight),
-        proxy_protocol: proxy.flatten(),
+        weight: weight.unwrap_or(default.weight),
+        proxy_protocol: proxy_protocol.flatten(),
         pool,
-        drain: server.drain.unwrap_or(written.drain),
-        max_connections: most.unwrap_or(written.max_connections),
-        ..written
+        drain: server.drain.unwrap_or(default.drain),
+        max_connections: max_connections.unwrap_or(default.max_connections),
+        ..default
     })
 }
 
@@ -204,7 +144,10 @@ mod tests {
     use std::path::Path;
     use std::time::Duration;
 
+    use sessile_proto::route::Policy;
+
     use super::*;
+    use crate::config::Health;
     use crate::config::file::{LoadError, parse};
 
     fn read(text: &str) -> Result<Balance, Vec<String>> {

@@ -1,5 +1,6 @@
-//! `session.forget`: which sessions are forgotten on request.
+//! `session.forget`: the sessions that are forgotten on request.
 
+use sessile_proto::Time;
 use sessile_proto::ticket::MAX_FORGET_RULES;
 use toml::Spanned;
 
@@ -9,7 +10,7 @@ use super::reader::Reader;
 use crate::clock;
 use crate::config::{Forget, ForgetTarget, MAX_NUMBER, Site};
 
-/// Reads every mark; a site has to be one of `sites`.
+/// Reads all marks. The site of a mark must be one of `sites`.
 pub(super) fn read(
     reader: &mut Reader<'_>,
     written: Vec<Spanned<raw::Forget>>,
@@ -18,8 +19,8 @@ pub(super) fn read(
     if let Some(beyond) = written.get(MAX_FORGET_RULES) {
         reader.note(beyond.span(), What::TooManyMarks);
     }
-    let marks = written.into_iter();
-    marks
+    written
+        .into_iter()
         .filter_map(|written| mark(reader, written, sites))
         .collect()
 }
@@ -27,24 +28,10 @@ pub(super) fn read(
 fn mark(reader: &mut Reader<'_>, written: Spanned<raw::Forget>, sites: &[Site]) -> Option<Forget> {
     let span = written.span();
     let written = written.into_inner();
-    let missing = What::Missing {
-        table: "`forget`",
-        key: "before",
-        example: "\"2026-11-24T10:00:00Z\"",
-    };
-    let before = reader.required(written.before, span.clone(), missing);
-    let before = before.and_then(|before| {
-        let raw::Moment(value) = before.get_ref().clone();
-        let Some(then) = clock::parse_rfc3339(&value) else {
-            reader.note(before.span(), What::NotATime { value });
-            return None;
-        };
-        if then > clock::now() {
-            reader.note(before.span(), What::ForgetsTheFuture { value });
-            return None;
-        }
-        Some(then)
-    });
+    let missing = What::missing("`forget`", "before", "\"2026-11-24T10:00:00Z\"");
+    let before = reader
+        .required(written.before, span.clone(), missing)
+        .and_then(|before| past_time(reader, before));
     let target = match (written.site, written.server) {
         (None, None) => Some(ForgetTarget::Everything),
         (Some(site), None) => site_of(reader, &site, sites),
@@ -58,6 +45,17 @@ fn mark(reader: &mut Reader<'_>, written: Spanned<raw::Forget>, sites: &[Site]) 
         target: target?,
         before: before?,
     })
+}
+
+fn past_time(reader: &mut Reader<'_>, written: Spanned<raw::Moment>) -> Option<Time> {
+    let span = written.span();
+    let raw::Moment(value) = written.into_inner();
+    match clock::parse_rfc3339(&value) {
+        Some(time) if time <= clock::now() => return Some(time),
+        Some(_) => reader.note(span, What::ForgetsTheFuture { value }),
+        None => reader.note(span, What::NotATime { value }),
+    }
+    None
 }
 
 fn site_of(

@@ -1,12 +1,11 @@
-//! The configuration file as it is written (TOML), and how it becomes a [`Config`]. Everything that
-//! can be wrong with the text alone is found here, with its place; what a file *refers* to
-//! (certificates, folders) is not looked at: that is `sessile check`'s.
+//! The configuration file (TOML), and how it becomes a [`Config`]. This module finds every problem of
+//! the text, with its place. It does not open the files that the text names: `sessile check` does.
 
 mod balance;
 mod forget;
-mod problem;
-mod raw;
-mod reader;
+pub(super) mod problem;
+pub(super) mod raw;
+pub(super) mod reader;
 mod shape;
 mod sites;
 mod upstreams;
@@ -23,7 +22,7 @@ pub use problem::{Problem, What};
 /// Most bytes of a configuration file.
 pub const MAX_BYTES: u64 = 1 << 20;
 
-/// Names the configuration file where the command line does not.
+/// The environment variable that names the configuration file.
 pub const PATH_VARIABLE: &str = "SESSILE_CONFIG";
 
 /// Why a configuration file is refused.
@@ -40,10 +39,10 @@ pub enum LoadError {
     Invalid(Invalid),
 }
 
-/// What is wrong with the text of a configuration file: every problem that could be found.
+/// All problems of the text of a configuration file.
 #[derive(Debug)]
 pub struct Invalid {
-    /// The file that the text came from.
+    /// The file with the text.
     pub origin: PathBuf,
     /// In the order of the text; never empty.
     pub problems: Vec<Problem>,
@@ -63,7 +62,7 @@ impl fmt::Display for Invalid {
 
 impl std::error::Error for Invalid {}
 
-/// The configuration file that is meant: `given`, else `$SESSILE_CONFIG`, else `sessile.toml` in the
+/// The path of the configuration file: `given`, else `$SESSILE_CONFIG`, else `sessile.toml` in the
 /// working folder.
 #[must_use]
 pub fn path_or_default(given: Option<PathBuf>) -> PathBuf {
@@ -78,14 +77,11 @@ pub fn load(path: &Path) -> Result<Config, LoadError> {
     parse(&read(path)?, path)
 }
 
-/// Validates the text of a configuration file. `origin` is the file's path: it stands in errors, and
-/// relative paths in the text are relative to its folder.
+/// Validates the text of a configuration file. Errors name the file by `origin`, and relative paths in
+/// the text start at the folder of `origin`.
 pub fn parse(text: &str, origin: &Path) -> Result<Config, LoadError> {
     let folder = origin.parent().unwrap_or(Path::new(""));
-    let outcome = match shape::read(text) {
-        Ok(written) => validate::validate(written, text, folder),
-        Err(problems) => Err(problems),
-    };
+    let outcome = shape::read(text, folder).and_then(validate::validate);
     outcome.map_err(|mut problems| {
         problems.sort_by_key(|problem| (problem.line, problem.column));
         LoadError::Invalid(Invalid {
@@ -95,7 +91,7 @@ pub fn parse(text: &str, origin: &Path) -> Result<Config, LoadError> {
     })
 }
 
-/// Reads the text of a configuration file, without a look at what it says.
+/// Reads the text of a configuration file, without parsing it.
 pub fn read(path: &Path) -> Result<String, LoadError> {
     let failed = |source| LoadError::Read {
         path: path.to_owned(),

@@ -1,4 +1,4 @@
-//! What can be wrong with a configuration file, where, and what to do about it.
+//! The problems of a configuration file: the place, the cause and the remedy of each.
 
 use std::fmt;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use toml::de::Error;
 
 use crate::config::store::BadStore;
 
-/// One thing that is wrong, and its place.
+/// One problem and its place.
 #[derive(Debug)]
 pub struct Problem {
     /// Counted from 1.
@@ -40,7 +40,7 @@ impl fmt::Display for Problem {
     }
 }
 
-/// What is wrong. `key` is a setting's last part as written, `value` what the file says.
+/// What is wrong. `key` is the last part of a setting's name, and `value` is the text in the file.
 #[derive(Debug, thiserror::Error)]
 pub enum What {
     #[error("not UTF-8 from here on; save the file as UTF-8")]
@@ -101,11 +101,21 @@ pub enum What {
     },
     #[error("`{key}` is {value:?}, which is no size; write a number of bytes, or \"16KiB\"")]
     NotASize { key: &'static str, value: String },
-    #[error("`early-data` is on, and {lacks}; {remedy}, or take `early-data` out")]
-    EarlyDataLacks {
-        lacks: &'static str,
-        remedy: &'static str,
-    },
+    #[error(
+        "`early-data` is on, and session.store is \"memory\", where each server would take it once; set store = \
+         \"redis://HOST\", the same on every server, or take `early-data` out"
+    )]
+    EarlyDataInMemory,
+    #[error(
+        "`early-data` is on, and session.tickets is false: without tickets no client can send any; set tickets = true, or \
+         take `early-data` out"
+    )]
+    EarlyDataWithoutTickets,
+    #[error(
+        "`early-data` is on, and session.max-entries or session.lifetime is 0, so no session is kept; give it another \
+         value, or take `early-data` out"
+    )]
+    EarlyDataWithoutSessions,
     #[error(
         "`early-data` of the site is {value} bytes, and session.early-data is {most}: a site may take less, not more; \
          raise session.early-data and narrow it at the other sites"
@@ -228,7 +238,21 @@ pub enum What {
     NothingToBalance,
 }
 
-/// A duration as people write it.
+impl What {
+    pub(super) const fn missing(
+        table: &'static str,
+        key: &'static str,
+        example: &'static str,
+    ) -> Self {
+        Self::Missing {
+            table,
+            key,
+            example,
+        }
+    }
+}
+
+/// A duration for people.
 struct Span(Duration);
 
 impl fmt::Display for Span {
@@ -249,12 +273,12 @@ impl fmt::Display for In<'_> {
     }
 }
 
-/// What could have been meant.
+/// A suggestion: the words that are known at this place.
 #[derive(Debug)]
 pub struct Hint {
-    /// The known word nearest to the one written, if one is near.
+    /// The nearest known word, if one is near.
     pub nearest: Option<String>,
-    /// Every word that is known there.
+    /// All known words.
     pub known: Vec<String>,
 }
 
@@ -277,8 +301,7 @@ impl fmt::Display for Hint {
     }
 }
 
-/// The word nearest to `written`, where one is near enough to have been meant: at most a third of
-/// its letters changed, and two in any case.
+/// The known word nearest to `written`. At most a third of the letters may differ, or two letters.
 pub(crate) fn nearest<'a>(
     written: &str,
     known: impl IntoIterator<Item = &'a str>,
@@ -286,25 +309,10 @@ pub(crate) fn nearest<'a>(
     let limit = (written.chars().count() / 3).max(2);
     known
         .into_iter()
-        .map(|word| (distance(written, word), word))
+        .map(|word| (strsim::levenshtein(written, word), word))
         .filter(|&(distance, word)| distance <= limit && distance < word.len())
         .min_by_key(|&(distance, _)| distance)
         .map(|(_, word)| word)
-}
-
-/// How many letters to insert, take out or change to make one word of the other (Levenshtein).
-fn distance(from: &str, to: &str) -> usize {
-    let mut row: Vec<usize> = (0..=to.chars().count()).collect();
-    for (i, left) in from.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, right) in to.chars().enumerate() {
-            let changed = diagonal + usize::from(left != right);
-            diagonal = row[j + 1];
-            row[j + 1] = changed.min(diagonal + 1).min(row[j] + 1);
-        }
-    }
-    row[row.len() - 1]
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! The configuration file's shape, for serde. Keys and TOML types only: what a value has to be beyond
-//! its type is `validate`'s, which reports every such problem and not just the first.
+//! The tables of a configuration file, for serde: keys and TOML types only. `validate` checks the
+//! values, because serde stops at the first problem. Settings are not here: `config::settings` has them.
 
 use std::fmt;
 
@@ -8,11 +8,11 @@ use serde::de::{Deserialize, Deserializer, Error, MapAccess, Visitor};
 use toml::Spanned;
 use toml::value::Datetime;
 
-pub(super) type Text = Option<Spanned<String>>;
-pub(super) type Number = Option<Spanned<Whole>>;
-pub(super) type Span = Option<Spanned<TimeSpan>>;
-pub(super) type Flag = Option<bool>;
-pub(super) type Bytes = Option<Spanned<Size>>;
+pub(in crate::config) type Text = Option<Spanned<String>>;
+pub(in crate::config) type Number = Option<Spanned<Whole>>;
+pub(in crate::config) type Span = Option<Spanned<TimeSpan>>;
+pub(in crate::config) type Flag = Option<bool>;
+pub(in crate::config) type Bytes = Option<Spanned<Size>>;
 
 #[derive(Debug, Default, serde::Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
@@ -30,27 +30,19 @@ pub(super) struct File {
     pub(super) balance: Balance,
 }
 
-#[derive(Debug, Default, serde::Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
-pub(super) struct Server {
-    pub(super) name: Text,
-    pub(super) number: Number,
-    pub(super) state_dir: Text,
-    pub(super) workers: Number,
+/// Sections that have settings only. The settings are taken out before serde reads the rest.
+macro_rules! sections {
+    ($($Section:ident),*) => {$(
+        #[derive(Debug, Default, serde::Deserialize)]
+        #[serde(deny_unknown_fields, default)]
+        pub(super) struct $Section {}
+    )*};
 }
+sections!(Server, Key, Connection, Tls, Admin, Log);
 
 #[derive(Debug, Default, serde::Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub(super) struct Session {
-    pub(super) max_entries: Number,
-    pub(super) lifetime: Span,
-    pub(super) tickets: Flag,
-    pub(super) store: Text,
-    pub(super) store_timeout: Span,
-    pub(super) snapshot: Flag,
-    pub(super) early_data: Bytes,
-    pub(super) client_lifetime: Span,
-    pub(super) require_close_notify: Flag,
     pub(super) forget: Vec<Spanned<Forget>>,
 }
 
@@ -60,46 +52,6 @@ pub(super) struct Forget {
     pub(super) site: Text,
     pub(super) server: Option<Spanned<NameOrNumber>>,
     pub(super) before: Option<Spanned<Moment>>,
-}
-
-#[derive(Debug, Default, serde::Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
-pub(super) struct Key {
-    pub(super) file: Text,
-}
-
-#[derive(Debug, Default, serde::Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
-pub(super) struct Connection {
-    pub(super) idle_timeout: Span,
-    pub(super) purge_on_reclaim: Flag,
-    pub(super) max: Number,
-    pub(super) max_hellos: Number,
-    pub(super) max_hello_bytes: Number,
-    pub(super) max_hello_size: Bytes,
-    pub(super) max_per_source: Number,
-    pub(super) rate_per_source: Number,
-    pub(super) drain_timeout: Span,
-}
-
-#[derive(Debug, Default, serde::Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
-pub(super) struct Tls {
-    pub(super) kernel: Text,
-}
-
-#[derive(Debug, Default, serde::Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
-pub(super) struct Admin {
-    pub(super) listen: Text,
-    pub(super) token_file: Text,
-}
-
-#[derive(Debug, Default, serde::Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
-pub(super) struct Log {
-    pub(super) level: Text,
-    pub(super) access: Text,
 }
 
 #[derive(Debug, Default, serde::Deserialize)]
@@ -160,15 +112,6 @@ pub(super) struct Upstream {
 #[derive(Debug, Default, serde::Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub(super) struct Balance {
-    pub(super) policy: Text,
-    pub(super) connect_timeout: Span,
-    pub(super) idle_timeout: Span,
-    pub(super) total_timeout: Span,
-    pub(super) unknown_name: Text,
-    pub(super) health: Text,
-    pub(super) health_interval: Span,
-    pub(super) health_name: Text,
-    pub(super) slow_start: Span,
     pub(super) pool: Vec<Spanned<BalancePool>>,
     pub(super) server: Vec<Spanned<BalanceServer>>,
 }
@@ -194,88 +137,79 @@ pub(super) struct BalanceServer {
     pub(super) max_connections: Number,
 }
 
-/// A whole number; its bounds are the setting's.
+/// Reads a value from one or several TOML types, with its own error text.
+macro_rules! value {
+    ($Name:ident, $expected:literal, $($visit:ident($input:ident: $T:ty) => $value:expr),*) => {
+        impl<'de> Deserialize<'de> for $Name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                struct Expected;
+                impl<'de> Visitor<'de> for Expected {
+                    type Value = $Name;
+
+                    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                        f.write_str($expected)
+                    }
+
+                    $(fn $visit<E: Error>(self, $input: $T) -> Result<$Name, E> {
+                        Ok($value)
+                    })*
+                }
+                deserializer.deserialize_any(Expected)
+            }
+        }
+    };
+}
+
+/// A whole number. The setting has the bounds.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Whole(pub(super) i64);
+pub(in crate::config) struct Whole(pub(super) i64);
 
-impl<'de> Deserialize<'de> for Whole {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Awaited;
-        impl Visitor<'_> for Awaited {
-            type Value = Whole;
+value!(Whole, "a whole number", visit_i64(number: i64) => Whole(number));
 
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a whole number")
-            }
-
-            fn visit_i64<E: Error>(self, number: i64) -> Result<Whole, E> {
-                Ok(Whole(number))
-            }
-        }
-        deserializer.deserialize_i64(Awaited)
-    }
-}
-
-/// A duration as written: text, or the number 0, which needs no unit.
+/// A duration: text, or the number 0, which needs no unit.
 #[derive(Clone, Debug)]
-pub(super) struct TimeSpan(pub(super) String);
+pub(in crate::config) struct TimeSpan(pub(super) String);
 
-impl<'de> Deserialize<'de> for TimeSpan {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Awaited;
-        impl Visitor<'_> for Awaited {
-            type Value = TimeSpan;
+value!(
+    TimeSpan,
+    "a duration in quotes and with a unit, such as \"5m\" or \"10h\"",
+    visit_str(text: &str) => TimeSpan(text.to_owned()),
+    visit_i64(number: i64) => TimeSpan(number.to_string())
+);
 
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a duration in quotes and with a unit, such as \"5m\" or \"10h\"")
-            }
-
-            fn visit_str<E: Error>(self, text: &str) -> Result<TimeSpan, E> {
-                Ok(TimeSpan(text.to_owned()))
-            }
-
-            fn visit_i64<E: Error>(self, number: i64) -> Result<TimeSpan, E> {
-                Ok(TimeSpan(number.to_string()))
-            }
-        }
-        deserializer.deserialize_any(Awaited)
-    }
-}
-
-/// A size as written: a number of bytes, or text with a unit.
+/// A size: a number of bytes, or text with a unit.
 #[derive(Clone, Debug)]
-pub(super) struct Size(pub(super) String);
+pub(in crate::config) struct Size(pub(super) String);
 
-impl<'de> Deserialize<'de> for Size {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Awaited;
-        impl Visitor<'_> for Awaited {
-            type Value = Size;
+value!(
+    Size,
+    "a number of bytes, or a size in quotes such as \"16KiB\"",
+    visit_str(text: &str) => Size(text.to_owned()),
+    visit_i64(number: i64) => Size(number.to_string())
+);
 
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a number of bytes, or a size in quotes such as \"16KiB\"")
-            }
-
-            fn visit_i64<E: Error>(self, number: i64) -> Result<Size, E> {
-                Ok(Size(number.to_string()))
-            }
-
-            fn visit_str<E: Error>(self, text: &str) -> Result<Size, E> {
-                Ok(Size(text.to_owned()))
-            }
-        }
-        deserializer.deserialize_any(Awaited)
-    }
+/// A server: its name or its number.
+#[derive(Clone, Debug)]
+pub(super) enum NameOrNumber {
+    Name(String),
+    Number(Whole),
 }
 
-/// A point in time as written: text, or TOML's own form.
+value!(
+    NameOrNumber,
+    "a server's name or its number",
+    visit_str(name: &str) => NameOrNumber::Name(name.to_owned()),
+    visit_i64(number: i64) => NameOrNumber::Number(Whole(number))
+);
+
+/// A point in time: text, or a TOML date.
 #[derive(Clone, Debug)]
 pub(super) struct Moment(pub(super) String);
 
 impl<'de> Deserialize<'de> for Moment {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Awaited;
-        impl<'de> Visitor<'de> for Awaited {
+        struct Expected;
+        impl<'de> Visitor<'de> for Expected {
             type Value = Moment;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -291,35 +225,6 @@ impl<'de> Deserialize<'de> for Moment {
                 Ok(Moment(time.to_string()))
             }
         }
-        deserializer.deserialize_any(Awaited)
-    }
-}
-
-/// A server as written: its name or its number.
-#[derive(Clone, Debug)]
-pub(super) enum NameOrNumber {
-    Name(String),
-    Number(Whole),
-}
-
-impl<'de> Deserialize<'de> for NameOrNumber {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Awaited;
-        impl Visitor<'_> for Awaited {
-            type Value = NameOrNumber;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a server's name or its number")
-            }
-
-            fn visit_str<E: Error>(self, name: &str) -> Result<NameOrNumber, E> {
-                Ok(NameOrNumber::Name(name.to_owned()))
-            }
-
-            fn visit_i64<E: Error>(self, number: i64) -> Result<NameOrNumber, E> {
-                Ok(NameOrNumber::Number(Whole(number)))
-            }
-        }
-        deserializer.deserialize_any(Awaited)
+        deserializer.deserialize_any(Expected)
     }
 }

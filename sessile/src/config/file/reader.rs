@@ -1,5 +1,4 @@
-//! Reads the values of a configuration file one by one, by their kinds, and notes what is wrong with
-//! them instead of stopping there.
+//! Reads the values of a configuration file one by one. A problem is noted, and the reading goes on.
 
 use std::collections::HashMap;
 use std::fmt::Display;
@@ -9,23 +8,31 @@ use std::ops::{Range, RangeInclusive};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use toml::Spanned;
+use rustls_pki_types::DnsName;
 
 use super::problem::{Hint, Problem, What};
 use super::raw::{self, Bytes, Number, Span, Text};
+use crate::config::StoreUrl;
 
-/// Longest duration of any setting: a year, as humantime counts it.
-const MAX_DURATION: Duration = Duration::from_secs(31_557_600);
+/// Most bytes of a server's name.
+const MAX_NAME_LEN: usize = 255;
 
-/// Reads values one by one and notes what is wrong with them.
-pub(super) struct Reader<'a> {
+/// A duration up to a year (in humantime's length).
+pub(in crate::config) const ANY_DURATION: RangeInclusive<Duration> =
+    Duration::ZERO..=Duration::from_secs(31_557_600);
+/// A duration that is not zero.
+pub(in crate::config) const POSITIVE_DURATION: RangeInclusive<Duration> =
+    Duration::from_nanos(1)..=*ANY_DURATION.end();
+
+/// Reads values and collects the problems with them.
+pub(in crate::config) struct Reader<'a> {
     text: &'a str,
     folder: &'a Path,
     problems: Vec<Problem>,
 }
 
 impl<'a> Reader<'a> {
-    pub(super) fn new(text: &'a str, folder: &'a Path) -> Self {
+    pub(in crate::config) fn new(text: &'a str, folder: &'a Path) -> Self {
         Self {
             text,
             folder,
@@ -33,7 +40,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// The value, if nothing was noted.
+    /// The value, or all problems that were noted.
     pub(super) fn finish<T>(self, value: T) -> Result<T, Vec<Problem>> {
         if self.problems.is_empty() {
             Ok(value)
@@ -42,16 +49,16 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// A path as the text has it, which is relative to the file's folder.
-    pub(super) fn resolve(&self, path: &str) -> PathBuf {
+    /// A path of the text, which is relative to the file's folder.
+    pub(in crate::config) fn resolve(&self, path: &str) -> PathBuf {
         self.folder.join(path)
     }
 
-    pub(super) fn note(&mut self, span: Range<usize>, what: What) {
+    pub(in crate::config) fn note(&mut self, span: Range<usize>, what: What) {
         self.problems.push(Problem::at(self.text, span.start, what));
     }
 
-    /// The value, or what is missing noted at the table's place.
+    /// The value. If there is none, notes `missing` at the start of the table.
     pub(super) fn required<T>(
         &mut self,
         value: Option<T>,
@@ -65,7 +72,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Text that is not empty.
-    pub(super) fn text(&mut self, key: &'static str, written: Text) -> Text {
+    pub(in crate::config) fn text(&mut self, key: &'static str, written: Text) -> Text {
         let value = written?;
         if value.get_ref().is_empty() {
             self.note(value.span(), What::Empty { key });
@@ -74,36 +81,36 @@ impl<'a> Reader<'a> {
         Some(value)
     }
 
-    pub(super) fn path(&mut self, key: &'static str, written: Text) -> Option<PathBuf> {
+    pub(in crate::config) fn path(&mut self, key: &'static str, written: Text) -> Option<PathBuf> {
         let path = self.text(key, written)?;
         Some(self.folder.join(path.into_inner()))
     }
 
-    pub(super) fn number<N: TryFrom<i64>>(
+    pub(in crate::config) fn number<N: TryFrom<i64>>(
         &mut self,
         key: &'static str,
         written: Number,
         least: i64,
         most: i64,
     ) -> Option<N> {
-        let number = written?;
-        let raw::Whole(value) = *number.get_ref();
-        let fits = (least..=most).contains(&value);
-        let converted = fits.then(|| N::try_from(value).ok()).flatten();
-        if converted.is_none() {
+        let written = written?;
+        let raw::Whole(value) = *written.get_ref();
+        let number = N::try_from(value).ok();
+        if number.is_none() || !(least..=most).contains(&value) {
             let what = What::OutOfRange {
                 key,
                 value,
                 least,
                 most,
             };
-            self.note(number.span(), what);
+            self.note(written.span(), what);
+            return None;
         }
-        converted
+        number
     }
 
     /// A number of bytes, with or without a binary unit.
-    pub(super) fn size(
+    pub(in crate::config) fn size(
         &mut self,
         key: &'static str,
         written: Bytes,
@@ -139,15 +146,21 @@ impl<'a> Reader<'a> {
         None
     }
 
-    pub(super) fn duration(&mut self, key: &'static str, written: Span) -> Option<Duration> {
+    pub(in crate::config) fn duration(
+        &mut self,
+        key: &'static str,
+        written: Span,
+        range: RangeInclusive<Duration>,
+    ) -> Option<Duration> {
         let written = written?;
         let raw::TimeSpan(text) = written.get_ref();
         let what = match humantime::parse_duration(text) {
-            Ok(value) if value <= MAX_DURATION => return Some(value),
+            Ok(value) if range.contains(&value) => return Some(value),
+            Ok(value) if value.is_zero() => What::ZeroDuration { key },
             Ok(value) => What::TooLong {
                 key,
                 value,
-                most: MAX_DURATION,
+                most: *range.end(),
             },
             Err(_) => What::NotADuration {
                 key,
@@ -158,17 +171,11 @@ impl<'a> Reader<'a> {
         None
     }
 
-    pub(super) fn positive(&mut self, key: &'static str, written: Span) -> Option<Duration> {
-        let span = written.as_ref().map(Spanned::span)?;
-        let value = self.duration(key, written)?;
-        if value.is_zero() {
-            self.note(span, What::ZeroDuration { key });
-            return None;
-        }
-        Some(value)
-    }
-
-    pub(super) fn address(&mut self, key: &'static str, written: Text) -> Option<SocketAddr> {
+    pub(in crate::config) fn address(
+        &mut self,
+        key: &'static str,
+        written: Text,
+    ) -> Option<SocketAddr> {
         let written = written?;
         let parsed = written.get_ref().parse().ok();
         if parsed.is_none() {
@@ -178,7 +185,7 @@ impl<'a> Reader<'a> {
         parsed
     }
 
-    pub(super) fn one_of<T: Copy>(
+    pub(in crate::config) fn one_of<T: Copy>(
         &mut self,
         key: &'static str,
         written: Text,
@@ -186,20 +193,81 @@ impl<'a> Reader<'a> {
     ) -> Option<T> {
         let written = written?;
         let value = written.get_ref();
-        let found = known.iter().find(|(word, _)| word == value);
-        if found.is_none() {
-            let words = known.iter().map(|(word, _)| (*word).to_owned()).collect();
-            let what = What::NotOneOf {
-                key,
-                value: value.clone(),
-                hint: Hint::new(value, words),
-            };
-            self.note(written.span(), what);
+        if let Some(&(_, meaning)) = known.iter().find(|(word, _)| word == value) {
+            return Some(meaning);
         }
-        found.map(|&(_, meant)| meant)
+        let words = known.iter().map(|(word, _)| (*word).to_owned()).collect();
+        let what = What::NotOneOf {
+            key,
+            value: value.clone(),
+            hint: Hint::new(value, words),
+        };
+        self.note(written.span(), what);
+        None
     }
 
-    /// Notes a value that was there before.
+    /// The name of a server, an upstream or a pool.
+    pub(in crate::config) fn server_name(&mut self, written: Text) -> Option<String> {
+        let name = written?;
+        let value = name.get_ref();
+        if value.is_empty() || value.len() > MAX_NAME_LEN || value.chars().any(char::is_control) {
+            let value = value.clone();
+            self.note(name.span(), What::NotAName { value });
+            return None;
+        }
+        Some(name.into_inner())
+    }
+
+    /// A name that only one table may have.
+    pub(super) fn unique_name(
+        &mut self,
+        written: Text,
+        names: &mut Unique<String>,
+    ) -> Option<String> {
+        let place = written.as_ref()?.span();
+        let name = self.server_name(written)?;
+        self.unique(names, name.clone(), &place);
+        Some(name)
+    }
+
+    /// A DNS name without a wildcard, in lower case.
+    pub(in crate::config) fn dns_name(
+        &mut self,
+        key: &'static str,
+        written: Text,
+    ) -> Option<String> {
+        let name = self.text(key, written)?;
+        if DnsName::try_from(name.get_ref().as_str()).is_err() {
+            let value = name.get_ref().clone();
+            self.note(name.span(), What::NotACheckName { value });
+            return None;
+        }
+        Some(name.into_inner().to_ascii_lowercase())
+    }
+
+    /// The session store. No problem repeats the value, which may hold a password.
+    pub(in crate::config) fn store(
+        &mut self,
+        key: &'static str,
+        written: Text,
+    ) -> Option<StoreUrl> {
+        let written = self.text(key, written)?;
+        match written.get_ref().parse() {
+            Ok(StoreUrl::Redis(mut redis)) => {
+                for file in redis.files_mut() {
+                    *file = self.resolve(&file.to_string_lossy());
+                }
+                Some(StoreUrl::Redis(redis))
+            }
+            Ok(StoreUrl::Memory) => Some(StoreUrl::Memory),
+            Err(bad) => {
+                self.note(written.span(), What::Store(bad));
+                None
+            }
+        }
+    }
+
+    /// Notes a value that occurred before.
     pub(super) fn unique<T: Display + Eq + Hash>(
         &mut self,
         seen: &mut Unique<T>,
@@ -220,14 +288,14 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Values that may stand once each, and where they stood first.
+/// Values that must not occur twice, and the place of each.
 pub(super) struct Unique<T> {
     kind: &'static str,
     places: HashMap<T, usize>,
 }
 
 impl<T> Unique<T> {
-    pub(super) fn new(kind: &'static str) -> Self {
+    pub(in crate::config) fn new(kind: &'static str) -> Self {
         Self {
             kind,
             places: HashMap::new(),

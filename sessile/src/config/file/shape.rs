@@ -1,19 +1,36 @@
-//! From text to the file's shape. serde stops at the first key or type that does not fit; here what
-//! did not fit is noted, taken out, and the rest is tried again, so that one run shows everything.
+//! From text to settings and tables. serde stops at the first key or type that is wrong. This module
+//! notes the problem, takes the key out and tries again, so that one run finds every problem.
 
+use std::collections::HashMap;
 use std::ops::Range;
+use std::path::Path;
 
 use serde::Deserialize;
+use toml::Spanned;
 use toml::de::{DeTable, DeValue, Deserializer, Error};
 
 use super::problem::{Hint, Problem, What};
 use super::raw::File;
+use super::reader::Reader;
+use crate::config::Config;
+use crate::config::settings::SECTIONS;
 
-/// Most problems that are looked for; the rest shows when these are dealt with.
+/// Most problems of one run.
 const MAX_PROBLEMS: usize = 20;
 
-/// Reads the shape of a configuration file, or everything that keeps the text from having it.
-pub(super) fn read(text: &str) -> Result<File, Vec<Problem>> {
+/// A text whose keys and TOML types are right.
+pub(super) struct Shape<'a> {
+    /// Has noted the problems with the values of settings.
+    pub(super) reader: Reader<'a>,
+    /// Has the settings, and nothing of the tables yet.
+    pub(super) config: Config,
+    /// The settings that are written, each with the place of its value.
+    pub(super) places: HashMap<&'static str, Range<usize>>,
+    pub(super) tables: File,
+}
+
+/// Reads settings and tables, or finds everything that is wrong with their keys and types.
+pub(super) fn read<'a>(text: &'a str, folder: &'a Path) -> Result<Shape<'a>, Vec<Problem>> {
     let (mut table, syntax) = DeTable::parse_recoverable(text);
     if !syntax.is_empty() {
         let errors = syntax.into_iter().take(MAX_PROBLEMS);
@@ -21,10 +38,16 @@ pub(super) fn read(text: &str) -> Result<File, Vec<Problem>> {
             .map(|error| Problem::at(text, start(&error), What::Syntax(error)))
             .collect());
     }
-    let mut problems = Vec::new();
+    let mut shape = Shape {
+        reader: Reader::new(text, folder),
+        config: Config::default(),
+        places: HashMap::new(),
+        tables: File::default(),
+    };
+    let mut problems = shape.take_settings(table.get_mut(), text);
     loop {
         let error = match File::deserialize(Deserializer::from(table.clone())) {
-            Ok(file) if problems.is_empty() => return Ok(file),
+            Ok(tables) if problems.is_empty() => return Ok(Shape { tables, ..shape }),
             Ok(_) => return Err(problems),
             Err(error) => error,
         };
@@ -37,9 +60,35 @@ pub(super) fn read(text: &str) -> Result<File, Vec<Problem>> {
             place,
             misfit(error, removed.unwrap_or_default()),
         ));
-        if !found || problems.len() == MAX_PROBLEMS {
+        if !found || problems.len() >= MAX_PROBLEMS {
             return Err(problems);
         }
+    }
+}
+
+impl Shape<'_> {
+    /// Takes the settings out of the table and reads them. Gives the values of a wrong TOML type.
+    fn take_settings(&mut self, table: &mut DeTable<'_>, text: &str) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        for (section, settings) in &SECTIONS {
+            let section = table.get_mut(*section).map(Spanned::get_mut);
+            let Some(DeValue::Table(section)) = section else {
+                continue;
+            };
+            for setting in *settings {
+                let Some(value) = section.remove(setting.key()) else {
+                    continue;
+                };
+                self.places.insert(setting.name, value.span());
+                let read = (setting.read)(&mut self.reader, value, &mut self.config);
+                problems.extend(
+                    read.err()
+                        .map(|error| Problem::at(text, start(&error), What::WrongType(error))),
+                );
+            }
+        }
+        problems.truncate(MAX_PROBLEMS);
+        problems
     }
 }
 
@@ -47,8 +96,8 @@ fn start(error: &Error) -> usize {
     error.span().map_or(0, |span| span.start)
 }
 
-/// What an error of serde's means. The names that are known here are only in its message, between
-/// backticks; a test holds that form fast.
+/// Turns an error of serde into a problem. serde names the known keys only in the message, between
+/// backticks. A test guards the form of the message.
 fn misfit(error: Error, section: String) -> What {
     let message = error.message();
     if !message.starts_with("unknown field") {
@@ -56,14 +105,17 @@ fn misfit(error: Error, section: String) -> What {
     }
     let mut quoted = message.split('`').skip(1).step_by(2).map(str::to_owned);
     let key = quoted.next().unwrap_or_default();
-    let hint = Hint::new(&key, quoted.collect());
+    let settings = SECTIONS.iter().find(|(name, _)| *name == section);
+    let settings = settings.map_or(&[][..], |(_, settings)| *settings);
+    let settings = settings.iter().map(|setting| setting.key().to_owned());
+    let hint = Hint::new(&key, settings.chain(quoted).collect());
     What::UnknownKey { key, section, hint }
 }
 
-/// Takes the key or value that lies at `span` out of `table`, and names the section it was in.
+/// Takes the key or value at `span` out of `table`. Gives the name of its section.
 fn remove(table: &mut DeTable<'_>, span: &Range<usize>, section: &str) -> Option<String> {
     let here = table.iter().find_map(|(key, value)| {
-        // An element of an array cannot be taken out alone; an array of tables is looked into below.
+        // An element of an array cannot be taken out alone. Tables in arrays are searched below.
         let holds = match value.get_ref() {
             DeValue::Array(elements) => elements.iter().any(|element| {
                 element.span() == *span && !matches!(element.get_ref(), DeValue::Table(_))

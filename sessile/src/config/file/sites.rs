@@ -18,8 +18,8 @@ const CLIENT_AUTH_MODES: [(&str, ClientAuthMode); 2] = [
     ("optional", ClientAuthMode::Optional),
 ];
 
-/// Reads all sites. No two may take one name, and one at most takes every name that is left.
-/// `early_data`: the most that a site may take, and what it takes where it does not say.
+/// Reads all sites. A name belongs to one site, and at most one site has no names. `early_data` is
+/// `session.early-data`: the default of each site, and the maximum.
 pub(super) fn read(
     reader: &mut Reader<'_>,
     written: Vec<Spanned<raw::Site>>,
@@ -38,16 +38,13 @@ pub(super) fn read(
         if site.certificates.is_empty() {
             reader.note(span, What::NoCertificate);
         }
-        let most = match site.client_auth {
-            Some(_) => None,
-            None => Some(early_data),
-        };
+        let max_early_data = site.client_auth.is_none().then_some(early_data);
         let mut paths = Unique::new("route for the path");
         let mut routes: Vec<SiteRoute> = Vec::new();
         for written in site.route {
             routes.extend(route(reader, written, &mut paths, upstreams));
         }
-        // A stable order for equal lengths is the order of the file.
+        // The sort is stable: routes of the same length stay in the order of the file.
         routes.sort_by_key(|route| std::cmp::Reverse(route.path.len()));
         sites.push(Site {
             names: (site.names.into_iter())
@@ -58,20 +55,20 @@ pub(super) fn read(
                 .collect(),
             client_auth: (site.client_auth)
                 .and_then(|client_auth| self::client_auth(reader, client_auth)),
-            early_data: narrowed(reader, site.early_data, most),
+            early_data: self::early_data(reader, site.early_data, max_early_data),
             routes,
         });
     }
     sites
 }
 
-/// `most`: what `session.early-data` is, or `None` where clients show certificates.
-fn narrowed(reader: &mut Reader<'_>, written: raw::Bytes, most: Option<u32>) -> u32 {
+/// The early data of a site. `most` is `session.early-data`, or `None` if clients show certificates.
+fn early_data(reader: &mut Reader<'_>, written: raw::Bytes, most: Option<u32>) -> u32 {
     let Some(span) = written.as_ref().map(Spanned::span) else {
         return most.unwrap_or_default();
     };
-    let value = reader.size("early-data", written, 0..=MAX_EARLY_DATA);
-    let value = value.unwrap_or_default();
+    let size = reader.size("early-data", written, 0..=MAX_EARLY_DATA);
+    let value = size.unwrap_or_default();
     match most {
         None if value > 0 => reader.note(span, What::EarlyDataOfClients),
         Some(most) if value > most => reader.note(span, What::EarlyDataWidens { value, most }),
@@ -100,15 +97,11 @@ pub(super) fn server_name(
 fn certificate(reader: &mut Reader<'_>, written: Spanned<raw::Certificate>) -> Option<Certificate> {
     let span = written.span();
     let pair = written.into_inner();
-    let missing = |key, example| What::Missing {
-        table: "a certificate",
-        key,
-        example,
-    };
-    let chain = reader.required(pair.chain, span.clone(), missing("chain", "\"cert.pem\""));
-    let key = reader.required(pair.key, span, missing("key", "\"key.pem\""));
-    let chain = reader.path("chain", chain);
-    let key = reader.path("key", key);
+    let missing = |key, example| What::missing("a certificate", key, example);
+    let written_chain = reader.required(pair.chain, span.clone(), missing("chain", "\"cert.pem\""));
+    let written_key = reader.required(pair.key, span, missing("key", "\"key.pem\""));
+    let chain = reader.path("chain", written_chain);
+    let key = reader.path("key", written_key);
     Some(Certificate {
         chain: chain?,
         key: key?,
@@ -118,14 +111,10 @@ fn certificate(reader: &mut Reader<'_>, written: Spanned<raw::Certificate>) -> O
 fn client_auth(reader: &mut Reader<'_>, written: Spanned<raw::ClientAuth>) -> Option<ClientAuth> {
     let span = written.span();
     let written = written.into_inner();
-    let missing = What::Missing {
-        table: "client-auth",
-        key: "ca",
-        example: "\"clients.pem\"",
-    };
     let mode = reader.one_of("mode", written.mode, &CLIENT_AUTH_MODES);
-    let ca = reader.required(written.ca, span, missing);
-    let ca = reader.path("ca", ca);
+    let missing = What::missing("client-auth", "ca", "\"clients.pem\"");
+    let written_ca = reader.required(written.ca, span, missing);
+    let ca = reader.path("ca", written_ca);
     let crl = reader.path("crl", written.crl);
     Some(ClientAuth {
         mode: mode.unwrap_or(ClientAuthMode::Required),
@@ -142,18 +131,10 @@ fn route(
 ) -> Option<SiteRoute> {
     let span = written.span();
     let mut route = written.into_inner();
-    let missing = What::Missing {
-        table: "[[site.route]]",
-        key: "path",
-        example: "\"/\"",
-    };
-    let path = reader.required(route.path.take(), span.clone(), missing);
-    let path = path.and_then(|path| {
-        let span = path.span();
-        let path = route_path(reader, path)?;
-        reader.unique(paths, path.clone(), &span);
-        Some(path)
-    });
+    let missing = What::missing("[[site.route]]", "path", "\"/\"");
+    let path = reader
+        .required(route.path.take(), span.clone(), missing)
+        .and_then(|path| route_path(reader, path, paths));
     let action = action(reader, route, span, upstreams);
     Some(SiteRoute {
         path: path?,
@@ -162,14 +143,19 @@ fn route(
 }
 
 /// A route's path without trailing slashes, or `/`.
-fn route_path(reader: &mut Reader<'_>, written: Spanned<String>) -> Option<String> {
+fn route_path(
+    reader: &mut Reader<'_>,
+    written: Spanned<String>,
+    paths: &mut Unique<String>,
+) -> Option<String> {
     let path = match written.get_ref().trim_end_matches('/') {
         "" if written.get_ref().starts_with('/') => "/",
         path => path,
     };
     let mut parts = path.strip_prefix('/').unwrap_or("..").split('/');
-    let odd = |c: char| c.is_control() || c.is_whitespace() || matches!(c, '?' | '#' | ';' | '\\');
-    if path.contains(odd)
+    let is_refused =
+        |c: char| c.is_control() || c.is_whitespace() || matches!(c, '?' | '#' | ';' | '\\');
+    if path.contains(is_refused)
         || (path != "/" && parts.any(|part| matches!(part, "" | "." | "..")))
         || !path.starts_with('/')
     {
@@ -177,6 +163,7 @@ fn route_path(reader: &mut Reader<'_>, written: Spanned<String>) -> Option<Strin
         reader.note(written.span(), What::NotAPath { value });
         return None;
     }
+    reader.unique(paths, path.to_owned(), &written.span());
     Some(path.to_owned())
 }
 
@@ -187,11 +174,14 @@ fn action(
     upstreams: &[Arc<Upstream>],
 ) -> Option<Action> {
     let verdict = route.verdict.unwrap_or(false);
-    let found = usize::from(route.files.is_some())
-        + usize::from(route.proxy.is_some())
-        + usize::from(route.redirect.is_some())
-        + usize::from(route.respond.is_some())
-        + usize::from(verdict);
+    let actions = [
+        route.files.is_some(),
+        route.proxy.is_some(),
+        route.redirect.is_some(),
+        route.respond.is_some(),
+        verdict,
+    ];
+    let found = actions.into_iter().filter(|&is_set| is_set).count();
     if let (Some(status), None) = (&route.status, &route.respond) {
         reader.note(status.span(), What::StatusAlone);
     }
@@ -224,21 +214,23 @@ fn proxy(
     upstreams: &[Arc<Upstream>],
 ) -> Option<Action> {
     let value = written.get_ref();
-    let meant = upstreams.iter().find(|upstream| upstream.name == *value);
-    if meant.is_none() {
-        let known = upstreams.iter().map(|upstream| upstream.name.clone());
-        let (value, hint) = (value.clone(), Hint::new(value, known.collect()));
-        let what = match upstreams {
-            [] => What::NoUpstream { value },
-            _ => What::NotOneOf {
-                key: "proxy",
-                value,
-                hint,
-            },
-        };
-        reader.note(written.span(), what);
+    if let Some(upstream) = upstreams.iter().find(|upstream| upstream.name == *value) {
+        return Some(Action::Proxy(Arc::clone(upstream)));
     }
-    meant.map(|upstream| Action::Proxy(Arc::clone(upstream)))
+    let known = upstreams.iter().map(|upstream| upstream.name.clone());
+    let hint = Hint::new(value, known.collect());
+    let value = value.clone();
+    let what = if upstreams.is_empty() {
+        What::NoUpstream { value }
+    } else {
+        What::NotOneOf {
+            key: "proxy",
+            value,
+            hint,
+        }
+    };
+    reader.note(written.span(), what);
+    None
 }
 
 fn redirect(reader: &mut Reader<'_>, written: Spanned<String>) -> Option<Action> {
@@ -246,7 +238,7 @@ fn redirect(reader: &mut Reader<'_>, written: Spanned<String>) -> Option<Action>
     let usable = match url.parse::<http::Uri>() {
         Ok(uri) => match uri.scheme_str() {
             Some(scheme) => matches!(scheme, "http" | "https") && uri.host().is_some(),
-            // "//host" would be another host's address without a scheme.
+            // "//host" is the address of another host, without a scheme.
             None => url.starts_with('/') && !url.starts_with("//"),
         },
         Err(_) => false,

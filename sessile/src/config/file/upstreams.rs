@@ -1,4 +1,4 @@
-//! `[[upstream]]`: the servers that routes with `proxy` hand requests to.
+//! `[[upstream]]`: the servers behind routes with `proxy`.
 
 use std::sync::Arc;
 
@@ -7,23 +7,22 @@ use toml::Spanned;
 
 use super::problem::What;
 use super::raw;
-use super::reader::{Reader, Unique};
+use super::reader::{POSITIVE_DURATION, Reader, Unique};
 use crate::config::{DEFAULT_CONNECT_TIMEOUT, DEFAULT_RESPONSE_TIMEOUT, Upstream};
 
 /// The port of an `http` URL without one.
 const HTTP_PORT: u16 = 80;
 
-/// Reads all upstreams. One that has a name is there for the routes, whatever else it lacks.
+/// Reads all upstreams. Routes can refer to an upstream that has a name, even if it has other problems.
 pub(super) fn read(
     reader: &mut Reader<'_>,
     written: Vec<Spanned<raw::Upstream>>,
 ) -> Vec<Arc<Upstream>> {
     let mut names = Unique::new("upstream");
-    let mut upstreams = Vec::new();
-    for written in written {
-        upstreams.extend(upstream(reader, written, &mut names).map(Arc::new));
-    }
-    upstreams
+    written
+        .into_iter()
+        .filter_map(|written| upstream(reader, written, &mut names).map(Arc::new))
+        .collect()
 }
 
 fn upstream(
@@ -33,18 +32,9 @@ fn upstream(
 ) -> Option<Upstream> {
     let span = written.span();
     let upstream = written.into_inner();
-    let missing = |key, example| What::Missing {
-        table: "[[upstream]]",
-        key,
-        example,
-    };
-    let name = reader.required(upstream.name, span.clone(), missing("name", "\"app\""));
-    let name = name.and_then(|name| {
-        let span = name.span();
-        let name = reader.server_name(Some(name))?;
-        reader.unique(names, name.clone(), &span);
-        Some(name)
-    });
+    let missing = |key, example| What::missing("[[upstream]]", key, example);
+    let written_name = reader.required(upstream.name, span.clone(), missing("name", "\"app\""));
+    let name = reader.unique_name(written_name, names);
     if upstream.servers.is_empty() {
         reader.note(span, missing("servers", "[\"http://10.0.0.1:8080\"]"));
     }
@@ -53,8 +43,16 @@ fn upstream(
     for written in upstream.servers {
         servers.extend(server(reader, &written, &mut seen));
     }
-    let connect_timeout = reader.positive("connect-timeout", upstream.connect_timeout);
-    let response_timeout = reader.positive("response-timeout", upstream.response_timeout);
+    let connect_timeout = reader.duration(
+        "connect-timeout",
+        upstream.connect_timeout,
+        POSITIVE_DURATION,
+    );
+    let response_timeout = reader.duration(
+        "response-timeout",
+        upstream.response_timeout,
+        POSITIVE_DURATION,
+    );
     Some(Upstream {
         name: name?,
         servers,
@@ -63,7 +61,7 @@ fn upstream(
     })
 }
 
-/// Host and port of a server's URL.
+/// The host and port of a server's URL.
 fn server(
     reader: &mut Reader<'_>,
     written: &Spanned<String>,
@@ -87,13 +85,13 @@ fn server(
     address
 }
 
-/// `None`: there is more to the URL than these, or less.
+/// `None`: the URL has other parts, or lacks the host.
 fn host_and_port(url: &Uri) -> Option<String> {
     let authority = url.authority()?;
     let host = authority.host();
     let port = match authority.as_str().strip_prefix(host)? {
         "" => HTTP_PORT,
-        // Port 0 is nobody's.
+        // No server can have port 0.
         port => port
             .strip_prefix(':')?
             .parse()

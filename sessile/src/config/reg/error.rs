@@ -1,15 +1,15 @@
-//! What keeps bytes from being a registry export.
+//! The errors of registry exports.
 
 use std::fmt;
 
-/// A place in the text; both count from 1, columns in characters.
+/// A place in the text. Lines and columns count from 1, and columns are characters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
     pub line: usize,
     pub column: usize,
 }
 
-/// Why bytes are not a registry export, and where that shows.
+/// Why bytes are not a registry export, and the place of the problem.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RegError {
     pub place: Place,
@@ -25,7 +25,7 @@ impl fmt::Display for RegError {
 
 impl std::error::Error for RegError {}
 
-/// What is wrong with a registry export.
+/// The problem with a registry export.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Wrong {
     #[error("more than 16 MiB; export only the branches that are meant")]

@@ -1,37 +1,49 @@
-//! The settings as the Windows registry knows them: reads exports (`.reg` files), carries their
-//! values over to a [`Config`], and writes them. It touches no file; `settings` does.
+//! The settings in the form of the Windows registry: reads exports (`.reg` files), applies them to a
+//! [`Config`], and writes exports. This module touches no file: `settings` does.
 
 mod error;
 mod parse;
-mod values;
 
 use std::fmt;
 
+use super::settings::{RegKey, RegValue, Setting, all};
 use super::{Config, MAX_TICKET_LIFETIME};
 pub use error::{Place, RegError, Wrong};
 pub use parse::{Data, Edit, Entry, MAX_BYTES, RegFile, parse};
-pub use values::{Key, RegValue, VALUES, value_for};
 
-/// What became of a registry export.
+/// What was done with each line of a registry export.
 #[derive(Debug, Default)]
 pub struct Report {
     pub taken: Vec<Taken>,
     pub ignored: Vec<Ignored>,
 }
 
-/// A line that changed the configuration (or confirmed what it said already).
+/// A line that set a registry value, or deleted one.
 #[derive(Clone, Debug)]
 pub struct Taken {
     pub line: usize,
-    pub value: &'static RegValue,
-    /// The number, or `None` where the value was deleted: back to the default.
+    pub value: RegValue,
+    /// `None`: the value was deleted, and its settings have their defaults.
     pub number: Option<u32>,
 }
 
 impl Taken {
-    /// Carries this one value over.
+    /// The settings that the value stands for.
+    pub fn settings(&self) -> impl Iterator<Item = &'static Setting> {
+        settings_of(self.value)
+    }
+
+    /// Sets the settings of the value, or resets them to their defaults.
     pub fn apply(&self, config: &mut Config) {
-        (self.value.take)(config, self.number);
+        for setting in self.settings() {
+            let value = match (self.number, setting.registry) {
+                (Some(number), Some(registry)) => Some(registry.form.decode(number)),
+                _ => (setting.value)(&Config::default()),
+            };
+            if let Some(value) = value {
+                setting.assign(config, &value);
+            }
+        }
     }
 }
 
@@ -39,7 +51,7 @@ impl Taken {
 #[derive(Clone, Debug)]
 pub struct Ignored {
     pub line: usize,
-    /// The key, and the value's name where it is about one.
+    /// The key, and the name of the value if the line has one.
     pub path: String,
     pub why: Why,
 }
@@ -67,15 +79,17 @@ pub enum Why {
     TooLongForTickets,
 }
 
-/// Carries the values of a registry export over to a configuration, in the order of the export. The
-/// configuration stays valid: what would not be is reported as ignored.
+/// Applies a registry export to a configuration, line by line. The configuration stays valid: a line
+/// that would make it invalid is ignored and reported.
 pub fn apply(file: &RegFile, config: &mut Config) -> Report {
     let mut report = Report::default();
     for entry in &file.entries {
-        let found = locate(entry);
-        let (values, why) = match found {
-            Ok(values) => (values, None),
-            Err(why) => (Vec::new(), Some(why)),
+        let values = match locate(entry) {
+            Ok(values) => values,
+            Err(why) => {
+                report.ignore(entry, why);
+                continue;
+            }
         };
         let number = match entry.edit {
             Edit::Set {
@@ -85,9 +99,8 @@ pub fn apply(file: &RegFile, config: &mut Config) -> Report {
             _ => None,
         };
         for value in values {
-            let line = entry.line;
             let taken = Taken {
-                line,
+                line: entry.line,
                 value,
                 number,
             };
@@ -99,9 +112,6 @@ pub fn apply(file: &RegFile, config: &mut Config) -> Report {
             }
             *config = changed;
             report.taken.push(taken);
-        }
-        if let Some(why) = why {
-            report.ignore(entry, why);
         }
     }
     report
@@ -121,27 +131,38 @@ impl Report {
     }
 }
 
-/// The values that an entry is about, or why there is none.
-fn locate(entry: &Entry) -> Result<Vec<&'static RegValue>, Why> {
-    let written = parts(&entry.key);
-    let name = match &entry.edit {
-        Edit::DeleteKey => {
-            let below = |value: &&RegValue| {
-                !written.is_empty() && parts(value.key.path()).starts_with(&written)
-            };
-            let values: Vec<_> = VALUES.iter().filter(below).collect();
-            return match values.len() {
-                0 => Err(stray(&written)),
-                _ => Ok(values),
-            };
+/// Every registry value that is understood, once each.
+fn values() -> Vec<RegValue> {
+    let mut values: Vec<RegValue> = Vec::new();
+    for value in all().filter_map(|setting| setting.registry) {
+        if !values.iter().any(|known| known.name == value.name) {
+            values.push(value);
         }
-        Edit::Set { name, .. } | Edit::Delete { name } => name,
+    }
+    values
+}
+
+/// The settings that a value stands for. The last section comes first: `EnableKernelSSL` means
+/// `tls.kernel` above all.
+fn settings_of(value: RegValue) -> impl Iterator<Item = &'static Setting> {
+    all().rev().filter(move |setting| {
+        let same = |known: RegValue| (known.key, known.name) == (value.key, value.name);
+        setting.registry.is_some_and(same)
+    })
+}
+
+/// The values that an entry sets or deletes.
+fn locate(entry: &Entry) -> Result<Vec<RegValue>, Why> {
+    let path = parts(&entry.key);
+    let concerns = |value: &RegValue| match &entry.edit {
+        Edit::DeleteKey => !path.is_empty() && parts(value.key.path()).starts_with(&path),
+        Edit::Set { name, .. } | Edit::Delete { name } => {
+            parts(value.key.path()) == path && value.name.eq_ignore_ascii_case(name)
+        }
     };
-    let matches = |value: &&RegValue| {
-        parts(value.key.path()) == written && value.name.eq_ignore_ascii_case(name)
-    };
-    let value = VALUES.iter().find(matches).ok_or_else(|| stray(&written))?;
-    match entry.edit {
+    let values: Vec<RegValue> = values().into_iter().filter(concerns).collect();
+    match &entry.edit {
+        _ if values.is_empty() => Err(why_unknown(&path)),
         Edit::Set {
             data: Data::Text(_),
             ..
@@ -149,36 +170,37 @@ fn locate(entry: &Entry) -> Result<Vec<&'static RegValue>, Why> {
         Edit::Set {
             data: Data::Other(kind),
             ..
-        } => Err(Why::Type(kind)),
-        _ => Ok(vec![value]),
+        } => Err(Why::Type(*kind)),
+        _ => Ok(values),
     }
 }
 
-/// Why a path leads to nothing of ours.
-fn stray(written: &[String]) -> Why {
-    match written.get(2) {
+/// Says why no setting corresponds to a path.
+fn why_unknown(path: &[String]) -> Why {
+    match path.get(2) {
         Some(set) if set.starts_with("controlset") => Why::OtherControlSet,
         _ => Why::NotOurs,
     }
 }
 
-/// A key's path in one spelling. `ControlSet001` is what `CurrentControlSet` usually points to, and
-/// what an export from a mounted disk calls it.
+/// The parts of a key's path, in one spelling. `ControlSet001` is what `CurrentControlSet` usually points
+/// to, and exports from a mounted disk have this name.
 fn parts(path: &str) -> Vec<String> {
-    let parts = path.split('\\').filter(|part| !part.is_empty());
-    let mut parts: Vec<String> = parts.map(str::to_lowercase).collect();
-    for (index, (abbreviated, full)) in [
+    const SPELLINGS: [(&str, &str); 3] = [
         ("hklm", "hkey_local_machine"),
         ("system", "system"),
         ("controlset001", "currentcontrolset"),
-    ]
-    .into_iter()
-    .enumerate()
-    {
-        match parts.get_mut(index) {
-            Some(part) if part == abbreviated || part == full => full.clone_into(part),
-            _ => break,
+    ];
+    let mut parts: Vec<String> = path
+        .split('\\')
+        .filter(|part| !part.is_empty())
+        .map(str::to_lowercase)
+        .collect();
+    for (part, (short, full)) in parts.iter_mut().zip(SPELLINGS) {
+        if part != short && part != full {
+            break;
         }
+        full.clone_into(part);
     }
     parts
 }
@@ -188,30 +210,41 @@ fn parts(path: &str) -> Vec<String> {
 pub struct Export {
     /// A `.reg` file's text, with the line ends that Windows expects.
     pub text: String,
-    /// Settings that have a registry name, with values that the registry cannot say.
+    /// Settings with a registry name and a value that the registry cannot express.
     pub left_out: Vec<&'static str>,
 }
 
-/// Writes what has a registry form.
+/// Writes the settings that have a registry form.
 #[must_use]
 pub fn export(config: &Config) -> Export {
     let mut text = String::from("Windows Registry Editor Version 5.00\r\n");
     let mut left_out = Vec::new();
-    for key in Key::ALL {
+    for key in RegKey::ALL {
         text.push_str(&format!("\r\n[{}]\r\n", key.path()));
-        for value in VALUES.iter().filter(|value| value.key == key) {
-            match (value.give)(config) {
+        for value in values().into_iter().filter(|value| value.key == key) {
+            match number(value, config) {
                 Some(number) => {
                     text.push_str(&format!("\"{}\"=dword:{number:08x}\r\n", value.name));
                 }
-                None => left_out.extend_from_slice(value.settings),
+                None => left_out.extend(settings_of(value).map(|setting| setting.name)),
             }
         }
     }
     Export { text, left_out }
 }
 
-/// Text as regedit writes it: UTF-16LE with a byte order mark.
+/// The number of a registry value. `None`: the registry cannot express the settings.
+fn number(value: RegValue, config: &Config) -> Option<u32> {
+    let mut numbers = settings_of(value).map(|setting| {
+        let value = (setting.value)(config)?;
+        setting.registry?.form.encode(&value)
+    });
+    let first = numbers.next()??;
+    // Two settings of one value can contradict each other.
+    numbers.all(|number| number == Some(first)).then_some(first)
+}
+
+/// Encodes a text in regedit's form: UTF-16LE with a byte order mark.
 #[must_use]
 pub fn to_utf16(text: &str) -> Vec<u8> {
     let units = std::iter::once(0xfeff).chain(text.encode_utf16());

@@ -1,18 +1,18 @@
 //! The text of registry exports: `REGEDIT4` and version 5.00, UTF-16LE with a byte order mark as
-//! regedit writes it, or UTF-8. It knows nothing of what the values mean.
+//! regedit writes it, or UTF-8. The parser does not know the meaning of values.
 
 use super::error::{Place, RegError, Wrong};
 
-/// Most bytes of a registry export: the branches that are read here take a few hundred.
+/// Most bytes of a registry export. The keys that matter here take a few hundred.
 pub const MAX_BYTES: usize = 16 << 20;
 
 const VERSION_4: &str = "REGEDIT4";
 const VERSION_5: &str = "Windows Registry Editor Version 5.00";
 
-/// `REG_DWORD`, when it is written as bytes.
+/// The type of `REG_DWORD`, for values that are written as bytes.
 const TYPE_DWORD: u32 = 4;
 
-/// A registry export: what it sets and deletes, in its order.
+/// A registry export: its changes, in the order of the text.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RegFile {
     pub entries: Vec<Entry>,
@@ -39,14 +39,14 @@ pub enum Edit {
     DeleteKey,
 }
 
-/// A value's data, as far as anything here could use it.
+/// The data of a value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Data {
     /// `REG_DWORD`: `dword:` and hexadecimal digits, or `hex(4):` and four bytes.
     Dword(u32),
     /// `REG_SZ`.
     Text(String),
-    /// Another type, by its number; the bytes are not kept.
+    /// The number of another type. The bytes are not kept.
     Other(u32),
 }
 
@@ -106,8 +106,8 @@ fn decode(bytes: &[u8]) -> Result<String, RegError> {
         [0xfe, 0xff, ..] => Err(Wrong::BigEndian.at(Place { line: 1, column: 1 })),
         _ => match std::str::from_utf8(bytes) {
             Ok(text) => Ok(text.to_owned()),
-            // Version 4 is in the code page of the machine that wrote it. All that matters here is
-            // ASCII; a byte above that is some letter in a comment or in another key.
+            // Version 4 is in the code page of the machine that wrote it. Only ASCII matters here: other
+            // bytes are letters in comments or in other keys.
             Err(_) if bytes.starts_with(VERSION_4.as_bytes()) => {
                 Ok(bytes.iter().map(|&byte| char::from(byte)).collect())
             }
@@ -119,7 +119,7 @@ fn decode(bytes: &[u8]) -> Result<String, RegError> {
     }
 }
 
-/// Where the reading stands.
+/// The rest of the text and its place.
 struct Cursor<'a> {
     rest: &'a str,
     line: usize,
@@ -181,7 +181,7 @@ impl<'a> Cursor<'a> {
         self.take_while(|c| matches!(c, ' ' | '\t'));
     }
 
-    /// Passes over empty lines and comments; false at the end of the text.
+    /// Skips empty lines and comments. False at the end of the text.
     fn skip_to_content(&mut self) -> bool {
         loop {
             self.take_while(|c| matches!(c, ' ' | '\t' | '\r' | '\n'));
@@ -202,7 +202,7 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// What may follow on a line: blanks and a comment.
+    /// The end of a line: blanks and a comment.
     fn end_of_line(&mut self) -> Result<(), RegError> {
         self.blanks();
         let place = self.place();
@@ -212,8 +212,8 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// `KEY]` or `-KEY]`. A key's name may hold a bracket: the one that ends it is the first that
-    /// nothing but a comment follows.
+    /// `KEY]` or `-KEY]`. A key's name may contain brackets. The first bracket before a comment or the
+    /// end of the line ends the key.
     fn key(&mut self) -> Result<(String, bool), RegError> {
         let deletes = self.eat('-');
         let place = self.place();
@@ -273,8 +273,8 @@ impl<'a> Cursor<'a> {
         Ok(Edit::Set { name, data })
     }
 
-    /// The rest of a quoted string. A backslash takes the next character as it is; a line break is
-    /// part of the string, and regedit writes them so.
+    /// The rest of a quoted string. A backslash takes the next character literally. A line break is part
+    /// of the string, because regedit writes strings in this way.
     fn string(&mut self, opened: Place) -> Result<String, RegError> {
         let mut text = String::new();
         loop {
@@ -298,7 +298,7 @@ impl<'a> Cursor<'a> {
         number.map(Data::Dword).map_err(|_| Wrong::Dword.at(place))
     }
 
-    /// Bytes with commas between them; a backslash continues on the next line.
+    /// Bytes with commas between them. A backslash continues on the next line.
     fn hex(&mut self, kind: u32) -> Result<Data, RegError> {
         let mut bytes: Vec<u8> = Vec::new();
         loop {

@@ -31,7 +31,7 @@ fn applied(text: &str) -> (Config, Report) {
 
 /// An export with these lines below SCHANNEL.
 fn schannel(lines: &str) -> String {
-    format!("REGEDIT4\n[{}]\n{lines}\n", Key::Schannel.path())
+    format!("REGEDIT4\n[{}]\n{lines}\n", RegKey::Schannel.path())
 }
 
 fn error(bytes: &[u8]) -> String {
@@ -243,10 +243,10 @@ proptest! {
     }
 
     #[test]
-    fn any_number_keeps_the_configuration_valid(number: u32, index in 0..VALUES.len(), tickets: bool) {
+    fn any_number_keeps_the_configuration_valid(number: u32, index in 0..values().len(), tickets: bool) {
         let mut config = Config::default();
         config.session.tickets = tickets;
-        let value = &VALUES[index];
+        let value = values()[index];
         let text = format!("REGEDIT4\n[{}]\n\"{}\"=dword:{number:x}\n", value.key.path(), value.name);
         apply(&parse(text.as_bytes()).expect("it is right"), &mut config);
         prop_assert!(!tickets || config.session.lifetime <= MAX_TICKET_LIFETIME);

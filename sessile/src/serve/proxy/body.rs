@@ -11,7 +11,7 @@ use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::{Instant, Sleep};
 
-use super::Passage;
+use super::slot::UpstreamSlot;
 use crate::locks::locked;
 use crate::serve::pending_upstreams::{PendingUpstream, PendingUpstreams};
 
@@ -115,7 +115,7 @@ pub(in crate::serve) struct Download {
     /// Runs while it is.
     silence: Option<(Pin<Box<Sleep>>, PendingUpstream)>,
     pending: PendingUpstreams,
-    passage: Passage,
+    slot: UpstreamSlot,
 }
 
 impl Download {
@@ -123,14 +123,14 @@ impl Download {
         body: Incoming,
         timeout: Duration,
         pending: PendingUpstreams,
-        passage: Passage,
+        slot: UpstreamSlot,
     ) -> Self {
         Self {
             body,
             timeout,
             silence: None,
             pending,
-            passage,
+            slot,
         }
     }
 }
@@ -150,7 +150,7 @@ impl Body for Download {
                 (over, this.pending.begin())
             });
             return silence.as_mut().poll(cx).map(|()| {
-                this.passage.end(|results| &results.cut);
+                this.slot.end(|results| &results.cut);
                 Some(Err(io::ErrorKind::TimedOut.into()))
             });
         };
@@ -158,11 +158,11 @@ impl Body for Download {
         Poll::Ready(match frame {
             Some(Ok(frame)) => Some(Ok(frame)),
             Some(Err(error)) => {
-                this.passage.end(|results| &results.cut);
+                this.slot.end(|results| &results.cut);
                 Some(Err(io::Error::other(error)))
             }
             None => {
-                this.passage.end(|results| &results.ok);
+                this.slot.end(|results| &results.ok);
                 None
             }
         })
@@ -181,7 +181,7 @@ impl Drop for Download {
     fn drop(&mut self) {
         // Nobody asks for more than there is: a body of a known length is not read to its `None`.
         if self.body.is_end_stream() {
-            self.passage.end(|results| &results.ok);
+            self.slot.end(|results| &results.ok);
         }
     }
 }

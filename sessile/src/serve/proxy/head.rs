@@ -11,8 +11,7 @@ use http::request::Parts;
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, Method, Response, StatusCode, Uri, Version};
 
-use crate::serve::host::Host;
-use crate::serve::respond::EarlyData;
+use crate::serve::request::{Host, SentEarly};
 
 const EARLY_DATA: HeaderName = HeaderName::from_static("early-data");
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -62,7 +61,7 @@ pub(super) fn to_upstream(
     let host = host(&head)?;
     let takes_trailers = has_token(&head.headers, &TE, "trailers");
     let in_early_data =
-        head.headers.contains_key(EARLY_DATA) || head.extensions.get::<EarlyData>().is_some();
+        head.headers.contains_key(EARLY_DATA) || head.extensions.get::<SentEarly>().is_some();
 
     head.uri = uri(&head.uri)?;
     let via = via(head.version);

@@ -5,6 +5,7 @@
 mod body;
 mod connect;
 mod head;
+mod slot;
 
 use std::cell::Cell;
 use std::error::Error;
@@ -27,6 +28,7 @@ use super::pending_upstreams::PendingUpstreams;
 use crate::config;
 use body::{Clock, Download, Upload};
 use connect::Connector;
+use slot::UpstreamSlot;
 
 /// Most requests that a worker has at one upstream at once; a further one is answered 503.
 const MAX_REQUESTS: usize = 1024;
@@ -93,7 +95,7 @@ impl Upstream {
     ) -> Result<Response<Download>, StatusCode> {
         let (head, body) = request.into_parts();
         let head = head::to_upstream(head, client, body.is_end_stream())?;
-        let Some(mut passage) = self.admit() else {
+        let Some(mut slot) = self.take_slot() else {
             self.results.overloaded.inc();
             return Err(StatusCode::SERVICE_UNAVAILABLE);
         };
@@ -106,22 +108,17 @@ impl Upstream {
         match answered {
             Ok(response) => {
                 let (timeout, pending) = (self.response_timeout, pending.clone());
-                Ok(response.map(|body| Download::new(body, timeout, pending, passage)))
+                Ok(response.map(|body| Download::new(body, timeout, pending, slot)))
             }
             Err(failure) => {
-                passage.end(|results| failure.counter(results));
+                slot.end(|results| failure.counter(results));
                 Err(failure.status())
             }
         }
     }
 
-    /// A place among the requests that are on their way.
-    fn admit(&self) -> Option<Passage> {
-        // One reference is the upstream's own.
-        (Arc::strong_count(&self.results) <= MAX_REQUESTS).then(|| Passage {
-            results: Arc::clone(&self.results),
-            over: false,
-        })
+    fn take_slot(&self) -> Option<UpstreamSlot> {
+        UpstreamSlot::take(&self.results, MAX_REQUESTS)
     }
 
     async fn exchange(
@@ -248,27 +245,6 @@ fn chain(error: &legacy::Error) -> String {
     causes.collect::<Vec<_>>().join(": ")
 }
 
-/// One request on its way, counted once however it ends.
-struct Passage {
-    results: Arc<UpstreamResults>,
-    over: bool,
-}
-
-impl Passage {
-    fn end(&mut self, counter: impl FnOnce(&UpstreamResults) -> &IntCounter) {
-        if !self.over {
-            self.over = true;
-            counter(&self.results).inc();
-        }
-    }
-}
-
-impl Drop for Passage {
-    fn drop(&mut self) {
-        self.end(|results| &results.abandoned);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -289,10 +265,10 @@ mod tests {
             response_timeout: config::DEFAULT_RESPONSE_TIMEOUT,
         };
         let upstream = Upstream::new(&app, metrics.upstream("app"));
-        let mut passages: Vec<_> = (0..MAX_REQUESTS).map(|_| upstream.admit()).collect();
-        assert!(passages.iter().all(Option::is_some));
-        assert!(upstream.admit().is_none());
-        passages.pop();
-        assert!(upstream.admit().is_some());
+        let mut slots: Vec<_> = (0..MAX_REQUESTS).map(|_| upstream.take_slot()).collect();
+        assert!(slots.iter().all(Option::is_some));
+        assert!(upstream.take_slot().is_none());
+        slots.pop();
+        assert!(upstream.take_slot().is_some());
     }
 }

@@ -61,7 +61,7 @@ impl HkdfExpander for NotingExpander {
 fn plain(suite: &SupportedCipherSuite) -> CryptoProvider {
     CryptoProvider {
         cipher_suites: vec![*suite],
-        ..crate::tls::crypto()
+        ..crate::tls::provider::crypto()
     }
 }
 
@@ -81,7 +81,7 @@ fn noting(suite: &SupportedCipherSuite) -> CryptoProvider {
 }
 
 fn suites() -> Vec<SupportedCipherSuite> {
-    let suites = crate::tls::crypto().cipher_suites;
+    let suites = crate::tls::provider::crypto().cipher_suites;
     suites
         .into_iter()
         .filter(|suite| suite.tls13().is_some())

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-use sessile_proto::hello::{DEFAULT_LIMIT, HelloReader, ServerHello};
+use sessile_proto::hello::{DEFAULT_LIMIT, HelloReader, ServerHello, TLS_1_3};
 
 use super::clients::{HOW, How, openssl};
 use super::{Farm, Setup, travel};
@@ -40,13 +40,14 @@ fn answer(server: SocketAddr, hello: &[u8]) -> Answer {
     io.set_read_timeout(Some(PATIENCE)).unwrap();
     io.write_all(hello).unwrap();
     let mut messages = Vec::new();
+    let mut is_tls13 = false;
     loop {
         let record = record(&io).unwrap();
         match record[0] {
             ALERT => return Answer::Alert,
             HANDSHAKE => {}
-            // Encrypted from here on; TLS 1.2 comes so far only where it resumes.
-            _ if messages == [SERVER_HELLO] => return Answer::Full(messages),
+            // Encrypted from here on. TLS 1.2 gets here before ServerHelloDone only if it resumes.
+            _ if is_tls13 => return Answer::Full(messages),
             _ => return Answer::Resumes,
         }
         let mut rest = &record[5..];
@@ -55,6 +56,7 @@ fn answer(server: SocketAddr, hello: &[u8]) -> Answer {
             messages.push(kind);
             if kind == SERVER_HELLO {
                 let hello = ServerHello::parse(&rest[..len]).unwrap();
+                is_tls13 = hello.version() == TLS_1_3;
                 if hello.selected_identity.is_some() {
                     return Answer::Resumes;
                 }

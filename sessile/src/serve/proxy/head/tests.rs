@@ -150,7 +150,7 @@ fn addresses_of_ipv6_are_written_as_rfc_7239_has_them() {
 fn early_data_is_marked_and_a_mark_stays() {
     assert!(!handed_on("GET", &[]).contains_key("early-data"));
     let mut early = asked("GET", &[]);
-    early.extensions.insert(EarlyData);
+    early.extensions.insert(SentEarly);
     let head = to_upstream(early, CLIENT, true).expect("it goes on");
     assert_eq!(values(&head.headers, "early-data"), ["1"]);
     // RFC 8470, 5.1: what is there counts as 1, however it is written.

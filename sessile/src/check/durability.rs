@@ -1,12 +1,15 @@
-//! What a restart and a crash cost with a configuration, said plainly, and what its store brings.
+//! Explains what a restart and a crash cost, and what a shared store changes.
 
+use std::net::IpAddr;
+
+use humantime::format_duration;
 use sessile_proto::Time;
 use sessile_proto::keys::MAX_LIFETIME;
 
-use super::{Findings, Grade, span, state};
+use super::{Findings, Grade, counted, state};
 use crate::clock;
 use crate::config::store::{Node, Redis};
-use crate::config::{Config, Forget, ForgetTarget, Key, StoreUrl};
+use crate::config::{Config, Forget, ForgetTarget, Key, StoreUrl, human_bytes};
 
 pub(super) fn check(config: &Config, findings: &mut Findings) {
     let (session, connection) = (&config.session, &config.connection);
@@ -14,13 +17,12 @@ pub(super) fn check(config: &Config, findings: &mut Findings) {
         findings.warn("Nothing resumes: session.lifetime is 0, so every handshake is full.");
         return;
     }
-    let life = span(session.lifetime);
+    let life = format_duration(session.lifetime);
     findings.note(format!(
         "A client resumes for {life} after its full handshake, and then makes another."
     ));
-    // Either needs to know what became of a session, which a sealed ticket cannot tell.
     let stored = config.sessions_are_removable();
-    let kept = Kept::of(config);
+    let place = SessionPlace::of(config);
     match (session.tickets && !stored, &config.key) {
         (true, Key::File(path)) => findings.note(format!(
             "Tickets (TLS 1.3, and TLS 1.2 clients that take them) survive a restart and a crash, and resume on \
@@ -32,11 +34,11 @@ pub(super) fn check(config: &Config, findings: &mut Findings) {
              tickets.",
         ),
         (false, _) if session.tickets => findings.add(
-            kept.grade(),
+            place.grade(),
             format!(
                 "Sessions are stored, behind tickets too (connection.purge-on-reclaim or \
                  session.require-close-notify is on): {}.",
-                kept.text()
+                place.text()
             ),
         ),
         (false, _) => findings.note("No tickets are handed out: session.tickets is false."),
@@ -46,13 +48,13 @@ pub(super) fn check(config: &Config, findings: &mut Findings) {
     } else if !stored {
         findings.note(format!(
             "Session IDs (TLS 1.2 clients without tickets) survive the end of their connection: {}.",
-            kept.text()
+            place.text()
         ));
     }
     if connection.purge_on_reclaim {
         findings.warn(format!(
             "connection.purge-on-reclaim is on: a client that is idle for {} loses its session with its connection.",
-            span(connection.idle_timeout)
+            format_duration(connection.idle_timeout)
         ));
     }
     if session.require_close_notify {
@@ -60,7 +62,7 @@ pub(super) fn check(config: &Config, findings: &mut Findings) {
     }
 }
 
-/// What is forgotten on request.
+/// Explains `session.forget`.
 pub(super) fn check_forget(config: &Config, now: Time, findings: &mut Findings) {
     for Forget { target, before } in &config.session.forget {
         let sessions = match target {
@@ -86,62 +88,64 @@ pub(super) fn check_forget(config: &Config, now: Time, findings: &mut Findings) 
     }
 }
 
-/// Where stored sessions are, and what outlives what.
-enum Kept {
-    InMemory,
-    /// In memory, and in the state folder from a drain to the next start.
-    OverRestarts,
-    InStore,
+/// Where stored sessions are.
+#[derive(Clone, Copy)]
+enum SessionPlace {
+    Memory,
+    /// In memory. A drain writes a snapshot to the state folder, and the next start reads it.
+    Snapshots,
+    Store,
 }
 
-impl Kept {
+impl SessionPlace {
     fn of(config: &Config) -> Self {
         match (&config.session.store, &config.key) {
-            (StoreUrl::Redis(_), Key::File(_)) => Self::InStore,
-            (StoreUrl::Memory, Key::File(_)) if config.session.snapshot => Self::OverRestarts,
-            _ => Self::InMemory,
+            (StoreUrl::Redis(_), Key::File(_)) => Self::Store,
+            (StoreUrl::Memory, Key::File(_)) if config.session.snapshot => Self::Snapshots,
+            _ => Self::Memory,
         }
     }
 
-    const fn grade(&self) -> Grade {
+    const fn grade(self) -> Grade {
         match self {
-            Self::InMemory | Self::OverRestarts => Grade::Warning,
-            Self::InStore => Grade::Note,
+            Self::Memory | Self::Snapshots => Grade::Warning,
+            Self::Store => Grade::Note,
         }
     }
 
-    const fn text(&self) -> &'static str {
+    const fn text(self) -> &'static str {
         match self {
-            Self::InMemory => {
+            Self::Memory => {
                 "they stay in the table of this process: a restart or a crash loses them, and only this server resumes them"
             }
-            Self::OverRestarts => {
+            Self::Snapshots => {
                 "they stay in the table of this process, which a restart keeps in the state folder (session.snapshot): a crash \
                  loses them, and only this server resumes them"
             }
-            Self::InStore => {
+            Self::Store => {
                 "they survive a restart and a crash, and resume on every server that has the same store and the same key.file"
             }
         }
     }
 }
 
-/// The shared store, as far as it can be judged without asking it.
+/// Checks the shared store, without connecting to it.
 pub(super) fn check_store(config: &Config, findings: &mut Findings) {
     let StoreUrl::Redis(redis) = &config.session.store else {
         return;
     };
     findings.note(format!(
         "Sessions are shared through {redis}. A handshake waits for it {} at most, and is full where it does not answer.",
-        span(config.session.store_timeout)
+        format_duration(config.session.store_timeout)
     ));
-    let early = config.sites.iter().filter(|site| site.early_data > 0);
-    if let sites @ 1.. = early.count() {
+    let early_data = config.sites.iter().filter(|site| site.early_data > 0);
+    let sites = early_data.count();
+    if sites > 0 {
         findings.note(format!(
             "Early data (0-RTT) of TLS 1.3 clients is taken at {}: up to {}, once for each session. Their sessions are in \
              the store and not in tickets: they survive what the store survives.",
-            super::counted(sites, "site"),
-            super::bytes(config.session.early_data.into())
+            counted(sites, "site"),
+            human_bytes(config.session.early_data.into())
         ));
     }
     if config.session.lifetime.is_zero() {
@@ -168,17 +172,18 @@ pub(super) fn check_store(config: &Config, findings: &mut Findings) {
 }
 
 fn check_network(redis: &Redis, findings: &mut Findings) {
-    let local = |node: &Node| {
-        let address = node.host.parse::<std::net::IpAddr>();
-        node.host == "localhost" || address.is_ok_and(|address| address.is_loopback())
-    };
-    if redis.tls.is_none() && !redis.nodes.iter().all(local) {
-        findings.warn(match redis.has_password() {
-            true => "session.store: its password crosses the network in clear; rediss:// encrypts it.",
-            false => {
-                "session.store: whoever can reach it can delete sessions and put back old ones; ask for a password, over \
-                 rediss://. (They cannot read any: entries are sealed.)"
-            }
-        });
+    if redis.tls.is_some() || redis.nodes.iter().all(is_loopback) {
+        return;
     }
+    findings.warn(if redis.has_password() {
+        "session.store: its password crosses the network in clear; rediss:// encrypts it."
+    } else {
+        "session.store: whoever can reach it can delete sessions and put back old ones; ask for a password, over \
+         rediss://. (They cannot read any: entries are sealed.)"
+    });
+}
+
+fn is_loopback(node: &Node) -> bool {
+    let address = node.host.parse::<IpAddr>();
+    node.host == "localhost" || address.is_ok_and(|address| address.is_loopback())
 }

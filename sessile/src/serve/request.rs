@@ -1,12 +1,18 @@
-//! Which host a request asks for. An upstream that reads it in another way than this server would take
-//! the request for another site's, so there is one way, and what has none is refused.
+//! Facts of a request: the host that it asks for, and whether it came as early data.
+//!
+//! An upstream that reads the host in another way would serve another site. So there is one way to read
+//! it, and a request whose host can be read in two ways is refused.
 
 use std::net::Ipv6Addr;
 
 use http::header::{HOST, HeaderMap};
 use http::{Uri, Version};
 
-/// What a request says of its host is missing, or can be read in two ways.
+/// Marks a request that came as TLS early data: somebody can have recorded it and can send it again.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct SentEarly;
+
+/// The host of a request is missing, or can be read in two ways.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Unclear;
 

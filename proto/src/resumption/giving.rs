@@ -1,0 +1,183 @@
+//! What a handshake gives a client for its next visit: session IDs and tickets, and their end.
+
+use std::time::Duration;
+
+use aws_lc_rs::digest;
+
+use super::handshake::{Progress, Resumption};
+use super::new_session::{NewSession, Origin};
+use super::policy::{Cache, Tickets};
+use super::store_key::StoreKey;
+use crate::Time;
+use crate::ticket::{self, Binding, Class, Envelope, Id, SRID_LEN};
+
+/// Most bytes of a session in the TLS library's encoding. A client brings sealed sessions back in its
+/// hello, and two of them have to fit into the part of a hello that is read.
+const MAX_SESSION_LEN: usize = 6 * 1024;
+
+/// How long before its certificate chain a session ends. A client's clock can be ahead of ours.
+const CHAIN_MARGIN: Duration = Duration::from_secs(60);
+
+impl Resumption {
+    /// True if a full TLS 1.2 handshake gives a session ID. To be asked when the server certificate
+    /// is chosen.
+    #[must_use]
+    pub fn gives_session_id(&self) -> bool {
+        // A client that takes a ticket does not come back with the session ID.
+        let gives_ticket = self.policy.tickets() != Tickets::Off
+            && self.offers.accepts_ticket
+            && self.schedule.can_seal();
+        let is_kept = self.policy.cache != Cache::Off && !gives_ticket;
+        is_kept && self.has_life_left(self.new_origin().expires)
+    }
+
+    /// True if the handshake gives tickets, TLS 1.2 or TLS 1.3.
+    ///
+    /// In TLS 1.2 the library asks when it writes ServerHello, which has to say so.
+    #[must_use]
+    pub fn gives_tickets(&self) -> bool {
+        if self.policy.tickets() == Tickets::Off || self.is_single_use() {
+            return false;
+        }
+        // OpenSSL discards a session that a renewed TLS 1.2 ticket replaces, and hands the new one
+        // to no callback. Clients that rely on callbacks would resume every second time only.
+        self.offers.is_tls13()
+            || !self.resumes_tls12() && self.has_life_left(self.new_origin().expires)
+    }
+
+    /// The lifetime that is announced with a ticket, in seconds.
+    #[must_use]
+    pub fn ticket_lifetime(&self) -> u32 {
+        let left = self.origin().expires.since(self.now);
+        u32::try_from(left.as_secs()).unwrap_or(u32::MAX)
+    }
+
+    /// A new TLS 1.2 session ID, when the client's Finished was verified, or a new TLS 1.3 identity
+    /// for single use. False if it is not to be announced.
+    pub fn add_session(&mut self, id: &[u8], session: &[u8]) -> bool {
+        let key = if self.offers.is_tls13() {
+            StoreKey::single_use(id).filter(|_| self.is_single_use())
+        } else {
+            StoreKey::session_id(id).filter(|_| self.gives_session_id())
+        };
+        let Some(key) = key.filter(|_| self.may_announce(session)) else {
+            return false;
+        };
+        self.state.tickets_given += 1;
+        self.store(key, session);
+        true
+    }
+
+    /// A new TLS 1.2 ticket or TLS 1.3 identity for a session in the library's encoding. `random` is
+    /// never used twice. `None` if no ticket is to be given.
+    pub fn add_ticket(&mut self, session: &[u8], random: [u8; 32]) -> Option<Vec<u8>> {
+        if !self.may_announce(session) {
+            return None;
+        }
+        let id = self.fresh_id(&random);
+        let (schedule, issuer) = (&self.schedule, self.policy.issuer);
+        let ticket = match self.policy.tickets() {
+            Tickets::Off => return None,
+            Tickets::Sealed => ticket::seal(schedule, issuer, id, &self.envelope(session))?,
+            Tickets::Stored => {
+                let srid: [u8; SRID_LEN] = ticket::issue(schedule, issuer, Class::Stored, id)?;
+                self.store(StoreKey::stored(&id), session);
+                srid.to_vec()
+            }
+        };
+        self.state.tickets_given += 1;
+        Some(ticket)
+    }
+
+    /// Takes the sessions that have to be stored before anything more is sent.
+    pub fn take_new_sessions(&mut self) -> Vec<NewSession> {
+        std::mem::take(&mut self.state.new_sessions)
+    }
+
+    /// The full handshake that new sessions go back to.
+    ///
+    /// Only a handshake that resumed inherits it: a session can be admitted and then declined.
+    fn origin(&self) -> Origin {
+        match self.resumed() {
+            Some(resumed) => resumed.origin,
+            None => self.new_origin(),
+        }
+    }
+
+    /// This handshake as the start of a session.
+    fn new_origin(&self) -> Origin {
+        let lifetime_end = self.now.plus(self.policy.lifetime);
+        // A browser checks the chain of the full handshake again when it resumes.
+        let chain_end = self.state.chain_end.map(|end| end.minus(CHAIN_MARGIN));
+        Origin {
+            established: self.now,
+            expires: chain_end.map_or(lifetime_end, |end| end.min(lifetime_end)),
+            server: self.policy.issuer.server,
+            suite: self.state.suite,
+        }
+    }
+
+    /// True if a session that ends then is worth announcing. A lifetime of 0 seconds means "unknown"
+    /// in TLS 1.2 (RFC 5077, 3.3), so a session needs a second at least.
+    fn has_life_left(&self, expires: Time) -> bool {
+        expires.since(self.now) >= Duration::from_secs(1)
+    }
+
+    /// True if the library resumes a TLS 1.2 session that was admitted.
+    fn resumes_tls12(&self) -> bool {
+        let admitted = self.state.admitted.is_some();
+        !self.offers.is_tls13() && admitted && !self.state.is_full_tls12
+    }
+
+    fn may_announce(&self, session: &[u8]) -> bool {
+        let has_resumed = self.state.progress == Progress::Resumed;
+        // A client that used one of two tickets has two again after one more.
+        let has_enough =
+            has_resumed && !self.offers.requests_tickets && self.state.tickets_given > 0;
+        session.len() <= MAX_SESSION_LEN && !has_enough && self.has_life_left(self.origin().expires)
+    }
+
+    fn envelope<'a>(&'a self, session: &'a [u8]) -> Envelope<'a> {
+        let origin = self.origin();
+        Envelope {
+            value_format: self.policy.session_format,
+            binding: Binding {
+                site: self.policy.site,
+                server_name: &self.offers.server_name,
+                client_auth: self.policy.client_auth,
+                version: self.offers.version,
+                suite: origin.suite,
+                extended_master_secret: self.offers.extended_master_secret,
+            },
+            server: origin.server,
+            established: origin.established,
+            expires: origin.expires,
+            value: session,
+        }
+    }
+
+    fn store(&mut self, key: StoreKey, session: &[u8]) {
+        let envelope = self.envelope(session);
+        let mut bytes = Vec::with_capacity(envelope.encoded_len());
+        envelope.encode(&mut bytes);
+        let new_session = NewSession {
+            key,
+            established: envelope.established,
+            expires: envelope.expires,
+            envelope: bytes,
+        };
+        self.state.stored.push(key);
+        self.state.new_sessions.push(new_session);
+    }
+
+    /// A nonce for a ticket. The hello's random is mixed in, so that two copies of a virtual machine
+    /// with the same generator state do not use one nonce twice.
+    fn fresh_id(&self, random: &[u8; 32]) -> Id {
+        let mut mixed = digest::Context::new(&digest::SHA256);
+        mixed.update(random);
+        mixed.update(&self.offers.random);
+        let mut id = [0; 16];
+        id.copy_from_slice(&mixed.finish().as_ref()[..16]);
+        id
+    }
+}

@@ -1,0 +1,446 @@
+//! One handshake: which of the offered sessions are admitted, and the verdict.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use crate::Time;
+use crate::keys::Schedule;
+use crate::ticket::{self, Class, ClientAuth, Envelope, Expected, ForgetRules, Id, Label};
+use crate::verdict::{self, EarlyData, How, Reason, Rejection, Verdict};
+
+use super::early_data::EarlyDataPlan;
+use super::new_session::{NewSession, Origin};
+use super::offers::{self, Offers};
+use super::policy::{Cache, Policy, Tickets};
+use super::store_key::StoreKey;
+
+/// How far the TLS library says that a handshake is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Progress {
+    /// The library has not decided between a full handshake and a resumption.
+    #[default]
+    Undecided,
+    /// A full handshake.
+    Full,
+    /// A full handshake after a HelloRetryRequest.
+    FullAfterRetry,
+    /// A resumption, whether or not a HelloRetryRequest came before.
+    Resumed,
+}
+
+/// What a store returned for each key: an envelope, or why there is none.
+pub type Fetched = Vec<(StoreKey, Result<Vec<u8>, Reason>)>;
+
+/// Everything that is known before the TLS library sees the hello.
+pub struct Inputs {
+    /// The rules of the site.
+    pub policy: Policy,
+    /// What the hello offers.
+    pub offers: Offers,
+    /// What the store returned for [`super::stored_sessions`].
+    pub fetched: Fetched,
+    /// What may become of early data.
+    pub early_data: EarlyDataPlan,
+    /// The session that the store gave out for the early data of this hello.
+    pub consumed: Option<StoreKey>,
+    /// True if the store can tell at this moment that a session was not used before.
+    pub can_store_single_use: bool,
+    /// The keys of this moment.
+    pub schedule: Arc<Schedule>,
+    /// Which sessions were forgotten on request.
+    pub forgotten: Arc<ForgetRules>,
+    /// The present time.
+    pub now: Time,
+}
+
+/// The sessions of one handshake.
+pub struct Resumption {
+    pub(super) policy: Policy,
+    pub(super) offers: Offers,
+    pub(super) fetched: Fetched,
+    pub(super) early_data: EarlyDataPlan,
+    pub(super) consumed: Option<StoreKey>,
+    pub(super) schedule: Arc<Schedule>,
+    pub(super) forgotten: Arc<ForgetRules>,
+    pub(super) now: Time,
+    /// True if the site stores TLS 1.3 sessions for single use at this moment.
+    pub(super) makes_single_use: bool,
+    pub(super) state: State,
+}
+
+/// What changes during a handshake.
+#[derive(Default)]
+pub(super) struct State {
+    pub(super) progress: Progress,
+    /// The cipher suite, as on the wire; 0 until it is negotiated.
+    pub(super) suite: u16,
+    /// The session that was handed to the library last.
+    pub(super) admitted: Option<Admitted>,
+    pub(super) tokens_seen: usize,
+    pub(super) refused: Vec<Reason>,
+    pub(super) new_sessions: Vec<NewSession>,
+    /// Stored sessions that this connection made.
+    pub(super) stored: Vec<StoreKey>,
+    /// TLS 1.3 tickets that this connection was given.
+    pub(super) tickets_given: usize,
+    /// True if the library refused the early data that was granted.
+    pub(super) early_data_declined: bool,
+    /// True if a HelloRetryRequest was sent.
+    pub(super) retried: bool,
+    /// True if the library has decided on a full TLS 1.2 handshake.
+    pub(super) is_full_tls12: bool,
+    /// When the certificate chain ends that the library chose.
+    pub(super) chain_end: Option<Time>,
+}
+
+#[derive(Clone, Copy)]
+pub(super) struct Admitted {
+    how: How,
+    pub(super) origin: Origin,
+    key: Option<StoreKey>,
+}
+
+/// A session that may resume unless its client's certificate is no longer accepted.
+pub struct Candidate {
+    admitted: Admitted,
+    /// The TLS library's encoding of the session.
+    session: Vec<u8>,
+}
+
+impl Candidate {
+    /// The TLS library's encoding of the session; it holds the client's certificate chain.
+    #[must_use]
+    pub fn session(&self) -> &[u8] {
+        &self.session
+    }
+}
+
+/// What an offered session ID or token stands for.
+struct Found<'a> {
+    /// `None` if the session is not in a store.
+    key: Option<StoreKey>,
+    /// An encoded [`Envelope`].
+    envelope: Result<Cow<'a, [u8]>, Reason>,
+}
+
+impl Found<'_> {
+    const fn nothing(why: Reason) -> Self {
+        Self {
+            key: None,
+            envelope: Err(why),
+        }
+    }
+}
+
+/// What becomes of an offered session.
+pub enum Decision {
+    /// The library gets this session, in its own encoding.
+    Admit(Vec<u8>),
+    /// The library gets none; the reason is noted.
+    Refuse,
+    /// The caller verifies the client's certificate chain first, and then calls
+    /// [`Resumption::admit`] or [`Resumption::refuse`].
+    VerifyClient(Candidate),
+}
+
+impl Resumption {
+    /// A handshake whose hello was read.
+    #[must_use]
+    pub fn new(inputs: Inputs) -> Self {
+        let Inputs {
+            mut policy,
+            offers,
+            fetched,
+            early_data,
+            consumed,
+            can_store_single_use,
+            schedule,
+            forgotten,
+            now,
+        } = inputs;
+        policy.lifetime = policy.lifetime.min(schedule.max_lifetime());
+        // After a refusal the client gets sealed tickets, which outlive a store that is down.
+        let is_refused = matches!(early_data, EarlyDataPlan::Refused(_));
+        let may_bring_early_data = offers.is_tls13() && policy.accepts_early_data();
+        let makes_single_use = may_bring_early_data && can_store_single_use && !is_refused;
+        let state = State::new(&offers);
+        Self {
+            policy,
+            offers,
+            fetched,
+            early_data,
+            consumed,
+            schedule,
+            forgotten,
+            now,
+            makes_single_use,
+            state,
+        }
+    }
+
+    /// Starts again, without early data: the library refused the early data that was granted.
+    pub fn restart_without_early_data(&mut self) {
+        self.state = State::new(&self.offers);
+        self.state.early_data_declined = true;
+    }
+
+    /// Notes which certificate chain the library sends in a full handshake, by the end of its
+    /// validity; `None` if the end is unknown or has passed.
+    pub fn certificate_chosen(&mut self, chain_end: Option<Time>) {
+        self.state.chain_end = chain_end;
+    }
+
+    /// Notes that the library has decided on a full TLS 1.2 handshake.
+    pub fn full_tls12_chosen(&mut self) {
+        self.state.is_full_tls12 = true;
+    }
+
+    /// Notes how far the library is. To be called after each of its steps.
+    pub fn observe(&mut self, progress: Progress, suite: Option<u16>) {
+        let state = &mut self.state;
+        state.retried |= progress == Progress::FullAfterRetry;
+        state.progress = progress;
+        state.suite = suite.unwrap_or(state.suite);
+    }
+
+    /// The keys of this handshake's time.
+    #[must_use]
+    pub const fn schedule(&self) -> &Arc<Schedule> {
+        &self.schedule
+    }
+
+    /// What may become of early data.
+    #[must_use]
+    pub const fn early_data_plan(&self) -> EarlyDataPlan {
+        self.early_data
+    }
+
+    /// True if new TLS 1.3 sessions are stored for single use.
+    #[must_use]
+    pub const fn is_single_use(&self) -> bool {
+        self.makes_single_use && !self.state.early_data_declined
+    }
+
+    /// Decides on a TLS 1.2 session ID.
+    pub fn offer_session_id(&mut self, id: &[u8]) -> Decision {
+        let found = match StoreKey::session_id(id) {
+            Some(key) => self.fetched(key),
+            None => Found::nothing(Reason::Unknown),
+        };
+        let candidate = self.candidate(How::SessionId, found);
+        self.decide(candidate)
+    }
+
+    /// Decides on a TLS 1.2 ticket or a TLS 1.3 identity.
+    pub fn offer_token(&mut self, token: &[u8]) -> Decision {
+        self.state.tokens_seen += 1;
+        if self.state.tokens_seen > offers::MAX_IDENTITIES {
+            return Decision::Refuse;
+        }
+        let how = if self.offers.is_tls13() {
+            How::Psk
+        } else {
+            How::Ticket
+        };
+        let candidate = self.candidate(how, self.look_up(token));
+        self.decide(candidate)
+    }
+
+    /// Hands a candidate to the library, after its client's certificate was verified.
+    pub fn admit(&mut self, candidate: Candidate) -> Vec<u8> {
+        self.state.admitted = Some(candidate.admitted);
+        candidate.session
+    }
+
+    /// Notes why an offered session is not handed to the library.
+    pub fn refuse(&mut self, reason: Reason) {
+        self.state.refused.push(reason);
+    }
+
+    /// The verdict, and when the full handshake of the session was. To be asked when the client has
+    /// finished.
+    #[must_use]
+    pub fn verdict(&self) -> (Verdict, Time) {
+        if let Some(resumed) = self.resumed() {
+            return (Verdict::Resumed(resumed.how), resumed.origin.established);
+        }
+        let mut refused = self.state.refused.clone();
+        // The library declined a session that we admitted. It compares what we compare, and the
+        // cipher suite, which was not negotiated when we were asked.
+        if let Some(declined) = self.state.admitted {
+            refused.push(if declined.origin.suite == self.state.suite {
+                Reason::OldFormat
+            } else {
+                Reason::SuiteMismatch
+            });
+        }
+        (verdict::judge(None, &refused), self.now)
+    }
+
+    /// What became of early data. `is_accepted` is what the library says.
+    #[must_use]
+    pub fn early_data(&self, is_accepted: bool) -> EarlyData {
+        let granted = match self.early_data {
+            EarlyDataPlan::NotOffered => return EarlyData::None,
+            EarlyDataPlan::Refused(why) => return EarlyData::Rejected(why),
+            EarlyDataPlan::Granted(_) if is_accepted => return EarlyData::Accepted,
+            EarlyDataPlan::Granted(granted) => granted,
+        };
+        EarlyData::Rejected(match self.resumed() {
+            _ if self.state.retried => Rejection::HelloRetry,
+            None => Rejection::NotResumed,
+            Some(resumed) if resumed.key != Some(granted) => Rejection::NotFirstIdentity,
+            // The library compares one more thing than the plan: the application protocol.
+            Some(_) => Rejection::AlpnMismatch,
+        })
+    }
+
+    /// The session for single use that a finished handshake resumed, if the store still has it.
+    #[must_use]
+    pub fn to_consume(&self) -> Option<StoreKey> {
+        let key = self.resumed()?.key.filter(StoreKey::is_single_use)?;
+        (Some(key) != self.consumed).then_some(key)
+    }
+
+    /// The stored sessions of a finished connection: those that it made, and the one that it resumed
+    /// unless that was for single use.
+    #[must_use]
+    pub fn owned(&self) -> Vec<StoreKey> {
+        let resumed = self.resumed().and_then(|resumed| resumed.key);
+        let reusable = resumed.filter(|key| !key.is_single_use());
+        let made = self.state.stored.iter().copied();
+        made.chain(reusable).collect()
+    }
+
+    /// The session that the handshake resumed.
+    pub(super) fn resumed(&self) -> Option<Admitted> {
+        let has_resumed = self.state.progress == Progress::Resumed;
+        self.state.admitted.filter(|_| has_resumed)
+    }
+
+    /// Finds the session that a token stands for.
+    fn look_up(&self, token: &[u8]) -> Found<'_> {
+        if self.policy.tickets() == Tickets::Off {
+            return Found::nothing(Reason::TicketsDisabled);
+        }
+        let Some((id, label)) = ticket::read_label(self.schedule.routes(), token) else {
+            return self.look_up_single_use(token);
+        };
+        if ticket::is_revoked(&self.schedule, label) {
+            return Found::nothing(Reason::Revoked);
+        }
+        if label.class == Class::Stored {
+            return self.look_up_stored(&id, label);
+        }
+        if self.policy.sessions_are_removable {
+            // The ticket was sealed before a setting came that needs sessions to be removable.
+            return Found::nothing(Reason::Revoked);
+        }
+        let opened = ticket::open(&self.schedule, &id, label, token);
+        Found {
+            key: None,
+            envelope: opened.map(Cow::Owned),
+        }
+    }
+
+    fn look_up_stored(&self, id: &Id, label: Label) -> Found<'_> {
+        let mut found = self.fetched(StoreKey::stored(id));
+        let issuer = self.policy.issuer;
+        let is_of_earlier_life =
+            label.server == issuer.server && label.incarnation != issuer.incarnation;
+        // A shared store outlives its servers, and can have evicted the session itself.
+        let is_local = self.policy.cache != Cache::Shared;
+        if found.envelope == Err(Reason::Unknown) && is_of_earlier_life && is_local {
+            found.envelope = Err(Reason::Lost);
+        }
+        found
+    }
+
+    /// Finds a session for single use, whose identity is random and has no label.
+    fn look_up_single_use(&self, token: &[u8]) -> Found<'_> {
+        let Some(key) = StoreKey::single_use(token) else {
+            return Found::nothing(Reason::UnknownKey);
+        };
+        let found = self.fetched(key);
+        // At a site that makes no such sessions, any random token looks like one.
+        if found.envelope == Err(Reason::Unknown) && !self.makes_single_use {
+            return Found::nothing(Reason::UnknownKey);
+        }
+        found
+    }
+
+    fn fetched(&self, key: StoreKey) -> Found<'_> {
+        let fetched = self.fetched.iter().find(|(fetched, _)| *fetched == key);
+        let envelope = match fetched {
+            Some((_, Ok(envelope))) => Ok(Cow::Borrowed(envelope.as_slice())),
+            Some((_, Err(reason))) => Err(*reason),
+            None => Err(Reason::Unknown),
+        };
+        Found {
+            key: Some(key),
+            envelope,
+        }
+    }
+
+    /// Compares a session that was found with this handshake.
+    fn candidate(&self, how: How, found: Found<'_>) -> Result<Candidate, Reason> {
+        let envelope = found.envelope?;
+        let envelope = Envelope::decode(&envelope)?;
+        envelope.admits(&self.expected(), self.now)?;
+        if how == How::Psk && !self.offers.psk_dhe_ke {
+            return Err(Reason::NoDheMode);
+        }
+        let lifetime_end = envelope.established.plus(self.policy.lifetime);
+        let origin = Origin {
+            established: envelope.established,
+            expires: envelope.expires.min(lifetime_end),
+            server: envelope.server,
+            suite: envelope.binding.suite,
+        };
+        Ok(Candidate {
+            admitted: Admitted {
+                how,
+                origin,
+                key: found.key,
+            },
+            session: envelope.value.to_vec(),
+        })
+    }
+
+    fn decide(&mut self, candidate: Result<Candidate, Reason>) -> Decision {
+        match candidate {
+            Err(reason) => {
+                self.refuse(reason);
+                Decision::Refuse
+            }
+            Ok(candidate) if self.policy.client_auth == ClientAuth::None => {
+                Decision::Admit(self.admit(candidate))
+            }
+            Ok(candidate) => Decision::VerifyClient(candidate),
+        }
+    }
+
+    fn expected(&self) -> Expected<'_> {
+        Expected {
+            value_format: self.policy.session_format,
+            site: self.policy.site,
+            server_name: &self.offers.server_name,
+            client_auth: self.policy.client_auth,
+            version: self.offers.version,
+            lifetime: self.policy.lifetime,
+            extended_master_secret: self.offers.extended_master_secret,
+            forgotten: &self.forgotten,
+        }
+    }
+}
+
+impl State {
+    fn new(offers: &Offers) -> Self {
+        let mut state = Self::default();
+        // The TLS library does not ask for such a ticket.
+        if offers.offers_tls12_ticket_in_tls13 {
+            state.refused.push(Reason::VersionMismatch);
+        }
+        state
+    }
+}

@@ -1,0 +1,397 @@
+//! The definitions of all settings, section by section.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use sessile_proto::hello::{DEFAULT_LIMIT, MAX_LIMIT};
+use sessile_proto::route::Policy;
+use tracing::level_filters::LevelFilter;
+
+use super::registry::{Form, RegKey, RegValue};
+use super::setting::Setting;
+use super::types::{
+    AccessLogTarget, Count, Flag, Folder, Kernel, KeyFile, OneOf, OptionalAddress, OptionalDnsName,
+    OptionalFile, OptionalServerNumber, ServerName, Size, Span, Store, Type, kind_of, read_into,
+};
+use crate::config::file::reader::{ANY_DURATION, POSITIVE_DURATION};
+use crate::config::{
+    AccessLog, BYTES_PER_ENTRY, BalancePool, BalanceServer, DEFAULT_CONNECT_TIMEOUT, Forget,
+    Health, KernelTls, Key, Role, StoreUrl, UnknownName, default_state_dir, host_name, human_bytes,
+};
+
+/// Most bytes of `session.early-data`.
+pub const MAX_EARLY_DATA: u32 = 64 * 1024;
+
+/// Longest `session.store-timeout`. A whole handshake may wait twice as long.
+const MAX_STORE_TIMEOUT: Duration = Duration::from_secs(5);
+const MAX_WORKERS: i64 = 1024;
+/// Least `connection.max-hello-bytes`: room for some ClientHellos of the greatest size.
+const MIN_HELLO_BYTES: i64 = 1 << 20;
+/// Least `connection.max-hello-size`: clients of today send hellos of this size.
+const MIN_HELLO_SIZE: u32 = 4096;
+const MAX_COUNT: i64 = u32::MAX as i64;
+const TEN_HOURS: Duration = Duration::from_secs(10 * 60 * 60);
+
+const LEVELS: [(&str, LevelFilter); 6] = [
+    ("off", LevelFilter::OFF),
+    ("error", LevelFilter::ERROR),
+    ("warn", LevelFilter::WARN),
+    ("info", LevelFilter::INFO),
+    ("debug", LevelFilter::DEBUG),
+    ("trace", LevelFilter::TRACE),
+];
+/// The placing policies: of `balance.policy`, and of a pool.
+pub(in crate::config) const POLICIES: [(&str, Policy); 3] = [
+    ("source", Policy::Source),
+    ("least-connections", Policy::LeastConnections),
+    ("round-robin", Policy::RoundRobin),
+];
+const UNKNOWN_NAMES: [(&str, UnknownName); 2] = [
+    ("default", UnknownName::Default),
+    ("refuse", UnknownName::Refuse),
+];
+const HEALTH_CHECKS: [(&str, Health); 3] = [
+    ("tls", Health::Tls),
+    ("tcp", Health::Tcp),
+    ("off", Health::Off),
+];
+
+const SERVE: &[Role] = &[Role::Serve];
+const BOTH: &[Role] = &[Role::Serve, Role::Balance];
+
+fn cost_if(applies: bool, cost: &str) -> Option<String> {
+    applies.then(|| cost.to_owned())
+}
+
+/// One setting: name, key, type, and the field below [`Config`](crate::config::Config). The rest are fields
+/// of [`Setting`].
+macro_rules! setting {
+    ($name:expr, $key:expr, $type:expr, $($place:ident).+ { $($option:ident: $value:expr,)* }) => {
+        Setting {
+            name: $name,
+            kind: kind_of(&$type, |config| &config.$($place).+),
+            value: |config| $type.show(&config.$($place).+),
+            differs: |one, other| one.$($place).+ != other.$($place).+,
+            read: |reader, written, config| {
+                read_into(&$type, reader, $key, written, &mut config.$($place).+)
+            },
+            $($option: $value,)*
+            ..Setting::PLAIN
+        }
+    };
+}
+
+/// A section: its struct, the defaults of the struct, and the definitions of its settings.
+macro_rules! section {
+    (
+        $(#[$doc:meta])*
+        $Section:ident, $section:ident {
+            $($key:literal $field:ident: $T:ty = $default:expr, $type:expr => $options:tt)*
+        }
+        $(tables { $($(#[$table_doc:meta])* $table:ident: $Table:ty,)* })?
+    ) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Eq)]
+        pub struct $Section {
+            $(#[doc = concat!("`", stringify!($section), ".", $key, "`")] pub $field: $T,)*
+            $($($(#[$table_doc])* pub $table: $Table,)*)?
+        }
+
+        impl Default for $Section {
+            fn default() -> Self {
+                Self {
+                    $($field: $default,)*
+                    $($($table: Vec::new(),)*)?
+                }
+            }
+        }
+
+        impl $Section {
+            pub(super) const SETTINGS: &'static [Setting] = &[
+                $(setting!(
+                    concat!(stringify!($section), ".", $key), $key, $type, $section.$field $options
+                ),)*
+            ];
+        }
+    };
+}
+
+section! {
+    /// `[server]`: the identity of this server, and its state folder.
+    Server, server {
+        "name" name: String = host_name(), ServerName => {
+            meaning: "names the server in logs, metrics and verdicts; with the farm's scope it gives \
+                    the server's number",
+            default_words: Some("the host's name"),
+            restart: BOTH,
+        }
+        "number" number: Option<u32> = None, OptionalServerNumber => {
+            meaning: "the number that tickets carry, from 0 to 16777215, another one for each server \
+                    of a farm",
+            default_words: Some("from the farm's scope and the server's name"),
+            restart: BOTH,
+        }
+        "state-dir" state_dir: PathBuf = default_state_dir(), Folder => {
+            meaning: "the state folder: what has to outlive a restart, the farm key first of all",
+            default_words: Some("$STATE_DIRECTORY, else $XDG_STATE_HOME/sessile, else ~/.local/state/sessile"),
+            restart: BOTH,
+        }
+        "workers" workers: usize = 0, Count(0..=MAX_WORKERS) => {
+            meaning: "worker threads for each listener; 0: one for each core",
+            restart: BOTH,
+        }
+    }
+}
+
+section! {
+    /// `[session]`: where sessions are kept, and for how long.
+    Session, session {
+        "max-entries" max_entries: usize = 10_000, Count(0..=MAX_COUNT) => {
+            meaning: "most entries in the session table; the oldest leaves first; 0: no server-side \
+                    cache",
+            restart: BOTH,
+            registry: RegValue::some(RegKey::Schannel, "MaximumCacheSize", Form::Entries),
+            cost: |config| match config.session.max_entries {
+                0 => Some("clients without tickets never resume".to_owned()),
+                entries => Some(format!(
+                    "up to {} of memory when full (about {BYTES_PER_ENTRY} bytes an entry)",
+                    human_bytes(entries as u64 * BYTES_PER_ENTRY as u64)
+                )),
+            },
+        }
+        "lifetime" lifetime: Duration = TEN_HOURS, Span(ANY_DURATION) => {
+            meaning: "a session's longest life, counted from its full handshake and never extended by \
+                    resuming; 0: nothing resumes; at most 7d while tickets are on",
+            restart: BOTH,
+            registry: RegValue::some(RegKey::Schannel, "ServerCacheTime", Form::Milliseconds),
+            cost: |config| cost_if(config.session.lifetime.is_zero(), "every handshake is full"),
+        }
+        "tickets" tickets: bool = true, Flag => {
+            meaning: "hand out tickets (TLS 1.2 and 1.3), which any server with the same farm key \
+                    resumes",
+            restart: SERVE,
+            cost: |config| cost_if(
+                !config.session.tickets,
+                "each session takes an entry of the table and resumes on its own server only",
+            ),
+        }
+        "store" store: StoreUrl = StoreUrl::Memory, Store => {
+            meaning: "where sessions live: \"memory\", the session table of this process, or a Redis \
+                    or Valkey behind it that servers share: \
+                    redis://[user:password@]host[:port][/database], several hosts for a cluster",
+            restart: SERVE,
+        }
+        "store-timeout" store_timeout: Duration = Duration::from_millis(20), Span(Duration::from_nanos(1)..=MAX_STORE_TIMEOUT) => {
+            meaning: "how long a handshake waits for a shared store; at most 5s",
+            restart: SERVE,
+            cost: |config| (config.session.store != StoreUrl::Memory).then(|| format!(
+                "a store that does not answer makes a few handshakes slower by up to {}, until it is taken for down",
+                humantime::format_duration(config.session.store_timeout)
+            )),
+        }
+        "snapshot" snapshot: bool = true, Flag => {
+            meaning: "when the server drains, the session table goes to the state folder, sealed under \
+                    the farm key, and is read at the next start; needs a key file. A balancer keeps \
+                    what it has learned in the same way, unsealed",
+            restart: BOTH,
+            cost: |config| cost_if(
+                !config.session.snapshot,
+                "a restart loses the sessions of clients without tickets",
+            ),
+        }
+        "early-data" early_data: u32 = 0, Size(0..=MAX_EARLY_DATA) => {
+            meaning: "most bytes of early data (0-RTT) taken from a TLS 1.3 client that returns, 16KiB \
+                    for instance and at most 64KiB; 0: none; needs a shared session.store; [[site]] \
+                    early-data narrows it",
+            cost: |config| cost_if(
+                config.session.early_data > 0,
+                "TLS 1.3 clients resume from the store, once for each session, and not with \
+                tickets that outlive it",
+            ),
+        }
+        "client-lifetime" client_lifetime: Duration = TEN_HOURS, Span(ANY_DURATION) => {
+            meaning: "longest life of a session that sessile holds as a client; of this version only \
+                    the probe is one, and it is done before",
+            restart: SERVE,
+            registry: RegValue::some(RegKey::Schannel, "ClientCacheTime", Form::Milliseconds),
+        }
+        "require-close-notify" require_close_notify: bool = false, Flag => {
+            meaning: "resume only sessions whose connection ended with close_notify",
+            restart: SERVE,
+            registry: RegValue::some(RegKey::HttpParameters, "EnableSslCloseNotify", Form::Flag),
+            cost: |config| cost_if(
+                config.session.require_close_notify,
+                "clients that just drop their connections pay a full handshake; sessions are kept \
+                in the table, not in tickets",
+            ),
+        }
+    }
+    tables {
+        /// The sessions that are forgotten on request.
+        forget: Vec<Forget>,
+    }
+}
+
+/// `[key]`. The configuration has an enum for it, [`Key`].
+pub(super) const KEY_SETTINGS: &[Setting] = &[setting!(
+    "key.file",
+    "file",
+    KeyFile,
+    key {
+        meaning: "the farm key, the same on every server; made at the first start; \"none\": a key in \
+                    memory that is gone at a restart",
+        default_words: Some("farm.key in the state folder"),
+        restart: SERVE,
+        cost: |config| cost_if(
+            config.key == Key::Ephemeral,
+            "a restart costs every client a full handshake, and no other server resumes its tickets",
+        ),
+    }
+)];
+
+section! {
+    /// `[connection]`: limits and timeouts of client connections.
+    Connection, connection {
+        "idle-timeout" idle_timeout: Duration = Duration::from_secs(5 * 60), Span(POSITIVE_DURATION) => {
+            meaning: "an idle connection is closed and its object reclaimed after this long",
+            restart: SERVE,
+        }
+        "purge-on-reclaim" purge_on_reclaim: bool = false, Flag => {
+            meaning: "the article's defect, on request: reclaiming a connection also purges its session",
+            restart: SERVE,
+            registry: RegValue::some(RegKey::HttpParameters, "EnableKernelSSL", Form::PurgeOnReclaim),
+            cost: |config| cost_if(
+                config.connection.purge_on_reclaim,
+                "clients idle for longer than connection.idle-timeout pay a full handshake; \
+                sessions are kept in the table, not in tickets",
+            ),
+        }
+        "max" max: usize = 0, Count(0..=MAX_COUNT) => {
+            meaning: "most connections at once; 0: from the process's limit on open files",
+            restart: BOTH,
+            registry: RegValue::some(RegKey::HttpParameters, "MaxConnections", Form::Connections),
+        }
+        "max-hellos" max_hellos: usize = 0, Count(0..=MAX_COUNT) => {
+            meaning: "most connections at once whose ClientHello is awaited, of which one source \
+                    prefix (/24, /56) may have a quarter, and no more than half of what is free; 0: \
+                    half of all connections",
+            restart: BOTH,
+        }
+        "max-hello-bytes" max_hello_bytes: usize = 64 << 20, Count(MIN_HELLO_BYTES..=MAX_COUNT) => {
+            meaning: "most bytes of ClientHellos that are held at once, of which one source prefix may \
+                    have a quarter, and no more than half of what is free; at least 1048576",
+            restart: BOTH,
+        }
+        "max-hello-size" max_hello_size: usize = DEFAULT_LIMIT, Size(MIN_HELLO_SIZE..=MAX_LIMIT as u32) => {
+            meaning: "most bytes of one ClientHello, however many records it comes in; from 4KiB to \
+                    64KiB",
+            restart: BOTH,
+        }
+        "max-per-source" max_per_source: usize = 0, Count(0..=MAX_COUNT) => {
+            meaning: "most connections at once from one source prefix (/24, /56), where many clients \
+                    can share an address; 0: no limit",
+            restart: BOTH,
+        }
+        "rate-per-source" rate_per_source: u32 = 0, Count(0..=MAX_COUNT) => {
+            meaning: "most new connections a second from one source prefix (/24, /56), where many \
+                    clients can share an address; 0: no limit",
+            restart: BOTH,
+        }
+        "drain-timeout" drain_timeout: Duration = Duration::from_secs(10), Span(ANY_DURATION) => {
+            meaning: "how long open connections may take to finish after the order to stop; then they \
+                    are cut",
+            restart: BOTH,
+        }
+    }
+}
+
+section! {
+    /// `[tls]`: how TLS records are encrypted.
+    Tls, tls {
+        "kernel" kernel: KernelTls = KernelTls::Auto, Kernel => {
+            meaning: "record encryption in the kernel: auto or off; this version never finds it \
+                    possible",
+            restart: SERVE,
+            registry: RegValue::some(RegKey::HttpParameters, "EnableKernelSSL", Form::KernelTls),
+        }
+    }
+}
+
+section! {
+    /// `[admin]`: where health, metrics and the API are served.
+    Admin, admin {
+        "listen" listen: Option<SocketAddr> = None, OptionalAddress => {
+            meaning: "IP address and port where /healthz, /readyz, /metrics and the API answer",
+            default_words: Some("nowhere"),
+            restart: BOTH,
+        }
+        "token-file" token_file: Option<PathBuf> = None, OptionalFile => {
+            meaning: "holds what a request has to show that changes something; made, for its owner \
+                    alone, where it is not there",
+            default_words: Some("admin.token in the state folder"),
+            restart: BOTH,
+        }
+    }
+}
+
+section! {
+    /// `[log]`: the log of the program and the log of requests.
+    Log, log {
+        "level" level: LevelFilter = LevelFilter::INFO, OneOf(&LEVELS) => {
+            meaning: "least level of the program's own log: off, error, warn, info, debug or trace",
+            restart: BOTH,
+        }
+        "access" access: AccessLog = AccessLog::Stdout, AccessLogTarget => {
+            meaning: "one line for each handshake and each request: \"-\" for the standard output, \
+                    \"off\", or a file",
+            restart: BOTH,
+        }
+    }
+}
+
+section! {
+    /// `[balance]`: how clients are placed and servers are checked.
+    Balance, balance {
+        "policy" policy: Policy = Policy::Source, OneOf(&POLICIES) => {
+            meaning: "how a client is placed that brings nothing to route by: source, \
+                    least-connections or round-robin",
+        }
+        "connect-timeout" connect_timeout: Duration = DEFAULT_CONNECT_TIMEOUT, Span(POSITIVE_DURATION) => {
+            meaning: "how long a connection attempt to a server may take",
+        }
+        // Longer than servers keep idle connections, so that the server closes first.
+        "idle-timeout" idle_timeout: Duration = Duration::from_secs(60 * 60), Span(ANY_DURATION) => {
+            meaning: "a connection without a byte in either direction is closed after this long; 0: \
+                    never",
+        }
+        "total-timeout" total_timeout: Duration = Duration::ZERO, Span(ANY_DURATION) => {
+            meaning: "a connection through the balancer is closed after this long in all; 0: never",
+        }
+        "unknown-name" unknown_name: UnknownName = UnknownName::Default, OneOf(&UNKNOWN_NAMES) => {
+            meaning: "a client whose server name no pool has: default (the servers without a pool take \
+                    it) or refuse",
+        }
+        "health" health: Health = Health::Tls, OneOf(&HEALTH_CHECKS) => {
+            meaning: "how servers are checked: tls (a handshake, which also finds the names of their \
+                    ticket keys), tcp (a connection) or off",
+        }
+        "health-interval" health_interval: Duration = Duration::from_secs(5), Span(POSITIVE_DURATION) => {
+            meaning: "between two checks of a server",
+        }
+        "health-name" health_name: Option<String> = None, OptionalDnsName => {
+            meaning: "the server name (SNI) that checks send",
+            default_words: Some("the first whole name of the server's pool, else none"),
+        }
+        "slow-start" slow_start: Duration = Duration::ZERO, Span(ANY_DURATION) => {
+            meaning: "how long the share of new clients of a server that came up takes to grow to its \
+                    own; 0: no time",
+        }
+    }
+    tables {
+        /// The pools, without the default pool.
+        pools: Vec<BalancePool>,
+        /// The servers of all pools.
+        servers: Vec<BalanceServer>,
+    }
+}

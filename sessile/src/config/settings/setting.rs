@@ -1,0 +1,122 @@
+//! One setting's definition, and what can be done with any setting.
+
+use std::fmt;
+use std::path::Path;
+
+use toml::Spanned;
+use toml::de::{DeValue, Error};
+
+use super::registry::RegValue;
+use super::value::{Kind, Value, WrongKind};
+use crate::config::file::reader::Reader;
+use crate::config::{Config, Role};
+
+/// A setting: one value under `[section] key`.
+#[derive(Debug)]
+pub struct Setting {
+    /// `section.key`
+    pub name: &'static str,
+    pub kind: Kind,
+    pub meaning: &'static str,
+    /// Describes a default that depends on the host or on other settings. `None`: the default is the
+    /// value in [`Config::default`].
+    pub default_words: Option<&'static str>,
+    /// Roles that apply a change only after a restart.
+    pub restart: &'static [Role],
+    /// The registry value that stands for the setting.
+    pub registry: Option<RegValue>,
+    /// The price of the present value, if it has one.
+    pub cost: fn(&Config) -> Option<String>,
+    /// The value in a configuration. `None`: not set, and without a default.
+    pub value: fn(&Config) -> Option<Value>,
+    /// True if two configurations do not have the same value. Passwords count.
+    pub(super) differs: fn(&Config, &Config) -> bool,
+    /// Reads a value of a configuration file. A value of another TOML type is an error; other
+    /// problems are noted in the reader.
+    pub(in crate::config) read:
+        fn(&mut Reader<'_>, Spanned<DeValue<'_>>, &mut Config) -> Result<(), Error>,
+}
+
+impl Setting {
+    /// A base for definitions: everything that most settings do not have.
+    pub(super) const PLAIN: Self = Self {
+        name: "",
+        kind: Kind::Text,
+        meaning: "",
+        default_words: None,
+        restart: &[],
+        registry: None,
+        cost: |_| None,
+        value: |_| None,
+        differs: |_, _| false,
+        read: |_, _, _| Ok(()),
+    };
+
+    /// The section and the key in it.
+    #[must_use]
+    pub fn parts(&self) -> (&'static str, &'static str) {
+        self.name.split_once('.').unwrap_or(("", self.name))
+    }
+
+    /// The last part of the name.
+    pub(in crate::config) fn key(&self) -> &'static str {
+        self.parts().1
+    }
+
+    /// The default for people.
+    #[must_use]
+    pub fn default(&self) -> String {
+        match self.default_words {
+            Some(words) => words.to_owned(),
+            None => (self.value)(&Config::default()).map_or_else(String::new, |v| v.to_string()),
+        }
+    }
+
+    /// Parses a value from a command line. Bounds are checked when the configuration is read.
+    ///
+    /// # Errors
+    /// If the text is not of the setting's type.
+    pub fn parse(&self, text: &str) -> Result<Value, WrongKind> {
+        let value = match self.kind {
+            Kind::Bool => text.parse().ok().map(Value::Bool),
+            Kind::Count => text.parse().ok().map(Value::Count),
+            Kind::Size => Some(
+                text.parse()
+                    .map_or_else(|_| Value::text(text), Value::Count),
+            ),
+            Kind::Duration | Kind::Text => Some(Value::text(text)),
+        };
+        value.ok_or(WrongKind {
+            setting: self.name,
+            kind: self.kind,
+        })
+    }
+
+    /// Gives the setting a value, as if a file had it. A value out of bounds changes nothing.
+    pub(in crate::config) fn assign(&self, config: &mut Config, value: &Value) {
+        let toml = value.toml();
+        let mut reader = Reader::new(&toml, Path::new(""));
+        if let Ok(value) = DeValue::parse(&toml) {
+            let _ = (self.read)(&mut reader, value, config);
+        }
+    }
+}
+
+/// No setting has that name.
+#[derive(Debug)]
+pub struct UnknownSetting {
+    pub name: String,
+    pub nearest: Option<&'static str>,
+}
+
+impl fmt::Display for UnknownSetting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "no setting is called {:?}; ", self.name)?;
+        match self.nearest {
+            Some(nearest) => write!(f, "did you mean {nearest}?"),
+            None => f.write_str("`sessile settings list` shows them all"),
+        }
+    }
+}
+
+impl std::error::Error for UnknownSetting {}

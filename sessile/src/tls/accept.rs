@@ -1,0 +1,154 @@
+//! Accepts a connection whose ClientHello was read: runs the handshake and returns a stream.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use rustls::ServerConnection;
+use sessile_proto::Time;
+use sessile_proto::alert::AlertDescription;
+use sessile_proto::hello::{ClientHello, TLS_1_3};
+use sessile_proto::resumption::EarlyDataPlan;
+use sessile_proto::verdict::{EarlyData, Verdict};
+use tokio::net::TcpStream;
+
+use super::closing::refuse;
+use super::early_handshake::EarlyHandshake;
+use super::handshake::{AcceptError, Handshaking};
+use super::io::read_tls;
+use super::resumption::HandshakeSessions;
+use super::stream::Stream;
+use super::template::Template;
+use super::{client_auth, early_data, record_size};
+
+/// The outcome of a handshake.
+#[derive(Debug)]
+pub struct Handshake {
+    pub verdict: Verdict,
+    /// What became of the data that came with the first flight.
+    pub early_data: EarlyData,
+    /// Protocol version, as people write it: `TLSv1.3`.
+    pub version: &'static str,
+    /// Cipher suite, by its IANA name.
+    pub suite: String,
+    /// When the session's full handshake was.
+    pub established: Time,
+    /// The server name that the client asked for.
+    pub server_name: Option<String>,
+    /// Whose certificate the client has shown, in this handshake or in the one that is resumed. Without
+    /// control characters, and not long.
+    pub client_certificate: Option<String>,
+    /// Whether HTTP/2 was agreed on.
+    pub http2: bool,
+}
+
+/// A connection whose handshake is done. If early data was accepted, the client may still have to finish;
+/// [`super::Status::completion`] tells.
+pub struct Accepted {
+    pub stream: Stream,
+    pub handshake: Handshake,
+}
+
+/// Runs the handshake of a connection whose ClientHello was read. `received` holds all bytes so far. If
+/// early data is accepted, this returns when the early data can be read and answered.
+///
+/// # Errors
+/// If the handshake does not finish. The client was sent an alert, if it can read one.
+pub async fn accept(
+    mut io: TcpStream,
+    mut received: &[u8],
+    hello: &ClientHello<'_>,
+    template: &Template,
+    now: Time,
+) -> Result<Accepted, AcceptError> {
+    let max_fragment_size = match record_size::max_fragment_size(hello) {
+        Ok(size) => size,
+        Err(illegal) => {
+            refuse(io, AlertDescription::IllegalParameter).await;
+            return Err(illegal.into());
+        }
+    };
+    let mut budget = template.sessions.store.wait_budget();
+    let resumption = HandshakeSessions::fetch(hello, template, now, &mut budget).await;
+    let resumption = Arc::new(resumption);
+    let mut tls = connection(template, &resumption, max_fragment_size)?;
+    if let EarlyDataPlan::Granted(_) = resumption.early_data_plan() {
+        let (hello_records, early) = received.split_at(early_data::hello_len(received));
+        if early_data::takes_early_data(&mut tls, hello_records) {
+            received = early;
+        } else {
+            resumption.restart_without_early_data();
+            tls = connection(template, &resumption, max_fragment_size)?;
+        }
+    }
+    let mut handshaking = Handshaking {
+        resumption,
+        sessions: Rc::clone(&template.sessions),
+        now,
+        budget,
+        max_fragment_size,
+    };
+    loop {
+        handshaking.step(&mut io, &mut tls).await?;
+        if received.is_empty() {
+            break;
+        }
+        if let Err(error) = tls.read_tls(&mut received) {
+            // The hello came in more records than rustls buffers.
+            refuse(io, AlertDescription::DecodeError).await;
+            return Err(AcceptError::Io(error));
+        }
+    }
+    while tls.is_handshaking() && tls.early_data().is_none() {
+        if read_tls(&mut io, &mut tls).await? == 0 {
+            return Err(AcceptError::Closed);
+        }
+        handshaking.step(&mut io, &mut tls).await?;
+    }
+    let handshake = outcome(&mut tls, &handshaking.resumption);
+    let stream = if tls.is_handshaking() {
+        Stream::early_handshake(io, tls, EarlyHandshake::new(handshaking))
+    } else {
+        Stream::new(io, tls, handshaking.owned())
+    };
+    Ok(Accepted { stream, handshake })
+}
+
+fn connection(
+    template: &Template,
+    resumption: &Arc<HandshakeSessions>,
+    max_fragment_size: Option<usize>,
+) -> Result<Box<ServerConnection>, rustls::Error> {
+    let mut config = template.config.clone();
+    config.session_storage = Arc::clone(resumption) as _;
+    config.ticketer = Arc::clone(resumption) as _;
+    config.cert_resolver = Arc::clone(resumption) as _;
+    config.max_fragment_size = max_fragment_size;
+    let early_data = template.policy.early_data;
+    let single_use = resumption.is_single_use().then_some(early_data);
+    early_data::connect(resumption.early_data_plan(), config, single_use)
+}
+
+fn outcome(tls: &mut ServerConnection, resumption: &HandshakeSessions) -> Handshake {
+    let (verdict, established) = resumption.verdict();
+    let early_data = resumption.early_data(tls.early_data().is_some());
+    let version = match tls.protocol_version() {
+        Some(version) if u16::from(version) == TLS_1_3 => "TLSv1.3",
+        _ => "TLSv1.2",
+    };
+    let suite = tls.negotiated_cipher_suite();
+    let name = suite.and_then(|suite| suite.suite().as_str());
+    Handshake {
+        verdict,
+        early_data,
+        version,
+        // rustls writes TLS13_AES_…, IANA TLS_AES_….
+        suite: name.unwrap_or("unknown").replacen("TLS13_", "TLS_", 1),
+        established,
+        server_name: tls.server_name().map(str::to_owned),
+        client_certificate: tls
+            .peer_certificates()
+            .and_then(<[_]>::first)
+            .map(client_auth::identity),
+        http2: tls.alpn_protocol() == Some(b"h2"),
+    }
+}

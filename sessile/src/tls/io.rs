@@ -1,0 +1,85 @@
+//! Moves TLS records between rustls, which reads and writes synchronously, and a socket of tokio.
+
+use std::future::poll_fn;
+use std::io::{self, IoSlice, Read, Write};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use rustls::ServerConnection;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+/// Reads what the socket has into the library; 0 at the end.
+pub(super) async fn read_tls(io: &mut TcpStream, tls: &mut ServerConnection) -> io::Result<usize> {
+    poll_fn(|cx| poll_read_tls(io, tls, cx)).await
+}
+
+/// Writes what the library has for the peer, all of it.
+pub(super) async fn write_tls(io: &mut TcpStream, tls: &mut ServerConnection) -> io::Result<()> {
+    while tls.wants_write() {
+        poll_fn(|cx| poll_write_tls(io, tls, cx)).await?;
+    }
+    Ok(())
+}
+
+pub(super) fn poll_read_tls(
+    io: &mut TcpStream,
+    tls: &mut ServerConnection,
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<usize>> {
+    pending_if_blocked(tls.read_tls(&mut Blocking { io, cx }))
+}
+
+pub(super) fn poll_write_tls(
+    io: &mut TcpStream,
+    tls: &mut ServerConnection,
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<usize>> {
+    match ready!(pending_if_blocked(tls.write_tls(&mut Blocking { io, cx }))) {
+        Ok(0) => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+        written => Poll::Ready(written),
+    }
+}
+
+fn pending_if_blocked(result: io::Result<usize>) -> Poll<io::Result<usize>> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
+        done => Poll::Ready(done),
+    }
+}
+
+/// A socket as the library wants it: one that says so when it would block. The task is woken when
+/// it no longer would.
+struct Blocking<'a, 'b> {
+    io: &'a mut TcpStream,
+    cx: &'a mut Context<'b>,
+}
+
+fn or_would_block<T>(poll: Poll<io::Result<T>>) -> io::Result<T> {
+    match poll {
+        Poll::Ready(result) => result,
+        Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
+    }
+}
+
+impl Read for Blocking<'_, '_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let mut buf = ReadBuf::new(buf);
+        or_would_block(Pin::new(&mut *self.io).poll_read(self.cx, &mut buf))?;
+        Ok(buf.filled().len())
+    }
+}
+
+impl Write for Blocking<'_, '_> {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        or_would_block(Pin::new(&mut *self.io).poll_write(self.cx, buf))
+    }
+
+    fn write_vectored(&mut self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
+        or_would_block(Pin::new(&mut *self.io).poll_write_vectored(self.cx, bufs))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

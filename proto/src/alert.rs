@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-use crate::record::Error;
+use crate::hello::TLS_1_2;
+use crate::record::{ContentType, Error};
 
 /// The alerts that sessile sends itself, before a TLS library has the connection (RFC 9846, 6.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -63,9 +64,10 @@ impl AlertDescription {
     /// A record with this fatal alert, in clear.
     #[must_use]
     pub const fn record(self) -> [u8; 7] {
-        const ALERT: u8 = 21;
         const FATAL: u8 = 2;
-        [ALERT, 3, 3, 0, 2, FATAL, self.number()]
+        let [major, minor] = TLS_1_2.to_be_bytes();
+        let content = ContentType::Alert as u8;
+        [content, major, minor, 0, 2, FATAL, self.number()]
     }
 
     /// The alert for first bytes that are no good ClientHello; `None`: send nothing.

@@ -1,25 +1,23 @@
 //! sessile: keeps TLS sessions attached to a web farm. The library behind the `sessile` binary.
 
 pub mod admin;
-pub mod admission;
 pub mod balance;
 pub mod check;
 pub mod cli;
 pub mod client;
 pub mod clock;
 pub mod config;
-pub mod detect;
 pub mod farm;
 pub mod figure;
 pub mod key;
 pub mod lab;
 pub mod lifecycle;
-pub mod listen;
+pub mod listener;
+mod locks;
 pub mod probe;
 pub mod serve;
 pub mod server_names;
 pub mod settings;
 pub mod state_file;
 pub mod store;
-pub mod systemd;
 pub mod tls;

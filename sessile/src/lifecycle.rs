@@ -1,35 +1,32 @@
-//! From start to drain: worker threads with a runtime each, signals, and the order to stop.
+//! The life of the process: worker threads with a runtime each, limits, signals, and messages to the service
+//! manager. Nothing here knows of connections.
 
-use std::future::Future;
 use std::io;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use rustix::time::{ClockId, clock_gettime};
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio_util::task::TaskTracker;
 
-use crate::systemd::{self, State};
-
-/// How long a client that has connected may still take to say what it wants once the order to stop has
-/// come: as long as it takes to send a lost segment again, and to get it there.
-pub const LAST_CALL: Duration = Duration::from_secs(2);
-
-/// Threads of a role, each with a runtime of its own.
+/// The threads of a role. Each has a runtime.
 #[derive(Default)]
 pub struct Workers {
     threads: Vec<JoinHandle<()>>,
 }
 
-/// Most threads of a worker that wait for files.
+/// Most threads of a worker that read and write files.
 const MAX_BLOCKING: usize = 16;
 
 impl Workers {
-    /// Starts a thread that runs `body` to its end; nothing in it has to be `Send`.
+    /// Starts a thread that runs `body` to the end. The future need not be `Send`.
     ///
     /// # Errors
-    /// Where the system gives no thread, or no runtime for it.
+    /// If the system gives no thread, or no runtime for it.
     pub fn spawn<F>(
         &mut self,
         name: &str,
@@ -40,24 +37,25 @@ impl Workers {
     {
         let (started, outcome) = mpsc::sync_channel(1);
         let work = move || {
-            // A local runtime belongs to the thread that builds it. In it, a socket that becomes
-            // ready puts its task into the queue; a LocalSet would be woken for it through a
-            // file descriptor, three times a connection.
+            // In a local runtime, a ready socket puts its task straight into the queue. A LocalSet
+            // would be woken through a file descriptor, three times for each connection.
             let runtime = Builder::new_current_thread()
                 .enable_all()
                 .max_blocking_threads(MAX_BLOCKING)
                 .build_local(LocalOptions::default());
-            let (runtime, built) = match runtime {
-                Ok(runtime) => (Some(runtime), Ok(())),
-                Err(error) => (None, Err(error)),
+            let runtime = match runtime {
+                Ok(runtime) => runtime,
+                Err(error) => {
+                    let _ = started.send(Err(error));
+                    return;
+                }
             };
-            let _ = started.send(built);
-            let Some(runtime) = runtime else { return };
+            let _ = started.send(Ok(()));
             runtime.spawn_local(tick());
-            // As a task of its own for the same reason: what `block_on` waits for is woken that way.
+            // A separate task, because `block_on` wakes its future through the file descriptor.
             let body = runtime.spawn_local(async move { body().await });
             let ended = runtime.block_on(body);
-            // A thread that reads a file which never comes must not hold up the end.
+            // A thread that still waits for a file must not delay the end.
             runtime.shutdown_background();
             if let Err(failed) = ended
                 && failed.is_panic()
@@ -85,29 +83,15 @@ impl Workers {
     }
 }
 
-/// A timer that is always due before any other is set: one that would be the first to fire wakes the
-/// runtime, its own thread, through a file descriptor. Two system calls for each connection are worth
-/// one wake-up a second.
+/// Keeps a timer that is due before any other. Setting a new first timer wakes the runtime through a file
+/// descriptor. One wake-up a second costs less than two system calls for each connection.
 async fn tick() {
     loop {
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
 }
 
-/// Waits for the connections of a worker to end, once the order to stop has come, for as long as
-/// `connection.drain-timeout` allows.
-pub async fn finish(connections: &TaskTracker, drain_timeout: Duration) {
-    connections.close();
-    if tokio::time::timeout(drain_timeout, connections.wait())
-        .await
-        .is_err()
-    {
-        let left = connections.len();
-        tracing::warn!(left, "connections cut at the end of the drain");
-    }
-}
-
-/// Worker threads for a listener: as configured, or one for each core.
+/// Worker threads of a listener: as configured, or one for each core.
 #[must_use]
 pub fn worker_count(configured: usize) -> usize {
     match configured {
@@ -116,10 +100,10 @@ pub fn worker_count(configured: usize) -> usize {
     }
 }
 
-/// File descriptors that are left for everything but connections.
+/// File descriptors that are kept free for other uses than connections.
 const SPARE_FILES: u64 = 64;
 
-/// Files that the process may open. Raises the soft limit to the hard one.
+/// Raises the soft limit of open files to the hard limit, and returns it.
 #[must_use]
 pub fn file_limit() -> u64 {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -135,8 +119,8 @@ pub fn file_limit() -> u64 {
     files.unwrap_or(u64::MAX)
 }
 
-/// Most connections at once: as configured, or as many as there are files for, at `sockets` for
-/// each.
+/// Most connections at once: as configured, and no more than there are files for. Each connection takes
+/// `sockets` files.
 #[must_use]
 pub fn connection_limit(configured: usize, files: u64, sockets: u64) -> usize {
     let possible = files.saturating_sub(SPARE_FILES) / sockets;
@@ -147,17 +131,16 @@ pub fn connection_limit(configured: usize, files: u64, sockets: u64) -> usize {
     }
 }
 
-/// What a role does when it is told to by a signal, beside stopping.
+/// Actions on signals, except those that stop the process.
 #[derive(Default)]
 pub struct Orders<'a> {
-    /// SIGUSR1: log files were moved away.
+    /// SIGUSR1: the log files were moved away.
     pub reopen_logs: Option<Box<dyn FnMut() + 'a>>,
-    /// SIGHUP: files were changed. Left alone where there is nothing to reload: a terminal that
-    /// hangs up ends the process then, unless `nohup` says otherwise.
+    /// SIGHUP: files have changed. If there is nothing to reload, the signal keeps the default action.
     pub reload: Option<Box<dyn FnMut() + 'a>>,
 }
 
-/// Waits for a signal that may not be watched: then for ever.
+/// Waits for a signal, or for ever if the signal is not watched.
 async fn received(signal: Option<&mut Signal>) -> Option<()> {
     match signal {
         Some(signal) => signal.recv().await,
@@ -165,11 +148,11 @@ async fn received(signal: Option<&mut Signal>) -> Option<()> {
     }
 }
 
-/// Waits for SIGINT or SIGTERM, obeying other signals meanwhile. A second one ends the process at
-/// once.
+/// Waits for SIGINT or SIGTERM, and obeys other signals until then. A second SIGINT or SIGTERM ends the process
+/// at once.
 ///
 /// # Errors
-/// Where signals cannot be watched.
+/// If signals cannot be watched.
 pub fn wait_for_signal(mut orders: Orders<'_>) -> io::Result<()> {
     let runtime = Builder::new_current_thread().enable_all().build()?;
     let asked: io::Result<&str> = runtime.block_on(async {
@@ -180,22 +163,22 @@ pub fn wait_for_signal(mut orders: Orders<'_>) -> io::Result<()> {
             None => None,
         };
         let mut reopen = signal(SignalKind::user_defined1())?;
-        systemd::notify(State::Ready);
+        notify(ServiceState::Ready);
         loop {
             tokio::select! {
                 _ = interrupt.recv() => return Ok("SIGINT"),
                 _ = terminate.recv() => return Ok("SIGTERM"),
                 Some(()) = received(hangup.as_mut()) => {
-                    systemd::notify(State::Reloading);
+                    notify(ServiceState::Reloading);
                     orders.reload.iter_mut().for_each(|reload| reload());
-                    systemd::notify(State::Ready);
+                    notify(ServiceState::Ready);
                 }
                 _ = reopen.recv() => orders.reopen_logs.iter_mut().for_each(|reopen| reopen()),
             }
         }
     });
     let asked = asked?;
-    systemd::notify(State::Stopping);
+    notify(ServiceState::Stopping);
     tracing::info!(signal = asked, "draining; a second signal ends it at once");
     std::thread::spawn(move || {
         runtime.block_on(async {
@@ -210,4 +193,38 @@ pub fn wait_for_signal(mut orders: Orders<'_>) -> io::Result<()> {
         });
     });
     Ok(())
+}
+
+/// The state of a service, in the words of the service manager.
+#[derive(Clone, Copy, Debug)]
+enum ServiceState {
+    Ready,
+    /// The service reads its files again. `Ready` follows.
+    Reloading,
+    Stopping,
+}
+
+/// Tells the service manager, if it has given an address (`NOTIFY_SOCKET`, sd_notify(3)).
+fn notify(state: ServiceState) {
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET").filter(|path| !path.is_empty()) else {
+        return;
+    };
+    let message = match state {
+        ServiceState::Ready => "READY=1\n".to_owned(),
+        ServiceState::Reloading => {
+            let now = clock_gettime(ClockId::Monotonic);
+            let micros = now.tv_sec * 1_000_000 + now.tv_nsec / 1_000;
+            format!("RELOADING=1\nMONOTONIC_USEC={micros}\n")
+        }
+        ServiceState::Stopping => "STOPPING=1\n".to_owned(),
+    };
+    let address = match path.as_bytes() {
+        [b'@', name @ ..] => SocketAddr::from_abstract_name(name),
+        _ => SocketAddr::from_pathname(&path),
+    };
+    let sent = address
+        .and_then(|address| UnixDatagram::unbound()?.send_to_addr(message.as_bytes(), &address));
+    if let Err(error) = sent {
+        tracing::warn!(%error, ?state, "the service manager cannot be told");
+    }
 }

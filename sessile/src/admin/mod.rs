@@ -29,7 +29,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::lifecycle::Workers;
-use crate::listen::{self, ListenError};
+use crate::listener::{self, ListenError};
 
 /// Most connections at once.
 const MAX_CONNECTIONS: usize = 64;
@@ -85,13 +85,13 @@ impl Admin {
         };
         let stop = CancellationToken::new();
         let end = stop.clone().drop_guard();
-        let socket = listen::bind(address, 1)?.remove(0);
-        let address = socket.local_addr()?;
+        let socket = listener::bind(address, 1)?.remove(0);
+        let address = socket.address();
         let mut workers = Workers::default();
         workers.spawn("admin", move || async move {
             let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
             let desk = Rc::new(desk);
-            let accepted = listen::accept(socket, stop.cancelled(), |io, _| {
+            let accepted = listener::accept(socket, stop.cancelled(), |io, _| {
                 let desk = Rc::clone(&desk);
                 // Closed at once where there are too many: an operator tries again.
                 let Ok(permit) = Arc::clone(&places).try_acquire_owned() else {

@@ -4,14 +4,11 @@
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::io;
-use std::net::SocketAddr;
 use std::ops::ControlFlow;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sessile_proto::alert::AlertDescription;
-use sessile_proto::hello::ClientHello;
 use sessile_proto::proxy_protocol::{self, Addresses, Version};
 use sessile_proto::route::RoutedBy;
 use sessile_proto::watch::Watch;
@@ -21,82 +18,41 @@ use tokio::time::timeout;
 
 use super::Shared;
 use super::follow::{Choice, Offered, Request, offers_session};
-use super::metrics::Open;
+use super::metrics::TurnedAway;
 use super::missed::{Miss, Missed};
 use super::own::is_ours;
 use super::relay::{self, Patience};
 use super::report::Passage;
 use super::roster::{Pool, Roster};
 use super::server::{Connected, Server};
-use crate::admission::Stay;
 use crate::clock;
-use crate::detect::{Arrival, DetectError, Entrance};
-use crate::tls;
+use crate::listener::{Admitted, Client, ClientHandler, ReceivedHello, Rejection};
 
-pub(super) async fn run(
-    shared: Arc<Shared>,
-    entrance: Rc<Entrance>,
-    mut client: TcpStream,
-    peer: SocketAddr,
-    open: Open,
-) {
-    // In a box, so that what it takes to find a server does not stay with the connection.
-    match Box::pin(admit(&shared, &entrance, &mut client, peer)).await {
-        Ok((placed, stay)) => {
-            pass(&shared, client, &stay, placed).await;
-        }
-        Err(TurnedAway { cause, alert }) => {
-            shared.metrics.count_turned_away(cause);
-            if let Some(alert) = alert {
-                tls::refuse(client, alert).await;
-            }
-        }
+impl ClientHandler for Arc<Shared> {
+    type Connection = Box<Placed>;
+    type Cause = TurnedAway;
+
+    async fn accept(
+        &self,
+        client: Client,
+        received: &ReceivedHello<'_>,
+    ) -> Result<Box<Placed>, Rejection<TurnedAway>> {
+        place(self, client, received).await.map(Box::new)
     }
-    drop(open);
-}
 
-/// A client that gets no server.
-struct TurnedAway {
-    /// The cause that is counted.
-    cause: &'static str,
-    /// The fatal alert that the client is sent.
-    alert: Option<AlertDescription>,
-}
+    async fn serve(&self, placed: Box<Placed>) {
+        pass(self, placed).await;
+    }
 
-impl From<DetectError> for TurnedAway {
-    fn from(error: DetectError) -> Self {
-        Self {
-            cause: error.cause(),
-            alert: error.alert(),
-        }
+    fn count_rejection(&self, cause: TurnedAway) {
+        self.metrics.count_turned_away(cause);
     }
 }
 
-impl TurnedAway {
-    const UNKNOWN_NAME: Self = Self {
-        cause: "unknown-name",
-        alert: Some(AlertDescription::UnrecognizedName),
-    };
-
-    const fn without_alert(cause: &'static str) -> Self {
-        Self { cause, alert: None }
-    }
-}
-
-/// Reads the hello and hands it to a server.
-async fn admit(
-    shared: &Shared,
-    entrance: &Entrance,
-    client: &mut TcpStream,
-    peer: SocketAddr,
-) -> Result<(Placed, Stay), TurnedAway> {
-    let arrival = entrance.receive(client, peer).await?;
-    let placed = place(shared, &arrival, client).await?;
-    Ok((placed, arrival.stay))
-}
-
-/// A client with its server found.
-struct Placed {
+/// A client whose server was found.
+pub(super) struct Placed {
+    client: TcpStream,
+    admitted: Admitted,
     passage: Passage,
     server: TcpStream,
     connected: Connected,
@@ -104,38 +60,42 @@ struct Placed {
     watch: Watch,
 }
 
-/// Finds a server that takes the connection and hands it the hello, verbatim.
+/// Finds a server that takes the connection, and sends it the hello unchanged.
 async fn place(
     shared: &Shared,
-    arrival: &Arrival,
-    client: &TcpStream,
-) -> Result<Placed, TurnedAway> {
-    let hello = arrival.hello()?;
-    let opening = Opening {
-        arrival,
-        client,
-        hello: &hello,
-    };
+    client: Client,
+    received: &ReceivedHello<'_>,
+) -> Result<Placed, Rejection<TurnedAway>> {
+    let hello = &received.hello;
     let roster = shared.roster();
-    let pool = roster
-        .pool(hello.server_name)
-        .ok_or(TurnedAway::UNKNOWN_NAME)?;
-    let offered = Offered::new(&hello);
+    let Some(pool) = roster.pool(hello.server_name) else {
+        let alert = AlertDescription::UnrecognizedName;
+        return Err(client.reject(TurnedAway::UnknownName, Some(alert)));
+    };
+    let opening = Opening {
+        client: &client,
+        received,
+    };
+    let offered = Offered::new(hello);
     let request = Request {
-        hello: &hello,
+        hello,
         offered: &offered,
-        source: arrival.source.ip(),
+        source: client.source.ip(),
         now: clock::now(),
         at: Instant::now(),
     };
-    let found = find(shared, &roster, pool, &request, &opening).await;
     let Attempt {
         by,
         server,
         io,
         connected,
-    } = found.map_err(TurnedAway::without_alert)?;
+    } = match find(shared, &roster, pool, &request, &opening).await {
+        Ok(attempt) => attempt,
+        Err(cause) => return Err(client.reject(cause, None)),
+    };
     Ok(Placed {
+        client: client.io,
+        admitted: client.admitted,
         server: io,
         connected,
         patience: Patience {
@@ -143,11 +103,11 @@ async fn place(
             total: roster.balance.total_timeout,
             ..Patience::default()
         },
-        watch: Watch::new(&hello),
+        watch: Watch::new(hello),
         passage: Passage {
             server,
             by,
-            client: arrival.source,
+            client: client.source,
             offered,
             sessions: RefCell::default(),
         },
@@ -173,7 +133,7 @@ async fn find(
     pool: &Pool,
     request: &Request<'_>,
     opening: &Opening<'_>,
-) -> Result<Attempt, &'static str> {
+) -> Result<Attempt, TurnedAway> {
     let mut missed = Missed::default();
     let choices = shared.choices(roster, pool, request);
     let found = first_that_takes(shared, roster, choices, opening, &mut missed).await;
@@ -193,7 +153,7 @@ async fn first_that_takes<'r>(
     choices: impl Iterator<Item = Choice<'r>>,
     opening: &Opening<'_>,
     missed: &mut Missed,
-) -> Result<Attempt, &'static str> {
+) -> Result<Attempt, TurnedAway> {
     let patience = roster.balance.connect_timeout;
     let give_up = Instant::now() + patience * ALL_ATTEMPTS;
     let mut tried: Vec<&'r Arc<Server>> = Vec::new();
@@ -210,8 +170,8 @@ async fn first_that_takes<'r>(
             continue;
         }
         if !tried.is_empty() {
-            if has_gone(opening.client) {
-                return silent.ok_or("client-gone");
+            if has_gone(&opening.client.io) {
+                return silent.ok_or(TurnedAway::ClientGone);
             }
             if Instant::now() >= give_up {
                 break;
@@ -232,18 +192,20 @@ async fn first_that_takes<'r>(
             connected,
         };
         if let Some(silent) = silent {
-            let source = opening.arrival.source.ip();
-            let offered = offers_session(opening.hello);
+            let source = opening.client.source.ip();
+            let offered = offers_session(&opening.received.hello);
             silent.server.cut(source, offered, Instant::now());
             return Ok(attempt);
         }
-        if !opening.may_be_said_again() || !hangs_up(&attempt.io, opening.client, patience).await {
+        if !opening.may_be_said_again()
+            || !hangs_up(&attempt.io, &opening.client.io, patience).await
+        {
             return Ok(attempt);
         }
         missed.note(by, Miss::HungUp);
         silent = Some(attempt);
     }
-    silent.ok_or("no-server")
+    silent.ok_or(TurnedAway::NoServer)
 }
 
 /// Whether the client has ended its side: without a handshake it cannot be waiting for more.
@@ -274,34 +236,33 @@ async fn hangs_up(server: &TcpStream, client: &TcpStream, patience: Duration) ->
 
 /// What a server hears first.
 struct Opening<'a> {
-    arrival: &'a Arrival,
-    client: &'a TcpStream,
-    hello: &'a ClientHello<'a>,
+    client: &'a Client,
+    received: &'a ReceivedHello<'a>,
 }
 
 impl Opening<'_> {
     /// The hello, verbatim, with a PROXY header before it where the server wants one: in one write.
     fn bytes(&self, proxy: Option<Version>) -> io::Result<Cow<'_, [u8]>> {
-        let hello = self.arrival.reader.bytes();
+        let ReceivedHello { bytes, hello } = self.received;
         let Some(version) = proxy else {
-            return Ok(hello.into());
+            return Ok((*bytes).into());
         };
-        let destination = match self.arrival.destination {
+        let destination = match self.client.destination {
             Some(destination) => destination,
-            None => self.client.local_addr()?,
+            None => self.client.io.local_addr()?,
         };
         let addresses = Addresses {
-            source: self.arrival.source,
+            source: self.client.source,
             destination,
         };
-        let alpn = self.hello.alpn.iter().next();
-        let header = proxy_protocol::encode(version, addresses, self.hello.server_name, alpn);
-        Ok([&header, hello].concat().into())
+        let alpn = hello.alpn.iter().next();
+        let header = proxy_protocol::encode(version, addresses, hello.server_name, alpn);
+        Ok([&header, *bytes].concat().into())
     }
 
     /// Whether another server may hear it too. Early data is to be heard once.
     const fn may_be_said_again(&self) -> bool {
-        !self.hello.early_data
+        !self.received.hello.early_data
     }
 }
 
@@ -344,33 +305,42 @@ async fn connect(
 }
 
 /// Moves bytes to the end.
-async fn pass(shared: &Shared, mut client: TcpStream, stay: &Stay, placed: Placed) {
+async fn pass(shared: &Shared, placed: Box<Placed>) {
     let Placed {
+        mut client,
+        admitted,
         passage,
         mut server,
         connected,
         patience,
         mut watch,
-    } = placed;
+    } = *placed;
     let (mut answered, mut told) = (false, false);
     let moved = |moved| {
         shared.metrics.moved(moved);
         passage.server.live.metrics.moved(moved);
     };
-    let relayed = relay::run(&mut client, &mut server, stay, patience, &moved, |bytes| {
-        if !answered {
-            answered = true;
-            passage.server.answered(Instant::now());
-        }
-        match watch.push(bytes) {
-            Some(outcome) => {
-                shared.report_handshake(&passage, &outcome, watch.selected_identity());
-                told = true;
-                ControlFlow::Break(())
+    let relayed = relay::run(
+        &mut client,
+        &mut server,
+        &admitted,
+        patience,
+        &moved,
+        |bytes| {
+            if !answered {
+                answered = true;
+                passage.server.answered(Instant::now());
             }
-            None => ControlFlow::Continue(()),
-        }
-    });
+            match watch.push(bytes) {
+                Some(outcome) => {
+                    shared.report_handshake(&passage, &outcome, watch.selected_identity());
+                    told = true;
+                    ControlFlow::Break(())
+                }
+                None => ControlFlow::Continue(()),
+            }
+        },
+    );
     let ended = relayed.await;
     shared.report_end(&passage, &ended, told);
     drop(connected);

@@ -3,9 +3,10 @@
 //! each time.
 
 use std::fmt;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
+use crate::locks::locked;
 use prometheus::core::Metric;
 use prometheus::{Gauge, Histogram};
 use sessile_proto::age_limit::{AgeLimit, AgedOffer, CountedFrom, OfferAges};
@@ -124,7 +125,7 @@ impl Forgetting {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.state)
     }
 }
 

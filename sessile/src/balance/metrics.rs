@@ -1,7 +1,7 @@
 //! What the balancer counts: over all servers, and for each.
 
 use std::io;
-use std::sync::{Arc, Mutex, Once, PoisonError};
+use std::sync::{Arc, Mutex, Once};
 
 use prometheus::{
     GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
@@ -15,9 +15,9 @@ use super::forgetting::{self, BUCKETS};
 use super::key_names::Figures;
 use super::missed::{self, Miss};
 use super::relay::Moved;
-use crate::admission::Admission;
-use crate::detect::DetectError;
 use crate::figure;
+use crate::listener::{Admission, ConnectionCount, IntakeFailure};
+use crate::locks::locked;
 
 /// Counters of one balancer.
 pub struct Metrics {
@@ -37,8 +37,45 @@ pub struct Metrics {
     pub(super) bytes_down: IntCounter,
 }
 
-/// Why a client whose hello was heard got no server; for the others [`DetectError`] says why.
-const NO_SERVER: [&str; 3] = ["unknown-name", "no-server", "client-gone"];
+/// Why a client got no server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TurnedAway {
+    /// The client was turned away before a server was looked for.
+    Intake(IntakeFailure),
+    /// No pool has the server name.
+    UnknownName,
+    /// No server took the connection.
+    NoServer,
+    /// The client closed the connection while servers were tried.
+    ClientGone,
+}
+
+impl TurnedAway {
+    /// Every cause that is not of the intake.
+    const OWN: [Self; 3] = [Self::UnknownName, Self::NoServer, Self::ClientGone];
+
+    fn all() -> impl Iterator<Item = Self> {
+        let intake = IntakeFailure::ALL.into_iter().map(Self::Intake);
+        intake.chain(Self::OWN)
+    }
+
+    /// The label of the metric.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Intake(failure) => failure.as_str(),
+            Self::UnknownName => "unknown-name",
+            Self::NoServer => "no-server",
+            Self::ClientGone => "client-gone",
+        }
+    }
+}
+
+impl From<IntakeFailure> for TurnedAway {
+    fn from(failure: IntakeFailure) -> Self {
+        Self::Intake(failure)
+    }
+}
 
 /// Time-outs of connections that have their server.
 const TIME_OUTS: [&str; 3] = ["idle", "total", "half-closed"];
@@ -91,10 +128,7 @@ fn register_learned(
         "Session IDs and tickets that were learned from servers.",
     );
     let affinity = Arc::clone(affinity);
-    figure::register(registry, learned, move || {
-        let affinity = affinity.lock().unwrap_or_else(PoisonError::into_inner);
-        affinity.stats().entries
-    })
+    figure::register(registry, learned, move || locked(&affinity).stats().entries)
 }
 
 /// Registers what is held back of connections.
@@ -107,12 +141,12 @@ pub(super) fn register_held(
         "sessile_balance_held_bytes",
         "Bytes held in memory because a peer does not take them, those in pipes not counted.",
     );
-    figure::register(registry, bytes, move || of_bytes.held().bytes)?;
+    figure::register(registry, bytes, move || of_bytes.buffered_bytes())?;
     let pipes = Opts::new(
         "sessile_balance_held_pipes",
         "Pipes held because a peer does not take what is in them.",
     );
-    figure::register(registry, pipes, move || of_pipes.held().pipes)
+    figure::register(registry, pipes, move || of_pipes.buffered_pipes())
 }
 
 /// Every rule with every outcome.
@@ -157,8 +191,10 @@ impl Metrics {
             "Connections that got no server, by cause.",
             &["cause"],
         )?;
-        let causes = DetectError::CAUSES.into_iter().chain(NO_SERVER);
-        begin(&turned_away, causes.map(|cause| [cause]));
+        begin(
+            &turned_away,
+            TurnedAway::all().map(|cause| [cause.as_str()]),
+        );
         let timed_out = vector(
             "sessile_balance_timed_out_total",
             "Connections closed by balance.idle-timeout or balance.total-timeout, or half-closed by the server and silent.",
@@ -205,15 +241,14 @@ impl Metrics {
         })
     }
 
-    /// Counts a connection in, unless there are `max` already.
-    pub(super) fn admit(&self, max: usize) -> Option<Open> {
-        let open = self.open.get();
-        if usize::try_from(open).is_ok_and(|open| open >= max) {
-            self.refused.inc();
-            return None;
+    /// Counts the open connections, up to `max`.
+    pub(super) fn connection_count(&self, max: usize) -> ConnectionCount {
+        ConnectionCount {
+            max,
+            open: self.open.clone(),
+            refused: self.refused.clone(),
+            accepted: None,
         }
-        self.open.inc();
-        Some(Open(self.open.clone()))
     }
 
     /// Client connections that are open now.
@@ -259,9 +294,8 @@ impl Metrics {
         counts.filter(|&(_, _, count)| count > 0).collect()
     }
 
-    /// `cause`: one of [`DetectError::CAUSES`] or of [`NO_SERVER`].
-    pub(super) fn count_turned_away(&self, cause: &str) {
-        self.turned_away.with_label_values(&[cause]).inc();
+    pub(super) fn count_turned_away(&self, cause: TurnedAway) {
+        self.turned_away.with_label_values(&[cause.as_str()]).inc();
     }
 
     /// A learned entry has left for a newer one of its source.
@@ -284,15 +318,6 @@ impl Metrics {
     /// `timeout`: one of [`TIME_OUTS`].
     pub(super) fn count_timed_out(&self, timeout: &str) {
         self.timed_out.with_label_values(&[timeout]).inc();
-    }
-}
-
-/// A connection that counts as open.
-pub(super) struct Open(IntGauge);
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        self.0.dec();
     }
 }
 

@@ -28,31 +28,28 @@ pub use roster::SameNumber;
 
 use std::io;
 use std::net::SocketAddr;
-use std::rc::Rc;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use sessile_proto::affinity::Affinity;
 use sessile_proto::session::Limits;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use crate::admin::{self, Command};
-use crate::admission::{Admission, Backlog};
 use crate::clock;
 use crate::config::{Balance, Config, Role};
-use crate::detect::Entrance;
 use crate::key::FileError;
 use crate::lifecycle::{self, Workers};
-use crate::listen::{self, ListenError};
+use crate::listener::{Admission, BufferLimit, ListenError, Listeners};
+use crate::locks::locked;
 use kept::Kept;
 use labels::Labels;
 use metrics::ServerFamilies;
 use roster::Roster;
 
-/// Most bytes, beside those in pipes, that are held back of connections whose peers do not take them.
-const MAX_HELD_BYTES: usize = 64 * 1024 * 1024;
+/// Most bytes on the heap that are buffered for peers that do not read.
+const MAX_BUFFERED_BYTES: usize = 64 * 1024 * 1024;
 
 /// Why a balancer does not start.
 #[derive(Debug, thiserror::Error)]
@@ -125,25 +122,17 @@ impl Balancer {
             affinity,
             metrics,
             families,
-            max_connections,
-            drain_timeout: config.connection.drain_timeout,
             session_lifetime: config.session.lifetime,
             stop: stop.clone(),
         });
         states::register(registry, &shared)?;
-        let max_held = Backlog {
-            bytes: MAX_HELD_BYTES,
+        let buffer_limit = BufferLimit {
+            bytes: MAX_BUFFERED_BYTES,
             pipes: splice::allowed(),
         };
-        let admission = Admission::new(&config.connection, max_connections, max_held);
+        let admission = Admission::new(&config.connection, max_connections, buffer_limit);
         metrics::register_held(registry, &admission)?;
-        let mut listeners = Vec::new();
-        for listener in config.listeners.iter().filter(|l| l.role == Role::Balance) {
-            let count = lifecycle::worker_count(config.server.workers);
-            let admission = Arc::clone(&admission);
-            let entrance = Entrance::new(admission, &listener.proxies, stop.clone());
-            listeners.push((entrance, listen::bind(listener.address, count)?));
-        }
+        let listeners = Listeners::bind(config, Role::Balance, &admission, &stop)?;
         // As late as can be: a start that fails has not used it up.
         let kept = Kept::new(config);
         if let Some(kept) = &kept {
@@ -153,15 +142,13 @@ impl Balancer {
                 clock::now(),
             );
         }
-        let mut addresses = Vec::new();
+        let addresses = listeners.addresses();
         let mut workers = Workers::default();
-        for (entrance, sockets) in listeners {
-            addresses.push(sockets[0].local_addr()?);
-            for socket in sockets {
-                let (shared, entrance) = (Arc::clone(&shared), entrance.clone());
-                workers.spawn("balance", move || work(shared, entrance, socket))?;
-            }
-        }
+        let count = shared.metrics.connection_count(max_connections);
+        let handler = Arc::clone(&shared);
+        listeners.start(&mut workers, "balance", &count, move || {
+            std::future::ready(Some(Arc::clone(&handler)))
+        })?;
         let (commands, orders) = admin::channel();
         let overseen = Arc::clone(&shared);
         workers.spawn("balance-servers", move || async move {
@@ -231,9 +218,6 @@ struct Shared {
     affinity: Arc<Mutex<Affinity>>,
     metrics: Metrics,
     families: ServerFamilies,
-    max_connections: usize,
-    /// `connection.drain-timeout`.
-    drain_timeout: Duration,
     /// `session.lifetime`: what is expected of servers that do not say.
     session_lifetime: Duration,
     stop: CancellationToken,
@@ -290,27 +274,4 @@ impl Shared {
         self.roster.send_replace(Arc::new(after));
         Ok(changes)
     }
-}
-
-/// No code that holds one of these locks can leave what it guards half changed.
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-async fn work(shared: Arc<Shared>, entrance: Entrance, socket: listen::Socket) {
-    let entrance = Rc::new(entrance);
-    let connections = TaskTracker::new();
-    let accepted = listen::accept(socket, shared.stop.cancelled(), |io, peer| {
-        match shared.metrics.admit(shared.max_connections) {
-            Some(open) => {
-                let (shared, entrance) = (Arc::clone(&shared), Rc::clone(&entrance));
-                connections.spawn_local(connection::run(shared, entrance, io, peer, open));
-            }
-            None => drop(io),
-        }
-    });
-    if let Err(error) = accepted.await {
-        tracing::error!(%error, "a worker cannot listen");
-    }
-    lifecycle::finish(&connections, shared.drain_timeout).await;
 }

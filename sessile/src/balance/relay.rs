@@ -19,7 +19,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
 use self::direction::{Cut, Direction, Sink, State};
-use crate::admission::Stay;
+use crate::listener::Admitted;
 
 /// How long a client may keep its side open once the server has ended, without a byte.
 const AFTER_THE_SERVER: Duration = Duration::from_secs(30);
@@ -104,7 +104,7 @@ pub(super) enum End {
 pub(super) async fn run(
     client: &mut TcpStream,
     server: &mut TcpStream,
-    stay: &Stay,
+    stay: &Admitted,
     patience: Patience,
     report: &dyn Fn(Moved),
     watch: impl FnMut(&[u8]) -> ControlFlow<()>,

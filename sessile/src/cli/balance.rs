@@ -13,7 +13,7 @@ use crate::balance::{Balancer, Changes};
 use crate::config::settings::changes_for_restart;
 use crate::config::{self, Balance, BalanceServer, Config, Health, Key, Listener, Role};
 use crate::lifecycle::{self, Orders};
-use crate::systemd;
+use crate::listener;
 
 /// Route TLS connections to the servers that can resume them, without decrypting.
 #[derive(clap::Args)]
@@ -67,7 +67,7 @@ fn health(text: &str) -> Result<Health, &'static str> {
 
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let config = configuration(&args)?;
-    systemd::inherit(&config.addresses())?;
+    listener::inherit(&config.addresses())?;
     super::start_log(config.log.level);
     let stop = CancellationToken::new();
     let registry = prometheus::Registry::new();

@@ -13,7 +13,7 @@ use tracing::level_filters::LevelFilter;
 use crate::config::{self, Config};
 use crate::farm::{Farm, Plan};
 use crate::lifecycle::{self, Orders};
-use crate::serve::{AccessLog, Surroundings};
+use crate::serve::{AccessLog, Environment};
 
 /// Run a whole farm in one process: servers, a balancer, a development certificate.
 #[derive(clap::Args)]
@@ -52,7 +52,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         true => config::AccessLog::Off,
         false => config::AccessLog::Stdout,
     };
-    let around = Surroundings {
+    let env = Environment {
         stop: CancellationToken::new(),
         registry: prometheus::Registry::new(),
         access_log: AccessLog::open(&log)?,
@@ -68,14 +68,14 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         policy: args.policy,
         base: Config::default(),
     };
-    let farm = Farm::start(&plan, &around)?;
+    let farm = Farm::start(&plan, &env)?;
     let _ = write!(io::stdout(), "{}", greeting(&plan, &farm));
     lifecycle::wait_for_signal(Orders::default())?;
     // Nobody may be reading any more.
     let _ = writeln!(io::stdout(), "\ndraining");
-    around.stop.cancel();
+    env.stop.cancel();
     farm.join();
-    around.access_log.flush();
+    env.access_log.flush();
     Ok(ExitCode::SUCCESS)
 }
 

@@ -13,8 +13,8 @@ use crate::config::settings::changes_for_restart;
 use crate::config::{self, Action, Certificate, Config, Listener, Role, Site, SiteRoute};
 use crate::key::{Keyring, Origin, Reloaded};
 use crate::lifecycle::{self, Orders};
-use crate::serve::{AccessLog, Server, Surroundings};
-use crate::systemd;
+use crate::listener;
+use crate::serve::{AccessLog, Environment, Server};
 
 /// Serve sites over TLS; their sessions resume on every server of the farm.
 #[derive(clap::Args)]
@@ -45,9 +45,9 @@ pub(super) struct Args {
 
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let config = configuration(&args)?;
-    systemd::inherit(&config.addresses())?;
+    listener::inherit(&config.addresses())?;
     super::start_log(config.log.level);
-    let around = Surroundings {
+    let env = Environment {
         stop: CancellationToken::new(),
         registry: prometheus::Registry::new(),
         access_log: AccessLog::open(&config.log.access)?,
@@ -56,30 +56,30 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let admin = config
         .admin
         .listen
-        .map(|address| Admin::start(address, around.registry.clone(), around.stop.clone()))
+        .map(|address| Admin::start(address, env.registry.clone(), env.stop.clone()))
         .transpose()?;
     if let Some(admin) = &admin {
         tracing::info!(address = %admin.address(), "admin");
     }
-    let server = Server::start(&config, &around)?;
+    let server = Server::start(&config, &env)?;
     for address in server.addresses() {
         tracing::info!(%address, server = config.server.name, "serving");
     }
     say_what_survives(&config, server.keys());
     lifecycle::wait_for_signal(Orders {
-        reopen_logs: Some(Box::new(|| around.access_log.reopen())),
+        reopen_logs: Some(Box::new(|| env.access_log.reopen())),
         reload: Some(Box::new(|| {
             let key = reload_key(&server);
             let configuration = reload_configuration(&server, &config, &args);
             server.count_reload(key && configuration);
         })),
     })?;
-    around.stop.cancel();
+    env.stop.cancel();
     server.join();
     if let Some(admin) = admin {
         admin.join();
     }
-    let dropped = around.access_log.flush();
+    let dropped = env.access_log.flush();
     if dropped > 0 {
         tracing::warn!(dropped, "access log lines were dropped");
     }

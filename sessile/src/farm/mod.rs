@@ -17,7 +17,7 @@ use crate::config::{
     Action, Balance, BalanceServer, Config, Health, Key, Listener, Role, Site, SiteRoute,
 };
 use crate::key::{KeyError, Keyring};
-use crate::serve::{self, Server, Surroundings};
+use crate::serve::{self, Environment, Server};
 
 /// What a farm is to be like.
 #[derive(Clone, Debug)]
@@ -68,8 +68,8 @@ impl Farm {
     /// Starts everything, servers before the balancer, so that it finds them.
     ///
     /// # Errors
-    /// With what stands in the way. What was started stops with `around.stop`.
-    pub fn start(plan: &Plan, around: &Surroundings) -> Result<Self, FarmError> {
+    /// With what stands in the way. What was started stops with `env.stop`.
+    pub fn start(plan: &Plan, env: &Environment) -> Result<Self, FarmError> {
         let authority = Authority::open(&plan.data_dir)?;
         let lifetime = plan.base.session.lifetime;
         let shared = match plan.isolated {
@@ -81,7 +81,7 @@ impl Farm {
         };
         let admin = plan
             .admin
-            .map(|address| Admin::start(address, around.registry.clone(), around.stop.clone()))
+            .map(|address| Admin::start(address, env.registry.clone(), env.stop.clone()))
             .transpose()?;
         let mut servers = Vec::with_capacity(plan.servers);
         for number in 1..=plan.servers {
@@ -92,20 +92,20 @@ impl Farm {
             };
             let mut config = server_config(&plan.base, &authority, &name);
             plan.data_dir.clone_into(&mut config.server.state_dir);
-            match Server::start_with_key(&config, keys, around) {
+            match Server::start_with_key(&config, keys, env) {
                 Ok(server) => servers.push((name, server)),
                 Err(error) => {
-                    stop(servers, around);
+                    stop(servers, env);
                     let source = Box::new(error);
                     return Err(FarmError::Server { name, source });
                 }
             }
         }
         let config = balancer_config(&plan.base, plan.listen, plan.policy, &servers);
-        let balancer = match Balancer::start(&config, around.stop.clone(), &around.registry) {
+        let balancer = match Balancer::start(&config, env.stop.clone(), &env.registry) {
             Ok(balancer) => balancer,
             Err(error) => {
-                stop(servers, around);
+                stop(servers, env);
                 return Err(error.into());
             }
         };
@@ -142,8 +142,8 @@ impl Farm {
 }
 
 /// Drains servers of a farm that does not come about: what they have read they keep for its next start.
-fn stop(servers: Vec<(String, Server)>, around: &Surroundings) {
-    around.stop.cancel();
+fn stop(servers: Vec<(String, Server)>, env: &Environment) {
+    env.stop.cancel();
     for (_, server) in servers {
         server.join();
     }

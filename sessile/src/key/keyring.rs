@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant};
 
 use sessile_proto::Time;
@@ -14,6 +14,7 @@ use super::edit::fresh;
 use super::{FileError, KeyError, file, kernel, warning, warnings};
 use crate::clock;
 use crate::config;
+use crate::locks::{locked, read_locked, write_locked};
 
 /// Longest pause between two looks at the clock: a clock that was set is noticed within this time.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
@@ -248,7 +249,7 @@ impl Shared {
     }
 
     fn current_schedule(&self, now: Time) -> Option<Arc<Schedule>> {
-        let published = self.schedule.read().unwrap_or_else(PoisonError::into_inner);
+        let published = read_locked(&self.schedule);
         published.is_current(now).then(|| Arc::clone(&published))
     }
 
@@ -263,10 +264,7 @@ impl Shared {
             derived = derived.without_sealing();
         }
         let schedule = Arc::new(derived);
-        *self
-            .schedule
-            .write()
-            .unwrap_or_else(PoisonError::into_inner) = Arc::clone(&schedule);
+        *write_locked(&self.schedule) = Arc::clone(&schedule);
         if skew.is_some() != state.is_skewed {
             state.is_skewed = skew.is_some();
             match skew {
@@ -463,10 +461,6 @@ fn log_warnings(path: &Path, key: &FarmKey, now: Time) {
     for warning in warnings(path, key, now) {
         tracing::warn!(file = %path.display(), "farm key: {warning}");
     }
-}
-
-pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -7,9 +7,9 @@ use std::sync::{Arc, Mutex};
 use sessile_proto::Time;
 use sessile_proto::keys::{FarmKey, RouteKeys};
 
-use super::keyring::locked;
 use super::{FileError, file};
 use crate::clock;
+use crate::locks::locked;
 
 /// Seconds for which derived route keys are used.
 ///

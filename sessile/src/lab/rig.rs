@@ -18,7 +18,7 @@ use crate::config::{Config, reg};
 use crate::farm::{self, Authority};
 use crate::key::Keyring;
 use crate::probe::http::{self, Then};
-use crate::serve::{AccessLog, Server, StartError, Surroundings};
+use crate::serve::{AccessLog, Environment, Server, StartError};
 
 /// The name that every client asks for; the development certificate has it.
 const NAME: &str = "localhost";
@@ -113,25 +113,25 @@ impl Rig {
     }
 
     fn start(lab: &Lab, registries: &[&'static str]) -> Result<Self, LabError> {
-        let around = Surroundings {
+        let env = Environment {
             stop: CancellationToken::new(),
             registry: prometheus::Registry::new(),
             access_log: AccessLog::default(),
         };
         let mut rig = Self {
             front: Target::new(ANY_PORT, NAME)?,
-            stop: around.stop.clone(),
+            stop: env.stop.clone(),
             servers: Vec::new(),
             settings: Vec::new(),
             balanced: false,
-            registry: around.registry.clone(),
+            registry: env.registry.clone(),
         };
         for (number, registry) in (1..).zip(registries) {
             let name = format!("web{number}");
             let base = iis(lab.idle, registry)?;
             let keys = Arc::new(Keyring::ephemeral(base.session.lifetime)?);
             let config = farm::server_config(&base, &lab.authority, &name);
-            let server = Server::start_with_key(&config, keys, &around);
+            let server = Server::start_with_key(&config, keys, &env);
             let server = server.map_err(|error: StartError| Box::new(error))?;
             rig.servers.push((name.clone(), server));
             rig.settings.push(ServerSettings { name, registry });

@@ -1,8 +1,7 @@
-//! One client connection: hello, handshake, requests, and the idle clock that reclaims it. Its
-//! session is not its own: it stays when the connection goes, unless configured otherwise.
+//! One client connection: the handshake, the requests, and the idle timeout. The session stays when the
+//! connection ends, unless the configuration says otherwise.
 
 use std::cell::Cell;
-use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
@@ -11,23 +10,21 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use sessile_proto::alert::AlertDescription;
+use sessile_proto::hello::{ClientHello, TLS_1_2};
 use sessile_proto::session::Gone;
-use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::Worker;
-use super::awaited::Awaited;
-use super::metrics::Open;
+use super::metrics::HandshakeFailure;
+use super::pending_upstreams::PendingUpstreams;
 use super::respond::{self, Connection};
-use super::sites::{Site, Sites};
-use crate::admission::Stay;
 use crate::clock;
-use crate::detect::{DetectError, Entrance};
-use crate::lifecycle::LAST_CALL;
+use crate::listener::{
+    Admitted, Client, ClientHandler, DRAIN_GRACE, IntakeFailure, ReceivedHello, Rejection,
+};
 use crate::tls::{self, AcceptError, Accepted, Completion, HANDSHAKE_DEADLINE};
 
-/// How long a request's head may take beyond the idle time: the idle clock begins again with each
-/// byte that trickles in.
+/// How long the head of a request may take beyond the idle timeout. Each byte restarts the idle timeout.
 const HEAD_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Most bytes of a request's head.
@@ -39,112 +36,119 @@ const MAX_STREAMS: u32 = 32;
 /// Most bytes that wait on an HTTP/2 stream for its client.
 const MAX_STREAM_BUFFER: usize = 64 * 1024;
 
-/// How long a connection may take to say goodbye when it is reclaimed.
-const GOODBYE_DEADLINE: Duration = Duration::from_secs(1);
+/// How long a connection may take to close when it is reclaimed.
+const CLOSE_DEADLINE: Duration = Duration::from_secs(1);
 
-/// TLS 1.2 on the wire: the oldest version that is spoken here.
-const OLDEST_VERSION: u16 = 0x0303;
-
-pub(super) async fn run(
-    worker: Rc<Worker>,
-    entrance: Rc<Entrance>,
-    io: TcpStream,
-    mut peer: SocketAddr,
-    open: Open,
-) {
-    let metrics = &worker.shared.metrics;
-    // In a box, so that what a handshake needs does not stay with the connection.
-    let done = Box::pin(handshake(&worker, &entrance, io, &mut peer)).await;
-    let (sites, site, accepted, stay) = match done {
-        Ok(done) => done,
-        Err(cause) => return metrics.count_failure(cause),
-    };
-    metrics.count_early_data(accepted.handshake.early_data);
-    let Accepted { stream, handshake } = accepted;
-    let connection = Rc::new(Connection {
-        peer,
-        handshake,
-        status: Rc::clone(stream.status()),
-        counted: Cell::new(false),
-        site,
-        sites,
-        requests: Cell::new(0),
-        awaited: Awaited::new(),
-        worker: Rc::clone(&worker),
-    });
-    connection.count_handshake();
-    let _cut = Cut(Rc::clone(&connection));
-    let reclaimed = serve(&connection, stream).await;
-    connection.count_unfinished();
-    connection.log_if_silent();
-    settle(&connection, reclaimed).await;
-    drop((open, stay));
+/// A client after its handshake.
+pub(super) struct AcceptedClient {
+    connection: Rc<Connection>,
+    stream: tls::Stream,
+    admitted: Admitted,
 }
 
-/// Up to the end of the handshake; the error is the cause that is counted. `peer` becomes the
-/// client's address, where a proxy says whose connection it is.
-async fn handshake(
-    worker: &Worker,
-    entrance: &Entrance,
-    mut io: TcpStream,
-    peer: &mut SocketAddr,
-) -> Result<(Rc<Sites>, Rc<Site>, Accepted, Stay), &'static str> {
-    let arrival = match entrance.receive(&mut io, *peer).await {
-        Ok(arrival) => arrival,
-        Err(error) => {
-            return Err(turn_away(io, &error).await);
+impl ClientHandler for Rc<Worker> {
+    type Connection = Box<AcceptedClient>;
+    type Cause = HandshakeFailure;
+
+    async fn accept(
+        &self,
+        client: Client,
+        received: &ReceivedHello<'_>,
+    ) -> Result<Box<AcceptedClient>, Rejection<HandshakeFailure>> {
+        let hello = &received.hello;
+        if let Some(alert) = version_alert(hello) {
+            return Err(client.reject(IntakeFailure::BadHello.into(), Some(alert)));
         }
-    };
-    *peer = arrival.source;
-    let hello = match arrival.hello() {
-        Ok(hello) => hello,
-        Err(error) => return Err(turn_away(io, &error).await),
-    };
+        let sites = self.sites();
+        let Some(site) = sites.find(hello.server_name) else {
+            let alert = AlertDescription::UnrecognizedName;
+            return Err(client.reject(HandshakeFailure::NoSite, Some(alert)));
+        };
+        let site = Rc::clone(site);
+        let handshake = tls::accept(
+            client.io,
+            received.bytes,
+            hello,
+            &site.template,
+            clock::now(),
+        );
+        let Accepted { stream, handshake } =
+            match tokio::time::timeout(HANDSHAKE_DEADLINE, handshake).await {
+                Ok(Ok(accepted)) => accepted,
+                Ok(Err(error)) => return Err(Rejection::after_close(failure(&error))),
+                Err(_) => return Err(Rejection::after_close(HandshakeFailure::Deadline)),
+            };
+        let connection = Connection {
+            peer: client.source,
+            handshake,
+            status: Rc::clone(stream.status()),
+            counted: Cell::new(false),
+            site,
+            sites,
+            requests: Cell::new(0),
+            pending_upstreams: PendingUpstreams::new(),
+            worker: Self::clone(self),
+        };
+        Ok(Box::new(AcceptedClient {
+            connection: Rc::new(connection),
+            stream,
+            admitted: client.admitted,
+        }))
+    }
+
+    async fn serve(&self, accepted: Box<AcceptedClient>) {
+        let AcceptedClient {
+            connection,
+            stream,
+            admitted,
+        } = *accepted;
+        let metrics = &self.shared.metrics;
+        metrics.count_early_data(connection.handshake.early_data);
+        connection.count_handshake();
+        let _cut = Cut(Rc::clone(&connection));
+        let reclaimed = answer_requests(&connection, stream).await;
+        connection.count_unfinished();
+        connection.log_if_silent();
+        settle(&connection, reclaimed).await;
+        drop(admitted);
+    }
+
+    fn count_rejection(&self, cause: HandshakeFailure) {
+        self.shared.metrics.count_failure(cause);
+    }
+
+    fn begin_drain(&self) {
+        self.shared.store.resign();
+    }
+}
+
+/// The alert for a hello whose version is not accepted.
+fn version_alert(hello: &ClientHello<'_>) -> Option<AlertDescription> {
     if hello.is_fallback() && !hello.offers_tls13() {
-        // The client speaks more than it offers, and somebody may have made it offer less.
-        tls::refuse(io, AlertDescription::InappropriateFallback).await;
-        return Err("bad-hello");
-    }
-    if hello.max_version() < OLDEST_VERSION {
-        tls::refuse(io, AlertDescription::ProtocolVersion).await;
-        return Err("bad-hello");
-    }
-    let sites = worker.sites();
-    let Some(site) = sites.find(hello.server_name) else {
-        tls::refuse(io, AlertDescription::UnrecognizedName).await;
-        return Err("no-site");
-    };
-    let accepted = tls::accept(
-        io,
-        arrival.reader.bytes(),
-        &hello,
-        &site.template,
-        clock::now(),
-    );
-    match tokio::time::timeout(HANDSHAKE_DEADLINE, accepted).await {
-        Ok(Ok(accepted)) => Ok((Rc::clone(&sites), Rc::clone(site), accepted, arrival.stay)),
-        Ok(Err(AcceptError::Closed | AcceptError::Io(_))) => Err("closed"),
-        Ok(Err(error)) => {
-            tracing::debug!(%error, "handshake refused");
-            Err(match error.is_client_certificate() {
-                true => "client-certificate",
-                false => "tls",
-            })
-        }
-        Err(_) => Err("deadline"),
+        // The client supports a higher version than it offers. An attacker may have caused that.
+        Some(AlertDescription::InappropriateFallback)
+    } else if hello.max_version() < TLS_1_2 {
+        Some(AlertDescription::ProtocolVersion)
+    } else {
+        None
     }
 }
 
-/// Ends a connection that brought no good ClientHello. Returns the cause that is counted.
-async fn turn_away(io: TcpStream, error: &DetectError) -> &'static str {
-    if let Some(alert) = error.alert() {
-        tls::refuse(io, alert).await;
+fn failure(error: &AcceptError) -> HandshakeFailure {
+    if matches!(error, AcceptError::Closed | AcceptError::Io(_)) {
+        return HandshakeFailure::Closed;
     }
-    error.cause()
+    tracing::debug!(%error, "handshake refused");
+    if error.is_client_certificate() {
+        HandshakeFailure::ClientCertificate
+    } else {
+        HandshakeFailure::Tls
+    }
 }
 
-/// Polls a hyper connection under the idle clock and the order to stop. HTTP/1 and HTTP/2
-/// connections share no trait that could take the place of this macro.
+/// Polls a hyper connection until it ends, is idle for too long, or has drained.
+///
+/// A macro, because HTTP/1 and HTTP/2 connections have no trait in common.
 macro_rules! drive {
     ($connection:expr, $http:expr) => {{
         let worker = &$connection.worker.shared;
@@ -167,15 +171,15 @@ macro_rules! drive {
                     }
                     worker.metrics.count_reclaimed();
                     if worker.config.connection.purge_on_reclaim {
-                        // Before the goodbye: a client that hears it may be back at once.
+                        // Before the connection closes, because the client may return at once.
                         remove($connection, Gone::Purged).await;
                     }
-                    // Whether the client says goodbye too is of interest only where it counts.
+                    // The close_notify of the client matters only with this setting.
                     if !worker.config.session.require_close_notify {
                         status.end_without_lingering();
                     }
                     http.as_mut().graceful_shutdown();
-                    let _ = tokio::time::timeout(GOODBYE_DEADLINE, http.as_mut()).await;
+                    let _ = tokio::time::timeout(CLOSE_DEADLINE, http.as_mut()).await;
                     break true;
                 }
                 () = &mut stop, if !stopping => {
@@ -187,14 +191,14 @@ macro_rules! drive {
     }};
 }
 
-/// Answers requests until the connection ends. Returns whether it ended by being reclaimed.
-async fn serve(connection: &Rc<Connection>, stream: tls::Stream) -> bool {
+/// Answers requests until the connection ends. Returns true if the idle timeout ended it.
+async fn answer_requests(connection: &Rc<Connection>, stream: tls::Stream) -> bool {
     let answer = service_fn(|request| respond::answer(Rc::clone(connection), request));
     let io = TokioIo::new(stream);
     let idle_timeout = connection.worker.shared.config.connection.idle_timeout;
     if connection.handshake.http2 {
         let mut builder = http2::Builder::new(LocalExecutor);
-        // Each stream may hold a file open and a buffer full of it.
+        // Each stream may have an open file and a full buffer.
         builder
             .max_concurrent_streams(MAX_STREAMS)
             .max_send_buf_size(MAX_STREAM_BUFFER)
@@ -202,8 +206,8 @@ async fn serve(connection: &Rc<Connection>, stream: tls::Stream) -> bool {
         drive!(connection, builder.serve_connection(io, answer))
     } else {
         let mut builder = http1::Builder::new();
-        // A client may end its side once it has asked. Where the answer may take long, one that ends
-        // its side is taken for gone: it could not be told from one that is.
+        // A client may end its side after its request. With an upstream this counts as a disconnect,
+        // because both look the same and the answer may take long.
         builder
             .half_close(!connection.site.has_upstream())
             .max_buf_size(MAX_HEAD)
@@ -214,50 +218,50 @@ async fn serve(connection: &Rc<Connection>, stream: tls::Stream) -> bool {
 }
 
 impl Connection {
-    /// Waits for the order to stop, and then for the first request if there was none as yet: it may be
-    /// on its way, and hyper would close the connection on it.
+    /// Waits for the order to stop. A connection without a request gets [`DRAIN_GRACE`] more, because its
+    /// first request may be on the way.
     async fn told_to_stop(&self) {
-        self.worker.shared.around.stop.cancelled().await;
+        self.worker.shared.env.stop.cancelled().await;
         if self.requests.get() == 0 {
-            tokio::time::sleep(LAST_CALL).await;
+            tokio::time::sleep(DRAIN_GRACE).await;
         }
     }
 
-    /// Since when nothing has passed that was for the client to send or to take.
+    /// When the client last sent or took bytes, or an upstream last answered.
     fn idle_since(&self) -> Instant {
-        let passed = self.status.last_activity();
+        let active = self.status.last_activity();
         if self.status.is_blocked() {
-            // Whatever an upstream does meanwhile: a client that takes nothing may not hold it up for ever.
-            return passed;
+            // A client that does not read is idle, even if an upstream has more for it.
+            return active;
         }
-        passed.max(self.awaited.none_since())
+        active.max(self.pending_upstreams.none_since())
     }
 
-    /// Counts the handshake, once and when it is over: after early data that is while requests are
-    /// answered.
+    /// Counts the handshake once, when it is over. With early data, requests are answered before that.
     fn count_handshake(&self) {
         let metrics = &self.worker.shared.metrics;
         match self.status.completion() {
             Completion::UnderWay => {}
             _ if self.counted.replace(true) => {}
             Completion::Done => metrics.count_verdict(self.handshake.verdict),
-            Completion::Deadline => metrics.count_failure("deadline"),
-            Completion::Refused => metrics.count_failure("tls"),
+            Completion::Deadline => metrics.count_failure(HandshakeFailure::Deadline),
+            Completion::Refused => metrics.count_failure(HandshakeFailure::Tls),
         }
     }
 
-    /// Counts the handshake of a connection that is over, if its client never finished it.
+    /// Counts a handshake that the client did not finish before the connection ended.
     fn count_unfinished(&self) {
         self.count_handshake();
         if !self.counted.replace(true) {
-            self.worker.shared.metrics.count_failure("closed");
+            let metrics = &self.worker.shared.metrics;
+            metrics.count_failure(HandshakeFailure::Closed);
         }
     }
 }
 
-/// What becomes of the connection's sessions when it is over.
+/// Removes the sessions of a connection that is over, if the configuration says so.
 async fn settle(connection: &Connection, reclaimed: bool) {
-    if let Some(gone) = removed_as(connection, reclaimed) {
+    if let Some(gone) = removal_reason(connection, reclaimed) {
         remove(connection, gone).await;
     }
 }
@@ -269,23 +273,23 @@ async fn remove(connection: &Connection, gone: Gone) {
     }
 }
 
-/// Why the sessions of a connection that is over go with it, if they do.
-fn removed_as(connection: &Connection, reclaimed: bool) -> Option<Gone> {
+/// Why the sessions of a connection that is over are removed.
+fn removal_reason(connection: &Connection, reclaimed: bool) -> Option<Gone> {
     let config = &connection.worker.shared.config;
-    // Purged when it was reclaimed: nothing is left to remove.
+    // The sessions of a reclaimed connection are purged already.
     let purged = reclaimed && config.connection.purge_on_reclaim;
     let unclean = config.session.require_close_notify && !connection.status.closed_cleanly();
     (unclean && !purged).then_some(Gone::NotClosedCleanly)
 }
 
-/// A connection that is cut at the end of a drain is not settled any more; what it would have
-/// removed must not get into the snapshot. After [`settle`] this finds nothing left to do.
+/// Removes sessions when a connection is cut at the end of a drain, without [`settle`]. They must not get into
+/// the snapshot. After [`settle`] nothing is left to remove.
 struct Cut(Rc<Connection>);
 
 impl Drop for Cut {
     fn drop(&mut self) {
         let Self(connection) = self;
-        if let Some(gone) = removed_as(connection, false) {
+        if let Some(gone) = removal_reason(connection, false) {
             for key in connection.status.owned().iter() {
                 connection.worker.store.remove_here(key, gone);
             }

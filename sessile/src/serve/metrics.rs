@@ -1,117 +1,138 @@
-//! What a server counts.
+//! The metrics of a server.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 
 use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 use sessile_proto::verdict::{EarlyData, Verdict};
 
-use crate::detect::DetectError;
 use crate::figure;
+use crate::listener::{ConnectionCount, IntakeFailure};
 use crate::store::Store;
 
-/// Why a handshake did not finish that began with a hello; for the others [`DetectError`] says why.
-const FAILURES: [&str; 4] = ["no-site", "closed", "client-certificate", "tls"];
+/// Why a handshake did not finish.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HandshakeFailure {
+    /// The client was turned away before the handshake.
+    Intake(IntakeFailure),
+    /// No site has the server name.
+    NoSite,
+    /// The client closed the connection.
+    Closed,
+    /// The handshake took too long. The label is that of [`IntakeFailure::Deadline`].
+    Deadline,
+    /// The client showed no certificate, or a certificate that is not accepted.
+    ClientCertificate,
+    /// Another error of the TLS library.
+    Tls,
+}
 
-/// One server's counters. Handles are looked up once, here.
+impl HandshakeFailure {
+    /// Every failure that is not of the intake.
+    const OWN: [Self; 5] = [
+        Self::NoSite,
+        Self::Closed,
+        Self::Deadline,
+        Self::ClientCertificate,
+        Self::Tls,
+    ];
+
+    /// Every failure.
+    pub fn all() -> impl Iterator<Item = Self> {
+        let intake = IntakeFailure::ALL.into_iter().map(Self::Intake);
+        intake.chain(Self::OWN)
+    }
+
+    /// The label of the metric.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Intake(failure) => failure.as_str(),
+            Self::NoSite => "no-site",
+            Self::Closed => "closed",
+            Self::Deadline => IntakeFailure::Deadline.as_str(),
+            Self::ClientCertificate => "client-certificate",
+            Self::Tls => "tls",
+        }
+    }
+}
+
+impl From<IntakeFailure> for HandshakeFailure {
+    fn from(failure: IntakeFailure) -> Self {
+        Self::Intake(failure)
+    }
+}
+
+/// The counters of one server.
 pub struct Metrics {
+    pub(super) connections: ConnectionCount,
     verdicts: HashMap<Verdict, IntCounter>,
     early_data: HashMap<EarlyData, IntCounter>,
-    failures: HashMap<&'static str, IntCounter>,
-    accepted: IntCounter,
-    refused: IntCounter,
+    failures: IntCounterVec,
     reclaimed: IntCounter,
     requests: IntCounter,
     reloads: [IntCounter; 2],
     upstream_requests: IntCounterVec,
-    open: IntGauge,
 }
 
 impl Metrics {
-    /// Registers this server's families; every counter appears at zero.
+    /// Registers the metrics of a server. Every counter appears at zero. `max_connections`: how many connections
+    /// may be open.
     ///
     /// # Errors
-    /// Where the process has a server of that name already.
-    pub fn register(registry: &Registry, server: &str, store: &Store) -> prometheus::Result<Self> {
-        let opts = |name: &str, help: &str| Opts::new(name, help).const_label("server", server);
-        let vector = |name: &str, help: &str, label: &str| -> prometheus::Result<_> {
-            let family = IntCounterVec::new(opts(name, help), &[label])?;
-            registry.register(Box::new(family.clone()))?;
-            Ok(family)
-        };
-        let counter = |name: &str, help: &str| -> prometheus::Result<_> {
-            let family = IntCounter::with_opts(opts(name, help))?;
-            registry.register(Box::new(family.clone()))?;
-            Ok(family)
-        };
-        let handshakes = vector(
+    /// If the process has a server of that name already.
+    pub fn register(
+        registry: &Registry,
+        server: &str,
+        store: &Store,
+        max_connections: usize,
+    ) -> prometheus::Result<Self> {
+        let families = Families { registry, server };
+        let handshakes = families.vector(
             "sessile_handshakes_total",
             "Finished TLS handshakes by verdict: resumed/<how> or full/<reason>.",
-            "verdict",
+            &["verdict"],
         )?;
-        let early_data = vector(
+        let early_data = families.vector(
             "sessile_early_data_total",
             "What became of the early data (0-RTT) of TLS handshakes: none, accepted or rejected/<reason>.",
-            "outcome",
+            &["outcome"],
         )?;
-        let failures = vector(
+        let failures = families.vector(
             "sessile_handshake_failures_total",
             "TLS handshakes that did not finish, by cause.",
-            "cause",
+            &["cause"],
         )?;
-        let reloads = vector(
+        for failure in HandshakeFailure::all() {
+            failures.with_label_values(&[failure.as_str()]);
+        }
+        let reloads = families.vector(
             "sessile_reloads_total",
             "Reloads of the farm key and the configuration (SIGHUP), by result; failed where either failed.",
-            "result",
+            &["result"],
         )?;
-        let upstream_requests = opts(
+        let upstream_requests = families.vector(
             "sessile_upstream_requests_total",
             "Requests to upstreams, by what came of them.",
-        );
-        let upstream_requests = IntCounterVec::new(upstream_requests, &["upstream", "result"])?;
-        registry.register(Box::new(upstream_requests.clone()))?;
-        let open = opts("sessile_connections_open", "Client connections open now.");
-        let open = IntGauge::with_opts(open)?;
-        registry.register(Box::new(open.clone()))?;
-        register_table(registry, server, store)?;
+            &["upstream", "result"],
+        )?;
+        families.register_table(store)?;
         Ok(Self {
+            connections: families.connections(max_connections)?,
             verdicts: Verdict::all()
                 .map(|it| (it, handshakes.with_label_values(&[it.to_string()])))
                 .collect(),
             early_data: EarlyData::all()
                 .map(|early| (early, early_data.with_label_values(&[early.to_string()])))
                 .collect(),
-            failures: DetectError::CAUSES
-                .into_iter()
-                .chain(FAILURES)
-                .map(|cause| (cause, failures.with_label_values(&[cause])))
-                .collect(),
-            accepted: counter("sessile_connections_total", "Client connections accepted.")?,
-            refused: counter(
-                "sessile_connections_refused_total",
-                "Client connections closed at once because connection.max was reached.",
-            )?,
-            reclaimed: counter(
+            failures,
+            reclaimed: families.counter(
                 "sessile_connections_reclaimed_total",
                 "Client connections closed after connection.idle-timeout.",
             )?,
-            requests: counter("sessile_requests_total", "HTTP requests answered.")?,
+            requests: families.counter("sessile_requests_total", "HTTP requests answered.")?,
             reloads: ["failed", "ok"].map(|result| reloads.with_label_values(&[result])),
             upstream_requests,
-            open,
         })
-    }
-
-    /// Counts a connection in, unless there are `max` already.
-    pub(super) fn admit(self: &Arc<Self>, max: usize) -> Option<Open> {
-        let open = self.open.get();
-        if usize::try_from(open).is_ok_and(|open| open >= max) {
-            self.refused.inc();
-            return None;
-        }
-        self.accepted.inc();
-        self.open.inc();
-        Some(Open(Arc::clone(self)))
     }
 
     pub(super) fn count_verdict(&self, verdict: Verdict) {
@@ -122,9 +143,8 @@ impl Metrics {
         self.early_data[&early_data].inc();
     }
 
-    /// `cause`: one of [`DetectError::CAUSES`] or of [`FAILURES`].
-    pub(super) fn count_failure(&self, cause: &'static str) {
-        self.failures[cause].inc();
+    pub(super) fn count_failure(&self, failure: HandshakeFailure) {
+        self.failures.with_label_values(&[failure.as_str()]).inc();
     }
 
     pub(super) fn count_reclaimed(&self) {
@@ -139,7 +159,7 @@ impl Metrics {
         self.reloads[usize::from(succeeded)].inc();
     }
 
-    /// The counters of an upstream; all appear at zero.
+    /// The counters of an upstream. All appear at zero.
     pub(super) fn upstream(&self, name: &str) -> UpstreamResults {
         let counter = |result| self.upstream_requests.with_label_values(&[name, result]);
         UpstreamResults {
@@ -155,49 +175,80 @@ impl Metrics {
     }
 }
 
-/// What came of requests to one upstream; each is counted once.
+/// The results of the requests to one upstream. Each request is counted once.
 pub(super) struct UpstreamResults {
-    /// The response arrived whole, whatever its status.
+    /// The response arrived whole, with any status.
     pub(super) ok: IntCounter,
     /// No server took a connection.
     pub(super) unreachable: IntCounter,
     /// The connection ended before a response.
     pub(super) closed: IntCounter,
-    /// No HTTP response, or one that cannot be handed on.
+    /// No HTTP response came, or it cannot be forwarded.
     pub(super) invalid: IntCounter,
-    /// No connection or no response in time.
+    /// No connection, or no response, in time.
     pub(super) timeout: IntCounter,
-    /// Refused: too many were under way.
+    /// Refused, because too many requests were under way.
     pub(super) overloaded: IntCounter,
-    /// The response ended, or nothing more came of it, before its end.
+    /// The response began, and its end did not arrive.
     pub(super) cut: IntCounter,
-    /// The client went away first.
+    /// The client closed the connection first.
     pub(super) abandoned: IntCounter,
 }
 
-/// Registers the figures of the session table.
-fn register_table(registry: &Registry, server: &str, store: &Store) -> prometheus::Result<()> {
-    let opts = |name: &str, help: &str| Opts::new(name, help).const_label("server", server);
-    let entries = opts(
-        "sessile_session_table_entries",
-        "Sessions in the session table.",
-    );
-    let table = store.clone();
-    figure::register(registry, entries, move || table.memory().stats().entries)?;
-    let bytes = opts(
-        "sessile_session_table_bytes",
-        "Memory of the session table, in bytes.",
-    );
-    let table = store.clone();
-    figure::register(registry, bytes, move || table.memory().memory())?;
-    Ok(())
+/// Registers the metrics of one server.
+struct Families<'a> {
+    registry: &'a Registry,
+    server: &'a str,
 }
 
-/// A connection that is counted as open for as long as this lives.
-pub(super) struct Open(Arc<Metrics>);
+impl Families<'_> {
+    fn opts(&self, name: &str, help: &str) -> Opts {
+        Opts::new(name, help).const_label("server", self.server)
+    }
 
-impl Drop for Open {
-    fn drop(&mut self) {
-        self.0.open.dec();
+    fn counter(&self, name: &str, help: &str) -> prometheus::Result<IntCounter> {
+        let counter = IntCounter::with_opts(self.opts(name, help))?;
+        self.registry.register(Box::new(counter.clone()))?;
+        Ok(counter)
+    }
+
+    fn vector(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntCounterVec> {
+        let family = IntCounterVec::new(self.opts(name, help), labels)?;
+        self.registry.register(Box::new(family.clone()))?;
+        Ok(family)
+    }
+
+    fn connections(&self, max: usize) -> prometheus::Result<ConnectionCount> {
+        let open = self.opts("sessile_connections_open", "Client connections open now.");
+        let open = IntGauge::with_opts(open)?;
+        self.registry.register(Box::new(open.clone()))?;
+        let accepted = self.counter("sessile_connections_total", "Client connections accepted.")?;
+        let refused = self.counter(
+            "sessile_connections_refused_total",
+            "Client connections closed at once because connection.max was reached.",
+        )?;
+        Ok(ConnectionCount {
+            max,
+            open,
+            refused,
+            accepted: Some(accepted),
+        })
+    }
+
+    fn register_table(&self, store: &Store) -> prometheus::Result<()> {
+        let entries = self.opts(
+            "sessile_session_table_entries",
+            "Sessions in the session table.",
+        );
+        let table = store.clone();
+        figure::register(self.registry, entries, move || {
+            table.memory().stats().entries
+        })?;
+        let bytes = self.opts(
+            "sessile_session_table_bytes",
+            "Memory of the session table, in bytes.",
+        );
+        let table = store.clone();
+        figure::register(self.registry, bytes, move || table.memory().memory())
     }
 }

@@ -1,11 +1,11 @@
-//! The TLS server: terminates TLS, answers from its sites, keeps its clients' sessions. It knows
-//! nothing of balancers, and of TLS only what [`crate::tls`] says.
+//! The TLS server: terminates TLS, answers requests from the sites, keeps the sessions of the clients. Nothing
+//! here knows of balancers, or of TLS beyond [`crate::tls`].
 
 mod access_log;
-mod awaited;
 mod connection;
 mod forget;
 mod metrics;
+mod pending_upstreams;
 mod proxy;
 mod request;
 mod respond;
@@ -15,7 +15,7 @@ mod sites;
 
 pub use access_log::AccessLog;
 pub use forget::forget_scope;
-pub use metrics::Metrics;
+pub use metrics::{HandshakeFailure, Metrics};
 pub use site_files::SiteError;
 
 use std::cell::RefCell;
@@ -27,15 +27,12 @@ use std::sync::Arc;
 use sessile_proto::ticket::Issuer;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
-use crate::admission::{Admission, Backlog};
 use crate::clock;
 use crate::config::{Config, Role};
-use crate::detect::Entrance;
 use crate::key::{self, KeyError, Keyring, Origin, Reloaded};
 use crate::lifecycle::{self, Workers};
-use crate::listen::{self, ListenError};
+use crate::listener::{Admission, BufferLimit, ListenError, Listeners};
 use crate::store::snapshot::SnapshotFile;
 use crate::store::{Local, Store, StoreError};
 use crate::tls::Sessions;
@@ -59,9 +56,9 @@ pub enum StartError {
     Metrics(#[from] prometheus::Error),
 }
 
-/// What a server shares with the rest of the process.
+/// The parts of the process that a server shares.
 #[derive(Clone)]
-pub struct Surroundings {
+pub struct Environment {
     pub stop: CancellationToken,
     pub registry: prometheus::Registry,
     pub access_log: AccessLog,
@@ -71,19 +68,19 @@ pub struct Surroundings {
 pub struct Server {
     addresses: Vec<SocketAddr>,
     shared: Shared,
-    /// Where its sessions go when it has drained, and its incarnation with them.
-    snapshot: Option<(SnapshotFile, u16)>,
+    /// Where the sessions are saved after a drain.
+    snapshot: Option<SnapshotFile>,
     workers: Workers,
 }
 
 impl Server {
-    /// Opens the key, binds every `serve` listener and starts its workers.
+    /// Opens the key, binds every `serve` listener and starts the workers.
     ///
     /// # Errors
-    /// With what stands in the way; nothing is left running then.
-    pub fn start(config: &Config, around: &Surroundings) -> Result<Self, StartError> {
+    /// If the server cannot start. Nothing is left running then.
+    pub fn start(config: &Config, env: &Environment) -> Result<Self, StartError> {
         let keys = Arc::new(Keyring::open(&config.key, config.session.lifetime)?);
-        Self::start_with_key(config, keys, around)
+        Self::start_with_key(config, keys, env)
     }
 
     /// Starts with a key that is open already.
@@ -93,98 +90,63 @@ impl Server {
     pub fn start_with_key(
         config: &Config,
         keys: Arc<Keyring>,
-        around: &Surroundings,
+        env: &Environment,
     ) -> Result<Self, StartError> {
-        let mut seed = [0; 10];
-        aws_lc_rs::rand::fill(&mut seed).map_err(|_| KeyError::Random)?;
-        let [incarnation @ .., _, _, _, _, _, _, _, _] = seed;
-        let table_seed = u64::from_ne_bytes(*seed.last_chunk().expect("ten bytes end in eight"));
-        let name = config.server.name.as_str();
-        let granted = keys.schedule(clock::now()).max_lifetime();
-        if config.session.lifetime > granted {
-            tracing::warn!(
-                session_lifetime = %humantime::format_duration(config.session.lifetime),
-                max_lifetime = %humantime::format_duration(granted),
-                "the farm key's max-lifetime is shorter than session.lifetime, and counts"
-            );
-        }
-        // A connection's requests may each need one to an upstream, and most have one at a time.
-        let sockets = if config.upstreams.is_empty() { 1 } else { 2 };
-        let number = key::number(&config.server, keys.scope());
-        let store = Store::new(config, &keys, number, &around.registry, table_seed)?;
-        store.forget(&forget::rules(config, keys.scope()));
-        let files = lifecycle::file_limit();
-        let max_connections = lifecycle::connection_limit(config.connection.max, files, sockets);
-        let mut shared = Shared {
-            issuer: Issuer {
-                server: number,
-                incarnation: u16::from_ne_bytes(incarnation),
-            },
-            keys: Arc::clone(&keys),
-            live: watch::Sender::new(Arc::new(LoadedSites::load(config)?)),
-            max_connections,
-            metrics: Arc::new(Metrics::register(&around.registry, name, &store)?),
-            config: Arc::new(config.clone()),
-            store: store.clone(),
-            around: around.clone(),
-        };
-        // Before the first thread: a combination that the library refuses stops the start.
+        warn_of_short_key_lifetime(config, &keys);
+        let mut shared = Shared::new(config, keys, env)?;
+        // Before the first thread, so that a combination which the library refuses stops the start.
         shared.try_out(&shared.live.borrow())?;
-        let admission = Admission::new(&config.connection, max_connections, Backlog::default());
-        let mut listeners = Vec::new();
-        for listener in config.listeners.iter().filter(|l| l.role == Role::Serve) {
-            let count = lifecycle::worker_count(config.server.workers);
-            let (admission, stop) = (Arc::clone(&admission), around.stop.clone());
-            let entrance = Entrance::new(admission, &listener.proxies, stop);
-            listeners.push((entrance, listen::bind(listener.address, count)?));
+        let connections = shared.metrics.connections.clone();
+        // Responses are buffered within limits of their own.
+        let buffers = BufferLimit::default();
+        let admission = Admission::new(&config.connection, connections.max, buffers);
+        let listeners = Listeners::bind(config, Role::Serve, &admission, &env.stop)?;
+        let snapshot = snapshot_file(config, &shared.keys);
+        // As late as possible, because reading the snapshot deletes it.
+        if let Some(file) = &snapshot
+            && let Some(incarnation) = restore(file, &shared.keys, &shared.store)
+        {
+            shared.issuer.incarnation = incarnation;
         }
-        // As late as can be: a start that fails has not used the snapshot up.
-        let file = snapshot_file(config, &keys);
-        if let Some(kept) = file.as_ref().and_then(|file| restore(file, &keys, &store)) {
-            shared.issuer.incarnation = kept;
-        }
-        let mut server = Self {
-            snapshot: file.map(|file| (file, shared.issuer.incarnation)),
-            addresses: Vec::new(),
-            workers: Workers::default(),
+        let addresses = listeners.addresses();
+        let mut workers = Workers::default();
+        let worker_shared = shared.clone();
+        listeners.start(&mut workers, &config.server.name, &connections, move || {
+            Worker::start(worker_shared.clone())
+        })?;
+        Ok(Self {
+            addresses,
             shared,
-        };
-        for (entrance, sockets) in listeners {
-            server.addresses.push(sockets[0].local_addr()?);
-            for socket in sockets {
-                let (shared, entrance) = (server.shared.clone(), entrance.clone());
-                let work = move || work(shared, entrance, socket);
-                server.workers.spawn(name, work)?;
-            }
-        }
-        Ok(server)
+            snapshot,
+            workers,
+        })
     }
 
-    /// Where it listens, in the order of the configuration.
+    /// The addresses of the listeners, in the order of the configuration.
     #[must_use]
     pub fn addresses(&self) -> &[SocketAddr] {
         &self.addresses
     }
 
-    /// Its farm key.
+    /// The farm key.
     #[must_use]
     pub fn keys(&self) -> &Arc<Keyring> {
         &self.shared.keys
     }
 
-    /// Its sessions.
+    /// The sessions.
     #[must_use]
     pub const fn store(&self) -> &Store {
         &self.shared.store
     }
 
-    /// Takes over the sites of a configuration that was read again, and reads the files that they name
-    /// again. Connections that come from now on have the new sites, those that are open stay with
-    /// theirs; sessions outlive it, but for those that it says are to be forgotten. What was forgotten
-    /// before stays so. Nothing else of the configuration is looked at.
+    /// Takes over the sites of a new configuration and `session.forget`, and reads the files of the sites again.
+    ///
+    /// New connections have the new sites, open connections keep theirs. The sessions stay if `session.forget`
+    /// does not name them. Forgotten sessions do not come back. Other settings are ignored.
     ///
     /// # Errors
-    /// With what is wrong; everything stays as it was then.
+    /// If a file or a combination cannot be used. Nothing changes then.
     pub fn reload(&self, config: &Config) -> Result<(), SiteError> {
         let live = LoadedSites::load(config)?;
         self.shared.try_out(&live)?;
@@ -194,10 +156,10 @@ impl Server {
         Ok(())
     }
 
-    /// Reads the farm key again and takes over what its file says.
+    /// Reads the farm key file again and takes the key over.
     ///
     /// # Errors
-    /// Where the file cannot be used; the key that the server has stays in place then.
+    /// If the file cannot be used. The server keeps its key then.
     pub fn reload_key(&self) -> Result<Reloaded, KeyError> {
         let Shared { keys, store, .. } = &self.shared;
         let reloaded = keys.reload()?;
@@ -205,42 +167,50 @@ impl Server {
         Ok(reloaded)
     }
 
-    /// Counts an order to reload, whose parts its caller knows, for the operator's alerts.
+    /// Counts an order to reload.
     pub fn count_reload(&self, succeeded: bool) {
         self.shared.metrics.count_reload(succeeded);
     }
 
-    /// Waits until its workers have drained, after the order to stop, and keeps what it has to for the
-    /// next start.
+    /// Waits until the workers have drained, after the order to stop, and saves the sessions for the next start.
     pub fn join(self) {
         self.workers.join();
-        if let Some((file, incarnation)) = self.snapshot {
-            let schedule = self.shared.keys.schedule(clock::now());
-            let snapshot = self.shared.store.snapshot(incarnation, &schedule);
-            let path = file.path().display();
-            match file.save(&schedule, &snapshot) {
-                Ok(sessions) => {
-                    tracing::info!(file = %path, sessions, "kept the sessions for the next start");
-                }
-                Err(error) => tracing::warn!(
-                    file = %path, %error,
-                    "the sessions cannot be kept for the next start: clients without tickets pay a full handshake"
-                ),
+        let Some(file) = self.snapshot else { return };
+        let schedule = self.shared.keys.schedule(clock::now());
+        let incarnation = self.shared.issuer.incarnation;
+        let snapshot = self.shared.store.snapshot(incarnation, &schedule);
+        let path = file.path().display();
+        match file.save(&schedule, &snapshot) {
+            Ok(sessions) => {
+                tracing::info!(file = %path, sessions, "kept the sessions for the next start");
             }
+            Err(error) => tracing::warn!(
+                file = %path, %error,
+                "the sessions cannot be kept for the next start: clients without tickets pay a full handshake"
+            ),
         }
     }
 }
 
-/// Where a server keeps its sessions from a drain to the next start, where it does: under a key that
-/// outlives it.
+fn warn_of_short_key_lifetime(config: &Config, keys: &Keyring) {
+    let max_lifetime = keys.schedule(clock::now()).max_lifetime();
+    if config.session.lifetime > max_lifetime {
+        tracing::warn!(
+            session_lifetime = %humantime::format_duration(config.session.lifetime),
+            max_lifetime = %humantime::format_duration(max_lifetime),
+            "the farm key's max-lifetime is shorter than session.lifetime, and counts"
+        );
+    }
+}
+
+/// The file that keeps the sessions from a drain to the next start. An ephemeral key could not open it again.
 fn snapshot_file(config: &Config, keys: &Keyring) -> Option<SnapshotFile> {
     let wanted = config.session.snapshot && *keys.origin() != Origin::Ephemeral;
     let server = &config.server;
     wanted.then(|| SnapshotFile::new(&server.state_dir, &server.name))
 }
 
-/// Takes the snapshot of the last drain, if there is one to be used, and returns the incarnation that
-/// goes on with it.
+/// Takes the snapshot of the last drain, if there is one, and returns the incarnation that it continues.
 fn restore(file: &SnapshotFile, keys: &Keyring, store: &Store) -> Option<u16> {
     let path = file.path().display();
     let now = clock::now();
@@ -258,34 +228,62 @@ fn restore(file: &SnapshotFile, keys: &Keyring, store: &Store) -> Option<u16> {
     }
 }
 
-/// What the workers of a server share.
+/// The state that the workers of a server share.
 #[derive(Clone)]
 struct Shared {
-    /// As the server was started with it; its sites are those of `live`.
+    /// The configuration at the start. The current sites are in `live`.
     config: Arc<Config>,
     live: watch::Sender<Arc<LoadedSites>>,
     keys: Arc<Keyring>,
     store: Store,
     issuer: Issuer,
     metrics: Arc<Metrics>,
-    max_connections: usize,
-    around: Surroundings,
+    env: Environment,
 }
 
 impl Shared {
+    fn new(config: &Config, keys: Arc<Keyring>, env: &Environment) -> Result<Self, StartError> {
+        let (mut incarnation, mut table_seed) = ([0; 2], [0; 8]);
+        for seed in [&mut incarnation[..], &mut table_seed[..]] {
+            aws_lc_rs::rand::fill(seed).map_err(|_| KeyError::Random)?;
+        }
+        let table_seed = u64::from_ne_bytes(table_seed);
+        let number = key::number(&config.server, keys.scope());
+        let store = Store::new(config, &keys, number, &env.registry, table_seed)?;
+        store.forget(&forget::rules(config, keys.scope()));
+        // With upstreams, most connections need one more socket at a time.
+        let sockets = if config.upstreams.is_empty() { 1 } else { 2 };
+        let files = lifecycle::file_limit();
+        let max_connections = lifecycle::connection_limit(config.connection.max, files, sockets);
+        let name = &config.server.name;
+        let metrics = Metrics::register(&env.registry, name, &store, max_connections)?;
+        Ok(Self {
+            config: Arc::new(config.clone()),
+            live: watch::Sender::new(Arc::new(LoadedSites::load(config)?)),
+            keys,
+            store,
+            issuer: Issuer {
+                server: number,
+                incarnation: u16::from_ne_bytes(incarnation),
+            },
+            metrics: Arc::new(metrics),
+            env: env.clone(),
+        })
+    }
+
     fn sessions(&self, store: Local) -> Rc<Sessions> {
         let keys = Arc::clone(&self.keys);
         Rc::new(Sessions::new(&self.config, store, keys, self.issuer))
     }
 
-    /// Makes sites as a worker does: what none could use must not reach one.
+    /// Makes sites as a worker does, so that unusable sites never reach a worker.
     fn try_out(&self, live: &LoadedSites) -> Result<(), SiteError> {
         let sessions = self.sessions(self.store.local());
         Ok(Sites::new(live, &sessions, &self.metrics).map(drop)?)
     }
 }
 
-/// One thread's part of the server.
+/// The part of the server on one thread.
 struct Worker {
     shared: Shared,
     store: Local,
@@ -293,13 +291,25 @@ struct Worker {
     current: RefCell<Current>,
 }
 
-/// The sites as a worker has them, and where newer ones show.
+/// The sites of a worker, and the channel of newer ones.
 struct Current {
     live: watch::Receiver<Arc<LoadedSites>>,
     sites: Rc<Sites>,
 }
 
 impl Worker {
+    async fn start(shared: Shared) -> Option<Rc<Self>> {
+        let store = shared.store.local();
+        store.connect().await;
+        match Self::new(shared, store) {
+            Ok(worker) => Some(Rc::new(worker)),
+            Err(error) => {
+                tracing::error!(%error, "a worker cannot start");
+                None
+            }
+        }
+    }
+
     fn new(shared: Shared, store: Local) -> Result<Self, SiteError> {
         let sessions = shared.sessions(store.clone());
         let mut live = shared.live.subscribe();
@@ -316,8 +326,7 @@ impl Worker {
         })
     }
 
-    /// The sites as they are now: the first connection after a reload takes it up, without a lock on
-    /// the way of the others.
+    /// The current sites. The first connection after a reload takes the new ones over, and the others need no lock.
     fn sites(&self) -> Rc<Sites> {
         let mut current = self.current.borrow_mut();
         if current.live.has_changed().is_ok_and(|changed| changed) {
@@ -329,31 +338,4 @@ impl Worker {
         }
         Rc::clone(&current.sites)
     }
-}
-
-async fn work(shared: Shared, entrance: Entrance, socket: listen::Socket) {
-    let store = shared.store.local();
-    store.connect().await;
-    let worker = match Worker::new(shared, store) {
-        Ok(worker) => Rc::new(worker),
-        Err(error) => return tracing::error!(%error, "a worker cannot start"),
-    };
-    let entrance = Rc::new(entrance);
-    let connections = TaskTracker::new();
-    let stop = worker.shared.around.stop.clone();
-    let accepted = listen::accept(socket, stop.cancelled(), |io, peer| {
-        match worker.shared.metrics.admit(worker.shared.max_connections) {
-            Some(open) => {
-                let (worker, entrance) = (Rc::clone(&worker), Rc::clone(&entrance));
-                connections.spawn_local(connection::run(worker, entrance, io, peer, open));
-            }
-            // Over the limit: closing at once is the cheapest way to say so.
-            None => drop(io),
-        }
-    });
-    if let Err(error) = accepted.await {
-        tracing::error!(%error, "a worker cannot listen");
-    }
-    worker.shared.store.resign();
-    lifecycle::finish(&connections, worker.shared.config.connection.drain_timeout).await;
 }

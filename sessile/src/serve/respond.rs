@@ -21,7 +21,7 @@ use tower_http::services::ServeDir;
 
 use super::Worker;
 use super::access_log::quoted;
-use super::awaited::Awaited;
+use super::pending_upstreams::PendingUpstreams;
 use super::request::{self, Host, SentEarly};
 use super::routes;
 use super::sites::{Handler, Site, Sites};
@@ -47,7 +47,7 @@ pub(super) struct Connection {
     /// As they were when it came: a reload does not make its requests another site's.
     pub(super) sites: Rc<Sites>,
     pub(super) requests: Cell<u64>,
-    pub(super) awaited: Awaited,
+    pub(super) pending_upstreams: PendingUpstreams,
     pub(super) worker: Rc<Worker>,
 }
 
@@ -80,7 +80,7 @@ pub(super) async fn answer(
     }
     connection.requests.set(connection.requests.get() + 1);
     connection.worker.shared.metrics.count_request();
-    let log = connection.worker.shared.around.access_log.is_on();
+    let log = connection.worker.shared.env.access_log.is_on();
     let entry = log.then(|| Entry::of(&request));
     let asked = request.headers().contains_key(PROBE);
     let has_streams = request.version() == Version::HTTP_2;
@@ -124,7 +124,7 @@ async fn route(
         }
         Handler::Proxy(upstream) => {
             let client = connection.peer.ip();
-            let forwarded = upstream.forward(client, &connection.awaited, request);
+            let forwarded = upstream.forward(client, &connection.pending_upstreams, request);
             forwarded
                 .await?
                 .map(|body| Either::Right(body.boxed_unsync()))
@@ -304,7 +304,7 @@ impl Connection {
 
     /// Writes the line of a connection that made no request: its handshake had a verdict too.
     pub(super) fn log_if_silent(&self) {
-        if self.requests.get() == 0 && self.worker.shared.around.access_log.is_on() {
+        if self.requests.get() == 0 && self.worker.shared.env.access_log.is_on() {
             self.log("\"-\" - - \"-\" \"-\"");
         }
     }
@@ -317,7 +317,7 @@ impl Connection {
             Some(subject) => format!(" \"{}\"", quoted(subject)),
             None => String::new(),
         };
-        self.worker.shared.around.access_log.line(format!(
+        self.worker.shared.env.access_log.line(format!(
             "{} - - [{}] {request} {} {} {} {}{client}",
             self.peer.ip(),
             humantime::format_rfc3339_millis(now),

@@ -5,7 +5,7 @@
 
 use std::io::{self, Write as _};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
 
 use sessile_proto::keys::{Purpose, Schedule};
 use sessile_proto::sealed;
@@ -14,6 +14,7 @@ use sessile_proto::verdict::Reason;
 
 use crate::config::Server;
 use crate::key::{Keyring, Origin};
+use crate::locks::{locked, read_locked, write_locked};
 use crate::state_file::{self, TakeError};
 
 /// Longest file, in bytes. The most rules that there can be take less than 5 KiB.
@@ -25,12 +26,12 @@ pub(super) struct KnownForgetRules(RwLock<Arc<ForgetRules>>);
 impl KnownForgetRules {
     /// The rules, for a handshake.
     pub(super) fn known(&self) -> Arc<ForgetRules> {
-        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&read_locked(&self.0))
     }
 
     /// Adds rules. Returns whether any was new.
     pub(super) fn learn(&self, rules: &ForgetRules) -> bool {
-        let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut known = write_locked(&self.0);
         let mut all = ForgetRules::clone(&known);
         all.merge(rules);
         let is_news = all != **known;
@@ -133,7 +134,7 @@ impl ForgetRulesFile {
     }
 
     fn kept(&self) -> std::sync::MutexGuard<'_, ForgetRules> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.kept)
     }
 }
 

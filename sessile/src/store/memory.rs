@@ -4,8 +4,9 @@
 //! the smallest of these.
 
 use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
+use crate::locks::locked;
 use sessile_proto::Time;
 use sessile_proto::session::{Gone, Hashed, Hasher, Inserted, Limits, Lookup, Part, Stats};
 
@@ -144,7 +145,7 @@ impl Memory {
     pub fn follow(&self, revocations: u32) -> bool {
         let cleared = || self.cleared.load(Ordering::Acquire);
         if revocations > cleared() {
-            let _turn = self.clearing.lock().unwrap_or_else(PoisonError::into_inner);
+            let _turn = locked(&self.clearing);
             if revocations > cleared() {
                 // First, so that whoever adds something behind the clearing finds that it may not stay.
                 self.revocations.store(revocations, Ordering::SeqCst);
@@ -268,10 +269,7 @@ impl Memory {
 
     fn lock(&self, shard: usize) -> MutexGuard<'_, Part> {
         // Only a reader's closure can panic, and the table is whole before it runs.
-        self.shards[shard]
-            .0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        locked(&self.shards[shard].0)
     }
 
     fn publish(&self, shard: usize, part: &Part) {

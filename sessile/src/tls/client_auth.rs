@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use aws_lc_rs::digest;
@@ -20,6 +20,7 @@ use sessile_proto::verdict::Reason;
 
 use super::{provider, rustls_session, x509};
 use crate::config;
+use crate::locks::locked;
 
 /// Most bytes of a file with authorities or revocation lists: longer lists are hashed for too long in
 /// every full handshake.
@@ -200,7 +201,7 @@ impl Clients {
             };
         };
         let hash = hash(&chain);
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = locked(&self.known);
         if known.get(&hash).is_some_and(|until| now < *until) {
             return Ok(());
         }

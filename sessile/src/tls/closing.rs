@@ -1,58 +1,9 @@
-//! The end of a connection that failed: the alert that the client is owed, and the time to read it.
-
-use std::io;
-use std::task::{Context, Poll, ready};
-use std::time::Duration;
+//! The alert for a handshake that fails, and the end of the connection.
 
 use rustls::{Error, HandshakeKind, PeerMisbehaved, ProtocolVersion, ServerConnection};
 use sessile_proto::alert::AlertDescription;
-use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
 
-/// How long a client may take to end its side once ours has ended.
-pub(super) const LINGER: Duration = Duration::from_secs(5);
-
-/// Most bytes that are read from such a client and thrown away.
-const MAX_DISCARDED: usize = 256 * 1024;
-
-/// Bytes read at once.
-const CHUNK: usize = 4096;
-
-/// Turns away a connection that cannot be served, with a fatal alert in clear.
-pub async fn refuse(mut io: TcpStream, alert: AlertDescription) {
-    // A client that has gone needs no alert.
-    let _ = io.write_all(&alert.record()).await;
-    end(&mut io).await;
-}
-
-/// Ends our side of a connection, and waits for the client to end its side.
-///
-/// A socket that is closed while bytes come in resets the connection. The client could lose the alert.
-pub(super) async fn end(io: &mut TcpStream) {
-    let _ = io.shutdown().await;
-    let mut discarded = 0;
-    let done = std::future::poll_fn(|cx| poll_discard(io, &mut discarded, cx));
-    let _ = tokio::time::timeout(LINGER, done).await;
-}
-
-/// Reads and throws away what the client still sends, up to its end or to a limit.
-pub(super) fn poll_discard(
-    io: &TcpStream,
-    discarded: &mut usize,
-    cx: &mut Context<'_>,
-) -> Poll<io::Result<()>> {
-    while *discarded < MAX_DISCARDED {
-        ready!(io.poll_read_ready(cx))?;
-        let mut chunk = [0; CHUNK];
-        match io.try_read(&mut chunk) {
-            Ok(0) => break,
-            Ok(len) => *discarded += len,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => return Poll::Ready(Err(error)),
-        }
-    }
-    Poll::Ready(Ok(()))
-}
+pub(super) use crate::listener::closing::{LINGER, end, poll_discard, refuse};
 
 /// The alert for an error that rustls reports without one, if it can still go out in clear.
 ///

@@ -35,7 +35,6 @@ mod accept;
 pub use accept::{Accepted, Handshake, accept};
 pub use certificate::{CertificateError, load as load_certificate};
 pub use client_auth::{ClientAuthError, ClientAuthorities};
-pub use closing::refuse;
 pub use handshake::{AcceptError, HANDSHAKE_DEADLINE};
 pub use sessions::{Sessions, site_id};
 pub use status::{Completion, Status};

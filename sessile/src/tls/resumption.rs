@@ -2,7 +2,7 @@
 //! it new ones. The adapter fetches what the hello names, verifies client certificates again, and
 //! decides nothing.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use rustls::HandshakeKind;
 use rustls::server::StoresServerSessions;
@@ -21,6 +21,7 @@ use super::certificate::CertificateSet;
 use super::client_auth::Clients;
 use super::early_data;
 use super::template::Template;
+use crate::locks::locked;
 use crate::store::WaitBudget;
 
 /// The sessions of one handshake, as rustls sees them.
@@ -156,9 +157,7 @@ impl HandshakeSessions {
     }
 
     fn lock(&self) -> MutexGuard<'_, Resumption> {
-        self.resumption
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        locked(&self.resumption)
     }
 
     /// Carries a decision out: the session for rustls, or `None`.

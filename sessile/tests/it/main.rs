@@ -33,6 +33,7 @@ mod registry;
 mod returning;
 mod rolling;
 mod serve_alerts;
+mod serve_contract;
 mod serve_files;
 mod serve_life;
 mod serve_proxy;

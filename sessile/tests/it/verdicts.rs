@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use sessile::client::{Client, Connection, Mechanism, Target};
 use sessile::config::{self, Action, Config, Listener, Role, Site, SiteRoute};
 use sessile::farm::Authority;
-use sessile::serve::{AccessLog, Server, Surroundings};
+use sessile::serve::{AccessLog, Environment, Server};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_util::sync::CancellationToken;
 
@@ -50,15 +50,15 @@ fn start(folder: &Path, change: impl FnOnce(&mut Config)) -> Running {
     config.server.state_dir = folder.join("state");
     config.server.workers = 1;
     change(&mut config);
-    let around = Surroundings {
+    let env = Environment {
         stop: CancellationToken::new(),
         registry: prometheus::Registry::new(),
         access_log: AccessLog::default(),
     };
-    let server = Server::start(&config, &around).unwrap();
+    let server = Server::start(&config, &env).unwrap();
     Running {
         address: server.addresses()[0],
-        stop: around.stop,
+        stop: env.stop,
     }
 }
 

@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 
 use super::super::splice::{self, Pipe};
-use crate::admission::{HeldBack, Stay};
+use crate::listener::{Admitted, BufferGuard};
 
 /// Bytes copied at once: one full TLS record, nearly.
 pub(super) const CHUNK: usize = 16 * 1024;
@@ -37,7 +37,7 @@ pub(super) struct Direction<'a> {
     pub(super) from: ReadHalf<'a>,
     pub(super) to: WriteHalf<'a>,
     /// What its client's source may hold back.
-    stay: &'a Stay,
+    stay: &'a Admitted,
     held: Held<'a>,
     pub(super) state: State,
     /// Chunks in a row that were full.
@@ -52,12 +52,12 @@ enum Held<'a> {
     Bytes {
         bytes: Box<[u8]>,
         taken: usize,
-        _back: HeldBack<'a>,
+        _back: BufferGuard<'a>,
     },
     Pipe {
         pipe: Pipe,
         /// Once the sink has not taken all of it.
-        back: Option<HeldBack<'a>>,
+        back: Option<BufferGuard<'a>>,
     },
 }
 
@@ -94,7 +94,7 @@ enum Came {
 }
 
 impl<'a> Direction<'a> {
-    pub(super) fn new(from: ReadHalf<'a>, to: WriteHalf<'a>, stay: &'a Stay) -> Self {
+    pub(super) fn new(from: ReadHalf<'a>, to: WriteHalf<'a>, stay: &'a Admitted) -> Self {
         Self {
             from,
             to,
@@ -209,7 +209,7 @@ impl<'a> Direction<'a> {
         }
         // What a server says until it has been seen is little, and has to be shown once.
         let holds =
-            watch.is_some() || self.state == State::Nowhere || self.stay.may_hold_bytes(CHUNK);
+            watch.is_some() || self.state == State::Nowhere || self.stay.may_buffer_bytes(CHUNK);
         BUFFER.with_borrow_mut(|buffer| match holds {
             true => self.poll_copy(cx, buffer, watch),
             false => self.poll_copy_what_is_taken(cx, buffer),
@@ -284,7 +284,7 @@ impl<'a> Direction<'a> {
             self.held = Held::Bytes {
                 bytes: bytes.into(),
                 taken: 0,
-                _back: self.stay.hold_bytes(bytes.len()),
+                _back: self.stay.buffer_bytes(bytes.len()),
             };
         }
     }

@@ -6,8 +6,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 use super::*;
-use crate::admission::{Admission, Backlog};
 use crate::config::Connection;
+use crate::listener::{Admission, BufferLimit};
 
 /// A connection over loopback, both ends.
 async fn connected() -> (TcpStream, TcpStream) {
@@ -17,14 +17,14 @@ async fn connected() -> (TcpStream, TcpStream) {
     (near.unwrap(), accepted.unwrap().0)
 }
 
-fn admission(max_held: Backlog<usize>) -> Arc<Admission> {
+fn admission(max_held: BufferLimit) -> Arc<Admission> {
     Admission::new(&Connection::default(), 10, max_held)
 }
 
-fn stay(admission: &Arc<Admission>) -> Stay {
-    let mut entry = admission.enter().unwrap();
+fn stay(admission: &Arc<Admission>) -> Admitted {
+    let mut hello = admission.begin_hello().unwrap();
     let source = Ipv4Addr::LOCALHOST.into();
-    entry.comes_from(source, std::time::Instant::now()).unwrap()
+    hello.admit(source, std::time::Instant::now()).unwrap()
 }
 
 const SHORT: Duration = Duration::from_millis(600);
@@ -33,7 +33,7 @@ const SHORT: Duration = Duration::from_millis(600);
 async fn what_the_server_ended_lasts_as_long_as_the_client_goes_on() {
     let (mut client, mut from_client) = connected().await;
     let (mut to_server, mut server) = connected().await;
-    let stay = stay(&admission(Backlog::default()));
+    let stay = stay(&admission(BufferLimit::default()));
     let patience = Patience {
         half_closed: SHORT,
         ..Patience::default()
@@ -85,7 +85,7 @@ async fn what_the_server_ended_lasts_as_long_as_the_client_goes_on() {
 async fn what_moves_is_reported_while_the_connection_is_open() {
     let (mut client, mut from_client) = connected().await;
     let (mut to_server, mut server) = connected().await;
-    let stay = stay(&admission(Backlog::default()));
+    let stay = stay(&admission(BufferLimit::default()));
     let patience = Patience {
         report: Duration::from_millis(10),
         ..Patience::default()
@@ -122,7 +122,7 @@ async fn what_moves_is_reported_while_the_connection_is_open() {
 }
 
 /// A stream to a client that reads nothing until the relay can do no more; what is held back then.
-async fn stalled(max_held: Backlog<usize>) -> Backlog<usize> {
+async fn stalled(max_held: BufferLimit) -> (usize, usize) {
     const STREAM: usize = 32 << 20;
     let (mut client, mut from_client) = connected().await;
     let (mut to_server, mut server) = connected().await;
@@ -144,7 +144,7 @@ async fn stalled(max_held: Backlog<usize>) -> Backlog<usize> {
         while let Ok(more) = tokio::time::timeout(SHORT, server.write(&sent[written..])).await {
             written += more.unwrap();
         }
-        let held = admission.held();
+        let held = (admission.buffered_bytes(), admission.buffered_pipes());
         let rest = async {
             server.write_all(&sent[written..]).await.unwrap();
             server.shutdown().await.unwrap();
@@ -159,20 +159,19 @@ async fn stalled(max_held: Backlog<usize>) -> Backlog<usize> {
     };
     let (ended, held) = tokio::join!(relayed, peers);
     assert!(matches!(ended.end, End::Orderly), "{:?}", ended.end);
-    let Backlog { bytes, pipes } = admission.held();
-    assert_eq!((bytes, pipes), (0, 0), "given back");
+    let left = (admission.buffered_bytes(), admission.buffered_pipes());
+    assert_eq!(left, (0, 0), "given back");
     held
 }
 
 #[tokio::test]
 async fn what_a_reader_does_not_take_is_held_back_within_limits_and_nothing_is_lost() {
-    let held = stalled(Backlog {
+    let held = stalled(BufferLimit {
         bytes: 1 << 20,
         pipes: 0,
     });
-    let held = held.await;
-    assert!((1..=direction::CHUNK).contains(&held.bytes), "{held:?}");
-    assert_eq!(held.pipes, 0);
-    let held = stalled(Backlog::default()).await;
-    assert_eq!((held.bytes, held.pipes), (0, 0));
+    let (bytes, pipes) = held.await;
+    assert!((1..=direction::CHUNK).contains(&bytes), "{bytes}");
+    assert_eq!(pipes, 0);
+    assert_eq!(stalled(BufferLimit::default()).await, (0, 0));
 }

@@ -3,7 +3,7 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -12,14 +12,15 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::{Instant, Sleep};
 
 use super::slot::UpstreamSlot;
-use crate::serve::awaited::{Awaited, Wait};
+use crate::locks::locked;
+use crate::serve::pending_upstreams::{PendingUpstream, PendingUpstreams};
 
 /// What a request waits for before there is a response.
 enum Waits {
     /// For the upstream, since then.
     ForUpstream(
         Instant,
-        #[expect(dead_code, reason = "held, not read")] Wait,
+        #[expect(dead_code, reason = "held, not read")] PendingUpstream,
     ),
     /// For more of the request's body.
     ForClient,
@@ -30,15 +31,15 @@ enum Waits {
 /// How long whoever waits for a response has waited, and for whom. Nobody waits any more once it is gone.
 pub(super) struct Clock {
     waits: Arc<Mutex<Waits>>,
-    awaited: Awaited,
+    pending: PendingUpstreams,
 }
 
 impl Clock {
-    pub(super) fn start(awaited: &Awaited) -> Self {
-        let waits = Waits::ForUpstream(Instant::now(), awaited.begin());
+    pub(super) fn start(pending: &PendingUpstreams) -> Self {
+        let waits = Waits::ForUpstream(Instant::now(), pending.begin());
         Self {
             waits: Arc::new(Mutex::new(waits)),
-            awaited: awaited.clone(),
+            pending: pending.clone(),
         }
     }
 
@@ -55,16 +56,12 @@ impl Clock {
     }
 }
 
-fn locked(waits: &Mutex<Waits>) -> MutexGuard<'_, Waits> {
-    waits.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// A request's body on its way to the upstream.
 pub(super) struct Upload {
     body: Option<Incoming>,
     /// The clock's, which need not last as long: an upstream may answer before it has the whole body.
     waits: Weak<Mutex<Waits>>,
-    awaited: Awaited,
+    pending: PendingUpstreams,
 }
 
 impl Upload {
@@ -73,7 +70,7 @@ impl Upload {
         Self {
             body,
             waits: Arc::downgrade(&clock.waits),
-            awaited: clock.awaited.clone(),
+            pending: clock.pending.clone(),
         }
     }
 }
@@ -94,7 +91,7 @@ impl Body for Upload {
             *locked(&waits) = match &polled {
                 Poll::Pending => Waits::ForClient,
                 Poll::Ready(Some(Err(_))) => Waits::Cut,
-                Poll::Ready(_) => Waits::ForUpstream(Instant::now(), self.awaited.begin()),
+                Poll::Ready(_) => Waits::ForUpstream(Instant::now(), self.pending.begin()),
             };
         }
         polled
@@ -116,8 +113,8 @@ pub(in crate::serve) struct Download {
     /// How long the upstream may be silent.
     timeout: Duration,
     /// Runs while it is.
-    silence: Option<(Pin<Box<Sleep>>, Wait)>,
-    awaited: Awaited,
+    silence: Option<(Pin<Box<Sleep>>, PendingUpstream)>,
+    pending: PendingUpstreams,
     slot: UpstreamSlot,
 }
 
@@ -125,14 +122,14 @@ impl Download {
     pub(super) const fn new(
         body: Incoming,
         timeout: Duration,
-        awaited: Awaited,
+        pending: PendingUpstreams,
         slot: UpstreamSlot,
     ) -> Self {
         Self {
             body,
             timeout,
             silence: None,
-            awaited,
+            pending,
             slot,
         }
     }
@@ -150,7 +147,7 @@ impl Body for Download {
         let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(cx) else {
             let (silence, _) = this.silence.get_or_insert_with(|| {
                 let over = Box::pin(tokio::time::sleep(this.timeout));
-                (over, this.awaited.begin())
+                (over, this.pending.begin())
             });
             return silence.as_mut().poll(cx).map(|()| {
                 this.slot.end(|results| &results.cut);

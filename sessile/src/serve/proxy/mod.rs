@@ -23,8 +23,8 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use prometheus::IntCounter;
 use tokio::time::{Instant, sleep_until};
 
-use super::awaited::Awaited;
 use super::metrics::UpstreamResults;
+use super::pending_upstreams::PendingUpstreams;
 use crate::config;
 use body::{Clock, Download, Upload};
 use connect::Connector;
@@ -90,7 +90,7 @@ impl Upstream {
     pub(super) async fn forward(
         &self,
         client: IpAddr,
-        awaited: &Awaited,
+        pending: &PendingUpstreams,
         request: Request<Incoming>,
     ) -> Result<Response<Download>, StatusCode> {
         let (head, body) = request.into_parts();
@@ -99,7 +99,7 @@ impl Upstream {
             self.results.overloaded.inc();
             return Err(StatusCode::SERVICE_UNAVAILABLE);
         };
-        let answered = self.exchange(head, body, awaited).await;
+        let answered = self.exchange(head, body, pending).await;
         let answered = answered.and_then(|mut response| {
             head::to_client(&mut response).map_err(|head::Unfit| Failure::Invalid)?;
             Ok(response)
@@ -107,8 +107,8 @@ impl Upstream {
         self.say_whether_lost(answered.as_ref().err().copied());
         match answered {
             Ok(response) => {
-                let (timeout, awaited) = (self.response_timeout, awaited.clone());
-                Ok(response.map(|body| Download::new(body, timeout, awaited, slot)))
+                let (timeout, pending) = (self.response_timeout, pending.clone());
+                Ok(response.map(|body| Download::new(body, timeout, pending, slot)))
             }
             Err(failure) => {
                 slot.end(|results| failure.counter(results));
@@ -125,14 +125,14 @@ impl Upstream {
         &self,
         head: Parts,
         body: Incoming,
-        awaited: &Awaited,
+        pending: &PendingUpstreams,
     ) -> Result<Response<Incoming>, Failure> {
         // The upstream may close a connection while a request is on its way to it. One that may be
         // sent twice is (RFC 9110, 9.2.2); the client library does the same for one not yet sent.
         let repeatable = head.method.is_idempotent() && body.is_end_stream();
         let again = repeatable.then(|| head.clone());
-        match (self.attempt(head, Some(body), awaited).await, again) {
-            (Err(Failure::Closed), Some(head)) => self.attempt(head, None, awaited).await,
+        match (self.attempt(head, Some(body), pending).await, again) {
+            (Err(Failure::Closed), Some(head)) => self.attempt(head, None, pending).await,
             (answered, _) => answered,
         }
     }
@@ -141,9 +141,9 @@ impl Upstream {
         &self,
         head: Parts,
         body: Option<Incoming>,
-        awaited: &Awaited,
+        pending: &PendingUpstreams,
     ) -> Result<Response<Incoming>, Failure> {
-        let clock = Clock::start(awaited);
+        let clock = Clock::start(pending);
         let body = Upload::new(body, &clock);
         let mut response = pin!(self.client.request(Request::from_parts(head, body)));
         loop {
@@ -257,7 +257,7 @@ mod tests {
         let (registry, everything) = (prometheus::Registry::new(), config::Config::default());
         let keys = Keyring::ephemeral(everything.session.lifetime).expect("a key");
         let store = Store::new(&everything, &Arc::new(keys), 1, &registry, 0).expect("a store");
-        let metrics = Metrics::register(&registry, "web1", &store).expect("its first server");
+        let metrics = Metrics::register(&registry, "web1", &store, 1).expect("its first server");
         let app = config::Upstream {
             name: "app".to_owned(),
             servers: vec!["127.0.0.1:9".to_owned()],

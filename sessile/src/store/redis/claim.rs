@@ -6,7 +6,7 @@
 //! left behind beats no more, and ends by itself.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use prometheus::{Opts, Registry};
@@ -14,6 +14,7 @@ use redis::{Cmd, Value};
 use tokio::time::Instant;
 
 use crate::figure;
+use crate::locks::locked;
 
 /// How often a claim is refreshed.
 const BEAT: Duration = Duration::from_secs(1);
@@ -94,7 +95,7 @@ impl Claim {
     /// What to ask the store, where a beat is due: one worker's turn.
     pub(super) fn look(&self) -> Option<Cmd> {
         let now = Instant::now();
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = locked(&self.state);
         if now < state.due || self.resigned.load(Ordering::Relaxed) {
             return None;
         }
@@ -110,7 +111,7 @@ impl Claim {
             Value::BulkString(value) => Some(value.as_slice()),
             _ => None,
         };
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = locked(&self.state);
         let only_if = match self.judge(&mut state, found) {
             Step::Take => "NX",
             Step::Refresh => "XX",

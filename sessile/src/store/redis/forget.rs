@@ -3,7 +3,7 @@
 //! back what the store has lost.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use redis::{Cmd, RedisResult, Value};
 use sessile_proto::Time;
@@ -19,6 +19,7 @@ use crate::clock;
 use crate::config::Server;
 use crate::config::store::Redis;
 use crate::key::Keyring;
+use crate::locks::locked;
 use crate::store::forget_rules::{ForgetRulesFile, KnownForgetRules};
 
 /// Sets the marks if they are still what was read: another command may have added one since.
@@ -96,7 +97,7 @@ impl SharedForgetRules {
             Value::BulkString(value) => value.as_slice(),
             _ => &[],
         };
-        let mut farm = self.farm.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut farm = locked(&self.farm);
         if farm.read.as_deref() == Some(value) {
             return;
         }
@@ -128,7 +129,7 @@ impl SharedForgetRules {
     /// What gives the store the marks that it lacked when it was last asked: it evicted them, restarted
     /// empty or was restored. Merging is safe in any order, whoever does it first.
     pub(super) fn put_back(&self) -> Option<Cmd> {
-        let mut farm = self.farm.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut farm = locked(&self.farm);
         let now = Instant::now();
         if !farm.is_lacking || now < farm.due {
             return None;

@@ -2,7 +2,7 @@
 //! seal, nor forget keys ([`Keyring::record_shared_time`]).
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use prometheus::{Opts, Registry};
@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use super::connect::is_refusal;
 use crate::figure;
 use crate::key::Keyring;
+use crate::locks::locked;
 
 /// How often the clocks are compared.
 const EVERY: Duration = Duration::from_secs(10);
@@ -52,7 +53,7 @@ impl Clock {
     /// What to ask the store, where it is due.
     pub(super) fn look(&self) -> Option<Cmd> {
         let now = Instant::now();
-        let mut due = self.due.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut due = locked(&self.due);
         if now < *due {
             return None;
         }

@@ -9,7 +9,7 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use pem::{EncodeConfig, LineEnding, Pem};
 use redis::{ClientTlsConfig, TlsCertificates};
@@ -21,6 +21,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::StoreError;
 use crate::config::store::RedisTls;
+use crate::locks::locked;
 
 /// The files of one store, shared by the threads of a server.
 pub(super) struct Files {
@@ -100,7 +101,7 @@ impl Files {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Read> {
-        self.read.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.read)
     }
 }
 

@@ -1,0 +1,309 @@
+//! Who may come in. Incomplete ClientHellos and their bytes in memory have limits, in all and for each source.
+//! So have bytes and pipes that are buffered for peers that do not read: over the limit, the bytes stay in the
+//! socket of the peer that sends. Each source also has limits on open
+//! connections and on connections in a second.
+//!
+//! A keyed hash maps sources to a fixed number of slots, so nothing here grows and no lock is needed. Two
+//! sources in one slot share its limits. An attacker cannot choose who shares a slot.
+
+mod quota;
+
+pub use quota::BufferGuard;
+
+use std::hash::{BuildHasher, RandomState};
+use std::net::IpAddr;
+use std::num::NonZero;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use sessile_proto::affinity::Source;
+
+use super::rejection::IntakeFailure;
+use crate::config;
+use quota::{Quota, add_up_to};
+
+/// Slots for sources.
+const SOURCE_SLOTS: usize = 4096;
+
+/// The default of `connection.max-hellos` is half of all connections, and at least this.
+const MIN_HELLOS: usize = 64;
+
+/// The share of a source is at least this many hellos.
+const MIN_HELLO_SHARE: usize = 16;
+
+/// The share of a source is at least this many bytes: a few hellos of the greatest length.
+const MIN_BYTE_SHARE: usize = 256 * 1024;
+
+/// The bytes that a source may have if nothing is free: those of one hello of a common size.
+const ONE_HELLO: usize = 4096;
+
+/// A source that was quiet may make as many connections at once as its rate allows in this time.
+const BURST: Duration = Duration::from_secs(1);
+
+/// The most that may be buffered.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct BufferLimit {
+    /// Bytes on the heap.
+    pub bytes: usize,
+    /// Pipes with bytes in them.
+    pub pipes: usize,
+}
+
+/// The limits of one role, shared by its workers.
+pub struct Admission {
+    max_hello_size: usize,
+    /// Incomplete hellos.
+    hellos: Quota,
+    /// Bytes in memory of all hellos.
+    hello_bytes: Quota,
+    buffered_bytes: Quota,
+    buffered_pipes: Quota,
+    /// Most open connections of a source; `None`: no limit.
+    source_connections: Option<NonZero<usize>>,
+    /// Nanoseconds from one connection of a source to the next; `None`: no limit.
+    interval: Option<u64>,
+    slots: Box<[SourceSlot]>,
+    hasher: RandomState,
+    started: Instant,
+}
+
+/// The counters of the sources in one slot.
+#[derive(Debug, Default)]
+struct SourceSlot {
+    hellos: AtomicUsize,
+    hello_bytes: AtomicUsize,
+    buffered_bytes: AtomicUsize,
+    buffered_pipes: AtomicUsize,
+    /// Open connections, if they have a limit.
+    connections: AtomicUsize,
+    /// When the next connection is due, in nanoseconds since the start.
+    due: AtomicU64,
+}
+
+impl Admission {
+    /// `connections`: how many connections there can be.
+    #[must_use]
+    pub fn new(
+        limits: &config::Connection,
+        connections: usize,
+        buffer_limit: BufferLimit,
+    ) -> Arc<Self> {
+        let hellos = match limits.max_hellos {
+            0 => (connections / 2).max(MIN_HELLOS),
+            hellos => hellos,
+        };
+        Arc::new(Self {
+            max_hello_size: limits.max_hello_size,
+            hellos: Quota::new(hellos, MIN_HELLO_SHARE, 1),
+            hello_bytes: Quota::new(limits.max_hello_bytes, MIN_BYTE_SHARE, ONE_HELLO),
+            buffered_bytes: Quota::new(buffer_limit.bytes, 0, 0),
+            // Each source may have a pipe while there is one.
+            buffered_pipes: Quota::new(buffer_limit.pipes, 0, 1),
+            source_connections: NonZero::new(limits.max_per_source),
+            interval: 1_000_000_000u64.checked_div(u64::from(limits.rate_per_source)),
+            slots: (0..SOURCE_SLOTS).map(|_| SourceSlot::default()).collect(),
+            hasher: RandomState::new(),
+            started: Instant::now(),
+        })
+    }
+
+    /// Counts one more incomplete hello.
+    ///
+    /// # Errors
+    /// If there are as many as there may be.
+    pub(crate) fn begin_hello(self: &Arc<Self>) -> Result<PendingHello, IntakeFailure> {
+        if !self.hellos.take(1) {
+            return Err(IntakeFailure::HelloLimit);
+        }
+        Ok(PendingHello {
+            admission: Arc::clone(self),
+            slot: None,
+            is_incomplete: true,
+            bytes: 0,
+        })
+    }
+
+    /// Most bytes of one hello.
+    pub(super) const fn max_hello_size(&self) -> usize {
+        self.max_hello_size
+    }
+
+    /// Bytes on the heap that are buffered now.
+    #[must_use]
+    pub fn buffered_bytes(&self) -> usize {
+        self.buffered_bytes.used()
+    }
+
+    /// Pipes with bytes in them.
+    #[must_use]
+    pub fn buffered_pipes(&self) -> usize {
+        self.buffered_pipes.used()
+    }
+
+    fn slot_of(&self, source: IpAddr) -> usize {
+        let hash = self.hasher.hash_one(Source::of(source));
+        (hash % SOURCE_SLOTS as u64) as usize
+    }
+}
+
+/// Counts one hello as incomplete until [`Self::complete`], and the bytes of the hello until it is dropped.
+pub(crate) struct PendingHello {
+    admission: Arc<Admission>,
+    /// The slot of the source, once the source is known.
+    slot: Option<usize>,
+    is_incomplete: bool,
+    bytes: usize,
+}
+
+impl PendingHello {
+    /// Tells once which source the connection has, as soon as it is known.
+    ///
+    /// # Errors
+    /// If the source has as many connections or hellos as it may.
+    pub(crate) fn admit(
+        &mut self,
+        source: IpAddr,
+        now: Instant,
+    ) -> Result<Admitted, IntakeFailure> {
+        let admission = &self.admission;
+        let index = admission.slot_of(source);
+        let slot = &admission.slots[index];
+        if let Some(interval) = admission.interval
+            && !slot.take_turn(interval, now.saturating_duration_since(admission.started))
+        {
+            return Err(IntakeFailure::SourceRate);
+        }
+        let admitted = Admitted::new(admission, index)?;
+        if !admission.hellos.take_for_source(&slot.hellos, 1) {
+            return Err(IntakeFailure::SourceLimit);
+        }
+        // The bytes of a PROXY header came before its source was known.
+        slot.hello_bytes.fetch_add(self.bytes, Ordering::Relaxed);
+        self.slot = Some(index);
+        Ok(admitted)
+    }
+
+    /// Counts more bytes in memory.
+    ///
+    /// # Errors
+    /// If they are too many.
+    pub(super) fn add_bytes(&mut self, bytes: usize) -> Result<(), IntakeFailure> {
+        let quota = &self.admission.hello_bytes;
+        if !quota.take(bytes) {
+            return Err(IntakeFailure::HelloLimit);
+        }
+        if let Some(slot) = self.slot()
+            && !quota.take_for_source(&slot.hello_bytes, bytes)
+        {
+            quota.give_back(bytes);
+            return Err(IntakeFailure::SourceLimit);
+        }
+        self.bytes += bytes;
+        Ok(())
+    }
+
+    /// The hello is complete and makes room for another.
+    pub(super) fn complete(&mut self) {
+        if std::mem::replace(&mut self.is_incomplete, false) {
+            self.admission.hellos.give_back(1);
+            if let Some(slot) = self.slot() {
+                slot.hellos.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    fn slot(&self) -> Option<&SourceSlot> {
+        self.slot.map(|index| &self.admission.slots[index])
+    }
+}
+
+impl Drop for PendingHello {
+    fn drop(&mut self) {
+        self.complete();
+        self.admission.hello_bytes.give_back(self.bytes);
+        if let Some(slot) = self.slot() {
+            slot.hello_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Counts a connection for its source until it is dropped.
+pub struct Admitted {
+    admission: Arc<Admission>,
+    slot: usize,
+}
+
+impl Admitted {
+    fn new(admission: &Arc<Admission>, slot: usize) -> Result<Self, IntakeFailure> {
+        if let Some(max) = admission.source_connections
+            && !add_up_to(&admission.slots[slot].connections, 1, max.get())
+        {
+            return Err(IntakeFailure::SourceConnections);
+        }
+        Ok(Self {
+            admission: Arc::clone(admission),
+            slot,
+        })
+    }
+
+    /// True if so many more bytes may be buffered on the heap. Other workers may add theirs before these are
+    /// counted, so the limit can be exceeded by one read of each.
+    #[must_use]
+    pub fn may_buffer_bytes(&self, bytes: usize) -> bool {
+        let own = self.slot().buffered_bytes.load(Ordering::Relaxed);
+        own + bytes <= self.admission.buffered_bytes.source_share()
+    }
+
+    /// True if one more pipe may hold bytes.
+    #[must_use]
+    pub fn may_hold_pipe(&self) -> bool {
+        let pipes = &self.admission.buffered_pipes;
+        let own = self.slot().buffered_pipes.load(Ordering::Relaxed);
+        !pipes.is_exhausted() && own < pipes.source_share()
+    }
+
+    /// Counts bytes as buffered.
+    #[must_use]
+    pub fn buffer_bytes(&self, bytes: usize) -> BufferGuard<'_> {
+        let quota = &self.admission.buffered_bytes;
+        BufferGuard::new(quota, &self.slot().buffered_bytes, bytes)
+    }
+
+    /// Counts a pipe with bytes in it.
+    #[must_use]
+    pub fn hold_pipe(&self) -> BufferGuard<'_> {
+        let quota = &self.admission.buffered_pipes;
+        BufferGuard::new(quota, &self.slot().buffered_pipes, 1)
+    }
+
+    fn slot(&self) -> &SourceSlot {
+        &self.admission.slots[self.slot]
+    }
+}
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        if self.admission.source_connections.is_some() {
+            self.slot().connections.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl SourceSlot {
+    /// Counts one more connection if it keeps to the rate. Returns true then.
+    fn take_turn(&self, interval: u64, now: Duration) -> bool {
+        let now = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
+        let latest = now.saturating_add(BURST.as_nanos() as u64);
+        let next = |due: u64| {
+            let next = due.max(now).saturating_add(interval);
+            (next <= latest).then_some(next)
+        };
+        self.due
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, next)
+            .is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests;

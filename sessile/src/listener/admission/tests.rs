@@ -1,0 +1,181 @@
+use std::collections::HashSet;
+
+use super::*;
+
+fn admission(change: impl FnOnce(&mut config::Connection)) -> Arc<Admission> {
+    let mut limits = config::Connection::default();
+    change(&mut limits);
+    Admission::new(&limits, 1000, BufferLimit::default())
+}
+
+/// Addresses in slots of their own.
+fn distinct_sources<const N: usize>(admission: &Admission) -> [IpAddr; N] {
+    let mut slots = HashSet::new();
+    let mut addresses = (0..=255u8).map(|net| IpAddr::from([198, 51, net, 1]));
+    [(); N].map(|()| {
+        let next = addresses.find(|ip| slots.insert(admission.slot_of(*ip)));
+        next.expect("256 networks are in more than a few slots")
+    })
+}
+
+fn begin(admission: &Arc<Admission>, ip: IpAddr) -> Result<PendingHello, IntakeFailure> {
+    let mut hello = admission.begin_hello()?;
+    hello.admit(ip, Instant::now()).map(|_| hello)
+}
+
+fn admit(admission: &Arc<Admission>, ip: IpAddr) -> Result<Admitted, IntakeFailure> {
+    admission.begin_hello()?.admit(ip, Instant::now())
+}
+
+#[test]
+fn one_source_has_a_part_of_all_hellos_and_leaves_the_rest() {
+    let admission = admission(|limits| limits.max_hellos = 100);
+    let [greedy, other] = distinct_sources(&admission);
+    let begin = |ip| begin(&admission, ip);
+    let mut hellos: Vec<PendingHello> = (0..25).map(|_| begin(greedy).expect("room")).collect();
+    assert_eq!(begin(greedy).err(), Some(IntakeFailure::SourceLimit));
+    hellos.push(begin(other).expect("room"));
+    hellos[0].complete();
+    hellos.push(begin(greedy).expect("room after a complete hello"));
+    hellos.clear();
+    assert_eq!(admission.hellos.used(), 0);
+    let mut slots = admission.slots.iter();
+    assert!(slots.all(|slot| slot.hellos.load(Ordering::Relaxed) == 0));
+}
+
+#[test]
+fn a_few_greedy_sources_leave_room_for_one_that_comes_after_them() {
+    const HELLO: usize = 2000;
+    let admission = admission(|limits| {
+        limits.max_hellos = 1000;
+        limits.max_hello_bytes = 1 << 20;
+    });
+    let [late, greedy @ ..] = distinct_sources::<9>(&admission);
+    let mut of_greedy = Vec::new();
+    for ip in greedy {
+        while let Ok(mut hello) = begin(&admission, ip) {
+            match hello.add_bytes(HELLO) {
+                Ok(()) => of_greedy.push(hello),
+                Err(_) => break,
+            }
+        }
+    }
+    let mut of_late = Vec::new();
+    for _ in 0..5 {
+        let mut hello = begin(&admission, late).expect("room");
+        hello.add_bytes(HELLO).expect("room");
+        of_late.push(hello);
+    }
+    // A source that has more than its share by now gets nothing more.
+    let more = begin(&admission, greedy[0]).and_then(|mut hello| hello.add_bytes(HELLO));
+    assert_eq!(more.err(), Some(IntakeFailure::SourceLimit));
+}
+
+#[test]
+fn a_source_has_no_more_connections_open_than_it_may() {
+    let admission = admission(|limits| limits.max_per_source = 2);
+    let [busy, other] = distinct_sources(&admission);
+    let open = [admit(&admission, busy), admit(&admission, busy)];
+    assert!(open.iter().all(Result::is_ok));
+    let refused = admit(&admission, busy).err();
+    assert_eq!(refused, Some(IntakeFailure::SourceConnections));
+    admit(&admission, other).expect("it has none");
+    drop(open);
+    admit(&admission, busy).expect("they have ended");
+}
+
+#[test]
+fn hellos_have_a_limit_in_all() {
+    let admission = admission(|limits| limits.max_hellos = 2);
+    let hellos = [admission.begin_hello(), admission.begin_hello()];
+    assert!(hellos.iter().all(Result::is_ok));
+    let refused = admission.begin_hello().err();
+    assert_eq!(refused, Some(IntakeFailure::HelloLimit));
+    drop(hellos);
+    admission.begin_hello().expect("room");
+}
+
+#[test]
+fn bytes_are_counted_until_they_are_let_go() {
+    let admission = admission(|limits| limits.max_hello_bytes = 1 << 20);
+    let [source] = distinct_sources(&admission);
+    let mut hello = begin(&admission, source).expect("room");
+    hello.add_bytes(MIN_BYTE_SHARE).expect("room");
+    assert_eq!(hello.add_bytes(1), Err(IntakeFailure::SourceLimit));
+    hello.complete();
+    assert_eq!(hello.add_bytes(1), Err(IntakeFailure::SourceLimit));
+    drop(hello);
+    // Bytes of a PROXY header, before the source is known.
+    let mut hello = admission.begin_hello().expect("room");
+    hello.add_bytes(1 << 20).expect("room");
+    assert_eq!(hello.add_bytes(1), Err(IntakeFailure::HelloLimit));
+}
+
+#[test]
+fn a_source_keeps_to_its_rate() {
+    let admission = admission(|limits| limits.rate_per_source = 10);
+    let [busy, other] = distinct_sources(&admission);
+    let connect = |ip, after| {
+        let mut hello = admission.begin_hello().expect("room");
+        let now = admission.started + Duration::from_millis(after);
+        hello.admit(ip, now).map(drop)
+    };
+    for _ in 0..10 {
+        connect(busy, 0).expect("a second's worth may come at once");
+    }
+    assert_eq!(connect(busy, 50), Err(IntakeFailure::SourceRate));
+    connect(other, 50).expect("it made none yet");
+    connect(busy, 100).expect("a tenth of a second later");
+    assert_eq!(connect(busy, 100), Err(IntakeFailure::SourceRate));
+    for _ in 0..10 {
+        connect(busy, 60_000).expect("no more than a second's worth is saved up");
+    }
+    assert_eq!(connect(busy, 60_000), Err(IntakeFailure::SourceRate));
+}
+
+const MAX: BufferLimit = BufferLimit {
+    bytes: 1 << 20,
+    pipes: 16,
+};
+
+/// Connections of sources that share no slot.
+fn admit_distinct<const N: usize>(admission: &Arc<Admission>) -> [Admitted; N] {
+    distinct_sources(admission).map(|source| admit(admission, source).expect("room"))
+}
+
+#[test]
+fn a_source_holds_a_quarter_of_the_pipes_and_each_that_comes_after_finds_one() {
+    let admission = Admission::new(&config::Connection::default(), 1000, MAX);
+    let clients: [Admitted; 8] = admit_distinct(&admission);
+    let mut guards = Vec::new();
+    let mut pipes = Vec::new();
+    for client in &clients {
+        let before = guards.len();
+        while client.may_hold_pipe() {
+            guards.push(client.hold_pipe());
+        }
+        pipes.push(guards.len() - before);
+    }
+    assert_eq!(pipes, [4, 4, 3, 2, 1, 1, 1, 0]);
+    assert_eq!(admission.buffered_pipes(), 16);
+    drop(guards);
+    assert_eq!(admission.buffered_pipes(), 0);
+    assert!(clients.iter().all(Admitted::may_hold_pipe));
+    let [client] = admit_distinct(&self::admission(|_| {}));
+    assert!(!client.may_hold_pipe(), "without pipes");
+}
+
+#[test]
+fn bytes_are_buffered_up_to_a_share_and_given_back() {
+    let admission = Admission::new(&config::Connection::default(), 1000, MAX);
+    let [busy, other] = admit_distinct(&admission);
+    let half = busy.buffer_bytes(MAX.bytes / 8);
+    assert!(busy.may_buffer_bytes(MAX.bytes / 8));
+    assert!(!busy.may_buffer_bytes(MAX.bytes / 8 + 1));
+    let rest = busy.buffer_bytes(MAX.bytes / 8);
+    assert!(!busy.may_buffer_bytes(1));
+    assert!(other.may_buffer_bytes(MAX.bytes / 4));
+    drop((half, rest));
+    assert!(busy.may_buffer_bytes(MAX.bytes / 4));
+    assert_eq!(admission.buffered_bytes(), 0);
+}

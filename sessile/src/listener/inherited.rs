@@ -1,0 +1,108 @@
+//! Listening sockets that a service manager such as systemd passes on. They outlive a restart.
+
+use std::fmt;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Mutex;
+
+use listenfd::ListenFd;
+use rustix::net::sockopt;
+
+use crate::locks::locked;
+
+/// Inherited sockets that no listener has taken. A process inherits once, for all of its roles.
+static INHERITED: Mutex<Vec<Inherited>> = Mutex::new(Vec::new());
+
+struct Inherited {
+    name: String,
+    address: SocketAddr,
+    listener: TcpListener,
+}
+
+/// An inherited socket cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum InheritError {
+    #[error(
+        "inherited socket {name}: {source}; sessile takes listening TCP sockets (ListenStream=IP:PORT, and \
+         Accept= as it is by default)"
+    )]
+    Unusable { name: String, source: io::Error },
+    #[error(
+        "inherited, and no listener has that address: {0}; make [[listener]] address and ListenStream= the \
+         same"
+    )]
+    Unclaimed(Names),
+}
+
+/// Sockets by name and address.
+#[derive(Debug)]
+pub struct Names(Vec<(String, SocketAddr)>);
+
+impl fmt::Display for Names {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, (name, address)) in self.0.iter().enumerate() {
+            let comma = if index > 0 { ", " } else { "" };
+            write!(f, "{comma}{name} ({address})")?;
+        }
+        Ok(())
+    }
+}
+
+/// Takes the sockets that were passed on (`LISTEN_FDS`, `LISTEN_PID`, `LISTEN_FDNAMES`). `addresses`: where
+/// the process is going to listen. Call it before the process has threads.
+///
+/// # Errors
+/// If an inherited socket is no listening TCP socket. Also if the process is not going to listen on its
+/// address, because connections to it would wait for ever.
+pub fn inherit(addresses: &[SocketAddr]) -> Result<(), InheritError> {
+    let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
+    let mut names = names.split(':');
+    let mut passed = ListenFd::from_env();
+    let mut inherited = Vec::new();
+    for index in 0..passed.len() {
+        let name = match names.next() {
+            None | Some("") => format!("number {}", index + 1),
+            Some(name) => name.to_owned(),
+        };
+        match passed.take_tcp_listener(index).and_then(listening_address) {
+            Ok(Some((address, listener))) => inherited.push(Inherited {
+                name,
+                address,
+                listener,
+            }),
+            Ok(None) => {}
+            Err(source) => return Err(InheritError::Unusable { name, source }),
+        }
+    }
+    let unclaimed: Vec<_> = inherited
+        .iter()
+        .filter(|socket| !addresses.contains(&socket.address))
+        .map(|socket| (socket.name.clone(), socket.address))
+        .collect();
+    if !unclaimed.is_empty() {
+        return Err(InheritError::Unclaimed(Names(unclaimed)));
+    }
+    *locked(&INHERITED) = inherited;
+    Ok(())
+}
+
+fn listening_address(
+    listener: Option<TcpListener>,
+) -> io::Result<Option<(SocketAddr, TcpListener)>> {
+    let Some(listener) = listener else {
+        return Ok(None);
+    };
+    if !sockopt::socket_acceptconn(&listener)? {
+        return Err(io::Error::other("it does not listen"));
+    }
+    Ok(Some((listener.local_addr()?, listener)))
+}
+
+/// Takes the inherited socket with this address, if there is one.
+pub(super) fn claim(address: SocketAddr) -> Option<TcpListener> {
+    let mut inherited = locked(&INHERITED);
+    let index = inherited
+        .iter()
+        .position(|socket| socket.address == address)?;
+    Some(inherited.swap_remove(index).listener)
+}

@@ -1,0 +1,186 @@
+//! Reads the first bytes of a connection: a PROXY header, if the listener expects one, and the ClientHello.
+
+use std::future::poll_fn;
+use std::io;
+use std::mem::MaybeUninit;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::ready;
+use std::time::{Duration, Instant};
+
+use sessile_proto::alert::AlertDescription;
+use sessile_proto::hello::HelloReader;
+use sessile_proto::proxy_protocol::{self, Addresses};
+use sessile_proto::record;
+use tokio::io::{AsyncRead, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
+
+use super::admission::{Admission, Admitted, PendingHello};
+use super::rejection::{IntakeFailure, Rejection};
+use crate::config::Network;
+
+/// How long a client may take over its PROXY header and its ClientHello together.
+const HELLO_DEADLINE: Duration = Duration::from_secs(5);
+
+/// How long a client that connected before a drain may still take over its ClientHello or its first request.
+/// A lost segment is sent again within this time.
+pub const DRAIN_GRACE: Duration = Duration::from_secs(2);
+
+/// Bytes read at once: more than almost every ClientHello has.
+const CHUNK: usize = 4096;
+
+/// Why there is no ClientHello.
+pub(super) struct IntakeError {
+    cause: IntakeFailure,
+    alert: Option<AlertDescription>,
+}
+
+impl From<record::Error> for IntakeError {
+    fn from(error: record::Error) -> Self {
+        Self {
+            cause: IntakeFailure::BadHello,
+            alert: AlertDescription::for_client_hello(error),
+        }
+    }
+}
+
+impl From<IntakeFailure> for IntakeError {
+    fn from(cause: IntakeFailure) -> Self {
+        Self { cause, alert: None }
+    }
+}
+
+impl IntakeError {
+    pub(super) fn reject<C: From<IntakeFailure>>(self, io: TcpStream) -> Rejection<C> {
+        Rejection {
+            cause: self.cause.into(),
+            io: Some(io),
+            alert: self.alert,
+        }
+    }
+}
+
+/// The result of the intake: a ClientHello and addresses.
+pub(super) struct Received {
+    /// Holds the complete ClientHello.
+    pub(super) reader: HelloReader,
+    pub(super) source: SocketAddr,
+    pub(super) destination: Option<SocketAddr>,
+    pub(super) admitted: Admitted,
+    /// Counts the bytes in `reader`.
+    _pending: PendingHello,
+}
+
+/// Reads the first bytes of the connections of one listener.
+#[derive(Clone)]
+pub(super) struct ClientIntake {
+    admission: Arc<Admission>,
+    /// Sources whose connections begin with a PROXY header. If there are none, no connection does.
+    trusted_proxies: Arc<[Network]>,
+    pub(super) stop: CancellationToken,
+}
+
+impl ClientIntake {
+    pub(super) fn new(
+        admission: &Arc<Admission>,
+        trusted_proxies: &[Network],
+        stop: &CancellationToken,
+    ) -> Self {
+        Self {
+            admission: Arc::clone(admission),
+            trusted_proxies: trusted_proxies.into(),
+            stop: stop.clone(),
+        }
+    }
+
+    /// Reads until the ClientHello is complete: within [`HELLO_DEADLINE`], and within [`DRAIN_GRACE`] of the
+    /// order to stop.
+    pub(super) async fn receive(
+        &self,
+        io: &mut TcpStream,
+        peer: SocketAddr,
+    ) -> Result<Received, IntakeError> {
+        let drain_deadline = async {
+            self.stop.cancelled().await;
+            tokio::time::sleep(DRAIN_GRACE).await;
+        };
+        tokio::select! {
+            biased;
+            read = tokio::time::timeout(HELLO_DEADLINE, self.read(io, peer)) => {
+                read.unwrap_or(Err(IntakeFailure::Deadline.into()))
+            }
+            () = drain_deadline => Err(IntakeFailure::Deadline.into()),
+        }
+    }
+
+    async fn read(&self, io: &mut TcpStream, peer: SocketAddr) -> Result<Received, IntakeError> {
+        let mut pending = self.admission.begin_hello()?;
+        let (addresses, first_bytes) = if self.trusted_proxies.is_empty() {
+            (None, Vec::new())
+        } else if self.trusted_proxies.iter().any(|it| it.contains(peer.ip())) {
+            read_proxy_header(io, &mut pending).await?
+        } else {
+            return Err(IntakeFailure::UntrustedProxy.into());
+        };
+        let source = addresses.map_or(peer, |addresses| addresses.source);
+        let admitted = pending.admit(source.ip(), Instant::now())?;
+        let mut reader = HelloReader::new(self.admission.max_hello_size());
+        let mut is_complete = reader.push(&first_bytes)?;
+        while !is_complete {
+            is_complete = read_chunk(io, |bytes| {
+                pending.add_bytes(bytes.len())?;
+                Ok(reader.push(bytes)?)
+            })
+            .await?;
+        }
+        pending.complete();
+        Ok(Received {
+            reader,
+            source,
+            destination: addresses.map(|addresses| addresses.destination),
+            admitted,
+            _pending: pending,
+        })
+    }
+}
+
+/// Reads a PROXY header. Returns its addresses and the bytes that came behind it.
+async fn read_proxy_header(
+    io: &mut TcpStream,
+    pending: &mut PendingHello,
+) -> Result<(Option<Addresses>, Vec<u8>), IntakeError> {
+    let mut received = Vec::new();
+    loop {
+        read_chunk(io, |bytes| {
+            pending.add_bytes(bytes.len())?;
+            received.extend_from_slice(bytes);
+            Ok(())
+        })
+        .await?;
+        match proxy_protocol::parse(&received) {
+            Ok(header) => return Ok((header.addresses, received.split_off(header.len))),
+            Err(proxy_protocol::Error::Incomplete) => {}
+            Err(_) => return Err(IntakeFailure::BadProxyHeader.into()),
+        }
+    }
+}
+
+/// Passes the next bytes to `take`. A connection that waits for bytes holds no buffer.
+async fn read_chunk<T>(
+    io: &mut TcpStream,
+    mut take: impl FnMut(&[u8]) -> Result<T, IntakeError>,
+) -> Result<T, IntakeError> {
+    poll_fn(|cx| {
+        let mut chunk = [MaybeUninit::uninit(); CHUNK];
+        let mut chunk = ReadBuf::uninit(&mut chunk);
+        let read: io::Result<()> = ready!(Pin::new(&mut *io).poll_read(cx, &mut chunk));
+        match chunk.filled() {
+            bytes @ [_, ..] if read.is_ok() => take(bytes),
+            _ => Err(IntakeFailure::NoHello.into()),
+        }
+        .into()
+    })
+    .await
+}

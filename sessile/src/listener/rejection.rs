@@ -1,0 +1,78 @@
+//! Clients that are turned away: the causes that every listener has, and the alert that answers a client.
+
+use sessile_proto::alert::AlertDescription;
+use tokio::net::TcpStream;
+
+/// Why a listener turns a client away before the role hears of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IntakeFailure {
+    /// The connection ended before a ClientHello was complete.
+    NoHello,
+    /// The first bytes are no good ClientHello.
+    BadHello,
+    /// The ClientHello took too long.
+    Deadline,
+    /// The PROXY header is missing or malformed.
+    BadProxyHeader,
+    /// The connection does not come from a source in `proxy-trusted`.
+    UntrustedProxy,
+    /// Too many hellos are incomplete, or they take too many bytes.
+    HelloLimit,
+    /// The same for the hellos of one source.
+    SourceLimit,
+    /// One source has too many open connections.
+    SourceConnections,
+    /// One source connects too often.
+    SourceRate,
+}
+
+impl IntakeFailure {
+    /// Every cause.
+    pub const ALL: [Self; 9] = [
+        Self::NoHello,
+        Self::BadHello,
+        Self::Deadline,
+        Self::BadProxyHeader,
+        Self::UntrustedProxy,
+        Self::HelloLimit,
+        Self::SourceLimit,
+        Self::SourceConnections,
+        Self::SourceRate,
+    ];
+
+    /// The label of the metric.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::NoHello => "no-hello",
+            Self::BadHello => "bad-hello",
+            Self::Deadline => "deadline",
+            Self::BadProxyHeader => "bad-proxy-header",
+            Self::UntrustedProxy => "untrusted-proxy",
+            Self::HelloLimit => "hello-limit",
+            Self::SourceLimit => "source-limit",
+            Self::SourceConnections => "source-connections",
+            Self::SourceRate => "source-rate",
+        }
+    }
+}
+
+/// A client that is turned away. It is counted before its connection ends.
+pub struct Rejection<C> {
+    pub(super) cause: C,
+    /// The connection, unless it is closed already.
+    pub(super) io: Option<TcpStream>,
+    /// The fatal alert that the client is sent, in clear.
+    pub(super) alert: Option<AlertDescription>,
+}
+
+impl<C> Rejection<C> {
+    /// A client whose connection is closed already.
+    pub const fn after_close(cause: C) -> Self {
+        Self {
+            cause,
+            io: None,
+            alert: None,
+        }
+    }
+}

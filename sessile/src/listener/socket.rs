@@ -1,0 +1,197 @@
+//! Listening sockets: one for each worker on the same address. The kernel spreads the connections, and no
+//! thread wakes another.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, SockRef, Type};
+use tokio::net::{TcpListener, TcpStream};
+
+use super::inherited;
+
+/// Connections that may wait to be accepted. The kernel caps it at `net.core.somaxconn`.
+const BACKLOG: i32 = 4096;
+
+/// Pause after a failure to accept that this host has caused, such as a lack of file descriptors.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// An address cannot be listened on.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {address}: {source}{}", remedy(source))]
+pub struct ListenError {
+    address: SocketAddr,
+    source: io::Error,
+}
+
+fn remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => "; another program has it: stop that one or choose another",
+        io::ErrorKind::PermissionDenied => {
+            "; ports below 1024 need CAP_NET_BIND_SERVICE: choose another or grant it"
+        }
+        io::ErrorKind::AddrNotAvailable => "; this host does not have that address",
+        _ => "",
+    }
+}
+
+/// A listening socket for one worker.
+#[derive(Debug)]
+pub struct Socket {
+    listener: std::net::TcpListener,
+    address: SocketAddr,
+    /// The service manager keeps the socket open, with the connections in its queue.
+    is_inherited: bool,
+}
+
+impl Socket {
+    /// The address, with the port that the kernel chose if none was given.
+    #[must_use]
+    pub const fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+/// Takes over the inherited socket with this address, or binds the address, once for each worker. Port 0
+/// becomes one free port, the same for all.
+///
+/// # Errors
+/// If the address is not available, or another program listens on it.
+pub fn bind(address: SocketAddr, workers: usize) -> Result<Vec<Socket>, ListenError> {
+    let sockets = match inherited::claim(address) {
+        Some(listener) => share_inherited(&listener, workers.max(1)),
+        None => bind_new(address, workers.max(1)),
+    };
+    sockets.map_err(|source| ListenError { address, source })
+}
+
+fn bind_new(address: SocketAddr, workers: usize) -> io::Result<Vec<Socket>> {
+    if address.port() != 0 {
+        // SO_REUSEPORT would let this process share the port with another one of the same user, and
+        // lose connections to it. A bind without the option fails then.
+        bind_socket(address, false)?;
+    }
+    let mut sockets = Vec::with_capacity(workers);
+    let mut bound = address;
+    for _ in 0..workers {
+        let socket = bind_socket(bound, true)?;
+        socket.listen(BACKLOG)?;
+        let listener = std::net::TcpListener::from(socket);
+        bound = listener.local_addr()?;
+        sockets.push(Socket {
+            listener,
+            address: bound,
+            is_inherited: false,
+        });
+    }
+    Ok(sockets)
+}
+
+fn bind_socket(address: SocketAddr, reuse_port: bool) -> io::Result<socket2::Socket> {
+    let socket = socket2::Socket::new(
+        Domain::for_address(address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(reuse_port)?;
+    set_options(SockRef::from(&socket))?;
+    socket.bind(&address.into())?;
+    Ok(socket)
+}
+
+/// Shares one socket among all workers. The queue of a second socket on this address would be lost when this
+/// process ends.
+fn share_inherited(listener: &std::net::TcpListener, workers: usize) -> io::Result<Vec<Socket>> {
+    set_options(SockRef::from(listener))?;
+    let address = listener.local_addr()?;
+    (0..workers)
+        .map(|_| {
+            Ok(Socket {
+                listener: listener.try_clone()?,
+                address,
+                is_inherited: true,
+            })
+        })
+        .collect()
+}
+
+/// Sets the options of a listening socket. Accepted connections inherit TCP_NODELAY.
+fn set_options(socket: SockRef<'_>) -> io::Result<()> {
+    socket.set_nonblocking(true)?;
+    // Every flight is written whole. Nagle's algorithm could only delay the last one.
+    socket.set_tcp_nodelay(true)
+}
+
+/// Accepts connections until `stop` is ready. Then it accepts the connections that already wait, because
+/// closing the socket would reset them. Those of an inherited socket wait for the next process.
+///
+/// # Errors
+/// If this thread cannot use the socket.
+pub async fn accept(
+    socket: Socket,
+    stop: impl Future<Output = ()>,
+    mut connected: impl FnMut(TcpStream, SocketAddr),
+) -> io::Result<()> {
+    let listener = TcpListener::from_std(socket.listener)?;
+    let mut stop = std::pin::pin!(stop);
+    loop {
+        tokio::select! {
+            biased;
+            () = &mut stop => break,
+            accepted = listener.accept() => match accepted {
+                Ok((io, peer)) => connected(io, peer),
+                Err(error) if is_peers_fault(&error) => {}
+                Err(_) => {
+                    tracing::warn!("cannot accept connections: out of file descriptors or memory");
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+        }
+    }
+    if socket.is_inherited {
+        return Ok(());
+    }
+    // The runtime may not know yet that a connection waits, so ask the socket itself.
+    let listener = listener.into_std()?;
+    while let Ok((io, peer)) = listener.accept() {
+        io.set_nonblocking(true)?;
+        if let Ok(io) = TcpStream::from_std(io) {
+            connected(io, peer);
+        }
+    }
+    Ok(())
+}
+
+/// True if the connection ended before it was accepted. The listener works then.
+fn is_peers_fault(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::Interrupted
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ANY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
+
+    #[test]
+    fn workers_share_one_free_port() {
+        let sockets = bind(ANY, 3).unwrap();
+        assert_eq!(sockets.len(), 3);
+        let first = sockets[0].address();
+        assert!(sockets.iter().all(|socket| socket.address() == first));
+    }
+
+    #[test]
+    fn an_address_in_use_is_refused_with_a_remedy() {
+        let taken = bind(ANY, 1).unwrap();
+        let error = bind(taken[0].address(), 1).unwrap_err();
+        assert!(error.to_string().contains("another program"), "{error}");
+    }
+}

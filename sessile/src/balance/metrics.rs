@@ -17,7 +17,7 @@ use super::missed::{self, Miss};
 use super::relay::Moved;
 use crate::admission::Admission;
 use crate::detect::DetectError;
-use crate::figure;
+use crate::live_gauge;
 
 /// Counters of one balancer.
 pub struct Metrics {
@@ -91,7 +91,7 @@ fn register_learned(
         "Session IDs and tickets that were learned from servers.",
     );
     let affinity = Arc::clone(affinity);
-    figure::register(registry, learned, move || {
+    live_gauge::register(registry, learned, move || {
         let affinity = affinity.lock().unwrap_or_else(PoisonError::into_inner);
         affinity.stats().entries
     })
@@ -107,12 +107,12 @@ pub(super) fn register_held(
         "sessile_balance_held_bytes",
         "Bytes held in memory because a peer does not take them, those in pipes not counted.",
     );
-    figure::register(registry, bytes, move || of_bytes.held().bytes)?;
+    live_gauge::register(registry, bytes, move || of_bytes.held().bytes)?;
     let pipes = Opts::new(
         "sessile_balance_held_pipes",
         "Pipes held because a peer does not take what is in them.",
     );
-    figure::register(registry, pipes, move || of_pipes.held().pipes)
+    live_gauge::register(registry, pipes, move || of_pipes.held().pipes)
 }
 
 /// Every rule with every outcome.

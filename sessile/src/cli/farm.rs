@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::level_filters::LevelFilter;
 
 use crate::config::{self, Config};
-use crate::farm::{Farm, Plan};
+use crate::farm::{Farm, FarmPlan};
 use crate::lifecycle::{self, Orders};
 use crate::serve::{AccessLog, Surroundings};
 
@@ -57,7 +57,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         registry: prometheus::Registry::new(),
         access_log: AccessLog::open(&log)?,
     };
-    let plan = Plan {
+    let plan = FarmPlan {
         listen: args.listen,
         servers: args.servers.into(),
         admin: Some(args.admin),
@@ -80,7 +80,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 /// What is there and what to type next.
-fn greeting(plan: &Plan, farm: &Farm) -> String {
+fn greeting(plan: &FarmPlan, farm: &Farm) -> String {
     let program = std::env::args().next().unwrap_or("sessile".to_owned());
     let (address, port) = (farm.address(), farm.address().port());
     let root = farm.authority.root.display();

@@ -9,7 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::lab::table::{self, Colour};
-use crate::lab::{LabError, Progress, Report, kb937687};
+use crate::lab::{LabError, LabProgress, LabReport, kb937687};
 
 /// Watch an article's failure and its resolution side by side, in compressed time.
 ///
@@ -85,7 +85,7 @@ fn warn_of_haste(scale: u32) {
 }
 
 /// Runs the experiment beside a line that shows how far it is, on a terminal only.
-async fn experiment(scale: u32) -> Result<Report, LabError> {
+async fn experiment(scale: u32) -> Result<LabReport, LabError> {
     let line = ProgressLine::new();
     let so_far = std::cell::Cell::new(None);
     let mut progress = |progress| {
@@ -105,7 +105,7 @@ async fn experiment(scale: u32) -> Result<Report, LabError> {
     }
 }
 
-fn show(args: &Args, report: &Report) -> anyhow::Result<ExitCode> {
+fn show(args: &Args, report: &LabReport) -> anyhow::Result<ExitCode> {
     let mut stdout = io::stdout().lock();
     let text = match args.json {
         true => report.json()? + "\n",
@@ -145,7 +145,7 @@ impl ProgressLine {
         }
     }
 
-    fn show(&self, progress: Progress) {
+    fn show(&self, progress: LabProgress) {
         if self.terminal {
             eprint!(
                 "\r\x1b[K{} of {} scenarios finished after {} s",

@@ -12,7 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::client::Trust;
 use crate::probe::table::Colour;
-use crate::probe::{self, Plan, Progress, Report, json, table};
+use crate::probe::{self, ProbePlan, ProbeProgress, ProbeReport, json, table};
 
 /// Find out whether, how and across which servers a farm resumes TLS sessions.
 ///
@@ -98,7 +98,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
             Ok(plan) => plan,
             Err(error) => return Ok(complain(&error)),
         };
-        let mut report = Report::new(&plan);
+        let mut report = ProbeReport::new(&plan);
         let line = ProgressLine::new();
         let mut progress = |progress| line.show(progress);
         let ended = tokio::select! {
@@ -116,7 +116,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     code
 }
 
-async fn plan(args: &Args) -> anyhow::Result<Plan> {
+async fn plan(args: &Args) -> anyhow::Result<ProbePlan> {
     let Endpoint { host, port } = &args.target;
     let port = port.unwrap_or(DEFAULT_PORT);
     let addresses = match args.addresses.as_slice() {
@@ -133,7 +133,7 @@ async fn plan(args: &Args) -> anyhow::Result<Plan> {
     };
     let default_returns = DEFAULT_RETURNS.max(addresses.len());
     let server_name = args.sni.clone().unwrap_or_else(|| host.clone());
-    Ok(Plan {
+    Ok(ProbePlan {
         target: args.target.to_string(),
         host: Endpoint {
             host: server_name.clone(),
@@ -163,7 +163,7 @@ async fn resolve(host: &str, port: u16) -> anyhow::Result<Vec<SocketAddr>> {
     Ok(addresses)
 }
 
-fn show(args: &Args, report: &Report) -> anyhow::Result<ExitCode> {
+fn show(args: &Args, report: &ProbeReport) -> anyhow::Result<ExitCode> {
     let stdout = io::stdout();
     let text = if args.json {
         json::write(report)? + "\n"
@@ -186,8 +186,8 @@ fn show(args: &Args, report: &Report) -> anyhow::Result<ExitCode> {
     if !report.complete {
         return Ok(ExitCode::from(EXIT_INTERRUPTED));
     }
-    if report.no_connection() {
-        let hint = match report.certificate_refused() {
+    if report.has_no_connection() {
+        let hint = match report.has_refused_certificate() {
             true => " (--ca FILE names the authority to trust, --insecure accepts any certificate)",
             false => "",
         };
@@ -225,7 +225,7 @@ impl ProgressLine {
         }
     }
 
-    fn show(&self, progress: Progress) {
+    fn show(&self, progress: ProbeProgress) {
         if self.terminal {
             eprint!(
                 "\r\x1b[K{}, handshake {} of {}, {}",

@@ -10,19 +10,19 @@ use tokio::time::timeout;
 
 use super::error::alert_name;
 use super::stream::Stream;
-use super::tap::Offer;
+use super::wire_observer::Offer;
 
 /// A finished handshake and the stream it made.
-pub struct Connection {
+pub struct EstablishedConnection {
     pub(super) stream: Stream,
     pub(super) offered: Option<Offer>,
     pub(super) outcome: Outcome,
-    pub(super) times: Times,
+    pub(super) times: HandshakeTimes,
 }
 
 /// How long it took.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Times {
+pub struct HandshakeTimes {
     /// The TCP connection.
     pub connect: Duration,
     /// From the start of the TLS handshake to the server's first byte.
@@ -42,7 +42,7 @@ pub enum Close {
     Reset,
     /// With a fatal alert.
     Alert(rustls::AlertDescription),
-    /// With something that is no end: the connection failed in another way.
+    /// With something that is no end: the connection failed in with_empty_sessions way.
     Failed(io::ErrorKind),
 }
 
@@ -70,7 +70,7 @@ impl From<&io::Error> for Close {
     }
 }
 
-impl Connection {
+impl EstablishedConnection {
     /// The session that the client offered, as it went over the wire.
     #[must_use]
     pub const fn offered(&self) -> Option<&Offer> {
@@ -115,7 +115,7 @@ impl Connection {
     }
 
     /// Reads for at most `wait` until a TLS 1.3 ticket, data or the peer's end has come; data is
-    /// left to be read. Gives [`Connection::tls13_tickets`].
+    /// left to be read. Gives [`EstablishedConnection::tls13_tickets`].
     pub async fn await_ticket(&mut self, wait: Duration) -> u32 {
         // How the wait ended shows in the number, or at the next read.
         let _ = timeout(wait, self.stream.await_ticket()).await;
@@ -124,7 +124,7 @@ impl Connection {
 
     /// How long it took.
     #[must_use]
-    pub const fn times(&self) -> Times {
+    pub const fn times(&self) -> HandshakeTimes {
         self.times
     }
 

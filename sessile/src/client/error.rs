@@ -60,7 +60,7 @@ pub enum Error {
     NotTls,
     /// The peer closed before the handshake was finished.
     #[error("the server hung up during the handshake ({0})")]
-    HungUp(Close),
+    ClosedEarly(Close),
     /// The peer broke the protocol, or has nothing in common with the client.
     #[error("the handshake failed: {0}")]
     Protocol(rustls::Error),
@@ -130,7 +130,7 @@ impl Error {
         matches!(
             self,
             Self::Alert(_)
-                | Self::HungUp(_)
+                | Self::ClosedEarly(_)
                 | Self::TimedOut {
                     stage: Stage::Handshake,
                     ..
@@ -140,7 +140,7 @@ impl Error {
 
     /// Whether this machine has no way to the address at all: no IPv6 here, say.
     #[must_use]
-    pub fn unreachable(&self) -> bool {
+    pub fn is_unreachable(&self) -> bool {
         matches!(self, Self::Connect(error) if matches!(
             error.kind(),
             io::ErrorKind::NetworkUnreachable

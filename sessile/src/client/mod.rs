@@ -6,8 +6,8 @@ mod connection;
 mod error;
 mod sessions;
 mod stream;
-mod tap;
 mod trust;
+mod wire_observer;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -23,16 +23,16 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-pub use connection::{Close, Connection, Times};
+pub use connection::{Close, EstablishedConnection, HandshakeTimes};
 pub use error::{Error, Failure, SetupError, Stage, alert_name};
 pub use sessions::Sessions;
 pub use stream::Stream;
-pub use tap::Offer;
-pub(crate) use tap::hex;
 pub use trust::Trust;
+pub use wire_observer::Offer;
+pub(crate) use wire_observer::hex;
 
-use sessions::Visit;
-use tap::Tap;
+use sessions::HandshakeSessions;
+use wire_observer::WireObserver;
 
 /// Where to connect, and to whom.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -150,7 +150,7 @@ impl Client {
 
     /// Another client like this one, with sessions of its own and none as yet.
     #[must_use]
-    pub fn another(&self) -> Self {
+    pub fn with_empty_sessions(&self) -> Self {
         Self {
             sessions: self.sessions.empty_like(),
             ..self.clone()
@@ -168,7 +168,7 @@ impl Client {
     /// # Errors
     ///
     /// The TCP connection or the handshake was refused, failed or took too long.
-    pub async fn connect(&self, target: &Target) -> Result<Connection, Error> {
+    pub async fn connect(&self, target: &Target) -> Result<EstablishedConnection, Error> {
         self.attempt(target).await.map_err(|failure| failure.error)
     }
 
@@ -177,7 +177,7 @@ impl Client {
     /// # Errors
     ///
     /// As [`Client::connect`].
-    pub async fn attempt(&self, target: &Target) -> Result<Connection, Failure> {
+    pub async fn attempt(&self, target: &Target) -> Result<EstablishedConnection, Failure> {
         // A thread's first random bytes take the library tens of milliseconds to gather: they are no
         // part of the connection's times. A failure shows again in the handshake.
         let _ = self.config.crypto_provider().secure_random.fill(&mut [0]);
@@ -197,39 +197,44 @@ impl Client {
         tcp.write_all(target.preface)
             .await
             .map_err(Error::Connect)?;
-        let visit = Arc::new(Visit::new(&self.sessions));
+        let handshake_sessions = Arc::new(HandshakeSessions::new(&self.sessions));
         let name = target.server_name.clone();
-        let tap = || Tap::new(visit.took_tls12());
-        let mut stream = Stream::new(tcp, self.config_for(&visit), name.clone(), tap)?;
+        let observer = || WireObserver::new(handshake_sessions.offers_tls12_session());
+        let mut stream = Stream::new(
+            tcp,
+            self.config_for(&handshake_sessions),
+            name.clone(),
+            observer,
+        )?;
         let handshake = timeout(self.handshake_timeout, stream.handshake()).await;
         let handshake = handshake.unwrap_or(Err(Error::TimedOut {
             stage: Stage::Handshake,
             after: self.handshake_timeout,
         }));
         if let Err(error) = handshake {
-            let offered = stream.tap.offered.take();
+            let offered = stream.observer.offered.take();
             return Err(Failure { error, offered });
         }
-        let times = Times {
+        let times = HandshakeTimes {
             connect: connected - started,
             first_byte: stream
-                .tap
+                .observer
                 .first_byte
                 .map_or(Duration::ZERO, |at| at - connected),
             handshake: connected.elapsed(),
         };
 
-        let offered = stream.tap.offered.take();
-        let mut outcome = stream.tap.outcome.take().ok_or(Error::Unread)?;
+        let offered = stream.observer.offered.take();
+        let mut outcome = stream.observer.outcome.take().ok_or(Error::Unread)?;
         match outcome.kind {
             Kind::Failed => return Err(Error::Unread.into()),
-            // The wire does not show that a session ID beside TLS 1.3 was a session; the tap knows.
+            // The wire does not show that a session ID beside TLS 1.3 was a session; the observer knows.
             Kind::NotOffered if offered.is_some() => outcome.kind = Kind::Refused,
             Kind::NotOffered | Kind::Refused | Kind::Resumed(_) => {}
         }
         let resumed = matches!(outcome.kind, Kind::Resumed(_));
-        visit.settle(&name, resumed, self.keeps_tls12(&outcome));
-        Ok(Connection {
+        handshake_sessions.finish_handshake(&name, resumed, self.keeps_tls12_session(&outcome));
+        Ok(EstablishedConnection {
             stream,
             offered,
             outcome,
@@ -237,7 +242,7 @@ impl Client {
         })
     }
 
-    fn config_for(&self, visit: &Arc<Visit>) -> Arc<ClientConfig> {
+    fn config_for(&self, handshake_sessions: &Arc<HandshakeSessions>) -> Arc<ClientConfig> {
         let tls12 = match self.mechanism {
             Mechanism::SessionId => Tls12Resumption::SessionIdOnly,
             Mechanism::Any | Mechanism::Ticket | Mechanism::Psk => {
@@ -247,7 +252,7 @@ impl Client {
         };
         let resumption = match self.mechanism {
             Mechanism::None => Resumption::disabled(),
-            _ => Resumption::store(Arc::<Visit>::clone(visit)),
+            _ => Resumption::store(Arc::<HandshakeSessions>::clone(handshake_sessions)),
         };
         let mut config = self.config.clone();
         config.resumption = resumption.tls12_resumption(tls12);
@@ -255,7 +260,7 @@ impl Client {
     }
 
     /// rustls falls back on the session ID where a server gives no ticket.
-    fn keeps_tls12(&self, outcome: &Outcome) -> bool {
+    fn keeps_tls12_session(&self, outcome: &Outcome) -> bool {
         let is_ticket = |learned: &Learned| matches!(learned, Learned::Ticket(_));
         self.mechanism != Mechanism::Ticket
             || outcome.kind == Kind::Resumed(How::Ticket)

@@ -15,18 +15,18 @@ use rustls_pki_types::ServerName;
 /// tickets are offered once each, the newest first (RFC 9846, C.4). A session's age counts from its
 /// full handshake, however often it was resumed since.
 #[derive(Clone)]
-pub struct Sessions(Arc<Mutex<Cache>>);
+pub struct Sessions(Arc<Mutex<SessionCache>>);
 
-struct Cache {
+struct SessionCache {
     lifetime: Duration,
     frozen: bool,
-    tls12: Fifo<Kept<Tls12ClientSessionValue>>,
-    tls13: Fifo<Kept<Tls13ClientSessionValue>>,
+    tls12: Fifo<CachedSession<Tls12ClientSessionValue>>,
+    tls13: Fifo<CachedSession<Tls13ClientSessionValue>>,
     /// Which key exchange group a server took last: saves a HelloRetryRequest.
     groups: Fifo<NamedGroup>,
 }
 
-struct Kept<S> {
+struct CachedSession<S> {
     session: S,
     full_handshake: Instant,
 }
@@ -42,7 +42,7 @@ impl Sessions {
     /// `lifetime`.
     #[must_use]
     pub fn new(max_entries: usize, lifetime: Duration) -> Self {
-        Self(Arc::new(Mutex::new(Cache {
+        Self(Arc::new(Mutex::new(SessionCache {
             lifetime,
             frozen: false,
             tls12: Fifo::new(max_entries, 1),
@@ -84,7 +84,7 @@ impl Sessions {
         self.len() == 0
     }
 
-    fn lock(&self) -> MutexGuard<'_, Cache> {
+    fn lock(&self) -> MutexGuard<'_, SessionCache> {
         // No code that holds the lock can leave the cache half changed.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -108,26 +108,26 @@ impl fmt::Debug for Sessions {
 const MAX_TICKETS_PER_NAME: usize = 8;
 
 /// The view that one connection has of the cache: rustls asks it what to offer and tells it what
-/// was given. What is given before the outcome is known waits until [`Visit::settle`].
-pub(super) struct Visit {
+/// was given. What is given before the outcome is known waits until [`HandshakeSessions::finish_handshake`].
+pub(super) struct HandshakeSessions {
     sessions: Sessions,
     started: Instant,
     /// Locked before the cache, never after it.
-    state: Mutex<VisitState>,
+    state: Mutex<HandshakeSessionsState>,
 }
 
 #[derive(Default)]
-struct VisitState {
+struct HandshakeSessionsState {
     /// When the session that rustls took was made, by a full handshake.
     offered: Option<Instant>,
     /// The same of the sessions that the server gives, once it is known.
     settled: Option<Instant>,
-    took_tls12: bool,
+    offers_tls12_session: bool,
     tls12: Option<Tls12ClientSessionValue>,
     tls13: Vec<Tls13ClientSessionValue>,
 }
 
-impl Visit {
+impl HandshakeSessions {
     pub(super) fn new(sessions: &Sessions) -> Self {
         Self {
             sessions: sessions.clone(),
@@ -137,44 +137,49 @@ impl Visit {
     }
 
     /// Whether a TLS 1.2 session is being offered.
-    pub(super) fn took_tls12(&self) -> bool {
-        self.lock().took_tls12
+    pub(super) fn offers_tls12_session(&self) -> bool {
+        self.lock().offers_tls12_session
     }
 
-    /// The handshake is over. `resumed`: the offered session lives on, and its age with it.
+    /// The handshake is over. `resumed`: the offered session is_alive on, and its age with it.
     /// `keep_tls12`: whether a TLS 1.2 session that was given is of the kind that is wanted.
-    pub(super) fn settle(&self, name: &ServerName<'static>, resumed: bool, keep_tls12: bool) {
+    pub(super) fn finish_handshake(
+        &self,
+        name: &ServerName<'static>,
+        resumed: bool,
+        keep_tls12: bool,
+    ) {
         let mut state = self.lock();
         let offered = state.offered.filter(|_| resumed);
         let full_handshake = offered.unwrap_or(self.started);
         state.settled = Some(full_handshake);
         let mut cache = self.sessions.lock();
         if let Some(session) = state.tls12.take().filter(|_| keep_tls12 && !cache.frozen) {
-            let kept = Kept {
+            let kept = CachedSession {
                 session,
                 full_handshake,
             };
             cache.tls12.push(name.clone(), kept);
         }
         for ticket in state.tls13.drain(..) {
-            cache.keep_ticket(name.clone(), ticket, full_handshake);
+            cache.insert_tls13_ticket(name.clone(), ticket, full_handshake);
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, VisitState> {
+    fn lock(&self) -> MutexGuard<'_, HandshakeSessionsState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Cache {
-    fn keep_ticket(
+impl SessionCache {
+    fn insert_tls13_ticket(
         &mut self,
         name: ServerName<'static>,
         session: Tls13ClientSessionValue,
         full_handshake: Instant,
     ) {
         if !self.frozen {
-            let kept = Kept {
+            let kept = CachedSession {
                 session,
                 full_handshake,
             };
@@ -184,18 +189,18 @@ impl Cache {
 
     fn drop_expired(&mut self) {
         let lifetime = self.lifetime;
-        self.tls12.retain(|kept| kept.lives(lifetime));
-        self.tls13.retain(|kept| kept.lives(lifetime));
+        self.tls12.retain(|kept| kept.is_alive(lifetime));
+        self.tls13.retain(|kept| kept.is_alive(lifetime));
     }
 }
 
-impl<S> Kept<S> {
-    fn lives(&self, lifetime: Duration) -> bool {
+impl<S> CachedSession<S> {
+    fn is_alive(&self, lifetime: Duration) -> bool {
         self.full_handshake.elapsed() < lifetime
     }
 }
 
-impl ClientSessionStore for Visit {
+impl ClientSessionStore for HandshakeSessions {
     fn set_kx_hint(&self, name: ServerName<'static>, group: NamedGroup) {
         self.sessions.lock().groups.push(name, group);
     }
@@ -214,7 +219,7 @@ impl ClientSessionStore for Visit {
         cache.drop_expired();
         let kept = cache.tls12.newest(name)?;
         state.offered = Some(kept.full_handshake);
-        state.took_tls12 = true;
+        state.offers_tls12_session = true;
         Some(kept.session.clone())
     }
 
@@ -230,7 +235,7 @@ impl ClientSessionStore for Visit {
         match state.settled {
             Some(full_handshake) => {
                 let mut cache = self.sessions.lock();
-                cache.keep_ticket(name, value, full_handshake);
+                cache.insert_tls13_ticket(name, value, full_handshake);
             }
             None if state.tls13.len() < MAX_TICKETS_PER_NAME => state.tls13.push(value),
             None => {}
@@ -247,9 +252,9 @@ impl ClientSessionStore for Visit {
     }
 }
 
-impl fmt::Debug for Visit {
+impl fmt::Debug for HandshakeSessions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Visit").finish_non_exhaustive()
+        f.debug_struct("HandshakeSessions").finish_non_exhaustive()
     }
 }
 

@@ -1,4 +1,4 @@
-//! TLS as a client over a TCP connection: drives rustls and lets a [`Tap`] see every byte that
+//! TLS as a client over a TCP connection: drives rustls and lets a [`WireObserver`] see every byte that
 //! passes. The handshake is a step of its own, so that it can be timed and its end be read.
 
 use std::io::{self, Read, Write};
@@ -11,7 +11,7 @@ use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-use super::tap::Tap;
+use super::wire_observer::WireObserver;
 use super::{Close, Error};
 
 /// A TLS connection, seen from the client.
@@ -21,7 +21,7 @@ use super::{Close, Error};
 pub struct Stream {
     tcp: TcpStream,
     tls: ClientConnection,
-    pub(super) tap: Tap,
+    pub(super) observer: WireObserver,
 }
 
 impl Stream {
@@ -29,14 +29,14 @@ impl Stream {
         tcp: TcpStream,
         config: Arc<ClientConfig>,
         name: ServerName<'static>,
-        tap: impl FnOnce() -> Tap,
+        observer: impl FnOnce() -> WireObserver,
     ) -> Result<Self, Error> {
         let tls = ClientConnection::new(config, name).map_err(Error::from_tls)?;
         // Made last: what is offered is taken from the cache when the hello is written.
         Ok(Self {
             tcp,
             tls,
-            tap: tap(),
+            observer: observer(),
         })
     }
 
@@ -60,12 +60,14 @@ impl Stream {
                 Poll::Pending => return Poll::Pending,
             };
             if !self.tls.is_handshaking() {
-                return Poll::Ready(flushed.map_err(|error| Error::HungUp(Close::from(&error))));
+                return Poll::Ready(
+                    flushed.map_err(|error| Error::ClosedEarly(Close::from(&error))),
+                );
             }
             match ready!(self.poll_read_tls(cx)) {
-                Ok(0) => return Poll::Ready(Err(Error::HungUp(Close::Eof))),
+                Ok(0) => return Poll::Ready(Err(Error::ClosedEarly(Close::Eof))),
                 Ok(_) => {}
-                Err(error) => return Poll::Ready(Err(Error::HungUp(Close::from(&error)))),
+                Err(error) => return Poll::Ready(Err(Error::ClosedEarly(Close::from(&error)))),
             }
             if let Err(error) = self.tls.process_new_packets() {
                 // The alert that tells the peer; whether it arrives is of no consequence.
@@ -92,9 +94,9 @@ impl Stream {
     }
 
     fn poll_read_tls(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        let mut wire = Wire {
+        let mut wire = ObservedTcp {
             tcp: &mut self.tcp,
-            tap: &mut self.tap,
+            observer: &mut self.observer,
             cx,
         };
         pending_if_blocked(self.tls.read_tls(&mut wire))
@@ -102,9 +104,9 @@ impl Stream {
 
     fn poll_write_tls(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.tls.wants_write() {
-            let mut wire = Wire {
+            let mut wire = ObservedTcp {
                 tcp: &mut self.tcp,
-                tap: &mut self.tap,
+                observer: &mut self.observer,
                 cx,
             };
             if ready!(pending_if_blocked(self.tls.write_tls(&mut wire)))? == 0 {
@@ -173,30 +175,30 @@ impl AsyncWrite for Stream {
 }
 
 /// The TCP connection as rustls wants it: `WouldBlock` where the task is to be woken.
-struct Wire<'a, 'b> {
+struct ObservedTcp<'a, 'b> {
     tcp: &'a mut TcpStream,
-    tap: &'a mut Tap,
+    observer: &'a mut WireObserver,
     cx: &'a mut Context<'b>,
 }
 
-impl Read for Wire<'_, '_> {
+impl Read for ObservedTcp<'_, '_> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let mut buf = ReadBuf::new(buf);
         match Pin::new(&mut *self.tcp).poll_read(self.cx, &mut buf) {
             Poll::Ready(read) => read?,
             Poll::Pending => return Err(io::ErrorKind::WouldBlock.into()),
         }
-        self.tap.server_sent(buf.filled());
+        self.observer.server_sent(buf.filled());
         Ok(buf.filled().len())
     }
 }
 
-impl Write for Wire<'_, '_> {
+impl Write for ObservedTcp<'_, '_> {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
         match Pin::new(&mut *self.tcp).poll_write(self.cx, buf) {
             Poll::Ready(written) => {
                 let written = written?;
-                self.tap.client_sent(&buf[..written]);
+                self.observer.client_sent(&buf[..written]);
                 Ok(written)
             }
             Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),

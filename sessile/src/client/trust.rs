@@ -19,7 +19,7 @@ pub enum Trust {
     System,
     /// These authorities only.
     Ca(Vec<CertificateDer<'static>>),
-    /// Anyone's. Signatures are still checked, so the server holds the key that it shows.
+    /// AcceptAnyCertificate's. Signatures are still checked, so the server holds the key that it shows.
     Insecure,
 }
 
@@ -47,7 +47,7 @@ impl Trust {
     ) -> Result<Arc<dyn ServerCertVerifier>, SetupError> {
         let mut roots = RootCertStore::empty();
         match self {
-            Self::Insecure => return Ok(Arc::new(Anyone(provider))),
+            Self::Insecure => return Ok(Arc::new(AcceptAnyCertificate(provider))),
             Self::System => {
                 // A system's store may hold certificates that are no anchors; the others count.
                 roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
@@ -73,9 +73,9 @@ impl Trust {
 
 /// Accepts every certificate, and no wrong signature.
 #[derive(Debug)]
-struct Anyone(Arc<CryptoProvider>);
+struct AcceptAnyCertificate(Arc<CryptoProvider>);
 
-impl ServerCertVerifier for Anyone {
+impl ServerCertVerifier for AcceptAnyCertificate {
     fn verify_server_cert(
         &self,
         _end_entity: &CertificateDer<'_>,

@@ -21,7 +21,7 @@ use crate::serve::{self, Server, Surroundings};
 
 /// What a farm is to be like.
 #[derive(Clone, Debug)]
-pub struct Plan {
+pub struct FarmPlan {
     /// Where the balancer listens.
     pub listen: SocketAddr,
     /// How many servers, 1 to 99.
@@ -69,7 +69,7 @@ impl Farm {
     ///
     /// # Errors
     /// With what stands in the way. What was started stops with `around.stop`.
-    pub fn start(plan: &Plan, around: &Surroundings) -> Result<Self, FarmError> {
+    pub fn start(plan: &FarmPlan, around: &Surroundings) -> Result<Self, FarmError> {
         let authority = Authority::open(&plan.data_dir)?;
         let lifetime = plan.base.session.lifetime;
         let shared = match plan.isolated {

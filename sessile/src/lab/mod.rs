@@ -4,8 +4,8 @@
 
 pub mod kb937687;
 mod report;
-mod rig;
 pub mod table;
+mod test_farm;
 
 use std::io;
 
@@ -16,11 +16,11 @@ use crate::farm::AuthorityError;
 use crate::key::KeyError;
 use crate::serve;
 
-pub use report::{Finding, Report, Scenario, ServerSettings, Visit};
+pub use report::{Finding, LabReport, LabVisit, Scenario, ServerSettings};
 
 /// How far an experiment has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Progress {
+pub struct LabProgress {
     /// Scenarios that are finished.
     pub done: usize,
     pub of: usize,
@@ -59,7 +59,7 @@ pub enum LabError {
     Ignored(Ignored),
     /// Ours: a server did not say what its handshake came to.
     #[error("a server did not tell its verdict")]
-    Untold,
+    NoVerdict,
     /// Ours: a scenario panicked.
     #[error("a scenario failed: {0}")]
     Scenario(#[from] tokio::task::JoinError),

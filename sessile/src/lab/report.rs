@@ -6,7 +6,7 @@ use sessile_proto::verdict::Verdict;
 
 /// Everything that an experiment found.
 #[derive(Clone, Debug, Serialize)]
-pub struct Report {
+pub struct LabReport {
     pub experiment: &'static str,
     /// How many times faster than in the article time went by.
     pub scale: u32,
@@ -41,12 +41,12 @@ pub struct Finding {
     /// Whether what was seen is what the article says.
     pub ok: bool,
     /// The handshakes that the finding rests on, in their order.
-    pub visits: Vec<Visit>,
+    pub visits: Vec<LabVisit>,
 }
 
 /// One handshake and what it came to.
 #[derive(Clone, Debug, Serialize)]
-pub struct Visit {
+pub struct LabVisit {
     /// Who says that it answered.
     pub server: String,
     /// What the server says that the handshake came to.
@@ -66,7 +66,7 @@ fn as_text<S: Serializer>(verdict: &Verdict, serializer: S) -> Result<S::Ok, S::
     serializer.collect_str(verdict)
 }
 
-impl Report {
+impl LabReport {
     /// Whether everything was as the article says.
     #[must_use]
     pub fn all_ok(&self) -> bool {
@@ -90,16 +90,16 @@ impl Report {
     }
 }
 
-impl Visit {
+impl LabVisit {
     /// Whether the handshake came to that, by the server's word and by what went over the wire.
     #[must_use]
-    pub fn came_to(&self, verdict: Verdict) -> bool {
+    pub fn has_verdict(&self, verdict: Verdict) -> bool {
         self.verdict == verdict && self.resumed == matches!(verdict, Verdict::Resumed(_))
     }
 
     /// Who answered, what it came to, and what became of the session ID.
     #[must_use]
-    pub fn told(&self) -> String {
+    pub fn describe(&self) -> String {
         let id = match (&self.offered, &self.session_id) {
             (_, None) => "no session ID",
             (Some(offered), Some(id)) if offered == id => "same session ID",
@@ -115,9 +115,9 @@ impl Visit {
 
 /// A report of one scenario, of which one half differs.
 #[cfg(test)]
-pub(super) fn sample() -> Report {
+pub(super) fn sample() -> LabReport {
     use sessile_proto::verdict::Reason;
-    let visit = Visit {
+    let visit = LabVisit {
         server: "web1".to_owned(),
         verdict: Verdict::Full(Reason::Purged),
         resumed: false,
@@ -128,11 +128,11 @@ pub(super) fn sample() -> Report {
     let finding = |case, article, ok| Finding {
         case,
         article,
-        observed: visit.told(),
+        observed: visit.describe(),
         ok,
         visits: vec![visit.clone()],
     };
-    Report {
+    LabReport {
         experiment: "lab",
         scale: 7,
         idle_timeout_seconds: 300.0 / 7.0,
@@ -172,32 +172,38 @@ mod tests {
     #[test]
     fn a_verdict_counts_only_where_the_wire_agrees_with_it() {
         let mut visit = sample().scenarios[0].findings[0].visits[0].clone();
-        assert!(visit.came_to(Verdict::Full(Reason::Purged)));
-        assert!(!visit.came_to(Verdict::Full(Reason::Expired)));
+        assert!(visit.has_verdict(Verdict::Full(Reason::Purged)));
+        assert!(!visit.has_verdict(Verdict::Full(Reason::Expired)));
         visit.verdict = Verdict::Resumed(How::SessionId);
-        assert!(!visit.came_to(visit.verdict));
+        assert!(!visit.has_verdict(visit.verdict));
         visit.resumed = true;
-        assert!(visit.came_to(visit.verdict));
+        assert!(visit.has_verdict(visit.verdict));
     }
 
     #[test]
-    fn what_became_of_the_session_id_is_told() {
+    fn what_became_of_the_session_id_is_describe() {
         let visit = sample().scenarios[0].findings[0].visits[0].clone();
-        let told = |offered: Option<&str>, session_id: Option<&str>| {
-            let visit = Visit {
+        let describe = |offered: Option<&str>, session_id: Option<&str>| {
+            let visit = LabVisit {
                 offered: offered.map(str::to_owned),
                 session_id: session_id.map(str::to_owned),
                 routed_by: None,
                 ..visit.clone()
             };
-            visit.told()
+            visit.describe()
         };
         assert_eq!(
-            told(Some("0a"), Some("0a")),
+            describe(Some("0a"), Some("0a")),
             "web1: full/purged, same session ID"
         );
-        assert_eq!(told(None, Some("0a")), "web1: full/purged, new session ID");
-        assert_eq!(told(Some("0a"), None), "web1: full/purged, no session ID");
+        assert_eq!(
+            describe(None, Some("0a")),
+            "web1: full/purged, new session ID"
+        );
+        assert_eq!(
+            describe(Some("0a"), None),
+            "web1: full/purged, no session ID"
+        );
     }
 
     #[test]

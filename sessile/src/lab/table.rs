@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::Report;
+use super::LabReport;
 
 /// Whether results are coloured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,7 +18,7 @@ const HEADER: [&str; 4] = ["scenario", "what the article says", "what was observ
 
 /// The whole report, with a final line break.
 #[must_use]
-pub fn write(report: &Report, colour: Colour) -> String {
+pub fn write(report: &LabReport, colour: Colour) -> String {
     let mut text = format!(
         "{}: TLS 1.2 session IDs on servers like IIS 6.0; five idle minutes take {} s (--scale {})\n\n",
         report.experiment,

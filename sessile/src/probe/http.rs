@@ -1,5 +1,5 @@
 //! One small HTTP request: it makes TLS 1.3 tickets arrive and lets a sessile server say what it
-//! decided. A server that speaks another protocol is left alone after a short wait.
+//! decided. A server that speaks with_empty_sessions protocol is left alone after a short wait.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::client::Stream;
 
 /// What a server said of itself and of the handshake.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Told {
+pub(crate) struct ServerHeaders {
     /// `sessile-server`: its name.
     pub(crate) server: Option<String>,
     /// `sessile-verdict`.
@@ -19,7 +19,7 @@ pub(crate) struct Told {
 
 /// What is to become of the connection after the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Then {
+pub(crate) enum AfterResponse {
     Close,
     KeepAlive,
 }
@@ -34,7 +34,12 @@ const MAX_HEAD: usize = 16 * 1024;
 const MAX_VALUE: usize = 64;
 
 /// Asks for the head of `/`, and waits at most `wait` for it.
-pub(crate) async fn ask(stream: &mut Stream, host: &str, then: Then, wait: Duration) -> Told {
+pub(crate) async fn ask(
+    stream: &mut Stream,
+    host: &str,
+    then: AfterResponse,
+    wait: Duration,
+) -> ServerHeaders {
     let request = request(host, then);
     let mut head = Vec::new();
     let exchange = async {
@@ -49,16 +54,16 @@ pub(crate) async fn ask(stream: &mut Stream, host: &str, then: Then, wait: Durat
         }
         std::io::Result::Ok(())
     };
-    // Silence, an error and another protocol all mean the same: nothing was told.
+    // Silence, an error and with_empty_sessions protocol all mean the same: nothing was told.
     let _ = timeout(wait, exchange).await;
     read(&head)
 }
 
 /// `sessile-probe` makes a sessile server tell its verdict whatever the path leads to.
-fn request(host: &str, then: Then) -> String {
+fn request(host: &str, then: AfterResponse) -> String {
     let connection = match then {
-        Then::Close => "close",
-        Then::KeepAlive => "keep-alive",
+        AfterResponse::Close => "close",
+        AfterResponse::KeepAlive => "keep-alive",
     };
     format!(
         "HEAD / HTTP/1.1\r\nHost: {host}\r\nUser-Agent: sessile-probe/{}\r\nAccept: */*\r\n\
@@ -76,8 +81,8 @@ fn ends(head: &[u8]) -> bool {
     head.windows(4).any(|four| four == b"\r\n\r\n")
 }
 
-fn read(head: &[u8]) -> Told {
-    let mut told = Told::default();
+fn read(head: &[u8]) -> ServerHeaders {
+    let mut told = ServerHeaders::default();
     if !head.starts_with(STATUS_LINE) {
         return told;
     }
@@ -112,7 +117,7 @@ mod tests {
 
     #[test]
     fn a_sessile_server_is_asked_to_tell_its_verdict() {
-        let request = request("farm.test", Then::Close);
+        let request = request("farm.test", AfterResponse::Close);
         assert!(request.contains("\r\nsessile-probe: 1\r\n"), "{request}");
         assert!(
             request.ends_with("\r\nConnection: close\r\n\r\n"),
@@ -133,10 +138,13 @@ mod tests {
     fn other_protocols_and_unfinished_heads_tell_what_they_can() {
         assert_eq!(
             read(b"220 mail.test ESMTP\r\nsessile-server: x\r\n"),
-            Told::default()
+            ServerHeaders::default()
         );
-        assert_eq!(read(b""), Told::default());
-        assert_eq!(read(b"HTTP/1.1 200 OK\r\nsessile-server"), Told::default());
+        assert_eq!(read(b""), ServerHeaders::default());
+        assert_eq!(
+            read(b"HTTP/1.1 200 OK\r\nsessile-server"),
+            ServerHeaders::default()
+        );
     }
 
     #[test]

@@ -8,7 +8,7 @@ use serde::Serialize;
 use sessile_proto::hello::{TLS_1_2, TLS_1_3};
 use sessile_proto::verdict::How;
 
-use super::report::{Attempt, Findings, Report, Seen};
+use super::report::{Attempt, FinishedHandshake, MechanismFindings, ProbeReport};
 use crate::client::hex;
 
 #[derive(Serialize)]
@@ -102,7 +102,7 @@ struct Offered {
 /// # Errors
 ///
 /// Never in practice: every key is text and every number finite.
-pub fn write(report: &Report) -> serde_json::Result<String> {
+pub fn write(report: &ProbeReport) -> serde_json::Result<String> {
     let address = |address: &std::net::SocketAddr| address.to_string();
     let left_out = report.left_out.iter().map(|left_out| LeftOut {
         address: address(&left_out.address),
@@ -119,7 +119,7 @@ pub fn write(report: &Report) -> serde_json::Result<String> {
     })
 }
 
-fn mechanism(findings: &Findings) -> Mechanism<'_> {
+fn mechanism(findings: &MechanismFindings) -> Mechanism<'_> {
     let causes = findings.causes().into_iter().map(|cause| Cause {
         verdict: cause.verdict.to_string(),
         said_by: cause.said_by,
@@ -172,7 +172,7 @@ fn handshake((number, attempt): (usize, &Attempt)) -> Handshake<'_> {
     }
 }
 
-fn shown(seen: &Seen) -> Shown<'_> {
+fn shown(seen: &FinishedHandshake) -> Shown<'_> {
     Shown {
         session_given: seen.given,
         protocol: protocol(seen.version),

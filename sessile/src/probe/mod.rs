@@ -1,6 +1,6 @@
 //! Finds out whether, how and across which servers a farm resumes: for each mechanism a full
 //! handshake, then returns that offer the newest session. It names a cause only where a server
-//! said it, and prints nothing: see [`table`] and [`json`].
+//! said it, and prints nothing: inspect [`table`] and [`json`].
 
 pub(crate) mod http;
 pub mod json;
@@ -17,14 +17,18 @@ use sessile_proto::verdict::How;
 use sessile_proto::watch::Learned;
 
 use crate::client::{
-    Client, Connection, Error, Failure, Mechanism, Options, Sessions, SetupError, Target, Trust,
+    Client, Error, EstablishedConnection, Failure, Mechanism, Options, Sessions, SetupError,
+    Target, Trust,
 };
-use http::Then;
-pub use report::{Attempt, Cause, EndedOffers, Failed, Findings, LeftOut, Report, Seen, Status};
+use http::AfterResponse;
+pub use report::{
+    Attempt, Cause, EndedOffers, FailedHandshake, FinishedHandshake, LeftOut, MechanismFindings,
+    ProbeReport, Status,
+};
 
 /// What to probe.
 #[derive(Clone, Debug)]
-pub struct Plan {
+pub struct ProbePlan {
     /// As the user wrote it; only shown.
     pub target: String,
     /// Host name or IP address: for SNI and for the certificate.
@@ -44,7 +48,7 @@ pub struct Plan {
 
 /// What is about to be tried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Progress {
+pub struct ProbeProgress {
     pub mechanism: How,
     /// 0: the full handshake.
     pub attempt: usize,
@@ -63,7 +67,7 @@ const MECHANISMS: [(How, Mechanism); 3] = [
 /// beyond the time that the server was seen to need for its first byte.
 const QUIET: Duration = Duration::from_millis(500);
 
-/// The application protocol on offer, unless a server insists on another.
+/// The application protocol on offer, unless a server insists on with_empty_sessions.
 const ALPN: &[u8] = b"http/1.1";
 
 /// Runs the plan. `report` grows handshake by handshake: where the future is dropped, it holds what
@@ -73,28 +77,28 @@ const ALPN: &[u8] = b"http/1.1";
 ///
 /// The plan cannot be tried: a name that is none, no CA certificate.
 pub async fn run(
-    plan: &Plan,
-    report: &mut Report,
-    progress: &mut dyn FnMut(Progress),
+    plan: &ProbePlan,
+    report: &mut ProbeReport,
+    progress: &mut dyn FnMut(ProbeProgress),
 ) -> Result<(), SetupError> {
     for (how, mechanism) in MECHANISMS {
-        let mut visitor = Visitor::new(plan, mechanism)?;
-        report.mechanisms.push(Findings::new(how));
+        let mut client = MechanismClient::new(plan, mechanism)?;
+        report.mechanisms.push(MechanismFindings::new(how));
         let mut tried = 0;
         while tried <= plan.returns {
             let Some(&address) = report.addresses.get(tried % report.addresses.len().max(1)) else {
                 break;
             };
-            progress(Progress {
+            progress(ProbeProgress {
                 mechanism: how,
                 attempt: tried,
                 returns: plan.returns,
                 address,
             });
-            let result = visitor.visit(plan, how, address).await?;
+            let result = client.visit(plan, how, address).await?;
             if let Err(failed) = &result
                 && plan.leave_out_unreachable
-                && failed.error.unreachable()
+                && failed.error.is_unreachable()
                 && report.addresses.len() > 1
             {
                 report.leave_out(address, &failed.error);
@@ -103,11 +107,11 @@ pub async fn run(
             let findings = report.findings();
             findings.attempts.push(Attempt { address, result });
             tried += 1;
-            if report.gave_up() {
+            if report.all_attempts_failed() {
                 break;
             }
         }
-        if report.nobody_there() {
+        if report.no_address_answers() {
             break;
         }
     }
@@ -116,13 +120,13 @@ pub async fn run(
 }
 
 /// One mechanism's client.
-struct Visitor {
+struct MechanismClient {
     options: Options,
     client: Client,
 }
 
-impl Visitor {
-    fn new(plan: &Plan, mechanism: Mechanism) -> Result<Self, SetupError> {
+impl MechanismClient {
+    fn new(plan: &ProbePlan, mechanism: Mechanism) -> Result<Self, SetupError> {
         let options = Options {
             mechanism,
             trust: plan.trust.clone(),
@@ -136,10 +140,10 @@ impl Visitor {
 
     async fn visit(
         &mut self,
-        plan: &Plan,
+        plan: &ProbePlan,
         how: How,
         address: SocketAddr,
-    ) -> Result<Result<Seen, Failed>, SetupError> {
+    ) -> Result<Result<FinishedHandshake, FailedHandshake>, SetupError> {
         let target = Target::new(address, &plan.server_name)?;
         let mut connected = self.client.attempt(&target).await;
         if let Err(Failure {
@@ -153,14 +157,14 @@ impl Visitor {
             connected = self.client.attempt(&target).await;
         }
         let Failure { error, offered } = match connected {
-            Ok(connection) => return Ok(Ok(see(connection, how, &plan.host).await)),
+            Ok(connection) => return Ok(Ok(inspect(connection, how, &plan.host).await)),
             Err(failure) => failure,
         };
         let without_session = match offered {
             Some(_) => Some(self.compare(plan, how, &target).await),
             None => None,
         };
-        Ok(Err(Failed {
+        Ok(Err(FailedHandshake {
             error,
             offered,
             without_session,
@@ -169,19 +173,19 @@ impl Visitor {
 
     /// Connects without a session, right after a connection with one failed. The next return offers
     /// what this connection was given.
-    async fn compare(&mut self, plan: &Plan, how: How, target: &Target) -> Result<(), Error> {
-        let fresh = self.client.another();
+    async fn compare(&mut self, plan: &ProbePlan, how: How, target: &Target) -> Result<(), Error> {
+        let fresh = self.client.with_empty_sessions();
         let connection = fresh.connect(target).await?;
-        see(connection, how, &plan.host).await;
+        inspect(connection, how, &plan.host).await;
         self.client = fresh;
         Ok(())
     }
 }
 
-async fn see(mut connection: Connection, how: How, host: &str) -> Seen {
+async fn inspect(mut connection: EstablishedConnection, how: How, host: &str) -> FinishedHandshake {
     let times = connection.times();
     let wait = QUIET + times.first_byte;
-    let told = http::ask(connection.stream(), host, Then::Close, wait).await;
+    let told = http::ask(connection.stream(), host, AfterResponse::Close, wait).await;
     // Also where the answer came: servers may forget a session whose connection was cut off.
     connection.close(wait).await;
     let outcome = connection.outcome();
@@ -193,7 +197,7 @@ async fn see(mut connection: Connection, how: How, host: &str) -> Seen {
             .any(|learned| matches!(learned, Learned::Ticket(_))),
         How::Psk => connection.tls13_tickets() > 0,
     };
-    Seen {
+    FinishedHandshake {
         offered: connection.offered().cloned(),
         kind: outcome.kind,
         given,

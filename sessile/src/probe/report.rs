@@ -7,11 +7,11 @@ use rustls::AlertDescription;
 use sessile_proto::verdict::{How, Verdict};
 use sessile_proto::watch::Kind;
 
-use crate::client::{Error, Offer, Times};
+use crate::client::{Error, HandshakeTimes, Offer};
 
 /// Everything that one run found.
 #[derive(Debug)]
-pub struct Report {
+pub struct ProbeReport {
     /// As the user wrote it.
     pub target: String,
     /// For SNI and for the certificate.
@@ -22,7 +22,7 @@ pub struct Report {
     /// Whether the run came to its end.
     pub complete: bool,
     /// One for each mechanism that was begun.
-    pub mechanisms: Vec<Findings>,
+    pub mechanisms: Vec<MechanismFindings>,
 }
 
 /// An address of the host that this machine has no way to.
@@ -34,7 +34,7 @@ pub struct LeftOut {
 
 /// What was found of one mechanism.
 #[derive(Debug)]
-pub struct Findings {
+pub struct MechanismFindings {
     pub how: How,
     /// The full handshake, then the returns.
     pub attempts: Vec<Attempt>,
@@ -44,12 +44,12 @@ pub struct Findings {
 #[derive(Debug)]
 pub struct Attempt {
     pub address: SocketAddr,
-    pub result: Result<Seen, Failed>,
+    pub result: Result<FinishedHandshake, FailedHandshake>,
 }
 
 /// What is known of a handshake that was not finished.
 #[derive(Debug)]
-pub struct Failed {
+pub struct FailedHandshake {
     pub error: Error,
     /// The session in the ClientHello.
     pub offered: Option<Offer>,
@@ -72,15 +72,15 @@ pub struct EndedOffers {
 
 /// What a finished handshake showed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Seen {
+pub struct FinishedHandshake {
     pub offered: Option<Offer>,
-    /// What the server did with the offer; never `Failed`.
+    /// What the server did with the offer; never `FailedHandshake`.
     pub kind: Kind,
     /// Whether the server gave a session of the kind that was asked for.
     pub given: bool,
     pub version: u16,
     pub cipher_suite: u16,
-    pub times: Times,
+    pub times: HandshakeTimes,
     /// SHA-256 of the certificate.
     pub certificate: Option<[u8; 32]>,
     /// What a sessile server calls itself.
@@ -114,10 +114,10 @@ pub struct Cause {
     pub said_by: Vec<String>,
 }
 
-impl Report {
+impl ProbeReport {
     /// An empty report.
     #[must_use]
-    pub fn new(plan: &super::Plan) -> Self {
+    pub fn new(plan: &super::ProbePlan) -> Self {
         Self {
             target: plan.target.clone(),
             server_name: plan.server_name.clone(),
@@ -130,13 +130,13 @@ impl Report {
 
     /// Whether no handshake at all was finished.
     #[must_use]
-    pub fn no_connection(&self) -> bool {
+    pub fn has_no_connection(&self) -> bool {
         !self.attempts().any(|attempt| attempt.result.is_ok())
     }
 
     /// Whether a certificate was not accepted.
     #[must_use]
-    pub fn certificate_refused(&self) -> bool {
+    pub fn has_refused_certificate(&self) -> bool {
         self.attempts()
             .any(|attempt| matches!(attempt.error(), Some(Error::Certificate(_))))
     }
@@ -144,7 +144,7 @@ impl Report {
     /// Whether something resumes, and nothing that the servers offer fails to.
     #[must_use]
     pub fn all_resume(&self) -> bool {
-        let fine = |findings: &Findings| match findings.status() {
+        let fine = |findings: &MechanismFindings| match findings.status() {
             Status::Resumes => findings
                 .attempts
                 .iter()
@@ -155,7 +155,7 @@ impl Report {
             }
             Status::Partly | Status::Refuses | Status::Failed | Status::Unfinished => false,
         };
-        let mut statuses = self.mechanisms.iter().map(Findings::status);
+        let mut statuses = self.mechanisms.iter().map(MechanismFindings::status);
         statuses.any(|status| status == Status::Resumes) && self.mechanisms.iter().all(fine)
     }
 
@@ -166,7 +166,7 @@ impl Report {
     }
 
     /// Those of the mechanism that is being tried.
-    pub(super) fn findings(&mut self) -> &mut Findings {
+    pub(super) fn findings(&mut self) -> &mut MechanismFindings {
         self.mechanisms
             .last_mut()
             .expect("a mechanism is begun before it is tried")
@@ -182,7 +182,7 @@ impl Report {
 
     /// Every address has failed, and one that may stand for several servers twice: more of the
     /// same says nothing new.
-    pub(super) fn gave_up(&self) -> bool {
+    pub(super) fn all_attempts_failed(&self) -> bool {
         self.mechanisms.last().is_some_and(|findings| {
             findings.attempts.len() >= self.addresses.len().max(2)
                 && findings
@@ -193,7 +193,7 @@ impl Report {
     }
 
     /// No address lets this client in, whatever it offers.
-    pub(super) fn nobody_there(&self) -> bool {
+    pub(super) fn no_address_answers(&self) -> bool {
         self.attempts().all(|attempt| {
             matches!(
                 attempt.error(),
@@ -208,7 +208,7 @@ impl Report {
     }
 }
 
-impl Findings {
+impl MechanismFindings {
     pub(super) const fn new(how: How) -> Self {
         Self {
             how,
@@ -235,7 +235,7 @@ impl Findings {
         if returns == 0 {
             return Status::Unfinished;
         }
-        let useful = |seen: &Seen| seen.given || seen.resumed();
+        let useful = |seen: &FinishedHandshake| seen.given || seen.resumed();
         if !self.attempts.iter().filter_map(Attempt::seen).any(useful) {
             return Status::NotOffered;
         }
@@ -294,7 +294,7 @@ impl Findings {
             .iter()
             .filter_map(|it| it.result.as_ref().err());
         let ended = failed.filter(|it| it.offered.is_some() && it.error.is_ended_by_server());
-        let ended: Vec<&Failed> = ended.collect();
+        let ended: Vec<&FailedHandshake> = ended.collect();
         let compared = ended.iter().filter_map(|it| it.without_session.as_ref());
         let compared: Vec<_> = compared.collect();
         (!ended.is_empty()).then(|| EndedOffers {
@@ -333,7 +333,7 @@ impl Findings {
 impl Attempt {
     /// What the handshake showed, if it was finished.
     #[must_use]
-    pub fn seen(&self) -> Option<&Seen> {
+    pub fn seen(&self) -> Option<&FinishedHandshake> {
         self.result.as_ref().ok()
     }
 
@@ -375,7 +375,7 @@ impl Attempt {
     }
 }
 
-impl Failed {
+impl FailedHandshake {
     /// A failure that ended before a session could be offered, or without one.
     #[must_use]
     pub const fn without_offer(error: Error) -> Self {
@@ -387,7 +387,7 @@ impl Failed {
     }
 }
 
-impl fmt::Display for Failed {
+impl fmt::Display for FailedHandshake {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.error)?;
         match &self.without_session {
@@ -414,7 +414,7 @@ impl fmt::Display for EndedOffers {
     }
 }
 
-impl Seen {
+impl FinishedHandshake {
     /// Whether the server resumed what was offered.
     #[must_use]
     pub const fn resumed(&self) -> bool {
@@ -442,9 +442,9 @@ mod tests {
     use super::*;
     use crate::probe::samples::{attempt, report, seen};
 
-    fn findings(attempts: Vec<Attempt>) -> Findings {
+    fn findings(attempts: Vec<Attempt>) -> MechanismFindings {
         let how = How::Psk;
-        Findings { how, attempts }
+        MechanismFindings { how, attempts }
     }
 
     fn psk(kind: Kind) -> Attempt {
@@ -452,7 +452,7 @@ mod tests {
     }
 
     fn alert(alert: AlertDescription) -> Attempt {
-        attempt(1, Err(Failed::without_offer(Error::Alert(alert))))
+        attempt(1, Err(FailedHandshake::without_offer(Error::Alert(alert))))
     }
 
     const RESUMED: Kind = Kind::Resumed(How::Psk);
@@ -490,7 +490,7 @@ mod tests {
     fn a_version_that_one_of_two_servers_declines_fails_the_probe() {
         let mut report = report();
         let declined = Error::Alert(AlertDescription::ProtocolVersion);
-        let declined = attempt(2, Err(Failed::without_offer(declined)));
+        let declined = attempt(2, Err(FailedHandshake::without_offer(declined)));
         report.mechanisms = vec![findings(vec![
             psk(Kind::NotOffered),
             psk(RESUMED),
@@ -515,7 +515,7 @@ mod tests {
             let verdict = Some(verdict.to_owned());
             attempt(
                 1,
-                Ok(Seen {
+                Ok(FinishedHandshake {
                     verdict,
                     ..seen(How::Psk, kind)
                 }),

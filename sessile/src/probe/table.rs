@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use sessile_proto::verdict::How;
 
-use super::report::{Attempt, Findings, Report, Status};
+use super::report::{Attempt, MechanismFindings, ProbeReport, Status};
 
 /// Whether words are coloured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,7 +16,7 @@ pub enum Colour {
 
 /// The whole report, with a final line break.
 #[must_use]
-pub fn write(report: &Report, colour: Colour) -> String {
+pub fn write(report: &ProbeReport, colour: Colour) -> String {
     let mut text = format!(
         "{}: server name {}, {}\n",
         report.target,
@@ -64,7 +64,7 @@ pub const fn title(how: How) -> &'static str {
 
 /// What became of the mechanism, in one line: `resumed 5 of 5`.
 #[must_use]
-pub fn summary(findings: &Findings) -> String {
+pub fn summary(findings: &MechanismFindings) -> String {
     let resumed = || {
         let returns = findings.returns().count();
         format!("resumed {} of {returns}", findings.resumed())
@@ -90,7 +90,7 @@ pub fn summary(findings: &Findings) -> String {
 }
 
 /// Who did what else than resume, in the order of the attempts.
-fn blame(findings: &Findings) -> Vec<(&'static str, Vec<String>)> {
+fn blame(findings: &MechanismFindings) -> Vec<(&'static str, Vec<String>)> {
     let skipped = usize::from(
         findings
             .attempts
@@ -141,7 +141,7 @@ const HEADER: [&str; 8] = [
 /// Where the outcome stands in a row.
 const OUTCOME: usize = 3;
 
-fn table(text: &mut String, findings: &Findings, colour: Colour) {
+fn table(text: &mut String, findings: &MechanismFindings, colour: Colour) {
     let mut rows = vec![HEADER.map(ToOwned::to_owned)];
     rows.extend(findings.attempts.iter().enumerate().map(row));
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();

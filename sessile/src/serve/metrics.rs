@@ -7,7 +7,7 @@ use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 use sessile_proto::verdict::{EarlyData, Verdict};
 
 use crate::detect::DetectError;
-use crate::figure;
+use crate::live_gauge;
 use crate::store::Store;
 
 /// Why a handshake did not finish that began with a hello; for the others [`DetectError`] says why.
@@ -183,13 +183,13 @@ fn register_table(registry: &Registry, server: &str, store: &Store) -> prometheu
         "Sessions in the session table.",
     );
     let table = store.clone();
-    figure::register(registry, entries, move || table.memory().stats().entries)?;
+    live_gauge::register(registry, entries, move || table.memory().stats().entries)?;
     let bytes = opts(
         "sessile_session_table_bytes",
         "Memory of the session table, in bytes.",
     );
     let table = store.clone();
-    figure::register(registry, bytes, move || table.memory().memory())?;
+    live_gauge::register(registry, bytes, move || table.memory().memory())?;
     Ok(())
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use rustls::HandshakeKind;
 use sessile::client::{
-    Client, Close, Connection, Error, Mechanism, Options, Sessions, Target, Trust,
+    Client, Close, Error, EstablishedConnection, Mechanism, Options, Sessions, Target, Trust,
 };
 use sessile_proto::verdict::How;
 use sessile_proto::watch::Kind;
@@ -27,7 +27,7 @@ fn target(peer: &Peer) -> Target {
     Target::new(peer.address(), NAME).expect("a name")
 }
 
-async fn connected(client: &Client, peer: &Peer) -> Connection {
+async fn connected(client: &Client, peer: &Peer) -> EstablishedConnection {
     let connection = client.connect(&target(peer)).await;
     connection.expect("a connection")
 }
@@ -172,7 +172,10 @@ async fn another_client_starts_without_sessions() {
     let server = nginx(&certificates, "ssl_session_cache shared:s:1m;");
     let first = client(&certificates, Mechanism::SessionId);
     visit(&first, &server).await;
-    assert_eq!(visit(&first.another(), &server).await, Kind::NotOffered);
+    assert_eq!(
+        visit(&first.with_empty_sessions(), &server).await,
+        Kind::NotOffered
+    );
     assert_eq!(
         visit(&first, &server).await,
         Kind::Resumed(How::SessionId),
@@ -280,7 +283,7 @@ async fn what_is_not_tls_or_says_nothing_is_told_apart() {
         let closed = client.connect(&target).await;
         let error = closed.err();
         assert!(
-            matches!(error, Some(Error::HungUp(Close::Eof))),
+            matches!(error, Some(Error::ClosedEarly(Close::Eof))),
             "{error:?}"
         );
         let silent = client.connect(&target).await;

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use sessile::client::{Client, Connection, Mechanism, Options, Sessions, Target, Trust};
+use sessile::client::{Client, EstablishedConnection, Mechanism, Options, Sessions, Target, Trust};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::MissedTickBehavior;
 
@@ -361,7 +361,7 @@ fn soak() -> Option<Duration> {
 
 /// A connection that stays open, and where it leads.
 struct Held {
-    connection: Connection,
+    connection: EstablishedConnection,
     balancer: usize,
     server: String,
 }

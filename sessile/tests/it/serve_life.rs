@@ -7,7 +7,9 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use sessile::client::{Client, Close, Connection, Mechanism, Options, Sessions, Target, Trust};
+use sessile::client::{
+    Client, Close, EstablishedConnection, Mechanism, Options, Sessions, Target, Trust,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::peers::{Certificates, NAME, Sessile, run};
@@ -181,13 +183,13 @@ fn client(certificates: &Certificates, mechanism: Mechanism) -> Client {
     Client::new(options, Sessions::default()).unwrap()
 }
 
-async fn connect(client: &Client, server: &Sessile) -> Connection {
+async fn connect(client: &Client, server: &Sessile) -> EstablishedConnection {
     let target = Target::new(server.address(), NAME).unwrap();
     client.connect(&target).await.unwrap()
 }
 
 /// Asks for a file and reads the head of the response.
-async fn ask(connection: &mut Connection, path: &str) {
+async fn ask(connection: &mut EstablishedConnection, path: &str) {
     let request = format!("GET {path} HTTP/1.1\r\nhost: {NAME}\r\n\r\n");
     connection
         .stream()
@@ -198,7 +200,7 @@ async fn ask(connection: &mut Connection, path: &str) {
     assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
 }
 
-async fn head(connection: &mut Connection) -> String {
+async fn head(connection: &mut EstablishedConnection) -> String {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         head.push(connection.stream().read_u8().await.unwrap());
@@ -207,7 +209,7 @@ async fn head(connection: &mut Connection) -> String {
 }
 
 /// Reads to the end, which has to be a clean one.
-async fn rest(connection: &mut Connection) -> u64 {
+async fn rest(connection: &mut EstablishedConnection) -> u64 {
     let mut body = Vec::new();
     let read = connection.stream().read_to_end(&mut body);
     let read = tokio::time::timeout(PATIENCE, read).await;

@@ -8,7 +8,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sessile::client::{Client, Connection, Mechanism, Target};
+use sessile::client::{Client, EstablishedConnection, Mechanism, Target};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -65,7 +65,7 @@ impl Setup {
 }
 
 /// Asks for a path; the head of the response and its body.
-async fn ask(connection: &mut Connection, host: &str, path: &str) -> (String, String) {
+async fn ask(connection: &mut EstablishedConnection, host: &str, path: &str) -> (String, String) {
     let request = format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nsessile-probe: 1\r\n\r\n");
     let stream = connection.stream();
     stream.write_all(request.as_bytes()).await.unwrap();

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use sessile::client::{Client, Connection, Mechanism, Target};
+use sessile::client::{Client, EstablishedConnection, Mechanism, Target};
 use sessile::config::{self, Action, Config, Listener, Role, Site, SiteRoute};
 use sessile::farm::Authority;
 use sessile::serve::{AccessLog, Server, Surroundings};
@@ -62,7 +62,7 @@ fn start(folder: &Path, change: impl FnOnce(&mut Config)) -> Running {
     }
 }
 
-async fn connect(client: &Client, server: &Running) -> Connection {
+async fn connect(client: &Client, server: &Running) -> EstablishedConnection {
     let target = Target::new(server.address, "localhost").unwrap();
     client.connect(&target).await.unwrap()
 }
@@ -75,7 +75,7 @@ async fn verdict(client: &Client, server: &Running) -> String {
     verdict
 }
 
-async fn ask(connection: &mut Connection) -> String {
+async fn ask(connection: &mut EstablishedConnection) -> String {
     let stream = connection.stream();
     stream
         .write_all(b"HEAD / HTTP/1.1\r\nhost: localhost\r\n\r\n")

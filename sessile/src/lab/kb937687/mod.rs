@@ -12,8 +12,8 @@ use std::rc::Rc;
 
 use tokio::task::{JoinSet, LocalSet};
 
-use super::rig::Lab;
-use super::{LabError, Progress, Report, Scenario};
+use super::test_farm::Lab;
+use super::{LabError, LabProgress, LabReport, Scenario};
 
 /// The settings of the scenarios, as `sessile settings import` takes them too.
 mod registry {
@@ -28,10 +28,10 @@ mod registry {
 /// Scales that make sense: at the greatest the five minutes are one second.
 pub const SCALES: std::ops::RangeInclusive<u32> = 1..=300;
 
-type Running = Pin<Box<dyn Future<Output = Result<Scenario, LabError>>>>;
+type ScenarioFuture = Pin<Box<dyn Future<Output = Result<Scenario, LabError>>>>;
 
 /// In the order of their numbers.
-const SCENARIOS: [fn(Rc<Lab>) -> Running; 8] = [
+const SCENARIOS: [fn(Rc<Lab>) -> ScenarioFuture; 8] = [
     |lab| Box::pin(async move { idle::purged_behind_a_balancer(&lab).await }),
     |lab| Box::pin(async move { idle::kept_behind_a_balancer(&lab).await }),
     |lab| Box::pin(async move { idle::kept_on_two_of_three(&lab).await }),
@@ -48,7 +48,7 @@ const SCENARIOS: [fn(Rc<Lab>) -> Running; 8] = [
 /// # Errors
 ///
 /// Where a scenario cannot be carried through; what it shows, expected or not, is no error.
-pub async fn run(scale: u32, progress: &mut dyn FnMut(Progress)) -> Result<Report, LabError> {
+pub async fn run(scale: u32, progress: &mut dyn FnMut(LabProgress)) -> Result<LabReport, LabError> {
     let lab = Rc::new(Lab::new(scale)?);
     let of = SCENARIOS.len();
     let all = async {
@@ -57,17 +57,17 @@ pub async fn run(scale: u32, progress: &mut dyn FnMut(Progress)) -> Result<Repor
             running.spawn_local(scenario(Rc::clone(&lab)));
         }
         let mut scenarios = Vec::new();
-        progress(Progress { done: 0, of });
+        progress(LabProgress { done: 0, of });
         while let Some(finished) = running.join_next().await {
             scenarios.push(finished??);
             let done = scenarios.len();
-            progress(Progress { done, of });
+            progress(LabProgress { done, of });
         }
         Ok::<_, LabError>(scenarios)
     };
     let mut scenarios = LocalSet::new().run_until(all).await?;
     scenarios.sort_unstable_by_key(|scenario| scenario.number);
-    Ok(Report {
+    Ok(LabReport {
         experiment: "kb937687",
         scale,
         idle_timeout_seconds: lab.idle.as_secs_f64(),
@@ -81,29 +81,32 @@ mod tests {
 
     use super::*;
     use crate::config::{Config, KernelTls};
-    use crate::lab::rig::iis;
+    use crate::lab::test_farm::iis_like_config;
 
     #[test]
     fn the_servers_are_what_the_registry_texts_say() {
         let idle = Duration::from_secs(5);
-        let told = |registry| iis(idle, registry).unwrap();
-        let kept = told(registry::KERNEL_SSL_1);
+        let config_from = |registry| iis_like_config(idle, registry).unwrap();
+        let kept = config_from(registry::KERNEL_SSL_1);
         assert!(!kept.connection.purge_on_reclaim);
         assert_eq!(kept.session.max_entries, 10_000);
         assert_eq!(kept.session.lifetime, Duration::from_secs(36_000));
         assert!(!kept.session.tickets);
         assert_eq!(kept.connection.idle_timeout, idle);
 
-        let purged = told(registry::KERNEL_SSL_0);
+        let purged = config_from(registry::KERNEL_SSL_0);
         assert!(purged.connection.purge_on_reclaim);
         assert_eq!(purged.tls.kernel, KernelTls::Off);
-        assert_eq!(told(registry::CACHE_SIZE_8).session.max_entries, 8);
-        assert_eq!(told(registry::CACHE_SIZE_0).session.max_entries, 0);
+        assert_eq!(config_from(registry::CACHE_SIZE_8).session.max_entries, 8);
+        assert_eq!(config_from(registry::CACHE_SIZE_0).session.max_entries, 0);
         let lifetime = |config: Config| config.session.lifetime;
         assert_eq!(
-            lifetime(told(registry::CACHE_TIME_3000)),
+            lifetime(config_from(registry::CACHE_TIME_3000)),
             Duration::from_secs(3)
         );
-        assert_eq!(lifetime(told(registry::CACHE_TIME_0)), Duration::ZERO);
+        assert_eq!(
+            lifetime(config_from(registry::CACHE_TIME_0)),
+            Duration::ZERO
+        );
     }
 }

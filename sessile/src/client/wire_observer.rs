@@ -78,7 +78,7 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 }
 
 /// Both directions of one connection, until the outcome is known.
-pub(super) struct Tap {
+pub(super) struct WireObserver {
     /// Whether a TLS 1.2 session was taken from the cache to be offered.
     tls12_session: bool,
     state: State,
@@ -94,7 +94,7 @@ enum State {
     Done,
 }
 
-impl Tap {
+impl WireObserver {
     pub(super) fn new(tls12_session: bool) -> Self {
         Self {
             tls12_session,

@@ -11,13 +11,15 @@ use tempfile::TempDir;
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use super::{LabError, ServerSettings, Visit};
+use super::{LabError, LabVisit, ServerSettings};
 use crate::balance::Balancer;
-use crate::client::{Client, Close, Connection, Mechanism, Options, Sessions, Target, Trust, hex};
+use crate::client::{
+    Client, Close, EstablishedConnection, Mechanism, Options, Sessions, Target, Trust, hex,
+};
 use crate::config::{Config, reg};
 use crate::farm::{self, Authority};
 use crate::key::Keyring;
-use crate::probe::http::{self, Then};
+use crate::probe::http::{self, AfterResponse};
 use crate::serve::{AccessLog, Server, StartError, Surroundings};
 
 /// The name that every client asks for; the development certificate has it.
@@ -60,7 +62,7 @@ impl Lab {
 
     /// A client that has been nowhere yet.
     pub(super) fn client(&self) -> Client {
-        self.client.another()
+        self.client.with_empty_sessions()
     }
 
     /// A moment well inside the idle time that began at `since`.
@@ -75,9 +77,9 @@ impl Lab {
 }
 
 /// Servers with a front door; stopped when dropped.
-pub(super) struct Rig {
+pub(super) struct TestFarm {
     pub(super) front: Target,
-    /// Ends with the rig.
+    /// Ends with the test_farm.
     pub(super) stop: CancellationToken,
     servers: Vec<(String, Server)>,
     settings: Vec<ServerSettings>,
@@ -85,31 +87,32 @@ pub(super) struct Rig {
     registry: prometheus::Registry,
 }
 
-impl Drop for Rig {
+impl Drop for TestFarm {
     fn drop(&mut self) {
         // The threads end by themselves; nobody has to wait for them.
         self.stop.cancel();
     }
 }
 
-impl Rig {
+impl TestFarm {
     /// One server, which clients reach without a balancer.
     pub(super) fn server(lab: &Lab, registry: &'static str) -> Result<Self, LabError> {
-        let mut rig = Self::start(lab, &[registry])?;
-        rig.front = Target::new(rig.servers[0].1.addresses()[0], NAME)?;
-        Ok(rig)
+        let mut test_farm = Self::start(lab, &[registry])?;
+        test_farm.front = Target::new(test_farm.servers[0].1.addresses()[0], NAME)?;
+        Ok(test_farm)
     }
 
     /// Servers that share nothing, one for each registry text, behind a balancer.
     pub(super) fn farm(lab: &Lab, registries: &[&'static str]) -> Result<Self, LabError> {
-        let mut rig = Self::start(lab, registries)?;
-        // Round robin: a client that is placed anew shows by coming to another server.
+        let mut test_farm = Self::start(lab, registries)?;
+        // Round robin: a client that is placed anew shows by coming to with_empty_sessions server.
         let policy = Policy::RoundRobin;
-        let config = farm::balancer_config(&Config::default(), ANY_PORT, policy, &rig.servers);
-        let balancer = Balancer::start(&config, rig.stop.clone(), &rig.registry)?;
-        rig.front = Target::new(balancer.addresses()[0], NAME)?;
-        rig.balanced = true;
-        Ok(rig)
+        let config =
+            farm::balancer_config(&Config::default(), ANY_PORT, policy, &test_farm.servers);
+        let balancer = Balancer::start(&config, test_farm.stop.clone(), &test_farm.registry)?;
+        test_farm.front = Target::new(balancer.addresses()[0], NAME)?;
+        test_farm.balanced = true;
+        Ok(test_farm)
     }
 
     fn start(lab: &Lab, registries: &[&'static str]) -> Result<Self, LabError> {
@@ -118,7 +121,7 @@ impl Rig {
             registry: prometheus::Registry::new(),
             access_log: AccessLog::default(),
         };
-        let mut rig = Self {
+        let mut test_farm = Self {
             front: Target::new(ANY_PORT, NAME)?,
             stop: around.stop.clone(),
             servers: Vec::new(),
@@ -128,15 +131,15 @@ impl Rig {
         };
         for (number, registry) in (1..).zip(registries) {
             let name = format!("web{number}");
-            let base = iis(lab.idle, registry)?;
+            let base = iis_like_config(lab.idle, registry)?;
             let keys = Arc::new(Keyring::ephemeral(base.session.lifetime)?);
             let config = farm::server_config(&base, &lab.authority, &name);
             let server = Server::start_with_key(&config, keys, &around);
             let server = server.map_err(|error: StartError| Box::new(error))?;
-            rig.servers.push((name.clone(), server));
-            rig.settings.push(ServerSettings { name, registry });
+            test_farm.servers.push((name.clone(), server));
+            test_farm.settings.push(ServerSettings { name, registry });
         }
-        Ok(rig)
+        Ok(test_farm)
     }
 
     /// What each server was told.
@@ -150,15 +153,24 @@ impl Rig {
     }
 
     /// Connects, asks for the verdict and leaves the connection open.
-    pub(super) async fn visit(&self, client: &Client) -> Result<(Visit, Idle), LabError> {
-        let before = self.routed();
+    pub(super) async fn visit(
+        &self,
+        client: &Client,
+    ) -> Result<(LabVisit, IdleConnection), LabError> {
+        let before = self.connections_by_rule();
         let connected = client.connect(&self.front).await;
         let mut connection = connected.map_err(|source| LabError::Connect {
             server: self.front.address.to_string(),
             source,
         })?;
         let asked = Instant::now();
-        let told = http::ask(connection.stream(), NAME, Then::KeepAlive, PATIENCE).await;
+        let told = http::ask(
+            connection.stream(),
+            NAME,
+            AfterResponse::KeepAlive,
+            PATIENCE,
+        )
+        .await;
         let verdict = told.verdict.and_then(|verdict| verdict.parse().ok());
         let offered = connection.offered().map(|offer| hex(&offer.bytes));
         let resumed = matches!(connection.outcome().kind, Kind::Resumed(_));
@@ -166,15 +178,15 @@ impl Rig {
             true => offered.clone(),
             false => connection.assigned_session_id().map(hex),
         };
-        let visit = Visit {
-            server: told.server.ok_or(LabError::Untold)?,
-            verdict: verdict.ok_or(LabError::Untold)?,
+        let visit = LabVisit {
+            server: told.server.ok_or(LabError::NoVerdict)?,
+            verdict: verdict.ok_or(LabError::NoVerdict)?,
             resumed,
-            routed_by: self.balanced.then(|| self.rule_since(&before)),
+            routed_by: self.balanced.then(|| self.rule_applied_since(&before)),
             offered,
             session_id,
         };
-        let idle = Idle {
+        let idle = IdleConnection {
             connection,
             asked,
             answered: Instant::now(),
@@ -183,14 +195,14 @@ impl Rig {
     }
 
     /// Connects, asks for the verdict and ends the connection.
-    pub(super) async fn call(&self, client: &Client) -> Result<Visit, LabError> {
+    pub(super) async fn visit_and_close(&self, client: &Client) -> Result<LabVisit, LabError> {
         let (visit, mut idle) = self.visit(client).await?;
         idle.connection.close(PATIENCE).await;
         Ok(visit)
     }
 
-    /// How many handshakes the balancer has routed by each rule.
-    fn routed(&self) -> Vec<f64> {
+    /// How many handshakes the balancer has connections_by_rule by each rule.
+    fn connections_by_rule(&self) -> Vec<f64> {
         let families = self.registry.gather();
         let family = families
             .iter()
@@ -208,9 +220,9 @@ impl Rig {
         RoutedBy::ALL.into_iter().map(by).collect()
     }
 
-    /// The rule that was applied since, by a rig's one client at a time.
-    fn rule_since(&self, before: &[f64]) -> String {
-        let after = self.routed();
+    /// The rule that was applied since, by a test_farm's one client at a time.
+    fn rule_applied_since(&self, before: &[f64]) -> String {
+        let after = self.connections_by_rule();
         let counted = RoutedBy::ALL.iter().zip(after.iter().zip(before));
         let mut more = counted.filter(|(_, (after, before))| after > before);
         more.next()
@@ -222,7 +234,7 @@ impl Rig {
 const ANY_PORT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
 /// A server like IIS 6.0, with the registry on top: session IDs only, in a table of its own.
-pub(super) fn iis(idle: Duration, registry: &str) -> Result<Config, LabError> {
+pub(super) fn iis_like_config(idle: Duration, registry: &str) -> Result<Config, LabError> {
     let mut config = Config::default();
     config.session.tickets = false;
     config.connection.idle_timeout = idle;
@@ -234,23 +246,23 @@ pub(super) fn iis(idle: Duration, registry: &str) -> Result<Config, LabError> {
 }
 
 /// A connection that its client leaves open and does not use.
-pub(super) struct Idle {
-    connection: Connection,
+pub(super) struct IdleConnection {
+    connection: EstablishedConnection,
     /// Before the last request was sent: the server cannot count from earlier.
     asked: Instant,
     /// After its answer came: nor from later.
     pub(super) answered: Instant,
 }
 
-impl Idle {
+impl IdleConnection {
     /// Whether the server cannot have reclaimed it yet.
-    pub(super) fn is_fresh(&self, lab: &Lab) -> bool {
+    pub(super) fn is_within_idle_time(&self, lab: &Lab) -> bool {
         self.asked.elapsed() < lab.idle
     }
 
     /// Waits until the idle time is well over and gives how the server ended the connection; `None`:
     /// not at all.
-    pub(super) async fn outlast(mut self, lab: &Lab) -> Option<Close> {
+    pub(super) async fn wait_past_idle_time(mut self, lab: &Lab) -> Option<Close> {
         let after = lab.after(self.answered);
         let ended = timeout_at(after + PATIENCE, self.connection.closed()).await;
         sleep_until(after).await;

@@ -6,7 +6,7 @@ use prometheus::{IntGauge, Opts, Registry};
 
 type Read = dyn Fn() -> usize + Send + Sync;
 
-struct Figure {
+struct LiveGauge {
     gauge: IntGauge,
     read: Box<Read>,
 }
@@ -23,13 +23,13 @@ pub fn register(
     opts: Opts,
     read: impl Fn() -> usize + Send + Sync + 'static,
 ) -> prometheus::Result<()> {
-    registry.register(Box::new(Figure {
+    registry.register(Box::new(LiveGauge {
         gauge: IntGauge::with_opts(opts)?,
         read: Box::new(read),
     }))
 }
 
-impl Collector for Figure {
+impl Collector for LiveGauge {
     fn desc(&self) -> Vec<&Desc> {
         self.gauge.desc()
     }

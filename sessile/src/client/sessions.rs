@@ -287,7 +287,9 @@ impl<V> Fifo<V> {
     }
 
     fn push(&mut self, name: ServerName<'static>, value: V) {
-        let count = (self.entries.iter())
+        let count = self
+            .entries
+            .iter()
             .filter(|(owner, _)| *owner == name)
             .count();
         if count >= self.max_per_name

@@ -1,21 +1,21 @@
-//! What an experiment found. As JSON its shape is promised in `docs/lab.md`: fields are added, and
-//! none is renamed or removed.
+//! The results of an experiment. `docs/lab.md` promises the JSON format: later versions add fields,
+//! but rename and remove none.
 
 use serde::{Serialize, Serializer};
 use sessile_proto::verdict::Verdict;
 
-/// Everything that an experiment found.
+/// The results of an experiment.
 #[derive(Clone, Debug, Serialize)]
 pub struct LabReport {
     pub experiment: &'static str,
-    /// How many times faster than in the article time went by.
+    /// The factor by which time was compressed.
     pub scale: u32,
-    /// After how long the servers reclaimed an idle connection.
+    /// The idle time after which servers reclaim a connection.
     pub idle_timeout_seconds: f64,
     pub scenarios: Vec<Scenario>,
 }
 
-/// A group of servers with their settings, and what became of their clients.
+/// A group of servers with their settings, and the findings about their clients.
 #[derive(Clone, Debug, Serialize)]
 pub struct Scenario {
     pub number: u8,
@@ -24,7 +24,7 @@ pub struct Scenario {
     pub findings: Vec<Finding>,
 }
 
-/// What one server was told.
+/// The registry settings of one server.
 #[derive(Clone, Debug, Serialize)]
 pub struct ServerSettings {
     pub name: String,
@@ -32,33 +32,33 @@ pub struct ServerSettings {
     pub registry: &'static str,
 }
 
-/// What the article says of one case, and what was seen.
+/// What the article says about one case, and what was observed.
 #[derive(Clone, Debug, Serialize)]
 pub struct Finding {
     pub case: &'static str,
     pub article: &'static str,
     pub observed: String,
-    /// Whether what was seen is what the article says.
+    /// True if the observation is what the article says.
     pub ok: bool,
-    /// The handshakes that the finding rests on, in their order.
+    /// The handshakes behind the finding, in their order.
     pub visits: Vec<LabVisit>,
 }
 
-/// One handshake and what it came to.
+/// One handshake of a client and its result.
 #[derive(Clone, Debug, Serialize)]
 pub struct LabVisit {
-    /// Who says that it answered.
+    /// The name that the server states.
     pub server: String,
-    /// What the server says that the handshake came to.
+    /// The verdict that the server states.
     #[serde(serialize_with = "as_text")]
     pub verdict: Verdict,
-    /// What the client read from the wire.
+    /// True if the client saw on the wire that the session was resumed.
     pub resumed: bool,
-    /// The balancer's rule; nothing where there is no balancer.
+    /// The balancer's rule, if there is a balancer.
     pub routed_by: Option<String>,
-    /// The session ID that the client offered, hexadecimal.
+    /// The session ID that the client offered, in hexadecimal.
     pub offered: Option<String>,
-    /// The session ID that it can offer next time.
+    /// The session ID that the client can offer next.
     pub session_id: Option<String>,
 }
 
@@ -67,13 +67,13 @@ fn as_text<S: Serializer>(verdict: &Verdict, serializer: S) -> Result<S::Ok, S::
 }
 
 impl LabReport {
-    /// Whether everything was as the article says.
+    /// True if all observations are as the article says.
     #[must_use]
     pub fn all_ok(&self) -> bool {
         self.findings().all(|finding| finding.ok)
     }
 
-    /// Every finding of every scenario.
+    /// The findings of all scenarios.
     pub fn findings(&self) -> impl Iterator<Item = &Finding> {
         self.scenarios
             .iter()
@@ -84,20 +84,20 @@ impl LabReport {
     ///
     /// # Errors
     ///
-    /// Never in practice: every key is text and every number finite.
+    /// Never in practice: all keys are text and all numbers are finite.
     pub fn json(&self) -> serde_json::Result<String> {
         serde_json::to_string_pretty(self)
     }
 }
 
 impl LabVisit {
-    /// Whether the handshake came to that, by the server's word and by what went over the wire.
+    /// True if the server states this verdict and the wire confirms it.
     #[must_use]
     pub fn has_verdict(&self, verdict: Verdict) -> bool {
         self.verdict == verdict && self.resumed == matches!(verdict, Verdict::Resumed(_))
     }
 
-    /// Who answered, what it came to, and what became of the session ID.
+    /// The server, the verdict and the session ID in one line.
     #[must_use]
     pub fn describe(&self) -> String {
         let id = match (&self.offered, &self.session_id) {
@@ -113,7 +113,7 @@ impl LabVisit {
     }
 }
 
-/// A report of one scenario, of which one half differs.
+/// A report of one scenario with two findings, of which the second differs.
 #[cfg(test)]
 pub(super) fn sample() -> LabReport {
     use sessile_proto::verdict::Reason;
@@ -162,7 +162,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_finding_that_differs_makes_the_report_differ() {
+    fn a_report_is_ok_only_if_every_finding_is() {
         let mut report = sample();
         assert!(!report.all_ok());
         report.scenarios[0].findings.truncate(1);
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn a_verdict_counts_only_where_the_wire_agrees_with_it() {
+    fn a_verdict_counts_only_if_the_wire_confirms_it() {
         let mut visit = sample().scenarios[0].findings[0].visits[0].clone();
         assert!(visit.has_verdict(Verdict::Full(Reason::Purged)));
         assert!(!visit.has_verdict(Verdict::Full(Reason::Expired)));
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn as_json_it_has_the_promised_shape() {
+    fn the_json_has_the_promised_format() {
         let json: serde_json::Value = serde_json::from_str(&sample().json().unwrap()).unwrap();
         let scenario = &json["scenarios"][0];
         assert_eq!(scenario["servers"][0]["registry"], "REGEDIT4\n");

@@ -1,5 +1,5 @@
-//! The apparatus: IIS-like servers with registry settings, a balancer in front of them where one is
-//! wanted, and clients that read off what became of them.
+//! Test farms for the scenarios: IIS-like servers with registry settings, with or without a
+//! balancer, and clients that observe their own handshakes.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -20,20 +20,20 @@ use crate::config::{Config, reg};
 use crate::farm::{self, Authority};
 use crate::key::Keyring;
 use crate::probe::http::{self, AfterResponse};
-use crate::serve::{AccessLog, Server, StartError, Surroundings};
+use crate::serve::{AccessLog, Server, Surroundings};
 
-/// The name that every client asks for; the development certificate has it.
+/// The server name in every ClientHello. The development certificate covers this name.
 const NAME: &str = "localhost";
 
-/// How long an answer, and the end of a connection, is waited for.
+/// Limit of the time for a response, and for the end of a connection.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The article's idle time.
+/// The idle time in the article.
 const FIVE_MINUTES: Duration = Duration::from_secs(5 * 60);
 
-/// What the scenarios of a run have in common.
+/// The parts that all scenarios of a run share.
 pub(super) struct Lab {
-    /// After how long an idle connection is reclaimed.
+    /// The idle time after which servers reclaim a connection.
     pub(super) idle: Duration,
     authority: Authority,
     client: Client,
@@ -41,7 +41,7 @@ pub(super) struct Lab {
 }
 
 impl Lab {
-    /// `scale`: how many times faster time goes by.
+    /// `scale` is the factor by which time is compressed.
     pub(super) fn new(scale: u32) -> Result<Self, LabError> {
         let folder = tempfile::tempdir().map_err(LabError::Folder)?;
         let authority = Authority::open(folder.path())?;
@@ -60,26 +60,27 @@ impl Lab {
         })
     }
 
-    /// A client that has been nowhere yet.
+    /// A new client without sessions.
     pub(super) fn client(&self) -> Client {
         self.client.with_empty_sessions()
     }
 
-    /// A moment well inside the idle time that began at `since`.
+    /// A time well inside the idle time that began at `since`.
     pub(super) fn within(&self, since: Instant) -> Instant {
         since + self.idle / 2
     }
 
-    /// A moment well after it.
+    /// A time well after the end of the idle time that began at `since`.
     pub(super) fn after(&self, since: Instant) -> Instant {
         since + self.idle * 7 / 5
     }
 }
 
-/// Servers with a front door; stopped when dropped.
+/// Running servers, and the address where clients reach them. Dropping it stops the servers.
 pub(super) struct TestFarm {
+    /// The server, or the balancer if there is one.
     pub(super) front: Target,
-    /// Ends with the test_farm.
+    /// Cancelled when the test farm is dropped.
     pub(super) stop: CancellationToken,
     servers: Vec<(String, Server)>,
     settings: Vec<ServerSettings>,
@@ -89,23 +90,23 @@ pub(super) struct TestFarm {
 
 impl Drop for TestFarm {
     fn drop(&mut self) {
-        // The threads end by themselves; nobody has to wait for them.
+        // The threads end by themselves, so there is no need to join them.
         self.stop.cancel();
     }
 }
 
 impl TestFarm {
-    /// One server, which clients reach without a balancer.
+    /// Starts one server without a balancer.
     pub(super) fn server(lab: &Lab, registry: &'static str) -> Result<Self, LabError> {
         let mut test_farm = Self::start(lab, &[registry])?;
         test_farm.front = Target::new(test_farm.servers[0].1.addresses()[0], NAME)?;
         Ok(test_farm)
     }
 
-    /// Servers that share nothing, one for each registry text, behind a balancer.
+    /// Starts one server for each registry text, and a balancer. The servers share nothing.
     pub(super) fn farm(lab: &Lab, registries: &[&'static str]) -> Result<Self, LabError> {
         let mut test_farm = Self::start(lab, registries)?;
-        // Round robin: a client that is placed anew shows by coming to with_empty_sessions server.
+        // With round robin, a client that is placed by policy reaches another server.
         let policy = Policy::RoundRobin;
         let config =
             farm::balancer_config(&Config::default(), ANY_PORT, policy, &test_farm.servers);
@@ -134,53 +135,51 @@ impl TestFarm {
             let base = iis_like_config(lab.idle, registry)?;
             let keys = Arc::new(Keyring::ephemeral(base.session.lifetime)?);
             let config = farm::server_config(&base, &lab.authority, &name);
-            let server = Server::start_with_key(&config, keys, &around);
-            let server = server.map_err(|error: StartError| Box::new(error))?;
+            let server = Server::start_with_key(&config, keys, &around).map_err(Box::new)?;
             test_farm.servers.push((name.clone(), server));
             test_farm.settings.push(ServerSettings { name, registry });
         }
         Ok(test_farm)
     }
 
-    /// What each server was told.
+    /// The registry settings of each server.
     pub(super) fn settings(&self) -> Vec<ServerSettings> {
         self.settings.clone()
     }
 
-    /// The first server, the only one where there is no balancer.
+    /// The first server. Without a balancer, this is the only server.
     pub(super) fn first(&self) -> &Server {
         &self.servers[0].1
     }
 
-    /// Connects, asks for the verdict and leaves the connection open.
+    /// Connects, asks for the verdict, and leaves the connection open.
     pub(super) async fn visit(
         &self,
         client: &Client,
     ) -> Result<(LabVisit, IdleConnection), LabError> {
         let before = self.connections_by_rule();
-        let connected = client.connect(&self.front).await;
-        let mut connection = connected.map_err(|source| LabError::Connect {
-            server: self.front.address.to_string(),
-            source,
-        })?;
-        let asked = Instant::now();
-        let told = http::ask(
+        let mut connection = connect(client, &self.front).await?;
+        let request_sent = Instant::now();
+        let headers = http::request_head(
             connection.stream(),
             NAME,
             AfterResponse::KeepAlive,
             PATIENCE,
         )
         .await;
-        let verdict = told.verdict.and_then(|verdict| verdict.parse().ok());
         let offered = connection.offered().map(|offer| hex(&offer.bytes));
         let resumed = matches!(connection.outcome().kind, Kind::Resumed(_));
-        let session_id = match resumed {
-            true => offered.clone(),
-            false => connection.assigned_session_id().map(hex),
+        let session_id = if resumed {
+            offered.clone()
+        } else {
+            connection.assigned_session_id().map(hex)
         };
         let visit = LabVisit {
-            server: told.server.ok_or(LabError::NoVerdict)?,
-            verdict: verdict.ok_or(LabError::NoVerdict)?,
+            server: headers.server.ok_or(LabError::NoVerdict)?,
+            verdict: headers
+                .verdict
+                .and_then(|verdict| verdict.parse().ok())
+                .ok_or(LabError::NoVerdict)?,
             resumed,
             routed_by: self.balanced.then(|| self.rule_applied_since(&before)),
             offered,
@@ -188,52 +187,71 @@ impl TestFarm {
         };
         let idle = IdleConnection {
             connection,
-            asked,
-            answered: Instant::now(),
+            request_sent,
+            response_received: Instant::now(),
         };
         Ok((visit, idle))
     }
 
-    /// Connects, asks for the verdict and ends the connection.
+    /// Connects, asks for the verdict, and closes the connection.
     pub(super) async fn visit_and_close(&self, client: &Client) -> Result<LabVisit, LabError> {
         let (visit, mut idle) = self.visit(client).await?;
         idle.connection.close(PATIENCE).await;
         Ok(visit)
     }
 
-    /// How many handshakes the balancer has connections_by_rule by each rule.
+    /// The balancer's connections by rule, in the order of [`RoutedBy::ALL`].
     fn connections_by_rule(&self) -> Vec<f64> {
-        let families = self.registry.gather();
-        let family = families
-            .iter()
-            .find(|family| family.name() == "sessile_balance_connections_total");
-        let metrics = family.map(|family| family.get_metric()).unwrap_or_default();
-        let by = |rule: RoutedBy| {
-            let of_rule = metrics.iter().filter(|metric| {
-                let labels = metric.get_label().iter();
-                labels
-                    .into_iter()
-                    .any(|label| label.value() == rule.as_str())
-            });
-            of_rule.map(|metric| metric.get_counter().get_value()).sum()
-        };
-        RoutedBy::ALL.into_iter().map(by).collect()
+        let mut counts = vec![0.0; RoutedBy::ALL.len()];
+        for family in self.registry.gather() {
+            if family.name() != "sessile_balance_connections_total" {
+                continue;
+            }
+            for (count, rule) in counts.iter_mut().zip(RoutedBy::ALL) {
+                *count = family
+                    .get_metric()
+                    .iter()
+                    .filter(|metric| {
+                        let mut labels = metric.get_label().iter();
+                        labels.any(|label| label.value() == rule.as_str())
+                    })
+                    .map(|metric| metric.get_counter().get_value())
+                    .sum();
+            }
+        }
+        counts
     }
 
-    /// The rule that was applied since, by a test_farm's one client at a time.
+    /// The rule whose count has grown since `before`. Only one client connects at a time.
     fn rule_applied_since(&self, before: &[f64]) -> String {
         let after = self.connections_by_rule();
-        let counted = RoutedBy::ALL.iter().zip(after.iter().zip(before));
-        let mut more = counted.filter(|(_, (after, before))| after > before);
-        more.next()
-            .map_or("nothing", |(by, _)| by.as_str())
+        RoutedBy::ALL
+            .iter()
+            .zip(after.iter().zip(before))
+            .find(|(_, (after, before))| after > before)
+            .map_or("nothing", |(rule, _)| rule.as_str())
             .to_owned()
     }
 }
 
+/// Connects to a target, and names its address in errors.
+pub(super) async fn connect(
+    client: &Client,
+    target: &Target,
+) -> Result<EstablishedConnection, LabError> {
+    client
+        .connect(target)
+        .await
+        .map_err(|source| LabError::Connect {
+            server: target.address.to_string(),
+            source,
+        })
+}
+
 const ANY_PORT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
-/// A server like IIS 6.0, with the registry on top: session IDs only, in a table of its own.
+/// The configuration of a server like IIS 6.0, which gives session IDs only. The registry text is
+/// applied last.
 pub(super) fn iis_like_config(idle: Duration, registry: &str) -> Result<Config, LabError> {
     let mut config = Config::default();
     config.session.tickets = false;
@@ -245,27 +263,27 @@ pub(super) fn iis_like_config(idle: Duration, registry: &str) -> Result<Config, 
     }
 }
 
-/// A connection that its client leaves open and does not use.
+/// A connection that the client keeps open without using it.
 pub(super) struct IdleConnection {
     connection: EstablishedConnection,
-    /// Before the last request was sent: the server cannot count from earlier.
-    asked: Instant,
-    /// After its answer came: nor from later.
-    pub(super) answered: Instant,
+    /// The server's idle time begins after this time.
+    request_sent: Instant,
+    /// The server's idle time begins before this time.
+    pub(super) response_received: Instant,
 }
 
 impl IdleConnection {
-    /// Whether the server cannot have reclaimed it yet.
+    /// True if the server cannot have reclaimed the connection yet.
     pub(super) fn is_within_idle_time(&self, lab: &Lab) -> bool {
-        self.asked.elapsed() < lab.idle
+        self.request_sent.elapsed() < lab.idle
     }
 
-    /// Waits until the idle time is well over and gives how the server ended the connection; `None`:
-    /// not at all.
+    /// Waits until the idle time is well over. Returns how the server closed the connection, or
+    /// `None` if it did not.
     pub(super) async fn wait_past_idle_time(mut self, lab: &Lab) -> Option<Close> {
-        let after = lab.after(self.answered);
-        let ended = timeout_at(after + PATIENCE, self.connection.closed()).await;
+        let after = lab.after(self.response_received);
+        let close = timeout_at(after + PATIENCE, self.connection.closed()).await;
         sleep_until(after).await;
-        ended.ok()
+        close.ok()
     }
 }

@@ -1,4 +1,4 @@
-//! Reports for the tests of this module and of its parts.
+//! Sample reports for the tests of this module.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -14,7 +14,7 @@ pub(super) fn address(last: u8) -> SocketAddr {
     ([192, 0, 2, last], 443).into()
 }
 
-/// A handshake that gave a session unless it resumed one.
+/// A finished handshake that gave a new session unless it resumed.
 pub(super) fn seen(how: How, kind: Kind) -> FinishedHandshake {
     let offered = match kind {
         Kind::NotOffered | Kind::Failed => None,
@@ -47,7 +47,7 @@ pub(super) fn attempt(last: u8, result: Result<FinishedHandshake, FailedHandshak
     }
 }
 
-/// Session IDs resume at one of two servers, once; tickets are not offered; TLS 1.3 resumes.
+/// Session IDs resume at one of two servers, tickets are not offered, and TLS 1.3 resumes.
 pub(super) fn report() -> ProbeReport {
     let id = |kind| seen(How::SessionId, kind);
     let refused = FinishedHandshake {
@@ -93,7 +93,7 @@ pub(super) fn report() -> ProbeReport {
     }
 }
 
-/// A return whose session the server answers with an alert; the comparison ends so.
+/// A return that the server ended with an alert, and the result of the comparison.
 pub(super) fn ended(how: How, without_session: Result<(), Error>) -> Attempt {
     let failed = FailedHandshake {
         error: Error::Alert(AlertDescription::InternalError),
@@ -106,7 +106,7 @@ pub(super) fn ended(how: How, without_session: Result<(), Error>) -> Attempt {
     attempt(1, Err(failed))
 }
 
-/// A server that ends every handshake which offers its own session.
+/// The report about a server that ends every handshake with its own session.
 pub(super) fn faulty() -> ProbeReport {
     let mut report = report();
     report.addresses.truncate(1);

@@ -1,4 +1,4 @@
-//! What becomes of a session when its connection was idle for too long.
+//! Scenarios 1 to 4: sessions whose connection was idle for too long.
 
 use sessile_proto::verdict::{How, Reason, Verdict};
 use tokio::time::sleep_until;
@@ -11,16 +11,16 @@ use crate::lab::{Finding, LabError, LabVisit, Scenario};
 const RESUMED: Verdict = Verdict::Resumed(How::SessionId);
 const PURGED: Verdict = Verdict::Full(Reason::Purged);
 
-/// Clients of the farm with two fixed servers: four for each.
+/// Clients of the farm with two fixed servers: four clients for each server.
 const CLIENTS: usize = 12;
 
-/// Scenario 1, the article's: the balancer routes by session ID, the servers purge.
+/// Scenario 1, the article's failure: the balancer routes by session ID, and the servers purge.
 pub(super) async fn purged_behind_a_balancer(lab: &Lab) -> Result<Scenario, LabError> {
     let test_farm = TestFarm::farm(lab, &[registry::KERNEL_SSL_0; 3])?;
     let client = lab.client();
     let (first, idle) = test_farm.visit(&client).await?;
 
-    sleep_until(lab.within(idle.answered)).await;
+    sleep_until(lab.within(idle.response_received)).await;
     let within = test_farm.visit_and_close(&client).await?;
     if !idle.is_within_idle_time(lab) {
         return Err(LabError::TooSlow(
@@ -41,14 +41,14 @@ pub(super) async fn purged_behind_a_balancer(lab: &Lab) -> Result<Scenario, LabE
         case: "back after the idle time",
         article: "the object was destroyed and the session ID purged with it: the balancer still \
             follows the old one, and its server makes a new session",
-        observed: format!("{}; {}", ended(close), after.describe()),
+        observed: format!("{}; {}", describe_close(close), after.describe()),
         ok: close == Some(Close::Notify)
             && is_purged_at(&first, &after)
             && is_routed(&after, "session-id"),
         visits: vec![first.clone(), after],
     };
 
-    // It dropped its session with the connection that the server closed.
+    // This client drops its session when the server closes the connection.
     client.sessions().clear();
     let without = test_farm.visit_and_close(&client).await?;
     let placed = Finding {
@@ -68,7 +68,7 @@ pub(super) async fn purged_behind_a_balancer(lab: &Lab) -> Result<Scenario, LabE
     })
 }
 
-/// Scenario 2: the remedy, on each server.
+/// Scenario 2: the remedy on each server.
 pub(super) async fn kept_behind_a_balancer(lab: &Lab) -> Result<Scenario, LabError> {
     let test_farm = TestFarm::farm(lab, &[registry::KERNEL_SSL_1; 3])?;
     let client = lab.client();
@@ -78,7 +78,7 @@ pub(super) async fn kept_behind_a_balancer(lab: &Lab) -> Result<Scenario, LabErr
     let finding = Finding {
         case: "back after the idle time",
         article: "resumes on the same server: the table outlives the connection",
-        observed: format!("{}; {}", ended(close), after.describe()),
+        observed: format!("{}; {}", describe_close(close), after.describe()),
         ok: close == Some(Close::Notify)
             && resumes_at(&first, &after)
             && is_routed(&after, "session-id"),
@@ -92,7 +92,7 @@ pub(super) async fn kept_behind_a_balancer(lab: &Lab) -> Result<Scenario, LabErr
     })
 }
 
-/// Scenario 3: the remedy, and one server was forgotten.
+/// Scenario 3: the remedy on all servers except one.
 pub(super) async fn kept_on_two_of_three(lab: &Lab) -> Result<Scenario, LabError> {
     const FORGOTTEN: &str = "web3";
     let test_farm = TestFarm::farm(
@@ -103,19 +103,21 @@ pub(super) async fn kept_on_two_of_three(lab: &Lab) -> Result<Scenario, LabError
             registry::KERNEL_SSL_0,
         ],
     )?;
-    let mut away: Vec<(Client, LabVisit, IdleConnection)> = Vec::new();
+    let mut idle_clients: Vec<(Client, LabVisit, IdleConnection)> = Vec::new();
     for _ in 0..CLIENTS {
         let client = lab.client();
         let (first, idle) = test_farm.visit(&client).await?;
-        away.push((client, first, idle));
+        idle_clients.push((client, first, idle));
     }
-    let (mut fixed, mut forgotten) = (ReturnCounts::default(), ReturnCounts::default());
-    for (client, first, idle) in away {
+    let mut fixed = ReturnCounts::default();
+    let mut forgotten = ReturnCounts::default();
+    for (client, first, idle) in idle_clients {
         idle.wait_past_idle_time(lab).await;
         let after = test_farm.visit_and_close(&client).await?;
-        match first.server == FORGOTTEN {
-            true => forgotten.add(is_purged_at(&first, &after), [first, after]),
-            false => fixed.add(resumes_at(&first, &after), [first, after]),
+        if first.server == FORGOTTEN {
+            forgotten.add(is_purged_at(&first, &after), [first, after]);
+        } else {
+            fixed.add(resumes_at(&first, &after), [first, after]);
         }
     }
     let resumes = Finding {
@@ -143,7 +145,7 @@ pub(super) async fn kept_on_two_of_three(lab: &Lab) -> Result<Scenario, LabError
     })
 }
 
-/// Scenario 4: why nobody noticed before there was a balancer.
+/// Scenario 4: the failure without a balancer, where it is hardly noticed.
 pub(super) async fn purged_without_a_balancer(lab: &Lab) -> Result<Scenario, LabError> {
     let test_farm = TestFarm::server(lab, registry::KERNEL_SSL_0)?;
     let client = lab.client();
@@ -154,7 +156,7 @@ pub(super) async fn purged_without_a_balancer(lab: &Lab) -> Result<Scenario, Lab
     let hardly = Finding {
         case: "back after the idle time",
         article: "hardly affected: one full handshake, at the same server",
-        observed: format!("{}; {}", ended(close), after.describe()),
+        observed: format!("{}; {}", describe_close(close), after.describe()),
         ok: close == Some(Close::Notify) && is_purged_at(&first, &after),
         visits: vec![first, after.clone()],
     };
@@ -173,7 +175,7 @@ pub(super) async fn purged_without_a_balancer(lab: &Lab) -> Result<Scenario, Lab
     })
 }
 
-/// How clients of one kind fared.
+/// Counts of the returns of one group of clients.
 #[derive(Default)]
 struct ReturnCounts {
     expected: usize,
@@ -209,7 +211,7 @@ fn is_routed(visit: &LabVisit, by: &str) -> bool {
     visit.routed_by.as_deref() == Some(by)
 }
 
-fn ended(close: Option<Close>) -> String {
+fn describe_close(close: Option<Close>) -> String {
     match close {
         Some(close) => format!("closed ({close})"),
         None => "not closed".to_owned(),

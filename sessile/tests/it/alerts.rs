@@ -110,7 +110,7 @@ fn bad_first_bytes() -> [(Vec<Sample>, Option<AlertDescription>); 6] {
 }
 
 /// Sends every kind of bad first bytes and compares the alerts. Returns how many connections it made.
-fn each_gets_its_alert(address: SocketAddr) -> u64 {
+fn assert_alerts(address: SocketAddr) -> u64 {
     let mut sent = 0;
     for (samples, alert) in bad_first_bytes() {
         let expected = alert.map_or(Vec::new(), |alert| alert.record().to_vec());
@@ -126,7 +126,7 @@ fn each_gets_its_alert(address: SocketAddr) -> u64 {
 fn a_balancer_answers_bad_first_bytes_with_the_alert_of_the_rfc() {
     // No server is needed: none of these connections gets to one.
     let balancer = Sessile::balance(&[([127, 0, 0, 1], free_port()).into()], &[]);
-    let sent = each_gets_its_alert(balancer.address());
+    let sent = assert_alerts(balancer.address());
     let open = "sessile_balance_connections_open";
     let metrics = balancer.await_metrics(|metrics| metrics.sum(open, &[]) == 0);
     assert_eq!(metrics.turned_away("bad-hello"), sent, "{metrics}");
@@ -137,7 +137,7 @@ fn a_server_answers_bad_first_bytes_with_the_alert_of_the_rfc() {
     let certificates = Certificates::new();
     let folder = certificates.folder();
     let server = Sessile::serve(&certificates, folder, folder);
-    let sent = each_gets_its_alert(server.address());
+    let sent = assert_alerts(server.address());
     let failures = "sessile_handshake_failures_total";
     let cause = [("cause", "bad-hello")];
     server.await_metrics(|metrics| metrics.sum(failures, &cause) == sent);

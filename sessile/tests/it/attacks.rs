@@ -89,7 +89,7 @@ fn openssl(address: SocketAddr, arguments: &[&str], session: &Path) {
 }
 
 #[test]
-fn random_session_ids_of_tls13_clients_teach_nothing() {
+fn the_balancer_learns_no_random_session_ids_of_tls13_clients() {
     const TIMES: u64 = 10_000;
     let farm = Farm::start(&["--quiet"]);
     attack(&farm, TIMES as usize, || {
@@ -106,7 +106,7 @@ fn random_session_ids_of_tls13_clients_teach_nothing() {
 }
 
 #[test]
-fn handshakes_abandoned_after_the_server_hello_teach_nothing() {
+fn the_balancer_learns_nothing_from_abandoned_handshakes() {
     const TIMES: u64 = 1_000;
     let farm = Farm::start(&["--quiet"]);
     // With a session ID that nobody knows the server answers with one of its own, too.
@@ -127,7 +127,7 @@ fn handshakes_abandoned_after_the_server_hello_teach_nothing() {
 }
 
 #[test]
-fn a_throwaway_session_id_beside_a_ticket_is_not_learned() {
+fn the_balancer_learns_no_session_id_beside_a_ticket() {
     let farm = Farm::start(&["--isolated", "--policy", "round-robin"]);
     let proxy = Proxy::start(farm.address(), Cut::Whole);
     let folder = tempfile::tempdir().unwrap();
@@ -162,7 +162,7 @@ fn a_throwaway_session_id_beside_a_ticket_is_not_learned() {
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn strangers_put_nothing_into_the_store_and_tls13_noise_is_not_looked_up_there() {
+async fn abandoned_handshakes_and_tls13_session_ids_do_not_reach_the_store() {
     const TIMES: u64 = 200;
     let redis = Redis::start();
     let farm = store::setup::Farm::sharing(&redis.url(), "");

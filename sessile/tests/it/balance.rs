@@ -62,7 +62,7 @@ fn visit(address: SocketAddr, certificates: &Certificates, session: &Path) -> Ra
 }
 
 #[test]
-fn new_clients_are_spread_and_every_returning_one_resumes() {
+fn new_clients_are_distributed_and_all_returning_clients_resume() {
     const CLIENTS: u64 = 4;
     const RETURNS: u64 = 5;
     for (tickets, rule) in [("off", "session-id"), ("on", "ticket")] {
@@ -105,7 +105,7 @@ fn new_clients_are_spread_and_every_returning_one_resumes() {
 }
 
 #[test]
-fn a_hello_in_pieces_leads_to_the_same_server() {
+fn a_fragmented_hello_is_routed_to_the_same_server() {
     let certificates = Certificates::new();
     let servers = servers(&certificates, "off");
     let balancer = Sessile::balance(&addresses(&servers), &["--policy", "round-robin"]);
@@ -127,7 +127,7 @@ fn a_hello_in_pieces_leads_to_the_same_server() {
 }
 
 #[test]
-fn session_ids_of_versions_that_are_too_old_for_our_servers_lead_home_too() {
+fn session_ids_of_old_tls_versions_are_routed() {
     let certificates = Certificates::new();
     for version in ["-tls1", "-tls1_1"] {
         // OpenSSL has to be told that this is meant.
@@ -144,7 +144,7 @@ fn session_ids_of_versions_that_are_too_old_for_our_servers_lead_home_too() {
 }
 
 #[test]
-fn hellos_of_the_oldest_forms_are_passed_on_as_they_are() {
+fn sslv2_and_sslv3_hellos_are_forwarded_unchanged() {
     let old: [&[u8]; 3] = [
         include_bytes!("../../../proto/src/testdata/client-handmade-ssl2.bin"),
         include_bytes!("../../../proto/src/testdata/client-handmade-ssl3.bin"),
@@ -162,7 +162,7 @@ fn hellos_of_the_oldest_forms_are_passed_on_as_they_are() {
 }
 
 #[test]
-fn a_dead_server_costs_no_connection() {
+fn a_stopped_server_causes_no_failed_connection() {
     const VISITS: u64 = 9;
     let certificates = Certificates::new();
     let [one, other] = servers(&certificates, "off");
@@ -182,7 +182,7 @@ fn a_dead_server_costs_no_connection() {
 }
 
 #[test]
-fn a_client_whose_server_died_gets_another_and_a_full_handshake() {
+fn a_client_of_a_stopped_server_gets_a_full_handshake_at_another() {
     let certificates = Certificates::new();
     let [one, other] = servers(&certificates, "off");
     let addresses = [one.address(), other.address()];
@@ -225,7 +225,7 @@ fn send(address: SocketAddr, bytes: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn what_is_not_tls_is_turned_away_and_counted() {
+fn connections_without_tls_are_refused_and_counted() {
     let certificates = Certificates::new();
     let servers = servers(&certificates, "off");
     let balancer = Sessile::balance(&addresses(&servers), &[]);
@@ -272,7 +272,7 @@ fn what_is_not_tls_is_turned_away_and_counted() {
 }
 
 #[test]
-fn stalled_hellos_end_at_their_deadline_and_hinder_nobody() {
+fn stalled_hellos_end_at_their_deadline_without_affecting_others() {
     const STALLED: usize = 300;
     let certificates = Certificates::new();
     let servers = servers(&certificates, "off");
@@ -321,7 +321,7 @@ fn read_to_end(mut io: &TcpStream) -> Vec<u8> {
 }
 
 #[test]
-fn a_client_that_has_said_everything_still_gets_the_answer() {
+fn a_half_closed_client_still_gets_the_response() {
     let (_balancer, mut client) = in_front_of(|mut io| {
         // Answers only what has ended.
         let everything = read_to_end(&io);
@@ -338,7 +338,7 @@ fn a_client_that_has_said_everything_still_gets_the_answer() {
 }
 
 #[test]
-fn a_server_that_has_said_everything_still_hears_the_client() {
+fn a_half_closed_server_still_gets_the_clients_data() {
     let (sender, heard) = mpsc::channel();
     let (_balancer, mut client) = in_front_of(move |mut io| {
         let hello = record(&io).unwrap();
@@ -355,7 +355,7 @@ fn a_server_that_has_said_everything_still_hears_the_client() {
 }
 
 #[test]
-fn a_server_that_cuts_a_connection_off_is_not_made_to_look_orderly() {
+fn a_reset_by_the_server_reaches_the_client_as_a_reset() {
     let (balancer, mut client) = in_front_of(|io| {
         record(&io).unwrap();
         SockRef::from(&io).set_linger(Some(Duration::ZERO)).unwrap();
@@ -401,7 +401,7 @@ fn mute(ends: Ends) -> (SocketAddr, mpsc::Receiver<Vec<u8>>) {
 }
 
 #[test]
-fn a_server_that_hangs_up_without_a_word_costs_no_connection() {
+fn a_server_that_closes_without_reply_causes_no_failed_connection() {
     let certificates = Certificates::new();
     let [alive, _other] = servers(&certificates, "off");
     for ends in [Ends::WithAnEnd, Ends::WithAReset, Ends::AtOnce] {
@@ -420,7 +420,7 @@ fn a_server_that_hangs_up_without_a_word_costs_no_connection() {
 }
 
 #[test]
-fn a_hello_that_fills_what_is_read_at_once_is_shown_to_another_server_as_well() {
+fn a_hello_of_one_full_buffer_is_sent_to_a_second_server() {
     /// Bytes that the balancer reads at once.
     const CHUNK: usize = 4096;
     let certificates = Certificates::new();
@@ -439,7 +439,7 @@ fn a_hello_that_fills_what_is_read_at_once_is_shown_to_another_server_as_well() 
 }
 
 #[test]
-fn a_hello_that_no_server_answers_is_shown_to_two_and_early_data_to_one() {
+fn an_unanswered_hello_is_sent_to_two_servers_and_early_data_to_one() {
     // An empty early_data extension, at the end of the others.
     const EARLY_DATA: [u8; 4] = [0, 42, 0, 0];
     let mut early = TLS13.to_vec();
@@ -475,7 +475,7 @@ fn extensions_at(hello: &[u8]) -> usize {
 }
 
 #[test]
-fn a_drain_lets_what_is_open_finish_and_takes_nothing_new() {
+fn a_drain_finishes_open_connections_and_accepts_none() {
     let (sender, go_on) = mpsc::channel();
     let (mut balancer, mut client) = in_front_of(move |mut io| {
         record(&io).unwrap();
@@ -500,7 +500,7 @@ fn a_drain_lets_what_is_open_finish_and_takes_nothing_new() {
 }
 
 #[test]
-fn a_server_that_answers_an_upload_early_is_heard() {
+fn an_early_response_to_an_upload_reaches_the_client() {
     const ANSWER: usize = 128_000;
     let (_balancer, mut client) = in_front_of(|mut io| {
         record(&io).unwrap();
@@ -523,7 +523,7 @@ fn a_server_that_answers_an_upload_early_is_heard() {
 }
 
 #[test]
-fn a_server_that_does_not_answer_is_passed_over_by_those_who_come_next() {
+fn later_clients_skip_a_server_that_does_not_answer() {
     let certificates = Certificates::new();
     let [alive, _other] = servers(&certificates, "off");
     // Its backlog is full: connections to it hang.
@@ -546,7 +546,7 @@ fn a_server_that_does_not_answer_is_passed_over_by_those_who_come_next() {
 }
 
 #[test]
-fn what_was_learned_outlives_a_restart_of_the_balancer() {
+fn learned_sessions_survive_a_restart_of_the_balancer() {
     const CLIENTS: usize = 6;
     for tickets in ["off", "on"] {
         let certificates = Certificates::new();

@@ -93,7 +93,7 @@ fn assert_resumed(answers: &[Answer], protocol: &str, verdict: &str) {
 }
 
 #[test]
-fn chromium_resumes_tls13_at_whichever_server_it_reaches() {
+fn chromium_resumes_tls13_at_every_server() {
     let servers = Servers::start(true);
     let answers = visits(&servers, &[]);
     assert_resumed(&answers, "TLSv1.3", "resumed/psk");
@@ -110,7 +110,7 @@ fn chromium_resumes_tls12_tickets() {
 }
 
 #[test]
-fn chromium_resumes_session_ids_at_the_server_that_gave_them() {
+fn chromium_resumes_session_ids_at_their_server() {
     let servers = Servers::start(false);
     let answers = visits(&servers, &["--ssl-version-max=tls1.2"]);
     assert_resumed(&answers, "TLSv1.2", "resumed/session-id");
@@ -172,7 +172,7 @@ impl Visitor {
     }
 }
 
-fn chromium_comes_home_to(web: Web) {
+fn assert_chromium_returns(web: Web) {
     const RETURNS: u64 = 4;
     let certificates = Certificates::new();
     let servers = [(); 3].map(|()| web.start(&certificates, Comeback::Psk));
@@ -193,27 +193,27 @@ fn chromium_comes_home_to(web: Web) {
 }
 
 #[test]
-fn chromium_comes_home_to_nginx() {
-    chromium_comes_home_to(Web::Nginx);
+fn chromium_returns_to_its_nginx() {
+    assert_chromium_returns(Web::Nginx);
 }
 
 #[test]
-fn chromium_comes_home_to_haproxy() {
-    chromium_comes_home_to(Web::Haproxy);
+fn chromium_returns_to_its_haproxy() {
+    assert_chromium_returns(Web::Haproxy);
 }
 
 #[test]
-fn chromium_comes_home_to_apache() {
-    chromium_comes_home_to(Web::Apache);
+fn chromium_returns_to_its_apache() {
+    assert_chromium_returns(Web::Apache);
 }
 
 #[test]
-fn chromium_comes_home_to_caddy() {
-    chromium_comes_home_to(Web::Caddy);
+fn chromium_returns_to_its_caddy() {
+    assert_chromium_returns(Web::Caddy);
 }
 
 #[test]
-fn chromium_may_confirm_a_key_name_and_makes_none() {
+fn chromium_confirms_a_key_name_but_creates_none() {
     const RETURNS: u64 = 4;
     let certificates = Certificates::new();
     let servers = [Web::Nginx.start(&certificates, Comeback::Psk)];

@@ -32,7 +32,7 @@ fn openssl(farm: &Farm, arguments: &[&str]) -> Command {
 }
 
 #[test]
-fn openssl_that_reconnects_resumes_tickets_and_session_ids() {
+fn openssl_resumes_tickets_and_session_ids_when_it_reconnects() {
     const CLIENTS: u64 = 3;
     const RETURNS: u64 = 5;
     for (arguments, verdict, rule) in [
@@ -72,7 +72,7 @@ fn openssl_that_reconnects_resumes_tickets_and_session_ids() {
 }
 
 #[test]
-fn openssl_carries_tls13_sessions_from_process_to_process_and_server_to_server() {
+fn openssl_resumes_tls13_sessions_in_other_processes_and_at_other_servers() {
     const VISITS: usize = 6;
     let farm = Farm::start(&["--policy", "round-robin"]);
     let folder = tempfile::tempdir().unwrap();
@@ -128,7 +128,7 @@ fn curl_resumes_with_http1_and_each_tls_version() {
 }
 
 #[test]
-fn curl_resumes_with_http2_from_wherever_it_connects() {
+fn curl_resumes_with_http2_at_every_server() {
     const SOURCES: usize = 6;
     let farm = Farm::start(&[]);
     let mut command = Command::new("curl");

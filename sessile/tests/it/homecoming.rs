@@ -47,7 +47,7 @@ fn returns(address: SocketAddr, session: &Path, comeback: Comeback) -> usize {
         .count()
 }
 
-fn everyone_comes_home(web: Web, comeback: Comeback) {
+fn every_client_returns_to_its_server(web: Web, comeback: Comeback) {
     let certificates = Certificates::new();
     let servers = farm(&certificates, web, comeback);
     let balancer = balancer(&servers, comeback);
@@ -65,16 +65,16 @@ fn everyone_comes_home(web: Web, comeback: Comeback) {
     );
 }
 
-macro_rules! everyone_comes_home {
+macro_rules! every_client_returns_to_its_server {
     ($($test:ident: $web:ident, $comeback:ident;)+) => {$(
         #[test]
         fn $test() {
-            everyone_comes_home(Web::$web, Comeback::$comeback);
+            every_client_returns_to_its_server(Web::$web, Comeback::$comeback);
         }
     )+};
 }
 
-everyone_comes_home! {
+every_client_returns_to_its_server! {
     to_nginx_by_session_id: Nginx, SessionId;
     to_nginx_by_ticket: Nginx, Ticket;
     to_nginx_by_psk: Nginx, Psk;
@@ -89,7 +89,7 @@ everyone_comes_home! {
 }
 
 #[test]
-fn gnutls_comes_home_to_nginx() {
+fn gnutls_returns_to_its_nginx() {
     for (priority, comeback) in [
         ("NORMAL:-VERS-TLS1.3:%NO_TICKETS", Comeback::SessionId),
         ("NORMAL:-VERS-TLS1.3", Comeback::Ticket),
@@ -133,7 +133,7 @@ for _ in range(1 + int(returns)):
 ";
 
 #[test]
-fn python_comes_home_to_nginx() {
+fn python_returns_to_its_nginx() {
     for (version, comeback) in [
         ("TLSv1_2", Comeback::SessionId),
         ("TLSv1_2", Comeback::Ticket),

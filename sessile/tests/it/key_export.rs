@@ -64,7 +64,7 @@ fn resumes(certificates: &Certificates, from: SocketAddr, to: SocketAddr, versio
 }
 
 #[test]
-fn two_nginx_with_exports_of_one_farm_resume_each_others_tickets_and_a_third_farms_not() {
+fn nginx_servers_resume_tickets_of_their_own_farm_only() {
     let certificates = Certificates::new();
     let folder = certificates.folder();
     let ours = make_key(&certificates, "farm.key", &["--scope", "shop"]);
@@ -89,7 +89,7 @@ fn two_nginx_with_exports_of_one_farm_resume_each_others_tickets_and_a_third_far
 }
 
 #[test]
-fn nginx_resumes_what_was_sealed_an_epoch_ago_and_what_is_sealed_an_epoch_ahead() {
+fn nginx_resumes_tickets_of_the_previous_and_the_next_epoch() {
     let certificates = Certificates::new();
     let file = make_key(&certificates, "farm.key", &[]);
     let servers = [None, Some("+1h")].map(|clock| {
@@ -142,7 +142,7 @@ fn two_haproxies_with_exports_of_one_farm_resume_each_others_tickets() {
 }
 
 #[test]
-fn exports_have_the_sizes_that_servers_ask_for_and_agree_between_copies() {
+fn exports_have_the_required_sizes_and_are_equal_for_copies_of_a_key() {
     let certificates = Certificates::new();
     let folder = certificates.folder();
     let file = make_key(&certificates, "farm.key", &[]);
@@ -182,7 +182,7 @@ fn exports_have_the_sizes_that_servers_ask_for_and_agree_between_copies() {
 }
 
 #[test]
-fn an_export_takes_the_keys_away_that_are_over_and_nothing_else() {
+fn an_export_removes_only_expired_keys() {
     let certificates = Certificates::new();
     let terms = ["--rotate", "1s", "--max-lifetime", "2s"];
     let file = make_key(&certificates, "farm.key", &terms);
@@ -202,7 +202,7 @@ fn an_export_takes_the_keys_away_that_are_over_and_nothing_else() {
 }
 
 #[test]
-fn an_export_never_takes_the_place_of_a_farm_key() {
+fn an_export_never_overwrites_a_farm_key() {
     let certificates = Certificates::new();
     let file = make_key(&certificates, "farm.key", &[]);
     let before = fs::read(&file).unwrap();

@@ -12,7 +12,7 @@ fn lab() -> Command {
 }
 
 #[test]
-fn the_articles_failure_and_its_resolution_are_seen() {
+fn all_observations_are_as_the_article_says() {
     let output = lab().arg("kb937687").output().expect("the program");
     let table = String::from_utf8(output.stdout).expect("text");
     let said = String::from_utf8_lossy(&output.stderr);
@@ -42,7 +42,7 @@ fn the_articles_failure_and_its_resolution_are_seen() {
 }
 
 #[test]
-fn an_interrupt_stops_it_at_once() {
+fn an_interrupt_stops_the_experiment_at_once() {
     let mut child = lab()
         .args(["kb937687", "--scale", "101"])
         .stdout(Stdio::piped())

@@ -64,7 +64,7 @@ fn resident(process: u32) -> usize {
 }
 
 #[test]
-fn ten_thousand_stalled_hellos_of_one_source_leave_the_others_untouched() {
+fn ten_thousand_stalled_hellos_of_one_source_do_not_affect_other_sources() {
     let certificates = Certificates::new();
     let server = nginx(&certificates, "");
     let balancer = Sessile::balance(&[server.address()], &[]);
@@ -88,7 +88,7 @@ fn ten_thousand_stalled_hellos_of_one_source_leave_the_others_untouched() {
 }
 
 #[test]
-fn ten_thousand_stalled_hellos_that_are_let_in_take_little_memory() {
+fn ten_thousand_accepted_stalled_hellos_take_little_memory() {
     let certificates = Certificates::new();
     let folder = tempfile::tempdir().unwrap();
     let config = folder.path().join("serve.toml");
@@ -121,7 +121,7 @@ fn ten_thousand_stalled_hellos_that_are_let_in_take_little_memory() {
 }
 
 #[test]
-fn a_source_that_connects_too_often_is_turned_away_and_others_are_not() {
+fn a_source_that_connects_too_often_is_refused_and_others_are_not() {
     const TIMES: usize = 200;
     let certificates = Certificates::new();
     let server = nginx(&certificates, "");
@@ -177,7 +177,7 @@ fn endless() -> (SocketAddr, mpsc::Receiver<TcpStream>) {
 }
 
 #[test]
-fn a_source_that_reads_nothing_leaves_pipes_to_the_others() {
+fn a_source_that_reads_nothing_does_not_take_all_pipes() {
     const FILES: u32 = 512;
     const PIPES: u64 = FILES as u64 / 32;
     const READERS: usize = 40;
@@ -218,7 +218,7 @@ fn a_source_that_reads_nothing_leaves_pipes_to_the_others() {
 }
 
 #[test]
-fn a_hello_may_be_as_long_as_is_set() {
+fn the_maximum_hello_size_is_configurable() {
     const LONG: usize = 40 * 1024;
     let certificates = Certificates::new();
     let server = nginx(&certificates, "");

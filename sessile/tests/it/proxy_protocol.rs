@@ -98,7 +98,7 @@ fn haproxy_behind(certificates: &Certificates) -> Peer {
 }
 
 #[test]
-fn the_client_is_known_through_haproxy_and_the_balancer_to_nginx() {
+fn nginx_knows_the_client_through_haproxy_and_the_balancer() {
     let certificates = Certificates::new();
     let server = nginx_behind(&certificates);
     for (before, after) in [
@@ -116,7 +116,7 @@ fn the_client_is_known_through_haproxy_and_the_balancer_to_nginx() {
 }
 
 #[test]
-fn haproxy_hears_the_client_and_the_name_that_it_asked_for() {
+fn haproxy_receives_the_clients_address_and_server_name() {
     let certificates = Certificates::new();
     let server = haproxy_behind(&certificates);
     let folder = tempfile::tempdir().unwrap();
@@ -137,7 +137,7 @@ fn haproxy_hears_the_client_and_the_name_that_it_asked_for() {
 }
 
 #[test]
-fn a_server_behind_haproxy_logs_its_clients_and_not_the_proxy() {
+fn a_server_behind_haproxy_logs_the_addresses_of_its_clients() {
     let certificates = Certificates::new();
     let folder = tempfile::tempdir().unwrap();
     let config = folder.path().join("serve.toml");
@@ -181,7 +181,7 @@ fn send(address: SocketAddr, bytes: &[u8]) {
 }
 
 #[test]
-fn who_may_not_send_headers_or_sends_none_is_turned_away() {
+fn connections_without_a_trusted_proxy_header_are_refused() {
     let certificates = Certificates::new();
     let server = nginx_behind(&certificates);
     let header = b"PROXY TCP4 127.0.7.9 127.0.0.1 5 6\r\n";
@@ -208,7 +208,7 @@ fn who_may_not_send_headers_or_sends_none_is_turned_away() {
 }
 
 #[test]
-fn a_header_in_pieces_of_one_byte_is_a_header() {
+fn a_header_in_segments_of_one_byte_is_accepted() {
     let certificates = Certificates::new();
     let server = nginx_behind(&certificates);
     let balancer = balancer(server.address(), "v2", "127.0.0.1");

@@ -67,7 +67,7 @@ fn a_cache_size_of_zero_turns_the_server_side_cache_off() {
 }
 
 #[test]
-fn a_cache_time_of_three_seconds_is_two_seconds_and_not_four() {
+fn sessions_resume_after_two_but_not_four_seconds_with_a_cache_time_of_three() {
     let certificates = Certificates::new();
     let config = imported(&certificates, "\"ServerCacheTime\"=dword:00000bb8");
     let server = Sessile::serve_configured(&config, certificates.folder());

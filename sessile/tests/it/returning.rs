@@ -48,7 +48,7 @@ fn nginx_as_a_client(server: &Server, protocol: &str) -> Peer {
 }
 
 #[test]
-fn nginx_as_a_proxy_resumes_every_connection_after_the_first() {
+fn nginx_as_a_proxy_resumes_all_connections_after_the_first() {
     for (protocol, tickets, how) in [
         ("TLSv1.2", true, How::Ticket),
         ("TLSv1.2", false, How::SessionId),
@@ -103,7 +103,7 @@ fn a_resumed_handshake_gives_one_tls13_ticket_and_no_tls12_ticket() {
 }
 
 #[test]
-fn a_session_id_that_resumes_brings_no_ticket_from_a_server_that_has_tickets() {
+fn resuming_by_session_id_gives_no_ticket() {
     let folder = tempfile::tempdir().unwrap();
     let redis = Redis::start();
     let farm = Farm::sharing(&redis.url(), "tickets = false\n");
@@ -121,7 +121,7 @@ fn a_session_id_that_resumes_brings_no_ticket_from_a_server_that_has_tickets() {
 }
 
 #[test]
-fn a_ticket_that_is_declined_is_replaced() {
+fn a_declined_ticket_is_replaced() {
     let folder = tempfile::tempdir().unwrap();
     let server = Farm::new("").serve("web1");
     let session = folder.path().join("session");
@@ -234,7 +234,7 @@ fn a_stored_session_ends_with_the_certificate_of_its_full_handshake() {
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn a_certificate_that_is_about_to_end_gives_no_session() {
+async fn a_certificate_about_to_expire_gives_no_session() {
     let farm = EndingCertificate::new("");
     farm.set_clock_before_the_end(Duration::from_secs(50));
     for mechanism in [Mechanism::SessionId, Mechanism::Ticket, Mechanism::Psk] {

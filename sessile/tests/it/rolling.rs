@@ -430,7 +430,7 @@ impl Labelled {
     }
 
     /// Comes back through each of these balancers, and resumes: where?
-    fn come_back(&self, balancers: &[Sessile]) -> Vec<String> {
+    fn return_to_other_servers(&self, balancers: &[Sessile]) -> Vec<String> {
         let resumed = balancers.iter().map(|balancer| {
             let (server, verdict) = visit(balancer.address(), self.version, &self.session);
             assert!(verdict.starts_with("resumed/"), "{verdict} at {server}");
@@ -440,21 +440,21 @@ impl Labelled {
     }
 
     /// The same where all lead it to the server that wrote its label.
-    fn come_home(&self, balancers: &[Sessile]) {
+    fn return_to_same_server(&self, balancers: &[Sessile]) {
         let all = vec![self.home.clone(); balancers.len()];
-        assert_eq!(self.come_back(balancers), all, "{}", self.version);
+        assert_eq!(self.return_to_other_servers(balancers), all, "{}", self.version);
     }
 
     /// The same where that server is back again. A ticket of TLS 1.2 is still the one it wrote; in
     /// TLS 1.3 each server has given another.
     fn settle(&mut self, balancers: &[Sessile]) {
-        self.home = self.come_back(&balancers[..1]).remove(0);
-        self.come_home(balancers);
+        self.home = self.return_to_other_servers(&balancers[..1]).remove(0);
+        self.return_to_same_server(balancers);
     }
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn whichever_is_killed_the_others_lose_nothing_that_is_not_open_there() {
+async fn killing_a_server_affects_only_its_open_connections() {
     let farm = Farm::new("");
     let mut servers = Vec::from(farm.serve_three());
     export(&farm);
@@ -472,9 +472,9 @@ async fn whichever_is_killed_the_others_lose_nothing_that_is_not_open_there() {
     for at in 0..balancers.len() {
         drop(balancers.remove(at));
         held = outlive(held, |held| held.balancer == at).await;
-        clients.iter().for_each(|it| it.come_home(&balancers));
+        clients.iter().for_each(|it| it.return_to_same_server(&balancers));
         balancers.insert(at, start(&servers));
-        clients.iter().for_each(|it| it.come_home(&balancers));
+        clients.iter().for_each(|it| it.return_to_same_server(&balancers));
         for _ in NAMES {
             held.push(Held::open(at, balancers[at].address()).await);
         }
@@ -485,10 +485,10 @@ async fn whichever_is_killed_the_others_lose_nothing_that_is_not_open_there() {
         held = outlive(held, |held| held.server == name).await;
         for client in &clients {
             if client.home == name {
-                let elsewhere = client.come_back(&balancers);
+                let elsewhere = client.return_to_other_servers(&balancers);
                 assert!(!elsewhere.contains(&client.home), "{elsewhere:?}");
             } else {
-                client.come_home(&balancers);
+                client.return_to_same_server(&balancers);
             }
         }
         servers.insert(at, farm.serve_again(name, port));

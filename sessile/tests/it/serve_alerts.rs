@@ -48,7 +48,7 @@ fn alert_number(address: SocketAddr, arguments: &[&str]) -> Option<u8> {
 }
 
 #[test]
-fn a_client_with_nothing_in_common_is_told_what_is_missing() {
+fn a_client_without_common_parameters_gets_the_matching_alert() {
     const HANDSHAKE_FAILURE: u8 = 40;
     const NO_APPLICATION_PROTOCOL: u8 = 120;
     let certificates = Certificates::new();
@@ -135,7 +135,7 @@ fn answer_to(address: SocketAddr, records: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn rules_that_are_broken_during_the_handshake_get_an_alert() {
+fn protocol_violations_during_the_handshake_get_an_alert() {
     let certificates = Certificates::new();
     let server = server(&certificates);
     let unexpected = AlertDescription::UnexpectedMessage.record().to_vec();

@@ -109,7 +109,7 @@ impl Response {
 const VERSIONS: [(&str, &str); 2] = [("--http1.1", "HTTP/1.1"), ("--http2", "HTTP/2")];
 
 #[test]
-fn files_have_types_lengths_and_validators() {
+fn files_have_content_type_length_and_validators() {
     let site = Site::start();
     for (version, http) in VERSIONS {
         let get = |path: &str| site.get(path, &[version]);
@@ -166,7 +166,7 @@ fn files_have_types_lengths_and_validators() {
 }
 
 #[test]
-fn ranges_are_served_and_those_beyond_the_end_are_refused() {
+fn serves_ranges_and_refuses_ranges_beyond_the_end() {
     let site = Site::start();
     for (version, _) in VERSIONS {
         for (range, body, of) in [
@@ -195,7 +195,7 @@ fn ranges_are_served_and_those_beyond_the_end_are_refused() {
 }
 
 #[test]
-fn only_what_reads_is_allowed() {
+fn refuses_methods_that_write() {
     let site = Site::start();
     for (version, _) in VERSIONS {
         let head = site.get("/text.txt", &[version, "--head"]);
@@ -265,7 +265,7 @@ fn no_path_leads_out_of_the_root() {
 }
 
 #[test]
-fn a_folder_without_its_slash_is_redirected_to_where_it_is() {
+fn redirects_a_folder_without_a_trailing_slash() {
     let home = Site::start();
     let below = Site::start_below("/files");
     for (version, _) in VERSIONS {
@@ -298,7 +298,7 @@ fn a_folder_without_its_slash_is_redirected_to_where_it_is() {
 }
 
 #[test]
-fn a_request_for_another_site_than_the_handshakes_is_misdirected() {
+fn a_request_for_another_site_than_in_the_handshake_is_misdirected() {
     let (certificates, files) = (Certificates::new(), files());
     let config = files.path().join("sessile.toml");
     let (chain, key) = (&certificates.chain, &certificates.key);

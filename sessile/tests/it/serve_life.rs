@@ -103,7 +103,7 @@ fn sessions_survive_a_restart_and_a_crash_with_the_same_key_file() {
 }
 
 #[test]
-fn a_tls_12_ticket_beside_tls_13_is_of_another_version() {
+fn a_tls12_ticket_in_a_tls13_handshake_is_a_version_mismatch() {
     let certificates = Certificates::new();
     let (root, state) = (root(), tempfile::tempdir().unwrap());
     let server = Sessile::serve(&certificates, root.path(), state.path());
@@ -114,7 +114,7 @@ fn a_tls_12_ticket_beside_tls_13_is_of_another_version() {
 }
 
 #[test]
-fn a_goodbye_in_the_segment_that_ends_the_handshake_counts() {
+fn a_close_notify_in_the_last_segment_of_the_handshake_counts() {
     let certificates = Certificates::new();
     let (state, config) = (tempfile::tempdir().unwrap(), "sessile.toml");
     let config = state.path().join(config);
@@ -217,7 +217,7 @@ async fn rest(connection: &mut EstablishedConnection) -> u64 {
 }
 
 #[tokio::test]
-async fn a_drain_lets_downloads_finish_and_ends_idle_connections_cleanly() {
+async fn a_drain_finishes_downloads_and_closes_idle_connections_cleanly() {
     let certificates = Certificates::new();
     let (root, state) = (root(), tempfile::tempdir().unwrap());
     let mut server = Sessile::serve(&certificates, root.path(), state.path());
@@ -256,7 +256,7 @@ async fn a_drain_lets_downloads_finish_and_ends_idle_connections_cleanly() {
 }
 
 #[tokio::test]
-async fn what_is_on_its_way_when_the_drain_begins_is_answered() {
+async fn requests_in_flight_when_the_drain_begins_are_answered() {
     let certificates = Certificates::new();
     let (root, state) = (root(), tempfile::tempdir().unwrap());
     let mut server = Sessile::serve(&certificates, root.path(), state.path());
@@ -280,7 +280,7 @@ async fn within<T>(end: impl Future<Output = T>) -> T {
 }
 
 #[test]
-fn a_drain_lets_an_http2_download_finish() {
+fn a_drain_finishes_an_http2_download() {
     let certificates = Certificates::new();
     let (root, state) = (root(), tempfile::tempdir().unwrap());
     let mut server = Sessile::serve(&certificates, root.path(), state.path());
@@ -312,7 +312,7 @@ fn a_drain_lets_an_http2_download_finish() {
 }
 
 #[tokio::test]
-async fn a_client_that_says_goodbye_before_the_answer_gets_it_whole() {
+async fn a_client_that_sends_close_notify_early_gets_the_whole_response() {
     let certificates = Certificates::new();
     let (root, state) = (root(), tempfile::tempdir().unwrap());
     let server = Sessile::serve(&certificates, root.path(), state.path());
@@ -328,7 +328,7 @@ async fn a_client_that_says_goodbye_before_the_answer_gets_it_whole() {
 }
 
 #[tokio::test]
-async fn what_a_client_sends_after_the_end_does_not_cost_it_the_answer() {
+async fn data_after_the_close_does_not_truncate_the_response() {
     // Less than the server's socket takes at once, more than the client's does.
     const LENGTH: u64 = 2 << 20;
     let certificates = Certificates::new();

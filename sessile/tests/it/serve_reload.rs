@@ -107,7 +107,7 @@ fn is_served(server: &Sessile, authority: &Path) -> bool {
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn a_renewed_certificate_is_served_and_every_session_resumes() {
+async fn serves_a_renewed_certificate_and_resumes_every_session() {
     let setup = Setup::new();
     let server = Arc::new(setup.serve());
     let address = server.address();
@@ -151,7 +151,7 @@ async fn a_renewed_certificate_is_served_and_every_session_resumes() {
 }
 
 #[test]
-fn what_is_wrong_changes_nothing_and_is_named_with_its_place() {
+fn an_invalid_configuration_changes_nothing_and_each_fault_is_located() {
     let setup = Setup::new();
     let server = setup.serve();
     let good = setup.site("", "/", "one");
@@ -198,7 +198,7 @@ fn what_is_wrong_changes_nothing_and_is_named_with_its_place() {
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn open_connections_stay_with_the_site_that_they_began_with() {
+async fn open_connections_keep_the_site_of_their_handshake() {
     let setup = Setup::new();
     let server = Arc::new(setup.serve());
     let target = Target::new(server.address(), NAME).unwrap();
@@ -244,7 +244,7 @@ async fn upstream(text: &'static str) -> SocketAddr {
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn an_upstream_is_changed_for_the_connections_that_come() {
+async fn a_reload_changes_the_upstream_for_new_connections() {
     let setup = Setup::new();
     let hand_on = |address: SocketAddr| {
         let site = setup.site("", "/", "one");
@@ -267,7 +267,7 @@ async fn an_upstream_is_changed_for_the_connections_that_come() {
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn what_needs_a_restart_is_named_and_the_rest_is_taken() {
+async fn names_the_settings_that_need_a_restart_and_applies_the_others() {
     let setup = Setup::new();
     let server = Arc::new(setup.serve());
     let text = setup.site("", "/", "two");
@@ -302,7 +302,7 @@ async fn what_needs_a_restart_is_named_and_the_rest_is_taken() {
 }
 
 #[test]
-fn without_a_configuration_file_the_certificate_of_the_flags_is_read_again() {
+fn a_reload_without_a_configuration_file_reads_the_certificate_again() {
     let (served, renewed) = (Certificates::new(), Certificates::new());
     let state = tempfile::tempdir().unwrap();
     let server = Sessile::serve(&served, state.path(), state.path());

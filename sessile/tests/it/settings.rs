@@ -73,7 +73,7 @@ impl Folder {
 }
 
 #[test]
-fn a_change_keeps_comments_and_leaves_a_backup() {
+fn a_change_keeps_comments_and_writes_a_backup() {
     let folder = Folder::new();
     folder.said(&["settings", "set", "session.lifetime", "8h"]);
     folder.said(&["settings", "set", "session.tickets", "false"]);
@@ -100,7 +100,7 @@ fn a_change_keeps_comments_and_leaves_a_backup() {
 }
 
 #[test]
-fn a_backup_that_is_restored_is_the_file_as_it_was() {
+fn restoring_a_backup_restores_the_whole_file() {
     let folder = Folder::new();
     folder.said(&["settings", "backup"]);
     fs::write(folder.path("sessile.toml"), "broken").expect("written");
@@ -111,7 +111,7 @@ fn a_backup_that_is_restored_is_the_file_as_it_was() {
 }
 
 #[test]
-fn every_refusal_says_why_and_changes_nothing() {
+fn refused_changes_are_explained_and_change_nothing() {
     let folder = Folder::new();
     let cases: [(&[&str], &str); 5] = [
         (
@@ -144,7 +144,7 @@ fn every_refusal_says_why_and_changes_nothing() {
 }
 
 #[test]
-fn a_full_disk_leaves_the_old_file() {
+fn a_full_disk_keeps_the_old_file() {
     let folder = Folder::new();
     // No file may grow, and the signal that says so is ignored: writing fails as on a full disk.
     let script = "trap '' 25; ulimit -f 0; exec \"$0\" settings set session.lifetime 8h";
@@ -158,7 +158,7 @@ fn a_full_disk_leaves_the_old_file() {
 }
 
 #[test]
-fn a_registry_export_goes_in_and_comes_out_again() {
+fn a_registry_export_can_be_imported_and_exported() {
     let folder = Folder::new();
     let export = "Windows Registry Editor Version 5.00\r\n\r\n\
         [HKEY_LOCAL_MACHINE\\SYSTEM\\CurrentControlSet\\Control\\SecurityProviders\\SCHANNEL]\r\n\
@@ -208,7 +208,7 @@ fn a_registry_export_goes_in_and_comes_out_again() {
 }
 
 #[test]
-fn an_import_with_anything_wrong_changes_nothing() {
+fn an_invalid_import_changes_nothing() {
     let folder = Folder::new();
     let key = "REGEDIT4\n[HKLM\\SYSTEM\\CurrentControlSet\\Control\\SecurityProviders\\SCHANNEL]\n\"MaximumCacheSize\"=dword:5\n";
     for (line, expected) in [
@@ -228,7 +228,7 @@ fn an_import_with_anything_wrong_changes_nothing() {
 }
 
 #[test]
-fn the_list_says_what_is_set_and_what_it_costs() {
+fn the_list_shows_values_and_their_cost() {
     let folder = Folder::new();
     let list = folder.said(&["settings", "list"]);
     assert!(list.contains("* session.lifetime"), "{list}");
@@ -252,7 +252,7 @@ fn the_list_says_what_is_set_and_what_it_costs() {
 }
 
 #[test]
-fn an_export_as_toml_says_the_same_again() {
+fn a_toml_export_has_the_same_settings() {
     let folder = Folder::new();
     let exported = folder.said(&["settings", "export"]);
     let origin = folder.path("sessile.toml");
@@ -265,7 +265,7 @@ fn an_export_as_toml_says_the_same_again() {
 }
 
 #[test]
-fn the_file_is_the_one_named_or_the_variables_or_the_working_folders() {
+fn the_file_comes_from_the_flag_the_variable_or_the_working_folder() {
     let folder = Folder::new();
     fs::write(folder.path("other.toml"), "session.lifetime = '3h'").expect("written");
     let get = ["settings", "get", "session.lifetime"];
@@ -285,7 +285,7 @@ fn the_file_is_the_one_named_or_the_variables_or_the_working_folders() {
 }
 
 #[test]
-fn check_exits_with_2_where_something_is_wrong() {
+fn check_exits_with_2_for_an_invalid_configuration() {
     let folder = Folder::new();
     let missing = folder.run(&["check"]);
     assert_eq!(missing.status.code(), Some(2));
@@ -321,7 +321,7 @@ fn every_example_is_valid() {
 }
 
 #[test]
-fn the_documentation_has_every_setting_as_the_program_has_it() {
+fn the_documentation_lists_every_setting_with_its_default() {
     let text = fs::read_to_string(root().join("docs/settings.md")).expect("it is there");
     let mut table =
         String::from("| setting | type | default | registry | meaning |\n|---|---|---|---|---|\n");

@@ -220,7 +220,7 @@ const ALICE: Option<&str> = Some("CN=alice");
 const BOB: Option<&str> = Some("CN=bob");
 
 #[test]
-fn a_client_with_a_certificate_resumes_as_itself_and_one_without_is_refused() {
+fn a_client_with_a_certificate_resumes_with_its_identity_and_others_are_refused() {
     let setup = Setup::new();
     setup.ask("ca = \"clients/ca.pem\"");
     let server = setup.serve();
@@ -244,7 +244,7 @@ fn a_client_with_a_certificate_resumes_as_itself_and_one_without_is_refused() {
 }
 
 #[test]
-fn where_a_certificate_is_optional_anonymous_sessions_stay_anonymous() {
+fn anonymous_sessions_stay_anonymous_if_a_certificate_is_optional() {
     let setup = Setup::new();
     setup.ask("mode = \"optional\", ca = \"clients/ca.pem\"");
     let server = setup.serve();
@@ -265,7 +265,7 @@ fn where_a_certificate_is_optional_anonymous_sessions_stay_anonymous() {
 }
 
 #[test]
-fn anonymous_sessions_end_when_certificates_are_asked_for_and_known_ones_when_they_are_not() {
+fn sessions_end_when_client_authentication_is_switched_on_or_off() {
     let setup = Setup::new();
     setup.ask("");
     let server = setup.serve();
@@ -293,7 +293,7 @@ fn anonymous_sessions_end_when_certificates_are_asked_for_and_known_ones_when_th
 }
 
 #[test]
-fn sessions_end_with_the_authority_that_vouched_for_them() {
+fn sessions_end_when_their_authority_is_removed() {
     let setup = Setup::new();
     setup.ask("ca = \"trusted.pem\"");
     let other = ClientCa::new(setup.state.path(), "others");
@@ -323,7 +323,7 @@ fn sessions_end_with_the_authority_that_vouched_for_them() {
 }
 
 #[test]
-fn a_revoked_certificate_ends_its_own_sessions_and_no_others() {
+fn a_revoked_certificate_ends_only_its_own_sessions() {
     let setup = Setup::new();
     setup.ask("ca = \"clients/ca.pem\", crl = \"clients.crl\"");
     let list = |revoked: &[&Identity]| {
@@ -359,7 +359,7 @@ fn a_revoked_certificate_ends_its_own_sessions_and_no_others() {
 }
 
 #[test]
-fn a_session_does_not_outlive_the_certificate_of_its_client() {
+fn a_session_ends_with_the_certificate_of_its_client() {
     let setup = Setup::new();
     setup.ask("ca = \"clients/ca.pem\"");
     let mut server = setup.serve();
@@ -383,7 +383,7 @@ fn a_session_does_not_outlive_the_certificate_of_its_client() {
 }
 
 #[test]
-fn a_session_that_would_not_fit_into_a_hello_is_not_kept() {
+fn sessions_that_do_not_fit_into_a_hello_are_not_kept() {
     let setup = Setup::new();
     setup.ask("ca = \"clients/ca.pem\"");
     let server = setup.serve();
@@ -403,7 +403,7 @@ fn a_session_that_would_not_fit_into_a_hello_is_not_kept() {
 }
 
 #[test]
-fn a_ticket_of_one_site_is_worth_nothing_at_another() {
+fn a_ticket_of_one_site_does_not_resume_at_another() {
     let setup = Setup::new();
     let site = |name: &str| setup.site(&format!("{name:?}"), "ca = \"clients/ca.pem\"");
     setup.write(&(site("a.test") + &site("b.test") + &setup.site("\"*.c.test\"", "")));
@@ -478,7 +478,7 @@ fn mutual_farm(store: &str) -> (Farm, ClientCa, Certificates) {
 }
 
 #[test]
-fn a_store_that_is_down_makes_no_ticket_show_that_its_client_has_a_certificate() {
+fn ticket_sizes_do_not_reveal_client_certificates_while_the_store_is_down() {
     let nobody = free_port();
     let (farm, ca, _certificates) =
         mutual_farm(&format!("store = \"redis://127.0.0.1:{nobody}\"\n"));
@@ -499,7 +499,7 @@ fn a_store_that_is_down_makes_no_ticket_show_that_its_client_has_a_certificate()
 }
 
 #[test]
-fn where_servers_share_a_store_a_ticket_does_not_show_that_its_client_has_a_certificate() {
+fn ticket_sizes_do_not_reveal_client_certificates_with_a_shared_store() {
     let redis = Redis::start();
     let ticket_lens = |shared: bool, known: bool| {
         let store = match shared {

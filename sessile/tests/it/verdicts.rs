@@ -93,7 +93,7 @@ async fn ask(connection: &mut EstablishedConnection) -> String {
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn everything_resumes_on_a_server_with_the_defaults() {
+async fn all_mechanisms_resume_on_a_server_with_the_defaults() {
     let folder = tempfile::tempdir().unwrap();
     let server = start(folder.path(), |_| ());
     for (mechanism, how) in [
@@ -110,7 +110,7 @@ async fn everything_resumes_on_a_server_with_the_defaults() {
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn tickets_resume_on_another_server_with_the_same_key_file_and_session_ids_do_not() {
+async fn only_tickets_resume_on_another_server_with_the_same_key_file() {
     let folder = tempfile::tempdir().unwrap();
     let one = start(folder.path(), |_| ());
     let other = start(folder.path(), |config| config.server.name = "web2".into());
@@ -126,7 +126,7 @@ async fn tickets_resume_on_another_server_with_the_same_key_file_and_session_ids
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn another_farms_ticket_is_of_an_unknown_key() {
+async fn a_ticket_of_another_farm_has_an_unknown_key() {
     let folder = tempfile::tempdir().unwrap();
     let ours = start(folder.path(), |_| ());
     let theirs = start(folder.path(), |config| config.key = config::Key::Ephemeral);
@@ -138,7 +138,7 @@ async fn another_farms_ticket_is_of_an_unknown_key() {
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn the_first_in_is_evicted_however_often_it_was_used() {
+async fn evicts_the_oldest_session_even_if_it_was_used_often() {
     let folder = tempfile::tempdir().unwrap();
     let server = start(folder.path(), |config| config.session.max_entries = 2);
     let clients = [(); 3].map(|()| client(Mechanism::SessionId));
@@ -152,7 +152,7 @@ async fn the_first_in_is_evicted_however_often_it_was_used() {
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn a_session_expires_a_lifetime_after_its_full_handshake_however_often_it_resumed() {
+async fn a_session_expires_one_lifetime_after_its_full_handshake() {
     let folder = tempfile::tempdir().unwrap();
     let lifetime = Duration::from_secs(2);
     let server = start(folder.path(), |config| config.session.lifetime = lifetime);
@@ -178,7 +178,7 @@ async fn a_session_expires_a_lifetime_after_its_full_handshake_however_often_it_
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn a_reclaimed_connection_leaves_its_session_unless_it_is_told_to_purge_it() {
+async fn reclaiming_a_connection_keeps_its_session_unless_configured_to_purge() {
     let folder = tempfile::tempdir().unwrap();
     for (purge, mechanisms) in [
         (
@@ -204,7 +204,7 @@ async fn a_reclaimed_connection_leaves_its_session_unless_it_is_told_to_purge_it
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn a_session_whose_connection_was_cut_does_not_resume_where_close_notify_is_required() {
+async fn a_session_without_close_notify_does_not_resume_if_close_notify_is_required() {
     let folder = tempfile::tempdir().unwrap();
     let server = start(folder.path(), |config| {
         config.session.require_close_notify = true;
@@ -229,7 +229,7 @@ async fn a_session_whose_connection_was_cut_does_not_resume_where_close_notify_i
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn what_is_turned_off_is_said_to_be_off() {
+async fn disabled_mechanisms_have_their_own_verdicts() {
     let folder = tempfile::tempdir().unwrap();
     let on = start(folder.path(), |_| ());
     let off = start(folder.path(), |config| {
@@ -250,7 +250,7 @@ async fn what_is_turned_off_is_said_to_be_off() {
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn a_stored_session_of_an_earlier_life_of_the_server_is_lost() {
+async fn a_stored_session_from_before_a_restart_is_lost() {
     let folder = tempfile::tempdir().unwrap();
     // Sessions that must be removable are stored, and so gone with the process.
     let stored = |config: &mut Config| config.session.require_close_notify = true;

@@ -150,7 +150,7 @@ impl Offer {
 }
 
 #[test]
-fn a_changed_cut_or_padded_ticket_gets_the_messages_of_a_client_without_one() {
+fn changed_cut_and_padded_tickets_get_the_same_answer_as_no_ticket() {
     let farm = Farm::new("1h", "10h", None);
     let server = farm.serve("web1");
     for how in [How::Ticket, How::Psk] {
@@ -187,7 +187,7 @@ fn a_changed_cut_or_padded_ticket_gets_the_messages_of_a_client_without_one() {
 }
 
 #[test]
-fn a_good_identity_with_a_wrong_binder_ends_the_handshake() {
+fn a_valid_identity_with_a_wrong_binder_ends_the_handshake() {
     let farm = Farm::new("1h", "10h", None);
     let server = farm.serve("web1");
     let mut offer = Offer::record(&farm, &server, How::Psk);
@@ -200,7 +200,7 @@ fn a_good_identity_with_a_wrong_binder_ends_the_handshake() {
 const OTHER_SITE: &str = "names = [\"localhost\"]";
 
 #[test]
-fn no_session_of_one_site_resumes_at_another() {
+fn sessions_of_one_site_do_not_resume_at_another() {
     let farm = Farm::new("1h", "10h", None);
     let one = farm.serve("web1");
     let other = farm.serve_as(
@@ -233,7 +233,7 @@ pub(super) fn six_hours_apart(farm: &Farm, sites: [&str; 3]) -> [Peer; 3] {
 }
 
 #[test]
-fn resuming_on_the_way_makes_no_session_live_longer() {
+fn resuming_does_not_extend_the_lifetime_of_a_session() {
     let farm = Farm::new("10h", "10h", None);
     let [then, now, later] = six_hours_apart(&farm, [""; 3]);
     for how in HOW {
@@ -246,7 +246,7 @@ fn resuming_on_the_way_makes_no_session_live_longer() {
 }
 
 #[test]
-fn a_session_that_was_offered_and_refused_gives_the_next_one_no_age() {
+fn a_session_after_a_refused_offer_starts_with_age_zero() {
     let farm = Farm::new("10h", "10h", None);
     let [then, now, later] = six_hours_apart(&farm, ["", OTHER_SITE, OTHER_SITE]);
     for how in HOW {

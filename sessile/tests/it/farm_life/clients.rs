@@ -87,7 +87,7 @@ impl Returning {
     }
 
     /// Comes back to another server than the last time, each time to the next one; it has to resume.
-    pub(crate) async fn come_back(&mut self, servers: &[SocketAddr]) {
+    pub(crate) async fn return_to_other_servers(&mut self, servers: &[SocketAddr]) {
         let from = self.visits % servers.len();
         let mut others = servers[from..].iter().chain(&servers[..from]);
         let to = others.find(|server| Some(**server) != self.last);

@@ -29,7 +29,7 @@ fn visit(farm: &Farm, session: &Path, server: &Peer, how: How, arguments: &[&str
 }
 
 #[test]
-fn a_session_of_another_suite_is_declined_and_gives_the_next_one_no_age() {
+fn a_session_with_another_suite_is_declined_and_the_next_one_starts_with_age_zero() {
     let farm = Farm::new("10h", "10h", None);
     let [then, now, later] = six_hours_apart(&farm, [""; 3]);
     for how in HOW {
@@ -48,7 +48,7 @@ const WITHOUT_EMS: &str = "openssl_conf = all\n[all]\nssl_conf = ssl\n[ssl]\nsys
                            [tls]\nOptions = -ExtendedMasterSecret\n";
 
 #[test]
-fn a_session_without_extended_master_secret_is_worth_nothing_with_it() {
+fn a_session_without_extended_master_secret_does_not_resume_with_it() {
     let farm = Farm::new("1h", "10h", None);
     let server = farm.serve("web1");
     let configuration = farm.path("without-ems.cnf");
@@ -99,7 +99,7 @@ fn offered(farm: &Farm, session: &Path, server: &Peer, how: How) -> Vec<u8> {
 }
 
 #[test]
-fn a_changed_ticket_is_told_from_one_of_a_stranger() {
+fn a_changed_ticket_has_another_verdict_than_a_foreign_ticket() {
     let farm = Farm::new("1h", "10h", None);
     let server = farm.serve_as("web1", &Setup::default());
     for how in [How::Ticket, How::Psk] {

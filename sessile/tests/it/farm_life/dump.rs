@@ -169,7 +169,7 @@ fn verdicts(
 }
 
 #[test]
-fn a_key_file_stolen_a_lifetime_and_two_epochs_later_opens_nothing_that_was_recorded() {
+fn a_key_file_stolen_after_a_lifetime_and_two_epochs_opens_no_recorded_session() {
     let farm = Farm::new("1s", "3s", None);
     let first_copy = farm.key("first-copy");
     let server = farm.serve("web1");

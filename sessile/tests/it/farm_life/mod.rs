@@ -151,11 +151,11 @@ fn unix_secs() -> u64 {
 }
 
 /// Everyone comes back so many times, to another server each time, and resumes.
-async fn come_back(clients: &mut [Returning], servers: &[&Peer], times: usize) {
+async fn return_to_other_servers(clients: &mut [Returning], servers: &[&Peer], times: usize) {
     let addresses: Vec<SocketAddr> = servers.iter().map(|server| server.address()).collect();
     for client in clients {
         for _ in 0..times {
-            client.come_back(&addresses).await;
+            client.return_to_other_servers(&addresses).await;
         }
     }
 }
@@ -176,58 +176,58 @@ fn drain(server: Peer) {
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn at_rest_and_after_a_reload_everyone_resumes_at_every_server() {
+async fn all_clients_resume_at_every_server_before_and_after_a_reload() {
     let farm = Farm::new("1h", "10h", None);
     let servers = farm.serve_three();
     let [one, two, three] = &servers;
     let mut clients = farm.clients_of(one).await;
-    come_back(&mut clients, &[one, two, three], 6).await;
+    return_to_other_servers(&mut clients, &[one, two, three], 6).await;
     for server in &servers {
         server.hang_up();
         eventually("it reloads", || {
             server.said().contains("certificates reloaded")
         });
     }
-    come_back(&mut clients, &[one, two, three], 3).await;
+    return_to_other_servers(&mut clients, &[one, two, three], 3).await;
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn sessions_outlive_the_restart_and_the_crash_of_the_server_that_made_them() {
+async fn sessions_survive_the_restart_and_the_crash_of_their_server() {
     let farm = Farm::new("1h", "10h", None);
     let [one, two, three] = farm.serve_three();
     // Nobody has been anywhere else when it goes.
     let mut drained = farm.clients_of(&one).await;
     drain(one);
-    come_back(&mut drained, &[&two, &three], 2).await;
+    return_to_other_servers(&mut drained, &[&two, &three], 2).await;
     let one = farm.serve("web1");
-    come_back(&mut drained, &[&one, &two, &three], 3).await;
+    return_to_other_servers(&mut drained, &[&one, &two, &three], 3).await;
 
     let mut killed = farm.clients_of(&two).await;
     two.kill();
-    come_back(&mut killed, &[&one, &three], 2).await;
+    return_to_other_servers(&mut killed, &[&one, &three], 2).await;
     let two = farm.serve("web2");
-    come_back(&mut killed, &[&one, &two, &three], 3).await;
+    return_to_other_servers(&mut killed, &[&one, &two, &three], 3).await;
 
     // One that goes and is the first that they come back to.
     let mut own = farm.clients_of(&three).await;
     three.kill();
     let three = farm.serve("web3");
-    come_back(&mut own, &[&three, &one], 2).await;
+    return_to_other_servers(&mut own, &[&three, &one], 2).await;
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn a_server_that_joins_resumes_everyone_and_one_that_leaves_takes_nobody_along() {
+async fn all_clients_resume_after_a_server_joins_or_leaves() {
     let farm = Farm::new("1h", "10h", None);
     let [one, two, three] = farm.serve_three();
     let mut before = farm.clients_of(&one).await;
     let joined = farm.serve("web4");
-    come_back(&mut before, &[&joined, &two], 2).await;
+    return_to_other_servers(&mut before, &[&joined, &two], 2).await;
     let mut of_joined = farm.clients_of(&joined).await;
     drain(one);
-    come_back(&mut before, &[&two, &three, &joined], 3).await;
-    come_back(&mut of_joined, &[&two, &three, &joined], 3).await;
+    return_to_other_servers(&mut before, &[&two, &three, &joined], 3).await;
+    return_to_other_servers(&mut of_joined, &[&two, &three, &joined], 3).await;
     joined.kill();
-    come_back(&mut of_joined, &[&two, &three], 2).await;
+    return_to_other_servers(&mut of_joined, &[&two, &three], 2).await;
 }
 
 /// The certificate that a server shows, PEM.
@@ -242,7 +242,7 @@ fn certificate_of(server: &Peer) -> String {
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn a_renewed_certificate_costs_nobody_a_handshake() {
+async fn a_renewed_certificate_causes_no_full_handshake() {
     let farm = Farm::new("1h", "10h", None);
     let servers = farm.serve_three();
     let [one, two, three] = &servers;
@@ -260,13 +260,13 @@ async fn a_renewed_certificate_costs_nobody_a_handshake() {
     for server in &servers {
         server.hang_up();
         eventually("it has it", || certificate_of(server) == renewed);
-        come_back(&mut clients, &[one, two, three], 2).await;
+        return_to_other_servers(&mut clients, &[one, two, three], 2).await;
     }
-    come_back(&mut patient, &[one, three], 2).await;
+    return_to_other_servers(&mut patient, &[one, three], 2).await;
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn twelve_rotations_of_the_key_cost_nobody_a_handshake() {
+async fn twelve_key_rotations_cause_no_full_handshake() {
     const ROTATIONS: u64 = 12;
     // Made a while ago, so that the files have something to leave behind in each epoch.
     let farm = Farm::new("1s", "2m", Some("-300s"));
@@ -280,7 +280,7 @@ async fn twelve_rotations_of_the_key_cost_nobody_a_handshake() {
     eventually("the files move", || stand().iter().all(|at| *at > made));
     let (first, mut epoch) = (stand(), unix_secs());
     for _ in 0..=ROTATIONS {
-        come_back(&mut regulars, &[one, two, three], 1).await;
+        return_to_other_servers(&mut regulars, &[one, two, three], 1).await;
         eventually("the next epoch", || unix_secs() > epoch);
         epoch = unix_secs();
     }
@@ -288,12 +288,12 @@ async fn twelve_rotations_of_the_key_cost_nobody_a_handshake() {
         let mut moved = stand().into_iter().zip(first);
         moved.all(|(at, first)| at >= first + ROTATIONS)
     });
-    come_back(&mut regulars, &[one, two, three], 3).await;
-    come_back(&mut patient, &[one, three], 2).await;
+    return_to_other_servers(&mut regulars, &[one, two, three], 3).await;
+    return_to_other_servers(&mut patient, &[one, three], 2).await;
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn clocks_an_epoch_off_in_both_directions_cost_nobody_a_handshake() {
+async fn clocks_one_epoch_apart_cause_no_full_handshake() {
     let farm = Farm::new("1h", "10h", None);
     let servers = [
         farm.serve("web1"),
@@ -303,6 +303,6 @@ async fn clocks_an_epoch_off_in_both_directions_cost_nobody_a_handshake() {
     let [one, two, three] = &servers;
     for maker in &servers {
         let mut clients = farm.clients_of(maker).await;
-        come_back(&mut clients, &[one, two, three], 4).await;
+        return_to_other_servers(&mut clients, &[one, two, three], 4).await;
     }
 }

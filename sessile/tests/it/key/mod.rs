@@ -179,7 +179,7 @@ async fn verdict(client: &Client, server: &Peer) -> String {
 }
 
 /// New clients of every server resume at every other.
-async fn everyone_resumes_everywhere(servers: &[Peer]) {
+async fn assert_all_resume_everywhere(servers: &[Peer]) {
     for maker in servers {
         for opener in servers {
             for client in clients_of(maker).await {
@@ -198,7 +198,7 @@ async fn assert_all(clients: &[Client], server: &Peer, expected: &str) {
 }
 
 #[test]
-fn a_key_is_made_once_and_shown_without_its_secrets() {
+fn a_key_is_created_once_and_shown_without_its_secrets() {
     let farm = Farm::new();
     let file = farm.path("made/farm.key");
     let said_new = said(&file, &["new", "--scope", "shop", "--rotate", "2h"]);
@@ -251,7 +251,7 @@ fn the_key_file_is_found_by_the_configuration_and_in_the_state_folder() {
 }
 
 #[test]
-fn what_cannot_be_used_is_refused_by_name_by_check_and_server() {
+fn check_and_server_refuse_unusable_keys_with_a_reason() {
     let farm = Farm::new();
     let [good] = farm.keys("1h", "10h");
     let text = fs::read_to_string(&good).unwrap();
@@ -320,7 +320,7 @@ fn does_not_serve(farm: &Farm, key: &Path) -> String {
 }
 
 #[test]
-fn a_plan_names_its_times_and_what_makes_no_sense_is_refused() {
+fn a_rotation_names_its_times_and_refuses_contradictions() {
     let farm = Farm::new();
     let [file] = farm.keys("1h", "10h");
     assert!(refused(&file, &["rotate", "--activate"]).contains("`sessile key rotate` adds one"));
@@ -347,7 +347,7 @@ fn a_plan_names_its_times_and_what_makes_no_sense_is_refused() {
 }
 
 #[test]
-fn writers_at_the_same_time_lose_no_generation() {
+fn concurrent_writers_lose_no_generation() {
     let farm = Farm::new();
     let file = farm.path("farm.key");
     // Made some time ago, so that there is something to move forward.
@@ -380,7 +380,7 @@ fn writers_at_the_same_time_lose_no_generation() {
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn a_roll_out_that_reached_some_servers_loses_nothing_and_an_activation_neither() {
+async fn a_partial_roll_out_and_an_activation_lose_no_session() {
     let farm = Farm::new();
     let files: [_; 3] = farm.keys("1s", "1m");
     let servers = [0, 1, 2].map(|n| farm.serve(&files[n], None));
@@ -391,7 +391,7 @@ async fn a_roll_out_that_reached_some_servers_loses_nothing_and_an_activation_ne
     for server in &servers[..2] {
         reload(server, "farm key reloaded generations=[0, 1] sealing=0");
     }
-    everyone_resumes_everywhere(&servers).await;
+    assert_all_resume_everywhere(&servers).await;
     // The third has it too; the first uses it already.
     copy_key(&files[1], &files[2]);
     reload(
@@ -403,13 +403,13 @@ async fn a_roll_out_that_reached_some_servers_loses_nothing_and_an_activation_ne
         &servers[0],
         "farm key reloaded generations=[0, 1] sealing=1",
     );
-    everyone_resumes_everywhere(&servers).await;
+    assert_all_resume_everywhere(&servers).await;
     // All of them use it.
     for (file, server) in files.iter().zip(&servers).skip(1) {
         copy_key(&files[0], file);
         reload(server, "farm key reloaded generations=[0, 1] sealing=1");
     }
-    everyone_resumes_everywhere(&servers).await;
+    assert_all_resume_everywhere(&servers).await;
     assert_all(&before, &servers[2], "resumed/").await;
 }
 
@@ -434,11 +434,11 @@ async fn after_a_theft_every_old_ticket_is_revoked() {
         assert_all(clients, server, "full/revoked").await;
         assert_all(clients, server, "resumed/").await;
     }
-    everyone_resumes_everywhere(&servers).await;
+    assert_all_resume_everywhere(&servers).await;
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn a_bad_file_at_a_reload_changes_nothing() {
+async fn an_invalid_file_at_a_reload_changes_nothing() {
     let farm = Farm::new();
     let [file, stays] = farm.keys("1h", "10h");
     let servers = [&file, &stays].map(|file| farm.serve(file, None));
@@ -446,11 +446,11 @@ async fn a_bad_file_at_a_reload_changes_nothing() {
     fs::write(&file, "format = 2").unwrap();
     reload(&servers[0], "farm key not reloaded: the old one stays");
     assert_all(&clients, &servers[0], "resumed/").await;
-    everyone_resumes_everywhere(&servers).await;
+    assert_all_resume_everywhere(&servers).await;
 }
 
 #[test]
-fn a_key_stolen_a_lifetime_and_two_epochs_later_opens_no_recorded_ticket() {
+fn a_key_stolen_after_a_lifetime_and_two_epochs_opens_no_recorded_ticket() {
     let farm = Farm::new();
     let [file, first_copy] = farm.keys("1s", "3s");
     let server = farm.serve(&file, None);

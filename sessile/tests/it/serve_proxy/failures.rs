@@ -7,7 +7,7 @@ use super::{Rig, VERSIONS, upstream, upstream_on};
 use crate::peers::{Peer, eventually, run};
 
 #[test]
-fn an_upstream_that_is_down_is_a_502_until_it_is_back() {
+fn an_upstream_that_is_down_gives_502_until_it_returns() {
     let app = upstream();
     let port = app.address().port();
     let rig = Rig::start(&[port], "");
@@ -26,7 +26,7 @@ fn an_upstream_that_is_down_is_a_502_until_it_is_back() {
 }
 
 #[test]
-fn an_upstream_that_is_silent_is_a_504() {
+fn a_silent_upstream_gives_504() {
     let app = upstream();
     let rig = Rig::start(&[app.address().port()], "response-timeout = \"1s\"");
     let upload = rig.file("upload");
@@ -63,7 +63,7 @@ with socket.create_connection(("127.0.0.1", port), timeout=30) as tcp:
 "#;
 
 #[test]
-fn a_client_may_take_its_time() {
+fn slow_clients_are_served() {
     let app = upstream();
     let rig = Rig::start(&[app.address().port()], "response-timeout = \"1s\"");
     let mut python = Command::new("python3");
@@ -106,7 +106,7 @@ with socket.create_connection(("127.0.0.1", port), timeout=30) as tcp:
 "#;
 
 #[test]
-fn a_client_that_neither_sends_nor_takes_is_idle_with_a_request_under_way() {
+fn a_client_that_neither_sends_nor_reads_is_idle_during_a_request() {
     let app = upstream();
     let rig = Rig::start(&[app.address().port()], THINKING);
     let port = rig.sessile.address().port().to_string();
@@ -143,7 +143,7 @@ with socket.create_connection(("127.0.0.1", port), timeout=30) as tcp:
 "#;
 
 #[test]
-fn a_response_that_is_cut_off_never_looks_complete() {
+fn a_truncated_response_never_looks_complete() {
     let app = upstream();
     let rig = Rig::start(&[app.address().port()], "");
     let paths = ["/cut-sized", "/cut-chunked", "/reset"];
@@ -167,7 +167,7 @@ fn a_response_that_is_cut_off_never_looks_complete() {
 }
 
 #[test]
-fn what_is_no_response_is_a_502() {
+fn invalid_responses_give_502() {
     let app = upstream();
     let rig = Rig::start(&[app.address().port()], "");
     for version in VERSIONS {
@@ -179,7 +179,7 @@ fn what_is_no_response_is_a_502() {
 }
 
 #[test]
-fn a_request_that_meets_a_closing_connection_is_sent_again_if_it_may_be() {
+fn retries_idempotent_requests_on_a_closing_connection() {
     let app = upstream();
     let rig = Rig::start(&[app.address().port()], "");
     let path = "/hang-up-once";
@@ -193,7 +193,7 @@ fn a_request_that_meets_a_closing_connection_is_sent_again_if_it_may_be() {
 }
 
 #[test]
-fn a_client_that_goes_away_ends_its_request_at_the_upstream() {
+fn a_client_that_disconnects_ends_its_request_at_the_upstream() {
     let app = upstream();
     let rig = Rig::start(&[app.address().port()], "");
     let upload = rig.file("upload");

@@ -81,7 +81,7 @@ impl Sites {
 }
 
 #[test]
-fn a_host_of_another_site_or_of_none_does_not_reach_the_upstream() {
+fn an_unknown_host_does_not_reach_the_upstream() {
     let app = upstream();
     let sites = Sites::start(app.address().port(), &format!("{NAME:?}"));
     for (host, status) in [
@@ -128,7 +128,7 @@ fn a_host_of_another_site_or_of_none_does_not_reach_the_upstream() {
 }
 
 #[test]
-fn a_host_of_the_sites_own_reaches_it_in_every_form() {
+fn every_spelling_of_the_sites_host_reaches_the_upstream() {
     let app = upstream();
     let sites = Sites::start(app.address().port(), &format!("{NAME:?}, \"*.farm.test\""));
     for host in [
@@ -147,7 +147,7 @@ fn a_host_of_the_sites_own_reaches_it_in_every_form() {
 }
 
 #[test]
-fn a_check_by_address_reaches_the_site_for_every_name_and_no_other() {
+fn a_check_by_address_reaches_only_the_site_for_every_name() {
     let app = upstream();
     let sites = Sites::start(app.address().port(), "");
     for name in [None, Some("unknown.test")] {

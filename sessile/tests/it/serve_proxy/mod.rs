@@ -132,7 +132,7 @@ const VERSIONS: [&str; 2] = ["--http1.1", "--http2"];
 const HTTP10: [&str; 2] = ["--http1.0", "--no-alpn"];
 
 #[test]
-fn a_request_arrives_as_it_was_and_says_whose_it_is() {
+fn requests_arrive_unchanged_with_the_forwarding_headers() {
     let app = upstream();
     let rig = Rig::start(&[app.address().port()], "");
     for version in VERSIONS {
@@ -187,7 +187,7 @@ fn a_request_arrives_as_it_was_and_says_whose_it_is() {
 }
 
 #[test]
-fn bodies_of_megabytes_pass_both_ways() {
+fn large_bodies_pass_in_both_directions() {
     let app = upstream();
     let rig = Rig::start(&[app.address().port()], "");
     // Not a multiple of any buffer.
@@ -221,7 +221,7 @@ fn bodies_of_megabytes_pass_both_ways() {
 }
 
 #[test]
-fn a_head_request_and_statuses_without_a_body_keep_their_heads() {
+fn responses_without_a_body_keep_their_headers() {
     let app = upstream();
     let rig = Rig::start(&[app.address().port()], "");
     for version in VERSIONS {
@@ -242,7 +242,7 @@ fn a_head_request_and_statuses_without_a_body_keep_their_heads() {
 }
 
 #[test]
-fn the_longest_route_answers_and_no_path_goes_around_it() {
+fn the_longest_matching_route_answers_for_every_spelling_of_a_path() {
     let app = upstream();
     let rig = Rig::start(&[app.address().port()], "");
     for version in VERSIONS {
@@ -278,7 +278,7 @@ fn the_longest_route_answers_and_no_path_goes_around_it() {
 }
 
 #[test]
-fn a_mark_of_early_data_goes_through_and_so_does_the_answer_to_it() {
+fn forwards_the_early_data_header_and_the_425_answer() {
     let app = upstream();
     let rig = Rig::start(&[app.address().port()], "");
     for version in VERSIONS {
@@ -300,7 +300,7 @@ fn a_mark_of_early_data_goes_through_and_so_does_the_answer_to_it() {
 }
 
 #[test]
-fn one_request_never_becomes_two() {
+fn a_request_is_never_split_into_two() {
     let app = upstream();
     let rig = Rig::start(&[app.address().port()], "");
     let host = format!("Host: {NAME}\r\n");
@@ -340,7 +340,7 @@ fn one_request_never_becomes_two() {
 }
 
 #[test]
-fn the_first_server_that_takes_a_connection_answers() {
+fn the_first_server_that_accepts_a_connection_answers() {
     let app = upstream();
     let down = free_port();
     let rig = Rig::start(&[down, app.address().port()], "");

@@ -91,7 +91,7 @@ fn assert_returns(
 }
 
 #[test]
-fn wolfssl_resumes_in_every_way() {
+fn wolfssl_resumes_with_every_mechanism() {
     let devices = Devices::new("");
     for way in [PSK, TICKET, SESSION_ID] {
         for limit in [None].into_iter().chain(LIMITS.map(Some)) {
@@ -101,7 +101,7 @@ fn wolfssl_resumes_in_every_way() {
 }
 
 #[test]
-fn wolfssl_resumes_sessions_that_are_stored() {
+fn wolfssl_resumes_stored_sessions() {
     let devices = Devices::new(STORED);
     assert_returns(&WOLFSSL, &devices, PSK, None);
     assert_returns(&WOLFSSL, &devices, PSK, Some(LIMITS[0]));
@@ -119,7 +119,7 @@ pub(super) fn early_data(redis: &Redis) -> String {
 }
 
 #[test]
-fn mbedtls_resumes_in_every_way() {
+fn mbedtls_resumes_with_every_mechanism() {
     let devices = Devices::new("");
     for way in [TICKET, SESSION_ID] {
         for limit in [None].into_iter().chain(LIMITS.map(Some)) {

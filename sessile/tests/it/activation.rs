@@ -1,4 +1,4 @@
-//! Started by a service manager that holds the listening socket: a restart refuses nobody.
+//! Start by a service manager that holds the listening socket: a restart refuses no connection.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -14,7 +14,7 @@ use crate::peers::{Certificates, NAME, Peer, Sessile, inheriting, nginx, run};
 
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// A listening socket that outlives what serves it, and a place for what that says.
+/// A listening socket that outlives the program, and a socket for the program's state messages.
 struct Manager {
     listener: TcpListener,
     heard: UnixDatagram,
@@ -58,7 +58,7 @@ impl Manager {
         Sessile::inheriting(role, &self.config, state, &self.listener, &self.notify)
     }
 
-    /// What is said next of the state.
+    /// Receives the next state message.
     fn hears(&self) -> String {
         let mut message = [0; 200];
         let len = self.heard.recv(&mut message).expect("a message");
@@ -98,7 +98,7 @@ fn a_restart_under_load_refuses_no_connection() {
             })
             .collect();
         for _ in 0..RESTARTS {
-            // Somebody is served by each.
+            // Both processes have served connections.
             running.await_metrics(|metrics| metrics.all_routed() >= 3);
             running.terminate();
             assert_eq!(manager.hears(), "STOPPING=1\n");

@@ -1,5 +1,5 @@
-//! A browser that people have: it comes back after the server has closed its idle connection, and
-//! resumes. It sends GREASE, an ECH that is none, and a post-quantum key share.
+//! A common browser, which returns after the server has closed its idle connection, and resumes. It
+//! sends GREASE ECH and a post-quantum key share.
 
 use std::fs;
 
@@ -10,8 +10,7 @@ use crate::peers::{
     Answer, Browser, Certificates, Comeback, Cut, NAME, Peer, Proxy, Sessile, Web, s_client,
 };
 
-/// Two servers that share a farm key and close connections soon, behind a balancer that spreads
-/// clients.
+/// Two servers with a shared farm key and a short idle timeout, behind a balancer with round robin.
 struct Servers {
     certificates: Certificates,
     servers: [Sessile; 2],
@@ -22,7 +21,7 @@ impl Servers {
     fn start(tickets: bool) -> Self {
         let certificates = Certificates::new();
         let folder = certificates.folder();
-        // Its icon is no request of its own, whose connection a fetch would share.
+        // The icon is inline, so that the browser makes no connection for the icon.
         let page = "<!doctype html><link rel=icon href=data:,><title>farm</title>";
         fs::create_dir(folder.join("www")).unwrap();
         fs::write(folder.join("www/index.html"), page).unwrap();
@@ -54,7 +53,7 @@ impl Servers {
         counts.sum()
     }
 
-    /// Waits until no client has a connection.
+    /// Waits until no client connection is open.
     fn await_silence(&self) {
         let open = "sessile_balance_connections_open";
         self.balancer
@@ -62,7 +61,7 @@ impl Servers {
     }
 }
 
-/// Comes back three times, each time on a new connection; the answers to each fetch.
+/// Returns three times, each time on a new connection. Returns the answers to each fetch.
 fn visits(servers: &Servers, more: &[&str]) -> Vec<Answer> {
     let browser = Browser::trusting(&servers.certificates, more);
     let port = servers.balancer.address().port();
@@ -117,9 +116,9 @@ fn chromium_resumes_session_ids_at_their_server() {
     assert!(servers.balancer.metrics().routed("session-id", "resumed") >= 3);
 }
 
-/// A browser at servers that are not ours, behind a balancer that closes connections soon.
+/// A browser with servers of other software, behind a balancer with a short idle timeout.
 struct Visitor {
-    /// Where the browser's hellos can be read.
+    /// A proxy that records the ClientHellos of the browser.
     proxy: Proxy,
     balancer: Sessile,
     browser: Browser,
@@ -145,13 +144,13 @@ impl Visitor {
         }
     }
 
-    /// Opens a page, which leads every later visit.
+    /// Opens a page from which all later visits start.
     fn open(&self) {
         let port = self.proxy.address().port();
         self.browser.open(&format!("https://{NAME}:{port}/page"));
     }
 
-    /// Comes back so many times, each time on a new connection.
+    /// Returns `times` times, each time on a new connection.
     fn return_to_it(&self, times: u64) {
         for _ in 0..times {
             let open = "sessile_balance_connections_open";
@@ -163,7 +162,7 @@ impl Visitor {
         }
     }
 
-    /// Whether the next of its hellos has `encrypted_client_hello`, as our own parser reads it.
+    /// True if the next ClientHello has `encrypted_client_hello`, as our own parser reads it.
     fn sent_ech(&self) -> bool {
         let bytes = self.proxy.hello();
         let mut reader = HelloReader::new(DEFAULT_LIMIT);
@@ -221,7 +220,7 @@ fn chromium_confirms_a_key_name_but_creates_none() {
     let balancer = &visitor.balancer;
     visitor.open();
     visitor.return_to_it(RETURNS);
-    // More than twice were its tickets accepted, which another client would have proven the name by.
+    // More than two tickets were accepted, which would have proven the key name for another client.
     let metrics = balancer.await_metrics(|it| it.routed("policy", "resumed") >= RETURNS);
     assert_eq!(metrics.routed("key-name", "resumed"), 0, "{metrics}");
     let server = balancer.await_server("a", |_| true);

@@ -1,4 +1,4 @@
-//! The TLS client against real servers: what it offers, what it keeps, and how connections end.
+//! The TLS client against real servers: its offers, its cache, and the ends of connections.
 
 use std::time::Duration;
 
@@ -32,7 +32,7 @@ async fn connected(client: &Client, peer: &Peer) -> EstablishedConnection {
     connection.expect("a connection")
 }
 
-/// Connects, waits for tickets where TLS 1.3 sends them, and closes.
+/// Connects, waits for TLS 1.3 tickets, and closes.
 async fn visit(client: &Client, peer: &Peer) -> Kind {
     let mut connection = connected(client, peer).await;
     if connection.outcome().version == sessile_proto::hello::TLS_1_3 {
@@ -118,7 +118,7 @@ async fn a_ticket_client_keeps_no_session_that_has_no_ticket() {
 #[tokio::test]
 async fn a_frozen_client_keeps_offering_the_same_session() {
     let certificates = Certificates::new();
-    // Gives session IDs and never keeps them.
+    // This server gives session IDs and forgets them.
     let directives = "ssl_session_tickets off; ssl_session_cache none;";
     let server = nginx(&certificates, directives);
     let client = client(&certificates, Mechanism::SessionId);
@@ -264,7 +264,7 @@ async fn distinguishes_servers_without_tls_from_silent_servers() {
             let mut hello = [0; 4096];
             assert!(tcp.read(&mut hello).await.unwrap() > 0);
             if answer == b"silence" {
-                // Until the client gives up.
+                // The server stays silent until the client gives up.
                 while tcp.read(&mut hello).await.is_ok_and(|len| len > 0) {}
             } else {
                 tcp.write_all(answer).await.unwrap();

@@ -1,4 +1,4 @@
-//! `sessile probe` against `sessile farm`, as the README's first commands have it.
+//! `sessile probe` against `sessile farm`, as in the first commands of the README.
 
 use std::process::Command;
 
@@ -35,7 +35,7 @@ fn all_mechanisms_resume_at_every_server_of_a_farm_with_a_key() {
         let ran = probe(&farm, &["--insecure", "--json"]);
         assert_eq!(mechanisms(&ran), everything_resumes(5), "{policy}");
         assert_eq!(ran.status.code(), Some(0), "{policy}");
-        // By another way to trust it, and for people.
+        // Trust the server by `--insecure`, and print the table.
         let trusting = ["--sni", "localhost", "--ca", &farm.ca()];
         let ran = probe(&farm, &trusting).succeeded();
         for line in [
@@ -63,7 +63,7 @@ fn isolated_servers_lose_tls13_sessions_with_round_robin() {
     let farm = Farm::start(&["--isolated", "--policy", "round-robin"]);
     let ran = probe(&farm, &["--insecure", "--json", "--attempts", "6"]);
     let resumes = ("resumes".to_owned(), 6, 6);
-    // What TLS 1.2 shows in clear leads back to the server that has it. Of TLS 1.3 nothing does.
+    // Clear bytes of TLS 1.2 lead back to the right server. TLS 1.3 has no such bytes.
     let expected = [resumes.clone(), resumes, ("refuses".to_owned(), 0, 6)];
     assert_eq!(mechanisms(&ran), expected);
     assert_eq!(ran.status.code(), Some(1));

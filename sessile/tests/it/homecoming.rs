@@ -1,5 +1,5 @@
-//! Three servers that share nothing, a balancer that deals new clients out in turn, and clients that
-//! come back: as good as every one is led home.
+//! Three servers that share nothing, a balancer with round robin, and returning clients. Nearly all
+//! of them are routed to their server.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -9,17 +9,17 @@ use serde_json::json;
 
 use crate::peers::{Certificates, Comeback, NAME, Peer, Sessile, Web, run, s_client};
 
-/// New clients of a farm, not a multiple of its servers.
+/// New clients of a farm. The number is not a multiple of the number of servers.
 const CLIENTS: usize = 4;
 
-/// How often each comes back.
+/// Returns of each client.
 const RETURNS: usize = 5;
 
 fn farm(certificates: &Certificates, web: Web, comeback: Comeback) -> [Peer; 3] {
     [(); 3].map(|()| web.start(certificates, comeback))
 }
 
-/// Behind a balancer that knows what is to be known of its servers.
+/// A balancer that has learned the key names of its servers.
 fn balancer(servers: &[Peer], comeback: Comeback) -> Sessile {
     let addresses: Vec<_> = servers.iter().map(Peer::address).collect();
     let arguments = ["--policy", "round-robin", "--health", "tls"];
@@ -32,7 +32,7 @@ fn balancer(servers: &[Peer], comeback: Comeback) -> Sessile {
     balancer
 }
 
-/// How many of a client's returns resume, by what openssl says.
+/// The number of a client's returns that resume, as openssl reports.
 fn returns(address: SocketAddr, session: &Path, comeback: Comeback) -> usize {
     let version = match comeback {
         Comeback::Psk => "-tls1_3",

@@ -1,5 +1,5 @@
-//! The program and its library against real peers. One binary: every further one would link the
-//! whole program once more.
+//! The program and its library against real peers. All tests share one binary, because each binary
+//! links the whole program again.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 

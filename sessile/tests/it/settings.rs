@@ -1,4 +1,4 @@
-//! `sessile settings` and `sessile check`, by the real binary.
+//! `sessile settings` and `sessile check` with the real binary.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -55,14 +55,14 @@ impl Folder {
             .expect("it runs")
     }
 
-    /// What a command that succeeds says.
+    /// The output of a successful command.
     fn said(&self, arguments: &[&str]) -> String {
         let output = self.run(arguments);
         assert!(output.status.success(), "{arguments:?}: {output:?}");
         String::from_utf8(output.stdout).expect("UTF-8")
     }
 
-    /// What a command that fails complains of; the file has to be as it was.
+    /// The error of a failed command. The file must stay unchanged.
     fn refused(&self, arguments: &[&str]) -> String {
         let before = (self.text(), self.names());
         let output = self.run(arguments);
@@ -146,7 +146,7 @@ fn refused_changes_are_explained_and_change_nothing() {
 #[test]
 fn a_full_disk_keeps_the_old_file() {
     let folder = Folder::new();
-    // No file may grow, and the signal that says so is ignored: writing fails as on a full disk.
+    // No file may grow, and SIGXFSZ is ignored, so that writing fails as on a full disk.
     let script = "trap '' 25; ulimit -f 0; exec \"$0\" settings set session.lifetime 8h";
     let output =
         folder.output(Command::new("sh").args(["-c", script, env!("CARGO_BIN_EXE_sessile")]));

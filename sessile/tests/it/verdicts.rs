@@ -1,5 +1,4 @@
-//! Each reason that a server gives for a full handshake, brought about by what a client and an
-//! operator can do.
+//! Every reason for a full handshake, caused by actions of a client or an operator.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
@@ -14,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::store::setup::client;
 
-/// A server of one site, in this process, stopped when dropped.
+/// A server with one site in this process. Stopped when dropped.
 struct Running {
     address: SocketAddr,
     stop: CancellationToken,
@@ -67,7 +66,7 @@ async fn connect(client: &Client, server: &Running) -> EstablishedConnection {
     client.connect(&target).await.unwrap()
 }
 
-/// Connects, asks for the verdict and ends the connection cleanly.
+/// Connects, asks for the verdict, and closes cleanly.
 async fn verdict(client: &Client, server: &Running) -> String {
     let mut connection = connect(client, server).await;
     let verdict = ask(&mut connection).await;
@@ -168,10 +167,11 @@ async fn a_session_expires_one_lifetime_after_its_full_handshake() {
             let age = begin.elapsed();
             assert!(age < lifetime * 10, "{mechanism:?} lives on: {age:?}");
         };
-        // TLS tells clients how long a ticket lives, so that they may not even offer it.
+        // Clients know the lifetime of a TLS ticket, so they may not offer an expired one.
         let fair = ["full/expired", "full/nothing-offered"];
         assert!(fair.contains(&ended.as_str()), "{mechanism:?}: {ended}");
-        // A ticket's lifetime is announced in whole seconds, and the last part of one is not.
+        // The lifetime of a ticket is announced in whole seconds, so its last fraction does not
+        // count.
         let least = lifetime - Duration::from_secs(1);
         assert!(begin.elapsed() >= least, "{mechanism:?}: ended early");
     }
@@ -213,7 +213,7 @@ async fn a_session_without_close_notify_does_not_resume_if_close_notify_is_requi
         let client = client(mechanism);
         verdict(&client, &server).await;
         assert!(verdict(&client, &server).await.starts_with("resumed/"));
-        // Cut: dropped without a word, which the server may see a moment after the next hello.
+        // The connection is cut. The server may notice that shortly after the next ClientHello.
         let deadline = Instant::now() + Duration::from_secs(5);
         loop {
             let mut cut = connect(&client, &server).await;
@@ -252,7 +252,7 @@ async fn disabled_mechanisms_have_their_own_verdicts() {
 #[tokio::test(flavor = "current_thread")]
 async fn a_stored_session_from_before_a_restart_is_lost() {
     let folder = tempfile::tempdir().unwrap();
-    // Sessions that must be removable are stored, and so gone with the process.
+    // Removable sessions are stored in the table, which ends with the process.
     let stored = |config: &mut Config| config.session.require_close_notify = true;
     for mechanism in [Mechanism::Ticket, Mechanism::Psk] {
         let client = client(mechanism);
@@ -268,7 +268,7 @@ async fn a_stored_session_from_before_a_restart_is_lost() {
 async fn a_session_of_one_site_does_not_resume_at_another() {
     let folder = tempfile::tempdir().unwrap();
     let one = start(folder.path(), |_| ());
-    // The same name, under another site of the same farm.
+    // The same name at another site of the same farm.
     let other = start(folder.path(), |config| {
         config.sites[0].names = vec!["localhost".to_owned()];
     });

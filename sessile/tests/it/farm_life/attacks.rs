@@ -1,5 +1,5 @@
-//! What clients can do with sessions that are not theirs any more, or never were: changed tickets,
-//! tickets of another site, tickets that are handed from server to server to live for ever.
+//! Attacks with sessions: changed tickets, tickets of another site, and tickets that pass from
+//! server to server to live longer.
 
 use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
@@ -13,28 +13,28 @@ use crate::peers::{Cut, Peer, Proxy, record};
 
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// Content types.
+/// Content types of records.
 const ALERT: u8 = 21;
 const HANDSHAKE: u8 = 22;
 
-/// Handshake messages.
+/// Types of handshake messages.
 const SERVER_HELLO: u8 = 2;
 const SERVER_HELLO_DONE: u8 = 14;
 
-/// Bytes of the label that an identifier begins with.
+/// Length of the label at the start of an identifier, in bytes.
 const LABEL: usize = 32;
 
-/// What a server says to a hello before it hears more.
+/// A server's first answer to a ClientHello.
 #[derive(Debug, PartialEq, Eq)]
 enum Answer {
-    /// It has taken the session that was offered.
+    /// The server accepted the offered session.
     Resumes,
-    /// The types of the handshake messages that can be read.
+    /// The types of the messages in clear.
     Full(Vec<u8>),
     Alert,
 }
 
-/// Says that and no more.
+/// Sends the ClientHello and reads the answer.
 fn answer(server: SocketAddr, hello: &[u8]) -> Answer {
     let mut io = TcpStream::connect(server).unwrap();
     io.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -45,7 +45,8 @@ fn answer(server: SocketAddr, hello: &[u8]) -> Answer {
         match record[0] {
             ALERT => return Answer::Alert,
             HANDSHAKE => {}
-            // Encrypted from here on; TLS 1.2 comes so far only where it resumes.
+            // Everything after this is encrypted. A TLS 1.2 server gets here only if the session
+            // resumes.
             _ if messages == [SERVER_HELLO] => return Answer::Full(messages),
             _ => return Answer::Resumes,
         }
@@ -67,7 +68,7 @@ fn answer(server: SocketAddr, hello: &[u8]) -> Answer {
     }
 }
 
-/// A hello, and the place of the ticket or identity in it.
+/// A ClientHello, and the position of the ticket or identity in it.
 struct Offer {
     how: How,
     hello: Vec<u8>,
@@ -76,7 +77,7 @@ struct Offer {
 }
 
 impl Offer {
-    /// Takes down what OpenSSL sends when it comes back.
+    /// Records the ClientHello of a returning OpenSSL client.
     fn record(farm: &Farm, server: &Peer, how: How) -> Self {
         let session = farm.path(&format!("offer-{how:?}.pem"));
         let first = openssl(how, &farm.root(), &session, server.address(), None);
@@ -112,14 +113,14 @@ impl Offer {
         }
     }
 
-    /// The hello with one byte of the offer changed.
+    /// The ClientHello with one changed byte in the offer.
     fn flipped(&self, byte: usize) -> Vec<u8> {
         let mut hello = self.hello.clone();
         hello[self.at + byte] ^= 1;
         hello
     }
 
-    /// The hello with another offer, and every length that covers it put right.
+    /// The ClientHello with another offer. All lengths are adjusted.
     fn with(&self, offer: &[u8]) -> Vec<u8> {
         let (before, rest) = self.hello.split_at(self.at);
         let mut hello = [before, offer, &rest[self.len..]].concat();
@@ -128,17 +129,17 @@ impl Offer {
             let length = usize::from(length) + offer.len() - self.len;
             hello[at..at + 2].copy_from_slice(&u16::try_from(length).unwrap().to_be_bytes());
         };
-        // The record; the message, whose length has three bytes; the extensions.
+        // The lengths of the record, of the message (three bytes), and of the extensions.
         add(3);
         add(5 + 2);
         add(self.extensions());
-        // The extension; in TLS 1.3 the list in it and the identity in that, too.
+        // The length of the extension. TLS 1.3 also has lengths of the list and of the identity.
         let inner = if matches!(self.how, How::Psk) { 3 } else { 1 };
         (1..=inner).for_each(|n| add(self.at - 2 * n));
         hello
     }
 
-    /// Where the length of the extensions stands: behind version, random, session ID, suites and
+    /// The position of the extensions' length, after version, random, session ID, cipher suites and
     /// compression methods.
     fn extensions(&self) -> usize {
         let session_id = 5 + 4 + 2 + 32;
@@ -163,7 +164,7 @@ fn changed_cut_and_padded_tickets_get_the_same_answer_as_no_ticket() {
         if matches!(how, How::Ticket) {
             assert_eq!(answer(&offer.with(&[])), nobodys);
         }
-        // Every byte of the label, and some of what it labels.
+        // Change every byte of the label, and some bytes of the ciphertext.
         for byte in (0..LABEL).chain((LABEL..offer.len).step_by(7)) {
             assert_eq!(answer(&offer.flipped(byte)), nobodys, "{how:?} {byte}");
         }
@@ -181,7 +182,7 @@ fn changed_cut_and_padded_tickets_get_the_same_answer_as_no_ticket() {
             let padded = [&bytes[..], &vec![0; more]].concat();
             assert_eq!(answer(&offer.with(&padded)), nobodys, "{how:?} +{more}");
         }
-        // None of this has cost the honest client its session.
+        // The attacks did not remove the honest client's session.
         assert_eq!(answer(&offer.hello), Answer::Resumes);
     }
 }
@@ -191,12 +192,12 @@ fn a_valid_identity_with_a_wrong_binder_ends_the_handshake() {
     let farm = Farm::new("1h", "10h", None);
     let server = farm.serve("web1");
     let mut offer = Offer::record(&farm, &server, How::Psk);
-    // The binders end the hello.
+    // The binders are at the end of the ClientHello.
     *offer.hello.last_mut().unwrap() ^= 1;
     assert_eq!(answer(server.address(), &offer.hello), Answer::Alert);
 }
 
-/// Another site of the farm, for the name that clients ask for.
+/// A second site of the farm, for the server name that clients send.
 const OTHER_SITE: &str = "names = [\"localhost\"]";
 
 #[test]
@@ -218,7 +219,7 @@ fn sessions_of_one_site_do_not_resume_at_another() {
     }
 }
 
-/// Three servers whose clocks are six hours apart, each less than an epoch off the right time.
+/// Three servers with clocks six hours apart. Each clock is less than an epoch wrong.
 pub(super) fn six_hours_apart(farm: &Farm, sites: [&str; 3]) -> [Peer; 3] {
     let setup = |clock, site| Setup {
         clock,

@@ -1,5 +1,5 @@
-//! What happens to a farm in its life, and that nobody pays for it: real servers with a key file each
-//! and one Redis, no balancer, and clients that come to another server each time.
+//! The life of a farm without a full handshake: real servers with a key file each, one Redis, no
+//! balancer, and clients that return to another server each time.
 
 mod attacks;
 pub(crate) mod clients;
@@ -21,16 +21,16 @@ use clients::{How, Returning, openssl};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_sessile");
 
-/// What a server has that others have not.
+/// The settings of one server that differ from the others.
 #[derive(Clone, Copy, Default)]
 struct Setup<'a> {
-    /// The time, as faketime is told; the real one.
+    /// The server's clock as an argument of faketime. The default is the real clock.
     clock: Option<&'a str>,
-    /// Its key file; a copy of its own.
+    /// The key file. The default is the server's own copy.
     key: Option<&'a Path>,
-    /// Its store; the farm's.
+    /// The store. The default is the farm's store.
     store: Option<&'a Redis>,
-    /// Lines of its `[[site]]`.
+    /// Lines of `[[site]]`.
     site: &'a str,
 }
 
@@ -43,14 +43,14 @@ impl<'a> Setup<'a> {
     }
 }
 
-/// What the servers of a farm have in common.
+/// The parts that all servers of a farm share.
 struct Farm {
     folder: TempDir,
     redis: Redis,
 }
 
 impl Farm {
-    /// One whose first key was made on the terms of `--rotate` and `--max-lifetime`, by that clock.
+    /// A farm whose first key was made with `--rotate` and `--max-lifetime`, at this time.
     fn new(rotate: &str, lifetime: &str, clock: Option<&str>) -> Self {
         let farm = Self {
             folder: tempfile::tempdir().unwrap(),
@@ -68,7 +68,7 @@ impl Farm {
         self.folder.path().join(name)
     }
 
-    /// A server's key file: a copy of the first one, as it goes to each server before it starts.
+    /// The key file of a server: a copy of the first one, made before the server starts.
     fn key(&self, server: &str) -> PathBuf {
         let file = self.path(&format!("{server}.key"));
         if !file.exists() {
@@ -114,7 +114,7 @@ impl Farm {
         Authority::open(self.folder.path()).unwrap().root
     }
 
-    /// Clients of every kind whose sessions were all made by one server.
+    /// Clients of every kind whose sessions were made by one server.
     async fn clients_of(&self, server: &Peer) -> Vec<Returning> {
         let name = server.address().port().to_string();
         let mut clients = Returning::of_every_kind(&self.root(), self.folder.path(), &name);
@@ -125,7 +125,7 @@ impl Farm {
     }
 }
 
-/// The program under test; its wall clock only, as faketime is told.
+/// The sessile program with a faketime clock. Only the wall clock changes.
 fn program(clock: Option<&str>) -> Command {
     let mut command = Command::new(PROGRAM);
     if let Some(clock) = clock {
@@ -134,7 +134,7 @@ fn program(clock: Option<&str>) -> Command {
     command
 }
 
-/// The ticket epoch that a key file stands at.
+/// The ticket epoch in a key file.
 fn stands_at(file: &Path) -> u64 {
     let mut command = program(None);
     command.args(["key", "show", "--json", "--file"]).arg(file);
@@ -150,7 +150,7 @@ fn unix_secs() -> u64 {
     now.unwrap().as_secs()
 }
 
-/// Everyone comes back so many times, to another server each time, and resumes.
+/// All clients return `times` times, each time to another server, and resume.
 async fn return_to_other_servers(clients: &mut [Returning], servers: &[&Peer], times: usize) {
     let addresses: Vec<SocketAddr> = servers.iter().map(|server| server.address()).collect();
     for client in clients {
@@ -160,7 +160,7 @@ async fn return_to_other_servers(clients: &mut [Returning], servers: &[&Peer], t
     }
 }
 
-/// The verdicts on the way of one client's session from server to server.
+/// The verdicts on one session that passes through all servers.
 fn travel(farm: &Farm, how: How, servers: &[&Peer]) -> Vec<String> {
     let ports = servers.iter().map(|server| server.address().port());
     let name: Vec<String> = ports.map(|port| port.to_string()).collect();
@@ -169,7 +169,7 @@ fn travel(farm: &Farm, how: How, servers: &[&Peer]) -> Vec<String> {
     servers.iter().map(visit).collect()
 }
 
-/// Ends a server as systemd does, and waits until it has drained.
+/// Stops a server with SIGTERM, as systemd does, and waits for the drain.
 fn drain(server: Peer) {
     server.signal(rustix::process::Signal::TERM);
     assert!(server.wait().success());
@@ -195,7 +195,7 @@ async fn all_clients_resume_at_every_server_before_and_after_a_reload() {
 async fn sessions_survive_the_restart_and_the_crash_of_their_server() {
     let farm = Farm::new("1h", "10h", None);
     let [one, two, three] = farm.serve_three();
-    // Nobody has been anywhere else when it goes.
+    // At this time, the clients know only the server that stops.
     let mut drained = farm.clients_of(&one).await;
     drain(one);
     return_to_other_servers(&mut drained, &[&two, &three], 2).await;
@@ -208,7 +208,7 @@ async fn sessions_survive_the_restart_and_the_crash_of_their_server() {
     let two = farm.serve("web2");
     return_to_other_servers(&mut killed, &[&one, &two, &three], 3).await;
 
-    // One that goes and is the first that they come back to.
+    // Stop the server to which the clients return first.
     let mut own = farm.clients_of(&three).await;
     three.kill();
     let three = farm.serve("web3");
@@ -230,7 +230,7 @@ async fn all_clients_resume_after_a_server_joins_or_leaves() {
     return_to_other_servers(&mut of_joined, &[&two, &three], 2).await;
 }
 
-/// The certificate that a server shows, PEM.
+/// The certificate of a server, as PEM.
 fn certificate_of(server: &Peer) -> String {
     let mut command = Command::new("openssl");
     command.args(["s_client", "-servername", "localhost", "-connect"]);
@@ -249,14 +249,14 @@ async fn a_renewed_certificate_causes_no_full_handshake() {
     let mut clients = farm.clients_of(one).await;
     let mut patient = farm.clients_of(two).await;
     let old = certificate_of(one);
-    // A key of its own, too.
+    // The renewed certificate has another key, too.
     for file in ["server.pem", "server.key"] {
         fs::remove_file(farm.path(file)).unwrap();
     }
     let renewed = Authority::open(farm.folder.path()).unwrap().certificate;
     let renewed = fs::read_to_string(renewed.chain).unwrap();
     assert_ne!(old, renewed);
-    // One server after another, and everyone between them.
+    // Renew one server after another, and let all clients return in between.
     for server in &servers {
         server.hang_up();
         eventually("it has it", || certificate_of(server) == renewed);
@@ -268,7 +268,7 @@ async fn a_renewed_certificate_causes_no_full_handshake() {
 #[tokio::test(flavor = "current_thread")]
 async fn twelve_key_rotations_cause_no_full_handshake() {
     const ROTATIONS: u64 = 12;
-    // Made a while ago, so that the files have something to leave behind in each epoch.
+    // The key was made earlier, so that the files drop keys in each epoch.
     let farm = Farm::new("1s", "2m", Some("-300s"));
     let made = stands_at(&farm.key("web1"));
     let servers = farm.serve_three();

@@ -1,4 +1,4 @@
-//! The farm key where a clock is wrong, and where its file stays as it is.
+//! The farm key with wrong clocks, and with key files that cannot move forward.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -6,13 +6,13 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use super::{
-    Farm, PROGRAM, assert_all, clients_of, copy_key, assert_all_resume_everywhere, key_at, reload,
+    Farm, PROGRAM, assert_all, assert_all_resume_everywhere, clients_of, copy_key, key_at, reload,
     said, show, stands_at,
 };
 use crate::peers::{Peer, eventually};
 use crate::store::setup::Redis;
 
-/// Some time in 2099, as faketime wants it.
+/// A time in 2099, as an argument of faketime.
 const IN_2099: &str = "@2099-01-01 12:00:00";
 
 #[tokio::test(flavor = "current_thread")]
@@ -34,13 +34,13 @@ async fn a_start_with_the_clock_in_2099_loses_no_key() {
     let clients = clients_of(&farm.serve(&file, None)).await;
     let before = fs::read_to_string(&file).unwrap();
     let wrong = farm.serve(&file, Some(IN_2099));
-    // Long enough for a clock that only runs on to be borne out.
+    // Wait until a running clock could confirm the time.
     eventually("it noticed", || {
         wrong
             .said()
             .contains("too far behind this clock to be moved forward")
     });
-    // Whatever an operator does meanwhile loses nothing either.
+    // Commands of an operator lose no key, either.
     for arguments in [&["check"][..], &["rotate"], &["rotate", "--activate"]] {
         let output = key_at(&file, Some(IN_2099), arguments);
         assert!(output.status.success(), "{output:?}");
@@ -113,7 +113,7 @@ fn warns_about_first_copies_and_about_files_that_cannot_move_forward() {
     let earlier = check("-5h");
     assert!(earlier.contains("one of them is wrong"), "{earlier}");
 
-    // As another user where this one may write everywhere.
+    // Run as another user if this user can write everywhere.
     let folder = tempfile::tempdir().unwrap();
     let (fixed, program) = (
         folder.path().join("farm.key"),
@@ -139,7 +139,7 @@ fn warns_about_first_copies_and_about_files_that_cannot_move_forward() {
     assert!(said.starts_with("warning: no forward secrecy"), "{said}");
 }
 
-/// Shows a program a folder of its own view on a read-only mount, as Kubernetes mounts a secret.
+/// Shows a folder to a program as a read-only mount, like a Kubernetes secret.
 const ON_A_READ_ONLY_MOUNT: &str =
     r#"mount --bind "$1" "$1" && mount -o remount,bind,ro "$1" && shift && exec "$@""#;
 
@@ -190,7 +190,7 @@ async fn a_server_that_was_off_for_a_week_resumes_sessions_at_once() {
     let terms = ["new", "--rotate", "1h", "--max-lifetime", "10h"];
     assert!(key_at(&files[0], Some("-7d"), &terms).status.success());
     copy_key(&files[0], &files[1]);
-    // What the one that runs has moved its file to, by its clock, which another bears out.
+    // The running server has moved its file forward, because another clock confirms its own.
     let first = stands_at(&files[0]);
     let redis = Redis::start();
     let running = farm.serve_with(

@@ -1,5 +1,5 @@
-//! `sessile key` and the farm key at work: real processes that share copies of a file, at the right
-//! time and at the wrong one.
+//! `sessile key` and servers that use the farm key: real processes with copies of a file, with
+//! correct and wrong clocks.
 
 mod clock;
 
@@ -21,21 +21,21 @@ fn key(file: &Path, arguments: &[&str]) -> Output {
     key_at(file, None, arguments)
 }
 
-/// `sessile key`, with its clock as told.
+/// `sessile key` with a faketime clock.
 fn key_at(file: &Path, clock: Option<&str>, arguments: &[&str]) -> Output {
     let mut command = program(clock);
     command.arg("key").args(arguments).arg("--file").arg(file);
     command.output().unwrap()
 }
 
-/// What `sessile key` says where it succeeds.
+/// The output of a successful `sessile key` command.
 fn said(file: &Path, arguments: &[&str]) -> String {
     let output = key(file, arguments);
     assert!(output.status.success(), "{arguments:?}: {output:?}");
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// What `sessile key` complains of where it refuses; the file has to be as it was.
+/// The error of a refused `sessile key` command. The file must stay unchanged.
 fn refused(file: &Path, arguments: &[&str]) -> String {
     let before = fs::read(file).ok();
     let output = key(file, arguments);
@@ -60,13 +60,13 @@ fn generations(file: &Path) -> Vec<(u64, String)> {
         .collect()
 }
 
-/// The ticket epoch that the first generation of a file stands at.
+/// The ticket epoch of the first generation in a file.
 fn stands_at(file: &Path) -> u64 {
     let stands_at = &show(file)["generations"][0]["ticket"]["stands_at"];
     stands_at.as_u64().unwrap()
 }
 
-/// The program under test; its wall clock only, as faketime is told.
+/// The sessile program with a faketime clock. Only the wall clock changes.
 fn program(clock: Option<&str>) -> Command {
     let mut command = Command::new(PROGRAM);
     if let Some(clock) = clock {
@@ -75,7 +75,7 @@ fn program(clock: Option<&str>) -> Command {
     command
 }
 
-/// A farm's folder: a certificate, and a key file for each server.
+/// The folder of a farm: a certificate, and a key file for each server.
 struct Farm {
     certificates: Certificates,
 }
@@ -91,7 +91,7 @@ impl Farm {
         self.certificates.folder().join(name)
     }
 
-    /// Makes the first key, of the given terms, and copies of it.
+    /// Makes the first key with these arguments, and copies of it.
     fn keys<const N: usize>(&self, rotate: &str, lifetime: &str) -> [PathBuf; N] {
         let files = std::array::from_fn(|n| self.path(&format!("{n}.key")));
         let terms = ["new", "--rotate", rotate, "--max-lifetime", lifetime];
@@ -111,7 +111,7 @@ impl Farm {
         })
     }
 
-    /// One with further settings.
+    /// Starts a server with further settings.
     fn serve_with(&self, key: &Path, settings: &str) -> Peer {
         Peer::start("sessile", |port| {
             let mut command = program(None);
@@ -136,14 +136,14 @@ impl Farm {
     }
 }
 
-/// Puts a copy in the place of a key file, as a roll-out does: as a whole.
+/// Replaces a key file atomically with a copy, as a roll-out does.
 fn copy_key(from: &Path, to: &Path) {
     let staged = to.with_extension("new");
     fs::copy(from, &staged).unwrap();
     fs::rename(&staged, to).unwrap();
 }
 
-/// Has a server reload its key, and waits until it has said what came of it.
+/// Makes a server reload its key, and waits for the log line about the result.
 fn reload(server: &Peer, outcome: &str) {
     let before = server.said().matches(outcome).count();
     server.hang_up();
@@ -152,7 +152,7 @@ fn reload(server: &Peer, outcome: &str) {
 
 const TICKETS: [Mechanism; 2] = [Mechanism::Ticket, Mechanism::Psk];
 
-/// Clients of both kinds that have made their full handshake at a server.
+/// Clients of both kinds that have made their full handshake with a server.
 async fn clients_of(server: &Peer) -> [Client; 2] {
     let clients = TICKETS.map(client);
     for client in &clients {
@@ -178,7 +178,7 @@ async fn verdict(client: &Client, server: &Peer) -> String {
     verdict.unwrap().to_owned()
 }
 
-/// New clients of every server resume at every other.
+/// New clients of every server resume at every other server.
 async fn assert_all_resume_everywhere(servers: &[Peer]) {
     for maker in servers {
         for opener in servers {
@@ -304,7 +304,7 @@ fn check_and_server_refuse_unusable_keys_with_a_reason() {
     assert!(!fs::read_to_string(&route).unwrap().contains("ticket-"));
 }
 
-/// What a server says that does not start.
+/// The error output of a server that does not start.
 fn does_not_serve(farm: &Farm, key: &Path) -> String {
     let config = farm.path("bad.toml");
     let text = format!(
@@ -339,7 +339,7 @@ fn a_rotation_names_its_times_and_refuses_contradictions() {
         "2098-01-31T04:00:00Z"
     );
     assert_eq!(planned["generations"][0]["ends"], "2098-01-31T16:00:00Z");
-    // Brought forward.
+    // Move the activation forward.
     said(&file, &["rotate", "--activate"]);
     let states = [(0, "outgoing".to_owned()), (1, "sealing".to_owned())];
     assert_eq!(generations(&file), states);
@@ -350,10 +350,10 @@ fn a_rotation_names_its_times_and_refuses_contradictions() {
 fn concurrent_writers_lose_no_generation() {
     let farm = Farm::new();
     let file = farm.path("farm.key");
-    // Made some time ago, so that there is something to move forward.
+    // The key was made earlier, so that the file can move forward.
     let terms = ["new", "--rotate", "1s", "--max-lifetime", "30s"];
     assert!(key_at(&file, Some("-60s"), &terms).status.success());
-    // One that moves the file forward every second beside those that change it.
+    // This server moves the file forward every second, at the same time as the other writers.
     let server = farm.serve(&file, None);
     let first = stands_at(&file);
     let writers: Vec<_> = (0..8)
@@ -385,14 +385,14 @@ async fn a_partial_roll_out_and_an_activation_lose_no_session() {
     let files: [_; 3] = farm.keys("1s", "1m");
     let servers = [0, 1, 2].map(|n| farm.serve(&files[n], None));
     let before = clients_of(&servers[0]).await;
-    // Added on one, carried to a second.
+    // One server gets the new generation, and a second server gets a copy.
     said(&files[0], &["rotate"]);
     copy_key(&files[0], &files[1]);
     for server in &servers[..2] {
         reload(server, "farm key reloaded generations=[0, 1] sealing=0");
     }
     assert_all_resume_everywhere(&servers).await;
-    // The third has it too; the first uses it already.
+    // The third server has the generation, too. The first already seals with it.
     copy_key(&files[1], &files[2]);
     reload(
         &servers[2],
@@ -404,7 +404,7 @@ async fn a_partial_roll_out_and_an_activation_lose_no_session() {
         "farm key reloaded generations=[0, 1] sealing=1",
     );
     assert_all_resume_everywhere(&servers).await;
-    // All of them use it.
+    // All servers seal with the new generation.
     for (file, server) in files.iter().zip(&servers).skip(1) {
         copy_key(&files[0], file);
         reload(server, "farm key reloaded generations=[0, 1] sealing=1");
@@ -466,8 +466,8 @@ fn a_key_stolen_after_a_lifetime_and_two_epochs_opens_no_recorded_ticket() {
     let stolen = farm.path("stolen.key");
     fs::copy(&file, &stolen).unwrap();
     drop(server);
-    // Everyone's clock is turned back to when the tickets were made, and stopped there, which only
-    // helps with a key that was never moved.
+    // The attacker stops all clocks at the time of the tickets. That only works with a key that
+    // never moved forward.
     let then = humantime::format_rfc3339_seconds(made).to_string();
     let then = then.replace('T', " ").replace('Z', "");
     for (key, expected) in [(&first_copy, "resumed/"), (&stolen, "full/")] {

@@ -1,17 +1,17 @@
-//! Web servers as people run them, each with sessions of its own that no other server knows.
+//! Common web servers, each with its own sessions that no other server knows.
 
 use std::fs;
 use std::process::Command;
 
 use super::{Certificates, Peer, nginx};
 
-/// What they have at `/page`: with an icon that is no request of its own.
+/// The page at `/page`, with an inline icon so that the browser requests none.
 const PAGE: &str = "<link rel=icon href=data:,>";
 
-/// How a farm of such servers lets its clients come back.
+/// The mechanism by which clients of a farm resume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Comeback {
-    /// TLS 1.2 session IDs, no tickets.
+    /// TLS 1.2 session IDs, without tickets.
     SessionId,
     /// TLS 1.2 tickets.
     Ticket,
@@ -19,18 +19,18 @@ pub(crate) enum Comeback {
     Psk,
 }
 
-/// A program that serves the web: a page at `/page`, and nothing (204) elsewhere.
+/// A web server with a page at `/page`. All other paths give 204.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Web {
     Nginx,
     Haproxy,
     Apache,
-    /// Has no session IDs.
+    /// Caddy, which has no session IDs.
     Caddy,
 }
 
 impl Web {
-    /// Starts one that speaks what that comeback needs.
+    /// Starts a server that supports this mechanism.
     pub(crate) fn start(self, certificates: &Certificates, comeback: Comeback) -> Peer {
         match self {
             Self::Nginx => {
@@ -114,7 +114,7 @@ fn apache(certificates: &Certificates, comeback: Comeback) -> Peer {
             key = certificates.key.display(),
         );
         fs::write(&config, text).expect("the configuration");
-        // One process: it leaves nothing behind when it is killed.
+        // One process, so that killing it leaves no other process.
         let mut command = Command::new("/usr/sbin/apache2");
         command.args(["-X", "-f"]).arg(&config);
         command
@@ -130,7 +130,7 @@ fn caddy(certificates: &Certificates, comeback: Comeback) -> Peer {
     Peer::start("caddy", |port| {
         let folder = folder(certificates, "caddy", port);
         let config = folder.join("Caddyfile");
-        // It makes its ticket keys anew where it finds none in its folder.
+        // Caddy makes new ticket keys if its folder has none.
         let text = format!(
             "{{\n admin off\n auto_https off\n storage file_system {root}\n}}\n\
              https://:{port} {{\n bind 127.0.0.1\n tls {chain} {key} {{\n  protocols {protocols}\n }}\n\

@@ -1,4 +1,4 @@
-//! An upstream that is down, silent or broken, and a client that goes away.
+//! Upstreams that are down, silent or broken, and clients that disconnect.
 
 use std::fs::File;
 use std::process::{Child, Command, Stdio};
@@ -36,11 +36,11 @@ fn a_silent_upstream_gives_504() {
         let (status, _, body) = rig.get("/stall", &[version]);
         assert_eq!((status, &*body), (504, "504 Gateway Timeout\n"));
     }
-    // curl 7.88 does not read an answer that comes before it has sent its body over HTTP/2.
+    // Over HTTP/2, curl 7.88 ignores a response that arrives before it has sent the body.
     let arguments = ["--http1.1", "-HExpect:", "-T", upload];
     assert_eq!(rig.status("/stall-at-body", &arguments), 504);
     assert_eq!(rig.results("timeout"), 3);
-    // In the middle of a response there is no status left to say it.
+    // In the middle of a response, a status can no longer report the timeout.
     for version in VERSIONS {
         let ran = rig.ask("/stall-in-body", &[version]);
         assert!(!ran.status.success());
@@ -49,7 +49,7 @@ fn a_silent_upstream_gives_504() {
     assert_eq!(rig.results("cut"), 2);
 }
 
-/// Sends half a body, waits, and sends the rest. Arguments: port, CA file, seconds.
+/// Sends half of a body, waits, and sends the rest. Arguments: port, CA file, seconds.
 const SLOW: &str = r#"
 import socket, ssl, sys, time
 port, ca, seconds = sys.argv[1:]
@@ -68,7 +68,7 @@ fn slow_clients_are_served() {
     let rig = Rig::start(&[app.address().port()], "response-timeout = \"1s\"");
     let mut python = Command::new("python3");
     let port = rig.sessile.address().port().to_string();
-    // Longer than the upstream has to answer: that clock stands still meanwhile.
+    // This takes longer than the upstream's time limit, which is paused while the client sends.
     python.args(["-c", SLOW, &port]);
     python.arg(&rig.certificates.ca).arg("1.5");
     let answer = run("python3", &mut python, "").succeeded().stdout;
@@ -78,7 +78,7 @@ fn slow_clients_are_served() {
     );
 }
 
-/// An upstream has a second, and a connection is idle after a third of that.
+/// The upstream has one second. A connection is idle after a third of a second.
 const THINKING: &str = "response-timeout = \"1s\"\n[connection]\nidle-timeout = \"300ms\"";
 
 #[test]
@@ -87,14 +87,14 @@ fn a_client_that_waits_for_an_upstream_is_not_idle() {
     let rig = Rig::start(&[app.address().port()], THINKING);
     for version in VERSIONS {
         assert_eq!(rig.status("/stall", &[version]), 504);
-        // The upstream has begun to answer, and is cut off when its time is over, not the client's.
+        // The upstream began to answer. It is cut off at its own time limit, not at the client's.
         let ran = rig.ask("/stall-in-body", &[version]);
         assert_eq!((ran.status.success(), &*ran.stdout), (false, "a part"));
     }
     assert_eq!((rig.results("timeout"), rig.results("cut")), (2, 2));
 }
 
-/// Sends what it is told and reads nothing, until its input ends. Arguments: port, CA file, what to send.
+/// Sends data without reading until its input ends. Arguments: port, CA file, data.
 const STUCK: &str = r#"
 import socket, ssl, sys
 port, ca, request = sys.argv[1:]
@@ -131,7 +131,7 @@ fn a_client_that_neither_sends_nor_reads_is_idle_during_a_request() {
     eventually("they are counted", || rig.results("abandoned") == 2);
 }
 
-/// Asks in HTTP/1.0 and wants to hear the end. Arguments: port, CA file, path.
+/// Sends an HTTP/1.0 request and waits for the end. Arguments: port, CA file, path.
 const WHOLE: &str = r#"
 import socket, ssl, sys
 port, ca, path = sys.argv[1:]
@@ -153,7 +153,7 @@ fn a_truncated_response_never_looks_complete() {
             assert!(!ran.status.success(), "{version} {path}: {}", ran.stdout);
         }
     }
-    // Without lengths and chunks it is TLS that says whether something is missing.
+    // Without lengths and chunks, only TLS shows that data is missing.
     for path in paths {
         let mut python = Command::new("python3");
         let port = rig.sessile.address().port().to_string();
@@ -186,7 +186,7 @@ fn retries_idempotent_requests_on_a_closing_connection() {
     assert_eq!(rig.status(path, &[]), 200);
     assert_eq!(rig.status(path, &[]), 200);
     assert_eq!(app.said().matches("asked").count(), 3);
-    // On the connection that the second one left behind.
+    // The request uses the connection that the second request left open.
     assert_eq!(rig.status(path, &["--data", "once only"]), 502);
     assert_eq!(app.said().matches("asked").count(), 4);
     assert_eq!((rig.results("ok"), rig.results("closed")), (2, 1));

@@ -1,4 +1,4 @@
-//! Requests through `sessile serve` to a real upstream, asked by curl, openssl and Python.
+//! Requests through `sessile serve` to a real upstream, made by curl, openssl and Python.
 
 mod failures;
 mod hosts;
@@ -12,7 +12,7 @@ use tempfile::TempDir;
 
 use crate::peers::{Certificates, NAME, Peer, Ran, Sessile, free_port, run};
 
-/// `upstream.py` says what each of its paths does.
+/// The comments in `upstream.py` describe its paths.
 pub(crate) fn upstream() -> Peer {
     Peer::start("python3", upstream_on)
 }
@@ -27,7 +27,7 @@ fn upstream_on(port: u16) -> Command {
     command
 }
 
-/// A server with one worker, so that its requests share connections to the upstream.
+/// A server with one worker, so that all requests share the upstream connections.
 struct Rig {
     certificates: Certificates,
     folder: TempDir,
@@ -35,7 +35,7 @@ struct Rig {
 }
 
 impl Rig {
-    /// Hands everything on to these servers, but what lies below `/here`.
+    /// Forwards all requests to these servers, except below `/here`.
     fn start(servers: &[u16], keys: &str) -> Self {
         let (certificates, folder) = (Certificates::new(), tempfile::tempdir().unwrap());
         let servers = servers
@@ -76,7 +76,7 @@ impl Rig {
         run("curl", &mut self.curl(path, arguments), "")
     }
 
-    /// Status, head and body of an answer.
+    /// The status, head and body of a response.
     fn get(&self, path: &str, arguments: &[&str]) -> (u16, String, String) {
         let arguments = [&["--include"], arguments].concat();
         let answer = self.ask(path, &arguments).succeeded().stdout;
@@ -92,7 +92,7 @@ impl Rig {
         self.get(path, arguments).0
     }
 
-    /// What `openssl s_client` gets for these bytes.
+    /// The output of `openssl s_client` after it sent these bytes.
     fn raw(&self, request: &str) -> String {
         let mut command = Command::new("openssl");
         command.args(["s_client", "-quiet", "-servername", NAME, "-connect"]);
@@ -100,7 +100,7 @@ impl Rig {
         run("openssl", &mut command, request).stdout
     }
 
-    /// Requests to the upstream that came to this.
+    /// The number of upstream requests with this result.
     fn results(&self, result: &str) -> u64 {
         let labels = [("upstream", "app"), ("result", result)];
         let metrics = self.sessile.metrics();
@@ -112,14 +112,14 @@ impl Rig {
     }
 }
 
-/// A header of an answer.
+/// A header of a response.
 fn header<'h>(head: &'h str, name: &str) -> Option<&'h str> {
     let mut fields = head.lines().filter_map(|line| line.split_once(": "));
     let field = fields.find(|(its, _)| its.eq_ignore_ascii_case(name));
     field.map(|(_, value)| value.trim_end())
 }
 
-/// What the upstream saw of a header, each time that it was there.
+/// The values of a header at the upstream.
 fn seen<'v>(asked: &'v Value, name: &str) -> Vec<&'v str> {
     let headers = asked["headers"].as_array().unwrap().iter();
     let named = headers.filter(|header| header[0] == name);
@@ -128,7 +128,7 @@ fn seen<'v>(asked: &'v Value, name: &str) -> Vec<&'v str> {
 
 const VERSIONS: [&str; 2] = ["--http1.1", "--http2"];
 
-/// curl offers nothing but `http/1.0` otherwise, which is not spoken here by that name.
+/// Without this, curl offers only `http/1.0`, which sessile does not support in ALPN.
 const HTTP10: [&str; 2] = ["--http1.0", "--no-alpn"];
 
 #[test]
@@ -190,7 +190,7 @@ fn requests_arrive_unchanged_with_the_forwarding_headers() {
 fn large_bodies_pass_in_both_directions() {
     let app = upstream();
     let rig = Rig::start(&[app.address().port()], "");
-    // Not a multiple of any buffer.
+    // The size is no multiple of any buffer.
     let bytes: Vec<u8> = (0..6_000_001_u32).map(|n| (n % 251) as u8).collect();
     let (sent, got) = (rig.file("sent"), rig.file("got"));
     fs::write(&sent, &bytes).unwrap();
@@ -204,15 +204,15 @@ fn large_bodies_pass_in_both_directions() {
             rig.ask("/mirror", &arguments).succeeded();
             assert!(fs::read(got).unwrap() == bytes, "{version} {length}");
         }
-        // The other way, with a length.
+        // The other direction, with a Content-Length.
         rig.ask("/sized?4194304", &[version, "-o", got]).succeeded();
         assert_eq!(fs::metadata(got).unwrap().len(), 4 << 20);
-        // curl sends this from a pipe, and says no length over HTTP/2.
+        // curl sends this from a pipe, and without a length over HTTP/2.
         let mut piped = rig.curl("/count", &[version, "-T", "-"]);
         let counted = run("curl", &mut piped, &"x".repeat(1_000_000)).succeeded();
         assert_eq!(counted.stdout, "1000000");
     }
-    // A body that comes with a GET, and one that ends with the upstream's connection.
+    // A GET with a body, and a body that ends with the upstream's connection.
     let (_, _, body) = rig.get("/echo", &["--request", "GET", "--data", "odd"]);
     assert!(body.contains("\"body\": \"odd\""), "{body}");
     for version in [&HTTP10[..], &["--http1.1"], &["--http2"]] {
@@ -307,7 +307,7 @@ fn a_request_is_never_split_into_two() {
     let hidden = format!("GET /hang-up HTTP/1.1\r\n{host}\r\n");
     let length = format!("Content-Length: {}\r\n", hidden.len() + 5);
     let chunked = "Transfer-Encoding: chunked\r\n";
-    // Whoever believes the length takes the hidden request for a body, in either order.
+    // A server that believes the length takes the hidden request for a body, in either order.
     for both in [format!("{length}{chunked}"), format!("{chunked}{length}")] {
         let request = format!("POST /echo HTTP/1.1\r\n{host}{both}\r\n0\r\n\r\n{hidden}");
         let answer = rig.raw(&request);

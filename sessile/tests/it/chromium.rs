@@ -7,7 +7,7 @@ use serde_json::json;
 use sessile_proto::hello::{DEFAULT_LIMIT, HelloReader};
 
 use crate::peers::{
-    Answer, Browser, Certificates, Comeback, Cut, NAME, Peer, Proxy, Sessile, Web, s_client,
+    Answer, Browser, Certificates, Cut, NAME, Peer, Proxy, Resumption, Sessile, Web, s_client,
 };
 
 /// Two servers with a shared farm key and a short idle timeout, behind a balancer with round robin.
@@ -151,7 +151,7 @@ impl Visitor {
     }
 
     /// Returns `times` times, each time on a new connection.
-    fn return_to_it(&self, times: u64) {
+    fn return_times(&self, times: u64) {
         for _ in 0..times {
             let open = "sessile_balance_connections_open";
             self.balancer.await_metrics(|it| it.sum(open, &[]) == 0);
@@ -174,14 +174,14 @@ impl Visitor {
 fn assert_chromium_returns(web: Web) {
     const RETURNS: u64 = 4;
     let certificates = Certificates::new();
-    let servers = [(); 3].map(|()| web.start(&certificates, Comeback::Psk));
+    let servers = [(); 3].map(|()| web.start(&certificates, Resumption::Psk));
     let visitor = Visitor::start(&certificates, &servers, "tls");
     let balancer = &visitor.balancer;
     for name in ["a", "b", "c"] {
         balancer.await_server(name, |server| server["key_names"] != json!([]));
     }
     visitor.open();
-    visitor.return_to_it(RETURNS);
+    visitor.return_times(RETURNS);
     let metrics = balancer.await_metrics(|it| it.routed("key-name", "resumed") >= RETURNS);
     for by in ["policy", "key-name"] {
         assert_eq!(metrics.routed(by, "refused"), 0, "{metrics}");
@@ -215,11 +215,11 @@ fn chromium_returns_to_its_caddy() {
 fn chromium_confirms_a_key_name_but_creates_none() {
     const RETURNS: u64 = 4;
     let certificates = Certificates::new();
-    let servers = [Web::Nginx.start(&certificates, Comeback::Psk)];
+    let servers = [Web::Nginx.start(&certificates, Resumption::Psk)];
     let visitor = Visitor::start(&certificates, &servers, "off");
     let balancer = &visitor.balancer;
     visitor.open();
-    visitor.return_to_it(RETURNS);
+    visitor.return_times(RETURNS);
     // More than two tickets were accepted, which would have proven the key name for another client.
     let metrics = balancer.await_metrics(|it| it.routed("policy", "resumed") >= RETURNS);
     assert_eq!(metrics.routed("key-name", "resumed"), 0, "{metrics}");
@@ -239,6 +239,6 @@ fn chromium_confirms_a_key_name_but_creates_none() {
         );
     }
     balancer.await_server("a", |server| server["key_names"] != json!([]));
-    visitor.return_to_it(RETURNS);
+    visitor.return_times(RETURNS);
     balancer.await_metrics(|it| it.routed("key-name", "resumed") >= RETURNS);
 }

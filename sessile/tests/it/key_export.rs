@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, SystemTime};
 
-use crate::peers::{Certificates, eventually, haproxy, nginx, s_client, set_clock};
+use crate::peers::{Certificates, eventually, haproxy, nginx, s_client, set_clock, stopped_clock};
 
 const VERSIONS: [&str; 2] = ["-tls1_2", "-tls1_3"];
 
@@ -149,9 +149,7 @@ fn exports_have_the_required_sizes_and_are_equal_for_copies_of_a_key() {
     let copy = folder.join("copy.key");
     fs::copy(&file, &copy).unwrap();
     // The clock is stopped, so that all exports have the same epoch. All epochs exist at this time.
-    let tomorrow = SystemTime::now() + Duration::from_secs(24 * 60 * 60);
-    let tomorrow = humantime::format_rfc3339_seconds(tomorrow).to_string();
-    let tomorrow = tomorrow.replace('T', " ").replace('Z', "");
+    let tomorrow = stopped_clock(SystemTime::now() + Duration::from_secs(24 * 60 * 60));
     let outputs = [(&file, "one"), (&copy, "other")].map(|(file, name)| {
         let at = |format: &str| folder.join(format!("{name}.{format}"));
         for format in ["nginx", "haproxy", "apache"] {

@@ -139,9 +139,10 @@ impl Clients {
             });
             clients.add(format!("Python by {how:?}"), move || {
                 let verdict = python.connect(address);
-                match verdict.starts_with("failed") {
-                    true => Err(verdict),
-                    false => Ok(verdict),
+                if verdict.starts_with("failed") {
+                    Err(verdict)
+                } else {
+                    Ok(verdict)
                 }
             });
         }
@@ -165,7 +166,7 @@ impl Clients {
     }
 
     /// Waits until this number of new visits has begun and got a verdict.
-    fn meanwhile(&self) {
+    fn wait_for_visits(&self) {
         let since = Instant::now();
         eventually("clients come and go", || {
             self.tally.good_since(since) >= MEANWHILE
@@ -263,12 +264,12 @@ fn balancer(farm: &Farm, servers: &[SocketAddr], listener: &TcpListener) -> Sess
 }
 
 /// The time from just before a kill until the process was gone.
-struct Killing {
+struct KillWindow {
     from: Instant,
     until: Instant,
 }
 
-impl Killing {
+impl KillWindow {
     fn of(kill: impl FnOnce()) -> Self {
         let from = Instant::now();
         kill();
@@ -296,7 +297,7 @@ fn restarts_cost_no_connection_and_kills_only_those_that_are_open() {
     let soak = soak();
     let pace = soak.map_or(PACE, |_| SOAK_PACE);
     let clients = Clients::start(&farm, listener.local_addr().unwrap(), pace);
-    clients.meanwhile();
+    clients.wait_for_visits();
 
     let is_up = |server: &serde_json::Value| server["state"] == "up";
     let mut rounds = 0;
@@ -305,23 +306,23 @@ fn restarts_cost_no_connection_and_kills_only_those_that_are_open() {
             servers.remove(at).drain();
             servers.insert(at, farm.serve_again(name, addresses[at].port()));
             balancing.await_server(name, is_up);
-            clients.meanwhile();
+            clients.wait_for_visits();
         }
         balancing.terminate();
         assert!(balancing.ended().success());
         balancing = balancer(&farm, &addresses, &listener);
-        clients.meanwhile();
+        clients.wait_for_visits();
         rounds += 1;
     }
 
     let server = servers.remove(0);
-    let server_killed = Killing::of(|| server.peer.kill());
-    clients.meanwhile();
+    let server_killed = KillWindow::of(|| server.peer.kill());
+    clients.wait_for_visits();
     servers.insert(0, farm.serve_again(NAMES[0], addresses[0].port()));
     balancing.await_server(NAMES[0], is_up);
-    let balancer_killed = Killing::of(|| drop(balancing));
+    let balancer_killed = KillWindow::of(|| drop(balancing));
     let balancing = balancer(&farm, &addresses, &listener);
-    clients.meanwhile();
+    clients.wait_for_visits();
 
     let (visits, rate) = clients.finish();
     let killings = [server_killed, balancer_killed];
@@ -398,12 +399,13 @@ impl Held {
 
 /// Sends a request on each connection. Those for which `cut` is true must have ended. Returns the
 /// others.
-async fn outlive(held: Vec<Held>, cut: impl Fn(&Held) -> bool) -> Vec<Held> {
+async fn check_open_connections(held: Vec<Held>, cut: impl Fn(&Held) -> bool) -> Vec<Held> {
     let mut left = Vec::new();
     for mut held in held {
-        let expected = match cut(&held) {
-            true => None,
-            false => Some(held.server.clone()),
+        let expected = if cut(&held) {
+            None
+        } else {
+            Some(held.server.clone())
         };
         assert_eq!(held.ask().await.ok(), expected, "{}", held.balancer);
         if expected.is_some() {
@@ -417,22 +419,22 @@ async fn outlive(held: Vec<Held>, cut: impl Fn(&Held) -> bool) -> Vec<Held> {
 struct Labelled {
     session: PathBuf,
     version: &'static str,
-    home: String,
+    labelled_server: String,
 }
 
 impl Labelled {
     fn new(farm: &Farm, version: &'static str, name: usize, balancer: &Sessile) -> Self {
         let session = farm.folder().join(format!("labelled-{name}"));
-        let (home, _) = visit(balancer.address(), version, &session);
+        let (labelled_server, _) = visit(balancer.address(), version, &session);
         Self {
             session,
             version,
-            home,
+            labelled_server,
         }
     }
 
     /// Returns through each of these balancers and resumes. Returns the servers.
-    fn return_to_other_servers(&self, balancers: &[Sessile]) -> Vec<String> {
+    fn return_through(&self, balancers: &[Sessile]) -> Vec<String> {
         let resumed = balancers.iter().map(|balancer| {
             let (server, verdict) = visit(balancer.address(), self.version, &self.session);
             assert!(verdict.starts_with("resumed/"), "{verdict} at {server}");
@@ -443,19 +445,14 @@ impl Labelled {
 
     /// Returns through each of these balancers, which all must lead to the server of the label.
     fn return_to_same_server(&self, balancers: &[Sessile]) {
-        let all = vec![self.home.clone(); balancers.len()];
-        assert_eq!(
-            self.return_to_other_servers(balancers),
-            all,
-            "{}",
-            self.version
-        );
+        let all = vec![self.labelled_server.clone(); balancers.len()];
+        assert_eq!(self.return_through(balancers), all, "{}", self.version);
     }
 
     /// Returns to the server of the label after its restart. A TLS 1.2 ticket still has its label.
     /// In TLS 1.3, each server has given a new ticket.
-    fn settle(&mut self, balancers: &[Sessile]) {
-        self.home = self.return_to_other_servers(&balancers[..1]).remove(0);
+    fn return_after_restart(&mut self, balancers: &[Sessile]) {
+        self.labelled_server = self.return_through(&balancers[..1]).remove(0);
         self.return_to_same_server(balancers);
     }
 }
@@ -478,7 +475,7 @@ async fn killing_a_server_affects_only_its_open_connections() {
     }
     for at in 0..balancers.len() {
         drop(balancers.remove(at));
-        held = outlive(held, |held| held.balancer == at).await;
+        held = check_open_connections(held, |held| held.balancer == at).await;
         clients
             .iter()
             .for_each(|it| it.return_to_same_server(&balancers));
@@ -493,11 +490,14 @@ async fn killing_a_server_affects_only_its_open_connections() {
     for (at, name) in NAMES.into_iter().enumerate() {
         let port = servers[at].address().port();
         servers.remove(at).peer.kill();
-        held = outlive(held, |held| held.server == name).await;
+        held = check_open_connections(held, |held| held.server == name).await;
         for client in &clients {
-            if client.home == name {
-                let elsewhere = client.return_to_other_servers(&balancers);
-                assert!(!elsewhere.contains(&client.home), "{elsewhere:?}");
+            if client.labelled_server == name {
+                let elsewhere = client.return_through(&balancers);
+                assert!(
+                    !elsewhere.contains(&client.labelled_server),
+                    "{elsewhere:?}"
+                );
             } else {
                 client.return_to_same_server(&balancers);
             }
@@ -506,7 +506,9 @@ async fn killing_a_server_affects_only_its_open_connections() {
         for balancer in &balancers {
             balancer.await_server(name, |server| server["state"] == "up");
         }
-        clients.iter_mut().for_each(|it| it.settle(&balancers));
+        clients
+            .iter_mut()
+            .for_each(|it| it.return_after_restart(&balancers));
     }
     assert!(held.is_empty(), "each server was killed once");
 }

@@ -56,7 +56,7 @@ impl Folder {
     }
 
     /// The output of a successful command.
-    fn said(&self, arguments: &[&str]) -> String {
+    fn output_of(&self, arguments: &[&str]) -> String {
         let output = self.run(arguments);
         assert!(output.status.success(), "{arguments:?}: {output:?}");
         String::from_utf8(output.stdout).expect("UTF-8")
@@ -75,24 +75,24 @@ impl Folder {
 #[test]
 fn a_change_keeps_comments_and_writes_a_backup() {
     let folder = Folder::new();
-    folder.said(&["settings", "set", "session.lifetime", "8h"]);
-    folder.said(&["settings", "set", "session.tickets", "false"]);
+    folder.output_of(&["settings", "set", "session.lifetime", "8h"]);
+    folder.output_of(&["settings", "set", "session.tickets", "false"]);
     let expected = FILE.replace(
         "\"5m\" # short, on purpose\n",
         "\"8h\" # short, on purpose\ntickets = false\n",
     );
     assert_eq!(folder.text(), expected);
     assert_eq!(
-        folder.said(&["settings", "get", "session.lifetime"]),
+        folder.output_of(&["settings", "get", "session.lifetime"]),
         "8h\n"
     );
     assert_eq!(folder.names().len(), 3);
-    let said = folder.said(&["settings", "unset", "session.tickets"]);
+    let said = folder.output_of(&["settings", "unset", "session.tickets"]);
     assert!(
         said.starts_with("session.tickets has its default: true\nbackup: "),
         "{said}"
     );
-    let said = folder.said(&["settings", "unset", "session.tickets"]);
+    let said = folder.output_of(&["settings", "unset", "session.tickets"]);
     assert!(
         said.ends_with("said so already: nothing was changed\n"),
         "{said}"
@@ -102,9 +102,9 @@ fn a_change_keeps_comments_and_writes_a_backup() {
 #[test]
 fn restoring_a_backup_restores_the_whole_file() {
     let folder = Folder::new();
-    folder.said(&["settings", "backup"]);
+    folder.output_of(&["settings", "backup"]);
     fs::write(folder.path("sessile.toml"), "broken").expect("written");
-    folder.said(&["settings", "restore"]);
+    folder.output_of(&["settings", "restore"]);
     assert_eq!(folder.text(), FILE);
     let error = folder.refused(&["settings", "restore", "none.bak"]);
     assert!(error.contains("none.bak: cannot be read"), "{error}");
@@ -172,7 +172,7 @@ fn a_registry_export_can_be_imported_and_exported() {
         sessile::config::reg::to_utf16(export),
     )
     .expect("written");
-    let said = folder.said(&["settings", "import", "in.reg"]);
+    let said = folder.output_of(&["settings", "import", "in.reg"]);
     for expected in [
         "took     line 4: SCHANNEL\\MaximumCacheSize = 0x00004e20 (20000): session.max-entries = 20000\n",
         "took     line 9: HTTP\\Parameters\\EnableKernelSSL = 0x00000000 (0): \
@@ -192,15 +192,15 @@ fn a_registry_export_can_be_imported_and_exported() {
             .contains("lifetime = \"1h\" # short, on purpose\nmax-entries = 20000\n")
     );
 
-    folder.said(&["settings", "export", "--reg", "--output", "out.reg"]);
+    folder.output_of(&["settings", "export", "--reg", "--output", "out.reg"]);
     let written = fs::read(folder.path("out.reg")).expect("it is there");
     assert_eq!(written[..2], [0xff, 0xfe]);
     let before = file::load(&folder.path("sessile.toml")).expect("it is right");
-    folder.said(&["settings", "import", "out.reg", "--config", "copy.toml"]);
+    folder.output_of(&["settings", "import", "out.reg", "--config", "copy.toml"]);
     let mut copy = file::load(&folder.path("copy.toml")).expect("it is right");
     copy.sites = before.sites.clone();
     assert_eq!(copy, before);
-    let comment = folder.said(&["settings", "export", "--reg"]);
+    let comment = folder.output_of(&["settings", "export", "--reg"]);
     assert!(
         comment.contains("\r\n; [[site]], 1 in all\r\n"),
         "{comment}"
@@ -230,14 +230,14 @@ fn an_invalid_import_changes_nothing() {
 #[test]
 fn the_list_shows_values_and_their_cost() {
     let folder = Folder::new();
-    let list = folder.said(&["settings", "list"]);
+    let list = folder.output_of(&["settings", "list"]);
     assert!(list.contains("* session.lifetime"), "{list}");
     assert!(
         list.contains("costs: up to 1.9 MiB of memory when full"),
         "{list}"
     );
     let list: serde_json::Value =
-        serde_json::from_str(&folder.said(&["settings", "list", "--json"])).expect("JSON");
+        serde_json::from_str(&folder.output_of(&["settings", "list", "--json"])).expect("JSON");
     let settings = list.as_array().expect("a list");
     assert_eq!(settings.len(), SETTINGS.len());
     let lifetime = settings
@@ -254,7 +254,7 @@ fn the_list_shows_values_and_their_cost() {
 #[test]
 fn a_toml_export_has_the_same_settings() {
     let folder = Folder::new();
-    let exported = folder.said(&["settings", "export"]);
+    let exported = folder.output_of(&["settings", "export"]);
     let origin = folder.path("sessile.toml");
     let mut before = file::load(&origin).expect("it is right");
     before.sites.clear();
@@ -269,9 +269,9 @@ fn the_file_comes_from_the_flag_the_variable_or_the_working_folder() {
     let folder = Folder::new();
     fs::write(folder.path("other.toml"), "session.lifetime = '3h'").expect("written");
     let get = ["settings", "get", "session.lifetime"];
-    assert_eq!(folder.said(&get), "5m\n");
+    assert_eq!(folder.output_of(&get), "5m\n");
     assert_eq!(
-        folder.said(&[&get[..], &["--config", "other.toml"]].concat()),
+        folder.output_of(&[&get[..], &["--config", "other.toml"]].concat()),
         "3h\n"
     );
     let mut command = Command::new("sh");

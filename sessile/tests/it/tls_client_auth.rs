@@ -502,9 +502,10 @@ fn ticket_sizes_do_not_reveal_client_certificates_while_the_store_is_down() {
 fn ticket_sizes_do_not_reveal_client_certificates_with_a_shared_store() {
     let redis = Redis::start();
     let ticket_lens = |shared: bool, known: bool| {
-        let store = match shared {
-            true => format!("store = \"{}\"\nstore-timeout = \"3s\"\n", redis.url()),
-            false => String::new(),
+        let store = if shared {
+            format!("store = \"{}\"\nstore-timeout = \"3s\"\n", redis.url())
+        } else {
+            String::new()
         };
         let (farm, ca, _certificates) = mutual_farm(&store);
         let [one, other] = ["web1", "web2"].map(|name| farm.serve(name));

@@ -14,7 +14,7 @@ use sessile_proto::{sealed, ticket};
 
 use super::clients::{HOW, How, openssl};
 use super::{Farm, Setup, drain, stands_at, travel, unix_secs};
-use crate::peers::{Cut, Peer, Proxy, eventually};
+use crate::peers::{Cut, Peer, Proxy, eventually, stopped_clock};
 use crate::store::setup::Redis;
 
 const ROTATE: u64 = 1;
@@ -202,9 +202,7 @@ fn a_key_file_stolen_after_a_lifetime_and_two_epochs_opens_no_recorded_session()
     assert_eq!(recorded.opened(&early), everything);
 
     // The attacker's server, with its clock stopped at the time of the recording.
-    let then = SystemTime::UNIX_EPOCH + Duration::from_secs(recorded.until);
-    let then = humantime::format_rfc3339_seconds(then).to_string();
-    let then = then.replace('T', " ").replace('Z', "");
+    let then = stopped_clock(SystemTime::UNIX_EPOCH + Duration::from_secs(recorded.until));
     for clock in [Some(&*then), None] {
         let verdicts = verdicts(&farm, &stolen, &recorded, clock, &then);
         let refused = ["full/expired", "full/unknown", "full/unknown-key"];

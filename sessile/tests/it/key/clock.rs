@@ -6,8 +6,8 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use super::{
-    Farm, PROGRAM, assert_all, assert_all_resume_everywhere, clients_of, copy_key, key_at, reload,
-    said, show, stands_at,
+    Farm, PROGRAM, assert_all, assert_all_resume_everywhere, clients_of, copy_key, key_at,
+    key_output, reload, show, stands_at,
 };
 use crate::peers::{Peer, eventually};
 use crate::store::setup::Redis;
@@ -88,9 +88,9 @@ fn warns_about_a_slow_clock_before_it_ends_a_generation_too_early() {
         assert!(said.contains("look at `date`"), "{said}");
     };
     slow(&["rotate", "--at", "24h"]);
-    said(&file, &["rotate"]);
+    key_output(&file, &["rotate"]);
     slow(&["rotate", "--activate"]);
-    said(&file, &["rotate", "--activate"]);
+    key_output(&file, &["rotate", "--activate"]);
     assert_eq!(show(&file)["generations"][0]["state"], "outgoing");
 }
 
@@ -98,7 +98,7 @@ fn warns_about_a_slow_clock_before_it_ends_a_generation_too_early() {
 fn warns_about_first_copies_and_about_files_that_cannot_move_forward() {
     let farm = Farm::new();
     let [file] = farm.keys("1h", "10h");
-    assert!(!said(&file, &["check"]).contains("warning:"));
+    assert!(!key_output(&file, &["check"]).contains("warning:"));
     let check = |clock| String::from_utf8(key_at(&file, Some(clock), &["check"]).stdout).unwrap();
     let later = check("+2d");
     assert!(

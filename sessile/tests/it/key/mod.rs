@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::peers::{Certificates, NAME, Peer, eventually, s_client, set_clock};
+use crate::peers::{Certificates, NAME, Peer, eventually, s_client, set_clock, stopped_clock};
 use crate::store::setup::client;
 use serde_json::Value;
 use sessile::client::{Client, Mechanism, Target};
@@ -29,7 +29,7 @@ fn key_at(file: &Path, clock: Option<&str>, arguments: &[&str]) -> Output {
 }
 
 /// The output of a successful `sessile key` command.
-fn said(file: &Path, arguments: &[&str]) -> String {
+fn key_output(file: &Path, arguments: &[&str]) -> String {
     let output = key(file, arguments);
     assert!(output.status.success(), "{arguments:?}: {output:?}");
     String::from_utf8(output.stdout).unwrap()
@@ -45,7 +45,7 @@ fn refused(file: &Path, arguments: &[&str]) -> String {
 }
 
 fn show(file: &Path) -> Value {
-    serde_json::from_str(&said(file, &["show", "--json"])).unwrap()
+    serde_json::from_str(&key_output(file, &["show", "--json"])).unwrap()
 }
 
 /// Numbers and states of the generations in a file.
@@ -95,7 +95,7 @@ impl Farm {
     fn keys<const N: usize>(&self, rotate: &str, lifetime: &str) -> [PathBuf; N] {
         let files = std::array::from_fn(|n| self.path(&format!("{n}.key")));
         let terms = ["new", "--rotate", rotate, "--max-lifetime", lifetime];
-        said(&files[0], &terms);
+        key_output(&files[0], &terms);
         for copy in &files[1..] {
             copy_key(&files[0], copy);
         }
@@ -201,19 +201,19 @@ async fn assert_all(clients: &[Client], server: &Peer, expected: &str) {
 fn a_key_is_created_once_and_shown_without_its_secrets() {
     let farm = Farm::new();
     let file = farm.path("made/farm.key");
-    let said_new = said(&file, &["new", "--scope", "shop", "--rotate", "2h"]);
+    let said_new = key_output(&file, &["new", "--scope", "shop", "--rotate", "2h"]);
     assert!(said_new.contains("the key of farm \"shop\""), "{said_new}");
     assert!(refused(&file, &["new"]).contains("already there; it is never overwritten"));
     let shown = show(&file);
     assert_eq!(shown["scope"], "shop");
     assert_eq!(shown["rotate_seconds"], 7200);
     assert_eq!(shown["max_lifetime_seconds"], 36_000);
-    said(&file, &["rotate"]);
+    key_output(&file, &["rotate"]);
     let everything = [
         said_new,
-        said(&file, &["show"]),
-        said(&file, &["show", "--json"]),
-        said(&file, &["check"]),
+        key_output(&file, &["show"]),
+        key_output(&file, &["show", "--json"]),
+        key_output(&file, &["check"]),
     ]
     .concat();
     let text = fs::read_to_string(&file).unwrap();
@@ -261,7 +261,7 @@ fn check_and_server_refuse_unusable_keys_with_a_reason() {
         text.replace(secret_line.unwrap(), &line)
     };
     let route = farm.path("route.key");
-    said(
+    key_output(
         &good,
         &["export", "--route", "--output", route.to_str().unwrap()],
     );
@@ -299,7 +299,7 @@ fn check_and_server_refuse_unusable_keys_with_a_reason() {
         assert!(does_not_serve(&farm, &file).contains(reason));
     }
     assert!(does_not_serve(&farm, &route).contains("this file has the route part only"));
-    assert!(said(&route, &["check"]).contains("the balancer's part"));
+    assert!(key_output(&route, &["check"]).contains("the balancer's part"));
     assert!(refused(&route, &["rotate"]).contains("the route part only"));
     assert!(!fs::read_to_string(&route).unwrap().contains("ticket-"));
 }
@@ -326,7 +326,7 @@ fn a_rotation_names_its_times_and_refuses_contradictions() {
     assert!(refused(&file, &["rotate", "--activate"]).contains("`sessile key rotate` adds one"));
     assert!(refused(&file, &["rotate", "--at", "1999-01-01T00:00:00Z"]).contains("that is over"));
     assert!(refused(&file, &["rotate", "--at", "tomorrow"]).contains("2030-01-31T04:00:00Z"));
-    let said_plan = said(&file, &["rotate", "--at", "2098-01-31T04:00:00Z"]);
+    let said_plan = key_output(&file, &["rotate", "--at", "2098-01-31T04:00:00Z"]);
     assert!(
         said_plan.contains("from 2098-01-31T04:00:00Z on"),
         "{said_plan}"
@@ -340,7 +340,7 @@ fn a_rotation_names_its_times_and_refuses_contradictions() {
     );
     assert_eq!(planned["generations"][0]["ends"], "2098-01-31T16:00:00Z");
     // Move the activation forward.
-    said(&file, &["rotate", "--activate"]);
+    key_output(&file, &["rotate", "--activate"]);
     let states = [(0, "outgoing".to_owned()), (1, "sealing".to_owned())];
     assert_eq!(generations(&file), states);
     assert!(refused(&file, &["rotate"]).contains("there is room for another one from"));
@@ -386,7 +386,7 @@ async fn a_partial_roll_out_and_an_activation_lose_no_session() {
     let servers = [0, 1, 2].map(|n| farm.serve(&files[n], None));
     let before = clients_of(&servers[0]).await;
     // One server gets the new generation, and a second server gets a copy.
-    said(&files[0], &["rotate"]);
+    key_output(&files[0], &["rotate"]);
     copy_key(&files[0], &files[1]);
     for server in &servers[..2] {
         reload(server, "farm key reloaded generations=[0, 1] sealing=0");
@@ -398,7 +398,7 @@ async fn a_partial_roll_out_and_an_activation_lose_no_session() {
         &servers[2],
         "farm key reloaded generations=[0, 1] sealing=0",
     );
-    said(&files[0], &["rotate", "--activate"]);
+    key_output(&files[0], &["rotate", "--activate"]);
     reload(
         &servers[0],
         "farm key reloaded generations=[0, 1] sealing=1",
@@ -422,7 +422,7 @@ async fn after_a_theft_every_old_ticket_is_revoked() {
     for server in &servers {
         before.push(clients_of(server).await);
     }
-    said(&files[1], &["rotate", "--compromised"]);
+    key_output(&files[1], &["rotate", "--compromised"]);
     for (n, server) in servers.iter().enumerate() {
         if n != 1 {
             copy_key(&files[1], &files[n]);
@@ -468,8 +468,7 @@ fn a_key_stolen_after_a_lifetime_and_two_epochs_opens_no_recorded_ticket() {
     drop(server);
     // The attacker stops all clocks at the time of the tickets. That only works with a key that
     // never moved forward.
-    let then = humantime::format_rfc3339_seconds(made).to_string();
-    let then = then.replace('T', " ").replace('Z', "");
+    let then = stopped_clock(made);
     for (key, expected) in [(&first_copy, "resumed/"), (&stolen, "full/")] {
         let server = farm.serve(key, Some(&then));
         for version in versions {

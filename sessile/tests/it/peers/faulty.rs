@@ -89,10 +89,10 @@ pub(crate) enum Fault {
 /// The server. It listens until the tests end.
 pub(crate) struct Faulty {
     address: SocketAddr,
-    state: Arc<State>,
+    state: Arc<FaultyState>,
 }
 
-struct State {
+struct FaultyState {
     config: ServerConfig,
     fault: Mutex<Fault>,
     /// Counts of finished handshakes and of offers of the server's own session.
@@ -139,7 +139,7 @@ impl Faulty {
         }
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
         let address = listener.local_addr().expect("its address");
-        let state = Arc::new(State {
+        let state = Arc::new(FaultyState {
             config,
             fault: Mutex::new(fault),
             finished: AtomicUsize::new(0),
@@ -175,7 +175,7 @@ impl Faulty {
     }
 }
 
-impl State {
+impl FaultyState {
     fn finished(&self) -> usize {
         self.finished.load(Ordering::Relaxed)
     }

@@ -15,7 +15,7 @@ pub(crate) use metrics::Metrics;
 pub(crate) use proxy::{Cut, Proxy, record};
 pub(crate) use run::{Answer, Ran, run};
 pub(crate) use running::{Farm, NO_FOLDER, Sessile, inheriting};
-pub(crate) use web::{Comeback, Web};
+pub(crate) use web::{Resumption, Web};
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -26,7 +26,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Mutex;
 use std::sync::OnceLock;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use rustix::process::{Pid, Signal};
@@ -251,7 +251,7 @@ pub(crate) fn set_clock(command: &mut Command, clock: &str) {
     command.env("DONT_FAKE_MONOTONIC", "1");
 }
 
-/// As [`faketime`], with a clock that the program reads from a file each time.
+/// As [`set_clock`], with a clock that the program reads from a file each time.
 pub(crate) fn set_clock_by(command: &mut Command, file: &Path) {
     set_clock(command, "");
     command.env_remove("FAKETIME");
@@ -264,16 +264,27 @@ fn faketime_library() -> String {
     // Killed programs leave files with their process IDs, and faketime fails with such an ID. So
     // this asks faketime again.
     const TRIES: usize = 5;
-    let preload = || {
-        let shown = Command::new("faketime").args(["-f", "+0", "env"]).output();
-        let shown = shown.expect("faketime is needed: install the package faketime");
-        let shown = String::from_utf8(shown.stdout).expect("paths in UTF-8");
-        let mut lines = shown.lines();
-        let preload = lines.find_map(|line| line.strip_prefix("LD_PRELOAD="));
-        preload.map(ToOwned::to_owned)
-    };
-    let mut tries = (0..TRIES).filter_map(|_| preload());
-    tries.next().expect("faketime sets it")
+    for _ in 0..TRIES {
+        let output = Command::new("faketime")
+            .args(["-f", "+0", "env"])
+            .output()
+            .expect("faketime is needed: install the package faketime");
+        let environment = String::from_utf8(output.stdout).expect("paths in UTF-8");
+        for line in environment.lines() {
+            if let Some(library) = line.strip_prefix("LD_PRELOAD=") {
+                return library.to_owned();
+            }
+        }
+    }
+    panic!("faketime does not set LD_PRELOAD");
+}
+
+/// A time in the format of `faketime -f`, at which the clock stands still.
+pub(crate) fn stopped_clock(time: SystemTime) -> String {
+    humantime::format_rfc3339_seconds(time)
+        .to_string()
+        .replace('T', " ")
+        .replace('Z', "")
 }
 
 /// The output of `openssl s_client` for a request for `/`, with these arguments.
@@ -308,10 +319,11 @@ pub(crate) fn openssl(certificates: &Certificates, arguments: &[&str]) -> Peer {
 
 /// nginx with one TLS server that answers 204, and with these directives.
 pub(crate) fn nginx(certificates: &Certificates, directives: &str) -> Peer {
-    let protocols = match directives.contains("ssl_protocols") {
+    let protocols = if directives.contains("ssl_protocols") {
         // A second directive would add to the first.
-        true => "",
-        false => "ssl_protocols TLSv1.2 TLSv1.3;",
+        ""
+    } else {
+        "ssl_protocols TLSv1.2 TLSv1.3;"
     };
     Peer::start("nginx", |port| {
         let folder = certificates.folder().join(format!("nginx-{port}"));

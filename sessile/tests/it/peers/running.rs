@@ -29,7 +29,7 @@ pub(crate) const NO_FOLDER: &str = "/proc/nonexistent";
 /// A running `sessile`. Killed when dropped.
 pub(crate) struct Sessile {
     child: Child,
-    said: Said,
+    said: OutputLog,
     address: SocketAddr,
     admin: SocketAddr,
 }
@@ -341,10 +341,10 @@ fn pass_to(shell: &mut Command, program: &Command) {
     }
 }
 
-fn spawn(mut command: Command) -> (Child, Said) {
+fn spawn(mut command: Command) -> (Child, OutputLog) {
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().expect("the program under test");
-    let said = Said::default();
+    let said = OutputLog::default();
     said.listen(child.stdout.take().expect("a pipe"));
     said.listen(child.stderr.take().expect("a pipe"));
     (child, said)
@@ -352,16 +352,16 @@ fn spawn(mut command: Command) -> (Child, Said) {
 
 /// The output of a program on both streams.
 #[derive(Clone, Default)]
-struct Said(Arc<(Mutex<Heard>, Condvar)>);
+struct OutputLog(Arc<(Mutex<OutputLogState>, Condvar)>);
 
 #[derive(Default)]
-struct Heard {
+struct OutputLogState {
     lines: Vec<String>,
     /// The number of streams that are still open.
     open: usize,
 }
 
-impl Said {
+impl OutputLog {
     /// Reads a stream to its end on a separate thread, because a full pipe would block the program.
     fn listen(&self, stream: impl Read + Send + 'static) {
         let said = self.clone();

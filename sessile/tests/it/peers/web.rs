@@ -10,7 +10,7 @@ const PAGE: &str = "<link rel=icon href=data:,>";
 
 /// The mechanism by which clients of a farm resume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Comeback {
+pub(crate) enum Resumption {
     /// TLS 1.2 session IDs, without tickets.
     SessionId,
     /// TLS 1.2 tickets.
@@ -31,13 +31,13 @@ pub(crate) enum Web {
 
 impl Web {
     /// Starts a server that supports this mechanism.
-    pub(crate) fn start(self, certificates: &Certificates, comeback: Comeback) -> Peer {
+    pub(crate) fn start(self, certificates: &Certificates, resumption: Resumption) -> Peer {
         match self {
             Self::Nginx => {
-                let (protocols, tickets) = match comeback {
-                    Comeback::SessionId => ("TLSv1.2", "off"),
-                    Comeback::Ticket => ("TLSv1.2", "on"),
-                    Comeback::Psk => ("TLSv1.2 TLSv1.3", "on"),
+                let (protocols, tickets) = match resumption {
+                    Resumption::SessionId => ("TLSv1.2", "off"),
+                    Resumption::Ticket => ("TLSv1.2", "on"),
+                    Resumption::Psk => ("TLSv1.2 TLSv1.3", "on"),
                 };
                 let directives = format!(
                     "ssl_protocols {protocols}; ssl_session_cache shared:s:1m; \
@@ -46,18 +46,18 @@ impl Web {
                 );
                 nginx(certificates, &directives)
             }
-            Self::Haproxy => haproxy(certificates, comeback),
-            Self::Apache => apache(certificates, comeback),
-            Self::Caddy => caddy(certificates, comeback),
+            Self::Haproxy => haproxy(certificates, resumption),
+            Self::Apache => apache(certificates, resumption),
+            Self::Caddy => caddy(certificates, resumption),
         }
     }
 }
 
-fn haproxy(certificates: &Certificates, comeback: Comeback) -> Peer {
-    let bind = match comeback {
-        Comeback::SessionId => "ssl-max-ver TLSv1.2 no-tls-tickets",
-        Comeback::Ticket => "ssl-max-ver TLSv1.2",
-        Comeback::Psk => "ssl-max-ver TLSv1.3",
+fn haproxy(certificates: &Certificates, resumption: Resumption) -> Peer {
+    let bind = match resumption {
+        Resumption::SessionId => "ssl-max-ver TLSv1.2 no-tls-tickets",
+        Resumption::Ticket => "ssl-max-ver TLSv1.2",
+        Resumption::Psk => "ssl-max-ver TLSv1.3",
     };
     Peer::start("haproxy", |port| {
         let folder = folder(certificates, "haproxy", port);
@@ -81,12 +81,12 @@ fn haproxy(certificates: &Certificates, comeback: Comeback) -> Peer {
     })
 }
 
-fn apache(certificates: &Certificates, comeback: Comeback) -> Peer {
+fn apache(certificates: &Certificates, resumption: Resumption) -> Peer {
     const MODULES: &str = "/usr/lib/apache2/modules";
-    let (protocols, tickets) = match comeback {
-        Comeback::SessionId => ("TLSv1.2", "off"),
-        Comeback::Ticket => ("TLSv1.2", "on"),
-        Comeback::Psk => ("TLSv1.2 +TLSv1.3", "on"),
+    let (protocols, tickets) = match resumption {
+        Resumption::SessionId => ("TLSv1.2", "off"),
+        Resumption::Ticket => ("TLSv1.2", "on"),
+        Resumption::Psk => ("TLSv1.2 +TLSv1.3", "on"),
     };
     Peer::start("apache2-bin", |port| {
         let folder = folder(certificates, "apache", port);
@@ -121,11 +121,11 @@ fn apache(certificates: &Certificates, comeback: Comeback) -> Peer {
     })
 }
 
-fn caddy(certificates: &Certificates, comeback: Comeback) -> Peer {
-    let protocols = match comeback {
-        Comeback::SessionId => panic!("Caddy keeps no session IDs"),
-        Comeback::Ticket => "tls1.2 tls1.2",
-        Comeback::Psk => "tls1.2 tls1.3",
+fn caddy(certificates: &Certificates, resumption: Resumption) -> Peer {
+    let protocols = match resumption {
+        Resumption::SessionId => panic!("Caddy keeps no session IDs"),
+        Resumption::Ticket => "tls1.2 tls1.2",
+        Resumption::Psk => "tls1.2 tls1.3",
     };
     Peer::start("caddy", |port| {
         let folder = folder(certificates, "caddy", port);

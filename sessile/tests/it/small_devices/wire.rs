@@ -82,9 +82,10 @@ impl Records {
             // An encrypted alert has another length than one in clear.
             let len = usize::from(u16::from_be_bytes([bytes[3], bytes[4]]));
             keys_changed |= header.is_ok_and(|it| it.content == ContentType::ChangeCipherSpec);
-            let largest = match keys_changed {
-                true => &mut records.encrypted,
-                false => &mut records.clear,
+            let largest = if keys_changed {
+                &mut records.encrypted
+            } else {
+                &mut records.clear
             };
             *largest = len.max(*largest);
             bytes = &bytes[HEADER_LEN + len..];

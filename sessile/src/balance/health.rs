@@ -21,7 +21,7 @@ use super::roster::{Pool, Roster};
 use super::server::Server;
 use super::session_fault::{Visited, visit_and_compare};
 use crate::client::{
-    Client, Connection, Error, Failure, Mechanism, Options, Sessions, Target, Trust,
+    Client, Error, EstablishedConnection, Failure, Mechanism, Options, Sessions, Target, Trust,
 };
 use crate::config::Health;
 
@@ -219,7 +219,7 @@ impl Checker {
 
     /// What the server did with the session that it was offered, where there was a handshake.
     /// `is_well`: the check before did not fail.
-    async fn check(&self, is_well: bool) -> Result<Option<Connection>, Error> {
+    async fn check(&self, is_well: bool) -> Result<Option<EstablishedConnection>, Error> {
         let Round {
             target,
             timeout,
@@ -235,7 +235,7 @@ impl Checker {
         // and one that does not answer a second time-out. The looks for key names go on offering.
         let visited = match is_well && server.session_fault().is_none() {
             true => visit_and_compare(client, target).await,
-            false => visit(&client.another(), target)
+            false => visit(&client.with_empty_sessions(), target)
                 .await
                 .map(Visited::Finished),
         };
@@ -283,7 +283,10 @@ async fn knock(address: SocketAddr, within: Duration) -> Result<(), Error> {
 }
 
 /// A handshake, tickets if there are any, and goodbye.
-pub(super) async fn visit(client: &Client, target: &Target) -> Result<Connection, Failure> {
+pub(super) async fn visit(
+    client: &Client,
+    target: &Target,
+) -> Result<EstablishedConnection, Failure> {
     let mut connection = client.attempt(target).await?;
     if connection.outcome().version > sessile_proto::hello::TLS_1_2 {
         connection.await_ticket(TICKETS).await;

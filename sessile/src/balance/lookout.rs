@@ -15,7 +15,7 @@ use super::health::{Round, client, preface, visit};
 use super::roster::Pool;
 use super::session_fault::{Visited, visit_and_compare};
 use super::standing::State;
-use crate::client::{Client, Connection, Failure, Mechanism, Target};
+use crate::client::{Client, EstablishedConnection, Failure, Mechanism, Target};
 
 /// Between two looks at a server that nothing has called for.
 const INTERVAL: Duration = Duration::from_secs(10 * 60);
@@ -64,7 +64,7 @@ impl Lookout {
         &mut self,
         shared: &Arc<Shared>,
         round: &Round,
-        visited: Option<&Connection>,
+        visited: Option<&EstablishedConnection>,
         is_back: bool,
     ) {
         let now = Instant::now();
@@ -207,7 +207,7 @@ struct Look {
 
 impl Look {
     async fn at(round: &Round, mechanism: Mechanism, client: Client) -> Result<Self, Failure> {
-        let other = client.another();
+        let other = client.with_empty_sessions();
         // Both, whatever became of the first: two ended handshakes show a fault.
         let one = comeback(round, mechanism, &client).await;
         let other = comeback(round, mechanism, &other).await;
@@ -283,7 +283,7 @@ async fn try_elsewhere(pool: &Pool, round: &Round, name: KeyName, client: &Clien
         let (offered, kind) = match client.attempt(&there).await {
             Ok(connection) => (connection.offered().cloned(), connection.outcome().kind),
             Err(failure) => {
-                if client.another().connect(&there).await.is_err() {
+                if client.with_empty_sessions().connect(&there).await.is_err() {
                     continue;
                 }
                 // It is there, and ends handshakes that offer this ticket: it does not share the key.

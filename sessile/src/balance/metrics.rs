@@ -15,8 +15,8 @@ use super::forgetting::{self, BUCKETS};
 use super::key_names::Figures;
 use super::missed::{self, Miss};
 use super::relay::Moved;
-use crate::figure;
 use crate::listener::{Admission, ConnectionCount, IntakeFailure};
+use crate::live_gauge;
 use crate::locks::locked;
 
 /// Counters of one balancer.
@@ -128,7 +128,7 @@ fn register_learned(
         "Session IDs and tickets that were learned from servers.",
     );
     let affinity = Arc::clone(affinity);
-    figure::register(registry, learned, move || locked(&affinity).stats().entries)
+    live_gauge::register(registry, learned, move || locked(&affinity).stats().entries)
 }
 
 /// Registers what is held back of connections.
@@ -141,12 +141,12 @@ pub(super) fn register_held(
         "sessile_balance_held_bytes",
         "Bytes held in memory because a peer does not take them, those in pipes not counted.",
     );
-    figure::register(registry, bytes, move || of_bytes.buffered_bytes())?;
+    live_gauge::register(registry, bytes, move || of_bytes.buffered_bytes())?;
     let pipes = Opts::new(
         "sessile_balance_held_pipes",
         "Pipes held because a peer does not take what is in them.",
     );
-    figure::register(registry, pipes, move || of_pipes.buffered_pipes())
+    live_gauge::register(registry, pipes, move || of_pipes.buffered_pipes())
 }
 
 /// Every rule with every outcome.

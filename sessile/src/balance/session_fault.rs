@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use sessile_proto::Time;
 
 use super::health::visit;
-use crate::client::{Client, Connection, Failure, Mechanism, Target};
+use crate::client::{Client, EstablishedConnection, Failure, Mechanism, Target};
 
 /// The fault, in the words of the API and of the log.
 pub(super) const FAULT: &str = "the server ended a handshake that offered its own session";
@@ -101,9 +101,9 @@ impl Offers {
 /// How a visit went that may have offered a session.
 pub(super) enum Visited {
     /// The handshake was finished.
-    Finished(Connection),
+    Finished(EstablishedConnection),
     /// The server ended the handshake that offered a session, and finished this one that did not.
-    EndedOffer(Failure, Connection),
+    EndedOffer(Failure, EstablishedConnection),
 }
 
 /// Visits a server. Where that fails with a session on offer, visits it again at once without one:
@@ -119,7 +119,7 @@ pub(super) async fn visit_and_compare(
     if failure.offered.is_none() {
         return Err(failure);
     }
-    let connection = visit(&client.another(), target).await?;
+    let connection = visit(&client.with_empty_sessions(), target).await?;
     Ok(Visited::EndedOffer(failure, connection))
 }
 

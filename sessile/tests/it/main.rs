@@ -8,6 +8,7 @@ mod alerts;
 mod attacks;
 mod balance;
 mod balance_checks;
+mod balance_contract;
 mod balance_forgetting;
 mod balance_labels;
 mod balance_missed;

@@ -175,6 +175,13 @@ impl Sessile {
         }
     }
 
+    /// The text of `/metrics`.
+    pub(crate) fn metrics_text(&self) -> String {
+        let (status, text) = super::metrics::text(self.admin, "GET /metrics", None, "");
+        assert_eq!(status, 200, "{text}");
+        text
+    }
+
     pub(crate) fn metrics(&self) -> Metrics {
         Metrics::fetch(self.admin)
     }

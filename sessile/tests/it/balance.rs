@@ -1,4 +1,4 @@
-//! `sessile balance` in front of servers that share nothing and do not know about the balancer.
+//! `sessile balance` in front of servers that share nothing and know nothing of it.
 
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
@@ -17,17 +17,17 @@ use crate::peers::{
     Certificates, Cut, NAME, Peer, Proxy, Ran, Sessile, nginx, openssl as s_server, record, run,
 };
 
-/// A ClientHello of OpenSSL.
+/// A ClientHello as OpenSSL sends it.
 const HELLO: &[u8] = include_bytes!("../../../proto/src/testdata/client-openssl-tls12-id-full.bin");
 
 const TLS13: &[u8] = include_bytes!("../../../proto/src/testdata/client-openssl-tls13-full.bin");
 
-/// A port without a listener, which only root can use.
+/// An address without a listener. Only root can listen there.
 const NOBODY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 1);
 
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// TLS 1.2 servers that share nothing.
+/// Servers of TLS 1.2 that share nothing.
 fn servers(certificates: &Certificates, tickets: &str) -> [Peer; 2] {
     [(); 2].map(|()| {
         let directives = format!(
@@ -49,10 +49,10 @@ fn openssl(address: SocketAddr, certificates: &Certificates) -> Command {
     command
 }
 
-/// A visit that offers the session in a file, if it exists, and saves the session there.
+/// A visit that takes its session from a file, if it is there, and leaves it there.
 fn visit(address: SocketAddr, certificates: &Certificates, session: &Path) -> Ran {
     let mut command = openssl(address, certificates);
-    // A session ID in a TLS 1.3 offer may be random, so it does not count as refused.
+    // A session ID beside an offer of TLS 1.3 may be noise, and does not count as refused.
     command.arg("-tls1_2");
     if session.exists() {
         command.arg("-sess_in").arg(session);
@@ -62,7 +62,7 @@ fn visit(address: SocketAddr, certificates: &Certificates, session: &Path) -> Ra
 }
 
 #[test]
-fn new_clients_are_distributed_and_all_returning_clients_resume() {
+fn new_clients_are_spread_and_every_returning_client_resumes() {
     const CLIENTS: u64 = 4;
     const RETURNS: u64 = 5;
     for (tickets, rule) in [("off", "session-id"), ("on", "ticket")] {
@@ -105,7 +105,7 @@ fn new_clients_are_distributed_and_all_returning_clients_resume() {
 }
 
 #[test]
-fn a_fragmented_hello_is_routed_to_the_same_server() {
+fn a_hello_in_pieces_leads_to_the_same_server() {
     let certificates = Certificates::new();
     let servers = servers(&certificates, "off");
     let balancer = Sessile::balance(&addresses(&servers), &["--policy", "round-robin"]);
@@ -127,10 +127,10 @@ fn a_fragmented_hello_is_routed_to_the_same_server() {
 }
 
 #[test]
-fn session_ids_of_old_tls_versions_are_routed() {
+fn session_ids_of_tls_1_0_and_1_1_route_too() {
     let certificates = Certificates::new();
     for version in ["-tls1", "-tls1_1"] {
-        // OpenSSL needs an explicit setting for old versions.
+        // OpenSSL has to be told that this is meant.
         let arguments = [version, "-cipher", "DEFAULT@SECLEVEL=0"];
         let servers = [(); 2].map(|()| s_server(&certificates, &arguments));
         let balancer = Sessile::balance(&addresses(&servers), &["--policy", "round-robin"]);
@@ -144,7 +144,7 @@ fn session_ids_of_old_tls_versions_are_routed() {
 }
 
 #[test]
-fn sslv2_and_sslv3_hellos_are_forwarded_unchanged() {
+fn hellos_of_ssl_2_ssl_3_and_tls_1_0_are_forwarded_unchanged() {
     let old: [&[u8]; 3] = [
         include_bytes!("../../../proto/src/testdata/client-handmade-ssl2.bin"),
         include_bytes!("../../../proto/src/testdata/client-handmade-ssl3.bin"),
@@ -162,7 +162,7 @@ fn sslv2_and_sslv3_hellos_are_forwarded_unchanged() {
 }
 
 #[test]
-fn a_stopped_server_causes_no_failed_connection() {
+fn a_dead_server_costs_no_connection() {
     const VISITS: u64 = 9;
     let certificates = Certificates::new();
     let [one, other] = servers(&certificates, "off");
@@ -176,13 +176,13 @@ fn a_stopped_server_causes_no_failed_connection() {
     let metrics = balancer.await_metrics(|metrics| metrics.all_routed() == VISITS);
     let failures = "sessile_balance_server_failures_total";
     let failures = ["a", "b", "c"].map(|server| metrics.sum(failures, &[("server", server)]));
-    // After a failure, the balancer skips the server for a while.
+    // After a failure the server is skipped for a while.
     assert!(matches!(failures, [0, 1..VISITS, 0]), "{metrics}");
     assert_eq!(metrics.turned_away("no-server"), 0, "{metrics}");
 }
 
 #[test]
-fn a_client_of_a_stopped_server_gets_a_full_handshake_at_another() {
+fn a_client_whose_server_died_gets_another_server_and_a_full_handshake() {
     let certificates = Certificates::new();
     let [one, other] = servers(&certificates, "off");
     let addresses = [one.address(), other.address()];
@@ -192,7 +192,7 @@ fn a_client_of_a_stopped_server_gets_a_full_handshake_at_another() {
         |beginning: &str| visit(balancer.address(), &certificates, &session).count(beginning);
     assert_eq!(count("New, "), 1);
     assert_eq!(count("Reused, "), 1);
-    // Round robin begins with the first server.
+    // Round robin begins with the first.
     one.kill();
     assert_eq!(count("New, "), 1);
     assert_eq!(count("Reused, "), 1);
@@ -210,11 +210,11 @@ fn a_client_of_a_stopped_server_gets_a_full_handshake_at_another() {
     assert_eq!(balancer.metrics().turned_away("no-server"), 1);
 }
 
-/// Sends bytes and returns the answer up to the close or the reset.
+/// Connects and sends. Returns all bytes of the answer, up to the end or a reset.
 fn send(address: SocketAddr, bytes: &[u8]) -> Vec<u8> {
     let mut io = TcpStream::connect(address).unwrap();
     io.set_read_timeout(Some(PATIENCE)).unwrap();
-    // The connection may be refused before all bytes are sent.
+    // The balancer may turn the client away before all bytes are sent.
     let _ = io.write_all(bytes);
     let _ = io.shutdown(Shutdown::Write);
     let mut answer = Vec::new();
@@ -225,14 +225,14 @@ fn send(address: SocketAddr, bytes: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn connections_without_tls_are_refused_and_counted() {
+fn bytes_that_are_not_tls_are_turned_away_and_counted() {
     let certificates = Certificates::new();
     let servers = servers(&certificates, "off");
     let balancer = Sessile::balance(&addresses(&servers), &[]);
     let mut zero_length_fragment = HELLO[..5].to_vec();
     zero_length_fragment[3..].fill(0);
     let mut endless = HELLO.to_vec();
-    // A message of 16 MiB that never arrives.
+    // A message of 16 MiB, which never comes.
     endless[6..9].fill(0xff);
     endless.extend([HELLO, HELLO].concat().repeat(50));
     let alert = |alert: AlertDescription| alert.record().to_vec();
@@ -272,7 +272,7 @@ fn connections_without_tls_are_refused_and_counted() {
 }
 
 #[test]
-fn stalled_hellos_end_at_their_deadline_without_affecting_others() {
+fn stalled_hellos_end_at_their_deadline_and_delay_no_other_client() {
     const STALLED: usize = 300;
     let certificates = Certificates::new();
     let servers = servers(&certificates, "off");
@@ -300,7 +300,7 @@ fn stalled_hellos_end_at_their_deadline_without_affecting_others() {
     assert_eq!(metrics.turned_away("deadline"), STALLED as u64, "{metrics}");
 }
 
-/// A balancer in front of a server without TLS that serves one connection.
+/// A balancer in front of one server that is no TLS server: it serves one connection.
 fn in_front_of(serve: impl FnOnce(TcpStream) + Send + 'static) -> (Sessile, TcpStream) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let balancer = Sessile::balance(&[listener.local_addr().unwrap()], &[]);
@@ -321,9 +321,9 @@ fn read_to_end(mut io: &TcpStream) -> Vec<u8> {
 }
 
 #[test]
-fn a_half_closed_client_still_gets_the_response() {
+fn a_client_that_ended_its_side_still_gets_the_answer() {
     let (_balancer, mut client) = in_front_of(|mut io| {
-        // The server answers only after the end of the client's data.
+        // The server answers after the end of the client's bytes.
         let everything = read_to_end(&io);
         io.write_all(&everything).unwrap();
     });
@@ -338,7 +338,7 @@ fn a_half_closed_client_still_gets_the_response() {
 }
 
 #[test]
-fn a_half_closed_server_still_gets_the_clients_data() {
+fn a_server_that_ended_its_side_still_gets_the_clients_bytes() {
     let (sender, heard) = mpsc::channel();
     let (_balancer, mut client) = in_front_of(move |mut io| {
         let hello = record(&io).unwrap();
@@ -367,17 +367,17 @@ fn a_reset_by_the_server_reaches_the_client_as_a_reset() {
     assert_eq!(metrics.routed("policy", "failed"), 1, "{metrics}");
 }
 
-/// The way in which a server closes an accepted connection.
+/// How a server ends a connection that it took.
 #[derive(Clone, Copy, Debug)]
 enum Ends {
-    /// After it has read the ClientHello.
+    /// Once it has read the hello.
     WithAnEnd,
     WithAReset,
-    /// Without reading, like a connection in the queue of a closed listener.
+    /// Without a read, as a closed listen queue does.
     AtOnce,
 }
 
-/// A server that accepts connections and closes each without a reply. Returns what clients sent.
+/// A server that closes each connection without a reply. The channel returns the bytes that it got.
 fn mute(ends: Ends) -> (SocketAddr, mpsc::Receiver<Vec<u8>>) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let address = listener.local_addr().unwrap();
@@ -391,7 +391,7 @@ fn mute(ends: Ends) -> (SocketAddr, mpsc::Receiver<Vec<u8>>) {
             if let Ends::WithAReset = ends {
                 SockRef::from(&io).set_linger(Some(Duration::ZERO)).unwrap();
             }
-            // Before the close, so that a test which waits for the close finds the bytes.
+            // Send this before the connection ends, because the test waits for the end.
             if sender.send(heard).is_err() {
                 break;
             }
@@ -401,7 +401,7 @@ fn mute(ends: Ends) -> (SocketAddr, mpsc::Receiver<Vec<u8>>) {
 }
 
 #[test]
-fn a_server_that_closes_without_reply_causes_no_failed_connection() {
+fn a_server_that_closes_without_a_reply_costs_no_connection() {
     let certificates = Certificates::new();
     let [alive, _other] = servers(&certificates, "off");
     for ends in [Ends::WithAnEnd, Ends::WithAReset, Ends::AtOnce] {
@@ -420,8 +420,8 @@ fn a_server_that_closes_without_reply_causes_no_failed_connection() {
 }
 
 #[test]
-fn a_hello_of_one_full_buffer_is_sent_to_a_second_server() {
-    /// The bytes that the balancer reads at once.
+fn a_hello_that_fills_the_read_buffer_is_retried_at_another_server() {
+    /// Bytes that the balancer reads at once.
     const CHUNK: usize = 4096;
     let certificates = Certificates::new();
     let [alive, _other] = servers(&certificates, "off");
@@ -439,8 +439,8 @@ fn a_hello_of_one_full_buffer_is_sent_to_a_second_server() {
 }
 
 #[test]
-fn an_unanswered_hello_is_sent_to_two_servers_and_early_data_to_one() {
-    // An empty early_data extension, after the other extensions.
+fn a_hello_goes_to_two_servers_at_most_and_early_data_to_one() {
+    // An empty early_data extension, at the end of the others.
     const EARLY_DATA: [u8; 4] = [0, 42, 0, 0];
     let mut early = TLS13.to_vec();
     early.extend(EARLY_DATA);
@@ -456,7 +456,7 @@ fn an_unanswered_hello_is_sent_to_two_servers_and_early_data_to_one() {
         let mut client = TcpStream::connect(balancer.address()).unwrap();
         client.set_read_timeout(Some(PATIENCE)).unwrap();
         client.write_all(hello).unwrap();
-        // The client sees what it would have seen from the server.
+        // The client sees the close that it would see without the balancer.
         let cut = client.read(&mut [0]).map_err(|error| error.kind());
         assert_eq!(cut, Err(ErrorKind::ConnectionReset));
         balancer.await_metrics(|metrics| metrics.routed("policy", "failed") == 1);
@@ -466,7 +466,7 @@ fn an_unanswered_hello_is_sent_to_two_servers_and_early_data_to_one() {
     }
 }
 
-/// The position of the extensions' length in a ClientHello of one record with a session ID.
+/// Where the length of a ClientHello's extensions stands, in one record with a session ID.
 fn extensions_at(hello: &[u8]) -> usize {
     let suites = 5 + 4 + 2 + 32 + 1 + 32;
     let len = u16::from_be_bytes([hello[suites], hello[suites + 1]]);
@@ -475,7 +475,7 @@ fn extensions_at(hello: &[u8]) -> usize {
 }
 
 #[test]
-fn a_drain_finishes_open_connections_and_accepts_none() {
+fn a_drain_lets_open_connections_finish_and_takes_no_new_ones() {
     let (sender, go_on) = mpsc::channel();
     let (mut balancer, mut client) = in_front_of(move |mut io| {
         record(&io).unwrap();
@@ -487,7 +487,7 @@ fn a_drain_finishes_open_connections_and_accepts_none() {
     balancer.await_metrics(|metrics| metrics.sum(connected, &[]) == 1);
     balancer.terminate();
     balancer.await_line("draining");
-    // The listeners close shortly after the log line.
+    // The listeners close a moment after the announcement.
     let deadline = Instant::now() + PATIENCE;
     while TcpStream::connect(balancer.address()).is_ok() {
         assert!(Instant::now() < deadline, "it still takes connections");
@@ -500,21 +500,21 @@ fn a_drain_finishes_open_connections_and_accepts_none() {
 }
 
 #[test]
-fn an_early_response_to_an_upload_reaches_the_client() {
+fn an_early_answer_to_an_upload_reaches_the_client() {
     const ANSWER: usize = 128_000;
     let (_balancer, mut client) = in_front_of(|mut io| {
         record(&io).unwrap();
-        // The server closes with unread data, which resets the connection.
+        // And closes with the upload unread, which resets the connection.
         io.write_all(&[1; ANSWER]).unwrap();
     });
     client.write_all(HELLO).unwrap();
     let upload = client.try_clone().unwrap();
     let sending = thread::spawn(move || {
-        // Send until the connection takes no more.
+        // Write until no buffer takes more.
         let chunk = [7; 1 << 16];
         (0..1024).all(|_| (&upload).write_all(&chunk).is_ok())
     });
-    // The reset may reach the client, but only after the response.
+    // The reset may come through, but after the answer.
     let mut answer = Vec::new();
     let _ = client.read_to_end(&mut answer);
     assert_eq!(answer.len(), ANSWER);
@@ -523,10 +523,10 @@ fn an_early_response_to_an_upload_reaches_the_client() {
 }
 
 #[test]
-fn later_clients_skip_a_server_that_does_not_answer() {
+fn a_server_that_does_not_answer_is_skipped_for_later_clients() {
     let certificates = Certificates::new();
     let [alive, _other] = servers(&certificates, "off");
-    // The backlog of the server is full, so connections to it hang.
+    // Its backlog is full: connections to it hang.
     let deaf = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     deaf.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into())
         .unwrap();
@@ -546,7 +546,7 @@ fn later_clients_skip_a_server_that_does_not_answer() {
 }
 
 #[test]
-fn learned_sessions_survive_a_restart_of_the_balancer() {
+fn the_learned_table_survives_a_restart_of_the_balancer() {
     const CLIENTS: usize = 6;
     for tickets in ["off", "on"] {
         let certificates = Certificates::new();
@@ -575,7 +575,7 @@ fn learned_sessions_survive_a_restart_of_the_balancer() {
                 assert_eq!(ran.count("Reused, "), 1, "{restart}: {}", ran.stdout);
             }
         }
-        // The balancer removed the file at its start, so a crash leaves no old data.
+        // A restart removes the file, so a crash leaves no old file.
         let left = fs::read_dir(certificates.folder().join("sessile")).unwrap();
         let left = left.filter(|it| {
             let name = it.as_ref().unwrap().file_name();

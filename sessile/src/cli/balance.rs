@@ -12,7 +12,7 @@ use crate::admin::{Admin, Api, Token};
 use crate::balance::{Balancer, Changes};
 use crate::config::settings::changes_for_restart;
 use crate::config::{self, Balance, BalanceServer, Config, Health, Key, Listener, Role};
-use crate::lifecycle::{self, Orders};
+use crate::lifecycle::{Orders, Signals};
 use crate::listener;
 
 /// Route TLS connections to the servers that can resume them, without decrypting.
@@ -69,6 +69,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let config = configuration(&args)?;
     listener::inherit(&config.addresses())?;
     super::start_log(config.log.level);
+    let mut signals = Signals::watch()?;
     let stop = CancellationToken::new();
     let registry = prometheus::Registry::new();
     let balancer = Balancer::start(&config, stop.clone(), &registry)?;
@@ -92,12 +93,13 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         tracing::info!(address = %admin.address(), "admin");
     }
     // Without a configuration file and a key file, there is nothing to reload.
-    let has_files = args.config.is_some() || balancer.farm().is_some();
-    let reload: Box<dyn FnMut()> = Box::new(|| reload(&args, &config, &balancer));
-    lifecycle::wait_for_signal(Orders {
-        reload: has_files.then_some(reload),
+    if args.config.is_some() || balancer.farm().is_some() {
+        signals.watch_hangup()?;
+    }
+    signals.wait(Orders {
+        reload: Some(Box::new(|| reload(&args, &config, &balancer))),
         ..Orders::default()
-    })?;
+    });
     stop.cancel();
     balancer.join();
     if let Some(admin) = admin {

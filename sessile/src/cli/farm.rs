@@ -12,7 +12,7 @@ use tracing::level_filters::LevelFilter;
 
 use crate::config::{self, Config};
 use crate::farm::{Farm, FarmPlan};
-use crate::lifecycle::{self, Orders};
+use crate::lifecycle::{Orders, Signals};
 use crate::serve::{AccessLog, Environment};
 
 /// Run a whole farm in one process: servers, a balancer, a development certificate.
@@ -69,9 +69,10 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         policy: args.policy,
         base: Config::default(),
     };
+    let signals = Signals::watch()?;
     let farm = Farm::start(&plan, &env)?;
     let _ = write!(io::stdout(), "{}", greeting(&plan, &farm));
-    lifecycle::wait_for_signal(Orders::default())?;
+    signals.wait(Orders::default());
     // The reader of the standard output may be gone; that is no reason to fail.
     let _ = writeln!(io::stdout(), "\ndraining");
     env.stop.cancel();

@@ -12,7 +12,7 @@ use crate::check::{self, Grade};
 use crate::config::settings::changes_for_restart;
 use crate::config::{self, Action, Certificate, Config, Listener, Role, Site, SiteRoute};
 use crate::key::{Keyring, Origin, Reloaded};
-use crate::lifecycle::{self, Orders};
+use crate::lifecycle::{Orders, Signals};
 use crate::listener;
 use crate::serve::{AccessLog, Environment, Server};
 
@@ -47,6 +47,8 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let config = configuration(&args)?;
     listener::inherit(&config.addresses())?;
     super::start_log(config.log.level);
+    let mut signals = Signals::watch()?;
+    signals.watch_hangup()?;
     let env = Environment {
         stop: CancellationToken::new(),
         registry: prometheus::Registry::new(),
@@ -67,14 +69,14 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         tracing::info!(%address, server = config.server.name, "serving");
     }
     log_what_survives(&config, server.keys());
-    lifecycle::wait_for_signal(Orders {
+    signals.wait(Orders {
         reopen_logs: Some(Box::new(|| env.access_log.reopen())),
         reload: Some(Box::new(|| {
             let key = reload_key(&server);
             let configuration = reload_configuration(&server, &config, &args);
             server.count_reload(key && configuration);
         })),
-    })?;
+    });
     env.stop.cancel();
     server.join();
     if let Some(admin) = admin {

@@ -350,3 +350,13 @@ async fn data_after_the_close_does_not_truncate_the_response() {
     }
     assert_eq!(rest(&mut connection).await, LENGTH);
 }
+
+#[test]
+fn a_signal_right_after_the_start_drains() {
+    for _ in 0..10 {
+        // The server answers on its port before it has logged that it serves.
+        let server = Farm::new("").serve("web1");
+        server.peer.signal(Signal::TERM);
+        assert!(server.peer.wait().success());
+    }
+}

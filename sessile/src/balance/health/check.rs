@@ -135,7 +135,7 @@ pub(super) enum ComparedHandshake {
     /// The server ended the handshake that offered this kind of session, and then finished one without.
     EndedOffer {
         offered: How,
-        error: Error,
+        failure: Failure,
         without_session: EstablishedConnection,
     },
 }
@@ -150,13 +150,13 @@ pub(super) async fn compared_handshake(
         Ok(connection) => return Ok(ComparedHandshake::Finished(connection)),
         Err(failure) => failure,
     };
-    let Some(offer) = &failure.offered else {
+    let Some(offered) = failure.offered.as_ref().map(|offer| offer.how) else {
         return Err(failure);
     };
     let without_session = handshake(&client.with_empty_sessions(), target).await?;
     Ok(ComparedHandshake::EndedOffer {
-        offered: offer.how,
-        error: failure.error,
+        offered,
+        failure,
         without_session,
     })
 }

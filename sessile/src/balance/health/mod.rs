@@ -157,10 +157,10 @@ impl Checker {
             }
             Ok(ComparedHandshake::EndedOffer {
                 offered,
-                error,
+                failure,
                 without_session,
             }) => {
-                server.record_offer_ended(CheckClient::Routine, offered, &error);
+                server.record_offer_ended(CheckClient::Routine, offered, &failure.error);
                 Ok(Some(without_session))
             }
             // The server speaks TLS, but only versions that our client does not speak.

@@ -1,4 +1,4 @@
-//! A PROXY header, and what follows it.
+//! A PROXY header and the bytes after it.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,4 @@
-//! A ServerHello in its record, or the first message of a record with several.
+//! A ServerHello in a record, alone or before other messages.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

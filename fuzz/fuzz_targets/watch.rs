@@ -1,4 +1,4 @@
-//! What a server sends, in segments, to clients that offered each kind of session.
+//! A server's bytes in segments, for clients that offered each kind of session.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -95,18 +95,6 @@ impl EstablishedConnection {
             })
     }
 
-    /// The session ticket that the server gave in the TLS 1.2 handshake.
-    #[must_use]
-    pub fn assigned_ticket(&self) -> Option<&[u8]> {
-        self.outcome
-            .learned
-            .iter()
-            .find_map(|learned| match learned {
-                Learned::Ticket(ticket) => Some(ticket.as_slice()),
-                Learned::SessionId(_) => None,
-            })
-    }
-
     /// The number of TLS 1.3 tickets received so far. Tickets follow the handshake, and only
     /// reading from the stream receives them.
     #[must_use]
@@ -128,12 +116,6 @@ impl EstablishedConnection {
         self.times
     }
 
-    /// The negotiated application protocol.
-    #[must_use]
-    pub fn alpn(&self) -> Option<&[u8]> {
-        self.stream.tls().alpn_protocol()
-    }
-
     /// SHA-256 of the server's certificate. A resumed handshake has no certificate message: there
     /// rustls gives the certificate of the session's full handshake.
     #[must_use]
@@ -146,12 +128,6 @@ impl EstablishedConnection {
     /// The stream for reading and writing.
     pub const fn stream(&mut self) -> &mut Stream {
         &mut self.stream
-    }
-
-    /// The stream, without the facts about the handshake.
-    #[must_use]
-    pub fn into_stream(self) -> Stream {
-        self.stream
     }
 
     /// Waits without a limit until the server ends the connection, and discards all data that

@@ -21,7 +21,6 @@ pub struct Sessions(Arc<Mutex<SessionCache>>);
 
 struct SessionCache {
     lifetime: Duration,
-    frozen: bool,
     tls12: Fifo<CachedSession<Tls12ClientSessionValue>>,
     tls13: Fifo<CachedSession<Tls13ClientSessionValue>>,
     /// The key exchange group that each server chose last. This avoids a HelloRetryRequest.
@@ -46,7 +45,6 @@ impl Sessions {
     pub fn new(max_entries: usize, lifetime: Duration) -> Self {
         Self(Arc::new(Mutex::new(SessionCache {
             lifetime,
-            frozen: false,
             tls12: Fifo::new(max_entries, 1),
             tls13: Fifo::new(max_entries, MAX_TICKETS_PER_NAME),
             groups: Fifo::new(max_entries, 1),
@@ -58,12 +56,6 @@ impl Sessions {
     pub fn empty_like(&self) -> Self {
         let cache = self.lock();
         Self::new(cache.tls12.max, cache.lifetime)
-    }
-
-    /// A frozen cache takes no new sessions and keeps its TLS 1.2 sessions: the client offers the
-    /// same session again and again. TLS 1.3 tickets are still used up.
-    pub fn freeze(&self, frozen: bool) {
-        self.lock().frozen = frozen;
     }
 
     /// Removes all sessions and tickets.
@@ -162,7 +154,6 @@ impl HandshakeSessions {
         let mut cache = self.sessions.lock();
         if let Some(session) = state.tls12.take()
             && keep_tls12
-            && !cache.frozen
         {
             cache.tls12.push(
                 name.clone(),
@@ -189,15 +180,13 @@ impl SessionCache {
         session: Tls13ClientSessionValue,
         full_handshake: Instant,
     ) {
-        if !self.frozen {
-            self.tls13.push(
-                name,
-                CachedSession {
-                    session,
-                    full_handshake,
-                },
-            );
-        }
+        self.tls13.push(
+            name,
+            CachedSession {
+                session,
+                full_handshake,
+            },
+        );
     }
 
     fn remove_expired(&mut self) {
@@ -237,10 +226,7 @@ impl ClientSessionStore for HandshakeSessions {
     }
 
     fn remove_tls12_session(&self, name: &ServerName<'static>) {
-        let mut cache = self.sessions.lock();
-        if !cache.frozen {
-            cache.tls12.take_newest(name);
-        }
+        self.sessions.lock().tls12.take_newest(name);
     }
 
     fn insert_tls13_ticket(&self, name: ServerName<'static>, value: Tls13ClientSessionValue) {

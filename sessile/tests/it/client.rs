@@ -116,23 +116,6 @@ async fn a_ticket_client_keeps_no_session_that_has_no_ticket() {
 }
 
 #[tokio::test]
-async fn a_frozen_client_keeps_offering_the_same_session() {
-    let certificates = Certificates::new();
-    // This server gives session IDs and forgets them.
-    let directives = "ssl_session_tickets off; ssl_session_cache none;";
-    let server = nginx(&certificates, directives);
-    let client = client(&certificates, Mechanism::SessionId);
-    let first = connected(&client, &server).await;
-    let assigned = first.assigned_session_id().unwrap().to_vec();
-    client.sessions().freeze(true);
-    for _ in 0..2 {
-        let again = connected(&client, &server).await;
-        assert_eq!(again.outcome().kind, Kind::Refused);
-        assert_eq!(again.offered().unwrap().bytes, assigned);
-    }
-}
-
-#[tokio::test]
 async fn a_hello_retry_request_happens_once_and_the_offer_is_still_seen() {
     let certificates = Certificates::new();
     let server = openssl(&certificates, &["-rev", "-groups", "P-384"]);

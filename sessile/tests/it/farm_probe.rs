@@ -46,8 +46,8 @@ fn all_mechanisms_resume_at_every_server_of_a_farm_with_a_key() {
             assert!(ran.stdout.contains(line), "{line}: {}", ran.stdout);
         }
         let metrics = farm.metrics();
-        let resumed = ["session-id", "ticket", "psk"];
-        let resumed = resumed.map(|how| metrics.verdict(&format!("resumed/{how}")));
+        let resumed =
+            ["session-id", "ticket", "psk"].map(|how| metrics.verdict(&format!("resumed/{how}")));
         assert_eq!(resumed, [10; 3], "{policy}: {metrics}");
         assert_eq!(
             metrics.verdict("full/nothing-offered"),

@@ -211,8 +211,10 @@ impl Drop for Clients {
 }
 
 fn ours(tally: &Arc<Tally>, address: SocketAddr, pause: Duration) {
-    let mut runtime = tokio::runtime::Builder::new_current_thread();
-    let runtime = runtime.enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
     let tasks = tokio::task::LocalSet::new();
     for how in (0..OURS).flat_map(|_| HOW) {
         let tally = Arc::clone(tally);
@@ -223,9 +225,10 @@ fn ours(tally: &Arc<Tally>, address: SocketAddr, pause: Duration) {
             while !tally.is_over() {
                 turns.tick().await;
                 let began = Instant::now();
-                let came_to = try_verdict(&client, address).await;
-                let came_to = came_to.map_err(|error| format!("{error:?}"));
-                tally.note(&format!("sessile by {how:?}"), began, came_to);
+                let result = try_verdict(&client, address)
+                    .await
+                    .map_err(|error| format!("{error:?}"));
+                tally.note(&format!("sessile by {how:?}"), began, result);
             }
         });
     }

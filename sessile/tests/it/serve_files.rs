@@ -209,12 +209,9 @@ fn refuses_methods_that_write() {
         }
     }
     // The server refuses an upload while it is sent. The response arrives nevertheless.
-    let upload = site.files.path().join("upload");
-    fs::File::create(&upload)
-        .unwrap()
-        .set_len(16 << 20)
-        .unwrap();
-    let upload = format!("@{}", upload.display());
+    let file = site.files.path().join("upload");
+    fs::File::create(&file).unwrap().set_len(16 << 20).unwrap();
+    let upload = format!("@{}", file.display());
     let arguments = ["--http1.1", "--header", "expect:", "--data-binary", &upload];
     assert_eq!(site.get("/text.txt", &arguments).status, 405);
     // Over HTTP/2, curl 7.88 fails if the response arrives before it has sent the body.

@@ -213,9 +213,11 @@ async fn head(connection: &mut EstablishedConnection) -> String {
 /// Reads to the end, which must be a close_notify.
 async fn rest(connection: &mut EstablishedConnection) -> u64 {
     let mut body = Vec::new();
-    let read = connection.stream().read_to_end(&mut body);
-    let read = tokio::time::timeout(PATIENCE, read).await;
-    read.expect("in time").expect("a clean end") as u64
+    let length = tokio::time::timeout(PATIENCE, connection.stream().read_to_end(&mut body))
+        .await
+        .expect("in time")
+        .expect("a clean end");
+    length as u64
 }
 
 #[tokio::test]

@@ -241,8 +241,8 @@ fn the_list_shows_values_and_their_cost() {
     assert_eq!(listed.len(), settings::all().count());
     let lifetime = listed
         .iter()
-        .find(|setting| setting["name"] == "session.lifetime");
-    let lifetime = lifetime.expect("it is there");
+        .find(|setting| setting["name"] == "session.lifetime")
+        .expect("it is there");
     assert_eq!(
         (&lifetime["set"], &lifetime["value"]),
         (&true.into(), &"5m".into())

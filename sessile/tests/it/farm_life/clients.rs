@@ -89,9 +89,11 @@ impl Returning {
     /// Returns to the next server. The session must resume.
     pub(crate) async fn return_to_other_servers(&mut self, servers: &[SocketAddr]) {
         let from = self.visits % servers.len();
-        let mut others = servers[from..].iter().chain(&servers[..from]);
-        let to = others.find(|server| Some(**server) != self.last);
-        let to = *to.expect("more than one server");
+        let to = *servers[from..]
+            .iter()
+            .chain(&servers[..from])
+            .find(|server| Some(**server) != self.last)
+            .expect("more than one server");
         let last = self.last;
         let verdict = self.connect(to).await;
         let expected = self.how.verdict();

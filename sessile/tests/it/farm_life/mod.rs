@@ -253,8 +253,8 @@ async fn a_renewed_certificate_causes_no_full_handshake() {
     for file in ["server.pem", "server.key"] {
         fs::remove_file(farm.path(file)).unwrap();
     }
-    let renewed = Authority::open(farm.folder.path()).unwrap().certificate;
-    let renewed = fs::read_to_string(renewed.chain).unwrap();
+    let certificate = Authority::open(farm.folder.path()).unwrap().certificate;
+    let renewed = fs::read_to_string(certificate.chain).unwrap();
     assert_ne!(old, renewed);
     // Renew one server after another, and let all clients return in between.
     for server in &servers {

@@ -128,12 +128,12 @@ fn warns_about_first_copies_and_about_files_that_cannot_move_forward() {
         command.uid(NOBODY).gid(NOBODY);
     }
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o555)).unwrap();
-    let output = command
+    let result = command
         .args(["key", "check", "--file"])
         .arg(&fixed)
         .output();
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o700)).unwrap();
-    let output = output.unwrap();
+    let output = result.unwrap();
     assert!(output.status.success(), "{output:?}");
     let said = String::from_utf8(output.stdout).unwrap();
     assert!(said.starts_with("warning: no forward secrecy"), "{said}");

@@ -312,9 +312,12 @@ fn does_not_serve(farm: &Farm, key: &Path) -> String {
          [[site]]\ncertificates = [{{ chain = \"chain.pem\", key = \"key.pem\" }}]\n"
     );
     fs::write(&config, text).unwrap();
-    let mut command = Command::new(PROGRAM);
-    let output = command.arg("serve").arg("--config").arg(config).output();
-    let output = output.unwrap();
+    let output = Command::new(PROGRAM)
+        .arg("serve")
+        .arg("--config")
+        .arg(config)
+        .output()
+        .unwrap();
     assert_eq!(output.status.code(), Some(2), "{output:?}");
     String::from_utf8(output.stderr).unwrap()
 }

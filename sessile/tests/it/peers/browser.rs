@@ -26,13 +26,14 @@ pub(crate) struct Browser {
 impl Browser {
     /// Starts a browser that trusts the servers' certificate and finds [`NAME`] at 127.0.0.1.
     pub(crate) fn trusting(certificates: &Certificates, arguments: &[&str]) -> Self {
-        let fingerprint = format!(
+        let command = format!(
             "openssl x509 -in {:?} -noout -pubkey | openssl pkey -pubin -outform der \
              | openssl dgst -sha256 -binary | openssl base64",
             certificates.chain
         );
-        let fingerprint = run("openssl", Command::new("sh").args(["-c", &fingerprint]), "");
-        let fingerprint = fingerprint.succeeded().stdout;
+        let fingerprint = run("openssl", Command::new("sh").args(["-c", &command]), "")
+            .succeeded()
+            .stdout;
         let trust = "--ignore-certificate-errors-spki-list";
         let mut all = vec![
             format!("{trust}={}", fingerprint.trim()),
@@ -100,8 +101,8 @@ impl Drop for Browser {
 
 /// The value in the driver's answer.
 fn ask(driver: SocketAddr, method: &str, path: &str, body: &Value) -> Value {
-    let answer = request(driver, method, path, body);
-    let mut answer = answer.unwrap_or_else(|error| panic!("{method} {path}: {error}"));
+    let mut answer = request(driver, method, path, body)
+        .unwrap_or_else(|error| panic!("{method} {path}: {error}"));
     let value = answer["value"].take();
     assert!(value.get("error").is_none(), "{method} {path}: {value:#}");
     value

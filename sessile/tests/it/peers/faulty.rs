@@ -117,8 +117,10 @@ impl Faulty {
         fault: Fault,
         ticketer: &Arc<dyn ProducesTickets>,
     ) -> Self {
-        let chain = CertificateDer::pem_file_iter(&certificates.chain).expect("a file");
-        let chain = chain.collect::<Result<_, _>>().expect("certificates");
+        let chain = CertificateDer::pem_file_iter(&certificates.chain)
+            .expect("a file")
+            .collect::<Result<_, _>>()
+            .expect("certificates");
         let key = PrivateKeyDer::from_pem_file(&certificates.key).expect("a key");
         let version = match by {
             By::Psk => &TLS13,
@@ -192,8 +194,7 @@ impl FaultyState {
             inner: config.ticketer,
             offered: Arc::clone(&offered),
         });
-        let tls = ServerConnection::new(Arc::new(config));
-        let mut tls = tls.map_err(io::Error::other)?;
+        let mut tls = ServerConnection::new(Arc::new(config)).map_err(io::Error::other)?;
         while tls.is_handshaking() {
             if tls.read_tls(&mut io)? == 0 {
                 return Ok(());

@@ -223,9 +223,12 @@ impl Drop for Peer {
 pub(crate) fn hang_up(id: u32) {
     let catches = || {
         let status = fs::read_to_string(format!("/proc/{id}/status")).expect("it runs");
-        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
-        let caught = caught.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
-        caught.expect("a mask of signals") & 1 == 1
+        let mask = status
+            .lines()
+            .find_map(|line| line.strip_prefix("SigCgt:"))
+            .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+            .expect("a mask of signals");
+        mask & 1 == 1
     };
     eventually("it catches SIGHUP", catches);
     let id = Pid::from_raw(id.cast_signed()).expect("a process");
@@ -298,8 +301,10 @@ pub(crate) fn s_client(server: SocketAddr, clock: Option<&str>, arguments: &[&st
     let mut request = tempfile::tempfile().expect("a temporary file");
     write!(request, "HEAD / HTTP/1.0\r\nhost: {NAME}\r\n\r\n").expect("a temporary file");
     request.rewind().expect("a temporary file");
-    let output = command.stdin(request).output();
-    let output = output.expect("openssl is needed: install the package openssl");
+    let output = command
+        .stdin(request)
+        .output()
+        .expect("openssl is needed: install the package openssl");
     assert!(output.status.success(), "{output:?}");
     String::from_utf8_lossy(&output.stdout).into_owned()
 }

@@ -29,9 +29,9 @@ fn an_upstream_that_is_down_gives_502_until_it_returns() {
 fn a_silent_upstream_gives_504() {
     let app = upstream();
     let setup = ProxySetup::start(&[app.address().port()], "response-timeout = \"1s\"");
-    let upload = setup.file("upload");
-    File::create(&upload).unwrap().set_len(64 << 20).unwrap();
-    let upload = upload.to_str().unwrap();
+    let file = setup.file("upload");
+    File::create(&file).unwrap().set_len(64 << 20).unwrap();
+    let upload = file.to_str().unwrap();
     for version in VERSIONS {
         let (status, _, body) = setup.get("/stall", &[version]);
         assert_eq!((status, &*body), (504, "504 Gateway Timeout\n"));
@@ -196,9 +196,9 @@ fn retries_idempotent_requests_on_a_closing_connection() {
 fn a_client_that_disconnects_ends_its_request_at_the_upstream() {
     let app = upstream();
     let setup = ProxySetup::start(&[app.address().port()], "");
-    let upload = setup.file("upload");
-    File::create(&upload).unwrap().set_len(1 << 30).unwrap();
-    let upload = ["-HExpect:", "-T", upload.to_str().unwrap()];
+    let file = setup.file("upload");
+    File::create(&file).unwrap().set_len(1 << 30).unwrap();
+    let upload = ["-HExpect:", "-T", file.to_str().unwrap()];
     let mut gone = 0;
     for version in VERSIONS {
         for (path, more) in [

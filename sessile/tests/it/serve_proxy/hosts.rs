@@ -121,9 +121,10 @@ fn an_unknown_host_does_not_reach_the_upstream() {
         "GET /echo HTTP/1.1\r\n",
     ] {
         let answer = sites.raw(Some(NAME), &format!("{head}Connection: close\r\n\r\n"));
-        let refused = ["HTTP/1.1 421 ", "HTTP/1.1 400 ", "HTTP/1.0 421 "];
-        let refused = refused.iter().any(|line| answer.starts_with(line));
-        assert!(refused, "{head}: {answer}");
+        let is_refused = ["HTTP/1.1 421 ", "HTTP/1.1 400 ", "HTTP/1.0 421 "]
+            .iter()
+            .any(|line| answer.starts_with(line));
+        assert!(is_refused, "{head}: {answer}");
     }
     assert!(!app.said().contains("asked"), "{}", app.said());
 }

@@ -98,4 +98,4 @@ tlsfuzzer path python="python3":
 # How many returning clients resume behind which balancer (docs/benchmarks.md).
 bench-homecoming:
     cargo build --release --locked
-    cargo run --release --manifest-path bench/Cargo.toml --bin homecoming -- target/release/sessile
+    cargo run --release --manifest-path bench/Cargo.toml --bin returns -- target/release/sessile

@@ -9,6 +9,8 @@
 //! key, and leaves the group. A server outside the group that issues such tickets has another key: then the
 //! bytes are the header of a ticket format, and route nothing while two servers issue them.
 
+pub mod discovery;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use aws_lc_rs::digest;

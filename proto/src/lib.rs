@@ -6,6 +6,7 @@
 pub mod affinity;
 pub mod age_limit;
 pub mod alert;
+pub mod health_state;
 pub mod hello;
 pub mod key_names;
 pub mod keys;
@@ -15,6 +16,7 @@ pub mod resumption;
 pub mod route;
 pub mod sealed;
 pub mod session;
+pub mod session_fault;
 #[cfg(test)]
 mod testdata;
 pub mod ticket;

@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
-use tokio::runtime::{Builder, LocalOptions};
+use tokio::runtime::{Builder, LocalOptions, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// The threads of a role. Each has a runtime.
@@ -140,59 +140,89 @@ pub struct Orders<'a> {
     pub reload: Option<Box<dyn FnMut() + 'a>>,
 }
 
+/// The signals that a role obeys. They are watched while the role starts too, so that none of them ends the
+/// process without a drain.
+pub struct Signals {
+    runtime: Runtime,
+    interrupt: Signal,
+    terminate: Signal,
+    reopen: Signal,
+    /// `None` if SIGHUP keeps its default action, which ends the process.
+    hangup: Option<Signal>,
+}
+
+impl Signals {
+    /// Watches SIGINT, SIGTERM and SIGUSR1. To be called before the role starts.
+    ///
+    /// # Errors
+    /// If signals cannot be watched.
+    pub fn watch() -> io::Result<Self> {
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let watched = |kind| {
+            let _context = runtime.enter();
+            signal(kind)
+        };
+        Ok(Self {
+            interrupt: watched(SignalKind::interrupt())?,
+            terminate: watched(SignalKind::terminate())?,
+            reopen: watched(SignalKind::user_defined1())?,
+            hangup: None,
+            runtime,
+        })
+    }
+
+    /// Watches SIGHUP too, for a role that has files to reload.
+    ///
+    /// # Errors
+    /// If the signal cannot be watched.
+    pub fn watch_hangup(&mut self) -> io::Result<()> {
+        let _context = self.runtime.enter();
+        self.hangup = Some(signal(SignalKind::hangup())?);
+        Ok(())
+    }
+
+    /// Waits for SIGINT or SIGTERM, and obeys other signals until then. A second SIGINT or SIGTERM ends the
+    /// process at once.
+    pub fn wait(self, mut orders: Orders<'_>) {
+        let Self {
+            runtime,
+            mut interrupt,
+            mut terminate,
+            mut reopen,
+            mut hangup,
+        } = self;
+        let asked = runtime.block_on(async {
+            notify(ServiceState::Ready);
+            loop {
+                tokio::select! {
+                    _ = interrupt.recv() => return "SIGINT",
+                    _ = terminate.recv() => return "SIGTERM",
+                    Some(()) = received(hangup.as_mut()) => {
+                        notify(ServiceState::Reloading);
+                        orders.reload.iter_mut().for_each(|reload| reload());
+                        notify(ServiceState::Ready);
+                    }
+                    _ = reopen.recv() => orders.reopen_logs.iter_mut().for_each(|reopen| reopen()),
+                }
+            }
+        });
+        notify(ServiceState::Stopping);
+        tracing::info!(signal = asked, "draining; a second signal ends it at once");
+        std::thread::spawn(move || {
+            runtime.block_on(async {
+                tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
+                std::process::exit(130);
+            });
+        });
+    }
+}
+
 /// Waits for a signal, or for ever if the signal is not watched.
 async fn received(signal: Option<&mut Signal>) -> Option<()> {
     match signal {
         Some(signal) => signal.recv().await,
         None => std::future::pending().await,
     }
-}
-
-/// Waits for SIGINT or SIGTERM, and obeys other signals until then. A second SIGINT or SIGTERM ends the process
-/// at once.
-///
-/// # Errors
-/// If signals cannot be watched.
-pub fn wait_for_signal(mut orders: Orders<'_>) -> io::Result<()> {
-    let runtime = Builder::new_current_thread().enable_all().build()?;
-    let asked: io::Result<&str> = runtime.block_on(async {
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut hangup = match orders.reload {
-            Some(_) => Some(signal(SignalKind::hangup())?),
-            None => None,
-        };
-        let mut reopen = signal(SignalKind::user_defined1())?;
-        notify(ServiceState::Ready);
-        loop {
-            tokio::select! {
-                _ = interrupt.recv() => return Ok("SIGINT"),
-                _ = terminate.recv() => return Ok("SIGTERM"),
-                Some(()) = received(hangup.as_mut()) => {
-                    notify(ServiceState::Reloading);
-                    orders.reload.iter_mut().for_each(|reload| reload());
-                    notify(ServiceState::Ready);
-                }
-                _ = reopen.recv() => orders.reopen_logs.iter_mut().for_each(|reopen| reopen()),
-            }
-        }
-    });
-    let asked = asked?;
-    notify(ServiceState::Stopping);
-    tracing::info!(signal = asked, "draining; a second signal ends it at once");
-    std::thread::spawn(move || {
-        runtime.block_on(async {
-            let (Ok(mut interrupt), Ok(mut terminate)) = (
-                signal(SignalKind::interrupt()),
-                signal(SignalKind::terminate()),
-            ) else {
-                return;
-            };
-            tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
-            std::process::exit(130);
-        });
-    });
-    Ok(())
 }
 
 /// The state of a service, in the words of the service manager.

@@ -1,13 +1,12 @@
-//! Which of several things a client's server name (SNI) leads to: sites of a server, pools of a
-//! balancer.
+//! A map from server names (SNI), with wildcards, to sites of a server or pools of a balancer.
 
 use std::collections::HashMap;
 
-/// Things by server name.
+/// A map from server names and wildcard names to values.
 #[derive(Clone, Debug)]
 pub struct ServerNames<T> {
     by_name: HashMap<String, T>,
-    /// By what follows the first label: `example.org` for `*.example.org`.
+    /// Keys without the first label: `example.org` for `*.example.org`.
     wildcards: HashMap<String, T>,
 }
 
@@ -21,7 +20,7 @@ impl<T> Default for ServerNames<T> {
 }
 
 impl<T> ServerNames<T> {
-    /// `name` is in lower case, as the configuration has it; `*.example.org` is any one label below.
+    /// Adds a name in lower case. `*.example.org` matches exactly one label before `example.org`.
     pub fn insert(&mut self, name: &str, value: T) {
         let (table, name) = match name.strip_prefix("*.") {
             Some(parent) => (&mut self.wildcards, parent),
@@ -30,7 +29,7 @@ impl<T> ServerNames<T> {
         table.insert(name.to_owned(), value);
     }
 
-    /// What a name leads to as the client sent it, in any case: a whole name before a wildcard.
+    /// Looks up a client's name, in any case. An exact name takes precedence over a wildcard.
     #[must_use]
     pub fn find(&self, name: &str) -> Option<&T> {
         let name = name.to_ascii_lowercase();
@@ -46,7 +45,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_wildcard_is_any_one_label_and_a_whole_name_comes_first() {
+    fn a_wildcard_matches_one_label_and_an_exact_name_takes_precedence() {
         let mut names = ServerNames::default();
         for name in ["example.org", "*.example.org", "www.example.org"] {
             names.insert(name, name);

@@ -1,5 +1,5 @@
-//! The session table beside the caches one would use in its place: time of an insertion into a full
-//! table, time of a look-up that hits, bytes of heap for each entry. Prints Markdown.
+//! The session table beside other caches: the time of an insertion into a full table, the time of a
+//! successful look-up, and the heap bytes of an entry. Prints Markdown.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -27,15 +27,15 @@ const NOW: Time = Time::from_unix_millis(1_800_000_000_000);
 
 type Key = [u8; 32];
 
-/// One of the caches that are compared.
+/// The interface of the compared caches.
 trait Cache: Send + Sync {
     fn insert(&self, key: Key);
-    /// Reads a value as the cache gives it out, and returns its length.
+    /// Reads a value in the way that the cache offers, and returns its length.
     fn look_up(&self, key: &Key) -> Option<usize>;
     fn entries(&self) -> usize;
 }
 
-/// Name, and how to make one with room for that many entries.
+/// A name, and the constructor for a number of entries.
 type Contestant = (&'static str, fn(usize) -> Box<dyn Cache>);
 
 const CONTESTANTS: [Contestant; 5] = [
@@ -64,7 +64,7 @@ const CONTESTANTS: [Contestant; 5] = [
 struct Copied(Memory);
 struct InPlace(Memory);
 
-/// rustls's cache does not tell its length; it is full, or holds all that was put in.
+/// rustls's cache has no length, so this counts the insertions.
 struct ServerCache {
     cache: Arc<ServerSessionMemoryCache>,
     inserted: AtomicU64,
@@ -160,7 +160,7 @@ impl Cache for quick_cache::sync::Cache<Key, Arc<[u8]>> {
     }
 }
 
-/// The key of that number: random bytes, the same in every run.
+/// The key with a number: pseudo-random bytes, the same in every run.
 fn key(n: u64) -> Key {
     let mut key = [0; 32];
     for (at, word) in key.chunks_exact_mut(8).enumerate() {
@@ -169,7 +169,7 @@ fn key(n: u64) -> Key {
     key
 }
 
-/// splitmix64.
+/// The splitmix64 generator.
 fn mix(n: u64) -> u64 {
     let mut z = n.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -180,14 +180,14 @@ fn mix(n: u64) -> u64 {
 /// One cache at one size.
 struct Bench {
     name: &'static str,
-    /// Full: each insertion evicts.
+    /// A full cache, in which each insertion evicts.
     full: Box<dyn Cache>,
-    /// Half full, so that caches with policies of their own hold every key that is asked for.
+    /// A half-full cache, so that every policy keeps all keys that are looked up.
     holding: Box<dyn Cache>,
     bytes_per_entry: f64,
     /// The next key that was never inserted.
     next: u64,
-    /// Nanoseconds of an insertion and of a look-up, for each number of threads and round.
+    /// Nanoseconds of an insertion and of a look-up, by number of threads and by round.
     insert: [Vec<f64>; THREADS.len()],
     look_up: [Vec<f64>; THREADS.len()],
 }
@@ -230,9 +230,8 @@ impl Bench {
     }
 }
 
-/// Processor time of all threads for each operation, in nanoseconds. Unlike wall time it does not
-/// depend on what else the machine does; a thread that sleeps while it waits for a lock pays for
-/// falling asleep and waking up.
+/// Processor time of all threads for each operation, in nanoseconds. Other programs on the machine
+/// do not change it. A thread that waits for a lock pays for falling asleep and waking up.
 fn time(threads: usize, batch: impl Fn(u64) + Sync) -> f64 {
     let timed = &|thread| {
         let start = processor_time();
@@ -303,7 +302,7 @@ fn main() {
     println!("\nMaking a key takes {baseline:.0} ns of each, on one thread.");
 }
 
-/// Counts the bytes that this thread asks the heap for. What the allocator adds is not counted.
+/// Counts the heap bytes that this thread requests, without the overhead of the allocator.
 struct Counting;
 
 #[global_allocator]

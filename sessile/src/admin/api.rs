@@ -1,10 +1,10 @@
-//! `/api`: what a role says of itself as JSON, and the few things that can be changed while it runs.
-//! Requests become commands on a channel; a request that changes something has to show the token.
+//! `/api`: the state of a role as JSON, and changes while it runs. Requests become commands on a
+//! channel. Requests that change something must present the token.
 
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ALLOW, AUTHORIZATION, CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE};
+use http::header::{ALLOW, AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue, WWW_AUTHENTICATE};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
@@ -14,26 +14,26 @@ use tokio::sync::{mpsc, oneshot};
 use super::Token;
 use super::command::{Command, ServerChange};
 
-/// Most bytes of a request's body.
+/// Maximum number of bytes in a request's body.
 const MAX_BODY: usize = 4096;
 
-/// How long a role may take to answer a command.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Limit of the time until a role answers a command.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
-const BALANCER: &str = "/api/balancer";
-const SERVERS: &str = "/api/balancer/servers/";
+const BALANCER_PATH: &str = "/api/balancer";
+const SERVERS_PATH: &str = "/api/balancer/servers/";
 
-/// Where commands go, and who may give them.
+/// The receiver of commands, and the token that permits changes.
 #[derive(Debug)]
 pub struct Api {
     pub commands: mpsc::Sender<Command>,
-    /// `None`: nobody may change anything.
+    /// Without a token, requests cannot change anything.
     pub token: Option<Token>,
 }
 
-/// Why a request is not obeyed.
+/// Why a request is refused.
 #[derive(Debug, thiserror::Error)]
-enum Refusal {
+enum ApiError {
     #[error("not found")]
     NotFound,
     #[error("method not allowed")]
@@ -52,7 +52,7 @@ enum Refusal {
     NoAnswer,
 }
 
-impl Refusal {
+impl ApiError {
     const fn status(&self) -> StatusCode {
         match self {
             Self::NotFound | Self::UnknownServer(_) => StatusCode::NOT_FOUND,
@@ -64,103 +64,116 @@ impl Refusal {
             Self::NoAnswer => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
+
+    /// The header that the response must have besides its status.
+    const fn header(&self) -> Option<(HeaderName, &'static str)> {
+        match self {
+            Self::Method(allowed) => Some((ALLOW, allowed)),
+            Self::Unauthorized => Some((WWW_AUTHENTICATE, "Bearer")),
+            _ => None,
+        }
+    }
 }
 
 /// Answers a request below `/api`.
 pub(super) async fn answer(api: &Api, request: Request<Incoming>) -> Response<Full<Bytes>> {
-    let (status, value, headers) = match obey(api, request).await {
+    let (status, value, error_header) = match execute(api, request).await {
         Ok(value) => (StatusCode::OK, value, None),
-        Err(refusal) => {
-            let header = match refusal {
-                Refusal::Method(allowed) => Some((ALLOW, allowed)),
-                Refusal::Unauthorized => Some((WWW_AUTHENTICATE, "Bearer")),
-                _ => None,
-            };
-            let value = json!({ "error": refusal.to_string() });
-            (refusal.status(), value, header)
-        }
+        Err(error) => (
+            error.status(),
+            json!({ "error": error.to_string() }),
+            error.header(),
+        ),
     };
     let mut response = Response::new(Full::new(format!("{value:#}\n").into()));
     *response.status_mut() = status;
-    let headers = headers
-        .into_iter()
-        .chain([(CONTENT_TYPE, "application/json")]);
-    for (name, value) in headers {
-        let value = HeaderValue::from_static(value);
-        response.headers_mut().insert(name, value);
+    let headers = response.headers_mut();
+    if let Some((name, value)) = error_header {
+        headers.insert(name, HeaderValue::from_static(value));
     }
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }
 
-/// Why the role cannot do its work, if it cannot.
-pub(super) async fn unready(api: &Api) -> Option<String> {
-    match ask(api, Command::Readiness).await {
-        Ok(ready) => ready.err().map(|error| error.to_string()),
-        Err(refusal) => Some(refusal.to_string()),
+/// Why the role is not ready; `None` if it is ready.
+pub(super) async fn not_ready_reason(api: &Api) -> Option<String> {
+    match send_command(api, Command::Readiness).await {
+        Ok(Ok(())) => None,
+        Ok(Err(error)) => Some(error.to_string()),
+        Err(error) => Some(error.to_string()),
     }
 }
 
-async fn obey(api: &Api, request: Request<Incoming>) -> Result<Value, Refusal> {
-    let path = request.uri().path().to_owned();
-    if path == BALANCER {
+async fn execute(api: &Api, request: Request<Incoming>) -> Result<Value, ApiError> {
+    let path = request.uri().path();
+    if path == BALANCER_PATH {
         if request.method() != Method::GET {
-            return Err(Refusal::Method("GET"));
+            return Err(ApiError::Method("GET"));
         }
-        return ask(api, Command::Balancer).await;
+        return send_command(api, Command::Balancer).await;
     }
-    let name = path.strip_prefix(SERVERS).and_then(decoded);
-    let name = name.ok_or(Refusal::NotFound)?;
+    let name = path
+        .strip_prefix(SERVERS_PATH)
+        .and_then(percent_decode)
+        .ok_or(ApiError::NotFound)?;
     if request.method() != Method::POST {
-        return Err(Refusal::Method("POST"));
+        return Err(ApiError::Method("POST"));
     }
-    let shown = request.headers().get(AUTHORIZATION);
-    let token = api.token.as_ref().ok_or(Refusal::NoToken)?;
-    if !token.admits(shown.map(HeaderValue::as_bytes)) {
-        return Err(Refusal::Unauthorized);
+    let authorization = request.headers().get(AUTHORIZATION);
+    let token = api.token.as_ref().ok_or(ApiError::NoToken)?;
+    if !token.matches(authorization.map(HeaderValue::as_bytes)) {
+        return Err(ApiError::Unauthorized);
     }
-    let body = Limited::new(request.into_body(), MAX_BODY).collect().await;
-    let body = body.map_err(|_| Refusal::Body)?.to_bytes();
-    let change: ServerChange = serde_json::from_slice(&body).map_err(Refusal::Json)?;
-    let changed = ask(api, |answer| Command::ChangeServer {
+    let body = Limited::new(request.into_body(), MAX_BODY)
+        .collect()
+        .await
+        .map_err(|_| ApiError::Body)?
+        .to_bytes();
+    let change: ServerChange = serde_json::from_slice(&body).map_err(ApiError::Json)?;
+    let changed = send_command(api, |answer| Command::ChangeServer {
         name,
         change,
         answer,
-    });
-    Ok(changed.await??)
+    })
+    .await?;
+    Ok(changed?)
 }
 
-/// Sends a command and waits for its answer.
-async fn ask<T>(
+/// Sends a command and waits for the answer.
+async fn send_command<T>(
     api: &Api,
     command: impl FnOnce(oneshot::Sender<T>) -> Command,
-) -> Result<T, Refusal> {
-    let (answer, answered) = oneshot::channel();
-    let asked = async {
-        api.commands.send(command(answer)).await.ok()?;
-        answered.await.ok()
+) -> Result<T, ApiError> {
+    let (sender, receiver) = oneshot::channel();
+    let exchange = async {
+        let sent = api.commands.send(command(sender)).await;
+        sent.map_err(|_| ApiError::NoAnswer)?;
+        receiver.await.map_err(|_| ApiError::NoAnswer)
     };
-    let answered = tokio::time::timeout(PATIENCE, asked).await;
-    answered.ok().flatten().ok_or(Refusal::NoAnswer)
+    tokio::time::timeout(ANSWER_TIMEOUT, exchange)
+        .await
+        .unwrap_or(Err(ApiError::NoAnswer))
 }
 
-/// A part of a path without its percent signs (RFC 3986, 2.1); `None` where it is not one.
-fn decoded(part: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(part.len());
-    let mut rest = part.bytes();
+/// Decodes the percent-encoded last segment of a path (RFC 3986, 2.1). Returns `None` if the
+/// segment is empty or malformed.
+fn percent_decode(segment: &str) -> Option<String> {
+    let mut decoded = Vec::with_capacity(segment.len());
+    let mut rest = segment.bytes();
     while let Some(byte) = rest.next() {
-        bytes.push(match byte {
+        decoded.push(match byte {
             b'%' => {
-                let digits = [rest.next()?, rest.next()?].map(|it| char::from(it).to_digit(16));
-                let [Some(high), Some(low)] = digits else {
-                    return None;
-                };
+                let high = char::from(rest.next()?).to_digit(16)?;
+                let low = char::from(rest.next()?).to_digit(16)?;
                 u8::try_from(high << 4 | low).ok()?
             }
             b'/' => return None,
             byte => byte,
         });
     }
-    String::from_utf8(bytes).ok().filter(|it| !it.is_empty())
+    String::from_utf8(decoded)
+        .ok()
+        .filter(|name| !name.is_empty())
 }
 
 #[cfg(test)]
@@ -168,12 +181,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_in_a_path_is_read_as_it_was_meant() {
-        let read = |part| decoded(part);
-        assert_eq!(read("web1").as_deref(), Some("web1"));
-        assert_eq!(read("web%201%2F%c3%a4").as_deref(), Some("web 1/ä"));
+    fn percent_decodes_names_and_refuses_malformed_ones() {
+        assert_eq!(percent_decode("web1").as_deref(), Some("web1"));
+        assert_eq!(
+            percent_decode("web%201%2F%c3%a4").as_deref(),
+            Some("web 1/ä")
+        );
         for wrong in ["", "a/b", "%", "%2", "%zz", "%+1", "%ff"] {
-            assert_eq!(read(wrong), None, "{wrong}");
+            assert_eq!(percent_decode(wrong), None, "{wrong}");
         }
     }
 }

@@ -1,20 +1,20 @@
-//! What an operator can ask of a role over the API. A command goes over a channel to whoever can
-//! obey it, with a place for the answer.
+//! Commands from the API to a role. A command travels on a channel and carries the sender for the
+//! answer.
 
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 
-/// Commands that may wait to be obeyed.
+/// Maximum number of commands that wait in the channel.
 const QUEUE: usize = 16;
 
 /// A command to the balancer.
 #[derive(Debug)]
 pub enum Command {
-    /// Say what there is and how it stands.
+    /// Report the balancer's pools and servers.
     Balancer(oneshot::Sender<Value>),
-    /// Say whether every client can be led to a server.
+    /// Report whether each pool has a server that takes connections.
     Readiness(oneshot::Sender<Result<(), NoServerUp>>),
-    /// Change a server, until the configuration is read again.
+    /// Change a server until the next reload of the configuration.
     ChangeServer {
         name: String,
         change: ServerChange,
@@ -22,7 +22,7 @@ pub enum Command {
     },
 }
 
-/// What of a server is to be changed.
+/// The changes to a server; `None` leaves a value as it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ServerChange {
@@ -30,14 +30,14 @@ pub struct ServerChange {
     pub weight: Option<std::num::NonZeroU16>,
 }
 
-/// There are pools without a server that takes connections.
+/// Some pools have no server that takes connections.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("no server is up in {}", .pools.join(", "))]
 pub struct NoServerUp {
     pub pools: Vec<String>,
 }
 
-/// No server has that name.
+/// No server has this name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("no server is named {name:?}; there are {}", .known.join(", "))]
 pub struct UnknownServer {
@@ -45,7 +45,7 @@ pub struct UnknownServer {
     pub known: Vec<String>,
 }
 
-/// A channel for commands.
+/// A bounded channel for commands.
 #[must_use]
 pub fn channel() -> (mpsc::Sender<Command>, mpsc::Receiver<Command>) {
     mpsc::channel(QUEUE)

@@ -1,5 +1,5 @@
-//! The admin listener: plain HTTP for the operator and for Prometheus. It reads metrics, sends commands
-//! on a channel, and calls no role.
+//! The admin listener: plain HTTP for operators and Prometheus. It reads metrics and sends commands
+//! on a channel. It calls no role directly.
 
 mod api;
 mod command;
@@ -31,10 +31,10 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use crate::lifecycle::Workers;
 use crate::listener::{self, ListenError};
 
-/// Most connections at once.
+/// Maximum number of connections at once.
 const MAX_CONNECTIONS: usize = 64;
 
-/// How long a connection may last; a scraper makes a new one.
+/// Maximum duration of a connection. A scraper can open another connection.
 const CONNECTION_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Why the admin listener does not start.
@@ -50,59 +50,61 @@ pub enum StartError {
 pub struct Admin {
     address: SocketAddr,
     workers: Workers,
-    /// Ends it when dropped.
-    end: DropGuard,
+    /// Stops the listener when dropped.
+    stop_guard: DropGuard,
 }
 
 impl Admin {
-    /// Binds the address and starts answering. `draining`: the order to the roles to stop, over which
-    /// it goes on answering.
+    /// Binds the address and starts answering. `draining` is the order to the roles to stop. The
+    /// admin listener answers until [`Admin::join`], also while they drain.
     ///
     /// # Errors
-    /// Where the address cannot be had.
+    ///
+    /// The address cannot be bound, or no thread can be started.
     pub fn start(
         address: SocketAddr,
         registry: Registry,
         draining: CancellationToken,
     ) -> Result<Self, StartError> {
-        Self::start_with(address, registry, None, draining)
+        Self::start_with_api(address, registry, None, draining)
     }
 
-    /// The same with an API.
+    /// Starts as [`Admin::start`] does, and serves an API.
     ///
     /// # Errors
-    /// Where the address cannot be had.
-    pub fn start_with(
+    ///
+    /// The address cannot be bound, or no thread can be started.
+    pub fn start_with_api(
         address: SocketAddr,
         registry: Registry,
         api: Option<Api>,
         draining: CancellationToken,
     ) -> Result<Self, StartError> {
-        let desk = Desk {
+        let context = Context {
             registry,
             api,
             draining,
         };
         let stop = CancellationToken::new();
-        let end = stop.clone().drop_guard();
+        let stop_guard = stop.clone().drop_guard();
         let socket = listener::bind(address, 1)?.remove(0);
         let address = socket.address();
         let mut workers = Workers::default();
         workers.spawn("admin", move || async move {
-            let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-            let desk = Rc::new(desk);
+            let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+            let context = Rc::new(context);
             let accepted = listener::accept(socket, stop.cancelled(), |io, _| {
-                let desk = Rc::clone(&desk);
-                // Closed at once where there are too many: an operator tries again.
-                let Ok(permit) = Arc::clone(&places).try_acquire_owned() else {
+                let context = Rc::clone(&context);
+                // Over the limit, close the connection at once: an operator can try again.
+                let Ok(permit) = Arc::clone(&permits).try_acquire_owned() else {
                     return;
                 };
                 tokio::task::spawn_local(async move {
                     let answer = service_fn(|request| {
-                        let desk = Rc::clone(&desk);
-                        async move { Ok::<_, Infallible>(answer(&desk, request).await) }
+                        let context = Rc::clone(&context);
+                        async move { Ok::<_, Infallible>(answer(&context, request).await) }
                     });
-                    // A timer makes hyper drop those who do not finish their request.
+                    // The timer lets hyper drop clients that do not finish their request.
                     let served = http1::Builder::new()
                         .timer(TokioTimer::new())
                         .serve_connection(TokioIo::new(io), answer);
@@ -117,32 +119,32 @@ impl Admin {
         Ok(Self {
             address,
             workers,
-            end,
+            stop_guard,
         })
     }
 
-    /// Where it listens.
+    /// The address of the listener.
     #[must_use]
     pub const fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Ends it, once the roles have drained, and waits until it has ended.
+    /// Stops the listener and waits for its thread. Call this after the roles have drained.
     pub fn join(self) {
-        drop(self.end);
+        drop(self.stop_guard);
         self.workers.join();
     }
 }
 
-/// What requests are answered from.
-struct Desk {
+/// The data behind the answers.
+struct Context {
     registry: Registry,
     api: Option<Api>,
     draining: CancellationToken,
 }
 
-async fn answer(desk: &Desk, request: Request<Incoming>) -> Response<Full<Bytes>> {
-    if let Some(api) = &desk.api
+async fn answer(context: &Context, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    if let Some(api) = &context.api
         && request.uri().path().starts_with("/api/")
     {
         return api::answer(api, request).await;
@@ -159,32 +161,32 @@ async fn answer(desk: &Desk, request: Request<Incoming>) -> Response<Full<Bytes>
     }
     match request.uri().path() {
         "/" => {
-            let api = desk.api.as_ref().map_or("", |_| "/api/balancer\n");
+            let api = context.api.as_ref().map_or("", |_| "/api/balancer\n");
             text(
                 StatusCode::OK,
                 format!("sessile\n\n/healthz\n/readyz\n/metrics\n{api}").into(),
             )
         }
         "/healthz" => text(StatusCode::OK, "ok\n".into()),
-        "/readyz" => match unready(desk).await {
+        "/readyz" => match not_ready_reason(context).await {
             None => text(StatusCode::OK, "ready\n".into()),
             Some(reason) => text(
                 StatusCode::SERVICE_UNAVAILABLE,
                 format!("{reason}\n").into(),
             ),
         },
-        "/metrics" => metrics(&desk.registry),
+        "/metrics" => metrics(&context.registry),
         _ => text(StatusCode::NOT_FOUND, "not found\n".into()),
     }
 }
 
-/// Why new clients had better go elsewhere; `None`: there is no reason.
-async fn unready(desk: &Desk) -> Option<String> {
-    if desk.draining.is_cancelled() {
+/// Why the process should get no new clients; `None` if it is ready.
+async fn not_ready_reason(context: &Context) -> Option<String> {
+    if context.draining.is_cancelled() {
         return Some("draining".to_owned());
     }
-    match &desk.api {
-        Some(api) => api::unready(api).await,
+    match &context.api {
+        Some(api) => api::not_ready_reason(api).await,
         None => None,
     }
 }

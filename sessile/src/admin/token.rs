@@ -1,4 +1,4 @@
-//! What a request has to show that changes something: a secret in a file, for its owner alone.
+//! The token that API requests must present to change something: a secret in a private file.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -10,16 +10,16 @@ use aws_lc_rs::{constant_time, rand};
 use crate::client::hex;
 use crate::key;
 
-/// Random bytes of a token that is made here.
-const LEN: usize = 32;
+/// Number of random bytes in a generated token.
+const RANDOM_LEN: usize = 32;
 
-/// Characters that a token has at least.
-const LEAST: usize = 16;
+/// Minimum number of characters in a token.
+const MIN_LEN: usize = 16;
 
-/// Characters that a token has at most.
-const MOST: usize = 1024;
+/// Maximum number of characters in a token.
+const MAX_LEN: usize = 1024;
 
-/// The secret. It is never shown.
+/// The secret. `Debug` does not show it.
 pub struct Token(Vec<u8>);
 
 /// Why there is no token.
@@ -33,7 +33,7 @@ pub enum TokenError {
     )]
     Readable { path: PathBuf, mode: u32 },
     #[error(
-        "{file}: a token has {LEAST} to {MOST} characters in one line; `openssl rand -hex 32` makes one",
+        "{file}: a token has {MIN_LEN} to {MAX_LEN} characters in one line; `openssl rand -hex 32` makes one",
         file = .path.display()
     )]
     Unfit { path: PathBuf },
@@ -44,14 +44,18 @@ pub enum TokenError {
 }
 
 impl Token {
-    /// Reads the file; makes it where it is not there.
+    /// Reads the file, or creates it with a random token.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be read or created, others can read it, or it contains no valid token.
     pub fn open(path: &Path) -> Result<Self, TokenError> {
         match Self::read(path) {
             Err(TokenError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-                let mut bytes = [0; LEN];
+                let mut bytes = [0; RANDOM_LEN];
                 rand::fill(&mut bytes).map_err(|_| TokenError::Random)?;
                 let token = hex(&bytes);
-                make(path, &token).map_err(|source| TokenError::Make {
+                create(path, &token).map_err(|source| TokenError::Make {
                     path: path.to_owned(),
                     source,
                 })?;
@@ -75,12 +79,12 @@ impl Token {
             });
         }
         let mut text = Vec::new();
-        file.take(MOST as u64 + 2)
+        file.take(MAX_LEN as u64 + 2)
             .read_to_end(&mut text)
             .map_err(failed)?;
         let token = text.trim_ascii();
-        let fits = (LEAST..=MOST).contains(&token.len());
-        if !fits || !token.iter().all(u8::is_ascii_graphic) {
+        let has_valid_len = (MIN_LEN..=MAX_LEN).contains(&token.len());
+        if !has_valid_len || !token.iter().all(u8::is_ascii_graphic) {
             return Err(TokenError::Unfit {
                 path: path.to_owned(),
             });
@@ -88,19 +92,20 @@ impl Token {
         Ok(Self(token.to_owned()))
     }
 
-    /// Whether this is what a request shows: `Authorization: Bearer TOKEN` (RFC 6750, 2.1).
-    pub(super) fn admits(&self, authorization: Option<&[u8]>) -> bool {
+    /// True if the `Authorization` header is `Bearer TOKEN` (RFC 6750, 2.1) with this token.
+    pub(super) fn matches(&self, authorization: Option<&[u8]>) -> bool {
         const SCHEME: &[u8] = b"bearer ";
-        let Some((scheme, shown)) = authorization.and_then(|it| it.split_at_checked(SCHEME.len()))
+        let Some((scheme, token)) =
+            authorization.and_then(|value| value.split_at_checked(SCHEME.len()))
         else {
             return false;
         };
         scheme.eq_ignore_ascii_case(SCHEME)
-            && constant_time::verify_slices_are_equal(shown.trim_ascii(), &self.0).is_ok()
+            && constant_time::verify_slices_are_equal(token.trim_ascii(), &self.0).is_ok()
     }
 }
 
-fn make(path: &Path, token: &str) -> io::Result<()> {
+fn create(path: &Path, token: &str) -> io::Result<()> {
     key::make_folder(path.parent().unwrap_or(Path::new("")))?;
     let mut file = File::options()
         .write(true)
@@ -121,7 +126,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_token_is_made_once_for_its_owner_alone_and_read_again() {
+    fn a_token_is_created_once_readable_only_for_its_owner() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("state").join("admin.token");
         let made = Token::open(&path).unwrap();
@@ -130,16 +135,16 @@ mod tests {
         let read = Token::open(&path).unwrap();
         assert_eq!(made.0, read.0);
         let shown = format!("Bearer {}", String::from_utf8(made.0).unwrap());
-        assert!(read.admits(Some(shown.as_bytes())));
-        assert!(read.admits(Some(shown.replace("Bearer", "bearer").as_bytes())));
+        assert!(read.matches(Some(shown.as_bytes())));
+        assert!(read.matches(Some(shown.replace("Bearer", "bearer").as_bytes())));
         for other in ["", "Bearer ", "Bearer x", &shown[7..], &shown[..20]] {
-            assert!(!read.admits(Some(other.as_bytes())), "{other}");
+            assert!(!read.matches(Some(other.as_bytes())), "{other}");
         }
-        assert!(!read.admits(None));
+        assert!(!read.matches(None));
     }
 
     #[test]
-    fn a_token_that_others_can_read_or_that_is_too_short_is_refused() {
+    fn refuses_tokens_that_others_can_read_and_malformed_tokens() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("token");
         std::fs::write(&path, "0123456789abcdef\n").unwrap();
@@ -150,7 +155,7 @@ mod tests {
         ));
         std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).unwrap();
         Token::open(&path).unwrap();
-        for text in ["", "short", "0123456789 abcdef", &"x".repeat(MOST + 1)] {
+        for text in ["", "short", "0123456789 abcdef", &"x".repeat(MAX_LEN + 1)] {
             std::fs::write(&path, text).unwrap();
             assert!(matches!(Token::open(&path), Err(TokenError::Unfit { .. })));
         }

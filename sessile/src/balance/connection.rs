@@ -1,5 +1,4 @@
-//! One connection through the balancer: its hello is read, a server found and connected to, and
-//! bytes pass. What the server shows in clear is reported as it passes.
+//! One connection through the balancer: reads the ClientHello, finds a server, and forwards the bytes.
 
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -16,97 +15,110 @@ use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::Shared;
-use super::follow::{Choice, Offered, Request, offers_session};
-use super::metrics::TurnedAway;
-use super::missed::{Miss, Missed};
-use super::own::is_ours;
-use super::relay::{self, Patience};
-use super::report::Passage;
-use super::roster::{Pool, Roster};
-use super::server::{Connected, Server};
+use super::metrics::{OpenConnection, TurnAwayCause};
+use super::outcome::RoutedConnection;
+use super::relay::{self, Timeouts};
+use super::route_miss::{FirstMiss, SkipReason};
+use super::routing::{OfferedSessions, Router, RoutingRequest};
+use super::server::{PoolServer, is_local_error};
+use super::servers::ServerSet;
+use super::state::BalancerState;
 use crate::clock;
 use crate::listener::{Admitted, Client, ClientHandler, ReceivedHello, Rejection};
 
-impl ClientHandler for Arc<Shared> {
+impl ClientHandler for Arc<BalancerState> {
     type Connection = Box<Placed>;
-    type Cause = TurnedAway;
+    type Cause = TurnAwayCause;
 
     async fn accept(
         &self,
         client: Client,
         received: &ReceivedHello<'_>,
-    ) -> Result<Box<Placed>, Rejection<TurnedAway>> {
+    ) -> Result<Box<Placed>, Rejection<TurnAwayCause>> {
         place(self, client, received).await.map(Box::new)
     }
 
     async fn serve(&self, placed: Box<Placed>) {
-        pass(self, placed).await;
+        forward(self, placed).await;
     }
 
-    fn count_rejection(&self, cause: TurnedAway) {
+    fn count_rejection(&self, cause: TurnAwayCause) {
         self.metrics.count_turned_away(cause);
     }
 }
 
-/// A client whose server was found.
+/// A client whose server has the hello.
 pub(super) struct Placed {
     client: TcpStream,
     admitted: Admitted,
-    passage: Passage,
-    server: TcpStream,
-    connected: Connected,
-    patience: Patience,
+    connection: RoutedConnection,
+    server: ServerConnection,
+    timeouts: Timeouts,
     watch: Watch,
 }
 
-/// Finds a server that takes the connection, and sends it the hello unchanged.
+/// A connection to a server that counts as open.
+struct ServerConnection {
+    io: TcpStream,
+    open: OpenConnection,
+}
+
 async fn place(
-    shared: &Shared,
+    state: &BalancerState,
     client: Client,
     received: &ReceivedHello<'_>,
-) -> Result<Placed, Rejection<TurnedAway>> {
+) -> Result<Placed, Rejection<TurnAwayCause>> {
     let hello = &received.hello;
-    let roster = shared.roster();
-    let Some(pool) = roster.pool(hello.server_name) else {
+    let set = state.server_set();
+    let Some(pool) = set.pool(hello.server_name) else {
         let alert = AlertDescription::UnrecognizedName;
-        return Err(client.reject(TurnedAway::UnknownName, Some(alert)));
+        return Err(client.reject(TurnAwayCause::UnknownName, Some(alert)));
     };
-    let opening = Opening {
-        client: &client,
-        received,
-    };
-    let offered = Offered::new(hello);
-    let request = Request {
+    let offered = OfferedSessions::new(hello);
+    let request = RoutingRequest {
         hello,
         offered: &offered,
         source: client.source.ip(),
         now: clock::now(),
-        at: Instant::now(),
+        instant: Instant::now(),
     };
+    let search = Search {
+        state,
+        set: &set,
+        preamble: ServerPreamble {
+            client: &client,
+            received,
+        },
+        has_session: offered.has_session,
+    };
+    let router = Router {
+        set: &set,
+        pool,
+        learned: &state.learned,
+        request: &request,
+    };
+    let found = search.find(router).await;
     let Attempt {
-        by,
+        rule,
         server,
-        io,
-        connected,
-    } = match find(shared, &roster, pool, &request, &opening).await {
+        connection,
+    } = match found {
         Ok(attempt) => attempt,
         Err(cause) => return Err(client.reject(cause, None)),
     };
     Ok(Placed {
         client: client.io,
         admitted: client.admitted,
-        server: io,
-        connected,
-        patience: Patience {
-            idle: roster.balance.idle_timeout,
-            total: roster.balance.total_timeout,
-            ..Patience::default()
+        server: connection,
+        timeouts: Timeouts {
+            idle: set.balance.idle_timeout,
+            total: set.balance.total_timeout,
+            ..Timeouts::default()
         },
         watch: Watch::new(hello),
-        passage: Passage {
+        connection: RoutedConnection {
             server,
-            by,
+            rule,
             client: client.source,
             offered,
             sessions: RefCell::default(),
@@ -114,134 +126,171 @@ async fn place(
     })
 }
 
-/// No further server is tried once the first attempts took so many times `balance.connect-timeout`.
-const ALL_ATTEMPTS: u32 = 3;
+/// No further server is tried after this many times `balance.connect-timeout`.
+const MAX_SEARCH_TIMEOUTS: u32 = 3;
 
-/// A server that took the connection and was told the hello.
+/// The search of a server that takes the connection.
+struct Search<'a> {
+    state: &'a BalancerState,
+    set: &'a ServerSet,
+    preamble: ServerPreamble<'a>,
+    /// True if the client offers a session.
+    has_session: bool,
+}
+
+/// A server that took the connection and has the hello.
 struct Attempt {
-    by: RoutedBy,
-    server: Arc<Server>,
-    io: TcpStream,
-    connected: Connected,
+    rule: RoutedBy,
+    server: Arc<PoolServer>,
+    connection: ServerConnection,
 }
 
-/// Finds a server that takes the connection, and counts which rule's it is not. The error is the cause
-/// that is counted.
-async fn find(
-    shared: &Shared,
-    roster: &Roster,
-    pool: &Pool,
-    request: &Request<'_>,
-    opening: &Opening<'_>,
-) -> Result<Attempt, TurnedAway> {
-    let mut missed = Missed::default();
-    let choices = shared.choices(roster, pool, request);
-    let found = first_that_takes(shared, roster, choices, opening, &mut missed).await;
-    let by = found.as_ref().ok().map(|attempt| attempt.by);
-    if let Some((by, why)) = missed.of_one_that_came(by) {
-        shared.metrics.count_missed(by, why);
+impl Search<'_> {
+    /// Finds a server, and counts the first route miss.
+    async fn find(&self, router: Router<'_>) -> Result<Attempt, TurnAwayCause> {
+        let mut first_miss = FirstMiss::default();
+        let found = self.connect_first_available(router, &mut first_miss).await;
+        let placed_by = found.as_ref().ok().map(|attempt| attempt.rule);
+        if let Some(miss) = first_miss.of_connection(placed_by) {
+            self.state.metrics.count_miss(miss);
+        }
+        found
     }
-    found
-}
 
-/// Tries the servers in turn. One that took the connection and ends it without a word, as one that is
-/// stopped does with what waits for it, is passed over as well, once: as long as nothing was heard
-/// from it, its client knows of nothing. Where there is no other, that is how the connection ends.
-async fn first_that_takes<'r>(
-    shared: &Shared,
-    roster: &Roster,
-    choices: impl Iterator<Item = Choice<'r>>,
-    opening: &Opening<'_>,
-    missed: &mut Missed,
-) -> Result<Attempt, TurnedAway> {
-    let patience = roster.balance.connect_timeout;
-    let give_up = Instant::now() + patience * ALL_ATTEMPTS;
-    let mut tried: Vec<&'r Arc<Server>> = Vec::new();
-    let mut silent: Option<Attempt> = None;
-    for (by, choice) in choices {
-        let server = match choice {
-            Ok(server) => server,
-            Err(why) => {
-                missed.note(by, why);
+    /// Tries the servers in turn.
+    ///
+    /// A server that closes the connection without a reply is skipped too, once. A stopping server does this
+    /// to its waiting connections, and the client has seen no byte. Without another server, the client sees
+    /// the close.
+    async fn connect_first_available<'r>(
+        &self,
+        router: Router<'r>,
+        first_miss: &mut FirstMiss,
+    ) -> Result<Attempt, TurnAwayCause> {
+        let connect_timeout = self.set.balance.connect_timeout;
+        let deadline = Instant::now() + connect_timeout * MAX_SEARCH_TIMEOUTS;
+        let client = &self.preamble.client.io;
+        let mut tried: Vec<&'r Arc<PoolServer>> = Vec::new();
+        let mut silent: Option<Attempt> = None;
+        for choice in router.choices() {
+            let rule = choice.rule;
+            let server = match choice.server {
+                Ok(server) => server,
+                Err(reason) => {
+                    first_miss.record(rule, reason);
+                    continue;
+                }
+            };
+            if tried.iter().any(|other| Arc::ptr_eq(other, server)) {
                 continue;
             }
-        };
-        if tried.iter().any(|other| Arc::ptr_eq(other, server)) {
-            continue;
-        }
-        if !tried.is_empty() {
-            if has_gone(&opening.client.io) {
-                return silent.ok_or(TurnedAway::ClientGone);
+            if !tried.is_empty() {
+                if has_gone(client) {
+                    return silent.ok_or(TurnAwayCause::ClientGone);
+                }
+                if Instant::now() >= deadline {
+                    break;
+                }
             }
-            if Instant::now() >= give_up {
-                break;
+            tried.push(server);
+            let connection = match self.connect(server).await {
+                Ok(connection) => connection,
+                Err(reason) => {
+                    first_miss.record(rule, reason);
+                    continue;
+                }
+            };
+            let attempt = Attempt {
+                rule,
+                server: Arc::clone(server),
+                connection,
+            };
+            if let Some(silent) = silent {
+                let source = self.preamble.client.source.ip();
+                let server = &silent.server;
+                server.record_cut(source, self.has_session, Instant::now());
+                return Ok(attempt);
             }
-        }
-        tried.push(server);
-        let (io, connected) = match connect(shared, roster, server, opening).await {
-            Ok(connected) => connected,
-            Err(why) => {
-                missed.note(by, why);
-                continue;
+            let io = &attempt.connection.io;
+            if !self.preamble.is_retryable()
+                || !closes_without_reply(io, client, connect_timeout).await
+            {
+                return Ok(attempt);
             }
-        };
-        let attempt = Attempt {
-            by,
-            server: Arc::clone(server),
-            io,
-            connected,
-        };
-        if let Some(silent) = silent {
-            let source = opening.client.source.ip();
-            let offered = offers_session(&opening.received.hello);
-            silent.server.cut(source, offered, Instant::now());
-            return Ok(attempt);
+            first_miss.record(rule, SkipReason::ClosedWithoutReply);
+            silent = Some(attempt);
         }
-        if !opening.may_be_said_again()
-            || !hangs_up(&attempt.io, &opening.client.io, patience).await
-        {
-            return Ok(attempt);
-        }
-        missed.note(by, Miss::HungUp);
-        silent = Some(attempt);
+        silent.ok_or(TurnAwayCause::NoServer)
     }
-    silent.ok_or(TurnedAway::NoServer)
+
+    /// Connects to a server and writes the preamble.
+    async fn connect(&self, server: &PoolServer) -> Result<ServerConnection, SkipReason> {
+        let open = server.reserve().ok_or(SkipReason::Full)?;
+        let attempt = async {
+            let mut io = TcpStream::connect(server.address()).await?;
+            io.set_nodelay(true)?;
+            let bytes = self.preamble.bytes(server.settings.proxy_protocol)?;
+            io.write_all(&bytes).await?;
+            Ok::<_, io::Error>(io)
+        };
+        let error = match timeout(self.set.balance.connect_timeout, attempt).await {
+            Ok(Ok(io)) => {
+                server.stats.metrics.connections.inc();
+                return Ok(ServerConnection { io, open });
+            }
+            Ok(Err(error)) if is_local_error(&error) => {
+                let metrics = &self.state.metrics;
+                metrics.count_local_error(server.name(), &error);
+                return Err(SkipReason::LocalError);
+            }
+            Ok(Err(error)) => Some(error),
+            Err(_) => None,
+        };
+        tracing::debug!(
+            server = server.name(),
+            ?error,
+            "server does not take connections"
+        );
+        // The ejection starts now, because the attempt may have used its whole timeout.
+        server.record_failure(error.as_ref(), Instant::now());
+        Err(SkipReason::Unreachable)
+    }
 }
 
-/// Whether the client has ended its side: without a handshake it cannot be waiting for more.
+/// True if the client has ended its side. Without a handshake it cannot wait for an answer.
 fn has_gone(client: &TcpStream) -> bool {
-    let state = relay::known_state(client);
-    state.is_read_closed() || state.is_error()
+    let readiness = relay::readiness(client);
+    readiness.is_read_closed() || readiness.is_error()
 }
 
-/// Whether the server ends the connection before it says anything. Nothing is read: what it says, and
-/// how it ends, is there for who relays it.
-async fn hangs_up(server: &TcpStream, client: &TcpStream, patience: Duration) -> bool {
+/// True if the server closes the connection before it sends a byte. This reads nothing: the relay needs the
+/// server's bytes, and the error of a reset.
+async fn closes_without_reply(server: &TcpStream, client: &TcpStream, patience: Duration) -> bool {
     let mut byte = [0];
-    let first = async {
+    let first_event = async {
         tokio::select! {
             biased;
             ready = server.ready(Interest::READABLE | Interest::ERROR) => ready.ok(),
-            // It has more to say, or is gone. Asked of the system: where its hello filled all the room
-            // that there was for it, the runtime takes the socket for readable whether it is or not.
+            // The client has more to send, or is gone. This asks the system: after a hello that filled the
+            // whole buffer, the runtime wrongly takes the socket for readable.
             _ = client.peek(&mut byte) => None,
         }
     };
-    let Ok(Some(ready)) = timeout(patience, first).await else {
+    let Ok(Some(ready)) = timeout(patience, first_event).await else {
         return false;
     };
-    let ended = ready.is_read_closed() || ready.is_error();
-    ended && matches!(rustix::io::ioctl_fionread(server), Ok(0))
+    let has_ended = ready.is_read_closed() || ready.is_error();
+    has_ended && matches!(rustix::io::ioctl_fionread(server), Ok(0))
 }
 
-/// What a server hears first.
-struct Opening<'a> {
+/// The first bytes for a server.
+struct ServerPreamble<'a> {
     client: &'a Client,
     received: &'a ReceivedHello<'a>,
 }
 
-impl Opening<'_> {
-    /// The hello, verbatim, with a PROXY header before it where the server wants one: in one write.
+impl ServerPreamble<'_> {
+    /// The hello as it came, after a PROXY header if the server expects one. They go out in one write.
     fn bytes(&self, proxy: Option<Version>) -> io::Result<Cow<'_, [u8]>> {
         let ReceivedHello { bytes, hello } = self.received;
         let Some(version) = proxy else {
@@ -260,88 +309,50 @@ impl Opening<'_> {
         Ok([&header, *bytes].concat().into())
     }
 
-    /// Whether another server may hear it too. Early data is to be heard once.
-    const fn may_be_said_again(&self) -> bool {
+    /// True if the hello may go to a second server. Early data must reach one server only.
+    const fn is_retryable(&self) -> bool {
         !self.received.hello.early_data
     }
 }
 
-async fn connect(
-    shared: &Shared,
-    roster: &Roster,
-    server: &Server,
-    opening: &Opening<'_>,
-) -> Result<(TcpStream, Connected), Miss> {
-    let connected = server.reserve().ok_or(Miss::Full)?;
-    let attempt = async {
-        let mut io = TcpStream::connect(server.address()).await?;
-        io.set_nodelay(true)?;
-        let bytes = opening.bytes(server.settings.proxy_protocol)?;
-        io.write_all(&bytes).await?;
-        Ok::<_, io::Error>(io)
-    };
-    match timeout(roster.balance.connect_timeout, attempt).await {
-        Ok(Ok(io)) => {
-            server.live.metrics.connections.inc();
-            Ok((io, connected))
-        }
-        Ok(Err(error)) if is_ours(&error) => {
-            shared.metrics.count_own_failure(server.name(), &error);
-            Err(Miss::OwnFailure)
-        }
-        failed => {
-            // `None`: not in time.
-            let error = failed.ok().and_then(Result::err);
-            tracing::debug!(
-                server = server.name(),
-                ?error,
-                "server does not take connections"
-            );
-            // Counted from now: the attempt may have taken its whole time.
-            server.failed(error.as_ref(), Instant::now());
-            Err(Miss::Unreachable)
-        }
-    }
-}
-
-/// Moves bytes to the end.
-async fn pass(shared: &Shared, placed: Box<Placed>) {
+/// Forwards bytes until the connection ends.
+async fn forward(state: &BalancerState, placed: Box<Placed>) {
     let Placed {
         mut client,
         admitted,
-        passage,
+        connection,
         mut server,
-        connected,
-        patience,
+        timeouts,
         mut watch,
     } = *placed;
-    let (mut answered, mut told) = (false, false);
-    let moved = |moved| {
-        shared.metrics.moved(moved);
-        passage.server.live.metrics.moved(moved);
+    let mut has_answered = false;
+    let mut had_handshake = false;
+    let count_bytes = |bytes| {
+        state.metrics.bytes.add(bytes);
+        connection.server.stats.metrics.bytes.add(bytes);
     };
+    let watch_server = |bytes: &[u8]| {
+        if !has_answered {
+            has_answered = true;
+            connection.server.record_answer(Instant::now());
+        }
+        let Some(outcome) = watch.push(bytes) else {
+            return ControlFlow::Continue(());
+        };
+        connection.report_handshake(state, &outcome, watch.selected_identity());
+        had_handshake = true;
+        ControlFlow::Break(())
+    };
+    let io = &mut server.io;
     let relayed = relay::run(
         &mut client,
-        &mut server,
+        io,
         &admitted,
-        patience,
-        &moved,
-        |bytes| {
-            if !answered {
-                answered = true;
-                passage.server.answered(Instant::now());
-            }
-            match watch.push(bytes) {
-                Some(outcome) => {
-                    shared.report_handshake(&passage, &outcome, watch.selected_identity());
-                    told = true;
-                    ControlFlow::Break(())
-                }
-                None => ControlFlow::Continue(()),
-            }
-        },
+        timeouts,
+        &count_bytes,
+        watch_server,
     );
-    let ended = relayed.await;
-    shared.report_end(&passage, &ended, told);
-    drop(connected);
+    let end = relayed.await;
+    connection.report_end(state, &end, had_handshake);
+    drop(server.open);
 }

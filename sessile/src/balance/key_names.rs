@@ -1,163 +1,169 @@
-//! What a pool knows of how its servers' tickets begin. Whatever changes it, a look, a check, a
-//! client's ticket or a server that is gone, is said here: in the log and in metrics.
+//! The key names of one pool's tickets, with the log and the metrics of every change. The decisions are in
+//! [`sessile_proto::key_names`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 
 use prometheus::IntGauge;
-use sessile_proto::key_names::{self, KeyName};
+use sessile_proto::key_names::{KeyName, KeyNames};
 
-use super::locked;
 use crate::client::hex;
+use crate::locks::locked;
 
 /// The key names of one pool.
 #[derive(Default)]
-pub(super) struct KeyNames {
-    inner: Mutex<Inner>,
+pub(super) struct PoolKeyNames {
+    record: Mutex<NamesRecord>,
 }
 
 #[derive(Default)]
-struct Inner {
-    names: key_names::KeyNames,
-    /// The servers of the pool, by the number that they are known by.
+struct NamesRecord {
+    names: KeyNames,
+    /// The servers of the pool, by their ids.
     members: BTreeMap<u32, Member>,
 }
 
-/// A server, and what was last said of it.
+/// A server of the pool.
 struct Member {
     server: String,
-    figures: Figures,
-    said: Standing,
+    metrics: KeyNameMetrics,
+    /// The state in the last log line and in the metrics.
+    published: ProvenNames,
 }
 
-/// How many names a server has, and how many servers are of its group, itself included.
+/// The metrics of one server's key names.
 #[derive(Clone)]
-pub(super) struct Figures {
+pub(super) struct KeyNameMetrics {
     pub(super) names: IntGauge,
-    pub(super) group: IntGauge,
+    /// The number of servers in the group, with the server itself.
+    pub(super) group_size: IntGauge,
 }
 
-/// The names of a server, and who else shares a key with it.
+/// The proven key names of a server, and the other servers that share a key with it.
 #[derive(Default, PartialEq, Eq)]
-struct Standing {
+struct ProvenNames {
     names: BTreeSet<KeyName>,
     group: BTreeSet<u32>,
 }
 
-/// What is to be said of a server.
-struct News {
+/// A log line about a server.
+struct NamesChange {
     server: String,
     names: Vec<String>,
     group: Vec<String>,
 }
 
-impl KeyNames {
-    /// A server has come into the pool, or is there still.
-    pub(super) fn join(&self, id: u32, server: &str, figures: Figures) {
-        let inner = &mut *locked(&self.inner);
-        let known = inner.members.remove(&id);
+impl PoolKeyNames {
+    /// Adds a server to the pool, or gives a server of the pool new metrics.
+    pub(super) fn join(&self, id: u32, server: &str, metrics: KeyNameMetrics) {
+        let members = &mut locked(&self.record).members;
+        let known = members.remove(&id);
         let member = Member {
             server: server.to_owned(),
-            figures,
-            said: known.map_or_else(Standing::default, |known| known.said),
+            metrics,
+            published: known.map_or_else(ProvenNames::default, |known| known.published),
         };
-        member.show();
-        inner.members.insert(id, member);
+        member.set_metrics();
+        members.insert(id, member);
     }
 
-    /// A server has gone from the pool.
+    /// Removes a server from the pool.
     pub(super) fn leave(&self, id: u32) {
-        let mut inner = locked(&self.inner);
-        inner.members.remove(&id);
-        inner.names.forget(id);
-        let news = inner.news();
-        drop(inner);
-        say(news);
+        let mut record = locked(&self.record);
+        record.members.remove(&id);
+        record.names.forget(id);
+        let changes = record.publish();
+        drop(record);
+        log(changes);
     }
 
-    /// Takes note of something about a server, and says what that has changed. Of one that has gone,
-    /// and whose connections and looks may still be ending, nothing is noted.
-    pub(super) fn note(&self, id: u32, note: impl FnOnce(&mut key_names::KeyNames)) {
-        let mut inner = locked(&self.inner);
-        if !inner.members.contains_key(&id) {
+    /// Changes the record of a server, and logs the effect.
+    ///
+    /// Nothing is recorded for a server that left the pool. Its connections and checks may still report.
+    pub(super) fn update(&self, id: u32, change: impl FnOnce(&mut KeyNames)) {
+        let mut record = locked(&self.record);
+        if !record.members.contains_key(&id) {
             return;
         }
-        let before = inner.names.revision();
-        note(&mut inner.names);
-        let news = match inner.names.revision() == before {
-            true => Vec::new(),
-            false => inner.news(),
-        };
-        drop(inner);
-        say(news);
+        let before = record.names.revision();
+        change(&mut record.names);
+        if record.names.revision() == before {
+            return;
+        }
+        let changes = record.publish();
+        drop(record);
+        log(changes);
     }
 
-    /// As [`key_names::KeyNames::servers`].
+    /// See [`KeyNames::servers`].
     pub(super) fn servers(&self, name: &KeyName) -> Vec<u32> {
-        locked(&self.inner).names.servers(name).collect()
+        locked(&self.record).names.servers(name).collect()
     }
 
-    /// As [`key_names::KeyNames::names_of`].
-    pub(super) fn of(&self, id: u32) -> BTreeSet<KeyName> {
-        locked(&self.inner).names.names_of(id).copied().collect()
+    /// See [`KeyNames::names_of`].
+    pub(super) fn names_of(&self, id: u32) -> BTreeSet<KeyName> {
+        locked(&self.record).names.names_of(id).copied().collect()
     }
 
-    /// As [`key_names::KeyNames::group`].
+    /// See [`KeyNames::group`].
     pub(super) fn group(&self, id: u32) -> BTreeSet<u32> {
-        locked(&self.inner).names.group(id)
+        locked(&self.record).names.group(id)
     }
 
-    /// As [`key_names::KeyNames::servers_to_try`].
-    pub(super) fn to_try(&self, name: KeyName, id: u32) -> Vec<u32> {
-        locked(&self.inner).names.servers_to_try(name, id)
+    /// See [`KeyNames::servers_to_try`].
+    pub(super) fn servers_to_try(&self, name: KeyName, id: u32) -> Vec<u32> {
+        locked(&self.record).names.servers_to_try(name, id)
     }
 }
 
-/// Not under the lock: whoever reads the log may be slow.
-fn say(news: Vec<News>) {
-    for News {
+/// Call this without the lock, because the reader of the log may be slow.
+fn log(changes: Vec<NamesChange>) {
+    for NamesChange {
         server,
         names,
         group,
-    } in news
+    } in changes
     {
         tracing::info!(server, ?names, ?group, "key names of its tickets");
     }
 }
 
-impl Inner {
-    /// What has become otherwise since it was last said.
-    fn news(&mut self) -> Vec<News> {
+impl NamesRecord {
+    /// Brings the metrics up to date. Returns the changes for the log.
+    fn publish(&mut self) -> Vec<NamesChange> {
         let mut changed = Vec::new();
         for (&id, member) in &mut self.members {
-            let now = Standing {
+            let now = ProvenNames {
                 names: self.names.names_of(id).copied().collect(),
                 group: self.names.group(id),
             };
-            if now != member.said {
-                member.said = now;
-                member.show();
+            if now != member.published {
+                member.published = now;
+                member.set_metrics();
                 changed.push(id);
             }
         }
-        let of = |id: &u32| self.members.get(id);
-        let news = changed.iter().filter_map(of).map(|member| News {
+        let members = changed.iter().filter_map(|id| self.members.get(id));
+        members.map(|member| self.change_of(member)).collect()
+    }
+
+    fn change_of(&self, member: &Member) -> NamesChange {
+        let ProvenNames { names, group } = &member.published;
+        let others = group.iter().filter_map(|id| self.members.get(id));
+        NamesChange {
             server: member.server.clone(),
-            names: member.said.names.iter().map(|name| hex(name)).collect(),
-            group: {
-                let others = member.said.group.iter().filter_map(of);
-                others.map(|other| other.server.clone()).collect()
-            },
-        });
-        news.collect()
+            names: names.iter().map(|name| hex(name)).collect(),
+            group: others.map(|other| other.server.clone()).collect(),
+        }
     }
 }
 
 impl Member {
-    fn show(&self) {
-        let count = |len: usize| i64::try_from(len).unwrap_or(i64::MAX);
-        self.figures.names.set(count(self.said.names.len()));
-        self.figures.group.set(count(self.said.group.len() + 1));
+    fn set_metrics(&self) {
+        let gauge_value = |len: usize| i64::try_from(len).unwrap_or(i64::MAX);
+        let ProvenNames { names, group } = &self.published;
+        self.metrics.names.set(gauge_value(names.len()));
+        self.metrics.group_size.set(gauge_value(group.len() + 1));
     }
 }
 
@@ -165,50 +171,51 @@ impl Member {
 mod tests {
     use super::*;
 
-    const NAME: KeyName = [7; key_names::LEN];
+    const NAME: KeyName = [7; sessile_proto::key_names::LEN];
 
-    fn figures() -> Figures {
-        let gauge = || IntGauge::new("figure", "help").unwrap();
-        Figures {
+    fn metrics() -> KeyNameMetrics {
+        let gauge = || IntGauge::new("gauge", "help").unwrap();
+        KeyNameMetrics {
             names: gauge(),
-            group: gauge(),
+            group_size: gauge(),
         }
     }
 
-    fn shown(figures: &Figures) -> [i64; 2] {
-        [figures.names.get(), figures.group.get()]
+    /// The number of names and the size of the group.
+    fn values(metrics: &KeyNameMetrics) -> [i64; 2] {
+        [metrics.names.get(), metrics.group_size.get()]
     }
 
     #[test]
-    fn figures_follow_whoever_changes_what_is_known() {
-        let names = KeyNames::default();
+    fn metrics_of_all_servers_follow_each_change() {
+        let names = PoolKeyNames::default();
         let servers = [1, 2, 3].map(|id| {
-            let figures = figures();
-            names.join(id, &id.to_string(), figures.clone());
-            figures
+            let metrics = metrics();
+            names.join(id, &id.to_string(), metrics.clone());
+            metrics
         });
-        assert_eq!(servers.each_ref().map(shown), [[0, 1]; 3]);
-        names.note(1, |names| names.tried(NAME, 1, 2, true));
-        names.note(3, |names| names.tried(NAME, 3, 1, true));
-        assert_eq!(servers.each_ref().map(shown), [[1, 3]; 3]);
-        names.note(2, |names| names.refused_own_ticket(2, NAME));
-        assert_eq!(servers.each_ref().map(shown), [[1, 2], [0, 1], [1, 2]]);
+        assert_eq!(servers.each_ref().map(values), [[0, 1]; 3]);
+        names.update(1, |names| names.tried(NAME, 1, 2, true));
+        names.update(3, |names| names.tried(NAME, 3, 1, true));
+        assert_eq!(servers.each_ref().map(values), [[1, 3]; 3]);
+        names.update(2, |names| names.refused_own_ticket(2, NAME));
+        assert_eq!(servers.each_ref().map(values), [[1, 2], [0, 1], [1, 2]]);
         names.leave(3);
-        assert_eq!(shown(&servers[0]), [1, 1]);
+        assert_eq!(values(&servers[0]), [1, 1]);
     }
 
     #[test]
-    fn of_a_server_that_has_gone_nothing_is_noted() {
-        let names = KeyNames::default();
+    fn nothing_is_recorded_for_a_server_that_left() {
+        let names = PoolKeyNames::default();
         for id in [1, 2] {
-            names.join(id, &id.to_string(), figures());
+            names.join(id, &id.to_string(), metrics());
         }
         names.leave(2);
-        names.note(2, |names| names.tried(NAME, 2, 1, true));
+        names.update(2, |names| names.tried(NAME, 2, 1, true));
         assert!(names.servers(&NAME).is_empty());
-        // It is back, and what was known of it before is not.
-        names.join(2, "2", figures());
-        names.note(2, |names| names.tried(NAME, 2, 1, true));
+        // The server comes back without its old names.
+        names.join(2, "2", metrics());
+        names.update(2, |names| names.tried(NAME, 2, 1, true));
         assert_eq!(names.servers(&NAME), [1, 2]);
     }
 }

@@ -1,11 +1,13 @@
-//! Bytes both ways between a client and a server, with half-closes, resets and backpressure carried
-//! on. A connection that is idle holds no memory for bytes: small amounts go through a buffer of the
-//! worker's, and a stream of them through a pipe in the kernel. Only what a peer does not take yet
-//! stays with the connection, within the limits of its client's source.
+//! Forwards bytes both ways between a client and a server, with half-closes, resets and backpressure.
+//!
+//! An idle connection holds no buffer. Small amounts go through a buffer of the worker, and streams go through a
+//! pipe in the kernel. A connection keeps only bytes that a peer does not take, within the limits of admission.
 
 mod direction;
+mod pipe;
 
-pub(super) use direction::known_state;
+pub(super) use direction::readiness;
+pub(super) use pipe::{max_pipes, reserve_files};
 
 use std::future::poll_fn;
 use std::io;
@@ -18,250 +20,251 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
-use self::direction::{Cut, Direction, Sink, State};
+use self::direction::{Broken, Direction, DirectionState, Sink};
 use crate::listener::Admitted;
 
-/// How long a client may keep its side open once the server has ended, without a byte.
-const AFTER_THE_SERVER: Duration = Duration::from_secs(30);
+/// How long a client may keep its side open without a byte after the server ended the other side.
+const HALF_CLOSED_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long a server's last bytes have to reach the client before it is reset as well.
+/// How long the last bytes of a server may take to reach the client before the client is reset too.
 const RESET_GRACE: Duration = Duration::from_millis(200);
 
-/// After this long the kernel is told to ask now and then whether the peers are still there. Most
-/// connections are over by then, and are spared the system calls.
+/// Keep-alive probes begin after this time. Most connections end earlier, and save the system calls.
 const KEEP_ALIVE_AFTER: Duration = Duration::from_secs(60);
 
-/// What moves is reported after this long, for the metrics of connections that stay.
-const REPORT_EVERY: Duration = Duration::from_secs(60);
+/// The time between two reports of a connection's byte counts.
+const REPORT_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Most bytes of what a server says when it clears an idle connection away, a close_notify and what
-/// HTTP/2 says before it: nothing that uses a session.
-const GOODBYE: u64 = 128;
+/// Most bytes that a server sends when it closes an idle connection: close_notify and an HTTP/2 GOAWAY.
+///
+/// These bytes are no use of the session.
+const MAX_CLOSING_BYTES: u64 = 128;
 
-/// How long a connection may last.
+/// The time limits of a connection.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Patience {
-    /// Without a byte in either direction; zero: for ever.
+pub(super) struct Timeouts {
+    /// Without a byte in either direction. Zero: no limit.
     pub(super) idle: Duration,
-    /// In all; zero: for ever.
+    /// From start to end. Zero: no limit.
     pub(super) total: Duration,
-    /// Without a byte, once the server has ended its side.
+    /// Without a byte, after the server ended its side.
     pub(super) half_closed: Duration,
-    /// Until what moves is reported.
+    /// Between two reports of the byte counts.
     pub(super) report: Duration,
 }
 
-impl Default for Patience {
+impl Default for Timeouts {
     fn default() -> Self {
         Self {
             idle: Duration::ZERO,
             total: Duration::ZERO,
-            half_closed: AFTER_THE_SERVER,
-            report: REPORT_EVERY,
+            half_closed: HALF_CLOSED_TIMEOUT,
+            report: REPORT_INTERVAL,
         }
     }
 }
 
-/// Bytes that went on.
+/// Forwarded bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Moved {
-    /// From the client, the hello not counted.
+pub(super) struct ByteCounts {
+    /// From the client, without the ClientHello.
     pub(super) up: u64,
     /// From the server.
     pub(super) down: u64,
 }
 
-/// How a connection ended.
+/// The end of a connection.
 #[derive(Debug)]
-pub(super) struct Ended {
-    /// The server has said something that went on.
+pub(super) struct ConnectionEnd {
+    /// True if a byte of the server went on to the client.
     pub(super) answered: bool,
-    /// The server was the first to end its side.
+    /// True if the server ended its side first.
     pub(super) by_server: bool,
-    /// When bytes last moved that were more than a goodbye.
-    pub(super) silent_since: Instant,
-    pub(super) end: End,
+    /// The last time that more bytes moved than a server sends to close an idle connection.
+    pub(super) last_used: Instant,
+    pub(super) reason: EndReason,
 }
 
 /// Why a connection ended.
 #[derive(Debug)]
-pub(super) enum End {
-    /// Both sides ended.
-    Orderly,
-    /// One side was cut off, and so was the other: it is not made to look like an orderly end.
-    Cut(io::Error),
-    /// The server had ended its side, and the client fell silent.
+pub(super) enum EndReason {
+    /// Both sides ended in order.
+    Closed,
+    /// One side broke. The other side was reset, because this is no orderly end.
+    Broken(io::Error),
+    /// The server ended its side, and then the client sent nothing.
     HalfClosed,
     /// `balance.idle-timeout`.
     Idle,
     /// `balance.total-timeout`.
-    TooLong,
+    Total,
 }
 
-/// Moves bytes until both sides have ended. What the server sends is shown to `watch` before it
-/// goes on, so that nothing that a client can act on is unknown when it arrives; until it breaks,
-/// because it has seen enough. How much moved is told to `report`, in parts, all of it by the end.
+/// Forwards bytes until both sides have ended.
+///
+/// `watch` sees the server's bytes before they go on: the balancer must know a session before the client can
+/// use it. `watch` breaks when it needs no more. `report` gets the byte counts in parts.
 pub(super) async fn run(
     client: &mut TcpStream,
     server: &mut TcpStream,
-    stay: &Admitted,
-    patience: Patience,
-    report: &dyn Fn(Moved),
+    admitted: &Admitted,
+    timeouts: Timeouts,
+    report: &dyn Fn(ByteCounts),
     watch: impl FnMut(&[u8]) -> ControlFlow<()>,
-) -> Ended {
-    let ended = {
+) -> ConnectionEnd {
+    let end = {
         let (from_client, to_client) = client.split();
         let (from_server, to_server) = server.split();
         let started = Instant::now();
         let mut relay = Relay {
-            up: Direction::new(from_client, to_server, stay),
-            down: Direction::new(from_server, to_client, stay),
+            up: Direction::new(from_client, to_server, admitted),
+            down: Direction::new(from_server, to_client, admitted),
             watch: Some(watch),
             report,
-            reported: Moved::default(),
-            patience,
+            reported: ByteCounts::default(),
+            timeouts,
             started,
-            active: started,
-            used: started,
-            kept_alive: false,
-            by_server: false,
-            half_closed: None,
-            due: Due::Check,
+            last_active: started,
+            last_used: started,
+            keeps_alive: false,
+            ended_by_server: false,
+            half_closed_since: None,
+            timer: TimerPurpose::Check,
         };
-        let mut timer = pin!(tokio::time::sleep_until(relay.next_check()));
-        let end = poll_fn(|cx| relay.poll(cx, timer.as_mut())).await;
+        let mut sleep = pin!(tokio::time::sleep_until(relay.next_check()));
+        let reason = poll_fn(|cx| relay.poll(cx, sleep.as_mut())).await;
         relay.report();
-        Ended {
-            answered: relay.down.moved > 0,
-            by_server: relay.by_server,
-            silent_since: relay.used,
-            end,
+        ConnectionEnd {
+            answered: relay.down.forwarded > 0,
+            by_server: relay.ended_by_server,
+            last_used: relay.last_used,
+            reason,
         }
     };
-    if let End::Cut(_) = ended.end {
+    if let EndReason::Broken(_) = end.reason {
         for side in [client, server] {
             let _ = SockRef::from(&*side).set_linger(Some(Duration::ZERO));
         }
     }
-    ended
+    end
 }
 
 struct Relay<'a, W> {
     up: Direction<'a>,
     down: Direction<'a>,
-    /// `None`: it has seen enough.
+    /// `None` after `watch` broke.
     watch: Option<W>,
-    report: &'a dyn Fn(Moved),
-    reported: Moved,
-    patience: Patience,
+    report: &'a dyn Fn(ByteCounts),
+    reported: ByteCounts,
+    timeouts: Timeouts,
     started: Instant,
-    /// When bytes moved last.
-    active: Instant,
-    /// When bytes moved last that were more than a goodbye.
-    used: Instant,
-    kept_alive: bool,
-    by_server: bool,
-    /// When the server ended its side, the client's being open.
-    half_closed: Option<Instant>,
-    due: Due,
+    /// The last time that bytes moved.
+    last_active: Instant,
+    /// See [`ConnectionEnd::last_used`].
+    last_used: Instant,
+    keeps_alive: bool,
+    ended_by_server: bool,
+    /// The time when the server ended its side while the client's side was open.
+    half_closed_since: Option<Instant>,
+    timer: TimerPurpose,
 }
 
-/// What the timer is for.
-enum Due {
-    /// To see whether the connection was idle, and to report. It is not set anew with each byte.
+/// The purpose of the timer.
+enum TimerPurpose {
+    /// Checks the time limits and reports. The timer is not reset at each byte.
     Check,
-    /// The server was cut off: what it said before is on its way to the client, and a reset at once
-    /// would take it back.
+    /// Resets the client after the server broke.
+    ///
+    /// An immediate reset would destroy the server's last bytes on their way to the client.
     Reset(io::Error),
 }
 
 impl<W: FnMut(&[u8]) -> ControlFlow<()>> Relay<'_, W> {
-    fn poll(&mut self, cx: &mut Context<'_>, mut timer: Pin<&mut Sleep>) -> Poll<End> {
-        let before = (self.up.moved, self.down.moved);
-        let polled = self.poll_directions(cx, timer.as_mut());
-        let (up, down) = (self.up.moved - before.0, self.down.moved - before.1);
+    fn poll(&mut self, cx: &mut Context<'_>, mut sleep: Pin<&mut Sleep>) -> Poll<EndReason> {
+        let (up_before, down_before) = (self.up.forwarded, self.down.forwarded);
+        let polled = self.poll_directions(cx, sleep.as_mut());
+        let up = self.up.forwarded - up_before;
+        let down = self.down.forwarded - down_before;
         if up + down > 0 {
-            self.active = Instant::now();
-            if up > 0 || down > GOODBYE {
-                self.used = self.active;
+            self.last_active = Instant::now();
+            if up > 0 || down > MAX_CLOSING_BYTES {
+                self.last_used = self.last_active;
             }
-            let report = self.active + self.patience.report;
-            if timer.deadline() > report {
-                timer.as_mut().reset(report);
+            let next_report = self.last_active + self.timeouts.report;
+            if sleep.deadline() > next_report {
+                sleep.as_mut().reset(next_report);
             }
         }
-        if let Poll::Ready(end) = polled {
-            return Poll::Ready(end);
+        if polled.is_ready() {
+            return polled;
         }
-        while timer.as_mut().poll(cx).is_ready() {
-            if let ControlFlow::Break(end) = self.on_time() {
+        while sleep.as_mut().poll(cx).is_ready() {
+            if let ControlFlow::Break(end) = self.on_timer() {
                 return Poll::Ready(end);
             }
-            timer.as_mut().reset(self.next_check());
+            sleep.as_mut().reset(self.next_check());
         }
         Poll::Pending
     }
 
-    fn poll_directions(&mut self, cx: &mut Context<'_>, timer: Pin<&mut Sleep>) -> Poll<End> {
+    fn poll_directions(&mut self, cx: &mut Context<'_>, sleep: Pin<&mut Sleep>) -> Poll<EndReason> {
         if !self.up.is_over() {
-            // What a client goes on sending has to be read, even where the server takes no more of
-            // it: the connection to it would be reset with the answer on its way.
-            match self
-                .up
-                .poll(cx, Sink::OrNowhere, self.down.is_over(), &mut None::<W>)
-            {
-                Poll::Ready(Err(Cut::Source(error) | Cut::Sink(error))) => {
-                    return Poll::Ready(End::Cut(error));
-                }
-                Poll::Ready(Ok(())) | Poll::Pending => {}
+            // Read the client's bytes even if the server takes no more. Unread bytes would make the system
+            // reset the connection while the answer is on its way.
+            let last = self.down.is_over();
+            let polled = self.up.poll(cx, Sink::Discardable, last, &mut None::<W>);
+            if let Poll::Ready(Err(Broken::Source(error) | Broken::Sink(error))) = polled {
+                return Poll::Ready(EndReason::Broken(error));
             }
         }
         if !self.down.is_over() {
             let last = self.up.is_over();
-            let polled = self.down.poll(cx, Sink::Needed, last, &mut self.watch);
-            // A server that cannot be told anything any more has ended as well.
-            self.by_server |= !last && matches!(polled, Poll::Ready(Ok(()) | Err(Cut::Source(_))));
+            let polled = self.down.poll(cx, Sink::Required, last, &mut self.watch);
+            let server_ended = matches!(polled, Poll::Ready(Ok(()) | Err(Broken::Source(_))));
+            self.ended_by_server |= server_ended && !last;
             match polled {
                 Poll::Ready(Ok(())) if !self.up.is_over() => {
-                    self.half_closed = Some(Instant::now());
-                    timer.reset(self.next_check());
+                    self.half_closed_since = Some(Instant::now());
+                    sleep.reset(self.next_check());
                 }
-                Poll::Ready(Err(Cut::Source(error))) => {
-                    self.down.state = State::Over;
-                    self.due = Due::Reset(error);
-                    timer.reset(Instant::now() + RESET_GRACE);
+                Poll::Ready(Err(Broken::Source(error))) => {
+                    self.down.state = DirectionState::Over;
+                    self.timer = TimerPurpose::Reset(error);
+                    sleep.reset(Instant::now() + RESET_GRACE);
                 }
-                Poll::Ready(Err(Cut::Sink(error))) => return Poll::Ready(End::Cut(error)),
+                Poll::Ready(Err(Broken::Sink(error))) => {
+                    return Poll::Ready(EndReason::Broken(error));
+                }
                 Poll::Ready(Ok(())) | Poll::Pending => {}
             }
         }
-        let waits = matches!(self.due, Due::Reset(_));
-        match self.up.is_over() && self.down.is_over() && !waits {
-            true => Poll::Ready(End::Orderly),
-            false => Poll::Pending,
+        let awaits_reset = matches!(self.timer, TimerPurpose::Reset(_));
+        if self.up.is_over() && self.down.is_over() && !awaits_reset {
+            Poll::Ready(EndReason::Closed)
+        } else {
+            Poll::Pending
         }
     }
 
-    /// The timer has fired.
-    fn on_time(&mut self) -> ControlFlow<End> {
-        match std::mem::replace(&mut self.due, Due::Check) {
-            Due::Reset(error) => return ControlFlow::Break(End::Cut(error)),
-            Due::Check => {}
+    fn on_timer(&mut self) -> ControlFlow<EndReason> {
+        let purpose = std::mem::replace(&mut self.timer, TimerPurpose::Check);
+        if let TimerPurpose::Reset(error) = purpose {
+            return ControlFlow::Break(EndReason::Broken(error));
         }
         let now = Instant::now();
-        let Patience { idle, total, .. } = self.patience;
+        let Timeouts { idle, total, .. } = self.timeouts;
         if !total.is_zero() && now >= self.started + total {
-            return ControlFlow::Break(End::TooLong);
+            return ControlFlow::Break(EndReason::Total);
         }
-        if !idle.is_zero() && now >= self.active + idle {
-            return ControlFlow::Break(End::Idle);
+        if !idle.is_zero() && now >= self.last_active + idle {
+            return ControlFlow::Break(EndReason::Idle);
         }
         if self.half_closed_until().is_some_and(|until| now >= until) {
-            return ControlFlow::Break(End::HalfClosed);
+            return ControlFlow::Break(EndReason::HalfClosed);
         }
         self.report();
-        if !self.kept_alive && now >= self.started + KEEP_ALIVE_AFTER {
-            self.kept_alive = true;
+        if !self.keeps_alive && now >= self.started + KEEP_ALIVE_AFTER {
+            self.keeps_alive = true;
             keep_alive(self.up.from.as_ref());
             keep_alive(self.up.to.as_ref());
         }
@@ -270,45 +273,44 @@ impl<W: FnMut(&[u8]) -> ControlFlow<()>> Relay<'_, W> {
 
     fn next_check(&self) -> Instant {
         const FAR: Duration = Duration::from_secs(24 * 60 * 60);
-        let Patience { idle, total, .. } = self.patience;
-        let wanted = [
-            (!idle.is_zero()).then(|| self.active + idle),
+        let Timeouts { idle, total, .. } = self.timeouts;
+        let checks = [
+            (!idle.is_zero()).then(|| self.last_active + idle),
             (!total.is_zero()).then(|| self.started + total),
-            (!self.kept_alive).then(|| self.started + KEEP_ALIVE_AFTER),
+            (!self.keeps_alive).then(|| self.started + KEEP_ALIVE_AFTER),
             self.half_closed_until(),
         ];
-        let next = wanted.into_iter().flatten().min();
+        let next = checks.into_iter().flatten().min();
         next.unwrap_or_else(|| Instant::now() + FAR)
     }
 
-    /// When a client that says nothing more after its server's end is cut off.
+    /// The end of a connection whose client sends nothing after the server's end.
     fn half_closed_until(&self) -> Option<Instant> {
-        let since = self.half_closed?.max(self.active);
-        Some(since + self.patience.half_closed)
+        let since = self.half_closed_since?.max(self.last_active);
+        Some(since + self.timeouts.half_closed)
     }
 
-    /// Reports what has moved since the last time.
+    /// Reports the bytes since the last report.
     fn report(&mut self) {
-        let Moved { up, down } = self.reported;
-        self.reported = Moved {
-            up: self.up.moved,
-            down: self.down.moved,
+        let ByteCounts { up, down } = self.reported;
+        self.reported = ByteCounts {
+            up: self.up.forwarded,
+            down: self.down.forwarded,
         };
-        (self.report)(Moved {
-            up: self.up.moved - up,
-            down: self.down.moved - down,
+        (self.report)(ByteCounts {
+            up: self.up.forwarded - up,
+            down: self.down.forwarded - down,
         });
     }
 }
 
-/// Makes the kernel ask now and then whether a peer is still there: one that vanished would hold
-/// its connection until it counts as idle.
+/// Makes the kernel probe whether a peer is still there. A peer that vanished sends no end.
 fn keep_alive(io: &TcpStream) {
     let probes = TcpKeepalive::new()
         .with_time(Duration::from_secs(60))
         .with_interval(Duration::from_secs(15))
         .with_retries(4);
-    // A connection without it works as well, but for the one case.
+    // On an error the connection goes on without probes.
     let _ = SockRef::from(io).set_tcp_keepalive(&probes);
 }
 

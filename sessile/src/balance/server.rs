@@ -1,136 +1,92 @@
-//! One server behind the balancer: what is set for it, how it stands and how busy it is.
+//! One server of a pool: settings, health and load. It logs each change of the health.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use std::{fmt, io};
 
+use rustix::io::Errno;
 use sessile_proto::Time;
+use sessile_proto::health_state::{
+    Availability, CheckEffect, HealthChange, HealthState, PlacementRank, ServerState,
+};
 use sessile_proto::route::{self, Load};
+use sessile_proto::session_fault::{CheckClient, FaultChange, SessionFault, SessionOffers};
+use sessile_proto::verdict::How;
 use tokio::sync::Notify;
 
-use super::forgetting::Forgetting;
-use super::key_names::KeyNames;
-use super::locked;
-use super::metrics::ServerMetrics;
-use super::session_fault::{Change, FAULT, Offers, SessionFault};
-use super::standing::{Standing, State};
-use crate::client::{Error, Failure, Mechanism};
+use super::key_names::PoolKeyNames;
+use super::metrics::{OpenConnection, ServerMetrics};
+use super::session_loss::SessionLoss;
+use crate::client::Error;
 use crate::clock;
 use crate::config::BalanceServer;
+use crate::locks::locked;
 
-/// A server as a roster has it.
-pub(super) struct Server {
+/// The text of a session fault in the log and the API.
+pub(super) const SESSION_FAULT: &str = "the server ended a handshake that offered its own session";
+
+/// A server with its settings. A reload replaces it, and keeps the statistics.
+pub(super) struct PoolServer {
     pub(super) settings: BalanceServer,
     id: u64,
-    /// What labels name it by; `None`: none is set, and there is no key to derive it with.
+    /// The number in labels. `None` if none is set and the balancer has no key to derive one.
     pub(super) number: Option<u32>,
-    /// Outlives the roster.
-    pub(super) live: Arc<Live>,
-    /// What is known in its pool of how tickets begin.
-    pub(super) key_names: Arc<KeyNames>,
+    pub(super) stats: Arc<ServerStats>,
+    /// The key names of the server's pool.
+    pub(super) key_names: Arc<PoolKeyNames>,
 }
 
-/// What is not set but found out.
-pub(super) struct Live {
-    standing: Mutex<Standing>,
-    /// What its checks fail for.
-    trouble: Mutex<Option<Trouble>>,
-    offers: Mutex<Offers>,
-    /// A connection was cut: is it still there?
-    doubted: Notify,
+/// The balancer's observations of a server.
+pub(super) struct ServerStats {
+    health: Mutex<HealthState>,
+    check_failure: Mutex<Option<CheckFailure>>,
+    session_offers: Mutex<SessionOffers>,
+    /// Notified by a cut connection. A check can tell whether the server is still there.
+    recheck: Notify,
     pub(super) metrics: ServerMetrics,
-    pub(super) forgetting: Forgetting,
+    pub(super) session_loss: SessionLoss,
 }
 
-/// Checks that fail, one after another.
+/// Checks that failed in a row.
 #[derive(Clone)]
-pub(super) struct Trouble {
-    /// What the last one failed for.
+pub(super) struct CheckFailure {
+    /// The error of the last check.
     pub(super) error: String,
-    /// When the first one failed.
+    /// The time of the first failed check.
     pub(super) since: Time,
 }
 
-/// How fit a server is for new clients, the fittest first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Rank {
-    Up,
-    Ejected,
-    Down,
-    /// Its operator wants no new clients there.
-    Draining,
-}
-
-impl Rank {
-    pub(super) const ALL: [Self; 4] = [Self::Up, Self::Ejected, Self::Down, Self::Draining];
-}
-
-/// How a server stands, in the words of the API and of the metric.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Condition {
-    Up,
-    /// It takes less than its share of new clients.
-    SlowStart,
-    Ejected,
-    Down,
-    Draining,
-}
-
-impl Condition {
-    pub(super) const ALL: [Self; 5] = [
-        Self::Up,
-        Self::SlowStart,
-        Self::Ejected,
-        Self::Down,
-        Self::Draining,
-    ];
-
-    pub(super) const fn as_str(self) -> &'static str {
-        match self {
-            Self::Up => "up",
-            Self::SlowStart => "slow-start",
-            Self::Ejected => "ejected",
-            Self::Down => "down",
-            Self::Draining => "draining",
+impl ServerStats {
+    pub(super) fn new(
+        health: HealthState,
+        metrics: ServerMetrics,
+        session_loss: SessionLoss,
+    ) -> Self {
+        metrics.up.set(1);
+        Self {
+            health: Mutex::new(health),
+            check_failure: Mutex::default(),
+            session_offers: Mutex::default(),
+            recheck: Notify::new(),
+            metrics,
+            session_loss,
         }
     }
 }
 
-impl Live {
-    pub(super) fn new(
-        standing: Standing,
-        metrics: ServerMetrics,
-        forgetting: Forgetting,
-    ) -> Arc<Self> {
-        metrics.up.set(1);
-        Arc::new(Self {
-            standing: Mutex::new(standing),
-            trouble: Mutex::default(),
-            offers: Mutex::default(),
-            doubted: Notify::new(),
-            metrics,
-            forgetting,
-        })
-    }
-
-    fn standing(&self) -> MutexGuard<'_, Standing> {
-        locked(&self.standing)
-    }
-}
-
-impl Server {
+impl PoolServer {
     pub(super) fn new(
         settings: BalanceServer,
         number: Option<u32>,
-        live: Arc<Live>,
-        key_names: Arc<KeyNames>,
+        stats: Arc<ServerStats>,
+        key_names: Arc<PoolKeyNames>,
     ) -> Self {
         Self {
             id: route::server_id(&settings.name),
             settings,
             number,
-            live,
+            stats,
             key_names,
         }
     }
@@ -143,43 +99,40 @@ impl Server {
         self.settings.address
     }
 
-    /// What learned sessions and key names remember it by: stays the same when other servers come
-    /// and go.
+    /// Identifies the server in the learned table and in key names. It does not depend on other servers.
     pub(super) const fn id(&self) -> u32 {
         self.id as u32
     }
 
-    pub(super) fn state(&self, now: Instant) -> State {
-        self.live.standing().state(now)
+    pub(super) fn availability(&self, now: Instant) -> Availability {
+        locked(&self.stats.health).availability(now)
     }
 
-    pub(super) fn rank(&self, now: Instant) -> Rank {
-        match self.state(now) {
-            _ if self.settings.drain => Rank::Draining,
-            State::Up => Rank::Up,
-            State::Ejected => Rank::Ejected,
-            State::Down => Rank::Down,
-        }
+    pub(super) fn rank(&self, now: Instant) -> PlacementRank {
+        locked(&self.stats.health).rank(self.settings.drain, now)
     }
 
-    pub(super) fn condition(&self, slow_start: Duration, now: Instant) -> Condition {
-        match self.rank(now) {
-            Rank::Draining => Condition::Draining,
-            Rank::Down => Condition::Down,
-            Rank::Ejected => Condition::Ejected,
-            Rank::Up if self.is_starting(slow_start, now) => Condition::SlowStart,
-            Rank::Up => Condition::Up,
-        }
+    pub(super) fn state(&self, slow_start: Duration, now: Instant) -> ServerState {
+        locked(&self.stats.health).server_state(self.settings.drain, slow_start, now)
     }
 
-    /// Whether it has all the connections that it may have.
+    pub(super) fn is_starting(&self, slow_start: Duration, now: Instant) -> bool {
+        locked(&self.stats.health).is_starting(slow_start, now)
+    }
+
+    /// The percentage of its weight that the server has now.
+    pub(super) fn share_percent(&self, slow_start: Duration, now: Instant) -> u32 {
+        locked(&self.stats.health).share_percent(slow_start, now)
+    }
+
+    /// True if the server has `max-connections` connections.
     pub(super) fn is_full(&self) -> bool {
-        let most = self.settings.max_connections;
-        most > 0 && self.open() >= most
+        let max = self.settings.max_connections;
+        max > 0 && self.open() >= max
     }
 
     pub(super) fn open(&self) -> u32 {
-        u32::try_from(self.live.metrics.open.get()).unwrap_or(0)
+        u32::try_from(self.stats.metrics.open.get()).unwrap_or(0)
     }
 
     pub(super) fn load(&self, usable: bool) -> Load {
@@ -191,171 +144,174 @@ impl Server {
         }
     }
 
-    pub(super) fn is_starting(&self, slow_start: Duration, now: Instant) -> bool {
-        self.live.standing().is_starting(slow_start, now)
+    /// Counts a connection as open. `None` if the server is full.
+    pub(super) fn reserve(&self) -> Option<OpenConnection> {
+        // Count first, because other workers reserve at the same time.
+        let reserved = OpenConnection::count(&self.stats.metrics.open);
+        let max = i64::from(self.settings.max_connections);
+        (max == 0 || self.stats.metrics.open.get() <= max).then_some(reserved)
     }
 
-    /// Its part of its weight, in a hundred.
-    pub(super) fn share(&self, slow_start: Duration, now: Instant) -> u32 {
-        self.live.standing().share(slow_start, now)
-    }
-
-    /// Counts a connection for as long as what it returns lives; `None`: it has as many as it may.
-    pub(super) fn reserve(&self) -> Option<Connected> {
-        let open = self.live.metrics.open.clone();
-        open.inc();
-        let reserved = Connected(open);
-        let most = i64::from(self.settings.max_connections);
-        (most == 0 || reserved.0.get() <= most).then_some(reserved)
-    }
-
-    /// Takes note of a check. Returns whether the server is up, where that has changed, and whether
-    /// that still is in doubt.
-    pub(super) fn checked(&self, failed: Option<&Error>, now: Instant) -> (Option<bool>, bool) {
-        self.note_trouble(failed);
-        let mut standing = self.live.standing();
-        let was_ejected = standing.is_ejected();
-        let changed = standing.checked(failed.is_none(), now);
-        let is_back = was_ejected && !standing.is_ejected();
-        let in_doubt = standing.is_in_doubt();
-        if let Some(up) = changed {
-            self.live.metrics.up.set(up.into());
+    /// Records the result of a health check.
+    pub(super) fn record_check(&self, failed: Option<&Error>, now: Instant) -> CheckEffect {
+        self.record_check_failure(failed);
+        let mut health = locked(&self.stats.health);
+        let effect = health.record_check(failed.is_none(), now);
+        // Set the metric under the lock, so that two changes cannot swap.
+        if let Some(change) = effect.change {
+            let is_up = change == HealthChange::CameUp;
+            self.stats.metrics.up.set(is_up.into());
         }
-        drop(standing);
-        if is_back {
-            self.say_back();
+        drop(health);
+        if effect.ended_ejection {
+            self.log_back();
         }
-        (changed, in_doubt)
+        effect
     }
 
-    fn note_trouble(&self, failed: Option<&Error>) {
-        let mut trouble = locked(&self.live.trouble);
-        *trouble = failed.map(|error| Trouble {
+    fn record_check_failure(&self, failed: Option<&Error>) {
+        let mut failure = locked(&self.stats.check_failure);
+        let since = failure.as_ref().map(|failure| failure.since);
+        *failure = failed.map(|error| CheckFailure {
             error: error.to_string(),
-            since: trouble.as_ref().map_or_else(clock::now, |it| it.since),
+            since: since.unwrap_or_else(clock::now),
         });
     }
 
-    /// Nobody checks it any more: what the last checks said does not hold for ever.
-    pub(super) fn is_not_checked(&self) {
-        self.live.standing().forget_checks();
-        *locked(&self.live.trouble) = None;
-        self.live.metrics.up.set(1);
-        self.is_offered_no_sessions();
+    /// The error of the last health check, if it failed.
+    pub(super) fn check_failure(&self) -> Option<CheckFailure> {
+        locked(&self.stats.check_failure).clone()
     }
 
-    /// No check offers a session any more: what was found does not hold for ever.
-    pub(super) fn is_offered_no_sessions(&self) {
-        *locked(&self.live.offers) = Offers::default();
-        self.live.metrics.session_fault.set(0);
+    /// Forgets all checks, because the configuration turned checks off.
+    pub(super) fn forget_checks(&self) {
+        locked(&self.stats.health).forget_checks();
+        *locked(&self.stats.check_failure) = None;
+        self.stats.metrics.up.set(1);
+        self.forget_session_fault();
     }
 
-    /// Takes note of an own client's handshake that offered a session of this server. `ended`: why it
-    /// failed, where one without a session succeeded.
-    pub(super) fn offered_session(&self, client: Mechanism, ended: Option<&Failure>) {
-        let change = match ended {
-            Some(failure) => locked(&self.live.offers).ended(client, failure, clock::now()),
-            None => locked(&self.live.offers).finished(client),
-        };
-        let (name, address) = (self.name(), self.address());
-        match (change, ended) {
-            (Some(Change::Found), Some(failure)) => {
-                tracing::warn!(
-                    server = name, %address, error = %failure.error, offered = failure.offered_kind(),
-                    "{FAULT}; it stays up, because it finishes handshakes that offer none"
-                );
-                // No ticket resumes there, whatever its first bytes.
-                self.key_names
-                    .note(self.id(), |names| names.forget(self.id()));
-            }
-            (Some(Change::Gone), _) => tracing::info!(
-                server = name, %address, "the server finishes handshakes that offer its own session again"
-            ),
-            _ => {}
-        }
-        let fault = self.session_fault().is_some();
-        self.live.metrics.session_fault.set(fault.into());
+    /// Forgets the session fault, because checks offer no sessions any more.
+    pub(super) fn forget_session_fault(&self) {
+        *locked(&self.stats.session_offers) = SessionOffers::default();
+        self.stats.metrics.session_fault.set(0);
     }
 
-    /// True if it ends handshakes in which this kind of client offers its own session.
-    pub(super) fn is_faulty_for(&self, client: Mechanism) -> bool {
-        locked(&self.live.offers).is_faulty_for(client)
-    }
-
-    /// Whether and how it ends handshakes that offer its own session.
-    pub(super) fn session_fault(&self) -> Option<SessionFault> {
-        locked(&self.live.offers).fault()
-    }
-
-    /// What its checks fail for, if they do.
-    pub(super) fn trouble(&self) -> Option<Trouble> {
-        locked(&self.live.trouble).clone()
-    }
-
-    /// Waits until connections to it make another check worth while.
-    pub(super) async fn is_doubted(&self) {
-        self.live.doubted.notified().await;
-    }
-
-    /// Takes note of a connection that it did not take; `None`: not in time.
-    pub(super) fn failed(&self, error: Option<&io::Error>, now: Instant) {
-        self.live.metrics.failures.inc();
-        let was = self.state(now);
-        let length = self.live.standing().failed(now);
-        match error {
-            Some(error) => self.say_ejected(was, length, error),
-            None => self.say_ejected(was, length, &"no connection within balance.connect-timeout"),
-        }
-    }
-
-    /// Takes note of a connection that it took and ended without a word. Where there are checks, one
-    /// finds out whether that is the server's fault or the client's. `offered`: the client offered a
-    /// session.
-    pub(super) fn cut(&self, source: IpAddr, offered: bool, now: Instant) {
-        self.live.metrics.failures.inc();
-        self.live.doubted.notify_one();
-        if offered {
-            // The server may end just those handshakes, and serve all new clients.
-            return;
-        }
-        let was = self.state(now);
-        let ejected = self.live.standing().cut(source, now);
-        if let Some(length) = ejected {
-            let reason = "it hung up without a word on clients of several sources";
-            self.say_ejected(was, length, &reason);
-        }
-    }
-
-    fn say_ejected(&self, was: State, length: Duration, reason: &dyn fmt::Display) {
-        if was == State::Up {
-            let seconds = length.as_secs();
-            tracing::warn!(
-                server = self.name(),
-                seconds,
-                %reason,
-                "server ejected: connections to it failed"
+    /// Records that the server finished a handshake of one of our clients, with or without a session.
+    pub(super) fn record_offer_finished(&self, client: CheckClient) {
+        let change = locked(&self.stats.session_offers).record_finished(client);
+        if change == Some(FaultChange::Gone) {
+            tracing::info!(
+                server = self.name(), address = %self.address(),
+                "the server finishes handshakes that offer its own session again"
             );
         }
+        self.set_session_fault_metric();
     }
 
-    fn say_back(&self) {
-        tracing::info!(server = self.name(), "server takes connections again");
-    }
-
-    /// Takes note of a connection that it answered.
-    pub(super) fn answered(&self, now: Instant) {
-        let was_ejected = self.live.standing().answered(now);
-        if was_ejected {
-            self.say_back();
+    /// Records that the server ended a handshake that offered this kind of session, and finished one without.
+    pub(super) fn record_offer_ended(&self, client: CheckClient, offered: How, error: &Error) {
+        let mut offers = locked(&self.stats.session_offers);
+        let change = offers.record_ended(client, offered, error.to_string(), clock::now());
+        drop(offers);
+        if change == Some(FaultChange::Found) {
+            tracing::warn!(
+                server = self.name(), address = %self.address(), %error, offered = offered.as_str(),
+                "{SESSION_FAULT}; it stays up, because it finishes handshakes that offer none"
+            );
+            // No ticket resumes there, so no key name may lead there.
+            let id = self.id();
+            self.key_names.update(id, |names| names.forget(id));
         }
+        self.set_session_fault_metric();
+    }
+
+    fn set_session_fault_metric(&self) {
+        let is_faulty = self.session_fault().is_some();
+        self.stats.metrics.session_fault.set(is_faulty.into());
+    }
+
+    /// True if the server ends handshakes in which this client offers a session.
+    pub(super) fn is_faulty_for(&self, client: CheckClient) -> bool {
+        locked(&self.stats.session_offers).is_faulty_for(client)
+    }
+
+    /// `None` if the server finishes handshakes that offer its sessions.
+    pub(super) fn session_fault(&self) -> Option<SessionFault> {
+        locked(&self.stats.session_offers).fault()
+    }
+
+    /// Waits until a cut connection asks for another check.
+    pub(super) async fn recheck_requested(&self) {
+        self.stats.recheck.notified().await;
+    }
+
+    /// Records a connection that the server did not take. `None`: the connection timed out.
+    pub(super) fn record_failure(&self, error: Option<&io::Error>, now: Instant) {
+        self.stats.metrics.failures.inc();
+        let ejected = locked(&self.stats.health).record_failure(now);
+        match (ejected, error) {
+            (None, _) => {}
+            (Some(length), Some(error)) => self.log_ejected(length, error),
+            (Some(length), None) => {
+                self.log_ejected(length, &"no connection within balance.connect-timeout");
+            }
+        }
+    }
+
+    /// Records a connection that the server took and ended before it sent a byte.
+    ///
+    /// The fault can be the client's, so a check follows. `offered_session`: the client offered a session.
+    pub(super) fn record_cut(&self, source: IpAddr, offered_session: bool, now: Instant) {
+        self.stats.metrics.failures.inc();
+        self.stats.recheck.notify_one();
+        if offered_session {
+            // The server may have a session fault, and still serve every new client.
+            return;
+        }
+        let ejected = locked(&self.stats.health).record_cut(source, now);
+        if let Some(length) = ejected {
+            let reason = "it hung up without a word on clients of several sources";
+            self.log_ejected(length, &reason);
+        }
+    }
+
+    /// Records a connection that the server answered.
+    pub(super) fn record_answer(&self, now: Instant) {
+        let ended_ejection = locked(&self.stats.health).record_answer(now);
+        if ended_ejection {
+            self.log_back();
+        }
+    }
+
+    fn log_ejected(&self, length: Duration, reason: &dyn fmt::Display) {
+        let seconds = length.as_secs();
+        tracing::warn!(
+            server = self.name(),
+            seconds,
+            %reason,
+            "server ejected: connections to it failed"
+        );
+    }
+
+    fn log_back(&self) {
+        tracing::info!(server = self.name(), "server takes connections again");
     }
 }
 
-/// A connection that counts as open.
-pub(super) struct Connected(prometheus::IntGauge);
-
-impl Drop for Connected {
-    fn drop(&mut self) {
-        self.0.dec();
-    }
+/// True if this host could not make the connection. Such an error says nothing about the server.
+pub(super) fn is_local_error(error: &io::Error) -> bool {
+    const LOCAL: [Errno; 9] = [
+        Errno::ADDRNOTAVAIL,
+        Errno::MFILE,
+        Errno::NFILE,
+        Errno::NOBUFS,
+        Errno::NOMEM,
+        Errno::NETUNREACH,
+        Errno::NETDOWN,
+        // A packet filter of this host refused the connection.
+        Errno::PERM,
+        Errno::ACCESS,
+    ];
+    Errno::from_io_error(error).is_some_and(|errno| LOCAL.contains(&errno))
 }

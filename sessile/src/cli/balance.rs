@@ -1,4 +1,4 @@
-//! `sessile balance`: a TLS balancer from a configuration file, or from a few flags.
+//! `sessile balance`: runs a TLS balancer from a configuration file or from flags.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -12,7 +12,7 @@ use crate::admin::{Admin, Api, Token};
 use crate::balance::{Balancer, Changes};
 use crate::config::settings::changes_for_restart;
 use crate::config::{self, Balance, BalanceServer, Config, Health, Key, Listener, Role};
-use crate::lifecycle::{self, Orders};
+use crate::lifecycle::{Orders, Signals};
 use crate::listener;
 
 /// Route TLS connections to the servers that can resume them, without decrypting.
@@ -69,6 +69,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let config = configuration(&args)?;
     listener::inherit(&config.addresses())?;
     super::start_log(config.log.level);
+    let mut signals = Signals::watch()?;
     let stop = CancellationToken::new();
     let registry = prometheus::Registry::new();
     let balancer = Balancer::start(&config, stop.clone(), &registry)?;
@@ -76,28 +77,29 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         let servers = config.balance.servers.len();
         tracing::info!(%address, servers, policy = %config.balance.policy, "balancing");
     }
-    say_of_labels(&config, &balancer);
+    log_label_source(&config, &balancer);
     let admin = config
         .admin
         .listen
         .map(|address| {
             let api = Api {
                 commands: balancer.commands(),
-                token: token(&config),
+                token: open_token(&config),
             };
-            Admin::start_with(address, registry, Some(api), stop.clone())
+            Admin::start_with_api(address, registry, Some(api), stop.clone())
         })
         .transpose()?;
     if let Some(admin) = &admin {
         tracing::info!(address = %admin.address(), "admin");
     }
-    // Without a file of either kind there is nothing to read again.
-    let has_files = args.config.is_some() || balancer.farm().is_some();
-    let reload: Box<dyn FnMut()> = Box::new(|| reload(&args, &config, &balancer));
-    lifecycle::wait_for_signal(Orders {
-        reload: has_files.then_some(reload),
+    // Without a configuration file and a key file, there is nothing to reload.
+    if args.config.is_some() || balancer.farm().is_some() {
+        signals.watch_hangup()?;
+    }
+    signals.wait(Orders {
+        reload: Some(Box::new(|| reload(&args, &config, &balancer))),
         ..Orders::default()
-    })?;
+    });
     stop.cancel();
     balancer.join();
     if let Some(admin) = admin {
@@ -132,15 +134,15 @@ fn configuration(args: &Args) -> anyhow::Result<Config> {
     {
         bail!("no listener has role = \"balance\"; add a [[listener]] with it");
     }
-    if let Some(server) = duplicate(&config.balance.servers) {
+    if let Some(server) = duplicate_name(&config.balance.servers) {
         bail!("two servers are named {server:?}; every --server needs a name of its own");
     }
     config.admin.listen = args.admin.or(config.admin.listen);
     Ok(config)
 }
 
-/// Whether labels are read, and what it costs where they are not.
-fn say_of_labels(config: &Config, balancer: &Balancer) {
+/// Logs whether labels are read, and what it costs if they are not.
+fn log_label_source(config: &Config, balancer: &Balancer) {
     match (balancer.farm(), &config.key) {
         (Some(farm), Key::File(file)) => {
             tracing::info!(file = %file.display(), farm, "labels lead tickets of the farm's sessile servers home");
@@ -154,10 +156,13 @@ fn say_of_labels(config: &Config, balancer: &Balancer) {
     }
 }
 
-/// What requests to the API have to show, if they can show anything.
-fn token(config: &Config) -> Option<Token> {
-    let default = || config.server.state_dir.join("admin.token");
-    let file = config.admin.token_file.clone().unwrap_or_else(default);
+/// Opens the token that API requests must present, and logs its file. Without a token, no request
+/// can change anything.
+fn open_token(config: &Config) -> Option<Token> {
+    let file = match &config.admin.token_file {
+        Some(file) => file.clone(),
+        None => config.server.state_dir.join("admin.token"),
+    };
     match Token::open(&file) {
         Ok(token) => {
             tracing::info!(file = %file.display(), "requests that change something have to show this token");
@@ -170,7 +175,7 @@ fn token(config: &Config) -> Option<Token> {
     }
 }
 
-/// Reads configuration and key again, on SIGHUP, and says what came of it.
+/// Reloads the configuration and the key, and logs the result.
 fn reload(args: &Args, running: &Config, balancer: &Balancer) {
     let reloaded = configuration(args).and_then(|written| {
         let changes = balancer.reload(&written)?;
@@ -195,7 +200,7 @@ fn reload(args: &Args, running: &Config, balancer: &Balancer) {
             );
         }
         Err(error) => {
-            // A file may be wrong in several places, each with a line of its own.
+            // Each fault in the file has its own line.
             for line in super::in_one_line(&error).lines() {
                 tracing::error!("{line}");
             }
@@ -204,7 +209,8 @@ fn reload(args: &Args, running: &Config, balancer: &Balancer) {
     }
 }
 
-fn duplicate(servers: &[BalanceServer]) -> Option<&str> {
+/// A name that several servers have.
+fn duplicate_name(servers: &[BalanceServer]) -> Option<&str> {
     let mut names: Vec<&str> = servers.iter().map(|server| server.name.as_str()).collect();
     names.sort_unstable();
     names

@@ -1,4 +1,4 @@
-//! `sessile farm`: a whole farm in one process, and what to type next.
+//! `sessile farm`: runs a whole farm in one process, and prints the next commands to try.
 
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
@@ -11,8 +11,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::level_filters::LevelFilter;
 
 use crate::config::{self, Config};
-use crate::farm::{Farm, Plan};
-use crate::lifecycle::{self, Orders};
+use crate::farm::{Farm, FarmPlan};
+use crate::lifecycle::{Orders, Signals};
 use crate::serve::{AccessLog, Environment};
 
 /// Run a whole farm in one process: servers, a balancer, a development certificate.
@@ -48,16 +48,17 @@ pub(super) struct Args {
 
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     super::start_log(LevelFilter::WARN);
-    let log = match args.quiet {
-        true => config::AccessLog::Off,
-        false => config::AccessLog::Stdout,
+    let log = if args.quiet {
+        config::AccessLog::Off
+    } else {
+        config::AccessLog::Stdout
     };
     let env = Environment {
         stop: CancellationToken::new(),
         registry: prometheus::Registry::new(),
         access_log: AccessLog::open(&log)?,
     };
-    let plan = Plan {
+    let plan = FarmPlan {
         listen: args.listen,
         servers: args.servers.into(),
         admin: Some(args.admin),
@@ -68,10 +69,11 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         policy: args.policy,
         base: Config::default(),
     };
+    let signals = Signals::watch()?;
     let farm = Farm::start(&plan, &env)?;
     let _ = write!(io::stdout(), "{}", greeting(&plan, &farm));
-    lifecycle::wait_for_signal(Orders::default())?;
-    // Nobody may be reading any more.
+    signals.wait(Orders::default());
+    // The reader of the standard output may be gone; that is no reason to fail.
     let _ = writeln!(io::stdout(), "\ndraining");
     env.stop.cancel();
     farm.join();
@@ -79,8 +81,8 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What is there and what to type next.
-fn greeting(plan: &Plan, farm: &Farm) -> String {
+/// The addresses of the farm, and the next commands to try.
+fn greeting(plan: &FarmPlan, farm: &Farm) -> String {
     let program = std::env::args().next().unwrap_or("sessile".to_owned());
     let (address, port) = (farm.address(), farm.address().port());
     let root = farm.authority.root.display();
@@ -88,9 +90,10 @@ fn greeting(plan: &Plan, farm: &Farm) -> String {
         1 => "1 server".to_owned(),
         count => format!("{count} servers"),
     };
-    let keys = match plan.isolated {
-        true => "that share nothing",
-        false => "that share a farm key",
+    let keys = if plan.isolated {
+        "that share nothing"
+    } else {
+        "that share a farm key"
     };
     let mut text = format!(
         "sessile farm: {count} {keys}, behind a balancer that places new clients by {}\n\n  \

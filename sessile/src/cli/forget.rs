@@ -1,4 +1,4 @@
-//! `sessile forget`: ends sessions before their time, on every server of a farm, through its store.
+//! `sessile forget`: ends sessions early on all servers of a farm, through the shared store.
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -23,12 +23,11 @@ Their clients pay one full handshake, with the verdict full/revoked; what they m
 A farm without a shared store says the same in each server's file, with session.forget.
 Where the farm key was stolen this is not enough: `sessile key rotate --compromised`.";
 
-/// How far the clock of a server may be ahead whose sessions are to be forgotten; protocol and key file
-/// allow as much.
+/// Maximum time that `--before` may be in the future. A server's clock may be ahead by as much.
 const MAX_AHEAD: Duration = Duration::from_secs(3600);
 
-/// With so many marks, a farm is about to run out of those that are kept apart.
-const MANY: usize = 200;
+/// From this number of marks on, the summary warns about [`MAX_FORGET_RULES`].
+const MANY_RULES: usize = 200;
 
 /// Forget sessions of the farm, through its shared store
 #[derive(clap::Args, Debug)]
@@ -40,7 +39,7 @@ pub(super) struct Args {
     #[command(flatten)]
     what: What,
     /// Sessions whose full handshake was before then, an hour ahead at most [default: now]
-    #[arg(long, value_name = "TIME", value_parser = point_in_time)]
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
     before: Option<Time>,
 }
 
@@ -58,9 +57,8 @@ struct What {
     everything: bool,
 }
 
-fn point_in_time(text: &str) -> Result<Time, String> {
-    let time = clock::parse_rfc3339(text);
-    time.ok_or_else(|| "not a time in UTC, as in 2026-11-24T10:00:00Z".to_owned())
+fn parse_time(text: &str) -> Result<Time, &'static str> {
+    clock::parse_rfc3339(text).ok_or("not a time in UTC, as in 2026-11-24T10:00:00Z")
 }
 
 /// Runs `sessile forget`.
@@ -83,8 +81,8 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
             "{}: session.store is \"memory\", so there is no store to tell the farm's servers; put \
              forget = [{}] under [session] in each server's file instead",
             path.display(),
-            // Where it is read, it has to have been.
-            entry(&target, before.min(now))
+            // The configuration accepts no time in the future.
+            config_entry(&target, before.min(now))
         );
     };
     let Key::File(file) = &config.key else {
@@ -101,7 +99,18 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         .enable_all()
         .build()?
         .block_on(store::forget(redis, farm, forget_scope, before))?;
-    say(&target, (forget_scope, before), &rules, &redis.to_string())
+    let text = Summary {
+        target: &target,
+        scope: forget_scope,
+        before,
+        rules: &rules,
+        store: &redis.to_string(),
+    }
+    .text();
+    std::io::stdout()
+        .write_all(text.as_bytes())
+        .context("the standard output")?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn target(what: &What, config: &Config) -> anyhow::Result<ForgetTarget> {
@@ -131,8 +140,8 @@ fn target(what: &What, config: &Config) -> anyhow::Result<ForgetTarget> {
     Ok(found.target())
 }
 
-/// The same, as the configuration file has it.
-fn entry(target: &ForgetTarget, before: Time) -> String {
+/// The entry of `session.forget` in a configuration file that forgets the same sessions.
+fn config_entry(target: &ForgetTarget, before: Time) -> String {
     let before = format!("before = \"{}\"", rfc3339(before));
     match target {
         ForgetTarget::Everything => format!("{{ {before} }}"),
@@ -149,54 +158,65 @@ fn title(first_name: &str) -> &str {
     }
 }
 
-fn say(
-    target: &ForgetTarget,
-    (forget_scope, before): (ForgetScope, Time),
-    rules: &ForgetRules,
-    store: &str,
-) -> anyhow::Result<ExitCode> {
-    let sessions = match target {
-        ForgetTarget::Everything => "every session".to_owned(),
-        ForgetTarget::Site(name) => format!("sessions of site {}", title(name)),
-        ForgetTarget::Server(name) => format!("sessions made by server {name}"),
-        ForgetTarget::Number(number) => format!("sessions made by the server of number {number}"),
-    };
-    let within = humantime::format_duration(store::FORGETS_WITHIN);
-    let mut text = format!(
-        "Forgotten: {sessions} from before {}.\n\
-         Servers that reach {store} know within {within}; their clients pay one full handshake (full/revoked).\n\
-         A server that does not reach it knows when it does again, or from session.forget in its file.\n",
-        rfc3339(before)
-    );
-    if before > clock::now() {
-        text.push_str(
-            "Until then, no session of these resumes: what is made meanwhile is forgotten, too.\n",
+/// The facts that the command prints after it has written the rule to the store.
+struct Summary<'a> {
+    target: &'a ForgetTarget,
+    scope: ForgetScope,
+    before: Time,
+    /// All rules of the farm.
+    rules: &'a ForgetRules,
+    store: &'a str,
+}
+
+impl Summary<'_> {
+    fn text(&self) -> String {
+        let (store, before) = (self.store, rfc3339(self.before));
+        let sessions = match self.target {
+            ForgetTarget::Everything => "every session".to_owned(),
+            ForgetTarget::Site(name) => format!("sessions of site {}", title(name)),
+            ForgetTarget::Server(name) => format!("sessions made by server {name}"),
+            ForgetTarget::Number(number) => {
+                format!("sessions made by the server of number {number}")
+            }
+        };
+        let within = humantime::format_duration(store::FORGETS_WITHIN);
+        let mut text = format!(
+            "Forgotten: {sessions} from before {before}.\n\
+             Servers that reach {store} know within {within}; their clients pay one full handshake (full/revoked).\n\
+             A server that does not reach it knows when it does again, or from session.forget in its file.\n",
         );
-    }
-    if let (ForgetTarget::Server(name), ForgetScope::Server(number)) = (target, forget_scope) {
-        text.push_str(&format!(
-            "{name} stands for number {number}; whether a server has that name or number is not known here.\n"
-        ));
-    }
-    let apart = rules.iter().count();
-    if apart >= MANY {
-        text.push_str(&format!(
-            "The farm has {apart} marks; over {MAX_FORGET_RULES}, the oldest becomes one for everything.\n"
-        ));
-    }
-    for (known, time) in rules.iter() {
-        let covers = known == ForgetScope::Everything || known == forget_scope;
-        if covers && (known, time) != (forget_scope, before) {
-            let time = rfc3339(time);
-            text.push_str(&match known {
-                ForgetScope::Everything => {
-                    format!("Every session from before {time} is forgotten, too.\n")
-                }
-                _ => format!("It was asked for before, and for later: {time} counts.\n"),
-            });
+        if self.before > clock::now() {
+            text.push_str(
+                "Until then, no session of these resumes: what is made meanwhile is forgotten, too.\n",
+            );
         }
+        if let (ForgetTarget::Server(name), ForgetScope::Server(number)) = (self.target, self.scope)
+        {
+            text.push_str(&format!(
+                "{name} stands for number {number}; whether a server has that name or number is not known here.\n"
+            ));
+        }
+        let count = self.rules.iter().count();
+        if count >= MANY_RULES {
+            text.push_str(&format!(
+                "The farm has {count} marks; over {MAX_FORGET_RULES}, the oldest becomes one for everything.\n"
+            ));
+        }
+        for (scope, time) in self.rules.iter() {
+            if (scope, time) == (self.scope, self.before) {
+                continue;
+            }
+            let time = rfc3339(time);
+            if scope == ForgetScope::Everything {
+                text.push_str(&format!(
+                    "Every session from before {time} is forgotten, too.\n"
+                ));
+            } else if scope == self.scope {
+                text.push_str(&format!(
+                    "It was asked for before, and for later: {time} counts.\n"
+                ));
+            }
+        }
+        text
     }
-    let written = std::io::stdout().write_all(text.as_bytes());
-    written.context("the standard output")?;
-    Ok(ExitCode::SUCCESS)
 }

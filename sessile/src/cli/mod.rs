@@ -1,5 +1,5 @@
-//! The command line. Raw arguments and raw configuration end here; errors become exit codes here
-//! and nowhere else: 2 for whatever kept a command from doing its work.
+//! The command line. Arguments and configuration files become typed values here. Errors become
+//! exit codes here and nowhere else: 2 if a command could not do its work.
 
 mod balance;
 mod check;
@@ -10,6 +10,7 @@ mod lab;
 mod probe;
 mod serve;
 mod settings;
+mod terminal;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -25,11 +26,11 @@ use tracing_subscriber::EnvFilter;
 #[command(after_help = "Begin with:\n  sessile farm\n  sessile probe 127.0.0.1:8443 --insecure")]
 struct Arguments {
     #[command(subcommand)]
-    command: Command,
+    command: CommandArgs,
 }
 
 #[derive(Subcommand)]
-enum Command {
+enum CommandArgs {
     Farm(farm::Args),
     Probe(probe::Args),
     Lab(lab::Args),
@@ -41,39 +42,40 @@ enum Command {
     Balance(balance::Args),
 }
 
-/// Runs the command that the process was started with.
+/// Runs the command in the process's arguments.
 #[must_use]
 pub fn main() -> ExitCode {
-    let ran = match Arguments::parse().command {
-        Command::Farm(args) => farm::run(args),
-        Command::Probe(args) => probe::run(args),
-        Command::Lab(args) => lab::run(args),
-        Command::Settings(args) => settings::run(args),
-        Command::Check(args) => check::run(args),
-        Command::Key(args) => key::run(args),
-        Command::Forget(args) => forget::run(args),
-        Command::Serve(args) => serve::run(args),
-        Command::Balance(args) => balance::run(args),
+    let result = match Arguments::parse().command {
+        CommandArgs::Farm(args) => farm::run(args),
+        CommandArgs::Probe(args) => probe::run(args),
+        CommandArgs::Lab(args) => lab::run(args),
+        CommandArgs::Settings(args) => settings::run(args),
+        CommandArgs::Check(args) => check::run(args),
+        CommandArgs::Key(args) => key::run(args),
+        CommandArgs::Forget(args) => forget::run(args),
+        CommandArgs::Serve(args) => serve::run(args),
+        CommandArgs::Balance(args) => balance::run(args),
     };
-    ran.unwrap_or_else(|error| {
+    result.unwrap_or_else(|error| {
         eprintln!("sessile: {}", in_one_line(&error));
         ExitCode::from(2)
     })
 }
 
-/// An error and its causes. Most errors quote their cause themselves, in the middle of a sentence.
+/// An error and its causes in one line.
 fn in_one_line(error: &anyhow::Error) -> String {
-    error.chain().fold(String::new(), |text, cause| {
+    let mut line = error.to_string();
+    for cause in error.chain().skip(1) {
         let cause = cause.to_string();
-        match text.as_str() {
-            "" => cause,
-            said if said.contains(&cause) => text,
-            said => format!("{said}: {cause}"),
+        // Most errors already contain their cause.
+        if !line.contains(&cause) {
+            line = format!("{line}: {cause}");
         }
-    })
+    }
+    line
 }
 
-/// The program's own log, on the standard error stream; `RUST_LOG` has the last word.
+/// Starts the program's log on the standard error stream. `RUST_LOG` overrides the level.
 fn start_log(level: LevelFilter) {
     let filter = EnvFilter::builder()
         .with_default_directive(level.into())

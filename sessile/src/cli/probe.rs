@@ -1,6 +1,5 @@
-//! `sessile probe`: reads the command line, resolves the host, shows the report.
+//! `sessile probe`: resolves the host, runs the probe and prints its report.
 
-use std::io::{self, IsTerminal as _, Write as _};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -10,9 +9,10 @@ use anyhow::Context as _;
 use tokio::net::lookup_host;
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::terminal::{self, ProgressLine};
 use crate::client::Trust;
-use crate::probe::table::Colour;
-use crate::probe::{self, Plan, Progress, Report, json, table};
+
+use crate::probe::{self, ProbePlan, ProbeProgress, ProbeReport, json, table};
 
 /// Find out whether, how and across which servers a farm resumes TLS sessions.
 ///
@@ -63,26 +63,26 @@ Examples:
 Exit status: 0 all that the server offers resumes; 1 something does not; 2 wrong usage or no
 connection; 130 interrupted.";
 
-/// Returns of each mechanism where neither the user nor the number of addresses asks for more.
+/// Default number of returns for each mechanism, unless there are more addresses.
 const DEFAULT_RETURNS: usize = 5;
 
-/// Most addresses of a host that are tried; a name can have any number.
+/// Maximum number of a host's addresses that are tried.
 const MAX_ADDRESSES: usize = 64;
 
 const DEFAULT_PORT: u16 = 443;
 
-/// Wrong usage, or no connection.
+/// Exit status for wrong usage and for a target without a connection.
 const EXIT_NO_CONNECTION: u8 = 2;
 
-/// 128 + SIGINT, as shells report it.
+/// 128 + SIGINT, as shells report an interrupted command.
 const EXIT_INTERRUPTED: u8 = 130;
 
 /// Runs the probe and prints its report.
 ///
 /// # Errors
 ///
-/// The runtime cannot be started or the report cannot be written. What the user or the server did
-/// wrong is printed, and becomes the exit status 2.
+/// The runtime cannot be started, or the report cannot be written. Faults of the user or the server
+/// are printed and give the exit status 2.
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -96,27 +96,27 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         };
         let plan = match planned {
             Ok(plan) => plan,
-            Err(error) => return Ok(complain(&error)),
+            Err(error) => return Ok(print_error(&error)),
         };
-        let mut report = Report::new(&plan);
+        let mut report = ProbeReport::new(&plan);
         let line = ProgressLine::new();
-        let mut progress = |progress| line.show(progress);
-        let ended = tokio::select! {
-            ended = probe::run(&plan, &mut report, &mut progress) => ended,
+        let mut progress = |progress| show_progress(&line, progress);
+        let result = tokio::select! {
+            result = probe::run(&plan, &mut report, &mut progress) => result,
             _ = interrupt.recv() => Ok(()),
         };
-        line.clear();
-        if let Err(error) = ended {
-            return Ok(complain(&error.into()));
+        drop(line);
+        if let Err(error) = result {
+            return Ok(print_error(&error.into()));
         }
-        show(&args, &report)
+        print(&args, &report)
     });
-    // A name that is still being looked up must not hold up the end.
+    // Do not wait for a name lookup that is still running.
     runtime.shutdown_background();
     code
 }
 
-async fn plan(args: &Args) -> anyhow::Result<Plan> {
+async fn plan(args: &Args) -> anyhow::Result<ProbePlan> {
     let Endpoint { host, port } = &args.target;
     let port = port.unwrap_or(DEFAULT_PORT);
     let addresses = match args.addresses.as_slice() {
@@ -133,7 +133,7 @@ async fn plan(args: &Args) -> anyhow::Result<Plan> {
     };
     let default_returns = DEFAULT_RETURNS.max(addresses.len());
     let server_name = args.sni.clone().unwrap_or_else(|| host.clone());
-    Ok(Plan {
+    Ok(ProbePlan {
         target: args.target.to_string(),
         host: Endpoint {
             host: server_name.clone(),
@@ -163,91 +163,53 @@ async fn resolve(host: &str, port: u16) -> anyhow::Result<Vec<SocketAddr>> {
     Ok(addresses)
 }
 
-fn show(args: &Args, report: &Report) -> anyhow::Result<ExitCode> {
-    let stdout = io::stdout();
+fn show_progress(line: &ProgressLine, progress: ProbeProgress) {
+    line.show(format_args!(
+        "{}, handshake {} of {}, {}",
+        table::title(progress.mechanism),
+        progress.attempt + 1,
+        progress.returns + 1,
+        progress.address,
+    ));
+}
+
+fn print(args: &Args, report: &ProbeReport) -> anyhow::Result<ExitCode> {
     let text = if args.json {
         json::write(report)? + "\n"
     } else {
-        let colour = match stdout.is_terminal() && colours_wanted() {
-            true => Colour::Always,
-            false => Colour::Never,
-        };
-        table::write(report, colour)
+        table::write(report, terminal::colour())
     };
-    let mut stdout = stdout.lock();
-    match stdout
-        .write_all(text.as_bytes())
-        .and_then(|()| stdout.flush())
-    {
-        // `sessile probe … | head`: the reader has what it wanted.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
-        written => written.context("cannot write the report")?,
-    }
+    terminal::print_report(&text)?;
     if !report.complete {
         return Ok(ExitCode::from(EXIT_INTERRUPTED));
     }
-    if report.no_connection() {
-        let hint = match report.certificate_refused() {
-            true => " (--ca FILE names the authority to trust, --insecure accepts any certificate)",
-            false => "",
+    if report.has_no_connection() {
+        let hint = if report.has_refused_certificate() {
+            " (--ca FILE names the authority to trust, --insecure accepts any certificate)"
+        } else {
+            ""
         };
-        return Ok(complain(&anyhow::anyhow!(
+        return Ok(print_error(&anyhow::anyhow!(
             "no connection to {}{hint}",
             report.target
         )));
     }
-    Ok(match report.all_resume() {
-        true => ExitCode::SUCCESS,
-        false => ExitCode::FAILURE,
+    Ok(if report.all_resume() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
     })
 }
 
-fn complain(error: &anyhow::Error) -> ExitCode {
+fn print_error(error: &anyhow::Error) -> ExitCode {
     eprintln!("sessile probe: {error:#}");
     ExitCode::from(EXIT_NO_CONNECTION)
-}
-
-/// <https://no-color.org>
-pub(super) fn colours_wanted() -> bool {
-    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
-    set("NO_COLOR").is_none() && set("TERM").is_none_or(|term| term != "dumb")
-}
-
-/// One line that is written over, on a terminal only.
-struct ProgressLine {
-    terminal: bool,
-}
-
-impl ProgressLine {
-    fn new() -> Self {
-        Self {
-            terminal: io::stderr().is_terminal(),
-        }
-    }
-
-    fn show(&self, progress: Progress) {
-        if self.terminal {
-            eprint!(
-                "\r\x1b[K{}, handshake {} of {}, {}",
-                table::title(progress.mechanism),
-                progress.attempt + 1,
-                progress.returns + 1,
-                progress.address,
-            );
-        }
-    }
-
-    fn clear(&self) {
-        if self.terminal {
-            eprint!("\r\x1b[K");
-        }
-    }
 }
 
 /// `HOST`, `HOST:PORT`, `IP`, `[IPv6]` or `[IPv6]:PORT`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Endpoint {
-    /// Without brackets.
+    /// The host without brackets.
     host: String,
     port: Option<u16>,
 }
@@ -273,7 +235,7 @@ impl std::str::FromStr for Endpoint {
                 host,
                 Some(rest.strip_prefix(':').ok_or("expected [IPv6]:PORT")?),
             ),
-            // Colons without brackets: an IPv6 address.
+            // An IPv6 address without brackets.
             None if text.parse::<IpAddr>().is_ok() => (text, None),
             None => match text.rsplit_once(':') {
                 Some((host, port)) => (host, Some(port)),
@@ -298,9 +260,10 @@ impl std::str::FromStr for Endpoint {
 
 impl std::fmt::Display for Endpoint {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.host.contains(':') {
-            true => write!(f, "[{}]", self.host)?,
-            false => f.write_str(&self.host)?,
+        if self.host.contains(':') {
+            write!(f, "[{}]", self.host)?;
+        } else {
+            f.write_str(&self.host)?;
         }
         match self.port {
             Some(port) => write!(f, ":{port}"),
@@ -322,7 +285,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn endpoints_are_read_and_written_in_every_form() {
+    fn endpoints_are_parsed_and_displayed_in_every_form() {
         for (text, host, port) in [
             ("farm.test:8443", "farm.test", Some(8443)),
             ("farm.test", "farm.test", None),
@@ -339,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_endpoint_is_refused() {
+    fn invalid_endpoints_are_refused() {
         for text in [
             "",
             ":443",
@@ -356,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_take_the_targets_port_unless_they_have_their_own() {
+    fn addresses_without_a_port_take_the_port_of_the_target() {
         let address = |text: &str| text.parse::<Endpoint>().unwrap().address(8443);
         assert_eq!(address("192.0.2.1").unwrap(), ([192, 0, 2, 1], 8443).into());
         assert_eq!(address("192.0.2.1:1").unwrap(), ([192, 0, 2, 1], 1).into());

@@ -1,4 +1,4 @@
-//! `sessile serve`: a TLS server from a configuration file, or from a few flags.
+//! `sessile serve`: runs a TLS server from a configuration file or from flags.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use crate::check::{self, Grade};
 use crate::config::settings::changes_for_restart;
 use crate::config::{self, Action, Certificate, Config, Listener, Role, Site, SiteRoute};
 use crate::key::{Keyring, Origin, Reloaded};
-use crate::lifecycle::{self, Orders};
+use crate::lifecycle::{Orders, Signals};
 use crate::listener;
 use crate::serve::{AccessLog, Environment, Server};
 
@@ -47,12 +47,15 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let config = configuration(&args)?;
     listener::inherit(&config.addresses())?;
     super::start_log(config.log.level);
+    let mut signals = Signals::watch()?;
+    signals.watch_hangup()?;
     let env = Environment {
         stop: CancellationToken::new(),
         registry: prometheus::Registry::new(),
         access_log: AccessLog::open(&config.log.access)?,
     };
-    // Before the server, which may take up a snapshot: what can fail fails first.
+    // Start the admin listener first. The server removes its snapshot at the start, so everything
+    // else that can fail must fail before.
     let admin = config
         .admin
         .listen
@@ -65,15 +68,15 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     for address in server.addresses() {
         tracing::info!(%address, server = config.server.name, "serving");
     }
-    say_what_survives(&config, server.keys());
-    lifecycle::wait_for_signal(Orders {
+    log_what_survives(&config, server.keys());
+    signals.wait(Orders {
         reopen_logs: Some(Box::new(|| env.access_log.reopen())),
         reload: Some(Box::new(|| {
             let key = reload_key(&server);
             let configuration = reload_configuration(&server, &config, &args);
             server.count_reload(key && configuration);
         })),
-    })?;
+    });
     env.stop.cancel();
     server.join();
     if let Some(admin) = admin {
@@ -86,7 +89,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What the arguments say: the configuration file as it is now, or the flags in its place.
+/// Reads the configuration file, or makes a configuration from the flags.
 fn configuration(args: &Args) -> anyhow::Result<Config> {
     let mut config = match args {
         Args {
@@ -129,15 +132,14 @@ fn configuration(args: &Args) -> anyhow::Result<Config> {
 }
 
 fn folder(root: &Path) -> anyhow::Result<PathBuf> {
-    let metadata = std::fs::metadata(root);
-    let metadata = metadata.with_context(|| format!("--root {}", root.display()))?;
+    let metadata = std::fs::metadata(root).with_context(|| format!("--root {}", root.display()))?;
     if !metadata.is_dir() {
         bail!("--root {}: not a folder", root.display());
     }
     Ok(root.to_owned())
 }
 
-/// Reads the farm key again, on SIGHUP, and says what came of it; whether that went well.
+/// Reloads the farm key and logs the result. Returns false if that failed.
 fn reload_key(server: &Server) -> bool {
     let reloaded = server.reload_key();
     let succeeded = reloaded.is_ok();
@@ -163,8 +165,7 @@ fn reload_key(server: &Server) -> bool {
     succeeded
 }
 
-/// Reads the configuration again, on SIGHUP, and the files that it names; says what came of it, and whether
-/// that went well.
+/// Reloads the configuration and its files, and logs the result. Returns false if that failed.
 fn reload_configuration(server: &Server, running: &Config, args: &Args) -> bool {
     let reloaded = configuration(args).and_then(|written| {
         server.reload(&written)?;
@@ -180,7 +181,7 @@ fn reload_configuration(server: &Server, running: &Config, args: &Args) -> bool 
             tracing::info!(sites, "configuration and certificates reloaded");
         }
         Err(error) => {
-            // A file may be wrong in several places, each with a line of its own.
+            // Each fault in the file has its own line.
             for line in super::in_one_line(&error).lines() {
                 tracing::error!("{line}");
             }
@@ -190,14 +191,14 @@ fn reload_configuration(server: &Server, running: &Config, args: &Args) -> bool 
     succeeded
 }
 
-/// Where the key came from, and what a restart and a crash cost with this configuration.
-fn say_what_survives(config: &Config, keys: &Keyring) {
-    let (farm, made) = (
-        keys.scope(),
-        "made a farm key; copy it to the farm's other servers",
-    );
+/// Logs the origin of the key, and what a restart and a crash cost with this configuration.
+fn log_what_survives(config: &Config, keys: &Keyring) {
+    let farm = keys.scope();
     match keys.origin() {
-        Origin::Made(file) => tracing::info!(file = %file.display(), farm, "{made}"),
+        Origin::Made(file) => {
+            let file = file.display();
+            tracing::info!(%file, farm, "made a farm key; copy it to the farm's other servers");
+        }
         Origin::Loaded(file) => tracing::info!(file = %file.display(), farm, "farm key"),
         Origin::Ephemeral => {}
     }

@@ -1,4 +1,4 @@
-//! A connection whose handshake is finished, and what is known of it.
+//! A connection after its handshake: the offer, the outcome, the times and the stream.
 
 use std::fmt;
 use std::io;
@@ -10,39 +10,39 @@ use tokio::time::timeout;
 
 use super::error::alert_name;
 use super::stream::Stream;
-use super::tap::Offer;
+use super::wire_observer::Offer;
 
-/// A finished handshake and the stream it made.
-pub struct Connection {
+/// A TLS connection after its handshake.
+pub struct EstablishedConnection {
     pub(super) stream: Stream,
     pub(super) offered: Option<Offer>,
     pub(super) outcome: Outcome,
-    pub(super) times: Times,
+    pub(super) times: HandshakeTimes,
 }
 
-/// How long it took.
+/// Durations of the steps up to the end of a handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Times {
-    /// The TCP connection.
+pub struct HandshakeTimes {
+    /// Time to connect over TCP.
     pub connect: Duration,
-    /// From the start of the TLS handshake to the server's first byte.
+    /// Time from the start of the TLS handshake to the server's first byte.
     pub first_byte: Duration,
-    /// The TLS handshake, until the client may send data.
+    /// Time of the TLS handshake, until the client may send data.
     pub handshake: Duration,
 }
 
 /// How a peer ended a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Close {
-    /// With a close_notify, as TLS wants it.
+    /// The peer sent close_notify.
     Notify,
-    /// The TCP connection ended and no close_notify came.
+    /// The peer closed the TCP connection without close_notify.
     Eof,
-    /// The TCP connection was reset.
+    /// The peer reset the TCP connection.
     Reset,
-    /// With a fatal alert.
+    /// The peer sent a fatal alert.
     Alert(rustls::AlertDescription),
-    /// With something that is no end: the connection failed in another way.
+    /// The connection failed in another way.
     Failed(io::ErrorKind),
 }
 
@@ -70,14 +70,14 @@ impl From<&io::Error> for Close {
     }
 }
 
-impl Connection {
-    /// The session that the client offered, as it went over the wire.
+impl EstablishedConnection {
+    /// The session in the ClientHello that was sent.
     #[must_use]
     pub const fn offered(&self) -> Option<&Offer> {
         self.offered.as_ref()
     }
 
-    /// What the server did, as it came over the wire. Its kind is never `Failed`.
+    /// The server's answer to the offer, read from the wire. The kind is never `Failed`.
     #[must_use]
     pub const fn outcome(&self) -> &Outcome {
         &self.outcome
@@ -107,35 +107,35 @@ impl Connection {
             })
     }
 
-    /// How many TLS 1.3 tickets have come so far. They come after the handshake, and are seen
-    /// while reading.
+    /// The number of TLS 1.3 tickets received so far. Tickets follow the handshake, and only
+    /// reading from the stream receives them.
     #[must_use]
     pub fn tls13_tickets(&self) -> u32 {
         self.stream.tls().tls13_tickets_received()
     }
 
-    /// Reads for at most `wait` until a TLS 1.3 ticket, data or the peer's end has come; data is
-    /// left to be read. Gives [`Connection::tls13_tickets`].
+    /// Reads for at most `wait`, until a TLS 1.3 ticket, data or the peer's close has arrived. The
+    /// data stays readable. Returns [`EstablishedConnection::tls13_tickets`].
     pub async fn await_ticket(&mut self, wait: Duration) -> u32 {
-        // How the wait ended shows in the number, or at the next read.
+        // The number of tickets, or the next read, shows how the wait ended.
         let _ = timeout(wait, self.stream.await_ticket()).await;
         self.tls13_tickets()
     }
 
-    /// How long it took.
+    /// The durations of the steps up to the end of the handshake.
     #[must_use]
-    pub const fn times(&self) -> Times {
+    pub const fn times(&self) -> HandshakeTimes {
         self.times
     }
 
-    /// The application protocol agreed on.
+    /// The negotiated application protocol.
     #[must_use]
     pub fn alpn(&self) -> Option<&[u8]> {
         self.stream.tls().alpn_protocol()
     }
 
-    /// SHA-256 of the server's certificate. A resumed handshake shows none: it is then the one of
-    /// the session's full handshake.
+    /// SHA-256 of the server's certificate. A resumed handshake has no certificate message: there
+    /// rustls gives the certificate of the session's full handshake.
     #[must_use]
     pub fn certificate_fingerprint(&self) -> Option<[u8; 32]> {
         let certificate = self.stream.tls().peer_certificates()?.first()?;
@@ -143,19 +143,19 @@ impl Connection {
         digest.as_ref().try_into().ok()
     }
 
-    /// The stream, to read and to write.
+    /// The stream for reading and writing.
     pub const fn stream(&mut self) -> &mut Stream {
         &mut self.stream
     }
 
-    /// The stream alone.
+    /// The stream, without the facts about the handshake.
     #[must_use]
     pub fn into_stream(self) -> Stream {
         self.stream
     }
 
-    /// Waits, however long, until the server ends the connection. What it sends meanwhile is read
-    /// and thrown away. May be cancelled and called again.
+    /// Waits without a limit until the server ends the connection, and discards all data that
+    /// arrives before. Cancel-safe.
     pub async fn closed(&mut self) -> Close {
         let mut discarded = [0; 4096];
         loop {
@@ -167,9 +167,10 @@ impl Connection {
         }
     }
 
-    /// Ends the connection cleanly: some servers forget the session of one that did not end with
-    /// close_notify. Waits for the server's end too, at most `wait`; `None`: it did not come.
+    /// Sends close_notify and waits at most `wait` for the server's close. Returns `None` if the
+    /// server did not close in time.
     pub async fn close(&mut self, wait: Duration) -> Option<Close> {
+        // Some servers forget the session of a connection that ended without close_notify.
         let end = async {
             match self.stream.shutdown().await {
                 Ok(()) => self.closed().await,

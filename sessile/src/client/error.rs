@@ -1,4 +1,4 @@
-//! Why there is no client, or no connection, split by whose fault it is.
+//! Errors of making a client and of connecting, split by whose fault they are.
 
 use std::io;
 use std::path::PathBuf;
@@ -8,11 +8,11 @@ use rustls::{AlertDescription, CertificateError, InvalidMessage, PeerIncompatibl
 
 use super::{Close, Offer};
 
-/// The operator's part: a client or a target cannot be made from what was given.
+/// A client or a target cannot be made from the given values.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SetupError {
-    /// Neither a host name nor an IP address.
+    /// The name is neither a host name nor an IP address.
     #[error("{0:?} is neither a host name nor an IP address")]
     ServerName(String),
     /// The file of CA certificates cannot be read as PEM.
@@ -21,71 +21,67 @@ pub enum SetupError {
         path: PathBuf,
         source: rustls_pki_types::pem::Error,
     },
-    /// A CA certificate that cannot be a trust anchor.
+    /// A CA certificate cannot be a trust anchor.
     #[error("not usable as a CA certificate: {0}")]
     CaCertificate(#[source] rustls::Error),
-    /// There is nothing to verify a server's certificate with.
+    /// There is no trust anchor to verify a server's certificate with.
     #[error("no CA certificates were found")]
     NoCa,
-    /// The TLS library refuses the configuration. Ours, not the operator's.
+    /// The TLS library refuses the configuration. This is a fault of sessile.
     #[error("the TLS library refuses the configuration: {0}")]
     Tls(#[source] rustls::Error),
 }
 
-/// Why a connection was not made.
+/// Why a connection failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// No TCP connection: nobody listens there, or no way leads there.
+    /// The TCP connection was refused, or the address has no route.
     #[error("cannot connect: {0}")]
     Connect(#[source] io::Error),
-    /// The peer took too long.
+    /// A stage did not finish before the deadline.
     #[error("{stage} not finished after {}", humantime::format_duration(*.after))]
-    TimedOut {
-        /// What was under way: the TCP connection or the handshake.
-        stage: Stage,
-        after: Duration,
-    },
-    /// The peer refused with a fatal alert.
+    TimedOut { stage: Stage, after: Duration },
+    /// The server refused with a fatal alert.
     #[error("the server refused the handshake: alert {}", alert_name(*.0))]
     Alert(AlertDescription),
-    /// The peer chose a TLS version that was not offered.
+    /// The server chose a TLS version that was not offered.
     #[error("the server chose a TLS version that was not offered")]
     Version,
-    /// The peer's certificate is not one that the client trusts for this name.
+    /// The client does not trust the server's certificate for this name.
     #[error("the server's certificate is not accepted: {}", certificate_fault(.0))]
     Certificate(CertificateError),
-    /// What came back is not TLS.
+    /// The server's answer is not TLS.
     #[error("the server does not speak TLS")]
     NotTls,
-    /// The peer closed before the handshake was finished.
+    /// The server closed the connection before the handshake was finished.
     #[error("the server hung up during the handshake ({0})")]
-    HungUp(Close),
-    /// The peer broke the protocol, or has nothing in common with the client.
+    ClosedEarly(Close),
+    /// The server broke the protocol, or shares no parameters with the client.
     #[error("the handshake failed: {0}")]
     Protocol(rustls::Error),
-    /// Ours: the handshake finished, and what went over the wire could not be read.
+    /// The handshake finished, and our own parser could not read it. This is a fault of sessile.
     #[error("the handshake finished, but its clear part could not be read")]
-    Unread,
+    Unreadable,
 }
 
-/// A connection that was not made, and what the client offered on it.
+/// A failed connection and the session that the client offered on it.
 #[derive(Debug, thiserror::Error)]
 #[error("{error}")]
 pub struct Failure {
     #[source]
     pub error: Error,
-    /// The session in the ClientHello; `None` where the client offered none, or sent no hello.
+    /// The session in the ClientHello. `None` if the client offered none or sent no ClientHello.
     pub offered: Option<Offer>,
 }
 
 impl Failure {
-    /// The kind of session that was offered, by its name in verdicts.
+    /// The kind of session that was offered, as verdicts write it, or `nothing`.
     #[must_use]
     pub fn offered_kind(&self) -> &'static str {
         self.offered
             .as_ref()
-            .map_or("nothing", |it| it.how.as_str())
+            .map_or("nothing", |offer| offer.how.as_str())
     }
 }
 
@@ -98,7 +94,7 @@ impl From<Error> for Failure {
     }
 }
 
-/// How far a connection got.
+/// A step of connecting that has a deadline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
     Connect,
@@ -115,7 +111,7 @@ impl std::fmt::Display for Stage {
 }
 
 impl Error {
-    /// Whether the server said that it does not speak the offered TLS versions.
+    /// True if the server said that it does not speak the offered TLS versions.
     #[must_use]
     pub const fn refuses_version(&self) -> bool {
         matches!(
@@ -130,7 +126,7 @@ impl Error {
         matches!(
             self,
             Self::Alert(_)
-                | Self::HungUp(_)
+                | Self::ClosedEarly(_)
                 | Self::TimedOut {
                     stage: Stage::Handshake,
                     ..
@@ -138,9 +134,9 @@ impl Error {
         )
     }
 
-    /// Whether this machine has no way to the address at all: no IPv6 here, say.
+    /// True if this machine has no route to the address, for instance without IPv6.
     #[must_use]
-    pub fn unreachable(&self) -> bool {
+    pub fn is_unreachable(&self) -> bool {
         matches!(self, Self::Connect(error) if matches!(
             error.kind(),
             io::ErrorKind::NetworkUnreachable
@@ -163,8 +159,9 @@ impl Error {
     }
 }
 
-/// rustls writes the commonest faults as the names of its own types.
+/// The fault of a certificate as a sentence.
 fn certificate_fault(error: &CertificateError) -> String {
+    // rustls displays the most common faults as the names of its own types.
     match error {
         CertificateError::UnknownIssuer => "its issuer is not trusted".to_owned(),
         CertificateError::Other(other) => match other.0.to_string().as_str() {
@@ -185,7 +182,7 @@ pub fn alert_name(alert: AlertDescription) -> String {
     let mut after_lower = false;
     let mut letters = camel.chars().peekable();
     while let Some(letter) = letters.next() {
-        // A word begins at an upper-case letter, but for those inside an acronym (UnknownPSKIdentity).
+        // A word begins at an upper-case letter, except inside an acronym (UnknownPSKIdentity).
         let before_lower = letters.peek().is_some_and(char::is_ascii_lowercase);
         if letter.is_ascii_uppercase() && !name.is_empty() && (after_lower || before_lower) {
             name.push('_');
@@ -217,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_version_is_told_from_other_refusals() {
+    fn a_refused_version_is_distinct_from_other_refusals() {
         assert!(Error::Alert(AlertDescription::ProtocolVersion).refuses_version());
         assert!(!Error::Alert(AlertDescription::HandshakeFailure).refuses_version());
         let chosen = PeerIncompatible::ServerTlsVersionIsDisabledByOurConfig;

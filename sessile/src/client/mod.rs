@@ -1,21 +1,20 @@
-//! A TLS client that remembers sessions and says what became of each: what it offered and what the
-//! server did are read from the wire. Used by the probe, the lab, health checks and upstreams. It
-//! resolves no names and knows no HTTP.
+//! A TLS client that keeps sessions and reports whether the server resumed them, as read from the
+//! wire. The probe, the lab and health checks use it. It resolves no names and speaks no HTTP.
 
 mod connection;
 mod error;
 mod sessions;
 mod stream;
-mod tap;
 mod trust;
+mod wire_observer;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustls::ClientConfig;
 use rustls::client::{Resumption, Tls12Resumption};
 use rustls::version::{TLS12, TLS13};
+use rustls::{ClientConfig, ClientConnection};
 use rustls_pki_types::ServerName;
 use sessile_proto::verdict::How;
 use sessile_proto::watch::{Kind, Learned, Outcome};
@@ -23,34 +22,34 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-pub use connection::{Close, Connection, Times};
+pub use connection::{Close, EstablishedConnection, HandshakeTimes};
 pub use error::{Error, Failure, SetupError, Stage, alert_name};
 pub use sessions::Sessions;
 pub use stream::Stream;
-pub use tap::Offer;
-pub(crate) use tap::hex;
 pub use trust::Trust;
+pub use wire_observer::Offer;
+pub(crate) use wire_observer::hex;
 
-use sessions::Visit;
-use tap::Tap;
+use sessions::HandshakeSessions;
+use wire_observer::WireObserver;
 
-/// Where to connect, and to whom.
+/// A server to connect to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
     pub address: SocketAddr,
-    /// Sent as SNI unless it is an IP address; the certificate has to be its. Sessions are kept
-    /// by it: every address of a name is offered the same ones.
+    /// The name that the certificate must have. It is sent as SNI unless it is an IP address.
+    /// Sessions are kept by this name, so all addresses of a name are offered the same sessions.
     pub server_name: ServerName<'static>,
-    /// Said before TLS begins, to a server that wants to hear whose connection it is.
+    /// Bytes sent before TLS begins: a PROXY header, for servers that require one.
     pub preface: &'static [u8],
 }
 
 impl Target {
-    /// `server_name`: a host name or an IP address.
+    /// `server_name` is a host name or an IP address.
     ///
     /// # Errors
     ///
-    /// The name is neither.
+    /// The name is neither a host name nor an IP address.
     pub fn new(address: SocketAddr, server_name: &str) -> Result<Self, SetupError> {
         let server_name = ServerName::try_from(server_name.to_owned())
             .map_err(|_| SetupError::ServerName(server_name.to_owned()))?;
@@ -62,19 +61,19 @@ impl Target {
     }
 }
 
-/// By what a client resumes, and with that the TLS versions it offers.
+/// The kind of session that a client offers. The kind also decides the TLS versions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Mechanism {
-    /// TLS 1.3 and 1.2, by whatever the server gives.
+    /// TLS 1.3 and 1.2, with any kind of session.
     #[default]
     Any,
     /// TLS 1.2 session IDs only.
     SessionId,
-    /// TLS 1.2 tickets only; a session that came without one is not kept.
+    /// TLS 1.2 tickets only. The client drops sessions without a ticket.
     Ticket,
     /// TLS 1.3 only.
     Psk,
-    /// TLS 1.3 and 1.2; keeps and offers no session.
+    /// TLS 1.3 and 1.2. The client keeps and offers no session.
     None,
 }
 
@@ -85,7 +84,7 @@ pub struct Options {
     pub trust: Trust,
     pub connect_timeout: Duration,
     pub handshake_timeout: Duration,
-    /// Application protocols on offer, the preferred one first; empty: the extension is not sent.
+    /// Application protocols to offer, the preferred one first. If empty, ALPN is not sent.
     pub alpn: Vec<Vec<u8>>,
 }
 
@@ -101,15 +100,15 @@ impl Default for Options {
     }
 }
 
-/// How long a TCP connection, and a handshake, may take where nothing else is set.
+/// Default limit of the time for a TCP connection, and for a handshake.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A client: how it connects, and the sessions that it holds.
+/// A TLS client with its sessions.
 ///
 /// Cheap to clone; clones share the sessions.
 #[derive(Clone, Debug)]
 pub struct Client {
-    /// Made once: rustls resumes only between configurations with the very same verifier.
+    /// Template of each connection's configuration.
     config: ClientConfig,
     sessions: Sessions,
     mechanism: Mechanism,
@@ -118,14 +117,16 @@ pub struct Client {
 }
 
 impl Client {
-    /// A client with these sessions, which no client of other options should share: sessions made
-    /// by one are not offered by the other.
+    /// Makes a client with these sessions. Clients with other options should not share them: a
+    /// client does not offer sessions that another client's options made.
     ///
     /// # Errors
     ///
     /// There is no usable CA certificate, or the TLS library refuses the configuration.
     pub fn new(options: Options, sessions: Sessions) -> Result<Self, SetupError> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        // One verifier for all connections: rustls resumes only between configurations with the
+        // same verifier.
         let verifier = options.trust.verifier(Arc::clone(&provider))?;
         let versions = match options.mechanism {
             Mechanism::SessionId | Mechanism::Ticket => &[&TLS12][..],
@@ -148,9 +149,9 @@ impl Client {
         })
     }
 
-    /// Another client like this one, with sessions of its own and none as yet.
+    /// A copy of this client that starts without sessions.
     #[must_use]
-    pub fn another(&self) -> Self {
+    pub fn with_empty_sessions(&self) -> Self {
         Self {
             sessions: self.sessions.empty_like(),
             ..self.clone()
@@ -163,23 +164,23 @@ impl Client {
         &self.sessions
     }
 
-    /// Connects and finishes the handshake, offering the newest session there is for the target.
+    /// Connects and finishes the handshake. The client offers its newest session for the target.
     ///
     /// # Errors
     ///
     /// The TCP connection or the handshake was refused, failed or took too long.
-    pub async fn connect(&self, target: &Target) -> Result<Connection, Error> {
+    pub async fn connect(&self, target: &Target) -> Result<EstablishedConnection, Error> {
         self.attempt(target).await.map_err(|failure| failure.error)
     }
 
-    /// The same; a failure says which session was offered.
+    /// Connects as [`Client::connect`] does. A failure contains the session that was offered.
     ///
     /// # Errors
     ///
     /// As [`Client::connect`].
-    pub async fn attempt(&self, target: &Target) -> Result<Connection, Failure> {
-        // A thread's first random bytes take the library tens of milliseconds to gather: they are no
-        // part of the connection's times. A failure shows again in the handshake.
+    pub async fn attempt(&self, target: &Target) -> Result<EstablishedConnection, Failure> {
+        // A thread's first random bytes take the library tens of milliseconds. Draw them before
+        // the connection is timed. A failure shows again in the handshake.
         let _ = self.config.crypto_provider().secure_random.fill(&mut [0]);
 
         let started = Instant::now();
@@ -190,46 +191,52 @@ impl Client {
                 after: self.connect_timeout,
             })?
             .map_err(Error::Connect)?;
-        // Without it the second flight may wait for an acknowledgement. Slower is not broken.
+        // Without nodelay, the second flight may wait for an acknowledgement. That is slow, but
+        // no reason to fail.
         let _ = tcp.set_nodelay(true);
 
         let connected = Instant::now();
         tcp.write_all(target.preface)
             .await
             .map_err(Error::Connect)?;
-        let visit = Arc::new(Visit::new(&self.sessions));
-        let name = target.server_name.clone();
-        let tap = || Tap::new(visit.took_tls12());
-        let mut stream = Stream::new(tcp, self.config_for(&visit), name.clone(), tap)?;
-        let handshake = timeout(self.handshake_timeout, stream.handshake()).await;
-        let handshake = handshake.unwrap_or(Err(Error::TimedOut {
-            stage: Stage::Handshake,
-            after: self.handshake_timeout,
-        }));
-        if let Err(error) = handshake {
-            let offered = stream.tap.offered.take();
-            return Err(Failure { error, offered });
-        }
-        let times = Times {
+        let name = &target.server_name;
+        let sessions = Arc::new(HandshakeSessions::new(&self.sessions));
+        // This takes the session to offer from the cache, so the observer is made afterwards.
+        let tls = ClientConnection::new(self.config_for(&sessions), name.clone())
+            .map_err(Error::from_tls)?;
+        let observer = WireObserver::new(sessions.offers_tls12_session());
+        let mut stream = Stream::new(tcp, tls, observer);
+        timeout(self.handshake_timeout, stream.handshake())
+            .await
+            .unwrap_or(Err(Error::TimedOut {
+                stage: Stage::Handshake,
+                after: self.handshake_timeout,
+            }))
+            .map_err(|error| Failure {
+                error,
+                offered: stream.observer.offered.take(),
+            })?;
+        let times = HandshakeTimes {
             connect: connected - started,
             first_byte: stream
-                .tap
+                .observer
                 .first_byte
                 .map_or(Duration::ZERO, |at| at - connected),
             handshake: connected.elapsed(),
         };
 
-        let offered = stream.tap.offered.take();
-        let mut outcome = stream.tap.outcome.take().ok_or(Error::Unread)?;
+        let offered = stream.observer.offered.take();
+        let mut outcome = stream.observer.outcome.take().ok_or(Error::Unreadable)?;
         match outcome.kind {
-            Kind::Failed => return Err(Error::Unread.into()),
-            // The wire does not show that a session ID beside TLS 1.3 was a session; the tap knows.
+            Kind::Failed => return Err(Error::Unreadable.into()),
+            // A session ID beside TLS 1.3 looks like noise on the wire. The observer knows that it
+            // was a session.
             Kind::NotOffered if offered.is_some() => outcome.kind = Kind::Refused,
             Kind::NotOffered | Kind::Refused | Kind::Resumed(_) => {}
         }
         let resumed = matches!(outcome.kind, Kind::Resumed(_));
-        visit.settle(&name, resumed, self.keeps_tls12(&outcome));
-        Ok(Connection {
+        sessions.finish_handshake(name, resumed, self.keeps_tls12_session(&outcome));
+        Ok(EstablishedConnection {
             stream,
             offered,
             outcome,
@@ -237,7 +244,7 @@ impl Client {
         })
     }
 
-    fn config_for(&self, visit: &Arc<Visit>) -> Arc<ClientConfig> {
+    fn config_for(&self, sessions: &Arc<HandshakeSessions>) -> Arc<ClientConfig> {
         let tls12 = match self.mechanism {
             Mechanism::SessionId => Tls12Resumption::SessionIdOnly,
             Mechanism::Any | Mechanism::Ticket | Mechanism::Psk => {
@@ -247,18 +254,20 @@ impl Client {
         };
         let resumption = match self.mechanism {
             Mechanism::None => Resumption::disabled(),
-            _ => Resumption::store(Arc::<Visit>::clone(visit)),
+            _ => Resumption::store(Arc::<HandshakeSessions>::clone(sessions)),
         };
         let mut config = self.config.clone();
         config.resumption = resumption.tls12_resumption(tls12);
         Arc::new(config)
     }
 
-    /// rustls falls back on the session ID where a server gives no ticket.
-    fn keeps_tls12(&self, outcome: &Outcome) -> bool {
-        let is_ticket = |learned: &Learned| matches!(learned, Learned::Ticket(_));
+    fn keeps_tls12_session(&self, outcome: &Outcome) -> bool {
+        // If the server gives no ticket, rustls keeps the session ID instead.
         self.mechanism != Mechanism::Ticket
             || outcome.kind == Kind::Resumed(How::Ticket)
-            || outcome.learned.iter().any(is_ticket)
+            || outcome
+                .learned
+                .iter()
+                .any(|learned| matches!(learned, Learned::Ticket(_)))
     }
 }

@@ -1,4 +1,4 @@
-//! The sessions that a client holds: the newest for each server name, bounded in number and age.
+//! The cache of a client's sessions by server name, bounded in number and age.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -10,40 +10,41 @@ use rustls::NamedGroup;
 use rustls::client::{ClientSessionStore, Tls12ClientSessionValue, Tls13ClientSessionValue};
 use rustls_pki_types::ServerName;
 
-/// What a client remembers of servers, shared by all clones.
+/// A client's sessions, shared by all clones.
 ///
-/// TLS 1.2 has one session for each server name, offered until a newer one replaces it. TLS 1.3
-/// tickets are offered once each, the newest first (RFC 9846, C.4). A session's age counts from its
-/// full handshake, however often it was resumed since.
+/// A server name has one TLS 1.2 session, offered until a newer session replaces it. Each TLS 1.3
+/// ticket is offered once, the newest ticket first (RFC 9846, C.4).
+///
+/// The age of a session counts from its full handshake. Resuming does not reset the age.
 #[derive(Clone)]
-pub struct Sessions(Arc<Mutex<Cache>>);
+pub struct Sessions(Arc<Mutex<SessionCache>>);
 
-struct Cache {
+struct SessionCache {
     lifetime: Duration,
     frozen: bool,
-    tls12: Fifo<Kept<Tls12ClientSessionValue>>,
-    tls13: Fifo<Kept<Tls13ClientSessionValue>>,
-    /// Which key exchange group a server took last: saves a HelloRetryRequest.
+    tls12: Fifo<CachedSession<Tls12ClientSessionValue>>,
+    tls13: Fifo<CachedSession<Tls13ClientSessionValue>>,
+    /// The key exchange group that each server chose last. This avoids a HelloRetryRequest.
     groups: Fifo<NamedGroup>,
 }
 
-struct Kept<S> {
+struct CachedSession<S> {
     session: S,
     full_handshake: Instant,
 }
 
 impl Sessions {
-    /// Most sessions, and most TLS 1.3 tickets, in a cache made by [`Sessions::default`].
+    /// Limit of [`Sessions::default`]: this many TLS 1.2 sessions, and as many TLS 1.3 tickets.
     pub const DEFAULT_MAX_ENTRIES: usize = 1024;
 
-    /// `session.client-lifetime` where it is not set.
+    /// The default of `session.client-lifetime`.
     pub const DEFAULT_LIFETIME: Duration = Duration::from_secs(10 * 60 * 60);
 
-    /// An empty cache for `max_entries` sessions and as many TLS 1.3 tickets, each no older than
-    /// `lifetime`.
+    /// An empty cache for `max_entries` TLS 1.2 sessions and as many TLS 1.3 tickets. Sessions
+    /// older than `lifetime` are not offered.
     #[must_use]
     pub fn new(max_entries: usize, lifetime: Duration) -> Self {
-        Self(Arc::new(Mutex::new(Cache {
+        Self(Arc::new(Mutex::new(SessionCache {
             lifetime,
             frozen: false,
             tls12: Fifo::new(max_entries, 1),
@@ -52,41 +53,41 @@ impl Sessions {
         })))
     }
 
-    /// An empty cache with the limits of this one.
+    /// An empty cache with the same limits.
     #[must_use]
     pub fn empty_like(&self) -> Self {
         let cache = self.lock();
         Self::new(cache.tls12.max, cache.lifetime)
     }
 
-    /// While frozen, sessions that servers give are not taken in and none is forgotten: a client
-    /// goes on offering the TLS 1.2 session that it has. (TLS 1.3 tickets are still used up.)
+    /// A frozen cache takes no new sessions and keeps its TLS 1.2 sessions: the client offers the
+    /// same session again and again. TLS 1.3 tickets are still used up.
     pub fn freeze(&self, frozen: bool) {
         self.lock().frozen = frozen;
     }
 
-    /// Forgets every session.
+    /// Removes all sessions and tickets.
     pub fn clear(&self) {
         let mut cache = self.lock();
         cache.tls12.entries.clear();
         cache.tls13.entries.clear();
     }
 
-    /// How many sessions and tickets are held, those past their lifetime included.
+    /// The number of sessions and tickets, including expired ones.
     #[must_use]
     pub fn len(&self) -> usize {
         let cache = self.lock();
         cache.tls12.entries.len() + cache.tls13.entries.len()
     }
 
-    /// Whether no session is held.
+    /// True if the cache holds no session and no ticket.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    fn lock(&self) -> MutexGuard<'_, Cache> {
-        // No code that holds the lock can leave the cache half changed.
+    fn lock(&self) -> MutexGuard<'_, SessionCache> {
+        // A panic under the lock cannot leave the cache inconsistent.
         locked(&self.0)
     }
 }
@@ -99,7 +100,7 @@ impl Default for Sessions {
 
 impl fmt::Debug for Sessions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Sessions are secrets: their number is all that is shown.
+        // Sessions are secrets, so only their number is shown.
         f.debug_struct("Sessions")
             .field("len", &self.len())
             .finish_non_exhaustive()
@@ -108,27 +109,28 @@ impl fmt::Debug for Sessions {
 
 const MAX_TICKETS_PER_NAME: usize = 8;
 
-/// The view that one connection has of the cache: rustls asks it what to offer and tells it what
-/// was given. What is given before the outcome is known waits until [`Visit::settle`].
-pub(super) struct Visit {
+/// The sessions of one connection: rustls takes the session to offer from here, and puts the
+/// server's new sessions here. Sessions that arrive before the outcome is known wait until
+/// [`HandshakeSessions::finish_handshake`].
+pub(super) struct HandshakeSessions {
     sessions: Sessions,
     started: Instant,
-    /// Locked before the cache, never after it.
-    state: Mutex<VisitState>,
+    /// Lock order: this lock before the cache's lock.
+    state: Mutex<HandshakeSessionsState>,
 }
 
 #[derive(Default)]
-struct VisitState {
-    /// When the session that rustls took was made, by a full handshake.
-    offered: Option<Instant>,
-    /// The same of the sessions that the server gives, once it is known.
-    settled: Option<Instant>,
-    took_tls12: bool,
+struct HandshakeSessionsState {
+    /// The time of the offered session's full handshake.
+    offered_full_handshake: Option<Instant>,
+    /// The time of the new sessions' full handshake, once the outcome is known.
+    full_handshake: Option<Instant>,
+    offers_tls12_session: bool,
     tls12: Option<Tls12ClientSessionValue>,
     tls13: Vec<Tls13ClientSessionValue>,
 }
 
-impl Visit {
+impl HandshakeSessions {
     pub(super) fn new(sessions: &Sessions) -> Self {
         Self {
             sessions: sessions.clone(),
@@ -137,66 +139,81 @@ impl Visit {
         }
     }
 
-    /// Whether a TLS 1.2 session is being offered.
-    pub(super) fn took_tls12(&self) -> bool {
-        self.lock().took_tls12
+    /// True if rustls took a TLS 1.2 session for the ClientHello.
+    pub(super) fn offers_tls12_session(&self) -> bool {
+        self.lock().offers_tls12_session
     }
 
-    /// The handshake is over. `resumed`: the offered session lives on, and its age with it.
-    /// `keep_tls12`: whether a TLS 1.2 session that was given is of the kind that is wanted.
-    pub(super) fn settle(&self, name: &ServerName<'static>, resumed: bool, keep_tls12: bool) {
+    /// Moves the sessions of a finished handshake into the cache. If the handshake `resumed`, they
+    /// inherit the age of the offered session. `keep_tls12` is false if the client does not want
+    /// this kind of TLS 1.2 session.
+    pub(super) fn finish_handshake(
+        &self,
+        name: &ServerName<'static>,
+        resumed: bool,
+        keep_tls12: bool,
+    ) {
         let mut state = self.lock();
-        let offered = state.offered.filter(|_| resumed);
-        let full_handshake = offered.unwrap_or(self.started);
-        state.settled = Some(full_handshake);
+        let full_handshake = state
+            .offered_full_handshake
+            .filter(|_| resumed)
+            .unwrap_or(self.started);
+        state.full_handshake = Some(full_handshake);
         let mut cache = self.sessions.lock();
-        if let Some(session) = state.tls12.take().filter(|_| keep_tls12 && !cache.frozen) {
-            let kept = Kept {
-                session,
-                full_handshake,
-            };
-            cache.tls12.push(name.clone(), kept);
+        if let Some(session) = state.tls12.take()
+            && keep_tls12
+            && !cache.frozen
+        {
+            cache.tls12.push(
+                name.clone(),
+                CachedSession {
+                    session,
+                    full_handshake,
+                },
+            );
         }
         for ticket in state.tls13.drain(..) {
-            cache.keep_ticket(name.clone(), ticket, full_handshake);
+            cache.insert_tls13_ticket(name.clone(), ticket, full_handshake);
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, VisitState> {
+    fn lock(&self) -> MutexGuard<'_, HandshakeSessionsState> {
         locked(&self.state)
     }
 }
 
-impl Cache {
-    fn keep_ticket(
+impl SessionCache {
+    fn insert_tls13_ticket(
         &mut self,
         name: ServerName<'static>,
         session: Tls13ClientSessionValue,
         full_handshake: Instant,
     ) {
         if !self.frozen {
-            let kept = Kept {
-                session,
-                full_handshake,
-            };
-            self.tls13.push(name, kept);
+            self.tls13.push(
+                name,
+                CachedSession {
+                    session,
+                    full_handshake,
+                },
+            );
         }
     }
 
-    fn drop_expired(&mut self) {
+    fn remove_expired(&mut self) {
         let lifetime = self.lifetime;
-        self.tls12.retain(|kept| kept.lives(lifetime));
-        self.tls13.retain(|kept| kept.lives(lifetime));
+        self.tls12.retain(|cached| cached.is_alive(lifetime));
+        self.tls13.retain(|cached| cached.is_alive(lifetime));
     }
 }
 
-impl<S> Kept<S> {
-    fn lives(&self, lifetime: Duration) -> bool {
+impl<S> CachedSession<S> {
+    fn is_alive(&self, lifetime: Duration) -> bool {
         self.full_handshake.elapsed() < lifetime
     }
 }
 
-impl ClientSessionStore for Visit {
+impl ClientSessionStore for HandshakeSessions {
     fn set_kx_hint(&self, name: ServerName<'static>, group: NamedGroup) {
         self.sessions.lock().groups.push(name, group);
     }
@@ -212,11 +229,11 @@ impl ClientSessionStore for Visit {
     fn tls12_session(&self, name: &ServerName<'_>) -> Option<Tls12ClientSessionValue> {
         let mut state = self.lock();
         let mut cache = self.sessions.lock();
-        cache.drop_expired();
-        let kept = cache.tls12.newest(name)?;
-        state.offered = Some(kept.full_handshake);
-        state.took_tls12 = true;
-        Some(kept.session.clone())
+        cache.remove_expired();
+        let cached = cache.tls12.newest(name)?;
+        state.offered_full_handshake = Some(cached.full_handshake);
+        state.offers_tls12_session = true;
+        Some(cached.session.clone())
     }
 
     fn remove_tls12_session(&self, name: &ServerName<'static>) {
@@ -228,10 +245,10 @@ impl ClientSessionStore for Visit {
 
     fn insert_tls13_ticket(&self, name: ServerName<'static>, value: Tls13ClientSessionValue) {
         let mut state = self.lock();
-        match state.settled {
+        match state.full_handshake {
             Some(full_handshake) => {
                 let mut cache = self.sessions.lock();
-                cache.keep_ticket(name, value, full_handshake);
+                cache.insert_tls13_ticket(name, value, full_handshake);
             }
             None if state.tls13.len() < MAX_TICKETS_PER_NAME => state.tls13.push(value),
             None => {}
@@ -241,20 +258,20 @@ impl ClientSessionStore for Visit {
     fn take_tls13_ticket(&self, name: &ServerName<'static>) -> Option<Tls13ClientSessionValue> {
         let mut state = self.lock();
         let mut cache = self.sessions.lock();
-        cache.drop_expired();
-        let kept = cache.tls13.take_newest(name)?;
-        state.offered = Some(kept.full_handshake);
-        Some(kept.session)
+        cache.remove_expired();
+        let cached = cache.tls13.take_newest(name)?;
+        state.offered_full_handshake = Some(cached.full_handshake);
+        Some(cached.session)
     }
 }
 
-impl fmt::Debug for Visit {
+impl fmt::Debug for HandshakeSessions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Visit").finish_non_exhaustive()
+        f.debug_struct("HandshakeSessions").finish_non_exhaustive()
     }
 }
 
-/// Values by server name, first in, first out: at most `max` in all and `max_per_name` of a name.
+/// Values by server name, first in, first out: at most `max` in all and `max_per_name` each.
 struct Fifo<V> {
     max: usize,
     max_per_name: usize,
@@ -271,10 +288,15 @@ impl<V> Fifo<V> {
     }
 
     fn push(&mut self, name: ServerName<'static>, value: V) {
-        let of_name = |(owner, _): &&(ServerName<'static>, V)| *owner == name;
-        if self.entries.iter().filter(of_name).count() >= self.max_per_name {
-            let oldest = self.entries.iter().position(|(owner, _)| *owner == name);
-            oldest.and_then(|at| self.entries.remove(at));
+        let count = self
+            .entries
+            .iter()
+            .filter(|(owner, _)| *owner == name)
+            .count();
+        if count >= self.max_per_name
+            && let Some(oldest) = self.entries.iter().position(|(owner, _)| *owner == name)
+        {
+            self.entries.remove(oldest);
         }
         self.entries.push_back((name, value));
         if self.entries.len() > self.max {
@@ -306,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_value_of_a_name_is_offered_first() {
+    fn offers_the_newest_value_of_a_name_first() {
         let mut fifo = Fifo::new(10, 2);
         for (owner, value) in [("a.test", 1), ("b.test", 2), ("a.test", 3)] {
             fifo.push(name(owner), value);
@@ -319,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_over_its_share_loses_its_own_oldest_value() {
+    fn a_name_at_its_limit_loses_its_own_oldest_value() {
         let mut fifo = Fifo::new(10, 2);
         fifo.push(name("b.test"), 0);
         for value in 1..=3 {
@@ -330,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_value_leaves_when_full_and_none_is_kept_by_a_cache_of_no_size() {
+    fn evicts_the_oldest_value_when_full_and_keeps_nothing_at_size_zero() {
         let mut fifo = Fifo::new(1, 1);
         fifo.push(name("a.test"), 1);
         fifo.push(name("b.test"), 2);

@@ -1,46 +1,32 @@
-//! TLS as a client over a TCP connection: drives rustls and lets a [`Tap`] see every byte that
-//! passes. The handshake is a step of its own, so that it can be timed and its end be read.
+//! The client side of TLS over a TCP connection. It drives rustls and shows every byte to a
+//! [`WireObserver`]. The handshake is a separate step, so that the caller can time it.
 
 use std::io::{self, Read, Write};
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use rustls::{ClientConfig, ClientConnection};
-use rustls_pki_types::ServerName;
+use rustls::ClientConnection;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-use super::tap::Tap;
+use super::wire_observer::WireObserver;
 use super::{Close, Error};
 
-/// A TLS connection, seen from the client.
+/// The client's end of a TLS connection.
 ///
-/// Reading gives 0 bytes after a close_notify, and `UnexpectedEof` where the peer closed without
-/// one.
+/// Reading returns 0 bytes after a close_notify, and `UnexpectedEof` after a close without one.
 pub struct Stream {
     tcp: TcpStream,
     tls: ClientConnection,
-    pub(super) tap: Tap,
+    pub(super) observer: WireObserver,
 }
 
 impl Stream {
-    pub(super) fn new(
-        tcp: TcpStream,
-        config: Arc<ClientConfig>,
-        name: ServerName<'static>,
-        tap: impl FnOnce() -> Tap,
-    ) -> Result<Self, Error> {
-        let tls = ClientConnection::new(config, name).map_err(Error::from_tls)?;
-        // Made last: what is offered is taken from the cache when the hello is written.
-        Ok(Self {
-            tcp,
-            tls,
-            tap: tap(),
-        })
+    pub(super) const fn new(tcp: TcpStream, tls: ClientConnection, observer: WireObserver) -> Self {
+        Self { tcp, tls, observer }
     }
 
-    /// What rustls knows of the connection.
+    /// The connection's state in rustls.
     #[must_use]
     pub const fn tls(&self) -> &ClientConnection {
         &self.tls
@@ -52,30 +38,32 @@ impl Stream {
 
     fn poll_handshake(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
         loop {
-            // A peer that refuses may close before it has read everything: its alert, which says
-            // why, is still there to be read when writing fails.
+            // A server that refuses may close before it has read everything. Its alert can still
+            // be read after writing has failed.
             let flushed = match self.poll_write_tls(cx) {
                 Poll::Ready(written) => written,
                 Poll::Pending if self.tls.is_handshaking() => Ok(()),
                 Poll::Pending => return Poll::Pending,
             };
             if !self.tls.is_handshaking() {
-                return Poll::Ready(flushed.map_err(|error| Error::HungUp(Close::from(&error))));
+                return Poll::Ready(
+                    flushed.map_err(|error| Error::ClosedEarly(Close::from(&error))),
+                );
             }
             match ready!(self.poll_read_tls(cx)) {
-                Ok(0) => return Poll::Ready(Err(Error::HungUp(Close::Eof))),
+                Ok(0) => return Poll::Ready(Err(Error::ClosedEarly(Close::Eof))),
                 Ok(_) => {}
-                Err(error) => return Poll::Ready(Err(Error::HungUp(Close::from(&error)))),
+                Err(error) => return Poll::Ready(Err(Error::ClosedEarly(Close::from(&error)))),
             }
             if let Err(error) = self.tls.process_new_packets() {
-                // The alert that tells the peer; whether it arrives is of no consequence.
+                // Try to send the alert; the handshake has failed either way.
                 let _ = self.poll_write_tls(cx);
                 return Poll::Ready(Err(Error::from_tls(error)));
             }
         }
     }
 
-    /// Reads until a TLS 1.3 ticket or data has come, or the peer has closed. Takes no data.
+    /// Reads until a TLS 1.3 ticket, data or the peer's close has arrived. Consumes no data.
     pub(super) async fn await_ticket(&mut self) -> io::Result<()> {
         std::future::poll_fn(|cx| {
             loop {
@@ -92,9 +80,9 @@ impl Stream {
     }
 
     fn poll_read_tls(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        let mut wire = Wire {
+        let mut wire = ObservedTcp {
             tcp: &mut self.tcp,
-            tap: &mut self.tap,
+            observer: &mut self.observer,
             cx,
         };
         pending_if_blocked(self.tls.read_tls(&mut wire))
@@ -102,9 +90,9 @@ impl Stream {
 
     fn poll_write_tls(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.tls.wants_write() {
-            let mut wire = Wire {
+            let mut wire = ObservedTcp {
                 tcp: &mut self.tcp,
-                tap: &mut self.tap,
+                observer: &mut self.observer,
                 cx,
             };
             if ready!(pending_if_blocked(self.tls.write_tls(&mut wire)))? == 0 {
@@ -136,7 +124,7 @@ impl AsyncRead for Stream {
                 let _ = this.poll_write_tls(cx);
                 return Poll::Ready(Err(invalid_data(error)));
             }
-            // Answers to what came, a key update, say. A peer that takes none shows when reading.
+            // Send answers, for instance to a key update. If that fails, reading fails next.
             let _ = this.poll_write_tls(cx);
         }
     }
@@ -149,10 +137,10 @@ impl AsyncWrite for Stream {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        // What was taken before goes first: this bounds what is buffered.
+        // Send earlier data first, so that the buffer stays bounded.
         ready!(this.poll_write_tls(cx))?;
         let len = this.tls.writer().write(buf)?;
-        // An error shows at the next call; these bytes are taken.
+        // rustls has accepted these bytes; an error shows at the next call.
         let _ = this.poll_write_tls(cx);
         Poll::Ready(Ok(len))
     }
@@ -163,7 +151,7 @@ impl AsyncWrite for Stream {
         Pin::new(&mut this.tcp).poll_flush(cx)
     }
 
-    /// Sends close_notify and the end of the stream. Reading goes on.
+    /// Sends close_notify and FIN. Reading remains possible.
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         this.tls.send_close_notify();
@@ -172,31 +160,31 @@ impl AsyncWrite for Stream {
     }
 }
 
-/// The TCP connection as rustls wants it: `WouldBlock` where the task is to be woken.
-struct Wire<'a, 'b> {
+/// Adapts the TCP connection to rustls's blocking interface: `WouldBlock` stands for pending.
+struct ObservedTcp<'a, 'b> {
     tcp: &'a mut TcpStream,
-    tap: &'a mut Tap,
+    observer: &'a mut WireObserver,
     cx: &'a mut Context<'b>,
 }
 
-impl Read for Wire<'_, '_> {
+impl Read for ObservedTcp<'_, '_> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let mut buf = ReadBuf::new(buf);
         match Pin::new(&mut *self.tcp).poll_read(self.cx, &mut buf) {
             Poll::Ready(read) => read?,
             Poll::Pending => return Err(io::ErrorKind::WouldBlock.into()),
         }
-        self.tap.server_sent(buf.filled());
+        self.observer.server_sent(buf.filled());
         Ok(buf.filled().len())
     }
 }
 
-impl Write for Wire<'_, '_> {
+impl Write for ObservedTcp<'_, '_> {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
         match Pin::new(&mut *self.tcp).poll_write(self.cx, buf) {
             Poll::Ready(written) => {
                 let written = written?;
-                self.tap.client_sent(&buf[..written]);
+                self.observer.client_sent(&buf[..written]);
                 Ok(written)
             }
             Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),

@@ -1,4 +1,4 @@
-//! Whose certificates a client accepts.
+//! Verification of server certificates: by the system's authorities, given authorities, or not.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -15,11 +15,11 @@ use super::SetupError;
 /// Whose certificates a client accepts.
 #[derive(Clone, Debug)]
 pub enum Trust {
-    /// The system's certificate authorities.
+    /// Certificates of the system's authorities.
     System,
-    /// These authorities only.
+    /// Certificates of these authorities only.
     Ca(Vec<CertificateDer<'static>>),
-    /// Anyone's. Signatures are still checked, so the server holds the key that it shows.
+    /// All certificates. Signatures are still checked, so the server holds the private key.
     Insecure,
 }
 
@@ -30,11 +30,12 @@ impl Trust {
     ///
     /// The file cannot be read, is not PEM, or holds no certificate.
     pub fn ca_file(path: &Path) -> Result<Self, SetupError> {
-        let read = || CertificateDer::pem_file_iter(path)?.collect::<Result<Vec<_>, _>>();
-        let certificates = read().map_err(|source| SetupError::CaFile {
-            path: path.to_owned(),
-            source,
-        })?;
+        let certificates = CertificateDer::pem_file_iter(path)
+            .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+            .map_err(|source| SetupError::CaFile {
+                path: path.to_owned(),
+                source,
+            })?;
         if certificates.is_empty() {
             return Err(SetupError::NoCa);
         }
@@ -47,9 +48,9 @@ impl Trust {
     ) -> Result<Arc<dyn ServerCertVerifier>, SetupError> {
         let mut roots = RootCertStore::empty();
         match self {
-            Self::Insecure => return Ok(Arc::new(Anyone(provider))),
+            Self::Insecure => return Ok(Arc::new(AcceptAnyCertificate(provider))),
             Self::System => {
-                // A system's store may hold certificates that are no anchors; the others count.
+                // Skip certificates of the system's store that cannot be trust anchors.
                 roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
             }
             Self::Ca(certificates) => {
@@ -63,19 +64,19 @@ impl Trust {
         if roots.is_empty() {
             return Err(SetupError::NoCa);
         }
-        let built = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build();
-        // Without revocation lists, an empty set of roots is all that a build can fail for.
-        built
-            .map(|verifier| verifier as Arc<dyn ServerCertVerifier>)
-            .map_err(|_no_roots| SetupError::NoCa)
+        match WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build() {
+            Ok(verifier) => Ok(verifier),
+            // Without revocation lists, a build fails only for an empty set of roots.
+            Err(_) => Err(SetupError::NoCa),
+        }
     }
 }
 
-/// Accepts every certificate, and no wrong signature.
+/// Accepts every certificate, but refuses wrong signatures.
 #[derive(Debug)]
-struct Anyone(Arc<CryptoProvider>);
+struct AcceptAnyCertificate(Arc<CryptoProvider>);
 
-impl ServerCertVerifier for Anyone {
+impl ServerCertVerifier for AcceptAnyCertificate {
     fn verify_server_cert(
         &self,
         _end_entity: &CertificateDer<'_>,

@@ -1,5 +1,5 @@
-//! A certificate authority for trying things out: made once, kept in the data folder, trusted by
-//! nobody who was not told to.
+//! The development certificate authority. It is created once and kept in the data folder. Clients
+//! must be told to trust it.
 
 use std::fs;
 use std::io::{self, Write};
@@ -15,19 +15,18 @@ use rcgen::{
 
 use crate::config::Certificate;
 
-/// How long the authority's certificate is valid.
+/// Lifetime of the authority's certificate.
 const AUTHORITY_DAYS: u64 = 3650;
 
-/// How long a server's certificate is valid; browsers refuse more than 398 days.
+/// Lifetime of the server's certificate. Browsers refuse more than 398 days.
 const SERVER_DAYS: u64 = 397;
 
-/// A server's certificate is made anew when its file is older than this.
-const RENEW_AFTER: Duration = Duration::from_secs(300 * DAY);
+/// Age at which the server's certificate is renewed.
+const RENEW_AFTER: Duration = Duration::from_secs(300 * SECONDS_PER_DAY);
 
-/// Certificates begin a day ago, for clients whose clocks are behind.
-const DAY: u64 = 24 * 60 * 60;
+const SECONDS_PER_DAY: u64 = 24 * 60 * 60;
 
-/// Why there is no development certificate.
+/// Why the development certificate cannot be opened or created.
 #[derive(Debug, thiserror::Error)]
 pub enum AuthorityError {
     #[error("data folder {file}: {source}", file = .path.display())]
@@ -38,19 +37,20 @@ pub enum AuthorityError {
     Make(#[from] rcgen::Error),
 }
 
-/// The development authority and the certificate that the farm's servers share.
+/// The development authority, and the certificate that all servers of the farm share.
 pub struct Authority {
-    /// The authority's certificate, for clients to trust.
+    /// The authority's certificate, which clients must trust.
     pub root: PathBuf,
-    /// The servers' certificate: `localhost`, `*.localhost`, 127.0.0.1 and ::1.
+    /// The servers' certificate for `localhost`, `*.localhost`, 127.0.0.1 and ::1.
     pub certificate: Certificate,
 }
 
 impl Authority {
-    /// Finds the files in a folder, or makes them.
+    /// Opens the files in a folder, and creates the missing ones.
     ///
     /// # Errors
-    /// Where the folder cannot be written, or holds something else under these names.
+    ///
+    /// The folder cannot be written, or a key file does not contain a key.
     pub fn open(folder: &Path) -> Result<Self, AuthorityError> {
         let authority = Self {
             root: folder.join("ca.pem"),
@@ -59,7 +59,7 @@ impl Authority {
                 key: folder.join("server.key"),
             },
         };
-        let (root_key, root_is_new) = key(&folder.join("ca.key"))?;
+        let (root_key, root_is_new) = open_key(&folder.join("ca.key"))?;
         let params = authority_params();
         if root_is_new || !authority.root.exists() {
             write(
@@ -69,9 +69,9 @@ impl Authority {
             )?;
         }
         let issuer = Issuer::from_params(&params, &root_key);
-        let (server_key, server_is_new) = key(&authority.certificate.key)?;
+        let (server_key, server_is_new) = open_key(&authority.certificate.key)?;
         let chain = &authority.certificate.chain;
-        if root_is_new || server_is_new || is_old(chain) {
+        if root_is_new || server_is_new || needs_renewal(chain) {
             let signed = server_params()?.signed_by(&server_key, &issuer)?;
             write(chain, &signed.pem(), 0o644)?;
         }
@@ -85,7 +85,7 @@ fn authority_params() -> CertificateParams {
     name.push(DnType::CommonName, "sessile development authority");
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    valid(&mut params, AUTHORITY_DAYS);
+    set_validity(&mut params, AUTHORITY_DAYS);
     params
 }
 
@@ -102,18 +102,19 @@ fn server_params() -> Result<CertificateParams, rcgen::Error> {
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.use_authority_key_identifier_extension = true;
-    valid(&mut params, SERVER_DAYS);
+    set_validity(&mut params, SERVER_DAYS);
     Ok(params)
 }
 
-fn valid(params: &mut CertificateParams, days: u64) {
+fn set_validity(params: &mut CertificateParams, days: u64) {
     let now = SystemTime::now();
-    params.not_before = (now - Duration::from_secs(DAY)).into();
-    params.not_after = (now + Duration::from_secs((days - 1) * DAY)).into();
+    // Certificates begin a day ago, for clients whose clocks are behind.
+    params.not_before = (now - Duration::from_secs(SECONDS_PER_DAY)).into();
+    params.not_after = (now + Duration::from_secs((days - 1) * SECONDS_PER_DAY)).into();
 }
 
-/// Reads a private key, or makes one (ECDSA P-256). Says whether it is new.
-fn key(path: &Path) -> Result<(KeyPair, bool), AuthorityError> {
+/// Reads a private key, or creates one (ECDSA P-256). The flag is true for a new key.
+fn open_key(path: &Path) -> Result<(KeyPair, bool), AuthorityError> {
     match fs::read_to_string(path) {
         Ok(pem) => KeyPair::from_pem(&pem)
             .map(|key| (key, false))
@@ -133,30 +134,32 @@ fn key(path: &Path) -> Result<(KeyPair, bool), AuthorityError> {
     }
 }
 
-fn is_old(path: &Path) -> bool {
-    let modified = fs::metadata(path).and_then(|metadata| metadata.modified());
-    modified
+/// True if the file is missing or older than [`RENEW_AFTER`].
+fn needs_renewal(path: &Path) -> bool {
+    fs::metadata(path)
+        .and_then(|metadata| metadata.modified())
         .ok()
         .and_then(|modified| modified.elapsed().ok())
         .is_none_or(|age| age > RENEW_AFTER)
 }
 
-/// Replaces a file as a whole, so that a crash leaves the old one or the new one.
 fn write(path: &Path, text: &str, mode: u32) -> Result<(), AuthorityError> {
-    let write = || {
-        let folder = path.parent().unwrap_or(Path::new("."));
-        fs::create_dir_all(folder)?;
-        let mut staged = tempfile::Builder::new()
-            .permissions(fs::Permissions::from_mode(mode))
-            .tempfile_in(folder)?;
-        staged.write_all(text.as_bytes())?;
-        staged.persist(path)?;
-        Ok(())
-    };
-    write().map_err(|source| AuthorityError::Io {
+    replace_file(path, text, mode).map_err(|source| AuthorityError::Io {
         path: path.into(),
         source,
     })
+}
+
+/// Replaces a file atomically: a crash leaves the old file or the new file.
+fn replace_file(path: &Path, text: &str, mode: u32) -> io::Result<()> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    fs::create_dir_all(folder)?;
+    let mut staged = tempfile::Builder::new()
+        .permissions(fs::Permissions::from_mode(mode))
+        .tempfile_in(folder)?;
+    staged.write_all(text.as_bytes())?;
+    staged.persist(path)?;
+    Ok(())
 }
 
 #[cfg(test)]
@@ -164,7 +167,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_second_start_finds_the_same_certificates() {
+    fn a_second_start_opens_the_same_certificates() {
         let folder = tempfile::tempdir().unwrap();
         let read = |authority: &Authority| {
             let files = [&authority.root, &authority.certificate.chain];
@@ -178,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_certificate_that_is_gone_is_signed_anew_by_the_same_authority() {
+    fn a_missing_server_certificate_is_signed_again_by_the_same_authority() {
         let folder = tempfile::tempdir().unwrap();
         let authority = Authority::open(folder.path()).unwrap();
         let root = fs::read(&authority.root).unwrap();

@@ -1,5 +1,5 @@
 //! A web farm in one process: servers, the balancer in front of them, the admin listener, and a
-//! development certificate. What a farm of machines does, on one machine, to see it work.
+//! development certificate.
 
 mod authority;
 
@@ -19,22 +19,22 @@ use crate::config::{
 use crate::key::{KeyError, Keyring};
 use crate::serve::{self, Environment, Server};
 
-/// What a farm is to be like.
+/// The parameters of a farm.
 #[derive(Clone, Debug)]
-pub struct Plan {
-    /// Where the balancer listens.
+pub struct FarmPlan {
+    /// The balancer's address.
     pub listen: SocketAddr,
-    /// How many servers, 1 to 99.
+    /// The number of servers, from 1 to 99.
     pub servers: usize,
-    /// Where the admin listener is; `None`: nowhere.
+    /// The address of the admin listener. With `None` there is no admin listener.
     pub admin: Option<SocketAddr>,
-    /// Where certificates and the farm key are kept.
+    /// The folder of the certificates and the farm key.
     pub data_dir: PathBuf,
-    /// Every server has a key of its own, as farms commonly have today.
+    /// True if each server gets its own key, as in farms that share nothing.
     pub isolated: bool,
-    /// How new clients are placed.
+    /// The policy for clients without a known session.
     pub policy: Policy,
-    /// What the servers have in common: sessions, connections.
+    /// The settings that all servers share.
     pub base: Config,
 }
 
@@ -69,7 +69,7 @@ impl Farm {
     ///
     /// # Errors
     /// With what stands in the way. What was started stops with `env.stop`.
-    pub fn start(plan: &Plan, env: &Environment) -> Result<Self, FarmError> {
+    pub fn start(plan: &FarmPlan, env: &Environment) -> Result<Self, FarmError> {
         let authority = Authority::open(&plan.data_dir)?;
         let lifetime = plan.base.session.lifetime;
         let shared = match plan.isolated {
@@ -117,19 +117,19 @@ impl Farm {
         })
     }
 
-    /// Where clients connect.
+    /// The address where clients connect.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.balancer.addresses()[0]
     }
 
-    /// Where the admin listener is.
+    /// The address of the admin listener.
     #[must_use]
     pub fn admin_address(&self) -> Option<SocketAddr> {
         self.admin.as_ref().map(Admin::address)
     }
 
-    /// Waits until everything has drained, after the order to stop.
+    /// Waits until all parts have drained. Call this after the order to stop.
     pub fn join(self) {
         self.balancer.join();
         for (_, server) in self.servers {
@@ -141,7 +141,7 @@ impl Farm {
     }
 }
 
-/// Drains servers of a farm that does not come about: what they have read they keep for its next start.
+/// Drains the servers of a farm that failed to start, so that their sessions survive.
 fn stop(servers: Vec<(String, Server)>, env: &Environment) {
     env.stop.cancel();
     for (_, server) in servers {
@@ -149,13 +149,12 @@ fn stop(servers: Vec<(String, Server)>, env: &Environment) {
     }
 }
 
-/// One of a farm's servers: a listener on a free port of this machine, and a site that answers with
-/// the verdict.
+/// The configuration of one server: a free loopback port, and a site that answers with the verdict.
 #[must_use]
 pub fn server_config(base: &Config, authority: &Authority, name: &str) -> Config {
     let mut config = base.clone();
     name.clone_into(&mut config.server.name);
-    // Servers share two or three cores here: more threads than servers would only get in the way.
+    // All servers share one machine, so one thread for each is enough.
     config.server.workers = 1;
     config.listeners = vec![Listener::new(
         SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
@@ -174,8 +173,7 @@ pub fn server_config(base: &Config, authority: &Authority, name: &str) -> Config
     config
 }
 
-/// The balancer in front of these servers. It has no key and reads no labels: clients that come to
-/// another server show what servers with one key are worth.
+/// The configuration of the balancer in front of these servers.
 #[must_use]
 pub fn balancer_config(
     base: &Config,
@@ -184,13 +182,15 @@ pub fn balancer_config(
     servers: &[(String, Server)],
 ) -> Config {
     let mut config = base.clone();
+    // Without a key the balancer reads no labels. Clients then reach other servers, which shows the
+    // effect of a shared farm key.
     config.key = Key::Ephemeral;
     config.session.snapshot = false;
     config.server.workers = 1;
     config.listeners = vec![Listener::new(listen, Role::Balance)];
     config.balance = Balance {
         policy,
-        // They live and die with it.
+        // The servers run in the same process, so checks are not necessary.
         health: Health::Off,
         servers: servers
             .iter()

@@ -1,11 +1,11 @@
-//! Experiments: real servers, a real balancer, clients and sockets, set up as an article describes
-//! them, and what the clients saw beside what the article says. Time is compressed by shorter
-//! settings; no clock is faked.
+//! Experiments that reproduce an article with real servers, a real balancer, clients and sockets.
+//! The report compares the observations with the article. Shorter settings compress the time; no
+//! clock is faked.
 
 pub mod kb937687;
 mod report;
-mod rig;
 pub mod table;
+mod test_farm;
 
 use std::io;
 
@@ -16,17 +16,18 @@ use crate::farm::AuthorityError;
 use crate::key::KeyError;
 use crate::serve;
 
-pub use report::{Finding, Report, Scenario, ServerSettings, Visit};
+pub use report::{Finding, LabReport, LabVisit, Scenario, ServerSettings};
 
-/// How far an experiment has come.
+/// The progress of an experiment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Progress {
-    /// Scenarios that are finished.
+pub struct LabProgress {
+    /// Number of finished scenarios.
     pub done: usize,
+    /// Number of all scenarios.
     pub of: usize,
 }
 
-/// Why an experiment has no result.
+/// Why an experiment failed.
 #[derive(Debug, thiserror::Error)]
 pub enum LabError {
     #[error("cannot make a temporary folder: {0}")]
@@ -48,19 +49,19 @@ pub enum LabError {
         server: String,
         source: client::Error,
     },
-    /// The machine's part: what was to be seen has been overtaken by the clock.
+    /// The machine is too slow: a step finished after the time that it had.
     #[error("this machine is too busy: {0}; choose a smaller --scale, or wait until it is idle")]
     TooSlow(&'static str),
-    /// Ours: a scenario's settings cannot be read.
+    /// A scenario's registry text cannot be parsed. This is a fault of sessile.
     #[error("a scenario's registry text, {0}")]
     Registry(#[from] RegError),
-    /// Ours: a scenario sets what nothing here knows.
+    /// A scenario's registry text has an unknown entry. This is a fault of sessile.
     #[error("a scenario's registry text, {0}")]
     Ignored(Ignored),
-    /// Ours: a server did not say what its handshake came to.
+    /// A server did not state its verdict. This is a fault of sessile.
     #[error("a server did not tell its verdict")]
-    Untold,
-    /// Ours: a scenario panicked.
+    NoVerdict,
+    /// A scenario panicked. This is a fault of sessile.
     #[error("a scenario failed: {0}")]
     Scenario(#[from] tokio::task::JoinError),
 }

@@ -1,21 +1,21 @@
-//! What an experiment found. As JSON its shape is promised in `docs/lab.md`: fields are added, and
-//! none is renamed or removed.
+//! The results of an experiment. `docs/lab.md` promises the JSON format: later versions add fields,
+//! but rename and remove none.
 
 use serde::{Serialize, Serializer};
 use sessile_proto::verdict::Verdict;
 
-/// Everything that an experiment found.
+/// The results of an experiment.
 #[derive(Clone, Debug, Serialize)]
-pub struct Report {
+pub struct LabReport {
     pub experiment: &'static str,
-    /// How many times faster than in the article time went by.
+    /// The factor by which time was compressed.
     pub scale: u32,
-    /// After how long the servers reclaimed an idle connection.
+    /// The idle time after which servers reclaim a connection.
     pub idle_timeout_seconds: f64,
     pub scenarios: Vec<Scenario>,
 }
 
-/// A group of servers with their settings, and what became of their clients.
+/// A group of servers with their settings, and the findings about their clients.
 #[derive(Clone, Debug, Serialize)]
 pub struct Scenario {
     pub number: u8,
@@ -24,7 +24,7 @@ pub struct Scenario {
     pub findings: Vec<Finding>,
 }
 
-/// What one server was told.
+/// The registry settings of one server.
 #[derive(Clone, Debug, Serialize)]
 pub struct ServerSettings {
     pub name: String,
@@ -32,33 +32,33 @@ pub struct ServerSettings {
     pub registry: &'static str,
 }
 
-/// What the article says of one case, and what was seen.
+/// What the article says about one case, and what was observed.
 #[derive(Clone, Debug, Serialize)]
 pub struct Finding {
     pub case: &'static str,
     pub article: &'static str,
     pub observed: String,
-    /// Whether what was seen is what the article says.
+    /// True if the observation is what the article says.
     pub ok: bool,
-    /// The handshakes that the finding rests on, in their order.
-    pub visits: Vec<Visit>,
+    /// The handshakes behind the finding, in their order.
+    pub visits: Vec<LabVisit>,
 }
 
-/// One handshake and what it came to.
+/// One handshake of a client and its result.
 #[derive(Clone, Debug, Serialize)]
-pub struct Visit {
-    /// Who says that it answered.
+pub struct LabVisit {
+    /// The name that the server states.
     pub server: String,
-    /// What the server says that the handshake came to.
+    /// The verdict that the server states.
     #[serde(serialize_with = "as_text")]
     pub verdict: Verdict,
-    /// What the client read from the wire.
+    /// True if the client saw on the wire that the session was resumed.
     pub resumed: bool,
-    /// The balancer's rule; nothing where there is no balancer.
+    /// The balancer's rule, if there is a balancer.
     pub routed_by: Option<String>,
-    /// The session ID that the client offered, hexadecimal.
+    /// The session ID that the client offered, in hexadecimal.
     pub offered: Option<String>,
-    /// The session ID that it can offer next time.
+    /// The session ID that the client can offer next.
     pub session_id: Option<String>,
 }
 
@@ -66,14 +66,14 @@ fn as_text<S: Serializer>(verdict: &Verdict, serializer: S) -> Result<S::Ok, S::
     serializer.collect_str(verdict)
 }
 
-impl Report {
-    /// Whether everything was as the article says.
+impl LabReport {
+    /// True if all observations are as the article says.
     #[must_use]
     pub fn all_ok(&self) -> bool {
         self.findings().all(|finding| finding.ok)
     }
 
-    /// Every finding of every scenario.
+    /// The findings of all scenarios.
     pub fn findings(&self) -> impl Iterator<Item = &Finding> {
         self.scenarios
             .iter()
@@ -84,22 +84,22 @@ impl Report {
     ///
     /// # Errors
     ///
-    /// Never in practice: every key is text and every number finite.
+    /// Never in practice: all keys are text and all numbers are finite.
     pub fn json(&self) -> serde_json::Result<String> {
         serde_json::to_string_pretty(self)
     }
 }
 
-impl Visit {
-    /// Whether the handshake came to that, by the server's word and by what went over the wire.
+impl LabVisit {
+    /// True if the server states this verdict and the wire confirms it.
     #[must_use]
-    pub fn came_to(&self, verdict: Verdict) -> bool {
+    pub fn has_verdict(&self, verdict: Verdict) -> bool {
         self.verdict == verdict && self.resumed == matches!(verdict, Verdict::Resumed(_))
     }
 
-    /// Who answered, what it came to, and what became of the session ID.
+    /// The server, the verdict and the session ID in one line.
     #[must_use]
-    pub fn told(&self) -> String {
+    pub fn describe(&self) -> String {
         let id = match (&self.offered, &self.session_id) {
             (_, None) => "no session ID",
             (Some(offered), Some(id)) if offered == id => "same session ID",
@@ -113,11 +113,11 @@ impl Visit {
     }
 }
 
-/// A report of one scenario, of which one half differs.
+/// A report of one scenario with two findings, of which the second differs.
 #[cfg(test)]
-pub(super) fn sample() -> Report {
+pub(super) fn sample() -> LabReport {
     use sessile_proto::verdict::Reason;
-    let visit = Visit {
+    let visit = LabVisit {
         server: "web1".to_owned(),
         verdict: Verdict::Full(Reason::Purged),
         resumed: false,
@@ -128,11 +128,11 @@ pub(super) fn sample() -> Report {
     let finding = |case, article, ok| Finding {
         case,
         article,
-        observed: visit.told(),
+        observed: visit.describe(),
         ok,
         visits: vec![visit.clone()],
     };
-    Report {
+    LabReport {
         experiment: "lab",
         scale: 7,
         idle_timeout_seconds: 300.0 / 7.0,
@@ -162,7 +162,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_finding_that_differs_makes_the_report_differ() {
+    fn a_report_is_ok_only_if_every_finding_is() {
         let mut report = sample();
         assert!(!report.all_ok());
         report.scenarios[0].findings.truncate(1);
@@ -170,38 +170,44 @@ mod tests {
     }
 
     #[test]
-    fn a_verdict_counts_only_where_the_wire_agrees_with_it() {
+    fn a_verdict_counts_only_if_the_wire_confirms_it() {
         let mut visit = sample().scenarios[0].findings[0].visits[0].clone();
-        assert!(visit.came_to(Verdict::Full(Reason::Purged)));
-        assert!(!visit.came_to(Verdict::Full(Reason::Expired)));
+        assert!(visit.has_verdict(Verdict::Full(Reason::Purged)));
+        assert!(!visit.has_verdict(Verdict::Full(Reason::Expired)));
         visit.verdict = Verdict::Resumed(How::SessionId);
-        assert!(!visit.came_to(visit.verdict));
+        assert!(!visit.has_verdict(visit.verdict));
         visit.resumed = true;
-        assert!(visit.came_to(visit.verdict));
+        assert!(visit.has_verdict(visit.verdict));
     }
 
     #[test]
-    fn what_became_of_the_session_id_is_told() {
+    fn what_became_of_the_session_id_is_describe() {
         let visit = sample().scenarios[0].findings[0].visits[0].clone();
-        let told = |offered: Option<&str>, session_id: Option<&str>| {
-            let visit = Visit {
+        let describe = |offered: Option<&str>, session_id: Option<&str>| {
+            let visit = LabVisit {
                 offered: offered.map(str::to_owned),
                 session_id: session_id.map(str::to_owned),
                 routed_by: None,
                 ..visit.clone()
             };
-            visit.told()
+            visit.describe()
         };
         assert_eq!(
-            told(Some("0a"), Some("0a")),
+            describe(Some("0a"), Some("0a")),
             "web1: full/purged, same session ID"
         );
-        assert_eq!(told(None, Some("0a")), "web1: full/purged, new session ID");
-        assert_eq!(told(Some("0a"), None), "web1: full/purged, no session ID");
+        assert_eq!(
+            describe(None, Some("0a")),
+            "web1: full/purged, new session ID"
+        );
+        assert_eq!(
+            describe(Some("0a"), None),
+            "web1: full/purged, no session ID"
+        );
     }
 
     #[test]
-    fn as_json_it_has_the_promised_shape() {
+    fn the_json_has_the_promised_format() {
         let json: serde_json::Value = serde_json::from_str(&sample().json().unwrap()).unwrap();
         let scenario = &json["scenarios"][0];
         assert_eq!(scenario["servers"][0]["registry"], "REGEDIT4\n");

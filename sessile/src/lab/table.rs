@@ -1,24 +1,18 @@
-//! The report for people: one table, wrapped to fit an ordinary terminal.
+//! The report for people: one table that fits a terminal of 110 columns.
 
 use std::fmt::Write as _;
 
-use super::Report;
+use super::LabReport;
+use crate::probe::table::Colour;
 
-/// Whether results are coloured.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Colour {
-    Never,
-    Always,
-}
-
-/// Characters of each column but the last; all of it is 109 wide.
+/// Widths of all columns except the last. The whole table is 109 characters wide.
 const WIDTHS: [usize; 3] = [24, 33, 38];
 
 const HEADER: [&str; 4] = ["scenario", "what the article says", "what was observed", ""];
 
 /// The whole report, with a final line break.
 #[must_use]
-pub fn write(report: &Report, colour: Colour) -> String {
+pub fn write(report: &LabReport, colour: Colour) -> String {
     let mut text = format!(
         "{}: TLS 1.2 session IDs on servers like IIS 6.0; five idle minutes take {} s (--scale {})\n\n",
         report.experiment,
@@ -34,10 +28,8 @@ pub fn write(report: &Report, colour: Colour) -> String {
             row(&mut text, cells, colour);
         }
     }
-    let (all, ok) = report.findings().fold((0, 0), |(all, ok), finding| {
-        (all + 1, ok + usize::from(finding.ok))
-    });
-    let _ = match all - ok {
+    let all = report.findings().count();
+    let _ = match report.findings().filter(|finding| !finding.ok).count() {
         0 => writeln!(text, "\nall {all} observations are as the article says"),
         differ => writeln!(
             text,
@@ -48,9 +40,8 @@ pub fn write(report: &Report, colour: Colour) -> String {
 }
 
 fn row(text: &mut String, cells: [&str; 4], colour: Colour) {
-    let [case, article, observed, result] = cells;
-    let columns = [case, article, observed];
-    let columns: Vec<_> = columns
+    let [wrapped @ .., result] = cells;
+    let columns: Vec<_> = wrapped
         .iter()
         .zip(WIDTHS)
         .map(|(cell, width)| wrap(cell, width))
@@ -70,12 +61,13 @@ fn row(text: &mut String, cells: [&str; 4], colour: Colour) {
     }
 }
 
-/// Lines of at most `width` characters, broken between words; a longer word has a line of its own.
+/// Breaks a text between words into lines of at most `width` characters. A longer word gets its
+/// own line.
 fn wrap(cell: &str, width: usize) -> Vec<String> {
     let mut lines = vec![String::new()];
     for word in cell.split_whitespace() {
         let needed = word.chars().count();
-        let line = lines.last_mut().expect("begun with one and never emptied");
+        let line = lines.last_mut().expect("there is always a first line");
         match line.chars().count() {
             0 => line.push_str(word),
             used if used + 1 + needed <= width => {
@@ -103,7 +95,7 @@ mod tests {
     use crate::lab::report::sample;
 
     #[test]
-    fn the_table_is_wrapped_aligned_and_summed_up() {
+    fn the_table_has_wrapped_aligned_cells_and_a_summary() {
         let expected = "\
 lab: TLS 1.2 session IDs on servers like IIS 6.0; five idle minutes take 42.9 s (--scale 7)
 
@@ -122,7 +114,7 @@ lab: TLS 1.2 session IDs on servers like IIS 6.0; five idle minutes take 42.9 s 
     }
 
     #[test]
-    fn colour_changes_nothing_but_the_results() {
+    fn colours_change_only_the_results() {
         let coloured = write(&sample(), Colour::Always);
         assert!(coloured.contains("\x1b[31mdiffers\x1b[0m"), "{coloured}");
         let codes = ["\x1b[31m", "\x1b[32m", "\x1b[0m"];

@@ -1,5 +1,5 @@
-//! One small HTTP request: it makes TLS 1.3 tickets arrive and lets a sessile server say what it
-//! decided. A server that speaks another protocol is left alone after a short wait.
+//! One small HTTP request. It lets TLS 1.3 tickets arrive, and asks a sessile server for its
+//! verdict. After a short wait, the probe gives up on servers that speak another protocol.
 
 use std::time::Duration;
 
@@ -8,40 +8,45 @@ use tokio::time::timeout;
 
 use crate::client::Stream;
 
-/// What a server said of itself and of the handshake.
+/// The headers in which a sessile server states its name and its verdict.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Told {
-    /// `sessile-server`: its name.
+pub(crate) struct ServerHeaders {
+    /// The value of `sessile-server`.
     pub(crate) server: Option<String>,
-    /// `sessile-verdict`.
+    /// The value of `sessile-verdict`.
     pub(crate) verdict: Option<String>,
 }
 
-/// What is to become of the connection after the answer.
+/// The value of the request's `Connection` header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Then {
+pub(crate) enum AfterResponse {
     Close,
     KeepAlive,
 }
 
-/// How the answer of an HTTP server begins.
+/// The first bytes of an HTTP response.
 const STATUS_LINE: &[u8] = b"HTTP/1.";
 
-/// Most bytes of a response head that are read.
+/// Maximum number of bytes read of a response head.
 const MAX_HEAD: usize = 16 * 1024;
 
-/// Most characters of a header that are shown.
+/// Maximum number of characters kept of a header value.
 const MAX_VALUE: usize = 64;
 
-/// Asks for the head of `/`, and waits at most `wait` for it.
-pub(crate) async fn ask(stream: &mut Stream, host: &str, then: Then, wait: Duration) -> Told {
+/// Sends a HEAD request for `/` and waits at most `wait` for the response head.
+pub(crate) async fn request_head(
+    stream: &mut Stream,
+    host: &str,
+    then: AfterResponse,
+    wait: Duration,
+) -> ServerHeaders {
     let request = request(host, then);
     let mut head = Vec::new();
     let exchange = async {
         stream.write_all(request.as_bytes()).await?;
         stream.flush().await?;
         let mut chunk = [0; 2048];
-        while head.len() < MAX_HEAD && !ends(&head) && may_be_http(&head) {
+        while head.len() < MAX_HEAD && !is_complete(&head) && may_be_http(&head) {
             match stream.read(&mut chunk).await? {
                 0 => break,
                 len => head.extend_from_slice(&chunk[..len]),
@@ -49,17 +54,17 @@ pub(crate) async fn ask(stream: &mut Stream, host: &str, then: Then, wait: Durat
         }
         std::io::Result::Ok(())
     };
-    // Silence, an error and another protocol all mean the same: nothing was told.
+    // A timeout, an error and another protocol all leave the headers empty.
     let _ = timeout(wait, exchange).await;
-    read(&head)
+    parse_headers(&head)
 }
 
-/// `sessile-probe` makes a sessile server tell its verdict whatever the path leads to.
-fn request(host: &str, then: Then) -> String {
+fn request(host: &str, then: AfterResponse) -> String {
     let connection = match then {
-        Then::Close => "close",
-        Then::KeepAlive => "keep-alive",
+        AfterResponse::Close => "close",
+        AfterResponse::KeepAlive => "keep-alive",
     };
+    // With `sessile-probe`, a sessile server states its verdict for every path.
     format!(
         "HEAD / HTTP/1.1\r\nHost: {host}\r\nUser-Agent: sessile-probe/{}\r\nAccept: */*\r\n\
          sessile-probe: 1\r\nConnection: {connection}\r\n\r\n",
@@ -72,14 +77,14 @@ fn may_be_http(head: &[u8]) -> bool {
     head[..common] == STATUS_LINE[..common]
 }
 
-fn ends(head: &[u8]) -> bool {
+fn is_complete(head: &[u8]) -> bool {
     head.windows(4).any(|four| four == b"\r\n\r\n")
 }
 
-fn read(head: &[u8]) -> Told {
-    let mut told = Told::default();
+fn parse_headers(head: &[u8]) -> ServerHeaders {
+    let mut headers = ServerHeaders::default();
     if !head.starts_with(STATUS_LINE) {
-        return told;
+        return headers;
     }
     let text = String::from_utf8_lossy(head);
     for line in text
@@ -91,19 +96,22 @@ fn read(head: &[u8]) -> Told {
             continue;
         };
         match name.to_ascii_lowercase().as_str() {
-            "sessile-server" => told.server = shown(value),
-            "sessile-verdict" => told.verdict = shown(value),
+            "sessile-server" => headers.server = sanitize(value),
+            "sessile-verdict" => headers.verdict = sanitize(value),
             _ => {}
         }
     }
-    told
+    headers
 }
 
-/// It goes to a terminal: nothing but visible ASCII, and not much of it.
-fn shown(value: &str) -> Option<String> {
-    let visible = value.trim().chars().filter(|c| c.is_ascii_graphic());
-    let value: String = visible.take(MAX_VALUE).collect();
-    (!value.is_empty()).then_some(value)
+/// Keeps the visible ASCII characters of a value, because the value is printed on a terminal.
+fn sanitize(value: &str) -> Option<String> {
+    let visible: String = value
+        .chars()
+        .filter(char::is_ascii_graphic)
+        .take(MAX_VALUE)
+        .collect();
+    (!visible.is_empty()).then_some(visible)
 }
 
 #[cfg(test)]
@@ -111,8 +119,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_sessile_server_is_asked_to_tell_its_verdict() {
-        let request = request("farm.test", Then::Close);
+    fn the_request_asks_a_sessile_server_for_its_verdict() {
+        let request = request("farm.test", AfterResponse::Close);
         assert!(request.contains("\r\nsessile-probe: 1\r\n"), "{request}");
         assert!(
             request.ends_with("\r\nConnection: close\r\n\r\n"),
@@ -121,37 +129,40 @@ mod tests {
     }
 
     #[test]
-    fn a_sessile_servers_headers_are_read_in_any_case() {
+    fn header_names_are_case_insensitive() {
         let head = b"HTTP/1.1 200 OK\r\nSessile-Verdict: full/expired\r\nX: y\r\n\
             sessile-server:web2\r\n\r\nsessile-server: body";
-        let told = read(head);
-        assert_eq!(told.verdict.as_deref(), Some("full/expired"));
-        assert_eq!(told.server.as_deref(), Some("web2"));
+        let headers = parse_headers(head);
+        assert_eq!(headers.verdict.as_deref(), Some("full/expired"));
+        assert_eq!(headers.server.as_deref(), Some("web2"));
     }
 
     #[test]
-    fn other_protocols_and_unfinished_heads_tell_what_they_can() {
+    fn other_protocols_and_incomplete_heads_give_no_headers() {
         assert_eq!(
-            read(b"220 mail.test ESMTP\r\nsessile-server: x\r\n"),
-            Told::default()
+            parse_headers(b"220 mail.test ESMTP\r\nsessile-server: x\r\n"),
+            ServerHeaders::default()
         );
-        assert_eq!(read(b""), Told::default());
-        assert_eq!(read(b"HTTP/1.1 200 OK\r\nsessile-server"), Told::default());
+        assert_eq!(parse_headers(b""), ServerHeaders::default());
+        assert_eq!(
+            parse_headers(b"HTTP/1.1 200 OK\r\nsessile-server"),
+            ServerHeaders::default()
+        );
     }
 
     #[test]
-    fn nothing_a_server_says_can_drive_a_terminal() {
+    fn header_values_contain_no_control_characters_and_are_bounded() {
         let head =
             b"HTTP/1.1 200 OK\r\nsessile-server: web\x1b[2J\x07 1\r\nsessile-verdict: \x1b\r\n\r\n";
-        let told = read(head);
-        assert_eq!(told.server.as_deref(), Some("web[2J1"));
-        assert_eq!(told.verdict, None);
+        let headers = parse_headers(head);
+        assert_eq!(headers.server.as_deref(), Some("web[2J1"));
+        assert_eq!(headers.verdict, None);
         let long = format!(
             "HTTP/1.1 200 OK\r\nsessile-server: {}\r\n\r\n",
             "x".repeat(9000)
         );
         assert_eq!(
-            read(long.as_bytes()).server.map(|name| name.len()),
+            parse_headers(long.as_bytes()).server.map(|name| name.len()),
             Some(MAX_VALUE)
         );
     }

@@ -1,5 +1,5 @@
-//! The report for programs. Its shape is promised in `docs/probe.md`: fields are added, and none
-//! is renamed or removed.
+//! The report for programs. `docs/probe.md` promises the format: later versions add fields, but
+//! rename and remove none.
 
 use std::time::Duration;
 
@@ -8,41 +8,41 @@ use serde::Serialize;
 use sessile_proto::hello::{TLS_1_2, TLS_1_3};
 use sessile_proto::verdict::How;
 
-use super::report::{Attempt, Findings, Report, Seen};
+use super::report::{self, Attempt, FinishedHandshake, MechanismFindings, ProbeReport};
 use crate::client::hex;
 
 #[derive(Serialize)]
-struct Written<'a> {
+struct JsonReport<'a> {
     target: &'a str,
     server_name: &'a str,
     addresses: Vec<String>,
-    left_out: Vec<LeftOut<'a>>,
+    left_out: Vec<JsonLeftOut<'a>>,
     complete: bool,
     all_resume: bool,
-    mechanisms: Vec<Mechanism<'a>>,
+    mechanisms: Vec<JsonMechanism<'a>>,
 }
 
 #[derive(Serialize)]
-struct LeftOut<'a> {
+struct JsonLeftOut<'a> {
     address: String,
     error: &'a str,
 }
 
 #[derive(Serialize)]
-struct Mechanism<'a> {
+struct JsonMechanism<'a> {
     mechanism: &'static str,
     protocol: &'static str,
     status: &'static str,
     returns: usize,
     resumed: usize,
     note: Option<&'static str>,
-    cause: Vec<Cause>,
-    ended_offers: Option<EndedOffers>,
-    attempts: Vec<Handshake<'a>>,
+    cause: Vec<JsonCause>,
+    ended_offers: Option<JsonEndedOffers>,
+    attempts: Vec<JsonAttempt<'a>>,
 }
 
 #[derive(Serialize)]
-struct EndedOffers {
+struct JsonEndedOffers {
     offered: usize,
     ended: usize,
     compared: usize,
@@ -50,33 +50,33 @@ struct EndedOffers {
 }
 
 #[derive(Serialize)]
-struct Cause {
+struct JsonCause {
     verdict: String,
     said_by: Vec<String>,
 }
 
 #[derive(Serialize)]
-struct Handshake<'a> {
+struct JsonAttempt<'a> {
     attempt: usize,
     address: String,
     outcome: &'static str,
     error: Option<String>,
-    offered: Option<Offered>,
+    offered: Option<JsonOffer>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    without_session: Option<Comparison>,
+    without_session: Option<JsonComparison>,
     #[serde(flatten)]
-    seen: Option<Shown<'a>>,
+    seen: Option<JsonHandshake<'a>>,
 }
 
-/// A handshake without a session, after one with a session failed.
+/// The handshake without a session that follows a failed handshake with a session.
 #[derive(Serialize)]
-struct Comparison {
+struct JsonComparison {
     succeeded: bool,
     error: Option<String>,
 }
 
 #[derive(Serialize)]
-struct Shown<'a> {
+struct JsonHandshake<'a> {
     session_given: bool,
     protocol: String,
     cipher_suite: String,
@@ -89,7 +89,7 @@ struct Shown<'a> {
 }
 
 #[derive(Serialize)]
-struct Offered {
+struct JsonOffer {
     #[serde(rename = "type")]
     how: &'static str,
     prefix: String,
@@ -101,30 +101,35 @@ struct Offered {
 ///
 /// # Errors
 ///
-/// Never in practice: every key is text and every number finite.
-pub fn write(report: &Report) -> serde_json::Result<String> {
-    let address = |address: &std::net::SocketAddr| address.to_string();
-    let left_out = report.left_out.iter().map(|left_out| LeftOut {
-        address: address(&left_out.address),
-        error: &left_out.error,
-    });
-    serde_json::to_string_pretty(&Written {
+/// Never in practice: all keys are text and all numbers are finite.
+pub fn write(report: &ProbeReport) -> serde_json::Result<String> {
+    serde_json::to_string_pretty(&JsonReport {
         target: &report.target,
         server_name: &report.server_name,
-        addresses: report.addresses.iter().map(address).collect(),
-        left_out: left_out.collect(),
+        addresses: report.addresses.iter().map(ToString::to_string).collect(),
+        left_out: report.left_out.iter().map(left_out).collect(),
         complete: report.complete,
         all_resume: report.all_resume(),
         mechanisms: report.mechanisms.iter().map(mechanism).collect(),
     })
 }
 
-fn mechanism(findings: &Findings) -> Mechanism<'_> {
-    let causes = findings.causes().into_iter().map(|cause| Cause {
+fn left_out(left_out: &report::LeftOut) -> JsonLeftOut<'_> {
+    JsonLeftOut {
+        address: left_out.address.to_string(),
+        error: &left_out.error,
+    }
+}
+
+fn cause(cause: report::Cause) -> JsonCause {
+    JsonCause {
         verdict: cause.verdict.to_string(),
         said_by: cause.said_by,
-    });
-    Mechanism {
+    }
+}
+
+fn mechanism(findings: &MechanismFindings) -> JsonMechanism<'_> {
+    JsonMechanism {
         mechanism: findings.how.as_str(),
         protocol: match findings.how {
             How::SessionId | How::Ticket => "TLS 1.2",
@@ -134,12 +139,12 @@ fn mechanism(findings: &Findings) -> Mechanism<'_> {
         returns: findings.returns().count(),
         resumed: findings.resumed(),
         note: findings.note(),
-        cause: causes.collect(),
-        ended_offers: findings.ended_offers().map(|found| EndedOffers {
-            offered: found.offered,
-            ended: found.ended,
-            compared: found.compared,
-            succeeded: found.succeeded,
+        cause: findings.causes().into_iter().map(cause).collect(),
+        ended_offers: findings.ended_offers().map(|counts| JsonEndedOffers {
+            offered: counts.offered,
+            ended: counts.ended,
+            compared: counts.compared,
+            succeeded: counts.succeeded,
         }),
         attempts: findings
             .attempts
@@ -150,30 +155,32 @@ fn mechanism(findings: &Findings) -> Mechanism<'_> {
     }
 }
 
-fn handshake((number, attempt): (usize, &Attempt)) -> Handshake<'_> {
-    let failed = attempt.result.as_ref().err();
-    let comparison = failed.and_then(|failed| failed.without_session.as_ref());
-    Handshake {
+fn handshake((number, attempt): (usize, &Attempt)) -> JsonAttempt<'_> {
+    let comparison = match &attempt.result {
+        Ok(_) => None,
+        Err(failed) => failed.without_session.as_ref(),
+    };
+    JsonAttempt {
         attempt: number,
         address: attempt.address.to_string(),
-        outcome: attempt.outcome(),
+        outcome: attempt.outcome().as_str(),
         error: attempt.error().map(ToString::to_string),
-        offered: attempt.offered().map(|offer| Offered {
+        offered: attempt.offered().map(|offer| JsonOffer {
             how: offer.how.as_str(),
             prefix: offer.prefix(),
             suffix: offer.suffix(),
             bytes: offer.bytes.len(),
         }),
-        without_session: comparison.map(|compared| Comparison {
+        without_session: comparison.map(|compared| JsonComparison {
             succeeded: compared.is_ok(),
             error: compared.as_ref().err().map(ToString::to_string),
         }),
-        seen: attempt.seen().map(shown),
+        seen: attempt.seen().map(finished_handshake),
     }
 }
 
-fn shown(seen: &Seen) -> Shown<'_> {
-    Shown {
+fn finished_handshake(seen: &FinishedHandshake) -> JsonHandshake<'_> {
+    JsonHandshake {
         session_given: seen.given,
         protocol: protocol(seen.version),
         cipher_suite: suite(seen.cipher_suite),
@@ -186,7 +193,7 @@ fn shown(seen: &Seen) -> Shown<'_> {
     }
 }
 
-/// Milliseconds, to the microsecond.
+/// The duration in milliseconds, rounded to microseconds.
 fn millis(time: Duration) -> f64 {
     (time.as_secs_f64() * 1e6).round() / 1e3
 }
@@ -199,8 +206,9 @@ fn protocol(version: u16) -> String {
     }
 }
 
-/// The registered name; rustls marks the suites of TLS 1.3 in a way of its own.
+/// The registered name of a cipher suite.
 fn suite(number: u16) -> String {
+    // rustls writes TLS13_ instead of the registered TLS_.
     match CipherSuite::from(number).as_str() {
         Some(name) => name.replace("TLS13_", "TLS_"),
         None => format!("{number:#06x}"),
@@ -213,7 +221,7 @@ mod tests {
     use crate::probe::samples;
 
     #[test]
-    fn the_fields_that_are_promised_are_there() {
+    fn contains_the_promised_fields() {
         let text = write(&samples::report()).unwrap();
         let value: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!(value["complete"], true);
@@ -249,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_return_has_its_offer_and_the_comparison() {
+    fn a_failed_return_contains_its_offer_and_the_comparison() {
         let mut report = samples::faulty();
         let failed = samples::ended(How::Psk, Err(crate::client::Error::NotTls));
         report.mechanisms[0].attempts.push(failed);
@@ -271,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn suites_of_both_versions_have_their_registered_names() {
+    fn cipher_suites_have_their_registered_names() {
         assert_eq!(suite(0x1301), "TLS_AES_128_GCM_SHA256");
         assert_eq!(suite(0x1a1a), "0x1a1a");
     }

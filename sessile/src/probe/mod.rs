@@ -1,6 +1,6 @@
-//! Finds out whether, how and across which servers a farm resumes: for each mechanism a full
-//! handshake, then returns that offer the newest session. It names a cause only where a server
-//! said it, and prints nothing: see [`table`] and [`json`].
+//! Finds out whether, how and across which servers a farm resumes. For each mechanism it makes a
+//! full handshake, then returns that offer the newest session. It names a cause only if a server
+//! stated the cause. It prints nothing; [`table`] and [`json`] write the report.
 
 pub(crate) mod http;
 pub mod json;
@@ -17,97 +17,103 @@ use sessile_proto::verdict::How;
 use sessile_proto::watch::Learned;
 
 use crate::client::{
-    Client, Connection, Error, Failure, Mechanism, Options, Sessions, SetupError, Target, Trust,
+    Client, Error, EstablishedConnection, Failure, Mechanism, Options, Sessions, SetupError,
+    Target, Trust,
 };
-use http::Then;
-pub use report::{Attempt, Cause, EndedOffers, Failed, Findings, LeftOut, Report, Seen, Status};
+use http::AfterResponse;
+pub use report::{
+    Attempt, AttemptOutcome, Cause, EndedOffers, FailedHandshake, FinishedHandshake, LeftOut,
+    MechanismFindings, ProbeReport, Status,
+};
 
-/// What to probe.
+/// The target of a probe, and how to probe it.
 #[derive(Clone, Debug)]
-pub struct Plan {
-    /// As the user wrote it; only shown.
+pub struct ProbePlan {
+    /// The target as the user wrote it; only displayed.
     pub target: String,
-    /// Host name or IP address: for SNI and for the certificate.
+    /// Host name or IP address, for SNI and for the certificate.
     pub server_name: String,
     /// `Host` of the HTTP request.
     pub host: String,
-    /// At least one; handshakes rotate over them.
+    /// At least one address; handshakes rotate over the addresses.
     pub addresses: Vec<SocketAddr>,
-    /// Addresses that this machine has no way to are left out, rather than counted as failures.
+    /// Skip addresses to which this machine has no route, instead of counting failures.
     pub leave_out_unreachable: bool,
-    /// Returns of each mechanism.
+    /// Number of returns for each mechanism.
     pub returns: usize,
     pub trust: Trust,
-    /// Longest time for a TCP connection, and for a handshake.
+    /// Limit of the time for a TCP connection, and for a handshake.
     pub timeout: Duration,
 }
 
-/// What is about to be tried.
+/// The handshake that begins next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Progress {
+pub struct ProbeProgress {
     pub mechanism: How,
-    /// 0: the full handshake.
+    /// 0 is the full handshake.
     pub attempt: usize,
     pub returns: usize,
     pub address: SocketAddr,
 }
 
-/// The order of the report.
+/// The mechanisms in the order of the report.
 const MECHANISMS: [(How, Mechanism); 3] = [
     (How::SessionId, Mechanism::SessionId),
     (How::Ticket, Mechanism::Ticket),
     (How::Psk, Mechanism::Psk),
 ];
 
-/// How long the answer to the HTTP request, and the server's end of the connection, is waited for;
-/// beyond the time that the server was seen to need for its first byte.
-const QUIET: Duration = Duration::from_millis(500);
+/// Time to wait for the HTTP response, and for the server's close. The time that the server needed
+/// for its first byte is added.
+const RESPONSE_WAIT: Duration = Duration::from_millis(500);
 
-/// The application protocol on offer, unless a server insists on another.
+/// The offered application protocol. Servers that refuse it are asked again without ALPN.
 const ALPN: &[u8] = b"http/1.1";
 
-/// Runs the plan. `report` grows handshake by handshake: where the future is dropped, it holds what
-/// was found until then. `progress` is called before each handshake.
+/// Runs the plan. `report` grows with each handshake, so a dropped future leaves a partial report.
+/// `progress` is called before each handshake.
 ///
 /// # Errors
 ///
-/// The plan cannot be tried: a name that is none, no CA certificate.
+/// The plan is invalid: the server name cannot be used, or there is no CA certificate.
 pub async fn run(
-    plan: &Plan,
-    report: &mut Report,
-    progress: &mut dyn FnMut(Progress),
+    plan: &ProbePlan,
+    report: &mut ProbeReport,
+    progress: &mut dyn FnMut(ProbeProgress),
 ) -> Result<(), SetupError> {
     for (how, mechanism) in MECHANISMS {
-        let mut visitor = Visitor::new(plan, mechanism)?;
-        report.mechanisms.push(Findings::new(how));
+        let mut client = MechanismClient::new(plan, mechanism)?;
+        report.mechanisms.push(MechanismFindings::new(how));
         let mut tried = 0;
         while tried <= plan.returns {
             let Some(&address) = report.addresses.get(tried % report.addresses.len().max(1)) else {
                 break;
             };
-            progress(Progress {
+            progress(ProbeProgress {
                 mechanism: how,
                 attempt: tried,
                 returns: plan.returns,
                 address,
             });
-            let result = visitor.visit(plan, how, address).await?;
+            let result = client.visit(plan, how, address).await?;
             if let Err(failed) = &result
                 && plan.leave_out_unreachable
-                && failed.error.unreachable()
+                && failed.error.is_unreachable()
                 && report.addresses.len() > 1
             {
                 report.leave_out(address, &failed.error);
                 continue;
             }
-            let findings = report.findings();
-            findings.attempts.push(Attempt { address, result });
+            report
+                .current_findings()
+                .attempts
+                .push(Attempt { address, result });
             tried += 1;
-            if report.gave_up() {
+            if report.all_attempts_failed() {
                 break;
             }
         }
-        if report.nobody_there() {
+        if report.no_address_answers() {
             break;
         }
     }
@@ -115,14 +121,14 @@ pub async fn run(
     Ok(())
 }
 
-/// One mechanism's client.
-struct Visitor {
+/// The client for one mechanism.
+struct MechanismClient {
     options: Options,
     client: Client,
 }
 
-impl Visitor {
-    fn new(plan: &Plan, mechanism: Mechanism) -> Result<Self, SetupError> {
+impl MechanismClient {
+    fn new(plan: &ProbePlan, mechanism: Mechanism) -> Result<Self, SetupError> {
         let options = Options {
             mechanism,
             trust: plan.trust.clone(),
@@ -136,10 +142,10 @@ impl Visitor {
 
     async fn visit(
         &mut self,
-        plan: &Plan,
+        plan: &ProbePlan,
         how: How,
         address: SocketAddr,
-    ) -> Result<Result<Seen, Failed>, SetupError> {
+    ) -> Result<Result<FinishedHandshake, FailedHandshake>, SetupError> {
         let target = Target::new(address, &plan.server_name)?;
         let mut connected = self.client.attempt(&target).await;
         if let Err(Failure {
@@ -147,42 +153,48 @@ impl Visitor {
             ..
         }) = connected
         {
-            // It speaks something else, and minds: ask again without a protocol.
+            // The server speaks another protocol and insists on ALPN. Connect again without ALPN.
             self.options.alpn.clear();
             self.client = Client::new(self.options.clone(), Sessions::default())?;
             connected = self.client.attempt(&target).await;
         }
         let Failure { error, offered } = match connected {
-            Ok(connection) => return Ok(Ok(see(connection, how, &plan.host).await)),
+            Ok(connection) => return Ok(Ok(inspect(connection, how, &plan.host).await)),
             Err(failure) => failure,
         };
         let without_session = match offered {
-            Some(_) => Some(self.compare(plan, how, &target).await),
+            Some(_) => Some(self.connect_without_session(plan, how, &target).await),
             None => None,
         };
-        Ok(Err(Failed {
+        Ok(Err(FailedHandshake {
             error,
             offered,
             without_session,
         }))
     }
 
-    /// Connects without a session, right after a connection with one failed. The next return offers
-    /// what this connection was given.
-    async fn compare(&mut self, plan: &Plan, how: How, target: &Target) -> Result<(), Error> {
-        let fresh = self.client.another();
-        let connection = fresh.connect(target).await?;
-        see(connection, how, &plan.host).await;
-        self.client = fresh;
+    /// Connects without a session, after a connection with a session has failed. The next return
+    /// offers the session of this connection.
+    async fn connect_without_session(
+        &mut self,
+        plan: &ProbePlan,
+        how: How,
+        target: &Target,
+    ) -> Result<(), Error> {
+        let client = self.client.with_empty_sessions();
+        let connection = client.connect(target).await?;
+        inspect(connection, how, &plan.host).await;
+        self.client = client;
         Ok(())
     }
 }
 
-async fn see(mut connection: Connection, how: How, host: &str) -> Seen {
+/// Asks the server for its verdict, closes the connection, and gathers the facts.
+async fn inspect(mut connection: EstablishedConnection, how: How, host: &str) -> FinishedHandshake {
     let times = connection.times();
-    let wait = QUIET + times.first_byte;
-    let told = http::ask(connection.stream(), host, Then::Close, wait).await;
-    // Also where the answer came: servers may forget a session whose connection was cut off.
+    let wait = RESPONSE_WAIT + times.first_byte;
+    let headers = http::request_head(connection.stream(), host, AfterResponse::Close, wait).await;
+    // Close cleanly even without a response: servers may forget a session without close_notify.
     connection.close(wait).await;
     let outcome = connection.outcome();
     let given = match how {
@@ -193,7 +205,7 @@ async fn see(mut connection: Connection, how: How, host: &str) -> Seen {
             .any(|learned| matches!(learned, Learned::Ticket(_))),
         How::Psk => connection.tls13_tickets() > 0,
     };
-    Seen {
+    FinishedHandshake {
         offered: connection.offered().cloned(),
         kind: outcome.kind,
         given,
@@ -201,7 +213,7 @@ async fn see(mut connection: Connection, how: How, host: &str) -> Seen {
         cipher_suite: outcome.cipher_suite,
         times,
         certificate: connection.certificate_fingerprint(),
-        server: told.server,
-        verdict: told.verdict,
+        server: headers.server,
+        verdict: headers.verdict,
     }
 }

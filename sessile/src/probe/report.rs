@@ -1,4 +1,4 @@
-//! What a probe found, and what follows from it.
+//! The results of a probe and the conclusions from them.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -7,89 +7,101 @@ use rustls::AlertDescription;
 use sessile_proto::verdict::{How, Verdict};
 use sessile_proto::watch::Kind;
 
-use crate::client::{Error, Offer, Times};
+use crate::client::{Error, HandshakeTimes, Offer};
 
-/// Everything that one run found.
+/// The results of one run.
 #[derive(Debug)]
-pub struct Report {
-    /// As the user wrote it.
+pub struct ProbeReport {
+    /// The target as the user wrote it.
     pub target: String,
-    /// For SNI and for the certificate.
+    /// The name for SNI and for the certificate.
     pub server_name: String,
-    /// Those that were tried.
+    /// The addresses that were tried.
     pub addresses: Vec<SocketAddr>,
     pub left_out: Vec<LeftOut>,
-    /// Whether the run came to its end.
+    /// False if the run was stopped before its end.
     pub complete: bool,
-    /// One for each mechanism that was begun.
-    pub mechanisms: Vec<Findings>,
+    /// Findings for each mechanism that was begun.
+    pub mechanisms: Vec<MechanismFindings>,
 }
 
-/// An address of the host that this machine has no way to.
+/// An address of the host to which this machine has no route.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LeftOut {
     pub address: SocketAddr,
     pub error: String,
 }
 
-/// What was found of one mechanism.
+/// The findings about one mechanism.
 #[derive(Debug)]
-pub struct Findings {
+pub struct MechanismFindings {
     pub how: How,
     /// The full handshake, then the returns.
     pub attempts: Vec<Attempt>,
 }
 
-/// One handshake.
+/// One attempt at a handshake.
 #[derive(Debug)]
 pub struct Attempt {
     pub address: SocketAddr,
-    pub result: Result<Seen, Failed>,
+    pub result: Result<FinishedHandshake, FailedHandshake>,
 }
 
-/// What is known of a handshake that was not finished.
+/// A handshake that failed.
 #[derive(Debug)]
-pub struct Failed {
+pub struct FailedHandshake {
     pub error: Error,
     /// The session in the ClientHello.
     pub offered: Option<Offer>,
-    /// What became of a second handshake, made at once without a session; `None`: none was offered.
+    /// Result of a handshake without a session, made right afterwards. `None` if the failed
+    /// handshake offered no session.
     pub without_session: Option<Result<(), Error>>,
 }
 
-/// Connections that offered a session and were ended by the server, and those to compare.
+/// Counts of handshakes that the server ended after a session was offered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EndedOffers {
-    /// Connections that offered a session.
+    /// Handshakes that offered a session.
     pub offered: usize,
-    /// Those of them that the server ended, or did not answer.
+    /// Handshakes with an offer that the server ended or did not answer.
     pub ended: usize,
-    /// Connections without a session that were made to compare.
+    /// Handshakes without a session that were made for comparison.
     pub compared: usize,
-    /// Those of them that succeeded.
+    /// Comparison handshakes that succeeded.
     pub succeeded: usize,
 }
 
-/// What a finished handshake showed.
+/// The facts about a finished handshake.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Seen {
+pub struct FinishedHandshake {
     pub offered: Option<Offer>,
-    /// What the server did with the offer; never `Failed`.
+    /// The server's answer to the offer; never `Failed`.
     pub kind: Kind,
-    /// Whether the server gave a session of the kind that was asked for.
+    /// True if the server gave a new session of the tested kind.
     pub given: bool,
     pub version: u16,
     pub cipher_suite: u16,
-    pub times: Times,
+    pub times: HandshakeTimes,
     /// SHA-256 of the certificate.
     pub certificate: Option<[u8; 32]>,
-    /// What a sessile server calls itself.
+    /// The name that a sessile server states.
     pub server: Option<String>,
-    /// What a sessile server says of the handshake.
+    /// The verdict that a sessile server states.
     pub verdict: Option<String>,
 }
 
-/// What became of one mechanism, in a word.
+/// The result of one handshake in one word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AttemptOutcome {
+    Resumed,
+    /// The server made a full handshake although a session was offered.
+    Refused,
+    /// The client had no session to offer.
+    NotOffered,
+    Failed,
+}
+
+/// The result for one mechanism in one word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Status {
     /// Every return resumed.
@@ -102,22 +114,22 @@ pub enum Status {
     NotOffered,
     /// No handshake was finished.
     Failed,
-    /// The run ended too early to tell.
+    /// The run was stopped before the result was known.
     Unfinished,
 }
 
-/// Why returns were full, as servers said it.
+/// A verdict that servers stated for full handshakes of returning clients.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cause {
     pub verdict: Verdict,
-    /// Who said it: names, or addresses of servers that have none.
+    /// The names of the servers, or their addresses if they state no name.
     pub said_by: Vec<String>,
 }
 
-impl Report {
-    /// An empty report.
+impl ProbeReport {
+    /// The report before the first handshake.
     #[must_use]
-    pub fn new(plan: &super::Plan) -> Self {
+    pub fn new(plan: &super::ProbePlan) -> Self {
         Self {
             target: plan.target.clone(),
             server_name: plan.server_name.clone(),
@@ -128,35 +140,27 @@ impl Report {
         }
     }
 
-    /// Whether no handshake at all was finished.
+    /// True if no handshake was finished.
     #[must_use]
-    pub fn no_connection(&self) -> bool {
+    pub fn has_no_connection(&self) -> bool {
         !self.attempts().any(|attempt| attempt.result.is_ok())
     }
 
-    /// Whether a certificate was not accepted.
+    /// True if the client refused a certificate.
     #[must_use]
-    pub fn certificate_refused(&self) -> bool {
+    pub fn has_refused_certificate(&self) -> bool {
         self.attempts()
             .any(|attempt| matches!(attempt.error(), Some(Error::Certificate(_))))
     }
 
-    /// Whether something resumes, and nothing that the servers offer fails to.
+    /// True if at least one mechanism resumes, and every mechanism that the servers offer.
     #[must_use]
     pub fn all_resume(&self) -> bool {
-        let fine = |findings: &Findings| match findings.status() {
-            Status::Resumes => findings
-                .attempts
-                .iter()
-                .all(|attempt| attempt.seen().is_some()),
-            Status::NotOffered => {
-                let expected = |attempt: &Attempt| attempt.seen().is_some() || attempt.declined();
-                findings.attempts.iter().all(expected)
-            }
-            Status::Partly | Status::Refuses | Status::Failed | Status::Unfinished => false,
-        };
-        let mut statuses = self.mechanisms.iter().map(Findings::status);
-        statuses.any(|status| status == Status::Resumes) && self.mechanisms.iter().all(fine)
+        let one_resumes = self
+            .mechanisms
+            .iter()
+            .any(|findings| findings.status() == Status::Resumes);
+        one_resumes && self.mechanisms.iter().all(MechanismFindings::is_success)
     }
 
     fn attempts(&self) -> impl Iterator<Item = &Attempt> {
@@ -165,11 +169,11 @@ impl Report {
             .flat_map(|findings| &findings.attempts)
     }
 
-    /// Those of the mechanism that is being tried.
-    pub(super) fn findings(&mut self) -> &mut Findings {
+    /// The findings about the mechanism that is being tried.
+    pub(super) fn current_findings(&mut self) -> &mut MechanismFindings {
         self.mechanisms
             .last_mut()
-            .expect("a mechanism is begun before it is tried")
+            .expect("findings are added before the first attempt")
     }
 
     pub(super) fn leave_out(&mut self, address: SocketAddr, error: &Error) {
@@ -180,11 +184,12 @@ impl Report {
         });
     }
 
-    /// Every address has failed, and one that may stand for several servers twice: more of the
-    /// same says nothing new.
-    pub(super) fn gave_up(&self) -> bool {
+    /// True if all attempts with the current mechanism failed, at every address.
+    pub(super) fn all_attempts_failed(&self) -> bool {
+        // A single address may stand for several servers, so it gets two attempts.
+        let enough_attempts = self.addresses.len().max(2);
         self.mechanisms.last().is_some_and(|findings| {
-            findings.attempts.len() >= self.addresses.len().max(2)
+            findings.attempts.len() >= enough_attempts
                 && findings
                     .attempts
                     .iter()
@@ -192,8 +197,8 @@ impl Report {
         })
     }
 
-    /// No address lets this client in, whatever it offers.
-    pub(super) fn nobody_there(&self) -> bool {
+    /// True if all attempts failed for reasons that no other mechanism can change.
+    pub(super) fn no_address_answers(&self) -> bool {
         self.attempts().all(|attempt| {
             matches!(
                 attempt.error(),
@@ -208,7 +213,7 @@ impl Report {
     }
 }
 
-impl Findings {
+impl MechanismFindings {
     pub(super) const fn new(how: How) -> Self {
         Self {
             how,
@@ -216,16 +221,14 @@ impl Findings {
         }
     }
 
-    /// What became of the mechanism.
+    /// The result for the mechanism.
     #[must_use]
     pub fn status(&self) -> Status {
-        let finished = self.attempts.iter().filter_map(Attempt::seen).count();
         if self.attempts.is_empty() {
             return Status::Unfinished;
         }
-        if finished == 0 {
-            let declined = self.attempts.iter().all(Attempt::declined);
-            return if declined {
+        if self.finished().next().is_none() {
+            return if self.attempts.iter().all(Attempt::is_declined) {
                 Status::NotOffered
             } else {
                 Status::Failed
@@ -235,8 +238,7 @@ impl Findings {
         if returns == 0 {
             return Status::Unfinished;
         }
-        let useful = |seen: &Seen| seen.given || seen.resumed();
-        if !self.attempts.iter().filter_map(Attempt::seen).any(useful) {
+        if !self.finished().any(|seen| seen.given || seen.is_resumed()) {
             return Status::NotOffered;
         }
         match self.resumed() {
@@ -246,22 +248,39 @@ impl Findings {
         }
     }
 
-    /// The handshakes after the first that was finished.
-    pub fn returns(&self) -> impl Iterator<Item = &Attempt> {
-        let mut attempts = self.attempts.iter();
-        // The first that was finished is the full one.
-        attempts.find(|attempt| attempt.result.is_ok());
-        attempts
+    /// True if the servers do everything that they offer for this mechanism.
+    fn is_success(&self) -> bool {
+        match self.status() {
+            Status::Resumes => self.finished().count() == self.attempts.len(),
+            Status::NotOffered => self
+                .attempts
+                .iter()
+                .all(|attempt| attempt.seen().is_some() || attempt.is_declined()),
+            Status::Partly | Status::Refuses | Status::Failed | Status::Unfinished => false,
+        }
     }
 
-    /// How many returns resumed.
+    fn finished(&self) -> impl Iterator<Item = &FinishedHandshake> {
+        self.attempts.iter().filter_map(Attempt::seen)
+    }
+
+    /// The attempts after the full handshake, which is the first finished one.
+    pub fn returns(&self) -> impl Iterator<Item = &Attempt> {
+        self.attempts
+            .iter()
+            .skip_while(|attempt| attempt.result.is_err())
+            .skip(1)
+    }
+
+    /// The number of returns that resumed.
     #[must_use]
     pub fn resumed(&self) -> usize {
-        let seen = self.returns().filter_map(Attempt::seen);
-        seen.filter(|seen| seen.resumed()).count()
+        self.returns()
+            .filter(|attempt| attempt.outcome() == AttemptOutcome::Resumed)
+            .count()
     }
 
-    /// Why returns were full, as far as servers said it.
+    /// The verdicts that servers stated for full handshakes of returns.
     #[must_use]
     pub fn causes(&self) -> Vec<Cause> {
         let mut causes: Vec<Cause> = Vec::new();
@@ -269,81 +288,93 @@ impl Findings {
             let Some(seen) = attempt.seen().filter(|seen| seen.kind == Kind::Refused) else {
                 continue;
             };
-            let said = seen.verdict.as_deref().and_then(|text| text.parse().ok());
-            let Some(verdict @ Verdict::Full(_)) = said else {
+            let stated = seen.verdict.as_deref().and_then(|text| text.parse().ok());
+            let Some(verdict @ Verdict::Full(_)) = stated else {
                 continue;
             };
-            let who = (seen.server.clone()).unwrap_or_else(|| attempt.address.to_string());
+            let server = match &seen.server {
+                Some(name) => name.clone(),
+                None => attempt.address.to_string(),
+            };
             match causes.iter_mut().find(|cause| cause.verdict == verdict) {
-                Some(cause) if cause.said_by.contains(&who) => {}
-                Some(cause) => cause.said_by.push(who),
+                Some(cause) if cause.said_by.contains(&server) => {}
+                Some(cause) => cause.said_by.push(server),
                 None => causes.push(Cause {
                     verdict,
-                    said_by: vec![who],
+                    said_by: vec![server],
                 }),
             }
         }
         causes
     }
 
-    /// How many connections the server ended for the session that they offered; `None`: none.
+    /// Counts of handshakes that the server ended after an offer; `None` if there are none.
     #[must_use]
     pub fn ended_offers(&self) -> Option<EndedOffers> {
-        let failed = self
-            .attempts
-            .iter()
-            .filter_map(|it| it.result.as_ref().err());
-        let ended = failed.filter(|it| it.offered.is_some() && it.error.is_ended_by_server());
-        let ended: Vec<&Failed> = ended.collect();
-        let compared = ended.iter().filter_map(|it| it.without_session.as_ref());
-        let compared: Vec<_> = compared.collect();
-        (!ended.is_empty()).then(|| EndedOffers {
-            offered: self
-                .attempts
-                .iter()
-                .filter(|it| it.offered().is_some())
-                .count(),
-            ended: ended.len(),
-            compared: compared.len(),
-            succeeded: compared.iter().filter(|it| it.is_ok()).count(),
-        })
+        let mut counts = EndedOffers {
+            offered: 0,
+            ended: 0,
+            compared: 0,
+            succeeded: 0,
+        };
+        for attempt in &self.attempts {
+            if attempt.offered().is_none() {
+                continue;
+            }
+            counts.offered += 1;
+            if let Err(failed) = &attempt.result
+                && failed.error.is_ended_by_server()
+            {
+                counts.ended += 1;
+                if let Some(comparison) = &failed.without_session {
+                    counts.compared += 1;
+                    counts.succeeded += usize::from(comparison.is_ok());
+                }
+            }
+        }
+        (counts.ended > 0).then_some(counts)
     }
 
-    /// Why there is nothing to resume, where the mechanism is not offered.
+    /// Why there is no session to resume, if the mechanism is not offered.
     #[must_use]
     pub fn note(&self) -> Option<&'static str> {
         if self.status() != Status::NotOffered {
             return None;
         }
-        let refuses = |version: &Attempt| version.refuses_version();
-        Some(match self.how {
-            _ if self.attempts.iter().any(|attempt| attempt.seen().is_some()) => match self.how {
+        if self.finished().next().is_some() {
+            return Some(match self.how {
                 How::SessionId => "the server gives no session ID (its server-side cache is off)",
                 How::Ticket => "the server gives no ticket",
                 How::Psk => "the server speaks TLS 1.3 and gives no ticket",
-            },
-            How::Psk if self.attempts.iter().all(refuses) => "the server does not speak TLS 1.3",
-            _ if self.attempts.iter().all(refuses) => "the server does not speak TLS 1.2",
-            // An old server that finds no suite in a TLS 1.3 hello answers with this alert too.
-            _ => "the server finds nothing in common with this client (alert handshake_failure)",
+            });
+        }
+        if !self.attempts.iter().all(Attempt::refuses_version) {
+            // An old server without a suite of TLS 1.3 sends this alert, too.
+            return Some(
+                "the server finds nothing in common with this client (alert handshake_failure)",
+            );
+        }
+        Some(match self.how {
+            How::SessionId | How::Ticket => "the server does not speak TLS 1.2",
+            How::Psk => "the server does not speak TLS 1.3",
         })
     }
 }
 
 impl Attempt {
-    /// What the handshake showed, if it was finished.
+    /// The facts about the handshake, if it was finished.
     #[must_use]
-    pub fn seen(&self) -> Option<&Seen> {
+    pub fn seen(&self) -> Option<&FinishedHandshake> {
         self.result.as_ref().ok()
     }
 
-    /// Why the handshake was not finished, if it was not.
+    /// The error, if the handshake failed.
     #[must_use]
     pub fn error(&self) -> Option<&Error> {
         self.result.as_ref().err().map(|failed| &failed.error)
     }
 
-    /// The session that was offered, whatever became of it.
+    /// The session that was offered, also if the handshake failed.
     #[must_use]
     pub fn offered(&self) -> Option<&Offer> {
         match &self.result {
@@ -352,14 +383,14 @@ impl Attempt {
         }
     }
 
-    /// The outcome in a word: `resumed`, `refused`, `not-offered` or `failed`.
+    /// The result in one word.
     #[must_use]
-    pub fn outcome(&self) -> &'static str {
+    pub fn outcome(&self) -> AttemptOutcome {
         match self.seen().map(|seen| seen.kind) {
-            Some(Kind::Resumed(_)) => "resumed",
-            Some(Kind::Refused) => "refused",
-            Some(Kind::NotOffered) => "not-offered",
-            Some(Kind::Failed) | None => "failed",
+            Some(Kind::Resumed(_)) => AttemptOutcome::Resumed,
+            Some(Kind::Refused) => AttemptOutcome::Refused,
+            Some(Kind::NotOffered) => AttemptOutcome::NotOffered,
+            Some(Kind::Failed) | None => AttemptOutcome::Failed,
         }
     }
 
@@ -367,16 +398,18 @@ impl Attempt {
         self.error().is_some_and(Error::refuses_version)
     }
 
-    /// The server has nothing in common with a client of this version.
-    fn declined(&self) -> bool {
-        let failure = AlertDescription::HandshakeFailure;
+    /// True if the server has nothing in common with a client of this version.
+    fn is_declined(&self) -> bool {
         self.refuses_version()
-            || matches!(self.error(), Some(Error::Alert(alert)) if *alert == failure)
+            || matches!(
+                self.error(),
+                Some(Error::Alert(AlertDescription::HandshakeFailure))
+            )
     }
 }
 
-impl Failed {
-    /// A failure that ended before a session could be offered, or without one.
+impl FailedHandshake {
+    /// A failure of a handshake that offered no session.
     #[must_use]
     pub const fn without_offer(error: Error) -> Self {
         Self {
@@ -387,7 +420,7 @@ impl Failed {
     }
 }
 
-impl fmt::Display for Failed {
+impl fmt::Display for FailedHandshake {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.error)?;
         match &self.without_session {
@@ -414,16 +447,32 @@ impl fmt::Display for EndedOffers {
     }
 }
 
-impl Seen {
-    /// Whether the server resumed what was offered.
+impl FinishedHandshake {
+    /// True if the server resumed the offered session.
     #[must_use]
-    pub const fn resumed(&self) -> bool {
+    pub const fn is_resumed(&self) -> bool {
         matches!(self.kind, Kind::Resumed(_))
     }
 }
 
+impl AttemptOutcome {
+    /// All outcomes.
+    pub const ALL: [Self; 4] = [Self::Resumed, Self::Refused, Self::NotOffered, Self::Failed];
+
+    /// The name in JSON.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Resumed => "resumed",
+            Self::Refused => "refused",
+            Self::NotOffered => "not-offered",
+            Self::Failed => "failed",
+        }
+    }
+}
+
 impl Status {
-    /// The word used in JSON.
+    /// The name in JSON.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -442,9 +491,9 @@ mod tests {
     use super::*;
     use crate::probe::samples::{attempt, report, seen};
 
-    fn findings(attempts: Vec<Attempt>) -> Findings {
+    fn findings(attempts: Vec<Attempt>) -> MechanismFindings {
         let how = How::Psk;
-        Findings { how, attempts }
+        MechanismFindings { how, attempts }
     }
 
     fn psk(kind: Kind) -> Attempt {
@@ -452,13 +501,13 @@ mod tests {
     }
 
     fn alert(alert: AlertDescription) -> Attempt {
-        attempt(1, Err(Failed::without_offer(Error::Alert(alert))))
+        attempt(1, Err(FailedHandshake::without_offer(Error::Alert(alert))))
     }
 
     const RESUMED: Kind = Kind::Resumed(How::Psk);
 
     #[test]
-    fn the_status_tells_all_some_and_none_apart() {
+    fn the_status_distinguishes_all_some_and_no_returns_resumed() {
         let status = |kinds: &[Kind]| findings(kinds.iter().copied().map(psk).collect()).status();
         assert_eq!(status(&[]), Status::Unfinished);
         assert_eq!(status(&[Kind::NotOffered]), Status::Unfinished);
@@ -468,7 +517,7 @@ mod tests {
             Status::Partly
         );
         assert_eq!(status(&[Kind::NotOffered, Kind::Refused]), Status::Refuses);
-        // A client that had nothing left to offer paid for a full handshake too.
+        // A client without a session to offer made a full handshake, too.
         assert_eq!(
             status(&[Kind::NotOffered, RESUMED, Kind::NotOffered]),
             Status::Partly
@@ -489,8 +538,8 @@ mod tests {
     #[test]
     fn a_version_that_one_of_two_servers_declines_fails_the_probe() {
         let mut report = report();
-        let declined = Error::Alert(AlertDescription::ProtocolVersion);
-        let declined = attempt(2, Err(Failed::without_offer(declined)));
+        let error = Error::Alert(AlertDescription::ProtocolVersion);
+        let declined = attempt(2, Err(FailedHandshake::without_offer(error)));
         report.mechanisms = vec![findings(vec![
             psk(Kind::NotOffered),
             psk(RESUMED),
@@ -500,7 +549,7 @@ mod tests {
     }
 
     #[test]
-    fn the_probe_succeeds_where_all_that_is_offered_resumes_and_that_is_something() {
+    fn the_probe_succeeds_if_every_offered_mechanism_resumes_and_there_is_one() {
         let mut report = report();
         assert!(!report.all_resume());
         report.mechanisms.remove(0);
@@ -510,23 +559,23 @@ mod tests {
     }
 
     #[test]
-    fn a_cause_is_only_what_a_server_said_of_a_refusal() {
-        let said = |kind, verdict: &str| {
+    fn causes_are_verdicts_that_servers_stated_for_refusals() {
+        let with_verdict = |kind, verdict: &str| {
             let verdict = Some(verdict.to_owned());
             attempt(
                 1,
-                Ok(Seen {
+                Ok(FinishedHandshake {
                     verdict,
                     ..seen(How::Psk, kind)
                 }),
             )
         };
         let findings = findings(vec![
-            said(Kind::NotOffered, "full/nothing-offered"),
-            said(RESUMED, "resumed/psk"),
-            said(Kind::Refused, "full/expired"),
-            said(Kind::Refused, "full/expired"),
-            said(Kind::Refused, "full/because"),
+            with_verdict(Kind::NotOffered, "full/nothing-offered"),
+            with_verdict(RESUMED, "resumed/psk"),
+            with_verdict(Kind::Refused, "full/expired"),
+            with_verdict(Kind::Refused, "full/expired"),
+            with_verdict(Kind::Refused, "full/because"),
             psk(Kind::Refused),
         ]);
         let expired = Cause {

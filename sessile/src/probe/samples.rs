@@ -1,21 +1,22 @@
-//! Reports for the tests of this module and of its parts.
+//! Sample reports for the tests of this module.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use rustls::AlertDescription;
+use sessile_proto::hello::TLS_1_2;
 use sessile_proto::verdict::How;
 use sessile_proto::watch::Kind;
 
-use super::{Attempt, Failed, Findings, Report, Seen};
-use crate::client::{Error, Offer, Times};
+use super::{Attempt, FailedHandshake, FinishedHandshake, MechanismFindings, ProbeReport};
+use crate::client::{Error, HandshakeTimes, Offer};
 
 pub(super) fn address(last: u8) -> SocketAddr {
     ([192, 0, 2, last], 443).into()
 }
 
-/// A handshake that gave a session unless it resumed one.
-pub(super) fn seen(how: How, kind: Kind) -> Seen {
+/// A finished handshake that gave a new session unless it resumed.
+pub(super) fn seen(how: How, kind: Kind) -> FinishedHandshake {
     let offered = match kind {
         Kind::NotOffered | Kind::Failed => None,
         Kind::Resumed(_) | Kind::Refused => Some(Offer {
@@ -23,13 +24,13 @@ pub(super) fn seen(how: How, kind: Kind) -> Seen {
             bytes: vec![7; 32],
         }),
     };
-    Seen {
+    FinishedHandshake {
         offered,
         kind,
         given: !matches!(kind, Kind::Resumed(_)),
-        version: 0x0303,
+        version: TLS_1_2,
         cipher_suite: 0xc02f,
-        times: Times {
+        times: HandshakeTimes {
             connect: Duration::from_micros(200),
             first_byte: Duration::from_micros(900),
             handshake: Duration::from_micros(1500),
@@ -40,49 +41,49 @@ pub(super) fn seen(how: How, kind: Kind) -> Seen {
     }
 }
 
-pub(super) fn attempt(last: u8, result: Result<Seen, Failed>) -> Attempt {
+pub(super) fn attempt(last: u8, result: Result<FinishedHandshake, FailedHandshake>) -> Attempt {
     Attempt {
         address: address(last),
         result,
     }
 }
 
-/// Session IDs resume at one of two servers, once; tickets are not offered; TLS 1.3 resumes.
-pub(super) fn report() -> Report {
+/// Session IDs resume at one of two servers, tickets are not offered, and TLS 1.3 resumes.
+pub(super) fn report() -> ProbeReport {
     let id = |kind| seen(How::SessionId, kind);
-    let refused = Seen {
+    let refused = FinishedHandshake {
         server: Some("web2".to_owned()),
         verdict: Some("full/unknown".to_owned()),
         ..id(Kind::Refused)
     };
-    let without_ticket = || Seen {
+    let without_ticket = || FinishedHandshake {
         given: false,
         ..seen(How::Ticket, Kind::NotOffered)
     };
     let resumed = Kind::Resumed(How::Psk);
-    Report {
+    ProbeReport {
         target: "farm.test".to_owned(),
         server_name: "farm.test".to_owned(),
         addresses: vec![address(1), address(2)],
         left_out: Vec::new(),
         complete: true,
         mechanisms: vec![
-            Findings {
+            MechanismFindings {
                 how: How::SessionId,
                 attempts: vec![
                     attempt(1, Ok(id(Kind::NotOffered))),
                     attempt(1, Ok(id(Kind::Resumed(How::SessionId)))),
                     attempt(2, Ok(refused)),
-                    attempt(1, Err(Failed::without_offer(Error::NotTls))),
+                    attempt(1, Err(FailedHandshake::without_offer(Error::NotTls))),
                 ],
             },
-            Findings {
+            MechanismFindings {
                 how: How::Ticket,
                 attempts: (1..=2)
                     .map(|last| attempt(last, Ok(without_ticket())))
                     .collect(),
             },
-            Findings {
+            MechanismFindings {
                 how: How::Psk,
                 attempts: vec![
                     attempt(1, Ok(seen(How::Psk, Kind::NotOffered))),
@@ -93,9 +94,9 @@ pub(super) fn report() -> Report {
     }
 }
 
-/// A return whose session the server answers with an alert; the comparison ends so.
+/// A return that the server ended with an alert, and the result of the comparison.
 pub(super) fn ended(how: How, without_session: Result<(), Error>) -> Attempt {
-    let failed = Failed {
+    let failed = FailedHandshake {
         error: Error::Alert(AlertDescription::InternalError),
         offered: Some(Offer {
             how,
@@ -106,12 +107,12 @@ pub(super) fn ended(how: How, without_session: Result<(), Error>) -> Attempt {
     attempt(1, Err(failed))
 }
 
-/// A server that ends every handshake which offers its own session.
-pub(super) fn faulty() -> Report {
+/// The report about a server that ends every handshake with its own session.
+pub(super) fn faulty() -> ProbeReport {
     let mut report = report();
     report.addresses.truncate(1);
     let full = attempt(1, Ok(seen(How::Psk, Kind::NotOffered)));
-    let psk = Findings {
+    let psk = MechanismFindings {
         how: How::Psk,
         attempts: vec![full, ended(How::Psk, Ok(())), ended(How::Psk, Ok(()))],
     };

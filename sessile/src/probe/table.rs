@@ -1,13 +1,13 @@
-//! The report for people: a table for each mechanism and a line that sums it up.
+//! The report for people: a table for each mechanism, and a summary line.
 
 use std::fmt::Write as _;
 use std::time::Duration;
 
 use sessile_proto::verdict::How;
 
-use super::report::{Attempt, Findings, Report, Status};
+use super::report::{Attempt, AttemptOutcome, MechanismFindings, ProbeReport, Status};
 
-/// Whether words are coloured.
+/// Whether the output has colours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Colour {
     Never,
@@ -16,7 +16,7 @@ pub enum Colour {
 
 /// The whole report, with a final line break.
 #[must_use]
-pub fn write(report: &Report, colour: Colour) -> String {
+pub fn write(report: &ProbeReport, colour: Colour) -> String {
     let mut text = format!(
         "{}: server name {}, {}\n",
         report.target,
@@ -52,7 +52,7 @@ pub fn write(report: &Report, colour: Colour) -> String {
     text
 }
 
-/// The mechanism's name with its version.
+/// The name of the mechanism with its TLS version.
 #[must_use]
 pub const fn title(how: How) -> &'static str {
     match how {
@@ -62,66 +62,71 @@ pub const fn title(how: How) -> &'static str {
     }
 }
 
-/// What became of the mechanism, in one line: `resumed 5 of 5`.
+/// The result for the mechanism in one line: `resumed 5 of 5`.
 #[must_use]
-pub fn summary(findings: &Findings) -> String {
-    let resumed = || {
-        let returns = findings.returns().count();
-        format!("resumed {} of {returns}", findings.resumed())
-    };
-    let line = match findings.status() {
-        Status::Resumes | Status::Partly | Status::Refuses => resumed(),
+pub fn summary(findings: &MechanismFindings) -> String {
+    let mut line = match findings.status() {
+        Status::Resumes | Status::Partly | Status::Refuses => {
+            let returns = findings.returns().count();
+            format!("resumed {} of {returns}", findings.resumed())
+        }
         Status::NotOffered => {
-            format!(
-                "not offered: {}",
-                findings.note().unwrap_or("nothing was given")
-            )
+            let reason = findings.note().unwrap_or("nothing was given");
+            return format!("not offered: {reason}");
         }
         Status::Failed => "no handshake was finished".to_owned(),
         Status::Unfinished => "not finished".to_owned(),
     };
-    let mut line = line;
-    if findings.status() != Status::NotOffered {
-        for (what, places) in blame(findings) {
-            let _ = write!(line, "; {what} {}", places.join(", "));
-        }
+    for (what, servers) in not_resumed_by(findings) {
+        let _ = write!(line, "; {what} {}", servers.join(", "));
     }
     line
 }
 
-/// Who did what else than resume, in the order of the attempts.
-fn blame(findings: &Findings) -> Vec<(&'static str, Vec<String>)> {
-    let skipped = usize::from(
-        findings
-            .attempts
-            .first()
-            .is_some_and(|it| it.seen().is_some()),
-    );
-    let mut blamed: Vec<(&'static str, String, usize)> = Vec::new();
-    for attempt in findings.attempts.iter().skip(skipped) {
+/// Attempts at one server that did not resume for the same reason.
+struct NotResumed {
+    what: &'static str,
+    server: String,
+    times: usize,
+}
+
+/// The reasons other than resumption, each with its servers, in the order of the attempts.
+fn not_resumed_by(findings: &MechanismFindings) -> Vec<(&'static str, Vec<String>)> {
+    // The first attempt is the full handshake if it was finished.
+    let full_handshakes = match findings.attempts.first() {
+        Some(first) if first.result.is_ok() => 1,
+        _ => 0,
+    };
+    let mut counted: Vec<NotResumed> = Vec::new();
+    for attempt in findings.attempts.iter().skip(full_handshakes) {
         let what = match attempt.outcome() {
-            "refused" => "refused by",
-            "not-offered" => "no session to offer to",
-            "failed" => "failed at",
-            _ => continue,
+            AttemptOutcome::Refused => "refused by",
+            AttemptOutcome::NotOffered => "no session to offer to",
+            AttemptOutcome::Failed => "failed at",
+            AttemptOutcome::Resumed => continue,
         };
-        let name = attempt.seen().and_then(|seen| seen.server.as_deref());
-        let who = match name {
+        let server = match attempt.seen().and_then(|seen| seen.server.as_deref()) {
             Some(name) => format!("{} ({name})", attempt.address),
             None => attempt.address.to_string(),
         };
-        let same = |entry: &&mut (&str, String, usize)| entry.0 == what && entry.1 == who;
-        match blamed.iter_mut().find(same) {
-            Some((_, _, times)) => *times += 1,
-            None => blamed.push((what, who, 1)),
+        let known = counted
+            .iter_mut()
+            .find(|entry| entry.what == what && entry.server == server);
+        match known {
+            Some(entry) => entry.times += 1,
+            None => counted.push(NotResumed {
+                what,
+                server,
+                times: 1,
+            }),
         }
     }
     let mut grouped: Vec<(&'static str, Vec<String>)> = Vec::new();
-    for (what, who, times) in blamed {
-        let place = format!("{who} {}", count(times, "time", "times"));
-        match grouped.iter_mut().find(|(group, _)| *group == what) {
-            Some((_, places)) => places.push(place),
-            None => grouped.push((what, vec![place])),
+    for entry in counted {
+        let server = format!("{} {}", entry.server, count(entry.times, "time", "times"));
+        match grouped.iter_mut().find(|(what, _)| *what == entry.what) {
+            Some((_, servers)) => servers.push(server),
+            None => grouped.push((entry.what, vec![server])),
         }
     }
     grouped
@@ -138,18 +143,19 @@ const HEADER: [&str; 8] = [
     "remark",
 ];
 
-/// Where the outcome stands in a row.
+/// The index of the outcome in a row.
 const OUTCOME: usize = 3;
 
-fn table(text: &mut String, findings: &Findings, colour: Colour) {
+fn table(text: &mut String, findings: &MechanismFindings, colour: Colour) {
     let mut rows = vec![HEADER.map(ToOwned::to_owned)];
     rows.extend(findings.attempts.iter().enumerate().map(row));
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
-    let used = |column: usize| rows.iter().skip(1).any(|row| !row[column].is_empty());
-    let columns: Vec<_> = (0..HEADER.len())
-        .filter(|column| used(*column))
-        .map(|column| (column, width(column).unwrap_or(0)))
-        .collect();
+    let mut columns = Vec::new();
+    for column in 0..HEADER.len() {
+        if rows.iter().skip(1).any(|row| !row[column].is_empty()) {
+            let width = rows.iter().map(|row| row[column].chars().count()).max();
+            columns.push((column, width.unwrap_or(0)));
+        }
+    }
     for (number, row) in rows.iter().enumerate() {
         let mut line = String::new();
         for &(column, width) in &columns {
@@ -159,7 +165,7 @@ fn table(text: &mut String, findings: &Findings, colour: Colour) {
                 OUTCOME if number > 0 => paint(cell, outcome_shade(cell), colour),
                 _ => cell.clone(),
             };
-            // Numbers stand to the right.
+            // Numbers are aligned to the right.
             let numeric = matches!(HEADER[column], "#" | "connect" | "handshake");
             line.push_str("  ");
             line.push_str(&if numeric { gap + &shown } else { shown + &gap });
@@ -170,14 +176,13 @@ fn table(text: &mut String, findings: &Findings, colour: Colour) {
 
 fn row((number, attempt): (usize, &Attempt)) -> [String; HEADER.len()] {
     let seen = attempt.seen();
-    let text = |text: Option<&String>| text.cloned().unwrap_or_default();
     let offered = match (attempt.offered(), seen) {
         (Some(offer), _) => offer.to_string(),
         (None, Some(_)) => "nothing".to_owned(),
         (None, None) => String::new(),
     };
     let remark = match &attempt.result {
-        Ok(seen) => text(seen.verdict.as_ref()),
+        Ok(seen) => seen.verdict.clone().unwrap_or_default(),
         Err(failed) => failed.to_string(),
     };
     [
@@ -185,14 +190,15 @@ fn row((number, attempt): (usize, &Attempt)) -> [String; HEADER.len()] {
         attempt.address.to_string(),
         offered,
         match attempt.outcome() {
-            "not-offered" => "full".to_owned(),
-            other => other.to_owned(),
+            AttemptOutcome::NotOffered => "full".to_owned(),
+            other => other.as_str().to_owned(),
         },
         seen.map(|seen| millis(seen.times.connect))
             .unwrap_or_default(),
         seen.map(|seen| millis(seen.times.handshake))
             .unwrap_or_default(),
-        text(seen.and_then(|seen| seen.server.as_ref())),
+        seen.and_then(|seen| seen.server.clone())
+            .unwrap_or_default(),
         remark,
     ]
 }
@@ -248,7 +254,7 @@ mod tests {
     use crate::probe::samples;
 
     #[test]
-    fn the_report_is_aligned_and_sums_up_each_mechanism() {
+    fn the_report_has_aligned_tables_and_a_summary_of_each_mechanism() {
         let text = write(&samples::report(), Colour::Never);
         let expected = "\
 farm.test: server name farm.test, 2 addresses
@@ -279,7 +285,7 @@ TLS 1.3 PSK: resumed 1 of 1
     }
 
     #[test]
-    fn a_failed_return_shows_its_offer_and_how_it_went_without() {
+    fn a_failed_return_shows_its_offer_and_the_comparison_without_a_session() {
         let text = write(&samples::faulty(), Colour::Never);
         let expected = "\
 farm.test: server name farm.test, 1 address
@@ -297,7 +303,7 @@ TLS 1.3 PSK: resumed 0 of 2; failed at 192.0.2.1:443 2 times
     }
 
     #[test]
-    fn colour_changes_no_column() {
+    fn colours_do_not_change_the_alignment() {
         let plain = write(&samples::report(), Colour::Never);
         let coloured = write(&samples::report(), Colour::Always);
         assert!(coloured.contains("\x1b[32mresumed\x1b[0m"));

@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 use sessile_proto::verdict::{EarlyData, Verdict};
 
-use crate::figure;
 use crate::listener::{ConnectionCount, IntakeFailure};
+use crate::live_gauge;
 use crate::store::Store;
 
 /// Why a handshake did not finish.
@@ -241,7 +241,7 @@ impl Families<'_> {
             "Sessions in the session table.",
         );
         let table = store.clone();
-        figure::register(self.registry, entries, move || {
+        live_gauge::register(self.registry, entries, move || {
             table.memory().stats().entries
         })?;
         let bytes = self.opts(
@@ -249,6 +249,6 @@ impl Families<'_> {
             "Memory of the session table, in bytes.",
         );
         let table = store.clone();
-        figure::register(self.registry, bytes, move || table.memory().memory())
+        live_gauge::register(self.registry, bytes, move || table.memory().memory())
     }
 }

@@ -1,4 +1,4 @@
-//! Started by a service manager that holds the listening socket: a restart refuses nobody.
+//! Start by a service manager that holds the listening socket: a restart refuses no connection.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -14,7 +14,7 @@ use crate::peers::{Certificates, NAME, Peer, Sessile, inheriting, nginx, run};
 
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// A listening socket that outlives what serves it, and a place for what that says.
+/// A listening socket that outlives the program, and a socket for the program's state messages.
 struct Manager {
     listener: TcpListener,
     heard: UnixDatagram,
@@ -58,7 +58,7 @@ impl Manager {
         Sessile::inheriting(role, &self.config, state, &self.listener, &self.notify)
     }
 
-    /// What is said next of the state.
+    /// Receives the next state message.
     fn hears(&self) -> String {
         let mut message = [0; 200];
         let len = self.heard.recv(&mut message).expect("a message");
@@ -75,7 +75,7 @@ fn visit(port: u16, certificates: &Certificates) -> bool {
 }
 
 #[test]
-fn a_restart_under_constant_connections_refuses_nobody() {
+fn a_restart_under_load_refuses_no_connection() {
     const RESTARTS: usize = 3;
     let certificates = Certificates::new();
     let server = nginx(&certificates, "");
@@ -98,7 +98,7 @@ fn a_restart_under_constant_connections_refuses_nobody() {
             })
             .collect();
         for _ in 0..RESTARTS {
-            // Somebody is served by each.
+            // Both processes have served connections.
             running.await_metrics(|metrics| metrics.all_routed() >= 3);
             running.terminate();
             assert_eq!(manager.hears(), "STOPPING=1\n");
@@ -115,7 +115,7 @@ fn a_restart_under_constant_connections_refuses_nobody() {
 }
 
 #[test]
-fn a_server_takes_over_its_socket_and_says_when_it_reloads() {
+fn a_server_takes_its_inherited_socket_and_notifies_about_reloads() {
     let certificates = Certificates::new();
     let manager = Manager::new(|port| {
         format!(
@@ -140,7 +140,7 @@ fn a_server_takes_over_its_socket_and_says_when_it_reloads() {
 }
 
 #[test]
-fn whoever_waits_while_nothing_runs_is_served_by_the_next() {
+fn connections_that_wait_during_a_restart_are_served() {
     let certificates = Certificates::new();
     let server = nginx(&certificates, "");
     let manager = Manager::balancer(&server);
@@ -156,7 +156,7 @@ fn whoever_waits_while_nothing_runs_is_served_by_the_next() {
 }
 
 #[test]
-fn a_socket_that_nobody_listens_on_is_an_error_that_names_it() {
+fn an_inherited_socket_without_a_listener_is_a_named_error() {
     let certificates = Certificates::new();
     let server = nginx(&certificates, "");
     let manager = Manager::balancer(&server);

@@ -1,4 +1,4 @@
-//! The alerts that answer bad first bytes, the same from `sessile balance` and `sessile serve`.
+//! The alerts for invalid first bytes, which `sessile balance` and `sessile serve` share.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -13,11 +13,11 @@ const HELLO: &[u8] = include_bytes!("../../../proto/src/testdata/client-openssl-
 
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// Bytes of a record's header, and of a handshake message's.
+/// Lengths of the headers of a record and of a handshake message.
 const RECORD_HEADER: usize = 5;
 const MESSAGE_HEADER: usize = 4;
 
-/// Where a ClientHello in one record has its version, and the length of its session ID.
+/// Positions of the version and of the session ID's length in a ClientHello of one record.
 const VERSION: usize = RECORD_HEADER + MESSAGE_HEADER;
 const SESSION_ID: usize = VERSION + 2 + 32;
 
@@ -26,18 +26,18 @@ fn record(content: u8, fragment: &[u8]) -> Vec<u8> {
     [&[content, 3, 1], &len[..], fragment].concat()
 }
 
-/// The captured hello with one byte changed.
+/// The recorded ClientHello with one changed byte.
 fn with_byte(at: usize, byte: u8) -> Vec<u8> {
     let mut hello = HELLO.to_vec();
     hello[at] = byte;
     hello
 }
 
-/// Connects and sends; what comes back until the end, whichever way it ends.
+/// Sends bytes and returns the answer up to the close or the reset.
 fn send(address: SocketAddr, bytes: &[u8]) -> Vec<u8> {
     let mut io = TcpStream::connect(address).unwrap();
     io.set_read_timeout(Some(PATIENCE)).unwrap();
-    // It may be turned away before it has sent everything.
+    // The connection may be refused before all bytes are sent.
     let _ = io.write_all(bytes);
     let _ = io.shutdown(Shutdown::Write);
     let mut answer = Vec::new();
@@ -47,7 +47,7 @@ fn send(address: SocketAddr, bytes: &[u8]) -> Vec<u8> {
     answer
 }
 
-/// First bytes, and what they are.
+/// A description and the first bytes.
 type Sample = (&'static str, Vec<u8>);
 
 fn not_tls() -> Vec<Sample> {
@@ -96,7 +96,7 @@ fn too_long_hellos() -> Vec<Sample> {
     ]
 }
 
-/// Bad first bytes, by the alert that they get.
+/// Invalid first bytes, by their alert.
 fn bad_first_bytes() -> [(Vec<Sample>, Option<AlertDescription>); 6] {
     let version = vec![("version 0.1 in the hello", with_byte(VERSION, 0))];
     [
@@ -109,8 +109,8 @@ fn bad_first_bytes() -> [(Vec<Sample>, Option<AlertDescription>); 6] {
     ]
 }
 
-/// Sends every kind of bad first bytes and compares the alerts. Returns how many connections it made.
-fn each_gets_its_alert(address: SocketAddr) -> u64 {
+/// Sends all invalid first bytes and checks the alerts. Returns the number of connections.
+fn assert_alerts(address: SocketAddr) -> u64 {
     let mut sent = 0;
     for (samples, alert) in bad_first_bytes() {
         let expected = alert.map_or(Vec::new(), |alert| alert.record().to_vec());
@@ -124,9 +124,9 @@ fn each_gets_its_alert(address: SocketAddr) -> u64 {
 
 #[test]
 fn a_balancer_answers_bad_first_bytes_with_the_alert_of_the_rfc() {
-    // No server is needed: none of these connections gets to one.
+    // The balancer needs no running server, because none of these connections reaches one.
     let balancer = Sessile::balance(&[([127, 0, 0, 1], free_port()).into()], &[]);
-    let sent = each_gets_its_alert(balancer.address());
+    let sent = assert_alerts(balancer.address());
     let open = "sessile_balance_connections_open";
     let metrics = balancer.await_metrics(|metrics| metrics.sum(open, &[]) == 0);
     assert_eq!(metrics.turned_away("bad-hello"), sent, "{metrics}");
@@ -137,7 +137,7 @@ fn a_server_answers_bad_first_bytes_with_the_alert_of_the_rfc() {
     let certificates = Certificates::new();
     let folder = certificates.folder();
     let server = Sessile::serve(&certificates, folder, folder);
-    let sent = each_gets_its_alert(server.address());
+    let sent = assert_alerts(server.address());
     let failures = "sessile_handshake_failures_total";
     let cause = [("cause", "bad-hello")];
     server.await_metrics(|metrics| metrics.sum(failures, &cause) == sent);

@@ -1,5 +1,5 @@
-//! What a stranger can send to make a balancer learn what is not so, or a server store what is no
-//! session.
+//! Attackers who try to make a balancer learn false sessions, or to put false sessions into a
+//! store.
 
 use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
@@ -18,20 +18,20 @@ const TLS12: &[u8] = include_bytes!("../../../proto/src/testdata/client-openssl-
 const TLS12_WITH_ID: &[u8] =
     include_bytes!("../../../proto/src/testdata/client-openssl-tls12-id-resumed.bin");
 
-/// Where a ClientHello in one record has the length of its session ID: record header, message
-/// header, version and random come before.
+/// The position of the session ID's length in a ClientHello of one record: after record header,
+/// message header, version and random.
 const SESSION_ID: usize = 5 + 4 + 2 + 32;
 
-/// Content types.
+/// Content types of records.
 const CHANGE_CIPHER_SPEC: u8 = 20;
 const HANDSHAKE: u8 = 22;
 
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// Attackers at work at the same time.
+/// Number of concurrent attackers.
 const ATTACKERS: usize = 4;
 
-/// A captured hello that offers another session ID.
+/// A recorded ClientHello with another session ID.
 fn with_session_id(hello: &[u8], id: [u8; 32]) -> Vec<u8> {
     let mut hello = hello.to_vec();
     assert_eq!(hello[SESSION_ID], 32);
@@ -39,18 +39,18 @@ fn with_session_id(hello: &[u8], id: [u8; 32]) -> Vec<u8> {
     hello
 }
 
-/// A session ID that no server gave.
+/// A random session ID.
 fn random_id() -> [u8; 32] {
     let mut id = [0; 32];
     aws_lc_rs::rand::fill(&mut id).expect("random bytes");
     id
 }
 
-/// Sends a hello, reads records up to one of this content type, and is gone without a word.
+/// Sends a ClientHello, reads records up to this content type, and disconnects without an alert.
 fn abandon(address: SocketAddr, hello: &[u8], content_type: u8) -> Vec<Vec<u8>> {
     let mut io = TcpStream::connect(address).expect("the balancer");
     io.set_read_timeout(Some(PATIENCE)).expect("a time limit");
-    // Ten thousand ports in TIME_WAIT would be missed by other tests.
+    // Reset the connection: other tests need the ports that TIME_WAIT would block.
     SockRef::from(&io)
         .set_linger(Some(Duration::ZERO))
         .expect("a socket");
@@ -64,7 +64,7 @@ fn abandon(address: SocketAddr, hello: &[u8], content_type: u8) -> Vec<Vec<u8>> 
     }
 }
 
-/// Abandons that many handshakes after the ServerHello.
+/// Abandons many handshakes after the ServerHello.
 fn attack(farm: &Farm, times: usize, hello: impl Fn() -> Vec<u8> + Sync) {
     thread::scope(|scope| {
         for _ in 0..ATTACKERS {
@@ -89,7 +89,7 @@ fn openssl(address: SocketAddr, arguments: &[&str], session: &Path) {
 }
 
 #[test]
-fn random_session_ids_of_tls13_clients_teach_nothing() {
+fn the_balancer_learns_no_random_session_ids_of_tls13_clients() {
     const TIMES: u64 = 10_000;
     let farm = Farm::start(&["--quiet"]);
     attack(&farm, TIMES as usize, || {
@@ -106,10 +106,10 @@ fn random_session_ids_of_tls13_clients_teach_nothing() {
 }
 
 #[test]
-fn handshakes_abandoned_after_the_server_hello_teach_nothing() {
+fn the_balancer_learns_nothing_from_abandoned_handshakes() {
     const TIMES: u64 = 1_000;
     let farm = Farm::start(&["--quiet"]);
-    // With a session ID that nobody knows the server answers with one of its own, too.
+    // A server answers an unknown session ID with a new one.
     attack(&farm, TIMES as usize / 2, || TLS12.to_vec());
     attack(&farm, TIMES as usize / 2, || {
         with_session_id(TLS12_WITH_ID, random_id())
@@ -127,7 +127,7 @@ fn handshakes_abandoned_after_the_server_hello_teach_nothing() {
 }
 
 #[test]
-fn a_throwaway_session_id_beside_a_ticket_is_not_learned() {
+fn the_balancer_learns_no_session_id_beside_a_ticket() {
     let farm = Farm::start(&["--isolated", "--policy", "round-robin"]);
     let proxy = Proxy::start(farm.address(), Cut::Whole);
     let folder = tempfile::tempdir().unwrap();
@@ -138,7 +138,7 @@ fn a_throwaway_session_id_beside_a_ticket_is_not_learned() {
     let before = farm.await_metrics(|metrics| metrics.all_routed() == 2);
     assert_eq!(before.routed("ticket", "resumed"), 1, "{before}");
 
-    // The server takes the ticket and says back the session ID that came with it, whoever made it.
+    // The server accepts the ticket and echoes the session ID of the client.
     let throwaway = random_id();
     let hello = with_session_id(&returning, throwaway);
     let records = abandon(farm.address(), &hello, CHANGE_CIPHER_SPEC);
@@ -146,14 +146,14 @@ fn a_throwaway_session_id_beside_a_ticket_is_not_learned() {
     let after = farm.await_metrics(|metrics| metrics.all_routed() == 3);
     assert_eq!(after.routed("ticket", "resumed"), 2, "{after}");
 
-    // Nobody is led anywhere by it.
+    // The echoed session ID routes no connection.
     let hello = with_session_id(TLS12_WITH_ID, throwaway);
     abandon(farm.address(), &hello, HANDSHAKE);
     let metrics = farm.await_metrics(|metrics| metrics.all_routed() == 4);
     for outcome in ["resumed", "refused", "not-offered", "failed"] {
         assert_eq!(metrics.routed("session-id", outcome), 0, "{metrics}");
     }
-    // A session ID that a server gave is followed: this test would see one that was learned.
+    // Control: the session ID of a server does route, so this test would notice a learned one.
     let session = folder.path().join("honest.pem");
     openssl(proxy.address(), &["-no_ticket"], &session);
     openssl(proxy.address(), &["-no_ticket"], &session);
@@ -162,7 +162,7 @@ fn a_throwaway_session_id_beside_a_ticket_is_not_learned() {
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn strangers_put_nothing_into_the_store_and_tls13_noise_is_not_looked_up_there() {
+async fn abandoned_handshakes_and_tls13_session_ids_do_not_reach_the_store() {
     const TIMES: u64 = 200;
     let redis = Redis::start();
     let farm = store::setup::Farm::sharing(&redis.url(), "");
@@ -177,14 +177,14 @@ async fn strangers_put_nothing_into_the_store_and_tls13_noise_is_not_looked_up_t
         server.metric(&line).await
     };
     assert_eq!(requests("fetch", "missing").await, 0);
-    // The ID of a TLS 1.2 client could be a session of another server's. It makes none by itself.
+    // The session ID of a TLS 1.2 client may be a session of another server, so it is looked up.
     for _ in 0..TIMES {
         let guess = with_session_id(TLS12_WITH_ID, random_id());
         abandon(server.address(), &guess, HANDSHAKE);
     }
     assert_eq!(requests("fetch", "missing").await, TIMES);
     assert_eq!(requests("put", "ok").await, 0);
-    // No other name of the store's is that long.
+    // No other name in the store has this length.
     let is_session = |name: &[u8]| name.rsplit(|byte| *byte == b':').next().unwrap().len() == 64;
     assert!(!redis.entries().iter().any(|(name, _)| is_session(name)));
 }

@@ -1,4 +1,4 @@
-//! Checks of the servers of `sessile balance`, and what says nothing about a server.
+//! Health checks of `sessile balance`: local errors and changes of the wall clock say nothing about a server.
 
 use std::fs;
 
@@ -6,11 +6,11 @@ use crate::balance_servers::{named, server, start, visit, write};
 use crate::peers::{Certificates, NAME, Sessile, free_port};
 
 #[test]
-fn a_check_that_this_host_cannot_make_takes_no_server_down() {
+fn a_check_with_a_local_error_takes_no_server_down() {
     let certificates = Certificates::new();
     let near = named(&certificates, "near");
     let settings = "health = \"tcp\"\nhealth-interval = \"20ms\"";
-    // No connection leads to a broadcast address: the system says that the network is unreachable.
+    // The system refuses connections to a broadcast address: the network is unreachable.
     let far = "255.255.255.255:443".parse().unwrap();
     let rest = [server("far", far, ""), server("near", near.address(), "")];
     let balancer = start(certificates.folder(), settings, &rest);
@@ -21,7 +21,7 @@ fn a_check_that_this_host_cannot_make_takes_no_server_down() {
 }
 
 #[test]
-fn a_wall_clock_that_is_set_back_ejects_no_server_for_longer() {
+fn a_wall_clock_that_is_set_back_makes_no_ejection_longer() {
     let certificates = Certificates::new();
     let folder = certificates.folder();
     let alive = named(&certificates, "alive");
@@ -40,6 +40,6 @@ fn a_wall_clock_that_is_set_back_ejects_no_server_for_longer() {
     }
     balancer.await_server("gone", |server| server["state"] == "ejected");
     fs::write(&clock, "-1h").unwrap();
-    // Five seconds, as it was said.
+    // The ejection still lasts five seconds.
     balancer.await_server("gone", |server| server["state"] == "up");
 }

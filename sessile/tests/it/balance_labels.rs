@@ -1,5 +1,5 @@
-//! `sessile balance` with the farm's route keys in front of sessile servers: labels lead clients
-//! home, and nothing has to be remembered for it.
+//! `sessile balance` with the farm's route keys in front of sessile servers. Labels route returning clients, and
+//! the balancer needs no memory for them.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -55,8 +55,8 @@ pub(crate) fn balancer(farm: &Farm, servers: &[Server], balance: &str) -> Sessil
     Sessile::balance_configured(&file, Path::new(NO_FOLDER))
 }
 
-/// OpenSSL asks for the verdict: which server answered, and what it was. The session is taken from
-/// the file, if it is there, and left in it.
+/// OpenSSL asks for the verdict. Returns the server and the verdict. The session is read from the file, if it
+/// exists, and written to it.
 pub(crate) fn visit(address: SocketAddr, version: &str, session: &Path) -> (String, String) {
     let mut command = Command::new("openssl");
     command.args(["s_client", "-quiet", "-ign_eof", version, "-connect"]);
@@ -97,7 +97,7 @@ fn greet(address: SocketAddr, hello: &[u8]) -> TcpStream {
 }
 
 #[test]
-fn every_balancer_leads_a_label_to_the_server_that_wrote_it() {
+fn every_balancer_routes_a_label_to_the_server_that_wrote_it() {
     const CLIENTS: usize = 4;
     let farm = Farm::new("");
     let servers = farm.serve_three();
@@ -129,7 +129,7 @@ fn every_balancer_leads_a_label_to_the_server_that_wrote_it() {
 }
 
 #[test]
-fn a_label_with_any_byte_changed_counts_for_no_label() {
+fn a_label_with_a_changed_byte_is_no_label() {
     let farm = Farm::new("");
     let servers = farm.serve_three();
     export(&farm);
@@ -154,8 +154,7 @@ fn a_label_with_any_byte_changed_counts_for_no_label() {
     balancer.await_metrics(|metrics| metrics.routed("label", "resumed") == 2);
 }
 
-/// The hello, in one record, with so much padding before its other extensions (RFC 7685) that the
-/// message comes to `len` bytes; as a message.
+/// The hello as one message of `len` bytes. Padding (RFC 7685) before the other extensions makes up the length.
 pub(crate) fn padded(hello: &[u8], len: usize) -> Vec<u8> {
     let message = &hello[5..];
     let suites = 4 + 2 + 32 + 1 + usize::from(message[4 + 2 + 32]);
@@ -183,7 +182,7 @@ pub(crate) fn in_records(message: &[u8], size: usize) -> Vec<u8> {
 }
 
 #[test]
-fn a_long_hello_leads_home_however_it_is_cut_and_one_too_long_is_turned_away() {
+fn a_long_hello_routes_in_any_pieces_and_a_too_long_hello_is_turned_away() {
     const LIMIT: usize = 16 * 1024;
     let farm = Farm::new("");
     let servers = farm.serve_three();
@@ -238,7 +237,7 @@ fn a_long_hello_leads_home_however_it_is_cut_and_one_too_long_is_turned_away() {
 }
 
 #[test]
-fn one_ticket_shown_again_and_again_fills_no_server_beyond_its_share() {
+fn one_labelled_ticket_cannot_overload_a_server() {
     const SHOWN: u64 = 180;
     let farm = Farm::new("");
     let servers = ["web1", "web2"].map(|name| farm.serve(name));
@@ -266,7 +265,7 @@ fn one_ticket_shown_again_and_again_fills_no_server_beyond_its_share() {
 }
 
 #[test]
-fn a_label_whose_server_is_gone_leads_nowhere_and_its_client_still_resumes() {
+fn a_client_whose_labelled_server_is_gone_resumes_at_another_server() {
     let farm = Farm::new("");
     let mut servers = Vec::from(["web1", "web2"].map(|name| farm.serve(name)));
     export(&farm);
@@ -283,7 +282,7 @@ fn a_label_whose_server_is_gone_leads_nowhere_and_its_client_still_resumes() {
 }
 
 #[test]
-fn a_balancer_takes_over_a_rotated_key_at_a_signal() {
+fn a_reload_applies_a_rotated_key() {
     let farm = Farm::new("");
     let server = [farm.serve("web1")];
     export(&farm);
@@ -310,13 +309,13 @@ fn a_balancer_takes_over_a_rotated_key_at_a_signal() {
 }
 
 #[test]
-fn a_balancer_without_a_state_folder_says_what_that_costs() {
+fn a_balancer_without_a_state_folder_logs_the_consequences() {
     let farm = Farm::new("");
     let server = farm.serve("web1");
     let without = Sessile::balance(&[server.address()], &[]);
     let line = without.await_line("no labels are read");
     assert!(line.contains("sessile key export --route"), "{line}");
-    // Nor has it a place for a token.
+    // The balancer has no place for a token either.
     without.await_line("no request can change anything");
     let (status, _) = without.api("POST /api/balancer/servers/a", Some(""), "{}");
     assert_eq!(status, 403);

@@ -1,5 +1,5 @@
-//! What the balancer does with bytes: all of them, in order, in both directions, with the ends as they
-//! are; and what an idle connection costs.
+//! The balancer forwards all bytes in order, in both directions, with ends and resets. Idle connections hold no
+//! pipe.
 
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
@@ -53,7 +53,7 @@ fn connect(balancer: &Sessile, listener: &TcpListener) -> (TcpStream, TcpStream)
     (client, server)
 }
 
-/// Bytes of which no two places are alike.
+/// Pseudorandom bytes, so that a lost or moved byte shows.
 fn pattern(len: usize, seed: u64) -> Vec<u8> {
     let mut state = seed;
     let words = (0..len / 8).flat_map(|_| {
@@ -123,7 +123,7 @@ fn a_reader_that_stops_stops_the_sender_and_loses_nothing() {
     let half = Duration::from_millis(500);
     server.set_write_timeout(Some(half)).unwrap();
     let mut sent = 0;
-    // Nobody reads: it has to come to an end before everything is sent.
+    // The client reads nothing, so the sender must stop before all is sent.
     while sent < bytes.len() {
         match (&server).write(&bytes[sent..]) {
             Ok(len) => sent += len,
@@ -179,7 +179,7 @@ fn connections_that_are_idle_after_a_stream_hold_no_pipe() {
 }
 
 #[test]
-fn a_reset_in_the_middle_of_a_stream_is_one_on_the_other_side() {
+fn a_reset_in_a_stream_reaches_the_other_side_as_a_reset() {
     for by_client in [false, true] {
         let (_balancer, client, server) = connected("");
         let (cuts, sees) = if by_client {
@@ -215,7 +215,7 @@ fn a_connection_without_a_byte_ends_after_the_idle_timeout() {
 }
 
 #[test]
-fn a_connection_that_is_busy_ends_after_the_total_timeout_alone() {
+fn a_busy_connection_ends_only_at_the_total_timeout() {
     let (balancer, mut client, mut server) = connected("idle-timeout = '2s'\ntotal-timeout = '3s'");
     let echo = thread::spawn(move || {
         let mut byte = [0];
@@ -234,7 +234,7 @@ fn a_connection_that_is_busy_ends_after_the_total_timeout_alone() {
 }
 
 #[test]
-fn a_client_that_ended_its_side_may_wait_for_a_long_answer() {
+fn a_client_that_ended_its_side_gets_a_long_answer() {
     let (_balancer, client, server) = connected("");
     client.shutdown(Shutdown::Write).unwrap();
     assert_eq!((&server).read(&mut [0]).unwrap(), 0, "the end is passed on");

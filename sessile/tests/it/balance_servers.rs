@@ -24,7 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(15);
 const NEW: &str = "New, TLSv1.";
 const REUSED: &str = "Reused, TLSv1.";
 
-/// An nginx that says in its answer who it is.
+/// An nginx whose answer has its name.
 pub(crate) fn named(certificates: &Certificates, name: &str) -> Peer {
     nginx(
         certificates,
@@ -39,7 +39,7 @@ pub(crate) fn server(name: &str, address: SocketAddr, more: &str) -> String {
     format!("[[balance.server]]\nname = \"{name}\"\naddress = \"{address}\"\n{more}\n")
 }
 
-/// Writes a configuration: what is in `[balance]`, and what comes after it.
+/// Writes a configuration: the lines of `[balance]`, and the tables after it.
 pub(crate) fn write(folder: &Path, balance: &str, rest: &[String]) -> std::path::PathBuf {
     let file = folder.join("balance.toml");
     let text = format!(
@@ -55,14 +55,14 @@ pub(crate) fn start(folder: &Path, balance: &str, rest: &[String]) -> Sessile {
     Sessile::balance_configured(&write(folder, balance, rest), folder)
 }
 
-/// Has it read its configuration again, which is right.
+/// Makes the balancer read its valid configuration again.
 pub(crate) fn reload(balancer: &Sessile) -> String {
     let said = balancer.reload();
     assert!(said.contains("configuration and key reloaded"), "{said}");
     said
 }
 
-/// OpenSSL asks who is there: the name of the server, and whether the session was new or reused.
+/// OpenSSL asks for the server's name. Returns the name, and whether the session was new or reused.
 pub(crate) fn visit(
     address: SocketAddr,
     name: &str,
@@ -93,7 +93,7 @@ fn who(balancer: &Sessile) -> String {
     visit(balancer.address(), NAME, None).0
 }
 
-/// Which servers so many new clients come to, each once.
+/// The servers that this many new clients reach, without duplicates.
 fn who_all(balancer: &Sessile, clients: usize) -> Vec<String> {
     let mut all: Vec<String> = (0..clients).map(|_| who(balancer)).collect();
     all.sort();
@@ -102,7 +102,7 @@ fn who_all(balancer: &Sessile, clients: usize) -> Vec<String> {
 }
 
 #[test]
-fn a_server_name_leads_to_its_pool_and_to_no_server_outside_of_it() {
+fn a_server_name_routes_to_its_pool_only() {
     let certificates = Certificates::new();
     let servers = ["a", "b", "c"].map(|name| named(&certificates, name));
     let [a, b, c] = servers.each_ref().map(Peer::address);
@@ -124,7 +124,7 @@ fn a_server_name_leads_to_its_pool_and_to_no_server_outside_of_it() {
     assert_eq!(went("www.shop.test"), ["a", "a", "b", "b"]);
     assert_eq!(went("a.www.shop.test"), ["c"; 4]);
     assert_eq!(went("other.test"), ["c"; 4]);
-    // What was learned in one pool leads nowhere in another.
+    // A session that was learned in one pool does not route in another.
     let session = certificates.folder().join("session");
     visit(balancer.address(), "shop.test", Some(&session));
     let (came, _) = visit(balancer.address(), "other.test", Some(&session));
@@ -176,7 +176,7 @@ fn a_server_that_stops_answering_is_down_until_it_answers_again() {
     one.kill();
     up("a")(0);
     assert_eq!(who_all(&balancer, 4), ["b"]);
-    // What the last check said does not hold once there are none.
+    // The result of the last check is forgotten when checks are turned off.
     write(
         certificates.folder(),
         &format!("{settings}\nhealth = \"off\""),
@@ -189,7 +189,7 @@ fn a_server_that_stops_answering_is_down_until_it_answers_again() {
 #[test]
 fn servers_that_all_fail_their_checks_still_get_their_clients_back() {
     let certificates = Certificates::new();
-    // A suite that the checks' client has not.
+    // The checks' client does not have this suite.
     let old = "ssl_protocols TLSv1.2; ssl_ciphers ECDHE-ECDSA-AES128-SHA; ssl_session_tickets off; \
                ssl_session_cache shared:s:1m;";
     let servers = [(); 2].map(|()| nginx(&certificates, old));
@@ -206,7 +206,7 @@ fn servers_that_all_fail_their_checks_still_get_their_clients_back() {
     balancer.await_metrics(|metrics| metrics.routed("session-id", "resumed") == 3);
 }
 
-/// Clients from /24s of their own, each of which waits for an answer or the end.
+/// Clients from different /24 networks. Each waits for an answer or the end.
 fn strangers(balancer: &Sessile, count: u8) {
     for source in 1..=count {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
@@ -221,7 +221,7 @@ fn strangers(balancer: &Sessile, count: u8) {
 }
 
 #[test]
-fn strangers_that_a_server_hangs_up_on_eject_none_that_passes_its_checks() {
+fn cut_connections_of_many_sources_eject_no_server_that_passes_its_checks() {
     const STRANGERS: u8 = 6;
     let certificates = Certificates::new();
     let rude = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
@@ -248,7 +248,7 @@ fn strangers_that_a_server_hangs_up_on_eject_none_that_passes_its_checks() {
 }
 
 #[test]
-fn a_server_that_hangs_up_and_is_gone_is_down_long_before_its_next_check() {
+fn a_cut_connection_brings_the_next_check_forward() {
     let certificates = Certificates::new();
     let going = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let address = going.local_addr().unwrap();
@@ -256,7 +256,7 @@ fn a_server_that_hangs_up_and_is_gone_is_down_long_before_its_next_check() {
     thread::spawn(move || {
         loop {
             let (mut io, _) = going.accept().unwrap();
-            // A check says nothing.
+            // A TCP check sends nothing.
             if matches!(io.read(&mut [0]), Ok(1)) {
                 drop(going);
                 return;
@@ -281,7 +281,7 @@ fn a_server_that_hangs_up_and_is_gone_is_down_long_before_its_next_check() {
 }
 
 #[test]
-fn a_drain_is_said_to_who_asks_until_it_is_over() {
+fn readiness_reports_a_drain_until_it_is_over() {
     let certificates = Certificates::new();
     let server_a = named(&certificates, "a");
     let rest = [server("a", server_a.address(), "")];
@@ -299,7 +299,7 @@ fn a_drain_is_said_to_who_asks_until_it_is_over() {
 }
 
 #[test]
-fn a_server_at_another_address_begins_with_no_connections() {
+fn a_server_at_another_address_starts_without_open_connections() {
     let certificates = Certificates::new();
     let servers = ["one", "other"].map(|name| named(&certificates, name));
     let [one, other] = servers.each_ref().map(Peer::address);
@@ -318,7 +318,7 @@ fn a_server_at_another_address_begins_with_no_connections() {
 }
 
 #[test]
-fn a_server_that_hangs_up_on_several_sources_is_ejected() {
+fn a_server_that_cuts_connections_of_several_sources_is_ejected() {
     let certificates = Certificates::new();
     let good = named(&certificates, "good");
     let rude = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
@@ -330,7 +330,7 @@ fn a_server_that_hangs_up_on_several_sources_is_ejected() {
     ];
     let settings = "policy = \"round-robin\"\nhealth = \"off\"";
     let balancer = start(certificates.folder(), settings, &rest);
-    // As many as come to the rude one before the third is hung up on.
+    // Half of the clients reach the closing server, until its third cut connection.
     strangers(&balancer, 6);
     balancer.await_line("server ejected");
     assert_eq!(balancer.await_server("rude", |_| true)["state"], "ejected");
@@ -364,7 +364,7 @@ fn a_draining_server_keeps_its_clients_and_gets_no_new_ones() {
 }
 
 #[test]
-fn servers_come_and_go_by_a_signal_and_a_bad_file_changes_nothing() {
+fn a_reload_adds_and_removes_servers_and_a_bad_file_changes_nothing() {
     let certificates = Certificates::new();
     let servers = ["a", "b"].map(|name| named(&certificates, name));
     let [a, b] = servers.each_ref().map(Peer::address);
@@ -413,7 +413,7 @@ fn servers_come_and_go_by_a_signal_and_a_bad_file_changes_nothing() {
 }
 
 #[test]
-fn a_server_that_was_added_gets_its_share_of_new_clients_bit_by_bit() {
+fn a_server_that_was_added_gets_its_share_of_new_clients_step_by_step() {
     let certificates = Certificates::new();
     let servers = ["a", "b"].map(|name| named(&certificates, name));
     let [a, b] = servers.each_ref().map(Peer::address);
@@ -430,7 +430,7 @@ fn a_server_that_was_added_gets_its_share_of_new_clients_bit_by_bit() {
 }
 
 #[test]
-fn a_server_that_speaks_no_tls_is_up_by_its_connections_and_down_by_handshakes() {
+fn a_server_without_tls_is_up_by_tcp_checks_and_down_by_tls_checks() {
     let certificates = Certificates::new();
     let mute = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let address = mute.local_addr().unwrap();
@@ -447,7 +447,7 @@ fn a_server_that_speaks_no_tls_is_up_by_its_connections_and_down_by_handshakes()
 }
 
 #[test]
-fn what_needs_a_restart_is_named() {
+fn a_reload_names_the_settings_that_need_a_restart() {
     let certificates = Certificates::new();
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
     let folder = certificates.folder();
@@ -466,7 +466,7 @@ fn what_needs_a_restart_is_named() {
 }
 
 #[test]
-fn the_api_shows_everything_and_changes_something_for_who_has_the_token() {
+fn the_api_shows_all_servers_and_changes_one_with_the_token() {
     let certificates = Certificates::new();
     let servers = ["a", "b"].map(|name| named(&certificates, name));
     let [a, b] = servers.each_ref().map(Peer::address);
@@ -523,13 +523,13 @@ fn the_api_shows_everything_and_changes_something_for_who_has_the_token() {
         (&json!("draining"), &json!(9))
     );
     assert_eq!(who_all(&balancer, 3), ["b"]);
-    // The file is what holds.
+    // A reload replaces the changes of the API.
     reload(&balancer);
     assert_eq!(balancer.snapshot()["servers"][0]["state"], "up");
 }
 
 #[test]
-fn no_server_gets_more_connections_than_it_may_have() {
+fn no_server_gets_more_connections_than_max_connections() {
     let certificates = Certificates::new();
     let servers = ["a", "b"].map(|name| named(&certificates, name));
     let [a, b] = servers.each_ref().map(Peer::address);

@@ -1,5 +1,5 @@
-//! Servers that end every handshake which offers their own session, behind `sessile balance`: they
-//! stay up, their new clients are served, and their fault is named.
+//! Servers that end every handshake which offers their own session. Behind `sessile balance` they stay up, their
+//! new clients are served, and their fault is named.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::thread;
@@ -18,7 +18,7 @@ const FAULT: &str = "the server ended a handshake that offered its own session";
 /// New clients of each server.
 const CLIENTS: usize = 3;
 
-/// A faulty server in a pool of its own.
+/// A faulty server, alone in a pool.
 struct Case {
     name: String,
     by: By,
@@ -105,7 +105,7 @@ fn costs_no_other_check(cases: &[Case]) {
     let before: Vec<_> = cases.iter().map(|case| case.server.finished()).collect();
     for (case, before) in cases.iter().zip(before) {
         eventually("more checks come", || case.server.finished() > before + 20);
-        // Two checks, and the first look with two clients of each kind.
+        // Two checks, and the first discovery with two clients of each kind.
         let offers = case.server.offers();
         assert!(offers <= 4, "{}: {offers}", case.name);
     }
@@ -126,8 +126,7 @@ async fn a_server_that_ends_handshakes_with_its_own_session_stays_up_and_is_name
         for _ in 0..CLIENTS {
             visit(&client(PATIENCE), balancer.address(), case).await;
         }
-        // A client that comes back is ended by the server, as without the balancer. That takes the
-        // server from nobody.
+        // The server ends a returning client, as without the balancer. The server stays up for others.
         let returning = client(Duration::from_secs(2));
         visit(&returning, balancer.address(), case).await;
         let target = Target::new(balancer.address(), &case.host()).unwrap();
@@ -136,7 +135,7 @@ async fn a_server_that_ends_handshakes_with_its_own_session_stays_up_and_is_name
         visit(&client(PATIENCE), balancer.address(), case).await;
         assert_eq!(metric(&balancer, "up", case), 1, "{}", case.name);
     }
-    // What is dead is down: every way to end a handshake counts where no session is offered.
+    // A handshake without a session counts, however the server ends it. So a dead server is down.
     for case in &cases {
         case.server.set(Fault::All(case.end));
     }
@@ -145,7 +144,7 @@ async fn a_server_that_ends_handshakes_with_its_own_session_stays_up_and_is_name
         assert!(!down["check_failed"].is_null(), "{down:#}");
         assert_eq!(metric(&balancer, "up", case), 0, "{}", case.name);
     }
-    // A server that is back is looked at anew.
+    // A server that comes up gets a new discovery.
     for case in &cases {
         case.server.set(Fault::None);
     }
@@ -191,7 +190,7 @@ fn greet(balancer: SocketAddr, from: IpAddr, hello: &[u8]) {
 }
 
 #[test]
-fn clients_whose_sessions_are_ended_eject_no_server_that_is_not_checked() {
+fn a_session_fault_ejects_no_server_without_checks() {
     const NEW: &[u8] =
         include_bytes!("../../../proto/src/testdata/client-openssl-tls12-id-full.bin");
     const RETURNING: &[u8] =

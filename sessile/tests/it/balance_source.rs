@@ -1,5 +1,5 @@
-//! `sessile balance` in front of servers whose TLS 1.3 tickets show nothing to route by: what brings
-//! their clients home is the policy that places each source address on the same server again.
+//! `sessile balance` in front of servers whose TLS 1.3 tickets have no stable bytes. The policy places each
+//! source address on the same server again, so returning clients resume.
 
 use std::net::SocketAddr;
 use std::process::Command;
@@ -14,8 +14,7 @@ const SOURCES: usize = 12;
 /// How often each comes back.
 const RETURNS: usize = 3;
 
-/// A client at each of several loopback addresses; for each a line that says of each of its visits
-/// whether it resumed.
+/// A client at each of several loopback addresses. Each prints one line that tells which visits resumed.
 const PYTHON: &str = "
 import socket, ssl, sys
 port, ca, name, sources, returns = sys.argv[1:]
@@ -35,8 +34,7 @@ for last in range(2, 2 + int(sources)):
     print()
 ";
 
-/// Two servers that keep their TLS 1.3 sessions in a cache: what clients come back with is a random
-/// number.
+/// Two servers that keep their TLS 1.3 sessions in a cache. The tickets are random numbers.
 fn servers(certificates: &Certificates) -> [Peer; 2] {
     [(); 2].map(|()| openssl(certificates, &["-tls1_3", "-no_ticket", "-www"]))
 }
@@ -51,7 +49,7 @@ fn visits(balancer: SocketAddr, certificates: &Certificates) -> Vec<String> {
 }
 
 #[test]
-fn clients_of_servers_without_key_names_come_home_by_their_address() {
+fn clients_of_servers_without_key_names_return_by_their_address() {
     let certificates = Certificates::new();
     let servers = servers(&certificates);
     let addresses = servers.each_ref().map(Peer::address);
@@ -69,7 +67,7 @@ fn clients_of_servers_without_key_names_come_home_by_their_address() {
 }
 
 #[test]
-fn dealt_out_in_turn_they_do_not() {
+fn round_robin_does_not_return_clients_to_their_server() {
     let certificates = Certificates::new();
     let servers = servers(&certificates);
     let addresses = servers.each_ref().map(Peer::address);

@@ -1,5 +1,5 @@
-//! `sessile balance` in front of servers whose tickets it cannot read: key names, learned from checks
-//! and from what servers accept, lead TLS 1.3 clients home too.
+//! `sessile balance` in front of servers whose tickets it cannot read. Key names, learned from checks and from
+//! accepted tickets, route returning TLS 1.3 clients.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -18,7 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(15);
 
 const REQUEST: &str = "GET / HTTP/1.1\r\nhost: farm.test\r\nconnection: close\r\n\r\n";
 
-/// How clients come back: with OpenSSL's arguments, by what, and what the balancer knows it by.
+/// The ways to return: OpenSSL's arguments, the kind of session, and the balancer's rule.
 const MECHANISMS: [(&[&str], &str); 3] = [
     (&["-tls1_3"], "key-name"),
     (&["-tls1_2"], "ticket"),
@@ -79,7 +79,7 @@ fn nginx_with_key(certificates: &Certificates) -> Peer {
 }
 
 #[test]
-fn clients_of_servers_that_share_nothing_resume_whatever_they_come_back_with() {
+fn every_kind_of_session_resumes_at_servers_that_share_nothing() {
     const CLIENTS: usize = 12;
     const RETURNS: usize = 3;
     let certificates = Certificates::new();
@@ -108,12 +108,12 @@ fn clients_of_servers_that_share_nothing_resume_whatever_they_come_back_with() {
     }
 }
 
-/// An address that never goes down, and leads each connection to what is behind it then.
+/// An address that never goes down. It forwards each connection to the server behind it at that time.
 fn address_before(behind: Arc<Mutex<SocketAddr>>) -> SocketAddr {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let address = listener.local_addr().unwrap();
     let pass = |mut from: TcpStream, mut to: TcpStream| {
-        // Whoever hangs up ends it.
+        // The end of either side ends the connection.
         let _ = io::copy(&mut from, &mut to);
         let _ = to.shutdown(Shutdown::Write);
     };
@@ -130,12 +130,12 @@ fn address_before(behind: Arc<Mutex<SocketAddr>>) -> SocketAddr {
 }
 
 #[test]
-fn a_key_that_changes_while_its_server_stays_up_is_found_at_once() {
+fn a_changed_key_of_a_running_server_is_discovered_at_once() {
     const RETURNS: u64 = 3;
     let certificates = Certificates::new();
     let servers = [(); 3].map(|()| nginx_of_its_own(&certificates));
-    // What a reload is to its clients: the same place, and another key. nginx itself can do that only
-    // with a master, which leaves its workers behind when it is killed.
+    // This acts as a reload: the same address and another key. A real reload needs nginx's master process. A
+    // killed master leaves its workers behind.
     let reloaded = nginx_of_its_own(&certificates);
     let behind = Arc::new(Mutex::new(servers[0].address()));
     let address = address_before(Arc::clone(&behind));
@@ -163,7 +163,7 @@ fn a_key_that_changes_while_its_server_stays_up_is_found_at_once() {
 }
 
 #[test]
-fn what_servers_accept_proves_key_names_without_any_check() {
+fn accepted_tickets_prove_key_names_without_checks() {
     let certificates = Certificates::new();
     let server = nginx_of_its_own(&certificates);
     let balancer = balancer(
@@ -175,7 +175,7 @@ fn what_servers_accept_proves_key_names_without_any_check() {
     for _ in 0..4 {
         visit(balancer.address(), &["-tls1_3"], &session);
     }
-    // Two were accepted before it was believed.
+    // The name is proven after two accepted tickets.
     balancer.await_metrics(|metrics| metrics.routed("key-name", "resumed") == 1);
     let metrics = balancer.metrics();
     assert_eq!(metrics.routed("policy", "resumed"), 2, "{metrics}");
@@ -183,7 +183,7 @@ fn what_servers_accept_proves_key_names_without_any_check() {
 }
 
 #[test]
-fn servers_that_share_a_ticket_key_stand_in_for_each_other() {
+fn servers_that_share_a_ticket_key_replace_each_other() {
     let certificates = Certificates::new();
     let one = nginx_with_key(&certificates);
     let other = nginx_with_key(&certificates);
@@ -214,11 +214,11 @@ fn servers_that_share_a_ticket_key_stand_in_for_each_other() {
 }
 
 #[test]
-fn one_of_a_group_that_gets_another_key_leaves_the_others_their_group_and_keeps_its_own_clients() {
+fn a_server_with_a_new_key_leaves_its_group_and_keeps_its_clients() {
     const CLIENTS: u64 = 3;
     let certificates = Certificates::new();
     let servers = [(); 3].map(|()| nginx_with_key(&certificates));
-    // What a reload is to its clients: the same place, and another key.
+    // This acts as a reload: the same address and another key.
     let reloaded = nginx_of_its_own(&certificates);
     let behind = Arc::new(Mutex::new(servers[1].address()));
     let moving = address_before(Arc::clone(&behind));
@@ -246,7 +246,7 @@ fn one_of_a_group_that_gets_another_key_leaves_the_others_their_group_and_keeps_
     }
 
     *behind.lock().unwrap() = reloaded.address();
-    // Long before anybody is looked at for want of anything else to do.
+    // This is long before a discovery that no check requests.
     let names = |server: &serde_json::Value| server["key_names"].clone();
     let alone = balancer.await_server("b", |it| names(it) != shared && names(it) != json!([]));
     assert_eq!(alone["group"], json!([]), "{alone}");
@@ -255,7 +255,7 @@ fn one_of_a_group_that_gets_another_key_leaves_the_others_their_group_and_keeps_
         assert_eq!(names(&server), shared, "{server}");
     }
     assert_eq!(["a", "b", "c"].map(figures), [[1, 2], [1, 1], [1, 2]]);
-    // It was not this one that was looked at again.
+    // No discovery of this server ran again.
     balancer.await_line(&format!("server=\"c\" names={shared} group=[\"a\"]"));
     for session in &new {
         visit(balancer.address(), &["-tls1_3"], session);
@@ -273,7 +273,7 @@ fn one_of_a_group_that_gets_another_key_leaves_the_others_their_group_and_keeps_
 }
 
 #[test]
-fn clients_of_two_pools_on_the_same_servers_come_home() {
+fn clients_of_two_pools_on_the_same_servers_return_to_their_server() {
     const CLIENTS: u64 = 4;
     const RETURNS: u64 = 3;
     let certificates = Certificates::new();
@@ -290,7 +290,7 @@ fn clients_of_two_pools_on_the_same_servers_come_home() {
     for name in [NAME, "shop.test"] {
         for client in 0..CLIENTS {
             let session = certificates.folder().join(format!("{name}-{client}"));
-            // The last one that is given counts.
+            // OpenSSL uses the last argument.
             let arguments = ["-tls1_3", "-servername", name];
             let ran = visit(balancer.address(), &arguments, &session);
             assert_eq!(ran.count("New, TLSv1."), 1, "{}", ran.stdout);
@@ -306,7 +306,7 @@ fn clients_of_two_pools_on_the_same_servers_come_home() {
 }
 
 #[test]
-fn a_server_that_is_put_into_another_pool_has_its_key_name_there_at_once() {
+fn a_server_that_moves_to_another_pool_has_its_key_name_there_at_once() {
     let certificates = Certificates::new();
     let servers = [(); 2].map(|()| nginx_of_its_own(&certificates));
     let [there, moved] = servers.each_ref().map(Peer::address);
@@ -326,9 +326,9 @@ fn a_server_that_is_put_into_another_pool_has_its_key_name_there_at_once() {
 }
 
 #[test]
-fn prefixes_that_vary_never_become_key_names() {
+fn random_prefixes_never_become_key_names() {
     const VISITS: u64 = 6;
-    // Tickets of sessile servers are random all over, to whoever has not their route key.
+    // Tickets of sessile servers look random without the route key.
     let farm = Farm::new("");
     let server = farm.serve("a");
     let balancer = balancer(farm.folder(), &[server.address()], "");
@@ -343,11 +343,11 @@ fn prefixes_that_vary_never_become_key_names() {
 }
 
 #[test]
-fn a_client_that_is_asked_for_another_hello_resumes_where_its_first_one_led() {
+fn a_client_resumes_after_a_hello_retry_request() {
     const CLIENTS: u64 = 3;
     const RETURNS: u64 = 2;
     let certificates = Certificates::new();
-    // It takes no share of the client's first group, and asks for one of its own.
+    // The server does not support the client's first group, and sends a HelloRetryRequest.
     let directives = "ssl_session_cache shared:s:1m; ssl_ecdh_curve X25519;";
     let servers = [(); 3].map(|()| nginx(&certificates, directives));
     let addresses = servers.each_ref().map(Peer::address);
@@ -393,7 +393,7 @@ fn returning_hello(address: SocketAddr, session: &Path) -> Vec<u8> {
 }
 
 #[test]
-fn one_ticket_with_a_key_name_shown_again_and_again_fills_no_server_beyond_its_share() {
+fn one_ticket_with_a_key_name_cannot_overload_a_server() {
     const SHOWN: u64 = 180;
     const OPEN: &str = "sessile_balance_server_connections_open";
     const BY_NAME: (&str, &str) = ("routed_by", "key-name");
@@ -427,7 +427,7 @@ fn one_ticket_with_a_key_name_shown_again_and_again_fills_no_server_beyond_its_s
     // A quarter more than half of all, and more than a server may have in any case.
     let bound = SHOWN * 5 / 8 + 1;
     assert!((65..=bound).contains(&at_home), "{metrics}");
-    // The other one does not know the key.
+    // The other server does not have the key.
     let elsewhere = metrics.routed("policy", "refused");
     assert_eq!(at_home + elsewhere, SHOWN, "{metrics}");
 }

@@ -1,5 +1,5 @@
-//! A browser that people have: it comes back after the server has closed its idle connection, and
-//! resumes. It sends GREASE, an ECH that is none, and a post-quantum key share.
+//! A common browser, which returns after the server has closed its idle connection, and resumes. It
+//! sends GREASE ECH and a post-quantum key share.
 
 use std::fs;
 
@@ -7,11 +7,10 @@ use serde_json::json;
 use sessile_proto::hello::{DEFAULT_LIMIT, HelloReader};
 
 use crate::peers::{
-    Answer, Browser, Certificates, Comeback, Cut, NAME, Peer, Proxy, Sessile, Web, s_client,
+    Answer, Browser, Certificates, Cut, NAME, Peer, Proxy, Resumption, Sessile, Web, s_client,
 };
 
-/// Two servers that share a farm key and close connections soon, behind a balancer that spreads
-/// clients.
+/// Two servers with a shared farm key and a short idle timeout, behind a balancer with round robin.
 struct Servers {
     certificates: Certificates,
     servers: [Sessile; 2],
@@ -22,7 +21,7 @@ impl Servers {
     fn start(tickets: bool) -> Self {
         let certificates = Certificates::new();
         let folder = certificates.folder();
-        // Its icon is no request of its own, whose connection a fetch would share.
+        // The icon is inline, so that the browser makes no connection for the icon.
         let page = "<!doctype html><link rel=icon href=data:,><title>farm</title>";
         fs::create_dir(folder.join("www")).unwrap();
         fs::write(folder.join("www/index.html"), page).unwrap();
@@ -54,7 +53,7 @@ impl Servers {
         counts.sum()
     }
 
-    /// Waits until no client has a connection.
+    /// Waits until no client connection is open.
     fn await_silence(&self) {
         let open = "sessile_balance_connections_open";
         self.balancer
@@ -62,7 +61,7 @@ impl Servers {
     }
 }
 
-/// Comes back three times, each time on a new connection; the answers to each fetch.
+/// Returns three times, each time on a new connection. Returns the answers to each fetch.
 fn visits(servers: &Servers, more: &[&str]) -> Vec<Answer> {
     let browser = Browser::trusting(&servers.certificates, more);
     let port = servers.balancer.address().port();
@@ -93,7 +92,7 @@ fn assert_resumed(answers: &[Answer], protocol: &str, verdict: &str) {
 }
 
 #[test]
-fn chromium_resumes_tls13_at_whichever_server_it_reaches() {
+fn chromium_resumes_tls13_at_every_server() {
     let servers = Servers::start(true);
     let answers = visits(&servers, &[]);
     assert_resumed(&answers, "TLSv1.3", "resumed/psk");
@@ -110,16 +109,16 @@ fn chromium_resumes_tls12_tickets() {
 }
 
 #[test]
-fn chromium_resumes_session_ids_at_the_server_that_gave_them() {
+fn chromium_resumes_session_ids_at_their_server() {
     let servers = Servers::start(false);
     let answers = visits(&servers, &["--ssl-version-max=tls1.2"]);
     assert_resumed(&answers, "TLSv1.2", "resumed/session-id");
     assert!(servers.balancer.metrics().routed("session-id", "resumed") >= 3);
 }
 
-/// A browser at servers that are not ours, behind a balancer that closes connections soon.
+/// A browser with servers of other software, behind a balancer with a short idle timeout.
 struct Visitor {
-    /// Where the browser's hellos can be read.
+    /// A proxy that records the ClientHellos of the browser.
     proxy: Proxy,
     balancer: Sessile,
     browser: Browser,
@@ -145,14 +144,14 @@ impl Visitor {
         }
     }
 
-    /// Opens a page, which leads every later visit.
+    /// Opens a page from which all later visits start.
     fn open(&self) {
         let port = self.proxy.address().port();
         self.browser.open(&format!("https://{NAME}:{port}/page"));
     }
 
-    /// Comes back so many times, each time on a new connection.
-    fn return_to_it(&self, times: u64) {
+    /// Returns `times` times, each time on a new connection.
+    fn return_times(&self, times: u64) {
         for _ in 0..times {
             let open = "sessile_balance_connections_open";
             self.balancer.await_metrics(|it| it.sum(open, &[]) == 0);
@@ -163,7 +162,7 @@ impl Visitor {
         }
     }
 
-    /// Whether the next of its hellos has `encrypted_client_hello`, as our own parser reads it.
+    /// True if the next ClientHello has `encrypted_client_hello`, as our own parser reads it.
     fn sent_ech(&self) -> bool {
         let bytes = self.proxy.hello();
         let mut reader = HelloReader::new(DEFAULT_LIMIT);
@@ -172,17 +171,17 @@ impl Visitor {
     }
 }
 
-fn chromium_comes_home_to(web: Web) {
+fn assert_chromium_returns(web: Web) {
     const RETURNS: u64 = 4;
     let certificates = Certificates::new();
-    let servers = [(); 3].map(|()| web.start(&certificates, Comeback::Psk));
+    let servers = [(); 3].map(|()| web.start(&certificates, Resumption::Psk));
     let visitor = Visitor::start(&certificates, &servers, "tls");
     let balancer = &visitor.balancer;
     for name in ["a", "b", "c"] {
         balancer.await_server(name, |server| server["key_names"] != json!([]));
     }
     visitor.open();
-    visitor.return_to_it(RETURNS);
+    visitor.return_times(RETURNS);
     let metrics = balancer.await_metrics(|it| it.routed("key-name", "resumed") >= RETURNS);
     for by in ["policy", "key-name"] {
         assert_eq!(metrics.routed(by, "refused"), 0, "{metrics}");
@@ -193,35 +192,35 @@ fn chromium_comes_home_to(web: Web) {
 }
 
 #[test]
-fn chromium_comes_home_to_nginx() {
-    chromium_comes_home_to(Web::Nginx);
+fn chromium_returns_to_its_nginx() {
+    assert_chromium_returns(Web::Nginx);
 }
 
 #[test]
-fn chromium_comes_home_to_haproxy() {
-    chromium_comes_home_to(Web::Haproxy);
+fn chromium_returns_to_its_haproxy() {
+    assert_chromium_returns(Web::Haproxy);
 }
 
 #[test]
-fn chromium_comes_home_to_apache() {
-    chromium_comes_home_to(Web::Apache);
+fn chromium_returns_to_its_apache() {
+    assert_chromium_returns(Web::Apache);
 }
 
 #[test]
-fn chromium_comes_home_to_caddy() {
-    chromium_comes_home_to(Web::Caddy);
+fn chromium_returns_to_its_caddy() {
+    assert_chromium_returns(Web::Caddy);
 }
 
 #[test]
-fn chromium_may_confirm_a_key_name_and_makes_none() {
+fn chromium_confirms_a_key_name_but_creates_none() {
     const RETURNS: u64 = 4;
     let certificates = Certificates::new();
-    let servers = [Web::Nginx.start(&certificates, Comeback::Psk)];
+    let servers = [Web::Nginx.start(&certificates, Resumption::Psk)];
     let visitor = Visitor::start(&certificates, &servers, "off");
     let balancer = &visitor.balancer;
     visitor.open();
-    visitor.return_to_it(RETURNS);
-    // More than twice were its tickets accepted, which another client would have proven the name by.
+    visitor.return_times(RETURNS);
+    // More than two tickets were accepted, which would have proven the key name for another client.
     let metrics = balancer.await_metrics(|it| it.routed("policy", "resumed") >= RETURNS);
     assert_eq!(metrics.routed("key-name", "resumed"), 0, "{metrics}");
     let server = balancer.await_server("a", |_| true);
@@ -240,6 +239,6 @@ fn chromium_may_confirm_a_key_name_and_makes_none() {
         );
     }
     balancer.await_server("a", |server| server["key_names"] != json!([]));
-    visitor.return_to_it(RETURNS);
+    visitor.return_times(RETURNS);
     balancer.await_metrics(|it| it.routed("key-name", "resumed") >= RETURNS);
 }

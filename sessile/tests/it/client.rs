@@ -1,10 +1,10 @@
-//! The TLS client against real servers: what it offers, what it keeps, and how connections end.
+//! The TLS client against real servers: its offers, its cache, and the ends of connections.
 
 use std::time::Duration;
 
 use rustls::HandshakeKind;
 use sessile::client::{
-    Client, Close, Connection, Error, Mechanism, Options, Sessions, Target, Trust,
+    Client, Close, Error, EstablishedConnection, Mechanism, Options, Sessions, Target, Trust,
 };
 use sessile_proto::verdict::How;
 use sessile_proto::watch::Kind;
@@ -27,12 +27,12 @@ fn target(peer: &Peer) -> Target {
     Target::new(peer.address(), NAME).expect("a name")
 }
 
-async fn connected(client: &Client, peer: &Peer) -> Connection {
+async fn connected(client: &Client, peer: &Peer) -> EstablishedConnection {
     let connection = client.connect(&target(peer)).await;
     connection.expect("a connection")
 }
 
-/// Connects, waits for tickets where TLS 1.3 sends them, and closes.
+/// Connects, waits for TLS 1.3 tickets, and closes.
 async fn visit(client: &Client, peer: &Peer) -> Kind {
     let mut connection = connected(client, peer).await;
     if connection.outcome().version == sessile_proto::hello::TLS_1_3 {
@@ -50,7 +50,7 @@ async fn visit(client: &Client, peer: &Peer) -> Kind {
 }
 
 #[tokio::test]
-async fn each_mechanism_resumes_where_the_server_has_it() {
+async fn each_mechanism_resumes_if_the_server_supports_it() {
     let certificates = Certificates::new();
     let server = nginx(&certificates, "ssl_session_cache shared:s:1m;");
     for (mechanism, how) in [
@@ -68,7 +68,7 @@ async fn each_mechanism_resumes_where_the_server_has_it() {
 }
 
 #[tokio::test]
-async fn a_client_without_a_mechanism_offers_and_keeps_nothing() {
+async fn a_client_without_a_mechanism_offers_and_keeps_no_session() {
     let certificates = Certificates::new();
     let server = nginx(&certificates, "ssl_session_cache shared:s:1m;");
     let client = client(&certificates, Mechanism::None);
@@ -79,7 +79,7 @@ async fn a_client_without_a_mechanism_offers_and_keeps_nothing() {
 }
 
 #[tokio::test]
-async fn the_session_id_that_was_assigned_is_the_one_offered_next() {
+async fn offers_the_assigned_session_id_next() {
     let certificates = Certificates::new();
     let server = nginx(&certificates, "ssl_session_cache shared:s:1m;");
     let client = client(&certificates, Mechanism::SessionId);
@@ -95,7 +95,7 @@ async fn the_session_id_that_was_assigned_is_the_one_offered_next() {
 }
 
 #[tokio::test]
-async fn a_session_refused_beside_tls13_is_not_taken_for_none() {
+async fn a_tls12_session_refused_with_tls13_counts_as_refused() {
     let certificates = Certificates::new();
     let directives = "ssl_protocols TLSv1.2; ssl_session_tickets off; ssl_session_cache none;";
     let server = nginx(&certificates, directives);
@@ -116,9 +116,9 @@ async fn a_ticket_client_keeps_no_session_that_has_no_ticket() {
 }
 
 #[tokio::test]
-async fn a_frozen_client_goes_on_offering_the_session_it_has() {
+async fn a_frozen_client_keeps_offering_the_same_session() {
     let certificates = Certificates::new();
-    // Gives session IDs and never keeps them.
+    // This server gives session IDs and forgets them.
     let directives = "ssl_session_tickets off; ssl_session_cache none;";
     let server = nginx(&certificates, directives);
     let client = client(&certificates, Mechanism::SessionId);
@@ -133,7 +133,7 @@ async fn a_frozen_client_goes_on_offering_the_session_it_has() {
 }
 
 #[tokio::test]
-async fn a_second_hello_is_needed_once_and_hides_nothing() {
+async fn a_hello_retry_request_happens_once_and_the_offer_is_still_seen() {
     let certificates = Certificates::new();
     let server = openssl(&certificates, &["-rev", "-groups", "P-384"]);
     let client = client(&certificates, Mechanism::Psk);
@@ -150,7 +150,7 @@ async fn a_second_hello_is_needed_once_and_hides_nothing() {
 }
 
 #[tokio::test]
-async fn sessions_past_their_lifetime_are_not_offered() {
+async fn expired_sessions_are_not_offered() {
     let certificates = Certificates::new();
     let server = nginx(&certificates, "ssl_session_cache shared:s:1m;");
     for mechanism in [Mechanism::SessionId, Mechanism::Ticket, Mechanism::Psk] {
@@ -167,12 +167,15 @@ async fn sessions_past_their_lifetime_are_not_offered() {
 }
 
 #[tokio::test]
-async fn another_client_starts_without_sessions() {
+async fn with_empty_sessions_starts_without_sessions() {
     let certificates = Certificates::new();
     let server = nginx(&certificates, "ssl_session_cache shared:s:1m;");
     let first = client(&certificates, Mechanism::SessionId);
     visit(&first, &server).await;
-    assert_eq!(visit(&first.another(), &server).await, Kind::NotOffered);
+    assert_eq!(
+        visit(&first.with_empty_sessions(), &server).await,
+        Kind::NotOffered
+    );
     assert_eq!(
         visit(&first, &server).await,
         Kind::Resumed(How::SessionId),
@@ -181,7 +184,7 @@ async fn another_client_starts_without_sessions() {
 }
 
 #[tokio::test]
-async fn data_goes_both_ways() {
+async fn data_passes_in_both_directions() {
     let certificates = Certificates::new();
     let server = openssl(&certificates, &["-rev"]);
     let client = client(&certificates, Mechanism::Any);
@@ -199,7 +202,7 @@ async fn data_goes_both_ways() {
 }
 
 #[tokio::test]
-async fn a_servers_clean_end_is_told_from_its_death() {
+async fn a_clean_close_is_distinct_from_a_killed_server() {
     let certificates = Certificates::new();
     let server = nginx(&certificates, "keepalive_timeout 50ms;");
     let client = client(&certificates, Mechanism::Any);
@@ -250,7 +253,7 @@ async fn each_failure_has_its_own_error() {
 }
 
 #[tokio::test]
-async fn what_is_not_tls_or_says_nothing_is_told_apart() {
+async fn distinguishes_servers_without_tls_from_silent_servers() {
     let certificates = Certificates::new();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let target = Target::new(listener.local_addr().unwrap(), NAME).unwrap();
@@ -261,7 +264,7 @@ async fn what_is_not_tls_or_says_nothing_is_told_apart() {
             let mut hello = [0; 4096];
             assert!(tcp.read(&mut hello).await.unwrap() > 0);
             if answer == b"silence" {
-                // Until the client gives up.
+                // The server stays silent until the client gives up.
                 while tcp.read(&mut hello).await.is_ok_and(|len| len > 0) {}
             } else {
                 tcp.write_all(answer).await.unwrap();
@@ -280,7 +283,7 @@ async fn what_is_not_tls_or_says_nothing_is_told_apart() {
         let closed = client.connect(&target).await;
         let error = closed.err();
         assert!(
-            matches!(error, Some(Error::HungUp(Close::Eof))),
+            matches!(error, Some(Error::ClosedEarly(Close::Eof))),
             "{error:?}"
         );
         let silent = client.connect(&target).await;

@@ -1,5 +1,5 @@
-//! Clients that people have, through the balancer to servers that share a farm key: the first
-//! connection pays for a full handshake, every later one resumes.
+//! Common clients, which connect through the balancer to servers with a shared farm key. The first
+//! connection makes a full handshake, and all later ones resume.
 
 use std::process::Command;
 
@@ -8,14 +8,14 @@ use crate::peers::{Farm, Metrics, run};
 /// A request after which the server closes the connection.
 const REQUEST: &str = "GET /verdict.json HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
 
-/// Every request has a connection of its own, so clients resume once for each but the first.
+/// Each request has its own connection, so a client resumes once for each request after the first.
 fn one_full_and_then(how: &str, connections: usize) -> Vec<String> {
     let mut verdicts = vec![how.to_owned(); connections];
     "full/nothing-offered".clone_into(&mut verdicts[0]);
     verdicts
 }
 
-/// No handshake was full but the first of each of `clients`, and none resumed but by `how`.
+/// Checks that each of `clients` made one full handshake, and that all others resumed by `how`.
 fn all_resumed(metrics: &Metrics, clients: u64, how: &str) -> bool {
     let full = metrics.verdict("full/nothing-offered");
     let resumed = metrics.verdict(how);
@@ -32,7 +32,7 @@ fn openssl(farm: &Farm, arguments: &[&str]) -> Command {
 }
 
 #[test]
-fn openssl_that_reconnects_resumes_tickets_and_session_ids() {
+fn openssl_resumes_tickets_and_session_ids_when_it_reconnects() {
     const CLIENTS: u64 = 3;
     const RETURNS: u64 = 5;
     for (arguments, verdict, rule) in [
@@ -43,7 +43,7 @@ fn openssl_that_reconnects_resumes_tickets_and_session_ids() {
             "session-id",
         ),
     ] {
-        // A balancer that spreads clients: only what they bring leads them back.
+        // Round robin: only the offered session leads a client back.
         let farm = Farm::start(&["--policy", "round-robin"]);
         for _ in 0..CLIENTS {
             let mut command = openssl(&farm, arguments);
@@ -72,7 +72,7 @@ fn openssl_that_reconnects_resumes_tickets_and_session_ids() {
 }
 
 #[test]
-fn openssl_carries_tls13_sessions_from_process_to_process_and_server_to_server() {
+fn openssl_resumes_tls13_sessions_in_other_processes_and_at_other_servers() {
     const VISITS: usize = 6;
     let farm = Farm::start(&["--policy", "round-robin"]);
     let folder = tempfile::tempdir().unwrap();
@@ -105,7 +105,7 @@ fn openssl_carries_tls13_sessions_from_process_to_process_and_server_to_server()
 fn curl_resumes_with_http1_and_each_tls_version() {
     const CONNECTIONS: usize = 5;
     for (version, protocol, verdict) in [
-        // In TLS 1.2, curl takes no tickets.
+        // curl takes no tickets in TLS 1.2.
         ("1.2", "TLSv1.2", "resumed/session-id"),
         ("1.3", "TLSv1.3", "resumed/psk"),
     ] {
@@ -113,7 +113,7 @@ fn curl_resumes_with_http1_and_each_tls_version() {
         let mut command = Command::new("curl");
         command.args(["-sS", "--http1.1", "-H", "connection: close"]);
         command.args(["--cacert", &farm.ca(), "--tls-max", version]);
-        // One process keeps its sessions from one URL to the next.
+        // One process keeps its sessions for the next URL.
         command.args(vec![farm.verdict_url(); CONNECTIONS]);
         let ran = run("curl", &mut command, "").succeeded();
         assert_eq!(ran.verdicts(), one_full_and_then(verdict, CONNECTIONS));
@@ -128,18 +128,18 @@ fn curl_resumes_with_http1_and_each_tls_version() {
 }
 
 #[test]
-fn curl_resumes_with_http2_from_wherever_it_connects() {
+fn curl_resumes_with_http2_at_every_server() {
     const SOURCES: usize = 6;
     let farm = Farm::start(&[]);
     let mut command = Command::new("curl");
     for source in 1..=SOURCES {
-        // Another local address keeps curl from using its open connection again, and leads to
-        // other servers under the farm's default policy.
+        // Another local address makes curl open a new connection. With the default policy, it also
+        // leads to other servers.
         let address = format!("127.0.0.{source}");
         command.args(["-sS", "--http2", "--cacert", &farm.ca()]);
         command.args(["--interface", &address, &farm.verdict_url(), "--next"]);
     }
-    // Without a local address of its own, any connection will do: the second request of one.
+    // With no local address, curl uses any open connection: this is its second request.
     command.args([
         "-sS",
         "--http2",
@@ -161,7 +161,7 @@ fn curl_resumes_with_http2_from_wherever_it_connects() {
     assert!(all_resumed(&farm.metrics(), 1, "resumed/psk"));
 }
 
-/// Arguments: port, CA file, TLS version, whether to take tickets, connections.
+/// Arguments: port, CA file, TLS version, whether to accept tickets, and the number of connections.
 const PYTHON: &str = r#"
 import socket, ssl, sys
 port, ca, version, tickets, connections = sys.argv[1:]
@@ -212,7 +212,8 @@ fn gnutls_resumes_by_session_id_ticket_and_psk() {
             command.args(["--resume", "--waitresumption", "--priority", priority]);
             command.args(["--x509cafile", &farm.ca()]);
             command.args(["--port", &farm.port().to_string(), "localhost"]);
-            // It ends the stream right after the request, and is to be answered all the same.
+            // GnuTLS closes its side right after the request, and must get the response
+            // nevertheless.
             let ran = run("gnutls-bin", &mut command, REQUEST).succeeded();
             assert_eq!(
                 ran.count("*** This is a resumed session"),
@@ -220,7 +221,7 @@ fn gnutls_resumes_by_session_id_ticket_and_psk() {
                 "{}",
                 ran.stdout
             );
-            // The first connection of each run asks for nothing.
+            // The first connection of each run sends no request.
             assert_eq!(ran.verdicts(), [verdict], "{}", ran.stdout);
         }
         assert!(all_resumed(&farm.metrics(), CLIENTS, verdict));

@@ -1,4 +1,4 @@
-//! `sessile probe` against `sessile farm`, as the README's first commands have it.
+//! `sessile probe` against `sessile farm`, as in the first commands of the README.
 
 use std::process::Command;
 
@@ -29,13 +29,13 @@ fn everything_resumes(returns: u64) -> Vec<(String, u64, u64)> {
 }
 
 #[test]
-fn everything_resumes_at_a_farm_with_a_key_wherever_the_balancer_leads() {
+fn all_mechanisms_resume_at_every_server_of_a_farm_with_a_key() {
     for policy in ["source", "round-robin", "least-connections"] {
         let farm = Farm::start(&["--policy", policy]);
         let ran = probe(&farm, &["--insecure", "--json"]);
         assert_eq!(mechanisms(&ran), everything_resumes(5), "{policy}");
         assert_eq!(ran.status.code(), Some(0), "{policy}");
-        // By another way to trust it, and for people.
+        // Trust the server by `--insecure`, and print the table.
         let trusting = ["--sni", "localhost", "--ca", &farm.ca()];
         let ran = probe(&farm, &trusting).succeeded();
         for line in [
@@ -59,11 +59,11 @@ fn everything_resumes_at_a_farm_with_a_key_wherever_the_balancer_leads() {
 }
 
 #[test]
-fn isolated_servers_behind_a_balancer_that_spreads_clients_lose_tls13_sessions() {
+fn isolated_servers_lose_tls13_sessions_with_round_robin() {
     let farm = Farm::start(&["--isolated", "--policy", "round-robin"]);
     let ran = probe(&farm, &["--insecure", "--json", "--attempts", "6"]);
     let resumes = ("resumes".to_owned(), 6, 6);
-    // What TLS 1.2 shows in clear leads back to the server that has it. Of TLS 1.3 nothing does.
+    // Clear bytes of TLS 1.2 lead back to the right server. TLS 1.3 has no such bytes.
     let expected = [resumes.clone(), resumes, ("refuses".to_owned(), 0, 6)];
     assert_eq!(mechanisms(&ran), expected);
     assert_eq!(ran.status.code(), Some(1));
@@ -76,7 +76,7 @@ fn isolated_servers_behind_a_balancer_that_spreads_clients_lose_tls13_sessions()
 }
 
 #[test]
-fn isolated_servers_behind_a_balancer_that_keeps_clients_lose_nothing() {
+fn isolated_servers_lose_nothing_with_the_source_policy() {
     let farm = Farm::start(&["--isolated"]);
     let ran = probe(&farm, &["--insecure", "--json", "--attempts", "3"]);
     assert_eq!(mechanisms(&ran), everything_resumes(3));
@@ -85,7 +85,7 @@ fn isolated_servers_behind_a_balancer_that_keeps_clients_lose_nothing() {
 }
 
 #[test]
-fn a_farm_that_is_told_to_end_drains_and_is_not_there_any_more() {
+fn a_farm_drains_and_exits_on_a_signal() {
     let mut farm = Farm::start(&[]);
     probe(&farm, &["--insecure", "--attempts", "1"]).succeeded();
     farm.terminate();

@@ -1,4 +1,4 @@
-//! `sessile key export`: real nginx and HAProxy resume each other's tickets with what it writes.
+//! `sessile key export`: real nginx and HAProxy resume each other's tickets with the exported keys.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, SystemTime};
 
-use crate::peers::{Certificates, eventually, haproxy, nginx, s_client, set_clock};
+use crate::peers::{Certificates, eventually, haproxy, nginx, s_client, set_clock, stopped_clock};
 
 const VERSIONS: [&str; 2] = ["-tls1_2", "-tls1_3"];
 
-/// `sessile key` on a file; with its clock as told.
+/// `sessile key` on a file, with a faketime clock.
 fn key(file: &Path, clock: Option<&str>, arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sessile"));
     command.arg("key").args(arguments).arg("--file").arg(file);
@@ -39,7 +39,7 @@ fn export(file: &Path, clock: Option<&str>, format: &str, output: &Path) -> Stri
     String::from_utf8(exported.stdout).unwrap()
 }
 
-/// Names of the files in an export for nginx, the one that seals first.
+/// The names of the files in an export for nginx, the sealing key first.
 fn nginx_files(folder: &Path) -> Vec<String> {
     let list = fs::read_to_string(folder.join("tickets.conf")).unwrap();
     let lines = list.lines().filter(|line| !line.starts_with('#'));
@@ -49,7 +49,7 @@ fn nginx_files(folder: &Path) -> Vec<String> {
         .collect()
 }
 
-/// Takes a session from one server to another, and says whether it was resumed there.
+/// True if a session of one server resumes at the other.
 fn resumes(certificates: &Certificates, from: SocketAddr, to: SocketAddr, version: &str) -> bool {
     let session = certificates.folder().join("session");
     let session = session.to_str().unwrap();
@@ -64,11 +64,11 @@ fn resumes(certificates: &Certificates, from: SocketAddr, to: SocketAddr, versio
 }
 
 #[test]
-fn two_nginx_with_exports_of_one_farm_resume_each_others_tickets_and_a_third_farms_not() {
+fn nginx_servers_resume_tickets_of_their_own_farm_only() {
     let certificates = Certificates::new();
     let folder = certificates.folder();
     let ours = make_key(&certificates, "farm.key", &["--scope", "shop"]);
-    // Another server's copy, which was rotated in the meantime and not reloaded everywhere.
+    // The second server's copy was rotated in the meantime.
     let copy = folder.join("copy.key");
     fs::copy(&ours, &copy).unwrap();
     assert!(key(&copy, None, &["rotate"]).status.success());
@@ -89,7 +89,7 @@ fn two_nginx_with_exports_of_one_farm_resume_each_others_tickets_and_a_third_far
 }
 
 #[test]
-fn nginx_resumes_what_was_sealed_an_epoch_ago_and_what_is_sealed_an_epoch_ahead() {
+fn nginx_resumes_tickets_of_the_previous_and_the_next_epoch() {
     let certificates = Certificates::new();
     let file = make_key(&certificates, "farm.key", &[]);
     let servers = [None, Some("+1h")].map(|clock| {
@@ -142,20 +142,18 @@ fn two_haproxies_with_exports_of_one_farm_resume_each_others_tickets() {
 }
 
 #[test]
-fn exports_have_the_sizes_that_servers_ask_for_and_agree_between_copies() {
+fn exports_have_the_required_sizes_and_are_equal_for_copies_of_a_key() {
     let certificates = Certificates::new();
     let folder = certificates.folder();
     let file = make_key(&certificates, "farm.key", &[]);
     let copy = folder.join("copy.key");
     fs::copy(&file, &copy).unwrap();
-    // Stopped, so that all exports are of one epoch; and late enough for all epochs to be there.
-    let tomorrow = SystemTime::now() + Duration::from_secs(24 * 60 * 60);
-    let tomorrow = humantime::format_rfc3339_seconds(tomorrow).to_string();
-    let tomorrow = tomorrow.replace('T', " ").replace('Z', "");
+    // The clock is stopped, so that all exports have the same epoch. All epochs exist at this time.
+    let tomorrow = stopped_clock(SystemTime::now() + Duration::from_secs(24 * 60 * 60));
     let outputs = [(&file, "one"), (&copy, "other")].map(|(file, name)| {
         let at = |format: &str| folder.join(format!("{name}.{format}"));
         for format in ["nginx", "haproxy", "apache"] {
-            // Twice: an export replaces the one before it.
+            // Export twice: the second export replaces the first.
             export(file, Some(&tomorrow), format, &at(format));
             export(file, Some(&tomorrow), format, &at(format));
         }
@@ -177,12 +175,12 @@ fn exports_have_the_sizes_that_servers_ask_for_and_agree_between_copies() {
         (keys, lines, apache)
     });
     assert_eq!(outputs[0], outputs[1]);
-    // This one and the next, and one for each epoch that a living ticket can name.
+    // The current epoch, the next one, and one for each epoch of a live ticket.
     assert_eq!(outputs[0].0.len(), 13);
 }
 
 #[test]
-fn an_export_takes_the_keys_away_that_are_over_and_nothing_else() {
+fn an_export_removes_only_expired_keys() {
     let certificates = Certificates::new();
     let terms = ["--rotate", "1s", "--max-lifetime", "2s"];
     let file = make_key(&certificates, "farm.key", &terms);
@@ -202,7 +200,7 @@ fn an_export_takes_the_keys_away_that_are_over_and_nothing_else() {
 }
 
 #[test]
-fn an_export_never_takes_the_place_of_a_farm_key() {
+fn an_export_never_overwrites_a_farm_key() {
     let certificates = Certificates::new();
     let file = make_key(&certificates, "farm.key", &[]);
     let before = fs::read(&file).unwrap();

@@ -1,4 +1,4 @@
-//! `sessile lab`, by the real binary.
+//! `sessile lab` with the real binary.
 
 use std::io::{BufRead as _, BufReader};
 use std::process::{Command, Stdio};
@@ -12,13 +12,13 @@ fn lab() -> Command {
 }
 
 #[test]
-fn the_articles_failure_and_its_resolution_are_seen() {
+fn all_observations_are_as_the_article_says() {
     let output = lab().arg("kb937687").output().expect("the program");
     let table = String::from_utf8(output.stdout).expect("text");
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(0), "{table}{said}");
     assert!(said.is_empty(), "progress without a terminal: {said}");
-    // Wrapping aside.
+    // Ignore the line breaks of the table.
     let words = table.split_whitespace().collect::<Vec<_>>().join(" ");
     for seen in [
         "EnableKernelSSL=0 on each of three servers",
@@ -42,14 +42,14 @@ fn the_articles_failure_and_its_resolution_are_seen() {
 }
 
 #[test]
-fn an_interrupt_stops_it_at_once() {
+fn an_interrupt_stops_the_experiment_at_once() {
     let mut child = lab()
         .args(["kb937687", "--scale", "101"])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .expect("the program");
-    // From its warning on it catches signals.
+    // After the warning, the program handles signals.
     let mut warning = String::new();
     let mut stderr = BufReader::new(child.stderr.take().expect("piped"));
     stderr.read_line(&mut warning).expect("a line");

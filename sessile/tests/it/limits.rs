@@ -1,4 +1,4 @@
-//! What one source can take from the others: not much.
+//! Limits on the resources that one source can take from the others.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -16,34 +16,34 @@ use crate::peers::{Certificates, NAME, Sessile, nginx, run};
 
 const HELLO: &[u8] = include_bytes!("../../../proto/src/testdata/client-openssl-tls13-full.bin");
 
-/// As many as an attacker has, of the 20,000 files that this process may open.
+/// Connections of an attacker, of the 20,000 files that this process may open.
 const STALLED: usize = 10_000;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Another source than 127.0.0.1: another /24.
+/// An address in another /24 than 127.0.0.1.
 const OTHER: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 7, 9));
 
 fn raise_file_limit() {
     assert!(sessile::lifecycle::file_limit() > STALLED as u64 + 1_000);
 }
 
-/// Hellos that never become whole.
+/// ClientHellos that never become complete.
 fn stall(address: SocketAddr) -> Vec<TcpStream> {
     raise_file_limit();
     let begun = &HELLO[..HELLO.len() - 1];
     let stalled = (0..STALLED).map(|_| {
         let mut io = TcpStream::connect(address).unwrap();
-        // Ten thousand ports in TIME_WAIT would be missed by other tests.
+        // Reset the connection: other tests need the ports that TIME_WAIT would block.
         SockRef::from(&io).set_linger(Some(Duration::ZERO)).unwrap();
-        // It may be turned away before it has said anything.
+        // The connection may be refused before any byte is sent.
         let _ = io.write_all(begun);
         io
     });
     stalled.collect()
 }
 
-/// A whole visit by a client with that address.
+/// A complete visit of a client with this address.
 fn visit(address: SocketAddr, from: IpAddr, certificates: &Certificates) {
     let mut command = Command::new("openssl");
     command.args(["s_client", "-servername", NAME, "-verify_return_error"]);
@@ -53,7 +53,7 @@ fn visit(address: SocketAddr, from: IpAddr, certificates: &Certificates) {
     run("openssl", &mut command, "").succeeded();
 }
 
-/// Memory of a process in bytes.
+/// The memory of a process in bytes.
 fn resident(process: u32) -> usize {
     let status = fs::read_to_string(format!("/proc/{process}/status")).expect("it runs");
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
@@ -64,7 +64,7 @@ fn resident(process: u32) -> usize {
 }
 
 #[test]
-fn ten_thousand_stalled_hellos_of_one_source_leave_the_others_untouched() {
+fn ten_thousand_stalled_hellos_of_one_source_do_not_affect_other_sources() {
     let certificates = Certificates::new();
     let server = nginx(&certificates, "");
     let balancer = Sessile::balance(&[server.address()], &[]);
@@ -74,11 +74,11 @@ fn ten_thousand_stalled_hellos_of_one_source_leave_the_others_untouched() {
     let more = resident(balancer.id()).saturating_sub(before);
     assert!(more < STALLED * 4096, "{more} bytes for {STALLED} hellos");
     let metrics = balancer.await_metrics(|it| it.all_routed() == 1);
-    // It has had its part, and not more.
+    // The source got its share, and no more.
     assert!(metrics.turned_away("source-limit") > 0, "{metrics}");
     assert_eq!(metrics.turned_away("hello-limit"), 0, "{metrics}");
     drop(stalled);
-    // Whoever it was, it may come back.
+    // After the attack, the source can connect again.
     balancer.await_metrics(|it| it.sum("sessile_balance_connections_open", &[]) == 0);
     visit(
         balancer.address(),
@@ -88,7 +88,7 @@ fn ten_thousand_stalled_hellos_of_one_source_leave_the_others_untouched() {
 }
 
 #[test]
-fn ten_thousand_stalled_hellos_that_are_let_in_take_little_memory() {
+fn ten_thousand_accepted_stalled_hellos_take_little_memory() {
     let certificates = Certificates::new();
     let folder = tempfile::tempdir().unwrap();
     let config = folder.path().join("serve.toml");
@@ -109,7 +109,7 @@ fn ten_thousand_stalled_hellos_that_are_let_in_take_little_memory() {
         more < STALLED * 16 * 1024,
         "{more} bytes for {STALLED} hellos"
     );
-    // Each ends at its deadline, wherever it was cut.
+    // Each connection ends at its deadline, at every position of the cut.
     for mut io in stalled {
         io.set_read_timeout(Some(PATIENCE)).unwrap();
         assert!(!matches!(io.read(&mut [0]), Ok(1)), "an answer");
@@ -121,7 +121,7 @@ fn ten_thousand_stalled_hellos_that_are_let_in_take_little_memory() {
 }
 
 #[test]
-fn a_source_that_connects_too_often_is_turned_away_and_others_are_not() {
+fn a_source_that_connects_too_often_is_refused_and_others_are_not() {
     const TIMES: usize = 200;
     let certificates = Certificates::new();
     let server = nginx(&certificates, "");
@@ -145,7 +145,7 @@ fn a_source_that_connects_too_often_is_turned_away_and_others_are_not() {
     assert!(metrics.turned_away("source-rate") > 0, "{metrics}");
 }
 
-/// Connects from an address, with next to no room for what comes.
+/// Connects from an address, with a very small receive buffer.
 fn slow_reader(address: SocketAddr, from: IpAddr) -> TcpStream {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
@@ -156,7 +156,7 @@ fn slow_reader(address: SocketAddr, from: IpAddr) -> TcpStream {
     io
 }
 
-/// A server that sends without an end, and tells of each connection that takes no more.
+/// A server that sends without an end, and reports each connection that stalls.
 fn endless() -> (SocketAddr, mpsc::Receiver<TcpStream>) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let address = listener.local_addr().unwrap();
@@ -177,7 +177,7 @@ fn endless() -> (SocketAddr, mpsc::Receiver<TcpStream>) {
 }
 
 #[test]
-fn a_source_that_reads_nothing_leaves_pipes_to_the_others() {
+fn a_source_that_reads_nothing_does_not_take_all_pipes() {
     const FILES: u32 = 512;
     const PIPES: u64 = FILES as u64 / 32;
     const READERS: usize = 40;
@@ -200,7 +200,7 @@ fn a_source_that_reads_nothing_leaves_pipes_to_the_others() {
     let pipes = "sessile_balance_held_pipes";
     let metrics = balancer.metrics();
     let its_own = metrics.sum(pipes, &[]);
-    // A quarter, and one more for each worker that looked at the same time as another.
+    // A quarter, and one more for each worker that checked at the same time.
     let workers = thread::available_parallelism().unwrap().get() as u64;
     assert!((1..PIPES / 4 + workers).contains(&its_own), "{metrics}");
     let bytes = metrics.sum("sessile_balance_held_bytes", &[]);
@@ -218,7 +218,7 @@ fn a_source_that_reads_nothing_leaves_pipes_to_the_others() {
 }
 
 #[test]
-fn a_hello_may_be_as_long_as_is_set() {
+fn the_maximum_hello_size_is_configurable() {
     const LONG: usize = 40 * 1024;
     let certificates = Certificates::new();
     let server = nginx(&certificates, "");
@@ -236,11 +236,11 @@ fn a_hello_may_be_as_long_as_is_set() {
         let balancer = Sessile::balance_configured(&config, folder.path());
         let mut io = TcpStream::connect(balancer.address()).unwrap();
         io.set_read_timeout(Some(PATIENCE)).unwrap();
-        // It may be turned away before it is whole.
+        // The ClientHello may be refused before it is complete.
         let _ = io.write_all(&hello);
         let mut content = [0];
         io.read_exact(&mut content).unwrap();
-        // A ServerHello, or the balancer's alert.
+        // A ServerHello, or the alert of the balancer.
         assert_eq!(content == [22], answer, "{size}: {content:?}");
         let turned_away = balancer.metrics().turned_away("bad-hello");
         assert_eq!(turned_away, u64::from(!answer), "{size}");

@@ -1,5 +1,5 @@
-//! The program and its library against real peers. One binary: every further one would link the
-//! whole program once more.
+//! The program and its library against real peers. All tests share one binary, because each binary
+//! links the whole program again.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
@@ -8,12 +8,13 @@ mod alerts;
 mod attacks;
 mod balance;
 mod balance_checks;
-mod balance_forgetting;
+mod balance_contract;
 mod balance_labels;
-mod balance_missed;
 mod balance_path;
+mod balance_route_miss;
 mod balance_servers;
 mod balance_session_fault;
+mod balance_session_loss;
 mod balance_source;
 mod balance_tickets;
 mod chromium;
@@ -21,7 +22,6 @@ mod client;
 mod farm_clients;
 mod farm_life;
 mod farm_probe;
-mod homecoming;
 mod key;
 mod key_export;
 mod lab;
@@ -30,6 +30,7 @@ mod peers;
 mod probe;
 mod proxy_protocol;
 mod registry;
+mod return_routing;
 mod returning;
 mod rolling;
 mod serve_alerts;

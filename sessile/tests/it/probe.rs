@@ -76,7 +76,7 @@ fn a_server_with_cache_and_tickets_resumes_everything() {
 }
 
 #[test]
-fn a_server_without_a_cache_gives_no_session_id_and_that_fails_nothing() {
+fn a_server_without_a_cache_gives_no_session_id_and_the_probe_succeeds() {
     let certificates = Certificates::new();
     let server = nginx(&certificates, "ssl_session_cache off;");
     let found = Found::by(&certificates, &[server.address()], "2");
@@ -87,7 +87,7 @@ fn a_server_without_a_cache_gives_no_session_id_and_that_fails_nothing() {
 }
 
 #[test]
-fn a_server_that_gives_session_ids_and_keeps_none_refuses_them() {
+fn a_server_that_forgets_session_ids_refuses_them() {
     let certificates = Certificates::new();
     let directives = "ssl_session_cache none; ssl_session_tickets off;";
     let server = nginx(&certificates, directives);
@@ -98,12 +98,12 @@ fn a_server_that_gives_session_ids_and_keeps_none_refuses_them() {
 }
 
 #[test]
-fn servers_that_share_nothing_are_named() {
+fn names_the_servers_that_share_nothing() {
     let certificates = Certificates::new();
     let farm = [(); 2].map(|()| nginx(&certificates, "ssl_session_cache shared:s:1m;"));
     let addresses = [farm[0].address(), farm[1].address()];
     let found = Found::by(&certificates, &addresses, "4");
-    // Each return offers what the other server gave.
+    // Each return offers the session of the other server.
     assert_eq!(found.statuses(), ["refuses"; 3], "{:#}", found.report);
     assert_eq!(found.status, Some(1));
 
@@ -151,11 +151,11 @@ fn a_version_that_the_server_does_not_speak_is_not_offered() {
 }
 
 #[test]
-fn a_server_without_tickets_keeps_tls13_sessions_itself() {
+fn a_server_without_tickets_resumes_tls13_from_its_cache() {
     let certificates = Certificates::new();
     let server = openssl(&certificates, &["-www", "-no_ticket"]);
     let found = Found::by(&certificates, &[server.address()], "2");
-    // OpenSSL's TLS 1.3 then gives stateful PSKs, which its cache resumes.
+    // In TLS 1.3, OpenSSL then gives stateful PSKs, which it resumes from its cache.
     assert_eq!(found.statuses(), ["resumes", "not-offered", "resumes"]);
     assert_eq!(
         found.mechanism("ticket")["note"],
@@ -174,7 +174,7 @@ fn a_server_that_is_not_http_is_probed_too() {
 }
 
 #[test]
-fn what_a_sessile_server_says_is_shown_and_becomes_the_cause() {
+fn shows_the_verdict_of_a_sessile_server_as_the_cause() {
     let certificates = Certificates::new();
     let directives = "ssl_session_cache none; ssl_session_tickets off; ssl_protocols TLSv1.2;\n\
         add_header sessile-server web2 always; add_header sessile-verdict full/evicted always;";
@@ -188,7 +188,7 @@ fn what_a_sessile_server_says_is_shown_and_becomes_the_cause() {
 }
 
 #[test]
-fn a_server_of_the_farm_that_is_down_fails_the_probe_and_does_not_end_it() {
+fn a_stopped_server_fails_the_probe_without_ending_it() {
     let certificates = Certificates::new();
     let server = nginx(&certificates, "ssl_session_cache shared:s:1m;");
     let nobody = SocketAddr::from(([127, 0, 0, 1], free_port()));
@@ -206,7 +206,7 @@ fn a_server_of_the_farm_that_is_down_fails_the_probe_and_does_not_end_it() {
 }
 
 #[test]
-fn no_connection_and_wrong_usage_exit_with_2_and_say_why() {
+fn missing_connections_and_wrong_usage_exit_with_2_and_a_reason() {
     let said = |arguments: &[&str]| {
         let output = probe(arguments);
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
@@ -235,7 +235,7 @@ fn no_connection_and_wrong_usage_exit_with_2_and_say_why() {
 }
 
 #[test]
-fn an_address_as_host_is_verified_as_such_and_sends_no_server_name() {
+fn an_address_as_host_is_verified_and_sends_no_server_name() {
     let certificates = Certificates::new();
     let directives =
         "ssl_session_cache shared:s:1m; add_header sessile-server \"[$ssl_server_name]\" always;";
@@ -253,7 +253,7 @@ fn an_address_as_host_is_verified_as_such_and_sends_no_server_name() {
 }
 
 #[test]
-fn an_interrupted_probe_prints_what_it_has() {
+fn an_interrupted_probe_prints_a_partial_report() {
     let silent = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let target = silent.local_addr().unwrap().to_string();
     let child = Command::new(env!("CARGO_BIN_EXE_sessile"))
@@ -261,7 +261,7 @@ fn an_interrupted_probe_prints_what_it_has() {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    // Its first handshake is under way from here on.
+    // Now the first handshake has begun.
     let (_connection, _) = silent.accept().unwrap();
     rustix::process::kill_process(Pid::from_child(&child), Signal::INT).unwrap();
     let output = child.wait_with_output().unwrap();
@@ -272,7 +272,7 @@ fn an_interrupted_probe_prints_what_it_has() {
 }
 
 #[test]
-fn a_server_that_ends_handshakes_with_its_own_session_is_told_from_one_that_is_down() {
+fn distinguishes_a_server_that_ends_handshakes_with_its_session_from_one_that_is_down() {
     let certificates = Certificates::new();
     let ca = certificates.ca.to_str().unwrap();
     for (by, end) in By::ALL.into_iter().zip(End::ALL) {
@@ -311,7 +311,7 @@ fn a_server_that_ends_handshakes_with_its_own_session_is_told_from_one_that_is_d
 }
 
 #[test]
-fn a_server_that_dies_after_the_first_handshake_is_not_called_faulty() {
+fn a_server_that_stops_after_the_first_handshake_is_not_called_faulty() {
     let certificates = Certificates::new();
     let server = Faulty::start(&certificates, By::Psk, Fault::AllAfterFirst(End::Reset));
     let found = Found::by(&certificates, &[server.address()], "2");

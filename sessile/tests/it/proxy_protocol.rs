@@ -1,5 +1,5 @@
-//! PROXY headers, with HAProxy and nginx on the other side: whose connection it is comes through a proxy
-//! in front of sessile, through sessile, and through both.
+//! PROXY headers with HAProxy and nginx: the client's address passes a proxy before sessile,
+//! sessile itself, and both.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -14,10 +14,10 @@ const HELLO: &[u8] = include_bytes!("../../../proto/src/testdata/client-openssl-
 
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// An address that only a PROXY header can tell from the others on this host.
+/// A client address that only a PROXY header can convey.
 const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 7, 9));
 
-/// A balancer that wants headers from loopback, in front of a server that wants them like this.
+/// A balancer that accepts headers from loopback, and sends this form of headers to the server.
 fn balancer(server: SocketAddr, header: &str, trusted: &str) -> Sessile {
     let folder = tempfile::tempdir().unwrap();
     let config = folder.path().join("balance.toml");
@@ -31,7 +31,7 @@ fn balancer(server: SocketAddr, header: &str, trusted: &str) -> Sessile {
     Sessile::balance_configured(&config, Path::new("/nonexistent"))
 }
 
-/// HAProxy in TCP mode before a server, which it sends headers in this form.
+/// HAProxy in TCP mode, which sends this form of headers to a server.
 fn proxy(certificates: &Certificates, server: SocketAddr, form: &str) -> Peer {
     Peer::start("haproxy", |port| {
         let config = certificates.folder().join(format!("haproxy-{port}.cfg"));
@@ -46,7 +46,7 @@ fn proxy(certificates: &Certificates, server: SocketAddr, form: &str) -> Peer {
     })
 }
 
-/// What curl gets from there, coming from [`CLIENT`].
+/// The body of the response that curl gets from the address [`CLIENT`].
 fn fetch(address: SocketAddr, certificates: &Certificates) -> String {
     let mut command = Command::new("curl");
     command.args(["--silent", "--show-error", "--http1.1"]);
@@ -58,7 +58,7 @@ fn fetch(address: SocketAddr, certificates: &Certificates) -> String {
     ran.stdout
 }
 
-/// nginx that wants a header and says whose connection it is.
+/// nginx that requires a header and answers with the client's address.
 fn nginx_behind(certificates: &Certificates) -> Peer {
     let peer = nginx(certificates, "");
     drop(peer);
@@ -90,7 +90,7 @@ fn nginx_behind(certificates: &Certificates) -> Peer {
     })
 }
 
-/// HAProxy that wants a header and says whose connection it is, and for which name.
+/// HAProxy that requires a header and answers with the client's address and server name.
 fn haproxy_behind(certificates: &Certificates) -> Peer {
     let says = "accept-proxy\n  http-request return status 200 content-type text/plain lf-string \
                 \"%[src] %[fc_pp_authority]\"";
@@ -98,7 +98,7 @@ fn haproxy_behind(certificates: &Certificates) -> Peer {
 }
 
 #[test]
-fn the_client_is_known_through_haproxy_and_the_balancer_to_nginx() {
+fn nginx_knows_the_client_through_haproxy_and_the_balancer() {
     let certificates = Certificates::new();
     let server = nginx_behind(&certificates);
     for (before, after) in [
@@ -116,7 +116,7 @@ fn the_client_is_known_through_haproxy_and_the_balancer_to_nginx() {
 }
 
 #[test]
-fn haproxy_hears_the_client_and_the_name_that_it_asked_for() {
+fn haproxy_receives_the_clients_address_and_server_name() {
     let certificates = Certificates::new();
     let server = haproxy_behind(&certificates);
     let folder = tempfile::tempdir().unwrap();
@@ -137,7 +137,7 @@ fn haproxy_hears_the_client_and_the_name_that_it_asked_for() {
 }
 
 #[test]
-fn a_server_behind_haproxy_logs_its_clients_and_not_the_proxy() {
+fn a_server_behind_haproxy_logs_the_addresses_of_its_clients() {
     let certificates = Certificates::new();
     let folder = tempfile::tempdir().unwrap();
     let config = folder.path().join("serve.toml");
@@ -156,7 +156,7 @@ fn a_server_behind_haproxy_logs_its_clients_and_not_the_proxy() {
         assert_eq!(fetch(proxy.address(), &certificates), "here");
         server.await_line(&format!("{CLIENT}"));
     }
-    // The proxy's own health checks are its own.
+    // The proxy's own health checks have no header with a client.
     let checked = proxy(
         &certificates,
         server.address(),
@@ -169,11 +169,11 @@ fn a_server_behind_haproxy_logs_its_clients_and_not_the_proxy() {
     assert_eq!(metrics.sum(failures, &refused), 0, "{metrics}");
 }
 
-/// Sends and waits for the end, whichever way it comes.
+/// Sends data, and waits for the end of the connection or for a reset.
 fn send(address: SocketAddr, bytes: &[u8]) {
     let mut io = TcpStream::connect(address).unwrap();
     io.set_read_timeout(Some(PATIENCE)).unwrap();
-    // It may be turned away before it has said everything.
+    // The connection may be refused before all data is sent.
     let _ = io.write_all(bytes);
     let mut answer = Vec::new();
     let _ = io.read_to_end(&mut answer);
@@ -181,7 +181,7 @@ fn send(address: SocketAddr, bytes: &[u8]) {
 }
 
 #[test]
-fn who_may_not_send_headers_or_sends_none_is_turned_away() {
+fn connections_without_a_trusted_proxy_header_are_refused() {
     let certificates = Certificates::new();
     let server = nginx_behind(&certificates);
     let header = b"PROXY TCP4 127.0.7.9 127.0.0.1 5 6\r\n";
@@ -208,7 +208,7 @@ fn who_may_not_send_headers_or_sends_none_is_turned_away() {
 }
 
 #[test]
-fn a_header_in_pieces_of_one_byte_is_a_header() {
+fn a_header_in_segments_of_one_byte_is_accepted() {
     let certificates = Certificates::new();
     let server = nginx_behind(&certificates);
     let balancer = balancer(server.address(), "v2", "127.0.0.1");

@@ -1,4 +1,4 @@
-//! A registry export changes what a server does: imported, served, and seen by clients.
+//! A registry export changes the behaviour of a server: imported, served, and seen by clients.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use crate::peers::{Certificates, Sessile, run};
 const SCHANNEL: &str = "Windows Registry Editor Version 5.00\r\n\r\n\
     [HKEY_LOCAL_MACHINE\\SYSTEM\\CurrentControlSet\\Control\\SecurityProviders\\SCHANNEL]\r\n";
 
-/// A configuration into which these values were imported, as regedit exports them.
+/// A configuration with these values, imported from the format of regedit.
 fn imported(certificates: &Certificates, values: &str) -> PathBuf {
     let folder = certificates.folder();
     let config = folder.join("sessile.toml");
@@ -67,14 +67,14 @@ fn a_cache_size_of_zero_turns_the_server_side_cache_off() {
 }
 
 #[test]
-fn a_cache_time_of_three_seconds_is_two_seconds_and_not_four() {
+fn sessions_resume_after_two_but_not_four_seconds_with_a_cache_time_of_three() {
     let certificates = Certificates::new();
     let config = imported(&certificates, "\"ServerCacheTime\"=dword:00000bb8");
     let server = Sessile::serve_configured(&config, certificates.folder());
     let session = certificates.folder().join("session.pem");
     let begin = Instant::now();
     assert!(!reused(&server, &session, &["-sess_out"]));
-    // Not synchronisation: that time passes is what is tested.
+    // This sleep is no synchronisation: the test is about the passing of time.
     std::thread::sleep(Duration::from_secs(2).saturating_sub(begin.elapsed()));
     assert!(reused(&server, &session, &["-sess_in"]));
     assert!(begin.elapsed() < Duration::from_secs(3), "a busy machine");
@@ -83,7 +83,7 @@ fn a_cache_time_of_three_seconds_is_two_seconds_and_not_four() {
     server.await_metrics(|metrics| metrics.verdict("full/expired") == 1);
 }
 
-/// Whether a TLS 1.2 connection of openssl by session ID resumed.
+/// True if openssl resumed a TLS 1.2 connection by session ID.
 fn reused(server: &Sessile, session: &Path, arguments: &[&str]) -> bool {
     let mut client = Command::new("openssl");
     client.args(["s_client", "-tls1_2", "-no_ticket", "-connect"]);

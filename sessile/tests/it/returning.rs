@@ -1,5 +1,5 @@
-//! Clients that come back with what the server gave them last: what a resumed handshake gives them,
-//! and when their sessions end.
+//! Clients that return with their latest session: the tickets in a resumed handshake, and the end
+//! of sessions.
 
 use std::fs;
 use std::path::Path;
@@ -13,10 +13,10 @@ use crate::farm_life::clients::{How, openssl};
 use crate::peers::{Peer, run};
 use crate::store::setup::{Farm, Redis, Server, client, verdict};
 
-/// Requests to nginx, each of which opens a connection to sessile.
+/// Number of requests to nginx. Each request opens a connection to sessile.
 const REQUESTS: usize = 20;
 
-/// nginx with one process, which passes every request on over a TLS connection of its own.
+/// nginx with one process, which forwards each request over its own TLS connection.
 fn nginx_as_a_client(server: &Server, protocol: &str) -> Peer {
     let folder = tempfile::tempdir().expect("a temporary folder").keep();
     Peer::start("nginx", |port| {
@@ -48,7 +48,7 @@ fn nginx_as_a_client(server: &Server, protocol: &str) -> Peer {
 }
 
 #[test]
-fn nginx_as_a_proxy_resumes_every_connection_after_the_first() {
+fn nginx_as_a_proxy_resumes_all_connections_after_the_first() {
     for (protocol, tickets, how) in [
         ("TLSv1.2", true, How::Ticket),
         ("TLSv1.2", false, How::SessionId),
@@ -69,7 +69,7 @@ fn nginx_as_a_proxy_resumes_every_connection_after_the_first() {
     }
 }
 
-/// How many NewSessionTicket messages a client gets that offers the session in a file.
+/// The number of NewSessionTicket messages for a client that offers the session in a file.
 fn tickets_received(server: &Server, arguments: &[&str], session: &Path) -> usize {
     let mut command = Command::new("openssl");
     command.args(["s_client", "-msg", "-ign_eof", "-servername", "localhost"]);
@@ -103,7 +103,7 @@ fn a_resumed_handshake_gives_one_tls13_ticket_and_no_tls12_ticket() {
 }
 
 #[test]
-fn a_session_id_that_resumes_brings_no_ticket_from_a_server_that_has_tickets() {
+fn resuming_by_session_id_gives_no_ticket() {
     let folder = tempfile::tempdir().unwrap();
     let redis = Redis::start();
     let farm = Farm::sharing(&redis.url(), "tickets = false\n");
@@ -121,14 +121,14 @@ fn a_session_id_that_resumes_brings_no_ticket_from_a_server_that_has_tickets() {
 }
 
 #[test]
-fn a_ticket_that_is_declined_is_replaced() {
+fn a_declined_ticket_is_replaced() {
     let folder = tempfile::tempdir().unwrap();
     let server = Farm::new("").serve("web1");
     let session = folder.path().join("session");
     let aes_128 = ["-tls1_2", "-cipher", "ECDHE-ECDSA-AES128-GCM-SHA256"];
     let aes_256 = ["-tls1_2", "-cipher", "ECDHE-ECDSA-AES256-GCM-SHA384"];
     assert_eq!(tickets_received(&server, &aes_128, &session), 1);
-    // The library admits the session and then declines it, because the suite differs.
+    // The library first accepts the session, then declines it because the cipher suite differs.
     assert_eq!(tickets_received(&server, &aes_256, &session), 1);
     assert_eq!(tickets_received(&server, &aes_256, &session), 0);
     let metrics = server.metrics();
@@ -136,10 +136,10 @@ fn a_ticket_that_is_declined_is_replaced() {
     assert_eq!(metrics.verdict("resumed/ticket"), 1, "{metrics}");
 }
 
-/// How long the certificate of the tests below is valid. Sessions end a minute before.
+/// Lifetime of the certificate in the tests below. Sessions end one minute earlier.
 const CERTIFICATE: Duration = Duration::from_secs(30 * 60);
 
-/// Two servers with a certificate that ends soon, and a clock that both read from a file.
+/// Two servers with a certificate that expires soon, and a clock that both read from a file.
 struct EndingCertificate {
     _redis: Redis,
     farm: Farm,
@@ -170,7 +170,7 @@ impl EndingCertificate {
         }
     }
 
-    /// Sets the servers' clocks so much before the end of the certificate.
+    /// Sets the servers' clocks to a time before the end of the certificate.
     fn set_clock_before_the_end(&self, left: Duration) {
         let ahead = CERTIFICATE - left;
         fs::write(&self.clock, format!("+{}", ahead.as_secs())).unwrap();
@@ -182,7 +182,7 @@ impl EndingCertificate {
     }
 }
 
-/// The lifetime that was announced with the ticket in a file, in seconds.
+/// The announced lifetime of the ticket in a file, in seconds.
 fn announced(session: &Path) -> Option<u64> {
     let mut command = Command::new("openssl");
     command
@@ -216,7 +216,7 @@ fn sessions_end_with_the_certificate(settings: &str, mechanisms: &[How]) {
         }
         farm.set_clock_before_the_end(Duration::from_secs(120));
         assert_eq!(farm.visit(0, how, &session), resumed);
-        // A ticket of a ticket of a ticket ends with the first one.
+        // Later tickets end with the first ticket.
         farm.set_clock_before_the_end(Duration::from_secs(30));
         assert_eq!(farm.visit(1, how, &session), "full/expired");
     }
@@ -234,7 +234,7 @@ fn a_stored_session_ends_with_the_certificate_of_its_full_handshake() {
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn a_certificate_that_is_about_to_end_gives_no_session() {
+async fn a_certificate_about_to_expire_gives_no_session() {
     let farm = EndingCertificate::new("");
     farm.set_clock_before_the_end(Duration::from_secs(50));
     for mechanism in [Mechanism::SessionId, Mechanism::Ticket, Mechanism::Psk] {
@@ -243,7 +243,7 @@ async fn a_certificate_that_is_about_to_end_gives_no_session() {
         assert_eq!(verdict(&client, address).await, "full/nothing-offered");
         assert!(client.sessions().is_empty(), "{mechanism:?}");
     }
-    // Clients that accept a certificate after its end come back as to any other.
+    // Clients that accept an expired certificate still connect.
     farm.set_clock_before_the_end(Duration::ZERO);
     let client = client(Mechanism::Psk);
     let address = farm.servers[0].address();

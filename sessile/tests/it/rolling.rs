@@ -1,5 +1,5 @@
-//! Everything restarts, and some of it dies, while clients of every kind come and go. `just soak` has the
-//! same for a minute, at a rate.
+//! Restarts and kills of all parts while clients of every kind connect. `just soak` runs this for a
+//! minute at a minimum rate.
 
 use std::collections::BTreeMap;
 use std::env;
@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use sessile::client::{Client, Connection, Mechanism, Options, Sessions, Target, Trust};
+use sessile::client::{Client, EstablishedConnection, Mechanism, Options, Sessions, Target, Trust};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::MissedTickBehavior;
 
@@ -24,14 +24,15 @@ use crate::store::setup::{Farm, Redis, Server, try_verdict};
 
 const NAMES: [&str; 3] = ["web1", "web2", "web3"];
 
-/// Clients of ours for each way to resume, beside one each of OpenSSL, Python and, but for TLS 1.3, GnuTLS.
+/// Our own clients for each mechanism, besides one each of OpenSSL, Python and (not for TLS 1.3)
+/// GnuTLS.
 const OURS: usize = 8;
 
-/// How often clients come back, at most.
+/// The pause between two visits of a client.
 #[derive(Clone, Copy)]
 struct Pace {
     ours: Duration,
-    /// Each visit of these is a program that is started.
+    /// For clients that start a program for each visit.
     others: Duration,
 }
 
@@ -40,17 +41,17 @@ const PACE: Pace = Pace {
     others: Duration::from_millis(100),
 };
 
-/// Visits that begin after an event and come to a verdict before the next, however long that takes: a
-/// slow machine makes the test longer, not easier.
+/// Number of visits with a verdict between two events. A slow machine makes the test longer, not
+/// easier.
 const MEANWHILE: usize = 150;
 
-/// Set by `just soak`: for how many seconds it goes on, at [`SOAK_RATE`] or more.
+/// Set by `just soak`: the duration in seconds, with [`SOAK_RATE`] as the minimum rate.
 const SOAK: &str = "SESSILE_SOAK";
 
-/// Visits a second, at least.
+/// Minimum number of visits a second.
 const SOAK_RATE: f64 = 200.0;
 
-/// Enough for that rate, where each visit is over in a moment.
+/// Enough clients for this rate, because a visit is short.
 const SOAK_PACE: Pace = Pace {
     ours: Duration::from_millis(100),
     others: Duration::from_millis(250),
@@ -59,7 +60,7 @@ const SOAK_PACE: Pace = Pace {
 /// Lines of `[balance]`.
 const BALANCE: &str = "policy = \"round-robin\"\nhealth-interval = \"250ms\"";
 
-/// How long a client waits for an answer: one that waits longer has got none.
+/// Limit of the time until a client has its answer.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// One connection of one client.
@@ -71,7 +72,7 @@ struct Visit {
     came_to: Result<String, String>,
 }
 
-/// What clients at work tell.
+/// The results of all clients.
 #[derive(Default)]
 struct Tally {
     over: AtomicBool,
@@ -92,7 +93,7 @@ impl Tally {
         });
     }
 
-    /// Visits that began after that and came to a verdict.
+    /// The number of visits after a time that got a verdict.
     fn good_since(&self, since: Instant) -> usize {
         let visits = self.visits.lock().unwrap();
         let recent = visits.iter().rev().take_while(|visit| visit.ended >= since);
@@ -101,7 +102,7 @@ impl Tally {
     }
 }
 
-/// Clients of every kind at work, each in turns of its own, until this is dropped.
+/// Clients of every kind, each with its own pause, until this is dropped.
 struct Clients {
     tally: Arc<Tally>,
     threads: Vec<JoinHandle<()>>,
@@ -125,7 +126,8 @@ impl Clients {
             let root = farm.root();
             let session = farm.folder().join(format!("rolling-{how:?}"));
             let mut python = Python::start(&root, how);
-            // Its program waits for a ticket of TLS 1.3 for ever where the connection is cut before.
+            // With TLS 1.3, GnuTLS's program waits for a ticket forever if the connection is cut
+            // before.
             if !matches!(how, How::Psk) {
                 let authority = root.clone();
                 clients.add(format!("GnuTLS by {how:?}"), move || {
@@ -137,9 +139,10 @@ impl Clients {
             });
             clients.add(format!("Python by {how:?}"), move || {
                 let verdict = python.connect(address);
-                match verdict.starts_with("failed") {
-                    true => Err(verdict),
-                    false => Ok(verdict),
+                if verdict.starts_with("failed") {
+                    Err(verdict)
+                } else {
+                    Ok(verdict)
                 }
             });
         }
@@ -162,18 +165,18 @@ impl Clients {
         }));
     }
 
-    /// Waits until so many more visits have begun and come to a verdict.
-    fn meanwhile(&self) {
+    /// Waits until this number of new visits has begun and got a verdict.
+    fn wait_for_visits(&self) {
         let since = Instant::now();
         eventually("clients come and go", || {
             self.tally.good_since(since) >= MEANWHILE
         });
     }
 
-    /// Ends them, and says what became of all visits, and how many a second there were.
+    /// Stops the clients. Returns the results of all visits and the number of visits a second.
     fn finish(mut self) -> (Vec<Visit>, f64) {
         self.tally.over.store(true, Ordering::Relaxed);
-        // Those that are under way now end later, and no others begin.
+        // Visits that have begun may finish, and no others begin.
         let seconds = self.began.elapsed().as_secs_f64();
         for thread in mem::take(&mut self.threads) {
             thread.join().expect("no client's program hangs");
@@ -201,7 +204,7 @@ impl Drop for Clients {
     fn drop(&mut self) {
         self.tally.over.store(true, Ordering::Relaxed);
         for thread in self.threads.drain(..) {
-            // One that panicked has said so, and so has the test.
+            // A panicked thread has already printed its message, and the test fails.
             let _ = thread.join();
         }
     }
@@ -244,7 +247,7 @@ fn client(how: How) -> Client {
     Client::new(options, Sessions::default()).unwrap()
 }
 
-/// A balancer whose listening socket is somebody else's, in front of these servers.
+/// A balancer with an inherited listening socket, in front of these servers.
 fn balancer(farm: &Farm, servers: &[SocketAddr], listener: &TcpListener) -> Sessile {
     let file = farm.folder().join("balance.toml");
     let address = listener.local_addr().unwrap();
@@ -260,13 +263,13 @@ fn balancer(farm: &Farm, servers: &[SocketAddr], listener: &TcpListener) -> Sess
     Sessile::inheriting("balance", &file, Path::new(NO_FOLDER), listener, &nobody)
 }
 
-/// From just before something was killed until it was gone.
-struct Killing {
+/// The time from just before a kill until the process was gone.
+struct KillWindow {
     from: Instant,
     until: Instant,
 }
 
-impl Killing {
+impl KillWindow {
     fn of(kill: impl FnOnce()) -> Self {
         let from = Instant::now();
         kill();
@@ -276,7 +279,7 @@ impl Killing {
         }
     }
 
-    /// Whether the connection was open then.
+    /// True if the connection was open in this time.
     fn cut(&self, visit: &Visit) -> bool {
         visit.began <= self.until && visit.ended >= self.from
     }
@@ -294,7 +297,7 @@ fn restarts_cost_no_connection_and_kills_only_those_that_are_open() {
     let soak = soak();
     let pace = soak.map_or(PACE, |_| SOAK_PACE);
     let clients = Clients::start(&farm, listener.local_addr().unwrap(), pace);
-    clients.meanwhile();
+    clients.wait_for_visits();
 
     let is_up = |server: &serde_json::Value| server["state"] == "up";
     let mut rounds = 0;
@@ -303,23 +306,23 @@ fn restarts_cost_no_connection_and_kills_only_those_that_are_open() {
             servers.remove(at).drain();
             servers.insert(at, farm.serve_again(name, addresses[at].port()));
             balancing.await_server(name, is_up);
-            clients.meanwhile();
+            clients.wait_for_visits();
         }
         balancing.terminate();
         assert!(balancing.ended().success());
         balancing = balancer(&farm, &addresses, &listener);
-        clients.meanwhile();
+        clients.wait_for_visits();
         rounds += 1;
     }
 
     let server = servers.remove(0);
-    let server_killed = Killing::of(|| server.peer.kill());
-    clients.meanwhile();
+    let server_killed = KillWindow::of(|| server.peer.kill());
+    clients.wait_for_visits();
     servers.insert(0, farm.serve_again(NAMES[0], addresses[0].port()));
     balancing.await_server(NAMES[0], is_up);
-    let balancer_killed = Killing::of(|| drop(balancing));
+    let balancer_killed = KillWindow::of(|| drop(balancing));
     let balancing = balancer(&farm, &addresses, &listener);
-    clients.meanwhile();
+    clients.wait_for_visits();
 
     let (visits, rate) = clients.finish();
     let killings = [server_killed, balancer_killed];
@@ -327,7 +330,7 @@ fn restarts_cost_no_connection_and_kills_only_those_that_are_open() {
     let excused = |visit: &Visit| killings.iter().any(|killing| killing.cut(visit));
     let lost: Vec<_> = bad.iter().filter(|visit| !excused(visit)).collect();
     assert!(lost.is_empty(), "of {}: {lost:#?}", visits.len());
-    // Nor did it cost a session: a client that begins anew is a new one, or one that was cut off.
+    // No session was lost, either: only new clients and cut-off clients make full handshakes.
     let full = |visit: &&&Visit| {
         let verdict = visit.came_to.as_deref().unwrap_or_default();
         !verdict.starts_with("resumed/")
@@ -351,7 +354,7 @@ fn restarts_cost_no_connection_and_kills_only_those_that_are_open() {
     }
 }
 
-/// How long to go on, if this is no ordinary test.
+/// The duration of a soak, if this is one.
 fn soak() -> Option<Duration> {
     let seconds = env::var(SOAK).ok()?;
     Some(Duration::from_secs(
@@ -359,9 +362,9 @@ fn soak() -> Option<Duration> {
     ))
 }
 
-/// A connection that stays open, and where it leads.
+/// A connection that stays open, and its server.
 struct Held {
-    connection: Connection,
+    connection: EstablishedConnection,
     balancer: usize,
     server: String,
 }
@@ -379,7 +382,7 @@ impl Held {
         held
     }
 
-    /// Asks which server this is.
+    /// Asks for the name of the server.
     async fn ask(&mut self) -> io::Result<String> {
         let request = b"GET /verdict.json HTTP/1.1\r\nhost: localhost\r\n\r\n";
         let stream = self.connection.stream();
@@ -394,14 +397,15 @@ impl Held {
     }
 }
 
-/// Asks on all that are still there, those for which `cut` says so not: they have ended. Returns the
+/// Sends a request on each connection. Those for which `cut` is true must have ended. Returns the
 /// others.
-async fn outlive(held: Vec<Held>, cut: impl Fn(&Held) -> bool) -> Vec<Held> {
+async fn check_open_connections(held: Vec<Held>, cut: impl Fn(&Held) -> bool) -> Vec<Held> {
     let mut left = Vec::new();
     for mut held in held {
-        let expected = match cut(&held) {
-            true => None,
-            false => Some(held.server.clone()),
+        let expected = if cut(&held) {
+            None
+        } else {
+            Some(held.server.clone())
         };
         assert_eq!(held.ask().await.ok(), expected, "{}", held.balancer);
         if expected.is_some() {
@@ -411,26 +415,26 @@ async fn outlive(held: Vec<Held>, cut: impl Fn(&Held) -> bool) -> Vec<Held> {
     left
 }
 
-/// A client of OpenSSL's, and the server that wrote the label it has.
+/// A client of OpenSSL, and the server that wrote its label.
 struct Labelled {
     session: PathBuf,
     version: &'static str,
-    home: String,
+    labelled_server: String,
 }
 
 impl Labelled {
     fn new(farm: &Farm, version: &'static str, name: usize, balancer: &Sessile) -> Self {
         let session = farm.folder().join(format!("labelled-{name}"));
-        let (home, _) = visit(balancer.address(), version, &session);
+        let (labelled_server, _) = visit(balancer.address(), version, &session);
         Self {
             session,
             version,
-            home,
+            labelled_server,
         }
     }
 
-    /// Comes back through each of these balancers, and resumes: where?
-    fn come_back(&self, balancers: &[Sessile]) -> Vec<String> {
+    /// Returns through each of these balancers and resumes. Returns the servers.
+    fn return_through(&self, balancers: &[Sessile]) -> Vec<String> {
         let resumed = balancers.iter().map(|balancer| {
             let (server, verdict) = visit(balancer.address(), self.version, &self.session);
             assert!(verdict.starts_with("resumed/"), "{verdict} at {server}");
@@ -439,22 +443,22 @@ impl Labelled {
         resumed.collect()
     }
 
-    /// The same where all lead it to the server that wrote its label.
-    fn come_home(&self, balancers: &[Sessile]) {
-        let all = vec![self.home.clone(); balancers.len()];
-        assert_eq!(self.come_back(balancers), all, "{}", self.version);
+    /// Returns through each of these balancers, which all must lead to the server of the label.
+    fn return_to_same_server(&self, balancers: &[Sessile]) {
+        let all = vec![self.labelled_server.clone(); balancers.len()];
+        assert_eq!(self.return_through(balancers), all, "{}", self.version);
     }
 
-    /// The same where that server is back again. A ticket of TLS 1.2 is still the one it wrote; in
-    /// TLS 1.3 each server has given another.
-    fn settle(&mut self, balancers: &[Sessile]) {
-        self.home = self.come_back(&balancers[..1]).remove(0);
-        self.come_home(balancers);
+    /// Returns to the server of the label after its restart. A TLS 1.2 ticket still has its label.
+    /// In TLS 1.3, each server has given a new ticket.
+    fn return_after_restart(&mut self, balancers: &[Sessile]) {
+        self.labelled_server = self.return_through(&balancers[..1]).remove(0);
+        self.return_to_same_server(balancers);
     }
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn whichever_is_killed_the_others_lose_nothing_that_is_not_open_there() {
+async fn killing_a_server_affects_only_its_open_connections() {
     let farm = Farm::new("");
     let mut servers = Vec::from(farm.serve_three());
     export(&farm);
@@ -471,10 +475,14 @@ async fn whichever_is_killed_the_others_lose_nothing_that_is_not_open_there() {
     }
     for at in 0..balancers.len() {
         drop(balancers.remove(at));
-        held = outlive(held, |held| held.balancer == at).await;
-        clients.iter().for_each(|it| it.come_home(&balancers));
+        held = check_open_connections(held, |held| held.balancer == at).await;
+        clients
+            .iter()
+            .for_each(|it| it.return_to_same_server(&balancers));
         balancers.insert(at, start(&servers));
-        clients.iter().for_each(|it| it.come_home(&balancers));
+        clients
+            .iter()
+            .for_each(|it| it.return_to_same_server(&balancers));
         for _ in NAMES {
             held.push(Held::open(at, balancers[at].address()).await);
         }
@@ -482,20 +490,25 @@ async fn whichever_is_killed_the_others_lose_nothing_that_is_not_open_there() {
     for (at, name) in NAMES.into_iter().enumerate() {
         let port = servers[at].address().port();
         servers.remove(at).peer.kill();
-        held = outlive(held, |held| held.server == name).await;
+        held = check_open_connections(held, |held| held.server == name).await;
         for client in &clients {
-            if client.home == name {
-                let elsewhere = client.come_back(&balancers);
-                assert!(!elsewhere.contains(&client.home), "{elsewhere:?}");
+            if client.labelled_server == name {
+                let elsewhere = client.return_through(&balancers);
+                assert!(
+                    !elsewhere.contains(&client.labelled_server),
+                    "{elsewhere:?}"
+                );
             } else {
-                client.come_home(&balancers);
+                client.return_to_same_server(&balancers);
             }
         }
         servers.insert(at, farm.serve_again(name, port));
         for balancer in &balancers {
             balancer.await_server(name, |server| server["state"] == "up");
         }
-        clients.iter_mut().for_each(|it| it.settle(&balancers));
+        clients
+            .iter_mut()
+            .for_each(|it| it.return_after_restart(&balancers));
     }
     assert!(held.is_empty(), "each server was killed once");
 }

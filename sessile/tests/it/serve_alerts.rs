@@ -1,4 +1,4 @@
-//! The alerts and versions of `sessile serve`, once a client has sent a good ClientHello.
+//! The alerts and versions of `sessile serve` after a valid ClientHello.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -12,15 +12,15 @@ use sessile_proto::alert::AlertDescription;
 
 use crate::peers::{Certificates, NAME, Sessile, record, run};
 
-/// A ClientHello of TLS 1.2, without `supported_versions`.
+/// A ClientHello of TLS 1.2 without `supported_versions`.
 const TLS12: &[u8] = include_bytes!("../../../proto/src/testdata/client-openssl-tls12-id-full.bin");
 
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// Where a ClientHello in one record has its version.
+/// The position of the version in a ClientHello of one record.
 const VERSION: usize = 5 + 4;
 
-/// Content types and types of handshake messages.
+/// Content types of records, and types of handshake messages.
 const ALERT: u8 = 21;
 const HANDSHAKE: u8 = 22;
 const APPLICATION_DATA: u8 = 23;
@@ -40,7 +40,7 @@ fn connect(address: SocketAddr) -> TcpStream {
     io
 }
 
-/// The number of the fatal alert that `openssl s_client` reports, with these arguments.
+/// The number of the fatal alert that `openssl s_client` reports with these arguments.
 fn alert_number(address: SocketAddr, arguments: &[&str]) -> Option<u8> {
     let mut command = Command::new("openssl");
     command.args(["s_client", "-servername", NAME, "-connect"]);
@@ -51,7 +51,7 @@ fn alert_number(address: SocketAddr, arguments: &[&str]) -> Option<u8> {
 }
 
 #[test]
-fn a_client_with_nothing_in_common_is_told_what_is_missing() {
+fn a_client_without_common_parameters_gets_the_matching_alert() {
     const HANDSHAKE_FAILURE: u8 = 40;
     const NO_APPLICATION_PROTOCOL: u8 = 120;
     let certificates = Certificates::new();
@@ -90,7 +90,7 @@ fn versions_below_tls_1_2_and_fallbacks_from_tls_1_3_are_refused() {
     let certificates = Certificates::new();
     let server = server(&certificates);
     let number = |arguments: &[&str]| alert_number(server.address(), arguments);
-    // OpenSSL speaks these versions at security level 0 only.
+    // OpenSSL supports these versions at security level 0 only.
     let weak = ["-cipher", "ALL:@SECLEVEL=0"];
     let refused = Some(AlertDescription::ProtocolVersion.number());
     assert_eq!(number(&[&["-tls1"][..], &weak].concat()), refused);
@@ -118,14 +118,13 @@ fn a_client_version_above_tls_1_2_is_answered_with_tls_1_2() {
     }
 }
 
-/// A record of this content type.
+/// A record with this content type.
 fn framed(content: u8, fragment: &[u8]) -> Vec<u8> {
     let len = u16::try_from(fragment.len()).unwrap().to_be_bytes();
     [&[content, 3, 3], &len[..], fragment].concat()
 }
 
-/// What a TLS 1.2 server sends after these records behind its ClientHello; its own first flight is
-/// left out.
+/// The answer of a TLS 1.2 server to these records after its first flight.
 fn answer_to(address: SocketAddr, records: &[u8]) -> Vec<u8> {
     let mut io = connect(address);
     io.write_all(TLS12).unwrap();
@@ -138,11 +137,11 @@ fn answer_to(address: SocketAddr, records: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn rules_that_are_broken_during_the_handshake_get_an_alert() {
+fn protocol_violations_during_the_handshake_get_an_alert() {
     let certificates = Certificates::new();
     let server = server(&certificates);
     let unexpected = AlertDescription::UnexpectedMessage.record().to_vec();
-    // A ClientKeyExchange that a warning interrupts; rustls reports it without an alert.
+    // A ClientKeyExchange that is interrupted by a warning. rustls reports this without an alert.
     let interrupted = [
         framed(HANDSHAKE, &[16, 0, 0, 66]),
         framed(ALERT, &[1, 90]),
@@ -166,7 +165,7 @@ fn rules_that_are_broken_during_the_handshake_get_an_alert() {
     assert_eq!(answer_to(server.address(), &no_point), malformed);
     let long = framed(HANDSHAKE, &[16, 7, 7, 7]);
     assert_eq!(answer_to(server.address(), &long), malformed);
-    // A message that is due later.
+    // A message that is not allowed yet.
     let early = framed(
         HANDSHAKE,
         &[20, 0, 0, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],

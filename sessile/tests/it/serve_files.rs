@@ -1,4 +1,4 @@
-//! Static files through `sessile serve`, asked for by curl.
+//! Static files through `sessile serve`, requested with curl.
 
 use std::fs;
 use std::path::Path;
@@ -11,7 +11,7 @@ use crate::peers::{Certificates, NAME, Sessile, run};
 const TEXT: &str = "0123456789abcdefghij";
 const SECRET: &str = "not for everyone";
 
-/// A server with files, of which some are not below its root.
+/// A server with files. Some files are outside of its root.
 struct Site {
     certificates: Certificates,
     files: TempDir,
@@ -30,7 +30,7 @@ impl Site {
         }
     }
 
-    /// The same below a route's path.
+    /// As [`Site::start`], with the root at a route's path.
     fn start_below(path: &str) -> Self {
         let (certificates, files) = (Certificates::new(), files());
         let config = files.path().join("sessile.toml");
@@ -49,7 +49,7 @@ impl Site {
         }
     }
 
-    /// What curl gets for a path that it sends as it is.
+    /// The response to a path, which curl sends unchanged.
     fn get(&self, path: &str, arguments: &[&str]) -> Response {
         let port = self.sessile.address().port();
         let mut command = Command::new("curl");
@@ -109,7 +109,7 @@ impl Response {
 const VERSIONS: [(&str, &str); 2] = [("--http1.1", "HTTP/1.1"), ("--http2", "HTTP/2")];
 
 #[test]
-fn files_have_types_lengths_and_validators() {
+fn files_have_content_type_length_and_validators() {
     let site = Site::start();
     for (version, http) in VERSIONS {
         let get = |path: &str| site.get(path, &[version]);
@@ -166,7 +166,7 @@ fn files_have_types_lengths_and_validators() {
 }
 
 #[test]
-fn ranges_are_served_and_those_beyond_the_end_are_refused() {
+fn serves_ranges_and_refuses_ranges_beyond_the_end() {
     let site = Site::start();
     for (version, _) in VERSIONS {
         for (range, body, of) in [
@@ -187,7 +187,7 @@ fn ranges_are_served_and_those_beyond_the_end_are_refused() {
         assert_eq!((beyond.status, beyond.body.as_str()), (416, ""));
         assert_eq!(beyond.header("content-range"), Some("bytes */20"));
     }
-    // The access log has what was sent.
+    // The access log contains the number of sent bytes.
     for sent in ["206 5", "206 3", "206 2", "416 0"] {
         let line = format!("\"GET /text.txt HTTP/1.1\" {sent} \"-\" \"curl/");
         site.sessile.await_line(&line);
@@ -195,7 +195,7 @@ fn ranges_are_served_and_those_beyond_the_end_are_refused() {
 }
 
 #[test]
-fn only_what_reads_is_allowed() {
+fn refuses_methods_that_write() {
     let site = Site::start();
     for (version, _) in VERSIONS {
         let head = site.get("/text.txt", &[version, "--head"]);
@@ -208,7 +208,7 @@ fn only_what_reads_is_allowed() {
             assert_eq!(response.header("allow"), Some("GET, HEAD"), "{method}");
         }
     }
-    // An upload that is refused while it is sent; the refusal arrives all the same.
+    // The server refuses an upload while it is sent. The response arrives nevertheless.
     let upload = site.files.path().join("upload");
     fs::File::create(&upload)
         .unwrap()
@@ -217,7 +217,7 @@ fn only_what_reads_is_allowed() {
     let upload = format!("@{}", upload.display());
     let arguments = ["--http1.1", "--header", "expect:", "--data-binary", &upload];
     assert_eq!(site.get("/text.txt", &arguments).status, 405);
-    // Over HTTP/2, curl 7.88 fails where the answer comes before it has sent its body.
+    // Over HTTP/2, curl 7.88 fails if the response arrives before it has sent the body.
     let posted = site.get("/text.txt", &["--http1.1", "--data", "a body"]);
     assert_eq!(posted.status, 405);
     assert_eq!(
@@ -265,14 +265,14 @@ fn no_path_leads_out_of_the_root() {
 }
 
 #[test]
-fn a_folder_without_its_slash_is_redirected_to_where_it_is() {
+fn redirects_a_folder_without_a_trailing_slash() {
     let home = Site::start();
     let below = Site::start_below("/files");
     for (version, _) in VERSIONS {
         for (site, path, location) in [
             (&home, "/sub", "/sub/"),
             (&home, "/sub?a=b", "/sub/?a=b"),
-            // Two slashes would make the folder's name a host's.
+            // With two slashes, the name of the folder would become a host.
             (&home, "//sub", "/sub/"),
             (&below, "/files/sub", "/files/sub/"),
             (&below, "/files/sub?a=b", "/files/sub/?a=b"),
@@ -298,7 +298,7 @@ fn a_folder_without_its_slash_is_redirected_to_where_it_is() {
 }
 
 #[test]
-fn a_request_for_another_site_than_the_handshakes_is_misdirected() {
+fn a_request_for_another_site_than_in_the_handshake_is_misdirected() {
     let (certificates, files) = (Certificates::new(), files());
     let config = files.path().join("sessile.toml");
     let (chain, key) = (&certificates.chain, &certificates.key);

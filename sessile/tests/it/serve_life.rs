@@ -1,5 +1,4 @@
-//! `sessile serve` from start to end: what a restart costs, and what becomes of connections when
-//! it is told to end.
+//! `sessile serve` from start to end: the cost of a restart, and connections during a drain.
 
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
@@ -7,20 +6,22 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use sessile::client::{Client, Close, Connection, Mechanism, Options, Sessions, Target, Trust};
+use sessile::client::{
+    Client, Close, EstablishedConnection, Mechanism, Options, Sessions, Target, Trust,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::peers::{Certificates, NAME, Sessile, run};
 
-/// A ClientHello as OpenSSL sends it.
+/// A ClientHello of OpenSSL.
 const HELLO: &[u8] = include_bytes!("../../../proto/src/testdata/client-openssl-tls13-full.bin");
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// More than the sockets between a server and a client that does not read can hold.
+/// More than the sockets can hold between a server and a client that does not read.
 const LARGE: u64 = 24 << 20;
 
-/// A folder with a large file and a small one.
+/// A folder with a large file and a small file.
 fn root() -> tempfile::TempDir {
     let root = tempfile::tempdir().unwrap();
     fs::write(root.path().join("small"), "small").unwrap();
@@ -29,7 +30,7 @@ fn root() -> tempfile::TempDir {
     root
 }
 
-/// One visit of an openssl client that keeps its session in a file; the server's verdict.
+/// One visit of an openssl client that keeps its session in a file. Returns the server's verdict.
 fn visit(
     server: &Sessile,
     certificates: &Certificates,
@@ -81,10 +82,10 @@ fn sessions_survive_a_restart_and_a_crash_with_the_same_key_file() {
     first.terminate();
     assert_eq!(first.ended().code(), Some(0));
 
-    // What was drained left its table behind.
+    // The drained server has written its table.
     let second = start();
     assert_eq!(verdicts(&second), offers.map(|(_, resumed)| resumed));
-    // A crash: session IDs are in the memory of the process that gave them.
+    // After a crash, session IDs are lost, because they were in the memory of the process.
     drop(second);
     let survivors = ["resumed/psk", "resumed/ticket", "full/unknown"];
     let third = start();
@@ -93,7 +94,7 @@ fn sessions_survive_a_restart_and_a_crash_with_the_same_key_file() {
     let counted = survivors.map(|verdict| metrics.verdict(verdict));
     assert_eq!((counted, metrics.handshakes()), ([1; 3], 3), "{metrics}");
 
-    // Another state folder is another farm.
+    // Another state folder means another farm.
     let elsewhere = tempfile::tempdir().unwrap();
     let stranger = Sessile::serve(&certificates, root.path(), elsewhere.path());
     let unknown = ["full/unknown-key", "full/unknown-key", "full/unknown"];
@@ -101,7 +102,7 @@ fn sessions_survive_a_restart_and_a_crash_with_the_same_key_file() {
 }
 
 #[test]
-fn a_tls_12_ticket_beside_tls_13_is_of_another_version() {
+fn a_tls12_ticket_in_a_tls13_handshake_is_a_version_mismatch() {
     let certificates = Certificates::new();
     let (root, state) = (root(), tempfile::tempdir().unwrap());
     let server = Sessile::serve(&certificates, root.path(), state.path());
@@ -112,7 +113,7 @@ fn a_tls_12_ticket_beside_tls_13_is_of_another_version() {
 }
 
 #[test]
-fn a_goodbye_in_the_segment_that_ends_the_handshake_counts() {
+fn a_close_notify_in_the_last_segment_of_the_handshake_counts() {
     let certificates = Certificates::new();
     let (state, config) = (tempfile::tempdir().unwrap(), "sessile.toml");
     let config = state.path().join(config);
@@ -124,7 +125,8 @@ fn a_goodbye_in_the_segment_that_ends_the_handshake_counts() {
     );
     fs::write(&config, text).unwrap();
     let server = Sessile::serve_configured(&config, state.path());
-    // Finished, request and close_notify leave together: the client writes them while it waits.
+    // Finished, request and close_notify arrive together, because the client writes them while it
+    // waits.
     let script = "import socket, ssl, sys\n\
         host, port, ca = sys.argv[1], int(sys.argv[2]), sys.argv[3]\n\
         context = ssl.create_default_context(cafile=ca)\n\
@@ -181,13 +183,13 @@ fn client(certificates: &Certificates, mechanism: Mechanism) -> Client {
     Client::new(options, Sessions::default()).unwrap()
 }
 
-async fn connect(client: &Client, server: &Sessile) -> Connection {
+async fn connect(client: &Client, server: &Sessile) -> EstablishedConnection {
     let target = Target::new(server.address(), NAME).unwrap();
     client.connect(&target).await.unwrap()
 }
 
-/// Asks for a file and reads the head of the response.
-async fn ask(connection: &mut Connection, path: &str) {
+/// Requests a file and reads the head of the response.
+async fn ask(connection: &mut EstablishedConnection, path: &str) {
     let request = format!("GET {path} HTTP/1.1\r\nhost: {NAME}\r\n\r\n");
     connection
         .stream()
@@ -198,7 +200,7 @@ async fn ask(connection: &mut Connection, path: &str) {
     assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
 }
 
-async fn head(connection: &mut Connection) -> String {
+async fn head(connection: &mut EstablishedConnection) -> String {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         head.push(connection.stream().read_u8().await.unwrap());
@@ -206,8 +208,8 @@ async fn head(connection: &mut Connection) -> String {
     String::from_utf8(head).unwrap()
 }
 
-/// Reads to the end, which has to be a clean one.
-async fn rest(connection: &mut Connection) -> u64 {
+/// Reads to the end, which must be a close_notify.
+async fn rest(connection: &mut EstablishedConnection) -> u64 {
     let mut body = Vec::new();
     let read = connection.stream().read_to_end(&mut body);
     let read = tokio::time::timeout(PATIENCE, read).await;
@@ -215,7 +217,7 @@ async fn rest(connection: &mut Connection) -> u64 {
 }
 
 #[tokio::test]
-async fn a_drain_lets_downloads_finish_and_ends_idle_connections_cleanly() {
+async fn a_drain_finishes_downloads_and_closes_idle_connections_cleanly() {
     let certificates = Certificates::new();
     let (root, state) = (root(), tempfile::tempdir().unwrap());
     let mut server = Sessile::serve(&certificates, root.path(), state.path());
@@ -242,7 +244,7 @@ async fn a_drain_lets_downloads_finish_and_ends_idle_connections_cleanly() {
             "{mechanism:?}"
         );
         assert_eq!(within(idle.closed()).await, Close::Notify, "{mechanism:?}");
-        // As clients do: an end is answered by an end.
+        // Clients answer a close_notify with their own.
         drop((silent, idle));
         assert_eq!(rest(&mut busy).await, LARGE, "{mechanism:?}");
         drop(busy);
@@ -254,7 +256,7 @@ async fn a_drain_lets_downloads_finish_and_ends_idle_connections_cleanly() {
 }
 
 #[tokio::test]
-async fn what_is_on_its_way_when_the_drain_begins_is_answered() {
+async fn requests_in_flight_when_the_drain_begins_are_answered() {
     let certificates = Certificates::new();
     let (root, state) = (root(), tempfile::tempdir().unwrap());
     let mut server = Sessile::serve(&certificates, root.path(), state.path());
@@ -278,7 +280,7 @@ async fn within<T>(end: impl Future<Output = T>) -> T {
 }
 
 #[test]
-fn a_drain_lets_an_http2_download_finish() {
+fn a_drain_finishes_an_http2_download() {
     let certificates = Certificates::new();
     let (root, state) = (root(), tempfile::tempdir().unwrap());
     let mut server = Sessile::serve(&certificates, root.path(), state.path());
@@ -310,7 +312,7 @@ fn a_drain_lets_an_http2_download_finish() {
 }
 
 #[tokio::test]
-async fn a_client_that_says_goodbye_before_the_answer_gets_it_whole() {
+async fn a_client_that_sends_close_notify_early_gets_the_whole_response() {
     let certificates = Certificates::new();
     let (root, state) = (root(), tempfile::tempdir().unwrap());
     let server = Sessile::serve(&certificates, root.path(), state.path());
@@ -318,7 +320,7 @@ async fn a_client_that_says_goodbye_before_the_answer_gets_it_whole() {
         let client = client(&certificates, mechanism);
         let mut connection = connect(&client, &server).await;
         ask(&mut connection, "/large").await;
-        // close_notify, and the end of what TCP carries this way.
+        // The client sends close_notify and FIN.
         connection.stream().shutdown().await.unwrap();
         assert_eq!(rest(&mut connection).await, LARGE, "{mechanism:?}");
     }
@@ -326,8 +328,8 @@ async fn a_client_that_says_goodbye_before_the_answer_gets_it_whole() {
 }
 
 #[tokio::test]
-async fn what_a_client_sends_after_the_end_does_not_cost_it_the_answer() {
-    // Less than the server's socket takes at once, more than the client's does.
+async fn data_after_the_close_does_not_truncate_the_response() {
+    // This fits into the server's socket, but not into the client's.
     const LENGTH: u64 = 2 << 20;
     let certificates = Certificates::new();
     let (root, state) = (root(), tempfile::tempdir().unwrap());
@@ -339,7 +341,7 @@ async fn what_a_client_sends_after_the_end_does_not_cost_it_the_answer() {
     ask(&mut connection, "/answer").await;
     server.terminate();
     server.await_line("draining");
-    // Requests that were on their way when the server said that it takes no more.
+    // These requests were in flight when the server sent its close_notify.
     for _ in 0..50 {
         let request = b"GET /small HTTP/1.1\r\nhost: farm.test\r\n\r\n";
         connection.stream().write_all(request).await.unwrap();
@@ -347,4 +349,14 @@ async fn what_a_client_sends_after_the_end_does_not_cost_it_the_answer() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     assert_eq!(rest(&mut connection).await, LENGTH);
+}
+
+#[test]
+fn a_signal_right_after_the_start_drains() {
+    for _ in 0..10 {
+        // The server answers on its port before it has logged that it serves.
+        let server = Farm::new("").serve("web1");
+        server.peer.signal(Signal::TERM);
+        assert!(server.peer.wait().success());
+    }
 }

@@ -1,5 +1,5 @@
-//! SIGHUP to `sessile serve`: the configuration and the files of its sites are read again while clients
-//! come and go, or all of it stays as it was.
+//! SIGHUP to `sessile serve`: it reloads the configuration and its files while clients connect. If
+//! the new configuration is invalid, everything stays as it was.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -8,7 +8,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sessile::client::{Client, Connection, Mechanism, Target};
+use sessile::client::{Client, EstablishedConnection, Mechanism, Target};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -16,7 +16,7 @@ use tokio::net::TcpListener;
 use crate::peers::{Certificates, NAME, Sessile, run};
 use crate::store::setup::client;
 
-/// A folder with a configuration and the certificate that it names, which can be changed.
+/// A folder with a configuration and a certificate, both of which tests can change.
 struct Setup {
     state: TempDir,
     first: Certificates,
@@ -39,7 +39,7 @@ impl Setup {
         self.state.path().join(name)
     }
 
-    /// Puts a certificate where the configuration has it.
+    /// Replaces the certificate.
     fn install(&self, certificates: &Certificates) {
         fs::copy(&certificates.chain, self.path("cert.pem")).unwrap();
         fs::copy(&certificates.key, self.path("key.pem")).unwrap();
@@ -50,7 +50,7 @@ impl Setup {
         fs::write(self.path("sessile.toml"), text).unwrap();
     }
 
-    /// A site that answers below a path with this text, and at `/verdict` with the verdict.
+    /// A site that answers with a text below a path, and with the verdict at `/verdict`.
     fn site(&self, names: &str, path: &str, text: &str) -> String {
         format!(
             "[[site]]\nnames = [{names}]\ncertificates = [{{ chain = \"cert.pem\", key = \"key.pem\" }}]\n\
@@ -64,8 +64,8 @@ impl Setup {
     }
 }
 
-/// Asks for a path; the head of the response and its body.
-async fn ask(connection: &mut Connection, host: &str, path: &str) -> (String, String) {
+/// The head and body of the response for a path.
+async fn ask(connection: &mut EstablishedConnection, host: &str, path: &str) -> (String, String) {
     let request = format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nsessile-probe: 1\r\n\r\n");
     let stream = connection.stream();
     stream.write_all(request.as_bytes()).await.unwrap();
@@ -80,7 +80,7 @@ async fn ask(connection: &mut Connection, host: &str, path: &str) -> (String, St
     (head, String::from_utf8(body).unwrap())
 }
 
-/// Connects, and ends the connection cleanly; the verdict.
+/// Connects and closes cleanly. Returns the verdict.
 async fn visit(client: &Client, server: SocketAddr) -> String {
     let target = Target::new(server, NAME).unwrap();
     let mut connection = client.connect(&target).await.unwrap();
@@ -90,14 +90,14 @@ async fn visit(client: &Client, server: SocketAddr) -> String {
     head.lines().find_map(verdict).unwrap()
 }
 
-/// Reloads while clients come.
+/// Reloads while clients connect.
 async fn reload(server: &Arc<Sessile>) -> String {
     let server = Arc::clone(server);
     let reload = tokio::task::spawn_blocking(move || server.reload());
     reload.await.unwrap()
 }
 
-/// Whether openssl, which knows one authority, accepts what is served.
+/// True if openssl accepts the served certificate with this authority.
 fn is_served(server: &Sessile, authority: &Path) -> bool {
     let mut command = Command::new("openssl");
     command.args(["s_client", "-verify_return_error", "-servername", NAME]);
@@ -107,7 +107,7 @@ fn is_served(server: &Sessile, authority: &Path) -> bool {
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn a_renewed_certificate_is_served_and_every_session_resumes() {
+async fn serves_a_renewed_certificate_and_resumes_every_session() {
     let setup = Setup::new();
     let server = Arc::new(setup.serve());
     let address = server.address();
@@ -121,7 +121,7 @@ async fn a_renewed_certificate_is_served_and_every_session_resumes() {
     for (client, _) in &clients {
         assert_eq!(visit(client, address).await, "full/nothing-offered");
     }
-    // Clients come all the while.
+    // Clients connect all the time.
     let (done, stop) = tokio::sync::watch::channel(false);
     let visitors = clients.clone().map(|(client, how)| {
         let stop = stop.clone();
@@ -151,7 +151,7 @@ async fn a_renewed_certificate_is_served_and_every_session_resumes() {
 }
 
 #[test]
-fn what_is_wrong_changes_nothing_and_is_named_with_its_place() {
+fn an_invalid_configuration_changes_nothing_and_each_fault_is_located() {
     let setup = Setup::new();
     let server = setup.serve();
     let good = setup.site("", "/", "one");
@@ -182,7 +182,7 @@ fn what_is_wrong_changes_nothing_and_is_named_with_its_place() {
         }
         assert!(is_served(&server, &setup.first.ca));
     }
-    // The certificate was renewed, its key was not yet.
+    // The certificate was renewed, but the key was not.
     setup.write(&good);
     fs::copy(&setup.second.chain, setup.path("cert.pem")).unwrap();
     let said = server.reload();
@@ -198,7 +198,7 @@ fn what_is_wrong_changes_nothing_and_is_named_with_its_place() {
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn open_connections_stay_with_the_site_that_they_began_with() {
+async fn open_connections_keep_the_site_of_their_handshake() {
     let setup = Setup::new();
     let server = Arc::new(setup.serve());
     let target = Target::new(server.address(), NAME).unwrap();
@@ -209,7 +209,7 @@ async fn open_connections_stay_with_the_site_that_they_began_with() {
     setup.write(&(changed + &setup.site("\"other.test\"", "/", "three")));
     let said = reload(&server).await;
     assert!(said.contains("sites=2"), "{said}");
-    // Not 421: it is the same site for this connection.
+    // The status is not 421, because this connection keeps its site.
     assert_eq!(ask(&mut before, NAME, "/").await.1, "one");
     let mut after = client.connect(&target).await.unwrap();
     assert_eq!(ask(&mut after, NAME, "/").await.1, "two");
@@ -218,7 +218,7 @@ async fn open_connections_stay_with_the_site_that_they_began_with() {
     assert_eq!(ask(&mut other, "other.test", "/").await.1, "three");
     let (head, _) = ask(&mut other, NAME, "/").await;
     assert!(head.starts_with("HTTP/1.1 421 "), "{head}");
-    // The site that took every name is gone.
+    // The site for all names is gone.
     let unknown = Target::new(server.address(), "unknown.test").unwrap();
     assert!(client.connect(&unknown).await.is_err());
 }
@@ -244,7 +244,7 @@ async fn upstream(text: &'static str) -> SocketAddr {
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn an_upstream_is_changed_for_the_connections_that_come() {
+async fn a_reload_changes_the_upstream_for_new_connections() {
     let setup = Setup::new();
     let hand_on = |address: SocketAddr| {
         let site = setup.site("", "/", "one");
@@ -267,7 +267,7 @@ async fn an_upstream_is_changed_for_the_connections_that_come() {
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn what_needs_a_restart_is_named_and_the_rest_is_taken() {
+async fn names_the_settings_that_need_a_restart_and_applies_the_others() {
     let setup = Setup::new();
     let server = Arc::new(setup.serve());
     let text = setup.site("", "/", "two");
@@ -289,7 +289,7 @@ async fn what_needs_a_restart_is_named_and_the_rest_is_taken() {
     let target = Target::new(server.address(), NAME).unwrap();
     let mut connection = client(Mechanism::None).connect(&target).await.unwrap();
     assert_eq!(ask(&mut connection, NAME, "/").await.1, "two");
-    // What the sites take of early data is theirs.
+    // The sites carry the setting of early data, and a reload applies it.
     let store = "redis://127.0.0.1:1";
     setup.write(&format!(
         "[session]\nstore = \"{store}\"\nearly-data = \"16KiB\"\n{text}"
@@ -302,7 +302,7 @@ async fn what_needs_a_restart_is_named_and_the_rest_is_taken() {
 }
 
 #[test]
-fn without_a_configuration_file_the_certificate_of_the_flags_is_read_again() {
+fn a_reload_without_a_configuration_file_reads_the_certificate_again() {
     let (served, renewed) = (Certificates::new(), Certificates::new());
     let state = tempfile::tempdir().unwrap();
     let server = Sessile::serve(&served, state.path(), state.path());

@@ -1,4 +1,4 @@
-//! `sessile settings` and `sessile check`, by the real binary.
+//! `sessile settings` and `sessile check` with the real binary.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -54,14 +54,14 @@ impl Folder {
             .expect("it runs")
     }
 
-    /// What a command that succeeds says.
-    fn said(&self, arguments: &[&str]) -> String {
+    /// The output of a successful command.
+    fn output_of(&self, arguments: &[&str]) -> String {
         let output = self.run(arguments);
         assert!(output.status.success(), "{arguments:?}: {output:?}");
         String::from_utf8(output.stdout).expect("UTF-8")
     }
 
-    /// What a command that fails complains of; the file has to be as it was.
+    /// The error of a failed command. The file must stay unchanged.
     fn refused(&self, arguments: &[&str]) -> String {
         let before = (self.text(), self.names());
         let output = self.run(arguments);
@@ -72,26 +72,26 @@ impl Folder {
 }
 
 #[test]
-fn a_change_keeps_comments_and_leaves_a_backup() {
+fn a_change_keeps_comments_and_writes_a_backup() {
     let folder = Folder::new();
-    folder.said(&["settings", "set", "session.lifetime", "8h"]);
-    folder.said(&["settings", "set", "session.tickets", "false"]);
+    folder.output_of(&["settings", "set", "session.lifetime", "8h"]);
+    folder.output_of(&["settings", "set", "session.tickets", "false"]);
     let expected = FILE.replace(
         "\"5m\" # short, on purpose\n",
         "\"8h\" # short, on purpose\ntickets = false\n",
     );
     assert_eq!(folder.text(), expected);
     assert_eq!(
-        folder.said(&["settings", "get", "session.lifetime"]),
+        folder.output_of(&["settings", "get", "session.lifetime"]),
         "8h\n"
     );
     assert_eq!(folder.names().len(), 3);
-    let said = folder.said(&["settings", "unset", "session.tickets"]);
+    let said = folder.output_of(&["settings", "unset", "session.tickets"]);
     assert!(
         said.starts_with("session.tickets has its default: true\nbackup: "),
         "{said}"
     );
-    let said = folder.said(&["settings", "unset", "session.tickets"]);
+    let said = folder.output_of(&["settings", "unset", "session.tickets"]);
     assert!(
         said.ends_with("said so already: nothing was changed\n"),
         "{said}"
@@ -99,18 +99,18 @@ fn a_change_keeps_comments_and_leaves_a_backup() {
 }
 
 #[test]
-fn a_backup_that_is_restored_is_the_file_as_it_was() {
+fn restoring_a_backup_restores_the_whole_file() {
     let folder = Folder::new();
-    folder.said(&["settings", "backup"]);
+    folder.output_of(&["settings", "backup"]);
     fs::write(folder.path("sessile.toml"), "broken").expect("written");
-    folder.said(&["settings", "restore"]);
+    folder.output_of(&["settings", "restore"]);
     assert_eq!(folder.text(), FILE);
     let error = folder.refused(&["settings", "restore", "none.bak"]);
     assert!(error.contains("none.bak: cannot be read"), "{error}");
 }
 
 #[test]
-fn every_refusal_says_why_and_changes_nothing() {
+fn refused_changes_are_explained_and_change_nothing() {
     let folder = Folder::new();
     let cases: [(&[&str], &str); 5] = [
         (
@@ -143,9 +143,9 @@ fn every_refusal_says_why_and_changes_nothing() {
 }
 
 #[test]
-fn a_full_disk_leaves_the_old_file() {
+fn a_full_disk_keeps_the_old_file() {
     let folder = Folder::new();
-    // No file may grow, and the signal that says so is ignored: writing fails as on a full disk.
+    // No file may grow, and SIGXFSZ is ignored, so that writing fails as on a full disk.
     let script = "trap '' 25; ulimit -f 0; exec \"$0\" settings set session.lifetime 8h";
     let output =
         folder.output(Command::new("sh").args(["-c", script, env!("CARGO_BIN_EXE_sessile")]));
@@ -157,7 +157,7 @@ fn a_full_disk_leaves_the_old_file() {
 }
 
 #[test]
-fn a_registry_export_goes_in_and_comes_out_again() {
+fn a_registry_export_can_be_imported_and_exported() {
     let folder = Folder::new();
     let export = "Windows Registry Editor Version 5.00\r\n\r\n\
         [HKEY_LOCAL_MACHINE\\SYSTEM\\CurrentControlSet\\Control\\SecurityProviders\\SCHANNEL]\r\n\
@@ -171,7 +171,7 @@ fn a_registry_export_goes_in_and_comes_out_again() {
         sessile::config::reg::to_utf16(export),
     )
     .expect("written");
-    let said = folder.said(&["settings", "import", "in.reg"]);
+    let said = folder.output_of(&["settings", "import", "in.reg"]);
     for expected in [
         "took     line 4: SCHANNEL\\MaximumCacheSize = 0x00004e20 (20000): session.max-entries = 20000\n",
         "took     line 9: HTTP\\Parameters\\EnableKernelSSL = 0x00000000 (0): \
@@ -191,15 +191,15 @@ fn a_registry_export_goes_in_and_comes_out_again() {
             .contains("lifetime = \"1h\" # short, on purpose\nmax-entries = 20000\n")
     );
 
-    folder.said(&["settings", "export", "--reg", "--output", "out.reg"]);
+    folder.output_of(&["settings", "export", "--reg", "--output", "out.reg"]);
     let written = fs::read(folder.path("out.reg")).expect("it is there");
     assert_eq!(written[..2], [0xff, 0xfe]);
     let before = file::load(&folder.path("sessile.toml")).expect("it is right");
-    folder.said(&["settings", "import", "out.reg", "--config", "copy.toml"]);
+    folder.output_of(&["settings", "import", "out.reg", "--config", "copy.toml"]);
     let mut copy = file::load(&folder.path("copy.toml")).expect("it is right");
     copy.sites = before.sites.clone();
     assert_eq!(copy, before);
-    let comment = folder.said(&["settings", "export", "--reg"]);
+    let comment = folder.output_of(&["settings", "export", "--reg"]);
     assert!(
         comment.contains("\r\n; [[site]], 1 in all\r\n"),
         "{comment}"
@@ -207,7 +207,7 @@ fn a_registry_export_goes_in_and_comes_out_again() {
 }
 
 #[test]
-fn an_import_with_anything_wrong_changes_nothing() {
+fn an_invalid_import_changes_nothing() {
     let folder = Folder::new();
     let key = "REGEDIT4\n[HKLM\\SYSTEM\\CurrentControlSet\\Control\\SecurityProviders\\SCHANNEL]\n\"MaximumCacheSize\"=dword:5\n";
     for (line, expected) in [
@@ -227,16 +227,16 @@ fn an_import_with_anything_wrong_changes_nothing() {
 }
 
 #[test]
-fn the_list_says_what_is_set_and_what_it_costs() {
+fn the_list_shows_values_and_their_cost() {
     let folder = Folder::new();
-    let list = folder.said(&["settings", "list"]);
+    let list = folder.output_of(&["settings", "list"]);
     assert!(list.contains("* session.lifetime"), "{list}");
     assert!(
         list.contains("costs: up to 1.9 MiB of memory when full"),
         "{list}"
     );
     let list: serde_json::Value =
-        serde_json::from_str(&folder.said(&["settings", "list", "--json"])).expect("JSON");
+        serde_json::from_str(&folder.output_of(&["settings", "list", "--json"])).expect("JSON");
     let listed = list.as_array().expect("a list");
     assert_eq!(listed.len(), settings::all().count());
     let lifetime = listed
@@ -251,9 +251,9 @@ fn the_list_says_what_is_set_and_what_it_costs() {
 }
 
 #[test]
-fn an_export_as_toml_says_the_same_again() {
+fn a_toml_export_has_the_same_settings() {
     let folder = Folder::new();
-    let exported = folder.said(&["settings", "export"]);
+    let exported = folder.output_of(&["settings", "export"]);
     let origin = folder.path("sessile.toml");
     let mut before = file::load(&origin).expect("it is right");
     before.sites.clear();
@@ -264,13 +264,13 @@ fn an_export_as_toml_says_the_same_again() {
 }
 
 #[test]
-fn the_file_is_the_one_named_or_the_variables_or_the_working_folders() {
+fn the_file_comes_from_the_flag_the_variable_or_the_working_folder() {
     let folder = Folder::new();
     fs::write(folder.path("other.toml"), "session.lifetime = '3h'").expect("written");
     let get = ["settings", "get", "session.lifetime"];
-    assert_eq!(folder.said(&get), "5m\n");
+    assert_eq!(folder.output_of(&get), "5m\n");
     assert_eq!(
-        folder.said(&[&get[..], &["--config", "other.toml"]].concat()),
+        folder.output_of(&[&get[..], &["--config", "other.toml"]].concat()),
         "3h\n"
     );
     let mut command = Command::new("sh");
@@ -284,7 +284,7 @@ fn the_file_is_the_one_named_or_the_variables_or_the_working_folders() {
 }
 
 #[test]
-fn check_exits_with_2_where_something_is_wrong() {
+fn check_exits_with_2_for_an_invalid_configuration() {
     let folder = Folder::new();
     let missing = folder.run(&["check"]);
     assert_eq!(missing.status.code(), Some(2));
@@ -320,7 +320,7 @@ fn every_example_is_valid() {
 }
 
 #[test]
-fn the_documentation_has_every_setting_as_the_program_has_it() {
+fn the_documentation_lists_every_setting_with_its_default() {
     let text = fs::read_to_string(root().join("docs/settings.md")).expect("it is there");
     let mut table = String::from(
         "| setting | type | default | registry | restart | meaning |\n|---|---|---|---|---|---|\n",

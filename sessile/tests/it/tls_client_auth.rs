@@ -1,6 +1,6 @@
-//! Sites that ask for a client certificate: who gets in, who resumes, and who does not any more after
-//! the certificate, its authority or the site's demands have changed. The client is openssl, which keeps
-//! its session in a file, so that the same session comes with another certificate.
+//! Sites with client certificates: who is accepted, who resumes, and who no longer resumes after
+//! the certificate, its authority or the site's settings change. OpenSSL keeps its session in a
+//! file, so a test can offer a session with another certificate.
 
 use std::cell::Cell;
 use std::fs;
@@ -19,14 +19,14 @@ use crate::store::setup::{Farm, Redis, Server};
 
 const HOUR: Duration = Duration::from_secs(60 * 60);
 
-/// How clients come, and what their second visit is.
+/// The mechanisms, as arguments of openssl and as the verdict of a return.
 const OFFERS: [(&[&str], &str); 3] = [
     (&["-tls1_3"], "resumed/psk"),
     (&["-tls1_2"], "resumed/ticket"),
     (&["-tls1_2", "-no_ticket"], "resumed/session-id"),
 ];
 
-/// An authority that issues certificates for clients, and its files.
+/// An authority that issues certificates for clients.
 struct ClientCa {
     folder: PathBuf,
     certificate: PathBuf,
@@ -34,7 +34,7 @@ struct ClientCa {
     issued: Cell<u64>,
 }
 
-/// Files of a client's certificate.
+/// The files of a client's certificate.
 #[derive(Clone)]
 struct Identity {
     certificate: PathBuf,
@@ -81,7 +81,7 @@ impl ClientCa {
         identity
     }
 
-    /// The revocation list, as PEM.
+    /// The revocation list as PEM.
     fn revoke(&self, revoked: &[&Identity]) -> String {
         let now = SystemTime::now();
         let revoked = revoked.iter().map(|identity| RevokedCertParams {
@@ -127,7 +127,7 @@ impl Setup {
         self.path("sessile.toml")
     }
 
-    /// A site with a name, or for every name, and what it asks of clients.
+    /// A site with a name, or for every name, and its lines about client authentication.
     fn site(&self, names: &str, client_auth: &str) -> String {
         let client_auth = match client_auth {
             "" => String::new(),
@@ -142,14 +142,14 @@ impl Setup {
     }
 
     fn write(&self, sites: &str) {
-        // Two threads: what they know of a client they know each for itself.
+        // Two threads, because each has its own cache of verified clients.
         let text = format!(
             "[server]\nname = \"web1\"\nworkers = 2\n[[listener]]\naddress = \"127.0.0.1:0\"\n{sites}"
         );
         fs::write(self.config(), text).unwrap();
     }
 
-    /// Writes a configuration of one site.
+    /// Writes a configuration with one site.
     fn ask(&self, client_auth: &str) {
         self.write(&self.site("", client_auth));
     }
@@ -158,8 +158,8 @@ impl Setup {
         Sessile::serve_configured(&self.config(), self.state.path())
     }
 
-    /// A visit in each way to offer a session, with the sessions of `client`: what the built-in page
-    /// says, or nothing where there was no answer.
+    /// One visit with each mechanism and the sessions of `client`. Each result is the built-in
+    /// page's facts, or `None` without a response.
     fn visit(&self, server: &Sessile, client: &str, identity: Option<&Identity>) -> [Seen; 3] {
         std::array::from_fn(|at| {
             let session = self.path(&format!("{client}-{at}.session"));
@@ -168,7 +168,7 @@ impl Setup {
     }
 }
 
-/// Verdict, and whose certificate the server saw; `None` where it did not answer.
+/// The verdict and the client's certificate as the server saw it. `None` if there was no response.
 type Seen = Option<(String, Option<String>)>;
 
 fn visit(
@@ -188,7 +188,7 @@ fn visit(
     }
     command.arg("-sess_out").arg(session);
     if let Some(identity) = identity {
-        // Whatever else is in the file is sent behind it.
+        // OpenSSL sends all certificates of the file.
         command.arg("-cert").arg(&identity.certificate);
         command.arg("-cert_chain").arg(&identity.certificate);
         command.arg("-key").arg(&identity.key);
@@ -220,7 +220,7 @@ const ALICE: Option<&str> = Some("CN=alice");
 const BOB: Option<&str> = Some("CN=bob");
 
 #[test]
-fn a_client_with_a_certificate_resumes_as_itself_and_one_without_is_refused() {
+fn a_client_with_a_certificate_resumes_with_its_identity_and_others_are_refused() {
     let setup = Setup::new();
     setup.ask("ca = \"clients/ca.pem\"");
     let server = setup.serve();
@@ -244,7 +244,7 @@ fn a_client_with_a_certificate_resumes_as_itself_and_one_without_is_refused() {
 }
 
 #[test]
-fn where_a_certificate_is_optional_anonymous_sessions_stay_anonymous() {
+fn anonymous_sessions_stay_anonymous_if_a_certificate_is_optional() {
     let setup = Setup::new();
     setup.ask("mode = \"optional\", ca = \"clients/ca.pem\"");
     let server = setup.serve();
@@ -257,7 +257,7 @@ fn where_a_certificate_is_optional_anonymous_sessions_stay_anonymous() {
         all("full/nothing-offered", ALICE)
     );
     assert_eq!(visit("alice", None), resumed(ALICE));
-    // What a certificate was asked for is asked again once everyone has to have one.
+    // Clients that were asked for a certificate are asked again when certificates become mandatory.
     setup.ask("ca = \"clients/ca.pem\"");
     server.reload();
     assert_eq!(visit("anyone", None), REFUSED);
@@ -265,7 +265,7 @@ fn where_a_certificate_is_optional_anonymous_sessions_stay_anonymous() {
 }
 
 #[test]
-fn anonymous_sessions_end_when_certificates_are_asked_for_and_known_ones_when_they_are_not() {
+fn sessions_end_when_client_authentication_is_switched_on_or_off() {
     let setup = Setup::new();
     setup.ask("");
     let server = setup.serve();
@@ -293,7 +293,7 @@ fn anonymous_sessions_end_when_certificates_are_asked_for_and_known_ones_when_th
 }
 
 #[test]
-fn sessions_end_with_the_authority_that_vouched_for_them() {
+fn sessions_end_when_their_authority_is_removed() {
     let setup = Setup::new();
     setup.ask("ca = \"trusted.pem\"");
     let other = ClientCa::new(setup.state.path(), "others");
@@ -308,7 +308,7 @@ fn sessions_end_with_the_authority_that_vouched_for_them() {
     let (alice, renewed) = (setup.ca.issue("alice", HOUR), other.issue("alice", HOUR));
     visit("alice", Some(&alice));
     assert_eq!(visit("alice", Some(&alice)), resumed(ALICE));
-    // Both at once, as a change of authorities begins: nobody loses a session.
+    // Both authorities at once, as at the start of a change. No session is lost.
     trust(&[&setup.ca, &other]);
     server.reload();
     assert_eq!(visit("alice", Some(&alice)), resumed(ALICE));
@@ -323,7 +323,7 @@ fn sessions_end_with_the_authority_that_vouched_for_them() {
 }
 
 #[test]
-fn a_revoked_certificate_ends_its_own_sessions_and_no_others() {
+fn a_revoked_certificate_ends_only_its_own_sessions() {
     let setup = Setup::new();
     setup.ask("ca = \"clients/ca.pem\", crl = \"clients.crl\"");
     let list = |revoked: &[&Identity]| {
@@ -348,7 +348,7 @@ fn a_revoked_certificate_ends_its_own_sessions_and_no_others() {
         all("full/client-auth", ALICE)
     );
     assert_eq!(visit("alice", Some(&renewed)), resumed(ALICE));
-    // A list that does not hold any more lets nobody in by mistake.
+    // An expired list accepts no client.
     fs::write(setup.path("clients.crl"), "no list").unwrap();
     let said = server.reload();
     assert!(
@@ -359,7 +359,7 @@ fn a_revoked_certificate_ends_its_own_sessions_and_no_others() {
 }
 
 #[test]
-fn a_session_does_not_outlive_the_certificate_of_its_client() {
+fn a_session_ends_with_the_certificate_of_its_client() {
     let setup = Setup::new();
     setup.ask("ca = \"clients/ca.pem\"");
     let mut server = setup.serve();
@@ -383,7 +383,7 @@ fn a_session_does_not_outlive_the_certificate_of_its_client() {
 }
 
 #[test]
-fn a_session_that_would_not_fit_into_a_hello_is_not_kept() {
+fn sessions_that_do_not_fit_into_a_hello_are_not_kept() {
     let setup = Setup::new();
     setup.ask("ca = \"clients/ca.pem\"");
     let server = setup.serve();
@@ -403,7 +403,7 @@ fn a_session_that_would_not_fit_into_a_hello_is_not_kept() {
 }
 
 #[test]
-fn a_ticket_of_one_site_is_worth_nothing_at_another() {
+fn a_ticket_of_one_site_does_not_resume_at_another() {
     let setup = Setup::new();
     let site = |name: &str| setup.site(&format!("{name:?}"), "ca = \"clients/ca.pem\"");
     setup.write(&(site("a.test") + &site("b.test") + &setup.site("\"*.c.test\"", "")));
@@ -423,7 +423,7 @@ fn a_ticket_of_one_site_is_worth_nothing_at_another() {
         .unwrap();
         assert_eq!(visit("b.test", "b"), seen("full/name-mismatch", ALICE));
         assert_eq!(visit("a.test", "a"), seen(how, ALICE));
-        // Nor under another name of the same site.
+        // The ticket does not resume under another name of the same site, either.
         visit("x.c.test", "x");
         assert_eq!(visit("x.c.test", "x"), seen(how, None));
         assert_eq!(visit("y.c.test", "x"), seen("full/name-mismatch", None));
@@ -437,7 +437,7 @@ fn curl_resumes_with_its_certificate() {
     let server = setup.serve();
     let alice = setup.ca.issue("alice", HOUR);
     let url = format!("https://{NAME}:{}/verdict.json", server.address().port());
-    // Debian's takes no tickets of TLS 1.2.
+    // Debian's curl takes no TLS 1.2 tickets.
     for (version, how) in [("1.2", "resumed/session-id"), ("1.3", "resumed/psk")] {
         let mut command = Command::new("curl");
         command.args([
@@ -463,7 +463,7 @@ fn curl_resumes_with_its_certificate() {
     }
 }
 
-/// A farm with a site that asks for certificates, whose files go with the last of these.
+/// A farm with a site that requires certificates.
 fn mutual_farm(store: &str) -> (Farm, ClientCa, Certificates) {
     let certificates = Certificates::new();
     let ca = ClientCa::new(certificates.folder(), "clients");
@@ -478,7 +478,7 @@ fn mutual_farm(store: &str) -> (Farm, ClientCa, Certificates) {
 }
 
 #[test]
-fn a_store_that_is_down_makes_no_ticket_show_that_its_client_has_a_certificate() {
+fn ticket_sizes_do_not_reveal_client_certificates_while_the_store_is_down() {
     let nobody = free_port();
     let (farm, ca, _certificates) =
         mutual_farm(&format!("store = \"redis://127.0.0.1:{nobody}\"\n"));
@@ -499,12 +499,13 @@ fn a_store_that_is_down_makes_no_ticket_show_that_its_client_has_a_certificate()
 }
 
 #[test]
-fn where_servers_share_a_store_a_ticket_does_not_show_that_its_client_has_a_certificate() {
+fn ticket_sizes_do_not_reveal_client_certificates_with_a_shared_store() {
     let redis = Redis::start();
     let ticket_lens = |shared: bool, known: bool| {
-        let store = match shared {
-            true => format!("store = \"{}\"\nstore-timeout = \"3s\"\n", redis.url()),
-            false => String::new(),
+        let store = if shared {
+            format!("store = \"{}\"\nstore-timeout = \"3s\"\n", redis.url())
+        } else {
+            String::new()
         };
         let (farm, ca, _certificates) = mutual_farm(&store);
         let [one, other] = ["web1", "web2"].map(|name| farm.serve(name));
@@ -536,7 +537,7 @@ fn where_servers_share_a_store_a_ticket_does_not_show_that_its_client_has_a_cert
     assert!(sealed.iter().all(|&len| len > 400), "{sealed:?}");
 }
 
-/// Bytes of the ticket in a session as openssl keeps it.
+/// The length of the ticket in a session file of openssl, in bytes.
 fn ticket_len(session: &Path) -> usize {
     let mut command = Command::new("openssl");
     command

@@ -1,11 +1,10 @@
-//! Each reason that a server gives for a full handshake, brought about by what a client and an
-//! operator can do.
+//! Every reason for a full handshake, caused by actions of a client or an operator.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use sessile::client::{Client, Connection, Mechanism, Target};
+use sessile::client::{Client, EstablishedConnection, Mechanism, Target};
 use sessile::config::{self, Action, Config, Listener, Role, Site, SiteRoute};
 use sessile::farm::Authority;
 use sessile::serve::{AccessLog, Environment, Server};
@@ -14,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::store::setup::client;
 
-/// A server of one site, in this process, stopped when dropped.
+/// A server with one site in this process. Stopped when dropped.
 struct Running {
     address: SocketAddr,
     stop: CancellationToken,
@@ -62,12 +61,12 @@ fn start(folder: &Path, change: impl FnOnce(&mut Config)) -> Running {
     }
 }
 
-async fn connect(client: &Client, server: &Running) -> Connection {
+async fn connect(client: &Client, server: &Running) -> EstablishedConnection {
     let target = Target::new(server.address, "localhost").unwrap();
     client.connect(&target).await.unwrap()
 }
 
-/// Connects, asks for the verdict and ends the connection cleanly.
+/// Connects, asks for the verdict, and closes cleanly.
 async fn verdict(client: &Client, server: &Running) -> String {
     let mut connection = connect(client, server).await;
     let verdict = ask(&mut connection).await;
@@ -75,7 +74,7 @@ async fn verdict(client: &Client, server: &Running) -> String {
     verdict
 }
 
-async fn ask(connection: &mut Connection) -> String {
+async fn ask(connection: &mut EstablishedConnection) -> String {
     let stream = connection.stream();
     stream
         .write_all(b"HEAD / HTTP/1.1\r\nhost: localhost\r\n\r\n")
@@ -93,7 +92,7 @@ async fn ask(connection: &mut Connection) -> String {
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn everything_resumes_on_a_server_with_the_defaults() {
+async fn all_mechanisms_resume_on_a_server_with_the_defaults() {
     let folder = tempfile::tempdir().unwrap();
     let server = start(folder.path(), |_| ());
     for (mechanism, how) in [
@@ -110,7 +109,7 @@ async fn everything_resumes_on_a_server_with_the_defaults() {
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn tickets_resume_on_another_server_with_the_same_key_file_and_session_ids_do_not() {
+async fn only_tickets_resume_on_another_server_with_the_same_key_file() {
     let folder = tempfile::tempdir().unwrap();
     let one = start(folder.path(), |_| ());
     let other = start(folder.path(), |config| config.server.name = "web2".into());
@@ -126,7 +125,7 @@ async fn tickets_resume_on_another_server_with_the_same_key_file_and_session_ids
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn another_farms_ticket_is_of_an_unknown_key() {
+async fn a_ticket_of_another_farm_has_an_unknown_key() {
     let folder = tempfile::tempdir().unwrap();
     let ours = start(folder.path(), |_| ());
     let theirs = start(folder.path(), |config| config.key = config::Key::Ephemeral);
@@ -138,7 +137,7 @@ async fn another_farms_ticket_is_of_an_unknown_key() {
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn the_first_in_is_evicted_however_often_it_was_used() {
+async fn evicts_the_oldest_session_even_if_it_was_used_often() {
     let folder = tempfile::tempdir().unwrap();
     let server = start(folder.path(), |config| config.session.max_entries = 2);
     let clients = [(); 3].map(|()| client(Mechanism::SessionId));
@@ -152,7 +151,7 @@ async fn the_first_in_is_evicted_however_often_it_was_used() {
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn a_session_expires_a_lifetime_after_its_full_handshake_however_often_it_resumed() {
+async fn a_session_expires_one_lifetime_after_its_full_handshake() {
     let folder = tempfile::tempdir().unwrap();
     let lifetime = Duration::from_secs(2);
     let server = start(folder.path(), |config| config.session.lifetime = lifetime);
@@ -168,17 +167,18 @@ async fn a_session_expires_a_lifetime_after_its_full_handshake_however_often_it_
             let age = begin.elapsed();
             assert!(age < lifetime * 10, "{mechanism:?} lives on: {age:?}");
         };
-        // TLS tells clients how long a ticket lives, so that they may not even offer it.
+        // Clients know the lifetime of a TLS ticket, so they may not offer an expired one.
         let fair = ["full/expired", "full/nothing-offered"];
         assert!(fair.contains(&ended.as_str()), "{mechanism:?}: {ended}");
-        // A ticket's lifetime is announced in whole seconds, and the last part of one is not.
+        // The lifetime of a ticket is announced in whole seconds, so its last fraction does not
+        // count.
         let least = lifetime - Duration::from_secs(1);
         assert!(begin.elapsed() >= least, "{mechanism:?}: ended early");
     }
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn a_reclaimed_connection_leaves_its_session_unless_it_is_told_to_purge_it() {
+async fn reclaiming_a_connection_keeps_its_session_unless_configured_to_purge() {
     let folder = tempfile::tempdir().unwrap();
     for (purge, mechanisms) in [
         (
@@ -204,7 +204,7 @@ async fn a_reclaimed_connection_leaves_its_session_unless_it_is_told_to_purge_it
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn a_session_whose_connection_was_cut_does_not_resume_where_close_notify_is_required() {
+async fn a_session_without_close_notify_does_not_resume_if_close_notify_is_required() {
     let folder = tempfile::tempdir().unwrap();
     let server = start(folder.path(), |config| {
         config.session.require_close_notify = true;
@@ -213,7 +213,7 @@ async fn a_session_whose_connection_was_cut_does_not_resume_where_close_notify_i
         let client = client(mechanism);
         verdict(&client, &server).await;
         assert!(verdict(&client, &server).await.starts_with("resumed/"));
-        // Cut: dropped without a word, which the server may see a moment after the next hello.
+        // The connection is cut. The server may notice that shortly after the next ClientHello.
         let deadline = Instant::now() + Duration::from_secs(5);
         loop {
             let mut cut = connect(&client, &server).await;
@@ -229,7 +229,7 @@ async fn a_session_whose_connection_was_cut_does_not_resume_where_close_notify_i
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn what_is_turned_off_is_said_to_be_off() {
+async fn disabled_mechanisms_have_their_own_verdicts() {
     let folder = tempfile::tempdir().unwrap();
     let on = start(folder.path(), |_| ());
     let off = start(folder.path(), |config| {
@@ -250,9 +250,9 @@ async fn what_is_turned_off_is_said_to_be_off() {
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn a_stored_session_of_an_earlier_life_of_the_server_is_lost() {
+async fn a_stored_session_from_before_a_restart_is_lost() {
     let folder = tempfile::tempdir().unwrap();
-    // Sessions that must be removable are stored, and so gone with the process.
+    // Removable sessions are stored in the table, which ends with the process.
     let stored = |config: &mut Config| config.session.require_close_notify = true;
     for mechanism in [Mechanism::Ticket, Mechanism::Psk] {
         let client = client(mechanism);
@@ -268,7 +268,7 @@ async fn a_stored_session_of_an_earlier_life_of_the_server_is_lost() {
 async fn a_session_of_one_site_does_not_resume_at_another() {
     let folder = tempfile::tempdir().unwrap();
     let one = start(folder.path(), |_| ());
-    // The same name, under another site of the same farm.
+    // The same name at another site of the same farm.
     let other = start(folder.path(), |config| {
         config.sites[0].names = vec!["localhost".to_owned()];
     });

@@ -1,15 +1,16 @@
-//! A balancer that does nothing but what the kernel has to be asked for: it knows how much comes from
-//! which side, waits for that and hands it on. What it costs is the kernel's part of every connection.
+//! A balancer that only makes the necessary system calls. It knows the length of each message, reads
+//! it and forwards it. Its cost is the kernel's part of a connection.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::thread;
 
-use super::Result;
-use super::traffic::{FINISHED, FLIGHT, GOODBYE, HELLO, REQUEST};
-use super::{AT_ONCE, SHORT};
+use sessile_bench::Result;
 
-/// Serves on the address in the second argument for the server in the third.
+use super::model::{AT_ONCE, SHORT};
+use super::traffic::{CLOSING, FINISHED, FLIGHT, HELLO, REQUEST};
+
+/// Listens on the address in the second argument. The third argument is the server.
 pub(super) fn serve() -> Result<()> {
     let mut arguments = std::env::args().skip(2);
     let mut address = || -> Result<SocketAddr> {
@@ -28,26 +29,26 @@ pub(super) fn serve() -> Result<()> {
 
 fn answer(listener: &TcpListener, server: SocketAddr) {
     for io in listener.incoming() {
-        // A client that goes away in the middle is the client's affair.
-        let _ = io.and_then(|io| hand_on(io, server));
+        // Ignore clients that disconnect early; they report the failure themselves.
+        let _ = io.and_then(|io| forward(io, server));
     }
 }
 
-fn hand_on(mut client: TcpStream, server: SocketAddr) -> std::io::Result<()> {
+fn forward(mut client: TcpStream, server: SocketAddr) -> std::io::Result<()> {
     let mut buffer = [0; 4096];
     client.set_nodelay(true)?;
     client.read_exact(&mut buffer[..HELLO.len()])?;
     let mut server = TcpStream::connect(server)?;
     server.set_nodelay(true)?;
     server.write_all(&buffer[..HELLO.len()])?;
-    let mut turn = |from: &mut TcpStream, to: &mut TcpStream, len: usize| {
+    let mut copy = |from: &mut TcpStream, to: &mut TcpStream, len: usize| {
         from.read_exact(&mut buffer[..len])?;
         to.write_all(&buffer[..len])
     };
-    turn(&mut server, &mut client, FLIGHT.len())?;
-    turn(&mut client, &mut server, FINISHED + REQUEST)?;
-    turn(&mut server, &mut client, SHORT)?;
-    turn(&mut client, &mut server, GOODBYE)?;
+    copy(&mut server, &mut client, FLIGHT.len())?;
+    copy(&mut client, &mut server, FINISHED + REQUEST)?;
+    copy(&mut server, &mut client, SHORT)?;
+    copy(&mut client, &mut server, CLOSING)?;
     server.shutdown(Shutdown::Write)?;
-    turn(&mut server, &mut client, GOODBYE)
+    copy(&mut server, &mut client, CLOSING)
 }

@@ -1,85 +1,21 @@
-//! Balancers side by side: what a passthrough connection, a GiB and an idle connection cost `sessile
-//! balance`, HAProxy in TCP mode and nginx's stream module. Starts all of them itself on loopback and
-//! prints Markdown.
+//! Balancers side by side: the cost of a passthrough connection, a GiB and an idle connection with
+//! `sessile balance`, HAProxy in TCP mode and nginx's stream module. The benchmark starts all
+//! programs itself on loopback and prints Markdown.
 
 mod balancer;
 mod bare;
+mod model;
 mod report;
 mod traffic;
 
-use std::error::Error;
-use std::path::PathBuf;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::time::Duration;
 
-use balancer::{Balancer, Software};
+use sessile_bench::{Result, pin};
+
+use balancer::Balancer;
+use model::{IDLE, LONG, Options, SETTLE, SHORT, Software, WARM_UP};
 use report::{Costs, Row};
-
-/// Connections before the counting starts.
-const WARM_UP: usize = 200;
-
-/// Connections at the same time.
-const AT_ONCE: [usize; 2] = [1, 8];
-
-/// Bytes of a response that is short.
-const SHORT: usize = 600;
-
-/// Bytes of one that is long.
-const LONG: usize = 256 << 20;
-
-/// Idle connections whose memory is taken.
-const IDLE: usize = 2000;
-
-/// The kernel books a thread's time when it goes to sleep: a balancer is given this long to.
-const SETTLE: Duration = Duration::from_millis(50);
-
-type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
-
-const USAGE: &str = "usage: balancers --sessile PATH [--rounds N] [--connections N] [--workers N] \
-[--balancer-cpu N] [--client-cpu N] [--write FILE]";
-
-struct Options {
-    sessile: PathBuf,
-    rounds: usize,
-    connections: usize,
-    workers: usize,
-    balancer_cpu: usize,
-    client_cpu: usize,
-    /// Markdown file whose section is replaced.
-    write: Option<PathBuf>,
-}
-
-impl Options {
-    fn from_args() -> Result<Self> {
-        let mut options = Self {
-            sessile: PathBuf::new(),
-            rounds: 5,
-            connections: 4000,
-            workers: 1,
-            balancer_cpu: 0,
-            client_cpu: 1,
-            write: None,
-        };
-        let mut args = std::env::args().skip(1);
-        while let Some(name) = args.next() {
-            let value = args.next().ok_or(USAGE)?;
-            match name.as_str() {
-                "--sessile" => options.sessile = value.into(),
-                "--rounds" => options.rounds = value.parse()?,
-                "--connections" => options.connections = value.parse()?,
-                "--workers" => options.workers = value.parse()?,
-                "--balancer-cpu" => options.balancer_cpu = value.parse()?,
-                "--client-cpu" => options.client_cpu = value.parse()?,
-                "--write" => options.write = Some(value.into()),
-                _ => return Err(USAGE.into()),
-            }
-        }
-        match options.sessile.as_os_str().is_empty() {
-            true => Err(USAGE.into()),
-            false => Ok(options),
-        }
-    }
-}
 
 fn main() -> ExitCode {
     let outcome = match std::env::args().nth(1).as_deref() {
@@ -96,7 +32,7 @@ fn main() -> ExitCode {
 }
 
 fn run(options: &Options) -> Result<()> {
-    pin(options.client_cpu)?;
+    pin(std::process::id(), options.client_cpu)?;
     let folder = tempfile::tempdir()?;
     let servers = [traffic::serve()?, traffic::serve()?];
     let start = |software| Balancer::start(software, options, &servers, folder.path());
@@ -108,7 +44,10 @@ fn run(options: &Options) -> Result<()> {
     for round in 1..=options.rounds {
         eprintln!("round {round} of {}", options.rounds);
         for row in Row::ALL {
-            for balancer in balancers.iter().filter(|it| row.has(it.software)) {
+            for balancer in balancers
+                .iter()
+                .filter(|balancer| row.has(balancer.software))
+            {
                 let cost = cost(options, balancer, row)
                     .map_err(|error| format!("{}: {error}", balancer.software))?;
                 costs.add(row, balancer.software, cost);
@@ -118,15 +57,15 @@ fn run(options: &Options) -> Result<()> {
     drop(balancers);
     let idle_server = [traffic::serve_idle()?];
     for software in Software::others().chain([Software::Sessile]) {
-        // A process of its own, so that nothing that was freed before is there to be used again.
+        // A new process has no freed memory that it could use again.
         let balancer = Balancer::start(software, options, &idle_server, folder.path())?;
         for _ in 0..WARM_UP {
-            traffic::keep(balancer.address)?;
+            traffic::open(balancer.address)?;
         }
         std::thread::sleep(SETTLE);
         let before = balancer.memory()?;
         let idle = (0..IDLE)
-            .map(|_| traffic::keep(balancer.address))
+            .map(|_| traffic::open(balancer.address))
             .collect::<Result<Vec<_>>>()?;
         std::thread::sleep(SETTLE);
         let each = balancer.memory()?.saturating_sub(before) / idle.len() as u64;
@@ -135,20 +74,7 @@ fn run(options: &Options) -> Result<()> {
     report::publish(options, &costs)
 }
 
-/// Keeps this process on a processor.
-fn pin(cpu: usize) -> Result<()> {
-    let process = std::process::id().to_string();
-    let pinned = Command::new("taskset")
-        .args(["-cp", &cpu.to_string(), &process])
-        .output()
-        .map_err(|error| format!("taskset (Debian's util-linux): {error}"))?;
-    match pinned.status.success() {
-        true => Ok(()),
-        false => Err(format!("there is no processor {cpu}").into()),
-    }
-}
-
-/// A balancer's processor time for each connection, or each GiB.
+/// The balancer's processor time for a connection, or for a GiB.
 fn cost(options: &Options, balancer: &Balancer, row: Row) -> Result<Duration> {
     let run = |connections| match row {
         Row::Connections { at_once } => traffic::run(balancer.address, connections, at_once, SHORT),

@@ -1,15 +1,14 @@
-//! What was measured, as Markdown.
+//! The results as Markdown.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
-use std::fs;
-use std::process::Command;
 use std::time::Duration;
 
-use super::balancer::Software;
-use super::{AT_ONCE, Options, Result};
+use sessile_bench::{Result, output_of};
 
-/// What is measured.
+use super::model::{AT_ONCE, Options, Software};
+
+/// The rows of the table.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Row {
     Connections { at_once: usize },
@@ -27,7 +26,7 @@ impl Row {
         Self::Bytes,
     ];
 
-    /// The bare balancer has one answer in it, a short one.
+    /// The bare balancer knows only the short response.
     pub(super) fn has(self, software: Software) -> bool {
         self != Self::Bytes || software != Software::Bare
     }
@@ -42,7 +41,7 @@ impl fmt::Display for Row {
     }
 }
 
-/// Processor time, a value for each round, and memory of an idle connection.
+/// Processor time, with one value for each round, and memory of an idle connection.
 #[derive(Default)]
 pub(super) struct Costs {
     times: BTreeMap<(Row, Software), Vec<Duration>>,
@@ -58,7 +57,7 @@ impl Costs {
         self.memory.insert(software, bytes);
     }
 
-    /// Microseconds for a connection, milliseconds for a GiB.
+    /// The median in microseconds for a connection, and in milliseconds for a GiB.
     fn median(&self, row: Row, software: Software) -> Option<f64> {
         let mut costs = self.times.get(&(row, software))?.clone();
         costs.sort_unstable();
@@ -70,23 +69,10 @@ impl Costs {
     }
 }
 
-/// Prints the tables, and puts them into a document: between the marks of this number of workers.
+/// Prints the tables, and writes them to the section of the document for this number of workers.
 pub(super) fn publish(options: &Options, costs: &Costs) -> Result<()> {
-    let text = text(options, costs);
-    print!("{text}");
-    let Some(document) = &options.write else {
-        return Ok(());
-    };
-    let workers = options.workers;
-    let begin = format!("<!-- balancers, {workers}: written by the benchmark -->");
-    let end = format!("<!-- balancers, {workers}: end -->");
-    let old = fs::read_to_string(document)?;
-    let place = old
-        .split_once(&begin)
-        .and_then(|(head, rest)| Some((head, rest.split_once(&end)?.1)));
-    let (head, tail) = place.ok_or_else(|| format!("no {begin} … {end} in the document"))?;
-    fs::write(document, format!("{head}{begin}\n\n{text}\n{end}{tail}"))?;
-    Ok(())
+    let mark = format!("balancers, {}", options.workers);
+    sessile_bench::publish(&mark, &text(options, costs), options.write.as_deref())
 }
 
 fn text(options: &Options, costs: &Costs) -> String {
@@ -97,8 +83,8 @@ fn text(options: &Options, costs: &Costs) -> String {
     let mut text = format!(
         "{workers}; measured on {} (Linux {}). Medians of {} interleaved rounds of {} connections, and of a GiB \
          in four.\n\n| processor time |",
-        said("date", &["+%F"]),
-        said("uname", &["-r"]),
+        output_of("date", &["+%F"]),
+        output_of("uname", &["-r"]),
         options.rounds,
         options.connections,
     );
@@ -122,7 +108,7 @@ fn text(options: &Options, costs: &Costs) -> String {
         costs
             .memory
             .get(&software)
-            .map_or(f64::NAN, |it| *it as f64 / 1024.0)
+            .map_or(f64::NAN, |bytes| *bytes as f64 / 1024.0)
     };
     for software in Software::ALL {
         text.push_str(&cell(memory(software)));
@@ -133,15 +119,9 @@ fn text(options: &Options, costs: &Costs) -> String {
 }
 
 fn cell(value: f64) -> String {
-    match value.is_nan() {
-        true => " – |".to_owned(),
-        false => format!(" {value:.1} |"),
+    if value.is_nan() {
+        " – |".to_owned()
+    } else {
+        format!(" {value:.1} |")
     }
-}
-
-fn said(program: &str, arguments: &[&str]) -> String {
-    let output = Command::new(program).args(arguments).output();
-    output
-        .map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned())
-        .unwrap_or_default()
 }

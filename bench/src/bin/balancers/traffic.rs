@@ -1,31 +1,31 @@
-//! The traffic: the bytes of a resumed TLS 1.3 handshake as they were recorded, then as many as are
-//! wanted. A balancer that does not decrypt sees no more of a connection; client and server cost next
-//! to nothing, and are not counted.
+//! The traffic: the recorded bytes of a resumed TLS 1.3 handshake, then a response of any length. A
+//! balancer that does not decrypt sees the same as with real peers. The cost of client and server is
+//! low and not measured.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::thread;
 
-use super::Result;
+use sessile_bench::Result;
 
 pub(super) const HELLO: &[u8] =
     include_bytes!("../../../../proto/src/testdata/client-openssl-tls13-resumed.bin");
 pub(super) const FLIGHT: &[u8] =
     include_bytes!("../../../../proto/src/testdata/server-openssl-tls13-resumed.bin");
 
-/// The client's Finished, and a request.
+/// Lengths of the client's Finished, the request, and the last message.
 pub(super) const FINISHED: usize = 74;
 pub(super) const REQUEST: usize = 120;
-pub(super) const GOODBYE: usize = 24;
+pub(super) const CLOSING: usize = 24;
 
-/// A server writes at once as much as this.
+/// Bytes that a server writes at once.
 const CHUNK: usize = 64 * 1024;
 
-/// Threads of the server: connections that it answers at once.
+/// Threads of the server, each with one connection.
 const THREADS: usize = 16;
 
-/// Starts a server that answers with as many bytes as a request asks for; ends with the process.
+/// Starts a server that answers with the number of bytes in the request. It ends with the process.
 pub(super) fn serve() -> Result<SocketAddr> {
     let listener = Arc::new(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?);
     let address = listener.local_addr()?;
@@ -34,7 +34,7 @@ pub(super) fn serve() -> Result<SocketAddr> {
         thread::spawn(move || {
             let mut chunk = vec![0x17; CHUNK];
             loop {
-                // A client that goes away in the middle is the client's affair.
+                // Ignore clients that disconnect early; they report the failure themselves.
                 let _ = listener.accept().map(|(io, _)| answer(io, &mut chunk));
             }
         });
@@ -50,18 +50,18 @@ fn answer(mut io: TcpStream, chunk: &mut [u8]) -> std::io::Result<()> {
     io.read_exact(&mut buffer[..FINISHED + REQUEST])?;
     let wanted = buffer[FINISHED..]
         .first_chunk()
-        .map_or(0, |it| u64::from_be_bytes(*it));
+        .map_or(0, |bytes| u64::from_be_bytes(*bytes));
     let mut left = usize::try_from(wanted).unwrap_or(usize::MAX);
     while left > 0 {
         let len = left.min(chunk.len());
         io.write_all(&chunk[..len])?;
         left -= len;
     }
-    io.read_exact(&mut buffer[..GOODBYE])?;
-    io.write_all(&buffer[..GOODBYE])
+    io.read_exact(&mut buffer[..CLOSING])?;
+    io.write_all(&buffer[..CLOSING])
 }
 
-/// One connection from its beginning to its end, with a response of that length.
+/// Makes one connection with a response of this length.
 pub(super) fn connect(address: SocketAddr, response: usize, chunk: &mut [u8]) -> Result<()> {
     let mut io = TcpStream::connect(address)?;
     io.set_nodelay(true)?;
@@ -76,17 +76,17 @@ pub(super) fn connect(address: SocketAddr, response: usize, chunk: &mut [u8]) ->
         io.read_exact(&mut chunk[..len])?;
         left -= len;
     }
-    io.write_all(&[0; GOODBYE])?;
+    io.write_all(&[0; CLOSING])?;
     io.shutdown(Shutdown::Write)?;
-    let mut goodbye = Vec::new();
-    io.read_to_end(&mut goodbye)?;
-    match goodbye.len() {
-        GOODBYE => Ok(()),
+    let mut last = Vec::new();
+    io.read_to_end(&mut last)?;
+    match last.len() {
+        CLOSING => Ok(()),
         other => Err(format!("{other} bytes for a goodbye").into()),
     }
 }
 
-/// Starts a server that answers hellos and keeps the connections; ends with the process.
+/// Starts a server that answers ClientHellos and keeps the connections. It ends with the process.
 pub(super) fn serve_idle() -> Result<SocketAddr> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let address = listener.local_addr()?;
@@ -105,15 +105,15 @@ pub(super) fn serve_idle() -> Result<SocketAddr> {
     Ok(address)
 }
 
-/// A connection that had its handshake and is kept.
-pub(super) fn keep(address: SocketAddr) -> Result<TcpStream> {
+/// Makes a connection with its handshake, and keeps it open.
+pub(super) fn open(address: SocketAddr) -> Result<TcpStream> {
     let mut io = TcpStream::connect(address)?;
     io.write_all(HELLO)?;
     io.read_exact(&mut [0; FLIGHT.len()])?;
     Ok(io)
 }
 
-/// So many connections, `at_once` at a time.
+/// Makes `connections` connections, `at_once` at a time.
 pub(super) fn run(
     address: SocketAddr,
     connections: usize,

@@ -1,10 +1,10 @@
-//! A server that does nothing but move about as many bytes as the others do: what it costs is the
-//! kernel's part of every row. And the client that goes with it.
+//! A server that only moves about as many bytes as the others do. Its cost is the kernel's part of
+//! every row. The matching client is here, too.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 
-use super::Result;
+use sessile_bench::Result;
 
 const HELLO: usize = 250;
 const FLIGHT: usize = 900;
@@ -13,12 +13,12 @@ const REQUEST: usize = 80;
 const RESPONSE: usize = 600;
 const GOODBYE: usize = 24;
 
-/// Serves on the address in the second argument, one connection after another.
+/// Serves on the address in the second argument, one connection at a time.
 pub(super) fn serve() -> Result<()> {
     let address = std::env::args().nth(2).ok_or("--bare: no address")?;
     let listener = TcpListener::bind(address)?;
     loop {
-        // A client that goes away in the middle is the client's affair.
+        // Ignore clients that disconnect early; they report the failure themselves.
         let _ = listener.accept().and_then(|(io, _)| answer(io));
     }
 }

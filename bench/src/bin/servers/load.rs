@@ -1,7 +1,6 @@
-//! The load: TLS connections of one kind, each with one request and an orderly end. A connection
-//! that turns out to be of another kind is an error.
+//! The load: TLS connections of one kind, each with one request and a clean end. A connection of
+//! another kind is an error.
 
-use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
@@ -13,38 +12,23 @@ use rustls::crypto::aws_lc_rs as provider;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, HandshakeKind, NamedGroup, RootCertStore};
 
+use sessile_bench::Result;
+
+use super::bare;
+use super::model::ConnectionKind;
 use super::peer::Certificate;
-use super::{Result, bare};
 
 const REQUEST: &[u8] =
     b"GET / HTTP/1.1\r\nHost: localhost\r\nUser-Agent: bench\r\nAccept: */*\r\n\r\n";
 
-/// How every response ends.
+/// The end of every response.
 const BODY: &[u8] = b"ok\n";
 
-/// Sessions a client keeps; it uses the newest.
+/// Sessions that a client keeps. It offers the newest.
 const SESSIONS: usize = 16;
 
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Kind {
-    Full,
-    Psk,
-    SessionId,
-    Ticket,
-}
-
-impl Kind {
-    pub(super) const ALL: [Self; 4] = [Self::Full, Self::Psk, Self::SessionId, Self::Ticket];
-
-    pub(super) const fn key(self) -> &'static str {
-        match self {
-            Self::Full => "full",
-            Self::Psk => "psk",
-            Self::SessionId => "session-id",
-            Self::Ticket => "ticket",
-        }
-    }
-
+/// How rustls makes connections of a kind.
+impl ConnectionKind {
     const fn handshake(self) -> HandshakeKind {
         match self {
             Self::Full => HandshakeKind::Full,
@@ -65,7 +49,8 @@ impl Kind {
         };
         let crypto = CryptoProvider {
             cipher_suites: vec![suite],
-            // The second is for the certificate only: OpenSSL's TLS 1.2 wants its curve offered.
+            // The second group is for the certificate only: with TLS 1.2, OpenSSL requires that the
+            // client offers the curve of the certificate.
             kx_groups: vec![provider::kx_group::X25519, provider::kx_group::SECP256R1],
             ..provider::default_provider()
         };
@@ -85,32 +70,25 @@ impl Kind {
     }
 }
 
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Full => "TLS 1.3, full handshake",
-            Self::Psk => "TLS 1.3, resumed (PSK)",
-            Self::SessionId => "TLS 1.2, resumed by session ID",
-            Self::Ticket => "TLS 1.2, resumed by ticket",
-        })
-    }
-}
-
-/// A client: makes connections one after another, with sessions of its own.
+/// A client that makes connections one after another, with its own sessions.
 pub(super) struct Load {
     address: SocketAddr,
-    /// Not there for the bare server.
-    tls: Option<(Arc<ClientConfig>, Kind)>,
+    /// `None` for the bare server.
+    tls: Option<(Arc<ClientConfig>, ConnectionKind)>,
 }
 
-/// A connection that stays open.
+/// An open connection.
 pub(super) struct Idle {
     _io: TcpStream,
     _tls: ClientConnection,
 }
 
 impl Load {
-    pub(super) fn new(address: SocketAddr, certificate: &Certificate, kind: Kind) -> Result<Self> {
+    pub(super) fn new(
+        address: SocketAddr,
+        certificate: &Certificate,
+        kind: ConnectionKind,
+    ) -> Result<Self> {
         let config = Arc::new(kind.config(certificate)?);
         Ok(Self {
             address,
@@ -118,7 +96,7 @@ impl Load {
         })
     }
 
-    /// The same client, with its sessions, at another server.
+    /// The same client with its sessions, for another server.
     pub(super) fn at(&self, address: SocketAddr) -> Self {
         Self {
             address,
@@ -130,10 +108,10 @@ impl Load {
         Self { address, tls: None }
     }
 
-    /// The connection that gets the first session; its kind is not looked at.
+    /// Makes a connection of any kind to get the first session.
     pub(super) fn prime(&self) -> Result<()> {
         if let Some((config, _)) = &self.tls {
-            self.ask(config).and_then(|(io, tls)| finish(io, tls))?;
+            self.connect(config).and_then(|(io, tls)| finish(io, tls))?;
         }
         Ok(())
     }
@@ -142,15 +120,15 @@ impl Load {
         (0..connections).try_for_each(|_| self.connection())
     }
 
-    /// One connection from its beginning to its end.
+    /// Makes one connection from its start to its end.
     pub(super) fn connection(&self) -> Result<()> {
         let Some((config, kind)) = &self.tls else {
             return Ok(bare::connect(self.address)?);
         };
-        let (io, tls) = self.ask(config)?;
-        let was = tls.handshake_kind();
-        if was != Some(kind.handshake()) {
-            return Err(format!("a handshake came out as {was:?}").into());
+        let (io, tls) = self.connect(config)?;
+        let handshake = tls.handshake_kind();
+        if handshake != Some(kind.handshake()) {
+            return Err(format!("a handshake came out as {handshake:?}").into());
         }
         let group = tls.negotiated_key_exchange_group();
         if group.is_some_and(|group| group.name() != NamedGroup::X25519) {
@@ -159,35 +137,37 @@ impl Load {
         finish(io, tls)
     }
 
-    /// How long the handshake of a connection took from its first byte to its last, as the client sees
-    /// it, and how it came out.
+    /// Makes one connection. Returns the duration of the handshake at the client, and its kind.
     pub(super) fn timed(&self) -> Result<(Duration, HandshakeKind)> {
-        let (config, _) = self.tls.as_ref().ok_or("the bare server shakes no hands")?;
+        let (config, _) = self
+            .tls
+            .as_ref()
+            .ok_or("the bare server has no handshakes")?;
         let (mut io, mut tls) = self.begin(config)?;
         let begin = Instant::now();
-        shake_hands(&mut io, &mut tls)?;
+        finish_handshake(&mut io, &mut tls)?;
         let took = begin.elapsed();
         let kind = tls.handshake_kind().ok_or("an unfinished handshake")?;
-        ask(&mut io, &mut tls)?;
+        request(&mut io, &mut tls)?;
         finish(io, tls)?;
         Ok((took, kind))
     }
 
-    /// A connection that had its request and is kept.
+    /// Makes one connection and keeps it open after the request.
     pub(super) fn idle_connection(&self) -> Result<Idle> {
         let (config, _) = self
             .tls
             .as_ref()
             .ok_or("the bare server keeps no connections")?;
-        let (io, tls) = self.ask(config)?;
+        let (io, tls) = self.connect(config)?;
         Ok(Idle { _io: io, _tls: tls })
     }
 
     /// Connects, makes one request and reads the response.
-    fn ask(&self, config: &Arc<ClientConfig>) -> Result<(TcpStream, ClientConnection)> {
+    fn connect(&self, config: &Arc<ClientConfig>) -> Result<(TcpStream, ClientConnection)> {
         let (mut io, mut tls) = self.begin(config)?;
-        shake_hands(&mut io, &mut tls)?;
-        ask(&mut io, &mut tls)?;
+        finish_handshake(&mut io, &mut tls)?;
+        request(&mut io, &mut tls)?;
         Ok((io, tls))
     }
 
@@ -199,7 +179,7 @@ impl Load {
     }
 }
 
-fn shake_hands(io: &mut TcpStream, tls: &mut ClientConnection) -> Result<()> {
+fn finish_handshake(io: &mut TcpStream, tls: &mut ClientConnection) -> Result<()> {
     while tls.is_handshaking() || tls.wants_write() {
         tls.complete_io(io)?;
     }
@@ -207,29 +187,30 @@ fn shake_hands(io: &mut TcpStream, tls: &mut ClientConnection) -> Result<()> {
 }
 
 /// Makes one request and reads the response.
-fn ask(io: &mut TcpStream, tls: &mut ClientConnection) -> Result<()> {
+fn request(io: &mut TcpStream, tls: &mut ClientConnection) -> Result<()> {
     tls.writer().write_all(REQUEST)?;
     write_all(io, tls)?;
     let mut response = Vec::new();
     while !response.ends_with(BODY) {
-        read(io, tls)?.then_some(()).ok_or("no response")?;
+        read_some(io, tls)?.then_some(()).ok_or("no response")?;
         match tls.reader().read_to_end(&mut response) {
             Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error.into()),
             _ => {}
         }
     }
-    match response.starts_with(b"HTTP/1.1 200 ") {
-        true => Ok(()),
-        false => Err("a response other than 200".into()),
+    if response.starts_with(b"HTTP/1.1 200 ") {
+        Ok(())
+    } else {
+        Err("a response other than 200".into())
     }
 }
 
-/// Says goodbye and waits for the server to hang up.
+/// Sends close_notify and waits until the server closes the connection.
 fn finish(mut io: TcpStream, mut tls: ClientConnection) -> Result<()> {
     tls.send_close_notify();
     write_all(&mut io, &mut tls)?;
     io.shutdown(Shutdown::Write)?;
-    while read(&mut io, &mut tls)? {}
+    while read_some(&mut io, &mut tls)? {}
     Ok(())
 }
 
@@ -240,8 +221,8 @@ fn write_all(io: &mut TcpStream, tls: &mut ClientConnection) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether there was something to read.
-fn read(io: &mut TcpStream, tls: &mut ClientConnection) -> Result<bool> {
+/// Reads once. Returns false at the end of the stream.
+fn read_some(io: &mut TcpStream, tls: &mut ClientConnection) -> Result<bool> {
     if tls.read_tls(io)? == 0 {
         return Ok(false);
     }

@@ -1,10 +1,11 @@
-//! Servers side by side: what a TLS connection costs `sessile serve`, nginx and HAProxy in processor
-//! time, and an idle one in memory. `servers store`: what a shared session store adds to a handshake;
-//! `servers outages`: what one that fails does.
-//! Starts all of them itself on loopback and prints Markdown.
+//! Servers side by side: the cost of TLS connections to `sessile serve`, nginx and HAProxy, in
+//! processor time and in memory. `servers store` measures what a shared session store adds to a
+//! handshake. `servers outages` measures the effects of a failing store. The benchmark starts all
+//! programs itself on loopback and prints Markdown.
 
 mod bare;
 mod load;
+mod model;
 mod options;
 mod outages;
 mod peer;
@@ -16,21 +17,13 @@ use std::error::Error;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use load::{Kind, Load};
+use sessile_bench::{Result, pin};
+
+use load::Load;
+use model::{CONCURRENCY, ConnectionKind, IDLE, SETTLE, Software, WARM_UP};
 use options::Options;
-use peer::{Certificate, Peer, Software};
+use peer::{Certificate, Peer};
 use report::{Costs, Report};
-
-/// Connections before the counting starts, in every round: caches are warm, sessions exist.
-const WARM_UP: usize = 200;
-
-/// Connections at once, and as many threads of the load generator.
-const CONCURRENCY: [usize; 2] = [1, 8];
-
-/// Idle connections whose memory is taken.
-const IDLE: usize = 2000;
-
-type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
 fn main() -> ExitCode {
     let mut args = std::env::args().skip(1).peekable();
@@ -50,7 +43,7 @@ fn main() -> ExitCode {
 }
 
 fn run(options: &Options) -> Result<()> {
-    peer::pin(std::process::id(), options.client_cpu)?;
+    pin(std::process::id(), options.client_cpu)?;
     let folder = tempfile::tempdir()?;
     let certificate = Certificate::make(folder.path())?;
     let start = |software| Peer::start(software, options, &certificate, folder.path());
@@ -79,9 +72,9 @@ fn run(options: &Options) -> Result<()> {
         .into_iter()
         .filter(|software| *software != Software::Bare)
     {
-        // A process of its own, so that nothing that was freed before is there to be used again.
+        // A new process has no freed memory that it could use again.
         let peer = start(software)?;
-        let load = Load::new(peer.address, &certificate, Kind::Full)?;
+        let load = Load::new(peer.address, &certificate, ConnectionKind::Full)?;
         for _ in 0..WARM_UP {
             load.connection()?;
         }
@@ -97,15 +90,12 @@ fn run(options: &Options) -> Result<()> {
     report.publish(options.write.as_deref())
 }
 
-/// The kernel books a thread's time when it goes to sleep: a server is given this long to.
-const SETTLE: Duration = Duration::from_millis(50);
-
 /// A server's processor time for each connection of a kind.
 fn cost(
     options: &Options,
     certificate: &Certificate,
     peer: &Peer,
-    kind: Kind,
+    kind: ConnectionKind,
     concurrency: usize,
 ) -> Result<Duration> {
     let loads = (0..concurrency)
@@ -114,7 +104,8 @@ fn cost(
             _ => Load::new(peer.address, certificate, kind),
         })
         .collect::<Result<Vec<_>>>()?;
-    let named = |error: Box<dyn Error + Send + Sync>| format!("{}, {kind}: {error}", peer.software);
+    let with_context =
+        |error: Box<dyn Error + Send + Sync>| format!("{}, {kind}: {error}", peer.software);
     let run = |connections: usize| {
         let done: Result<()> = std::thread::scope(|scope| {
             let start = |load| scope.spawn(move || Load::run(load, connections / concurrency));
@@ -123,10 +114,13 @@ fn cost(
                 .into_iter()
                 .try_for_each(|thread| thread.join().map_err(|_| "a load thread panicked")?)
         });
-        done.map_err(named)
+        done.map_err(with_context)
     };
-    // The first connection of each load is full, whatever the kind: it gets the session.
-    loads.iter().try_for_each(Load::prime).map_err(named)?;
+    // The first connection of each load is full, whatever the kind. It gets the first session.
+    loads
+        .iter()
+        .try_for_each(Load::prime)
+        .map_err(with_context)?;
     run(WARM_UP)?;
     std::thread::sleep(SETTLE);
     let before = peer.cpu_time()?;

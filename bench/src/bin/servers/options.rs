@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use super::Result;
-use super::load::Kind;
-use super::peer::Software;
+use sessile_bench::Result;
+
+use super::model::{ConnectionKind, Software};
 
 const USAGE: &str = "usage: servers [store | outages] --sessile PATH [--rounds N] [--connections N] [--server-cpu N] \
 [--client-cpu N] [--only SERVER] [--kind KIND] [--write FILE]";
@@ -15,10 +15,10 @@ pub(super) struct Options {
     pub(super) connections: usize,
     pub(super) server_cpu: usize,
     pub(super) client_cpu: usize,
-    /// Markdown file whose section is replaced.
+    /// Markdown file in which the results replace a section.
     pub(super) write: Option<PathBuf>,
     only: Option<Software>,
-    kind: Option<Kind>,
+    kind: Option<ConnectionKind>,
 }
 
 impl Options {
@@ -47,7 +47,9 @@ impl Options {
                     options.only = Some(found.ok_or("--only: sessile, nginx, HAProxy or bare")?);
                 }
                 "--kind" => {
-                    let found = Kind::ALL.into_iter().find(|kind| kind.key() == value);
+                    let found = ConnectionKind::ALL
+                        .into_iter()
+                        .find(|kind| kind.as_str() == value);
                     options.kind = Some(found.ok_or("--kind: full, psk, session-id or ticket")?);
                 }
                 _ => return Err(USAGE.into()),
@@ -64,8 +66,8 @@ impl Options {
             .map_or_else(|| Software::ALL.to_vec(), |only| vec![only])
     }
 
-    pub(super) fn kinds(&self) -> Vec<Kind> {
+    pub(super) fn kinds(&self) -> Vec<ConnectionKind> {
         self.kind
-            .map_or_else(|| Kind::ALL.to_vec(), |only| vec![only])
+            .map_or_else(|| ConnectionKind::ALL.to_vec(), |only| vec![only])
     }
 }

@@ -1,5 +1,5 @@
-//! What a shared session store that fails costs: how long handshakes take meanwhile, and how soon after the
-//! failure's end sessions resume through the store again. A connection that fails ends the benchmark.
+//! The cost of a failing session store: the duration of handshakes during the failure, and the time
+//! after the failure until sessions resume again. A failed connection ends the benchmark.
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
@@ -8,25 +8,27 @@ use std::time::{Duration, Instant};
 
 use rustls::HandshakeKind;
 
-use super::load::{Kind, Load};
-use super::options::Options;
-use super::peer::{self, Certificate, Peer, Software};
-use super::report::{measured, publish};
-use super::stall::{DELAY, Mode, Network};
-use super::store::{micros, sharing};
-use super::{Result, WARM_UP};
+use sessile_bench::{Result, pin, publish};
 
-/// How long a failure lasts: until pauses between attempts to connect are as long as they get.
+use super::load::Load;
+use super::model::{ConnectionKind, Software, WARM_UP};
+use super::options::Options;
+use super::peer::{Certificate, Peer};
+use super::report::measured;
+use super::stall::{DELAY, Mode, Network};
+use super::store::{percentile_micros, store_setting};
+
+/// Duration of a failure: until the pauses between reconnects have their maximum length.
 const OUTAGE: Duration = Duration::from_secs(10);
 
-/// Time between clients: as many as keep a worker's counts going, and no flood.
+/// Pause between clients.
 const PACE: Duration = Duration::from_millis(20);
 
-/// How long sessions may take to resume again, over which it is an error.
+/// Limit of the time until sessions resume again.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Failure {
+enum StoreFailure {
     Stopped,
     Restarted,
     Paused,
@@ -35,7 +37,7 @@ enum Failure {
     Delayed,
 }
 
-impl Failure {
+impl StoreFailure {
     const ALL: [Self; 6] = [
         Self::Stopped,
         Self::Restarted,
@@ -56,7 +58,7 @@ impl Failure {
         }
     }
 
-    fn lasts(self) -> Duration {
+    fn duration(self) -> Duration {
         match self {
             Self::Restarted => Duration::ZERO,
             _ => OUTAGE,
@@ -64,22 +66,22 @@ impl Failure {
     }
 }
 
-/// A store that can be made to fail, and a network in front of it.
+/// A store that can be made to fail, and the network in front of the store.
 struct Store<'a> {
     redis: Option<Peer>,
     address: SocketAddr,
     network: Network,
-    around: &'a Around<'a>,
+    setup: &'a Setup<'a>,
 }
 
-/// What servers are started with.
-struct Around<'a> {
+/// The parameters with which servers are started.
+struct Setup<'a> {
     options: &'a Options,
     certificate: &'a Certificate,
     folder: &'a Path,
 }
 
-impl Around<'_> {
+impl Setup<'_> {
     fn redis(&self, address: Option<SocketAddr>) -> Result<Peer> {
         let (software, options) = (Software::Redis, self.options);
         let (certificate, folder) = (self.certificate, self.folder);
@@ -94,112 +96,112 @@ impl Around<'_> {
     }
 
     fn client(&self, server: &Peer) -> Result<Load> {
-        Load::new(server.address, self.certificate, Kind::SessionId)
+        Load::new(server.address, self.certificate, ConnectionKind::SessionId)
     }
 }
 
 impl<'a> Store<'a> {
-    fn start(around: &'a Around<'_>) -> Result<Self> {
-        let redis = around.redis(None)?;
+    fn start(setup: &'a Setup<'_>) -> Result<Self> {
+        let redis = setup.redis(None)?;
         Ok(Self {
             address: redis.address,
-            network: Network::before(redis.address)?,
+            network: Network::in_front_of(redis.address)?,
             redis: Some(redis),
-            around,
+            setup,
         })
     }
 
-    fn begin(&mut self, failure: Failure) -> Result<()> {
+    fn begin(&mut self, failure: StoreFailure) -> Result<()> {
         match (failure, &self.redis) {
-            (Failure::Stopped | Failure::Restarted, _) => self.redis = None,
-            (Failure::Paused, Some(redis)) => redis.signal("STOP")?,
-            (Failure::Paused, None) => return Err("there is no store to pause".into()),
-            (Failure::Stalled, _) => self.network.set(Mode::Stall),
-            (Failure::Cut, _) => self.network.set(Mode::Cut),
-            (Failure::Delayed, _) => self.network.set(Mode::Delay),
+            (StoreFailure::Stopped | StoreFailure::Restarted, _) => self.redis = None,
+            (StoreFailure::Paused, Some(redis)) => redis.signal("STOP")?,
+            (StoreFailure::Paused, None) => return Err("there is no store to pause".into()),
+            (StoreFailure::Stalled, _) => self.network.set(Mode::Stall),
+            (StoreFailure::Cut, _) => self.network.set(Mode::Cut),
+            (StoreFailure::Delayed, _) => self.network.set(Mode::Delay),
         }
         Ok(())
     }
 
-    fn end(&mut self, failure: Failure) -> Result<()> {
+    fn end(&mut self, failure: StoreFailure) -> Result<()> {
         match (failure, &self.redis) {
-            (Failure::Paused, Some(redis)) => redis.signal("CONT")?,
-            (_, None) => self.redis = Some(self.around.redis(Some(self.address))?),
+            (StoreFailure::Paused, Some(redis)) => redis.signal("CONT")?,
+            (_, None) => self.redis = Some(self.setup.redis(Some(self.address))?),
             _ => self.network.set(Mode::Pass),
         }
         Ok(())
     }
 }
 
-/// What came of one failure.
+/// The measurements of one failure.
 #[derive(Default)]
-struct Outcome {
-    /// How long handshakes took from its beginning until sessions resumed again.
+struct Measurements {
+    /// Durations of handshakes from the start of the failure until sessions resumed again.
     handshakes: Vec<Duration>,
-    /// How long after its end that was, for each round.
-    back: Vec<Duration>,
+    /// Times from the end of the failure until sessions resumed, one for each round.
+    recovery: Vec<Duration>,
 }
 
 pub(super) fn run(options: &Options) -> Result<()> {
-    peer::pin(std::process::id(), options.client_cpu)?;
+    pin(std::process::id(), options.client_cpu)?;
     let folder = tempfile::tempdir()?;
     let certificate = Certificate::make(folder.path())?;
-    let around = Around {
+    let setup = Setup {
         options,
         certificate: &certificate,
         folder: folder.path(),
     };
-    let mut store = Store::start(&around)?;
-    let mut outcomes = Failure::ALL.map(|failure| (failure, Outcome::default()));
+    let mut store = Store::start(&setup)?;
+    let mut measurements = StoreFailure::ALL.map(|failure| (failure, Measurements::default()));
     for round in 1..=options.rounds {
         eprintln!("round {round} of {}", options.rounds);
-        for (failure, outcome) in &mut outcomes {
-            fail(&mut store, *failure, round, outcome)
+        for (failure, measurements) in &mut measurements {
+            fail(&mut store, *failure, round, measurements)
                 .map_err(|error| format!("{}: {error}", failure.name()))?;
         }
     }
-    let mut without = without_a_store(&around)?;
-    let text = report(options, &mut outcomes, &mut without);
+    let mut without = without_a_store(&setup)?;
+    let text = report(options, &mut measurements, &mut without);
     publish("outages", &text, options.write.as_deref())
 }
 
-/// Lets a store fail once, between servers of its own.
+/// Makes the store fail once, with two servers that share it.
 fn fail(
     store: &mut Store<'_>,
-    failure: Failure,
+    failure: StoreFailure,
     round: usize,
-    outcome: &mut Outcome,
+    measurements: &mut Measurements,
 ) -> Result<()> {
-    let around = store.around;
-    let shared = sharing(store.network.address);
-    let start = |name: &str| around.sessile(&format!("{name}-{round}-{}", failure as u8), &shared);
+    let setup = store.setup;
+    let shared = store_setting(store.network.address);
+    let start = |name: &str| setup.sessile(&format!("{name}-{round}-{}", failure as u8), &shared);
     let (one, other) = (start("one")?, start("other")?);
     let pair = (&one, &other);
     for _ in 0..WARM_UP {
-        around.client(&one)?.timed()?;
+        setup.client(&one)?.timed()?;
     }
-    until_it_resumes(around, pair, &mut Vec::new())?;
+    wait_until_resumed(setup, pair, &mut Vec::new())?;
     store.begin(failure)?;
     let begin = Instant::now();
-    while begin.elapsed() < failure.lasts() {
-        hop(around, pair, &mut outcome.handshakes)?;
+    while begin.elapsed() < failure.duration() {
+        move_client(setup, pair, &mut measurements.handshakes)?;
         std::thread::sleep(PACE);
     }
     store.end(failure)?;
     let end = Instant::now();
-    until_it_resumes(around, pair, &mut outcome.handshakes)?;
-    outcome.back.push(end.elapsed());
+    wait_until_resumed(setup, pair, &mut measurements.handshakes)?;
+    measurements.recovery.push(end.elapsed());
     Ok(())
 }
 
-/// Lets clients hop until one resumes.
-fn until_it_resumes(
-    around: &Around<'_>,
+/// Makes new clients move from one server to the other until one resumes.
+fn wait_until_resumed(
+    setup: &Setup<'_>,
     pair: (&Peer, &Peer),
     handshakes: &mut Vec<Duration>,
 ) -> Result<()> {
     let begin = Instant::now();
-    while hop(around, pair, handshakes)? != HandshakeKind::Resumed {
+    while move_client(setup, pair, handshakes)? != HandshakeKind::Resumed {
         if begin.elapsed() > PATIENCE {
             return Err("no session resumes any more".into());
         }
@@ -208,29 +210,30 @@ fn until_it_resumes(
     Ok(())
 }
 
-/// A new client comes to one server and back to the other one: how its second handshake came out.
-fn hop(
-    around: &Around<'_>,
+/// Connects a new client to one server and then to the other. Returns the kind of the second
+/// handshake.
+fn move_client(
+    setup: &Setup<'_>,
     (one, other): (&Peer, &Peer),
     handshakes: &mut Vec<Duration>,
 ) -> Result<HandshakeKind> {
-    let client = around.client(one)?;
+    let client = setup.client(one)?;
     handshakes.push(client.timed()?.0);
     let (took, kind) = client.at(other.address).timed()?;
     handshakes.push(took);
     Ok(kind)
 }
 
-/// Full handshakes of a server that has no store, at the same pace.
-fn without_a_store(around: &Around<'_>) -> Result<Vec<Duration>> {
-    let server = around.sessile("alone", "")?;
+/// Makes full handshakes with a server without a store, at the same pace.
+fn without_a_store(setup: &Setup<'_>) -> Result<Vec<Duration>> {
+    let server = setup.sessile("alone", "")?;
     for _ in 0..WARM_UP {
-        around.client(&server)?.timed()?;
+        setup.client(&server)?.timed()?;
     }
     let mut handshakes = Vec::new();
     let begin = Instant::now();
     while begin.elapsed() < OUTAGE {
-        handshakes.push(around.client(&server)?.timed()?.0);
+        handshakes.push(setup.client(&server)?.timed()?.0);
         std::thread::sleep(PACE);
     }
     Ok(handshakes)
@@ -238,7 +241,7 @@ fn without_a_store(around: &Around<'_>) -> Result<Vec<Duration>> {
 
 fn report(
     options: &Options,
-    outcomes: &mut [(Failure, Outcome)],
+    measurements: &mut [(StoreFailure, Measurements)],
     without: &mut [Duration],
 ) -> String {
     let mut text = format!(
@@ -249,8 +252,15 @@ fn report(
         OUTAGE.as_secs(),
         options.rounds,
     );
-    let millis = |times: &mut [Duration], percent| micros(times, percent) / 1e3;
-    for (failure, Outcome { handshakes, back }) in outcomes {
+    let millis = |times: &mut [Duration], percent| percentile_micros(times, percent) / 1e3;
+    for (
+        failure,
+        Measurements {
+            handshakes,
+            recovery,
+        },
+    ) in measurements
+    {
         let _ = writeln!(
             text,
             "| {} | {} | {:.2} | {:.2} | {:.2} | {:.2} |",
@@ -258,8 +268,8 @@ fn report(
             handshakes.len(),
             millis(handshakes, 50),
             millis(handshakes, 100),
-            millis(back, 50) / 1e3,
-            millis(back, 100) / 1e3,
+            millis(recovery, 50) / 1e3,
+            millis(recovery, 100) / 1e3,
         );
     }
     let _ = writeln!(

@@ -1,35 +1,21 @@
-//! The servers: their configurations, as like one another as they can be made, their processes, and
-//! what these have used.
+//! The servers that are compared: their equivalent configurations, and their processes.
 
-use std::fmt;
 use std::fs;
 use std::io::ErrorKind;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::Duration;
 
 use rustls::pki_types::CertificateDer;
 
-use super::Result;
+use sessile_bench::{Program, Result, free_address};
+
+use super::model::Software;
 use super::options::Options;
 
-/// How long a server may take to listen.
-const START: Duration = Duration::from_secs(10);
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Software {
-    Sessile,
-    Nginx,
-    Haproxy,
-    Bare,
-    Redis,
-}
-
 impl Software {
-    pub(super) const ALL: [Self; 4] = [Self::Sessile, Self::Nginx, Self::Haproxy, Self::Bare];
-
-    /// What it says of itself, and of the library that does its TLS.
+    /// The versions of the program and of its TLS library, as the program prints them.
     pub(super) fn version(self, options: &Options) -> String {
         let (program, argument) = match self {
             Self::Sessile => (options.sessile.as_path(), "--version"),
@@ -38,40 +24,28 @@ impl Software {
             Self::Redis => (Path::new("redis-server"), "--version"),
             Self::Bare => return String::new(),
         };
-        let Ok(said) = Command::new(program).arg(argument).output() else {
+        let Ok(output) = Command::new(program).arg(argument).output() else {
             return self.to_string();
         };
-        // nginx says it on its error output.
-        let said = [said.stdout, said.stderr].concat();
-        let said = String::from_utf8_lossy(&said);
-        let library = said.lines().find_map(|line| {
+        // nginx prints its version on the standard error stream.
+        let bytes = [output.stdout, output.stderr].concat();
+        let text = String::from_utf8_lossy(&bytes);
+        let library = text.lines().find_map(|line| {
             let (_, version) = line.split_once("unning ")?.1.rsplit_once("OpenSSL ")?;
             Some(format!(", OpenSSL {}", version.split(' ').next()?))
         });
-        let version = said
-            .lines()
+        let line = text.lines().next().unwrap_or_default();
+        let version = line
+            .trim_start_matches("nginx version: ")
+            .split(" - ")
+            .flat_map(|part| part.split(" sha="))
             .next()
-            .unwrap_or_default()
-            .trim_start_matches("nginx version: ");
-        let version = version.split(" - ").next().unwrap_or_default();
-        let version = version.split(" sha=").next().unwrap_or_default();
+            .unwrap_or_default();
         format!("{version}{}", library.unwrap_or_default())
     }
 }
 
-impl fmt::Display for Software {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Sessile => "sessile",
-            Self::Nginx => "nginx",
-            Self::Haproxy => "HAProxy",
-            Self::Bare => "bare",
-            Self::Redis => "Redis",
-        })
-    }
-}
-
-/// One self-signed P-256 certificate for all of them.
+/// The self-signed P-256 certificate that all servers share.
 pub(super) struct Certificate {
     pub(super) der: CertificateDer<'static>,
     chain: PathBuf,
@@ -85,7 +59,7 @@ impl Certificate {
         let (chain, key) = (folder.join("cert.pem"), folder.join("key.pem"));
         fs::write(&chain, certificate.pem())?;
         fs::write(&key, key_pair.serialize_pem())?;
-        // HAProxy takes both from one file.
+        // HAProxy reads certificate and key from one file.
         fs::write(
             folder.join("both.pem"),
             certificate.pem() + &key_pair.serialize_pem(),
@@ -98,11 +72,11 @@ impl Certificate {
     }
 }
 
-/// A running server; dropping it stops it.
+/// A running server. Dropping it stops the server.
 pub(super) struct Peer {
     pub(super) software: Software,
     pub(super) address: SocketAddr,
-    process: Child,
+    program: Program,
 }
 
 impl Peer {
@@ -112,10 +86,10 @@ impl Peer {
         certificate: &Certificate,
         folder: &Path,
     ) -> Result<Self> {
-        Self::start_at(free()?, software, options, certificate, folder)
+        Self::start_at(free_address()?, software, options, certificate, folder)
     }
 
-    /// Where another one was before.
+    /// Starts a server on a given address.
     pub(super) fn start_at(
         address: SocketAddr,
         software: Software,
@@ -135,7 +109,7 @@ impl Peer {
         Self::launch(software, options, address, &file)
     }
 
-    /// A `sessile serve` of that name, with these lines of `[session]`.
+    /// Starts `sessile serve` with a name and with lines of `[session]`.
     pub(super) fn sessile(
         name: &str,
         session: &str,
@@ -143,7 +117,7 @@ impl Peer {
         certificate: &Certificate,
         folder: &Path,
     ) -> Result<Self> {
-        let address = free()?;
+        let address = free_address()?;
         let config = sessile(name, address, certificate, folder);
         let file = folder.join(format!("{name}.toml"));
         fs::write(&file, format!("{config}[session]\n{session}\n"))?;
@@ -172,108 +146,43 @@ impl Peer {
             Software::Redis => &[&file],
             Software::Bare => &["--bare", &address_argument],
         };
-        // The store is another machine, as far as the servers' processor goes.
+        // The store gets the client's processor, so that the servers have theirs alone.
         let cpu = match software {
             Software::Redis => options.client_cpu,
             _ => options.server_cpu,
         };
-        // Asked for by itself first: behind taskset, one could not tell that it is missing.
+        // Run the program alone first, because taskset hides that a program is missing.
         match Command::new(&program).arg("-v").output() {
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 return Err(format!("{software} is missing: {}", software.remedy()).into());
             }
             _ => {}
         }
-        let process = Command::new("taskset")
+        let mut command = Command::new("taskset");
+        command
             .args(["-c", &cpu.to_string()])
             .arg(program)
-            .args(arguments)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .spawn()
-            .map_err(|error| format!("taskset (Debian's util-linux): {error}"))?;
-        let mut peer = Self {
+            .args(arguments);
+        Ok(Self {
             software,
             address,
-            process,
-        };
-        peer.wait()?;
-        Ok(peer)
+            program: Program::start(&software.to_string(), &mut command, address)?,
+        })
     }
 
-    fn wait(&mut self) -> Result<()> {
-        let deadline = Instant::now() + START;
-        while TcpStream::connect(self.address).is_err() {
-            if let Some(status) = self.process.try_wait()? {
-                return Err(format!("{} does not start: {status}", self.software).into());
-            }
-            if Instant::now() > deadline {
-                return Err(format!("{} does not listen", self.software).into());
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        Ok(())
-    }
-
-    /// Sends it a signal of that name.
+    /// Sends a signal by name.
     pub(super) fn signal(&self, name: &str) -> Result<()> {
-        let id = self.process.id().to_string();
-        let sent = Command::new("kill").args(["-s", name, &id]).status()?;
-        sent.success()
-            .then_some(())
-            .ok_or_else(|| format!("no signal {name}").into())
+        self.program.signal(name)
     }
 
-    /// Processor time of all its threads so far, to the nanosecond.
+    /// See [`Program::cpu_time`].
     pub(super) fn cpu_time(&self) -> Result<Duration> {
-        let mut nanoseconds = 0;
-        for process in self.processes()? {
-            for thread in fs::read_dir(format!("/proc/{process}/task"))? {
-                let times = fs::read_to_string(thread?.path().join("schedstat"))?;
-                let spent = times.split(' ').next().ok_or("schedstat is empty")?;
-                nanoseconds += spent.parse::<u64>()?;
-            }
-        }
-        Ok(Duration::from_nanos(nanoseconds))
+        self.program.cpu_time()
     }
 
-    /// Bytes of memory of all its processes, what they share counted once (PSS).
+    /// See [`Program::memory`].
     pub(super) fn memory(&self) -> Result<u64> {
-        let mut bytes = 0;
-        for process in self.processes()? {
-            let rollup = fs::read_to_string(format!("/proc/{process}/smaps_rollup"))?;
-            let pss = rollup.lines().find_map(|line| line.strip_prefix("Pss:"));
-            let pss = pss
-                .ok_or("smaps_rollup has no Pss")?
-                .trim()
-                .trim_end_matches(" kB");
-            bytes += pss.parse::<u64>()? * 1024;
-        }
-        Ok(bytes)
-    }
-
-    /// The process and its children: nginx has a worker.
-    fn processes(&self) -> Result<Vec<u32>> {
-        let parent = self.process.id();
-        let children = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"))?;
-        let children = children.split_whitespace().map(str::parse);
-        Ok([Ok(parent)]
-            .into_iter()
-            .chain(children)
-            .collect::<std::result::Result<_, _>>()?)
-    }
-}
-
-impl Drop for Peer {
-    fn drop(&mut self) {
-        // By signal and not by kill(): nginx takes its worker along only when it is asked to end.
-        let asked = Command::new("kill")
-            .arg(self.process.id().to_string())
-            .status();
-        if !asked.is_ok_and(|status| status.success()) {
-            let _ = self.process.kill();
-        }
-        let _ = self.process.wait();
+        self.program.memory()
     }
 }
 
@@ -286,24 +195,6 @@ impl Software {
             Self::Redis => "install Debian's redis-server",
         }
     }
-}
-
-/// Keeps a process, threads that it has not started yet included, on one processor.
-pub(super) fn pin(process: u32, cpu: usize) -> Result<()> {
-    let pinned = Command::new("taskset")
-        .args(["-cp", &cpu.to_string(), &process.to_string()])
-        .stdout(Stdio::null())
-        .status()
-        .map_err(|error| format!("taskset (Debian's util-linux): {error}"))?;
-    pinned
-        .success()
-        .then_some(())
-        .ok_or_else(|| format!("there is no processor {cpu}").into())
-}
-
-/// An address that was free a moment ago.
-fn free() -> Result<SocketAddr> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
 }
 
 fn sessile(name: &str, address: SocketAddr, certificate: &Certificate, folder: &Path) -> String {

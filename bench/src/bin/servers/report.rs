@@ -1,25 +1,24 @@
-//! What was measured, as Markdown.
+//! The results as Markdown.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
-use super::load::Kind;
-use super::options::Options;
-use super::peer::Software;
-use super::{CONCURRENCY, IDLE, Result};
+use sessile_bench::{Result, output_of};
 
-/// Processor time for each connection, a value for each round.
+use super::model::{CONCURRENCY, ConnectionKind, IDLE, Software};
+use super::options::Options;
+
+/// Processor time of a connection, with one value for each round.
 #[derive(Default)]
-pub(super) struct Costs(BTreeMap<(usize, Kind, Software), Vec<Duration>>);
+pub(super) struct Costs(BTreeMap<(usize, ConnectionKind, Software), Vec<Duration>>);
 
 impl Costs {
     pub(super) fn add(
         &mut self,
-        kind: Kind,
+        kind: ConnectionKind,
         concurrency: usize,
         software: Software,
         cost: Duration,
@@ -30,8 +29,8 @@ impl Costs {
             .push(cost);
     }
 
-    /// Microseconds.
-    fn median(&self, concurrency: usize, kind: Kind, software: Software) -> Option<f64> {
+    /// The median in microseconds.
+    fn median(&self, concurrency: usize, kind: ConnectionKind, software: Software) -> Option<f64> {
         let mut costs = self.0.get(&(concurrency, kind, software))?.clone();
         costs.sort_unstable();
         Some(costs[costs.len() / 2].as_secs_f64() * 1e6)
@@ -69,13 +68,13 @@ impl Report {
         self.memory.insert(software, (before, each));
     }
 
-    /// Prints it, and puts it into a document.
+    /// Prints the report, and writes it to the document.
     pub(super) fn publish(mut self, document: Option<&Path>) -> Result<()> {
         for concurrency in CONCURRENCY {
             self.cost_table(concurrency);
         }
         self.memory_table();
-        publish("servers", &self.text, document)
+        sessile_bench::publish("servers", &self.text, document)
     }
 
     fn cost_table(&mut self, concurrency: usize) {
@@ -83,22 +82,22 @@ impl Report {
             "\n| µs of processor time a connection, {concurrency} at a time | sessile | nginx | HAProxy | \
              sessile ÷ the better | the kernel's part |\n|---|--:|--:|--:|--:|--:|\n"
         );
-        for kind in Kind::ALL {
+        for kind in ConnectionKind::ALL {
             let cost = |software| self.costs.median(concurrency, kind, software);
             let ours = cost(Software::Sessile);
-            let better = [cost(Software::Nginx), cost(Software::Haproxy)]
+            let best_peer = [cost(Software::Nginx), cost(Software::Haproxy)]
                 .into_iter()
                 .flatten()
                 .reduce(f64::min);
-            let ratio = ours.zip(better).map(|(ours, better)| ours / better);
+            let ratio = ours.zip(best_peer).map(|(ours, best)| ours / best);
             let _ = writeln!(
                 table,
                 "| {kind} | {} | {} | {} | **{}** | {} |",
-                shown(ours, 1),
-                shown(cost(Software::Nginx), 1),
-                shown(cost(Software::Haproxy), 1),
-                shown(ratio, 2),
-                shown(cost(Software::Bare), 1),
+                format_or_dash(ours, 1),
+                format_or_dash(cost(Software::Nginx), 1),
+                format_or_dash(cost(Software::Haproxy), 1),
+                format_or_dash(ratio, 2),
+                format_or_dash(cost(Software::Bare), 1),
             );
         }
         self.text.push_str(&table);
@@ -116,55 +115,32 @@ impl Report {
     }
 }
 
-/// When, where and with what was measured.
+/// The date, the machine and the versions of a measurement.
 pub(super) fn measured(options: &Options, software: &[Software]) -> String {
-    let said = |program: &str, argument: &str| {
-        let output = Command::new(program).arg(argument).output();
-        output
-            .map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned())
-            .unwrap_or_default()
-    };
-    let software = software
+    let versions: Vec<_> = software
         .iter()
-        .filter(|software| **software != Software::Bare);
-    let versions: Vec<_> = software.map(|software| software.version(options)).collect();
+        .filter(|software| **software != Software::Bare)
+        .map(|software| software.version(options))
+        .collect();
     format!(
         "Measured on {} ({}, Linux {}): {}.",
-        said("date", "+%F"),
+        output_of("date", &["+%F"]),
         processor(),
-        said("uname", "-r"),
+        output_of("uname", &["-r"]),
         versions.join("; "),
     )
 }
 
-/// Prints a text, and puts it into a document: in the place of what is between its marks there.
-pub(super) fn publish(mark: &str, text: &str, document: Option<&Path>) -> Result<()> {
-    print!("{text}");
-    let Some(document) = document else {
-        return Ok(());
-    };
-    let begin = format!("<!-- {mark}: written by the benchmark -->");
-    let end = format!("<!-- {mark}: end -->");
-    let old = fs::read_to_string(document)?;
-    let place = old
-        .split_once(&begin)
-        .and_then(|(head, rest)| Some((head, rest.split_once(&end)?.1)));
-    let (head, tail) = place.ok_or_else(|| format!("no {begin} … {end} in the document"))?;
-    fs::write(document, format!("{head}{begin}\n\n{text}\n{end}{tail}"))?;
-    Ok(())
-}
-
-fn shown(value: Option<f64>, digits: usize) -> String {
+fn format_or_dash(value: Option<f64>, digits: usize) -> String {
     value.map_or_else(|| "–".to_owned(), |value| format!("{value:.digits$}"))
 }
 
 fn processor() -> String {
     let information = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = information
+    information
         .lines()
-        .find(|line| line.starts_with("model name"));
-    let model = model
+        .find(|line| line.starts_with("model name"))
         .and_then(|line| line.split_once(": "))
-        .map_or("unknown processor", |(_, model)| model);
-    model.to_owned()
+        .map_or("unknown processor", |(_, model)| model)
+        .to_owned()
 }

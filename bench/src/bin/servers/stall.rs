@@ -1,4 +1,4 @@
-//! A network between servers and their store that fails: a proxy which does things to answers.
+//! A failing network between servers and their store: a proxy that delays, stops or cuts answers.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -6,49 +6,49 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use super::Result;
+use sessile_bench::Result;
 
-/// How late answers are.
+/// The delay of answers.
 pub(super) const DELAY: Duration = Duration::from_millis(50);
 
-/// What becomes of answers.
+/// The treatment of answers.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub(super) enum Mode {
     #[default]
     Pass,
-    /// They arrive late.
+    /// Answers arrive late.
     Delay,
-    /// They do not arrive until it is another mode.
+    /// Answers wait until the mode changes.
     Stall,
-    /// Half of one arrives, then the connection ends.
+    /// Half of an answer arrives, then the connection ends.
     Cut,
 }
 
-/// Runs until the benchmark ends.
+/// The proxy. It runs until the benchmark ends.
 pub(super) struct Network {
     pub(super) address: SocketAddr,
-    state: Arc<State>,
+    state: Arc<NetworkState>,
 }
 
 #[derive(Default)]
-struct State {
+struct NetworkState {
     mode: Mutex<Mode>,
     changed: Condvar,
 }
 
 impl Network {
-    pub(super) fn before(store: SocketAddr) -> Result<Self> {
+    pub(super) fn in_front_of(store: SocketAddr) -> Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         let address = listener.local_addr()?;
-        let state = Arc::<State>::default();
+        let state = Arc::<NetworkState>::default();
         let shared = Arc::clone(&state);
         thread::spawn(move || {
             for client in listener.incoming().map_while(std::io::Result::ok) {
                 let Ok(server) = TcpStream::connect(store) else {
                     continue;
                 };
-                // A failure here ends the connection, which the server then makes anew.
-                let _ = join(client, server, &shared);
+                // A failure closes the connection, and the server then reconnects.
+                let _ = forward_both_ways(client, server, &shared);
             }
         });
         Ok(Self { address, state })
@@ -64,9 +64,9 @@ impl Network {
     }
 }
 
-impl State {
-    /// How many of an answer's bytes are passed on; after fewer than all the connection ends.
-    fn passed(&self, len: usize) -> usize {
+impl NetworkState {
+    /// The number of an answer's bytes to forward. If some are missing, the connection ends.
+    fn bytes_to_forward(&self, len: usize) -> usize {
         let mode = self.mode.lock().unwrap_or_else(PoisonError::into_inner);
         match *mode {
             Mode::Pass => {}
@@ -75,8 +75,7 @@ impl State {
                 thread::sleep(DELAY);
             }
             Mode::Stall => {
-                let stalled = |mode: &mut Mode| *mode == Mode::Stall;
-                drop(self.changed.wait_while(mode, stalled));
+                drop(self.changed.wait_while(mode, |mode| *mode == Mode::Stall));
             }
             Mode::Cut => return len / 2,
         }
@@ -84,21 +83,25 @@ impl State {
     }
 }
 
-fn join(client: TcpStream, server: TcpStream, state: &Arc<State>) -> std::io::Result<()> {
+fn forward_both_ways(
+    client: TcpStream,
+    server: TcpStream,
+    state: &Arc<NetworkState>,
+) -> std::io::Result<()> {
     client.set_nodelay(true)?;
     server.set_nodelay(true)?;
     let (from, to) = (client.try_clone()?, server.try_clone()?);
     let state = Arc::clone(state);
     thread::spawn(move || copy(&from, &to, |len| len));
-    thread::spawn(move || copy(&server, &client, |len| state.passed(len)));
+    thread::spawn(move || copy(&server, &client, |len| state.bytes_to_forward(len)));
     Ok(())
 }
 
-fn copy(mut from: &TcpStream, mut to: &TcpStream, passed: impl Fn(usize) -> usize) {
+fn copy(mut from: &TcpStream, mut to: &TcpStream, bytes_to_forward: impl Fn(usize) -> usize) {
     let mut buffer = [0; 4096];
     while let Ok(read @ 1..) = from.read(&mut buffer) {
-        let passed = passed(read);
-        if to.write_all(&buffer[..passed]).is_err() || passed < read {
+        let bytes_to_forward = bytes_to_forward(read);
+        if to.write_all(&buffer[..bytes_to_forward]).is_err() || bytes_to_forward < read {
             break;
         }
     }

@@ -1,6 +1,6 @@
-//! What a shared session store adds to a handshake: TLS 1.2 clients without tickets, whose sessions
-//! are stored when they are made and looked up at another server when they come back. In memory the
-//! same server does both.
+//! The time that a shared session store adds to a handshake of TLS 1.2 clients without tickets. With
+//! the store, clients return to another server, which looks the session up. In memory, the same
+//! server does both.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -10,21 +10,23 @@ use std::time::Duration;
 
 use rustls::HandshakeKind;
 
-use super::load::{Kind, Load};
-use super::options::Options;
-use super::peer::{self, Certificate, Peer, Software};
-use super::report::{measured, publish};
-use super::stall::{DELAY, Mode, Network};
-use super::{Result, SETTLE, WARM_UP};
+use sessile_bench::{Result, pin, publish};
 
-/// Handshakes of each round with a store that is slow, new and returning clients in turn.
+use super::load::Load;
+use super::model::{ConnectionKind, SETTLE, Software, WARM_UP};
+use super::options::Options;
+use super::peer::{Certificate, Peer};
+use super::report::measured;
+use super::stall::{DELAY, Mode, Network};
+
+/// Handshakes of each round with a slow store, by new and returning clients in turn.
 const STALLED: usize = 40;
 
-/// So many of those are waited for at least: `store::redis::breaker` gives up after a quarter of a second,
-/// and each takes 20 ms.
+/// At least this many handshakes wait for the store: `store::redis::breaker` opens after a quarter of
+/// a second, and each handshake waits 20 ms.
 const WAITED_FOR: usize = 8;
 
-/// From this one on the store has been given up.
+/// From this handshake on, the breaker is open.
 const GIVEN_UP: usize = 24;
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -57,29 +59,29 @@ impl Step {
     }
 }
 
-/// What was measured of one kind of handshake.
+/// The measurements of one kind of handshake.
 #[derive(Default)]
 struct Sample {
-    /// As clients saw them.
+    /// Durations at the client.
     times: Vec<Duration>,
-    /// Processor time of the server for each connection, a value for each round.
+    /// The server's processor time of a connection, one value for each round.
     server: Vec<Duration>,
-    /// That of the store.
+    /// The store's processor time of a connection, one value for each round.
     store: Vec<Duration>,
 }
 
 type Samples = BTreeMap<(Step, Side), Sample>;
 
 pub(super) fn run(options: &Options) -> Result<()> {
-    peer::pin(std::process::id(), options.client_cpu)?;
+    pin(std::process::id(), options.client_cpu)?;
     let folder = tempfile::tempdir()?;
     let certificate = Certificate::make(folder.path())?;
     let store = Peer::start(Software::Redis, options, &certificate, folder.path())?;
     let start = |name: &str, session: &str| {
         Peer::sessile(name, session, options, &certificate, folder.path())
     };
-    // Long enough for a machine that does other things as well: every client has to resume.
-    let shared = format!("{}\nstore-timeout = \"1s\"", sharing(store.address));
+    // A long timeout, because every client must resume even if the machine is busy.
+    let shared = format!("{}\nstore-timeout = \"1s\"", store_setting(store.address));
     let memory = start("memory", "")?;
     let (one, other) = (start("one", &shared)?, start("other", &shared)?);
     let sides = [
@@ -89,7 +91,7 @@ pub(super) fn run(options: &Options) -> Result<()> {
     let mut samples = Samples::new();
     for round in 0..=options.rounds {
         eprintln!("round {round} of {}", options.rounds);
-        // The first one is to warm up.
+        // The first round is for warming up.
         let clients = if round == 0 {
             WARM_UP
         } else {
@@ -97,7 +99,7 @@ pub(super) fn run(options: &Options) -> Result<()> {
         };
         for (side, servers) in sides {
             let loads = (0..clients)
-                .map(|_| Load::new(servers[0].address, &certificate, Kind::SessionId))
+                .map(|_| Load::new(servers[0].address, &certificate, ConnectionKind::SessionId))
                 .collect::<Result<Vec<_>>>()?;
             for (step, server) in Step::ALL.into_iter().zip(servers) {
                 let sample = samples.entry((step, side)).or_default();
@@ -113,11 +115,11 @@ pub(super) fn run(options: &Options) -> Result<()> {
     publish("store", &text, options.write.as_deref())
 }
 
-pub(super) fn sharing(store: SocketAddr) -> String {
+pub(super) fn store_setting(store: SocketAddr) -> String {
     format!("store = \"redis://{store}\"")
 }
 
-/// Lets each client make one connection, after another.
+/// Makes one connection with each client.
 fn measure(
     step: Step,
     loads: &[Load],
@@ -143,10 +145,11 @@ fn measure(
     Ok(())
 }
 
-/// Handshakes while the store's answers are late: those that waited, and those after the server had
-/// taken the store for down.
+/// Handshakes while the store answers late.
 struct Stalled {
+    /// Handshakes that waited for the store.
     waited: Vec<Duration>,
+    /// Handshakes after the server had given the store up.
     after: Vec<Duration>,
 }
 
@@ -157,7 +160,7 @@ fn stalled(
     store: &Peer,
     elsewhere: &Peer,
 ) -> Result<Stalled> {
-    let network = Network::before(store.address)?;
+    let network = Network::in_front_of(store.address)?;
     let mut stalled = Stalled {
         waited: Vec::new(),
         after: Vec::new(),
@@ -165,15 +168,15 @@ fn stalled(
     for round in 0..options.rounds {
         network.set(Mode::Pass);
         let name = format!("stalled-{round}");
-        let shared = sharing(network.address);
+        let shared = store_setting(network.address);
         let server = Peer::sessile(&name, &shared, options, certificate, folder)?;
-        // It has its connection to the store, and a warm processor.
+        // The server connects to the store, and its caches become warm.
         for _ in 0..WARM_UP {
-            Load::new(server.address, certificate, Kind::SessionId)?.timed()?;
+            Load::new(server.address, certificate, ConnectionKind::SessionId)?.timed()?;
         }
         network.set(Mode::Delay);
         for n in 0..STALLED {
-            let client = Load::new(elsewhere.address, certificate, Kind::SessionId)?;
+            let client = Load::new(elsewhere.address, certificate, ConnectionKind::SessionId)?;
             if n % 2 == 1 {
                 client.timed()?;
             }
@@ -211,13 +214,17 @@ fn report(options: &Options, samples: &mut Samples, mut stalled: Stalled) -> Str
                 store / memory,
             );
         };
-        row("handshake at the client, p50", |s| micros(&mut s.times, 50));
-        row("handshake at the client, p99", |s| micros(&mut s.times, 99));
+        row("handshake at the client, p50", |s| {
+            percentile_micros(&mut s.times, 50)
+        });
+        row("handshake at the client, p99", |s| {
+            percentile_micros(&mut s.times, 99)
+        });
         row("server's processor time a connection", |s| {
-            micros(&mut s.server, 50)
+            percentile_micros(&mut s.server, 50)
         });
         let store = samples.entry((step, Side::Store)).or_default();
-        let spent = micros(&mut store.store, 50);
+        let spent = percentile_micros(&mut store.store, 50);
         let _ = writeln!(
             text,
             "| {} | Redis's processor time a connection | – | {spent:.1} | **{spent:.1}** | – |",
@@ -235,16 +242,20 @@ fn report(options: &Options, samples: &mut Samples, mut stalled: Stalled) -> Str
         ("full, once it is taken for down", &mut stalled.after),
         ("full, without a store", full),
     ] {
-        let (half, slowest) = (micros(times, 50) / 1e3, micros(times, 100) / 1e3);
+        let (half, slowest) = (
+            percentile_micros(times, 50) / 1e3,
+            percentile_micros(times, 100) / 1e3,
+        );
         let _ = writeln!(text, "| {what} | {half:.2} | {slowest:.2} |");
     }
     text
 }
 
-/// That percentile, in microseconds.
-pub(super) fn micros(times: &mut [Duration], percent: usize) -> f64 {
+/// A percentile in microseconds.
+pub(super) fn percentile_micros(times: &mut [Duration], percent: usize) -> f64 {
     times.sort_unstable();
     let last = times.len().saturating_sub(1);
-    let at = times.get(last * percent / 100);
-    at.map_or(f64::NAN, |time| time.as_secs_f64() * 1e6)
+    times
+        .get(last * percent / 100)
+        .map_or(f64::NAN, |time| time.as_secs_f64() * 1e6)
 }

@@ -103,7 +103,13 @@ fn a_tls12_hello_names_its_ticket_or_else_its_session_id() {
         assert_eq!(hello().named(is_shared), [session_id]);
         let asks_for_a_ticket = hello().ticket(b"");
         assert_eq!(asks_for_a_ticket.named(is_shared), [session_id]);
-        for other in [sealed_ticket(), RANDOM.to_vec(), b"short".to_vec()] {
+        let cut_ticket = sealed_ticket()[..32].to_vec();
+        for other in [
+            sealed_ticket(),
+            cut_ticket,
+            RANDOM.to_vec(),
+            b"short".to_vec(),
+        ] {
             assert_eq!(hello().ticket(&other).named(is_shared), []);
         }
         assert_eq!(Hello::tls12().named(is_shared), []);

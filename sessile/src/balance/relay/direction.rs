@@ -1,5 +1,7 @@
-//! One direction of a connection: bytes go from a source to a sink as the sink takes them. What it does
-//! not take is held back here as far as its client's source may, and else left where it is.
+//! One direction of a connection: forwards bytes from a source to a sink as fast as the sink takes them.
+//!
+//! Bytes that the sink does not take are buffered within the limits of admission. Beyond these limits they
+//! stay in the source's socket.
 
 use std::cell::RefCell;
 use std::io;
@@ -12,178 +14,185 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, Ready};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 
-use super::super::splice::{self, Pipe};
+use super::pipe::{self, Pipe};
 use crate::listener::{Admitted, BufferGuard};
 
-/// Bytes copied at once: one full TLS record, nearly.
+/// Bytes that are copied at once: nearly one full TLS record.
 pub(super) const CHUNK: usize = 16 * 1024;
 
-/// After so many chunks that were full, one after the other, a direction is spliced.
+/// A direction is spliced after this many full chunks in a row.
 const FULL_CHUNKS: u8 = 2;
 
-/// A direction in which no more than this comes at once is copied again: two system calls on a
-/// pipe cost more than copying so little.
+/// A spliced direction is copied again if no more than this comes at once.
+///
+/// The two system calls of a pipe cost more than the copy.
 const TRICKLE: usize = 4 * 1024;
 
-/// Reads of one direction before the other has its turn.
-const TURN: usize = 16;
+/// Most reads of one direction before the other direction is polled.
+const READS_PER_TURN: usize = 16;
 
 thread_local! {
     static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; CHUNK].into());
 }
 
-/// One direction.
+/// One direction of a connection.
 pub(super) struct Direction<'a> {
     pub(super) from: ReadHalf<'a>,
     pub(super) to: WriteHalf<'a>,
-    /// What its client's source may hold back.
-    stay: &'a Admitted,
-    held: Held<'a>,
-    pub(super) state: State,
-    /// Chunks in a row that were full.
+    /// Limits the buffered bytes of the client's source.
+    admitted: &'a Admitted,
+    buffered: Buffered<'a>,
+    pub(super) state: DirectionState,
+    /// The number of full chunks in a row.
     full_chunks: u8,
-    /// Bytes that have gone on.
-    pub(super) moved: u64,
+    /// The number of bytes that went on.
+    pub(super) forwarded: u64,
 }
 
-/// What was read and not yet taken.
-enum Held<'a> {
+/// Bytes that were read and that the sink did not take yet.
+enum Buffered<'a> {
     Nothing,
     Bytes {
         bytes: Box<[u8]>,
-        taken: usize,
-        _back: BufferGuard<'a>,
+        sent: usize,
+        _counted: BufferGuard<'a>,
     },
     Pipe {
         pipe: Pipe,
-        /// Once the sink has not taken all of it.
-        back: Option<BufferGuard<'a>>,
+        /// Set when the sink did not take everything at once.
+        counted: Option<BufferGuard<'a>>,
     },
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum State {
-    /// `copies`: splicing was refused.
+pub(super) enum DirectionState {
+    /// `copies`: the system refused to splice these sockets.
     Open {
         copies: bool,
     },
-    /// The sink takes nothing any more: what comes is read and thrown away.
-    Nowhere,
-    /// The source has ended: what is held goes on, then the end.
+    /// The sink takes no more bytes. Bytes from the source are read and discarded.
+    Discarding,
+    /// The source ended. The buffered bytes go on, and then the end.
     Ending,
     Over,
 }
 
-/// What it means that a sink takes no more.
+/// The consequence if a sink takes no more bytes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Sink {
-    Needed,
-    OrNowhere,
+    /// The direction is broken.
+    Required,
+    /// The direction discards its bytes.
+    Discardable,
 }
 
-/// Which side ended a direction in the middle.
-pub(super) enum Cut {
+/// The side that broke.
+pub(super) enum Broken {
     Source(io::Error),
     Sink(io::Error),
 }
 
-/// What came of a read.
-enum Came {
+/// The result of a read.
+enum ReadResult {
     Bytes,
     End,
 }
 
 impl<'a> Direction<'a> {
-    pub(super) fn new(from: ReadHalf<'a>, to: WriteHalf<'a>, stay: &'a Admitted) -> Self {
+    pub(super) fn new(from: ReadHalf<'a>, to: WriteHalf<'a>, admitted: &'a Admitted) -> Self {
         Self {
             from,
             to,
-            stay,
-            held: Held::Nothing,
-            state: State::Open { copies: false },
+            admitted,
+            buffered: Buffered::Nothing,
+            state: DirectionState::Open { copies: false },
             full_chunks: 0,
-            moved: 0,
+            forwarded: 0,
         }
     }
 
     pub(super) const fn is_over(&self) -> bool {
-        matches!(self.state, State::Over)
+        matches!(self.state, DirectionState::Over)
     }
 
-    /// Moves what can be moved; ready once the end was passed on. `last`: the other direction is
-    /// over, so that both sockets are about to be closed, and need not be told the end before.
+    /// Forwards all bytes that can go on now. Ready after the end went on.
+    ///
+    /// `last`: the other direction is over. Then both sockets close soon, and the end needs no shutdown.
     pub(super) fn poll<W: FnMut(&[u8]) -> ControlFlow<()>>(
         &mut self,
         cx: &mut Context<'_>,
         sink: Sink,
         last: bool,
         watch: &mut Option<W>,
-    ) -> Poll<Result<(), Cut>> {
-        for _ in 0..TURN {
+    ) -> Poll<Result<(), Broken>> {
+        for _ in 0..READS_PER_TURN {
             match ready!(self.poll_write(cx)) {
                 Ok(()) => {}
-                Err(_) if sink == Sink::OrNowhere => {
-                    self.held = Held::Nothing;
+                Err(_) if sink == Sink::Discardable => {
+                    self.buffered = Buffered::Nothing;
                     self.state = match self.state {
-                        State::Ending => State::Over,
-                        _ => State::Nowhere,
+                        DirectionState::Ending => DirectionState::Over,
+                        _ => DirectionState::Discarding,
                     };
                 }
-                Err(error) => return Poll::Ready(Err(Cut::Sink(error))),
+                Err(error) => return Poll::Ready(Err(Broken::Sink(error))),
             }
             match self.state {
-                State::Over => return Poll::Ready(Ok(())),
-                State::Ending => {
-                    let shut = match last {
-                        true => Ok(()),
-                        false => ready!(Pin::new(&mut self.to).poll_shutdown(cx)),
+                DirectionState::Over => return Poll::Ready(Ok(())),
+                DirectionState::Ending => {
+                    let shut = if last {
+                        Ok(())
+                    } else {
+                        ready!(Pin::new(&mut self.to).poll_shutdown(cx))
                     };
-                    self.state = State::Over;
+                    self.state = DirectionState::Over;
                     return Poll::Ready(match sink {
-                        Sink::Needed => shut.map_err(Cut::Sink),
-                        Sink::OrNowhere => Ok(()),
+                        Sink::Required => shut.map_err(Broken::Sink),
+                        Sink::Discardable => Ok(()),
                     });
                 }
-                State::Open { .. } | State::Nowhere => {}
+                DirectionState::Open { .. } | DirectionState::Discarding => {}
             }
             match ready!(self.poll_read(cx, watch)) {
-                Ok(Came::Bytes) => {}
-                Ok(Came::End) if self.state == State::Nowhere => self.state = State::Over,
-                Ok(Came::End) => self.state = State::Ending,
-                Err(error) => return Poll::Ready(Err(Cut::Source(error))),
+                Ok(ReadResult::Bytes) => {}
+                Ok(ReadResult::End) if self.state == DirectionState::Discarding => {
+                    self.state = DirectionState::Over;
+                }
+                Ok(ReadResult::End) => self.state = DirectionState::Ending,
+                Err(error) => return Poll::Ready(Err(Broken::Source(error))),
             }
         }
         cx.waker().wake_by_ref();
         Poll::Pending
     }
 
-    /// Hands on what is held, all of it.
+    /// Writes all buffered bytes.
     fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
-            match &mut self.held {
-                Held::Nothing => return Poll::Ready(Ok(())),
-                Held::Bytes { bytes, taken, .. } => {
-                    let rest = &bytes[*taken..];
+            match &mut self.buffered {
+                Buffered::Nothing => return Poll::Ready(Ok(())),
+                Buffered::Bytes { bytes, sent, .. } => {
+                    let rest = &bytes[*sent..];
                     let written = ready!(Pin::new(&mut self.to).poll_write(cx, rest))?;
-                    *taken += written;
-                    self.moved += written as u64;
-                    if *taken == bytes.len() {
-                        self.held = Held::Nothing;
+                    *sent += written;
+                    self.forwarded += written as u64;
+                    if *sent == bytes.len() {
+                        self.buffered = Buffered::Nothing;
                     }
                 }
-                Held::Pipe { pipe, back } => {
+                Buffered::Pipe { pipe, counted } => {
                     let to = self.to.as_ref();
-                    let ready = to.poll_write_ready(cx);
-                    if ready.is_pending() {
-                        back.get_or_insert_with(|| self.stay.hold_pipe());
+                    let writable = to.poll_write_ready(cx);
+                    if writable.is_pending() {
+                        counted.get_or_insert_with(|| self.admitted.hold_pipe());
                     }
-                    ready!(ready)?;
-                    let before = pipe.held();
+                    ready!(writable)?;
+                    let before = pipe.len();
                     match pipe.drain(to) {
                         Ok(left) => {
-                            self.moved += (before - left) as u64;
+                            self.forwarded += (before - left) as u64;
                             if left == 0 {
-                                self.held = Held::Nothing;
+                                self.buffered = Buffered::Nothing;
                             }
                         }
                         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -198,162 +207,179 @@ impl<'a> Direction<'a> {
         &mut self,
         cx: &mut Context<'_>,
         watch: &mut Option<W>,
-    ) -> Poll<io::Result<Came>> {
-        let streams = self.full_chunks >= FULL_CHUNKS && watch.is_none();
-        if streams
-            && self.state == (State::Open { copies: false })
-            && self.stay.may_hold_pipe()
+    ) -> Poll<io::Result<ReadResult>> {
+        let is_stream = self.full_chunks >= FULL_CHUNKS && watch.is_none();
+        if is_stream
+            && self.state == (DirectionState::Open { copies: false })
+            && self.admitted.may_hold_pipe()
             && let Some(pipe) = Pipe::take()
         {
             return self.poll_splice(cx, pipe);
         }
-        // What a server says until it has been seen is little, and has to be shown once.
-        let holds =
-            watch.is_some() || self.state == State::Nowhere || self.stay.may_buffer_bytes(CHUNK);
-        BUFFER.with_borrow_mut(|buffer| match holds {
-            true => self.poll_copy(cx, buffer, watch),
-            false => self.poll_copy_what_is_taken(cx, buffer),
+        // Watched bytes must be shown exactly once, so they cannot stay in the socket. They are few.
+        let may_buffer = watch.is_some()
+            || self.state == DirectionState::Discarding
+            || self.admitted.may_buffer_bytes(CHUNK);
+        BUFFER.with_borrow_mut(|buffer| {
+            if may_buffer {
+                self.poll_copy(cx, buffer, watch)
+            } else {
+                self.poll_copy_unbuffered(cx, buffer)
+            }
         })
     }
 
-    fn poll_splice(&mut self, cx: &mut Context<'_>, mut pipe: Pipe) -> Poll<io::Result<Came>> {
+    fn poll_splice(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut pipe: Pipe,
+    ) -> Poll<io::Result<ReadResult>> {
         let from = self.from.as_ref();
         loop {
             ready!(from.poll_read_ready(cx))?;
             return match pipe.fill(from) {
-                Ok(0) => Poll::Ready(Ok(Came::End)),
+                Ok(0) => Poll::Ready(Ok(ReadResult::End)),
                 Ok(len) => {
                     if len <= TRICKLE {
                         self.full_chunks = 0;
                     }
-                    self.held = Held::Pipe { pipe, back: None };
-                    Poll::Ready(Ok(Came::Bytes))
+                    let counted = None;
+                    self.buffered = Buffered::Pipe { pipe, counted };
+                    Poll::Ready(Ok(ReadResult::Bytes))
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
-                Err(error) if splice::is_refused(&error) => {
-                    self.state = State::Open { copies: true };
-                    Poll::Ready(Ok(Came::Bytes))
+                Err(error) if pipe::cannot_splice(&error) => {
+                    self.state = DirectionState::Open { copies: true };
+                    Poll::Ready(Ok(ReadResult::Bytes))
                 }
                 Err(error) => Poll::Ready(Err(error)),
             };
         }
     }
 
-    /// Through the worker's buffer, in which nothing may stay.
+    /// Copies through the worker's buffer. Bytes that the sink does not take are buffered.
     fn poll_copy<W: FnMut(&[u8]) -> ControlFlow<()>>(
         &mut self,
         cx: &mut Context<'_>,
         buffer: &mut [u8],
         watch: &mut Option<W>,
-    ) -> Poll<io::Result<Came>> {
+    ) -> Poll<io::Result<ReadResult>> {
         let mut read = ReadBuf::new(buffer);
         ready!(Pin::new(&mut self.from).poll_read(cx, &mut read))?;
         let bytes = read.filled();
         if bytes.is_empty() {
-            return Poll::Ready(Ok(Came::End));
+            return Poll::Ready(Ok(ReadResult::End));
         }
         if let Some(show) = watch
             && show(bytes).is_break()
         {
             *watch = None;
         }
-        self.full_chunks = match bytes.len() == CHUNK {
-            true => self.full_chunks.saturating_add(1),
-            false => 0,
-        };
-        if self.state == State::Nowhere {
-            return Poll::Ready(Ok(Came::Bytes));
+        if bytes.len() == CHUNK {
+            self.full_chunks = self.full_chunks.saturating_add(1);
+        } else {
+            self.full_chunks = 0;
         }
-        let last = bytes.len() < CHUNK && has_ended(self.from.as_ref());
-        let taken = match last {
-            true => send_before_the_end(self.to.as_ref(), bytes),
-            false => match Pin::new(&mut self.to).poll_write(cx, bytes) {
-                Poll::Ready(taken) => taken,
+        if self.state == DirectionState::Discarding {
+            return Poll::Ready(Ok(ReadResult::Bytes));
+        }
+        let has_ended = bytes.len() < CHUNK && is_known_to_have_ended(self.from.as_ref());
+        let result = if has_ended {
+            send_before_end(self.to.as_ref(), bytes)
+        } else {
+            match Pin::new(&mut self.to).poll_write(cx, bytes) {
+                Poll::Ready(sent) => sent,
                 Poll::Pending => Ok(0),
-            },
+            }
         };
-        // Where it failed, so does the next attempt, which is the one that is looked at.
-        let taken = taken.unwrap_or(0);
-        self.moved += taken as u64;
-        self.hold(&bytes[taken..]);
-        Poll::Ready(Ok(if last { Came::End } else { Came::Bytes }))
+        // Ignore an error here: the next write of the buffered bytes fails again, and is handled.
+        let sent = result.unwrap_or(0);
+        self.forwarded += sent as u64;
+        self.buffer(&bytes[sent..]);
+        Poll::Ready(Ok(if has_ended {
+            ReadResult::End
+        } else {
+            ReadResult::Bytes
+        }))
     }
 
-    fn hold(&mut self, bytes: &[u8]) {
+    fn buffer(&mut self, bytes: &[u8]) {
         if !bytes.is_empty() {
-            self.held = Held::Bytes {
+            self.buffered = Buffered::Bytes {
                 bytes: bytes.into(),
-                taken: 0,
-                _back: self.stay.buffer_bytes(bytes.len()),
+                sent: 0,
+                _counted: self.admitted.buffer_bytes(bytes.len()),
             };
         }
     }
 
-    /// The same where nothing more may be held: the source keeps what the sink does not take. It takes
-    /// a system call more, and a slow reader waits for nobody but itself.
-    fn poll_copy_what_is_taken(
+    /// Copies without a buffer: bytes that the sink does not take stay in the source's socket.
+    ///
+    /// This costs one more system call.
+    fn poll_copy_unbuffered(
         &mut self,
         cx: &mut Context<'_>,
         buffer: &mut [u8],
-    ) -> Poll<io::Result<Came>> {
-        let mut seen = ReadBuf::new(buffer);
-        let len = ready!(self.from.as_ref().poll_peek(cx, &mut seen))?;
+    ) -> Poll<io::Result<ReadResult>> {
+        let mut peeked = ReadBuf::new(buffer);
+        let len = ready!(self.from.as_ref().poll_peek(cx, &mut peeked))?;
         if len == 0 {
-            return Poll::Ready(Ok(Came::End));
+            return Poll::Ready(Ok(ReadResult::End));
         }
-        let written = ready!(Pin::new(&mut self.to).poll_write(cx, seen.filled()));
-        // Where it failed, the bytes are held all the same, so that the next attempt is looked at.
+        let written = ready!(Pin::new(&mut self.to).poll_write(cx, peeked.filled()));
+        // Buffer the bytes after an error: the next write fails again, and is handled.
         let taken = *written.as_ref().unwrap_or(&len);
-        take_off(self.from.as_ref(), &mut buffer[..taken])?;
+        remove_peeked(self.from.as_ref(), &mut buffer[..taken])?;
         match written {
-            Ok(written) => self.moved += written as u64,
-            Err(_) => self.hold(&buffer[..len]),
+            Ok(written) => self.forwarded += written as u64,
+            Err(_) => self.buffer(&buffer[..len]),
         }
-        Poll::Ready(Ok(Came::Bytes))
+        Poll::Ready(Ok(ReadResult::Bytes))
     }
 }
 
-/// Takes bytes off a source that were seen there, and that are known: nothing is copied (tcp(7),
-/// MSG_TRUNC). Not by way of the runtime, which may put a task off in the middle, and have it send the
-/// same bytes again.
-fn take_off(from: &TcpStream, mut seen: &mut [u8]) -> io::Result<()> {
-    while !seen.is_empty() {
-        let (_, taken) = from.try_io(Interest::READABLE, || {
-            Ok(recv(from, &mut *seen, RecvFlags::TRUNC)?)
+/// Removes bytes that were peeked from a socket. Nothing is copied (tcp(7), MSG_TRUNC).
+///
+/// This does not use the runtime's read. The runtime could suspend the task after some of the bytes. The task
+/// would then send these bytes again.
+fn remove_peeked(from: &TcpStream, mut peeked: &mut [u8]) -> io::Result<()> {
+    while !peeked.is_empty() {
+        let (_, removed) = from.try_io(Interest::READABLE, || {
+            Ok(recv(from, &mut *peeked, RecvFlags::TRUNC)?)
         })?;
-        if taken == 0 {
+        if removed == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        let left = seen.len().saturating_sub(taken);
-        seen = &mut seen[..left];
+        let left = peeked.len().saturating_sub(removed);
+        peeked = &mut peeked[..left];
     }
     Ok(())
 }
 
-/// Whether the source of what was just read, which was less than there was room for, is known to have
-/// ended: its end has come, so that the bytes were its last. Most clients end a connection with a
-/// last record and the end in one go; to see it now is a read less, and a segment less to send on.
+/// True if the source is known to have ended, so that the bytes of a short read were its last.
 ///
-/// What is known of the socket has to be as old as the read: a worker is one thread, so that nothing
-/// that came after the read can be known before the next await. With a runtime of several threads, bytes
-/// and the end could come in between, and the bytes would be lost.
-fn has_ended(from: &TcpStream) -> bool {
-    let state = known_state(from);
-    // A reset closes as well, and is to be read as what it is.
-    state.is_read_closed() && !state.is_error()
+/// Most clients send their last record and the end together. To know the end now saves one read, and one
+/// segment to the sink.
+///
+/// The runtime's knowledge must be as old as the read. A worker is one thread, so no event arrives between the
+/// read and the next await. With several threads, bytes and the end could arrive between, and would be lost.
+fn is_known_to_have_ended(from: &TcpStream) -> bool {
+    let readiness = readiness(from);
+    // A reset closes the socket too. The next read must return it as an error.
+    readiness.is_read_closed() && !readiness.is_error()
 }
 
-/// What the runtime knows of a socket that may have something to read, without asking the system.
-pub(in crate::balance) fn known_state(io: &TcpStream) -> Ready {
-    let state = pin!(io.ready(Interest::READABLE | Interest::ERROR));
-    match state.poll(&mut Context::from_waker(Waker::noop())) {
-        Poll::Ready(Ok(state)) => state,
+/// The readiness of a socket that the runtime knows already. This makes no system call.
+pub(in crate::balance) fn readiness(io: &TcpStream) -> Ready {
+    let ready = pin!(io.ready(Interest::READABLE | Interest::ERROR));
+    match ready.poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(Ok(ready)) => ready,
         Poll::Ready(Err(_)) | Poll::Pending => Ready::EMPTY,
     }
 }
 
-/// Sends bytes that the end follows at once, in the same segment.
-fn send_before_the_end(to: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
+/// Sends bytes in the same segment as the end that follows.
+fn send_before_end(to: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
     to.try_io(Interest::WRITABLE, || {
         let flags = SendFlags::MORE | SendFlags::NOSIGNAL;
         Ok(rustix::net::send(to, bytes, flags)?)

@@ -17,31 +17,32 @@ async fn connected() -> (TcpStream, TcpStream) {
     (near.unwrap(), accepted.unwrap().0)
 }
 
-fn admission(max_held: BufferLimit) -> Arc<Admission> {
-    Admission::new(&Connection::default(), 10, max_held)
+fn admission(limit: BufferLimit) -> Arc<Admission> {
+    Admission::new(&Connection::default(), 10, limit)
 }
 
-fn stay(admission: &Arc<Admission>) -> Admitted {
+fn admitted(admission: &Arc<Admission>) -> Admitted {
     let mut hello = admission.begin_hello().unwrap();
     let source = Ipv4Addr::LOCALHOST.into();
     hello.admit(source, std::time::Instant::now()).unwrap()
 }
 
+/// Short for a test, and long enough for a busy machine.
 const SHORT: Duration = Duration::from_millis(600);
 
 #[tokio::test]
-async fn what_the_server_ended_lasts_as_long_as_the_client_goes_on() {
+async fn a_half_closed_connection_lasts_while_the_client_sends() {
     let (mut client, mut from_client) = connected().await;
     let (mut to_server, mut server) = connected().await;
-    let stay = stay(&admission(BufferLimit::default()));
-    let patience = Patience {
+    let admitted = admitted(&admission(BufferLimit::default()));
+    let timeouts = Timeouts {
         half_closed: SHORT,
-        ..Patience::default()
+        ..Timeouts::default()
     };
-    let moved = Cell::new(Moved::default());
-    let report = |more: Moved| {
-        let Moved { up, down } = moved.get();
-        moved.set(Moved {
+    let moved = Cell::new(ByteCounts::default());
+    let report = |more: ByteCounts| {
+        let ByteCounts { up, down } = moved.get();
+        moved.set(ByteCounts {
             up: up + more.up,
             down: down + more.down,
         });
@@ -49,8 +50,8 @@ async fn what_the_server_ended_lasts_as_long_as_the_client_goes_on() {
     let relayed = run(
         &mut from_client,
         &mut to_server,
-        &stay,
-        patience,
+        &admitted,
+        timeouts,
         &report,
         |_| ControlFlow::Break(()),
     );
@@ -62,7 +63,7 @@ async fn what_the_server_ended_lasts_as_long_as_the_client_goes_on() {
         assert_eq!(answer, b"answer");
         let ended = Instant::now();
         let mut pieces = 0;
-        // Twice as long as silence would be borne.
+        // Twice as long as a silent client may stay.
         while ended.elapsed() < 2 * SHORT {
             client.write_all(b"piece").await.unwrap();
             server.read_exact(&mut [0; 5]).await.unwrap();
@@ -71,10 +72,14 @@ async fn what_the_server_ended_lasts_as_long_as_the_client_goes_on() {
         }
         pieces
     };
-    let (ended, pieces) = tokio::join!(relayed, peers);
-    assert!(matches!(ended.end, End::HalfClosed), "{:?}", ended.end);
-    assert!(ended.by_server && ended.answered);
-    let expected = Moved {
+    let (end, pieces) = tokio::join!(relayed, peers);
+    assert!(
+        matches!(end.reason, EndReason::HalfClosed),
+        "{:?}",
+        end.reason
+    );
+    assert!(end.by_server && end.answered);
+    let expected = ByteCounts {
         up: pieces,
         down: 6,
     };
@@ -82,25 +87,25 @@ async fn what_the_server_ended_lasts_as_long_as_the_client_goes_on() {
 }
 
 #[tokio::test]
-async fn what_moves_is_reported_while_the_connection_is_open() {
+async fn byte_counts_are_reported_while_the_connection_is_open() {
     let (mut client, mut from_client) = connected().await;
     let (mut to_server, mut server) = connected().await;
-    let stay = stay(&admission(BufferLimit::default()));
-    let patience = Patience {
+    let admitted = admitted(&admission(BufferLimit::default()));
+    let timeouts = Timeouts {
         report: Duration::from_millis(10),
-        ..Patience::default()
+        ..Timeouts::default()
     };
     let (told, mut reports) = tokio::sync::mpsc::unbounded_channel();
-    let report = |moved: Moved| {
-        if moved != Moved::default() {
+    let report = |moved: ByteCounts| {
+        if moved != ByteCounts::default() {
             told.send(moved).unwrap();
         }
     };
     let relayed = run(
         &mut from_client,
         &mut to_server,
-        &stay,
-        patience,
+        &admitted,
+        timeouts,
         &report,
         |_| ControlFlow::Break(()),
     );
@@ -109,7 +114,7 @@ async fn what_moves_is_reported_while_the_connection_is_open() {
             client.write_all(piece).await.unwrap();
             server.read_exact(&mut vec![0; piece.len()]).await.unwrap();
             let up = piece.len() as u64;
-            assert_eq!(reports.recv().await, Some(Moved { up, down: 0 }));
+            assert_eq!(reports.recv().await, Some(ByteCounts { up, down: 0 }));
         }
         server.write_all(b"last").await.unwrap();
         drop(server);
@@ -118,33 +123,33 @@ async fn what_moves_is_reported_while_the_connection_is_open() {
     };
     tokio::join!(relayed, peers);
     let last = reports.try_recv();
-    assert_eq!(last, Ok(Moved { up: 0, down: 4 }));
+    assert_eq!(last, Ok(ByteCounts { up: 0, down: 4 }));
 }
 
-/// A stream to a client that reads nothing until the relay can do no more; what is held back then.
-async fn stalled(max_held: BufferLimit) -> (usize, usize) {
+/// Streams to a client that reads nothing until the relay stops. Returns the buffered amounts at that time.
+async fn stalled(limit: BufferLimit) -> (usize, usize) {
     const STREAM: usize = 32 << 20;
     let (mut client, mut from_client) = connected().await;
     let (mut to_server, mut server) = connected().await;
-    let admission = admission(max_held);
-    let stay = stay(&admission);
+    let admission = admission(limit);
+    let admitted = admitted(&admission);
     let sent: Vec<u8> = (0..STREAM as u32 / 4).flat_map(u32::to_le_bytes).collect();
-    let patience = Patience::default();
+    let timeouts = Timeouts::default();
     let relayed = run(
         &mut from_client,
         &mut to_server,
-        &stay,
-        patience,
+        &admitted,
+        timeouts,
         &|_| {},
         |_| ControlFlow::Break(()),
     );
     let peers = async {
         let mut written = 0;
-        // Until nothing moves any more: what is on its way is taken within a moment.
+        // Write until nothing moves any more.
         while let Ok(more) = tokio::time::timeout(SHORT, server.write(&sent[written..])).await {
             written += more.unwrap();
         }
-        let held = (admission.buffered_bytes(), admission.buffered_pipes());
+        let buffered = (admission.buffered_bytes(), admission.buffered_pipes());
         let rest = async {
             server.write_all(&sent[written..]).await.unwrap();
             server.shutdown().await.unwrap();
@@ -153,24 +158,24 @@ async fn stalled(max_held: BufferLimit) -> (usize, usize) {
         let reading = client.read_to_end(&mut arrived);
         let ((), read) = tokio::join!(rest, reading);
         read.unwrap();
-        assert!(arrived == sent, "not what was sent");
+        assert!(arrived == sent, "other bytes arrived");
         drop(client);
-        held
+        buffered
     };
-    let (ended, held) = tokio::join!(relayed, peers);
-    assert!(matches!(ended.end, End::Orderly), "{:?}", ended.end);
+    let (end, buffered) = tokio::join!(relayed, peers);
+    assert!(matches!(end.reason, EndReason::Closed), "{:?}", end.reason);
     let left = (admission.buffered_bytes(), admission.buffered_pipes());
-    assert_eq!(left, (0, 0), "given back");
-    held
+    assert_eq!(left, (0, 0), "nothing counts any more");
+    buffered
 }
 
 #[tokio::test]
-async fn what_a_reader_does_not_take_is_held_back_within_limits_and_nothing_is_lost() {
-    let held = stalled(BufferLimit {
+async fn bytes_for_a_slow_reader_are_buffered_within_limits_and_nothing_is_lost() {
+    let bytes_only = BufferLimit {
         bytes: 1 << 20,
         pipes: 0,
-    });
-    let (bytes, pipes) = held.await;
+    };
+    let (bytes, pipes) = stalled(bytes_only).await;
     assert!((1..=direction::CHUNK).contains(&bytes), "{bytes}");
     assert_eq!(pipes, 0);
     assert_eq!(stalled(BufferLimit::default()).await, (0, 0));

@@ -1,6 +1,5 @@
-//! The session table itself: its size, its lifetime, and what it takes.
+//! Scenarios 5 to 8: the size, lifetime and memory of the session table.
 
-use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -10,78 +9,81 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
 use super::registry;
-use crate::lab::rig::{Lab, Rig};
-use crate::lab::{Finding, LabError, Scenario, Visit};
+use crate::lab::test_farm::{Lab, TestFarm, connect};
+use crate::lab::{Finding, LabError, LabVisit, Scenario};
 
 const RESUMED: Verdict = Verdict::Resumed(How::SessionId);
 
 /// Entries in the small table.
 const SMALL: usize = 8;
 
-/// How often the first client comes back before the table overflows.
+/// Returns of the first client before the table overflows.
 const RETURNS: usize = 5;
 
-/// `ServerCacheTime` in the scenario of that name. Ten hours do not compress.
+/// `ServerCacheTime` in scenario 6. The default of ten hours cannot be compressed.
 const LIFETIME: Duration = Duration::from_millis(3000);
 
-/// Entries in a table whose size nobody has set.
+/// Default number of entries in a table.
 const DEFAULT_SIZE: usize = 10_000;
 
-/// Most bytes that an entry may take beyond the session itself.
-const MOST_OVERHEAD: usize = 96;
+/// Maximum number of bytes for an entry, without the session itself.
+const MAX_OVERHEAD: usize = 96;
 
-/// Most threads that make sessions.
+/// Maximum number of threads that make sessions.
 const MAX_THREADS: usize = 4;
 
 /// Scenario 5: first in, first out.
 pub(super) async fn overflow(lab: &Lab) -> Result<Scenario, LabError> {
-    let rig = Rig::server(lab, registry::CACHE_SIZE_8)?;
+    let test_farm = TestFarm::server(lab, registry::CACHE_SIZE_8)?;
     let first = lab.client();
-    let mut visits = vec![rig.call(&first).await?];
+    let mut visits = vec![test_farm.visit_and_close(&first).await?];
     for _ in 0..RETURNS {
-        visits.push(rig.call(&first).await?);
+        visits.push(test_farm.visit_and_close(&first).await?);
     }
-    let resumed = visits.iter().filter(|visit| visit.came_to(RESUMED)).count();
+    let resumed = visits
+        .iter()
+        .filter(|visit| visit.has_verdict(RESUMED))
+        .count();
     let second = lab.client();
-    let mut of_second = vec![rig.call(&second).await?];
+    let mut second_visits = vec![test_farm.visit_and_close(&second).await?];
     for _ in 1..SMALL {
-        rig.call(&lab.client()).await?;
+        test_farm.visit_and_close(&lab.client()).await?;
     }
-    // Before the first one comes back: its new session pushes the second one's out.
-    of_second.push(rig.call(&second).await?);
-    let last = rig.call(&first).await?;
+    // Before the first client returns, because its new session evicts the second client's session.
+    second_visits.push(test_farm.visit_and_close(&second).await?);
+    let last = test_farm.visit_and_close(&first).await?;
     let evicted = Finding {
         case: "first in, used the most, then 8 newer sessions",
         article: "first in, first out: it leaves, however much it was used",
-        observed: format!("resumed {resumed} times, then {}", last.told()),
-        ok: resumed == RETURNS && last.came_to(Verdict::Full(Reason::Evicted)),
+        observed: format!("resumed {resumed} times, then {}", last.describe()),
+        ok: resumed == RETURNS && last.has_verdict(Verdict::Full(Reason::Evicted)),
         visits: [visits, vec![last]].concat(),
     };
     let stays = Finding {
         case: "second in, not used since",
         article: "stays",
-        observed: of_second[1].told(),
-        ok: of_second[1].came_to(RESUMED),
-        visits: of_second,
+        observed: second_visits[1].describe(),
+        ok: second_visits[1].has_verdict(RESUMED),
+        visits: second_visits,
     };
     Ok(Scenario {
         number: 5,
         title: "MaximumCacheSize=8",
-        servers: rig.settings(),
+        servers: test_farm.settings(),
         findings: vec![evicted, stays],
     })
 }
 
-/// Scenario 6: a session's life counts from its full handshake.
+/// Scenario 6: the lifetime of a session counts from its full handshake.
 pub(super) async fn lifetime(lab: &Lab) -> Result<Scenario, LabError> {
-    let rig = Rig::server(lab, registry::CACHE_TIME_3000)?;
+    let test_farm = TestFarm::server(lab, registry::CACHE_TIME_3000)?;
     let client = lab.client();
     let begun = Instant::now();
-    let mut visits = vec![rig.call(&client).await?];
+    let mut visits = vec![test_farm.visit_and_close(&client).await?];
     let made = Instant::now();
     for thirds in 1..=2 {
         sleep_until(begun + LIFETIME * thirds / 3).await;
-        visits.push(rig.call(&client).await?);
+        visits.push(test_farm.visit_and_close(&client).await?);
     }
     if begun.elapsed() >= LIFETIME {
         return Err(LabError::TooSlow(
@@ -89,36 +91,37 @@ pub(super) async fn lifetime(lab: &Lab) -> Result<Scenario, LabError> {
         ));
     }
     sleep_until(made + LIFETIME * 7 / 6).await;
-    let last = rig.call(&client).await?;
+    let last = test_farm.visit_and_close(&client).await?;
     let full = visits[0].clone();
-    let alike = |visit: &Visit| visit.came_to(RESUMED) && visit.session_id == full.session_id;
     let before = Finding {
         case: "back after one second, and after two",
         article: "resumes",
-        observed: told_each(&visits[1..]),
-        ok: visits[1..].iter().all(alike),
+        observed: describe_each(&visits[1..]),
+        ok: visits[1..]
+            .iter()
+            .all(|visit| visit.has_verdict(RESUMED) && visit.session_id == full.session_id),
         visits,
     };
     let after = Finding {
         case: "back after three and a half seconds",
         article: "gone, counted from the full handshake: resuming does not extend it",
-        observed: last.told(),
-        ok: last.came_to(Verdict::Full(Reason::Expired)),
+        observed: last.describe(),
+        ok: last.has_verdict(Verdict::Full(Reason::Expired)),
         visits: vec![full, last],
     };
     Ok(Scenario {
         number: 6,
         title: "ServerCacheTime=3000 (ms)",
-        servers: rig.settings(),
+        servers: test_farm.settings(),
         findings: vec![before, after],
     })
 }
 
-/// Scenario 7: either value at 0 turns the table off.
+/// Scenario 7: the value 0 for the size or the lifetime turns the table off.
 pub(super) async fn zero(lab: &Lab) -> Result<Scenario, LabError> {
-    let before = Rig::server(lab, registry::KERNEL_SSL_1)?;
-    let size = Rig::server(lab, registry::CACHE_SIZE_0)?;
-    let time = Rig::server(lab, registry::CACHE_TIME_0)?;
+    let before = TestFarm::server(lab, registry::KERNEL_SSL_1)?;
+    let size = TestFarm::server(lab, registry::CACHE_SIZE_0)?;
+    let time = TestFarm::server(lab, registry::CACHE_TIME_0)?;
     let findings = vec![
         turned_off(lab, &before, &size, "MaximumCacheSize=0").await?,
         turned_off(lab, &before, &time, "ServerCacheTime=0").await?,
@@ -128,7 +131,7 @@ pub(super) async fn zero(lab: &Lab) -> Result<Scenario, LabError> {
         title: "MaximumCacheSize=0, or ServerCacheTime=0",
         servers: [before, size, time]
             .iter()
-            .flat_map(Rig::settings)
+            .flat_map(TestFarm::settings)
             .collect(),
         findings,
     })
@@ -136,23 +139,29 @@ pub(super) async fn zero(lab: &Lab) -> Result<Scenario, LabError> {
 
 async fn turned_off(
     lab: &Lab,
-    before: &Rig,
-    off: &Rig,
+    before: &TestFarm,
+    off: &TestFarm,
     case: &'static str,
 ) -> Result<Finding, LabError> {
     let client = lab.client();
-    let (first, again) = (off.call(&client).await?, off.call(&client).await?);
-    // One that holds a session from before the value was set.
+    let (first, again) = (
+        off.visit_and_close(&client).await?,
+        off.visit_and_close(&client).await?,
+    );
+    // A client with a session from before the value was set.
     let regular = lab.client();
-    let (held, returned) = (before.call(&regular).await?, off.call(&regular).await?);
+    let (held, returned) = (
+        before.visit_and_close(&regular).await?,
+        off.visit_and_close(&regular).await?,
+    );
     Ok(Finding {
         case,
         article: "no session ID is given, and one from before does not resume",
         observed: format!(
             "{}, again {}; with an ID from before: {}",
-            first.told(),
+            first.describe(),
             again.verdict,
-            returned.told()
+            returned.describe()
         ),
         ok: is_full(&first, Reason::NothingOffered)
             && is_full(&again, Reason::NothingOffered)
@@ -162,23 +171,23 @@ async fn turned_off(
     })
 }
 
-/// A full handshake for this reason, after which the client has no session ID.
-fn is_full(visit: &Visit, reason: Reason) -> bool {
-    visit.came_to(Verdict::Full(reason)) && visit.session_id.is_none()
+/// True if the handshake was full for this reason and gave no session ID.
+fn is_full(visit: &LabVisit, reason: Reason) -> bool {
+    visit.has_verdict(Verdict::Full(reason)) && visit.session_id.is_none()
 }
 
-/// Scenario 8: a full table of the size that Windows gives it.
+/// Scenario 8: a full table of the default size.
 pub(super) async fn memory(lab: &Lab) -> Result<Scenario, LabError> {
-    let rig = Rig::server(lab, registry::KERNEL_SSL_1)?;
+    let test_farm = TestFarm::server(lab, registry::KERNEL_SSL_1)?;
     let client = lab.client();
-    let mut visits = vec![rig.call(&client).await?];
-    fill(&rig, lab, DEFAULT_SIZE).await?;
-    let memory = rig.first().store().memory();
+    let mut visits = vec![test_farm.visit_and_close(&client).await?];
+    fill(&test_farm, lab, DEFAULT_SIZE).await?;
+    let memory = test_farm.first().store().memory();
     let entries = memory.snapshot();
-    let sessions = entries
+    let sessions: usize = entries
         .iter()
-        .map(|entry| entry.key.len() + entry.value.len());
-    let sessions: usize = sessions.sum();
+        .map(|entry| entry.key.len() + entry.value.len())
+        .sum();
     let overhead = memory.memory().saturating_sub(sessions) / entries.len().max(1);
     let size = Finding {
         case: "10,000 sessions after the first one",
@@ -195,46 +204,41 @@ pub(super) async fn memory(lab: &Lab) -> Result<Scenario, LabError> {
             memory.memory() / entries.len().max(1),
             sessions / entries.len().max(1),
         ),
-        ok: overhead <= MOST_OVERHEAD,
+        ok: overhead <= MAX_OVERHEAD,
         visits: Vec::new(),
     };
-    visits.push(rig.call(&client).await?);
+    visits.push(test_farm.visit_and_close(&client).await?);
     let first = Finding {
         case: "the first client comes back",
         article: "its session was the first in: it is gone",
-        observed: visits[1].told(),
-        ok: visits[1].came_to(Verdict::Full(Reason::Evicted)),
+        observed: visits[1].describe(),
+        ok: visits[1].has_verdict(Verdict::Full(Reason::Evicted)),
         visits,
     };
     Ok(Scenario {
         number: 8,
         title: "MaximumCacheSize not set",
-        servers: rig.settings(),
+        servers: test_farm.settings(),
         findings: vec![size, bytes, first],
     })
 }
 
-/// Makes sessions by full handshakes of clients that have been nowhere yet.
-async fn fill(rig: &Rig, lab: &Lab, sessions: usize) -> Result<(), LabError> {
+/// Makes sessions by full handshakes of new clients.
+async fn fill(test_farm: &TestFarm, lab: &Lab, sessions: usize) -> Result<(), LabError> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let left = Arc::new(AtomicUsize::new(sessions));
     let mut fillers = JoinSet::new();
     for _ in 0..threads.min(MAX_THREADS) {
-        let (client, front, stop) = (lab.client(), rig.front.clone(), rig.stop.clone());
+        let (client, front, stop) = (
+            lab.client(),
+            test_farm.front.clone(),
+            test_farm.stop.clone(),
+        );
         let left = Arc::clone(&left);
         fillers.spawn_blocking(move || {
-            let one_less = |left: usize| left.checked_sub(1);
             runtime()?.block_on(async {
-                while !stop.is_cancelled()
-                    && left
-                        .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less)
-                        .is_ok()
-                {
-                    let connected = client.another().connect(&front).await;
-                    connected.map_err(|source| LabError::Connect {
-                        server: front.address.to_string(),
-                        source,
-                    })?;
+                while !stop.is_cancelled() && take_one(&left) {
+                    connect(&client.with_empty_sessions(), &front).await?;
                 }
                 Ok::<_, LabError>(())
             })
@@ -246,19 +250,27 @@ async fn fill(rig: &Rig, lab: &Lab, sessions: usize) -> Result<(), LabError> {
     Ok(())
 }
 
+/// Decrements the counter. Returns false if it was zero.
+fn take_one(left: &AtomicUsize) -> bool {
+    left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
+        left.checked_sub(1)
+    })
+    .is_ok()
+}
+
 fn runtime() -> Result<tokio::runtime::Runtime, LabError> {
-    let built: io::Result<_> = tokio::runtime::Builder::new_current_thread()
+    tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .build();
-    built.map_err(LabError::Thread)
+        .build()
+        .map_err(LabError::Thread)
 }
 
-fn told_each(visits: &[Visit]) -> String {
-    let told: Vec<_> = visits.iter().map(Visit::told).collect();
-    told.join("; ")
+fn describe_each(visits: &[LabVisit]) -> String {
+    let descriptions: Vec<_> = visits.iter().map(LabVisit::describe).collect();
+    descriptions.join("; ")
 }
 
-/// 10,000 rather than 10000.
+/// The number with commas: 10,000.
 fn thousands(number: usize) -> String {
     match number {
         0..1000 => number.to_string(),

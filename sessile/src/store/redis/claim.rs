@@ -13,7 +13,7 @@ use prometheus::{Opts, Registry};
 use redis::{Cmd, Value};
 use tokio::time::Instant;
 
-use crate::figure;
+use crate::live_gauge;
 use crate::locks::locked;
 
 /// How often a claim is refreshed.
@@ -74,7 +74,7 @@ impl Claim {
             "1 where another server of the farm has this server's number, else 0.",
         );
         let read = Arc::clone(&clash);
-        figure::register(registry, opts.const_label("server", server), move || {
+        live_gauge::register(registry, opts.const_label("server", server), move || {
             read.load(Ordering::Relaxed)
         })?;
         Ok(Self {

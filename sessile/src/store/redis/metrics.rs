@@ -9,7 +9,7 @@ use prometheus::{
 };
 use sessile_proto::verdict::Reason;
 
-use crate::figure;
+use crate::live_gauge;
 
 /// What is asked of the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,7 +119,7 @@ impl Metrics {
             "sessile_store_up",
             "1 where the shared session store answers every worker thread, else 0.",
         );
-        figure::register(registry, opts.const_label("server", server), move || {
+        live_gauge::register(registry, opts.const_label("server", server), move || {
             usize::from(read.are_well())
         })?;
         for (state, count) in [
@@ -133,7 +133,7 @@ impl Metrics {
             );
             let opts = opts.const_label("server", server);
             let opts = opts.const_label("state", state);
-            figure::register(registry, opts, move || count(&read))?;
+            live_gauge::register(registry, opts, move || count(&read))?;
         }
         Ok(Self {
             requests: OPERATIONS

@@ -11,8 +11,8 @@ use sessile_proto::Time;
 use tokio::time::Instant;
 
 use super::connect::is_refusal;
-use crate::figure;
 use crate::key::Keyring;
+use crate::live_gauge;
 use crate::locks::locked;
 
 /// How often the clocks are compared.
@@ -39,7 +39,7 @@ impl Clock {
             "1 where this machine's clock is more than an epoch of the farm key off the store's, else 0.",
         );
         let read = Arc::clone(keys);
-        figure::register(registry, opts.const_label("server", server), move || {
+        live_gauge::register(registry, opts.const_label("server", server), move || {
             usize::from(read.skew().is_some())
         })?;
         Ok(Self {

@@ -1,5 +1,5 @@
-//! What clients can do with sessions that are not theirs any more, or never were: changed tickets,
-//! tickets of another site, tickets that are handed from server to server to live for ever.
+//! Attacks with sessions: changed tickets, tickets of another site, and tickets that pass from
+//! server to server to live longer.
 
 use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
@@ -13,28 +13,28 @@ use crate::peers::{Cut, Peer, Proxy, record};
 
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// Content types.
+/// Content types of records.
 const ALERT: u8 = 21;
 const HANDSHAKE: u8 = 22;
 
-/// Handshake messages.
+/// Types of handshake messages.
 const SERVER_HELLO: u8 = 2;
 const SERVER_HELLO_DONE: u8 = 14;
 
-/// Bytes of the label that an identifier begins with.
+/// Length of the label at the start of an identifier, in bytes.
 const LABEL: usize = 32;
 
-/// What a server says to a hello before it hears more.
+/// A server's first answer to a ClientHello.
 #[derive(Debug, PartialEq, Eq)]
 enum Answer {
-    /// It has taken the session that was offered.
+    /// The server accepted the offered session.
     Resumes,
-    /// The types of the handshake messages that can be read.
+    /// The types of the messages in clear.
     Full(Vec<u8>),
     Alert,
 }
 
-/// Says that and no more.
+/// Sends the ClientHello and reads the answer.
 fn answer(server: SocketAddr, hello: &[u8]) -> Answer {
     let mut io = TcpStream::connect(server).unwrap();
     io.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -69,7 +69,7 @@ fn answer(server: SocketAddr, hello: &[u8]) -> Answer {
     }
 }
 
-/// A hello, and the place of the ticket or identity in it.
+/// A ClientHello, and the position of the ticket or identity in it.
 struct Offer {
     how: How,
     hello: Vec<u8>,
@@ -78,7 +78,7 @@ struct Offer {
 }
 
 impl Offer {
-    /// Takes down what OpenSSL sends when it comes back.
+    /// Records the ClientHello of a returning OpenSSL client.
     fn record(farm: &Farm, server: &Peer, how: How) -> Self {
         let session = farm.path(&format!("offer-{how:?}.pem"));
         let first = openssl(how, &farm.root(), &session, server.address(), None);
@@ -114,14 +114,14 @@ impl Offer {
         }
     }
 
-    /// The hello with one byte of the offer changed.
+    /// The ClientHello with one changed byte in the offer.
     fn flipped(&self, byte: usize) -> Vec<u8> {
         let mut hello = self.hello.clone();
         hello[self.at + byte] ^= 1;
         hello
     }
 
-    /// The hello with another offer, and every length that covers it put right.
+    /// The ClientHello with another offer. All lengths are adjusted.
     fn with(&self, offer: &[u8]) -> Vec<u8> {
         let (before, rest) = self.hello.split_at(self.at);
         let mut hello = [before, offer, &rest[self.len..]].concat();
@@ -130,17 +130,17 @@ impl Offer {
             let length = usize::from(length) + offer.len() - self.len;
             hello[at..at + 2].copy_from_slice(&u16::try_from(length).unwrap().to_be_bytes());
         };
-        // The record; the message, whose length has three bytes; the extensions.
+        // The lengths of the record, of the message (three bytes), and of the extensions.
         add(3);
         add(5 + 2);
         add(self.extensions());
-        // The extension; in TLS 1.3 the list in it and the identity in that, too.
+        // The length of the extension. TLS 1.3 also has lengths of the list and of the identity.
         let inner = if matches!(self.how, How::Psk) { 3 } else { 1 };
         (1..=inner).for_each(|n| add(self.at - 2 * n));
         hello
     }
 
-    /// Where the length of the extensions stands: behind version, random, session ID, suites and
+    /// The position of the extensions' length, after version, random, session ID, cipher suites and
     /// compression methods.
     fn extensions(&self) -> usize {
         let session_id = 5 + 4 + 2 + 32;
@@ -152,7 +152,7 @@ impl Offer {
 }
 
 #[test]
-fn a_changed_cut_or_padded_ticket_gets_the_messages_of_a_client_without_one() {
+fn changed_cut_and_padded_tickets_get_the_same_answer_as_no_ticket() {
     let farm = Farm::new("1h", "10h", None);
     let server = farm.serve("web1");
     for how in [How::Ticket, How::Psk] {
@@ -165,7 +165,7 @@ fn a_changed_cut_or_padded_ticket_gets_the_messages_of_a_client_without_one() {
         if matches!(how, How::Ticket) {
             assert_eq!(answer(&offer.with(&[])), nobodys);
         }
-        // Every byte of the label, and some of what it labels.
+        // Change every byte of the label, and some bytes of the ciphertext.
         for byte in (0..LABEL).chain((LABEL..offer.len).step_by(7)) {
             assert_eq!(answer(&offer.flipped(byte)), nobodys, "{how:?} {byte}");
         }
@@ -183,26 +183,26 @@ fn a_changed_cut_or_padded_ticket_gets_the_messages_of_a_client_without_one() {
             let padded = [&bytes[..], &vec![0; more]].concat();
             assert_eq!(answer(&offer.with(&padded)), nobodys, "{how:?} +{more}");
         }
-        // None of this has cost the honest client its session.
+        // The attacks did not remove the honest client's session.
         assert_eq!(answer(&offer.hello), Answer::Resumes);
     }
 }
 
 #[test]
-fn a_good_identity_with_a_wrong_binder_ends_the_handshake() {
+fn a_valid_identity_with_a_wrong_binder_ends_the_handshake() {
     let farm = Farm::new("1h", "10h", None);
     let server = farm.serve("web1");
     let mut offer = Offer::record(&farm, &server, How::Psk);
-    // The binders end the hello.
+    // The binders are at the end of the ClientHello.
     *offer.hello.last_mut().unwrap() ^= 1;
     assert_eq!(answer(server.address(), &offer.hello), Answer::Alert);
 }
 
-/// Another site of the farm, for the name that clients ask for.
+/// A second site of the farm, for the server name that clients send.
 const OTHER_SITE: &str = "names = [\"localhost\"]";
 
 #[test]
-fn no_session_of_one_site_resumes_at_another() {
+fn sessions_of_one_site_do_not_resume_at_another() {
     let farm = Farm::new("1h", "10h", None);
     let one = farm.serve("web1");
     let other = farm.serve_as(
@@ -220,7 +220,7 @@ fn no_session_of_one_site_resumes_at_another() {
     }
 }
 
-/// Three servers whose clocks are six hours apart, each less than an epoch off the right time.
+/// Three servers with clocks six hours apart. Each clock is less than an epoch wrong.
 pub(super) fn six_hours_apart(farm: &Farm, sites: [&str; 3]) -> [Peer; 3] {
     let setup = |clock, site| Setup {
         clock,
@@ -235,7 +235,7 @@ pub(super) fn six_hours_apart(farm: &Farm, sites: [&str; 3]) -> [Peer; 3] {
 }
 
 #[test]
-fn resuming_on_the_way_makes_no_session_live_longer() {
+fn resuming_does_not_extend_the_lifetime_of_a_session() {
     let farm = Farm::new("10h", "10h", None);
     let [then, now, later] = six_hours_apart(&farm, [""; 3]);
     for how in HOW {
@@ -248,7 +248,7 @@ fn resuming_on_the_way_makes_no_session_live_longer() {
 }
 
 #[test]
-fn a_session_that_was_offered_and_refused_gives_the_next_one_no_age() {
+fn a_session_after_a_refused_offer_starts_with_age_zero() {
     let farm = Farm::new("10h", "10h", None);
     let [then, now, later] = six_hours_apart(&farm, ["", OTHER_SITE, OTHER_SITE]);
     for how in HOW {

@@ -1,5 +1,5 @@
-//! Programs that come back to a farm with the session that they have: OpenSSL, Python and our own
-//! client, by each way to resume.
+//! Clients that return to a farm with their session: OpenSSL, Python and our own client, with each
+//! mechanism.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
@@ -11,7 +11,7 @@ use sessile::client::{Client, Mechanism};
 use crate::peers::{Ran, run, set_clock};
 use crate::store::setup::{client, verdict};
 
-/// By what a client resumes.
+/// The mechanism by which a client resumes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum How {
     SessionId,
@@ -30,7 +30,7 @@ impl How {
         }
     }
 
-    /// For `openssl s_client`.
+    /// The arguments of `openssl s_client`.
     pub(crate) const fn arguments(self) -> &'static [&'static str] {
         match self {
             Self::SessionId => &["-tls1_2", "-no_ticket"],
@@ -40,11 +40,11 @@ impl How {
     }
 }
 
-/// A client of some program that keeps one session.
+/// A client of one of the programs, with one session.
 pub(crate) struct Returning {
     how: How,
     program: Program,
-    /// Where it was the last time.
+    /// The index of the server in the last visit.
     last: Option<SocketAddr>,
     visits: usize,
 }
@@ -56,8 +56,8 @@ enum Program {
 }
 
 impl Returning {
-    /// One of each program and for each way to resume. They trust the authority in `root`, and keep
-    /// in `folder` what does not fit into their memory, under a name of theirs.
+    /// One client of each program for each mechanism. The clients trust the authority in `root`,
+    /// and keep their session files in `folder`.
     pub(crate) fn of_every_kind(root: &Path, folder: &Path, name: &str) -> Vec<Self> {
         let kinds = HOW.into_iter().flat_map(|how| {
             let openssl = Program::Openssl {
@@ -80,14 +80,14 @@ impl Returning {
         kinds.collect()
     }
 
-    /// Makes its first, full, handshake there.
+    /// Makes the client's first, full handshake.
     pub(crate) async fn arrive(&mut self, server: SocketAddr) {
         let verdict = self.connect(server).await;
         assert_eq!(verdict, "full/nothing-offered", "{}", self.name());
     }
 
-    /// Comes back to another server than the last time, each time to the next one; it has to resume.
-    pub(crate) async fn come_back(&mut self, servers: &[SocketAddr]) {
+    /// Returns to the next server. The session must resume.
+    pub(crate) async fn return_to_other_servers(&mut self, servers: &[SocketAddr]) {
         let from = self.visits % servers.len();
         let mut others = servers[from..].iter().chain(&servers[..from]);
         let to = others.find(|server| Some(**server) != self.last);
@@ -121,8 +121,8 @@ impl Returning {
 
 const REQUEST: &str = "HEAD / HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
 
-/// The verdict on a connection that offers the session in a file, if there is one, and leaves a session
-/// there. By its clock OpenSSL tells whether a session is still worth an offer.
+/// The verdict on a connection that offers the session in a file, if it exists, and saves the new
+/// session there. OpenSSL's clock decides whether the session is still offered.
 pub(crate) fn openssl(
     how: How,
     root: &Path,
@@ -134,7 +134,7 @@ pub(crate) fn openssl(
     visit.unwrap_or_else(|failure| panic!("{failure}"))
 }
 
-/// The same by a command that is changed before.
+/// As [`openssl`], but `change` modifies the command before.
 pub(crate) fn openssl_with(
     how: How,
     root: &Path,
@@ -148,7 +148,7 @@ pub(crate) fn openssl_with(
     visit.unwrap_or_else(|failure| panic!("{failure}"))
 }
 
-/// The same where the connection may fail: then what OpenSSL said.
+/// As [`openssl`], but the connection may fail. The error is OpenSSL's output.
 pub(crate) fn try_openssl(
     how: How,
     root: &Path,
@@ -175,13 +175,13 @@ fn s_client(how: How, root: &Path, session: &Path, server: SocketAddr) -> Comman
     command
 }
 
-/// The verdict that it is told.
+/// The verdict in the server's answer.
 fn answer(command: &mut Command) -> Result<String, String> {
     verdict_in(&run("openssl", command, REQUEST))
 }
 
-/// The verdict on the second of two connections by GnuTLS, whose program keeps no session for the next
-/// time that it is started. In TLS 1.3 it would have to wait for a ticket.
+/// The verdict on the second of two GnuTLS connections. GnuTLS's program cannot save its session.
+/// With TLS 1.3 the program would have to wait for a ticket.
 pub(crate) fn try_gnutls(how: How, root: &Path, server: SocketAddr) -> Result<String, String> {
     let priority = match how {
         How::SessionId => "NORMAL:-VERS-TLS1.3:%NO_TICKETS",
@@ -195,7 +195,7 @@ pub(crate) fn try_gnutls(how: How, root: &Path, server: SocketAddr) -> Result<St
     verdict_in(&run("gnutls-bin", &mut command, REQUEST))
 }
 
-/// The verdict in what a program printed of an answer, or all that it said.
+/// The verdict in a program's output, or the whole output.
 fn verdict_in(ran: &Ran) -> Result<String, String> {
     let head = ran.stdout.split_once("sessile-verdict: ");
     match head.and_then(|(_, rest)| rest.split_whitespace().next()) {
@@ -204,14 +204,14 @@ fn verdict_in(ran: &Ran) -> Result<String, String> {
     }
 }
 
-/// A Python program that connects to each port that it is told, and says the verdict or how it failed.
+/// A Python program that connects to given ports and prints the verdict or the error.
 pub(crate) struct Python {
     child: Child,
     ports: ChildStdin,
     verdicts: BufReader<ChildStdout>,
 }
 
-/// Arguments: CA file, TLS version, whether to take tickets, and the request.
+/// Arguments: CA file, TLS version, whether to accept tickets, and the request.
 const PYTHON: &str = r#"
 import socket, ssl, sys
 ca, version, tickets, request = sys.argv[1:]
@@ -270,7 +270,7 @@ impl Python {
 
 impl Drop for Python {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // The process may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

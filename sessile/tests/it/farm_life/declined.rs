@@ -1,4 +1,4 @@
-//! Sessions that are found and right as far as they go, and that do not fit what the client says this time.
+//! Sessions that are found and valid, but do not match the new ClientHello.
 
 use std::fs;
 use std::path::Path;
@@ -11,8 +11,8 @@ use super::clients::{HOW, How, openssl, openssl_with};
 use super::{Farm, Setup};
 use crate::peers::{Cut, Peer, Proxy, run};
 
-/// Arguments by which OpenSSL offers one of two suites that have the same hash, so that it offers a session
-/// of one with the other.
+/// Arguments that offer one of two cipher suites with the same hash. OpenSSL then offers a session
+/// of one suite with the other suite.
 fn suite(how: How, other: bool) -> [&'static str; 2] {
     match (how, other) {
         (How::Psk, false) => ["-ciphersuites", "TLS_AES_128_GCM_SHA256"],
@@ -29,26 +29,26 @@ fn visit(farm: &Farm, session: &Path, server: &Peer, how: How, arguments: &[&str
 }
 
 #[test]
-fn a_session_of_another_suite_is_declined_and_gives_the_next_one_no_age() {
+fn a_session_with_another_suite_is_declined_and_the_next_one_starts_with_age_zero() {
     let farm = Farm::new("10h", "10h", None);
     let [then, now, later] = six_hours_apart(&farm, [""; 3]);
     for how in HOW {
         let session = farm.path(&format!("suite-{how:?}.pem"));
         let at = |server, other| visit(&farm, &session, server, how, &suite(how, other));
         assert_eq!(at(&then, false), "full/nothing-offered");
-        // The ticket is opened, and found to be in order, before the library sees the suite.
+        // The server opens and checks the ticket before the library sees the suite.
         assert_eq!(at(&now, true), "full/suite-mismatch", "{how:?}");
-        // Twelve hours after the first, six after the second.
+        // Twelve hours after the first handshake, and six after the second.
         assert_eq!(at(&later, true), how.verdict());
     }
 }
 
-/// Has OpenSSL leave the extension out; `s_client` has no argument for it yet.
+/// Makes OpenSSL omit the extension, because `s_client` has no argument for this.
 const WITHOUT_EMS: &str = "openssl_conf = all\n[all]\nssl_conf = ssl\n[ssl]\nsystem_default = tls\n\
                            [tls]\nOptions = -ExtendedMasterSecret\n";
 
 #[test]
-fn a_session_without_extended_master_secret_is_worth_nothing_with_it() {
+fn a_session_without_extended_master_secret_does_not_resume_with_it() {
     let farm = Farm::new("1h", "10h", None);
     let server = farm.serve("web1");
     let configuration = farm.path("without-ems.cnf");
@@ -68,7 +68,7 @@ fn a_session_without_extended_master_secret_is_worth_nothing_with_it() {
     }
 }
 
-/// Reads a session's file, finds what it is told in hexadecimal, and changes its last byte.
+/// Finds a hexadecimal field in a session file and changes its last byte.
 const CHANGE: &str = r#"
 import base64, sys
 file, ticket = sys.argv[1], bytes.fromhex(sys.argv[2])
@@ -81,7 +81,7 @@ lines[first + 1:last] = base64.encodebytes(der).decode().split()
 open(file, "w").write("\n".join(lines))
 "#;
 
-/// What a client offers, through a proxy that takes it down.
+/// The offer of a client, recorded by a proxy.
 fn offered(farm: &Farm, session: &Path, server: &Peer, how: How) -> Vec<u8> {
     let proxy = Proxy::start(server.address(), Cut::Whole);
     let verdict = openssl(how, &farm.root(), session, proxy.address(), None);
@@ -99,7 +99,7 @@ fn offered(farm: &Farm, session: &Path, server: &Peer, how: How) -> Vec<u8> {
 }
 
 #[test]
-fn a_changed_ticket_is_told_from_one_of_a_stranger() {
+fn a_changed_ticket_has_another_verdict_than_a_foreign_ticket() {
     let farm = Farm::new("1h", "10h", None);
     let server = farm.serve_as("web1", &Setup::default());
     for how in [How::Ticket, How::Psk] {

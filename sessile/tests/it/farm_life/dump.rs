@@ -1,5 +1,5 @@
-//! Everything of a farm's sessions is recorded, on the wire, in the store and on the disk, and the key
-//! file is stolen a lifetime and two epochs later. Nothing opens with it.
+//! An attacker records all sessions of a farm: on the wire, in the store and on the disk. The key
+//! file is stolen a lifetime and two epochs later. It opens none of the recorded sessions.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -14,27 +14,27 @@ use sessile_proto::{sealed, ticket};
 
 use super::clients::{HOW, How, openssl};
 use super::{Farm, Setup, drain, stands_at, travel, unix_secs};
-use crate::peers::{Cut, Peer, Proxy, eventually};
+use crate::peers::{Cut, Peer, Proxy, eventually, stopped_clock};
 use crate::store::setup::Redis;
 
 const ROTATE: u64 = 1;
 const LIFETIME: u64 = 3;
 
-/// What somebody has who listened and read along.
+/// The data of an attacker who recorded everything.
 struct Recorded {
     /// Seconds since the Unix epoch, before the first byte.
     from: u64,
-    /// The same, after the last one.
+    /// Seconds since the Unix epoch, after the last byte.
     until: u64,
-    /// Tickets and identities, as clients sent them.
+    /// The tickets and identities that clients sent.
     wire: Vec<Vec<u8>>,
-    /// The store: names and values.
+    /// The names and values in the store.
     entries: Vec<(Vec<u8>, Vec<u8>)>,
-    /// What a server has left in its state folder.
+    /// The content of a server's state folder.
     snapshot: Vec<u8>,
 }
 
-/// How much of that a key opens.
+/// The parts of a recording that a key opens.
 #[derive(Debug, PartialEq, Eq)]
 struct Opened {
     tickets: usize,
@@ -48,19 +48,19 @@ const NOTHING: Opened = Opened {
     snapshot: false,
 };
 
-/// Where OpenSSL keeps the session that was made by that way.
+/// The path of OpenSSL's session for a mechanism.
 fn session(farm: &Farm, how: How) -> PathBuf {
     farm.path(&format!("recorded-{how:?}.pem"))
 }
 
-/// The verdict on a recorded session, which stays as it was.
+/// The verdict on a recorded session. The file stays unchanged.
 fn present(farm: &Farm, how: How, server: SocketAddr, clock: Option<&str>) -> String {
     let copy = farm.path("presented.pem");
     fs::copy(session(farm, how), &copy).unwrap();
     openssl(how, &farm.root(), &copy, server, clock)
 }
 
-/// Makes a session by each way, and takes down all that can be seen of it; each is shown to be good.
+/// Makes a session with each mechanism, records everything, and checks that each session resumes.
 fn record(farm: &Farm, server: &Peer) -> Recorded {
     let from = unix_secs();
     let proxy = Proxy::start(server.address(), Cut::Whole);
@@ -94,7 +94,7 @@ fn record(farm: &Farm, server: &Peer) -> Recorded {
 }
 
 impl Recorded {
-    /// Entries that are sessions, by the hash in their names, which they are sealed for.
+    /// The stored sessions by the hash in their names. The hash is part of their encryption.
     fn sessions(&self) -> impl Iterator<Item = ([u8; 32], &[u8])> {
         let hashed = |name: &[u8]| {
             let digits = name.strip_prefix(b"sessile:life:")?;
@@ -111,7 +111,7 @@ impl Recorded {
         entries.filter_map(move |(name, value)| Some((hashed(name)?, &value[..])))
     }
 
-    /// What a key opens, with the clock as it likes.
+    /// The parts that a key opens, with the matching clock.
     fn opened(&self, key: &FarmKey) -> Opened {
         let around = self.from - 2..unix_secs() + 2;
         let schedules: Vec<Schedule> = around
@@ -130,7 +130,7 @@ impl Recorded {
         let folder = tempfile::tempdir().unwrap();
         let file = SnapshotFile::new(folder.path(), "web2");
         let snapshot = |schedule| {
-            // Reading it takes it away.
+            // Reading the snapshot removes the file.
             fs::write(file.path(), &self.snapshot).unwrap();
             let taken = file.take(schedule);
             taken.is_ok_and(|snapshot| !snapshot.unwrap().entries.is_empty())
@@ -143,8 +143,8 @@ impl Recorded {
     }
 }
 
-/// The verdicts on the recorded sessions of a server with that key, its clock as told and the store as
-/// it was recorded. The client's clock is at `then` in any case, or it would not offer them.
+/// The verdicts of a server with this key, this clock and the recorded store. The client's clock is
+/// always at `then`, because a later client would not offer the sessions.
 fn verdicts(
     farm: &Farm,
     key: &Path,
@@ -169,14 +169,14 @@ fn verdicts(
 }
 
 #[test]
-fn a_key_file_stolen_a_lifetime_and_two_epochs_later_opens_nothing_that_was_recorded() {
+fn a_key_file_stolen_after_a_lifetime_and_two_epochs_opens_no_recorded_session() {
     let farm = Farm::new("1s", "3s", None);
     let first_copy = farm.key("first-copy");
     let server = farm.serve("web1");
     let recorded = record(&farm, &server);
     assert!(recorded.sessions().count() > 0);
 
-    // A running server's file, as soon as it should be of no use any more.
+    // Read a running server's file as soon as it should open nothing.
     let over = recorded.until + LIFETIME + 2 * ROTATE;
     eventually("a lifetime and two epochs", || unix_secs() >= over);
     let file = farm.key("web1");
@@ -186,14 +186,14 @@ fn a_key_file_stolen_a_lifetime_and_two_epochs_later_opens_nothing_that_was_reco
     let stolen = farm.path("stolen.key");
     fs::copy(&file, &stolen).unwrap();
     drop(server);
-    // And what the first copy comes to at just that time.
+    // Check the first copy of the key at the same time.
     let [early, mut moved] = [(); 2].map(|()| sessile::key::load(&first_copy).unwrap());
     assert!(moved.move_forward(Time::from_unix_millis(over * 1000)));
 
     let stolen_key = sessile::key::load(&stolen).unwrap();
     assert_eq!(recorded.opened(&stolen_key), NOTHING);
     assert_eq!(recorded.opened(&moved), NOTHING);
-    // Somebody who kept the first copy opens everything: it is not the recording that is useless.
+    // The first copy opens everything, so the recording is complete.
     let everything = Opened {
         tickets: 2,
         entries: recorded.sessions().count(),
@@ -201,10 +201,8 @@ fn a_key_file_stolen_a_lifetime_and_two_epochs_later_opens_nothing_that_was_reco
     };
     assert_eq!(recorded.opened(&early), everything);
 
-    // A server of the thief's, with the clock turned back to when it was recorded and stopped there.
-    let then = SystemTime::UNIX_EPOCH + Duration::from_secs(recorded.until);
-    let then = humantime::format_rfc3339_seconds(then).to_string();
-    let then = then.replace('T', " ").replace('Z', "");
+    // The attacker's server, with its clock stopped at the time of the recording.
+    let then = stopped_clock(SystemTime::UNIX_EPOCH + Duration::from_secs(recorded.until));
     for clock in [Some(&*then), None] {
         let verdicts = verdicts(&farm, &stolen, &recorded, clock, &then);
         let refused = ["full/expired", "full/unknown", "full/unknown-key"];

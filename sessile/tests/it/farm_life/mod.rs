@@ -1,5 +1,5 @@
-//! What happens to a farm in its life, and that nobody pays for it: real servers with a key file each
-//! and one Redis, no balancer, and clients that come to another server each time.
+//! The life of a farm without a full handshake: real servers with a key file each, one Redis, no
+//! balancer, and clients that return to another server each time.
 
 mod attacks;
 pub(crate) mod clients;
@@ -21,16 +21,16 @@ use clients::{How, Returning, openssl};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_sessile");
 
-/// What a server has that others have not.
+/// The settings of one server that differ from the others.
 #[derive(Clone, Copy, Default)]
 struct Setup<'a> {
-    /// The time, as faketime is told; the real one.
+    /// The server's clock as an argument of faketime. The default is the real clock.
     clock: Option<&'a str>,
-    /// Its key file; a copy of its own.
+    /// The key file. The default is the server's own copy.
     key: Option<&'a Path>,
-    /// Its store; the farm's.
+    /// The store. The default is the farm's store.
     store: Option<&'a Redis>,
-    /// Lines of its `[[site]]`.
+    /// Lines of `[[site]]`.
     site: &'a str,
 }
 
@@ -43,14 +43,14 @@ impl<'a> Setup<'a> {
     }
 }
 
-/// What the servers of a farm have in common.
+/// The parts that all servers of a farm share.
 struct Farm {
     folder: TempDir,
     redis: Redis,
 }
 
 impl Farm {
-    /// One whose first key was made on the terms of `--rotate` and `--max-lifetime`, by that clock.
+    /// A farm whose first key was made with `--rotate` and `--max-lifetime`, at this time.
     fn new(rotate: &str, lifetime: &str, clock: Option<&str>) -> Self {
         let farm = Self {
             folder: tempfile::tempdir().unwrap(),
@@ -68,7 +68,7 @@ impl Farm {
         self.folder.path().join(name)
     }
 
-    /// A server's key file: a copy of the first one, as it goes to each server before it starts.
+    /// The key file of a server: a copy of the first one, made before the server starts.
     fn key(&self, server: &str) -> PathBuf {
         let file = self.path(&format!("{server}.key"));
         if !file.exists() {
@@ -114,7 +114,7 @@ impl Farm {
         Authority::open(self.folder.path()).unwrap().root
     }
 
-    /// Clients of every kind whose sessions were all made by one server.
+    /// Clients of every kind whose sessions were made by one server.
     async fn clients_of(&self, server: &Peer) -> Vec<Returning> {
         let name = server.address().port().to_string();
         let mut clients = Returning::of_every_kind(&self.root(), self.folder.path(), &name);
@@ -125,7 +125,7 @@ impl Farm {
     }
 }
 
-/// The program under test; its wall clock only, as faketime is told.
+/// The sessile program with a faketime clock. Only the wall clock changes.
 fn program(clock: Option<&str>) -> Command {
     let mut command = Command::new(PROGRAM);
     if let Some(clock) = clock {
@@ -134,7 +134,7 @@ fn program(clock: Option<&str>) -> Command {
     command
 }
 
-/// The ticket epoch that a key file stands at.
+/// The ticket epoch in a key file.
 fn stands_at(file: &Path) -> u64 {
     let mut command = program(None);
     command.args(["key", "show", "--json", "--file"]).arg(file);
@@ -150,17 +150,17 @@ fn unix_secs() -> u64 {
     now.unwrap().as_secs()
 }
 
-/// Everyone comes back so many times, to another server each time, and resumes.
-async fn come_back(clients: &mut [Returning], servers: &[&Peer], times: usize) {
+/// All clients return `times` times, each time to another server, and resume.
+async fn return_to_other_servers(clients: &mut [Returning], servers: &[&Peer], times: usize) {
     let addresses: Vec<SocketAddr> = servers.iter().map(|server| server.address()).collect();
     for client in clients {
         for _ in 0..times {
-            client.come_back(&addresses).await;
+            client.return_to_other_servers(&addresses).await;
         }
     }
 }
 
-/// The verdicts on the way of one client's session from server to server.
+/// The verdicts on one session that passes through all servers.
 fn travel(farm: &Farm, how: How, servers: &[&Peer]) -> Vec<String> {
     let ports = servers.iter().map(|server| server.address().port());
     let name: Vec<String> = ports.map(|port| port.to_string()).collect();
@@ -169,68 +169,68 @@ fn travel(farm: &Farm, how: How, servers: &[&Peer]) -> Vec<String> {
     servers.iter().map(visit).collect()
 }
 
-/// Ends a server as systemd does, and waits until it has drained.
+/// Stops a server with SIGTERM, as systemd does, and waits for the drain.
 fn drain(server: Peer) {
     server.signal(rustix::process::Signal::TERM);
     assert!(server.wait().success());
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn at_rest_and_after_a_reload_everyone_resumes_at_every_server() {
+async fn all_clients_resume_at_every_server_before_and_after_a_reload() {
     let farm = Farm::new("1h", "10h", None);
     let servers = farm.serve_three();
     let [one, two, three] = &servers;
     let mut clients = farm.clients_of(one).await;
-    come_back(&mut clients, &[one, two, three], 6).await;
+    return_to_other_servers(&mut clients, &[one, two, three], 6).await;
     for server in &servers {
         server.hang_up();
         eventually("it reloads", || {
             server.said().contains("certificates reloaded")
         });
     }
-    come_back(&mut clients, &[one, two, three], 3).await;
+    return_to_other_servers(&mut clients, &[one, two, three], 3).await;
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn sessions_outlive_the_restart_and_the_crash_of_the_server_that_made_them() {
+async fn sessions_survive_the_restart_and_the_crash_of_their_server() {
     let farm = Farm::new("1h", "10h", None);
     let [one, two, three] = farm.serve_three();
-    // Nobody has been anywhere else when it goes.
+    // At this time, the clients know only the server that stops.
     let mut drained = farm.clients_of(&one).await;
     drain(one);
-    come_back(&mut drained, &[&two, &three], 2).await;
+    return_to_other_servers(&mut drained, &[&two, &three], 2).await;
     let one = farm.serve("web1");
-    come_back(&mut drained, &[&one, &two, &three], 3).await;
+    return_to_other_servers(&mut drained, &[&one, &two, &three], 3).await;
 
     let mut killed = farm.clients_of(&two).await;
     two.kill();
-    come_back(&mut killed, &[&one, &three], 2).await;
+    return_to_other_servers(&mut killed, &[&one, &three], 2).await;
     let two = farm.serve("web2");
-    come_back(&mut killed, &[&one, &two, &three], 3).await;
+    return_to_other_servers(&mut killed, &[&one, &two, &three], 3).await;
 
-    // One that goes and is the first that they come back to.
+    // Stop the server to which the clients return first.
     let mut own = farm.clients_of(&three).await;
     three.kill();
     let three = farm.serve("web3");
-    come_back(&mut own, &[&three, &one], 2).await;
+    return_to_other_servers(&mut own, &[&three, &one], 2).await;
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn a_server_that_joins_resumes_everyone_and_one_that_leaves_takes_nobody_along() {
+async fn all_clients_resume_after_a_server_joins_or_leaves() {
     let farm = Farm::new("1h", "10h", None);
     let [one, two, three] = farm.serve_three();
     let mut before = farm.clients_of(&one).await;
     let joined = farm.serve("web4");
-    come_back(&mut before, &[&joined, &two], 2).await;
+    return_to_other_servers(&mut before, &[&joined, &two], 2).await;
     let mut of_joined = farm.clients_of(&joined).await;
     drain(one);
-    come_back(&mut before, &[&two, &three, &joined], 3).await;
-    come_back(&mut of_joined, &[&two, &three, &joined], 3).await;
+    return_to_other_servers(&mut before, &[&two, &three, &joined], 3).await;
+    return_to_other_servers(&mut of_joined, &[&two, &three, &joined], 3).await;
     joined.kill();
-    come_back(&mut of_joined, &[&two, &three], 2).await;
+    return_to_other_servers(&mut of_joined, &[&two, &three], 2).await;
 }
 
-/// The certificate that a server shows, PEM.
+/// The certificate of a server, as PEM.
 fn certificate_of(server: &Peer) -> String {
     let mut command = Command::new("openssl");
     command.args(["s_client", "-servername", "localhost", "-connect"]);
@@ -242,33 +242,33 @@ fn certificate_of(server: &Peer) -> String {
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn a_renewed_certificate_costs_nobody_a_handshake() {
+async fn a_renewed_certificate_causes_no_full_handshake() {
     let farm = Farm::new("1h", "10h", None);
     let servers = farm.serve_three();
     let [one, two, three] = &servers;
     let mut clients = farm.clients_of(one).await;
     let mut patient = farm.clients_of(two).await;
     let old = certificate_of(one);
-    // A key of its own, too.
+    // The renewed certificate has another key, too.
     for file in ["server.pem", "server.key"] {
         fs::remove_file(farm.path(file)).unwrap();
     }
     let renewed = Authority::open(farm.folder.path()).unwrap().certificate;
     let renewed = fs::read_to_string(renewed.chain).unwrap();
     assert_ne!(old, renewed);
-    // One server after another, and everyone between them.
+    // Renew one server after another, and let all clients return in between.
     for server in &servers {
         server.hang_up();
         eventually("it has it", || certificate_of(server) == renewed);
-        come_back(&mut clients, &[one, two, three], 2).await;
+        return_to_other_servers(&mut clients, &[one, two, three], 2).await;
     }
-    come_back(&mut patient, &[one, three], 2).await;
+    return_to_other_servers(&mut patient, &[one, three], 2).await;
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn twelve_rotations_of_the_key_cost_nobody_a_handshake() {
+async fn twelve_key_rotations_cause_no_full_handshake() {
     const ROTATIONS: u64 = 12;
-    // Made a while ago, so that the files have something to leave behind in each epoch.
+    // The key was made earlier, so that the files drop keys in each epoch.
     let farm = Farm::new("1s", "2m", Some("-300s"));
     let made = stands_at(&farm.key("web1"));
     let servers = farm.serve_three();
@@ -280,7 +280,7 @@ async fn twelve_rotations_of_the_key_cost_nobody_a_handshake() {
     eventually("the files move", || stand().iter().all(|at| *at > made));
     let (first, mut epoch) = (stand(), unix_secs());
     for _ in 0..=ROTATIONS {
-        come_back(&mut regulars, &[one, two, three], 1).await;
+        return_to_other_servers(&mut regulars, &[one, two, three], 1).await;
         eventually("the next epoch", || unix_secs() > epoch);
         epoch = unix_secs();
     }
@@ -288,12 +288,12 @@ async fn twelve_rotations_of_the_key_cost_nobody_a_handshake() {
         let mut moved = stand().into_iter().zip(first);
         moved.all(|(at, first)| at >= first + ROTATIONS)
     });
-    come_back(&mut regulars, &[one, two, three], 3).await;
-    come_back(&mut patient, &[one, three], 2).await;
+    return_to_other_servers(&mut regulars, &[one, two, three], 3).await;
+    return_to_other_servers(&mut patient, &[one, three], 2).await;
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn clocks_an_epoch_off_in_both_directions_cost_nobody_a_handshake() {
+async fn clocks_one_epoch_apart_cause_no_full_handshake() {
     let farm = Farm::new("1h", "10h", None);
     let servers = [
         farm.serve("web1"),
@@ -303,6 +303,6 @@ async fn clocks_an_epoch_off_in_both_directions_cost_nobody_a_handshake() {
     let [one, two, three] = &servers;
     for maker in &servers {
         let mut clients = farm.clients_of(maker).await;
-        come_back(&mut clients, &[one, two, three], 4).await;
+        return_to_other_servers(&mut clients, &[one, two, three], 4).await;
     }
 }

@@ -1,4 +1,4 @@
-//! The farm key where a clock is wrong, and where its file stays as it is.
+//! The farm key with wrong clocks, and with key files that cannot move forward.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -6,17 +6,17 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use super::{
-    Farm, PROGRAM, assert_all, clients_of, copy_key, everyone_resumes_everywhere, key_at, reload,
-    said, show, stands_at,
+    Farm, PROGRAM, assert_all, assert_all_resume_everywhere, clients_of, copy_key, key_at,
+    key_output, reload, show, stands_at,
 };
 use crate::peers::{Peer, eventually};
 use crate::store::setup::Redis;
 
-/// Some time in 2099, as faketime wants it.
+/// A time in 2099, as an argument of faketime.
 const IN_2099: &str = "@2099-01-01 12:00:00";
 
 #[tokio::test(flavor = "current_thread")]
-async fn clocks_an_hour_apart_in_both_directions_resume() {
+async fn servers_with_clocks_one_hour_apart_resume_each_others_sessions() {
     let farm = Farm::new();
     let files: [_; 3] = farm.keys("1h", "10h");
     let servers = [
@@ -24,7 +24,7 @@ async fn clocks_an_hour_apart_in_both_directions_resume() {
         farm.serve(&files[1], Some("-59m")),
         farm.serve(&files[2], Some("+59m")),
     ];
-    everyone_resumes_everywhere(&servers).await;
+    assert_all_resume_everywhere(&servers).await;
 }
 
 #[tokio::test(flavor = "current_thread")]
@@ -34,13 +34,13 @@ async fn a_start_with_the_clock_in_2099_loses_no_key() {
     let clients = clients_of(&farm.serve(&file, None)).await;
     let before = fs::read_to_string(&file).unwrap();
     let wrong = farm.serve(&file, Some(IN_2099));
-    // Long enough for a clock that only runs on to be borne out.
+    // Wait until a running clock could confirm the time.
     eventually("it noticed", || {
         wrong
             .said()
             .contains("too far behind this clock to be moved forward")
     });
-    // Whatever an operator does meanwhile loses nothing either.
+    // Commands of an operator lose no key, either.
     for arguments in [&["check"][..], &["rotate"], &["rotate", "--activate"]] {
         let output = key_at(&file, Some(IN_2099), arguments);
         assert!(output.status.success(), "{output:?}");
@@ -55,7 +55,7 @@ async fn a_start_with_the_clock_in_2099_loses_no_key() {
     assert_eq!(after[..2], secrets(&before));
     let servers = [farm.serve(&file, None), farm.serve(&other, None)];
     assert_all(&clients, &servers[0], "resumed/").await;
-    everyone_resumes_everywhere(&servers).await;
+    assert_all_resume_everywhere(&servers).await;
 }
 
 #[tokio::test(flavor = "current_thread")]
@@ -71,11 +71,11 @@ async fn a_clock_that_is_days_ahead_for_many_epochs_loses_no_session() {
     for server in &servers {
         assert_all(&clients, server, "resumed/").await;
     }
-    everyone_resumes_everywhere(&servers).await;
+    assert_all_resume_everywhere(&servers).await;
 }
 
 #[test]
-fn a_clock_that_is_behind_is_told_so_before_it_ends_a_generation_too_early() {
+fn warns_about_a_slow_clock_before_it_ends_a_generation_too_early() {
     let farm = Farm::new();
     let [file] = farm.keys("1h", "10h");
     let slow = |arguments: &[&str]| {
@@ -88,17 +88,17 @@ fn a_clock_that_is_behind_is_told_so_before_it_ends_a_generation_too_early() {
         assert!(said.contains("look at `date`"), "{said}");
     };
     slow(&["rotate", "--at", "24h"]);
-    said(&file, &["rotate"]);
+    key_output(&file, &["rotate"]);
     slow(&["rotate", "--activate"]);
-    said(&file, &["rotate", "--activate"]);
+    key_output(&file, &["rotate", "--activate"]);
     assert_eq!(show(&file)["generations"][0]["state"], "outgoing");
 }
 
 #[test]
-fn a_first_copy_and_a_file_that_cannot_be_moved_are_warned_of() {
+fn warns_about_first_copies_and_about_files_that_cannot_move_forward() {
     let farm = Farm::new();
     let [file] = farm.keys("1h", "10h");
-    assert!(!said(&file, &["check"]).contains("warning:"));
+    assert!(!key_output(&file, &["check"]).contains("warning:"));
     let check = |clock| String::from_utf8(key_at(&file, Some(clock), &["check"]).stdout).unwrap();
     let later = check("+2d");
     assert!(
@@ -113,7 +113,7 @@ fn a_first_copy_and_a_file_that_cannot_be_moved_are_warned_of() {
     let earlier = check("-5h");
     assert!(earlier.contains("one of them is wrong"), "{earlier}");
 
-    // As another user where this one may write everywhere.
+    // Run as another user if this user can write everywhere.
     let folder = tempfile::tempdir().unwrap();
     let (fixed, program) = (
         folder.path().join("farm.key"),
@@ -139,12 +139,12 @@ fn a_first_copy_and_a_file_that_cannot_be_moved_are_warned_of() {
     assert!(said.starts_with("warning: no forward secrecy"), "{said}");
 }
 
-/// Shows a program a folder of its own view on a read-only mount, as Kubernetes mounts a secret.
+/// Shows a folder to a program as a read-only mount, like a Kubernetes secret.
 const ON_A_READ_ONLY_MOUNT: &str =
     r#"mount --bind "$1" "$1" && mount -o remount,bind,ro "$1" && shift && exec "$@""#;
 
 #[tokio::test(flavor = "current_thread")]
-async fn a_key_on_a_read_only_mount_works_whoever_can_read_it_and_its_price_is_said() {
+async fn a_key_on_a_read_only_mount_works_with_a_warning() {
     let farm = Farm::new();
     let [file] = farm.keys("1s", "1m");
     let secret = farm.path("secret");
@@ -178,19 +178,19 @@ async fn a_key_on_a_read_only_mount_works_whoever_can_read_it_and_its_price_is_s
     eventually("the other's key has moved on", || {
         stands_at(&file) > first + 2
     });
-    everyone_resumes_everywhere(&servers).await;
+    assert_all_resume_everywhere(&servers).await;
     reload(&servers[0], "farm key reloaded: nothing has changed");
     assert_eq!(fs::read(&mounted).unwrap(), before);
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn a_server_that_was_off_for_a_week_resumes_at_once_with_those_that_were_not() {
+async fn a_server_that_was_off_for_a_week_resumes_sessions_at_once() {
     let farm = Farm::new();
     let files = ["running.key", "off.key"].map(|name| farm.path(name));
     let terms = ["new", "--rotate", "1h", "--max-lifetime", "10h"];
     assert!(key_at(&files[0], Some("-7d"), &terms).status.success());
     copy_key(&files[0], &files[1]);
-    // What the one that runs has moved its file to, by its clock, which another bears out.
+    // The running server has moved its file forward, because another clock confirms its own.
     let first = stands_at(&files[0]);
     let redis = Redis::start();
     let running = farm.serve_with(
@@ -205,5 +205,5 @@ async fn a_server_that_was_off_for_a_week_resumes_at_once_with_those_that_were_n
         "{said}"
     );
     assert!(stands_at(&files[0]) > stands_at(&files[1]) + 160);
-    everyone_resumes_everywhere(&[running, back]).await;
+    assert_all_resume_everywhere(&[running, back]).await;
 }

@@ -1,5 +1,5 @@
-//! `sessile key` and the farm key at work: real processes that share copies of a file, at the right
-//! time and at the wrong one.
+//! `sessile key` and servers that use the farm key: real processes with copies of a file, with
+//! correct and wrong clocks.
 
 mod clock;
 
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::peers::{Certificates, NAME, Peer, eventually, s_client, set_clock};
+use crate::peers::{Certificates, NAME, Peer, eventually, s_client, set_clock, stopped_clock};
 use crate::store::setup::client;
 use serde_json::Value;
 use sessile::client::{Client, Mechanism, Target};
@@ -21,21 +21,21 @@ fn key(file: &Path, arguments: &[&str]) -> Output {
     key_at(file, None, arguments)
 }
 
-/// `sessile key`, with its clock as told.
+/// `sessile key` with a faketime clock.
 fn key_at(file: &Path, clock: Option<&str>, arguments: &[&str]) -> Output {
     let mut command = program(clock);
     command.arg("key").args(arguments).arg("--file").arg(file);
     command.output().unwrap()
 }
 
-/// What `sessile key` says where it succeeds.
-fn said(file: &Path, arguments: &[&str]) -> String {
+/// The output of a successful `sessile key` command.
+fn key_output(file: &Path, arguments: &[&str]) -> String {
     let output = key(file, arguments);
     assert!(output.status.success(), "{arguments:?}: {output:?}");
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// What `sessile key` complains of where it refuses; the file has to be as it was.
+/// The error of a refused `sessile key` command. The file must stay unchanged.
 fn refused(file: &Path, arguments: &[&str]) -> String {
     let before = fs::read(file).ok();
     let output = key(file, arguments);
@@ -45,7 +45,7 @@ fn refused(file: &Path, arguments: &[&str]) -> String {
 }
 
 fn show(file: &Path) -> Value {
-    serde_json::from_str(&said(file, &["show", "--json"])).unwrap()
+    serde_json::from_str(&key_output(file, &["show", "--json"])).unwrap()
 }
 
 /// Numbers and states of the generations in a file.
@@ -60,13 +60,13 @@ fn generations(file: &Path) -> Vec<(u64, String)> {
         .collect()
 }
 
-/// The ticket epoch that the first generation of a file stands at.
+/// The ticket epoch of the first generation in a file.
 fn stands_at(file: &Path) -> u64 {
     let stands_at = &show(file)["generations"][0]["ticket"]["stands_at"];
     stands_at.as_u64().unwrap()
 }
 
-/// The program under test; its wall clock only, as faketime is told.
+/// The sessile program with a faketime clock. Only the wall clock changes.
 fn program(clock: Option<&str>) -> Command {
     let mut command = Command::new(PROGRAM);
     if let Some(clock) = clock {
@@ -75,7 +75,7 @@ fn program(clock: Option<&str>) -> Command {
     command
 }
 
-/// A farm's folder: a certificate, and a key file for each server.
+/// The folder of a farm: a certificate, and a key file for each server.
 struct Farm {
     certificates: Certificates,
 }
@@ -91,11 +91,11 @@ impl Farm {
         self.certificates.folder().join(name)
     }
 
-    /// Makes the first key, of the given terms, and copies of it.
+    /// Makes the first key with these arguments, and copies of it.
     fn keys<const N: usize>(&self, rotate: &str, lifetime: &str) -> [PathBuf; N] {
         let files = std::array::from_fn(|n| self.path(&format!("{n}.key")));
         let terms = ["new", "--rotate", rotate, "--max-lifetime", lifetime];
-        said(&files[0], &terms);
+        key_output(&files[0], &terms);
         for copy in &files[1..] {
             copy_key(&files[0], copy);
         }
@@ -111,7 +111,7 @@ impl Farm {
         })
     }
 
-    /// One with further settings.
+    /// Starts a server with further settings.
     fn serve_with(&self, key: &Path, settings: &str) -> Peer {
         Peer::start("sessile", |port| {
             let mut command = program(None);
@@ -136,14 +136,14 @@ impl Farm {
     }
 }
 
-/// Puts a copy in the place of a key file, as a roll-out does: as a whole.
+/// Replaces a key file atomically with a copy, as a roll-out does.
 fn copy_key(from: &Path, to: &Path) {
     let staged = to.with_extension("new");
     fs::copy(from, &staged).unwrap();
     fs::rename(&staged, to).unwrap();
 }
 
-/// Has a server reload its key, and waits until it has said what came of it.
+/// Makes a server reload its key, and waits for the log line about the result.
 fn reload(server: &Peer, outcome: &str) {
     let before = server.said().matches(outcome).count();
     server.hang_up();
@@ -152,7 +152,7 @@ fn reload(server: &Peer, outcome: &str) {
 
 const TICKETS: [Mechanism; 2] = [Mechanism::Ticket, Mechanism::Psk];
 
-/// Clients of both kinds that have made their full handshake at a server.
+/// Clients of both kinds that have made their full handshake with a server.
 async fn clients_of(server: &Peer) -> [Client; 2] {
     let clients = TICKETS.map(client);
     for client in &clients {
@@ -178,8 +178,8 @@ async fn verdict(client: &Client, server: &Peer) -> String {
     verdict.unwrap().to_owned()
 }
 
-/// New clients of every server resume at every other.
-async fn everyone_resumes_everywhere(servers: &[Peer]) {
+/// New clients of every server resume at every other server.
+async fn assert_all_resume_everywhere(servers: &[Peer]) {
     for maker in servers {
         for opener in servers {
             for client in clients_of(maker).await {
@@ -198,22 +198,22 @@ async fn assert_all(clients: &[Client], server: &Peer, expected: &str) {
 }
 
 #[test]
-fn a_key_is_made_once_and_shown_without_its_secrets() {
+fn a_key_is_created_once_and_shown_without_its_secrets() {
     let farm = Farm::new();
     let file = farm.path("made/farm.key");
-    let said_new = said(&file, &["new", "--scope", "shop", "--rotate", "2h"]);
+    let said_new = key_output(&file, &["new", "--scope", "shop", "--rotate", "2h"]);
     assert!(said_new.contains("the key of farm \"shop\""), "{said_new}");
     assert!(refused(&file, &["new"]).contains("already there; it is never overwritten"));
     let shown = show(&file);
     assert_eq!(shown["scope"], "shop");
     assert_eq!(shown["rotate_seconds"], 7200);
     assert_eq!(shown["max_lifetime_seconds"], 36_000);
-    said(&file, &["rotate"]);
+    key_output(&file, &["rotate"]);
     let everything = [
         said_new,
-        said(&file, &["show"]),
-        said(&file, &["show", "--json"]),
-        said(&file, &["check"]),
+        key_output(&file, &["show"]),
+        key_output(&file, &["show", "--json"]),
+        key_output(&file, &["check"]),
     ]
     .concat();
     let text = fs::read_to_string(&file).unwrap();
@@ -251,7 +251,7 @@ fn the_key_file_is_found_by_the_configuration_and_in_the_state_folder() {
 }
 
 #[test]
-fn what_cannot_be_used_is_refused_by_name_by_check_and_server() {
+fn check_and_server_refuse_unusable_keys_with_a_reason() {
     let farm = Farm::new();
     let [good] = farm.keys("1h", "10h");
     let text = fs::read_to_string(&good).unwrap();
@@ -261,7 +261,7 @@ fn what_cannot_be_used_is_refused_by_name_by_check_and_server() {
         text.replace(secret_line.unwrap(), &line)
     };
     let route = farm.path("route.key");
-    said(
+    key_output(
         &good,
         &["export", "--route", "--output", route.to_str().unwrap()],
     );
@@ -299,12 +299,12 @@ fn what_cannot_be_used_is_refused_by_name_by_check_and_server() {
         assert!(does_not_serve(&farm, &file).contains(reason));
     }
     assert!(does_not_serve(&farm, &route).contains("this file has the route part only"));
-    assert!(said(&route, &["check"]).contains("the balancer's part"));
+    assert!(key_output(&route, &["check"]).contains("the balancer's part"));
     assert!(refused(&route, &["rotate"]).contains("the route part only"));
     assert!(!fs::read_to_string(&route).unwrap().contains("ticket-"));
 }
 
-/// What a server says that does not start.
+/// The error output of a server that does not start.
 fn does_not_serve(farm: &Farm, key: &Path) -> String {
     let config = farm.path("bad.toml");
     let text = format!(
@@ -320,13 +320,13 @@ fn does_not_serve(farm: &Farm, key: &Path) -> String {
 }
 
 #[test]
-fn a_plan_names_its_times_and_what_makes_no_sense_is_refused() {
+fn a_rotation_names_its_times_and_refuses_contradictions() {
     let farm = Farm::new();
     let [file] = farm.keys("1h", "10h");
     assert!(refused(&file, &["rotate", "--activate"]).contains("`sessile key rotate` adds one"));
     assert!(refused(&file, &["rotate", "--at", "1999-01-01T00:00:00Z"]).contains("that is over"));
     assert!(refused(&file, &["rotate", "--at", "tomorrow"]).contains("2030-01-31T04:00:00Z"));
-    let said_plan = said(&file, &["rotate", "--at", "2098-01-31T04:00:00Z"]);
+    let said_plan = key_output(&file, &["rotate", "--at", "2098-01-31T04:00:00Z"]);
     assert!(
         said_plan.contains("from 2098-01-31T04:00:00Z on"),
         "{said_plan}"
@@ -339,21 +339,21 @@ fn a_plan_names_its_times_and_what_makes_no_sense_is_refused() {
         "2098-01-31T04:00:00Z"
     );
     assert_eq!(planned["generations"][0]["ends"], "2098-01-31T16:00:00Z");
-    // Brought forward.
-    said(&file, &["rotate", "--activate"]);
+    // Move the activation forward.
+    key_output(&file, &["rotate", "--activate"]);
     let states = [(0, "outgoing".to_owned()), (1, "sealing".to_owned())];
     assert_eq!(generations(&file), states);
     assert!(refused(&file, &["rotate"]).contains("there is room for another one from"));
 }
 
 #[test]
-fn writers_at_the_same_time_lose_no_generation() {
+fn concurrent_writers_lose_no_generation() {
     let farm = Farm::new();
     let file = farm.path("farm.key");
-    // Made some time ago, so that there is something to move forward.
+    // The key was made earlier, so that the file can move forward.
     let terms = ["new", "--rotate", "1s", "--max-lifetime", "30s"];
     assert!(key_at(&file, Some("-60s"), &terms).status.success());
-    // One that moves the file forward every second beside those that change it.
+    // This server moves the file forward every second, at the same time as the other writers.
     let server = farm.serve(&file, None);
     let first = stands_at(&file);
     let writers: Vec<_> = (0..8)
@@ -380,36 +380,36 @@ fn writers_at_the_same_time_lose_no_generation() {
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn a_roll_out_that_reached_some_servers_loses_nothing_and_an_activation_neither() {
+async fn a_partial_roll_out_and_an_activation_lose_no_session() {
     let farm = Farm::new();
     let files: [_; 3] = farm.keys("1s", "1m");
     let servers = [0, 1, 2].map(|n| farm.serve(&files[n], None));
     let before = clients_of(&servers[0]).await;
-    // Added on one, carried to a second.
-    said(&files[0], &["rotate"]);
+    // One server gets the new generation, and a second server gets a copy.
+    key_output(&files[0], &["rotate"]);
     copy_key(&files[0], &files[1]);
     for server in &servers[..2] {
         reload(server, "farm key reloaded generations=[0, 1] sealing=0");
     }
-    everyone_resumes_everywhere(&servers).await;
-    // The third has it too; the first uses it already.
+    assert_all_resume_everywhere(&servers).await;
+    // The third server has the generation, too. The first already seals with it.
     copy_key(&files[1], &files[2]);
     reload(
         &servers[2],
         "farm key reloaded generations=[0, 1] sealing=0",
     );
-    said(&files[0], &["rotate", "--activate"]);
+    key_output(&files[0], &["rotate", "--activate"]);
     reload(
         &servers[0],
         "farm key reloaded generations=[0, 1] sealing=1",
     );
-    everyone_resumes_everywhere(&servers).await;
-    // All of them use it.
+    assert_all_resume_everywhere(&servers).await;
+    // All servers seal with the new generation.
     for (file, server) in files.iter().zip(&servers).skip(1) {
         copy_key(&files[0], file);
         reload(server, "farm key reloaded generations=[0, 1] sealing=1");
     }
-    everyone_resumes_everywhere(&servers).await;
+    assert_all_resume_everywhere(&servers).await;
     assert_all(&before, &servers[2], "resumed/").await;
 }
 
@@ -422,7 +422,7 @@ async fn after_a_theft_every_old_ticket_is_revoked() {
     for server in &servers {
         before.push(clients_of(server).await);
     }
-    said(&files[1], &["rotate", "--compromised"]);
+    key_output(&files[1], &["rotate", "--compromised"]);
     for (n, server) in servers.iter().enumerate() {
         if n != 1 {
             copy_key(&files[1], &files[n]);
@@ -434,11 +434,11 @@ async fn after_a_theft_every_old_ticket_is_revoked() {
         assert_all(clients, server, "full/revoked").await;
         assert_all(clients, server, "resumed/").await;
     }
-    everyone_resumes_everywhere(&servers).await;
+    assert_all_resume_everywhere(&servers).await;
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn a_bad_file_at_a_reload_changes_nothing() {
+async fn an_invalid_file_at_a_reload_changes_nothing() {
     let farm = Farm::new();
     let [file, stays] = farm.keys("1h", "10h");
     let servers = [&file, &stays].map(|file| farm.serve(file, None));
@@ -446,11 +446,11 @@ async fn a_bad_file_at_a_reload_changes_nothing() {
     fs::write(&file, "format = 2").unwrap();
     reload(&servers[0], "farm key not reloaded: the old one stays");
     assert_all(&clients, &servers[0], "resumed/").await;
-    everyone_resumes_everywhere(&servers).await;
+    assert_all_resume_everywhere(&servers).await;
 }
 
 #[test]
-fn a_key_stolen_a_lifetime_and_two_epochs_later_opens_no_recorded_ticket() {
+fn a_key_stolen_after_a_lifetime_and_two_epochs_opens_no_recorded_ticket() {
     let farm = Farm::new();
     let [file, first_copy] = farm.keys("1s", "3s");
     let server = farm.serve(&file, None);
@@ -466,10 +466,9 @@ fn a_key_stolen_a_lifetime_and_two_epochs_later_opens_no_recorded_ticket() {
     let stolen = farm.path("stolen.key");
     fs::copy(&file, &stolen).unwrap();
     drop(server);
-    // Everyone's clock is turned back to when the tickets were made, and stopped there, which only
-    // helps with a key that was never moved.
-    let then = humantime::format_rfc3339_seconds(made).to_string();
-    let then = then.replace('T', " ").replace('Z', "");
+    // The attacker stops all clocks at the time of the tickets. That only works with a key that
+    // never moved forward.
+    let then = stopped_clock(made);
     for (key, expected) in [(&first_copy, "resumed/"), (&stolen, "full/")] {
         let server = farm.serve(key, Some(&then));
         for version in versions {

@@ -1,4 +1,4 @@
-//! A headless Chromium, driven over WebDriver (W3C) as far as the tests need it.
+//! A headless Chromium, driven over WebDriver (W3C).
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -10,16 +10,16 @@ use serde_json::{Value, json};
 
 use super::{Certificates, NAME, Peer, run};
 
-/// How long a command may take, a browser's start on a busy machine included.
+/// Limit of the time for a command, including the browser's start on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Where Debian's package has it.
+/// The path in Debian's package.
 const CHROMIUM: &str = "/usr/bin/chromium";
 
-/// A browser with a profile of its own. Ended when dropped.
+/// A browser with its own profile. Stopped when dropped.
 pub(crate) struct Browser {
     driver: Peer,
-    /// `/session/<id>`
+    /// The path `/session/<id>`.
     session: String,
 }
 
@@ -42,7 +42,7 @@ impl Browser {
         Self::start(&all)
     }
 
-    /// Starts it with the given arguments beside those that keep it quiet and alone.
+    /// Starts a browser with these arguments and those that keep it quiet.
     fn start(arguments: &[String]) -> Self {
         let there = Path::new(CHROMIUM).exists();
         assert!(there, "{CHROMIUM} is missing: install the package chromium");
@@ -52,7 +52,7 @@ impl Browser {
             command
         });
         let mut all = vec![
-            // Root may not use the sandbox, and tests in containers are root.
+            // Root cannot use the sandbox, and tests in containers run as root.
             "--no-sandbox".to_owned(),
             "--headless=new".to_owned(),
             "--disable-gpu".to_owned(),
@@ -78,7 +78,7 @@ impl Browser {
         self.command("url", &json!({ "url": url }));
     }
 
-    /// Runs a script in the page; what it passes to `done`.
+    /// Runs a script in the page. Returns the value that the script passes to `done`.
     pub(crate) fn run(&self, script: &str) -> Value {
         let script = format!("const done = arguments[0];\n{script}");
         self.command("execute/async", &json!({ "script": script, "args": [] }))
@@ -92,13 +92,13 @@ impl Browser {
 
 impl Drop for Browser {
     fn drop(&mut self) {
-        // The driver ends the browser; a driver that is killed would leave it behind. Where this
-        // fails there is nothing that could be done.
+        // The driver stops the browser. A killed driver would leave the browser running. If this
+        // fails, nothing else can be done.
         let _ = request(self.driver.address(), "DELETE", &self.session, &json!({}));
     }
 }
 
-/// The value that the driver answers.
+/// The value in the driver's answer.
 fn ask(driver: SocketAddr, method: &str, path: &str, body: &Value) -> Value {
     let answer = request(driver, method, path, body);
     let mut answer = answer.unwrap_or_else(|error| panic!("{method} {path}: {error}"));
@@ -117,7 +117,7 @@ fn request(driver: SocketAddr, method: &str, path: &str, body: &Value) -> std::i
          content-length: {}\r\nconnection: close\r\n\r\n{body}",
         body.len()
     )?;
-    // The driver does not close the connection: the length says where the answer ends.
+    // The driver keeps the connection open, so the length shows the end of the answer.
     let mut answer = Vec::new();
     while !answer.ends_with(b"\r\n\r\n") {
         let mut byte = [0];

@@ -1,5 +1,5 @@
-//! A real TLS server with a fault that several TLS stacks have: it ends every handshake that offers
-//! its own session, and finishes all others.
+//! A real TLS server with a fault of several TLS stacks: it ends every handshake that offers its
+//! own session, and finishes all others.
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -20,13 +20,13 @@ use socket2::SockRef;
 
 use super::Certificates;
 
-/// How long a client may be silent.
+/// Limit of the time for which a client may be silent.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A fatal alert, internal_error.
+/// A fatal alert internal_error.
 const ALERT: [u8; 7] = [21, 3, 3, 0, 2, 2, 80];
 
-/// What the server's sessions are found by, and with that its only TLS version.
+/// The mechanism of the server's sessions, which also decides its only TLS version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum By {
     /// TLS 1.2.
@@ -40,7 +40,7 @@ pub(crate) enum By {
 impl By {
     pub(crate) const ALL: [Self; 3] = [Self::SessionId, Self::Ticket, Self::Psk];
 
-    /// The word of verdicts.
+    /// The name in verdicts.
     pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::SessionId => "session-id",
@@ -50,14 +50,14 @@ impl By {
     }
 }
 
-/// How the server ends a handshake.
+/// The way in which the server ends a handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum End {
-    /// With a fatal alert.
+    /// The server sends a fatal alert.
     Alert,
-    /// Never: it does not answer.
+    /// The server does not answer.
     Hang,
-    /// With a TCP reset.
+    /// The server resets the TCP connection.
     Reset,
 }
 
@@ -73,34 +73,34 @@ impl End {
     }
 }
 
-/// What the server does with handshakes.
+/// The handshakes that the server ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
-    /// It finishes them.
+    /// No handshakes.
     None,
-    /// It ends those that offer its own session.
+    /// Handshakes that offer the server's own session.
     Offers(End),
-    /// It ends all.
+    /// All handshakes.
     All(End),
-    /// It ends all but the first.
+    /// All handshakes except the first.
     AllAfterFirst(End),
 }
 
-/// The server. Listens as long as the tests run.
+/// The server. It listens until the tests end.
 pub(crate) struct Faulty {
     address: SocketAddr,
-    state: Arc<State>,
+    state: Arc<FaultyState>,
 }
 
-struct State {
+struct FaultyState {
     config: ServerConfig,
     fault: Mutex<Fault>,
-    /// Handshakes that it finished, and connections that offered its own session.
+    /// Counts of finished handshakes and of offers of the server's own session.
     finished: AtomicUsize,
     offers: AtomicUsize,
 }
 
-/// A ticketer that several servers may share.
+/// A ticketer that several servers can share.
 pub(crate) fn ticketer() -> Arc<dyn ProducesTickets> {
     Ticketer::new().expect("random bytes")
 }
@@ -110,7 +110,7 @@ impl Faulty {
         Self::sharing(certificates, by, fault, &ticketer())
     }
 
-    /// Its tickets, if it gives any, are made by this ticketer.
+    /// The ticketer for the server's tickets.
     pub(crate) fn sharing(
         certificates: &Certificates,
         by: By,
@@ -139,7 +139,7 @@ impl Faulty {
         }
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
         let address = listener.local_addr().expect("its address");
-        let state = Arc::new(State {
+        let state = Arc::new(FaultyState {
             config,
             fault: Mutex::new(fault),
             finished: AtomicUsize::new(0),
@@ -149,7 +149,7 @@ impl Faulty {
         thread::spawn(move || {
             for io in listener.incoming().flatten() {
                 let state = Arc::clone(&accepting);
-                // A client that goes away ends its connection, and nothing else.
+                // If a client disconnects, only its connection ends.
                 thread::spawn(move || state.serve(io));
             }
         });
@@ -164,18 +164,18 @@ impl Faulty {
         *self.state.fault.lock().unwrap() = fault;
     }
 
-    /// Handshakes that it has finished so far.
+    /// The number of finished handshakes so far.
     pub(crate) fn finished(&self) -> usize {
         self.state.finished()
     }
 
-    /// Connections so far that offered its own session.
+    /// The number of connections so far that offered the server's own session.
     pub(crate) fn offers(&self) -> usize {
         self.state.offers.load(Ordering::Relaxed)
     }
 }
 
-impl State {
+impl FaultyState {
     fn finished(&self) -> usize {
         self.finished.load(Ordering::Relaxed)
     }
@@ -218,7 +218,7 @@ impl State {
     }
 }
 
-/// Answers one request, whatever it is.
+/// Answers one request of any kind.
 fn answer(mut tls: ServerConnection, mut io: TcpStream) -> io::Result<()> {
     let mut stream = rustls::Stream::new(&mut tls, &mut io);
     if stream.read(&mut [0; 4096])? == 0 {
@@ -248,7 +248,7 @@ fn read_to_end(mut io: TcpStream) -> io::Result<()> {
     Ok(())
 }
 
-/// A storage or a ticketer of rustls that notices an offer of its own session.
+/// A session storage or ticketer for rustls that notices offers of the server's own session.
 #[derive(Debug)]
 struct Watched<T> {
     inner: T,

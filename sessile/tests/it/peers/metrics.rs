@@ -1,4 +1,4 @@
-//! What `/metrics` says, read as Prometheus does.
+//! The metrics of `/metrics`, parsed as Prometheus does.
 
 use std::fmt;
 use std::io::{Read, Write};
@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-/// How long the admin listener may take to answer.
+/// Limit of the time until the admin listener answers.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Asks the admin listener for JSON; `request` is a method and a path.
+/// Sends a request (method and path) to the admin listener. Returns the status and the JSON.
 pub(super) fn ask(
     admin: SocketAddr,
     request: &str,
@@ -22,7 +22,7 @@ pub(super) fn ask(
     (status, json)
 }
 
-/// Asks it for anything.
+/// Sends a request (method and path) to the admin listener. Returns the status and the body.
 pub(super) fn text(
     admin: SocketAddr,
     request: &str,
@@ -46,12 +46,12 @@ pub(super) fn text(
     (status.expect("a status"), body.to_owned())
 }
 
-/// One scrape.
+/// The result of one scrape.
 pub(crate) struct Metrics(Vec<Series>);
 
 struct Series {
     name: String,
-    /// As they are written: `server="web1",verdict="full/unknown"`.
+    /// The labels as text: `server="web1",verdict="full/unknown"`.
     labels: String,
     value: u64,
 }
@@ -77,18 +77,18 @@ impl Metrics {
             Some(Series {
                 name: name.to_owned(),
                 labels: labels.trim_end_matches('}').to_owned(),
-                // All that is counted is whole; sums of seconds are not asked for.
+                // Counters are integers. Tests do not read sums of seconds.
                 value: value.parse().ok()?,
             })
         });
         Self(series.collect())
     }
 
-    /// The sum of all series of a name whose labels have these values.
+    /// The sum of all series with a name and these label values.
     ///
     /// # Panics
     ///
-    /// Where there is none: a name that is misspelt must not pass for a zero.
+    /// If there is none, so that a misspelt name does not count as zero.
     pub(crate) fn sum(&self, name: &str, labels: &[(&str, &str)]) -> u64 {
         let written = labels
             .iter()
@@ -124,7 +124,7 @@ impl Metrics {
         self.sum("sessile_balance_connections_total", &[])
     }
 
-    /// Connections that the balancer turned away.
+    /// Connections that the balancer refused.
     pub(crate) fn turned_away(&self, cause: &str) -> u64 {
         self.sum("sessile_balance_turned_away_total", &[("cause", cause)])
     }
@@ -135,7 +135,7 @@ impl Metrics {
     }
 }
 
-/// What is not zero.
+/// All series that are not zero.
 impl fmt::Display for Metrics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for series in self.0.iter().filter(|series| series.value > 0) {

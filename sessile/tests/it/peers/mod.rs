@@ -1,5 +1,5 @@
-//! What tests against real programs need: certificates, free ports, and peers that are started
-//! with a configuration of the test's own and stopped with it.
+//! Tools for tests against real programs: certificates, free ports, and peers with a configuration.
+//! Peers stop with their test.
 
 mod browser;
 mod faulty;
@@ -15,7 +15,7 @@ pub(crate) use metrics::Metrics;
 pub(crate) use proxy::{Cut, Proxy, record};
 pub(crate) use run::{Answer, Ran, run};
 pub(crate) use running::{Farm, NO_FOLDER, Sessile, inheriting};
-pub(crate) use web::{Comeback, Web};
+pub(crate) use web::{Resumption, Web};
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -26,16 +26,16 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Mutex;
 use std::sync::OnceLock;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use rustix::process::{Pid, Signal};
 use tempfile::TempDir;
 
-/// How long a peer may take to start, on a machine that has other things to do.
+/// Limit of the time until a peer has started, on a busy machine.
 const START: Duration = Duration::from_secs(30);
 
-/// The name that [`Certificates`] are for, beside 127.0.0.1.
+/// The name in [`Certificates`], besides 127.0.0.1.
 pub(crate) const NAME: &str = "farm.test";
 
 /// A CA and a server certificate for [`NAME`] and 127.0.0.1, as PEM files in a temporary folder.
@@ -57,7 +57,7 @@ impl Certificates {
 
         let ca_key = KeyPair::generate().expect("a key");
         let mut ca = CertificateParams::new(Vec::new()).expect("no names");
-        // Another name than the server's: some clients take the same name for self-signed.
+        // The CA has another name than the server. Some clients take equal names for self-signed.
         ca.distinguished_name
             .push(DnType::CommonName, "test authority");
         ca.is_ca = IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
@@ -67,7 +67,7 @@ impl Certificates {
         let key = KeyPair::generate().expect("a key");
         let names = vec![NAME.to_owned(), Ipv4Addr::LOCALHOST.to_string()];
         let mut server = CertificateParams::new(names).expect("valid names");
-        // OpenSSL takes a certificate with its issuer's name for a self-signed one.
+        // OpenSSL takes a certificate with its issuer's name for self-signed.
         let names = &mut server.distinguished_name;
         names.push(DnType::CommonName, NAME);
         server.extended_key_usages = vec![
@@ -84,17 +84,17 @@ impl Certificates {
         }
     }
 
-    /// The temporary folder, for files of the test's own.
+    /// The temporary folder, also for other files of the test.
     pub(crate) fn folder(&self) -> &Path {
         self.folder.path()
     }
 }
 
-/// A port on 127.0.0.1 that was free a moment ago, and that no other test was given.
+/// A free port on 127.0.0.1 that no other test has got.
 ///
-/// For programs that cannot be told to choose one themselves. Another program may take it in
-/// between, so [`Peer::start`] tries again with another. That of another test would not be noticed:
-/// servers of ours share a port with each other.
+/// For programs that cannot choose a port. Another program may take the port, so [`Peer::start`]
+/// tries again. Ports of other tests must differ, because our servers share ports and a clash would
+/// go unnoticed.
 pub(crate) fn free_port() -> u16 {
     static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
     loop {
@@ -106,21 +106,21 @@ pub(crate) fn free_port() -> u16 {
     }
 }
 
-/// A program that was started for a test. Killed when dropped.
+/// A running program. Killed when dropped.
 pub(crate) struct Peer {
     child: Child,
     address: SocketAddr,
-    /// A file: a pipe that nobody reads would stop the program when it is full.
+    /// The standard error stream goes to a file, because a full pipe would block the program.
     stderr: File,
 }
 
 impl Peer {
-    /// Starts a program that listens on the port it is given, and waits until it does.
+    /// Starts a program that listens on the given port, and waits until it listens.
     ///
     /// # Panics
     ///
-    /// With `package`'s name where the program is missing; with what the program wrote where it
-    /// does not start.
+    /// With the name of `package` if the program is missing; with the program's output if it does
+    /// not start.
     pub(crate) fn start(package: &str, command: impl Fn(u16) -> Command) -> Self {
         const TRIES: usize = 3;
         let mut said = String::new();
@@ -134,7 +134,7 @@ impl Peer {
         panic!("{package} does not start: {said}");
     }
 
-    /// Starts it on that port, which it is known to have had before.
+    /// Starts a program on a port that it has had before.
     pub(crate) fn start_on(port: u16, package: &str, mut command: Command) -> Result<Self, String> {
         let stderr = tempfile::tempfile().expect("a temporary file");
         let quiet = command
@@ -155,21 +155,21 @@ impl Peer {
             if let Some(status) = peer.child.try_wait().expect("a child's status") {
                 return Err(peer.last_words(status));
             }
-            // The status was asked first: a port that answers is this child's, and not another's.
+            // The process is alive, so the answering port belongs to it.
             if TcpStream::connect(address).is_ok() {
                 return Ok(peer);
             }
             if Instant::now() > deadline {
                 return Err(format!("nothing listens on {address} after {START:?}"));
             }
-            // No program says in the same way that it listens: this is the one place that polls.
+            // Programs have no common way to say that they listen, so this polls the port.
             std::thread::sleep(Duration::from_millis(5));
         }
     }
 
     fn last_words(&mut self, status: ExitStatus) -> String {
         let mut said = String::new();
-        // What can be read is what is shown.
+        // Show as much of the output as can be read.
         let _ = self.stderr.rewind();
         let _ = self.stderr.read_to_string(&mut said);
         format!("{status}: {said}")
@@ -179,32 +179,32 @@ impl Peer {
         self.address
     }
 
-    /// Sends it a signal.
+    /// Sends a signal.
     pub(crate) fn signal(&self, signal: Signal) {
         let id = i32::try_from(self.child.id()).ok();
         let pid = id.and_then(Pid::from_raw);
         rustix::process::kill_process(pid.expect("a process id"), signal).expect("it runs");
     }
 
-    /// Waits until it has ended by itself.
+    /// Waits until the program ends by itself.
     pub(crate) fn wait(mut self) -> ExitStatus {
         self.child.wait().expect("it was started")
     }
 
-    /// What it has written to its standard error stream so far.
+    /// The standard error output so far.
     pub(crate) fn said(&self) -> String {
         let mut said = vec![0; 1 << 20];
-        // At a place: reading on would move the place where the program writes.
+        // Read at a position: reading a stream would move the position where the program writes.
         let read = self.stderr.read_at(&mut said, 0).expect("a file");
         String::from_utf8_lossy(&said[..read]).into_owned()
     }
 
-    /// Sends it SIGHUP, once it is ready for one.
+    /// Sends SIGHUP once the program handles the signal.
     pub(crate) fn hang_up(&self) {
         hang_up(self.child.id());
     }
 
-    /// Ends it without a chance to say good-bye; its connections end with it.
+    /// Kills the program, which closes its connections.
     pub(crate) fn kill(mut self) {
         self.child.kill().expect("it runs");
         self.child.wait().expect("it was started");
@@ -213,13 +213,13 @@ impl Peer {
 
 impl Drop for Peer {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // The process may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// Sends a process SIGHUP, once it is ready for one.
+/// Sends SIGHUP to a process once the process handles the signal.
 pub(crate) fn hang_up(id: u32) {
     let catches = || {
         let status = fs::read_to_string(format!("/proc/{id}/status")).expect("it runs");
@@ -232,7 +232,7 @@ pub(crate) fn hang_up(id: u32) {
     rustix::process::kill_process(id, Signal::HUP).expect("it runs");
 }
 
-/// Waits until something is so, as long as a peer may take to start.
+/// Waits until a condition holds, for as long as a peer may take to start.
 pub(crate) fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
     let deadline = Instant::now() + START;
     while !is_so() {
@@ -241,9 +241,9 @@ pub(crate) fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
-/// Gives a program a wall clock of its own, as `faketime -f` is told; the monotonic one stays.
+/// Gives a program a wall clock in the format of `faketime -f`. The monotonic clock stays.
 ///
-/// The program itself is started, and not faketime, which would outlive or leave it when killed.
+/// The program is started directly: faketime would not pass a kill on to the program.
 pub(crate) fn set_clock(command: &mut Command, clock: &str) {
     static LIBRARY: OnceLock<String> = OnceLock::new();
     command.env("LD_PRELOAD", LIBRARY.get_or_init(faketime_library));
@@ -251,7 +251,7 @@ pub(crate) fn set_clock(command: &mut Command, clock: &str) {
     command.env("DONT_FAKE_MONOTONIC", "1");
 }
 
-/// The same with a clock that changes: it is read from a file at each look at it.
+/// As [`set_clock`], with a clock that the program reads from a file each time.
 pub(crate) fn set_clock_by(command: &mut Command, file: &Path) {
     set_clock(command, "");
     command.env_remove("FAKETIME");
@@ -259,24 +259,35 @@ pub(crate) fn set_clock_by(command: &mut Command, file: &Path) {
     command.env("FAKETIME_NO_CACHE", "1");
 }
 
-/// What faketime has programs load.
+/// The library that faketime loads into programs.
 fn faketime_library() -> String {
-    // Programs that are killed leave something behind under their process IDs, and faketime does not
-    // start under such an ID.
+    // Killed programs leave files with their process IDs, and faketime fails with such an ID. So
+    // this asks faketime again.
     const TRIES: usize = 5;
-    let preload = || {
-        let shown = Command::new("faketime").args(["-f", "+0", "env"]).output();
-        let shown = shown.expect("faketime is needed: install the package faketime");
-        let shown = String::from_utf8(shown.stdout).expect("paths in UTF-8");
-        let mut lines = shown.lines();
-        let preload = lines.find_map(|line| line.strip_prefix("LD_PRELOAD="));
-        preload.map(ToOwned::to_owned)
-    };
-    let mut tries = (0..TRIES).filter_map(|_| preload());
-    tries.next().expect("faketime sets it")
+    for _ in 0..TRIES {
+        let output = Command::new("faketime")
+            .args(["-f", "+0", "env"])
+            .output()
+            .expect("faketime is needed: install the package faketime");
+        let environment = String::from_utf8(output.stdout).expect("paths in UTF-8");
+        for line in environment.lines() {
+            if let Some(library) = line.strip_prefix("LD_PRELOAD=") {
+                return library.to_owned();
+            }
+        }
+    }
+    panic!("faketime does not set LD_PRELOAD");
 }
 
-/// Asks a server for `/` with `openssl s_client` and the given arguments; returns all it prints.
+/// A time in the format of `faketime -f`, at which the clock stands still.
+pub(crate) fn stopped_clock(time: SystemTime) -> String {
+    humantime::format_rfc3339_seconds(time)
+        .to_string()
+        .replace('T', " ")
+        .replace('Z', "")
+}
+
+/// The output of `openssl s_client` for a request for `/`, with these arguments.
 pub(crate) fn s_client(server: SocketAddr, clock: Option<&str>, arguments: &[&str]) -> String {
     let mut command = Command::new("openssl");
     command.args(["s_client", "-ign_eof", "-servername", NAME, "-connect"]);
@@ -293,7 +304,7 @@ pub(crate) fn s_client(server: SocketAddr, clock: Option<&str>, arguments: &[&st
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// `openssl s_server` with the given arguments.
+/// `openssl s_server` with these arguments.
 pub(crate) fn openssl(certificates: &Certificates, arguments: &[&str]) -> Peer {
     Peer::start("openssl", |port| {
         let mut command = Command::new("openssl");
@@ -306,19 +317,20 @@ pub(crate) fn openssl(certificates: &Certificates, arguments: &[&str]) -> Peer {
     })
 }
 
-/// nginx with one TLS server that answers 204 and has the given directives besides.
+/// nginx with one TLS server that answers 204, and with these directives.
 pub(crate) fn nginx(certificates: &Certificates, directives: &str) -> Peer {
-    let protocols = match directives.contains("ssl_protocols") {
+    let protocols = if directives.contains("ssl_protocols") {
         // A second directive would add to the first.
-        true => "",
-        false => "ssl_protocols TLSv1.2 TLSv1.3;",
+        ""
+    } else {
+        "ssl_protocols TLSv1.2 TLSv1.3;"
     };
     Peer::start("nginx", |port| {
         let folder = certificates.folder().join(format!("nginx-{port}"));
         fs::create_dir_all(&folder).expect("a folder");
         let config = folder.join("nginx.conf");
         let text = format!(
-            // One process: a master that is killed leaves its workers behind.
+            // One process, because a killed master would leave its workers running.
             "daemon off; master_process off; pid nginx.pid; error_log stderr warn;\n\
              events {{ worker_connections 256; }}\n\
              http {{\n\
@@ -344,7 +356,7 @@ pub(crate) fn nginx(certificates: &Certificates, directives: &str) -> Peer {
     })
 }
 
-/// HAProxy with one TLS frontend that answers 204 and has the given arguments on its bind line.
+/// HAProxy with one TLS frontend that answers 204, and these arguments on its bind line.
 pub(crate) fn haproxy(certificates: &Certificates, bind: &str) -> Peer {
     Peer::start("haproxy", |port| {
         let pem = certificates.folder().join("chain-and-key.pem");

@@ -1,23 +1,23 @@
-//! What stands between a client and the program under test where a test wants its bytes seen, or
-//! cut into pieces.
+//! A proxy between a client and the program, which records the client's bytes or cuts them into
+//! pieces.
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
-/// How the first record of a client goes on.
+/// The form in which a client's first record is forwarded.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Cut {
-    /// As it came.
+    /// Unchanged.
     Whole,
-    /// Each byte in a TCP segment of its own.
+    /// Each byte in a separate TCP segment.
     Segments,
-    /// Each byte of the message in a TLS record of its own, and in a segment of its own.
+    /// Each byte of the message in a separate TLS record and TCP segment.
     Records,
 }
 
-/// A TCP proxy on threads that end with their connections, the first one with the process.
+/// A TCP proxy. Its threads end with their connections or with the process.
 pub(crate) struct Proxy {
     address: SocketAddr,
     hellos: Receiver<Vec<u8>>,
@@ -31,7 +31,7 @@ impl Proxy {
         thread::spawn(move || {
             for client in listener.incoming().map_while(Result::ok) {
                 let sender = sender.clone();
-                // How a connection ends shows at the client.
+                // The client sees how its connection ends.
                 thread::spawn(move || pass(&client, upstream, cut, &sender));
             }
         });
@@ -42,7 +42,7 @@ impl Proxy {
         self.address
     }
 
-    /// The first record that the next client sent, as it came.
+    /// The first record of the next client, unchanged.
     pub(crate) fn hello(&self) -> Vec<u8> {
         self.hellos.recv().expect("it listens")
     }
@@ -66,7 +66,7 @@ fn pass(
         Cut::Whole => hello.len(),
         Cut::Segments | Cut::Records => 1,
     };
-    // Nobody has to want to know.
+    // The test may not read the record.
     let _ = hellos.send(hello);
     let (mut to_server, mut to_client) = (&server, client);
     for piece in cut_hello.chunks(piece) {

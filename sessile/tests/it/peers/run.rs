@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-/// How long a client may take.
+/// Limit of the time for a client.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How long to wait before a client is asked again whether it has ended.
+/// Pause between two checks whether a client has ended.
 const PAUSE: Duration = Duration::from_millis(2);
 
-/// What a client did.
+/// The output and the exit status of a client.
 pub(crate) struct Ran {
     pub(crate) status: ExitStatus,
     pub(crate) stdout: String,
@@ -25,9 +25,9 @@ pub(crate) struct Ran {
 ///
 /// # Panics
 ///
-/// With `package`'s name where the program is missing; where it does not end in time.
+/// With the name of `package` if the program is missing, or if it does not end in time.
 pub(crate) fn run(package: &str, command: &mut Command, input: &str) -> Ran {
-    // Files, not pipes: nobody has to read along.
+    // Files instead of pipes, so that no thread has to read the output.
     let [mut stdin, mut stdout, mut stderr] =
         [(); 3].map(|()| tempfile::tempfile().expect("a temporary file"));
     stdin.write_all(input.as_bytes()).expect("written");
@@ -61,7 +61,7 @@ pub(crate) fn run(package: &str, command: &mut Command, input: &str) -> Ran {
     }
 }
 
-/// Says which package has the program that cannot be started.
+/// Panics with the name of the package that contains the missing program.
 pub(crate) fn missing(package: &str, command: &Command, error: &io::Error) -> ! {
     let program = command.get_program().display();
     match error.kind() {
@@ -78,7 +78,7 @@ fn text(file: &mut File) -> String {
 }
 
 impl Ran {
-    /// The same, of a program that is to succeed.
+    /// The result, which must be a success.
     #[track_caller]
     pub(crate) fn succeeded(self) -> Self {
         let Self {
@@ -90,34 +90,34 @@ impl Ran {
         self
     }
 
-    /// How many lines begin so.
+    /// The number of lines with this prefix.
     pub(crate) fn count(&self, beginning: &str) -> usize {
         let lines = self.stdout.lines();
         lines.filter(|line| line.starts_with(beginning)).count()
     }
 
-    /// What `/verdict.json` said, each time that it was fetched.
+    /// The answers of `/verdict.json` in the output.
     pub(crate) fn answers(&self) -> Vec<Answer> {
         let lines = self.stdout.lines();
         let objects = lines.filter(|line| line.starts_with("{\"server\":"));
         objects.map(Answer::parse).collect()
     }
 
-    /// The verdicts among them.
+    /// The verdicts in the answers.
     pub(crate) fn verdicts(&self) -> Vec<String> {
         let answers = self.answers().into_iter();
         answers.map(|answer| answer.verdict).collect()
     }
 }
 
-/// What `/verdict.json` says.
+/// The answer of `/verdict.json`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Answer {
     pub(crate) server: String,
     pub(crate) verdict: String,
     pub(crate) protocol: String,
     pub(crate) http: String,
-    /// Which request of its connection it was.
+    /// The number of the request in its connection.
     pub(crate) request: u64,
 }
 

@@ -1,5 +1,5 @@
-//! The program under test, started as its users start it: its addresses and what it did are
-//! learned from what it says and from its metrics.
+//! The sessile program, started as users start it. Tests read its addresses and events from its
+//! output and its metrics.
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read};
@@ -17,25 +17,25 @@ use tempfile::TempDir;
 
 use super::{Certificates, Metrics};
 
-/// How long the program may take to do what a test waits for.
+/// Limit of the time until the program does what a test waits for.
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// How long to wait before the metrics are asked again.
+/// Pause between two requests for the metrics.
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// Where nobody can make a folder, root included: for programs that are to keep no state.
+/// A path that no user can create, for programs that must keep no state.
 pub(crate) const NO_FOLDER: &str = "/proc/nonexistent";
 
 /// A running `sessile`. Killed when dropped.
 pub(crate) struct Sessile {
     child: Child,
-    said: Said,
+    said: OutputLog,
     address: SocketAddr,
     admin: SocketAddr,
 }
 
 impl Sessile {
-    /// `sessile serve` with flags: static files below `root`, state below `state`.
+    /// `sessile serve` with flags: static files below `root`, and state below `state`.
     pub(crate) fn serve(certificates: &Certificates, root: &Path, state: &Path) -> Self {
         let mut command = command("serve", state);
         command.args(["--listen", "127.0.0.1:0"]);
@@ -45,14 +45,14 @@ impl Sessile {
         Self::start(command, "serving address=")
     }
 
-    /// `sessile serve` with a configuration file, whose listener is to be `127.0.0.1:0`.
+    /// `sessile serve` with a configuration file, whose listener must be `127.0.0.1:0`.
     pub(crate) fn serve_configured(config: &Path, state: &Path) -> Self {
         let mut command = command("serve", state);
         command.arg("--config").arg(config);
         Self::start(command, "serving address=")
     }
 
-    /// The same, with a wall clock of its own, as `faketime -f` is told.
+    /// `sessile serve` with a configuration file and a clock in the format of `faketime -f`.
     pub(crate) fn serve_at(clock: &str, config: &Path, state: &Path) -> Self {
         let mut command = command("serve", state);
         super::set_clock(&mut command, clock);
@@ -60,8 +60,8 @@ impl Sessile {
         Self::start(command, "serving address=")
     }
 
-    /// `sessile balance` in front of servers that are named a, b, c and so on, which it does not check
-    /// unless it is told to.
+    /// `sessile balance` in front of servers named a, b, c and so on. Health checks are off unless
+    /// the arguments say otherwise.
     pub(crate) fn balance(servers: &[SocketAddr], arguments: &[&str]) -> Self {
         let mut command = command("balance", Path::new(NO_FOLDER));
         command.args(["--listen", "127.0.0.1:0"]).args(arguments);
@@ -74,14 +74,14 @@ impl Sessile {
         Self::start(command, "balancing address=")
     }
 
-    /// `sessile balance` with a configuration file, whose listener is to be `127.0.0.1:0`.
+    /// `sessile balance` with a configuration file, whose listener must be `127.0.0.1:0`.
     pub(crate) fn balance_configured(config: &Path, state: &Path) -> Self {
         let mut command = command("balance", state);
         command.arg("--config").arg(config);
         Self::start(command, "balancing address=")
     }
 
-    /// The same, in a process that may open so many files.
+    /// `sessile balance` with a configuration file and a limit of open files.
     pub(crate) fn balance_with_files(files: u32, config: &Path, state: &Path) -> Self {
         let mut program = command("balance", state);
         program.arg("--config").arg(config);
@@ -92,7 +92,7 @@ impl Sessile {
         Self::start(shell, "balancing address=")
     }
 
-    /// The same, with a wall clock that is read from a file, as `faketime -f` is told.
+    /// `sessile balance` with a configuration file and a clock that faketime reads from a file.
     pub(crate) fn balance_by(clock: &Path, config: &Path, state: &Path) -> Self {
         let mut command = command("balance", state);
         super::set_clock_by(&mut command, clock);
@@ -100,8 +100,8 @@ impl Sessile {
         Self::start(command, "balancing address=")
     }
 
-    /// With a configuration file, as a service manager starts a role: the listening socket is there.
-    /// Its state is told to `notify`.
+    /// A role with a configuration file and an inherited listening socket, as a service manager
+    /// starts it. The program sends its state to `notify`.
     pub(crate) fn inheriting(
         role: &str,
         config: &Path,
@@ -119,7 +119,7 @@ impl Sessile {
         Self::start(command, announced)
     }
 
-    /// Its process.
+    /// The process ID.
     pub(crate) fn id(&self) -> u32 {
         self.child.id()
     }
@@ -135,29 +135,29 @@ impl Sessile {
         }
     }
 
-    /// Where clients connect.
+    /// The address where clients connect.
     pub(crate) const fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// What the API answers: the status and the JSON.
+    /// The status and the JSON of an API response.
     pub(crate) fn api(&self, request: &str, token: Option<&str>, body: &str) -> (u16, Value) {
         super::metrics::ask(self.admin, request, token, body)
     }
 
-    /// What it says when it is asked whether it can do its work: the status and the words.
+    /// The status and the text of `/readyz`.
     pub(crate) fn readiness(&self) -> (u16, String) {
         super::metrics::text(self.admin, "GET /readyz", None, "")
     }
 
-    /// What the API says of the balancer.
+    /// The balancer's state in the API.
     pub(crate) fn snapshot(&self) -> Value {
         let (status, said) = self.api("GET /api/balancer", None, "");
         assert_eq!(status, 200, "{said}");
         said
     }
 
-    /// Waits until what the API says of a server is as it should be.
+    /// Waits until a server's state in the API satisfies a condition.
     pub(crate) fn await_server(&self, name: &str, as_it_should: impl Fn(&Value) -> bool) -> Value {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -186,10 +186,10 @@ impl Sessile {
         Metrics::fetch(self.admin)
     }
 
-    /// Waits until the metrics are as they should be, and returns them.
+    /// Waits until the metrics satisfy a condition, and returns them.
     ///
-    /// For what happens after the last byte that a client sees: a client that leaves right after its
-    /// handshake is counted a moment later.
+    /// For events after the last byte that a client sees: the server counts a handshake shortly
+    /// after the client has disconnected.
     pub(crate) fn await_metrics(&self, as_they_should: impl Fn(&Metrics) -> bool) -> Metrics {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -202,13 +202,12 @@ impl Sessile {
         }
     }
 
-    /// Waits until it says something with this in it, on either stream, and returns the line.
+    /// Waits for a line with this text on either stream, and returns the line.
     pub(crate) fn await_line(&self, part: &str) -> String {
         self.said.find(part)
     }
 
-    /// Has it read its configuration again (SIGHUP), waits until it says what came of that, and returns
-    /// all that it said meanwhile.
+    /// Sends SIGHUP, waits for the result of the reload, and returns all output since then.
     pub(crate) fn reload(&self) -> String {
         let before = self.said.len();
         self.hang_up();
@@ -221,18 +220,18 @@ impl Sessile {
         self.said.since(before)
     }
 
-    /// Asks it to end (SIGTERM) and does not wait.
+    /// Sends SIGTERM without waiting.
     pub(crate) fn terminate(&self) {
         let pid = Pid::from_child(&self.child);
         rustix::process::kill_process(pid, Signal::TERM).expect("it runs");
     }
 
-    /// Sends it SIGHUP.
+    /// Sends SIGHUP.
     pub(crate) fn hang_up(&self) {
         super::hang_up(self.child.id());
     }
 
-    /// Waits for it to end by itself.
+    /// Waits until the program ends by itself.
     pub(crate) fn ended(&mut self) -> ExitStatus {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -247,7 +246,7 @@ impl Sessile {
 
 impl Drop for Sessile {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // The process may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
         if thread::panicking() {
@@ -256,7 +255,7 @@ impl Drop for Sessile {
     }
 }
 
-/// `sessile farm`, with a data folder of its own.
+/// `sessile farm` with its own data folder.
 pub(crate) struct Farm {
     sessile: Sessile,
     data: TempDir,
@@ -278,7 +277,7 @@ impl Farm {
         Self { sessile, data }
     }
 
-    /// The certificate of the authority that its servers' certificate is from.
+    /// The certificate of the development authority.
     pub(crate) fn ca(&self) -> String {
         let path = self.data.path().join("ca.pem");
         path.into_os_string().into_string().expect("UTF-8")
@@ -288,7 +287,7 @@ impl Farm {
         self.address().port()
     }
 
-    /// Where the built-in page says what a connection's handshake came to.
+    /// The URL of the built-in page with the verdict.
     pub(crate) fn verdict_url(&self) -> String {
         format!("https://localhost:{}/verdict.json", self.port())
     }
@@ -308,7 +307,7 @@ impl std::ops::DerefMut for Farm {
     }
 }
 
-/// Nothing of the surroundings of the tests may change what the program does.
+/// The command without the environment of the tests, which must not influence the program.
 fn command(role: impl AsRef<OsStr>, state: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sessile"));
     command.arg(role).env("XDG_STATE_HOME", state);
@@ -324,8 +323,8 @@ fn command(role: impl AsRef<OsStr>, state: &Path) -> Command {
     command
 }
 
-/// The command, started by a shell that makes its standard input the first inherited socket. (Nothing
-/// else can be passed on without reaching the children of other tests.)
+/// The command, started by a shell that makes its standard input the first inherited socket. Any
+/// other way would also pass the socket to children of other tests.
 pub(crate) fn inheriting(program: &Command, listener: &TcpListener, notify: &Path) -> Command {
     const PASS_ON: &str =
         "exec 3<&0 0</dev/null; LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=web exec \"$0\" \"$@\"";
@@ -338,7 +337,7 @@ pub(crate) fn inheriting(program: &Command, listener: &TcpListener, notify: &Pat
     shell
 }
 
-/// Makes a program, with what it is given, the arguments of a shell that starts it.
+/// Makes a command the arguments of a shell that starts it.
 fn pass_to(shell: &mut Command, program: &Command) {
     shell.arg(program.get_program()).args(program.get_args());
     for (name, value) in program.get_envs() {
@@ -349,29 +348,28 @@ fn pass_to(shell: &mut Command, program: &Command) {
     }
 }
 
-fn spawn(mut command: Command) -> (Child, Said) {
+fn spawn(mut command: Command) -> (Child, OutputLog) {
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().expect("the program under test");
-    let said = Said::default();
+    let said = OutputLog::default();
     said.listen(child.stdout.take().expect("a pipe"));
     said.listen(child.stderr.take().expect("a pipe"));
     (child, said)
 }
 
-/// What a program says, on both streams, as it comes.
+/// The output of a program on both streams.
 #[derive(Clone, Default)]
-struct Said(Arc<(Mutex<Heard>, Condvar)>);
+struct OutputLog(Arc<(Mutex<OutputLogState>, Condvar)>);
 
 #[derive(Default)]
-struct Heard {
+struct OutputLogState {
     lines: Vec<String>,
-    /// Streams that may still say something.
+    /// The number of streams that are still open.
     open: usize,
 }
 
-impl Said {
-    /// Reads a stream to its end on a thread of its own: a pipe that nobody reads would stop the
-    /// program when it is full.
+impl OutputLog {
+    /// Reads a stream to its end on a separate thread, because a full pipe would block the program.
     fn listen(&self, stream: impl Read + Send + 'static) {
         let said = self.clone();
         said.0.0.lock().unwrap().open += 1;
@@ -390,7 +388,7 @@ impl Said {
         self.find_after(0, &[part])
     }
 
-    /// The first line, but for so many, that has one of these parts in it.
+    /// The first line after `skip` lines that contains one of the parts.
     fn find_after(&self, lines: usize, parts: &[&str]) -> String {
         let (heard, changed) = &*self.0;
         let deadline = Instant::now() + PATIENCE;
@@ -403,7 +401,7 @@ impl Said {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() || heard.open == 0 {
                 let lines = heard.lines.join("\n");
-                // Others that wait have to be able to say so too.
+                // Other waiters must be able to panic, too.
                 drop(heard);
                 panic!("sessile does not say {parts:?}, but:\n{lines}");
             }
@@ -411,7 +409,7 @@ impl Said {
         }
     }
 
-    /// The address that follows `part` and ends at a space.
+    /// The address after `part`, up to a space.
     fn word_after(&self, part: &str) -> SocketAddr {
         let line = self.find(part);
         let (_, rest) = line.split_once(part).expect("it was found");
@@ -419,7 +417,7 @@ impl Said {
         word.parse().expect("an address")
     }
 
-    /// The address in a URL that begins with `prefix`, for which `host` stands.
+    /// The address in a URL that begins with `prefix`, with `host` as its name.
     fn address(&self, prefix: &str, host: &str) -> SocketAddr {
         let line = self.find(prefix);
         let (_, rest) = line.split_once(prefix).expect("it was found");

@@ -1,17 +1,17 @@
-//! Web servers as people run them, each with sessions of its own that no other server knows.
+//! Common web servers, each with its own sessions that no other server knows.
 
 use std::fs;
 use std::process::Command;
 
 use super::{Certificates, Peer, nginx};
 
-/// What they have at `/page`: with an icon that is no request of its own.
+/// The page at `/page`, with an inline icon so that the browser requests none.
 const PAGE: &str = "<link rel=icon href=data:,>";
 
-/// How a farm of such servers lets its clients come back.
+/// The mechanism by which clients of a farm resume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Comeback {
-    /// TLS 1.2 session IDs, no tickets.
+pub(crate) enum Resumption {
+    /// TLS 1.2 session IDs, without tickets.
     SessionId,
     /// TLS 1.2 tickets.
     Ticket,
@@ -19,25 +19,25 @@ pub(crate) enum Comeback {
     Psk,
 }
 
-/// A program that serves the web: a page at `/page`, and nothing (204) elsewhere.
+/// A web server with a page at `/page`. All other paths give 204.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Web {
     Nginx,
     Haproxy,
     Apache,
-    /// Has no session IDs.
+    /// Caddy, which has no session IDs.
     Caddy,
 }
 
 impl Web {
-    /// Starts one that speaks what that comeback needs.
-    pub(crate) fn start(self, certificates: &Certificates, comeback: Comeback) -> Peer {
+    /// Starts a server that supports this mechanism.
+    pub(crate) fn start(self, certificates: &Certificates, resumption: Resumption) -> Peer {
         match self {
             Self::Nginx => {
-                let (protocols, tickets) = match comeback {
-                    Comeback::SessionId => ("TLSv1.2", "off"),
-                    Comeback::Ticket => ("TLSv1.2", "on"),
-                    Comeback::Psk => ("TLSv1.2 TLSv1.3", "on"),
+                let (protocols, tickets) = match resumption {
+                    Resumption::SessionId => ("TLSv1.2", "off"),
+                    Resumption::Ticket => ("TLSv1.2", "on"),
+                    Resumption::Psk => ("TLSv1.2 TLSv1.3", "on"),
                 };
                 let directives = format!(
                     "ssl_protocols {protocols}; ssl_session_cache shared:s:1m; \
@@ -46,18 +46,18 @@ impl Web {
                 );
                 nginx(certificates, &directives)
             }
-            Self::Haproxy => haproxy(certificates, comeback),
-            Self::Apache => apache(certificates, comeback),
-            Self::Caddy => caddy(certificates, comeback),
+            Self::Haproxy => haproxy(certificates, resumption),
+            Self::Apache => apache(certificates, resumption),
+            Self::Caddy => caddy(certificates, resumption),
         }
     }
 }
 
-fn haproxy(certificates: &Certificates, comeback: Comeback) -> Peer {
-    let bind = match comeback {
-        Comeback::SessionId => "ssl-max-ver TLSv1.2 no-tls-tickets",
-        Comeback::Ticket => "ssl-max-ver TLSv1.2",
-        Comeback::Psk => "ssl-max-ver TLSv1.3",
+fn haproxy(certificates: &Certificates, resumption: Resumption) -> Peer {
+    let bind = match resumption {
+        Resumption::SessionId => "ssl-max-ver TLSv1.2 no-tls-tickets",
+        Resumption::Ticket => "ssl-max-ver TLSv1.2",
+        Resumption::Psk => "ssl-max-ver TLSv1.3",
     };
     Peer::start("haproxy", |port| {
         let folder = folder(certificates, "haproxy", port);
@@ -81,12 +81,12 @@ fn haproxy(certificates: &Certificates, comeback: Comeback) -> Peer {
     })
 }
 
-fn apache(certificates: &Certificates, comeback: Comeback) -> Peer {
+fn apache(certificates: &Certificates, resumption: Resumption) -> Peer {
     const MODULES: &str = "/usr/lib/apache2/modules";
-    let (protocols, tickets) = match comeback {
-        Comeback::SessionId => ("TLSv1.2", "off"),
-        Comeback::Ticket => ("TLSv1.2", "on"),
-        Comeback::Psk => ("TLSv1.2 +TLSv1.3", "on"),
+    let (protocols, tickets) = match resumption {
+        Resumption::SessionId => ("TLSv1.2", "off"),
+        Resumption::Ticket => ("TLSv1.2", "on"),
+        Resumption::Psk => ("TLSv1.2 +TLSv1.3", "on"),
     };
     Peer::start("apache2-bin", |port| {
         let folder = folder(certificates, "apache", port);
@@ -114,23 +114,23 @@ fn apache(certificates: &Certificates, comeback: Comeback) -> Peer {
             key = certificates.key.display(),
         );
         fs::write(&config, text).expect("the configuration");
-        // One process: it leaves nothing behind when it is killed.
+        // One process, so that killing it leaves no other process.
         let mut command = Command::new("/usr/sbin/apache2");
         command.args(["-X", "-f"]).arg(&config);
         command
     })
 }
 
-fn caddy(certificates: &Certificates, comeback: Comeback) -> Peer {
-    let protocols = match comeback {
-        Comeback::SessionId => panic!("Caddy keeps no session IDs"),
-        Comeback::Ticket => "tls1.2 tls1.2",
-        Comeback::Psk => "tls1.2 tls1.3",
+fn caddy(certificates: &Certificates, resumption: Resumption) -> Peer {
+    let protocols = match resumption {
+        Resumption::SessionId => panic!("Caddy keeps no session IDs"),
+        Resumption::Ticket => "tls1.2 tls1.2",
+        Resumption::Psk => "tls1.2 tls1.3",
     };
     Peer::start("caddy", |port| {
         let folder = folder(certificates, "caddy", port);
         let config = folder.join("Caddyfile");
-        // It makes its ticket keys anew where it finds none in its folder.
+        // Caddy makes new ticket keys if its folder has none.
         let text = format!(
             "{{\n admin off\n auto_https off\n storage file_system {root}\n}}\n\
              https://:{port} {{\n bind 127.0.0.1\n tls {chain} {key} {{\n  protocols {protocols}\n }}\n\

@@ -1,55 +1,55 @@
-//! An upstream that is down, silent or broken, and a client that goes away.
+//! Upstreams that are down, silent or broken, and clients that disconnect.
 
 use std::fs::File;
 use std::process::{Child, Command, Stdio};
 
-use super::{Rig, VERSIONS, upstream, upstream_on};
+use super::{ProxySetup, VERSIONS, upstream, upstream_on};
 use crate::peers::{Peer, eventually, run};
 
 #[test]
-fn an_upstream_that_is_down_is_a_502_until_it_is_back() {
+fn an_upstream_that_is_down_gives_502_until_it_returns() {
     let app = upstream();
     let port = app.address().port();
-    let rig = Rig::start(&[port], "");
-    assert_eq!(rig.status("/echo", &[]), 200);
+    let setup = ProxySetup::start(&[port], "");
+    assert_eq!(setup.status("/echo", &[]), 200);
     app.kill();
     for version in VERSIONS {
-        let (status, _, body) = rig.get("/echo", &[version]);
+        let (status, _, body) = setup.get("/echo", &[version]);
         assert_eq!((status, &*body), (502, "502 Bad Gateway\n"));
     }
-    assert_eq!(rig.results("unreachable"), 2);
-    let line = rig.sessile.await_line("an upstream does not answer");
+    assert_eq!(setup.results("unreachable"), 2);
+    let line = setup.sessile.await_line("an upstream does not answer");
     assert!(line.contains("upstream=\"app\""), "{line}");
     let _app = Peer::start_on(port, "python3", upstream_on(port)).unwrap();
-    assert_eq!(rig.status("/echo", &[]), 200);
-    rig.sessile.await_line("an upstream answers again");
+    assert_eq!(setup.status("/echo", &[]), 200);
+    setup.sessile.await_line("an upstream answers again");
 }
 
 #[test]
-fn an_upstream_that_is_silent_is_a_504() {
+fn a_silent_upstream_gives_504() {
     let app = upstream();
-    let rig = Rig::start(&[app.address().port()], "response-timeout = \"1s\"");
-    let upload = rig.file("upload");
+    let setup = ProxySetup::start(&[app.address().port()], "response-timeout = \"1s\"");
+    let upload = setup.file("upload");
     File::create(&upload).unwrap().set_len(64 << 20).unwrap();
     let upload = upload.to_str().unwrap();
     for version in VERSIONS {
-        let (status, _, body) = rig.get("/stall", &[version]);
+        let (status, _, body) = setup.get("/stall", &[version]);
         assert_eq!((status, &*body), (504, "504 Gateway Timeout\n"));
     }
-    // curl 7.88 does not read an answer that comes before it has sent its body over HTTP/2.
+    // Over HTTP/2, curl 7.88 ignores a response that arrives before it has sent the body.
     let arguments = ["--http1.1", "-HExpect:", "-T", upload];
-    assert_eq!(rig.status("/stall-at-body", &arguments), 504);
-    assert_eq!(rig.results("timeout"), 3);
-    // In the middle of a response there is no status left to say it.
+    assert_eq!(setup.status("/stall-at-body", &arguments), 504);
+    assert_eq!(setup.results("timeout"), 3);
+    // In the middle of a response, a status can no longer report the timeout.
     for version in VERSIONS {
-        let ran = rig.ask("/stall-in-body", &[version]);
+        let ran = setup.ask("/stall-in-body", &[version]);
         assert!(!ran.status.success());
         assert_eq!(ran.stdout, "a part");
     }
-    assert_eq!(rig.results("cut"), 2);
+    assert_eq!(setup.results("cut"), 2);
 }
 
-/// Sends half a body, waits, and sends the rest. Arguments: port, CA file, seconds.
+/// Sends half of a body, waits, and sends the rest. Arguments: port, CA file, seconds.
 const SLOW: &str = r#"
 import socket, ssl, sys, time
 port, ca, seconds = sys.argv[1:]
@@ -63,14 +63,14 @@ with socket.create_connection(("127.0.0.1", port), timeout=30) as tcp:
 "#;
 
 #[test]
-fn a_client_may_take_its_time() {
+fn slow_clients_are_served() {
     let app = upstream();
-    let rig = Rig::start(&[app.address().port()], "response-timeout = \"1s\"");
+    let setup = ProxySetup::start(&[app.address().port()], "response-timeout = \"1s\"");
     let mut python = Command::new("python3");
-    let port = rig.sessile.address().port().to_string();
-    // Longer than the upstream has to answer: that clock stands still meanwhile.
+    let port = setup.sessile.address().port().to_string();
+    // This takes longer than the upstream's time limit, which is paused while the client sends.
     python.args(["-c", SLOW, &port]);
-    python.arg(&rig.certificates.ca).arg("1.5");
+    python.arg(&setup.certificates.ca).arg("1.5");
     let answer = run("python3", &mut python, "").succeeded().stdout;
     assert!(
         answer.starts_with("HTTP/1.1 200") && answer.trim_end().ends_with("10"),
@@ -78,23 +78,23 @@ fn a_client_may_take_its_time() {
     );
 }
 
-/// An upstream has a second, and a connection is idle after a third of that.
+/// The upstream has one second. A connection is idle after a third of a second.
 const THINKING: &str = "response-timeout = \"1s\"\n[connection]\nidle-timeout = \"300ms\"";
 
 #[test]
 fn a_client_that_waits_for_an_upstream_is_not_idle() {
     let app = upstream();
-    let rig = Rig::start(&[app.address().port()], THINKING);
+    let setup = ProxySetup::start(&[app.address().port()], THINKING);
     for version in VERSIONS {
-        assert_eq!(rig.status("/stall", &[version]), 504);
-        // The upstream has begun to answer, and is cut off when its time is over, not the client's.
-        let ran = rig.ask("/stall-in-body", &[version]);
+        assert_eq!(setup.status("/stall", &[version]), 504);
+        // The upstream began to answer. It is cut off at its own time limit, not at the client's.
+        let ran = setup.ask("/stall-in-body", &[version]);
         assert_eq!((ran.status.success(), &*ran.stdout), (false, "a part"));
     }
-    assert_eq!((rig.results("timeout"), rig.results("cut")), (2, 2));
+    assert_eq!((setup.results("timeout"), setup.results("cut")), (2, 2));
 }
 
-/// Sends what it is told and reads nothing, until its input ends. Arguments: port, CA file, what to send.
+/// Sends data without reading until its input ends. Arguments: port, CA file, data.
 const STUCK: &str = r#"
 import socket, ssl, sys
 port, ca, request = sys.argv[1:]
@@ -106,10 +106,10 @@ with socket.create_connection(("127.0.0.1", port), timeout=30) as tcp:
 "#;
 
 #[test]
-fn a_client_that_neither_sends_nor_takes_is_idle_with_a_request_under_way() {
+fn a_client_that_neither_sends_nor_reads_is_idle_during_a_request() {
     let app = upstream();
-    let rig = Rig::start(&[app.address().port()], THINKING);
-    let port = rig.sessile.address().port().to_string();
+    let setup = ProxySetup::start(&[app.address().port()], THINKING);
+    let port = setup.sessile.address().port().to_string();
     for (already, request) in [
         "GET /endless HTTP/1.1\r\nHost: farm.test\r\n\r\n",
         "PUT /count HTTP/1.1\r\nHost: farm.test\r\nContent-Length: 10\r\n\r\nhalf.",
@@ -119,19 +119,19 @@ fn a_client_that_neither_sends_nor_takes_is_idle_with_a_request_under_way() {
     {
         let mut python = Command::new("python3");
         python.args(["-c", STUCK, &port]);
-        python.arg(&rig.certificates.ca).arg(request);
+        python.arg(&setup.certificates.ca).arg(request);
         let mut client = (python.stdin(Stdio::piped()).stderr(Stdio::null()).spawn()).unwrap();
         eventually("it is reclaimed", || {
-            let metrics = rig.sessile.metrics();
+            let metrics = setup.sessile.metrics();
             metrics.sum("sessile_connections_reclaimed_total", &[]) == already as u64 + 1
         });
         client.kill().unwrap();
         client.wait().unwrap();
     }
-    eventually("they are counted", || rig.results("abandoned") == 2);
+    eventually("they are counted", || setup.results("abandoned") == 2);
 }
 
-/// Asks in HTTP/1.0 and wants to hear the end. Arguments: port, CA file, path.
+/// Sends an HTTP/1.0 request and waits for the end. Arguments: port, CA file, path.
 const WHOLE: &str = r#"
 import socket, ssl, sys
 port, ca, path = sys.argv[1:]
@@ -143,60 +143,60 @@ with socket.create_connection(("127.0.0.1", port), timeout=30) as tcp:
 "#;
 
 #[test]
-fn a_response_that_is_cut_off_never_looks_complete() {
+fn a_truncated_response_never_looks_complete() {
     let app = upstream();
-    let rig = Rig::start(&[app.address().port()], "");
+    let setup = ProxySetup::start(&[app.address().port()], "");
     let paths = ["/cut-sized", "/cut-chunked", "/reset"];
     for version in VERSIONS {
         for path in paths {
-            let ran = rig.ask(path, &[version]);
+            let ran = setup.ask(path, &[version]);
             assert!(!ran.status.success(), "{version} {path}: {}", ran.stdout);
         }
     }
-    // Without lengths and chunks it is TLS that says whether something is missing.
+    // Without lengths and chunks, only TLS shows that data is missing.
     for path in paths {
         let mut python = Command::new("python3");
-        let port = rig.sessile.address().port().to_string();
+        let port = setup.sessile.address().port().to_string();
         python.args(["-c", WHOLE, &port]);
-        python.arg(&rig.certificates.ca).arg(path);
+        python.arg(&setup.certificates.ca).arg(path);
         let ran = run("python3", &mut python, "");
         assert!(ran.stderr.contains("SSLEOFError"), "{path}: {}", ran.stderr);
     }
-    assert_eq!(rig.results("cut"), 9);
-    assert_eq!(rig.results("ok"), 0);
+    assert_eq!(setup.results("cut"), 9);
+    assert_eq!(setup.results("ok"), 0);
 }
 
 #[test]
-fn what_is_no_response_is_a_502() {
+fn invalid_responses_give_502() {
     let app = upstream();
-    let rig = Rig::start(&[app.address().port()], "");
+    let setup = ProxySetup::start(&[app.address().port()], "");
     for version in VERSIONS {
         for path in ["/garbage", "/websocket", "/hang-up"] {
-            assert_eq!(rig.status(path, &[version]), 502, "{path}");
+            assert_eq!(setup.status(path, &[version]), 502, "{path}");
         }
     }
-    assert_eq!((rig.results("invalid"), rig.results("closed")), (4, 2));
+    assert_eq!((setup.results("invalid"), setup.results("closed")), (4, 2));
 }
 
 #[test]
-fn a_request_that_meets_a_closing_connection_is_sent_again_if_it_may_be() {
+fn retries_idempotent_requests_on_a_closing_connection() {
     let app = upstream();
-    let rig = Rig::start(&[app.address().port()], "");
+    let setup = ProxySetup::start(&[app.address().port()], "");
     let path = "/hang-up-once";
-    assert_eq!(rig.status(path, &[]), 200);
-    assert_eq!(rig.status(path, &[]), 200);
+    assert_eq!(setup.status(path, &[]), 200);
+    assert_eq!(setup.status(path, &[]), 200);
     assert_eq!(app.said().matches("asked").count(), 3);
-    // On the connection that the second one left behind.
-    assert_eq!(rig.status(path, &["--data", "once only"]), 502);
+    // The request uses the connection that the second request left open.
+    assert_eq!(setup.status(path, &["--data", "once only"]), 502);
     assert_eq!(app.said().matches("asked").count(), 4);
-    assert_eq!((rig.results("ok"), rig.results("closed")), (2, 1));
+    assert_eq!((setup.results("ok"), setup.results("closed")), (2, 1));
 }
 
 #[test]
-fn a_client_that_goes_away_ends_its_request_at_the_upstream() {
+fn a_client_that_disconnects_ends_its_request_at_the_upstream() {
     let app = upstream();
-    let rig = Rig::start(&[app.address().port()], "");
-    let upload = rig.file("upload");
+    let setup = ProxySetup::start(&[app.address().port()], "");
+    let upload = setup.file("upload");
     File::create(&upload).unwrap().set_len(1 << 30).unwrap();
     let upload = ["-HExpect:", "-T", upload.to_str().unwrap()];
     let mut gone = 0;
@@ -207,7 +207,7 @@ fn a_client_that_goes_away_ends_its_request_at_the_upstream() {
             ("/count", &[&upload[..], &["--limit-rate", "100k"]].concat()),
         ] {
             let arguments = [&[version], more].concat();
-            let mut command = rig.curl(path, &arguments);
+            let mut command = setup.curl(path, &arguments);
             let mut client: Child = (command.stdout(Stdio::null()).spawn())
                 .expect("curl is missing: install the package curl");
             eventually("it asks", || {
@@ -216,7 +216,7 @@ fn a_client_that_goes_away_ends_its_request_at_the_upstream() {
             client.kill().unwrap();
             client.wait().unwrap();
             gone += 1;
-            eventually("it is counted", || rig.results("abandoned") == gone);
+            eventually("it is counted", || setup.results("abandoned") == gone);
         }
     }
     let said = || app.said();

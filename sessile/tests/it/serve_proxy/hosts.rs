@@ -1,4 +1,5 @@
-//! Sites that share an upstream, of which one asks its clients for certificates: no Host leads around that.
+//! Sites that share an upstream. One site requires client certificates, and no Host header bypasses
+//! that.
 
 use std::fs;
 use std::process::Command;
@@ -6,7 +7,7 @@ use std::process::Command;
 use super::{HTTP10, upstream};
 use crate::peers::{Certificates, NAME, Ran, Sessile, run};
 
-/// Asks for a certificate.
+/// The name of the site that requires a certificate.
 const GUARDED: &str = "guarded.test";
 
 struct Sites {
@@ -16,7 +17,7 @@ struct Sites {
 }
 
 impl Sites {
-    /// A site without a demand, under these names, and the guarded one.
+    /// Starts a server with an open site of these names, and the guarded site.
     fn start(upstream: u16, names: &str) -> Self {
         let (certificates, folder) = (Certificates::new(), tempfile::tempdir().unwrap());
         let Certificates { chain, key, ca, .. } = &certificates;
@@ -46,7 +47,7 @@ impl Sites {
         }
     }
 
-    /// What is answered to these bytes on a connection for this name, or for none.
+    /// The answer to these bytes on a connection with this server name, or with none.
     fn raw(&self, server_name: Option<&str>, request: &str) -> String {
         let mut command = Command::new("openssl");
         command.args(["s_client", "-quiet", "-connect"]);
@@ -58,7 +59,7 @@ impl Sites {
         run("openssl", &mut command, request).stdout
     }
 
-    /// The status of an answer to this Host in HTTP/1.1.
+    /// The status of the answer to this Host in HTTP/1.1.
     fn status(&self, server_name: Option<&str>, host: &str) -> String {
         let request = format!("GET /echo HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
         let answer = self.raw(server_name, &request);
@@ -81,7 +82,7 @@ impl Sites {
 }
 
 #[test]
-fn a_host_of_another_site_or_of_none_does_not_reach_the_upstream() {
+fn an_unknown_host_does_not_reach_the_upstream() {
     let app = upstream();
     let sites = Sites::start(app.address().port(), &format!("{NAME:?}"));
     for (host, status) in [
@@ -107,7 +108,7 @@ fn a_host_of_another_site_or_of_none_does_not_reach_the_upstream() {
         ("", "400"),
     ] {
         assert_eq!(sites.status(Some(NAME), host), status, "{host:?}");
-        // curl, hyper or sessile refuses what is no authority.
+        // curl, hyper or sessile refuses a host that is no valid authority.
         let ran = sites.curl(&["--http2"], host);
         let refused = !ran.status.success() || ran.stdout == status;
         assert!(host.is_empty() || refused, "{host:?}: {}", ran.stdout);
@@ -128,7 +129,7 @@ fn a_host_of_another_site_or_of_none_does_not_reach_the_upstream() {
 }
 
 #[test]
-fn a_host_of_the_sites_own_reaches_it_in_every_form() {
+fn every_spelling_of_the_sites_host_reaches_the_upstream() {
     let app = upstream();
     let sites = Sites::start(app.address().port(), &format!("{NAME:?}, \"*.farm.test\""));
     for host in [
@@ -141,13 +142,13 @@ fn a_host_of_the_sites_own_reaches_it_in_every_form() {
         assert_eq!(sites.status(Some(NAME), host), "200", "{host}");
         assert_eq!(sites.curl(&["--http2"], host).succeeded().stdout, "200");
     }
-    // HTTP/1.0 need not say it: it is the one that the handshake was for.
+    // HTTP/1.0 needs no Host. The site of the handshake answers.
     let answer = sites.raw(Some(NAME), "GET /echo HTTP/1.0\r\n\r\n");
     assert!(answer.starts_with("HTTP/1.0 200 "), "{answer}");
 }
 
 #[test]
-fn a_check_by_address_reaches_the_site_for_every_name_and_no_other() {
+fn a_check_by_address_reaches_only_the_site_for_every_name() {
     let app = upstream();
     let sites = Sites::start(app.address().port(), "");
     for name in [None, Some("unknown.test")] {

@@ -1,4 +1,4 @@
-//! Requests through `sessile serve` to a real upstream, asked by curl, openssl and Python.
+//! Requests through `sessile serve` to a real upstream, made by curl, openssl and Python.
 
 mod failures;
 mod hosts;
@@ -12,7 +12,7 @@ use tempfile::TempDir;
 
 use crate::peers::{Certificates, NAME, Peer, Ran, Sessile, free_port, run};
 
-/// `upstream.py` says what each of its paths does.
+/// The comments in `upstream.py` describe its paths.
 pub(crate) fn upstream() -> Peer {
     Peer::start("python3", upstream_on)
 }
@@ -27,15 +27,15 @@ fn upstream_on(port: u16) -> Command {
     command
 }
 
-/// A server with one worker, so that its requests share connections to the upstream.
-struct Rig {
+/// A server with one worker, so that all requests share the upstream connections.
+struct ProxySetup {
     certificates: Certificates,
     folder: TempDir,
     sessile: Sessile,
 }
 
-impl Rig {
-    /// Hands everything on to these servers, but what lies below `/here`.
+impl ProxySetup {
+    /// Forwards all requests to these servers, except below `/here`.
     fn start(servers: &[u16], keys: &str) -> Self {
         let (certificates, folder) = (Certificates::new(), tempfile::tempdir().unwrap());
         let servers = servers
@@ -76,7 +76,7 @@ impl Rig {
         run("curl", &mut self.curl(path, arguments), "")
     }
 
-    /// Status, head and body of an answer.
+    /// The status, head and body of a response.
     fn get(&self, path: &str, arguments: &[&str]) -> (u16, String, String) {
         let arguments = [&["--include"], arguments].concat();
         let answer = self.ask(path, &arguments).succeeded().stdout;
@@ -92,7 +92,7 @@ impl Rig {
         self.get(path, arguments).0
     }
 
-    /// What `openssl s_client` gets for these bytes.
+    /// The output of `openssl s_client` after it sent these bytes.
     fn raw(&self, request: &str) -> String {
         let mut command = Command::new("openssl");
         command.args(["s_client", "-quiet", "-servername", NAME, "-connect"]);
@@ -100,7 +100,7 @@ impl Rig {
         run("openssl", &mut command, request).stdout
     }
 
-    /// Requests to the upstream that came to this.
+    /// The number of upstream requests with this result.
     fn results(&self, result: &str) -> u64 {
         let labels = [("upstream", "app"), ("result", result)];
         let metrics = self.sessile.metrics();
@@ -112,14 +112,14 @@ impl Rig {
     }
 }
 
-/// A header of an answer.
+/// A header of a response.
 fn header<'h>(head: &'h str, name: &str) -> Option<&'h str> {
     let mut fields = head.lines().filter_map(|line| line.split_once(": "));
     let field = fields.find(|(its, _)| its.eq_ignore_ascii_case(name));
     field.map(|(_, value)| value.trim_end())
 }
 
-/// What the upstream saw of a header, each time that it was there.
+/// The values of a header at the upstream.
 fn seen<'v>(asked: &'v Value, name: &str) -> Vec<&'v str> {
     let headers = asked["headers"].as_array().unwrap().iter();
     let named = headers.filter(|header| header[0] == name);
@@ -128,13 +128,13 @@ fn seen<'v>(asked: &'v Value, name: &str) -> Vec<&'v str> {
 
 const VERSIONS: [&str; 2] = ["--http1.1", "--http2"];
 
-/// curl offers nothing but `http/1.0` otherwise, which is not spoken here by that name.
+/// Without this, curl offers only `http/1.0`, which sessile does not support in ALPN.
 const HTTP10: [&str; 2] = ["--http1.0", "--no-alpn"];
 
 #[test]
-fn a_request_arrives_as_it_was_and_says_whose_it_is() {
+fn requests_arrive_unchanged_with_the_forwarding_headers() {
     let app = upstream();
-    let rig = Rig::start(&[app.address().port()], "");
+    let setup = ProxySetup::start(&[app.address().port()], "");
     for version in VERSIONS {
         let arguments = [
             version,
@@ -150,14 +150,14 @@ fn a_request_arrives_as_it_was_and_says_whose_it_is() {
             "-HTE: gzip, trailers",
             "-HX-Kept: yes",
         ];
-        let (status, head, body) = rig.get("/app/echo%20it/%2F?a=b&c", &arguments);
+        let (status, head, body) = setup.get("/app/echo%20it/%2F?a=b&c", &arguments);
         assert_eq!(status, 200, "{head}\n{body}");
         let asked: Value = serde_json::from_str(&body).unwrap();
         assert_eq!(asked["method"], "BREW");
         assert_eq!(asked["path"], "/app/echo%20it/%2F?a=b&c");
         assert_eq!(asked["version"], "HTTP/1.1");
         assert_eq!(asked["body"], "a body");
-        let host = format!("{NAME}:{}", rig.sessile.address().port());
+        let host = format!("{NAME}:{}", setup.sessile.address().port());
         let forwarded = format!("for=127.0.0.1;proto=https;host=\"{host}\"");
         let via = match version {
             "--http2" => "2.0 sessile",
@@ -183,16 +183,16 @@ fn a_request_arrives_as_it_was_and_says_whose_it_is() {
             assert_eq!(header(&head, name), None, "{head}");
         }
     }
-    assert_eq!(rig.results("ok"), 2);
+    assert_eq!(setup.results("ok"), 2);
 }
 
 #[test]
-fn bodies_of_megabytes_pass_both_ways() {
+fn large_bodies_pass_in_both_directions() {
     let app = upstream();
-    let rig = Rig::start(&[app.address().port()], "");
-    // Not a multiple of any buffer.
+    let setup = ProxySetup::start(&[app.address().port()], "");
+    // The size is no multiple of any buffer.
     let bytes: Vec<u8> = (0..6_000_001_u32).map(|n| (n % 251) as u8).collect();
-    let (sent, got) = (rig.file("sent"), rig.file("got"));
+    let (sent, got) = (setup.file("sent"), setup.file("got"));
     fs::write(&sent, &bytes).unwrap();
     let (sent, got) = (sent.to_str().unwrap(), got.to_str().unwrap());
     for version in VERSIONS {
@@ -201,52 +201,54 @@ fn bodies_of_megabytes_pass_both_ways() {
                 continue;
             }
             let arguments = [version, "-H", length, "-T", sent, "-o", got];
-            rig.ask("/mirror", &arguments).succeeded();
+            setup.ask("/mirror", &arguments).succeeded();
             assert!(fs::read(got).unwrap() == bytes, "{version} {length}");
         }
-        // The other way, with a length.
-        rig.ask("/sized?4194304", &[version, "-o", got]).succeeded();
+        // The other direction, with a Content-Length.
+        setup
+            .ask("/sized?4194304", &[version, "-o", got])
+            .succeeded();
         assert_eq!(fs::metadata(got).unwrap().len(), 4 << 20);
-        // curl sends this from a pipe, and says no length over HTTP/2.
-        let mut piped = rig.curl("/count", &[version, "-T", "-"]);
+        // curl sends this from a pipe, and without a length over HTTP/2.
+        let mut piped = setup.curl("/count", &[version, "-T", "-"]);
         let counted = run("curl", &mut piped, &"x".repeat(1_000_000)).succeeded();
         assert_eq!(counted.stdout, "1000000");
     }
-    // A body that comes with a GET, and one that ends with the upstream's connection.
-    let (_, _, body) = rig.get("/echo", &["--request", "GET", "--data", "odd"]);
+    // A GET with a body, and a body that ends with the upstream's connection.
+    let (_, _, body) = setup.get("/echo", &["--request", "GET", "--data", "odd"]);
     assert!(body.contains("\"body\": \"odd\""), "{body}");
     for version in [&HTTP10[..], &["--http1.1"], &["--http2"]] {
-        assert_eq!(rig.get("/until-close", version).2, "to the end");
+        assert_eq!(setup.get("/until-close", version).2, "to the end");
     }
 }
 
 #[test]
-fn a_head_request_and_statuses_without_a_body_keep_their_heads() {
+fn responses_without_a_body_keep_their_headers() {
     let app = upstream();
-    let rig = Rig::start(&[app.address().port()], "");
+    let setup = ProxySetup::start(&[app.address().port()], "");
     for version in VERSIONS {
-        let (status, head, body) = rig.get("/echo", &[version, "--head"]);
+        let (status, head, body) = setup.get("/echo", &[version, "--head"]);
         let length: usize = header(&head, "content-length").unwrap().parse().unwrap();
         assert_eq!((status, &*body), (200, ""));
         assert!(length > 100, "{head}");
         for code in ["204", "304"] {
-            let (status, head, body) = rig.get(&format!("/status?{code}"), &[version]);
+            let (status, head, body) = setup.get(&format!("/status?{code}"), &[version]);
             assert_eq!((status.to_string(), &*body), (code.to_owned(), ""));
             assert_eq!(header(&head, "etag"), Some("\"x\""));
             assert_eq!(header(&head, "content-length"), None, "{head}");
         }
-        let (status, _, body) = rig.get("/status?503", &[version]);
+        let (status, _, body) = setup.get("/status?503", &[version]);
         assert_eq!((status, &*body), (503, "as asked"));
     }
-    assert_eq!(rig.results("ok"), 8);
+    assert_eq!(setup.results("ok"), 8);
 }
 
 #[test]
-fn the_longest_route_answers_and_no_path_goes_around_it() {
+fn the_longest_matching_route_answers_for_every_spelling_of_a_path() {
     let app = upstream();
-    let rig = Rig::start(&[app.address().port()], "");
+    let setup = ProxySetup::start(&[app.address().port()], "");
     for version in VERSIONS {
-        assert_eq!(rig.get("/here/echo", &[version]).2, "here");
+        assert_eq!(setup.get("/here/echo", &[version]).2, "here");
         for path in [
             "/x/../here",
             "/x/%2e%2E/here",
@@ -262,30 +264,30 @@ fn the_longest_route_answers_and_no_path_goes_around_it() {
             "/here%00",
             "/here%",
         ] {
-            assert_eq!(rig.status(path, &[version]), 400, "{path}");
+            assert_eq!(setup.status(path, &[version]), 400, "{path}");
         }
         for path in ["/%68ere", "//here/echo", "///%68%65re//"] {
-            assert_eq!(rig.get(path, &[version]).2, "here", "{path}");
+            assert_eq!(setup.get(path, &[version]).2, "here", "{path}");
         }
         let upgrade = ["-HUpgrade: websocket", "-HConnection: upgrade"];
         assert_eq!(
-            rig.status("/echo", &["--http1.1", upgrade[0], upgrade[1]]),
+            setup.status("/echo", &["--http1.1", upgrade[0], upgrade[1]]),
             501
         );
-        assert_eq!(rig.status("/echo", &[version, "--request", "TRACE"]), 501);
+        assert_eq!(setup.status("/echo", &[version, "--request", "TRACE"]), 501);
     }
-    assert_eq!(rig.results("ok"), 0);
+    assert_eq!(setup.results("ok"), 0);
 }
 
 #[test]
-fn a_mark_of_early_data_goes_through_and_so_does_the_answer_to_it() {
+fn forwards_the_early_data_header_and_the_425_answer() {
     let app = upstream();
-    let rig = Rig::start(&[app.address().port()], "");
+    let setup = ProxySetup::start(&[app.address().port()], "");
     for version in VERSIONS {
         for method in ["GET", "POST"] {
             let ask = |mark: &[&str]| {
                 let arguments = [&[version, "--request", method], mark].concat();
-                rig.status("/early", &arguments)
+                setup.status("/early", &arguments)
             };
             assert_eq!(ask(&[]), 200);
             assert_eq!(ask(&["-HEarly-Data: 1"]), 425);
@@ -294,23 +296,23 @@ fn a_mark_of_early_data_goes_through_and_so_does_the_answer_to_it() {
     }
     let named = ["-HEarly-Data: 1", "-HConnection: early-data"];
     assert_eq!(
-        rig.status("/early", &["--http1.1", named[0], named[1]]),
+        setup.status("/early", &["--http1.1", named[0], named[1]]),
         425
     );
 }
 
 #[test]
-fn one_request_never_becomes_two() {
+fn a_request_is_never_split_into_two() {
     let app = upstream();
-    let rig = Rig::start(&[app.address().port()], "");
+    let setup = ProxySetup::start(&[app.address().port()], "");
     let host = format!("Host: {NAME}\r\n");
     let hidden = format!("GET /hang-up HTTP/1.1\r\n{host}\r\n");
     let length = format!("Content-Length: {}\r\n", hidden.len() + 5);
     let chunked = "Transfer-Encoding: chunked\r\n";
-    // Whoever believes the length takes the hidden request for a body, in either order.
+    // A server that believes the length takes the hidden request for a body, in either order.
     for both in [format!("{length}{chunked}"), format!("{chunked}{length}")] {
         let request = format!("POST /echo HTTP/1.1\r\n{host}{both}\r\n0\r\n\r\n{hidden}");
-        let answer = rig.raw(&request);
+        let answer = setup.raw(&request);
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
         assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{answer}");
         assert!(answer.contains("\"body\": \"\""), "{answer}");
@@ -329,21 +331,21 @@ fn one_request_never_becomes_two() {
         format!("{host}X-A: b\rTransfer-Encoding: chunked\r\n"),
         "X-A: no host\r\n".to_owned(),
     ] {
-        let answer = rig.raw(&format!(
+        let answer = setup.raw(&format!(
             "POST /echo HTTP/1.1\r\n{odd}\r\n0\r\n\r\n{hidden}"
         ));
         let refused = answer.is_empty() || answer.starts_with("HTTP/1.1 400");
         assert!(refused, "{odd}: {answer}");
     }
     assert!(!app.said().contains("hung up"));
-    assert_eq!(rig.results("ok"), 2);
+    assert_eq!(setup.results("ok"), 2);
 }
 
 #[test]
-fn the_first_server_that_takes_a_connection_answers() {
+fn the_first_server_that_accepts_a_connection_answers() {
     let app = upstream();
     let down = free_port();
-    let rig = Rig::start(&[down, app.address().port()], "");
-    assert_eq!(rig.status("/echo", &[]), 200);
-    assert_eq!(rig.results("ok"), 1);
+    let setup = ProxySetup::start(&[down, app.address().port()], "");
+    assert_eq!(setup.status("/echo", &[]), 200);
+    assert_eq!(setup.results("ok"), 1);
 }

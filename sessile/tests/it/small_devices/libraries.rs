@@ -1,4 +1,4 @@
-//! Clients by the TLS libraries of small devices. Each is a program in C that is compiled here.
+//! Clients with the TLS libraries of small devices. Each is a C program that the test compiles.
 
 use std::path::Path;
 use std::process::Command;
@@ -8,14 +8,14 @@ use super::{Devices, STORED};
 use crate::peers::run;
 use crate::store::setup::Redis;
 
-/// How often a client returns.
+/// Number of returns of a client.
 const RETURNS: usize = 10;
 
 const LIMITS: [(u8, usize); 2] = [(1, 512), (4, 4096)];
 
 struct Library {
     source: &'static str,
-    /// The Debian package that it is compiled with.
+    /// The Debian package with the library.
     package: &'static str,
     links: &'static [&'static str],
 }
@@ -32,7 +32,7 @@ const MBEDTLS: Library = Library {
     links: &["-lmbedtls", "-lmbedx509", "-lmbedcrypto"],
 };
 
-/// How a client resumes: protocol version, with tickets or not, and the verdict.
+/// The ways to resume: protocol version, whether tickets are used, and the verdict.
 const PSK: (u8, bool, &str) = (13, true, "resumed/psk");
 const TICKET: (u8, bool, &str) = (12, true, "resumed/ticket");
 const SESSION_ID: (u8, bool, &str) = (12, false, "resumed/session-id");
@@ -40,7 +40,7 @@ const SESSION_ID: (u8, bool, &str) = (12, false, "resumed/session-id");
 impl Library {
     /// # Panics
     ///
-    /// With the name of the package where the compiler or the library is missing.
+    /// With the name of the package if the compiler or the library is missing.
     fn compile(&self, devices: &Devices) -> Command {
         let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/small_devices");
         let program = devices.certificates.folder().join("device");
@@ -59,7 +59,7 @@ impl Library {
     }
 }
 
-/// A client makes a session, and resumes it in every later connection. The answers are whole.
+/// A client makes a session and resumes it in all later connections. All responses are complete.
 fn assert_returns(
     library: &Library,
     devices: &Devices,
@@ -91,7 +91,7 @@ fn assert_returns(
 }
 
 #[test]
-fn wolfssl_resumes_in_every_way() {
+fn wolfssl_resumes_with_every_mechanism() {
     let devices = Devices::new("");
     for way in [PSK, TICKET, SESSION_ID] {
         for limit in [None].into_iter().chain(LIMITS.map(Some)) {
@@ -101,11 +101,11 @@ fn wolfssl_resumes_in_every_way() {
 }
 
 #[test]
-fn wolfssl_resumes_sessions_that_are_stored() {
+fn wolfssl_resumes_stored_sessions() {
     let devices = Devices::new(STORED);
     assert_returns(&WOLFSSL, &devices, PSK, None);
     assert_returns(&WOLFSSL, &devices, PSK, Some(LIMITS[0]));
-    // Sessions for early data: the tickets have an extension.
+    // Tickets of early-data sessions have an extension.
     let redis = Redis::start();
     let devices = Devices::new(&early_data(&redis));
     assert_returns(&WOLFSSL, &devices, PSK, None);
@@ -119,7 +119,7 @@ pub(super) fn early_data(redis: &Redis) -> String {
 }
 
 #[test]
-fn mbedtls_resumes_in_every_way() {
+fn mbedtls_resumes_with_every_mechanism() {
     let devices = Devices::new("");
     for way in [TICKET, SESSION_ID] {
         for limit in [None].into_iter().chain(LIMITS.map(Some)) {

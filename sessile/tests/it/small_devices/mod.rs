@@ -101,7 +101,7 @@ fn verdict(ran: &Ran) -> &str {
 }
 
 #[test]
-fn openssl_gets_no_record_that_is_larger_than_it_asks_for() {
+fn openssl_gets_no_record_above_its_limit() {
     let devices = Devices::new("");
     let wire = Wire::start(devices.server.address());
     for limit in [512, 1024, 2048, 4096] {
@@ -133,7 +133,7 @@ fn a_client_without_a_limit_gets_large_records() {
 }
 
 #[test]
-fn an_http2_answer_is_in_small_records_too() {
+fn http2_responses_have_small_records() {
     // Frames: SETTINGS, the request, and GOAWAY, so that the server ends the connection. The
     // request's headers are literals without Huffman coding (RFC 7541, section 6.2.2).
     let mut request = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
@@ -181,7 +181,7 @@ fn an_http2_answer_is_in_small_records_too() {
 }
 
 #[test]
-fn gnutls_gets_records_of_the_size_that_it_asks_for() {
+fn gnutls_gets_records_within_its_limit() {
     let devices = Devices::new("");
     let wire = Wire::start(devices.server.address());
     for (versions, resumed, tls13) in [
@@ -231,7 +231,7 @@ fn hello_with(kind: u16, body: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn an_illegal_size_ends_the_handshake_with_an_alert() {
+fn an_illegal_limit_ends_the_handshake_with_an_alert() {
     const ILLEGAL_PARAMETER: [u8; 7] = [21, 3, 3, 0, 2, 2, 47];
     const MAX_FRAGMENT_LENGTH: u16 = 1;
     const RECORD_SIZE_LIMIT: u16 = 28;

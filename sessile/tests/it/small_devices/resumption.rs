@@ -73,7 +73,7 @@ fn sessions_with_a_client_certificate_resume() {
 }
 
 #[test]
-fn sessions_for_early_data_resume_and_the_early_answer_is_in_small_records() {
+fn early_data_sessions_resume_and_their_responses_have_small_records() {
     let redis = Redis::start();
     let devices = Devices::new(&early_data(&redis));
     assert_resumes(&devices, &[]);

@@ -1,4 +1,4 @@
-//! Stands between a client and a server, and keeps the records that the server sends.
+//! A proxy between a client and a server that keeps the lengths of the server's records.
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -7,7 +7,7 @@ use std::thread;
 
 use sessile_proto::record::{ContentType, HEADER_LEN, Header};
 
-/// A TCP proxy on threads that end with their connections, the first one with the process.
+/// A TCP proxy. Its threads end with their connections or with the process.
 pub(super) struct Wire {
     address: SocketAddr,
     sent: Receiver<Vec<u8>>,
@@ -31,7 +31,7 @@ impl Wire {
         self.address
     }
 
-    /// The records that the server has sent in the next connection that has ended.
+    /// The server's records in the next connection that has ended.
     pub(super) fn records(&self) -> Records {
         Records::parse(&self.sent.recv().unwrap())
     }
@@ -45,28 +45,28 @@ fn pass(client: &TcpStream, server: SocketAddr, sent: &Sender<Vec<u8>>) -> io::R
     thread::scope(|scope| {
         scope.spawn(|| {
             let _ = io::copy(&mut &*client, &mut &server);
-            // The server may send more after this, and that is kept too.
+            // The server may send more after this, and the proxy keeps that, too.
             let _ = server.shutdown(Shutdown::Write);
         });
         let mut buffer = [0; 1 << 14];
         while let Ok(read @ 1..) = (&server).read(&mut buffer) {
             bytes.extend_from_slice(&buffer[..read]);
-            // A client may be gone before the last record.
+            // The client may disconnect before the last record.
             let _ = (&*client).write_all(&buffer[..read]);
         }
         let _ = client.shutdown(Shutdown::Both);
     });
-    // A test may have seen enough.
+    // The test may not read the record.
     let _ = sent.send(bytes);
     Ok(())
 }
 
-/// Lengths of the records of one connection, headers not included.
+/// Lengths of the records of one connection, without headers.
 #[derive(Debug)]
 pub(super) struct Records {
     /// The largest record before the change of keys.
     pub(super) clear: usize,
-    /// The largest record after it.
+    /// The largest record after the change of keys.
     pub(super) encrypted: usize,
 }
 
@@ -82,9 +82,10 @@ impl Records {
             // An encrypted alert has another length than one in clear.
             let len = usize::from(u16::from_be_bytes([bytes[3], bytes[4]]));
             keys_changed |= header.is_ok_and(|it| it.content == ContentType::ChangeCipherSpec);
-            let largest = match keys_changed {
-                true => &mut records.encrypted,
-                false => &mut records.clear,
+            let largest = if keys_changed {
+                &mut records.encrypted
+            } else {
+                &mut records.clear
             };
             *largest = len.max(*largest);
             bytes = &bytes[HEADER_LEN + len..];
@@ -92,7 +93,7 @@ impl Records {
         records
     }
 
-    /// Checks that no record has more content than `limit`, and that some record has as much.
+    /// Checks that the largest record has exactly `limit` bytes of content.
     pub(super) fn assert_limit(&self, limit: usize, tls13: bool, what: &str) {
         // AES-GCM in TLS 1.2: nonce and tag. In TLS 1.3: content type and tag.
         let overhead = if tls13 { 1 + 16 } else { 8 + 16 };

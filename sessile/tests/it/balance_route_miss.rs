@@ -1,5 +1,4 @@
-//! Clients that do not come to the server that their session leads to: by which rule they would have,
-//! and why they did not; and how servers stand meanwhile.
+//! Route misses are counted by rule and reason, and the metrics show the states of the servers.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -25,7 +24,7 @@ fn missed(balancer: &Sessile, by: &str, cause: &str) -> u64 {
     balancer.metrics().sum(name, &labels)
 }
 
-/// States that a server is in, as the metrics have it.
+/// The states of a server whose metric is 1.
 fn states(balancer: &Sessile, server: &str) -> Vec<&'static str> {
     let metrics = balancer.metrics();
     let all = ["up", "slow-start", "ejected", "down", "draining"];
@@ -37,7 +36,7 @@ fn states(balancer: &Sessile, server: &str) -> Vec<&'static str> {
 }
 
 #[test]
-fn a_session_whose_server_is_full_unreachable_or_ejected_is_missed_for_that() {
+fn a_route_miss_of_a_full_unreachable_or_ejected_server_is_counted_by_its_reason() {
     let certificates = Certificates::new();
     let servers = ["a", "b"].map(|name| named(&certificates, name));
     let [a, b] = servers.each_ref().map(Peer::address);
@@ -57,7 +56,7 @@ fn a_session_whose_server_is_full_unreachable_or_ejected_is_missed_for_that() {
         io.write_all(HELLO).unwrap();
         io.read_exact(&mut [0]).unwrap();
     }
-    // A copy: what it comes back with is from the other server.
+    // Use a copy, because OpenSSL replaces it with a session of the other server.
     let copy = folder.join("copy");
     std::fs::copy(session, &copy).unwrap();
     assert_eq!(visit(&copy), "b");
@@ -79,7 +78,7 @@ fn a_session_whose_server_is_full_unreachable_or_ejected_is_missed_for_that() {
 }
 
 #[test]
-fn a_session_whose_server_is_down_by_its_checks_is_missed_for_that() {
+fn a_route_miss_of_a_server_that_is_down_is_counted_by_its_reason() {
     let certificates = Certificates::new();
     let servers = ["a", "b"].map(|name| named(&certificates, name));
     let [a, b] = servers.each_ref().map(Peer::address);
@@ -99,12 +98,12 @@ fn a_session_whose_server_is_down_by_its_checks_is_missed_for_that() {
 }
 
 #[test]
-fn a_label_whose_server_is_not_here_or_hangs_up_is_missed_for_that() {
+fn a_route_miss_of_an_absent_or_silent_server_is_counted_by_its_reason() {
     let farm = Farm::new("");
     let servers = ["web1", "web2"].map(|name| farm.serve(name));
     export(&farm);
     let session = farm.folder().join("session");
-    // A balancer that has no other server, and so writes that one's label.
+    // This server has the session, so its label is in the ticket.
     let (home, _) = balance_labels::visit(servers[0].address(), "-tls1_3", &session);
     assert_eq!(home, "web1");
     let rude = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
@@ -135,7 +134,7 @@ fn a_label_whose_server_is_not_here_or_hangs_up_is_missed_for_that() {
 }
 
 #[test]
-fn metrics_say_which_servers_drain_and_which_have_just_come() {
+fn metrics_show_draining_and_slow_starting_servers() {
     let certificates = Certificates::new();
     let servers = ["a", "b"].map(|name| named(&certificates, name));
     let [a, b] = servers.each_ref().map(Peer::address);

@@ -1,5 +1,5 @@
-//! Reads a connection's clear bytes with the project's own parsers as they pass: what the client
-//! really offered, and what the server did with it.
+//! Parses the clear bytes of a connection as they pass. It finds the session that the client
+//! offered, and the server's answer to the offer.
 
 use std::fmt;
 use std::time::Instant;
@@ -11,38 +11,40 @@ use sessile_proto::watch::{Outcome, Watch};
 /// A session that a client offered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Offer {
-    /// By what.
     pub how: How,
-    /// The session ID, the ticket or the PSK identity: never empty.
+    /// The session ID, ticket or PSK identity; never empty.
     pub bytes: Vec<u8>,
 }
 
 impl Offer {
-    /// The first bytes in hexadecimal. Most servers put a ticket key's name there.
+    /// The first bytes in hexadecimal. Most servers put the name of the ticket key there.
     #[must_use]
     pub fn prefix(&self) -> String {
         hex(&self.bytes[..self.bytes.len().min(KEY_NAME_LEN)])
     }
 
-    /// The last bytes in hexadecimal: they tell tickets of one key apart.
+    /// The last bytes in hexadecimal, which distinguish tickets of one key.
     #[must_use]
     pub fn suffix(&self) -> String {
         hex(&self.bytes[self.bytes.len().saturating_sub(SHOWN_LEN)..])
     }
 
-    /// A session ID beside a ticket only echoes that the ticket was taken (RFC 5077, 3.4), and
-    /// beside TLS 1.3 it is mostly noise: `session_id` tells whether it means a session.
-    fn of(hello: &ClientHello<'_>, session_id: bool) -> Option<Self> {
-        let identities = hello.pre_shared_key.map(|psks| psks.identities());
-        let psk = identities
-            .and_then(|mut all| all.next())
-            .map(|psk| psk.identity);
-        let ticket = hello.session_ticket.filter(|ticket| !ticket.is_empty());
-        let session_id = Some(hello.session_id).filter(|id| session_id && !id.is_empty());
-        let (how, bytes) = psk
-            .map(|bytes| (How::Psk, bytes))
-            .or(ticket.map(|bytes| (How::Ticket, bytes)))
-            .or(session_id.map(|bytes| (How::SessionId, bytes)))?;
+    /// The offer in a ClientHello. `has_tls12_session`: the session ID stands for a session.
+    fn from_hello(hello: &ClientHello<'_>, has_tls12_session: bool) -> Option<Self> {
+        let psk = hello
+            .pre_shared_key
+            .and_then(|psks| psks.identities().next());
+        // A session ID beside a ticket only shows that the ticket is accepted (RFC 5077, 3.4).
+        // Beside TLS 1.3, a client mostly sends random bytes.
+        let (how, bytes) = if let Some(psk) = psk {
+            (How::Psk, psk.identity)
+        } else if let Some(ticket) = hello.session_ticket.filter(|ticket| !ticket.is_empty()) {
+            (How::Ticket, ticket)
+        } else if has_tls12_session && !hello.session_id.is_empty() {
+            (How::SessionId, hello.session_id)
+        } else {
+            return None;
+        };
         Some(Self {
             how,
             bytes: bytes.to_vec(),
@@ -61,13 +63,13 @@ impl fmt::Display for Offer {
     }
 }
 
-/// Bytes of a ticket key's name (RFC 5077, 4).
+/// Bytes of the name of a ticket key (RFC 5077, 4).
 const KEY_NAME_LEN: usize = 16;
 
-/// Bytes shown of either end.
+/// Bytes of each end that are displayed.
 const SHOWN_LEN: usize = 4;
 
-/// Lower-case hexadecimal.
+/// The bytes in lower-case hexadecimal.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     use fmt::Write as _;
     bytes.iter().fold(String::new(), |mut text, byte| {
@@ -77,28 +79,28 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     })
 }
 
-/// Both directions of one connection, until the outcome is known.
-pub(super) struct Tap {
-    /// Whether a TLS 1.2 session was taken from the cache to be offered.
-    tls12_session: bool,
-    state: State,
-    /// When the server's first byte came.
+/// Observes both directions of one connection until the outcome is known.
+pub(super) struct WireObserver {
+    /// True if rustls took a TLS 1.2 session from the cache for the ClientHello.
+    has_tls12_session: bool,
+    state: ObserverState,
+    /// The time at which the server's first byte arrived.
     pub(super) first_byte: Option<Instant>,
     pub(super) offered: Option<Offer>,
     pub(super) outcome: Option<Outcome>,
 }
 
-enum State {
+enum ObserverState {
     ExpectClientHello(HelloReader),
     ExpectOutcome(Watch),
     Done,
 }
 
-impl Tap {
-    pub(super) fn new(tls12_session: bool) -> Self {
+impl WireObserver {
+    pub(super) fn new(has_tls12_session: bool) -> Self {
         Self {
-            tls12_session,
-            state: State::ExpectClientHello(HelloReader::new(MAX_LIMIT)),
+            has_tls12_session,
+            state: ObserverState::ExpectClientHello(HelloReader::new(MAX_LIMIT)),
             first_byte: None,
             offered: None,
             outcome: None,
@@ -106,20 +108,20 @@ impl Tap {
     }
 
     pub(super) fn client_sent(&mut self, bytes: &[u8]) {
-        let State::ExpectClientHello(reader) = &mut self.state else {
+        let ObserverState::ExpectClientHello(reader) = &mut self.state else {
             return;
         };
         match reader.push(bytes) {
             Ok(false) => {}
             Ok(true) => {
                 let Ok(hello) = reader.hello() else {
-                    self.state = State::Done;
+                    self.state = ObserverState::Done;
                     return;
                 };
-                self.offered = Offer::of(&hello, self.tls12_session);
-                self.state = State::ExpectOutcome(Watch::new(&hello));
+                self.offered = Offer::from_hello(&hello, self.has_tls12_session);
+                self.state = ObserverState::ExpectOutcome(Watch::new(&hello));
             }
-            Err(_) => self.state = State::Done,
+            Err(_) => self.state = ObserverState::Done,
         }
     }
 
@@ -127,11 +129,11 @@ impl Tap {
         if self.first_byte.is_none() && !bytes.is_empty() {
             self.first_byte = Some(Instant::now());
         }
-        if let State::ExpectOutcome(watch) = &mut self.state
+        if let ObserverState::ExpectOutcome(watch) = &mut self.state
             && let Some(outcome) = watch.push(bytes)
         {
             self.outcome = Some(outcome);
-            self.state = State::Done;
+            self.state = ObserverState::Done;
         }
     }
 }
@@ -141,7 +143,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_offer_shows_both_its_ends() {
+    fn an_offer_displays_its_first_and_last_bytes() {
         let how = How::Ticket;
         let bytes: Vec<u8> = (0..40).collect();
         let offer = Offer { how, bytes };

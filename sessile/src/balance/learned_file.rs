@@ -1,9 +1,10 @@
-//! What a balancer learned, from its drain to its next start. Not sealed: session IDs pass the network
-//! in clear and of tickets there are hashes; whoever can write to the state folder can lead clients
-//! to another of the balancer's servers, for a full handshake.
+//! The file with the learned table, written on a drain and read at the next start.
+//!
+//! The file is not sealed. Session IDs cross the network in clear, and of tickets it has hashes only. A program
+//! that can write to the state folder can lead clients to the wrong server, which costs a full handshake.
 //!
 //! ```text
-//! magic | servers u32 | { server u32 | address length u8 | address, as text }… | what was learned
+//! magic | servers u32 | { server u32 | address length u8 | address, as text }… | learned table
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,7 +15,6 @@ use std::path::{Path, PathBuf};
 use sessile_proto::Time;
 use sessile_proto::affinity::Affinity;
 
-use super::roster::Roster;
 use crate::config::Config;
 use crate::state_file::{self, TakeError};
 
@@ -24,12 +24,12 @@ const MAGIC: &[u8; 18] = b"sessile learned 2\n";
 const MAX_BYTES: u64 = 1 << 30;
 
 /// The file of one balancer.
-pub(super) struct Kept {
+pub(super) struct LearnedFile {
     path: PathBuf,
 }
 
-impl Kept {
-    /// `None` where nothing is to be kept.
+impl LearnedFile {
+    /// `None` if `session.snapshot` is off.
     pub(super) fn new(config: &Config) -> Option<Self> {
         let server = &config.server;
         config.session.snapshot.then(|| Self {
@@ -37,13 +37,19 @@ impl Kept {
         })
     }
 
-    /// Puts back what the last drain left, if it did, but for what servers taught that are not where they
-    /// were: one at another address is another machine.
-    pub(super) fn restore(&self, affinity: &mut Affinity, roster: &Roster, now: Time) {
+    /// Reads the file into the table and removes it. `servers`: each server's id with its address now.
+    ///
+    /// Entries of a server at another address are dropped, because another machine has the address.
+    pub(super) fn restore(
+        &self,
+        affinity: &mut Affinity,
+        servers: impl Iterator<Item = (u32, SocketAddr)>,
+        now: Time,
+    ) {
         let file = self.path.display();
         match take(&self.path) {
             Ok(None) => {}
-            Ok(Some(bytes)) => match import(&bytes, affinity, roster.addresses(), now) {
+            Ok(Some(bytes)) => match import(&bytes, affinity, servers, now) {
                 Some(entries) => {
                     tracing::info!(%file, entries, "what was learned before the last drain is back");
                 }
@@ -55,8 +61,12 @@ impl Kept {
         }
     }
 
-    /// Leaves what is known to the next start. Nothing is no reason to write.
-    pub(super) fn save(&self, affinity: &Affinity, roster: &Roster) {
+    /// Writes the table to the file, unless the table is empty.
+    pub(super) fn save(
+        &self,
+        affinity: &Affinity,
+        servers: impl Iterator<Item = (u32, SocketAddr)>,
+    ) {
         let entries = affinity.stats().entries;
         if entries == 0 {
             return;
@@ -64,7 +74,7 @@ impl Kept {
         let file = self.path.display();
         let written = state_file::replace(&self.path, |file| {
             file.write_all(MAGIC)?;
-            file.write_all(&addresses(roster.addresses()))?;
+            file.write_all(&encode_addresses(servers))?;
             file.write_all(&affinity.export())
         });
         match written {
@@ -77,47 +87,45 @@ impl Kept {
     }
 }
 
-fn addresses(servers: impl Iterator<Item = (u32, SocketAddr)>) -> Vec<u8> {
+fn encode_addresses(servers: impl Iterator<Item = (u32, SocketAddr)>) -> Vec<u8> {
     let mut bytes = vec![0; 4];
     let mut count = 0_u32;
     for (server, address) in servers {
-        let address = address.to_string();
+        let text = address.to_string();
         bytes.extend_from_slice(&server.to_be_bytes());
-        bytes.push(address.len() as u8);
-        bytes.extend_from_slice(address.as_bytes());
+        bytes.push(text.len() as u8);
+        bytes.extend_from_slice(text.as_bytes());
         count += 1;
     }
     bytes[..4].copy_from_slice(&count.to_be_bytes());
     bytes
 }
 
-/// How many entries that makes; `None`: they cannot be read.
+/// Reads the file's bytes after the magic. Returns the number of entries; `None` if the format is wrong.
 fn import(
     bytes: &[u8],
     affinity: &mut Affinity,
     servers: impl Iterator<Item = (u32, SocketAddr)>,
     now: Time,
 ) -> Option<usize> {
-    let now_at: BTreeMap<u32, String> = servers
+    let addresses_now: BTreeMap<u32, String> = servers
         .map(|(server, address)| (server, address.to_string()))
         .collect();
     let (count, mut rest) = bytes.split_first_chunk()?;
-    let mut same = BTreeSet::new();
+    let mut unmoved = BTreeSet::new();
     for _ in 0..u32::from_be_bytes(*count) {
         let (server, tail) = rest.split_first_chunk()?;
         let (&length, tail) = tail.split_first()?;
         let (address, tail) = tail.split_at_checked(length.into())?;
         let server = u32::from_be_bytes(*server);
-        if now_at
-            .get(&server)
-            .is_some_and(|now| now.as_bytes() == address)
-        {
-            same.insert(server);
+        let address_now = addresses_now.get(&server);
+        if address_now.is_some_and(|now| now.as_bytes() == address) {
+            unmoved.insert(server);
         }
         rest = tail;
     }
     let entries = affinity.import(rest, now)?;
-    Some(entries - affinity.forget_servers(|server| !same.contains(&server)))
+    Some(entries - affinity.forget_servers(|server| !unmoved.contains(&server)))
 }
 
 fn take(path: &Path) -> Result<Option<Vec<u8>>, TakeError> {
@@ -158,23 +166,24 @@ mod tests {
         AffinityKey::session_id(&server.to_be_bytes()).unwrap()
     }
 
-    /// Servers 1, 2 and so on, each with one session, at these addresses.
-    fn kept(addresses_then: &[&str]) -> Vec<u8> {
+    /// The file of servers 1, 2 and so on at these addresses, with one session each.
+    fn exported(addresses: &[&str]) -> Vec<u8> {
         let mut affinity = affinity();
-        for server in 1..=addresses_then.len() as u32 {
+        for server in 1..=addresses.len() as u32 {
             let source = IpAddr::from([192, 0, 2, 1]);
             affinity.learn(key(server), server, source, NOW, NOW);
         }
-        [addresses(at(addresses_then)), affinity.export()].concat()
+        [encode_addresses(at(addresses)), affinity.export()].concat()
     }
 
     fn at<'a>(addresses: &'a [&str]) -> impl Iterator<Item = (u32, SocketAddr)> + 'a {
-        (1..).zip(addresses.iter().map(|it| it.parse().unwrap()))
+        let addresses = addresses.iter();
+        (1..).zip(addresses.map(|address| address.parse().unwrap()))
     }
 
     #[test]
-    fn what_a_server_taught_is_lost_where_its_address_has_changed() {
-        let bytes = kept(&[
+    fn entries_of_a_server_at_another_address_are_dropped() {
+        let bytes = exported(&[
             "10.0.0.1:443",
             "10.0.0.2:443",
             "[2001:db8::1]:443",
@@ -188,16 +197,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_short_is_not_read() {
+    fn a_truncated_file_is_not_read() {
         let servers = ["10.0.0.1:443", "10.0.0.2:443"];
-        let bytes = kept(&servers);
-        for end in 0..addresses(at(&servers)).len() {
+        let bytes = exported(&servers);
+        for end in 0..encode_addresses(at(&servers)).len() {
             let mut affinity = affinity();
-            assert_eq!(
-                import(&bytes[..end], &mut affinity, at(&servers), NOW),
-                None,
-                "{end}"
-            );
+            let entries = import(&bytes[..end], &mut affinity, at(&servers), NOW);
+            assert_eq!(entries, None, "{end}");
             assert_eq!(affinity.stats().entries, 0);
         }
     }

@@ -1,27 +1,24 @@
-//! Who comes home: three nginx that share nothing, and how many returning clients resume through
-//! `sessile balance`, through HAProxy with the usual recipe, and without any affinity. Starts all of
-//! them itself on loopback, asks with `openssl s_client`, and prints Markdown.
+//! Returning clients: three nginx that share nothing behind `sessile balance`, behind HAProxy with
+//! the usual recipe, and behind HAProxy without affinity. It counts the returns that resume. The
+//! benchmark starts all programs itself on loopback, connects with `openssl s_client`, and prints
+//! Markdown.
 
-use std::error::Error;
 use std::fmt::Write as _;
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, Stdio};
-use std::time::{Duration, Instant};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Duration;
 
-/// New clients of each kind; not a multiple of the servers.
+use sessile_bench::{Program, Result, free_address};
+
+/// New clients of each kind. The number is not a multiple of the number of servers.
 const CLIENTS: usize = 20;
 
-/// How often each comes back.
+/// Returns of each client.
 const RETURNS: usize = 5;
 
-/// How long a program may take to listen, and a balancer to get to know its servers.
-const START: Duration = Duration::from_secs(10);
-
-type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
-
-/// What a client comes back with, and what `openssl s_client` is told for it.
+/// Kinds of sessions: the title, the arguments of `openssl s_client`, and nginx's ticket setting.
 const KINDS: [(&str, &[&str], &str); 3] = [
     ("TLS 1.2, session ID", &["-tls1_2", "-no_ticket"], "off"),
     ("TLS 1.2, ticket", &["-tls1_2"], "on"),
@@ -29,23 +26,24 @@ const KINDS: [(&str, &[&str], &str); 3] = [
 ];
 
 fn main() -> ExitCode {
-    let sessile = std::env::args().nth(1);
-    let sessile = sessile.unwrap_or_else(|| "target/release/sessile".to_owned());
+    let sessile = std::env::args()
+        .nth(1)
+        .unwrap_or_else(|| "target/release/sessile".to_owned());
     match run(Path::new(&sessile)) {
         Ok(table) => {
             print!("{table}");
             ExitCode::SUCCESS
         }
         Err(error) => {
-            eprintln!("homecoming: {error}");
+            eprintln!("returns: {error}");
             ExitCode::FAILURE
         }
     }
 }
 
 fn run(sessile: &Path) -> Result<String> {
-    let folder = tempfile::tempdir()?;
-    let folder = folder.path();
+    let temporary = tempfile::tempdir()?;
+    let folder = temporary.path();
     let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()])?;
     fs::write(folder.join("cert.pem"), made.cert.pem())?;
     fs::write(folder.join("key.pem"), made.signing_key.serialize_pem())?;
@@ -64,7 +62,7 @@ fn run(sessile: &Path) -> Result<String> {
         ];
         write!(table, "| {kind} |")?;
         for balancer in &balancers {
-            let resumed = share(balancer.address, folder, arguments)?;
+            let resumed = resumed_percent(balancer.address, folder, arguments)?;
             write!(table, " {resumed:.0} % |")?;
         }
         table.push('\n');
@@ -77,8 +75,8 @@ fn run(sessile: &Path) -> Result<String> {
     Ok(table)
 }
 
-/// Per cent of the returns that resumed. Clients come back in no order, as people do.
-fn share(address: SocketAddr, folder: &Path, arguments: &[&str]) -> Result<f64> {
+/// The percentage of returns that resumed. Clients return in a shuffled order.
+fn resumed_percent(address: SocketAddr, folder: &Path, arguments: &[&str]) -> Result<f64> {
     let session = |client| folder.join(format!("session-{client}.pem"));
     let visit = |client: usize, again: bool| -> Result<String> {
         let mut request = tempfile::tempfile()?;
@@ -102,7 +100,7 @@ fn share(address: SocketAddr, folder: &Path, arguments: &[&str]) -> Result<f64> 
         }
     }
     let mut clients: Vec<usize> = (0..CLIENTS * RETURNS).map(|n| n % CLIENTS).collect();
-    // The same order for all (Knuth's generator, Fisher and Yates's shuffle).
+    // The same order for all balancers: Knuth's generator, and the shuffle of Fisher and Yates.
     let mut state = 1_u64;
     for at in (1..clients.len()).rev() {
         state = state
@@ -117,43 +115,20 @@ fn share(address: SocketAddr, folder: &Path, arguments: &[&str]) -> Result<f64> 
     Ok(resumed as f64 * 100.0 / (CLIENTS * RETURNS) as f64)
 }
 
-/// A program that runs until it is dropped.
+/// A running program and its address.
 struct Running {
-    process: Child,
+    _program: Program,
     address: SocketAddr,
 }
 
 impl Running {
     fn start(mut command: Command, address: SocketAddr) -> Result<Self> {
-        let program = PathBuf::from(command.get_program());
-        let process = command
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .map_err(|error| format!("{}: {error}", program.display()))?;
-        let mut running = Self { process, address };
-        let deadline = Instant::now() + START;
-        while TcpStream::connect(address).is_err() {
-            let ended = running.process.try_wait()?;
-            if ended.is_some() || Instant::now() > deadline {
-                return Err(format!("{} does not listen on {address}", program.display()).into());
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        Ok(running)
+        let name = command.get_program().display().to_string();
+        Ok(Self {
+            _program: Program::start(&name, command.stderr(Stdio::null()), address)?,
+            address,
+        })
     }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-fn free_address() -> Result<SocketAddr> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
 }
 
 fn nginx(folder: &Path, n: usize, tickets: &str) -> Result<Running> {
@@ -187,16 +162,16 @@ fn balance(sessile: &Path, servers: &[Running]) -> Result<Running> {
             .arg(format!("web{n}={}", server.address));
     }
     let running = Running::start(command, address)?;
-    // It gets to know its servers' ticket keys.
+    // The balancer finds the key names of its servers.
     std::thread::sleep(SETTLE);
     Ok(running)
 }
 
-/// How long a balancer that starts is given to look at its servers.
+/// Time for a starting balancer to check its servers.
 const SETTLE: Duration = Duration::from_secs(2);
 
-/// What HAProxy's users are told to write: the session ID, from both sides' hellos, leads home. (Its
-/// manual leaves the second delay out; version 2.6 then never sees a ServerHello.)
+/// The usual HAProxy recipe: affinity by the session ID in ClientHello and ServerHello. HAProxy's
+/// manual omits the second delay, but without it version 2.6 never sees a ServerHello.
 const RECIPE: &str = "  stick-table type binary len 32 size 30k expire 30m
   acl clienthello req_ssl_hello_type 1
   acl serverhello rep_ssl_hello_type 2

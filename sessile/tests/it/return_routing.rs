@@ -1,5 +1,5 @@
-//! Three servers that share nothing, a balancer that deals new clients out in turn, and clients that
-//! come back: as good as every one is led home.
+//! Three servers that share nothing, a balancer with round robin, and returning clients. Nearly all
+//! of them are routed to their server.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -7,24 +7,24 @@ use std::process::Command;
 
 use serde_json::json;
 
-use crate::peers::{Certificates, Comeback, NAME, Peer, Sessile, Web, run, s_client};
+use crate::peers::{Certificates, NAME, Peer, Resumption, Sessile, Web, run, s_client};
 
-/// New clients of a farm, not a multiple of its servers.
+/// New clients of a farm. The number is not a multiple of the number of servers.
 const CLIENTS: usize = 4;
 
-/// How often each comes back.
+/// Returns of each client.
 const RETURNS: usize = 5;
 
-fn farm(certificates: &Certificates, web: Web, comeback: Comeback) -> [Peer; 3] {
-    [(); 3].map(|()| web.start(certificates, comeback))
+fn farm(certificates: &Certificates, web: Web, resumption: Resumption) -> [Peer; 3] {
+    [(); 3].map(|()| web.start(certificates, resumption))
 }
 
-/// Behind a balancer that knows what is to be known of its servers.
-fn balancer(servers: &[Peer], comeback: Comeback) -> Sessile {
+/// A balancer that has learned the key names of its servers.
+fn balancer(servers: &[Peer], resumption: Resumption) -> Sessile {
     let addresses: Vec<_> = servers.iter().map(Peer::address).collect();
     let arguments = ["--policy", "round-robin", "--health", "tls"];
     let balancer = Sessile::balance(&addresses, &arguments);
-    if comeback != Comeback::SessionId {
+    if resumption != Resumption::SessionId {
         for name in ["a", "b", "c"] {
             balancer.await_server(name, |server| server["key_names"] != json!([]));
         }
@@ -32,11 +32,11 @@ fn balancer(servers: &[Peer], comeback: Comeback) -> Sessile {
     balancer
 }
 
-/// How many of a client's returns resume, by what openssl says.
-fn returns(address: SocketAddr, session: &Path, comeback: Comeback) -> usize {
-    let version = match comeback {
-        Comeback::Psk => "-tls1_3",
-        Comeback::SessionId | Comeback::Ticket => "-tls1_2",
+/// The number of a client's returns that resume, as openssl reports.
+fn returns(address: SocketAddr, session: &Path, resumption: Resumption) -> usize {
+    let version = match resumption {
+        Resumption::Psk => "-tls1_3",
+        Resumption::SessionId | Resumption::Ticket => "-tls1_2",
     };
     let session = session.to_str().expect("UTF-8");
     let first = s_client(address, None, &[version, "-sess_out", session]);
@@ -47,34 +47,34 @@ fn returns(address: SocketAddr, session: &Path, comeback: Comeback) -> usize {
         .count()
 }
 
-fn everyone_comes_home(web: Web, comeback: Comeback) {
+fn every_client_returns_to_its_server(web: Web, resumption: Resumption) {
     let certificates = Certificates::new();
-    let servers = farm(&certificates, web, comeback);
-    let balancer = balancer(&servers, comeback);
+    let servers = farm(&certificates, web, resumption);
+    let balancer = balancer(&servers, resumption);
     let resumed: usize = (0..CLIENTS)
         .map(|n| {
             let session = certificates.folder().join(format!("session-{n}"));
-            returns(balancer.address(), &session, comeback)
+            returns(balancer.address(), &session, resumption)
         })
         .sum();
     assert_eq!(
         resumed,
         CLIENTS * RETURNS,
-        "{web:?} {comeback:?}: {}",
+        "{web:?} {resumption:?}: {}",
         balancer.metrics()
     );
 }
 
-macro_rules! everyone_comes_home {
-    ($($test:ident: $web:ident, $comeback:ident;)+) => {$(
+macro_rules! every_client_returns_to_its_server {
+    ($($test:ident: $web:ident, $resumption:ident;)+) => {$(
         #[test]
         fn $test() {
-            everyone_comes_home(Web::$web, Comeback::$comeback);
+            every_client_returns_to_its_server(Web::$web, Resumption::$resumption);
         }
     )+};
 }
 
-everyone_comes_home! {
+every_client_returns_to_its_server! {
     to_nginx_by_session_id: Nginx, SessionId;
     to_nginx_by_ticket: Nginx, Ticket;
     to_nginx_by_psk: Nginx, Psk;
@@ -89,15 +89,15 @@ everyone_comes_home! {
 }
 
 #[test]
-fn gnutls_comes_home_to_nginx() {
-    for (priority, comeback) in [
-        ("NORMAL:-VERS-TLS1.3:%NO_TICKETS", Comeback::SessionId),
-        ("NORMAL:-VERS-TLS1.3", Comeback::Ticket),
-        ("NORMAL", Comeback::Psk),
+fn gnutls_returns_to_its_nginx() {
+    for (priority, resumption) in [
+        ("NORMAL:-VERS-TLS1.3:%NO_TICKETS", Resumption::SessionId),
+        ("NORMAL:-VERS-TLS1.3", Resumption::Ticket),
+        ("NORMAL", Resumption::Psk),
     ] {
         let certificates = Certificates::new();
-        let servers = farm(&certificates, Web::Nginx, comeback);
-        let balancer = balancer(&servers, comeback);
+        let servers = farm(&certificates, Web::Nginx, resumption);
+        let balancer = balancer(&servers, resumption);
         for _ in 0..CLIENTS {
             let mut command = Command::new("gnutls-cli");
             command.args(["--resume", "--waitresumption", "--priority", priority]);
@@ -111,7 +111,7 @@ fn gnutls_comes_home_to_nginx() {
             let request = format!("HEAD / HTTP/1.1\r\nhost: {NAME}\r\nconnection: close\r\n\r\n");
             let ran = run("gnutls-bin", &mut command, &request).succeeded();
             let resumed = ran.count("*** This is a resumed session");
-            assert_eq!(resumed, 1, "{comeback:?} {}", ran.stdout);
+            assert_eq!(resumed, 1, "{resumption:?} {}", ran.stdout);
         }
     }
 }
@@ -133,15 +133,15 @@ for _ in range(1 + int(returns)):
 ";
 
 #[test]
-fn python_comes_home_to_nginx() {
-    for (version, comeback) in [
-        ("TLSv1_2", Comeback::SessionId),
-        ("TLSv1_2", Comeback::Ticket),
-        ("TLSv1_3", Comeback::Psk),
+fn python_returns_to_its_nginx() {
+    for (version, resumption) in [
+        ("TLSv1_2", Resumption::SessionId),
+        ("TLSv1_2", Resumption::Ticket),
+        ("TLSv1_3", Resumption::Psk),
     ] {
         let certificates = Certificates::new();
-        let servers = farm(&certificates, Web::Nginx, comeback);
-        let balancer = balancer(&servers, comeback);
+        let servers = farm(&certificates, Web::Nginx, resumption);
+        let balancer = balancer(&servers, resumption);
         for _ in 0..CLIENTS {
             let mut command = Command::new("python3");
             command.args(["-c", PYTHON, &balancer.address().port().to_string()]);
@@ -149,7 +149,7 @@ fn python_comes_home_to_nginx() {
             command.args([NAME, version, &RETURNS.to_string()]);
             let ran = run("python3", &mut command, "").succeeded();
             let expected = format!("0{}", "1".repeat(RETURNS));
-            assert_eq!(ran.stdout, expected, "{comeback:?}");
+            assert_eq!(ran.stdout, expected, "{resumption:?}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! A gauge whose value is read when it is asked for, not kept up to date.
+//! A Prometheus gauge that reads its value at each scrape.
 
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
@@ -6,30 +6,30 @@ use prometheus::{IntGauge, Opts, Registry};
 
 type Read = dyn Fn() -> usize + Send + Sync;
 
-struct Figure {
+struct LiveGauge {
     gauge: IntGauge,
     read: Box<Read>,
 }
 
-/// Registers a gauge that calls `read` at every scrape.
-///
-/// One collector for each gauge: the registry tells collectors apart by the sum of their gauges'
-/// hashes, and for names as alike as web1 and web2 such sums can be the same.
+/// Registers a gauge that calls `read` at each scrape.
 ///
 /// # Errors
-/// Where the name and its labels are taken.
+///
+/// The registry already has a metric with this name and these labels.
 pub fn register(
     registry: &Registry,
     opts: Opts,
     read: impl Fn() -> usize + Send + Sync + 'static,
 ) -> prometheus::Result<()> {
-    registry.register(Box::new(Figure {
+    // One collector for each gauge. The registry identifies a collector by the sum of its gauges'
+    // hashes, and names like web1 and web2 can have equal sums.
+    registry.register(Box::new(LiveGauge {
         gauge: IntGauge::with_opts(opts)?,
         read: Box::new(read),
     }))
 }
 
-impl Collector for Figure {
+impl Collector for LiveGauge {
     fn desc(&self) -> Vec<&Desc> {
         self.gauge.desc()
     }

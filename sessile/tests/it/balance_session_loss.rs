@@ -1,5 +1,4 @@
-//! A server that forgets its sessions before their time is found out by what it accepts and refuses,
-//! and one that does not is not.
+//! A server that refuses its sessions early is named with its age limit. A server that keeps them is not.
 
 use std::fs;
 use std::path::Path;
@@ -10,9 +9,8 @@ use serde_json::{Value, json};
 use crate::balance_labels::export_part;
 use crate::peers::{Certificates, NAME, NO_FOLDER, Sessile, run};
 
-/// Clients of two kinds, at once. Some use their session again and again and always come back in time;
-/// then, and the others right away, they leave a connection idle until the server ends it, and come
-/// back.
+/// Two kinds of clients at the same time. The first kind returns several times before the idle timeout. Then
+/// both kinds leave a connection idle until the server ends it, and return once more.
 const CLIENTS: &str = "
 import socket, ssl, sys, threading, time
 port, ca, name, idle = int(sys.argv[1]), sys.argv[2], sys.argv[3], float(sys.argv[4])
@@ -45,13 +43,13 @@ for thread in threads:
     thread.join()
 ";
 
-/// Seconds after which servers clear idle connections away.
+/// The idle timeout of the servers in seconds.
 const IDLE: f64 = 2.0;
 
-/// What a server hands out.
+/// The kind of sessions that a server gives.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Hands {
-    /// Session IDs alone.
+    /// Only session IDs.
     Ids,
     /// Tickets with labels: the servers share the key in the state folder.
     Tickets,
@@ -76,7 +74,7 @@ fn server(certificates: &Certificates, name: &str, purges: bool, hands: Hands) -
     Sessile::serve_configured(&config, certificates.folder())
 }
 
-/// Two servers, of which the first purges.
+/// Two servers. The first purges idle sessions.
 fn servers(certificates: &Certificates, hands: Hands) -> [Sessile; 2] {
     [
         server(certificates, "web1", true, hands),
@@ -84,7 +82,7 @@ fn servers(certificates: &Certificates, hands: Hands) -> [Sessile; 2] {
     ]
 }
 
-/// All clients come and go.
+/// Runs all clients to their end.
 fn visit(balancer: &Sessile, certificates: &Certificates, hands: Hands) {
     let mut command = Command::new("python3");
     command.args(["-c", CLIENTS, &balancer.address().port().to_string()]);
@@ -97,7 +95,7 @@ fn visit(balancer: &Sessile, certificates: &Certificates, hands: Hands) {
     run("python3", &mut command, "").succeeded();
 }
 
-/// The first of these servers is named with its figure, the second is not.
+/// Asserts that only the first of these servers is named with its age limit.
 fn is_told_apart(balancer: &Sessile, [purges, keeps]: [&str; 2]) {
     let found = balancer.await_server(purges, |server| server["forgets"] != Value::Null);
     let forgets = &found["forgets"];
@@ -114,7 +112,7 @@ fn is_told_apart(balancer: &Sessile, [purges, keeps]: [&str; 2]) {
     let idle = "sessile_balance_server_offer_idle_seconds_count";
     assert_eq!(balancer.metrics().sum(idle, &refused), 12);
 
-    // As the API has it: each of these was idle for a little longer than that.
+    // Each refused session was idle for a little longer than the timeout.
     let offers = &found["offers"];
     let idle: Vec<_> = offers["refused"].as_array().unwrap().iter().collect();
     assert_eq!(idle.len(), 1, "{offers:#}");
@@ -127,7 +125,7 @@ fn is_told_apart(balancer: &Sessile, [purges, keeps]: [&str; 2]) {
 }
 
 #[test]
-fn a_server_that_purges_what_is_idle_is_named_with_its_figure_and_one_that_does_not_is_not() {
+fn only_a_server_that_purges_idle_sessions_is_named_with_its_age_limit() {
     let certificates = Certificates::new();
     let servers = servers(&certificates, Hands::Ids);
     let addresses = servers.each_ref().map(Sessile::address);
@@ -140,7 +138,7 @@ fn a_server_that_purges_what_is_idle_is_named_with_its_figure_and_one_that_does_
 }
 
 #[test]
-fn a_balancer_that_reads_labels_names_a_server_that_purges_all_the_same() {
+fn a_balancer_that_reads_labels_names_a_purging_server_too() {
     let certificates = Certificates::new();
     let servers = servers(&certificates, Hands::Tickets);
     let whole = certificates.folder().join("sessile/farm.key");

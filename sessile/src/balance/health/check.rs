@@ -1,0 +1,162 @@
+//! One health check: a TCP connection, or a handshake of our own client.
+//!
+//! The client trusts every certificate. A check asks whether the server is there; clients verify who it is.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls_pki_types::ServerName;
+use sessile_proto::hello::TLS_1_2;
+use sessile_proto::proxy_protocol;
+use sessile_proto::session_fault::CheckClient;
+use sessile_proto::verdict::How;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use super::super::server::PoolServer;
+use super::super::servers::{Pool, ServerSet};
+use crate::client::{
+    Client, Error, EstablishedConnection, Failure, Mechanism, Options, Sessions, Stage, Target,
+    Trust,
+};
+use crate::config::Health;
+
+/// How long a check waits for TLS 1.3 tickets after the handshake.
+const TICKET_WAIT: Duration = Duration::from_millis(500);
+
+/// How long a check waits for the server's close.
+const CLOSE_WAIT: Duration = Duration::from_millis(200);
+
+/// Most sessions of a client for checks.
+const MAX_SESSIONS: usize = 8;
+
+/// A server and how it is checked.
+#[derive(Clone)]
+pub(super) struct CheckPlan {
+    pub(super) server: Arc<PoolServer>,
+    pub(super) target: Target,
+    /// For the connection, and again for the handshake.
+    pub(super) timeout: Duration,
+    pub(super) health: Health,
+    pub(super) interval: Duration,
+}
+
+impl CheckPlan {
+    /// `None` if the set does not have the server.
+    pub(super) fn new(set: &ServerSet, name: &str) -> Option<Self> {
+        let mut servers = set.servers();
+        let (pool, server) = servers.find(|(_, server)| server.name() == name)?;
+        Some(Self {
+            server: Arc::clone(server),
+            target: target(set, pool, server),
+            timeout: set.balance.connect_timeout,
+            health: set.balance.health,
+            interval: set.balance.health_interval,
+        })
+    }
+
+    /// True if both plans lead to the same checks. The weight of the server, for example, can differ.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.server.stats, &other.server.stats)
+            && Arc::ptr_eq(&self.server.key_names, &other.server.key_names)
+            && self.target == other.target
+            && self.timeout == other.timeout
+            && self.health == other.health
+            && self.interval == other.interval
+    }
+}
+
+fn target(set: &ServerSet, pool: &Pool, server: &PoolServer) -> Target {
+    let configured = set.balance.health_name.as_ref();
+    let name = configured.or(pool.first_name.as_ref());
+    let server_name = name.and_then(|name| ServerName::try_from(name.clone()).ok());
+    let address = server.address();
+    Target {
+        address,
+        // The client sends no SNI for an address.
+        server_name: server_name.unwrap_or_else(|| ServerName::from(address.ip())),
+        preface: preface(server),
+    }
+}
+
+/// The PROXY header of a check, if the server expects one.
+pub(super) fn preface(server: &PoolServer) -> &'static [u8] {
+    let expected = server.settings.proxy_protocol;
+    expected.map_or(&[], proxy_protocol::local_header)
+}
+
+/// A client for checks. `limit`: for the connection, and again for the handshake.
+pub(super) fn client(kind: CheckClient, limit: Duration) -> Option<Client> {
+    let options = Options {
+        mechanism: match kind {
+            CheckClient::Routine => Mechanism::Any,
+            CheckClient::Psk => Mechanism::Psk,
+            CheckClient::Ticket => Mechanism::Ticket,
+        },
+        trust: Trust::Insecure,
+        connect_timeout: limit,
+        handshake_timeout: limit,
+        alpn: Vec::new(),
+    };
+    let sessions = Sessions::new(MAX_SESSIONS, Sessions::DEFAULT_LIFETIME);
+    // Only missing CA certificates could be an error, and this client needs none.
+    Client::new(options, sessions).ok()
+}
+
+/// A TCP connection that sends nothing.
+pub(super) async fn tcp_connect(address: SocketAddr, limit: Duration) -> Result<(), Error> {
+    match timeout(limit, TcpStream::connect(address)).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(error)) => Err(Error::Connect(error)),
+        Err(_) => Err(Error::TimedOut {
+            stage: Stage::Connect,
+            after: limit,
+        }),
+    }
+}
+
+/// Connects, waits for tickets, and closes.
+pub(super) async fn handshake(
+    client: &Client,
+    target: &Target,
+) -> Result<EstablishedConnection, Failure> {
+    let mut connection = client.attempt(target).await?;
+    if connection.outcome().version > TLS_1_2 {
+        connection.await_ticket(TICKET_WAIT).await;
+    }
+    connection.close(CLOSE_WAIT).await;
+    Ok(connection)
+}
+
+/// The result of a handshake that may have offered a session.
+pub(super) enum ComparedHandshake {
+    Finished(EstablishedConnection),
+    /// The server ended the handshake that offered this kind of session, and then finished one without.
+    EndedOffer {
+        offered: How,
+        failure: Failure,
+        without_session: EstablishedConnection,
+    },
+}
+
+/// Like [`handshake`]. After a failure with a session it connects again without one: only the second handshake
+/// tells whether the server is there.
+pub(super) async fn compared_handshake(
+    client: &Client,
+    target: &Target,
+) -> Result<ComparedHandshake, Failure> {
+    let failure = match handshake(client, target).await {
+        Ok(connection) => return Ok(ComparedHandshake::Finished(connection)),
+        Err(failure) => failure,
+    };
+    let Some(offered) = failure.offered.as_ref().map(|offer| offer.how) else {
+        return Err(failure);
+    };
+    let without_session = handshake(&client.with_empty_sessions(), target).await?;
+    Ok(ComparedHandshake::EndedOffer {
+        offered,
+        failure,
+        without_session,
+    })
+}

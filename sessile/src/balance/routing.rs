@@ -1,0 +1,249 @@
+//! The routing rules: which servers a ClientHello leads to. The offered sessions decide first, then the policy.
+
+use std::collections::BTreeSet;
+use std::iter;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use sessile_proto::Time;
+use sessile_proto::affinity::{Affinity, AffinityKey};
+use sessile_proto::hello::ClientHello;
+use sessile_proto::key_names::TicketFingerprint;
+use sessile_proto::route::RoutedBy;
+use sessile_proto::ticket::Class;
+
+use super::labels::MAX_IDENTITIES;
+use super::route_miss::SkipReason;
+use super::server::PoolServer;
+use super::servers::{Pool, ServerSet};
+use crate::locks::locked;
+
+/// A rule with the server that it leads to, or the reason why this server is skipped.
+pub(super) struct Choice<'r> {
+    pub(super) rule: RoutedBy,
+    pub(super) server: Result<&'r Arc<PoolServer>, SkipReason>,
+}
+
+/// The sessions that a client offers, in the forms that the routing rules look up.
+pub(super) struct OfferedSessions {
+    /// The first TLS 1.3 identities. `None`: this identity is no ticket.
+    pub(super) identities: Vec<Option<TicketFingerprint>>,
+    pub(super) ticket: Option<TicketFingerprint>,
+    /// The ticket of TLS 1.2 or earlier, as a key of the learned table.
+    ticket_key: Option<AffinityKey>,
+    /// The session ID of TLS 1.2 or earlier, as a key of the learned table.
+    id_key: Option<AffinityKey>,
+    /// True if the client offers a session. The balancer may not know it.
+    pub(super) has_session: bool,
+    /// True if the hello has no encrypted part that the server could answer instead.
+    pub(super) is_in_clear: bool,
+}
+
+impl OfferedSessions {
+    pub(super) fn new(hello: &ClientHello<'_>) -> Self {
+        let psks = hello.pre_shared_key.iter();
+        let identities = psks.flat_map(|psks| psks.identities().take(MAX_IDENTITIES));
+        Self {
+            identities: identities
+                .map(|psk| TicketFingerprint::new(psk.identity))
+                .collect(),
+            ticket: hello.session_ticket.and_then(TicketFingerprint::new),
+            ticket_key: AffinityKey::ticket(hello.session_ticket.unwrap_or_default()),
+            id_key: AffinityKey::session_id(hello.session_id),
+            has_session: offers_session(hello),
+            is_in_clear: !hello.encrypted_client_hello,
+        }
+    }
+
+    /// The key of the learned table that this rule looks up.
+    pub(super) fn key(&self, rule: RoutedBy) -> Option<AffinityKey> {
+        match rule {
+            RoutedBy::Ticket => self.ticket_key,
+            RoutedBy::SessionId => self.id_key,
+            RoutedBy::Label | RoutedBy::KeyName | RoutedBy::Policy => None,
+        }
+    }
+}
+
+/// True if the hello offers a session. The session ID of a TLS 1.3 client is random and offers none.
+fn offers_session(hello: &ClientHello<'_>) -> bool {
+    let has_ticket = hello
+        .session_ticket
+        .is_some_and(|ticket| !ticket.is_empty());
+    let has_id = !hello.session_id.is_empty() && !hello.offers_tls13();
+    hello.pre_shared_key.is_some() || has_ticket || has_id
+}
+
+/// A client that needs a server.
+pub(super) struct RoutingRequest<'a> {
+    pub(super) hello: &'a ClientHello<'a>,
+    pub(super) offered: &'a OfferedSessions,
+    pub(super) source: IpAddr,
+    /// Wall-clock time, for sessions.
+    pub(super) now: Time,
+    /// Monotonic time, for the health of servers.
+    pub(super) instant: Instant,
+}
+
+/// Applies the routing rules to one request.
+#[derive(Clone, Copy)]
+pub(super) struct Router<'r> {
+    pub(super) set: &'r ServerSet,
+    pub(super) pool: &'r Pool,
+    pub(super) learned: &'r Mutex<Affinity>,
+    pub(super) request: &'r RoutingRequest<'r>,
+}
+
+/// A learned session and the server that made it.
+#[derive(Clone, Copy)]
+struct LearnedHome {
+    rule: RoutedBy,
+    server: u32,
+}
+
+impl<'r> Router<'r> {
+    /// The servers of the pool to try, in this order. A server can come twice.
+    ///
+    /// The iterator is lazy: a rule is applied, and the policy takes a turn, only when the caller asks for it.
+    pub(super) fn choices(self) -> impl Iterator<Item = Choice<'r>> {
+        let by_label = iter::once_with(move || self.by_label()).flatten();
+        let by_learned = iter::once_with(move || self.by_learned_session()).flatten();
+        let by_key_name = iter::once_with(move || self.by_key_name()).flatten();
+        let by_policy = iter::once_with(move || self.by_policy()).flatten();
+        by_label
+            .chain(by_learned)
+            .chain(by_key_name)
+            .chain(by_policy)
+    }
+
+    fn by_label(self) -> Option<Choice<'r>> {
+        let RoutingRequest {
+            hello,
+            source,
+            now,
+            instant,
+            ..
+        } = *self.request;
+        let label = self.set.labels.as_ref()?.read(hello, now)?;
+        let rule = RoutedBy::Label;
+        let Some(server) = self.pool.with_number(label.server) else {
+            return Some(Choice {
+                rule,
+                server: Err(SkipReason::NotInPool),
+            });
+        };
+        let takes = match label.class {
+            // Only this server has a stored session.
+            Class::Stored => self.pool.takes_returning(server, instant),
+            // Another server can resume a sealed ticket too, and a client can show one ticket without end. So
+            // a server that has more than its share is skipped.
+            Class::Sealed => {
+                let with_room = self.pool.with_room(&[server.id()], source, instant);
+                with_room.map(|_| ())
+            }
+        };
+        Some(Choice {
+            rule,
+            server: takes.map(|()| server),
+        })
+    }
+
+    /// By the learned table: first the server that made the session, then the servers that share its ticket key.
+    fn by_learned_session(self) -> impl Iterator<Item = Choice<'r>> {
+        self.find_learned().into_iter().flat_map(move |home| {
+            let first = self.learned_server(home);
+            let siblings = iter::once_with(move || self.key_siblings(home)).flatten();
+            iter::once(first)
+                .chain(siblings.map(Ok))
+                .map(move |server| Choice {
+                    rule: home.rule,
+                    server,
+                })
+        })
+    }
+
+    fn find_learned(self) -> Option<LearnedHome> {
+        let mut homes = Vec::new();
+        let learned = locked(self.learned);
+        // The random session ID of a TLS 1.3 client cannot match, because no such ID is learned.
+        for rule in [RoutedBy::Ticket, RoutedBy::SessionId] {
+            let key = self.request.offered.key(rule);
+            let session = key.and_then(|key| learned.lookup(key, self.request.now));
+            homes.extend(session.map(|session| LearnedHome {
+                rule,
+                server: session.server,
+            }));
+        }
+        drop(learned);
+        // A server of this pool goes first: the client may have sessions in several pools.
+        let mut in_pool = homes
+            .iter()
+            .filter(|home| self.pool.with_id(home.server).is_some());
+        in_pool.next().or(homes.first()).copied()
+    }
+
+    fn learned_server(self, home: LearnedHome) -> Result<&'r Arc<PoolServer>, SkipReason> {
+        let found = self.pool.with_id(home.server);
+        let server = found.ok_or(SkipReason::NotInPool)?;
+        self.pool.takes_returning(server, self.request.instant)?;
+        Ok(server)
+    }
+
+    /// Servers that share the ticket key of a session's server, and have room.
+    fn key_siblings(self, home: LearnedHome) -> Vec<&'r Arc<PoolServer>> {
+        if home.rule != RoutedBy::Ticket {
+            // A shared ticket key says nothing about session caches.
+            return Vec::new();
+        }
+        let group: BTreeSet<u32> = self.pool.key_names.group(home.server);
+        if group.is_empty() {
+            return Vec::new();
+        }
+        let ids = Vec::from_iter(group);
+        let RoutingRequest {
+            source, instant, ..
+        } = *self.request;
+        let siblings = self.pool.with_room(&ids, source, instant);
+        // The miss reports why the first server was skipped. The siblings are only a fallback.
+        siblings.unwrap_or_default()
+    }
+
+    /// By the key name of the first ticket that has a proven one.
+    fn by_key_name(self) -> Vec<Choice<'r>> {
+        let OfferedSessions {
+            identities, ticket, ..
+        } = self.request.offered;
+        let mut tickets = identities.iter().chain(iter::once(ticket)).flatten();
+        let proven = tickets.find_map(|ticket| {
+            let servers = self.pool.key_names.servers(&ticket.name);
+            (!servers.is_empty()).then_some(servers)
+        });
+        let Some(ids) = proven else {
+            return Vec::new();
+        };
+        let rule = RoutedBy::KeyName;
+        let RoutingRequest {
+            source, instant, ..
+        } = *self.request;
+        let choice = |server| Choice { rule, server };
+        match self.pool.with_room(&ids, source, instant) {
+            Ok(servers) => servers
+                .into_iter()
+                .map(|server| choice(Ok(server)))
+                .collect(),
+            Err(reason) => vec![choice(Err(reason))],
+        }
+    }
+
+    fn by_policy(self) -> impl Iterator<Item = Choice<'r>> {
+        let RoutingRequest {
+            source, instant, ..
+        } = *self.request;
+        let servers = self.pool.place(source, instant);
+        servers.into_iter().map(|server| Choice {
+            rule: RoutedBy::Policy,
+            server: Ok(server),
+        })
+    }
+}

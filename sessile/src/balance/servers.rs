@@ -1,0 +1,307 @@
+//! The set of servers and pools. A set never changes. A reload or a command replaces it, and the new set keeps
+//! the statistics of remaining servers.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use sessile_proto::health_state::{Availability, HealthState, PlacementRank};
+use sessile_proto::route::{self, Load, Policy};
+
+use super::key_names::PoolKeyNames;
+use super::labels::LabelReader;
+use super::metrics::ServerFamilies;
+use super::route_miss::SkipReason;
+use super::server::{PoolServer, ServerStats};
+use super::session_loss::SessionLoss;
+use crate::config::{Balance, BalanceServer, UnknownName};
+use crate::key::server_number;
+use crate::server_names::ServerNames;
+
+/// The name of the pool of servers without a pool.
+const DEFAULT_POOL: &str = "default";
+
+/// The servers and pools of one configuration.
+pub(super) struct ServerSet {
+    /// The settings that this set was made from.
+    pub(super) balance: Balance,
+    /// `None` without a key.
+    pub(super) labels: Option<Arc<LabelReader>>,
+    /// The default pool comes first.
+    pools: Vec<Pool>,
+    pool_names: ServerNames<usize>,
+}
+
+/// Servers that can replace each other.
+pub(super) struct Pool {
+    pub(super) name: String,
+    pub(super) servers: Vec<Arc<PoolServer>>,
+    /// The first server name without a wildcard. Health checks send this name.
+    pub(super) first_name: Option<String>,
+    policy: Policy,
+    slow_start: Duration,
+    turn: AtomicU64,
+    /// Kept over reloads. Each pool has its own, because no rule leads out of a pool.
+    pub(super) key_names: Arc<PoolKeyNames>,
+}
+
+/// Labels could not tell two servers apart.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "servers {one:?} and {other:?} have the same number, {number}, so that labels cannot tell them apart; set `number` \
+     for one of them, here and as server.number there"
+)]
+pub struct SameNumber {
+    one: String,
+    other: String,
+    number: u32,
+}
+
+impl ServerSet {
+    /// `before`: the set that this one replaces.
+    pub(super) fn new(
+        balance: Balance,
+        labels: Option<Arc<LabelReader>>,
+        before: Option<&Self>,
+        families: &ServerFamilies,
+    ) -> Result<Self, SameNumber> {
+        let numbers = server_numbers(&balance.servers, labels.as_deref())?;
+        let mut pools = vec![Pool::new(DEFAULT_POOL, balance.policy, &balance, before)];
+        let mut pool_names = ServerNames::default();
+        for settings in &balance.pools {
+            let policy = settings.policy.unwrap_or(balance.policy);
+            let mut pool = Pool::new(&settings.name, policy, &balance, before);
+            let mut names = settings.names.iter();
+            pool.first_name = names.find(|name| !name.starts_with("*.")).cloned();
+            for name in &settings.names {
+                pool_names.insert(name, pools.len());
+            }
+            pools.push(pool);
+        }
+        for (settings, number) in balance.servers.iter().zip(numbers) {
+            let stats = stats_of(settings, before, families);
+            let pool = pool_of(settings, &mut pools);
+            let key_names = Arc::clone(&pool.key_names);
+            let server = PoolServer::new(settings.clone(), number, stats, key_names);
+            let metrics = families.key_names(server.name());
+            server.key_names.join(server.id(), server.name(), metrics);
+            pool.servers.push(Arc::new(server));
+        }
+        Ok(Self {
+            balance,
+            labels,
+            pools,
+            pool_names,
+        })
+    }
+
+    /// The pool of a server name. `None` if clients without a known name are refused.
+    pub(super) fn pool(&self, server_name: Option<&str>) -> Option<&Pool> {
+        let named = server_name.and_then(|name| self.pool_names.find(name));
+        match (named, self.balance.unknown_name) {
+            (Some(&at), _) => Some(&self.pools[at]),
+            (None, UnknownName::Refuse) => None,
+            (None, UnknownName::Default) => {
+                let default = &self.pools[0];
+                (!default.servers.is_empty()).then_some(default)
+            }
+        }
+    }
+
+    pub(super) fn pools(&self) -> &[Pool] {
+        &self.pools
+    }
+
+    /// Every server with its pool.
+    pub(super) fn servers(&self) -> impl Iterator<Item = (&Pool, &Arc<PoolServer>)> {
+        self.pools
+            .iter()
+            .flat_map(|pool| pool.servers.iter().map(move |server| (pool, server)))
+    }
+
+    /// The id and the address of each server.
+    pub(super) fn addresses(&self) -> impl Iterator<Item = (u32, SocketAddr)> {
+        self.servers()
+            .map(|(_, server)| (server.id(), server.address()))
+    }
+
+    pub(super) fn server(&self, name: &str) -> Option<&Arc<PoolServer>> {
+        let mut servers = self.servers().map(|(_, server)| server);
+        servers.find(|server| server.name() == name)
+    }
+}
+
+/// The statistics of a server: those of the set before, unless the server has another address now.
+fn stats_of(
+    settings: &BalanceServer,
+    before: Option<&ServerSet>,
+    families: &ServerFamilies,
+) -> Arc<ServerStats> {
+    let known = before.and_then(|set| set.server(&settings.name));
+    if let Some(known) = known {
+        if known.address() == settings.address {
+            return Arc::clone(&known.stats);
+        }
+        // Another machine has the name now.
+        families.reset_open(&settings.name);
+    }
+    let health = match before {
+        None => HealthState::default(),
+        Some(_) => HealthState::added_at(Instant::now()),
+    };
+    let metrics = families.for_server(&settings.name);
+    let session_loss = SessionLoss::new(families.session_loss(&settings.name));
+    Arc::new(ServerStats::new(health, metrics, session_loss))
+}
+
+/// The pool of a server. The configuration was checked, so a named pool exists.
+fn pool_of<'p>(settings: &BalanceServer, pools: &'p mut [Pool]) -> &'p mut Pool {
+    // The search skips the default pool: a configured pool can have the same name.
+    let mut named = (1..pools.len()).filter(|&at| settings.pool.as_ref() == Some(&pools[at].name));
+    let at = named.next().unwrap_or(0);
+    &mut pools[at]
+}
+
+/// The number of each server: configured, or derived from the name as the server derives it.
+fn server_numbers(
+    servers: &[BalanceServer],
+    labels: Option<&LabelReader>,
+) -> Result<Vec<Option<u32>>, SameNumber> {
+    let scope = labels.map(LabelReader::scope);
+    let mut numbers: Vec<Option<u32>> = Vec::with_capacity(servers.len());
+    for server in servers {
+        let derived = || Some(server_number(scope.as_deref()?, &server.name));
+        let number = server.number.or_else(derived);
+        let twin = numbers.iter().position(|other| *other == number);
+        if let (Some(number), Some(twin)) = (number, twin) {
+            return Err(SameNumber {
+                one: servers[twin].name.clone(),
+                other: server.name.clone(),
+                number,
+            });
+        }
+        numbers.push(number);
+    }
+    Ok(numbers)
+}
+
+impl Pool {
+    fn new(name: &str, policy: Policy, balance: &Balance, before: Option<&ServerSet>) -> Self {
+        let mut pools = before.into_iter().flat_map(ServerSet::pools);
+        let known = pools.find(|pool| pool.name == name);
+        Self {
+            name: name.to_owned(),
+            servers: Vec::new(),
+            first_name: None,
+            policy,
+            slow_start: balance.slow_start,
+            turn: AtomicU64::new(0),
+            key_names: known.map_or_else(Arc::default, |pool| Arc::clone(&pool.key_names)),
+        }
+    }
+
+    pub(super) const fn policy(&self) -> Policy {
+        self.policy
+    }
+
+    pub(super) fn has_available_server(&self, now: Instant) -> bool {
+        let mut servers = self.servers.iter();
+        servers.any(|server| server.availability(now) == Availability::Up)
+    }
+
+    pub(super) fn with_number(&self, number: u32) -> Option<&Arc<PoolServer>> {
+        let mut servers = self.servers.iter();
+        servers.find(|server| server.number == Some(number))
+    }
+
+    pub(super) fn with_id(&self, id: u32) -> Option<&Arc<PoolServer>> {
+        self.servers.iter().find(|server| server.id() == id)
+    }
+
+    /// Whether a server takes a client that has a session there. A drain does not matter.
+    pub(super) fn takes_returning(
+        &self,
+        server: &PoolServer,
+        now: Instant,
+    ) -> Result<(), SkipReason> {
+        if server.is_full() {
+            return Err(SkipReason::Full);
+        }
+        match SkipReason::for_availability(server.availability(now)) {
+            // If all servers failed, another server is no better.
+            Some(reason) if self.has_available_server(now) => Err(reason),
+            _ => Ok(()),
+        }
+    }
+
+    /// Those of these servers that take the client and have room, the preferred server of the source first.
+    ///
+    /// The error is the reason why no server qualifies.
+    pub(super) fn with_room(
+        &self,
+        ids: &[u32],
+        source: IpAddr,
+        now: Instant,
+    ) -> Result<Vec<&Arc<PoolServer>>, SkipReason> {
+        let availabilities = self.servers.iter().map(|server| server.availability(now));
+        let mut unavailable: Vec<Option<SkipReason>> =
+            availabilities.map(SkipReason::for_availability).collect();
+        if !unavailable.contains(&None) {
+            // If all servers failed, availability is no reason to skip one of them.
+            unavailable.fill(None);
+        }
+        let servers = self.servers.iter().zip(&unavailable);
+        let all: Vec<Load> = servers
+            .map(|(server, reason)| server.load(reason.is_none()))
+            .collect();
+        let mut loads = all.clone();
+        let mut first_reason: Option<SkipReason> = None;
+        for ((server, load), unavailable) in self.servers.iter().zip(&mut loads).zip(unavailable) {
+            let reason = if !ids.contains(&server.id()) {
+                Some(SkipReason::NotInPool)
+            } else if unavailable.is_some() {
+                unavailable
+            } else if server.is_full() {
+                Some(SkipReason::Full)
+            } else if !route::has_room(load, &all) {
+                Some(SkipReason::OverShare)
+            } else {
+                None
+            };
+            load.usable = reason.is_none();
+            first_reason = first_reason.into_iter().chain(reason).min();
+        }
+        let order = route::place(Policy::Source, source, 0, &loads);
+        if order.is_empty() {
+            return Err(first_reason.unwrap_or(SkipReason::NotInPool));
+        }
+        Ok(order.into_iter().map(|at| &self.servers[at]).collect())
+    }
+
+    /// All servers that are not full, in the order in which a new client tries them.
+    ///
+    /// Unsuitable servers come last, because the alternative is to turn the client away.
+    pub(super) fn place(&self, source: IpAddr, now: Instant) -> Vec<&Arc<PoolServer>> {
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        let ranks: Vec<_> = self.servers.iter().map(|server| server.rank(now)).collect();
+        let mut servers = self.servers.iter();
+        let has_starting = servers.any(|server| server.is_starting(self.slow_start, now));
+        let mut order = Vec::with_capacity(self.servers.len());
+        for rank in PlacementRank::ALL {
+            if !ranks.contains(&rank) {
+                continue;
+            }
+            let mut loads = Vec::with_capacity(self.servers.len());
+            for (server, server_rank) in self.servers.iter().zip(&ranks) {
+                let mut load = server.load(*server_rank == rank && !server.is_full());
+                if has_starting {
+                    load.weight *= server.share_percent(self.slow_start, now);
+                }
+                loads.push(load);
+            }
+            order.extend(route::place(self.policy, source, turn, &loads));
+        }
+        order.into_iter().map(|at| &self.servers[at]).collect()
+    }
+}

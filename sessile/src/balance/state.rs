@@ -1,0 +1,99 @@
+//! The state that the threads of a balancer share, and the replacement of its server set.
+
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use sessile_proto::affinity::Affinity;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::labels::LabelReader;
+use super::metrics::{BalancerMetrics, ServerFamilies, StateReading};
+use super::server::PoolServer;
+use super::servers::{SameNumber, ServerSet};
+use crate::config::Balance;
+use crate::locks::locked;
+
+/// The servers that a new configuration added, changed and removed, by name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    pub added: Vec<String>,
+    pub changed: Vec<String>,
+    pub removed: Vec<String>,
+}
+
+/// The shared state of a balancer.
+pub(super) struct BalancerState {
+    pub(super) servers: watch::Sender<Arc<ServerSet>>,
+    /// Held from the read of the server set until its replacement.
+    pub(super) replacing: Mutex<()>,
+    pub(super) learned: Arc<Mutex<Affinity>>,
+    pub(super) metrics: BalancerMetrics,
+    pub(super) families: ServerFamilies,
+    /// `session.lifetime`: the expected lifetime of sessions at servers that announce none.
+    pub(super) session_lifetime: Duration,
+    pub(super) stop: CancellationToken,
+}
+
+impl BalancerState {
+    /// The servers and pools at this time.
+    pub(super) fn server_set(&self) -> Arc<ServerSet> {
+        Arc::clone(&self.servers.borrow())
+    }
+
+    /// The state of each server, for metrics.
+    pub(super) fn server_states(&self) -> Vec<StateReading> {
+        let set = self.server_set();
+        let now = Instant::now();
+        let reading = |server: &PoolServer| StateReading {
+            server: server.name().to_owned(),
+            state: server.state(set.balance.slow_start, now),
+        };
+        set.servers().map(|(_, server)| reading(server)).collect()
+    }
+
+    /// Changes the settings of servers and pools. Returns true if `change` returned true and the change applied.
+    pub(super) fn change(&self, change: impl FnOnce(&mut Balance) -> bool) -> bool {
+        let _replacing = locked(&self.replacing);
+        let set = self.server_set();
+        let mut balance = set.balance.clone();
+        change(&mut balance) && self.replace(balance, set.labels.clone()).is_ok()
+    }
+
+    /// Replaces the server set. The caller holds `replacing`.
+    pub(super) fn replace(
+        &self,
+        balance: Balance,
+        labels: Option<Arc<LabelReader>>,
+    ) -> Result<Changes, SameNumber> {
+        let before = self.server_set();
+        let after = ServerSet::new(balance, labels, Some(&before), &self.families)?;
+        let mut changes = Changes::default();
+        for (_, server) in before.servers() {
+            let (name, id) = (server.name(), server.id());
+            let settings = after.server(name).map(|server| &server.settings);
+            if settings.is_none_or(|settings| settings.pool != server.settings.pool) {
+                server.key_names.leave(id);
+            }
+            if settings.is_none() {
+                self.families.remove(name);
+                changes.removed.push(name.to_owned());
+            }
+            if settings.is_none_or(|settings| settings.address != server.address()) {
+                // No other machine has the sessions of this server.
+                locked(&self.learned).forget_servers(|learned| learned == id);
+                server.key_names.update(id, |names| names.forget(id));
+            }
+            if settings.is_some_and(|settings| *settings != server.settings) {
+                changes.changed.push(name.to_owned());
+            }
+        }
+        let names = after.servers().map(|(_, server)| server.name());
+        changes.added = names
+            .filter(|name| before.server(name).is_none())
+            .map(str::to_owned)
+            .collect();
+        self.servers.send_replace(Arc::new(after));
+        Ok(changes)
+    }
+}

@@ -6,12 +6,14 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use rustix::process::Signal;
 use sessile::client::{
     Client, Close, EstablishedConnection, Mechanism, Options, Sessions, Target, Trust,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::peers::{Certificates, NAME, Sessile, run};
+use crate::store::setup::Farm;
 
 /// A ClientHello of OpenSSL.
 const HELLO: &[u8] = include_bytes!("../../../proto/src/testdata/client-openssl-tls13-full.bin");

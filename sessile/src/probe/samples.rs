@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use rustls::AlertDescription;
+use sessile_proto::hello::TLS_1_2;
 use sessile_proto::verdict::How;
 use sessile_proto::watch::Kind;
 
@@ -27,7 +28,7 @@ pub(super) fn seen(how: How, kind: Kind) -> FinishedHandshake {
         offered,
         kind,
         given: !matches!(kind, Kind::Resumed(_)),
-        version: 0x0303,
+        version: TLS_1_2,
         cipher_suite: 0xc02f,
         times: HandshakeTimes {
             connect: Duration::from_micros(200),

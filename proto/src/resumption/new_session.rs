@@ -8,7 +8,7 @@ use crate::Time;
 pub struct NewSession {
     /// Under which key.
     pub key: StoreKey,
-    /// An encoded [`Envelope`].
+    /// An encoded [`Envelope`](crate::ticket::Envelope).
     pub envelope: Vec<u8>,
     /// When its full handshake was.
     pub established: Time,

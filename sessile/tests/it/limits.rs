@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::Command;
 use std::sync::mpsc;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -28,8 +29,16 @@ fn raise_file_limit() {
     assert!(sessile::lifecycle::file_limit() > STALLED as u64 + 1_000);
 }
 
-/// ClientHellos that never become complete.
-fn stall(address: SocketAddr) -> Vec<TcpStream> {
+/// Connections with ClientHellos that never become complete.
+struct Stalled {
+    connections: Vec<TcpStream>,
+    /// The process may not have enough files for two tests at the same time.
+    _one_test: MutexGuard<'static, ()>,
+}
+
+fn stall(address: SocketAddr) -> Stalled {
+    static ONE_TEST: Mutex<()> = Mutex::new(());
+    let one_test = ONE_TEST.lock().unwrap_or_else(PoisonError::into_inner);
     raise_file_limit();
     let begun = &HELLO[..HELLO.len() - 1];
     let stalled = (0..STALLED).map(|_| {
@@ -40,7 +49,10 @@ fn stall(address: SocketAddr) -> Vec<TcpStream> {
         let _ = io.write_all(begun);
         io
     });
-    stalled.collect()
+    Stalled {
+        connections: stalled.collect(),
+        _one_test: one_test,
+    }
 }
 
 /// A complete visit of a client with this address.
@@ -110,7 +122,7 @@ fn ten_thousand_accepted_stalled_hellos_take_little_memory() {
         "{more} bytes for {STALLED} hellos"
     );
     // Each connection ends at its deadline, at every position of the cut.
-    for mut io in stalled {
+    for mut io in stalled.connections {
         io.set_read_timeout(Some(PATIENCE)).unwrap();
         assert!(!matches!(io.read(&mut [0]), Ok(1)), "an answer");
     }

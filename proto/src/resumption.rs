@@ -1,8 +1,8 @@
-//! Decides whether a session resumes, and what a handshake gives for the next one.
+//! Decides whether a session resumes, and which sessions a handshake gives to its client.
 //!
-//! In go the policy of a site, what a hello offers, what a store returned, and the present time. Out
-//! come sessions for the TLS library, a reason for each refusal, new sessions, and the verdict. The TLS
-//! library does the cryptography, and the caller talks to the store.
+//! Inputs: the policy of a site, the offers of a hello, the answers of a store, and the present time.
+//! Outputs: sessions for the TLS library, a reason for each refusal, new sessions, and the verdict. The
+//! TLS library does the cryptography, and the caller talks to the store.
 
 mod early_data;
 mod giving;

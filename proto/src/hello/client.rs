@@ -279,7 +279,7 @@ fn server_name(mut body: Cursor<'_>) -> Result<Option<&str>, Error> {
 
 fn host_name(name: &[u8]) -> Result<&str, Error> {
     const ILLEGAL: Error = Error::Illegal("server name");
-    // The colon is of addresses, which do not belong here and are sent all the same.
+    // Some clients send addresses, which have colons, although RFC 6066 forbids this.
     let allowed = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.:".contains(byte);
     if name.is_empty() {
         return Err(Error::OutOfRange("server name: it is empty"));

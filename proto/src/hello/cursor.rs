@@ -2,7 +2,7 @@
 
 use crate::record::{Error, message_len};
 
-/// What is left of a message, or of a vector inside it. Running out of bytes is [`Error::Length`]:
+/// The unread rest of a message, or of a vector inside it. Running out of bytes is [`Error::Length`]:
 /// the message is whole, so a length in it lied.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Cursor<'a>(&'a [u8]);

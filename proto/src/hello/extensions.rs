@@ -16,7 +16,7 @@ pub(super) const PSK_KEY_EXCHANGE_MODES: u16 = 45;
 pub(super) const TICKET_REQUEST: u16 = 58;
 pub(super) const ENCRYPTED_CLIENT_HELLO: u16 = 0xfe0d;
 
-/// Calls `take` with the type and the body of each extension in what is left of a hello. Before
+/// Calls `take` with the type and the body of each extension in the rest of a hello. Before
 /// TLS 1.2 the whole block may be missing.
 pub(super) fn each<'a>(
     mut hello: Cursor<'a>,

@@ -14,7 +14,7 @@ use crate::verdict::{Reason, Rejection};
 /// The TLS library allows 60 s, so it never refuses for this reason what passed here.
 const MAX_AGE_DIFFERENCE: Duration = Duration::from_secs(10);
 
-/// What a hello asks for, before the store was asked.
+/// The request of a hello, before the store was asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EarlyDataRequest {
     /// The hello announces no early data.
@@ -61,7 +61,7 @@ impl EarlyDataRequest {
 pub struct ConsumedSession {
     /// True if the store is certain that no server was given the session before.
     pub is_certain: bool,
-    /// When the ticket was made and what the client adds to its age; `None` if unreadable.
+    /// The age of the ticket; `None` if unreadable.
     pub age: Option<TicketAge>,
     /// How many bytes the client was told that it may send; `None` if unreadable.
     pub announced: Option<u32>,
@@ -85,7 +85,7 @@ impl TicketAge {
     }
 }
 
-/// What a handshake may do with early data.
+/// The plan for the early data of a handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EarlyDataPlan {
     /// The hello announces none.

@@ -1,4 +1,4 @@
-//! What a handshake gives a client for its next visit: session IDs and tickets, and their end.
+//! New session IDs and tickets, and their end.
 
 use std::time::Duration;
 
@@ -69,7 +69,7 @@ impl Resumption {
     }
 
     /// A new TLS 1.2 ticket or TLS 1.3 identity for a session in the library's encoding. `random` is
-    /// never used twice. `None` if no ticket is to be given.
+    /// never used twice. `None` if the client gets no ticket.
     pub fn add_ticket(&mut self, session: &[u8], random: [u8; 32]) -> Option<Vec<u8>> {
         if !self.may_announce(session) {
             return None;

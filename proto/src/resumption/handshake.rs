@@ -28,18 +28,18 @@ pub enum Progress {
     Resumed,
 }
 
-/// What a store returned for each key: an envelope, or why there is none.
+/// The answer of a store for each key: an envelope, or the reason why there is none.
 pub type Fetched = Vec<(StoreKey, Result<Vec<u8>, Reason>)>;
 
 /// Everything that is known before the TLS library sees the hello.
 pub struct Inputs {
     /// The rules of the site.
     pub policy: Policy,
-    /// What the hello offers.
+    /// The offers of the hello.
     pub offers: Offers,
-    /// What the store returned for [`super::stored_sessions`].
+    /// The answers of the store for [`super::stored_sessions`].
     pub fetched: Fetched,
-    /// What may become of early data.
+    /// The plan for early data.
     pub early_data: EarlyDataPlan,
     /// The session that the store gave out for the early data of this hello.
     pub consumed: Option<StoreKey>,
@@ -115,7 +115,7 @@ impl Candidate {
     }
 }
 
-/// What an offered session ID or token stands for.
+/// The session behind an offered session ID or token.
 struct Found<'a> {
     /// `None` if the session is not in a store.
     key: Option<StoreKey>,
@@ -132,7 +132,7 @@ impl Found<'_> {
     }
 }
 
-/// What becomes of an offered session.
+/// The decision on an offered session.
 pub enum Decision {
     /// The library gets this session, in its own encoding.
     Admit(Vec<u8>),
@@ -277,7 +277,7 @@ impl Resumption {
         (verdict::judge(None, &refused), self.now)
     }
 
-    /// What became of early data. `is_accepted` is what the library says.
+    /// The outcome of early data. `is_accepted` is the word of the library.
     #[must_use]
     pub fn early_data(&self, is_accepted: bool) -> EarlyData {
         let granted = match self.early_data {
@@ -302,8 +302,8 @@ impl Resumption {
         (Some(key) != self.consumed).then_some(key)
     }
 
-    /// The stored sessions of a finished connection: those that it made, and the one that it resumed
-    /// unless that was for single use.
+    /// The stored sessions of a finished connection: the new ones, and the resumed one unless it was for
+    /// single use.
     #[must_use]
     pub fn owned(&self) -> Vec<StoreKey> {
         let resumed = self.resumed().and_then(|resumed| resumed.key);

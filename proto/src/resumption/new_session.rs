@@ -16,7 +16,7 @@ pub struct NewSession {
     pub expires: Time,
 }
 
-/// What a session inherits from its full handshake.
+/// The facts that a session inherits from its full handshake.
 #[derive(Clone, Copy)]
 pub(super) struct Origin {
     pub(super) established: Time,

@@ -1,4 +1,4 @@
-//! What a ClientHello offers, as far as resumption depends on it.
+//! The facts of a ClientHello that resumption depends on.
 
 use super::store_key::StoreKey;
 use crate::hello::{ClientHello, TLS_1_2, TLS_1_3};

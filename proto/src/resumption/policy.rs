@@ -1,4 +1,4 @@
-//! What a server and one of its sites allow.
+//! The rules of one site on one server.
 
 use std::time::Duration;
 
@@ -33,7 +33,7 @@ pub struct Policy {
     pub site: u64,
     /// Whose tickets these are.
     pub issuer: Issuer,
-    /// What the site asks of a client's certificate.
+    /// The client authentication of the site.
     pub client_auth: ClientAuth,
     /// Longest life of a session, counted from its full handshake.
     pub lifetime: Duration,

@@ -4,7 +4,7 @@ use std::fmt;
 
 use crate::ticket::Id;
 
-/// A store key: what the client presents, with a first byte that tells the kinds apart.
+/// The bytes that a client presents, after one byte for the kind.
 ///
 /// A TLS 1.2 session ID that was seen on the wire therefore names nothing as a TLS 1.3 identity.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]

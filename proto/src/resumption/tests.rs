@@ -108,7 +108,7 @@ fn full(resumption: &mut Resumption) {
     resumption.observe(Progress::Full, Some(SUITE));
 }
 
-/// A ticket from a full handshake, and what has to be stored for it.
+/// A ticket from a full handshake, and the sessions that have to be stored for it.
 fn ticket(inputs: Inputs) -> (Vec<u8>, Fetched) {
     let mut resumption = Resumption::new(inputs);
     full(&mut resumption);
@@ -116,7 +116,7 @@ fn ticket(inputs: Inputs) -> (Vec<u8>, Fetched) {
     (ticket, stored(&mut resumption))
 }
 
-/// What a store returns for the sessions that a handshake has made.
+/// The answer of a store for the new sessions of a handshake.
 fn stored(resumption: &mut Resumption) -> Fetched {
     let new_sessions = resumption.take_new_sessions().into_iter();
     new_sessions
@@ -138,7 +138,7 @@ fn session_id(inputs: Inputs) -> Fetched {
     stored(&mut resumption)
 }
 
-/// The verdict on a client that comes back with a token, if the library resumes what it gets.
+/// The verdict on a client that returns with a token. The library resumes every session that it gets.
 fn verdict(inputs: Inputs, token: &[u8]) -> Verdict {
     let mut resumption = Resumption::new(inputs);
     let decision = resumption.offer_token(token);

@@ -13,7 +13,7 @@ const FORMAT: u8 = 1;
 /// Bytes before the server name.
 const FIXED_LEN: usize = 1 + 2 + 8 + 1 + 2 + 2 + 1 + 4 + 8 + 8 + 1;
 
-/// What a site asks of a client's identity, as far as a session depends on it.
+/// The client authentication of a site.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ClientAuth {
     /// No certificate is asked for.
@@ -44,14 +44,14 @@ impl ClientAuth {
     }
 }
 
-/// What a session is bound to: it resumes only where a full handshake would come out the same.
+/// The binding of a session. It resumes only if a full handshake would have the same outcome.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Binding<'a> {
     /// The site, as a number that is the same on every server of the farm.
     pub site: u64,
     /// The server name (SNI) in lower case; empty where the client sent none.
     pub server_name: &'a str,
-    /// What the site asked of the client.
+    /// The client authentication of the site at that time.
     pub client_auth: ClientAuth,
     /// Negotiated protocol version, as on the wire.
     pub version: u16,
@@ -66,7 +66,7 @@ pub struct Binding<'a> {
 pub struct Envelope<'a> {
     /// The TLS library's format of `value`.
     pub value_format: u16,
-    /// What it is bound to.
+    /// The binding.
     pub binding: Binding<'a>,
     /// The number of the server that the full handshake was with; resuming does not change it.
     pub server: u32,
@@ -85,17 +85,17 @@ pub struct Expected<'a> {
     pub value_format: u16,
     /// The site that the hello leads to.
     pub site: u64,
-    /// The hello's server name in lower case; empty where there is none.
+    /// The server name of the hello in lower case; empty if there is none.
     pub server_name: &'a str,
-    /// What the site asks of a client now.
+    /// The client authentication of the site now.
     pub client_auth: ClientAuth,
     /// The protocol version that is being negotiated.
     pub version: u16,
-    /// Longest life here; may be less than what the maker of the session granted.
+    /// Longest life on this server. The server that made the session can have allowed more.
     pub lifetime: Duration,
     /// Whether the hello offers an extended master secret.
     pub extended_master_secret: bool,
-    /// What is forgotten on request.
+    /// The rules for sessions that were forgotten on request.
     pub forgotten: &'a ForgetRules,
 }
 
@@ -136,7 +136,7 @@ impl<'a> Envelope<'a> {
     /// Reads an envelope; padding may follow it.
     ///
     /// # Errors
-    /// [`Reason::OldFormat`] where it is not one of this version's.
+    /// [`Reason::OldFormat`] if the bytes are no envelope of this version.
     pub fn decode(bytes: &'a [u8]) -> Result<Self, Reason> {
         Self::read(bytes).ok_or(Reason::OldFormat)
     }
@@ -176,11 +176,10 @@ impl<'a> Envelope<'a> {
         })
     }
 
-    /// Whether this session may resume here and now, as far as it can be told before the
-    /// handshake negotiates a cipher suite.
+    /// Compares the session with a handshake, before this negotiates a cipher suite.
     ///
     /// # Errors
-    /// With the first thing that stands against it.
+    /// With the first field that does not match.
     pub fn admits(&self, expected: &Expected<'_>, now: Time) -> Result<(), Reason> {
         let binding = &self.binding;
         let end = self.expires.min(self.established.plus(expected.lifetime));

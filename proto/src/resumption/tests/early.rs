@@ -229,7 +229,7 @@ fn a_random_identity_is_unknown_at_a_site_with_early_data_and_of_an_unknown_key_
         verdict(inputs(TLS_1_3), &token),
         Verdict::Full(Reason::UnknownKey)
     );
-    // A site that has turned early data off still says what the store knows of it.
+    // A site without early data still reports the reason of the store.
     let spent = with(TLS_1_3, |inputs| {
         let key = StoreKey::single_use(&token).unwrap();
         inputs.fetched.push((key, Err(Reason::Spent)));

@@ -1,4 +1,4 @@
-//! What a handshake gives for the next one, and when that ends.
+//! New session IDs and tickets, and their end.
 
 use super::*;
 
@@ -62,7 +62,7 @@ fn a_declined_tls12_session_is_replaced() {
     ));
     resumption.full_tls12_chosen();
     assert!(resumption.gives_tickets());
-    // What it gives starts a life of its own, although the old session was admitted.
+    // The new ticket does not inherit the time of the declined session.
     let later = NOON.plus(HOUR);
     let mut resumption = Resumption::new(with(TLS_1_2, |inputs| {
         inputs.now = later;
@@ -108,7 +108,7 @@ fn a_session_ends_a_minute_before_the_certificate_chain() {
     assert_eq!(resumption.ticket_lifetime(), 29 * 60);
     let token = resumption.add_ticket(SESSION, random()).unwrap();
 
-    // Later tickets, on whatever server and under whatever certificate, end at the same time.
+    // Later tickets end at the same time, on every server and under every certificate.
     let later = NOON.plus(minutes(20));
     let at = |now: Time| {
         with(TLS_1_3, |inputs| {

@@ -1,4 +1,4 @@
-//! What is read out of a ClientHello.
+//! Facts that are read from a ClientHello.
 
 use super::*;
 use crate::hello::ClientHello;

@@ -1,4 +1,4 @@
-//! What holds for every hello, policy and answer of a store.
+//! Properties of every hello, policy and answer of a store.
 
 use proptest::prelude::*;
 
@@ -76,8 +76,7 @@ prop_compose! {
     }
 }
 
-/// What a client can bring: a sealed ticket, a session ID or an identity that the store knows or does
-/// not know, or noise.
+/// An offer of a client: a sealed ticket, a session ID, an identity for single use, or noise.
 #[derive(Clone, Debug)]
 enum Offer {
     Sealed(Envelope<'static>),
@@ -95,7 +94,7 @@ fn any_offer() -> impl Strategy<Value = Offer> {
     ]
 }
 
-/// Makes the offer. The envelope behind it, and what was decided.
+/// Makes the offer. Returns the envelope behind it, and the decision.
 fn make(offer: &Offer, mut inputs: Inputs) -> (Option<Envelope<'static>>, Resumption, Decision) {
     let found = |envelope: &Option<Envelope<'static>>| {
         let found = envelope.as_ref().map(encoded);

@@ -287,7 +287,7 @@ impl Drop for Cut {
         let Self(connection) = self;
         if let Some(gone) = removed_as(connection, false) {
             for key in connection.status.owned().iter() {
-                connection.worker.store.remove_here(key, gone);
+                connection.worker.store.remove_from_table(key, gone);
             }
         }
     }

@@ -183,13 +183,13 @@ fn register_table(registry: &Registry, server: &str, store: &Store) -> prometheu
         "Sessions in the session table.",
     );
     let table = store.clone();
-    figure::register(registry, entries, move || table.memory().stats().entries)?;
+    figure::register(registry, entries, move || table.table().stats().entries)?;
     let bytes = opts(
         "sessile_session_table_bytes",
         "Memory of the session table, in bytes.",
     );
     let table = store.clone();
-    figure::register(registry, bytes, move || table.memory().memory())?;
+    figure::register(registry, bytes, move || table.table().memory())?;
     Ok(())
 }
 

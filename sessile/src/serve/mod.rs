@@ -37,7 +37,7 @@ use crate::key::{self, KeyError, Keyring, Origin, Reloaded};
 use crate::lifecycle::{self, Workers};
 use crate::listen::{self, ListenError};
 use crate::store::snapshot::SnapshotFile;
-use crate::store::{Local, Store, StoreError};
+use crate::store::{Store, StoreError, WorkerStore};
 use crate::tls::Sessions;
 use site_files::LoadedSites;
 use sites::Sites;
@@ -201,7 +201,7 @@ impl Server {
     pub fn reload_key(&self) -> Result<Reloaded, KeyError> {
         let Shared { keys, store, .. } = &self.shared;
         let reloaded = keys.reload()?;
-        store.follow(&keys.schedule(clock::now()));
+        store.apply_revocations(&keys.schedule(clock::now()));
         Ok(reloaded)
     }
 
@@ -273,14 +273,14 @@ struct Shared {
 }
 
 impl Shared {
-    fn sessions(&self, store: Local) -> Rc<Sessions> {
+    fn sessions(&self, store: WorkerStore) -> Rc<Sessions> {
         let keys = Arc::clone(&self.keys);
         Rc::new(Sessions::new(&self.config, store, keys, self.issuer))
     }
 
     /// Makes sites as a worker does: what none could use must not reach one.
     fn try_out(&self, live: &LoadedSites) -> Result<(), SiteError> {
-        let sessions = self.sessions(self.store.local());
+        let sessions = self.sessions(self.store.worker());
         Ok(Sites::new(live, &sessions, &self.metrics).map(drop)?)
     }
 }
@@ -288,7 +288,7 @@ impl Shared {
 /// One thread's part of the server.
 struct Worker {
     shared: Shared,
-    store: Local,
+    store: WorkerStore,
     sessions: Rc<Sessions>,
     current: RefCell<Current>,
 }
@@ -300,7 +300,7 @@ struct Current {
 }
 
 impl Worker {
-    fn new(shared: Shared, store: Local) -> Result<Self, SiteError> {
+    fn new(shared: Shared, store: WorkerStore) -> Result<Self, SiteError> {
         let sessions = shared.sessions(store.clone());
         let mut live = shared.live.subscribe();
         let sites = Rc::new(Sites::new(
@@ -332,7 +332,7 @@ impl Worker {
 }
 
 async fn work(shared: Shared, entrance: Entrance, socket: listen::Socket) {
-    let store = shared.store.local();
+    let store = shared.store.worker();
     store.connect().await;
     let worker = match Worker::new(shared, store) {
         Ok(worker) => Rc::new(worker),
@@ -354,6 +354,6 @@ async fn work(shared: Shared, entrance: Entrance, socket: listen::Socket) {
     if let Err(error) = accepted.await {
         tracing::error!(%error, "a worker cannot listen");
     }
-    worker.shared.store.resign();
+    worker.shared.store.release_number();
     lifecycle::finish(&connections, worker.shared.config.connection.drain_timeout).await;
 }

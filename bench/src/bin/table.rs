@@ -11,9 +11,9 @@ use std::time::Duration;
 use moka::policy::EvictionPolicy;
 use rustix::time::{ClockId, clock_gettime};
 use rustls::server::{ServerSessionMemoryCache, StoresServerSessions};
-use sessile::store::memory::Memory;
 use sessile_proto::Time;
 use sessile_proto::session::Limits;
+use sessile_proto::session::ShardedTable;
 
 const SIZES: [usize; 2] = [10_000, 1_000_000];
 const THREADS: [usize; 2] = [1, 2];
@@ -61,8 +61,8 @@ const CONTESTANTS: [Contestant; 5] = [
     }),
 ];
 
-struct Copied(Memory);
-struct InPlace(Memory);
+struct Copied(ShardedTable);
+struct InPlace(ShardedTable);
 
 /// rustls's cache has no length, so this counts the insertions.
 struct ServerCache {
@@ -71,9 +71,9 @@ struct ServerCache {
     entries: usize,
 }
 
-fn memory(max_entries: usize) -> Memory {
+fn memory(max_entries: usize) -> ShardedTable {
     let lifetime = Duration::from_secs(36_000);
-    Memory::new(
+    ShardedTable::new(
         Limits {
             max_entries,
             lifetime,

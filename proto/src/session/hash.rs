@@ -11,15 +11,14 @@ const PI: [u64; 3] = [
 
 /// A key and its hash. The hash chooses the shard, the place in the index and the ghost set.
 #[derive(Clone, Copy, Debug)]
-pub struct Hashed<'a> {
+pub(super) struct Hashed<'a> {
     pub(super) bytes: &'a [u8],
     pub(super) hash: u64,
 }
 
 impl Hashed<'_> {
     /// The key's shard. `shards` is a power of two.
-    #[must_use]
-    pub fn shard(&self, shards: usize) -> usize {
+    pub(super) fn shard(&self, shards: usize) -> usize {
         // The index of a part uses the upper bits.
         self.hash as usize & (shards - 1)
     }
@@ -27,15 +26,14 @@ impl Hashed<'_> {
 
 /// Hashes keys under one seed.
 #[derive(Clone, Debug)]
-pub struct Hasher {
+pub(super) struct Hasher {
     start: u64,
     mask: u64,
 }
 
 impl Hasher {
     /// A separate hash function for each seed.
-    #[must_use]
-    pub const fn new(seed: u64) -> Self {
+    pub(super) const fn new(seed: u64) -> Self {
         let start = fold(seed ^ PI[0], PI[1]);
         Self {
             start,
@@ -44,8 +42,7 @@ impl Hasher {
     }
 
     /// A hash of 64 bits. Upper and lower bits are equally good.
-    #[must_use]
-    pub fn hash(&self, key: &[u8]) -> u64 {
+    pub(super) fn hash(&self, key: &[u8]) -> u64 {
         let mut state = self.start;
         let mut rest = key;
         while let Some((pair, more)) = rest.split_first_chunk::<16>() {
@@ -62,8 +59,7 @@ impl Hasher {
     }
 
     /// A key with its hash.
-    #[must_use]
-    pub fn hashed<'a>(&self, key: &'a [u8]) -> Hashed<'a> {
+    pub(super) fn hashed<'a>(&self, key: &'a [u8]) -> Hashed<'a> {
         Hashed {
             bytes: key,
             hash: self.hash(key),

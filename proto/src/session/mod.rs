@@ -1,20 +1,21 @@
 //! The session table: a map of bytes to bytes, first in, first out, limited in entries and in lifetime.
 //!
-//! The table remembers for a while why an entry was removed. It knows nothing of TLS, clocks or threads.
+//! The table remembers for a while why an entry was removed. It knows nothing of TLS or clocks. [`Table`] is for
+//! one thread, [`ShardedTable`] for several.
 
 mod ghost;
 mod hash;
 mod index;
 mod log;
 mod part;
+mod sharded;
 mod table;
 #[cfg(test)]
 mod tests;
 
 use std::time::Duration;
 
-pub use self::hash::{Hashed, Hasher};
-pub use self::part::Part;
+pub use self::sharded::{OwnedEntry, ShardedTable};
 pub use self::table::Table;
 
 use crate::Time;

@@ -1,11 +1,10 @@
 //! One part of a table: an index over a log, and the ghosts of removed entries.
 
 use super::ghost::Ghosts;
+use super::hash::{Hashed, Hasher};
 use super::index::Index;
 use super::log::Log;
-use super::{
-    Gone, Hashed, Hasher, Inserted, Limits, Lookup, MAX_KEY, MAX_VALUE, Stats, TableEntry,
-};
+use super::{Gone, Inserted, Limits, Lookup, MAX_KEY, MAX_VALUE, Stats, TableEntry};
 use crate::Time;
 
 /// Fewest ghosts of a table. Otherwise there are as many as entries.
@@ -19,7 +18,7 @@ const MAX_GHOSTS: usize = 65_536;
 /// A part does not know when the table is full. The owner of the parts calls [`Self::evict_oldest`] on the part
 /// with the oldest entry.
 #[derive(Debug)]
-pub struct Part {
+pub(super) struct Part {
     disabled: bool,
     /// In milliseconds, rounded up.
     lifetime: u64,
@@ -34,8 +33,7 @@ pub struct Part {
 
 impl Part {
     /// An empty part, one of `parts`. Its keys must be hashed by `hasher`.
-    #[must_use]
-    pub fn new(limits: Limits, parts: usize, hasher: Hasher) -> Self {
+    pub(super) fn new(limits: Limits, parts: usize, hasher: Hasher) -> Self {
         let share = |all: usize| all.div_ceil(parts.max(1));
         let ghosts = if limits.disabled() {
             0
@@ -59,7 +57,7 @@ impl Part {
     ///
     /// A handshake in the future is dated `now`. `sequence` orders the entries of all parts, and must be larger
     /// than every number before.
-    pub fn insert(
+    pub(super) fn insert(
         &mut self,
         sequence: u64,
         key: Hashed<'_>,
@@ -103,26 +101,25 @@ impl Part {
     }
 
     /// Looks up a key. An expired entry is removed.
-    pub fn get(&mut self, key: Hashed<'_>, now: Time) -> Lookup<&[u8]> {
+    pub(super) fn get(&mut self, key: Hashed<'_>, now: Time) -> Lookup<&[u8]> {
         self.look(key, now)
             .map(|place| self.log.entry(self.index.location(place)).value)
     }
 
     /// The entry with this key, even if it has expired. Counts and changes nothing.
-    #[must_use]
-    pub fn peek(&self, key: Hashed<'_>) -> Option<TableEntry<'_>> {
+    pub(super) fn peek(&self, key: Hashed<'_>) -> Option<TableEntry<'_>> {
         let place = self.find(key)?;
         Some(self.log.entry(self.index.location(place)))
     }
 
     /// The value of the entry with this key, even if it has expired, for a change in place. Counts nothing.
-    pub fn value_mut(&mut self, key: Hashed<'_>) -> Option<&mut [u8]> {
+    pub(super) fn value_mut(&mut self, key: Hashed<'_>) -> Option<&mut [u8]> {
         let place = self.find(key)?;
         Some(self.log.value_mut(self.index.location(place)))
     }
 
     /// Looks up a key and removes the entry. A second call returns [`Gone::Spent`].
-    pub fn take(&mut self, key: Hashed<'_>, now: Time) -> Lookup<Vec<u8>> {
+    pub(super) fn take(&mut self, key: Hashed<'_>, now: Time) -> Lookup<Vec<u8>> {
         self.look(key, now).map(|place| {
             let value = self.log.entry(self.index.location(place)).value.to_vec();
             self.bury(place, key.hash, Gone::Spent);
@@ -131,7 +128,7 @@ impl Part {
     }
 
     /// Removes an entry and remembers why. False if there was no entry.
-    pub fn remove(&mut self, key: Hashed<'_>, why: Gone) -> bool {
+    pub(super) fn remove(&mut self, key: Hashed<'_>, why: Gone) -> bool {
         let Some(place) = self.find(key) else {
             return false;
         };
@@ -142,7 +139,7 @@ impl Part {
     /// Removes the entry with this sequence number and hash. False if there is none.
     ///
     /// A later entry with the same key has another sequence number, and stays.
-    pub fn remove_one(&mut self, hash: u64, sequence: u64, why: Gone) -> bool {
+    pub(super) fn remove_one(&mut self, hash: u64, sequence: u64, why: Gone) -> bool {
         let place = self.index.find(hash, |location| {
             self.log.entry(location).sequence == sequence
         });
@@ -154,7 +151,7 @@ impl Part {
     }
 
     /// Removes every entry that `picks` selects, and returns their number. Reads every entry.
-    pub fn remove_where(
+    pub(super) fn remove_where(
         &mut self,
         why: Gone,
         mut picks: impl FnMut(&TableEntry<'_>) -> bool,
@@ -173,7 +170,7 @@ impl Part {
     /// Removes the oldest entry. Returns [`Gone::Expired`] if it had expired, else [`Gone::Evicted`].
     ///
     /// `None` if there is no entry.
-    pub fn evict_oldest(&mut self, now: Time) -> Option<Gone> {
+    pub(super) fn evict_oldest(&mut self, now: Time) -> Option<Gone> {
         let (location, oldest) = self.log.oldest()?;
         let why = if self.is_expired(oldest.established, now) {
             Gone::Expired
@@ -189,7 +186,7 @@ impl Part {
     /// Removes the oldest entries while they have expired, and returns their number.
     ///
     /// This only frees memory early: expired entries are never returned.
-    pub fn expire(&mut self, now: Time) -> usize {
+    pub(super) fn expire(&mut self, now: Time) -> usize {
         let before = self.len();
         while self
             .oldest()
@@ -201,55 +198,42 @@ impl Part {
     }
 
     /// The oldest entry.
-    #[must_use]
-    pub fn oldest(&self) -> Option<TableEntry<'_>> {
+    pub(super) fn oldest(&self) -> Option<TableEntry<'_>> {
         self.log.oldest().map(|(_, entry)| entry)
     }
 
     /// The sequence number of the oldest entry.
-    #[must_use]
-    pub fn oldest_sequence(&self) -> Option<u64> {
+    pub(super) fn oldest_sequence(&self) -> Option<u64> {
         self.oldest().map(|entry| entry.sequence)
     }
 
     /// All entries, oldest first, with expired ones.
-    pub fn iter(&self) -> impl Iterator<Item = TableEntry<'_>> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = TableEntry<'_>> {
         self.log.iter()
     }
 
     /// The number of entries.
-    #[must_use]
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.stats.entries
     }
 
-    /// True if there is no entry.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
     /// True if a handshake at `established` is too old to resume.
-    #[must_use]
-    pub fn is_expired(&self, established: Time, now: Time) -> bool {
+    pub(super) fn is_expired(&self, established: Time, now: Time) -> bool {
         now.unix_millis().saturating_sub(established.unix_millis()) >= self.lifetime
     }
 
     /// The counters of this part.
-    #[must_use]
-    pub fn stats(&self) -> Stats {
+    pub(super) fn stats(&self) -> Stats {
         self.stats
     }
 
     /// Bytes on the heap.
-    #[must_use]
-    pub fn memory(&self) -> usize {
+    pub(super) fn memory(&self) -> usize {
         self.index.memory() + self.log.memory() + self.ghosts.memory()
     }
 
     /// The hasher of the keys.
-    #[must_use]
-    pub fn hasher(&self) -> &Hasher {
+    pub(super) fn hasher(&self) -> &Hasher {
         &self.hasher
     }
 

@@ -1,6 +1,8 @@
 //! A table with a single part, for one thread.
 
-use super::{Gone, Hasher, Inserted, Limits, Lookup, Part, Stats, TableEntry};
+use super::hash::Hasher;
+use super::part::Part;
+use super::{Gone, Inserted, Limits, Lookup, Stats, TableEntry};
 use crate::Time;
 
 /// A session table for one thread.
@@ -65,7 +67,9 @@ impl Table {
         self.whole.remove(self.whole.hasher().hashed(key), why)
     }
 
-    /// Removes the entry with this sequence number and hash. See [`Part::remove_one`].
+    /// Removes the entry with this sequence number and hash. False if there is none.
+    ///
+    /// A later entry with the same key has another sequence number, and stays.
     pub fn remove_one(&mut self, hash: u64, sequence: u64, why: Gone) -> bool {
         self.whole.remove_one(hash, sequence, why)
     }
@@ -81,12 +85,16 @@ impl Table {
         self.whole.remove_where(why, picks)
     }
 
-    /// Removes the oldest entry. See [`Part::evict_oldest`].
+    /// Removes the oldest entry. Returns [`Gone::Expired`] if it had expired, else [`Gone::Evicted`].
+    ///
+    /// `None` if there is no entry.
     pub fn evict_oldest(&mut self, now: Time) -> Option<Gone> {
         self.whole.evict_oldest(now)
     }
 
-    /// Removes expired entries. See [`Part::expire`].
+    /// Removes the oldest entries while they have expired, and returns their number.
+    ///
+    /// This only frees memory early: expired entries are never returned.
     pub fn expire(&mut self, now: Time) -> usize {
         self.whole.expire(now)
     }
@@ -111,7 +119,7 @@ impl Table {
     /// True if there is no entry.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.whole.is_empty()
+        self.len() == 0
     }
 
     /// True if a handshake at `established` is too old to resume.

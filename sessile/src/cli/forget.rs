@@ -94,11 +94,16 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let key = key::load(file)?;
     let schedule = Schedule::derive(&key, now);
     let forget_scope = serve::forget_scope(&target, &config, &key.scope);
-    let farm = (key.scope.as_str(), &schedule);
     let rules = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?
-        .block_on(store::forget(redis, farm, forget_scope, before))?;
+        .block_on(store::forget(
+            redis,
+            &key.scope,
+            &schedule,
+            forget_scope,
+            before,
+        ))?;
     let text = Summary {
         target: &target,
         scope: forget_scope,

@@ -118,7 +118,7 @@ impl ClientHandler for Rc<Worker> {
     }
 
     fn begin_drain(&self) {
-        self.shared.store.resign();
+        self.shared.store.release_number();
     }
 }
 
@@ -291,7 +291,7 @@ impl Drop for Cut {
         let Self(connection) = self;
         if let Some(gone) = removal_reason(connection, false) {
             for key in connection.status.owned().iter() {
-                connection.worker.store.remove_here(key, gone);
+                connection.worker.store.remove_from_table(key, gone);
             }
         }
     }

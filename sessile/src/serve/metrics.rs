@@ -242,13 +242,13 @@ impl Families<'_> {
         );
         let table = store.clone();
         live_gauge::register(self.registry, entries, move || {
-            table.memory().stats().entries
+            table.table().stats().entries
         })?;
         let bytes = self.opts(
             "sessile_session_table_bytes",
             "Memory of the session table, in bytes.",
         );
         let table = store.clone();
-        live_gauge::register(self.registry, bytes, move || table.memory().memory())
+        live_gauge::register(self.registry, bytes, move || table.table().memory())
     }
 }

@@ -34,7 +34,7 @@ use crate::key::{self, KeyError, Keyring, Origin, Reloaded};
 use crate::lifecycle::{self, Workers};
 use crate::listener::{Admission, BufferLimit, ListenError, Listeners};
 use crate::store::snapshot::SnapshotFile;
-use crate::store::{Local, Store, StoreError};
+use crate::store::{Store, StoreError, WorkerStore};
 use crate::tls::Sessions;
 use site_files::LoadedSites;
 use sites::Sites;
@@ -163,7 +163,7 @@ impl Server {
     pub fn reload_key(&self) -> Result<Reloaded, KeyError> {
         let Shared { keys, store, .. } = &self.shared;
         let reloaded = keys.reload()?;
-        store.follow(&keys.schedule(clock::now()));
+        store.apply_revocations(&keys.schedule(clock::now()));
         Ok(reloaded)
     }
 
@@ -271,14 +271,14 @@ impl Shared {
         })
     }
 
-    fn sessions(&self, store: Local) -> Rc<Sessions> {
+    fn sessions(&self, store: WorkerStore) -> Rc<Sessions> {
         let keys = Arc::clone(&self.keys);
         Rc::new(Sessions::new(&self.config, store, keys, self.issuer))
     }
 
     /// Makes sites as a worker does, so that unusable sites never reach a worker.
     fn try_out(&self, live: &LoadedSites) -> Result<(), SiteError> {
-        let sessions = self.sessions(self.store.local());
+        let sessions = self.sessions(self.store.worker());
         Ok(Sites::new(live, &sessions, &self.metrics).map(drop)?)
     }
 }
@@ -286,7 +286,7 @@ impl Shared {
 /// The part of the server on one thread.
 struct Worker {
     shared: Shared,
-    store: Local,
+    store: WorkerStore,
     sessions: Rc<Sessions>,
     current: RefCell<Current>,
 }
@@ -299,7 +299,7 @@ struct Current {
 
 impl Worker {
     async fn start(shared: Shared) -> Option<Rc<Self>> {
-        let store = shared.store.local();
+        let store = shared.store.worker();
         store.connect().await;
         match Self::new(shared, store) {
             Ok(worker) => Some(Rc::new(worker)),
@@ -310,7 +310,7 @@ impl Worker {
         }
     }
 
-    fn new(shared: Shared, store: Local) -> Result<Self, SiteError> {
+    fn new(shared: Shared, store: WorkerStore) -> Result<Self, SiteError> {
         let sessions = shared.sessions(store.clone());
         let mut live = shared.live.subscribe();
         let sites = Rc::new(Sites::new(

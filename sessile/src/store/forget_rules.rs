@@ -5,7 +5,7 @@
 
 use std::io::{self, Write as _};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use sessile_proto::keys::{Purpose, Schedule};
 use sessile_proto::sealed;
@@ -14,10 +14,10 @@ use sessile_proto::verdict::Reason;
 
 use crate::config::Server;
 use crate::key::{Keyring, Origin};
-use crate::locks::{locked, read_locked, write_locked};
+use crate::locks::locked;
 use crate::state_file::{self, TakeError};
 
-/// Longest file, in bytes. The most rules that there can be take less than 5 KiB.
+/// Longest file, in bytes. The largest possible set of rules takes less than 5 KiB.
 const MAX_FILE: u64 = 64 << 10;
 
 #[derive(Default)]
@@ -26,19 +26,19 @@ pub(super) struct KnownForgetRules(RwLock<Arc<ForgetRules>>);
 impl KnownForgetRules {
     /// The rules, for a handshake.
     pub(super) fn known(&self) -> Arc<ForgetRules> {
-        Arc::clone(&read_locked(&self.0))
+        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Adds rules. Returns whether any was new.
+    /// Adds rules. Returns true if there was a new rule.
     pub(super) fn learn(&self, rules: &ForgetRules) -> bool {
-        let mut known = write_locked(&self.0);
+        let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
         let mut all = ForgetRules::clone(&known);
         all.merge(rules);
-        let is_news = all != **known;
-        if is_news {
+        let is_new = all != **known;
+        if is_new {
             *known = Arc::new(all);
         }
-        is_news
+        is_new
     }
 }
 
@@ -48,14 +48,14 @@ impl KnownForgetRules {
 pub(super) struct ForgetRulesFile {
     path: PathBuf,
     /// The identifier under which the file is sealed. The file of another server does not open.
-    bound: String,
+    seal_id: String,
     /// The rules in the file.
-    kept: Mutex<ForgetRules>,
+    saved: Mutex<ForgetRules>,
 }
 
 /// Why the file cannot be read or written.
 #[derive(Debug, thiserror::Error)]
-enum Unusable {
+enum ForgetRulesFileError {
     #[error(transparent)]
     Unread(#[from] TakeError),
     #[error("it cannot be written: {0}")]
@@ -71,52 +71,55 @@ enum Unusable {
 impl ForgetRulesFile {
     /// `None` if the key is lost at a restart: then no session survives either.
     pub(super) fn new(server: &Server, keys: &Keyring) -> Option<Self> {
-        let Server {
-            name, state_dir, ..
-        } = server;
-        (*keys.origin() != Origin::Ephemeral).then(|| Self {
-            path: state_file::path(state_dir, "forget", name),
-            bound: format!("sessile:{}:forget:{name}", keys.scope()),
-            kept: Mutex::default(),
+        if *keys.origin() == Origin::Ephemeral {
+            return None;
+        }
+        let name = &server.name;
+        Some(Self {
+            path: state_file::path(&server.state_dir, "forget", name),
+            seal_id: format!("sessile:{}:forget:{name}", keys.scope()),
+            saved: Mutex::default(),
         })
     }
 
-    /// What the server knew when it ran last. A file that cannot be used is said and passed by.
+    /// The rules that the last run saved. If the file cannot be used, the log says so, and there are none.
     pub(super) fn read(&self, schedule: &Schedule) -> ForgetRules {
-        let read = self.open(schedule).unwrap_or_else(|error| {
+        let rules = self.open(schedule).unwrap_or_else(|error| {
             tracing::warn!(
                 file = %self.path.display(), %error,
                 "what was forgotten on request before this start is known from the store and session.forget alone"
             );
             ForgetRules::default()
         });
-        self.kept().clone_from(&read);
-        read
+        self.saved().clone_from(&rules);
+        rules
     }
 
-    fn open(&self, schedule: &Schedule) -> Result<ForgetRules, Unusable> {
-        let Some(bytes) = state_file::read(&self.path, MAX_FILE)? else {
+    fn open(&self, schedule: &Schedule) -> Result<ForgetRules, ForgetRulesFileError> {
+        let Some(sealed) = state_file::read(&self.path, MAX_FILE)? else {
             return Ok(ForgetRules::default());
         };
-        let bound = self.bound.as_bytes();
-        match sealed::open(schedule, Purpose::Snapshot, bound, &bytes) {
-            Ok(clear) => ForgetRules::decode(&clear).ok_or(Unusable::Closed(Reason::OldFormat)),
-            // Then so are the sessions from before those marks.
+        let seal_id = self.seal_id.as_bytes();
+        match sealed::open(schedule, Purpose::Snapshot, seal_id, &sealed) {
+            Ok(clear) => {
+                ForgetRules::decode(&clear).ok_or(ForgetRulesFileError::Closed(Reason::OldFormat))
+            }
+            // The sessions from before these rules have expired too.
             Err(Reason::Expired) => Ok(ForgetRules::default()),
-            Err(reason) => Err(Unusable::Closed(reason)),
+            Err(reason) => Err(ForgetRulesFileError::Closed(reason)),
         }
     }
 
-    /// Adds marks to the file, if they are not in it. Waits for the disk.
-    pub(super) fn keep(&self, schedule: &Schedule, rules: &ForgetRules) {
-        let mut kept = self.kept();
-        if kept.covers(rules) {
+    /// Adds rules to the file, if they are not in it. Waits for the disk.
+    pub(super) fn save(&self, schedule: &Schedule, rules: &ForgetRules) {
+        let mut saved = self.saved();
+        if saved.covers(rules) {
             return;
         }
-        let mut all = kept.clone();
+        let mut all = saved.clone();
         all.merge(rules);
         match self.write(schedule, &all) {
-            Ok(()) => *kept = all,
+            Ok(()) => *saved = all,
             Err(error) => tracing::warn!(
                 file = %self.path.display(), %error,
                 "what is forgotten on request cannot be kept for the next start, which then needs the store to know it"
@@ -124,23 +127,24 @@ impl ForgetRulesFile {
         }
     }
 
-    fn write(&self, schedule: &Schedule, rules: &ForgetRules) -> Result<(), Unusable> {
+    fn write(&self, schedule: &Schedule, rules: &ForgetRules) -> Result<(), ForgetRulesFileError> {
         let mut salt = [0; 16];
-        aws_lc_rs::rand::fill(&mut salt).map_err(|_| Unusable::Random)?;
-        let (bound, clear) = (self.bound.as_bytes(), rules.encode());
-        let sealed = sealed::seal(schedule, Purpose::Snapshot, salt, bound, &clear)
-            .ok_or(Unusable::NoKey)?;
+        aws_lc_rs::rand::fill(&mut salt).map_err(|_| ForgetRulesFileError::Random)?;
+        let (seal_id, clear) = (self.seal_id.as_bytes(), rules.encode());
+        let sealed = sealed::seal(schedule, Purpose::Snapshot, salt, seal_id, &clear)
+            .ok_or(ForgetRulesFileError::NoKey)?;
         state_file::replace(&self.path, |file| Ok(file.write_all(&sealed)?))
     }
 
-    fn kept(&self) -> std::sync::MutexGuard<'_, ForgetRules> {
-        locked(&self.kept)
+    fn saved(&self) -> std::sync::MutexGuard<'_, ForgetRules> {
+        locked(&self.saved)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::path::Path;
     use std::time::Duration;
 
     use sessile_proto::ticket::ForgetScope;
@@ -148,11 +152,11 @@ mod tests {
     use super::*;
     use crate::clock;
 
-    fn file(folder: &std::path::Path, name: &str) -> ForgetRulesFile {
+    fn file(folder: &Path, name: &str) -> ForgetRulesFile {
         ForgetRulesFile {
             path: state_file::path(folder, "forget", "web1"),
-            bound: format!("sessile:farm:forget:{name}"),
-            kept: Mutex::default(),
+            seal_id: format!("sessile:farm:forget:{name}"),
+            saved: Mutex::default(),
         }
     }
 
@@ -161,24 +165,24 @@ mod tests {
         keys.schedule(clock::now())
     }
 
-    fn add(scope: ForgetScope) -> ForgetRules {
+    fn rule(scope: ForgetScope) -> ForgetRules {
         let mut rules = ForgetRules::default();
         rules.add(scope, clock::now());
         rules
     }
 
     #[test]
-    fn the_file_has_every_mark_that_was_kept_and_stays() {
+    fn the_file_keeps_every_saved_rule_after_it_is_read() {
         let folder = tempfile::tempdir().unwrap();
         let schedule = schedule();
         let mut all = ForgetRules::default();
         for scope in [ForgetScope::Site(1), ForgetScope::Server(2)] {
-            let rules = add(scope);
+            let rules = rule(scope);
             all.merge(&rules);
-            // As of a process that knows of this one only.
+            // A new process, which knows only the new rule.
             let file = file(folder.path(), "web1");
             file.read(&schedule);
-            file.keep(&schedule, &rules);
+            file.save(&schedule, &rules);
             for _ in 0..2 {
                 assert_eq!(file.read(&schedule), all);
             }
@@ -186,11 +190,11 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_damaged_or_of_another_server_or_farm_says_nothing() {
+    fn a_file_that_is_damaged_or_of_another_server_or_farm_has_no_rules() {
         let folder = tempfile::tempdir().unwrap();
         let (mine, theirs) = (file(folder.path(), "web1"), file(folder.path(), "web2"));
         let schedule = schedule();
-        mine.keep(&schedule, &add(ForgetScope::Everything));
+        mine.save(&schedule, &rule(ForgetScope::Everything));
         assert_eq!(theirs.read(&schedule), ForgetRules::default());
         assert_eq!(mine.read(&self::schedule()), ForgetRules::default());
         let whole = fs::read(&mine.path).unwrap();
@@ -200,9 +204,9 @@ mod tests {
         }
         fs::write(&mine.path, vec![0; MAX_FILE as usize + 1]).unwrap();
         assert_eq!(mine.read(&schedule), ForgetRules::default());
-        // It is replaced with the next mark.
-        let rules = add(ForgetScope::Everything);
-        mine.keep(&schedule, &rules);
+        // The next rule replaces the file.
+        let rules = rule(ForgetScope::Everything);
+        mine.save(&schedule, &rules);
         assert_eq!(mine.read(&schedule), rules);
     }
 }

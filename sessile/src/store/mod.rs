@@ -1,16 +1,16 @@
-//! Where sessions live: the session table of this process, and behind it, where one is configured, a
-//! store that servers share. A handshake waits for the store under a deadline and never blocks its
-//! thread; without a shared store it does not wait at all.
+//! Where sessions live: the session table of this process and, if configured, a store that servers share.
+//!
+//! A handshake waits for the shared store for a limited time, and never blocks its thread. The modules below import
+//! nothing from here; `redis` imports `wait_budget` and `forget_rules`.
 
-mod entry;
 mod forget_rules;
-pub mod memory;
 mod redis;
 pub mod snapshot;
+mod wait_budget;
 
 pub use self::redis::{ForgetError, StoreError, forget};
+pub use self::wait_budget::WaitBudget;
 
-use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,79 +19,46 @@ use prometheus::Registry;
 use sessile_proto::Time;
 use sessile_proto::keys::Schedule;
 use sessile_proto::resumption::{NewSession, StoreKey};
-use sessile_proto::session::{Gone, Inserted, Limits, Lookup};
+use sessile_proto::session::{Gone, Inserted, Limits, Lookup, ShardedTable};
 use sessile_proto::ticket::{Envelope, ForgetRules};
 use sessile_proto::verdict::Reason;
-use tokio::time::Instant;
 
-use self::redis::{Answer, HEARTBEAT, Link, Remote};
+use self::forget_rules::KnownForgetRules;
+use self::redis::{HEARTBEAT, RemoteStore, StoreLookup, WorkerConnection};
+use self::snapshot::Snapshot;
 use crate::config::{Config, StoreUrl};
 use crate::key::Keyring;
-use forget_rules::KnownForgetRules;
-use memory::Memory;
-use snapshot::Snapshot;
 
-/// How long servers take to hear of a mark in the store, at most, while they reach it and its answers
-/// are quick.
+/// The longest time until servers learn a new forget rule from a store that answers quickly.
 pub const FORGETS_WITHIN: Duration = HEARTBEAT.saturating_mul(2);
 
-/// What the store said when a session for single use was consumed.
+/// The answer of the store after it consumed a single-use session.
 pub struct Consumed {
     /// The session's envelope, or why there is none.
     pub session: Result<Vec<u8>, Reason>,
     /// True if no server can have been given the session before.
     ///
-    /// Replication is asynchronous: a node that was promoted, restarted or restored can have missed
-    /// that the session was consumed. So the node that gave the session out must be the one that
-    /// stored it, and must have been the master since. It must also have stored the session before
-    /// any hello asked for it in vain.
+    /// Replication is asynchronous: a node that was promoted, restarted or restored may not know that the session
+    /// was consumed. So the node that returns the session must have stored it, and must have been the master since.
+    /// It must also have stored the session before any hello asked for it.
     pub is_certain: bool,
-}
-
-impl Consumed {
-    const fn refused(reason: Reason) -> Self {
-        Self {
-            session: Err(reason),
-            is_certain: false,
-        }
-    }
-}
-
-/// How long one handshake may still wait for the store, in all of its requests together.
-#[derive(Debug)]
-pub struct WaitBudget(Duration);
-
-impl WaitBudget {
-    const fn left(&self) -> Duration {
-        self.0
-    }
-
-    /// Waits, and takes the time that this took off the budget.
-    async fn spend<T>(&mut self, wait: impl Future<Output = T>) -> T {
-        let begin = Instant::now();
-        let done = wait.await;
-        self.0 = self.0.saturating_sub(begin.elapsed());
-        done
-    }
 }
 
 /// The session store of one server, shared by its threads.
 #[derive(Clone)]
 pub struct Store {
-    memory: Arc<Memory>,
-    remote: Option<Arc<Remote>>,
+    table: Arc<ShardedTable>,
+    remote: Option<Arc<RemoteStore>>,
     rules: Arc<KnownForgetRules>,
-    /// Sessions may be removed by another server: the shared store is asked even for those that
-    /// are at hand.
-    removable: bool,
+    /// True if another server may remove a session, so that the shared store must always be asked.
+    others_may_remove: bool,
 }
 
 impl Store {
-    /// The store that a configuration names, for the server of that number. `seed` has to be
-    /// unpredictable.
+    /// The configured store, for the server with that number. The seed must be unpredictable.
     ///
     /// # Errors
-    /// Where a shared store cannot be used as it is configured. One that cannot be reached can.
+    /// If a shared store cannot be used as it is configured. A store that cannot be reached is no error.
     pub fn new(
         config: &Config,
         keys: &Arc<Keyring>,
@@ -105,127 +72,128 @@ impl Store {
         };
         let rules = Arc::new(KnownForgetRules::default());
         let remote = match &config.session.store {
-            // A server that keeps no sessions hears from it what its tickets are not good for.
+            // A server without server-side sessions needs the store for the forget rules.
             StoreUrl::Redis(redis) if !limits.lifetime.is_zero() => {
                 let timeout = config.session.store_timeout;
-                let server = (&config.server, number);
-                let remote = Remote::new(redis, timeout, server, keys, &rules, registry)?;
+                let server = &config.server;
+                let remote =
+                    RemoteStore::new(redis, timeout, server, number, keys, &rules, registry)?;
                 Some(Arc::new(remote))
             }
             StoreUrl::Memory | StoreUrl::Redis(_) => None,
         };
         Ok(Self {
-            memory: Arc::new(Memory::new(limits, seed)),
+            table: Arc::new(ShardedTable::new(limits, seed)),
             remote,
             rules,
-            removable: config.sessions_are_removable(),
+            others_may_remove: config.sessions_are_removable(),
         })
     }
 
-    /// This store as one thread uses it. It may be made anywhere; connections are made by
-    /// [`Local::connect`].
+    /// The store for one worker thread. Another thread may call this; [`WorkerStore::connect`] connects.
     #[must_use]
-    pub fn local(&self) -> Local {
-        let link = |remote: &Arc<Remote>| Rc::new(Link::new(Arc::clone(remote)));
-        Local {
-            memory: Arc::clone(&self.memory),
-            link: self.remote.as_ref().map(link),
+    pub fn worker(&self) -> WorkerStore {
+        let connect = |remote: &Arc<RemoteStore>| Rc::new(WorkerConnection::new(remote.clone()));
+        WorkerStore {
+            table: Arc::clone(&self.table),
+            connection: self.remote.as_ref().map(connect),
             rules: Arc::clone(&self.rules),
-            removable: self.removable,
+            others_may_remove: self.others_may_remove,
         }
     }
 
-    /// Forgets these sessions from now on, whatever is known of the store. A mark that was learned
-    /// stays until the process ends.
+    /// Forgets the sessions of these rules until the process ends.
     pub fn forget(&self, rules: &ForgetRules) {
         self.rules.learn(rules);
     }
 
-    /// The server drains: another process may have its number.
-    pub fn resign(&self) {
+    /// Releases the server's number for another process, because this server drains.
+    pub fn release_number(&self) {
         if let Some(remote) = &self.remote {
-            remote.resign();
+            remote.release_number();
         }
     }
 
-    /// Clears the table where the farm key's generations ended before their time. Whoever looks something up does
-    /// so too; this is for a table that nobody asks.
-    pub fn follow(&self, schedule: &Schedule) {
-        self.memory.follow(schedule.revocations());
+    /// Clears the table if generations of the farm key were revoked.
+    ///
+    /// Look-ups do this too; a table without look-ups needs this call.
+    pub fn apply_revocations(&self, schedule: &Schedule) {
+        self.table.apply_revocations(schedule.revocations());
     }
 
-    /// What is in the table, and that these were its server's sessions.
+    /// Copies the table for the next start of the server.
     #[must_use]
     pub fn snapshot(&self, incarnation: u16, schedule: &Schedule) -> Snapshot {
-        self.follow(schedule);
+        self.apply_revocations(schedule);
         Snapshot {
             incarnation,
-            entries: self.memory.snapshot(),
+            entries: self.table.snapshot(),
         }
     }
 
-    /// Puts back what a snapshot holds, but for what is too old, and returns how much that is.
+    /// Inserts the entries of a snapshot that have not expired, and returns their number.
     pub fn restore(&self, snapshot: &Snapshot, now: Time) -> usize {
         let entries = snapshot.entries.iter();
         let stored = entries.filter(|entry| {
             let (key, value) = (&entry.key, &entry.value);
-            let inserted = self.memory.insert(key, value, entry.established, now);
+            let inserted = self.table.insert(key, value, entry.established, now);
             matches!(inserted, Inserted::Stored { .. })
         });
         stored.count()
     }
 
-    /// The table in front, for its figures.
+    /// The session table of this process.
     #[must_use]
-    pub fn memory(&self) -> &Memory {
-        &self.memory
+    pub fn table(&self) -> &ShardedTable {
+        &self.table
     }
 }
 
-/// A worker thread's way to the store.
+/// The session store of one worker thread.
 #[derive(Clone)]
-pub struct Local {
-    memory: Arc<Memory>,
-    link: Option<Rc<Link>>,
+pub struct WorkerStore {
+    table: Arc<ShardedTable>,
+    connection: Option<Rc<WorkerConnection>>,
     rules: Arc<KnownForgetRules>,
-    removable: bool,
+    others_may_remove: bool,
 }
 
-impl Local {
-    /// Connects to the shared store, if there is one, and keeps that connection up from then on. Waits
-    /// for it a moment, not for ever. Has to run in a `LocalSet`, whose tasks it joins.
+impl WorkerStore {
+    /// Connects to the shared store, if there is one, and waits a moment for the connection.
+    ///
+    /// Must run in a `LocalSet`, in which a task keeps the connection up.
     pub async fn connect(&self) {
-        if let Some(link) = &self.link {
-            link.start().await;
+        if let Some(connection) = &self.connection {
+            connection.start().await;
         }
     }
 
-    /// Whether sessions are kept at all.
+    /// True if sessions can be stored.
     #[must_use]
     pub fn is_enabled(&self) -> bool {
-        !self.memory.disabled()
+        !self.table.disabled()
     }
 
-    /// Whether there is a store behind the table that other servers look into.
+    /// True if sessions are stored for other servers too.
     #[must_use]
     pub fn is_shared(&self) -> bool {
-        self.link.is_some() && self.is_enabled()
+        self.connection.is_some() && self.is_enabled()
     }
 
-    /// Which sessions are forgotten on request, as far as this server knows.
+    /// The forget rules that this server knows.
     #[must_use]
-    pub fn forgotten(&self) -> Arc<ForgetRules> {
+    pub fn forget_rules(&self) -> Arc<ForgetRules> {
         self.rules.known()
     }
 
     /// How long a handshake that begins now may wait for the store.
     #[must_use]
     pub fn wait_budget(&self) -> WaitBudget {
-        let timeout = self.link.as_ref().map(|link| link.timeout());
-        WaitBudget(timeout.unwrap_or_default())
+        let connection = self.connection.as_ref();
+        WaitBudget::new(connection.map_or(Duration::ZERO, |connection| connection.timeout()))
     }
 
-    /// Looks sessions up and leaves them where they are: their envelopes, or why there is none.
+    /// Looks up sessions and leaves them in the store. Returns their envelopes, or why there are none.
     pub async fn find(
         &self,
         keys: Vec<StoreKey>,
@@ -233,109 +201,116 @@ impl Local {
         now: Time,
         budget: &mut WaitBudget,
     ) -> Vec<(StoreKey, Result<Vec<u8>, Reason>)> {
-        self.memory.follow(schedule.revocations());
-        let near = |key: &StoreKey| match self.memory.get(key.as_bytes(), now) {
-            _ if key.is_single_use() => Err(Reason::Unknown),
-            Lookup::Found(envelope) => Ok(envelope),
-            Lookup::Gone(gone) => Err(gone.into()),
-            Lookup::Unknown => Err(Reason::Unknown),
-            Lookup::Disabled => Err(Reason::CacheDisabled),
-        };
-        let keys = keys.into_iter();
-        let mut found: Vec<_> = keys.map(|key| (key, near(&key))).collect();
-        if let Some(link) = &self.link {
-            self.ask_the_store(link, &mut found, schedule, now, budget)
+        self.table.apply_revocations(schedule.revocations());
+        let mut found: Vec<_> = keys
+            .into_iter()
+            .map(|key| (key, self.find_in_table(&key, now)))
+            .collect();
+        if let Some(connection) = &self.connection {
+            self.find_in_store(connection, &mut found, schedule, now, budget)
                 .await;
         }
         found
     }
 
-    /// Asks the shared store for what the table does not know for certain.
-    async fn ask_the_store(
+    fn find_in_table(&self, key: &StoreKey, now: Time) -> Result<Vec<u8>, Reason> {
+        if key.is_single_use() {
+            return Err(Reason::Unknown);
+        }
+        match self.table.get(key.as_bytes(), now) {
+            Lookup::Found(envelope) => Ok(envelope),
+            Lookup::Gone(gone) => Err(gone.into()),
+            Lookup::Unknown => Err(Reason::Unknown),
+            Lookup::Disabled => Err(Reason::CacheDisabled),
+        }
+    }
+
+    /// Asks the shared store about each session that the table cannot answer for.
+    async fn find_in_store(
         &self,
-        link: &Link,
+        connection: &WorkerConnection,
         found: &mut [(StoreKey, Result<Vec<u8>, Reason>)],
         schedule: &Schedule,
         now: Time,
         budget: &mut WaitBudget,
     ) {
-        let uncertain = |near: &Result<Vec<u8>, Reason>| match near {
-            Ok(_) => self.removable,
-            // What left this table may be in the store.
-            Err(reason) => matches!(reason, Reason::Unknown | Reason::Evicted),
-        };
-        let asked: Vec<StoreKey> = found
-            .iter()
-            .filter(|(_, near)| uncertain(near))
-            .map(|(key, _)| *key)
-            .collect();
-        if asked.is_empty() {
+        let (keys, results): (Vec<StoreKey>, Vec<_>) = found
+            .iter_mut()
+            .filter(|(_, result)| self.must_ask_store(result))
+            .map(|(key, result)| (*key, result))
+            .unzip();
+        if keys.is_empty() {
             return;
         }
-        let answers = link.fetch(&asked, schedule, budget).await;
-        let uncertain = found.iter_mut().filter(|(_, near)| uncertain(near));
-        for ((key, near), answer) in uncertain.zip(answers) {
-            match answer {
-                Answer::Found(envelope) => *near = self.adopt(key, envelope, schedule, now),
-                Answer::Gone(gone) => {
-                    self.remove_here(key, gone);
-                    *near = Err(gone.into());
+        let lookups = connection.fetch(&keys, schedule, budget).await;
+        for ((key, result), lookup) in keys.iter().zip(results).zip(lookups) {
+            match lookup {
+                StoreLookup::Found(envelope) => {
+                    *result = self.accept_from_store(key, envelope, schedule, now);
                 }
-                // Then what the table says holds: the entry may never have reached the store.
-                Answer::Missing => {}
-                Answer::None(reason) => *near = Err(reason),
+                StoreLookup::Removed(gone) => {
+                    self.remove_from_table(key, gone);
+                    *result = Err(gone.into());
+                }
+                // The session may never have reached the store, so the answer of the table stands.
+                StoreLookup::Missing => {}
+                StoreLookup::Unusable(reason) => *result = Err(reason),
             }
         }
     }
 
-    /// Takes a session from the store over into the table, unless another server may remove it.
-    fn adopt(
+    fn must_ask_store(&self, table_result: &Result<Vec<u8>, Reason>) -> bool {
+        match table_result {
+            Ok(_) => self.others_may_remove,
+            Err(reason) => matches!(reason, Reason::Unknown | Reason::Evicted),
+        }
+    }
+
+    /// Checks a session from the store. Inserts it into the table too, unless another server may remove it.
+    fn accept_from_store(
         &self,
         key: &StoreKey,
         envelope: Vec<u8>,
         schedule: &Schedule,
         now: Time,
     ) -> Result<Vec<u8>, Reason> {
-        let Envelope {
-            established,
-            expires,
-            ..
-        } = Envelope::decode(&envelope)?;
-        // The store's clock is another, and it counts from when the entry came.
-        if now >= expires {
+        let session = Envelope::decode(&envelope)?;
+        // The store has another clock, and counts from the time when it got the session.
+        if now >= session.expires {
             return Err(Reason::Expired);
         }
-        if !self.removable && !key.is_single_use() {
-            self.keep_here(key, (&envelope, established), schedule, now);
+        if !self.others_may_remove && !key.is_single_use() {
+            self.insert_into_table(key, &envelope, session.established, schedule, now);
         }
         Ok(envelope)
     }
 
-    /// Puts a session into the table, unless the key that it came under has been revoked since.
-    fn keep_here(
+    /// Inserts a session into the table, unless its key has been revoked meanwhile.
+    fn insert_into_table(
         &self,
         key: &StoreKey,
-        (envelope, established): (&[u8], Time),
+        envelope: &[u8],
+        established: Time,
         schedule: &Schedule,
         now: Time,
     ) {
-        self.memory
+        self.table
             .insert(key.as_bytes(), envelope, established, now);
-        // Asked afterwards, so that no moment is left in which it could come to stay.
-        if !self.memory.follow(schedule.revocations()) {
-            self.remove_here(key, Gone::Revoked);
+        // After the insertion, so that a revocation at the same time cannot miss the session.
+        if !self.table.apply_revocations(schedule.revocations()) {
+            self.remove_from_table(key, Gone::Revoked);
         }
     }
 
-    /// Whether sessions for single use can be stored now, as far as is known.
+    /// True if single-use sessions can probably be stored now.
     #[must_use]
-    pub fn keeps_single_use(&self) -> bool {
-        self.link
+    pub fn can_store_single_use(&self) -> bool {
+        self.connection
             .as_ref()
-            .is_some_and(|link| link.keeps_single_use())
+            .is_some_and(|connection| connection.can_store_single_use())
     }
 
-    /// Takes a session for single use out of the store, so that no server gets it again.
+    /// Takes a single-use session out of the store, so that no server gets it again.
     pub async fn consume(
         &self,
         key: &StoreKey,
@@ -343,24 +318,28 @@ impl Local {
         now: Time,
         budget: &mut WaitBudget,
     ) -> Consumed {
-        let Some(link) = &self.link else {
-            return Consumed::refused(Reason::CacheDisabled);
+        let Some(connection) = &self.connection else {
+            return Consumed {
+                session: Err(Reason::CacheDisabled),
+                is_certain: false,
+            };
         };
-        let (answer, is_certain) = link.consume(key, schedule, budget).await;
-        let session = match answer {
-            Answer::Found(envelope) => self.adopt(key, envelope, schedule, now),
-            Answer::Gone(gone) => Err(gone.into()),
-            Answer::Missing => Err(Reason::Unknown),
-            Answer::None(reason) => Err(reason),
+        let consumed = connection.consume(key, schedule, budget).await;
+        let session = match consumed.lookup {
+            StoreLookup::Found(envelope) => self.accept_from_store(key, envelope, schedule, now),
+            StoreLookup::Removed(gone) => Err(gone.into()),
+            StoreLookup::Missing => Err(Reason::Unknown),
+            StoreLookup::Unusable(reason) => Err(reason),
         };
         Consumed {
             session,
-            is_certain,
+            is_certain: consumed.is_certain,
         }
     }
 
-    /// Stores new sessions, and removes the session for single use that was `consumed`. Returns when the
-    /// next connection finds them, or when the budget is used up.
+    /// Stores new sessions, and removes the single-use session that was `consumed`.
+    ///
+    /// Returns when the next connection finds them, or when the budget is used up.
     pub async fn put(
         &self,
         new_sessions: Vec<NewSession>,
@@ -370,28 +349,30 @@ impl Local {
         budget: &mut WaitBudget,
     ) {
         for new in new_sessions.iter().filter(|new| !new.key.is_single_use()) {
-            let session = (new.envelope.as_slice(), new.established);
-            self.keep_here(&new.key, session, schedule, now);
+            self.insert_into_table(&new.key, &new.envelope, new.established, schedule, now);
         }
-        let nothing = new_sessions.is_empty() && consumed.is_none();
-        if let Some(link) = self.link.as_ref().filter(|_| !nothing) {
-            link.put(&new_sessions, consumed, schedule, now, budget)
+        if new_sessions.is_empty() && consumed.is_none() {
+            return;
+        }
+        if let Some(connection) = &self.connection {
+            connection
+                .put(&new_sessions, consumed, schedule, now, budget)
                 .await;
         }
     }
 
-    /// Removes a session from the table alone.
-    pub fn remove_here(&self, key: &StoreKey, why: Gone) {
+    /// Removes a session from the table of this process only.
+    pub fn remove_from_table(&self, key: &StoreKey, why: Gone) {
         if !key.is_single_use() {
-            self.memory.remove(key.as_bytes(), why);
+            self.table.remove(key.as_bytes(), why);
         }
     }
 
-    /// Removes a session, to be remembered as gone for that reason.
+    /// Removes a session from the table and the shared store, which both remember why.
     pub async fn remove(&self, key: &StoreKey, why: Gone) {
-        self.remove_here(key, why);
-        if let Some(link) = &self.link {
-            link.remove(key, why).await;
+        self.remove_from_table(key, why);
+        if let Some(connection) = &self.connection {
+            connection.remove(key, why).await;
         }
     }
 }

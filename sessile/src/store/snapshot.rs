@@ -1,9 +1,10 @@
-//! A drained server's session table, sealed under the farm key in the state folder, for its next
-//! start. It is read once: taking it removes it. One that cannot be used is ignored and said to be.
+//! The session table of a drained server, sealed under the farm key, in a file for the next start.
 //!
-//! `magic | id 16 | pieces`, each `length 4 | sealed`, bound to the server's name, the id, its number
-//! and whether it is the last. The first begins with the incarnation, 2 bytes; then entries:
-//! `established 8 | key length 1 | value length 2 | key | value`, oldest first, none in two pieces.
+//! The file is read once, and removed before.
+//!
+//! Format: `magic | id 16 | pieces`, each piece `length 4 | sealed`. A piece is sealed for the server's name, the
+//! id, its number, and whether it is the last. The first piece begins with the incarnation, 2 bytes. Entries follow,
+//! oldest first: `established 8 | key length 1 | value length 2 | key | value`. No entry is in two pieces.
 
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Write};
@@ -12,18 +13,18 @@ use std::path::{Path, PathBuf};
 use sessile_proto::Time;
 use sessile_proto::keys::{Purpose, Schedule};
 use sessile_proto::sealed;
-use sessile_proto::session::{MAX_KEY, MAX_VALUE};
+use sessile_proto::session::{MAX_KEY, MAX_VALUE, OwnedEntry};
+use sessile_proto::verdict::Reason;
 use zeroize::Zeroizing;
 
-use super::memory::Entry;
 use crate::state_file::{self, TakeError};
 
 const MAGIC: &[u8; 19] = b"sessile snapshot 1\n";
 
-/// Most bytes of entries, over which the oldest are left out.
+/// Most bytes of entries. The oldest entries are left out.
 const MAX_BYTES: usize = 256 << 20;
 
-/// From here on a piece is full.
+/// A piece with this many bytes is full.
 const PIECE: usize = 1 << 20;
 
 /// Most bytes of a sealed piece.
@@ -38,18 +39,18 @@ pub struct SnapshotFile {
     server: String,
 }
 
-/// What a server knew when it drained.
+/// The sessions of a drained server.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Snapshot {
-    /// What its labels said of its state.
+    /// The incarnation in the labels of the server's tickets.
     pub incarnation: u16,
     /// Oldest first.
-    pub entries: Vec<Entry>,
+    pub entries: Vec<OwnedEntry>,
 }
 
-/// Why a snapshot is not used.
+/// Why a snapshot cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum Unusable {
+pub enum SnapshotError {
     #[error(transparent)]
     Taken(#[from] TakeError),
     #[error("it cannot be read or written: {0}")]
@@ -67,7 +68,7 @@ pub enum Unusable {
 }
 
 impl SnapshotFile {
-    /// The file of a server of that name; servers that share a folder have one each.
+    /// The file of the server with that name. Servers can share a folder.
     #[must_use]
     pub fn new(folder: &Path, server: &str) -> Self {
         Self {
@@ -81,12 +82,11 @@ impl SnapshotFile {
         &self.path
     }
 
-    /// Writes a snapshot in the place of one that may be there; 0600, all of it or nothing. Returns how
-    /// many entries are in it.
+    /// Makes or replaces the file, with mode 0600. Returns the number of entries in it.
     ///
     /// # Errors
-    /// Where it cannot be written or sealed.
-    pub fn save(&self, schedule: &Schedule, snapshot: &Snapshot) -> Result<usize, Unusable> {
+    /// If the snapshot cannot be written or sealed. An older file then stays.
+    pub fn save(&self, schedule: &Schedule, snapshot: &Snapshot) -> Result<usize, SnapshotError> {
         let entries = newest_within(&snapshot.entries, MAX_BYTES);
         state_file::replace(&self.path, |file| {
             self.write(schedule, snapshot.incarnation, entries, file)
@@ -98,9 +98,9 @@ impl SnapshotFile {
         &self,
         schedule: &Schedule,
         incarnation: u16,
-        entries: &[Entry],
+        entries: &[OwnedEntry],
         file: &mut File,
-    ) -> Result<(), Unusable> {
+    ) -> Result<(), SnapshotError> {
         let mut file = BufWriter::new(file);
         let id = random()?;
         file.write_all(MAGIC)?;
@@ -114,10 +114,10 @@ impl SnapshotFile {
                 rest = later;
             }
             let last = rest.is_empty();
-            let bound = self.bound(&id, number, last);
-            let sealed = sealed::seal(schedule, Purpose::Snapshot, random()?, &bound, &piece);
-            let sealed = sealed.ok_or(Unusable::NoKey)?;
-            let len = u32::try_from(sealed.len()).map_err(|_| Unusable::Format)?;
+            let seal_id = self.seal_id(&id, number, last);
+            let sealed = sealed::seal(schedule, Purpose::Snapshot, random()?, &seal_id, &piece)
+                .ok_or(SnapshotError::NoKey)?;
+            let len = u32::try_from(sealed.len()).map_err(|_| SnapshotError::Format)?;
             file.write_all(&len.to_be_bytes())?;
             file.write_all(&sealed)?;
             if last {
@@ -129,22 +129,22 @@ impl SnapshotFile {
         Ok(())
     }
 
-    /// Takes the snapshot away and reads it. `None` where there is none.
+    /// Removes the file and reads it. `None` if there is no file.
     ///
     /// # Errors
-    /// Where it cannot be used; unless it cannot be removed it is gone then, too.
-    pub fn take(&self, schedule: &Schedule) -> Result<Option<Snapshot>, Unusable> {
-        // Twice the most: pieces are longer than what is in them.
+    /// If the snapshot cannot be used. The file is then removed too, if possible.
+    pub fn take(&self, schedule: &Schedule) -> Result<Option<Snapshot>, SnapshotError> {
+        // Twice as much, because sealed pieces are longer than their entries.
         let Some(file) = state_file::take(&self.path, 2 * MAX_BYTES as u64)? else {
             return Ok(None);
         };
         self.read(schedule, &mut BufReader::new(file)).map(Some)
     }
 
-    fn read(&self, schedule: &Schedule, file: &mut impl Read) -> Result<Snapshot, Unusable> {
+    fn read(&self, schedule: &Schedule, file: &mut impl Read) -> Result<Snapshot, SnapshotError> {
         let magic: [u8; MAGIC.len()] = read_array(file)?;
         if magic != *MAGIC {
-            return Err(Unusable::Format);
+            return Err(SnapshotError::Format);
         }
         let id = read_array(file)?;
         let mut snapshot = Snapshot {
@@ -152,26 +152,27 @@ impl SnapshotFile {
             entries: Vec::new(),
         };
         for number in 0_u32.. {
-            let len = usize::try_from(u32::from_be_bytes(read_array(file)?));
-            let len = len.ok().filter(|&len| len <= MAX_SEALED);
-            let mut sealed = vec![0; len.ok_or(Unusable::Forged)?];
-            file.read_exact(&mut sealed).map_err(cut)?;
+            let len = u32::from_be_bytes(read_array(file)?) as usize;
+            if len > MAX_SEALED {
+                return Err(SnapshotError::Forged);
+            }
+            let mut sealed = vec![0; len];
+            file.read_exact(&mut sealed).map_err(read_error)?;
             let open = |last| {
-                let bound = self.bound(&id, number, last);
-                sealed::open(schedule, Purpose::Snapshot, &bound, &sealed)
+                let seal_id = self.seal_id(&id, number, last);
+                sealed::open(schedule, Purpose::Snapshot, &seal_id, &sealed)
             };
             let (piece, last) = match open(false) {
-                Ok(piece) => (piece, false),
-                Err(_) => (open(true).map_err(unopened)?, true),
+                Ok(piece) => (Zeroizing::new(piece), false),
+                Err(_) => (Zeroizing::new(open(true).map_err(open_error)?), true),
             };
-            let piece = Zeroizing::new(piece);
             let mut rest = piece.as_slice();
             if number == 0 {
-                let incarnation = rest.split_off(..2).ok_or(Unusable::Format)?;
+                let incarnation = rest.split_off(..2).ok_or(SnapshotError::Format)?;
                 snapshot.incarnation = u16::from_be_bytes([incarnation[0], incarnation[1]]);
             }
             while !rest.is_empty() {
-                let entry = read_entry(&mut rest).ok_or(Unusable::Format)?;
+                let entry = read_entry(&mut rest).ok_or(SnapshotError::Format)?;
                 snapshot.entries.push(entry);
             }
             if last {
@@ -181,35 +182,34 @@ impl SnapshotFile {
         Ok(snapshot)
     }
 
-    /// What a piece is sealed as.
-    fn bound(&self, id: &[u8; 16], number: u32, last: bool) -> Vec<u8> {
-        let mut bound = self.server.clone().into_bytes();
-        bound.extend_from_slice(id);
-        bound.extend_from_slice(&number.to_be_bytes());
-        bound.push(u8::from(last));
-        bound
+    /// The identifier under which a piece is sealed.
+    fn seal_id(&self, id: &[u8; 16], number: u32, last: bool) -> Vec<u8> {
+        let mut seal_id = self.server.clone().into_bytes();
+        seal_id.extend_from_slice(id);
+        seal_id.extend_from_slice(&number.to_be_bytes());
+        seal_id.push(u8::from(last));
+        seal_id
     }
 }
 
 /// The newest entries, as many as fit.
-fn newest_within(entries: &[Entry], bytes: usize) -> &[Entry] {
+fn newest_within(entries: &[OwnedEntry], bytes: usize) -> &[OwnedEntry] {
     let mut total = 0;
-    let size = |entry: &Entry| ENTRY_HEAD + entry.key.len() + entry.value.len();
-    let fit = entries.iter().rev().take_while(|entry| {
-        total += size(entry);
+    let newest = entries.iter().rev().take_while(|entry| {
+        total += ENTRY_HEAD + entry.key.len() + entry.value.len();
         total <= bytes
     });
-    let fit = fit.count();
-    &entries[entries.len() - fit..]
+    let first = entries.len() - newest.count();
+    &entries[first..]
 }
 
-fn write_entry(entry: &Entry, out: &mut Vec<u8>) {
-    let Entry {
+fn write_entry(entry: &OwnedEntry, out: &mut Vec<u8>) {
+    let OwnedEntry {
         key,
         value,
         established,
     } = entry;
-    // The table takes nothing longer.
+    // The table refuses longer keys and values.
     let (Ok(key_len), Ok(value_len)) = (u8::try_from(key.len()), u16::try_from(value.len())) else {
         return;
     };
@@ -220,46 +220,45 @@ fn write_entry(entry: &Entry, out: &mut Vec<u8>) {
     out.extend_from_slice(value);
 }
 
-fn read_entry(rest: &mut &[u8]) -> Option<Entry> {
+fn read_entry(rest: &mut &[u8]) -> Option<OwnedEntry> {
     let (head, tail) = rest.split_first_chunk::<ENTRY_HEAD>()?;
     let (established, lengths) = head.split_first_chunk::<8>()?;
     let (key, tail) = tail.split_at_checked(lengths[0].into())?;
     let value_len = u16::from_be_bytes([lengths[1], lengths[2]]);
     let (value, tail) = tail.split_at_checked(value_len.into())?;
     *rest = tail;
-    Some(Entry {
+    Some(OwnedEntry {
         key: key.to_vec(),
         value: value.to_vec(),
         established: Time::from_unix_millis(u64::from_be_bytes(*established)),
     })
 }
 
-fn read_array<const N: usize>(file: &mut impl Read) -> Result<[u8; N], Unusable> {
+fn read_array<const N: usize>(file: &mut impl Read) -> Result<[u8; N], SnapshotError> {
     let mut bytes = [0; N];
-    file.read_exact(&mut bytes).map_err(cut)?;
+    file.read_exact(&mut bytes).map_err(read_error)?;
     Ok(bytes)
 }
 
-fn cut(error: io::Error) -> Unusable {
+fn read_error(error: io::Error) -> SnapshotError {
     match error.kind() {
-        io::ErrorKind::UnexpectedEof => Unusable::Forged,
-        _ => Unusable::Io(error),
+        io::ErrorKind::UnexpectedEof => SnapshotError::Forged,
+        _ => SnapshotError::Io(error),
     }
 }
 
-fn unopened(reason: sessile_proto::verdict::Reason) -> Unusable {
-    use sessile_proto::verdict::Reason;
+fn open_error(reason: Reason) -> SnapshotError {
     match reason {
-        Reason::Expired => Unusable::TooOld,
-        Reason::OldFormat => Unusable::Format,
-        Reason::Revoked => Unusable::Revoked,
-        _ => Unusable::Forged,
+        Reason::Expired => SnapshotError::TooOld,
+        Reason::OldFormat => SnapshotError::Format,
+        Reason::Revoked => SnapshotError::Revoked,
+        _ => SnapshotError::Forged,
     }
 }
 
-fn random() -> Result<[u8; 16], Unusable> {
+fn random() -> Result<[u8; 16], SnapshotError> {
     let mut bytes = [0; 16];
-    aws_lc_rs::rand::fill(&mut bytes).map_err(|_| Unusable::NoKey)?;
+    aws_lc_rs::rand::fill(&mut bytes).map_err(|_| SnapshotError::NoKey)?;
     Ok(bytes)
 }
 
@@ -280,7 +279,7 @@ mod tests {
     }
 
     fn snapshot(count: u64, value: usize) -> Snapshot {
-        let entry = |n: u64| Entry {
+        let entry = |n: u64| OwnedEntry {
             key: n.to_be_bytes().to_vec(),
             value: b"secret ".repeat(value / 7),
             established: Time::from_unix_millis(n),
@@ -292,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn is_there_once_and_as_it_was_in_however_many_pieces() {
+    fn can_be_taken_once_in_one_piece_or_in_several() {
         let folder = tempfile::tempdir().unwrap();
         let file = SnapshotFile::new(&folder.path().join("state"), "web1");
         let schedule = schedule();
@@ -313,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_is_wrong_with_it_it_is_refused_and_gone() {
+    fn a_damaged_snapshot_is_refused_and_removed() {
         let folder = tempfile::tempdir().unwrap();
         let file = SnapshotFile::new(folder.path(), "web1");
         let schedule = schedule();
@@ -333,15 +332,15 @@ mod tests {
         }
         assert!(matches!(
             refused(b"sessile snapshot 0\n and so on"),
-            Unusable::Format
+            SnapshotError::Format
         ));
-        // The first piece alone, which is not the last.
+        // Only the first of several pieces.
         let len = u32::from_be_bytes(whole[35..39].try_into().unwrap()) as usize;
-        assert!(matches!(refused(&whole[..39 + len]), Unusable::Forged));
+        assert!(matches!(refused(&whole[..39 + len]), SnapshotError::Forged));
     }
 
     #[test]
-    fn another_farm_and_another_server_cannot_read_it() {
+    fn does_not_open_for_another_farm_or_server() {
         let folder = tempfile::tempdir().unwrap();
         let (one, other) = (
             SnapshotFile::new(folder.path(), "web1"),
@@ -351,12 +350,12 @@ mod tests {
         one.save(&schedule, &snapshot(1, 7)).unwrap();
         assert_eq!(other.take(&schedule).unwrap(), None);
         fs::copy(one.path(), other.path()).unwrap();
-        assert!(matches!(other.take(&schedule), Err(Unusable::Forged)));
-        assert!(matches!(one.take(&another), Err(Unusable::Forged)));
+        assert!(matches!(other.take(&schedule), Err(SnapshotError::Forged)));
+        assert!(matches!(one.take(&another), Err(SnapshotError::Forged)));
     }
 
     #[test]
-    fn a_name_makes_a_file_of_its_own_in_the_folder_and_nowhere_else() {
+    fn each_server_name_has_another_file_inside_the_folder() {
         let path = |name: &str| SnapshotFile::new(Path::new("state"), name).path;
         assert_eq!(path("web1"), Path::new("state/sessions-web1.snapshot"));
         for name in ["../../etc/x", "a/b", "", "ü", &"x".repeat(255)] {
@@ -368,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_are_left_out_where_not_all_fit() {
+    fn leaves_out_the_oldest_entries_if_they_do_not_fit() {
         let entries = snapshot(10, 70).entries;
         let size = ENTRY_HEAD + 8 + 70;
         assert_eq!(newest_within(&entries, 3 * size + 1), &entries[7..]);

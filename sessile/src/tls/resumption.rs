@@ -49,7 +49,7 @@ impl HandshakeSessions {
         let mut named = resumption::stored_sessions(hello, &schedule, store.is_shared());
 
         let request = EarlyDataRequest::new(hello, &named, policy.accepts_early_data());
-        let can_store_single_use = store.keeps_single_use() && schedule.can_seal();
+        let can_store_single_use = store.can_store_single_use() && schedule.can_seal();
         let terms = EarlyDataTerms {
             limit: policy.early_data,
             can_store: can_store_single_use,
@@ -88,7 +88,7 @@ impl HandshakeSessions {
             consumed: consumed_key,
             can_store_single_use,
             schedule: Arc::clone(&schedule),
-            forgotten: store.forgotten(),
+            forgotten: store.forget_rules(),
             now,
         };
         Self {

@@ -11,11 +11,11 @@ use sessile_proto::ticket::{ClientAuth, Issuer};
 use super::rustls_session;
 use crate::config::Config;
 use crate::key::Keyring;
-use crate::store::Local;
+use crate::store::WorkerStore;
 
 /// A server's sessions.
 pub struct Sessions {
-    pub(super) store: Local,
+    pub(super) store: WorkerStore,
     pub(super) keys: Arc<Keyring>,
     issuer: Issuer,
     /// Longest life of a session, from its full handshake.
@@ -27,7 +27,7 @@ pub struct Sessions {
 impl Sessions {
     /// Sessions as configured.
     #[must_use]
-    pub fn new(config: &Config, store: Local, keys: Arc<Keyring>, issuer: Issuer) -> Self {
+    pub fn new(config: &Config, store: WorkerStore, keys: Arc<Keyring>, issuer: Issuer) -> Self {
         let lifetime = config.session.lifetime;
         let lifetime = lifetime.min(sessile_proto::keys::MAX_LIFETIME);
         Self {

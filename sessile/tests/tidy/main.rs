@@ -1,13 +1,35 @@
-//! What a compiler does not look at: how large files are, how modules begin, what must not be
-//! committed.
+//! The rules that no compiler checks: the size of files, the heads of modules, the directions of imports,
+//! and what must not be committed.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
+mod imports;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Where a file is too large a room to know.
+use imports::Imports;
+
+/// The layers of the program, from the top. A module imports from its own layer and from those below.
+const LAYERS: [&[&str]; 6] = [
+    &["cli"],
+    &["lab", "settings"],
+    &["farm", "check"],
+    &["serve", "balance", "probe", "admin"],
+    &["client", "listener", "tls", "key", "store"],
+    &[
+        "config",
+        "lifecycle",
+        "clock",
+        "live_gauge",
+        "locks",
+        "server_names",
+        "state_file",
+    ],
+];
+
+/// Most lines of a file.
 const MAX_LINES: usize = 600;
 
 fn root() -> PathBuf {
@@ -37,6 +59,37 @@ fn no_source_file_is_too_large_to_know() {
     for path in files(".rs") {
         let lines = fs::read_to_string(&path).unwrap().lines().count();
         assert!(lines <= MAX_LINES, "{}: {lines} lines", path.display());
+    }
+}
+
+#[test]
+fn no_files_import_each_other_in_a_circle() {
+    for krate in ["proto", "sessile"] {
+        let circle = Imports::read(&root().join(krate).join("src")).circle();
+        assert_eq!(circle, None, "{krate}: files import each other in a circle");
+    }
+}
+
+#[test]
+fn imports_run_from_the_upper_layers_to_the_lower() {
+    let layer = |module: &[String]| {
+        let name = module.first()?;
+        let layer = LAYERS
+            .iter()
+            .position(|names| names.contains(&name.as_str()));
+        Some(layer.unwrap_or_else(|| panic!("{name} is in no layer")))
+    };
+    let imports = Imports::read(&root().join("sessile/src"));
+    for (from, to) in imports.edges() {
+        assert!(
+            layer(from) <= layer(to),
+            "{} imports {}",
+            from.join("::"),
+            to.join("::")
+        );
+        let roles = [&from[..1], &to[..1]].concat();
+        assert_ne!(roles, ["serve", "balance"], "{}", from.join("::"));
+        assert_ne!(roles, ["balance", "serve"], "{}", from.join("::"));
     }
 }
 

@@ -182,13 +182,13 @@ pub(super) async fn memory(lab: &Lab) -> Result<Scenario, LabError> {
     let client = lab.client();
     let mut visits = vec![test_farm.visit_and_close(&client).await?];
     fill(&test_farm, lab, DEFAULT_SIZE).await?;
-    let memory = test_farm.first().store().memory();
-    let entries = memory.snapshot();
+    let table = test_farm.first().store().table();
+    let entries = table.snapshot();
     let sessions: usize = entries
         .iter()
         .map(|entry| entry.key.len() + entry.value.len())
         .sum();
-    let overhead = memory.memory().saturating_sub(sessions) / entries.len().max(1);
+    let overhead = table.memory().saturating_sub(sessions) / entries.len().max(1);
     let size = Finding {
         case: "10,000 sessions after the first one",
         article: "the table holds 10,000",
@@ -201,7 +201,7 @@ pub(super) async fn memory(lab: &Lab) -> Result<Scenario, LabError> {
         article: "(says nothing; at most 96 bytes for each entry beyond the session itself)",
         observed: format!(
             "{} bytes for each entry: the session {}, the table {overhead}",
-            memory.memory() / entries.len().max(1),
+            table.memory() / entries.len().max(1),
             sessions / entries.len().max(1),
         ),
         ok: overhead <= MAX_OVERHEAD,

@@ -1,7 +1,5 @@
-//! Ways to the store: one server, a cluster, or the master that sentinels name; with and without TLS.
+//! Connections to one server, to a cluster, or to the master that sentinels name; with and without TLS.
 
-use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,59 +9,39 @@ use redis::cluster_async::ClusterConnection;
 use redis::io::tcp::TcpSettings;
 use redis::sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType};
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, IntoConnectionInfo,
-    RedisConnectionInfo, RedisResult, TlsCertificates, TlsMode, Value,
+    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, ErrorKind,
+    IntoConnectionInfo, RedisConnectionInfo, RedisError, RedisResult, ServerErrorKind,
+    TlsCertificates, TlsMode, Value,
 };
 
-use super::tls::Files;
+use super::error::{RequestError, StoreError};
+use super::tls_files::TlsFiles;
 use crate::config::store::{Login, Node, Redis, Topology};
 
-/// How long a connection may take to be made, name look-ups, TLS and log-in included.
+/// How long a new connection may take, with name resolution, TLS and login.
 pub(super) const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
 
-/// Requests that may wait to be written, over which callers wait themselves. A request waits for
-/// `session.store-timeout` at most, so that this holds for thousands of handshakes a second.
+/// How often each worker tests its connection and reads the forget rules of the farm.
+pub(in crate::store) const HEARTBEAT: Duration = Duration::from_secs(1);
+
+/// Most requests in the queue of a connection. More requests wait outside the queue.
+///
+/// A request waits for `session.store-timeout` at most, so this is enough for thousands of handshakes a second.
 const QUEUE: usize = 1024;
 
-/// How often a cluster's client follows a slot that has moved, and how long it waits in between, ms.
-const REDIRECTS: (u32, u64, u64) = (3, 5, 50);
+/// How often a cluster's client follows a slot to another node.
+const CLUSTER_RETRIES: u32 = 3;
 
-/// Why a store cannot be used as it is configured.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    #[error("session.store: {file}: {source}", file = .file.display())]
-    File { file: PathBuf, source: io::Error },
-    #[error(
-        "session.store: the system has no certificate authorities; name one with ?ca=FILE, or install the package ca-certificates"
-    )]
-    NoAuthorities,
-    #[error("session.store: {file} holds no certificate", file = .file.display())]
-    NoCertificate { file: PathBuf },
-    #[error("session.store: {file}: {source}", file = .file.display())]
-    Pem {
-        file: PathBuf,
-        source: rustls_pki_types::pem::Error,
-    },
-    #[error(
-        "session.store: {certificate} and {key} are no pair: {source}",
-        certificate = .certificate.display(),
-        key = .key.display()
-    )]
-    Pair {
-        certificate: PathBuf,
-        key: PathBuf,
-        source: rustls::Error,
-    },
-    #[error("session.store: {0}")]
-    Client(#[from] redis::RedisError),
-    #[error("session.store: metrics: {0}")]
-    Metrics(#[from] prometheus::Error),
-}
+/// The shortest wait before a cluster's client tries again, in milliseconds.
+const MIN_CLUSTER_RETRY_WAIT: u64 = 5;
 
-/// Makes connections as configured.
-pub(super) struct Dialer {
+/// The longest wait before a cluster's client tries again, in milliseconds.
+const MAX_CLUSTER_RETRY_WAIT: u64 = 50;
+
+/// Makes connections to the configured store.
+pub(super) struct Connector {
     config: Redis,
-    files: Option<Arc<Files>>,
+    files: Option<Arc<TlsFiles>>,
 }
 
 /// A connection that many requests share. Clones are the same connection.
@@ -73,131 +51,136 @@ pub(super) enum Connection {
     Cluster(ClusterConnection),
 }
 
-/// One that was made, and which certificates it was made with.
+/// A connection, and the version of the certificates that it uses.
 #[derive(Clone)]
-pub(super) struct Dialed {
+pub(super) struct OpenConnection {
     pub(super) connection: Connection,
-    pub(super) certificates: Option<u64>,
+    /// See [`super::tls_files::LoadedTls::version`].
+    pub(super) tls_version: Option<u64>,
 }
 
-enum Way {
+enum AnyClient {
     Single(Client),
     Cluster(ClusterClient),
     Sentinel(SentinelClient),
 }
 
-impl Dialer {
-    /// Reads the PEM files and finds out whether the client takes the configuration.
+impl Connector {
+    /// Reads the PEM files, and checks that the client accepts the configuration.
     pub(super) fn new(config: &Redis) -> Result<Self, StoreError> {
-        let dialer = Self {
+        let connector = Self {
             config: config.clone(),
-            files: config.tls.as_ref().map(Files::open).transpose()?,
+            files: config.tls.as_ref().map(TlsFiles::open).transpose()?,
         };
-        let read = dialer.files.as_ref().map(|files| files.last());
-        dialer.way(read.as_ref().map(|read| &read.certificates))?;
-        Ok(dialer)
+        let loaded = connector.files.as_ref().map(|files| files.last());
+        connector.client(loaded.as_ref().map(|loaded| &loaded.certificates))?;
+        Ok(connector)
     }
 
-    /// Connects and logs in, with the certificates as their files are now. Its tasks run on the runtime of
-    /// this thread.
-    pub(super) async fn dial(&self) -> RedisResult<Dialed> {
-        let read = match &self.files {
-            Some(files) => Some(files.current().await),
+    /// Connects and logs in, with the certificates that are in the files now.
+    ///
+    /// The tasks of the connection run on the runtime of this thread.
+    pub(super) async fn connect(&self) -> RedisResult<OpenConnection> {
+        let loaded = match &self.files {
+            Some(files) => Some(files.reload().await),
             None => None,
         };
-        let certificates = read.as_ref().map(|read| &read.certificates);
-        Ok(Dialed {
-            connection: self.connect(self.way(certificates)?).await?,
-            certificates: read.as_ref().map(|read| read.serial),
+        let client = self.client(loaded.as_ref().map(|loaded| &loaded.certificates))?;
+        // The callers have their own deadlines for requests.
+        let settings = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(CONNECT_DEADLINE))
+            .set_response_timeout(None)
+            .set_pipeline_buffer_size(QUEUE);
+        let connection = match client {
+            AnyClient::Single(client) => {
+                let connection = client.get_multiplexed_async_connection_with_config(&settings);
+                Connection::Node(connection.await?)
+            }
+            AnyClient::Sentinel(mut client) => {
+                let connection = client.get_async_connection_with_config(&settings);
+                Connection::Node(connection.await?)
+            }
+            AnyClient::Cluster(client) => Connection::Cluster(client.get_async_connection().await?),
+        };
+        Ok(OpenConnection {
+            connection,
+            tls_version: loaded.map(|loaded| loaded.version),
         })
     }
 
-    /// The number of the certificates with which a connection has to be made anew, since they were renewed: a
-    /// cluster's makes further ones by itself, with those that it began with.
-    pub(super) async fn renewed(&self, dialed: &Dialed) -> Option<u64> {
-        match (&self.files, &dialed.connection) {
+    /// The version of renewed certificates, if the connection must be replaced to use them.
+    ///
+    /// Only a cluster's connection opens further connections, with the certificates that it began with.
+    pub(super) async fn renewed_tls(&self, open: &OpenConnection) -> Option<u64> {
+        match (&self.files, &open.connection) {
             (Some(files), Connection::Cluster(_)) => {
-                let now = files.current().await.serial;
-                (dialed.certificates != Some(now)).then_some(now)
+                let version = files.reload().await.version;
+                (open.tls_version != Some(version)).then_some(version)
             }
             _ => None,
         }
     }
 
-    async fn connect(&self, way: Way) -> RedisResult<Connection> {
-        // Deadlines are the callers': they know how long a handshake may wait.
-        let settings = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(CONNECT_DEADLINE))
-            .set_response_timeout(None)
-            .set_pipeline_buffer_size(QUEUE);
-        Ok(match way {
-            Way::Single(client) => {
-                let connection = client.get_multiplexed_async_connection_with_config(&settings);
-                Connection::Node(connection.await?)
-            }
-            Way::Sentinel(mut client) => {
-                let connection = client.get_async_connection_with_config(&settings);
-                Connection::Node(connection.await?)
-            }
-            Way::Cluster(client) => Connection::Cluster(client.get_async_connection().await?),
-        })
-    }
-
-    fn way(&self, certificates: Option<&TlsCertificates>) -> RedisResult<Way> {
+    fn client(&self, certificates: Option<&TlsCertificates>) -> RedisResult<AnyClient> {
         Ok(match &self.config.topology {
-            Topology::Single => Way::Single(self.client(&self.config.nodes[0], certificates)?),
-            Topology::Cluster => {
-                let (redirects, least, most) = REDIRECTS;
-                let nodes: RedisResult<Vec<_>> =
-                    self.config.nodes.iter().map(|n| self.info(n)).collect();
-                let builder = ClusterClient::builder(nodes?)
-                    .connection_timeout(CONNECT_DEADLINE)
-                    .retries(redirects)
-                    .min_retry_wait(least)
-                    .max_retry_wait(most)
-                    .tcp_settings(tcp_settings());
-                let builder = match certificates {
-                    Some(certificates) => builder.certs(certificates.clone()),
-                    None => builder,
-                };
-                Way::Cluster(builder.build()?)
+            Topology::Single => {
+                let info = self.info(&self.config.nodes[0])?;
+                AnyClient::Single(match certificates {
+                    Some(certificates) => Client::build_with_tls(info, certificates.clone())?,
+                    None => Client::open(info)?,
+                })
             }
+            Topology::Cluster => AnyClient::Cluster(self.cluster_client(certificates)?),
             Topology::Sentinel { service, login } => {
-                let nodes = self.config.nodes.iter().map(|node| self.address(node));
-                let master = SentinelServerType::Master;
-                let mut builder = SentinelClientBuilder::new(nodes, service, master)?
-                    .set_client_to_redis_db(self.config.database.into())
-                    .set_client_to_redis_tcp_settings(tcp_settings());
-                let Login { user, password } = &self.config.login;
-                if let Some(user) = user {
-                    builder = builder.set_client_to_redis_username(user);
-                }
-                if let Some(password) = password {
-                    builder = builder.set_client_to_redis_password(password.expose());
-                }
-                if let Some(user) = &login.user {
-                    builder = builder.set_client_to_sentinel_username(user);
-                }
-                if let Some(password) = &login.password {
-                    builder = builder.set_client_to_sentinel_password(password.expose());
-                }
-                if let Some(certificates) = certificates {
-                    builder = builder
-                        .set_client_to_redis_tls_mode(TlsMode::Secure)
-                        .set_client_to_redis_certificates(certificates.clone())
-                        .set_client_to_sentinel_certificates(certificates.clone());
-                }
-                Way::Sentinel(builder.build()?)
+                AnyClient::Sentinel(self.sentinel_client(service, login, certificates)?)
             }
         })
     }
 
-    fn client(&self, node: &Node, certificates: Option<&TlsCertificates>) -> RedisResult<Client> {
-        let info = self.info(node)?;
-        match certificates {
-            Some(certificates) => Client::build_with_tls(info, certificates.clone()),
-            None => Client::open(info),
+    fn cluster_client(&self, certificates: Option<&TlsCertificates>) -> RedisResult<ClusterClient> {
+        let nodes = self.config.nodes.iter().map(|node| self.info(node));
+        let mut builder = ClusterClient::builder(nodes.collect::<RedisResult<Vec<_>>>()?)
+            .connection_timeout(CONNECT_DEADLINE)
+            .retries(CLUSTER_RETRIES)
+            .min_retry_wait(MIN_CLUSTER_RETRY_WAIT)
+            .max_retry_wait(MAX_CLUSTER_RETRY_WAIT)
+            .tcp_settings(tcp_settings());
+        if let Some(certificates) = certificates {
+            builder = builder.certs(certificates.clone());
         }
+        builder.build()
+    }
+
+    fn sentinel_client(
+        &self,
+        service: &str,
+        sentinel_login: &Login,
+        certificates: Option<&TlsCertificates>,
+    ) -> RedisResult<SentinelClient> {
+        let nodes = self.config.nodes.iter().map(|node| self.address(node));
+        let mut builder = SentinelClientBuilder::new(nodes, service, SentinelServerType::Master)?
+            .set_client_to_redis_db(self.config.database.into())
+            .set_client_to_redis_tcp_settings(tcp_settings());
+        let Login { user, password } = &self.config.login;
+        if let Some(user) = user {
+            builder = builder.set_client_to_redis_username(user);
+        }
+        if let Some(password) = password {
+            builder = builder.set_client_to_redis_password(password.expose());
+        }
+        if let Some(user) = &sentinel_login.user {
+            builder = builder.set_client_to_sentinel_username(user);
+        }
+        if let Some(password) = &sentinel_login.password {
+            builder = builder.set_client_to_sentinel_password(password.expose());
+        }
+        if let Some(certificates) = certificates {
+            builder = builder
+                .set_client_to_redis_tls_mode(TlsMode::Secure)
+                .set_client_to_redis_certificates(certificates.clone())
+                .set_client_to_sentinel_certificates(certificates.clone());
+        }
+        builder.build()
     }
 
     fn info(&self, node: &Node) -> RedisResult<ConnectionInfo> {
@@ -218,46 +201,60 @@ impl Dialer {
     }
 
     fn address(&self, Node { host, port }: &Node) -> ConnectionAddr {
-        match self.config.tls {
-            Some(_) => ConnectionAddr::TcpTls {
-                host: host.clone(),
-                port: *port,
-                insecure: false,
-                tls_params: None,
-            },
-            None => ConnectionAddr::Tcp(host.clone(), *port),
+        if self.config.tls.is_none() {
+            return ConnectionAddr::Tcp(host.clone(), *port);
+        }
+        ConnectionAddr::TcpTls {
+            host: host.clone(),
+            port: *port,
+            insecure: false,
+            tls_params: None,
         }
     }
 }
 
 impl Connection {
-    pub(super) async fn ask(&mut self, command: &Cmd) -> RedisResult<Value> {
+    pub(super) async fn query(
+        &mut self,
+        command: &Cmd,
+        limit: Duration,
+    ) -> Result<Value, RequestError> {
         match self {
-            Self::Node(connection) => command.query_async(connection).await,
-            Self::Cluster(connection) => command.query_async(connection).await,
+            Self::Node(connection) => within(limit, command.query_async(connection)).await,
+            Self::Cluster(connection) => within(limit, command.query_async(connection)).await,
         }
     }
 
-    /// Whether what went wrong with one request goes for the connection as a whole. A cluster's
-    /// connection is several, of which the others may be well.
-    pub(super) fn is_ended_by(&self, error: &redis::RedisError) -> bool {
-        use redis::{ErrorKind, ServerErrorKind};
-        let moved_on = [ServerErrorKind::ReadOnly, ServerErrorKind::MasterDown]
+    /// True if the connection cannot be used after this error.
+    pub(super) fn is_broken_by(&self, error: &RedisError) -> bool {
+        let is_no_master = [ServerErrorKind::ReadOnly, ServerErrorKind::MasterDown]
             .map(ErrorKind::Server)
             .contains(&error.kind());
         match self {
-            Self::Node(_) => error.is_io_error() || error.is_unrecoverable_error() || moved_on,
+            Self::Node(_) => error.is_io_error() || error.is_unrecoverable_error() || is_no_master,
+            // It has a connection for each node, and repairs them itself.
             Self::Cluster(_) => false,
         }
     }
 }
 
-/// Whether the store has answered, and the answer is no: it is there, and keeps nobody waiting. Others,
-/// as that it is loading or that a cluster is down, pass with the state that it is in.
-pub(super) fn is_refusal(error: &redis::RedisError) -> bool {
-    use redis::{ErrorKind, ServerErrorKind};
+/// Waits for a result of the client, for a limited time.
+pub(super) async fn within<T>(
+    limit: Duration,
+    result: impl Future<Output = RedisResult<T>>,
+) -> Result<T, RequestError> {
+    match tokio::time::timeout(limit, result).await {
+        Ok(result) => result.map_err(RequestError::Store),
+        Err(_) => Err(RequestError::Timeout),
+    }
+}
+
+/// True if the store answered in time and refused the request.
+///
+/// Other answers, such as LOADING or CLUSTERDOWN, mean that the store cannot be used for a while.
+pub(super) fn is_refusal(error: &RedisError) -> bool {
     match error.kind() {
-        // OOM, MISCONF, WRONGTYPE: what has a word of its own.
+        // For example OOM, MISCONF and WRONGTYPE.
         ErrorKind::Extension => true,
         ErrorKind::Server(kind) => matches!(
             kind,

@@ -1,4 +1,4 @@
-//! What a server counts of its store.
+//! The metrics of a server's shared store.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,40 +11,75 @@ use sessile_proto::verdict::Reason;
 
 use crate::live_gauge;
 
-/// What is asked of the store.
+/// A request to the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::store) enum Operation {
+pub(super) enum StoreOperation {
     Fetch,
     Put,
     Remove,
     Consume,
 }
 
-const OPERATIONS: [&str; 4] = ["fetch", "put", "remove", "spend"];
+impl StoreOperation {
+    const ALL: [Self; 4] = [Self::Fetch, Self::Put, Self::Remove, Self::Consume];
 
-/// What came of it.
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Fetch => "fetch",
+            Self::Put => "put",
+            Self::Remove => "remove",
+            Self::Consume => "spend",
+        }
+    }
+}
+
+/// The result of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::store) enum Outcome {
-    /// Found, stored, removed.
+pub(super) enum StoreOutcome {
+    /// Found, stored or removed.
     Ok,
     /// Stored, after the flight that announces the session had left.
     Late,
-    /// Not there, and for all the store knows it never was.
+    /// The store has no entry and no tombstone.
     Missing,
-    /// It was removed by a server of the farm.
+    /// A server of the farm removed the entry.
     Gone,
-    /// What lies there does not open; or nothing can be sealed.
+    /// The entry does not open, or nothing can be sealed.
     Bad,
     /// The store answered with an error.
     Refused,
     /// No answer in time.
     Timeout,
-    /// Not asked: there is no connection, or the store has failed too often just now.
+    /// Not sent, because there is no connection; or the connection ended.
     Down,
 }
 
-impl Outcome {
-    /// The reason of a full handshake for which this was all that the store had to say.
+impl StoreOutcome {
+    const ALL: [Self; 8] = [
+        Self::Ok,
+        Self::Late,
+        Self::Missing,
+        Self::Gone,
+        Self::Bad,
+        Self::Refused,
+        Self::Timeout,
+        Self::Down,
+    ];
+
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Late => "late",
+            Self::Missing => "missing",
+            Self::Gone => "gone",
+            Self::Bad => "bad",
+            Self::Refused => "refused",
+            Self::Timeout => "timeout",
+            Self::Down => "down",
+        }
+    }
+
+    /// The reason of a full handshake after a request that failed with this outcome.
     pub(super) const fn reason(self) -> Reason {
         match self {
             Self::Timeout => Reason::StoreTimeout,
@@ -53,31 +88,29 @@ impl Outcome {
     }
 }
 
-const OUTCOMES: [&str; 8] = [
-    "ok", "late", "missing", "gone", "bad", "refused", "timeout", "down",
-];
-
-/// Upper bounds of the histogram's buckets, in seconds: a store stands in the same data centre.
+/// Upper bounds of the histogram's buckets, in seconds. A store is in the same data centre.
 const BUCKETS: [f64; 10] = [
     0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.02, 0.05, 0.25,
 ];
 
-pub(super) struct Metrics {
-    requests: [[IntCounter; OUTCOMES.len()]; OPERATIONS.len()],
-    seconds: [Histogram; OPERATIONS.len()],
-    connections: Arc<Connections>,
+/// The counters of one server's shared store.
+pub(super) struct StoreMetrics {
+    /// By operation and outcome.
+    requests: [[IntCounter; StoreOutcome::ALL.len()]; StoreOperation::ALL.len()],
+    /// By operation.
+    seconds: [Histogram; StoreOperation::ALL.len()],
+    connections: Arc<ConnectionCounts>,
 }
 
-/// Workers' connections to the store.
+/// The connections of the workers to the store.
 #[derive(Default)]
-struct Connections {
-    /// Those that are well now.
+struct ConnectionCounts {
     up: AtomicUsize,
     /// One for each worker.
     all: AtomicUsize,
 }
 
-impl Connections {
+impl ConnectionCounts {
     fn up(&self) -> usize {
         self.up.load(Ordering::Relaxed)
     }
@@ -86,13 +119,13 @@ impl Connections {
         self.all.load(Ordering::Relaxed).saturating_sub(self.up())
     }
 
-    /// A worker without one pays for it with full handshakes, however many others have theirs.
-    fn are_well(&self) -> bool {
+    /// True if every worker has a connection. A worker without a connection causes full handshakes.
+    fn are_all_up(&self) -> bool {
         self.up() > 0 && self.down() == 0
     }
 }
 
-impl Metrics {
+impl StoreMetrics {
     pub(super) fn register(registry: &Registry, server: &str) -> prometheus::Result<Self> {
         let requests = IntCounterVec::new(
             Opts::new(
@@ -113,57 +146,70 @@ impl Metrics {
             &["operation"],
         )?;
         registry.register(Box::new(seconds.clone()))?;
-        let connections = Arc::<Connections>::default();
-        let read = Arc::clone(&connections);
-        let opts = Opts::new(
-            "sessile_store_up",
-            "1 where the shared session store answers every worker thread, else 0.",
-        );
-        live_gauge::register(registry, opts.const_label("server", server), move || {
-            usize::from(read.are_well())
-        })?;
-        for (state, count) in [
-            ("up", Connections::up as fn(&Connections) -> usize),
-            ("down", Connections::down),
-        ] {
-            let read = Arc::clone(&connections);
-            let opts = Opts::new(
-                "sessile_store_connections",
-                "Worker threads by the state of their connection to the shared session store.",
-            );
-            let opts = opts.const_label("server", server);
-            let opts = opts.const_label("state", state);
-            live_gauge::register(registry, opts, move || count(&read))?;
-        }
         Ok(Self {
-            requests: OPERATIONS
-                .map(|operation| OUTCOMES.map(|o| requests.with_label_values(&[operation, o]))),
-            seconds: OPERATIONS.map(|operation| seconds.with_label_values(&[operation])),
-            connections,
+            requests: StoreOperation::ALL.map(|operation| {
+                StoreOutcome::ALL.map(|outcome| {
+                    requests.with_label_values(&[operation.as_str(), outcome.as_str()])
+                })
+            }),
+            seconds: StoreOperation::ALL
+                .map(|operation| seconds.with_label_values(&[operation.as_str()])),
+            connections: register_connections(registry, server)?,
         })
     }
 
-    pub(super) fn count(&self, operation: Operation, outcome: Outcome, many: usize) {
-        self.requests[operation as usize][outcome as usize].inc_by(many as u64);
+    pub(super) fn count(&self, operation: StoreOperation, outcome: StoreOutcome, count: usize) {
+        self.requests[operation as usize][outcome as usize].inc_by(count as u64);
     }
 
-    pub(super) fn observe(&self, operation: Operation, took: Duration) {
-        self.seconds[operation as usize].observe(took.as_secs_f64());
+    pub(super) fn observe(&self, operation: StoreOperation, duration: Duration) {
+        self.seconds[operation as usize].observe(duration.as_secs_f64());
     }
 
-    /// One more worker wants a connection.
-    pub(super) fn one_wanted(&self) {
+    /// Counts a worker, which has no connection yet.
+    pub(super) fn add_worker(&self) {
         self.connections.all.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// A worker's connection is well. True where all of them are.
-    pub(super) fn one_more(&self) -> bool {
+    /// Counts a connection. Returns true if every worker now has one.
+    pub(super) fn connection_up(&self) -> bool {
         self.connections.up.fetch_add(1, Ordering::Relaxed);
-        self.connections.are_well()
+        self.connections.are_all_up()
     }
 
-    /// A worker's connection is no longer well.
-    pub(super) fn one_less(&self) {
+    /// Counts the end of a connection.
+    pub(super) fn connection_down(&self) {
         self.connections.up.fetch_sub(1, Ordering::Relaxed);
     }
+}
+
+fn register_connections(
+    registry: &Registry,
+    server: &str,
+) -> prometheus::Result<Arc<ConnectionCounts>> {
+    let connections = Arc::<ConnectionCounts>::default();
+    let counts = Arc::clone(&connections);
+    let opts = Opts::new(
+        "sessile_store_up",
+        "1 where the shared session store answers every worker thread, else 0.",
+    );
+    live_gauge::register(registry, opts.const_label("server", server), move || {
+        usize::from(counts.are_all_up())
+    })?;
+    let states: [(&str, fn(&ConnectionCounts) -> usize); 2] = [
+        ("up", ConnectionCounts::up),
+        ("down", ConnectionCounts::down),
+    ];
+    for (state, count) in states {
+        let counts = Arc::clone(&connections);
+        let opts = Opts::new(
+            "sessile_store_connections",
+            "Worker threads by the state of their connection to the shared session store.",
+        );
+        let labelled = opts
+            .const_label("server", server)
+            .const_label("state", state);
+        live_gauge::register(registry, labelled, move || count(&counts))?;
+    }
+    Ok(connections)
 }

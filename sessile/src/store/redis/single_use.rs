@@ -1,23 +1,20 @@
-//! Sessions for single use. The store decides who gets one, and says in the same breath which node it
-//! is: what was stored by another one, or by this one before it restarted or was a replica, is no
-//! longer sure to be unspent.
+//! Entries for a single use: the scripts that store them and give them out.
 //!
-//! Scripts, and not MULTI: a script runs where its key is, in a cluster and behind a proxy too, so what
-//! it reports of its node is true of the node that answered.
+//! A node that gives an entry out must know that no other server got it before. So the scripts write down which
+//! node stored the entry, and report which node gives it out. Scripts run on the node that has the key, in a
+//! cluster and behind a proxy too; MULTI does not.
 
 use redis::{Cmd, Value};
 use sessile_proto::keys::Schedule;
-use sessile_proto::resumption::StoreKey;
 use sessile_proto::session::Gone;
+use sessile_proto::verdict::Reason;
 
-use super::metrics::Operation;
-use super::{Answer, Link};
-use crate::store::WaitBudget;
-use crate::store::entry::{self, Name};
+use super::entry::{self, RedisKey, StoreLookup};
 
-/// Finds out the node's life (`run_id`), its dataset's (`master_replid`) and its clock; nothing where a store
-/// does not tell.
-macro_rules! node {
+/// Reads the node's identity: its process (`run_id`), its data (`master_replid`) and its clock.
+///
+/// The result is empty if the store reports none of them.
+macro_rules! node_stamp {
     () => {
         "local said = redis.call('INFO', 'server') .. redis.call('INFO', 'replication') \
          local run, data = said:match('run_id:(%x+)'), said:match('master_replid:(%x+)') \
@@ -26,73 +23,83 @@ macro_rules! node {
     };
 }
 
-/// Stores an entry behind what its node says of itself. Not where there is something: a request that is
-/// sent again must not bring back what was spent in between.
+/// Stores an entry after the stamp of its node, if the key is free.
+///
+/// A retried request must not bring back an entry that was consumed meanwhile.
 const PUT: &str = concat!(
-    node!(),
+    node_stamp!(),
     "return redis.call('SET', KEYS[1], string.char(#node) .. node .. ARGV[1], 'NX', 'PX', ARGV[2])"
 );
 
-/// Gives an entry out and leaves a tombstone in its place for as long as it would have lived.
+/// Returns an entry, and replaces it with a tombstone that expires when the entry would have.
 ///
-/// Where there is none it may be on its way, and whoever has recorded the hello that asks for it could ask
-/// again when it has come. Nothing tells it from what a stranger made up, though, so that nothing is kept
-/// for each: its part of the store is marked for a while, in which early data goes with nothing that came
-/// to that part as lately (`entry::was_kept`). However many strangers ask, there are no more marks than parts.
+/// If there is no entry, it may still be on its way to the store. A recorded hello could then be replayed when
+/// the entry has arrived. The script cannot tell such a hello from a made-up one, so it marks the partition of
+/// the key for a while: no early data is accepted with an entry that came to the partition as lately
+/// ([`entry::is_certain`]). There are never more marks than partitions.
 const CONSUME: &str = concat!(
     "local held = redis.call('GET', KEYS[1]) \
      if not held then redis.call('SET', KEYS[2], '', 'EX', ARGV[2]) return {held, '', 0} end \
      local missed = redis.call('GET', KEYS[2]) and 1 or 0 \
      if #held > #ARGV[1] then redis.call('SET', KEYS[1], ARGV[1], 'KEEPTTL') end ",
-    node!(),
+    node_stamp!(),
     "return {held, node, missed}"
 );
 
+/// The answer to [`consume`].
+pub(in crate::store) struct ConsumedEntry {
+    pub(in crate::store) lookup: StoreLookup,
+    /// True if no server can have been given the entry before.
+    pub(in crate::store) is_certain: bool,
+}
+
+impl ConsumedEntry {
+    /// An entry that cannot be used for that reason.
+    pub(super) const fn unusable(reason: Reason) -> Self {
+        Self::uncertain(StoreLookup::Unusable(reason))
+    }
+
+    const fn uncertain(lookup: StoreLookup) -> Self {
+        Self {
+            lookup,
+            is_certain: false,
+        }
+    }
+
+    /// Reads the answer of the store.
+    pub(super) fn read(schedule: &Schedule, key: &RedisKey, answer: &Value) -> Self {
+        let Value::Array(parts) = answer else {
+            return Self::unusable(Reason::OldFormat);
+        };
+        match parts.as_slice() {
+            [Value::Nil, ..] => Self::uncertain(StoreLookup::Missing),
+            [
+                Value::BulkString(entry),
+                Value::BulkString(stamp),
+                Value::Int(is_marked),
+            ] => Self {
+                lookup: entry::open(schedule, key, entry),
+                is_certain: entry::is_certain(entry, stamp, *is_marked != 0),
+            },
+            _ => Self::unusable(Reason::OldFormat),
+        }
+    }
+}
+
 /// The command that stores an entry for `life` milliseconds.
-pub(super) fn put(name: &Name, entry: &[u8], life: u64) -> Cmd {
+pub(super) fn put(key: &RedisKey, entry: &[u8], life: u64) -> Cmd {
     let mut command = redis::cmd("EVAL");
-    command.arg(PUT).arg(1).arg(name.as_str());
+    command.arg(PUT).arg(1).arg(key.as_str());
     command.arg(entry).arg(life);
     command
 }
 
-impl Link {
-    /// Takes a session out of the store, and says whether early data may go with it: whether it is sure that
-    /// nobody else got it, and that it did not come after a hello that asked for it.
-    pub(in crate::store) async fn consume(
-        &self,
-        key: &StoreKey,
-        schedule: &Schedule,
-        budget: &mut WaitBudget,
-    ) -> (Answer, bool) {
-        let name = Name::new(&self.remote.scope, key);
-        let tombstone = entry::tombstone(Gone::Spent).expect("what is spent leaves a tombstone");
-        let mut command = redis::cmd("EVAL");
-        command.arg(CONSUME).arg(2).arg(name.as_str());
-        command.arg(name.part());
-        command.arg(&tombstone[..]).arg(entry::KEPT_OUT);
-        let left = budget.left();
-        let asked = self.ask(Operation::Consume, &command, 1, left);
-        let said = match budget.spend(asked).await {
-            Ok(Value::Array(said)) => said,
-            Ok(_) => return (self.judged_as(Operation::Consume, None), false),
-            Err(failure) => {
-                self.note_single_use(failure);
-                return (Answer::None(failure.reason()), false);
-            }
-        };
-        let (answer, is_certain) = match said.as_slice() {
-            [Value::Nil, ..] => (Some(Answer::Missing), false),
-            [
-                Value::BulkString(held),
-                Value::BulkString(node),
-                Value::Int(missed),
-            ] => {
-                let opened = Answer::of(entry::open(schedule, &name, held));
-                (Some(opened), entry::was_kept(held, node, *missed != 0))
-            }
-            _ => (None, false),
-        };
-        (self.judged_as(Operation::Consume, answer), is_certain)
-    }
+/// The command that takes an entry out of the store.
+pub(super) fn consume(key: &RedisKey) -> Cmd {
+    let tombstone = entry::tombstone(Gone::Spent).expect("this reason has a tombstone");
+    let mut command = redis::cmd("EVAL");
+    command.arg(CONSUME).arg(2).arg(key.as_str());
+    command.arg(key.partition());
+    command.arg(&tombstone[..]).arg(entry::MISS_MARK_SECONDS);
+    command
 }

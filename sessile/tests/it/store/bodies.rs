@@ -8,7 +8,7 @@ use std::time::Duration;
 use sessile::clock;
 use sessile::config::{Config, StoreUrl};
 use sessile::key::Keyring;
-use sessile::store::{Local, Store};
+use sessile::store::{Store, WorkerStore};
 use sessile_proto::keys::Schedule;
 use sessile_proto::resumption::{NewSession, StoreKey};
 use sessile_proto::session::Gone;
@@ -26,8 +26,8 @@ const SECRET: &[u8] = b"the master secret of a session";
 
 /// Two servers' ways to the same sessions, and the farm's keys.
 struct Pair {
-    one: Local,
-    other: Local,
+    one: WorkerStore,
+    other: WorkerStore,
     schedule: Arc<Schedule>,
     /// What the first one counts.
     metrics: prometheus::Registry,
@@ -45,7 +45,7 @@ impl Pair {
             config.session.store = url.parse::<StoreUrl>().unwrap();
         }
         let open = |registry: &prometheus::Registry| {
-            Store::new(&config, &keys, 7, registry, 1).unwrap().local()
+            Store::new(&config, &keys, 7, registry, 1).unwrap().worker()
         };
         let metrics = prometheus::Registry::new();
         let one = open(&metrics);
@@ -80,7 +80,7 @@ impl Pair {
         counted.map(|metric| metric.get_counter().get_value()).sum()
     }
 
-    async fn put(&self, store: &Local, id: &[u8], age: Duration) {
+    async fn put(&self, store: &WorkerStore, id: &[u8], age: Duration) {
         let put = Self::session(id, age);
         let mut wait_budget = store.wait_budget();
         store
@@ -123,7 +123,7 @@ impl Pair {
         }
     }
 
-    async fn find(&self, store: &Local, id: &[u8]) -> Result<(), Reason> {
+    async fn find(&self, store: &WorkerStore, id: &[u8]) -> Result<(), Reason> {
         let mut wait_budget = store.wait_budget();
         let found = store
             .find(

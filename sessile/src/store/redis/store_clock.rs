@@ -1,5 +1,6 @@
-//! The store's clock, which all servers of a farm can read: one of them whose own differs too much must not
-//! seal, nor forget keys ([`Keyring::record_shared_time`]).
+//! The store's clock, which all servers of a farm can read ([`Keyring::record_shared_time`]).
+//!
+//! A server whose clock differs too much must not seal, and must not delete old keys.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -11,24 +12,24 @@ use sessile_proto::Time;
 use tokio::time::Instant;
 
 use super::connect::is_refusal;
+use super::error::RequestError;
 use crate::key::Keyring;
 use crate::live_gauge;
 use crate::locks::locked;
 
 /// How often the clocks are compared.
-const EVERY: Duration = Duration::from_secs(10);
+const INTERVAL: Duration = Duration::from_secs(10);
 
-pub(super) struct Clock {
+pub(super) struct StoreClock {
     keys: Arc<Keyring>,
     /// The server's name.
     server: String,
-    /// When it is asked next: one worker's turn.
-    due: Mutex<Instant>,
-    /// Whether it was said that the store does not tell.
-    said: AtomicBool,
+    next_read: Mutex<Instant>,
+    /// True if the log already says that the store does not give its time.
+    refusal_logged: AtomicBool,
 }
 
-impl Clock {
+impl StoreClock {
     pub(super) fn new(
         keys: &Arc<Keyring>,
         server: &str,
@@ -38,38 +39,41 @@ impl Clock {
             "sessile_clock_astray",
             "1 where this machine's clock is more than an epoch of the farm key off the store's, else 0.",
         );
-        let read = Arc::clone(keys);
+        let compared = Arc::clone(keys);
         live_gauge::register(registry, opts.const_label("server", server), move || {
-            usize::from(read.skew().is_some())
+            usize::from(compared.skew().is_some())
         })?;
         Ok(Self {
             keys: Arc::clone(keys),
             server: server.to_owned(),
-            due: Mutex::new(Instant::now()),
-            said: AtomicBool::new(false),
+            next_read: Mutex::new(Instant::now()),
+            refusal_logged: AtomicBool::new(false),
         })
     }
 
-    /// What to ask the store, where it is due.
-    pub(super) fn look(&self) -> Option<Cmd> {
+    /// The command that reads the clock, if a comparison is due. Only one worker gets it.
+    pub(super) fn next_read(&self) -> Option<Cmd> {
         let now = Instant::now();
-        let mut due = locked(&self.due);
-        if now < *due {
+        let mut next_read = locked(&self.next_read);
+        if now < *next_read {
             return None;
         }
-        *due = now + EVERY;
+        *next_read = now + INTERVAL;
         Some(redis::cmd("TIME"))
     }
 
-    pub(super) fn answer(&self, answer: Result<Value, redis::RedisError>) {
+    /// Compares the clocks, or logs once that the store does not give its time.
+    pub(super) fn record(&self, answer: Result<Value, RequestError>) {
         match answer {
             Ok(value) => {
                 if let Some(shared_time) = parse(&value) {
                     self.keys.record_shared_time(shared_time);
                 }
             }
-            // A store whose access rules are older than this question serves as well as before.
-            Err(error) if is_refusal(&error) && !self.said.swap(true, Ordering::Relaxed) => {
+            // The store's access rules may be older than this command.
+            Err(RequestError::Store(error))
+                if is_refusal(&error) && !self.refusal_logged.swap(true, Ordering::Relaxed) =>
+            {
                 tracing::warn!(
                     server = self.server,
                     %error,
@@ -82,7 +86,7 @@ impl Clock {
     }
 }
 
-/// Seconds since the Unix epoch and microseconds, each in decimal.
+/// Reads the answer to TIME: the seconds since the Unix epoch, and microseconds, each in decimal.
 fn parse(answer: &Value) -> Option<Time> {
     let Value::Array(parts) = answer else {
         return None;
@@ -90,14 +94,16 @@ fn parse(answer: &Value) -> Option<Time> {
     let [secs, micros] = parts.as_slice() else {
         return None;
     };
-    let number = |value: &Value| match value {
-        Value::BulkString(text) => std::str::from_utf8(text).ok()?.parse::<u64>().ok(),
+    let whole_secs = number(secs)?.checked_mul(1000)?;
+    let millis = whole_secs.checked_add(number(micros)? / 1000)?;
+    Some(Time::from_unix_millis(millis))
+}
+
+fn number(value: &Value) -> Option<u64> {
+    match value {
+        Value::BulkString(text) => std::str::from_utf8(text).ok()?.parse().ok(),
         _ => None,
-    };
-    let millis = number(secs)?.checked_mul(1000)?;
-    Some(Time::from_unix_millis(
-        millis.checked_add(number(micros)? / 1000)?,
-    ))
+    }
 }
 
 #[cfg(test)]
@@ -105,22 +111,18 @@ mod tests {
     use super::*;
 
     fn answer(parts: &[&str]) -> Value {
-        let parts = parts.iter();
-        Value::Array(
-            parts
-                .map(|part| Value::BulkString(part.as_bytes().to_vec()))
-                .collect(),
-        )
+        let bulk = |part: &&str| Value::BulkString(part.as_bytes().to_vec());
+        Value::Array(parts.iter().map(bulk).collect())
     }
 
     #[test]
-    fn the_time_is_read_as_the_store_writes_it() {
+    fn reads_the_time_of_a_store() {
         let time = parse(&answer(&["1700000000", "123456"]));
         assert_eq!(time, Some(Time::from_unix_millis(1_700_000_000_123)));
     }
 
     #[test]
-    fn what_is_no_time_says_nothing() {
+    fn refuses_malformed_times() {
         let most = u64::MAX.to_string();
         for parts in [
             &[][..],

@@ -1,67 +1,70 @@
-//! The session table of one process, shared by its threads: several parts, each behind a lock of its
-//! own, that behave as one table. First in, first out holds over all of them: every entry has a
-//! number from one counter, each part publishes the number of its oldest entry, and what leaves is
-//! the smallest of these.
+//! A table for several threads: parts, each behind a lock, that behave as one table.
+//!
+//! Every entry has a number from one counter. Each part publishes the number of its oldest entry. The entry with
+//! the smallest number in all parts is evicted first.
 
 use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::locks::locked;
-use sessile_proto::Time;
-use sessile_proto::session::{Gone, Hashed, Hasher, Inserted, Limits, Lookup, Part, Stats};
+use super::hash::{Hashed, Hasher};
+use super::part::Part;
+use super::{Gone, Inserted, Limits, Lookup, Stats};
+use crate::Time;
 
-/// Most shards, a power of two. Finding the oldest entry looks at each.
+/// Most shards, a power of two. An eviction reads the number of each shard's oldest entry.
 const MAX_SHARDS: usize = 8;
 
-/// Fewest entries that are worth a shard.
+/// Fewest entries for each shard.
 const ENTRIES_PER_SHARD: usize = 512;
 
-/// What a shard without entries publishes.
+/// The published number of a shard without entries.
 const EMPTY: u64 = u64::MAX;
 
-/// The session part. Every method may be called from any thread; none of them waits for anything
-/// but another thread's turn in the same shard.
+/// A session table that threads share. A call waits only for other calls in the same shard.
 #[derive(Debug)]
-pub struct Memory {
+pub struct ShardedTable {
     limits: Limits,
     hasher: Hasher,
     shards: Box<[Shard]>,
-    /// Each shard's smallest sequence number and, in the bits below, its own: the smallest of all
-    /// names its shard. Written under the shard's lock. Together, because they are read together.
+    /// For each shard, the sequence number of the oldest entry times [`MAX_SHARDS`], plus the shard's number.
+    ///
+    /// The smallest value therefore names its shard. Written under the lock of the shard.
     oldest: Box<[AtomicU64]>,
-    /// The next entry's sequence number.
+    /// The sequence number of the next entry.
     sequence: AtomicU64,
-    /// Entries in all shards, but for those that were just added and not counted yet. It may pass
-    /// below zero for a moment, when such an entry is taken away first.
+    /// Entries in all shards, without entries that were just added and are not counted yet.
+    ///
+    /// Negative for a moment if such an entry is removed before it is counted.
     entries: AtomicI64,
-    /// See [`Self::follow`]: what nothing may be added from before, and what nothing is left from before.
+    /// The highest number of revocations that [`Self::apply_revocations`] was called with.
     revocations: AtomicU32,
+    /// The same, written after the table was cleared.
     cleared: AtomicU32,
     clearing: Mutex<()>,
 }
 
-/// A lock and what it guards, on cache lines of their own.
+/// A part and its lock, on their own cache lines.
 #[derive(Debug)]
 #[repr(align(128))]
 struct Shard(Mutex<Part>);
 
-/// An entry in a snapshot.
+/// A copy of an entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
-    /// What it is found by.
+pub struct OwnedEntry {
+    /// The key.
     pub key: Vec<u8>,
-    /// What was stored.
+    /// The value.
     pub value: Vec<u8>,
-    /// When its full handshake was.
+    /// The time of the full handshake.
     pub established: Time,
 }
 
-impl Memory {
-    /// An empty table. The seed has to be unpredictable: keys come from peers.
+impl ShardedTable {
+    /// An empty table. The seed must be unpredictable, because keys come from peers.
     #[must_use]
     pub fn new(limits: Limits, seed: u64) -> Self {
-        let worth = (limits.max_entries / ENTRIES_PER_SHARD).clamp(1, MAX_SHARDS);
-        let shards = 1 << worth.ilog2();
+        let full_shards = (limits.max_entries / ENTRIES_PER_SHARD).clamp(1, MAX_SHARDS);
+        let shards = 1 << full_shards.ilog2();
         let hasher = Hasher::new(seed);
         let shard = || Shard(Mutex::new(Part::new(limits, shards, hasher.clone())));
         Self {
@@ -77,12 +80,14 @@ impl Memory {
         }
     }
 
-    /// Stores a value; see [`Part::insert`].
+    /// Stores a value. An entry with the same key is replaced; the new entry is the newest.
+    ///
+    /// A handshake in the future is dated `now`.
     pub fn insert(&self, key: &[u8], value: &[u8], established: Time, now: Time) -> Inserted {
         let (shard, key) = self.place(key);
         let mut part = self.lock(shard);
         let before = part.len();
-        // Drawn under the lock, so that numbers rise within each shard.
+        // The number is taken under the lock, so that numbers rise within each shard.
         let sequence = self.sequence.fetch_add(1, Ordering::Relaxed);
         let inserted = part.insert(sequence, key, value, established, now);
         let more = part.len() as i64 - before as i64;
@@ -94,7 +99,7 @@ impl Memory {
             Inserted::Stored { evicted } if more > 0 => Inserted::Stored {
                 evicted: self.make_room(now) || evicted,
             },
-            // It took the place of others: of one, as a rule.
+            // The number of entries is the same, or smaller if the part had to evict.
             _ => {
                 self.entries.fetch_add(more, Ordering::AcqRel);
                 inserted
@@ -102,76 +107,53 @@ impl Memory {
         }
     }
 
-    /// Looks for a key and copies its value.
+    /// Looks up a key and copies the value.
     pub fn get(&self, key: &[u8], now: Time) -> Lookup<Vec<u8>> {
         self.read(key, now, <[u8]>::to_vec)
     }
 
-    /// Looks for a key and hands its value to `f`, which other users of the shard wait for.
+    /// Looks up a key and passes the value to `f`, under the lock of the shard.
     pub fn read<R>(&self, key: &[u8], now: Time, f: impl FnOnce(&[u8]) -> R) -> Lookup<R> {
         let (shard, key) = self.place(key);
         self.with(shard, |part| part.get(key, now).map(f))
     }
 
-    /// Looks for a key and removes it: of all that ask, one finds it, the others learn that it is
-    /// [`Gone::Spent`].
-    pub fn take(&self, key: &[u8], now: Time) -> Lookup<Vec<u8>> {
-        let (shard, key) = self.place(key);
-        self.with(shard, |part| part.take(key, now))
-    }
-
-    /// Removes an entry and remembers why. False where there was none.
+    /// Removes an entry and remembers why. False if there was no entry.
     pub fn remove(&self, key: &[u8], why: Gone) -> bool {
         let (shard, key) = self.place(key);
         self.with(shard, |part| part.remove(key, why))
     }
 
-    /// Removes every entry that `is_it` picks, and returns how many those were. Looks at each.
-    pub fn remove_where(
-        &self,
-        why: Gone,
-        mut is_it: impl FnMut(&sessile_proto::session::TableEntry<'_>) -> bool,
-    ) -> usize {
-        (0..self.shards.len())
-            .map(|shard| self.with(shard, |part| part.remove_where(why, &mut is_it)))
-            .sum()
-    }
-
-    /// Follows the farm key: where its generations ended before their time once more than the table knows of
-    /// ([`Schedule::revocations`]), everything in it is [`Gone::Revoked`] when this returns. False where the
-    /// table knows of more: whoever asks goes by what is over.
+    /// Revokes all entries if `revocations` is higher than in every earlier call ([`Schedule::revocations`]).
     ///
-    /// [`Schedule::revocations`]: sessile_proto::keys::Schedule::revocations
-    pub fn follow(&self, revocations: u32) -> bool {
-        let cleared = || self.cleared.load(Ordering::Acquire);
-        if revocations > cleared() {
-            let _turn = locked(&self.clearing);
-            if revocations > cleared() {
-                // First, so that whoever adds something behind the clearing finds that it may not stay.
+    /// False if an earlier call had a higher number: the caller's keys are out of date.
+    ///
+    /// [`Schedule::revocations`]: crate::keys::Schedule::revocations
+    pub fn apply_revocations(&self, revocations: u32) -> bool {
+        let is_new = || revocations > self.cleared.load(Ordering::Acquire);
+        if is_new() {
+            let _guard = self.clearing.lock().unwrap_or_else(PoisonError::into_inner);
+            if is_new() {
+                // Written before the table is cleared: a thread that adds an entry to a cleared shard then sees
+                // that the entry must go.
                 self.revocations.store(revocations, Ordering::SeqCst);
-                self.remove_where(Gone::Revoked, |_| true);
+                for shard in 0..self.shards.len() {
+                    self.with(shard, |part| part.remove_where(Gone::Revoked, |_| true));
+                }
                 self.cleared.store(revocations, Ordering::Release);
             }
         }
         revocations == self.revocations.load(Ordering::SeqCst)
     }
 
-    /// Frees the memory of entries that are too old, as far as nothing older is still alive, and
-    /// returns how many those were.
-    pub fn expire(&self, now: Time) -> usize {
-        (0..self.shards.len())
-            .map(|shard| self.with(shard, |part| part.expire(now)))
-            .sum()
-    }
-
-    /// Every entry, oldest first, those that are too old included. Each shard is copied at one moment.
+    /// Copies every entry, oldest first, with expired ones. Each shard is copied at one moment.
     #[must_use]
-    pub fn snapshot(&self) -> Vec<Entry> {
+    pub fn snapshot(&self) -> Vec<OwnedEntry> {
         let mut entries = Vec::new();
         for shard in 0..self.shards.len() {
             self.with(shard, |part| {
                 entries.extend(part.iter().map(|entry| {
-                    let owned = Entry {
+                    let owned = OwnedEntry {
                         key: entry.key.to_vec(),
                         value: entry.value.to_vec(),
                         established: entry.established,
@@ -184,13 +166,13 @@ impl Memory {
         entries.into_iter().map(|(_, entry)| entry).collect()
     }
 
-    /// Whether the limits allow no entries at all.
+    /// True if the limits allow no entries at all.
     #[must_use]
     pub fn disabled(&self) -> bool {
         self.limits.disabled()
     }
 
-    /// What happened so far.
+    /// The counters of the table.
     #[must_use]
     pub fn stats(&self) -> Stats {
         let mut sum = Stats::default();
@@ -200,21 +182,22 @@ impl Memory {
         sum
     }
 
-    /// Bytes that the table takes on the heap.
+    /// Bytes on the heap.
     #[must_use]
     pub fn memory(&self) -> usize {
         let parts = (0..self.shards.len()).map(|shard| self.with(shard, |part| part.memory()));
         parts.sum::<usize>() + size_of_val(&*self.shards) + size_of_val(&*self.oldest)
     }
 
-    /// The shard of a key, and the key hashed.
+    /// The shard of a key, and the hashed key.
     fn place<'a>(&self, key: &'a [u8]) -> (usize, Hashed<'a>) {
         let key = self.hasher.hashed(key);
         (key.shard(self.shards.len()), key)
     }
 
-    /// Counts an entry that was just added; where the table is full, the oldest gives up its place
-    /// instead. True when it did.
+    /// Counts an entry that was just added. Evicts the oldest entry instead if the table is full.
+    ///
+    /// Returns true if an entry was evicted.
     fn make_room(&self, now: Time) -> bool {
         let max = i64::try_from(self.limits.max_entries).unwrap_or(i64::MAX);
         let one_more = |entries| (entries < max).then(|| entries + 1);
@@ -225,14 +208,14 @@ impl Memory {
             if counted.is_ok() {
                 return false;
             }
-            // Where there is nothing to evict, others are about to uncount what they removed.
+            // If there is nothing to evict, other threads have removed entries and will soon change the count.
             if self.evict_oldest(now) {
                 return true;
             }
         }
     }
 
-    /// Removes the oldest entry of all shards without counting it. False where there is none.
+    /// Removes the oldest entry of all shards and does not change the count. False if there is no entry.
     fn evict_oldest(&self, now: Time) -> bool {
         loop {
             let published = self
@@ -245,7 +228,7 @@ impl Memory {
             }
             let shard = oldest as usize % MAX_SHARDS;
             let mut part = self.lock(shard);
-            // Another thread may have been faster: look again.
+            // Another thread may have removed that entry meanwhile.
             if self.oldest[shard].load(Ordering::Relaxed) == oldest {
                 part.evict_oldest(now);
                 self.publish(shard, &part);
@@ -254,7 +237,7 @@ impl Memory {
         }
     }
 
-    /// Runs `f`, which may remove entries, on a shard's part.
+    /// Runs `f` on the part of a shard, and counts the entries that `f` removes.
     fn with<R>(&self, shard: usize, f: impl FnOnce(&mut Part) -> R) -> R {
         let mut part = self.lock(shard);
         let before = part.len();
@@ -268,8 +251,11 @@ impl Memory {
     }
 
     fn lock(&self, shard: usize) -> MutexGuard<'_, Part> {
-        // Only a reader's closure can panic, and the table is whole before it runs.
-        locked(&self.shards[shard].0)
+        // Only the closure of `read` can panic, and the part is complete before the closure runs.
+        self.shards[shard]
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn publish(&self, shard: usize, part: &Part) {
@@ -285,15 +271,14 @@ mod tests {
     use std::collections::VecDeque;
     use std::time::Duration;
 
-    use sessile_proto::session::Table;
-
     use super::*;
+    use crate::session::Table;
 
     const NOW: Time = Time::from_unix_millis(1_000_000);
 
-    fn memory(max_entries: usize) -> Memory {
+    fn sharded(max_entries: usize) -> ShardedTable {
         let lifetime = Duration::from_secs(60);
-        Memory::new(
+        ShardedTable::new(
             Limits {
                 max_entries,
                 lifetime,
@@ -306,14 +291,14 @@ mod tests {
         n.to_be_bytes()
     }
 
-    fn keys(memory: &Memory) -> Vec<Vec<u8>> {
-        let entries = memory.snapshot().into_iter();
+    fn keys(table: &ShardedTable) -> Vec<Vec<u8>> {
+        let entries = table.snapshot().into_iter();
         entries.map(|entry| entry.key).collect()
     }
 
     #[test]
-    fn small_tables_are_one_shard_and_large_ones_several() {
-        let shards = |max_entries| memory(max_entries).shards.len();
+    fn has_one_shard_if_small_and_several_if_large() {
+        let shards = |max_entries| sharded(max_entries).shards.len();
         assert_eq!(
             [0, 1, 1023, 1024, 10_000, 1_000_000].map(shards),
             [1, 1, 1, 2, 8, 8]
@@ -321,24 +306,24 @@ mod tests {
     }
 
     #[test]
-    fn what_is_from_before_a_revocation_leaves_and_does_not_come_back() {
-        let memory = memory(2000);
-        let insert = |n| memory.insert(&key(n), b"value", NOW, NOW);
+    fn a_revocation_removes_older_entries_for_good() {
+        let table = sharded(2000);
+        let insert = |n| table.insert(&key(n), b"value", NOW, NOW);
         (0..1000).map(insert).for_each(drop);
-        assert!(memory.follow(0));
-        assert_eq!(memory.get(&key(7), NOW).found(), Some(b"value".to_vec()));
-        assert!(memory.follow(1));
-        assert!(keys(&memory).is_empty());
-        assert_eq!(memory.get(&key(7), NOW), Lookup::Gone(Gone::Revoked));
-        // A handshake that began before it is told so.
-        assert!(!memory.follow(0));
+        assert!(table.apply_revocations(0));
+        assert_eq!(table.get(&key(7), NOW).found(), Some(b"value".to_vec()));
+        assert!(table.apply_revocations(1));
+        assert!(keys(&table).is_empty());
+        assert_eq!(table.get(&key(7), NOW), Lookup::Gone(Gone::Revoked));
+        // A handshake that began earlier has old keys.
+        assert!(!table.apply_revocations(0));
         insert(8);
-        assert!(memory.follow(1));
-        assert_eq!(keys(&memory).len(), 1);
+        assert!(table.apply_revocations(1));
+        assert_eq!(keys(&table).len(), 1);
     }
 
-    /// What every store has to do alike.
-    trait Store {
+    /// The operations that both tables have.
+    trait AnyTable {
         fn insert(&mut self, key: &[u8]);
         fn get(&mut self, key: &[u8]) -> Lookup<Vec<u8>>;
         fn remove(&mut self, key: &[u8]) -> bool;
@@ -346,7 +331,7 @@ mod tests {
         fn keys(&mut self) -> Vec<Vec<u8>>;
     }
 
-    impl Store for Memory {
+    impl AnyTable for ShardedTable {
         fn insert(&mut self, key: &[u8]) {
             Self::insert(self, key, key, NOW, NOW);
         }
@@ -364,7 +349,7 @@ mod tests {
         }
     }
 
-    impl Store for Table {
+    impl AnyTable for Table {
         fn insert(&mut self, key: &[u8]) {
             Self::insert(self, key, key, NOW, NOW);
         }
@@ -382,54 +367,54 @@ mod tests {
         }
     }
 
-    /// Insertions, replacements and removals beside a list, oldest first.
-    fn the_oldest_leaves_first(store: &mut impl Store, max_entries: usize) {
+    /// Inserts, replaces and removes entries, and compares the table with a list, oldest first.
+    fn assert_first_in_first_out(table: &mut impl AnyTable, max_entries: usize) {
         let mut model = VecDeque::new();
         for n in 0..10_000_u64 {
             let (new, old) = (key(n), key(n / 2));
             match n % 7 {
                 0..5 => {
-                    store.insert(&new);
+                    table.insert(&new);
                     model.push_back(new);
                 }
                 5 => {
-                    let was_there = model.iter().position(|other| *other == old);
-                    assert_eq!(store.remove(&old), was_there.is_some());
-                    was_there.map(|at| model.remove(at));
+                    let place = model.iter().position(|other| *other == old);
+                    assert_eq!(table.remove(&old), place.is_some());
+                    place.map(|place| model.remove(place));
                 }
                 _ => {
-                    store.insert(&old);
+                    table.insert(&old);
                     model.retain(|other| *other != old);
                     model.push_back(old);
                 }
             }
             if model.len() > max_entries {
                 let oldest = model.pop_front().unwrap();
-                assert_eq!(store.get(&oldest), Lookup::Gone(Gone::Evicted));
+                assert_eq!(table.get(&oldest), Lookup::Gone(Gone::Evicted));
             }
             if let Some(newest) = model.back() {
-                assert_eq!(store.get(newest), Lookup::Found(newest.to_vec()));
+                assert_eq!(table.get(newest), Lookup::Found(newest.to_vec()));
             }
         }
         assert_eq!(model.len(), max_entries);
-        assert!(store.keys().iter().eq(&model));
+        assert!(table.keys().iter().eq(&model));
     }
 
     #[test]
-    fn the_oldest_leaves_first_from_one_table_and_from_several_shards() {
-        let mut memory = memory(3000);
-        assert!(memory.shards.len() > 1);
-        the_oldest_leaves_first(&mut memory, 3000);
-        the_oldest_leaves_first(&mut Table::new(memory.limits, 1), 3000);
+    fn evicts_the_oldest_entry_first_with_one_part_and_with_several() {
+        let mut table = sharded(3000);
+        assert!(table.shards.len() > 1);
+        assert_first_in_first_out(&mut table, 3000);
+        assert_first_in_first_out(&mut Table::new(table.limits, 1), 3000);
     }
 
     #[test]
-    fn an_insertion_tells_whether_another_entry_left_for_it() {
-        let memory = memory(2000);
+    fn an_insertion_reports_an_eviction() {
+        let table = sharded(2000);
         for n in 0..2500 {
             let evicted = n >= 2000;
             assert_eq!(
-                memory.insert(&key(n), b"", NOW, NOW),
+                table.insert(&key(n), b"", NOW, NOW),
                 Inserted::Stored { evicted }
             );
         }
@@ -437,63 +422,28 @@ mod tests {
 
     #[test]
     fn zero_entries_disable_the_table() {
-        let memory = memory(0);
-        assert!(memory.disabled());
-        assert_eq!(
-            memory.insert(b"key", b"value", NOW, NOW),
-            Inserted::Disabled
-        );
-        assert_eq!(memory.get(b"key", NOW), Lookup::Disabled);
+        let table = sharded(0);
+        assert!(table.disabled());
+        assert_eq!(table.insert(b"key", b"value", NOW, NOW), Inserted::Disabled);
+        assert_eq!(table.get(b"key", NOW), Lookup::Disabled);
     }
 
     #[test]
-    fn entries_that_are_too_old_can_be_freed_early() {
-        let memory = memory(2000);
-        let later = NOW.plus(Duration::from_secs(60));
-        for n in 0..1500 {
-            memory.insert(&key(n), b"value", NOW, NOW);
-        }
-        memory.insert(b"young", b"value", later, later);
-        assert_eq!(memory.expire(later), 1500);
-        assert_eq!(memory.get(&key(1499), later), Lookup::Gone(Gone::Expired));
-        assert_eq!(keys(&memory), [b"young"]);
-    }
-
-    #[test]
-    fn of_all_threads_that_take_an_entry_one_has_it() {
-        let memory = memory(100);
-        for n in 0..100 {
-            memory.insert(&key(n), b"value", NOW, NOW);
-        }
-        let taken = std::thread::scope(|scope| {
-            let take_all = || {
-                (0..100)
-                    .filter(|&n| memory.take(&key(n), NOW).found().is_some())
-                    .count()
-            };
-            let threads = [(); 4].map(|()| scope.spawn(take_all));
-            threads.map(|thread| thread.join().unwrap())
-        });
-        assert_eq!(taken.iter().sum::<usize>(), 100);
-        assert_eq!(memory.stats().removed, 100);
-    }
-
-    #[test]
-    fn threads_keep_the_table_full_and_never_over_its_limit() {
+    fn threads_fill_the_table_and_never_exceed_its_limit() {
         const MAX: usize = 2048;
-        let memory = memory(MAX);
+        let table = sharded(MAX);
         std::thread::scope(|scope| {
             for thread in 0..4_u64 {
-                let memory = &memory;
+                let table = &table;
                 scope.spawn(move || {
                     for n in 0..10_000_u64 {
                         let key = key(n << 8 | thread);
-                        memory.insert(&key, &key, NOW, NOW);
-                        assert!(memory.entries.load(Ordering::Acquire) <= MAX as i64);
+                        table.insert(&key, &key, NOW, NOW);
+                        assert!(table.entries.load(Ordering::Acquire) <= MAX as i64);
                         if n % 3 == 0 {
-                            memory.remove(&key, Gone::Purged);
+                            table.remove(&key, Gone::Purged);
                         }
-                        if let Lookup::Found(value) = memory.get(&key, NOW) {
+                        if let Lookup::Found(value) = table.get(&key, NOW) {
                             assert_eq!(value, key);
                         }
                     }
@@ -501,17 +451,13 @@ mod tests {
             }
         });
         for n in 0..MAX as u64 {
-            memory.insert(&key(u64::MAX - n), b"", NOW, NOW);
+            table.insert(&key(u64::MAX - n), b"", NOW, NOW);
         }
-        let stats = memory.stats();
+        let stats = table.stats();
         assert_eq!(stats.entries, MAX);
         assert_eq!(stats.inserted, MAX as u64 + stats.evicted + stats.removed);
-        assert_eq!(memory.snapshot().len(), MAX);
-        assert!(
-            keys(&memory).iter().rev().eq(&(0..MAX as u64)
-                .rev()
-                .map(|n| key(u64::MAX - n).to_vec())
-                .collect::<Vec<_>>())
-        );
+        assert_eq!(table.snapshot().len(), MAX);
+        let expected = (0..MAX as u64).map(|n| key(u64::MAX - n).to_vec());
+        assert!(keys(&table).into_iter().eq(expected));
     }
 }

@@ -1,0 +1,203 @@
+//! The PEM files for TLS to the store: authorities, client certificate and key. Changed files are read again,
+//! so a renewed certificate needs no restart.
+//!
+//! The `redis` crate reads the system's authorities at every connection, even if it gets others. This takes
+//! tens of milliseconds on a worker's thread, and fails if one file cannot be read. Therefore `Cargo.toml` builds
+//! the crate with built-in authorities, and this module always replaces them.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use pem::{EncodeConfig, LineEnding, Pem};
+use redis::{ClientTlsConfig, TlsCertificates};
+use rustls::RootCertStore;
+use rustls::crypto::aws_lc_rs as provider;
+use rustls::sign::CertifiedKey;
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+
+use super::error::StoreError;
+use crate::config::store::RedisTls;
+use crate::locks::locked;
+
+/// The files of one store, shared by the threads of a server.
+pub(super) struct TlsFiles {
+    paths: RedisTls,
+    /// The system's authorities at the start, if the configuration names none.
+    system_authorities: Option<Vec<u8>>,
+    loaded: Mutex<LoadedTls>,
+}
+
+/// The content of the files.
+#[derive(Clone)]
+pub(super) struct LoadedTls {
+    pub(super) certificates: TlsCertificates,
+    /// Rises with each change of the certificates.
+    pub(super) version: u64,
+    /// The files when they were last read. `None` for a missing file.
+    stamps: Vec<Option<FileStamp>>,
+}
+
+/// Changes if a file is written or replaced.
+#[derive(Clone, PartialEq, Eq)]
+struct FileStamp {
+    inode: u64,
+    changed_secs: i64,
+    changed_nanos: i64,
+    len: u64,
+}
+
+impl TlsFiles {
+    /// Reads the named files, and the system's authorities if none are named.
+    pub(super) fn open(paths: &RedisTls) -> Result<Arc<Self>, StoreError> {
+        let stamps = stamps(paths);
+        let system_authorities = if paths.ca.is_none() {
+            Some(system_authorities()?)
+        } else {
+            None
+        };
+        Ok(Arc::new(Self {
+            loaded: Mutex::new(LoadedTls {
+                certificates: certificates(paths, system_authorities.clone())?,
+                version: 0,
+                stamps,
+            }),
+            paths: paths.clone(),
+            system_authorities,
+        }))
+    }
+
+    /// The content of the files now, or the last content that was valid.
+    pub(super) async fn reload(self: &Arc<Self>) -> LoadedTls {
+        let files = Arc::clone(self);
+        let read = tokio::task::spawn_blocking(move || files.reload_blocking());
+        // The only error is that the runtime ends.
+        read.await.unwrap_or_else(|_| self.last())
+    }
+
+    /// The content when it was last read.
+    pub(super) fn last(&self) -> LoadedTls {
+        self.lock().clone()
+    }
+
+    fn reload_blocking(&self) -> LoadedTls {
+        let mut loaded = self.lock();
+        // Before the files are read, so that the next call notices a change during the reading.
+        let stamps = stamps(&self.paths);
+        if stamps == loaded.stamps {
+            return loaded.clone();
+        }
+        loaded.stamps = stamps;
+        match certificates(&self.paths, self.system_authorities.clone()) {
+            Ok(certificates) => {
+                loaded.certificates = certificates;
+                loaded.version += 1;
+                tracing::info!("the certificates for the session store are read again");
+            }
+            // For example if the certificate is replaced already and the key is not.
+            Err(error) => {
+                tracing::warn!(%error, "the certificates for the session store stay as they were");
+            }
+        }
+        loaded.clone()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, LoadedTls> {
+        locked(&self.loaded)
+    }
+}
+
+fn stamps(paths: &RedisTls) -> Vec<Option<FileStamp>> {
+    let client = paths.client.iter().flat_map(|(chain, key)| [chain, key]);
+    let files = paths.ca.iter().chain(client);
+    files
+        .map(|file| {
+            let metadata = fs::metadata(file).ok()?;
+            Some(FileStamp {
+                inode: metadata.ino(),
+                changed_secs: metadata.ctime(),
+                changed_nanos: metadata.ctime_nsec(),
+                len: metadata.size(),
+            })
+        })
+        .collect()
+}
+
+/// Reads the named files, and checks that certificate and key are a pair.
+fn certificates(
+    paths: &RedisTls,
+    system_authorities: Option<Vec<u8>>,
+) -> Result<TlsCertificates, StoreError> {
+    let mut root_cert = system_authorities;
+    if let Some(file) = &paths.ca {
+        let authorities = read(file)?;
+        if chain(file, &authorities)?.is_empty() {
+            return Err(StoreError::NoCertificate { file: file.clone() });
+        }
+        root_cert = Some(authorities);
+    }
+    let mut client_tls = None;
+    if let Some((certificate, key)) = &paths.client {
+        let (client_cert, client_key) = (read(certificate)?, read(key)?);
+        check_pair(certificate, &client_cert, key, &client_key)?;
+        client_tls = Some(ClientTlsConfig {
+            client_cert,
+            client_key,
+        });
+    }
+    Ok(TlsCertificates {
+        client_tls,
+        root_cert,
+    })
+}
+
+fn read(file: &Path) -> Result<Vec<u8>, StoreError> {
+    fs::read(file).map_err(|source| StoreError::File {
+        file: file.to_owned(),
+        source,
+    })
+}
+
+fn chain(file: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, StoreError> {
+    let chain: Result<_, _> = CertificateDer::pem_slice_iter(pem).collect();
+    chain.map_err(|source| StoreError::Pem {
+        file: file.to_owned(),
+        source,
+    })
+}
+
+fn check_pair(
+    certificate: &Path,
+    certificate_pem: &[u8],
+    key: &Path,
+    key_pem: &[u8],
+) -> Result<(), StoreError> {
+    let chain = chain(certificate, certificate_pem)?;
+    let private = PrivateKeyDer::from_pem_slice(key_pem).map_err(|source| StoreError::Pem {
+        file: key.to_owned(),
+        source,
+    })?;
+    let pair = CertifiedKey::from_der(chain, private, &provider::default_provider());
+    pair.map(drop).map_err(|source| StoreError::Pair {
+        certificate: certificate.to_owned(),
+        key: key.to_owned(),
+        source,
+    })
+}
+
+/// The system's authorities in PEM, without unreadable files and certificates that are no trust anchors.
+fn system_authorities() -> Result<Vec<u8>, StoreError> {
+    let mut roots = RootCertStore::empty();
+    let found = rustls_native_certs::load_native_certs().certs.into_iter();
+    let anchors: Vec<Pem> = found
+        .filter(|certificate| roots.add(certificate.clone()).is_ok())
+        .map(|certificate| Pem::new("CERTIFICATE", certificate.as_ref()))
+        .collect();
+    if anchors.is_empty() {
+        return Err(StoreError::NoAuthorities);
+    }
+    let lines = EncodeConfig::new().set_line_ending(LineEnding::LF);
+    Ok(pem::encode_many_config(&anchors, lines).into_bytes())
+}

@@ -1,4 +1,4 @@
-//! What an experiment found. As JSON its shape is promised in `docs/lab.md`: fields are added, and
+//! What an experiment found. `docs/reference/lab.md` promises the shape of its JSON: fields are added, and
 //! none is renamed or removed.
 
 use serde::{Serialize, Serializer};

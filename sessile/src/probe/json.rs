@@ -1,5 +1,5 @@
-//! The report for programs. Its shape is promised in `docs/probe.md`: fields are added, and none
-//! is renamed or removed.
+//! The report for programs. `docs/reference/probe.md` promises its shape: fields are added, and none is
+//! renamed or removed.
 
 use std::time::Duration;
 

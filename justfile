@@ -20,7 +20,7 @@ clippy:
 test:
     .ci/setup && cargo test --workspace --locked
 
-# Suites with many foreign programs: prints the table of client libraries (docs/clients.md).
+# Suites with many foreign programs: prints the table of client libraries (docs/reference/clients.md).
 zoo:
     .ci/setup zoo && cargo test --package sessile --test zoo --locked -- --nocapture
 
@@ -81,7 +81,7 @@ bench-peers:
     cargo build --profile dist --locked
     cargo run --release --manifest-path bench/Cargo.toml --bin servers -- --sessile target/dist/sessile
 
-# What a shared store adds to a handshake (docs/benchmarks.md), and what one that fails costs (docs/operations.md).
+# What a shared store adds to a handshake (docs/benchmarks.md), and what one that fails costs (docs/reference/store.md).
 bench-store:
     cargo build --profile dist --locked
     cargo run --release --manifest-path bench/Cargo.toml --bin servers -- store --sessile target/dist/sessile

@@ -1,4 +1,4 @@
-//! The results of an experiment. `docs/lab.md` promises the JSON format: later versions add fields,
+//! The results of an experiment. `docs/reference/lab.md` promises the JSON format: later versions add fields,
 //! but rename and remove none.
 
 use serde::{Serialize, Serializer};

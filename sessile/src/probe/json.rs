@@ -1,4 +1,4 @@
-//! The report for programs. `docs/probe.md` promises the format: later versions add fields, but
+//! The report for programs. `docs/reference/probe.md` promises the format: later versions add fields, but
 //! rename and remove none.
 
 use std::time::Duration;

@@ -321,7 +321,7 @@ fn every_example_is_valid() {
 
 #[test]
 fn the_documentation_lists_every_setting_with_its_default() {
-    let text = fs::read_to_string(root().join("docs/settings.md")).expect("it is there");
+    let text = fs::read_to_string(root().join("docs/reference/settings.md")).expect("it is there");
     let mut table = String::from(
         "| setting | type | default | registry | restart | meaning |\n|---|---|---|---|---|---|\n",
     );
@@ -345,6 +345,6 @@ fn the_documentation_lists_every_setting_with_its_default() {
     }
     assert!(
         text.contains(&table),
-        "docs/settings.md should have this table:\n{table}"
+        "docs/reference/settings.md should have this table:\n{table}"
     );
 }

@@ -1,6 +1,6 @@
 //! Client libraries, each by its ordinary API: ten returns by each mechanism, and all resume.
 //!
-//! `list` has the clients, `table` judges their connections. The table in docs/clients.md must have
+//! `list` has the clients, `table` judges their connections. The table in docs/reference/clients.md must have
 //! the same cells.
 
 mod farm;
@@ -130,19 +130,19 @@ fn visit_by_each_mechanism(client: &Client) -> Row {
 
 /// The page must have these rows. Versions are not compared: they differ from machine to machine.
 fn assert_documented(rows: &[Row]) {
-    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/clients.md");
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/reference/clients.md");
     let page = fs::read_to_string(page).unwrap();
     for row in rows {
         let line = page
             .lines()
             .find(|line| line.starts_with(&format!("| {} ", row.name)));
-        let line = line.unwrap_or_else(|| panic!("docs/clients.md: no row {}", row.name));
+        let line = line.unwrap_or_else(|| panic!("docs/reference/clients.md: no row {}", row.name));
         let cells: Vec<_> = line.split('|').skip(3).map(str::trim).collect();
         let expected: Vec<_> = row.cells.iter().map(Cell::to_string).collect();
         assert_eq!(
             cells[..expected.len()],
             expected,
-            "docs/clients.md: {}",
+            "docs/reference/clients.md: {}",
             row.name
         );
     }

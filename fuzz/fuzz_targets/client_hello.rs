@@ -1,4 +1,4 @@
-//! A ClientHello in its record, or in the SSLv2 form.
+//! Parses a ClientHello in a record, or in the SSLv2 form.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -6,9 +6,10 @@ use sessile_proto::hello::{ClientHello, HelloReader, MAX_LIMIT};
 use sessile_proto::record::{Error, HEADER_LEN};
 
 fn parse(bytes: &[u8], ssl2: bool) -> Result<ClientHello<'_>, Error> {
-    match ssl2 {
-        true => ClientHello::parse_ssl2(bytes),
-        false => ClientHello::parse(bytes),
+    if ssl2 {
+        ClientHello::parse_ssl2(bytes)
+    } else {
+        ClientHello::parse(bytes)
     }
 }
 

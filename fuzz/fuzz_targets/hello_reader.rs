@@ -1,4 +1,4 @@
-//! A client's first bytes, in segments.
+//! Reads the first bytes of a client, whole and in segments.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -18,7 +18,7 @@ fuzz_target!(|data: &[u8]| {
     for segment in segments(data) {
         let before = in_segments;
         in_segments = reader.push(segment);
-        // Neither an error nor a whole hello is taken back.
+        // Once the reader has reported an error or a complete hello, later segments change nothing.
         assert!(before == Ok(false) || before == in_segments);
     }
     assert_eq!(in_segments, at_once);
@@ -31,7 +31,7 @@ fuzz_target!(|data: &[u8]| {
     assert_eq!(reader.bytes(), data);
     assert_ne!(reader.hello().err(), Some(Error::Incomplete));
 
-    // The other way to put a message together finds the same.
+    // The deframer must assemble the same message.
     if data[0] & 0x80 == 0 {
         match Deframer::new(LIMIT).next(&mut &data[..]) {
             Ok(Item::Handshake(message)) => assert_eq!(ClientHello::parse(message), reader.hello()),

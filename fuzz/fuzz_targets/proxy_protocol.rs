@@ -1,4 +1,4 @@
-//! A PROXY header, and what follows it.
+//! Parses a PROXY protocol header with bytes after it.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,4 @@
-//! A ServerHello in its record, or the first message of a record with several.
+//! Parses the first message of a record as a ServerHello.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

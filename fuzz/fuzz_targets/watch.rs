@@ -1,4 +1,4 @@
-//! What a server sends, in segments, to clients that offered each kind of session.
+//! Watches the bytes of a server, whole and in segments, for clients with each kind of session.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

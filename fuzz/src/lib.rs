@@ -1,7 +1,8 @@
-//! What the fuzz targets share.
+//! Helpers of the fuzz targets.
 
-/// Cuts `data` into segments of 1 to 64 bytes. Where it is cut follows from the bytes themselves,
-/// so that captured handshakes are seeds as they are.
+/// Cuts `data` into segments of 1 to 64 bytes.
+///
+/// A hash of `data` decides the lengths. Captured handshakes are therefore usable as seeds.
 pub fn segments(mut data: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut state = data.iter().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
         (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)

@@ -1,5 +1,4 @@
-//! What a compiler does not look at: how large files are, how modules begin, what must not be
-//! committed.
+//! Checks that the compiler does not make: file sizes, module heads, imports, links and open ends.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
@@ -7,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Where a file is too large a room to know.
+/// Most lines of a source file.
 const MAX_LINES: usize = 600;
 
 fn root() -> PathBuf {
@@ -15,7 +14,7 @@ fn root() -> PathBuf {
     sessile.parent().unwrap().to_owned()
 }
 
-/// Files that git tracks, or would.
+/// The files of the repository with this ending, also new ones. Files that git ignores are left out.
 fn files(ending: &str) -> Vec<PathBuf> {
     let listed = Command::new("git")
         .args(["ls-files", "--cached", "--others", "--exclude-standard"])
@@ -23,9 +22,10 @@ fn files(ending: &str) -> Vec<PathBuf> {
         .output()
         .expect("git is needed: install the package git");
     assert!(listed.status.success(), "not a git checkout");
-    let listed = String::from_utf8(listed.stdout).unwrap();
-    let paths = listed.lines().map(|line| root().join(line));
-    let files: Vec<_> = paths
+    let names = String::from_utf8(listed.stdout).unwrap();
+    let files: Vec<_> = names
+        .lines()
+        .map(|name| root().join(name))
         .filter(|path| path.to_string_lossy().ends_with(ending) && path.exists())
         .collect();
     assert!(!files.is_empty(), "no files end in {ending}");
@@ -33,7 +33,7 @@ fn files(ending: &str) -> Vec<PathBuf> {
 }
 
 #[test]
-fn no_source_file_is_too_large_to_know() {
+fn source_files_have_at_most_600_lines() {
     for path in files(".rs") {
         let lines = fs::read_to_string(&path).unwrap().lines().count();
         assert!(lines <= MAX_LINES, "{}: {lines} lines", path.display());
@@ -41,7 +41,7 @@ fn no_source_file_is_too_large_to_know() {
 }
 
 #[test]
-fn every_module_says_what_it_is() {
+fn every_module_has_a_head() {
     for path in files(".rs") {
         let text = fs::read_to_string(&path).unwrap();
         let is_test = path.file_name().is_some_and(|name| name == "tests.rs");
@@ -57,7 +57,7 @@ fn every_module_says_what_it_is() {
 }
 
 #[test]
-fn nothing_is_left_open() {
+fn no_todo_and_no_ignored_test_is_committed() {
     let marks = ["todo", "unimplemented"].map(|name| format!("{name}!("));
     for path in files(".rs") {
         let text = fs::read_to_string(&path).unwrap();
@@ -73,7 +73,7 @@ fn nothing_is_left_open() {
 }
 
 #[test]
-fn architecture_fits_on_its_pages() {
+fn architecture_has_at_most_150_lines() {
     let lines = fs::read_to_string(root().join("ARCHITECTURE.md"))
         .unwrap()
         .lines()
@@ -82,7 +82,7 @@ fn architecture_fits_on_its_pages() {
 }
 
 #[test]
-fn links_between_documents_lead_somewhere() {
+fn links_between_documents_lead_to_files() {
     for path in files(".md") {
         let text = fs::read_to_string(&path).unwrap();
         let targets = text

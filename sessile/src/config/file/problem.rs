@@ -40,7 +40,7 @@ impl fmt::Display for Problem {
     }
 }
 
-/// What is wrong. `key` is the last part of a setting's name, and `value` is the text in the file.
+/// The kind of a problem. `key` is the last part of a setting's name, and `value` is the text in the file.
 #[derive(Debug, thiserror::Error)]
 pub enum What {
     #[error("not UTF-8 from here on; save the file as UTF-8")]

@@ -95,7 +95,7 @@ fn config(text: &str) -> Config {
     parse(text, Path::new("etc/sessile.toml")).expect("it is right")
 }
 
-/// What is said of a text that is wrong, with the origin taken off each line.
+/// The error messages for an invalid text, without the file name.
 fn said(text: &str) -> Vec<String> {
     let error = parse(text, Path::new("s.toml")).expect_err("it is wrong");
     let lines = error.to_string();

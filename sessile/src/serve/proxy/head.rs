@@ -125,7 +125,7 @@ pub(super) fn to_client<B>(response: &mut Response<B>) -> Result<(), InvalidFram
     let headers = response.headers_mut();
     remove_hop_by_hop(headers);
     if chunked || has_no_body {
-        // Transfer-Encoding overrides Content-Length (RFC 9112, 6.3).
+        // Transfer-Encoding overrides Content-Length (RFC 9112, 6.3), and 204 and 304 have no body.
         headers.remove(CONTENT_LENGTH);
     }
     Ok(())
@@ -253,7 +253,7 @@ fn join_cookies(headers: &mut HeaderMap) {
 
 /// Adds `Forwarded` (RFC 7239), the equivalent `X-Forwarded-` headers, and `Host`.
 fn add_client_headers(headers: &mut HeaderMap, client: IpAddr, host: Option<HeaderValue>) {
-    // A dual-stack socket gives IPv4 clients IPv6-mapped addresses.
+    // A dual-stack socket gives IPv4 clients IPv4-mapped IPv6 addresses.
     let client = client.to_canonical();
     let node = match client {
         IpAddr::V4(address) => address.to_string(),

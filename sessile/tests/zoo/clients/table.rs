@@ -1,4 +1,4 @@
-//! Judges connections, which gives a cell, and prints the cells as a Markdown table.
+//! Judges the connections of each client, and prints the results as a Markdown table.
 
 use std::any::Any;
 use std::fmt;
@@ -87,7 +87,7 @@ pub(super) struct Row {
 }
 
 impl Row {
-    /// The cells that failed, with both ends' words on each connection.
+    /// The failed cells, with the reports of both ends on each connection.
     pub(super) fn failures(&self) -> impl Iterator<Item = String> {
         let cells = Mechanism::ALL.iter().zip(&self.cells);
         cells.filter_map(|(mechanism, cell)| match cell {

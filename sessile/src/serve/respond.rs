@@ -239,7 +239,7 @@ impl Connection {
             (SERVER, server),
         ] {
             if let Ok(value) = value {
-                headers.insert(name, value);
+                headers.append(name, value);
             }
         }
     }

@@ -18,8 +18,8 @@ use crate::peers::{Answer, Browser, NAME, run};
 /// The first word of a program's answer that begins with a digit.
 pub(super) fn version(package: &str, program: &str, argument: &str) -> String {
     let ran = run(package, Command::new(program).arg(argument), "").succeeded();
-    let said = ran.stdout + &ran.stderr;
-    let mut words = said.split([' ', '/', '-', '+', '\n']);
+    let output = ran.stdout + &ran.stderr;
+    let mut words = output.split([' ', '/', '-', '+', '\n']);
     let version = words.find(|word| word.starts_with(|first: char| first.is_ascii_digit()));
     version.expect("a version").to_owned()
 }

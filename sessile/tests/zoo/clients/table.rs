@@ -45,13 +45,16 @@ impl Cell {
 
     fn failed(good: usize, client: &Client, connections: &[Connection]) -> Self {
         let lines = connections.iter().map(|connection| {
-            let said = match connection.resumed {
+            let reported = match connection.resumed {
                 Some(true) => "resumed",
                 Some(false) => "full",
                 None => "-",
             };
             let answer = &connection.answer;
-            format!("  {}: {}, client: {said}\n", answer.server, answer.verdict)
+            format!(
+                "  {}: {}, client: {reported}\n",
+                answer.server, answer.verdict
+            )
         });
         Self::Failed {
             shown: format!("{good} of {}", client.returns),
@@ -66,7 +69,9 @@ fn is_as_expected(connection: &Connection, verdict: &str) -> bool {
     let resumed = verdict.starts_with("resumed/");
     answer.verdict == verdict
         && answer.request == 1
-        && connection.resumed.is_none_or(|said| said == resumed)
+        && connection
+            .resumed
+            .is_none_or(|reported| reported == resumed)
 }
 
 impl fmt::Display for Cell {

@@ -1,4 +1,4 @@
-//! A NewSessionTicket message of TLS 1.2.
+//! Parses a NewSessionTicket message of TLS 1.2.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

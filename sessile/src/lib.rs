@@ -1,4 +1,6 @@
-//! sessile: keeps TLS sessions attached to a web farm. The library behind the `sessile` binary.
+//! sessile keeps TLS sessions attached to a web farm.
+//!
+//! This is the library of the `sessile` binary.
 
 pub mod admin;
 pub mod balance;

@@ -1,4 +1,4 @@
-//! The `sessile` binary: all it does is in the library.
+//! The `sessile` binary. The library implements all commands.
 
 use std::process::ExitCode;
 

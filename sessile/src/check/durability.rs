@@ -1,4 +1,4 @@
-//! Explains what a restart and a crash cost, and what a shared store changes.
+//! Explains the sessions that a restart and a crash lose, with and without a shared store.
 
 use std::net::IpAddr;
 

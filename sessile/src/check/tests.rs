@@ -59,7 +59,7 @@ fn graded(config: &Config, grade: Grade) -> Vec<String> {
 }
 
 #[test]
-fn a_sound_configuration_is_explained_without_a_complaint() {
+fn a_valid_configuration_is_explained_without_warnings() {
     let folder = tempfile::tempdir().expect("a folder");
     let config = farm(folder.path());
     let findings = check(&config, now());
@@ -67,7 +67,7 @@ fn a_sound_configuration_is_explained_without_a_complaint() {
         findings.iter().all(|finding| finding.grade == Grade::Note),
         "{findings:#?}"
     );
-    let said = graded(&config, Grade::Note).join("\n");
+    let messages = graded(&config, Grade::Note).join("\n");
     for expected in [
         "127.0.0.1:443 serves 1 site",
         "valid until 2100-01-01T00:00:00Z",
@@ -77,12 +77,12 @@ fn a_sound_configuration_is_explained_without_a_complaint() {
         "which a restart keeps in the state folder (session.snapshot): a crash loses them",
         "takes up to 1.9 MiB when full: 10000 entries of about 205 bytes",
     ] {
-        assert!(said.contains(expected), "{expected}:\n{said}");
+        assert!(messages.contains(expected), "{expected}:\n{messages}");
     }
 }
 
 #[test]
-fn everything_wrong_with_certificates_is_said_at_once() {
+fn all_problems_of_certificates_are_reported() {
     let folder = tempfile::tempdir().expect("a folder");
     let folder = folder.path();
     let mut config = farm(folder);
@@ -115,7 +115,7 @@ fn everything_wrong_with_certificates_is_said_at_once() {
 }
 
 #[test]
-fn a_certificate_that_ends_soon_and_an_open_key_are_warned_of() {
+fn an_expiring_certificate_and_a_readable_key_give_warnings() {
     let folder = tempfile::tempdir().expect("a folder");
     let config = farm(folder.path());
     let key = folder.path().join("a.key");
@@ -132,8 +132,8 @@ fn a_certificate_that_ends_soon_and_an_open_key_are_warned_of() {
 }
 
 #[test]
-fn what_a_restart_costs_follows_the_settings() {
-    let said = |change: fn(&mut Config)| {
+fn the_cost_of_a_restart_follows_from_the_settings() {
+    let messages = |change: fn(&mut Config)| {
         let mut config = Config::default();
         change(&mut config);
         let lines: Vec<_> = durability(&config)
@@ -142,18 +142,18 @@ fn what_a_restart_costs_follows_the_settings() {
             .collect();
         lines.join("\n")
     };
-    let ephemeral = said(|config| config.key = Key::Ephemeral);
+    let ephemeral = messages(|config| config.key = Key::Ephemeral);
     assert!(ephemeral.contains("warning: key.file is \"none\": a restart or a crash costs"));
-    let never = said(|config| config.session.lifetime = Duration::ZERO);
+    let never = messages(|config| config.session.lifetime = Duration::ZERO);
     assert!(never.starts_with("warning: Nothing resumes"));
-    let purged = said(|config| config.connection.purge_on_reclaim = true);
+    let purged = messages(|config| config.connection.purge_on_reclaim = true);
     assert!(purged.contains("warning: Sessions are stored, behind tickets too"));
     assert!(purged.contains("idle for 5m loses its session"));
-    let unkept = said(|config| config.session.snapshot = false);
+    let unkept = messages(|config| config.session.snapshot = false);
     assert!(unkept.contains("a restart or a crash loses them"));
-    let shared = said(|config| config.session.store = "redis://h".parse().expect("a store"));
+    let shared = messages(|config| config.session.store = "redis://h".parse().expect("a store"));
     assert!(shared.contains("resume on every server that has the same store"));
-    let without = said(|config| {
+    let without = messages(|config| {
         config.session.tickets = false;
         config.session.max_entries = 0;
     });
@@ -162,7 +162,7 @@ fn what_a_restart_costs_follows_the_settings() {
 }
 
 #[test]
-fn files_and_folders_that_are_missing_are_errors() {
+fn missing_files_and_folders_are_errors() {
     let folder = tempfile::tempdir().expect("a folder");
     let folder = folder.path();
     let mut config = farm(folder);
@@ -191,7 +191,7 @@ fn a_farm_key_that_everyone_can_read_is_an_error() {
 }
 
 #[test]
-fn what_is_asked_of_clients_is_explained_and_what_refuses_them_said() {
+fn client_auth_is_explained_with_its_problems() {
     use rcgen::{CertificateRevocationListParams, Issuer, KeyIdMethod, KeyPair};
     let folder = tempfile::tempdir().expect("a folder");
     let mut config = farm(folder.path());
@@ -210,7 +210,7 @@ fn what_is_asked_of_clients_is_explained_and_what_refuses_them_said() {
     let key = KeyPair::generate().expect("a key");
     fs::write(&ca, params.self_signed(&key).expect("signed").pem()).expect("written");
     let issuer = Issuer::new(params, key);
-    let said = |next_update, grade| {
+    let messages = |next_update, grade| {
         let list = CertificateRevocationListParams {
             this_update: rcgen::date_time_ymd(2026, 1, 1),
             next_update,
@@ -227,7 +227,7 @@ fn what_is_asked_of_clients_is_explained_and_what_refuses_them_said() {
         rcgen::date_time_ymd(2026, 9, 1),
         rcgen::date_time_ymd(2026, 7, 1),
     );
-    let notes = said(current, Grade::Note);
+    let notes = messages(current, Grade::Note);
     for expected in [
         "a client has to show a certificate of an authority in",
         "a ticket carries the client's certificates, encrypted",
@@ -235,9 +235,11 @@ fn what_is_asked_of_clients_is_explained_and_what_refuses_them_said() {
     ] {
         assert!(notes.contains(expected), "{expected}:\n{notes}");
     }
-    assert!(said(current, Grade::Warning).contains("certificate 1 ended on 2026-07-01T00:00:00Z"));
-    assert_eq!(said(current, Grade::Error), "");
-    let errors = said(old, Grade::Error);
+    assert!(
+        messages(current, Grade::Warning).contains("certificate 1 ended on 2026-07-01T00:00:00Z")
+    );
+    assert_eq!(messages(current, Grade::Error), "");
+    let errors = messages(old, Grade::Error);
     assert!(
         errors.contains("was to be replaced by 2026-07-01T00:00:00Z"),
         "{errors}"
@@ -245,27 +247,27 @@ fn what_is_asked_of_clients_is_explained_and_what_refuses_them_said() {
 }
 
 #[test]
-fn a_store_is_explained_and_what_is_wrong_with_it_said() {
+fn a_store_is_explained_with_its_problems() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut config = farm(folder.path());
-    let mut said = |store: &str, grade| {
+    let mut messages = |store: &str, grade| {
         config.session.store = store.parse().expect("a store");
         graded(&config, grade).join("\n")
     };
     let local = "redis://127.0.0.1";
-    assert!(said(local, Grade::Note).contains("shared through redis://127.0.0.1:6379."));
-    assert_eq!(said(local, Grade::Warning), "");
-    assert!(said("redis://h", Grade::Warning).contains("whoever can reach it"));
-    let open = said("redis://:secret@h", Grade::Warning);
+    assert!(messages(local, Grade::Note).contains("shared through redis://127.0.0.1:6379."));
+    assert_eq!(messages(local, Grade::Warning), "");
+    assert!(messages("redis://h", Grade::Warning).contains("whoever can reach it"));
+    let open = messages("redis://:secret@h", Grade::Warning);
     assert!(open.contains("crosses the network in clear") && !open.contains("secret"));
-    let files = said("rediss://h?ca=/none/ca.pem", Grade::Error);
+    let files = messages("rediss://h?ca=/none/ca.pem", Grade::Error);
     assert!(files.starts_with("/none/ca.pem: cannot be read"), "{files}");
     config.key = Key::Ephemeral;
     assert!(graded(&config, Grade::Warning)[0].contains("key.file is \"none\""));
 }
 
 #[test]
-fn a_configuration_with_a_password_is_kept_from_others() {
+fn a_readable_configuration_with_a_password_gives_a_warning() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("sessile.toml");
     fs::write(&file, "").expect("written");
@@ -281,14 +283,14 @@ fn a_configuration_with_a_password_is_kept_from_others() {
 }
 
 #[test]
-fn bytes_are_said_in_the_unit_people_would_choose() {
+fn byte_counts_have_a_readable_unit() {
     assert_eq!(human_bytes(999), "999 bytes");
     assert_eq!(human_bytes(2_500_000), "2.3 MiB");
     assert_eq!(human_bytes(250 << 30), "250.0 GiB");
 }
 
 #[test]
-fn an_upstream_is_explained_and_what_does_not_fit_it_is_said() {
+fn an_upstream_is_explained_with_its_problems() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut config = farm(folder.path());
     let upstream = std::sync::Arc::new(crate::config::Upstream {
@@ -304,14 +306,14 @@ fn an_upstream_is_explained_and_what_does_not_fit_it_is_said() {
     );
     config.sites[0].routes[0].action = Action::Proxy(upstream);
     assert_eq!(graded(&config, Grade::Warning), [""; 0]);
-    let said = graded(&config, Grade::Note).join("\n");
+    let messages = graded(&config, Grade::Note).join("\n");
     let expected =
         "Upstream app: 10.0.0.1:80, then 10.0.0.2:80 in plain HTTP; 2s to connect, 1m to answer.";
-    assert!(said.contains(expected), "{said}");
+    assert!(messages.contains(expected), "{messages}");
 }
 
 #[test]
-fn servers_of_one_number_are_found_where_the_key_is_at_hand() {
+fn servers_with_equal_numbers_are_found_if_the_key_is_readable() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut config = farm(folder.path());
     let server = |name: &str, number| crate::config::BalanceServer {
@@ -344,7 +346,7 @@ fn servers_of_one_number_are_found_where_the_key_is_at_hand() {
 }
 
 #[test]
-fn what_is_forgotten_is_said_and_may_be_taken_out_when_it_is_old() {
+fn forget_rules_are_explained_and_old_ones_reported() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut config = farm(folder.path());
     let mut forgotten = |days: u64| {
@@ -353,8 +355,9 @@ fn what_is_forgotten_is_said_and_may_be_taken_out_when_it_is_old() {
             before: clock::at(now() - Duration::from_secs(days * 86_400)),
         }];
         let count = |grade| {
-            let said = graded(&config, grade);
-            said.iter()
+            let messages = graded(&config, grade);
+            messages
+                .iter()
                 .filter(|text| text.starts_with("session.forget: "))
                 .count()
         };
@@ -365,19 +368,20 @@ fn what_is_forgotten_is_said_and_may_be_taken_out_when_it_is_old() {
 }
 
 #[test]
-fn a_balancer_says_that_it_shares_nothing_through_a_store() {
+fn a_balancer_with_a_store_is_explained() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut config = farm(folder.path());
-    let of_balancers = |config: &Config| {
-        let notes = graded(config, Grade::Note).into_iter();
-        let notes = notes.filter(|note| note.starts_with("session.store is for servers"));
-        notes.count()
+    let notes_about_store = |config: &Config| {
+        graded(config, Grade::Note)
+            .iter()
+            .filter(|note| note.starts_with("session.store is for servers"))
+            .count()
     };
     config.session.store = "redis://127.0.0.1".parse().expect("a store");
-    assert_eq!(of_balancers(&config), 0);
+    assert_eq!(notes_about_store(&config), 0);
     config.sites.clear();
     config.listeners[0].role = Role::Balance;
-    assert_eq!(of_balancers(&config), 1);
+    assert_eq!(notes_about_store(&config), 1);
     config.session.store = StoreUrl::Memory;
-    assert_eq!(of_balancers(&config), 0);
+    assert_eq!(notes_about_store(&config), 0);
 }

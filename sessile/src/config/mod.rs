@@ -105,7 +105,7 @@ impl Listener {
     }
 }
 
-/// What a listener does with a connection.
+/// The role of a listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// Terminate TLS and answer from the sites.
@@ -114,7 +114,7 @@ pub enum Role {
     Balance,
 }
 
-/// `[[site]]`: what is served under some server names.
+/// A `[[site]]`: the certificates, routes and rules of its server names.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Site {
     /// Server names (SNI), lower case; `*.example.org` matches one label. Empty: the default site.

@@ -74,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_network_has_the_addresses_with_its_prefix() {
+    fn a_network_contains_the_addresses_with_its_prefix() {
         for (network, inside, outside) in [
             ("10.0.0.0/8", "10.255.0.1", "11.0.0.1"),
             ("10.0.0.0/8", "::ffff:10.1.2.3", "::10.1.2.3"),
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn what_could_be_meant_otherwise_is_no_network() {
+    fn ambiguous_networks_are_refused() {
         for text in [
             "",
             "10.0.0.0/",

@@ -376,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn nodes_and_schemes_say_how_they_belong_together() {
+    fn nodes_and_scheme_decide_the_deployment() {
         let one = redis("redis://cache");
         assert_eq!(one.topology, Topology::Single);
         assert_eq!(one.nodes[0].port, 6379);
@@ -400,7 +400,7 @@ mod tests {
     }
 
     #[test]
-    fn a_login_may_hold_any_character() {
+    fn a_login_can_contain_any_character() {
         let login = redis("redis://us%40er:p%3a/%25@h").login;
         assert_eq!(login.user.as_deref(), Some("us@er"));
         assert_eq!(login.password.unwrap().expose(), "p:/%");
@@ -420,7 +420,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_be_left_out_has_its_default() {
+    fn omitted_parts_have_defaults() {
         for (text, shown) in [
             ("redis://h/", "redis://h:6379"),
             ("redis://h?", "redis://h:6379"),
@@ -439,7 +439,7 @@ mod tests {
     }
 
     #[test]
-    fn it_reads_back_from_what_is_shown_and_no_password_is() {
+    fn the_displayed_form_reads_back_and_hides_passwords() {
         for text in [
             "memory",
             "redis://h:6379",
@@ -461,7 +461,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_store_is_refused_by_what_is_wrong() {
+    fn errors_for_invalid_stores_name_the_problem() {
         for (text, wrong) in [
             ("localhost:6379", BadStore::Scheme),
             ("http://h", BadStore::Scheme),

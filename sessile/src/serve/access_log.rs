@@ -1,6 +1,6 @@
-//! One line for each request, and one for a connection that made none: every handshake appears with
-//! its verdict. Lines are written by a thread of their own; when it cannot keep up they are
-//! dropped and counted, never waited for.
+//! The access log: one line for each request, and one for each connection without requests.
+//!
+//! A separate thread writes the lines. If the queue is full, further lines are dropped and counted.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
@@ -12,16 +12,16 @@ use std::time::Duration;
 
 use crate::config;
 
-/// Lines that may wait to be written.
+/// Most lines in the queue.
 const QUEUE: usize = 8192;
 
-/// How long the end of the process may wait for the log.
+/// How long [`AccessLog::flush`] waits at most.
 const FLUSH_DEADLINE: Duration = Duration::from_secs(2);
 
-/// Most bytes of what a client sent that a line quotes at each place.
+/// Most bytes of one quoted field in a line.
 const MAX_QUOTED: usize = 2048;
 
-/// A handle to the log; clones write to the same place.
+/// A handle to the log. Clones write to the same target.
 #[derive(Clone, Default)]
 pub struct AccessLog {
     lines: Option<SyncSender<Order>>,
@@ -30,13 +30,13 @@ pub struct AccessLog {
 
 enum Order {
     Line(String),
-    /// The file was moved away: open it again by its name.
+    /// Open the file again by its name, because log rotation moved it.
     Reopen,
-    /// Answer when everything before is written.
+    /// Send a message after all lines before are written.
     Flush(SyncSender<()>),
 }
 
-/// The access log cannot be opened.
+/// The access log cannot be opened, or its thread cannot be started.
 #[derive(Debug, thiserror::Error)]
 #[error("access log {file}: {source}", file = .path.display())]
 pub struct LogError {
@@ -48,7 +48,7 @@ impl AccessLog {
     /// Opens the log and starts its thread.
     ///
     /// # Errors
-    /// Where the file cannot be opened for appending.
+    /// The file cannot be opened for appending, or the thread cannot be started.
     pub fn open(target: &config::AccessLog) -> Result<Self, LogError> {
         let path = match target {
             config::AccessLog::Off => return Ok(Self::default()),
@@ -72,13 +72,13 @@ impl AccessLog {
         })
     }
 
-    /// Whether lines are wanted at all.
+    /// True if the log is enabled.
     #[must_use]
     pub const fn is_on(&self) -> bool {
         self.lines.is_some()
     }
 
-    /// Hands a line (without its end) to the log.
+    /// Queues a line, given without its line end.
     pub fn line(&self, line: String) {
         if let Some(lines) = &self.lines
             && let Err(TrySendError::Full(_)) = lines.try_send(Order::Line(line))
@@ -90,12 +90,14 @@ impl AccessLog {
     /// Opens the file anew by its name, after log rotation moved it.
     pub fn reopen(&self) {
         if let Some(lines) = &self.lines {
-            // Never waited for: this may be the thread that watches signals.
+            // Do not wait for a full queue: the thread that handles signals calls this.
             let _ = lines.try_send(Order::Reopen);
         }
     }
 
-    /// Waits, not for ever, until every line before is written; says how many were dropped.
+    /// Waits for at most two seconds until the queued lines are written.
+    ///
+    /// Returns how many lines were dropped since the start.
     pub fn flush(&self) -> u64 {
         if let Some(lines) = &self.lines {
             let (done, written) = sync_channel(1);
@@ -117,7 +119,7 @@ fn open(path: Option<&Path>) -> io::Result<Box<dyn Write + Send>> {
 fn write(orders: &Receiver<Order>, sink: Box<dyn Write + Send>, path: Option<&Path>) {
     let mut sink = BufWriter::new(sink);
     while let Ok(first) = orders.recv() {
-        // A full disk or a closed pipe must not end the log for good, nor the server.
+        // Write errors are ignored: after a full disk, the log continues.
         let mut next = Some(first);
         while let Some(order) = next {
             match order {
@@ -142,7 +144,7 @@ fn write(orders: &Receiver<Order>, sink: Box<dyn Write + Send>, path: Option<&Pa
     }
 }
 
-/// Makes text from a client safe to write between double quotes, and cuts what is too long.
+/// Escapes text from a client for double quotes, and cuts long text.
 pub(super) fn quoted(text: &str) -> std::str::EscapeDebug<'_> {
     text[..text.floor_char_boundary(MAX_QUOTED)].escape_debug()
 }
@@ -152,7 +154,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_are_written_in_order_and_after_a_reopen_to_the_new_file() {
+    fn lines_keep_their_order_and_go_to_the_new_file_after_a_reopen() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("access.log");
         let log = AccessLog::open(&config::AccessLog::File(path.clone())).unwrap();

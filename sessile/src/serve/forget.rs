@@ -1,4 +1,4 @@
-//! Turns the names in `session.forget` into the numbers that sessions carry.
+//! Maps the names in `session.forget` to the site and server numbers in sessions.
 
 use sessile_proto::ticket::{ForgetRules, ForgetScope};
 
@@ -14,9 +14,10 @@ pub(super) fn rules(config: &Config, scope: &str) -> ForgetRules {
     rules
 }
 
-/// The sessions that `target` names, in the farm `scope`.
+/// The sessions that `target` selects, in the farm `scope`.
 ///
-/// A server whose number is set in another file only must be given by its number.
+/// A server without a configured number gets the number that follows from its name. If only another file
+/// configures the number, name the server by its number.
 #[must_use]
 pub fn forget_scope(target: &ForgetTarget, config: &Config, scope: &str) -> ForgetScope {
     match target {
@@ -25,11 +26,15 @@ pub fn forget_scope(target: &ForgetTarget, config: &Config, scope: &str) -> Forg
         ForgetTarget::Number(number) => ForgetScope::Server(*number),
         ForgetTarget::Server(name) => {
             let this = (&config.server.name, config.server.number);
-            let balanced = config.balance.servers.iter().map(|s| (&s.name, s.number));
-            let set = std::iter::once(this)
+            let balanced = config
+                .balance
+                .servers
+                .iter()
+                .map(|server| (&server.name, server.number));
+            let configured = std::iter::once(this)
                 .chain(balanced)
                 .find_map(|(known, number)| number.filter(|_| known == name));
-            ForgetScope::Server(set.unwrap_or_else(|| key::server_number(scope, name)))
+            ForgetScope::Server(configured.unwrap_or_else(|| key::server_number(scope, name)))
         }
     }
 }

@@ -1,76 +1,82 @@
-//! Facts of a request: the host that it asks for, and whether it came as early data.
+//! Reads the host of a request, and marks requests from early data.
 //!
-//! An upstream that reads the host in another way would serve another site. So there is one way to read
-//! it, and a request whose host can be read in two ways is refused.
+//! If an upstream read another host than this server, it would serve another site. Requests with an
+//! ambiguous host are therefore refused.
 
 use std::net::Ipv6Addr;
 
 use http::header::{HOST, HeaderMap};
 use http::{Uri, Version};
 
-/// Marks a request that came as TLS early data: somebody can have recorded it and can send it again.
+/// Marks a request that came as TLS early data, which an attacker can replay.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct SentEarly;
 
-/// The host of a request is missing, or can be read in two ways.
+/// The host of a request is missing, invalid or ambiguous.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Unclear;
+pub(super) struct InvalidHost;
 
 /// The host of a request.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Host<'r> {
-    /// With its port, as the client wrote it.
+    /// The host with its port, as the client wrote it.
     pub(super) written: &'r str,
-    /// Without port, and without the dot that ends a name.
+    /// The host without its port and without a final dot.
     pub(super) name: &'r str,
 }
 
 impl<'r> Host<'r> {
-    /// The host of a request with this target and these headers; only HTTP/1.0 has requests without one.
+    /// Reads the host from the request target or the `Host` header.
+    ///
+    /// `None` if an HTTP/1.0 request has no host.
+    ///
+    /// # Errors
+    /// The host is missing, invalid or ambiguous.
     pub(super) fn of(
         target: &'r Uri,
         headers: &'r HeaderMap,
         version: Version,
-    ) -> Result<Option<Self>, Unclear> {
-        let mut named = headers.get_all(HOST).iter();
-        let (first, second) = (named.next(), named.next());
-        if second.is_some() {
-            return Err(Unclear);
+    ) -> Result<Option<Self>, InvalidHost> {
+        let mut host_headers = headers.get_all(HOST).iter();
+        let host_header = host_headers.next();
+        if host_headers.next().is_some() {
+            return Err(InvalidHost);
         }
-        // RFC 9112, 3.2.2 and RFC 9113, 8.3.1: the one in the target counts.
-        match (target.authority(), first) {
+        // The target overrides the header (RFC 9112, 3.2.2, and RFC 9113, 8.3.1).
+        match (target.authority(), host_header) {
             (Some(authority), _) => Self::read(authority.as_str()).map(Some),
-            (None, Some(host)) => Self::read(host.to_str().map_err(|_| Unclear)?).map(Some),
+            (None, Some(host)) => Self::read(host.to_str().map_err(|_| InvalidHost)?).map(Some),
             (None, None) if version == Version::HTTP_10 => Ok(None),
-            (None, None) => Err(Unclear),
+            (None, None) => Err(InvalidHost),
         }
     }
 
-    /// RFC 9110, 7.2: an address or a name, and a port. Names are those that hosts have, no other text
-    /// that would be allowed in a URI.
-    fn read(written: &'r str) -> Result<Self, Unclear> {
+    /// Parses an address or a name, with an optional port (RFC 9110, 7.2).
+    ///
+    /// A URI allows more characters in a name than DNS has. Such a name is refused.
+    fn read(written: &'r str) -> Result<Self, InvalidHost> {
         let (name, port) = match written.strip_prefix('[') {
             Some(address) => {
-                let (address, port) = address.split_once(']').ok_or(Unclear)?;
-                address.parse::<Ipv6Addr>().map_err(|_| Unclear)?;
+                let (address, port) = address.split_once(']').ok_or(InvalidHost)?;
+                address.parse::<Ipv6Addr>().map_err(|_| InvalidHost)?;
                 (&written[..address.len() + 2], port)
             }
             None => {
                 let (name, port) = written.split_at(written.find(':').unwrap_or(written.len()));
                 let name = name.strip_suffix('.').unwrap_or(name);
                 if !name.split('.').all(is_label) {
-                    return Err(Unclear);
+                    return Err(InvalidHost);
                 }
                 (name, port)
             }
         };
         let digits = match port {
             "" => "",
-            port => port.strip_prefix(':').ok_or(Unclear)?,
+            port => port.strip_prefix(':').ok_or(InvalidHost)?,
         };
         let is_port = digits.bytes().all(|digit| digit.is_ascii_digit());
         if !is_port || (!digits.is_empty() && digits.parse::<u16>().is_err()) {
-            return Err(Unclear);
+            return Err(InvalidHost);
         }
         Ok(Self { written, name })
     }
@@ -86,12 +92,12 @@ mod tests {
     use super::*;
     use http::HeaderValue;
 
-    fn name(written: &str) -> Result<&str, Unclear> {
+    fn name(written: &str) -> Result<&str, InvalidHost> {
         Host::read(written).map(|host| host.name)
     }
 
     #[test]
-    fn port_and_last_dot_are_no_part_of_the_name() {
+    fn port_and_final_dot_are_removed_from_the_name() {
         for (written, expected) in [
             ("a.example", "a.example"),
             ("A.example", "A.example"),
@@ -109,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_host_is_none() {
+    fn invalid_hosts_are_refused() {
         for written in [
             "",
             ".",
@@ -137,28 +143,34 @@ mod tests {
             "a\\b",
             "a\"",
         ] {
-            assert_eq!(name(written), Err(Unclear), "{written}");
+            assert_eq!(name(written), Err(InvalidHost), "{written}");
         }
     }
 
     #[test]
-    fn one_host_is_needed_and_the_targets_counts() {
-        let here = Uri::from_static("/a");
-        let whole = Uri::from_static("https://Target.example/a");
+    fn a_host_is_required_and_the_target_overrides_the_header() {
+        let relative = Uri::from_static("/a");
+        let absolute = Uri::from_static("https://Target.example/a");
         let mut headers = HeaderMap::new();
-        let none = |version| Host::of(&here, &HeaderMap::new(), version).map(|host| host.is_some());
-        assert_eq!(none(Version::HTTP_10), Ok(false));
-        assert_eq!(none(Version::HTTP_11), Err(Unclear));
-        assert_eq!(none(Version::HTTP_2), Err(Unclear));
+        let no_headers = HeaderMap::new();
+        let without_header = |version| Host::of(&relative, &no_headers, version);
+        assert_eq!(without_header(Version::HTTP_10), Ok(None));
+        assert_eq!(without_header(Version::HTTP_11), Err(InvalidHost));
+        assert_eq!(without_header(Version::HTTP_2), Err(InvalidHost));
         headers.append(HOST, HeaderValue::from_static("a.example"));
         let written = |target: &Uri, headers: &HeaderMap| {
             let host = Host::of(target, headers, Version::HTTP_11)?;
             Ok(host.map(|host| host.written.to_owned()))
         };
-        assert_eq!(written(&here, &headers), Ok(Some("a.example".to_owned())));
-        let target = written(&whole, &headers);
-        assert_eq!(target, Ok(Some("Target.example".to_owned())));
+        assert_eq!(
+            written(&relative, &headers),
+            Ok(Some("a.example".to_owned()))
+        );
+        assert_eq!(
+            written(&absolute, &headers),
+            Ok(Some("Target.example".to_owned()))
+        );
         headers.append(HOST, HeaderValue::from_static("a.example"));
-        assert_eq!(written(&here, &headers), Err(Unclear));
+        assert_eq!(written(&relative, &headers), Err(InvalidHost));
     }
 }

@@ -1,5 +1,5 @@
-//! From a request to its response: the site's routes, and the built-in page that shows what the
-//! connection's handshake came to.
+//! Answers requests by the routes of their site. The built-in page shows the verdict of the connection's
+//! handshake.
 
 use std::cell::Cell;
 use std::convert::Infallible;
@@ -28,7 +28,7 @@ use super::sites::{Handler, Site, Sites};
 use crate::clock;
 use crate::tls::{Completion, Handshake, Status};
 
-/// A request that bears it is told its connection's verdict, whatever it asks for.
+/// A request with this header gets the verdict of its connection in the response headers.
 const PROBE: HeaderName = HeaderName::from_static("sessile-probe");
 const VERDICT: HeaderName = HeaderName::from_static("sessile-verdict");
 const EARLY_DATA: HeaderName = HeaderName::from_static("sessile-early-data");
@@ -36,24 +36,24 @@ const SERVER: HeaderName = HeaderName::from_static("sessile-server");
 
 pub(super) type Body = Either<Full<Bytes>, UnsyncBoxBody<Bytes, io::Error>>;
 
-/// What the requests of a connection share.
+/// An accepted connection, as its requests share it.
 pub(super) struct Connection {
     pub(super) peer: SocketAddr,
     pub(super) handshake: Handshake,
     pub(super) status: Rc<Status>,
-    /// Whether the handshake is counted: it may go on while requests are answered.
+    /// True if the handshake is counted. With early data, requests are answered before that.
     pub(super) counted: Cell<bool>,
     pub(super) site: Rc<Site>,
-    /// As they were when it came: a reload does not make its requests another site's.
+    /// The sites at the time of the handshake. A reload must not lead requests to another site.
     pub(super) sites: Rc<Sites>,
     pub(super) requests: Cell<u64>,
     pub(super) pending_upstreams: PendingUpstreams,
     pub(super) worker: Rc<Worker>,
 }
 
-/// What the built-in page shows.
+/// The contents of the built-in page; also its JSON form.
 #[derive(Serialize)]
-struct Shown<'a> {
+struct VerdictPage<'a> {
     server: &'a str,
     verdict: String,
     resumed: bool,
@@ -63,11 +63,11 @@ struct Shown<'a> {
     http: &'a str,
     server_name: Option<&'a str>,
     client: SocketAddr,
-    /// Subject of the certificate that the client has shown.
+    /// The subject of the client's certificate.
     client_certificate: Option<&'a str>,
-    /// Seconds since the session's full handshake.
+    /// Seconds since the full handshake of the session.
     session_age_seconds: u64,
-    /// Which request of this connection this is, from 1.
+    /// The number of this request on its connection, from 1.
     request: u64,
 }
 
@@ -75,19 +75,20 @@ pub(super) async fn answer(
     connection: Rc<Connection>,
     mut request: Request<Incoming>,
 ) -> Result<Response<Body>, Infallible> {
-    if connection.is_early() {
+    if connection.is_in_early_data() {
         request.extensions_mut().insert(SentEarly);
     }
     connection.requests.set(connection.requests.get() + 1);
     connection.worker.shared.metrics.count_request();
-    let log = connection.worker.shared.env.access_log.is_on();
-    let entry = log.then(|| Entry::of(&request));
-    let asked = request.headers().contains_key(PROBE);
-    let has_streams = request.version() == Version::HTTP_2;
-    let routed = route(&connection, request).await;
-    let mut response = routed.unwrap_or_else(|code| refusal(code, has_streams));
-    if asked {
-        connection.tell(response.headers_mut());
+    let is_logged = connection.worker.shared.env.access_log.is_on();
+    let entry = is_logged.then(|| Entry::of(&request));
+    let is_probe = request.headers().contains_key(PROBE);
+    let is_http2 = request.version() == Version::HTTP_2;
+    let mut response = route(&connection, request)
+        .await
+        .unwrap_or_else(|code| refusal(code, is_http2));
+    if is_probe {
+        connection.add_verdict_headers(response.headers_mut());
     }
     if let Some(entry) = entry {
         connection.log(&entry.finish(&response));
@@ -95,7 +96,10 @@ pub(super) async fn answer(
     Ok(response)
 }
 
-/// The error is the status of a request that nothing was done about.
+/// Answers a request by its route.
+///
+/// # Errors
+/// The status of a refused request, or of an upstream that did not answer.
 async fn route(
     connection: &Connection,
     request: Request<Incoming>,
@@ -105,9 +109,12 @@ async fn route(
         return Err(StatusCode::TOO_EARLY);
     }
     let path = request.uri().path();
-    let found = connection.site.routes.find(path);
-    let found = found.map_err(|routes::Unclear| StatusCode::BAD_REQUEST)?;
-    let (handler, below) = found.ok_or(StatusCode::NOT_FOUND)?;
+    let (handler, below) = connection
+        .site
+        .routes
+        .find(path)
+        .map_err(|routes::AmbiguousPath| StatusCode::BAD_REQUEST)?
+        .ok_or(StatusCode::NOT_FOUND)?;
     if matches!(handler, Handler::Files(_) | Handler::Verdict)
         && !matches!(*request.method(), Method::GET | Method::HEAD)
     {
@@ -124,10 +131,10 @@ async fn route(
         }
         Handler::Proxy(upstream) => {
             let client = connection.peer.ip();
-            let forwarded = upstream.forward(client, &connection.pending_upstreams, request);
-            forwarded
-                .await?
-                .map(|body| Either::Right(body.boxed_unsync()))
+            let response = upstream
+                .forward(client, &connection.pending_upstreams, request)
+                .await?;
+            response.map(|body| Either::Right(body.boxed_unsync()))
         }
         Handler::Redirect(to) => redirect(to, below, request.uri().query()),
         Handler::Respond { status, body } => {
@@ -142,39 +149,40 @@ async fn route(
     })
 }
 
-fn refusal(code: StatusCode, has_streams: bool) -> Response<Body> {
+fn refusal(code: StatusCode, is_http2: bool) -> Response<Body> {
     let mut response = status(code);
-    if code == StatusCode::BAD_REQUEST && !has_streams {
-        // Where a request is doubtful, so is where the next one begins.
+    if code == StatusCode::BAD_REQUEST && !is_http2 {
+        // An invalid HTTP/1.1 request may have an unclear end, so the next request cannot be read.
         let close = HeaderValue::from_static("close");
         response.headers_mut().insert(CONNECTION, close);
     }
     response
 }
 
-/// Whether a request has to be sent again once the client's handshake is done: it may be a replay, and
-/// does something (RFC 8470, 5.2).
+/// True if the client must send the request again after the handshake (RFC 8470, 5.2).
+///
+/// Early data can be a replay, so only safe methods are answered.
 fn is_too_early<B>(request: &Request<B>) -> bool {
     request.extensions().get::<SentEarly>().is_some() && !request.method().is_safe()
 }
 
-/// Ranges, validators, types and the refusal to leave the folder are tower-http's.
+/// Answers with a file. tower-http implements ranges and validators, and never leaves the folder.
 async fn files(mut folder: ServeDir, request: Request<Incoming>, below: &str) -> Response<Body> {
     let (mut head, _) = request.into_parts();
     if below.is_empty() {
-        // The links of the folder's index are relative to the folder.
+        // The relative links of an index page need a path that ends with a slash.
         return redirect(head.uri.path(), "/", head.uri.query());
     }
-    // Several slashes are one: in a redirect they would make the name that follows a host's.
-    let path = below.trim_start_matches('/');
-    let path = match head.uri.query() {
-        Some(query) => format!("/{path}?{query}"),
-        None => format!("/{path}"),
+    // tower-http redirects to paths below. With two slashes at the start, `Location` would name a host.
+    let file = below.trim_start_matches('/');
+    let target = match head.uri.query() {
+        Some(query) => format!("/{file}?{query}"),
+        None => format!("/{file}"),
     };
-    let Ok(path) = path.parse::<PathAndQuery>() else {
+    let Ok(target) = target.parse::<PathAndQuery>() else {
         return status(StatusCode::BAD_REQUEST);
     };
-    head.uri = Uri::from(path);
+    head.uri = Uri::from(target);
     let empty = Full::<Bytes>::default();
     let Ok(response) = folder.call(Request::from_parts(head, empty)).await;
     response.map(|body| Either::Right(body.boxed_unsync()))
@@ -184,7 +192,7 @@ fn redirect(to: &str, below: &str, query: Option<&str>) -> Response<Body> {
     let query = query.map(|query| format!("?{query}")).unwrap_or_default();
     let mut target = format!("{to}{below}{query}");
     if target.starts_with('/') {
-        // Two slashes, and to browsers a backslash is one, would make the name behind them a host's.
+        // After two slashes, browsers read a host name. They treat a backslash as a slash.
         target = format!("/{}", target.trim_start_matches(['/', '\\']));
     }
     let Ok(location) = HeaderValue::try_from(target) else {
@@ -195,7 +203,7 @@ fn redirect(to: &str, below: &str, query: Option<&str>) -> Response<Body> {
     response
 }
 
-/// A response whose body is its own status line.
+/// A response whose body is the text of its status.
 fn status(code: StatusCode) -> Response<Body> {
     let mut response = text(format!("{code}\n").into());
     *response.status_mut() = code;
@@ -215,42 +223,43 @@ fn typed(content_type: &'static str, body: Bytes) -> Response<Body> {
 }
 
 impl Connection {
-    /// Whether all that has come from the client may have been played back (RFC 8470, 3): it was early
-    /// data, and the client has not finished the handshake.
-    fn is_early(&self) -> bool {
+    /// True if the client's Finished is missing, so that all requests can be replays (RFC 8470, 3).
+    fn is_in_early_data(&self) -> bool {
         self.status.completion() == Completion::UnderWay
     }
 
-    /// Adds the verdict, what became of early data, and the server's name to a response's headers.
-    fn tell(&self, headers: &mut HeaderMap) {
+    /// Adds the verdict, the result for early data and the server's name to the headers of a response.
+    fn add_verdict_headers(&self, headers: &mut HeaderMap) {
         let verdict = HeaderValue::try_from(self.handshake.verdict.to_string());
         let early_data = HeaderValue::try_from(self.handshake.early_data.to_string());
         let server = HeaderValue::try_from(self.server());
-        headers.extend(
-            [
-                (VERDICT, verdict),
-                (EARLY_DATA, early_data),
-                (SERVER, server),
-            ]
-            .into_iter()
-            .filter_map(|(name, value)| Some((name, value.ok()?))),
-        );
+        for (name, value) in [
+            (VERDICT, verdict),
+            (EARLY_DATA, early_data),
+            (SERVER, server),
+        ] {
+            if let Ok(value) = value {
+                headers.append(name, value);
+            }
+        }
     }
 
-    /// The route itself as HTML or text, as the client prefers, and `/verdict.json` below it.
+    /// The built-in page. The path of the route gives HTML or text, as the client prefers.
+    ///
+    /// `/verdict.json` below it gives JSON.
     fn verdict_page(&self, above: &str, below: &str, headers: &HeaderMap) -> Response<Body> {
-        let shown = self.shown();
+        let page = self.page_contents();
         let mut response = match below {
             "" | "/" => {
                 let accept = headers.get(ACCEPT).and_then(|accept| accept.to_str().ok());
                 if accept.is_some_and(|accept| accept.contains("text/html")) {
-                    typed("text/html; charset=utf-8", shown.html(above).into())
+                    typed("text/html; charset=utf-8", page.html(above).into())
                 } else {
-                    text(shown.text().into())
+                    text(page.text().into())
                 }
             }
             "/verdict.json" => {
-                let mut json = serde_json::to_vec(&shown).unwrap_or_default();
+                let mut json = serde_json::to_vec(&page).unwrap_or_default();
                 json.push(b'\n');
                 typed("application/json", json.into())
             }
@@ -258,13 +267,13 @@ impl Connection {
         };
         let headers = response.headers_mut();
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        self.tell(headers);
+        self.add_verdict_headers(headers);
         response
     }
 
-    fn shown(&self) -> Shown<'_> {
+    fn page_contents(&self) -> VerdictPage<'_> {
         let handshake = &self.handshake;
-        Shown {
+        VerdictPage {
             server: self.server(),
             verdict: handshake.verdict.to_string(),
             resumed: handshake.verdict.outcome() == "resumed",
@@ -284,12 +293,14 @@ impl Connection {
         }
     }
 
-    /// Refuses a request for another site than the handshake was: browsers use a connection for every
-    /// name that its certificate covers (RFC 9110, 7.4), and the other site may ask its clients for
-    /// certificates. So it does one for no site at all, which an upstream may take for anybody's.
+    /// Refuses a request for another site than the site of the handshake (RFC 9110, 7.4).
+    ///
+    /// Browsers reuse a connection for all names of its certificate, but the other site may require client
+    /// certificates. A host without a site is refused too: an upstream could take it for any site.
     fn check_host<B>(&self, request: &Request<B>) -> Result<(), StatusCode> {
-        let host = Host::of(request.uri(), request.headers(), request.version());
-        let Some(host) = host.map_err(|request::Unclear| StatusCode::BAD_REQUEST)? else {
+        let Some(host) = Host::of(request.uri(), request.headers(), request.version())
+            .map_err(|request::InvalidHost| StatusCode::BAD_REQUEST)?
+        else {
             return Ok(());
         };
         match self.sites.find(Some(host.name)) {
@@ -302,15 +313,16 @@ impl Connection {
         &self.worker.shared.config.server.name
     }
 
-    /// Writes the line of a connection that made no request: its handshake had a verdict too.
+    /// Writes a log line for a connection without requests, because its handshake has a verdict.
     pub(super) fn log_if_silent(&self) {
         if self.requests.get() == 0 && self.worker.shared.env.access_log.is_on() {
             self.log("\"-\" - - \"-\" \"-\"");
         }
     }
 
-    /// The combined log format, with server, protocol, verdict and early data behind it, and whose certificate the
-    /// client has shown, if any.
+    /// Writes a log line in the combined log format, with more fields at the end.
+    ///
+    /// The fields are server, protocol, verdict, early data, and the client certificate if there is one.
     fn log(&self, request: &str) {
         let now = std::time::SystemTime::now();
         let client = match &self.handshake.client_certificate {
@@ -329,7 +341,7 @@ impl Connection {
     }
 }
 
-impl Shown<'_> {
+impl VerdictPage<'_> {
     fn text(&self) -> String {
         let name = self.server_name.unwrap_or("-");
         let client = match self.client_certificate {
@@ -349,7 +361,7 @@ impl Shown<'_> {
         )
     }
 
-    /// `above`: the path of the route that leads here.
+    /// `above`: the path of the route.
     fn html(&self, above: &str) -> String {
         let colour = if self.resumed { "#1a7f37" } else { "#9a6700" };
         let name = escaped(self.server_name.unwrap_or("–"));
@@ -388,39 +400,50 @@ fn escaped(text: &str) -> String {
         .replace('"', "&quot;")
 }
 
-/// The request's part of a log line.
+/// The part of a log line that the request and the response fill.
 struct Entry {
-    head: String,
-    tail: String,
+    /// The request line, in quotes.
+    request_line: String,
+    /// `Referer` and `User-Agent`, each in quotes.
+    referer_and_agent: String,
 }
 
 impl Entry {
     fn of(request: &Request<Incoming>) -> Self {
-        let header = |name| {
-            let value = request.headers().get(name);
-            quoted(value.and_then(|value| value.to_str().ok()).unwrap_or("-")).to_string()
-        };
         let path = request.uri().path_and_query();
-        let path = quoted(path.map_or("-", PathAndQuery::as_str));
+        let referer = header_text(request.headers(), REFERER);
+        let user_agent = header_text(request.headers(), USER_AGENT);
         Self {
-            head: format!("\"{} {path} {:?}\"", request.method(), request.version()),
-            tail: format!("\"{}\" \"{}\"", header(REFERER), header(USER_AGENT)),
+            request_line: format!(
+                "\"{} {} {:?}\"",
+                request.method(),
+                quoted(path.map_or("-", PathAndQuery::as_str)),
+                request.version()
+            ),
+            referer_and_agent: format!("\"{}\" \"{}\"", quoted(referer), quoted(user_agent)),
         }
     }
 
     fn finish(self, response: &Response<Body>) -> String {
         let bytes = match response.body().size_hint().exact() {
             Some(bytes) => bytes.to_string(),
-            // Files are read as they are sent, but their length is known.
-            None => {
-                let length = response.headers().get(CONTENT_LENGTH);
-                let length = length.and_then(|length| length.to_str().ok());
-                length.unwrap_or("-").to_owned()
-            }
+            // The body of a file is a stream without a size hint, but the header has its length.
+            None => header_text(response.headers(), CONTENT_LENGTH).to_owned(),
         };
         let code = response.status().as_u16();
-        format!("{} {code} {bytes} {}", self.head, self.tail)
+        format!(
+            "{} {code} {bytes} {}",
+            self.request_line, self.referer_and_agent
+        )
     }
+}
+
+/// The value of a header; `-` if the header is missing or not text.
+fn header_text(headers: &HeaderMap, name: HeaderName) -> &str {
+    headers
+        .get(name)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or("-")
 }
 
 #[cfg(test)]
@@ -428,7 +451,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_redirect_within_the_server_leads_to_no_other() {
+    fn a_redirect_to_a_path_names_no_other_host() {
         for (to, below, location) in [
             ("", "//other.example", "/other.example"),
             ("", "/\\other.example", "/other.example"),
@@ -442,14 +465,8 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_safe_is_answered_from_early_data() {
-        let asked = |method: &str| {
-            Request::builder()
-                .method(method)
-                .body(())
-                .expect("a request")
-        };
-        for (method, safe) in [
+    fn early_data_is_answered_for_safe_methods_only() {
+        for (method, is_safe) in [
             ("GET", true),
             ("HEAD", true),
             ("OPTIONS", true),
@@ -458,10 +475,13 @@ mod tests {
             ("DELETE", false),
             ("BREW", false),
         ] {
-            let mut request = asked(method);
+            let mut request = Request::builder()
+                .method(method)
+                .body(())
+                .expect("a request");
             assert!(!is_too_early(&request));
             request.extensions_mut().insert(SentEarly);
-            assert_eq!(is_too_early(&request), !safe, "{method}");
+            assert_eq!(is_too_early(&request), !is_safe, "{method}");
         }
     }
 }

@@ -1,23 +1,25 @@
-//! Which route a path leads to. A path can be written in many ways, and servers differ in which of them
-//! they take for the same; one that would lead an upstream to another route than this server is refused.
+//! Finds the route of a path.
+//!
+//! Servers decode and normalize paths in different ways. A path is refused if an upstream could see another
+//! route in it than this server.
 
 use std::borrow::Cow;
 use std::cmp::Reverse;
 
-/// A path that can be read in two ways, of which a route knows only one.
+/// Another server could find another route for the path.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Unclear;
+pub(super) struct AmbiguousPath;
 
-/// Things by the path that they are at.
+/// Values by path prefix.
 pub(super) struct Routes<T> {
-    /// The segments of the path, decoded. The longest first.
+    /// Each path as its decoded segments, the longest path first.
     by_path: Vec<(Vec<Vec<u8>>, T)>,
 }
 
 impl<T> FromIterator<(String, T)> for Routes<T> {
     fn from_iter<I: IntoIterator<Item = (String, T)>>(routes: I) -> Self {
-        let routes = routes.into_iter();
         let mut by_path: Vec<_> = routes
+            .into_iter()
             .map(|(path, value)| (segments(&path).map(Cow::into_owned).collect(), value))
             .collect();
         by_path.sort_by_key(|(path, _): &(Vec<_>, T)| Reverse(path.len()));
@@ -30,75 +32,88 @@ impl<T> Routes<T> {
         self.by_path.iter().map(|(_, value)| value)
     }
 
-    /// What the longest route is to that a path lies below, and what of the path lies below it, as it
-    /// was written. Segments are compared decoded, and several slashes are one.
-    pub(super) fn find<'p>(&self, path: &'p str) -> Result<Option<(&T, &'p str)>, Unclear> {
+    /// Finds the longest route that is a prefix of a path. Returns its value and the rest of the path.
+    ///
+    /// The rest is as the client wrote it. Segments are compared decoded, and several slashes count as one.
+    ///
+    /// # Errors
+    /// Another server could find another route for the path.
+    pub(super) fn find<'p>(&self, path: &'p str) -> Result<Option<(&T, &'p str)>, AmbiguousPath> {
         if !is_well_encoded(path.as_bytes()) {
-            return Err(Unclear);
+            return Err(AmbiguousPath);
         }
         let decoded = decoded(path.as_bytes());
-        // Whoever resolves them finds itself on another route.
+        // A server that resolves dot segments could find another route.
         if loose_segments(&decoded).any(|segment| matches!(segment, b"." | b"..")) {
-            return Err(Unclear);
+            return Err(AmbiguousPath);
         }
         if !path.starts_with('/') {
             return Ok(None);
         }
-        let found = self.longest(|| segments(path));
-        // One reading divides the path least, the other most, and a route's own segments have nothing to
-        // divide: if both lead to the same route, so do all between them.
-        if found != self.longest(|| loose_segments(&decoded).map(Cow::Borrowed)) {
-            return Err(Unclear);
+        let found = self.longest_prefix(|| segments(path));
+        // The strict reading splits the path at the fewest bytes, the loose one at the most. If both find
+        // the same route, so does every reading between them: no segment of a route can be split.
+        if found != self.longest_prefix(|| loose_segments(&decoded).map(Cow::Borrowed)) {
+            return Err(AmbiguousPath);
         }
-        Ok(found.map(|at| {
-            let (route, value) = &self.by_path[at];
+        Ok(found.map(|index| {
+            let (route, value) = &self.by_path[index];
             (value, below(path, route.len()))
         }))
     }
 
-    fn longest<'s, S>(&self, segments: impl Fn() -> S) -> Option<usize>
+    fn longest_prefix<'s, S>(&self, segments: impl Fn() -> S) -> Option<usize>
     where
         S: Iterator<Item = Cow<'s, [u8]>>,
     {
         self.by_path.iter().position(|(route, _)| {
             let mut segments = segments();
-            let mut route = route.iter();
-            route.all(|its| segments.next().is_some_and(|segment| *its == *segment))
+            route
+                .iter()
+                .all(|expected| segments.next().is_some_and(|segment| *expected == *segment))
         })
     }
 }
 
-/// What is behind so many segments.
+/// The rest of a path after a number of segments.
 fn below(path: &str, segments: usize) -> &str {
-    (0..segments).fold(path, |path, _| {
-        let path = path.trim_start_matches('/');
-        &path[path.find('/').unwrap_or(path.len())..]
-    })
+    let mut rest = path;
+    for _ in 0..segments {
+        rest = rest.trim_start_matches('/');
+        rest = &rest[rest.find('/').unwrap_or(rest.len())..];
+    }
+    rest
 }
 
-/// The segments of a path as RFC 3986 has them: divided first, then decoded.
+/// The decoded segments of a path. The path is split first (RFC 3986, 2.4).
 fn segments(path: &str) -> impl Iterator<Item = Cow<'_, [u8]>> {
-    let segments = path.split('/').filter(|segment| !segment.is_empty());
-    segments.map(|segment| decoded(segment.as_bytes()))
+    path.split('/')
+        .filter(|segment| !segment.is_empty())
+        .map(|segment| decoded(segment.as_bytes()))
 }
 
-/// The segments as a server finds them that decodes first, takes a backslash for a slash, and does not
-/// count what follows a semicolon, a question mark or a hash.
+/// The segments of a decoded path, as the most lenient servers find them.
+///
+/// Such a server treats a backslash as a slash. It also ignores the rest of a segment after `;`, `?` or
+/// `#`.
 fn loose_segments(decoded: &[u8]) -> impl Iterator<Item = &[u8]> {
-    let segments = decoded.split(|byte| b"/\\".contains(byte));
-    let segments =
-        segments.filter_map(|segment| segment.split(|byte| b";?#".contains(byte)).next());
-    segments.filter(|segment| !segment.is_empty())
+    decoded
+        .split(|byte| b"/\\".contains(byte))
+        .filter_map(|segment| segment.split(|byte| b";?#".contains(byte)).next())
+        .filter(|segment| !segment.is_empty())
 }
 
-/// Whether every `%` begins a byte, and none is the one that ends a string elsewhere.
+/// True if two hexadecimal digits follow every `%`, and no byte is zero.
 fn is_well_encoded(path: &[u8]) -> bool {
-    let mut behind = path.split(|byte| *byte == b'%').skip(1);
-    behind.all(|text| byte(text).is_some_and(|byte| byte != 0))
+    path.split(|byte| *byte == b'%')
+        .skip(1)
+        // A server in C could end the path at a zero byte.
+        .all(|text| hex_byte(text).is_some_and(|byte| byte != 0))
 }
 
-fn byte(text: &[u8]) -> Option<u8> {
-    let digit = |at: usize| char::from(*text.get(at)?).to_digit(16);
+/// The byte that the first two hexadecimal digits of a text encode.
+fn hex_byte(text: &[u8]) -> Option<u8> {
+    let digit = |index: usize| char::from(*text.get(index)?).to_digit(16);
     u8::try_from(digit(0)? * 16 + digit(1)?).ok()
 }
 
@@ -109,7 +124,7 @@ fn decoded(text: &[u8]) -> Cow<'_, [u8]> {
     let mut parts = text.split(|byte| *byte == b'%');
     let mut decoded = parts.next().unwrap_or_default().to_vec();
     for part in parts {
-        match byte(part) {
+        match hex_byte(part) {
             Some(byte) => {
                 decoded.push(byte);
                 decoded.extend_from_slice(&part[2..]);
@@ -128,13 +143,14 @@ mod tests {
     use super::*;
 
     fn routes(paths: &[&str]) -> Routes<String> {
-        let routes = paths.iter();
-        let routes = routes.map(|path| ((*path).to_owned(), (*path).to_owned()));
-        routes.collect()
+        paths
+            .iter()
+            .map(|path| ((*path).to_owned(), (*path).to_owned()))
+            .collect()
     }
 
     #[test]
-    fn the_longest_route_counts_and_what_is_below_it_stays_as_it_is() {
+    fn the_longest_route_wins_and_the_rest_of_the_path_is_unchanged() {
         let routes = routes(&["/", "/a", "/a/b", "/caf%C3%A9"]);
         for (path, route, below) in [
             ("/", "/", "/"),
@@ -158,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_lies_on_no_route() {
+    fn a_path_outside_of_all_routes_has_none() {
         let routes = routes(&["/a"]);
         for path in ["/", "/b", "/ab", "//", "/b/a"] {
             assert_eq!(routes.find(path), Ok(None), "{path}");
@@ -166,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn what_leads_elsewhere_when_read_in_another_way_is_refused() {
+    fn paths_that_other_servers_read_differently_are_refused() {
         let routes = routes(&["/", "/internal", "/a/b"]);
         for path in [
             "/..",
@@ -194,7 +210,7 @@ mod tests {
             "/x%",
             "/%u0069nternal",
         ] {
-            assert_eq!(routes.find(path), Err(Unclear), "{path}");
+            assert_eq!(routes.find(path), Err(AmbiguousPath), "{path}");
         }
     }
 }

@@ -1,5 +1,4 @@
-//! The sites of a configuration with the contents of their files. A reload loads them anew and replaces
-//! nothing else.
+//! Loads the certificates and authorities of all sites. A reload replaces these, and nothing else.
 
 use std::sync::Arc;
 
@@ -19,34 +18,43 @@ pub enum SiteError {
     Tls(#[from] rustls::Error),
 }
 
-/// Every site with its files. Loaded once and shared by the workers.
+/// All sites with the contents of their files. The workers share them.
 pub(super) struct LoadedSites(pub(super) Vec<(Site, SiteFiles)>);
 
 /// The contents of a site's files.
 pub(super) struct SiteFiles {
-    /// One for each key type.
+    /// One certificate for each key type.
     pub(super) certificates: Vec<Arc<CertifiedKey>>,
-    /// The authorities of client certificates; `None` if no client is asked for one.
+    /// The authorities of client certificates; `None` if the site asks no client for one.
     pub(super) clients: Option<ClientAuthorities>,
 }
 
 impl LoadedSites {
-    /// Reads the files of every site.
+    /// Reads the files of all sites.
     pub(super) fn load(config: &Config) -> Result<Self, SiteError> {
-        let load = |site: &Site| Ok((site.clone(), SiteFiles::load(site)?));
-        let loaded = config.sites.iter().map(load);
-        loaded.collect::<Result<_, SiteError>>().map(Self)
+        let mut loaded = Vec::with_capacity(config.sites.len());
+        for site in &config.sites {
+            loaded.push((site.clone(), SiteFiles::load(site)?));
+        }
+        Ok(Self(loaded))
     }
 }
 
 impl SiteFiles {
     fn load(site: &Site) -> Result<Self, SiteError> {
-        let pairs = site.certificates.iter();
-        let certificates = pairs.map(|pair| load_certificate(&pair.chain, &pair.key));
-        let clients = site.client_auth.as_ref().map(ClientAuthorities::load);
+        let certificates = site
+            .certificates
+            .iter()
+            .map(|pair| load_certificate(&pair.chain, &pair.key))
+            .collect::<Result<_, _>>()?;
+        let clients = site
+            .client_auth
+            .as_ref()
+            .map(ClientAuthorities::load)
+            .transpose()?;
         Ok(Self {
-            certificates: certificates.collect::<Result<_, _>>()?,
-            clients: clients.transpose()?,
+            certificates,
+            clients,
         })
     }
 }

@@ -1,4 +1,4 @@
-//! Which site a hello leads to, and which action a path.
+//! The sites of a worker: finds the site of a server name, and builds the handlers of routes.
 
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -13,25 +13,29 @@ use crate::config::{Action, Site as SiteConfig};
 use crate::server_names::ServerNames;
 use crate::tls::{self, Sessions, Template};
 
-/// A worker's ways to its upstreams, by their names: routes share them.
+/// The HTTP clients of a worker by upstream name. Several routes can share one.
 type Upstreams = HashMap<String, Rc<Upstream>>;
 
-/// What is served under some server names.
+/// A site: the TLS settings and routes of one or more server names.
 pub(super) struct Site {
     pub(super) template: Template,
     pub(super) routes: Routes<Handler>,
 }
 
-/// What answers a request.
+/// The action of a route.
 pub(super) enum Handler {
     Files(ServeDir),
     Proxy(Rc<Upstream>),
+    /// The target, without a final slash.
     Redirect(String),
-    Respond { status: u16, body: bytes::Bytes },
+    Respond {
+        status: u16,
+        body: bytes::Bytes,
+    },
     Verdict,
 }
 
-/// A worker's sites by server name. Each worker makes its own from the loaded sites.
+/// The sites by server name. Each worker makes its own from the loaded sites.
 pub(super) struct Sites {
     by_name: ServerNames<Rc<Site>>,
     default: Option<Rc<Site>>,
@@ -50,12 +54,11 @@ impl Sites {
         };
         for (config, files) in &loaded.0 {
             let id = tls::site_id(config.names.first().map_or("", String::as_str));
-            let (certificates, clients) = (&files.certificates, files.clients.as_ref());
             let site = Rc::new(Site {
                 template: Template::new(
                     id,
-                    certificates,
-                    clients,
+                    &files.certificates,
+                    files.clients.as_ref(),
                     config.early_data,
                     Rc::clone(sessions),
                 )?,
@@ -71,19 +74,20 @@ impl Sites {
         Ok(sites)
     }
 
-    /// The site for a server name as the client sent it; the default site where there is none
-    /// for it.
+    /// Finds the site of a server name that the client sent. The default site serves all other names.
     pub(super) fn find(&self, server_name: Option<&str>) -> Option<&Rc<Site>> {
-        let named = server_name.and_then(|name| self.by_name.find(name));
-        named.or(self.default.as_ref())
+        server_name
+            .and_then(|name| self.by_name.find(name))
+            .or(self.default.as_ref())
     }
 }
 
 impl Site {
-    /// Whether some of its requests go on to an upstream.
+    /// True if a route forwards requests to an upstream.
     pub(super) fn has_upstream(&self) -> bool {
-        let mut handlers = self.routes.values();
-        handlers.any(|handler| matches!(handler, Handler::Proxy(_)))
+        self.routes
+            .values()
+            .any(|handler| matches!(handler, Handler::Proxy(_)))
     }
 }
 
@@ -103,9 +107,10 @@ fn handler(prefix: &str, action: &Action, upstreams: &mut Upstreams, metrics: &M
     match action {
         Action::Files(root) => Handler::Files(ServeDir::new(root).redirect_path_prefix(prefix)),
         Action::Proxy(config) => {
-            let upstream = upstreams.entry(config.name.clone());
-            let new = || Rc::new(Upstream::new(config, metrics.upstream(&config.name)));
-            Handler::Proxy(Rc::clone(upstream.or_insert_with(new)))
+            let upstream = upstreams
+                .entry(config.name.clone())
+                .or_insert_with(|| Rc::new(Upstream::new(config, metrics.upstream(&config.name))));
+            Handler::Proxy(Rc::clone(upstream))
         }
         Action::Redirect(to) => Handler::Redirect(to.trim_end_matches('/').to_owned()),
         Action::Respond { status, body } => Handler::Respond {

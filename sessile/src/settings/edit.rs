@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_is_replaced_where_it_stands() {
+    fn a_value_is_replaced_in_place() {
         let text = "# top\n[session] # s\n  lifetime   =  '5m'   # short\n\n# end";
         assert_eq!(
             edited(text, "session.lifetime", "1h"),
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn comments_above_a_value_that_goes_stay() {
+    fn comments_above_a_removed_value_stay() {
         let text = "[session]\n# why\nlifetime = '5m' # short\ntickets = true\n";
         assert_eq!(
             without(text, "session.lifetime").as_deref(),
@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_without_a_place_for_it_is_refused() {
+    fn a_text_without_a_place_for_the_value_is_refused() {
         let setting = find("session.tickets").expect("it is in the table");
         let value = Value::Bool(true);
         for text in ["session = 5", "[[session]]", "[session\n", "a = 1\na = 2\n"] {

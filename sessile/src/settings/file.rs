@@ -342,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn restoring_takes_the_newest_and_can_itself_be_undone() {
+    fn a_restore_uses_the_newest_backup_and_can_be_undone() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("s.toml");
         let open = || SettingsFile::open(&path).expect("it is there");
@@ -367,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn what_would_not_be_valid_changes_nothing() {
+    fn an_invalid_change_changes_nothing() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("s.toml");
         fs::write(&path, "[session]\nlifetime = '1h'\n").expect("written");
@@ -390,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_value_can_be_taken_out() {
+    fn an_invalid_value_can_be_removed() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("s.toml");
         fs::write(&path, "[session]\nlifetime = '9 moons'\n").expect("written");
@@ -431,7 +431,7 @@ mod tests {
     }
 
     #[test]
-    fn changes_at_the_same_moment_do_not_lose_each_other() {
+    fn concurrent_changes_are_all_kept() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("s.toml");
         fs::write(&path, "").expect("written");
@@ -459,7 +459,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_files_own_backups_count() {
+    fn backups_of_other_files_are_ignored() {
         let time = |name: &str| backup_time("s.toml".as_ref(), name.as_ref());
         assert!(time("s.toml.20260801T101112Z-10.bak") > time("s.toml.20260801T101112Z-9.bak"));
         assert!(time("s.toml.20260801T101113Z.bak") > time("s.toml.20260801T101112Z-9.bak"));

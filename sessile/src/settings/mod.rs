@@ -1,6 +1,7 @@
-//! Changes what is written in a configuration file: one setting, a registry import, a restored backup.
-//! Comments and layout stay. Every change is validated as a whole file before anything is written, leaves
-//! a backup, and replaces the file in one step.
+//! Edits a configuration file: sets one setting, imports a registry export, or restores a backup.
+//!
+//! Comments and layout stay. The whole new file is validated before it is written. Each change leaves a
+//! backup and replaces the file atomically.
 
 mod edit;
 mod file;

@@ -24,35 +24,40 @@ use super::{client_auth, early_data, record_size};
 #[derive(Debug)]
 pub struct Handshake {
     pub verdict: Verdict,
-    /// What became of the data that came with the first flight.
+    /// Whether the client sent early data, and whether the server accepted it.
     pub early_data: EarlyData,
-    /// Protocol version, as people write it: `TLSv1.3`.
+    /// The protocol version: `TLSv1.2` or `TLSv1.3`.
     pub version: &'static str,
-    /// Cipher suite, by its IANA name.
+    /// The IANA name of the cipher suite.
     pub suite: String,
-    /// When the session's full handshake was.
+    /// The time of the session's full handshake.
     pub established: Time,
-    /// The server name that the client asked for.
+    /// The server name that the client sent (SNI).
     pub server_name: Option<String>,
-    /// Whose certificate the client has shown, in this handshake or in the one that is resumed. Without
-    /// control characters, and not long.
+    /// The subject of the client's certificate; the SHA-256 of the certificate if it has no subject.
+    ///
+    /// In a resumed session, the client sent the certificate in the full handshake. Control characters are
+    /// escaped, and a long subject is cut.
     pub client_certificate: Option<String>,
-    /// Whether HTTP/2 was agreed on.
+    /// True if ALPN selected HTTP/2.
     pub http2: bool,
 }
 
-/// A connection whose handshake is done. If early data was accepted, the client may still have to finish;
+/// An accepted connection.
+///
+/// If early data was accepted, the client's Finished may still be missing;
 /// [`super::Status::completion`] tells.
 pub struct Accepted {
     pub stream: Stream,
     pub handshake: Handshake,
 }
 
-/// Runs the handshake of a connection whose ClientHello was read. `received` holds all bytes so far. If
-/// early data is accepted, this returns when the early data can be read and answered.
+/// Runs the handshake of a connection whose ClientHello was read. `received` holds all bytes so far.
+///
+/// If early data is accepted, this returns before the client's Finished.
 ///
 /// # Errors
-/// If the handshake does not finish. The client was sent an alert, if it can read one.
+/// The handshake failed. If the client can read an alert, it was sent one.
 pub async fn accept(
     mut io: TcpStream,
     mut received: &[u8],
@@ -70,14 +75,14 @@ pub async fn accept(
     let mut budget = template.sessions.store.wait_budget();
     let resumption = HandshakeSessions::fetch(hello, template, now, &mut budget).await;
     let resumption = Arc::new(resumption);
-    let mut tls = connection(template, &resumption, max_fragment_size)?;
+    let mut tls = new_connection(template, &resumption, max_fragment_size)?;
     if let EarlyDataPlan::Granted(_) = resumption.early_data_plan() {
         let (hello_records, early) = received.split_at(early_data::hello_len(received));
-        if early_data::takes_early_data(&mut tls, hello_records) {
+        if early_data::accepts_early_data(&mut tls, hello_records) {
             received = early;
         } else {
             resumption.restart_without_early_data();
-            tls = connection(template, &resumption, max_fragment_size)?;
+            tls = new_connection(template, &resumption, max_fragment_size)?;
         }
     }
     let mut handshaking = Handshaking {
@@ -113,7 +118,7 @@ pub async fn accept(
     Ok(Accepted { stream, handshake })
 }
 
-fn connection(
+fn new_connection(
     template: &Template,
     resumption: &Arc<HandshakeSessions>,
     max_fragment_size: Option<usize>,
@@ -125,7 +130,7 @@ fn connection(
     config.max_fragment_size = max_fragment_size;
     let early_data = template.policy.early_data;
     let single_use = resumption.is_single_use().then_some(early_data);
-    early_data::connect(resumption.early_data_plan(), config, single_use)
+    early_data::new_connection(resumption.early_data_plan(), config, single_use)
 }
 
 fn outcome(tls: &mut ServerConnection, resumption: &HandshakeSessions) -> Handshake {

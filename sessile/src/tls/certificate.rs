@@ -1,4 +1,4 @@
-//! Certificates and private keys: reading them from PEM, choosing one for a client.
+//! Server certificates: reads them from PEM files, and chooses one for a client.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -32,10 +32,10 @@ pub enum CertificateError {
     },
 }
 
-/// Reads a chain and its key, both PEM, and makes sure that they belong together.
+/// Reads a certificate chain and its private key from PEM files.
 ///
 /// # Errors
-/// With the file and what is wrong with it.
+/// A file cannot be read or parsed, or the key does not match the first certificate.
 pub fn load(chain: &Path, key: &Path) -> Result<Arc<CertifiedKey>, CertificateError> {
     let chain_error = |source| CertificateError::Chain {
         path: chain.into(),
@@ -66,33 +66,45 @@ pub fn load(chain: &Path, key: &Path) -> Result<Arc<CertifiedKey>, CertificateEr
 #[derive(Debug)]
 pub(super) struct ServerCertificate {
     pub(super) certified: Arc<CertifiedKey>,
-    /// The end of each certificate in the chain, the earliest first.
-    ends: Vec<Time>,
+    /// The notAfter of each certificate in the chain, in ascending order.
+    not_after: Vec<Time>,
 }
 
 impl ServerCertificate {
     fn new(certified: Arc<CertifiedKey>) -> Self {
-        let ends = certified.cert.iter().filter_map(|der| x509::validity(der));
-        let mut ends: Vec<_> = ends.map(|validity| clock::at(validity.until)).collect();
-        ends.sort_unstable();
-        Self { certified, ends }
+        let mut not_after: Vec<_> = certified
+            .cert
+            .iter()
+            .filter_map(|der| x509::validity(der))
+            .map(|validity| clock::at(validity.until))
+            .collect();
+        not_after.sort_unstable();
+        Self {
+            certified,
+            not_after,
+        }
     }
 
-    /// When the chain stops to be valid. Certificates that had ended by `now` do not count: clients
-    /// that accept the chain today do not look at them.
-    pub(super) fn end_after(&self, now: Time) -> Option<Time> {
-        self.ends.iter().copied().find(|end| *end > now)
+    /// The next time at which a certificate of the chain expires.
+    pub(super) fn next_expiry(&self, now: Time) -> Option<Time> {
+        // A client that accepts the chain today does not use the certificates that have expired.
+        self.not_after.iter().copied().find(|end| *end > now)
     }
 }
 
-/// The certificates of a site, for different key types.
+/// The certificates of a site, one for each key type.
 #[derive(Debug)]
 pub(super) struct CertificateSet(Vec<ServerCertificate>);
 
 impl CertificateSet {
     pub(super) fn new(certificates: &[Arc<CertifiedKey>]) -> Self {
-        let certificates = certificates.iter().map(Arc::clone);
-        Self(certificates.map(ServerCertificate::new).collect())
+        Self(
+            certificates
+                .iter()
+                .map(Arc::clone)
+                .map(ServerCertificate::new)
+                .collect(),
+        )
     }
 
     /// The first certificate whose key the client can verify, else the first certificate.
@@ -101,8 +113,8 @@ impl CertificateSet {
         self.0
             .iter()
             .find(|certificate| certificate.certified.key.choose_scheme(schemes).is_some())
-            // With any certificate rustls goes on and sends handshake_failure. Without one it would
-            // send access_denied.
+            // rustls sends access_denied if it has no certificate. With one that the client cannot
+            // verify, rustls sends handshake_failure, which is the right alert.
             .or_else(|| self.0.first())
     }
 }

@@ -1,5 +1,7 @@
-//! Clients that show a certificate: whose are accepted, and whether the one that a session was made
-//! with still is. rustls verifies a chain in full handshakes only.
+//! Client certificates: loads the authorities of a site, and verifies resumed clients again.
+//!
+//! rustls verifies a client's chain in full handshakes only. Before a session resumes, this module
+//! verifies the chain that the session stores.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -22,17 +24,18 @@ use super::{provider, rustls_session, x509};
 use crate::config;
 use crate::locks::locked;
 
-/// Most bytes of a file with authorities or revocation lists: longer lists are hashed for too long in
-/// every full handshake.
+/// Most bytes of a file with authorities or revocation lists.
+///
+/// Every full handshake hashes a revocation list, which takes too long for longer lists.
 const MAX_BYTES: u64 = (1 << 24) - 1;
 
-/// How long a chain that was verified counts as verified.
-const KNOWN_FOR: Duration = Duration::from_secs(60);
+/// How long a successful verification of a chain is cached.
+const VERIFIED_TTL: Duration = Duration::from_secs(60);
 
-/// Most chains that are known at a time, by site and worker thread.
-const MAX_KNOWN: usize = 4096;
+/// Most verified chains in the cache of one site and worker thread.
+const MAX_VERIFIED: usize = 4096;
 
-/// Why the certificates of clients cannot be verified.
+/// Why the files of `client-auth` cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientAuthError {
     #[error("client-auth: {}: cannot be read: {source}", path.display())]
@@ -58,11 +61,11 @@ pub enum ClientAuthError {
     },
 }
 
-/// Whose certificates are accepted at a site: what its files hold.
+/// The authorities and revocation lists of a site, as loaded from its files.
 pub struct ClientAuthorities {
-    /// The certificates of the authorities, at least one.
+    /// The root certificates; at least one.
     pub authorities: Vec<CertificateDer<'static>>,
-    /// Their revocation lists.
+    /// The revocation lists; empty if none are configured.
     pub lists: Vec<CertificateRevocationListDer<'static>>,
     mode: Mode,
     verifier: Arc<dyn ClientCertVerifier>,
@@ -72,7 +75,7 @@ impl ClientAuthorities {
     /// Reads the files of a site.
     ///
     /// # Errors
-    /// With the file and what is wrong with it.
+    /// A file cannot be read, is too long, or cannot be used.
     pub fn load(config: &config::ClientAuth) -> Result<Self, ClientAuthError> {
         let ca = &config.ca;
         let authorities = read_authorities(ca)?;
@@ -94,8 +97,9 @@ impl ClientAuthorities {
         let mut builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
             .with_crls(lists.iter().cloned())
             .enforce_revocation_expiration();
-        // A file with the issuing authority's list alone is what most people have.
-        if !any_is_from(&lists, &authorities) {
+        // Most operators have the list of the issuing authority only. Without a root's list, an
+        // intermediate certificate cannot be checked.
+        if !has_list_of_root(&lists, &authorities) {
             builder = builder.only_check_end_entity_revocation();
         }
         let mode = match config.mode {
@@ -118,16 +122,19 @@ impl ClientAuthorities {
     }
 }
 
-/// Whether a list is from an authority that is trusted by itself.
-fn any_is_from(
+/// True if a root issued one of the lists.
+fn has_list_of_root(
     lists: &[CertificateRevocationListDer<'_>],
     authorities: &[CertificateDer<'_>],
 ) -> bool {
-    lists.iter().any(|list| {
-        let issuer = x509::revocation_list(list).map(|list| list.issuer);
-        let mut subjects = authorities.iter().map(|authority| x509::subject(authority));
-        issuer.is_some() && subjects.any(|subject| subject == issuer)
-    })
+    lists
+        .iter()
+        .filter_map(|list| x509::revocation_list(list))
+        .any(|list| {
+            authorities
+                .iter()
+                .any(|authority| x509::subject(authority) == Some(list.issuer))
+        })
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, ClientAuthError> {
@@ -172,26 +179,31 @@ fn read_lists(path: &Path) -> Result<Vec<CertificateRevocationListDer<'static>>,
     Ok(lists)
 }
 
-/// The clients of a site, as one worker thread knows them.
-pub(super) struct Clients {
+/// Verifies the client certificates of a site. Each worker thread has one.
+pub(super) struct ClientVerifier {
     pub(super) mode: Mode,
     pub(super) verifier: Arc<dyn ClientCertVerifier>,
-    /// Chains that were found good a moment ago, by their hash, and until when that counts: verifying
-    /// one takes longer than all the rest of a resumed handshake, with a long revocation list several
-    /// times as long. A reload begins with none.
-    known: Mutex<HashMap<[u8; digest::SHA256_OUTPUT_LEN], Time>>,
+    /// The hashes of verified chains, with the time at which each entry ends.
+    ///
+    /// To verify a chain takes longer than the rest of a resumed handshake. A reload starts with an empty
+    /// cache.
+    verified: Mutex<HashMap<[u8; digest::SHA256_OUTPUT_LEN], Time>>,
 }
 
-impl Clients {
+impl ClientVerifier {
     pub(super) fn new(authorities: &ClientAuthorities) -> Self {
         Self {
             mode: authorities.mode,
             verifier: Arc::clone(&authorities.verifier),
-            known: Mutex::default(),
+            verified: Mutex::default(),
         }
     }
 
-    /// Whether the client that a session was made with would be accepted in a full handshake now.
+    /// Checks that the client of a session would be accepted in a full handshake now.
+    ///
+    /// # Errors
+    /// [`Reason::OldFormat`] if the session cannot be read, and [`Reason::ClientAuth`] if its client is
+    /// refused.
     pub(super) fn verify_again(&self, session: &[u8], now: Time) -> Result<(), Reason> {
         let chain = rustls_session::client_chain(session).ok_or(Reason::OldFormat)?;
         let Some((leaf, intermediates)) = chain.split_first() else {
@@ -200,37 +212,42 @@ impl Clients {
                 Mode::None | Mode::Optional => Ok(()),
             };
         };
-        let hash = hash(&chain);
-        let mut known = locked(&self.known);
-        if known.get(&hash).is_some_and(|until| now < *until) {
+        let hash = chain_hash(&chain);
+        let mut verified = locked(&self.verified);
+        if verified.get(&hash).is_some_and(|until| now < *until) {
             return Ok(());
         }
         let time = UnixTime::since_unix_epoch(Duration::from_millis(now.unix_millis()));
         self.verifier
             .verify_client_cert(leaf, intermediates, time)
             .map_err(|_| Reason::ClientAuth)?;
-        if known.len() >= MAX_KNOWN {
-            known.retain(|_, until| now < *until);
+        if verified.len() >= MAX_VERIFIED {
+            verified.retain(|_, until| now < *until);
         }
-        if known.len() < MAX_KNOWN {
-            known.insert(hash, end(&chain).min(now.plus(KNOWN_FOR)));
+        if verified.len() < MAX_VERIFIED {
+            verified.insert(hash, chain_expiry(&chain).min(now.plus(VERIFIED_TTL)));
         }
         Ok(())
     }
 }
 
-/// When the first certificate of a chain ends.
-fn end(chain: &[CertificateDer<'_>]) -> Time {
-    let ends = chain.iter().map(|certificate| {
-        let until = x509::validity(certificate).map(|validity| validity.until);
-        let since = until.and_then(|until| until.duration_since(SystemTime::UNIX_EPOCH).ok());
-        let millis = since.and_then(|since| u64::try_from(since.as_millis()).ok());
-        Time::from_unix_millis(millis.unwrap_or(0))
-    });
-    ends.min().unwrap_or(Time::from_unix_millis(0))
+/// The earliest notAfter of a chain; 1970 if a certificate cannot be read.
+fn chain_expiry(chain: &[CertificateDer<'_>]) -> Time {
+    chain
+        .iter()
+        .map(|certificate| certificate_expiry(certificate).unwrap_or(Time::from_unix_millis(0)))
+        .min()
+        .unwrap_or(Time::from_unix_millis(0))
 }
 
-fn hash(chain: &[CertificateDer<'_>]) -> [u8; digest::SHA256_OUTPUT_LEN] {
+fn certificate_expiry(certificate: &[u8]) -> Option<Time> {
+    let until = x509::validity(certificate)?.until;
+    let since_1970 = until.duration_since(SystemTime::UNIX_EPOCH).ok()?;
+    let millis = u64::try_from(since_1970.as_millis()).ok()?;
+    Some(Time::from_unix_millis(millis))
+}
+
+fn chain_hash(chain: &[CertificateDer<'_>]) -> [u8; digest::SHA256_OUTPUT_LEN] {
     let mut context = digest::Context::new(&digest::SHA256);
     for certificate in chain {
         context.update(&(certificate.len() as u64).to_be_bytes());
@@ -241,7 +258,7 @@ fn hash(chain: &[CertificateDer<'_>]) -> [u8; digest::SHA256_OUTPUT_LEN] {
     hash
 }
 
-/// Whose certificate it is, for people: its subject, or the hash of a certificate that has none.
+/// The subject of a client's certificate, for logs; its SHA-256 if it has no subject.
 pub(super) fn identity(leaf: &CertificateDer<'_>) -> String {
     let subject = x509::subject(leaf).and_then(x509::name_text);
     subject.unwrap_or_else(|| {

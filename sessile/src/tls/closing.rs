@@ -5,16 +5,16 @@ use sessile_proto::alert::AlertDescription;
 
 pub(super) use crate::listener::closing::{LINGER, end, poll_discard, refuse};
 
-/// The alert for an error that rustls reports without one, if it can still go out in clear.
+/// The alert that rustls does not send for an error; `None` if it cannot be sent in clear.
 ///
-/// To be asked before the output of rustls is written: an alert of its own is there.
+/// Call this before the output of rustls is written, because that output may contain an alert.
 pub(super) fn missing_alert(error: &Error, tls: &ServerConnection) -> Option<AlertDescription> {
-    // A TLS 1.2 server encrypts from its ChangeCipherSpec on. In a full handshake that ends it.
+    // A TLS 1.2 server encrypts after its ChangeCipherSpec, which ends a full handshake.
     let in_clear = tls.is_handshaking()
         && tls.protocol_version() != Some(ProtocolVersion::TLSv1_3)
         && tls.handshake_kind() != Some(HandshakeKind::Resumed);
-    // These come without an alert, even where a flight of rustls waits to be written.
-    let silent = matches!(
+    // rustls sends no alert for these errors, even if it has other bytes to write.
+    let without_alert = matches!(
         error,
         Error::PeerMisbehaved(
             PeerMisbehaved::MessageInterleavedWithHandshakeMessage
@@ -22,7 +22,7 @@ pub(super) fn missing_alert(error: &Error, tls: &ServerConnection) -> Option<Ale
                 | PeerMisbehaved::TooManyWarningAlertsReceived
         )
     );
-    if !in_clear || (tls.wants_write() && !silent) {
+    if !in_clear || (tls.wants_write() && !without_alert) {
         return None;
     }
     match error {

@@ -1,8 +1,7 @@
-//! Early data (0-RTT) in rustls: a connection that takes it, or that skips what it refuses.
+//! Early data (0-RTT): makes a rustls connection that accepts it or skips it (RFC 9846, 4.2.10).
 //!
-//! rustls has one limit for the early data that it takes and for the early data that it skips. What is
-//! refused is larger on the wire than what was allowed. So if rustls refuses what was granted, the
-//! handshake starts again with a connection that skips.
+//! rustls has one limit for accepted plaintext and for skipped ciphertext, but ciphertext is longer. If
+//! rustls refuses early data that was granted, the handshake starts again with a larger limit.
 
 use std::sync::Arc;
 
@@ -15,18 +14,23 @@ use sessile_proto::verdict::Reason;
 use super::rustls_session;
 use crate::store::Consumed;
 
-/// Most bytes of refused early data that are skipped: more than any session has ever allowed, with
-/// the overhead of encryption. The connection ends if more comes.
+/// Most bytes of refused early data that are skipped. The connection ends if more comes.
+///
+/// The limit is above the early data of any session, with the overhead of encryption.
 const MAX_SKIPPED: u32 = 4 * crate::config::MAX_EARLY_DATA;
 
-/// The content type of a hello's records.
+/// The record content type of a ClientHello (RFC 9846, 5.1).
 const HANDSHAKE: u8 = 22;
 
-/// What the plan for early data needs to know of a session that the store gave out.
-pub(super) fn facts(consumed: &Consumed) -> Result<ConsumedSession, Reason> {
-    let envelope = consumed.session.as_ref().map_err(|reason| *reason)?;
-    let session = Envelope::decode(envelope).map(|envelope| envelope.value);
-    let session = session.unwrap_or_default();
+/// The inputs of the early data plan from a session that the store consumed.
+///
+/// # Errors
+/// The reason why the store returned no session.
+pub(super) fn consumed_session(consumed: &Consumed) -> Result<ConsumedSession, Reason> {
+    let bytes = consumed.session.as_ref().map_err(|reason| *reason)?;
+    let session = Envelope::decode(bytes)
+        .map(|envelope| envelope.value)
+        .unwrap_or_default();
     Ok(ConsumedSession {
         is_certain: consumed.is_certain,
         age: rustls_session::age(session),
@@ -34,9 +38,11 @@ pub(super) fn facts(consumed: &Consumed) -> Result<ConsumedSession, Reason> {
     })
 }
 
-/// A connection that follows the plan. `single_use` is how much early data its new sessions announce;
-/// `None` if they cannot bring any, and then none is taken either.
-pub(super) fn connect(
+/// Makes a connection that follows the plan.
+///
+/// `single_use` is the early data in bytes that new sessions announce. With `None`, new sessions announce
+/// none, and the connection accepts none.
+pub(super) fn new_connection(
     plan: EarlyDataPlan,
     mut config: ServerConfig,
     single_use: Option<u32>,
@@ -52,15 +58,15 @@ pub(super) fn connect(
     if let Some(bytes) = single_use {
         tls.set_resumption_data(&bytes.to_be_bytes());
     }
-    // rustls would take early data from any session that it finds fresh.
+    // By default, rustls accepts early data for any session with a plausible age.
     if !is_granted {
         tls.reject_early_data();
     }
     Ok(tls)
 }
 
-/// Gives rustls the hello alone. True if rustls takes what follows as early data.
-pub(super) fn takes_early_data(tls: &mut ServerConnection, mut hello: &[u8]) -> bool {
+/// Passes the ClientHello to rustls. True if rustls accepts early data after it.
+pub(super) fn accepts_early_data(tls: &mut ServerConnection, mut hello: &[u8]) -> bool {
     while !hello.is_empty() {
         if tls.read_tls(&mut hello).is_err() || tls.process_new_packets().is_err() {
             return false;
@@ -69,7 +75,7 @@ pub(super) fn takes_early_data(tls: &mut ServerConnection, mut hello: &[u8]) -> 
     tls.early_data().is_some()
 }
 
-/// How many bytes of a first flight are the records of the hello. Records of another type follow.
+/// The length in bytes of the handshake records at the start of `received`.
 pub(super) fn hello_len(received: &[u8]) -> usize {
     let mut end = 0;
     while let Some([HANDSHAKE, _, _, high, low, ..]) = received.get(end..) {
@@ -83,7 +89,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_hello_ends_where_another_type_begins() {
+    fn a_hello_ends_at_the_first_record_of_another_type() {
         let hello = [22, 3, 1, 0, 2, 1, 0];
         let early = [23, 3, 3, 0, 1, 9];
         assert_eq!(hello_len(&[&hello[..], &early].concat()), 7);

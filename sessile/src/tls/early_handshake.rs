@@ -1,5 +1,6 @@
-//! A handshake that goes on below its stream: early data is answered before the client has finished.
-//! New tickets leave after they are stored.
+//! The rest of a handshake whose early data was accepted.
+//!
+//! The server answers early data before the client's Finished. New tickets leave after they are stored.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -12,9 +13,9 @@ use super::handshake::{HANDSHAKE_DEADLINE, Handshaking};
 use super::status::Status;
 
 pub(super) struct EarlyHandshake {
-    /// Until the client has finished.
+    /// `None` after the client's Finished.
     handshaking: Option<Handshaking>,
-    /// Runs from then until the store has the new sessions. Nothing is sent meanwhile.
+    /// Stores the new sessions. Nothing is sent before it is done.
     storing: Option<Pin<Box<dyn Future<Output = ()>>>>,
     deadline: Pin<Box<Sleep>>,
 }
@@ -28,7 +29,7 @@ impl EarlyHandshake {
         }
     }
 
-    /// To be called whenever the library has taken something in.
+    /// Starts to store the new sessions if the handshake is done. Call this after rustls processed input.
     pub(super) fn advance(&mut self, tls: &ServerConnection, status: &Status) {
         if tls.is_handshaking() {
             return;
@@ -40,7 +41,7 @@ impl EarlyHandshake {
         }
     }
 
-    /// Whether something may be sent.
+    /// Ready if all new sessions are stored, so that bytes may be sent.
     pub(super) fn poll_stored(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if let Some(storing) = &mut self.storing {
             ready!(storing.as_mut().poll(cx));
@@ -49,12 +50,12 @@ impl EarlyHandshake {
         Poll::Ready(())
     }
 
-    /// Whether the client has finished and its sessions are stored.
-    pub(super) const fn is_over(&self) -> bool {
+    /// True if the handshake is done and its sessions are stored.
+    pub(super) const fn is_finished(&self) -> bool {
         self.handshaking.is_none() && self.storing.is_none()
     }
 
-    /// To be asked where the client has nothing to say.
+    /// Ready if the client's Finished is late. Call this if the client sent nothing.
     pub(super) fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         match self.handshaking {
             Some(_) => self.deadline.as_mut().poll(cx),

@@ -1,5 +1,5 @@
-//! A handshake in progress, one flight at a time: rustls is fed, new sessions are stored, and only then
-//! its answer leaves.
+//! Runs one handshake, flight by flight. New sessions are stored before the flight that announces them
+//! is sent.
 
 use std::io;
 use std::rc::Rc;
@@ -19,19 +19,19 @@ use super::sessions::Sessions;
 use super::{closing, record_size};
 use crate::store::WaitBudget;
 
-/// How long a handshake may take, from its hello on.
+/// How long a handshake may take after the ClientHello.
 pub const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Why a handshake did not finish.
 #[derive(Debug, thiserror::Error)]
 pub enum AcceptError {
-    /// The hello was not one, or the library refused what the client sent.
+    /// rustls refused the ClientHello or a later message.
     #[error("{0}")]
     Tls(#[from] rustls::Error),
-    /// The hello asks for records of a size that is not allowed.
+    /// The ClientHello asks for an illegal record size (RFC 8449, 4).
     #[error("{0}")]
     RecordLimit(#[from] IllegalRecordLimit),
-    /// The client went away.
+    /// The client closed the connection.
     #[error("connection closed during the handshake")]
     Closed,
     #[error("{0}")]
@@ -39,7 +39,7 @@ pub enum AcceptError {
 }
 
 impl AcceptError {
-    /// Whether it is the client's certificate: none where one is required, or one that is not accepted.
+    /// True if the client's certificate is missing or was refused.
     #[must_use]
     pub const fn is_client_certificate(&self) -> bool {
         use rustls::Error;
@@ -65,20 +65,19 @@ impl From<io::Error> for AcceptError {
     }
 }
 
-/// A handshake in progress: its sessions, where they are stored, and how long it may still wait for the
-/// store.
+/// A handshake in progress.
 pub(super) struct Handshaking {
     pub(super) resumption: Arc<HandshakeSessions>,
     pub(super) sessions: Rc<Sessions>,
     pub(super) now: Time,
+    /// How long the handshake may still wait for the store.
     pub(super) budget: WaitBudget,
-    /// `None` if the client sets no limit.
+    /// As in [`rustls::ServerConfig`]; `None` if the client sets no limit.
     pub(super) max_fragment_size: Option<usize>,
 }
 
 impl Handshaking {
-    /// Lets rustls process what was received, and sends its answer. Sessions that the answer announces
-    /// are stored first.
+    /// Lets rustls process received bytes, stores new sessions, and sends the next flight.
     pub(super) async fn step(
         &mut self,
         io: &mut TcpStream,
@@ -88,7 +87,7 @@ impl Handshaking {
         self.observe(tls);
         self.store(!tls.is_handshaking()).await;
         if let Err(error) = processed {
-            // The client is owed the alert, and nothing after it.
+            // The alert must leave before the connection ends. The write may fail: the client may be gone.
             let missing = closing::missing_alert(&error, tls);
             let _ = write_tls(io, tls).await;
             if let Some(alert) = missing {
@@ -98,7 +97,8 @@ impl Handshaking {
             return Err(error.into());
         }
         let tls13 = tls.protocol_version() == Some(rustls::ProtocolVersion::TLSv1_3);
-        // TLS 1.3 ends with the client's flight; the tickets that follow can ride with the response.
+        // After a TLS 1.3 handshake, only tickets are left to send. The stream sends them together with
+        // the first response.
         match self.max_fragment_size {
             Some(size) if !tls13 => record_size::write_flight(io, tls, size).await?,
             _ if tls.is_handshaking() || !tls13 => write_tls(io, tls).await?,
@@ -107,15 +107,15 @@ impl Handshaking {
         Ok(())
     }
 
-    /// Notes how far rustls is.
+    /// Passes the progress of rustls on to the resumption.
     pub(super) fn observe(&self, tls: &ServerConnection) {
-        let suite = tls.negotiated_cipher_suite();
-        let suite = suite.map(|suite| u16::from(suite.suite()));
+        let suite = tls
+            .negotiated_cipher_suite()
+            .map(|suite| u16::from(suite.suite()));
         self.resumption.observe(tls.handshake_kind(), suite);
     }
 
-    /// Stores new sessions. If the handshake has finished, a session for single use that it resumed is
-    /// consumed.
+    /// Stores new sessions. A finished handshake also consumes the single-use session that it resumed.
     pub(super) async fn store(&mut self, has_finished: bool) {
         let new_sessions = self.resumption.take_new_sessions();
         let consumed = if has_finished {
@@ -123,14 +123,15 @@ impl Handshaking {
         } else {
             None
         };
-        let (store, schedule) = (&self.sessions.store, self.resumption.schedule());
+        let schedule = self.resumption.schedule();
         let budget = &mut self.budget;
-        store
+        self.sessions
+            .store
             .put(new_sessions, consumed, schedule, self.now, budget)
             .await;
     }
 
-    /// The stored sessions that belong to the connection, once the handshake has finished.
+    /// The stored sessions that belong to the connection. Call this after the handshake.
     pub(super) fn owned(&self) -> Vec<StoreKey> {
         self.resumption.owned()
     }

@@ -1,4 +1,4 @@
-//! Moves TLS records between rustls, which reads and writes synchronously, and a socket of tokio.
+//! Moves TLS records between a tokio socket and rustls, whose I/O is synchronous.
 
 use std::future::poll_fn;
 use std::io::{self, IoSlice, Read, Write};
@@ -9,12 +9,12 @@ use rustls::ServerConnection;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-/// Reads what the socket has into the library; 0 at the end.
+/// Reads bytes from the socket into rustls. Returns their number; 0 at the end of the stream.
 pub(super) async fn read_tls(io: &mut TcpStream, tls: &mut ServerConnection) -> io::Result<usize> {
     poll_fn(|cx| poll_read_tls(io, tls, cx)).await
 }
 
-/// Writes what the library has for the peer, all of it.
+/// Writes all pending output of rustls to the socket.
 pub(super) async fn write_tls(io: &mut TcpStream, tls: &mut ServerConnection) -> io::Result<()> {
     while tls.wants_write() {
         poll_fn(|cx| poll_write_tls(io, tls, cx)).await?;
@@ -48,8 +48,8 @@ fn pending_if_blocked(result: io::Result<usize>) -> Poll<io::Result<usize>> {
     }
 }
 
-/// A socket as the library wants it: one that says so when it would block. The task is woken when
-/// it no longer would.
+/// A synchronous view of the socket. A call that would block returns `WouldBlock` and registers the
+/// task's waker.
 struct Blocking<'a, 'b> {
     io: &'a mut TcpStream,
     cx: &'a mut Context<'b>,

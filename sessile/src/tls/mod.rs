@@ -1,6 +1,7 @@
-//! TLS as a server speaks it. Takes a connection whose ClientHello was read, looks up the offered
-//! sessions before the handshake runs, and returns a stream and a verdict. No other module knows which
-//! library does the cryptography.
+//! The server side of TLS. A caller reads the ClientHello and hands over the connection.
+//!
+//! This module looks up the offered sessions, runs the handshake, and returns a stream and a verdict.
+//! Only this module and `client` use rustls connections.
 //!
 //! Each module imports only modules that stand before it in this list.
 

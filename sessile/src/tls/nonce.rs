@@ -1,9 +1,9 @@
-//! Shortens the nonces of TLS 1.3 tickets from 32 bytes to 8. wolfSSL 5.5.4 ends a connection at a
-//! longer nonce, and rustls has no setting for the length.
+//! Shortens the nonces of TLS 1.3 tickets from 32 bytes to 8 (RFC 9846, 4.6.1).
 //!
-//! rustls draws 32 bytes, derives the session's key from them and sends them in the ticket. The
-//! suites made here cut the nonce at both places. The key is in the session, so servers with
-//! and without these suites resume each other's sessions.
+//! wolfSSL 5.5.4 ends a connection at a longer nonce, and rustls has no setting for the length. rustls
+//! derives the PSK of a session from the nonce, and sends the nonce in the ticket. The cipher suites of
+//! this module cut the nonce at both places. The session stores the PSK, so servers with and without
+//! these suites resume each other's sessions.
 
 use std::borrow::Cow;
 use std::mem;
@@ -23,26 +23,27 @@ use rustls::{
 use sessile_proto::hello::kind::NEW_SESSION_TICKET;
 use sessile_proto::record::HANDSHAKE_HEADER_LEN;
 
-/// Bytes of the nonces that rustls makes.
-const LONG: usize = 32;
+/// Bytes of a nonce that rustls makes.
+const RUSTLS_NONCE_LEN: usize = 32;
 
-/// Bytes of the nonces that clients see.
-const SHORT: usize = 8;
+/// Bytes of a nonce that clients receive.
+const SHORT_NONCE_LEN: usize = 8;
 
-/// The offset of the nonce's length in a NewSessionTicket, header included. Lifetime and
-/// `ticket_age_add` come first (RFC 9846, section 4.6.1).
-const NONCE_LEN_AT: usize = HANDSHAKE_HEADER_LEN + 4 + 4;
-
-/// Where the removed part of the nonce begins.
-const CUT_FROM: usize = NONCE_LEN_AT + 1 + SHORT;
-
-/// Where the removed part of the nonce ends.
-const CUT_TO: usize = NONCE_LEN_AT + 1 + LONG;
-
-/// A server's provider whose TLS 1.3 suites have short nonces.
+/// The offset of the nonce's length byte in a NewSessionTicket message, header included.
 ///
-/// Not for a client: with these suites it would derive wrong keys from a server's long nonces.
-/// Not with exported keying material under the label `resumption`, which these suites change.
+/// `ticket_lifetime` and `ticket_age_add` come first, four bytes each.
+const NONCE_LEN_OFFSET: usize = HANDSHAKE_HEADER_LEN + 4 + 4;
+
+/// The offset of the first removed byte.
+const CUT_FROM: usize = NONCE_LEN_OFFSET + 1 + SHORT_NONCE_LEN;
+
+/// The offset after the last removed byte.
+const CUT_TO: usize = NONCE_LEN_OFFSET + 1 + RUSTLS_NONCE_LEN;
+
+/// Replaces the TLS 1.3 suites of a server's provider by suites with short nonces.
+///
+/// A client must not use these suites: it would derive wrong keys from long nonces. The suites also change
+/// exported keying material under the label `resumption`.
 pub(super) fn with_short_nonces(mut provider: CryptoProvider) -> CryptoProvider {
     for suite in &mut provider.cipher_suites {
         let short = SHORT_NONCE_SUITES
@@ -53,10 +54,10 @@ pub(super) fn with_short_nonces(mut provider: CryptoProvider) -> CryptoProvider 
     provider
 }
 
-/// A suite lives as long as the program, as the library demands. Made once.
+/// The suites with short nonces. rustls needs `'static` suites, so they are made once and leaked.
 static SHORT_NONCE_SUITES: LazyLock<Vec<SupportedCipherSuite>> = LazyLock::new(|| {
-    let suites = rustls::crypto::aws_lc_rs::ALL_CIPHER_SUITES.iter();
-    suites
+    rustls::crypto::aws_lc_rs::ALL_CIPHER_SUITES
+        .iter()
         .filter_map(SupportedCipherSuite::tls13)
         .map(short_nonce_suite)
         .collect()
@@ -76,12 +77,12 @@ fn short_nonce_suite(suite: &'static Tls13CipherSuite) -> SupportedCipherSuite {
         },
         hkdf_provider: Box::leak(Box::new(ShortNonceHkdf(suite.hkdf_provider))),
         aead_alg: Box::leak(Box::new(ShortNonceAead(suite.aead_alg))),
-        // QUIC's messages pass no encrypter: their nonces would stay long.
+        // QUIC does not use the encrypter below, so its tickets would keep long nonces.
         quic: None,
     })))
 }
 
-/// Derives the keys of sessions from short nonces.
+/// Derives PSKs from short nonces.
 struct ShortNonceHkdf(&'static dyn Hkdf);
 
 impl Hkdf for ShortNonceHkdf {
@@ -114,15 +115,15 @@ impl HkdfExpander for ShortNonceExpander {
     }
 
     fn expand_block(&self, info: &[&[u8]]) -> OkmBlock {
-        const SHORT_LEN: [u8; 1] = [SHORT as u8];
+        const CONTEXT_LEN: [u8; 1] = [SHORT_NONCE_LEN as u8];
         // HKDF-Expand-Label(resumption_master_secret, "resumption", ticket_nonce, Hash.length)
         if let [len, label_len, prefix, label @ b"resumption", _, nonce] = info
-            && nonce.len() == LONG
+            && nonce.len() == RUSTLS_NONCE_LEN
         {
-            let nonce = &nonce[..SHORT];
+            let nonce = &nonce[..SHORT_NONCE_LEN];
             return self
                 .0
-                .expand_block(&[len, label_len, prefix, *label, &SHORT_LEN, nonce]);
+                .expand_block(&[len, label_len, prefix, *label, &CONTEXT_LEN, nonce]);
         }
         self.0.expand_block(info)
     }
@@ -169,13 +170,13 @@ struct ShortNonceEncrypter {
     messages: Messages,
 }
 
-/// The handshake messages under one key.
+/// The kind of handshake messages that one traffic key encrypts.
 enum Messages {
-    /// None has been sent.
+    /// No message was sent yet.
     Unknown,
-    /// No tickets: either the server's flight up to Finished, or a KeyUpdate.
+    /// Either the server's flight up to Finished, or a KeyUpdate.
     Other,
-    /// Tickets, all of them in one flight that may be split over several records.
+    /// One flight of tickets, in one or more records.
     Tickets(TicketFlight),
 }
 
@@ -215,41 +216,41 @@ impl MessageEncrypter for ShortNonceEncrypter {
     }
 }
 
-/// Cuts the nonces in a flight of tickets. A record may end anywhere in a message.
+/// Cuts the nonces in a flight of tickets. A record can end anywhere in a message.
 #[derive(Default)]
 struct TicketFlight {
-    /// A header that is not whole: at most three bytes, which go into the next record.
-    held: Vec<u8>,
-    /// Bytes of the current message that have passed, header included.
-    at: usize,
+    /// The start of a message header, at most three bytes. The next record sends them.
+    partial_header: Vec<u8>,
+    /// Bytes of the current message that were copied, header included.
+    position: usize,
     /// Bytes of the current message, header included; 0 between messages.
-    len: usize,
-    /// The current message is a ticket.
+    message_len: usize,
+    /// True if the current message is a ticket with a long nonce.
     is_ticket: bool,
 }
 
 impl TicketFlight {
-    /// The content of a record that takes the place of `fragment`.
+    /// The record content that replaces `fragment`. It is never longer than a full fragment.
     ///
-    /// The content is never longer than a full fragment. A header that was held back adds at
-    /// most three bytes, and the nonce that follows it loses 24.
+    /// A partial header adds at most three bytes, and the nonce after it loses 24.
     fn shorten(&mut self, fragment: &[u8]) -> Vec<u8> {
-        let mut input = mem::take(&mut self.held);
+        let mut input = mem::take(&mut self.partial_header);
         input.extend_from_slice(fragment);
         let mut output = Vec::with_capacity(input.len());
         let mut rest = input.as_slice();
         while !rest.is_empty() {
-            if self.at == self.len {
-                let Some((header, behind)) = rest.split_first_chunk() else {
-                    self.held = rest.to_vec();
+            if self.position == self.message_len {
+                let Some((header, after_header)) = rest.split_first_chunk() else {
+                    self.partial_header = rest.to_vec();
                     break;
                 };
                 output.extend(self.begin(*header));
-                rest = behind;
+                rest = after_header;
             }
-            let (part, behind) = rest.split_at(rest.len().min(self.len - self.at));
+            let missing = self.message_len - self.position;
+            let (part, after_part) = rest.split_at(rest.len().min(missing));
             self.copy(part, &mut output);
-            rest = behind;
+            rest = after_part;
         }
         output
     }
@@ -258,9 +259,9 @@ impl TicketFlight {
     fn begin(&mut self, header: [u8; HANDSHAKE_HEADER_LEN]) -> [u8; HANDSHAKE_HEADER_LEN] {
         let [kind, high, middle, low] = header;
         let body = u32::from_be_bytes([0, high, middle, low]) as usize;
-        self.at = HANDSHAKE_HEADER_LEN;
-        self.len = HANDSHAKE_HEADER_LEN + body;
-        self.is_ticket = kind == NEW_SESSION_TICKET && self.len >= CUT_TO;
+        self.position = HANDSHAKE_HEADER_LEN;
+        self.message_len = HANDSHAKE_HEADER_LEN + body;
+        self.is_ticket = kind == NEW_SESSION_TICKET && self.message_len >= CUT_TO;
         if !self.is_ticket {
             return header;
         }
@@ -269,21 +270,20 @@ impl TicketFlight {
         [kind, high, middle, low]
     }
 
-    /// Copies a part of the current message to `output`, without the end of the nonce.
+    /// Copies a part of the current message to `output`, without the removed bytes of the nonce.
     fn copy(&mut self, part: &[u8], output: &mut Vec<u8>) {
-        let start = self.at;
-        self.at += part.len();
+        let start = self.position;
+        self.position += part.len();
         if !self.is_ticket {
             return output.extend_from_slice(part);
         }
-        // Places in the message become places in the part.
-        let place = |at: usize| at.saturating_sub(start).min(part.len());
-        let before = output.len();
-        output.extend_from_slice(&part[..place(CUT_FROM)]);
-        if (start..self.at).contains(&NONCE_LEN_AT) {
-            output[before + NONCE_LEN_AT - start] = SHORT as u8;
+        let offset_in_part = |offset: usize| offset.saturating_sub(start).min(part.len());
+        let output_start = output.len();
+        output.extend_from_slice(&part[..offset_in_part(CUT_FROM)]);
+        if (start..self.position).contains(&NONCE_LEN_OFFSET) {
+            output[output_start + NONCE_LEN_OFFSET - start] = SHORT_NONCE_LEN as u8;
         }
-        output.extend_from_slice(&part[place(CUT_TO)..]);
+        output.extend_from_slice(&part[offset_in_part(CUT_TO)..]);
     }
 }
 

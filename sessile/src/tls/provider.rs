@@ -1,9 +1,11 @@
-//! The cryptography of a server: cipher suites and key exchange groups, the same on every server.
+//! The cipher suites and key exchange groups of a server. All servers of a farm have the same.
 
 use rustls::crypto::{CryptoProvider, aws_lc_rs as provider};
 
-/// The same suites in the same order on every server of every farm, SHA-256 first: its key
-/// schedule costs a quarter less than SHA-384's.
+/// The rustls provider of every server.
+///
+/// A session resumes with its own suite only, so all servers need the same suites in the same order.
+/// Suites with SHA-256 come first: their key schedule costs a quarter less than with SHA-384.
 pub(super) fn crypto() -> CryptoProvider {
     use provider::{cipher_suite as suite, kx_group};
     CryptoProvider {

@@ -1,6 +1,7 @@
-//! The size of the records that a client is sent: what its hello asks for (RFC 6066, section 4;
-//! RFC 8449). The library neither reads these extensions nor answers them. Smaller records are
-//! legal without an answer, and the client's own records keep their size.
+//! Limits the size of records to the limit in the ClientHello (RFC 6066, 4, and RFC 8449).
+//!
+//! rustls neither reads nor answers these extensions. Small records are legal without an answer. The
+//! client's own records keep their size.
 
 use std::io;
 
@@ -10,15 +11,16 @@ use sessile_proto::record::separate_messages;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
-/// What [`rustls::ServerConfig::max_fragment_size`] is for this client: the same as
-/// [`ClientHello::max_record_size`], with a header of five bytes, before encryption.
+/// The value of [`rustls::ServerConfig::max_fragment_size`] for this client, in bytes.
+///
+/// Like [`ClientHello::max_record_size`], the value includes the record header but not the encryption.
 ///
 /// # Errors
-/// If the client asks for a size that the protocol does not allow.
+/// The client asks for an illegal size.
 pub(super) fn max_fragment_size(
     hello: &ClientHello<'_>,
 ) -> Result<Option<usize>, IllegalRecordLimit> {
-    // The library chooses TLS 1.3 wherever it is offered.
+    // rustls selects TLS 1.3 if the client offers it.
     let version = if hello.offers_tls13() {
         TLS_1_3
     } else {
@@ -29,7 +31,7 @@ pub(super) fn max_fragment_size(
 
 /// Writes a flight of a TLS 1.2 handshake to a client with small records.
 ///
-/// The library joins the messages of a flight before it splits them. Some small devices cannot
+/// rustls joins the messages of a flight before it splits them into records. Some small devices cannot
 /// read a split message, so each message begins a new record.
 pub(super) async fn write_flight(
     io: &mut TcpStream,

@@ -1,6 +1,5 @@
-//! Connects rustls with `sessile_proto::resumption`: rustls asks this adapter for sessions and hands
-//! it new ones. The adapter fetches what the hello names, verifies client certificates again, and
-//! decides nothing.
+//! Connects rustls with `sessile_proto::resumption`. This adapter fetches the sessions that a ClientHello
+//! names, and verifies client certificates again. It makes no decision.
 
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -18,16 +17,16 @@ use sessile_proto::resumption::{
 use sessile_proto::verdict::{EarlyData, Reason, Verdict};
 
 use super::certificate::CertificateSet;
-use super::client_auth::Clients;
+use super::client_auth::ClientVerifier;
 use super::early_data;
 use super::template::Template;
 use crate::locks::locked;
 use crate::store::WaitBudget;
 
-/// The sessions of one handshake, as rustls sees them.
+/// The session storage, ticketer and certificate resolver of one handshake.
 pub(super) struct HandshakeSessions {
-    /// Whose certificates are accepted; `None` if no client is asked for one.
-    clients: Option<Arc<Clients>>,
+    /// `None` if the site asks no client for a certificate.
+    client_verifier: Option<Arc<ClientVerifier>>,
     certificates: Arc<CertificateSet>,
     schedule: Arc<Schedule>,
     now: Time,
@@ -35,7 +34,7 @@ pub(super) struct HandshakeSessions {
 }
 
 impl HandshakeSessions {
-    /// Fetches the stored sessions that a hello names.
+    /// Fetches the stored sessions that a ClientHello names.
     pub(super) async fn fetch(
         hello: &ClientHello<'_>,
         template: &Template,
@@ -63,15 +62,15 @@ impl HandshakeSessions {
                 key,
                 obfuscated_age,
             } => {
-                let given = store.consume(&key, &schedule, now, budget).await;
-                let facts = early_data::facts(&given);
-                consumed = Some((key, given.session));
-                EarlyDataPlan::after_consume(key, obfuscated_age, facts, terms)
+                let result = store.consume(&key, &schedule, now, budget).await;
+                let session = early_data::consumed_session(&result);
+                consumed = Some((key, result.session));
+                EarlyDataPlan::after_consume(key, obfuscated_age, session, terms)
             }
         };
 
         match &consumed {
-            // rustls takes the first session that fits, so the others are not needed.
+            // rustls resumes the first acceptable session, so the others are not needed.
             Some((_, Ok(_))) => named.clear(),
             Some((key, Err(_))) => named.retain(|named| named != key),
             None => {}
@@ -92,7 +91,7 @@ impl HandshakeSessions {
             now,
         };
         Self {
-            clients: template.clients.clone(),
+            client_verifier: template.client_verifier.clone(),
             certificates: Arc::clone(&template.certificates),
             schedule,
             now,
@@ -100,12 +99,12 @@ impl HandshakeSessions {
         }
     }
 
-    /// Starts again, without early data: rustls refused the early data that was granted.
+    /// Resets the state for a second attempt without early data.
     pub(super) fn restart_without_early_data(&self) {
         self.lock().restart_without_early_data();
     }
 
-    /// Notes how far rustls is. To be called after each of its steps.
+    /// Records the progress of rustls. Call this after each call to rustls.
     pub(super) fn observe(&self, kind: Option<HandshakeKind>, suite: Option<u16>) {
         let progress = match kind {
             None => Progress::Undecided,
@@ -116,17 +115,17 @@ impl HandshakeSessions {
         self.lock().observe(progress, suite);
     }
 
-    /// The keys of this handshake's time.
+    /// The key schedule at the start of the handshake.
     pub(super) fn schedule(&self) -> &Schedule {
         &self.schedule
     }
 
-    /// Takes the sessions that have to be stored before anything more is sent.
+    /// Takes the sessions that must be stored before the next flight is sent.
     pub(super) fn take_new_sessions(&self) -> Vec<NewSession> {
         self.lock().take_new_sessions()
     }
 
-    /// True if new TLS 1.3 sessions are stored for single use.
+    /// True if new TLS 1.3 sessions are stored and can be resumed once only.
     pub(super) fn is_single_use(&self) -> bool {
         self.lock().is_single_use()
     }
@@ -135,18 +134,17 @@ impl HandshakeSessions {
         self.lock().early_data_plan()
     }
 
-    /// The verdict, and when the full handshake of the session was. To be asked when the client has
-    /// finished.
+    /// The verdict, and the time of the session's full handshake. Call this after the handshake.
     pub(super) fn verdict(&self) -> (Verdict, Time) {
         self.lock().verdict()
     }
 
-    /// What became of early data, which rustls accepted or not.
+    /// The result for early data. `is_accepted`: rustls accepted it.
     pub(super) fn early_data(&self, is_accepted: bool) -> EarlyData {
         self.lock().early_data(is_accepted)
     }
 
-    /// The session for single use that a finished handshake resumed, if the store still has it.
+    /// The single-use session that a finished handshake resumed, if the store still has it.
     pub(super) fn to_consume(&self) -> Option<StoreKey> {
         self.lock().to_consume()
     }
@@ -160,15 +158,15 @@ impl HandshakeSessions {
         locked(&self.resumption)
     }
 
-    /// Carries a decision out: the session for rustls, or `None`.
+    /// Performs a decision. Returns the session for rustls; `None` if the session is refused.
     fn perform(&self, decision: Decision) -> Option<Vec<u8>> {
         let candidate = match decision {
             Decision::Admit(session) => return Some(session),
             Decision::Refuse => return None,
             Decision::VerifyClient(candidate) => candidate,
         };
-        let verified = match &self.clients {
-            Some(clients) => clients.verify_again(candidate.session(), self.now),
+        let verified = match &self.client_verifier {
+            Some(verifier) => verifier.verify_again(candidate.session(), self.now),
             None => Err(Reason::ClientAuth),
         };
         let mut resumption = self.lock();
@@ -183,8 +181,8 @@ impl HandshakeSessions {
 }
 
 impl StoresServerSessions for HandshakeSessions {
-    /// rustls calls this for a TLS 1.2 session ID when the client's Finished was verified, and for a
-    /// TLS 1.3 identity if [`ProducesTickets::enabled`] is false.
+    /// rustls calls this in two cases. In TLS 1.2, `id` is a session ID, and the client's Finished was
+    /// verified. In TLS 1.3, `id` is a PSK identity, and [`ProducesTickets::enabled`] was false.
     fn put(&self, id: Vec<u8>, session: Vec<u8>) -> bool {
         self.lock().add_session(&id, &session)
     }
@@ -194,12 +192,12 @@ impl StoresServerSessions for HandshakeSessions {
         self.perform(decision)
     }
 
-    /// rustls calls this for a TLS 1.3 identity if [`ProducesTickets::enabled`] is false.
+    /// rustls calls this for a TLS 1.3 PSK identity if [`ProducesTickets::enabled`] was false.
     fn take(&self, identity: &[u8]) -> Option<Vec<u8>> {
         self.decrypt(identity)
     }
 
-    /// rustls asks this in TLS 1.2 once it has decided on a full handshake, and never if it resumes.
+    /// In TLS 1.2, rustls calls this after it chose a full handshake, never if it resumes.
     fn can_cache(&self) -> bool {
         let mut resumption = self.lock();
         resumption.full_tls12_chosen();
@@ -231,7 +229,7 @@ impl ProducesTickets for HandshakeSessions {
 impl ResolvesServerCert for HandshakeSessions {
     fn resolve(&self, hello: RustlsHello<'_>) -> Option<Arc<CertifiedKey>> {
         let certificate = self.certificates.choose(&hello)?;
-        let chain_end = certificate.end_after(self.now);
+        let chain_end = certificate.next_expiry(self.now);
         self.lock().certificate_chosen(chain_end);
         Some(Arc::clone(&certificate.certified))
     }

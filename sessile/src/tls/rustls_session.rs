@@ -1,14 +1,17 @@
-//! rustls 0.23's encoding of a session, read as far as sessile needs it: the client's certificates,
-//! which rustls does not verify again when a session resumes, and the age of the ticket.
+//! Reads sessions in the encoding of rustls 0.23.
+//!
+//! sessile needs the client's certificates, the age of the ticket and the announced early data. rustls
+//! does not verify a client's certificates again when a session resumes.
 
 use rustls_pki_types::CertificateDer;
 use sessile_proto::resumption::TicketAge;
 
-/// Names this encoding in envelopes. It changes with the pinned version of rustls.
+/// The number of this encoding in envelopes. It changes with the pinned version of rustls.
 pub(super) const FORMAT: u16 = 23;
 
-/// The certificates that the client of a session has shown, its own first; empty if it has shown
-/// none. `None` if the bytes are no session.
+/// The client's certificate chain in a session, leaf first; empty if the client sent no certificate.
+///
+/// `None` if the bytes are no session.
 pub(super) fn client_chain(session: &[u8]) -> Option<Vec<CertificateDer<'_>>> {
     let mut rest = session;
     if flag(&mut rest)? {
@@ -27,8 +30,9 @@ pub(super) fn client_chain(session: &[u8]) -> Option<Vec<CertificateDer<'_>>> {
     Some(chain)
 }
 
-/// When the ticket of a session was made, and what the client adds to its age; `None` if the bytes are
-/// no session. rustls writes both last.
+/// The creation time of a ticket and its `ticket_age_add`, which rustls encodes last.
+///
+/// `None` if the bytes are too short.
 pub(super) fn age(session: &[u8]) -> Option<TicketAge> {
     let (rest, age_add) = session.split_last_chunk()?;
     let (_, made) = rest.split_last_chunk()?;
@@ -38,10 +42,9 @@ pub(super) fn age(session: &[u8]) -> Option<TicketAge> {
     })
 }
 
-/// How much early data the client of a session for single use was told that it may send.
+/// The `max_early_data_size` that the server announced for a single-use session, in bytes.
 ///
-/// The server wrote it into the session as resumption data: four bytes behind their length, before the
-/// age.
+/// The server stores it as the resumption data: a two-byte length and four bytes before the age.
 pub(super) fn announced_early_data(session: &[u8]) -> Option<u32> {
     let (rest, _age) = session.split_last_chunk::<12>()?;
     let (rest, bytes) = rest.split_last_chunk()?;
@@ -53,10 +56,9 @@ fn flag(rest: &mut &[u8]) -> Option<bool> {
     Some(take(rest, 1)? == [1])
 }
 
-/// Bytes behind their length, which has `N` bytes itself.
+/// The content of a vector whose length prefix has `N` bytes (RFC 9846, 3.4).
 fn vector<'a, const N: usize>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
-    let len = take(rest, N)?;
-    let len = len
+    let len = take(rest, N)?
         .iter()
         .fold(0, |len, &byte| len << 8 | usize::from(byte));
     take(rest, len)
@@ -78,11 +80,11 @@ mod tests {
 
     use super::*;
 
-    /// Keeps what the library wants stored.
+    /// Records the sessions that rustls stores.
     #[derive(Debug, Default)]
-    struct Kept(Mutex<Vec<Vec<u8>>>);
+    struct RecordedSessions(Mutex<Vec<Vec<u8>>>);
 
-    impl StoresServerSessions for Kept {
+    impl StoresServerSessions for RecordedSessions {
         fn put(&self, _: Vec<u8>, value: Vec<u8>) -> bool {
             self.0
                 .lock()
@@ -104,7 +106,7 @@ mod tests {
         }
     }
 
-    /// A session of a real handshake, in which the client shows `chain` or nothing.
+    /// The session of a real handshake in which the client sends `chain` or no certificate.
     fn session(
         version: &'static rustls::SupportedProtocolVersion,
         chain: Option<&[CertificateDer<'static>]>,
@@ -125,8 +127,8 @@ mod tests {
             .with_client_cert_verifier(verifier)
             .with_single_cert(vec![root.clone()], key.clone_key())
             .expect("a certificate");
-        let kept = Arc::new(Kept::default());
-        server.session_storage = Arc::clone(&kept) as _;
+        let sessions = Arc::new(RecordedSessions::default());
+        server.session_storage = Arc::clone(&sessions) as _;
         let client = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[version])
             .expect("a version")
@@ -150,12 +152,12 @@ mod tests {
             client.read_tls(&mut bytes.as_slice()).expect("read");
             client.process_new_packets().expect("the server is right");
         }
-        let mut kept = kept.0.lock().unwrap_or_else(|_| panic!("poisoned"));
-        kept.pop().expect("a session")
+        let mut sessions = sessions.0.lock().unwrap_or_else(|_| panic!("poisoned"));
+        sessions.pop().expect("a session")
     }
 
     #[test]
-    fn the_certificates_of_real_sessions_are_found() {
+    fn client_certificates_are_read_from_real_sessions() {
         let mut params = rcgen::CertificateParams::new(["a.example".to_owned()]).expect("a name");
         params.is_ca = rcgen::IsCa::ExplicitNoCa;
         let key = rcgen::KeyPair::generate().expect("a key");
@@ -166,12 +168,11 @@ mod tests {
             let anonymous = session(version, None, (&root, &key));
             assert_eq!(client_chain(&anonymous), Some(Vec::new()));
             assert_eq!(announced_early_data(&anonymous), Some(16_384));
-            let known = session(version, Some(&chain), (&root, &key));
-            assert_eq!(client_chain(&known).as_deref(), Some(&chain[..]));
-            let before_the_end_of_the_chain = known.len() - 2 * root.len();
-            assert!(
-                (0..before_the_end_of_the_chain).all(|end| client_chain(&known[..end]).is_none())
-            );
+            let authenticated = session(version, Some(&chain), (&root, &key));
+            assert_eq!(client_chain(&authenticated).as_deref(), Some(&chain[..]));
+            // Every prefix of this length ends before the end of the chain.
+            let too_short = authenticated.len() - 2 * root.len();
+            assert!((0..too_short).all(|end| client_chain(&authenticated[..end]).is_none()));
         }
     }
 }

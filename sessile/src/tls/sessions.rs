@@ -1,5 +1,4 @@
-//! How a server keeps its sessions: which store, which keys, and for how long. Each worker thread has
-//! one.
+//! The store, keys and lifetime of a server's sessions.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,23 +12,25 @@ use crate::config::Config;
 use crate::key::Keyring;
 use crate::store::WorkerStore;
 
-/// A server's sessions.
+/// The session settings of a server, with its store and keys. Each worker thread has one.
 pub struct Sessions {
     pub(super) store: WorkerStore,
     pub(super) keys: Arc<Keyring>,
     issuer: Issuer,
-    /// Longest life of a session, from its full handshake.
+    /// The longest life of a session after its full handshake.
     lifetime: Duration,
     tickets_enabled: bool,
     sessions_are_removable: bool,
 }
 
 impl Sessions {
-    /// Sessions as configured.
+    /// Makes the session settings of a configuration.
     #[must_use]
     pub fn new(config: &Config, store: WorkerStore, keys: Arc<Keyring>, issuer: Issuer) -> Self {
-        let lifetime = config.session.lifetime;
-        let lifetime = lifetime.min(sessile_proto::keys::MAX_LIFETIME);
+        let lifetime = config
+            .session
+            .lifetime
+            .min(sessile_proto::keys::MAX_LIFETIME);
         Self {
             tickets_enabled: config.session.tickets && !lifetime.is_zero(),
             sessions_are_removable: config.sessions_are_removable(),
@@ -40,7 +41,7 @@ impl Sessions {
         }
     }
 
-    /// The rules of a site on this server.
+    /// The resumption policy of a site on this server. `early_data` is in bytes; 0 refuses early data.
     pub(super) fn policy(&self, site: u64, client_auth: ClientAuth, early_data: u32) -> Policy {
         Policy {
             site,
@@ -62,7 +63,9 @@ impl Sessions {
     }
 }
 
-/// A site's number, the same on every server of the farm: 64 bits of SHA-256 of its first name.
+/// The ID of a site: the first 64 bits of the SHA-256 of its first name.
+///
+/// The ID is the same on every server of a farm.
 #[must_use]
 pub fn site_id(first_name: &str) -> u64 {
     let digest = digest::digest(&digest::SHA256, first_name.as_bytes());

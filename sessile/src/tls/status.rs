@@ -1,4 +1,4 @@
-//! What is known of a stream while something else reads and writes it.
+//! The state of a stream that other code can watch.
 
 use std::cell::{Cell, Ref, RefCell};
 
@@ -6,27 +6,26 @@ use sessile_proto::resumption::StoreKey;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-/// What is known of a stream from outside while something else reads and writes it.
+/// The state of a stream that stays readable after hyper has taken the stream.
 pub struct Status {
     last_activity: Cell<Instant>,
     closed_cleanly: Cell<bool>,
-    lingers: Cell<bool>,
-    blocked: Cell<bool>,
+    waits_for_client: Cell<bool>,
+    is_blocked: Cell<bool>,
     completion: Cell<Completion>,
     completed: Notify,
     owned: RefCell<Vec<StoreKey>>,
 }
 
-/// How far the handshake of an accepted connection is.
+/// The progress of an accepted connection's handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Completion {
-    /// The client has not finished. What it has sent so far was early data, which it may have sent
-    /// elsewhere too.
+    /// The client's Finished is missing. All requests so far came as early data and can be replays.
     UnderWay,
     Done,
-    /// The client took too long.
+    /// The client's Finished did not come in time.
     Deadline,
-    /// What the client sent was refused.
+    /// rustls refused a message of the client.
     Refused,
 }
 
@@ -35,15 +34,15 @@ impl Status {
         Self {
             last_activity: Cell::new(Instant::now()),
             closed_cleanly: Cell::new(closed_cleanly),
-            lingers: Cell::new(true),
-            blocked: Cell::new(false),
+            waits_for_client: Cell::new(true),
+            is_blocked: Cell::new(false),
             completion: Cell::new(completion),
             completed: Notify::new(),
             owned: RefCell::new(owned),
         }
     }
 
-    /// How far the handshake is.
+    /// The progress of the handshake.
     #[must_use]
     pub const fn completion(&self) -> Completion {
         self.completion.get()
@@ -62,7 +61,7 @@ impl Status {
         Ref::map(self.owned.borrow(), Vec::as_slice)
     }
 
-    /// The client has finished, and these sessions are the connection's own.
+    /// Ends the handshake. `owned`: the stored sessions that belong to the connection.
     pub(super) fn complete(&self, owned: Vec<StoreKey>) {
         *self.owned.borrow_mut() = owned;
         self.end(Completion::Done);
@@ -75,41 +74,42 @@ impl Status {
         }
     }
 
-    /// When a byte last passed, either way.
+    /// When the stream last read or wrote bytes.
     #[must_use]
     pub const fn last_activity(&self) -> Instant {
         self.last_activity.get()
     }
 
-    /// True if a shutdown waits for the client to end its side.
-    pub(super) const fn lingers(&self) -> bool {
-        self.lingers.get()
+    /// True if a shutdown waits until the client closes the connection.
+    pub(super) const fn waits_for_client(&self) -> bool {
+        self.waits_for_client.get()
     }
 
     pub(super) fn set_blocked(&self, is_blocked: bool) {
-        self.blocked.set(is_blocked);
+        self.is_blocked.set(is_blocked);
     }
 
     pub(super) fn set_closed_cleanly(&self, closed_cleanly: bool) {
         self.closed_cleanly.set(closed_cleanly);
     }
 
-    /// Whether bytes wait for the client to take them.
+    /// True if pending output does not fit into the socket's send buffer.
     #[must_use]
     pub const fn is_blocked(&self) -> bool {
-        self.blocked.get()
+        self.is_blocked.get()
     }
 
-    /// Whether the client has ended the connection with close_notify.
+    /// True if the client sent close_notify.
     #[must_use]
     pub const fn closed_cleanly(&self) -> bool {
         self.closed_cleanly.get()
     }
 
-    /// Makes a shutdown end at once, whether or not the client ends its side too: for connections
-    /// on which nothing is on its way.
+    /// Lets a shutdown end at once, without a wait for the client.
+    ///
+    /// Use this only if no response is in flight: a reset could discard it.
     pub fn end_without_lingering(&self) {
-        self.lingers.set(false);
+        self.waits_for_client.set(false);
     }
 
     pub(super) fn touch(&self) {

@@ -1,5 +1,7 @@
-//! An established TLS connection as a byte stream. Tickets of a TLS 1.3 handshake wait a moment for
-//! the first response, so that both leave in one write.
+//! An accepted TLS connection as a byte stream.
+//!
+//! The tickets of a TLS 1.3 handshake wait a few milliseconds for the first response. Then both leave in
+//! one write.
 
 use std::future::Future;
 use std::io::{self, BufRead, IoSlice, Read, Write};
@@ -19,33 +21,34 @@ use super::early_handshake::EarlyHandshake;
 use super::io::{poll_read_tls, poll_write_tls};
 use super::status::{Completion, Status};
 
-/// How long tickets wait for a response to ride with.
+/// How long tickets wait for the first response.
 const TICKET_DELAY: Duration = Duration::from_millis(5);
 
-/// Most plaintext that is taken before the socket has to take ciphertext: two full records.
+/// Most bytes of plaintext that rustls buffers while the socket is blocked: two full records.
 const MAX_BUFFERED: usize = 32 * 1024;
 
 /// The server's side of a TLS connection.
 pub struct Stream {
     io: TcpStream,
-    /// In a box: a stream changes hands several times, and this is more than a kilobyte.
+    /// Boxed because the connection has more than a kilobyte, and the stream is moved several times.
     tls: Box<ServerConnection>,
-    /// The handshake, while early data is read and answered before it is over.
+    /// The rest of a handshake whose early data was accepted.
     early_handshake: Option<EarlyHandshake>,
-    /// Runs while tickets are held back.
-    held: Option<Pin<Box<Sleep>>>,
+    /// Runs while tickets wait for the first response.
+    ticket_timer: Option<Pin<Box<Sleep>>>,
     status: Rc<Status>,
     eof: bool,
-    said_goodbye: bool,
-    /// Runs once our side has ended and the client's has not.
-    linger: Option<Pin<Box<Sleep>>>,
-    failed: Option<Failed>,
+    close_notify_sent: bool,
+    /// Runs while the stream waits until the client closes the connection.
+    linger_timer: Option<Pin<Box<Sleep>>>,
+    /// Set after rustls refused bytes of the client.
+    failure: Option<Failure>,
 }
 
-/// What the client sent was refused, and it may not have read the alert yet.
-struct Failed {
+/// An error of the client. The stream stays open until the client has had time to read the alert.
+struct Failure {
     error: rustls::Error,
-    /// Bytes that came after it, and were thrown away.
+    /// Bytes that came after the error and were discarded.
     discarded: usize,
 }
 
@@ -55,7 +58,7 @@ impl Stream {
         Self::with(io, tls, None, Completion::Done, owned)
     }
 
-    /// A stream whose client may send early data, and has not finished.
+    /// A stream with accepted early data. The client's Finished is still missing.
     pub(super) fn early_handshake(
         io: TcpStream,
         tls: Box<ServerConnection>,
@@ -73,23 +76,23 @@ impl Stream {
         owned: Vec<StoreKey>,
     ) -> Self {
         tls.set_buffer_limit(Some(MAX_BUFFERED));
-        // A client may have asked and said goodbye in the segment that ended the handshake.
+        // The segment with the client's Finished can also contain a request and close_notify.
         let state = tls.process_new_packets();
         let closed_cleanly = state.is_ok_and(|state| state.peer_has_closed());
         Self {
             io,
             early_handshake,
-            held: None,
+            ticket_timer: None,
             tls,
             status: Rc::new(Status::new(completion, closed_cleanly, owned)),
             eof: false,
-            said_goodbye: false,
-            linger: None,
-            failed: None,
+            close_notify_sent: false,
+            linger_timer: None,
+            failure: None,
         }
     }
 
-    /// What can be known of it once something else has taken the stream.
+    /// The state of the stream, for use after the stream has moved.
     #[must_use]
     pub const fn status(&self) -> &Rc<Status> {
         &self.status
@@ -97,7 +100,7 @@ impl Stream {
 
     fn poll_flush_tls(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_stored(cx));
-        self.held = None;
+        self.ticket_timer = None;
         while self.tls.wants_write() {
             let written = poll_write_tls(&mut self.io, &mut self.tls, cx);
             self.status.set_blocked(written.is_pending());
@@ -107,16 +110,16 @@ impl Stream {
         Poll::Ready(Ok(()))
     }
 
-    /// Nothing to read for now: what is held back leaves when its time has come.
-    fn poll_held(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+    /// Sends pending tickets after [`TICKET_DELAY`]. Call this if there is nothing to read.
+    fn poll_ticket_timer(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         if !self.tls.wants_write() {
-            self.held = None;
+            self.ticket_timer = None;
             return Ok(());
         }
-        let held = self
-            .held
+        let timer = self
+            .ticket_timer
             .get_or_insert_with(|| Box::pin(tokio::time::sleep(TICKET_DELAY)));
-        if held.as_mut().poll(cx).is_ready()
+        if timer.as_mut().poll(cx).is_ready()
             && let Poll::Ready(done) = self.poll_flush_tls(cx)
         {
             done?;
@@ -124,18 +127,18 @@ impl Stream {
         Ok(())
     }
 
-    /// New sessions are in the store before anything leaves that follows the client's last flight.
+    /// Ready if the new sessions are stored, so that bytes may be sent.
     fn poll_stored(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if let Some(early_handshake) = &mut self.early_handshake {
             ready!(early_handshake.poll_stored(cx));
-            if early_handshake.is_over() {
+            if early_handshake.is_finished() {
                 self.early_handshake = None;
             }
         }
         Poll::Ready(())
     }
 
-    /// Nothing came from the client: it may not take for ever over the end of its handshake.
+    /// Fails if the client's Finished is late. Call this if there is nothing to read.
     fn check_deadline(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         if let Some(early_handshake) = &mut self.early_handshake
             && early_handshake.poll_deadline(cx).is_ready()
@@ -146,10 +149,10 @@ impl Stream {
         Ok(())
     }
 
-    /// Waits for the client to finish, so that it gets its new tickets before the connection ends.
+    /// Waits for the client's Finished, so that new tickets leave before the connection ends.
     fn poll_finished(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_stored(cx));
-        while self.early_handshake.is_some() && !self.eof && self.status.lingers() {
+        while self.early_handshake.is_some() && !self.eof && self.status.waits_for_client() {
             match poll_read_tls(&mut self.io, &mut self.tls, cx) {
                 Poll::Ready(read) => self.eof = read? == 0,
                 Poll::Pending => {
@@ -157,25 +160,26 @@ impl Stream {
                     return Poll::Pending;
                 }
             }
-            self.take_in().map_err(invalid)?;
+            self.process_received().map_err(invalid)?;
             ready!(self.poll_stored(cx));
         }
         Poll::Ready(Ok(()))
     }
 
-    /// Reads on until the client has ended its side too. A socket that is closed while bytes come
-    /// in resets the connection, and what is still on its way to the client is lost.
+    /// Reads until the client closes the connection.
+    ///
+    /// A socket that closes with unread bytes resets the connection. The client could lose a response.
     fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        while !self.eof && !self.status.closed_cleanly() && self.status.lingers() {
-            let linger = self
-                .linger
+        while !self.eof && !self.status.closed_cleanly() && self.status.waits_for_client() {
+            let timer = self
+                .linger_timer
                 .get_or_insert_with(|| Box::pin(tokio::time::sleep(LINGER)));
-            if linger.as_mut().poll(cx).is_ready() {
+            if timer.as_mut().poll(cx).is_ready() {
                 break;
             }
             let read = ready!(poll_read_tls(&mut self.io, &mut self.tls, cx));
-            self.eof = !read.is_ok_and(|len| len > 0) || self.take_in().is_err();
-            // What a client still has to say is read and thrown away.
+            self.eof = !read.is_ok_and(|len| len > 0) || self.process_received().is_err();
+            // Discard the plaintext: the response is complete.
             let mut plaintext = self.tls.reader();
             while let Ok(unread) = plaintext.fill_buf().map(<[u8]>::len)
                 && unread > 0
@@ -186,25 +190,25 @@ impl Stream {
         Poll::Ready(())
     }
 
-    /// Sends the alert and waits until the client has ended its side.
-    fn poll_failed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let linger = self
-            .linger
+    /// Sends the alert and waits until the client closes the connection.
+    fn poll_failure(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let timer = self
+            .linger_timer
             .get_or_insert_with(|| Box::pin(tokio::time::sleep(LINGER)));
-        if linger.as_mut().poll(cx).is_ready()
+        if timer.as_mut().poll(cx).is_ready()
             || ready!(self.poll_flush_tls(cx)).is_err()
             || ready!(Pin::new(&mut self.io).poll_shutdown(cx)).is_err()
         {
             return Poll::Ready(());
         }
-        match &mut self.failed {
-            Some(failed) => closing::poll_discard(&self.io, &mut failed.discarded, cx).map(drop),
+        match &mut self.failure {
+            Some(failure) => closing::poll_discard(&self.io, &mut failure.discarded, cx).map(drop),
             None => Poll::Ready(()),
         }
     }
 
-    /// Lets the library take in what was received.
-    fn take_in(&mut self) -> Result<(), rustls::Error> {
+    /// Lets rustls process received bytes.
+    fn process_received(&mut self) -> Result<(), rustls::Error> {
         let processed = self.tls.process_new_packets();
         if let Some(early_handshake) = &mut self.early_handshake {
             early_handshake.advance(&self.tls, &self.status);
@@ -216,7 +220,7 @@ impl Stream {
         Ok(())
     }
 
-    /// Early data that was not read yet. None of it is lost or late where the client has finished since.
+    /// Reads early data. True if there was any. Early data stays readable after the client's Finished.
     fn read_early(&mut self, buf: &mut ReadBuf<'_>) -> io::Result<bool> {
         let Some(mut early) = self.tls.early_data() else {
             return Ok(false);
@@ -226,10 +230,10 @@ impl Stream {
         Ok(read > 0)
     }
 
-    /// Plaintext that the library has at hand; `None`: it needs more from the socket.
+    /// Reads plaintext that rustls has decrypted; `None` if rustls needs more bytes.
     fn read_plaintext(&mut self, buf: &mut ReadBuf<'_>) -> io::Result<Option<()>> {
         let mut reader = self.tls.reader();
-        // Not `read`: it wants a buffer that is initialised, and callers bring kilobytes.
+        // `read` would need an initialised buffer. To initialise kilobytes for each call is slow.
         match reader.fill_buf() {
             Ok([]) => Ok(Some(())),
             Ok(plaintext) => {
@@ -239,7 +243,7 @@ impl Stream {
                 Ok(Some(()))
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
-            // The end without close_notify. HTTP knows by itself whether something is missing.
+            // The client closed without close_notify. HTTP detects a truncated message by itself.
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(Some(())),
             Err(error) => Err(error),
         }
@@ -254,11 +258,13 @@ impl AsyncRead for Stream {
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
         loop {
-            if this.failed.is_some() {
-                ready!(this.poll_failed(cx));
+            if this.failure.is_some() {
+                ready!(this.poll_failure(cx));
                 this.eof = true;
-                let error = this.failed.take().map(|failed| invalid(failed.error));
-                return Poll::Ready(error.map_or(Ok(()), Err));
+                return Poll::Ready(match this.failure.take() {
+                    Some(failure) => Err(invalid(failure.error)),
+                    None => Ok(()),
+                });
             }
             ready!(this.poll_stored(cx));
             if this.read_early(buf)? || this.read_plaintext(buf)?.is_some() || this.eof {
@@ -268,14 +274,16 @@ impl AsyncRead for Stream {
                 Poll::Ready(read) => this.eof = read? == 0,
                 Poll::Pending => {
                     this.check_deadline(cx)?;
-                    this.poll_held(cx)?;
+                    this.poll_ticket_timer(cx)?;
                     return Poll::Pending;
                 }
             }
             this.status.touch();
-            if let Err(error) = this.take_in() {
-                let discarded = 0;
-                this.failed = Some(Failed { error, discarded });
+            if let Err(error) = this.process_received() {
+                this.failure = Some(Failure {
+                    error,
+                    discarded: 0,
+                });
             }
         }
     }
@@ -297,12 +305,12 @@ impl AsyncWrite for Stream {
     ) -> Poll<io::Result<usize>> {
         let this = &mut *self;
         loop {
-            let taken = this.tls.writer().write_vectored(bufs)?;
+            let written = this.tls.writer().write_vectored(bufs)?;
             let flushed = this.poll_flush_tls(cx)?;
-            if taken > 0 || bufs.iter().all(|buf| buf.is_empty()) {
-                return Poll::Ready(Ok(taken));
+            if written > 0 || bufs.iter().all(|buf| buf.is_empty()) {
+                return Poll::Ready(Ok(written));
             }
-            // Nothing was taken because too much is waiting for the socket.
+            // The buffer of rustls is full until the socket accepts more.
             ready!(flushed);
         }
     }
@@ -317,16 +325,16 @@ impl AsyncWrite for Stream {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        if !this.said_goodbye {
-            // What was answered already does not wait for the client to finish.
+        if !this.close_notify_sent {
+            // Send the response now: the client's Finished may never come.
             ready!(this.poll_flush_tls(cx))?;
-            // Where it does not, it has had its answer all the same.
+            // An error here loses only the new tickets.
             let _ = ready!(this.poll_finished(cx));
-            this.said_goodbye = true;
+            this.close_notify_sent = true;
             this.tls.send_close_notify();
         }
-        // While it lingers, all of this is done already.
-        if this.linger.is_none() {
+        // If the timer runs, an earlier poll has already shut the socket down.
+        if this.linger_timer.is_none() {
             ready!(this.poll_flush_tls(cx))?;
             ready!(Pin::new(&mut this.io).poll_shutdown(cx))?;
         }

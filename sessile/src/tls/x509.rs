@@ -1,5 +1,6 @@
-//! The facts of certificates and revocation lists that rustls does not tell: validity, names, and when
-//! the next list is due (RFC 5280, 4.1 and 5.1). Nothing is verified here.
+//! Reads validity and names from certificates and revocation lists (RFC 5280, 4.1 and 5.1).
+//!
+//! rustls does not expose these fields. This module verifies nothing.
 
 use std::fmt::Write as _;
 use std::time::{Duration, SystemTime};
@@ -9,11 +10,13 @@ use x509_parser::prelude::{
     ASN1Time, AttributeTypeAndValue, CertificateRevocationList, FromDer, X509Certificate, X509Name,
 };
 
-/// Most bytes of a subject as text.
+/// Most bytes of a subject in text form.
 const MAX_SUBJECT: usize = 256;
 
-/// The names of attribute types in RFC 4514, section 3, and those that OpenSSL adds, by their object
-/// identifiers. `x509-parser` has other names for some.
+/// The names of attribute types by object identifier.
+///
+/// RFC 4514, section 3, has most of them, and OpenSSL adds the others. `x509-parser` uses other names for
+/// some.
 const ATTRIBUTES: [(&str, &str); 11] = [
     ("2.5.4.3", "CN"),
     ("2.5.4.5", "serialNumber"),
@@ -28,7 +31,7 @@ const ATTRIBUTES: [(&str, &str); 11] = [
     ("1.2.840.113549.1.9.1", "emailAddress"),
 ];
 
-/// When a certificate begins and ends to be valid. A time before 1970 is the start of 1970.
+/// The notBefore and notAfter of a certificate. A time before 1970 is read as the start of 1970.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Validity {
     pub(crate) from: SystemTime,
@@ -45,39 +48,43 @@ pub(crate) fn validity(certificate: &[u8]) -> Option<Validity> {
     })
 }
 
-/// The subject of a DER certificate, as DER.
+/// The subject of a DER certificate, as DER; `None` if the bytes are no certificate.
 pub(crate) fn subject(certificate: &[u8]) -> Option<&[u8]> {
     let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
     Some(certificate.tbs_certificate.subject.as_raw())
 }
 
-/// Who issued a revocation list, and when the next one is due.
+/// The issuer and the nextUpdate of a revocation list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct RevocationList<'a> {
-    /// The name, as DER.
+    /// The issuer's name, as DER.
     pub(crate) issuer: &'a [u8],
     pub(crate) next_update: Option<SystemTime>,
 }
 
-/// Reads the head of a DER revocation list; `None` if the bytes are no list.
+/// Reads a DER revocation list; `None` if the bytes are no list.
 pub(crate) fn revocation_list(list: &[u8]) -> Option<RevocationList<'_>> {
-    let (_, list) = CertificateRevocationList::from_der(list).ok()?;
-    let list = list.tbs_cert_list;
+    let (_, parsed) = CertificateRevocationList::from_der(list).ok()?;
+    let tbs_list = parsed.tbs_cert_list;
     Some(RevocationList {
-        issuer: list.issuer.as_raw(),
-        next_update: list.next_update.map(system_time),
+        issuer: tbs_list.issuer.as_raw(),
+        next_update: tbs_list.next_update.map(system_time),
     })
 }
 
-/// A DER name as RFC 4514 writes it, the most specific part first: `CN=alice,O=Example`. Control
-/// characters are escaped, and a long text is cut. `None` if the bytes are no name or an empty one.
+/// The text form of a DER name (RFC 4514), the most specific part first: `CN=alice,O=Example`.
+///
+/// Control characters are escaped, and a long text is cut. `None` if the bytes are no name or an empty
+/// name.
 pub(crate) fn name_text(name: &[u8]) -> Option<String> {
-    let (_, name) = X509Name::from_der(name).ok()?;
-    let parts = name.iter_rdn().map(|set| {
-        let attributes: Vec<_> = set.iter().map(attribute_text).collect();
-        attributes.join("+")
-    });
-    let mut parts: Vec<_> = parts.collect();
+    let (_, parsed) = X509Name::from_der(name).ok()?;
+    let mut parts: Vec<_> = parsed
+        .iter_rdn()
+        .map(|set| {
+            let attributes: Vec<_> = set.iter().map(attribute_text).collect();
+            attributes.join("+")
+        })
+        .collect();
     parts.reverse();
     let mut text = parts.join(",");
     if text.len() > MAX_SUBJECT {
@@ -88,20 +95,13 @@ pub(crate) fn name_text(name: &[u8]) -> Option<String> {
 }
 
 fn attribute_text(attribute: &AttributeTypeAndValue<'_>) -> String {
-    let kind = attribute.attr_type().to_id_string();
-    let known = ATTRIBUTES.iter().find(|(known, _)| *known == kind);
-    let mut text = known.map_or(kind.clone(), |(_, name)| (*name).to_owned());
-    text.push('=');
-    let value = attribute.attr_value();
-    let value = if value.tag() == Tag::BmpString {
-        let units = value.data.chunks_exact(2);
-        let units = units.map(|pair| u16::from_be_bytes([pair[0], pair[1]]));
-        char::decode_utf16(units)
-            .map(|char| char.unwrap_or('\u{fffd}'))
-            .collect()
-    } else {
-        String::from_utf8_lossy(value.data).into_owned()
-    };
+    let type_id = attribute.attr_type().to_id_string();
+    let name = ATTRIBUTES
+        .iter()
+        .find(|(id, _)| *id == type_id)
+        .map_or(type_id.as_str(), |(_, name)| name);
+    let mut text = format!("{name}=");
+    let value = attribute_value(attribute);
     let last = value.chars().count().saturating_sub(1);
     for (at, char) in value.chars().enumerate() {
         let escaped = match char {
@@ -122,6 +122,21 @@ fn attribute_text(attribute: &AttributeTypeAndValue<'_>) -> String {
         text.push(char);
     }
     text
+}
+
+fn attribute_value(attribute: &AttributeTypeAndValue<'_>) -> String {
+    let value = attribute.attr_value();
+    if value.tag() != Tag::BmpString {
+        return String::from_utf8_lossy(value.data).into_owned();
+    }
+    // A BMPString holds big-endian UTF-16.
+    let units = value
+        .data
+        .chunks_exact(2)
+        .map(|pair| u16::from_be_bytes([pair[0], pair[1]]));
+    char::decode_utf16(units)
+        .map(|char| char.unwrap_or(char::REPLACEMENT_CHARACTER))
+        .collect()
 }
 
 fn system_time(time: ASN1Time) -> SystemTime {
@@ -175,11 +190,11 @@ mod tests {
     }
 
     #[test]
-    fn a_subject_reads_as_people_write_it() {
-        let own = DnType::CustomDnType(vec![1, 3, 6, 1, 4, 1, 311]);
+    fn a_subject_has_the_text_form_of_rfc_4514() {
+        let custom = DnType::CustomDnType(vec![1, 3, 6, 1, 4, 1, 311]);
         let parts = [
             (DnType::OrganizationName, "Example, Inc."),
-            (own, "x"),
+            (custom, "x"),
             (DnType::CommonName, "älice"),
         ];
         let text = named(&parts).expect("a name");
@@ -188,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn a_subject_brings_no_control_characters_and_has_a_limit() {
+    fn control_characters_are_escaped_and_long_subjects_cut() {
         let text = named(&[(DnType::CommonName, "a\n\u{85}\"b")]);
         assert_eq!(text.as_deref(), Some("CN=a\\0A\\C2\\85\\\"b"));
         let long = named(&[(DnType::CommonName, &"ä".repeat(500))]).expect("a name");
@@ -199,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn no_prefix_of_a_name_is_one() {
+    fn no_prefix_of_a_name_has_a_text_form() {
         let mut params = rcgen::CertificateParams::new(Vec::new()).expect("no names");
         params.distinguished_name.push(DnType::CommonName, "a");
         let key = rcgen::KeyPair::generate().expect("a key");
@@ -209,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn a_revocation_list_says_whose_it_is_and_when_the_next_is_due() {
+    fn issuer_and_next_update_are_read_from_a_revocation_list() {
         let mut params = rcgen::CertificateParams::new(Vec::new()).expect("no names");
         params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
         let key = rcgen::KeyPair::generate().expect("a key");
@@ -222,10 +237,10 @@ mod tests {
             revoked_certs: Vec::new(),
             key_identifier_method: rcgen::KeyIdMethod::Sha256,
         };
-        let list = list
+        let signed = list
             .signed_by(&rcgen::Issuer::new(params, key))
             .expect("signed");
-        let read = revocation_list(list.der()).expect("a list");
+        let read = revocation_list(signed.der()).expect("a list");
         assert_eq!(Some(read.issuer), subject(authority.der()));
         assert_eq!(read.next_update, Some(at("2026-02-01T00:00:00Z")));
     }

@@ -1,14 +1,13 @@
-//! Who imports whom: reads the `use` declarations and paths of the sources, and finds imports that run
-//! up and files that import each other in a circle.
+//! Reads the imports between the modules of a crate, and finds circles.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
-/// A module by its path from the crate's root: `["tls", "stream"]`. The root itself is empty.
+/// The path of a module from the crate root: `["tls", "stream"]`. The path of the root is empty.
 type Module = Vec<String>;
 
-/// The modules of a crate and the modules that each imports. Tests are left out.
+/// The modules of a crate, and the modules that each module imports. Tests are left out.
 pub(crate) struct Imports(BTreeMap<Module, BTreeSet<Module>>);
 
 impl Imports {
@@ -37,7 +36,7 @@ impl Imports {
         Some(shortest.iter().map(|module| module.join("::")).collect())
     }
 
-    /// The modules on a shortest way from a module over its imports back to itself, the last first.
+    /// The modules of a shortest circle through a module, the last module first.
     fn way_back(&self, start: &Module) -> Option<Vec<Module>> {
         let mut reached_from: BTreeMap<&Module, &Module> = BTreeMap::new();
         let mut queue = vec![start];
@@ -105,7 +104,7 @@ fn imported(module: &Module, text: &str, modules: &BTreeSet<Module>) -> BTreeSet
                 rest.push_str(before);
                 for path in expand(tree) {
                     let resolved = resolve(module, &path, modules);
-                    // `pub use` of a child is the face of a module and imports nothing from it.
+                    // A `pub use` of a child module re-exports an item. It does not count as an import.
                     let is_face = |found: &Module| is_public && found.starts_with(module);
                     imported.extend(resolved.filter(|found| !is_face(found)));
                 }
@@ -123,8 +122,9 @@ fn imported(module: &Module, text: &str, modules: &BTreeSet<Module>) -> BTreeSet
     imported
 }
 
-/// Splits a statement that ends with a `use` declaration: what stands before it, its tree, and whether
-/// it is public.
+/// Splits a statement that ends with a `use` declaration.
+///
+/// Returns the code before the declaration, the `use` tree, and true if the declaration is public.
 fn use_tree(statement: &str) -> Option<(&str, &str, bool)> {
     let start = statement
         .match_indices("use ")
@@ -178,7 +178,7 @@ fn paths(code: &str) -> Vec<Vec<String>> {
     for begin in ["crate::", "super::"] {
         for (at, _) in code.match_indices(begin) {
             let (before, from) = code.split_at(at);
-            // `pub(in crate::x)` names a scope.
+            // The path in `pub(in crate::x)` is a visibility, not an import.
             let is_scope = before.ends_with("(in ");
             if !before.ends_with(is_path) && !is_scope {
                 let end = from.find(|char| !is_path(char)).unwrap_or(from.len());
@@ -189,7 +189,7 @@ fn paths(code: &str) -> Vec<Vec<String>> {
     found
 }
 
-/// The module that a path written in `module` leads into; `None` if it leads out of the crate.
+/// Resolves a path in `module` to a module; `None` if the path leaves the crate.
 fn resolve(module: &Module, path: &[String], modules: &BTreeSet<Module>) -> Option<Module> {
     let (first, mut rest) = path.split_first()?;
     let mut full = match first.as_str() {
@@ -219,7 +219,7 @@ fn resolve(module: &Module, path: &[String], modules: &BTreeSet<Module>) -> Opti
     while !full.is_empty() && !modules.contains(&full) {
         full.pop();
     }
-    // A path from the root that leads into no module names an item of the root.
+    // Otherwise, the path names an item of the crate root.
     (!full.is_empty()).then_some(full)
 }
 

@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn pools_servers_and_checks_are_read_as_written() {
+    fn pools_servers_and_checks_are_read() {
         let text = format!(
             "[balance]\nunknown-name = 'refuse'\nhealth = 'tcp'\nhealth-interval = '1m'\n\
              health-name = 'Shop.example'\nslow-start = '30s'\n{POOL}policy = 'round-robin'\n{}{}",
@@ -198,39 +198,43 @@ mod tests {
     }
 
     #[test]
-    fn pools_and_servers_that_do_not_fit_together_are_refused_where_they_stand() {
-        let said = |text: &str| read(text).unwrap_err().join("\n");
+    fn inconsistent_pools_and_servers_are_refused_with_their_location() {
+        let problems = |text: &str| read(text).unwrap_err().join("\n");
         let misspelt = format!(
             "{POOL}{}{}",
             server("a", "pool = 'shop'"),
             server("b", "pool = 'shpo'")
         );
         assert_eq!(
-            said(&misspelt),
+            problems(&misspelt),
             "11:8: `pool` is \"shpo\"; did you mean `shop`?"
         );
         let none = server("a", "pool = 'shop'");
-        assert_eq!(said(&none), "4:8: `pool` is \"shop\"; there is none yet");
-        assert!(said(POOL).starts_with("2:8: the pool has no server"));
+        assert_eq!(
+            problems(&none),
+            "4:8: `pool` is \"shop\"; there is none yet"
+        );
+        assert!(problems(POOL).starts_with("2:8: the pool has no server"));
         let nameless = format!(
             "[[balance.pool]]\nname = 'shop'\n{}",
             server("a", "pool = 'shop'")
         );
-        assert!(said(&nameless).starts_with("1:1: the pool has no names"));
+        assert!(problems(&nameless).starts_with("1:1: the pool has no names"));
         let twice = format!("{POOL}{POOL}{}", server("a", "pool = 'shop'"));
         assert_eq!(
-            said(&twice),
+            problems(&twice),
             "5:8: a second pool shop, after the one in line 2; take one out\n\
              6:10: a second pool for the name shop.example, after the one in line 3; take one out\n\
              6:26: a second pool for the name *.shop.example, after the one in line 3; take one out"
         );
         assert!(
-            said("balance.unknown-name = 'refuse'")
+            problems("balance.unknown-name = 'refuse'")
                 .starts_with("1:24: `unknown-name` is \"refuse\", and no pool")
         );
         assert!(
-            said("balance.health-name = '*.x'").starts_with("1:23: \"*.x\" is no name for a check")
+            problems("balance.health-name = '*.x'")
+                .starts_with("1:23: \"*.x\" is no name for a check")
         );
-        assert!(said("balance.health = 'ping'").contains("known here: tls, tcp, off"));
+        assert!(problems("balance.health = 'ping'").contains("known here: tls, tcp, off"));
     }
 }

@@ -83,9 +83,10 @@ fn server_of(reader: &mut Reader<'_>, written: Spanned<raw::NameOrNumber>) -> Op
             .server_name(Some(Spanned::new(span, name)))
             .map(ForgetTarget::Server),
         raw::NameOrNumber::Number(number) => {
-            let number = Some(Spanned::new(span, number));
-            let number = reader.number("server", number, 0, i64::from(MAX_NUMBER))?;
-            Some(ForgetTarget::Number(number))
+            let spanned = Some(Spanned::new(span, number));
+            reader
+                .number("server", spanned, 0, i64::from(MAX_NUMBER))
+                .map(ForgetTarget::Number)
         }
     }
 }

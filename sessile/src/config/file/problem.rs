@@ -40,7 +40,7 @@ impl fmt::Display for Problem {
     }
 }
 
-/// What is wrong. `key` is the last part of a setting's name, and `value` is the text in the file.
+/// The kind of a problem. `key` is the last part of a setting's name, and `value` is the text in the file.
 #[derive(Debug, thiserror::Error)]
 pub enum What {
     #[error("not UTF-8 from here on; save the file as UTF-8")]
@@ -320,7 +320,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_nearest_word_is_one_that_could_have_been_meant() {
+    fn only_a_similar_word_is_suggested() {
         let known = ["max-entries", "lifetime", "tickets", "store"];
         let meant = |written: &str| nearest(written, known);
         assert_eq!(meant("lifetme"), Some("lifetime"));
@@ -330,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn a_place_is_counted_in_lines_and_characters() {
+    fn a_place_is_a_line_and_a_column_in_characters() {
         let text = "a = 1\nä = ü!\n";
         let problem = Problem::at(text, text.find('!').expect("it is there"), What::NotUtf8);
         assert_eq!((problem.line, problem.column), (2, 6));

@@ -105,10 +105,12 @@ fn misfit(error: Error, section: String) -> What {
     }
     let mut quoted = message.split('`').skip(1).step_by(2).map(str::to_owned);
     let key = quoted.next().unwrap_or_default();
-    let settings = SECTIONS.iter().find(|(name, _)| *name == section);
-    let settings = settings.map_or(&[][..], |(_, settings)| *settings);
-    let settings = settings.iter().map(|setting| setting.key().to_owned());
-    let hint = Hint::new(&key, settings.chain(quoted).collect());
+    let setting_keys = SECTIONS
+        .iter()
+        .filter(|(name, _)| *name == section)
+        .flat_map(|(_, settings)| *settings)
+        .map(|setting| setting.key().to_owned());
+    let hint = Hint::new(&key, setting_keys.chain(quoted).collect());
     What::UnknownKey { key, section, hint }
 }
 

@@ -95,8 +95,8 @@ fn config(text: &str) -> Config {
     parse(text, Path::new("etc/sessile.toml")).expect("it is right")
 }
 
-/// What is said of a text that is wrong, with the origin taken off each line.
-fn said(text: &str) -> Vec<String> {
+/// The error messages for an invalid text, without the file name.
+fn problems(text: &str) -> Vec<String> {
     let error = parse(text, Path::new("s.toml")).expect_err("it is wrong");
     let lines = error.to_string();
     lines
@@ -106,13 +106,13 @@ fn said(text: &str) -> Vec<String> {
 }
 
 #[test]
-fn an_empty_file_is_the_defaults() {
+fn an_empty_file_gives_the_defaults() {
     assert_eq!(config(""), Config::default());
     assert_eq!(config("\u{feff}[session]\r\n"), Config::default());
 }
 
 #[test]
-fn every_key_lands_where_it_belongs() {
+fn every_key_sets_its_field() {
     let config = config(EVERY_KEY);
     assert_eq!(
         (&*config.server.name, config.server.number),
@@ -183,7 +183,7 @@ fn every_key_lands_where_it_belongs() {
 }
 
 #[test]
-fn the_limits_and_proxies_of_connections_land_where_they_belong() {
+fn connection_limits_and_proxies_set_their_fields() {
     let config = config(EVERY_KEY);
     assert_eq!(config.balance.servers[0].proxy_protocol, Some(Version::V2));
     let proxies = config.listeners[1].proxies.iter();
@@ -208,7 +208,7 @@ fn the_limits_and_proxies_of_connections_land_where_they_belong() {
 }
 
 #[test]
-fn no_key_file_is_an_ephemeral_key() {
+fn without_a_key_file_the_key_is_ephemeral() {
     assert_eq!(config("key.file = 'none'").key, Key::Ephemeral);
     assert_eq!(
         config("key.file = 'a.key'").key,
@@ -217,44 +217,44 @@ fn no_key_file_is_an_ephemeral_key() {
 }
 
 #[test]
-fn an_unknown_key_is_placed_and_the_nearest_named() {
+fn an_unknown_key_is_located_and_the_nearest_suggested() {
     assert_eq!(
-        said("[session]\nlifetme = '5m'\n"),
+        problems("[session]\nlifetme = '5m'\n"),
         ["2:1: unknown key `lifetme` in [session]; did you mean `lifetime`?"]
     );
     assert_eq!(
-        said("[tls]\ncolour = 1\n"),
+        problems("[tls]\ncolour = 1\n"),
         ["2:1: unknown key `colour` in [tls]; known here: kernel"]
     );
     assert_eq!(
-        said("[sesion]\n"),
+        problems("[sesion]\n"),
         ["1:2: unknown key `sesion` at the top level; did you mean `session`?"]
     );
     assert_eq!(
-        said("[[site]]\n[[site.route]]\npth = '/'\n"),
+        problems("[[site]]\n[[site.route]]\npth = '/'\n"),
         ["3:1: unknown key `pth` in [site.route]; did you mean `path`?"]
     );
 }
 
 #[test]
-fn who_may_send_proxy_headers_has_to_be_said_where_they_are_awaited() {
+fn a_listener_with_proxy_protocol_needs_trusted_proxies() {
     let listener = "[[listener]]\naddress = '1.2.3.4:5'\n";
-    let said = |rest: &str| said(&format!("{SITE}{listener}{rest}"));
+    let problems = |rest: &str| problems(&format!("{SITE}{listener}{rest}"));
     assert_eq!(
-        said("proxy-protocol = true\n"),
+        problems("proxy-protocol = true\n"),
         [
             "3:1: `proxy-protocol` is true and nobody may send the header; add proxy-trusted = [\"10.0.0.0/8\"], with \
          the addresses of the proxies"
         ]
     );
     assert_eq!(
-        said("proxy-trusted = ['10.0.0.0/8']\n"),
+        problems("proxy-trusted = ['10.0.0.0/8']\n"),
         [
             "5:18: `proxy-trusted` has no meaning without proxy-protocol = true; add that, or take this out"
         ]
     );
     assert_eq!(
-        said("proxy-protocol = true\nproxy-trusted = ['10.0.0.1/8']\n"),
+        problems("proxy-protocol = true\nproxy-trusted = ['10.0.0.1/8']\n"),
         [
             "6:18: \"10.0.0.1/8\" in `proxy-trusted` is no network; write an address, or one and the length of its prefix \
          with zeroes after it, such as \"10.0.0.0/8\""
@@ -263,9 +263,9 @@ fn who_may_send_proxy_headers_has_to_be_said_where_they_are_awaited() {
 }
 
 #[test]
-fn one_run_shows_everything_that_is_wrong() {
+fn one_run_reports_all_problems() {
     assert_eq!(
-        said("[session]\nlifetme = '5m'\nmax-entries = '9'\n[[site]]\nnames = [5]\nrout = 1\n"),
+        problems("[session]\nlifetme = '5m'\nmax-entries = '9'\n[[site]]\nnames = [5]\nrout = 1\n"),
         [
             "2:1: unknown key `lifetme` in [session]; did you mean `lifetime`?",
             "3:15: invalid type: string \"9\", expected a whole number",
@@ -274,7 +274,7 @@ fn one_run_shows_everything_that_is_wrong() {
         ]
     );
     assert_eq!(
-        said("session.lifetime = '5 moons'\nconnection.max = -1\nlog.level = 'inof'\n"),
+        problems("session.lifetime = '5 moons'\nconnection.max = -1\nlog.level = 'inof'\n"),
         [
             "1:20: `lifetime` is \"5 moons\", which is no duration; write a number and a unit, such as \"5m\" or \"10h\"",
             "2:18: `max` is -1; it has to be from 0 to 4294967295",
@@ -284,16 +284,16 @@ fn one_run_shows_everything_that_is_wrong() {
 }
 
 #[test]
-fn text_that_is_not_toml_is_placed() {
+fn a_syntax_error_is_located() {
     assert_eq!(
-        said("[session]\nlifetime = '5m'\nlifetime = '6m'\n"),
+        problems("[session]\nlifetime = '5m'\nlifetime = '6m'\n"),
         ["3:1: not TOML: duplicate key"]
     );
-    assert!(said("[session]\nlifetime = \n")[0].starts_with("2:1"));
+    assert!(problems("[session]\nlifetime = \n")[0].starts_with("2:1"));
 }
 
 #[test]
-fn values_out_of_bounds_name_the_remedy() {
+fn errors_for_values_out_of_bounds_name_the_remedy() {
     let cases = [
         (
             "session.lifetime = '8d'",
@@ -336,23 +336,25 @@ fn values_out_of_bounds_name_the_remedy() {
         ),
     ];
     for (text, expected) in cases {
-        let said = said(text);
-        assert_eq!(said.len(), 1, "{said:?}");
-        assert!(said[0].contains(expected), "{text}: {said:?}");
-        assert!(!said[0].contains("secret"));
+        let problems = problems(text);
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        assert!(problems[0].contains(expected), "{text}: {problems:?}");
+        assert!(!problems[0].contains("secret"));
     }
     config("session.lifetime = '7d'");
     config("session = { lifetime = '8d', tickets = false }");
 }
 
 #[test]
-fn listeners_need_an_address_of_their_own_and_something_to_do() {
+fn listeners_need_distinct_addresses_and_a_role() {
     let listener = "[[listener]]\naddress = '127.0.0.1:1'\n";
-    assert!(said(listener)[0].starts_with("1:1: the listener serves, and there is no site"));
+    assert!(problems(listener)[0].starts_with("1:1: the listener serves, and there is no site"));
     let balance = format!("{listener}role = 'balance'\n");
-    assert!(said(&balance)[0].starts_with("1:1: the listener balances, and there is no server"));
+    assert!(
+        problems(&balance)[0].starts_with("1:1: the listener balances, and there is no server")
+    );
     assert_eq!(
-        said(
+        problems(
             &format!("{listener}{listener}admin.listen = '127.0.0.1:1'\n{SITE}")
                 .replace("admin.", "")
         ),
@@ -361,7 +363,7 @@ fn listeners_need_an_address_of_their_own_and_something_to_do() {
         ]
     );
     assert_eq!(
-        said(&format!(
+        problems(&format!(
             "admin.listen = '127.0.0.1:1'\n{listener}{listener}{SITE}"
         )),
         [
@@ -372,7 +374,7 @@ fn listeners_need_an_address_of_their_own_and_something_to_do() {
     let any = listener.replace(":1'", ":0'");
     assert_eq!(config(&format!("{any}{any}{SITE}")).listeners.len(), 2);
     let bare = format!("[[listener]]\n{SITE}");
-    assert!(said(&bare)[0].starts_with("1:1: [[listener]] needs `address`"));
+    assert!(problems(&bare)[0].starts_with("1:1: [[listener]] needs `address`"));
 }
 
 #[test]
@@ -381,7 +383,7 @@ fn servers_clash_by_name_and_number() {
         format!("[[balance.server]]\nname = '{name}'\naddress = '10.0.0.1:1'\n{rest}\n")
     };
     assert_eq!(
-        said(&format!(
+        problems(&format!(
             "{}{}",
             server("a", "number = 1"),
             server("a", "number = 1")
@@ -392,10 +394,10 @@ fn servers_clash_by_name_and_number() {
         ]
     );
     assert_eq!(
-        said(&server("a", "weight = 0")),
+        problems(&server("a", "weight = 0")),
         ["4:10: `weight` is 0; it has to be from 1 to 65535"]
     );
-    assert_eq!(said("[[balance.server]]\n").len(), 2);
+    assert_eq!(problems("[[balance.server]]\n").len(), 2);
     assert_eq!(config(&server("a", "")).balance.servers[0].weight, 1);
 }
 
@@ -421,7 +423,7 @@ proptest! {
 }
 
 #[test]
-fn what_is_forgotten_is_read_in_every_form() {
+fn every_form_of_a_forget_rule_is_read() {
     let file = |forget: &str| {
         format!(
             "session.forget = [{forget}]\n{SITE}names = ['Shop.example', 'www.example']\n{SITE}"
@@ -448,7 +450,7 @@ fn what_is_forgotten_is_read_in_every_form() {
 }
 
 #[test]
-fn what_cannot_be_forgotten_names_the_remedy() {
+fn errors_for_forget_rules_name_the_remedy() {
     let cases = [
         ("{ }", "`forget` needs `before`"),
         (
@@ -483,7 +485,7 @@ fn what_cannot_be_forgotten_names_the_remedy() {
         ("{ sever = 1 }", "did you mean `server`?"),
     ];
     for (forget, expected) in cases {
-        let lines = said(&format!(
+        let lines = problems(&format!(
             "session.forget = [{forget}]\n{SITE}names = ['shop.example']\n"
         ));
         assert!(
@@ -492,12 +494,12 @@ fn what_cannot_be_forgotten_names_the_remedy() {
         );
     }
     let many = "{ before = '2026-01-01T00:00:00Z' },".repeat(257);
-    let lines = said(&format!("session.forget = [{many}]\n"));
+    let lines = problems(&format!("session.forget = [{many}]\n"));
     assert!(lines[0].contains("more `forget`s than 256"), "{lines:?}");
 }
 
 #[test]
-fn a_hello_has_a_greatest_size_within_bounds() {
+fn the_size_limit_of_a_hello_has_bounds() {
     let size = |written: &str| {
         let text = format!("connection.max-hello-size = {written}");
         parse(&text, "s.toml".as_ref()).map(|config| config.connection.max_hello_size)
@@ -505,7 +507,7 @@ fn a_hello_has_a_greatest_size_within_bounds() {
     assert_eq!(size("\"64KiB\"").expect("it is right"), 65536);
     assert_eq!(size("4096").expect("it is right"), 4096);
     for wrong in ["4095", "65537", "-1", "\"1 MiB\""] {
-        let said = size(wrong).expect_err("out of bounds").to_string();
-        assert!(said.contains("from 4096 to 65536"), "{said}");
+        let problems = size(wrong).expect_err("out of bounds").to_string();
+        assert!(problems.contains("from 4096 to 65536"), "{problems}");
     }
 }

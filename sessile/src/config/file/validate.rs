@@ -144,7 +144,7 @@ impl Reader<'_> {
         place: &Range<usize>,
         addresses: &mut Unique<SocketAddr>,
     ) {
-        // Each listener on port 0 gets a free port of its own.
+        // With port 0, the system gives each listener a different free port.
         if address.port() != 0 {
             self.unique(addresses, address, place);
         }

@@ -1,5 +1,6 @@
-//! The settings in the form of the Windows registry: reads exports (`.reg` files), applies them to a
-//! [`Config`], and writes exports. This module touches no file: `settings` does.
+//! The settings in the form of the Windows registry: reads, applies and writes exports (`.reg` files).
+//!
+//! This module opens no file; `settings` does.
 
 mod error;
 mod parse;
@@ -11,7 +12,7 @@ use super::{Config, MAX_TICKET_LIFETIME};
 pub use error::{Place, RegError, Wrong};
 pub use parse::{Data, Edit, Entry, MAX_BYTES, RegFile, parse};
 
-/// What was done with each line of a registry export.
+/// The result of an import, line by line.
 #[derive(Debug, Default)]
 pub struct Report {
     pub taken: Vec<Taken>,

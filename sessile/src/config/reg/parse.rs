@@ -254,8 +254,9 @@ impl<'a> Cursor<'a> {
             let data = Data::Text(self.string(place)?);
             return Ok(Edit::Set { name, data });
         }
-        let kind = self.take_while(|c| c.is_ascii_alphanumeric() || matches!(c, '(' | ')'));
-        let kind = kind.to_ascii_lowercase();
+        let kind = self
+            .take_while(|c| c.is_ascii_alphanumeric() || matches!(c, '(' | ')'))
+            .to_ascii_lowercase();
         if !self.eat(':') {
             return Err(Wrong::Data.at(place));
         }
@@ -265,9 +266,10 @@ impl<'a> Cursor<'a> {
             _ => {
                 let number = kind
                     .strip_prefix("hex(")
-                    .and_then(|kind| kind.strip_suffix(')'));
-                let number = number.and_then(|digits| u32::from_str_radix(digits, 16).ok());
-                self.hex(number.ok_or(Wrong::Data.at(place))?)?
+                    .and_then(|kind| kind.strip_suffix(')'))
+                    .and_then(|digits| u32::from_str_radix(digits, 16).ok())
+                    .ok_or(Wrong::Data.at(place))?;
+                self.hex(number)?
             }
         };
         Ok(Edit::Set { name, data })

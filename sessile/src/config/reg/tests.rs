@@ -39,7 +39,7 @@ fn error(bytes: &[u8]) -> String {
 }
 
 #[test]
-fn an_export_as_regedit_writes_it_is_taken_over() {
+fn an_export_of_regedit_is_imported() {
     let (config, report) = applied(SAMPLE);
     assert_eq!(config.session.max_entries, 20_000);
     assert_eq!(config.session.lifetime, Duration::from_secs(4 * 3600));
@@ -59,7 +59,7 @@ fn an_export_as_regedit_writes_it_is_taken_over() {
 }
 
 #[test]
-fn every_encoding_and_line_end_reads_the_same() {
+fn all_encodings_and_line_ends_read_the_same() {
     let expected = parse(SAMPLE.as_bytes()).expect("it is right");
     let crlf = SAMPLE.replace('\n', "\r\n");
     let same = |mut file: RegFile| {
@@ -91,7 +91,7 @@ fn every_encoding_and_line_end_reads_the_same() {
 }
 
 #[test]
-fn deletions_go_back_to_the_default() {
+fn a_deletion_restores_the_default() {
     let (mut config, _) = applied(SAMPLE);
     let file = parse(schannel("\"MaximumCacheSize\"=-").as_bytes()).expect("it is right");
     assert_eq!(apply(&file, &mut config).taken[0].number, None);
@@ -137,7 +137,7 @@ fn a_lifetime_that_tickets_cannot_have_is_ignored() {
 }
 
 #[test]
-fn what_is_written_reads_back_the_same() {
+fn a_written_export_reads_back() {
     let (config, _) = applied(SAMPLE);
     let written = export(&config);
     assert!(written.left_out.is_empty());
@@ -148,7 +148,7 @@ fn what_is_written_reads_back_the_same() {
 }
 
 #[test]
-fn what_the_registry_cannot_say_is_left_out_and_named() {
+fn settings_without_a_registry_form_are_listed() {
     let mut config = Config::default();
     config.tls.kernel = KernelTls::Off;
     config.session.client_lifetime = Duration::from_micros(1);
@@ -166,7 +166,7 @@ fn what_the_registry_cannot_say_is_left_out_and_named() {
 }
 
 #[test]
-fn errors_are_placed() {
+fn errors_are_located() {
     let cases = [
         ("", "1:1: the first line has to be"),
         ("Windows Registry Editor Version 6\n", "1:1: the first line"),
@@ -210,13 +210,13 @@ fn errors_are_placed() {
 }
 
 #[test]
-fn a_key_may_hold_brackets_and_be_followed_by_a_comment() {
+fn a_key_can_contain_brackets_and_precede_a_comment() {
     let file = parse(b"REGEDIT4\n[HKLM\\a]b] ; c ] d\n\"x\"=-").expect("it is right");
     assert_eq!(file.entries[0].key, r"HKLM\a]b");
 }
 
 #[test]
-fn every_prefix_reads_or_is_placed_inside_it() {
+fn every_prefix_reads_or_gives_a_location_inside_it() {
     let utf16 = to_utf16(SAMPLE);
     for bytes in [SAMPLE.as_bytes(), &utf16] {
         for end in 0..bytes.len() {

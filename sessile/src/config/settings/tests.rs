@@ -35,7 +35,7 @@ fn every_value_reads_back_from_its_toml() {
 }
 
 #[test]
-fn a_size_that_the_reader_of_hellos_does_not_have_cannot_be_set() {
+fn a_hello_size_that_the_reader_refuses_cannot_be_set() {
     let size = find("connection.max-hello-size").expect("it is there");
     assert_eq!(
         size.default(),
@@ -44,7 +44,7 @@ fn a_size_that_the_reader_of_hellos_does_not_have_cannot_be_set() {
 }
 
 #[test]
-fn a_changed_setting_needs_a_restart_in_the_roles_that_do_not_reload_it() {
+fn a_change_needs_a_restart_in_roles_that_do_not_reload_it() {
     let needing = |role: Role| -> Vec<&str> {
         let needing = all().filter(|setting| setting.restart.contains(&role));
         needing.map(|setting| setting.name).collect()
@@ -103,7 +103,7 @@ fn a_change_of_the_password_alone_is_a_change() {
 }
 
 #[test]
-fn every_registry_value_takes_and_gives_every_number_that_it_can_have() {
+fn every_number_of_a_registry_value_reads_back() {
     for setting in all() {
         let Some(value) = setting.registry else {
             continue;

@@ -1,5 +1,6 @@
-//! Bodies on their way through, and the clock of an upstream's silence: it stands still while it is
-//! the client that has to send or to read.
+//! Request and response bodies of the proxy, and how long an upstream has been silent.
+//!
+//! The time in which the proxy waits for the client does not count as silence of the upstream.
 
 use std::io;
 use std::pin::Pin;
@@ -15,61 +16,65 @@ use super::slot::UpstreamSlot;
 use crate::locks::locked;
 use crate::serve::pending_upstreams::{PendingUpstream, PendingUpstreams};
 
-/// What a request waits for before there is a response.
-enum Waits {
-    /// For the upstream, since then.
-    ForUpstream(
+/// What a request without a response waits for.
+enum WaitingFor {
+    /// The upstream, since this time.
+    Upstream(
         Instant,
         #[expect(dead_code, reason = "held, not read")] PendingUpstream,
     ),
-    /// For more of the request's body.
-    ForClient,
-    /// For nothing any more: the client's body ended before its end.
-    Cut,
+    /// More of the request's body.
+    Client,
+    /// Nothing: the client's connection failed before the end of the request's body.
+    Aborted,
 }
 
-/// How long whoever waits for a response has waited, and for whom. Nobody waits any more once it is gone.
-pub(super) struct Clock {
-    waits: Arc<Mutex<Waits>>,
+/// Measures how long an upstream has been silent before its response.
+///
+/// The request's connection counts as waiting for the upstream until this clock is dropped.
+pub(super) struct SilenceClock {
+    waiting_for: Arc<Mutex<WaitingFor>>,
     pending: PendingUpstreams,
 }
 
-impl Clock {
+impl SilenceClock {
     pub(super) fn start(pending: &PendingUpstreams) -> Self {
-        let waits = Waits::ForUpstream(Instant::now(), pending.begin());
+        let waiting_for = WaitingFor::Upstream(Instant::now(), pending.begin());
         Self {
-            waits: Arc::new(Mutex::new(waits)),
+            waiting_for: Arc::new(Mutex::new(waiting_for)),
             pending: pending.clone(),
         }
     }
 
-    /// Since when it is the upstream that nothing comes from; now, where it is the client.
+    /// The start of the upstream's silence; the current time if the request does not wait for the
+    /// upstream.
     pub(super) fn silent_since(&self) -> Instant {
-        match *locked(&self.waits) {
-            Waits::ForUpstream(since, _) => since,
-            Waits::ForClient | Waits::Cut => Instant::now(),
+        match *locked(&self.waiting_for) {
+            WaitingFor::Upstream(since, _) => since,
+            WaitingFor::Client | WaitingFor::Aborted => Instant::now(),
         }
     }
 
-    pub(super) fn was_cut(&self) -> bool {
-        matches!(*locked(&self.waits), Waits::Cut)
+    /// True if the client's connection failed before the end of the request's body.
+    pub(super) fn client_aborted(&self) -> bool {
+        matches!(*locked(&self.waiting_for), WaitingFor::Aborted)
     }
 }
 
-/// A request's body on its way to the upstream.
+/// A request's body, which is sent to the upstream.
 pub(super) struct Upload {
     body: Option<Incoming>,
-    /// The clock's, which need not last as long: an upstream may answer before it has the whole body.
-    waits: Weak<Mutex<Waits>>,
+    /// Weak because an upstream can answer before the end of the body, which drops the clock.
+    waiting_for: Weak<Mutex<WaitingFor>>,
     pending: PendingUpstreams,
 }
 
 impl Upload {
-    /// `None`: there is no body.
-    pub(super) fn new(body: Option<Incoming>, clock: &Clock) -> Self {
+    /// `body`: `None` sends an empty body.
+    pub(super) fn new(body: Option<Incoming>, clock: &SilenceClock) -> Self {
         Self {
             body,
-            waits: Arc::downgrade(&clock.waits),
+            waiting_for: Arc::downgrade(&clock.waiting_for),
             pending: clock.pending.clone(),
         }
     }
@@ -87,11 +92,11 @@ impl Body for Upload {
             return Poll::Ready(None);
         };
         let polled = Pin::new(body).poll_frame(cx);
-        if let Some(waits) = self.waits.upgrade() {
-            *locked(&waits) = match &polled {
-                Poll::Pending => Waits::ForClient,
-                Poll::Ready(Some(Err(_))) => Waits::Cut,
-                Poll::Ready(_) => Waits::ForUpstream(Instant::now(), self.pending.begin()),
+        if let Some(waiting_for) = self.waiting_for.upgrade() {
+            *locked(&waiting_for) = match &polled {
+                Poll::Pending => WaitingFor::Client,
+                Poll::Ready(Some(Err(_))) => WaitingFor::Aborted,
+                Poll::Ready(_) => WaitingFor::Upstream(Instant::now(), self.pending.begin()),
             };
         }
         polled
@@ -107,13 +112,13 @@ impl Body for Upload {
     }
 }
 
-/// A response's body on its way to the client.
+/// A response's body, which is sent to the client.
 pub(in crate::serve) struct Download {
     body: Incoming,
-    /// How long the upstream may be silent.
+    /// How long the upstream may send nothing.
     timeout: Duration,
-    /// Runs while it is.
-    silence: Option<(Pin<Box<Sleep>>, PendingUpstream)>,
+    /// Runs while the upstream sends nothing.
+    silence_timer: Option<(Pin<Box<Sleep>>, PendingUpstream)>,
     pending: PendingUpstreams,
     slot: UpstreamSlot,
 }
@@ -128,7 +133,7 @@ impl Download {
         Self {
             body,
             timeout,
-            silence: None,
+            silence_timer: None,
             pending,
             slot,
         }
@@ -145,16 +150,16 @@ impl Body for Download {
     ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         let this = &mut *self;
         let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(cx) else {
-            let (silence, _) = this.silence.get_or_insert_with(|| {
-                let over = Box::pin(tokio::time::sleep(this.timeout));
-                (over, this.pending.begin())
+            let (timer, _) = this.silence_timer.get_or_insert_with(|| {
+                let timer = Box::pin(tokio::time::sleep(this.timeout));
+                (timer, this.pending.begin())
             });
-            return silence.as_mut().poll(cx).map(|()| {
+            return timer.as_mut().poll(cx).map(|()| {
                 this.slot.end(|results| &results.cut);
                 Some(Err(io::ErrorKind::TimedOut.into()))
             });
         };
-        this.silence = None;
+        this.silence_timer = None;
         Poll::Ready(match frame {
             Some(Ok(frame)) => Some(Ok(frame)),
             Some(Err(error)) => {
@@ -179,7 +184,7 @@ impl Body for Download {
 
 impl Drop for Download {
     fn drop(&mut self) {
-        // Nobody asks for more than there is: a body of a known length is not read to its `None`.
+        // hyper does not poll a body of known length again after its last byte.
         if self.body.is_end_stream() {
             self.slot.end(|results| &results.ok);
         }

@@ -1,4 +1,4 @@
-//! Connections to an upstream: the first of its servers that takes one.
+//! Connects to the first available server of an upstream.
 
 use std::io;
 use std::pin::Pin;
@@ -14,7 +14,7 @@ use tower::Service;
 
 use crate::config;
 
-/// Connects to an upstream's servers in their order, whatever URI it is asked for.
+/// Connects to the servers of an upstream in their configured order. The URI of a request is ignored.
 #[derive(Clone)]
 pub(super) struct Connector {
     servers: Arc<[String]>,
@@ -29,23 +29,26 @@ impl Connector {
         }
     }
 
-    /// The last server's error where none takes a connection.
+    /// Connects to the first available server.
+    ///
+    /// # Errors
+    /// No server accepts a connection. The error is the last server's.
     async fn connect(self) -> io::Result<TcpStream> {
-        let mut last = io::Error::from(io::ErrorKind::NotFound);
+        let mut last_error = io::Error::from(io::ErrorKind::NotFound);
         for server in &*self.servers {
-            // A host's name is looked up each time: it may have moved.
+            // `connect` resolves a host name each time, because its address can change.
             match timeout(self.timeout, TcpStream::connect(server)).await {
                 Ok(Ok(io)) => {
-                    // Without it a request's body may wait for an acknowledgement. Slower is not
-                    // broken.
+                    // Nagle's algorithm could delay a request's body. The proxy works without the option,
+                    // so an error is ignored.
                     let _ = io.set_nodelay(true);
                     return Ok(io);
                 }
-                Ok(Err(error)) => last = error,
-                Err(_) => last = io::ErrorKind::TimedOut.into(),
+                Ok(Err(error)) => last_error = error,
+                Err(_) => last_error = io::ErrorKind::TimedOut.into(),
             }
         }
-        Err(last)
+        Err(last_error)
     }
 }
 

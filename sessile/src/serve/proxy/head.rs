@@ -1,5 +1,7 @@
-//! What goes on of a message's head: all but what belongs to one connection (RFC 9110, 7.6.1), and in
-//! place of what a client says about itself what is known about it. No I/O.
+//! Rewrites the heads of forwarded requests and responses. No I/O.
+//!
+//! Hop-by-hop headers are removed (RFC 9110, 7.6.1). Headers in which a client describes itself are
+//! replaced by the facts of its connection.
 
 use std::net::IpAddr;
 
@@ -18,8 +20,10 @@ const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
-/// How headers begin by which proxies say who a client is: where it is, and whose certificate it has shown.
-const CLAIMS: [&str; 5] = [
+/// The prefixes of headers in which proxies describe a client: its address and its certificate.
+///
+/// Upstreams trust these headers, so a client's own are removed.
+const CLIENT_CLAIM_PREFIXES: [&str; 5] = [
     "x-forwarded-",
     "client-cert",
     "x-client-cert",
@@ -29,7 +33,7 @@ const CLAIMS: [&str; 5] = [
 
 const CHUNKED: HeaderValue = HeaderValue::from_static("chunked");
 
-/// Belong to one connection, whether `Connection` names them or not.
+/// Headers that belong to one connection, even if `Connection` does not name them.
 const HOP_BY_HOP: [HeaderName; 7] = [
     CONNECTION,
     HeaderName::from_static("keep-alive"),
@@ -40,52 +44,52 @@ const HOP_BY_HOP: [HeaderName; 7] = [
     UPGRADE,
 ];
 
-/// Names the one upstream of a client's pool; never sent, never looked up.
-const POOL: Authority = Authority::from_static("upstream.invalid");
+/// The authority of every request to an upstream. It is neither sent nor resolved.
+const UPSTREAM_AUTHORITY: Authority = Authority::from_static("upstream.invalid");
 
-/// A response that cannot be handed on.
+/// The framing of a message is ambiguous or not supported.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Unfit;
+pub(super) struct InvalidFraming;
 
-/// A request as the upstream gets it, or the status it is refused with.
+/// Rewrites a request's head for an upstream. `without_body`: the request has no body.
+///
+/// # Errors
+/// The status to refuse the request with.
 pub(super) fn to_upstream(
     mut head: Parts,
     client: IpAddr,
     without_body: bool,
 ) -> Result<Parts, StatusCode> {
-    // TRACE would show a client what is said to the upstream about it.
+    // An upstream's answer to TRACE would show the client the headers that the proxy added.
     if matches!(head.method, Method::CONNECT | Method::TRACE) || wants_websocket(&head) {
         return Err(StatusCode::NOT_IMPLEMENTED);
     }
-    let chunked = is_chunked(&head.headers).map_err(|Unfit| StatusCode::BAD_REQUEST)?;
+    let chunked = is_chunked(&head.headers).map_err(|InvalidFraming| StatusCode::BAD_REQUEST)?;
     let host = host(&head)?;
     let takes_trailers = has_token(&head.headers, &TE, "trailers");
     let in_early_data =
         head.headers.contains_key(EARLY_DATA) || head.extensions.get::<SentEarly>().is_some();
 
-    head.uri = uri(&head.uri)?;
+    head.uri = upstream_uri(&head.uri)?;
     let via = via(head.version);
     head.version = Version::HTTP_11;
     let headers = &mut head.headers;
     remove_hop_by_hop(headers);
     remove_claims(headers);
-    // This server has answered it itself, or will when the body is asked for.
+    // hyper's server answers `Expect: 100-continue` when the body is read.
     headers.remove(EXPECT);
     join_cookies(headers);
     if chunked {
         headers.remove(CONTENT_LENGTH);
     }
     if !headers.contains_key(CONTENT_LENGTH) {
-        // Said outright: the client library takes a GET whose length is not given for one without a
-        // body, and some servers want a length of what has one as a rule.
-        match head.method {
-            _ if !without_body => {
-                headers.insert(TRANSFER_ENCODING, CHUNKED);
-            }
-            Method::POST | Method::PUT | Method::PATCH => {
-                headers.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
-            }
-            _ => {}
+        let method_expects_body = matches!(head.method, Method::POST | Method::PUT | Method::PATCH);
+        if !without_body {
+            // Without this header, hyper drops the body of a GET.
+            headers.insert(TRANSFER_ENCODING, CHUNKED);
+        } else if method_expects_body {
+            // Some servers refuse a POST without a length.
+            headers.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
         }
     }
     if takes_trailers {
@@ -93,88 +97,101 @@ pub(super) fn to_upstream(
         headers.insert(CONNECTION, HeaderValue::from_static("te"));
     }
     if in_early_data {
-        // RFC 8470, 5.1: set for what came in early data, never taken off, and whatever it says, 1.
+        // An intermediary must set the header for early data, and must not remove it (RFC 8470, 5.1). Any
+        // other value means the same as 1.
         headers.insert(EARLY_DATA, HeaderValue::from_static("1"));
     }
     headers.append(VIA, via);
-    say_who(headers, client, host);
+    add_client_headers(headers, client, host);
     Ok(head)
 }
 
-/// Makes of an upstream's response one that goes to the client.
-pub(super) fn to_client<B>(response: &mut Response<B>) -> Result<(), Unfit> {
+/// Rewrites an upstream's response for the client.
+///
+/// # Errors
+/// The response has ambiguous framing, or switches protocols.
+pub(super) fn to_client<B>(response: &mut Response<B>) -> Result<(), InvalidFraming> {
     if response.status().is_informational() {
-        // A change of protocols that nobody asked for.
-        return Err(Unfit);
+        // This is 101: hyper handles the other informational responses. The proxy never asks for an
+        // upgrade.
+        return Err(InvalidFraming);
     }
     let chunked = is_chunked(response.headers())?;
     *response.version_mut() = Version::HTTP_11;
-    let empty = matches!(
+    let has_no_body = matches!(
         response.status(),
         StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
     );
     let headers = response.headers_mut();
     remove_hop_by_hop(headers);
-    if chunked || empty {
-        // The chunks' length counts (RFC 9112, 6.3); and where there is no body, none.
+    if chunked || has_no_body {
+        // Transfer-Encoding overrides Content-Length (RFC 9112, 6.3), and 204 and 304 have no body.
         headers.remove(CONTENT_LENGTH);
     }
     Ok(())
 }
 
-/// Whether a body comes in chunks. Any other transfer coding would have to be taken off, and a length
-/// that is said twice may be read in two ways.
-fn is_chunked(headers: &HeaderMap) -> Result<bool, Unfit> {
+/// True if the body has the chunked transfer coding.
+///
+/// # Errors
+/// The message has another transfer coding, or several or invalid lengths. Two servers could read such a
+/// message in two ways (RFC 9112, 11.2).
+fn is_chunked(headers: &HeaderMap) -> Result<bool, InvalidFraming> {
     let only = |name: HeaderName| {
         let mut values = headers.get_all(name).iter();
         match (values.next(), values.next()) {
             (value, None) => Ok(value.map(HeaderValue::as_bytes)),
-            _ => Err(Unfit),
+            _ => Err(InvalidFraming),
         }
     };
     if only(CONTENT_LENGTH)?.is_some_and(|length| !length.iter().all(u8::is_ascii_digit)) {
-        return Err(Unfit);
+        return Err(InvalidFraming);
     }
     match only(TRANSFER_ENCODING)? {
         None => Ok(false),
         Some(coding) if coding.eq_ignore_ascii_case(b"chunked") => Ok(true),
-        Some(_) => Err(Unfit),
+        Some(_) => Err(InvalidFraming),
     }
 }
 
-/// A client that asks for another protocol can do without it, but for this one (RFC 9110, 7.8).
+/// True if the client asks for WebSocket.
+///
+/// A server may ignore Upgrade (RFC 9110, 7.8), and other clients go on with HTTP. A WebSocket client
+/// cannot.
 fn wants_websocket(head: &Parts) -> bool {
     has_token(&head.headers, &UPGRADE, "websocket")
 }
 
-/// Whether a header, which is a list, has this in it, with or without parameters.
+/// True if a list header contains `token`, with or without parameters.
 fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
-    tokens(headers, name).any(|its| {
-        let its = its.split([';', '/']).next().unwrap_or(its);
-        its.trim().eq_ignore_ascii_case(token)
-    })
+    tokens(headers, name)
+        .filter_map(|element| element.split([';', '/']).next())
+        .any(|found| found.trim().eq_ignore_ascii_case(token))
 }
 
 fn tokens<'h>(headers: &'h HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'h str> {
-    let values = headers.get_all(name).iter();
-    let texts = values.filter_map(|value| value.to_str().ok());
-    texts.flat_map(|text| text.split(',').map(str::trim))
+    headers
+        .get_all(name)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|text| text.split(',').map(str::trim))
 }
 
-/// The host that is asked for, with its port.
+/// The host of the request, with its port.
 fn host(head: &Parts) -> Result<Option<HeaderValue>, StatusCode> {
-    let host = Host::of(&head.uri, &head.headers, head.version);
-    let host = host.map_err(|_| StatusCode::BAD_REQUEST)?;
-    let value = host.map(|host| HeaderValue::try_from(host.written));
-    value.transpose().map_err(|_| StatusCode::BAD_REQUEST)
+    Host::of(&head.uri, &head.headers, head.version)
+        .map_err(|_| StatusCode::BAD_REQUEST)?
+        .map(|host| HeaderValue::try_from(host.written))
+        .transpose()
+        .map_err(|_| StatusCode::BAD_REQUEST)
 }
 
-/// The same path and query, at the upstream.
-fn uri(asked: &Uri) -> Result<Uri, StatusCode> {
-    let path = asked.path_and_query().cloned();
+/// The URI at the upstream, with the same path and query.
+fn upstream_uri(target: &Uri) -> Result<Uri, StatusCode> {
+    let path = target.path_and_query().cloned();
     Uri::builder()
         .scheme(Scheme::HTTP)
-        .authority(POOL)
+        .authority(UPSTREAM_AUTHORITY)
         .path_and_query(path.unwrap_or(PathAndQuery::from_static("/")))
         .build()
         .map_err(|_| StatusCode::BAD_REQUEST)
@@ -191,8 +208,7 @@ fn via(version: Version) -> HeaderValue {
 fn remove_hop_by_hop(headers: &mut HeaderMap) {
     let named: Vec<HeaderName> = tokens(headers, &CONNECTION)
         .filter_map(|name| name.parse().ok())
-        // What says how long a message is, whose it is and that it may be a replay goes on: a client
-        // that could take it out would have the upstream read another request than this one.
+        // Without these headers, the upstream would read another request than this server.
         .filter(|name| ![CONTENT_LENGTH, HOST, EARLY_DATA, TRAILER].contains(name))
         .collect();
     for name in named.iter().chain(&HOP_BY_HOP) {
@@ -200,7 +216,7 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
-/// Removes what a client says about itself and only a proxy may say.
+/// Removes the headers in which only a proxy may describe a client.
 fn remove_claims(headers: &mut HeaderMap) {
     let claims: Vec<HeaderName> = headers
         .keys()
@@ -213,13 +229,15 @@ fn remove_claims(headers: &mut HeaderMap) {
 }
 
 fn is_claim(name: &HeaderName) -> bool {
-    // Behind CGI and its likes, `_` and `-` are the same.
+    // CGI and similar interfaces map both `_` and `-` to `_`.
     let name = name.as_str().replace('_', "-");
     matches!(&*name, "forwarded" | "x-real-ip")
-        || CLAIMS.iter().any(|claim| name.starts_with(claim))
+        || CLIENT_CLAIM_PREFIXES
+            .iter()
+            .any(|claim| name.starts_with(claim))
 }
 
-/// HTTP/2 clients may send one cookie in each line; HTTP/1.1 has them in one (RFC 9113, 8.2.3).
+/// Joins the cookie headers of HTTP/2 into one header for HTTP/1.1 (RFC 9113, 8.2.3).
 fn join_cookies(headers: &mut HeaderMap) {
     let cookies: Vec<&[u8]> = headers
         .get_all(COOKIE)
@@ -233,9 +251,9 @@ fn join_cookies(headers: &mut HeaderMap) {
     }
 }
 
-/// Says whose request it is: `Forwarded` (RFC 7239), and the same as most programs know it.
-fn say_who(headers: &mut HeaderMap, client: IpAddr, host: Option<HeaderValue>) {
-    // A socket for both families has clients of IPv4 in the form of IPv6.
+/// Adds `Forwarded` (RFC 7239), the equivalent `X-Forwarded-` headers, and `Host`.
+fn add_client_headers(headers: &mut HeaderMap, client: IpAddr, host: Option<HeaderValue>) {
+    // A dual-stack socket gives IPv4 clients IPv4-mapped IPv6 addresses.
     let client = client.to_canonical();
     let node = match client {
         IpAddr::V4(address) => address.to_string(),
@@ -245,7 +263,7 @@ fn say_who(headers: &mut HeaderMap, client: IpAddr, host: Option<HeaderValue>) {
     if let Some(host) = host.as_ref().and_then(|host| host.to_str().ok()) {
         forwarded += &format!(";host=\"{host}\"");
     }
-    let said = [
+    let added = [
         (FORWARDED, HeaderValue::try_from(forwarded).ok()),
         (
             X_FORWARDED_FOR,
@@ -255,7 +273,7 @@ fn say_who(headers: &mut HeaderMap, client: IpAddr, host: Option<HeaderValue>) {
         (X_FORWARDED_HOST, host.clone()),
         (HOST, host.or(Some(HeaderValue::from_static("")))),
     ];
-    for (name, value) in said {
+    for (name, value) in added {
         if let Some(value) = value {
             headers.insert(name, value);
         }

@@ -1,6 +1,8 @@
-//! Hands a request to an upstream and its response back, bodies as streams, over HTTP/1.1. What goes
-//! on of a message's head is [`head`]'s; how long either side may be silent is [`body`]'s. An upstream
-//! that fails costs a 502, 503 or 504, or cuts the response off; it never makes one look complete.
+//! Forwards requests to upstreams over HTTP/1.1, and streams bodies in both directions.
+//!
+//! [`head`] rewrites the headers, and [`body`] limits the silence of an upstream. If an upstream fails
+//! before its response, the client gets 502, 503 or 504. If it fails later, the response is cut off: a
+//! truncated response must not look complete.
 
 mod body;
 mod connect;
@@ -26,45 +28,47 @@ use tokio::time::{Instant, sleep_until};
 use super::metrics::UpstreamResults;
 use super::pending_upstreams::PendingUpstreams;
 use crate::config;
-use body::{Clock, Download, Upload};
+use body::{Download, SilenceClock, Upload};
 use connect::Connector;
 use slot::UpstreamSlot;
 
-/// Most requests that a worker has at one upstream at once; a further one is answered 503.
+/// Most concurrent requests of a worker at one upstream. A further request is answered with 503.
 const MAX_REQUESTS: usize = 1024;
 
-/// Most connections that a worker keeps open to an upstream with nothing to do.
+/// Most idle connections of a worker to an upstream.
 const MAX_IDLE: usize = 32;
 
-/// How long it keeps one. Less than the five seconds after which widely used servers (Apache, Node.js)
-/// close theirs: a request that crosses with that is lost, and not every request may be sent twice.
-const IDLE: Duration = Duration::from_secs(4);
+/// How long a worker keeps an idle connection.
+///
+/// Apache and Node.js close idle connections after five seconds. A request that is sent at that moment is
+/// lost, and only some requests may be sent again.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// Most bytes of a response's head.
+/// Most bytes of a response's status line and headers.
 const MAX_HEAD: usize = 64 * 1024;
 
-/// One worker's way to an upstream.
+/// The HTTP client of one worker for one upstream.
 pub(super) struct Upstream {
     name: String,
     client: Client<Connector, Upload>,
     response_timeout: Duration,
     results: Arc<UpstreamResults>,
-    /// Whether the last request found it gone; said once, not for each request.
-    lost: Cell<bool>,
+    /// True if the last request failed. A failure is logged once, not for each request.
+    is_down: Cell<bool>,
 }
 
-/// Why there is no response to hand back.
+/// Why an upstream gave no response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Failure {
-    /// No server takes a connection.
+    /// No server accepts a connection.
     Unreachable,
-    /// The connection ended before there was a response.
+    /// The connection ended before a response.
     Closed,
-    /// What came back is no response that can be handed on.
+    /// The response is not HTTP, or its framing cannot be forwarded.
     Invalid,
-    /// Nothing came for too long.
+    /// The upstream sent nothing for `response-timeout`.
     Silent,
-    /// The client did not send the whole of its request.
+    /// The client did not send its complete request.
     Client,
 }
 
@@ -72,7 +76,7 @@ impl Upstream {
     pub(super) fn new(config: &config::Upstream, results: UpstreamResults) -> Self {
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(IDLE)
+            .pool_idle_timeout(IDLE_TIMEOUT)
             .pool_max_idle_per_host(MAX_IDLE)
             .http1_max_buf_size(MAX_HEAD)
             .set_host(false)
@@ -82,11 +86,14 @@ impl Upstream {
             client,
             response_timeout: config.response_timeout,
             results: Arc::new(results),
-            lost: Cell::new(false),
+            is_down: Cell::new(false),
         }
     }
 
-    /// The upstream's response to a request of `client`'s, or the status that says why there is none.
+    /// Forwards a request of `client`, and returns the upstream's response.
+    ///
+    /// # Errors
+    /// The status to answer with: 400 or 501 for the request, 502, 503 or 504 for the upstream.
     pub(super) async fn forward(
         &self,
         client: IpAddr,
@@ -99,15 +106,18 @@ impl Upstream {
             self.results.overloaded.inc();
             return Err(StatusCode::SERVICE_UNAVAILABLE);
         };
-        let answered = self.exchange(head, body, pending).await;
-        let answered = answered.and_then(|mut response| {
-            head::to_client(&mut response).map_err(|head::Unfit| Failure::Invalid)?;
-            Ok(response)
-        });
-        self.say_whether_lost(answered.as_ref().err().copied());
-        match answered {
+        let answer = self
+            .exchange(head, body, pending)
+            .await
+            .and_then(|mut response| {
+                head::to_client(&mut response).map_err(|head::InvalidFraming| Failure::Invalid)?;
+                Ok(response)
+            });
+        self.log_change(answer.as_ref().err().copied());
+        match answer {
             Ok(response) => {
-                let (timeout, pending) = (self.response_timeout, pending.clone());
+                let timeout = self.response_timeout;
+                let pending = pending.clone();
                 Ok(response.map(|body| Download::new(body, timeout, pending, slot)))
             }
             Err(failure) => {
@@ -127,13 +137,13 @@ impl Upstream {
         body: Incoming,
         pending: &PendingUpstreams,
     ) -> Result<Response<Incoming>, Failure> {
-        // The upstream may close a connection while a request is on its way to it. One that may be
-        // sent twice is (RFC 9110, 9.2.2); the client library does the same for one not yet sent.
-        let repeatable = head.method.is_idempotent() && body.is_end_stream();
-        let again = repeatable.then(|| head.clone());
-        match (self.attempt(head, Some(body), pending).await, again) {
+        // The upstream may close an idle connection while a request is on its way. An idempotent request is
+        // sent again (RFC 9110, 9.2.2). hyper-util retries only a request that it has not sent yet.
+        let is_retryable = head.method.is_idempotent() && body.is_end_stream();
+        let retry_head = is_retryable.then(|| head.clone());
+        match (self.attempt(head, Some(body), pending).await, retry_head) {
             (Err(Failure::Closed), Some(head)) => self.attempt(head, None, pending).await,
-            (answered, _) => answered,
+            (answer, _) => answer,
         }
     }
 
@@ -143,19 +153,20 @@ impl Upstream {
         body: Option<Incoming>,
         pending: &PendingUpstreams,
     ) -> Result<Response<Incoming>, Failure> {
-        let clock = Clock::start(pending);
+        let clock = SilenceClock::start(pending);
         let body = Upload::new(body, &clock);
         let mut response = pin!(self.client.request(Request::from_parts(head, body)));
         loop {
-            let until = clock.silent_since() + self.response_timeout;
+            let deadline = clock.silent_since() + self.response_timeout;
             tokio::select! {
-                answered = &mut response => {
-                    return answered.map_err(|error| {
-                        tracing::debug!(upstream = self.name, error = chain(&error), "no response");
+                answer = &mut response => {
+                    return answer.map_err(|error| {
+                        tracing::debug!(upstream = self.name, error = causes_text(&error), "no response");
                         Failure::of(&error, &clock)
                     });
                 }
-                () = sleep_until(until) => {
+                () = sleep_until(deadline) => {
+                    // The deadline moves if the proxy waited for the client meanwhile.
                     if clock.silent_since() + self.response_timeout <= Instant::now() {
                         return Err(Failure::Silent);
                     }
@@ -164,18 +175,19 @@ impl Upstream {
         }
     }
 
-    fn say_whether_lost(&self, failure: Option<Failure>) {
+    /// Logs if the upstream went down or came back.
+    fn log_change(&self, failure: Option<Failure>) {
         let upstream = &self.name;
         match failure {
             Some(Failure::Client) => {}
             Some(failure) => {
-                if !self.lost.replace(true) {
+                if !self.is_down.replace(true) {
                     let reason = failure.reason();
                     tracing::warn!(upstream, reason, "an upstream does not answer");
                 }
             }
             None => {
-                if self.lost.replace(false) {
+                if self.is_down.replace(false) {
                     tracing::info!(upstream, "an upstream answers again");
                 }
             }
@@ -184,8 +196,8 @@ impl Upstream {
 }
 
 impl Failure {
-    fn of(error: &legacy::Error, clock: &Clock) -> Self {
-        if clock.was_cut() {
+    fn of(error: &legacy::Error, clock: &SilenceClock) -> Self {
+        if clock.client_aborted() {
             return Self::Client;
         }
         let timed_out = causes(error).any(|cause| {
@@ -235,14 +247,16 @@ impl Failure {
     }
 }
 
-/// An error and what it stems from.
+/// An error and its sources, outermost first.
 fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
     std::iter::successors(Some(error), |&error| error.source())
 }
 
-fn chain(error: &legacy::Error) -> String {
-    let causes = causes(error).map(ToString::to_string);
-    causes.collect::<Vec<_>>().join(": ")
+fn causes_text(error: &legacy::Error) -> String {
+    causes(error)
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(": ")
 }
 
 #[cfg(test)]
@@ -253,10 +267,11 @@ mod tests {
     use crate::store::Store;
 
     #[test]
-    fn an_upstream_takes_so_many_requests_at_once_and_no_more() {
-        let (registry, everything) = (prometheus::Registry::new(), config::Config::default());
-        let keys = Keyring::ephemeral(everything.session.lifetime).expect("a key");
-        let store = Store::new(&everything, &Arc::new(keys), 1, &registry, 0).expect("a store");
+    fn concurrent_requests_of_an_upstream_are_limited() {
+        let registry = prometheus::Registry::new();
+        let config = config::Config::default();
+        let keys = Keyring::ephemeral(config.session.lifetime).expect("a key");
+        let store = Store::new(&config, &Arc::new(keys), 1, &registry, 0).expect("a store");
         let metrics = Metrics::register(&registry, "web1", &store, 1).expect("its first server");
         let app = config::Upstream {
             name: "app".to_owned(),

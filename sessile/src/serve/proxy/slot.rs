@@ -1,4 +1,4 @@
-//! The place of a request among those of an upstream.
+//! Limits the concurrent requests of an upstream, and counts their results.
 
 use std::sync::Arc;
 
@@ -6,23 +6,23 @@ use prometheus::IntCounter;
 
 use crate::serve::metrics::UpstreamResults;
 
-/// One request of an upstream. Its result is counted once, however it ends.
+/// A request in progress at an upstream. Its result is counted once; at the latest when it is dropped.
 pub(super) struct UpstreamSlot {
     results: Arc<UpstreamResults>,
     is_counted: bool,
 }
 
 impl UpstreamSlot {
-    /// A slot, unless `limit` requests have one.
+    /// Takes a slot; `None` if `limit` requests have one.
     pub(super) fn take(results: &Arc<UpstreamResults>, limit: usize) -> Option<Self> {
-        // One reference is the upstream's own.
+        // The upstream itself has one reference, so the count is one above the number of slots.
         (Arc::strong_count(results) <= limit).then(|| Self {
             results: Arc::clone(results),
             is_counted: false,
         })
     }
 
-    /// Counts the result, unless one was counted.
+    /// Counts the result of the request if none was counted yet.
     pub(super) fn end(&mut self, counter: impl FnOnce(&UpstreamResults) -> &IntCounter) {
         if !self.is_counted {
             self.is_counted = true;

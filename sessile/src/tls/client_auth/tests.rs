@@ -12,8 +12,9 @@ fn day(day: u8) -> Time {
     Time::from_unix_millis(since.expect("after 1970").as_millis() as u64)
 }
 
-/// A root, an authority below it, and a certificate of a client that ends on the 20th; all of them
-/// begin on the 1st.
+/// A root, an intermediate authority and a client certificate. All are valid from January 1st.
+///
+/// The client certificate expires on January 20th.
 struct Chain {
     folder: tempfile::TempDir,
     root: Issuer<'static, KeyPair>,
@@ -63,21 +64,21 @@ impl Chain {
         }
     }
 
-    fn clients(&self, mode: config::ClientAuthMode) -> Clients {
+    fn clients(&self, mode: config::ClientAuthMode) -> ClientVerifier {
         let loaded = ClientAuthorities::load(&self.config(mode, false));
-        Clients::new(&loaded.expect("it is right"))
+        ClientVerifier::new(&loaded.expect("it is right"))
     }
 
-    /// What becomes of a session on the 10th where there are these lists.
-    fn with(&self, lists: &[String]) -> Result<(), Reason> {
+    /// Verifies a session on January 10th, with these revocation lists.
+    fn verify_with(&self, lists: &[String]) -> Result<(), Reason> {
         fs::write(self.folder.path().join("lists.pem"), lists.concat()).expect("written");
         let config = self.config(config::ClientAuthMode::Required, true);
         let loaded = ClientAuthorities::load(&config).expect("it is right");
-        Clients::new(&loaded).verify_again(&session(&self.chain), day(10))
+        ClientVerifier::new(&loaded).verify_again(&session(&self.chain), day(10))
     }
 }
 
-/// A list that holds until a day of January.
+/// A revocation list whose next update is due on a day of January.
 fn list(issuer: &Issuer<'_, KeyPair>, until: u8, revoked: &[u64]) -> String {
     let revoked = revoked.iter().map(|&serial| RevokedCertParams {
         serial_number: serial.into(),
@@ -97,7 +98,7 @@ fn list(issuer: &Issuer<'_, KeyPair>, until: u8, revoked: &[u64]) -> String {
     signed.pem().expect("PEM")
 }
 
-/// A session as the library encodes it; see the test of [`value`].
+/// A session as rustls encodes it; see the test of [`rustls_session`].
 fn session(chain: &[CertificateDer<'_>]) -> Vec<u8> {
     let mut bytes = vec![0, 3, 4, 0x13, 1, 1, 0xaa, 0];
     bytes.push(u8::from(!chain.is_empty()));
@@ -113,15 +114,15 @@ fn session(chain: &[CertificateDer<'_>]) -> Vec<u8> {
 }
 
 #[test]
-fn a_session_is_admitted_as_long_as_its_client_would_be() {
+fn a_session_is_admitted_until_its_certificate_expires() {
     let chain = Chain::new();
     let clients = chain.clients(config::ClientAuthMode::Required);
     let session = session(&chain.chain);
     assert_eq!(clients.verify_again(&session, day(10)), Ok(()));
-    // Known or not, it ends with its certificate.
+    // The cached verification ends when the certificate expires.
     let last = Time::from_unix_millis(day(20).unix_millis() - 1000);
     assert_eq!(clients.verify_again(&session, last), Ok(()));
-    assert_eq!(clients.known.lock().expect("not poisoned").len(), 1);
+    assert_eq!(clients.verified.lock().expect("not poisoned").len(), 1);
     let after = Time::from_unix_millis(day(20).unix_millis() + 1000);
     assert_eq!(
         clients.verify_again(&session, after),
@@ -136,29 +137,29 @@ fn a_session_is_admitted_as_long_as_its_client_would_be() {
 }
 
 #[test]
-fn a_chain_is_known_for_a_minute_and_the_last_visit_does_not_count() {
+fn a_verification_is_cached_for_a_minute_and_a_visit_does_not_extend_it() {
     let chain = Chain::new();
     let clients = chain.clients(config::ClientAuthMode::Required);
-    let known_until = || {
-        let known = clients.known.lock().expect("not poisoned");
-        *known.values().next().expect("it is known")
+    let cached_until = || {
+        let verified = clients.verified.lock().expect("not poisoned");
+        *verified.values().next().expect("a cached chain")
     };
     for seconds in [0, 59] {
         let now = day(10).plus(Duration::from_secs(seconds));
         clients
             .verify_again(&session(&chain.chain), now)
             .expect("it is right");
-        assert_eq!(known_until(), day(10).plus(KNOWN_FOR));
+        assert_eq!(cached_until(), day(10).plus(VERIFIED_TTL));
     }
-    let later = day(10).plus(KNOWN_FOR);
+    let later = day(10).plus(VERIFIED_TTL);
     clients
         .verify_again(&session(&chain.chain), later)
         .expect("it is right");
-    assert_eq!(known_until(), later.plus(KNOWN_FOR));
+    assert_eq!(cached_until(), later.plus(VERIFIED_TTL));
 }
 
 #[test]
-fn a_session_without_a_certificate_needs_a_site_that_does_not_insist() {
+fn a_session_without_a_certificate_resumes_only_if_certificates_are_optional() {
     let chain = Chain::new();
     let anonymous = session(&[]);
     let required = chain.clients(config::ClientAuthMode::Required);
@@ -171,28 +172,28 @@ fn a_session_without_a_certificate_needs_a_site_that_does_not_insist() {
 }
 
 #[test]
-fn lists_count_for_the_client_and_with_one_of_a_root_for_all_below_it() {
+fn a_list_of_a_root_makes_intermediates_revocable() {
     let chain = Chain::new();
     let refused = Err(Reason::ClientAuth);
     let below = |revoked: &[u64]| list(&chain.below, 20, revoked);
     let root = |revoked: &[u64]| list(&chain.root, 20, revoked);
-    // The issuer's list alone is enough; without it nobody knows.
-    assert_eq!(chain.with(&[below(&[])]), Ok(()));
-    assert_eq!(chain.with(&[below(&[3])]), refused);
-    assert_eq!(chain.with(&[root(&[])]), refused);
-    // With both, the authority in between can be revoked as well.
-    assert_eq!(chain.with(&[root(&[]), below(&[])]), Ok(()));
-    assert_eq!(chain.with(&[root(&[2]), below(&[])]), refused);
-    assert_eq!(chain.with(&[root(&[]), below(&[3])]), refused);
-    // Nor from a list that was to be replaced.
-    assert_eq!(chain.with(&[list(&chain.below, 9, &[])]), refused);
-    // Signed by somebody else of the same name.
+    // The list of the issuing authority is enough. Without it, the client's status is unknown.
+    assert_eq!(chain.verify_with(&[below(&[])]), Ok(()));
+    assert_eq!(chain.verify_with(&[below(&[3])]), refused);
+    assert_eq!(chain.verify_with(&[root(&[])]), refused);
+    // With both lists, the intermediate authority can be revoked, too.
+    assert_eq!(chain.verify_with(&[root(&[]), below(&[])]), Ok(()));
+    assert_eq!(chain.verify_with(&[root(&[2]), below(&[])]), refused);
+    assert_eq!(chain.verify_with(&[root(&[]), below(&[3])]), refused);
+    // The next update of the list is overdue.
+    assert_eq!(chain.verify_with(&[list(&chain.below, 9, &[])]), refused);
+    // Another authority with the same name signed the list.
     let other = Chain::new();
-    assert_eq!(chain.with(&[list(&other.below, 20, &[])]), refused);
+    assert_eq!(chain.verify_with(&[list(&other.below, 20, &[])]), refused);
 }
 
 #[test]
-fn a_list_may_be_der_and_what_is_no_list_is_named() {
+fn a_list_may_be_der_and_errors_name_the_file() {
     let chain = Chain::new();
     let path = chain.folder.path().join("lists.pem");
     let load = |bytes: &[u8]| {
@@ -205,15 +206,15 @@ fn a_list_may_be_der_and_what_is_no_list_is_named() {
     assert_eq!(one, std::slice::from_ref(&der));
     let two = pem.clone() + &list(&chain.root, 20, &[]);
     assert_eq!(load(two.as_bytes()).expect("two lists").lists.len(), 2);
-    let said = |bytes: &[u8]| load(bytes).err().expect("it is wrong").to_string();
-    assert!(said(b"").contains("lists.pem: holds no revocation list"));
-    assert!(said(&der[..der.len() - 1]).contains("lists.pem: "));
+    let error_text = |bytes: &[u8]| load(bytes).err().expect("it is wrong").to_string();
+    assert!(error_text(b"").contains("lists.pem: holds no revocation list"));
+    assert!(error_text(&der[..der.len() - 1]).contains("lists.pem: "));
     fs::write(chain.folder.path().join("ca.pem"), "").expect("written");
-    assert!(said(&der).contains("ca.pem: holds no PEM certificate"));
+    assert!(error_text(&der).contains("ca.pem: holds no PEM certificate"));
 }
 
 #[test]
-fn a_client_without_a_subject_is_known_by_its_certificate() {
+fn a_client_without_a_subject_is_named_by_its_hash() {
     let chain = Chain::new();
     assert_eq!(identity(&chain.chain[0]), "CN=client");
     let mut params = params("", 4, false);

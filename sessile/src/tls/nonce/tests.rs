@@ -17,10 +17,10 @@ thread_local! {
     static NONCES: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Notes the lengths of nonces.
-struct NotingHkdf(&'static dyn Hkdf);
+/// Records the lengths of nonces.
+struct RecordingHkdf(&'static dyn Hkdf);
 
-impl Hkdf for NotingHkdf {
+impl Hkdf for RecordingHkdf {
     fn extract_from_zero_ikm(&self, salt: Option<&[u8]>) -> Box<dyn HkdfExpander> {
         self.0.extract_from_zero_ikm(salt)
     }
@@ -30,7 +30,7 @@ impl Hkdf for NotingHkdf {
     }
 
     fn expander_for_okm(&self, okm: &OkmBlock) -> Box<dyn HkdfExpander> {
-        Box::new(NotingExpander(self.0.expander_for_okm(okm)))
+        Box::new(RecordingExpander(self.0.expander_for_okm(okm)))
     }
 
     fn hmac_sign(&self, key: &OkmBlock, message: &[u8]) -> Tag {
@@ -38,9 +38,9 @@ impl Hkdf for NotingHkdf {
     }
 }
 
-struct NotingExpander(Box<dyn HkdfExpander>);
+struct RecordingExpander(Box<dyn HkdfExpander>);
 
-impl HkdfExpander for NotingExpander {
+impl HkdfExpander for RecordingExpander {
     fn expand_slice(&self, info: &[&[u8]], output: &mut [u8]) -> Result<(), OutputLengthError> {
         self.0.expand_slice(info, output)
     }
@@ -57,7 +57,7 @@ impl HkdfExpander for NotingExpander {
     }
 }
 
-/// A provider with one suite, as the library makes it.
+/// A provider with one unchanged suite of rustls.
 fn plain(suite: &SupportedCipherSuite) -> CryptoProvider {
     CryptoProvider {
         cipher_suites: vec![*suite],
@@ -65,30 +65,31 @@ fn plain(suite: &SupportedCipherSuite) -> CryptoProvider {
     }
 }
 
-fn noting(suite: &SupportedCipherSuite) -> CryptoProvider {
+/// A client's provider with one suite, which records the lengths of nonces.
+fn recording(suite: &SupportedCipherSuite) -> CryptoProvider {
     let suite = suite.tls13().expect("a suite of TLS 1.3");
-    let noting = Tls13CipherSuite {
+    let recording = Tls13CipherSuite {
         common: CipherSuiteCommon {
             suite: suite.common.suite,
             hash_provider: suite.common.hash_provider,
             confidentiality_limit: suite.common.confidentiality_limit,
         },
-        hkdf_provider: Box::leak(Box::new(NotingHkdf(suite.hkdf_provider))),
+        hkdf_provider: Box::leak(Box::new(RecordingHkdf(suite.hkdf_provider))),
         aead_alg: suite.aead_alg,
         quic: None,
     };
-    plain(&SupportedCipherSuite::Tls13(Box::leak(Box::new(noting))))
+    plain(&SupportedCipherSuite::Tls13(Box::leak(Box::new(recording))))
 }
 
 fn suites() -> Vec<SupportedCipherSuite> {
-    let suites = crate::tls::provider::crypto().cipher_suites;
-    suites
+    crate::tls::provider::crypto()
+        .cipher_suites
         .into_iter()
         .filter(|suite| suite.tls13().is_some())
         .collect()
 }
 
-/// What servers and clients have in common.
+/// The certificate and ticket key that all servers of a test share.
 struct Setup {
     root: CertificateDer<'static>,
     key: PrivateKeyDer<'static>,
@@ -128,7 +129,7 @@ impl Setup {
         server
     }
 
-    /// A server that stores sessions, and whose tickets have an extension.
+    /// A server that stores sessions. Its tickets have the early_data extension.
     fn stored(&self, provider: CryptoProvider) -> ServerConfig {
         let mut server = ServerConfig::builder_with_provider(Arc::new(provider))
             .with_protocol_versions(&[&rustls::version::TLS13])
@@ -169,19 +170,19 @@ fn feed(mut bytes: &[u8], mut read: impl FnMut(&mut &[u8]) -> std::io::Result<us
     }
 }
 
-/// Fails if the library makes nonces of another length, or derives or sends them in another way.
+/// Fails if rustls changes the length of nonces, or the way in which it derives or sends them.
 #[test]
 fn clients_see_nonces_of_eight_bytes_and_resume() {
     let setup = Setup::new();
     for suite in suites() {
         let short = || with_short_nonces(plain(&suite));
         for server in [setup.sealed(short()), setup.stored(short())] {
-            let client = setup.client(noting(&suite));
+            let client = setup.client(recording(&suite));
             NONCES.take();
             let mut kinds = Vec::new();
             for _ in 0..3 {
                 kinds.push(connect(&client, &server));
-                assert_eq!(NONCES.take(), [SHORT; 2], "{suite:?}");
+                assert_eq!(NONCES.take(), [SHORT_NONCE_LEN; 2], "{suite:?}");
             }
             let resumed = HandshakeKind::Resumed;
             assert_eq!(kinds, [HandshakeKind::Full, resumed, resumed], "{suite:?}");
@@ -189,30 +190,30 @@ fn clients_see_nonces_of_eight_bytes_and_resume() {
     }
 }
 
-/// A farm in which one server has a version of this program with long nonces.
+/// A farm can contain a server with an older version of sessile, which has long nonces.
 #[test]
 fn servers_with_long_and_short_nonces_resume_each_others_sessions() {
     let setup = Setup::new();
     for suite in suites() {
         let long = setup.sealed(plain(&suite));
         let short = setup.sealed(with_short_nonces(plain(&suite)));
-        let client = setup.client(noting(&suite));
+        let client = setup.client(recording(&suite));
         NONCES.take();
         assert_eq!(connect(&client, &long), HandshakeKind::Full);
-        assert_eq!(NONCES.take(), [LONG; 2], "{suite:?}");
+        assert_eq!(NONCES.take(), [RUSTLS_NONCE_LEN; 2], "{suite:?}");
         for server in [&short, &long, &short] {
             assert_eq!(
                 connect(&client, server),
                 HandshakeKind::Resumed,
                 "{suite:?}"
             );
-            // A client uses its newest session first: both kinds of sessions resume here.
+            // A client uses its newest session first, so both kinds of sessions resume in this loop.
             NONCES.take();
         }
     }
 }
 
-/// A ticket may begin and be split anywhere in a record.
+/// The record size decides at which bytes tickets are split.
 #[test]
 fn sessions_resume_with_every_size_of_records() {
     let setup = Setup::new();
@@ -221,27 +222,28 @@ fn sessions_resume_with_every_size_of_records() {
     for size in (smallest..smallest + 300).chain([517, 1029, 2053, 4101]) {
         for stored in [false, true] {
             let provider = with_short_nonces(plain(&suite));
-            let mut server = match stored {
-                true => setup.stored(provider),
-                false => setup.sealed(provider),
+            let mut server = if stored {
+                setup.stored(provider)
+            } else {
+                setup.sealed(provider)
             };
             server.max_fragment_size = Some(size);
             server.send_tls13_tickets = 4;
-            let client = setup.client(noting(&suite));
+            let client = setup.client(recording(&suite));
             NONCES.take();
             assert_eq!(connect(&client, &server), HandshakeKind::Full, "{size}");
-            assert_eq!(NONCES.take(), [SHORT; 4], "{size}");
+            assert_eq!(NONCES.take(), [SHORT_NONCE_LEN; 4], "{size}");
             assert_eq!(connect(&client, &server), HandshakeKind::Resumed, "{size}");
         }
     }
 }
 
-/// A NewSessionTicket with a nonce of that many bytes.
-fn ticket(nonce: u8, ticket: u16) -> Vec<u8> {
-    let mut body = vec![1, 2, 3, 4, 5, 6, 7, 8, nonce];
-    body.extend(100..100 + nonce);
-    body.extend(ticket.to_be_bytes());
-    body.extend((0..ticket).map(|at| (at % 251) as u8));
+/// A NewSessionTicket whose nonce and ticket have these lengths in bytes.
+fn ticket(nonce_len: u8, ticket_len: u16) -> Vec<u8> {
+    let mut body = vec![1, 2, 3, 4, 5, 6, 7, 8, nonce_len];
+    body.extend(100..100 + nonce_len);
+    body.extend(ticket_len.to_be_bytes());
+    body.extend((0..ticket_len).map(|index| (index % 251) as u8));
     body.extend([0, 0]);
     message(NEW_SESSION_TICKET, &body)
 }
@@ -253,21 +255,25 @@ fn message(kind: u8, body: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn a_flight_is_shortened_wherever_its_records_end() {
-    // Lengths whose lower bytes underflow when the nonce is cut, and a large session.
+fn nonces_are_cut_for_every_record_size() {
+    // Some lengths have low bytes that underflow if the nonce is cut; the last is a large session.
     let lengths = [1, 213, 214, 230, 237, 238, 300, 6500];
-    let [flight, expected] = [LONG, SHORT].map(|nonce| {
+    let [flight, expected] = [RUSTLS_NONCE_LEN, SHORT_NONCE_LEN].map(|nonce| {
         let tickets = lengths.iter().flat_map(|len| ticket(nonce as u8, *len));
         tickets.chain(message(24, &[0])).collect::<Vec<_>>()
     });
     for size in 63..flight.len() + 1 {
         let mut shortener = TicketFlight::default();
-        let records = flight
+        let records: Vec<_> = flight
             .chunks(size)
-            .map(|fragment| shortener.shorten(fragment));
-        let records: Vec<_> = records.collect();
-        let sizes = records.iter().map(Vec::len);
-        assert!(sizes.clone().all(|len| len > 0 && len <= size), "{size}");
+            .map(|fragment| shortener.shorten(fragment))
+            .collect();
+        assert!(
+            records
+                .iter()
+                .all(|record| !record.is_empty() && record.len() <= size),
+            "{size}"
+        );
         assert!(records.concat() == expected, "{size}");
     }
 }

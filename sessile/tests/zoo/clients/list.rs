@@ -1,4 +1,4 @@
-//! Which clients there are, how each is run, and what its library cannot do.
+//! The clients, how each is run, and the mechanisms that its library lacks.
 
 use super::{Mechanism, Visit, others, programs, proxies};
 
@@ -27,7 +27,7 @@ pub(super) struct Client {
 /// A mechanism that a library does not have.
 pub(super) struct Lacks {
     mechanism: Mechanism,
-    /// The server's verdict on the returns of a client that is asked for this mechanism.
+    /// The verdict that the server reaches if a client tries this mechanism.
     pub(super) verdict: &'static str,
     pub(super) note: usize,
 }

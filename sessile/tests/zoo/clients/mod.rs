@@ -1,4 +1,4 @@
-//! Client libraries, each by its ordinary API: ten returns by each mechanism, and all resume.
+//! Checks that each client library resumes: ten returns by each mechanism, through the usual API.
 //!
 //! `list` has the clients, `table` judges their connections. The table in docs/reference/clients.md must have
 //! the same cells.
@@ -55,14 +55,14 @@ impl Mechanism {
 /// One connection, as both ends saw it.
 #[derive(Debug)]
 struct Connection {
-    /// The library's word; `None` for a library that does not say.
+    /// The library's report: `resumed` or `full`; `None` if it does not report.
     resumed: Option<bool>,
-    /// The server's word.
+    /// The server's verdict.
     answer: Answer,
 }
 
 impl Connection {
-    /// Of a client that says nothing about its sessions.
+    /// A connection of a client that does not report its sessions.
     const fn by_server(answer: Answer) -> Self {
         Self {
             resumed: None,

@@ -18,8 +18,8 @@ use crate::peers::{Answer, Browser, NAME, run};
 /// The first word of a program's answer that begins with a digit.
 pub(super) fn version(package: &str, program: &str, argument: &str) -> String {
     let ran = run(package, Command::new(program).arg(argument), "").succeeded();
-    let said = ran.stdout + &ran.stderr;
-    let mut words = said.split([' ', '/', '-', '+', '\n']);
+    let output = ran.stdout + &ran.stderr;
+    let mut words = output.split([' ', '/', '-', '+', '\n']);
     let version = words.find(|word| word.starts_with(|first: char| first.is_ascii_digit()));
     version.expect("a version").to_owned()
 }
@@ -92,7 +92,7 @@ pub(super) fn curl(mechanism: Mechanism, connections: usize) -> Visit {
     let url = format!("https://{NAME}:{port}/verdict.json");
     command.args(vec![url; connections]);
     let ran = run("curl", &mut command, "").succeeded();
-    // It says that it offers a session, and not whether the server took the session.
+    // curl reports that it offers a session, but not if the session resumed.
     let mut offered = Vec::new();
     for line in ran.stderr.lines() {
         if line.starts_with("* Connected to ") {
@@ -117,7 +117,7 @@ pub(super) fn curl(mechanism: Mechanism, connections: usize) -> Visit {
 pub(super) fn chromium(mechanism: Mechanism, connections: usize) -> Visit {
     const FETCH: &str = "fetch('/verdict.json', {cache: 'no-store'})\
          .then(response => response.text()).then(done, error => done(String(error)))";
-    // Chromium always takes tickets, so the servers give none.
+    // Chromium prefers tickets, so the servers of this farm send none.
     let tickets = mechanism != Mechanism::SessionId;
     let farm = Farm::start(&format!(
         "tickets = {tickets}\n[connection]\nidle-timeout = \"300ms\""

@@ -91,13 +91,13 @@ pub(super) fn haproxy(mechanism: Mechanism, connections: usize) -> Visit {
     });
     let ran = ask("http", haproxy.address(), connections);
     let lines = ran.stdout.lines();
-    let said = lines.filter_map(|line| line.strip_prefix("x-resumed: "));
-    let pairs = said.zip(ran.answers());
+    let reported = lines.filter_map(|line| line.strip_prefix("x-resumed: "));
+    let pairs = reported.zip(ran.answers());
     Visit {
         version: version("haproxy", "haproxy", "-v"),
         connections: pairs
-            .map(|(said, answer)| Connection {
-                resumed: Some(said == "1"),
+            .map(|(reported, answer)| Connection {
+                resumed: Some(reported == "1"),
                 answer,
             })
             .collect(),

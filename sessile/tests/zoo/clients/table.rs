@@ -1,4 +1,4 @@
-//! Judges connections, which gives a cell, and prints the cells as a Markdown table.
+//! Judges the connections of each client, and prints the results as a Markdown table.
 
 use std::any::Any;
 use std::fmt;
@@ -45,13 +45,16 @@ impl Cell {
 
     fn failed(good: usize, client: &Client, connections: &[Connection]) -> Self {
         let lines = connections.iter().map(|connection| {
-            let said = match connection.resumed {
+            let reported = match connection.resumed {
                 Some(true) => "resumed",
                 Some(false) => "full",
                 None => "-",
             };
             let answer = &connection.answer;
-            format!("  {}: {}, client: {said}\n", answer.server, answer.verdict)
+            format!(
+                "  {}: {}, client: {reported}\n",
+                answer.server, answer.verdict
+            )
         });
         Self::Failed {
             shown: format!("{good} of {}", client.returns),
@@ -66,7 +69,9 @@ fn is_as_expected(connection: &Connection, verdict: &str) -> bool {
     let resumed = verdict.starts_with("resumed/");
     answer.verdict == verdict
         && answer.request == 1
-        && connection.resumed.is_none_or(|said| said == resumed)
+        && connection
+            .resumed
+            .is_none_or(|reported| reported == resumed)
 }
 
 impl fmt::Display for Cell {
@@ -87,7 +92,7 @@ pub(super) struct Row {
 }
 
 impl Row {
-    /// The cells that failed, with both ends' words on each connection.
+    /// The failed cells, with the reports of both ends on each connection.
     pub(super) fn failures(&self) -> impl Iterator<Item = String> {
         let cells = Mechanism::ALL.iter().zip(&self.cells);
         cells.filter_map(|(mechanism, cell)| match cell {

@@ -6,21 +6,21 @@ use super::*;
 fn sites_clash_by_name_and_need_a_certificate() {
     let named = SITE.replace("]]\n", "]]\nnames = ['a.example']\n");
     assert_eq!(
-        said(&format!("{named}{}", named.replace("a.ex", "A.ex"))),
+        problems(&format!("{named}{}", named.replace("a.ex", "A.ex"))),
         ["5:10: a second site for the name a.example, after the one in line 2; take one out"]
     );
     assert_eq!(
-        said(&format!("{SITE}{SITE}")),
+        problems(&format!("{SITE}{SITE}")),
         ["3:1: a second site without names, after the one in line 1; take one out"]
     );
-    assert!(said("[[site]]\n")[0].starts_with("1:1: the site has no certificate"));
+    assert!(problems("[[site]]\n")[0].starts_with("1:1: the site has no certificate"));
     assert!(
-        said("[[site]]\ncertificates = [{ chain = 'c' }]\n")[0]
+        problems("[[site]]\ncertificates = [{ chain = 'c' }]\n")[0]
             .contains("a certificate needs `key`")
     );
     for name in ["*", "a.*.b", "1.2.3.4", "ü.example", "a.", "", "a b"] {
         let text = named.replace("a.example", name);
-        assert!(said(&text)[0].contains("is no server name"), "{name}");
+        assert!(problems(&text)[0].contains("is no server name"), "{name}");
     }
 }
 
@@ -51,9 +51,9 @@ fn client_certificates_need_an_authority_and_are_required_by_default() {
         ),
     ];
     for (keys, expected) in cases {
-        let said = said(&site(keys));
-        assert_eq!(said.len(), 1, "{said:?}");
-        assert!(said[0].starts_with(expected), "{said:?}");
+        let problems = problems(&site(keys));
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        assert!(problems[0].starts_with(expected), "{problems:?}");
     }
 }
 
@@ -84,24 +84,24 @@ fn a_route_has_one_path_and_one_action() {
         ("path = '/'\nfiles = ''", "5:9: `files` is empty"),
     ];
     for (keys, expected) in cases {
-        let said = said(&route(keys));
-        assert!(said[0].starts_with(expected), "{keys}: {said:?}");
+        let problems = problems(&route(keys));
+        assert!(problems[0].starts_with(expected), "{keys}: {problems:?}");
     }
     let twice = format!(
         "{}[[site.route]]\npath = '/a/'\nverdict = true\n",
         route("path = '/a'\nverdict = true")
     );
     assert_eq!(
-        said(&twice),
+        problems(&twice),
         ["7:8: a second route for the path /a, after the one in line 4; take one out"]
     );
 }
 
 #[test]
-fn a_route_leads_to_an_upstream_that_is_there() {
+fn a_route_names_a_configured_upstream() {
     let route = format!("{SITE}[[site.route]]\npath = '/'\nproxy = 'ap'\n");
     assert_eq!(
-        said(&route),
+        problems(&route),
         [
             "5:9: `proxy` is \"ap\", and there is no [[upstream]]; add one with name = \"ap\" and \
              servers = [\"http://10.0.0.1:8080\"]"
@@ -109,21 +109,21 @@ fn a_route_leads_to_an_upstream_that_is_there() {
     );
     let upstream = |name: &str| format!("[[upstream]]\nname = '{name}'\nservers = ['http://a']\n");
     assert_eq!(
-        said(&format!("{route}{}", upstream("app"))),
+        problems(&format!("{route}{}", upstream("app"))),
         ["5:9: `proxy` is \"ap\"; did you mean `app`?"]
     );
     config(&format!("{route}{}", upstream("ap")));
     assert_eq!(
-        said(&format!("{}{}", upstream("a"), upstream("a"))),
+        problems(&format!("{}{}", upstream("a"), upstream("a"))),
         ["5:8: a second upstream a, after the one in line 2; take one out"]
     );
 }
 
 #[test]
-fn an_upstream_has_a_name_and_servers_to_be_reached_in_plain_http() {
-    let said_of = |keys: &str| said(&format!("[[upstream]]\n{keys}\n"));
+fn an_upstream_has_a_name_and_servers_with_plain_http() {
+    let upstream_problems = |keys: &str| problems(&format!("[[upstream]]\n{keys}\n"));
     assert_eq!(
-        said_of(""),
+        upstream_problems(""),
         [
             "1:1: [[upstream]] needs `name`; for instance name = \"app\"",
             "1:1: [[upstream]] needs `servers`; for instance servers = [\"http://10.0.0.1:8080\"]",
@@ -142,16 +142,16 @@ fn an_upstream_has_a_name_and_servers_to_be_reached_in_plain_http() {
         "http://",
         "",
     ] {
-        let said = said_of(&format!("name = 'a'\nservers = ['{server}']"));
+        let problems = upstream_problems(&format!("name = 'a'\nservers = ['{server}']"));
         let expected = format!("3:12: {server:?} is no server of an upstream; write \"http://\"");
-        assert!(said[0].starts_with(&expected), "{said:?}");
+        assert!(problems[0].starts_with(&expected), "{problems:?}");
     }
     assert!(
-        said_of("name = 'a'\nservers = ['https://app']")[0]
+        upstream_problems("name = 'a'\nservers = ['https://app']")[0]
             .contains("is to be reached over TLS, which this version does not do")
     );
     assert_eq!(
-        said_of(
+        upstream_problems(
             "name = 'a'\nservers = ['http://a', 'http://A:80', 'http://a:81']\nresponse-timeout = '0s'"
         ),
         [
@@ -162,7 +162,7 @@ fn an_upstream_has_a_name_and_servers_to_be_reached_in_plain_http() {
 }
 
 #[test]
-fn early_data_is_a_size_that_a_site_may_narrow() {
+fn a_site_can_lower_the_size_of_early_data() {
     let store = "[session]\nstore = \"redis://h\"\n";
     let bytes = |size: &str, site: &str| {
         let config = config(&format!("{store}early-data = {size}\n{SITE}{site}"));
@@ -176,7 +176,8 @@ fn early_data_is_a_size_that_a_site_may_narrow() {
     assert_eq!(bytes("512", "early-data = 0\n"), (512, 0));
     assert_eq!(config(&format!("{store}{SITE}")).sites[0].early_data, 0);
 
-    let wrong = |session: &str, site: &str| said(&format!("[session]\n{session}\n{SITE}{site}"));
+    let wrong =
+        |session: &str, site: &str| problems(&format!("[session]\n{session}\n{SITE}{site}"));
     let needs = |session: &str| wrong(&format!("{session}\nearly-data = 1"), "");
     assert_eq!(
         wrong("early-data = \"1KiB\"", ""),
@@ -187,8 +188,8 @@ fn early_data_is_a_size_that_a_site_may_narrow() {
     );
     assert!(needs("store = \"redis://h\"\ntickets = false")[0].contains("set tickets = true"));
     for nothing in ["max-entries = 0", "lifetime = 0"] {
-        let said = needs(&format!("store = \"redis://h\"\n{nothing}"));
-        assert!(said[0].contains("no session is kept"), "{said:?}");
+        let problems = needs(&format!("store = \"redis://h\"\n{nothing}"));
+        assert!(problems[0].contains("no session is kept"), "{problems:?}");
     }
     assert_eq!(
         wrong("store = \"redis://h\"\nearly-data = 9", "early-data = 10\n"),
@@ -215,7 +216,7 @@ fn early_data_is_a_size_that_a_site_may_narrow() {
         ("\"9223372036854775807KiB\"", "no size"),
         ("true", "a number of bytes, or a size in quotes"),
     ] {
-        let said = wrong(&format!("store = \"redis://h\"\nearly-data = {size}"), "");
-        assert!(said[0].contains(part), "{size}: {said:?}");
+        let problems = wrong(&format!("store = \"redis://h\"\nearly-data = {size}"), "");
+        assert!(problems[0].contains(part), "{size}: {problems:?}");
     }
 }

@@ -3,8 +3,8 @@ use http::Request;
 
 const CLIENT: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 7));
 
-/// The head of a request for `/a?b`, with these headers beside its Host.
-fn asked(method: &str, headers: &[(&str, &str)]) -> Parts {
+/// The head of a request for `/a?b`, with a Host header and `headers`.
+fn request_head(method: &str, headers: &[(&str, &str)]) -> Parts {
     let mut request = Request::builder().method(method).uri("/a?b");
     for (name, value) in [("host", "example.org:8443")].iter().chain(headers) {
         request = request.header(*name, *value);
@@ -12,23 +12,26 @@ fn asked(method: &str, headers: &[(&str, &str)]) -> Parts {
     request.body(()).expect("a request").into_parts().0
 }
 
-fn handed_on(method: &str, headers: &[(&str, &str)]) -> HeaderMap {
-    let head = to_upstream(asked(method, headers), CLIENT, true);
-    head.expect("it goes on").headers
+fn forwarded_headers(method: &str, headers: &[(&str, &str)]) -> HeaderMap {
+    let head = to_upstream(request_head(method, headers), CLIENT, true);
+    head.expect("it is forwarded").headers
 }
 
 fn refusal(head: Parts) -> StatusCode {
-    to_upstream(head, CLIENT, true).expect_err("it does not go on")
+    to_upstream(head, CLIENT, true).expect_err("it is refused")
 }
 
 fn values<'h>(headers: &'h HeaderMap, name: &str) -> Vec<&'h str> {
-    let values = headers.get_all(name).iter();
-    values.map(|value| value.to_str().expect("text")).collect()
+    headers
+        .get_all(name)
+        .iter()
+        .map(|value| value.to_str().expect("text"))
+        .collect()
 }
 
 #[test]
-fn path_query_and_host_go_on_as_they_are() {
-    let head = to_upstream(asked("GET", &[]), CLIENT, true).expect("it goes on");
+fn path_query_and_host_are_forwarded_unchanged() {
+    let head = to_upstream(request_head("GET", &[]), CLIENT, true).expect("it is forwarded");
     assert_eq!(head.uri.path_and_query().expect("both"), "/a?b");
     assert_eq!(head.version, Version::HTTP_11);
     assert_eq!(values(&head.headers, "host"), ["example.org:8443"]);
@@ -36,8 +39,8 @@ fn path_query_and_host_go_on_as_they_are() {
 }
 
 #[test]
-fn what_belongs_to_one_connection_stays_there() {
-    let headers = handed_on(
+fn hop_by_hop_headers_are_removed() {
+    let headers = forwarded_headers(
         "GET",
         &[
             ("connection", "close, X-Mine"),
@@ -69,14 +72,14 @@ fn what_belongs_to_one_connection_stays_there() {
 }
 
 #[test]
-fn a_client_cannot_take_out_what_delimits_and_marks_its_request() {
+fn connection_cannot_remove_length_host_and_early_data() {
     let named = "content-length, host, early-data";
     let sent = [
         ("connection", named),
         ("content-length", "5"),
         ("early-data", "1"),
     ];
-    let head = to_upstream(asked("PUT", &sent), CLIENT, false).expect("it goes on");
+    let head = to_upstream(request_head("PUT", &sent), CLIENT, false).expect("it is forwarded");
     for (name, value) in [
         ("content-length", "5"),
         ("host", "example.org:8443"),
@@ -88,14 +91,14 @@ fn a_client_cannot_take_out_what_delimits_and_marks_its_request() {
 }
 
 #[test]
-fn trailers_are_asked_for_anew() {
-    let headers = handed_on("GET", &[("te", "gzip, trailers;q=1"), ("connection", "te")]);
+fn te_is_reduced_to_trailers() {
+    let headers = forwarded_headers("GET", &[("te", "gzip, trailers;q=1"), ("connection", "te")]);
     assert_eq!(values(&headers, "te"), ["trailers"]);
     assert_eq!(values(&headers, "connection"), ["te"]);
 }
 
 #[test]
-fn what_a_client_says_of_itself_is_replaced() {
+fn headers_that_describe_the_client_are_replaced() {
     let claims = [
         ("forwarded", "for=10.0.0.1"),
         ("x-forwarded-for", "10.0.0.1"),
@@ -111,7 +114,7 @@ fn what_a_client_says_of_itself_is_replaced() {
         ("x-client-cert", "MIIB"),
         ("ssl-client-cert", "MIIB"),
     ];
-    let headers = handed_on("GET", &claims);
+    let headers = forwarded_headers("GET", &claims);
     for (name, value) in [
         (
             "forwarded",
@@ -123,20 +126,20 @@ fn what_a_client_says_of_itself_is_replaced() {
     ] {
         assert_eq!(values(&headers, name), [value]);
     }
-    for (name, said) in claims {
-        let left = values(&headers, name);
-        assert!(!left.contains(&said), "{name}: {left:?}");
+    for (name, claimed) in claims {
+        let forwarded = values(&headers, name);
+        assert!(!forwarded.contains(&claimed), "{name}: {forwarded:?}");
     }
 }
 
 #[test]
-fn addresses_of_ipv6_are_written_as_rfc_7239_has_them() {
+fn ipv6_addresses_have_the_form_of_rfc_7239() {
     for (client, node, plain) in [
         ("2001:db8::1", "\"[2001:db8::1]\"", "2001:db8::1"),
         ("::ffff:192.0.2.1", "192.0.2.1", "192.0.2.1"),
     ] {
         let client = client.parse().expect("an address");
-        let head = to_upstream(asked("GET", &[]), client, true).expect("it goes on");
+        let head = to_upstream(request_head("GET", &[]), client, true).expect("it is forwarded");
         let forwarded = values(&head.headers, "forwarded")[0];
         assert!(
             forwarded.starts_with(&format!("for={node};")),
@@ -147,24 +150,27 @@ fn addresses_of_ipv6_are_written_as_rfc_7239_has_them() {
 }
 
 #[test]
-fn early_data_is_marked_and_a_mark_stays() {
-    assert!(!handed_on("GET", &[]).contains_key("early-data"));
-    let mut early = asked("GET", &[]);
+fn early_data_is_marked_and_a_received_mark_is_kept() {
+    assert!(!forwarded_headers("GET", &[]).contains_key("early-data"));
+    let mut early = request_head("GET", &[]);
     early.extensions.insert(SentEarly);
-    let head = to_upstream(early, CLIENT, true).expect("it goes on");
+    let head = to_upstream(early, CLIENT, true).expect("it is forwarded");
     assert_eq!(values(&head.headers, "early-data"), ["1"]);
-    // RFC 8470, 5.1: what is there counts as 1, however it is written.
+    // Any other value means the same as 1 (RFC 8470, 5.1).
     for sent in [&["1"][..], &["0"], &["x", "1"]] {
         let sent: Vec<_> = sent.iter().map(|value| ("early-data", *value)).collect();
-        assert_eq!(values(&handed_on("POST", &sent), "early-data"), ["1"]);
+        assert_eq!(
+            values(&forwarded_headers("POST", &sent), "early-data"),
+            ["1"]
+        );
     }
 }
 
 #[test]
-fn a_body_says_how_long_it_is() {
+fn a_request_has_exactly_one_framing_header() {
     let framing = |method: &str, headers: &[(&str, &str)], without_body| {
-        let head = to_upstream(asked(method, headers), CLIENT, without_body);
-        let headers = head.expect("it goes on").headers;
+        let head = to_upstream(request_head(method, headers), CLIENT, without_body);
+        let headers = head.expect("it is forwarded").headers;
         let value = |name: &str| values(&headers, name).join("|");
         (value("content-length"), value("transfer-encoding"))
     };
@@ -178,20 +184,20 @@ fn a_body_says_how_long_it_is() {
     );
     assert_eq!(framing("POST", &chunked, false), both("", "chunked"));
     assert_eq!(framing("GET", &chunked, false), both("", "chunked"));
-    // HTTP/2, without a length.
+    // An HTTP/2 request can have a body without a length.
     assert_eq!(framing("GET", &[], false), both("", "chunked"));
     let length_too = [chunked[0], ("content-length", "5")];
     assert_eq!(framing("POST", &length_too, false), both("", "chunked"));
 }
 
 #[test]
-fn cookies_of_http2_become_one() {
-    let headers = handed_on("GET", &[("cookie", "a=1"), ("cookie", "b=2; c=3")]);
+fn http2_cookies_are_joined() {
+    let headers = forwarded_headers("GET", &[("cookie", "a=1"), ("cookie", "b=2; c=3")]);
     assert_eq!(values(&headers, "cookie"), ["a=1; b=2; c=3"]);
 }
 
 #[test]
-fn what_can_be_read_in_two_ways_is_refused() {
+fn ambiguous_requests_are_refused() {
     for headers in [
         &[("host", "other.example")][..],
         &[("content-length", "5"), ("content-length", "5")],
@@ -203,23 +209,26 @@ fn what_can_be_read_in_two_ways_is_refused() {
             ("transfer-encoding", "chunked"),
         ],
     ] {
-        assert_eq!(refusal(asked("POST", headers)), StatusCode::BAD_REQUEST);
+        assert_eq!(
+            refusal(request_head("POST", headers)),
+            StatusCode::BAD_REQUEST
+        );
     }
     for host in ["a@b", "a b", "a/b", "\"", "a,b", ""] {
-        let mut head = asked("GET", &[]);
+        let mut head = request_head("GET", &[]);
         head.headers.insert(HOST, HeaderValue::from_static(host));
         assert_eq!(refusal(head), StatusCode::BAD_REQUEST, "{host}");
     }
 }
 
 #[test]
-fn one_host_is_needed_and_the_targets_counts() {
-    let mut head = asked("GET", &[]);
+fn a_host_is_required_and_the_target_overrides_the_header() {
+    let mut head = request_head("GET", &[]);
     head.uri = "https://Target.example/x".parse().expect("a URI");
-    let head = to_upstream(head, CLIENT, true).expect("it goes on");
+    let head = to_upstream(head, CLIENT, true).expect("it is forwarded");
     assert_eq!(values(&head.headers, "host"), ["Target.example"]);
 
-    let mut without = asked("GET", &[]);
+    let mut without = request_head("GET", &[]);
     without.headers.remove(HOST);
     assert_eq!(refusal(without.clone()), StatusCode::BAD_REQUEST);
     without.version = Version::HTTP_10;
@@ -229,11 +238,11 @@ fn one_host_is_needed_and_the_targets_counts() {
 }
 
 #[test]
-fn other_protocols_are_not_passed_on() {
+fn connect_trace_and_websocket_are_refused() {
     for head in [
-        asked("CONNECT", &[]),
-        asked("TRACE", &[]),
-        asked(
+        request_head("CONNECT", &[]),
+        request_head("TRACE", &[]),
+        request_head(
             "GET",
             &[("connection", "upgrade"), ("upgrade", "WebSocket/13")],
         ),
@@ -243,7 +252,7 @@ fn other_protocols_are_not_passed_on() {
 }
 
 #[test]
-fn a_response_loses_what_belongs_to_its_connection() {
+fn hop_by_hop_headers_of_responses_are_removed() {
     let mut response = Response::builder()
         .version(Version::HTTP_10)
         .header("connection", "close, x-mine")
@@ -254,19 +263,19 @@ fn a_response_loses_what_belongs_to_its_connection() {
         .header("set-cookie", "a=1")
         .body(())
         .expect("a response");
-    to_client(&mut response).expect("it goes on");
+    to_client(&mut response).expect("it is forwarded");
     assert_eq!(response.version(), Version::HTTP_11);
     let names: Vec<_> = response.headers().keys().collect();
     assert_eq!(names, ["set-cookie"]);
 }
 
 #[test]
-fn a_response_without_a_body_has_no_length_and_an_odd_one_is_refused() {
+fn responses_without_body_lose_their_length_and_ambiguous_ones_are_refused() {
     for status in [204, 304] {
         let mut response = Response::builder().status(status);
         response = response.header("content-length", "5");
         let mut response = response.body(()).expect("a response");
-        to_client(&mut response).expect("it goes on");
+        to_client(&mut response).expect("it is forwarded");
         assert!(response.headers().is_empty());
     }
     for (status, name, value) in [
@@ -276,6 +285,6 @@ fn a_response_without_a_body_has_no_length_and_an_odd_one_is_refused() {
     ] {
         let response = Response::builder().status(status).header(name, value);
         let mut response = response.body(()).expect("a response");
-        assert_eq!(to_client(&mut response), Err(Unfit), "{value}");
+        assert_eq!(to_client(&mut response), Err(InvalidFraming), "{value}");
     }
 }

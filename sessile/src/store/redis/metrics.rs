@@ -196,11 +196,7 @@ fn register_connections(
     live_gauge::register(registry, opts.const_label("server", server), move || {
         usize::from(counts.are_all_up())
     })?;
-    let states: [(&str, fn(&ConnectionCounts) -> usize); 2] = [
-        ("up", ConnectionCounts::up),
-        ("down", ConnectionCounts::down),
-    ];
-    for (state, count) in states {
+    for (state, is_up) in [("up", true), ("down", false)] {
         let counts = Arc::clone(&connections);
         let opts = Opts::new(
             "sessile_store_connections",
@@ -209,7 +205,9 @@ fn register_connections(
         let labelled = opts
             .const_label("server", server)
             .const_label("state", state);
-        live_gauge::register(registry, labelled, move || count(&counts))?;
+        live_gauge::register(registry, labelled, move || {
+            if is_up { counts.up() } else { counts.down() }
+        })?;
     }
     Ok(connections)
 }

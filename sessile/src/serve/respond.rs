@@ -239,7 +239,8 @@ impl Connection {
             (SERVER, server),
         ] {
             if let Ok(value) = value {
-                headers.append(name, value);
+                // An upstream may have sent a header of this name; ours replaces it.
+                headers.insert(name, value);
             }
         }
     }

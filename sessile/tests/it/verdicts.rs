@@ -77,7 +77,7 @@ async fn verdict(client: &Client, server: &Running) -> String {
 async fn ask(connection: &mut EstablishedConnection) -> String {
     let stream = connection.stream();
     stream
-        .write_all(b"HEAD / HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        .write_all(b"HEAD / HTTP/1.1\r\nhost: localhost\r\nsessile-probe: 1\r\n\r\n")
         .await
         .unwrap();
     let mut head = Vec::new();
@@ -85,6 +85,8 @@ async fn ask(connection: &mut EstablishedConnection) -> String {
         head.push(stream.read_u8().await.unwrap());
     }
     let head = String::from_utf8(head).unwrap();
+    // The page and the probe's header both ask for it.
+    assert_eq!(head.matches("sessile-verdict: ").count(), 1, "{head}");
     let line = head
         .lines()
         .find_map(|line| line.strip_prefix("sessile-verdict: "));

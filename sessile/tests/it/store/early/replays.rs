@@ -7,7 +7,7 @@ use std::process::Command;
 use super::visitor::{GET, Visit, Visitor, play_back as send, position_of_identity};
 use super::{ON, accepted, farm, outcomes, play_back, unfinished};
 use crate::peers::eventually;
-use crate::store::cluster::until;
+use crate::store::cluster::wait_until;
 use crate::store::proxy::{Mode, Proxy};
 use crate::store::setup::{Redis, Server};
 
@@ -148,11 +148,11 @@ fn not_again_after_the_store_was_restored() {
 /// The store has forgotten that a session was spent, and gives it out once more: that must not be enough.
 fn assert_given_out_and_refused(one: &Server, other: &Server, recorded: &[u8]) {
     // Servers that were refused wait for seconds before they ask again.
-    until(|| {
+    wait_until(|| {
         play_back(one, recorded);
         spends(&[one], "ok") == 2
     });
-    until(|| {
+    wait_until(|| {
         play_back(other, recorded);
         spends(&[other], "gone") == 1
     });

@@ -24,8 +24,8 @@ const RECOVERY_DEADLINE: Duration = Duration::from_secs(30);
 pub(crate) struct Redis {
     pub(crate) peer: Peer,
     port: u16,
-    /// A replica writes a dump of its master to the working folder, and a Redis loads such a dump
-    /// at its start.
+    /// The working folder. A replica writes a dump of its master there. A Redis that starts in the
+    /// same folder would load the dump.
     _folder: TempDir,
 }
 

@@ -51,8 +51,7 @@ async fn no_session_in_a_table_or_the_store_resumes_after_a_key_theft() {
             groups.push(resumed_clients(&one, &other).await);
         }
         replace_the_key(&farm, &[&one, &other, &third]);
-        // The three servers: the session's origin, the server that resumed it, and one that only
-        // has the store.
+        // The origin of the sessions, the server that resumed them, and a server without a copy.
         for (clients, server) in groups.iter().zip([&one, &other, &third]) {
             for client in clients {
                 let verdict = verdict(client, server.address()).await;

@@ -1,4 +1,4 @@
-//! Explains what a restart and a crash cost, and what a shared store changes.
+//! Explains the cost of a restart and of a crash, without and with a shared store.
 
 use std::net::IpAddr;
 

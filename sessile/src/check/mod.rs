@@ -70,7 +70,7 @@ pub fn check(config: &Config, now: SystemTime) -> Vec<Finding> {
     findings.0
 }
 
-/// Says what a restart and a crash cost. A server logs these sentences at its start.
+/// Explains the cost of a restart and of a crash. A server logs these sentences at its start.
 #[must_use]
 pub fn durability(config: &Config) -> Vec<Finding> {
     let mut findings = Findings(Vec::new());

@@ -1,5 +1,5 @@
-//! Who imports whom: reads the `use` declarations and paths of the sources, and finds imports that run
-//! up and files that import each other in a circle.
+//! Reads the `use` declarations and paths of the sources. Finds imports against the direction of the
+//! layers, and files that import each other in a circle.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

@@ -1,5 +1,5 @@
-//! `sessile key` and servers that use the farm key: real processes with copies of a file, with
-//! correct and wrong clocks.
+//! `sessile key`, and servers with copies of the farm key. All are real processes, with correct and
+//! wrong clocks.
 
 mod clock;
 

@@ -42,7 +42,7 @@ fn main() -> Result<()> {
     )?);
     for io in TcpListener::bind(address)?.incoming() {
         let config = Arc::clone(&config);
-        // A connection that fails ends alone: the client's conversation says what it expected.
+        // A failed connection ends only its own thread. The client reports the failure.
         std::thread::spawn(move || io.and_then(|io| serve(io, config)));
     }
     Ok(())

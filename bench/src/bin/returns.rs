@@ -1,7 +1,6 @@
-//! Returning clients: three nginx that share nothing behind `sessile balance`, behind HAProxy with
-//! the usual recipe, and behind HAProxy without affinity. It counts the returns that resume. The
-//! benchmark starts all programs itself on loopback, connects with `openssl s_client`, and prints
-//! Markdown.
+//! Counts how many returning clients resume at three nginx servers that share nothing. The balancer
+//! is `sessile balance`, HAProxy with the usual recipe, or HAProxy without affinity. The benchmark
+//! starts all programs itself on loopback, connects with `openssl s_client`, and prints Markdown.
 
 use std::fmt::Write as _;
 use std::fs;

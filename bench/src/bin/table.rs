@@ -1,5 +1,5 @@
-//! The session table beside other caches: the time of an insertion into a full table, the time of a
-//! successful look-up, and the heap bytes of an entry. Prints Markdown.
+//! Compares the session table with other caches. Measures an insertion into a full table, a
+//! successful look-up and the heap bytes of an entry. Prints Markdown.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;

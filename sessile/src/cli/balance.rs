@@ -141,7 +141,7 @@ fn configuration(args: &Args) -> anyhow::Result<Config> {
     Ok(config)
 }
 
-/// Logs whether labels are read, and what it costs if they are not.
+/// Logs whether the balancer reads labels. If not, the line names the consequences.
 fn log_label_source(config: &Config, balancer: &Balancer) {
     match (balancer.farm(), &config.key) {
         (Some(farm), Key::File(file)) => {

@@ -191,7 +191,7 @@ fn reload_configuration(server: &Server, running: &Config, args: &Args) -> bool 
     succeeded
 }
 
-/// Logs the origin of the key, and what a restart and a crash cost with this configuration.
+/// Logs the origin of the key, and the cost of a restart and of a crash with this configuration.
 fn log_what_survives(config: &Config, keys: &Keyring) {
     let farm = keys.scope();
     match keys.origin() {

@@ -32,13 +32,13 @@ pub struct ServerSettings {
     pub registry: &'static str,
 }
 
-/// What the article says about one case, and what was observed.
+/// The article's statement about one case, and the observation.
 #[derive(Clone, Debug, Serialize)]
 pub struct Finding {
     pub case: &'static str,
     pub article: &'static str,
     pub observed: String,
-    /// True if the observation is what the article says.
+    /// True if the observation confirms the article's statement.
     pub ok: bool,
     /// The handshakes behind the finding, in their order.
     pub visits: Vec<LabVisit>,

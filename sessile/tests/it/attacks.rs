@@ -18,8 +18,8 @@ const TLS12: &[u8] = include_bytes!("../../../proto/src/testdata/client-openssl-
 const TLS12_WITH_ID: &[u8] =
     include_bytes!("../../../proto/src/testdata/client-openssl-tls12-id-resumed.bin");
 
-/// The position of the session ID's length in a ClientHello of one record: after record header,
-/// message header, version and random.
+/// The position of the session ID's length in a ClientHello of one record. It follows the record
+/// header, message header, version and random.
 const SESSION_ID: usize = 5 + 4 + 2 + 32;
 
 /// Content types of records.

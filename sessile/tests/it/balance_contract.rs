@@ -1,5 +1,5 @@
-//! Names and values that users of `sessile balance` depend on: metrics with labels and help, and the JSON of
-//! the API. The expected texts change only when a name is added.
+//! Names and values that users of `sessile balance` depend on, in the metrics and in the API's JSON.
+//! The expected texts change only when a name is added.
 
 use serde_json::Value;
 

@@ -173,9 +173,9 @@ fn protocol_violations_during_the_handshake_get_an_alert() {
     assert_eq!(answer_to(server.address(), &early), unexpected);
 }
 
-/// Goes on sending after the alert and the end of the server's side. A server that closed its socket
-/// would reset the connection, and many a client would then report the reset instead of the alert.
-fn keeps_sending(mut io: &TcpStream) {
+/// Sends bytes after the server's alert and FIN. If the server closed its socket early, these bytes
+/// would cause a reset. Many clients would then report the reset instead of the alert.
+fn send_after_alert(mut io: &TcpStream) {
     assert_eq!(io.read(&mut [0]).unwrap(), 0);
     for _ in 0..32 {
         io.write_all(&framed(HANDSHAKE, &[7; 1 << 12])).unwrap();
@@ -193,7 +193,7 @@ fn a_client_may_go_on_sending_after_an_alert() {
     let mut io = connect(server.address());
     io.write_all(&finished).unwrap();
     io.read_exact(&mut unexpected).unwrap();
-    keeps_sending(&io);
+    send_after_alert(&io);
 
     // Refused by the TLS library.
     let mut io = connect(server.address());
@@ -201,7 +201,7 @@ fn a_client_may_go_on_sending_after_an_alert() {
     while !record(&io).unwrap().ends_with(SERVER_HELLO_DONE) {}
     io.write_all(&finished).unwrap();
     io.read_exact(&mut unexpected).unwrap();
-    keeps_sending(&io);
+    send_after_alert(&io);
 }
 
 #[test]
@@ -220,7 +220,7 @@ fn a_client_may_go_on_sending_after_an_alert_that_follows_the_handshake() {
             }
         };
         assert!(error.contains("BadRecordMac"), "{error}");
-        keeps_sending(&io);
+        send_after_alert(&io);
     }
 }
 

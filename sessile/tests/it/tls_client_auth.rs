@@ -1,5 +1,5 @@
-//! Sites with client certificates: who is accepted, who resumes, and who no longer resumes after
-//! the certificate, its authority or the site's settings change. OpenSSL keeps its session in a
+//! Sites with client certificates: which clients are accepted and which resume. Changes of the
+//! certificate, its authority or the site's settings end sessions. OpenSSL keeps its session in a
 //! file, so a test can offer a session with another certificate.
 
 use std::cell::Cell;

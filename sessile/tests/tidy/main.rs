@@ -1,5 +1,5 @@
-//! The rules that no compiler checks: the size of files, the heads of modules, the directions of imports,
-//! and what must not be committed.
+//! Rules that no compiler checks: file sizes, module heads, import directions and content that must
+//! not be committed.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 

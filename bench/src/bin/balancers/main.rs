@@ -1,6 +1,6 @@
-//! Balancers side by side: the cost of a passthrough connection, a GiB and an idle connection with
-//! `sessile balance`, HAProxy in TCP mode and nginx's stream module. The benchmark starts all
-//! programs itself on loopback and prints Markdown.
+//! Compares `sessile balance`, HAProxy in TCP mode and nginx's stream module. Measures the cost of a
+//! passthrough connection, of a GiB and of an idle connection. The benchmark starts all programs
+//! itself on loopback and prints Markdown.
 
 mod balancer;
 mod bare;

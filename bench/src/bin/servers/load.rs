@@ -49,8 +49,8 @@ impl ConnectionKind {
         };
         let crypto = CryptoProvider {
             cipher_suites: vec![suite],
-            // The second group is for the certificate only: with TLS 1.2, OpenSSL requires that the
-            // client offers the curve of the certificate.
+            // The second group is for the certificate only. With TLS 1.2, OpenSSL requires that
+            // clients offer the curve of the certificate.
             kx_groups: vec![provider::kx_group::X25519, provider::kx_group::SECP256R1],
             ..provider::default_provider()
         };

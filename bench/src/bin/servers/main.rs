@@ -1,6 +1,6 @@
-//! Servers side by side: the cost of TLS connections to `sessile serve`, nginx and HAProxy, in
-//! processor time and in memory. `servers store` measures what a shared session store adds to a
-//! handshake. `servers outages` measures the effects of a failing store. The benchmark starts all
+//! Compares the cost of TLS connections to `sessile serve`, nginx and HAProxy, in processor time and
+//! in memory. `servers store` measures the cost of a shared session store for a handshake. `servers
+//! outages` measures the effects of a failing store. The benchmark starts all
 //! programs itself on loopback and prints Markdown.
 
 mod bare;
@@ -116,7 +116,7 @@ fn cost(
         });
         done.map_err(with_context)
     };
-    // The first connection of each load is full, whatever the kind. It gets the first session.
+    // The first connection of each load is a full handshake. It gets the first session.
     loads
         .iter()
         .try_for_each(Load::prime)

@@ -1,5 +1,5 @@
-//! The cost of a failing session store: the duration of handshakes during the failure, and the time
-//! after the failure until sessions resume again. A failed connection ends the benchmark.
+//! Measures the cost of a failing session store: the duration of handshakes during the failure, and
+//! the time until sessions resume. A failed connection ends the benchmark.
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;

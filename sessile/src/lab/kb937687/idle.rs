@@ -145,7 +145,7 @@ pub(super) async fn kept_on_two_of_three(lab: &Lab) -> Result<Scenario, LabError
     })
 }
 
-/// Scenario 4: the failure without a balancer, where it is hardly noticed.
+/// Scenario 4: the failure without a balancer, which few users notice.
 pub(super) async fn purged_without_a_balancer(lab: &Lab) -> Result<Scenario, LabError> {
     let test_farm = TestFarm::server(lab, registry::KERNEL_SSL_0)?;
     let client = lab.client();

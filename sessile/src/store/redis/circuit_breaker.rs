@@ -24,8 +24,8 @@ const BACKOFF_RESET: Duration = Duration::from_secs(5);
 
 /// The failures in a row of one connection.
 ///
-/// Neither count nor time alone is enough. In the 30 ms of a fork for a dump, a busy server has five requests
-/// under way; an idle server takes five seconds for five requests.
+/// Neither count nor time alone is enough. Redis forks for 30 ms to write a dump, and a busy server
+/// sends five requests in that time. An idle server needs five seconds for five requests.
 #[derive(Debug, Default)]
 pub(super) struct CircuitBreaker {
     failures: u32,

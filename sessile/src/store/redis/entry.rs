@@ -25,7 +25,8 @@ const PARTITION_DIGITS: usize = 3;
 
 /// How long a partition is marked after a look-up that found no entry, in seconds.
 ///
-/// A hello that asked for the entry is then too old at every server, with clocks up to ten seconds off.
+/// After that time, every server rejects early data of the ClientHello as too old. Clocks may
+/// differ by ten seconds.
 pub(super) const MISS_MARK_SECONDS: u64 = 20;
 
 /// The result of a look-up in the store.

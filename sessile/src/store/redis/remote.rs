@@ -1,4 +1,4 @@
-//! The shared store of one server, as far as its threads share it.
+//! The part of the shared store that all worker threads of a server use.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
@@ -17,7 +17,7 @@ use crate::config::store::Redis;
 use crate::key::Keyring;
 use crate::store::forget_rules::KnownForgetRules;
 
-/// What the threads of a server share of its store.
+/// The state of the shared store that all worker threads of a server use.
 pub(in crate::store) struct RemoteStore {
     pub(super) connector: Connector,
     /// `session.store-timeout`.

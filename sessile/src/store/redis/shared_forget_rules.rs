@@ -1,4 +1,5 @@
-//! The forget rules of a farm in the store: one value, sealed under the farm key for its own key only.
+//! The forget rules of a farm in the store. They are one value, sealed under the farm key and bound
+//! to its Redis key.
 //!
 //! `sessile forget` adds rules. Every server reads them again and again, and restores rules that the store lost.
 
@@ -35,7 +36,8 @@ fn key(scope: &str) -> String {
 
 /// The farm's rules as the servers of one process follow them.
 ///
-/// A rule that was read once stays known, is saved for the next start, and is restored if the store loses it.
+/// A server remembers each rule and saves it for the next start. If the store loses a rule, the
+/// server restores it.
 pub(super) struct SharedForgetRules {
     /// The key of the rules in the store.
     key: String,

@@ -33,9 +33,10 @@ const PUT: &str = concat!(
 
 /// Returns an entry, and replaces it with a tombstone that expires when the entry would have.
 ///
-/// If there is no entry, it may still be on its way to the store. A recorded hello could then be replayed when
-/// the entry has arrived. The script cannot tell such a hello from a made-up one, so it marks the partition of
-/// the key for a while: no early data is accepted with an entry that came to the partition as lately
+/// If there is no entry, it may still be on its way to the store. A recorded ClientHello could then be
+/// replayed when the entry has arrived. The script cannot tell such a ClientHello from a made-up one.
+/// It therefore marks the partition of the key for [`entry::MISS_MARK_SECONDS`]. Meanwhile, servers
+/// reject early data with entries of the partition that are not older than the mark's lifetime
 /// ([`entry::is_certain`]). There are never more marks than partitions.
 const CONSUME: &str = concat!(
     "local held = redis.call('GET', KEYS[1]) \

@@ -123,8 +123,8 @@ impl Returning {
 
 const REQUEST: &str = "HEAD / HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
 
-/// The verdict on a connection that offers the session in a file, if it exists, and saves the new
-/// session there. OpenSSL's clock decides whether the session is still offered.
+/// Connects with the session in a file, saves the new session there and returns the verdict. The
+/// file need not exist at first. OpenSSL's clock decides whether the session is still offered.
 pub(crate) fn openssl(
     how: How,
     root: &Path,

@@ -1,5 +1,5 @@
-//! The life of a farm without a full handshake: real servers with a key file each, one Redis, no
-//! balancer, and clients that return to another server each time.
+//! Clients return to another server each time and never need a second full handshake. The farm has
+//! real servers, each with a copy of the key file, one Redis and no balancer.
 
 mod attacks;
 pub(crate) mod clients;

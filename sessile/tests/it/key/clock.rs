@@ -7,7 +7,7 @@ use std::process::Command;
 
 use super::{
     Farm, PROGRAM, assert_all, assert_all_resume_everywhere, clients_of, copy_key, key_at,
-    key_output, reload, show, stands_at,
+    key_output, reload, show, ticket_epoch,
 };
 use crate::peers::{Peer, eventually};
 use crate::store::setup::Redis;
@@ -63,9 +63,9 @@ async fn a_clock_that_is_days_ahead_for_many_epochs_loses_no_session() {
     let farm = Farm::new();
     let [file, other] = farm.keys("1s", "30m");
     let clients = clients_of(&farm.serve(&file, None)).await;
-    let first = stands_at(&file);
+    let first = ticket_epoch(&file);
     let wrong = farm.serve(&file, Some("+2d"));
-    eventually("it has moved the file", || stands_at(&file) > first + 6);
+    eventually("it has moved the file", || ticket_epoch(&file) > first + 6);
     wrong.kill();
     let servers = [farm.serve(&file, None), farm.serve(&other, None)];
     for server in &servers {
@@ -174,9 +174,9 @@ async fn a_key_on_a_read_only_mount_works_with_a_warning() {
     assert!(said.contains("no forward secrecy"), "{said}");
     assert!(said.contains("its mode lets others read it"), "{said}");
     let servers = [fixed, farm.serve(&file, None)];
-    let first = stands_at(&file);
+    let first = ticket_epoch(&file);
     eventually("the other's key has moved on", || {
-        stands_at(&file) > first + 2
+        ticket_epoch(&file) > first + 2
     });
     assert_all_resume_everywhere(&servers).await;
     reload(&servers[0], "farm key reloaded: nothing has changed");
@@ -191,19 +191,19 @@ async fn a_server_that_was_off_for_a_week_resumes_sessions_at_once() {
     assert!(key_at(&files[0], Some("-7d"), &terms).status.success());
     copy_key(&files[0], &files[1]);
     // The running server has moved its file forward, because another clock confirms its own.
-    let first = stands_at(&files[0]);
+    let first = ticket_epoch(&files[0]);
     let redis = Redis::start();
     let running = farm.serve_with(
         &files[0],
         &format!("[session]\nstore = {:?}\n", redis.url()),
     );
-    eventually("it has moved its file", || stands_at(&files[0]) > first);
+    eventually("it has moved its file", || ticket_epoch(&files[0]) > first);
     let back = farm.serve(&files[1], None);
     let said = back.said();
     assert!(
         said.contains("further back than any living session needs"),
         "{said}"
     );
-    assert!(stands_at(&files[0]) > stands_at(&files[1]) + 160);
+    assert!(ticket_epoch(&files[0]) > ticket_epoch(&files[1]) + 160);
     assert_all_resume_everywhere(&[running, back]).await;
 }

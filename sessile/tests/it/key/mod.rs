@@ -1,5 +1,5 @@
-//! `sessile key` and servers that use the farm key: real processes with copies of a file, with
-//! correct and wrong clocks.
+//! `sessile key`, and servers with copies of the farm key. All are real processes, with correct and
+//! wrong clocks.
 
 mod clock;
 
@@ -61,9 +61,9 @@ fn generations(file: &Path) -> Vec<(u64, String)> {
 }
 
 /// The ticket epoch of the first generation in a file.
-fn stands_at(file: &Path) -> u64 {
-    let stands_at = &show(file)["generations"][0]["ticket"]["stands_at"];
-    stands_at.as_u64().unwrap()
+fn ticket_epoch(file: &Path) -> u64 {
+    let ticket_epoch = &show(file)["generations"][0]["ticket"]["ticket_epoch"];
+    ticket_epoch.as_u64().unwrap()
 }
 
 /// The sessile program with a faketime clock. Only the wall clock changes.
@@ -358,7 +358,7 @@ fn concurrent_writers_lose_no_generation() {
     assert!(key_at(&file, Some("-60s"), &terms).status.success());
     // This server moves the file forward every second, at the same time as the other writers.
     let server = farm.serve(&file, None);
-    let first = stands_at(&file);
+    let first = ticket_epoch(&file);
     let writers: Vec<_> = (0..8)
         .map(|_| {
             let mut command = Command::new(PROGRAM);
@@ -371,7 +371,7 @@ fn concurrent_writers_lose_no_generation() {
     for mut writer in writers {
         assert!(writer.wait().unwrap().success());
     }
-    let moved = || show(&file)["generations"][8]["ticket"]["stands_at"].as_u64();
+    let moved = || show(&file)["generations"][8]["ticket"]["ticket_epoch"].as_u64();
     eventually("the server moved the file", || moved().unwrap() > first + 2);
     let numbers: Vec<u64> = generations(&file).into_iter().map(|(n, _)| n).collect();
     assert_eq!(numbers, (0..=8).collect::<Vec<_>>());
@@ -465,7 +465,7 @@ fn a_key_stolen_after_a_lifetime_and_two_epochs_opens_no_recorded_ticket() {
     }
     let made = SystemTime::now();
     let epoch = made.duration_since(UNIX_EPOCH).unwrap().as_secs();
-    eventually("the key moved on", || stands_at(&file) > epoch + 1);
+    eventually("the key moved on", || ticket_epoch(&file) > epoch + 1);
     let stolen = farm.path("stolen.key");
     fs::copy(&file, &stolen).unwrap();
     drop(server);

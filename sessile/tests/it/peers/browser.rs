@@ -43,7 +43,7 @@ impl Browser {
         Self::start(&all)
     }
 
-    /// Starts a browser with these arguments and those that keep it quiet.
+    /// Starts a browser with these arguments, and with the flags for headless use in containers.
     fn start(arguments: &[String]) -> Self {
         let there = Path::new(CHROMIUM).exists();
         assert!(there, "{CHROMIUM} is missing: install the package chromium");

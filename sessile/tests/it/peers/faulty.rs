@@ -1,5 +1,5 @@
-//! A real TLS server with a fault of several TLS stacks: it ends every handshake that offers its
-//! own session, and finishes all others.
+//! A real TLS server with a fault that several TLS stacks have. The server ends every handshake that
+//! offers its own session, and finishes all others.
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};

@@ -17,8 +17,8 @@ use tempfile::TempDir;
 
 use super::{Certificates, Metrics};
 
-/// Limit of the time until the program does what a test waits for.
-const PATIENCE: Duration = Duration::from_secs(15);
+/// Deadline for every condition that a test waits for.
+const CONDITION_DEADLINE: Duration = Duration::from_secs(15);
 
 /// Pause between two requests for the metrics.
 const PAUSE: Duration = Duration::from_millis(5);
@@ -159,7 +159,7 @@ impl Sessile {
 
     /// Waits until a server's state in the API satisfies a condition.
     pub(crate) fn await_server(&self, name: &str, as_it_should: impl Fn(&Value) -> bool) -> Value {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + CONDITION_DEADLINE;
         loop {
             let snapshot = self.snapshot();
             let mut servers = snapshot["servers"].as_array().expect("a list").iter();
@@ -188,10 +188,10 @@ impl Sessile {
 
     /// Waits until the metrics satisfy a condition, and returns them.
     ///
-    /// For events after the last byte that a client sees: the server counts a handshake shortly
-    /// after the client has disconnected.
+    /// Some events follow the last byte that a client sees. For example, the server counts a
+    /// handshake shortly after the client has disconnected.
     pub(crate) fn await_metrics(&self, as_they_should: impl Fn(&Metrics) -> bool) -> Metrics {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + CONDITION_DEADLINE;
         loop {
             let metrics = self.metrics();
             if as_they_should(&metrics) {
@@ -233,7 +233,7 @@ impl Sessile {
 
     /// Waits until the program ends by itself.
     pub(crate) fn ended(&mut self) -> ExitStatus {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + CONDITION_DEADLINE;
         loop {
             if let Some(status) = self.child.try_wait().expect("a child's status") {
                 return status;
@@ -391,7 +391,7 @@ impl OutputLog {
     /// The first line after `skip` lines that contains one of the parts.
     fn find_after(&self, lines: usize, parts: &[&str]) -> String {
         let (heard, changed) = &*self.0;
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + CONDITION_DEADLINE;
         let mut heard = heard.lock().unwrap();
         loop {
             let has_one = |line: &&String| parts.iter().any(|part| line.contains(part));

@@ -1,5 +1,5 @@
-//! One body for both stores: what holds for the table of one process holds for servers that share
-//! a Redis. And what lies in that Redis.
+//! The same tests for both stores: the session table of one process, and a Redis that servers
+//! share. Also checks the entries in that Redis.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -21,20 +21,20 @@ use super::setup::Redis;
 
 const LIFETIME: Duration = Duration::from_secs(600);
 
-/// What a session holds, to be looked for where it should not be.
+/// The secret of a session. The tests check that Redis holds no copy in clear.
 const SECRET: &[u8] = b"the master secret of a session";
 
-/// Two servers' ways to the same sessions, and the farm's keys.
+/// Two servers with the same sessions, and the key schedule of their farm.
 struct Pair {
     one: WorkerStore,
     other: WorkerStore,
     schedule: Arc<Schedule>,
-    /// What the first one counts.
+    /// The metrics of server `one`.
     metrics: prometheus::Registry,
 }
 
 impl Pair {
-    /// Servers that share a store; without a URL one server, twice.
+    /// Opens two servers that share a store. Without a URL, both are the same server.
     async fn open(store: Option<&str>, removable: bool) -> Self {
         let keys = Arc::new(Keyring::ephemeral(LIFETIME).unwrap());
         let mut config = Config::default();
@@ -64,7 +64,7 @@ impl Pair {
         }
     }
 
-    /// How many sessions the first one has put with that result.
+    /// The number of sessions that server `one` has put with this result.
     fn puts(&self, result: &str) -> f64 {
         let families = self.metrics.gather();
         let requests = families
@@ -142,7 +142,7 @@ fn key(id: &[u8]) -> StoreKey {
     StoreKey::session_id(id).unwrap()
 }
 
-/// Runs a test as a worker thread would.
+/// Runs a test on a single-threaded runtime, as a worker thread does.
 fn run(test: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_current_thread();
     let runtime = { runtime }.enable_all().build().unwrap();
@@ -158,7 +158,7 @@ async fn behaves_as_a_store(store: Option<&str>, removable: bool) {
         assert_eq!(pair.find(one, b"a").await, Ok(()));
         assert_eq!(pair.find(other, b"a").await, Ok(()));
     }
-    // An identifier that begins like another is another.
+    // A session ID does not match by its prefix.
     assert_eq!(pair.find(other, b"ab").await, Err(Reason::Unknown));
     pair.put(one, b"old", LIFETIME - Duration::from_millis(100))
         .await;
@@ -167,7 +167,7 @@ async fn behaves_as_a_store(store: Option<&str>, removable: bool) {
     }
     assert_eq!(pair.find(one, b"old").await, Err(Reason::Expired));
     assert!(pair.find(other, b"old").await.is_err());
-    // Several at once, each with its own answer.
+    // One call looks up several keys and has a result for each.
     pair.put(other, b"b", Duration::ZERO).await;
     let keys = vec![key(b"never"), key(b"a"), key(b"b")];
     let mut wait_budget = one.wait_budget();
@@ -186,13 +186,13 @@ async fn behaves_as_a_store(store: Option<&str>, removable: bool) {
 }
 
 #[test]
-fn the_table_of_one_process_is_a_store() {
+fn the_session_table_of_one_process_behaves_as_a_store() {
     run(behaves_as_a_store(None, false));
     run(behaves_as_a_store(None, true));
 }
 
 #[test]
-fn a_redis_that_servers_share_is_a_store() {
+fn a_shared_redis_behaves_as_a_store() {
     let redis = Redis::start();
     run(behaves_as_a_store(Some(&redis.url()), false));
     redis::cmd("FLUSHALL").exec(&mut redis.connect()).unwrap();
@@ -200,7 +200,7 @@ fn a_redis_that_servers_share_is_a_store() {
 }
 
 #[test]
-fn an_entry_copied_under_another_identifier_does_not_open() {
+fn an_entry_copied_to_another_key_does_not_open() {
     let redis = Redis::start();
     run(async {
         let pair = Pair::open(Some(&redis.url()), false).await;
@@ -219,7 +219,7 @@ fn an_entry_copied_under_another_identifier_does_not_open() {
 }
 
 #[test]
-fn a_handshake_waits_for_the_store_once() {
+fn the_look_up_and_the_put_of_a_handshake_share_one_wait_budget() {
     let redis = Redis::start();
     let proxy = Proxy::start(redis.address());
     run(async {
@@ -233,23 +233,23 @@ fn a_handshake_waits_for_the_store_once() {
             .await;
         let late = Err(Reason::StoreTimeout);
         assert_eq!(found, [(key(b"a"), late.clone()), (key(b"b"), late)]);
-        // Looking it up took the whole budget: it does not wait to store another one.
+        // The look-up used the whole budget, so the put does not wait for an answer.
         let put = Pair::session(b"c", Duration::ZERO);
         let put = one.put(vec![put], None, schedule, clock::now(), &mut wait_budget);
         let waited = tokio::time::timeout(Duration::from_secs(1), put).await;
-        waited.expect("it does not wait");
+        waited.expect("the put does not wait");
         proxy.set(Mode::Pass);
-        // It was on its way all the same.
+        // The put reaches the store without waiting.
         while pair.find(&pair.other, b"c").await.is_err() {}
-        // Nor is what comes then counted as if it had come in time.
+        // An answer after the budget counts as late.
         while pair.puts("late") == 0.0 {
             let put = Pair::session(b"d", Duration::ZERO);
             one.put(vec![put], None, schedule, clock::now(), &mut wait_budget)
                 .await;
-            // Its answer comes meanwhile.
+            // The answer to the put arrives during this look-up.
             let _ = pair.find(&pair.other, b"d").await;
         }
-        // Even without a budget an answer may be quicker than the clock ticks.
+        // An answer within the budget counts as `ok`. The loop above may count some of these too.
         let in_time = pair.puts("ok");
         pair.put(one, b"e", Duration::ZERO).await;
         assert_eq!(pair.puts("ok"), in_time + 1.0);
@@ -257,7 +257,7 @@ fn a_handshake_waits_for_the_store_once() {
 }
 
 #[test]
-fn what_lies_in_redis_tells_nothing_and_goes_when_the_session_does() {
+fn entries_in_redis_reveal_nothing_and_expire_with_their_session() {
     let redis = Redis::start();
     run(async {
         let pair = Pair::open(Some(&redis.url()), true).await;
@@ -287,7 +287,7 @@ fn what_lies_in_redis_tells_nothing_and_goes_when_the_session_does() {
 }
 
 #[test]
-fn rubbish_in_redis_is_no_session_and_no_error() {
+fn damaged_entries_in_redis_only_cost_full_handshakes() {
     let redis = Redis::start();
     run(async {
         let pair = Pair::open(Some(&redis.url()), false).await;

@@ -1,4 +1,4 @@
-//! A Redis Cluster of three nodes, and a master that sentinels watch over.
+//! A Redis Cluster of three nodes, and a Redis master with a replica and a Sentinel.
 
 use std::fs;
 use std::process::Command;
@@ -13,8 +13,8 @@ use crate::peers::{Peer, free_port};
 
 const SLOTS: u32 = 16384;
 
-/// What a server of the farm may do in a cluster.
-const RULES: [&str; 8] = [
+/// The ACL rules for a server's user in a Redis Cluster.
+const ACL_RULES: [&str; 8] = [
     "+eval",
     "+info",
     "~sessile:*",
@@ -31,10 +31,13 @@ fn ask<T: redis::FromRedisValue>(connection: &mut Connection, words: &[&str]) ->
     command.query(connection).unwrap()
 }
 
-pub(super) fn until(mut is_so: impl FnMut() -> bool) {
+pub(super) fn wait_until(mut is_so: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(60);
     while !is_so() {
-        assert!(Instant::now() < deadline, "it never comes about");
+        assert!(
+            Instant::now() < deadline,
+            "the condition does not become true"
+        );
         std::thread::sleep(Duration::from_millis(20));
     }
 }
@@ -63,7 +66,7 @@ fn cluster(folder: &std::path::Path) -> [Redis; 3] {
             &["CLUSTER", "ADDSLOTSRANGE", &range[0], &range[1]],
         );
         let mut user = vec!["ACL", "SETUSER", "sessile", "on", ">se:cret"];
-        user.extend(RULES);
+        user.extend(ACL_RULES);
         let () = ask(connection, &user);
     }
     for n in [1, 2] {
@@ -71,7 +74,7 @@ fn cluster(folder: &std::path::Path) -> [Redis; 3] {
         let meet = ["CLUSTER", "MEET", "127.0.0.1", &port, &bus[n]];
         let () = ask(&mut connections[0], &meet);
     }
-    until(|| {
+    wait_until(|| {
         let well = |connection: &mut Connection| {
             let info: String = ask(connection, &["CLUSTER", "INFO"]);
             info.contains("cluster_state:ok") && info.contains("cluster_known_nodes:3")
@@ -104,7 +107,7 @@ async fn every_client_resumes_at_every_server_over_a_cluster() {
                 }
             }
         }
-        // Nothing came of chance: no request failed.
+        // No verdict above depends on luck, because no request failed.
         for result in ["timeout", "down", "refused", "bad"] {
             for operation in ["fetch", "put"] {
                 let line = format!(
@@ -114,7 +117,7 @@ async fn every_client_resumes_at_every_server_over_a_cluster() {
             }
         }
     }
-    let spread: Vec<usize> = nodes.iter().map(names).collect();
+    let spread: Vec<usize> = nodes.iter().map(key_count).collect();
     assert!(spread.iter().all(|&names| names > 0), "{spread:?}");
 }
 
@@ -129,18 +132,18 @@ fn early_data_is_accepted_once_over_a_cluster() {
     for _ in 0..10 {
         early::assert_accepted_once(&farm, &servers);
     }
-    let spread: Vec<usize> = nodes.iter().map(names).collect();
+    let spread: Vec<usize> = nodes.iter().map(key_count).collect();
     assert!(spread.iter().all(|&names| names > 0), "{spread:?}");
 }
 
-fn names(node: &Redis) -> usize {
-    let names: Vec<String> = ask(&mut node.connect(), &["KEYS", "sessile:*"]);
-    names.len()
+fn key_count(node: &Redis) -> usize {
+    let keys: Vec<String> = ask(&mut node.connect(), &["KEYS", "sessile:*"]);
+    keys.len()
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn a_cluster_that_loses_a_node_costs_full_handshakes_until_it_is_back() {
-    const COSTS: [&str; 4] = [
+async fn a_paused_cluster_node_costs_full_handshakes_until_it_continues() {
+    const FAILURE_VERDICTS: [&str; 4] = [
         "full/store-timeout",
         "full/store-down",
         "full/unknown",
@@ -152,23 +155,23 @@ async fn a_cluster_that_loses_a_node_costs_full_handshakes_until_it_is_back() {
     let url = format!("redis://sessile:se%3Acret@{}", hosts.join(","));
     let farm = Farm::new(&format!("store = \"{url}\"\nstore-timeout = \"200ms\"\n"));
     let (one, other) = (farm.serve("web1"), farm.serve("web2"));
-    hop_until("resumed/session-id", &COSTS, &one, &other).await;
+    hop_until("resumed/session-id", &FAILURE_VERDICTS, &one, &other).await;
     third.peer.signal(rustix::process::Signal::STOP);
-    hop_until("full/store-down", &COSTS, &one, &other).await;
+    hop_until("full/store-down", &FAILURE_VERDICTS, &one, &other).await;
     third.peer.signal(rustix::process::Signal::CONT);
     for _ in 0..3 {
-        hop_until("resumed/session-id", &COSTS, &one, &other).await;
+        hop_until("resumed/session-id", &FAILURE_VERDICTS, &one, &other).await;
     }
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn a_new_master_takes_over_where_sentinels_watch() {
-    const COSTS: [&str; 3] = ["full/store-timeout", "full/store-down", "full/unknown"];
+async fn servers_follow_the_sentinel_to_a_new_master() {
+    const FAILURE_VERDICTS: [&str; 3] = ["full/store-timeout", "full/store-down", "full/unknown"];
     let folder = tempfile::tempdir().unwrap();
     let master = Redis::start();
     let port = master.address().port().to_string();
     let replica = Redis::with(&["--replicaof", "127.0.0.1", &port]);
-    until(|| {
+    wait_until(|| {
         let info: String = ask(&mut replica.connect(), &["INFO", "replication"]);
         info.contains("master_link_status:up")
     });
@@ -186,12 +189,12 @@ async fn a_new_master_takes_over_where_sentinels_watch() {
     });
     let client = redis::Client::open(format!("redis://{}", sentinel.address())).unwrap();
     let mut asked = client.get_connection().unwrap();
-    until(|| {
+    wait_until(|| {
         let replicas: Vec<redis::Value> = ask(&mut asked, &["SENTINEL", "REPLICAS", "mymaster"]);
         replicas.len() == 1
     });
     let mut user = vec!["ACL", "SETUSER", "sessile", "on", ">secret", "+role"];
-    user.extend(&RULES[..7]);
+    user.extend(&ACL_RULES[..7]);
     for node in [&master, &replica] {
         let () = ask(&mut node.connect(), &user);
     }
@@ -201,9 +204,9 @@ async fn a_new_master_takes_over_where_sentinels_watch() {
     );
     let farm = Farm::new(&format!("store = \"{url}\"\nstore-timeout = \"200ms\"\n"));
     let (one, other) = (farm.serve("web1"), farm.serve("web2"));
-    hop_until("resumed/session-id", &COSTS, &one, &other).await;
+    hop_until("resumed/session-id", &FAILURE_VERDICTS, &one, &other).await;
     master.stop();
-    hop_until("full/store-down", &COSTS, &one, &other).await;
-    hop_until("resumed/session-id", &COSTS, &one, &other).await;
-    assert!(names(&replica) > 0);
+    hop_until("full/store-down", &FAILURE_VERDICTS, &one, &other).await;
+    hop_until("resumed/session-id", &FAILURE_VERDICTS, &one, &other).await;
+    assert!(key_count(&replica) > 0);
 }

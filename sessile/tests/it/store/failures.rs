@@ -1,5 +1,5 @@
-//! What a store can do wrong: it costs full handshakes, never a connection, and is over by itself.
-//! Every client here that cannot connect fails its test (`setup::verdict`).
+//! A failing store costs full handshakes, never a connection, and servers recover without help.
+//! A failed connection fails its test (see `setup::verdict`).
 
 use std::time::{Duration, Instant};
 
@@ -10,34 +10,34 @@ use super::proxy::{Mode, Proxy};
 use super::setup::{Farm, Redis, client, hop, hop_until, verdict};
 use crate::peers::eventually;
 
-/// Verdicts of a client that comes to another server while the store fails or has just come back.
-const COSTS: [&str; 3] = ["full/store-timeout", "full/store-down", "full/unknown"];
+/// Verdicts at another server while the store fails or has just recovered.
+const FAILURE_VERDICTS: [&str; 3] = ["full/store-timeout", "full/store-down", "full/unknown"];
 
-/// Where a request under load just made it.
-const LUCKY: [&str; 4] = [
+/// [`FAILURE_VERDICTS`], and the verdict if an answer still arrives in time.
+const DEGRADED_VERDICTS: [&str; 4] = [
     "full/store-timeout",
     "full/store-down",
     "full/unknown",
     "resumed/session-id",
 ];
 
-const DEADLINE: &str = "store-timeout = \"100ms\"\n";
+const STORE_TIMEOUT: &str = "store-timeout = \"100ms\"\n";
 
 fn farm(store: &str) -> Farm {
-    Farm::new(&format!("store = \"{store}\"\n{DEADLINE}"))
+    Farm::new(&format!("store = \"{store}\"\n{STORE_TIMEOUT}"))
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn a_store_that_stops_and_comes_back_empty() {
+async fn servers_reconnect_to_a_store_that_restarts_empty() {
     let redis = Redis::start();
     let farm = farm(&redis.url());
     let (one, other) = (farm.serve("web1"), farm.serve("web2"));
-    hop_until("resumed/session-id", &COSTS, &one, &other).await;
-    // Its session is in the store, and in the table of its own server.
+    hop_until("resumed/session-id", &FAILURE_VERDICTS, &one, &other).await;
+    // The session of `earlier` is in the store and in the session table of `one`.
     let earlier = client(Mechanism::SessionId);
     verdict(&earlier, one.address()).await;
     let port = redis.stop();
-    hop_until("full/store-down", &COSTS, &one, &other).await;
+    hop_until("full/store-down", &FAILURE_VERDICTS, &one, &other).await;
     for _ in 0..20 {
         assert_eq!(
             hop(Mechanism::SessionId, &one, &other).await,
@@ -47,22 +47,22 @@ async fn a_store_that_stops_and_comes_back_empty() {
     assert_eq!(verdict(&earlier, one.address()).await, "resumed/session-id");
     assert_eq!(other.metric("sessile_store_up{server=\"web2\"}").await, 0);
     let _redis = Redis::start_again(port);
-    hop_until("resumed/session-id", &COSTS, &one, &other).await;
-    eventually("each of its threads has found it", || {
+    hop_until("resumed/session-id", &FAILURE_VERDICTS, &one, &other).await;
+    eventually("every worker thread is connected to the store", || {
         other.metrics().sum("sessile_store_up", &[]) == 1
     });
-    // What the store lost, the table in front still has.
+    // The session table of `one` still has the session that the store has lost.
     assert_eq!(verdict(&earlier, one.address()).await, "resumed/session-id");
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn a_store_that_restarts_while_nobody_asks() {
+async fn servers_reconnect_to_a_restarted_store_without_requests() {
     let redis = Redis::start();
     let farm = farm(&redis.url());
     let (one, other) = (farm.serve("web1"), farm.serve("web2"));
-    hop_until("resumed/session-id", &COSTS, &one, &other).await;
+    hop_until("resumed/session-id", &FAILURE_VERDICTS, &one, &other).await;
     let redis = redis.restart();
-    // The servers find out and connect again without a client that asks them to.
+    // The servers notice the restart and reconnect without a handshake.
     let clients = |redis: &Redis| {
         let mut list = redis::cmd("CLIENT");
         let list: String = list.arg("LIST").query(&mut redis.connect()).unwrap();
@@ -70,27 +70,27 @@ async fn a_store_that_restarts_while_nobody_asks() {
     };
     let deadline = Instant::now() + Duration::from_secs(30);
     while clients(&redis) < 4 {
-        assert!(Instant::now() < deadline, "they stay away");
+        assert!(Instant::now() < deadline, "the servers do not reconnect");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    hop_until("resumed/session-id", &COSTS, &one, &other).await;
+    hop_until("resumed/session-id", &FAILURE_VERDICTS, &one, &other).await;
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn without_the_store_nobody_resumes_whose_session_another_server_may_have_removed() {
+async fn removable_sessions_do_not_resume_while_the_store_is_down() {
     let redis = Redis::start();
     let farm = Farm::new(&format!(
-        "store = \"{}\"\n{DEADLINE}require-close-notify = true\n",
+        "store = \"{}\"\n{STORE_TIMEOUT}require-close-notify = true\n",
         redis.url()
     ));
     let server = farm.serve("web1");
-    hop_until("resumed/session-id", &COSTS, &server, &server).await;
+    hop_until("resumed/session-id", &FAILURE_VERDICTS, &server, &server).await;
     let clients = [Mechanism::SessionId, Mechanism::Ticket, Mechanism::Psk].map(client);
     for client in &clients {
         verdict(client, server.address()).await;
     }
     redis.stop();
-    eventually("both threads have lost it", || {
+    eventually("both worker threads lose the store", || {
         let labels = [("state", "down")];
         server.metrics().sum("sessile_store_connections", &labels) == 2
     });
@@ -100,7 +100,7 @@ async fn without_the_store_nobody_resumes_whose_session_another_server_may_have_
 }
 
 #[test]
-fn a_store_that_one_worker_thread_has_lost_is_not_up() {
+fn the_store_is_down_if_one_worker_thread_has_lost_it() {
     let redis = Redis::start();
     let farm = farm(&redis.url());
     let server = farm.serve("web1");
@@ -116,7 +116,7 @@ fn a_store_that_one_worker_thread_has_lost_is_not_up() {
         let mut command = redis::cmd(words[0]);
         command.arg(&words[1..]).query(&mut connection).unwrap()
     };
-    // This test's and one worker's stay; the other's comes back to a store that is full.
+    // Redis keeps the connections of this test and of one worker, and refuses the other worker.
     client(&["CONFIG", "SET", "maxclients", "2"]);
     let redis::Value::BulkString(list) = client(&["CLIENT", "LIST"]) else {
         panic!("a list of clients");
@@ -141,50 +141,53 @@ fn a_store_that_one_worker_thread_has_lost_is_not_up() {
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn a_store_that_is_paused() {
+async fn a_paused_store_costs_full_handshakes_until_it_continues() {
     let redis = Redis::start();
     let farm = farm(&redis.url());
     let (one, other) = (farm.serve("web1"), farm.serve("web2"));
-    hop_until("resumed/session-id", &COSTS, &one, &other).await;
+    hop_until("resumed/session-id", &FAILURE_VERDICTS, &one, &other).await;
     redis.peer.signal(Signal::STOP);
-    hop_until("full/store-down", &COSTS, &one, &other).await;
+    hop_until("full/store-down", &FAILURE_VERDICTS, &one, &other).await;
     for _ in 0..20 {
         let verdict = hop(Mechanism::SessionId, &one, &other).await;
-        assert!(COSTS.contains(&verdict.as_str()), "{verdict}");
+        assert!(FAILURE_VERDICTS.contains(&verdict.as_str()), "{verdict}");
     }
     redis.peer.signal(Signal::CONT);
-    hop_until("resumed/session-id", &COSTS, &one, &other).await;
+    hop_until("resumed/session-id", &FAILURE_VERDICTS, &one, &other).await;
     let late = "sessile_store_requests_total{operation=\"put\",result=\"timeout\",server=\"web1\"}";
     assert!(one.metric(late).await > 0);
     assert!(one.peer.said().contains("does not answer in time"));
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn a_store_behind_a_network_that_delays_stalls_and_cuts() {
+async fn delayed_stalled_and_cut_answers_cost_full_handshakes() {
     let redis = Redis::start();
     let proxy = Proxy::start(redis.address());
-    // The default of 20 ms, which 50 ms are too long for.
+    // The default timeout of 20 ms is shorter than the proxy's delay of 50 ms.
     let farm = Farm::new(&format!("store = \"{}\"\n", proxy.url()));
     let (one, other) = (farm.serve("web1"), farm.serve("web2"));
     for mode in [Mode::Delay, Mode::Stall, Mode::Cut] {
-        hop_until("resumed/session-id", &COSTS, &one, &other).await;
+        hop_until("resumed/session-id", &FAILURE_VERDICTS, &one, &other).await;
         proxy.set(mode);
-        hop_until("full/store-down", &LUCKY, &one, &other).await;
+        hop_until("full/store-down", &DEGRADED_VERDICTS, &one, &other).await;
         for _ in 0..10 {
             let verdict = hop(Mechanism::SessionId, &one, &other).await;
-            assert!(COSTS.contains(&verdict.as_str()), "{mode:?}: {verdict}");
+            assert!(
+                FAILURE_VERDICTS.contains(&verdict.as_str()),
+                "{mode:?}: {verdict}"
+            );
         }
-        // Tickets have nothing to do with the store.
+        // Sealed tickets resume without the store.
         assert_eq!(hop(Mechanism::Ticket, &one, &other).await, "resumed/ticket");
         assert_eq!(hop(Mechanism::Psk, &one, &other).await, "resumed/psk");
         proxy.set(Mode::Pass);
     }
-    hop_until("resumed/session-id", &COSTS, &one, &other).await;
+    hop_until("resumed/session-id", &FAILURE_VERDICTS, &one, &other).await;
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn a_handshake_waits_for_its_session_and_not_for_the_next_one_too() {
-    // Large, so that a busy machine does not take as long again.
+async fn a_handshake_waits_for_the_look_up_but_not_for_the_put() {
+    // The timeout is large, so that delays of a busy machine stay below it.
     const TIMEOUT: Duration = Duration::from_secs(4);
     let redis = Redis::start();
     let proxy = Proxy::start(redis.address());
@@ -193,12 +196,12 @@ async fn a_handshake_waits_for_its_session_and_not_for_the_next_one_too() {
         proxy.url()
     ));
     let (one, other) = (farm.serve("web1"), farm.serve("web2"));
-    hop_until("resumed/session-id", &COSTS, &one, &other).await;
+    hop_until("resumed/session-id", &FAILURE_VERDICTS, &one, &other).await;
     let client = client(Mechanism::SessionId);
     verdict(&client, one.address()).await;
     proxy.set(Mode::Stall);
     let begin = Instant::now();
-    // Looking it up takes the whole time; storing the new session has none left.
+    // The look-up uses the whole budget, so the server does not wait to store the new session.
     assert_eq!(
         verdict(&client, other.address()).await,
         "full/store-timeout"
@@ -207,29 +210,29 @@ async fn a_handshake_waits_for_its_session_and_not_for_the_next_one_too() {
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn a_store_that_takes_nothing_more() {
+async fn a_full_store_costs_full_handshakes_and_stays_up() {
     let redis = Redis::start();
     let farm = farm(&redis.url());
     let (one, other) = (farm.serve("web1"), farm.serve("web2"));
-    hop_until("resumed/session-id", &COSTS, &one, &other).await;
+    hop_until("resumed/session-id", &FAILURE_VERDICTS, &one, &other).await;
     let limit = |bytes: &str| {
         let mut set = redis::cmd("CONFIG");
         let set = set.arg("SET").arg("maxmemory").arg(bytes);
         set.exec(&mut redis.connect()).unwrap();
     };
     limit("1");
-    hop_until("full/unknown", &COSTS, &one, &other).await;
-    // It is there all the while, and says so at once: it is not given up for it.
+    hop_until("full/unknown", &FAILURE_VERDICTS, &one, &other).await;
+    // A store that refuses a put at once is still up.
     for _ in 0..10 {
         let verdict = hop(Mechanism::SessionId, &one, &other).await;
         assert_eq!(verdict, "full/unknown");
     }
     assert_eq!(one.metric("sessile_store_up{server=\"web1\"}").await, 1);
     assert_eq!(one.peer.said().matches("refuses a request").count(), 1);
-    // The session that was not taken resumes where it was made.
+    // A session that the store refused resumes at the server that made it.
     let client = client(Mechanism::SessionId);
     verdict(&client, one.address()).await;
     assert_eq!(verdict(&client, one.address()).await, "resumed/session-id");
     limit("0");
-    hop_until("resumed/session-id", &COSTS, &one, &other).await;
+    hop_until("resumed/session-id", &FAILURE_VERDICTS, &one, &other).await;
 }

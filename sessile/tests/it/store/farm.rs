@@ -1,4 +1,4 @@
-//! Three servers, one Redis, no balancer: a client resumes wherever it comes to.
+//! Three servers, one Redis, no balancer: a client resumes at every server.
 
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
@@ -33,7 +33,7 @@ async fn every_client_resumes_by_session_id_at_every_server() {
     }
     let fetched = "sessile_store_requests_total{operation=\"fetch\",result=\"ok\",server=\"web2\"}";
     assert!(servers[1].metric(fetched).await > 0);
-    eventually("each of its threads has found it", || {
+    eventually("every worker thread is connected to the store", || {
         servers[1].metrics().sum("sessile_store_up", &[]) == 1
     });
 }
@@ -55,7 +55,7 @@ async fn a_session_outlives_the_server_that_made_it() {
         verdict(&client, third.address()).await,
         "resumed/session-id"
     );
-    // One that joins has never seen the client.
+    // A server that joins the farm later reads the session from the store.
     let joined = farm.serve("web4");
     assert_eq!(
         verdict(&client, joined.address()).await,
@@ -82,17 +82,17 @@ async fn stored_tickets_resume_at_every_server_until_their_session_is_removed() 
         for n in 1..5 {
             assert_eq!(verdict(&client, addresses[n % 3]).await, how);
         }
-        // Idle at one server until its connection is reclaimed; then back at another.
+        // The client is idle at one server until its connection is reclaimed, then returns to another.
         let target = sessile::client::Target::new(addresses[1], "localhost").unwrap();
         let mut idle = client.connect(&target).await.unwrap();
         idle.closed().await;
-        // The tombstone is there before the connection ends.
+        // The server writes the tombstone before it closes the connection.
         assert_eq!(verdict(&client, addresses[2]).await, "full/purged");
     }
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn what_a_store_no_longer_has_is_unknown_and_not_lost_with_its_server() {
+async fn a_session_missing_from_the_store_is_unknown_even_after_its_server_was_killed() {
     let redis = Redis::start();
     let farm = Farm::sharing(&redis.url(), "require-close-notify = true\n");
     let server = farm.serve("web1");
@@ -101,7 +101,7 @@ async fn what_a_store_no_longer_has_is_unknown_and_not_lost_with_its_server() {
         verdict(client, server.address()).await;
     }
     server.peer.kill();
-    // As a store does that needs the room.
+    // Redis also removes entries if it reaches its memory limit.
     redis::cmd("FLUSHALL").exec(&mut redis.connect()).unwrap();
     let server = farm.serve("web1");
     for client in &clients {
@@ -170,7 +170,7 @@ for port in sys.argv[2:]:
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn a_store_that_is_not_there_at_the_start_is_found_when_it_comes() {
+async fn servers_connect_to_a_store_that_starts_after_them() {
     let port = Redis::start().stop();
     let farm = Farm::sharing(&format!("redis://127.0.0.1:{port}"), "");
     let (one, other) = (farm.serve("web1"), farm.serve("web2"));

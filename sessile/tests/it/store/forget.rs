@@ -1,4 +1,4 @@
-//! Sessions that are forgotten on request: a farm's through its Redis, a server's by its configuration.
+//! Sessions forgotten on request: for a farm through its Redis, for a server by its configuration.
 
 use std::process::{Command, Output, Stdio};
 
@@ -10,16 +10,16 @@ use sessile_proto::ticket::ForgetRules;
 use super::setup::{Farm, Redis, Server, client, hop, hop_until, verdict};
 use crate::peers::eventually;
 
-const HOWS: [(Mechanism, &str); 3] = [
+const RESUMED_VERDICTS: [(Mechanism, &str); 3] = [
     (Mechanism::SessionId, "resumed/session-id"),
     (Mechanism::Ticket, "resumed/ticket"),
     (Mechanism::Psk, "resumed/psk"),
 ];
 
-/// What a server says when it hears of a mark.
-const HEARD: &str = "the farm forgets sessions on request";
+/// The log line of a server that reads new forget rules.
+const RULES_READ: &str = "the farm forgets sessions on request";
 
-/// A farm with a site for `localhost`, and one for every other name.
+/// A farm with a site for `localhost`, and a site for all other names.
 fn farm(store: &str, settings: &str) -> Farm {
     let pair = "certificates = [{ chain = 'server.pem', key = 'server.key' }]";
     let route = "[[site.route]]\npath = \"/\"\nverdict = true\n";
@@ -38,62 +38,62 @@ fn forget(farm: &Farm, arguments: &[&str]) -> Output {
     command.output().unwrap()
 }
 
-/// Forgets, and waits until each of these servers has heard of that many changes.
-fn forgotten(farm: &Farm, servers: &[&Server], changes: usize, arguments: &[&str]) {
+/// Runs `sessile forget`, and waits until each server has read `changes` changes in total.
+fn forget_and_wait(farm: &Farm, servers: &[&Server], changes: usize, arguments: &[&str]) {
     let output = forget(farm, arguments);
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{error}");
     for server in servers {
-        eventually("it hears of it", || {
-            server.peer.said().matches(HEARD).count() >= changes
+        eventually("the server reads the forget rules", || {
+            server.peer.said().matches(RULES_READ).count() >= changes
         });
     }
 }
 
-/// The marks as they lie in the store, and their name.
-fn written(redis: &Redis) -> (Vec<u8>, Vec<u8>) {
+/// The key and the value of the forget rules in the store.
+fn stored_rules(redis: &Redis) -> (Vec<u8>, Vec<u8>) {
     let mut entries = redis.entries().into_iter();
     entries
         .find(|(name, _)| name.ends_with(b":forget"))
         .unwrap()
 }
 
-/// Clients of every kind that were at this server, and how they resume.
-async fn visitors(server: &Server) -> Vec<(Client, &'static str)> {
-    let mut visitors = Vec::new();
-    for (mechanism, how) in HOWS {
+/// One client for each mechanism, with a session from the server, and its verdict if it resumes.
+async fn clients_with_sessions(server: &Server) -> Vec<(Client, &'static str)> {
+    let mut clients = Vec::new();
+    for (mechanism, how) in RESUMED_VERDICTS {
         let client = client(mechanism);
         assert_eq!(
             verdict(&client, server.address()).await,
             "full/nothing-offered"
         );
-        visitors.push((client, how));
+        clients.push((client, how));
     }
-    visitors
+    clients
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn what_the_farm_forgets_is_revoked_at_another_server_and_new_sessions_resume() {
+async fn forgotten_sessions_are_revoked_at_other_servers_and_new_sessions_resume() {
     let redis = Redis::start();
     let farm = farm(&redis.url(), "");
     let [one, other, third] = farm.serve_three();
     let servers = [&one, &other, &third];
-    // Another site's and another server's sessions are nobody's business.
-    forgotten(&farm, &servers, 1, &["--site", "*"]);
-    forgotten(&farm, &servers, 2, &["--server", "web2"]);
+    // Forget rules for another site or server do not affect the sessions below.
+    forget_and_wait(&farm, &servers, 1, &["--site", "*"]);
+    forget_and_wait(&farm, &servers, 2, &["--server", "web2"]);
     let cases = [
         &["--server", "web1"][..],
         &["--site", "LocalHost"],
         &["--everything"],
     ];
     for (n, arguments) in cases.into_iter().enumerate() {
-        let visitors = visitors(&one).await;
-        for (client, how) in &visitors {
+        let clients = clients_with_sessions(&one).await;
+        for (client, how) in &clients {
             assert_eq!(verdict(client, other.address()).await, *how);
         }
-        forgotten(&farm, &servers, 3 + n, arguments);
-        for (client, how) in &visitors {
-            // Which is in the table of the server by now.
+        forget_and_wait(&farm, &servers, 3 + n, arguments);
+        for (client, how) in &clients {
+            // This server also has the session in its session table.
             assert_eq!(verdict(client, other.address()).await, "full/revoked");
             assert_eq!(verdict(client, third.address()).await, *how);
         }
@@ -101,38 +101,38 @@ async fn what_the_farm_forgets_is_revoked_at_another_server_and_new_sessions_res
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn a_session_belongs_to_the_server_of_its_full_handshake_wherever_it_resumed_since() {
+async fn a_forget_rule_for_a_server_applies_to_sessions_whose_full_handshake_was_there() {
     let redis = Redis::start();
     let farm = farm(&redis.url(), "");
     let [one, other, third] = farm.serve_three();
-    let visitors = visitors(&one).await;
-    for (client, how) in &visitors {
-        // New tickets, made by another server.
+    let clients = clients_with_sessions(&one).await;
+    for (client, how) in &clients {
+        // The other server issues new tickets.
         assert_eq!(verdict(client, other.address()).await, *how);
     }
     let servers = [&one, &other, &third];
-    forgotten(&farm, &servers, 1, &["--server", "web2"]);
-    for (client, how) in &visitors {
+    forget_and_wait(&farm, &servers, 1, &["--server", "web2"]);
+    for (client, how) in &clients {
         assert_eq!(verdict(client, third.address()).await, *how);
     }
-    forgotten(&farm, &servers, 2, &["--server", "web1"]);
-    for (client, _) in &visitors {
+    forget_and_wait(&farm, &servers, 2, &["--server", "web1"]);
+    for (client, _) in &clients {
         assert_eq!(verdict(client, third.address()).await, "full/revoked");
     }
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn stored_tickets_and_snapshots_are_forgotten_too() {
+async fn forget_rules_apply_to_stored_sessions_and_snapshots() {
     let redis = Redis::start();
     let farm = farm(&redis.url(), "[connection]\npurge-on-reclaim = true\n");
     let [one, other, third] = farm.serve_three();
-    let visitors = visitors(&one).await;
+    let clients = clients_with_sessions(&one).await;
     third.drain();
-    forgotten(&farm, &[&one, &other], 1, &["--everything"]);
+    forget_and_wait(&farm, &[&one, &other], 1, &["--everything"]);
     one.drain();
-    // They hear of it before their first handshake.
+    // The servers read the forget rules before their first handshake.
     let (one, third) = (farm.serve("web1"), farm.serve("web3"));
-    for (n, (client, how)) in visitors.iter().enumerate() {
+    for (n, (client, how)) in clients.iter().enumerate() {
         let address = [&one, &third][n % 2].address();
         assert_eq!(verdict(client, address).await, "full/revoked");
         assert_eq!(verdict(client, other.address()).await, *how);
@@ -140,21 +140,21 @@ async fn stored_tickets_and_snapshots_are_forgotten_too() {
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn a_store_that_restarts_empty_brings_nothing_back() {
+async fn forgotten_sessions_stay_revoked_after_the_store_restarts_empty() {
     let redis = Redis::start();
     let farm = farm(&redis.url(), "");
     let [one, other, _third] = farm.serve_three();
-    let visitors = visitors(&one).await;
-    forgotten(&farm, &[&other], 1, &["--everything"]);
+    let clients = clients_with_sessions(&one).await;
+    forget_and_wait(&farm, &[&other], 1, &["--everything"]);
     let redis = redis.restart();
-    // They read the marks before they claim their numbers anew.
-    eventually("all are back", || redis.claims().len() == 3);
-    for (client, _) in &visitors[1..] {
+    // The servers read the forget rules before they claim their numbers again.
+    eventually("all servers have reconnected", || redis.claims().len() == 3);
+    for (client, _) in &clients[1..] {
         assert_eq!(verdict(client, other.address()).await, "full/revoked");
     }
 }
 
-/// What the store says is forgotten.
+/// The decrypted forget rules in the store.
 fn rules(farm: &Farm, redis: &Redis) -> Option<ForgetRules> {
     let key = sessile::key::load(&farm.folder().join("farm.key")).unwrap();
     let schedule = Schedule::derive(&key, sessile::clock::now());
@@ -171,48 +171,53 @@ fn set(redis: &Redis, name: &[u8], value: &[u8]) {
 }
 
 #[test]
-fn marks_that_the_store_evicts_or_has_of_earlier_are_put_back() {
+fn servers_restore_forget_rules_that_the_store_loses() {
     let redis = Redis::start();
     let farm = farm(&redis.url(), "");
     let (one, other) = (farm.serve("web1"), farm.serve("web2"));
-    forgotten(&farm, &[&one, &other], 1, &["--server", "77"]);
-    let (name, earlier) = written(&redis);
-    forgotten(&farm, &[&one, &other], 2, &["--site", "*"]);
+    forget_and_wait(&farm, &[&one, &other], 1, &["--server", "77"]);
+    let (name, earlier) = stored_rules(&redis);
+    forget_and_wait(&farm, &[&one, &other], 2, &["--site", "*"]);
     let both = rules(&farm, &redis).unwrap();
     assert_eq!(both.iter().count(), 2);
     let is_whole = || rules(&farm, &redis).is_some_and(|rules| rules == both);
     let mut del = redis::cmd("DEL");
     del.arg(&name).exec(&mut redis.connect()).unwrap();
-    eventually("they are back", is_whole);
-    // As after a restore, or a mark that was added while the others were gone.
+    eventually("the servers restore the rules", is_whole);
+    // A restored backup of the store may hold an earlier version of the rules.
     set(&redis, &name, &earlier);
-    eventually("both are there", is_whole);
+    eventually("the servers restore the later rule", is_whole);
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn a_server_that_starts_without_the_store_knows_what_it_knew() {
+async fn a_server_that_starts_without_the_store_reads_its_saved_forget_rules() {
     let redis = Redis::start();
     let farm = farm(&redis.url(), "");
     let (one, other) = (farm.serve("web1"), farm.serve("web2"));
-    let [first, second] = [visitors(&one).await, visitors(&one).await];
-    forgotten(&farm, &[&other], 1, &["--everything"]);
+    let [first, second] = [
+        clients_with_sessions(&one).await,
+        clients_with_sessions(&one).await,
+    ];
+    forget_and_wait(&farm, &[&other], 1, &["--everything"]);
     other.drain();
     let port = redis.stop();
-    for visitors in [first, second] {
+    for clients in [first, second] {
         let other = farm.serve("web2");
-        let (psk, _) = &visitors[2];
+        let (psk, _) = &clients[2];
         assert_eq!(verdict(psk, other.address()).await, "full/revoked");
-        // The file is good for more than one start.
+        // The next start reads the same file again.
         other.drain();
     }
-    // Another store, that never heard of it, is told.
+    // The server writes its rules to a new, empty store.
     let redis = Redis::start_again(port);
     let _other = farm.serve("web2");
-    eventually("it is told", || rules(&farm, &redis).is_some());
+    eventually("the server writes its rules to the store", || {
+        rules(&farm, &redis).is_some()
+    });
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn a_store_that_does_not_say_what_is_forgotten_is_not_used() {
+async fn a_store_whose_forget_rules_cannot_be_read_is_not_used() {
     let redis = Redis::start();
     let farm = farm(&redis.url(), "");
     let one = farm.serve("web1");
@@ -220,7 +225,7 @@ async fn a_store_that_does_not_say_what_is_forgotten_is_not_used() {
         .unwrap()
         .scope;
     let name = format!("sessile:{scope}:forget");
-    // Every request for the marks ends with an error, and no other does.
+    // A list under this key makes every read of the rules fail, and no other request.
     let mut push = redis::cmd("RPUSH");
     let push = push.arg(&name).arg("x");
     push.exec(&mut redis.connect()).unwrap();
@@ -236,37 +241,39 @@ async fn a_store_that_does_not_say_what_is_forgotten_is_not_used() {
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn a_mark_up_to_an_hour_ahead_reaches_the_sessions_of_a_clock_that_is() {
+async fn a_forget_rule_in_the_future_covers_sessions_of_a_server_with_a_fast_clock() {
     let redis = Redis::start();
     let farm = farm(&redis.url(), "");
     let (one, other) = (farm.serve_at("web1", Some("+50m")), farm.serve("web2"));
-    let visitors = visitors(&one).await;
-    forgotten(&farm, &[&one, &other], 1, &["--server", "web1"]);
-    let (psk, how) = &visitors[2];
+    let clients = clients_with_sessions(&one).await;
+    forget_and_wait(&farm, &[&one, &other], 1, &["--server", "web1"]);
+    let (psk, how) = &clients[2];
     assert_eq!(verdict(psk, other.address()).await, *how);
     let ahead = std::time::SystemTime::now() + std::time::Duration::from_secs(59 * 60);
     let ahead = humantime::format_rfc3339_seconds(ahead).to_string();
     let arguments = ["--server", "web1", "--before", &ahead];
-    forgotten(&farm, &[&one, &other], 2, &arguments);
-    for (client, _) in &visitors {
+    forget_and_wait(&farm, &[&one, &other], 2, &arguments);
+    for (client, _) in &clients {
         assert_eq!(verdict(client, other.address()).await, "full/revoked");
     }
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn marks_that_do_not_open_are_said_once_and_passed_by() {
+async fn forget_rules_that_do_not_open_are_logged_once_and_ignored() {
     let redis = Redis::start();
     let farm = farm(&redis.url(), "");
     let (one, other) = (farm.serve("web1"), farm.serve("web2"));
-    let visitors = visitors(&one).await;
-    forgotten(&farm, &[&one, &other], 1, &["--server", "77"]);
-    let (name, value) = written(&redis);
+    let clients = clients_with_sessions(&one).await;
+    forget_and_wait(&farm, &[&one, &other], 1, &["--server", "77"]);
+    let (name, value) = stored_rules(&redis);
     let mut damaged = value;
     *damaged.last_mut().unwrap() ^= 1;
     set(&redis, &name, &damaged);
     let warning = "does not open under this server's farm key";
-    eventually("it says so", || other.peer.said().contains(warning));
-    for (client, how) in &visitors {
+    eventually("the server logs a warning", || {
+        other.peer.said().contains(warning)
+    });
+    for (client, how) in &clients {
         assert_eq!(verdict(client, other.address()).await, *how);
     }
     assert_eq!(other.peer.said().matches(warning).count(), 1);
@@ -277,7 +284,7 @@ async fn marks_that_do_not_open_are_said_once_and_passed_by() {
 }
 
 #[test]
-fn no_mark_is_lost_among_concurrent_writers() {
+fn concurrent_forget_commands_lose_no_rule() {
     let redis = Redis::start();
     let farm = farm(&redis.url(), "");
     let one = farm.serve("web1");
@@ -299,24 +306,24 @@ fn no_mark_is_lost_among_concurrent_writers() {
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn a_server_without_a_store_forgets_what_its_configuration_says() {
+async fn a_server_without_a_store_applies_forget_rules_from_its_configuration() {
     let farm = Farm::new("");
     for whose in ["", "site = \"*\",", "server = \"web1\","] {
         let one = farm.serve("web1");
-        let visitors = visitors(&one).await;
-        let now = a_moment_later();
+        let clients = clients_with_sessions(&one).await;
+        let now = next_instant();
         let marked = farm.with(&format!("forget = [{{ {whose} before = {now} }}]\n"));
         let other = marked.serve("web2");
-        for (client, how) in &visitors[1..] {
+        for (client, how) in &clients[1..] {
             assert_eq!(verdict(client, other.address()).await, "full/revoked");
             assert_eq!(verdict(client, one.address()).await, *how);
         }
         // The client without tickets has its session at the first server only.
-        let (client, how) = &visitors[0];
+        let (client, how) = &clients[0];
         assert_eq!(verdict(client, one.address()).await, *how);
         marked.reload("web1", &one);
         assert_eq!(verdict(client, one.address()).await, "full/revoked");
-        // The next start has the settings that come next.
+        // The next round starts `web1` again with the original settings.
         one.drain();
     }
     let elsewhere = "forget = [{ server = 9, before = \"2026-01-01T00:00:00Z\" }]\n";
@@ -325,15 +332,15 @@ async fn a_server_without_a_store_forgets_what_its_configuration_says() {
     assert_eq!(hop(Mechanism::Psk, &one, &other).await, "resumed/psk");
 }
 
-/// A time after everything that has been, as a configuration has it.
-fn a_moment_later() -> String {
+/// A time later than all earlier events, in the format of the configuration.
+fn next_instant() -> String {
     let begin = sessile::clock::now();
-    eventually("the clock goes", || sessile::clock::now() > begin);
+    eventually("the clock advances", || sessile::clock::now() > begin);
     humantime::format_rfc3339_millis(std::time::SystemTime::now()).to_string()
 }
 
 #[test]
-fn what_cannot_be_forgotten_is_said_with_the_remedy() {
+fn a_forget_command_that_fails_names_the_remedy() {
     let redis = Redis::start();
     let farm = farm(&redis.url(), "");
     drop(farm.serve("web1"));

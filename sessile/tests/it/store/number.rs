@@ -1,11 +1,11 @@
-//! A server's number, which no other server of the farm may have, claimed in a real Redis.
+//! Claims of server numbers in a real Redis. Each number must be unique in the farm.
 
 use sessile::client::Mechanism;
 
 use super::setup::{Farm, Redis, Server, hop};
 use crate::peers::eventually;
 
-/// What a server says of another one with its number.
+/// The log line of a server that finds another server with its number.
 const CLASH: &str = "another running server of the farm has this server's number";
 
 fn process(claim: &[u8]) -> &[u8] {
@@ -18,13 +18,15 @@ async fn sees_a_clash(server: &Server) -> bool {
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn two_running_servers_of_one_name_clash_until_one_ends_and_both_serve() {
+async fn two_servers_with_the_same_name_report_a_clash_until_one_ends() {
     let redis = Redis::start();
     let farm = Farm::sharing(&redis.url(), "");
     let one = farm.serve("web1");
-    eventually("it claims its number", || redis.claims().len() == 1);
+    eventually("the server claims its number", || redis.claims().len() == 1);
     let other = farm.serve("web1");
-    eventually("the other sees it", || other.peer.said().contains(CLASH));
+    eventually("the other server reports the clash", || {
+        other.peer.said().contains(CLASH)
+    });
     assert!(sees_a_clash(&other).await);
     assert!(!sees_a_clash(&one).await);
     assert_eq!(
@@ -32,7 +34,7 @@ async fn two_running_servers_of_one_name_clash_until_one_ends_and_both_serve() {
         "resumed/session-id"
     );
     one.drain();
-    eventually("the other has it alone", || {
+    eventually("the clash ends", || {
         other
             .peer
             .said()
@@ -43,14 +45,16 @@ async fn two_running_servers_of_one_name_clash_until_one_ends_and_both_serve() {
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn servers_of_two_names_with_one_number_set_clash_and_both_serve() {
+async fn two_servers_with_the_same_number_report_a_clash_and_still_serve() {
     let redis = Redis::start();
     let farm = Farm::sharing(&redis.url(), "");
     let alike = farm.numbered(7);
     let one = alike.serve("web1");
-    eventually("it claims its number", || redis.claims().len() == 1);
+    eventually("the server claims its number", || redis.claims().len() == 1);
     let other = alike.serve("web2");
-    eventually("the other sees it", || other.peer.said().contains(CLASH));
+    eventually("the other server reports the clash", || {
+        other.peer.said().contains(CLASH)
+    });
     assert_eq!(
         other
             .metric("sessile_server_number_clash{server=\"web2\"}")
@@ -63,7 +67,7 @@ async fn servers_of_two_names_with_one_number_set_clash_and_both_serve() {
         let verdict = hop(mechanism, &one, &other).await;
         assert!(verdict.starts_with("resumed/"), "{verdict}");
     }
-    // A number of its own ends it.
+    // Another number ends the clash.
     other.drain();
     let other = farm.numbered(8).serve("web2");
     eventually("both have a number", || redis.claims().len() == 2);
@@ -71,7 +75,7 @@ async fn servers_of_two_names_with_one_number_set_clash_and_both_serve() {
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn a_server_that_was_killed_has_its_number_back_without_a_clash() {
+async fn a_server_restarted_after_a_kill_claims_its_number_without_a_clash() {
     let redis = Redis::start();
     let farm = Farm::sharing(&redis.url(), "");
     let (one, other) = (farm.serve("web1"), farm.serve("web2"));
@@ -79,7 +83,7 @@ async fn a_server_that_was_killed_has_its_number_back_without_a_clash() {
     let before = redis.claims();
     one.peer.kill();
     let one = farm.serve("web1");
-    eventually("it has taken its number over", || {
+    eventually("the new process claims the number", || {
         let now = redis.claims();
         let is_new = |claim: &&Vec<u8>| before.iter().all(|old| process(old) != process(claim));
         now.len() == 2 && now.iter().filter(is_new).count() == 1

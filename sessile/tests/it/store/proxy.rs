@@ -1,4 +1,4 @@
-//! A TCP proxy that does to a connection what networks and failing machines do.
+//! A TCP proxy that delays, stalls or cuts connections, as networks and failing machines do.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -7,24 +7,24 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::Duration;
 
-/// What becomes of answers, or of requests.
+/// How the proxy treats answers and requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Mode {
     Pass,
-    /// They arrive 50 ms later.
+    /// Answers arrive 50 ms later.
     Delay,
-    /// They do not arrive.
+    /// Answers do not arrive until the mode changes.
     Stall,
-    /// Half of one arrives, then the connection ends.
+    /// Half of an answer arrives, then the connection ends.
     Cut,
-    /// Requests do not arrive until it is another mode.
+    /// Requests do not arrive until the mode changes.
     Hold,
 }
 
 const MODES: [Mode; 5] = [Mode::Pass, Mode::Delay, Mode::Stall, Mode::Cut, Mode::Hold];
 
-/// Runs until the test ends.
+/// The proxy, whose threads run until the test process ends.
 pub(crate) struct Proxy {
     address: SocketAddr,
     shared: Arc<Shared>,
@@ -91,7 +91,7 @@ impl Proxy {
     }
 }
 
-/// How many of an answer's bytes are passed on; after fewer than all the connection ends.
+/// The number of an answer's bytes to forward. The connection ends if that is not all of them.
 fn answer(shared: &Shared, len: usize) -> usize {
     match shared.mode() {
         Mode::Pass | Mode::Hold => {}

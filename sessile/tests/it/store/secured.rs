@@ -30,7 +30,7 @@ fn ask_for_certificates(command: &mut Command, certificates: &Certificates) {
     command.current_dir(certificates.folder());
 }
 
-/// The certificates of a server, where it looks for them.
+/// The folder from which a server reads its certificates for the store.
 struct Installed(tempfile::TempDir);
 
 impl Installed {
@@ -44,7 +44,7 @@ impl Installed {
         installed
     }
 
-    /// As tools that renew certificates do it.
+    /// Replaces a file by renaming, as tools that renew certificates do.
     fn replace(&self, name: &str, certificates: &Certificates) {
         let Certificates { ca, chain, key, .. } = certificates;
         let from = match name {
@@ -65,7 +65,7 @@ impl Installed {
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn the_store_may_be_behind_tls_and_ask_for_a_certificate() {
+async fn servers_connect_to_a_store_with_tls_and_client_certificates() {
     let certificates = Certificates::new();
     let redis = redis_over_tls(&certificates);
     let shown = |path: &Path| path.display().to_string();
@@ -77,7 +77,7 @@ async fn the_store_may_be_behind_tls_and_ask_for_a_certificate() {
     let connecting = ["full/store-down", "full/unknown"];
     hop_until("resumed/session-id", &connecting, &one, &other).await;
 
-    // A server that nobody vouches for, and a client without a certificate, get no connection.
+    // The connection fails with an unknown authority, without a client certificate or without TLS.
     let unknown = Certificates::new();
     for store in [
         format!(
@@ -103,7 +103,7 @@ async fn the_store_may_be_behind_tls_and_ask_for_a_certificate() {
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn the_systems_authorities_count_where_no_others_are_named() {
+async fn the_systems_authorities_are_trusted_unless_the_url_names_a_ca() {
     let certificates = Certificates::new();
     let redis = redis_over_tls(&certificates);
     let shown = |path: &Path| path.display().to_string();
@@ -113,22 +113,24 @@ async fn the_systems_authorities_count_where_no_others_are_named() {
     let unnamed = format!("rediss://{}?{client}", redis.address());
     let connecting = ["full/store-down", "full/unknown"];
 
-    // What is wrong with the system's is nothing to who names others.
+    // Broken authorities of the system do not matter if the URL names a CA.
     let broken = certificates.folder().join("none.pem");
-    let farm = Farm::sharing(&named, "").on_a_system_with(&broken);
+    let farm = Farm::sharing(&named, "").with_system_authorities(&broken);
     let (one, other) = (farm.serve("web1"), farm.serve("web2"));
     hop_until("resumed/session-id", &connecting, &one, &other).await;
     let farm = Farm::sharing(&unnamed, "");
-    let output = farm.on_a_system_with(&broken).run("web1", free_port());
+    let output = farm
+        .with_system_authorities(&broken)
+        .run("web1", free_port());
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(2), "{said}");
     assert!(said.contains("no certificate authorities"), "{said}");
 
-    let farm = farm.on_a_system_with(ca);
+    let farm = farm.with_system_authorities(ca);
     let (one, other) = (farm.serve("web1"), farm.serve("web2"));
     hop_until("resumed/session-id", &connecting, &one, &other).await;
 
-    // Others than these are not trusted: neither the system's beside a named one, nor any that came along.
+    // A named CA replaces the system's authorities, and no built-in authorities are trusted.
     let stranger = Certificates::new();
     let elsewhere = format!(
         "rediss://{}?ca={}&{client}",
@@ -136,7 +138,7 @@ async fn the_systems_authorities_count_where_no_others_are_named() {
         shown(&stranger.ca)
     );
     for (store, system) in [(&elsewhere, ca), (&unnamed, &stranger.ca)] {
-        let farm = Farm::sharing(store, "").on_a_system_with(system);
+        let farm = Farm::sharing(store, "").with_system_authorities(system);
         let (one, other) = (farm.serve("web1"), farm.serve("web2"));
         let hop = hop(Mechanism::SessionId, &one, &other).await;
         assert_eq!(hop, "full/store-down");
@@ -145,7 +147,7 @@ async fn the_systems_authorities_count_where_no_others_are_named() {
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn a_server_needs_four_commands_on_its_farms_own_names_and_a_fifth_to_compare_clocks() {
+async fn a_server_needs_four_commands_on_its_own_keys_and_time_to_compare_clocks() {
     let rules = ["~sessile:*", "+get", "+mget", "+set", "+ping"];
     let mut arguments = vec!["--user", "sessile", "on", ">p@ss"];
     arguments.extend(rules);
@@ -163,7 +165,7 @@ async fn a_server_needs_four_commands_on_its_farms_own_names_and_a_fifth_to_comp
     ] {
         assert_eq!(hop(mechanism, &one, &other).await, how);
     }
-    eventually("it says what the fifth is for", || {
+    eventually("the server asks for the TIME command", || {
         one.peer.said().contains("give its user +time")
     });
     let wrong = Farm::sharing(&format!("redis://sessile:guess@{address}"), "");
@@ -178,7 +180,7 @@ async fn a_server_needs_four_commands_on_its_farms_own_names_and_a_fifth_to_comp
 }
 
 #[test]
-fn early_data_needs_two_commands_more() {
+fn early_data_needs_eval_and_info() {
     let mut arguments = vec!["--user", "sessile", "on", ">p@ss"];
     arguments.extend(["~sessile:*", "+get", "+mget", "+set", "+ping"]);
     arguments.extend(["+eval", "+info", "--user", "default", "off"]);
@@ -187,7 +189,7 @@ fn early_data_needs_two_commands_more() {
     let farm = Farm::sharing(&url, early::ON);
     early::assert_accepted_once(&farm, &farm.serve_three());
 
-    // Without them every connection works, and nothing is early.
+    // Without these commands, connections work, but no early data is accepted.
     let mut without = vec!["--user", "sessile", "on", ">p@ss"];
     without.extend(["~sessile:*", "+get", "+mget", "+set", "+ping"]);
     let redis = Redis::with(&without);
@@ -195,7 +197,7 @@ fn early_data_needs_two_commands_more() {
     let farm = Farm::sharing(&url, early::ON);
     let server = farm.serve("web1");
     early::assert_never_accepted(&farm, &server);
-    // Nor does it cost the clients with session IDs their store.
+    // Clients with session IDs still resume through the store.
     let other = farm.serve("web2");
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -206,7 +208,7 @@ fn early_data_needs_two_commands_more() {
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn a_renewed_certificate_is_used_at_the_next_connection() {
+async fn the_next_connection_uses_a_renewed_certificate() {
     let (old, new) = (Certificates::new(), Certificates::new());
     let installed = Installed::new(&old);
     let redis = redis_over_tls(&old);
@@ -221,7 +223,7 @@ async fn a_renewed_certificate_is_used_at_the_next_connection() {
     let connecting = ["full/store-down", "full/unknown"];
     hop_until("resumed/session-id", &connecting, &one, &other).await;
 
-    // In the middle of it, the old pair is as good as ever.
+    // While the certificate and the key do not match, the server uses the old pair.
     installed.replace("cert.pem", &new);
     let redis = again(redis, &old);
     hop_until("resumed/session-id", &connecting, &one, &other).await;
@@ -238,11 +240,11 @@ async fn a_renewed_certificate_is_used_at_the_next_connection() {
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn the_connections_of_a_cluster_are_made_anew_with_a_renewed_certificate() {
+async fn servers_reconnect_to_a_cluster_after_a_certificate_renewal() {
     let certificates = Certificates::new();
     let installed = Installed::new(&certificates);
     let tls = free_port();
-    // A cluster of one node, in which the test may have a look in clear.
+    // A cluster of one node. The test connects to it without TLS.
     let node = Peer::start(REDIS, |port| {
         let mut command = Command::new("redis-server");
         command.args([
@@ -282,22 +284,22 @@ async fn the_connections_of_a_cluster_are_made_anew_with_a_renewed_certificate()
     hop_until("resumed/session-id", &connecting, &one, &other).await;
     let losses = |server: &Server| server.peer.said().matches("full handshakes until").count();
     let both = |server: &Server| server.metrics().sum("sessile_store_up", &[]) == 1;
-    eventually("all have theirs", || both(&one) && both(&other));
+    eventually("both servers are connected", || both(&one) && both(&other));
     let (before, lost) = (connections(), losses(&one));
     for name in ["cert.pem", "key.pem"] {
-        // The same, in another file.
+        // The file is new, its contents are not.
         installed.replace(name, &certificates);
     }
-    eventually("two workers of each come again", || {
+    eventually("the two workers of each server reconnect", || {
         connections() >= before + 4
     });
     hop_until("resumed/session-id", &connecting, &one, &other).await;
-    // The old ones were there meanwhile.
+    // The old connections stayed open until the new ones were ready.
     assert_eq!(losses(&one), lost);
 }
 
 #[test]
-fn certificates_that_are_of_no_use_stop_the_start() {
+fn unusable_certificates_stop_the_start() {
     let (mine, other) = (Certificates::new(), Certificates::new());
     let shown = |path: &Path| path.display().to_string();
     let pair = format!("cert={}&key={}", shown(&mine.chain), shown(&other.key));

@@ -1,4 +1,4 @@
-//! Redis servers, sessile servers that share one, and clients that count what becomes of them.
+//! Redis servers, sessile servers that share a Redis, and clients that read their verdicts.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -14,18 +14,18 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::peers::{Metrics, Peer, eventually, free_port, set_clock, set_clock_by};
 
-/// The package that has `redis-server`.
+/// The Debian package of `redis-server`.
 pub(crate) const REDIS: &str = "redis-server";
 
-/// How long what has to come back by itself may take.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Deadline for a recovery without an operator.
+const RECOVERY_DEADLINE: Duration = Duration::from_secs(30);
 
-/// A Redis that finds and leaves nothing on the disk.
+/// A Redis process in a temporary working folder.
 pub(crate) struct Redis {
     pub(crate) peer: Peer,
     port: u16,
-    /// A replica writes what it gets from its master to the working folder, and any Redis reads what
-    /// lies there when it starts.
+    /// The working folder. A replica writes a dump of its master there. A Redis that starts in the
+    /// same folder would load the dump.
     _folder: TempDir,
 }
 
@@ -44,13 +44,13 @@ impl Redis {
         }
     }
 
-    /// Starts another one, empty, where this one was.
+    /// Kills this Redis and starts an empty one on the same port.
     pub(crate) fn restart(self) -> Self {
         let port = self.stop();
         Self::start_again(port)
     }
 
-    /// Ends it; its port is where it may be started again.
+    /// Kills this Redis and returns its port, for [`Self::start_again`].
     pub(crate) fn stop(self) -> u16 {
         self.peer.kill();
         self.port
@@ -83,7 +83,7 @@ impl Redis {
         client.get_connection().unwrap()
     }
 
-    /// Every name and what lies under it.
+    /// All keys and their values.
     pub(crate) fn entries(&self) -> Vec<(Vec<u8>, Vec<u8>)> {
         let mut connection = self.connect();
         let names: Vec<Vec<u8>> = redis::cmd("KEYS").arg("*").query(&mut connection).unwrap();
@@ -96,7 +96,7 @@ impl Redis {
             .collect()
     }
 
-    /// The servers' claims to their numbers.
+    /// The values with which servers claim their numbers.
     pub(crate) fn claims(&self) -> Vec<Vec<u8>> {
         let is_claim = |name: &[u8]| name.windows(8).any(|part| part == b":server:");
         let entries = self.entries().into_iter();
@@ -113,14 +113,14 @@ fn command(port: u16, folder: &Path, arguments: &[&str]) -> Command {
     command
 }
 
-/// A folder with a certificate and a farm key, and servers that share them.
+/// A folder with a certificate and a farm key that all servers of the farm share.
 pub(crate) struct Farm {
     folder: Rc<TempDir>,
-    /// TOML lines of `[session]` and what follows it.
+    /// The TOML lines of `[session]` and of all later sections.
     settings: String,
-    /// `server.number`, where it is set.
+    /// `server.number`, or `None` if the servers derive their numbers from their names.
     number: Option<u32>,
-    /// What stands for the system's certificate authorities, where that matters.
+    /// A PEM file that replaces the certificate authorities of the system.
     authorities: Option<PathBuf>,
 }
 
@@ -136,14 +136,14 @@ impl Farm {
         }
     }
 
-    /// One whose servers have a store, and wait for it as long as a machine under load may need.
+    /// A farm with a shared store. The timeout is long enough for a machine under load.
     pub(crate) fn sharing(store: &str, settings: &str) -> Self {
         Self::new(&format!(
             "store = \"{store}\"\nstore-timeout = \"3s\"\n{settings}"
         ))
     }
 
-    /// The same farm with other settings, for servers that start from now on.
+    /// The same folder with other settings for the servers that start next.
     pub(crate) fn with(&self, settings: &str) -> Self {
         Self {
             folder: Rc::clone(&self.folder),
@@ -153,15 +153,15 @@ impl Farm {
         }
     }
 
-    /// The same farm, whose servers run where the system's certificate authorities are in that file.
-    pub(crate) fn on_a_system_with(&self, authorities: &Path) -> Self {
+    /// The same farm on a system whose certificate authorities are in `authorities`.
+    pub(crate) fn with_system_authorities(&self, authorities: &Path) -> Self {
         Self {
             authorities: Some(authorities.to_owned()),
             ..self.with(&self.settings)
         }
     }
 
-    /// The same farm, for servers that all have this number set.
+    /// The same farm with `server.number` set for all its servers.
     pub(crate) fn numbered(&self, number: u32) -> Self {
         Self {
             number: Some(number),
@@ -173,12 +173,12 @@ impl Farm {
         self.folder.path()
     }
 
-    /// A `sessile serve` process.
+    /// Starts `sessile serve`.
     pub(crate) fn serve(&self, name: &str) -> Server {
         self.serve_at(name, None)
     }
 
-    /// One with a wall clock of its own.
+    /// Starts a server whose wall clock has the offset `clock`, such as `+30s`.
     pub(crate) fn serve_at(&self, name: &str, clock: Option<&str>) -> Server {
         let admin = free_port();
         let peer = Peer::start("sessile", |port| {
@@ -191,7 +191,7 @@ impl Farm {
         Server { peer, admin }
     }
 
-    /// One whose wall clock is read from a file.
+    /// Starts a server that reads its wall clock from the file `clock`.
     pub(crate) fn serve_by(&self, name: &str, clock: &Path) -> Server {
         let admin = free_port();
         let peer = Peer::start("sessile", |port| {
@@ -202,7 +202,7 @@ impl Farm {
         Server { peer, admin }
     }
 
-    /// A server that was there before, on its port.
+    /// Starts a server on the port of an earlier process.
     pub(crate) fn serve_again(&self, name: &str, port: u16) -> Server {
         let admin = free_port();
         let command = self.command(name, port, admin);
@@ -210,17 +210,17 @@ impl Farm {
         Server { peer, admin }
     }
 
-    /// The same farm, whose further servers have other settings.
+    /// Changes the settings of the servers that start next.
     pub(crate) fn set(&mut self, settings: &str) {
         settings.clone_into(&mut self.settings);
     }
 
-    /// Gives a running server of that name the settings of this farm, and has it read them.
+    /// Writes the settings of this farm for the server `name`, and reloads the running process.
     pub(crate) fn reload(&self, name: &str, server: &Server) {
-        // Making the command writes the file.
+        // `command` writes the configuration file.
         let _ = self.command(name, server.address().port(), server.admin);
         server.peer.hang_up();
-        eventually("it has reloaded", || {
+        eventually("the server reloads", || {
             server
                 .peer
                 .said()
@@ -232,7 +232,7 @@ impl Farm {
         ["web1", "web2", "web3"].map(|name| self.serve(name))
     }
 
-    /// A `sessile serve` that does not start.
+    /// Runs a `sessile serve` that fails to start, and returns its output.
     pub(crate) fn run(&self, name: &str, port: u16) -> Output {
         self.command(name, port, 0).output().unwrap()
     }
@@ -265,7 +265,7 @@ impl Farm {
         command
     }
 
-    /// The certificate of its authority.
+    /// The certificate of the farm's authority.
     pub(crate) fn root(&self) -> PathBuf {
         Authority::open(self.folder.path()).unwrap().root
     }
@@ -286,7 +286,7 @@ impl Server {
         Metrics::fetch(SocketAddr::from((Ipv4Addr::LOCALHOST, self.admin)))
     }
 
-    /// The value of the one metric whose line begins like that.
+    /// The value of the metric with the name and labels `line`.
     pub(crate) async fn metric(&self, line: &str) -> u64 {
         let admin = SocketAddr::from((Ipv4Addr::LOCALHOST, self.admin));
         let mut stream = tokio::net::TcpStream::connect(admin).await.unwrap();
@@ -299,7 +299,7 @@ impl Server {
         value.trim().parse().unwrap()
     }
 
-    /// Drains it and waits until it has ended.
+    /// Drains the server and waits until its process ends.
     pub(crate) fn drain(self) {
         self.peer.signal(rustix::process::Signal::TERM);
         assert!(self.peer.wait().success());
@@ -315,12 +315,12 @@ pub(crate) fn client(mechanism: Mechanism) -> Client {
     Client::new(options, Sessions::default()).unwrap()
 }
 
-/// Connects, asks for the verdict and ends the connection cleanly. No connection may fail.
+/// Connects, asks for the verdict and closes the connection cleanly. Panics if the connection fails.
 pub(crate) async fn verdict(client: &Client, address: SocketAddr) -> String {
     try_verdict(client, address).await.unwrap()
 }
 
-/// The same where the connection may fail.
+/// Like [`verdict`], but returns an error if the connection fails.
 pub(crate) async fn try_verdict(
     client: &Client,
     address: SocketAddr,
@@ -343,8 +343,7 @@ pub(crate) async fn try_verdict(
     Ok(verdict)
 }
 
-/// A client that has never been here makes a session at one server and comes back to another: the
-/// second verdict.
+/// Returns the verdict at server `to` for a new client with a session from server `from`.
 pub(crate) async fn hop(mechanism: Mechanism, from: &Server, to: &Server) -> String {
     let client = client(mechanism);
     let first = verdict(&client, from.address()).await;
@@ -352,10 +351,9 @@ pub(crate) async fn hop(mechanism: Mechanism, from: &Server, to: &Server) -> Str
     verdict(&client, to.address()).await
 }
 
-/// Lets new clients hop until one comes to that verdict; everyone on the way has to come to one of
-/// the others.
+/// Repeats [`hop`] until the verdict is `expected`. Panics at a verdict that is not in `others`.
 pub(crate) async fn hop_until(expected: &str, others: &[&str], from: &Server, to: &Server) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + RECOVERY_DEADLINE;
     loop {
         let verdict = hop(Mechanism::SessionId, from, to).await;
         if verdict == expected {

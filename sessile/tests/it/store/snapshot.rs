@@ -1,4 +1,4 @@
-//! A drained server's sessions, found again at its next start.
+//! Snapshots: a drained server saves its sessions, and its next start restores them.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -13,7 +13,7 @@ use crate::peers::{Peer, eventually};
 
 const MECHANISMS: [Mechanism; 3] = [Mechanism::SessionId, Mechanism::Ticket, Mechanism::Psk];
 
-/// One client for each mechanism, each with a session of that server.
+/// One client for each mechanism, each with a session from the server.
 async fn clients(address: SocketAddr) -> Vec<Client> {
     let clients: Vec<_> = MECHANISMS.map(client).into();
     for client in &clients {
@@ -40,15 +40,15 @@ fn snapshots(folder: &Path) -> Vec<String> {
     names
 }
 
-/// Waits until a server has read its snapshot: the kernel takes connections a moment before.
-fn await_reading(farm: &Farm) {
+/// Waits until the server removes its snapshot, after it has read the file.
+fn await_snapshot_read(farm: &Farm) {
     let is_gone = || snapshots(&farm.folder().join("state")).is_empty();
-    eventually("it has read the snapshot", is_gone);
+    eventually("the server removes the snapshot", is_gone);
 }
 
 #[tokio::test(flavor = "current_thread")]
 async fn every_client_of_a_server_survives_its_restart() {
-    // With tickets sealed, and with tickets that name a session in the table.
+    // The first setting seals sessions in tickets; with the second, tickets name a table entry.
     for settings in ["", "require-close-notify = true\n"] {
         let farm = Farm::new(settings);
         let server = farm.serve("web1");
@@ -59,7 +59,7 @@ async fn every_client_of_a_server_survives_its_restart() {
             ["sessions-web1.snapshot"]
         );
         let server = farm.serve("web1");
-        await_reading(&farm);
+        await_snapshot_read(&farm);
         for _ in 0..2 {
             assert_eq!(verdicts(&clients, server.address()).await, RESUMED);
         }
@@ -70,7 +70,7 @@ async fn every_client_of_a_server_survives_its_restart() {
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn a_crash_and_a_server_told_not_to_keep_them_lose_stored_sessions_and_say_so() {
+async fn sessions_are_reported_lost_after_a_crash_or_without_snapshots() {
     for (settings, crash) in [("", true), ("snapshot = false\n", false)] {
         let farm = Farm::new(&format!("require-close-notify = true\n{settings}"));
         let server = farm.serve("web1");
@@ -87,13 +87,13 @@ async fn a_crash_and_a_server_told_not_to_keep_them_lose_stored_sessions_and_say
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn a_crash_after_a_restart_does_not_bring_back_what_was_read_before() {
+async fn a_crash_after_a_restart_does_not_restore_the_same_snapshot_twice() {
     let farm = Farm::new("require-close-notify = true\n");
     let server = farm.serve("web1");
     let clients = clients(server.address()).await;
     server.drain();
     let reader = farm.serve("web1");
-    await_reading(&farm);
+    await_snapshot_read(&farm);
     reader.peer.kill();
     let server = farm.serve("web1");
     let lost = ["full/unknown", "full/lost", "full/lost"];
@@ -101,7 +101,7 @@ async fn a_crash_after_a_restart_does_not_bring_back_what_was_read_before() {
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn servers_that_share_a_folder_keep_their_own() {
+async fn servers_that_share_a_state_folder_have_separate_snapshots() {
     let farm = Farm::new("");
     let servers = ["web1", "web2"].map(|name| farm.serve(name));
     let one = clients(servers[0].address()).await;
@@ -115,7 +115,7 @@ async fn servers_that_share_a_folder_keep_their_own() {
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn a_snapshot_that_cannot_be_used_is_said_and_stops_nothing() {
+async fn a_damaged_snapshot_is_reported_and_the_server_starts() {
     let farm = Farm::new("");
     let server = farm.serve("web1");
     let client = client(Mechanism::SessionId);

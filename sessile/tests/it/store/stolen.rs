@@ -1,4 +1,4 @@
-//! A farm key that was stolen, and clocks that are wrong, where sessions lie in tables and in a real Redis.
+//! A stolen farm key and wrong clocks, with sessions in session tables and in a real Redis.
 
 use std::process::Command;
 
@@ -9,7 +9,7 @@ use crate::peers::eventually;
 
 const MECHANISMS: [Mechanism; 3] = [Mechanism::SessionId, Mechanism::Ticket, Mechanism::Psk];
 
-/// Ends every generation of the key that the servers of this farm have, and has them read the new one.
+/// Replaces all generations of the farm key with a new one, and reloads the servers.
 fn replace_the_key(farm: &Farm, servers: &[&Server]) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sessile"));
     command.args(["key", "rotate", "--compromised", "--file"]);
@@ -18,17 +18,17 @@ fn replace_the_key(farm: &Farm, servers: &[&Server]) {
     assert!(output.status.success(), "{output:?}");
     for server in servers {
         server.peer.hang_up();
-        eventually("it has the new key", || {
+        eventually("the server loads the new key", || {
             let said = server.peer.said();
-            // It may have found out by itself.
+            // The server may notice the changed file before it handles the signal.
             said.contains("farm key reloaded generations")
                 || said.contains("changed since it was read; taken over")
         });
     }
 }
 
-/// A client of every kind that was at one server and resumed at another.
-async fn visitors(from: &Server, at: &Server) -> Vec<Client> {
+/// One client for each mechanism, with a session from server `from` that resumed at server `at`.
+async fn resumed_clients(from: &Server, at: &Server) -> Vec<Client> {
     let clients: Vec<_> = MECHANISMS.map(client).into();
     for client in &clients {
         let first = verdict(client, from.address()).await;
@@ -40,30 +40,30 @@ async fn visitors(from: &Server, at: &Server) -> Vec<Client> {
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn after_a_theft_no_old_session_resumes_from_a_table_or_the_store() {
-    // With tickets sealed, and with tickets that name what is stored.
+async fn no_session_in_a_table_or_the_store_resumes_after_a_key_theft() {
+    // The first setting seals sessions in tickets; the second stores them and tickets hold a key.
     for settings in ["", "require-close-notify = true\n"] {
         let redis = Redis::start();
         let farm = Farm::sharing(&redis.url(), settings);
         let [one, other, third] = farm.serve_three();
         let mut groups = Vec::new();
         for _ in 0..4 {
-            groups.push(visitors(&one, &other).await);
+            groups.push(resumed_clients(&one, &other).await);
         }
         replace_the_key(&farm, &[&one, &other, &third]);
-        // Where it was made, where it resumed, and where only the store knows it.
+        // The origin of the sessions, the server that resumed them, and a server without a copy.
         for (clients, server) in groups.iter().zip([&one, &other, &third]) {
             for client in clients {
                 let verdict = verdict(client, server.address()).await;
                 assert_eq!(verdict, "full/revoked", "{settings}");
             }
-            // What they have made since is as good as any.
+            // Sessions made after the rotation resume.
             for client in clients {
                 let verdict = verdict(client, one.address()).await;
                 assert!(verdict.starts_with("resumed/"), "{verdict}");
             }
         }
-        // A table that was drained after it and is there again.
+        // A snapshot made after the rotation restores no old session.
         one.drain();
         let one = farm.serve("web1");
         for client in &groups[3] {
@@ -74,7 +74,7 @@ async fn after_a_theft_no_old_session_resumes_from_a_table_or_the_store() {
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn after_a_theft_no_snapshot_brings_an_old_session_back() {
+async fn no_session_in_a_snapshot_resumes_after_a_key_theft() {
     let farm = Farm::new("");
     let server = farm.serve("web1");
     let [before, after] = [(); 2].map(|()| client(Mechanism::SessionId));
@@ -90,12 +90,12 @@ async fn after_a_theft_no_snapshot_brings_an_old_session_back() {
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn a_server_whose_clock_is_hours_off_the_stores_says_so_and_seals_nothing() {
+async fn a_server_whose_clock_differs_from_the_stores_by_hours_reports_it_and_issues_no_tickets() {
     let redis = Redis::start();
     let farm = Farm::sharing(&redis.url(), "");
     let right = farm.serve("web1");
     let wrong = farm.serve_at("web2", Some("+5h"));
-    eventually("it sees it", || {
+    eventually("the server reports its wrong clock", || {
         let said = wrong.peer.said();
         said.contains("this machine's clock is 4h 59m")
             || said.contains("this machine's clock is 5h")
@@ -103,7 +103,7 @@ async fn a_server_whose_clock_is_hours_off_the_stores_says_so_and_seals_nothing(
     let astray = |name: &str| format!("sessile_clock_astray{{server=\"{name}\"}}");
     assert_eq!(wrong.metric(&astray("web2")).await, 1);
     assert_eq!(right.metric(&astray("web1")).await, 0);
-    // No ticket to come back with; sessions in its own table go by its own clock alone.
+    // The server issues no tickets. Its own session table only depends on its own clock.
     let ticket = hop(Mechanism::Psk, &wrong, &wrong).await;
     assert_eq!(ticket, "full/nothing-offered");
     let id = hop(Mechanism::SessionId, &wrong, &wrong).await;

@@ -64,7 +64,7 @@ impl Farm {
     }
 
     /// Waits until no client has a connection.
-    pub(super) fn await_silence(&self) {
+    pub(super) fn await_no_connections(&self) {
         for server in &self.servers {
             server.await_metrics(|metrics| metrics.sum("sessile_connections_open", &[]) == 0);
         }

@@ -132,7 +132,7 @@ pub(super) fn chromium(mechanism: Mechanism, connections: usize) -> Visit {
     let shown = browser.run("done(document.body.innerText)");
     let mut answers = vec![Answer::parse(shown.as_str().expect("a text"))];
     for _ in 1..connections {
-        farm.await_silence();
+        farm.await_no_connections();
         let fetched = browser.run(FETCH);
         answers.push(Answer::parse(fetched.as_str().expect("a text")));
     }

@@ -1,5 +1,5 @@
-//! Early data (0-RTT): accepted at most once, whatever is played back where; and where it is refused, the
-//! connection goes on.
+//! Early data (0-RTT) is accepted at most once in the farm. If a server rejects early data, the
+//! connection continues.
 
 mod refusals;
 mod replays;
@@ -17,7 +17,7 @@ fn farm(redis: &Redis) -> Farm {
     Farm::sharing(&redis.url(), ON)
 }
 
-/// How often early data has had that outcome at these servers.
+/// How often early data had this outcome at these servers.
 fn outcomes(servers: &[&Server], outcome: &str) -> u64 {
     let of = |server: &&Server| {
         let labels = [("outcome", outcome)];
@@ -30,27 +30,29 @@ fn accepted(servers: &[&Server]) -> u64 {
     outcomes(servers, "accepted")
 }
 
-/// Handshakes that their clients did not finish, which a played back one never is.
+/// Handshakes that clients did not finish. A replay never finishes its handshake.
 fn unfinished(server: &Server) -> u64 {
     let labels = [("cause", "closed")];
     let metrics = server.metrics();
     metrics.sum("sessile_handshake_failures_total", &labels)
 }
 
-/// Plays a first flight back to a server, and returns when that has made up its mind.
-fn play_back(server: &Server, flight: &[u8]) {
+/// Replays a first flight, and waits until the server counts the unfinished handshake.
+fn replay_and_wait(server: &Server, flight: &[u8]) {
     let before = unfinished(server);
-    visitor::play_back(server.address(), flight);
-    eventually("it gives the connection up", || unfinished(server) > before);
+    visitor::send_flight(server.address(), flight);
+    eventually("the server gives up the connection", || {
+        unfinished(server) > before
+    });
 }
 
-/// Clients come back until the server says that it may not do what early data needs. Every visit comes to a
-/// verdict.
+/// Checks that a server without the store permissions for early data accepts none, and says so.
+/// Every connection gets a verdict.
 pub(super) fn assert_never_accepted(farm: &Farm, server: &Server) {
     let visitor = Visitor::new(farm);
-    eventually("the server gives its store up", || {
+    eventually("the server reports the missing permissions", || {
         visitor.visit(server.address());
-        if visitor.may_be_early() {
+        if visitor.allows_early_data() {
             let outcome = visitor.visit_early(server.address()).outcome();
             assert_eq!(outcome, "full/store-down rejected/store");
         }
@@ -59,7 +61,7 @@ pub(super) fn assert_never_accepted(farm: &Farm, server: &Server) {
     assert_eq!(accepted(&[server]), 0);
 }
 
-/// A new client's early data is accepted at a server that it has never seen, and nowhere again.
+/// Checks that early data of a new client is accepted at another server, and that no replay is.
 pub(super) fn assert_accepted_once(farm: &Farm, servers: &[Server; 3]) {
     let all = servers.each_ref();
     let before = accepted(&all);
@@ -68,10 +70,10 @@ pub(super) fn assert_accepted_once(farm: &Farm, servers: &[Server; 3]) {
     let flight = visitor.early(visitor::GET);
     let recorded = flight.bytes.clone();
     let mut visit = Visit::to(servers[1].address(), flight);
-    visit.hear(b"of this connection\n");
+    visit.read_until(b"of this connection\n");
     assert_eq!(visit.answer().outcome(), "resumed/psk accepted");
     for server in servers {
-        play_back(server, &recorded);
+        replay_and_wait(server, &recorded);
     }
     assert_eq!(accepted(&all), before + 1);
 }

@@ -1,16 +1,16 @@
-//! What early data may do and what not, and that a refusal costs no connection.
+//! Which requests early data may hold, and why a server rejects it. A rejection costs no connection.
 
 use std::time::{Duration, SystemTime};
 
 use rustix::process::Signal;
 use rustls::NamedGroup;
 
-use super::visitor::{GET, Visit, Visitor, play_back as send, position_of_identity};
+use super::visitor::{GET, Visit, Visitor, position_of_identity, send_flight};
 use super::{ON, accepted, farm, outcomes, unfinished};
 use crate::peers::{eventually, s_client};
 use crate::store::setup::{Farm, Redis};
 
-/// As much as the farm allows: what a client sends that fills it.
+/// As many bytes of early data as the farm's setting allows.
 const FULL: &[u8] = &[b'x'; 16 * 1024];
 
 fn request(method: &str) -> Vec<u8> {
@@ -28,9 +28,9 @@ fn the_answer_does_not_wait_for_the_clients_finished() {
     let resumed = || server.metrics().verdict("resumed/psk");
 
     let mut visit = Visit::to(server.address(), visitor.early(GET));
-    visit.hear(b"of this connection\n");
+    visit.read_until(b"of this connection\n");
     assert_eq!((accepted(&[&server]), resumed()), (1, 0));
-    // Only now the client says that it is there; its next session comes then, and is good.
+    // `answer` sends the Finished message. The server then issues a ticket for another session.
     let answer = visit.answer();
     assert_eq!(answer.status(), "200");
     assert_eq!(answer.outcome(), "resumed/psk accepted");
@@ -47,7 +47,7 @@ fn a_request_over_http2_is_answered_early() {
     let farm = farm(&redis);
     let (one, other) = (farm.serve("web1"), farm.serve("web2"));
     let visitor = Visitor::http2(&farm);
-    // GET, https, / and a host, by the numbers of RFC 7541.
+    // `:method: GET`, `:scheme: https`, `:path: /` and `:authority`, as in RFC 7541, appendix A.
     let fields = [&[0x82, 0x87, 0x84, 0x41, 9][..], b"localhost"].concat();
     let settings = [0, 0, 0, 4, 0, 0, 0, 0, 0];
     let headers = [0, 0, fields.len() as u8, 1, 5, 0, 0, 0, 1];
@@ -56,9 +56,9 @@ fn a_request_over_http2_is_answered_early() {
 
     let mut first = Visit::to(one.address(), visitor.hello());
     first.send(&asked);
-    first.hear(page);
+    first.read_until(page);
     let mut second = Visit::to(other.address(), visitor.early(&asked));
-    second.hear(page);
+    second.read_until(page);
     assert_eq!(accepted(&[&other]), 1);
     assert_eq!(other.metrics().handshakes(), 0);
     second.handshake();
@@ -67,7 +67,7 @@ fn a_request_over_http2_is_answered_early() {
 }
 
 #[test]
-fn a_request_that_may_do_harm_waits_for_the_client_to_finish() {
+fn only_safe_methods_are_answered_before_the_clients_finished() {
     let redis = Redis::start();
     let farm = farm(&redis);
     let server = farm.serve("web1");
@@ -82,7 +82,7 @@ fn a_request_that_may_do_harm_waits_for_the_client_to_finish() {
     ] {
         visitor.visit(server.address());
         let mut visit = Visit::to(server.address(), visitor.early(&request(method)));
-        visit.hear(b"\r\n\r\n");
+        visit.read_until(b"\r\n\r\n");
         let answer = visit.answer();
         assert_eq!(answer.status(), early, "{method}");
         assert_eq!(answer.outcome(), "resumed/psk accepted");
@@ -93,7 +93,7 @@ fn a_request_that_may_do_harm_waits_for_the_client_to_finish() {
 }
 
 #[test]
-fn a_request_whose_head_ends_after_the_handshake_is_not_early() {
+fn a_request_that_ends_after_the_handshake_is_not_an_early_request() {
     let redis = Redis::start();
     let farm = farm(&redis);
     let server = farm.serve("web1");
@@ -115,22 +115,26 @@ fn a_client_that_never_finishes_is_counted_and_cut_off() {
     let server = farm.serve("web1");
     let visitor = Visitor::new(&farm);
     visitor.visit(server.address());
-    send(server.address(), &visitor.early(GET).bytes);
-    eventually("it is counted", || unfinished(&server) == 1);
+    send_flight(server.address(), &visitor.early(GET).bytes);
+    eventually("the handshake failure is counted", || {
+        unfinished(&server) == 1
+    });
 
     visitor.visit(server.address());
     let mut visit = Visit::to(server.address(), visitor.early(GET));
     visit.until_closed();
     let labels = [("cause", "deadline")];
     let name = "sessile_handshake_failures_total";
-    eventually("it is counted", || server.metrics().sum(name, &labels) == 1);
+    eventually("the handshake failure is counted", || {
+        server.metrics().sum(name, &labels) == 1
+    });
     assert_eq!(accepted(&[&server]), 2);
-    // The one visit in between.
+    // The second connection, without early data, finished its handshake.
     assert_eq!(server.metrics().verdict("resumed/psk"), 1);
 }
 
 #[test]
-fn what_was_promised_under_a_larger_limit_is_refused_and_read_past() {
+fn early_data_of_a_session_with_a_larger_limit_is_rejected_and_skipped() {
     let redis = Redis::start();
     let mut farm = farm(&redis);
     let generous = farm.serve("web1");
@@ -146,7 +150,7 @@ fn what_was_promised_under_a_larger_limit_is_refused_and_read_past() {
         visit.send(GET);
         assert_eq!(visit.answer().outcome(), "resumed/psk rejected/off");
     }
-    // What the strict one has promised itself is good there and at the other.
+    // Both servers accept early data with sessions from the server with the small limit.
     for server in [&strict, &generous] {
         visitor.visit(strict.address());
         let answer = visitor.visit_early(server.address());
@@ -155,7 +159,7 @@ fn what_was_promised_under_a_larger_limit_is_refused_and_read_past() {
 }
 
 #[test]
-fn it_is_off_by_default_and_turning_it_on_or_off_costs_no_session() {
+fn early_data_is_off_by_default_and_a_change_of_the_setting_costs_no_session() {
     let redis = Redis::start();
     let mut farm = farm(&redis);
     let on = farm.serve("web1");
@@ -170,18 +174,18 @@ fn it_is_off_by_default_and_turning_it_on_or_off_costs_no_session() {
         visitor.visit_early(off.address()).outcome(),
         "resumed/psk rejected/off"
     );
-    assert!(!visitor.may_be_early());
+    assert!(!visitor.allows_early_data());
     assert_eq!(visitor.visit(off.address()).outcome(), "resumed/psk none");
     assert_eq!(visitor.visit(on.address()).outcome(), "resumed/psk none");
-    assert!(visitor.may_be_early());
-    // All that the off server would have to throw away is thrown away.
+    assert!(visitor.allows_early_data());
+    // The server without early data skips all of it.
     let mut visit = Visit::to(off.address(), visitor.early(FULL));
     visit.send(GET);
     assert_eq!(visit.answer().outcome(), "resumed/psk rejected/off");
 }
 
 #[test]
-fn without_its_store_a_server_refuses_early_data_and_goes_on() {
+fn a_server_rejects_early_data_while_its_store_is_down() {
     let redis = Redis::start();
     let farm = Farm::new(&format!("store = \"{}\"\n{ON}", redis.url()));
     let server = farm.serve("web1");
@@ -192,9 +196,9 @@ fn without_its_store_a_server_refuses_early_data_and_goes_on() {
     };
     let visitor = Visitor::new(&farm);
     let visit_until = |early: bool| {
-        eventually("each thread has found or lost the store", || {
+        eventually("every worker thread has found or lost the store", || {
             visitor.visit(server.address());
-            visitor.may_be_early() == early
+            visitor.allows_early_data() == early
         });
     };
     visit_until(true);
@@ -206,18 +210,18 @@ fn without_its_store_a_server_refuses_early_data_and_goes_on() {
         let known = [
             "full/store-timeout rejected/store",
             "full/store-down rejected/store",
-            // Sealed tickets are what there is while the store is away.
+            // The server issues sealed tickets while the store is down.
             "resumed/psk rejected/off",
         ];
         assert!(known.contains(&outcome.as_str()), "{outcome}");
-        if !visitor.may_be_early() {
+        if !visitor.allows_early_data() {
             break;
         }
     }
     redis.peer.signal(Signal::CONT);
     let port = redis.stop();
     up(0);
-    // Its sessions are sealed meanwhile: they resume without the store.
+    // Sealed tickets resume without the store.
     visit_until(false);
     assert_eq!(
         visitor.visit(server.address()).outcome(),
@@ -231,12 +235,12 @@ fn without_its_store_a_server_refuses_early_data_and_goes_on() {
 }
 
 #[test]
-fn a_hello_that_is_not_as_old_as_it_says_is_refused() {
+fn early_data_is_rejected_if_the_ticket_age_is_wrong() {
     let redis = Redis::start();
     let farm = farm(&redis);
     let on_time = farm.serve("web1");
     let visitor = Visitor::new(&farm);
-    // The clock of the server, and not the client's, runs on: a first flight is played back late.
+    // A later clock of the server has the effect of a late replay.
     for (name, clock) in [("web2", "+30s"), ("web3", "+120s")] {
         let later = farm.serve_at(name, Some(clock));
         visitor.visit(on_time.address());
@@ -246,23 +250,23 @@ fn a_hello_that_is_not_as_old_as_it_says_is_refused() {
 }
 
 #[test]
-fn another_application_protocol_and_a_second_hello_refuse_early_data() {
+fn early_data_is_rejected_after_an_alpn_mismatch_or_a_hello_retry_request() {
     let redis = Redis::start();
     let farm = farm(&redis);
     let server = farm.serve("web1");
     for (data, count) in [(GET, 1), (FULL, 2)] {
         let visitor = Visitor::new(&farm);
         visitor.visit(server.address());
-        let other = visitor.speaking(b"h2");
+        let other = visitor.with_alpn(b"h2");
         Visit::to(server.address(), other.early(data)).handshake();
         let refused = || outcomes(&[&server], "rejected/alpn-mismatch") == count;
-        eventually("it is refused", refused);
+        eventually("early data is rejected", refused);
         let resumed = || server.metrics().verdict("resumed/psk") == count;
-        eventually("and the handshake is finished", resumed);
+        eventually("the handshake is counted", resumed);
     }
 
-    // A group that the server does not know.
-    let visitor = Visitor::beginning_with(&farm, NamedGroup::MLKEM768);
+    // The server does not support this group.
+    let visitor = Visitor::with_key_share(&farm, NamedGroup::MLKEM768);
     for data in [GET, FULL] {
         visitor.visit(server.address());
         let mut visit = Visit::to(server.address(), visitor.early(data));
@@ -276,7 +280,7 @@ fn another_application_protocol_and_a_second_hello_refuse_early_data() {
 }
 
 #[test]
-fn early_data_of_a_session_that_does_not_resume_is_read_past() {
+fn early_data_is_skipped_if_the_session_does_not_resume() {
     let redis = Redis::start();
     let mut farm = farm(&redis);
     let one = farm.serve("web1");
@@ -289,17 +293,17 @@ fn early_data_of_a_session_that_does_not_resume_is_read_past() {
         "store = \"{}\"\nstore-timeout = \"3s\"\n{ON}{forget}\n",
         redis.url()
     ));
-    // A mark does not lie ahead of the server's clock.
+    // The configuration accepts no time in the future.
     let other = farm.serve_at("web2", Some("+3s"));
     let mut visit = Visit::to(other.address(), visitor.early(FULL));
     visit.send(GET);
     let outcome = visit.answer().outcome();
     assert_eq!(outcome, "full/revoked rejected/not-resumed");
-    assert!(!visitor.may_be_early());
+    assert!(!visitor.allows_early_data());
 }
 
 #[test]
-fn what_a_tls12_client_shows_in_clear_spends_nothing() {
+fn a_tls12_session_id_used_as_a_psk_identity_spends_no_session() {
     let redis = Redis::start();
     let farm = farm(&redis);
     let server = farm.serve("web1");
@@ -316,18 +320,20 @@ fn what_a_tls12_client_shows_in_clear_spends_nothing() {
         .find_map(|line| line.trim().strip_prefix("Session-ID: "));
     let id: Vec<u8> = id.unwrap().as_bytes().chunks(2).map(byte).collect();
 
-    // The same bytes as an identity of TLS 1.3, with early data.
+    // Offer the session ID as a PSK identity of TLS 1.3, with early data.
     let visitor = Visitor::new(&farm);
     visitor.visit(server.address());
     let mut flight = visitor.early(GET).bytes;
     let identity = position_of_identity(&flight);
     flight[identity..identity + 32].copy_from_slice(&id);
-    send(server.address(), &flight);
-    eventually("it is given up", || unfinished(&server) == 1);
+    send_flight(server.address(), &flight);
+    eventually("the server gives up the connection", || {
+        unfinished(&server) == 1
+    });
     let said = old(&["-sess_in", session]);
     assert!(said.contains("\nReused, "), "{said}");
 
-    // And the identity of TLS 1.3 as a session ID is unknown, and still good.
+    // The session of the copied PSK flight is still unused.
     assert_eq!(accepted(&[&server]), 0);
     let answer = visitor.visit_early(server.address());
     assert_eq!(answer.outcome(), "resumed/psk accepted");

@@ -1,13 +1,12 @@
-//! A first flight that someone has recorded is played back: at every server, after everything that may
-//! happen to servers and stores.
+//! Replays of a recorded first flight at every server, also after failures of servers and stores.
 
 use std::path::Path;
 use std::process::Command;
 
-use super::visitor::{GET, Visit, Visitor, play_back as send, position_of_identity};
-use super::{ON, accepted, farm, outcomes, play_back, unfinished};
+use super::visitor::{GET, Visit, Visitor, position_of_identity, send_flight};
+use super::{ON, accepted, farm, outcomes, replay_and_wait, unfinished};
 use crate::peers::eventually;
-use crate::store::cluster::until;
+use crate::store::cluster::wait_until;
 use crate::store::proxy::{Mode, Proxy};
 use crate::store::setup::{Redis, Server};
 
@@ -27,7 +26,7 @@ fn info(redis: &Redis, line: &str) -> bool {
 }
 
 #[test]
-fn a_request_is_answered_once_wherever_its_first_flight_is_played_back() {
+fn no_server_answers_a_replayed_request() {
     let redis = Redis::start();
     let farm = farm(&redis);
     let servers = farm.serve_three();
@@ -41,18 +40,18 @@ fn a_request_is_answered_once_wherever_its_first_flight_is_played_back() {
     let answer = Visit::to(servers[1].address(), flight).answer();
     assert_eq!(answer.outcome(), "resumed/psk accepted");
     for server in servers {
-        play_back(server, &recorded);
+        replay_and_wait(server, &recorded);
     }
     assert_eq!(accepted(&servers), 1);
     let requests = |server: &Server| server.metrics().sum("sessile_requests_total", &[]);
     assert_eq!(servers.map(requests), [1, 1, 0]);
 
-    // Every visit brings a session for the next one.
+    // Every connection issues a ticket for the next one.
     for server in servers.iter().cycle().take(7) {
         let answer = visitor.visit_early(server.address());
         assert_eq!(answer.outcome(), "resumed/psk accepted");
     }
-    // No table of a single server has any part in it.
+    // Sessions for early data are in no server's session table.
     for server in servers {
         assert_eq!(
             server.metrics().sum("sessile_session_table_entries", &[]),
@@ -62,14 +61,14 @@ fn a_request_is_answered_once_wherever_its_first_flight_is_played_back() {
 }
 
 #[test]
-fn a_flight_that_comes_first_to_the_attackers_server_is_answered_once_too() {
+fn a_request_is_answered_once_if_its_copy_arrives_first() {
     let redis = Redis::start();
     let farm = farm(&redis);
     let (one, other) = (farm.serve("web1"), farm.serve("web2"));
     let visitor = Visitor::new(&farm);
     visitor.visit(one.address());
     let flight = visitor.early(GET);
-    play_back(&other, &flight.bytes);
+    replay_and_wait(&other, &flight.bytes);
     assert_eq!(accepted(&[&other]), 1);
     let mut late = Visit::to(one.address(), flight);
     late.send(GET);
@@ -78,7 +77,7 @@ fn a_flight_that_comes_first_to_the_attackers_server_is_answered_once_too() {
 }
 
 #[test]
-fn of_two_servers_that_get_it_at_once_one_answers() {
+fn only_one_of_two_servers_answers_simultaneous_copies() {
     const RACES: u64 = 50;
     let redis = Redis::start();
     let farm = farm(&redis);
@@ -90,18 +89,18 @@ fn of_two_servers_that_get_it_at_once_one_answers() {
         std::thread::scope(|threads| {
             for server in [&one, &other] {
                 let flight = &flight;
-                threads.spawn(move || send(server.address(), flight));
+                threads.spawn(move || send_flight(server.address(), flight));
             }
         });
     }
-    eventually("they give the connections up", || {
+    eventually("the servers give up the connections", || {
         unfinished(&one) + unfinished(&other) == 2 * RACES
     });
     assert_eq!(accepted(&[&one, &other]), RACES);
 }
 
 #[test]
-fn not_again_after_its_server_was_restarted_or_killed() {
+fn replays_are_rejected_after_a_restart_or_kill_of_the_server() {
     let redis = Redis::start();
     let farm = farm(&redis);
     let (one, other) = (farm.serve("web1"), farm.serve("web2"));
@@ -116,16 +115,16 @@ fn not_again_after_its_server_was_restarted_or_killed() {
     other.peer.kill();
     for name in ["web1", "web2"] {
         let again = farm.serve(name);
-        play_back(&again, &recorded);
+        replay_and_wait(&again, &recorded);
         assert_eq!(accepted(&[&again]), 0);
     }
-    // What was not spent yet still is good for once, at a server that has never seen the client.
+    // An unused session is still accepted once, at a server that is new to the client.
     let answer = visitor.visit_early(farm.serve("web3").address());
     assert_eq!(answer.outcome(), "resumed/psk accepted");
 }
 
 #[test]
-fn not_again_after_the_store_was_restored() {
+fn replays_are_rejected_after_a_restore_of_the_store() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().to_str().unwrap();
     let redis = Redis::with(&["--dir", path, "--dbfilename", "dump.rdb"]);
@@ -139,27 +138,27 @@ fn not_again_after_the_store_was_restored() {
     let answer = Visit::to(one.address(), flight).answer();
     assert_eq!(answer.outcome(), "resumed/psk accepted");
 
-    // The dump knows nothing of that, and the store gives the session out again.
+    // The dump was made before the session was spent, so the store returns the session again.
     let port = redis.stop();
     let _redis = Redis::start_again_with(port, &["--dir", path, "--dbfilename", "dump.rdb"]);
-    assert_given_out_and_refused(&one, &other, &recorded);
+    assert_returned_and_rejected(&one, &other, &recorded);
 }
 
-/// The store has forgotten that a session was spent, and gives it out once more: that must not be enough.
-fn assert_given_out_and_refused(one: &Server, other: &Server, recorded: &[u8]) {
-    // Servers that were refused wait for seconds before they ask again.
-    until(|| {
-        play_back(one, recorded);
+/// Checks that servers reject early data with a session that the store returns a second time.
+fn assert_returned_and_rejected(one: &Server, other: &Server, recorded: &[u8]) {
+    // After a failed connection to the store, servers wait for seconds before the next attempt.
+    wait_until(|| {
+        replay_and_wait(one, recorded);
         spends(&[one], "ok") == 2
     });
-    until(|| {
-        play_back(other, recorded);
+    wait_until(|| {
+        replay_and_wait(other, recorded);
         spends(&[other], "gone") == 1
     });
     assert_eq!(accepted(&[one, other]), 1);
 }
 
-/// How often servers have spent a session with that result.
+/// The number of spend requests of these servers with this result.
 fn spends(servers: &[&Server], result: &str) -> u64 {
     let labels = [("operation", "spend"), ("result", result)];
     let of = |server: &&Server| {
@@ -197,53 +196,55 @@ fn a_session_from_before_a_restore_still_resumes() {
 }
 
 #[test]
-fn not_again_after_a_failover_and_back() {
+fn replays_are_rejected_after_a_failover_and_back() {
     let redis = Redis::start();
     let port = redis.address().port().to_string();
     let farm = farm(&redis);
     let (one, other) = (farm.serve("web1"), farm.serve("web2"));
-    // A first replica gives the master's data a new name: it has to be there before.
+    // The first replica changes the master's replication ID, so connect it before the visit.
     let replica = Redis::with(&["--replicaof", "127.0.0.1", &port]);
-    eventually("it is replicated", || {
+    eventually("the replica is in sync", || {
         info(&replica, "master_link_status:up")
     });
     let visitor = Visitor::new(&farm);
     visitor.visit(one.address());
     let sessions = redis.entries().len();
-    eventually("they are replicated", || {
+    eventually("the sessions are replicated", || {
         replica.entries().len() == sessions
     });
-    // The replica is promoted and hears nothing more.
+    // The promoted replica receives no more changes.
     ask(&replica, &["REPLICAOF", "NO", "ONE"]);
     let flight = visitor.early(GET);
     let recorded = flight.bytes.clone();
     let answer = Visit::to(one.address(), flight).answer();
     assert_eq!(answer.outcome(), "resumed/psk accepted");
 
-    // The old master follows the new one, and is then master again: the same process as ever, with a
-    // session that nobody has spent.
+    // The old master copies the data of the new one, where the session is unspent. It then becomes
+    // master again.
     let promoted = replica.address().port().to_string();
     ask(&redis, &["REPLICAOF", "127.0.0.1", &promoted]);
-    eventually("it is replicated", || info(&redis, "master_link_status:up"));
+    eventually("the replica is in sync", || {
+        info(&redis, "master_link_status:up")
+    });
     ask(&redis, &["REPLICAOF", "NO", "ONE"]);
-    assert_given_out_and_refused(&one, &other, &recorded);
+    assert_returned_and_rejected(&one, &other, &recorded);
 }
 
 #[test]
-fn a_session_that_has_resumed_without_early_data_is_spent_too() {
+fn a_resumption_without_early_data_spends_the_session() {
     let redis = Redis::start();
     let farm = farm(&redis);
     let (one, other) = (farm.serve("web1"), farm.serve("web2"));
     let path = |name: &str| farm.folder().join(name);
-    let (kept, request) = (path("kept.pem"), path("request"));
+    let (session, request) = (path("session.pem"), path("request"));
     std::fs::write(&request, GET).unwrap();
-    let [kept_in, kept_out, early] = ["-sess_in", "-sess_out", "-early_data"].map(Path::new);
-    s_client(&one, &farm.root(), &[kept_out, &kept]);
+    let [sess_in, sess_out, early] = ["-sess_in", "-sess_out", "-early_data"].map(Path::new);
+    s_client(&one, &farm.root(), &[sess_out, &session]);
     let verdict = |server, arguments: &[&Path]| {
         let said = s_client(
             server,
             &farm.root(),
-            &[&[kept_in, &kept], arguments].concat(),
+            &[&[sess_in, &session], arguments].concat(),
         );
         let line = said
             .lines()
@@ -252,7 +253,7 @@ fn a_session_that_has_resumed_without_early_data_is_spent_too() {
     };
     assert_eq!(verdict(&one, &[]), "resumed/psk");
     assert_eq!(verdict(&other, &[]), "full/spent");
-    s_client(&other, &farm.root(), &[kept_in, &kept, early, &request]);
+    s_client(&other, &farm.root(), &[sess_in, &session, early, &request]);
     assert_eq!(other.metrics().verdict("full/spent"), 2);
     assert_eq!(outcomes(&[&other], "rejected/store"), 1);
     assert_eq!(accepted(&[&one, &other]), 0);
@@ -272,42 +273,43 @@ fn s_client(server: &Server, root: &Path, arguments: &[&Path]) -> String {
     command.arg("-CAfile").arg(root).args(arguments);
     let request = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(request.path(), GET).unwrap();
-    // Where early data is refused it asks again; where it is not, nobody listens any more.
+    // The client repeats its request on standard input. After accepted early data, the server has
+    // already closed the connection.
     let output = command.stdin(request.reopen().unwrap()).output();
     let output = output.expect("openssl is needed: install the package openssl");
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 #[test]
-fn openssl_is_answered_early_once() {
+fn openssl_gets_an_answer_to_early_data_once_for_each_session() {
     let redis = Redis::start();
     let farm = farm(&redis);
     let servers = farm.serve_three();
     let path = |name: &str| farm.folder().join(name);
-    let (kept, next, request) = (path("kept.pem"), path("next.pem"), path("request"));
+    let (session, next, request) = (path("session.pem"), path("next.pem"), path("request"));
     std::fs::write(&request, GET).unwrap();
-    let [kept_in, kept_out, early] = ["-sess_in", "-sess_out", "-early_data"].map(Path::new);
-    s_client(&servers[0], &farm.root(), &[kept_out, &kept]);
+    let [sess_in, sess_out, early] = ["-sess_in", "-sess_out", "-early_data"].map(Path::new);
+    s_client(&servers[0], &farm.root(), &[sess_out, &session]);
     for server in &servers {
-        let arguments = [kept_in, &kept, kept_out, &next, early, &request];
+        let arguments = [sess_in, &session, sess_out, &next, early, &request];
         let said = s_client(server, &farm.root(), &arguments);
         assert!(said.contains("Early data was accepted"), "{said}");
         assert!(said.contains("sessile-early-data: accepted"), "{said}");
-        // The session that was used before is refused.
-        let said = s_client(server, &farm.root(), &[kept_in, &kept, early, &request]);
+        // The server rejects early data with the spent session.
+        let said = s_client(server, &farm.root(), &[sess_in, &session, early, &request]);
         assert!(said.contains("Early data was rejected"), "{said}");
-        std::fs::rename(&next, &kept).unwrap();
+        std::fs::rename(&next, &session).unwrap();
     }
 }
 
 #[test]
-fn a_session_that_reaches_the_store_after_its_first_flight_brings_no_early_data() {
+fn early_data_that_arrives_before_its_session_is_stored_stays_rejected() {
     let redis = Redis::start();
     let proxy = Proxy::start(redis.address());
     let farm = farm(&redis);
-    // Long enough not to be given up for the few requests that are held up here.
-    let held_up = format!("store = \"{}\"\nstore-timeout = \"1s\"\n{ON}", proxy.url());
-    let (one, other) = (farm.with(&held_up).serve("web1"), farm.serve("web2"));
+    // The timeout is long, so that the server does not give up the store for a few held requests.
+    let slow_store = format!("store = \"{}\"\nstore-timeout = \"1s\"\n{ON}", proxy.url());
+    let (one, other) = (farm.with(&slow_store).serve("web1"), farm.serve("web2"));
     let visitor = Visitor::new(&farm);
     proxy.set(Mode::Hold);
     visitor.visit(one.address());
@@ -320,13 +322,13 @@ fn a_session_that_reaches_the_store_after_its_first_flight_brings_no_early_data(
     assert_eq!(visit.answer().outcome(), "full/unknown-key rejected/store");
     assert_eq!(spends(&[&other], "missing"), 1);
     proxy.set(Mode::Pass);
-    eventually("it reaches the store", || sessions(&redis) == 2);
-    play_back(&other, &recorded);
+    eventually("the sessions reach the store", || sessions(&redis) == 2);
+    replay_and_wait(&other, &recorded);
     assert_eq!(spends(&[&other], "ok"), 1);
     assert_eq!(accepted(&[&one, &other]), 0);
 }
 
-/// Sessions for single use that are in a store.
+/// The number of single-use sessions in a store.
 fn sessions(redis: &Redis) -> usize {
     let entries = redis.entries();
     let parts = entries.iter().filter_map(|(name, _)| {
@@ -337,8 +339,8 @@ fn sessions(redis: &Redis) -> usize {
 }
 
 #[test]
-fn what_strangers_make_up_leaves_little_in_the_store_and_takes_nothing_from_others() {
-    const STRANGERS: usize = 400;
+fn made_up_identities_leave_few_entries_in_the_store_and_harm_no_session() {
+    const MADE_UP: usize = 400;
     let redis = Redis::start();
     let farm = farm(&redis);
     let server = farm.serve("web1");
@@ -347,28 +349,28 @@ fn what_strangers_make_up_leaves_little_in_the_store_and_takes_nothing_from_othe
     let mut flight = visitor.early(GET).bytes;
     let identity = position_of_identity(&flight);
     let before = redis.entries();
-    for _ in 0..STRANGERS {
+    for _ in 0..MADE_UP {
         aws_lc_rs::rand::fill(&mut flight[identity..identity + 32]).unwrap();
-        send(server.address(), &flight);
+        send_flight(server.address(), &flight);
     }
-    eventually("they are turned down", || {
-        spends(&[&server], "missing") == STRANGERS as u64
+    eventually("the store has none of them", || {
+        spends(&[&server], "missing") == MADE_UP as u64
     });
     let mut left = redis.entries();
     let is_claim = |name: &[u8]| name.windows(8).any(|part| part == b":server:");
     left.retain(|(name, _)| !is_claim(name) && before.iter().all(|(other, _)| other != name));
-    // Strangers that meet in a part of the store leave one mark, and there are 4,096 parts: with so many of
-    // them it is as good as certain that some do.
-    assert!((1..STRANGERS).contains(&left.len()), "{}", left.len());
+    // Made-up identities in the same partition leave one entry. With 400 identities and 4,096
+    // partitions, some are almost certainly in the same one.
+    assert!((1..MADE_UP).contains(&left.len()), "{}", left.len());
     for (name, value) in left {
         let name = String::from_utf8(name).unwrap();
-        let (_, part) = name.rsplit_once(':').unwrap();
-        assert!(part.len() == 5 && part.starts_with('{'), "{name}");
+        let (_, partition) = name.rsplit_once(':').unwrap();
+        assert!(partition.len() == 5 && partition.starts_with('{'), "{name}");
         assert_eq!(value, b"");
         let life: i64 = ask_for(&redis, &["PTTL", &name]);
         assert!(life <= 20_000, "{life}");
     }
-    // Who is in a part that a stranger asked for may have to wait for early data, and resumes.
+    // The session resumes. If its partition has a marker, the server rejects early data for now.
     let outcome = visitor.visit_early(server.address()).outcome();
     let known = ["resumed/psk accepted", "resumed/psk rejected/store"];
     assert!(known.contains(&outcome.as_str()), "{outcome}");

@@ -1,4 +1,4 @@
-//! Requests in early data that are handed on: the upstream is told, and may want them again.
+//! Forwarded requests in early data have an `Early-Data` header. The upstream can answer with 425.
 
 use super::visitor::{Visit, Visitor};
 use super::{ON, accepted};
@@ -11,7 +11,7 @@ fn request(method: &str, path: &str, more: &str) -> Vec<u8> {
 }
 
 #[test]
-fn an_upstream_is_told_of_early_data_and_may_want_it_again() {
+fn requests_in_early_data_reach_the_upstream_with_an_early_data_header() {
     let redis = Redis::start();
     let app = upstream();
     let farm = Farm::sharing(
@@ -24,41 +24,41 @@ fn an_upstream_is_told_of_early_data_and_may_want_it_again() {
     );
     let server = farm.serve("web1");
     let visitor = Visitor::new(&farm);
-    let asked = || {
+    let upstream_requests = || {
         let metrics = server.metrics();
         metrics.sum("sessile_upstream_requests_total", &[("result", "ok")])
     };
 
-    // Its answer is that of a server that takes no risk; a client asks again when it has finished.
+    // The upstream answers 425 (Too Early), and the client repeats the request after the handshake.
     visitor.visit(server.address());
-    let wary = request("GET", "/app/early", "");
-    let mut visit = Visit::to(server.address(), visitor.early(&wary));
-    visit.hear(b"too early");
+    let get = request("GET", "/app/early", "");
+    let mut visit = Visit::to(server.address(), visitor.early(&get));
+    visit.read_until(b"too early");
     visit.send(&request("GET", "/app/early", "connection: close\r\n"));
     let answer = visit.answer();
     assert!(answer.text.starts_with("HTTP/1.1 425 "), "{}", answer.text);
     assert_eq!(answer.text.matches("HTTP/1.1 200 ").count(), 1);
     assert_eq!(answer.outcome(), "resumed/psk accepted");
-    assert_eq!((accepted(&[&server]), asked()), (1, 2));
+    assert_eq!((accepted(&[&server]), upstream_requests()), (1, 2));
 
-    // It sees the mark where the client has not finished, and not where it has.
+    // Only the request before the end of the handshake has the header.
     visitor.visit(server.address());
     let mut visit = Visit::to(
         server.address(),
         visitor.early(&request("GET", "/app/echo", "")),
     );
-    visit.hear(b"[\"early-data\", \"1\"]");
+    visit.read_until(b"[\"early-data\", \"1\"]");
     visit.send(&request("GET", "/app/echo", "connection: close\r\n"));
     let answer = visit.answer();
     assert_eq!(answer.text.matches("HTTP/1.1 200 ").count(), 2);
     assert_eq!(answer.text.matches("\"early-data\"").count(), 1);
 
-    // What may do harm does not get there at all.
-    let before = asked();
+    // An unsafe request in early data does not reach the upstream.
+    let before = upstream_requests();
     visitor.visit(server.address());
-    let harmful = request("POST", "/app/echo", "connection: close\r\n");
-    let mut visit = Visit::to(server.address(), visitor.early(&harmful));
-    visit.hear(b"\r\n\r\n");
+    let post = request("POST", "/app/echo", "connection: close\r\n");
+    let mut visit = Visit::to(server.address(), visitor.early(&post));
+    visit.read_until(b"\r\n\r\n");
     assert_eq!(visit.answer().status(), "425");
-    assert_eq!(asked(), before);
+    assert_eq!(upstream_requests(), before);
 }

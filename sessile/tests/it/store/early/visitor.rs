@@ -1,4 +1,4 @@
-//! A TLS 1.3 client that comes back with early data, whose first flight can be kept and played back.
+//! A TLS 1.3 client that resumes with early data. Tests can record and replay its first flight.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -15,19 +15,19 @@ use rustls::{ClientConfig, ClientConnection, NamedGroup, RootCertStore};
 
 use crate::store::setup::Farm;
 
-/// How long a server may take to say what it has to.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Read timeout of a connection.
+const READ_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What a visitor asks for. The answer says what became of the handshake, and the connection ends.
+/// The request of a visitor. The answer names the verdict, and the server closes the connection.
 pub(super) const GET: &[u8] =
     b"GET / HTTP/1.1\r\nhost: localhost\r\nsessile-probe: 1\r\nconnection: close\r\n\r\n";
 
 /// A client that keeps its two newest sessions, and uses each once.
 pub(super) struct Visitor {
-    kept: Arc<Kept>,
+    sessions: Arc<NewestSessions>,
     config: Arc<ClientConfig>,
-    /// The same client, when it has nothing to say early.
-    patient: Arc<ClientConfig>,
+    /// The same client without early data.
+    config_without_early_data: Arc<ClientConfig>,
 }
 
 impl Visitor {
@@ -35,13 +35,13 @@ impl Visitor {
         Self::with(farm, b"http/1.1", provider::default_provider())
     }
 
-    /// One that speaks HTTP/2.
+    /// A client that offers HTTP/2.
     pub(super) fn http2(farm: &Farm) -> Self {
         Self::with(farm, b"h2", provider::default_provider())
     }
 
-    /// One that begins with a key share of that group.
-    pub(super) fn beginning_with(farm: &Farm, group: NamedGroup) -> Self {
+    /// A client whose key share is of this group.
+    pub(super) fn with_key_share(farm: &Farm, group: NamedGroup) -> Self {
         let mut provider = provider::default_provider();
         provider.kx_groups = provider::ALL_KX_GROUPS.to_vec();
         provider
@@ -61,39 +61,40 @@ impl Visitor {
             .with_root_certificates(roots)
             .with_no_client_auth();
         config.alpn_protocols = vec![alpn.to_vec()];
-        let kept = Arc::<Kept>::default();
-        config.resumption = Resumption::store(Arc::clone(&kept) as _);
-        let patient = Arc::new(config.clone());
+        let sessions = Arc::<NewestSessions>::default();
+        config.resumption = Resumption::store(Arc::clone(&sessions) as _);
+        let config_without_early_data = Arc::new(config.clone());
         config.enable_early_data = true;
         Self {
-            kept,
+            sessions,
             config: Arc::new(config),
-            patient,
+            config_without_early_data,
         }
     }
 
-    /// The same client with the same sessions, which now speaks another application protocol.
-    pub(super) fn speaking(&self, alpn: &[u8]) -> Self {
-        let speaking = |config: &ClientConfig| {
+    /// The same client and sessions with another application protocol.
+    pub(super) fn with_alpn(&self, alpn: &[u8]) -> Self {
+        let with_alpn = |config: &ClientConfig| {
             let mut config = config.clone();
             config.alpn_protocols = vec![alpn.to_vec()];
             Arc::new(config)
         };
         Self {
-            kept: Arc::clone(&self.kept),
-            config: speaking(&self.config),
-            patient: speaking(&self.patient),
+            sessions: Arc::clone(&self.sessions),
+            config: with_alpn(&self.config),
+            config_without_early_data: with_alpn(&self.config_without_early_data),
         }
     }
 
-    /// A visit without early data, to the end.
+    /// Connects without early data, sends a request and returns the answer.
     pub(super) fn visit(&self, server: SocketAddr) -> Answer {
         let mut visit = Visit::to(server, self.hello());
         visit.send(GET);
         visit.answer()
     }
 
-    /// A visit with a request as early data, sent again where that is refused; to the end.
+    /// Connects with a request in early data and returns the answer. Repeats the request if the
+    /// server rejects early data.
     pub(super) fn visit_early(&self, server: SocketAddr) -> Answer {
         let mut visit = Visit::to(server, self.early(GET));
         visit.handshake();
@@ -103,12 +104,12 @@ impl Visitor {
         visit.answer()
     }
 
-    /// The first flight of a visit without early data.
+    /// A first flight without early data.
     pub(super) fn hello(&self) -> Flight {
-        Flight::of(connection(&self.patient))
+        Flight::of(connection(&self.config_without_early_data))
     }
 
-    /// The first flight of a visit with so many bytes of early data as the session allows.
+    /// A first flight with `data` as early data. The session must allow as many bytes.
     pub(super) fn early(&self, data: &[u8]) -> Flight {
         let mut tls = connection(&self.config);
         let mut early = tls.early_data().expect("a session that allows early data");
@@ -116,10 +117,11 @@ impl Visitor {
         Flight::of(tls)
     }
 
-    /// True if its next session allows early data.
-    pub(super) fn may_be_early(&self) -> bool {
-        let kept = self.kept.0.lock().unwrap();
-        kept.last()
+    /// True if the session of the next connection allows early data.
+    pub(super) fn allows_early_data(&self) -> bool {
+        let sessions = self.sessions.0.lock().unwrap();
+        sessions
+            .last()
             .is_some_and(|session| session.max_early_data_size() > 0)
     }
 }
@@ -129,7 +131,7 @@ fn connection(config: &Arc<ClientConfig>) -> ClientConnection {
     ClientConnection::new(Arc::clone(config), name).unwrap()
 }
 
-/// What a client says first, as it is on the wire.
+/// The first flight of a client: its ClientHello and early data.
 pub(super) struct Flight {
     tls: ClientConnection,
     pub(super) bytes: Vec<u8>,
@@ -145,8 +147,8 @@ impl Flight {
     }
 }
 
-/// Where the 32 bytes of the only identity are: `pre_shared_key` is the last extension, and ends with a
-/// binder of 32 bytes.
+/// The position of the only PSK identity, which has 32 bytes. `pre_shared_key` is the last
+/// extension, and ends with a binder of 32 bytes.
 pub(super) fn position_of_identity(flight: &[u8]) -> usize {
     let len = usize::from(u16::from_be_bytes([flight[3], flight[4]]));
     let end = 5 + len;
@@ -154,17 +156,17 @@ pub(super) fn position_of_identity(flight: &[u8]) -> usize {
     end - binders - 4 - 32
 }
 
-/// Sends bytes that someone else has sent before, and waits for the server to end the connection.
-pub(super) fn play_back(server: SocketAddr, bytes: &[u8]) {
+/// Sends a first flight as an attacker would, and waits until the server closes the connection.
+pub(super) fn send_flight(server: SocketAddr, bytes: &[u8]) {
     let mut io = TcpStream::connect(server).unwrap();
-    io.set_read_timeout(Some(PATIENCE)).unwrap();
+    io.set_read_timeout(Some(READ_TIMEOUT)).unwrap();
     io.write_all(bytes).unwrap();
     io.shutdown(Shutdown::Write).unwrap();
-    // Whatever it answers, it cannot be read without the client's secret.
+    // The answer cannot be decrypted without the secrets of the original client.
     let _ = io.read_to_end(&mut Vec::new());
 }
 
-/// One connection.
+/// One connection of a visitor.
 pub(super) struct Visit {
     io: TcpStream,
     flight: Flight,
@@ -174,7 +176,7 @@ pub(super) struct Visit {
 impl Visit {
     pub(super) fn to(server: SocketAddr, flight: Flight) -> Self {
         let mut io = TcpStream::connect(server).unwrap();
-        io.set_read_timeout(Some(PATIENCE)).unwrap();
+        io.set_read_timeout(Some(READ_TIMEOUT)).unwrap();
         io.write_all(&flight.bytes).unwrap();
         let received = Vec::new();
         Self {
@@ -199,21 +201,21 @@ impl Visit {
         self.flush();
     }
 
-    /// Reads on until what came holds `part`, and sends nothing meanwhile: the client's Finished stays
-    /// with it.
-    pub(super) fn hear(&mut self, part: &[u8]) {
+    /// Reads until the answer holds `part`. The client sends nothing, so the server gets no
+    /// Finished message.
+    pub(super) fn read_until(&mut self, part: &[u8]) {
         let holds = |heard: &[u8]| heard.windows(part.len()).any(|seen| seen == part);
         while !holds(&self.received) {
             assert!(self.read() > 0, "not in {}", self.answered());
         }
     }
 
-    /// Reads until the server ends the connection, without finishing the handshake.
+    /// Reads until the server closes the connection. Does not finish the handshake.
     pub(super) fn until_closed(&mut self) {
         while self.read() > 0 {}
     }
 
-    /// Everything that comes until the server ends the connection, and the end of it.
+    /// Finishes the handshake, reads until the server closes the connection and returns the answer.
     pub(super) fn answer(mut self) -> Answer {
         self.handshake();
         self.until_closed();
@@ -233,7 +235,7 @@ impl Visit {
         let tls = &mut self.flight.tls;
         let read = tls.read_tls(&mut self.io).unwrap_or_default();
         let closed = tls.process_new_packets().unwrap().peer_has_closed();
-        // At the end there may be nothing, or an end without a goodbye.
+        // Reading fails if there are no data yet, or at an end without close_notify.
         let _ = tls.reader().read_to_end(&mut self.received);
         if closed { 0 } else { read }
     }
@@ -245,7 +247,7 @@ impl Visit {
     }
 }
 
-/// What a server answered.
+/// The answer of a server.
 pub(super) struct Answer {
     pub(super) text: String,
 }
@@ -255,7 +257,7 @@ impl Answer {
         self.text.split(' ').nth(1).unwrap_or_default()
     }
 
-    /// `resumed/psk accepted`: the verdict, and what became of early data.
+    /// The verdict and the outcome of early data, such as `resumed/psk accepted`.
     pub(super) fn outcome(&self) -> String {
         let header = |name: &str| {
             let mut lines = self.text.lines();
@@ -267,14 +269,14 @@ impl Answer {
     }
 }
 
-/// The newest sessions, the newest last.
+/// The newest sessions, in order of age.
 #[derive(Debug, Default)]
-struct Kept(Mutex<Vec<Tls13ClientSessionValue>>);
+struct NewestSessions(Mutex<Vec<Tls13ClientSessionValue>>);
 
-/// Tickets that a server gives in a full handshake.
+/// The number of tickets that a server issues in a full handshake.
 const TICKETS: usize = 2;
 
-impl ClientSessionStore for Kept {
+impl ClientSessionStore for NewestSessions {
     fn set_kx_hint(&self, _: ServerName<'static>, _: NamedGroup) {}
 
     fn kx_hint(&self, _: &ServerName<'_>) -> Option<NamedGroup> {
@@ -290,11 +292,11 @@ impl ClientSessionStore for Kept {
     fn remove_tls12_session(&self, _: &ServerName<'static>) {}
 
     fn insert_tls13_ticket(&self, _: ServerName<'static>, value: Tls13ClientSessionValue) {
-        let mut kept = self.0.lock().unwrap();
-        if kept.len() == TICKETS {
-            kept.remove(0);
+        let mut sessions = self.0.lock().unwrap();
+        if sessions.len() == TICKETS {
+            sessions.remove(0);
         }
-        kept.push(value);
+        sessions.push(value);
     }
 
     fn take_tls13_ticket(&self, _: &ServerName<'static>) -> Option<Tls13ClientSessionValue> {

@@ -1,6 +1,7 @@
 //! The verdict on a handshake (resumed and how, or full and why), and the outcome of its early data.
 //!
-//! A verdict names only an observed reason. If no reason was observed, it is [`Reason::Unknown`].
+//! A verdict names only an observed reason. Without a refused offer it is
+//! [`Reason::NothingOffered`]. An offer that was refused without a known cause is [`Reason::Unknown`].
 
 use std::fmt;
 use std::str::FromStr;

@@ -96,7 +96,8 @@ impl ExportedKeys {
     }
 }
 
-/// From when until when a key seals: its epoch, cut at the activations of its generation and the next one.
+/// When a key begins and stops to seal: during its epoch, but not before its generation is activated and not
+/// after the next generation is.
 fn sealing_time(key: &FarmKey, generations: &[&Generation], exported: &ExportedKey) -> (u64, u64) {
     let activated = generations
         .iter()

@@ -271,8 +271,8 @@ async fn closes_without_reply(server: &TcpStream, client: &TcpStream, patience: 
         tokio::select! {
             biased;
             ready = server.ready(Interest::READABLE | Interest::ERROR) => ready.ok(),
-            // The client has more to send, or is gone. This asks the system: after a hello that filled the
-            // whole buffer, the runtime wrongly takes the socket for readable.
+            // The client has more to send, or is gone. `peek` asks the system. The runtime is
+            // wrong here: after a hello that filled the whole buffer, it takes the socket for readable.
             _ = client.peek(&mut byte) => None,
         }
     };

@@ -282,8 +282,8 @@ fn removal_reason(connection: &Connection, reclaimed: bool) -> Option<Gone> {
     (unclean && !purged).then_some(Gone::NotClosedCleanly)
 }
 
-/// Removes sessions when a connection is cut at the end of a drain, without [`settle`]. They must not get into
-/// the snapshot. After [`settle`] nothing is left to remove.
+/// Removes the sessions of a connection that is cut at the end of a drain, before [`settle`] ran. They must not
+/// get into the snapshot. After [`settle`] nothing is left to remove.
 struct Cut(Rc<Connection>);
 
 impl Drop for Cut {

@@ -133,7 +133,7 @@ impl HkdfExpander for ShortNonceExpander {
     }
 }
 
-/// Encrypts tickets with short nonces.
+/// Cuts the nonce in each NewSessionTicket, before it is encrypted.
 struct ShortNonceAead(&'static dyn Tls13AeadAlgorithm);
 
 impl Tls13AeadAlgorithm for ShortNonceAead {

@@ -524,7 +524,7 @@ fn an_early_answer_to_an_upload_reaches_the_client() {
 fn a_server_that_does_not_answer_is_skipped_for_later_clients() {
     let certificates = Certificates::new();
     let [alive, _other] = servers(&certificates, "off");
-    // Its backlog is full: connections to it hang.
+    // The backlog of this socket is full, so connections to it hang.
     let deaf = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     deaf.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into())
         .unwrap();

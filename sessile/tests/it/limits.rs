@@ -121,7 +121,7 @@ fn ten_thousand_accepted_stalled_hellos_take_little_memory() {
         more < STALLED * 16 * 1024,
         "{more} bytes for {STALLED} hellos"
     );
-    // Each connection ends at its deadline, at every position of the cut.
+    // Each connection ends at its deadline, wherever its hello was cut off.
     for mut io in stalled.connections {
         io.set_read_timeout(Some(PATIENCE)).unwrap();
         assert!(!matches!(io.read(&mut [0]), Ok(1)), "an answer");

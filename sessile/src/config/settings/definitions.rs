@@ -23,7 +23,7 @@ use crate::config::{
 /// Most bytes of `session.early-data`.
 pub const MAX_EARLY_DATA: u32 = 64 * 1024;
 
-/// Longest `session.store-timeout`. A whole handshake may wait twice as long.
+/// Longest `session.store-timeout`. A whole handshake waits no longer than this.
 const MAX_STORE_TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_WORKERS: i64 = 1024;
 /// Least `connection.max-hello-bytes`: room for some ClientHellos of the greatest size.

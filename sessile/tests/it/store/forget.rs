@@ -356,7 +356,7 @@ fn what_cannot_be_forgotten_is_said_with_the_remedy() {
         "no site has that first name",
     );
     let future = ["--everything", "--before", "2099-01-01T00:00:00Z"];
-    refused(&farm, &future, "still to come");
+    refused(&farm, &future, "1h ahead of this machine's clock");
     refused(
         &farm,
         &["--everything", "--before", "noon"],

@@ -210,7 +210,7 @@ mod tests {
             "11:8: `pool` is \"shpo\"; did you mean `shop`?"
         );
         let none = server("a", "pool = 'shop'");
-        assert_eq!(said(&none), "4:8: `pool` is \"shop\"; there is none yet");
+        assert_eq!(said(&none), "4:8: `pool` is \"shop\"; none is defined yet");
         assert!(said(POOL).starts_with("2:8: the pool has no server"));
         let nameless = format!(
             "[[balance.pool]]\nname = 'shop'\n{}",
@@ -220,16 +220,17 @@ mod tests {
         let twice = format!("{POOL}{POOL}{}", server("a", "pool = 'shop'"));
         assert_eq!(
             said(&twice),
-            "5:8: a second pool shop, after the one in line 2; take one out\n\
-             6:10: a second pool for the name shop.example, after the one in line 3; take one out\n\
-             6:26: a second pool for the name *.shop.example, after the one in line 3; take one out"
+            "5:8: a second pool shop, after the one in line 2; remove one\n\
+             6:10: a second pool for the name shop.example, after the one in line 3; remove one\n\
+             6:26: a second pool for the name *.shop.example, after the one in line 3; remove one"
         );
         assert!(
             said("balance.unknown-name = 'refuse'")
-                .starts_with("1:24: `unknown-name` is \"refuse\", and no pool")
+                .starts_with("1:24: `unknown-name` is \"refuse\", but no pool")
         );
         assert!(
-            said("balance.health-name = '*.x'").starts_with("1:23: \"*.x\" is no name for a check")
+            said("balance.health-name = '*.x'")
+                .starts_with("1:23: \"*.x\" is not a server name for health checks")
         );
         assert!(said("balance.health = 'ping'").contains("known here: tls, tcp, off"));
     }

@@ -32,7 +32,7 @@ pub(super) enum CertificateError {
     Unparsable { path: PathBuf, number: usize },
     #[error("{}: holds no PEM private key without a password (PKCS#8, RSA or EC)", .0.display())]
     NoKey(PathBuf),
-    #[error("{}: the private key is of a kind that cannot be used: {source}", path.display())]
+    #[error("{}: this kind of private key cannot be used: {source}", path.display())]
     UnusableKey {
         path: PathBuf,
         source: rustls::Error,

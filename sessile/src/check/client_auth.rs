@@ -24,27 +24,31 @@ pub(super) fn check(
     };
     let ca = client_auth.ca.display();
     let what = match client_auth.mode {
-        ClientAuthMode::Required => "has to show a certificate",
-        ClientAuthMode::Optional => "may show a certificate",
+        ClientAuthMode::Required => "must send a certificate",
+        ClientAuthMode::Optional => "may send a certificate",
     };
     findings.note(format!(
-        "Site {names}: a client {what} of an authority in {ca} ({}), and it is verified again whenever a session resumes.",
+        "Site {names}: a client {what} of an authority in {ca} ({}). It is verified again whenever a session \
+         resumes.",
         counted(files.authorities.len(), "certificate")
     ));
     // If sessions must be removable, all of them are stored in any case.
     if !config.sessions_are_removable() {
         let session = &config.session;
         findings.note(if session.store == StoreUrl::Memory || session.max_entries == 0 {
-            format!("Site {names}: a ticket carries the client's certificates, encrypted, and is as much longer.")
+            format!("Site {names}: a ticket carries the client's certificates, encrypted, so it is longer by their \
+            size.")
         } else {
-            format!("Site {names}: sessions are in the store, behind tickets too, so that no ticket tells by its size whose it is.")
+            format!("Site {names}: all sessions are in the session store, so the size of a ticket does not reveal the \
+            client.")
         });
     }
     for (index, authority) in files.authorities.iter().enumerate() {
         let until = x509::validity(authority).map(|validity| validity.until);
         if let Some(until) = until.filter(|until| *until < now) {
             findings.warn(format!(
-                "{ca}: certificate {} ended on {}, and what it has issued is accepted as long as it is in the file.",
+                "{ca}: certificate {} ended on {}, but certificates that it issued are accepted while it is in the \
+                 file; remove it.",
                 index + 1,
                 utc(until)
             ));
@@ -64,7 +68,7 @@ fn check_lists(
     };
     let path = path.display();
     findings.note(format!(
-        "{path}: {}; a client whose issuer has none there is refused.",
+        "{path}: {}; a client is refused if its issuer has no list in this file.",
         counted(files.lists.len(), "revocation list")
     ));
     for (index, list) in files.lists.iter().enumerate() {
@@ -72,11 +76,11 @@ fn check_lists(
         let next_update = x509::revocation_list(list).and_then(|list| list.next_update);
         match next_update {
             Some(due) if due < now => findings.fail(format!(
-                "{path}: list {number} was to be replaced by {}, and every client that it is for is refused until it is.",
+                "{path}: list {number} expired on {}, so every client of its issuer is refused; replace it.",
                 utc(due)
             )),
             Some(due) => findings.note(format!(
-                "{path}: list {number} holds until {}.",
+                "{path}: list {number} is valid until {}.",
                 utc(due)
             )),
             None => {}

@@ -19,13 +19,13 @@ pub(super) fn check(config: &Config, findings: &mut Findings) {
     }
     let life = format_duration(session.lifetime);
     findings.note(format!(
-        "A client resumes for {life} after its full handshake, and then makes another."
+        "A client resumes for {life} after its full handshake. Then it makes another full handshake."
     ));
     let stored = config.sessions_are_removable();
     let place = SessionPlace::of(config);
     match (session.tickets && !stored, &config.key) {
         (true, Key::File(path)) => findings.note(format!(
-            "Tickets (TLS 1.3, and TLS 1.2 clients that take them) survive a restart and a crash, and resume on \
+            "Tickets (of TLS 1.3 clients, and of TLS 1.2 clients that use them) survive a restart and a crash, and resume on \
              every server that has the same {}.",
             path.display()
         )),
@@ -36,7 +36,7 @@ pub(super) fn check(config: &Config, findings: &mut Findings) {
         (false, _) if session.tickets => findings.add(
             place.grade(),
             format!(
-                "Sessions are stored, behind tickets too (connection.purge-on-reclaim or \
+                "All sessions are stored, even those with tickets (connection.purge-on-reclaim or \
                  session.require-close-notify is on): {}.",
                 place.text()
             ),
@@ -44,7 +44,10 @@ pub(super) fn check(config: &Config, findings: &mut Findings) {
         (false, _) => findings.note("No tickets are handed out: session.tickets is false."),
     }
     if session.max_entries == 0 {
-        findings.warn("Session IDs do not resume: session.max-entries is 0, so clients without tickets always pay in full.");
+        findings.warn(
+            "Session IDs do not resume: session.max-entries is 0, so clients without tickets never \
+        resume.",
+        );
     } else if !stored {
         findings.note(format!(
             "Session IDs (TLS 1.2 clients without tickets) survive the end of their connection: {}.",
@@ -73,7 +76,7 @@ pub(super) fn check_forget(config: &Config, now: Time, findings: &mut Findings) 
             ForgetTarget::Site(name) => format!("sessions of site {name}"),
             ForgetTarget::Server(name) => format!("sessions made by server {name}"),
             ForgetTarget::Number(number) => {
-                format!("sessions made by the server of number {number}")
+                format!("sessions made by server number {number}")
             }
         };
         let when = clock::rfc3339(*before);
@@ -82,7 +85,7 @@ pub(super) fn check_forget(config: &Config, now: Time, findings: &mut Findings) 
         ));
         if now.since(*before) > MAX_LIFETIME {
             findings.warn(format!(
-                "session.forget: no session from before {when} can be alive; the entry can be taken out."
+                "session.forget: no session from before {when} can be alive; remove the entry."
             ));
         }
     }
@@ -116,11 +119,12 @@ impl SessionPlace {
     const fn text(self) -> &'static str {
         match self {
             Self::Memory => {
-                "they stay in the table of this process: a restart or a crash loses them, and only this server resumes them"
+                "they stay in this server's session table: a restart or a crash loses them, and only this server \
+                 resumes them"
             }
             Self::Snapshots => {
-                "they stay in the table of this process, which a restart keeps in the state folder (session.snapshot): a crash \
-                 loses them, and only this server resumes them"
+                "they stay in this server's session table, which a restart keeps in the state folder \
+                 (session.snapshot): a crash loses them, and only this server resumes them"
             }
             Self::Store => {
                 "they survive a restart and a crash, and resume on every server that has the same store and the same key.file"
@@ -135,15 +139,16 @@ pub(super) fn check_store(config: &Config, findings: &mut Findings) {
         return;
     };
     findings.note(format!(
-        "Sessions are shared through {redis}. A handshake waits for it {} at most, and is full where it does not answer.",
+        "Sessions are shared through {redis}. A handshake waits for it {} at most, and is full if it does not \
+         answer.",
         format_duration(config.session.store_timeout)
     ));
     let early_data = config.sites.iter().filter(|site| site.early_data > 0);
     let sites = early_data.count();
     if sites > 0 {
         findings.note(format!(
-            "Early data (0-RTT) of TLS 1.3 clients is taken at {}: up to {}, once for each session. Their sessions are in \
-             the store and not in tickets: they survive what the store survives.",
+            "Early data (0-RTT) of TLS 1.3 clients is taken at {}: up to {}, once for each session. Their sessions are \
+             in the session store, not in tickets, and live as long as the store keeps them.",
             counted(sites, "site"),
             human_bytes(config.session.early_data.into())
         ));
@@ -152,14 +157,14 @@ pub(super) fn check_store(config: &Config, findings: &mut Findings) {
         findings.warn("session.store is not used: session.lifetime is 0, so no session is kept.");
     } else if config.session.max_entries == 0 {
         findings.warn(
-            "session.store keeps no session of this server: session.max-entries is 0. What `sessile forget` writes to it is \
-             heeded.",
+            "session.store keeps no session of this server: session.max-entries is 0. The server still reads the rules \
+             that `sessile forget` writes.",
         );
     }
     if config.key == Key::Ephemeral {
         findings.warn(
-            "key.file is \"none\": what this server puts into session.store, no other server can open, nor can this one \
-             after a restart.",
+            "key.file is \"none\": no other server can open the sessions of this server in session.store, nor can this \
+             server after a restart.",
         );
     }
     check_network(redis, findings);
@@ -176,10 +181,10 @@ fn check_network(redis: &Redis, findings: &mut Findings) {
         return;
     }
     findings.warn(if redis.has_password() {
-        "session.store: its password crosses the network in clear; rediss:// encrypts it."
+        "session.store: its password crosses the network unencrypted; use rediss://."
     } else {
-        "session.store: whoever can reach it can delete sessions and put back old ones; ask for a password, over \
-         rediss://. (They cannot read any: entries are sealed.)"
+        "session.store: any client that reaches it can delete sessions and restore old ones; set a password and use \
+         rediss://. (It cannot read sessions: entries are sealed.)"
     });
 }
 

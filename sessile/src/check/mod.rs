@@ -137,7 +137,7 @@ fn utc(time: SystemTime) -> impl fmt::Display {
 
 fn listeners(config: &Config, findings: &mut Findings) {
     if config.listeners.is_empty() {
-        findings.warn("There is no [[listener]]: sessile serve and sessile balance have nothing to do with this file.");
+        findings.warn("There is no [[listener]]: sessile serve and sessile balance cannot run with this file.");
     }
     for listener in &config.listeners {
         let address = listener.address;
@@ -147,7 +147,8 @@ fn listeners(config: &Config, findings: &mut Findings) {
                 counted(config.sites.len(), "site")
             ),
             Role::Balance => format!(
-                "{address} balances over {} in {} and decrypts nothing; each may take {} to answer, and is checked {}.",
+                "{address} balances over {} in {} and decrypts nothing; a server has {} to accept a connection, and \
+                 health checks are {}.",
                 counted(config.balance.servers.len(), "server"),
                 counted(pools(&config.balance), "pool"),
                 format_duration(config.balance.connect_timeout),
@@ -156,7 +157,7 @@ fn listeners(config: &Config, findings: &mut Findings) {
         });
     }
     if !config.sites.is_empty() && !serves(config) {
-        findings.warn("There are sites and no listener that serves them.");
+        findings.warn("There are sites, but no listener serves them.");
     }
     if let Some(address) = config.admin.listen {
         let paths = if has_role(config, Role::Balance) {
@@ -183,9 +184,9 @@ fn pools(balance: &Balance) -> usize {
 fn health_checks(balance: &Balance) -> String {
     let every = format_duration(balance.health_interval);
     match balance.health {
-        Health::Tls => format!("by a TLS handshake every {every}"),
-        Health::Tcp => format!("by a connection every {every}"),
-        Health::Off => "by nobody (balance.health is \"off\")".to_owned(),
+        Health::Tls => format!("a TLS handshake every {every}"),
+        Health::Tcp => format!("a connection every {every}"),
+        Health::Off => "off (balance.health is \"off\")".to_owned(),
     }
 }
 
@@ -223,7 +224,7 @@ fn check_certificate(pair: &Certificate, site: &Site, now: SystemTime, findings:
     {
         let end = utc(until);
         findings.note(format!(
-            "{path}: fits its key and names, valid until {end}."
+            "{path}: matches its key and names, valid until {end}."
         ));
         if until < now + certificate::SOON {
             findings.warn(format!("{path}: ends on {end}; renew it."));
@@ -270,8 +271,8 @@ fn server_numbers(config: &Config, findings: &mut Findings) {
     for key::Clash { number, names } in key::clashes(&key.scope, servers) {
         let [one, other] = names;
         findings.fail(format!(
-            "Servers {one} and {other} both have the number {number} in farm {:?}: their tickets cannot be told apart. Give \
-             one of them another number, here (number) and in its own file (server.number).",
+            "Servers {one} and {other} both have the number {number} in farm {:?}: the balancer cannot tell their \
+             tickets apart. Set another number for one of them, here (number) and in its own file (server.number).",
             key.scope
         ));
     }
@@ -292,7 +293,8 @@ fn connections(config: &Config, findings: &mut Findings) {
     let max = config.connection.max as u64;
     if let Some(files) = limit.maximum.filter(|&files| max > files) {
         findings.warn(format!(
-            "connection.max is {max}, and a process of this user may open {files} files at most (ulimit -Hn)."
+            "connection.max is {max}, but a process of this user may open at most {files} files (ulimit -Hn); raise \
+             the limit or lower connection.max."
         ));
     }
 }

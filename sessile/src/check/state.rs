@@ -50,28 +50,28 @@ impl Folder {
 fn check_balancer(config: &Config, findings: &mut Findings) {
     if config.session.store != StoreUrl::Memory {
         findings.note(
-            "session.store is for servers: balancers share nothing that they have learned of sessions, and this one does not \
-             use it.",
+            "session.store has no effect here: it is for servers, and a balancer does not share what it learned.",
         );
     }
     findings.note(if config.session.snapshot {
-        "What the balancer has learned of sessions is kept over a restart, in the state folder (session.snapshot); a crash \
-         loses it."
+        "The balancer keeps learned sessions over a restart, in the state folder (session.snapshot); a crash loses \
+         them."
     } else {
-        "What the balancer has learned of sessions is gone at a restart: session.snapshot is false."
+        "The balancer loses learned sessions at a restart: session.snapshot is false."
     });
     match &config.key {
         Key::File(key) if key.exists() => findings.note(format!(
-            "Tickets of sessile servers are led home by their labels, which the key in {} opens.",
+            "Tickets of sessile servers are routed by their labels, which the key in {} opens.",
             key.display()
         )),
         Key::File(key) if *key != config.default_key_file() => findings.fail(format!(
-            "The key that opens labels is to be in {}, and is not there; `sessile key export --route` on a server writes it.",
+            "The key that opens ticket labels is not in {}; run `sessile key export --route` on a server and copy the \
+             file there.",
             key.display()
         )),
         _ => findings.note(
-            "No labels are read, for want of a key: TLS 1.3 clients of sessile servers are placed as new ones are. `sessile \
-             key export --route` on a server writes the part that a balancer needs; key.file names it here.",
+            "There is no key file, so ticket labels are not read: TLS 1.3 clients of sessile servers are placed as new \
+             clients. Run `sessile key export --route` on a server, copy the file here and set key.file.",
         ),
     }
 }
@@ -92,18 +92,18 @@ pub(super) fn check(config: &Config, findings: &mut Findings) {
     match (exists, access) {
         (true, Folder::Writable) => findings.note(format!("The farm key is in {name}.")),
         (true, _) => findings.warn(format!(
-            "The farm key is in {name}, and its folder is not writable for this user: the key cannot be moved forward, so \
+            "The farm key is in {name}, but this user cannot write to its folder: the key cannot be moved forward, so \
              there is no forward secrecy."
         )),
         (false, Folder::Writable | Folder::CanBeMade) => findings.note(format!(
             "The farm key will be made in {name} at the first start; the other servers of the farm need a copy of it."
         )),
         (false, Folder::NotWritable) => findings.fail(format!(
-            "The farm key is to be made in {name}, and its folder is not writable for this user: every restart would cost \
+            "The farm key cannot be made in {name}: this user cannot write to its folder, and every restart would cost \
              every client a full handshake. Make the folder writable, or set server.state-dir or key.file."
         )),
         (false, Folder::Blocked) => findings.fail(format!(
-            "The farm key is to be made in {name}, and a part of that path is a file."
+            "The farm key cannot be made in {name}: a part of that path is a file."
         )),
     }
     if exists {
@@ -117,7 +117,7 @@ pub(super) fn check(config: &Config, findings: &mut Findings) {
     if folder != state_dir && !matches!(Folder::of(state_dir), Folder::Writable | Folder::CanBeMade)
     {
         findings.warn(format!(
-            "The state folder {} is not writable for this user.",
+            "This user cannot write to the state folder {}; change its owner or set server.state-dir.",
             state_dir.display()
         ));
     }
@@ -134,7 +134,7 @@ pub(super) fn check_readable(path: &Path, findings: &mut Findings) {
 pub(super) fn check_served(path: &Path, findings: &mut Findings) {
     match fs::metadata(path) {
         Ok(metadata) if !metadata.is_dir() => findings.fail(format!(
-            "{}: is served as a folder and is a file; name the folder that it is in.",
+            "{}: is a file, but `files` needs a folder; write the folder that contains it.",
             path.display()
         )),
         _ => check_readable(path, findings),
@@ -150,7 +150,7 @@ pub(super) fn check_private(path: &Path, grade: Grade, findings: &mut Findings) 
         findings.add(
             grade,
             format!(
-                "{}: holds a secret and is open to everyone on this machine; chmod 600 it.",
+                "{}: holds a secret, but its mode lets other users read or change it; run chmod 600 on it.",
                 path.display()
             ),
         );
@@ -166,7 +166,7 @@ pub(super) fn check_log(path: &Path, findings: &mut Findings) {
     };
     if !writable {
         findings.fail(format!(
-            "{}: the access log cannot be written there.",
+            "{}: this user cannot write the access log there; change the owner or set another file.",
             path.display()
         ));
     }

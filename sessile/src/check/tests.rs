@@ -128,7 +128,7 @@ fn an_expiring_certificate_and_a_readable_key_give_warnings() {
         .collect();
     assert_eq!(warnings.len(), 2, "{warnings:?}");
     assert!(warnings[0].ends_with("ends on 2100-01-01T00:00:00Z; renew it."));
-    assert!(warnings[1].ends_with("chmod 600 it."));
+    assert!(warnings[1].ends_with("run chmod 600 on it."));
 }
 
 #[test]
@@ -147,7 +147,7 @@ fn the_cost_of_a_restart_follows_from_the_settings() {
     let never = messages(|config| config.session.lifetime = Duration::ZERO);
     assert!(never.starts_with("warning: Nothing resumes"));
     let purged = messages(|config| config.connection.purge_on_reclaim = true);
-    assert!(purged.contains("warning: Sessions are stored, behind tickets too"));
+    assert!(purged.contains("warning: All sessions are stored, even those with tickets"));
     assert!(purged.contains("idle for 5m loses its session"));
     let unkept = messages(|config| config.session.snapshot = false);
     assert!(unkept.contains("a restart or a crash loses them"));
@@ -173,7 +173,7 @@ fn missing_files_and_folders_are_errors() {
     assert_eq!(errors.len(), 3, "{errors:?}");
     assert!(errors[0].contains("www: cannot be read"));
     assert!(errors[1].contains("a part of that path is a file"));
-    assert!(errors[2].contains("access.log: the access log cannot be written"));
+    assert!(errors[2].contains("access.log: this user cannot write the access log"));
 }
 
 #[test]
@@ -186,7 +186,7 @@ fn a_farm_key_that_everyone_can_read_is_an_error() {
     fs::set_permissions(&key, Permissions::from_mode(0o604)).expect("set");
     let errors = graded(&config, Grade::Error);
     assert!(errors[0].ends_with(
-        "farm.key: holds a secret and is open to everyone on this machine; chmod 600 it."
+        "farm.key: holds a secret, but its mode lets other users read or change it; run chmod 600 on it."
     ));
 }
 
@@ -229,9 +229,9 @@ fn client_auth_is_explained_with_its_problems() {
     );
     let notes = messages(current, Grade::Note);
     for expected in [
-        "a client has to show a certificate of an authority in",
+        "a client must send a certificate of an authority in",
         "a ticket carries the client's certificates, encrypted",
-        "ca.crl: list 1 holds until 2026-09-01T00:00:00Z",
+        "ca.crl: list 1 is valid until 2026-09-01T00:00:00Z",
     ] {
         assert!(notes.contains(expected), "{expected}:\n{notes}");
     }
@@ -241,7 +241,7 @@ fn client_auth_is_explained_with_its_problems() {
     assert_eq!(messages(current, Grade::Error), "");
     let errors = messages(old, Grade::Error);
     assert!(
-        errors.contains("was to be replaced by 2026-07-01T00:00:00Z"),
+        errors.contains("expired on 2026-07-01T00:00:00Z"),
         "{errors}"
     );
 }
@@ -257,9 +257,9 @@ fn a_store_is_explained_with_its_problems() {
     let local = "redis://127.0.0.1";
     assert!(messages(local, Grade::Note).contains("shared through redis://127.0.0.1:6379."));
     assert_eq!(messages(local, Grade::Warning), "");
-    assert!(messages("redis://h", Grade::Warning).contains("whoever can reach it"));
+    assert!(messages("redis://h", Grade::Warning).contains("any client that reaches it"));
     let open = messages("redis://:secret@h", Grade::Warning);
-    assert!(open.contains("crosses the network in clear") && !open.contains("secret"));
+    assert!(open.contains("crosses the network unencrypted") && !open.contains("secret"));
     let files = messages("rediss://h?ca=/none/ca.pem", Grade::Error);
     assert!(files.starts_with("/none/ca.pem: cannot be read"), "{files}");
     config.key = Key::Ephemeral;
@@ -374,7 +374,7 @@ fn a_balancer_with_a_store_is_explained() {
     let notes_about_store = |config: &Config| {
         graded(config, Grade::Note)
             .iter()
-            .filter(|note| note.starts_with("session.store is for servers"))
+            .filter(|note| note.starts_with("session.store has no effect here"))
             .count()
     };
     config.session.store = "redis://127.0.0.1".parse().expect("a store");

@@ -17,16 +17,18 @@ use crate::listener;
 
 /// Route TLS connections to the servers that can resume them, without decrypting.
 #[derive(clap::Args)]
-#[command(after_help = "Example:\n  sessile balance --listen 0.0.0.0:443 \
-    --server web1=10.0.0.1:443 --server web2=10.0.0.2:443")]
+#[command(
+    after_help = "Example:\n  sessile balance --listen 0.0.0.0:443 \\\n    \
+    --server web1=10.0.0.1:443 --server web2=10.0.0.2:443"
+)]
 pub(super) struct Args {
-    /// Configuration file; the flags below do without one.
+    /// Configuration file; without it, use the flags below.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["listen", "server", "policy", "key", "health"])]
     config: Option<PathBuf>,
     /// Where to listen.
     #[arg(long, value_name = "IP:PORT", requires = "server")]
     listen: Option<SocketAddr>,
-    /// A server behind the balancer; give one for each.
+    /// A server behind the balancer; repeat the flag for each server.
     #[arg(long, value_name = "NAME=IP:PORT", value_parser = named_server)]
     server: Vec<BalanceServer>,
     /// How clients without a known session are placed: source, least-connections or round-robin.
@@ -35,7 +37,7 @@ pub(super) struct Args {
     /// How servers are checked: tls, tcp or off.
     #[arg(long, value_name = "HOW", default_value = "tls", value_parser = health)]
     health: Health,
-    /// The farm key's route part, or a whole key: leads tickets of sessile servers home.
+    /// The farm key's route part, or a whole key: routes tickets to the servers that made them.
     #[arg(long, value_name = "FILE")]
     key: Option<PathBuf>,
     /// Where /healthz, /readyz, /metrics and /api/balancer answer.
@@ -132,10 +134,10 @@ fn configuration(args: &Args) -> anyhow::Result<Config> {
         .iter()
         .all(|listener| listener.role != Role::Balance)
     {
-        bail!("no listener has role = \"balance\"; add a [[listener]] with it");
+        bail!("no listener has role = \"balance\"; add a [[listener]] with that role");
     }
     if let Some(server) = duplicate_name(&config.balance.servers) {
-        bail!("two servers are named {server:?}; every --server needs a name of its own");
+        bail!("two servers are named {server:?}; give each --server a different name");
     }
     config.admin.listen = args.admin.or(config.admin.listen);
     Ok(config)
@@ -145,13 +147,14 @@ fn configuration(args: &Args) -> anyhow::Result<Config> {
 fn log_label_source(config: &Config, balancer: &Balancer) {
     match (balancer.farm(), &config.key) {
         (Some(farm), Key::File(file)) => {
-            tracing::info!(file = %file.display(), farm, "labels lead tickets of the farm's sessile servers home");
+            tracing::info!(file = %file.display(), farm, "the route key is loaded: tickets of sessile servers are \
+            routed to the server that made them");
         }
-        (_, Key::Ephemeral) => tracing::info!("no labels are read: key.file is \"none\""),
+        (_, Key::Ephemeral) => tracing::info!("ticket labels are not read: key.file is \"none\""),
         (None, Key::File(file)) => tracing::info!(
             file = %file.display(),
-            "no labels are read, for want of a key: TLS 1.3 clients of sessile servers are placed as new ones are. \
-             `sessile key export --route` on a server writes the part that a balancer needs"
+            "no key file, so ticket labels are not read: TLS 1.3 clients of sessile servers are placed as new clients. \
+             Run `sessile key export --route` on a server and copy the file here"
         ),
     }
 }
@@ -165,11 +168,12 @@ fn open_token(config: &Config) -> Option<Token> {
     };
     match Token::open(&file) {
         Ok(token) => {
-            tracing::info!(file = %file.display(), "requests that change something have to show this token");
+            tracing::info!(file = %file.display(), "API requests that change something need the token in this file");
             Some(token)
         }
         Err(error) => {
-            tracing::warn!(%error, "no request can change anything, for want of a token (admin.token-file)");
+            tracing::warn!(%error, "no token could be opened, so the API refuses all changes; check \
+            admin.token-file");
             None
         }
     }
@@ -184,7 +188,7 @@ fn reload(args: &Args, running: &Config, balancer: &Balancer) {
     match reloaded {
         Ok((written, changes)) => {
             for setting in changes_for_restart(Role::Balance, running, &written) {
-                tracing::warn!("{setting} has changed, which needs a restart");
+                tracing::warn!("{setting} has changed; restart to apply it");
             }
             let Changes {
                 added,
@@ -204,7 +208,7 @@ fn reload(args: &Args, running: &Config, balancer: &Balancer) {
             for line in super::in_one_line(&error).lines() {
                 tracing::error!("{line}");
             }
-            tracing::error!("configuration not reloaded: the old one stays as a whole");
+            tracing::error!("configuration not reloaded: the old one stays in use");
         }
     }
 }

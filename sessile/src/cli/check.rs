@@ -16,7 +16,7 @@ const EXAMPLES: &str = r"Examples:
   sessile check
   sessile check /etc/sessile/sessile.toml
 
-Exit code: 0 where the file is right (warnings included), 2 where it is not.";
+Exit code: 0 if the file is right (warnings included), 2 if it is not.";
 
 /// Validate a configuration file and say what it means.
 #[derive(clap::Args, Debug)]
@@ -25,7 +25,7 @@ pub(super) struct Args {
     /// The configuration file [default: $SESSILE_CONFIG, else sessile.toml in the working folder]
     #[arg(value_name = "FILE", conflicts_with = "config")]
     file: Option<PathBuf>,
-    /// The same, for those who are used to it from the other commands
+    /// The same as FILE
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 }

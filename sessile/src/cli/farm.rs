@@ -18,7 +18,7 @@ use crate::serve::{AccessLog, Environment};
 /// Run a whole farm in one process: servers, a balancer, a development certificate.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Example, a farm as farms commonly are, whose servers share nothing:\n  \
+    after_help = "Example, a common farm, whose servers share nothing:\n  \
     sessile farm --isolated --policy round-robin\nand in another terminal:\n  \
     sessile probe 127.0.0.1:8443 --insecure"
 )]
@@ -26,7 +26,7 @@ pub(super) struct Args {
     /// Where clients connect.
     #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:8443")]
     listen: SocketAddr,
-    /// How many servers stand behind the balancer.
+    /// Number of servers behind the balancer.
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=99))]
     servers: u8,
     /// Where /healthz, /readyz and /metrics answer.
@@ -35,7 +35,7 @@ pub(super) struct Args {
     /// Where certificates and the farm key are kept [default: farm/ in the state folder].
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
-    /// Give every server a key and a session table of its own, as farms commonly have.
+    /// Give each server its own key and session table, as in a common farm.
     #[arg(long)]
     isolated: bool,
     /// How clients without a known session are placed: source, least-connections or round-robin.
@@ -109,7 +109,7 @@ fn greeting(plan: &FarmPlan, farm: &Farm) -> String {
          {program} probe {address} --sni localhost --ca {root}\n  \
          openssl s_client -connect {address} -CAfile {root} -tls1_2 -reconnect </dev/null | grep -E '^(New|Reused)'\n  \
          curl --cacert {root} https://localhost:{port}/\n\n\
-         Each request prints a line; its end says who answered and what the handshake came to.\n\
+         Each request prints a line that ends with the server and the verdict of the handshake.\n\
          Ctrl-C drains and stops.\n\n"
     );
     text

@@ -15,13 +15,16 @@ use crate::config::{self, Config, ForgetTarget, Key, Site, StoreUrl};
 use crate::{key, serve, store};
 
 const EXAMPLES: &str = r"Examples:
-  sessile forget --config /etc/sessile.toml --site shop.example    its certificate's key was stolen
-  sessile forget --config /etc/sessile.toml --server web2          the machine was broken into
-  sessile forget --config /etc/sessile.toml --everything --before 2026-11-24T10:00:00Z
+  sessile forget --config /etc/sessile.toml --site shop.example
+  sessile forget --config /etc/sessile.toml --server web2
+  sessile forget --everything --before 2026-11-24T10:00:00Z
 
-Their clients pay one full handshake, with the verdict full/revoked; what they make then resumes.
-A farm without a shared store says the same in each server's file, with session.forget.
-Where the farm key was stolen this is not enough: `sessile key rotate --compromised`.";
+Use --site if a certificate's key was stolen, and --server if a machine was
+broken into.
+
+Their clients pay one full handshake (full/revoked). Their new sessions resume.
+Without a shared session store, set session.forget in each server's file.
+If the farm key was stolen, also run `sessile key rotate --compromised`.";
 
 /// Maximum time that `--before` may be in the future. A server's clock may be ahead by as much.
 const MAX_AHEAD: Duration = Duration::from_secs(3600);
@@ -38,7 +41,7 @@ pub(super) struct Args {
     config: Option<PathBuf>,
     #[command(flatten)]
     what: What,
-    /// Sessions whose full handshake was before then, an hour ahead at most [default: now]
+    /// Forget sessions whose full handshake was before TIME; at most 1h ahead [default: now]
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     before: Option<Time>,
 }
@@ -46,13 +49,13 @@ pub(super) struct Args {
 #[derive(clap::Args, Debug)]
 #[group(required = true, multiple = false)]
 struct What {
-    /// Those of the site with this first name; "*" is the site without names
+    /// Forget the sessions of the site with this first name; "*" is the site without names
     #[arg(long, value_name = "NAME")]
     site: Option<String>,
-    /// Those made by the server of this name or number
+    /// Forget the sessions made by the server with this name or number
     #[arg(long, value_name = "NAME")]
     server: Option<String>,
-    /// All of them
+    /// Forget all sessions
     #[arg(long)]
     everything: bool,
 }
@@ -70,7 +73,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let before = args.before.unwrap_or(now);
     if before > now.plus(MAX_AHEAD) {
         bail!(
-            "--before {}: that is still to come by this machine's clock, by more than the hour that a server's clock may \
+            "--before {}: this time is more than 1h ahead of this machine's clock, the most that a server's clock may \
              be ahead, and would forget sessions as they are made",
             rfc3339(before)
         );
@@ -78,7 +81,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let target = target(&args.what, &config)?;
     let StoreUrl::Redis(redis) = &config.session.store else {
         bail!(
-            "{}: session.store is \"memory\", so there is no store to tell the farm's servers; put \
+            "{}: session.store is \"memory\", so the servers share no session store; put \
              forget = [{}] under [session] in each server's file instead",
             path.display(),
             // The configuration accepts no time in the future.
@@ -87,7 +90,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     };
     let Key::File(file) = &config.key else {
         bail!(
-            "{}: key.file is \"none\", so no other server can read what is said under it",
+            "{}: key.file is \"none\", so no other server can read the rule; set key.file to the farm key",
             path.display()
         );
     };
@@ -181,30 +184,30 @@ impl Summary<'_> {
             ForgetTarget::Site(name) => format!("sessions of site {}", title(name)),
             ForgetTarget::Server(name) => format!("sessions made by server {name}"),
             ForgetTarget::Number(number) => {
-                format!("sessions made by the server of number {number}")
+                format!("sessions made by server number {number}")
             }
         };
         let within = humantime::format_duration(store::FORGETS_WITHIN);
         let mut text = format!(
             "Forgotten: {sessions} from before {before}.\n\
              Servers that reach {store} know within {within}; their clients pay one full handshake (full/revoked).\n\
-             A server that does not reach it knows when it does again, or from session.forget in its file.\n",
+             A server that cannot reach it applies this when it reaches it again, or from session.forget in its \
+             file.\n",
         );
         if self.before > clock::now() {
-            text.push_str(
-                "Until then, no session of these resumes: what is made meanwhile is forgotten, too.\n",
-            );
+            text.push_str("Until then, sessions that clients make are forgotten, too.\n");
         }
         if let (ForgetTarget::Server(name), ForgetScope::Server(number)) = (self.target, self.scope)
         {
             text.push_str(&format!(
-                "{name} stands for number {number}; whether a server has that name or number is not known here.\n"
+                "{name} is server number {number}; this command cannot tell if a server has that name or number.\n"
             ));
         }
         let count = self.rules.iter().count();
         if count >= MANY_RULES {
             text.push_str(&format!(
-                "The farm has {count} marks; over {MAX_FORGET_RULES}, the oldest becomes one for everything.\n"
+                "The farm has {count} forget rules; over {MAX_FORGET_RULES}, the oldest becomes a rule for all \
+                 sessions.\n"
             ));
         }
         for (scope, time) in self.rules.iter() {
@@ -218,7 +221,7 @@ impl Summary<'_> {
                 ));
             } else if scope == self.scope {
                 text.push_str(&format!(
-                    "It was asked for before, and for later: {time} counts.\n"
+                    "An earlier command named a later time, which stays in force: {time}.\n"
                 ));
             }
         }

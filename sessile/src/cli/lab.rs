@@ -22,8 +22,8 @@ pub(super) struct Args {
     #[arg(value_enum)]
     experiment: Experiment,
 
-    /// How many times faster time goes by: at 60, five idle minutes take 5 s; at 300, 1 s, which a
-    /// busy machine may be too slow for
+    /// How many times faster time passes: at 60, five idle minutes take 5 s; at 300, 1 s, which
+    /// may be too fast for a busy machine
     #[arg(long, value_name = "N", default_value_t = 60, value_parser = scale())]
     scale: u32,
 
@@ -42,8 +42,9 @@ const AFTER_HELP: &str = "\
 Example:
   sessile lab kb937687 --scale 60
 
-Exit status: 0 everything is as the article says; 1 something differs; 2 wrong usage, or it could
-not be carried out; 130 interrupted.";
+Exit status: 0 everything is as the article says; 1 something differs;
+2 wrong usage, or a scenario failed; 130 \
+interrupted.";
 
 /// Above this scale, clients have less than three seconds to return in time.
 const MAX_SAFE_SCALE: u32 = 100;

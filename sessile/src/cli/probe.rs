@@ -25,7 +25,7 @@ pub(super) struct Args {
     #[arg(value_name = "HOST:PORT")]
     target: Endpoint,
 
-    /// Server name to ask for, where it is not HOST
+    /// Server name (SNI) to send, if it is not HOST
     #[arg(long, value_name = "NAME")]
     sni: Option<String>,
 
@@ -37,7 +37,7 @@ pub(super) struct Args {
     #[arg(long)]
     insecure: bool,
 
-    /// Connect here and not to the addresses of HOST; several are tried in turn
+    /// Connect to these addresses in turn, not to those of HOST
     #[arg(long = "address", value_name = "IP:PORT", value_delimiter = ',')]
     addresses: Vec<Endpoint>,
 
@@ -60,8 +60,9 @@ Examples:
   sessile probe farm.example.org:443 --address 192.0.2.1 --address 192.0.2.2
   sessile probe 127.0.0.1:8443 --sni farm.test --ca ca.pem --json
 
-Exit status: 0 all that the server offers resumes; 1 something does not; 2 wrong usage or no
-connection; 130 interrupted.";
+Exit status: 0 every mechanism that the server offers resumes; 1 one does not;
+2 wrong usage or no connection; 130 \
+interrupted.";
 
 /// Default number of returns for each mechanism, unless there are more addresses.
 const DEFAULT_RETURNS: usize = 5;
@@ -274,7 +275,7 @@ impl std::fmt::Display for Endpoint {
 
 fn duration(text: &str) -> Result<Duration, String> {
     match humantime::parse_duration(text) {
-        Ok(Duration::ZERO) => Err("has to be longer than nothing".to_owned()),
+        Ok(Duration::ZERO) => Err("the duration must be longer than 0s".to_owned()),
         Ok(duration) => Ok(duration),
         Err(error) => Err(error.to_string()),
     }

@@ -20,10 +20,10 @@ use crate::serve::{AccessLog, Environment, Server};
 #[derive(clap::Args)]
 #[command(
     after_help = "Examples:\n  sessile serve --config /etc/sessile.toml\n  \
-    sessile serve --listen 0.0.0.0:443 --cert cert.pem --key key.pem --root /var/www"
+    sessile serve --listen 0.0.0.0:443 --cert cert.pem --key key.pem --root www"
 )]
 pub(super) struct Args {
-    /// Configuration file; the flags below do without one.
+    /// Configuration file; without it, use the flags below.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["listen", "cert", "key", "root"])]
     config: Option<PathBuf>,
     /// Where to listen.
@@ -125,7 +125,7 @@ fn configuration(args: &Args) -> anyhow::Result<Config> {
         .iter()
         .all(|listener| listener.role != Role::Serve)
     {
-        bail!("no listener has role = \"serve\"; add a [[listener]] with it");
+        bail!("no listener has role = \"serve\"; add a [[listener]] with that role");
     }
     config.admin.listen = args.admin.or(config.admin.listen);
     Ok(config)
@@ -144,8 +144,10 @@ fn reload_key(server: &Server) -> bool {
     let reloaded = server.reload_key();
     let succeeded = reloaded.is_ok();
     match reloaded {
-        Ok(Reloaded::Ephemeral) => tracing::info!("the farm key has no file to reload"),
-        Ok(Reloaded::Unchanged) => tracing::info!("farm key reloaded: nothing has changed"),
+        Ok(Reloaded::Ephemeral) => {
+            tracing::info!("the farm key is not reloaded: key.file is \"none\"")
+        }
+        Ok(Reloaded::Unchanged) => tracing::info!("farm key reloaded: it has not changed"),
         Ok(Reloaded::Changed {
             generations,
             sealing,
@@ -155,12 +157,11 @@ fn reload_key(server: &Server) -> bool {
             if !missing.is_empty() {
                 tracing::warn!(
                     ?missing,
-                    "generations that were accepted are not in the farm key any more: their \
-                     tickets are of an unknown key from now on"
+                    "the new farm key lacks generations that the old one accepted: their tickets no longer resume"
                 );
             }
         }
-        Err(error) => tracing::error!(%error, "farm key not reloaded: the old one stays"),
+        Err(error) => tracing::error!(%error, "farm key not reloaded: the old one stays in use"),
     }
     succeeded
 }
@@ -175,7 +176,7 @@ fn reload_configuration(server: &Server, running: &Config, args: &Args) -> bool 
     match reloaded {
         Ok(written) => {
             for setting in changes_for_restart(Role::Serve, running, &written) {
-                tracing::warn!("{setting} has changed, which needs a restart");
+                tracing::warn!("{setting} has changed; restart to apply it");
             }
             let sites = written.sites.len();
             tracing::info!(sites, "configuration and certificates reloaded");
@@ -185,7 +186,7 @@ fn reload_configuration(server: &Server, running: &Config, args: &Args) -> bool 
             for line in super::in_one_line(&error).lines() {
                 tracing::error!("{line}");
             }
-            tracing::error!("configuration not reloaded: the old one stays as a whole");
+            tracing::error!("configuration not reloaded: the old one stays in use");
         }
     }
     succeeded
@@ -197,7 +198,7 @@ fn log_what_survives(config: &Config, keys: &Keyring) {
     match keys.origin() {
         Origin::Made(file) => {
             let file = file.display();
-            tracing::info!(%file, farm, "made a farm key; copy it to the farm's other servers");
+            tracing::info!(%file, farm, "made a farm key; copy the file to the farm's other servers");
         }
         Origin::Loaded(file) => tracing::info!(file = %file.display(), farm, "farm key"),
         Origin::Ephemeral => {}

@@ -21,9 +21,9 @@ const EXAMPLES: &str = r"Examples:
   sessile settings import schannel.reg --config /etc/sessile/sessile.toml
   sessile settings restore
 
-Every change is checked as a whole file first, leaves a backup beside the
-file (FILE.<time>.bak; none is ever removed), and replaces the file in one
-step, with its comments and layout as they were.";
+Every change is checked with the whole file first. It leaves a backup beside
+the file (FILE.<time>.bak), which is never removed. It replaces the file in one
+step and keeps comments and layout.";
 
 /// Read and change the settings in a configuration file.
 #[derive(clap::Args, Debug)]
@@ -39,36 +39,56 @@ pub(super) struct Args {
 #[derive(Subcommand, Debug)]
 enum Command {
     /// Show every setting: value, default, registry name, meaning and what it costs
+    #[command(after_help = "Example:\n  sessile settings list --json")]
     List {
         /// As JSON
         #[arg(long)]
         json: bool,
     },
     /// Show one setting's value
-    Get { name: String },
-    /// Give a setting a value; makes the file if there is none
-    Set {
+    #[command(after_help = "Example:\n  sessile settings get session.lifetime")]
+    Get {
+        /// The setting's name, as in `settings list`
         name: String,
+    },
+    /// Set a setting to a value; makes the file if it does not exist
+    #[command(after_help = "Example:\n  sessile settings set session.lifetime 8h")]
+    Set {
+        /// The setting's name, as in `settings list`
+        name: String,
+        /// The value, as in the file; text needs no quotes
         #[arg(allow_hyphen_values = true)]
         value: String,
     },
-    /// Take a setting out of the file: back to its default
-    Unset { name: String },
+    /// Remove a setting from the file: its default applies again
+    #[command(after_help = "Example:\n  sessile settings unset session.lifetime")]
+    Unset {
+        /// The setting's name, as in `settings list`
+        name: String,
+    },
     /// Write a backup beside the file
+    #[command(after_help = "Example:\n  sessile settings backup --config /etc/sessile.toml")]
     Backup,
-    /// Put a backup back, the newest one unless another is named; what it replaces is backed up too
-    Restore { backup: Option<PathBuf> },
-    /// Take a registry export (.reg) over: SCHANNEL's cache size and times, HTTP's parameters
+    /// Restore a backup, by default the newest; the file that it replaces is backed up first
+    #[command(after_help = "Example:\n  sessile settings restore --config /etc/sessile.toml")]
+    Restore {
+        /// The backup file [default: the newest one]
+        backup: Option<PathBuf>,
+    },
+    /// Import a registry export (.reg): SCHANNEL's cache size and times, HTTP's parameters
+    #[command(after_help = "Example:\n  sessile settings import schannel.reg")]
     Import {
+        /// The registry export
         #[arg(value_name = "FILE.reg")]
         file: PathBuf,
     },
     /// Write the settings to the standard output
+    #[command(after_help = "Example:\n  sessile settings export --reg --output sessile.reg")]
     Export {
-        /// In the registry's form; what has none is listed in comments
+        /// In registry form; settings without one are listed in comments
         #[arg(long)]
         reg: bool,
-        /// Write to this new file instead; in the registry's form as regedit does, in UTF-16LE
+        /// Write to this new file instead; registry form is written in UTF-16LE, as by regedit
         #[arg(long, value_name = "FILE")]
         output: Option<PathBuf>,
     },
@@ -106,7 +126,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
             let file = SettingsFile::open(&path)?;
             let restored = file.restore(backup.as_deref(), now);
             let (from, change) = restored.with_context(unchanged)?;
-            let restored = format!("{} is {} again\n", path.display(), from.display());
+            let restored = format!("restored {} from {}\n", path.display(), from.display());
             print(&(restored + &outcome(&path, &change)))
         }
         Command::Import { file } => import(&path, &file, now).with_context(unchanged),
@@ -123,7 +143,7 @@ fn read(path: &Path, is_named: bool) -> anyhow::Result<(String, Config)> {
         Err(LoadError::Read { source, .. })
             if source.kind() == ErrorKind::NotFound && !is_named =>
         {
-            eprintln!("there is no {}: these are the defaults", path.display());
+            eprintln!("{} does not exist: these are the defaults", path.display());
             String::new()
         }
         text => text?,
@@ -240,7 +260,7 @@ fn import(path: &Path, from: &Path, now: SystemTime) -> anyhow::Result<ExitCode>
     if import.taken.is_empty() {
         writeln!(
             out,
-            "{} has no value that is a setting of sessile's",
+            "{} has no value that corresponds to a setting of sessile",
             from.display()
         )?;
     }
@@ -273,7 +293,10 @@ fn export(
 
 fn outcome(path: &Path, change: &Change) -> String {
     match change {
-        Change::None => format!("{} said so already: nothing was changed\n", path.display()),
+        Change::None => format!(
+            "{} has that value already: nothing was changed\n",
+            path.display()
+        ),
         Change::Made => format!("made {}\n", path.display()),
         Change::Replaced { backup } => format!("backup: {}\n", backup.display()),
     }

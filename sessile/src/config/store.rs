@@ -104,28 +104,26 @@ pub enum BadStore {
     )]
     Scheme,
     #[error(
-        "has a node that is no host or host:port; write \"redis://10.0.0.1:6379\", for instance"
+        "has a node that is not host or host:port; write for example \"redis://10.0.0.1:6379\""
     )]
     Node,
-    #[error(
-        "has a password of ***, which stands for one that was left out; write the password itself"
-    )]
+    #[error("has the password ***, which stands for a hidden password; write the password itself")]
     LeftOut,
     #[error(
         "has a % that is not followed by two hexadecimal digits; write %25 for a % in a password"
     )]
     Percent,
-    #[error("has a database that is no number from 0 to 65535")]
+    #[error("has a database that is not a number from 0 to 65535")]
     Database,
-    #[error("is a cluster and names a database; a cluster has one only, so leave it out")]
+    #[error("names a database of a cluster, which has only one; remove the database")]
     ClusterDatabase,
     #[error(
-        "names sentinels and no master; write \"redis+sentinel://host:26379/mymaster\", for instance"
+        "names sentinels but no master; write for example \"redis+sentinel://host:26379/mymaster\""
     )]
     NoService,
     #[error(
-        "has an option that is not known; those known are ca, cert and key with rediss, and sentinel-user and \
-         sentinel-password with sentinels"
+        "has an unknown option; known are ca, cert and key with rediss, and sentinel-user and sentinel-password with \
+         sentinels"
     )]
     Option,
     #[error("has a cert without a key, or a key without a cert")]

@@ -97,7 +97,7 @@ pub fn export_reg(text: &str, config: &Config) -> String {
         }
     }
     if !unexpressed.is_empty() {
-        out.push_str("\r\n; Not said above, because the registry has no form for it:\r\n");
+        out.push_str("\r\n; Settings that the registry has no form for:\r\n");
         for line in unexpressed {
             // Windows reads version 5 files in the machine's code page if they are not UTF-16.
             let ascii = line.replace(|c: char| !c.is_ascii(), "?");

@@ -313,15 +313,15 @@ fn a_balancer_without_a_state_folder_logs_the_consequences() {
     let farm = Farm::new("");
     let server = farm.serve("web1");
     let without = Sessile::balance(&[server.address()], &[]);
-    let line = without.await_line("no labels are read");
+    let line = without.await_line("ticket labels are not read");
     assert!(line.contains("sessile key export --route"), "{line}");
     // The balancer has no place for a token either.
-    without.await_line("no request can change anything");
+    without.await_line("the API refuses all changes");
     let (status, _) = without.api("POST /api/balancer/servers/a", Some(""), "{}");
     assert_eq!(status, 403);
 
     let part = export(&farm);
     let part = part.to_str().unwrap();
     let with = Sessile::balance(&[server.address()], &["--key", part]);
-    with.await_line("labels lead tickets");
+    with.await_line("the route key is loaded");
 }

@@ -387,7 +387,7 @@ fn a_reload_adds_and_removes_servers_and_a_bad_file_changes_nothing() {
     write(folder, settings, &twice);
     let said = balancer.reload();
     assert!(said.contains("unknown key `wait`"), "{said}");
-    assert!(said.contains("the old one stays as a whole"), "{said}");
+    assert!(said.contains("the old one stays in use"), "{said}");
     assert_eq!(who_all(&balancer, 4), ["a", "b"]);
 
     // A connection to a server that leaves is finished.

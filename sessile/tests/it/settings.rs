@@ -93,7 +93,7 @@ fn a_change_keeps_comments_and_writes_a_backup() {
     );
     let said = folder.output_of(&["settings", "unset", "session.tickets"]);
     assert!(
-        said.ends_with("said so already: nothing was changed\n"),
+        said.ends_with("has that value already: nothing was changed\n"),
         "{said}"
     );
 }
@@ -176,7 +176,7 @@ fn a_registry_export_can_be_imported_and_exported() {
         "took     line 4: SCHANNEL\\MaximumCacheSize = 0x00004e20 (20000): session.max-entries = 20000\n",
         "took     line 9: HTTP\\Parameters\\EnableKernelSSL = 0x00000000 (0): \
          tls.kernel = off, connection.purge-on-reclaim = true\n",
-        "SCHANNEL\\EventLogging: no setting of sessile's corresponds to it\n",
+        "SCHANNEL\\EventLogging: no setting of sessile corresponds to it\n",
     ] {
         assert!(said.contains(expected), "{expected}:\n{said}");
     }

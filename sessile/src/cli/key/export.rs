@@ -16,17 +16,18 @@ use crate::key;
 
 const EXAMPLES: &str = r"Examples:
   sessile key export --route --output route.key
-  sessile key export --format nginx --output /etc/nginx/tickets && nginx -s reload
-  sessile key export --format haproxy --output /etc/haproxy/tickets && systemctl reload haproxy
+  sessile key export --format nginx --output /etc/nginx/tickets
+  sessile key export --format haproxy --output /etc/haproxy/tickets
   sessile key export --format apache --output /etc/apache2/ticket.key
 
-Ticket keys of other servers are those of the present epoch: export them again in every epoch
-(`rotate`, 1h by default), on each server or on one. All exports of an epoch agree.";
+A server that is not sessile gets the keys of the current epoch. Export them
+again in every epoch (`rotate`, 1h by default), and reload that server. All
+exports of an epoch are equal.";
 
 #[derive(clap::Args, Debug)]
 #[command(after_help = EXAMPLES, group = ArgGroup::new("what").required(true).args(["route", "format"]))]
 pub(super) struct Args {
-    /// The balancer's part: reads which server made a ticket, and opens none
+    /// The balancer's part: names the server that made a ticket, but cannot open tickets
     #[arg(long)]
     route: bool,
     /// Ticket keys for a server that is not sessile
@@ -39,7 +40,7 @@ pub(super) struct Args {
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Format {
-    /// A folder of key files and a tickets.conf with `ssl_session_ticket_key` for each
+    /// A folder of key files, and a tickets.conf with one `ssl_session_ticket_key` for each
     Nginx,
     /// A file for `tls-ticket-keys`
     Haproxy,
@@ -53,14 +54,14 @@ pub(super) fn run(path: &Path, args: &Args, now: Time) -> anyhow::Result<ExitCod
         let key = key::load_any(path)?;
         key::write_route_part(output, &key, now)?;
         return super::print(&format!(
-            "{} is for balancers: it reads which server made a ticket, and opens none.\n",
+            "{} is for balancers: it names the server that made a ticket, but cannot open tickets.\n",
             output.display()
         ));
     };
     let key = key::load(path)?;
     let keys = ExportedKeys::derive(&key, now).with_context(|| {
         format!(
-            "{}: this clock and the key do not agree; `sessile key check` says why",
+            "{}: the key and this machine's clock do not agree; run `sessile key check`",
             path.display()
         )
     })?;

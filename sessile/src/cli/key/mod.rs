@@ -22,10 +22,10 @@ use crate::key::{self, KeyError, Rotation};
 const FAULTY: u8 = 2;
 
 const EXAMPLES: &str = r"Examples:
-  sessile key new --scope shop                  the first key of a farm
-  sessile key show                              what it is, by fingerprints
-  sessile key rotate --at 24h                   a new secret; copy the file to every server meanwhile
-  sessile key rotate --compromised              the old one was stolen: end it now
+  sessile key new --scope shop        make the first key of a farm
+  sessile key show                    show it by fingerprints, without secrets
+  sessile key rotate --at 24h         new secret; copy the file to all servers
+  sessile key rotate --compromised    the old secret was stolen: end it now
   sessile key export --route --output route.key
   sessile key export --format nginx --output /etc/nginx/tickets
 
@@ -47,12 +47,13 @@ pub(super) struct Args {
 
 #[derive(Subcommand, Debug)]
 enum Command {
-    /// Make a key file; one that is there is never overwritten
+    /// Make a key file; an existing file is never overwritten
+    #[command(after_help = "Example:\n  sessile key new --file farm.key --scope shop")]
     New {
-        /// How long a ticket key seals
+        /// How long a ticket key seals new tickets
         #[arg(long, value_name = "TIME", default_value = "1h", value_parser = humantime::parse_duration)]
         rotate: Duration,
-        /// The longest life of a session; a server's own session.lifetime can only be shorter
+        /// Longest lifetime of a session; a server's session.lifetime can only shorten it
         #[arg(long, value_name = "TIME", default_value = "10h", value_parser = humantime::parse_duration)]
         max_lifetime: Duration,
         /// The farm's name, the same on every server [default: a random one]
@@ -60,32 +61,33 @@ enum Command {
         scope: Option<String>,
     },
     /// Show fingerprints, generations, epochs and ages; never a secret
+    #[command(after_help = "Example:\n  sessile key show --file farm.key")]
     Show {
         /// As JSON
         #[arg(long)]
         json: bool,
     },
-    /// Write what others may have: a balancer's part, or ticket keys for other servers
+    /// Write a balancer's part of the key, or ticket keys for other TLS servers
     Export(export::Args),
     /// Change the secret: a new generation, accepted before it is used
     #[command(
-        after_help = "TIME is RFC 3339 in UTC (2030-01-31T04:00:00Z) or a duration from now (24h)."
+        after_help = "TIME is RFC 3339 in UTC (2030-01-31T04:00:00Z) or a duration from now (24h).\n\n\
+        Examples:\n  sessile key rotate --at 24h\n  sessile key rotate --activate"
     )]
     Rotate {
-        /// Use the generation that was added, from now on or from --at
+        /// Use the added generation, from now on or from --at
         #[arg(long)]
         activate: bool,
-        /// When the new generation is to be used
+        /// Time from which the new generation is used
         #[arg(long, value_name = "TIME", value_parser = point_in_time)]
         at: Option<PointInTime>,
         /// The key was stolen: use a new generation at once and end all others at once
         #[arg(long, conflicts_with_all = ["activate", "at"])]
         compromised: bool,
     },
-    /// Say whether the file can be used, and what it costs as it is
-    #[command(
-        after_help = "Exit code: 0 where the file can be used (warnings included), 2 where it cannot."
-    )]
+    /// Check that the file can be used, and print warnings about it
+    #[command(after_help = "Example:\n  sessile key check --file farm.key\n\n\
+        Exit code: 0 if the file can be used (warnings included), 2 if it cannot.")]
     Check,
 }
 
@@ -173,7 +175,10 @@ fn rotation(
 ) -> anyhow::Result<Rotation> {
     let time = match at {
         Some(PointInTime::At(time)) if time < now => {
-            bail!("--at {}: that is over", rfc3339(time))
+            bail!(
+                "--at {}: this time has passed; give a later one",
+                rfc3339(time)
+            )
         }
         Some(PointInTime::At(time)) => Some(time),
         Some(PointInTime::FromNow(span)) => Some(now.plus(span)),
@@ -196,7 +201,7 @@ fn rotate(path: &Path, rotation: Rotation, now: Time) -> anyhow::Result<ExitCode
         Rotation::Add(None) => format!(
             "{file}: generation {number} is accepted and not used yet.\n\
              Next: {copy}.\n\
-             When all of them have it: sessile key rotate --activate, on one; and the same again.\n"
+             When all of them have it: run `sessile key rotate --activate` on one, and copy the file again.\n"
         ),
         Rotation::Add(Some(at)) => format!(
             "{file}: generation {number} is accepted, and used from {} on.\n\
@@ -231,7 +236,8 @@ fn with_remedy(error: KeyError, path: &Path) -> anyhow::Error {
             }
             CannotRotate::NothingWaits => "`sessile key rotate` adds one".to_owned(),
             CannotRotate::ClockBehind(_) => {
-                "look at `date`, and set the clock or do it on another server".to_owned()
+                "compare this machine's clock (`date`); set it, or run this on another server"
+                    .to_owned()
             }
             _ => return error.into(),
         },

@@ -212,7 +212,7 @@ mod tests {
         let none = server("a", "pool = 'shop'");
         assert_eq!(
             problems(&none),
-            "4:8: `pool` is \"shop\"; there is none yet"
+            "4:8: `pool` is \"shop\"; none is defined yet"
         );
         assert!(problems(POOL).starts_with("2:8: the pool has no server"));
         let nameless = format!(
@@ -223,17 +223,17 @@ mod tests {
         let twice = format!("{POOL}{POOL}{}", server("a", "pool = 'shop'"));
         assert_eq!(
             problems(&twice),
-            "5:8: a second pool shop, after the one in line 2; take one out\n\
-             6:10: a second pool for the name shop.example, after the one in line 3; take one out\n\
-             6:26: a second pool for the name *.shop.example, after the one in line 3; take one out"
+            "5:8: a second pool shop, after the one in line 2; remove one\n\
+             6:10: a second pool for the name shop.example, after the one in line 3; remove one\n\
+             6:26: a second pool for the name *.shop.example, after the one in line 3; remove one"
         );
         assert!(
             problems("balance.unknown-name = 'refuse'")
-                .starts_with("1:24: `unknown-name` is \"refuse\", and no pool")
+                .starts_with("1:24: `unknown-name` is \"refuse\", but no pool")
         );
         assert!(
             problems("balance.health-name = '*.x'")
-                .starts_with("1:23: \"*.x\" is no name for a check")
+                .starts_with("1:23: \"*.x\" is not a server name for health checks")
         );
         assert!(problems("balance.health = 'ping'").contains("known here: tls, tcp, off"));
     }

@@ -68,13 +68,13 @@ pub enum What {
         value: String,
         hint: Hint,
     },
-    #[error("`{key}` is empty; give it a value, or take the line out for the default")]
+    #[error("`{key}` is empty; give it a value, or remove the line for the default")]
     Empty { key: &'static str },
     #[error(
-        "`{key}` is {value:?}, which is no duration; write a number and a unit, such as \"5m\" or \"10h\""
+        "`{key}` is {value:?}, which is not a duration; write a number and a unit, such as \"5m\" or \"10h\""
     )]
     NotADuration { key: &'static str, value: String },
-    #[error("`{key}` is zero; it has to be longer, \"1s\" for instance")]
+    #[error("`{key}` is zero; write a longer duration, such as \"1s\"")]
     ZeroDuration { key: &'static str },
     #[error("`{key}` is {}; at most {} is allowed", Span(*value), Span(*most))]
     TooLong {
@@ -83,73 +83,74 @@ pub enum What {
         most: Duration,
     },
     #[error(
-        "`lifetime` is {}, and TLS 1.3 allows tickets at most 7 days; write \"7d\" or less, or set tickets = false",
+        "`lifetime` is {}, but TLS 1.3 allows tickets at most 7 days; write \"7d\" or less, or set tickets = false",
         Span(*value)
     )]
     TooLongForTickets { value: Duration },
     #[error(
-        "`{key}` is {value:?}, which is no IP address with a port; write \"0.0.0.0:443\" or \"[::]:443\", for \
-         instance (host names are not looked up)"
+        "`{key}` is {value:?}, which is not an IP address with a port; write for example \"0.0.0.0:443\" or \
+         \"[::]:443\" (host names are not looked up)"
     )]
     NotAnAddress { key: &'static str, value: String },
-    #[error("`{key}` is {value}; it has to be from {least} to {most}")]
+    #[error("`{key}` is {value}; write a number from {least} to {most}")]
     OutOfRange {
         key: &'static str,
         value: i64,
         least: i64,
         most: i64,
     },
-    #[error("`{key}` is {value:?}, which is no size; write a number of bytes, or \"16KiB\"")]
+    #[error("`{key}` is {value:?}, which is not a size; write a number of bytes, or \"16KiB\"")]
     NotASize { key: &'static str, value: String },
     #[error(
-        "`early-data` is on, and session.store is \"memory\", where each server would take it once; set store = \
-         \"redis://HOST\", the same on every server, or take `early-data` out"
+        "`early-data` is on and session.store is \"memory\": a replay would be accepted once by each server; set store \
+         = \"redis://HOST\", the same on every server, or remove `early-data`"
     )]
     EarlyDataInMemory,
     #[error(
-        "`early-data` is on, and session.tickets is false: without tickets no client can send any; set tickets = true, or \
-         take `early-data` out"
+        "`early-data` is on and session.tickets is false: without tickets no client can send early data; set tickets = \
+         true, or remove `early-data`"
     )]
     EarlyDataWithoutTickets,
     #[error(
-        "`early-data` is on, and session.max-entries or session.lifetime is 0, so no session is kept; give it another \
-         value, or take `early-data` out"
+        "`early-data` is on and session.max-entries or session.lifetime is 0, so no session is kept; raise it, or \
+         remove `early-data`"
     )]
     EarlyDataWithoutSessions,
     #[error(
-        "`early-data` of the site is {value} bytes, and session.early-data is {most}: a site may take less, not more; \
-         raise session.early-data and narrow it at the other sites"
+        "`early-data` of the site is {value} bytes, and session.early-data is {most}: a site may allow less, not more; \
+         raise session.early-data and set a lower value at the other sites"
     )]
     EarlyDataWidens { value: u32, most: u32 },
     #[error(
-        "`early-data` is on at a site with `client-auth`: who a client is would be believed before it has shown that it is \
-         there; write early-data = 0, or take it out"
+        "`early-data` is on at a site with `client-auth`: a replayed request would be served as that of an \
+         authenticated client; write early-data = 0, or remove it"
     )]
     EarlyDataOfClients,
     #[error(
-        "`before` is {value:?}, which is no time in UTC; write \"2026-11-24T10:00:00Z\", for instance"
+        "`before` is {value:?}, which is not a time in UTC; write for example \"2026-11-24T10:00:00Z\""
     )]
     NotATime { value: String },
     #[error(
-        "`before` is {value:?}, which is still to come by this machine's clock: it would forget sessions as they are \
-         made; write a time that has been"
+        "`before` is {value:?}, which is in the future by this machine's clock: new sessions would be forgotten; write \
+         a time in the past"
     )]
     ForgetsTheFuture { value: String },
     #[error(
-        "`site` is {value:?}, which is no site's first name (\"*\": the site without names); {hint}"
+        "`site` is {value:?}, which is not the first name of a site (\"*\": the site without names); {hint}"
     )]
     NotASite { value: String, hint: Hint },
-    #[error("a `forget` for a `site` and a `server`; write one for each")]
+    #[error("a `forget` names both a `site` and a `server`; write one entry for each")]
     SiteAndServer,
     #[error(
-        "more `forget`s than {}; take out those that are older than the farm key's max-lifetime",
+        "more than {} `forget` entries; remove those that are older than the farm key's max-lifetime",
         sessile_proto::ticket::MAX_FORGET_RULES
     )]
     TooManyMarks,
     #[error("`store` {0}")]
     Store(BadStore),
     #[error(
-        "`kernel` is \"on\", and this version has no kernel TLS; write \"auto\", which uses it when there is, or \"off\""
+        "`kernel` is \"on\", but this version has no kernel TLS; write \"off\", or \"auto\" to use it in a version \
+         that has it"
     )]
     KernelIsOn,
     #[error(
@@ -157,12 +158,13 @@ pub enum What {
     )]
     NotAName { value: String },
     #[error(
-        "{value:?} is no server name; write a DNS name (in its ASCII form), or \"*.\" and one for any one label; \
-         leave `names` out for the site that takes every other name"
+        "{value:?} is not a server name; write a DNS name (in ASCII form), or \"*.\" and a DNS name; omit `names` for \
+         the site that takes every other name"
     )]
     NotAServerName { value: String },
     #[error(
-        "`path` is {value:?}; a path begins with a slash and has no query, fragment, semicolon, `..` or empty part"
+        "`path` is {value:?}; write a path that begins with a slash, without query, fragment, semicolon, `..` or empty \
+         part"
     )]
     NotAPath { value: String },
     #[error(
@@ -174,66 +176,68 @@ pub enum What {
     )]
     ActionCount { found: usize },
     #[error(
-        "`proxy` is {value:?}, and there is no [[upstream]]; add one with name = {value:?} and \
+        "`proxy` is {value:?}, but there is no [[upstream]]; add one with name = {value:?} and \
          servers = [\"http://10.0.0.1:8080\"]"
     )]
     NoUpstream { value: String },
     #[error(
-        "{value:?} is no server of an upstream; write \"http://\", a host and a port: \"http://10.0.0.1:8080\" \
-         (the path of a request is handed on as it is)"
+        "{value:?} is not the server of an upstream; write \"http://\", a host and a port: \"http://10.0.0.1:8080\" \
+         (the path of a request is passed on unchanged)"
     )]
     NotAnUpstreamServer { value: String },
     #[error(
-        "{value:?} is to be reached over TLS, which this version does not do to an upstream; write \"http://\", \
-         where nobody else can read along"
+        "{value:?} needs TLS, which this version does not speak to an upstream; write \"http://\" and use a network \
+         that you trust"
     )]
     UpstreamTls { value: String },
-    #[error("`status` belongs to `respond`, which this route has not; take it out")]
+    #[error("`status` needs `respond`, which this route does not have; remove `status`")]
     StatusAlone,
     #[error(
         "the site has no certificate; add certificates = [{{ chain = \"cert.pem\", key = \"key.pem\" }}]"
     )]
     NoCertificate,
-    #[error("a second {kind} {value}, after the one in line {first}; take one out")]
+    #[error("a second {kind} {value}, after the one in line {first}; remove one")]
     Twice {
         kind: &'static str,
         value: String,
         first: usize,
     },
     #[error(
-        "{value:?} in `proxy-trusted` is no network; write an address, or one and the length of its prefix with zeroes \
-         after it, such as \"10.0.0.0/8\""
+        "{value:?} in `proxy-trusted` is not a network; write an address, or a prefix with its length, such as \
+         \"10.0.0.0/8\" (the bits after the prefix must be zero)"
     )]
     NotANetwork { value: String },
     #[error(
-        "`proxy-protocol` is true and nobody may send the header; add proxy-trusted = [\"10.0.0.0/8\"], with the \
-         addresses of the proxies"
+        "`proxy-protocol` is true, but no address is trusted to send the header; add proxy-trusted = [\"10.0.0.0/8\"], \
+         with the addresses of the proxies"
     )]
     NobodyTrusted,
     #[error(
-        "`proxy-trusted` has no meaning without proxy-protocol = true; add that, or take this out"
+        "`proxy-trusted` has no effect without proxy-protocol = true; add that, or remove `proxy-trusted`"
     )]
     TrustedForNothing,
     #[error(
-        "the listener serves, and there is no site; add a [[site]], or role = \"balance\" where it routes"
+        "the listener has role \"serve\", but there is no site; add a [[site]], or set role = \"balance\""
     )]
     NothingToServe,
     #[error(
-        "{value:?} is no name for a check; write one that a client would send, a DNS name in its ASCII form"
+        "{value:?} is not a server name for health checks; write a DNS name in ASCII form that a client would send"
     )]
     NotACheckName { value: String },
-    #[error("the pool has no server; give it one: pool = {pool:?} in a [[balance.server]]")]
+    #[error("the pool has no server; add pool = {pool:?} to a [[balance.server]]")]
     EmptyPool { pool: String },
     #[error(
-        "the pool has no names; add names = [\"shop.example\"], or take it out: servers without a pool take every other name"
+        "the pool has no names; add names = [\"shop.example\"], or remove the pool: servers without a pool take every \
+         other name"
     )]
     NamelessPool,
     #[error(
-        "`unknown-name` is \"refuse\", and no pool has names: everybody would be turned away; add a [[balance.pool]]"
+        "`unknown-name` is \"refuse\", but no pool has names, so every client would be refused; add a \
+         [[balance.pool]]"
     )]
     EveryNameRefused,
     #[error(
-        "the listener balances, and there is no server; add a [[balance.server]] with name and address"
+        "the listener has role \"balance\", but there is no server; add a [[balance.server]] with name and address"
     )]
     NothingToBalance,
 }
@@ -295,7 +299,7 @@ impl fmt::Display for Hint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.nearest {
             Some(nearest) => write!(f, "did you mean `{nearest}`?"),
-            None if self.known.is_empty() => f.write_str("there is none yet"),
+            None if self.known.is_empty() => f.write_str("none is defined yet"),
             None => write!(f, "known here: {}", self.known.join(", ")),
         }
     }

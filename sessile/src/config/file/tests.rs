@@ -243,21 +243,21 @@ fn a_listener_with_proxy_protocol_needs_trusted_proxies() {
     assert_eq!(
         problems("proxy-protocol = true\n"),
         [
-            "3:1: `proxy-protocol` is true and nobody may send the header; add proxy-trusted = [\"10.0.0.0/8\"], with \
-         the addresses of the proxies"
+            "3:1: `proxy-protocol` is true, but no address is trusted to send the header; add proxy-trusted = \
+             [\"10.0.0.0/8\"], with the addresses of the proxies"
         ]
     );
     assert_eq!(
         problems("proxy-trusted = ['10.0.0.0/8']\n"),
         [
-            "5:18: `proxy-trusted` has no meaning without proxy-protocol = true; add that, or take this out"
+            "5:18: `proxy-trusted` has no effect without proxy-protocol = true; add that, or remove `proxy-trusted`"
         ]
     );
     assert_eq!(
         problems("proxy-protocol = true\nproxy-trusted = ['10.0.0.1/8']\n"),
         [
-            "6:18: \"10.0.0.1/8\" in `proxy-trusted` is no network; write an address, or one and the length of its prefix \
-         with zeroes after it, such as \"10.0.0.0/8\""
+            "6:18: \"10.0.0.1/8\" in `proxy-trusted` is not a network; write an address, or a prefix with its length, \
+         such as \"10.0.0.0/8\" (the bits after the prefix must be zero)"
         ]
     );
 }
@@ -276,8 +276,8 @@ fn one_run_reports_all_problems() {
     assert_eq!(
         problems("session.lifetime = '5 moons'\nconnection.max = -1\nlog.level = 'inof'\n"),
         [
-            "1:20: `lifetime` is \"5 moons\", which is no duration; write a number and a unit, such as \"5m\" or \"10h\"",
-            "2:18: `max` is -1; it has to be from 0 to 4294967295",
+            "1:20: `lifetime` is \"5 moons\", which is not a duration; write a number and a unit, such as \"5m\" or \"10h\"",
+            "2:18: `max` is -1; write a number from 0 to 4294967295",
             "3:13: `level` is \"inof\"; did you mean `info`?",
         ]
     );
@@ -297,11 +297,11 @@ fn errors_for_values_out_of_bounds_name_the_remedy() {
     let cases = [
         (
             "session.lifetime = '8d'",
-            "1:20: `lifetime` is 8days, and TLS 1.3 allows tickets",
+            "1:20: `lifetime` is 8days, but TLS 1.3 allows tickets",
         ),
         (
             "session.lifetime = 5",
-            "1:20: `lifetime` is \"5\", which is no duration",
+            "1:20: `lifetime` is \"5\", which is not a duration",
         ),
         (
             "session.client-lifetime = '2years'",
@@ -309,7 +309,7 @@ fn errors_for_values_out_of_bounds_name_the_remedy() {
         ),
         (
             "session.store = 'redis://:secret@h?x=1'",
-            "1:17: `store` has an option that is not known",
+            "1:17: `store` has an unknown option",
         ),
         (
             "session.store-timeout = '6s'",
@@ -317,18 +317,18 @@ fn errors_for_values_out_of_bounds_name_the_remedy() {
         ),
         (
             "server.number = 16777216",
-            "it has to be from 0 to 16777215",
+            "write a number from 0 to 16777215",
         ),
         ("server.name = ''", "a server's name is 1 to 255"),
         ("server.state-dir = ''", "`state-dir` is empty"),
         ("connection.idle-timeout = '0s'", "`idle-timeout` is zero"),
         (
             "tls.kernel = 'on'",
-            "1:14: `kernel` is \"on\", and this version has no kernel TLS",
+            "1:14: `kernel` is \"on\", but this version has no kernel TLS",
         ),
         (
             "admin.listen = 'localhost:9000'",
-            "no IP address with a port",
+            "not an IP address with a port",
         ),
         (
             "balance.policy = 'random'",
@@ -348,10 +348,14 @@ fn errors_for_values_out_of_bounds_name_the_remedy() {
 #[test]
 fn listeners_need_distinct_addresses_and_a_role() {
     let listener = "[[listener]]\naddress = '127.0.0.1:1'\n";
-    assert!(problems(listener)[0].starts_with("1:1: the listener serves, and there is no site"));
+    assert!(
+        problems(listener)[0]
+            .starts_with("1:1: the listener has role \"serve\", but there is no site")
+    );
     let balance = format!("{listener}role = 'balance'\n");
     assert!(
-        problems(&balance)[0].starts_with("1:1: the listener balances, and there is no server")
+        problems(&balance)[0]
+            .starts_with("1:1: the listener has role \"balance\", but there is no server")
     );
     assert_eq!(
         problems(
@@ -367,8 +371,8 @@ fn listeners_need_distinct_addresses_and_a_role() {
             "admin.listen = '127.0.0.1:1'\n{listener}{listener}{SITE}"
         )),
         [
-            "1:16: a second listener address 127.0.0.1:1, after the one in line 3; take one out",
-            "5:11: a second listener address 127.0.0.1:1, after the one in line 3; take one out",
+            "1:16: a second listener address 127.0.0.1:1, after the one in line 3; remove one",
+            "5:11: a second listener address 127.0.0.1:1, after the one in line 3; remove one",
         ]
     );
     let any = listener.replace(":1'", ":0'");
@@ -389,13 +393,13 @@ fn servers_clash_by_name_and_number() {
             server("a", "number = 1")
         )),
         [
-            "6:8: a second server name a, after the one in line 2; take one out",
-            "8:10: a second server number 1, after the one in line 4; take one out",
+            "6:8: a second server name a, after the one in line 2; remove one",
+            "8:10: a second server number 1, after the one in line 4; remove one",
         ]
     );
     assert_eq!(
         problems(&server("a", "weight = 0")),
-        ["4:10: `weight` is 0; it has to be from 1 to 65535"]
+        ["4:10: `weight` is 0; write a number from 1 to 65535"]
     );
     assert_eq!(problems("[[balance.server]]\n").len(), 2);
     assert_eq!(config(&server("a", "")).balance.servers[0].weight, 1);
@@ -455,12 +459,12 @@ fn errors_for_forget_rules_name_the_remedy() {
         ("{ }", "`forget` needs `before`"),
         (
             "{ before = 'noon' }",
-            "`before` is \"noon\", which is no time in UTC",
+            "`before` is \"noon\", which is not a time in UTC",
         ),
-        ("{ before = 2026-01-01 }", "which is no time in UTC"),
+        ("{ before = 2026-01-01 }", "which is not a time in UTC"),
         (
             "{ before = '2999-01-01T00:00:00Z' }",
-            "still to come by this machine's clock",
+            "in the future by this machine's clock",
         ),
         (
             "{ site = 'shop.exmaple', before = '2026-01-01T00:00:00Z' }",
@@ -472,11 +476,11 @@ fn errors_for_forget_rules_name_the_remedy() {
         ),
         (
             "{ site = 'shop.example', server = 1, before = '2026-01-01T00:00:00Z' }",
-            "write one for each",
+            "write one entry for each",
         ),
         (
             "{ server = -1, before = '2026-01-01T00:00:00Z' }",
-            "`server` is -1; it has to be from 0",
+            "`server` is -1; write a number from 0",
         ),
         (
             "{ server = true, before = '2026-01-01T00:00:00Z' }",
@@ -495,7 +499,10 @@ fn errors_for_forget_rules_name_the_remedy() {
     }
     let many = "{ before = '2026-01-01T00:00:00Z' },".repeat(257);
     let lines = problems(&format!("session.forget = [{many}]\n"));
-    assert!(lines[0].contains("more `forget`s than 256"), "{lines:?}");
+    assert!(
+        lines[0].contains("more than 256 `forget` entries"),
+        "{lines:?}"
+    );
 }
 
 #[test]

@@ -28,7 +28,7 @@ impl std::error::Error for RegError {}
 /// The problem with a registry export.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Wrong {
-    #[error("more than 16 MiB; export only the branches that are meant")]
+    #[error("more than 16 MiB; export only the branches with the settings")]
     TooLong,
     #[error(
         "UTF-16 in big-endian order; save it as regedit does, in little-endian order, or as UTF-8"
@@ -36,9 +36,9 @@ pub enum Wrong {
     BigEndian,
     #[error("neither UTF-16LE with a byte order mark nor UTF-8 from here on")]
     Encoding,
-    #[error("the first line has to be \"Windows Registry Editor Version 5.00\" or \"REGEDIT4\"")]
+    #[error("the first line must be \"Windows Registry Editor Version 5.00\" or \"REGEDIT4\"")]
     Header,
-    #[error("a key has to be written [HKEY_LOCAL_MACHINE\\...] on one line")]
+    #[error("a key must be written as [HKEY_LOCAL_MACHINE\\...] on one line")]
     Key,
     #[error("expected [a key], \"a value\"= or a comment after ;")]
     Line,
@@ -48,7 +48,7 @@ pub enum Wrong {
     Equals,
     #[error("expected \"text\", dword:, hex:, hex(type): or -")]
     Data,
-    #[error("a string that begins here and does not end; close its quotes")]
+    #[error("a string that begins here does not end; close its quotes")]
     OpenString,
     #[error("dword: takes one to eight hexadecimal digits; 10000 is dword:00002710")]
     Dword,

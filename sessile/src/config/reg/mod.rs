@@ -66,7 +66,7 @@ impl fmt::Display for Ignored {
 /// Why a line of a registry export changed nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Why {
-    #[error("no setting of sessile's corresponds to it")]
+    #[error("no setting of sessile corresponds to it")]
     NotOurs,
     #[error("it is in another control set than the current one")]
     OtherControlSet,

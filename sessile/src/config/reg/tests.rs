@@ -168,10 +168,10 @@ fn settings_without_a_registry_form_are_listed() {
 #[test]
 fn errors_are_located() {
     let cases = [
-        ("", "1:1: the first line has to be"),
+        ("", "1:1: the first line must be"),
         ("Windows Registry Editor Version 6\n", "1:1: the first line"),
-        ("REGEDIT4\n[HKLM\\X\n", "2:2: a key has to be written"),
-        ("REGEDIT4\n[]\n", "2:2: a key has to be written"),
+        ("REGEDIT4\n[HKLM\\X\n", "2:2: a key must be written"),
+        ("REGEDIT4\n[]\n", "2:2: a key must be written"),
         ("REGEDIT4\n\"A\"=dword:1\n", "2:1: a value before any key"),
         (
             "REGEDIT4\n[-K]\n\"A\"=dword:1\n",

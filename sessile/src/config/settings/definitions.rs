@@ -133,7 +133,7 @@ section! {
             restart: BOTH,
         }
         "state-dir" state_dir: PathBuf = default_state_dir(), Folder => {
-            meaning: "the state folder: what has to outlive a restart, the farm key first of all",
+            meaning: "the state folder, for what must survive a restart, above all the farm key",
             default_words: Some("$STATE_DIRECTORY, else $XDG_STATE_HOME/sessile, else ~/.local/state/sessile"),
             restart: BOTH,
         }
@@ -173,7 +173,7 @@ section! {
             restart: SERVE,
             cost: |config| cost_if(
                 !config.session.tickets,
-                "each session takes an entry of the table and resumes on its own server only",
+                "each session takes an entry of the session table and resumes on its server only",
             ),
         }
         "store" store: StoreUrl = StoreUrl::Memory, Store => {
@@ -183,10 +183,10 @@ section! {
             restart: SERVE,
         }
         "store-timeout" store_timeout: Duration = Duration::from_millis(20), Span(Duration::from_nanos(1)..=MAX_STORE_TIMEOUT) => {
-            meaning: "how long a handshake waits for a shared store; at most 5s",
+            meaning: "how long a handshake waits for a session store; at most 5s",
             restart: SERVE,
             cost: |config| (config.session.store != StoreUrl::Memory).then(|| format!(
-                "a store that does not answer makes a few handshakes slower by up to {}, until it is taken for down",
+                "a session store that does not answer delays a few handshakes by up to {}, until it counts as down",
                 humantime::format_duration(config.session.store_timeout)
             )),
         }
@@ -268,12 +268,12 @@ section! {
             ),
         }
         "max" max: usize = 0, Count(0..=MAX_COUNT) => {
-            meaning: "most connections at once; 0: from the process's limit on open files",
+            meaning: "maximum connections at once; 0: derived from the process's limit on open files",
             restart: BOTH,
             registry: RegValue::some(RegKey::HttpParameters, "MaxConnections", Form::Connections),
         }
         "max-hellos" max_hellos: usize = 0, Count(0..=MAX_COUNT) => {
-            meaning: "most connections at once whose ClientHello is awaited, of which one source \
+            meaning: "maximum connections at once that wait for a ClientHello, of which one source \
                     prefix (/24, /56) may have a quarter, and no more than half of what is free; 0: \
                     half of all connections",
             restart: BOTH,
@@ -339,7 +339,7 @@ section! {
     /// `[log]`: the log of the program and the log of requests.
     Log, log {
         "level" level: LevelFilter = LevelFilter::INFO, OneOf(&LEVELS) => {
-            meaning: "least level of the program's own log: off, error, warn, info, debug or trace",
+            meaning: "lowest level of the program's own log: off, error, warn, info, debug or trace",
             restart: BOTH,
         }
         "access" access: AccessLog = AccessLog::Stdout, AccessLogTarget => {
@@ -366,10 +366,10 @@ section! {
                     never",
         }
         "total-timeout" total_timeout: Duration = Duration::ZERO, Span(ANY_DURATION) => {
-            meaning: "a connection through the balancer is closed after this long in all; 0: never",
+            meaning: "a connection through the balancer is closed at this age; 0: never",
         }
         "unknown-name" unknown_name: UnknownName = UnknownName::Default, OneOf(&UNKNOWN_NAMES) => {
-            meaning: "a client whose server name no pool has: default (the servers without a pool take \
+            meaning: "a client whose server name is in no pool: default (the servers without a pool take \
                     it) or refuse",
         }
         "health" health: Health = Health::Tls, OneOf(&HEALTH_CHECKS) => {
@@ -377,10 +377,10 @@ section! {
                     ticket keys), tcp (a connection) or off",
         }
         "health-interval" health_interval: Duration = Duration::from_secs(5), Span(POSITIVE_DURATION) => {
-            meaning: "between two checks of a server",
+            meaning: "time between two health checks of a server",
         }
         "health-name" health_name: Option<String> = None, OptionalDnsName => {
-            meaning: "the server name (SNI) that checks send",
+            meaning: "the server name (SNI) that health checks send",
             default_words: Some("the first whole name of the server's pool, else none"),
         }
         "slow-start" slow_start: Duration = Duration::ZERO, Span(ANY_DURATION) => {

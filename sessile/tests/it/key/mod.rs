@@ -327,7 +327,10 @@ fn a_rotation_names_its_times_and_refuses_contradictions() {
     let farm = Farm::new();
     let [file] = farm.keys("1h", "10h");
     assert!(refused(&file, &["rotate", "--activate"]).contains("`sessile key rotate` adds one"));
-    assert!(refused(&file, &["rotate", "--at", "1999-01-01T00:00:00Z"]).contains("that is over"));
+    assert!(
+        refused(&file, &["rotate", "--at", "1999-01-01T00:00:00Z"])
+            .contains("this time has passed")
+    );
     assert!(refused(&file, &["rotate", "--at", "tomorrow"]).contains("2030-01-31T04:00:00Z"));
     let said_plan = key_output(&file, &["rotate", "--at", "2098-01-31T04:00:00Z"]);
     assert!(
@@ -447,7 +450,10 @@ async fn an_invalid_file_at_a_reload_changes_nothing() {
     let servers = [&file, &stays].map(|file| farm.serve(file, None));
     let clients = clients_of(&servers[0]).await;
     fs::write(&file, "format = 2").unwrap();
-    reload(&servers[0], "farm key not reloaded: the old one stays");
+    reload(
+        &servers[0],
+        "farm key not reloaded: the old one stays in use",
+    );
     assert_all(&clients, &servers[0], "resumed/").await;
     assert_all_resume_everywhere(&servers).await;
 }

@@ -363,7 +363,7 @@ fn a_forget_command_that_fails_names_the_remedy() {
         "no site has that first name",
     );
     let future = ["--everything", "--before", "2099-01-01T00:00:00Z"];
-    refused(&farm, &future, "still to come");
+    refused(&farm, &future, "1h ahead of this machine's clock");
     refused(
         &farm,
         &["--everything", "--before", "noon"],

@@ -7,11 +7,11 @@ fn sites_clash_by_name_and_need_a_certificate() {
     let named = SITE.replace("]]\n", "]]\nnames = ['a.example']\n");
     assert_eq!(
         problems(&format!("{named}{}", named.replace("a.ex", "A.ex"))),
-        ["5:10: a second site for the name a.example, after the one in line 2; take one out"]
+        ["5:10: a second site for the name a.example, after the one in line 2; remove one"]
     );
     assert_eq!(
         problems(&format!("{SITE}{SITE}")),
-        ["3:1: a second site without names, after the one in line 1; take one out"]
+        ["3:1: a second site without names, after the one in line 1; remove one"]
     );
     assert!(problems("[[site]]\n")[0].starts_with("1:1: the site has no certificate"));
     assert!(
@@ -20,7 +20,10 @@ fn sites_clash_by_name_and_need_a_certificate() {
     );
     for name in ["*", "a.*.b", "1.2.3.4", "ü.example", "a.", "", "a b"] {
         let text = named.replace("a.example", name);
-        assert!(problems(&text)[0].contains("is no server name"), "{name}");
+        assert!(
+            problems(&text)[0].contains("is not a server name"),
+            "{name}"
+        );
     }
 }
 
@@ -73,7 +76,7 @@ fn a_route_has_one_path_and_one_action() {
         ("path = ''\nverdict = true", "4:8: `path` is"),
         (
             "path = '/'\nverdict = true\nstatus = 200",
-            "6:10: `status` belongs to `respond`",
+            "6:10: `status` needs `respond`",
         ),
         (
             "path = '/'\nrespond = 'x'\nstatus = 99",
@@ -93,7 +96,7 @@ fn a_route_has_one_path_and_one_action() {
     );
     assert_eq!(
         problems(&twice),
-        ["7:8: a second route for the path /a, after the one in line 4; take one out"]
+        ["7:8: a second route for the path /a, after the one in line 4; remove one"]
     );
 }
 
@@ -103,7 +106,7 @@ fn a_route_names_a_configured_upstream() {
     assert_eq!(
         problems(&route),
         [
-            "5:9: `proxy` is \"ap\", and there is no [[upstream]]; add one with name = \"ap\" and \
+            "5:9: `proxy` is \"ap\", but there is no [[upstream]]; add one with name = \"ap\" and \
              servers = [\"http://10.0.0.1:8080\"]"
         ]
     );
@@ -115,7 +118,7 @@ fn a_route_names_a_configured_upstream() {
     config(&format!("{route}{}", upstream("ap")));
     assert_eq!(
         problems(&format!("{}{}", upstream("a"), upstream("a"))),
-        ["5:8: a second upstream a, after the one in line 2; take one out"]
+        ["5:8: a second upstream a, after the one in line 2; remove one"]
     );
 }
 
@@ -143,20 +146,21 @@ fn an_upstream_has_a_name_and_servers_with_plain_http() {
         "",
     ] {
         let problems = upstream_problems(&format!("name = 'a'\nservers = ['{server}']"));
-        let expected = format!("3:12: {server:?} is no server of an upstream; write \"http://\"");
+        let expected =
+            format!("3:12: {server:?} is not the server of an upstream; write \"http://\"");
         assert!(problems[0].starts_with(&expected), "{problems:?}");
     }
     assert!(
         upstream_problems("name = 'a'\nservers = ['https://app']")[0]
-            .contains("is to be reached over TLS, which this version does not do")
+            .contains("needs TLS, which this version does not speak")
     );
     assert_eq!(
         upstream_problems(
             "name = 'a'\nservers = ['http://a', 'http://A:80', 'http://a:81']\nresponse-timeout = '0s'"
         ),
         [
-            "3:24: a second server a:80, after the one in line 3; take one out",
-            "4:20: `response-timeout` is zero; it has to be longer, \"1s\" for instance",
+            "3:24: a second server a:80, after the one in line 3; remove one",
+            "4:20: `response-timeout` is zero; write a longer duration, such as \"1s\"",
         ]
     );
 }
@@ -182,8 +186,8 @@ fn a_site_can_lower_the_size_of_early_data() {
     assert_eq!(
         wrong("early-data = \"1KiB\"", ""),
         [
-            "2:14: `early-data` is on, and session.store is \"memory\", where each server would take it once; \
-          set store = \"redis://HOST\", the same on every server, or take `early-data` out"
+            "2:14: `early-data` is on and session.store is \"memory\": a replay would be accepted once by each server; \
+             set store = \"redis://HOST\", the same on every server, or remove `early-data`"
         ]
     );
     assert!(needs("store = \"redis://h\"\ntickets = false")[0].contains("set tickets = true"));
@@ -194,8 +198,8 @@ fn a_site_can_lower_the_size_of_early_data() {
     assert_eq!(
         wrong("store = \"redis://h\"\nearly-data = 9", "early-data = 10\n"),
         [
-            "6:14: `early-data` of the site is 10 bytes, and session.early-data is 9: a site may take less, not \
-          more; raise session.early-data and narrow it at the other sites"
+            "6:14: `early-data` of the site is 10 bytes, and session.early-data is 9: a site may allow less, not more; \
+             raise session.early-data and set a lower value at the other sites"
         ]
     );
     let clients = "client-auth = { mode = \"optional\", ca = \"c.pem\" }\n";
@@ -206,14 +210,14 @@ fn a_site_can_lower_the_size_of_early_data() {
     );
     let store = "store = \"redis://h\"\nearly-data = 9";
     let said_of_clients = wrong(store, &format!("{clients}early-data = 9\n"));
-    assert!(said_of_clients[0].contains("write early-data = 0, or take it out"));
+    assert!(said_of_clients[0].contains("write early-data = 0, or remove it"));
     for (size, part) in [
-        ("\"64KiB1\"", "no size"),
+        ("\"64KiB1\"", "not a size"),
         ("\"16KB\"", "write a number of bytes, or \"16KiB\""),
-        ("\"-1\"", "it has to be from 0 to 65536"),
-        ("\"1MiB\"", "is 1048576; it has to be from 0 to 65536"),
-        ("65537", "it has to be from 0 to 65536"),
-        ("\"9223372036854775807KiB\"", "no size"),
+        ("\"-1\"", "write a number from 0 to 65536"),
+        ("\"1MiB\"", "is 1048576; write a number from 0 to 65536"),
+        ("65537", "write a number from 0 to 65536"),
+        ("\"9223372036854775807KiB\"", "not a size"),
         ("true", "a number of bytes, or a size in quotes"),
     ] {
         let problems = wrong(&format!("store = \"redis://h\"\nearly-data = {size}"), "");

@@ -282,7 +282,7 @@ fn check_and_server_refuse_unusable_keys_with_a_reason() {
             "it is published: NIST SP 800-38A",
         ),
         (with_secret(&"31".repeat(31)), 0o600, "31 bytes where 32"),
-        (text.clone(), 0o644, "mode 0644 lets others read it"),
+        (text.clone(), 0o644, "mode 0644 lets other users read it"),
         (text.replace("scope", "scoop"), 0o600, "unknown field"),
         (
             text.replace("max-lifetime = \"10h\"", "max-lifetime = \"8d\""),

@@ -255,6 +255,6 @@ fn notify(state: ServiceState) {
     let sent = address
         .and_then(|address| UnixDatagram::unbound()?.send_to_addr(message.as_bytes(), &address));
     if let Err(error) = sent {
-        tracing::warn!(%error, ?state, "the service manager cannot be told");
+        tracing::warn!(%error, ?state, "cannot notify the service manager");
     }
 }

@@ -11,11 +11,11 @@ use aws_lc_rs::digest;
 /// Why a file cannot be read or taken.
 #[derive(Debug, thiserror::Error)]
 pub enum TakeError {
-    #[error("it cannot be removed, so that it could be read twice: {0}")]
+    #[error("the file cannot be removed after reading, so it could be read twice: {0}")]
     Removal(io::Error),
-    #[error("it cannot be read: {0}")]
+    #[error("the file cannot be read: {0}")]
     Io(#[from] io::Error),
-    #[error("it is no file of a size that was ever written")]
+    #[error("the file is empty or too large")]
     Odd,
 }
 

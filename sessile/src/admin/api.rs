@@ -38,17 +38,17 @@ enum ApiError {
     NotFound,
     #[error("method not allowed")]
     Method(&'static str),
-    #[error("no request can change anything here: there is no token; the log says why")]
+    #[error("this API refuses all changes because it has no token; see the log")]
     NoToken,
     #[error("this needs the token: Authorization: Bearer TOKEN")]
     Unauthorized,
-    #[error("the body has more than {MAX_BODY} bytes, or did not come")]
+    #[error("the body has more than {MAX_BODY} bytes, or did not arrive")]
     Body,
     #[error("the body is not understood: {0}; for instance {{\"drain\": true, \"weight\": 10}}")]
     Json(serde_json::Error),
     #[error(transparent)]
     UnknownServer(#[from] super::UnknownServer),
-    #[error("no answer; it may be shutting down")]
+    #[error("no answer; the balancer may be shutting down")]
     NoAnswer,
 }
 

@@ -28,12 +28,13 @@ pub enum TokenError {
     #[error("{file}: {source}", file = .path.display())]
     Io { path: PathBuf, source: io::Error },
     #[error(
-        "{file}: mode {mode:04o} lets others read it; run `chmod 600 {file}`, and if others may have read it, take \
-         another token", file = .path.display()
+        "{file}: mode {mode:04o} lets other users read it; run `chmod 600 {file}`, and make a new token if another \
+         user may have read it", file = .path.display()
     )]
     Readable { path: PathBuf, mode: u32 },
     #[error(
-        "{file}: a token has {MIN_LEN} to {MAX_LEN} characters in one line; `openssl rand -hex 32` makes one",
+        "{file}: the token must be one line of {MIN_LEN} to {MAX_LEN} characters; make one with `openssl rand -hex \
+         32`",
         file = .path.display()
     )]
     Unfit { path: PathBuf },

@@ -51,13 +51,13 @@ impl LearnedFile {
             Ok(None) => {}
             Ok(Some(bytes)) => match import(&bytes, affinity, servers, now) {
                 Some(entries) => {
-                    tracing::info!(%file, entries, "what was learned before the last drain is back");
+                    tracing::info!(%file, entries, "restored the learned sessions of the last drain");
                 }
                 None => {
-                    tracing::warn!(%file, "what was learned is lost: it is not in this version's format")
+                    tracing::warn!(%file, "the learned sessions are lost: the file is not in this version's format")
                 }
             },
-            Err(error) => tracing::warn!(%file, %error, "what was learned is lost"),
+            Err(error) => tracing::warn!(%file, %error, "the learned sessions are lost"),
         }
     }
 
@@ -78,10 +78,12 @@ impl LearnedFile {
             file.write_all(&affinity.export())
         });
         match written {
-            Ok(()) => tracing::info!(%file, entries, "kept what was learned for the next start"),
+            Ok(()) => {
+                tracing::info!(%file, entries, "saved the learned sessions for the next start")
+            }
             Err(error) => tracing::warn!(
                 %file, %error,
-                "what was learned cannot be kept for the next start: clients that are known by it pay a full handshake"
+                "cannot save the learned sessions for the next start: their clients pay a full handshake"
             ),
         }
     }

@@ -271,7 +271,7 @@ impl PoolServer {
         }
         let ejected = locked(&self.stats.health).record_cut(source, now);
         if let Some(length) = ejected {
-            let reason = "it hung up without a word on clients of several sources";
+            let reason = "it closed connections of several sources without a reply";
             self.log_ejected(length, &reason);
         }
     }

@@ -50,7 +50,7 @@ pub(super) struct Pool {
 #[derive(Debug, thiserror::Error)]
 #[error(
     "servers {one:?} and {other:?} have the same number, {number}, so that labels cannot tell them apart; set `number` \
-     for one of them, here and as server.number there"
+     for one of them, here and as server.number in its own file"
 )]
 pub struct SameNumber {
     one: String,

@@ -110,7 +110,7 @@ impl SessionLoss {
         drop(record);
         match diagnosis {
             Some(diagnosis) => tracing::warn!("{server} {diagnosis}"),
-            None => tracing::info!("{server} does not forget sessions before their time any more"),
+            None => tracing::info!("{server} keeps sessions for their whole lifetime again"),
         }
     }
 

@@ -55,7 +55,7 @@ pub enum Error {
     #[error("the server does not speak TLS")]
     NotTls,
     /// The server closed the connection before the handshake was finished.
-    #[error("the server hung up during the handshake ({0})")]
+    #[error("the server closed the connection during the handshake ({0})")]
     ClosedEarly(Close),
     /// The server broke the protocol, or shares no parameters with the client.
     #[error("the handshake failed: {0}")]

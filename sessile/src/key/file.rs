@@ -32,11 +32,11 @@ pub enum FileError {
     #[error("farm key {file}: {source}", file = .path.display())]
     Io { path: PathBuf, source: io::Error },
     #[error(
-        "farm key {file}: mode {mode:04o} lets others read it; run `chmod 600 {file}`, and if \
-         others may have read it, make a new key", file = .path.display()
+        "farm key {file}: mode {mode:04o} lets other users read it; run `chmod 600 {file}`, and make a new key if \
+         another user may have read it", file = .path.display()
     )]
     Readable { path: PathBuf, mode: u32 },
-    #[error("farm key {file}: {bytes} bytes are too many for a key file", file = .path.display())]
+    #[error("farm key {file}: {bytes} bytes are too long for a key file", file = .path.display())]
     TooLong { path: PathBuf, bytes: u64 },
     #[error("farm key {file}: {source}", file = .path.display())]
     Malformed { path: PathBuf, source: Malformed },
@@ -113,9 +113,9 @@ impl std::fmt::Display for ReadOnlyReason {
         f.write_str(match self {
             Self::ReadOnlyMount {
                 open_to_others: true,
-            } => "it lies on a read-only mount and its mode lets others read it",
-            Self::ReadOnlyMount { .. } => "it lies on a read-only mount",
-            Self::Folder => "its folder is not writable for this user",
+            } => "it is on a read-only mount and its mode lets other users read it",
+            Self::ReadOnlyMount { .. } => "it is on a read-only mount",
+            Self::Folder => "this user cannot write to its folder",
         })
     }
 }

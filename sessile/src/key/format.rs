@@ -44,7 +44,9 @@ pub enum Malformed {
         generation: u8,
         weak: WeakSecret,
     },
-    #[error("generation {0} has a ticket epoch without a ticket secret, or the other way round")]
+    #[error(
+        "generation {0} has a ticket epoch without a ticket secret, or a secret without an epoch"
+    )]
     HalfAChain(u8),
     #[error(transparent)]
     Terms(#[from] BadTerms),

@@ -274,7 +274,7 @@ impl Shared {
                     warning::skew_in_words(skew)
                 ),
                 None => tracing::info!(
-                    "this machine's clock is not contradicted by the session store's any more: tickets are sealed again"
+                    "this machine's clock agrees with the session store's again: tickets are sealed again"
                 ),
             }
         }

@@ -28,20 +28,19 @@ impl fmt::Display for KeyWarning {
         match self {
             Self::ReadOnly(reason) => write!(
                 f,
-                "no forward secrecy: the key cannot be moved forward, because {reason}; whoever \
-                 gets at the file opens all that was sealed since it was made"
+                "no forward secrecy: the key cannot be moved forward, because {reason}; a thief of the file can \
+                 decrypt everything sealed since the key was made"
             ),
             Self::Behind(span) => write!(
                 f,
-                "the key stands {} further back than any living session needs: the servers that \
-                 use this file were away, or it is a first copy that somebody keeps; it opens \
-                 what was sealed since",
+                "the key can open tickets from {} before the oldest live session: its servers were down, or the file \
+                 is an old copy; replace it by a server's copy",
                 in_words(*span)
             ),
             Self::Ahead(span) => write!(
                 f,
-                "the key begins {} after the present time, and no ticket is sealed until then: \
-                 this clock is wrong, or that one was with which the key was made",
+                "the key begins {} in the future, and no ticket is sealed until then: this clock is wrong, or the \
+                 clock that made the key was",
                 in_words(*span)
             ),
             Self::ClockBehind(span) => write!(

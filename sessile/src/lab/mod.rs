@@ -59,7 +59,7 @@ pub enum LabError {
     #[error("a scenario's registry text, {0}")]
     Ignored(Ignored),
     /// A server did not state its verdict. This is a fault of sessile.
-    #[error("a server did not tell its verdict")]
+    #[error("a server sent no verdict")]
     NoVerdict,
     /// A scenario panicked. This is a fault of sessile.
     #[error("a scenario failed: {0}")]

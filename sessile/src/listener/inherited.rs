@@ -28,8 +28,7 @@ pub enum InheritError {
     )]
     Unusable { name: String, source: io::Error },
     #[error(
-        "inherited, and no listener has that address: {0}; make [[listener]] address and ListenStream= the \
-         same"
+        "inherited sockets whose address no listener has: {0}; set the same address in [[listener]] and ListenStream="
     )]
     Unclaimed(Names),
 }

@@ -189,7 +189,10 @@ async fn drain(connections: &TaskTracker, drain_timeout: Duration) {
     let drained = tokio::time::timeout(drain_timeout, connections.wait()).await;
     if drained.is_err() {
         let left = connections.len();
-        tracing::warn!(left, "connections cut at the end of the drain");
+        tracing::warn!(
+            left,
+            "closed the connections that were open at the end of the drain"
+        );
     }
 }
 

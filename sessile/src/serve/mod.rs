@@ -182,11 +182,11 @@ impl Server {
         let path = file.path().display();
         match file.save(&schedule, &snapshot) {
             Ok(sessions) => {
-                tracing::info!(file = %path, sessions, "kept the sessions for the next start");
+                tracing::info!(file = %path, sessions, "saved the sessions for the next start");
             }
             Err(error) => tracing::warn!(
                 file = %path, %error,
-                "the sessions cannot be kept for the next start: clients without tickets pay a full handshake"
+                "cannot save the sessions for the next start: clients without tickets pay a full handshake"
             ),
         }
     }
@@ -198,7 +198,7 @@ fn warn_of_short_key_lifetime(config: &Config, keys: &Keyring) {
         tracing::warn!(
             session_lifetime = %humantime::format_duration(config.session.lifetime),
             max_lifetime = %humantime::format_duration(max_lifetime),
-            "the farm key's max-lifetime is shorter than session.lifetime, and counts"
+            "the farm key's max-lifetime is shorter than session.lifetime: sessions live for max-lifetime"
         );
     }
 }
@@ -218,7 +218,7 @@ fn restore(file: &SnapshotFile, keys: &Keyring, store: &Store) -> Option<u16> {
         Ok(snapshot) => {
             let snapshot = snapshot?;
             let sessions = store.restore(&snapshot, now);
-            tracing::info!(file = %path, sessions, "the sessions of the last drain are back");
+            tracing::info!(file = %path, sessions, "restored the sessions of the last drain");
             Some(snapshot.incarnation)
         }
         Err(error) => {

@@ -17,12 +17,12 @@ use crate::clock;
 pub enum CertificateError {
     #[error("certificate {file}: {source}", file = .path.display())]
     Chain { path: PathBuf, source: pem::Error },
-    #[error("certificate {file}: no certificate in it; it must be PEM", file = .path.display())]
+    #[error("certificate {file}: the file holds no PEM certificate", file = .path.display())]
     Empty { path: PathBuf },
     #[error("private key {file}: {source}", file = .path.display())]
     Key { path: PathBuf, source: pem::Error },
     #[error(
-        "private key {key} does not go with certificate {chain}: {source}",
+        "private key {key} does not match certificate {chain}: {source}",
         key = .key.display(), chain = .chain.display()
     )]
     Mismatch {

@@ -186,7 +186,7 @@ fn an_invalid_configuration_changes_nothing_and_each_fault_is_located() {
     setup.write(&good);
     fs::copy(&setup.second.chain, setup.path("cert.pem")).unwrap();
     let said = server.reload();
-    assert!(said.contains("does not go with certificate"), "{said}");
+    assert!(said.contains("does not match certificate"), "{said}");
     assert!(is_served(&server, &setup.first.ca));
     setup.install(&setup.second);
     server.reload();

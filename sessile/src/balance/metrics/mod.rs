@@ -55,13 +55,13 @@ impl BalancerMetrics {
         let routed = counters(
             registry,
             "sessile_balance_connections_total",
-            "Connections by the rule that routed them and by what became of the session offered.",
+            "Connections by the rule that routed them and by the outcome of the session offered.",
             &["routed_by", "outcome"],
         )?;
         let missed = counters(
             registry,
             "sessile_balance_missed_total",
-            "Connections that the rule which leads their session home could not place, by that rule and by cause.",
+            "Connections that could not reach the server of their session, by routing rule and by cause.",
             &["routed_by", "cause"],
         )?;
         let turned_away = counters(
@@ -102,7 +102,8 @@ impl BalancerMetrics {
             local_errors: counter(
                 registry,
                 "sessile_balance_own_failures_total",
-                "Connections to servers, those of checks included, that were not made for want of something on this host: a port, a file, a route.",
+                "Connections to servers, health checks included, that failed because this host lacked a port, a file \
+                 descriptor or a route.",
             )?,
             log_local_error: Once::new(),
             refused: counter(
@@ -173,7 +174,8 @@ impl BalancerMetrics {
             tracing::warn!(
                 server,
                 %error,
-                "this host cannot connect, for want of a port, a file or a route; said once and counted in sessile_balance_own_failures_total"
+                "this host cannot connect: it has no free port, no file descriptor or no route; logged once, then \
+                 counted in sessile_balance_own_failures_total"
             );
         });
     }
@@ -232,7 +234,7 @@ struct StateCollector {
 fn state_gauges() -> prometheus::Result<IntGaugeVec> {
     let opts = Opts::new(
         "sessile_balance_server_state",
-        "How this server stands: 1 for the state that it is in, else 0.",
+        "State of this server: 1 for the current state, else 0.",
     );
     IntGaugeVec::new(opts, &["server", "state"])
 }

@@ -84,7 +84,7 @@ impl ServerFamilies {
             failures: counters(
                 registry,
                 "sessile_balance_server_failures_total",
-                "Connections that this server refused, let time out, or took and ended without a word.",
+                "Connections that this server refused, let time out, or closed without a reply.",
                 &["server"],
             )?,
             bytes: counters(
@@ -96,7 +96,7 @@ impl ServerFamilies {
             handshakes: counters(
                 registry,
                 "sessile_balance_server_handshakes_total",
-                "Connections to this server by the rule that routed them and by what became of the session offered.",
+                "Connections to this server by the rule that routed them and by the outcome of the session offered.",
                 &["server", "routed_by", "outcome"],
             )?,
             offer_idle,

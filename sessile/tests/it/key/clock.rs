@@ -104,10 +104,7 @@ fn warns_about_first_copies_and_about_files_that_cannot_move_forward() {
     assert!(!key_output(&file, &["check"]).contains("warning:"));
     let check = |clock| String::from_utf8(key_at(&file, Some(clock), &["check"]).stdout).unwrap();
     let later = check("+2d");
-    assert!(
-        later.contains("a first copy that somebody keeps"),
-        "{later}"
-    );
+    assert!(later.contains("the file is an old copy"), "{later}");
     let earlier = check("-2d");
     assert!(
         earlier.contains("no ticket is sealed until then"),
@@ -175,7 +172,7 @@ async fn a_key_on_a_read_only_mount_works_with_a_warning() {
     });
     let said = fixed.said();
     assert!(said.contains("no forward secrecy"), "{said}");
-    assert!(said.contains("its mode lets others read it"), "{said}");
+    assert!(said.contains("its mode lets other users read it"), "{said}");
     let servers = [fixed, farm.serve(&file, None)];
     let first = ticket_epoch(&file);
     eventually("the other's key has moved on", || {
@@ -203,10 +200,7 @@ async fn a_server_that_was_off_for_a_week_resumes_sessions_at_once() {
     eventually("it has moved its file", || ticket_epoch(&files[0]) > first);
     let back = farm.serve(&files[1], None);
     let said = back.said();
-    assert!(
-        said.contains("further back than any living session needs"),
-        "{said}"
-    );
+    assert!(said.contains("before the oldest live session"), "{said}");
     assert!(ticket_epoch(&files[0]) > ticket_epoch(&files[1]) + 160);
     assert_all_resume_everywhere(&[running, back]).await;
 }

@@ -62,7 +62,7 @@ fn generations(file: &Path) -> Vec<(u64, String)> {
 
 /// The ticket epoch of the first generation in a file.
 fn ticket_epoch(file: &Path) -> u64 {
-    let ticket_epoch = &show(file)["generations"][0]["ticket"]["ticket_epoch"];
+    let ticket_epoch = &show(file)["generations"][0]["ticket"]["stands_at"];
     ticket_epoch.as_u64().unwrap()
 }
 
@@ -282,7 +282,7 @@ fn check_and_server_refuse_unusable_keys_with_a_reason() {
             "it is published: NIST SP 800-38A",
         ),
         (with_secret(&"31".repeat(31)), 0o600, "31 bytes where 32"),
-        (text.clone(), 0o644, "mode 0644 lets others read it"),
+        (text.clone(), 0o644, "mode 0644 lets other users read it"),
         (text.replace("scope", "scoop"), 0o600, "unknown field"),
         (
             text.replace("max-lifetime = \"10h\"", "max-lifetime = \"8d\""),
@@ -374,7 +374,7 @@ fn concurrent_writers_lose_no_generation() {
     for mut writer in writers {
         assert!(writer.wait().unwrap().success());
     }
-    let moved = || show(&file)["generations"][8]["ticket"]["ticket_epoch"].as_u64();
+    let moved = || show(&file)["generations"][8]["ticket"]["stands_at"].as_u64();
     eventually("the server moved the file", || moved().unwrap() > first + 2);
     let numbers: Vec<u64> = generations(&file).into_iter().map(|(n, _)| n).collect();
     assert_eq!(numbers, (0..=8).collect::<Vec<_>>());

@@ -1,17 +1,13 @@
 //! The alerts for invalid first bytes, which `sessile balance` and `sessile serve` share.
 
-use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::time::Duration;
+use std::net::SocketAddr;
 
 use sessile_proto::alert::AlertDescription;
 
 use crate::balance_labels::{in_records, padded};
-use crate::peers::{Certificates, Sessile, free_port};
+use crate::peers::{Certificates, Sessile, free_port, send};
 
 const HELLO: &[u8] = include_bytes!("../../../proto/src/testdata/client-openssl-tls13-full.bin");
-
-const PATIENCE: Duration = Duration::from_secs(15);
 
 /// Lengths of the headers of a record and of a handshake message.
 const RECORD_HEADER: usize = 5;
@@ -31,20 +27,6 @@ fn with_byte(at: usize, byte: u8) -> Vec<u8> {
     let mut hello = HELLO.to_vec();
     hello[at] = byte;
     hello
-}
-
-/// Sends bytes and returns the answer up to the close or the reset.
-fn send(address: SocketAddr, bytes: &[u8]) -> Vec<u8> {
-    let mut io = TcpStream::connect(address).unwrap();
-    io.set_read_timeout(Some(PATIENCE)).unwrap();
-    // The connection may be refused before all bytes are sent.
-    let _ = io.write_all(bytes);
-    let _ = io.shutdown(Shutdown::Write);
-    let mut answer = Vec::new();
-    if let Err(error) = io.read_to_end(&mut answer) {
-        assert_eq!(error.kind(), ErrorKind::ConnectionReset);
-    }
-    answer
 }
 
 /// A description and the first bytes.

@@ -15,6 +15,7 @@ use socket2::SockRef;
 use crate::balance_labels::{in_records, padded};
 use crate::peers::{
     Certificates, Cut, NAME, Peer, Proxy, Ran, Sessile, nginx, openssl as s_server, record, run,
+    send,
 };
 
 /// A ClientHello as OpenSSL sends it.
@@ -208,20 +209,6 @@ fn a_client_whose_server_died_gets_another_server_and_a_full_handshake() {
     );
     assert!(!ran.status.success());
     assert_eq!(balancer.metrics().turned_away("no-server"), 1);
-}
-
-/// Connects and sends. Returns all bytes of the answer, up to the end or a reset.
-fn send(address: SocketAddr, bytes: &[u8]) -> Vec<u8> {
-    let mut io = TcpStream::connect(address).unwrap();
-    io.set_read_timeout(Some(PATIENCE)).unwrap();
-    // The balancer may turn the client away before all bytes are sent.
-    let _ = io.write_all(bytes);
-    let _ = io.shutdown(Shutdown::Write);
-    let mut answer = Vec::new();
-    if let Err(error) = io.read_to_end(&mut answer) {
-        assert_eq!(error.kind(), ErrorKind::ConnectionReset);
-    }
-    answer
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use crate::peers::{Certificates, NAME, Peer, Sessile, haproxy, nginx, run};
+use crate::peers::{Certificates, NAME, Peer, Sessile, haproxy, nginx_with, run};
 
 const HELLO: &[u8] = include_bytes!("../../../proto/src/testdata/client-openssl-tls13-full.bin");
 
@@ -60,33 +60,12 @@ fn fetch(address: SocketAddr, certificates: &Certificates) -> String {
 
 /// nginx that requires a header and answers with the client's address.
 fn nginx_behind(certificates: &Certificates) -> Peer {
-    let peer = nginx(certificates, "");
-    drop(peer);
-    Peer::start("nginx", |port| {
-        let folder = certificates.folder().join(format!("nginx-{port}"));
-        fs::create_dir_all(&folder).expect("a folder");
-        let config = folder.join("nginx.conf");
-        let text = format!(
-            "daemon off; master_process off; pid nginx.pid; error_log stderr warn;\n\
-             events {{ worker_connections 256; }}\n\
-             http {{\n\
-               access_log off;\n\
-               client_body_temp_path body; proxy_temp_path proxy; fastcgi_temp_path fastcgi;\n\
-               uwsgi_temp_path uwsgi; scgi_temp_path scgi;\n\
-               server {{\n\
-                 listen 127.0.0.1:{port} ssl proxy_protocol;\n\
-                 ssl_certificate {chain}; ssl_certificate_key {key};\n\
-                 location / {{ return 200 $proxy_protocol_addr; }}\n\
-               }}\n\
-             }}\n",
-            chain = certificates.chain.display(),
-            key = certificates.key.display(),
-        );
-        fs::write(&config, text).expect("the configuration");
-        let mut command = Command::new("nginx");
-        command.arg("-p").arg(&folder).arg("-c").arg(&config);
-        command.args(["-e", "stderr"]);
-        command
+    let pair = certificates.nginx_directives();
+    nginx_with(certificates.folder(), |port| {
+        format!(
+            "listen 127.0.0.1:{port} ssl proxy_protocol; {pair}\n\
+             location / {{ return 200 $proxy_protocol_addr; }}\n"
+        )
     })
 }
 

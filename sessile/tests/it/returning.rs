@@ -10,40 +10,24 @@ use rcgen::{CertificateParams, KeyPair};
 use sessile::client::Mechanism;
 
 use crate::farm_life::clients::{How, openssl};
-use crate::peers::{Peer, run};
+use crate::peers::{Peer, nginx_with, run};
 use crate::store::setup::{Farm, Redis, Server, client, verdict};
 
 /// Number of requests to nginx. Each request opens a connection to sessile.
 const REQUESTS: usize = 20;
 
-/// nginx with one process, which forwards each request over its own TLS connection.
-fn nginx_as_a_client(server: &Server, protocol: &str) -> Peer {
-    let folder = tempfile::tempdir().expect("a temporary folder").keep();
-    Peer::start("nginx", |port| {
-        let config = folder.join("nginx.conf");
-        let text = format!(
-            "daemon off; master_process off; pid nginx.pid; error_log stderr warn;\n\
-             events {{ worker_connections 256; }}\n\
-             http {{\n\
-               access_log off;\n\
-               client_body_temp_path body; proxy_temp_path proxy; fastcgi_temp_path fastcgi;\n\
-               uwsgi_temp_path uwsgi; scgi_temp_path scgi;\n\
-               server {{\n\
-                 listen 127.0.0.1:{port};\n\
-                 location / {{\n\
-                   proxy_pass https://{address};\n\
-                   proxy_ssl_protocols {protocol};\n\
-                   proxy_ssl_server_name on; proxy_ssl_name localhost;\n\
-                 }}\n\
-               }}\n\
-             }}\n",
-            address = server.address(),
-        );
-        fs::write(&config, text).expect("the configuration");
-        let mut command = Command::new("nginx");
-        command.arg("-p").arg(&folder).arg("-c").arg(&config);
-        command.args(["-e", "stderr"]);
-        command
+/// nginx that passes every request on over a TLS connection of its own.
+fn nginx_as_a_client(folder: &Path, server: &Server, protocol: &str) -> Peer {
+    let address = server.address();
+    nginx_with(folder, |port| {
+        format!(
+            "listen 127.0.0.1:{port};\n\
+             location / {{\n\
+               proxy_pass https://{address};\n\
+               proxy_ssl_protocols {protocol};\n\
+               proxy_ssl_server_name on; proxy_ssl_name localhost;\n\
+             }}\n"
+        )
     })
 }
 
@@ -56,7 +40,7 @@ fn nginx_as_a_proxy_resumes_all_connections_after_the_first() {
     ] {
         let farm = Farm::new(&format!("tickets = {tickets}\n"));
         let server = farm.serve("web1");
-        let nginx = nginx_as_a_client(&server, protocol);
+        let nginx = nginx_as_a_client(farm.folder(), &server, protocol);
         let url = format!("http://{}/verdict.json", nginx.address());
         let mut curl = Command::new("curl");
         curl.args(["-sS", "--fail"]).args(vec![url; REQUESTS]);

@@ -19,8 +19,8 @@ pub(crate) use web::{Resumption, Web};
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io::{Read, Seek, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::io::{ErrorKind, Read, Seek, Write};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -82,6 +82,12 @@ impl Certificates {
             key: write("key.pem", key.serialize_pem()),
             folder,
         }
+    }
+
+    /// The directives that name the certificate and its key.
+    pub(crate) fn nginx_directives(&self) -> String {
+        let (chain, key) = (self.chain.display(), self.key.display());
+        format!("ssl_certificate {chain}; ssl_certificate_key {key};")
     }
 
     /// The temporary folder, also for other files of the test.
@@ -309,6 +315,20 @@ pub(crate) fn s_client(server: SocketAddr, clock: Option<&str>, arguments: &[&st
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
+/// Connects and sends. Returns all bytes of the answer, up to the end or a reset.
+pub(crate) fn send(address: SocketAddr, bytes: &[u8]) -> Vec<u8> {
+    let mut io = TcpStream::connect(address).expect("a connection");
+    io.set_read_timeout(Some(START)).expect("a socket");
+    // The connection may be refused before all bytes are sent.
+    let _ = io.write_all(bytes);
+    let _ = io.shutdown(Shutdown::Write);
+    let mut answer = Vec::new();
+    if let Err(error) = io.read_to_end(&mut answer) {
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    }
+    answer
+}
+
 /// `openssl s_server` with these arguments.
 pub(crate) fn openssl(certificates: &Certificates, arguments: &[&str]) -> Peer {
     Peer::start("openssl", |port| {
@@ -330,8 +350,19 @@ pub(crate) fn nginx(certificates: &Certificates, directives: &str) -> Peer {
     } else {
         "ssl_protocols TLSv1.2 TLSv1.3;"
     };
+    let pair = certificates.nginx_directives();
+    nginx_with(certificates.folder(), |port| {
+        format!(
+            "listen 127.0.0.1:{port} ssl; {pair}\n{protocols}\n{directives}\n\
+             location / {{ return 204; }}\n"
+        )
+    })
+}
+
+/// nginx with one server of these directives, for the port that it is given. Its files are in `folder`.
+pub(crate) fn nginx_with(folder: &Path, server: impl Fn(u16) -> String) -> Peer {
     Peer::start("nginx", |port| {
-        let folder = certificates.folder().join(format!("nginx-{port}"));
+        let folder = folder.join(format!("nginx-{port}"));
         fs::create_dir_all(&folder).expect("a folder");
         let config = folder.join("nginx.conf");
         let text = format!(
@@ -342,16 +373,9 @@ pub(crate) fn nginx(certificates: &Certificates, directives: &str) -> Peer {
                access_log off;\n\
                client_body_temp_path body; proxy_temp_path proxy; fastcgi_temp_path fastcgi;\n\
                uwsgi_temp_path uwsgi; scgi_temp_path scgi;\n\
-               server {{\n\
-                 listen 127.0.0.1:{port} ssl;\n\
-                 ssl_certificate {chain}; ssl_certificate_key {key};\n\
-                 {protocols}\n\
-                 {directives}\n\
-                 location / {{ return 204; }}\n\
-               }}\n\
+               server {{\n{server}}}\n\
              }}\n",
-            chain = certificates.chain.display(),
-            key = certificates.key.display(),
+            server = server(port),
         );
         fs::write(&config, text).expect("the configuration");
         let mut command = Command::new("nginx");

@@ -135,6 +135,16 @@ impl<'a> ClientHello<'a> {
             .is_some_and(|versions| versions.contains(TLS_1_3))
     }
 
+    /// The version that a server of TLS 1.2 and TLS 1.3 negotiates with this client.
+    #[must_use]
+    pub fn negotiated_version(&self) -> u16 {
+        if self.offers_tls13() {
+            TLS_1_3
+        } else {
+            TLS_1_2
+        }
+    }
+
     /// The highest version offered that we know, SSL 3.0 (0x0300) to TLS 1.3 (0x0304); 0 where
     /// the client offers none of them.
     #[must_use]

@@ -193,8 +193,8 @@ impl<'a> OfferedPsks<'a> {
         self.count
     }
 
-    /// Bytes at the end of the message that the binders take, their length included. What comes
-    /// before is what they are computed over.
+    /// Bytes of the binders at the end of the message, with their length. Binders are computed over the
+    /// bytes before them.
     #[must_use]
     pub const fn binders_len(&self) -> usize {
         self.binders_len

@@ -12,12 +12,13 @@ pub const DEFAULT_LIMIT: usize = 16 * 1024;
 /// Most bytes of a ClientHello that can be configured.
 pub const MAX_LIMIT: usize = 64 * 1024;
 
-/// Accumulates what a client sends until its first ClientHello is whole.
+/// Collects the bytes of a client until its first ClientHello is complete.
 ///
-/// What was pushed is kept verbatim, to be passed on. A hello in one record, as almost all are, is
-/// parsed from there; the fragments of one in several records are joined in a second buffer. A
-/// record holds at least one byte of the hello, so that no more than six times the limit is
-/// buffered, and what the last push brought beyond the hello.
+/// - The bytes are kept as they came, so that they can be forwarded.
+/// - A hello in one record, the usual case, is parsed in place. Fragments in several records are
+///   joined in a second buffer.
+/// - Each record holds at least one byte of the hello. So at most six times the limit is buffered,
+///   and the surplus of the last push.
 #[derive(Clone, Debug)]
 pub struct HelloReader {
     limit: usize,

@@ -1,7 +1,7 @@
 //! The facts of a ClientHello that resumption depends on.
 
 use super::store_key::StoreKey;
-use crate::hello::{ClientHello, TLS_1_2, TLS_1_3};
+use crate::hello::{ClientHello, TLS_1_3};
 use crate::keys::Schedule;
 use crate::ticket::{self, Class, SRID_LEN};
 
@@ -39,7 +39,7 @@ impl Offers {
             .session_ticket
             .is_some_and(|ticket| !ticket.is_empty());
         Self {
-            version: if is_tls13 { TLS_1_3 } else { TLS_1_2 },
+            version: hello.negotiated_version(),
             server_name: server_name.unwrap_or_default(),
             extended_master_secret: is_tls13 || hello.extended_master_secret,
             psk_dhe_ke: hello.psk_modes.is_some_and(|modes| modes.psk_dhe_ke),

@@ -1,5 +1,5 @@
-//! What a session was made for and when: the part of it that is ours, around the TLS library's
-//! own value. The same bytes go into a sealed ticket and into the session table.
+//! The envelope of a session: its binding and its times, around the TLS library's own value. The same
+//! bytes go into a sealed ticket and into the session table.
 
 use std::time::Duration;
 

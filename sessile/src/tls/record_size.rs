@@ -6,7 +6,7 @@
 use std::io;
 
 use rustls::ServerConnection;
-use sessile_proto::hello::{ClientHello, IllegalRecordLimit, TLS_1_2, TLS_1_3};
+use sessile_proto::hello::{ClientHello, IllegalRecordLimit};
 use sessile_proto::record::separate_messages;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -21,12 +21,7 @@ pub(super) fn max_fragment_size(
     hello: &ClientHello<'_>,
 ) -> Result<Option<usize>, IllegalRecordLimit> {
     // rustls selects TLS 1.3 if the client offers it.
-    let version = if hello.offers_tls13() {
-        TLS_1_3
-    } else {
-        TLS_1_2
-    };
-    hello.max_record_size(version)
+    hello.max_record_size(hello.negotiated_version())
 }
 
 /// Writes a flight of a TLS 1.2 handshake to a client with small records.

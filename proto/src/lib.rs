@@ -6,6 +6,7 @@
 pub mod affinity;
 pub mod age_limit;
 pub mod alert;
+pub mod fair_pool;
 pub mod health_state;
 pub mod hello;
 pub mod key_names;

@@ -321,6 +321,14 @@ impl Source {
             IpAddr::V6(address) => site(address) | 1 << SITE_BITS,
         })
     }
+
+    /// One of `parts` numbers. Neighbouring prefixes have different numbers.
+    #[must_use]
+    pub const fn spread(self, parts: usize) -> usize {
+        // The multiplier is 2^64 divided by the golden ratio (Fibonacci hashing).
+        let mixed = self.0.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        (mixed >> 32) as usize % parts
+    }
 }
 
 /// Bits of an IPv6 address that name the client's network. Privacy extensions change the rest daily.

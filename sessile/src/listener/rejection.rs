@@ -16,9 +16,11 @@ pub enum IntakeFailure {
     BadProxyHeader,
     /// The connection does not come from a source in `proxy-trusted`.
     UntrustedProxy,
-    /// Too many hellos are incomplete, or they take too many bytes.
+    /// The hello was incomplete, and gave way to the hello of another client.
+    Displaced,
+    /// The hellos in memory take too many bytes.
     HelloLimit,
-    /// The same for the hellos of one source.
+    /// The hellos of one source take too many bytes.
     SourceLimit,
     /// One source has too many open connections.
     SourceConnections,
@@ -28,12 +30,13 @@ pub enum IntakeFailure {
 
 impl IntakeFailure {
     /// Every cause.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::NoHello,
         Self::BadHello,
         Self::Deadline,
         Self::BadProxyHeader,
         Self::UntrustedProxy,
+        Self::Displaced,
         Self::HelloLimit,
         Self::SourceLimit,
         Self::SourceConnections,
@@ -49,6 +52,7 @@ impl IntakeFailure {
             Self::Deadline => "deadline",
             Self::BadProxyHeader => "bad-proxy-header",
             Self::UntrustedProxy => "untrusted-proxy",
+            Self::Displaced => "displaced",
             Self::HelloLimit => "hello-limit",
             Self::SourceLimit => "source-limit",
             Self::SourceConnections => "source-connections",

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 use sessile_proto::verdict::{EarlyData, Verdict};
 
-use crate::listener::{ConnectionCount, IntakeFailure};
+use crate::listener::{ConnectionCount, ConnectionMetrics, IntakeFailure};
 use crate::live_gauge;
 use crate::store::Store;
 
@@ -227,12 +227,17 @@ impl Families<'_> {
             "sessile_connections_refused_total",
             "Client connections closed at once because connection.max was reached.",
         )?;
-        Ok(ConnectionCount {
-            max,
+        let displaced = self.counter(
+            "sessile_connections_displaced_total",
+            "Client connections closed because connection.max was reached and a source with fewer connections came.",
+        )?;
+        let metrics = ConnectionMetrics {
             open,
             refused,
+            displaced,
             accepted: Some(accepted),
-        })
+        };
+        Ok(ConnectionCount::new(max, metrics))
     }
 
     fn register_table(&self, store: &Store) -> prometheus::Result<()> {

@@ -99,7 +99,7 @@ impl Server {
         let connections = shared.metrics.connections.clone();
         // Responses are buffered within limits of their own.
         let buffers = BufferLimit::default();
-        let admission = Admission::new(&config.connection, connections.max, buffers);
+        let admission = Admission::new(&config.connection, connections.max(), buffers);
         let listeners = Listeners::bind(config, Role::Serve, &admission, &env.stop)?;
         let snapshot = snapshot_file(config, &shared.keys);
         // As late as possible, because reading the snapshot deletes it.

@@ -19,7 +19,7 @@ use sessile_proto::affinity::Affinity;
 use sessile_proto::health_state::ServerState;
 
 use super::route_miss::{RouteMiss, SESSION_RULES, SkipReason};
-use crate::listener::{Admission, ConnectionCount};
+use crate::listener::{Admission, ConnectionCount, ConnectionMetrics};
 use crate::live_gauge;
 use crate::locks::locked;
 use counters::{ByteCounters, counter, counters, push_count};
@@ -35,6 +35,7 @@ pub(super) struct BalancerMetrics {
     /// Local errors come by the thousand, so only the first is logged.
     log_local_error: Once,
     refused: IntCounter,
+    connections_displaced: IntCounter,
     open: IntGauge,
     displaced: IntCounter,
     pub(super) bytes: ByteCounters,
@@ -111,6 +112,11 @@ impl BalancerMetrics {
                 "sessile_balance_refused_total",
                 "Connections closed at once because connection.max was reached.",
             )?,
+            connections_displaced: counter(
+                registry,
+                "sessile_balance_connections_displaced_total",
+                "Connections closed because connection.max was reached and a source with fewer connections came.",
+            )?,
             open,
             displaced: counter(
                 registry,
@@ -123,12 +129,13 @@ impl BalancerMetrics {
 
     /// Counts the open connections, up to `max`.
     pub(super) fn connection_count(&self, max: usize) -> ConnectionCount {
-        ConnectionCount {
-            max,
+        let metrics = ConnectionMetrics {
             open: self.open.clone(),
             refused: self.refused.clone(),
+            displaced: self.connections_displaced.clone(),
             accepted: None,
-        }
+        };
+        ConnectionCount::new(max, metrics)
     }
 
     /// The number of open client connections.

@@ -268,14 +268,16 @@ section! {
             ),
         }
         "max" max: usize = 0, Count(0..=MAX_COUNT) => {
-            meaning: "maximum connections at once; 0: derived from the process's limit on open files",
+            meaning: "maximum connections at once; when one more comes, the source prefix (/24, /56) \
+                    with the most gives way to one with fewer; 0: derived from the process's limit \
+                    on open files",
             restart: BOTH,
             registry: RegValue::some(RegKey::HttpParameters, "MaxConnections", Form::Connections),
         }
         "max-hellos" max_hellos: usize = 0, Count(0..=MAX_COUNT) => {
-            meaning: "maximum connections at once that wait for a ClientHello, of which one source \
-                    prefix (/24, /56) may have a quarter, and no more than half of what is free; 0: \
-                    half of all connections",
+            meaning: "maximum connections at once that wait for a ClientHello; when one more comes, \
+                    the oldest of the source prefix (/24, /56) with the most is closed; 0: half of \
+                    all connections",
             restart: BOTH,
         }
         "max-hello-bytes" max_hello_bytes: usize = 64 << 20, Count(MIN_HELLO_BYTES..=MAX_COUNT) => {

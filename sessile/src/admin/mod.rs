@@ -113,7 +113,7 @@ impl Admin {
                 });
             });
             if let Err(error) = accepted.await {
-                tracing::error!(%error, "the admin listener cannot listen");
+                tracing::error!(%error, "cannot start the admin listener");
             }
         })?;
         Ok(Self {

@@ -124,7 +124,7 @@ fn log(changes: Vec<NamesChange>) {
         group,
     } in changes
     {
-        tracing::info!(server, ?names, ?group, "key names of its tickets");
+        tracing::info!(server, ?names, ?group, "found the key names of a server's tickets");
     }
 }
 

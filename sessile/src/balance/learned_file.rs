@@ -54,7 +54,10 @@ impl LearnedFile {
                     tracing::info!(%file, entries, "restored the learned sessions of the last drain");
                 }
                 None => {
-                    tracing::warn!(%file, "the learned sessions are lost: the file is not in this version's format")
+                    tracing::warn!(
+                        %file,
+                        "the learned sessions are lost: this version of sessile does not know the file's format"
+                    )
                 }
             },
             Err(error) => tracing::warn!(%file, %error, "the learned sessions are lost"),

@@ -192,7 +192,7 @@ fn health_checks(balance: &Balance) -> String {
 
 fn check_site(config: &Config, site: &Site, now: SystemTime, findings: &mut Findings) {
     let names = match site.names.as_slice() {
-        [] => "every other name".to_owned(),
+        [] => "\"*\" (every other name)".to_owned(),
         names => names.join(", "),
     };
     findings.note(format!(

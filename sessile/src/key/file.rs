@@ -25,9 +25,15 @@ const LOCK_PAUSE: Duration = Duration::from_millis(10);
 /// Why a key file cannot be used. Each message names the file, and the remedy if there is one.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
-    #[error("farm key {file}: not there", file = .path.display())]
+    #[error(
+        "farm key {file}: the file does not exist; run `sessile key new`, or copy the file from another server of \
+         the farm", file = .path.display()
+    )]
     Missing { path: PathBuf },
-    #[error("farm key {file}: already there; it is never overwritten", file = .path.display())]
+    #[error(
+        "farm key {file}: the file exists, and sessile never overwrites a key; choose another --file, or move \
+         this one away", file = .path.display()
+    )]
     Exists { path: PathBuf },
     #[error("farm key {file}: {source}", file = .path.display())]
     Io { path: PathBuf, source: io::Error },
@@ -36,7 +42,9 @@ pub enum FileError {
          another user may have read it", file = .path.display()
     )]
     Readable { path: PathBuf, mode: u32 },
-    #[error("farm key {file}: {bytes} bytes are too long for a key file", file = .path.display())]
+    #[error(
+        "farm key {file}: a file of {bytes} bytes is too long for a farm key; check the path", file = .path.display()
+    )]
     TooLong { path: PathBuf, bytes: u64 },
     #[error("farm key {file}: {source}", file = .path.display())]
     Malformed { path: PathBuf, source: Malformed },

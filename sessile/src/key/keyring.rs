@@ -315,12 +315,12 @@ impl Shared {
             Ok(Reloaded::Changed { generations, .. }) => tracing::info!(
                 file = %path.display(),
                 ?generations,
-                "the farm key file was changed since it was read; taken over"
+                "the farm key file was changed on disk; the new content is in use"
             ),
             Ok(_) => tracing::debug!(file = %path.display(), "moved the farm key forward"),
             Err(error) => tracing::warn!(
                 %error,
-                "the farm key file could not be moved forward: no forward secrecy until it can"
+                "cannot update the farm key file, so old keys stay in it: no forward secrecy until sessile can write it"
             ),
         }
     }

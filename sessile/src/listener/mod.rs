@@ -178,7 +178,7 @@ async fn listen<H: ClientHandler>(
         }
     });
     if let Err(error) = accepted.await {
-        tracing::error!(%error, "a worker cannot listen");
+        tracing::error!(%error, "a worker thread cannot listen");
     }
     connections
 }

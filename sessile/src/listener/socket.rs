@@ -143,7 +143,10 @@ pub async fn accept(
                 Ok((io, peer)) => connected(io, peer),
                 Err(error) if is_peers_fault(&error) => {}
                 Err(_) => {
-                    tracing::warn!("cannot accept connections: out of file descriptors or memory");
+                    tracing::warn!(
+                        "cannot accept connections: out of file descriptors or memory; raise the limit on open \
+                         files, or lower connection.max"
+                    );
                     tokio::time::sleep(PAUSE).await;
                 }
             }

@@ -304,7 +304,7 @@ impl Worker {
         match Self::new(shared, store) {
             Ok(worker) => Some(Rc::new(worker)),
             Err(error) => {
-                tracing::error!(%error, "a worker cannot start");
+                tracing::error!(%error, "a worker thread cannot start");
                 None
             }
         }
@@ -333,7 +333,10 @@ impl Worker {
             let live = Arc::clone(&current.live.borrow_and_update());
             match Sites::new(&live, &self.sessions, &self.shared.metrics) {
                 Ok(sites) => current.sites = Rc::new(sites),
-                Err(error) => tracing::error!(%error, "a worker stays with its old sites"),
+                Err(error) => tracing::error!(
+                    %error,
+                    "a worker thread cannot use the new sites and keeps the old ones"
+                ),
             }
         }
         Rc::clone(&current.sites)

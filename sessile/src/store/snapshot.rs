@@ -53,17 +53,17 @@ pub struct Snapshot {
 pub enum SnapshotError {
     #[error(transparent)]
     Taken(#[from] TakeError),
-    #[error("it cannot be read or written: {0}")]
+    #[error("the file cannot be read or written: {0}")]
     Io(#[from] io::Error),
-    #[error("it is not in this version's format")]
+    #[error("this version of sessile does not know the file's format")]
     Format,
-    #[error("it was cut or changed, or sealed under another farm's key")]
+    #[error("the file was cut or changed, or sealed under another farm's key")]
     Forged,
-    #[error("it is older than the farm key's max-lifetime")]
+    #[error("the file is older than the farm key's max-lifetime")]
     TooOld,
-    #[error("the generation of the farm key that it was sealed under has ended")]
+    #[error("the file was sealed under a generation of the farm key that has ended")]
     Revoked,
-    #[error("the clock and the farm key do not agree")]
+    #[error("this machine's clock does not fit the farm key; correct the clock")]
     NoKey,
 }
 

@@ -182,12 +182,15 @@ fn record_check(state: &BalancerState, server: &PoolServer, failed: Option<&Erro
     let (name, address) = (server.name(), server.address());
     match (effect.change, failed) {
         (Some(HealthChange::CameUp), _) => {
-            tracing::info!(server = name, %address, "server is up");
+            tracing::info!(server = name, %address, "server is up: it passed its health checks");
         }
         (Some(HealthChange::WentDown), Some(error)) => {
-            tracing::warn!(server = name, %address, %error, "server is down");
+            tracing::warn!(
+                server = name, %address, %error,
+                "server is down: its health checks failed; new connections go to other servers"
+            );
         }
-        (_, Some(error)) => tracing::debug!(server = name, %address, %error, "check failed"),
+        (_, Some(error)) => tracing::debug!(server = name, %address, %error, "a health check failed"),
         _ => {}
     }
     effect

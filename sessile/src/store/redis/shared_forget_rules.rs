@@ -120,7 +120,8 @@ impl SharedForgetRules {
                 server = self.server,
                 name = self.key,
                 reason = reason.as_str(),
-                "what the store has to say on forgotten sessions does not open under this server's farm key"
+                "this server's farm key cannot open the forget rules in the store, so new ones do not \
+                 apply here; give all servers of the farm the same key"
             ),
             Err(_) => {}
         }
@@ -145,7 +146,7 @@ impl SharedForgetRules {
     fn apply(&self, rules: &ForgetRules) {
         if self.known.learn(rules) {
             let server = &self.server;
-            tracing::info!(server, "the farm forgets sessions on request: full/revoked");
+            tracing::info!(server, "new forget rules apply: the sessions that they cover get full/revoked");
         }
     }
 
@@ -170,19 +171,20 @@ pub enum ForgetError {
     Store(#[from] StoreError),
     #[error("the session store cannot be used: {0}")]
     Refused(redis::RedisError),
-    #[error("the session store does not answer within {}s", CONNECT_DEADLINE.as_secs())]
+    #[error("the session store did not answer within {}s", CONNECT_DEADLINE.as_secs())]
     Timeout,
     #[error(
-        "the marks in the session store ({name}) do not open under this key file ({reason}): use the key file that \
-         the servers use; if the key was replaced since (rotate --compromised), delete {name} from the store",
+        "this key file cannot open the forget marks in the session store ({name}, {reason}); use the \
+         key file that the servers use; if the key was replaced since (rotate --compromised), delete \
+         {name} from the store",
         reason = .reason.as_str()
     )]
     Closed { name: String, reason: Reason },
-    #[error("the clock and the farm key do not agree, so that nothing can be sealed")]
+    #[error("this machine's clock does not fit the farm key, so nothing can be sealed; correct the clock")]
     NoKey,
-    #[error("the system gives no random bytes")]
+    #[error("the operating system's random number generator failed; check that no sandbox blocks getrandom")]
     Random,
-    #[error("others write marks all the time; try again")]
+    #[error("other commands kept changing the forget marks in the session store; run this command again")]
     Busy,
 }
 

@@ -77,8 +77,8 @@ impl StoreClock {
                 tracing::warn!(
                     server = self.server,
                     %error,
-                    "the session store does not tell its time, with which this machine's clock would be compared: give its \
-                     user +time"
+                    "the session store refuses TIME, so this machine's clock cannot be compared with \
+                     the store's: give the store's user +time"
                 );
             }
             Err(_) => {}

@@ -195,7 +195,7 @@ impl Affinity {
         })
     }
 
-    /// Records a use of a session. The entry does not live longer for it.
+    /// Records a use of a session. This does not extend the entry's life.
     pub fn used(&mut self, key: AffinityKey, at: Time) {
         if let Some(value) = self.table.value_mut(key.as_bytes()) {
             let used = LearnedEntry::from_bytes(value).used.max(at);

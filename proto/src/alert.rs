@@ -9,7 +9,7 @@ use crate::record::{ContentType, Error};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum AlertDescription {
-    /// A message or a record that may not stand here.
+    /// A message or a record that is not allowed at this point.
     UnexpectedMessage = 10,
     /// A record longer than the protocol allows.
     RecordOverflow = 22,

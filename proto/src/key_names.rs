@@ -6,8 +6,8 @@
 //! are the name's group.
 //!
 //! A refusal has one of two meanings. A server of the group that refuses a ticket of the group has lost the
-//! key, and leaves the group. A server outside the group that issues such tickets has another key: then the
-//! bytes are the header of a ticket format, and route nothing while two servers issue them.
+//! key, and leaves the group. A server outside the group that issues such tickets has another key. Then the
+//! bytes are only the header of a ticket format, and route nothing while two servers issue them.
 
 pub mod discovery;
 
@@ -108,7 +108,7 @@ impl NameHolders {
 
     /// The servers that are proven to resume tickets with this name.
     ///
-    /// These are the group; without a group the only server that issues such tickets; without an issuer the
+    /// These are the group. Without a group: the only server that issues such tickets. Without an issuer: the
     /// only server that accepts them.
     fn proven(&self) -> impl Iterator<Item = u32> + '_ {
         let is_disputed = self.is_disputed();
@@ -166,8 +166,8 @@ impl KeyNames {
             }
             self.revision += u64::from(holder.issued);
             holder.issued = false;
-            // The server may still accept older tickets with the name. If two keys have the name, nothing
-            // tells whether these tickets were its own.
+            // The server may still accept older tickets with the name. If two keys have the name, it is
+            // unknown whether these tickets were the server's own.
             let may_accept = holder.accepted || holder.sharing == KeySharing::Shares;
             if is_disputed || !may_accept {
                 gone.push(*name);

@@ -2,8 +2,8 @@
 
 use crate::record::{Error, message_len};
 
-/// The unread rest of a message, or of a vector inside it. Running out of bytes is [`Error::Length`]:
-/// the message is whole, so a length in it lied.
+/// The unread rest of a message, or of a vector inside it. Running out of bytes is [`Error::Length`]: the
+/// message is whole, so a length inside it is wrong.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Cursor<'a>(&'a [u8]);
 

@@ -1,4 +1,4 @@
-//! The extensions of a hello: cut apart, none of them twice.
+//! Splits the extensions of a hello, and refuses duplicates.
 
 use super::cursor::Cursor;
 use crate::record::Error;
@@ -27,7 +27,8 @@ pub(super) fn each<'a>(
     }
     let mut block = Cursor::new(hello.vec16()?);
     hello.end()?;
-    // One bit for each type there can be: a hello holds thousands, so comparing pairs is no way.
+    // One bit for each possible type: a hello can have thousands of extensions, so comparing all pairs is too
+    // slow.
     let mut seen = [0u64; 1 << 10];
     while !block.is_empty() {
         let kind = block.u16()?;

@@ -1,5 +1,5 @@
-//! How large the records may be that a client lets its server send: `max_fragment_length`
-//! (RFC 6066, section 4) and `record_size_limit` (RFC 8449). Small devices send these extensions.
+//! The largest record that a client lets its server send: `max_fragment_length` (RFC 6066, section
+//! 4) and `record_size_limit` (RFC 8449). Small devices send these extensions.
 
 use std::fmt;
 

@@ -1,4 +1,4 @@
-//! Decides when to discover the key names of a server: now and then, and when a check shows another ticket
+//! Decides when to discover the key names of a server: at intervals, and when a check shows another ticket
 //! key.
 
 use std::time::{Duration, Instant};

@@ -51,7 +51,7 @@ fn a_header_of_servers_without_a_shared_key_is_no_name() {
             names.accepted(server, ticket(7, 10 * server + n), true);
         }
     }
-    // Nothing tells yet which of the two has the key.
+    // It is not known yet which of the two has the key.
     assert_eq!(servers(&names, 7), []);
     assert_eq!(names.servers_to_try(name(7), A), [B]);
     names.tried(name(7), A, B, false);

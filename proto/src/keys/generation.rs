@@ -32,7 +32,7 @@ pub enum GenerationStatus {
     Sealing,
     /// Tickets are accepted; none is sealed any more.
     Outgoing,
-    /// Tickets are refused. The number stays known, so that they are told from another farm's tickets.
+    /// Tickets are refused. The number stays known, so that these tickets are not taken for another farm's.
     Ended,
 }
 
@@ -197,7 +197,7 @@ impl FarmKey {
 
     /// Appends a generation under the next free number.
     fn push(&mut self, secrets: [Secret; 2], now: Time) -> Result<u8, CannotRotate> {
-        // A wrong clock must not drop a generation: go by the time that the key itself tells.
+        // A wrong clock must not drop a generation, so use the time that the key itself tells.
         self.retire(self.within(now, 1));
         let is_taken = |number: u8| self.generations.iter().any(|g| g.number == number);
         let newest = self.generations.last().map_or(0, |g| g.number);

@@ -11,7 +11,7 @@ pub enum Cache {
     Off,
     /// In its own table.
     Local,
-    /// In a store that other servers look into, with a table in front.
+    /// In a store that other servers also use, with a table in front.
     Shared,
 }
 
@@ -31,7 +31,7 @@ pub enum Tickets {
 pub struct Policy {
     /// The site, as a number that is the same on every server of the farm.
     pub site: u64,
-    /// Whose tickets these are.
+    /// The server that issues the tickets.
     pub issuer: Issuer,
     /// The client authentication of the site.
     pub client_auth: ClientAuth,

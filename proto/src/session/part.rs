@@ -286,8 +286,8 @@ impl Part {
 
     /// Rewrites the log without holes.
     ///
-    /// Since the last time more bytes were removed than there are to move, so the cost for each removal is
-    /// bounded.
+    /// Since the last compaction, more bytes were removed than must be moved now. So the cost of each removal
+    /// is bounded.
     fn compact(&mut self) {
         let fresh = self.log.successor();
         let mut old = std::mem::replace(&mut self.log, fresh);

@@ -55,8 +55,8 @@ pub struct Admin {
 }
 
 impl Admin {
-    /// Binds the address and starts answering. `draining` is the order to the roles to stop. The
-    /// admin listener answers until [`Admin::join`], also while they drain.
+    /// Binds the address and starts answering. `draining` orders the roles to stop. The admin
+    /// listener answers until [`Admin::join`], also while they drain.
     ///
     /// # Errors
     ///

@@ -47,7 +47,7 @@ impl ClientHandler for Arc<BalancerState> {
     }
 }
 
-/// A client whose server has the hello.
+/// A client whose hello a server has received.
 pub(super) struct Placed {
     client: TcpStream,
     admitted: Admitted,

@@ -36,7 +36,7 @@ pub(super) struct OfferedSessions {
     id_key: Option<AffinityKey>,
     /// True if the client offers a session. The balancer may not know it.
     pub(super) has_session: bool,
-    /// True if the hello has no encrypted part that the server could answer instead.
+    /// True if the hello has no encrypted inner hello that the server could answer instead.
     pub(super) is_in_clear: bool,
 }
 

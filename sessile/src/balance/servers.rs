@@ -219,7 +219,7 @@ impl Pool {
         self.servers.iter().find(|server| server.id() == id)
     }
 
-    /// Whether a server takes a client that has a session there. A drain does not matter.
+    /// Whether a server takes a client that has a session there. A draining server takes such clients too.
     pub(super) fn takes_returning(
         &self,
         server: &PoolServer,

@@ -29,7 +29,7 @@ pub struct Finding {
 pub enum Grade {
     /// An explanation.
     Note,
-    /// The configuration works, but hardly as the operator intended.
+    /// The configuration works, but probably not as the operator intended.
     Warning,
     /// The configuration does not work.
     Error,

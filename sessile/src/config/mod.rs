@@ -70,7 +70,7 @@ pub enum Key {
 pub enum KernelTls {
     /// Never.
     Off,
-    /// If the kernel can do it and it pays. This version never uses it.
+    /// If the kernel supports it and it is faster. This version never uses it.
     Auto,
 }
 

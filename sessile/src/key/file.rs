@@ -205,7 +205,7 @@ pub fn write_secret(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     sync_folder(path).map_err(&io_error)
 }
 
-/// Makes a folder that only its owner can look into, and the folders above it.
+/// Makes a folder that only its owner can open, and the folders above it.
 ///
 /// # Errors
 /// If the system refuses to make a folder.

@@ -131,7 +131,7 @@ impl Keyring {
         &self.shared.origin
     }
 
-    /// The farm's name, as the key has it.
+    /// The farm's name in the key.
     #[must_use]
     pub fn scope(&self) -> &str {
         &self.shared.scope
@@ -154,7 +154,7 @@ impl Keyring {
         }
     }
 
-    /// How far this machine's clock is off the shared clock, if that is more than an epoch.
+    /// How far this machine's clock differs from the shared clock, if by more than an epoch.
     #[must_use]
     pub fn skew(&self) -> Option<Skew> {
         let now = self.shared.moment(clock::now());

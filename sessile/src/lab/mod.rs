@@ -49,7 +49,7 @@ pub enum LabError {
         server: String,
         source: client::Error,
     },
-    /// The machine is too slow: a step finished after the time that it had.
+    /// The machine is too slow: a step finished after its deadline.
     #[error("this machine is too busy: {0}; choose a smaller --scale, or wait until the machine is idle")]
     TooSlow(&'static str),
     /// A scenario's registry text cannot be parsed. This is a fault of sessile.

@@ -48,7 +48,7 @@ pub struct Client {
 
 /// A complete ClientHello.
 pub struct ReceivedHello<'a> {
-    /// The bytes as they came, with record headers and with everything that came behind the message.
+    /// The bytes as they came, with record headers and with everything that came after the message.
     pub bytes: &'a [u8],
     pub hello: ClientHello<'a>,
 }

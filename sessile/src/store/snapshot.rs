@@ -1,6 +1,6 @@
 //! The session table of a drained server, sealed under the farm key, in a file for the next start.
 //!
-//! The file is read once, and removed before.
+//! The file is removed before it is read, so it is read only once.
 //!
 //! Format: `magic | id 16 | pieces`, each piece `length 4 | sealed`. A piece is sealed for the server's name, the
 //! id, its number, and whether it is the last. The first piece begins with the incarnation, 2 bytes. Entries follow,

@@ -384,7 +384,7 @@ fn a_client_resumes_after_a_hello_retry_request() {
     assert_eq!(made, all, "{metrics}");
 }
 
-/// What OpenSSL says first when it comes with that session.
+/// The ClientHello of OpenSSL for that session.
 fn returning_hello(address: SocketAddr, session: &Path) -> Vec<u8> {
     let proxy = Proxy::start(address, Cut::Whole);
     let ran = visit(proxy.address(), &["-tls1_3"], session);
@@ -424,7 +424,7 @@ fn one_ticket_with_a_key_name_cannot_overload_a_server() {
     let is_home = |name: &&&str| metrics.sum(handshakes, &[("server", name), BY_NAME, RESUMED]) > 0;
     let home = ["a", "b"].iter().find(is_home).unwrap();
     let at_home = metrics.sum(OPEN, &[("server", home)]);
-    // A quarter more than half of all, and more than a server may have in any case.
+    // A quarter more than half of all connections, and more than every server may have.
     let bound = SHOWN * 5 / 8 + 1;
     assert!((65..=bound).contains(&at_home), "{metrics}");
     // The other server does not have the key.

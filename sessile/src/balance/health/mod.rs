@@ -22,7 +22,7 @@ use super::state::BalancerState;
 use crate::client::{Client, Error, EstablishedConnection};
 use crate::config::Health;
 
-/// The pause before a check that settles a doubt, and the shortest pause before a requested check.
+/// The pause before a check that confirms a changed result, and the shortest pause before a requested check.
 const DOUBT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Checks every server of the current server set until the balancer stops.

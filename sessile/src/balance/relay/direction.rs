@@ -115,7 +115,7 @@ impl<'a> Direction<'a> {
         matches!(self.state, DirectionState::Over)
     }
 
-    /// Forwards all bytes that can go on now. Ready after the end went on.
+    /// Forwards all bytes that can go on now. Ready after the source's end was passed on.
     ///
     /// `last`: the other direction is over. Then both sockets close soon, and the end needs no shutdown.
     pub(super) fn poll<W: FnMut(&[u8]) -> ControlFlow<()>>(

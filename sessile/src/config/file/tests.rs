@@ -12,7 +12,7 @@ use std::time::Duration;
 
 const SITE: &str = "[[site]]\ncertificates = [{ chain = 'c.pem', key = 'k.pem' }]\n";
 
-/// Every key but `key.file`.
+/// Every key except `key.file`.
 const EVERY_KEY: &str = r#"
 [server]
 name = "one"

@@ -26,9 +26,9 @@ pub const MAX_EARLY_DATA: u32 = 64 * 1024;
 /// Longest `session.store-timeout`. A whole handshake waits no longer than this.
 const MAX_STORE_TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_WORKERS: i64 = 1024;
-/// Least `connection.max-hello-bytes`: room for some ClientHellos of the greatest size.
+/// Smallest `connection.max-hello-bytes`: room for some ClientHellos of the greatest size.
 const MIN_HELLO_BYTES: i64 = 1 << 20;
-/// Least `connection.max-hello-size`: clients of today send hellos of this size.
+/// Smallest `connection.max-hello-size`: clients of today send hellos of this size.
 const MIN_HELLO_SIZE: u32 = 4096;
 const MAX_COUNT: i64 = u32::MAX as i64;
 const TEN_HOURS: Duration = Duration::from_secs(10 * 60 * 60);

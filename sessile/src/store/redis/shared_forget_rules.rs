@@ -244,7 +244,7 @@ fn replace(
     let clear = rules.encode();
     let sealed = sealed::seal(schedule, Purpose::Store, salt, key.as_bytes(), &clear)
         .ok_or(ForgetError::NoKey)?;
-    // No session lives longer, and the key that opens the value does not either.
+    // No session lives longer than this, and neither does the key that opens the value.
     let life = u64::try_from(schedule.max_lifetime().as_millis()).unwrap_or(u64::MAX);
     // A user of the store who may not run scripts can add the first rule.
     if read.is_empty() {

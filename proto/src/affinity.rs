@@ -24,10 +24,10 @@ const KEY: usize = 1 + MAX_SESSION_ID;
 /// Every source prefix may hold this many entries.
 const MIN_QUOTA: usize = 256;
 
-/// A source prefix may also hold one entry in this many.
+/// A source prefix may also hold this fraction of the entries: one in this many.
 const QUOTA_DIVISOR: usize = 10;
 
-/// What identifies a returning client: a session ID or a ticket. A session ID never equals a ticket.
+/// The identity of a returning client: a session ID or a ticket. A session ID never equals a ticket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct AffinityKey {
     bytes: [u8; KEY],

@@ -70,7 +70,7 @@ impl AlertDescription {
         [content, major, minor, 0, 2, FATAL, self.number()]
     }
 
-    /// The alert for first bytes that are no good ClientHello; `None`: send nothing.
+    /// The alert for first bytes that are not a valid ClientHello; `None`: send nothing.
     ///
     /// Bytes that are not TLS get no alert: their sender could not read it. OpenSSL, and with it
     /// nginx and HAProxy, does the same.

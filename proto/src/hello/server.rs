@@ -85,7 +85,7 @@ impl<'a> ServerHello<'a> {
 /// message. The message of TLS 1.3 has another format, and is encrypted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NewSessionTicket<'a> {
-    /// How long the server means to accept the ticket, in seconds; 0: it does not say.
+    /// How long the server intends to accept the ticket, in seconds; 0: it does not say.
     pub lifetime_hint: u32,
     /// Empty: the server promised a ticket and has none to give.
     pub ticket: &'a [u8],

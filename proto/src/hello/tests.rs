@@ -102,7 +102,7 @@ fn the_ssl2_form_is_read() {
     assert_eq!(ClientHello::parse_ssl2(&longer), Err(Error::Length));
     let mut reader = HelloReader::new(SSL2.len() - 1);
     assert_eq!(reader.push(SSL2), Err(Error::OverLimit(SSL2.len() - 1)));
-    // SSL 2.0 itself, and a length that holds no hello.
+    // SSL 2.0 itself, and a length that is too short for a hello.
     let pushed = |bytes: &[u8]| HelloReader::default().push(bytes);
     assert_eq!(pushed(&[0x80, 46, 1, 0, 2]), Err(Error::Version(2)));
     assert_eq!(pushed(&[0x80, 4, 1, 3, 1, 0]), Err(Error::Length));

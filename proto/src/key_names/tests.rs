@@ -326,7 +326,7 @@ proptest! {
         }
         pool.look_at_all(&mut names);
         for of in 0..=NAMED {
-            // No client has a ticket of a key that no server has.
+            // A key that no server has is on no client's ticket.
             if (0..4).any(|server| pool.name_of(server) == name(of)) {
                 prop_assert_eq!(servers(&names, of), pool.truth(of), "{:?} {:?}", pool.keys, names);
             }

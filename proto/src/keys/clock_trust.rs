@@ -18,7 +18,8 @@ const STARTUP_GRACE: Duration = Duration::from_secs(10);
 
 /// Epochs that an unconfirmed clock may forget for each epoch that the monotonic clock measured.
 ///
-/// Two let a file that was left behind catch up. A clock that is a day ahead takes a day to forget a day.
+/// Two let a file that was left behind catch up. To forget the keys of one day, a clock that is ahead needs a
+/// day.
 const UNCONFIRMED_PACE: u64 = 2;
 
 /// One reading of both clocks.

@@ -96,7 +96,7 @@ pub enum EarlyDataPlan {
     Refused(Rejection),
 }
 
-/// What this server can do with early data at this moment.
+/// The limits of this server for early data at this moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EarlyDataTerms {
     /// Most bytes that the site takes.

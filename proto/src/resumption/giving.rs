@@ -130,7 +130,7 @@ impl Resumption {
 
     fn may_announce(&self, session: &[u8]) -> bool {
         let has_resumed = self.state.progress == Progress::Resumed;
-        // A client that used one of two tickets has two again after one more.
+        // If a client used one of two tickets, one new ticket makes them two again.
         let has_enough =
             has_resumed && !self.offers.requests_tickets && self.state.tickets_given > 0;
         session.len() <= MAX_SESSION_LEN && !has_enough && self.has_life_left(self.origin().expires)

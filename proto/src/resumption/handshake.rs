@@ -68,7 +68,7 @@ pub struct Resumption {
     pub(super) state: State,
 }
 
-/// What changes during a handshake.
+/// The part that changes during a handshake.
 #[derive(Default)]
 pub(super) struct State {
     pub(super) progress: Progress,
@@ -209,7 +209,7 @@ impl Resumption {
         &self.schedule
     }
 
-    /// How early data may be treated.
+    /// The plan for early data.
     #[must_use]
     pub const fn early_data_plan(&self) -> EarlyDataPlan {
         self.early_data

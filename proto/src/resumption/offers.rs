@@ -91,7 +91,7 @@ pub fn stored_sessions(
     }
     let ticket = hello.session_ticket.filter(|ticket| !ticket.is_empty());
     let named = match ticket {
-        // The session ID beside a ticket is the client's own invention (RFC 5077, 3.4).
+        // The client invents the session ID beside a ticket (RFC 5077, 3.4).
         Some(ticket) => store_key(ticket),
         None => StoreKey::session_id(hello.session_id),
     };

@@ -7,7 +7,7 @@ use crate::ticket::{ClientAuth, Issuer};
 /// Where a server keeps sessions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cache {
-    /// It keeps none.
+    /// The server keeps no sessions.
     Off,
     /// In its own table.
     Local,
@@ -18,7 +18,7 @@ pub enum Cache {
 /// How a server gives tickets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tickets {
-    /// It gives none and accepts none.
+    /// The server gives no tickets and accepts none.
     Off,
     /// A ticket is the identifier of a stored session.
     Stored,

@@ -7,7 +7,7 @@ use super::log::Log;
 use super::{Gone, Inserted, Limits, Lookup, MAX_KEY, MAX_VALUE, Stats, TableEntry};
 use crate::Time;
 
-/// Fewest ghosts of a table. Otherwise there are as many as entries.
+/// Fewest ghosts of a table. Otherwise a table has as many ghosts as entries.
 const MIN_GHOSTS: usize = 64;
 
 /// Most ghosts of a table.

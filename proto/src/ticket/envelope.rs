@@ -78,7 +78,7 @@ pub struct Envelope<'a> {
     pub value: &'a [u8],
 }
 
-/// What this handshake requires of a session.
+/// The requirements of this handshake for a session.
 #[derive(Clone, Copy, Debug)]
 pub struct Expected<'a> {
     /// The format of this server's TLS library.

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use super::envelope::{Envelope, take};
 use crate::Time;
 
-/// Most rules beside the rule for everything.
+/// Most rules, without the rule for everything.
 ///
 /// One rule more turns the oldest into a rule for everything. That forgets more than was asked for, and never
 /// less. An old rule covers few sessions that are still alive.

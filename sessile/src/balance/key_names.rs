@@ -79,7 +79,8 @@ impl PoolKeyNames {
 
     /// Changes the record of a server, and logs the effect.
     ///
-    /// Nothing is recorded for a server that left the pool. Its connections and checks may still report.
+    /// Nothing is recorded for a server that left the pool. Connections and checks of this server may still
+    /// report.
     pub(super) fn update(&self, id: u32, change: impl FnOnce(&mut KeyNames)) {
         let mut record = locked(&self.record);
         if !record.members.contains_key(&id) {

@@ -58,7 +58,7 @@ use metrics::{BalancerMetrics, ServerFamilies};
 use servers::ServerSet;
 use state::BalancerState;
 
-/// Most buffered bytes of all connections whose peers do not take them, without the bytes in pipes.
+/// Most buffered bytes of all connections whose peers do not read, without the bytes in pipes.
 const MAX_BUFFERED_BYTES: usize = 64 * 1024 * 1024;
 
 /// Why a balancer does not start.

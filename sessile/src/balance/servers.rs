@@ -235,7 +235,7 @@ impl Pool {
         }
     }
 
-    /// Those of these servers that take the client and have room, the preferred server of the source first.
+    /// The servers of this list that take the client and have room, the preferred server of the source first.
     ///
     /// The error is the reason why no server qualifies.
     pub(super) fn with_room(

@@ -21,7 +21,7 @@ pub(super) const BUCKETS: [f64; 16] = [
     18_000.0, 36_000.0,
 ];
 
-/// A changed age limit is logged only if it changed by more than one part in this many.
+/// The divisor for the smallest logged change: a smaller part of the age limit is not logged.
 const LOGGED_CHANGE: u32 = 4;
 
 /// The offers of one server's learned sessions, and the age limit that they show.

@@ -182,7 +182,7 @@ pub struct SiteRoute {
     pub action: Action,
 }
 
-/// What answers a request.
+/// The action that answers a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Static files in this folder.

@@ -40,7 +40,7 @@ pub enum Error {
 /// The result of a change.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Change {
-    /// The text was the same before. Nothing was written.
+    /// The text already was the same. Nothing was written.
     None,
     /// A new file was made.
     Made,

@@ -246,7 +246,7 @@ fn a_server_with_a_new_key_leaves_its_group_and_keeps_its_clients() {
     }
 
     *behind.lock().unwrap() = reloaded.address();
-    // This is long before a discovery that no check requests.
+    // This is long before the next discovery that no check has requested.
     let names = |server: &serde_json::Value| server["key_names"].clone();
     let alone = balancer.await_server("b", |it| names(it) != shared && names(it) != json!([]));
     assert_eq!(alone["group"], json!([]), "{alone}");

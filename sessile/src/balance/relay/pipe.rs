@@ -21,7 +21,7 @@ const MAX_SPARE: usize = 32;
 /// Most pipes of a process. Each pipe has two files. Without a free pipe, connections copy their bytes.
 const MAX_PIPES: usize = 512;
 
-/// Pipes may use one in this many of the files that the process may open.
+/// The fraction of the files of the process that pipes may use: one in this many.
 const FILE_SHARE: u64 = 16;
 
 const FLAGS: SpliceFlags = SpliceFlags::NONBLOCK;

@@ -20,9 +20,9 @@ const MAX_PROBLEMS: usize = 20;
 
 /// A text whose keys and TOML types are right.
 pub(super) struct Shape<'a> {
-    /// Has noted the problems with the values of settings.
+    /// Already has the problems with the values of settings.
     pub(super) reader: Reader<'a>,
-    /// Has the settings, and nothing of the tables yet.
+    /// With the settings, but not yet the tables.
     pub(super) config: Config,
     /// The settings that are written, each with the place of its value.
     pub(super) places: HashMap<&'static str, Range<usize>>,

@@ -247,8 +247,8 @@ impl Admitted {
         })
     }
 
-    /// True if so many more bytes may be buffered on the heap. Other workers may add theirs before these are
-    /// counted, so the limit can be exceeded by one read of each.
+    /// True if this many more bytes may be buffered on the heap. Other workers may add theirs before these
+    /// are counted, so the limit can be exceeded by one read of each.
     #[must_use]
     pub fn may_buffer_bytes(&self, bytes: usize) -> bool {
         let own = self.slot().buffered_bytes.load(Ordering::Relaxed);

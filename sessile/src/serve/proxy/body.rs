@@ -16,7 +16,7 @@ use super::slot::UpstreamSlot;
 use crate::locks::locked;
 use crate::serve::pending_upstreams::{PendingUpstream, PendingUpstreams};
 
-/// What a request without a response waits for.
+/// The awaited event of a request that has no response yet.
 enum WaitingFor {
     /// The upstream, since this time.
     Upstream(

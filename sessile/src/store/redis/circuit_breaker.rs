@@ -72,7 +72,7 @@ mod tests {
 
     const TIMEOUT: Duration = Duration::from_millis(20);
 
-    /// True if failures after so many milliseconds end the connection.
+    /// True if failures after this many milliseconds end the connection.
     fn gives_up(timeout: Duration, failures: &[u64]) -> bool {
         let begin = Instant::now();
         let mut breaker = CircuitBreaker::default();

@@ -47,7 +47,7 @@ struct ClaimProgress {
     other: Option<Vec<u8>>,
 }
 
-/// What to do about the claim in the store.
+/// The action for the claim in the store.
 #[derive(Debug, PartialEq, Eq)]
 enum ClaimAction {
     /// No process has the number.

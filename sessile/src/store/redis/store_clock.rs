@@ -70,7 +70,7 @@ impl StoreClock {
                     self.keys.record_shared_time(shared_time);
                 }
             }
-            // The store's access rules may be older than this command.
+            // The store's access rules may have been written before sessile used this command.
             Err(RequestError::Store(error))
                 if is_refusal(&error) && !self.refusal_logged.swap(true, Ordering::Relaxed) =>
             {

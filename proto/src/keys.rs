@@ -38,7 +38,7 @@ pub const MAX_ACCEPTED: usize = 2;
 /// Longest name of a farm, in bytes.
 pub const MAX_SCOPE: usize = 255;
 
-/// Furthest that a key moves forward at once.
+/// The longest time by which a key moves forward at once.
 ///
 /// A clock that is further ahead is probably wrong, and a chain that followed it could not come back. A
 /// server that was away for longer has no live session to lose, and can take another server's file.

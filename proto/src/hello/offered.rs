@@ -33,7 +33,7 @@ impl<'a> Suites<'a> {
             })
     }
 
-    /// Whether the client offers it.
+    /// True if the client offers this suite.
     #[must_use]
     pub fn contains(&self, suite: u16) -> bool {
         self.iter().any(|offered| offered == suite)
@@ -66,7 +66,7 @@ impl<'a> Versions<'a> {
         pairs.map(|pair| u16::from_be_bytes([pair[0], pair[1]]))
     }
 
-    /// Whether the client offers it.
+    /// True if the client offers this version.
     #[must_use]
     pub fn contains(&self, version: u16) -> bool {
         self.iter().any(|offered| offered == version)
@@ -99,7 +99,7 @@ impl<'a> Protocols<'a> {
         std::iter::from_fn(move || names.vec8().ok())
     }
 
-    /// Whether the client offers it.
+    /// True if the client offers this protocol.
     #[must_use]
     pub fn contains(&self, name: &[u8]) -> bool {
         self.iter().any(|offered| offered == name)

@@ -306,7 +306,7 @@ impl Pool {
 
 proptest! {
     /// After any changes, a check of all servers finds for each name the servers with its key. A format
-    /// header leads nowhere.
+    /// header routes to no server.
     #[test]
     fn checks_find_out_which_server_has_which_key(
         steps in prop::collection::vec((0..3_u8, 0..4_u32, 0..6_u8), 0..60),

@@ -76,7 +76,7 @@ pub struct Chain {
 const MAX_STEPS: u64 = 200 * 366 * 24;
 
 impl Chain {
-    /// A chain whose secret is that of `epoch`.
+    /// A chain at `epoch`, with the secret of that epoch.
     #[must_use]
     pub const fn new(epoch: u64, secret: Secret) -> Self {
         Self { epoch, secret }

@@ -206,7 +206,7 @@ fn servers_that_all_fail_their_checks_still_get_their_clients_back() {
     balancer.await_metrics(|metrics| metrics.routed("session-id", "resumed") == 3);
 }
 
-/// Clients from different /24 networks. Each waits for an answer or the end.
+/// Clients from different /24 networks. Each client waits for an answer or for the end of the connection.
 fn strangers(balancer: &Sessile, count: u8) {
     for source in 1..=count {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();

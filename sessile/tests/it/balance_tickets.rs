@@ -25,7 +25,8 @@ const MECHANISMS: [(&[&str], &str); 3] = [
     (&["-tls1_2", "-no_ticket"], "session-id"),
 ];
 
-/// A balancer that spreads new clients over servers named a, b, c, of which some may be given more.
+/// A balancer that spreads new clients over servers named a, b and so on. Each server comes with further
+/// lines of its table.
 fn balancer_of(folder: &Path, servers: &[(SocketAddr, &str)], more: &str) -> Sessile {
     let file = folder.join("balance.toml");
     let mut text = format!(

@@ -28,7 +28,7 @@ impl RegKey {
         }
     }
 
-    /// The end of the path, for people.
+    /// The end of the path, as users see it.
     const fn short(self) -> &'static str {
         match self {
             Self::Schannel => "SCHANNEL",

@@ -64,7 +64,7 @@ impl SilenceClock {
 /// A request's body, which is sent to the upstream.
 pub(super) struct Upload {
     body: Option<Incoming>,
-    /// Weak because an upstream can answer before the end of the body, which drops the clock.
+    /// A weak reference, because an upstream can answer before the end of the body, which drops the clock.
     waiting_for: Weak<Mutex<WaitingFor>>,
     pending: PendingUpstreams,
 }

@@ -1,4 +1,4 @@
-//! When a connection that fails is given up, and how long until the next attempt.
+//! Decides when a failing connection is given up, and how long to wait before the next attempt.
 
 use std::time::Duration;
 

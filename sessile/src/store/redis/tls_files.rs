@@ -96,7 +96,7 @@ impl TlsFiles {
                 loaded.version += 1;
                 tracing::info!("read the certificates for the session store again");
             }
-            // For example if the certificate is replaced already and the key is not.
+            // This happens for example if the certificate is replaced already, but the key is not.
             Err(error) => {
                 tracing::warn!(
                     %error,

@@ -119,7 +119,7 @@ impl Affinity {
         }
     }
 
-    /// Records that `server` can resume the session of `key`. A handshake from `source` has just shown it.
+    /// Records that `server` can resume the session of `key`. A handshake from `source` has just proved this.
     ///
     /// `established` is the time of the session's full handshake.
     pub fn learn(

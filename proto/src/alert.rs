@@ -81,7 +81,7 @@ impl AlertDescription {
             | Error::HandshakeType(_)
             | Error::Trailing
             | Error::Interleaved
-            // RFC 9846, 5.4, has this alert for the empty handshake records of TLS 1.3.
+            // RFC 9846, 5.4, requires this alert for the empty handshake records of TLS 1.3.
             | Error::EmptyFragment => Some(Self::UnexpectedMessage),
             Error::TooLong(_) => Some(Self::RecordOverflow),
             // No RFC names an alert for a message over a local limit. OpenSSL sends this one.

@@ -57,7 +57,7 @@ impl TicketFingerprint {
 /// Whether a server has the key that the group of a name has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum KeySharing {
-    /// No ticket has shown it.
+    /// No ticket has shown whether the server has the key.
     #[default]
     Untried,
     /// The server belongs to the group.
@@ -229,7 +229,7 @@ impl KeyNames {
             has_group && !holders.shares(from) && !holders.shares(to)
         });
         if has_other_group {
-            // The two share a key. Whether it is the group's key is not known before the group was asked.
+            // The two share a key. Only the group's answers show whether it is the group's key.
             return;
         }
         for server in [from, to] {
@@ -375,8 +375,8 @@ impl KeyNames {
 
     /// Makes room for one more name of a server. Returns false if there is none.
     ///
-    /// Unproven names leave first, then those with the oldest report. A proven name leaves only for a name
-    /// that the server has accepted.
+    /// Unproven names leave first, then those with the oldest report. A proven name is removed only to make
+    /// room for a name that the server has accepted.
     fn make_room(&mut self, server: u32, fresh: &Holder) -> bool {
         let mut of_server = BTreeSet::new();
         for (name, holders) in &self.names {

@@ -260,7 +260,8 @@ impl FarmKey {
 
     /// How far `now` is behind the clock that made or moved the key, if that is over two epochs.
     ///
-    /// Two servers may be an epoch off in opposite directions. Beyond that one of the clocks is wrong.
+    /// The clocks of two servers may be wrong by an epoch, in opposite directions. Beyond that one of the
+    /// clocks is wrong.
     #[must_use]
     pub fn clock_behind(&self, now: Time) -> Option<Duration> {
         let behind = self.as_of().since(now);

@@ -52,7 +52,7 @@ pub enum Reason {
     StoreDown,
     /// The store did not answer in time.
     StoreTimeout,
-    /// The issuing server has lost its state since.
+    /// The issuing server has lost its state since then.
     Lost,
     /// Newer sessions displaced the session from the table.
     Evicted,

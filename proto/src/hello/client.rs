@@ -33,7 +33,7 @@ pub struct ClientHello<'a> {
     pub form: Form,
     /// The field `client_version`. TLS 1.3 clients offer their versions in `supported_versions` instead.
     pub legacy_version: u16,
-    /// 32 bytes; in the SSLv2 form the challenge, 16 to 32.
+    /// 32 bytes; in the SSLv2 form, a challenge of 16 to 32 bytes.
     pub random: &'a [u8],
     /// At most 32 bytes. Random if the client offers TLS 1.3.
     pub session_id: &'a [u8],

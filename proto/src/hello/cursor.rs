@@ -1,4 +1,4 @@
-//! Takes numbers and length-prefixed vectors off the front of a message.
+//! Reads numbers and length-prefixed vectors from the front of a message.
 
 use crate::record::{Error, message_len};
 
@@ -34,7 +34,7 @@ impl<'a> Cursor<'a> {
         self.0.is_empty()
     }
 
-    /// Refuses bytes that are left over.
+    /// Returns an error if bytes are left over.
     pub(super) const fn end(self) -> Result<(), Error> {
         if self.is_empty() {
             Ok(())

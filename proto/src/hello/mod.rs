@@ -37,7 +37,7 @@ pub mod kind {
     pub const CLIENT_HELLO: u8 = 1;
     /// The server's answer; also HelloRetryRequest.
     pub const SERVER_HELLO: u8 = 2;
-    /// A ticket; in clear in TLS 1.2 and earlier only.
+    /// A ticket; only TLS 1.2 and earlier send it in clear.
     pub const NEW_SESSION_TICKET: u8 = 4;
     /// Certificate, ServerKeyExchange, CertificateRequest and ServerHelloDone: in TLS 1.2 and earlier, a
     /// server sends them only in full handshakes.

@@ -105,7 +105,7 @@ impl<'a> Protocols<'a> {
         self.iter().any(|offered| offered == name)
     }
 
-    /// Whether the client offers none.
+    /// True if the client offers no protocol.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.0.is_empty()

@@ -25,7 +25,7 @@ pub struct DiscoverySchedule {
     last_accepted: Option<TicketFingerprint>,
     /// The unknown name that the last request was for.
     ///
-    /// A discovery that did not prove this name would not prove it in a minute either.
+    /// A discovery that did not prove this name would also fail a minute later.
     last_requested: Option<KeyName>,
 }
 

@@ -18,8 +18,8 @@ const STARTUP_GRACE: Duration = Duration::from_secs(10);
 
 /// Epochs that an unconfirmed clock may forget for each epoch that the monotonic clock measured.
 ///
-/// Two let a file that was left behind catch up. To forget the keys of one day, a clock that is ahead needs a
-/// day.
+/// Two let a file that was left behind catch up. A clock that is one day ahead destroys one day of keys only
+/// after a day.
 const UNCONFIRMED_PACE: u64 = 2;
 
 /// One reading of both clocks.
@@ -186,7 +186,7 @@ impl Permit {
         self.trust
     }
 
-    /// Moves the key forward, within the decision. Returns whether the key changed.
+    /// Moves the key forward, within the limit of the decision. Returns whether the key changed.
     pub fn advance(self, key: &mut FarmKey) -> bool {
         self.limit(key).is_some_and(|limit| key.move_forward(limit))
     }

@@ -206,7 +206,8 @@ impl FarmKey {
             .find(|&number| !is_taken(number))
             .ok_or(CannotRotate::Full)?;
         let [ticket, route] = secrets;
-        // The new chains begin where the others stand: the servers agree on that without a clock.
+        // The new chains begin at the epoch of the other chains: the servers agree on that epoch without a
+        // clock.
         let day = self.generations.iter().map(|g| g.route.epoch()).max();
         self.generations.push(Generation {
             number,

@@ -55,8 +55,8 @@ impl Part {
 
     /// Stores a value. An entry with the same key is replaced; the new entry is the newest.
     ///
-    /// A handshake in the future is dated `now`. `sequence` orders the entries of all parts, and must be larger
-    /// than every number before.
+    /// If the time of the handshake is in the future, `now` is used. `sequence` orders the entries of all
+    /// parts, and must be larger than every number before.
     pub(super) fn insert(
         &mut self,
         sequence: u64,

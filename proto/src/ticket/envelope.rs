@@ -19,7 +19,7 @@ pub enum ClientAuth {
     /// No certificate is asked for.
     #[default]
     None,
-    /// A certificate is asked for; a client may come without.
+    /// A certificate is asked for; a client without one is accepted.
     Optional,
     /// No handshake without a certificate.
     Required,

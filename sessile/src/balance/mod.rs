@@ -134,7 +134,7 @@ impl Balancer {
         let admission = Admission::new(&config.connection, max_connections, buffer_limit);
         metrics::register_buffered(registry, &admission)?;
         let listeners = Listeners::bind(config, Role::Balance, &admission, &stop)?;
-        // Read the file last, because this removes it. A failed start must leave it.
+        // Read the file last, because this removes it. A failed start must leave the file.
         let learned_file = LearnedFile::new(config);
         if let Some(file) = &learned_file {
             let set = state.server_set();

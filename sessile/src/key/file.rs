@@ -128,7 +128,7 @@ impl std::fmt::Display for ReadOnlyReason {
     }
 }
 
-/// Why the key file cannot be replaced, if that shows without trying.
+/// The reason why the key file cannot be replaced, if a check without writing finds one.
 pub(super) fn read_only_reason(path: &Path) -> Option<ReadOnlyReason> {
     if is_on_read_only_mount(path) {
         let mode = fs::metadata(path).map_or(0, |metadata| metadata.permissions().mode());

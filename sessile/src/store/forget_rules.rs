@@ -24,7 +24,7 @@ const MAX_FILE: u64 = 64 << 10;
 pub(super) struct KnownForgetRules(RwLock<Arc<ForgetRules>>);
 
 impl KnownForgetRules {
-    /// The rules, for a handshake.
+    /// The rules that a handshake applies.
     pub(super) fn known(&self) -> Arc<ForgetRules> {
         Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
     }

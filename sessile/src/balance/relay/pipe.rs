@@ -98,7 +98,7 @@ impl Drop for Pipe {
         if self.len > 0 {
             return;
         }
-        // This fails at the end of a thread. Then the pipe is closed.
+        // This fails while a thread ends. Then the pipe is closed.
         let _ = SPARE.try_with(|spare| {
             let mut spare = spare.borrow_mut();
             if spare.len() < MAX_SPARE {

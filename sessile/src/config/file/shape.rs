@@ -67,7 +67,7 @@ pub(super) fn read<'a>(text: &'a str, folder: &'a Path) -> Result<Shape<'a>, Vec
 }
 
 impl Shape<'_> {
-    /// Takes the settings out of the table and reads them. Gives the values of a wrong TOML type.
+    /// Takes the settings out of the table and reads them. Returns the values that have a wrong TOML type.
     fn take_settings(&mut self, table: &mut DeTable<'_>, text: &str) -> Vec<Problem> {
         let mut problems = Vec::new();
         for (section, settings) in &SECTIONS {
@@ -114,7 +114,7 @@ fn misfit(error: Error, section: String) -> What {
     What::UnknownKey { key, section, hint }
 }
 
-/// Takes the key or value at `span` out of `table`. Gives the name of its section.
+/// Takes the key or value at `span` out of `table`. Returns the name of the section.
 fn remove(table: &mut DeTable<'_>, span: &Range<usize>, section: &str) -> Option<String> {
     let here = table.iter().find_map(|(key, value)| {
         // An element of an array cannot be taken out alone. Tables in arrays are searched below.

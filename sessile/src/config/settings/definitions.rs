@@ -357,7 +357,7 @@ section! {
         "connect-timeout" connect_timeout: Duration = DEFAULT_CONNECT_TIMEOUT, Span(POSITIVE_DURATION) => {
             meaning: "how long a connection attempt to a server may take",
         }
-        // Longer than servers keep idle connections, so that the server closes first.
+        // This is longer than servers keep idle connections, so that the server closes first.
         "idle-timeout" idle_timeout: Duration = Duration::from_secs(60 * 60), Span(ANY_DURATION) => {
             meaning: "a connection without a byte in either direction is closed after this long; 0: never",
         }

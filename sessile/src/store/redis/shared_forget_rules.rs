@@ -1,7 +1,7 @@
 //! The forget rules of a farm in the store. They are one value, sealed under the farm key and bound
 //! to its Redis key.
 //!
-//! `sessile forget` adds rules. Every server reads them again and again, and restores rules that the store lost.
+//! `sessile forget` adds rules. Every server reads them repeatedly, and restores rules that the store lost.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -153,7 +153,7 @@ impl SharedForgetRules {
     /// Saves the rules for the next start.
     fn save(&self, schedule: Arc<Schedule>, rules: ForgetRules) {
         if let Some(file) = self.file.clone() {
-            // On another thread, so that handshakes do not wait for the disk.
+            // This runs on another thread, so that handshakes do not wait for the disk.
             tokio::task::spawn_blocking(move || file.save(&schedule, &rules));
         }
     }

@@ -304,7 +304,7 @@ impl FarmKey {
     }
 }
 
-/// The number of epochs by which the last of these chains is behind `wanted`.
+/// The largest number of epochs by which one of these chains is behind `wanted`.
 fn longest_lag<'a>(chains: impl Iterator<Item = &'a Chain>, wanted: u64) -> u64 {
     chains
         .map(|chain| wanted.saturating_sub(chain.epoch()))

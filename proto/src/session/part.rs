@@ -106,7 +106,7 @@ impl Part {
             .map(|place| self.log.entry(self.index.location(place)).value)
     }
 
-    /// The entry with this key, even if it has expired. Counts and changes nothing.
+    /// The entry with this key, even if it has expired. Counts no look-up and changes nothing.
     pub(super) fn peek(&self, key: Hashed<'_>) -> Option<TableEntry<'_>> {
         let place = self.find(key)?;
         Some(self.log.entry(self.index.location(place)))

@@ -46,7 +46,7 @@ impl Table {
         self.whole.get(self.whole.hasher().hashed(key), now)
     }
 
-    /// The entry with this key, even if it has expired. Counts and changes nothing.
+    /// The entry with this key, even if it has expired. Counts no look-up and changes nothing.
     #[must_use]
     pub fn peek(&self, key: &[u8]) -> Option<TableEntry<'_>> {
         self.whole.peek(self.whole.hasher().hashed(key))

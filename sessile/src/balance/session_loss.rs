@@ -21,7 +21,7 @@ pub(super) const BUCKETS: [f64; 16] = [
     18_000.0, 36_000.0,
 ];
 
-/// The divisor for the smallest logged change: a smaller part of the age limit is not logged.
+/// A change of the age limit is logged if it is larger than the limit divided by this number.
 const LOGGED_CHANGE: u32 = 4;
 
 /// The offers of one server's learned sessions, and the age limit that they show.

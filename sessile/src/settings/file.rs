@@ -40,7 +40,7 @@ pub enum Error {
 /// The result of a change.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Change {
-    /// The text already was the same. Nothing was written.
+    /// The text was the same already. Nothing was written.
     None,
     /// A new file was made.
     Made,

@@ -17,7 +17,7 @@ const RESUMED_VERDICTS: [(Mechanism, &str); 3] = [
 ];
 
 /// The log line of a server that reads new forget rules.
-const RULES_READ: &str = "the farm forgets sessions on request";
+const RULES_READ: &str = "new forget rules apply";
 
 /// A farm with a site for `localhost`, and a site for all other names.
 fn farm(store: &str, settings: &str) -> Farm {

@@ -35,7 +35,7 @@ pub(super) fn each<'a>(
         let body = block.vec16()?;
         let (word, bit) = (usize::from(kind >> 6), 1u64 << (kind & 63));
         if seen[word] & bit != 0 {
-            return Err(Error::Illegal("extension: it is there twice"));
+            return Err(Error::Illegal("extension: it occurs twice"));
         }
         seen[word] |= bit;
         take(kind, Cursor::new(body))?;

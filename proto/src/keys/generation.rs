@@ -64,19 +64,19 @@ impl std::fmt::Display for CannotRotate {
             ),
             Self::Outgoing(number, _) => write!(
                 f,
-                "tickets of generation {number} are still accepted, and of {MAX_ACCEPTED} \
-                 generations at most"
+                "tickets of generation {number} are still accepted, and at most {MAX_ACCEPTED} generations can be \
+                 accepted at once"
             ),
             Self::Full => write!(
                 f,
-                "it has {MAX_GENERATIONS} generations; those that have ended are dropped when a \
-                 server moves the file forward, so take a server's copy"
+                "it has {MAX_GENERATIONS} generations, the maximum; a server drops ended generations from its \
+                 file, so take a server's copy"
             ),
             Self::NothingWaits => f.write_str("no generation waits for its activation"),
             Self::ClockBehind(span) => write!(
                 f,
-                "it was moved forward by a clock that is {} minutes ahead of this one. If this one is behind, \
-                 the generation in use would end before its time",
+                "a clock that is {} minutes ahead of this machine's moved the key forward. If this machine's clock \
+                 is behind, the generation in use would end too early",
                 span.as_secs() / 60
             ),
         }

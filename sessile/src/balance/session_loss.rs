@@ -208,7 +208,7 @@ impl fmt::Display for LossDiagnosis {
             CountedFrom::FullHandshake => {
                 ": its session time-out, or a cache too small for the load"
             }
-            CountedFrom::Unclear => ": which of the two, no client has shown yet",
+            CountedFrom::Unclear => ": no client has shown yet which of the two",
         })
     }
 }
@@ -295,7 +295,7 @@ mod tests {
             text(CountedFrom::Unclear, configured),
             format!(
                 "forgets sessions after {age}, of idle time or since their full handshake though \
-                 36000 s are expected: which of the two, no client has shown yet"
+                 36000 s are expected: no client has shown yet which of the two"
             )
         );
     }

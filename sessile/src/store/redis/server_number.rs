@@ -71,7 +71,7 @@ impl NumberClaim {
         let is_clash = Arc::new(AtomicBool::new(false));
         let opts = Opts::new(
             "sessile_server_number_clash",
-            "1 where another server of the farm has this server's number, else 0.",
+            "1 if another server of the farm has this server's number, else 0.",
         );
         let shown = Arc::clone(&is_clash);
         live_gauge::register(registry, opts.const_label("server", server), move || {

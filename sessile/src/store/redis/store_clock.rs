@@ -37,7 +37,7 @@ impl StoreClock {
     ) -> prometheus::Result<Self> {
         let opts = Opts::new(
             "sessile_clock_astray",
-            "1 where this machine's clock is more than an epoch of the farm key off the store's, else 0.",
+            "1 if this machine's clock differs from the store's by more than an epoch of the farm key, else 0.",
         );
         let compared = Arc::clone(keys);
         live_gauge::register(registry, opts.const_label("server", server), move || {

@@ -349,7 +349,7 @@ fn a_rotation_names_its_times_and_refuses_contradictions() {
     key_output(&file, &["rotate", "--activate"]);
     let states = [(0, "outgoing".to_owned()), (1, "sealing".to_owned())];
     assert_eq!(generations(&file), states);
-    assert!(refused(&file, &["rotate"]).contains("there is room for another one from"));
+    assert!(refused(&file, &["rotate"]).contains("another generation can be added from"));
 }
 
 #[test]

@@ -44,7 +44,9 @@ enum ApiError {
     Unauthorized,
     #[error("the body has more than {MAX_BODY} bytes, or did not arrive")]
     Body,
-    #[error("the body cannot be parsed: {0}; write for example {{\"drain\": true, \"weight\": 10}}")]
+    #[error(
+        "the body cannot be parsed: {0}; write for example {{\"drain\": true, \"weight\": 10}}"
+    )]
     Json(serde_json::Error),
     #[error(transparent)]
     UnknownServer(#[from] super::UnknownServer),

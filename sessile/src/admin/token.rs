@@ -40,7 +40,9 @@ pub enum TokenError {
     Unfit { path: PathBuf },
     #[error("{file}: cannot be created: {source}", file = .path.display())]
     Make { path: PathBuf, source: io::Error },
-    #[error("the operating system's random number generator failed; check that no sandbox blocks getrandom")]
+    #[error(
+        "the operating system's random number generator failed; check that no sandbox blocks getrandom"
+    )]
     Random,
 }
 

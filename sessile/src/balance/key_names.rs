@@ -125,7 +125,12 @@ fn log(changes: Vec<NamesChange>) {
         group,
     } in changes
     {
-        tracing::info!(server, ?names, ?group, "found the key names of a server's tickets");
+        tracing::info!(
+            server,
+            ?names,
+            ?group,
+            "found the key names of a server's tickets"
+        );
     }
 }
 

@@ -72,7 +72,9 @@ pub enum StartError {
     Thread(#[from] io::Error),
     #[error("metrics: {0}")]
     Metrics(#[from] prometheus::Error),
-    #[error("the operating system's random number generator failed; check that no sandbox blocks getrandom")]
+    #[error(
+        "the operating system's random number generator failed; check that no sandbox blocks getrandom"
+    )]
     Random,
 }
 

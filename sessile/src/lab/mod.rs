@@ -50,7 +50,9 @@ pub enum LabError {
         source: client::Error,
     },
     /// The machine is too slow: a step finished after its deadline.
-    #[error("this machine is too busy: {0}; choose a smaller --scale, or wait until the machine is idle")]
+    #[error(
+        "this machine is too busy: {0}; choose a smaller --scale, or wait until the machine is idle"
+    )]
     TooSlow(&'static str),
     /// A scenario's registry text cannot be parsed. This is a fault of sessile.
     #[error("the registry text of a scenario is wrong: {0}")]

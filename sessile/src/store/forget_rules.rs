@@ -62,9 +62,13 @@ enum ForgetRulesFileError {
     Io(#[from] io::Error),
     #[error("this server's farm key cannot open the file ({})", .0.as_str())]
     Closed(Reason),
-    #[error("this machine's clock does not fit the farm key, so nothing can be sealed; correct the clock")]
+    #[error(
+        "this machine's clock does not fit the farm key, so nothing can be sealed; correct the clock"
+    )]
     NoKey,
-    #[error("the operating system's random number generator failed; check that no sandbox blocks getrandom")]
+    #[error(
+        "the operating system's random number generator failed; check that no sandbox blocks getrandom"
+    )]
     Random,
 }
 

@@ -190,7 +190,9 @@ fn record_check(state: &BalancerState, server: &PoolServer, failed: Option<&Erro
                 "server is down: its health checks failed; new connections go to other servers"
             );
         }
-        (_, Some(error)) => tracing::debug!(server = name, %address, %error, "a health check failed"),
+        (_, Some(error)) => {
+            tracing::debug!(server = name, %address, %error, "a health check failed")
+        }
         _ => {}
     }
     effect

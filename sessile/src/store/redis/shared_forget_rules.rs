@@ -146,7 +146,10 @@ impl SharedForgetRules {
     fn apply(&self, rules: &ForgetRules) {
         if self.known.learn(rules) {
             let server = &self.server;
-            tracing::info!(server, "new forget rules apply: the sessions that they cover get full/revoked");
+            tracing::info!(
+                server,
+                "new forget rules apply: the sessions that they cover get full/revoked"
+            );
         }
     }
 
@@ -180,11 +183,17 @@ pub enum ForgetError {
         reason = .reason.as_str()
     )]
     Closed { name: String, reason: Reason },
-    #[error("this machine's clock does not fit the farm key, so nothing can be sealed; correct the clock")]
+    #[error(
+        "this machine's clock does not fit the farm key, so nothing can be sealed; correct the clock"
+    )]
     NoKey,
-    #[error("the operating system's random number generator failed; check that no sandbox blocks getrandom")]
+    #[error(
+        "the operating system's random number generator failed; check that no sandbox blocks getrandom"
+    )]
     Random,
-    #[error("other commands kept changing the forget marks in the session store; run this command again")]
+    #[error(
+        "other commands kept changing the forget marks in the session store; run this command again"
+    )]
     Busy,
 }
 

@@ -210,7 +210,7 @@ fn a_list_may_be_der_and_errors_name_the_file() {
     assert!(error_text(b"").contains("lists.pem: contains no revocation list"));
     assert!(error_text(&der[..der.len() - 1]).contains("lists.pem: "));
     fs::write(chain.folder.path().join("ca.pem"), "").expect("written");
-    assert!(error_text(&der).contains("ca.pem: holds no PEM certificate"));
+    assert!(error_text(&der).contains("ca.pem: contains no PEM certificate"));
 }
 
 #[test]

@@ -203,7 +203,9 @@ fn a_key_is_created_once_and_shown_without_its_secrets() {
     let file = farm.path("made/farm.key");
     let said_new = key_output(&file, &["new", "--scope", "shop", "--rotate", "2h"]);
     assert!(said_new.contains("the key of farm \"shop\""), "{said_new}");
-    assert!(refused(&file, &["new"]).contains("the file exists, and sessile never overwrites a key"));
+    assert!(
+        refused(&file, &["new"]).contains("the file exists, and sessile never overwrites a key")
+    );
     let shown = show(&file);
     assert_eq!(shown["scope"], "shop");
     assert_eq!(shown["rotate_seconds"], 7200);

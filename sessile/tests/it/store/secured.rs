@@ -305,8 +305,14 @@ fn unusable_certificates_stop_the_start() {
     let pair = format!("cert={}&key={}", shown(&mine.chain), shown(&other.key));
     for (options, wrong) in [
         ("ca=none.pem".to_owned(), "none.pem"),
-        (format!("ca={}", shown(&mine.key)), "contains no certificate"),
-        (format!("ca={}&{pair}", shown(&mine.ca)), "do not belong together"),
+        (
+            format!("ca={}", shown(&mine.key)),
+            "contains no certificate",
+        ),
+        (
+            format!("ca={}&{pair}", shown(&mine.ca)),
+            "do not belong together",
+        ),
     ] {
         let farm = Farm::new(&format!("store = \"rediss://127.0.0.1:1?{options}\"\n"));
         let output = farm.run("web1", free_port());

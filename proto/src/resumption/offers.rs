@@ -60,7 +60,7 @@ impl Offers {
 
 /// The keys of the stored sessions that a hello names: four at most.
 ///
-/// An identity for single use has no label and looks like noise. If the store `is_shared`, every site looks
+/// An identity for single use has no label and looks random. If the store `is_shared`, every site looks
 /// such an identity up. So a site loses no session when it turns early data on or off.
 #[must_use]
 pub fn stored_sessions(

@@ -334,7 +334,7 @@ mod tests {
             refused(b"sessile snapshot 0\n and so on"),
             SnapshotError::Format
         ));
-        // Only the first of several pieces.
+        // The file ends after the first of several pieces.
         let len = u32::from_be_bytes(whole[35..39].try_into().unwrap()) as usize;
         assert!(matches!(refused(&whole[..39 + len]), SnapshotError::Forged));
     }

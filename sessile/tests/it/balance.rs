@@ -53,7 +53,7 @@ fn openssl(address: SocketAddr, certificates: &Certificates) -> Command {
 /// A visit that reads its session from a file, if the file exists, and writes the new session to it.
 fn visit(address: SocketAddr, certificates: &Certificates, session: &Path) -> Ran {
     let mut command = openssl(address, certificates);
-    // A session ID beside an offer of TLS 1.3 may be noise, and does not count as refused.
+    // A session ID beside an offer of TLS 1.3 may be random, so it does not count as refused.
     command.arg("-tls1_2");
     if session.exists() {
         command.arg("-sess_in").arg(session);

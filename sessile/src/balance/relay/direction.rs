@@ -362,8 +362,9 @@ fn remove_peeked(from: &TcpStream, mut peeked: &mut [u8]) -> io::Result<()> {
 /// Most clients send their last record and the end together. This knowledge saves one read, and one segment
 /// to the sink.
 ///
-/// The runtime's knowledge must be as old as the read. A worker is one thread, so no event arrives between the
-/// read and the next await. With several threads, bytes and the end could arrive between, and would be lost.
+/// The runtime's knowledge must be as old as the read. A worker is one thread, so no event arrives between
+/// the read and the next await. With several threads, bytes and the end could arrive between the read and
+/// this check, and would be lost.
 fn is_known_to_have_ended(from: &TcpStream) -> bool {
     let readiness = readiness(from);
     // A reset closes the socket too. The next read must return it as an error.

@@ -274,7 +274,7 @@ async fn forget_rules_that_do_not_open_are_logged_once_and_ignored() {
     let mut damaged = value;
     *damaged.last_mut().unwrap() ^= 1;
     set(&redis, &name, &damaged);
-    let warning = "does not open under this server's farm key";
+    let warning = "this server's farm key cannot open the forget rules";
     eventually("the server logs a warning", || {
         other.peer.said().contains(warning)
     });

@@ -166,7 +166,7 @@ async fn a_server_needs_four_commands_on_its_own_keys_and_time_to_compare_clocks
         assert_eq!(hop(mechanism, &one, &other).await, how);
     }
     eventually("the server asks for the TIME command", || {
-        one.peer.said().contains("give its user +time")
+        one.peer.said().contains("give the store's user +time")
     });
     let wrong = Farm::sharing(&format!("redis://sessile:guess@{address}"), "");
     let (one, other) = (wrong.serve("web1"), wrong.serve("web2"));

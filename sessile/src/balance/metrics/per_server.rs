@@ -49,8 +49,7 @@ impl ServerFamilies {
     pub(in crate::balance) fn register(registry: &Registry) -> prometheus::Result<Self> {
         let offer_idle_opts = HistogramOpts::new(
             "sessile_balance_server_offer_idle_seconds",
-            "Idle time of learned sessions when they were offered to the server that made them, by the \
-             server's answer.",
+            "Idle time of learned sessions that were offered to their own server, by the server's answer.",
         );
         let offer_idle = HistogramVec::new(
             offer_idle_opts.buckets(BUCKETS.into()),
@@ -60,8 +59,7 @@ impl ServerFamilies {
         let age_limit = GaugeVec::new(
             Opts::new(
                 "sessile_balance_server_forgets_after_seconds",
-                "The age from which this server refuses its own sessions although they have not \
-                 expired; 0 if it refuses none.",
+                "The age from which this server refuses its own unexpired sessions; 0 if it refuses none.",
             ),
             &["server"],
         )?;

@@ -285,7 +285,10 @@ async fn forget_rules_that_do_not_open_are_logged_once_and_ignored() {
     let output = forget(&farm, &["--everything"]);
     assert_eq!(output.status.code(), Some(2));
     let error = String::from_utf8(output.stderr).unwrap();
-    assert!(error.contains("do not open under this key file"), "{error}");
+    assert!(
+        error.contains("this key file cannot open the forget marks"),
+        "{error}"
+    );
 }
 
 #[test]

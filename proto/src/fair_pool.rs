@@ -98,9 +98,12 @@ impl<V> FairPool<V> {
     fn rank(&mut self, source: Source, change: isize) {
         let before = self.holdings.remove(&source);
         if let Some(held) = before {
-            self.ranks.remove(&(held.count, Reverse(held.oldest), source));
+            self.ranks
+                .remove(&(held.count, Reverse(held.oldest), source));
         }
-        let count = before.map_or(0, |held| held.count).saturating_add_signed(change);
+        let count = before
+            .map_or(0, |held| held.count)
+            .saturating_add_signed(change);
         let first = PlaceId { source, arrival: 0 };
         if let Some((oldest, _)) = self.places.range(first..).next()
             && count > 0

@@ -217,7 +217,11 @@ mod tests {
         let mut second = enter(&places, 2);
         let mut third = enter(&places, 1);
         assert_eq!(
-            [&mut first, &mut second, &mut third].map(is_displaced).iter().filter(|it| **it).count(),
+            [&mut first, &mut second, &mut third]
+                .map(is_displaced)
+                .iter()
+                .filter(|it| **it)
+                .count(),
             1
         );
         assert!(!is_displaced(&mut third));

@@ -169,7 +169,11 @@ async fn read_chunk<T>(
         let mut chunk = ReadBuf::uninit(&mut chunk);
         let read: io::Result<()> = match Pin::new(&mut *io).poll_read(cx, &mut chunk) {
             Poll::Ready(read) => read,
-            Poll::Pending => return pending.poll_displaced(cx).map(|()| Err(IntakeFailure::Displaced)),
+            Poll::Pending => {
+                return pending
+                    .poll_displaced(cx)
+                    .map(|()| Err(IntakeFailure::Displaced));
+            }
         };
         match chunk.filled() {
             bytes @ [_, ..] if read.is_ok() => pending.add_bytes(bytes.len()).map(|()| take(bytes)),

@@ -69,9 +69,13 @@ fn stalled_hellos_of_64_prefixes_refuse_no_client_of_another_prefix() {
         let _ = io.write_all(&HELLO[..HELLO.len() - 1]);
         io
     };
-    let stalled: Vec<TcpStream> = (0..640).map(|at| begin(host(100 + (at % u16::from(PREFIXES)) as u8))).collect();
+    let stalled: Vec<TcpStream> = (0..640)
+        .map(|at| begin(host(100 + (at % u16::from(PREFIXES)) as u8)))
+        .collect();
     // They are all connected before the first of them sends its hello.
-    let fresh: Vec<TcpStream> = (0..240).map(|_| connect(balancer.address(), host(9))).collect();
+    let fresh: Vec<TcpStream> = (0..240)
+        .map(|_| connect(balancer.address(), host(9)))
+        .collect();
     let answered = fresh.iter().filter(|io| is_answered(io)).count();
     assert_eq!(answered, fresh.len());
     let metrics = balancer.metrics();
@@ -103,7 +107,10 @@ fn a_source_with_all_connections_gives_way_to_another_source() {
     assert!(is_closed(&connect(balancer.address(), host(2))));
     assert!(is_closed(&connect(balancer.address(), host(1))));
     let count = |name: &str| balancer.metrics().sum(name, &[]);
-    assert_eq!(count("sessile_balance_connections_displaced_total"), MAX as u64 / 2);
+    assert_eq!(
+        count("sessile_balance_connections_displaced_total"),
+        MAX as u64 / 2
+    );
     assert_eq!(count("sessile_balance_refused_total"), 3);
     balancer.await_line("connection.max is reached");
     drop((greedy, others));
@@ -112,10 +119,16 @@ fn a_source_with_all_connections_gives_way_to_another_source() {
 #[test]
 fn idle_connections_keep_no_health_check_out() {
     let (_server, balancer) = behind_balancer("max-hellos = 0");
-    let idle: Vec<TcpStream> = (0..200).map(|_| connect(balancer.admin(), host(1))).collect();
+    let idle: Vec<TcpStream> = (0..200)
+        .map(|_| connect(balancer.admin(), host(1)))
+        .collect();
     for path in ["/healthz", "/readyz", "/metrics"] {
         let mut io = connect(balancer.admin(), host(1));
-        write!(io, "GET {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").unwrap();
+        write!(
+            io,
+            "GET {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n"
+        )
+        .unwrap();
         let mut response = String::new();
         io.read_to_string(&mut response).expect("a response");
         assert!(response.starts_with("HTTP/1.1 200 "), "{path}: {response}");

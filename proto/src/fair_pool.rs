@@ -4,41 +4,48 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use crate::affinity::Source;
 
 /// The taken places of a pool, by source. Each place has a value of its holder.
 #[derive(Debug)]
 pub struct FairPool<V> {
-    places: BTreeMap<PlaceId, V>,
+    /// In the order of arrival.
+    places: BTreeMap<PlaceId, Place<V>>,
+    by_source: BTreeSet<(Source, PlaceId)>,
     holdings: BTreeMap<Source, Holding>,
-    /// The same holdings in order. The source that gives way first is last.
+    /// The holdings in order. The source that gives way first is last.
     ranks: BTreeSet<Rank>,
     arrivals: u64,
 }
 
 /// Names a place. A later place never has the same name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct PlaceId {
+pub struct PlaceId(u64);
+
+#[derive(Debug)]
+struct Place<V> {
     source: Source,
-    arrival: u64,
+    since: Duration,
+    value: V,
 }
 
 /// The places of one source.
 #[derive(Clone, Copy, Debug)]
 struct Holding {
     count: usize,
-    /// The arrival of the oldest place.
-    oldest: u64,
+    oldest: PlaceId,
 }
 
 /// Of two sources with equally many places, the one with the older place gives way.
-type Rank = (usize, Reverse<u64>, Source);
+type Rank = (usize, Reverse<PlaceId>, Source);
 
 impl<V> Default for FairPool<V> {
     fn default() -> Self {
         Self {
             places: BTreeMap::new(),
+            by_source: BTreeSet::new(),
             holdings: BTreeMap::new(),
             ranks: BTreeSet::new(),
             arrivals: 0,
@@ -71,27 +78,45 @@ impl<V> FairPool<V> {
         self.ranks.last().map_or(0, |(count, ..)| *count)
     }
 
-    /// Takes a place for a source. The caller checks how many places there may be.
-    pub fn enter(&mut self, source: Source, value: V) -> PlaceId {
-        let arrival = self.arrivals;
+    /// When the oldest place was taken.
+    #[must_use]
+    pub fn oldest(&self) -> Option<Duration> {
+        self.places.first_key_value().map(|(_, place)| place.since)
+    }
+
+    /// Takes a place for a source. `now` counts from a fixed start. The caller checks how many places there are.
+    pub fn enter(&mut self, source: Source, now: Duration, value: V) -> PlaceId {
+        let id = PlaceId(self.arrivals);
         self.arrivals += 1;
-        let id = PlaceId { source, arrival };
-        self.places.insert(id, value);
+        let place = Place {
+            source,
+            since: now,
+            value,
+        };
+        self.places.insert(id, place);
+        self.by_source.insert((source, id));
         self.rank(source, 1);
         id
     }
 
     /// Gives a place back. Returns its value; `None` if the place was displaced before.
     pub fn leave(&mut self, id: PlaceId) -> Option<V> {
-        let value = self.places.remove(&id)?;
-        self.rank(id.source, -1);
-        Some(value)
+        let place = self.places.remove(&id)?;
+        self.by_source.remove(&(place.source, id));
+        self.rank(place.source, -1);
+        Some(place.value)
     }
 
     /// Frees the oldest place of the source that holds most. Returns the value of the place.
-    pub fn displace(&mut self) -> Option<V> {
-        let (_, Reverse(arrival), source) = *self.ranks.last()?;
-        self.leave(PlaceId { source, arrival })
+    pub fn displace_from_largest(&mut self) -> Option<V> {
+        let (_, Reverse(id), _) = *self.ranks.last()?;
+        self.leave(id)
+    }
+
+    /// Frees the oldest place. Returns its value.
+    pub fn displace_oldest(&mut self) -> Option<V> {
+        let (id, _) = self.places.first_key_value()?;
+        self.leave(*id)
     }
 
     /// Puts a source in order again after its number of places changed.
@@ -101,16 +126,18 @@ impl<V> FairPool<V> {
             self.ranks
                 .remove(&(held.count, Reverse(held.oldest), source));
         }
-        let count = before
-            .map_or(0, |held| held.count)
-            .saturating_add_signed(change);
-        let first = PlaceId { source, arrival: 0 };
-        if let Some((oldest, _)) = self.places.range(first..).next()
-            && count > 0
+        let first = (source, PlaceId(0));
+        if let Some((of, oldest)) = self.by_source.range(first..).next()
+            && *of == source
         {
-            let oldest = oldest.arrival;
-            self.ranks.insert((count, Reverse(oldest), source));
-            self.holdings.insert(source, Holding { count, oldest });
+            let count = before.map_or(0, |held| held.count);
+            let held = Holding {
+                count: count.saturating_add_signed(change),
+                oldest: *oldest,
+            };
+            self.ranks
+                .insert((held.count, Reverse(held.oldest), source));
+            self.holdings.insert(source, held);
         }
     }
 }
@@ -140,25 +167,25 @@ mod tests {
     fn the_source_that_holds_most_gives_way_with_its_oldest_place() {
         let mut pool = FairPool::default();
         for (net, value) in [(1, "a"), (2, "b"), (2, "c"), (2, "d"), (1, "e")] {
-            pool.enter(source(net), value);
+            pool.enter(source(net), Duration::ZERO, value);
         }
         assert_eq!((pool.most_held(), pool.held_by(source(1))), (3, 2));
-        assert_eq!(pool.displace(), Some("b"));
+        assert_eq!(pool.displace_from_largest(), Some("b"));
         // Both hold two places now. The older one is of the first source.
-        assert_eq!(pool.displace(), Some("a"));
-        assert_eq!(pool.displace(), Some("c"));
-        assert_eq!(pool.displace(), Some("d"));
-        assert_eq!(pool.displace(), Some("e"));
-        assert_eq!(pool.displace(), None);
+        assert_eq!(pool.displace_from_largest(), Some("a"));
+        assert_eq!(pool.displace_from_largest(), Some("c"));
+        assert_eq!(pool.displace_from_largest(), Some("d"));
+        assert_eq!(pool.displace_from_largest(), Some("e"));
+        assert_eq!(pool.displace_from_largest(), None);
         assert!(pool.is_empty());
     }
 
     #[test]
     fn a_displaced_place_cannot_be_given_back() {
         let mut pool = FairPool::default();
-        let lost = pool.enter(source(1), 1);
-        assert_eq!(pool.displace(), Some(1));
-        let next = pool.enter(source(1), 2);
+        let lost = pool.enter(source(1), Duration::ZERO, 1);
+        assert_eq!(pool.displace_from_largest(), Some(1));
+        let next = pool.enter(source(1), Duration::ZERO, 2);
         assert_eq!(pool.leave(lost), None);
         assert_eq!(pool.leave(next), Some(2));
         assert_eq!(pool.held_by(source(1)), 0);
@@ -190,19 +217,26 @@ mod tests {
                         let (_, value, id) = list.remove(usize::from(net) % list.len());
                         prop_assert_eq!(pool.leave(id), Some(value));
                     }
+                    1 if net == 0 => {
+                        let oldest = (!list.is_empty()).then(|| list.remove(0).1);
+                        prop_assert_eq!(pool.displace_oldest(), oldest);
+                    }
                     1 => {
                         let most = list.iter().map(|place| count(&list, place.0)).max();
                         let victim = list.iter().position(|place| Some(count(&list, place.0)) == most);
                         let expected = victim.map(|index| list.remove(index).1);
-                        prop_assert_eq!(pool.displace(), expected);
+                        prop_assert_eq!(pool.displace_from_largest(), expected);
                     }
                     _ => {
                         let source = source(net);
-                        list.push((source, value, pool.enter(source, value)));
+                        let now = Duration::from_secs(value);
+                        list.push((source, value, pool.enter(source, now, value)));
                     }
                 }
                 let most = list.iter().map(|place| count(&list, place.0)).max();
                 prop_assert_eq!(pool.most_held(), most.unwrap_or(0));
+                let oldest = list.first().map(|place| Duration::from_secs(place.1));
+                prop_assert_eq!(pool.oldest(), oldest);
                 prop_assert_eq!(pool.len(), list.len());
                 prop_assert_eq!(pool.held_by(source(net)), count(&list, source(net)));
             }

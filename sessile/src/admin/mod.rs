@@ -33,6 +33,9 @@ use crate::listener::{self, FairPlaces, ListenError, WhenFull};
 /// Maximum number of connections at once. When one more comes, the oldest gives way.
 const MAX_CONNECTIONS: usize = 64;
 
+/// A connection that is older gives way before the others.
+const HEALTHY: Duration = Duration::from_secs(1);
+
 /// Maximum duration of a connection. A scraper can open another connection.
 const CONNECTION_DEADLINE: Duration = Duration::from_secs(60);
 
@@ -91,7 +94,7 @@ impl Admin {
         let mut workers = Workers::default();
         workers.spawn("admin", move || async move {
             // A connection that waits gives way, so that idle clients cannot keep health checks out.
-            let places = FairPlaces::new(MAX_CONNECTIONS, WhenFull::Newcomer);
+            let places = FairPlaces::new(MAX_CONNECTIONS, WhenFull::Newcomer { healthy: HEALTHY });
             let context = Rc::new(context);
             let accepted = listener::accept(socket, stop.cancelled(), |io, peer| {
                 let context = Rc::clone(&context);

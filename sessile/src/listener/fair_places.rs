@@ -1,10 +1,12 @@
 //! A pool of places that all workers share. If the pool is full, the source that holds most gives way.
 
+use std::cmp::Reverse;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use sessile_proto::affinity::Source;
 use sessile_proto::fair_pool::{FairPool, PlaceId, gives_way};
@@ -15,13 +17,17 @@ use crate::locks::locked;
 /// Parts of a pool. Sources in different parts do not wait for each other's lock.
 const PARTS: usize = 16;
 
+/// [`Part::oldest`] of a part without places.
+const NONE: u64 = u64::MAX;
+
 /// Who gets a place in a full pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WhenFull {
     /// A newcomer whose source holds fewer places than another source.
     FairShare,
-    /// Every newcomer. Use this for work that a healthy client finishes at once.
-    Newcomer,
+    /// Every newcomer. Use this for work that a healthy client finishes at once. Places that were held for
+    /// longer than `healthy` give way first, whoever holds them.
+    Newcomer { healthy: Duration },
 }
 
 /// The places, shared by all workers of a role.
@@ -32,13 +38,18 @@ pub struct FairPlaces {
     parts: [Part; PARTS],
     /// The part where the next search begins, so that no part gives way more often than the others.
     next: AtomicUsize,
+    started: Instant,
 }
 
-#[derive(Default)]
+/// The value of a place: tells the holder that the place is lost.
+type Lost = oneshot::Sender<()>;
+
 struct Part {
-    pool: Mutex<FairPool<oneshot::Sender<()>>>,
+    pool: Mutex<FairPool<Lost>>,
     /// The most places of one source, readable without the lock.
     most_held: AtomicUsize,
+    /// Milliseconds from the start to the oldest place, readable without the lock.
+    oldest: AtomicU64,
 }
 
 /// A place. It is free again when this is dropped.
@@ -53,16 +64,22 @@ impl FairPlaces {
     /// A pool of `max` places.
     #[must_use]
     pub fn new(max: usize, when_full: WhenFull) -> Arc<Self> {
+        let part = |_| Part {
+            pool: Mutex::default(),
+            most_held: AtomicUsize::new(0),
+            oldest: AtomicU64::new(NONE),
+        };
         Arc::new(Self {
             max,
             when_full,
             used: AtomicUsize::new(0),
-            parts: Default::default(),
+            parts: std::array::from_fn(part),
             next: AtomicUsize::new(0),
+            started: Instant::now(),
         })
     }
 
-    /// Takes a place for a source. `None` if the pool is full and no other source gives way.
+    /// Takes a place for a source. `None` if the pool is full and no place is displaced.
     #[must_use]
     pub fn enter(self: &Arc<Self>, source: Source) -> Option<Place> {
         let before = self.used.fetch_add(1, Ordering::Relaxed);
@@ -81,7 +98,9 @@ impl FairPlaces {
 
     fn place(self: &Arc<Self>, source: Source) -> Place {
         let (lost, displaced) = oneshot::channel();
-        let id = self.part(source).change(|pool| pool.enter(source, lost));
+        let now = self.started.elapsed();
+        let part = self.part(source);
+        let id = part.change(|pool| pool.enter(source, now, lost));
         Place {
             places: Arc::clone(self),
             id,
@@ -90,39 +109,63 @@ impl FairPlaces {
         }
     }
 
-    /// Takes a place from the source that holds most. Returns false if there is none that has to give way.
+    /// Frees a place for a newcomer. Returns false if no place has to give way.
     fn displace_for(&self, source: Source) -> bool {
-        let own = locked(&self.part(source).pool).held_by(source);
-        // Another worker may displace the same place first. The next source is tried then.
-        for _ in 0..PARTS {
-            let Some(part) = self.part_that_holds_most() else {
-                return false;
-            };
-            let lost = part.change(|pool| match self.when_full {
-                WhenFull::FairShare if !gives_way(pool.most_held(), own) => None,
-                _ => pool.displace(),
-            });
-            if let Some(lost) = lost {
-                self.used.fetch_sub(1, Ordering::Relaxed);
-                // The holder may be leaving by itself.
-                let _ = lost.send(());
-                return true;
+        let lost = match self.when_full {
+            WhenFull::FairShare => {
+                let own = locked(&self.part(source).pool).held_by(source);
+                self.displace_from_largest(own)
             }
-            if self.when_full == WhenFull::FairShare {
-                return false;
-            }
-        }
-        false
+            WhenFull::Newcomer { healthy } => self
+                .displace_older_than(healthy)
+                .or_else(|| self.displace_from_any()),
+        };
+        let Some(lost) = lost else {
+            return false;
+        };
+        self.used.fetch_sub(1, Ordering::Relaxed);
+        // The holder may be leaving by itself.
+        let _ = lost.send(());
+        true
     }
 
-    fn part_that_holds_most(&self) -> Option<&Part> {
+    fn displace_from_largest(&self, own: usize) -> Option<Lost> {
+        let part = self.search(|part| part.most_held.load(Ordering::Relaxed));
+        part.change(|pool| {
+            let has_to = gives_way(pool.most_held(), own);
+            has_to.then(|| pool.displace_from_largest()).flatten()
+        })
+    }
+
+    fn displace_older_than(&self, healthy: Duration) -> Option<Lost> {
+        let part = self.search(|part| Reverse(part.oldest.load(Ordering::Relaxed)));
+        let now = self.started.elapsed();
+        part.change(|pool| {
+            let is_old = now.saturating_sub(pool.oldest()?) > healthy;
+            is_old.then(|| pool.displace_oldest()).flatten()
+        })
+    }
+
+    /// Displaces from the source that holds most. Another worker may empty the same part first, so this tries
+    /// more than one.
+    fn displace_from_any(&self) -> Option<Lost> {
+        (0..PARTS).find_map(|_| {
+            let part = self.search(|part| part.most_held.load(Ordering::Relaxed));
+            part.change(FairPool::displace_from_largest)
+        })
+    }
+
+    /// The part with the greatest key. Of equal parts, each is found in turn.
+    fn search<K: Ord>(&self, key: impl Fn(&Part) -> K) -> &Part {
         let first = self.next.fetch_add(1, Ordering::Relaxed) % PARTS;
-        let (before, after) = self.parts.split_at(first);
-        let held = |part: &&Part| part.most_held.load(Ordering::Relaxed);
-        let most = after.iter().chain(before).map(|part| (held(&part), part));
-        most.reduce(|most, next| if next.0 > most.0 { next } else { most })
-            .filter(|(held, _)| *held > 0)
-            .map(|(_, part)| part)
+        let mut found = &self.parts[first];
+        for offset in 1..PARTS {
+            let part = &self.parts[(first + offset) % PARTS];
+            if key(part) > key(found) {
+                found = part;
+            }
+        }
+        found
     }
 
     fn part(&self, source: Source) -> &Part {
@@ -131,10 +174,14 @@ impl FairPlaces {
 }
 
 impl Part {
-    fn change<T>(&self, change: impl FnOnce(&mut FairPool<oneshot::Sender<()>>) -> T) -> T {
+    fn change<T>(&self, change: impl FnOnce(&mut FairPool<Lost>) -> T) -> T {
         let mut pool = locked(&self.pool);
         let result = change(&mut pool);
         self.most_held.store(pool.most_held(), Ordering::Relaxed);
+        let oldest = pool
+            .oldest()
+            .map_or(NONE, |oldest| oldest.as_millis() as u64);
+        self.oldest.store(oldest, Ordering::Relaxed);
         result
     }
 }
@@ -180,6 +227,10 @@ mod tests {
 
     use super::*;
 
+    const NEWCOMER: WhenFull = WhenFull::Newcomer {
+        healthy: Duration::MAX,
+    };
+
     fn source(net: u8) -> Source {
         Source::of(IpAddr::V4(Ipv4Addr::new(198, 51, net, 1)))
     }
@@ -212,7 +263,7 @@ mod tests {
 
     #[test]
     fn every_newcomer_gets_a_place_where_the_oldest_gives_way() {
-        let places = FairPlaces::new(2, WhenFull::Newcomer);
+        let places = FairPlaces::new(2, NEWCOMER);
         let mut first = enter(&places, 1);
         let mut second = enter(&places, 2);
         let mut third = enter(&places, 1);
@@ -226,6 +277,18 @@ mod tests {
         );
         assert!(!is_displaced(&mut third));
         assert_eq!(places.used(), 2);
+    }
+
+    #[test]
+    fn a_place_that_was_held_for_too_long_gives_way_before_the_largest_source() {
+        let healthy = Duration::ZERO;
+        let places = FairPlaces::new(3, WhenFull::Newcomer { healthy });
+        let mut stalled = enter(&places, 1);
+        let mut many = [enter(&places, 2), enter(&places, 2)];
+        let newcomer = enter(&places, 2);
+        assert!(is_displaced(&mut stalled));
+        assert!(!many.iter_mut().any(is_displaced));
+        drop(newcomer);
     }
 
     #[test]
@@ -245,7 +308,7 @@ mod tests {
 
     #[test]
     fn no_pool_is_without_places_when_workers_meet() {
-        let places = FairPlaces::new(64, WhenFull::Newcomer);
+        let places = FairPlaces::new(64, NEWCOMER);
         std::thread::scope(|scope| {
             for worker in 0..4 {
                 let places = &places;

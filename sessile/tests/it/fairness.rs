@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::path::Path;
+use std::thread;
 use std::time::Duration;
 
 use socket2::{Domain, Socket, Type};
@@ -72,6 +73,8 @@ fn stalled_hellos_of_64_prefixes_refuse_no_client_of_another_prefix() {
     let stalled: Vec<TcpStream> = (0..640)
         .map(|at| begin(host(100 + (at % u16::from(PREFIXES)) as u8)))
         .collect();
+    // A healthy client is faster than the clients that have stalled until now.
+    thread::sleep(Duration::from_millis(1100));
     // They are all connected before the first of them sends its hello.
     let fresh: Vec<TcpStream> = (0..240)
         .map(|_| connect(balancer.address(), host(9)))

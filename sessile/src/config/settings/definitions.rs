@@ -275,8 +275,7 @@ section! {
         }
         "max-hellos" max_hellos: usize = 0, Count(0..=MAX_COUNT) => {
             meaning: "maximum connections at once that wait for a ClientHello; when one more comes, \
-                    the oldest of the source prefix (/24, /56) with the most is closed; 0: half of \
-                    all connections",
+                    the oldest one gives way; 0: half of all connections",
             restart: BOTH,
         }
         "max-hello-bytes" max_hello_bytes: usize = 64 << 20, Count(MIN_HELLO_BYTES..=MAX_COUNT) => {

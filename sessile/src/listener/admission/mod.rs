@@ -32,6 +32,10 @@ const SOURCE_SLOTS: usize = 4096;
 /// The default of `connection.max-hellos` is half of all connections, and at least this.
 const MIN_HELLOS: usize = 64;
 
+/// A ClientHello that is incomplete for longer has stalled. A healthy client needs a round trip, and one more if
+/// a segment is lost.
+const STALLED: Duration = Duration::from_secs(1);
+
 /// The share of a source is at least this many bytes: a few hellos of the greatest length.
 const MIN_BYTE_SHARE: usize = 256 * 1024;
 
@@ -94,7 +98,7 @@ impl Admission {
         };
         Arc::new(Self {
             max_hello_size: limits.max_hello_size,
-            hellos: FairPlaces::new(hellos, WhenFull::Newcomer),
+            hellos: FairPlaces::new(hellos, WhenFull::Newcomer { healthy: STALLED }),
             hello_bytes: Quota::new(limits.max_hello_bytes, MIN_BYTE_SHARE, ONE_HELLO),
             buffered_bytes: Quota::new(buffer_limit.bytes, 0, 0),
             // Each source may have one pipe while a pipe is free.

@@ -58,8 +58,8 @@ impl KeyNameDiscovery {
             // A running discovery will find an unknown name anyway.
             let is_known =
                 |name: &KeyName| is_running || server.key_names.names_of(id).contains(name);
-            let kind = connection.outcome().kind;
-            let offered = fingerprint(connection.offered());
+            let kind = connection.outcome.kind;
+            let offered = fingerprint(connection.offered.as_ref());
             if let Some(lost) = self.schedule.record_check(kind, offered, is_known) {
                 server
                     .key_names
@@ -205,8 +205,8 @@ async fn return_visit(
         }
     };
     server.record_offer_finished(kind);
-    let resumed = matches!(connection.outcome().kind, Kind::Resumed(_));
-    let ticket = fingerprint(connection.offered());
+    let resumed = matches!(connection.outcome.kind, Kind::Resumed(_));
+    let ticket = fingerprint(connection.offered.as_ref());
     Ok(ticket.map(|ticket| ReturnVisit { ticket, resumed }))
 }
 
@@ -221,7 +221,7 @@ async fn try_at_other_servers(pool: &Pool, plan: &CheckPlan, name: KeyName, clie
             return;
         };
         asked.insert(other.id());
-        if client.sessions().is_empty() && handshake(client, &plan.target).await.is_err() {
+        if client.sessions.is_empty() && handshake(client, &plan.target).await.is_err() {
             return;
         }
         let target = Target {
@@ -230,7 +230,10 @@ async fn try_at_other_servers(pool: &Pool, plan: &CheckPlan, name: KeyName, clie
             ..plan.target.clone()
         };
         let (ticket, kind) = match client.attempt(&target).await {
-            Ok(connection) => (fingerprint(connection.offered()), connection.outcome().kind),
+            Ok(connection) => (
+                fingerprint(connection.offered.as_ref()),
+                connection.outcome.kind,
+            ),
             Err(failure) => {
                 if client.with_empty_sessions().connect(&target).await.is_err() {
                     continue;
@@ -249,7 +252,7 @@ async fn try_at_other_servers(pool: &Pool, plan: &CheckPlan, name: KeyName, clie
                 .update(id, |names| names.tried(name, id, other.id(), resumed));
         }
         // Tickets of the other server prove nothing about this server.
-        client.sessions().clear();
+        client.sessions.clear();
     }
 }
 

@@ -88,7 +88,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
                 commands: balancer.commands(),
                 token: open_token(&config),
             };
-            Admin::start_with_api(address, registry, Some(api), stop.clone())
+            Admin::start(address, registry, Some(api), stop.clone())
         })
         .transpose()?;
     if let Some(admin) = &admin {

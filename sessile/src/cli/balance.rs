@@ -85,7 +85,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         .listen
         .map(|address| {
             let api = Api {
-                commands: balancer.commands(),
+                commands: balancer.commands.clone(),
                 token: open_token(&config),
             };
             Admin::start(address, registry, Some(api), stop.clone())

@@ -56,8 +56,10 @@ impl KeyNameDiscovery {
             let server = &plan.server;
             let id = server.id();
             // A running discovery will find an unknown name anyway.
-            let is_known =
-                |name: &KeyName| is_running || server.key_names.names_of(id).contains(name);
+            let is_known = |name: &KeyName| {
+                let key_names = &server.key_names;
+                is_running || key_names.read(|names| names.names_of(id).any(|known| known == name))
+            };
             let kind = connection.outcome.kind;
             let offered = fingerprint(connection.offered.as_ref());
             if let Some(lost) = self.schedule.record_check(kind, offered, is_known) {
@@ -264,8 +266,11 @@ fn next_to_try<'p>(
     asked: &BTreeSet<u32>,
 ) -> Option<&'p Arc<PoolServer>> {
     let now = Instant::now();
-    let candidates = pool.key_names.servers_to_try(name, issuer).into_iter();
+    let candidates = pool
+        .key_names
+        .read(|names| names.servers_to_try(name, issuer));
     candidates
+        .into_iter()
         .filter(|id| !asked.contains(id))
         .filter_map(|id| pool.with_id(id))
         .find(|server| server.availability(now) == Availability::Up)

@@ -1,4 +1,5 @@
-//! Gauges of each server that are read at each scrape, because an ejection and a slow start end without an event.
+//! Gauges of each server, read at each scrape: an ejection and a slow start end without an event.
+//!
 //! A removed server has no series.
 
 use prometheus::core::{Collector, Desc};

@@ -19,7 +19,7 @@ pub(super) const MAX_IDENTITIES: usize = 4;
 
 /// Reads the key file. `None` if the configuration has no key, or if the default key file does not exist.
 ///
-/// `had_one`: the balancer has a key now. Then a missing default file is an error.
+/// `had_one`: the balancer already has a key. Then a missing default file is an error.
 pub(super) fn open_route_keys(
     config: &Config,
     had_one: bool,

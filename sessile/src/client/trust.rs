@@ -65,7 +65,7 @@ impl Trust {
             return Err(SetupError::NoCa);
         }
         let builder = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider);
-        // Without revocation lists, a build fails only for an empty set of roots.
+        // Without revocation lists, building the verifier fails only if there are no roots.
         Ok(builder.build().map_err(|_| SetupError::NoCa)?)
     }
 }

@@ -53,13 +53,13 @@ impl BalancerMetrics {
     pub(super) fn register(registry: &Registry) -> prometheus::Result<Self> {
         let routed = register_counters!(
             "sessile_balance_connections_total",
-            "Connections by the rule that routed them and by the outcome of the session offered.",
+            "Connections by routing rule and by the outcome of the offered session.",
             &["routed_by", "outcome"],
             registry
         )?;
         let missed = register_counters!(
             "sessile_balance_missed_total",
-            "Connections that could not reach the server of their session, by routing rule and by cause.",
+            "Connections that did not reach the server of their session, by routing rule and cause.",
             &["routed_by", "cause"],
             registry
         )?;
@@ -74,13 +74,14 @@ impl BalancerMetrics {
         }
         let timed_out = register_counters!(
             "sessile_balance_timed_out_total",
-            "Connections closed by balance.idle-timeout or balance.total-timeout, or half-closed by the server and silent.",
+            "Connections that the balancer closed: idle or total for the timeouts in [balance], \
+             half-closed if the server had ended and the client was silent.",
             &["timeout"],
             registry
         )?;
         let bytes = register_counters!(
             "sessile_balance_bytes_total",
-            "Bytes from clients (up) and from servers (down), hellos not counted.",
+            "Bytes from clients (up) and from servers (down), without ClientHellos.",
             &["direction"],
             registry
         )?;
@@ -112,7 +113,8 @@ impl BalancerMetrics {
             )?,
             displaced: register_counter!(
                 "sessile_balance_learned_displaced_total",
-                "Learned entries that left for a newer one of their source, which holds its whole share of the table.",
+                "Learned entries removed for a newer entry of the same source, which had used its whole \
+                 share of the table.",
                 registry
             )?,
             bytes: ByteCounters::new(|direction| bytes.with_label_values(&[direction])),
@@ -184,13 +186,13 @@ pub(super) fn register_buffered(
 ) -> prometheus::Result<()> {
     let bytes = Opts::new(
         "sessile_balance_held_bytes",
-        "Bytes held in memory because a peer does not take them, those in pipes not counted.",
+        "Bytes held in memory because a peer does not read them; bytes in pipes are not counted.",
     );
     let of_bytes = Arc::clone(admission);
     live_gauge::register(registry, bytes, move || of_bytes.buffered_bytes())?;
     let pipes = Opts::new(
         "sessile_balance_held_pipes",
-        "Pipes held because a peer does not take what is in them.",
+        "Pipes that hold bytes which a peer does not read.",
     );
     let of_pipes = Arc::clone(admission);
     live_gauge::register(registry, pipes, move || of_pipes.buffered_pipes())

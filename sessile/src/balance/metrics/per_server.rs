@@ -57,19 +57,19 @@ impl ServerFamilies {
             )?,
             bytes: register_counters!(
                 "sessile_balance_server_bytes_total",
-                "Bytes from clients (up) and from this server (down), hellos not counted.",
+                "Bytes from clients (up) and from this server (down), without ClientHellos.",
                 &["server", "direction"],
                 registry
             )?,
             handshakes: register_counters!(
                 "sessile_balance_server_handshakes_total",
-                "Connections to this server by the rule that routed them and by the outcome of the session offered.",
+                "Connections to this server by routing rule and by the outcome of the offered session.",
                 &["server", "routed_by", "outcome"],
                 registry
             )?,
             offer_idle: register_histograms!(
                 "sessile_balance_server_offer_idle_seconds",
-                "How long learned sessions were idle that were offered to the server that made them, by what it did.",
+                "Idle time of learned sessions that were offered to their own server, by the server's answer.",
                 &["server", "outcome"],
                 BUCKETS.into(),
                 registry

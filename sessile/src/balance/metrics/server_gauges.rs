@@ -30,7 +30,7 @@ struct ServerGauge {
 const GAUGES: [ServerGauge; 5] = [
     ServerGauge {
         name: "sessile_balance_server_up",
-        help: "0 where checks say that this server is down, else 1.",
+        help: "0 if checks say that this server is down, else 1.",
         value: |server| f64::from(!server.is_down),
     },
     ServerGauge {
@@ -40,17 +40,17 @@ const GAUGES: [ServerGauge; 5] = [
     },
     ServerGauge {
         name: "sessile_balance_server_forgets_after_seconds",
-        help: "The age from which on this server refuses its own sessions, before their time; 0 where it does not.",
+        help: "The age from which this server refuses its own unexpired sessions; 0 if it refuses none.",
         value: |server| server.age_limit,
     },
     ServerGauge {
         name: "sessile_balance_server_key_names",
-        help: "Key names of this server's tickets that are proven.",
+        help: "Proven key names of this server's tickets.",
         value: |server| server.key_names as f64,
     },
     ServerGauge {
         name: "sessile_balance_server_group_size",
-        help: "Servers that are known to share a ticket key with this one, itself included.",
+        help: "Servers that share a ticket key with this server, itself included.",
         value: |server| (server.siblings + 1) as f64,
     },
 ];

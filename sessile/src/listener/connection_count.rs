@@ -60,10 +60,10 @@ impl ConnectionCount {
         if let Some(accepted) = &self.metrics.accepted {
             accepted.inc();
         }
-        self.metrics.open.inc();
         Some(OpenConnection {
             place,
             count: self.clone(),
+            _open: OpenGauge::count(&self.metrics.open),
         })
     }
 
@@ -87,6 +87,7 @@ impl ConnectionCount {
 pub struct OpenConnection {
     place: Place,
     count: ConnectionCount,
+    _open: OpenGauge,
 }
 
 impl OpenConnection {
@@ -103,8 +104,18 @@ impl OpenConnection {
     }
 }
 
-impl Drop for OpenConnection {
+/// Counts one more in a gauge until it is dropped.
+pub(crate) struct OpenGauge(IntGauge);
+
+impl OpenGauge {
+    pub(crate) fn count(open: &IntGauge) -> Self {
+        open.inc();
+        Self(open.clone())
+    }
+}
+
+impl Drop for OpenGauge {
     fn drop(&mut self) {
-        self.count.metrics.open.dec();
+        self.0.dec();
     }
 }

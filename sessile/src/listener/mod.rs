@@ -14,6 +14,7 @@ mod rejection;
 mod socket;
 
 pub use admission::{Admission, Admitted, BufferGuard, BufferLimit};
+pub(crate) use connection_count::OpenGauge;
 pub use connection_count::{ConnectionCount, ConnectionMetrics};
 pub use fair_places::{FairPlaces, Place, WhenFull};
 pub use inherited::{InheritError, inherit};

@@ -8,7 +8,7 @@ use sessile_proto::hello::ClientHello;
 use sessile_proto::ticket::{self, Label};
 
 use crate::config::{Config, Key};
-use crate::key::{FileError, RouteKeyring};
+use crate::key::{FileError, FileFault, RouteKeyring};
 
 /// Most PSK identities of a hello that are read.
 ///
@@ -30,9 +30,10 @@ impl LabelReader {
         };
         match RouteKeyring::open(path) {
             Ok(keyring) => Ok(Some(Self { keyring })),
-            Err(FileError::Missing { .. }) if !had_one && *path == config.default_key_file() => {
-                Ok(None)
-            }
+            Err(FileError {
+                fault: FileFault::Missing,
+                ..
+            }) if !had_one && *path == config.default_key_file() => Ok(None),
             Err(error) => Err(error),
         }
     }

@@ -12,7 +12,7 @@ use sessile_proto::Time;
 use sessile_proto::keys::{ExportedKey, ExportedKeys, FarmKey};
 use zeroize::Zeroizing;
 
-use crate::key;
+use crate::{key, state_file};
 
 const EXAMPLES: &str = r"Examples:
   sessile key export --route --output route.key
@@ -92,7 +92,7 @@ pub(super) fn run(path: &Path, args: &Args, now: Time) -> anyhow::Result<ExitCod
 /// Writes one file for each key and a list of the files. Returns the folder as nginx must name it.
 fn nginx(folder: &Path, keys: &ExportedKeys, key: &FarmKey) -> anyhow::Result<String> {
     let folder_name = || format!("{}", folder.display());
-    key::make_folder(folder).with_context(folder_name)?;
+    state_file::make_folder(folder).with_context(folder_name)?;
     let folder = fs::canonicalize(folder).with_context(folder_name)?;
     let mut list = format!(
         "# Written by `sessile key export` for farm {:?}: the first key seals, all of them open.\n",

@@ -16,7 +16,7 @@ use sessile_proto::keys::CannotRotate;
 
 use crate::clock::{self, rfc3339};
 use crate::config;
-use crate::key::{self, KeyError, Rotation};
+use crate::key::{self, FileFault, KeyError, Rotation};
 
 /// The exit code of a check that finds a fault.
 const FAULTY: u8 = 2;
@@ -241,7 +241,7 @@ fn with_remedy(error: KeyError, path: &Path) -> anyhow::Error {
             }
             _ => return error.into(),
         },
-        KeyError::File(key::FileError::Missing { .. }) => {
+        KeyError::File(error) if matches!(error.fault, FileFault::Missing) => {
             format!("`sessile key new --file {}` makes one", path.display())
         }
         _ => return error.into(),

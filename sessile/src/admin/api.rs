@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::Token;
 use super::command::{Command, ServerChange};
+use crate::config::store::percent_decoded;
 
 /// Maximum number of bytes in a request's body.
 const MAX_BODY: usize = 4096;
@@ -158,22 +159,10 @@ async fn send_command<T>(
 /// Decodes the percent-encoded last segment of a path (RFC 3986, 2.1). Returns `None` if the
 /// segment is empty or malformed.
 fn percent_decode(segment: &str) -> Option<String> {
-    let mut decoded = Vec::with_capacity(segment.len());
-    let mut rest = segment.bytes();
-    while let Some(byte) = rest.next() {
-        decoded.push(match byte {
-            b'%' => {
-                let high = char::from(rest.next()?).to_digit(16)?;
-                let low = char::from(rest.next()?).to_digit(16)?;
-                u8::try_from(high << 4 | low).ok()?
-            }
-            b'/' => return None,
-            byte => byte,
-        });
+    if segment.is_empty() || segment.contains('/') {
+        return None;
     }
-    String::from_utf8(decoded)
-        .ok()
-        .filter(|name| !name.is_empty())
+    percent_decoded(segment).ok()
 }
 
 #[cfg(test)]

@@ -64,19 +64,6 @@ impl Admin {
     pub fn start(
         address: SocketAddr,
         registry: Registry,
-        draining: CancellationToken,
-    ) -> Result<Self, StartError> {
-        Self::start_with_api(address, registry, None, draining)
-    }
-
-    /// Starts as [`Admin::start`] does, and serves an API.
-    ///
-    /// # Errors
-    ///
-    /// The address cannot be bound, or no thread can be started.
-    pub fn start_with_api(
-        address: SocketAddr,
-        registry: Registry,
         api: Option<Api>,
         draining: CancellationToken,
     ) -> Result<Self, StartError> {

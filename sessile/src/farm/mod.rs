@@ -81,7 +81,7 @@ impl Farm {
         };
         let admin = plan
             .admin
-            .map(|address| Admin::start(address, env.registry.clone(), env.stop.clone()))
+            .map(|address| Admin::start(address, env.registry.clone(), None, env.stop.clone()))
             .transpose()?;
         let mut servers = Vec::with_capacity(plan.servers);
         for number in 1..=plan.servers {

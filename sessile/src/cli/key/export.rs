@@ -12,6 +12,7 @@ use sessile_proto::Time;
 use sessile_proto::keys::{ExportedKey, ExportedKeys, FarmKey};
 use zeroize::Zeroizing;
 
+use super::print;
 use crate::{key, state_file};
 
 const EXAMPLES: &str = r"Examples:
@@ -53,7 +54,7 @@ pub(super) fn run(path: &Path, args: &Args, now: Time) -> anyhow::Result<ExitCod
     let Some(format) = args.format else {
         let key = key::load_any(path)?;
         key::write_route_part(output, &key, now)?;
-        return super::print(&format!(
+        return print(&format!(
             "{} is for balancers: it names the server that made a ticket, but cannot open tickets.\n",
             output.display()
         ));
@@ -83,7 +84,7 @@ pub(super) fn run(path: &Path, args: &Args, now: Time) -> anyhow::Result<ExitCod
             )
         }
     };
-    super::print(&format!(
+    print(&format!(
         "{said}Export again, and reload the server, after {}.\n",
         super::rfc3339(until)
     ))

@@ -4,16 +4,16 @@ mod export;
 mod show;
 
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use clap::Subcommand;
 use sessile_proto::Time;
 use sessile_proto::keys::CannotRotate;
 
+use super::print;
 use crate::clock::{self, rfc3339};
 use crate::config;
 use crate::key::{self, FileFault, KeyError, Rotation};
@@ -277,11 +277,4 @@ fn check(path: &Path, now: Time) -> anyhow::Result<ExitCode> {
         crate::check::counted(warnings.len(), "warning"),
     )?;
     print(&out)
-}
-
-fn print(text: &str) -> anyhow::Result<ExitCode> {
-    std::io::stdout()
-        .write_all(text.as_bytes())
-        .context("the standard output")?;
-    Ok(ExitCode::SUCCESS)
 }

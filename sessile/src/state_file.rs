@@ -30,7 +30,7 @@ pub fn path(folder: &Path, kind: &str, server: &str) -> PathBuf {
         .map(|c| if is_plain(c) { c } else { '_' })
         .collect();
     if name != server {
-        // Two names that became equal must still lead to two files.
+        // Two names that become equal in this way must still lead to two files.
         let digest = digest::digest(&digest::SHA256, server.as_bytes());
         for byte in &digest.as_ref()[..4] {
             name.push_str(&format!("-{byte:02x}"));
@@ -43,7 +43,7 @@ fn is_plain(c: char) -> bool {
     c.is_ascii_alphanumeric() || "-._".contains(c)
 }
 
-/// Makes or replaces a file with what `write` writes.
+/// Makes or replaces a file with the output of `write`.
 ///
 /// # Errors
 /// If the file cannot be written. The old file then stays.
@@ -86,7 +86,7 @@ pub fn sync_folder(path: &Path) -> io::Result<()> {
     File::open(folder_of(path))?.sync_all()
 }
 
-/// Makes a folder that only its owner can look into, and the folders above it.
+/// Makes a folder that only its owner can open, and the folders above it.
 ///
 /// # Errors
 /// If the system refuses to make a folder.

@@ -4,15 +4,15 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ALLOW, AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue, WWW_AUTHENTICATE};
+use http::header::{ALLOW, AUTHORIZATION, HeaderName, HeaderValue, WWW_AUTHENTICATE};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 
-use super::Token;
 use super::command::{Command, ServerChange};
+use super::{Token, respond};
 use crate::config::store::percent_decoded;
 
 /// Maximum number of bytes in a request's body.
@@ -45,11 +45,13 @@ enum ApiError {
     Unauthorized,
     #[error("the body has more than {MAX_BODY} bytes, or did not arrive")]
     Body,
-    #[error("the body is not understood: {0}; for instance {{\"drain\": true, \"weight\": 10}}")]
+    #[error(
+        "the body cannot be parsed: {0}; write for example {{\"drain\": true, \"weight\": 10}}"
+    )]
     Json(serde_json::Error),
     #[error(transparent)]
     UnknownServer(#[from] super::UnknownServer),
-    #[error("no answer; the balancer may be shutting down")]
+    #[error("the balancer did not answer; it may be shutting down")]
     NoAnswer,
 }
 
@@ -86,21 +88,18 @@ pub(super) async fn answer(api: &Api, request: Request<Incoming>) -> Response<Fu
             error.header(),
         ),
     };
-    let mut response = Response::new(Full::new(format!("{value:#}\n").into()));
-    *response.status_mut() = status;
-    let headers = response.headers_mut();
+    let mut response = respond(status, "application/json", format!("{value:#}\n"));
     if let Some((name, value)) = error_header {
-        headers.insert(name, HeaderValue::from_static(value));
+        let value = HeaderValue::from_static(value);
+        response.headers_mut().insert(name, value);
     }
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }
 
 /// Why the role is not ready; `None` if it is ready.
 pub(super) async fn not_ready_reason(api: &Api) -> Option<String> {
     match send_command(api, Command::Readiness).await {
-        Ok(Ok(())) => None,
-        Ok(Err(error)) => Some(error.to_string()),
+        Ok(readiness) => readiness.err().map(|error| error.to_string()),
         Err(error) => Some(error.to_string()),
     }
 }

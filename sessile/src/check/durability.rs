@@ -37,10 +37,10 @@ pub(super) fn check(config: &Config, findings: &mut Findings) {
             grade,
             format!(
                 "All sessions are stored, even those with tickets (connection.purge-on-reclaim or \
-                 session.require-close-notify is on): {place}."
+                 session.require-close-notify is on). {place}."
             ),
         ),
-        (false, _) => findings.note("No tickets are handed out: session.tickets is false."),
+        (false, _) => findings.note("No tickets are issued: session.tickets is false."),
     }
     if session.max_entries == 0 {
         findings.warn(
@@ -49,7 +49,7 @@ pub(super) fn check(config: &Config, findings: &mut Findings) {
         );
     } else if !stored {
         findings.note(format!(
-            "Session IDs (TLS 1.2 clients without tickets) survive the end of their connection: {place}."
+            "Session IDs (TLS 1.2 clients without tickets) survive the end of their connection. {place}."
         ));
     }
     if connection.purge_on_reclaim {
@@ -94,18 +94,18 @@ fn session_place(config: &Config) -> (Grade, &'static str) {
     match (&config.session.store, &config.key) {
         (StoreUrl::Redis(_), Key::File(_)) => (
             Grade::Note,
-            "they survive a restart and a crash, and resume on every server that has the same store and the same key.file",
+            "They survive a restart and a crash, and resume on every server that has the same store and the same key.file",
         ),
         // A drain writes a snapshot to the state folder, and the next start reads it.
         (StoreUrl::Memory, Key::File(_)) if config.session.snapshot => (
             Grade::Warning,
-            "they stay in this server's session table, which a restart keeps in the state folder \
-             (session.snapshot): a crash loses them, and only this server resumes them",
+            "They stay in this server's session table: only this server resumes them. A restart keeps \
+             them in the state folder (session.snapshot), but a crash loses them",
         ),
         _ => (
             Grade::Warning,
-            "they stay in this server's session table: a restart or a crash loses them, and only this server \
-             resumes them",
+            "They stay in this server's session table: only this server resumes them, and a restart or a \
+             crash loses them",
         ),
     }
 }
@@ -116,15 +116,16 @@ pub(super) fn check_store(config: &Config, findings: &mut Findings) {
         return;
     };
     findings.note(format!(
-        "Sessions are shared through {redis}. A handshake waits for it {} at most, and is full if it does not \
-         answer.",
+        "Sessions are shared through {redis}. A handshake waits at most {} for the store, and is full \
+         if the store does not answer.",
         format_duration(config.session.store_timeout)
     ));
     let early_data = config.sites.iter().filter(|site| site.early_data > 0);
     let sites = early_data.count();
     if sites > 0 {
         findings.note(format!(
-            "Early data (0-RTT) of TLS 1.3 clients is taken at {}: up to {}, once for each session. Their sessions are \
+            "Early data (0-RTT) of TLS 1.3 clients is accepted at {}: up to {}, once for each session. \
+             Their sessions are \
              in the session store, not in tickets, and live as long as the store keeps them.",
             counted(sites, "site"),
             human_bytes(config.session.early_data.into())

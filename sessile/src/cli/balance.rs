@@ -81,7 +81,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     log_label_source(&config, &balancer);
     let api = || {
         Some(Api {
-            commands: balancer.commands(),
+            commands: balancer.commands.clone(),
             token: open_token(&config),
         })
     };

@@ -44,9 +44,15 @@ impl FileError {
 /// The problem with a key file.
 #[derive(Debug, thiserror::Error)]
 pub enum FileFault {
-    #[error("not there")]
+    #[error(
+        "the file does not exist; run `sessile key new`, or copy the file from another server of \
+         the farm"
+    )]
     Missing,
-    #[error("already there; it is never overwritten")]
+    #[error(
+        "the file exists, and sessile never overwrites a key; choose another --file, or move \
+         this one away"
+    )]
     Exists,
     #[error("{0}")]
     Io(io::Error),
@@ -55,7 +61,7 @@ pub enum FileFault {
          another user may have read it", file = .path.display()
     )]
     Readable { path: PathBuf, mode: u32 },
-    #[error("{0} bytes are too long for a key file")]
+    #[error("a file of {0} bytes is too long for a farm key; check the path")]
     TooLong(u64),
     #[error(transparent)]
     Malformed(#[from] Malformed),
@@ -111,7 +117,7 @@ fn is_on_read_only_mount(path: &Path) -> bool {
         .is_ok_and(|fs| fs.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY))
 }
 
-/// Why the key file cannot be replaced, and therefore not be moved forward, if that shows without trying.
+/// The reason why the key file cannot be replaced, if a check without writing finds one.
 pub(super) fn read_only_reason(path: &Path) -> Option<&'static str> {
     if is_on_read_only_mount(path) {
         let mode = fs::metadata(path).map_or(0, |metadata| metadata.permissions().mode());

@@ -14,7 +14,7 @@ pub struct ConnectionCount {
 }
 
 impl ConnectionCount {
-    /// Counts one more connection, unless there are as many as there may be.
+    /// Counts one more connection, unless the limit is reached.
     #[must_use]
     pub fn try_open(&self) -> Option<OpenConnection> {
         if usize::try_from(self.open.get()).is_ok_and(|open| open >= self.max) {
@@ -24,13 +24,19 @@ impl ConnectionCount {
         if let Some(accepted) = &self.accepted {
             accepted.inc();
         }
-        self.open.inc();
-        Some(OpenConnection(self.open.clone()))
+        Some(OpenConnection::count(&self.open))
     }
 }
 
 /// Counts a connection as open until it is dropped.
 pub struct OpenConnection(IntGauge);
+
+impl OpenConnection {
+    pub(crate) fn count(open: &IntGauge) -> Self {
+        open.inc();
+        Self(open.clone())
+    }
+}
 
 impl Drop for OpenConnection {
     fn drop(&mut self) {

@@ -271,7 +271,7 @@ impl WorkerStore {
         context: &StoreContext,
     ) -> Result<Vec<u8>, Reason> {
         let session = Envelope::decode(&envelope)?;
-        // The store has another clock, and counts from the time when it got the session.
+        // The store's clock is another one, and counts from the time when the store got the session.
         if context.now >= session.expires {
             return Err(Reason::Expired);
         }

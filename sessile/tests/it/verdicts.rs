@@ -75,7 +75,7 @@ async fn verdict(client: &Client, server: &Running) -> String {
 }
 
 async fn ask(connection: &mut EstablishedConnection) -> String {
-    let stream = connection.stream();
+    let stream = &mut connection.stream;
     stream
         .write_all(b"HEAD / HTTP/1.1\r\nhost: localhost\r\nsessile-probe: 1\r\n\r\n")
         .await
@@ -215,7 +215,7 @@ async fn a_session_without_close_notify_does_not_resume_if_close_notify_is_requi
         let client = client(mechanism);
         verdict(&client, &server).await;
         assert!(verdict(&client, &server).await.starts_with("resumed/"));
-        // The connection is cut. The server may notice that shortly after the next ClientHello.
+        // The connection is cut. The server may notice that only after the next ClientHello.
         let deadline = Instant::now() + Duration::from_secs(5);
         loop {
             let mut cut = connect(&client, &server).await;

@@ -129,7 +129,7 @@ impl<'a> Reader<'a> {
     ) -> Option<W> {
         if written.is_none() {
             let table_name = table.name;
-            let what = format!("{table_name} needs `{key}`; for instance {key} = {example}");
+            let what = format!("{table_name} needs `{key}`; write for example {key} = {example}");
             self.note(table.span.clone(), what);
         }
         written
@@ -158,8 +158,7 @@ impl<'a> Reader<'a> {
         if let Some(&offset) = seen.places.get(&value) {
             let first = Problem::at(self.text, offset, "").line;
             let kind = seen.kind;
-            let what =
-                format!("a second {kind} {value}, after the one in line {first}; remove one");
+            let what = format!("a second {kind} {value}; the first is in line {first}; remove one");
             self.note(span.clone(), what);
         } else {
             seen.places.insert(value, span.start);

@@ -15,10 +15,10 @@ pub enum StoreError {
         "session.store: the system has no certificate authorities; name one with ?ca=FILE, or install the package ca-certificates"
     )]
     NoAuthorities,
-    #[error("session.store: {file} holds no certificate", file = .file.display())]
+    #[error("session.store: {file} contains no certificate", file = .file.display())]
     NoCertificate { file: PathBuf },
     #[error(
-        "session.store: {certificate} and {key} are no pair: {source}",
+        "session.store: {certificate} and {key} do not belong together: {source}",
         certificate = .certificate.display(),
         key = .key.display()
     )]

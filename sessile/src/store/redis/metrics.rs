@@ -196,7 +196,7 @@ fn register_connections(
     };
     let up = Opts::new(
         "sessile_store_up",
-        "1 where the shared session store answers every worker thread, else 0.",
+        "1 if the shared session store answers every worker thread, else 0.",
     );
     gauge(up, |counts| usize::from(counts.are_all_up()))?;
     let by_state = |state| {

@@ -1,7 +1,5 @@
 //! TLS alerts: their numbers, their names, and the alert that answers bad first bytes.
 
-use std::fmt;
-
 use crate::hello::TLS_1_2;
 use crate::record::{ContentType, Error};
 
@@ -28,46 +26,13 @@ pub enum AlertDescription {
 }
 
 impl AlertDescription {
-    /// Every alert, by number.
-    pub const ALL: [Self; 8] = [
-        Self::UnexpectedMessage,
-        Self::RecordOverflow,
-        Self::HandshakeFailure,
-        Self::IllegalParameter,
-        Self::DecodeError,
-        Self::ProtocolVersion,
-        Self::InappropriateFallback,
-        Self::UnrecognizedName,
-    ];
-
-    /// The name that the RFCs use: `decode_error`.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::UnexpectedMessage => "unexpected_message",
-            Self::RecordOverflow => "record_overflow",
-            Self::HandshakeFailure => "handshake_failure",
-            Self::IllegalParameter => "illegal_parameter",
-            Self::DecodeError => "decode_error",
-            Self::ProtocolVersion => "protocol_version",
-            Self::InappropriateFallback => "inappropriate_fallback",
-            Self::UnrecognizedName => "unrecognized_name",
-        }
-    }
-
-    /// The number on the wire.
-    #[must_use]
-    pub const fn number(self) -> u8 {
-        self as u8
-    }
-
     /// A record with this fatal alert, in clear.
     #[must_use]
     pub const fn record(self) -> [u8; 7] {
         const FATAL: u8 = 2;
         let [major, minor] = TLS_1_2.to_be_bytes();
         let content = ContentType::Alert as u8;
-        [content, major, minor, 0, 2, FATAL, self.number()]
+        [content, major, minor, 0, 2, FATAL, self as u8]
     }
 
     /// The alert for first bytes that are no good ClientHello; `None`: send nothing.
@@ -90,12 +55,6 @@ impl AlertDescription {
             Error::ClientVersion(_) => Some(Self::ProtocolVersion),
             Error::Incomplete | Error::ContentType(_) | Error::Version(_) => None,
         }
-    }
-}
-
-impl fmt::Display for AlertDescription {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
     }
 }
 
@@ -135,12 +94,6 @@ mod tests {
         assert_eq!(
             AlertDescription::DecodeError.record(),
             [21, 3, 3, 0, 2, 2, 50]
-        );
-        let numbers = AlertDescription::ALL.map(AlertDescription::number);
-        assert_eq!(numbers, [10, 22, 40, 47, 50, 70, 86, 112]);
-        assert_eq!(
-            AlertDescription::RecordOverflow.to_string(),
-            "record_overflow"
         );
     }
 

@@ -4,6 +4,8 @@
 use std::mem;
 use std::ops::ControlFlow::{self, Break, Continue};
 
+use strum::{EnumDiscriminants, IntoStaticStr, VariantArray};
+
 use crate::hello::{ClientHello, NewSessionTicket, ServerHello, TLS_1_2, kind};
 use crate::record::{Deframer, Error, Item};
 use crate::verdict::How;
@@ -44,8 +46,14 @@ pub struct Outcome {
     pub hello_retry: bool,
 }
 
-/// Whether a session was resumed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Whether a session was resumed. [`SessionOutcome`] is the same without the mechanism.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumDiscriminants)]
+#[strum_discriminants(
+    name(SessionOutcome),
+    doc = "The outcome for the session that a client offered, with the words of reports and metric labels.",
+    derive(IntoStaticStr, VariantArray),
+    strum(serialize_all = "kebab-case")
+)]
 pub enum Kind {
     /// The handshake resumed a session.
     Resumed(How),

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use rustls::{AlertDescription, CertificateError, InvalidMessage, PeerIncompatible};
+use sessile_proto::Word;
 
 use super::{Close, Offer};
 

@@ -5,7 +5,9 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use sessile_proto::Word;
 use sessile_proto::route::{Policy, RoutedBy};
+use sessile_proto::verdict::Verdict;
 use sessile_proto::watch::Kind;
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep_until, timeout_at};
@@ -178,7 +180,7 @@ impl TestFarm {
             server: headers.server.ok_or(LabError::NoVerdict)?,
             verdict: headers
                 .verdict
-                .and_then(|verdict| verdict.parse().ok())
+                .and_then(|verdict| Verdict::parse(&verdict))
                 .ok_or(LabError::NoVerdict)?,
             resumed,
             routed_by: self.balanced.then(|| self.rule_applied_since(&before)),
@@ -200,14 +202,14 @@ impl TestFarm {
         Ok(visit)
     }
 
-    /// The balancer's connections by rule, in the order of [`RoutedBy::ALL`].
+    /// The balancer's connections by rule, in the order of [`Word::all`].
     fn connections_by_rule(&self) -> Vec<f64> {
-        let mut counts = vec![0.0; RoutedBy::ALL.len()];
+        let mut counts = vec![0.0; RoutedBy::all().count()];
         for family in self.registry.gather() {
             if family.name() != "sessile_balance_connections_total" {
                 continue;
             }
-            for (count, rule) in counts.iter_mut().zip(RoutedBy::ALL) {
+            for (count, rule) in counts.iter_mut().zip(RoutedBy::all()) {
                 *count = family
                     .get_metric()
                     .iter()
@@ -225,8 +227,7 @@ impl TestFarm {
     /// The rule whose count has grown since `before`. Only one client connects at a time.
     fn rule_applied_since(&self, before: &[f64]) -> String {
         let after = self.connections_by_rule();
-        RoutedBy::ALL
-            .iter()
+        RoutedBy::all()
             .zip(after.iter().zip(before))
             .find(|(_, (after, before))| after > before)
             .map_or("nothing", |(rule, _)| rule.as_str())

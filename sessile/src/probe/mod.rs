@@ -22,8 +22,8 @@ use crate::client::{
 };
 use http::AfterResponse;
 pub use report::{
-    Attempt, AttemptOutcome, Cause, EndedOffers, FailedHandshake, FinishedHandshake, LeftOut,
-    MechanismFindings, ProbeReport, Status,
+    Attempt, Cause, EndedOffers, FailedHandshake, FinishedHandshake, LeftOut, MechanismFindings,
+    ProbeReport, Status,
 };
 
 /// The target of a probe, and how to probe it.

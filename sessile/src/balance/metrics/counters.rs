@@ -1,15 +1,15 @@
 //! Counters by rule, outcome and direction, for the balancer and for each server.
 
 use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+use sessile_proto::Word;
 use sessile_proto::route::RoutedBy;
+use sessile_proto::watch::SessionOutcome;
 
 use super::super::relay::ByteCounts;
-use super::causes::{ByteDirection, SessionOutcome};
+use super::causes::ByteDirection;
 
 /// Connections by rule and outcome.
-pub(in crate::balance) struct RoutedCounters(
-    [[IntCounter; SessionOutcome::ALL.len()]; RoutedBy::ALL.len()],
-);
+pub(in crate::balance) struct RoutedCounters(Vec<Vec<IntCounter>>);
 
 /// Bytes by direction.
 pub(in crate::balance) struct ByteCounters {
@@ -28,9 +28,12 @@ pub(in crate::balance) struct RuleCount {
 impl RoutedCounters {
     /// `counter` finds a counter by the words of a rule and an outcome.
     pub(super) fn new(counter: impl Fn(&'static str, &'static str) -> IntCounter) -> Self {
-        Self(RoutedBy::ALL.map(|rule| {
-            SessionOutcome::ALL.map(|outcome| counter(rule.as_str(), outcome.as_str()))
-        }))
+        let by_outcome = |rule: RoutedBy| {
+            SessionOutcome::all()
+                .map(|outcome| counter(rule.as_str(), outcome.as_str()))
+                .collect()
+        };
+        Self(RoutedBy::all().map(by_outcome).collect())
     }
 
     pub(in crate::balance) fn count(&self, rule: RoutedBy, outcome: SessionOutcome) {
@@ -40,8 +43,8 @@ impl RoutedCounters {
     /// Connections by rule and outcome, without zeros.
     pub(in crate::balance) fn by_rule(&self) -> Vec<RuleCount> {
         let mut counts = Vec::new();
-        for (rule, outcomes) in RoutedBy::ALL.into_iter().zip(&self.0) {
-            for (outcome, counter) in SessionOutcome::ALL.into_iter().zip(outcomes) {
+        for (rule, outcomes) in RoutedBy::all().zip(&self.0) {
+            for (outcome, counter) in SessionOutcome::all().zip(outcomes) {
                 push_count(&mut counts, rule, outcome.as_str(), counter);
             }
         }
@@ -58,8 +61,10 @@ impl RoutedCounters {
 impl ByteCounters {
     /// `counter` finds a counter by the word of a direction.
     pub(super) fn new(counter: impl Fn(&'static str) -> IntCounter) -> Self {
-        let [up, down] = ByteDirection::ALL.map(|direction| counter(direction.as_str()));
-        Self { up, down }
+        Self {
+            up: counter(ByteDirection::Up.as_str()),
+            down: counter(ByteDirection::Down.as_str()),
+        }
     }
 
     pub(in crate::balance) fn add(&self, bytes: ByteCounts) {

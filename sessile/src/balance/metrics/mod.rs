@@ -5,7 +5,7 @@ mod causes;
 mod counters;
 mod per_server;
 
-pub(super) use causes::{ExpiredTimeout, SessionOutcome, TurnAwayCause};
+pub(super) use causes::{ExpiredTimeout, TurnAwayCause};
 pub(super) use counters::{OpenConnection, RoutedCounters, RuleCount};
 pub(super) use per_server::{ServerFamilies, ServerMetrics};
 
@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, Once};
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
 use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+use sessile_proto::Word;
 use sessile_proto::affinity::Affinity;
 use sessile_proto::health_state::ServerState;
 
@@ -28,9 +29,9 @@ use counters::{ByteCounters, counter, counters, push_count};
 pub(super) struct BalancerMetrics {
     pub(super) routed: RoutedCounters,
     /// By session rule and reason.
-    misses: [[IntCounter; SkipReason::ALL.len()]; SESSION_RULES.len()],
+    misses: [Vec<IntCounter>; SESSION_RULES.len()],
     turned_away: IntCounterVec,
-    timed_out: [IntCounter; ExpiredTimeout::ALL.len()],
+    timed_out: Vec<IntCounter>,
     local_errors: IntCounter,
     /// Local errors come by the thousand, so only the first is logged.
     log_local_error: Once,
@@ -71,7 +72,7 @@ impl BalancerMetrics {
             &["cause"],
         )?;
         for cause in TurnAwayCause::all() {
-            turned_away.with_label_values(&[cause.as_str()]);
+            turned_away.with_label_values(&[<&str>::from(cause)]);
         }
         let timed_out = counters(
             registry,
@@ -93,12 +94,15 @@ impl BalancerMetrics {
         Ok(Self {
             routed: RoutedCounters::new(|rule, outcome| routed.with_label_values(&[rule, outcome])),
             misses: SESSION_RULES.map(|rule| {
-                SkipReason::ALL
-                    .map(|reason| missed.with_label_values(&[rule.as_str(), reason.as_str()]))
+                let counter = |reason: SkipReason| {
+                    missed.with_label_values(&[rule.as_str(), reason.as_str()])
+                };
+                SkipReason::all().map(counter).collect()
             }),
             turned_away,
-            timed_out: ExpiredTimeout::ALL
-                .map(|timeout| timed_out.with_label_values(&[timeout.as_str()])),
+            timed_out: ExpiredTimeout::all()
+                .map(|timeout| timed_out.with_label_values(&[timeout.as_str()]))
+                .collect(),
             local_errors: counter(
                 registry,
                 "sessile_balance_own_failures_total",
@@ -147,7 +151,7 @@ impl BalancerMetrics {
     pub(super) fn misses(&self) -> Vec<RuleCount> {
         let mut counts = Vec::new();
         for (rule, reasons) in SESSION_RULES.into_iter().zip(&self.misses) {
-            for (reason, counter) in SkipReason::ALL.into_iter().zip(reasons) {
+            for (reason, counter) in SkipReason::all().zip(reasons) {
                 push_count(&mut counts, rule, reason.as_str(), counter);
             }
         }
@@ -155,7 +159,8 @@ impl BalancerMetrics {
     }
 
     pub(super) fn count_turned_away(&self, cause: TurnAwayCause) {
-        self.turned_away.with_label_values(&[cause.as_str()]).inc();
+        let cause: &str = cause.into();
+        self.turned_away.with_label_values(&[cause]).inc();
     }
 
     pub(super) fn count_timed_out(&self, timeout: ExpiredTimeout) {
@@ -249,7 +254,7 @@ impl Collector for StateCollector {
             return Vec::new();
         };
         for reading in (self.read)() {
-            for state in ServerState::ALL {
+            for state in ServerState::all() {
                 let gauge = gauges.with_label_values(&[reading.server.as_str(), state.as_str()]);
                 gauge.set((state == reading.state).into());
             }

@@ -4,11 +4,13 @@ use prometheus::{
     GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
     Registry,
 };
+use sessile_proto::Word;
 use sessile_proto::route::RoutedBy;
+use sessile_proto::watch::SessionOutcome;
 
 use super::super::key_names::KeyNameMetrics;
 use super::super::session_loss::{BUCKETS, SessionLossMetrics};
-use super::causes::{ByteDirection, OfferResult, SessionOutcome};
+use super::causes::{ByteDirection, OfferResult};
 use super::counters::{ByteCounters, RoutedCounters, counters};
 
 /// Metric families with series for each server.
@@ -137,13 +139,13 @@ impl ServerFamilies {
     }
 
     pub(in crate::balance) fn session_loss(&self, server: &str) -> SessionLossMetrics {
-        let [accepted, refused] = OfferResult::ALL.map(|result| {
-            self.offer_idle
-                .with_label_values(&[server, result.as_str()])
-        });
+        let idle = |result: OfferResult| {
+            let labels = [server, result.as_str()];
+            self.offer_idle.with_label_values(&labels)
+        };
         SessionLossMetrics {
-            accepted,
-            refused,
+            accepted: idle(OfferResult::Accepted),
+            refused: idle(OfferResult::Refused),
             age_limit: self.age_limit.with_label_values(&[server]),
         }
     }
@@ -170,17 +172,17 @@ impl ServerFamilies {
         let _ = self.session_fault.remove_label_values(&[server]);
         let _ = self.connections.remove_label_values(&[server]);
         let _ = self.failures.remove_label_values(&[server]);
-        for direction in ByteDirection::ALL {
+        for direction in ByteDirection::all() {
             let labels = [server, direction.as_str()];
             let _ = self.bytes.remove_label_values(&labels);
         }
-        for rule in RoutedBy::ALL {
-            for outcome in SessionOutcome::ALL {
+        for rule in RoutedBy::all() {
+            for outcome in SessionOutcome::all() {
                 let labels = [server, rule.as_str(), outcome.as_str()];
                 let _ = self.handshakes.remove_label_values(&labels);
             }
         }
-        for result in OfferResult::ALL {
+        for result in OfferResult::all() {
             let labels = [server, result.as_str()];
             let _ = self.offer_idle.remove_label_values(&labels);
         }

@@ -38,7 +38,7 @@ pub(super) fn balancer_json(state: &BalancerState) -> Value {
         "bytes_up": metrics.bytes.up.get(),
         "bytes_down": metrics.bytes.down.get(),
         "resumption_ratio": resumption_ratio(&metrics.routed),
-        "learned_entries": locked(&state.learned).stats().entries,
+        "learned_entries": locked(&state.learned).entries(),
     })
 }
 

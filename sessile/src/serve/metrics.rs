@@ -230,9 +230,7 @@ impl Families<'_> {
             "Sessions in the session table.",
         );
         let table = store.clone();
-        live_gauge::register(self.registry, entries, move || {
-            table.table().stats().entries
-        })?;
+        live_gauge::register(self.registry, entries, move || table.table().entries())?;
         let bytes = self.opts(
             "sessile_session_table_bytes",
             "Memory of the session table, in bytes.",

@@ -196,7 +196,7 @@ pub(super) fn register_learned(
         "Session IDs and tickets that were learned from servers.",
     );
     let learned = Arc::clone(learned);
-    live_gauge::register(registry, opts, move || locked(&learned).stats().entries)
+    live_gauge::register(registry, opts, move || locked(&learned).entries())
 }
 
 /// Registers the buffered bytes and pipes of all connections.

@@ -1,8 +1,6 @@
 //! How large the records may be that a client lets its server send: `max_fragment_length`
 //! (RFC 6066, section 4) and `record_size_limit` (RFC 8449). Small devices send these extensions.
 
-use std::fmt;
-
 use super::{ClientHello, TLS_1_3};
 use crate::record::{HEADER_LEN, MAX_PLAINTEXT};
 
@@ -10,28 +8,15 @@ use crate::record::{HEADER_LEN, MAX_PLAINTEXT};
 const MIN_RECORD_SIZE_LIMIT: u16 = 64;
 
 /// A limit that the protocol does not allow. The server answers with the alert illegal_parameter.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum IllegalRecordLimit {
     /// A `max_fragment_length` other than 1 to 4.
+    #[error("illegal max_fragment_length {0}: not 1 to 4")]
     MaxFragmentLength(u8),
     /// A `record_size_limit` below 64.
+    #[error("illegal record_size_limit {0}: below 64")]
     RecordSizeLimit(u16),
 }
-
-impl fmt::Display for IllegalRecordLimit {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::MaxFragmentLength(code) => {
-                write!(f, "illegal max_fragment_length {code}: not 1 to 4")
-            }
-            Self::RecordSizeLimit(limit) => {
-                write!(f, "illegal record_size_limit {limit}: below 64")
-            }
-        }
-    }
-}
-
-impl std::error::Error for IllegalRecordLimit {}
 
 impl ClientHello<'_> {
     /// The size in bytes of the largest record that the client accepts under `version`: header

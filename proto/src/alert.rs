@@ -61,7 +61,7 @@ impl AlertDescription {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hello::{ClientHello, HelloReader};
+    use crate::hello::{ClientHello, DEFAULT_LIMIT, HelloReader};
 
     const HELLO: &[u8] = include_bytes!("testdata/client-openssl-tls13-full.bin");
 
@@ -80,7 +80,7 @@ mod tests {
 
     /// The alert for these first bytes, as the peer of a `HelloReader` sends it.
     fn answer(bytes: &[u8]) -> Option<AlertDescription> {
-        let mut reader = HelloReader::default();
+        let mut reader = HelloReader::new(DEFAULT_LIMIT);
         let error = match reader.push(bytes) {
             Ok(true) => reader.hello().map(|_| ()).unwrap_err(),
             Ok(false) => panic!("more bytes are awaited"),

@@ -178,15 +178,11 @@ enum Step<'a> {
 }
 
 impl Deframer {
-    /// Keeps every handshake message. `limit` is the most bytes of a message, with its header.
-    #[must_use]
-    pub fn new(limit: usize) -> Self {
-        Self::keeping(limit, |_| true)
-    }
-
     /// Keeps the handshake messages of the types that `keep` selects, and skips the bodies of the others.
+    ///
+    /// `limit` is the most bytes of a message, with its header.
     #[must_use]
-    pub fn keeping(limit: usize, keep: fn(u8) -> bool) -> Self {
+    pub fn new(limit: usize, keep: fn(u8) -> bool) -> Self {
         Self {
             limit,
             keep,

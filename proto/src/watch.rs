@@ -77,13 +77,27 @@ pub enum Learned {
     Ticket(Vec<u8>),
 }
 
+impl Outcome {
+    /// An outcome that teaches no session.
+    const fn new(version: u16, cipher_suite: u16, kind: Kind) -> Self {
+        Self {
+            version,
+            cipher_suite,
+            kind,
+            learned: Vec::new(),
+            lifetime_hint: 0,
+            hello_retry: false,
+        }
+    }
+}
+
 impl Watch {
     /// Prepares to watch the server's answer to the client's first hello.
     #[must_use]
     pub fn new(hello: &ClientHello<'_>) -> Self {
         let kept = |kind| matches!(kind, kind::SERVER_HELLO | kind::NEW_SESSION_TICKET);
         Self {
-            deframer: Deframer::keeping(LIMIT, kept),
+            deframer: Deframer::new(LIMIT, kept),
             handshake: Handshake {
                 offer: ClientOffer::new(hello),
                 state: Awaited::ExpectServerHello,
@@ -228,12 +242,8 @@ impl Handshake {
             Some(_) => Kind::Failed,
         };
         Break(Outcome {
-            version: hello.version(),
-            cipher_suite: hello.cipher_suite,
-            kind,
-            learned: Vec::new(),
-            lifetime_hint: 0,
             hello_retry: self.hello_retry,
+            ..Outcome::new(hello.version(), hello.cipher_suite, kind)
         })
     }
 
@@ -262,12 +272,8 @@ impl Handshake {
         match mem::replace(&mut self.state, Awaited::Done) {
             Awaited::ExpectChangeCipherSpec(flight) => flight.fail(),
             Awaited::ExpectServerHello | Awaited::Done => Outcome {
-                version: 0,
-                cipher_suite: 0,
-                kind: Kind::Failed,
-                learned: Vec::new(),
-                lifetime_hint: 0,
                 hello_retry: self.hello_retry,
+                ..Outcome::new(0, 0, Kind::Failed)
             },
         }
     }
@@ -301,24 +307,14 @@ impl Flight {
             learned.push(Learned::Ticket(ticket));
         }
         Outcome {
-            version: self.version,
-            cipher_suite: self.cipher_suite,
-            kind,
             learned,
             lifetime_hint: self.lifetime_hint,
-            hello_retry: false,
+            ..Outcome::new(self.version, self.cipher_suite, kind)
         }
     }
 
     fn fail(self) -> Outcome {
-        Outcome {
-            version: self.version,
-            cipher_suite: self.cipher_suite,
-            kind: Kind::Failed,
-            learned: Vec::new(),
-            lifetime_hint: 0,
-            hello_retry: false,
-        }
+        Outcome::new(self.version, self.cipher_suite, Kind::Failed)
     }
 }
 

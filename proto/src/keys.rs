@@ -265,6 +265,7 @@ impl FarmKey {
         now.min(self.start_of(epoch))
     }
 
+    /// The start of a ticket epoch.
     fn start_of(&self, epoch: u64) -> Time {
         let secs = epoch.saturating_mul(self.rotate.as_secs());
         Time::from_unix_millis(secs.saturating_mul(1000))
@@ -280,13 +281,9 @@ impl FarmKey {
         if chain.epoch() != epoch {
             return None;
         }
-        let info: [&[u8]; 3] = [
-            b"sessile1 fingerprint",
-            self.scope.as_bytes(),
-            &epoch.to_be_bytes(),
-        ];
-        let expanded = chain.secret().expand(&info);
-        expanded.expose().first_chunk().copied()
+        let secret = chain.secret();
+        let derived = secret.derive("sessile1 fingerprint", &self.scope, epoch);
+        derived.expose().first_chunk().copied()
     }
 
     fn ticket_chains(&self) -> impl Iterator<Item = &Chain> {

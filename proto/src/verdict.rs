@@ -180,19 +180,6 @@ impl fmt::Display for EarlyData {
     }
 }
 
-/// Decides the verdict of a handshake that finished.
-///
-/// `resumed` is the TLS library's answer. `refused` has a reason for each offered session that was examined, in
-/// any order.
-#[must_use]
-pub fn judge(resumed: Option<How>, refused: &[Reason]) -> Verdict {
-    if let Some(how) = resumed {
-        return Verdict::Resumed(how);
-    }
-    let reason = refused.iter().copied().max();
-    Verdict::Full(reason.unwrap_or(Reason::NothingOffered))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -95,8 +95,8 @@ impl Header {
     ///
     /// # Errors
     ///
-    /// [`Error::Incomplete`] if there are less than five bytes, which can begin a record. Any other error as
-    /// soon as the bytes show it.
+    /// [`Error::Incomplete`] if there are fewer than five bytes, and they can begin a record. Any other error
+    /// as soon as the bytes show it.
     pub fn parse(bytes: &[u8]) -> Result<Self, Error> {
         let first = *bytes.first().ok_or(Error::Incomplete)?;
         let content = ContentType::from_repr(first).ok_or(Error::ContentType(first))?;

@@ -13,7 +13,7 @@ use super::offers::{self, Offers};
 use super::policy::{Cache, Policy, Tickets};
 use super::store_key::StoreKey;
 
-/// How far the TLS library says that a handshake is.
+/// The progress of a handshake, as the TLS library reports it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Progress {
     /// The library has not decided between a full handshake and a resumption.
@@ -55,7 +55,7 @@ pub struct Inputs {
 /// A session that has to be in the store before the flight leaves that announces it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewSession {
-    /// Under which key.
+    /// The key in the store.
     pub key: StoreKey,
     /// An encoded [`Envelope`].
     pub envelope: Vec<u8>,
@@ -83,7 +83,7 @@ pub struct Resumption {
     pub(super) state: State,
 }
 
-/// What changes during a handshake.
+/// The part that changes during a handshake.
 #[derive(Default)]
 pub(super) struct State {
     pub(super) progress: Progress,
@@ -182,7 +182,7 @@ impl Resumption {
         self.state.is_full_tls12 = true;
     }
 
-    /// Notes how far the library is. To be called after each of its steps.
+    /// Notes the progress of the library. Call this after each of the library's steps.
     pub fn observe(&mut self, progress: Progress, suite: Option<u16>) {
         let state = &mut self.state;
         state.retried |= progress == Progress::FullAfterRetry;
@@ -190,7 +190,7 @@ impl Resumption {
         state.suite = suite.unwrap_or(state.suite);
     }
 
-    /// What may become of early data.
+    /// The plan for early data.
     #[must_use]
     pub const fn early_data_plan(&self) -> EarlyDataPlan {
         self.inputs.early_data
@@ -237,15 +237,14 @@ impl Resumption {
         self.state.refused.push(reason);
     }
 
-    /// The verdict, and when the full handshake of the session was. To be asked when the client has
-    /// finished.
+    /// The verdict, and when the full handshake of the session was. Call this when the client has finished.
     #[must_use]
     pub fn verdict(&self) -> (Verdict, Time) {
         if let Some(resumed) = self.resumed() {
             return (Verdict::Resumed(resumed.how), resumed.origin.established);
         }
-        // The library declined a session that we admitted. It compares what we compare, and the
-        // cipher suite, which was not negotiated when we were asked.
+        // The library declined a session that we admitted. It makes the same comparisons as we do. It also
+        // compares the cipher suite, which was not negotiated when it asked us.
         let declined = self.state.admitted.map(|declined| {
             if declined.origin.suite == self.state.suite {
                 Reason::OldFormat
@@ -257,7 +256,7 @@ impl Resumption {
         (Verdict::full(refused), self.inputs.now)
     }
 
-    /// The outcome of early data. `is_accepted` is the word of the library.
+    /// The outcome of early data. `is_accepted` is the library's answer.
     #[must_use]
     pub fn early_data(&self, is_accepted: bool) -> EarlyData {
         let granted = match self.inputs.early_data {
@@ -313,7 +312,7 @@ impl Resumption {
             return self.look_up_stored(&id, label);
         }
         if self.inputs.policy.sessions_are_removable {
-            // The ticket was sealed before a setting came that needs sessions to be removable.
+            // The ticket was sealed before a setting was turned on that needs removable sessions.
             return Err(Reason::Revoked);
         }
         let envelope = ticket::open(&self.inputs.schedule, &id, label, token)?;

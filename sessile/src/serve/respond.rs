@@ -173,7 +173,8 @@ async fn files(mut folder: ServeDir, request: Request<Incoming>, below: &str) ->
         // The relative links of an index page need a path that ends with a slash.
         return redirect(head.uri.path(), "/", head.uri.query());
     }
-    // tower-http redirects to paths below. With two slashes at the start, `Location` would name a host.
+    // tower-http redirects to paths below the route. With two slashes at the start, `Location` would name a
+    // host.
     let file = below.trim_start_matches('/');
     let target = match head.uri.query() {
         Some(query) => format!("/{file}?{query}"),

@@ -85,10 +85,10 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         .listen
         .map(|address| {
             let api = Api {
-                commands: balancer.commands(),
+                commands: balancer.commands.clone(),
                 token: open_token(&config),
             };
-            Admin::start_with_api(address, registry, Some(api), stop.clone())
+            Admin::start(address, registry, Some(api), stop.clone())
         })
         .transpose()?;
     if let Some(admin) = &admin {

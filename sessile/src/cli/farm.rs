@@ -1,6 +1,5 @@
 //! `sessile farm`: runs a whole farm in one process, and prints the next commands to try.
 
-use std::fmt::Write as _;
 use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -61,7 +60,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let plan = FarmPlan {
         listen: args.listen,
         servers: args.servers.into(),
-        admin: Some(args.admin),
+        admin: args.admin,
         data_dir: args
             .data_dir
             .unwrap_or_else(|| config::default_state_dir().join("farm")),
@@ -95,22 +94,17 @@ fn greeting(plan: &FarmPlan, farm: &Farm) -> String {
     } else {
         "that share a farm key"
     };
-    let mut text = format!(
+    format!(
         "sessile farm: {count} {keys}, behind a balancer that places new clients by {}\n\n  \
-         https://localhost:{port}/\n",
-        plan.policy
-    );
-    if let Some(admin) = farm.admin_address() {
-        let _ = writeln!(text, "  http://{admin}/metrics");
-    }
-    let _ = write!(
-        text,
-        "\nNext, in another terminal:\n  \
+         https://localhost:{port}/\n  \
+         http://{}/metrics\n\n\
+         Next, in another terminal:\n  \
          {program} probe {address} --sni localhost --ca {root}\n  \
          openssl s_client -connect {address} -CAfile {root} -tls1_2 -reconnect </dev/null | grep -E '^(New|Reused)'\n  \
          curl --cacert {root} https://localhost:{port}/\n\n\
          Each request prints a line that ends with the server and the verdict of the handshake.\n\
-         Ctrl-C drains and stops.\n\n"
-    );
-    text
+         Ctrl-C drains and stops.\n\n",
+        plan.policy,
+        farm.admin.address()
+    )
 }

@@ -176,7 +176,7 @@ fn show_progress(line: &ProgressLine, progress: ProbeProgress) {
 
 fn print(args: &Args, report: &ProbeReport) -> anyhow::Result<ExitCode> {
     let text = if args.json {
-        json::write(report)? + "\n"
+        json::write(report) + "\n"
     } else {
         table::write(report, terminal::colour())
     };

@@ -59,7 +59,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let admin = config
         .admin
         .listen
-        .map(|address| Admin::start(address, env.registry.clone(), env.stop.clone()))
+        .map(|address| Admin::start(address, env.registry.clone(), None, env.stop.clone()))
         .transpose()?;
     if let Some(admin) = &admin {
         tracing::info!(address = %admin.address(), "admin");

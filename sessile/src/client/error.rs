@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use rustls::{AlertDescription, CertificateError, InvalidMessage, PeerIncompatible};
-use sessile_proto::Word;
 
 use super::{Close, Offer};
 
@@ -74,16 +73,6 @@ pub struct Failure {
     pub error: Error,
     /// The session in the ClientHello. `None` if the client offered none or sent no ClientHello.
     pub offered: Option<Offer>,
-}
-
-impl Failure {
-    /// The kind of session that was offered, as verdicts write it, or `nothing`.
-    #[must_use]
-    pub fn offered_kind(&self) -> &'static str {
-        self.offered
-            .as_ref()
-            .map_or("nothing", |offer| offer.how.as_str())
-    }
 }
 
 impl From<Error> for Failure {
@@ -174,8 +163,7 @@ fn certificate_fault(error: &CertificateError) -> String {
 }
 
 /// An alert's name as the RFCs write it: `protocol_version`.
-#[must_use]
-pub fn alert_name(alert: AlertDescription) -> String {
+pub(super) fn alert_name(alert: AlertDescription) -> String {
     let Some(camel) = alert.as_str() else {
         return u8::from(alert).to_string();
     };

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::ServerConnection;
-use sessile_proto::Time;
 use sessile_proto::hello::IllegalRecordLimit;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -16,7 +15,7 @@ use super::closing;
 use super::io::{write_in_small_records, write_tls};
 use super::resumption::HandshakeSessions;
 use super::sessions::Sessions;
-use crate::store::WaitBudget;
+use crate::store::StoreContext;
 
 /// How long a handshake may take after the ClientHello.
 pub const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
@@ -68,9 +67,7 @@ impl From<io::Error> for AcceptError {
 pub(super) struct Handshaking {
     pub(super) resumption: Arc<HandshakeSessions>,
     pub(super) sessions: Rc<Sessions>,
-    pub(super) now: Time,
-    /// How long the handshake may still wait for the store.
-    pub(super) budget: WaitBudget,
+    pub(super) context: StoreContext,
     /// As in [`rustls::ServerConfig`]; `None` if the client sets no limit.
     pub(super) max_fragment_size: Option<usize>,
 }
@@ -119,11 +116,7 @@ impl Handshaking {
         let new_sessions = self.resumption.lock().take_new_sessions();
         let resumed = self.resumption.lock().to_consume();
         let consumed = resumed.filter(|_| has_finished);
-        let schedule = self.resumption.schedule();
-        let budget = &mut self.budget;
-        self.sessions
-            .store
-            .put(new_sessions, consumed, schedule, self.now, budget)
-            .await;
+        let store = &self.sessions.store;
+        store.put(new_sessions, consumed, &mut self.context).await;
     }
 }

@@ -1,12 +1,13 @@
-//! Reads the host of a request, and marks requests from early data.
+//! Reads the host of a request and whether the connection ends after it, and marks requests from early data.
 //!
 //! If an upstream read another host than this server, it would serve another site. Requests with an
 //! ambiguous host are therefore refused.
 
 use std::net::Ipv6Addr;
 
-use http::header::{HOST, HeaderMap};
-use http::{Uri, Version};
+use http::header::{CONNECTION, HOST, HeaderMap};
+use http::{Request, Uri, Version};
+use hyper::body::Body;
 
 /// Marks a request that came as TLS early data, which an attacker can replay.
 #[derive(Clone, Copy, Debug)]
@@ -87,8 +88,28 @@ fn is_label(label: &str) -> bool {
     !label.is_empty() && bytes.all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
 }
 
+/// True if the client asked to close the connection after this request, and the request has no content.
+pub(super) fn is_last<B: Body>(request: &Request<B>) -> bool {
+    let asks = |option: &str| {
+        let values = request.headers().get_all(CONNECTION).iter();
+        let mut options = values
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(','));
+        options.any(|written| written.trim().eq_ignore_ascii_case(option))
+    };
+    let ends = match request.version() {
+        Version::HTTP_11 => asks("close"),
+        Version::HTTP_10 => !asks("keep-alive"),
+        _ => false,
+    };
+    ends && request.body().is_end_stream()
+}
+
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+    use http_body_util::Full;
+
     use super::*;
     use http::HeaderValue;
 
@@ -172,5 +193,22 @@ mod tests {
         );
         headers.append(HOST, HeaderValue::from_static("a.example"));
         assert_eq!(written(&relative, &headers), Err(InvalidHost));
+    }
+
+    #[test]
+    fn a_request_is_the_last_if_it_asks_to_close_and_has_no_content() {
+        let is_last_of = |version, connection: &str, content: &'static str| {
+            let request = Request::builder()
+                .version(version)
+                .header(CONNECTION, connection);
+            is_last(&request.body(Full::<Bytes>::from(content)).expect("valid"))
+        };
+        assert!(is_last_of(Version::HTTP_11, "close", ""));
+        assert!(is_last_of(Version::HTTP_11, "TE, Close", ""));
+        assert!(is_last_of(Version::HTTP_10, "te", ""));
+        assert!(!is_last_of(Version::HTTP_11, "keep-alive", ""));
+        assert!(!is_last_of(Version::HTTP_10, "Keep-Alive", ""));
+        assert!(!is_last_of(Version::HTTP_2, "close", ""));
+        assert!(!is_last_of(Version::HTTP_11, "close", "content"));
     }
 }

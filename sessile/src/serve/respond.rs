@@ -84,6 +84,7 @@ pub(super) async fn answer(
     let entry = is_logged.then(|| Entry::of(&request));
     let is_probe = request.headers().contains_key(PROBE);
     let is_http2 = request.version() == Version::HTTP_2;
+    let is_last = request::is_last(&request);
     let mut response = route(&connection, request)
         .await
         .unwrap_or_else(|code| refusal(code, is_http2));
@@ -92,6 +93,9 @@ pub(super) async fn answer(
     }
     if let Some(entry) = entry {
         connection.log(&entry.finish(&response));
+    }
+    if is_last && matches!(response.body(), Either::Left(_)) {
+        connection.status.announce_last_response();
     }
     Ok(response)
 }

@@ -13,9 +13,21 @@ pub struct Status {
     /// True if a shutdown waits until the client closes the connection.
     pub(super) waits_for_client: Cell<bool>,
     pub(super) is_blocked: Cell<bool>,
+    pub(super) last_output: Cell<LastOutput>,
     completion: Cell<Completion>,
     completed: Notify,
     owned: RefCell<Vec<StoreKey>>,
+}
+
+/// If the next output is the last, it can leave in one write with close_notify.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum LastOutput {
+    /// More responses may follow.
+    Unknown,
+    /// The next response is the last one.
+    Announced,
+    /// The response is complete and waits for the shutdown.
+    Held,
 }
 
 /// The progress of an accepted connection's handshake.
@@ -37,6 +49,7 @@ impl Status {
             closed_cleanly: Cell::new(closed_cleanly),
             waits_for_client: Cell::new(true),
             is_blocked: Cell::new(false),
+            last_output: Cell::new(LastOutput::Unknown),
             completion: Cell::new(completion),
             completed: Notify::new(),
             owned: RefCell::new(owned),
@@ -98,6 +111,11 @@ impl Status {
     /// Use this only if no response is in flight: a reset could discard it.
     pub fn end_without_lingering(&self) {
         self.waits_for_client.set(false);
+    }
+
+    /// Announces that the connection ends after the next response, and that all of this response is in memory.
+    pub fn announce_last_response(&self) {
+        self.last_output.set(LastOutput::Announced);
     }
 
     pub(super) fn touch(&self) {

@@ -19,7 +19,7 @@ use super::closing::{self, LINGER};
 use super::early_handshake::EarlyHandshake;
 use super::handshake::Handshaking;
 use super::io::{poll_read_tls, poll_write_tls};
-use super::status::{Completion, Status};
+use super::status::{Completion, LastOutput, Status};
 
 /// How long tickets wait for the first response.
 const TICKET_DELAY: Duration = Duration::from_millis(5);
@@ -99,6 +99,19 @@ impl Stream {
             self.status.touch();
         }
         Poll::Ready(Ok(()))
+    }
+
+    /// True if output waits for the shutdown, which follows at once.
+    fn holds_last_output(&self, cx: &Context<'_>) -> bool {
+        match self.status.last_output.get() {
+            LastOutput::Announced if self.early_handshake.is_none() => {
+                self.status.last_output.set(LastOutput::Held);
+                // If no shutdown follows, the next poll sends the output.
+                cx.waker().wake_by_ref();
+                true
+            }
+            _ => false,
+        }
     }
 
     /// Sends pending tickets after [`TICKET_DELAY`]. Call this if there is nothing to read.
@@ -289,6 +302,9 @@ impl AsyncWrite for Stream {
         let this = &mut *self;
         loop {
             let written = this.tls.writer().write_vectored(bufs)?;
+            if written > 0 && this.status.last_output.get() == LastOutput::Announced {
+                return Poll::Ready(Ok(written));
+            }
             let flushed = this.poll_flush_tls(cx)?;
             if written > 0 || bufs.iter().all(|buf| buf.is_empty()) {
                 return Poll::Ready(Ok(written));
@@ -303,16 +319,21 @@ impl AsyncWrite for Stream {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.holds_last_output(cx) {
+            return Poll::Ready(Ok(()));
+        }
         self.poll_flush_tls(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         if !this.close_notify_sent {
-            // Send the response now: the client's Finished may never come.
-            ready!(this.poll_flush_tls(cx))?;
-            // An error here loses only the new tickets.
-            let _ = ready!(this.poll_finished(cx));
+            if this.early_handshake.is_some() {
+                // Send the response now: the client's Finished may never come.
+                ready!(this.poll_flush_tls(cx))?;
+                // An error here loses only the new tickets.
+                let _ = ready!(this.poll_finished(cx));
+            }
             this.close_notify_sent = true;
             this.tls.send_close_notify();
         }

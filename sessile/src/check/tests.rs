@@ -1,5 +1,7 @@
 use super::*;
-use crate::config::{Certificate, ClientAuth, ClientAuthMode, Config, Key, Listener, SiteRoute};
+use crate::config::{
+    Certificate, ClientAuth, ClientAuthMode, Config, Folder, Key, Listener, SiteRoute, Symlinks,
+};
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -166,7 +168,10 @@ fn missing_files_and_folders_are_errors() {
     let folder = tempfile::tempdir().expect("a folder");
     let folder = folder.path();
     let mut config = farm(folder);
-    config.sites[0].routes[0].action = Action::Files(folder.join("www"));
+    config.sites[0].routes[0].action = Action::Files(Folder {
+        path: folder.join("www"),
+        symlinks: Symlinks::Inside,
+    });
     config.key = Key::File(folder.join("a.pem/farm.key"));
     config.log.access = AccessLog::File(folder.join("logs/access.log"));
     let errors = graded(&config, Grade::Error);

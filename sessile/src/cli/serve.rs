@@ -10,7 +10,9 @@ use tokio_util::sync::CancellationToken;
 use crate::admin::Admin;
 use crate::check::{self, Grade};
 use crate::config::settings::changes_for_restart;
-use crate::config::{self, Action, Certificate, Config, Listener, Role, Site, SiteRoute};
+use crate::config::{
+    self, Action, Certificate, Config, Folder, Listener, Role, Site, SiteRoute, Symlinks,
+};
 use crate::key::{Keyring, Origin, Reloaded};
 use crate::lifecycle::{Orders, Signals};
 use crate::listener;
@@ -110,7 +112,10 @@ fn configuration(args: &Args) -> anyhow::Result<Config> {
                 early_data: 0,
                 routes: vec![SiteRoute {
                     path: "/".to_owned(),
-                    action: Action::Files(folder(root)?),
+                    action: Action::Files(Folder {
+                        path: folder(root)?,
+                        symlinks: Symlinks::Inside,
+                    }),
                 }],
             }],
             ..Config::default()

@@ -192,6 +192,8 @@ pub enum What {
     UpstreamTls { value: String },
     #[error("`status` needs `respond`, which this route does not have; remove `status`")]
     StatusAlone,
+    #[error("`symlinks` needs `files`, which this route does not have; remove `symlinks`")]
+    SymlinksAlone,
     #[error(
         "the site has no certificate; add certificates = [{{ chain = \"cert.pem\", key = \"key.pem\" }}]"
     )]

@@ -10,13 +10,17 @@ use super::problem::{Hint, What};
 use super::raw;
 use super::reader::{Reader, Unique};
 use crate::config::{
-    Action, Certificate, ClientAuth, ClientAuthMode, MAX_EARLY_DATA, Site, SiteRoute, Upstream,
+    Action, Certificate, ClientAuth, ClientAuthMode, Folder, MAX_EARLY_DATA, Site, SiteRoute,
+    Symlinks, Upstream,
 };
 
 const CLIENT_AUTH_MODES: [(&str, ClientAuthMode); 2] = [
     ("required", ClientAuthMode::Required),
     ("optional", ClientAuthMode::Optional),
 ];
+
+const SYMLINKS: [(&str, Symlinks); 2] =
+    [("inside", Symlinks::Inside), ("follow", Symlinks::Follow)];
 
 /// Reads all sites. A name belongs to one site, and at most one site has no names. `early_data` is
 /// `session.early-data`: the default of each site, and the maximum.
@@ -186,6 +190,10 @@ fn action(
         reader.note(status.span(), What::StatusAlone);
     }
     let status = reader.number("status", route.status, 200, 599);
+    if let (Some(symlinks), None) = (&route.symlinks, &route.files) {
+        reader.note(symlinks.span(), What::SymlinksAlone);
+    }
+    let symlinks = reader.one_of("symlinks", route.symlinks, &SYMLINKS);
     if found != 1 {
         reader.note(span, What::ActionCount { found });
         return None;
@@ -202,10 +210,13 @@ fn action(
     if let Some(name) = route.proxy {
         return proxy(reader, &name, upstreams);
     }
-    match route.files {
-        Some(_) => reader.path("files", route.files).map(Action::Files),
-        None => Some(Action::Verdict),
+    if verdict {
+        return Some(Action::Verdict);
     }
+    Some(Action::Files(Folder {
+        path: reader.path("files", route.files)?,
+        symlinks: symlinks.unwrap_or(Symlinks::Inside),
+    }))
 }
 
 fn proxy(

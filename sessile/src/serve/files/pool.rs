@@ -1,0 +1,411 @@
+//! The threads that open, read and close the files of one folder.
+//!
+//! A file system can block a thread for ever. So each folder has separate threads, and each operation has a
+//! deadline. Other folders and the rest of the process never wait for these threads.
+
+use std::collections::{HashMap, VecDeque};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use sessile_proto::affinity::Source;
+use tokio::sync::oneshot;
+
+use crate::locks::locked;
+
+/// How long one operation may take, with its time in the queue.
+const DEADLINE: Duration = Duration::from_secs(5);
+
+/// Most threads of a folder.
+const MAX_THREADS: usize = 16;
+
+/// Most operations of a folder that wait for a thread.
+const MAX_QUEUE: usize = 1024;
+
+/// How long a thread waits for another operation before it ends.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
+
+/// Shortest time between two log lines about a folder.
+const LOG_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Why an operation has no result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Unavailable {
+    #[error("the file system did not answer in time")]
+    Timeout,
+    #[error("too many operations wait for the file system")]
+    Overloaded,
+}
+
+/// The pools of a process by folder. A reload that keeps a folder keeps its threads, also blocked ones.
+#[derive(Default)]
+pub(in crate::serve) struct Pools(Mutex<HashMap<PathBuf, Weak<Shared>>>);
+
+/// The threads of one folder. They end a while after the last operation.
+#[derive(Clone)]
+pub(super) struct Pool(Arc<Shared>);
+
+struct Shared {
+    folder: PathBuf,
+    deadline: Duration,
+    state: Mutex<State>,
+    /// Wakes an idle thread.
+    work: Condvar,
+    /// When the last log line was written.
+    logged: Mutex<Option<Instant>>,
+}
+
+#[derive(Default)]
+struct State {
+    queue: FairQueue,
+    /// Files that no response needs. There are as many as the process may open.
+    unused_files: Vec<OwnedFd>,
+    threads: usize,
+    idle: usize,
+}
+
+/// An operation that waits for a thread.
+struct Job {
+    /// Gone if the request was given up.
+    caller: Weak<()>,
+    operation: Box<dyn FnOnce() + Send>,
+}
+
+impl Pools {
+    /// The pool of a folder.
+    pub(super) fn of(&self, folder: &Path) -> Pool {
+        let mut pools = locked(&self.0);
+        if let Some(shared) = pools.get(folder).and_then(Weak::upgrade) {
+            return Pool(shared);
+        }
+        pools.retain(|_, pool| pool.strong_count() > 0);
+        let pool = Pool::new(folder, DEADLINE);
+        pools.insert(folder.to_owned(), Arc::downgrade(&pool.0));
+        pool
+    }
+}
+
+impl Pool {
+    /// `deadline`: how long one operation may take, with its time in the queue.
+    fn new(folder: &Path, deadline: Duration) -> Self {
+        Self(Arc::new(Shared {
+            folder: folder.to_owned(),
+            deadline,
+            state: Mutex::default(),
+            work: Condvar::new(),
+            logged: Mutex::default(),
+        }))
+    }
+
+    /// Runs an operation that can block, and waits for the result.
+    ///
+    /// An operation that is given up still runs to the end if a thread has begun it.
+    ///
+    /// # Errors
+    /// There is no result before the deadline, or the operation found no place in the queue.
+    pub(super) async fn run<T: Send + 'static>(
+        &self,
+        source: Source,
+        operation: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Unavailable> {
+        let (sender, result) = oneshot::channel();
+        let caller = Arc::new(());
+        let job = Job {
+            caller: Arc::downgrade(&caller),
+            operation: Box::new(move || drop(sender.send(operation()))),
+        };
+        self.submit(source, job)?;
+        match tokio::time::timeout(self.0.deadline, result).await {
+            Ok(Ok(result)) => Ok(result),
+            Ok(Err(_)) => Err(Unavailable::Overloaded),
+            Err(_) => Err(Unavailable::Timeout),
+        }
+    }
+
+    /// Closes a file on a thread of the pool, because a file system can block that, too.
+    pub(super) fn close(&self, file: OwnedFd) {
+        let mut state = locked(&self.0.state);
+        state.unused_files.push(file);
+        self.wake(state);
+    }
+
+    /// Logs a failure, at most once in [`LOG_INTERVAL`].
+    pub(super) fn log(&self, path: &Path, error: &dyn std::error::Error) {
+        let mut logged = locked(&self.0.logged);
+        if logged.is_none_or(|last| last.elapsed() >= LOG_INTERVAL) {
+            *logged = Some(Instant::now());
+            let folder = self.0.folder.display();
+            let file = path.display();
+            tracing::warn!(%folder, ?file, %error, "a file cannot be served; check its file system");
+        }
+    }
+
+    fn submit(&self, source: Source, job: Job) -> Result<(), Unavailable> {
+        let mut state = locked(&self.0.state);
+        state.queue.push(source, job)?;
+        self.wake(state);
+        Ok(())
+    }
+
+    /// Wakes or starts a thread for new work.
+    fn wake(&self, mut state: MutexGuard<'_, State>) {
+        if state.work() > state.idle && state.threads < MAX_THREADS {
+            let shared = Arc::clone(&self.0);
+            let thread = std::thread::Builder::new()
+                .name("files".into())
+                .spawn(move || shared.run());
+            match thread {
+                Ok(_) => state.threads += 1,
+                Err(error) if state.threads == 0 => {
+                    tracing::warn!(%error, "cannot start a thread for files");
+                    *state = State::default();
+                }
+                // The other threads do the work later.
+                Err(_) => {}
+            }
+        }
+        drop(state);
+        self.0.work.notify_one();
+    }
+}
+
+impl Shared {
+    /// Does the work of the folder until there is none for a while.
+    fn run(&self) {
+        let _running = Running(self);
+        let mut state = locked(&self.state);
+        loop {
+            if let Some(file) = state.unused_files.pop() {
+                drop(state);
+                drop(file);
+                state = locked(&self.state);
+            } else if let Some(job) = state.queue.pop() {
+                drop(state);
+                if job.is_wanted() {
+                    (job.operation)();
+                }
+                state = locked(&self.state);
+            } else {
+                state.idle += 1;
+                let waited = self.work.wait_timeout(state, KEEP_ALIVE);
+                let (woken, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
+                state = woken;
+                state.idle -= 1;
+                if timeout.timed_out() && state.work() == 0 {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// Counts a thread until it ends.
+struct Running<'a>(&'a Shared);
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        locked(&self.0.state).threads -= 1;
+    }
+}
+
+impl State {
+    fn work(&self) -> usize {
+        self.queue.jobs + self.unused_files.len()
+    }
+}
+
+impl Job {
+    fn is_wanted(&self) -> bool {
+        self.caller.strong_count() > 0
+    }
+}
+
+/// The waiting operations. The sources take turns, and a full queue is shared equally.
+#[derive(Default)]
+struct FairQueue {
+    /// The jobs of each source that has some. The first source has the next turn.
+    sources: VecDeque<(Source, VecDeque<Job>)>,
+    jobs: usize,
+}
+
+impl FairQueue {
+    /// Adds a job. In a full queue, the job takes the place of a source that has more jobs.
+    fn push(&mut self, source: Source, job: Job) -> Result<(), Unavailable> {
+        if self.jobs >= MAX_QUEUE {
+            self.remove_unwanted();
+        }
+        if self.jobs >= MAX_QUEUE {
+            self.displace_for(source)?;
+        }
+        match self.sources.iter_mut().find(|(known, _)| *known == source) {
+            Some((_, jobs)) => jobs.push_back(job),
+            None => self.sources.push_back((source, VecDeque::from([job]))),
+        }
+        self.jobs += 1;
+        Ok(())
+    }
+
+    fn pop(&mut self) -> Option<Job> {
+        let (source, mut jobs) = self.sources.pop_front()?;
+        let job = jobs.pop_front();
+        if !jobs.is_empty() {
+            self.sources.push_back((source, jobs));
+        }
+        self.jobs -= 1;
+        job
+    }
+
+    fn remove_unwanted(&mut self) {
+        for (_, jobs) in &mut self.sources {
+            jobs.retain(Job::is_wanted);
+        }
+        self.sources.retain(|(_, jobs)| !jobs.is_empty());
+        self.jobs = self.sources.iter().map(|(_, jobs)| jobs.len()).sum();
+    }
+
+    /// Drops the newest job of the source with the most jobs, if it has more than `source` would have.
+    fn displace_for(&mut self, source: Source) -> Result<(), Unavailable> {
+        let own = self.sources.iter().find(|(known, _)| *known == source);
+        let own = own.map_or(0, |(_, jobs)| jobs.len());
+        let most = self.sources.iter_mut().max_by_key(|(_, jobs)| jobs.len());
+        match most {
+            Some((_, jobs)) if jobs.len() > own + 1 => {
+                jobs.pop_back();
+                self.jobs -= 1;
+                Ok(())
+            }
+            _ => Err(Unavailable::Overloaded),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::{IpAddr, Ipv4Addr};
+    use std::sync::mpsc;
+
+    fn source(number: u8) -> Source {
+        Source::of(IpAddr::V4(Ipv4Addr::new(192, 0, number, 1)))
+    }
+
+    fn block_on<T>(future: impl Future<Output = T>) -> T {
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        let runtime = builder.enable_time().build().expect("a runtime");
+        runtime.block_on(future)
+    }
+
+    #[test]
+    fn a_blocked_folder_leaves_the_others_alone_and_recovers() {
+        let blocked = Pool::new(Path::new("/blocked"), Duration::from_millis(10));
+        let other = Pool::new(Path::new("/other"), DEADLINE);
+        let (release, gate) = mpsc::channel::<()>();
+        let gate = Arc::new(Mutex::new(gate));
+        block_on(async {
+            for _ in 0..2 * MAX_THREADS {
+                let gate = Arc::clone(&gate);
+                let operation = move || locked(&gate).recv();
+                let outcome = blocked.run(source(1), operation).await;
+                assert_eq!(outcome, Err(Unavailable::Timeout));
+            }
+            assert_eq!(locked(&blocked.0.state).threads, MAX_THREADS);
+            assert_eq!(other.run(source(1), || 1).await, Ok(1));
+            drop(release);
+            while blocked.run(source(1), || 2).await != Ok(2) {}
+        });
+    }
+
+    #[test]
+    fn a_reload_keeps_the_threads_of_a_blocked_folder() {
+        let pools = Pools::default();
+        let folder = Path::new("/blocked");
+        let (release, gate) = mpsc::channel::<()>();
+        let (begun, has_begun) = mpsc::channel();
+        let operation = move || {
+            begun.send(()).expect("a receiver");
+            let _ = gate.recv();
+        };
+        let before = pools.of(folder);
+        let caller = Arc::new(());
+        let job = Job {
+            caller: Arc::downgrade(&caller),
+            operation: Box::new(operation),
+        };
+        before.submit(source(1), job).expect("a place");
+        has_begun.recv().expect("a thread");
+        drop(before);
+        let after = pools.of(folder);
+        assert_eq!(locked(&after.0.state).threads, 1);
+        drop(release);
+    }
+
+    /// A queue, with the callers of its jobs.
+    #[derive(Default)]
+    struct TestQueue {
+        queue: FairQueue,
+        callers: Vec<Arc<()>>,
+        order: Arc<Mutex<Vec<u8>>>,
+    }
+
+    impl TestQueue {
+        fn push(&mut self, number: u8) -> Result<(), Unavailable> {
+            let caller = Arc::new(());
+            let order = Arc::clone(&self.order);
+            let job = Job {
+                caller: Arc::downgrade(&caller),
+                operation: Box::new(move || locked(&order).push(number)),
+            };
+            self.callers.push(caller);
+            self.queue.push(source(number), job)
+        }
+
+        fn fill(&mut self, number: u8, jobs: usize) {
+            for _ in 0..jobs {
+                self.push(number).expect("a place");
+            }
+        }
+
+        fn run(&mut self) -> Vec<u8> {
+            while let Some(job) = self.queue.pop() {
+                (job.operation)();
+            }
+            assert_eq!(self.queue.jobs, 0);
+            std::mem::take(&mut locked(&self.order))
+        }
+    }
+
+    #[test]
+    fn sources_take_turns() {
+        let mut queue = TestQueue::default();
+        queue.fill(1, 3);
+        queue.fill(2, 1);
+        queue.fill(3, 2);
+        assert_eq!(queue.run(), [1, 2, 3, 1, 3, 1]);
+    }
+
+    #[test]
+    fn a_full_queue_is_shared_equally() {
+        let mut queue = TestQueue::default();
+        queue.fill(1, MAX_QUEUE);
+        assert_eq!(queue.push(1), Err(Unavailable::Overloaded));
+        queue.fill(2, MAX_QUEUE / 2);
+        assert_eq!(queue.push(2), Err(Unavailable::Overloaded));
+        assert_eq!(queue.push(1), Err(Unavailable::Overloaded));
+        queue.fill(3, 1);
+        assert_eq!(queue.queue.jobs, MAX_QUEUE);
+        let order = queue.run();
+        let jobs_of = |number| order.iter().filter(|&&it| it == number).count();
+        assert_eq!(jobs_of(1) + jobs_of(2), MAX_QUEUE - 1);
+        assert!(jobs_of(1).abs_diff(jobs_of(2)) <= 1);
+    }
+
+    #[test]
+    fn requests_that_were_given_up_free_their_places() {
+        let mut queue = TestQueue::default();
+        queue.fill(1, MAX_QUEUE);
+        queue.callers.clear();
+        queue.fill(1, MAX_QUEUE);
+        assert_eq!(queue.run().len(), MAX_QUEUE);
+    }
+}

@@ -83,9 +83,13 @@ pub(super) async fn answer(
     let entry = is_logged.then(|| Entry::of(&request));
     let is_probe = request.headers().contains_key(PROBE);
     let is_http2 = request.version() == Version::HTTP_2;
+    let is_head = request.method() == Method::HEAD;
     let mut response = route(&connection, request)
         .await
         .unwrap_or_else(|code| refusal(code, is_http2));
+    if is_head && !response.body().is_end_stream() {
+        response = without_content(response);
+    }
     if is_probe {
         connection.add_verdict_headers(response.headers_mut());
     }
@@ -155,6 +159,17 @@ fn refusal(code: StatusCode, is_http2: bool) -> Response<Body> {
         response.headers_mut().insert(CONNECTION, close);
     }
     response
+}
+
+/// Removes the content of a response to HEAD, and keeps its length (RFC 9110, 9.3.2).
+///
+/// hyper removes the content over HTTP/1.1 only.
+fn without_content(response: Response<Body>) -> Response<Body> {
+    let (mut head, body) = response.into_parts();
+    if let Some(length) = body.size_hint().exact() {
+        head.headers.insert(CONTENT_LENGTH, length.into());
+    }
+    Response::from_parts(head, Either::Left(Full::default()))
 }
 
 /// True if the client must send the request again after the handshake (RFC 8470, 5.2).

@@ -224,7 +224,8 @@ fn refuses_methods_that_write() {
         let head = site.get("/text.txt", &[version, "--head"]);
         assert_eq!((head.status, head.body.as_str()), (200, ""));
         assert_eq!(head.header("content-length"), Some("20"));
-        assert_eq!(site.get("/nothing", &[version, "--head"]).status, 404);
+        let missing = site.get("/nothing", &[version, "--head"]);
+        assert_eq!((missing.status, missing.body.as_str()), (404, ""));
         for method in ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "BREW"] {
             let response = site.get("/text.txt", &[version, "--request", method]);
             assert_eq!(response.status, 405, "{method}");

@@ -87,3 +87,34 @@ fn links_lead_out_of_the_folder_only_where_the_route_allows_that() {
         assert_eq!(site.get(path, &[]).body, "next", "{path}");
     }
 }
+
+#[test]
+fn without_openat2_no_link_is_followed_and_the_log_says_so() {
+    // ENOSYS of an old kernel, EPERM of an old sandbox.
+    for errno in ["38", "1"] {
+        let (certificates, files) = (Certificates::new(), files());
+        symlink("text.txt", files.path().join("www/inside")).unwrap();
+        symlink("../secret.txt", files.path().join("www/outside")).unwrap();
+        let routes = "[[site.route]]\npath = \"/\"\nfiles = \"www\"\n";
+        let (config, state) = configuration(&certificates, &files, routes);
+        let mut starter = Command::new("python3");
+        let script = "/tests/it/serve_files/without_openat2.py";
+        starter.arg(format!("{}{script}", env!("CARGO_MANIFEST_DIR")));
+        starter.arg(errno);
+        let sessile = Sessile::serve_by(starter, &config, &state);
+        sessile.await_line("the kernel or a sandbox refuses openat2");
+        let site = Site {
+            certificates,
+            files,
+            sessile,
+        };
+        for (path, status) in [
+            ("/text.txt", 200),
+            ("/sub/", 200),
+            ("/inside", 404),
+            ("/outside", 404),
+        ] {
+            assert_eq!(site.get(path, &[]).status, status, "{path}");
+        }
+    }
+}

@@ -257,8 +257,13 @@ impl Shared {
         store.forget(&forget::rules(config, keys.scope()));
         // With upstreams, most connections need one more socket at a time.
         let sockets = if config.upstreams.is_empty() { 1 } else { 2 };
-        let files = lifecycle::file_limit();
-        let max_connections = lifecycle::connection_limit(config.connection.max, files, sockets);
+        let limit = lifecycle::file_limit();
+        let max_open_files = files::max_open_files(limit);
+        let max_connections = lifecycle::connection_limit(
+            config.connection.max,
+            limit - u64::from(max_open_files),
+            sockets,
+        );
         let name = &config.server.name;
         let metrics = Metrics::register(&env.registry, name, &store, max_connections)?;
         Ok(Self {
@@ -271,7 +276,7 @@ impl Shared {
                 incarnation: u16::from_ne_bytes(incarnation),
             },
             metrics: Arc::new(metrics),
-            file_pools: Arc::default(),
+            file_pools: Arc::new(files::Pools::new(max_open_files.into())),
             env: env.clone(),
         })
     }

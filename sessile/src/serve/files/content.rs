@@ -11,7 +11,8 @@ use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
 use sessile_proto::affinity::Source;
 
-use super::pool::{Pool, Unavailable};
+use super::open_files::OpenFiles;
+use super::pool::{HeldFile, Pool, Unavailable};
 use super::resolve;
 use super::validators::ModificationTime;
 use crate::serve::metrics::FileFailures;
@@ -25,6 +26,8 @@ pub(super) enum FileError {
     Io(#[from] io::Error),
     #[error("the file became shorter while it was sent")]
     Truncated,
+    #[error("too many files are open for responses; raise the limit on open files")]
+    TooManyOpen,
 }
 
 /// A file, as it was when it was opened.
@@ -52,6 +55,7 @@ pub(super) enum Wanted {
 #[derive(Clone)]
 pub(super) struct Access {
     pub(super) pool: Pool,
+    pub(super) open_files: OpenFiles,
     pub(super) failures: Arc<FileFailures>,
     pub(super) source: Source,
     /// Most bytes that are read at once.
@@ -62,13 +66,13 @@ impl Access {
     /// Makes [`Opened`] of an open file. This can block.
     ///
     /// # Errors
-    /// The file system cannot read the file.
+    /// The file system cannot read the file, or too many files are open.
     pub(super) fn prepare(
         self,
         path: PathBuf,
         file: resolve::RegularFile,
         wanted: Wanted,
-    ) -> io::Result<Opened> {
+    ) -> Result<Opened, FileError> {
         let resolve::RegularFile {
             fd,
             length,
@@ -79,15 +83,16 @@ impl Access {
             Wanted::Content => resolve::read(fd.as_fd(), 0, self.piece_of(length))?,
         };
         let is_complete = wanted == Wanted::Metadata || start.len() as u64 == length;
+        let file = if is_complete {
+            None
+        } else {
+            Some(OpenFile::new(fd, path, self)?)
+        };
         Ok(Opened {
             length,
             modified,
             start: start.into(),
-            file: (!is_complete).then(|| OpenFile {
-                fd: Some(fd),
-                path,
-                access: self,
-            }),
+            file,
         })
     }
 
@@ -100,18 +105,29 @@ impl Access {
 /// An open file. A thread of its pool closes it, because a file system can block that.
 pub(super) struct OpenFile {
     /// Present until the file is dropped.
-    fd: Option<OwnedFd>,
+    held: Option<HeldFile>,
     path: PathBuf,
     access: Access,
 }
 
 impl OpenFile {
+    fn new(fd: OwnedFd, path: PathBuf, access: Access) -> Result<Self, FileError> {
+        let slot = access.open_files.take(access.source);
+        let slot = slot.ok_or(FileError::TooManyOpen)?;
+        Ok(Self {
+            held: Some(HeldFile { fd, _slot: slot }),
+            path,
+            access,
+        })
+    }
+
     fn fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_ref().expect("it is not dropped yet").as_fd()
+        let held = self.held.as_ref().expect("it is not dropped yet");
+        held.fd.as_fd()
     }
 
     async fn read(self: Arc<Self>, offset: u64, length: usize) -> Result<Bytes, FileError> {
-        let Access { pool, source, .. } = self.access.clone();
+        let (pool, source) = (self.access.pool.clone(), self.access.source);
         let read = move || resolve::read(self.fd(), offset, length);
         let piece = pool.run(source, read).await??;
         if piece.is_empty() {
@@ -124,8 +140,8 @@ impl OpenFile {
 
 impl Drop for OpenFile {
     fn drop(&mut self) {
-        if let Some(fd) = self.fd.take() {
-            self.access.pool.close(fd);
+        if let Some(held) = self.held.take() {
+            self.access.pool.close(held);
         }
     }
 }

@@ -1,9 +1,11 @@
 //! Static files of a folder. [`Folder::open`] is the only way to a file, so a cache can be put below it.
 //!
-//! - `resolve` finds and opens files; `pool` has the threads for that; `content` reads while it sends.
+//! - `resolve` finds and opens files; `pool` has the threads for that; `content` reads while it sends;
+//!   `open_files` limits how many are open.
 //! - `validators` and `range` read the headers of a request and decide; `respond` makes the response.
 
 mod content;
+mod open_files;
 mod pool;
 mod range;
 mod resolve;
@@ -24,20 +26,30 @@ use sessile_proto::affinity::Source;
 use super::metrics::FileFailures;
 use crate::config::{self, Action, Config, Symlinks};
 use content::{Access, FileError, Opened, Wanted};
+use open_files::OpenFiles;
 use pool::{Pool, Unavailable};
 use resolve::Found;
 
 /// Most bytes that are read at once.
 const PIECE: usize = 128 * 1024;
 
+/// Most files that responses have open, however many the process may open.
+const MAX_OPEN_FILES: u16 = 16_384;
+
 /// As [`PIECE`], over HTTP/2. Each stream of a connection can have a piece in memory.
 const HTTP2_PIECE: usize = 64 * 1024;
+
+/// The most files that responses may have open, if the process may open `limit` files.
+pub(super) fn max_open_files(limit: u64) -> u16 {
+    u16::try_from(limit / 8).map_or(MAX_OPEN_FILES, |files| files.min(MAX_OPEN_FILES))
+}
 
 /// The folder of a route.
 pub(super) struct Folder {
     path: Arc<Path>,
     symlinks: Symlinks,
     pool: Pool,
+    open_files: OpenFiles,
     failures: Arc<FileFailures>,
 }
 
@@ -61,6 +73,7 @@ impl Folder {
             path: config.path.as_path().into(),
             symlinks: config.symlinks,
             pool: pools.of(&config.path),
+            open_files: pools.open_files.clone(),
             failures,
         }
     }
@@ -78,6 +91,7 @@ impl Folder {
         let path = resolve::relative_path(below).ok_or(StatusCode::NOT_FOUND)?;
         let access = Access {
             pool: self.pool.clone(),
+            open_files: self.open_files.clone(),
             failures: Arc::clone(&self.failures),
             source: Source::of(client),
             piece: match request.version {
@@ -115,7 +129,9 @@ impl Folder {
         let failures = &self.failures;
         let counter = match error {
             FileError::Unavailable(Unavailable::Timeout) => &failures.timeout,
-            FileError::Unavailable(Unavailable::Overloaded) => &failures.overloaded,
+            FileError::Unavailable(Unavailable::Overloaded) | FileError::TooManyOpen => {
+                &failures.overloaded
+            }
             FileError::Io(_) | FileError::Truncated => &failures.error,
         };
         counter.inc();

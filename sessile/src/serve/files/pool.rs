@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use sessile_proto::affinity::Source;
 use tokio::sync::oneshot;
 
+use super::open_files::{OpenFiles, Slot};
 use crate::locks::locked;
 
 /// How long one operation may take, with its time in the queue.
@@ -32,15 +33,17 @@ const LOG_INTERVAL: Duration = Duration::from_secs(10);
 /// Why an operation has no result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Unavailable {
-    #[error("the file system did not answer in time")]
+    #[error("the file system did not answer in time; check its mount")]
     Timeout,
-    #[error("too many operations wait for the file system")]
+    #[error("too many operations wait for the file system; check its load")]
     Overloaded,
 }
 
 /// The pools of a process by folder. A reload that keeps a folder keeps its threads, also blocked ones.
-#[derive(Default)]
-pub(in crate::serve) struct Pools(Mutex<HashMap<PathBuf, Weak<Shared>>>);
+pub(in crate::serve) struct Pools {
+    by_folder: Mutex<HashMap<PathBuf, Weak<Shared>>>,
+    pub(super) open_files: OpenFiles,
+}
 
 /// The threads of one folder. They end a while after the last operation.
 #[derive(Clone)]
@@ -59,13 +62,21 @@ struct Shared {
 #[derive(Default)]
 struct State {
     queue: FairQueue,
-    /// Files that no response needs. There are as many as the process may open.
-    unused_files: Vec<OwnedFd>,
+    /// Files that no response needs. [`OpenFiles`] counts them until they are closed.
+    unused_files: Vec<HeldFile>,
     threads: usize,
     idle: usize,
 }
 
+/// An open file of a response.
+pub(super) struct HeldFile {
+    pub(super) fd: OwnedFd,
+    pub(super) _slot: Slot,
+}
+
 /// An operation that waits for a thread.
+///
+/// A job can own the last handle of a file, whose drop locks the pool. So no job is dropped under that lock.
 struct Job {
     /// Gone if the request was given up.
     caller: Weak<()>,
@@ -73,9 +84,17 @@ struct Job {
 }
 
 impl Pools {
+    /// `max_open_files`: how many files the responses of all folders may have open.
+    pub(in crate::serve) fn new(max_open_files: usize) -> Self {
+        Self {
+            by_folder: Mutex::default(),
+            open_files: OpenFiles::new(max_open_files),
+        }
+    }
+
     /// The pool of a folder.
     pub(super) fn of(&self, folder: &Path) -> Pool {
-        let mut pools = locked(&self.0);
+        let mut pools = locked(&self.by_folder);
         if let Some(shared) = pools.get(folder).and_then(Weak::upgrade) {
             return Pool(shared);
         }
@@ -115,7 +134,7 @@ impl Pool {
             caller: Arc::downgrade(&caller),
             operation: Box::new(move || drop(sender.send(operation()))),
         };
-        self.submit(source, job)?;
+        self.submit(source, job);
         match tokio::time::timeout(self.0.deadline, result).await {
             Ok(Ok(result)) => Ok(result),
             Ok(Err(_)) => Err(Unavailable::Overloaded),
@@ -124,7 +143,7 @@ impl Pool {
     }
 
     /// Closes a file on a thread of the pool, because a file system can block that, too.
-    pub(super) fn close(&self, file: OwnedFd) {
+    pub(super) fn close(&self, file: HeldFile) {
         let mut state = locked(&self.0.state);
         state.unused_files.push(file);
         self.wake(state);
@@ -137,19 +156,21 @@ impl Pool {
             *logged = Some(Instant::now());
             let folder = self.0.folder.display();
             let file = path.display();
-            tracing::warn!(%folder, ?file, %error, "a file cannot be served; check its file system");
+            tracing::warn!(%folder, ?file, %error, "a file cannot be served");
         }
     }
 
-    fn submit(&self, source: Source, job: Job) -> Result<(), Unavailable> {
+    /// Queues a job. A job without a place is dropped, which its caller notices.
+    fn submit(&self, source: Source, job: Job) {
         let mut state = locked(&self.0.state);
-        state.queue.push(source, job)?;
+        let displaced = state.queue.push(source, job);
         self.wake(state);
-        Ok(())
+        drop(displaced);
     }
 
     /// Wakes or starts a thread for new work.
     fn wake(&self, mut state: MutexGuard<'_, State>) {
+        let mut lost = State::default();
         if state.work() > state.idle && state.threads < MAX_THREADS {
             let shared = Arc::clone(&self.0);
             let thread = std::thread::Builder::new()
@@ -159,13 +180,14 @@ impl Pool {
                 Ok(_) => state.threads += 1,
                 Err(error) if state.threads == 0 => {
                     tracing::warn!(%error, "cannot start a thread for files");
-                    *state = State::default();
+                    lost = std::mem::take(&mut *state);
                 }
                 // The other threads do the work later.
                 Err(_) => {}
             }
         }
         drop(state);
+        drop(lost);
         self.0.work.notify_one();
     }
 }
@@ -182,9 +204,7 @@ impl Shared {
                 state = locked(&self.state);
             } else if let Some(job) = state.queue.pop() {
                 drop(state);
-                if job.is_wanted() {
-                    (job.operation)();
-                }
+                job.run();
                 state = locked(&self.state);
             } else {
                 state.idle += 1;
@@ -216,6 +236,13 @@ impl State {
 }
 
 impl Job {
+    /// Runs the operation, unless nobody waits for the result.
+    fn run(self) {
+        if self.is_wanted() {
+            (self.operation)();
+        }
+    }
+
     fn is_wanted(&self) -> bool {
         self.caller.strong_count() > 0
     }
@@ -231,19 +258,28 @@ struct FairQueue {
 
 impl FairQueue {
     /// Adds a job. In a full queue, the job takes the place of a source that has more jobs.
-    fn push(&mut self, source: Source, job: Job) -> Result<(), Unavailable> {
+    ///
+    /// Returns the jobs that have no place any more. One of them can be the new job.
+    fn push(&mut self, source: Source, job: Job) -> VecDeque<Job> {
+        let mut displaced = VecDeque::new();
         if self.jobs >= MAX_QUEUE {
-            self.remove_unwanted();
+            displaced = self.remove_unwanted();
         }
         if self.jobs >= MAX_QUEUE {
-            self.displace_for(source)?;
+            match self.displace_for(source) {
+                Some(other) => displaced.push_back(other),
+                None => {
+                    displaced.push_back(job);
+                    return displaced;
+                }
+            }
         }
         match self.sources.iter_mut().find(|(known, _)| *known == source) {
             Some((_, jobs)) => jobs.push_back(job),
             None => self.sources.push_back((source, VecDeque::from([job]))),
         }
         self.jobs += 1;
-        Ok(())
+        displaced
     }
 
     fn pop(&mut self) -> Option<Job> {
@@ -256,27 +292,30 @@ impl FairQueue {
         job
     }
 
-    fn remove_unwanted(&mut self) {
+    /// Removes the jobs whose callers have gone.
+    fn remove_unwanted(&mut self) -> VecDeque<Job> {
+        let mut removed = VecDeque::new();
         for (_, jobs) in &mut self.sources {
-            jobs.retain(Job::is_wanted);
+            let all = std::mem::take(jobs).into_iter();
+            let (wanted, unwanted): (VecDeque<Job>, VecDeque<Job>) = all.partition(Job::is_wanted);
+            *jobs = wanted;
+            removed.extend(unwanted);
         }
         self.sources.retain(|(_, jobs)| !jobs.is_empty());
-        self.jobs = self.sources.iter().map(|(_, jobs)| jobs.len()).sum();
+        self.jobs -= removed.len();
+        removed
     }
 
-    /// Drops the newest job of the source with the most jobs, if it has more than `source` would have.
-    fn displace_for(&mut self, source: Source) -> Result<(), Unavailable> {
+    /// Removes the newest job of the source with the most jobs, if `source` will still have no more jobs.
+    fn displace_for(&mut self, source: Source) -> Option<Job> {
         let own = self.sources.iter().find(|(known, _)| *known == source);
         let own = own.map_or(0, |(_, jobs)| jobs.len());
-        let most = self.sources.iter_mut().max_by_key(|(_, jobs)| jobs.len());
-        match most {
-            Some((_, jobs)) if jobs.len() > own + 1 => {
-                jobs.pop_back();
-                self.jobs -= 1;
-                Ok(())
-            }
-            _ => Err(Unavailable::Overloaded),
+        let (_, most) = (self.sources.iter_mut()).max_by_key(|(_, jobs)| jobs.len())?;
+        if most.len() <= own + 1 {
+            return None;
         }
+        self.jobs -= 1;
+        most.pop_back()
     }
 }
 
@@ -317,8 +356,34 @@ mod tests {
     }
 
     #[test]
+    fn a_file_whose_reader_has_gone_is_closed() {
+        /// A handle as the content of a response has it.
+        struct Handle(Pool, Option<HeldFile>);
+
+        impl Drop for Handle {
+            fn drop(&mut self) {
+                self.0.close(self.1.take().expect("dropped once"));
+            }
+        }
+
+        let pools = Pools::new(2);
+        let pool = pools.of(Path::new("/"));
+        let slot = pools.open_files.take(source(1)).expect("a slot");
+        let fd = std::fs::File::open("/dev/null").expect("a file").into();
+        let handle = Handle(pool.clone(), Some(HeldFile { fd, _slot: slot }));
+        // The caller of this job has gone.
+        let job = Job {
+            caller: Weak::new(),
+            operation: Box::new(move || drop(handle)),
+        };
+        pool.submit(source(1), job);
+        let outcome = block_on(pool.run(source(1), || 1));
+        assert_eq!(outcome, Ok(1));
+    }
+
+    #[test]
     fn a_reload_keeps_the_threads_of_a_blocked_folder() {
-        let pools = Pools::default();
+        let pools = Pools::new(1);
         let folder = Path::new("/blocked");
         let (release, gate) = mpsc::channel::<()>();
         let (begun, has_begun) = mpsc::channel();
@@ -332,7 +397,7 @@ mod tests {
             caller: Arc::downgrade(&caller),
             operation: Box::new(operation),
         };
-        before.submit(source(1), job).expect("a place");
+        before.submit(source(1), job);
         has_begun.recv().expect("a thread");
         drop(before);
         let after = pools.of(folder);
@@ -349,20 +414,24 @@ mod tests {
     }
 
     impl TestQueue {
-        fn push(&mut self, number: u8) -> Result<(), Unavailable> {
+        /// Returns true if the new job has a place.
+        fn push(&mut self, number: u8) -> bool {
             let caller = Arc::new(());
             let order = Arc::clone(&self.order);
             let job = Job {
                 caller: Arc::downgrade(&caller),
                 operation: Box::new(move || locked(&order).push(number)),
             };
+            let displaced = self.queue.push(source(number), job);
+            let has_place =
+                !(displaced.iter()).any(|job| job.caller.ptr_eq(&Arc::downgrade(&caller)));
             self.callers.push(caller);
-            self.queue.push(source(number), job)
+            has_place
         }
 
         fn fill(&mut self, number: u8, jobs: usize) {
             for _ in 0..jobs {
-                self.push(number).expect("a place");
+                assert!(self.push(number));
             }
         }
 
@@ -388,10 +457,10 @@ mod tests {
     fn a_full_queue_is_shared_equally() {
         let mut queue = TestQueue::default();
         queue.fill(1, MAX_QUEUE);
-        assert_eq!(queue.push(1), Err(Unavailable::Overloaded));
+        assert!(!queue.push(1));
         queue.fill(2, MAX_QUEUE / 2);
-        assert_eq!(queue.push(2), Err(Unavailable::Overloaded));
-        assert_eq!(queue.push(1), Err(Unavailable::Overloaded));
+        assert!(!queue.push(2));
+        assert!(!queue.push(1));
         queue.fill(3, 1);
         assert_eq!(queue.queue.jobs, MAX_QUEUE);
         let order = queue.run();

@@ -24,10 +24,10 @@ const KEY: usize = 1 + MAX_SESSION_ID;
 /// Every source prefix may hold this many entries.
 const MIN_QUOTA: usize = 256;
 
-/// A source prefix may also hold one entry in this many.
+/// A source prefix may also hold this fraction of the entries: one in this many.
 const QUOTA_DIVISOR: usize = 10;
 
-/// What identifies a returning client: a session ID or a ticket. A session ID never equals a ticket.
+/// The identity of a returning client: a session ID or a ticket. A session ID never equals a ticket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct AffinityKey {
     bytes: [u8; KEY],
@@ -119,7 +119,7 @@ impl Affinity {
         }
     }
 
-    /// Records that `server` can resume the session of `key`. A handshake from `source` has just shown it.
+    /// Records that `server` can resume the session of `key`. A handshake from `source` has just proved this.
     ///
     /// `established` is the time of the session's full handshake.
     pub fn learn(
@@ -195,7 +195,7 @@ impl Affinity {
         })
     }
 
-    /// Records a use of a session. The entry does not live longer for it.
+    /// Records a use of a session. This does not extend the entry's life.
     pub fn used(&mut self, key: AffinityKey, at: Time) {
         if let Some(value) = self.table.value_mut(key.as_bytes()) {
             let used = LearnedEntry::from_bytes(value).used.max(at);

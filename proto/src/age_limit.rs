@@ -14,10 +14,10 @@ const MIN_AGREEING: u32 = 90;
 /// Most offers in a histogram. Then all counts are halved, so that recent offers weigh more.
 const MAX_OFFERS: u32 = 2048;
 
-/// The shortest age that is told apart is 2^6 ms, that is 64 ms.
+/// Ages below 2^6 ms (64 ms) are not distinguished.
 const UNIT_BITS: u32 = 6;
 
-/// Enough buckets for ages of up to 49 days, four to the octave.
+/// Enough buckets for ages of up to 49 days, four for each doubling of the age.
 const BUCKETS: usize = 104;
 
 /// A session that was offered to the server that made it.
@@ -56,7 +56,7 @@ pub enum CountedFrom {
     LastUse,
     /// The full handshake: the server has a lifetime, or a table that is too small for the load.
     FullHandshake,
-    /// One of the two. Sessions come back only once, or always after the same time.
+    /// The offers do not show which of the two. Sessions come back only once, or always after the same time.
     Unclear,
 }
 
@@ -245,7 +245,7 @@ impl Bucket {
 
 /// Chooses the edge that explains the offers better.
 fn clearer(idle: Edge, age: Edge) -> (Edge, CountedFrom) {
-    // If a server counts one of the two, an edge by the other has some offers on the wrong side.
+    // If a server counts one of the two ages, an edge by the other age has some offers on the wrong side.
     let margin = MIN_OFFERS / 2;
     if idle.wrong + margin <= age.wrong {
         (idle, CountedFrom::LastUse)
@@ -256,12 +256,12 @@ fn clearer(idle: Edge, age: Edge) -> (Edge, CountedFrom) {
     }
 }
 
-/// True if nearly all offers on one side are of the kind `these`. No offers agree as well.
+/// True if nearly all offers on one side are of the kind `these`. A side without offers agrees too.
 fn agree(these: u32, others: u32) -> bool {
     these * (100 - MIN_AGREEING) >= others * MIN_AGREEING
 }
 
-/// The bucket of an age: four buckets to the octave.
+/// The bucket of an age: four buckets for each doubling of the age.
 fn bucket_of(millis: u32) -> usize {
     let units = millis >> UNIT_BITS;
     let bucket = match units.checked_ilog2() {

@@ -9,7 +9,7 @@ use crate::record::{ContentType, Error};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum AlertDescription {
-    /// A message or a record that may not stand here.
+    /// A message or a record that is not allowed at this point.
     UnexpectedMessage = 10,
     /// A record longer than the protocol allows.
     RecordOverflow = 22,
@@ -70,7 +70,7 @@ impl AlertDescription {
         [content, major, minor, 0, 2, FATAL, self.number()]
     }
 
-    /// The alert for first bytes that are no good ClientHello; `None`: send nothing.
+    /// The alert for first bytes that are not a valid ClientHello; `None`: send nothing.
     ///
     /// Bytes that are not TLS get no alert: their sender could not read it. OpenSSL, and with it
     /// nginx and HAProxy, does the same.
@@ -81,7 +81,7 @@ impl AlertDescription {
             | Error::HandshakeType(_)
             | Error::Trailing
             | Error::Interleaved
-            // RFC 9846, 5.4, has this alert for the empty handshake records of TLS 1.3.
+            // RFC 9846, 5.4, requires this alert for the empty handshake records of TLS 1.3.
             | Error::EmptyFragment => Some(Self::UnexpectedMessage),
             Error::TooLong(_) => Some(Self::RecordOverflow),
             // No RFC names an alert for a message over a local limit. OpenSSL sends this one.

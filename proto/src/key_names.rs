@@ -6,8 +6,8 @@
 //! are the name's group.
 //!
 //! A refusal has one of two meanings. A server of the group that refuses a ticket of the group has lost the
-//! key, and leaves the group. A server outside the group that issues such tickets has another key: then the
-//! bytes are the header of a ticket format, and route nothing while two servers issue them.
+//! key, and leaves the group. A server outside the group that issues such tickets has another key. Then the
+//! bytes are only the header of a ticket format, and route nothing while two servers issue them.
 
 pub mod discovery;
 
@@ -57,7 +57,7 @@ impl TicketFingerprint {
 /// Whether a server has the key that the group of a name has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum KeySharing {
-    /// No ticket has shown it.
+    /// No ticket has shown whether the server has the key.
     #[default]
     Untried,
     /// The server belongs to the group.
@@ -108,7 +108,7 @@ impl NameHolders {
 
     /// The servers that are proven to resume tickets with this name.
     ///
-    /// These are the group; without a group the only server that issues such tickets; without an issuer the
+    /// These are the group. Without a group: the only server that issues such tickets. Without an issuer: the
     /// only server that accepts them.
     fn proven(&self) -> impl Iterator<Item = u32> + '_ {
         let is_disputed = self.is_disputed();
@@ -166,8 +166,8 @@ impl KeyNames {
             }
             self.revision += u64::from(holder.issued);
             holder.issued = false;
-            // The server may still accept older tickets with the name. If two keys have the name, nothing
-            // tells whether these tickets were its own.
+            // The server may still accept older tickets with the name. If two keys have the name, it is
+            // unknown whether these tickets were the server's own.
             let may_accept = holder.accepted || holder.sharing == KeySharing::Shares;
             if is_disputed || !may_accept {
                 gone.push(*name);
@@ -229,7 +229,7 @@ impl KeyNames {
             has_group && !holders.shares(from) && !holders.shares(to)
         });
         if has_other_group {
-            // The two share a key. Whether it is the group's key is not known before the group was asked.
+            // The two share a key. Only the group's answers show whether it is the group's key.
             return;
         }
         for server in [from, to] {
@@ -375,8 +375,8 @@ impl KeyNames {
 
     /// Makes room for one more name of a server. Returns false if there is none.
     ///
-    /// Unproven names leave first, then those with the oldest report. A proven name leaves only for a name
-    /// that the server has accepted.
+    /// Unproven names leave first, then those with the oldest report. A proven name is removed only to make
+    /// room for a name that the server has accepted.
     fn make_room(&mut self, server: u32, fresh: &Holder) -> bool {
         let mut of_server = BTreeSet::new();
         for (name, holders) in &self.names {

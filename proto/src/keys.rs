@@ -38,7 +38,7 @@ pub const MAX_ACCEPTED: usize = 2;
 /// Longest name of a farm, in bytes.
 pub const MAX_SCOPE: usize = 255;
 
-/// Furthest that a key moves forward at once.
+/// The longest time by which a key moves forward at once.
 ///
 /// A clock that is further ahead is probably wrong, and a chain that followed it could not come back. A
 /// server that was away for longer has no live session to lose, and can take another server's file.
@@ -110,8 +110,8 @@ impl FarmKey {
             generations: Vec::new(),
         };
         let [ticket, route] = secrets;
-        // The chains begin a lifetime back, as those of a key in use: the position tells the time
-        // (`as_of`), and servers whose clocks are behind can seal.
+        // The chains begin one lifetime in the past, like the chains of a key in use. So the position tells
+        // the time (`as_of`), and servers whose clocks are behind can seal.
         key.generations.push(Generation {
             number: 0,
             activates: Some(0),
@@ -172,13 +172,13 @@ impl FarmKey {
             .div_ceil(self.rotate.as_secs().max(1))
     }
 
-    /// The oldest ticket epoch that a session that is live at `now` can name.
+    /// The oldest ticket epoch that the label of a live session can have at `now`.
     #[must_use]
     pub fn oldest_epoch(&self, now: Time) -> u64 {
         self.epoch(now).saturating_sub(self.lifetime_epochs() + 1)
     }
 
-    /// The oldest day whose route key a session that is live at `now` can need.
+    /// The oldest day whose route key a live session can need at `now`.
     #[must_use]
     pub fn oldest_day(&self, now: Time) -> u64 {
         (now.unix_secs() / ROUTE_STEP).saturating_sub(self.lifetime_days())
@@ -211,7 +211,7 @@ impl FarmKey {
 
     /// How far the ticket chains stand behind the oldest epoch that is needed at `now`.
     ///
-    /// In a balancer's part, the same of the route chains.
+    /// In a balancer's part, the same for the route chains.
     #[must_use]
     pub fn lag(&self, now: Time) -> Duration {
         let lag = if self.is_route_part() {
@@ -260,14 +260,15 @@ impl FarmKey {
 
     /// How far `now` is behind the clock that made or moved the key, if that is over two epochs.
     ///
-    /// Two servers may be an epoch off in opposite directions. Beyond that one of the clocks is wrong.
+    /// The clocks of two servers may be wrong by an epoch, in opposite directions. Beyond that one of the
+    /// clocks is wrong.
     #[must_use]
     pub fn clock_behind(&self, now: Time) -> Option<Duration> {
         let behind = self.as_of().since(now);
         (behind > self.rotate * 2).then_some(behind)
     }
 
-    /// The latest time up to `now` to which the key can move while it forgets at most `epochs` epochs.
+    /// The latest time, `now` at most, to which the key can move if it may forget at most `epochs` epochs.
     #[must_use]
     pub fn within(&self, now: Time, epochs: u64) -> Time {
         let epoch = self.epoch(self.as_of()).saturating_add(epochs);
@@ -303,7 +304,7 @@ impl FarmKey {
     }
 }
 
-/// The most epochs by which one of these chains stands before `wanted`.
+/// The largest number of epochs by which one of these chains is behind `wanted`.
 fn longest_lag<'a>(chains: impl Iterator<Item = &'a Chain>, wanted: u64) -> u64 {
     chains
         .map(|chain| wanted.saturating_sub(chain.epoch()))

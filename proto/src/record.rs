@@ -117,8 +117,8 @@ impl Header {
     ///
     /// # Errors
     ///
-    /// [`Error::Incomplete`] if there are less than five bytes, which can begin a record. Any other error as
-    /// soon as the bytes show it.
+    /// [`Error::Incomplete`] if there are fewer than five bytes, and they can begin a record. Any other error
+    /// as soon as the bytes show it.
     pub fn parse(bytes: &[u8]) -> Result<Self, Error> {
         let content = ContentType::try_from(*bytes.first().ok_or(Error::Incomplete)?)?;
         let &[_, major, minor] = bytes.first_chunk().ok_or(Error::Incomplete)?;

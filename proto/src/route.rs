@@ -140,7 +140,7 @@ pub fn server_id(name: &str) -> u64 {
 /// True if a server has room for a returning client.
 ///
 /// Its bound is 64 connections, or 1.25 times its share by weight of all connections on usable servers if
-/// that is more. The new connection counts.
+/// that is more. The new connection is included.
 #[must_use]
 pub fn has_room(server: &Load, servers: &[Load]) -> bool {
     let mut open = 1;

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use crate::Time;
 use crate::verdict::How;
 
-/// A server is faulty after this many ended handshakes in a row. A restart ends one handshake.
+/// A server is faulty after this many ended handshakes in a row. A restart can end one handshake.
 const MIN_ENDED: u32 = 2;
 
 /// A client of the balancer that offers sessions to servers.

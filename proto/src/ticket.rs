@@ -101,7 +101,7 @@ pub fn read_label(routes: &RouteKeys, token: &[u8]) -> Option<(Id, Label)> {
     let (id, rest) = srid.split_first_chunk::<16>()?;
     let (masked, tag) = rest.split_first_chunk::<8>()?;
     let label = Label::from_bytes(routes.opens(id, masked, tag)?)?;
-    // After the identifier of a stored session nothing may follow.
+    // No bytes may follow the identifier of a stored session.
     if label.class == Class::Stored && token.len() != SRID_LEN {
         return None;
     }

@@ -42,7 +42,7 @@ pub enum Reason {
     NothingOffered,
     /// The session is not known, or was removed too long ago.
     Unknown,
-    /// No live route key opens the label. It is another farm's, changed, or very old.
+    /// No live route key opens the label. It is from another farm, changed, or very old.
     UnknownKey,
     /// This server stores no sessions.
     CacheDisabled,
@@ -52,7 +52,7 @@ pub enum Reason {
     StoreDown,
     /// The store did not answer in time.
     StoreTimeout,
-    /// The issuing server has lost its state since.
+    /// The issuing server has lost its state since then.
     Lost,
     /// Newer sessions displaced the session from the table.
     Evicted,
@@ -213,7 +213,7 @@ impl FromStr for Verdict {
 pub enum EarlyData {
     /// The client sent no early data.
     None,
-    /// The server accepted the early data, and no other server can.
+    /// The server accepted the early data, and no other server can accept it again.
     Accepted,
     /// The server discarded the early data. The client sends it again after the handshake.
     Rejected(Rejection),

@@ -268,8 +268,8 @@ impl Handshake {
 impl Flight {
     /// Ends the handshake at the server's ChangeCipherSpec.
     ///
-    /// In a full handshake the server sends it only after it has verified the client's Finished. An abandoned
-    /// handshake therefore teaches nothing.
+    /// In a full handshake the server sends it only after it has verified the client's Finished. So the
+    /// balancer learns nothing from an abandoned handshake.
     fn end(self, offer: &ClientOffer) -> Outcome {
         let is_offered_id = !self.session_id.is_empty() && self.session_id == offer.session_id;
         let kind = if self.full {

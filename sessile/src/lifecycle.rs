@@ -152,7 +152,7 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Watches SIGINT, SIGTERM and SIGUSR1. To be called before the role starts.
+    /// Watches SIGINT, SIGTERM and SIGUSR1. Call this before the role starts.
     ///
     /// # Errors
     /// If signals cannot be watched.

@@ -1,5 +1,5 @@
-//! Locks whose data stays usable after a panic in another thread. No code that holds one of them leaves its data
-//! half changed.
+//! Locks whose data stays usable after a panic in another thread. Code that holds such a lock never leaves
+//! its data half changed.
 
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 

@@ -29,7 +29,7 @@ pub fn path(folder: &Path, kind: &str, server: &str) -> PathBuf {
         .map(|c| if is_plain(c) { c } else { '_' })
         .collect();
     if name != server {
-        // Two names that became equal must still lead to two files.
+        // Two names that become equal in this way must still lead to two files.
         let digest = digest::digest(&digest::SHA256, server.as_bytes());
         for byte in &digest.as_ref()[..4] {
             name.push_str(&format!("-{byte:02x}"));
@@ -42,7 +42,7 @@ fn is_plain(c: char) -> bool {
     c.is_ascii_alphanumeric() || "-._".contains(c)
 }
 
-/// Makes or replaces a file with what `write` writes.
+/// Makes or replaces a file with the output of `write`.
 ///
 /// # Errors
 /// If the file cannot be written. The old file then stays.

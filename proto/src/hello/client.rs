@@ -17,7 +17,7 @@ const SSL2_FIXED_LEN: usize = 11;
 /// The cipher suite value that marks a retry with a lower version (RFC 7507).
 const TLS_FALLBACK_SCSV: u16 = 0x5600;
 
-/// How a ClientHello is written.
+/// The form of a ClientHello.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
     /// A handshake message: SSL 3.0 and later.
@@ -29,13 +29,13 @@ pub enum Form {
 /// A ClientHello, borrowed from the bytes that it was parsed from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClientHello<'a> {
-    /// How it is written.
+    /// The form of the message.
     pub form: Form,
-    /// The highest version offered; since TLS 1.3 that is in `supported_versions`.
+    /// The field `client_version`. TLS 1.3 clients offer their versions in `supported_versions` instead.
     pub legacy_version: u16,
-    /// 32 bytes; in the SSLv2 form the challenge, 16 to 32.
+    /// 32 bytes; in the SSLv2 form, a challenge of 16 to 32 bytes.
     pub random: &'a [u8],
-    /// At most 32 bytes. Noise from a client that offers TLS 1.3.
+    /// At most 32 bytes. Random if the client offers TLS 1.3.
     pub session_id: &'a [u8],
     /// In the client's order.
     pub cipher_suites: Suites<'a>,
@@ -55,9 +55,9 @@ pub struct ClientHello<'a> {
     pub early_data: bool,
     /// RFC 7627.
     pub extended_master_secret: bool,
-    /// `encrypted_client_hello` is there; browsers send it always, mostly as GREASE.
+    /// True if the hello has `encrypted_client_hello`. Browsers always send it, mostly as GREASE.
     pub encrypted_client_hello: bool,
-    /// Tickets wanted after a full handshake and after a resumption (RFC 9149).
+    /// The numbers of tickets that the client wants after a full handshake and after a resumption (RFC 9149).
     pub ticket_request: Option<(u8, u8)>,
     /// The code of a record size (RFC 6066, section 4); see [`Self::max_record_size`].
     pub max_fragment_length: Option<u8>,
@@ -70,7 +70,7 @@ impl<'a> ClientHello<'a> {
     ///
     /// # Errors
     ///
-    /// [`Error::Incomplete`] where `message` is the beginning of a ClientHello.
+    /// [`Error::Incomplete`] if `message` is only the beginning of a ClientHello.
     pub fn parse(message: &'a [u8]) -> Result<Self, Error> {
         let mut body = Cursor::message(message, kind::CLIENT_HELLO)?;
         let legacy_version = body.u16()?;
@@ -93,7 +93,7 @@ impl<'a> ClientHello<'a> {
     ///
     /// # Errors
     ///
-    /// [`Error::Incomplete`] where `record` is the beginning of one.
+    /// [`Error::Incomplete`] if `record` is only the beginning of such a hello.
     pub fn parse_ssl2(record: &'a [u8]) -> Result<Self, Error> {
         let len = ssl2_len(record)?;
         let mut body = Cursor::new(record.get(..len).ok_or(Error::Incomplete)?);
@@ -145,8 +145,8 @@ impl<'a> ClientHello<'a> {
         }
     }
 
-    /// The highest version offered that we know, SSL 3.0 (0x0300) to TLS 1.3 (0x0304); 0 where
-    /// the client offers none of them.
+    /// The highest version offered that we know, SSL 3.0 (0x0300) to TLS 1.3 (0x0304); 0 if the client offers
+    /// none of them.
     #[must_use]
     pub fn max_version(&self) -> u16 {
         match self.supported_versions {
@@ -155,7 +155,7 @@ impl<'a> ClientHello<'a> {
                 .filter(|version| (SSL_3_0..=TLS_1_3).contains(version))
                 .max()
                 .unwrap_or_default(),
-            // Without the extension TLS 1.2 is the most there is (RFC 9846, 4.2.1).
+            // Without the extension, TLS 1.2 is the highest version (RFC 9846, 4.2.1).
             None => self.legacy_version.min(TLS_1_2),
         }
     }
@@ -231,13 +231,13 @@ impl<'a> ClientHello<'a> {
     }
 }
 
-/// Bytes of the SSLv2-form hello that `start` begins, its two-byte header included.
+/// Bytes of the SSLv2-form hello that begins with `start`, with its two-byte header.
 ///
 /// # Errors
 ///
-/// [`Error::Incomplete`] where the first five bytes, which tell it from anything else, are not all
-/// there; [`Error::ContentType`] and [`Error::Version`] where they tell that it is something else;
-/// [`Error::Length`] where it is too short to be one.
+/// [`Error::Incomplete`] if there are fewer than the five bytes that identify such a hello;
+/// [`Error::ContentType`] and [`Error::Version`] if these bytes are not those of such a hello;
+/// [`Error::Length`] if the length in its header is too small.
 pub(super) fn ssl2_len(start: &[u8]) -> Result<usize, Error> {
     let first = *start.first().ok_or(Error::Incomplete)?;
     // The other header, of three bytes, belongs to padded (encrypted) records.
@@ -257,7 +257,7 @@ pub(super) fn ssl2_len(start: &[u8]) -> Result<usize, Error> {
 }
 
 fn version(version: u16) -> Option<u16> {
-    // SSL 2.0 itself (0x0002) and DTLS (0xfexx) are not ours.
+    // SSL 2.0 itself (0x0002) and DTLS (0xfexx) are not supported.
     (version >> 8 == 3).then_some(version)
 }
 
@@ -278,7 +278,7 @@ fn server_name(mut body: Cursor<'_>) -> Result<Option<&str>, Error> {
     let mut host = None;
     while !list.is_empty() {
         let kind = list.u8()?;
-        // Names of other types have never been defined; everyone reads them as vectors.
+        // No other type of name was ever defined; all implementations read such names as vectors.
         let name = list.vec16()?;
         if kind == 0 && host.replace(host_name(name)?).is_some() {
             return Err(Error::Illegal("server name: there are two"));

@@ -1,9 +1,9 @@
-//! Takes numbers and length-prefixed vectors off the front of a message.
+//! Reads numbers and length-prefixed vectors from the front of a message.
 
 use crate::record::{Error, message_len};
 
-/// The unread rest of a message, or of a vector inside it. Running out of bytes is [`Error::Length`]:
-/// the message is whole, so a length in it lied.
+/// The unread rest of a message, or of a vector inside it. Running out of bytes is [`Error::Length`]: the
+/// message is whole, so a length inside it is wrong.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Cursor<'a>(&'a [u8]);
 
@@ -34,7 +34,7 @@ impl<'a> Cursor<'a> {
         self.0.is_empty()
     }
 
-    /// Refuses bytes that are left over.
+    /// Returns an error if bytes are left over.
     pub(super) const fn end(self) -> Result<(), Error> {
         if self.is_empty() {
             Ok(())

@@ -1,4 +1,4 @@
-//! The extensions of a hello: cut apart, none of them twice.
+//! Splits the extensions of a hello, and refuses duplicates.
 
 use super::cursor::Cursor;
 use crate::record::Error;
@@ -27,14 +27,15 @@ pub(super) fn each<'a>(
     }
     let mut block = Cursor::new(hello.vec16()?);
     hello.end()?;
-    // One bit for each type there can be: a hello holds thousands, so comparing pairs is no way.
+    // One bit for each possible type: a hello can have thousands of extensions, so comparing all pairs is too
+    // slow.
     let mut seen = [0u64; 1 << 10];
     while !block.is_empty() {
         let kind = block.u16()?;
         let body = block.vec16()?;
         let (word, bit) = (usize::from(kind >> 6), 1u64 << (kind & 63));
         if seen[word] & bit != 0 {
-            return Err(Error::Illegal("extension: it is there twice"));
+            return Err(Error::Illegal("extension: it occurs twice"));
         }
         seen[word] |= bit;
         take(kind, Cursor::new(body))?;

@@ -1,6 +1,6 @@
 //! The messages that a TLS handshake shows in clear: ClientHello (TLS 1.3 down to the SSLv2 form),
-//! ServerHello and TLS 1.2's NewSessionTicket. Parsing only; what a hello leads to is decided in
-//! [`crate::route`] and [`crate::affinity`].
+//! ServerHello and TLS 1.2's NewSessionTicket. This module only parses; [`crate::route`] and
+//! [`crate::affinity`] decide what a hello leads to.
 
 mod client;
 mod cursor;
@@ -31,15 +31,15 @@ pub const TLS_1_3: u16 = 0x0304;
 
 /// Types of handshake messages (RFC 9846, appendix B.3; RFC 5246, 7.4).
 pub mod kind {
-    /// Asks the client to begin anew; TLS 1.2 and earlier.
+    /// Asks the client to begin a new handshake; TLS 1.2 and earlier.
     pub const HELLO_REQUEST: u8 = 0;
-    /// The first message of all.
+    /// The client's first message.
     pub const CLIENT_HELLO: u8 = 1;
     /// The server's answer; also HelloRetryRequest.
     pub const SERVER_HELLO: u8 = 2;
-    /// A ticket; in clear in TLS 1.2 and earlier only.
+    /// A ticket; only TLS 1.2 and earlier send it in clear.
     pub const NEW_SESSION_TICKET: u8 = 4;
-    /// Certificate, ServerKeyExchange, CertificateRequest and ServerHelloDone: of TLS 1.2 and
-    /// earlier, a server sends them in full handshakes only.
+    /// Certificate, ServerKeyExchange, CertificateRequest and ServerHelloDone: in TLS 1.2 and earlier, a
+    /// server sends them only in full handshakes.
     pub const ONLY_WHERE_FULL: [u8; 4] = [11, 12, 13, 14];
 }

@@ -1,4 +1,4 @@
-//! The lists in a ClientHello. Each is checked once, when the hello is parsed, and walked in place.
+//! The lists in a ClientHello. Each list is checked once, when the hello is parsed, and then read in place.
 
 use super::cursor::Cursor;
 use crate::record::Error;
@@ -10,7 +10,7 @@ const MIN_BINDER: usize = 32;
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Suites<'a> {
     bytes: &'a [u8],
-    /// Bytes of each: 2, or the 3 of the SSLv2 form.
+    /// Bytes of each suite: 2, or 3 in the SSLv2 form.
     width: usize,
 }
 
@@ -33,7 +33,7 @@ impl<'a> Suites<'a> {
             })
     }
 
-    /// Whether the client offers it.
+    /// True if the client offers this suite.
     #[must_use]
     pub fn contains(&self, suite: u16) -> bool {
         self.iter().any(|offered| offered == suite)
@@ -66,14 +66,14 @@ impl<'a> Versions<'a> {
         pairs.map(|pair| u16::from_be_bytes([pair[0], pair[1]]))
     }
 
-    /// Whether the client offers it.
+    /// True if the client offers this version.
     #[must_use]
     pub fn contains(&self, version: u16) -> bool {
         self.iter().any(|offered| offered == version)
     }
 }
 
-/// `application_layer_protocol_negotiation` (RFC 7301); empty where the client does not send it.
+/// `application_layer_protocol_negotiation` (RFC 7301); empty if the client does not send it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Protocols<'a>(&'a [u8]);
 
@@ -99,13 +99,13 @@ impl<'a> Protocols<'a> {
         std::iter::from_fn(move || names.vec8().ok())
     }
 
-    /// Whether the client offers it.
+    /// True if the client offers this protocol.
     #[must_use]
     pub fn contains(&self, name: &[u8]) -> bool {
         self.iter().any(|offered| offered == name)
     }
 
-    /// Whether the client offers none.
+    /// True if the client offers no protocol.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -181,7 +181,7 @@ impl<'a> OfferedPsks<'a> {
         })
     }
 
-    /// In the client's order, which is what `selected_identity` counts.
+    /// In the client's order; `selected_identity` is an index in this order.
     pub fn identities(&self) -> impl Iterator<Item = Identity<'a>> + use<'a> {
         let mut left = Cursor::new(self.identities);
         std::iter::from_fn(move || next_identity(&mut left).ok())

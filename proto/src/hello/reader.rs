@@ -23,7 +23,7 @@ pub const MAX_LIMIT: usize = 64 * 1024;
 pub struct HelloReader {
     limit: usize,
     raw: Vec<u8>,
-    /// Where in `raw` the record begins that is awaited.
+    /// The offset in `raw` of the record that is awaited.
     record: usize,
     /// The records before it, without their headers.
     joined: Vec<u8>,
@@ -53,13 +53,13 @@ impl HelloReader {
         }
     }
 
-    /// Takes what the client sent next. `Ok(true)`: the hello is whole.
+    /// Takes the next bytes of the client. `Ok(true)`: the hello is whole.
     ///
     /// # Errors
     ///
-    /// What is wrong, as soon as it shows; never [`Error::Incomplete`]. Errors are final: they are
-    /// given again, and nothing more is buffered. What the hello holds is not looked at before
-    /// [`HelloReader::hello`].
+    /// Any error as soon as the bytes show it; never [`Error::Incomplete`]. Errors are final: every later
+    /// call returns the same error, and nothing more is buffered. Only [`HelloReader::hello`] reads the
+    /// fields of the hello.
     pub fn push(&mut self, bytes: &[u8]) -> Result<bool, Error> {
         if let State::Failed(error) = self.state {
             return Err(error);
@@ -81,13 +81,13 @@ impl HelloReader {
         }
     }
 
-    /// Everything pushed, verbatim: also what follows the hello, such as early data.
+    /// All bytes that were pushed, unchanged, with the bytes after the hello, such as early data.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         &self.raw
     }
 
-    /// [`HelloReader::bytes`], given away.
+    /// [`HelloReader::bytes`] as an owned value.
     #[must_use]
     pub fn into_bytes(self) -> Vec<u8> {
         self.raw
@@ -97,8 +97,8 @@ impl HelloReader {
     ///
     /// # Errors
     ///
-    /// [`Error::Incomplete`] before [`HelloReader::push`] said that it is whole, and whatever is
-    /// wrong in it.
+    /// [`Error::Incomplete`] before [`HelloReader::push`] returned `Ok(true)`, and any error in the hello's
+    /// fields.
     pub fn hello(&self) -> Result<ClientHello<'_>, Error> {
         match &self.state {
             State::ExpectHello => Err(Error::Incomplete),
@@ -109,7 +109,7 @@ impl HelloReader {
         }
     }
 
-    /// Goes on from the record that is awaited. Takes constant time for each call and each record.
+    /// Continues at the record that is awaited. Takes constant time for each call and each record.
     fn find(&mut self) -> Result<State, Error> {
         if self.raw.first().is_some_and(|first| first & 0x80 != 0) {
             return self.find_ssl2();

@@ -1,5 +1,5 @@
-//! How large the records may be that a client lets its server send: `max_fragment_length`
-//! (RFC 6066, section 4) and `record_size_limit` (RFC 8449). Small devices send these extensions.
+//! The largest record that a client lets its server send: `max_fragment_length` (RFC 6066, section
+//! 4) and `record_size_limit` (RFC 8449). Small devices send these extensions.
 
 use std::fmt;
 
@@ -112,7 +112,7 @@ mod tests {
         let largest = [Ok(Some(16_388)), Ok(Some(16_387))];
         assert_eq!(sizes(None, Some(16_383)), largest);
         assert_eq!(sizes(None, Some(16_384)), [Ok(None), Ok(Some(16_388))]);
-        // What GnuTLS sends by default, and a limit for a version to come.
+        // The value that GnuTLS sends by default, and a limit for a version to come.
         assert_eq!(sizes(None, Some(16_385)), [Ok(None); 2]);
         assert_eq!(sizes(None, Some(u16::MAX)), [Ok(None); 2]);
     }

@@ -4,8 +4,7 @@ use super::cursor::Cursor;
 use super::{client::session_id, extensions, kind};
 use crate::record::Error;
 
-/// The `random` that makes a ServerHello a HelloRetryRequest: SHA-256 of that word (RFC 9846,
-/// 4.1.3).
+/// The `random` that makes a ServerHello a HelloRetryRequest: SHA-256 of that name (RFC 9846, 4.1.3).
 const HELLO_RETRY_REQUEST: [u8; 32] = [
     0xcf, 0x21, 0xad, 0x74, 0xe5, 0x9a, 0x61, 0x11, 0xbe, 0x1d, 0x8c, 0x02, 0x1e, 0x65, 0xb8, 0x91,
     0xc2, 0xa2, 0x11, 0x16, 0x7a, 0xbb, 0x8c, 0x5e, 0x07, 0x9e, 0x09, 0xe2, 0xc8, 0xa8, 0x33, 0x9c,
@@ -18,13 +17,13 @@ pub struct ServerHello<'a> {
     pub legacy_version: u16,
     /// 32 bytes.
     pub random: &'a [u8],
-    /// At most 32 bytes. In TLS 1.3 what the client sent.
+    /// At most 32 bytes. In TLS 1.3, a copy of the client's session ID.
     pub session_id: &'a [u8],
     /// The suite that is used.
     pub cipher_suite: u16,
     /// The version, from TLS 1.3 on.
     pub supported_versions: Option<u16>,
-    /// Which of the client's last hello's identities is resumed; TLS 1.3.
+    /// The index of the resumed identity in the client's last hello; TLS 1.3.
     pub selected_identity: Option<u16>,
     /// A ticket follows; TLS 1.2 and earlier.
     pub session_ticket: bool,
@@ -37,7 +36,7 @@ impl<'a> ServerHello<'a> {
     ///
     /// # Errors
     ///
-    /// [`Error::Incomplete`] where `message` is the beginning of a ServerHello.
+    /// [`Error::Incomplete`] if `message` is only the beginning of a ServerHello.
     pub fn parse(message: &'a [u8]) -> Result<Self, Error> {
         let mut body = Cursor::message(message, kind::SERVER_HELLO)?;
         let mut hello = Self {
@@ -83,10 +82,10 @@ impl<'a> ServerHello<'a> {
 }
 
 /// The NewSessionTicket of TLS 1.2 and earlier (RFC 5077, 3.3), borrowed from the handshake
-/// message. That of TLS 1.3 has another shape, and is encrypted.
+/// message. The message of TLS 1.3 has another format, and is encrypted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NewSessionTicket<'a> {
-    /// How long the server means to accept the ticket, in seconds; 0: it does not say.
+    /// How long the server intends to accept the ticket, in seconds; 0: it does not say.
     pub lifetime_hint: u32,
     /// Empty: the server promised a ticket and has none to give.
     pub ticket: &'a [u8],
@@ -97,7 +96,7 @@ impl<'a> NewSessionTicket<'a> {
     ///
     /// # Errors
     ///
-    /// [`Error::Incomplete`] where `message` is the beginning of a NewSessionTicket.
+    /// [`Error::Incomplete`] if `message` is only the beginning of a NewSessionTicket.
     pub fn parse(message: &'a [u8]) -> Result<Self, Error> {
         let mut body = Cursor::message(message, kind::NEW_SESSION_TICKET)?;
         let parsed = Self {

@@ -5,7 +5,7 @@ use crate::testdata::{
 };
 use proptest::prelude::*;
 
-/// What the reader says after these segments: whether the hello is whole, and the hello.
+/// The reader's result after these segments: whether the hello is whole, and the hello.
 fn read<'a>(
     reader: &'a mut HelloReader,
     segments: impl IntoIterator<Item = &'a [u8]>,
@@ -42,7 +42,7 @@ fn captured_hellos_say_what_their_clients_offered() {
         let ticket = hello.session_ticket.is_some_and(|it| !it.is_empty());
         let session_id = !hello.session_id.is_empty();
         let offers = hello.pre_shared_key.is_some() || ticket || (session_id && !tls13);
-        // Beside an offer of TLS 1.3 the ID of a session looks like any made-up one.
+        // Beside an offer of TLS 1.3, a session ID looks random.
         let resumes = name.contains("resumed") || name.contains("refused");
         let shows = resumes && name != "chromium-tls12-id-resumed";
         assert_eq!(offers, shows, "{name}");
@@ -102,7 +102,7 @@ fn the_ssl2_form_is_read() {
     assert_eq!(ClientHello::parse_ssl2(&longer), Err(Error::Length));
     let mut reader = HelloReader::new(SSL2.len() - 1);
     assert_eq!(reader.push(SSL2), Err(Error::OverLimit(SSL2.len() - 1)));
-    // SSL 2.0 itself, and a length that holds no hello.
+    // SSL 2.0 itself, and a length that is too short for a hello.
     let pushed = |bytes: &[u8]| HelloReader::default().push(bytes);
     assert_eq!(pushed(&[0x80, 46, 1, 0, 2]), Err(Error::Version(2)));
     assert_eq!(pushed(&[0x80, 4, 1, 3, 1, 0]), Err(Error::Length));
@@ -174,7 +174,7 @@ fn records_make_no_difference() {
 #[test]
 fn the_longest_hello_in_the_smallest_pieces_takes_linear_time() {
     let big = client_hello(&[(21, &[0; 60 * 1024])]);
-    // 370,000 segments: were anything walked again for each, this would not end.
+    // 370,000 segments: if each one made the reader walk all bytes again, this test would not end.
     let records = in_records(&big, 1);
     let mut reader = HelloReader::new(MAX_LIMIT);
     let hello = read(&mut reader, records.chunks(1));

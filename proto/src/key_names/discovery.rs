@@ -1,4 +1,4 @@
-//! Decides when to discover the key names of a server: now and then, and when a check shows another ticket
+//! Decides when to discover the key names of a server: at intervals, and when a check shows another ticket
 //! key.
 
 use std::time::{Duration, Instant};
@@ -25,7 +25,7 @@ pub struct DiscoverySchedule {
     last_accepted: Option<TicketFingerprint>,
     /// The unknown name that the last request was for.
     ///
-    /// A discovery that did not prove this name would not prove it in a minute either.
+    /// A discovery that did not prove this name would also fail a minute later.
     last_requested: Option<KeyName>,
 }
 

@@ -51,7 +51,7 @@ fn a_header_of_servers_without_a_shared_key_is_no_name() {
             names.accepted(server, ticket(7, 10 * server + n), true);
         }
     }
-    // Nothing tells yet which of the two has the key.
+    // It is not known yet which of the two has the key.
     assert_eq!(servers(&names, 7), []);
     assert_eq!(names.servers_to_try(name(7), A), [B]);
     names.tried(name(7), A, B, false);
@@ -306,7 +306,7 @@ impl Pool {
 
 proptest! {
     /// After any changes, a check of all servers finds for each name the servers with its key. A format
-    /// header leads nowhere.
+    /// header routes to no server.
     #[test]
     fn checks_find_out_which_server_has_which_key(
         steps in prop::collection::vec((0..3_u8, 0..4_u32, 0..6_u8), 0..60),
@@ -326,7 +326,7 @@ proptest! {
         }
         pool.look_at_all(&mut names);
         for of in 0..=NAMED {
-            // No client has a ticket of a key that no server has.
+            // A key that no server has is on no client's ticket.
             if (0..4).any(|server| pool.name_of(server) == name(of)) {
                 prop_assert_eq!(servers(&names, of), pool.truth(of), "{:?} {:?}", pool.keys, names);
             }

@@ -76,7 +76,7 @@ pub struct Chain {
 const MAX_STEPS: u64 = 200 * 366 * 24;
 
 impl Chain {
-    /// A chain whose secret is that of `epoch`.
+    /// A chain at `epoch`, with the secret of that epoch.
     #[must_use]
     pub const fn new(epoch: u64, secret: Secret) -> Self {
         Self { epoch, secret }
@@ -96,7 +96,8 @@ impl Chain {
 
     /// Moves forward to `epoch` and wipes every secret on the way.
     ///
-    /// Returns false, without a move, if `epoch` is not ahead or more than 200 years of hours ahead.
+    /// Returns false and does not move if `epoch` is not ahead, or if it is more than 200 years of hours
+    /// ahead.
     pub fn move_to(&mut self, epoch: u64) -> bool {
         if epoch <= self.epoch || epoch - self.epoch > MAX_STEPS {
             return false;

@@ -8,17 +8,18 @@ use std::time::Duration;
 use super::{FarmKey, MAX_CATCH_UP};
 use crate::Time;
 
-/// How long a report of the shared clock counts. The monotonic clock extrapolates the report, and that
+/// How long a report of the shared clock is valid. The monotonic clock extrapolates the report, and that
 /// clock stops while a machine sleeps.
 const REPORT_LIFETIME: Duration = Duration::from_secs(60 * 60);
 
-/// How long after the start NTP does not count. The shared clock may contradict NTP, and its first report
-/// takes a moment.
+/// For this long after the start, NTP is not trusted. The shared clock may contradict NTP, and its first
+/// report takes a moment.
 const STARTUP_GRACE: Duration = Duration::from_secs(10);
 
 /// Epochs that an unconfirmed clock may forget for each epoch that the monotonic clock measured.
 ///
-/// Two let a file that was left behind catch up. A clock that is a day ahead takes a day to forget a day.
+/// Two let a file that was left behind catch up. A clock that is one day ahead destroys one day of keys only
+/// after a day.
 const UNCONFIRMED_PACE: u64 = 2;
 
 /// One reading of both clocks.
@@ -55,7 +56,7 @@ pub enum Skew {
 pub enum Trust {
     /// Not at all: another clock contradicts the wall clock, or too little is known.
     Denied,
-    /// By this number of epochs at most: only the monotonic clock agrees.
+    /// At most this number of epochs, because only the monotonic clock agrees.
     Epochs(u64),
     /// Up to the present epoch: another clock agrees.
     Confirmed,
@@ -185,7 +186,7 @@ impl Permit {
         self.trust
     }
 
-    /// Moves the key forward, within the decision. Returns whether the key changed.
+    /// Moves the key forward, within the limit of the decision. Returns whether the key changed.
     pub fn advance(self, key: &mut FarmKey) -> bool {
         self.limit(key).is_some_and(|limit| key.move_forward(limit))
     }

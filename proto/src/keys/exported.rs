@@ -83,8 +83,8 @@ impl ExportedKeys {
         let mut previous: Vec<ExportedKey> = keys.into_values().collect();
         previous.sort_by_cached_key(|exported| {
             let (first, last) = sealing_time(key, &generations, exported);
-            // A key that should not have sealed yet can still have done so: servers may have been told
-            // different times of activation.
+            // A key may have sealed before its time: servers may have been told different times of
+            // activation.
             let is_unlikely = first >= last || first > now.unix_secs();
             (is_unlikely, Reverse(last))
         });

@@ -32,7 +32,7 @@ pub enum GenerationStatus {
     Sealing,
     /// Tickets are accepted; none is sealed any more.
     Outgoing,
-    /// Tickets are refused. The number stays known, so that they are told from another farm's tickets.
+    /// Tickets are refused. The number stays known, so that these tickets are not taken for another farm's.
     Ended,
 }
 
@@ -64,19 +64,19 @@ impl std::fmt::Display for CannotRotate {
             ),
             Self::Outgoing(number, _) => write!(
                 f,
-                "tickets of generation {number} are still accepted, and of {MAX_ACCEPTED} \
-                 generations at most"
+                "tickets of generation {number} are still accepted, and at most {MAX_ACCEPTED} generations can be \
+                 accepted at once"
             ),
             Self::Full => write!(
                 f,
-                "it has {MAX_GENERATIONS} generations; those that have ended are dropped when a \
-                 server moves the file forward, so take a server's copy"
+                "it has {MAX_GENERATIONS} generations, the maximum; a server drops ended generations from its \
+                 file, so take a server's copy"
             ),
             Self::NothingWaits => f.write_str("no generation waits for its activation"),
             Self::ClockBehind(span) => write!(
                 f,
-                "it was moved forward by a clock that is {} minutes ahead of this one. If this one is behind, \
-                 the generation in use would end before its time",
+                "a clock that is {} minutes ahead of this machine's moved the key forward. If this machine's clock \
+                 is behind, the generation in use would end too early",
                 span.as_secs() / 60
             ),
         }
@@ -197,7 +197,7 @@ impl FarmKey {
 
     /// Appends a generation under the next free number.
     fn push(&mut self, secrets: [Secret; 2], now: Time) -> Result<u8, CannotRotate> {
-        // A wrong clock must not drop a generation: go by the time that the key itself tells.
+        // A wrong clock must not drop a generation, so use the time that the key itself tells.
         self.retire(self.within(now, 1));
         let is_taken = |number: u8| self.generations.iter().any(|g| g.number == number);
         let newest = self.generations.last().map_or(0, |g| g.number);
@@ -206,7 +206,8 @@ impl FarmKey {
             .find(|&number| !is_taken(number))
             .ok_or(CannotRotate::Full)?;
         let [ticket, route] = secrets;
-        // The new chains begin where the others stand: the servers agree on that without a clock.
+        // The new chains begin at the epoch of the other chains: the servers agree on that epoch without a
+        // clock.
         let day = self.generations.iter().map(|g| g.route.epoch()).max();
         self.generations.push(Generation {
             number,

@@ -41,7 +41,7 @@ impl std::fmt::Display for WeakSecret {
 
 impl std::error::Error for WeakSecret {}
 
-/// Shortest run of equal bytes that is refused. Random bytes have one once in 2^51 times.
+/// Shortest run of equal bytes that is refused. Random bytes have such a run once in 2^51 times.
 const MAX_RUN: usize = 8;
 
 /// Example keys from public documents, in hex so that a text search finds them. The list is not complete.

@@ -1,7 +1,7 @@
 //! Whether early data (0-RTT) may be accepted, decided before the TLS library sees the hello.
 //!
-//! The library's own checks come on top. None of them replaces the store's word that the session was
-//! not used before (RFC 9846, 8.1).
+//! The library makes further checks. No check replaces the store's statement that the session was not used
+//! before (RFC 9846, 8.1).
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::hello::ClientHello;
 use crate::verdict::{Reason, Rejection};
 
 /// Most difference between the age of a session by the client's clock and by ours (RFC 9846, 8.3).
-/// The TLS library allows 60 s, so it never refuses for this reason what passed here.
+/// The TLS library allows 60 s, so it never refuses for this reason a session that passed here.
 const MAX_AGE_DIFFERENCE: Duration = Duration::from_secs(10);
 
 /// The request of a hello, before the store was asked.
@@ -67,7 +67,7 @@ pub struct ConsumedSession {
     pub announced: Option<u32>,
 }
 
-/// What tells the age of a TLS 1.3 ticket.
+/// The values that give the age of a TLS 1.3 ticket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TicketAge {
     /// When the ticket was made, in seconds since the Unix epoch.
@@ -96,7 +96,7 @@ pub enum EarlyDataPlan {
     Refused(Rejection),
 }
 
-/// What this server can do with early data at this moment.
+/// The limits of this server for early data at this moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EarlyDataTerms {
     /// Most bytes that the site takes.

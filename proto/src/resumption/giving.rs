@@ -19,8 +19,7 @@ const MAX_SESSION_LEN: usize = 6 * 1024;
 const CHAIN_MARGIN: Duration = Duration::from_secs(60);
 
 impl Resumption {
-    /// True if a full TLS 1.2 handshake gives a session ID. To be asked when the server certificate
-    /// is chosen.
+    /// True if a full TLS 1.2 handshake gives a session ID. Call this when the server certificate is chosen.
     #[must_use]
     pub fn gives_session_id(&self) -> bool {
         // A client that takes a ticket does not come back with the session ID.
@@ -33,7 +32,7 @@ impl Resumption {
 
     /// True if the handshake gives tickets, TLS 1.2 or TLS 1.3.
     ///
-    /// In TLS 1.2 the library asks when it writes ServerHello, which has to say so.
+    /// In TLS 1.2 the library asks when it writes ServerHello, because ServerHello announces the ticket.
     #[must_use]
     pub fn gives_tickets(&self) -> bool {
         if self.policy.tickets() == Tickets::Off || self.is_single_use() {
@@ -53,7 +52,7 @@ impl Resumption {
     }
 
     /// A new TLS 1.2 session ID, when the client's Finished was verified, or a new TLS 1.3 identity
-    /// for single use. False if it is not to be announced.
+    /// for single use. False if it must not be announced.
     pub fn add_session(&mut self, id: &[u8], session: &[u8]) -> bool {
         let key = if self.offers.is_tls13() {
             StoreKey::single_use(id).filter(|_| self.is_single_use())
@@ -94,7 +93,7 @@ impl Resumption {
         std::mem::take(&mut self.state.new_sessions)
     }
 
-    /// The full handshake that new sessions go back to.
+    /// The full handshake that new sessions inherit from.
     ///
     /// Only a handshake that resumed inherits it: a session can be admitted and then declined.
     fn origin(&self) -> Origin {
@@ -117,7 +116,7 @@ impl Resumption {
         }
     }
 
-    /// True if a session that ends then is worth announcing. A lifetime of 0 seconds means "unknown"
+    /// True if a session that ends at this time is worth announcing. A lifetime of 0 seconds means "unknown"
     /// in TLS 1.2 (RFC 5077, 3.3), so a session needs a second at least.
     fn has_life_left(&self, expires: Time) -> bool {
         expires.since(self.now) >= Duration::from_secs(1)
@@ -131,7 +130,7 @@ impl Resumption {
 
     fn may_announce(&self, session: &[u8]) -> bool {
         let has_resumed = self.state.progress == Progress::Resumed;
-        // A client that used one of two tickets has two again after one more.
+        // If a client used one of two tickets, one new ticket makes them two again.
         let has_enough =
             has_resumed && !self.offers.requests_tickets && self.state.tickets_given > 0;
         session.len() <= MAX_SESSION_LEN && !has_enough && self.has_life_left(self.origin().expires)

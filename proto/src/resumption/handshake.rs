@@ -14,7 +14,7 @@ use super::offers::{self, Offers};
 use super::policy::{Cache, Policy, Tickets};
 use super::store_key::StoreKey;
 
-/// How far the TLS library says that a handshake is.
+/// The progress of a handshake, as the TLS library reports it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Progress {
     /// The library has not decided between a full handshake and a resumption.
@@ -68,7 +68,7 @@ pub struct Resumption {
     pub(super) state: State,
 }
 
-/// What changes during a handshake.
+/// The part that changes during a handshake.
 #[derive(Default)]
 pub(super) struct State {
     pub(super) progress: Progress,
@@ -195,7 +195,7 @@ impl Resumption {
         self.state.is_full_tls12 = true;
     }
 
-    /// Notes how far the library is. To be called after each of its steps.
+    /// Notes the progress of the library. Call this after each of the library's steps.
     pub fn observe(&mut self, progress: Progress, suite: Option<u16>) {
         let state = &mut self.state;
         state.retried |= progress == Progress::FullAfterRetry;
@@ -209,7 +209,7 @@ impl Resumption {
         &self.schedule
     }
 
-    /// What may become of early data.
+    /// The plan for early data.
     #[must_use]
     pub const fn early_data_plan(&self) -> EarlyDataPlan {
         self.early_data
@@ -257,16 +257,15 @@ impl Resumption {
         self.state.refused.push(reason);
     }
 
-    /// The verdict, and when the full handshake of the session was. To be asked when the client has
-    /// finished.
+    /// The verdict, and when the full handshake of the session was. Call this when the client has finished.
     #[must_use]
     pub fn verdict(&self) -> (Verdict, Time) {
         if let Some(resumed) = self.resumed() {
             return (Verdict::Resumed(resumed.how), resumed.origin.established);
         }
         let mut refused = self.state.refused.clone();
-        // The library declined a session that we admitted. It compares what we compare, and the
-        // cipher suite, which was not negotiated when we were asked.
+        // The library declined a session that we admitted. It makes the same comparisons as we do. It also
+        // compares the cipher suite, which was not negotiated when it asked us.
         if let Some(declined) = self.state.admitted {
             refused.push(if declined.origin.suite == self.state.suite {
                 Reason::OldFormat
@@ -277,7 +276,7 @@ impl Resumption {
         (verdict::judge(None, &refused), self.now)
     }
 
-    /// The outcome of early data. `is_accepted` is the word of the library.
+    /// The outcome of early data. `is_accepted` is the library's answer.
     #[must_use]
     pub fn early_data(&self, is_accepted: bool) -> EarlyData {
         let granted = match self.early_data {
@@ -333,7 +332,7 @@ impl Resumption {
             return self.look_up_stored(&id, label);
         }
         if self.policy.sessions_are_removable {
-            // The ticket was sealed before a setting came that needs sessions to be removable.
+            // The ticket was sealed before a setting was turned on that needs removable sessions.
             return Found::nothing(Reason::Revoked);
         }
         let opened = ticket::open(&self.schedule, &id, label, token);

@@ -1,4 +1,4 @@
-//! A session that a handshake gives, and the full handshake that it goes back to.
+//! A session that a handshake gives, and the full handshake that it inherits from.
 
 use super::store_key::StoreKey;
 use crate::Time;
@@ -6,7 +6,7 @@ use crate::Time;
 /// A session that has to be in the store before the flight leaves that announces it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewSession {
-    /// Under which key.
+    /// The key in the store.
     pub key: StoreKey,
     /// An encoded [`Envelope`](crate::ticket::Envelope).
     pub envelope: Vec<u8>,

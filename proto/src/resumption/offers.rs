@@ -60,8 +60,8 @@ impl Offers {
 
 /// The keys of the stored sessions that a hello names: four at most.
 ///
-/// An identity for single use has no label and looks like noise. If the store `is_shared` it is
-/// looked up at every site, so that a site loses no session when it turns early data on or off.
+/// An identity for single use has no label and looks random. If the store `is_shared`, every site looks
+/// such an identity up. So a site loses no session when it turns early data on or off.
 #[must_use]
 pub fn stored_sessions(
     hello: &ClientHello<'_>,
@@ -91,7 +91,7 @@ pub fn stored_sessions(
     }
     let ticket = hello.session_ticket.filter(|ticket| !ticket.is_empty());
     let named = match ticket {
-        // The session ID beside a ticket is the client's own invention (RFC 5077, 3.4).
+        // The client invents the session ID beside a ticket (RFC 5077, 3.4).
         Some(ticket) => store_key(ticket),
         None => StoreKey::session_id(hello.session_id),
     };

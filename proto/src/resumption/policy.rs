@@ -7,18 +7,18 @@ use crate::ticket::{ClientAuth, Issuer};
 /// Where a server keeps sessions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cache {
-    /// It keeps none.
+    /// The server keeps no sessions.
     Off,
     /// In its own table.
     Local,
-    /// In a store that other servers look into, with a table in front.
+    /// In a store that other servers also use, with a table in front.
     Shared,
 }
 
 /// How a server gives tickets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tickets {
-    /// It gives none and accepts none.
+    /// The server gives no tickets and accepts none.
     Off,
     /// A ticket is the identifier of a stored session.
     Stored,
@@ -31,7 +31,7 @@ pub enum Tickets {
 pub struct Policy {
     /// The site, as a number that is the same on every server of the farm.
     pub site: u64,
-    /// Whose tickets these are.
+    /// The server that issues the tickets.
     pub issuer: Issuer,
     /// The client authentication of the site.
     pub client_auth: ClientAuth,

@@ -1,4 +1,4 @@
-//! The key under which a session lies in a store.
+//! The key under which a session is stored.
 
 use std::fmt;
 

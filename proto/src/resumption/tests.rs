@@ -86,7 +86,7 @@ fn inputs(version: u16) -> Inputs {
     }
 }
 
-/// Inputs with a change.
+/// The usual inputs with a change.
 fn with(version: u16, change: impl FnOnce(&mut Inputs)) -> Inputs {
     let mut inputs = inputs(version);
     change(&mut inputs);

@@ -93,7 +93,7 @@ pub enum Lookup<V> {
     Found(V),
     /// The entry was removed.
     Gone(Gone),
-    /// No entry, and no memory of one.
+    /// There is no entry, and no ghost of one.
     Unknown,
     /// The limits allow no entries at all.
     Disabled,

@@ -7,7 +7,7 @@ use super::log::Log;
 use super::{Gone, Inserted, Limits, Lookup, MAX_KEY, MAX_VALUE, Stats, TableEntry};
 use crate::Time;
 
-/// Fewest ghosts of a table. Otherwise there are as many as entries.
+/// Fewest ghosts of a table. Otherwise a table has as many ghosts as entries.
 const MIN_GHOSTS: usize = 64;
 
 /// Most ghosts of a table.
@@ -55,8 +55,8 @@ impl Part {
 
     /// Stores a value. An entry with the same key is replaced; the new entry is the newest.
     ///
-    /// A handshake in the future is dated `now`. `sequence` orders the entries of all parts, and must be larger
-    /// than every number before.
+    /// If the time of the handshake is in the future, `now` is used. `sequence` orders the entries of all
+    /// parts, and must be larger than every number before.
     pub(super) fn insert(
         &mut self,
         sequence: u64,
@@ -106,7 +106,7 @@ impl Part {
             .map(|place| self.log.entry(self.index.location(place)).value)
     }
 
-    /// The entry with this key, even if it has expired. Counts and changes nothing.
+    /// The entry with this key, even if it has expired. Counts no look-up and changes nothing.
     pub(super) fn peek(&self, key: Hashed<'_>) -> Option<TableEntry<'_>> {
         let place = self.find(key)?;
         Some(self.log.entry(self.index.location(place)))
@@ -286,8 +286,8 @@ impl Part {
 
     /// Rewrites the log without holes.
     ///
-    /// Since the last time more bytes were removed than there are to move, so the cost for each removal is
-    /// bounded.
+    /// Since the last compaction, more bytes were removed than must be moved now. So the cost of each removal
+    /// is bounded.
     fn compact(&mut self) {
         let fresh = self.log.successor();
         let mut old = std::mem::replace(&mut self.log, fresh);

@@ -82,7 +82,7 @@ impl ShardedTable {
 
     /// Stores a value. An entry with the same key is replaced; the new entry is the newest.
     ///
-    /// A handshake in the future is dated `now`.
+    /// If the time of the handshake is in the future, `now` is used.
     pub fn insert(&self, key: &[u8], value: &[u8], established: Time, now: Time) -> Inserted {
         let (shard, key) = self.place(key);
         let mut part = self.lock(shard);

@@ -27,7 +27,7 @@ impl Table {
 
     /// Stores a value. An entry with the same key is replaced; the new entry is the newest.
     ///
-    /// A handshake in the future is dated `now`.
+    /// If the time of the handshake is in the future, `now` is used.
     pub fn insert(&mut self, key: &[u8], value: &[u8], established: Time, now: Time) -> Inserted {
         self.sequence += 1;
         let key = self.whole.hasher().hashed(key);
@@ -46,7 +46,7 @@ impl Table {
         self.whole.get(self.whole.hasher().hashed(key), now)
     }
 
-    /// The entry with this key, even if it has expired. Counts and changes nothing.
+    /// The entry with this key, even if it has expired. Counts no look-up and changes nothing.
     #[must_use]
     pub fn peek(&self, key: &[u8]) -> Option<TableEntry<'_>> {
         self.whole.peek(self.whole.hasher().hashed(key))

@@ -19,7 +19,7 @@ pub enum ClientAuth {
     /// No certificate is asked for.
     #[default]
     None,
-    /// A certificate is asked for; a client may come without.
+    /// A certificate is asked for; a client without one is accepted.
     Optional,
     /// No handshake without a certificate.
     Required,
@@ -49,7 +49,7 @@ impl ClientAuth {
 pub struct Binding<'a> {
     /// The site, as a number that is the same on every server of the farm.
     pub site: u64,
-    /// The server name (SNI) in lower case; empty where the client sent none.
+    /// The server name (SNI) in lower case; empty if the client sent none.
     pub server_name: &'a str,
     /// The client authentication of the site at that time.
     pub client_auth: ClientAuth,
@@ -72,16 +72,16 @@ pub struct Envelope<'a> {
     pub server: u32,
     /// When the full handshake was; resuming does not change it.
     pub established: Time,
-    /// When it ends, as the server that made it had it.
+    /// When the session ends, by the settings of the server that made it.
     pub expires: Time,
     /// The TLS library's own encoding of the session.
     pub value: &'a [u8],
 }
 
-/// What this handshake requires of a session.
+/// The requirements of this handshake for a session.
 #[derive(Clone, Copy, Debug)]
 pub struct Expected<'a> {
-    /// The TLS library's format here.
+    /// The format of this server's TLS library.
     pub value_format: u16,
     /// The site that the hello leads to.
     pub site: u64,
@@ -176,10 +176,10 @@ impl<'a> Envelope<'a> {
         })
     }
 
-    /// Compares the session with a handshake, before this negotiates a cipher suite.
+    /// Compares the session with a handshake, before the handshake negotiates a cipher suite.
     ///
     /// # Errors
-    /// With the first field that does not match.
+    /// The reason of the first field that does not match.
     pub fn admits(&self, expected: &Expected<'_>, now: Time) -> Result<(), Reason> {
         let binding = &self.binding;
         let end = self.expires.min(self.established.plus(expected.lifetime));

@@ -7,10 +7,10 @@ use std::collections::BTreeMap;
 use super::envelope::{Envelope, take};
 use crate::Time;
 
-/// Most rules beside the rule for everything.
+/// Most rules, without the rule for everything.
 ///
 /// One rule more turns the oldest into a rule for everything. That forgets more than was asked for, and never
-/// less. An old rule has few sessions left to reach.
+/// less. An old rule covers few sessions that are still alive.
 pub const MAX_FORGET_RULES: usize = 256;
 
 /// Version of the encoding.
@@ -69,7 +69,7 @@ impl ForgetRules {
         merged == *self
     }
 
-    /// Drops the rules from before `time`, which have no session left to reach.
+    /// Drops the rules from before `time`, because no session that they cover is alive.
     pub fn drop_before(&mut self, time: Time) {
         self.rules.retain(|_, not_before| *not_before >= time);
     }
@@ -218,7 +218,7 @@ mod tests {
         assert_eq!(full.narrow_rules().count(), MAX_FORGET_RULES);
         full.add(ForgetScope::Server(7), at(T + 5000));
         assert!(full.narrow_rules().count() <= MAX_FORGET_RULES);
-        // The oldest stood for site 1.
+        // The oldest rule was for site 1.
         assert!(full.reaches(&session(1, 0, T)));
         assert!(full.reaches(&session(9999, 0, T)));
         assert!(!full.reaches(&session(9999, 0, T + 1)));

@@ -44,11 +44,13 @@ enum ApiError {
     Unauthorized,
     #[error("the body has more than {MAX_BODY} bytes, or did not arrive")]
     Body,
-    #[error("the body is not understood: {0}; for instance {{\"drain\": true, \"weight\": 10}}")]
+    #[error(
+        "the body cannot be parsed: {0}; write for example {{\"drain\": true, \"weight\": 10}}"
+    )]
     Json(serde_json::Error),
     #[error(transparent)]
     UnknownServer(#[from] super::UnknownServer),
-    #[error("no answer; the balancer may be shutting down")]
+    #[error("the balancer did not answer; it may be shutting down")]
     NoAnswer,
 }
 

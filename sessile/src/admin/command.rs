@@ -39,7 +39,7 @@ pub struct NoServerUp {
 
 /// No server has this name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no server is named {name:?}; there are {}", .known.join(", "))]
+#[error("no server is named {name:?}; the servers are {}", .known.join(", "))]
 pub struct UnknownServer {
     pub name: String,
     pub known: Vec<String>,

@@ -55,8 +55,8 @@ pub struct Admin {
 }
 
 impl Admin {
-    /// Binds the address and starts answering. `draining` is the order to the roles to stop. The
-    /// admin listener answers until [`Admin::join`], also while they drain.
+    /// Binds the address and starts answering. `draining` orders the roles to stop. The admin
+    /// listener answers until [`Admin::join`], also while they drain.
     ///
     /// # Errors
     ///
@@ -113,7 +113,7 @@ impl Admin {
                 });
             });
             if let Err(error) = accepted.await {
-                tracing::error!(%error, "the admin listener cannot listen");
+                tracing::error!(%error, "cannot start the admin listener");
             }
         })?;
         Ok(Self {

@@ -38,9 +38,11 @@ pub enum TokenError {
         file = .path.display()
     )]
     Unfit { path: PathBuf },
-    #[error("{file}: cannot be made: {source}", file = .path.display())]
+    #[error("{file}: cannot be created: {source}", file = .path.display())]
     Make { path: PathBuf, source: io::Error },
-    #[error("the system gives no random bytes")]
+    #[error(
+        "the operating system's random number generator failed; check that no sandbox blocks getrandom"
+    )]
     Random,
 }
 

@@ -1,4 +1,4 @@
-//! Runs the commands of the admin API. Changes hold until the configuration is read again.
+//! Runs the commands of the admin API. Changes last until the configuration is read again.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -33,7 +33,8 @@ pub(super) async fn run(state: Arc<BalancerState>, mut commands: mpsc::Receiver<
     }
 }
 
-/// Ready if every pool has a server that is up. A drain does not matter. An empty default pool does not count.
+/// Ready if every pool has a server that is up. Draining servers count as up. An empty default pool does not
+/// count.
 fn readiness(state: &BalancerState) -> Result<(), NoServerUp> {
     let (set, now) = (state.server_set(), Instant::now());
     let pools: Vec<String> = set

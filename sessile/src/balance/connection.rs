@@ -47,7 +47,7 @@ impl ClientHandler for Arc<BalancerState> {
     }
 }
 
-/// A client whose server has the hello.
+/// A client whose hello a server has received.
 pub(super) struct Placed {
     client: TcpStream,
     admitted: Admitted,
@@ -129,7 +129,7 @@ async fn place(
 /// No further server is tried after this many times `balance.connect-timeout`.
 const MAX_SEARCH_TIMEOUTS: u32 = 3;
 
-/// The search of a server that takes the connection.
+/// The search for a server that takes the connection.
 struct Search<'a> {
     state: &'a BalancerState,
     set: &'a ServerSet,
@@ -257,7 +257,7 @@ impl Search<'_> {
     }
 }
 
-/// True if the client has ended its side. Without a handshake it cannot wait for an answer.
+/// True if the client has ended its side. Without a handshake, such a client cannot wait for an answer.
 fn has_gone(client: &TcpStream) -> bool {
     let readiness = relay::readiness(client);
     readiness.is_read_closed() || readiness.is_error()

@@ -79,7 +79,8 @@ impl PoolKeyNames {
 
     /// Changes the record of a server, and logs the effect.
     ///
-    /// Nothing is recorded for a server that left the pool. Its connections and checks may still report.
+    /// Nothing is recorded for a server that left the pool. Connections and checks of this server may still
+    /// report.
     pub(super) fn update(&self, id: u32, change: impl FnOnce(&mut KeyNames)) {
         let mut record = locked(&self.record);
         if !record.members.contains_key(&id) {
@@ -124,7 +125,12 @@ fn log(changes: Vec<NamesChange>) {
         group,
     } in changes
     {
-        tracing::info!(server, ?names, ?group, "key names of its tickets");
+        tracing::info!(
+            server,
+            ?names,
+            ?group,
+            "found the key names of a server's tickets"
+        );
     }
 }
 

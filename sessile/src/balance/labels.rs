@@ -23,7 +23,7 @@ pub(super) struct LabelReader {
 impl LabelReader {
     /// Reads the key file. `None` if the configuration has no key, or if the default key file does not exist.
     ///
-    /// `had_one`: the balancer has a key now. Then a missing default file is an error.
+    /// `had_one`: the balancer already has a key. Then a missing default file is an error.
     pub(super) fn open(config: &Config, had_one: bool) -> Result<Option<Self>, FileError> {
         let Key::File(path) = &config.key else {
             return Ok(None);

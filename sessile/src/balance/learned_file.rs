@@ -1,7 +1,8 @@
 //! The file with the learned table, written on a drain and read at the next start.
 //!
-//! The file is not sealed. Session IDs cross the network in clear, and of tickets it has hashes only. A program
-//! that can write to the state folder can lead clients to the wrong server, which costs a full handshake.
+//! The file is not sealed. Session IDs cross the network in clear, and the file has only hashes of tickets. A
+//! program that can write to the state folder can lead clients to the wrong server, which costs a full
+//! handshake.
 //!
 //! ```text
 //! magic | servers u32 | { server u32 | address length u8 | address, as text }… | learned table
@@ -54,7 +55,10 @@ impl LearnedFile {
                     tracing::info!(%file, entries, "restored the learned sessions of the last drain");
                 }
                 None => {
-                    tracing::warn!(%file, "the learned sessions are lost: the file is not in this version's format")
+                    tracing::warn!(
+                        %file,
+                        "the learned sessions are lost: this version of sessile does not know the file's format"
+                    )
                 }
             },
             Err(error) => tracing::warn!(%file, %error, "the learned sessions are lost"),

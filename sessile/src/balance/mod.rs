@@ -58,7 +58,7 @@ use metrics::{BalancerMetrics, ServerFamilies};
 use servers::ServerSet;
 use state::BalancerState;
 
-/// Most buffered bytes of all connections whose peers do not take them, without the bytes in pipes.
+/// Most buffered bytes of all connections whose peers do not read, without the bytes in pipes.
 const MAX_BUFFERED_BYTES: usize = 64 * 1024 * 1024;
 
 /// Why a balancer does not start.
@@ -72,7 +72,9 @@ pub enum StartError {
     Thread(#[from] io::Error),
     #[error("metrics: {0}")]
     Metrics(#[from] prometheus::Error),
-    #[error("the system gives no random bytes")]
+    #[error(
+        "the operating system's random number generator failed; check that no sandbox blocks getrandom"
+    )]
     Random,
 }
 
@@ -134,7 +136,7 @@ impl Balancer {
         let admission = Admission::new(&config.connection, max_connections, buffer_limit);
         metrics::register_buffered(registry, &admission)?;
         let listeners = Listeners::bind(config, Role::Balance, &admission, &stop)?;
-        // Read the file last, because this removes it. A failed start must leave it.
+        // Read the file last, because this removes it. A failed start must leave the file.
         let learned_file = LearnedFile::new(config);
         if let Some(file) = &learned_file {
             let set = state.server_set();

@@ -37,7 +37,7 @@ const REPORT_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Most bytes that a server sends when it closes an idle connection: close_notify and an HTTP/2 GOAWAY.
 ///
-/// These bytes are no use of the session.
+/// These bytes do not count as a use of the session.
 const MAX_CLOSING_BYTES: u64 = 128;
 
 /// The time limits of a connection.

@@ -36,7 +36,7 @@ pub(super) struct OfferedSessions {
     id_key: Option<AffinityKey>,
     /// True if the client offers a session. The balancer may not know it.
     pub(super) has_session: bool,
-    /// True if the hello has no encrypted part that the server could answer instead.
+    /// True if the hello has no encrypted inner hello that the server could answer instead.
     pub(super) is_in_clear: bool,
 }
 
@@ -149,7 +149,8 @@ impl<'r> Router<'r> {
         })
     }
 
-    /// By the learned table: first the server that made the session, then the servers that share its ticket key.
+    /// Looks in the learned table: first the server that made the session, then the servers that share its
+    /// ticket key.
     fn by_learned_session(self) -> impl Iterator<Item = Choice<'r>> {
         self.find_learned().into_iter().flat_map(move |home| {
             let first = self.learned_server(home);
@@ -209,7 +210,7 @@ impl<'r> Router<'r> {
         siblings.unwrap_or_default()
     }
 
-    /// By the key name of the first ticket that has a proven one.
+    /// Looks for the first ticket with a proven key name.
     fn by_key_name(self) -> Vec<Choice<'r>> {
         let OfferedSessions {
             identities, ticket, ..

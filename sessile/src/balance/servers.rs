@@ -219,7 +219,7 @@ impl Pool {
         self.servers.iter().find(|server| server.id() == id)
     }
 
-    /// Whether a server takes a client that has a session there. A drain does not matter.
+    /// Whether a server takes a client that has a session there. A draining server takes such clients too.
     pub(super) fn takes_returning(
         &self,
         server: &PoolServer,
@@ -235,7 +235,7 @@ impl Pool {
         }
     }
 
-    /// Those of these servers that take the client and have room, the preferred server of the source first.
+    /// The servers of this list that take the client and have room, the preferred server of the source first.
     ///
     /// The error is the reason why no server qualifies.
     pub(super) fn with_room(

@@ -21,7 +21,7 @@ pub(super) const BUCKETS: [f64; 16] = [
     18_000.0, 36_000.0,
 ];
 
-/// A changed age limit is logged only if it changed by more than one part in this many.
+/// A change of the age limit is logged if it is larger than the limit divided by this number.
 const LOGGED_CHANGE: u32 = 4;
 
 /// The offers of one server's learned sessions, and the age limit that they show.
@@ -208,7 +208,7 @@ impl fmt::Display for LossDiagnosis {
             CountedFrom::FullHandshake => {
                 ": its session time-out, or a cache too small for the load"
             }
-            CountedFrom::Unclear => ": which of the two, no client has shown yet",
+            CountedFrom::Unclear => ": no client has shown yet which of the two",
         })
     }
 }
@@ -295,7 +295,7 @@ mod tests {
             text(CountedFrom::Unclear, configured),
             format!(
                 "forgets sessions after {age}, of idle time or since their full handshake though \
-                 36000 s are expected: which of the two, no client has shown yet"
+                 36000 s are expected: no client has shown yet which of the two"
             )
         );
     }

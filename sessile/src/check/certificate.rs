@@ -26,18 +26,23 @@ pub(super) const SOON: Duration = Duration::from_secs(14 * 24 * 60 * 60);
 pub(super) enum CertificateError {
     #[error("{}: cannot be read: {source}", path.display())]
     Unreadable { path: PathBuf, source: io::Error },
-    #[error("{}: holds no PEM certificate; a chain is one or more BEGIN CERTIFICATE blocks", .0.display())]
+    #[error("{}: contains no PEM certificate; a chain is one or more BEGIN CERTIFICATE blocks", .0.display())]
     NoCertificate(PathBuf),
-    #[error("{}: certificate {number} of the chain cannot be read", path.display())]
+    #[error("{}: certificate {number} of the chain cannot be parsed; get a new copy of the file", path.display())]
     Unparsable { path: PathBuf, number: usize },
-    #[error("{}: holds no PEM private key without a password (PKCS#8, RSA or EC)", .0.display())]
+    #[error(
+        "{}: contains no usable PEM private key; write a PKCS#8, RSA or EC key that has no password", .0.display()
+    )]
     NoKey(PathBuf),
-    #[error("{}: this kind of private key cannot be used: {source}", path.display())]
+    #[error("{}: the TLS library cannot use this private key: {source}", path.display())]
     UnusableKey {
         path: PathBuf,
         source: rustls::Error,
     },
-    #[error("{}: the private key belongs to another certificate than {}", key.display(), chain.display())]
+    #[error(
+        "{}: the private key does not match the certificate in {}; use the key that belongs to it",
+        key.display(), chain.display()
+    )]
     Mismatch { chain: PathBuf, key: PathBuf },
     #[error("{}: certificate {number} of the chain ended on {}; renew it", path.display(), utc(*until))]
     Expired {
@@ -45,13 +50,19 @@ pub(super) enum CertificateError {
         number: usize,
         until: SystemTime,
     },
-    #[error("{}: certificate {number} of the chain is not valid before {}", path.display(), utc(*from))]
+    #[error(
+        "{}: certificate {number} of the chain is not valid before {}; check the clock, or use another \
+         certificate", path.display(), utc(*from)
+    )]
     NotYet {
         path: PathBuf,
         number: usize,
         from: SystemTime,
     },
-    #[error("{}: does not cover {name}, a name of its site: clients will refuse it", path.display())]
+    #[error(
+        "{}: the certificate does not cover {name}, a name of its site: clients will refuse it; get a certificate \
+         that has this name", path.display()
+    )]
     NotCovered { path: PathBuf, name: String },
 }
 

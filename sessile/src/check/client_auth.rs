@@ -1,4 +1,4 @@
-//! Checks `client-auth` of a site: which files it has, and what in them refuses or admits clients
+//! Checks `client-auth` of a site: which files it has, and entries in them that refuse or admit clients
 //! unexpectedly.
 
 use std::time::SystemTime;

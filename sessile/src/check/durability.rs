@@ -37,11 +37,11 @@ pub(super) fn check(config: &Config, findings: &mut Findings) {
             place.grade(),
             format!(
                 "All sessions are stored, even those with tickets (connection.purge-on-reclaim or \
-                 session.require-close-notify is on): {}.",
+                 session.require-close-notify is on). {}.",
                 place.text()
             ),
         ),
-        (false, _) => findings.note("No tickets are handed out: session.tickets is false."),
+        (false, _) => findings.note("No tickets are issued: session.tickets is false."),
     }
     if session.max_entries == 0 {
         findings.warn(
@@ -50,7 +50,7 @@ pub(super) fn check(config: &Config, findings: &mut Findings) {
         );
     } else if !stored {
         findings.note(format!(
-            "Session IDs (TLS 1.2 clients without tickets) survive the end of their connection: {}.",
+            "Session IDs (TLS 1.2 clients without tickets) survive the end of their connection. {}.",
             place.text()
         ));
     }
@@ -119,15 +119,15 @@ impl SessionPlace {
     const fn text(self) -> &'static str {
         match self {
             Self::Memory => {
-                "they stay in this server's session table: a restart or a crash loses them, and only this server \
-                 resumes them"
+                "They stay in this server's session table: only this server resumes them, and a restart or a \
+                 crash loses them"
             }
             Self::Snapshots => {
-                "they stay in this server's session table, which a restart keeps in the state folder \
-                 (session.snapshot): a crash loses them, and only this server resumes them"
+                "They stay in this server's session table: only this server resumes them. A restart keeps \
+                 them in the state folder (session.snapshot), but a crash loses them"
             }
             Self::Store => {
-                "they survive a restart and a crash, and resume on every server that has the same store and the same key.file"
+                "They survive a restart and a crash, and resume on every server that has the same store and the same key.file"
             }
         }
     }
@@ -139,15 +139,16 @@ pub(super) fn check_store(config: &Config, findings: &mut Findings) {
         return;
     };
     findings.note(format!(
-        "Sessions are shared through {redis}. A handshake waits for it {} at most, and is full if it does not \
-         answer.",
+        "Sessions are shared through {redis}. A handshake waits at most {} for the store, and is full \
+         if the store does not answer.",
         format_duration(config.session.store_timeout)
     ));
     let early_data = config.sites.iter().filter(|site| site.early_data > 0);
     let sites = early_data.count();
     if sites > 0 {
         findings.note(format!(
-            "Early data (0-RTT) of TLS 1.3 clients is taken at {}: up to {}, once for each session. Their sessions are \
+            "Early data (0-RTT) of TLS 1.3 clients is accepted at {}: up to {}, once for each session. \
+             Their sessions are \
              in the session store, not in tickets, and live as long as the store keeps them.",
             counted(sites, "site"),
             human_bytes(config.session.early_data.into())

@@ -29,7 +29,7 @@ pub struct Finding {
 pub enum Grade {
     /// An explanation.
     Note,
-    /// The configuration works, but hardly as the operator intended.
+    /// The configuration works, but probably not as the operator intended.
     Warning,
     /// The configuration does not work.
     Error,
@@ -192,7 +192,7 @@ fn health_checks(balance: &Balance) -> String {
 
 fn check_site(config: &Config, site: &Site, now: SystemTime, findings: &mut Findings) {
     let names = match site.names.as_slice() {
-        [] => "every other name".to_owned(),
+        [] => "\"*\" (every other name)".to_owned(),
         names => names.join(", "),
     };
     findings.note(format!(

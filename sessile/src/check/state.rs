@@ -12,7 +12,7 @@ use crate::config::{Config, Key, Role, StoreUrl};
 /// The permission bits of users outside the file's group.
 const OTHERS: u32 = 0o007;
 
-/// What this user can do with a folder.
+/// The access of this user to a folder.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Folder {
     Writable,

@@ -76,7 +76,7 @@ fn a_valid_configuration_is_explained_without_warnings() {
         "state/farm.key at the first start",
         "A client resumes for 10h",
         "survive a restart and a crash",
-        "which a restart keeps in the state folder (session.snapshot): a crash loses them",
+        "A restart keeps them in the state folder (session.snapshot), but a crash loses them",
         "takes up to 1.9 MiB when full: 10000 entries of about 205 bytes",
     ] {
         assert!(messages.contains(expected), "{expected}:\n{messages}");
@@ -103,14 +103,14 @@ fn all_problems_of_certificates_are_reported() {
     });
     let errors = graded(&config, Grade::Error).join("\n");
     for expected in [
-        "a.pem: does not cover b.example",
+        "a.pem: the certificate does not cover b.example",
         "old.pem: certificate 1 of the chain ended on 2020-01-01T00:00:00Z",
         "new.pem: certificate 1 of the chain is not valid before 2090-01-01T00:00:00Z",
-        "text.pem: holds no PEM certificate",
-        "text.key: holds no PEM private key",
+        "text.pem: contains no PEM certificate",
+        "text.key: contains no usable PEM private key",
         "none.pem: cannot be read: No such file",
         "none.key: cannot be read: No such file",
-        "old.key: the private key belongs to another certificate than",
+        "old.key: the private key does not match the certificate in",
     ] {
         assert!(errors.contains(expected), "{expected}:\n{errors}");
     }
@@ -159,7 +159,7 @@ fn the_cost_of_a_restart_follows_from_the_settings() {
         config.session.tickets = false;
         config.session.max_entries = 0;
     });
-    assert!(without.contains("No tickets are handed out"));
+    assert!(without.contains("No tickets are issued"));
     assert!(without.contains("warning: Session IDs do not resume"));
 }
 

@@ -73,8 +73,8 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let before = args.before.unwrap_or(now);
     if before > now.plus(MAX_AHEAD) {
         bail!(
-            "--before {}: this time is more than 1h ahead of this machine's clock, the most that a server's clock may \
-             be ahead, and would forget sessions as they are made",
+            "--before {}: this time is more than 1h ahead of this machine's clock, so new sessions would be \
+             forgotten too; give an earlier time",
             rfc3339(before)
         );
     }

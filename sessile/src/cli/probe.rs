@@ -16,8 +16,8 @@ use crate::probe::{self, ProbePlan, ProbeProgress, ProbeReport, json, table};
 
 /// Find out whether, how and across which servers a farm resumes TLS sessions.
 ///
-/// For each of TLS 1.2 session ID, TLS 1.2 ticket and TLS 1.3 PSK: one full handshake, then returns
-/// that each offer the newest session.
+/// For each of TLS 1.2 session ID, TLS 1.2 ticket and TLS 1.3 PSK, the probe makes one full
+/// handshake. Then it returns several times, each time with the newest session.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub(super) struct Args {

@@ -22,7 +22,7 @@ pub enum SetupError {
         source: rustls_pki_types::pem::Error,
     },
     /// A CA certificate cannot be a trust anchor.
-    #[error("not usable as a CA certificate: {0}")]
+    #[error("a CA certificate cannot be used: {0}")]
     CaCertificate(#[source] rustls::Error),
     /// There is no trust anchor to verify a server's certificate with.
     #[error("no CA certificates were found")]

@@ -191,8 +191,8 @@ impl Client {
                 after: self.connect_timeout,
             })?
             .map_err(Error::Connect)?;
-        // Without nodelay, the second flight may wait for an acknowledgement. That is slow, but
-        // no reason to fail.
+        // Without nodelay, the second flight may wait for an acknowledgement. A slow connection is no reason
+        // to fail.
         let _ = tcp.set_nodelay(true);
 
         let connected = Instant::now();
@@ -229,8 +229,8 @@ impl Client {
         let mut outcome = stream.observer.outcome.take().ok_or(Error::Unreadable)?;
         match outcome.kind {
             Kind::Failed => return Err(Error::Unreadable.into()),
-            // A session ID beside TLS 1.3 looks like noise on the wire. The observer knows that it
-            // was a session.
+            // A session ID beside TLS 1.3 looks random on the wire. The observer knows that it was
+            // a session.
             Kind::NotOffered if offered.is_some() => outcome.kind = Kind::Refused,
             Kind::NotOffered | Kind::Refused | Kind::Resumed(_) => {}
         }

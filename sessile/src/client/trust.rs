@@ -66,7 +66,7 @@ impl Trust {
         }
         match WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build() {
             Ok(verifier) => Ok(verifier),
-            // Without revocation lists, a build fails only for an empty set of roots.
+            // Without revocation lists, building the verifier fails only if there are no roots.
             Err(_) => Err(SetupError::NoCa),
         }
     }

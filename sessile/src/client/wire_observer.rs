@@ -66,7 +66,7 @@ impl fmt::Display for Offer {
 /// Bytes of the name of a ticket key (RFC 5077, 4).
 const KEY_NAME_LEN: usize = 16;
 
-/// Bytes of each end that are displayed.
+/// The number of bytes at each end that are displayed.
 const SHOWN_LEN: usize = 4;
 
 /// The bytes in lower-case hexadecimal.

@@ -70,7 +70,7 @@ pub enum Key {
 pub enum KernelTls {
     /// Never.
     Off,
-    /// If the kernel can do it and it pays. This version never uses it.
+    /// If the kernel supports it and it is faster. This version never uses it.
     Auto,
 }
 
@@ -166,7 +166,7 @@ pub struct ClientAuth {
     pub crl: Option<PathBuf>,
 }
 
-/// Says if a client needs a certificate.
+/// States if clients must show a certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClientAuthMode {
     Required,
@@ -182,7 +182,7 @@ pub struct SiteRoute {
     pub action: Action,
 }
 
-/// What answers a request.
+/// The action that answers a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Static files.
@@ -343,7 +343,7 @@ pub const BYTES_PER_ENTRY: usize = 205;
 /// Longest `session.lifetime` with tickets: seven days (RFC 9846, 4.7.1).
 pub const MAX_TICKET_LIFETIME: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
-/// Greatest number of a server. Tickets have 24 bits for it.
+/// Greatest number of a server. Tickets have 24 bits for this number.
 pub const MAX_NUMBER: u32 = (1 << 24) - 1;
 
 /// The default `response-timeout` of an upstream.

@@ -126,7 +126,7 @@ pub enum BadStore {
          sentinels"
     )]
     Option,
-    #[error("has a cert without a key, or a key without a cert")]
+    #[error("has only one of cert and key; give both or neither")]
     HalfClient,
 }
 

@@ -31,7 +31,7 @@ const SECONDS_PER_DAY: u64 = 24 * 60 * 60;
 pub enum AuthorityError {
     #[error("data folder {file}: {source}", file = .path.display())]
     Io { path: PathBuf, source: io::Error },
-    #[error("{file}: {source}; move it away to have a new one made", file = .path.display())]
+    #[error("{file}: {source}; move the file away, and sessile makes a new one", file = .path.display())]
     Key { path: PathBuf, source: rcgen::Error },
     #[error("cannot make a certificate: {0}")]
     Make(#[from] rcgen::Error),

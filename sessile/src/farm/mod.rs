@@ -68,7 +68,7 @@ impl Farm {
     /// Starts everything, servers before the balancer, so that it finds them.
     ///
     /// # Errors
-    /// With what stands in the way. What was started stops with `env.stop`.
+    /// If a part cannot start. Parts that have started stop with `env.stop`.
     pub fn start(plan: &FarmPlan, env: &Environment) -> Result<Self, FarmError> {
         let authority = Authority::open(&plan.data_dir)?;
         let lifetime = plan.base.session.lifetime;

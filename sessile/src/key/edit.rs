@@ -9,10 +9,10 @@ use sessile_proto::keys::{CannotRotate, FarmKey, Secret};
 use super::{KeyError, file};
 use crate::clock;
 
-/// How often ticket keys change, unless the operator says so.
+/// The default for how often ticket keys change.
 pub const DEFAULT_ROTATE: Duration = Duration::from_secs(60 * 60);
 
-/// Longest life of a session, unless the operator says so.
+/// The default for the longest life of a session.
 pub const DEFAULT_MAX_LIFETIME: Duration = Duration::from_secs(10 * 60 * 60);
 
 /// How the secret of a farm changes.

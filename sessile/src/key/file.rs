@@ -25,9 +25,15 @@ const LOCK_PAUSE: Duration = Duration::from_millis(10);
 /// Why a key file cannot be used. Each message names the file, and the remedy if there is one.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
-    #[error("farm key {file}: not there", file = .path.display())]
+    #[error(
+        "farm key {file}: the file does not exist; run `sessile key new`, or copy the file from another server of \
+         the farm", file = .path.display()
+    )]
     Missing { path: PathBuf },
-    #[error("farm key {file}: already there; it is never overwritten", file = .path.display())]
+    #[error(
+        "farm key {file}: the file exists, and sessile never overwrites a key; choose another --file, or move \
+         this one away", file = .path.display()
+    )]
     Exists { path: PathBuf },
     #[error("farm key {file}: {source}", file = .path.display())]
     Io { path: PathBuf, source: io::Error },
@@ -36,7 +42,9 @@ pub enum FileError {
          another user may have read it", file = .path.display()
     )]
     Readable { path: PathBuf, mode: u32 },
-    #[error("farm key {file}: {bytes} bytes are too long for a key file", file = .path.display())]
+    #[error(
+        "farm key {file}: a file of {bytes} bytes is too long for a farm key; check the path", file = .path.display()
+    )]
     TooLong { path: PathBuf, bytes: u64 },
     #[error("farm key {file}: {source}", file = .path.display())]
     Malformed { path: PathBuf, source: Malformed },
@@ -120,7 +128,7 @@ impl std::fmt::Display for ReadOnlyReason {
     }
 }
 
-/// Why the key file cannot be replaced, if that shows without trying.
+/// The reason why the key file cannot be replaced, if a check without writing finds one.
 pub(super) fn read_only_reason(path: &Path) -> Option<ReadOnlyReason> {
     if is_on_read_only_mount(path) {
         let mode = fs::metadata(path).map_or(0, |metadata| metadata.permissions().mode());
@@ -197,7 +205,7 @@ pub fn write_secret(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     sync_folder(path).map_err(&io_error)
 }
 
-/// Makes a folder that only its owner can look into, and the folders above it.
+/// Makes a folder that only its owner can open, and the folders above it.
 ///
 /// # Errors
 /// If the system refuses to make a folder.

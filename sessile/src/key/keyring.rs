@@ -131,7 +131,7 @@ impl Keyring {
         &self.shared.origin
     }
 
-    /// The farm's name, as the key has it.
+    /// The farm's name in the key.
     #[must_use]
     pub fn scope(&self) -> &str {
         &self.shared.scope
@@ -154,7 +154,7 @@ impl Keyring {
         }
     }
 
-    /// How far this machine's clock is off the shared clock, if that is more than an epoch.
+    /// How far this machine's clock differs from the shared clock, if by more than an epoch.
     #[must_use]
     pub fn skew(&self) -> Option<Skew> {
         let now = self.shared.moment(clock::now());
@@ -315,12 +315,12 @@ impl Shared {
             Ok(Reloaded::Changed { generations, .. }) => tracing::info!(
                 file = %path.display(),
                 ?generations,
-                "the farm key file was changed since it was read; taken over"
+                "the farm key file was changed on disk; the new content is in use"
             ),
             Ok(_) => tracing::debug!(file = %path.display(), "moved the farm key forward"),
             Err(error) => tracing::warn!(
                 %error,
-                "the farm key file could not be moved forward: no forward secrecy until it can"
+                "cannot update the farm key file, so old keys stay in it: no forward secrecy until sessile can write it"
             ),
         }
     }

@@ -41,7 +41,9 @@ pub enum KeyError {
         ours: String,
         theirs: String,
     },
-    #[error("the system gives no random bytes")]
+    #[error(
+        "the operating system's random number generator failed; check that no sandbox blocks getrandom"
+    )]
     Random,
     #[error("cannot start the thread that keeps the farm key: {0}")]
     Thread(std::io::Error),

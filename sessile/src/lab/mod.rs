@@ -44,22 +44,24 @@ pub enum LabError {
     Balancer(#[from] balance::StartError),
     #[error("cannot start a thread: {0}")]
     Thread(#[source] io::Error),
-    #[error("no connection to {server}: {source}")]
+    #[error("cannot connect to {server}: {source}")]
     Connect {
         server: String,
         source: client::Error,
     },
-    /// The machine is too slow: a step finished after the time that it had.
-    #[error("this machine is too busy: {0}; choose a smaller --scale, or wait until it is idle")]
+    /// The machine is too slow: a step finished after its deadline.
+    #[error(
+        "this machine is too busy: {0}; choose a smaller --scale, or wait until the machine is idle"
+    )]
     TooSlow(&'static str),
     /// A scenario's registry text cannot be parsed. This is a fault of sessile.
-    #[error("a scenario's registry text, {0}")]
+    #[error("the registry text of a scenario is wrong: {0}")]
     Registry(#[from] RegError),
     /// A scenario's registry text has an unknown entry. This is a fault of sessile.
-    #[error("a scenario's registry text, {0}")]
+    #[error("the registry text of a scenario is wrong: {0}")]
     Ignored(Ignored),
     /// A server did not state its verdict. This is a fault of sessile.
-    #[error("a server sent no verdict")]
+    #[error("a server sent no verdict header")]
     NoVerdict,
     /// A scenario panicked. This is a fault of sessile.
     #[error("a scenario failed: {0}")]

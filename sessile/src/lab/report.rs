@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn what_became_of_the_session_id_is_describe() {
+    fn describes_what_became_of_the_session_id() {
         let visit = sample().scenarios[0].findings[0].visits[0].clone();
         let describe = |offered: Option<&str>, session_id: Option<&str>| {
             let visit = LabVisit {

@@ -14,7 +14,7 @@ pub struct ConnectionCount {
 }
 
 impl ConnectionCount {
-    /// Counts one more connection, unless there are as many as there may be.
+    /// Counts one more connection, unless the limit is reached.
     #[must_use]
     pub fn try_open(&self) -> Option<OpenConnection> {
         if usize::try_from(self.open.get()).is_ok_and(|open| open >= self.max) {

@@ -8,7 +8,7 @@ use tokio::net::TcpStream;
 pub enum IntakeFailure {
     /// The connection ended before a ClientHello was complete.
     NoHello,
-    /// The first bytes are no good ClientHello.
+    /// The first bytes are not a valid ClientHello.
     BadHello,
     /// The ClientHello took too long.
     Deadline,

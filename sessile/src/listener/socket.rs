@@ -124,7 +124,7 @@ fn set_options(socket: SockRef<'_>) -> io::Result<()> {
 }
 
 /// Accepts connections until `stop` is ready. Then it accepts the connections that already wait, because
-/// closing the socket would reset them. Those of an inherited socket wait for the next process.
+/// closing the socket would reset them. Connections of an inherited socket wait for the next process.
 ///
 /// # Errors
 /// If this thread cannot use the socket.
@@ -143,7 +143,10 @@ pub async fn accept(
                 Ok((io, peer)) => connected(io, peer),
                 Err(error) if is_peers_fault(&error) => {}
                 Err(_) => {
-                    tracing::warn!("cannot accept connections: out of file descriptors or memory");
+                    tracing::warn!(
+                        "cannot accept connections: out of file descriptors or memory; raise the limit on open \
+                         files, or lower connection.max"
+                    );
                     tokio::time::sleep(PAUSE).await;
                 }
             }

@@ -171,7 +171,7 @@ macro_rules! drive {
                     }
                     worker.metrics.count_reclaimed();
                     if worker.config.connection.purge_on_reclaim {
-                        // Before the connection closes, because the client may return at once.
+                        // This runs before the connection closes, because the client may return at once.
                         remove($connection, Gone::Purged).await;
                     }
                     // The close_notify of the client matters only with this setting.

@@ -96,7 +96,7 @@ impl Metrics {
         )?;
         let early_data = families.vector(
             "sessile_early_data_total",
-            "What became of the early data (0-RTT) of TLS handshakes: none, accepted or rejected/<reason>.",
+            "TLS handshakes by the outcome of their early data (0-RTT): none, accepted or rejected/<reason>.",
             &["outcome"],
         )?;
         let failures = families.vector(
@@ -109,12 +109,12 @@ impl Metrics {
         }
         let reloads = families.vector(
             "sessile_reloads_total",
-            "Reloads of the farm key and the configuration (SIGHUP), by result; failed where either failed.",
+            "Reloads of the farm key and the configuration (SIGHUP), by result; failed if either failed.",
             &["result"],
         )?;
         let upstream_requests = families.vector(
             "sessile_upstream_requests_total",
-            "Requests to upstreams, by what came of them.",
+            "Requests to upstreams, by result.",
             &["upstream", "result"],
         )?;
         families.register_table(store)?;

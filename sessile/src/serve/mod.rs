@@ -96,10 +96,11 @@ impl Server {
         warn_of_short_key_lifetime(config, &keys);
         files::warn_of_unusable_links(config);
         let mut shared = Shared::new(config, keys, env)?;
-        // Before the first thread, so that a combination which the library refuses stops the start.
+        // Before the first thread, so that a combination of settings which the library refuses stops the
+        // start.
         shared.try_out(&shared.live.borrow())?;
         let connections = shared.metrics.connections.clone();
-        // Responses are buffered within limits of their own.
+        // Responses are buffered within separate limits.
         let buffers = BufferLimit::default();
         let admission = Admission::new(&config.connection, connections.max, buffers);
         let listeners = Listeners::bind(config, Role::Serve, &admission, &env.stop)?;
@@ -148,7 +149,7 @@ impl Server {
     /// does not name them. Forgotten sessions do not come back. Other settings are ignored.
     ///
     /// # Errors
-    /// If a file or a combination cannot be used. Nothing changes then.
+    /// If a file, or a combination of settings, cannot be used. Nothing changes then.
     pub fn reload(&self, config: &Config) -> Result<(), SiteError> {
         let live = LoadedSites::load(config)?;
         self.shared.try_out(&live)?;
@@ -319,7 +320,7 @@ impl Worker {
         match Self::new(shared, store) {
             Ok(worker) => Some(Rc::new(worker)),
             Err(error) => {
-                tracing::error!(%error, "a worker cannot start");
+                tracing::error!(%error, "a worker thread cannot start");
                 None
             }
         }
@@ -347,7 +348,10 @@ impl Worker {
             let live = Arc::clone(&current.live.borrow_and_update());
             match self.shared.sites(&live, &self.sessions) {
                 Ok(sites) => current.sites = Rc::new(sites),
-                Err(error) => tracing::error!(%error, "a worker stays with its old sites"),
+                Err(error) => tracing::error!(
+                    %error,
+                    "a worker thread cannot use the new sites and keeps the old ones"
+                ),
             }
         }
         Rc::clone(&current.sites)

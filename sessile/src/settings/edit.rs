@@ -11,7 +11,7 @@ use crate::config::settings::{Setting, Value};
 #[derive(Debug, thiserror::Error)]
 pub enum EditError {
     /// The text is not TOML.
-    #[error("the file is not TOML, so there is no place to put a setting: {}", .0.message())]
+    #[error("the file is not TOML, so no setting can be added to it: {}", .0.message())]
     Syntax(#[from] toml_edit::TomlError),
     /// The text has a value instead of the section: `session = 5`.
     #[error("`{0}` is not a section in this file; write [{0}] by hand first")]

@@ -25,9 +25,9 @@ pub enum Error {
     Invalid(#[from] LoadError),
     #[error(transparent)]
     Edit(#[from] EditError),
-    #[error("{}: there is no backup of it in its folder", .0.display())]
+    #[error("{}: its folder has no backup of it (FILE.<time>.bak)", .0.display())]
     NoBackup(PathBuf),
-    #[error("{}: there is no such file", .0.display())]
+    #[error("{}: the file does not exist", .0.display())]
     NoFile(PathBuf),
     #[error("{}: cannot be {what}: {source}", path.display())]
     Io {
@@ -40,7 +40,7 @@ pub enum Error {
 /// The result of a change.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Change {
-    /// The text was the same before. Nothing was written.
+    /// The text was the same already. Nothing was written.
     None,
     /// A new file was made.
     Made,

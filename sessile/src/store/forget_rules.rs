@@ -24,7 +24,7 @@ const MAX_FILE: u64 = 64 << 10;
 pub(super) struct KnownForgetRules(RwLock<Arc<ForgetRules>>);
 
 impl KnownForgetRules {
-    /// The rules, for a handshake.
+    /// The rules that a handshake applies.
     pub(super) fn known(&self) -> Arc<ForgetRules> {
         Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
     }
@@ -58,13 +58,17 @@ pub(super) struct ForgetRulesFile {
 enum ForgetRulesFileError {
     #[error(transparent)]
     Unread(#[from] TakeError),
-    #[error("it cannot be written: {0}")]
+    #[error("the file cannot be written: {0}")]
     Io(#[from] io::Error),
-    #[error("it does not open under this server's farm key ({})", .0.as_str())]
+    #[error("this server's farm key cannot open the file ({})", .0.as_str())]
     Closed(Reason),
-    #[error("the clock and the farm key do not agree, so that nothing can be sealed")]
+    #[error(
+        "this machine's clock does not fit the farm key, so nothing can be sealed; correct the clock"
+    )]
     NoKey,
-    #[error("the system gives no random bytes")]
+    #[error(
+        "the operating system's random number generator failed; check that no sandbox blocks getrandom"
+    )]
     Random,
 }
 
@@ -87,7 +91,7 @@ impl ForgetRulesFile {
         let rules = self.open(schedule).unwrap_or_else(|error| {
             tracing::warn!(
                 file = %self.path.display(), %error,
-                "what was forgotten on request before this start is known from the store and session.forget alone"
+                "cannot read the saved forget rules: only the rules in the store and in session.forget apply"
             );
             ForgetRules::default()
         });
@@ -122,7 +126,8 @@ impl ForgetRulesFile {
             Ok(()) => *saved = all,
             Err(error) => tracing::warn!(
                 file = %self.path.display(), %error,
-                "what is forgotten on request cannot be kept for the next start, which then needs the store to know it"
+                "cannot save the forget rules: after the next start only the rules in the store and in \
+                 session.forget apply"
             ),
         }
     }

@@ -275,7 +275,7 @@ impl WorkerStore {
         now: Time,
     ) -> Result<Vec<u8>, Reason> {
         let session = Envelope::decode(&envelope)?;
-        // The store has another clock, and counts from the time when it got the session.
+        // The store's clock is another one, and counts from the time when the store got the session.
         if now >= session.expires {
             return Err(Reason::Expired);
         }

@@ -1,6 +1,6 @@
 //! The session table of a drained server, sealed under the farm key, in a file for the next start.
 //!
-//! The file is read once, and removed before.
+//! The file is removed before it is read, so it is read only once.
 //!
 //! Format: `magic | id 16 | pieces`, each piece `length 4 | sealed`. A piece is sealed for the server's name, the
 //! id, its number, and whether it is the last. The first piece begins with the incarnation, 2 bytes. Entries follow,
@@ -53,17 +53,17 @@ pub struct Snapshot {
 pub enum SnapshotError {
     #[error(transparent)]
     Taken(#[from] TakeError),
-    #[error("it cannot be read or written: {0}")]
+    #[error("the file cannot be read or written: {0}")]
     Io(#[from] io::Error),
-    #[error("it is not in this version's format")]
+    #[error("this version of sessile does not know the file's format")]
     Format,
-    #[error("it was cut or changed, or sealed under another farm's key")]
+    #[error("the file was cut or changed, or sealed under another farm's key")]
     Forged,
-    #[error("it is older than the farm key's max-lifetime")]
+    #[error("the file is older than the farm key's max-lifetime")]
     TooOld,
-    #[error("the generation of the farm key that it was sealed under has ended")]
+    #[error("the file was sealed under a generation of the farm key that has ended")]
     Revoked,
-    #[error("the clock and the farm key do not agree")]
+    #[error("this machine's clock does not fit the farm key; correct the clock")]
     NoKey,
 }
 
@@ -334,7 +334,7 @@ mod tests {
             refused(b"sessile snapshot 0\n and so on"),
             SnapshotError::Format
         ));
-        // Only the first of several pieces.
+        // The file ends after the first of several pieces.
         let len = u32::from_be_bytes(whole[35..39].try_into().unwrap()) as usize;
         assert!(matches!(refused(&whole[..39 + len]), SnapshotError::Forged));
     }

@@ -17,7 +17,7 @@ use crate::clock;
 pub enum CertificateError {
     #[error("certificate {file}: {source}", file = .path.display())]
     Chain { path: PathBuf, source: pem::Error },
-    #[error("certificate {file}: the file holds no PEM certificate", file = .path.display())]
+    #[error("certificate {file}: the file contains no PEM certificate", file = .path.display())]
     Empty { path: PathBuf },
     #[error("private key {file}: {source}", file = .path.display())]
     Key { path: PathBuf, source: pem::Error },

@@ -44,7 +44,10 @@ pub enum ClientAuthError {
     TooLong(PathBuf),
     #[error("client-auth: {}: {source}", path.display())]
     Pem { path: PathBuf, source: pem::Error },
-    #[error("client-auth: {}: holds no PEM certificate; `ca` names the authorities that issue the clients' certificates", .0.display())]
+    #[error(
+        "client-auth: {}: contains no PEM certificate; `ca` names the authorities that issue the clients' \
+         certificates", .0.display()
+    )]
     NoAuthority(PathBuf),
     #[error("client-auth: {}: certificate {number} cannot be used as an authority: {source}", path.display())]
     Authority {
@@ -52,7 +55,10 @@ pub enum ClientAuthError {
         number: usize,
         source: rustls::Error,
     },
-    #[error("client-auth: {}: holds no revocation list; `crl` is a file of BEGIN X509 CRL blocks, or one list in DER", .0.display())]
+    #[error(
+        "client-auth: {}: contains no revocation list; `crl` is a file of BEGIN X509 CRL blocks, or one list in \
+         DER", .0.display()
+    )]
     NoList(PathBuf),
     #[error("client-auth: {}: a revocation list cannot be used: {source}", path.display())]
     List {

@@ -14,7 +14,7 @@ use sessile_proto::verdict::Reason;
 use super::rustls_session;
 use crate::store::Consumed;
 
-/// Most bytes of refused early data that are skipped. The connection ends if more comes.
+/// Most bytes of refused early data that are skipped. The connection ends if more bytes come.
 ///
 /// The limit is above the early data of any session, with the overhead of encryption.
 const MAX_SKIPPED: u32 = 4 * crate::config::MAX_EARLY_DATA;

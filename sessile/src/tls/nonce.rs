@@ -232,7 +232,7 @@ struct TicketFlight {
 impl TicketFlight {
     /// The record content that replaces `fragment`. It is never longer than a full fragment.
     ///
-    /// A partial header adds at most three bytes, and the nonce after it loses 24.
+    /// The start of a message header adds at most three bytes, and the removed part of the nonce has 24.
     fn shorten(&mut self, fragment: &[u8]) -> Vec<u8> {
         let mut input = mem::take(&mut self.partial_header);
         input.extend_from_slice(fragment);

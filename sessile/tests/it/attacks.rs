@@ -153,7 +153,7 @@ fn the_balancer_learns_no_session_id_beside_a_ticket() {
     for outcome in ["resumed", "refused", "not-offered", "failed"] {
         assert_eq!(metrics.routed("session-id", outcome), 0, "{metrics}");
     }
-    // Control: the session ID of a server does route, so this test would notice a learned one.
+    // As a control, the session ID of a server does route. So this test would notice a learned session ID.
     let session = folder.path().join("honest.pem");
     openssl(proxy.address(), &["-no_ticket"], &session);
     openssl(proxy.address(), &["-no_ticket"], &session);

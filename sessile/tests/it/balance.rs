@@ -50,10 +50,10 @@ fn openssl(address: SocketAddr, certificates: &Certificates) -> Command {
     command
 }
 
-/// A visit that takes its session from a file, if it is there, and leaves it there.
+/// A visit that reads its session from a file, if the file exists, and writes the new session to it.
 fn visit(address: SocketAddr, certificates: &Certificates, session: &Path) -> Ran {
     let mut command = openssl(address, certificates);
-    // A session ID beside an offer of TLS 1.3 may be noise, and does not count as refused.
+    // A session ID beside an offer of TLS 1.3 may be random, so it does not count as refused.
     command.arg("-tls1_2");
     if session.exists() {
         command.arg("-sess_in").arg(session);
@@ -131,7 +131,7 @@ fn a_hello_in_pieces_leads_to_the_same_server() {
 fn session_ids_of_tls_1_0_and_1_1_route_too() {
     let certificates = Certificates::new();
     for version in ["-tls1", "-tls1_1"] {
-        // OpenSSL has to be told that this is meant.
+        // OpenSSL allows these versions only at security level 0.
         let arguments = [version, "-cipher", "DEFAULT@SECLEVEL=0"];
         let servers = [(); 2].map(|()| s_server(&certificates, &arguments));
         let balancer = Sessile::balance(&addresses(&servers), &["--policy", "round-robin"]);
@@ -362,7 +362,7 @@ enum Ends {
     AtOnce,
 }
 
-/// A server that closes each connection without a reply. The channel returns the bytes that it got.
+/// A server that closes each connection without a reply. The channel returns the bytes that the server got.
 fn mute(ends: Ends) -> (SocketAddr, mpsc::Receiver<Vec<u8>>) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let address = listener.local_addr().unwrap();
@@ -451,7 +451,7 @@ fn a_hello_goes_to_two_servers_at_most_and_early_data_to_one() {
     }
 }
 
-/// Where the length of a ClientHello's extensions stands, in one record with a session ID.
+/// The position of the extensions' length in a ClientHello of one record with a session ID.
 fn extensions_at(hello: &[u8]) -> usize {
     let suites = 5 + 4 + 2 + 32 + 1 + 32;
     let len = u16::from_be_bytes([hello[suites], hello[suites + 1]]);
@@ -489,7 +489,7 @@ fn an_early_answer_to_an_upload_reaches_the_client() {
     const ANSWER: usize = 128_000;
     let (_balancer, mut client) = in_front_of(|mut io| {
         record(&io).unwrap();
-        // And closes with the upload unread, which resets the connection.
+        // The server closes with the upload unread, which resets the connection.
         io.write_all(&[1; ANSWER]).unwrap();
     });
     client.write_all(HELLO).unwrap();
@@ -499,7 +499,7 @@ fn an_early_answer_to_an_upload_reaches_the_client() {
         let chunk = [7; 1 << 16];
         (0..1024).all(|_| (&upload).write_all(&chunk).is_ok())
     });
-    // The reset may come through, but after the answer.
+    // The reset may reach the client, but only after the answer.
     let mut answer = Vec::new();
     let _ = client.read_to_end(&mut answer);
     assert_eq!(answer.len(), ANSWER);

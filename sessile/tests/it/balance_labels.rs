@@ -19,7 +19,7 @@ const SRID: usize = 32;
 
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// Connections that servers have.
+/// The numbers of connections that servers have.
 const OPEN: &str = "sessile_balance_server_connections_open";
 
 fn key(arguments: &[&str]) {
@@ -72,7 +72,7 @@ pub(crate) fn visit(address: SocketAddr, version: &str, session: &Path) -> (Stri
     (answer.server, answer.verdict)
 }
 
-/// What OpenSSL says first when it comes with that session, and where its identity begins there.
+/// The ClientHello of OpenSSL for that session, and the position of the identity in it.
 fn returning_hello(address: SocketAddr, session: &Path) -> (Vec<u8>, usize) {
     let proxy = Proxy::start(address, Cut::Whole);
     let (_, verdict) = visit(proxy.address(), "-tls1_3", session);
@@ -87,7 +87,7 @@ fn returning_hello(address: SocketAddr, session: &Path) -> (Vec<u8>, usize) {
     (bytes.clone(), at.unwrap())
 }
 
-/// Says that hello, and waits for the first byte of the answer.
+/// Sends that hello, and waits for the first byte of the answer.
 fn greet(address: SocketAddr, hello: &[u8]) -> TcpStream {
     let mut io = TcpStream::connect(address).unwrap();
     io.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -109,7 +109,7 @@ fn every_balancer_routes_a_label_to_the_server_that_wrote_it() {
             let session = farm.folder().join(format!("{client}{version}"));
             let (home, first) = visit(balancers[0].address(), version, &session);
             assert_eq!(first, "full/nothing-offered");
-            // The last one has learned nothing of this client.
+            // The last balancer has learned nothing about this client.
             for balancer in &balancers {
                 let came = visit(balancer.address(), version, &session);
                 assert_eq!(came, (home.clone(), verdict.to_owned()));
@@ -144,7 +144,7 @@ fn a_label_with_a_changed_byte_is_no_label() {
     }
     let metrics =
         balancer.await_metrics(|metrics| metrics.routed("policy", "refused") == SRID as u64);
-    // Two came with theirs whole: the client, and this one.
+    // Two hellos came with an unchanged identity: the client's own, and one below.
     assert_eq!(metrics.routed("label", "resumed"), 1, "{metrics}");
     let mut changed = hello.clone();
     changed[at + SRID] ^= 1;
@@ -193,11 +193,11 @@ fn a_long_hello_routes_in_any_pieces_and_a_too_long_hello_is_turned_away() {
     let proxy = Proxy::start(balancer.address(), Cut::Whole);
     visit(proxy.address(), "-tls1_2", &session);
     let hello = proxy.hello();
-    // What post-quantum key shares make of a hello, and the most that is taken.
+    // The size of a hello with post-quantum key shares, and the largest accepted size.
     for len in [2_000, LIMIT] {
         let before = balancer.await_metrics(|metrics| metrics.sum(OPEN, &[]) == 0);
         let message = padded(&hello, len);
-        // The server's TLS library takes 64 KiB of records at most, of five bytes more each.
+        // The server's TLS library accepts at most 64 KiB of records, and each record adds five bytes.
         let smallest = len.div_ceil(2_000);
         let sent = [smallest, 100, LIMIT].map(|size| in_records(&message, size));
         for sent in &sent {
@@ -214,7 +214,7 @@ fn a_long_hello_routes_in_any_pieces_and_a_too_long_hello_is_turned_away() {
         let wanted = before.routed("label", "resumed") + 4;
         balancer.await_metrics(|metrics| metrics.routed("label", "resumed") == wanted);
     }
-    // It is led home as well where the server refuses it, and hears why.
+    // The label also leads this hello to its server. The server refuses it, and the client gets the alert.
     let mut io = TcpStream::connect(balancer.address()).unwrap();
     io.set_read_timeout(Some(PATIENCE)).unwrap();
     let most = in_records(&padded(&hello, LIMIT), 1);
@@ -226,7 +226,7 @@ fn a_long_hello_routes_in_any_pieces_and_a_too_long_hello_is_turned_away() {
     for size in [1, LIMIT] {
         let mut io = TcpStream::connect(balancer.address()).unwrap();
         io.set_read_timeout(Some(PATIENCE)).unwrap();
-        // It may be turned away before all is said.
+        // The client may be turned away before it has sent everything.
         let _ = io.write_all(&in_records(&padded(&hello, 17 * 1024), size));
         let mut alert = [0; 7];
         io.read_exact(&mut alert).unwrap();
@@ -253,10 +253,10 @@ fn one_labelled_ticket_cannot_overload_a_server() {
     let metrics = balancer.metrics();
     let at_home = metrics.sum(OPEN, &[("server", &home)]);
     assert_eq!(metrics.sum(OPEN, &[]), SHOWN, "{metrics}");
-    // A quarter more than half of all, and more than a server may have in any case.
+    // A quarter more than half of all connections, and more than every server may have.
     let bound = SHOWN * 5 / 8 + 1;
     assert!((65..=bound).contains(&at_home), "{metrics}");
-    // The others resume too: the ticket's key is the farm's.
+    // The other servers resume it too, because all have the farm's ticket key.
     assert_eq!(
         metrics.routed("label", "resumed") + metrics.routed("policy", "resumed"),
         SHOWN + 1,
@@ -298,7 +298,7 @@ fn a_reload_applies_a_rotated_key() {
         let (_, verdict) = visit(balancer.address(), "-tls1_3", &session);
         assert_eq!(verdict, expected);
     }
-    // There is one server, so it resumes, but the label says nothing.
+    // There is only one server, so the session resumes, but the balancer cannot read the label.
     balancer.await_metrics(|metrics| metrics.routed("policy", "resumed") == 1);
     export(&farm);
     let said = balancer.reload();
@@ -315,7 +315,7 @@ fn a_balancer_without_a_state_folder_logs_the_consequences() {
     let without = Sessile::balance(&[server.address()], &[]);
     let line = without.await_line("ticket labels are not read");
     assert!(line.contains("sessile key export --route"), "{line}");
-    // The balancer has no place for a token either.
+    // The balancer has no folder for a token either.
     without.await_line("the API refuses all changes");
     let (status, _) = without.api("POST /api/balancer/servers/a", Some(""), "{}");
     assert_eq!(status, 403);

@@ -171,7 +171,7 @@ fn connections_that_are_idle_after_a_stream_hold_no_pipe() {
             (client, server)
         })
         .collect();
-    // One after the other they need two ends, and each worker may have its own.
+    // Streams that run one after the other need two ends, and each worker may have its own pipe.
     let workers = thread::available_parallelism().unwrap().get();
     let more = pipes(balancer.id()) - before;
     assert!((2..=2 * workers).contains(&more), "{more} ends of pipes");
@@ -225,7 +225,7 @@ fn a_busy_connection_ends_only_at_the_total_timeout() {
             }
         }
     });
-    // Until it is over.
+    // Until the balancer closes the connection.
     while client.write_all(&[7]).is_ok() && matches!(client.read(&mut [0]), Ok(1)) {}
     let name = "sessile_balance_timed_out_total";
     let metrics = balancer.await_metrics(|metrics| metrics.sum(name, &[]) == 1);

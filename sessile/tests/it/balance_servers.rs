@@ -206,7 +206,7 @@ fn servers_that_all_fail_their_checks_still_get_their_clients_back() {
     balancer.await_metrics(|metrics| metrics.routed("session-id", "resumed") == 3);
 }
 
-/// Clients from different /24 networks. Each waits for an answer or the end.
+/// Clients from different /24 networks. Each client waits for an answer or for the end of the connection.
 fn strangers(balancer: &Sessile, count: u8) {
     for source in 1..=count {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
@@ -237,7 +237,7 @@ fn cut_connections_of_many_sources_eject_no_server_that_passes_its_checks() {
         settings,
         &[server("rude", address, "")],
     );
-    // The second check comes when the first is noted.
+    // The second check comes after the first was recorded.
     for _ in 0..2 {
         comes.recv_timeout(PATIENCE).unwrap();
     }
@@ -398,7 +398,7 @@ fn a_reload_adds_and_removes_servers_and_a_bad_file_changes_nothing() {
     write(folder, settings, &[server("b", b, "")]);
     reload(&balancer);
     assert_eq!(who_all(&balancer, 2), ["b"]);
-    // A fatal alert of the client's: the server has to be there to end the connection for it.
+    // A fatal alert of the client. The server must be there to end the connection for it.
     held.write_all(&[21, 3, 3, 0, 2, 2, 40]).unwrap();
     let mut answer = Vec::new();
     held.read_to_end(&mut answer).unwrap();

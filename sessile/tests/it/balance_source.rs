@@ -11,7 +11,7 @@ use crate::peers::{Certificates, NAME, Peer, Sessile, openssl, run};
 /// Source addresses, from 127.0.0.2 on.
 const SOURCES: usize = 12;
 
-/// How often each comes back.
+/// How often each client comes back.
 const RETURNS: usize = 3;
 
 /// A client at each of several loopback addresses. Each prints one line that tells which visits resumed.

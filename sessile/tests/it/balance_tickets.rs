@@ -25,7 +25,8 @@ const MECHANISMS: [(&[&str], &str); 3] = [
     (&["-tls1_2", "-no_ticket"], "session-id"),
 ];
 
-/// A balancer that spreads new clients over servers named a, b, c, of which some may be given more.
+/// A balancer that spreads new clients over servers named a, b and so on. Each server comes with further
+/// lines of its table.
 fn balancer_of(folder: &Path, servers: &[(SocketAddr, &str)], more: &str) -> Sessile {
     let file = folder.join("balance.toml");
     let mut text = format!(
@@ -246,7 +247,7 @@ fn a_server_with_a_new_key_leaves_its_group_and_keeps_its_clients() {
     }
 
     *behind.lock().unwrap() = reloaded.address();
-    // This is long before a discovery that no check requests.
+    // This is long before the next discovery that no check has requested.
     let names = |server: &serde_json::Value| server["key_names"].clone();
     let alone = balancer.await_server("b", |it| names(it) != shared && names(it) != json!([]));
     assert_eq!(alone["group"], json!([]), "{alone}");
@@ -384,7 +385,7 @@ fn a_client_resumes_after_a_hello_retry_request() {
     assert_eq!(made, all, "{metrics}");
 }
 
-/// What OpenSSL says first when it comes with that session.
+/// The ClientHello of OpenSSL for that session.
 fn returning_hello(address: SocketAddr, session: &Path) -> Vec<u8> {
     let proxy = Proxy::start(address, Cut::Whole);
     let ran = visit(proxy.address(), &["-tls1_3"], session);
@@ -424,7 +425,7 @@ fn one_ticket_with_a_key_name_cannot_overload_a_server() {
     let is_home = |name: &&&str| metrics.sum(handshakes, &[("server", name), BY_NAME, RESUMED]) > 0;
     let home = ["a", "b"].iter().find(is_home).unwrap();
     let at_home = metrics.sum(OPEN, &[("server", home)]);
-    // A quarter more than half of all, and more than a server may have in any case.
+    // A quarter more than half of all connections, and more than every server may have.
     let bound = SHOWN * 5 / 8 + 1;
     assert!((65..=bound).contains(&at_home), "{metrics}");
     // The other server does not have the key.

@@ -17,7 +17,7 @@ use crate::peers::{Certificates, NAME, Sessile, nginx, run};
 
 const HELLO: &[u8] = include_bytes!("../../../proto/src/testdata/client-openssl-tls13-full.bin");
 
-/// Connections of an attacker, of the 20,000 files that this process may open.
+/// The number of an attacker's connections. This process may open 20,000 files.
 const STALLED: usize = 10_000;
 
 const PATIENCE: Duration = Duration::from_secs(30);

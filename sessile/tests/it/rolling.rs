@@ -400,7 +400,7 @@ impl Held {
     }
 }
 
-/// Sends a request on each connection. Those for which `cut` is true must have ended. Returns the
+/// Sends a request on each connection. Connections for which `cut` is true must have ended. Returns the
 /// others.
 async fn check_open_connections(held: Vec<Held>, cut: impl Fn(&Held) -> bool) -> Vec<Held> {
     let mut left = Vec::new();
@@ -452,7 +452,7 @@ impl Labelled {
         assert_eq!(self.return_through(balancers), all, "{}", self.version);
     }
 
-    /// Returns to the server of the label after its restart. A TLS 1.2 ticket still has its label.
+    /// Returns to the server of the label after that server's restart. A TLS 1.2 ticket still has its label.
     /// In TLS 1.3, each server has given a new ticket.
     fn return_after_restart(&mut self, balancers: &[Sessile]) {
         self.labelled_server = self.return_through(&balancers[..1]).remove(0);

@@ -159,7 +159,7 @@ fn protocol_violations_during_the_handshake_get_an_alert() {
     let mut answer = Vec::new();
     io.read_to_end(&mut answer).unwrap();
     assert!(answer.ends_with(&unexpected), "{answer:?}");
-    // A share of no bytes, and a message of half a megabyte: no alert of rustls either.
+    // A key share of no bytes, and a message of half a megabyte: rustls sends no alert for these either.
     let malformed = AlertDescription::DecodeError.record().to_vec();
     let no_point = framed(HANDSHAKE, &[16, 0, 0, 1, 0]);
     assert_eq!(answer_to(server.address(), &no_point), malformed);

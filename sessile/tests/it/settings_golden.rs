@@ -1,4 +1,4 @@
-//! What `sessile settings` and `sessile check` print, compared with text that is kept in `tests/golden`.
+//! The output of `sessile settings` and `sessile check`, compared with texts in `tests/golden`.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

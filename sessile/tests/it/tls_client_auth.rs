@@ -352,7 +352,7 @@ fn a_revoked_certificate_ends_only_its_own_sessions() {
     fs::write(setup.path("clients.crl"), "no list").unwrap();
     let said = server.reload();
     assert!(
-        said.contains("clients.crl: holds no revocation list"),
+        said.contains("clients.crl: contains no revocation list"),
         "{said}"
     );
     assert_eq!(visit("bob", Some(&bob)), resumed(BOB));

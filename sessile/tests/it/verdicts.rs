@@ -215,7 +215,7 @@ async fn a_session_without_close_notify_does_not_resume_if_close_notify_is_requi
         let client = client(mechanism);
         verdict(&client, &server).await;
         assert!(verdict(&client, &server).await.starts_with("resumed/"));
-        // The connection is cut. The server may notice that shortly after the next ClientHello.
+        // The connection is cut. The server may notice that only after the next ClientHello.
         let deadline = Instant::now() + Duration::from_secs(5);
         loop {
             let mut cut = connect(&client, &server).await;

@@ -37,7 +37,7 @@ fn root() -> PathBuf {
     sessile.parent().unwrap().to_owned()
 }
 
-/// Files that git tracks, or would.
+/// Files that git tracks, or would track if they were added.
 fn files(ending: &str) -> Vec<PathBuf> {
     let listed = Command::new("git")
         .args(["ls-files", "--cached", "--others", "--exclude-standard"])

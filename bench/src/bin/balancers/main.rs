@@ -74,7 +74,7 @@ fn run(options: &Options) -> Result<()> {
     report::publish(options, &costs)
 }
 
-/// The balancer's processor time for a connection, or for a GiB.
+/// The balancer's processor time for each connection, or for each GiB.
 fn cost(options: &Options, balancer: &Balancer, row: Row) -> Result<Duration> {
     let run = |connections| match row {
         Row::Connections { at_once } => traffic::run(balancer.address, connections, at_once, SHORT),

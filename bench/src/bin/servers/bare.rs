@@ -1,5 +1,5 @@
-//! A server that only moves about as many bytes as the others do. Its cost is the kernel's part of
-//! every row. The matching client is here, too.
+//! A server that only moves about as many bytes as the others do. Its cost is the column "the kernel's part"
+//! of the tables. The matching client is here, too.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};

@@ -274,7 +274,7 @@ fn report(
     }
     let _ = writeln!(
         text,
-        "| not there (full handshakes without one) | {} | {:.2} | {:.2} | – | – |",
+        "| absent (full handshakes without a store) | {} | {:.2} | {:.2} | – | – |",
         without.len(),
         millis(without, 50),
         millis(without, 100),

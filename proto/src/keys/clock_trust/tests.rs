@@ -26,7 +26,7 @@ fn shifted(time: Time, seconds: i64) -> Time {
     }
 }
 
-/// The trust in a clock that neither NTP nor a shared clock speaks for.
+/// The trust in a clock that neither NTP nor a shared clock confirms.
 fn unconfirmed(trust: &mut ClockTrust, now: Moment) -> Trust {
     trust.permit(Evidence { now, ntp: None }, EPOCH).trust()
 }

@@ -88,7 +88,7 @@ fn a_replacement_leaves_nothing_of_the_others_to_steal() {
     key.add_generation(secrets(2), None, at(NOON)).unwrap();
     assert_eq!(key.replace(secrets(3), at(NOON)), Ok(2));
     assert!(key.generations[..2].iter().all(|g| g.ticket.is_none()));
-    // Also where a server's clock is an hour behind.
+    // Also if a server's clock is an hour behind.
     for now in [NOON - HOUR, NOON, NOON + HOUR] {
         let ended = GenerationStatus::Ended;
         assert_eq!(
@@ -173,7 +173,7 @@ fn a_clock_that_is_behind_ends_no_generation_before_its_time() {
     );
     key.add_generation(secrets(2), None, slow).unwrap();
     assert_eq!(key.activate(slow, slow), behind);
-    // As far apart as two servers may be.
+    // The clocks of two servers may differ by this much.
     let slow = at(NOON - 2 * HOUR);
     assert_eq!(key.activate(slow, slow), Ok(1));
 }

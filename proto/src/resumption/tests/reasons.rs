@@ -4,7 +4,7 @@ use super::*;
 
 const KEY: fn() -> StoreKey = || StoreKey::session_id(&SESSION_ID).unwrap();
 
-/// The verdict on a session ID for which the store has this.
+/// The verdict on a session ID for which the store gives this answer.
 fn on_session_id(found: Result<Vec<u8>, Reason>) -> Verdict {
     verdict_by_id(with(TLS_1_2, |inputs| inputs.fetched.push((KEY(), found))))
 }

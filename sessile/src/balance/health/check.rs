@@ -36,7 +36,7 @@ const MAX_SESSIONS: usize = 8;
 pub(super) struct CheckPlan {
     pub(super) server: Arc<PoolServer>,
     pub(super) target: Target,
-    /// For the connection, and again for the handshake.
+    /// The time limit for the connection, and again for the handshake.
     pub(super) timeout: Duration,
     pub(super) health: Health,
     pub(super) interval: Duration,

@@ -98,7 +98,7 @@ async fn discover_in_pool(pool: &Pool, plan: &CheckPlan) {
     if server.is_faulty_for(CheckClient::Routine)
         && let Some(client) = client(CheckClient::Routine, plan.timeout)
     {
-        // Only this client offers session IDs too, so only it can tell that their fault is gone.
+        // Only this client also offers session IDs, so only it can show that their fault is gone.
         let _ = return_visit(plan, CheckClient::Routine, &client).await;
     }
     let mut is_complete = true;

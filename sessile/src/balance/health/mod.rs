@@ -22,7 +22,7 @@ use super::state::BalancerState;
 use crate::client::{Client, Error, EstablishedConnection};
 use crate::config::Health;
 
-/// The pause before a check that settles a doubt, and the shortest pause before a requested check.
+/// The pause before a check that confirms a changed result, and the shortest pause before a requested check.
 const DOUBT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Checks every server of the current server set until the balancer stops.
@@ -182,12 +182,17 @@ fn record_check(state: &BalancerState, server: &PoolServer, failed: Option<&Erro
     let (name, address) = (server.name(), server.address());
     match (effect.change, failed) {
         (Some(HealthChange::CameUp), _) => {
-            tracing::info!(server = name, %address, "server is up");
+            tracing::info!(server = name, %address, "server is up: it passed its health checks");
         }
         (Some(HealthChange::WentDown), Some(error)) => {
-            tracing::warn!(server = name, %address, %error, "server is down");
+            tracing::warn!(
+                server = name, %address, %error,
+                "server is down: its health checks failed; new connections go to other servers"
+            );
         }
-        (_, Some(error)) => tracing::debug!(server = name, %address, %error, "check failed"),
+        (_, Some(error)) => {
+            tracing::debug!(server = name, %address, %error, "a health check failed")
+        }
         _ => {}
     }
     effect

@@ -18,7 +18,7 @@ pub(in crate::balance) enum TurnAwayCause {
 }
 
 impl TurnAwayCause {
-    /// The causes beside those of the intake.
+    /// The causes that do not come from the intake.
     const AFTER_INTAKE: [Self; 3] = [Self::UnknownName, Self::NoServer, Self::ClientGone];
 
     pub(super) fn all() -> impl Iterator<Item = Self> {

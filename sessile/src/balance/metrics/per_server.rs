@@ -49,7 +49,7 @@ impl ServerFamilies {
     pub(in crate::balance) fn register(registry: &Registry) -> prometheus::Result<Self> {
         let offer_idle_opts = HistogramOpts::new(
             "sessile_balance_server_offer_idle_seconds",
-            "How long learned sessions were idle that were offered to the server that made them, by what it did.",
+            "Idle time of learned sessions that were offered to their own server, by the server's answer.",
         );
         let offer_idle = HistogramVec::new(
             offer_idle_opts.buckets(BUCKETS.into()),
@@ -59,7 +59,7 @@ impl ServerFamilies {
         let age_limit = GaugeVec::new(
             Opts::new(
                 "sessile_balance_server_forgets_after_seconds",
-                "The age from which on this server refuses its own sessions, before their time; 0 where it does not.",
+                "The age from which this server refuses its own unexpired sessions; 0 if it refuses none.",
             ),
             &["server"],
         )?;
@@ -73,7 +73,7 @@ impl ServerFamilies {
             up: gauges(
                 registry,
                 "sessile_balance_server_up",
-                "0 where checks say that this server is down, else 1.",
+                "0 if checks say that this server is down, else 1.",
             )?,
             connections: counters(
                 registry,
@@ -90,13 +90,13 @@ impl ServerFamilies {
             bytes: counters(
                 registry,
                 "sessile_balance_server_bytes_total",
-                "Bytes from clients (up) and from this server (down), hellos not counted.",
+                "Bytes from clients (up) and from this server (down), without ClientHellos.",
                 &["server", "direction"],
             )?,
             handshakes: counters(
                 registry,
                 "sessile_balance_server_handshakes_total",
-                "Connections to this server by the rule that routed them and by the outcome of the session offered.",
+                "Connections to this server by routing rule and by the outcome of the offered session.",
                 &["server", "routed_by", "outcome"],
             )?,
             offer_idle,
@@ -109,12 +109,12 @@ impl ServerFamilies {
             key_names: gauges(
                 registry,
                 "sessile_balance_server_key_names",
-                "Key names of this server's tickets that are proven.",
+                "Proven key names of this server's tickets.",
             )?,
             group_size: gauges(
                 registry,
                 "sessile_balance_server_group_size",
-                "Servers that are known to share a ticket key with this one, itself included.",
+                "Servers that share a ticket key with this server, itself included.",
             )?,
         })
     }

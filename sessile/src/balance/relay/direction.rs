@@ -115,7 +115,7 @@ impl<'a> Direction<'a> {
         matches!(self.state, DirectionState::Over)
     }
 
-    /// Forwards all bytes that can go on now. Ready after the end went on.
+    /// Forwards all bytes that can go on now. Ready after the source's end was passed on.
     ///
     /// `last`: the other direction is over. Then both sockets close soon, and the end needs no shutdown.
     pub(super) fn poll<W: FnMut(&[u8]) -> ControlFlow<()>>(
@@ -216,7 +216,8 @@ impl<'a> Direction<'a> {
         {
             return self.poll_splice(cx, pipe);
         }
-        // Watched bytes must be shown exactly once, so they cannot stay in the socket. They are few.
+        // Watched bytes must be shown exactly once, so they cannot stay in the socket. There are only few
+        // such bytes.
         let may_buffer = watch.is_some()
             || self.state == DirectionState::Discarding
             || self.admitted.may_buffer_bytes(CHUNK);
@@ -358,11 +359,12 @@ fn remove_peeked(from: &TcpStream, mut peeked: &mut [u8]) -> io::Result<()> {
 
 /// True if the source is known to have ended, so that the bytes of a short read were its last.
 ///
-/// Most clients send their last record and the end together. To know the end now saves one read, and one
-/// segment to the sink.
+/// Most clients send their last record and the end together. This knowledge saves one read, and one segment
+/// to the sink.
 ///
-/// The runtime's knowledge must be as old as the read. A worker is one thread, so no event arrives between the
-/// read and the next await. With several threads, bytes and the end could arrive between, and would be lost.
+/// The runtime's knowledge must be as old as the read. A worker is one thread, so no event arrives between
+/// the read and the next await. With several threads, bytes and the end could arrive between the read and
+/// this check, and would be lost.
 fn is_known_to_have_ended(from: &TcpStream) -> bool {
     let readiness = readiness(from);
     // A reset closes the socket too. The next read must return it as an error.

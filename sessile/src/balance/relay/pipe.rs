@@ -21,7 +21,7 @@ const MAX_SPARE: usize = 32;
 /// Most pipes of a process. Each pipe has two files. Without a free pipe, connections copy their bytes.
 const MAX_PIPES: usize = 512;
 
-/// Pipes may use one in this many of the files that the process may open.
+/// The fraction of the files of the process that pipes may use: one in this many.
 const FILE_SHARE: u64 = 16;
 
 const FLAGS: SpliceFlags = SpliceFlags::NONBLOCK;
@@ -98,7 +98,7 @@ impl Drop for Pipe {
         if self.len > 0 {
             return;
         }
-        // This fails at the end of a thread. Then the pipe is closed.
+        // This fails while a thread ends. Then the pipe is closed.
         let _ = SPARE.try_with(|spare| {
             let mut spare = spare.borrow_mut();
             if spare.len() < MAX_SPARE {

@@ -61,7 +61,7 @@ pub(super) fn run(path: &Path, args: &Args, now: Time) -> anyhow::Result<ExitCod
     let key = key::load(path)?;
     let keys = ExportedKeys::derive(&key, now).with_context(|| {
         format!(
-            "{}: the key and this machine's clock do not agree; run `sessile key check`",
+            "{}: this machine's clock does not fit the key; run `sessile key check`",
             path.display()
         )
     })?;

@@ -158,8 +158,8 @@ fn new_key(path: &Path) -> anyhow::Result<ExitCode> {
     let key = key::load(path)?;
     print(&format!(
         "{} is the key of farm {:?}: ticket keys change every {}, sessions live {} at most.\n\
-         Copy it to every server of the farm before it starts, encrypted on the way, mode 0600:\n\
-         whoever has it can open and forge every ticket.\n",
+         Copy it to every server before the server starts, over an encrypted channel, with mode 0600:\n\
+         anyone who has it can open and forge every ticket.\n",
         path.display(),
         key.scope,
         humantime::format_duration(key.rotate),
@@ -232,7 +232,7 @@ fn with_remedy(error: KeyError, path: &Path) -> anyhow::Error {
             }
             CannotRotate::Outgoing(_, until) => {
                 let until = Time::from_unix_millis(until.saturating_mul(1000));
-                format!("there is room for another one from {} on", rfc3339(until))
+                format!("another generation can be added from {} on", rfc3339(until))
             }
             CannotRotate::NothingWaits => "`sessile key rotate` adds one".to_owned(),
             CannotRotate::ClockBehind(_) => {

@@ -223,9 +223,9 @@ mod tests {
         let twice = format!("{POOL}{POOL}{}", server("a", "pool = 'shop'"));
         assert_eq!(
             problems(&twice),
-            "5:8: a second pool shop, after the one in line 2; remove one\n\
-             6:10: a second pool for the name shop.example, after the one in line 3; remove one\n\
-             6:26: a second pool for the name *.shop.example, after the one in line 3; remove one"
+            "5:8: a second pool shop; the first is in line 2; remove one\n\
+             6:10: a second pool for the name shop.example; the first is in line 3; remove one\n\
+             6:26: a second pool for the name *.shop.example; the first is in line 3; remove one"
         );
         assert!(
             problems("balance.unknown-name = 'refuse'")

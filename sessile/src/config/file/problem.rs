@@ -56,7 +56,7 @@ pub enum What {
     },
     #[error("{}", .0.message())]
     WrongType(Error),
-    #[error("{table} needs `{key}`; for instance {key} = {example}")]
+    #[error("{table} needs `{key}`; write for example {key} = {example}")]
     Missing {
         table: &'static str,
         key: &'static str,
@@ -198,7 +198,7 @@ pub enum What {
         "the site has no certificate; add certificates = [{{ chain = \"cert.pem\", key = \"key.pem\" }}]"
     )]
     NoCertificate,
-    #[error("a second {kind} {value}, after the one in line {first}; remove one")]
+    #[error("a second {kind} {value}; the first is in line {first}; remove one")]
     Twice {
         kind: &'static str,
         value: String,

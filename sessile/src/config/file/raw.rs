@@ -161,7 +161,7 @@ macro_rules! value {
     };
 }
 
-/// A whole number. The setting has the bounds.
+/// A whole number. The definition of the setting has the bounds.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::config) struct Whole(pub(super) i64);
 

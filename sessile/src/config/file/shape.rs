@@ -20,9 +20,9 @@ const MAX_PROBLEMS: usize = 20;
 
 /// A text whose keys and TOML types are right.
 pub(super) struct Shape<'a> {
-    /// Has noted the problems with the values of settings.
+    /// Already has the problems with the values of settings.
     pub(super) reader: Reader<'a>,
-    /// Has the settings, and nothing of the tables yet.
+    /// With the settings, but not yet the tables.
     pub(super) config: Config,
     /// The settings that are written, each with the place of its value.
     pub(super) places: HashMap<&'static str, Range<usize>>,
@@ -67,7 +67,7 @@ pub(super) fn read<'a>(text: &'a str, folder: &'a Path) -> Result<Shape<'a>, Vec
 }
 
 impl Shape<'_> {
-    /// Takes the settings out of the table and reads them. Gives the values of a wrong TOML type.
+    /// Takes the settings out of the table and reads them. Returns the values that have a wrong TOML type.
     fn take_settings(&mut self, table: &mut DeTable<'_>, text: &str) -> Vec<Problem> {
         let mut problems = Vec::new();
         for (section, settings) in &SECTIONS {
@@ -114,7 +114,7 @@ fn misfit(error: Error, section: String) -> What {
     What::UnknownKey { key, section, hint }
 }
 
-/// Takes the key or value at `span` out of `table`. Gives the name of its section.
+/// Takes the key or value at `span` out of `table`. Returns the name of the section.
 fn remove(table: &mut DeTable<'_>, span: &Range<usize>, section: &str) -> Option<String> {
     let here = table.iter().find_map(|(key, value)| {
         // An element of an array cannot be taken out alone. Tables in arrays are searched below.

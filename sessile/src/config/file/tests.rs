@@ -13,7 +13,7 @@ use std::time::Duration;
 
 const SITE: &str = "[[site]]\ncertificates = [{ chain = 'c.pem', key = 'k.pem' }]\n";
 
-/// Every key but `key.file`.
+/// Every key except `key.file`.
 const EVERY_KEY: &str = r#"
 [server]
 name = "one"
@@ -380,8 +380,8 @@ fn listeners_need_distinct_addresses_and_a_role() {
             "admin.listen = '127.0.0.1:1'\n{listener}{listener}{SITE}"
         )),
         [
-            "1:16: a second listener address 127.0.0.1:1, after the one in line 3; remove one",
-            "5:11: a second listener address 127.0.0.1:1, after the one in line 3; remove one",
+            "1:16: a second listener address 127.0.0.1:1; the first is in line 3; remove one",
+            "5:11: a second listener address 127.0.0.1:1; the first is in line 3; remove one",
         ]
     );
     let any = listener.replace(":1'", ":0'");
@@ -402,8 +402,8 @@ fn servers_clash_by_name_and_number() {
             server("a", "number = 1")
         )),
         [
-            "6:8: a second server name a, after the one in line 2; remove one",
-            "8:10: a second server number 1, after the one in line 4; remove one",
+            "6:8: a second server name a; the first is in line 2; remove one",
+            "8:10: a second server number 1; the first is in line 4; remove one",
         ]
     );
     assert_eq!(

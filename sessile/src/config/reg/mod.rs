@@ -143,8 +143,8 @@ fn values() -> Vec<RegValue> {
     values
 }
 
-/// The settings that a value stands for. The last section comes first: `EnableKernelSSL` means
-/// `tls.kernel` above all.
+/// The settings that a value stands for, from the last section to the first: `EnableKernelSSL`
+/// mainly means `tls.kernel`.
 fn settings_of(value: RegValue) -> impl Iterator<Item = &'static Setting> {
     all().rev().filter(move |setting| {
         let same = |known: RegValue| (known.key, known.name) == (value.key, value.name);

@@ -28,7 +28,7 @@ pub struct Entry {
     pub edit: Edit,
 }
 
-/// What happens to a key or to one of its values. An empty name is the key's default value.
+/// The change of a key or of one of its values. An empty name is the key's default value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Edit {
     /// `"Name"=data`

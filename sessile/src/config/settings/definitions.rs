@@ -26,9 +26,9 @@ pub const MAX_EARLY_DATA: u32 = 64 * 1024;
 /// Longest `session.store-timeout`. A whole handshake waits no longer than this.
 const MAX_STORE_TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_WORKERS: i64 = 1024;
-/// Least `connection.max-hello-bytes`: room for some ClientHellos of the greatest size.
+/// Smallest `connection.max-hello-bytes`: room for some ClientHellos of the greatest size.
 const MIN_HELLO_BYTES: i64 = 1 << 20;
-/// Least `connection.max-hello-size`: clients of today send hellos of this size.
+/// Smallest `connection.max-hello-size`: clients of today send hellos of this size.
 const MIN_HELLO_SIZE: u32 = 4096;
 const MAX_COUNT: i64 = u32::MAX as i64;
 const TEN_HOURS: Duration = Duration::from_secs(10 * 60 * 60);
@@ -121,19 +121,19 @@ section! {
     /// `[server]`: the identity of this server, and its state folder.
     Server, server {
         "name" name: String = host_name(), ServerName => {
-            meaning: "names the server in logs, metrics and verdicts; with the farm's scope it gives \
-                    the server's number",
+            meaning: "the server's name in logs, metrics and verdicts; the server's number is derived from \
+                    it and from the farm's scope",
             default_words: Some("the host's name"),
             restart: BOTH,
         }
         "number" number: Option<u32> = None, OptionalServerNumber => {
-            meaning: "the number that tickets carry, from 0 to 16777215, another one for each server \
-                    of a farm",
+            meaning: "the number in this server's tickets, from 0 to 16777215; different on each server of \
+                    a farm",
             default_words: Some("from the farm's scope and the server's name"),
             restart: BOTH,
         }
         "state-dir" state_dir: PathBuf = default_state_dir(), Folder => {
-            meaning: "the state folder, for what must survive a restart, above all the farm key",
+            meaning: "the state folder: files that must survive a restart, such as the farm key",
             default_words: Some("$STATE_DIRECTORY, else $XDG_STATE_HOME/sessile, else ~/.local/state/sessile"),
             restart: BOTH,
         }
@@ -148,7 +148,7 @@ section! {
     /// `[session]`: where sessions are kept, and for how long.
     Session, session {
         "max-entries" max_entries: usize = 10_000, Count(0..=MAX_COUNT) => {
-            meaning: "most entries in the session table; the oldest leaves first; 0: no server-side \
+            meaning: "maximum entries in the session table; the oldest is removed first; 0: no server-side \
                     cache",
             restart: BOTH,
             registry: RegValue::some(RegKey::Schannel, "MaximumCacheSize", Form::Entries),
@@ -161,15 +161,14 @@ section! {
             },
         }
         "lifetime" lifetime: Duration = TEN_HOURS, Span(ANY_DURATION) => {
-            meaning: "a session's longest life, counted from its full handshake and never extended by \
-                    resuming; 0: nothing resumes; at most 7d while tickets are on",
+            meaning: "longest life of a session, counted from its full handshake; resuming does not extend \
+                    it; 0: nothing resumes; at most 7d while tickets are on",
             restart: BOTH,
             registry: RegValue::some(RegKey::Schannel, "ServerCacheTime", Form::Milliseconds),
             cost: |config| cost_if(config.session.lifetime.is_zero(), "every handshake is full"),
         }
         "tickets" tickets: bool = true, Flag => {
-            meaning: "hand out tickets (TLS 1.2 and 1.3), which any server with the same farm key \
-                    resumes",
+            meaning: "issue tickets (TLS 1.2 and 1.3), which resume at every server with the same farm key",
             restart: SERVE,
             cost: |config| cost_if(
                 !config.session.tickets,
@@ -177,13 +176,13 @@ section! {
             ),
         }
         "store" store: StoreUrl = StoreUrl::Memory, Store => {
-            meaning: "where sessions live: \"memory\", the session table of this process, or a Redis \
-                    or Valkey behind it that servers share: \
-                    redis://[user:password@]host[:port][/database], several hosts for a cluster",
+            meaning: "where sessions live: \"memory\" (the session table of this process only), or also in \
+                    a Redis or Valkey that the servers share: \
+                    redis://[user:password@]host[:port][/database], with several hosts for a cluster",
             restart: SERVE,
         }
         "store-timeout" store_timeout: Duration = Duration::from_millis(20), Span(Duration::from_nanos(1)..=MAX_STORE_TIMEOUT) => {
-            meaning: "how long a handshake waits for a session store; at most 5s",
+            meaning: "how long a handshake waits for the session store; at most 5s",
             restart: SERVE,
             cost: |config| (config.session.store != StoreUrl::Memory).then(|| format!(
                 "a session store that does not answer delays a few handshakes by up to {}, until it counts as down",
@@ -191,9 +190,9 @@ section! {
             )),
         }
         "snapshot" snapshot: bool = true, Flag => {
-            meaning: "when the server drains, the session table goes to the state folder, sealed under \
-                    the farm key, and is read at the next start; needs a key file. A balancer keeps \
-                    what it has learned in the same way, unsealed",
+            meaning: "on a drain the server saves its session table in the state folder, sealed under the \
+                    farm key, and reads it at the next start; needs a key file. A balancer saves the \
+                    sessions that it has learned, unsealed",
             restart: BOTH,
             cost: |config| cost_if(
                 !config.session.snapshot,
@@ -201,18 +200,18 @@ section! {
             ),
         }
         "early-data" early_data: u32 = 0, Size(0..=MAX_EARLY_DATA) => {
-            meaning: "most bytes of early data (0-RTT) taken from a TLS 1.3 client that returns, 16KiB \
-                    for instance and at most 64KiB; 0: none; needs a shared session.store; [[site]] \
-                    early-data narrows it",
+            meaning: "maximum bytes of early data (0-RTT) accepted from a returning TLS 1.3 client, for \
+                    example 16KiB, at most 64KiB; 0: none; needs a shared session.store; a [[site]] can \
+                    set a lower early-data",
             cost: |config| cost_if(
                 config.session.early_data > 0,
-                "TLS 1.3 clients resume from the store, once for each session, and not with \
-                tickets that outlive it",
+                "TLS 1.3 clients resume from the store, once for each session, instead of with tickets \
+                 that survive a loss of the store",
             ),
         }
         "client-lifetime" client_lifetime: Duration = TEN_HOURS, Span(ANY_DURATION) => {
-            meaning: "longest life of a session that sessile holds as a client; of this version only \
-                    the probe is one, and it is done before",
+            meaning: "longest life of a session that sessile holds as a client; has no effect in this \
+                    version",
             restart: SERVE,
             registry: RegValue::some(RegKey::Schannel, "ClientCacheTime", Form::Milliseconds),
         }
@@ -222,8 +221,8 @@ section! {
             registry: RegValue::some(RegKey::HttpParameters, "EnableSslCloseNotify", Form::Flag),
             cost: |config| cost_if(
                 config.session.require_close_notify,
-                "clients that just drop their connections pay a full handshake; sessions are kept \
-                in the table, not in tickets",
+                "clients that close a connection without close_notify pay a full handshake; sessions \
+                 are kept in the table, not in tickets",
             ),
         }
     }
@@ -240,7 +239,7 @@ pub(super) const KEY_SETTINGS: &[Setting] = &[setting!(
     KeyFile,
     key {
         meaning: "the farm key, the same on every server; made at the first start; \"none\": a key in \
-                    memory that is gone at a restart",
+                    memory that is lost at a restart",
         default_words: Some("farm.key in the state folder"),
         restart: SERVE,
         cost: |config| cost_if(
@@ -254,7 +253,7 @@ section! {
     /// `[connection]`: limits and timeouts of client connections.
     Connection, connection {
         "idle-timeout" idle_timeout: Duration = Duration::from_secs(5 * 60), Span(POSITIVE_DURATION) => {
-            meaning: "an idle connection is closed and its object reclaimed after this long",
+            meaning: "how long a connection may be idle before it is closed and its object reclaimed",
             restart: SERVE,
         }
         "purge-on-reclaim" purge_on_reclaim: bool = false, Flag => {
@@ -273,34 +272,32 @@ section! {
             registry: RegValue::some(RegKey::HttpParameters, "MaxConnections", Form::Connections),
         }
         "max-hellos" max_hellos: usize = 0, Count(0..=MAX_COUNT) => {
-            meaning: "maximum connections at once that wait for a ClientHello, of which one source \
-                    prefix (/24, /56) may have a quarter, and no more than half of what is free; 0: \
-                    half of all connections",
+            meaning: "maximum connections at once that wait for a ClientHello; one source prefix (/24, \
+                    /56) may have a quarter of them, and at most half of those that are free; 0: half of \
+                    all connections",
             restart: BOTH,
         }
         "max-hello-bytes" max_hello_bytes: usize = 64 << 20, Count(MIN_HELLO_BYTES..=MAX_COUNT) => {
-            meaning: "most bytes of ClientHellos that are held at once, of which one source prefix may \
-                    have a quarter, and no more than half of what is free; at least 1048576",
+            meaning: "maximum bytes of ClientHellos held at once; one source prefix may have a quarter of \
+                    them, and at most half of those that are free; 1048576 or more",
             restart: BOTH,
         }
         "max-hello-size" max_hello_size: usize = DEFAULT_LIMIT, Size(MIN_HELLO_SIZE..=MAX_LIMIT as u32) => {
-            meaning: "most bytes of one ClientHello, however many records it comes in; from 4KiB to \
-                    64KiB",
+            meaning: "maximum bytes of one ClientHello, over all its records; from 4KiB to 64KiB",
             restart: BOTH,
         }
         "max-per-source" max_per_source: usize = 0, Count(0..=MAX_COUNT) => {
-            meaning: "most connections at once from one source prefix (/24, /56), where many clients \
-                    can share an address; 0: no limit",
+            meaning: "maximum connections at once from one source prefix (/24, /56); many clients can \
+                    share one address; 0: no limit",
             restart: BOTH,
         }
         "rate-per-source" rate_per_source: u32 = 0, Count(0..=MAX_COUNT) => {
-            meaning: "most new connections a second from one source prefix (/24, /56), where many \
-                    clients can share an address; 0: no limit",
+            meaning: "maximum new connections per second from one source prefix (/24, /56); many clients \
+                    can share one address; 0: no limit",
             restart: BOTH,
         }
         "drain-timeout" drain_timeout: Duration = Duration::from_secs(10), Span(ANY_DURATION) => {
-            meaning: "how long open connections may take to finish after the order to stop; then they \
-                    are cut",
+            meaning: "how long open connections may take to finish after a stop signal; then they are cut",
             restart: BOTH,
         }
     }
@@ -310,8 +307,8 @@ section! {
     /// `[tls]`: how TLS records are encrypted.
     Tls, tls {
         "kernel" kernel: KernelTls = KernelTls::Auto, Kernel => {
-            meaning: "record encryption in the kernel: auto or off; this version never finds it \
-                    possible",
+            meaning: "record encryption in the kernel: auto or off; this version has none, so both mean \
+                    off",
             restart: SERVE,
             registry: RegValue::some(RegKey::HttpParameters, "EnableKernelSSL", Form::KernelTls),
         }
@@ -327,8 +324,8 @@ section! {
             restart: BOTH,
         }
         "token-file" token_file: Option<PathBuf> = None, OptionalFile => {
-            meaning: "holds what a request has to show that changes something; made, for its owner \
-                    alone, where it is not there",
+            meaning: "the file with the token that requests need to change something; if it does not \
+                    exist, sessile makes it, readable only for its owner",
             default_words: Some("admin.token in the state folder"),
             restart: BOTH,
         }
@@ -354,23 +351,22 @@ section! {
     /// `[balance]`: how clients are placed and servers are checked.
     Balance, balance {
         "policy" policy: Policy = Policy::Source, OneOf(&POLICIES) => {
-            meaning: "how a client is placed that brings nothing to route by: source, \
-                    least-connections or round-robin",
+            meaning: "how clients without a known session are placed: source, least-connections or \
+                    round-robin",
         }
         "connect-timeout" connect_timeout: Duration = DEFAULT_CONNECT_TIMEOUT, Span(POSITIVE_DURATION) => {
             meaning: "how long a connection attempt to a server may take",
         }
-        // Longer than servers keep idle connections, so that the server closes first.
+        // This is longer than servers keep idle connections, so that the server closes first.
         "idle-timeout" idle_timeout: Duration = Duration::from_secs(60 * 60), Span(ANY_DURATION) => {
-            meaning: "a connection without a byte in either direction is closed after this long; 0: \
-                    never",
+            meaning: "a connection without a byte in either direction is closed after this long; 0: never",
         }
         "total-timeout" total_timeout: Duration = Duration::ZERO, Span(ANY_DURATION) => {
             meaning: "a connection through the balancer is closed at this age; 0: never",
         }
         "unknown-name" unknown_name: UnknownName = UnknownName::Default, OneOf(&UNKNOWN_NAMES) => {
-            meaning: "a client whose server name is in no pool: default (the servers without a pool take \
-                    it) or refuse",
+            meaning: "what happens to a client whose server name is in no pool: default (the servers \
+                    without a pool take it) or refuse",
         }
         "health" health: Health = Health::Tls, OneOf(&HEALTH_CHECKS) => {
             meaning: "how servers are checked: tls (a handshake, which also finds the names of their \
@@ -381,11 +377,11 @@ section! {
         }
         "health-name" health_name: Option<String> = None, OptionalDnsName => {
             meaning: "the server name (SNI) that health checks send",
-            default_words: Some("the first whole name of the server's pool, else none"),
+            default_words: Some("the pool's first name without a wildcard, else none"),
         }
         "slow-start" slow_start: Duration = Duration::ZERO, Span(ANY_DURATION) => {
-            meaning: "how long the share of new clients of a server that came up takes to grow to its \
-                    own; 0: no time",
+            meaning: "how long a server that came up takes to reach its full share of new clients; 0: at \
+                    once",
         }
     }
     tables {

@@ -28,7 +28,7 @@ impl RegKey {
         }
     }
 
-    /// The end of the path, for people.
+    /// The end of the path, as users see it.
     const fn short(self) -> &'static str {
         match self {
             Self::Schannel => "SCHANNEL",
@@ -46,7 +46,7 @@ pub struct RegValue {
 }
 
 impl RegValue {
-    /// For definitions of settings.
+    /// Makes a value in the definition of a setting.
     pub(super) const fn some(key: RegKey, name: &'static str, form: Form) -> Option<Self> {
         Some(Self { key, name, form })
     }

@@ -38,7 +38,7 @@ pub struct Setting {
 }
 
 impl Setting {
-    /// A base for definitions: everything that most settings do not have.
+    /// A base for definitions, with the values that most settings have.
     pub(super) const PLAIN: Self = Self {
         name: "",
         kind: Kind::Text,

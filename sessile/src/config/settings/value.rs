@@ -86,7 +86,7 @@ impl Value {
         }
     }
 
-    /// Anything that shows itself, as text.
+    /// A value that implements `Display`, as text.
     pub(in crate::config) fn text(shown: impl fmt::Display) -> Self {
         Self::Text(shown.to_string())
     }

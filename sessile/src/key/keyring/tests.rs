@@ -143,7 +143,10 @@ fn a_bad_file_at_a_reload_leaves_the_old_key_in_place() {
     let whole = load(&path).unwrap();
     let breaks: [(&dyn Fn(), &str); 4] = [
         (&|| std::fs::write(&path, "nonsense").unwrap(), "line 1"),
-        (&|| std::fs::remove_file(&path).unwrap(), "not there"),
+        (
+            &|| std::fs::remove_file(&path).unwrap(),
+            "the file does not exist",
+        ),
         (
             &|| assert!(std::fs::copy(&other, &path).unwrap() > 0),
             "restart it",

@@ -39,8 +39,8 @@ pub(super) async fn purged_behind_a_balancer(lab: &Lab) -> Result<Scenario, LabE
     let after = test_farm.visit_and_close(&client).await?;
     let refused = Finding {
         case: "back after the idle time",
-        article: "the object was destroyed and the session ID purged with it: the balancer still \
-            follows the old one, and its server makes a new session",
+        article: "the object was destroyed and the session ID purged with it: the balancer still routes \
+            by the old ID, and that server makes a new session",
         observed: format!("{}; {}", describe_close(close), after.describe()),
         ok: close == Some(Close::Notify)
             && is_purged_at(&first, &after)
@@ -53,7 +53,7 @@ pub(super) async fn purged_behind_a_balancer(lab: &Lab) -> Result<Scenario, LabE
     let without = test_farm.visit_and_close(&client).await?;
     let placed = Finding {
         case: "back without its session",
-        article: "the balancer has nothing to follow and places the client anew",
+        article: "the balancer has no session ID to route by and places the client like a new one",
         observed: without.describe(),
         ok: without.has_verdict(Verdict::Full(Reason::NothingOffered))
             && without.server != first.server
@@ -129,7 +129,7 @@ pub(super) async fn kept_on_two_of_three(lab: &Lab) -> Result<Scenario, LabError
     };
     let refused = Finding {
         case: "back after the idle time, first placed on web3",
-        article: "the symptom stays, and is intermittent: the entry belongs on each server",
+        article: "the failure stays, for some clients only: the registry entry must be set on each server",
         observed: format!(
             "{} of {} clients: {PURGED}",
             forgotten.expected, forgotten.all
@@ -161,7 +161,7 @@ pub(super) async fn purged_without_a_balancer(lab: &Lab) -> Result<Scenario, Lab
         visits: vec![first, after.clone()],
     };
     let resumes = Finding {
-        case: "and at once again",
+        case: "back again at once",
         article: "resumes",
         observed: again.describe(),
         ok: resumes_at(&after, &again),

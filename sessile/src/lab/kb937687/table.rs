@@ -53,15 +53,15 @@ pub(super) async fn overflow(lab: &Lab) -> Result<Scenario, LabError> {
     second_visits.push(test_farm.visit_and_close(&second).await?);
     let last = test_farm.visit_and_close(&first).await?;
     let evicted = Finding {
-        case: "first in, used the most, then 8 newer sessions",
-        article: "first in, first out: it leaves, however much it was used",
+        case: "the oldest session, used often, after 8 newer sessions",
+        article: "first in, first out: the oldest session is removed, even if it was used often",
         observed: format!("resumed {resumed} times, then {}", last.describe()),
         ok: resumed == RETURNS && last.has_verdict(Verdict::Full(Reason::Evicted)),
         visits: [visits, vec![last]].concat(),
     };
     let stays = Finding {
-        case: "second in, not used since",
-        article: "stays",
+        case: "the second oldest session, not used until now",
+        article: "is still in the table",
         observed: second_visits[1].describe(),
         ok: second_visits[1].has_verdict(RESUMED),
         visits: second_visits,
@@ -104,7 +104,7 @@ pub(super) async fn lifetime(lab: &Lab) -> Result<Scenario, LabError> {
     };
     let after = Finding {
         case: "back after three and a half seconds",
-        article: "gone, counted from the full handshake: resuming does not extend it",
+        article: "expired: the lifetime counts from the full handshake, and resuming does not extend it",
         observed: last.describe(),
         ok: last.has_verdict(Verdict::Full(Reason::Expired)),
         visits: vec![full, last],
@@ -156,9 +156,9 @@ async fn turned_off(
     );
     Ok(Finding {
         case,
-        article: "no session ID is given, and one from before does not resume",
+        article: "the server gives no session ID, and a session from before does not resume",
         observed: format!(
-            "{}, again {}; with an ID from before: {}",
+            "{}, second visit {}; with a session from before: {}",
             first.describe(),
             again.verdict,
             returned.describe()
@@ -198,7 +198,7 @@ pub(super) async fn memory(lab: &Lab) -> Result<Scenario, LabError> {
     };
     let bytes = Finding {
         case: "the memory of the full table",
-        article: "(says nothing; at most 96 bytes for each entry beyond the session itself)",
+        article: "(not in the article; sessile allows 96 bytes for each entry, besides the session itself)",
         observed: format!(
             "{} bytes for each entry: the session {}, the table {overhead}",
             table.memory() / entries.len().max(1),
@@ -210,7 +210,7 @@ pub(super) async fn memory(lab: &Lab) -> Result<Scenario, LabError> {
     visits.push(test_farm.visit_and_close(&client).await?);
     let first = Finding {
         case: "the first client comes back",
-        article: "its session was the first in: it is gone",
+        article: "its session was the oldest, so it was removed",
         observed: visits[1].describe(),
         ok: visits[1].has_verdict(Verdict::Full(Reason::Evicted)),
         visits,

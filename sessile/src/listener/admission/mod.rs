@@ -1,7 +1,7 @@
-//! Who may come in. Incomplete ClientHellos and their bytes in memory have limits, in all and for each source.
-//! So have bytes and pipes that are buffered for peers that do not read: over the limit, the bytes stay in the
-//! socket of the peer that sends. Each source also has limits on open
-//! connections and on connections in a second.
+//! Decides which clients may connect, by limits. Incomplete ClientHellos and their bytes in memory have
+//! limits, in all and for each source. Bytes and pipes that are buffered for peers that do not read also have
+//! limits. Over these limits, the bytes stay in the socket of the peer that sends. Each source also has
+//! limits on open connections and on connections in a second.
 //!
 //! A keyed hash maps sources to a fixed number of slots, so nothing here grows and no lock is needed. Two
 //! sources in one slot share its limits. An attacker cannot choose who shares a slot.
@@ -98,7 +98,7 @@ impl Admission {
             hellos: Quota::new(hellos, MIN_HELLO_SHARE, 1),
             hello_bytes: Quota::new(limits.max_hello_bytes, MIN_BYTE_SHARE, ONE_HELLO),
             buffered_bytes: Quota::new(buffer_limit.bytes, 0, 0),
-            // Each source may have a pipe while there is one.
+            // Each source may have one pipe while a pipe is free.
             buffered_pipes: Quota::new(buffer_limit.pipes, 0, 1),
             source_connections: NonZero::new(limits.max_per_source),
             interval: 1_000_000_000u64.checked_div(u64::from(limits.rate_per_source)),
@@ -111,7 +111,7 @@ impl Admission {
     /// Counts one more incomplete hello.
     ///
     /// # Errors
-    /// If there are as many as there may be.
+    /// If the limit is reached.
     pub(crate) fn begin_hello(self: &Arc<Self>) -> Result<PendingHello, IntakeFailure> {
         if !self.hellos.take(1) {
             return Err(IntakeFailure::HelloLimit);
@@ -157,7 +157,7 @@ pub(crate) struct PendingHello {
 }
 
 impl PendingHello {
-    /// Tells once which source the connection has, as soon as it is known.
+    /// Sets the source of the connection, once, as soon as it is known.
     ///
     /// # Errors
     /// If the source has as many connections or hellos as it may.
@@ -247,8 +247,8 @@ impl Admitted {
         })
     }
 
-    /// True if so many more bytes may be buffered on the heap. Other workers may add theirs before these are
-    /// counted, so the limit can be exceeded by one read of each.
+    /// True if this many more bytes may be buffered on the heap. Other workers may add theirs before these
+    /// are counted, so the limit can be exceeded by one read of each.
     #[must_use]
     pub fn may_buffer_bytes(&self, bytes: usize) -> bool {
         let own = self.slot().buffered_bytes.load(Ordering::Relaxed);
@@ -291,7 +291,7 @@ impl Drop for Admitted {
 }
 
 impl SourceSlot {
-    /// Counts one more connection if it keeps to the rate. Returns true then.
+    /// Counts one more connection and returns true, if the rate allows it.
     fn take_turn(&self, interval: u64, now: Duration) -> bool {
         let now = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
         let latest = now.saturating_add(BURST.as_nanos() as u64);

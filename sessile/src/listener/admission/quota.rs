@@ -2,11 +2,11 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// A source may have one in this many of all.
+/// A source may have this fraction of the whole: one in this many.
 const SHARE: usize = 4;
 
-/// A source may also have no more than one in this many of the free ones. So a few greedy sources leave room
-/// for the next: each of `n` gets about one in `n + 2` of all.
+/// A source may also have at most this fraction of the free part: one in this many. So a few greedy sources
+/// leave room for the next: each of `n` gets about one in `n + 2` of all.
 const SHARE_OF_FREE: usize = 2;
 
 /// A limit, and how much of it is used.
@@ -18,8 +18,8 @@ pub(super) struct Quota {
 }
 
 impl Quota {
-    /// `min_share`: a source may have so much while there is room. `source_min`: a source may have so much in any
-    /// case, within `max`.
+    /// `min_share`: a source may have this much while there is room. `source_min`: a source may have this
+    /// much in any case, within `max`.
     pub(super) fn new(max: usize, min_share: usize, source_min: usize) -> Self {
         Self {
             max,

@@ -8,7 +8,7 @@ fn admission(change: impl FnOnce(&mut config::Connection)) -> Arc<Admission> {
     Admission::new(&limits, 1000, BufferLimit::default())
 }
 
-/// Addresses in slots of their own.
+/// Addresses of which each has a separate slot.
 fn distinct_sources<const N: usize>(admission: &Admission) -> [IpAddr; N] {
     let mut slots = HashSet::new();
     let mut addresses = (0..=255u8).map(|net| IpAddr::from([198, 51, net, 1]));

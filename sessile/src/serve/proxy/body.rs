@@ -16,7 +16,7 @@ use super::slot::UpstreamSlot;
 use crate::locks::locked;
 use crate::serve::pending_upstreams::{PendingUpstream, PendingUpstreams};
 
-/// What a request without a response waits for.
+/// The awaited event of a request that has no response yet.
 enum WaitingFor {
     /// The upstream, since this time.
     Upstream(
@@ -64,7 +64,7 @@ impl SilenceClock {
 /// A request's body, which is sent to the upstream.
 pub(super) struct Upload {
     body: Option<Incoming>,
-    /// Weak because an upstream can answer before the end of the body, which drops the clock.
+    /// A weak reference, because an upstream can answer before the end of the body, which drops the clock.
     waiting_for: Weak<Mutex<WaitingFor>>,
     pending: PendingUpstreams,
 }

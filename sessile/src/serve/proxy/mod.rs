@@ -238,11 +238,11 @@ impl Failure {
 
     const fn reason(self) -> &'static str {
         match self {
-            Self::Unreachable => "no server takes a connection",
-            Self::Closed => "it closes the connection",
-            Self::Invalid => "what it answers is no HTTP response that can be handed on",
-            Self::Silent => "nothing came in time",
-            Self::Client => "the client went away",
+            Self::Unreachable => "no server accepts a connection",
+            Self::Closed => "it closes the connection before it answers",
+            Self::Invalid => "its answer is not HTTP, or cannot be forwarded",
+            Self::Silent => "it sent nothing within response-timeout",
+            Self::Client => "the client closed the connection",
         }
     }
 }

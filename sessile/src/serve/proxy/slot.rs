@@ -13,7 +13,7 @@ pub(super) struct UpstreamSlot {
 }
 
 impl UpstreamSlot {
-    /// Takes a slot; `None` if `limit` requests have one.
+    /// Takes a slot; `None` if `limit` requests already have one.
     pub(super) fn take(results: &Arc<UpstreamResults>, limit: usize) -> Option<Self> {
         // The upstream itself has one reference, so the count is one above the number of slots.
         (Arc::strong_count(results) <= limit).then(|| Self {

@@ -1,4 +1,4 @@
-//! When a connection that fails is given up, and how long until the next attempt.
+//! Decides when a failing connection is given up, and how long to wait before the next attempt.
 
 use std::time::Duration;
 
@@ -72,7 +72,7 @@ mod tests {
 
     const TIMEOUT: Duration = Duration::from_millis(20);
 
-    /// True if failures after so many milliseconds end the connection.
+    /// True if failures after this many milliseconds end the connection.
     fn gives_up(timeout: Duration, failures: &[u64]) -> bool {
         let begin = Instant::now();
         let mut breaker = CircuitBreaker::default();

@@ -1,6 +1,7 @@
 //! An entry of the shared store: its key, which hides the session's identifier, and its sealed value.
 //!
-//! The value is sealed under the farm key for its own key only. A removed entry leaves a tombstone.
+//! The value is sealed under the farm key, and opens only with the Redis key that it was sealed for. A
+//! removed entry leaves a tombstone.
 
 use aws_lc_rs::digest;
 use sessile_proto::keys::{Purpose, Schedule};

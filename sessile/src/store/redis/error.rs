@@ -12,7 +12,7 @@ pub enum StoreError {
         "session.store: the system has no certificate authorities; name one with ?ca=FILE, or install the package ca-certificates"
     )]
     NoAuthorities,
-    #[error("session.store: {file} holds no certificate", file = .file.display())]
+    #[error("session.store: {file} contains no certificate", file = .file.display())]
     NoCertificate { file: PathBuf },
     #[error("session.store: {file}: {source}", file = .file.display())]
     Pem {
@@ -20,7 +20,7 @@ pub enum StoreError {
         source: rustls_pki_types::pem::Error,
     },
     #[error(
-        "session.store: {certificate} and {key} are no pair: {source}",
+        "session.store: {certificate} and {key} do not belong together: {source}",
         certificate = .certificate.display(),
         key = .key.display()
     )]

@@ -191,7 +191,7 @@ fn register_connections(
     let counts = Arc::clone(&connections);
     let opts = Opts::new(
         "sessile_store_up",
-        "1 where the shared session store answers every worker thread, else 0.",
+        "1 if the shared session store answers every worker thread, else 0.",
     );
     live_gauge::register(registry, opts.const_label("server", server), move || {
         usize::from(counts.are_all_up())

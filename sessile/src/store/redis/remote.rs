@@ -82,7 +82,12 @@ impl RemoteStore {
     pub(super) fn log_refusal(&self, error: &redis::RedisError) {
         if !self.refusal_logged.swap(true, Ordering::Relaxed) {
             let server = &self.server;
-            tracing::warn!(server, %error, "the session store refuses a request; further refusals are counted");
+            tracing::warn!(
+                server,
+                %error,
+                "the session store refused a request; further refusals are only counted, in \
+                 sessile_store_requests_total"
+            );
         }
     }
 

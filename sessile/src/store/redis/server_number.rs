@@ -47,7 +47,7 @@ struct ClaimProgress {
     other: Option<Vec<u8>>,
 }
 
-/// What to do about the claim in the store.
+/// The action for the claim in the store.
 #[derive(Debug, PartialEq, Eq)]
 enum ClaimAction {
     /// No process has the number.
@@ -71,7 +71,7 @@ impl NumberClaim {
         let is_clash = Arc::new(AtomicBool::new(false));
         let opts = Opts::new(
             "sessile_server_number_clash",
-            "1 where another server of the farm has this server's number, else 0.",
+            "1 if another server of the farm has this server's number, else 0.",
         );
         let shown = Arc::clone(&is_clash);
         live_gauge::register(registry, opts.const_label("server", server), move || {

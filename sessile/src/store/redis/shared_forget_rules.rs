@@ -1,7 +1,7 @@
 //! The forget rules of a farm in the store. They are one value, sealed under the farm key and bound
 //! to its Redis key.
 //!
-//! `sessile forget` adds rules. Every server reads them again and again, and restores rules that the store lost.
+//! `sessile forget` adds rules. Every server reads them repeatedly, and restores rules that the store lost.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -120,7 +120,8 @@ impl SharedForgetRules {
                 server = self.server,
                 name = self.key,
                 reason = reason.as_str(),
-                "what the store has to say on forgotten sessions does not open under this server's farm key"
+                "this server's farm key cannot open the forget rules in the store, so new ones do not \
+                 apply here; give all servers of the farm the same key"
             ),
             Err(_) => {}
         }
@@ -145,14 +146,17 @@ impl SharedForgetRules {
     fn apply(&self, rules: &ForgetRules) {
         if self.known.learn(rules) {
             let server = &self.server;
-            tracing::info!(server, "the farm forgets sessions on request: full/revoked");
+            tracing::info!(
+                server,
+                "new forget rules apply: the sessions that they cover get full/revoked"
+            );
         }
     }
 
     /// Saves the rules for the next start.
     fn save(&self, schedule: Arc<Schedule>, rules: ForgetRules) {
         if let Some(file) = self.file.clone() {
-            // On another thread, so that handshakes do not wait for the disk.
+            // This runs on another thread, so that handshakes do not wait for the disk.
             tokio::task::spawn_blocking(move || file.save(&schedule, &rules));
         }
     }
@@ -170,19 +174,26 @@ pub enum ForgetError {
     Store(#[from] StoreError),
     #[error("the session store cannot be used: {0}")]
     Refused(redis::RedisError),
-    #[error("the session store does not answer within {}s", CONNECT_DEADLINE.as_secs())]
+    #[error("the session store did not answer within {}s", CONNECT_DEADLINE.as_secs())]
     Timeout,
     #[error(
-        "the marks in the session store ({name}) do not open under this key file ({reason}): use the key file that \
-         the servers use; if the key was replaced since (rotate --compromised), delete {name} from the store",
+        "this key file cannot open the forget marks in the session store ({name}, {reason}); use the \
+         key file that the servers use; if the key was replaced since (rotate --compromised), delete \
+         {name} from the store",
         reason = .reason.as_str()
     )]
     Closed { name: String, reason: Reason },
-    #[error("the clock and the farm key do not agree, so that nothing can be sealed")]
+    #[error(
+        "this machine's clock does not fit the farm key, so nothing can be sealed; correct the clock"
+    )]
     NoKey,
-    #[error("the system gives no random bytes")]
+    #[error(
+        "the operating system's random number generator failed; check that no sandbox blocks getrandom"
+    )]
     Random,
-    #[error("others write marks all the time; try again")]
+    #[error(
+        "other commands kept changing the forget marks in the session store; run this command again"
+    )]
     Busy,
 }
 
@@ -242,7 +253,7 @@ fn replace(
     let clear = rules.encode();
     let sealed = sealed::seal(schedule, Purpose::Store, salt, key.as_bytes(), &clear)
         .ok_or(ForgetError::NoKey)?;
-    // No session lives longer, and the key that opens the value does not either.
+    // No session lives longer than this, and neither does the key that opens the value.
     let life = u64::try_from(schedule.max_lifetime().as_millis()).unwrap_or(u64::MAX);
     // A user of the store who may not run scripts can add the first rule.
     if read.is_empty() {

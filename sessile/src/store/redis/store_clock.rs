@@ -37,7 +37,7 @@ impl StoreClock {
     ) -> prometheus::Result<Self> {
         let opts = Opts::new(
             "sessile_clock_astray",
-            "1 where this machine's clock is more than an epoch of the farm key off the store's, else 0.",
+            "1 if this machine's clock differs from the store's by more than an epoch of the farm key, else 0.",
         );
         let compared = Arc::clone(keys);
         live_gauge::register(registry, opts.const_label("server", server), move || {
@@ -70,15 +70,15 @@ impl StoreClock {
                     self.keys.record_shared_time(shared_time);
                 }
             }
-            // The store's access rules may be older than this command.
+            // The store's access rules may have been written before sessile used this command.
             Err(RequestError::Store(error))
                 if is_refusal(&error) && !self.refusal_logged.swap(true, Ordering::Relaxed) =>
             {
                 tracing::warn!(
                     server = self.server,
                     %error,
-                    "the session store does not tell its time, with which this machine's clock would be compared: give its \
-                     user +time"
+                    "the session store refuses TIME, so this machine's clock cannot be compared with \
+                     the store's: give the store's user +time"
                 );
             }
             Err(_) => {}

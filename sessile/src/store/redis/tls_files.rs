@@ -94,11 +94,14 @@ impl TlsFiles {
             Ok(certificates) => {
                 loaded.certificates = certificates;
                 loaded.version += 1;
-                tracing::info!("the certificates for the session store are read again");
+                tracing::info!("read the certificates for the session store again");
             }
-            // For example if the certificate is replaced already and the key is not.
+            // This happens for example if the certificate is replaced already, but the key is not.
             Err(error) => {
-                tracing::warn!(%error, "the certificates for the session store stay as they were");
+                tracing::warn!(
+                    %error,
+                    "cannot use the new certificates for the session store: the old ones stay in use"
+                );
             }
         }
         loaded.clone()

@@ -278,7 +278,7 @@ impl WorkerConnection {
                 let _ = self.exchange(&command, *timeout).await;
             }
         }
-        // Not with `exchange`: a store that refuses TIME is not given up.
+        // This is not part of `exchange`, because a store that refuses TIME is not given up.
         let open = self.connection.borrow().clone();
         if let Some(mut open) = open
             && let Some(command) = clock.next_read()

@@ -207,10 +207,10 @@ fn a_list_may_be_der_and_errors_name_the_file() {
     let two = pem.clone() + &list(&chain.root, 20, &[]);
     assert_eq!(load(two.as_bytes()).expect("two lists").lists.len(), 2);
     let error_text = |bytes: &[u8]| load(bytes).err().expect("it is wrong").to_string();
-    assert!(error_text(b"").contains("lists.pem: holds no revocation list"));
+    assert!(error_text(b"").contains("lists.pem: contains no revocation list"));
     assert!(error_text(&der[..der.len() - 1]).contains("lists.pem: "));
     fs::write(chain.folder.path().join("ca.pem"), "").expect("written");
-    assert!(error_text(&der).contains("ca.pem: holds no PEM certificate"));
+    assert!(error_text(&der).contains("ca.pem: contains no PEM certificate"));
 }
 
 #[test]

@@ -203,7 +203,9 @@ fn a_key_is_created_once_and_shown_without_its_secrets() {
     let file = farm.path("made/farm.key");
     let said_new = key_output(&file, &["new", "--scope", "shop", "--rotate", "2h"]);
     assert!(said_new.contains("the key of farm \"shop\""), "{said_new}");
-    assert!(refused(&file, &["new"]).contains("already there; it is never overwritten"));
+    assert!(
+        refused(&file, &["new"]).contains("the file exists, and sessile never overwrites a key")
+    );
     let shown = show(&file);
     assert_eq!(shown["scope"], "shop");
     assert_eq!(shown["rotate_seconds"], 7200);
@@ -349,7 +351,7 @@ fn a_rotation_names_its_times_and_refuses_contradictions() {
     key_output(&file, &["rotate", "--activate"]);
     let states = [(0, "outgoing".to_owned()), (1, "sealing".to_owned())];
     assert_eq!(generations(&file), states);
-    assert!(refused(&file, &["rotate"]).contains("there is room for another one from"));
+    assert!(refused(&file, &["rotate"]).contains("another generation can be added from"));
 }
 
 #[test]
@@ -381,7 +383,7 @@ fn concurrent_writers_lose_no_generation() {
     eventually("the server took the changes over", || {
         server
             .said()
-            .contains("changed since it was read; taken over")
+            .contains("was changed on disk; the new content is in use")
     });
 }
 

@@ -250,7 +250,8 @@ pub(crate) fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
-/// Gives a program a wall clock in the format of `faketime -f`. The monotonic clock stays.
+/// Gives a program a wall clock in the format of `faketime -f`. The program's monotonic clock does not
+/// change.
 ///
 /// The program is started directly: faketime would not pass a kill on to the program.
 pub(crate) fn set_clock(command: &mut Command, clock: &str) {

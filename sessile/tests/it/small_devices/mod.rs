@@ -31,7 +31,7 @@ struct Devices {
 }
 
 impl Devices {
-    /// `session`: lines of `[session]` and what follows it.
+    /// `session`: lines of `[session]` and of later sections.
     fn new(session: &str) -> Self {
         Self::with_client_auth(session, "")
     }

@@ -34,7 +34,7 @@ struct Pair {
 }
 
 impl Pair {
-    /// Opens two servers that share a store. Without a URL, both are the same server.
+    /// Opens two servers that share a store. Without a URL, `one` and `two` are the same server.
     async fn open(store: Option<&str>, removable: bool) -> Self {
         let keys = Arc::new(Keyring::ephemeral(LIFETIME).unwrap());
         let mut config = Config::default();

@@ -228,7 +228,13 @@ async fn a_full_store_costs_full_handshakes_and_stays_up() {
         assert_eq!(verdict, "full/unknown");
     }
     assert_eq!(one.metric("sessile_store_up{server=\"web1\"}").await, 1);
-    assert_eq!(one.peer.said().matches("refuses a request").count(), 1);
+    assert_eq!(
+        one.peer
+            .said()
+            .matches("the session store refused a request")
+            .count(),
+        1
+    );
     // A session that the store refused resumes at the server that made it.
     let client = client(Mechanism::SessionId);
     verdict(&client, one.address()).await;

@@ -17,7 +17,7 @@ const RESUMED_VERDICTS: [(Mechanism, &str); 3] = [
 ];
 
 /// The log line of a server that reads new forget rules.
-const RULES_READ: &str = "the farm forgets sessions on request";
+const RULES_READ: &str = "new forget rules apply";
 
 /// A farm with a site for `localhost`, and a site for all other names.
 fn farm(store: &str, settings: &str) -> Farm {
@@ -274,7 +274,7 @@ async fn forget_rules_that_do_not_open_are_logged_once_and_ignored() {
     let mut damaged = value;
     *damaged.last_mut().unwrap() ^= 1;
     set(&redis, &name, &damaged);
-    let warning = "does not open under this server's farm key";
+    let warning = "this server's farm key cannot open the forget rules";
     eventually("the server logs a warning", || {
         other.peer.said().contains(warning)
     });
@@ -285,7 +285,10 @@ async fn forget_rules_that_do_not_open_are_logged_once_and_ignored() {
     let output = forget(&farm, &["--everything"]);
     assert_eq!(output.status.code(), Some(2));
     let error = String::from_utf8(output.stderr).unwrap();
-    assert!(error.contains("do not open under this key file"), "{error}");
+    assert!(
+        error.contains("this key file cannot open the forget marks"),
+        "{error}"
+    );
 }
 
 #[test]

@@ -166,7 +166,7 @@ async fn a_server_needs_four_commands_on_its_own_keys_and_time_to_compare_clocks
         assert_eq!(hop(mechanism, &one, &other).await, how);
     }
     eventually("the server asks for the TIME command", || {
-        one.peer.said().contains("give its user +time")
+        one.peer.said().contains("give the store's user +time")
     });
     let wrong = Farm::sharing(&format!("redis://sessile:guess@{address}"), "");
     let (one, other) = (wrong.serve("web1"), wrong.serve("web2"));
@@ -229,7 +229,7 @@ async fn the_next_connection_uses_a_renewed_certificate() {
     hop_until("resumed/session-id", &connecting, &one, &other).await;
     let said = one.peer.said();
     assert!(
-        said.contains("are no pair") && said.contains("stay as they were"),
+        said.contains("do not belong together") && said.contains("the old ones stay in use"),
         "{said}"
     );
 
@@ -305,8 +305,14 @@ fn unusable_certificates_stop_the_start() {
     let pair = format!("cert={}&key={}", shown(&mine.chain), shown(&other.key));
     for (options, wrong) in [
         ("ca=none.pem".to_owned(), "none.pem"),
-        (format!("ca={}", shown(&mine.key)), "holds no certificate"),
-        (format!("ca={}&{pair}", shown(&mine.ca)), "are no pair"),
+        (
+            format!("ca={}", shown(&mine.key)),
+            "contains no certificate",
+        ),
+        (
+            format!("ca={}&{pair}", shown(&mine.ca)),
+            "do not belong together",
+        ),
     ] {
         let farm = Farm::new(&format!("store = \"rediss://127.0.0.1:1?{options}\"\n"));
         let output = farm.run("web1", free_port());

@@ -129,7 +129,7 @@ async fn a_damaged_snapshot_is_reported_and_the_server_starts() {
     let server = farm.serve("web1");
     assert_eq!(verdict(&client, server.address()).await, "full/unknown");
     let said = server.peer.said();
-    assert!(said.contains("it was cut or changed"), "{said}");
+    assert!(said.contains("the file was cut or changed"), "{said}");
     assert!(!file.exists());
 }
 

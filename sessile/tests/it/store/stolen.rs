@@ -22,7 +22,7 @@ fn replace_the_key(farm: &Farm, servers: &[&Server]) {
             let said = server.peer.said();
             // The server may notice the changed file before it handles the signal.
             said.contains("farm key reloaded generations")
-                || said.contains("changed since it was read; taken over")
+                || said.contains("was changed on disk; the new content is in use")
         });
     }
 }

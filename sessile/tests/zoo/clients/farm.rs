@@ -71,7 +71,7 @@ impl Farm {
     }
 }
 
-/// HAProxy in TCP mode: it leads each connection to the server that did not have the one before.
+/// HAProxy in TCP mode: it leads each connection to the server that did not get the connection before.
 fn alternate(folder: &Path, servers: &[Sessile; 2]) -> Peer {
     Peer::start("haproxy", |port| {
         let config = folder.join(format!("balancer-{port}.cfg"));

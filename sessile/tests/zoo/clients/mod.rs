@@ -34,7 +34,7 @@ enum Mechanism {
 impl Mechanism {
     const ALL: [Self; 3] = [Self::SessionId, Self::Ticket, Self::Psk];
 
-    /// The word that a verdict has for it, and that programs take as their argument.
+    /// The word for it in verdicts, which is also the argument of the programs.
     const fn as_str(self) -> &'static str {
         match self {
             Self::SessionId => "session-id",

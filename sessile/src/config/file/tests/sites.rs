@@ -7,11 +7,11 @@ fn sites_clash_by_name_and_need_a_certificate() {
     let named = SITE.replace("]]\n", "]]\nnames = ['a.example']\n");
     assert_eq!(
         problems(&format!("{named}{}", named.replace("a.ex", "A.ex"))),
-        ["5:10: a second site for the name a.example, after the one in line 2; remove one"]
+        ["5:10: a second site for the name a.example; the first is in line 2; remove one"]
     );
     assert_eq!(
         problems(&format!("{SITE}{SITE}")),
-        ["3:1: a second site without names, after the one in line 1; remove one"]
+        ["3:1: a second site without names; the first is in line 1; remove one"]
     );
     assert!(problems("[[site]]\n")[0].starts_with("1:1: the site has no certificate"));
     assert!(
@@ -40,7 +40,7 @@ fn client_certificates_need_an_authority_and_are_required_by_default() {
     let cases = [
         (
             "mode = 'optional'",
-            "3:15: client-auth needs `ca`; for instance ca = \"clients.pem\"",
+            "3:15: client-auth needs `ca`; write for example ca = \"clients.pem\"",
         ),
         (
             "ca = 'a.pem', mode = 'require'",
@@ -104,7 +104,7 @@ fn a_route_has_one_path_and_one_action() {
     );
     assert_eq!(
         problems(&twice),
-        ["7:8: a second route for the path /a, after the one in line 4; remove one"]
+        ["7:8: a second route for the path /a; the first is in line 4; remove one"]
     );
 }
 
@@ -126,7 +126,7 @@ fn a_route_names_a_configured_upstream() {
     config(&format!("{route}{}", upstream("ap")));
     assert_eq!(
         problems(&format!("{}{}", upstream("a"), upstream("a"))),
-        ["5:8: a second upstream a, after the one in line 2; remove one"]
+        ["5:8: a second upstream a; the first is in line 2; remove one"]
     );
 }
 
@@ -136,8 +136,8 @@ fn an_upstream_has_a_name_and_servers_with_plain_http() {
     assert_eq!(
         upstream_problems(""),
         [
-            "1:1: [[upstream]] needs `name`; for instance name = \"app\"",
-            "1:1: [[upstream]] needs `servers`; for instance servers = [\"http://10.0.0.1:8080\"]",
+            "1:1: [[upstream]] needs `name`; write for example name = \"app\"",
+            "1:1: [[upstream]] needs `servers`; write for example servers = [\"http://10.0.0.1:8080\"]",
         ]
     );
     for server in [
@@ -167,7 +167,7 @@ fn an_upstream_has_a_name_and_servers_with_plain_http() {
             "name = 'a'\nservers = ['http://a', 'http://A:80', 'http://a:81']\nresponse-timeout = '0s'"
         ),
         [
-            "3:24: a second server a:80, after the one in line 3; remove one",
+            "3:24: a second server a:80; the first is in line 3; remove one",
             "4:20: `response-timeout` is zero; write a longer duration, such as \"1s\"",
         ]
     );

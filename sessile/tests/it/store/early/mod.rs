@@ -61,7 +61,7 @@ pub(super) fn assert_never_accepted(farm: &Farm, server: &Server) {
     assert_eq!(accepted(&[server]), 0);
 }
 
-/// Checks that early data of a new client is accepted at another server, and that no replay is.
+/// Checks that another server accepts the early data of a new client, and accepts no replay of it.
 pub(super) fn assert_accepted_once(farm: &Farm, servers: &[Server; 3]) {
     let all = servers.each_ref();
     let before = accepted(&all);

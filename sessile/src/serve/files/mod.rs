@@ -1,12 +1,13 @@
 //! Static files of a folder. [`Folder::open`] is the only way to a file, so a cache can be put below it.
 //!
-//! - `resolve` finds and opens files; `pool` has the threads for that; `content` reads while it sends;
-//!   `open_files` limits how many are open.
+//! - `resolve` finds and opens files. `pool` has the threads for that, and `queue` their work.
+//! - `content` reads a file while it is sent. `open_files` limits how many files are open.
 //! - `validators` and `range` read the headers of a request and decide; `respond` makes the response.
 
 mod content;
 mod open_files;
 mod pool;
+mod queue;
 mod range;
 mod resolve;
 mod respond;

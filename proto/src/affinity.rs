@@ -338,7 +338,7 @@ impl Affinity {
         }
     }
 
-    /// Subtracts a removed entry from its source.
+    /// Counts one entry less for a source.
     fn subtract(&mut self, source: Source, sequence: u64) {
         self.arrivals.remove(&(source, sequence));
         if let Some(held) = self.sources.get_mut(&source) {

@@ -303,7 +303,7 @@ impl Search<'_> {
     }
 }
 
-/// True if the client has ended its side. Without a handshake, such a client cannot wait for an answer.
+/// True if the client has ended its side. The handshake needs more bytes from it, so an answer is useless.
 fn has_gone(client: &TcpStream) -> bool {
     let readiness = relay::readiness(client);
     readiness.is_read_closed() || readiness.is_error()

@@ -1,6 +1,7 @@
 //! The metrics of a server.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 use sessile_proto::Word;
@@ -60,6 +61,7 @@ pub struct Metrics {
     requests: IntCounter,
     reloads: [IntCounter; 2],
     upstream_requests: IntCounterVec,
+    pub(super) files: Arc<FileFailures>,
 }
 
 impl Metrics {
@@ -120,6 +122,7 @@ impl Metrics {
             requests: families.counter("sessile_requests_total", "HTTP requests answered.")?,
             reloads: ["failed", "ok"].map(|result| reloads.with_label_values(&[result])),
             upstream_requests,
+            files: Arc::new(families.file_failures()?),
         })
     }
 
@@ -184,6 +187,18 @@ pub(super) struct UpstreamResults {
     pub(super) abandoned: IntCounter,
 }
 
+/// The requests for files that a file system made fail.
+pub(super) struct FileFailures {
+    /// The file system did not answer in time.
+    pub(super) timeout: IntCounter,
+    /// Too many operations waited for the file system.
+    pub(super) overloaded: IntCounter,
+    /// The file system reported an error.
+    pub(super) error: IntCounter,
+    /// The response began, and the rest of the file could not be read.
+    pub(super) cut: IntCounter,
+}
+
 /// Registers the metrics of one server.
 struct Families<'a> {
     registry: &'a Registry,
@@ -205,6 +220,21 @@ impl Families<'_> {
         let family = IntCounterVec::new(self.opts(name, help), labels)?;
         self.registry.register(Box::new(family.clone()))?;
         Ok(family)
+    }
+
+    fn file_failures(&self) -> prometheus::Result<FileFailures> {
+        let failures = self.vector(
+            "sessile_file_failures_total",
+            "Requests for files that failed because of the file system, by cause.",
+            &["cause"],
+        )?;
+        let counter = |cause| failures.with_label_values(&[cause]);
+        Ok(FileFailures {
+            timeout: counter("timeout"),
+            overloaded: counter("overloaded"),
+            error: counter("error"),
+            cut: counter("cut"),
+        })
     }
 
     fn connections(&self, max: usize) -> prometheus::Result<ConnectionCount> {

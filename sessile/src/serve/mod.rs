@@ -3,6 +3,7 @@
 
 mod access_log;
 mod connection;
+mod files;
 mod forget;
 mod metrics;
 mod pending_upstreams;
@@ -93,6 +94,7 @@ impl Server {
         env: &Environment,
     ) -> Result<Self, StartError> {
         warn_of_short_key_lifetime(config, &keys);
+        files::warn_of_unusable_links(config);
         let mut shared = Shared::new(config, keys, env)?;
         // Before the first thread, so that a combination of settings which the library refuses stops the
         // start.
@@ -239,6 +241,8 @@ struct Shared {
     store: Store,
     issuer: Issuer,
     metrics: Arc<Metrics>,
+    /// The threads for files. A reload keeps those of the folders that stay.
+    file_pools: Arc<files::Pools>,
     env: Environment,
 }
 
@@ -254,8 +258,13 @@ impl Shared {
         store.forget(&forget::rules(config, keys.scope()));
         // With upstreams, most connections need one more socket at a time.
         let sockets = if config.upstreams.is_empty() { 1 } else { 2 };
-        let files = lifecycle::file_limit();
-        let max_connections = lifecycle::connection_limit(config.connection.max, files, sockets);
+        let limit = lifecycle::file_limit();
+        let max_open_files = files::max_open_files(limit);
+        let max_connections = lifecycle::connection_limit(
+            config.connection.max,
+            limit - u64::from(max_open_files),
+            sockets,
+        );
         let name = &config.server.name;
         let metrics = Metrics::register(&env.registry, name, &store, max_connections)?;
         Ok(Self {
@@ -268,6 +277,7 @@ impl Shared {
                 incarnation: u16::from_ne_bytes(incarnation),
             },
             metrics: Arc::new(metrics),
+            file_pools: Arc::new(files::Pools::new(max_open_files.into())),
             env: env.clone(),
         })
     }
@@ -280,7 +290,12 @@ impl Shared {
     /// Makes sites as a worker does, so that unusable sites never reach a worker.
     fn try_out(&self, live: &LoadedSites) -> Result<(), SiteError> {
         let sessions = self.sessions(self.store.worker());
-        Ok(Sites::new(live, &sessions, &self.metrics).map(drop)?)
+        self.sites(live, &sessions).map(drop)
+    }
+
+    fn sites(&self, live: &LoadedSites, sessions: &Rc<Sessions>) -> Result<Sites, SiteError> {
+        let sites = Sites::new(live, sessions, &self.metrics, &self.file_pools);
+        Ok(sites?)
     }
 }
 
@@ -314,13 +329,12 @@ impl Worker {
     fn new(shared: Shared, store: WorkerStore) -> Result<Self, SiteError> {
         let sessions = shared.sessions(store.clone());
         let mut live = shared.live.subscribe();
-        let sites = Rc::new(Sites::new(
-            &live.borrow_and_update(),
-            &sessions,
-            &shared.metrics,
-        )?);
+        let sites = shared.sites(&live.borrow_and_update(), &sessions)?;
         Ok(Self {
-            current: RefCell::new(Current { live, sites }),
+            current: RefCell::new(Current {
+                live,
+                sites: Rc::new(sites),
+            }),
             shared,
             store,
             sessions,
@@ -332,7 +346,7 @@ impl Worker {
         let mut current = self.current.borrow_mut();
         if current.live.has_changed().is_ok_and(|changed| changed) {
             let live = Arc::clone(&current.live.borrow_and_update());
-            match Sites::new(&live, &self.sessions, &self.shared.metrics) {
+            match self.shared.sites(&live, &self.sessions) {
                 Ok(sites) => current.sites = Rc::new(sites),
                 Err(error) => tracing::error!(
                     %error,

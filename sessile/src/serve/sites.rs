@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 use std::rc::Rc;
+use std::sync::Arc;
 
-use tower_http::services::ServeDir;
-
+use super::files::{Folder, Pools};
 use super::metrics::Metrics;
 use super::proxy::Upstream;
 use super::routes::Routes;
@@ -24,7 +24,7 @@ pub(super) struct Site {
 
 /// The action of a route.
 pub(super) enum Handler {
-    Files(ServeDir),
+    Files(Folder),
     Proxy(Rc<Upstream>),
     /// The target, without a final slash.
     Redirect(String),
@@ -46,6 +46,7 @@ impl Sites {
         loaded: &LoadedSites,
         sessions: &Rc<Sessions>,
         metrics: &Metrics,
+        pools: &Pools,
     ) -> Result<Self, rustls::Error> {
         let mut upstreams = Upstreams::new();
         let mut sites = Self {
@@ -62,7 +63,7 @@ impl Sites {
                     config.early_data,
                     Rc::clone(sessions),
                 )?,
-                routes: routes(config, &mut upstreams, metrics),
+                routes: routes(config, &mut upstreams, metrics, pools),
             });
             if config.names.is_empty() {
                 sites.default = Some(Rc::clone(&site));
@@ -91,21 +92,34 @@ impl Site {
     }
 }
 
-fn routes(config: &SiteConfig, upstreams: &mut Upstreams, metrics: &Metrics) -> Routes<Handler> {
+fn routes(
+    config: &SiteConfig,
+    upstreams: &mut Upstreams,
+    metrics: &Metrics,
+    pools: &Pools,
+) -> Routes<Handler> {
     config
         .routes
         .iter()
         .map(|route| {
             let prefix = route.path.trim_end_matches('/').to_owned();
-            let handler = handler(&prefix, &route.action, upstreams, metrics);
+            let handler = handler(&route.action, upstreams, metrics, pools);
             (prefix, handler)
         })
         .collect()
 }
 
-fn handler(prefix: &str, action: &Action, upstreams: &mut Upstreams, metrics: &Metrics) -> Handler {
+fn handler(
+    action: &Action,
+    upstreams: &mut Upstreams,
+    metrics: &Metrics,
+    pools: &Pools,
+) -> Handler {
     match action {
-        Action::Files(root) => Handler::Files(ServeDir::new(root).redirect_path_prefix(prefix)),
+        Action::Files(config) => {
+            let failures = Arc::clone(&metrics.files);
+            Handler::Files(Folder::new(config, pools, failures))
+        }
         Action::Proxy(config) => {
             let upstream = upstreams
                 .entry(config.name.clone())

@@ -52,6 +52,14 @@ impl Sessile {
         Self::start(command, "serving address=")
     }
 
+    /// As [`Self::serve_configured`], by a program that starts the command in its last arguments.
+    pub(crate) fn serve_by(mut starter: Command, config: &Path, state: &Path) -> Self {
+        let mut program = command("serve", state);
+        program.arg("--config").arg(config);
+        pass_to(&mut starter, &program);
+        Self::start(starter, "serving address=")
+    }
+
     /// `sessile serve` with a configuration file and a clock in the format of `faketime -f`.
     pub(crate) fn serve_at(clock: &str, config: &Path, state: &Path) -> Self {
         let mut command = command("serve", state);

@@ -1,0 +1,267 @@
+//! Small files in memory, for all folders of a process.
+//!
+//! - A file enters at its second request, if it did not change within the last two seconds and while it was read.
+//! - A check opens the path again, from the folder on, and compares the identity of the file.
+//! - A file in memory is served without a check for a second, and beside a running check for another second.
+//!   Then requests wait for the check.
+//! - A path without a file is not remembered.
+
+use std::collections::HashSet;
+use std::hash::{BuildHasher, RandomState};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::Bytes;
+use quick_cache::Weighter;
+use quick_cache::sync::Cache;
+use sessile_proto::affinity::Source;
+use tokio::sync::Mutex as AsyncMutex;
+
+use super::content::{FileError, Opened};
+use super::pool::{DEADLINE, Pool, Unavailable};
+use super::resolve::{self, Found, Identity, RegularFile};
+use crate::config::{self, Symlinks};
+use crate::locks::locked;
+
+/// How long a file is served without a check.
+const FRESH: Duration = Duration::from_secs(1);
+
+/// How long a file is served while a check runs.
+const USABLE: Duration = Duration::from_secs(2);
+
+/// A file that changed this recently may change again within the resolution of its time.
+const SETTLED: Duration = Duration::from_secs(2);
+
+/// Paths of first requests that are remembered.
+const FIRST_REQUESTS: usize = 4096;
+
+/// Bytes that an entry takes beside its path and content.
+const ENTRY: u64 = 256;
+
+/// The files in memory.
+pub(super) struct FileCache {
+    files: Cache<Key, Arc<CachedFile>, Weights>,
+    /// The hashes of paths that were requested once. A later path overwrites an earlier one.
+    first_requests: Box<[AtomicU64]>,
+    /// Files that a thread reads into the cache now.
+    filling: Mutex<HashSet<Key>>,
+    max_file: u64,
+    hasher: RandomState,
+    started: Instant,
+}
+
+/// A path below a folder.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Key {
+    pub(super) folder: Arc<Path>,
+    pub(super) symlinks: Symlinks,
+    pub(super) path: PathBuf,
+}
+
+/// A file in memory.
+pub(super) struct CachedFile {
+    identity: Identity,
+    content: Bytes,
+    /// When the file was last compared with its path, in milliseconds from the start of the cache.
+    checked: AtomicU64,
+    /// Held during a check.
+    checking: AsyncMutex<()>,
+    /// Set when the path leads to another file, or to another version.
+    is_outdated: AtomicBool,
+}
+
+/// What an entry takes of the limits.
+#[derive(Clone)]
+struct Weights {
+    /// The limit on bytes divided by the limit on entries. No entry weighs less, so both limits hold.
+    least: u64,
+}
+
+impl Weighter<Key, Arc<CachedFile>> for Weights {
+    fn weight(&self, key: &Key, file: &Arc<CachedFile>) -> u64 {
+        let bytes = key.path.as_os_str().len() + file.content.len();
+        (bytes as u64 + ENTRY).max(self.least)
+    }
+}
+
+impl FileCache {
+    /// `None` if the settings turn the cache off.
+    pub(super) fn new(settings: &config::Files) -> Option<Arc<Self>> {
+        let (bytes, entries) = (settings.cache_size, settings.cache_max_entries);
+        if bytes == 0 || entries == 0 || settings.cache_max_file == 0 {
+            return None;
+        }
+        let least = bytes / entries as u64;
+        Some(Arc::new(Self {
+            files: Cache::with_weighter(entries, bytes, Weights { least }),
+            first_requests: (0..FIRST_REQUESTS).map(|_| AtomicU64::new(0)).collect(),
+            filling: Mutex::default(),
+            max_file: settings.cache_max_file,
+            hasher: RandomState::new(),
+            started: Instant::now(),
+        }))
+    }
+
+    /// The current file of a path, if it is in memory.
+    ///
+    /// # Errors
+    /// The file is too old to be served without a check, and the check had no result.
+    pub(super) async fn get(
+        self: &Arc<Self>,
+        key: &Key,
+        pool: &Pool,
+        source: Source,
+    ) -> Result<Option<Arc<CachedFile>>, FileError> {
+        let Some(file) = self.files.get(key) else {
+            return Ok(None);
+        };
+        let age = self.age(&file);
+        if age > FRESH {
+            let check = Check {
+                cache: Arc::clone(self),
+                key: key.clone(),
+                file: Arc::clone(&file),
+                pool: pool.clone(),
+                source,
+            };
+            if age > USABLE {
+                let checked = tokio::time::timeout(DEADLINE, check.wait()).await;
+                checked.map_err(|_| Unavailable::Timeout)??;
+            } else {
+                check.start();
+            }
+        }
+        Ok((!file.is_outdated.load(Ordering::Acquire)).then_some(file))
+    }
+
+    /// Reserves the right to read a file into the cache, at the second request for its path.
+    pub(super) fn begin_fill(self: &Arc<Self>, key: &Key) -> Option<Fill> {
+        let hash = self.hasher.hash_one(key) | 1;
+        let first = &self.first_requests[hash as usize / 2 % FIRST_REQUESTS];
+        if first.swap(hash, Ordering::Relaxed) != hash {
+            return None;
+        }
+        locked(&self.filling).insert(key.clone()).then(|| Fill {
+            cache: Arc::clone(self),
+            key: key.clone(),
+        })
+    }
+
+    fn age(&self, file: &CachedFile) -> Duration {
+        let checked = Duration::from_millis(file.checked.load(Ordering::Acquire));
+        self.started.elapsed().saturating_sub(checked)
+    }
+
+    fn millis(&self, at: Instant) -> u64 {
+        let millis = at.duration_since(self.started).as_millis();
+        u64::try_from(millis).unwrap_or(u64::MAX)
+    }
+
+    /// Removes a file, unless another version has its place already.
+    fn remove(&self, key: &Key, file: &Arc<CachedFile>) {
+        file.is_outdated.store(true, Ordering::Release);
+        self.files.remove_if(key, |held| Arc::ptr_eq(held, file));
+    }
+}
+
+impl CachedFile {
+    /// The file, as a response needs it.
+    pub(super) fn opened(&self) -> Opened {
+        Opened {
+            length: self.identity.length,
+            modified: self.identity.modified,
+            start: self.content.clone(),
+            file: None,
+        }
+    }
+}
+
+/// The right to read one file into the cache.
+pub(super) struct Fill {
+    cache: Arc<FileCache>,
+    key: Key,
+}
+
+impl Fill {
+    /// Reads a file into the cache. `None` if the file is too large, or may be changing. This can block.
+    ///
+    /// # Errors
+    /// The file system cannot read the file.
+    pub(super) fn read(&self, file: &RegularFile) -> std::io::Result<Option<Opened>> {
+        let identity = file.identity;
+        if identity.length > self.cache.max_file || !identity.is_settled(SystemTime::now(), SETTLED) {
+            return Ok(None);
+        }
+        let begun = Instant::now();
+        let length = usize::try_from(identity.length).unwrap_or(usize::MAX);
+        let content = resolve::read(file.fd.as_fd(), 0, length)?;
+        if content.len() != length || resolve::identity(file.fd.as_fd())? != identity {
+            return Ok(None);
+        }
+        let file = CachedFile {
+            identity,
+            content: content.into(),
+            checked: AtomicU64::new(self.cache.millis(begun)),
+            checking: AsyncMutex::default(),
+            is_outdated: AtomicBool::new(false),
+        };
+        let opened = file.opened();
+        self.cache.files.insert(self.key.clone(), Arc::new(file));
+        Ok(Some(opened))
+    }
+}
+
+impl Drop for Fill {
+    fn drop(&mut self) {
+        locked(&self.cache.filling).remove(&self.key);
+    }
+}
+
+/// Compares a file in memory with its path.
+struct Check {
+    cache: Arc<FileCache>,
+    key: Key,
+    file: Arc<CachedFile>,
+    pool: Pool,
+    source: Source,
+}
+
+impl Check {
+    /// Starts a check, unless one runs.
+    fn start(self) {
+        if self.file.checking.try_lock().is_err() {
+            return;
+        }
+        tokio::task::spawn_local(async move {
+            // A failure is reported to the first request that has to wait for a check.
+            let _ = self.wait().await;
+        });
+    }
+
+    /// Waits until a check has ended. Of many callers, one makes the check.
+    async fn wait(&self) -> Result<(), FileError> {
+        let _checking = self.file.checking.lock().await;
+        let is_outdated = self.file.is_outdated.load(Ordering::Acquire);
+        if is_outdated || self.cache.age(&self.file) <= FRESH {
+            return Ok(());
+        }
+        let begun = Instant::now();
+        let Key {
+            folder,
+            symlinks,
+            path,
+        } = self.key.clone();
+        let find = move || resolve::find(&folder, &path, symlinks);
+        match self.pool.run(self.source, find).await?? {
+            Found::File(found) if found.identity == self.file.identity => {
+                let checked = self.cache.millis(begun);
+                self.file.checked.store(checked, Ordering::Release);
+            }
+            _ => self.cache.remove(&self.key, &self.file),
+        }
+        Ok(())
+    }
+}

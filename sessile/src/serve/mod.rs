@@ -4,10 +4,12 @@
 mod access_log;
 mod connection;
 mod forget;
+mod guarded_stream;
 mod metrics;
 mod pending_upstreams;
 mod proxy;
 mod request;
+mod request_task;
 mod respond;
 mod routes;
 mod site_files;
@@ -280,7 +282,12 @@ impl Shared {
     /// Makes sites as a worker does, so that unusable sites never reach a worker.
     fn try_out(&self, live: &LoadedSites) -> Result<(), SiteError> {
         let sessions = self.sessions(self.store.worker());
-        Ok(Sites::new(live, &sessions, &self.metrics).map(drop)?)
+        Ok(self.sites(live, &sessions).map(drop)?)
+    }
+
+    fn sites(&self, live: &LoadedSites, sessions: &Rc<Sessions>) -> Result<Sites, rustls::Error> {
+        let body_timeout = self.config.connection.body_timeout;
+        Sites::new(live, sessions, body_timeout, &self.metrics)
     }
 }
 
@@ -314,11 +321,7 @@ impl Worker {
     fn new(shared: Shared, store: WorkerStore) -> Result<Self, SiteError> {
         let sessions = shared.sessions(store.clone());
         let mut live = shared.live.subscribe();
-        let sites = Rc::new(Sites::new(
-            &live.borrow_and_update(),
-            &sessions,
-            &shared.metrics,
-        )?);
+        let sites = Rc::new(shared.sites(&live.borrow_and_update(), &sessions)?);
         Ok(Self {
             current: RefCell::new(Current { live, sites }),
             shared,
@@ -332,7 +335,7 @@ impl Worker {
         let mut current = self.current.borrow_mut();
         if current.live.has_changed().is_ok_and(|changed| changed) {
             let live = Arc::clone(&current.live.borrow_and_update());
-            match Sites::new(&live, &self.sessions, &self.shared.metrics) {
+            match self.shared.sites(&live, &self.sessions) {
                 Ok(sites) => current.sites = Rc::new(sites),
                 Err(error) => tracing::error!(
                     %error,

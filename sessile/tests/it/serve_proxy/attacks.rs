@@ -148,7 +148,9 @@ fn a_response_that_the_client_does_not_read_is_cut() {
 #[test]
 fn a_response_that_moves_slowly_is_complete() {
     let app = upstream();
-    let setup = ProxySetup::start(&[app.address().port()], IMPATIENT);
+    // The response takes eight seconds, and each step one.
+    let patient = "[connection]\nbody-timeout = \"5s\"";
+    let setup = ProxySetup::start(&[app.address().port()], patient);
     assert_eq!(setup.h2_says(&["read_slowly", "131072"]), ["complete"]);
     assert_eq!(setup.results("ok"), 1);
 }

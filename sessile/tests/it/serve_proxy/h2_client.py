@@ -142,7 +142,7 @@ def stop_reading(path):
 
 
 def read_slowly(size):
-    """A response that is read in steps of half a second."""
+    """A response that is read in steps of a second."""
     connection, left = Connection(window=0), int(size)
     connection.send(get(1, f"/sized?{size}"))
     while left:
@@ -154,7 +154,7 @@ def read_slowly(size):
             if (kind, stream) == (DATA, 1):
                 step -= len(payload)
                 left -= len(payload)
-        time.sleep(0.5)
+        time.sleep(1)
     print("complete")
 
 

@@ -4,15 +4,16 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ALLOW, AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue, WWW_AUTHENTICATE};
+use http::header::{ALLOW, AUTHORIZATION, HeaderName, HeaderValue, WWW_AUTHENTICATE};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 
-use super::Token;
 use super::command::{Command, ServerChange};
+use super::{Token, respond};
+use crate::config::store::percent_decoded;
 
 /// Maximum number of bytes in a request's body.
 const MAX_BODY: usize = 4096;
@@ -87,21 +88,18 @@ pub(super) async fn answer(api: &Api, request: Request<Incoming>) -> Response<Fu
             error.header(),
         ),
     };
-    let mut response = Response::new(Full::new(format!("{value:#}\n").into()));
-    *response.status_mut() = status;
-    let headers = response.headers_mut();
+    let mut response = respond(status, "application/json", format!("{value:#}\n"));
     if let Some((name, value)) = error_header {
-        headers.insert(name, HeaderValue::from_static(value));
+        let value = HeaderValue::from_static(value);
+        response.headers_mut().insert(name, value);
     }
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }
 
 /// Why the role is not ready; `None` if it is ready.
 pub(super) async fn not_ready_reason(api: &Api) -> Option<String> {
     match send_command(api, Command::Readiness).await {
-        Ok(Ok(())) => None,
-        Ok(Err(error)) => Some(error.to_string()),
+        Ok(readiness) => readiness.err().map(|error| error.to_string()),
         Err(error) => Some(error.to_string()),
     }
 }
@@ -160,22 +158,10 @@ async fn send_command<T>(
 /// Decodes the percent-encoded last segment of a path (RFC 3986, 2.1). Returns `None` if the
 /// segment is empty or malformed.
 fn percent_decode(segment: &str) -> Option<String> {
-    let mut decoded = Vec::with_capacity(segment.len());
-    let mut rest = segment.bytes();
-    while let Some(byte) = rest.next() {
-        decoded.push(match byte {
-            b'%' => {
-                let high = char::from(rest.next()?).to_digit(16)?;
-                let low = char::from(rest.next()?).to_digit(16)?;
-                u8::try_from(high << 4 | low).ok()?
-            }
-            b'/' => return None,
-            byte => byte,
-        });
+    if segment.is_empty() || segment.contains('/') {
+        return None;
     }
-    String::from_utf8(decoded)
-        .ok()
-        .filter(|name| !name.is_empty())
+    percent_decoded(segment).ok()
 }
 
 #[cfg(test)]

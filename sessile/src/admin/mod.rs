@@ -24,7 +24,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use prometheus::{Encoder, Registry, TextEncoder};
+use prometheus::{Registry, TEXT_FORMAT, TextEncoder};
 use tokio::sync::Semaphore;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -62,19 +62,6 @@ impl Admin {
     ///
     /// The address cannot be bound, or no thread can be started.
     pub fn start(
-        address: SocketAddr,
-        registry: Registry,
-        draining: CancellationToken,
-    ) -> Result<Self, StartError> {
-        Self::start_with_api(address, registry, None, draining)
-    }
-
-    /// Starts as [`Admin::start`] does, and serves an API.
-    ///
-    /// # Errors
-    ///
-    /// The address cannot be bound, or no thread can be started.
-    pub fn start_with_api(
         address: SocketAddr,
         registry: Registry,
         api: Option<Api>,
@@ -150,33 +137,24 @@ async fn answer(context: &Context, request: Request<Incoming>) -> Response<Full<
         return api::answer(api, request).await;
     }
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        let mut response = text(
-            StatusCode::METHOD_NOT_ALLOWED,
-            "method not allowed\n".into(),
-        );
-        response
-            .headers_mut()
-            .insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+        let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "method not allowed\n");
+        let allowed = HeaderValue::from_static("GET, HEAD");
+        response.headers_mut().insert(ALLOW, allowed);
         return response;
     }
     match request.uri().path() {
         "/" => {
             let api = context.api.as_ref().map_or("", |_| "/api/balancer\n");
-            text(
-                StatusCode::OK,
-                format!("sessile\n\n/healthz\n/readyz\n/metrics\n{api}").into(),
-            )
+            let paths = format!("sessile\n\n/healthz\n/readyz\n/metrics\n{api}");
+            text(StatusCode::OK, paths)
         }
-        "/healthz" => text(StatusCode::OK, "ok\n".into()),
+        "/healthz" => text(StatusCode::OK, "ok\n"),
         "/readyz" => match not_ready_reason(context).await {
-            None => text(StatusCode::OK, "ready\n".into()),
-            Some(reason) => text(
-                StatusCode::SERVICE_UNAVAILABLE,
-                format!("{reason}\n").into(),
-            ),
+            None => text(StatusCode::OK, "ready\n"),
+            Some(reason) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
         },
         "/metrics" => metrics(&context.registry),
-        _ => text(StatusCode::NOT_FOUND, "not found\n".into()),
+        _ => text(StatusCode::NOT_FOUND, "not found\n"),
     }
 }
 
@@ -192,25 +170,27 @@ async fn not_ready_reason(context: &Context) -> Option<String> {
 }
 
 fn metrics(registry: &Registry) -> Response<Full<Bytes>> {
-    let encoder = TextEncoder::new();
-    let mut page = Vec::new();
-    if let Err(error) = encoder.encode(&registry.gather(), &mut page) {
-        let error = format!("metrics cannot be written: {error}\n");
-        return text(StatusCode::INTERNAL_SERVER_ERROR, error.into());
+    match TextEncoder::new().encode_to_string(&registry.gather()) {
+        Ok(page) => respond(StatusCode::OK, TEXT_FORMAT, page),
+        Err(error) => {
+            let error = format!("metrics cannot be written: {error}\n");
+            text(StatusCode::INTERNAL_SERVER_ERROR, error)
+        }
     }
-    let mut response = Response::new(Full::new(page.into()));
-    if let Ok(content_type) = HeaderValue::from_str(encoder.format_type()) {
-        response.headers_mut().insert(CONTENT_TYPE, content_type);
-    }
-    response
 }
 
-fn text(status: StatusCode, body: Bytes) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(body));
+fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    respond(status, "text/plain; charset=utf-8", body)
+}
+
+fn respond(
+    status: StatusCode,
+    content_type: &'static str,
+    body: impl Into<Bytes>,
+) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body.into()));
     *response.status_mut() = status;
-    response.headers_mut().insert(
-        CONTENT_TYPE,
-        HeaderValue::from_static("text/plain; charset=utf-8"),
-    );
+    let content_type = HeaderValue::from_static(content_type);
+    response.headers_mut().insert(CONTENT_TYPE, content_type);
     response
 }

@@ -8,7 +8,7 @@ use sessile_proto::age_limit::CountedFrom;
 use super::metrics::{RoutedCounters, RuleCount, SessionOutcome};
 use super::server::{PoolServer, SESSION_FAULT};
 use super::servers::{Pool, ServerSet};
-use super::session_loss::{IdleBucket, SessionLoss};
+use super::session_loss::{IdleBucket, SessionLoss, buckets};
 use super::state::BalancerState;
 use crate::client::hex;
 use crate::clock;
@@ -17,22 +17,18 @@ use crate::locks::locked;
 pub(super) fn balancer_json(state: &BalancerState) -> Value {
     let set = state.server_set();
     let metrics = &state.metrics;
-    let pools: Vec<Value> = set
-        .pools()
-        .iter()
-        .map(|pool| pool_json(&set, pool))
-        .collect();
+    let pools: Vec<Value> = set.pools.iter().map(|pool| pool_json(&set, pool)).collect();
     let servers: Vec<Value> = set
         .servers()
         .map(|(pool, server)| server_json(state, &pool.name, server))
         .collect();
     json!({
-        "farm": set.labels.as_ref().map(|labels| labels.scope()),
+        "farm": set.route_keys.as_ref().map(|keyring| keyring.scope()),
         "pools": pools,
         "servers": servers,
         "connections": by_rule(metrics.routed.by_rule()),
         "missed": by_rule(metrics.misses()),
-        "open": metrics.open(),
+        "open": metrics.open.get(),
         "bytes_up": metrics.bytes.up.get(),
         "bytes_down": metrics.bytes.down.get(),
         "resumption_ratio": resumption_ratio(&metrics.routed),
@@ -50,7 +46,7 @@ fn pool_json(set: &ServerSet, pool: &Pool) -> Value {
     json!({
         "name": pool.name,
         "names": names,
-        "policy": pool.policy().as_str(),
+        "policy": pool.policy.as_str(),
         "servers": servers,
     })
 }
@@ -59,8 +55,10 @@ pub(super) fn server_json(state: &BalancerState, pool: &str, server: &PoolServer
     let set = state.server_set();
     let now = Instant::now();
     let slow_start = set.balance.slow_start;
-    let proven_names = server.key_names.names_of(server.id());
-    let key_names: Vec<String> = proven_names.iter().map(|name| hex(name)).collect();
+    let key_names: Vec<String> = server.key_names.read(|names| {
+        let proven = names.names_of(server.id());
+        proven.map(|name| hex(name)).collect()
+    });
     let (settings, metrics) = (&server.settings, &server.stats.metrics);
     let session_loss = &server.stats.session_loss;
     json!({
@@ -87,8 +85,8 @@ pub(super) fn server_json(state: &BalancerState, pool: &str, server: &PoolServer
         "routed": by_rule(metrics.handshakes.by_rule()),
         "resumption_ratio": resumption_ratio(&metrics.handshakes),
         "offers": {
-            "accepted": idle_json(&session_loss.accepted()),
-            "refused": idle_json(&session_loss.refused()),
+            "accepted": idle_json(&buckets(&metrics.offers_accepted)),
+            "refused": idle_json(&buckets(&metrics.offers_refused)),
         },
         "forgets": session_loss_json(state, &settings.name, session_loss),
         "key_names": key_names,
@@ -126,7 +124,7 @@ fn session_loss_json(
 
 /// The servers that share a ticket key with this server.
 fn group_names<'s>(set: &'s ServerSet, server: &PoolServer) -> Vec<&'s str> {
-    let group = server.key_names.group(server.id());
+    let group = server.key_names.read(|names| names.group(server.id()));
     set.servers()
         .filter(|(_, other)| group.contains(&other.id()))
         .map(|(_, other)| other.name())
@@ -143,6 +141,9 @@ fn outcomes_json(routed: &RoutedCounters) -> Map<String, Value> {
 fn by_rule(counts: Vec<RuleCount>) -> Map<String, Value> {
     let mut rules = Map::new();
     for RuleCount { rule, word, count } in counts {
+        if count == 0 {
+            continue;
+        }
         let counts = rules.entry(rule.as_str()).or_insert_with(|| json!({}));
         counts[word] = count.into();
     }

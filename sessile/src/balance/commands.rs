@@ -38,7 +38,7 @@ pub(super) async fn run(state: Arc<BalancerState>, mut commands: mpsc::Receiver<
 fn readiness(state: &BalancerState) -> Result<(), NoServerUp> {
     let (set, now) = (state.server_set(), Instant::now());
     let pools: Vec<String> = set
-        .pools()
+        .pools
         .iter()
         .filter(|pool| !pool.servers.is_empty() && !pool.has_available_server(now))
         .map(|pool| format!("pool {}", pool.name))

@@ -15,16 +15,16 @@ use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::metrics::{OpenConnection, TurnAwayCause};
+use super::metrics::TurnAwayCause;
 use super::outcome::RoutedConnection;
 use super::relay::{self, Timeouts};
 use super::route_miss::{FirstMiss, SkipReason};
-use super::routing::{OfferedSessions, Router, RoutingRequest};
+use super::routing::{OfferedSessions, Router};
 use super::server::{PoolServer, is_local_error};
 use super::servers::ServerSet;
 use super::state::BalancerState;
 use crate::clock;
-use crate::listener::{Admitted, Client, ClientHandler, ReceivedHello, Rejection};
+use crate::listener::{Admitted, Client, ClientHandler, OpenConnection, ReceivedHello, Rejection};
 
 impl ClientHandler for Arc<BalancerState> {
     type Connection = Box<Placed>;
@@ -35,11 +35,99 @@ impl ClientHandler for Arc<BalancerState> {
         client: Client,
         received: &ReceivedHello<'_>,
     ) -> Result<Box<Placed>, Rejection<TurnAwayCause>> {
-        place(self, client, received).await.map(Box::new)
+        let hello = &received.hello;
+        let set = self.server_set();
+        let Some(pool) = set.pool(hello.server_name) else {
+            let alert = AlertDescription::UnrecognizedName;
+            return Err(client.reject(TurnAwayCause::UnknownName, Some(alert)));
+        };
+        let offered = OfferedSessions::new(hello);
+        let search = Search {
+            state: self,
+            set: &set,
+            client: &client,
+            received,
+            has_session: offered.has_session,
+        };
+        let router = Router {
+            set: &set,
+            pool,
+            learned: &self.learned,
+            hello,
+            offered: &offered,
+            source: client.source.ip(),
+            now: clock::now(),
+            instant: Instant::now(),
+        };
+        let found = search.find(&router).await;
+        let Attempt {
+            rule,
+            server,
+            connection,
+        } = match found {
+            Ok(attempt) => attempt,
+            Err(cause) => return Err(client.reject(cause, None)),
+        };
+        Ok(Box::new(Placed {
+            client: client.io,
+            admitted: client.admitted,
+            server: connection,
+            timeouts: Timeouts {
+                idle: set.balance.idle_timeout,
+                total: set.balance.total_timeout,
+                ..Timeouts::default()
+            },
+            watch: Watch::new(hello),
+            connection: RoutedConnection {
+                server,
+                rule,
+                client: client.source,
+                offered,
+                sessions: RefCell::default(),
+            },
+        }))
     }
 
+    /// Forwards bytes until the connection ends.
     async fn serve(&self, placed: Box<Placed>) {
-        forward(self, placed).await;
+        let Placed {
+            mut client,
+            admitted,
+            connection,
+            mut server,
+            timeouts,
+            mut watch,
+        } = *placed;
+        let mut has_answered = false;
+        let mut had_handshake = false;
+        let count_bytes = |bytes| {
+            self.metrics.bytes.add(bytes);
+            connection.server.stats.metrics.bytes.add(bytes);
+        };
+        let watch_server = |bytes: &[u8]| {
+            if !has_answered {
+                has_answered = true;
+                connection.server.record_answer(Instant::now());
+            }
+            let Some(outcome) = watch.push(bytes) else {
+                return ControlFlow::Continue(());
+            };
+            connection.report_handshake(self, &outcome, watch.selected_identity());
+            had_handshake = true;
+            ControlFlow::Break(())
+        };
+        let io = &mut server.io;
+        let relayed = relay::run(
+            &mut client,
+            io,
+            &admitted,
+            timeouts,
+            &count_bytes,
+            watch_server,
+        );
+        let end = relayed.await;
+        connection.report_end(self, &end, had_handshake);
+        drop(server.open);
     }
 
     fn count_rejection(&self, cause: TurnAwayCause) {
@@ -63,69 +151,6 @@ struct ServerConnection {
     open: OpenConnection,
 }
 
-async fn place(
-    state: &BalancerState,
-    client: Client,
-    received: &ReceivedHello<'_>,
-) -> Result<Placed, Rejection<TurnAwayCause>> {
-    let hello = &received.hello;
-    let set = state.server_set();
-    let Some(pool) = set.pool(hello.server_name) else {
-        let alert = AlertDescription::UnrecognizedName;
-        return Err(client.reject(TurnAwayCause::UnknownName, Some(alert)));
-    };
-    let offered = OfferedSessions::new(hello);
-    let request = RoutingRequest {
-        hello,
-        offered: &offered,
-        source: client.source.ip(),
-        now: clock::now(),
-        instant: Instant::now(),
-    };
-    let search = Search {
-        state,
-        set: &set,
-        preamble: ServerPreamble {
-            client: &client,
-            received,
-        },
-        has_session: offered.has_session,
-    };
-    let router = Router {
-        set: &set,
-        pool,
-        learned: &state.learned,
-        request: &request,
-    };
-    let found = search.find(router).await;
-    let Attempt {
-        rule,
-        server,
-        connection,
-    } = match found {
-        Ok(attempt) => attempt,
-        Err(cause) => return Err(client.reject(cause, None)),
-    };
-    Ok(Placed {
-        client: client.io,
-        admitted: client.admitted,
-        server: connection,
-        timeouts: Timeouts {
-            idle: set.balance.idle_timeout,
-            total: set.balance.total_timeout,
-            ..Timeouts::default()
-        },
-        watch: Watch::new(hello),
-        connection: RoutedConnection {
-            server,
-            rule,
-            client: client.source,
-            offered,
-            sessions: RefCell::default(),
-        },
-    })
-}
-
 /// No further server is tried after this many times `balance.connect-timeout`.
 const MAX_SEARCH_TIMEOUTS: u32 = 3;
 
@@ -133,7 +158,8 @@ const MAX_SEARCH_TIMEOUTS: u32 = 3;
 struct Search<'a> {
     state: &'a BalancerState,
     set: &'a ServerSet,
-    preamble: ServerPreamble<'a>,
+    client: &'a Client,
+    received: &'a ReceivedHello<'a>,
     /// True if the client offers a session.
     has_session: bool,
 }
@@ -147,7 +173,7 @@ struct Attempt {
 
 impl Search<'_> {
     /// Finds a server, and counts the first route miss.
-    async fn find(&self, router: Router<'_>) -> Result<Attempt, TurnAwayCause> {
+    async fn find(&self, router: &Router<'_>) -> Result<Attempt, TurnAwayCause> {
         let mut first_miss = FirstMiss::default();
         let found = self.connect_first_available(router, &mut first_miss).await;
         let placed_by = found.as_ref().ok().map(|attempt| attempt.rule);
@@ -164,12 +190,12 @@ impl Search<'_> {
     /// the close.
     async fn connect_first_available<'r>(
         &self,
-        router: Router<'r>,
+        router: &'r Router<'r>,
         first_miss: &mut FirstMiss,
     ) -> Result<Attempt, TurnAwayCause> {
         let connect_timeout = self.set.balance.connect_timeout;
         let deadline = Instant::now() + connect_timeout * MAX_SEARCH_TIMEOUTS;
-        let client = &self.preamble.client.io;
+        let client = &self.client.io;
         let mut tried: Vec<&'r Arc<PoolServer>> = Vec::new();
         let mut silent: Option<Attempt> = None;
         for choice in router.choices() {
@@ -206,13 +232,14 @@ impl Search<'_> {
                 connection,
             };
             if let Some(silent) = silent {
-                let source = self.preamble.client.source.ip();
+                let source = self.client.source.ip();
                 let server = &silent.server;
                 server.record_cut(source, self.has_session, Instant::now());
                 return Ok(attempt);
             }
             let io = &attempt.connection.io;
-            if !self.preamble.is_retryable()
+            // Early data must reach one server only, so such a hello goes to no second server.
+            if self.received.hello.early_data
                 || !closes_without_reply(io, client, connect_timeout).await
             {
                 return Ok(attempt);
@@ -223,13 +250,13 @@ impl Search<'_> {
         silent.ok_or(TurnAwayCause::NoServer)
     }
 
-    /// Connects to a server and writes the preamble.
+    /// Connects to a server and writes the first bytes.
     async fn connect(&self, server: &PoolServer) -> Result<ServerConnection, SkipReason> {
         let open = server.reserve().ok_or(SkipReason::Full)?;
         let attempt = async {
             let mut io = TcpStream::connect(server.address()).await?;
             io.set_nodelay(true)?;
-            let bytes = self.preamble.bytes(server.settings.proxy_protocol)?;
+            let bytes = self.first_bytes(server.settings.proxy_protocol)?;
             io.write_all(&bytes).await?;
             Ok::<_, io::Error>(io)
         };
@@ -254,6 +281,25 @@ impl Search<'_> {
         // The ejection starts now, because the attempt may have used its whole timeout.
         server.record_failure(error.as_ref(), Instant::now());
         Err(SkipReason::Unreachable)
+    }
+
+    /// The hello as it came, after a PROXY header if the server expects one. They go out in one write.
+    fn first_bytes(&self, proxy: Option<Version>) -> io::Result<Cow<'_, [u8]>> {
+        let ReceivedHello { bytes, hello } = self.received;
+        let Some(version) = proxy else {
+            return Ok((*bytes).into());
+        };
+        let destination = match self.client.destination {
+            Some(destination) => destination,
+            None => self.client.io.local_addr()?,
+        };
+        let addresses = Addresses {
+            source: self.client.source,
+            destination,
+        };
+        let alpn = hello.alpn.iter().next();
+        let header = proxy_protocol::encode(version, addresses, hello.server_name, alpn);
+        Ok([&header, *bytes].concat().into())
     }
 }
 
@@ -281,78 +327,4 @@ async fn closes_without_reply(server: &TcpStream, client: &TcpStream, patience: 
     };
     let has_ended = ready.is_read_closed() || ready.is_error();
     has_ended && matches!(rustix::io::ioctl_fionread(server), Ok(0))
-}
-
-/// The first bytes for a server.
-struct ServerPreamble<'a> {
-    client: &'a Client,
-    received: &'a ReceivedHello<'a>,
-}
-
-impl ServerPreamble<'_> {
-    /// The hello as it came, after a PROXY header if the server expects one. They go out in one write.
-    fn bytes(&self, proxy: Option<Version>) -> io::Result<Cow<'_, [u8]>> {
-        let ReceivedHello { bytes, hello } = self.received;
-        let Some(version) = proxy else {
-            return Ok((*bytes).into());
-        };
-        let destination = match self.client.destination {
-            Some(destination) => destination,
-            None => self.client.io.local_addr()?,
-        };
-        let addresses = Addresses {
-            source: self.client.source,
-            destination,
-        };
-        let alpn = hello.alpn.iter().next();
-        let header = proxy_protocol::encode(version, addresses, hello.server_name, alpn);
-        Ok([&header, *bytes].concat().into())
-    }
-
-    /// True if the hello may go to a second server. Early data must reach one server only.
-    const fn is_retryable(&self) -> bool {
-        !self.received.hello.early_data
-    }
-}
-
-/// Forwards bytes until the connection ends.
-async fn forward(state: &BalancerState, placed: Box<Placed>) {
-    let Placed {
-        mut client,
-        admitted,
-        connection,
-        mut server,
-        timeouts,
-        mut watch,
-    } = *placed;
-    let mut has_answered = false;
-    let mut had_handshake = false;
-    let count_bytes = |bytes| {
-        state.metrics.bytes.add(bytes);
-        connection.server.stats.metrics.bytes.add(bytes);
-    };
-    let watch_server = |bytes: &[u8]| {
-        if !has_answered {
-            has_answered = true;
-            connection.server.record_answer(Instant::now());
-        }
-        let Some(outcome) = watch.push(bytes) else {
-            return ControlFlow::Continue(());
-        };
-        connection.report_handshake(state, &outcome, watch.selected_identity());
-        had_handshake = true;
-        ControlFlow::Break(())
-    };
-    let io = &mut server.io;
-    let relayed = relay::run(
-        &mut client,
-        io,
-        &admitted,
-        timeouts,
-        &count_bytes,
-        watch_server,
-    );
-    let end = relayed.await;
-    connection.report_end(state, &end, had_handshake);
-    drop(server.open);
 }

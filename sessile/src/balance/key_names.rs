@@ -1,10 +1,9 @@
-//! The key names of one pool's tickets, with the log and the metrics of every change. The decisions are in
+//! The key names of one pool's tickets, with the log of every change. The decisions are in
 //! [`sessile_proto::key_names`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 
-use prometheus::IntGauge;
 use sessile_proto::key_names::{KeyName, KeyNames};
 
 use crate::client::hex;
@@ -26,17 +25,8 @@ struct NamesRecord {
 /// A server of the pool.
 struct Member {
     server: String,
-    metrics: KeyNameMetrics,
-    /// The state in the last log line and in the metrics.
-    published: ProvenNames,
-}
-
-/// The metrics of one server's key names.
-#[derive(Clone)]
-pub(super) struct KeyNameMetrics {
-    pub(super) names: IntGauge,
-    /// The number of servers in the group, with the server itself.
-    pub(super) group_size: IntGauge,
+    /// The state in the last log line.
+    logged: ProvenNames,
 }
 
 /// The proven key names of a server, and the other servers that share a key with it.
@@ -54,17 +44,13 @@ struct NamesChange {
 }
 
 impl PoolKeyNames {
-    /// Adds a server to the pool, or gives a server of the pool new metrics.
-    pub(super) fn join(&self, id: u32, server: &str, metrics: KeyNameMetrics) {
+    /// Adds a server to the pool, if the pool does not have it.
+    pub(super) fn join(&self, id: u32, server: &str) {
         let members = &mut locked(&self.record).members;
-        let known = members.remove(&id);
-        let member = Member {
+        members.entry(id).or_insert_with(|| Member {
             server: server.to_owned(),
-            metrics,
-            published: known.map_or_else(ProvenNames::default, |known| known.published),
-        };
-        member.set_metrics();
-        members.insert(id, member);
+            logged: ProvenNames::default(),
+        });
     }
 
     /// Removes a server from the pool.
@@ -72,7 +58,7 @@ impl PoolKeyNames {
         let mut record = locked(&self.record);
         record.members.remove(&id);
         record.names.forget(id);
-        let changes = record.publish();
+        let changes = record.take_changes();
         drop(record);
         log(changes);
     }
@@ -91,29 +77,13 @@ impl PoolKeyNames {
         if record.names.revision() == before {
             return;
         }
-        let changes = record.publish();
+        let changes = record.take_changes();
         drop(record);
         log(changes);
     }
 
-    /// See [`KeyNames::servers`].
-    pub(super) fn servers(&self, name: &KeyName) -> Vec<u32> {
-        locked(&self.record).names.servers(name).collect()
-    }
-
-    /// See [`KeyNames::names_of`].
-    pub(super) fn names_of(&self, id: u32) -> BTreeSet<KeyName> {
-        locked(&self.record).names.names_of(id).copied().collect()
-    }
-
-    /// See [`KeyNames::group`].
-    pub(super) fn group(&self, id: u32) -> BTreeSet<u32> {
-        locked(&self.record).names.group(id)
-    }
-
-    /// See [`KeyNames::servers_to_try`].
-    pub(super) fn servers_to_try(&self, name: KeyName, id: u32) -> Vec<u32> {
-        locked(&self.record).names.servers_to_try(name, id)
+    pub(super) fn read<T>(&self, read: impl FnOnce(&KeyNames) -> T) -> T {
+        read(&locked(&self.record).names)
     }
 }
 
@@ -135,17 +105,16 @@ fn log(changes: Vec<NamesChange>) {
 }
 
 impl NamesRecord {
-    /// Brings the metrics up to date. Returns the changes for the log.
-    fn publish(&mut self) -> Vec<NamesChange> {
+    /// Returns the changes for the log.
+    fn take_changes(&mut self) -> Vec<NamesChange> {
         let mut changed = Vec::new();
         for (&id, member) in &mut self.members {
             let now = ProvenNames {
                 names: self.names.names_of(id).copied().collect(),
                 group: self.names.group(id),
             };
-            if now != member.published {
-                member.published = now;
-                member.set_metrics();
+            if now != member.logged {
+                member.logged = now;
                 changed.push(id);
             }
         }
@@ -154,7 +123,7 @@ impl NamesRecord {
     }
 
     fn change_of(&self, member: &Member) -> NamesChange {
-        let ProvenNames { names, group } = &member.published;
+        let ProvenNames { names, group } = &member.logged;
         let others = group.iter().filter_map(|id| self.members.get(id));
         NamesChange {
             server: member.server.clone(),
@@ -164,64 +133,47 @@ impl NamesRecord {
     }
 }
 
-impl Member {
-    fn set_metrics(&self) {
-        let gauge_value = |len: usize| i64::try_from(len).unwrap_or(i64::MAX);
-        let ProvenNames { names, group } = &self.published;
-        self.metrics.names.set(gauge_value(names.len()));
-        self.metrics.group_size.set(gauge_value(group.len() + 1));
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     const NAME: KeyName = [7; sessile_proto::key_names::LEN];
 
-    fn metrics() -> KeyNameMetrics {
-        let gauge = || IntGauge::new("gauge", "help").unwrap();
-        KeyNameMetrics {
-            names: gauge(),
-            group_size: gauge(),
-        }
-    }
-
-    /// The number of names and the size of the group.
-    fn values(metrics: &KeyNameMetrics) -> [i64; 2] {
-        [metrics.names.get(), metrics.group_size.get()]
+    /// The number of names, and the number of other servers in the group.
+    fn sizes(names: &PoolKeyNames, id: u32) -> [usize; 2] {
+        names.read(|names| [names.names_of(id).count(), names.group(id).len()])
     }
 
     #[test]
-    fn metrics_of_all_servers_follow_each_change() {
+    fn names_and_groups_of_all_servers_follow_each_change() {
         let names = PoolKeyNames::default();
-        let servers = [1, 2, 3].map(|id| {
-            let metrics = metrics();
-            names.join(id, &id.to_string(), metrics.clone());
-            metrics
-        });
-        assert_eq!(servers.each_ref().map(values), [[0, 1]; 3]);
+        for id in [1, 2, 3] {
+            names.join(id, &id.to_string());
+        }
+        let all = || [1, 2, 3].map(|id| sizes(&names, id));
+        assert_eq!(all(), [[0, 0]; 3]);
         names.update(1, |names| names.tried(NAME, 1, 2, true));
         names.update(3, |names| names.tried(NAME, 3, 1, true));
-        assert_eq!(servers.each_ref().map(values), [[1, 3]; 3]);
+        assert_eq!(all(), [[1, 2]; 3]);
         names.update(2, |names| names.refused_own_ticket(2, NAME));
-        assert_eq!(servers.each_ref().map(values), [[1, 2], [0, 1], [1, 2]]);
+        assert_eq!(all(), [[1, 1], [0, 0], [1, 1]]);
         names.leave(3);
-        assert_eq!(values(&servers[0]), [1, 1]);
+        assert_eq!(sizes(&names, 1), [1, 0]);
     }
 
     #[test]
     fn nothing_is_recorded_for_a_server_that_left() {
         let names = PoolKeyNames::default();
         for id in [1, 2] {
-            names.join(id, &id.to_string(), metrics());
+            names.join(id, &id.to_string());
         }
         names.leave(2);
         names.update(2, |names| names.tried(NAME, 2, 1, true));
-        assert!(names.servers(&NAME).is_empty());
+        let servers = || names.read(|names| names.servers(&NAME).collect::<Vec<_>>());
+        assert!(servers().is_empty());
         // The server comes back without its old names.
-        names.join(2, "2", metrics());
+        names.join(2, "2");
         names.update(2, |names| names.tried(NAME, 2, 1, true));
-        assert_eq!(names.servers(&NAME), [1, 2]);
+        assert_eq!(servers(), [1, 2]);
     }
 }

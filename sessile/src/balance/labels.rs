@@ -3,56 +3,53 @@
 //! The route keys open labels and no tickets. Labels need no memory, so every balancer of a farm leads a client
 //! to the same server.
 
+use std::sync::Arc;
+
 use sessile_proto::Time;
 use sessile_proto::hello::ClientHello;
 use sessile_proto::ticket::{self, Label};
 
 use crate::config::{Config, Key};
-use crate::key::{FileError, RouteKeyring};
+use crate::key::{FileError, FileFault, RouteKeyring};
 
 /// Most PSK identities of a hello that are read.
 ///
 /// Clients send their best identities first, and each identity without a label is tried with every route key.
 pub(super) const MAX_IDENTITIES: usize = 4;
 
-/// The route keys of the farm.
-pub(super) struct LabelReader {
-    keyring: RouteKeyring,
+/// Reads the key file. `None` if the configuration has no key, or if the default key file does not exist.
+///
+/// `had_one`: the balancer already has a key. Then a missing default file is an error.
+pub(super) fn open_route_keys(
+    config: &Config,
+    had_one: bool,
+) -> Result<Option<Arc<RouteKeyring>>, FileError> {
+    let Key::File(path) = &config.key else {
+        return Ok(None);
+    };
+    match RouteKeyring::open(path) {
+        Err(FileError {
+            fault: FileFault::Missing,
+            ..
+        }) if !had_one && *path == config.default_key_file() => Ok(None),
+        opened => Ok(Some(Arc::new(opened?))),
+    }
 }
 
-impl LabelReader {
-    /// Reads the key file. `None` if the configuration has no key, or if the default key file does not exist.
-    ///
-    /// `had_one`: the balancer already has a key. Then a missing default file is an error.
-    pub(super) fn open(config: &Config, had_one: bool) -> Result<Option<Self>, FileError> {
-        let Key::File(path) = &config.key else {
-            return Ok(None);
-        };
-        match RouteKeyring::open(path) {
-            Ok(keyring) => Ok(Some(Self { keyring })),
-            Err(FileError::Missing { .. }) if !had_one && *path == config.default_key_file() => {
-                Ok(None)
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    /// The first label among the first PSK identities, or else the label of the TLS 1.2 ticket.
-    pub(super) fn read(&self, hello: &ClientHello<'_>, now: Time) -> Option<Label> {
-        let psks = hello.pre_shared_key.iter();
-        let identities = psks.flat_map(|psks| psks.identities().take(MAX_IDENTITIES));
-        let mut tokens = identities
-            .map(|psk| psk.identity)
-            .chain(hello.session_ticket)
-            .peekable();
-        // Most hellos of new clients have no token. They need no keys.
-        tokens.peek()?;
-        let keys = self.keyring.keys(now);
-        tokens.find_map(|token| Some(ticket::read_label(&keys, token)?.1))
-    }
-
-    /// The name of the farm.
-    pub(super) fn scope(&self) -> String {
-        self.keyring.scope()
-    }
+/// The first label among the first PSK identities, or else the label of the TLS 1.2 ticket.
+pub(super) fn read_label(
+    keyring: &RouteKeyring,
+    hello: &ClientHello<'_>,
+    now: Time,
+) -> Option<Label> {
+    let psks = hello.pre_shared_key.iter();
+    let identities = psks.flat_map(|psks| psks.identities().take(MAX_IDENTITIES));
+    let mut tokens = identities
+        .map(|psk| psk.identity)
+        .chain(hello.session_ticket)
+        .peekable();
+    // Most hellos of new clients have no token. They need no keys.
+    tokens.peek()?;
+    let keys = keyring.keys(now);
+    tokens.find_map(|token| Some(ticket::read_label(&keys, token)?.1))
 }

@@ -12,7 +12,7 @@
 //! routing          the rules
 //! servers          server set and pools
 //! server           one server: settings, health, load
-//! metrics/{mod, per_server, counters, causes}
+//! metrics/{mod, per_server, server_gauges, counters, causes}
 //! key_names, labels, learned_file, relay/, route_miss, session_loss
 //! ```
 
@@ -52,7 +52,7 @@ use crate::key::FileError;
 use crate::lifecycle::{self, Workers};
 use crate::listener::{Admission, BufferLimit, ListenError, Listeners};
 use crate::locks::locked;
-use labels::LabelReader;
+use labels::open_route_keys;
 use learned_file::LearnedFile;
 use metrics::{BalancerMetrics, ServerFamilies};
 use servers::ServerSet;
@@ -91,7 +91,8 @@ pub enum ReloadError {
 pub struct Balancer {
     addresses: Vec<SocketAddr>,
     state: Arc<BalancerState>,
-    commands: mpsc::Sender<Command>,
+    /// A channel for commands to the balancer.
+    pub commands: mpsc::Sender<Command>,
     workers: Workers,
     /// Written after the drain.
     learned_file: Option<LearnedFile>,
@@ -125,9 +126,9 @@ impl Balancer {
             stop: stop.clone(),
         });
         let read = Arc::downgrade(&state);
-        metrics::register_server_states(registry, move || {
+        metrics::register_servers(registry, move || {
             let state = read.upgrade();
-            state.map_or_else(Vec::new, |state| state.server_states())
+            state.map_or_else(Vec::new, |state| state.read_servers())
         })?;
         let buffer_limit = BufferLimit {
             bytes: MAX_BUFFERED_BYTES,
@@ -175,13 +176,7 @@ impl Balancer {
     #[must_use]
     pub fn farm(&self) -> Option<String> {
         let set = self.state.server_set();
-        set.labels.as_ref().map(|labels| labels.scope())
-    }
-
-    /// A channel for commands to the balancer.
-    #[must_use]
-    pub fn commands(&self) -> mpsc::Sender<Command> {
-        self.commands.clone()
+        set.route_keys.as_ref().map(|keyring| keyring.scope())
     }
 
     /// Applies the key, the pools and the servers of another configuration. Open connections continue, and the
@@ -191,9 +186,9 @@ impl Balancer {
     /// The key or the servers are not usable. Then nothing changes.
     pub fn reload(&self, config: &Config) -> Result<Changes, ReloadError> {
         let _replacing = locked(&self.state.replacing);
-        let had_one = self.state.server_set().labels.is_some();
-        let labels = LabelReader::open(config, had_one)?.map(Arc::new);
-        Ok(self.state.replace(config.balance.clone(), labels)?)
+        let had_one = self.state.server_set().route_keys.is_some();
+        let route_keys = open_route_keys(config, had_one)?;
+        Ok(self.state.replace(config.balance.clone(), route_keys)?)
     }
 
     /// Waits until the workers have drained, and writes the learned table for the next start.
@@ -218,7 +213,7 @@ fn empty_table(config: &Config) -> Result<Affinity, StartError> {
 }
 
 fn first_server_set(config: &Config, families: &ServerFamilies) -> Result<ServerSet, ReloadError> {
-    let labels = LabelReader::open(config, false)?.map(Arc::new);
+    let route_keys = open_route_keys(config, false)?;
     let balance = config.balance.clone();
-    Ok(ServerSet::new(balance, labels, None, families)?)
+    Ok(ServerSet::new(balance, route_keys, None, families)?)
 }

@@ -134,6 +134,13 @@ impl RoutedConnection {
                 age: now.since(session.established),
                 accepted,
             };
+            let metrics = &self.server.stats.metrics;
+            let histogram = if accepted {
+                &metrics.offers_accepted
+            } else {
+                &metrics.offers_refused
+            };
+            histogram.observe(offer.idle.as_secs_f64());
             let session_loss = &self.server.stats.session_loss;
             session_loss.record_offer(self.server.name(), offer, state.session_lifetime);
         }
@@ -178,7 +185,7 @@ impl RoutedConnection {
             let source = self.client.ip();
             let lesson = learned.learn(key, self.server.id(), source, established, now);
             if lesson == LearnResult::Displacing {
-                state.metrics.count_displaced();
+                state.metrics.displaced.inc();
             }
             self.sessions.borrow_mut().push(key);
             tracing::trace!(?lesson, server = self.server.name(), "learned");

@@ -1,6 +1,5 @@
 //! The routing rules: which servers a ClientHello leads to. The offered sessions decide first, then the policy.
 
-use std::collections::BTreeSet;
 use std::iter;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
@@ -13,16 +12,25 @@ use sessile_proto::key_names::TicketFingerprint;
 use sessile_proto::route::RoutedBy;
 use sessile_proto::ticket::Class;
 
-use super::labels::MAX_IDENTITIES;
+use super::labels::{MAX_IDENTITIES, read_label};
 use super::route_miss::SkipReason;
 use super::server::PoolServer;
 use super::servers::{Pool, ServerSet};
 use crate::locks::locked;
 
-/// A rule with the server that it leads to, or the reason why this server is skipped.
+/// A server that a rule leads to, or the reason why this server is skipped.
+type Found<'r> = Result<&'r Arc<PoolServer>, SkipReason>;
+
+/// A rule and its result.
 pub(super) struct Choice<'r> {
     pub(super) rule: RoutedBy,
-    pub(super) server: Result<&'r Arc<PoolServer>, SkipReason>,
+    pub(super) server: Found<'r>,
+}
+
+impl<'r> Choice<'r> {
+    fn by(rule: RoutedBy) -> impl Fn(Found<'r>) -> Self {
+        move |server| Self { rule, server }
+    }
 }
 
 /// The sessions that a client offers, in the forms that the routing rules look up.
@@ -75,24 +83,18 @@ fn offers_session(hello: &ClientHello<'_>) -> bool {
     hello.pre_shared_key.is_some() || has_ticket || has_id
 }
 
-/// A client that needs a server.
-pub(super) struct RoutingRequest<'a> {
-    pub(super) hello: &'a ClientHello<'a>,
-    pub(super) offered: &'a OfferedSessions,
+/// Applies the routing rules to one client.
+pub(super) struct Router<'r> {
+    pub(super) set: &'r ServerSet,
+    pub(super) pool: &'r Pool,
+    pub(super) learned: &'r Mutex<Affinity>,
+    pub(super) hello: &'r ClientHello<'r>,
+    pub(super) offered: &'r OfferedSessions,
     pub(super) source: IpAddr,
     /// Wall-clock time, for sessions.
     pub(super) now: Time,
     /// Monotonic time, for the health of servers.
     pub(super) instant: Instant,
-}
-
-/// Applies the routing rules to one request.
-#[derive(Clone, Copy)]
-pub(super) struct Router<'r> {
-    pub(super) set: &'r ServerSet,
-    pub(super) pool: &'r Pool,
-    pub(super) learned: &'r Mutex<Affinity>,
-    pub(super) request: &'r RoutingRequest<'r>,
 }
 
 /// A learned session and the server that made it.
@@ -106,71 +108,53 @@ impl<'r> Router<'r> {
     /// The servers of the pool to try, in this order. A server can come twice.
     ///
     /// The iterator is lazy: a rule is applied, and the policy takes a turn, only when the caller asks for it.
-    pub(super) fn choices(self) -> impl Iterator<Item = Choice<'r>> {
+    pub(super) fn choices(&'r self) -> impl Iterator<Item = Choice<'r>> {
         let by_label = iter::once_with(move || self.by_label()).flatten();
         let by_learned = iter::once_with(move || self.by_learned_session()).flatten();
         let by_key_name = iter::once_with(move || self.by_key_name()).flatten();
-        let by_policy = iter::once_with(move || self.by_policy()).flatten();
+        let by_policy =
+            iter::once_with(move || self.pool.place(self.source, self.instant)).flatten();
         by_label
+            .map(Choice::by(RoutedBy::Label))
             .chain(by_learned)
-            .chain(by_key_name)
-            .chain(by_policy)
+            .chain(by_key_name.map(Choice::by(RoutedBy::KeyName)))
+            .chain(by_policy.map(Ok).map(Choice::by(RoutedBy::Policy)))
     }
 
-    fn by_label(self) -> Option<Choice<'r>> {
-        let RoutingRequest {
-            hello,
-            source,
-            now,
-            instant,
-            ..
-        } = *self.request;
-        let label = self.set.labels.as_ref()?.read(hello, now)?;
-        let rule = RoutedBy::Label;
+    fn by_label(&'r self) -> Option<Found<'r>> {
+        let keyring = self.set.route_keys.as_ref()?;
+        let label = read_label(keyring, self.hello, self.now)?;
         let Some(server) = self.pool.with_number(label.server) else {
-            return Some(Choice {
-                rule,
-                server: Err(SkipReason::NotInPool),
-            });
+            return Some(Err(SkipReason::NotInPool));
         };
         let takes = match label.class {
             // Only this server has a stored session.
-            Class::Stored => self.pool.takes_returning(server, instant),
+            Class::Stored => self.pool.takes_returning(server, self.instant),
             // Another server can resume a sealed ticket too, and a client can show one ticket without end. So
             // a server that has more than its share is skipped.
-            Class::Sealed => {
-                let with_room = self.pool.with_room(&[server.id()], source, instant);
-                with_room.map(|_| ())
-            }
+            Class::Sealed => self.with_room(&[server.id()]).map(drop),
         };
-        Some(Choice {
-            rule,
-            server: takes.map(|()| server),
-        })
+        Some(takes.map(|()| server))
     }
 
     /// Looks in the learned table: first the server that made the session, then the servers that share its
     /// ticket key.
-    fn by_learned_session(self) -> impl Iterator<Item = Choice<'r>> {
+    fn by_learned_session(&'r self) -> impl Iterator<Item = Choice<'r>> {
         self.find_learned().into_iter().flat_map(move |home| {
             let first = self.learned_server(home);
             let siblings = iter::once_with(move || self.key_siblings(home)).flatten();
-            iter::once(first)
-                .chain(siblings.map(Ok))
-                .map(move |server| Choice {
-                    rule: home.rule,
-                    server,
-                })
+            let servers = iter::once(first).chain(siblings.map(Ok));
+            servers.map(Choice::by(home.rule))
         })
     }
 
-    fn find_learned(self) -> Option<LearnedHome> {
+    fn find_learned(&'r self) -> Option<LearnedHome> {
         let mut homes = Vec::new();
         let learned = locked(self.learned);
         // The random session ID of a TLS 1.3 client cannot match, because no such ID is learned.
         for rule in [RoutedBy::Ticket, RoutedBy::SessionId] {
-            let key = self.request.offered.key(rule);
-            let session = key.and_then(|key| learned.lookup(key, self.request.now));
+            let key = self.offered.key(rule);
+            let session = key.and_then(|key| learned.lookup(key, self.now));
             homes.extend(session.map(|session| LearnedHome {
                 rule,
                 server: session.server,
@@ -184,67 +168,47 @@ impl<'r> Router<'r> {
         in_pool.next().or(homes.first()).copied()
     }
 
-    fn learned_server(self, home: LearnedHome) -> Result<&'r Arc<PoolServer>, SkipReason> {
+    fn learned_server(&'r self, home: LearnedHome) -> Found<'r> {
         let found = self.pool.with_id(home.server);
         let server = found.ok_or(SkipReason::NotInPool)?;
-        self.pool.takes_returning(server, self.request.instant)?;
+        self.pool.takes_returning(server, self.instant)?;
         Ok(server)
     }
 
     /// Servers that share the ticket key of a session's server, and have room.
-    fn key_siblings(self, home: LearnedHome) -> Vec<&'r Arc<PoolServer>> {
+    fn key_siblings(&'r self, home: LearnedHome) -> Vec<&'r Arc<PoolServer>> {
         if home.rule != RoutedBy::Ticket {
             // A shared ticket key says nothing about session caches.
             return Vec::new();
         }
-        let group: BTreeSet<u32> = self.pool.key_names.group(home.server);
-        if group.is_empty() {
-            return Vec::new();
-        }
-        let ids = Vec::from_iter(group);
-        let RoutingRequest {
-            source, instant, ..
-        } = *self.request;
-        let siblings = self.pool.with_room(&ids, source, instant);
+        let key_names = &self.pool.key_names;
+        let group = key_names.read(|names| names.group(home.server));
         // The miss reports why the first server was skipped. The siblings are only a fallback.
-        siblings.unwrap_or_default()
+        self.with_room(&Vec::from_iter(group)).unwrap_or_default()
     }
 
     /// Looks for the first ticket with a proven key name.
-    fn by_key_name(self) -> Vec<Choice<'r>> {
+    fn by_key_name(&'r self) -> Vec<Found<'r>> {
         let OfferedSessions {
             identities, ticket, ..
-        } = self.request.offered;
+        } = self.offered;
         let mut tickets = identities.iter().chain(iter::once(ticket)).flatten();
         let proven = tickets.find_map(|ticket| {
-            let servers = self.pool.key_names.servers(&ticket.name);
+            let key_names = &self.pool.key_names;
+            let servers: Vec<u32> = key_names.read(|names| names.servers(&ticket.name).collect());
             (!servers.is_empty()).then_some(servers)
         });
         let Some(ids) = proven else {
             return Vec::new();
         };
-        let rule = RoutedBy::KeyName;
-        let RoutingRequest {
-            source, instant, ..
-        } = *self.request;
-        let choice = |server| Choice { rule, server };
-        match self.pool.with_room(&ids, source, instant) {
-            Ok(servers) => servers
-                .into_iter()
-                .map(|server| choice(Ok(server)))
-                .collect(),
-            Err(reason) => vec![choice(Err(reason))],
+        match self.with_room(&ids) {
+            Ok(servers) => servers.into_iter().map(Ok).collect(),
+            Err(reason) => vec![Err(reason)],
         }
     }
 
-    fn by_policy(self) -> impl Iterator<Item = Choice<'r>> {
-        let RoutingRequest {
-            source, instant, ..
-        } = *self.request;
-        let servers = self.pool.place(source, instant);
-        servers.into_iter().map(|server| Choice {
-            rule: RoutedBy::Policy,
-            server: Ok(server),
-        })
+    /// See [`Pool::with_room`].
+    fn with_room(&'r self, ids: &[u32]) -> Result<Vec<&'r Arc<PoolServer>>, SkipReason> {
+        self.pool.with_room(ids, self.source, self.instant)
     }
 }

@@ -8,7 +8,7 @@ use std::{fmt, io};
 use rustix::io::Errno;
 use sessile_proto::Time;
 use sessile_proto::health_state::{
-    Availability, CheckEffect, HealthChange, HealthState, PlacementRank, ServerState,
+    Availability, CheckEffect, HealthState, PlacementRank, ServerState,
 };
 use sessile_proto::route::{self, Load};
 use sessile_proto::session_fault::{CheckClient, FaultChange, SessionFault, SessionOffers};
@@ -16,11 +16,12 @@ use sessile_proto::verdict::How;
 use tokio::sync::Notify;
 
 use super::key_names::PoolKeyNames;
-use super::metrics::{OpenConnection, ServerMetrics};
+use super::metrics::ServerMetrics;
 use super::session_loss::SessionLoss;
 use crate::client::Error;
 use crate::clock;
 use crate::config::BalanceServer;
+use crate::listener::OpenConnection;
 use crate::locks::locked;
 
 /// The text of a session fault in the log and the API.
@@ -58,19 +59,14 @@ pub(super) struct CheckFailure {
 }
 
 impl ServerStats {
-    pub(super) fn new(
-        health: HealthState,
-        metrics: ServerMetrics,
-        session_loss: SessionLoss,
-    ) -> Self {
-        metrics.up.set(1);
+    pub(super) fn new(health: HealthState, metrics: ServerMetrics) -> Self {
         Self {
             health: Mutex::new(health),
             check_failure: Mutex::default(),
             session_offers: Mutex::default(),
             recheck: Notify::new(),
             metrics,
-            session_loss,
+            session_loss: SessionLoss::default(),
         }
     }
 }
@@ -155,14 +151,7 @@ impl PoolServer {
     /// Records the result of a health check.
     pub(super) fn record_check(&self, failed: Option<&Error>, now: Instant) -> CheckEffect {
         self.record_check_failure(failed);
-        let mut health = locked(&self.stats.health);
-        let effect = health.record_check(failed.is_none(), now);
-        // Set the metric under the lock, so that two changes cannot swap.
-        if let Some(change) = effect.change {
-            let is_up = change == HealthChange::CameUp;
-            self.stats.metrics.up.set(is_up.into());
-        }
-        drop(health);
+        let effect = locked(&self.stats.health).record_check(failed.is_none(), now);
         if effect.ended_ejection {
             self.log_back();
         }
@@ -187,14 +176,12 @@ impl PoolServer {
     pub(super) fn forget_checks(&self) {
         locked(&self.stats.health).forget_checks();
         *locked(&self.stats.check_failure) = None;
-        self.stats.metrics.up.set(1);
         self.forget_session_fault();
     }
 
     /// Forgets the session fault, because checks offer no sessions any more.
     pub(super) fn forget_session_fault(&self) {
         *locked(&self.stats.session_offers) = SessionOffers::default();
-        self.stats.metrics.session_fault.set(0);
     }
 
     /// Records that the server finished a handshake of one of our clients, with or without a session.
@@ -206,7 +193,6 @@ impl PoolServer {
                 "the server finishes handshakes that offer its own session again"
             );
         }
-        self.set_session_fault_metric();
     }
 
     /// Records that the server ended a handshake that offered this kind of session, and finished one without.
@@ -223,12 +209,6 @@ impl PoolServer {
             let id = self.id();
             self.key_names.update(id, |names| names.forget(id));
         }
-        self.set_session_fault_metric();
-    }
-
-    fn set_session_fault_metric(&self) {
-        let is_faulty = self.session_fault().is_some();
-        self.stats.metrics.session_fault.set(is_faulty.into());
     }
 
     /// True if the server ends handshakes in which this client offers a session.

@@ -10,13 +10,11 @@ use sessile_proto::health_state::{Availability, HealthState, PlacementRank};
 use sessile_proto::route::{self, Load, Policy};
 
 use super::key_names::PoolKeyNames;
-use super::labels::LabelReader;
 use super::metrics::ServerFamilies;
 use super::route_miss::SkipReason;
 use super::server::{PoolServer, ServerStats};
-use super::session_loss::SessionLoss;
 use crate::config::{Balance, BalanceServer, UnknownName};
-use crate::key::server_number;
+use crate::key::{RouteKeyring, server_number};
 use crate::server_names::ServerNames;
 
 /// The name of the pool of servers without a pool.
@@ -27,9 +25,9 @@ pub(super) struct ServerSet {
     /// The settings that this set was made from.
     pub(super) balance: Balance,
     /// `None` without a key.
-    pub(super) labels: Option<Arc<LabelReader>>,
+    pub(super) route_keys: Option<Arc<RouteKeyring>>,
     /// The default pool comes first.
-    pools: Vec<Pool>,
+    pub(super) pools: Vec<Pool>,
     pool_names: ServerNames<usize>,
 }
 
@@ -39,7 +37,7 @@ pub(super) struct Pool {
     pub(super) servers: Vec<Arc<PoolServer>>,
     /// The first server name without a wildcard. Health checks send this name.
     pub(super) first_name: Option<String>,
-    policy: Policy,
+    pub(super) policy: Policy,
     slow_start: Duration,
     turn: AtomicU64,
     /// Kept over reloads. Each pool has its own, because no rule leads out of a pool.
@@ -62,11 +60,11 @@ impl ServerSet {
     /// `before`: the set that this one replaces.
     pub(super) fn new(
         balance: Balance,
-        labels: Option<Arc<LabelReader>>,
+        route_keys: Option<Arc<RouteKeyring>>,
         before: Option<&Self>,
         families: &ServerFamilies,
     ) -> Result<Self, SameNumber> {
-        let numbers = server_numbers(&balance.servers, labels.as_deref())?;
+        let numbers = server_numbers(&balance.servers, route_keys.as_deref())?;
         let mut pools = vec![Pool::new(DEFAULT_POOL, balance.policy, &balance, before)];
         let mut pool_names = ServerNames::default();
         for settings in &balance.pools {
@@ -84,13 +82,12 @@ impl ServerSet {
             let pool = pool_of(settings, &mut pools);
             let key_names = Arc::clone(&pool.key_names);
             let server = PoolServer::new(settings.clone(), number, stats, key_names);
-            let metrics = families.key_names(server.name());
-            server.key_names.join(server.id(), server.name(), metrics);
+            server.key_names.join(server.id(), server.name());
             pool.servers.push(Arc::new(server));
         }
         Ok(Self {
             balance,
-            labels,
+            route_keys,
             pools,
             pool_names,
         })
@@ -107,10 +104,6 @@ impl ServerSet {
                 (!default.servers.is_empty()).then_some(default)
             }
         }
-    }
-
-    pub(super) fn pools(&self) -> &[Pool] {
-        &self.pools
     }
 
     /// Every server with its pool.
@@ -151,8 +144,7 @@ fn stats_of(
         Some(_) => HealthState::added_at(Instant::now()),
     };
     let metrics = families.for_server(&settings.name);
-    let session_loss = SessionLoss::new(families.session_loss(&settings.name));
-    Arc::new(ServerStats::new(health, metrics, session_loss))
+    Arc::new(ServerStats::new(health, metrics))
 }
 
 /// The pool of a server. The configuration was checked, so a named pool exists.
@@ -166,9 +158,9 @@ fn pool_of<'p>(settings: &BalanceServer, pools: &'p mut [Pool]) -> &'p mut Pool 
 /// The number of each server: configured, or derived from the name as the server derives it.
 fn server_numbers(
     servers: &[BalanceServer],
-    labels: Option<&LabelReader>,
+    route_keys: Option<&RouteKeyring>,
 ) -> Result<Vec<Option<u32>>, SameNumber> {
-    let scope = labels.map(LabelReader::scope);
+    let scope = route_keys.map(RouteKeyring::scope);
     let mut numbers: Vec<Option<u32>> = Vec::with_capacity(servers.len());
     for server in servers {
         let derived = || Some(server_number(scope.as_deref()?, &server.name));
@@ -188,7 +180,7 @@ fn server_numbers(
 
 impl Pool {
     fn new(name: &str, policy: Policy, balance: &Balance, before: Option<&ServerSet>) -> Self {
-        let mut pools = before.into_iter().flat_map(ServerSet::pools);
+        let mut pools = before.into_iter().flat_map(|set| &set.pools);
         let known = pools.find(|pool| pool.name == name);
         Self {
             name: name.to_owned(),
@@ -199,10 +191,6 @@ impl Pool {
             turn: AtomicU64::new(0),
             key_names: known.map_or_else(Arc::default, |pool| Arc::clone(&pool.key_names)),
         }
-    }
-
-    pub(super) const fn policy(&self) -> Policy {
-        self.policy
     }
 
     pub(super) fn has_available_server(&self, now: Instant) -> bool {

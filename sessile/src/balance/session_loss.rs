@@ -7,8 +7,8 @@ use std::fmt;
 use std::sync::Mutex;
 use std::time::Duration;
 
+use prometheus::Histogram;
 use prometheus::core::Metric;
-use prometheus::{Gauge, Histogram};
 use sessile_proto::age_limit::{AgeLimit, AgedOffer, CountedFrom, OfferAges};
 
 use crate::locks::locked;
@@ -25,18 +25,8 @@ pub(super) const BUCKETS: [f64; 16] = [
 const LOGGED_CHANGE: u32 = 4;
 
 /// The offers of one server's learned sessions, and the age limit that they show.
-pub(super) struct SessionLoss {
-    record: Mutex<LossRecord>,
-    metrics: SessionLossMetrics,
-}
-
-/// The metrics of one server's session loss.
-pub(super) struct SessionLossMetrics {
-    pub(super) accepted: Histogram,
-    pub(super) refused: Histogram,
-    /// The age limit in seconds. 0: none is known.
-    pub(super) age_limit: Gauge,
-}
+#[derive(Default)]
+pub(super) struct SessionLoss(Mutex<LossRecord>);
 
 /// The offers in one bucket of a histogram.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -58,30 +48,18 @@ struct LossRecord {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct LossDiagnosis {
     pub(super) age_limit: AgeLimit,
-    expected: ExpectedLifetime,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum ExpectedLifetime {
-    /// From the server's tickets.
-    Announced(Duration),
-    /// From `session.lifetime` of the balancer.
-    Configured(Duration),
+    /// The lifetime that sessions should have.
+    expected: Duration,
+    /// True if the server announced the lifetime. Else it is `session.lifetime` of the balancer.
+    is_announced: bool,
 }
 
 impl SessionLoss {
-    pub(super) fn new(metrics: SessionLossMetrics) -> Self {
-        Self {
-            record: Mutex::default(),
-            metrics,
-        }
-    }
-
     /// Records the lifetime hint of a ticket, in seconds. 0: no hint.
     pub(super) fn record_lifetime_hint(&self, seconds: u32) {
         if seconds > 0 {
             let hint = Duration::from_secs(seconds.into());
-            let mut record = locked(&self.record);
+            let mut record = locked(&self.0);
             record.announced = record.announced.max(Some(hint));
         }
     }
@@ -90,18 +68,10 @@ impl SessionLoss {
     ///
     /// `lifetime`: the expected lifetime of sessions if the server announces none.
     pub(super) fn record_offer(&self, server: &str, offer: AgedOffer, lifetime: Duration) {
-        let histogram = if offer.accepted {
-            &self.metrics.accepted
-        } else {
-            &self.metrics.refused
-        };
-        histogram.observe(offer.idle.as_secs_f64());
-        let mut record = locked(&self.record);
+        let mut record = locked(&self.0);
         record.ages.record(offer);
         let diagnosis = record.diagnosis(lifetime);
         let age_limit = diagnosis.map(|diagnosis| diagnosis.age_limit);
-        let seconds = age_limit.map_or(0.0, |age_limit| age_limit.estimate().as_secs_f64());
-        self.metrics.age_limit.set(seconds);
         if !is_worth_logging(record.logged, age_limit) {
             return;
         }
@@ -114,62 +84,40 @@ impl SessionLoss {
         }
     }
 
-    /// The accepted offers by idle time.
-    pub(super) fn accepted(&self) -> Vec<IdleBucket> {
-        buckets(&self.metrics.accepted)
-    }
-
-    /// The refused offers by idle time.
-    pub(super) fn refused(&self) -> Vec<IdleBucket> {
-        buckets(&self.metrics.refused)
-    }
-
     /// `None` if the server keeps its sessions for their lifetime.
     pub(super) fn diagnosis(&self, lifetime: Duration) -> Option<LossDiagnosis> {
-        locked(&self.record).diagnosis(lifetime)
+        locked(&self.0).diagnosis(lifetime)
     }
 }
 
 impl LossRecord {
     fn diagnosis(&self, lifetime: Duration) -> Option<LossDiagnosis> {
         let age_limit = self.ages.age_limit()?;
-        let expected = match self.announced {
-            Some(announced) => ExpectedLifetime::Announced(announced),
-            None => ExpectedLifetime::Configured(lifetime),
-        };
-        let is_short = age_limit.is_short_of(expected.duration());
+        let expected = self.announced.unwrap_or(lifetime);
+        let is_short = age_limit.is_short_of(expected);
         is_short.then_some(LossDiagnosis {
             age_limit,
             expected,
+            is_announced: self.announced.is_some(),
         })
     }
 }
 
-impl ExpectedLifetime {
-    const fn duration(self) -> Duration {
-        match self {
-            Self::Announced(lifetime) | Self::Configured(lifetime) => lifetime,
-        }
-    }
-}
-
 /// The buckets of a histogram. Prometheus counts cumulatively; these counts are per bucket.
-fn buckets(histogram: &Histogram) -> Vec<IdleBucket> {
+pub(super) fn buckets(histogram: &Histogram) -> Vec<IdleBucket> {
     let metric = histogram.metric();
     let cumulative = metric.get_histogram();
-    let mut buckets = Vec::with_capacity(BUCKETS.len() + 1);
+    let bounded = cumulative.get_bucket().iter();
+    let counts = bounded.map(|bucket| (Some(bucket.upper_bound()), bucket.cumulative_count()));
+    let all = (None, cumulative.get_sample_count());
     let mut before = 0;
-    let mut push = |up_to, count: u64| {
+    let buckets = counts.chain([all]).map(|(up_to, count)| {
         // Other threads count between these reads, so the difference can be negative.
         let offers = count.saturating_sub(before);
-        buckets.push(IdleBucket { up_to, offers });
         before = count;
-    };
-    for bucket in cumulative.get_bucket() {
-        push(Some(bucket.upper_bound()), bucket.cumulative_count());
-    }
-    push(None, cumulative.get_sample_count());
-    buckets
+        IdleBucket { up_to, offers }
+    });
+    buckets.collect()
 }
 
 /// True if the age limit differs enough from the last one in the log.
@@ -198,10 +146,11 @@ impl fmt::Display for LossDiagnosis {
                 "forgets sessions after {age_limit}, of idle time or since their full handshake"
             )?,
         }
-        let seconds = self.expected.duration().as_secs();
-        match self.expected {
-            ExpectedLifetime::Announced(_) => write!(f, " though it announces {seconds} s")?,
-            ExpectedLifetime::Configured(_) => write!(f, " though {seconds} s are expected")?,
+        let seconds = self.expected.as_secs();
+        if self.is_announced {
+            write!(f, " though it announces {seconds} s")?;
+        } else {
+            write!(f, " though {seconds} s are expected")?;
         }
         f.write_str(match age_limit.counted_from {
             CountedFrom::LastUse => ": as IIS 6.0 without EnableKernelSSL",
@@ -223,15 +172,6 @@ mod tests {
         Duration::from_secs(secs)
     }
 
-    fn session_loss() -> SessionLoss {
-        let histogram = || Histogram::with_opts(HistogramOpts::new("offers", "help")).unwrap();
-        SessionLoss::new(SessionLossMetrics {
-            accepted: histogram(),
-            refused: histogram(),
-            age_limit: Gauge::new("age_limit", "help").unwrap(),
-        })
-    }
-
     /// Records the offers of a server that forgets sessions after 300 s of idle time, as IIS 6.0 did.
     ///
     /// The sessions have all idle times up to 500 s.
@@ -249,7 +189,7 @@ mod tests {
 
     #[test]
     fn the_defect_of_the_article_is_named_with_its_age_limit() {
-        let loss = session_loss();
+        let loss = SessionLoss::default();
         assert_eq!(loss.diagnosis(secs(36_000)), None);
         record_offers_of_iis(&loss);
         let diagnosis = loss.diagnosis(secs(36_000)).unwrap().to_string();
@@ -260,12 +200,11 @@ mod tests {
             rest,
             " though 36000 s are expected: as IIS 6.0 without EnableKernelSSL"
         );
-        assert!((295.0..305.0).contains(&loss.metrics.age_limit.get()));
     }
 
     #[test]
     fn every_diagnosis_names_the_event_the_lifetime_and_the_cause() {
-        let text = |counted_from, expected| {
+        let text = |counted_from, expected, is_announced| {
             let age_limit = AgeLimit {
                 longest_accepted: secs(300),
                 shortest_refused: secs(300),
@@ -274,25 +213,24 @@ mod tests {
             let diagnosis = LossDiagnosis {
                 age_limit,
                 expected,
+                is_announced,
             };
             diagnosis.to_string()
         };
-        let announced = ExpectedLifetime::Announced(secs(7200));
-        let configured = ExpectedLifetime::Configured(secs(36_000));
         let age = AgeLimit {
             longest_accepted: secs(300),
             shortest_refused: secs(300),
             counted_from: CountedFrom::LastUse,
         };
         assert_eq!(
-            text(CountedFrom::FullHandshake, announced),
+            text(CountedFrom::FullHandshake, secs(7200), true),
             format!(
                 "forgets sessions {age} after their full handshake though it announces 7200 s: \
                  its session time-out, or a cache too small for the load"
             )
         );
         assert_eq!(
-            text(CountedFrom::Unclear, configured),
+            text(CountedFrom::Unclear, secs(36_000), false),
             format!(
                 "forgets sessions after {age}, of idle time or since their full handshake though \
                  36000 s are expected: no client has shown yet which of the two"
@@ -302,7 +240,7 @@ mod tests {
 
     #[test]
     fn a_server_is_measured_by_the_lifetime_that_it_announces() {
-        let loss = session_loss();
+        let loss = SessionLoss::default();
         record_offers_of_iis(&loss);
         loss.record_lifetime_hint(0);
         loss.record_lifetime_hint(7200);
@@ -315,23 +253,18 @@ mod tests {
 
     #[test]
     fn a_server_that_keeps_sessions_for_their_lifetime_loses_none() {
-        let loss = session_loss();
+        let loss = SessionLoss::default();
         record_offers_of_iis(&loss);
         assert_eq!(loss.diagnosis(secs(300)), None);
     }
 
     #[test]
     fn buckets_count_each_offer_once() {
-        let loss = session_loss();
-        for idle in [0, 0, 3, 100_000] {
-            let offer = AgedOffer {
-                idle: secs(idle),
-                age: secs(idle),
-                accepted: true,
-            };
-            loss.record_offer("web2", offer, secs(36_000));
+        let histogram = Histogram::with_opts(HistogramOpts::new("offers", "help")).unwrap();
+        for idle in [0.0, 0.0, 3.0, 100_000.0] {
+            histogram.observe(idle);
         }
-        let accepted = loss.accepted();
+        let accepted = buckets(&histogram);
         let total: u64 = accepted.iter().map(|bucket| bucket.offers).sum();
         assert_eq!(total, 4);
         let last = accepted.last().unwrap();

@@ -4,14 +4,15 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use sessile_proto::affinity::Affinity;
+use sessile_proto::health_state::Availability;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::labels::LabelReader;
-use super::metrics::{BalancerMetrics, ServerFamilies, StateReading};
+use super::metrics::{BalancerMetrics, ServerFamilies, ServerReading};
 use super::server::PoolServer;
 use super::servers::{SameNumber, ServerSet};
 use crate::config::Balance;
+use crate::key::RouteKeyring;
 use crate::locks::locked;
 
 /// The servers that a new configuration added, changed and removed, by name.
@@ -42,12 +43,21 @@ impl BalancerState {
     }
 
     /// The state of each server, for metrics.
-    pub(super) fn server_states(&self) -> Vec<StateReading> {
+    pub(super) fn read_servers(&self) -> Vec<ServerReading> {
         let set = self.server_set();
         let now = Instant::now();
-        let reading = |server: &PoolServer| StateReading {
-            server: server.name().to_owned(),
-            state: server.state(set.balance.slow_start, now),
+        let reading = |server: &PoolServer| {
+            let id = server.id();
+            let diagnosis = server.stats.session_loss.diagnosis(self.session_lifetime);
+            ServerReading {
+                name: server.name().to_owned(),
+                state: server.state(set.balance.slow_start, now),
+                is_down: server.availability(now) == Availability::Down,
+                has_session_fault: server.session_fault().is_some(),
+                age_limit: diagnosis.map_or(0.0, |loss| loss.age_limit.estimate().as_secs_f64()),
+                key_names: server.key_names.read(|names| names.names_of(id).count()),
+                siblings: server.key_names.read(|names| names.group(id).len()),
+            }
         };
         set.servers().map(|(_, server)| reading(server)).collect()
     }
@@ -57,17 +67,17 @@ impl BalancerState {
         let _replacing = locked(&self.replacing);
         let set = self.server_set();
         let mut balance = set.balance.clone();
-        change(&mut balance) && self.replace(balance, set.labels.clone()).is_ok()
+        change(&mut balance) && self.replace(balance, set.route_keys.clone()).is_ok()
     }
 
     /// Replaces the server set. The caller holds `replacing`.
     pub(super) fn replace(
         &self,
         balance: Balance,
-        labels: Option<Arc<LabelReader>>,
+        route_keys: Option<Arc<RouteKeyring>>,
     ) -> Result<Changes, SameNumber> {
         let before = self.server_set();
-        let after = ServerSet::new(balance, labels, Some(&before), &self.families)?;
+        let after = ServerSet::new(balance, route_keys, Some(&before), &self.families)?;
         let mut changes = Changes::default();
         for (_, server) in before.servers() {
             let (name, id) = (server.name(), server.id());

@@ -1,6 +1,5 @@
 //! `sessile farm`: runs a whole farm in one process, and prints the next commands to try.
 
-use std::fmt::Write as _;
 use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -10,6 +9,7 @@ use sessile_proto::route::Policy;
 use tokio_util::sync::CancellationToken;
 use tracing::level_filters::LevelFilter;
 
+use crate::check::counted;
 use crate::config::{self, Config};
 use crate::farm::{Farm, FarmPlan};
 use crate::lifecycle::{Orders, Signals};
@@ -61,7 +61,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let plan = FarmPlan {
         listen: args.listen,
         servers: args.servers.into(),
-        admin: Some(args.admin),
+        admin: args.admin,
         data_dir: args
             .data_dir
             .unwrap_or_else(|| config::default_state_dir().join("farm")),
@@ -86,31 +86,23 @@ fn greeting(plan: &FarmPlan, farm: &Farm) -> String {
     let program = std::env::args().next().unwrap_or("sessile".to_owned());
     let (address, port) = (farm.address(), farm.address().port());
     let root = farm.authority.root.display();
-    let count = match plan.servers {
-        1 => "1 server".to_owned(),
-        count => format!("{count} servers"),
-    };
+    let count = counted(plan.servers, "server");
     let keys = if plan.isolated {
         "that share nothing"
     } else {
         "that share a farm key"
     };
-    let mut text = format!(
+    format!(
         "sessile farm: {count} {keys}, behind a balancer that places new clients by {}\n\n  \
-         https://localhost:{port}/\n",
-        plan.policy
-    );
-    if let Some(admin) = farm.admin_address() {
-        let _ = writeln!(text, "  http://{admin}/metrics");
-    }
-    let _ = write!(
-        text,
-        "\nNext, in another terminal:\n  \
+         https://localhost:{port}/\n  \
+         http://{}/metrics\n\n\
+         Next, in another terminal:\n  \
          {program} probe {address} --sni localhost --ca {root}\n  \
          openssl s_client -connect {address} -CAfile {root} -tls1_2 -reconnect </dev/null | grep -E '^(New|Reused)'\n  \
          curl --cacert {root} https://localhost:{port}/\n\n\
          Each request prints a line that ends with the server and the verdict of the handshake.\n\
-         Ctrl-C drains and stops.\n\n"
-    );
-    text
+         Ctrl-C drains and stops.\n\n",
+        plan.policy,
+        farm.admin.address()
+    )
 }

@@ -14,10 +14,12 @@ use super::wire_observer::Offer;
 
 /// A TLS connection after its handshake.
 pub struct EstablishedConnection {
-    pub(super) stream: Stream,
-    pub(super) offered: Option<Offer>,
-    pub(super) outcome: Outcome,
-    pub(super) times: HandshakeTimes,
+    pub stream: Stream,
+    /// The session in the ClientHello that was sent.
+    pub offered: Option<Offer>,
+    /// The server's answer to the offer, read from the wire. The kind is never `Failed`.
+    pub outcome: Outcome,
+    pub times: HandshakeTimes,
 }
 
 /// Durations of the steps up to the end of a handshake.
@@ -71,18 +73,6 @@ impl From<&io::Error> for Close {
 }
 
 impl EstablishedConnection {
-    /// The session in the ClientHello that was sent.
-    #[must_use]
-    pub const fn offered(&self) -> Option<&Offer> {
-        self.offered.as_ref()
-    }
-
-    /// The server's answer to the offer, read from the wire. The kind is never `Failed`.
-    #[must_use]
-    pub const fn outcome(&self) -> &Outcome {
-        &self.outcome
-    }
-
     /// The session ID that the server gave in a full TLS 1.2 handshake.
     #[must_use]
     pub fn assigned_session_id(&self) -> Option<&[u8]> {
@@ -110,12 +100,6 @@ impl EstablishedConnection {
         self.tls13_tickets()
     }
 
-    /// The durations of the steps up to the end of the handshake.
-    #[must_use]
-    pub const fn times(&self) -> HandshakeTimes {
-        self.times
-    }
-
     /// SHA-256 of the server's certificate. A resumed handshake has no certificate message: there
     /// rustls gives the certificate of the session's full handshake.
     #[must_use]
@@ -123,11 +107,6 @@ impl EstablishedConnection {
         let certificate = self.stream.tls().peer_certificates()?.first()?;
         let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, certificate);
         digest.as_ref().try_into().ok()
-    }
-
-    /// The stream for reading and writing.
-    pub const fn stream(&mut self) -> &mut Stream {
-        &mut self.stream
     }
 
     /// Waits without a limit until the server ends the connection, and discards all data that

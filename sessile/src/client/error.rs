@@ -75,16 +75,6 @@ pub struct Failure {
     pub offered: Option<Offer>,
 }
 
-impl Failure {
-    /// The kind of session that was offered, as verdicts write it, or `nothing`.
-    #[must_use]
-    pub fn offered_kind(&self) -> &'static str {
-        self.offered
-            .as_ref()
-            .map_or("nothing", |offer| offer.how.as_str())
-    }
-}
-
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         Self {
@@ -173,8 +163,7 @@ fn certificate_fault(error: &CertificateError) -> String {
 }
 
 /// An alert's name as the RFCs write it: `protocol_version`.
-#[must_use]
-pub fn alert_name(alert: AlertDescription) -> String {
+pub(super) fn alert_name(alert: AlertDescription) -> String {
     let Some(camel) = alert.as_str() else {
         return u8::from(alert).to_string();
     };

@@ -23,7 +23,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 pub use connection::{Close, EstablishedConnection, HandshakeTimes};
-pub use error::{Error, Failure, SetupError, Stage, alert_name};
+pub use error::{Error, Failure, SetupError, Stage};
 pub use sessions::Sessions;
 pub use stream::Stream;
 pub use trust::Trust;
@@ -62,10 +62,9 @@ impl Target {
 }
 
 /// The kind of session that a client offers. The kind also decides the TLS versions.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mechanism {
     /// TLS 1.3 and 1.2, with any kind of session.
-    #[default]
     Any,
     /// TLS 1.2 session IDs only.
     SessionId,
@@ -73,79 +72,49 @@ pub enum Mechanism {
     Ticket,
     /// TLS 1.3 only.
     Psk,
-    /// TLS 1.3 and 1.2. The client keeps and offers no session.
-    None,
 }
-
-/// How a client connects.
-#[derive(Clone, Debug)]
-pub struct Options {
-    pub mechanism: Mechanism,
-    pub trust: Trust,
-    pub connect_timeout: Duration,
-    pub handshake_timeout: Duration,
-    /// Application protocols to offer, the preferred one first. If empty, ALPN is not sent.
-    pub alpn: Vec<Vec<u8>>,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            mechanism: Mechanism::Any,
-            trust: Trust::System,
-            connect_timeout: DEFAULT_TIMEOUT,
-            handshake_timeout: DEFAULT_TIMEOUT,
-            alpn: Vec::new(),
-        }
-    }
-}
-
-/// Default limit of the time for a TCP connection, and for a handshake.
-pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A TLS client with its sessions.
 ///
 /// Cheap to clone; clones share the sessions.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Client {
     /// Template of each connection's configuration.
     config: ClientConfig,
-    sessions: Sessions,
+    pub sessions: Sessions,
     mechanism: Mechanism,
-    connect_timeout: Duration,
-    handshake_timeout: Duration,
+    timeout: Duration,
 }
 
 impl Client {
-    /// Makes a client with these sessions. Clients with other options should not share them: a
-    /// client does not offer sessions that another client's options made.
+    /// Makes a client without sessions. It sends no ALPN.
+    ///
+    /// `timeout` limits the TCP connection, and again the handshake.
     ///
     /// # Errors
     ///
     /// There is no usable CA certificate, or the TLS library refuses the configuration.
-    pub fn new(options: Options, sessions: Sessions) -> Result<Self, SetupError> {
+    pub fn new(mechanism: Mechanism, trust: &Trust, timeout: Duration) -> Result<Self, SetupError> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         // One verifier for all connections: rustls resumes only between configurations with the
         // same verifier.
-        let verifier = options.trust.verifier(Arc::clone(&provider))?;
-        let versions = match options.mechanism {
+        let verifier = trust.verifier(Arc::clone(&provider))?;
+        let versions = match mechanism {
             Mechanism::SessionId | Mechanism::Ticket => &[&TLS12][..],
             Mechanism::Psk => &[&TLS13][..],
-            Mechanism::Any | Mechanism::None => &[&TLS13, &TLS12][..],
+            Mechanism::Any => &[&TLS13, &TLS12][..],
         };
-        let mut config = ClientConfig::builder_with_provider(provider)
+        let config = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(versions)
             .map_err(SetupError::Tls)?
             .dangerous()
             .with_custom_certificate_verifier(verifier)
             .with_no_client_auth();
-        config.alpn_protocols = options.alpn;
         Ok(Self {
             config,
-            sessions,
-            mechanism: options.mechanism,
-            connect_timeout: options.connect_timeout,
-            handshake_timeout: options.handshake_timeout,
+            sessions: Sessions::default(),
+            mechanism,
+            timeout,
         })
     }
 
@@ -158,10 +127,11 @@ impl Client {
         }
     }
 
-    /// The sessions that this client holds.
+    /// Sets the application protocols to offer, the preferred one first. If empty, ALPN is not sent.
     #[must_use]
-    pub const fn sessions(&self) -> &Sessions {
-        &self.sessions
+    pub fn with_alpn(mut self, protocols: &[&[u8]]) -> Self {
+        self.config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
+        self
     }
 
     /// Connects and finishes the handshake. The client offers its newest session for the target.
@@ -184,13 +154,7 @@ impl Client {
         let _ = self.config.crypto_provider().secure_random.fill(&mut [0]);
 
         let started = Instant::now();
-        let mut tcp = timeout(self.connect_timeout, TcpStream::connect(target.address))
-            .await
-            .map_err(|_| Error::TimedOut {
-                stage: Stage::Connect,
-                after: self.connect_timeout,
-            })?
-            .map_err(Error::Connect)?;
+        let mut tcp = connect_tcp(target.address, self.timeout).await?;
         // Without nodelay, the second flight may wait for an acknowledgement. A slow connection is no reason
         // to fail.
         let _ = tcp.set_nodelay(true);
@@ -206,11 +170,11 @@ impl Client {
             .map_err(Error::from_tls)?;
         let observer = WireObserver::new(sessions.offers_tls12_session());
         let mut stream = Stream::new(tcp, tls, observer);
-        timeout(self.handshake_timeout, stream.handshake())
+        timeout(self.timeout, stream.handshake())
             .await
             .unwrap_or(Err(Error::TimedOut {
                 stage: Stage::Handshake,
-                after: self.handshake_timeout,
+                after: self.timeout,
             }))
             .map_err(|error| Failure {
                 error,
@@ -250,14 +214,10 @@ impl Client {
             Mechanism::Any | Mechanism::Ticket | Mechanism::Psk => {
                 Tls12Resumption::SessionIdOrTickets
             }
-            Mechanism::None => Tls12Resumption::Disabled,
-        };
-        let resumption = match self.mechanism {
-            Mechanism::None => Resumption::disabled(),
-            _ => Resumption::store(Arc::<HandshakeSessions>::clone(sessions)),
         };
         let mut config = self.config.clone();
-        config.resumption = resumption.tls12_resumption(tls12);
+        let store = Arc::<HandshakeSessions>::clone(sessions);
+        config.resumption = Resumption::store(store).tls12_resumption(tls12);
         Arc::new(config)
     }
 
@@ -269,5 +229,16 @@ impl Client {
                 .learned
                 .iter()
                 .any(|learned| matches!(learned, Learned::Ticket(_)))
+    }
+}
+
+/// Connects over TCP, within a time limit.
+pub(crate) async fn connect_tcp(address: SocketAddr, limit: Duration) -> Result<TcpStream, Error> {
+    match timeout(limit, TcpStream::connect(address)).await {
+        Ok(connected) => connected.map_err(Error::Connect),
+        Err(_) => Err(Error::TimedOut {
+            stage: Stage::Connect,
+            after: limit,
+        }),
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::locks::locked;
@@ -54,48 +54,28 @@ impl Sessions {
     /// An empty cache with the same limits.
     #[must_use]
     pub fn empty_like(&self) -> Self {
-        let cache = self.lock();
+        let cache = locked(&self.0);
         Self::new(cache.tls12.max, cache.lifetime)
     }
 
     /// Removes all sessions and tickets.
     pub fn clear(&self) {
-        let mut cache = self.lock();
+        let mut cache = locked(&self.0);
         cache.tls12.entries.clear();
         cache.tls13.entries.clear();
     }
 
-    /// The number of sessions and tickets, including expired ones.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        let cache = self.lock();
-        cache.tls12.entries.len() + cache.tls13.entries.len()
-    }
-
-    /// True if the cache holds no session and no ticket.
+    /// True if the cache holds no session and no ticket, not even an expired one.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    fn lock(&self) -> MutexGuard<'_, SessionCache> {
-        // A panic under the lock cannot leave the cache inconsistent.
-        locked(&self.0)
+        let cache = locked(&self.0);
+        cache.tls12.entries.is_empty() && cache.tls13.entries.is_empty()
     }
 }
 
 impl Default for Sessions {
     fn default() -> Self {
         Self::new(Self::DEFAULT_MAX_ENTRIES, Self::DEFAULT_LIFETIME)
-    }
-}
-
-impl fmt::Debug for Sessions {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Sessions are secrets, so only their number is shown.
-        f.debug_struct("Sessions")
-            .field("len", &self.len())
-            .finish_non_exhaustive()
     }
 }
 
@@ -133,7 +113,7 @@ impl HandshakeSessions {
 
     /// True if rustls took a TLS 1.2 session for the ClientHello.
     pub(super) fn offers_tls12_session(&self) -> bool {
-        self.lock().offers_tls12_session
+        locked(&self.state).offers_tls12_session
     }
 
     /// Moves the sessions of a finished handshake into the cache. If the handshake `resumed`, they
@@ -145,80 +125,61 @@ impl HandshakeSessions {
         resumed: bool,
         keep_tls12: bool,
     ) {
-        let mut state = self.lock();
+        let mut state = locked(&self.state);
         let full_handshake = state
             .offered_full_handshake
             .filter(|_| resumed)
             .unwrap_or(self.started);
         state.full_handshake = Some(full_handshake);
-        let mut cache = self.sessions.lock();
+        let mut cache = locked(&self.sessions.0);
         if let Some(session) = state.tls12.take()
             && keep_tls12
         {
-            cache.tls12.push(
-                name.clone(),
-                CachedSession {
-                    session,
-                    full_handshake,
-                },
-            );
+            cache
+                .tls12
+                .push_session(name.clone(), session, full_handshake);
         }
         for ticket in state.tls13.drain(..) {
-            cache.insert_tls13_ticket(name.clone(), ticket, full_handshake);
+            cache
+                .tls13
+                .push_session(name.clone(), ticket, full_handshake);
         }
     }
-
-    fn lock(&self) -> MutexGuard<'_, HandshakeSessionsState> {
-        locked(&self.state)
-    }
 }
 
-impl SessionCache {
-    fn insert_tls13_ticket(
-        &mut self,
-        name: ServerName<'static>,
-        session: Tls13ClientSessionValue,
-        full_handshake: Instant,
-    ) {
-        self.tls13.push(
-            name,
-            CachedSession {
-                session,
-                full_handshake,
-            },
-        );
+impl<S> Fifo<CachedSession<S>> {
+    fn push_session(&mut self, name: ServerName<'static>, session: S, full_handshake: Instant) {
+        let cached = CachedSession {
+            session,
+            full_handshake,
+        };
+        self.push(name, cached);
     }
 
-    fn remove_expired(&mut self) {
-        let lifetime = self.lifetime;
-        self.tls12.retain(|cached| cached.is_alive(lifetime));
-        self.tls13.retain(|cached| cached.is_alive(lifetime));
-    }
-}
-
-impl<S> CachedSession<S> {
-    fn is_alive(&self, lifetime: Duration) -> bool {
-        self.full_handshake.elapsed() < lifetime
+    fn remove_expired(&mut self, lifetime: Duration) {
+        self.entries
+            .retain(|(_, cached)| cached.full_handshake.elapsed() < lifetime);
     }
 }
 
 impl ClientSessionStore for HandshakeSessions {
     fn set_kx_hint(&self, name: ServerName<'static>, group: NamedGroup) {
-        self.sessions.lock().groups.push(name, group);
+        locked(&self.sessions.0).groups.push(name, group);
     }
 
     fn kx_hint(&self, name: &ServerName<'_>) -> Option<NamedGroup> {
-        self.sessions.lock().groups.newest(name).copied()
+        locked(&self.sessions.0).groups.newest(name).copied()
     }
 
     fn set_tls12_session(&self, _name: ServerName<'static>, value: Tls12ClientSessionValue) {
-        self.lock().tls12 = Some(value);
+        locked(&self.state).tls12 = Some(value);
     }
 
     fn tls12_session(&self, name: &ServerName<'_>) -> Option<Tls12ClientSessionValue> {
-        let mut state = self.lock();
-        let mut cache = self.sessions.lock();
-        cache.remove_expired();
+        let mut state = locked(&self.state);
+        let mut cache = locked(&self.sessions.0);
+        let lifetime = cache.lifetime;
+        cache.tls12.remove_expired(lifetime);
         let cached = cache.tls12.newest(name)?;
         state.offered_full_handshake = Some(cached.full_handshake);
         state.offers_tls12_session = true;
@@ -226,15 +187,15 @@ impl ClientSessionStore for HandshakeSessions {
     }
 
     fn remove_tls12_session(&self, name: &ServerName<'static>) {
-        self.sessions.lock().tls12.take_newest(name);
+        locked(&self.sessions.0).tls12.take_newest(name);
     }
 
     fn insert_tls13_ticket(&self, name: ServerName<'static>, value: Tls13ClientSessionValue) {
-        let mut state = self.lock();
+        let mut state = locked(&self.state);
         match state.full_handshake {
             Some(full_handshake) => {
-                let mut cache = self.sessions.lock();
-                cache.insert_tls13_ticket(name, value, full_handshake);
+                let mut cache = locked(&self.sessions.0);
+                cache.tls13.push_session(name, value, full_handshake);
             }
             None if state.tls13.len() < MAX_TICKETS_PER_NAME => state.tls13.push(value),
             None => {}
@@ -242,9 +203,10 @@ impl ClientSessionStore for HandshakeSessions {
     }
 
     fn take_tls13_ticket(&self, name: &ServerName<'static>) -> Option<Tls13ClientSessionValue> {
-        let mut state = self.lock();
-        let mut cache = self.sessions.lock();
-        cache.remove_expired();
+        let mut state = locked(&self.state);
+        let mut cache = locked(&self.sessions.0);
+        let lifetime = cache.lifetime;
+        cache.tls13.remove_expired(lifetime);
         let cached = cache.tls13.take_newest(name)?;
         state.offered_full_handshake = Some(cached.full_handshake);
         Some(cached.session)
@@ -298,10 +260,6 @@ impl<V> Fifo<V> {
     fn take_newest(&mut self, name: &ServerName<'static>) -> Option<V> {
         let at = self.entries.iter().rposition(|(owner, _)| owner == name)?;
         self.entries.remove(at).map(|(_, value)| value)
-    }
-
-    fn retain(&mut self, mut keep: impl FnMut(&V) -> bool) {
-        self.entries.retain(|(_, value)| keep(value));
     }
 }
 

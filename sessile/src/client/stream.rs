@@ -11,6 +11,7 @@ use tokio::net::TcpStream;
 
 use super::wire_observer::WireObserver;
 use super::{Close, Error};
+use crate::tls::io::{Blocking, pending_if_blocked};
 
 /// The client's end of a TLS connection.
 ///
@@ -80,22 +81,17 @@ impl Stream {
     }
 
     fn poll_read_tls(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        let mut wire = ObservedTcp {
-            tcp: &mut self.tcp,
-            observer: &mut self.observer,
-            cx,
-        };
-        pending_if_blocked(self.tls.read_tls(&mut wire))
+        let Self { tcp, tls, observer } = self;
+        let tcp = Blocking { io: tcp, cx };
+        pending_if_blocked(tls.read_tls(&mut ObservedTcp { tcp, observer }))
     }
 
     fn poll_write_tls(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while self.tls.wants_write() {
-            let mut wire = ObservedTcp {
-                tcp: &mut self.tcp,
-                observer: &mut self.observer,
-                cx,
-            };
-            if ready!(pending_if_blocked(self.tls.write_tls(&mut wire)))? == 0 {
+        let Self { tcp, tls, observer } = self;
+        while tls.wants_write() {
+            let tcp = Blocking { io: tcp, cx };
+            let written = tls.write_tls(&mut ObservedTcp { tcp, observer });
+            if ready!(pending_if_blocked(written))? == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
         }
@@ -160,46 +156,29 @@ impl AsyncWrite for Stream {
     }
 }
 
-/// Adapts the TCP connection to rustls's blocking interface: `WouldBlock` stands for pending.
+/// The TCP connection as rustls sees it. It shows all bytes to the observer.
 struct ObservedTcp<'a, 'b> {
-    tcp: &'a mut TcpStream,
+    tcp: Blocking<'a, 'b>,
     observer: &'a mut WireObserver,
-    cx: &'a mut Context<'b>,
 }
 
 impl Read for ObservedTcp<'_, '_> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let mut buf = ReadBuf::new(buf);
-        match Pin::new(&mut *self.tcp).poll_read(self.cx, &mut buf) {
-            Poll::Ready(read) => read?,
-            Poll::Pending => return Err(io::ErrorKind::WouldBlock.into()),
-        }
-        self.observer.server_sent(buf.filled());
-        Ok(buf.filled().len())
+        let len = self.tcp.read(buf)?;
+        self.observer.server_sent(&buf[..len]);
+        Ok(len)
     }
 }
 
 impl Write for ObservedTcp<'_, '_> {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        match Pin::new(&mut *self.tcp).poll_write(self.cx, buf) {
-            Poll::Ready(written) => {
-                let written = written?;
-                self.observer.client_sent(&buf[..written]);
-                Ok(written)
-            }
-            Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
-        }
+        let len = self.tcp.write(buf)?;
+        self.observer.client_sent(&buf[..len]);
+        Ok(len)
     }
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
-    }
-}
-
-fn pending_if_blocked<T>(result: io::Result<T>) -> Poll<io::Result<T>> {
-    match result {
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
-        other => Poll::Ready(other),
     }
 }
 

@@ -64,11 +64,9 @@ impl Trust {
         if roots.is_empty() {
             return Err(SetupError::NoCa);
         }
-        match WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build() {
-            Ok(verifier) => Ok(verifier),
-            // Without revocation lists, building the verifier fails only if there are no roots.
-            Err(_) => Err(SetupError::NoCa),
-        }
+        let builder = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider);
+        // Without revocation lists, building the verifier fails only if there are no roots.
+        Ok(builder.build().map_err(|_| SetupError::NoCa)?)
     }
 }
 

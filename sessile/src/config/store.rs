@@ -287,7 +287,7 @@ fn password(value: String) -> Result<Password, BadStore> {
 }
 
 /// Percent-decoding (RFC 3986, 2.1). Unlike the crate, it refuses a % without two digits.
-fn percent_decoded(text: &str) -> Result<String, BadStore> {
+pub(crate) fn percent_decoded(text: &str) -> Result<String, BadStore> {
     let has_digits = |part: &str| {
         let digits = part.as_bytes().get(..2);
         digits.is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit))

@@ -26,8 +26,8 @@ pub struct FarmPlan {
     pub listen: SocketAddr,
     /// The number of servers, from 1 to 99.
     pub servers: usize,
-    /// The address of the admin listener. With `None` there is no admin listener.
-    pub admin: Option<SocketAddr>,
+    /// The address of the admin listener.
+    pub admin: SocketAddr,
     /// The folder of the certificates and the farm key.
     pub data_dir: PathBuf,
     /// True if each server gets its own key, as in farms that share nothing.
@@ -60,8 +60,8 @@ pub enum FarmError {
 pub struct Farm {
     pub authority: Authority,
     pub servers: Vec<(String, Server)>,
+    pub admin: Admin,
     balancer: Balancer,
-    admin: Option<Admin>,
 }
 
 impl Farm {
@@ -72,17 +72,11 @@ impl Farm {
     pub fn start(plan: &FarmPlan, env: &Environment) -> Result<Self, FarmError> {
         let authority = Authority::open(&plan.data_dir)?;
         let lifetime = plan.base.session.lifetime;
-        let shared = match plan.isolated {
-            true => None,
-            false => {
-                let file = Key::File(plan.data_dir.join("farm.key"));
-                Some(Arc::new(Keyring::open(&file, lifetime)?))
-            }
-        };
-        let admin = plan
-            .admin
-            .map(|address| Admin::start(address, env.registry.clone(), env.stop.clone()))
+        let file = Key::File(plan.data_dir.join("farm.key"));
+        let shared = (!plan.isolated)
+            .then(|| Keyring::open(&file, lifetime).map(Arc::new))
             .transpose()?;
+        let admin = Admin::start(plan.admin, env.registry.clone(), None, env.stop.clone())?;
         let mut servers = Vec::with_capacity(plan.servers);
         for number in 1..=plan.servers {
             let name = format!("web{number}");
@@ -112,8 +106,8 @@ impl Farm {
         Ok(Self {
             authority,
             servers,
-            balancer,
             admin,
+            balancer,
         })
     }
 
@@ -123,21 +117,13 @@ impl Farm {
         self.balancer.addresses()[0]
     }
 
-    /// The address of the admin listener.
-    #[must_use]
-    pub fn admin_address(&self) -> Option<SocketAddr> {
-        self.admin.as_ref().map(Admin::address)
-    }
-
     /// Waits until all parts have drained. Call this after the order to stop.
     pub fn join(self) {
         self.balancer.join();
         for (_, server) in self.servers {
             server.join();
         }
-        if let Some(admin) = self.admin {
-            admin.join();
-        }
+        self.admin.join();
     }
 }
 

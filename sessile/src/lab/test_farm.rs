@@ -13,9 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{LabError, LabVisit, ServerSettings};
 use crate::balance::Balancer;
-use crate::client::{
-    Client, Close, EstablishedConnection, Mechanism, Options, Sessions, Target, Trust, hex,
-};
+use crate::client::{Client, Close, EstablishedConnection, Mechanism, Target, Trust, hex};
 use crate::config::{Config, reg};
 use crate::farm::{self, Authority};
 use crate::key::Keyring;
@@ -45,17 +43,11 @@ impl Lab {
     pub(super) fn new(scale: u32) -> Result<Self, LabError> {
         let folder = tempfile::tempdir().map_err(LabError::Folder)?;
         let authority = Authority::open(folder.path())?;
-        let options = Options {
-            mechanism: Mechanism::SessionId,
-            trust: Trust::ca_file(&authority.root)?,
-            connect_timeout: PATIENCE,
-            handshake_timeout: PATIENCE,
-            alpn: Vec::new(),
-        };
+        let trust = Trust::ca_file(&authority.root)?;
         Ok(Self {
             idle: FIVE_MINUTES / scale.max(1),
             authority,
-            client: Client::new(options, Sessions::default())?,
+            client: Client::new(Mechanism::SessionId, &trust, PATIENCE)?,
             _folder: folder,
         })
     }
@@ -161,14 +153,14 @@ impl TestFarm {
         let mut connection = connect(client, &self.front).await?;
         let request_sent = Instant::now();
         let headers = http::request_head(
-            connection.stream(),
+            &mut connection.stream,
             NAME,
             AfterResponse::KeepAlive,
             PATIENCE,
         )
         .await;
-        let offered = connection.offered().map(|offer| hex(&offer.bytes));
-        let resumed = matches!(connection.outcome().kind, Kind::Resumed(_));
+        let offered = connection.offered.as_ref().map(|offer| hex(&offer.bytes));
+        let resumed = matches!(connection.outcome.kind, Kind::Resumed(_));
         let session_id = if resumed {
             offered.clone()
         } else {
@@ -202,24 +194,18 @@ impl TestFarm {
 
     /// The balancer's connections by rule, in the order of [`RoutedBy::ALL`].
     fn connections_by_rule(&self) -> Vec<f64> {
-        let mut counts = vec![0.0; RoutedBy::ALL.len()];
-        for family in self.registry.gather() {
-            if family.name() != "sessile_balance_connections_total" {
-                continue;
-            }
-            for (count, rule) in counts.iter_mut().zip(RoutedBy::ALL) {
-                *count = family
-                    .get_metric()
-                    .iter()
-                    .filter(|metric| {
-                        let mut labels = metric.get_label().iter();
-                        labels.any(|label| label.value() == rule.as_str())
-                    })
-                    .map(|metric| metric.get_counter().get_value())
-                    .sum();
-            }
-        }
-        counts
+        let families = self.registry.gather();
+        let mut named = families.iter();
+        let family = named.find(|family| family.name() == "sessile_balance_connections_total");
+        let metrics = family.map_or(&[][..], |family| family.get_metric());
+        let count = |rule: &RoutedBy| {
+            let of_rule = metrics.iter().filter(|metric| {
+                let mut labels = metric.get_label().iter();
+                labels.any(|label| label.value() == rule.as_str())
+            });
+            of_rule.map(|metric| metric.get_counter().get_value()).sum()
+        };
+        RoutedBy::ALL.iter().map(count).collect()
     }
 
     /// The rule whose count has grown since `before`. Only one client connects at a time.

@@ -24,13 +24,19 @@ impl ConnectionCount {
         if let Some(accepted) = &self.accepted {
             accepted.inc();
         }
-        self.open.inc();
-        Some(OpenConnection(self.open.clone()))
+        Some(OpenConnection::count(&self.open))
     }
 }
 
 /// Counts a connection as open until it is dropped.
 pub struct OpenConnection(IntGauge);
+
+impl OpenConnection {
+    pub(crate) fn count(open: &IntGauge) -> Self {
+        open.inc();
+        Self(open.clone())
+    }
+}
 
 impl Drop for OpenConnection {
     fn drop(&mut self) {

@@ -17,14 +17,10 @@ use sessile_proto::verdict::How;
 use sessile_proto::watch::Learned;
 
 use crate::client::{
-    Client, Error, EstablishedConnection, Failure, Mechanism, Options, Sessions, SetupError,
-    Target, Trust,
+    Client, Error, EstablishedConnection, Failure, Mechanism, SetupError, Target, Trust,
 };
 use http::AfterResponse;
-pub use report::{
-    Attempt, AttemptOutcome, Cause, EndedOffers, FailedHandshake, FinishedHandshake, LeftOut,
-    MechanismFindings, ProbeReport, Status,
-};
+pub use report::{Attempt, FailedHandshake, FinishedHandshake, MechanismFindings, ProbeReport};
 
 /// The target of a probe, and how to probe it.
 #[derive(Clone, Debug)]
@@ -82,8 +78,11 @@ pub async fn run(
     progress: &mut dyn FnMut(ProbeProgress),
 ) -> Result<(), SetupError> {
     for (how, mechanism) in MECHANISMS {
-        let mut client = MechanismClient::new(plan, mechanism)?;
-        report.mechanisms.push(MechanismFindings::new(how));
+        let mut client = Client::new(mechanism, &plan.trust, plan.timeout)?.with_alpn(&[ALPN]);
+        report.mechanisms.push(MechanismFindings {
+            how,
+            attempts: Vec::new(),
+        });
         let mut tried = 0;
         while tried <= plan.returns {
             let Some(&address) = report.addresses.get(tried % report.addresses.len().max(1)) else {
@@ -95,7 +94,8 @@ pub async fn run(
                 returns: plan.returns,
                 address,
             });
-            let result = client.visit(plan, how, address).await?;
+            let target = Target::new(address, &plan.server_name)?;
+            let result = visit(&mut client, plan, how, &target).await;
             if let Err(failed) = &result
                 && plan.leave_out_unreachable
                 && failed.error.is_unreachable()
@@ -104,10 +104,9 @@ pub async fn run(
                 report.leave_out(address, &failed.error);
                 continue;
             }
-            report
-                .current_findings()
-                .attempts
-                .push(Attempt { address, result });
+            let current = report.mechanisms.last_mut();
+            let findings = current.expect("the mechanism's findings were added above");
+            findings.attempts.push(Attempt { address, result });
             tried += 1;
             if report.all_attempts_failed() {
                 break;
@@ -121,82 +120,60 @@ pub async fn run(
     Ok(())
 }
 
-/// The client for one mechanism.
-struct MechanismClient {
-    options: Options,
-    client: Client,
+async fn visit(
+    client: &mut Client,
+    plan: &ProbePlan,
+    how: How,
+    target: &Target,
+) -> Result<FinishedHandshake, FailedHandshake> {
+    let mut connected = client.attempt(target).await;
+    if let Err(Failure {
+        error: Error::Alert(AlertDescription::NoApplicationProtocol),
+        ..
+    }) = connected
+    {
+        // The server speaks another protocol and insists on ALPN. Connect again without ALPN.
+        *client = client.with_empty_sessions().with_alpn(&[]);
+        connected = client.attempt(target).await;
+    }
+    let Failure { error, offered } = match connected {
+        Ok(connection) => return Ok(inspect(connection, how, &plan.host).await),
+        Err(failure) => failure,
+    };
+    let without_session = match offered {
+        Some(_) => Some(connect_without_session(client, plan, how, target).await),
+        None => None,
+    };
+    Err(FailedHandshake {
+        error,
+        offered,
+        without_session,
+    })
 }
 
-impl MechanismClient {
-    fn new(plan: &ProbePlan, mechanism: Mechanism) -> Result<Self, SetupError> {
-        let options = Options {
-            mechanism,
-            trust: plan.trust.clone(),
-            connect_timeout: plan.timeout,
-            handshake_timeout: plan.timeout,
-            alpn: vec![ALPN.to_vec()],
-        };
-        let client = Client::new(options.clone(), Sessions::default())?;
-        Ok(Self { options, client })
-    }
-
-    async fn visit(
-        &mut self,
-        plan: &ProbePlan,
-        how: How,
-        address: SocketAddr,
-    ) -> Result<Result<FinishedHandshake, FailedHandshake>, SetupError> {
-        let target = Target::new(address, &plan.server_name)?;
-        let mut connected = self.client.attempt(&target).await;
-        if let Err(Failure {
-            error: Error::Alert(AlertDescription::NoApplicationProtocol),
-            ..
-        }) = connected
-        {
-            // The server speaks another protocol and insists on ALPN. Connect again without ALPN.
-            self.options.alpn.clear();
-            self.client = Client::new(self.options.clone(), Sessions::default())?;
-            connected = self.client.attempt(&target).await;
-        }
-        let Failure { error, offered } = match connected {
-            Ok(connection) => return Ok(Ok(inspect(connection, how, &plan.host).await)),
-            Err(failure) => failure,
-        };
-        let without_session = match offered {
-            Some(_) => Some(self.connect_without_session(plan, how, &target).await),
-            None => None,
-        };
-        Ok(Err(FailedHandshake {
-            error,
-            offered,
-            without_session,
-        }))
-    }
-
-    /// Connects without a session, after a connection with a session has failed. The next return
-    /// offers the session of this connection.
-    async fn connect_without_session(
-        &mut self,
-        plan: &ProbePlan,
-        how: How,
-        target: &Target,
-    ) -> Result<(), Error> {
-        let client = self.client.with_empty_sessions();
-        let connection = client.connect(target).await?;
-        inspect(connection, how, &plan.host).await;
-        self.client = client;
-        Ok(())
-    }
+/// Connects without a session, after a connection with a session has failed. The next return
+/// offers the session of this connection.
+async fn connect_without_session(
+    client: &mut Client,
+    plan: &ProbePlan,
+    how: How,
+    target: &Target,
+) -> Result<(), Error> {
+    let fresh = client.with_empty_sessions();
+    let connection = fresh.connect(target).await?;
+    inspect(connection, how, &plan.host).await;
+    *client = fresh;
+    Ok(())
 }
 
 /// Asks the server for its verdict, closes the connection, and gathers the facts.
 async fn inspect(mut connection: EstablishedConnection, how: How, host: &str) -> FinishedHandshake {
-    let times = connection.times();
-    let wait = RESPONSE_WAIT + times.first_byte;
-    let headers = http::request_head(connection.stream(), host, AfterResponse::Close, wait).await;
+    let wait = RESPONSE_WAIT + connection.times.first_byte;
+    let stream = &mut connection.stream;
+    let headers = http::request_head(stream, host, AfterResponse::Close, wait).await;
     // Close cleanly even without a response: servers may forget a session without close_notify.
     connection.close(wait).await;
-    let outcome = connection.outcome();
+    let outcome = &connection.outcome;
     let given = match how {
         How::SessionId => connection.assigned_session_id().is_some(),
         How::Ticket => outcome
@@ -206,12 +183,12 @@ async fn inspect(mut connection: EstablishedConnection, how: How, host: &str) ->
         How::Psk => connection.tls13_tickets() > 0,
     };
     FinishedHandshake {
-        offered: connection.offered().cloned(),
+        offered: connection.offered.clone(),
         kind: outcome.kind,
         given,
         version: outcome.version,
         cipher_suite: outcome.cipher_suite,
-        times,
+        times: connection.times,
         certificate: connection.certificate_fingerprint(),
         server: headers.server,
         verdict: headers.verdict,

@@ -59,7 +59,7 @@ pub struct FailedHandshake {
 }
 
 /// Counts of handshakes that the server ended after a session was offered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EndedOffers {
     /// Handshakes that offered a session.
     pub offered: usize,
@@ -169,13 +169,6 @@ impl ProbeReport {
             .flat_map(|findings| &findings.attempts)
     }
 
-    /// The findings about the mechanism that is being tried.
-    pub(super) fn current_findings(&mut self) -> &mut MechanismFindings {
-        self.mechanisms
-            .last_mut()
-            .expect("findings are added before the first attempt")
-    }
-
     pub(super) fn leave_out(&mut self, address: SocketAddr, error: &Error) {
         self.addresses.retain(|kept| *kept != address);
         self.left_out.push(LeftOut {
@@ -214,13 +207,6 @@ impl ProbeReport {
 }
 
 impl MechanismFindings {
-    pub(super) const fn new(how: How) -> Self {
-        Self {
-            how,
-            attempts: Vec::new(),
-        }
-    }
-
     /// The result for the mechanism.
     #[must_use]
     pub fn status(&self) -> Status {
@@ -238,7 +224,11 @@ impl MechanismFindings {
         if returns == 0 {
             return Status::Unfinished;
         }
-        if !self.finished().any(|seen| seen.given || seen.is_resumed()) {
+        let has_session = |seen: &FinishedHandshake| {
+            // The server gave a session if it resumed one.
+            seen.given || matches!(seen.kind, Kind::Resumed(_))
+        };
+        if !self.finished().any(has_session) {
             return Status::NotOffered;
         }
         match self.resumed() {
@@ -311,12 +301,7 @@ impl MechanismFindings {
     /// Counts of handshakes that the server ended after an offer; `None` if there are none.
     #[must_use]
     pub fn ended_offers(&self) -> Option<EndedOffers> {
-        let mut counts = EndedOffers {
-            offered: 0,
-            ended: 0,
-            compared: 0,
-            succeeded: 0,
-        };
+        let mut counts = EndedOffers::default();
         for attempt in &self.attempts {
             if attempt.offered().is_none() {
                 continue;
@@ -408,18 +393,6 @@ impl Attempt {
     }
 }
 
-impl FailedHandshake {
-    /// A failure of a handshake that offered no session.
-    #[must_use]
-    pub const fn without_offer(error: Error) -> Self {
-        Self {
-            error,
-            offered: None,
-            without_session: None,
-        }
-    }
-}
-
 impl fmt::Display for FailedHandshake {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.error)?;
@@ -444,14 +417,6 @@ impl fmt::Display for EndedOffers {
             "{ended} of {offered} connections that offered a session were ended by the server; \
              {succeeded} of {compared} without one succeeded"
         )
-    }
-}
-
-impl FinishedHandshake {
-    /// True if the server resumed the offered session.
-    #[must_use]
-    pub const fn is_resumed(&self) -> bool {
-        matches!(self.kind, Kind::Resumed(_))
     }
 }
 
@@ -489,7 +454,7 @@ impl Status {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::probe::samples::{attempt, report, seen};
+    use crate::probe::samples::{attempt, failed, report, seen};
 
     fn findings(attempts: Vec<Attempt>) -> MechanismFindings {
         let how = How::Psk;
@@ -501,7 +466,7 @@ mod tests {
     }
 
     fn alert(alert: AlertDescription) -> Attempt {
-        attempt(1, Err(FailedHandshake::without_offer(Error::Alert(alert))))
+        failed(1, Error::Alert(alert))
     }
 
     const RESUMED: Kind = Kind::Resumed(How::Psk);
@@ -539,7 +504,7 @@ mod tests {
     fn a_version_that_one_of_two_servers_declines_fails_the_probe() {
         let mut report = report();
         let error = Error::Alert(AlertDescription::ProtocolVersion);
-        let declined = attempt(2, Err(FailedHandshake::without_offer(error)));
+        let declined = failed(2, error);
         report.mechanisms = vec![findings(vec![
             psk(Kind::NotOffered),
             psk(RESUMED),

@@ -48,6 +48,16 @@ pub(super) fn attempt(last: u8, result: Result<FinishedHandshake, FailedHandshak
     }
 }
 
+/// A failed handshake that offered no session.
+pub(super) fn failed(last: u8, error: Error) -> Attempt {
+    let failed = FailedHandshake {
+        error,
+        offered: None,
+        without_session: None,
+    };
+    attempt(last, Err(failed))
+}
+
 /// Session IDs resume at one of two servers, tickets are not offered, and TLS 1.3 resumes.
 pub(super) fn report() -> ProbeReport {
     let id = |kind| seen(How::SessionId, kind);
@@ -74,7 +84,7 @@ pub(super) fn report() -> ProbeReport {
                     attempt(1, Ok(id(Kind::NotOffered))),
                     attempt(1, Ok(id(Kind::Resumed(How::SessionId)))),
                     attempt(2, Ok(refused)),
-                    attempt(1, Err(FailedHandshake::without_offer(Error::NotTls))),
+                    failed(1, Error::NotTls),
                 ],
             },
             MechanismFindings {

@@ -83,13 +83,6 @@ pub fn summary(findings: &MechanismFindings) -> String {
     line
 }
 
-/// Attempts at one server that did not resume for the same reason.
-struct NotResumed {
-    what: &'static str,
-    server: String,
-    times: usize,
-}
-
 /// The reasons other than resumption, each with its servers, in the order of the attempts.
 fn not_resumed_by(findings: &MechanismFindings) -> Vec<(&'static str, Vec<String>)> {
     // The first attempt is the full handshake if it was finished.
@@ -97,7 +90,7 @@ fn not_resumed_by(findings: &MechanismFindings) -> Vec<(&'static str, Vec<String
         Some(first) if first.result.is_ok() => 1,
         _ => 0,
     };
-    let mut counted: Vec<NotResumed> = Vec::new();
+    let mut reasons: Vec<(&'static str, String)> = Vec::new();
     for attempt in findings.attempts.iter().skip(full_handshakes) {
         let what = match attempt.outcome() {
             AttemptOutcome::Refused => "refused by",
@@ -109,24 +102,19 @@ fn not_resumed_by(findings: &MechanismFindings) -> Vec<(&'static str, Vec<String
             Some(name) => format!("{} ({name})", attempt.address),
             None => attempt.address.to_string(),
         };
-        let known = counted
-            .iter_mut()
-            .find(|entry| entry.what == what && entry.server == server);
-        match known {
-            Some(entry) => entry.times += 1,
-            None => counted.push(NotResumed {
-                what,
-                server,
-                times: 1,
-            }),
-        }
+        reasons.push((what, server));
     }
     let mut grouped: Vec<(&'static str, Vec<String>)> = Vec::new();
-    for entry in counted {
-        let server = format!("{} {}", entry.server, count(entry.times, "time", "times"));
-        match grouped.iter_mut().find(|(what, _)| *what == entry.what) {
+    for (at, entry) in reasons.iter().enumerate() {
+        if reasons[..at].contains(entry) {
+            continue;
+        }
+        let (what, server) = entry;
+        let times = reasons.iter().filter(|other| *other == entry).count();
+        let server = format!("{server} {}", count(times, "time", "times"));
+        match grouped.iter_mut().find(|(known, _)| known == what) {
             Some((_, servers)) => servers.push(server),
-            None => grouped.push((entry.what, vec![server])),
+            None => grouped.push((*what, vec![server])),
         }
     }
     grouped

@@ -41,7 +41,7 @@ pub(super) fn poll_write_tls(
     }
 }
 
-fn pending_if_blocked(result: io::Result<usize>) -> Poll<io::Result<usize>> {
+pub(crate) fn pending_if_blocked(result: io::Result<usize>) -> Poll<io::Result<usize>> {
     match result {
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
         done => Poll::Ready(done),
@@ -50,9 +50,9 @@ fn pending_if_blocked(result: io::Result<usize>) -> Poll<io::Result<usize>> {
 
 /// A synchronous view of the socket. A call that would block returns `WouldBlock` and registers the
 /// task's waker.
-struct Blocking<'a, 'b> {
-    io: &'a mut TcpStream,
-    cx: &'a mut Context<'b>,
+pub(crate) struct Blocking<'a, 'b> {
+    pub(crate) io: &'a mut TcpStream,
+    pub(crate) cx: &'a mut Context<'b>,
 }
 
 fn or_would_block<T>(poll: Poll<io::Result<T>>) -> io::Result<T> {

@@ -14,7 +14,7 @@ mod rustls_session;
 mod certificate;
 mod client_auth;
 mod closing;
-mod io;
+pub(crate) mod io;
 mod nonce;
 mod record_size;
 mod sessions;

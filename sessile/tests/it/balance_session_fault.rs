@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::thread;
 use std::time::Duration;
 
-use sessile::client::{Client, Mechanism, Options, Sessions, Target, Trust};
+use sessile::client::{Client, Mechanism, Target, Trust};
 use socket2::{Domain, SockRef, Socket, Type};
 
 use crate::balance_servers::{server, start};
@@ -40,14 +40,7 @@ impl Case {
 }
 
 fn client(timeout: Duration) -> Client {
-    let options = Options {
-        mechanism: Mechanism::Any,
-        trust: Trust::Insecure,
-        connect_timeout: timeout,
-        handshake_timeout: timeout,
-        alpn: Vec::new(),
-    };
-    Client::new(options, Sessions::default()).unwrap()
+    Client::new(Mechanism::Any, &Trust::Insecure, timeout).unwrap()
 }
 
 /// Every kind of session, ended in every way.
@@ -131,7 +124,10 @@ async fn a_server_that_ends_handshakes_with_its_own_session_stays_up_and_is_name
         visit(&returning, balancer.address(), case).await;
         let target = Target::new(balancer.address(), &case.host()).unwrap();
         let failure = returning.attempt(&target).await.err().expect(&case.name);
-        assert_eq!(failure.offered_kind(), case.by.as_str(), "{}", case.name);
+        let offered = failure
+            .offered
+            .map_or("nothing", |offer| offer.how.as_str());
+        assert_eq!(offered, case.by.as_str(), "{}", case.name);
         visit(&client(PATIENCE), balancer.address(), case).await;
         assert_eq!(metric(&balancer, "up", case), 1, "{}", case.name);
     }

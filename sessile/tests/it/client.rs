@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use rustls::HandshakeKind;
 use sessile::client::{
-    Client, Close, Error, EstablishedConnection, Mechanism, Options, Sessions, Target, Trust,
+    Client, Close, Error, EstablishedConnection, Mechanism, Sessions, Target, Trust,
 };
 use sessile_proto::verdict::How;
 use sessile_proto::watch::Kind;
@@ -15,12 +15,8 @@ use crate::peers::{Certificates, NAME, Peer, free_port, nginx, openssl};
 const PATIENCE: Duration = Duration::from_secs(5);
 
 fn client(certificates: &Certificates, mechanism: Mechanism) -> Client {
-    let options = Options {
-        mechanism,
-        trust: Trust::ca_file(&certificates.ca).expect("the CA"),
-        ..Options::default()
-    };
-    Client::new(options, Sessions::default()).expect("a client")
+    let trust = Trust::ca_file(&certificates.ca).expect("the CA");
+    Client::new(mechanism, &trust, PATIENCE).expect("a client")
 }
 
 fn target(peer: &Peer) -> Target {
@@ -35,11 +31,11 @@ async fn connected(client: &Client, peer: &Peer) -> EstablishedConnection {
 /// Connects, waits for TLS 1.3 tickets, and closes.
 async fn visit(client: &Client, peer: &Peer) -> Kind {
     let mut connection = connected(client, peer).await;
-    if connection.outcome().version == sessile_proto::hello::TLS_1_3 {
+    if connection.outcome.version == sessile_proto::hello::TLS_1_3 {
         assert!(connection.await_ticket(PATIENCE).await > 0);
     }
-    let kind = connection.outcome().kind;
-    let rustls_says = connection.stream().tls().handshake_kind();
+    let kind = connection.outcome.kind;
+    let rustls_says = connection.stream.tls().handshake_kind();
     assert_eq!(
         matches!(kind, Kind::Resumed(_)),
         rustls_says == Some(HandshakeKind::Resumed),
@@ -68,28 +64,17 @@ async fn each_mechanism_resumes_if_the_server_supports_it() {
 }
 
 #[tokio::test]
-async fn a_client_without_a_mechanism_offers_and_keeps_no_session() {
-    let certificates = Certificates::new();
-    let server = nginx(&certificates, "ssl_session_cache shared:s:1m;");
-    let client = client(&certificates, Mechanism::None);
-    for _ in 0..2 {
-        assert_eq!(visit(&client, &server).await, Kind::NotOffered);
-    }
-    assert!(client.sessions().is_empty());
-}
-
-#[tokio::test]
 async fn offers_the_assigned_session_id_next() {
     let certificates = Certificates::new();
     let server = nginx(&certificates, "ssl_session_cache shared:s:1m;");
     let client = client(&certificates, Mechanism::SessionId);
     let mut first = connected(&client, &server).await;
-    assert_eq!(first.offered(), None);
+    assert_eq!(first.offered, None);
     let assigned = first.assigned_session_id().unwrap().to_vec();
     first.close(PATIENCE).await;
 
     let second = connected(&client, &server).await;
-    let offered = second.offered().unwrap();
+    let offered = second.offered.as_ref().unwrap();
     assert_eq!((offered.how, &offered.bytes), (How::SessionId, &assigned));
     assert_eq!(second.assigned_session_id(), None);
 }
@@ -124,7 +109,7 @@ async fn a_hello_retry_request_happens_once_and_the_offer_is_still_seen() {
     for _ in 0..2 {
         let mut connection = connected(&client, &server).await;
         assert!(connection.await_ticket(PATIENCE).await > 0);
-        let outcome = connection.outcome();
+        let outcome = &connection.outcome;
         retries.push((outcome.hello_retry, outcome.kind));
         connection.close(PATIENCE).await;
     }
@@ -137,12 +122,8 @@ async fn expired_sessions_are_not_offered() {
     let certificates = Certificates::new();
     let server = nginx(&certificates, "ssl_session_cache shared:s:1m;");
     for mechanism in [Mechanism::SessionId, Mechanism::Ticket, Mechanism::Psk] {
-        let options = Options {
-            mechanism,
-            trust: Trust::Insecure,
-            ..Options::default()
-        };
-        let client = Client::new(options, Sessions::new(10, Duration::ZERO)).unwrap();
+        let mut client = Client::new(mechanism, &Trust::Insecure, PATIENCE).unwrap();
+        client.sessions = Sessions::new(10, Duration::ZERO);
         for _ in 0..2 {
             assert_eq!(visit(&client, &server).await, Kind::NotOffered);
         }
@@ -173,7 +154,7 @@ async fn data_passes_in_both_directions() {
     let client = client(&certificates, Mechanism::Any);
     let mut connection = connected(&client, &server).await;
     let line = "0123456789".repeat(1000);
-    let stream = connection.stream();
+    let stream = &mut connection.stream;
     stream.write_all(line.as_bytes()).await.unwrap();
     stream.write_all(b"\n").await.unwrap();
     stream.flush().await.unwrap();
@@ -192,7 +173,7 @@ async fn a_clean_close_is_distinct_from_a_killed_server() {
 
     let mut kept_alive = connected(&client, &server).await;
     let request = b"HEAD / HTTP/1.1\r\nHost: farm.test\r\n\r\n";
-    kept_alive.stream().write_all(request).await.unwrap();
+    kept_alive.stream.write_all(request).await.unwrap();
     assert_eq!(kept_alive.closed().await, Close::Notify);
 
     let server = nginx(&certificates, "");
@@ -254,12 +235,8 @@ async fn distinguishes_servers_without_tls_from_silent_servers() {
             }
         }
     };
-    let options = Options {
-        trust: Trust::ca_file(&certificates.ca).unwrap(),
-        handshake_timeout: Duration::from_millis(200),
-        ..Options::default()
-    };
-    let client = Client::new(options, Sessions::default()).unwrap();
+    let trust = Trust::ca_file(&certificates.ca).unwrap();
+    let client = Client::new(Mechanism::Any, &trust, Duration::from_millis(200)).unwrap();
     let attempts = async {
         let plain = client.connect(&target).await;
         assert!(matches!(plain, Err(Error::NotTls)), "{:?}", plain.err());

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use sessile::client::{Client, EstablishedConnection, Mechanism, Options, Sessions, Target, Trust};
+use sessile::client::{Client, EstablishedConnection, Mechanism, Target, Trust};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::MissedTickBehavior;
 
@@ -236,18 +236,12 @@ fn ours(tally: &Arc<Tally>, address: SocketAddr, pause: Duration) {
 }
 
 fn client(how: How) -> Client {
-    let options = Options {
-        mechanism: match how {
-            How::SessionId => Mechanism::SessionId,
-            How::Ticket => Mechanism::Ticket,
-            How::Psk => Mechanism::Psk,
-        },
-        trust: Trust::Insecure,
-        connect_timeout: PATIENCE,
-        handshake_timeout: PATIENCE,
-        ..Options::default()
+    let mechanism = match how {
+        How::SessionId => Mechanism::SessionId,
+        How::Ticket => Mechanism::Ticket,
+        How::Psk => Mechanism::Psk,
     };
-    Client::new(options, Sessions::default()).unwrap()
+    Client::new(mechanism, &Trust::Insecure, PATIENCE).unwrap()
 }
 
 /// A balancer with an inherited listening socket, in front of these servers.
@@ -388,7 +382,7 @@ impl Held {
     /// Asks for the name of the server.
     async fn ask(&mut self) -> io::Result<String> {
         let request = b"GET /verdict.json HTTP/1.1\r\nhost: localhost\r\n\r\n";
-        let stream = self.connection.stream();
+        let stream = &mut self.connection.stream;
         stream.write_all(request).await?;
         let mut answer = Vec::new();
         while !answer.ends_with(b"}") {

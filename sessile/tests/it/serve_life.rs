@@ -7,9 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use rustix::process::Signal;
-use sessile::client::{
-    Client, Close, EstablishedConnection, Mechanism, Options, Sessions, Target, Trust,
-};
+use sessile::client::{Client, Close, EstablishedConnection, Mechanism, Target, Trust};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::peers::{Certificates, NAME, Sessile, run};
@@ -177,12 +175,8 @@ fn a_close_notify_in_the_last_segment_of_the_handshake_counts() {
 }
 
 fn client(certificates: &Certificates, mechanism: Mechanism) -> Client {
-    let options = Options {
-        mechanism,
-        trust: Trust::ca_file(&certificates.ca).unwrap(),
-        ..Options::default()
-    };
-    Client::new(options, Sessions::default()).unwrap()
+    let trust = Trust::ca_file(&certificates.ca).unwrap();
+    Client::new(mechanism, &trust, PATIENCE).unwrap()
 }
 
 async fn connect(client: &Client, server: &Sessile) -> EstablishedConnection {
@@ -194,7 +188,7 @@ async fn connect(client: &Client, server: &Sessile) -> EstablishedConnection {
 async fn ask(connection: &mut EstablishedConnection, path: &str) {
     let request = format!("GET {path} HTTP/1.1\r\nhost: {NAME}\r\n\r\n");
     connection
-        .stream()
+        .stream
         .write_all(request.as_bytes())
         .await
         .unwrap();
@@ -205,7 +199,7 @@ async fn ask(connection: &mut EstablishedConnection, path: &str) {
 async fn head(connection: &mut EstablishedConnection) -> String {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
-        head.push(connection.stream().read_u8().await.unwrap());
+        head.push(connection.stream.read_u8().await.unwrap());
     }
     String::from_utf8(head).unwrap()
 }
@@ -213,7 +207,7 @@ async fn head(connection: &mut EstablishedConnection) -> String {
 /// Reads to the end, which must be a close_notify.
 async fn rest(connection: &mut EstablishedConnection) -> u64 {
     let mut body = Vec::new();
-    let length = tokio::time::timeout(PATIENCE, connection.stream().read_to_end(&mut body))
+    let length = tokio::time::timeout(PATIENCE, connection.stream.read_to_end(&mut body))
         .await
         .expect("in time")
         .expect("a clean end");
@@ -236,7 +230,7 @@ async fn a_drain_finishes_downloads_and_closes_idle_connections_cleanly() {
             connections.push(connection);
         }
         let [mut silent, mut idle, mut busy] = connections.try_into().ok().unwrap();
-        idle.stream().read_exact(&mut [0; 5]).await.unwrap();
+        idle.stream.read_exact(&mut [0; 5]).await.unwrap();
         let requests = "sessile_requests_total";
         server.await_metrics(|metrics| metrics.sum(requests, &[]) == 2);
 
@@ -325,7 +319,7 @@ async fn a_client_that_sends_close_notify_early_gets_the_whole_response() {
         let mut connection = connect(&client, &server).await;
         ask(&mut connection, "/large").await;
         // The client sends close_notify and FIN.
-        connection.stream().shutdown().await.unwrap();
+        connection.stream.shutdown().await.unwrap();
         assert_eq!(rest(&mut connection).await, LARGE, "{mechanism:?}");
     }
     server.await_metrics(|metrics| metrics.sum("sessile_connections_open", &[]) == 0);
@@ -348,8 +342,8 @@ async fn data_after_the_close_does_not_truncate_the_response() {
     // These requests were in flight when the server sent its close_notify.
     for _ in 0..50 {
         let request = b"GET /small HTTP/1.1\r\nhost: farm.test\r\n\r\n";
-        connection.stream().write_all(request).await.unwrap();
-        connection.stream().flush().await.unwrap();
+        connection.stream.write_all(request).await.unwrap();
+        connection.stream.flush().await.unwrap();
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     assert_eq!(rest(&mut connection).await, LENGTH);

@@ -67,7 +67,7 @@ impl Setup {
 /// The head and body of the response for a path.
 async fn ask(connection: &mut EstablishedConnection, host: &str, path: &str) -> (String, String) {
     let request = format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nsessile-probe: 1\r\n\r\n");
-    let stream = connection.stream();
+    let stream = &mut connection.stream;
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
@@ -287,7 +287,7 @@ async fn names_the_settings_that_need_a_restart_and_applies_the_others() {
         assert!(line.contains(name), "{line}");
     }
     let target = Target::new(server.address(), NAME).unwrap();
-    let mut connection = client(Mechanism::None).connect(&target).await.unwrap();
+    let mut connection = client(Mechanism::Any).connect(&target).await.unwrap();
     assert_eq!(ask(&mut connection, NAME, "/").await.1, "two");
     // The sites carry the setting of early data, and a reload applies it.
     let store = "redis://127.0.0.1:1";

@@ -75,7 +75,7 @@ async fn verdict(client: &Client, server: &Running) -> String {
 }
 
 async fn ask(connection: &mut EstablishedConnection) -> String {
-    let stream = connection.stream();
+    let stream = &mut connection.stream;
     stream
         .write_all(b"HEAD / HTTP/1.1\r\nhost: localhost\r\nsessile-probe: 1\r\n\r\n")
         .await

@@ -2,7 +2,6 @@
 //!
 //! The client trusts every certificate. A check asks whether the server is there; clients verify who it is.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,15 +10,10 @@ use sessile_proto::hello::TLS_1_2;
 use sessile_proto::proxy_protocol;
 use sessile_proto::session_fault::CheckClient;
 use sessile_proto::verdict::How;
-use tokio::net::TcpStream;
-use tokio::time::timeout;
 
 use super::super::server::PoolServer;
 use super::super::servers::{Pool, ServerSet};
-use crate::client::{
-    Client, Error, EstablishedConnection, Failure, Mechanism, Options, Sessions, Stage, Target,
-    Trust,
-};
+use crate::client::{Client, EstablishedConnection, Failure, Mechanism, Sessions, Target, Trust};
 use crate::config::Health;
 
 /// How long a check waits for TLS 1.3 tickets after the handshake.
@@ -88,32 +82,15 @@ pub(super) fn preface(server: &PoolServer) -> &'static [u8] {
 
 /// A client for checks. `limit`: for the connection, and again for the handshake.
 pub(super) fn client(kind: CheckClient, limit: Duration) -> Option<Client> {
-    let options = Options {
-        mechanism: match kind {
-            CheckClient::Routine => Mechanism::Any,
-            CheckClient::Psk => Mechanism::Psk,
-            CheckClient::Ticket => Mechanism::Ticket,
-        },
-        trust: Trust::Insecure,
-        connect_timeout: limit,
-        handshake_timeout: limit,
-        alpn: Vec::new(),
+    let mechanism = match kind {
+        CheckClient::Routine => Mechanism::Any,
+        CheckClient::Psk => Mechanism::Psk,
+        CheckClient::Ticket => Mechanism::Ticket,
     };
-    let sessions = Sessions::new(MAX_SESSIONS, Sessions::DEFAULT_LIFETIME);
     // Only missing CA certificates could be an error, and this client needs none.
-    Client::new(options, sessions).ok()
-}
-
-/// A TCP connection that sends nothing.
-pub(super) async fn tcp_connect(address: SocketAddr, limit: Duration) -> Result<(), Error> {
-    match timeout(limit, TcpStream::connect(address)).await {
-        Ok(Ok(_)) => Ok(()),
-        Ok(Err(error)) => Err(Error::Connect(error)),
-        Err(_) => Err(Error::TimedOut {
-            stage: Stage::Connect,
-            after: limit,
-        }),
-    }
+    let mut client = Client::new(mechanism, &Trust::Insecure, limit).ok()?;
+    client.sessions = Sessions::new(MAX_SESSIONS, Sessions::DEFAULT_LIFETIME);
+    Some(client)
 }
 
 /// Connects, waits for tickets, and closes.
@@ -122,7 +99,7 @@ pub(super) async fn handshake(
     target: &Target,
 ) -> Result<EstablishedConnection, Failure> {
     let mut connection = client.attempt(target).await?;
-    if connection.outcome().version > TLS_1_2 {
+    if connection.outcome.version > TLS_1_2 {
         connection.await_ticket(TICKET_WAIT).await;
     }
     connection.close(CLOSE_WAIT).await;

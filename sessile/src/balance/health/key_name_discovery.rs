@@ -56,10 +56,12 @@ impl KeyNameDiscovery {
             let server = &plan.server;
             let id = server.id();
             // A running discovery will find an unknown name anyway.
-            let is_known =
-                |name: &KeyName| is_running || server.key_names.names_of(id).contains(name);
-            let kind = connection.outcome().kind;
-            let offered = fingerprint(connection.offered());
+            let is_known = |name: &KeyName| {
+                let key_names = &server.key_names;
+                is_running || key_names.read(|names| names.names_of(id).any(|known| known == name))
+            };
+            let kind = connection.outcome.kind;
+            let offered = fingerprint(connection.offered.as_ref());
             if let Some(lost) = self.schedule.record_check(kind, offered, is_known) {
                 server
                     .key_names
@@ -205,8 +207,8 @@ async fn return_visit(
         }
     };
     server.record_offer_finished(kind);
-    let resumed = matches!(connection.outcome().kind, Kind::Resumed(_));
-    let ticket = fingerprint(connection.offered());
+    let resumed = matches!(connection.outcome.kind, Kind::Resumed(_));
+    let ticket = fingerprint(connection.offered.as_ref());
     Ok(ticket.map(|ticket| ReturnVisit { ticket, resumed }))
 }
 
@@ -221,7 +223,7 @@ async fn try_at_other_servers(pool: &Pool, plan: &CheckPlan, name: KeyName, clie
             return;
         };
         asked.insert(other.id());
-        if client.sessions().is_empty() && handshake(client, &plan.target).await.is_err() {
+        if client.sessions.is_empty() && handshake(client, &plan.target).await.is_err() {
             return;
         }
         let target = Target {
@@ -230,7 +232,10 @@ async fn try_at_other_servers(pool: &Pool, plan: &CheckPlan, name: KeyName, clie
             ..plan.target.clone()
         };
         let (ticket, kind) = match client.attempt(&target).await {
-            Ok(connection) => (fingerprint(connection.offered()), connection.outcome().kind),
+            Ok(connection) => (
+                fingerprint(connection.offered.as_ref()),
+                connection.outcome.kind,
+            ),
             Err(failure) => {
                 if client.with_empty_sessions().connect(&target).await.is_err() {
                     continue;
@@ -249,7 +254,7 @@ async fn try_at_other_servers(pool: &Pool, plan: &CheckPlan, name: KeyName, clie
                 .update(id, |names| names.tried(name, id, other.id(), resumed));
         }
         // Tickets of the other server prove nothing about this server.
-        client.sessions().clear();
+        client.sessions.clear();
     }
 }
 
@@ -261,8 +266,11 @@ fn next_to_try<'p>(
     asked: &BTreeSet<u32>,
 ) -> Option<&'p Arc<PoolServer>> {
     let now = Instant::now();
-    let candidates = pool.key_names.servers_to_try(name, issuer).into_iter();
+    let candidates = pool
+        .key_names
+        .read(|names| names.servers_to_try(name, issuer));
     candidates
+        .into_iter()
         .filter(|id| !asked.contains(id))
         .filter_map(|id| pool.with_id(id))
         .find(|server| server.availability(now) == Availability::Up)

@@ -13,13 +13,11 @@ use sessile_proto::health_state::{CheckEffect, HealthChange};
 use sessile_proto::session_fault::CheckClient;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use self::check::{
-    CheckPlan, ComparedHandshake, client, compared_handshake, handshake, tcp_connect,
-};
+use self::check::{CheckPlan, ComparedHandshake, client, compared_handshake, handshake};
 use self::key_name_discovery::KeyNameDiscovery;
 use super::server::{PoolServer, is_local_error};
 use super::state::BalancerState;
-use crate::client::{Client, Error, EstablishedConnection};
+use crate::client::{Client, Error, EstablishedConnection, connect_tcp};
 use crate::config::Health;
 
 /// The pause before a check that confirms a changed result, and the shortest pause before a requested check.
@@ -63,7 +61,12 @@ async fn check_while_configured(state: &Arc<BalancerState>, name: &str) {
         if plan.health != Health::Tls {
             plan.server.forget_session_fault();
         }
-        let checks = Checker::new(plan.clone()).run(state);
+        let checker = Checker {
+            client: client(CheckClient::Routine, plan.timeout),
+            discovery: KeyNameDiscovery::new(),
+            plan: plan.clone(),
+        };
+        let checks = checker.run(state);
         // Most new server sets change nothing about this server's checks.
         let plan_changed = async {
             while sets.changed().await.is_ok() {
@@ -89,14 +92,6 @@ struct Checker {
 }
 
 impl Checker {
-    fn new(plan: CheckPlan) -> Self {
-        Self {
-            client: client(CheckClient::Routine, plan.timeout),
-            discovery: KeyNameDiscovery::new(),
-            plan,
-        }
-    }
-
     /// Never returns.
     async fn run(mut self, state: &Arc<BalancerState>) {
         let mut passed_before = true;
@@ -137,7 +132,7 @@ impl Checker {
             .as_ref()
             .filter(|_| self.plan.health == Health::Tls)
         else {
-            tcp_connect(target.address, self.plan.timeout).await?;
+            connect_tcp(target.address, self.plan.timeout).await?;
             return Ok(None);
         };
         // Offer no session to a faulty server: each check would cost a second handshake. Discoveries still
@@ -150,7 +145,7 @@ impl Checker {
         };
         match checked {
             Ok(ComparedHandshake::Finished(connection)) => {
-                if connection.offered().is_some() {
+                if connection.offered.is_some() {
                     server.record_offer_finished(CheckClient::Routine);
                 }
                 Ok(Some(connection))

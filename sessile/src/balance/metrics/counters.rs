@@ -1,6 +1,6 @@
 //! Counters by rule, outcome and direction, for the balancer and for each server.
 
-use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+use prometheus::IntCounter;
 use sessile_proto::route::RoutedBy;
 
 use super::super::relay::ByteCounts;
@@ -37,15 +37,10 @@ impl RoutedCounters {
         self.0[rule as usize][outcome as usize].inc();
     }
 
-    /// Connections by rule and outcome, without zeros.
+    /// Connections by rule and outcome.
     pub(in crate::balance) fn by_rule(&self) -> Vec<RuleCount> {
-        let mut counts = Vec::new();
-        for (rule, outcomes) in RoutedBy::ALL.into_iter().zip(&self.0) {
-            for (outcome, counter) in SessionOutcome::ALL.into_iter().zip(outcomes) {
-                push_count(&mut counts, rule, outcome.as_str(), counter);
-            }
-        }
-        counts
+        let words = SessionOutcome::ALL.map(SessionOutcome::as_str);
+        rule_counts(&RoutedBy::ALL, &self.0, words)
     }
 
     /// Connections with this outcome.
@@ -68,51 +63,20 @@ impl ByteCounters {
     }
 }
 
-pub(super) fn push_count(
-    counts: &mut Vec<RuleCount>,
-    rule: RoutedBy,
-    word: &'static str,
-    counter: &IntCounter,
-) {
-    let count = counter.get();
-    if count > 0 {
-        counts.push(RuleCount { rule, word, count });
+/// The counts of a table of counters. `words`: the outcomes or reasons of a row.
+pub(super) fn rule_counts<const N: usize>(
+    rules: &[RoutedBy],
+    table: &[[IntCounter; N]],
+    words: [&'static str; N],
+) -> Vec<RuleCount> {
+    let mut counts = Vec::new();
+    for (&rule, row) in rules.iter().zip(table) {
+        let row = row.iter().map(IntCounter::get);
+        counts.extend(words.into_iter().zip(row).map(|(word, count)| RuleCount {
+            rule,
+            word,
+            count,
+        }));
     }
-}
-
-/// Counts a connection as open until it is dropped.
-pub(in crate::balance) struct OpenConnection(IntGauge);
-
-impl OpenConnection {
-    pub(in crate::balance) fn count(open: &IntGauge) -> Self {
-        open.inc();
-        Self(open.clone())
-    }
-}
-
-impl Drop for OpenConnection {
-    fn drop(&mut self) {
-        self.0.dec();
-    }
-}
-
-pub(super) fn counters(
-    registry: &Registry,
-    name: &str,
-    help: &str,
-    labels: &[&str],
-) -> prometheus::Result<IntCounterVec> {
-    let family = IntCounterVec::new(Opts::new(name, help), labels)?;
-    registry.register(Box::new(family.clone()))?;
-    Ok(family)
-}
-
-pub(super) fn counter(
-    registry: &Registry,
-    name: &str,
-    help: &str,
-) -> prometheus::Result<IntCounter> {
-    let counter = IntCounter::new(name, help)?;
-    registry.register(Box::new(counter.clone()))?;
-    Ok(counter)
+    counts
 }

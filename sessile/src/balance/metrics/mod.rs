@@ -4,25 +4,29 @@
 mod causes;
 mod counters;
 mod per_server;
+mod server_gauges;
 
 pub(super) use causes::{ExpiredTimeout, SessionOutcome, TurnAwayCause};
-pub(super) use counters::{OpenConnection, RoutedCounters, RuleCount};
+pub(super) use counters::{RoutedCounters, RuleCount};
 pub(super) use per_server::{ServerFamilies, ServerMetrics};
+pub(super) use server_gauges::{ServerReading, register_servers};
 
 use std::io;
 use std::sync::{Arc, Mutex, Once};
 
-use prometheus::core::{Collector, Desc};
-use prometheus::proto::MetricFamily;
-use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+use prometheus::{
+    IntCounter, IntCounterVec, IntGauge, Opts, Registry,
+    register_int_counter_vec_with_registry as register_counters,
+    register_int_counter_with_registry as register_counter,
+    register_int_gauge_with_registry as register_gauge,
+};
 use sessile_proto::affinity::Affinity;
-use sessile_proto::health_state::ServerState;
 
 use super::route_miss::{RouteMiss, SESSION_RULES, SkipReason};
 use crate::listener::{Admission, ConnectionCount};
 use crate::live_gauge;
 use crate::locks::locked;
-use counters::{ByteCounters, counter, counters, push_count};
+use counters::{ByteCounters, rule_counts};
 
 /// The metrics of one balancer.
 pub(super) struct BalancerMetrics {
@@ -35,15 +39,10 @@ pub(super) struct BalancerMetrics {
     /// Local errors come by the thousand, so only the first is logged.
     log_local_error: Once,
     refused: IntCounter,
-    open: IntGauge,
-    displaced: IntCounter,
+    pub(super) open: IntGauge,
+    /// Learned entries that were removed for a newer entry of their source.
+    pub(super) displaced: IntCounter,
     pub(super) bytes: ByteCounters,
-}
-
-/// The state of a server at the time of a scrape.
-pub(super) struct StateReading {
-    pub(super) server: String,
-    pub(super) state: ServerState,
 }
 
 impl BalancerMetrics {
@@ -52,45 +51,40 @@ impl BalancerMetrics {
     /// # Errors
     /// The registry has a balancer already.
     pub(super) fn register(registry: &Registry) -> prometheus::Result<Self> {
-        let routed = counters(
-            registry,
+        let routed = register_counters!(
             "sessile_balance_connections_total",
             "Connections by routing rule and by the outcome of the offered session.",
             &["routed_by", "outcome"],
+            registry
         )?;
-        let missed = counters(
-            registry,
+        let missed = register_counters!(
             "sessile_balance_missed_total",
             "Connections that did not reach the server of their session, by routing rule and cause.",
             &["routed_by", "cause"],
+            registry
         )?;
-        let turned_away = counters(
-            registry,
+        let turned_away = register_counters!(
             "sessile_balance_turned_away_total",
             "Connections that got no server, by cause.",
             &["cause"],
+            registry
         )?;
         for cause in TurnAwayCause::all() {
             turned_away.with_label_values(&[cause.as_str()]);
         }
-        let timed_out = counters(
-            registry,
+        let timed_out = register_counters!(
             "sessile_balance_timed_out_total",
             "Connections that the balancer closed: idle or total for the timeouts in [balance], \
              half-closed if the server had ended and the client was silent.",
             &["timeout"],
+            registry
         )?;
-        let bytes = counters(
-            registry,
+        let bytes = register_counters!(
             "sessile_balance_bytes_total",
             "Bytes from clients (up) and from servers (down), without ClientHellos.",
             &["direction"],
+            registry
         )?;
-        let open = IntGauge::new(
-            "sessile_balance_connections_open",
-            "Client connections open now.",
-        )?;
-        registry.register(Box::new(open.clone()))?;
         Ok(Self {
             routed: RoutedCounters::new(|rule, outcome| routed.with_label_values(&[rule, outcome])),
             misses: SESSION_RULES.map(|rule| {
@@ -100,24 +94,28 @@ impl BalancerMetrics {
             turned_away,
             timed_out: ExpiredTimeout::ALL
                 .map(|timeout| timed_out.with_label_values(&[timeout.as_str()])),
-            local_errors: counter(
-                registry,
+            local_errors: register_counter!(
                 "sessile_balance_own_failures_total",
                 "Connections to servers, health checks included, that failed because this host lacked a port, a file \
                  descriptor or a route.",
+                registry
             )?,
             log_local_error: Once::new(),
-            refused: counter(
-                registry,
+            refused: register_counter!(
                 "sessile_balance_refused_total",
                 "Connections closed at once because connection.max was reached.",
+                registry
             )?,
-            open,
-            displaced: counter(
-                registry,
+            open: register_gauge!(
+                "sessile_balance_connections_open",
+                "Client connections open now.",
+                registry
+            )?,
+            displaced: register_counter!(
                 "sessile_balance_learned_displaced_total",
                 "Learned entries removed for a newer entry of the same source, which had used its whole \
                  share of the table.",
+                registry
             )?,
             bytes: ByteCounters::new(|direction| bytes.with_label_values(&[direction])),
         })
@@ -133,11 +131,6 @@ impl BalancerMetrics {
         }
     }
 
-    /// The number of open client connections.
-    pub(super) fn open(&self) -> i64 {
-        self.open.get()
-    }
-
     pub(super) fn count_miss(&self, miss: RouteMiss) {
         // The policy has no counters, because it cannot miss.
         if let Some(reasons) = self.misses.get(miss.rule as usize) {
@@ -145,15 +138,10 @@ impl BalancerMetrics {
         }
     }
 
-    /// Route misses by rule and reason, without zeros.
+    /// Route misses by rule and reason.
     pub(super) fn misses(&self) -> Vec<RuleCount> {
-        let mut counts = Vec::new();
-        for (rule, reasons) in SESSION_RULES.into_iter().zip(&self.misses) {
-            for (reason, counter) in SkipReason::ALL.into_iter().zip(reasons) {
-                push_count(&mut counts, rule, reason.as_str(), counter);
-            }
-        }
-        counts
+        let words = SkipReason::ALL.map(SkipReason::as_str);
+        rule_counts(&SESSION_RULES, &self.misses, words)
     }
 
     pub(super) fn count_turned_away(&self, cause: TurnAwayCause) {
@@ -162,11 +150,6 @@ impl BalancerMetrics {
 
     pub(super) fn count_timed_out(&self, timeout: ExpiredTimeout) {
         self.timed_out[timeout as usize].inc();
-    }
-
-    /// Counts a learned entry that was removed for a newer entry of its source.
-    pub(super) fn count_displaced(&self) {
-        self.displaced.inc();
     }
 
     /// Counts a connection to a server that failed because of this host.
@@ -213,49 +196,4 @@ pub(super) fn register_buffered(
     );
     let of_pipes = Arc::clone(admission);
     live_gauge::register(registry, pipes, move || of_pipes.buffered_pipes())
-}
-
-/// Registers the states of the servers. `read` is called at each scrape, because an ejection and a slow start
-/// end without an event.
-pub(super) fn register_server_states(
-    registry: &Registry,
-    read: impl Fn() -> Vec<StateReading> + Send + Sync + 'static,
-) -> prometheus::Result<()> {
-    registry.register(Box::new(StateCollector {
-        describing: state_gauges()?,
-        read: Box::new(read),
-    }))
-}
-
-struct StateCollector {
-    /// Never set. Each scrape makes its own gauges, so that two scrapes at once do not mix.
-    describing: IntGaugeVec,
-    read: Box<dyn Fn() -> Vec<StateReading> + Send + Sync>,
-}
-
-fn state_gauges() -> prometheus::Result<IntGaugeVec> {
-    let opts = Opts::new(
-        "sessile_balance_server_state",
-        "State of this server: 1 for the current state, else 0.",
-    );
-    IntGaugeVec::new(opts, &["server", "state"])
-}
-
-impl Collector for StateCollector {
-    fn desc(&self) -> Vec<&Desc> {
-        self.describing.desc()
-    }
-
-    fn collect(&self) -> Vec<MetricFamily> {
-        let Ok(gauges) = state_gauges() else {
-            return Vec::new();
-        };
-        for reading in (self.read)() {
-            for state in ServerState::ALL {
-                let gauge = gauges.with_label_values(&[reading.server.as_str(), state.as_str()]);
-                gauge.set((state == reading.state).into());
-            }
-        }
-        gauges.collect()
-    }
 }

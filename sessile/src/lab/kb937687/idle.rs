@@ -49,7 +49,7 @@ pub(super) async fn purged_behind_a_balancer(lab: &Lab) -> Result<Scenario, LabE
     };
 
     // This client drops its session when the server closes the connection.
-    client.sessions().clear();
+    client.sessions.clear();
     let without = test_farm.visit_and_close(&client).await?;
     let placed = Finding {
         case: "back without its session",

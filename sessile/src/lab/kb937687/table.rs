@@ -1,7 +1,5 @@
 //! Scenarios 5 to 8: the size, lifetime and memory of the session table.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use sessile_proto::verdict::{How, Reason, Verdict};
@@ -225,19 +223,23 @@ pub(super) async fn memory(lab: &Lab) -> Result<Scenario, LabError> {
 
 /// Makes sessions by full handshakes of new clients.
 async fn fill(test_farm: &TestFarm, lab: &Lab, sessions: usize) -> Result<(), LabError> {
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let left = Arc::new(AtomicUsize::new(sessions));
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = cores.min(MAX_THREADS);
     let mut fillers = JoinSet::new();
-    for _ in 0..threads.min(MAX_THREADS) {
+    for thread in 0..threads {
+        // The shares of all threads add up to the number of sessions.
+        let share = (sessions + thread) / threads;
         let (client, front, stop) = (
             lab.client(),
             test_farm.front.clone(),
             test_farm.stop.clone(),
         );
-        let left = Arc::clone(&left);
         fillers.spawn_blocking(move || {
             runtime()?.block_on(async {
-                while !stop.is_cancelled() && take_one(&left) {
+                for _ in 0..share {
+                    if stop.is_cancelled() {
+                        break;
+                    }
                     connect(&client.with_empty_sessions(), &front).await?;
                 }
                 Ok::<_, LabError>(())
@@ -248,14 +250,6 @@ async fn fill(test_farm: &TestFarm, lab: &Lab, sessions: usize) -> Result<(), La
         filled??;
     }
     Ok(())
-}
-
-/// Decrements the counter. Returns false if it was zero.
-fn take_one(left: &AtomicUsize) -> bool {
-    left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
-        left.checked_sub(1)
-    })
-    .is_ok()
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime, LabError> {

@@ -165,7 +165,7 @@ async fn clients_of(server: &Peer) -> [Client; 2] {
 async fn verdict(client: &Client, server: &Peer) -> String {
     let target = Target::new(server.address(), NAME).unwrap();
     let mut connection = client.connect(&target).await.unwrap();
-    let stream = connection.stream();
+    let stream = &mut connection.stream;
     let request = b"HEAD / HTTP/1.1\r\nhost: farm.test\r\nconnection: close\r\n\r\n";
     stream.write_all(request).await.unwrap();
     let mut head = String::new();

@@ -7,7 +7,7 @@ use std::process::{Command, Output};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use sessile::client::{Client, Mechanism, Options, Sessions, Target, Trust};
+use sessile::client::{Client, Mechanism, Target, Trust};
 use sessile::farm::Authority;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -16,6 +16,9 @@ use crate::peers::{Metrics, Peer, eventually, free_port, set_clock, set_clock_by
 
 /// The Debian package of `redis-server`.
 pub(crate) const REDIS: &str = "redis-server";
+
+/// The time limit of a client for the connection, and again for the handshake.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Deadline for a recovery without an operator.
 const RECOVERY_DEADLINE: Duration = Duration::from_secs(30);
@@ -307,12 +310,7 @@ impl Server {
 }
 
 pub(crate) fn client(mechanism: Mechanism) -> Client {
-    let options = Options {
-        mechanism,
-        trust: Trust::Insecure,
-        ..Options::default()
-    };
-    Client::new(options, Sessions::default()).unwrap()
+    Client::new(mechanism, &Trust::Insecure, PATIENCE).unwrap()
 }
 
 /// Connects, asks for the verdict and closes the connection cleanly. Panics if the connection fails.
@@ -327,7 +325,7 @@ pub(crate) async fn try_verdict(
 ) -> Result<String, Box<dyn std::error::Error>> {
     let target = Target::new(address, "localhost")?;
     let mut connection = client.connect(&target).await?;
-    let stream = connection.stream();
+    let stream = &mut connection.stream;
     let request = b"HEAD / HTTP/1.1\r\nhost: localhost\r\n\r\n";
     stream.write_all(request).await?;
     let mut head = Vec::new();

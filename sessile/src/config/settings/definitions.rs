@@ -254,7 +254,7 @@ section! {
             meaning: "how long a connection may be idle before it is closed and its object reclaimed",
             restart: SERVE,
         }
-        "body-timeout" body_timeout: Duration = Duration::from_secs(60), Span(POSITIVE_DURATION) => {
+        "body-timeout" body_timeout: Duration = Duration::from_secs(60), POSITIVE_DURATION => {
             meaning: "how long a client may send nothing of a request's body, or read nothing of the \
                     response, before the request ends",
             restart: SERVE,

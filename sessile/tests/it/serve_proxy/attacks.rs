@@ -10,6 +10,13 @@ use crate::peers::{eventually, run};
 const ATTACKER: &str = "127.0.0.1";
 const OTHER: &str = "127.0.7.9";
 
+/// The keys of a listener behind a proxy.
+const BEHIND_PROXY: &str = "proxy-protocol = true\nproxy-trusted = [\"127.0.0.1\"]";
+
+/// The header fields of a request that gets the body `0`.
+const COUNT: &str = r#"[[":method", "GET"], [":scheme", "https"], [":authority", "farm.test"],
+                        [":path", "/count"]]"#;
+
 /// Connections with 32 requests each: more requests than an upstream has slots (1,024).
 const CONNECTIONS: &str = "35";
 
@@ -32,7 +39,12 @@ impl ProxySetup {
 
     /// The lines that an action prints.
     fn h2_says(&self, action: &[&str]) -> Vec<String> {
-        let mut command = self.h2(ATTACKER, action);
+        self.h2_from(ATTACKER, action)
+    }
+
+    /// The lines that an action of a client with this address prints.
+    fn h2_from(&self, source: &str, action: &[&str]) -> Vec<String> {
+        let mut command = self.h2(source, action);
         let said = run("python3", &mut command, "").succeeded().stdout;
         said.lines().map(str::to_owned).collect()
     }
@@ -47,8 +59,8 @@ impl ProxySetup {
 struct Holding(Child);
 
 impl Holding {
-    fn start(setup: &ProxySetup, action: &str) -> Self {
-        let mut command = setup.h2(ATTACKER, &[action, CONNECTIONS]);
+    fn start(setup: &ProxySetup, source: &str, action: &str) -> Self {
+        let mut command = setup.h2(source, &[action, CONNECTIONS]);
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().expect("python3 is missing");
         let mut said = BufReader::new(child.stdout.take().unwrap());
@@ -69,14 +81,18 @@ impl Drop for Holding {
 
 #[test]
 fn slow_requests_of_one_source_leave_slots_for_another() {
-    for action in ["uploads", "downloads"] {
+    let behind_proxy = ["proxy:10.0.1.1", "proxy:10.0.2.1"];
+    for (action, listener, [attacker, other]) in [
+        ("uploads", "", [ATTACKER, OTHER]),
+        ("downloads", BEHIND_PROXY, behind_proxy),
+    ] {
         let app = upstream();
-        let setup = ProxySetup::start(&[app.address().port()], "");
-        let attacker = Holding::start(&setup, action);
+        let setup = ProxySetup::start_with(&[app.address().port()], listener, "");
+        let attacker = Holding::start(&setup, attacker, action);
         eventually("all slots are taken", || setup.results("overloaded") == 96);
         assert_eq!(setup.results("displaced"), 0, "a single source may use all");
         for displaced in 1..=5 {
-            assert_eq!(setup.status_of_other(), 200, "{action}");
+            assert_eq!(setup.h2_from(other, &["ask", COUNT]), ["0"], "{action}");
             // The slot is free again after the first request.
             eventually("a request ended", || setup.results("displaced") >= 1);
             assert!(setup.results("displaced") <= displaced);

@@ -1,6 +1,7 @@
 """An HTTP/2 client that does what no library does. `h2_client.py PORT CA SOURCE ACTION [ARGUMENT]`
 
-Each action is a function at the end of this file. SOURCE is the address of the client."""
+Each action is a function at the end of this file. SOURCE is the address of the client. With `proxy:`
+in front, only a PROXY header has this address."""
 
 import json
 import resource
@@ -48,7 +49,12 @@ class Connection:
     def __init__(self, window=65535):
         context = ssl.create_default_context(cafile=CA)
         context.set_alpn_protocols(["h2"])
-        tcp = socket.create_connection(("127.0.0.1", PORT), 30, (SOURCE, 0))
+        is_proxied = SOURCE.startswith("proxy:")
+        bound = None if is_proxied else (SOURCE, 0)
+        tcp = socket.create_connection(("127.0.0.1", PORT), 30, bound)
+        if is_proxied:
+            source = SOURCE.removeprefix("proxy:")
+            tcp.sendall(f"PROXY TCP4 {source} 127.0.0.1 1 {PORT}\r\n".encode())
         tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.tls = context.wrap_socket(tcp, server_hostname="farm.test")
         self.buffer = b""

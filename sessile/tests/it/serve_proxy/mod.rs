@@ -38,13 +38,18 @@ struct ProxySetup {
 impl ProxySetup {
     /// Forwards all requests to these servers, except below `/here`.
     fn start(servers: &[u16], keys: &str) -> Self {
+        Self::start_with(servers, "", keys)
+    }
+
+    /// `listener`: more keys of the listener. `keys`: more keys of the upstream, and other sections.
+    fn start_with(servers: &[u16], listener: &str, keys: &str) -> Self {
         let (certificates, folder) = (Certificates::new(), tempfile::tempdir().unwrap());
         let servers = servers
             .iter()
             .map(|port| format!("http://127.0.0.1:{port}"));
         let text = format!(
             "server.workers = 1\n\
-             [[listener]]\naddress = \"127.0.0.1:0\"\n\
+             [[listener]]\naddress = \"127.0.0.1:0\"\n{listener}\n\
              [[upstream]]\nname = \"app\"\nservers = {servers:?}\n{keys}\n\
              [[site]]\ncertificates = [{{ chain = {:?}, key = {:?} }}]\n\
              [[site.route]]\npath = \"/\"\nproxy = \"app\"\n\

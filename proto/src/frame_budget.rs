@@ -13,7 +13,7 @@ const PREFACE: u32 = 24;
 /// The frames without work that a client may send at once.
 const BURST: u64 = 1000;
 
-/// The frames without work that a client may send in a second, also if it asks for nothing.
+/// The frames without work that a client may send in each second without a request.
 const PER_SECOND: u64 = 10;
 
 /// The frames without work that a request allows. Browsers change priorities and windows.

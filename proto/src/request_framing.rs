@@ -1,11 +1,11 @@
-//! Finds HTTP/1 requests that two servers could take for different requests, because their length is
-//! given twice (RFC 9112, [6.1](https://www.rfc-editor.org/rfc/rfc9112#section-6.1) and
+//! Finds HTTP/1 requests whose length is given twice. Two servers could read them in two ways (RFC 9112,
+//! [6.1](https://www.rfc-editor.org/rfc/rfc9112#section-6.1) and
 //! [6.3](https://www.rfc-editor.org/rfc/rfc9112#section-6.3)).
 //!
 //! [`RequestFraming`] follows the requests of one connection, also over reads that split them. It skips
 //! bodies. It checks the framing headers only; an HTTP library must parse the requests.
 
-/// The lengths from here on have a special meaning in HTTP libraries, so no request may have one.
+/// The first length that HTTP libraries reserve for other meanings. No request may have it or more.
 const FIRST_RESERVED_LENGTH: u64 = u64::MAX - 1;
 
 /// The length of the longest name of a framing header.

@@ -169,7 +169,7 @@ macro_rules! drive {
         loop {
             let idle_until = idle_since() + idle_timeout;
             tokio::select! {
-                // The other branches depend on what the connection did.
+                // hyper is polled first, because it moves the deadlines of the other branches.
                 biased;
                 _ = http.as_mut() => break false,
                 () = must_end.as_mut() => break false,

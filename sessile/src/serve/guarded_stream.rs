@@ -18,8 +18,9 @@ use crate::tls;
 /// How long the end of a flood may take: GOAWAY, and the wait for the client to close.
 const FAREWELL_DEADLINE: Duration = Duration::from_secs(2);
 
-/// A byte that no head may contain (RFC 9110, 5.5), nor a chunk size. hyper answers it with 400, or ends
-/// the connection in the middle of a body.
+/// A byte that is invalid in a head (RFC 9110, 5.5) and in a chunk size.
+///
+/// hyper answers it with 400 in a head, and ends the connection in a body.
 const INVALID: u8 = 0;
 
 /// A client's stream, with the checks of its protocol.

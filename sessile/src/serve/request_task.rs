@@ -1,5 +1,4 @@
-//! Ends requests early: a request whose client does not read its response, and a request that must give
-//! way to another client.
+//! Ends requests early: if the client does not read the response, or if another client needs the slot.
 //!
 //! hyper does not poll the body of a response while the client does not read. So the timer is not in the
 //! body, but in the task that sends the response. The task is hyper's, one for each HTTP/2 stream. In
@@ -93,7 +92,7 @@ impl RequestTask {
     /// Runs hyper's part of the task until it is done or must end.
     pub(super) async fn run(self, task: impl Future<Output = ()>) {
         tokio::select! {
-            // The timer of `must_end` depends on what the task did.
+            // The task is polled first, because it sets the deadline of `must_end`.
             biased;
             () = task => {}
             () = self.must_end() => {}

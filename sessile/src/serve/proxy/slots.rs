@@ -1,7 +1,7 @@
 //! Limits the concurrent requests of an upstream, and counts their results.
 //!
-//! A source may use all slots while no other source needs one. When the pool is full, the source with the
-//! most slots gives its oldest one to a source that has fewer.
+//! A source may use all slots while no other source needs one. In a full pool, the source with the most
+//! slots loses its oldest one to a source with fewer.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};

@@ -59,6 +59,8 @@ pub struct Metrics {
     failures: IntCounterVec,
     reclaimed: IntCounter,
     requests: IntCounter,
+    stalled_responses: IntCounter,
+    http2_floods: IntCounter,
     reloads: [IntCounter; 2],
     upstream_requests: IntCounterVec,
     pub(super) files: Arc<FileFailures>,
@@ -120,6 +122,14 @@ impl Metrics {
                 "Client connections closed after connection.idle-timeout.",
             )?,
             requests: families.counter("sessile_requests_total", "HTTP requests answered.")?,
+            stalled_responses: families.counter(
+                "sessile_responses_stalled_total",
+                "HTTP responses cut off because the client did not read for connection.body-timeout.",
+            )?,
+            http2_floods: families.counter(
+                "sessile_http2_floods_total",
+                "HTTP/2 connections closed because the client sent too many frames without requests or data.",
+            )?,
             reloads: ["failed", "ok"].map(|result| reloads.with_label_values(&[result])),
             upstream_requests,
             files: Arc::new(families.file_failures()?),
@@ -147,6 +157,16 @@ impl Metrics {
         self.requests.inc();
     }
 
+    pub(super) fn count_stalled_response(&self) {
+        self.stalled_responses.inc();
+    }
+
+    /// Counts a flood, and returns how many there were.
+    pub(super) fn count_flood(&self) -> u64 {
+        self.http2_floods.inc();
+        self.http2_floods.get()
+    }
+
     pub(super) fn count_reload(&self, succeeded: bool) {
         self.reloads[usize::from(succeeded)].inc();
     }
@@ -163,6 +183,8 @@ impl Metrics {
             overloaded: counter("overloaded"),
             cut: counter("cut"),
             abandoned: counter("abandoned"),
+            stalled: counter("stalled"),
+            displaced: counter("displaced"),
         }
     }
 }
@@ -179,12 +201,16 @@ pub(super) struct UpstreamResults {
     pub(super) invalid: IntCounter,
     /// No connection, or no response, in time.
     pub(super) timeout: IntCounter,
-    /// Refused, because too many requests were under way.
+    /// Refused, because all slots were taken, and no source had more of them than the client's source.
     pub(super) overloaded: IntCounter,
     /// The response began, and its end did not arrive.
     pub(super) cut: IntCounter,
     /// The client closed the connection first.
     pub(super) abandoned: IntCounter,
+    /// The client neither sent more of its request nor read more of the response.
+    pub(super) stalled: IntCounter,
+    /// Ended, because a source with fewer requests needed the slot.
+    pub(super) displaced: IntCounter,
 }
 
 /// The requests for files that a file system made fail.

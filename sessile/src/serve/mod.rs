@@ -5,10 +5,12 @@ mod access_log;
 mod connection;
 mod files;
 mod forget;
+mod guarded_stream;
 mod metrics;
 mod pending_upstreams;
 mod proxy;
 mod request;
+mod request_task;
 mod respond;
 mod routes;
 mod site_files;
@@ -294,7 +296,14 @@ impl Shared {
     }
 
     fn sites(&self, live: &LoadedSites, sessions: &Rc<Sessions>) -> Result<Sites, SiteError> {
-        let sites = Sites::new(live, sessions, &self.metrics, &self.file_pools);
+        let body_timeout = self.config.connection.body_timeout;
+        let sites = Sites::new(
+            live,
+            sessions,
+            body_timeout,
+            &self.metrics,
+            &self.file_pools,
+        );
         Ok(sites?)
     }
 }

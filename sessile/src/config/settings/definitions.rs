@@ -254,6 +254,11 @@ section! {
             meaning: "how long a connection may be idle before it is closed and its object reclaimed",
             restart: SERVE,
         }
+        "body-timeout" body_timeout: Duration = Duration::from_secs(60), POSITIVE_DURATION => {
+            meaning: "how long a client may send nothing of a request's body, or read nothing of the \
+                    response, before the request ends",
+            restart: SERVE,
+        }
         "purge-on-reclaim" purge_on_reclaim: bool = false, Flag => {
             meaning: "the article's defect, on request: reclaiming a connection also purges its session",
             restart: SERVE,

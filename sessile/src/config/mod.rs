@@ -18,7 +18,7 @@ use sessile_proto::proxy_protocol;
 use sessile_proto::route::Policy;
 
 pub use network::{Network, NotANetwork};
-pub use settings::{Admin, Balance, Connection, Log, MAX_EARLY_DATA, Server, Session, Tls};
+pub use settings::{Admin, Balance, Connection, Files, Log, MAX_EARLY_DATA, Server, Session, Tls};
 pub use store::StoreUrl;
 
 /// The whole configuration of one process.
@@ -29,6 +29,7 @@ pub struct Config {
     pub key: Key,
     pub connection: Connection,
     pub tls: Tls,
+    pub files: Files,
     pub admin: Admin,
     pub log: Log,
     pub listeners: Vec<Listener>,
@@ -205,7 +206,7 @@ pub struct Folder {
 }
 
 /// Says which symbolic links in a folder are followed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Symlinks {
     /// Relative links that stay inside the folder.
     Inside,

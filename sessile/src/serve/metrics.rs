@@ -8,6 +8,7 @@ use sessile_proto::Word;
 use sessile_proto::verdict::{EarlyData, Verdict};
 use strum::IntoStaticStr;
 
+use super::files::FileCache;
 use crate::listener::{ConnectionCount, ConnectionMetrics, IntakeFailure};
 use crate::live_gauge;
 use crate::store::Store;
@@ -59,9 +60,11 @@ pub struct Metrics {
     failures: IntCounterVec,
     reclaimed: IntCounter,
     requests: IntCounter,
+    stalled_responses: IntCounter,
+    http2_floods: IntCounter,
     reloads: [IntCounter; 2],
     upstream_requests: IntCounterVec,
-    pub(super) files: Arc<FileFailures>,
+    pub(super) files: Arc<FileMetrics>,
 }
 
 impl Metrics {
@@ -120,6 +123,14 @@ impl Metrics {
                 "Client connections closed after connection.idle-timeout.",
             )?,
             requests: families.counter("sessile_requests_total", "HTTP requests answered.")?,
+            stalled_responses: families.counter(
+                "sessile_responses_stalled_total",
+                "HTTP responses cut off because the client did not read for connection.body-timeout.",
+            )?,
+            http2_floods: families.counter(
+                "sessile_http2_floods_total",
+                "HTTP/2 connections closed because the client sent too many frames without requests or data.",
+            )?,
             reloads: ["failed", "ok"].map(|result| reloads.with_label_values(&[result])),
             upstream_requests,
             files: Arc::new(families.file_failures()?),
@@ -147,6 +158,16 @@ impl Metrics {
         self.requests.inc();
     }
 
+    pub(super) fn count_stalled_response(&self) {
+        self.stalled_responses.inc();
+    }
+
+    /// Counts a flood, and returns how many there were.
+    pub(super) fn count_flood(&self) -> u64 {
+        self.http2_floods.inc();
+        self.http2_floods.get()
+    }
+
     pub(super) fn count_reload(&self, succeeded: bool) {
         self.reloads[usize::from(succeeded)].inc();
     }
@@ -163,6 +184,8 @@ impl Metrics {
             overloaded: counter("overloaded"),
             cut: counter("cut"),
             abandoned: counter("abandoned"),
+            stalled: counter("stalled"),
+            displaced: counter("displaced"),
         }
     }
 }
@@ -179,16 +202,22 @@ pub(super) struct UpstreamResults {
     pub(super) invalid: IntCounter,
     /// No connection, or no response, in time.
     pub(super) timeout: IntCounter,
-    /// Refused, because too many requests were under way.
+    /// Refused, because all slots were taken, and no source had more of them than the client's source.
     pub(super) overloaded: IntCounter,
     /// The response began, and its end did not arrive.
     pub(super) cut: IntCounter,
     /// The client closed the connection first.
     pub(super) abandoned: IntCounter,
+    /// The client neither sent more of its request nor read more of the response.
+    pub(super) stalled: IntCounter,
+    /// Ended, because a source with fewer requests needed the slot.
+    pub(super) displaced: IntCounter,
 }
 
-/// The requests for files that a file system made fail.
-pub(super) struct FileFailures {
+/// The requests for files that came from memory, and those that a file system made fail.
+pub(super) struct FileMetrics {
+    /// The file was in memory.
+    pub(super) from_memory: IntCounter,
     /// The file system did not answer in time.
     pub(super) timeout: IntCounter,
     /// Too many operations waited for the file system.
@@ -197,6 +226,28 @@ pub(super) struct FileFailures {
     pub(super) error: IntCounter,
     /// The response began, and the rest of the file could not be read.
     pub(super) cut: IntCounter,
+}
+
+/// Registers the gauges of the files in memory. `None`: no file stays in memory.
+pub(super) fn register_file_cache(
+    registry: &Registry,
+    server: &str,
+    cache: Option<&Arc<FileCache>>,
+) -> prometheus::Result<()> {
+    let families = Families { registry, server };
+    let entries = families.opts("sessile_file_cache_entries", "Files in memory.");
+    let files = cache.cloned();
+    live_gauge::register(registry, entries, move || {
+        files.as_ref().map_or(0, |files| files.entries())
+    })?;
+    let bytes = families.opts(
+        "sessile_file_cache_bytes",
+        "Bytes of files.cache-size that the files in memory take.",
+    );
+    let files = cache.cloned();
+    live_gauge::register(registry, bytes, move || {
+        files.as_ref().map_or(0, |files| files.bytes())
+    })
 }
 
 /// Registers the metrics of one server.
@@ -222,14 +273,18 @@ impl Families<'_> {
         Ok(family)
     }
 
-    fn file_failures(&self) -> prometheus::Result<FileFailures> {
+    fn file_failures(&self) -> prometheus::Result<FileMetrics> {
         let failures = self.vector(
             "sessile_file_failures_total",
             "Requests for files that failed because of the file system, by cause.",
             &["cause"],
         )?;
         let counter = |cause| failures.with_label_values(&[cause]);
-        Ok(FileFailures {
+        Ok(FileMetrics {
+            from_memory: self.counter(
+                "sessile_file_cache_hits_total",
+                "Requests for files that were answered from memory.",
+            )?,
             timeout: counter("timeout"),
             overloaded: counter("overloaded"),
             error: counter("error"),

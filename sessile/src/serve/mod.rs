@@ -5,10 +5,12 @@ mod access_log;
 mod connection;
 mod files;
 mod forget;
+mod guarded_stream;
 mod metrics;
 mod pending_upstreams;
 mod proxy;
 mod request;
+mod request_task;
 mod respond;
 mod routes;
 mod site_files;
@@ -267,6 +269,8 @@ impl Shared {
         );
         let name = &config.server.name;
         let metrics = Metrics::register(&env.registry, name, &store, max_connections)?;
+        let file_pools = files::Pools::new(max_open_files.into(), &config.files);
+        metrics::register_file_cache(&env.registry, name, file_pools.cache.as_ref())?;
         Ok(Self {
             config: Arc::new(config.clone()),
             live: watch::Sender::new(Arc::new(LoadedSites::load(config)?)),
@@ -277,7 +281,7 @@ impl Shared {
                 incarnation: u16::from_ne_bytes(incarnation),
             },
             metrics: Arc::new(metrics),
-            file_pools: Arc::new(files::Pools::new(max_open_files.into())),
+            file_pools: Arc::new(file_pools),
             env: env.clone(),
         })
     }
@@ -294,7 +298,14 @@ impl Shared {
     }
 
     fn sites(&self, live: &LoadedSites, sessions: &Rc<Sessions>) -> Result<Sites, SiteError> {
-        let sites = Sites::new(live, sessions, &self.metrics, &self.file_pools);
+        let body_timeout = self.config.connection.body_timeout;
+        let sites = Sites::new(
+            live,
+            sessions,
+            body_timeout,
+            &self.metrics,
+            &self.file_pools,
+        );
         Ok(sites?)
     }
 }

@@ -16,6 +16,7 @@ use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Either, Full};
 use hyper::body::{Body as _, Incoming};
 use serde::Serialize;
+use tokio::time::Instant;
 
 use super::Worker;
 use super::access_log::quoted;
@@ -46,6 +47,8 @@ pub(super) struct Connection {
     /// The sites at the time of the handshake. A reload must not lead requests to another site.
     pub(super) sites: Rc<Sites>,
     pub(super) requests: Cell<u64>,
+    /// When an HTTP/2 frame with a request, a response or data last passed.
+    pub(super) last_work: Cell<Instant>,
     pub(super) pending_upstreams: PendingUpstreams,
     pub(super) worker: Rc<Worker>,
 }
@@ -111,6 +114,12 @@ async fn route(
     connection: &Connection,
     request: Request<Incoming>,
 ) -> Result<Response<Body>, StatusCode> {
+    if *request.method() == Method::CONNECT {
+        return Err(StatusCode::NOT_IMPLEMENTED);
+    }
+    if request::has_two_lengths(request.headers()) {
+        return Err(StatusCode::BAD_REQUEST);
+    }
     connection.check_host(&request)?;
     if is_too_early(&request) {
         return Err(StatusCode::TOO_EARLY);
@@ -157,8 +166,12 @@ async fn route(
 
 fn refusal(code: StatusCode, is_http2: bool) -> Response<Body> {
     let mut response = status(code);
-    if code == StatusCode::BAD_REQUEST && !is_http2 {
-        // An invalid HTTP/1.1 request may have an unclear end, so the next request cannot be read.
+    let has_unclear_end = matches!(
+        code,
+        StatusCode::BAD_REQUEST | StatusCode::REQUEST_TIMEOUT | StatusCode::NOT_IMPLEMENTED
+    );
+    if has_unclear_end && !is_http2 {
+        // The next request of an HTTP/1.1 connection cannot be found.
         let close = HeaderValue::from_static("close");
         response.headers_mut().insert(CONNECTION, close);
     }

@@ -22,6 +22,7 @@ pub(super) struct File {
     pub(super) key: Key,
     pub(super) connection: Connection,
     pub(super) tls: Tls,
+    pub(super) files: Files,
     pub(super) admin: Admin,
     pub(super) log: Log,
     pub(super) listener: Vec<Spanned<Listener>>,
@@ -38,7 +39,7 @@ macro_rules! sections {
         pub(super) struct $Section {}
     )*};
 }
-sections!(Server, Key, Connection, Tls, Admin, Log);
+sections!(Server, Key, Connection, Tls, Files, Admin, Log);
 
 #[derive(Debug, Default, serde::Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]

@@ -28,6 +28,8 @@ const MAX_WORKERS: i64 = 1024;
 const MIN_HELLO_BYTES: i64 = 1 << 20;
 /// Smallest `connection.max-hello-size`: clients of today send hellos of this size.
 const MIN_HELLO_SIZE: u32 = 4096;
+/// Largest `files.cache-max-file`.
+const MAX_CACHED_FILE: u32 = 16 << 20;
 const MAX_COUNT: i64 = u32::MAX as i64;
 const TEN_HOURS: Duration = Duration::from_secs(10 * 60 * 60);
 
@@ -254,6 +256,11 @@ section! {
             meaning: "how long a connection may be idle before it is closed and its object reclaimed",
             restart: SERVE,
         }
+        "body-timeout" body_timeout: Duration = Duration::from_secs(60), POSITIVE_DURATION => {
+            meaning: "how long a client may send nothing of a request's body, or read nothing of the \
+                    response, before the request ends",
+            restart: SERVE,
+        }
         "purge-on-reclaim" purge_on_reclaim: bool = false, Flag => {
             meaning: "the article's defect, on request: reclaiming a connection also purges its session",
             restart: SERVE,
@@ -310,6 +317,24 @@ section! {
                     off",
             restart: SERVE,
             registry: RegValue::some(RegKey::HttpParameters, "EnableKernelSSL", Form::KernelTls),
+        }
+    }
+}
+
+section! {
+    /// `[files]`: small files that are served from memory.
+    Files, files {
+        "cache-size" cache_size: u64 = 32 << 20, Size(0..=u32::MAX) => {
+            meaning: "most bytes of small files in memory, with their names; 0: no file stays in memory",
+            restart: SERVE,
+        }
+        "cache-max-file" cache_max_file: u64 = 64 << 10, Size(0..=MAX_CACHED_FILE) => {
+            meaning: "a larger file is always read from the file system; at most 16MiB",
+            restart: SERVE,
+        }
+        "cache-max-entries" cache_max_entries: usize = 10_000, Count(0..=MAX_COUNT) => {
+            meaning: "most files in memory; 0: no file stays in memory",
+            restart: SERVE,
         }
     }
 }

@@ -10,7 +10,9 @@ pub(super) mod types;
 mod value;
 
 pub(super) use definitions::POLICIES;
-pub use definitions::{Admin, Balance, Connection, Log, MAX_EARLY_DATA, Server, Session, Tls};
+pub use definitions::{
+    Admin, Balance, Connection, Files, Log, MAX_EARLY_DATA, Server, Session, Tls,
+};
 pub use registry::{Form, RegKey, RegValue};
 pub use setting::{Setting, UnknownSetting};
 pub use value::{Kind, Value, WrongKind};
@@ -19,12 +21,13 @@ use super::file::problem::nearest;
 use super::{Config, Role};
 
 /// The sections in the order of the documentation, and the settings of each.
-pub(super) static SECTIONS: [(&str, &[Setting]); 8] = [
+pub(super) static SECTIONS: [(&str, &[Setting]); 9] = [
     ("server", Server::SETTINGS),
     ("session", Session::SETTINGS),
     ("key", definitions::KEY_SETTINGS),
     ("connection", Connection::SETTINGS),
     ("tls", Tls::SETTINGS),
+    ("files", Files::SETTINGS),
     ("admin", Admin::SETTINGS),
     ("log", Log::SETTINGS),
     ("balance", Balance::SETTINGS),

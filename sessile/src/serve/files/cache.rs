@@ -12,7 +12,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use quick_cache::Weighter;
@@ -42,7 +42,7 @@ const FIRST_REQUESTS: usize = 4096;
 const ENTRY: u64 = 256;
 
 /// The files in memory.
-pub(super) struct FileCache {
+pub(in crate::serve) struct FileCache {
     files: Cache<Key, Arc<CachedFile>, Weights>,
     /// The hashes of paths that were requested once. A later path overwrites an earlier one.
     first_requests: Box<[AtomicU64]>,
@@ -89,7 +89,7 @@ impl Weighter<Key, Arc<CachedFile>> for Weights {
 
 impl FileCache {
     /// `None` if the settings turn the cache off.
-    pub(super) fn new(settings: &config::Files) -> Option<Arc<Self>> {
+    pub(in crate::serve) fn new(settings: &config::Files) -> Option<Arc<Self>> {
         let (bytes, entries) = (settings.cache_size, settings.cache_max_entries);
         if bytes == 0 || entries == 0 || settings.cache_max_file == 0 {
             return None;
@@ -103,6 +103,16 @@ impl FileCache {
             hasher: RandomState::new(),
             started: Instant::now(),
         }))
+    }
+
+    /// How many files are in memory.
+    pub(in crate::serve) fn entries(&self) -> usize {
+        self.files.len()
+    }
+
+    /// What the files in memory take of `files.cache-size`.
+    pub(in crate::serve) fn bytes(&self) -> usize {
+        usize::try_from(self.files.weight()).unwrap_or(usize::MAX)
     }
 
     /// The current file of a path, if it is in memory.
@@ -192,7 +202,7 @@ impl Fill {
     /// The file system cannot read the file.
     pub(super) fn read(&self, file: &RegularFile) -> std::io::Result<Option<Opened>> {
         let identity = file.identity;
-        if identity.length > self.cache.max_file || !identity.is_settled(SystemTime::now(), SETTLED) {
+        if identity.length > self.cache.max_file || !is_settled(&identity) {
             return Ok(None);
         }
         let begun = Instant::now();
@@ -212,6 +222,17 @@ impl Fill {
         self.cache.files.insert(self.key.clone(), Arc::new(file));
         Ok(Some(opened))
     }
+}
+
+/// True if the last change of a file is long enough ago. A change within the resolution of the file system's
+/// clock cannot be seen.
+fn is_settled(identity: &Identity) -> bool {
+    let settled = SystemTime::now().checked_sub(SETTLED);
+    let settled = settled.and_then(|settled| settled.duration_since(UNIX_EPOCH).ok());
+    settled.is_some_and(|settled| {
+        let modified = identity.modified.seconds;
+        u64::try_from(modified).is_ok_and(|modified| modified < settled.as_secs())
+    })
 }
 
 impl Drop for Fill {

@@ -13,9 +13,9 @@ use sessile_proto::affinity::Source;
 
 use super::open_files::OpenFiles;
 use super::pool::{HeldFile, Pool, Unavailable};
-use super::resolve;
+use super::resolve::{self, Identity};
 use super::validators::ModificationTime;
-use crate::serve::metrics::FileFailures;
+use crate::serve::metrics::FileMetrics;
 
 /// Why a file cannot be opened or read now.
 #[derive(Debug, thiserror::Error)]
@@ -56,7 +56,7 @@ pub(super) enum Wanted {
 pub(super) struct Access {
     pub(super) pool: Pool,
     pub(super) open_files: OpenFiles,
-    pub(super) failures: Arc<FileFailures>,
+    pub(super) failures: Arc<FileMetrics>,
     pub(super) source: Source,
     /// Most bytes that are read at once.
     pub(super) piece: usize,
@@ -73,11 +73,10 @@ impl Access {
         file: resolve::RegularFile,
         wanted: Wanted,
     ) -> Result<Opened, FileError> {
-        let resolve::RegularFile {
-            fd,
-            length,
-            modified,
-        } = file;
+        let resolve::RegularFile { fd, identity } = file;
+        let Identity {
+            length, modified, ..
+        } = identity;
         let start = match wanted {
             Wanted::Metadata | Wanted::File => Vec::new(),
             Wanted::Content => resolve::read(fd.as_fd(), 0, self.piece_of(length))?,
@@ -166,9 +165,16 @@ impl Content {
                 end: first + length,
                 reading: None,
             }),
-            None => Self::InMemory(opened.start),
+            // The content is complete, unless the request needs none of it.
+            None => Self::InMemory(slice(&opened.start, first, length)),
         }
     }
+}
+
+/// A part of bytes in memory; as much of it as there is.
+fn slice(bytes: &Bytes, first: u64, length: u64) -> Bytes {
+    let within = |at: u64| usize::try_from(at).map_or(bytes.len(), |at| at.min(bytes.len()));
+    bytes.slice(within(first)..within(first.saturating_add(length)))
 }
 
 type Reading = Pin<Box<dyn Future<Output = Result<Bytes, FileError>> + Send>>;

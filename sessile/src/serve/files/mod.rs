@@ -1,9 +1,11 @@
-//! Static files of a folder. [`Folder::open`] is the only way to a file, so a cache can be put below it.
+//! Static files of a folder. [`Folder::open`] is the only way to a file.
 //!
+//! - `cache` has small files in memory.
 //! - `resolve` finds and opens files. `pool` has the threads for that, and `queue` their work.
 //! - `content` reads a file while it is sent. `open_files` limits how many files are open.
 //! - `validators` and `range` read the headers of a request and decide; `respond` makes the response.
 
+mod cache;
 mod content;
 mod open_files;
 mod pool;
@@ -13,6 +15,7 @@ mod resolve;
 mod respond;
 mod validators;
 
+pub(super) use cache::FileCache;
 pub(super) use content::Content;
 pub(super) use pool::Pools;
 
@@ -24,8 +27,9 @@ use http::request::Parts;
 use http::{Response, StatusCode, Version};
 use sessile_proto::affinity::Source;
 
-use super::metrics::FileFailures;
+use super::metrics::FileMetrics;
 use crate::config::{self, Action, Config, Symlinks};
+use cache::Key;
 use content::{Access, FileError, Opened, Wanted};
 use open_files::OpenFiles;
 use pool::{Pool, Unavailable};
@@ -51,7 +55,8 @@ pub(super) struct Folder {
     symlinks: Symlinks,
     pool: Pool,
     open_files: OpenFiles,
-    failures: Arc<FileFailures>,
+    cache: Option<Arc<FileCache>>,
+    failures: Arc<FileMetrics>,
 }
 
 /// The answer to a request.
@@ -69,12 +74,13 @@ enum Target {
 }
 
 impl Folder {
-    pub(super) fn new(config: &config::Folder, pools: &Pools, failures: Arc<FileFailures>) -> Self {
+    pub(super) fn new(config: &config::Folder, pools: &Pools, failures: Arc<FileMetrics>) -> Self {
         Self {
             path: config.path.as_path().into(),
             symlinks: config.symlinks,
             pool: pools.of(&config.path),
             open_files: pools.open_files.clone(),
+            cache: pools.cache.clone(),
             failures,
         }
     }
@@ -111,13 +117,34 @@ impl Folder {
         }
     }
 
-    /// Opens the file of a path below the folder.
+    /// Opens the file of a path below the folder, or finds it in memory.
     async fn open(&self, path: &Path, wanted: Wanted, access: Access) -> Result<Target, FileError> {
-        let (folder, symlinks) = (Arc::clone(&self.path), self.symlinks);
-        let (source, path) = (access.source, path.to_owned());
+        let key = Key {
+            folder: Arc::clone(&self.path),
+            symlinks: self.symlinks,
+            path: path.to_owned(),
+        };
+        let mut fill = None;
+        if let Some(cache) = &self.cache {
+            if let Some(file) = cache.get(&key, &self.pool, access.source).await? {
+                self.failures.from_memory.inc();
+                return Ok(Target::File(file.opened()));
+            }
+            fill = cache.begin_fill(&key);
+        }
+        let source = access.source;
         let open = move || {
-            Ok(match resolve::find(&folder, &path, symlinks)? {
-                Found::File(file) => Target::File(access.prepare(path, file, wanted)?),
+            Ok(match resolve::find(&key.folder, &key.path, key.symlinks)? {
+                Found::File(file) => {
+                    let in_memory = match fill {
+                        Some(fill) => fill.read(&file)?,
+                        None => None,
+                    };
+                    Target::File(match in_memory {
+                        Some(opened) => opened,
+                        None => access.prepare(key.path, file, wanted)?,
+                    })
+                }
                 Found::Folder => Target::Folder,
                 Found::Nothing => Target::Nothing,
             })

@@ -12,12 +12,14 @@ use std::time::{Duration, Instant};
 use sessile_proto::affinity::Source;
 use tokio::sync::oneshot;
 
+use super::cache::FileCache;
 use super::open_files::{OpenFiles, Slot};
 use super::queue::{FairQueue, Job};
+use crate::config;
 use crate::locks::locked;
 
 /// How long one operation may take, with its time in the queue.
-const DEADLINE: Duration = Duration::from_secs(5);
+pub(super) const DEADLINE: Duration = Duration::from_secs(5);
 
 /// Most threads of a folder.
 const MAX_THREADS: usize = 16;
@@ -41,6 +43,7 @@ pub(super) enum Unavailable {
 pub(in crate::serve) struct Pools {
     by_folder: Mutex<HashMap<PathBuf, Weak<Shared>>>,
     pub(super) open_files: OpenFiles,
+    pub(in crate::serve) cache: Option<Arc<FileCache>>,
 }
 
 /// The threads of one folder. They end a while after the last operation.
@@ -74,10 +77,11 @@ pub(super) struct HeldFile {
 
 impl Pools {
     /// `max_open_files`: how many files the responses of all folders may have open.
-    pub(in crate::serve) fn new(max_open_files: usize) -> Self {
+    pub(in crate::serve) fn new(max_open_files: usize, settings: &config::Files) -> Self {
         Self {
             by_folder: Mutex::default(),
             open_files: OpenFiles::new(max_open_files),
+            cache: FileCache::new(settings),
         }
     }
 
@@ -271,7 +275,7 @@ mod tests {
             }
         }
 
-        let pools = Pools::new(2);
+        let pools = Pools::new(2, &config::Files::default());
         let pool = pools.of(Path::new("/"));
         let slot = pools.open_files.take(source(1)).expect("a slot");
         let fd = std::fs::File::open("/dev/null").expect("a file").into();
@@ -288,7 +292,7 @@ mod tests {
 
     #[test]
     fn a_reload_keeps_the_threads_of_a_blocked_folder() {
-        let pools = Pools::new(1);
+        let pools = Pools::new(1, &config::Files::default());
         let folder = Path::new("/blocked");
         let (release, gate) = mpsc::channel::<()>();
         let (begun, has_begun) = mpsc::channel();

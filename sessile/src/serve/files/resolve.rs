@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use percent_encoding::percent_decode_str;
-use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, open, openat, openat2};
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, Stat, fstat, open, openat, openat2};
 use rustix::io::Errno;
 
 use super::validators::ModificationTime;
@@ -44,8 +44,41 @@ pub(super) enum Found {
 #[derive(Debug)]
 pub(super) struct RegularFile {
     pub(super) fd: OwnedFd,
+    pub(super) identity: Identity,
+}
+
+/// Tells a file, and a version of it, from others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Identity {
+    device: u64,
+    inode: u64,
     pub(super) length: u64,
     pub(super) modified: ModificationTime,
+    /// Seconds and nanoseconds of the last change of content, mode or links.
+    changed: (i64, i64),
+}
+
+impl Identity {
+    fn of(status: &Stat) -> Self {
+        Self {
+            device: status.st_dev,
+            inode: status.st_ino,
+            length: u64::try_from(status.st_size).unwrap_or_default(),
+            modified: ModificationTime {
+                seconds: status.st_mtime,
+                nanoseconds: u32::try_from(status.st_mtime_nsec).unwrap_or_default(),
+            },
+            changed: (status.st_ctime, status.st_ctime_nsec as i64),
+        }
+    }
+}
+
+/// The identity of an open file.
+///
+/// # Errors
+/// The file system does not answer.
+pub(super) fn identity(file: BorrowedFd<'_>) -> io::Result<Identity> {
+    Ok(Identity::of(&fstat(file)?))
 }
 
 /// Decodes the part of a URL's path that lies below a route. A final slash becomes the index of the folder.
@@ -138,11 +171,7 @@ fn classify(fd: OwnedFd) -> Result<Found, Errno> {
     Ok(match FileType::from_raw_mode(status.st_mode) {
         FileType::RegularFile => Found::File(RegularFile {
             fd,
-            length: u64::try_from(status.st_size).unwrap_or_default(),
-            modified: ModificationTime {
-                seconds: status.st_mtime,
-                nanoseconds: u32::try_from(status.st_mtime_nsec).unwrap_or_default(),
-            },
+            identity: Identity::of(&status),
         }),
         FileType::Directory => Found::Folder,
         _ => Found::Nothing,

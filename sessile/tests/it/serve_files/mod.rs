@@ -1,5 +1,6 @@
 //! Static files through `sessile serve`, requested with curl.
 
+mod cached;
 mod changed;
 mod conditions;
 mod special;

@@ -16,6 +16,7 @@ pub mod lifecycle;
 pub mod listener;
 pub mod live_gauge;
 mod locks;
+mod log_interval;
 pub mod probe;
 pub mod serve;
 pub mod server_names;

@@ -7,6 +7,7 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use aws_lc_rs::digest;
+use tempfile::NamedTempFile;
 
 /// Why a file cannot be read or taken.
 #[derive(Debug, thiserror::Error)]
@@ -50,20 +51,58 @@ pub fn replace<E: From<io::Error>>(
     path: &Path,
     write: impl FnOnce(&mut File) -> Result<(), E>,
 ) -> Result<(), E> {
-    let folder = path.parent().unwrap_or(Path::new("."));
+    make_folder(folder_of(path))?;
+    let mut staged = stage(path, ".snapshot-")?;
+    write(staged.as_file_mut())?;
+    Ok(persist(staged, path)?)
+}
+
+/// Makes a temporary file that can become the file at `path`. Its name begins with `prefix`.
+///
+/// # Errors
+/// If the system refuses to make the file.
+pub fn stage(path: &Path, prefix: &str) -> io::Result<NamedTempFile> {
+    tempfile::Builder::new()
+        .prefix(prefix)
+        .permissions(fs::Permissions::from_mode(0o600))
+        .tempfile_in(folder_of(path))
+}
+
+/// Replaces the file at `path` with a temporary file of its folder. The change survives a power failure.
+///
+/// # Errors
+/// If the file cannot be replaced.
+pub fn persist(staged: NamedTempFile, path: &Path) -> io::Result<()> {
+    staged.as_file().sync_all()?;
+    staged.persist(path)?;
+    sync_folder(path)
+}
+
+/// Makes changes of names in the folder of `path` durable.
+///
+/// # Errors
+/// If the folder cannot be opened or synced.
+pub fn sync_folder(path: &Path) -> io::Result<()> {
+    File::open(folder_of(path))?.sync_all()
+}
+
+/// Makes a folder that only its owner can open, and the folders above it.
+///
+/// # Errors
+/// If the system refuses to make a folder.
+pub fn make_folder(folder: &Path) -> io::Result<()> {
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
-        .create(folder)?;
-    let mut staged = tempfile::Builder::new()
-        .prefix(".snapshot-")
-        .permissions(fs::Permissions::from_mode(0o600))
-        .tempfile_in(folder)?;
-    write(staged.as_file_mut())?;
-    staged.as_file().sync_all()?;
-    staged.persist(path).map_err(|error| error.error)?;
-    File::open(folder)?.sync_all()?;
-    Ok(())
+        .create(folder)
+}
+
+/// The folder of a file.
+#[must_use]
+pub fn folder_of(path: &Path) -> &Path {
+    path.parent()
+        .filter(|folder| !folder.as_os_str().is_empty())
+        .unwrap_or(Path::new("."))
 }
 
 /// Opens a file of at most `max_len` bytes and removes it. `None` if there is no file.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use aws_lc_rs::{constant_time, rand};
 
 use crate::client::hex;
-use crate::key;
+use crate::state_file;
 
 /// Number of random bytes in a generated token.
 const RANDOM_LEN: usize = 32;
@@ -109,7 +109,7 @@ impl Token {
 }
 
 fn create(path: &Path, token: &str) -> io::Result<()> {
-    key::make_folder(path.parent().unwrap_or(Path::new("")))?;
+    state_file::make_folder(state_file::folder_of(path))?;
     let mut file = File::options()
         .write(true)
         .create_new(true)

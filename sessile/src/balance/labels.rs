@@ -10,7 +10,7 @@ use sessile_proto::hello::ClientHello;
 use sessile_proto::ticket::{self, Label};
 
 use crate::config::{Config, Key};
-use crate::key::{FileError, RouteKeyring};
+use crate::key::{FileError, FileFault, RouteKeyring};
 
 /// Most PSK identities of a hello that are read.
 ///
@@ -28,9 +28,10 @@ pub(super) fn open_route_keys(
         return Ok(None);
     };
     match RouteKeyring::open(path) {
-        Err(FileError::Missing { .. }) if !had_one && *path == config.default_key_file() => {
-            Ok(None)
-        }
+        Err(FileError {
+            fault: FileFault::Missing,
+            ..
+        }) if !had_one && *path == config.default_key_file() => Ok(None),
         opened => Ok(Some(Arc::new(opened?))),
     }
 }

@@ -22,7 +22,7 @@ pub(super) fn check(config: &Config, findings: &mut Findings) {
         "A client resumes for {life} after its full handshake. Then it makes another full handshake."
     ));
     let stored = config.sessions_are_removable();
-    let place = SessionPlace::of(config);
+    let (grade, place) = session_place(config);
     match (session.tickets && !stored, &config.key) {
         (true, Key::File(path)) => findings.note(format!(
             "Tickets (of TLS 1.3 clients, and of TLS 1.2 clients that use them) survive a restart and a crash, and resume on \
@@ -34,11 +34,10 @@ pub(super) fn check(config: &Config, findings: &mut Findings) {
              tickets.",
         ),
         (false, _) if session.tickets => findings.add(
-            place.grade(),
+            grade,
             format!(
                 "All sessions are stored, even those with tickets (connection.purge-on-reclaim or \
-                 session.require-close-notify is on). {}.",
-                place.text()
+                 session.require-close-notify is on). {place}."
             ),
         ),
         (false, _) => findings.note("No tickets are issued: session.tickets is false."),
@@ -50,8 +49,7 @@ pub(super) fn check(config: &Config, findings: &mut Findings) {
         );
     } else if !stored {
         findings.note(format!(
-            "Session IDs (TLS 1.2 clients without tickets) survive the end of their connection. {}.",
-            place.text()
+            "Session IDs (TLS 1.2 clients without tickets) survive the end of their connection. {place}."
         ));
     }
     if connection.purge_on_reclaim {
@@ -91,45 +89,24 @@ pub(super) fn check_forget(config: &Config, now: Time, findings: &mut Findings) 
     }
 }
 
-/// Where stored sessions are.
-#[derive(Clone, Copy)]
-enum SessionPlace {
-    Memory,
-    /// In memory. A drain writes a snapshot to the state folder, and the next start reads it.
-    Snapshots,
-    Store,
-}
-
-impl SessionPlace {
-    fn of(config: &Config) -> Self {
-        match (&config.session.store, &config.key) {
-            (StoreUrl::Redis(_), Key::File(_)) => Self::Store,
-            (StoreUrl::Memory, Key::File(_)) if config.session.snapshot => Self::Snapshots,
-            _ => Self::Memory,
-        }
-    }
-
-    const fn grade(self) -> Grade {
-        match self {
-            Self::Memory | Self::Snapshots => Grade::Warning,
-            Self::Store => Grade::Note,
-        }
-    }
-
-    const fn text(self) -> &'static str {
-        match self {
-            Self::Memory => {
-                "They stay in this server's session table: only this server resumes them, and a restart or a \
-                 crash loses them"
-            }
-            Self::Snapshots => {
-                "They stay in this server's session table: only this server resumes them. A restart keeps \
-                 them in the state folder (session.snapshot), but a crash loses them"
-            }
-            Self::Store => {
-                "They survive a restart and a crash, and resume on every server that has the same store and the same key.file"
-            }
-        }
+/// Where stored sessions are, and how serious that is.
+fn session_place(config: &Config) -> (Grade, &'static str) {
+    match (&config.session.store, &config.key) {
+        (StoreUrl::Redis(_), Key::File(_)) => (
+            Grade::Note,
+            "They survive a restart and a crash, and resume on every server that has the same store and the same key.file",
+        ),
+        // A drain writes a snapshot to the state folder, and the next start reads it.
+        (StoreUrl::Memory, Key::File(_)) if config.session.snapshot => (
+            Grade::Warning,
+            "They stay in this server's session table: only this server resumes them. A restart keeps \
+             them in the state folder (session.snapshot), but a crash loses them",
+        ),
+        _ => (
+            Grade::Warning,
+            "They stay in this server's session table: only this server resumes them, and a restart or a \
+             crash loses them",
+        ),
     }
 }
 

@@ -57,7 +57,7 @@ pub fn check(config: &Config, now: SystemTime) -> Vec<Finding> {
     upstreams(config, &mut findings);
     state::check(config, &mut findings);
     server_numbers(config, &mut findings);
-    if serves(config) {
+    if config.has_role(Role::Serve) {
         durability::check(config, &mut findings);
         durability::check_store(config, &mut findings);
         durability::check_forget(config, clock::at(now), &mut findings);
@@ -113,17 +113,6 @@ impl Findings {
     }
 }
 
-fn has_role(config: &Config, role: Role) -> bool {
-    config
-        .listeners
-        .iter()
-        .any(|listener| listener.role == role)
-}
-
-fn serves(config: &Config) -> bool {
-    has_role(config, Role::Serve)
-}
-
 /// "1 site", "2 sites".
 pub(crate) fn counted(count: usize, what: &str) -> String {
     let plural = if count == 1 { "" } else { "s" };
@@ -156,11 +145,11 @@ fn listeners(config: &Config, findings: &mut Findings) {
             ),
         });
     }
-    if !config.sites.is_empty() && !serves(config) {
+    if !config.sites.is_empty() && !config.has_role(Role::Serve) {
         findings.warn("There are sites, but no listener serves them.");
     }
     if let Some(address) = config.admin.listen {
-        let paths = if has_role(config, Role::Balance) {
+        let paths = if config.has_role(Role::Balance) {
             "/healthz, /readyz, /metrics and /api/balancer"
         } else {
             "/healthz, /readyz and /metrics"

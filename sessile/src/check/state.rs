@@ -6,7 +6,7 @@ use std::path::Path;
 
 use rustix::fs::{Access, access};
 
-use super::{Findings, Grade, has_role, serves};
+use super::{Findings, Grade};
 use crate::config::{Config, Key, Role, StoreUrl};
 
 /// The permission bits of users outside the file's group.
@@ -78,7 +78,7 @@ fn check_balancer(config: &Config, findings: &mut Findings) {
 
 /// Checks that the farm key can be read, or made, and moved forward.
 pub(super) fn check(config: &Config, findings: &mut Findings) {
-    if has_role(config, Role::Balance) && !serves(config) {
+    if config.has_role(Role::Balance) && !config.has_role(Role::Serve) {
         check_balancer(config, findings);
         return;
     }

@@ -1,5 +1,6 @@
 use super::*;
 use crate::config::{Certificate, ClientAuth, ClientAuthMode, Config, Key, Listener, SiteRoute};
+use crate::state_file;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -337,7 +338,7 @@ fn servers_with_equal_numbers_are_found_if_the_key_is_readable() {
     };
     assert_eq!(clashes(&config), 0);
     let file = folder.path().join("state/farm.key");
-    key::make_folder(&folder.path().join("state")).expect("a folder");
+    state_file::make_folder(&folder.path().join("state")).expect("a folder");
     let day = Duration::from_secs(86_400);
     key::create(&file, Some("shop"), day / 24, day, clock::now()).expect("a key");
     assert_eq!(clashes(&config), 1);

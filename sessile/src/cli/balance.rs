@@ -8,9 +8,8 @@ use anyhow::bail;
 use sessile_proto::route::Policy;
 use tokio_util::sync::CancellationToken;
 
-use crate::admin::{Admin, Api, Token};
+use crate::admin::{Api, Token};
 use crate::balance::{Balancer, Changes};
-use crate::config::settings::changes_for_restart;
 use crate::config::{self, Balance, BalanceServer, Config, Health, Key, Listener, Role};
 use crate::lifecycle::{Orders, Signals};
 use crate::listener;
@@ -80,20 +79,13 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         tracing::info!(%address, servers, policy = %config.balance.policy, "balancing");
     }
     log_label_source(&config, &balancer);
-    let admin = config
-        .admin
-        .listen
-        .map(|address| {
-            let api = Api {
-                commands: balancer.commands.clone(),
-                token: open_token(&config),
-            };
-            Admin::start(address, registry, Some(api), stop.clone())
+    let api = || {
+        Some(Api {
+            commands: balancer.commands.clone(),
+            token: open_token(&config),
         })
-        .transpose()?;
-    if let Some(admin) = &admin {
-        tracing::info!(address = %admin.address(), "admin");
-    }
+    };
+    let admin = super::start_admin(&config, &registry, api, &stop)?;
     // Without a configuration file and a key file, there is nothing to reload.
     if args.config.is_some() || balancer.farm().is_some() {
         signals.watch_hangup()?;
@@ -129,13 +121,7 @@ fn configuration(args: &Args) -> anyhow::Result<Config> {
         }
         (None, None) => bail!("nothing to balance: give --config FILE, or --listen and --server"),
     };
-    if config
-        .listeners
-        .iter()
-        .all(|listener| listener.role != Role::Balance)
-    {
-        bail!("no listener has role = \"balance\"; add a [[listener]] with that role");
-    }
+    super::require_listener(&config, Role::Balance)?;
     if let Some(server) = duplicate_name(&config.balance.servers) {
         bail!("two servers are named {server:?}; give each --server a different name");
     }
@@ -162,10 +148,8 @@ fn log_label_source(config: &Config, balancer: &Balancer) {
 /// Opens the token that API requests must present, and logs its file. Without a token, no request
 /// can change anything.
 fn open_token(config: &Config) -> Option<Token> {
-    let file = match &config.admin.token_file {
-        Some(file) => file.clone(),
-        None => config.server.state_dir.join("admin.token"),
-    };
+    let configured = config.admin.token_file.clone();
+    let file = configured.unwrap_or_else(|| config.server.state_dir.join("admin.token"));
     match Token::open(&file) {
         Ok(token) => {
             tracing::info!(file = %file.display(), "API requests that change something need the token in this file");
@@ -181,35 +165,21 @@ fn open_token(config: &Config) -> Option<Token> {
 
 /// Reloads the configuration and the key, and logs the result.
 fn reload(args: &Args, running: &Config, balancer: &Balancer) {
-    let reloaded = configuration(args).and_then(|written| {
-        let changes = balancer.reload(&written)?;
-        Ok((written, changes))
-    });
-    match reloaded {
-        Ok((written, changes)) => {
-            for setting in changes_for_restart(Role::Balance, running, &written) {
-                tracing::warn!("{setting} has changed; restart to apply it");
-            }
-            let Changes {
-                added,
-                changed,
-                removed,
-            } = changes;
-            tracing::info!(
-                ?added,
-                ?changed,
-                ?removed,
-                farm = balancer.farm(),
-                "configuration and key reloaded"
-            );
-        }
-        Err(error) => {
-            // Each fault in the file has its own line.
-            for line in super::in_one_line(&error).lines() {
-                tracing::error!("{line}");
-            }
-            tracing::error!("configuration not reloaded: the old one stays in use");
-        }
+    let apply = |written: &Config| Ok(balancer.reload(written)?);
+    let reloaded = super::reload(Role::Balance, running, || configuration(args), apply);
+    if let Some((_, changes)) = reloaded {
+        let Changes {
+            added,
+            changed,
+            removed,
+        } = changes;
+        tracing::info!(
+            ?added,
+            ?changed,
+            ?removed,
+            farm = balancer.farm(),
+            "configuration and key reloaded"
+        );
     }
 }
 

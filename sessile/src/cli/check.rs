@@ -1,7 +1,6 @@
 //! `sessile check`: validates a configuration file and explains it.
 
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::SystemTime;
@@ -60,7 +59,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         check::counted(errors, "error"),
         check::counted(warnings, "warning")
     )?;
-    std::io::stdout().write_all(out.as_bytes())?;
+    super::print(&out)?;
     Ok(if errors > 0 {
         ExitCode::from(HAS_ERRORS)
     } else {

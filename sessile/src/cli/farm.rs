@@ -9,6 +9,7 @@ use sessile_proto::route::Policy;
 use tokio_util::sync::CancellationToken;
 use tracing::level_filters::LevelFilter;
 
+use crate::check::counted;
 use crate::config::{self, Config};
 use crate::farm::{Farm, FarmPlan};
 use crate::lifecycle::{Orders, Signals};
@@ -86,10 +87,7 @@ fn greeting(plan: &FarmPlan, farm: &Farm) -> String {
     let program = std::env::args().next().unwrap_or("sessile".to_owned());
     let (address, port) = (farm.address(), farm.address().port());
     let root = farm.authority.root.display();
-    let count = match plan.servers {
-        1 => "1 server".to_owned(),
-        count => format!("{count} servers"),
-    };
+    let count = counted(plan.servers, "server");
     let keys = if plan.isolated {
         "that share nothing"
     } else {

@@ -1,6 +1,5 @@
 //! `sessile forget`: ends sessions early on all servers of a farm, through the shared store.
 
-use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -11,6 +10,7 @@ use sessile_proto::keys::Schedule;
 use sessile_proto::ticket::{ForgetRules, ForgetScope, MAX_FORGET_RULES};
 
 use crate::clock::{self, rfc3339};
+use crate::config::store::Redis;
 use crate::config::{self, Config, ForgetTarget, Key, Site, StoreUrl};
 use crate::{key, serve, store};
 
@@ -97,28 +97,9 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let key = key::load(file)?;
     let schedule = Schedule::derive(&key, now);
     let forget_scope = serve::forget_scope(&target, &config, &key.scope);
-    let rules = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?
-        .block_on(store::forget(
-            redis,
-            &key.scope,
-            &schedule,
-            forget_scope,
-            before,
-        ))?;
-    let text = Summary {
-        target: &target,
-        scope: forget_scope,
-        before,
-        rules: &rules,
-        store: &redis.to_string(),
-    }
-    .text();
-    std::io::stdout()
-        .write_all(text.as_bytes())
-        .context("the standard output")?;
-    Ok(ExitCode::SUCCESS)
+    let forget = store::forget(redis, &key.scope, &schedule, forget_scope, before);
+    let rules = super::runtime()?.block_on(forget)?;
+    super::print(&summary(&target, forget_scope, before, &rules, redis))
 }
 
 fn target(what: &What, config: &Config) -> anyhow::Result<ForgetTarget> {
@@ -166,65 +147,55 @@ fn title(first_name: &str) -> &str {
     }
 }
 
-/// The facts that the command prints after it has written the rule to the store.
-struct Summary<'a> {
-    target: &'a ForgetTarget,
+/// What the command prints after it has written the rule to the store. `rules` are all rules of the farm.
+fn summary(
+    target: &ForgetTarget,
     scope: ForgetScope,
     before: Time,
-    /// All rules of the farm.
-    rules: &'a ForgetRules,
-    store: &'a str,
-}
-
-impl Summary<'_> {
-    fn text(&self) -> String {
-        let (store, before) = (self.store, rfc3339(self.before));
-        let sessions = match self.target {
-            ForgetTarget::Everything => "every session".to_owned(),
-            ForgetTarget::Site(name) => format!("sessions of site {}", title(name)),
-            ForgetTarget::Server(name) => format!("sessions made by server {name}"),
-            ForgetTarget::Number(number) => {
-                format!("sessions made by server number {number}")
-            }
-        };
-        let within = humantime::format_duration(store::FORGETS_WITHIN);
-        let mut text = format!(
-            "Forgotten: {sessions} from before {before}.\n\
-             Servers that reach {store} know within {within}; their clients pay one full handshake (full/revoked).\n\
-             A server that cannot reach it applies this when it reaches it again, or from session.forget in its \
-             file.\n",
-        );
-        if self.before > clock::now() {
-            text.push_str("Until then, sessions that clients make are forgotten, too.\n");
-        }
-        if let (ForgetTarget::Server(name), ForgetScope::Server(number)) = (self.target, self.scope)
-        {
-            text.push_str(&format!(
-                "{name} is server number {number}; this command cannot tell if a server has that name or number.\n"
-            ));
-        }
-        let count = self.rules.iter().count();
-        if count >= MANY_RULES {
-            text.push_str(&format!(
-                "The farm has {count} forget rules; over {MAX_FORGET_RULES}, the oldest becomes a rule for all \
-                 sessions.\n"
-            ));
-        }
-        for (scope, time) in self.rules.iter() {
-            if (scope, time) == (self.scope, self.before) {
-                continue;
-            }
-            let time = rfc3339(time);
-            if scope == ForgetScope::Everything {
-                text.push_str(&format!(
-                    "Every session from before {time} is forgotten, too.\n"
-                ));
-            } else if scope == self.scope {
-                text.push_str(&format!(
-                    "An earlier command named a later time, which stays in force: {time}.\n"
-                ));
-            }
-        }
-        text
+    rules: &ForgetRules,
+    store: &Redis,
+) -> String {
+    let sessions = match target {
+        ForgetTarget::Everything => "every session".to_owned(),
+        ForgetTarget::Site(name) => format!("sessions of site {}", title(name)),
+        ForgetTarget::Server(name) => format!("sessions made by server {name}"),
+        ForgetTarget::Number(number) => format!("sessions made by server number {number}"),
+    };
+    let within = humantime::format_duration(store::FORGETS_WITHIN);
+    let mut text = format!(
+        "Forgotten: {sessions} from before {}.\n\
+         Servers that reach {store} know within {within}; their clients pay one full handshake (full/revoked).\n\
+         A server that cannot reach it applies this when it reaches it again, or from session.forget in its \
+         file.\n",
+        rfc3339(before)
+    );
+    if before > clock::now() {
+        text.push_str("Until then, sessions that clients make are forgotten, too.\n");
     }
+    if let (ForgetTarget::Server(name), ForgetScope::Server(number)) = (target, scope) {
+        text.push_str(&format!(
+            "{name} is server number {number}; this command cannot tell if a server has that name or number.\n"
+        ));
+    }
+    let count = rules.iter().count();
+    if count >= MANY_RULES {
+        text.push_str(&format!(
+            "The farm has {count} forget rules; over {MAX_FORGET_RULES}, the oldest becomes a rule for all \
+             sessions.\n"
+        ));
+    }
+    let others = rules.iter().filter(|other| *other != (scope, before));
+    for (other, time) in others {
+        let time = rfc3339(time);
+        if other == ForgetScope::Everything {
+            text.push_str(&format!(
+                "Every session from before {time} is forgotten, too.\n"
+            ));
+        } else if other == scope {
+            text.push_str(&format!(
+                "An earlier command named a later time, which stays in force: {time}.\n"
+            ));
+        }
+    }
+    text
 }

@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use super::terminal::{self, ProgressLine};
+use super::terminal::{self, EXIT_INTERRUPTED, ProgressLine};
 use crate::lab::table;
 use crate::lab::{LabError, LabProgress, LabReport, kb937687};
 
@@ -49,16 +49,10 @@ interrupted.";
 /// Above this scale, clients have less than three seconds to return in time.
 const MAX_SAFE_SCALE: u32 = 100;
 
-/// 128 + SIGINT, as shells report an interrupted command.
-const EXIT_INTERRUPTED: u8 = 130;
-
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     super::start_log(tracing::level_filters::LevelFilter::ERROR);
     let Experiment::Kb937687 = args.experiment;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start")?;
+    let runtime = super::runtime()?;
     let result = runtime.block_on(async {
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot catch signals")?;
         let mut terminate = signal(SignalKind::terminate()).context("cannot catch signals")?;

@@ -12,12 +12,20 @@ mod serve;
 mod settings;
 mod terminal;
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write as _};
 use std::process::ExitCode;
 
+use anyhow::{Context as _, ensure};
 use clap::{Parser, Subcommand};
+use prometheus::Registry;
+use tokio::runtime::{Builder, Runtime};
+use tokio_util::sync::CancellationToken;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::EnvFilter;
+
+use crate::admin::{Admin, Api};
+use crate::config::settings::changes_for_restart;
+use crate::config::{Config, Role};
 
 /// Keeps TLS sessions attached to a web farm: a client that has completed one handshake never pays
 /// for a full one again while its session lives.
@@ -60,6 +68,76 @@ pub fn main() -> ExitCode {
         eprintln!("sessile: {}", in_one_line(&error));
         ExitCode::from(2)
     })
+}
+
+/// Writes to the standard output.
+fn print(text: &str) -> anyhow::Result<ExitCode> {
+    std::io::stdout()
+        .write_all(text.as_bytes())
+        .context("the standard output")?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A runtime for a command that does one thing.
+fn runtime() -> anyhow::Result<Runtime> {
+    let mut builder = Builder::new_current_thread();
+    builder.enable_all().build().context("cannot start")
+}
+
+/// Starts the admin listener with the role's API, if the configuration names an address.
+fn start_admin(
+    config: &Config,
+    registry: &Registry,
+    api: impl FnOnce() -> Option<Api>,
+    draining: &CancellationToken,
+) -> anyhow::Result<Option<Admin>> {
+    let Some(address) = config.admin.listen else {
+        return Ok(None);
+    };
+    let admin = Admin::start(address, registry.clone(), api(), draining.clone())?;
+    tracing::info!(address = %admin.address(), "admin");
+    Ok(Some(admin))
+}
+
+/// Refuses a configuration without a listener of this role.
+fn require_listener(config: &Config, role: Role) -> anyhow::Result<()> {
+    let name = match role {
+        Role::Serve => "serve",
+        Role::Balance => "balance",
+    };
+    ensure!(
+        config.has_role(role),
+        "no listener has role = \"{name}\"; add a [[listener]] with that role"
+    );
+    Ok(())
+}
+
+/// Reads the configuration again and applies it. Logs what a restart must apply, or why the old one stays.
+fn reload<T>(
+    role: Role,
+    running: &Config,
+    read: impl FnOnce() -> anyhow::Result<Config>,
+    apply: impl FnOnce(&Config) -> anyhow::Result<T>,
+) -> Option<(Config, T)> {
+    let reloaded = read().and_then(|written| {
+        let applied = apply(&written)?;
+        Ok((written, applied))
+    });
+    match &reloaded {
+        Ok((written, _)) => {
+            for setting in changes_for_restart(role, running, written) {
+                tracing::warn!("{setting} has changed; restart to apply it");
+            }
+        }
+        Err(error) => {
+            // Each fault in the file has its own line.
+            for line in in_one_line(error).lines() {
+                tracing::error!("{line}");
+            }
+            tracing::error!("configuration not reloaded: the old one stays in use");
+        }
+    }
+    reloaded.ok()
 }
 
 /// An error and its causes in one line.

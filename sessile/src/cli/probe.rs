@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use tokio::net::lookup_host;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::terminal::{self, ProgressLine};
+use super::terminal::{self, EXIT_INTERRUPTED, ProgressLine};
 use crate::client::Trust;
 
 use crate::probe::{self, ProbePlan, ProbeProgress, ProbeReport, json, table};
@@ -75,9 +75,6 @@ const DEFAULT_PORT: u16 = 443;
 /// Exit status for wrong usage and for a target without a connection.
 const EXIT_NO_CONNECTION: u8 = 2;
 
-/// 128 + SIGINT, as shells report an interrupted command.
-const EXIT_INTERRUPTED: u8 = 130;
-
 /// Runs the probe and prints its report.
 ///
 /// # Errors
@@ -85,10 +82,7 @@ const EXIT_INTERRUPTED: u8 = 130;
 /// The runtime cannot be started, or the report cannot be written. Faults of the user or the server
 /// are printed and give the exit status 2.
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start")?;
+    let runtime = super::runtime()?;
     let code = runtime.block_on(async {
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot catch signals")?;
         let planned = tokio::select! {

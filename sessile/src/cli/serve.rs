@@ -7,9 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, bail};
 use tokio_util::sync::CancellationToken;
 
-use crate::admin::Admin;
 use crate::check::{self, Grade};
-use crate::config::settings::changes_for_restart;
 use crate::config::{self, Action, Certificate, Config, Listener, Role, Site, SiteRoute};
 use crate::key::{Keyring, Origin, Reloaded};
 use crate::lifecycle::{Orders, Signals};
@@ -57,14 +55,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     };
     // Start the admin listener first. The server removes its snapshot at the start, so everything
     // else that can fail must fail before.
-    let admin = config
-        .admin
-        .listen
-        .map(|address| Admin::start(address, env.registry.clone(), None, env.stop.clone()))
-        .transpose()?;
-    if let Some(admin) = &admin {
-        tracing::info!(address = %admin.address(), "admin");
-    }
+    let admin = super::start_admin(&config, &env.registry, || None, &env.stop)?;
     let server = Server::start(&config, &env)?;
     for address in server.addresses() {
         tracing::info!(%address, server = config.server.name, "serving");
@@ -121,13 +112,7 @@ fn configuration(args: &Args) -> anyhow::Result<Config> {
         } => config::file::load(file)?,
         _ => bail!("nothing to serve: give --config FILE, or --listen, --cert, --key and --root"),
     };
-    if config
-        .listeners
-        .iter()
-        .all(|listener| listener.role != Role::Serve)
-    {
-        bail!("no listener has role = \"serve\"; add a [[listener]] with that role");
-    }
+    super::require_listener(&config, Role::Serve)?;
     config.admin.listen = args.admin.or(config.admin.listen);
     Ok(config)
 }
@@ -169,28 +154,13 @@ fn reload_key(server: &Server) -> bool {
 
 /// Reloads the configuration and its files, and logs the result. Returns false if that failed.
 fn reload_configuration(server: &Server, running: &Config, args: &Args) -> bool {
-    let reloaded = configuration(args).and_then(|written| {
-        server.reload(&written)?;
-        Ok(written)
-    });
-    let succeeded = reloaded.is_ok();
-    match reloaded {
-        Ok(written) => {
-            for setting in changes_for_restart(Role::Serve, running, &written) {
-                tracing::warn!("{setting} has changed; restart to apply it");
-            }
-            let sites = written.sites.len();
-            tracing::info!(sites, "configuration and certificates reloaded");
-        }
-        Err(error) => {
-            // Each fault in the file has its own line.
-            for line in super::in_one_line(&error).lines() {
-                tracing::error!("{line}");
-            }
-            tracing::error!("configuration not reloaded: the old one stays in use");
-        }
+    let apply = |written: &Config| Ok(server.reload(written)?);
+    let reloaded = super::reload(Role::Serve, running, || configuration(args), apply);
+    if let Some((written, ())) = &reloaded {
+        let sites = written.sites.len();
+        tracing::info!(sites, "configuration and certificates reloaded");
     }
-    succeeded
+    reloaded.is_some()
 }
 
 /// Logs the origin of the key, and the cost of a restart and of a crash with this configuration.

@@ -10,6 +10,7 @@ use std::time::SystemTime;
 use anyhow::{Context, bail};
 use clap::Subcommand;
 
+use super::print;
 use crate::config::file::{self, LoadError};
 use crate::config::settings::{Setting, all, find};
 use crate::config::{Config, reg};
@@ -300,9 +301,4 @@ fn outcome(path: &Path, change: &Change) -> String {
         Change::Made => format!("made {}\n", path.display()),
         Change::Replaced { backup } => format!("backup: {}\n", backup.display()),
     }
-}
-
-fn print(text: &str) -> anyhow::Result<ExitCode> {
-    std::io::stdout().write_all(text.as_bytes())?;
-    Ok(ExitCode::SUCCESS)
 }

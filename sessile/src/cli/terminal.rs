@@ -7,6 +7,9 @@ use anyhow::Context as _;
 
 use crate::probe::table::Colour;
 
+/// 128 + SIGINT, as shells report an interrupted command.
+pub(super) const EXIT_INTERRUPTED: u8 = 130;
+
 /// Colours if the standard output is a terminal, unless `NO_COLOR` or `TERM=dumb` is set
 /// (<https://no-color.org>).
 pub(super) fn colour() -> Colour {

@@ -22,7 +22,7 @@ pub use settings::{Admin, Balance, Connection, Log, MAX_EARLY_DATA, Server, Sess
 pub use store::StoreUrl;
 
 /// The whole configuration of one process.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Config {
     pub server: Server,
     pub session: Session,
@@ -283,6 +283,12 @@ impl Config {
         self.server.state_dir.join(KEY_FILE)
     }
 
+    /// True if a listener has this role.
+    #[must_use]
+    pub fn has_role(&self, role: Role) -> bool {
+        self.listeners.iter().any(|listener| listener.role == role)
+    }
+
     /// All addresses that the process listens on.
     #[must_use]
     pub fn addresses(&self) -> Vec<SocketAddr> {
@@ -298,22 +304,9 @@ impl Config {
     }
 }
 
-impl Default for Config {
+impl Default for Key {
     fn default() -> Self {
-        let server = Server::default();
-        Self {
-            key: Key::File(server.state_dir.join(KEY_FILE)),
-            server,
-            session: Session::default(),
-            connection: Connection::default(),
-            tls: Tls::default(),
-            admin: Admin::default(),
-            log: Log::default(),
-            listeners: Vec::new(),
-            sites: Vec::new(),
-            upstreams: Vec::new(),
-            balance: Balance::default(),
-        }
+        Self::File(default_state_dir().join(KEY_FILE))
     }
 }
 

@@ -2,16 +2,18 @@
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{Access, access};
 use sessile_proto::Time;
 use sessile_proto::keys::FarmKey;
+use tempfile::NamedTempFile;
 use zeroize::Zeroizing;
 
 use super::format::{self, Malformed};
+use crate::state_file::{self, folder_of, make_folder, persist, sync_folder};
 
 /// Longest key file, in bytes. A longer file is not a key file.
 const MAX_LEN: u64 = 64 * 1024;
@@ -22,47 +24,60 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 /// Pause before the lock is tried again.
 const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
-/// Why a key file cannot be used. Each message names the file, and the remedy if there is one.
+/// Why a key file cannot be used. The message names the file, and the remedy if there is one.
 #[derive(Debug, thiserror::Error)]
-pub enum FileError {
+#[error("farm key {file}: {fault}", file = .path.display())]
+pub struct FileError {
+    pub path: PathBuf,
+    pub fault: FileFault,
+}
+
+impl FileError {
+    fn new(path: &Path, fault: impl Into<FileFault>) -> Self {
+        Self {
+            path: path.into(),
+            fault: fault.into(),
+        }
+    }
+}
+
+/// The problem with a key file.
+#[derive(Debug, thiserror::Error)]
+pub enum FileFault {
     #[error(
-        "farm key {file}: the file does not exist; run `sessile key new`, or copy the file from another server of \
-         the farm", file = .path.display()
+        "the file does not exist; run `sessile key new`, or copy the file from another server of \
+         the farm"
     )]
-    Missing { path: PathBuf },
+    Missing,
     #[error(
-        "farm key {file}: the file exists, and sessile never overwrites a key; choose another --file, or move \
-         this one away", file = .path.display()
+        "the file exists, and sessile never overwrites a key; choose another --file, or move \
+         this one away"
     )]
-    Exists { path: PathBuf },
-    #[error("farm key {file}: {source}", file = .path.display())]
-    Io { path: PathBuf, source: io::Error },
+    Exists,
+    #[error("{0}")]
+    Io(io::Error),
     #[error(
-        "farm key {file}: mode {mode:04o} lets other users read it; run `chmod 600 {file}`, and make a new key if \
+        "mode {mode:04o} lets other users read it; run `chmod 600 {file}`, and make a new key if \
          another user may have read it", file = .path.display()
     )]
     Readable { path: PathBuf, mode: u32 },
+    #[error("a file of {0} bytes is too long for a farm key; check the path")]
+    TooLong(u64),
+    #[error(transparent)]
+    Malformed(#[from] Malformed),
     #[error(
-        "farm key {file}: a file of {bytes} bytes is too long for a farm key; check the path", file = .path.display()
+        "this file has the route part only, which is for balancers; copy the \
+         whole key from a server"
     )]
-    TooLong { path: PathBuf, bytes: u64 },
-    #[error("farm key {file}: {source}", file = .path.display())]
-    Malformed { path: PathBuf, source: Malformed },
-    #[error(
-        "farm key {file}: this file has the route part only, which is for balancers; copy the \
-         whole key from a server", file = .path.display()
-    )]
-    RoutePart { path: PathBuf },
+    RoutePart,
 }
 
-/// Turns a system error into an error about this file.
-fn io_error(path: &Path) -> impl Fn(io::Error) -> FileError {
-    move |source| {
-        let path = path.into();
-        match source.kind() {
-            io::ErrorKind::NotFound => FileError::Missing { path },
-            io::ErrorKind::AlreadyExists => FileError::Exists { path },
-            _ => FileError::Io { path, source },
+impl From<io::Error> for FileFault {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::NotFound => Self::Missing,
+            io::ErrorKind::AlreadyExists => Self::Exists,
+            _ => Self::Io(error),
         }
     }
 }
@@ -71,35 +86,30 @@ fn io_error(path: &Path) -> impl Fn(io::Error) -> FileError {
 pub fn load(path: &Path) -> Result<FarmKey, FileError> {
     let key = load_any(path)?;
     if key.is_route_part() {
-        return Err(FileError::RoutePart { path: path.into() });
+        return Err(FileError::new(path, FileFault::RoutePart));
     }
     Ok(key)
 }
 
 /// Reads a key file, whole or the balancer's part. Refuses a file that is unsafe to use.
 pub fn load_any(path: &Path) -> Result<FarmKey, FileError> {
-    let io_error = io_error(path);
-    let file = File::open(path).map_err(&io_error)?;
-    let metadata = file.metadata().map_err(&io_error)?;
+    read(path).map_err(|fault| FileError::new(path, fault))
+}
+
+fn read(path: &Path) -> Result<FarmKey, FileFault> {
+    let file = File::open(path)?;
+    let metadata = file.metadata()?;
     if metadata.len() > MAX_LEN {
-        return Err(FileError::TooLong {
-            path: path.into(),
-            bytes: metadata.len(),
-        });
+        return Err(FileFault::TooLong(metadata.len()));
     }
     let mode = metadata.permissions().mode() & 0o7777;
     // On a read-only mount (a Kubernetes secret) the mode cannot be changed, so it is only a warning.
     if metadata.is_file() && mode & 0o077 != 0 && !is_on_read_only_mount(path) {
-        return Err(FileError::Readable {
-            path: path.into(),
-            mode,
-        });
+        let path = path.into();
+        return Err(FileFault::Readable { path, mode });
     }
-    let text = Zeroizing::new(io::read_to_string(file).map_err(&io_error)?);
-    format::parse(&text).map_err(|source| FileError::Malformed {
-        path: path.into(),
-        source,
-    })
+    let text = Zeroizing::new(io::read_to_string(file)?);
+    Ok(format::parse(&text)?)
 }
 
 fn is_on_read_only_mount(path: &Path) -> bool {
@@ -107,49 +117,30 @@ fn is_on_read_only_mount(path: &Path) -> bool {
         .is_ok_and(|fs| fs.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY))
 }
 
-/// Why a key file cannot be replaced, and therefore not be moved forward.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ReadOnlyReason {
-    /// The file is on a read-only mount. `open_to_others`: its mode lets other users read it.
-    ReadOnlyMount { open_to_others: bool },
-    /// This user may not write to the file's folder.
-    Folder,
-}
-
-impl std::fmt::Display for ReadOnlyReason {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::ReadOnlyMount {
-                open_to_others: true,
-            } => "it is on a read-only mount and its mode lets other users read it",
-            Self::ReadOnlyMount { .. } => "it is on a read-only mount",
-            Self::Folder => "this user cannot write to its folder",
-        })
-    }
-}
-
 /// The reason why the key file cannot be replaced, if a check without writing finds one.
-pub(super) fn read_only_reason(path: &Path) -> Option<ReadOnlyReason> {
+pub(super) fn read_only_reason(path: &Path) -> Option<&'static str> {
     if is_on_read_only_mount(path) {
         let mode = fs::metadata(path).map_or(0, |metadata| metadata.permissions().mode());
-        return Some(ReadOnlyReason::ReadOnlyMount {
-            open_to_others: mode & 0o077 != 0,
+        return Some(if mode & 0o077 != 0 {
+            "it is on a read-only mount and its mode lets other users read it"
+        } else {
+            "it is on a read-only mount"
         });
     }
-    access(folder_of(path), Access::WRITE_OK | Access::EXEC_OK)
-        .err()
-        .map(|_| ReadOnlyReason::Folder)
+    let folder = access(folder_of(path), Access::WRITE_OK | Access::EXEC_OK);
+    folder.err().map(|_| "this user cannot write to its folder")
 }
 
 /// Writes a new key file, and makes the folders above it. Fails if the file exists.
 pub(super) fn write_new(path: &Path, key: &FarmKey) -> Result<(), FileError> {
-    let io_error = io_error(path);
-    make_folder(folder_of(path)).map_err(&io_error)?;
-    let staged = stage(path, format::encode(key).as_bytes()).map_err(&io_error)?;
-    staged
-        .persist_noclobber(path)
-        .map_err(|error| io_error(error.error))?;
-    sync_folder(path).map_err(&io_error)
+    let write = || {
+        make_folder(folder_of(path))?;
+        let staged = stage(path, format::encode(key).as_bytes())?;
+        staged.as_file().sync_all()?;
+        staged.persist_noclobber(path)?;
+        sync_folder(path)
+    };
+    write().map_err(|fault| FileError::new(path, fault))
 }
 
 /// Reads a key file again under a lock, changes it and replaces it. Returns the key in the file.
@@ -159,21 +150,20 @@ pub(super) fn update<E: From<FileError>>(
     path: &Path,
     change: impl FnOnce(&mut FarmKey) -> Result<bool, E>,
 ) -> Result<FarmKey, E> {
-    let io_error = io_error(path);
-    let _lock = lock(path).map_err(&io_error)?;
+    let _lock = lock(path).map_err(|fault| FileError::new(path, fault))?;
     let mut key = load(path)?;
-    if !change(&mut key)? {
-        return Ok(key);
+    if change(&mut key)? {
+        replace(path, &key).map_err(|fault| FileError::new(path, fault))?;
     }
-    let owner = fs::metadata(path).map_err(&io_error)?;
-    let staged = stage(path, format::encode(&key).as_bytes()).map_err(&io_error)?;
+    Ok(key)
+}
+
+fn replace(path: &Path, key: &FarmKey) -> io::Result<()> {
+    let owner = fs::metadata(path)?;
+    let staged = stage(path, format::encode(key).as_bytes())?;
     // A file that root rewrites must keep its owner. For other users this fails, and they are the owner.
     let _ = fchown(staged.as_file(), Some(owner.uid()), Some(owner.gid()));
-    staged
-        .persist(path)
-        .map_err(|error| io_error(error.error))?;
-    sync_folder(path).map_err(&io_error)?;
-    Ok(key)
+    persist(staged, path)
 }
 
 /// Writes the balancer's part of a key to a file.
@@ -189,31 +179,17 @@ pub fn write_route_part(path: &Path, key: &FarmKey, now: Time) -> Result<(), Fil
 /// # Errors
 /// If the file cannot be written, or holds a farm key: a farm key is never overwritten.
 pub fn write_secret(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
-    let io_error = io_error(path);
     let head = format::HEAD.as_bytes();
     let mut start = vec![0; head.len()];
     let is_farm_key = File::open(path)
         .and_then(|mut file| io::Read::read_exact(&mut file, &mut start))
         .is_ok_and(|()| start == head);
     if is_farm_key {
-        return Err(FileError::Exists { path: path.into() });
+        return Err(FileError::new(path, FileFault::Exists));
     }
-    let staged = stage(path, bytes).map_err(&io_error)?;
-    staged
-        .persist(path)
-        .map_err(|error| io_error(error.error))?;
-    sync_folder(path).map_err(&io_error)
-}
-
-/// Makes a folder that only its owner can open, and the folders above it.
-///
-/// # Errors
-/// If the system refuses to make a folder.
-pub fn make_folder(folder: &Path) -> io::Result<()> {
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(folder)
+    stage(path, bytes)
+        .and_then(|staged| persist(staged, path))
+        .map_err(|fault| FileError::new(path, fault))
 }
 
 /// Locks the key file until the result is dropped.
@@ -254,25 +230,11 @@ fn lock(path: &Path) -> io::Result<File> {
     }
 }
 
-/// Writes a temporary file in the same folder and syncs it, ready to replace the file at `path`.
-fn stage(path: &Path, bytes: &[u8]) -> io::Result<tempfile::NamedTempFile> {
-    let mut staged = tempfile::Builder::new()
-        .prefix(".farm-key-")
-        .permissions(fs::Permissions::from_mode(0o600))
-        .tempfile_in(folder_of(path))?;
+/// Writes a temporary file in the same folder, which can replace the file at `path`.
+fn stage(path: &Path, bytes: &[u8]) -> io::Result<NamedTempFile> {
+    let mut staged = state_file::stage(path, ".farm-key-")?;
     staged.write_all(bytes)?;
-    staged.as_file().sync_all()?;
     Ok(staged)
-}
-
-fn sync_folder(path: &Path) -> io::Result<()> {
-    File::open(folder_of(path))?.sync_all()
-}
-
-fn folder_of(path: &Path) -> &Path {
-    path.parent()
-        .filter(|folder| !folder.as_os_str().is_empty())
-        .unwrap_or(Path::new("."))
 }
 
 #[cfg(test)]
@@ -308,7 +270,7 @@ mod tests {
             write_new(&path, &key()).unwrap_err(),
             write_secret(&path, b"export").unwrap_err(),
         ] {
-            assert!(matches!(error, FileError::Exists { .. }), "{error}");
+            assert!(matches!(error.fault, FileFault::Exists), "{error}");
         }
         let export = folder.path().join("tickets");
         write_secret(&export, b"one").unwrap();
@@ -321,7 +283,10 @@ mod tests {
         let (_folder, path) = written();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
         let error = load(&path).err().unwrap();
-        assert!(matches!(error, FileError::Readable { mode: 0o644, .. }));
+        assert!(matches!(
+            error.fault,
+            FileFault::Readable { mode: 0o644, .. }
+        ));
     }
 
     #[test]

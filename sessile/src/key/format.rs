@@ -66,13 +66,9 @@ struct Written {
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 struct WrittenGeneration {
     number: u8,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     activates: Option<u64>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     ends: Option<u64>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     ticket_epoch: Option<u64>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     ticket_secret: Option<Zeroizing<String>>,
     route_day: u64,
     route_secret: Zeroizing<String>,

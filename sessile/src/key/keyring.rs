@@ -11,7 +11,7 @@ use sessile_proto::keys::clock_trust::{ClockTrust, Evidence, Moment, Permit, Ske
 use sessile_proto::keys::{Chain, FarmKey, Generation, GenerationStatus, Schedule};
 
 use super::edit::fresh;
-use super::{FileError, KeyError, file, kernel, warning, warnings};
+use super::{FileFault, KeyError, file, kernel, warning, warnings};
 use crate::clock;
 use crate::config;
 use crate::locks::{locked, read_locked, write_locked};
@@ -92,7 +92,9 @@ impl Keyring {
                     log_warnings(path, &key, clock::now());
                     Self::new(key, Origin::Loaded(path.clone()))
                 }
-                Err(FileError::Missing { .. }) => Self::make(path, lifetime),
+                Err(error) if matches!(error.fault, FileFault::Missing) => {
+                    Self::make(path, lifetime)
+                }
                 Err(error) => Err(error.into()),
             },
         }
@@ -107,7 +109,7 @@ impl Keyring {
         match file::write_new(path, &fresh(lifetime)?) {
             // Read the file again: another process may have replaced it since.
             Ok(()) => Self::new(file::load(path)?, Origin::Made(path.to_owned())),
-            Err(FileError::Exists { .. }) => {
+            Err(error) if matches!(error.fault, FileFault::Exists) => {
                 Self::new(file::load(path)?, Origin::Loaded(path.to_owned()))
             }
             Err(error) => Err(error.into()),
@@ -174,15 +176,6 @@ impl Keyring {
         let key = file::load(path)?;
         log_warnings(path, &key, now);
         self.shared.replace_key(path, key, now)
-    }
-}
-
-impl std::fmt::Debug for Keyring {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Keyring")
-            .field("origin", &self.shared.origin)
-            .field("scope", &self.shared.scope)
-            .finish_non_exhaustive()
     }
 }
 

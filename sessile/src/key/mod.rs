@@ -10,14 +10,12 @@ mod route_keyring;
 mod warning;
 
 pub use edit::{DEFAULT_MAX_LIFETIME, DEFAULT_ROTATE, Rotation, create, rotate};
-pub use file::{
-    FileError, ReadOnlyReason, load, load_any, make_folder, write_route_part, write_secret,
-};
+pub use file::{FileError, FileFault, load, load_any, write_route_part, write_secret};
 pub use format::Malformed;
 pub use keyring::{Keyring, Origin, Reloaded};
 pub use number::{Clash, clashes, number, server_number};
 pub use route_keyring::RouteKeyring;
-pub use warning::{KeyWarning, warnings};
+pub use warning::warnings;
 
 use std::path::PathBuf;
 

@@ -68,12 +68,6 @@ impl RouteKeyring {
     }
 }
 
-impl std::fmt::Debug for RouteKeyring {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("RouteKeyring").finish_non_exhaustive()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use sessile_proto::ticket::{self, Class, Issuer};

@@ -8,68 +8,42 @@ use sessile_proto::Time;
 use sessile_proto::keys::FarmKey;
 use sessile_proto::keys::clock_trust::Skew;
 
-use super::file::{self, ReadOnlyReason};
+use super::file;
 
-/// A disadvantage of a key file that can be used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum KeyWarning {
-    /// The file cannot be moved forward.
-    ReadOnly(ReadOnlyReason),
-    /// The key stands further back than any live session needs.
-    Behind(Duration),
-    /// The key begins after the present time.
-    Ahead(Duration),
-    /// The clock that made or moved the key was ahead of this one.
-    ClockBehind(Duration),
-}
-
-impl fmt::Display for KeyWarning {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::ReadOnly(reason) => write!(
-                f,
-                "no forward secrecy: the key cannot be moved forward, because {reason}; a thief of the file can \
-                 decrypt everything sealed since the key was made"
-            ),
-            Self::Behind(span) => write!(
-                f,
-                "the key can open tickets from {} before the oldest live session: its servers were down, or the file \
-                 is an old copy; replace it by a server's copy",
-                in_words(*span)
-            ),
-            Self::Ahead(span) => write!(
-                f,
-                "the key begins {} in the future, and no ticket is sealed until then: this clock is wrong, or the \
-                 clock that made the key was",
-                in_words(*span)
-            ),
-            Self::ClockBehind(span) => write!(
-                f,
-                "the key was made, or moved forward, by a clock that is {} ahead of this one: one of them is wrong",
-                in_words(*span)
-            ),
-        }
-    }
-}
-
-/// The warnings about a key that was read from `path`.
+/// The disadvantages of a key that was read from `path` and can be used.
 #[must_use]
-pub fn warnings(path: &Path, key: &FarmKey, now: Time) -> Vec<KeyWarning> {
+pub fn warnings(path: &Path, key: &FarmKey, now: Time) -> Vec<String> {
     let mut warnings = Vec::new();
     // A balancer never moves its part of the key forward.
     if !key.is_route_part() {
-        warnings.extend(file::read_only_reason(path).map(KeyWarning::ReadOnly));
+        if let Some(reason) = file::read_only_reason(path) {
+            warnings.push(format!(
+                "no forward secrecy: the key cannot be moved forward, because {reason}; a thief of the file can \
+                 decrypt everything sealed since the key was made"
+            ));
+        }
         // A key that was just made may need some time to reach the servers.
         let lag = key.lag(now);
         if lag > key.max_lifetime.max(key.rotate) {
-            warnings.push(KeyWarning::Behind(lag));
+            warnings.push(format!(
+                "the key can open tickets from {} before the oldest live session: its servers were down, or the file \
+                 is an old copy; replace it by a server's copy",
+                in_words(lag)
+            ));
         }
     }
     let lead = key.lead(now);
-    if lead.is_zero() {
-        warnings.extend(key.clock_behind(now).map(KeyWarning::ClockBehind));
-    } else {
-        warnings.push(KeyWarning::Ahead(lead));
+    if !lead.is_zero() {
+        warnings.push(format!(
+            "the key begins {} in the future, and no ticket is sealed until then: this clock is wrong, or the \
+             clock that made the key was",
+            in_words(lead)
+        ));
+    } else if let Some(span) = key.clock_behind(now) {
+        warnings.push(format!(
+            "the key was made, or moved forward, by a clock that is {} ahead of this one: one of them is wrong",
+            in_words(span)
+        ));
     }
     warnings
 }

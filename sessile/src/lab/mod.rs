@@ -11,7 +11,8 @@ use std::io;
 
 use crate::balance;
 use crate::client::{self, SetupError};
-use crate::config::reg::{Ignored, RegError};
+use crate::config::file::Problem;
+use crate::config::reg::Ignored;
 use crate::farm::AuthorityError;
 use crate::key::KeyError;
 use crate::serve;
@@ -56,7 +57,7 @@ pub enum LabError {
     TooSlow(&'static str),
     /// A scenario's registry text cannot be parsed. This is a fault of sessile.
     #[error("the registry text of a scenario is wrong: {0}")]
-    Registry(#[from] RegError),
+    Registry(#[from] Problem),
     /// A scenario's registry text has an unknown entry. This is a fault of sessile.
     #[error("the registry text of a scenario is wrong: {0}")]
     Ignored(Ignored),

@@ -13,6 +13,7 @@ use super::edit::{self, EditError};
 use crate::config::Config;
 use crate::config::file::{LoadError, parse, read};
 use crate::config::settings::{Setting, Value};
+use crate::state_file::{folder_of, sync_folder};
 
 /// Most backups in one second. The limit ends the search for a free name.
 const MAX_BACKUPS_A_SECOND: u32 = 1000;
@@ -132,13 +133,14 @@ impl SettingsFile {
         if !self.exists() {
             let made = self.write_beside(text)?.persist_noclobber(&self.real);
             made.map_err(|error| failure(&self.real, "made", error.error))?;
-            self.sync_folder();
+            // The file is there, even if the folder cannot be synced.
+            let _ = sync_folder(&self.real);
             return Ok(Change::Made);
         }
         let backup = self.backup(now)?;
         let replaced = self.write_beside(text)?.persist(&self.real);
         replaced.map_err(|error| failure(&self.real, "replaced", error.error))?;
-        self.sync_folder();
+        let _ = sync_folder(&self.real);
         Ok(Change::Replaced { backup })
     }
 
@@ -161,7 +163,7 @@ impl SettingsFile {
             let path = PathBuf::from(name);
             match copy.persist_noclobber(&path) {
                 Ok(_) => {
-                    self.sync_folder();
+                    let _ = sync_folder(&self.real);
                     return Ok(path);
                 }
                 Err(taken) if taken.error.kind() == io::ErrorKind::AlreadyExists => {
@@ -234,14 +236,6 @@ impl SettingsFile {
         beside.as_file().sync_all().map_err(failed)?;
         Ok(beside)
     }
-
-    /// Makes a rename durable. The change is already made, so an error of the file system is not a
-    /// failure.
-    fn sync_folder(&self) {
-        if let Ok(folder) = File::open(folder_of(&self.real)) {
-            let _ = folder.sync_all();
-        }
-    }
 }
 
 fn failure(path: &Path, what: &'static str, source: io::Error) -> Error {
@@ -249,13 +243,6 @@ fn failure(path: &Path, what: &'static str, source: io::Error) -> Error {
         path: path.to_owned(),
         what,
         source,
-    }
-}
-
-fn folder_of(path: &Path) -> &Path {
-    match path.parent() {
-        Some(folder) if folder != Path::new("") => folder,
-        _ => Path::new("."),
     }
 }
 

@@ -5,7 +5,8 @@ use std::time::SystemTime;
 use super::file::{Change, Error, SettingsFile};
 use super::{edit, without_password};
 use crate::config::Config;
-use crate::config::reg::{self, Ignored, RegError, RegFile, Report, Why};
+use crate::config::file::Problem;
+use crate::config::reg::{self, Ignored, RegFile, Report, Why};
 use crate::config::settings::{Setting, all};
 
 /// The result of an import.
@@ -22,7 +23,7 @@ pub struct Import {
 pub enum ImportError {
     /// The bytes are not a registry export.
     #[error(transparent)]
-    NotAnExport(#[from] RegError),
+    NotAnExport(#[from] Problem),
     /// A setting cannot have the value.
     #[error("{0}")]
     Unsuitable(Ignored),

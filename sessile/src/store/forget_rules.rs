@@ -5,7 +5,7 @@
 
 use std::io::{self, Write as _};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
 
 use sessile_proto::keys::{Purpose, Schedule};
 use sessile_proto::sealed;
@@ -14,7 +14,7 @@ use sessile_proto::verdict::Reason;
 
 use crate::config::Server;
 use crate::key::{Keyring, Origin};
-use crate::locks::locked;
+use crate::locks::{locked, read_locked, write_locked};
 use crate::state_file::{self, TakeError};
 
 /// Longest file, in bytes. The largest possible set of rules takes less than 5 KiB.
@@ -26,12 +26,12 @@ pub(super) struct KnownForgetRules(RwLock<Arc<ForgetRules>>);
 impl KnownForgetRules {
     /// The rules that a handshake applies.
     pub(super) fn known(&self) -> Arc<ForgetRules> {
-        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&read_locked(&self.0))
     }
 
     /// Adds rules. Returns true if there was a new rule.
     pub(super) fn learn(&self, rules: &ForgetRules) -> bool {
-        let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut known = write_locked(&self.0);
         let mut all = ForgetRules::clone(&known);
         all.merge(rules);
         let is_new = all != **known;
@@ -95,7 +95,7 @@ impl ForgetRulesFile {
             );
             ForgetRules::default()
         });
-        self.saved().clone_from(&rules);
+        locked(&self.saved).clone_from(&rules);
         rules
     }
 
@@ -116,7 +116,7 @@ impl ForgetRulesFile {
 
     /// Adds rules to the file, if they are not in it. Waits for the disk.
     pub(super) fn save(&self, schedule: &Schedule, rules: &ForgetRules) {
-        let mut saved = self.saved();
+        let mut saved = locked(&self.saved);
         if saved.covers(rules) {
             return;
         }
@@ -139,10 +139,6 @@ impl ForgetRulesFile {
         let sealed = sealed::seal(schedule, Purpose::Snapshot, salt, seal_id, &clear)
             .ok_or(ForgetRulesFileError::NoKey)?;
         state_file::replace(&self.path, |file| Ok(file.write_all(&sealed)?))
-    }
-
-    fn saved(&self) -> std::sync::MutexGuard<'_, ForgetRules> {
-        locked(&self.saved)
     }
 }
 

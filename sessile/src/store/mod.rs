@@ -1,15 +1,15 @@
 //! Where sessions live: the session table of this process and, if configured, a store that servers share.
 //!
 //! A handshake waits for the shared store for a limited time, and never blocks its thread. The modules below import
-//! nothing from here; `redis` imports `wait_budget` and `forget_rules`.
+//! nothing from here; `redis` imports `context` and `forget_rules`.
 
+mod context;
 mod forget_rules;
 mod redis;
 pub mod snapshot;
-mod wait_budget;
 
+pub use self::context::StoreContext;
 pub use self::redis::{ForgetError, StoreError, forget};
-pub use self::wait_budget::WaitBudget;
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -95,10 +95,8 @@ impl Store {
     pub fn worker(&self) -> WorkerStore {
         let connect = |remote: &Arc<RemoteStore>| Rc::new(WorkerConnection::new(remote.clone()));
         WorkerStore {
-            table: Arc::clone(&self.table),
+            store: self.clone(),
             connection: self.remote.as_ref().map(connect),
-            rules: Arc::clone(&self.rules),
-            others_may_remove: self.others_may_remove,
         }
     }
 
@@ -152,10 +150,8 @@ impl Store {
 /// The session store of one worker thread.
 #[derive(Clone)]
 pub struct WorkerStore {
-    table: Arc<ShardedTable>,
+    store: Store,
     connection: Option<Rc<WorkerConnection>>,
-    rules: Arc<KnownForgetRules>,
-    others_may_remove: bool,
 }
 
 impl WorkerStore {
@@ -171,7 +167,7 @@ impl WorkerStore {
     /// True if sessions can be stored.
     #[must_use]
     pub fn is_enabled(&self) -> bool {
-        !self.table.disabled()
+        !self.store.table.disabled()
     }
 
     /// True if sessions are stored for other servers too.
@@ -183,32 +179,35 @@ impl WorkerStore {
     /// The forget rules that this server knows.
     #[must_use]
     pub fn forget_rules(&self) -> Arc<ForgetRules> {
-        self.rules.known()
+        self.store.rules.known()
     }
 
-    /// How long a handshake that begins now may wait for the store.
+    /// A handshake that begins now, and its keys.
     #[must_use]
-    pub fn wait_budget(&self) -> WaitBudget {
+    pub fn context(&self, schedule: Arc<Schedule>, now: Time) -> StoreContext {
         let connection = self.connection.as_ref();
-        WaitBudget::new(connection.map_or(Duration::ZERO, |connection| connection.timeout()))
+        StoreContext {
+            schedule,
+            now,
+            budget: connection.map_or(Duration::ZERO, |connection| connection.timeout()),
+        }
     }
 
     /// Looks up sessions and leaves them in the store. Returns their envelopes, or why there are none.
     pub async fn find(
         &self,
         keys: Vec<StoreKey>,
-        schedule: &Schedule,
-        now: Time,
-        budget: &mut WaitBudget,
+        context: &mut StoreContext,
     ) -> Vec<(StoreKey, Result<Vec<u8>, Reason>)> {
-        self.table.apply_revocations(schedule.revocations());
+        self.store
+            .table
+            .apply_revocations(context.schedule.revocations());
         let mut found: Vec<_> = keys
             .into_iter()
-            .map(|key| (key, self.find_in_table(&key, now)))
+            .map(|key| (key, self.find_in_table(&key, context.now)))
             .collect();
         if let Some(connection) = &self.connection {
-            self.find_in_store(connection, &mut found, schedule, now, budget)
-                .await;
+            self.find_in_store(connection, &mut found, context).await;
         }
         found
     }
@@ -217,7 +216,7 @@ impl WorkerStore {
         if key.is_single_use() {
             return Err(Reason::Unknown);
         }
-        match self.table.get(key.as_bytes(), now) {
+        match self.store.table.get(key.as_bytes(), now) {
             Lookup::Found(envelope) => Ok(envelope),
             Lookup::Gone(gone) => Err(gone.into()),
             Lookup::Unknown => Err(Reason::Unknown),
@@ -230,9 +229,7 @@ impl WorkerStore {
         &self,
         connection: &WorkerConnection,
         found: &mut [(StoreKey, Result<Vec<u8>, Reason>)],
-        schedule: &Schedule,
-        now: Time,
-        budget: &mut WaitBudget,
+        context: &mut StoreContext,
     ) {
         let (keys, results): (Vec<StoreKey>, Vec<_>) = found
             .iter_mut()
@@ -242,11 +239,11 @@ impl WorkerStore {
         if keys.is_empty() {
             return;
         }
-        let lookups = connection.fetch(&keys, schedule, budget).await;
+        let lookups = connection.fetch(&keys, context).await;
         for ((key, result), lookup) in keys.iter().zip(results).zip(lookups) {
             match lookup {
                 StoreLookup::Found(envelope) => {
-                    *result = self.accept_from_store(key, envelope, schedule, now);
+                    *result = self.accept_from_store(key, envelope, context);
                 }
                 StoreLookup::Removed(gone) => {
                     self.remove_from_table(key, gone);
@@ -261,7 +258,7 @@ impl WorkerStore {
 
     fn must_ask_store(&self, table_result: &Result<Vec<u8>, Reason>) -> bool {
         match table_result {
-            Ok(_) => self.others_may_remove,
+            Ok(_) => self.store.others_may_remove,
             Err(reason) => matches!(reason, Reason::Unknown | Reason::Evicted),
         }
     }
@@ -271,16 +268,15 @@ impl WorkerStore {
         &self,
         key: &StoreKey,
         envelope: Vec<u8>,
-        schedule: &Schedule,
-        now: Time,
+        context: &StoreContext,
     ) -> Result<Vec<u8>, Reason> {
         let session = Envelope::decode(&envelope)?;
         // The store's clock is another one, and counts from the time when the store got the session.
-        if now >= session.expires {
+        if context.now >= session.expires {
             return Err(Reason::Expired);
         }
-        if !self.others_may_remove && !key.is_single_use() {
-            self.insert_into_table(key, &envelope, session.established, schedule, now);
+        if !self.store.others_may_remove && !key.is_single_use() {
+            self.insert_into_table(key, &envelope, session.established, context);
         }
         Ok(envelope)
     }
@@ -291,13 +287,17 @@ impl WorkerStore {
         key: &StoreKey,
         envelope: &[u8],
         established: Time,
-        schedule: &Schedule,
-        now: Time,
+        context: &StoreContext,
     ) {
-        self.table
-            .insert(key.as_bytes(), envelope, established, now);
+        self.store
+            .table
+            .insert(key.as_bytes(), envelope, established, context.now);
         // After the insertion, so that a revocation at the same time cannot miss the session.
-        if !self.table.apply_revocations(schedule.revocations()) {
+        if !self
+            .store
+            .table
+            .apply_revocations(context.schedule.revocations())
+        {
             self.remove_from_table(key, Gone::Revoked);
         }
     }
@@ -311,22 +311,16 @@ impl WorkerStore {
     }
 
     /// Takes a single-use session out of the store, so that no server gets it again.
-    pub async fn consume(
-        &self,
-        key: &StoreKey,
-        schedule: &Schedule,
-        now: Time,
-        budget: &mut WaitBudget,
-    ) -> Consumed {
+    pub async fn consume(&self, key: &StoreKey, context: &mut StoreContext) -> Consumed {
         let Some(connection) = &self.connection else {
             return Consumed {
                 session: Err(Reason::CacheDisabled),
                 is_certain: false,
             };
         };
-        let consumed = connection.consume(key, schedule, budget).await;
+        let consumed = connection.consume(key, context).await;
         let session = match consumed.lookup {
-            StoreLookup::Found(envelope) => self.accept_from_store(key, envelope, schedule, now),
+            StoreLookup::Found(envelope) => self.accept_from_store(key, envelope, context),
             StoreLookup::Removed(gone) => Err(gone.into()),
             StoreLookup::Missing => Err(Reason::Unknown),
             StoreLookup::Unusable(reason) => Err(reason),
@@ -344,27 +338,23 @@ impl WorkerStore {
         &self,
         new_sessions: Vec<NewSession>,
         consumed: Option<StoreKey>,
-        schedule: &Schedule,
-        now: Time,
-        budget: &mut WaitBudget,
+        context: &mut StoreContext,
     ) {
         for new in new_sessions.iter().filter(|new| !new.key.is_single_use()) {
-            self.insert_into_table(&new.key, &new.envelope, new.established, schedule, now);
+            self.insert_into_table(&new.key, &new.envelope, new.established, context);
         }
         if new_sessions.is_empty() && consumed.is_none() {
             return;
         }
         if let Some(connection) = &self.connection {
-            connection
-                .put(&new_sessions, consumed, schedule, now, budget)
-                .await;
+            connection.put(&new_sessions, consumed, context).await;
         }
     }
 
     /// Removes a session from the table of this process only.
     pub fn remove_from_table(&self, key: &StoreKey, why: Gone) {
         if !key.is_single_use() {
-            self.table.remove(key.as_bytes(), why);
+            self.store.table.remove(key.as_bytes(), why);
         }
     }
 

@@ -72,8 +72,9 @@ pub async fn accept(
             return Err(illegal.into());
         }
     };
-    let mut budget = template.sessions.store.wait_budget();
-    let resumption = HandshakeSessions::fetch(hello, template, now, &mut budget).await;
+    let sessions = Rc::clone(&template.sessions);
+    let mut context = sessions.store.context(sessions.keys.schedule(now), now);
+    let resumption = HandshakeSessions::fetch(hello, template, &mut context).await;
     let resumption = Arc::new(resumption);
     let mut tls = new_connection(template, &resumption, max_fragment_size)?;
     if let EarlyDataPlan::Granted(_) = resumption.early_data_plan() {
@@ -87,9 +88,8 @@ pub async fn accept(
     }
     let mut handshaking = Handshaking {
         resumption,
-        sessions: Rc::clone(&template.sessions),
-        now,
-        budget,
+        sessions,
+        context,
         max_fragment_size,
     };
     loop {

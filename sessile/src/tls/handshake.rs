@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::ServerConnection;
-use sessile_proto::Time;
 use sessile_proto::hello::IllegalRecordLimit;
 use sessile_proto::resumption::StoreKey;
 use tokio::io::AsyncWriteExt;
@@ -17,7 +16,7 @@ use super::io::write_tls;
 use super::resumption::HandshakeSessions;
 use super::sessions::Sessions;
 use super::{closing, record_size};
-use crate::store::WaitBudget;
+use crate::store::StoreContext;
 
 /// How long a handshake may take after the ClientHello.
 pub const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
@@ -69,9 +68,7 @@ impl From<io::Error> for AcceptError {
 pub(super) struct Handshaking {
     pub(super) resumption: Arc<HandshakeSessions>,
     pub(super) sessions: Rc<Sessions>,
-    pub(super) now: Time,
-    /// How long the handshake may still wait for the store.
-    pub(super) budget: WaitBudget,
+    pub(super) context: StoreContext,
     /// As in [`rustls::ServerConfig`]; `None` if the client sets no limit.
     pub(super) max_fragment_size: Option<usize>,
 }
@@ -123,12 +120,8 @@ impl Handshaking {
         } else {
             None
         };
-        let schedule = self.resumption.schedule();
-        let budget = &mut self.budget;
-        self.sessions
-            .store
-            .put(new_sessions, consumed, schedule, self.now, budget)
-            .await;
+        let store = &self.sessions.store;
+        store.put(new_sessions, consumed, &mut self.context).await;
     }
 
     /// The stored sessions that belong to the connection. Call this after the handshake.

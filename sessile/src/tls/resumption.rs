@@ -9,7 +9,6 @@ use rustls::server::{ClientHello as RustlsHello, ProducesTickets, ResolvesServer
 use rustls::sign::CertifiedKey;
 use sessile_proto::Time;
 use sessile_proto::hello::ClientHello;
-use sessile_proto::keys::Schedule;
 use sessile_proto::resumption::{
     self, Decision, EarlyDataPlan, EarlyDataRequest, EarlyDataTerms, Inputs, NewSession, Offers,
     Progress, Resumption, StoreKey,
@@ -21,14 +20,13 @@ use super::client_auth::ClientVerifier;
 use super::early_data;
 use super::template::Template;
 use crate::locks::locked;
-use crate::store::WaitBudget;
+use crate::store::StoreContext;
 
 /// The session storage, ticketer and certificate resolver of one handshake.
 pub(super) struct HandshakeSessions {
     /// `None` if the site asks no client for a certificate.
     client_verifier: Option<Arc<ClientVerifier>>,
     certificates: Arc<CertificateSet>,
-    schedule: Arc<Schedule>,
     now: Time,
     resumption: Mutex<Resumption>,
 }
@@ -38,12 +36,11 @@ impl HandshakeSessions {
     pub(super) async fn fetch(
         hello: &ClientHello<'_>,
         template: &Template,
-        now: Time,
-        budget: &mut WaitBudget,
+        context: &mut StoreContext,
     ) -> Self {
-        let sessions = &*template.sessions;
-        let store = &sessions.store;
-        let schedule = sessions.keys.schedule(now);
+        let store = &template.sessions.store;
+        let schedule = Arc::clone(&context.schedule);
+        let now = context.now;
         let policy = template.policy;
         let mut named = resumption::stored_sessions(hello, &schedule, store.is_shared());
 
@@ -62,7 +59,7 @@ impl HandshakeSessions {
                 key,
                 obfuscated_age,
             } => {
-                let result = store.consume(&key, &schedule, now, budget).await;
+                let result = store.consume(&key, context).await;
                 let session = early_data::consumed_session(&result);
                 consumed = Some((key, result.session));
                 EarlyDataPlan::after_consume(key, obfuscated_age, session, terms)
@@ -75,7 +72,7 @@ impl HandshakeSessions {
             Some((key, Err(_))) => named.retain(|named| named != key),
             None => {}
         }
-        let mut fetched = store.find(named, &schedule, now, budget).await;
+        let mut fetched = store.find(named, context).await;
         let consumed_key = consumed.as_ref().map(|(key, _)| *key);
         fetched.extend(consumed);
 
@@ -86,14 +83,13 @@ impl HandshakeSessions {
             early_data,
             consumed: consumed_key,
             can_store_single_use,
-            schedule: Arc::clone(&schedule),
+            schedule,
             forgotten: store.forget_rules(),
             now,
         };
         Self {
             client_verifier: template.client_verifier.clone(),
             certificates: Arc::clone(&template.certificates),
-            schedule,
             now,
             resumption: Mutex::new(Resumption::new(inputs)),
         }
@@ -113,11 +109,6 @@ impl HandshakeSessions {
             Some(HandshakeKind::Resumed) => Progress::Resumed,
         };
         self.lock().observe(progress, suite);
-    }
-
-    /// The key schedule at the start of the handshake.
-    pub(super) fn schedule(&self) -> &Schedule {
-        &self.schedule
     }
 
     /// Takes the sessions that must be stored before the next flight is sent.

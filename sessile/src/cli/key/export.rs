@@ -12,7 +12,8 @@ use sessile_proto::Time;
 use sessile_proto::keys::{ExportedKey, ExportedKeys, FarmKey};
 use zeroize::Zeroizing;
 
-use crate::key;
+use super::print;
+use crate::{key, state_file};
 
 const EXAMPLES: &str = r"Examples:
   sessile key export --route --output route.key
@@ -53,7 +54,7 @@ pub(super) fn run(path: &Path, args: &Args, now: Time) -> anyhow::Result<ExitCod
     let Some(format) = args.format else {
         let key = key::load_any(path)?;
         key::write_route_part(output, &key, now)?;
-        return super::print(&format!(
+        return print(&format!(
             "{} is for balancers: it names the server that made a ticket, but cannot open tickets.\n",
             output.display()
         ));
@@ -83,7 +84,7 @@ pub(super) fn run(path: &Path, args: &Args, now: Time) -> anyhow::Result<ExitCod
             )
         }
     };
-    super::print(&format!(
+    print(&format!(
         "{said}Export again, and reload the server, after {}.\n",
         super::rfc3339(until)
     ))
@@ -92,7 +93,7 @@ pub(super) fn run(path: &Path, args: &Args, now: Time) -> anyhow::Result<ExitCod
 /// Writes one file for each key and a list of the files. Returns the folder as nginx must name it.
 fn nginx(folder: &Path, keys: &ExportedKeys, key: &FarmKey) -> anyhow::Result<String> {
     let folder_name = || format!("{}", folder.display());
-    key::make_folder(folder).with_context(folder_name)?;
+    state_file::make_folder(folder).with_context(folder_name)?;
     let folder = fs::canonicalize(folder).with_context(folder_name)?;
     let mut list = format!(
         "# Written by `sessile key export` for farm {:?}: the first key seals, all of them open.\n",

@@ -4,19 +4,19 @@ mod export;
 mod show;
 
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use clap::Subcommand;
 use sessile_proto::Time;
 use sessile_proto::keys::CannotRotate;
 
+use super::print;
 use crate::clock::{self, rfc3339};
 use crate::config;
-use crate::key::{self, KeyError, Rotation};
+use crate::key::{self, FileFault, KeyError, Rotation};
 
 /// The exit code of a check that finds a fault.
 const FAULTY: u8 = 2;
@@ -241,7 +241,7 @@ fn with_remedy(error: KeyError, path: &Path) -> anyhow::Error {
             }
             _ => return error.into(),
         },
-        KeyError::File(key::FileError::Missing { .. }) => {
+        KeyError::File(error) if matches!(error.fault, FileFault::Missing) => {
             format!("`sessile key new --file {}` makes one", path.display())
         }
         _ => return error.into(),
@@ -277,11 +277,4 @@ fn check(path: &Path, now: Time) -> anyhow::Result<ExitCode> {
         crate::check::counted(warnings.len(), "warning"),
     )?;
     print(&out)
-}
-
-fn print(text: &str) -> anyhow::Result<ExitCode> {
-    std::io::stdout()
-        .write_all(text.as_bytes())
-        .context("the standard output")?;
-    Ok(ExitCode::SUCCESS)
 }

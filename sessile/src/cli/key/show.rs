@@ -2,7 +2,6 @@
 //!
 //! Two servers have the same key if they show the same fingerprint for the same epoch.
 
-use std::fmt::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -10,7 +9,7 @@ use serde::Serialize;
 use sessile_proto::Time;
 use sessile_proto::keys::{Chain, FarmKey, Generation, GenerationStatus, ROUTE_STEP};
 
-use super::rfc3339;
+use super::{print, rfc3339};
 use crate::key;
 
 /// The output of `sessile key show --json`. Fields may be added, but never renamed or removed.
@@ -53,70 +52,64 @@ pub(super) fn run(path: &Path, json: bool, now: Time) -> anyhow::Result<ExitCode
     let output = if json {
         format!("{:#}\n", serde_json::to_value(&shown)?)
     } else {
-        shown.text()?
+        shown.text()
     };
-    super::print(&output)
+    print(&output)
 }
 
 impl<'a> Shown<'a> {
     fn of(key: &'a FarmKey, path: &Path, now: Time) -> Self {
+        let part = if key.is_route_part() {
+            "route"
+        } else {
+            "whole"
+        };
+        let generations = key.generations.iter();
         Self {
             file: path.display().to_string(),
-            part: if key.is_route_part() {
-                "route"
-            } else {
-                "whole"
-            },
+            part,
             scope: &key.scope,
             rotate_seconds: key.rotate.as_secs(),
             max_lifetime_seconds: key.max_lifetime.as_secs(),
             epoch: key.epoch(now),
             day: now.unix_secs() / ROUTE_STEP,
-            generations: key
-                .generations
-                .iter()
+            generations: generations
                 .map(|generation| ShownGeneration::of(key, generation, now))
                 .collect(),
         }
     }
 
-    fn text(&self) -> Result<String, std::fmt::Error> {
-        let mut out = String::new();
-        writeln!(out, "{}", self.file)?;
+    fn text(&self) -> String {
         let part = match self.part {
             "route" => ", the balancer's part",
             _ => "",
         };
-        writeln!(out, "  farm          {}{part}", self.scope)?;
-        writeln!(
-            out,
-            "  rotate        {}",
-            span_in_words(self.rotate_seconds)
-        )?;
-        writeln!(
-            out,
-            "  max-lifetime  {}",
-            span_in_words(self.max_lifetime_seconds)
-        )?;
+        let mut out = format!(
+            "{}\n  farm          {}{part}\n  rotate        {}\n  max-lifetime  {}\n",
+            self.file,
+            self.scope,
+            span_in_words(self.rotate_seconds),
+            span_in_words(self.max_lifetime_seconds),
+        );
         for generation in &self.generations {
-            writeln!(
-                out,
-                "\ngeneration {}: {}",
-                generation.number,
-                generation.use_in_words()
-            )?;
+            let use_in_words = generation.use_in_words();
+            out.push_str(&format!(
+                "\ngeneration {}: {use_in_words}\n",
+                generation.number
+            ));
             if let Some(ticket) = &generation.ticket {
                 out.push_str(&ticket.text("ticket", "epoch", self.epoch));
             }
             out.push_str(&generation.route.text("route", "day", self.day));
         }
-        Ok(out)
+        out
     }
 }
 
 impl ShownGeneration {
     fn of(key: &FarmKey, generation: &Generation, now: Time) -> Self {
         let ticket_step = key.rotate.as_secs().max(1);
+        let ticket = generation.ticket.as_ref();
         Self {
             number: generation.number,
             state: match key.status(generation, now) {
@@ -127,10 +120,7 @@ impl ShownGeneration {
             },
             activates: generation.activates.map(rfc3339_of),
             ends: generation.ends.map(rfc3339_of),
-            ticket: generation
-                .ticket
-                .as_ref()
-                .map(|chain| ShownChain::of(key, chain, ticket_step, now)),
+            ticket: ticket.map(|chain| ShownChain::of(key, chain, ticket_step, now)),
             route: ShownChain::of(key, &generation.route, ROUTE_STEP, now),
         }
     }

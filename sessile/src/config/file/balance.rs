@@ -6,11 +6,11 @@ use std::ops::Range;
 use sessile_proto::proxy_protocol::Version;
 use toml::Spanned;
 
-use super::problem::What;
 use super::raw;
-use super::reader::{Reader, Unique};
+use super::reader::{Reader, Table, Unique};
 use super::sites;
 use crate::config::settings::POLICIES;
+use crate::config::settings::types::{ADDRESS, Count, OneOf, not_empty};
 use crate::config::{Balance, BalancePool, BalanceServer, MAX_NUMBER, UnknownName};
 
 const PROXY_PROTOCOL: [(&str, Option<Version>); 3] = [
@@ -18,6 +18,7 @@ const PROXY_PROTOCOL: [(&str, Option<Version>); 3] = [
     ("v1", Some(Version::V1)),
     ("v2", Some(Version::V2)),
 ];
+
 /// Reads pools and servers. `unknown_name` is the place of that setting, if it is written.
 pub(super) fn read(
     reader: &mut Reader<'_>,
@@ -25,50 +26,63 @@ pub(super) fn read(
     unknown_name: Option<&Range<usize>>,
     balance: &mut Balance,
 ) {
-    balance.pools = pools(reader, &written);
+    let used: HashSet<&str> = (written.server.iter())
+        .filter_map(|server| server.get_ref().pool.as_ref())
+        .map(|pool| pool.get_ref().as_str())
+        .collect();
+    balance.pools = pools(reader, written.pool, &used);
     balance.servers = servers(reader, written.server, &balance.pools);
     if let Some(place) = unknown_name
         && balance.unknown_name == UnknownName::Refuse
         && balance.pools.is_empty()
     {
-        reader.note(place.clone(), What::EveryNameRefused);
+        reader.note(
+            place.clone(),
+            "`unknown-name` is \"refuse\", but no pool has names, so every client would be refused; add a \
+             [[balance.pool]]",
+        );
     }
 }
 
-/// Reads the pools. Their names are unique, and so are their server names.
-fn pools(reader: &mut Reader<'_>, written: &raw::Balance) -> Vec<BalancePool> {
+/// Reads the pools. Their names are unique, and so are their server names. `used` are the pools of servers.
+fn pools(
+    reader: &mut Reader<'_>,
+    written: Vec<Spanned<raw::BalancePool>>,
+    used: &HashSet<&str>,
+) -> Vec<BalancePool> {
     let mut pool_names = Unique::new("pool");
     let mut server_names = Unique::new("pool for the name");
-    let used: HashSet<&str> = written
-        .server
-        .iter()
-        .filter_map(|server| server.get_ref().pool.as_ref())
-        .map(|pool| pool.get_ref().as_str())
-        .collect();
     let mut pools = Vec::new();
-    for pool in &written.pool {
-        let (span, pool) = (pool.span(), pool.get_ref());
-        let missing = What::missing("[[balance.pool]]", "name", "\"shop\"");
-        let written_name = reader.required(pool.name.clone(), span.clone(), missing);
-        let name = reader.text("name", written_name);
-        if let Some(name) = &name {
-            reader.unique(&mut pool_names, name.get_ref().clone(), &name.span());
-            if !used.contains(name.get_ref().as_str()) {
-                let pool = name.get_ref().clone();
-                reader.note(name.span(), What::EmptyPool { pool });
-            }
-        }
+    for pool in written {
+        let table = Table::new("[[balance.pool]]", &pool);
+        let pool = pool.into_inner();
+        let name = reader
+            .required(pool.name, &table, "name", "\"shop\"")
+            .and_then(|written| {
+                let span = written.span();
+                let parse = |name| not_empty("name", name);
+                let name = reader.parse_unique(&mut pool_names, written, parse)?;
+                if !used.contains(name.as_str()) {
+                    let what = format!(
+                        "the pool has no server; add pool = {name:?} to a [[balance.server]]"
+                    );
+                    reader.note(span, what);
+                }
+                Some(name)
+            });
         if pool.names.is_empty() {
-            reader.note(span, What::NamelessPool);
+            reader.note(
+                table.span,
+                "the pool has no names; add names = [\"shop.example\"], or remove the pool: servers without a pool \
+                 take every other name",
+            );
         }
-        let names = pool
-            .names
-            .iter()
-            .filter_map(|name| sites::server_name(reader, name.clone(), &mut server_names))
+        let names = (pool.names.into_iter())
+            .filter_map(|name| reader.parse_unique(&mut server_names, name, sites::server_name))
             .collect();
-        let policy = reader.one_of("policy", pool.policy.clone(), &POLICIES);
+        let policy = reader.value(&OneOf(&POLICIES), "policy", pool.policy);
         pools.extend(name.map(|name| BalancePool {
-            name: name.into_inner(),
+            name,
             names,
             policy,
         }));
@@ -83,17 +97,10 @@ fn servers(
 ) -> Vec<BalanceServer> {
     let (mut names, mut numbers) = (Unique::new("server name"), Unique::new("server number"));
     let pools: Vec<_> = pools.iter().map(|pool| (pool.name.as_str(), ())).collect();
-    let mut servers = Vec::new();
-    for server in written {
-        servers.extend(self::server(
-            reader,
-            server,
-            &pools,
-            &mut names,
-            &mut numbers,
-        ));
-    }
-    servers
+    written
+        .into_iter()
+        .filter_map(|written| server(reader, written, &pools, &mut names, &mut numbers))
+        .collect()
 }
 
 fn server(
@@ -103,30 +110,25 @@ fn server(
     names: &mut Unique<String>,
     numbers: &mut Unique<u32>,
 ) -> Option<BalanceServer> {
-    let span = written.span();
+    let table = Table::new("[[balance.server]]", &written);
     let server = written.into_inner();
-    let missing = |key, example| What::missing("[[balance.server]]", key, example);
-    let written_name = reader.required(server.name, span.clone(), missing("name", "\"one\""));
-    let name = reader.unique_name(written_name, names);
-    let missing_address = missing("address", "\"10.0.0.1:443\"");
-    let written_address = reader.required(server.address, span, missing_address);
-    let address = reader.address("address", written_address);
+    let written_name = reader.required(server.name, &table, "name", "\"one\"");
+    let name = reader.unique_name(names, written_name);
+    let example = "\"10.0.0.1:443\"";
+    let address = reader.required_value(&ADDRESS, server.address, &table, "address", example);
     let number = server.number.and_then(|number| {
         let span = number.span();
-        let number = reader.number("number", Some(number), 0, i64::from(MAX_NUMBER))?;
+        let number = reader.value(&Count(0..=MAX_NUMBER.into()), "number", Some(number))?;
         reader.unique(numbers, number, &span);
         Some(number)
     });
-    let weight = reader.number("weight", server.weight, 1, i64::from(u16::MAX));
+    let weight = reader.value(&Count(1..=u16::MAX.into()), "weight", server.weight);
     let pool = server.pool.as_ref().map(|pool| pool.get_ref().clone());
-    reader.one_of("pool", server.pool, pools);
-    let max_connections = reader.number(
-        "max-connections",
-        server.max_connections,
-        0,
-        i64::from(u32::MAX),
-    );
-    let proxy_protocol = reader.one_of("proxy-protocol", server.proxy_protocol, &PROXY_PROTOCOL);
+    reader.value(&OneOf(pools), "pool", server.pool);
+    let any_count = Count(0..=u32::MAX.into());
+    let max_connections = reader.value(&any_count, "max-connections", server.max_connections);
+    let versions = OneOf(&PROXY_PROTOCOL);
+    let proxy_protocol = reader.value(&versions, "proxy-protocol", server.proxy_protocol);
     let default = BalanceServer::new(name?, address?);
     Some(BalanceServer {
         number,
@@ -153,8 +155,8 @@ mod tests {
     fn read(text: &str) -> Result<Balance, Vec<String>> {
         match parse(text, Path::new("b.toml")) {
             Ok(config) => Ok(config.balance),
-            Err(LoadError::Invalid(invalid)) => {
-                Err(invalid.problems.iter().map(ToString::to_string).collect())
+            Err(LoadError::Invalid { problems, .. }) => {
+                Err(problems.iter().map(ToString::to_string).collect())
             }
             Err(error) => panic!("{error}"),
         }

@@ -4,10 +4,11 @@ use sessile_proto::Time;
 use sessile_proto::ticket::MAX_FORGET_RULES;
 use toml::Spanned;
 
-use super::problem::{Hint, What};
+use super::problem::hint;
 use super::raw;
-use super::reader::Reader;
+use super::reader::{Reader, Table};
 use crate::clock;
+use crate::config::settings::types::{Count, SERVER_NAME};
 use crate::config::{Forget, ForgetTarget, MAX_NUMBER, Site};
 
 /// Reads all marks. The site of a mark must be one of `sites`.
@@ -17,7 +18,11 @@ pub(super) fn read(
     sites: &[Site],
 ) -> Vec<Forget> {
     if let Some(beyond) = written.get(MAX_FORGET_RULES) {
-        reader.note(beyond.span(), What::TooManyMarks);
+        let what = format!(
+            "more than {MAX_FORGET_RULES} `forget` entries; remove those that are older than the farm key's \
+             max-lifetime"
+        );
+        reader.note(beyond.span(), what);
     }
     written
         .into_iter()
@@ -26,18 +31,18 @@ pub(super) fn read(
 }
 
 fn mark(reader: &mut Reader<'_>, written: Spanned<raw::Forget>, sites: &[Site]) -> Option<Forget> {
-    let span = written.span();
+    let table = Table::new("`forget`", &written);
     let written = written.into_inner();
-    let missing = What::missing("`forget`", "before", "\"2026-11-24T10:00:00Z\"");
     let before = reader
-        .required(written.before, span.clone(), missing)
-        .and_then(|before| past_time(reader, before));
+        .required(written.before, &table, "before", "\"2026-11-24T10:00:00Z\"")
+        .and_then(|before| reader.parse(before, past_time));
     let target = match (written.site, written.server) {
         (None, None) => Some(ForgetTarget::Everything),
-        (Some(site), None) => site_of(reader, &site, sites),
+        (Some(site), None) => reader.parse(site, |site| site_of(&site, sites)),
         (None, Some(server)) => server_of(reader, server),
         (Some(_), Some(_)) => {
-            reader.note(span, What::SiteAndServer);
+            let what = "a `forget` names both a `site` and a `server`; write one entry for each";
+            reader.note(table.span, what);
             None
         }
     };
@@ -47,45 +52,40 @@ fn mark(reader: &mut Reader<'_>, written: Spanned<raw::Forget>, sites: &[Site]) 
     })
 }
 
-fn past_time(reader: &mut Reader<'_>, written: Spanned<raw::Moment>) -> Option<Time> {
-    let span = written.span();
-    let raw::Moment(value) = written.into_inner();
+fn past_time(raw::Moment(value): raw::Moment) -> Result<Time, String> {
     match clock::parse_rfc3339(&value) {
-        Some(time) if time <= clock::now() => return Some(time),
-        Some(_) => reader.note(span, What::ForgetsTheFuture { value }),
-        None => reader.note(span, What::NotATime { value }),
+        Some(time) if time <= clock::now() => Ok(time),
+        Some(_) => Err(format!(
+            "`before` is {value:?}, which is in the future by this machine's clock: new sessions would be forgotten; \
+             write a time in the past"
+        )),
+        None => Err(format!(
+            "`before` is {value:?}, which is not a time in UTC; write for example \"2026-11-24T10:00:00Z\""
+        )),
     }
-    None
 }
 
-fn site_of(
-    reader: &mut Reader<'_>,
-    written: &Spanned<String>,
-    sites: &[Site],
-) -> Option<ForgetTarget> {
-    let value = written.get_ref().to_ascii_lowercase();
+fn site_of(written: &str, sites: &[Site]) -> Result<ForgetTarget, String> {
+    let value = written.to_ascii_lowercase();
     let found = Site::called(&value, sites);
-    if found.is_none() {
-        let known = sites.iter().map(|site| site.title().to_owned()).collect();
-        let what = What::NotASite {
-            hint: Hint::new(&value, known),
-            value,
-        };
-        reader.note(written.span(), what);
-    }
-    found.map(Site::target)
+    found.map(Site::target).ok_or_else(|| {
+        format!(
+            "`site` is {value:?}, which is not the first name of a site (\"*\": the site without names); {}",
+            hint(&value, sites.iter().map(Site::title))
+        )
+    })
 }
 
 fn server_of(reader: &mut Reader<'_>, written: Spanned<raw::NameOrNumber>) -> Option<ForgetTarget> {
     let span = written.span();
     match written.into_inner() {
         raw::NameOrNumber::Name(name) => reader
-            .server_name(Some(Spanned::new(span, name)))
+            .value(&SERVER_NAME, "server", Some(Spanned::new(span, name)))
             .map(ForgetTarget::Server),
         raw::NameOrNumber::Number(number) => {
-            let spanned = Some(Spanned::new(span, number));
+            let numbers = Count(0..=MAX_NUMBER.into());
             reader
-                .number("server", spanned, 0, i64::from(MAX_NUMBER))
+                .value(&numbers, "server", Some(Spanned::new(span, number)))
                 .map(ForgetTarget::Number)
         }
     }

@@ -11,13 +11,12 @@ mod sites;
 mod upstreams;
 mod validate;
 
-use std::fmt;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use crate::config::Config;
+pub use problem::Problem;
 pub(crate) use problem::nearest;
-pub use problem::{Problem, What};
 
 /// Most bytes of a configuration file.
 pub const MAX_BYTES: u64 = 1 << 20;
@@ -35,32 +34,20 @@ pub enum LoadError {
     #[error("{}: longer than {MAX_BYTES} bytes; this is not a configuration file", path.display())]
     TooLong { path: PathBuf },
     /// The text is wrong in at least one place.
-    #[error(transparent)]
-    Invalid(Invalid),
+    #[error("{}", in_lines(origin, problems))]
+    Invalid {
+        /// The file with the text.
+        origin: PathBuf,
+        /// In the order of the text; never empty.
+        problems: Vec<Problem>,
+    },
 }
 
-/// All problems of the text of a configuration file.
-#[derive(Debug)]
-pub struct Invalid {
-    /// The file with the text.
-    pub origin: PathBuf,
-    /// In the order of the text; never empty.
-    pub problems: Vec<Problem>,
+fn in_lines(origin: &Path, problems: &[Problem]) -> String {
+    let origin = origin.display();
+    let lines = problems.iter().map(|problem| format!("{origin}:{problem}"));
+    lines.collect::<Vec<_>>().join("\n")
 }
-
-impl fmt::Display for Invalid {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, problem) in self.problems.iter().enumerate() {
-            if index > 0 {
-                f.write_str("\n")?;
-            }
-            write!(f, "{}:{problem}", self.origin.display())?;
-        }
-        Ok(())
-    }
-}
-
-impl std::error::Error for Invalid {}
 
 /// The path of the configuration file: `given`, else `$SESSILE_CONFIG`, else `sessile.toml` in the
 /// working folder.
@@ -84,10 +71,10 @@ pub fn parse(text: &str, origin: &Path) -> Result<Config, LoadError> {
     let outcome = shape::read(text, folder).and_then(validate::validate);
     outcome.map_err(|mut problems| {
         problems.sort_by_key(|problem| (problem.line, problem.column));
-        LoadError::Invalid(Invalid {
+        LoadError::Invalid {
             origin: origin.to_owned(),
             problems,
-        })
+        }
     })
 }
 
@@ -110,10 +97,11 @@ pub fn read(path: &Path) -> Result<String, LoadError> {
     String::from_utf8(bytes).map_err(|error| {
         let valid = error.utf8_error().valid_up_to();
         let before = String::from_utf8_lossy(&error.as_bytes()[..valid]);
-        LoadError::Invalid(Invalid {
+        let what = "not UTF-8 from here on; save the file as UTF-8";
+        LoadError::Invalid {
             origin: path.to_owned(),
-            problems: vec![Problem::at(&before, before.len(), What::NotUtf8)],
-        })
+            problems: vec![Problem::at(&before, before.len(), what)],
+        }
     })
 }
 

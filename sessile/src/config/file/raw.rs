@@ -8,11 +8,11 @@ use serde::de::{Deserialize, Deserializer, Error, MapAccess, Visitor};
 use toml::Spanned;
 use toml::value::Datetime;
 
-pub(in crate::config) type Text = Option<Spanned<String>>;
-pub(in crate::config) type Number = Option<Spanned<Whole>>;
-pub(in crate::config) type Span = Option<Spanned<TimeSpan>>;
-pub(in crate::config) type Flag = Option<bool>;
-pub(in crate::config) type Bytes = Option<Spanned<Size>>;
+pub(super) type Text = Option<Spanned<String>>;
+pub(super) type Number = Option<Spanned<Whole>>;
+pub(super) type Span = Option<Spanned<TimeSpan>>;
+pub(super) type Flag = Option<bool>;
+pub(super) type Bytes = Option<Spanned<Size>>;
 
 #[derive(Debug, Default, serde::Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
@@ -162,13 +162,13 @@ macro_rules! value {
 
 /// A whole number. The definition of the setting has the bounds.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::config) struct Whole(pub(super) i64);
+pub(in crate::config) struct Whole(pub(in crate::config) i64);
 
 value!(Whole, "a whole number", visit_i64(number: i64) => Whole(number));
 
 /// A duration: text, or the number 0, which needs no unit.
 #[derive(Clone, Debug)]
-pub(in crate::config) struct TimeSpan(pub(super) String);
+pub(in crate::config) struct TimeSpan(pub(in crate::config) String);
 
 value!(
     TimeSpan,
@@ -179,7 +179,7 @@ value!(
 
 /// A size: a number of bytes, or text with a unit.
 #[derive(Clone, Debug)]
-pub(in crate::config) struct Size(pub(super) String);
+pub(in crate::config) struct Size(pub(in crate::config) String);
 
 value!(
     Size,

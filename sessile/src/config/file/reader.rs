@@ -3,32 +3,34 @@
 use std::collections::HashMap;
 use std::fmt::Display;
 use std::hash::Hash;
-use std::net::SocketAddr;
-use std::ops::{Range, RangeInclusive};
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::ops::Range;
+use std::path::Path;
 
-use rustls_pki_types::DnsName;
+use toml::Spanned;
+use toml::de::{DeValue, Error, ValueDeserializer};
 
-use super::problem::{Hint, Problem, What};
-use super::raw::{self, Bytes, Number, Span, Text};
-use crate::config::StoreUrl;
-
-/// Most bytes of a server's name.
-const MAX_NAME_LEN: usize = 255;
-
-/// A duration up to a year (in humantime's length).
-pub(in crate::config) const ANY_DURATION: RangeInclusive<Duration> =
-    Duration::ZERO..=Duration::from_secs(31_557_600);
-/// A duration that is not zero.
-pub(in crate::config) const POSITIVE_DURATION: RangeInclusive<Duration> =
-    Duration::from_nanos(1)..=*ANY_DURATION.end();
+use super::problem::Problem;
+use crate::config::settings::types::{SERVER_NAME, Type};
 
 /// Reads values and collects the problems with them.
 pub(in crate::config) struct Reader<'a> {
     text: &'a str,
     folder: &'a Path,
     problems: Vec<Problem>,
+}
+
+/// A table of the file, for problems with keys that it lacks.
+pub(super) struct Table {
+    /// The table as users write it, such as `[[upstream]]`.
+    pub(super) name: &'static str,
+    pub(super) span: Range<usize>,
+}
+
+impl Table {
+    pub(super) fn new<T>(name: &'static str, written: &Spanned<T>) -> Self {
+        let span = written.span();
+        Self { name, span }
+    }
 }
 
 impl<'a> Reader<'a> {
@@ -49,222 +51,101 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// A path of the text, which is relative to the file's folder.
-    pub(in crate::config) fn resolve(&self, path: &str) -> PathBuf {
-        self.folder.join(path)
-    }
-
-    pub(in crate::config) fn note(&mut self, span: Range<usize>, what: What) {
+    pub(super) fn note(&mut self, span: Range<usize>, what: impl Into<String>) {
         self.problems.push(Problem::at(self.text, span.start, what));
     }
 
-    /// The value. If there is none, notes `missing` at the start of the table.
-    pub(super) fn required<T>(
+    /// Reads a TOML value into a field. A problem leaves the field as it is.
+    pub(in crate::config) fn read_into<T, Y: Type<T>>(
         &mut self,
-        value: Option<T>,
-        table: Range<usize>,
-        missing: What,
-    ) -> Option<T> {
-        if value.is_none() {
-            self.note(table, missing);
+        r#type: &Y,
+        key: &str,
+        written: Spanned<DeValue<'_>>,
+        field: &mut T,
+    ) -> Result<(), Error> {
+        let span = written.span();
+        let value = serde::Deserialize::deserialize(ValueDeserializer::from(written))?;
+        if let Some(value) = self.value(r#type, key, Some(Spanned::new(span, value))) {
+            *field = value;
         }
-        value
+        Ok(())
     }
 
-    /// Text that is not empty.
-    pub(in crate::config) fn text(&mut self, key: &'static str, written: Text) -> Text {
-        let value = written?;
-        if value.get_ref().is_empty() {
-            self.note(value.span(), What::Empty { key });
-            return None;
-        }
+    /// The value of a key, if it is written and of that type.
+    pub(super) fn value<T, Y: Type<T>>(
+        &mut self,
+        r#type: &Y,
+        key: &str,
+        written: Option<Spanned<Y::Written>>,
+    ) -> Option<T> {
+        let folder = self.folder;
+        self.parse(written?, |written| r#type.parse(key, written, folder))
+    }
+
+    /// The result of `parse`. An error is noted at the place of the value.
+    pub(super) fn parse<W, T>(
+        &mut self,
+        written: Spanned<W>,
+        parse: impl FnOnce(W) -> Result<T, String>,
+    ) -> Option<T> {
+        let span = written.span();
+        parse(written.into_inner())
+            .map_err(|what| self.note(span, what))
+            .ok()
+    }
+
+    /// The same as [`Self::parse`], for a value that must not occur twice.
+    pub(super) fn parse_unique<W, T: Clone + Display + Eq + Hash>(
+        &mut self,
+        seen: &mut Unique<T>,
+        written: Spanned<W>,
+        parse: impl FnOnce(W) -> Result<T, String>,
+    ) -> Option<T> {
+        let span = written.span();
+        let value = self.parse(written, parse)?;
+        self.unique(seen, value.clone(), &span);
         Some(value)
-    }
-
-    pub(in crate::config) fn path(&mut self, key: &'static str, written: Text) -> Option<PathBuf> {
-        let path = self.text(key, written)?;
-        Some(self.folder.join(path.into_inner()))
-    }
-
-    pub(in crate::config) fn number<N: TryFrom<i64>>(
-        &mut self,
-        key: &'static str,
-        written: Number,
-        least: i64,
-        most: i64,
-    ) -> Option<N> {
-        let written = written?;
-        let raw::Whole(value) = *written.get_ref();
-        let number = N::try_from(value).ok();
-        if number.is_none() || !(least..=most).contains(&value) {
-            let what = What::OutOfRange {
-                key,
-                value,
-                least,
-                most,
-            };
-            self.note(written.span(), what);
-            return None;
-        }
-        number
-    }
-
-    /// A number of bytes, with or without a binary unit.
-    pub(in crate::config) fn size(
-        &mut self,
-        key: &'static str,
-        written: Bytes,
-        range: RangeInclusive<u32>,
-    ) -> Option<u32> {
-        let written = written?;
-        let raw::Size(text) = written.get_ref();
-        let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-        let unit = match text[digits.len()..].trim_start() {
-            "" | "B" => Some(1),
-            "KiB" => Some(1 << 10),
-            "MiB" => Some(1 << 20),
-            _ => None,
-        };
-        let number = digits.trim_end().parse::<i64>().ok();
-        let value = unit.and_then(|unit: i64| number?.checked_mul(unit));
-        let what = match value {
-            Some(value) => match u32::try_from(value) {
-                Ok(value) if range.contains(&value) => return Some(value),
-                _ => What::OutOfRange {
-                    key,
-                    value,
-                    least: (*range.start()).into(),
-                    most: (*range.end()).into(),
-                },
-            },
-            None => What::NotASize {
-                key,
-                value: text.clone(),
-            },
-        };
-        self.note(written.span(), what);
-        None
-    }
-
-    pub(in crate::config) fn duration(
-        &mut self,
-        key: &'static str,
-        written: Span,
-        range: RangeInclusive<Duration>,
-    ) -> Option<Duration> {
-        let written = written?;
-        let raw::TimeSpan(text) = written.get_ref();
-        let what = match humantime::parse_duration(text) {
-            Ok(value) if range.contains(&value) => return Some(value),
-            Ok(value) if value.is_zero() => What::ZeroDuration { key },
-            Ok(value) => What::TooLong {
-                key,
-                value,
-                most: *range.end(),
-            },
-            Err(_) => What::NotADuration {
-                key,
-                value: text.clone(),
-            },
-        };
-        self.note(written.span(), what);
-        None
-    }
-
-    pub(in crate::config) fn address(
-        &mut self,
-        key: &'static str,
-        written: Text,
-    ) -> Option<SocketAddr> {
-        let written = written?;
-        let parsed = written.get_ref().parse().ok();
-        if parsed.is_none() {
-            let value = written.get_ref().clone();
-            self.note(written.span(), What::NotAnAddress { key, value });
-        }
-        parsed
-    }
-
-    pub(in crate::config) fn one_of<T: Copy>(
-        &mut self,
-        key: &'static str,
-        written: Text,
-        known: &[(&str, T)],
-    ) -> Option<T> {
-        let written = written?;
-        let value = written.get_ref();
-        if let Some(&(_, meaning)) = known.iter().find(|(word, _)| word == value) {
-            return Some(meaning);
-        }
-        let words = known.iter().map(|(word, _)| (*word).to_owned()).collect();
-        let what = What::NotOneOf {
-            key,
-            value: value.clone(),
-            hint: Hint::new(value, words),
-        };
-        self.note(written.span(), what);
-        None
-    }
-
-    /// The name of a server, an upstream or a pool.
-    pub(in crate::config) fn server_name(&mut self, written: Text) -> Option<String> {
-        let name = written?;
-        let value = name.get_ref();
-        if value.is_empty() || value.len() > MAX_NAME_LEN || value.chars().any(char::is_control) {
-            let value = value.clone();
-            self.note(name.span(), What::NotAName { value });
-            return None;
-        }
-        Some(name.into_inner())
     }
 
     /// A name that only one table may have.
     pub(super) fn unique_name(
         &mut self,
-        written: Text,
-        names: &mut Unique<String>,
+        seen: &mut Unique<String>,
+        written: Option<Spanned<String>>,
     ) -> Option<String> {
-        let place = written.as_ref()?.span();
-        let name = self.server_name(written)?;
-        self.unique(names, name.clone(), &place);
-        Some(name)
+        let folder = self.folder;
+        self.parse_unique(seen, written?, |name| {
+            SERVER_NAME.parse("name", name, folder)
+        })
     }
 
-    /// A DNS name without a wildcard, in lower case.
-    pub(in crate::config) fn dns_name(
+    /// The written value. If there is none, notes that the table needs the key, with an example of its value.
+    pub(super) fn required<W>(
         &mut self,
-        key: &'static str,
-        written: Text,
-    ) -> Option<String> {
-        let name = self.text(key, written)?;
-        if DnsName::try_from(name.get_ref().as_str()).is_err() {
-            let value = name.get_ref().clone();
-            self.note(name.span(), What::NotACheckName { value });
-            return None;
+        written: Option<W>,
+        table: &Table,
+        key: &str,
+        example: &str,
+    ) -> Option<W> {
+        if written.is_none() {
+            let table_name = table.name;
+            let what = format!("{table_name} needs `{key}`; write for example {key} = {example}");
+            self.note(table.span.clone(), what);
         }
-        Some(name.into_inner().to_ascii_lowercase())
+        written
     }
 
-    /// The session store. No problem repeats the value, which may hold a password.
-    pub(in crate::config) fn store(
+    /// The value of a key that the table needs.
+    pub(super) fn required_value<T, Y: Type<T>>(
         &mut self,
-        key: &'static str,
-        written: Text,
-    ) -> Option<StoreUrl> {
-        let written = self.text(key, written)?;
-        match written.get_ref().parse() {
-            Ok(StoreUrl::Redis(mut redis)) => {
-                for file in redis.files_mut() {
-                    *file = self.resolve(&file.to_string_lossy());
-                }
-                Some(StoreUrl::Redis(redis))
-            }
-            Ok(StoreUrl::Memory) => Some(StoreUrl::Memory),
-            Err(bad) => {
-                self.note(written.span(), What::Store(bad));
-                None
-            }
-        }
+        r#type: &Y,
+        written: Option<Spanned<Y::Written>>,
+        table: &Table,
+        key: &str,
+        example: &str,
+    ) -> Option<T> {
+        let found = self.required(written, table, key, example);
+        self.value(r#type, key, found)
     }
 
     /// Notes a value that occurred before.
@@ -274,13 +155,10 @@ impl<'a> Reader<'a> {
         value: T,
         span: &Range<usize>,
     ) {
-        let text = value.to_string();
-        if let Some(&first) = seen.places.get(&value) {
-            let what = What::Twice {
-                kind: seen.kind,
-                value: text,
-                first: Problem::at(self.text, first, What::NotUtf8).line,
-            };
+        if let Some(&offset) = seen.places.get(&value) {
+            let first = Problem::at(self.text, offset, "").line;
+            let kind = seen.kind;
+            let what = format!("a second {kind} {value}; the first is in line {first}; remove one");
             self.note(span.clone(), what);
         } else {
             seen.places.insert(value, span.start);
@@ -295,7 +173,7 @@ pub(super) struct Unique<T> {
 }
 
 impl<T> Unique<T> {
-    pub(in crate::config) fn new(kind: &'static str) -> Self {
+    pub(super) fn new(kind: &'static str) -> Self {
         Self {
             kind,
             places: HashMap::new(),

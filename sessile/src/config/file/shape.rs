@@ -9,7 +9,7 @@ use serde::Deserialize;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue, Deserializer, Error};
 
-use super::problem::{Hint, Problem, What};
+use super::problem::{Problem, hint};
 use super::raw::File;
 use super::reader::Reader;
 use crate::config::Config;
@@ -33,9 +33,10 @@ pub(super) struct Shape<'a> {
 pub(super) fn read<'a>(text: &'a str, folder: &'a Path) -> Result<Shape<'a>, Vec<Problem>> {
     let (mut table, syntax) = DeTable::parse_recoverable(text);
     if !syntax.is_empty() {
-        let errors = syntax.into_iter().take(MAX_PROBLEMS);
+        let errors = syntax.iter().take(MAX_PROBLEMS);
+        let what = |error: &Error| format!("not TOML: {}", error.message());
         return Err(errors
-            .map(|error| Problem::at(text, start(&error), What::Syntax(error)))
+            .map(|error| Problem::at(text, start(error), what(error)))
             .collect());
     }
     let mut shape = Shape {
@@ -53,14 +54,9 @@ pub(super) fn read<'a>(text: &'a str, folder: &'a Path) -> Result<Shape<'a>, Vec
         };
         let span = error.span().unwrap_or_default();
         let removed = remove(table.get_mut(), &span, "");
-        let found = removed.is_some();
-        let place = start(&error);
-        problems.push(Problem::at(
-            text,
-            place,
-            misfit(error, removed.unwrap_or_default()),
-        ));
-        if !found || problems.len() >= MAX_PROBLEMS {
+        let what = misfit(error.message(), removed.as_deref().unwrap_or_default());
+        problems.push(Problem::at(text, span.start, what));
+        if removed.is_none() || problems.len() >= MAX_PROBLEMS {
             return Err(problems);
         }
     }
@@ -81,10 +77,8 @@ impl Shape<'_> {
                 };
                 self.places.insert(setting.name, value.span());
                 let read = (setting.read)(&mut self.reader, value, &mut self.config);
-                problems.extend(
-                    read.err()
-                        .map(|error| Problem::at(text, start(&error), What::WrongType(error))),
-                );
+                let problem = |error: Error| Problem::at(text, start(&error), error.message());
+                problems.extend(read.err().map(problem));
             }
         }
         problems.truncate(MAX_PROBLEMS);
@@ -96,22 +90,25 @@ fn start(error: &Error) -> usize {
     error.span().map_or(0, |span| span.start)
 }
 
-/// Turns an error of serde into a problem. serde names the known keys only in the message, between
+/// Turns serde's message into that of a problem. serde names the known keys only in the message, between
 /// backticks. A test guards the form of the message.
-fn misfit(error: Error, section: String) -> What {
-    let message = error.message();
+fn misfit(message: &str, section: &str) -> String {
     if !message.starts_with("unknown field") {
-        return What::WrongType(error);
+        return message.to_owned();
     }
-    let mut quoted = message.split('`').skip(1).step_by(2).map(str::to_owned);
+    let mut quoted = message.split('`').skip(1).step_by(2);
     let key = quoted.next().unwrap_or_default();
     let setting_keys = SECTIONS
         .iter()
         .filter(|(name, _)| *name == section)
         .flat_map(|(_, settings)| *settings)
-        .map(|setting| setting.key().to_owned());
-    let hint = Hint::new(&key, setting_keys.chain(quoted).collect());
-    What::UnknownKey { key, section, hint }
+        .map(|setting| setting.key());
+    let hint = hint(key, setting_keys.chain(quoted));
+    let key = key.escape_debug();
+    match section {
+        "" => format!("unknown key `{key}` at the top level; {hint}"),
+        _ => format!("unknown key `{key}` in [{section}]; {hint}"),
+    }
 }
 
 /// Takes the key or value at `span` out of `table`. Returns the name of the section.

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use rustls_pki_types::DnsName;
 use toml::Spanned;
 
-use super::problem::{Hint, What};
+use super::problem::hint;
 use super::raw;
-use super::reader::{Reader, Unique};
+use super::reader::{Reader, Table, Unique};
+use crate::config::settings::types::{Count, OneOf, PATH, Size};
 use crate::config::{
     Action, Certificate, ClientAuth, ClientAuthMode, MAX_EARLY_DATA, Site, SiteRoute, Upstream,
 };
@@ -36,7 +37,10 @@ pub(super) fn read(
             reader.unique(&mut defaults, "without names", &span);
         }
         if site.certificates.is_empty() {
-            reader.note(span, What::NoCertificate);
+            reader.note(
+                span,
+                "the site has no certificate; add certificates = [{ chain = \"cert.pem\", key = \"key.pem\" }]",
+            );
         }
         let max_early_data = site.client_auth.is_none().then_some(early_data);
         let mut paths = Unique::new("route for the path");
@@ -48,7 +52,7 @@ pub(super) fn read(
         routes.sort_by_key(|route| std::cmp::Reverse(route.path.len()));
         sites.push(Site {
             names: (site.names.into_iter())
-                .filter_map(|name| server_name(reader, name, &mut names))
+                .filter_map(|name| reader.parse_unique(&mut names, name, server_name))
                 .collect(),
             certificates: (site.certificates.into_iter())
                 .filter_map(|pair| certificate(reader, pair))
@@ -67,41 +71,44 @@ fn early_data(reader: &mut Reader<'_>, written: raw::Bytes, most: Option<u32>) -
     let Some(span) = written.as_ref().map(Spanned::span) else {
         return most.unwrap_or_default();
     };
-    let size = reader.size("early-data", written, 0..=MAX_EARLY_DATA);
+    let size = reader.value(&Size(0..=MAX_EARLY_DATA), "early-data", written);
     let value = size.unwrap_or_default();
     match most {
-        None if value > 0 => reader.note(span, What::EarlyDataOfClients),
-        Some(most) if value > most => reader.note(span, What::EarlyDataWidens { value, most }),
+        None if value > 0 => reader.note(
+            span,
+            "`early-data` is on at a site with `client-auth`: a replayed request would be served as that of an \
+             authenticated client; write early-data = 0, or remove it",
+        ),
+        Some(most) if value > most => {
+            let what = format!(
+                "`early-data` of the site is {value} bytes, and session.early-data is {most}: a site may allow less, \
+                 not more; raise session.early-data and set a lower value at the other sites"
+            );
+            reader.note(span, what);
+        }
         _ => {}
     }
     value
 }
 
 /// A server name (SNI), whole or a wildcard, in lower case.
-pub(super) fn server_name(
-    reader: &mut Reader<'_>,
-    written: Spanned<String>,
-    names: &mut Unique<String>,
-) -> Option<String> {
-    let name = written.get_ref().to_ascii_lowercase();
+pub(super) fn server_name(written: String) -> Result<String, String> {
+    let name = written.to_ascii_lowercase();
     let below = name.strip_prefix("*.").unwrap_or(&name);
     if below.ends_with('.') || DnsName::try_from(below).is_err() {
-        let value = written.get_ref().clone();
-        reader.note(written.span(), What::NotAServerName { value });
-        return None;
+        return Err(format!(
+            "{written:?} is not a server name; write a DNS name (in ASCII form), or \"*.\" and a DNS name; omit \
+             `names` for the site that takes every other name"
+        ));
     }
-    reader.unique(names, name.clone(), &written.span());
-    Some(name)
+    Ok(name)
 }
 
 fn certificate(reader: &mut Reader<'_>, written: Spanned<raw::Certificate>) -> Option<Certificate> {
-    let span = written.span();
+    let table = Table::new("a certificate", &written);
     let pair = written.into_inner();
-    let missing = |key, example| What::missing("a certificate", key, example);
-    let written_chain = reader.required(pair.chain, span.clone(), missing("chain", "\"cert.pem\""));
-    let written_key = reader.required(pair.key, span, missing("key", "\"key.pem\""));
-    let chain = reader.path("chain", written_chain);
-    let key = reader.path("key", written_key);
+    let chain = reader.required_value(&PATH, pair.chain, &table, "chain", "\"cert.pem\"");
+    let key = reader.required_value(&PATH, pair.key, &table, "key", "\"key.pem\"");
     Some(Certificate {
         chain: chain?,
         key: key?,
@@ -109,13 +116,11 @@ fn certificate(reader: &mut Reader<'_>, written: Spanned<raw::Certificate>) -> O
 }
 
 fn client_auth(reader: &mut Reader<'_>, written: Spanned<raw::ClientAuth>) -> Option<ClientAuth> {
-    let span = written.span();
+    let table = Table::new("client-auth", &written);
     let written = written.into_inner();
-    let mode = reader.one_of("mode", written.mode, &CLIENT_AUTH_MODES);
-    let missing = What::missing("client-auth", "ca", "\"clients.pem\"");
-    let written_ca = reader.required(written.ca, span, missing);
-    let ca = reader.path("ca", written_ca);
-    let crl = reader.path("crl", written.crl);
+    let mode = reader.value(&OneOf(&CLIENT_AUTH_MODES), "mode", written.mode);
+    let ca = reader.required_value(&PATH, written.ca, &table, "ca", "\"clients.pem\"");
+    let crl = reader.value(&PATH, "crl", written.crl);
     Some(ClientAuth {
         mode: mode.unwrap_or(ClientAuthMode::Required),
         ca: ca?,
@@ -129,13 +134,12 @@ fn route(
     paths: &mut Unique<String>,
     upstreams: &[Arc<Upstream>],
 ) -> Option<SiteRoute> {
-    let span = written.span();
+    let table = Table::new("[[site.route]]", &written);
     let mut route = written.into_inner();
-    let missing = What::missing("[[site.route]]", "path", "\"/\"");
     let path = reader
-        .required(route.path.take(), span.clone(), missing)
-        .and_then(|path| route_path(reader, path, paths));
-    let action = action(reader, route, span, upstreams);
+        .required(route.path.take(), &table, "path", "\"/\"")
+        .and_then(|path| reader.parse_unique(paths, path, route_path));
+    let action = action(reader, route, table.span, upstreams);
     Some(SiteRoute {
         path: path?,
         action: action?,
@@ -143,13 +147,9 @@ fn route(
 }
 
 /// A route's path without trailing slashes, or `/`.
-fn route_path(
-    reader: &mut Reader<'_>,
-    written: Spanned<String>,
-    paths: &mut Unique<String>,
-) -> Option<String> {
-    let path = match written.get_ref().trim_end_matches('/') {
-        "" if written.get_ref().starts_with('/') => "/",
+fn route_path(written: String) -> Result<String, String> {
+    let path = match written.trim_end_matches('/') {
+        "" if written.starts_with('/') => "/",
         path => path,
     };
     let mut parts = path.strip_prefix('/').unwrap_or("..").split('/');
@@ -159,12 +159,12 @@ fn route_path(
         || (path != "/" && parts.any(|part| matches!(part, "" | "." | "..")))
         || !path.starts_with('/')
     {
-        let value = written.get_ref().clone();
-        reader.note(written.span(), What::NotAPath { value });
-        return None;
+        return Err(format!(
+            "`path` is {written:?}; write a path that begins with a slash, without query, fragment, semicolon, `..` or \
+             empty part"
+        ));
     }
-    reader.unique(paths, path.to_owned(), &written.span());
-    Some(path.to_owned())
+    Ok(path.to_owned())
 }
 
 fn action(
@@ -183,15 +183,20 @@ fn action(
     ];
     let found = actions.into_iter().filter(|&is_set| is_set).count();
     if let (Some(status), None) = (&route.status, &route.respond) {
-        reader.note(status.span(), What::StatusAlone);
+        let what = "`status` needs `respond`, which this route does not have; remove `status`";
+        reader.note(status.span(), what);
     }
-    let status = reader.number("status", route.status, 200, 599);
+    let status = reader.value(&Count(200..=599), "status", route.status);
     if found != 1 {
-        reader.note(span, What::ActionCount { found });
+        let what = format!(
+            "the route has {found} of `files`, `proxy`, `redirect`, `respond` and `verdict = true`; it needs exactly \
+             one"
+        );
+        reader.note(span, what);
         return None;
     }
     if let Some(url) = route.redirect {
-        return redirect(reader, url);
+        return reader.parse(url, redirect);
     }
     if let Some(body) = route.respond {
         return Some(Action::Respond {
@@ -200,41 +205,29 @@ fn action(
         });
     }
     if let Some(name) = route.proxy {
-        return proxy(reader, &name, upstreams);
+        return reader.parse(name, |name| proxy(name, upstreams));
     }
     match route.files {
-        Some(_) => reader.path("files", route.files).map(Action::Files),
+        Some(_) => reader.value(&PATH, "files", route.files).map(Action::Files),
         None => Some(Action::Verdict),
     }
 }
 
-fn proxy(
-    reader: &mut Reader<'_>,
-    written: &Spanned<String>,
-    upstreams: &[Arc<Upstream>],
-) -> Option<Action> {
-    let value = written.get_ref();
-    if let Some(upstream) = upstreams.iter().find(|upstream| upstream.name == *value) {
-        return Some(Action::Proxy(Arc::clone(upstream)));
+fn proxy(value: String, upstreams: &[Arc<Upstream>]) -> Result<Action, String> {
+    if let Some(upstream) = upstreams.iter().find(|upstream| upstream.name == value) {
+        return Ok(Action::Proxy(Arc::clone(upstream)));
     }
-    let known = upstreams.iter().map(|upstream| upstream.name.clone());
-    let hint = Hint::new(value, known.collect());
-    let value = value.clone();
-    let what = if upstreams.is_empty() {
-        What::NoUpstream { value }
-    } else {
-        What::NotOneOf {
-            key: "proxy",
-            value,
-            hint,
-        }
-    };
-    reader.note(written.span(), what);
-    None
+    if upstreams.is_empty() {
+        return Err(format!(
+            "`proxy` is {value:?}, but there is no [[upstream]]; add one with name = {value:?} and \
+             servers = [\"http://10.0.0.1:8080\"]"
+        ));
+    }
+    let known = upstreams.iter().map(|upstream| upstream.name.as_str());
+    Err(format!("`proxy` is {value:?}; {}", hint(&value, known)))
 }
 
-fn redirect(reader: &mut Reader<'_>, written: Spanned<String>) -> Option<Action> {
-    let url = written.get_ref();
+fn redirect(url: String) -> Result<Action, String> {
     let usable = match url.parse::<http::Uri>() {
         Ok(uri) => match uri.scheme_str() {
             Some(scheme) => matches!(scheme, "http" | "https") && uri.host().is_some(),
@@ -243,10 +236,11 @@ fn redirect(reader: &mut Reader<'_>, written: Spanned<String>) -> Option<Action>
         },
         Err(_) => false,
     };
-    if !usable {
-        let value = url.clone();
-        reader.note(written.span(), What::NotARedirect { value });
-        return None;
+    if usable {
+        Ok(Action::Redirect(url))
+    } else {
+        Err(format!(
+            "`redirect` is {url:?}; write \"https://host/path\", or a path that begins with a slash"
+        ))
     }
-    Some(Action::Redirect(written.into_inner()))
 }

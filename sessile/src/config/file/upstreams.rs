@@ -5,9 +5,9 @@ use std::sync::Arc;
 use http::Uri;
 use toml::Spanned;
 
-use super::problem::What;
 use super::raw;
-use super::reader::{POSITIVE_DURATION, Reader, Unique};
+use super::reader::{Reader, Table, Unique};
+use crate::config::settings::types::POSITIVE_DURATION;
 use crate::config::{DEFAULT_CONNECT_TIMEOUT, DEFAULT_RESPONSE_TIMEOUT, Upstream};
 
 /// The port of an `http` URL without one.
@@ -30,29 +30,21 @@ fn upstream(
     written: Spanned<raw::Upstream>,
     names: &mut Unique<String>,
 ) -> Option<Upstream> {
-    let span = written.span();
+    let table = Table::new("[[upstream]]", &written);
     let upstream = written.into_inner();
-    let missing = |key, example| What::missing("[[upstream]]", key, example);
-    let written_name = reader.required(upstream.name, span.clone(), missing("name", "\"app\""));
-    let name = reader.unique_name(written_name, names);
-    if upstream.servers.is_empty() {
-        reader.note(span, missing("servers", "[\"http://10.0.0.1:8080\"]"));
-    }
+    let written_name = reader.required(upstream.name, &table, "name", "\"app\"");
+    let name = reader.unique_name(names, written_name);
+    let first_server = upstream.servers.first();
+    let example = "[\"http://10.0.0.1:8080\"]";
+    reader.required(first_server, &table, "servers", example);
     let mut seen = Unique::new("server");
     let mut servers = Vec::new();
     for written in upstream.servers {
-        servers.extend(server(reader, &written, &mut seen));
+        servers.extend(reader.parse_unique(&mut seen, written, server));
     }
-    let connect_timeout = reader.duration(
-        "connect-timeout",
-        upstream.connect_timeout,
-        POSITIVE_DURATION,
-    );
-    let response_timeout = reader.duration(
-        "response-timeout",
-        upstream.response_timeout,
-        POSITIVE_DURATION,
-    );
+    let mut timeout = |key, written| reader.value(&POSITIVE_DURATION, key, written);
+    let connect_timeout = timeout("connect-timeout", upstream.connect_timeout);
+    let response_timeout = timeout("response-timeout", upstream.response_timeout);
     Some(Upstream {
         name: name?,
         servers,
@@ -62,27 +54,24 @@ fn upstream(
 }
 
 /// The host and port of a server's URL.
-fn server(
-    reader: &mut Reader<'_>,
-    written: &Spanned<String>,
-    seen: &mut Unique<String>,
-) -> Option<String> {
-    let value = written.get_ref().clone();
+fn server(value: String) -> Result<String, String> {
     let url = value.parse::<Uri>().ok();
-    let scheme = url.as_ref().and_then(Uri::scheme_str);
-    let address = match scheme {
+    let address = match url.as_ref().and_then(Uri::scheme_str) {
         Some("https") => {
-            reader.note(written.span(), What::UpstreamTls { value });
-            return None;
+            return Err(format!(
+                "{value:?} needs TLS, which this version does not speak to an upstream; write \"http://\" and use a \
+                 network that you trust"
+            ));
         }
         Some("http") => url.as_ref().and_then(host_and_port),
         _ => None,
     };
-    match &address {
-        Some(address) => reader.unique(seen, address.clone(), &written.span()),
-        None => reader.note(written.span(), What::NotAnUpstreamServer { value }),
-    }
-    address
+    address.ok_or_else(|| {
+        format!(
+            "{value:?} is not the server of an upstream; write \"http://\", a host and a port: \
+             \"http://10.0.0.1:8080\" (the path of a request is passed on unchanged)"
+        )
+    })
 }
 
 /// `None`: the URL has other parts, or lacks the host.

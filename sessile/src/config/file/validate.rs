@@ -6,11 +6,12 @@ use std::ops::Range;
 
 use toml::Spanned;
 
-use super::problem::{Problem, What};
+use super::problem::Problem;
 use super::raw;
-use super::reader::{Reader, Unique};
+use super::reader::{Reader, Table, Unique};
 use super::shape::Shape;
 use super::{balance, forget, sites, upstreams};
+use crate::config::settings::types::{ADDRESS, OneOf};
 use crate::config::{
     Config, Key, Listener, MAX_TICKET_LIFETIME, Network, NotANetwork, Role, Session, StoreUrl,
 };
@@ -31,7 +32,7 @@ pub(super) fn validate(shape: Shape<'_>) -> Result<Config, Vec<Problem>> {
     }
     let mut addresses = Unique::new("listener address");
     let (has_site, has_server) = (!tables.site.is_empty(), !tables.balance.server.is_empty());
-    for listener in &tables.listener {
+    for listener in tables.listener {
         let listener = reader.listener(listener, has_site, has_server, &mut addresses);
         config.listeners.extend(listener);
     }
@@ -49,20 +50,20 @@ pub(super) fn validate(shape: Shape<'_>) -> Result<Config, Vec<Problem>> {
     config.sites = sites::read(&mut reader, tables.site, &config.upstreams, early_data);
     config.session.forget = forget::read(&mut reader, tables.session.forget, &config.sites);
     let unknown_name = places.get("balance.unknown-name");
-    balance::read(
-        &mut reader,
-        tables.balance,
-        unknown_name,
-        &mut config.balance,
-    );
+    let balance = &mut config.balance;
+    balance::read(&mut reader, tables.balance, unknown_name, balance);
     reader.finish(config)
 }
 
 impl Reader<'_> {
     fn lifetime_fits_tickets(&mut self, place: &Range<usize>, session: &Session) {
-        let value = session.lifetime;
-        if session.tickets && value > MAX_TICKET_LIFETIME {
-            self.note(place.clone(), What::TooLongForTickets { value });
+        if session.tickets && session.lifetime > MAX_TICKET_LIFETIME {
+            let lifetime = humantime::format_duration(session.lifetime);
+            let what = format!(
+                "`lifetime` is {lifetime}, but TLS 1.3 allows tickets at most 7 days; write \"7d\" or less, or set \
+                 tickets = false"
+            );
+            self.note(place.clone(), what);
         }
     }
 
@@ -72,11 +73,14 @@ impl Reader<'_> {
             return;
         }
         let what = if session.store == StoreUrl::Memory {
-            What::EarlyDataInMemory
+            "`early-data` is on and session.store is \"memory\": a replay would be accepted once by each server; set \
+             store = \"redis://HOST\", the same on every server, or remove `early-data`"
         } else if !session.tickets {
-            What::EarlyDataWithoutTickets
+            "`early-data` is on and session.tickets is false: without tickets no client can send early data; set \
+             tickets = true, or remove `early-data`"
         } else if session.max_entries == 0 || session.lifetime.is_zero() {
-            What::EarlyDataWithoutSessions
+            "`early-data` is on and session.max-entries or session.lifetime is 0, so no session is kept; raise it, or \
+             remove `early-data`"
         } else {
             return;
         };
@@ -85,28 +89,34 @@ impl Reader<'_> {
 
     fn listener(
         &mut self,
-        written: &Spanned<raw::Listener>,
+        written: Spanned<raw::Listener>,
         has_site: bool,
         has_server: bool,
         addresses: &mut Unique<SocketAddr>,
     ) -> Option<Listener> {
-        let listener = written.get_ref();
-        let role = match &listener.role {
+        let table = Table::new("[[listener]]", &written);
+        let listener = written.into_inner();
+        let role = match listener.role {
             None => Some(Role::Serve),
-            some => self.one_of("role", some.clone(), &ROLES),
+            role => self.value(&OneOf(&ROLES), "role", role),
         };
         match role {
-            Some(Role::Serve) if !has_site => self.note(written.span(), What::NothingToServe),
-            Some(Role::Balance) if !has_server => {
-                self.note(written.span(), What::NothingToBalance);
-            }
+            Some(Role::Serve) if !has_site => self.note(
+                table.span.clone(),
+                "the listener has role \"serve\", but there is no site; add a [[site]], or set role = \"balance\"",
+            ),
+            Some(Role::Balance) if !has_server => self.note(
+                table.span.clone(),
+                "the listener has role \"balance\", but there is no server; add a [[balance.server]] with name and \
+                 address",
+            ),
             _ => {}
         }
-        let proxies = self.proxies(written);
-        let missing = What::missing("[[listener]]", "address", "\"0.0.0.0:443\"");
-        let address = self.required(listener.address.clone(), written.span(), missing)?;
+        let expects_header = listener.proxy_protocol.unwrap_or(false);
+        let proxies = self.proxies(listener.proxy_trusted, expects_header, &table);
+        let address = self.required(listener.address, &table, "address", "\"0.0.0.0:443\"")?;
         let span = address.span();
-        let address = self.address("address", Some(address))?;
+        let address = self.value(&ADDRESS, "address", Some(address))?;
         self.claim(address, &span, addresses);
         Some(Listener {
             address,
@@ -116,22 +126,27 @@ impl Reader<'_> {
     }
 
     /// The networks that may send PROXY headers. They are needed if the listener expects the headers.
-    fn proxies(&mut self, written: &Spanned<raw::Listener>) -> Vec<Network> {
-        let listener = written.get_ref();
-        let expects_header = listener.proxy_protocol.unwrap_or(false);
-        let mut proxies = Vec::new();
-        for network in &listener.proxy_trusted {
-            match network.get_ref().parse() {
-                Ok(network) => proxies.push(network),
-                Err(NotANetwork) => {
-                    let value = network.get_ref().clone();
-                    self.note(network.span(), What::NotANetwork { value });
-                }
-            }
-        }
-        match listener.proxy_trusted.first() {
-            None if expects_header => self.note(written.span(), What::NobodyTrusted),
-            Some(first) if !expects_header => self.note(first.span(), What::TrustedForNothing),
+    fn proxies(
+        &mut self,
+        trusted: Vec<Spanned<String>>,
+        expects_header: bool,
+        listener: &Table,
+    ) -> Vec<Network> {
+        let first = trusted.first().map(Spanned::span);
+        let networks = trusted.into_iter();
+        let proxies = networks
+            .filter_map(|network| self.parse(network, trusted_network))
+            .collect();
+        match first {
+            None if expects_header => self.note(
+                listener.span.clone(),
+                "`proxy-protocol` is true, but no address is trusted to send the header; add \
+                 proxy-trusted = [\"10.0.0.0/8\"], with the addresses of the proxies",
+            ),
+            Some(first) if !expects_header => self.note(
+                first,
+                "`proxy-trusted` has no effect without proxy-protocol = true; add that, or remove `proxy-trusted`",
+            ),
             _ => {}
         }
         proxies
@@ -149,4 +164,13 @@ impl Reader<'_> {
             self.unique(addresses, address, place);
         }
     }
+}
+
+fn trusted_network(value: String) -> Result<Network, String> {
+    value.parse().map_err(|NotANetwork| {
+        format!(
+            "{value:?} in `proxy-trusted` is not a network; write an address, or a prefix with its length, such as \
+             \"10.0.0.0/8\" (the bits after the prefix must be zero)"
+        )
+    })
 }

@@ -2,14 +2,12 @@
 //!
 //! This module opens no file; `settings` does.
 
-mod error;
 mod parse;
 
 use std::fmt;
 
 use super::settings::{RegKey, RegValue, Setting, all};
 use super::{Config, MAX_TICKET_LIFETIME};
-pub use error::{Place, RegError, Wrong};
 pub use parse::{Data, Edit, Entry, MAX_BYTES, RegFile, parse};
 
 /// The result of an import, line by line.

@@ -1,13 +1,18 @@
 //! The text of registry exports: `REGEDIT4` and version 5.00, UTF-16LE with a byte order mark as
 //! regedit writes it, or UTF-8. The parser does not know the meaning of values.
 
-use super::error::{Place, RegError, Wrong};
+use crate::config::file::Problem;
 
 /// Most bytes of a registry export. The keys that matter here take a few hundred.
 pub const MAX_BYTES: usize = 16 << 20;
 
 const VERSION_4: &str = "REGEDIT4";
 const VERSION_5: &str = "Windows Registry Editor Version 5.00";
+
+const NO_ENCODING: &str = "neither UTF-16LE with a byte order mark nor UTF-8 from here on";
+const NO_DATA: &str = "expected \"text\", dword:, hex:, hex(type): or -";
+const NO_DWORD: &str = "dword: takes one to eight hexadecimal digits; 10000 is dword:00002710";
+const NO_HEX: &str = "hex: takes bytes of two hexadecimal digits with commas between them";
 
 /// The type of `REG_DWORD`, for values that are written as bytes.
 const TYPE_DWORD: u32 = 4;
@@ -51,9 +56,10 @@ pub enum Data {
 }
 
 /// Reads a registry export.
-pub fn parse(bytes: &[u8]) -> Result<RegFile, RegError> {
+pub fn parse(bytes: &[u8]) -> Result<RegFile, Problem> {
     if bytes.len() > MAX_BYTES {
-        return Err(Wrong::TooLong.at(Place { line: 1, column: 1 }));
+        let what = "more than 16 MiB; export only the branches with the settings";
+        return Err(Place::START.problem(what));
     }
     let text = decode(bytes)?;
     let mut cursor = Cursor::new(text.strip_prefix('\u{feff}').unwrap_or(&text));
@@ -61,7 +67,7 @@ pub fn parse(bytes: &[u8]) -> Result<RegFile, RegError> {
     let mut file = RegFile::default();
     let mut key: Option<String> = None;
     while cursor.skip_to_content() {
-        let line = cursor.line;
+        let line = cursor.place.line;
         if cursor.eat('[') {
             let (path, deletes) = cursor.key()?;
             if deletes {
@@ -76,10 +82,12 @@ pub fn parse(bytes: &[u8]) -> Result<RegFile, RegError> {
                 key = Some(path);
             }
         } else {
-            let place = cursor.place();
+            let place = cursor.place;
             let edit = cursor.value()?;
             let Some(key) = key.clone() else {
-                return Err(Wrong::ValueWithoutKey.at(place));
+                return Err(place.problem(
+                    "a value before any key, or below one that is deleted; write its [key] first",
+                ));
             };
             file.entries.push(Entry { line, key, edit });
         }
@@ -88,22 +96,24 @@ pub fn parse(bytes: &[u8]) -> Result<RegFile, RegError> {
     Ok(file)
 }
 
-fn decode(bytes: &[u8]) -> Result<String, RegError> {
+fn decode(bytes: &[u8]) -> Result<String, Problem> {
     match bytes {
         [0xff, 0xfe, rest @ ..] => {
             let (units, odd) = rest.as_chunks::<2>();
             let units = units.iter().map(|&unit| u16::from_le_bytes(unit));
             let mut text = String::with_capacity(rest.len() / 2);
             for unit in char::decode_utf16(units) {
-                text.push(unit.map_err(|_| Wrong::Encoding.at(Cursor::end_of(&text)))?);
+                text.push(unit.map_err(|_| Cursor::end_of(&text).problem(NO_ENCODING))?);
             }
             if odd.is_empty() {
                 Ok(text)
             } else {
-                Err(Wrong::Encoding.at(Cursor::end_of(&text)))
+                Err(Cursor::end_of(&text).problem(NO_ENCODING))
             }
         }
-        [0xfe, 0xff, ..] => Err(Wrong::BigEndian.at(Place { line: 1, column: 1 })),
+        [0xfe, 0xff, ..] => Err(Place::START.problem(
+            "UTF-16 in big-endian order; save it as regedit does, in little-endian order, or as UTF-8",
+        )),
         _ => match std::str::from_utf8(bytes) {
             Ok(text) => Ok(text.to_owned()),
             // Version 4 is in the code page of the machine that wrote it. Only ASCII matters here: other
@@ -113,39 +123,47 @@ fn decode(bytes: &[u8]) -> Result<String, RegError> {
             }
             Err(error) => {
                 let valid = String::from_utf8_lossy(&bytes[..error.valid_up_to()]);
-                Err(Wrong::Encoding.at(Cursor::end_of(&valid)))
+                Err(Cursor::end_of(&valid).problem(NO_ENCODING))
             }
         },
+    }
+}
+
+/// A place in the text. Lines and columns count from 1, and columns are characters.
+#[derive(Clone, Copy)]
+struct Place {
+    line: usize,
+    column: usize,
+}
+
+impl Place {
+    const START: Self = Self { line: 1, column: 1 };
+
+    fn problem(self, what: &str) -> Problem {
+        let Self { line, column } = self;
+        let what = what.to_owned();
+        Problem { line, column, what }
     }
 }
 
 /// The rest of the text and its place.
 struct Cursor<'a> {
     rest: &'a str,
-    line: usize,
-    column: usize,
+    place: Place,
 }
 
 impl<'a> Cursor<'a> {
     fn new(text: &'a str) -> Self {
         Self {
             rest: text,
-            line: 1,
-            column: 1,
+            place: Place::START,
         }
     }
 
     fn end_of(text: &str) -> Place {
         let mut cursor = Cursor::new(text);
         while cursor.next().is_some() {}
-        cursor.place()
-    }
-
-    fn place(&self) -> Place {
-        Place {
-            line: self.line,
-            column: self.column,
-        }
+        cursor.place
     }
 
     fn peek(&self) -> Option<char> {
@@ -157,10 +175,10 @@ impl<'a> Cursor<'a> {
         let char = chars.next()?;
         self.rest = chars.as_str();
         if char == '\n' {
-            self.line += 1;
-            self.column = 1;
+            self.place.line += 1;
+            self.place.column = 1;
         } else {
-            self.column += 1;
+            self.place.column += 1;
         }
         Some(char)
     }
@@ -193,30 +211,32 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    fn header(&mut self) -> Result<(), RegError> {
+    fn header(&mut self) -> Result<(), Problem> {
         self.skip_to_content();
-        let place = self.place();
+        let place = self.place;
         match self.take_while(|c| c != '\n').trim_end() {
             VERSION_4 | VERSION_5 => Ok(()),
-            _ => Err(Wrong::Header.at(place)),
+            _ => Err(place.problem(
+                "the first line must be \"Windows Registry Editor Version 5.00\" or \"REGEDIT4\"",
+            )),
         }
     }
 
     /// The end of a line: blanks and a comment.
-    fn end_of_line(&mut self) -> Result<(), RegError> {
+    fn end_of_line(&mut self) -> Result<(), Problem> {
         self.blanks();
-        let place = self.place();
+        let place = self.place;
         match self.take_while(|c| c != '\n').trim_end() {
             rest if rest.is_empty() || rest.starts_with(';') => Ok(()),
-            _ => Err(Wrong::Trailing.at(place)),
+            _ => Err(place.problem("unexpected text after the end of the entry")),
         }
     }
 
     /// `KEY]` or `-KEY]`. A key's name may contain brackets. The first bracket before a comment or the
     /// end of the line ends the key.
-    fn key(&mut self) -> Result<(String, bool), RegError> {
+    fn key(&mut self) -> Result<(String, bool), Problem> {
         let deletes = self.eat('-');
-        let place = self.place();
+        let place = self.place;
         let line = self.rest.split('\n').next().unwrap_or_default();
         let ends = |&(at, _): &(usize, &str)| {
             let after = line[at + 1..].trim();
@@ -225,7 +245,8 @@ impl<'a> Cursor<'a> {
         let end = line.match_indices(']').find(ends);
         let path = end.map_or("", |(at, _)| &line[..at]);
         if path.trim().is_empty() {
-            return Err(Wrong::Key.at(place));
+            let what = "a key must be written as [HKEY_LOCAL_MACHINE\\...] on one line";
+            return Err(place.problem(what));
         }
         for _ in 0..=path.chars().count() {
             self.next();
@@ -234,19 +255,19 @@ impl<'a> Cursor<'a> {
     }
 
     /// `"Name"=data` or `@=data`.
-    fn value(&mut self) -> Result<Edit, RegError> {
-        let place = self.place();
+    fn value(&mut self) -> Result<Edit, Problem> {
+        let place = self.place;
         let name = match self.next() {
             Some('@') => String::new(),
             Some('"') => self.string(place)?,
-            _ => return Err(Wrong::Line.at(place)),
+            _ => return Err(place.problem("expected [a key], \"a value\"= or a comment after ;")),
         };
         self.blanks();
         if !self.eat('=') {
-            return Err(Wrong::Equals.at(self.place()));
+            return Err(self.place.problem("expected = after the value's name"));
         }
         self.blanks();
-        let place = self.place();
+        let place = self.place;
         if self.eat('-') {
             return Ok(Edit::Delete { name });
         }
@@ -258,7 +279,7 @@ impl<'a> Cursor<'a> {
             .take_while(|c| c.is_ascii_alphanumeric() || matches!(c, '(' | ')'))
             .to_ascii_lowercase();
         if !self.eat(':') {
-            return Err(Wrong::Data.at(place));
+            return Err(place.problem(NO_DATA));
         }
         let data = match kind.as_str() {
             "dword" => self.dword()?,
@@ -268,7 +289,7 @@ impl<'a> Cursor<'a> {
                     .strip_prefix("hex(")
                     .and_then(|kind| kind.strip_suffix(')'))
                     .and_then(|digits| u32::from_str_radix(digits, 16).ok())
-                    .ok_or(Wrong::Data.at(place))?;
+                    .ok_or_else(|| place.problem(NO_DATA))?;
                 self.hex(number)?
             }
         };
@@ -277,39 +298,42 @@ impl<'a> Cursor<'a> {
 
     /// The rest of a quoted string. A backslash takes the next character literally. A line break is part
     /// of the string, because regedit writes strings in this way.
-    fn string(&mut self, opened: Place) -> Result<String, RegError> {
+    fn string(&mut self, opened: Place) -> Result<String, Problem> {
         let mut text = String::new();
         loop {
             match self.next() {
                 Some('"') => return Ok(text),
                 Some('\\') => text.extend(self.next()),
                 Some(char) => text.push(char),
-                None => return Err(Wrong::OpenString.at(opened)),
+                None => {
+                    let what = "a string that begins here does not end; close its quotes";
+                    return Err(opened.problem(what));
+                }
             }
         }
     }
 
-    fn dword(&mut self) -> Result<Data, RegError> {
+    fn dword(&mut self) -> Result<Data, Problem> {
         self.blanks();
-        let place = self.place();
+        let place = self.place;
         let digits = self.take_while(|c| c.is_ascii_alphanumeric());
         if digits.len() > 8 {
-            return Err(Wrong::Dword.at(place));
+            return Err(place.problem(NO_DWORD));
         }
         let number = u32::from_str_radix(digits, 16);
-        number.map(Data::Dword).map_err(|_| Wrong::Dword.at(place))
+        number.map(Data::Dword).map_err(|_| place.problem(NO_DWORD))
     }
 
     /// Bytes with commas between them. A backslash continues on the next line.
-    fn hex(&mut self, kind: u32) -> Result<Data, RegError> {
+    fn hex(&mut self, kind: u32) -> Result<Data, Problem> {
         let mut bytes: Vec<u8> = Vec::new();
         loop {
             self.blanks();
-            let place = self.place();
+            let place = self.place;
             if self.eat('\\') {
                 self.take_while(|c| matches!(c, ' ' | '\t' | '\r'));
                 if !self.eat('\n') {
-                    return Err(Wrong::Hex.at(place));
+                    return Err(place.problem(NO_HEX));
                 }
                 continue;
             }
@@ -318,7 +342,7 @@ impl<'a> Cursor<'a> {
                 (1..=2, Ok(byte)) => bytes.push(byte),
                 // No bytes at all, or a comma after the last one.
                 (0, _) => break,
-                _ => return Err(Wrong::Hex.at(place)),
+                _ => return Err(place.problem(NO_HEX)),
             }
             self.blanks();
             if !self.eat(',') {

@@ -221,7 +221,7 @@ fn every_prefix_reads_or_gives_a_location_inside_it() {
     for bytes in [SAMPLE.as_bytes(), &utf16] {
         for end in 0..bytes.len() {
             if let Err(error) = parse(&bytes[..end]) {
-                assert!(error.place.line <= SAMPLE.lines().count());
+                assert!(error.line <= SAMPLE.lines().count());
             }
         }
     }

@@ -11,20 +11,18 @@ use tracing::level_filters::LevelFilter;
 use super::registry::{Form, RegKey, RegValue};
 use super::setting::Setting;
 use super::types::{
-    AccessLogTarget, Count, Flag, Folder, Kernel, KeyFile, OneOf, OptionalAddress, OptionalDnsName,
-    OptionalFile, OptionalServerNumber, ServerName, Size, Span, Store, Type, kind_of, read_into,
+    ACCESS_LOG, ADDRESS, ANY_DURATION, Count, DNS_NAME, Flag, KERNEL, KEY_FILE, OneOf, Optional,
+    PATH, POSITIVE_DURATION, SERVER_NAME, STORE, STORE_TIMEOUT, Size, Type, kind_of,
 };
-use crate::config::file::reader::{ANY_DURATION, POSITIVE_DURATION};
 use crate::config::{
     AccessLog, BYTES_PER_ENTRY, BalancePool, BalanceServer, DEFAULT_CONNECT_TIMEOUT, Forget,
-    Health, KernelTls, Key, Role, StoreUrl, UnknownName, default_state_dir, host_name, human_bytes,
+    Health, KernelTls, Key, MAX_NUMBER, Role, StoreUrl, UnknownName, default_state_dir, host_name,
+    human_bytes,
 };
 
 /// Most bytes of `session.early-data`.
 pub const MAX_EARLY_DATA: u32 = 64 * 1024;
 
-/// Longest `session.store-timeout`. A whole handshake waits no longer than this.
-const MAX_STORE_TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_WORKERS: i64 = 1024;
 /// Smallest `connection.max-hello-bytes`: room for some ClientHellos of the greatest size.
 const MIN_HELLO_BYTES: i64 = 1 << 20;
@@ -74,7 +72,7 @@ macro_rules! setting {
             value: |config| $type.show(&config.$($place).+),
             differs: |one, other| one.$($place).+ != other.$($place).+,
             read: |reader, written, config| {
-                read_into(&$type, reader, $key, written, &mut config.$($place).+)
+                reader.read_into(&$type, $key, written, &mut config.$($place).+)
             },
             $($option: $value,)*
             ..Setting::PLAIN
@@ -120,19 +118,19 @@ macro_rules! section {
 section! {
     /// `[server]`: the identity of this server, and its state folder.
     Server, server {
-        "name" name: String = host_name(), ServerName => {
+        "name" name: String = host_name(), SERVER_NAME => {
             meaning: "the server's name in logs, metrics and verdicts; the server's number is derived from \
                     it and from the farm's scope",
             default_words: Some("the host's name"),
             restart: BOTH,
         }
-        "number" number: Option<u32> = None, OptionalServerNumber => {
+        "number" number: Option<u32> = None, Optional(Count(0..=MAX_NUMBER as i64)) => {
             meaning: "the number in this server's tickets, from 0 to 16777215; different on each server of \
                     a farm",
             default_words: Some("from the farm's scope and the server's name"),
             restart: BOTH,
         }
-        "state-dir" state_dir: PathBuf = default_state_dir(), Folder => {
+        "state-dir" state_dir: PathBuf = default_state_dir(), PATH => {
             meaning: "the state folder: files that must survive a restart, such as the farm key",
             default_words: Some("$STATE_DIRECTORY, else $XDG_STATE_HOME/sessile, else ~/.local/state/sessile"),
             restart: BOTH,
@@ -160,7 +158,7 @@ section! {
                 )),
             },
         }
-        "lifetime" lifetime: Duration = TEN_HOURS, Span(ANY_DURATION) => {
+        "lifetime" lifetime: Duration = TEN_HOURS, ANY_DURATION => {
             meaning: "longest life of a session, counted from its full handshake; resuming does not extend \
                     it; 0: nothing resumes; at most 7d while tickets are on",
             restart: BOTH,
@@ -175,13 +173,13 @@ section! {
                 "each session takes an entry of the session table and resumes on its server only",
             ),
         }
-        "store" store: StoreUrl = StoreUrl::Memory, Store => {
+        "store" store: StoreUrl = StoreUrl::Memory, STORE => {
             meaning: "where sessions live: \"memory\" (the session table of this process only), or also in \
                     a Redis or Valkey that the servers share: \
                     redis://[user:password@]host[:port][/database], with several hosts for a cluster",
             restart: SERVE,
         }
-        "store-timeout" store_timeout: Duration = Duration::from_millis(20), Span(Duration::from_nanos(1)..=MAX_STORE_TIMEOUT) => {
+        "store-timeout" store_timeout: Duration = Duration::from_millis(20), STORE_TIMEOUT => {
             meaning: "how long a handshake waits for the session store; at most 5s",
             restart: SERVE,
             cost: |config| (config.session.store != StoreUrl::Memory).then(|| format!(
@@ -209,7 +207,7 @@ section! {
                  that survive a loss of the store",
             ),
         }
-        "client-lifetime" client_lifetime: Duration = TEN_HOURS, Span(ANY_DURATION) => {
+        "client-lifetime" client_lifetime: Duration = TEN_HOURS, ANY_DURATION => {
             meaning: "longest life of a session that sessile holds as a client; has no effect in this \
                     version",
             restart: SERVE,
@@ -236,7 +234,7 @@ section! {
 pub(super) const KEY_SETTINGS: &[Setting] = &[setting!(
     "key.file",
     "file",
-    KeyFile,
+    KEY_FILE,
     key {
         meaning: "the farm key, the same on every server; made at the first start; \"none\": a key in \
                     memory that is lost at a restart",
@@ -252,7 +250,7 @@ pub(super) const KEY_SETTINGS: &[Setting] = &[setting!(
 section! {
     /// `[connection]`: limits and timeouts of client connections.
     Connection, connection {
-        "idle-timeout" idle_timeout: Duration = Duration::from_secs(5 * 60), Span(POSITIVE_DURATION) => {
+        "idle-timeout" idle_timeout: Duration = Duration::from_secs(5 * 60), POSITIVE_DURATION => {
             meaning: "how long a connection may be idle before it is closed and its object reclaimed",
             restart: SERVE,
         }
@@ -296,7 +294,7 @@ section! {
                     can share one address; 0: no limit",
             restart: BOTH,
         }
-        "drain-timeout" drain_timeout: Duration = Duration::from_secs(10), Span(ANY_DURATION) => {
+        "drain-timeout" drain_timeout: Duration = Duration::from_secs(10), ANY_DURATION => {
             meaning: "how long open connections may take to finish after a stop signal; then they are cut",
             restart: BOTH,
         }
@@ -306,7 +304,7 @@ section! {
 section! {
     /// `[tls]`: how TLS records are encrypted.
     Tls, tls {
-        "kernel" kernel: KernelTls = KernelTls::Auto, Kernel => {
+        "kernel" kernel: KernelTls = KernelTls::Auto, KERNEL => {
             meaning: "record encryption in the kernel: auto or off; this version has none, so both mean \
                     off",
             restart: SERVE,
@@ -318,12 +316,12 @@ section! {
 section! {
     /// `[admin]`: where health, metrics and the API are served.
     Admin, admin {
-        "listen" listen: Option<SocketAddr> = None, OptionalAddress => {
+        "listen" listen: Option<SocketAddr> = None, Optional(ADDRESS) => {
             meaning: "IP address and port where /healthz, /readyz, /metrics and the API answer",
             default_words: Some("nowhere"),
             restart: BOTH,
         }
-        "token-file" token_file: Option<PathBuf> = None, OptionalFile => {
+        "token-file" token_file: Option<PathBuf> = None, Optional(PATH) => {
             meaning: "the file with the token that requests need to change something; if it does not \
                     exist, sessile makes it, readable only for its owner",
             default_words: Some("admin.token in the state folder"),
@@ -339,7 +337,7 @@ section! {
             meaning: "lowest level of the program's own log: off, error, warn, info, debug or trace",
             restart: BOTH,
         }
-        "access" access: AccessLog = AccessLog::Stdout, AccessLogTarget => {
+        "access" access: AccessLog = AccessLog::Stdout, ACCESS_LOG => {
             meaning: "one line for each handshake and each request: \"-\" for the standard output, \
                     \"off\", or a file",
             restart: BOTH,
@@ -354,14 +352,14 @@ section! {
             meaning: "how clients without a known session are placed: source, least-connections or \
                     round-robin",
         }
-        "connect-timeout" connect_timeout: Duration = DEFAULT_CONNECT_TIMEOUT, Span(POSITIVE_DURATION) => {
+        "connect-timeout" connect_timeout: Duration = DEFAULT_CONNECT_TIMEOUT, POSITIVE_DURATION => {
             meaning: "how long a connection attempt to a server may take",
         }
         // This is longer than servers keep idle connections, so that the server closes first.
-        "idle-timeout" idle_timeout: Duration = Duration::from_secs(60 * 60), Span(ANY_DURATION) => {
+        "idle-timeout" idle_timeout: Duration = Duration::from_secs(60 * 60), ANY_DURATION => {
             meaning: "a connection without a byte in either direction is closed after this long; 0: never",
         }
-        "total-timeout" total_timeout: Duration = Duration::ZERO, Span(ANY_DURATION) => {
+        "total-timeout" total_timeout: Duration = Duration::ZERO, ANY_DURATION => {
             meaning: "a connection through the balancer is closed at this age; 0: never",
         }
         "unknown-name" unknown_name: UnknownName = UnknownName::Default, OneOf(&UNKNOWN_NAMES) => {
@@ -372,14 +370,14 @@ section! {
             meaning: "how servers are checked: tls (a handshake, which also finds the names of their \
                     ticket keys), tcp (a connection) or off",
         }
-        "health-interval" health_interval: Duration = Duration::from_secs(5), Span(POSITIVE_DURATION) => {
+        "health-interval" health_interval: Duration = Duration::from_secs(5), POSITIVE_DURATION => {
             meaning: "time between two health checks of a server",
         }
-        "health-name" health_name: Option<String> = None, OptionalDnsName => {
+        "health-name" health_name: Option<String> = None, Optional(DNS_NAME) => {
             meaning: "the server name (SNI) that health checks send",
             default_words: Some("the pool's first name without a wildcard, else none"),
         }
-        "slow-start" slow_start: Duration = Duration::ZERO, Span(ANY_DURATION) => {
+        "slow-start" slow_start: Duration = Duration::ZERO, ANY_DURATION => {
             meaning: "how long a server that came up takes to reach its full share of new clients; 0: at \
                     once",
         }

@@ -6,7 +6,7 @@
 mod definitions;
 mod registry;
 mod setting;
-mod types;
+pub(super) mod types;
 mod value;
 
 pub(super) use definitions::POLICIES;

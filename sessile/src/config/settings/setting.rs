@@ -1,6 +1,5 @@
 //! One setting's definition, and what can be done with any setting.
 
-use std::fmt;
 use std::path::Path;
 
 use toml::Spanned;
@@ -103,20 +102,16 @@ impl Setting {
 }
 
 /// No setting has that name.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("no setting is called {name:?}; {}", advice(*nearest))]
 pub struct UnknownSetting {
     pub name: String,
     pub nearest: Option<&'static str>,
 }
 
-impl fmt::Display for UnknownSetting {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "no setting is called {:?}; ", self.name)?;
-        match self.nearest {
-            Some(nearest) => write!(f, "did you mean {nearest}?"),
-            None => f.write_str("`sessile settings list` shows them all"),
-        }
-    }
+fn advice(nearest: Option<&str>) -> String {
+    nearest.map_or_else(
+        || "`sessile settings list` shows them all".to_owned(),
+        |nearest| format!("did you mean {nearest}?"),
+    )
 }
-
-impl std::error::Error for UnknownSetting {}

@@ -1,57 +1,63 @@
-//! How settings of each type are read from a file and shown. A type carries its bounds.
+//! How values of each type are parsed and shown: of settings, and of keys in tables. A type carries its bounds.
 
+use std::fmt::Display;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustls_pki_types::DnsName;
 use serde::de::DeserializeOwned;
-use toml::Spanned;
-use toml::de::{DeValue, Error, ValueDeserializer};
 
 use super::value::{Kind, Value};
-use crate::config::file::problem::What;
-use crate::config::file::raw::{self, Bytes, Number, Text, TimeSpan, Whole};
-use crate::config::file::reader::Reader;
-use crate::config::{AccessLog, Config, KernelTls, Key, MAX_NUMBER, StoreUrl};
+use crate::config::file::problem::hint;
+use crate::config::file::raw::{self, TimeSpan, Whole};
+use crate::config::{AccessLog, Config, KernelTls, Key, StoreUrl};
 
-/// A setting's type. `T` is the type of the field in the configuration.
-pub(super) trait Type<T> {
+/// Most bytes of a server's name.
+const MAX_NAME_LEN: usize = 255;
+
+/// A duration up to a year (in humantime's length).
+pub(super) const ANY_DURATION: Span = Span(Duration::ZERO..=Duration::from_secs(31_557_600));
+/// A duration that is not zero.
+pub(in crate::config) const POSITIVE_DURATION: Span =
+    Span(Duration::from_nanos(1)..=*ANY_DURATION.0.end());
+
+/// `session.store-timeout`. A whole handshake waits no longer than this.
+pub(super) const STORE_TIMEOUT: Span = Span(Duration::from_nanos(1)..=Duration::from_secs(5));
+
+/// The type of a value. `T` is the type of the field in the configuration.
+pub(in crate::config) trait Type<T> {
     /// The form in a TOML file.
     type Written: DeserializeOwned;
     const KIND: Kind;
 
-    /// Reads the value, or notes the problem in the reader.
-    fn read(
-        &self,
-        reader: &mut Reader<'_>,
-        key: &'static str,
-        written: Option<Spanned<Self::Written>>,
-    ) -> Option<T>;
+    /// Parses the value of `key`. A relative path starts at `folder`. The error names the remedy.
+    fn parse(&self, key: &str, written: Self::Written, folder: &Path) -> Result<T, String>;
 
     /// The value for people and for TOML. `None`: not set.
     fn show(&self, value: &T) -> Option<Value>;
 }
 
-/// Reads a TOML value into a field. A problem leaves the field as it is.
-pub(super) fn read_into<T, Y: Type<T>>(
-    r#type: &Y,
-    reader: &mut Reader<'_>,
-    key: &'static str,
-    written: Spanned<DeValue<'_>>,
-    field: &mut T,
-) -> Result<(), Error> {
-    let span = written.span();
-    let value = serde::Deserialize::deserialize(ValueDeserializer::from(written))?;
-    if let Some(value) = r#type.read(reader, key, Some(Spanned::new(span, value))) {
-        *field = value;
-    }
-    Ok(())
-}
-
 /// The kind of a type. The field's accessor says which `T` is meant.
 pub(super) const fn kind_of<T, Y: Type<T>>(_: &Y, _: fn(&Config) -> &T) -> Kind {
     Y::KIND
+}
+
+/// A value that can be absent.
+pub(super) struct Optional<Y>(pub(super) Y);
+
+impl<T, Y: Type<T>> Type<Option<T>> for Optional<Y> {
+    type Written = Y::Written;
+    const KIND: Kind = Y::KIND;
+
+    fn parse(&self, key: &str, written: Y::Written, folder: &Path) -> Result<Option<T>, String> {
+        self.0.parse(key, written, folder).map(Some)
+    }
+
+    fn show(&self, value: &Option<T>) -> Option<Value> {
+        self.0.show(value.as_ref()?)
+    }
 }
 
 /// `true` or `false`.
@@ -61,8 +67,8 @@ impl Type<bool> for Flag {
     type Written = bool;
     const KIND: Kind = Kind::Bool;
 
-    fn read(&self, _: &mut Reader<'_>, _: &str, written: Option<Spanned<bool>>) -> Option<bool> {
-        written.map(Spanned::into_inner)
+    fn parse(&self, _: &str, written: bool, _: &Path) -> Result<bool, String> {
+        Ok(written)
     }
 
     fn show(&self, value: &bool) -> Option<Value> {
@@ -71,14 +77,17 @@ impl Type<bool> for Flag {
 }
 
 /// A whole number in these bounds.
-pub(super) struct Count(pub(super) RangeInclusive<i64>);
+pub(in crate::config) struct Count(pub(in crate::config) RangeInclusive<i64>);
 
 impl<N: Copy + TryFrom<i64> + TryInto<u64>> Type<N> for Count {
     type Written = Whole;
     const KIND: Kind = Kind::Count;
 
-    fn read(&self, reader: &mut Reader<'_>, key: &'static str, written: Number) -> Option<N> {
-        reader.number(key, written, *self.0.start(), *self.0.end())
+    fn parse(&self, key: &str, Whole(value): Whole, _: &Path) -> Result<N, String> {
+        let number = N::try_from(value).ok();
+        number
+            .filter(|_| self.0.contains(&value))
+            .ok_or_else(|| out_of_range(key, value, &self.0))
     }
 
     fn show(&self, value: &N) -> Option<Value> {
@@ -86,37 +95,37 @@ impl<N: Copy + TryFrom<i64> + TryInto<u64>> Type<N> for Count {
     }
 }
 
-/// A number of a server, or none.
-pub(super) struct OptionalServerNumber;
-
-impl Type<Option<u32>> for OptionalServerNumber {
-    type Written = Whole;
-    const KIND: Kind = Kind::Count;
-
-    fn read(
-        &self,
-        reader: &mut Reader<'_>,
-        key: &'static str,
-        written: Number,
-    ) -> Option<Option<u32>> {
-        reader.number(key, written, 0, MAX_NUMBER.into()).map(Some)
-    }
-
-    fn show(&self, value: &Option<u32>) -> Option<Value> {
-        value.map(|number| Value::Count(number.into()))
-    }
+fn out_of_range(key: &str, value: i64, range: &RangeInclusive<impl Display>) -> String {
+    let (least, most) = (range.start(), range.end());
+    format!("`{key}` is {value}; write a number from {least} to {most}")
 }
 
-/// A number of bytes in these bounds, with or without a unit.
-pub(super) struct Size(pub(super) RangeInclusive<u32>);
+/// A number of bytes in these bounds, with or without a binary unit.
+pub(in crate::config) struct Size(pub(in crate::config) RangeInclusive<u32>);
 
 impl<N: Copy + TryFrom<u32> + TryInto<u64>> Type<N> for Size {
     type Written = raw::Size;
     const KIND: Kind = Kind::Size;
 
-    fn read(&self, reader: &mut Reader<'_>, key: &'static str, written: Bytes) -> Option<N> {
-        let size = reader.size(key, written, self.0.clone());
+    fn parse(&self, key: &str, raw::Size(text): raw::Size, _: &Path) -> Result<N, String> {
+        let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+        let unit = match text[digits.len()..].trim_start() {
+            "" | "B" => Some(1),
+            "KiB" => Some(1 << 10),
+            "MiB" => Some(1 << 20),
+            _ => None,
+        };
+        let number = digits.trim_end().parse::<i64>().ok();
+        let Some(value) = unit.and_then(|unit: i64| number?.checked_mul(unit)) else {
+            return Err(format!(
+                "`{key}` is {text:?}, which is not a size; write a number of bytes, or \"16KiB\""
+            ));
+        };
+        let size = u32::try_from(value)
+            .ok()
+            .filter(|size| self.0.contains(size));
         size.and_then(|size| N::try_from(size).ok())
+            .ok_or_else(|| out_of_range(key, value, &self.0))
     }
 
     fn show(&self, value: &N) -> Option<Value> {
@@ -125,19 +134,27 @@ impl<N: Copy + TryFrom<u32> + TryInto<u64>> Type<N> for Size {
 }
 
 /// A duration in these bounds.
-pub(super) struct Span(pub(super) RangeInclusive<Duration>);
+pub(in crate::config) struct Span(pub(super) RangeInclusive<Duration>);
 
 impl Type<Duration> for Span {
     type Written = TimeSpan;
     const KIND: Kind = Kind::Duration;
 
-    fn read(
-        &self,
-        reader: &mut Reader<'_>,
-        key: &'static str,
-        written: raw::Span,
-    ) -> Option<Duration> {
-        reader.duration(key, written, self.0.clone())
+    fn parse(&self, key: &str, TimeSpan(text): TimeSpan, _: &Path) -> Result<Duration, String> {
+        match humantime::parse_duration(&text) {
+            Ok(value) if self.0.contains(&value) => Ok(value),
+            Ok(value) if value.is_zero() => Err(format!(
+                "`{key}` is zero; write a longer duration, such as \"1s\""
+            )),
+            Ok(value) => Err(format!(
+                "`{key}` is {}; at most {} is allowed",
+                humantime::format_duration(value),
+                humantime::format_duration(*self.0.end())
+            )),
+            Err(_) => Err(format!(
+                "`{key}` is {text:?}, which is not a duration; write a number and a unit, such as \"5m\" or \"10h\""
+            )),
+        }
     }
 
     fn show(&self, value: &Duration) -> Option<Value> {
@@ -146,14 +163,18 @@ impl Type<Duration> for Span {
 }
 
 /// One of some words, each with its meaning.
-pub(super) struct OneOf<T: 'static>(pub(super) &'static [(&'static str, T)]);
+pub(in crate::config) struct OneOf<'a, T>(pub(in crate::config) &'a [(&'a str, T)]);
 
-impl<T: Copy + PartialEq> Type<T> for OneOf<T> {
+impl<T: Copy + PartialEq> Type<T> for OneOf<'_, T> {
     type Written = String;
     const KIND: Kind = Kind::Text;
 
-    fn read(&self, reader: &mut Reader<'_>, key: &'static str, written: Text) -> Option<T> {
-        reader.one_of(key, written, self.0)
+    fn parse(&self, key: &str, written: String, _: &Path) -> Result<T, String> {
+        let found = self.0.iter().find(|(word, _)| *word == written);
+        found.map(|&(_, meaning)| meaning).ok_or_else(|| {
+            let known = self.0.iter().map(|(word, _)| *word);
+            format!("`{key}` is {written:?}; {}", hint(&written, known))
+        })
     }
 
     fn show(&self, value: &T) -> Option<Value> {
@@ -162,111 +183,136 @@ impl<T: Copy + PartialEq> Type<T> for OneOf<T> {
     }
 }
 
-/// Defines types that are text in the file: how the text is read, and how the value is shown.
-macro_rules! text_types {
-    ($($(#[$doc:meta])* $Name:ident for $T:ty { $read:expr, $show:expr $(,)? })*) => {$(
-        $(#[$doc])*
-        pub(super) struct $Name;
+/// A type that is text in the file: how the text is parsed, and how the value is shown.
+pub(in crate::config) struct TextType<T: 'static> {
+    parse: fn(&str, String, &Path) -> Result<T, String>,
+    show: fn(&T) -> Value,
+}
 
-        impl Type<$T> for $Name {
-            type Written = String;
-            const KIND: Kind = Kind::Text;
+impl<T> Type<T> for TextType<T> {
+    type Written = String;
+    const KIND: Kind = Kind::Text;
 
-            fn read(&self, reader: &mut Reader<'_>, key: &'static str, written: Text) -> Option<$T> {
-                let read: fn(&mut Reader<'_>, &'static str, Text) -> Option<$T> = $read;
-                read(reader, key, written)
-            }
+    fn parse(&self, key: &str, written: String, folder: &Path) -> Result<T, String> {
+        (self.parse)(key, written, folder)
+    }
 
-            fn show(&self, value: &$T) -> Option<Value> {
-                let show: fn(&$T) -> Option<Value> = $show;
-                show(value)
+    fn show(&self, value: &T) -> Option<Value> {
+        Some((self.show)(value))
+    }
+}
+
+/// Refuses empty text.
+pub(in crate::config) fn not_empty(key: &str, text: String) -> Result<String, String> {
+    if text.is_empty() {
+        return Err(format!(
+            "`{key}` is empty; give it a value, or remove the line for the default"
+        ));
+    }
+    Ok(text)
+}
+
+/// The name of a server, an upstream or a pool.
+pub(in crate::config) const SERVER_NAME: TextType<String> = TextType {
+    parse: |_, name, _| {
+        if name.is_empty() || name.len() > MAX_NAME_LEN || name.chars().any(char::is_control) {
+            return Err(format!(
+                "`name` is {name:?}; a server's name is 1 to 255 characters without control characters"
+            ));
+        }
+        Ok(name)
+    },
+    show: |name| Value::text(name),
+};
+
+/// A file or a folder. A relative path starts at the folder of the configuration file.
+pub(in crate::config) const PATH: TextType<PathBuf> = TextType {
+    parse: |key, path, folder| Ok(folder.join(not_empty(key, path)?)),
+    show: |path| Value::text(path.display()),
+};
+
+/// An IP address with a port.
+pub(in crate::config) const ADDRESS: TextType<SocketAddr> = TextType {
+    parse: |key, text, _| {
+        text.parse().map_err(|_| {
+            format!(
+                "`{key}` is {text:?}, which is not an IP address with a port; write for example \"0.0.0.0:443\" or \
+                 \"[::]:443\" (host names are not looked up)"
+            )
+        })
+    },
+    show: |address| Value::text(address),
+};
+
+/// A DNS name without a wildcard, in lower case.
+pub(super) const DNS_NAME: TextType<String> = TextType {
+    parse: |key, text, _| {
+        let name = not_empty(key, text)?;
+        if DnsName::try_from(name.as_str()).is_err() {
+            return Err(format!(
+                "{name:?} is not a server name for health checks; write a DNS name in ASCII form that a client would send"
+            ));
+        }
+        Ok(name.to_ascii_lowercase())
+    },
+    show: |name| Value::text(name),
+};
+
+/// `memory`, or the URL of a shared store. Neither errors nor the shown value have the password.
+pub(super) const STORE: TextType<StoreUrl> = TextType {
+    parse: |key, text, folder| {
+        let mut store = not_empty(key, text)?
+            .parse::<StoreUrl>()
+            .map_err(|bad| format!("`store` {bad}"))?;
+        if let StoreUrl::Redis(redis) = &mut store {
+            for file in redis.files_mut() {
+                *file = folder.join(&*file);
             }
         }
-    )*};
-}
+        Ok(store)
+    },
+    show: |store| Value::text(store),
+};
 
-text_types! {
-    /// The name of a server.
-    ServerName for String {
-        |reader, _, written| reader.server_name(written),
-        |name| Some(Value::text(name)),
-    }
+/// The file of the farm key, or `none`.
+pub(super) const KEY_FILE: TextType<Key> = TextType {
+    parse: |key, file, folder| match file.as_str() {
+        "none" => Ok(Key::Ephemeral),
+        _ => PATH.parse(key, file, folder).map(Key::File),
+    },
+    show: |key| match key {
+        Key::File(path) => Value::text(path.display()),
+        Key::Ephemeral => Value::text("none"),
+    },
+};
 
-    /// A folder. A relative path starts at the file's folder.
-    Folder for PathBuf {
-        |reader, key, written| reader.path(key, written),
-        |path| Some(Value::text(path.display())),
-    }
+/// `auto` or `off`.
+pub(super) const KERNEL: TextType<KernelTls> = TextType {
+    parse: |key, word, folder| {
+        if word == "on" {
+            let what = "`kernel` is \"on\", but this version has no kernel TLS; write \"off\", or \
+                        \"auto\" to use it in a version that has it";
+            return Err(what.to_owned());
+        }
+        let words = [("auto", KernelTls::Auto), ("off", KernelTls::Off)];
+        OneOf(&words).parse(key, word, folder)
+    },
+    show: |kernel| match kernel {
+        KernelTls::Auto => Value::text("auto"),
+        KernelTls::Off => Value::text("off"),
+    },
+};
 
-    /// A file, or none. A relative path starts at the file's folder.
-    OptionalFile for Option<PathBuf> {
-        |reader, key, written| reader.path(key, written).map(Some),
-        |path| path.as_ref().map(|path| Value::text(path.display())),
-    }
-
-    /// An IP address with a port, or none.
-    OptionalAddress for Option<SocketAddr> {
-        |reader, key, written| reader.address(key, written).map(Some),
-        |address| address.map(Value::text),
-    }
-
-    /// A DNS name without a wildcard, or none.
-    OptionalDnsName for Option<String> {
-        |reader, key, written| reader.dns_name(key, written).map(Some),
-        |name| name.as_ref().map(Value::text),
-    }
-
-    /// `memory`, or the URL of a shared store. The value is shown without its password.
-    Store for StoreUrl {
-        |reader, key, written| reader.store(key, written),
-        |store| Some(Value::text(store)),
-    }
-
-    /// The file of the farm key, or `none`.
-    KeyFile for Key {
-        |reader, key, written| {
-            let file = reader.text(key, written)?;
-            Some(match file.get_ref().as_str() {
-                "none" => Key::Ephemeral,
-                path => Key::File(reader.resolve(path)),
-            })
-        },
-        |key| Some(match key {
-            Key::File(path) => Value::text(path.display()),
-            Key::Ephemeral => Value::text("none"),
-        }),
-    }
-
-    /// `auto` or `off`.
-    Kernel for KernelTls {
-        |reader, key, written| {
-            match written {
-                Some(on) if on.get_ref() == "on" => {
-                    reader.note(on.span(), What::KernelIsOn);
-                    None
-                }
-                written => KERNEL.read(reader, key, written),
-            }
-        },
-        |kernel| KERNEL.show(kernel),
-    }
-
-    /// `-`, `off` or a file.
-    AccessLogTarget for AccessLog {
-        |reader, key, written| {
-            let target = reader.text(key, written)?;
-            Some(match target.get_ref().as_str() {
-                "-" => AccessLog::Stdout,
-                "off" => AccessLog::Off,
-                path => AccessLog::File(reader.resolve(path)),
-            })
-        },
-        |log| Some(match log {
-            AccessLog::Off => Value::text("off"),
-            AccessLog::Stdout => Value::text("-"),
-            AccessLog::File(path) => Value::text(path.display()),
-        }),
-    }
-}
-
-const KERNEL: OneOf<KernelTls> = OneOf(&[("auto", KernelTls::Auto), ("off", KernelTls::Off)]);
+/// `-`, `off` or a file.
+pub(super) const ACCESS_LOG: TextType<AccessLog> = TextType {
+    parse: |key, target, folder| match target.as_str() {
+        "-" => Ok(AccessLog::Stdout),
+        "off" => Ok(AccessLog::Off),
+        _ => PATH.parse(key, target, folder).map(AccessLog::File),
+    },
+    show: |log| match log {
+        AccessLog::Off => Value::text("off"),
+        AccessLog::Stdout => Value::text("-"),
+        AccessLog::File(path) => Value::text(path.display()),
+    },
+};

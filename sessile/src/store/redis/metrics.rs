@@ -188,26 +188,25 @@ fn register_connections(
     server: &str,
 ) -> prometheus::Result<Arc<ConnectionCounts>> {
     let connections = Arc::<ConnectionCounts>::default();
-    let counts = Arc::clone(&connections);
-    let opts = Opts::new(
+    let gauge = |opts: Opts, read: fn(&ConnectionCounts) -> usize| {
+        let counts = Arc::clone(&connections);
+        live_gauge::register(registry, opts.const_label("server", server), move || {
+            read(&counts)
+        })
+    };
+    let up = Opts::new(
         "sessile_store_up",
         "1 if the shared session store answers every worker thread, else 0.",
     );
-    live_gauge::register(registry, opts.const_label("server", server), move || {
-        usize::from(counts.are_all_up())
-    })?;
-    for (state, is_up) in [("up", true), ("down", false)] {
-        let counts = Arc::clone(&connections);
+    gauge(up, |counts| usize::from(counts.are_all_up()))?;
+    let by_state = |state| {
         let opts = Opts::new(
             "sessile_store_connections",
             "Worker threads by the state of their connection to the shared session store.",
         );
-        let labelled = opts
-            .const_label("server", server)
-            .const_label("state", state);
-        live_gauge::register(registry, labelled, move || {
-            if is_up { counts.up() } else { counts.down() }
-        })?;
-    }
+        opts.const_label("state", state)
+    };
+    gauge(by_state("up"), ConnectionCounts::up)?;
+    gauge(by_state("down"), ConnectionCounts::down)?;
     Ok(connections)
 }

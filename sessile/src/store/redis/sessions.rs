@@ -4,7 +4,6 @@ use std::cell::Cell;
 use std::rc::Rc;
 
 use redis::{Cmd, Value};
-use sessile_proto::Time;
 use sessile_proto::keys::Schedule;
 use sessile_proto::resumption::{NewSession, StoreKey};
 use sessile_proto::session::Gone;
@@ -15,15 +14,14 @@ use super::entry::{self, RedisKey, StoreLookup};
 use super::metrics::{StoreOperation, StoreOutcome};
 use super::single_use::{self, ConsumedEntry};
 use super::worker_connection::WorkerConnection;
-use crate::store::wait_budget::WaitBudget;
+use crate::store::context::StoreContext;
 
 impl WorkerConnection {
     /// Looks up a few sessions. The results are in the order of `keys`.
     pub(in crate::store) async fn fetch(
         &self,
         keys: &[StoreKey],
-        schedule: &Schedule,
-        budget: &mut WaitBudget,
+        context: &mut StoreContext,
     ) -> Vec<StoreLookup> {
         let keys: Vec<_> = keys.iter().map(|key| self.redis_key(key)).collect();
         let mut command = redis::cmd(if keys.len() == 1 { "GET" } else { "MGET" });
@@ -31,15 +29,18 @@ impl WorkerConnection {
             command.arg(key.as_str());
         }
         let answer = self
-            .request_within(budget, StoreOperation::Fetch, &command, keys.len())
+            .request_within(context, StoreOperation::Fetch, &command, keys.len())
             .await;
         let lookups: Vec<_> = match answer {
             Ok(Value::Array(values)) if values.len() == keys.len() => keys
                 .iter()
                 .zip(&values)
-                .map(|(key, value)| read(schedule, key, value))
+                .map(|(key, value)| read(&context.schedule, key, value))
                 .collect(),
-            Ok(value) => keys.iter().map(|key| read(schedule, key, &value)).collect(),
+            Ok(value) => keys
+                .iter()
+                .map(|key| read(&context.schedule, key, &value))
+                .collect(),
             Err(outcome) => return vec![StoreLookup::Unusable(outcome.reason()); keys.len()],
         };
         for lookup in &lookups {
@@ -73,14 +74,12 @@ impl WorkerConnection {
         self: &Rc<Self>,
         new_sessions: &[NewSession],
         consumed: Option<StoreKey>,
-        schedule: &Schedule,
-        now: Time,
-        budget: &mut WaitBudget,
+        context: &mut StoreContext,
     ) {
         let mut requests = JoinSet::new();
         let stored = Rc::new(Cell::new(StoreOutcome::Ok));
         for new in new_sessions {
-            let Some(command) = self.put_command(new, schedule, now) else {
+            let Some(command) = self.put_command(new, context) else {
                 continue;
             };
             let (connection, stored) = (Rc::clone(self), Rc::clone(&stored));
@@ -99,9 +98,9 @@ impl WorkerConnection {
             let connection = Rc::clone(self);
             requests.spawn_local(async move { connection.remove(&key, Gone::Spent).await });
         }
-        let left = budget.left();
+        let left = context.budget;
         let all_done = async { while requests.join_next().await.is_some() {} };
-        let in_time = budget.wait_for(tokio::time::timeout(left, all_done)).await;
+        let in_time = context.wait_for(tokio::time::timeout(left, all_done)).await;
         if in_time.is_err() {
             stored.set(StoreOutcome::Late);
         }
@@ -109,13 +108,13 @@ impl WorkerConnection {
     }
 
     /// The command that stores a session. `None` if the session cannot be sealed or has expired.
-    fn put_command(&self, new: &NewSession, schedule: &Schedule, now: Time) -> Option<Cmd> {
+    fn put_command(&self, new: &NewSession, context: &StoreContext) -> Option<Cmd> {
         let key = self.redis_key(&new.key);
-        let Some(entry) = entry::seal(schedule, &key, &new.envelope) else {
+        let Some(entry) = entry::seal(&context.schedule, &key, &new.envelope) else {
             self.count(StoreOperation::Put, StoreOutcome::Bad);
             return None;
         };
-        let life = u64::try_from(new.expires.since(now).as_millis()).unwrap_or(u64::MAX);
+        let life = u64::try_from(new.expires.since(context.now).as_millis()).unwrap_or(u64::MAX);
         if life == 0 {
             return None;
         }
@@ -150,17 +149,16 @@ impl WorkerConnection {
     pub(in crate::store) async fn consume(
         &self,
         key: &StoreKey,
-        schedule: &Schedule,
-        budget: &mut WaitBudget,
+        context: &mut StoreContext,
     ) -> ConsumedEntry {
         let key = self.redis_key(key);
         let command = single_use::consume(&key);
         let answer = self
-            .request_within(budget, StoreOperation::Consume, &command, 1)
+            .request_within(context, StoreOperation::Consume, &command, 1)
             .await;
         match answer {
             Ok(answer) => {
-                let consumed = ConsumedEntry::read(schedule, &key, &answer);
+                let consumed = ConsumedEntry::read(&context.schedule, &key, &answer);
                 self.count_lookup(StoreOperation::Consume, &consumed.lookup);
                 consumed
             }

@@ -79,11 +79,11 @@ impl TlsFiles {
 
     /// The content when it was last read.
     pub(super) fn last(&self) -> LoadedTls {
-        self.lock().clone()
+        locked(&self.loaded).clone()
     }
 
     fn reload_blocking(&self) -> LoadedTls {
-        let mut loaded = self.lock();
+        let mut loaded = locked(&self.loaded);
         // Before the files are read, so that the next call notices a change during the reading.
         let stamps = stamps(&self.paths);
         if stamps == loaded.stamps {
@@ -106,10 +106,6 @@ impl TlsFiles {
         }
         loaded.clone()
     }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, LoadedTls> {
-        locked(&self.loaded)
-    }
 }
 
 fn stamps(paths: &RedisTls) -> Vec<Option<FileStamp>> {
@@ -128,7 +124,7 @@ fn stamps(paths: &RedisTls) -> Vec<Option<FileStamp>> {
         .collect()
 }
 
-/// Reads the named files, and checks that certificate and key are a pair.
+/// Reads the named files.
 fn certificates(
     paths: &RedisTls,
     system_authorities: Option<Vec<u8>>,
@@ -141,52 +137,40 @@ fn certificates(
         }
         root_cert = Some(authorities);
     }
-    let mut client_tls = None;
-    if let Some((certificate, key)) = &paths.client {
-        let (client_cert, client_key) = (read(certificate)?, read(key)?);
-        check_pair(certificate, &client_cert, key, &client_key)?;
-        client_tls = Some(ClientTlsConfig {
-            client_cert,
-            client_key,
-        });
-    }
+    let client = paths.client.as_ref();
     Ok(TlsCertificates {
-        client_tls,
+        client_tls: client
+            .map(|(certificate, key)| client_tls(certificate, key))
+            .transpose()?,
         root_cert,
     })
 }
 
 fn read(file: &Path) -> Result<Vec<u8>, StoreError> {
-    fs::read(file).map_err(|source| StoreError::File {
-        file: file.to_owned(),
-        source,
-    })
+    fs::read(file).map_err(|error| StoreError::file(file, error))
 }
 
 fn chain(file: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, StoreError> {
     let chain: Result<_, _> = CertificateDer::pem_slice_iter(pem).collect();
-    chain.map_err(|source| StoreError::Pem {
-        file: file.to_owned(),
-        source,
-    })
+    chain.map_err(|error| StoreError::file(file, error))
 }
 
-fn check_pair(
-    certificate: &Path,
-    certificate_pem: &[u8],
-    key: &Path,
-    key_pem: &[u8],
-) -> Result<(), StoreError> {
-    let chain = chain(certificate, certificate_pem)?;
-    let private = PrivateKeyDer::from_pem_slice(key_pem).map_err(|source| StoreError::Pem {
-        file: key.to_owned(),
-        source,
+/// Reads a client certificate and its key, and checks that they are a pair.
+fn client_tls(certificate: &Path, key: &Path) -> Result<ClientTlsConfig, StoreError> {
+    let (client_cert, client_key) = (read(certificate)?, read(key)?);
+    let chain = chain(certificate, &client_cert)?;
+    let private =
+        PrivateKeyDer::from_pem_slice(&client_key).map_err(|error| StoreError::file(key, error))?;
+    CertifiedKey::from_der(chain, private, &provider::default_provider()).map_err(|source| {
+        StoreError::Pair {
+            certificate: certificate.to_owned(),
+            key: key.to_owned(),
+            source,
+        }
     })?;
-    let pair = CertifiedKey::from_der(chain, private, &provider::default_provider());
-    pair.map(drop).map_err(|source| StoreError::Pair {
-        certificate: certificate.to_owned(),
-        key: key.to_owned(),
-        source,
+    Ok(ClientTlsConfig {
+        client_cert,
+        client_key,
     })
 }
 

@@ -16,7 +16,7 @@ use super::connect::{CONNECT_DEADLINE, HEARTBEAT, OpenConnection, is_refusal, wi
 use super::error::RequestError;
 use super::metrics::{StoreOperation, StoreOutcome};
 use super::remote::{LoggedState, RemoteStore};
-use crate::store::wait_budget::WaitBudget;
+use crate::store::context::StoreContext;
 
 /// How long a worker waits for its first connection, so that the first clients after a restart find the store.
 const START_DEADLINE: Duration = Duration::from_millis(500);
@@ -102,13 +102,13 @@ impl WorkerConnection {
     /// The same as [`Self::request`], for as long as a handshake may still wait.
     pub(super) async fn request_within(
         &self,
-        budget: &mut WaitBudget,
+        context: &mut StoreContext,
         operation: StoreOperation,
         command: &Cmd,
         count: usize,
     ) -> Result<Value, StoreOutcome> {
-        let request = self.request(operation, command, count, budget.left());
-        budget.wait_for(request).await
+        let request = self.request(operation, command, count, context.budget);
+        context.wait_for(request).await
     }
 
     async fn exchange(&self, command: &Cmd, limit: Duration) -> Result<Value, StoreOutcome> {

@@ -82,16 +82,8 @@ impl Pair {
 
     async fn put(&self, store: &WorkerStore, id: &[u8], age: Duration) {
         let put = Self::session(id, age);
-        let mut wait_budget = store.wait_budget();
-        store
-            .put(
-                vec![put],
-                None,
-                &self.schedule,
-                clock::now(),
-                &mut wait_budget,
-            )
-            .await;
+        let mut context = store.context(Arc::clone(&self.schedule), clock::now());
+        store.put(vec![put], None, &mut context).await;
     }
 
     fn session(id: &[u8], age: Duration) -> NewSession {
@@ -124,15 +116,8 @@ impl Pair {
     }
 
     async fn find(&self, store: &WorkerStore, id: &[u8]) -> Result<(), Reason> {
-        let mut wait_budget = store.wait_budget();
-        let found = store
-            .find(
-                vec![key(id)],
-                &self.schedule,
-                clock::now(),
-                &mut wait_budget,
-            )
-            .await;
+        let mut context = store.context(Arc::clone(&self.schedule), clock::now());
+        let found = store.find(vec![key(id)], &mut context).await;
         let (_, found) = found.into_iter().next().unwrap();
         found.map(|envelope| assert_eq!(Envelope::decode(&envelope).unwrap().value, SECRET))
     }
@@ -170,10 +155,8 @@ async fn behaves_as_a_store(store: Option<&str>, removable: bool) {
     // One call looks up several keys and has a result for each.
     pair.put(other, b"b", Duration::ZERO).await;
     let keys = vec![key(b"never"), key(b"a"), key(b"b")];
-    let mut wait_budget = one.wait_budget();
-    let found = one
-        .find(keys, &pair.schedule, clock::now(), &mut wait_budget)
-        .await;
+    let mut context = one.context(Arc::clone(&pair.schedule), clock::now());
+    let found = one.find(keys, &mut context).await;
     let found: Vec<_> = found.iter().map(|(_, found)| found.is_ok()).collect();
     assert_eq!(found, [false, true, true]);
     if removable {
@@ -225,17 +208,15 @@ fn the_look_up_and_the_put_of_a_handshake_share_one_wait_budget() {
     run(async {
         let pair = Pair::open(Some(&proxy.url()), false).await;
         proxy.set(Mode::Stall);
-        let mut wait_budget = pair.one.wait_budget();
+        let one = &pair.one;
+        let mut context = one.context(Arc::clone(&pair.schedule), clock::now());
         let keys = vec![key(b"a"), key(b"b")];
-        let (one, schedule) = (&pair.one, &pair.schedule);
-        let found = one
-            .find(keys, schedule, clock::now(), &mut wait_budget)
-            .await;
+        let found = one.find(keys, &mut context).await;
         let late = Err(Reason::StoreTimeout);
         assert_eq!(found, [(key(b"a"), late.clone()), (key(b"b"), late)]);
         // The look-up used the whole budget, so the put does not wait for an answer.
         let put = Pair::session(b"c", Duration::ZERO);
-        let put = one.put(vec![put], None, schedule, clock::now(), &mut wait_budget);
+        let put = one.put(vec![put], None, &mut context);
         let waited = tokio::time::timeout(Duration::from_secs(1), put).await;
         waited.expect("the put does not wait");
         proxy.set(Mode::Pass);
@@ -244,8 +225,7 @@ fn the_look_up_and_the_put_of_a_handshake_share_one_wait_budget() {
         // An answer after the budget counts as late.
         while pair.puts("late") == 0.0 {
             let put = Pair::session(b"d", Duration::ZERO);
-            one.put(vec![put], None, schedule, clock::now(), &mut wait_budget)
-                .await;
+            one.put(vec![put], None, &mut context).await;
             // The answer to the put arrives during this look-up.
             let _ = pair.find(&pair.other, b"d").await;
         }

@@ -17,6 +17,12 @@ pub(super) fn check(config: &Config, findings: &mut Findings) {
         findings.warn("Nothing resumes: session.lifetime is 0, so every handshake is full.");
         return;
     }
+    if !session.tickets && session.max_entries == 0 {
+        findings.warn(
+            "Nothing resumes: session.tickets is false and session.max-entries is 0, so every handshake is full.",
+        );
+        return;
+    }
     let life = format_duration(session.lifetime);
     findings.note(format!(
         "A client resumes for {life} after its full handshake. Then it makes another full handshake."

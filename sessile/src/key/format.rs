@@ -1,8 +1,12 @@
 //! The format of a key file: TOML, with the secrets in hex. A server's file holds ticket chains; a
 //! balancer's part does not.
+//!
+//! A comment in the head has a checksum of the contents. A file of an earlier version has none.
 
+use std::fmt::Write as _;
 use std::time::Duration;
 
+use aws_lc_rs::digest;
 use serde::{Deserialize, Serialize};
 use sessile_proto::keys::{BadTerms, Chain, FarmKey, Generation, Secret, WeakSecret};
 use zeroize::Zeroizing;
@@ -19,6 +23,9 @@ const ROUTE_HEAD: &str = "\
 ";
 
 pub(super) const FORMAT: u32 = 1;
+
+/// The beginning of the line with the checksum. Earlier versions read the line as a comment.
+const CHECKSUM: &str = "# checksum: ";
 
 /// An error in the text of a key file. The messages never quote a secret.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +55,11 @@ pub enum Malformed {
         "generation {0} has a ticket epoch without a ticket secret, or a secret without an epoch"
     )]
     HalfAChain(u8),
+    #[error(
+        "the contents do not match the file's checksum, so the file was damaged or edited; restore a backup, or copy \
+         the key from a server again (to keep an edit, remove the line that begins with `# checksum:`)"
+    )]
+    Checksum,
     #[error(transparent)]
     Terms(#[from] BadTerms),
 }
@@ -96,8 +108,55 @@ pub(super) fn parse(text: &str) -> Result<FarmKey, Malformed> {
             .map(read_generation)
             .collect::<Result<_, _>>()?,
     };
+    if written_checksum(text).is_some_and(|written| written != checksum(&key)) {
+        return Err(Malformed::Checksum);
+    }
     key.check_terms()?;
     Ok(key)
+}
+
+/// The checksum in the comments before the first entry.
+fn written_checksum(text: &str) -> Option<&str> {
+    let mut head = text.lines().take_while(|line| line.starts_with('#'));
+    let value = head.find_map(|line| line.strip_prefix(CHECKSUM.trim_end()))?;
+    Some(value.trim())
+}
+
+/// The checksum of everything that a key file says. It does not depend on how the TOML is written.
+fn checksum(key: &FarmKey) -> String {
+    // Reserve space, because a buffer that grows leaves copies of secrets behind.
+    let mut contents = Zeroizing::new(String::with_capacity(8 * 1024));
+    let (rotate, max_lifetime) = (key.rotate.as_nanos(), key.max_lifetime.as_nanos());
+    add_line(
+        &mut contents,
+        format_args!("{} {rotate} {max_lifetime}", key.scope),
+    );
+    for generation in &key.generations {
+        let ticket = generation.ticket.as_ref();
+        let ticket_secret = ticket.map(|chain| to_hex(chain.secret()));
+        add_line(
+            &mut contents,
+            format_args!(
+                "{} {:?} {:?} {:?} {} {} {}",
+                generation.number,
+                generation.activates,
+                generation.ends,
+                ticket.map(Chain::epoch),
+                ticket_secret.as_deref().map_or("", String::as_str),
+                generation.route.epoch(),
+                *to_hex(generation.route.secret()),
+            ),
+        );
+    }
+    let mut sum = String::from("sha256:");
+    for byte in digest::digest(&digest::SHA256, contents.as_bytes()).as_ref() {
+        write!(sum, "{byte:02x}").expect("a string takes any text");
+    }
+    sum
+}
+
+fn add_line(text: &mut String, line: std::fmt::Arguments<'_>) {
+    writeln!(text, "{line}").expect("a string takes any text");
 }
 
 fn parse_duration(name: &'static str, value: String) -> Result<Duration, Malformed> {
@@ -170,7 +229,8 @@ pub(super) fn encode(key: &FarmKey) -> Zeroizing<String> {
     } else {
         HEAD
     };
-    Zeroizing::new(format!("{head}{}", *body))
+    let checksum = checksum(key);
+    Zeroizing::new(format!("{head}{CHECKSUM}{checksum}\n{}", *body))
 }
 
 fn write_generation(generation: &Generation) -> WrittenGeneration {
@@ -191,7 +251,6 @@ fn written_duration(duration: Duration) -> String {
 }
 
 fn to_hex(secret: &Secret) -> Zeroizing<String> {
-    use std::fmt::Write as _;
     let mut hex = Zeroizing::new(String::with_capacity(64));
     for byte in secret.expose() {
         write!(hex, "{byte:02x}").expect("a string takes any text");
@@ -212,6 +271,8 @@ fn from_hex(hex: &str) -> Option<Zeroizing<Vec<u8>>> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn key() -> FarmKey {
@@ -235,6 +296,95 @@ mod tests {
             let text = encode(&key);
             assert_eq!(*encode(&parse(&text).unwrap()), *text);
             assert_eq!(text.contains("ticket-secret"), !key.is_route_part());
+        }
+    }
+
+    /// Where a line's value stands in a key file.
+    fn values<'a>(
+        text: &'a str,
+        name: &'a str,
+    ) -> impl Iterator<Item = std::ops::Range<usize>> + 'a {
+        let lines = text.match_indices(name).map(|(at, name)| at + name.len());
+        lines.map(|start| start..start + text[start..].find('\n').unwrap())
+    }
+
+    #[test]
+    fn a_changed_digit_of_a_secret_or_of_the_checksum_is_refused() {
+        let text = encode(&key());
+        let parts = [("-secret = \"", 64), ("# checksum: sha256:", 64)];
+        let mut positions = 0;
+        for (name, digits) in parts {
+            for value in values(&text, name) {
+                for at in value.start..value.start + digits {
+                    let mut changed = text.as_bytes().to_vec();
+                    changed[at] = if changed[at] == b'7' { b'8' } else { b'7' };
+                    let error = parse(str::from_utf8(&changed).unwrap()).err().unwrap();
+                    assert!(matches!(error, Malformed::Checksum), "{at}: {error}");
+                    positions += 1;
+                }
+            }
+        }
+        assert_eq!(positions, 3 * 64);
+    }
+
+    #[test]
+    fn each_value_counts_for_the_checksum() {
+        let mut key = key();
+        let now = crate::clock::now();
+        let at = now.plus(Duration::from_secs(24 * 60 * 60));
+        key.add_generation(super::super::edit::random_secrets().unwrap(), Some(at), now)
+            .unwrap();
+        let text = encode(&key);
+        let changes = [
+            ("scope = \"", "farm-", "form-"),
+            ("rotate = ", "1h", "2h"),
+            ("max-lifetime = ", "10h", "11h"),
+            ("number = ", "1", "2"),
+            ("activates = ", "1", "2"),
+            ("ends = ", "1", "2"),
+            ("ticket-epoch = ", "4", "5"),
+            ("route-day = ", "2", "1"),
+        ];
+        for (name, old, new) in changes {
+            let value = values(&text, name).last().expect(name);
+            let mut changed = text.to_string();
+            let replaced = changed[value.clone()].replacen(old, new, 1);
+            assert_ne!(replaced, changed[value.clone()], "{name}");
+            changed.replace_range(value, &replaced);
+            let error = parse(&changed).err().expect(name);
+            assert!(matches!(error, Malformed::Checksum), "{name}: {error}");
+        }
+        let cut = text.rfind("[[generation]]").unwrap();
+        assert!(matches!(parse(&text[..cut]), Err(Malformed::Checksum)));
+    }
+
+    #[test]
+    fn a_file_of_an_earlier_version_or_written_in_another_way_is_read() {
+        let text = encode(&key());
+        let line = text
+            .lines()
+            .find(|line| line.starts_with(CHECKSUM))
+            .unwrap();
+        let earlier = text.replace(&format!("{line}\n"), "");
+        for other in [
+            &earlier,
+            &text.replace('\n', "\r\n"),
+            &text.replace(" = ", "="),
+        ] {
+            assert_eq!(*encode(&parse(other).unwrap()), *text);
+        }
+    }
+
+    proptest! {
+        /// A changed bit leads to an error, or it changes nothing that the key is made of.
+        #[test]
+        fn a_changed_bit_never_makes_another_key(at in any::<prop::sample::Index>(), bit in 0..8_u32) {
+            let text = encode(&key());
+            let mut changed = text.as_bytes().to_vec();
+            changed[at.index(text.len())] ^= 1 << bit;
+            if let Ok(Ok(key)) = str::from_utf8(&changed).map(parse) {
+                prop_assert_eq!(&*encode(&key), &*text);
+            }
         }
     }
 

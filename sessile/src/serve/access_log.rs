@@ -215,6 +215,9 @@ impl Writer {
     }
 
     fn flush(&mut self) {
+        if self.sink.buffer.is_empty() {
+            return;
+        }
         if let Err(Failed { error, lines }) = self.sink.flush() {
             self.losses.record(lines, Loss::Failed(error));
             return;
@@ -349,7 +352,9 @@ enum Report {
 /// Why lines are lost.
 #[derive(Debug, thiserror::Error)]
 enum Loss {
-    #[error("it takes lines more slowly than requests come; use a faster disk, or set log.access = \"off\"")]
+    #[error(
+        "it takes lines more slowly than requests come; use a faster disk, or set log.access = \"off\""
+    )]
     QueueFull,
     #[error("{0}; make space or repair it")]
     Failed(io::Error),

@@ -31,7 +31,7 @@ use tokio_util::sync::CancellationToken;
 use crate::clock;
 use crate::config::{Config, Role};
 use crate::key::{self, KeyError, Keyring, Origin, Reloaded};
-use crate::lifecycle::{self, Workers};
+use crate::lifecycle::{self, ConnectionLimit, Workers};
 use crate::listener::{Admission, BufferLimit, ListenError, Listeners};
 use crate::store::snapshot::SnapshotFile;
 use crate::store::{Store, StoreError, WorkerStore};
@@ -193,6 +193,14 @@ impl Server {
     }
 }
 
+/// Most connections at once, if the process may open so many files.
+#[must_use]
+pub fn connection_limit(config: &Config, files: u64) -> ConnectionLimit {
+    // With upstreams, most connections need one more socket at a time.
+    let sockets = if config.upstreams.is_empty() { 1 } else { 2 };
+    ConnectionLimit::new(config.connection.max, files, 0, sockets)
+}
+
 fn warn_of_short_key_lifetime(config: &Config, keys: &Keyring) {
     let max_lifetime = keys.schedule(clock::now()).max_lifetime();
     if config.session.lifetime > max_lifetime {
@@ -252,12 +260,10 @@ impl Shared {
         let number = key::number(&config.server, keys.scope());
         let store = Store::new(config, &keys, number, &env.registry, table_seed)?;
         store.forget(&forget::rules(config, keys.scope()));
-        // With upstreams, most connections need one more socket at a time.
-        let sockets = if config.upstreams.is_empty() { 1 } else { 2 };
-        let files = lifecycle::file_limit();
-        let max_connections = lifecycle::connection_limit(config.connection.max, files, sockets);
+        let limit = connection_limit(config, lifecycle::file_limit());
+        limit.log_warning();
         let name = &config.server.name;
-        let metrics = Metrics::register(&env.registry, name, &store, max_connections)?;
+        let metrics = Metrics::register(&env.registry, name, &store, &keys, limit.max)?;
         Ok(Self {
             config: Arc::new(config.clone()),
             live: watch::Sender::new(Arc::new(LoadedSites::load(config)?)),

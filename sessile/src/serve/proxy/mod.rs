@@ -270,9 +270,10 @@ mod tests {
     fn concurrent_requests_of_an_upstream_are_limited() {
         let registry = prometheus::Registry::new();
         let config = config::Config::default();
-        let keys = Keyring::ephemeral(config.session.lifetime).expect("a key");
-        let store = Store::new(&config, &Arc::new(keys), 1, &registry, 0).expect("a store");
-        let metrics = Metrics::register(&registry, "web1", &store, 1).expect("its first server");
+        let keys = Arc::new(Keyring::ephemeral(config.session.lifetime).expect("a key"));
+        let store = Store::new(&config, &keys, 1, &registry, 0).expect("a store");
+        let metrics =
+            Metrics::register(&registry, "web1", &store, &keys, 1).expect("its first server");
         let app = config::Upstream {
             name: "app".to_owned(),
             servers: vec!["127.0.0.1:9".to_owned()],

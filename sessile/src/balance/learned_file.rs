@@ -250,7 +250,7 @@ mod tests {
     fn restored(file: &LearnedFile, addresses: &[&str]) -> usize {
         let mut affinity = affinity();
         file.restore(&mut affinity, at(addresses), NOW);
-        affinity.stats().entries
+        affinity.entries()
     }
 
     #[test]

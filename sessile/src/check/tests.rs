@@ -166,9 +166,11 @@ fn the_cost_of_a_restart_follows_from_the_settings() {
     assert!(without.contains("warning: Session IDs do not resume"));
     let unwritable = messages(|config| {
         config.key = Key::File("/farm.key".into());
-        config.server.state_dir = "/proc/none".into();
+        config.server.state_dir = "/dev/null/state".into();
     });
-    assert!(unwritable.contains("warning: This user cannot write to the state folder /proc/none"));
+    assert!(
+        unwritable.contains("warning: This user cannot write to the state folder /dev/null/state")
+    );
 }
 
 #[test]
@@ -203,7 +205,7 @@ fn a_damaged_farm_key_is_an_error_at_a_server_and_at_a_balancer() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut config = farm(folder.path());
     let path = folder.path().join("state/farm.key");
-    let hours = |hours| Duration::from_secs(hours * 3600);
+    let hours = |hours: u64| Duration::from_secs(hours * 3600);
     key::create(&path, Some("one"), hours(1), hours(10), clock::now()).expect("a key");
     assert!(graded(&config, Grade::Error).is_empty());
     let text = fs::read_to_string(&path).expect("readable");

@@ -108,10 +108,11 @@ pub(super) fn parse(text: &str) -> Result<FarmKey, Malformed> {
             .map(read_generation)
             .collect::<Result<_, _>>()?,
     };
+    // A value that no key can have has a more helpful error.
+    key.check_terms()?;
     if written_checksum(text).is_some_and(|written| written != checksum(&key)) {
         return Err(Malformed::Checksum);
     }
-    key.check_terms()?;
     Ok(key)
 }
 

@@ -137,8 +137,11 @@ impl AccessLog {
     pub fn flush(&self) -> u64 {
         let Some(queue) = &self.0 else { return 0 };
         let (done, written) = sync_channel(1);
-        if queue.orders.try_send(Order::Flush(done)).is_ok() {
-            let _ = written.recv_timeout(FLUSH_DEADLINE);
+        let sent = queue.orders.try_send(Order::Flush(done)).is_ok();
+        if !sent || written.recv_timeout(FLUSH_DEADLINE).is_err() {
+            tracing::warn!(
+                "the file of the access log is too slow: up to {QUEUE} lines at the end are lost"
+            );
         }
         queue.losses.dropped.get()
     }
@@ -393,9 +396,11 @@ pub(super) fn quoted(text: &str) -> std::str::EscapeDebug<'_> {
 mod tests {
     use super::*;
 
+    use std::io::{BufRead, BufReader};
     use std::os::unix::fs::MetadataExt;
 
     use proptest::prelude::*;
+    use rustix::fs::{CWD, FileType};
 
     fn open(path: &Path) -> AccessLog {
         AccessLog::open(&config::AccessLog::File(path.into()), &Registry::new()).unwrap()
@@ -445,6 +450,33 @@ mod tests {
             log.line("one".into());
             assert_eq!(log.flush(), count);
         }
+    }
+
+    #[test]
+    fn a_file_that_takes_no_lines_stops_no_caller_and_the_lost_lines_are_counted() {
+        const LINES: usize = 3 * QUEUE;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("fifo");
+        let mode = rustix::fs::Mode::from_raw_mode(0o600);
+        rustix::fs::mknodat(CWD, &path, FileType::Fifo, mode, 0).unwrap();
+        // Opening it for writing too does not wait for a writer.
+        let reader = File::options().read(true).write(true).open(&path).unwrap();
+        let log = open(&path);
+        for number in 0..LINES {
+            log.line(format!("line {number:05}"));
+        }
+        let written = std::thread::spawn(move || {
+            let lines = BufReader::new(reader).lines().map(Result::unwrap);
+            lines.take_while(|line| line != "end").collect::<Vec<_>>()
+        });
+        // Wait for room without counting another loss.
+        let orders = &log.0.as_ref().unwrap().orders;
+        orders.send(Order::Line("end".into())).unwrap();
+        let written = written.join().unwrap();
+        let dropped = log.flush() as usize;
+        assert!(dropped > QUEUE / 2, "{dropped}");
+        assert_eq!(written.len() + dropped, LINES);
+        assert!(written.iter().all(|line| line.len() == "line 00000".len()));
     }
 
     #[test]

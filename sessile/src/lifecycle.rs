@@ -158,7 +158,12 @@ impl ConnectionLimit {
             configured,
             files,
         } = self;
-        let limit = format!("the limit of {files} open files allows {max} connections at once");
+        let connections = if max == 1 {
+            "connection"
+        } else {
+            "connections"
+        };
+        let limit = format!("the limit of {files} open files allows {max} {connections} at once");
         let remedy = "raise the limit with LimitNOFILE= (systemd) or `ulimit -n`";
         if configured > max {
             Some(format!(

@@ -160,6 +160,11 @@ fn the_cost_of_a_restart_follows_from_the_settings() {
         config.session.max_entries = 0;
     });
     assert!(without.starts_with("warning: Nothing resumes: session.tickets is false"));
+    let without = messages(|config| {
+        config.connection.purge_on_reclaim = true;
+        config.session.max_entries = 0;
+    });
+    assert!(without.starts_with("warning: Nothing resumes: connection.purge-on-reclaim"));
     let without = messages(|config| config.session.tickets = false);
     assert!(without.contains("No tickets are issued"));
     let without = messages(|config| config.session.max_entries = 0);

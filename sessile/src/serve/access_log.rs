@@ -356,10 +356,10 @@ enum Report {
 #[derive(Debug, thiserror::Error)]
 enum Loss {
     #[error(
-        "it takes lines more slowly than requests come; use a faster disk, or set log.access = \"off\""
+        "the file takes lines more slowly than requests come; use a faster disk, or set log.access = \"off\""
     )]
     QueueFull,
-    #[error("{0}; make space or repair it")]
+    #[error("the file cannot be written ({0}); make space on its disk, or repair the disk")]
     Failed(io::Error),
 }
 

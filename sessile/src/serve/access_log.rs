@@ -68,7 +68,7 @@ impl AccessLog {
     /// Opens the log, starts its threads and registers the count of dropped lines.
     ///
     /// # Errors
-    /// The file cannot be opened for appending, a thread cannot be started, or the registry has an access log.
+    /// The file cannot be opened, a thread cannot start, or the registry has an access log.
     pub fn open(target: &config::AccessLog, registry: &Registry) -> Result<Self, LogError> {
         let dropped = IntCounter::new(
             "sessile_access_log_dropped_total",
@@ -250,7 +250,7 @@ impl Writer {
 /// Lines on their way into a file. The file never has a part of a line before another line.
 struct Sink<W> {
     file: W,
-    /// Whole lines, but for the first one if `is_in_line`.
+    /// Whole lines. If `is_in_line`, the first one lacks its beginning.
     buffer: Vec<u8>,
     /// True if the file has the beginning of the first line in the buffer.
     is_in_line: bool,
@@ -339,8 +339,8 @@ struct Losses {
 
 impl Losses {
     fn record(&self, lines: u64, loss: Loss) {
-        // A full queue has reports of the same kind. The report of a success must come after this one, and the
-        // writer sends it once the count has changed.
+        // A full queue has reports of the same kind. Report before counting: the writer reports a success once
+        // the count has changed.
         let _ = self.reports.try_send(Report::Lost(loss));
         self.dropped.inc_by(lines);
     }

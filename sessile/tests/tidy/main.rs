@@ -24,6 +24,7 @@ const LAYERS: [&[&str]; 6] = [
         "clock",
         "live_gauge",
         "locks",
+        "log_interval",
         "server_names",
         "state_file",
     ],

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::peers::{Certificates, Sessile, run, s_client};
+use crate::peers::{Certificates, Sessile, run, s_client, send};
 
 const DROPPED: &str = "sessile_access_log_dropped_total";
 const SEALS: &str = "sessile_farm_key_seals{server=\"web1\"}";
@@ -143,16 +143,17 @@ fn few_files_are_reported_with_the_connections_that_they_allow() {
     balancer.await_line("the limit of 1024 open files allows 448 connections at once, and");
 }
 
+/// Changes a clock at once, so no program reads a part of a time.
+fn set_clock(clock: &Path, time: &str) {
+    let staged = clock.with_extension("new");
+    fs::write(&staged, time).unwrap();
+    fs::rename(&staged, clock).unwrap();
+}
+
 #[test]
 fn a_clock_that_does_not_fit_the_key_is_reported_until_it_does() {
     let certificates = Certificates::new();
     let clock = certificates.folder().join("clock");
-    // The name changes at once, so the server never reads a part of a time.
-    let set_clock = |time: &str| {
-        let staged = clock.with_extension("new");
-        fs::write(&staged, time).unwrap();
-        fs::rename(&staged, &clock).unwrap();
-    };
     let key = certificates.folder().join("farm.key");
     let mut new = Command::new(env!("CARGO_BIN_EXE_sessile"));
     new.args([
@@ -166,14 +167,14 @@ fn a_clock_that_does_not_fit_the_key_is_reported_until_it_does() {
     ]);
     run("sessile", new.arg(&key), "").succeeded();
     let config = configuration(&certificates, &format!("[key]\nfile = {key:?}\n"));
-    set_clock("+0");
+    set_clock(&clock, "+0");
     let server = Sessile::serve_by(&clock, &config, certificates.folder());
     for (wrong, reported) in [
         ("-1000d", "the key begins 2years"),
         ("+1000d", "too far ahead of the key"),
     ] {
         assert_eq!(value(&server, SEALS), 1);
-        set_clock(wrong);
+        set_clock(&clock, wrong);
         let said = server.await_line(reported);
         assert!(
             said.contains("ERROR") && said.contains("no ticket is sealed"),
@@ -187,8 +188,60 @@ fn a_clock_that_does_not_fit_the_key_is_reported_until_it_does() {
             "{visit}"
         );
         let before = server.count_lines("tickets are sealed again");
-        set_clock("+0");
+        set_clock(&clock, "+0");
         server.await_metrics(|_| server.count_lines("tickets are sealed again") > before);
     }
     assert_eq!(server.count_lines("no ticket is sealed, because"), 2);
+}
+
+#[test]
+fn a_balancer_reports_a_clock_for_which_it_reads_no_labels() {
+    /// A hello with a ticket, because other hellos need no key.
+    const RETURNING: &[u8] =
+        include_bytes!("../../../proto/src/testdata/client-openssl-tls13-resumed.bin");
+    let certificates = Certificates::new();
+    let clock = certificates.folder().join("clock");
+    let key = certificates.folder().join("farm.key");
+    let mut new = Command::new(env!("CARGO_BIN_EXE_sessile"));
+    run("sessile", new.args(["key", "new", "--file"]).arg(&key), "").succeeded();
+    let config = certificates.folder().join("balance.toml");
+    let text = format!(
+        "[key]\nfile = {key:?}\n[balance]\nhealth = \"off\"\n\
+         [[listener]]\naddress = \"127.0.0.1:0\"\nrole = \"balance\"\n\
+         [[balance.server]]\nname = \"a\"\naddress = \"127.0.0.1:9\"\n"
+    );
+    fs::write(&config, text).unwrap();
+    set_clock(&clock, "-1000d");
+    let balancer = Sessile::balance_by(&clock, &config, certificates.folder());
+    let said = balancer.await_line("no ticket label is read");
+    assert!(
+        said.contains("ERROR") && said.contains("set the clock right"),
+        "{said}"
+    );
+    set_clock(&clock, "+0");
+    send(balancer.address(), RETURNING);
+    balancer.await_line("ticket labels are read again");
+    set_clock(&clock, "-1000d");
+    send(balancer.address(), RETURNING);
+    balancer.await_metrics(|_| balancer.count_lines("no ticket label is read") == 2);
+}
+
+#[test]
+fn a_damaged_snapshot_is_reported_at_the_next_start() {
+    let certificates = Certificates::new();
+    let config = configuration(&certificates, "");
+    let mut server = Sessile::serve_configured(&config, certificates.folder());
+    server.terminate();
+    assert!(server.ended().success());
+    let snapshot = certificates.folder().join("sessile/sessions-web1.snapshot");
+    let mut bytes = fs::read(&snapshot).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&snapshot, bytes).unwrap();
+    let server = Sessile::serve_configured(&config, certificates.folder());
+    let said = server.await_line("the sessions of the last drain are lost");
+    assert!(
+        said.contains("WARN") && said.contains("sessions-web1.snapshot"),
+        "{said}"
+    );
+    assert!(said.contains("the file was cut or changed"), "{said}");
 }

@@ -70,7 +70,7 @@ pub fn check(config: &Config, now: SystemTime) -> Vec<Finding> {
     findings.0
 }
 
-/// Explains the sessions that are lost at once, at a restart and at a crash. A server logs these sentences at its start.
+/// Explains the sessions that are lost at once, at a restart and at a crash. A server logs this at its start.
 #[must_use]
 pub fn durability(config: &Config) -> Vec<Finding> {
     let mut findings = Findings(Vec::new());

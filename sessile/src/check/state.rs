@@ -127,8 +127,8 @@ pub(super) fn check_state_folder(config: &Config, findings: &mut Findings) {
     if folder != state_dir && !matches!(Folder::of(state_dir), Folder::Writable | Folder::CanBeMade)
     {
         findings.warn(format!(
-            "This user cannot write to the state folder {}, so nothing is kept there for the next start; change its owner or set \
-             server.state-dir.",
+            "This user cannot write to the state folder {}, so nothing is kept there for the next start; change its \
+             owner or set server.state-dir.",
             state_dir.display()
         ));
     }

@@ -3,7 +3,7 @@
 //!
 //! A comment in the head has a checksum of the contents. A file of an earlier version has none.
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::time::Duration;
 
 use aws_lc_rs::digest;
@@ -124,40 +124,49 @@ fn written_checksum(text: &str) -> Option<&str> {
 }
 
 /// The checksum of everything that a key file says. It does not depend on how the TOML is written.
+///
+/// A change of this text would make every key file of earlier versions unusable.
 fn checksum(key: &FarmKey) -> String {
     // Reserve space, because a buffer that grows leaves copies of secrets behind.
     let mut contents = Zeroizing::new(String::with_capacity(8 * 1024));
-    let (rotate, max_lifetime) = (key.rotate.as_nanos(), key.max_lifetime.as_nanos());
-    add_line(
-        &mut contents,
-        format_args!("{} {rotate} {max_lifetime}", key.scope),
-    );
+    contents.push_str(&key.scope);
+    for duration in [key.rotate, key.max_lifetime] {
+        add(&mut contents, duration.as_nanos());
+    }
     for generation in &key.generations {
-        let ticket = generation.ticket.as_ref();
-        let ticket_secret = ticket.map(|chain| to_hex(chain.secret()));
-        add_line(
-            &mut contents,
-            format_args!(
-                "{} {:?} {:?} {:?} {} {} {}",
-                generation.number,
-                generation.activates,
-                generation.ends,
-                ticket.map(Chain::epoch),
-                ticket_secret.as_deref().map_or("", String::as_str),
-                generation.route.epoch(),
-                *to_hex(generation.route.secret()),
-            ),
-        );
+        add(&mut contents, generation.number);
+        add_option(&mut contents, generation.activates);
+        add_option(&mut contents, generation.ends);
+        for chain in [generation.ticket.as_ref(), Some(&generation.route)] {
+            add_option(&mut contents, chain.map(Chain::epoch));
+            add_option(
+                &mut contents,
+                chain.map(|chain| Hex(chain.secret().expose())),
+            );
+        }
     }
-    let mut sum = String::from("sha256:");
-    for byte in digest::digest(&digest::SHA256, contents.as_bytes()).as_ref() {
-        write!(sum, "{byte:02x}").expect("a string takes any text");
-    }
-    sum
+    let digest = digest::digest(&digest::SHA256, contents.as_bytes());
+    format!("sha256:{}", Hex(digest.as_ref()))
 }
 
-fn add_line(text: &mut String, line: std::fmt::Arguments<'_>) {
-    writeln!(text, "{line}").expect("a string takes any text");
+fn add(text: &mut String, value: impl fmt::Display) {
+    write!(text, " {value}").expect("a string takes any text");
+}
+
+fn add_option(text: &mut String, value: Option<impl fmt::Display>) {
+    match value {
+        Some(value) => add(text, value),
+        None => add(text, '-'),
+    }
+}
+
+/// Bytes as lowercase hex digits.
+struct Hex<'a>(&'a [u8]);
+
+impl fmt::Display for Hex<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
 }
 
 fn parse_duration(name: &'static str, value: String) -> Result<Duration, Malformed> {
@@ -253,9 +262,7 @@ fn written_duration(duration: Duration) -> String {
 
 fn to_hex(secret: &Secret) -> Zeroizing<String> {
     let mut hex = Zeroizing::new(String::with_capacity(64));
-    for byte in secret.expose() {
-        write!(hex, "{byte:02x}").expect("a string takes any text");
-    }
+    write!(hex, "{}", Hex(secret.expose())).expect("a string takes any text");
     hex
 }
 
@@ -331,32 +338,66 @@ mod tests {
     #[test]
     fn each_value_counts_for_the_checksum() {
         let mut key = key();
+        key.scope = "farm-1".to_owned();
         let now = crate::clock::now();
         let at = now.plus(Duration::from_secs(24 * 60 * 60));
         key.add_generation(super::super::edit::random_secrets().unwrap(), Some(at), now)
             .unwrap();
         let text = encode(&key);
-        let changes = [
-            ("scope = \"", "farm-", "form-"),
-            ("rotate = ", "1h", "2h"),
-            ("max-lifetime = ", "10h", "11h"),
-            ("number = ", "1", "2"),
-            ("activates = ", "1", "2"),
-            ("ends = ", "1", "2"),
-            ("ticket-epoch = ", "4", "5"),
-            ("route-day = ", "2", "1"),
-        ];
-        for (name, old, new) in changes {
+        for name in [
+            "scope = ",
+            "rotate = ",
+            "max-lifetime = ",
+            "number = ",
+            "activates = ",
+            "ends = ",
+            "ticket-epoch = ",
+            "route-day = ",
+        ] {
             let value = values(&text, name).last().expect(name);
+            let last = text[value].rfind(|c: char| c.is_ascii_digit()).unwrap();
+            let at = values(&text, name).last().unwrap().start + last;
+            let digit = if text.as_bytes()[at] == b'7' {
+                "8"
+            } else {
+                "7"
+            };
             let mut changed = text.to_string();
-            let replaced = changed[value.clone()].replacen(old, new, 1);
-            assert_ne!(replaced, changed[value.clone()], "{name}");
-            changed.replace_range(value, &replaced);
+            changed.replace_range(at..=at, digit);
             let error = parse(&changed).err().expect(name);
             assert!(matches!(error, Malformed::Checksum), "{name}: {error}");
         }
         let cut = text.rfind("[[generation]]").unwrap();
         assert!(matches!(parse(&text[..cut]), Err(Malformed::Checksum)));
+    }
+
+    #[test]
+    fn the_checksum_of_a_file_never_changes() {
+        let text = "\
+# checksum: sha256:a5f161dd6fd1b9370e3f90cc2c9fb9c20be885628052e47a9b0922e006e7bd83
+format = 1
+scope = \"shop\"
+rotate = \"1h\"
+max-lifetime = \"10h\"
+
+[[generation]]
+number = 0
+ends = 1795800000
+ticket-epoch = 498800
+ticket-secret = \"5d677fa5d91b6bc935af37cd7123e3b18d776f7589abdb1965bf279d21b35301\"
+route-day = 20780
+route-secret = \"9ba7c1e91f63b51583ff8921c77b3d0debd7d1d9ef134585d32f9911972bcd7d\"
+
+[[generation]]
+number = 1
+activates = 1795700000
+ticket-epoch = 498801
+ticket-secret = \"556787b5f13b93f96def7f1dc9834b2105f7f705214b83c91d7fef6df9933bf1\"
+route-day = 20781
+route-secret = \"17274571abf349ad1f9f2dc9732bf1c5a79795a1bbe3195daf0f7df9831bc175\"
+";
+        let key = parse(text).unwrap();
+        assert!(encode(&key).contains(text.lines().next().unwrap()));
     }
 
     #[test]

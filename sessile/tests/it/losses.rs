@@ -55,7 +55,7 @@ fn a_full_disk_loses_whole_lines_which_are_counted_and_logged() {
     );
     let mut shell = Command::new("unshare");
     shell.args(["--mount", "--map-root-user", "sh", "-c", &on_disk]);
-    let server = Sessile::serve_from(shell, &config, certificates.folder());
+    let server = Sessile::serve_by(shell, &config, certificates.folder());
     // The disk as the server sees it.
     let seen = |path: &Path| {
         let root = format!("/proc/{}/root{}", server.id(), path.display());
@@ -119,7 +119,7 @@ fn few_files_are_reported_with_the_connections_that_they_allow() {
         ),
     ] {
         let config = configuration(&certificates, &format!("[connection]\nmax = {max}\n"));
-        let server = Sessile::serve_from(limited(100), &config, certificates.folder());
+        let server = Sessile::serve_by(limited(100), &config, certificates.folder());
         let said = server.await_line(reported);
         assert!(
             said.contains("WARN") && said.contains("LimitNOFILE="),
@@ -168,7 +168,7 @@ fn a_clock_that_does_not_fit_the_key_is_reported_until_it_does() {
     run("sessile", new.arg(&key), "").succeeded();
     let config = configuration(&certificates, &format!("[key]\nfile = {key:?}\n"));
     set_clock(&clock, "+0");
-    let server = Sessile::serve_by(&clock, &config, certificates.folder());
+    let server = Sessile::serve_by_clock(&clock, &config, certificates.folder());
     for (wrong, reported) in [
         ("-1000d", "the key begins 2years"),
         ("+1000d", "too far ahead of the key"),

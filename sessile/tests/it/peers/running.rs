@@ -52,6 +52,14 @@ impl Sessile {
         Self::start(command, "serving address=")
     }
 
+    /// As [`Self::serve_configured`], by a program that starts the command in its last arguments.
+    pub(crate) fn serve_by(mut starter: Command, config: &Path, state: &Path) -> Self {
+        let mut program = command("serve", state);
+        program.arg("--config").arg(config);
+        pass_to(&mut starter, &program);
+        Self::start(starter, "serving address=")
+    }
+
     /// `sessile serve` with a configuration file and a clock in the format of `faketime -f`.
     pub(crate) fn serve_at(clock: &str, config: &Path, state: &Path) -> Self {
         let mut command = command("serve", state);
@@ -61,21 +69,11 @@ impl Sessile {
     }
 
     /// `sessile serve` with a configuration file and a clock that faketime reads from a file.
-    pub(crate) fn serve_by(clock: &Path, config: &Path, state: &Path) -> Self {
+    pub(crate) fn serve_by_clock(clock: &Path, config: &Path, state: &Path) -> Self {
         let mut command = command("serve", state);
         super::set_clock_by(&mut command, clock);
         command.arg("--config").arg(config);
         Self::start(command, "serving address=")
-    }
-
-    /// `sessile serve` with a configuration file. The shell gets the program and its arguments as
-    /// `"$0" "$@"`, and must replace itself by them.
-    pub(crate) fn serve_from(mut shell: Command, config: &Path, state: &Path) -> Self {
-        let mut program = command("serve", state);
-        program.arg("--config").arg(config);
-        pass_to(&mut shell, &program);
-        shell.stdin(Stdio::null());
-        Self::start(shell, "serving address=")
     }
 
     /// `sessile balance` in front of servers named a, b, c and so on. Health checks are off unless

@@ -1,6 +1,6 @@
 # `just check` is what has to pass before a change lands; `.ci/run` runs the same.
 
-fuzz_targets := "client_hello hello_reader server_hello new_session_ticket watch proxy_protocol"
+fuzz_targets := "client_hello hello_reader server_hello new_session_ticket watch proxy_protocol request_framing frame_budget"
 
 # All checks.
 check: fmt clippy test zoo docs deny examples smoke fuzz-smoke
@@ -94,6 +94,11 @@ tlsfuzzer path python="python3":
     cargo build --locked --manifest-path bench/Cargo.toml --bin bare_rustls
     {{ python }} bench/tlsfuzzer.py {{ path }} --sessile target/debug/sessile \
         --rustls bench/target/debug/bare_rustls --nginx nginx
+
+# h2spec against sessile (docs/conformance.md). `path`: a checkout of h2spec.
+h2spec path:
+    cargo build --locked
+    python3 bench/h2spec.py {{ path }} --sessile target/debug/sessile
 
 # How many returning clients resume behind which balancer (docs/benchmarks.md).
 bench-homecoming:

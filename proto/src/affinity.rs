@@ -338,7 +338,7 @@ impl Affinity {
         }
     }
 
-    /// Subtracts a removed entry from its source.
+    /// Counts one entry less for a source.
     fn subtract(&mut self, source: Source, sequence: u64) {
         self.arrivals.remove(&(source, sequence));
         if let Some(held) = self.sources.get_mut(&source) {
@@ -363,6 +363,14 @@ impl Source {
             // One more bit tells IPv6 prefixes from IPv4 prefixes.
             IpAddr::V6(address) => site(address) | 1 << SITE_BITS,
         })
+    }
+
+    /// One of `parts` numbers. Neighbouring prefixes have different numbers.
+    #[must_use]
+    pub const fn spread(self, parts: usize) -> usize {
+        // The multiplier is 2^64 divided by the golden ratio (Fibonacci hashing).
+        let mixed = self.0.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        (mixed >> 32) as usize % parts
     }
 }
 

@@ -6,12 +6,15 @@
 pub mod affinity;
 pub mod age_limit;
 pub mod alert;
+pub mod fair_pool;
+pub mod frame_budget;
 pub mod health_state;
 pub mod hello;
 pub mod key_names;
 pub mod keys;
 pub mod proxy_protocol;
 pub mod record;
+pub mod request_framing;
 pub mod resumption;
 pub mod route;
 pub mod sealed;

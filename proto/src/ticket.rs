@@ -164,7 +164,8 @@ pub fn open(schedule: &Schedule, id: &Id, label: Label, ticket: &[u8]) -> Result
 
 /// True if the key generation of a label has ended.
 ///
-/// Stored sessions are refused as well: a thief of the key can make labels.
+/// This also refuses stored sessions, although no ticket key opens them. A thief of the key could forge their
+/// labels.
 #[must_use]
 pub fn is_revoked(schedule: &Schedule, label: Label) -> bool {
     schedule.is_revoked(label.generation, schedule.nearest_epoch(label.epoch_low))

@@ -13,7 +13,6 @@ use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -25,14 +24,17 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus::{Registry, TEXT_FORMAT, TextEncoder};
-use tokio::sync::Semaphore;
+use sessile_proto::affinity::Source;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::lifecycle::Workers;
-use crate::listener::{self, ListenError};
+use crate::listener::{self, FairPlaces, ListenError, WhenFull};
 
-/// Maximum number of connections at once.
+/// Maximum number of connections at once. When one more comes, the oldest gives way.
 const MAX_CONNECTIONS: usize = 64;
+
+/// A connection that is older gives way before the others.
+const HEALTHY: Duration = Duration::from_secs(1);
 
 /// Maximum duration of a connection. A scraper can open another connection.
 const CONNECTION_DEADLINE: Duration = Duration::from_secs(60);
@@ -78,12 +80,12 @@ impl Admin {
         let address = socket.address();
         let mut workers = Workers::default();
         workers.spawn("admin", move || async move {
-            let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+            // A connection that waits gives way, so that idle clients cannot keep health checks out.
+            let places = FairPlaces::new(MAX_CONNECTIONS, WhenFull::Newcomer { healthy: HEALTHY });
             let context = Rc::new(context);
-            let accepted = listener::accept(socket, stop.cancelled(), |io, _| {
+            let accepted = listener::accept(socket, stop.cancelled(), |io, peer| {
                 let context = Rc::clone(&context);
-                // Over the limit, close the connection at once: an operator can try again.
-                let Ok(permit) = Arc::clone(&permits).try_acquire_owned() else {
+                let Some(mut place) = places.enter(Source::of(peer.ip())) else {
                     return;
                 };
                 tokio::task::spawn_local(async move {
@@ -95,8 +97,11 @@ impl Admin {
                     let served = http1::Builder::new()
                         .timer(TokioTimer::new())
                         .serve_connection(TokioIo::new(io), answer);
-                    let _ = tokio::time::timeout(CONNECTION_DEADLINE, served).await;
-                    drop(permit);
+                    tokio::select! {
+                        biased;
+                        _ = tokio::time::timeout(CONNECTION_DEADLINE, served) => {}
+                        () = place.displaced() => {}
+                    }
                 });
             });
             if let Err(error) = accepted.await {

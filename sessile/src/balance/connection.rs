@@ -24,7 +24,7 @@ use super::server::{PoolServer, is_local_error};
 use super::servers::ServerSet;
 use super::state::BalancerState;
 use crate::clock;
-use crate::listener::{Admitted, Client, ClientHandler, OpenConnection, ReceivedHello, Rejection};
+use crate::listener::{Admitted, Client, ClientHandler, OpenGauge, ReceivedHello, Rejection};
 
 impl ClientHandler for Arc<BalancerState> {
     type Connection = Box<Placed>;
@@ -148,7 +148,7 @@ pub(super) struct Placed {
 /// A connection to a server that counts as open.
 struct ServerConnection {
     io: TcpStream,
-    open: OpenConnection,
+    open: OpenGauge,
 }
 
 /// No further server is tried after this many times `balance.connect-timeout`.
@@ -303,7 +303,7 @@ impl Search<'_> {
     }
 }
 
-/// True if the client has ended its side. Without a handshake, such a client cannot wait for an answer.
+/// True if the client has ended its side. The handshake needs more bytes from it, so an answer is useless.
 fn has_gone(client: &TcpStream) -> bool {
     let readiness = relay::readiness(client);
     readiness.is_read_closed() || readiness.is_error()

@@ -21,7 +21,7 @@ use super::session_loss::SessionLoss;
 use crate::client::Error;
 use crate::clock;
 use crate::config::BalanceServer;
-use crate::listener::OpenConnection;
+use crate::listener::OpenGauge;
 use crate::locks::locked;
 
 /// The text of a session fault in the log and the API.
@@ -141,9 +141,9 @@ impl PoolServer {
     }
 
     /// Counts a connection as open. `None` if the server is full.
-    pub(super) fn reserve(&self) -> Option<OpenConnection> {
+    pub(super) fn reserve(&self) -> Option<OpenGauge> {
         // Count first, because other workers reserve at the same time.
-        let reserved = OpenConnection::count(&self.stats.metrics.open);
+        let reserved = OpenGauge::count(&self.stats.metrics.open);
         let max = i64::from(self.settings.max_connections);
         (max == 0 || self.stats.metrics.open.get() <= max).then_some(reserved)
     }

@@ -13,7 +13,7 @@ use humantime::format_duration;
 
 use crate::config::{
     AccessLog, Action, BYTES_PER_ENTRY, Balance, Certificate, Config, Health, Key, Role, Site,
-    StoreUrl, human_bytes,
+    StoreUrl, Symlinks, human_bytes,
 };
 use crate::{balance, clock, key, serve};
 
@@ -201,7 +201,13 @@ fn check_site(config: &Config, site: &Site, now: SystemTime, findings: &mut Find
     client_auth::check(config, site, &names, now, findings);
     for route in &site.routes {
         if let Action::Files(folder) = &route.action {
-            state::check_served(folder, findings);
+            state::check_served(&folder.path, findings);
+            if folder.symlinks == Symlinks::Follow {
+                findings.note(format!(
+                    "Symbolic links in {} are followed, also to files outside the folder.",
+                    folder.path.display()
+                ));
+            }
         }
     }
 }

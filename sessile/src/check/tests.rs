@@ -1,5 +1,7 @@
 use super::*;
-use crate::config::{Certificate, ClientAuth, ClientAuthMode, Config, Key, Listener, SiteRoute};
+use crate::config::{
+    Certificate, ClientAuth, ClientAuthMode, Config, Folder, Key, Listener, SiteRoute, Symlinks,
+};
 use crate::state_file;
 use crate::{clock, key};
 use std::fs::{self, Permissions};
@@ -179,11 +181,27 @@ fn the_cost_of_a_restart_follows_from_the_settings() {
 }
 
 #[test]
+fn links_that_may_lead_out_of_a_folder_are_named() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut config = farm(folder.path());
+    for (symlinks, is_named) in [(Symlinks::Inside, false), (Symlinks::Follow, true)] {
+        let path = folder.path().to_owned();
+        config.sites[0].routes[0].action = Action::Files(Folder { path, symlinks });
+        let notes = graded(&config, Grade::Note);
+        let found = notes.iter().any(|note| note.contains("outside the folder"));
+        assert_eq!(found, is_named, "{notes:?}");
+    }
+}
+
+#[test]
 fn missing_files_and_folders_are_errors() {
     let folder = tempfile::tempdir().expect("a folder");
     let folder = folder.path();
     let mut config = farm(folder);
-    config.sites[0].routes[0].action = Action::Files(folder.join("www"));
+    config.sites[0].routes[0].action = Action::Files(Folder {
+        path: folder.join("www"),
+        symlinks: Symlinks::Inside,
+    });
     config.key = Key::File(folder.join("a.pem/farm.key"));
     config.log.access = AccessLog::File(folder.join("logs/access.log"));
     let errors = graded(&config, Grade::Error);

@@ -8,7 +8,9 @@ use anyhow::{Context as _, bail};
 use tokio_util::sync::CancellationToken;
 
 use crate::check::{self, Grade};
-use crate::config::{self, Action, Certificate, Config, Listener, Role, Site, SiteRoute};
+use crate::config::{
+    self, Action, Certificate, Config, Folder, Listener, Role, Site, SiteRoute, Symlinks,
+};
 use crate::key::{Keyring, Origin, Reloaded};
 use crate::lifecycle::{Orders, Signals};
 use crate::listener;
@@ -102,7 +104,10 @@ fn configuration(args: &Args) -> anyhow::Result<Config> {
                 early_data: 0,
                 routes: vec![SiteRoute {
                     path: "/".to_owned(),
-                    action: Action::Files(folder(root)?),
+                    action: Action::Files(Folder {
+                        path: folder(root)?,
+                        symlinks: Symlinks::Inside,
+                    }),
                 }],
             }],
             ..Config::default()

@@ -185,8 +185,8 @@ pub struct SiteRoute {
 /// The action that answers a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Static files in this folder.
-    Files(PathBuf),
+    /// Static files.
+    Files(Folder),
     /// 308 to this URL, with the rest of the path appended.
     Redirect(String),
     /// This text, as `text/plain`.
@@ -195,6 +195,22 @@ pub enum Action {
     Proxy(Arc<Upstream>),
     /// The built-in page that names the server and shows the connection's verdict.
     Verdict,
+}
+
+/// `files` and `symlinks` of a route.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Folder {
+    pub path: PathBuf,
+    pub symlinks: Symlinks,
+}
+
+/// Says which symbolic links in a folder are followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Symlinks {
+    /// Relative links that stay inside the folder.
+    Inside,
+    /// All links.
+    Follow,
 }
 
 /// `[[upstream]]`: servers behind this one, and their timeouts.

@@ -1,44 +1,120 @@
-//! The count of open connections, up to `connection.max`.
+//! The count of open connections, up to `connection.max`. Beyond that, the source with most connections gives
+//! way to a source with fewer.
+
+use std::net::IpAddr;
+use std::sync::Arc;
 
 use prometheus::{IntCounter, IntGauge};
+use sessile_proto::affinity::Source;
+
+use super::fair_places::{FairPlaces, Place, WhenFull};
+use crate::log_interval::LogInterval;
 
 /// The open connections of a role and their limit. Clones share the counters.
 #[derive(Clone)]
 pub struct ConnectionCount {
-    pub max: usize,
+    max: usize,
+    places: Arc<FairPlaces>,
+    metrics: ConnectionMetrics,
+    full_log: Arc<LogInterval>,
+}
+
+/// What a role counts of its connections.
+#[derive(Clone)]
+pub struct ConnectionMetrics {
     pub open: IntGauge,
-    /// Connections that were closed at once because there were `max`.
+    /// Connections that were closed at once because there were `max`, and no source had to give way.
     pub refused: IntCounter,
-    /// All other connections, for a role that has this metric.
+    /// Connections that were closed to let another source in.
+    pub displaced: IntCounter,
+    /// Connections that were not refused, for a role that has this metric.
     pub accepted: Option<IntCounter>,
 }
 
 impl ConnectionCount {
-    /// Counts one more connection, unless the limit is reached.
+    /// `max`: how many connections there may be.
     #[must_use]
-    pub fn try_open(&self) -> Option<OpenConnection> {
-        if usize::try_from(self.open.get()).is_ok_and(|open| open >= self.max) {
-            self.refused.inc();
-            return None;
+    pub fn new(max: usize, metrics: ConnectionMetrics) -> Self {
+        Self {
+            max,
+            places: FairPlaces::new(max, WhenFull::FairShare),
+            metrics,
+            full_log: Arc::default(),
         }
-        if let Some(accepted) = &self.accepted {
+    }
+
+    /// How many connections there may be.
+    #[must_use]
+    pub const fn max(&self) -> usize {
+        self.max
+    }
+
+    /// Counts one more connection. `None` if there are as many as there may be, and no source gives way.
+    #[must_use]
+    pub fn try_open(&self, peer: IpAddr) -> Option<OpenConnection> {
+        let Some(place) = self.places.enter(Source::of(peer)) else {
+            self.metrics.refused.inc();
+            self.log_full();
+            return None;
+        };
+        if let Some(accepted) = &self.metrics.accepted {
             accepted.inc();
         }
-        Some(OpenConnection::count(&self.open))
+        Some(OpenConnection {
+            place,
+            count: self.clone(),
+            _open: OpenGauge::count(&self.metrics.open),
+        })
+    }
+
+    fn log_full(&self) {
+        if self.full_log.is_due() {
+            let (max, open) = (self.max, self.metrics.open.get());
+            let (refused, displaced) = (self.metrics.refused.get(), self.metrics.displaced.get());
+            tracing::warn!(
+                max,
+                open,
+                refused,
+                displaced,
+                "connection.max is reached: new clients are refused, or take the place of a source with more \
+                 connections; raise connection.max and the limit on open files, or set connection.max-per-source"
+            );
+        }
     }
 }
 
 /// Counts a connection as open until it is dropped.
-pub struct OpenConnection(IntGauge);
+pub struct OpenConnection {
+    place: Place,
+    count: ConnectionCount,
+    _open: OpenGauge,
+}
 
 impl OpenConnection {
+    /// Counts the connection for the source that a proxy named.
+    pub(super) fn move_to(&mut self, source: IpAddr) {
+        self.place.move_to(Source::of(source));
+    }
+
+    /// Ready if the connection has to close, because another source gets its place. Counts that once.
+    pub(super) async fn displaced(&mut self) {
+        self.place.displaced().await;
+        self.count.metrics.displaced.inc();
+        self.count.log_full();
+    }
+}
+
+/// Counts one more in a gauge until it is dropped.
+pub(crate) struct OpenGauge(IntGauge);
+
+impl OpenGauge {
     pub(crate) fn count(open: &IntGauge) -> Self {
         open.inc();
         Self(open.clone())
     }
 }
 
-impl Drop for OpenConnection {
+impl Drop for OpenGauge {
     fn drop(&mut self) {
         self.0.dec();
     }

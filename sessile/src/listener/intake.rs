@@ -6,7 +6,7 @@ use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::ready;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use sessile_proto::alert::AlertDescription;
@@ -116,7 +116,7 @@ impl ClientIntake {
     }
 
     async fn read(&self, io: &mut TcpStream, peer: SocketAddr) -> Result<Received, IntakeError> {
-        let mut pending = self.admission.begin_hello()?;
+        let mut pending = self.admission.begin_hello(peer.ip())?;
         let (addresses, first_bytes) = if self.trusted_proxies.is_empty() {
             (None, Vec::new())
         } else if self.trusted_proxies.iter().any(|it| it.contains(peer.ip())) {
@@ -129,11 +129,7 @@ impl ClientIntake {
         let mut reader = HelloReader::new(self.admission.max_hello_size());
         let mut is_complete = reader.push(&first_bytes)?;
         while !is_complete {
-            is_complete = read_chunk(io, |bytes| {
-                pending.add_bytes(bytes.len())?;
-                Ok(reader.push(bytes)?)
-            })
-            .await?;
+            is_complete = read_chunk(io, &mut pending, |bytes| reader.push(bytes)).await??;
         }
         pending.complete();
         Ok(Received {
@@ -153,12 +149,7 @@ async fn read_proxy_header(
 ) -> Result<(Option<Addresses>, Vec<u8>), IntakeError> {
     let mut received = Vec::new();
     loop {
-        read_chunk(io, |bytes| {
-            pending.add_bytes(bytes.len())?;
-            received.extend_from_slice(bytes);
-            Ok(())
-        })
-        .await?;
+        read_chunk(io, pending, |bytes| received.extend_from_slice(bytes)).await?;
         match proxy_protocol::parse(&received) {
             Ok(header) => return Ok((header.addresses, received.split_off(header.len))),
             Err(proxy_protocol::Error::Incomplete) => {}
@@ -167,18 +158,26 @@ async fn read_proxy_header(
     }
 }
 
-/// Passes the next bytes to `take`. A connection that waits for bytes holds no buffer.
+/// Counts the next bytes and passes them to `take`. A connection that waits for bytes holds no buffer.
 async fn read_chunk<T>(
     io: &mut TcpStream,
-    mut take: impl FnMut(&[u8]) -> Result<T, IntakeError>,
-) -> Result<T, IntakeError> {
+    pending: &mut PendingHello,
+    mut take: impl FnMut(&[u8]) -> T,
+) -> Result<T, IntakeFailure> {
     poll_fn(|cx| {
         let mut chunk = [MaybeUninit::uninit(); CHUNK];
         let mut chunk = ReadBuf::uninit(&mut chunk);
-        let read: io::Result<()> = ready!(Pin::new(&mut *io).poll_read(cx, &mut chunk));
+        let read: io::Result<()> = match Pin::new(&mut *io).poll_read(cx, &mut chunk) {
+            Poll::Ready(read) => read,
+            Poll::Pending => {
+                return pending
+                    .poll_displaced(cx)
+                    .map(|()| Err(IntakeFailure::Displaced));
+            }
+        };
         match chunk.filled() {
-            bytes @ [_, ..] if read.is_ok() => take(bytes),
-            _ => Err(IntakeFailure::NoHello.into()),
+            bytes @ [_, ..] if read.is_ok() => pending.add_bytes(bytes.len()).map(|()| take(bytes)),
+            _ => Err(IntakeFailure::NoHello),
         }
         .into()
     })

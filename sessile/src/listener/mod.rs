@@ -7,13 +7,16 @@
 mod admission;
 pub(crate) mod closing;
 mod connection_count;
+mod fair_places;
 mod inherited;
 mod intake;
 mod rejection;
 mod socket;
 
 pub use admission::{Admission, Admitted, BufferGuard, BufferLimit};
-pub use connection_count::{ConnectionCount, OpenConnection};
+pub(crate) use connection_count::OpenGauge;
+pub use connection_count::{ConnectionCount, ConnectionMetrics};
+pub use fair_places::{FairPlaces, Place, WhenFull};
 pub use inherited::{InheritError, inherit};
 pub use intake::DRAIN_GRACE;
 pub use rejection::{IntakeFailure, Rejection};
@@ -33,6 +36,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::config::{Config, Role};
 use crate::lifecycle::{self, Workers};
+use connection_count::OpenConnection;
 use intake::{ClientIntake, IntakeError};
 
 /// A client whose ClientHello is complete.
@@ -172,7 +176,7 @@ async fn listen<H: ClientHandler>(
     let connections = TaskTracker::new();
     let accepted = accept(socket, intake.stop.cancelled(), |io, peer| {
         // Over the limit, closing at once is the cheapest answer.
-        if let Some(open) = count.try_open() {
+        if let Some(open) = count.try_open(peer.ip()) {
             let (handler, intake) = (handler.clone(), Rc::clone(&intake));
             connections.spawn_local(run_connection(handler, intake, io, peer, open));
         }
@@ -201,16 +205,26 @@ async fn run_connection<H: ClientHandler>(
     intake: Rc<ClientIntake>,
     io: TcpStream,
     peer: SocketAddr,
-    open: OpenConnection,
+    mut open: OpenConnection,
 ) {
     // In a box, because an idle connection needs none of this memory.
-    match Box::pin(accept_client(&handler, &intake, io, peer)).await {
-        Ok(connection) => handler.serve(connection).await,
+    match Box::pin(accept_client(&handler, &intake, io, peer, &mut open)).await {
+        Ok(connection) => {
+            tokio::select! {
+                biased;
+                () = handler.serve(connection) => {}
+                () = open.displaced() => {}
+            }
+        }
         Err(rejection) => {
             let Rejection { cause, io, alert } = rejection;
             handler.count_rejection(cause);
             if let (Some(io), Some(alert)) = (io, alert) {
-                closing::refuse(io, alert).await;
+                tokio::select! {
+                    biased;
+                    () = closing::refuse(io, alert) => {}
+                    () = open.displaced() => {}
+                }
             }
         }
     }
@@ -222,11 +236,17 @@ async fn accept_client<H: ClientHandler>(
     intake: &ClientIntake,
     mut io: TcpStream,
     peer: SocketAddr,
+    open: &mut OpenConnection,
 ) -> Result<H::Connection, Rejection<H::Cause>> {
-    let received = match intake.receive(&mut io, peer).await {
-        Ok(received) => received,
-        Err(error) => return Err(error.reject(io)),
+    let received = tokio::select! {
+        biased;
+        received = intake.receive(&mut io, peer) => match received {
+            Ok(received) => received,
+            Err(error) => return Err(error.reject(io)),
+        },
+        () = open.displaced() => return Err(displaced()),
     };
+    open.move_to(received.source.ip());
     let hello = match received.reader.hello() {
         Ok(hello) => hello,
         Err(error) => return Err(IntakeError::from(error).reject(io)),
@@ -237,8 +257,18 @@ async fn accept_client<H: ClientHandler>(
         destination: received.destination,
         admitted: received.admitted,
     };
-    let bytes = received.reader.bytes();
-    handler
-        .accept(client, &ReceivedHello { bytes, hello })
-        .await
+    let hello = ReceivedHello {
+        bytes: received.reader.bytes(),
+        hello,
+    };
+    tokio::select! {
+        biased;
+        accepted = handler.accept(client, &hello) => accepted,
+        () = open.displaced() => Err(displaced()),
+    }
+}
+
+/// A client whose place another source gets before the client is accepted.
+fn displaced<C: From<IntakeFailure>>() -> Rejection<C> {
+    Rejection::after_close(IntakeFailure::Displaced.into())
 }

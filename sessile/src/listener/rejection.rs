@@ -18,9 +18,11 @@ pub enum IntakeFailure {
     BadProxyHeader,
     /// The connection does not come from a source in `proxy-trusted`.
     UntrustedProxy,
-    /// Too many hellos are incomplete, or they take too many bytes.
+    /// The hello was incomplete, and gave way to the hello of another client.
+    Displaced,
+    /// The hellos in memory take too many bytes.
     HelloLimit,
-    /// The same for the hellos of one source.
+    /// The hellos of one source take too many bytes.
     SourceLimit,
     /// One source has too many open connections.
     SourceConnections,

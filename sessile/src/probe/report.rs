@@ -261,7 +261,7 @@ impl MechanismFindings {
             .count()
     }
 
-    /// The verdicts that servers stated for full handshakes of returns.
+    /// The reasons that servers stated when they refused an offered session.
     #[must_use]
     pub fn causes(&self) -> Vec<Cause> {
         let mut causes: Vec<Cause> = Vec::new();

@@ -2,21 +2,27 @@
 //! connection ends, unless the configuration says otherwise.
 
 use std::cell::Cell;
+use std::convert::Infallible;
 use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
+use http::{Request, Response};
+use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use sessile_proto::alert::AlertDescription;
+use sessile_proto::frame_budget::FrameBudget;
 use sessile_proto::hello::{ClientHello, TLS_1_2};
 use sessile_proto::session::Gone;
 use tokio::time::Instant;
 
 use super::Worker;
+use super::guarded_stream::GuardedStream;
 use super::metrics::HandshakeFailure;
 use super::pending_upstreams::PendingUpstreams;
+use super::request_task::{PacedBody, RequestTask, TaskExecutor};
 use super::respond::{self, Connection};
 use crate::clock;
 use crate::listener::{
@@ -86,6 +92,7 @@ impl ClientHandler for Rc<Worker> {
             site,
             sites,
             requests: Cell::new(0),
+            last_work: Cell::new(Instant::now()),
             pending_upstreams: PendingUpstreams::new(),
             worker: Self::clone(self),
         };
@@ -150,18 +157,22 @@ fn failure(error: &AcceptError) -> HandshakeFailure {
 ///
 /// A macro, because HTTP/1 and HTTP/2 connections have no trait in common.
 macro_rules! drive {
-    ($connection:expr, $http:expr) => {{
+    ($connection:expr, $task:expr, $http:expr) => {{
         let worker = &$connection.worker.shared;
         let status = &$connection.status;
         let idle_since = || $connection.idle_since();
         let idle_timeout = worker.config.connection.idle_timeout;
         let mut http = pin!($http);
+        let mut must_end = pin!($task.must_end());
         let mut stop = pin!($connection.told_to_stop());
         let mut stopping = false;
         loop {
             let idle_until = idle_since() + idle_timeout;
             tokio::select! {
+                // hyper is polled first, because it moves the deadlines of the other branches.
+                biased;
                 _ = http.as_mut() => break false,
+                () = must_end.as_mut() => break false,
                 () = status.completed(), if !$connection.counted.get() => {
                     $connection.count_handshake();
                 }
@@ -193,18 +204,30 @@ macro_rules! drive {
 
 /// Answers requests until the connection ends. Returns true if the idle timeout ended it.
 async fn answer_requests(connection: &Rc<Connection>, stream: tls::Stream) -> bool {
-    let answer = service_fn(|request| respond::answer(Rc::clone(connection), request));
-    let io = TokioIo::new(stream);
-    let idle_timeout = connection.worker.shared.config.connection.idle_timeout;
+    let shared = &connection.worker.shared;
+    let config = &shared.config.connection;
+    let new_task = || RequestTask::new(config.body_timeout, &shared.metrics);
+    // With HTTP/2, no request has this task.
+    let connection_task = new_task();
+    let io = TokioIo::new(GuardedStream::new(stream, connection));
     if connection.handshake.http2 {
-        let mut builder = http2::Builder::new(LocalExecutor);
+        let executor = TaskExecutor::default();
+        let service = service_fn(|request| {
+            let task = new_task();
+            executor.expect(task.clone());
+            answer(Rc::clone(connection), task, request)
+        });
+        let mut builder = http2::Builder::new(executor.clone());
         // Each stream may have an open file and a full buffer.
         builder
             .max_concurrent_streams(MAX_STREAMS)
             .max_send_buf_size(MAX_STREAM_BUFFER)
             .max_header_list_size(MAX_HEAD as u32);
-        drive!(connection, builder.serve_connection(io, answer))
+        let http = builder.serve_connection(io, service);
+        drive!(connection, connection_task, http)
     } else {
+        let service =
+            service_fn(|request| answer(Rc::clone(connection), connection_task.clone(), request));
         let mut builder = http1::Builder::new();
         // A client may end its side after its request. With an upstream this counts as a disconnect,
         // because both look the same and the answer may take long.
@@ -212,9 +235,21 @@ async fn answer_requests(connection: &Rc<Connection>, stream: tls::Stream) -> bo
             .half_close(!connection.site.has_upstream())
             .max_buf_size(MAX_HEAD)
             .timer(TokioTimer::new())
-            .header_read_timeout(idle_timeout + HEAD_DEADLINE);
-        drive!(connection, builder.serve_connection(io, answer))
+            .header_read_timeout(config.idle_timeout + HEAD_DEADLINE);
+        let http = builder.serve_connection(io, service);
+        drive!(connection, connection_task, http)
     }
+}
+
+/// Answers one request in its task.
+async fn answer(
+    connection: Rc<Connection>,
+    task: RequestTask,
+    mut request: Request<Incoming>,
+) -> Result<Response<PacedBody<respond::Body>>, Infallible> {
+    request.extensions_mut().insert(task.begin());
+    let response = respond::answer(connection, request).await?;
+    Ok(response.map(|body| PacedBody::new(body, &task)))
 }
 
 impl Connection {
@@ -227,14 +262,38 @@ impl Connection {
         }
     }
 
+    /// Notes that HTTP/2 frames with requests or data passed. Other frames keep no connection open.
+    pub(super) fn note_work(&self, budget: &mut FrameBudget) {
+        if budget.take_work() {
+            self.last_work.set(Instant::now());
+        }
+    }
+
     /// When the client last sent or took bytes, or an upstream last answered.
     fn idle_since(&self) -> Instant {
-        let active = self.status.last_activity();
+        let active = if self.handshake.http2 {
+            self.last_work.get()
+        } else {
+            self.status.last_activity()
+        };
         if self.status.is_blocked() {
             // A client that does not read is idle, even if an upstream has more for it.
             return active;
         }
         active.max(self.pending_upstreams.none_since())
+    }
+
+    /// Counts a flood of frames that ends the connection.
+    pub(super) fn count_flood(&self) {
+        let metrics = &self.worker.shared.metrics;
+        if metrics.count_flood() == 1 {
+            let client = self.peer.ip();
+            tracing::warn!(
+                %client,
+                "closed an HTTP/2 connection whose client sent only frames without requests or data; \
+                 further floods are counted in sessile_http2_floods_total"
+            );
+        }
     }
 
     /// Counts the handshake once, when it is over. With early data, requests are answered before that.
@@ -294,15 +353,5 @@ impl Drop for Cut {
                 connection.worker.store.remove_from_table(key, gone);
             }
         }
-    }
-}
-
-/// Runs hyper's tasks on the connection's own thread.
-#[derive(Clone, Copy)]
-struct LocalExecutor;
-
-impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for LocalExecutor {
-    fn execute(&self, task: F) {
-        tokio::task::spawn_local(task);
     }
 }

@@ -10,7 +10,7 @@ use strum::IntoStaticStr;
 
 use crate::clock;
 use crate::key::Keyring;
-use crate::listener::{ConnectionCount, IntakeFailure};
+use crate::listener::{ConnectionCount, ConnectionMetrics, IntakeFailure};
 use crate::live_gauge;
 use crate::store::Store;
 
@@ -61,8 +61,11 @@ pub struct Metrics {
     failures: IntCounterVec,
     reclaimed: IntCounter,
     requests: IntCounter,
+    stalled_responses: IntCounter,
+    http2_floods: IntCounter,
     reloads: [IntCounter; 2],
     upstream_requests: IntCounterVec,
+    pub(super) files: Arc<FileFailures>,
 }
 
 impl Metrics {
@@ -123,8 +126,17 @@ impl Metrics {
                 "Client connections closed after connection.idle-timeout.",
             )?,
             requests: families.counter("sessile_requests_total", "HTTP requests answered.")?,
+            stalled_responses: families.counter(
+                "sessile_responses_stalled_total",
+                "HTTP responses cut off because the client did not read for connection.body-timeout.",
+            )?,
+            http2_floods: families.counter(
+                "sessile_http2_floods_total",
+                "HTTP/2 connections closed because the client sent too many frames without requests or data.",
+            )?,
             reloads: ["failed", "ok"].map(|result| reloads.with_label_values(&[result])),
             upstream_requests,
+            files: Arc::new(families.file_failures()?),
         })
     }
 
@@ -149,6 +161,16 @@ impl Metrics {
         self.requests.inc();
     }
 
+    pub(super) fn count_stalled_response(&self) {
+        self.stalled_responses.inc();
+    }
+
+    /// Counts a flood, and returns how many there were.
+    pub(super) fn count_flood(&self) -> u64 {
+        self.http2_floods.inc();
+        self.http2_floods.get()
+    }
+
     pub(super) fn count_reload(&self, succeeded: bool) {
         self.reloads[usize::from(succeeded)].inc();
     }
@@ -165,6 +187,8 @@ impl Metrics {
             overloaded: counter("overloaded"),
             cut: counter("cut"),
             abandoned: counter("abandoned"),
+            stalled: counter("stalled"),
+            displaced: counter("displaced"),
         }
     }
 }
@@ -181,12 +205,28 @@ pub(super) struct UpstreamResults {
     pub(super) invalid: IntCounter,
     /// No connection, or no response, in time.
     pub(super) timeout: IntCounter,
-    /// Refused, because too many requests were under way.
+    /// Refused, because all slots were taken, and no source had more of them than the client's source.
     pub(super) overloaded: IntCounter,
     /// The response began, and its end did not arrive.
     pub(super) cut: IntCounter,
     /// The client closed the connection first.
     pub(super) abandoned: IntCounter,
+    /// The client neither sent more of its request nor read more of the response.
+    pub(super) stalled: IntCounter,
+    /// Ended, because a source with fewer requests needed the slot.
+    pub(super) displaced: IntCounter,
+}
+
+/// The requests for files that a file system made fail.
+pub(super) struct FileFailures {
+    /// The file system did not answer in time.
+    pub(super) timeout: IntCounter,
+    /// Too many operations waited for the file system.
+    pub(super) overloaded: IntCounter,
+    /// The file system reported an error.
+    pub(super) error: IntCounter,
+    /// The response began, and the rest of the file could not be read.
+    pub(super) cut: IntCounter,
 }
 
 /// Registers the metrics of one server.
@@ -212,6 +252,21 @@ impl Families<'_> {
         Ok(family)
     }
 
+    fn file_failures(&self) -> prometheus::Result<FileFailures> {
+        let failures = self.vector(
+            "sessile_file_failures_total",
+            "Requests for files that failed because of the file system, by cause.",
+            &["cause"],
+        )?;
+        let counter = |cause| failures.with_label_values(&[cause]);
+        Ok(FileFailures {
+            timeout: counter("timeout"),
+            overloaded: counter("overloaded"),
+            error: counter("error"),
+            cut: counter("cut"),
+        })
+    }
+
     fn connections(&self, max: usize) -> prometheus::Result<ConnectionCount> {
         let open = self.opts("sessile_connections_open", "Client connections open now.");
         let open = IntGauge::with_opts(open)?;
@@ -221,12 +276,17 @@ impl Families<'_> {
             "sessile_connections_refused_total",
             "Client connections closed at once because connection.max was reached.",
         )?;
-        Ok(ConnectionCount {
-            max,
+        let displaced = self.counter(
+            "sessile_connections_displaced_total",
+            "Client connections closed because connection.max was reached and a source with fewer connections came.",
+        )?;
+        let metrics = ConnectionMetrics {
             open,
             refused,
+            displaced,
             accepted: Some(accepted),
-        })
+        };
+        Ok(ConnectionCount::new(max, metrics))
     }
 
     fn register_table(&self, store: &Store) -> prometheus::Result<()> {

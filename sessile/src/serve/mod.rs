@@ -3,11 +3,14 @@
 
 mod access_log;
 mod connection;
+mod files;
 mod forget;
+mod guarded_stream;
 mod metrics;
 mod pending_upstreams;
 mod proxy;
 mod request;
+mod request_task;
 mod respond;
 mod routes;
 mod site_files;
@@ -93,6 +96,7 @@ impl Server {
         env: &Environment,
     ) -> Result<Self, StartError> {
         warn_of_short_key_lifetime(config, &keys);
+        files::warn_of_unusable_links(config);
         let mut shared = Shared::new(config, keys, env)?;
         // Before the first thread, so that a combination of settings which the library refuses stops the
         // start.
@@ -100,7 +104,7 @@ impl Server {
         let connections = shared.metrics.connections.clone();
         // Responses are buffered within separate limits.
         let buffers = BufferLimit::default();
-        let admission = Admission::new(&config.connection, connections.max, buffers);
+        let admission = Admission::new(&config.connection, connections.max(), buffers);
         let listeners = Listeners::bind(config, Role::Serve, &admission, &env.stop)?;
         let snapshot = snapshot_file(config, &shared.keys);
         // As late as possible, because reading the snapshot deletes it.
@@ -195,10 +199,11 @@ impl Server {
 
 /// Most connections at once, if the process may open so many files.
 #[must_use]
-pub fn connection_limit(config: &Config, files: u64) -> ConnectionLimit {
+pub fn connection_limit(config: &Config, open_files: u64) -> ConnectionLimit {
+    let reserved = files::max_open_files(open_files).into();
     // With upstreams, most connections need one more socket at a time.
     let sockets = if config.upstreams.is_empty() { 1 } else { 2 };
-    ConnectionLimit::new(config.connection.max, files, 0, sockets)
+    ConnectionLimit::new(config.connection.max, open_files, reserved, sockets)
 }
 
 fn warn_of_short_key_lifetime(config: &Config, keys: &Keyring) {
@@ -247,6 +252,8 @@ struct Shared {
     store: Store,
     issuer: Issuer,
     metrics: Arc<Metrics>,
+    /// The threads for files. A reload keeps those of the folders that stay.
+    file_pools: Arc<files::Pools>,
     env: Environment,
 }
 
@@ -260,7 +267,8 @@ impl Shared {
         let number = key::number(&config.server, keys.scope());
         let store = Store::new(config, &keys, number, &env.registry, table_seed)?;
         store.forget(&forget::rules(config, keys.scope()));
-        let limit = connection_limit(config, lifecycle::file_limit());
+        let open_files = lifecycle::file_limit();
+        let limit = connection_limit(config, open_files);
         limit.log_warning();
         let name = &config.server.name;
         let metrics = Metrics::register(&env.registry, name, &store, &keys, limit.max)?;
@@ -274,6 +282,7 @@ impl Shared {
                 incarnation: u16::from_ne_bytes(incarnation),
             },
             metrics: Arc::new(metrics),
+            file_pools: Arc::new(files::Pools::new(files::max_open_files(open_files).into())),
             env: env.clone(),
         })
     }
@@ -286,7 +295,19 @@ impl Shared {
     /// Makes sites as a worker does, so that unusable sites never reach a worker.
     fn try_out(&self, live: &LoadedSites) -> Result<(), SiteError> {
         let sessions = self.sessions(self.store.worker());
-        Ok(Sites::new(live, &sessions, &self.metrics).map(drop)?)
+        self.sites(live, &sessions).map(drop)
+    }
+
+    fn sites(&self, live: &LoadedSites, sessions: &Rc<Sessions>) -> Result<Sites, SiteError> {
+        let body_timeout = self.config.connection.body_timeout;
+        let sites = Sites::new(
+            live,
+            sessions,
+            body_timeout,
+            &self.metrics,
+            &self.file_pools,
+        );
+        Ok(sites?)
     }
 }
 
@@ -320,13 +341,12 @@ impl Worker {
     fn new(shared: Shared, store: WorkerStore) -> Result<Self, SiteError> {
         let sessions = shared.sessions(store.clone());
         let mut live = shared.live.subscribe();
-        let sites = Rc::new(Sites::new(
-            &live.borrow_and_update(),
-            &sessions,
-            &shared.metrics,
-        )?);
+        let sites = shared.sites(&live.borrow_and_update(), &sessions)?;
         Ok(Self {
-            current: RefCell::new(Current { live, sites }),
+            current: RefCell::new(Current {
+                live,
+                sites: Rc::new(sites),
+            }),
             shared,
             store,
             sessions,
@@ -338,7 +358,7 @@ impl Worker {
         let mut current = self.current.borrow_mut();
         if current.live.has_changed().is_ok_and(|changed| changed) {
             let live = Arc::clone(&current.live.borrow_and_update());
-            match Sites::new(&live, &self.sessions, &self.shared.metrics) {
+            match self.shared.sites(&live, &self.sessions) {
                 Ok(sites) => current.sites = Rc::new(sites),
                 Err(error) => tracing::error!(
                     %error,

@@ -5,12 +5,17 @@
 
 use std::net::Ipv6Addr;
 
-use http::header::{HOST, HeaderMap};
+use http::header::{CONTENT_LENGTH, HOST, HeaderMap};
 use http::{Uri, Version};
 
 /// Marks a request that came as TLS early data, which an attacker can replay.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct SentEarly;
+
+/// True if an HTTP/2 request gives its length more than once. `guarded_stream` finds it in HTTP/1.
+pub(super) fn has_two_lengths(headers: &HeaderMap) -> bool {
+    headers.get_all(CONTENT_LENGTH).iter().nth(1).is_some()
+}
 
 /// The host of a request is missing, invalid or ambiguous.
 #[derive(Debug, PartialEq, Eq)]

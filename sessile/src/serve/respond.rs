@@ -4,23 +4,23 @@
 use std::cell::Cell;
 use std::convert::Infallible;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 
 use bytes::Bytes;
 use http::header::{ACCEPT, ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, LOCATION, REFERER};
 use http::header::{CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, USER_AGENT};
 use http::uri::PathAndQuery;
-use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Either, Full};
 use hyper::body::{Body as _, Incoming};
 use serde::Serialize;
-use tower::Service;
-use tower_http::services::ServeDir;
+use tokio::time::Instant;
 
 use super::Worker;
 use super::access_log::quoted;
+use super::files::{Answer, Content, Folder};
 use super::pending_upstreams::PendingUpstreams;
 use super::request::{self, Host, SentEarly};
 use super::routes;
@@ -47,6 +47,8 @@ pub(super) struct Connection {
     /// The sites at the time of the handshake. A reload must not lead requests to another site.
     pub(super) sites: Rc<Sites>,
     pub(super) requests: Cell<u64>,
+    /// When an HTTP/2 frame with a request, a response or data last passed.
+    pub(super) last_work: Cell<Instant>,
     pub(super) pending_upstreams: PendingUpstreams,
     pub(super) worker: Rc<Worker>,
 }
@@ -84,9 +86,13 @@ pub(super) async fn answer(
     let entry = is_logged.then(|| Entry::of(&request));
     let is_probe = request.headers().contains_key(PROBE);
     let is_http2 = request.version() == Version::HTTP_2;
+    let is_head = request.method() == Method::HEAD;
     let mut response = route(&connection, request)
         .await
         .unwrap_or_else(|code| refusal(code, is_http2));
+    if is_head && !response.body().is_end_stream() {
+        response = without_content(response);
+    }
     if is_probe {
         connection.add_verdict_headers(response.headers_mut());
     }
@@ -104,6 +110,12 @@ async fn route(
     connection: &Connection,
     request: Request<Incoming>,
 ) -> Result<Response<Body>, StatusCode> {
+    if *request.method() == Method::CONNECT {
+        return Err(StatusCode::NOT_IMPLEMENTED);
+    }
+    if request::has_two_lengths(request.headers()) {
+        return Err(StatusCode::BAD_REQUEST);
+    }
     connection.check_host(&request)?;
     if is_too_early(&request) {
         return Err(StatusCode::TOO_EARLY);
@@ -124,10 +136,12 @@ async fn route(
             .insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
         return Ok(response);
     }
+    let above = &path[..path.len() - below.len()];
     Ok(match handler {
         Handler::Files(folder) => {
-            let below = below.to_owned();
-            files(folder.clone(), request, &below).await
+            let client = connection.peer.ip();
+            let (above, below) = (above.to_owned(), below.to_owned());
+            files(folder, request, &above, &below, client).await?
         }
         Handler::Proxy(upstream) => {
             let client = connection.peer.ip();
@@ -142,21 +156,33 @@ async fn route(
             *response.status_mut() = StatusCode::from_u16(*status).unwrap_or_default();
             response
         }
-        Handler::Verdict => {
-            let above = &path[..path.len() - below.len()];
-            connection.verdict_page(above, below, request.headers())
-        }
+        Handler::Verdict => connection.verdict_page(above, below, request.headers()),
     })
 }
 
 fn refusal(code: StatusCode, is_http2: bool) -> Response<Body> {
     let mut response = status(code);
-    if code == StatusCode::BAD_REQUEST && !is_http2 {
-        // An invalid HTTP/1.1 request may have an unclear end, so the next request cannot be read.
+    let has_unclear_end = matches!(
+        code,
+        StatusCode::BAD_REQUEST | StatusCode::REQUEST_TIMEOUT | StatusCode::NOT_IMPLEMENTED
+    );
+    if has_unclear_end && !is_http2 {
+        // The next request of an HTTP/1.1 connection cannot be found.
         let close = HeaderValue::from_static("close");
         response.headers_mut().insert(CONNECTION, close);
     }
     response
+}
+
+/// Removes the content of a response to HEAD, and keeps its length (RFC 9110, 9.3.2).
+///
+/// hyper removes the content over HTTP/1.1 only.
+fn without_content(response: Response<Body>) -> Response<Body> {
+    let (mut head, body) = response.into_parts();
+    if let Some(length) = body.size_hint().exact() {
+        head.headers.insert(CONTENT_LENGTH, length.into());
+    }
+    Response::from_parts(head, Either::Left(Full::default()))
 }
 
 /// True if the client must send the request again after the handshake (RFC 8470, 5.2).
@@ -166,27 +192,32 @@ fn is_too_early<B>(request: &Request<B>) -> bool {
     request.extensions().get::<SentEarly>().is_some() && !request.method().is_safe()
 }
 
-/// Answers with a file. tower-http implements ranges and validators, and never leaves the folder.
-async fn files(mut folder: ServeDir, request: Request<Incoming>, below: &str) -> Response<Body> {
-    let (mut head, _) = request.into_parts();
+/// Answers with a file. `above` and `below` are the parts of the path up to the route and below it.
+async fn files(
+    folder: &Folder,
+    request: Request<Incoming>,
+    above: &str,
+    below: &str,
+    client: IpAddr,
+) -> Result<Response<Body>, StatusCode> {
+    let (head, _) = request.into_parts();
     if below.is_empty() {
         // The relative links of an index page need a path that ends with a slash.
-        return redirect(head.uri.path(), "/", head.uri.query());
+        return Ok(redirect(above, "/", head.uri.query()));
     }
-    // tower-http redirects to paths below the route. With two slashes at the start, `Location` would name a
-    // host.
-    let file = below.trim_start_matches('/');
-    let target = match head.uri.query() {
-        Some(query) => format!("/{file}?{query}"),
-        None => format!("/{file}"),
-    };
-    let Ok(target) = target.parse::<PathAndQuery>() else {
-        return status(StatusCode::BAD_REQUEST);
-    };
-    head.uri = Uri::from(target);
-    let empty = Full::<Bytes>::default();
-    let Ok(response) = folder.call(Request::from_parts(head, empty)).await;
-    response.map(|body| Either::Right(body.boxed_unsync()))
+    match folder.answer(&head, below, client).await? {
+        Answer::Response(response) => Ok(response.map(|content| match content {
+            Content::InMemory(bytes) => Either::Left(Full::new(bytes)),
+            Content::Stream(stream) => Either::Right(stream.boxed_unsync()),
+        })),
+        Answer::MissingSlash => {
+            let below = below.trim_start_matches('/');
+            let mut response = redirect(above, &format!("/{below}/"), head.uri.query());
+            // A folder can become a file.
+            *response.status_mut() = StatusCode::TEMPORARY_REDIRECT;
+            Ok(response)
+        }
+    }
 }
 
 fn redirect(to: &str, below: &str, query: Option<&str>) -> Response<Body> {
@@ -429,7 +460,7 @@ impl Entry {
     fn finish(self, response: &Response<Body>) -> String {
         let bytes = match response.body().size_hint().exact() {
             Some(bytes) => bytes.to_string(),
-            // The body of a file is a stream without a size hint, but the header has its length.
+            // The body may be a stream of unknown length while the header has the length.
             None => header_text(response.headers(), CONTENT_LENGTH).to_owned(),
         };
         let code = response.status().as_u16();

@@ -2,19 +2,24 @@
 
 use std::collections::HashMap;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
 
-use tower_http::services::ServeDir;
-
+use super::files::{Folder, Pools};
 use super::metrics::Metrics;
 use super::proxy::Upstream;
 use super::routes::Routes;
 use super::site_files::LoadedSites;
-use crate::config::{Action, Site as SiteConfig};
+use crate::config::{self, Action, Site as SiteConfig};
 use crate::server_names::ServerNames;
 use crate::tls::{self, Sessions, Template};
 
-/// The HTTP clients of a worker by upstream name. Several routes can share one.
-type Upstreams = HashMap<String, Rc<Upstream>>;
+/// Makes the HTTP clients of a worker, one for each upstream. Several routes can share one.
+struct Upstreams<'m> {
+    by_name: HashMap<String, Rc<Upstream>>,
+    body_timeout: Duration,
+    metrics: &'m Metrics,
+}
 
 /// A site: the TLS settings and routes of one or more server names.
 pub(super) struct Site {
@@ -24,7 +29,7 @@ pub(super) struct Site {
 
 /// The action of a route.
 pub(super) enum Handler {
-    Files(ServeDir),
+    Files(Folder),
     Proxy(Rc<Upstream>),
     /// The target, without a final slash.
     Redirect(String),
@@ -45,9 +50,15 @@ impl Sites {
     pub(super) fn new(
         loaded: &LoadedSites,
         sessions: &Rc<Sessions>,
+        body_timeout: Duration,
         metrics: &Metrics,
+        pools: &Pools,
     ) -> Result<Self, rustls::Error> {
-        let mut upstreams = Upstreams::new();
+        let mut upstreams = Upstreams {
+            by_name: HashMap::new(),
+            body_timeout,
+            metrics,
+        };
         let mut sites = Self {
             by_name: ServerNames::default(),
             default: None,
@@ -62,7 +73,7 @@ impl Sites {
                     config.early_data,
                     Rc::clone(sessions),
                 )?,
-                routes: routes(config, &mut upstreams, metrics),
+                routes: routes(config, &mut upstreams, pools),
             });
             if config.names.is_empty() {
                 sites.default = Some(Rc::clone(&site));
@@ -91,27 +102,34 @@ impl Site {
     }
 }
 
-fn routes(config: &SiteConfig, upstreams: &mut Upstreams, metrics: &Metrics) -> Routes<Handler> {
+impl Upstreams<'_> {
+    fn get(&mut self, config: &config::Upstream) -> Rc<Upstream> {
+        let new = || {
+            let results = self.metrics.upstream(&config.name);
+            Rc::new(Upstream::new(config, self.body_timeout, results))
+        };
+        Rc::clone(self.by_name.entry(config.name.clone()).or_insert_with(new))
+    }
+}
+
+fn routes(config: &SiteConfig, upstreams: &mut Upstreams<'_>, pools: &Pools) -> Routes<Handler> {
     config
         .routes
         .iter()
         .map(|route| {
             let prefix = route.path.trim_end_matches('/').to_owned();
-            let handler = handler(&prefix, &route.action, upstreams, metrics);
-            (prefix, handler)
+            (prefix, handler(&route.action, upstreams, pools))
         })
         .collect()
 }
 
-fn handler(prefix: &str, action: &Action, upstreams: &mut Upstreams, metrics: &Metrics) -> Handler {
+fn handler(action: &Action, upstreams: &mut Upstreams<'_>, pools: &Pools) -> Handler {
     match action {
-        Action::Files(root) => Handler::Files(ServeDir::new(root).redirect_path_prefix(prefix)),
-        Action::Proxy(config) => {
-            let upstream = upstreams
-                .entry(config.name.clone())
-                .or_insert_with(|| Rc::new(Upstream::new(config, metrics.upstream(&config.name))));
-            Handler::Proxy(Rc::clone(upstream))
+        Action::Files(config) => {
+            let failures = Arc::clone(&upstreams.metrics.files);
+            Handler::Files(Folder::new(config, pools, failures))
         }
+        Action::Proxy(config) => Handler::Proxy(upstreams.get(config)),
         Action::Redirect(to) => Handler::Redirect(to.trim_end_matches('/').to_owned()),
         Action::Respond { status, body } => Handler::Respond {
             status: *status,

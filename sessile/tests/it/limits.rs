@@ -84,10 +84,10 @@ fn ten_thousand_stalled_hellos_of_one_source_do_not_affect_other_sources() {
     let stalled = stall(balancer.address());
     visit(balancer.address(), OTHER, &certificates);
     let more = resident(balancer.id()).saturating_sub(before);
-    assert!(more < STALLED * 4096, "{more} bytes for {STALLED} hellos");
+    assert!(more < STALLED * 8192, "{more} bytes for {STALLED} hellos");
     let metrics = balancer.await_metrics(|it| it.all_routed() == 1);
-    // The source got its share, and no more.
-    assert!(metrics.turned_away("source-limit") > 0, "{metrics}");
+    // The oldest hellos gave way to newer ones.
+    assert!(metrics.turned_away("displaced") > 0, "{metrics}");
     assert_eq!(metrics.turned_away("hello-limit"), 0, "{metrics}");
     drop(stalled);
     // After the attack, the source can connect again.

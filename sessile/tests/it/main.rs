@@ -19,6 +19,7 @@ mod balance_source;
 mod balance_tickets;
 mod chromium;
 mod client;
+mod fairness;
 mod farm_clients;
 mod farm_life;
 mod farm_probe;

@@ -41,7 +41,7 @@ pub(in crate::balance) enum ExpiredTimeout {
     Idle,
     /// `balance.total-timeout`.
     Total,
-    /// The server had ended its side, and the client sent nothing.
+    /// 30 seconds without a byte from the client, after the server ended its side.
     HalfClosed,
 }
 

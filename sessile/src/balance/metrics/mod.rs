@@ -24,7 +24,7 @@ use sessile_proto::Word;
 use sessile_proto::affinity::Affinity;
 
 use super::route_miss::{RouteMiss, SESSION_RULES, SkipReason};
-use crate::listener::{Admission, ConnectionCount};
+use crate::listener::{Admission, ConnectionCount, ConnectionMetrics};
 use crate::live_gauge;
 use crate::locks::locked;
 use counters::{ByteCounters, rule_counts};
@@ -40,6 +40,7 @@ pub(super) struct BalancerMetrics {
     /// Local errors come by the thousand, so only the first is logged.
     log_local_error: Once,
     refused: IntCounter,
+    connections_displaced: IntCounter,
     pub(super) open: IntGauge,
     /// Learned entries that were removed for a newer entry of their source.
     pub(super) displaced: IntCounter,
@@ -105,6 +106,11 @@ impl BalancerMetrics {
                 "Connections closed at once because connection.max was reached.",
                 registry
             )?,
+            connections_displaced: register_counter!(
+                "sessile_balance_connections_displaced_total",
+                "Connections closed because connection.max was reached and a source with fewer connections came.",
+                registry
+            )?,
             open: register_gauge!(
                 "sessile_balance_connections_open",
                 "Client connections open now.",
@@ -122,12 +128,13 @@ impl BalancerMetrics {
 
     /// Counts the open connections, up to `max`.
     pub(super) fn connection_count(&self, max: usize) -> ConnectionCount {
-        ConnectionCount {
-            max,
+        let metrics = ConnectionMetrics {
             open: self.open.clone(),
             refused: self.refused.clone(),
+            displaced: self.connections_displaced.clone(),
             accepted: None,
-        }
+        };
+        ConnectionCount::new(max, metrics)
     }
 
     pub(super) fn count_miss(&self, miss: RouteMiss) {

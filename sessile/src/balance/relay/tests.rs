@@ -22,8 +22,8 @@ fn admission(limit: BufferLimit) -> Arc<Admission> {
 }
 
 fn admitted(admission: &Arc<Admission>) -> Admitted {
-    let mut hello = admission.begin_hello().unwrap();
     let source = Ipv4Addr::LOCALHOST.into();
+    let mut hello = admission.begin_hello(source).unwrap();
     hello.admit(source, std::time::Instant::now()).unwrap()
 }
 

@@ -93,6 +93,7 @@ pub(super) struct ClientAuth {
 pub(super) struct Route {
     pub(super) path: Text,
     pub(super) files: Text,
+    pub(super) symlinks: Text,
     pub(super) proxy: Text,
     pub(super) redirect: Text,
     pub(super) respond: Text,

@@ -11,13 +11,17 @@ use super::raw;
 use super::reader::{Reader, Table, Unique};
 use crate::config::settings::types::{Count, OneOf, PATH, Size};
 use crate::config::{
-    Action, Certificate, ClientAuth, ClientAuthMode, MAX_EARLY_DATA, Site, SiteRoute, Upstream,
+    Action, Certificate, ClientAuth, ClientAuthMode, Folder, MAX_EARLY_DATA, Site, SiteRoute,
+    Symlinks, Upstream,
 };
 
 const CLIENT_AUTH_MODES: [(&str, ClientAuthMode); 2] = [
     ("required", ClientAuthMode::Required),
     ("optional", ClientAuthMode::Optional),
 ];
+
+const SYMLINKS: [(&str, Symlinks); 2] =
+    [("inside", Symlinks::Inside), ("follow", Symlinks::Follow)];
 
 /// Reads all sites. A name belongs to one site, and at most one site has no names. `early_data` is
 /// `session.early-data`: the default of each site, and the maximum.
@@ -186,6 +190,11 @@ fn action(
         let what = "`status` needs `respond`, which this route does not have; remove `status`";
         reader.note(status.span(), what);
     }
+    if let (Some(symlinks), None) = (&route.symlinks, &route.files) {
+        let what = "`symlinks` needs `files`, which this route does not have; remove `symlinks`";
+        reader.note(symlinks.span(), what);
+    }
+    let symlinks = reader.value(&OneOf(&SYMLINKS), "symlinks", route.symlinks);
     let status = reader.value(&Count(200..=599), "status", route.status);
     if found != 1 {
         let what = format!(
@@ -207,10 +216,13 @@ fn action(
     if let Some(name) = route.proxy {
         return reader.parse(name, |name| proxy(name, upstreams));
     }
-    match route.files {
-        Some(_) => reader.value(&PATH, "files", route.files).map(Action::Files),
-        None => Some(Action::Verdict),
+    if verdict {
+        return Some(Action::Verdict);
     }
+    Some(Action::Files(Folder {
+        path: reader.value(&PATH, "files", route.files)?,
+        symlinks: symlinks.unwrap_or(Symlinks::Inside),
+    }))
 }
 
 fn proxy(value: String, upstreams: &[Arc<Upstream>]) -> Result<Action, String> {

@@ -2,7 +2,8 @@ mod sites;
 
 use super::*;
 use crate::config::{
-    AccessLog, Action, ClientAuth, ClientAuthMode, ForgetTarget, KernelTls, Key, Role,
+    AccessLog, Action, ClientAuth, ClientAuthMode, Folder, ForgetTarget, KernelTls, Key, Role,
+    Symlinks,
 };
 use proptest::prelude::*;
 use sessile_proto::proxy_protocol::Version;
@@ -61,6 +62,7 @@ early-data = 0
 [[site.route]]
 path = "/"
 files = "www"
+symlinks = "follow"
 [[site.route]]
 path = "/old/"
 redirect = "https://example.org/new"
@@ -109,6 +111,13 @@ fn problems(text: &str) -> Vec<String> {
 fn an_empty_file_gives_the_defaults() {
     assert_eq!(config(""), Config::default());
     assert_eq!(config("\u{feff}[session]\r\n"), Config::default());
+}
+
+fn followed_folder(path: &str) -> Action {
+    Action::Files(Folder {
+        path: path.into(),
+        symlinks: Symlinks::Follow,
+    })
 }
 
 #[test]
@@ -174,7 +183,7 @@ fn every_key_sets_its_field() {
         body: "short and stout".to_owned(),
     };
     assert_eq!(site.routes[1].action, teapot);
-    assert_eq!(site.routes[4].action, Action::Files("etc/www".into()));
+    assert_eq!(site.routes[4].action, followed_folder("etc/www"));
     assert_eq!(config.balance.policy, Policy::LeastConnections);
     let [server] = &config.balance.servers[..] else {
         panic!("one server")

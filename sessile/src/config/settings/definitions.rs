@@ -254,6 +254,11 @@ section! {
             meaning: "how long a connection may be idle before it is closed and its object reclaimed",
             restart: SERVE,
         }
+        "body-timeout" body_timeout: Duration = Duration::from_secs(60), POSITIVE_DURATION => {
+            meaning: "how long a client may send nothing of a request's body, or read nothing of the \
+                    response, before the request ends",
+            restart: SERVE,
+        }
         "purge-on-reclaim" purge_on_reclaim: bool = false, Flag => {
             meaning: "the article's defect, on request: reclaiming a connection also purges its session",
             restart: SERVE,
@@ -265,14 +270,15 @@ section! {
             ),
         }
         "max" max: usize = 0, Count(0..=MAX_COUNT) => {
-            meaning: "maximum connections at once; 0: derived from the process's limit on open files",
+            meaning: "maximum connections at once; when one more comes, the source prefix (/24, /56) \
+                    with the most gives way to one with fewer; 0: derived from the process's limit \
+                    on open files",
             restart: BOTH,
             registry: RegValue::some(RegKey::HttpParameters, "MaxConnections", Form::Connections),
         }
         "max-hellos" max_hellos: usize = 0, Count(0..=MAX_COUNT) => {
-            meaning: "maximum connections at once that wait for a ClientHello; one source prefix (/24, \
-                    /56) may have a quarter of them, and at most half of those that are free; 0: half of \
-                    all connections",
+            meaning: "maximum connections at once that wait for a ClientHello; when one more comes, \
+                    the oldest one gives way; 0: half of all connections",
             restart: BOTH,
         }
         "max-hello-bytes" max_hello_bytes: usize = 64 << 20, Count(MIN_HELLO_BYTES..=MAX_COUNT) => {

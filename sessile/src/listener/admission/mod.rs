@@ -1,9 +1,10 @@
-//! Decides which clients may connect, by limits. Incomplete ClientHellos and their bytes in memory have
-//! limits, in all and for each source. Bytes and pipes that are buffered for peers that do not read also have
-//! limits. Over these limits, the bytes stay in the socket of the peer that sends. Each source also has
-//! limits on open connections and on connections in a second.
+//! Decides which clients may connect, by limits. If too many ClientHellos are incomplete, the oldest one of the
+//! source with the most gives way. The bytes of ClientHellos in memory have limits, in all and for each
+//! source. Bytes and pipes that are buffered for peers that do not read also have limits. Over these limits,
+//! the bytes stay in the socket of the peer that sends. Each source also has limits on open connections and
+//! on connections in a second.
 //!
-//! A keyed hash maps sources to a fixed number of slots, so nothing here grows and no lock is needed. Two
+//! For bytes and pipes, a keyed hash maps sources to a fixed number of slots, so no lock is needed. Two
 //! sources in one slot share its limits. An attacker cannot choose who shares a slot.
 
 mod quota;
@@ -15,10 +16,12 @@ use std::net::IpAddr;
 use std::num::NonZero;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use sessile_proto::affinity::Source;
 
+use super::fair_places::{FairPlaces, Place, WhenFull};
 use super::rejection::IntakeFailure;
 use crate::config;
 use quota::{Quota, add_up_to};
@@ -29,8 +32,9 @@ const SOURCE_SLOTS: usize = 4096;
 /// The default of `connection.max-hellos` is half of all connections, and at least this.
 const MIN_HELLOS: usize = 64;
 
-/// The share of a source is at least this many hellos.
-const MIN_HELLO_SHARE: usize = 16;
+/// A ClientHello that is incomplete for longer has stalled. A healthy client needs a round trip, and one more if
+/// a segment is lost.
+const STALLED: Duration = Duration::from_secs(1);
 
 /// The share of a source is at least this many bytes: a few hellos of the greatest length.
 const MIN_BYTE_SHARE: usize = 256 * 1024;
@@ -53,8 +57,8 @@ pub struct BufferLimit {
 /// The limits of one role, shared by its workers.
 pub struct Admission {
     max_hello_size: usize,
-    /// Incomplete hellos.
-    hellos: Quota,
+    /// Places of incomplete hellos.
+    hellos: Arc<FairPlaces>,
     /// Bytes in memory of all hellos.
     hello_bytes: Quota,
     buffered_bytes: Quota,
@@ -71,7 +75,6 @@ pub struct Admission {
 /// The counters of the sources in one slot.
 #[derive(Debug, Default)]
 struct SourceSlot {
-    hellos: AtomicUsize,
     hello_bytes: AtomicUsize,
     buffered_bytes: AtomicUsize,
     buffered_pipes: AtomicUsize,
@@ -95,7 +98,7 @@ impl Admission {
         };
         Arc::new(Self {
             max_hello_size: limits.max_hello_size,
-            hellos: Quota::new(hellos, MIN_HELLO_SHARE, 1),
+            hellos: FairPlaces::new(hellos, WhenFull::Newcomer { healthy: STALLED }),
             hello_bytes: Quota::new(limits.max_hello_bytes, MIN_BYTE_SHARE, ONE_HELLO),
             buffered_bytes: Quota::new(buffer_limit.bytes, 0, 0),
             // Each source may have one pipe while a pipe is free.
@@ -111,15 +114,16 @@ impl Admission {
     /// Counts one more incomplete hello.
     ///
     /// # Errors
-    /// If the limit is reached.
-    pub(crate) fn begin_hello(self: &Arc<Self>) -> Result<PendingHello, IntakeFailure> {
-        if !self.hellos.take(1) {
-            return Err(IntakeFailure::HelloLimit);
-        }
+    /// If there are as many as there may be, and none gives way.
+    pub(crate) fn begin_hello(
+        self: &Arc<Self>,
+        peer: IpAddr,
+    ) -> Result<PendingHello, IntakeFailure> {
+        let place = self.hellos.enter(Source::of(peer));
         Ok(PendingHello {
             admission: Arc::clone(self),
             slot: None,
-            is_incomplete: true,
+            place: Some(place.ok_or(IntakeFailure::HelloLimit)?),
             bytes: 0,
         })
     }
@@ -152,7 +156,8 @@ pub(crate) struct PendingHello {
     admission: Arc<Admission>,
     /// The slot of the source, once the source is known.
     slot: Option<usize>,
-    is_incomplete: bool,
+    /// Set while the hello is incomplete.
+    place: Option<Place>,
     bytes: usize,
 }
 
@@ -160,7 +165,7 @@ impl PendingHello {
     /// Sets the source of the connection, once, as soon as it is known.
     ///
     /// # Errors
-    /// If the source has as many connections or hellos as it may.
+    /// If the source has as many connections as it may.
     pub(crate) fn admit(
         &mut self,
         source: IpAddr,
@@ -175,8 +180,8 @@ impl PendingHello {
             return Err(IntakeFailure::SourceRate);
         }
         let admitted = Admitted::new(admission, index)?;
-        if !admission.hellos.take_for_source(&slot.hellos, 1) {
-            return Err(IntakeFailure::SourceLimit);
+        if let Some(place) = &mut self.place {
+            place.move_to(Source::of(source));
         }
         // The bytes of a PROXY header came before its source was known.
         slot.hello_bytes.fetch_add(self.bytes, Ordering::Relaxed);
@@ -203,14 +208,17 @@ impl PendingHello {
         Ok(())
     }
 
+    /// Ready if the hello gives way to the hello of another client.
+    pub(super) fn poll_displaced(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match &mut self.place {
+            Some(place) => place.poll_displaced(cx),
+            None => Poll::Pending,
+        }
+    }
+
     /// The hello is complete and makes room for another.
     pub(super) fn complete(&mut self) {
-        if std::mem::replace(&mut self.is_incomplete, false) {
-            self.admission.hellos.give_back(1);
-            if let Some(slot) = self.slot() {
-                slot.hellos.fetch_sub(1, Ordering::Relaxed);
-            }
-        }
+        self.place = None;
     }
 
     fn slot(&self) -> Option<&SourceSlot> {
@@ -220,7 +228,6 @@ impl PendingHello {
 
 impl Drop for PendingHello {
     fn drop(&mut self) {
-        self.complete();
         self.admission.hello_bytes.give_back(self.bytes);
         if let Some(slot) = self.slot() {
             slot.hello_bytes.fetch_sub(self.bytes, Ordering::Relaxed);

@@ -2,11 +2,11 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// A source may have this fraction of the whole: one in this many.
+/// The first limit of a source: one in this many of all.
 const SHARE: usize = 4;
 
-/// A source may also have at most this fraction of the free part: one in this many. So a few greedy sources
-/// leave room for the next: each of `n` gets about one in `n + 2` of all.
+/// The second limit of a source: one in this many of the free part. The smaller limit counts. So a few greedy
+/// sources leave room for the next: each of `n` gets about one in `n + 2` of all.
 const SHARE_OF_FREE: usize = 2;
 
 /// A limit, and how much of it is used.

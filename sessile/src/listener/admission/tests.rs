@@ -19,35 +19,46 @@ fn distinct_sources<const N: usize>(admission: &Admission) -> [IpAddr; N] {
 }
 
 fn begin(admission: &Arc<Admission>, ip: IpAddr) -> Result<PendingHello, IntakeFailure> {
-    let mut hello = admission.begin_hello()?;
+    let mut hello = admission.begin_hello(ip)?;
     hello.admit(ip, Instant::now()).map(|_| hello)
 }
 
 fn admit(admission: &Arc<Admission>, ip: IpAddr) -> Result<Admitted, IntakeFailure> {
-    admission.begin_hello()?.admit(ip, Instant::now())
+    admission.begin_hello(ip)?.admit(ip, Instant::now())
+}
+
+fn is_displaced(hello: &mut PendingHello) -> bool {
+    let mut cx = Context::from_waker(std::task::Waker::noop());
+    hello.poll_displaced(&mut cx).is_ready()
 }
 
 #[test]
-fn one_source_has_a_part_of_all_hellos_and_leaves_the_rest() {
+fn the_oldest_incomplete_hello_gives_way_to_a_newcomer() {
     let admission = admission(|limits| limits.max_hellos = 100);
     let [greedy, other] = distinct_sources(&admission);
-    let begin = |ip| begin(&admission, ip);
-    let mut hellos: Vec<PendingHello> = (0..25).map(|_| begin(greedy).expect("room")).collect();
-    assert_eq!(begin(greedy).err(), Some(IntakeFailure::SourceLimit));
-    hellos.push(begin(other).expect("room"));
-    hellos[0].complete();
-    hellos.push(begin(greedy).expect("room after a complete hello"));
-    hellos.clear();
+    let mut stalled: Vec<PendingHello> = (0..100)
+        .map(|_| begin(&admission, greedy).expect("room"))
+        .collect();
+    let mut newcomers: Vec<PendingHello> = (0..30)
+        .map(|_| begin(&admission, other).expect("a place"))
+        .collect();
+    let displaced: Vec<bool> = stalled.iter_mut().map(is_displaced).collect();
+    assert!(displaced[..30].iter().all(|displaced| *displaced));
+    assert!(!displaced[30..].iter().any(|displaced| *displaced));
+    assert!(!newcomers.iter_mut().any(is_displaced));
+    // The source itself goes on too, at the cost of its own.
+    let next = begin(&admission, greedy).expect("a place");
+    assert!(is_displaced(&mut stalled[30]));
+    stalled[31].complete();
+    assert_eq!(admission.hellos.used(), 99);
+    drop((stalled, newcomers, next));
     assert_eq!(admission.hellos.used(), 0);
-    let mut slots = admission.slots.iter();
-    assert!(slots.all(|slot| slot.hellos.load(Ordering::Relaxed) == 0));
 }
 
 #[test]
 fn a_few_greedy_sources_leave_room_for_one_that_comes_after_them() {
     const HELLO: usize = 2000;
     let admission = admission(|limits| {
-        limits.max_hellos = 1000;
         limits.max_hello_bytes = 1 << 20;
     });
     let [late, greedy @ ..] = distinct_sources::<9>(&admission);
@@ -85,17 +96,6 @@ fn a_source_has_no_more_connections_open_than_it_may() {
 }
 
 #[test]
-fn hellos_have_a_limit_in_all() {
-    let admission = admission(|limits| limits.max_hellos = 2);
-    let hellos = [admission.begin_hello(), admission.begin_hello()];
-    assert!(hellos.iter().all(Result::is_ok));
-    let refused = admission.begin_hello().err();
-    assert_eq!(refused, Some(IntakeFailure::HelloLimit));
-    drop(hellos);
-    admission.begin_hello().expect("room");
-}
-
-#[test]
 fn bytes_are_counted_until_they_are_let_go() {
     let admission = admission(|limits| limits.max_hello_bytes = 1 << 20);
     let [source] = distinct_sources(&admission);
@@ -106,7 +106,7 @@ fn bytes_are_counted_until_they_are_let_go() {
     assert_eq!(hello.add_bytes(1), Err(IntakeFailure::SourceLimit));
     drop(hello);
     // Bytes of a PROXY header, before the source is known.
-    let mut hello = admission.begin_hello().expect("room");
+    let mut hello = admission.begin_hello(source).expect("room");
     hello.add_bytes(1 << 20).expect("room");
     assert_eq!(hello.add_bytes(1), Err(IntakeFailure::HelloLimit));
 }
@@ -116,7 +116,7 @@ fn a_source_keeps_to_its_rate() {
     let admission = admission(|limits| limits.rate_per_source = 10);
     let [busy, other] = distinct_sources(&admission);
     let connect = |ip, after| {
-        let mut hello = admission.begin_hello().expect("room");
+        let mut hello = admission.begin_hello(ip).expect("room");
         let now = admission.started + Duration::from_millis(after);
         hello.admit(ip, now).map(drop)
     };

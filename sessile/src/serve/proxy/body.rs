@@ -12,7 +12,7 @@ use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::{Instant, Sleep};
 
-use super::slot::UpstreamSlot;
+use super::slots::UpstreamSlot;
 use crate::locks::locked;
 use crate::serve::pending_upstreams::{PendingUpstream, PendingUpstreams};
 
@@ -27,6 +27,8 @@ enum WaitingFor {
     Client,
     /// Nothing: the client's connection failed before the end of the request's body.
     Aborted,
+    /// Nothing: the client sent no byte of the request's body for `connection.body-timeout`.
+    Stalled,
 }
 
 /// Measures how long an upstream has been silent before its response.
@@ -51,8 +53,13 @@ impl SilenceClock {
     pub(super) fn silent_since(&self) -> Instant {
         match *locked(&self.waiting_for) {
             WaitingFor::Upstream(since, _) => since,
-            WaitingFor::Client | WaitingFor::Aborted => Instant::now(),
+            WaitingFor::Client | WaitingFor::Aborted | WaitingFor::Stalled => Instant::now(),
         }
+    }
+
+    /// True if the client stopped sending the request's body.
+    pub(super) fn client_stalled(&self) -> bool {
+        matches!(*locked(&self.waiting_for), WaitingFor::Stalled)
     }
 
     /// True if the client's connection failed before the end of the request's body.
@@ -61,54 +68,92 @@ impl SilenceClock {
     }
 }
 
-/// A request's body, which is sent to the upstream.
+/// A request's body, which is sent to the upstream. It fails if the client sends nothing for too long.
 pub(super) struct Upload {
-    body: Option<Incoming>,
+    /// `None` is an empty body.
+    body: Option<ClientBody>,
     /// A weak reference, because an upstream can answer before the end of the body, which drops the clock.
     waiting_for: Weak<Mutex<WaitingFor>>,
     pending: PendingUpstreams,
 }
 
+struct ClientBody {
+    body: Incoming,
+    /// How long the client may send nothing.
+    timeout: Duration,
+    /// Runs while the client sends nothing.
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
 impl Upload {
-    /// `body`: `None` sends an empty body.
-    pub(super) fn new(body: Option<Incoming>, clock: &SilenceClock) -> Self {
+    /// `body`: `None` sends an empty body. `timeout`: how long the client may send nothing.
+    pub(super) fn new(body: Option<Incoming>, clock: &SilenceClock, timeout: Duration) -> Self {
+        let body = body.filter(|body| !body.is_end_stream());
         Self {
-            body,
+            body: body.map(|body| ClientBody {
+                body,
+                timeout,
+                timer: None,
+            }),
             waiting_for: Arc::downgrade(&clock.waiting_for),
             pending: clock.pending.clone(),
         }
+    }
+
+    fn wait_for(&self, next: WaitingFor) {
+        if let Some(waiting_for) = self.waiting_for.upgrade() {
+            *locked(&waiting_for) = next;
+        }
+    }
+}
+
+impl ClientBody {
+    /// Ready if the client has sent nothing for too long. Call this if there is nothing to read.
+    fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let timeout = self.timeout;
+        let timer = self
+            .timer
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
+        timer.as_mut().poll(cx)
     }
 }
 
 impl Body for Upload {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = io::Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<hyper::Result<Frame<Bytes>>>> {
-        let Some(body) = &mut self.body else {
+    ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        let Some(client) = &mut self.body else {
             return Poll::Ready(None);
         };
-        let polled = Pin::new(body).poll_frame(cx);
-        if let Some(waiting_for) = self.waiting_for.upgrade() {
-            *locked(&waiting_for) = match &polled {
-                Poll::Pending => WaitingFor::Client,
-                Poll::Ready(Some(Err(_))) => WaitingFor::Aborted,
-                Poll::Ready(_) => WaitingFor::Upstream(Instant::now(), self.pending.begin()),
-            };
-        }
-        polled
+        let Poll::Ready(frame) = Pin::new(&mut client.body).poll_frame(cx) else {
+            let stalled = client.poll_stalled(cx);
+            self.wait_for(if stalled.is_ready() {
+                WaitingFor::Stalled
+            } else {
+                WaitingFor::Client
+            });
+            return stalled.map(|()| Some(Err(io::ErrorKind::TimedOut.into())));
+        };
+        client.timer = None;
+        self.wait_for(match &frame {
+            Some(Err(_)) => WaitingFor::Aborted,
+            _ => WaitingFor::Upstream(Instant::now(), self.pending.begin()),
+        });
+        Poll::Ready(frame.map(|frame| frame.map_err(io::Error::other)))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.as_ref().is_none_or(Body::is_end_stream)
+        let client = self.body.as_ref();
+        client.is_none_or(|client| client.body.is_end_stream())
     }
 
     fn size_hint(&self) -> SizeHint {
-        let body = self.body.as_ref();
-        body.map_or(SizeHint::with_exact(0), Body::size_hint)
+        let client = self.body.as_ref();
+        client.map_or(SizeHint::with_exact(0), |client| client.body.size_hint())
     }
 }
 

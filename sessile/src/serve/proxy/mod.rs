@@ -7,7 +7,7 @@
 mod body;
 mod connect;
 mod head;
-mod slot;
+mod slots;
 
 use std::cell::Cell;
 use std::error::Error;
@@ -23,16 +23,18 @@ use hyper::body::{Body as _, Incoming};
 use hyper_util::client::legacy::{self, Client};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use prometheus::IntCounter;
+use sessile_proto::affinity::Source;
 use tokio::time::{Instant, sleep_until};
 
 use super::metrics::UpstreamResults;
 use super::pending_upstreams::PendingUpstreams;
+use super::request_task::RequestEnd;
 use crate::config;
 use body::{Download, SilenceClock, Upload};
 use connect::Connector;
-use slot::UpstreamSlot;
+use slots::{SlotPool, UpstreamSlot};
 
-/// Most concurrent requests of a worker at one upstream. A further request is answered with 503.
+/// Most concurrent requests of a worker at one upstream.
 const MAX_REQUESTS: usize = 1024;
 
 /// Most idle connections of a worker to an upstream.
@@ -52,9 +54,13 @@ pub(super) struct Upstream {
     name: String,
     client: Client<Connector, Upload>,
     response_timeout: Duration,
-    results: Arc<UpstreamResults>,
+    /// `connection.body-timeout`.
+    body_timeout: Duration,
+    slots: Arc<SlotPool>,
     /// True if the last request failed. A failure is logged once, not for each request.
     is_down: Cell<bool>,
+    /// True from the last free slot on, until half of the slots are free.
+    is_full: Cell<bool>,
 }
 
 /// Why an upstream gave no response.
@@ -70,10 +76,18 @@ enum Failure {
     Silent,
     /// The client did not send its complete request.
     Client,
+    /// The client sent no byte of its request's body for `connection.body-timeout`.
+    Stalled,
+    /// The slot of the request went to a source that had fewer.
+    Displaced,
 }
 
 impl Upstream {
-    pub(super) fn new(config: &config::Upstream, results: UpstreamResults) -> Self {
+    pub(super) fn new(
+        config: &config::Upstream,
+        body_timeout: Duration,
+        results: UpstreamResults,
+    ) -> Self {
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE_TIMEOUT)
@@ -85,15 +99,17 @@ impl Upstream {
             name: config.name.clone(),
             client,
             response_timeout: config.response_timeout,
-            results: Arc::new(results),
+            body_timeout,
+            slots: SlotPool::new(MAX_REQUESTS, results),
             is_down: Cell::new(false),
+            is_full: Cell::new(false),
         }
     }
 
     /// Forwards a request of `client`, and returns the upstream's response.
     ///
     /// # Errors
-    /// The status to answer with: 400 or 501 for the request, 502, 503 or 504 for the upstream.
+    /// The status to answer with: 400, 408 or 501 for the request, 502, 503 or 504 for the upstream.
     pub(super) async fn forward(
         &self,
         client: IpAddr,
@@ -101,18 +117,19 @@ impl Upstream {
         request: Request<Incoming>,
     ) -> Result<Response<Download>, StatusCode> {
         let (head, body) = request.into_parts();
+        let end = head.extensions.get().cloned().unwrap_or_default();
         let head = head::to_upstream(head, client, body.is_end_stream())?;
-        let Some(mut slot) = self.take_slot() else {
-            self.results.overloaded.inc();
-            return Err(StatusCode::SERVICE_UNAVAILABLE);
-        };
-        let answer = self
-            .exchange(head, body, pending)
-            .await
-            .and_then(|mut response| {
+        let mut slot = self
+            .take_slot(client, &end)
+            .ok_or(StatusCode::SERVICE_UNAVAILABLE)?;
+        let exchange = self.exchange(head, body, pending);
+        let answer = tokio::select! {
+            answer = exchange => answer.and_then(|mut response| {
                 head::to_client(&mut response).map_err(|head::InvalidFraming| Failure::Invalid)?;
                 Ok(response)
-            });
+            }),
+            () = end.ordered() => Err(Failure::Displaced),
+        };
         self.log_change(answer.as_ref().err().copied());
         match answer {
             Ok(response) => {
@@ -127,8 +144,21 @@ impl Upstream {
         }
     }
 
-    fn take_slot(&self) -> Option<UpstreamSlot> {
-        UpstreamSlot::take(&self.results, MAX_REQUESTS)
+    fn take_slot(&self, client: IpAddr, end: &RequestEnd) -> Option<UpstreamSlot> {
+        let slot = self.slots.take(Source::of(client), end.clone());
+        let taken = self.slots.taken();
+        if taken >= MAX_REQUESTS && !self.is_full.replace(true) {
+            let upstream = &self.name;
+            tracing::warn!(
+                upstream,
+                requests = taken,
+                "an upstream has no free slot: clients with many requests lose some; \
+                 see sessile_upstream_requests_total"
+            );
+        } else if taken <= MAX_REQUESTS / 2 {
+            self.is_full.set(false);
+        }
+        slot
     }
 
     async fn exchange(
@@ -141,7 +171,8 @@ impl Upstream {
         // sent again (RFC 9110, 9.2.2). hyper-util retries only a request that it has not sent yet.
         let is_retryable = head.method.is_idempotent() && body.is_end_stream();
         let retry_head = is_retryable.then(|| head.clone());
-        match (self.attempt(head, Some(body), pending).await, retry_head) {
+        let first = self.attempt(head, Some(body), pending);
+        match (first.await, retry_head) {
             (Err(Failure::Closed), Some(head)) => self.attempt(head, None, pending).await,
             (answer, _) => answer,
         }
@@ -154,7 +185,7 @@ impl Upstream {
         pending: &PendingUpstreams,
     ) -> Result<Response<Incoming>, Failure> {
         let clock = SilenceClock::start(pending);
-        let body = Upload::new(body, &clock);
+        let body = Upload::new(body, &clock, self.body_timeout);
         let mut response = pin!(self.client.request(Request::from_parts(head, body)));
         loop {
             let deadline = clock.silent_since() + self.response_timeout;
@@ -179,7 +210,7 @@ impl Upstream {
     fn log_change(&self, failure: Option<Failure>) {
         let upstream = &self.name;
         match failure {
-            Some(Failure::Client) => {}
+            Some(Failure::Client | Failure::Stalled | Failure::Displaced) => {}
             Some(failure) => {
                 if !self.is_down.replace(true) {
                     let reason = failure.reason();
@@ -199,6 +230,9 @@ impl Failure {
     fn of(error: &legacy::Error, clock: &SilenceClock) -> Self {
         if clock.client_aborted() {
             return Self::Client;
+        }
+        if clock.client_stalled() {
+            return Self::Stalled;
         }
         let timed_out = causes(error).any(|cause| {
             let io = cause.downcast_ref::<io::Error>();
@@ -223,6 +257,8 @@ impl Failure {
             Self::Unreachable | Self::Closed | Self::Invalid => StatusCode::BAD_GATEWAY,
             Self::Silent => StatusCode::GATEWAY_TIMEOUT,
             Self::Client => StatusCode::BAD_REQUEST,
+            Self::Stalled => StatusCode::REQUEST_TIMEOUT,
+            Self::Displaced => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 
@@ -233,6 +269,8 @@ impl Failure {
             Self::Invalid => &results.invalid,
             Self::Silent => &results.timeout,
             Self::Client => &results.abandoned,
+            Self::Stalled => &results.stalled,
+            Self::Displaced => &results.displaced,
         }
     }
 
@@ -243,6 +281,8 @@ impl Failure {
             Self::Invalid => "its answer is not HTTP, or cannot be forwarded",
             Self::Silent => "it sent nothing within response-timeout",
             Self::Client => "the client closed the connection",
+            Self::Stalled => "the client stopped sending",
+            Self::Displaced => "another client needed the slot",
         }
     }
 }
@@ -257,34 +297,4 @@ fn causes_text(error: &legacy::Error) -> String {
         .map(ToString::to_string)
         .collect::<Vec<_>>()
         .join(": ")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::key::Keyring;
-    use crate::serve::Metrics;
-    use crate::store::Store;
-
-    #[test]
-    fn concurrent_requests_of_an_upstream_are_limited() {
-        let registry = prometheus::Registry::new();
-        let config = config::Config::default();
-        let keys = Arc::new(Keyring::ephemeral(config.session.lifetime).expect("a key"));
-        let store = Store::new(&config, &keys, 1, &registry, 0).expect("a store");
-        let metrics =
-            Metrics::register(&registry, "web1", &store, &keys, 1).expect("its first server");
-        let app = config::Upstream {
-            name: "app".to_owned(),
-            servers: vec!["127.0.0.1:9".to_owned()],
-            connect_timeout: config::DEFAULT_CONNECT_TIMEOUT,
-            response_timeout: config::DEFAULT_RESPONSE_TIMEOUT,
-        };
-        let upstream = Upstream::new(&app, metrics.upstream("app"));
-        let mut slots: Vec<_> = (0..MAX_REQUESTS).map(|_| upstream.take_slot()).collect();
-        assert!(slots.iter().all(Option::is_some));
-        assert!(upstream.take_slot().is_none());
-        slots.pop();
-        assert!(upstream.take_slot().is_some());
-    }
 }

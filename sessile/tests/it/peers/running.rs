@@ -156,6 +156,11 @@ impl Sessile {
         self.address
     }
 
+    /// The address of the admin listener.
+    pub(crate) const fn admin(&self) -> SocketAddr {
+        self.admin
+    }
+
     /// The status and the JSON of an API response.
     pub(crate) fn api(&self, request: &str, token: Option<&str>, body: &str) -> (u16, Value) {
         super::metrics::ask(self.admin, request, token, body)

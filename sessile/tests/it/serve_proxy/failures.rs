@@ -95,7 +95,7 @@ fn a_client_that_waits_for_an_upstream_is_not_idle() {
 }
 
 /// Sends data without reading until its input ends. Arguments: port, CA file, data.
-const STUCK: &str = r#"
+pub(super) const STUCK: &str = r#"
 import socket, ssl, sys
 port, ca, request = sys.argv[1:]
 context = ssl.create_default_context(cafile=ca)

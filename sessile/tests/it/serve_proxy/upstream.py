@@ -99,6 +99,12 @@ class Upstream(http.server.BaseHTTPRequestHandler):
         self.wfile.write(b"HTTP/1.0 200 OK\r\n\r\nto the end")
         self.close_connection = True
 
+    def answer_first(self, _):
+        """An answer before the end of the request's body."""
+        self.respond(b"answered")
+        for _ in self.body():
+            pass
+
     def stall(self, _):
         """No answer, until the client is gone."""
         self.wait()
@@ -180,6 +186,7 @@ class Upstream(http.server.BaseHTTPRequestHandler):
 
 class Server(http.server.ThreadingHTTPServer):
     daemon_threads = True
+    request_queue_size = 2048
 
     def handle_error(self, *_):
         pass

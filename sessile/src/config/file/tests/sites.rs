@@ -85,6 +85,14 @@ fn a_route_has_one_path_and_one_action() {
         ("path = '/'\nredirect = 'ftp://x'", "5:12: `redirect` is"),
         ("path = '/'\nredirect = '//x'", "5:12: `redirect` is"),
         ("path = '/'\nfiles = ''", "5:9: `files` is empty"),
+        (
+            "path = '/'\nfiles = 'x'\nsymlinks = 'outside'",
+            "6:12: `symlinks` is \"outside\"",
+        ),
+        (
+            "path = '/'\nverdict = true\nsymlinks = 'follow'",
+            "6:12: `symlinks` needs `files`",
+        ),
     ];
     for (keys, expected) in cases {
         let problems = problems(&route(keys));

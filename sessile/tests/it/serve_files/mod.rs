@@ -1,7 +1,12 @@
 //! Static files through `sessile serve`, requested with curl.
 
+mod changed;
+mod conditions;
+mod special;
+mod stalled;
+
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use tempfile::TempDir;
@@ -33,15 +38,9 @@ impl Site {
     /// As [`Site::start`], with the root at a route's path.
     fn start_below(path: &str) -> Self {
         let (certificates, files) = (Certificates::new(), files());
-        let config = files.path().join("sessile.toml");
-        let text = format!(
-            "[[listener]]\naddress = \"127.0.0.1:0\"\n\
-             [[site]]\ncertificates = [{{ chain = {:?}, key = {:?} }}]\n\
-             [[site.route]]\npath = {path:?}\nfiles = \"www\"\n",
-            certificates.chain, certificates.key,
-        );
-        fs::write(&config, text).unwrap();
-        let sessile = Sessile::serve_configured(&config, &files.path().join("state"));
+        let routes = format!("[[site.route]]\npath = {path:?}\nfiles = \"www\"\n");
+        let (config, state) = configuration(&certificates, &files, &routes);
+        let sessile = Sessile::serve_configured(&config, &state);
         Self {
             certificates,
             files,
@@ -49,16 +48,40 @@ impl Site {
         }
     }
 
-    /// The response to a path, which curl sends unchanged.
-    fn get(&self, path: &str, arguments: &[&str]) -> Response {
+    /// The path of a file in the temporary folder.
+    fn path(&self, name: &str) -> PathBuf {
+        self.files.path().join(name)
+    }
+
+    /// A request for a path, which curl sends unchanged.
+    fn curl(&self, path: &str, arguments: &[&str]) -> Command {
         let port = self.sessile.address().port();
         let mut command = Command::new("curl");
-        command.args(["-sS", "--include", "--path-as-is", "--cacert"]);
+        command.args(["-sS", "--path-as-is", "--cacert"]);
         command.arg(&self.certificates.ca).args(arguments);
         command.args(["--resolve", &format!("{NAME}:{port}:127.0.0.1")]);
         command.arg(format!("https://{NAME}:{port}{path}"));
+        command
+    }
+
+    /// The response to a path.
+    fn get(&self, path: &str, arguments: &[&str]) -> Response {
+        let mut command = self.curl(path, arguments);
+        command.arg("--include");
         Response::parse(&run("curl", &mut command, "").succeeded().stdout)
     }
+}
+
+/// The paths of a configuration file for one site with these routes, and of a state folder.
+fn configuration(certificates: &Certificates, files: &TempDir, routes: &str) -> (PathBuf, PathBuf) {
+    let config = files.path().join("sessile.toml");
+    let text = format!(
+        "[[listener]]\naddress = \"127.0.0.1:0\"\n\
+         [[site]]\ncertificates = [{{ chain = {:?}, key = {:?} }}]\n{routes}",
+        certificates.chain, certificates.key,
+    );
+    fs::write(&config, text).unwrap();
+    (config, files.path().join("state"))
 }
 
 fn files() -> TempDir {
@@ -201,7 +224,8 @@ fn refuses_methods_that_write() {
         let head = site.get("/text.txt", &[version, "--head"]);
         assert_eq!((head.status, head.body.as_str()), (200, ""));
         assert_eq!(head.header("content-length"), Some("20"));
-        assert_eq!(site.get("/nothing", &[version, "--head"]).status, 404);
+        let missing = site.get("/nothing", &[version, "--head"]);
+        assert_eq!((missing.status, missing.body.as_str()), (404, ""));
         for method in ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "BREW"] {
             let response = site.get("/text.txt", &[version, "--request", method]);
             assert_eq!(response.status, 405, "{method}");

@@ -1,0 +1,245 @@
+//! Who gives way when a shared pool is full.
+//!
+//! A source's share counts only then: the source that holds most places gives way, its oldest place first.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use crate::affinity::Source;
+
+/// The taken places of a pool, by source. Each place has a value of its holder.
+#[derive(Debug)]
+pub struct FairPool<V> {
+    /// In the order of arrival.
+    places: BTreeMap<PlaceId, Place<V>>,
+    by_source: BTreeSet<(Source, PlaceId)>,
+    holdings: BTreeMap<Source, Holding>,
+    /// The holdings in order. The source that gives way first is last.
+    ranks: BTreeSet<Rank>,
+    arrivals: u64,
+}
+
+/// Names a place. A later place never has the same name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PlaceId(u64);
+
+#[derive(Debug)]
+struct Place<V> {
+    source: Source,
+    since: Duration,
+    value: V,
+}
+
+/// The places of one source.
+#[derive(Clone, Copy, Debug)]
+struct Holding {
+    count: usize,
+    oldest: PlaceId,
+}
+
+/// Of two sources with equally many places, the one with the older place gives way.
+type Rank = (usize, Reverse<PlaceId>, Source);
+
+impl<V> Default for FairPool<V> {
+    fn default() -> Self {
+        Self {
+            places: BTreeMap::new(),
+            by_source: BTreeSet::new(),
+            holdings: BTreeMap::new(),
+            ranks: BTreeSet::new(),
+            arrivals: 0,
+        }
+    }
+}
+
+impl<V> FairPool<V> {
+    /// How many places are taken.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.places.len()
+    }
+
+    /// True if no place is taken.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.places.is_empty()
+    }
+
+    /// How many places a source holds.
+    #[must_use]
+    pub fn held_by(&self, source: Source) -> usize {
+        self.holdings.get(&source).map_or(0, |held| held.count)
+    }
+
+    /// How many places the source holds that gives way first.
+    #[must_use]
+    pub fn most_held(&self) -> usize {
+        self.ranks.last().map_or(0, |(count, ..)| *count)
+    }
+
+    /// When the oldest place was taken.
+    #[must_use]
+    pub fn oldest(&self) -> Option<Duration> {
+        self.places.first_key_value().map(|(_, place)| place.since)
+    }
+
+    /// Takes a place for a source. `now` counts from a fixed start. The caller checks how many places there are.
+    pub fn enter(&mut self, source: Source, now: Duration, value: V) -> PlaceId {
+        let id = PlaceId(self.arrivals);
+        self.arrivals += 1;
+        let place = Place {
+            source,
+            since: now,
+            value,
+        };
+        self.places.insert(id, place);
+        self.by_source.insert((source, id));
+        self.rank(source, 1);
+        id
+    }
+
+    /// Gives a place back. Returns its value; `None` if the place was displaced before.
+    pub fn leave(&mut self, id: PlaceId) -> Option<V> {
+        let place = self.places.remove(&id)?;
+        self.by_source.remove(&(place.source, id));
+        self.rank(place.source, -1);
+        Some(place.value)
+    }
+
+    /// Frees the oldest place of the source that holds most. Returns the value of the place.
+    pub fn displace_from_largest(&mut self) -> Option<V> {
+        let (_, Reverse(id), _) = *self.ranks.last()?;
+        self.leave(id)
+    }
+
+    /// Frees the oldest place. Returns its value.
+    pub fn displace_oldest(&mut self) -> Option<V> {
+        let (id, _) = self.places.first_key_value()?;
+        self.leave(*id)
+    }
+
+    /// Puts a source in order again after its number of places changed.
+    fn rank(&mut self, source: Source, change: isize) {
+        let before = self.holdings.remove(&source);
+        if let Some(held) = before {
+            self.ranks
+                .remove(&(held.count, Reverse(held.oldest), source));
+        }
+        let first = (source, PlaceId(0));
+        if let Some((of, oldest)) = self.by_source.range(first..).next()
+            && *of == source
+        {
+            let count = before.map_or(0, |held| held.count);
+            let held = Holding {
+                count: count.saturating_add_signed(change),
+                oldest: *oldest,
+            };
+            self.ranks
+                .insert((held.count, Reverse(held.oldest), source));
+            self.holdings.insert(source, held);
+        }
+    }
+}
+
+/// True if a source that holds `most` places gives one to a source that holds `own`.
+///
+/// Afterwards the source that gave still holds at least as many. So no two sources take a place from each other
+/// in turn, and a source that holds most never displaces its own places.
+#[must_use]
+pub const fn gives_way(most: usize, own: usize) -> bool {
+    most > own + 1
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn source(net: u8) -> Source {
+        Source::of(IpAddr::V4(Ipv4Addr::new(198, 51, net, 1)))
+    }
+
+    #[test]
+    fn the_source_that_holds_most_gives_way_with_its_oldest_place() {
+        let mut pool = FairPool::default();
+        for (net, value) in [(1, "a"), (2, "b"), (2, "c"), (2, "d"), (1, "e")] {
+            pool.enter(source(net), Duration::ZERO, value);
+        }
+        assert_eq!((pool.most_held(), pool.held_by(source(1))), (3, 2));
+        assert_eq!(pool.displace_from_largest(), Some("b"));
+        // Both hold two places now. The older one is of the first source.
+        assert_eq!(pool.displace_from_largest(), Some("a"));
+        assert_eq!(pool.displace_from_largest(), Some("c"));
+        assert_eq!(pool.displace_from_largest(), Some("d"));
+        assert_eq!(pool.displace_from_largest(), Some("e"));
+        assert_eq!(pool.displace_from_largest(), None);
+        assert!(pool.is_empty());
+    }
+
+    #[test]
+    fn a_displaced_place_cannot_be_given_back() {
+        let mut pool = FairPool::default();
+        let lost = pool.enter(source(1), Duration::ZERO, 1);
+        assert_eq!(pool.displace_from_largest(), Some(1));
+        let next = pool.enter(source(1), Duration::ZERO, 2);
+        assert_eq!(pool.leave(lost), None);
+        assert_eq!(pool.leave(next), Some(2));
+        assert_eq!(pool.held_by(source(1)), 0);
+    }
+
+    #[test]
+    fn two_sources_never_displace_each_other_in_turn() {
+        assert!(!gives_way(0, 0));
+        assert!(!gives_way(1, 0));
+        assert!(gives_way(2, 0));
+        for own in 0..100 {
+            for most in own..100 {
+                assert!(!gives_way(most, own) || !gives_way(own + 1, most - 1));
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_pool_agrees_with_a_plain_list(steps in prop::collection::vec((0u8..4, 0u8..6), 0..200)) {
+            let mut pool = FairPool::default();
+            let mut list: Vec<(Source, u64, PlaceId)> = Vec::new();
+            for (value, (step, net)) in (0u64..).zip(steps) {
+                let count = |list: &[(Source, u64, PlaceId)], of: Source| {
+                    list.iter().filter(|place| place.0 == of).count()
+                };
+                match step {
+                    0 if !list.is_empty() => {
+                        let (_, value, id) = list.remove(usize::from(net) % list.len());
+                        prop_assert_eq!(pool.leave(id), Some(value));
+                    }
+                    1 if net == 0 => {
+                        let oldest = (!list.is_empty()).then(|| list.remove(0).1);
+                        prop_assert_eq!(pool.displace_oldest(), oldest);
+                    }
+                    1 => {
+                        let most = list.iter().map(|place| count(&list, place.0)).max();
+                        let victim = list.iter().position(|place| Some(count(&list, place.0)) == most);
+                        let expected = victim.map(|index| list.remove(index).1);
+                        prop_assert_eq!(pool.displace_from_largest(), expected);
+                    }
+                    _ => {
+                        let source = source(net);
+                        let now = Duration::from_secs(value);
+                        list.push((source, value, pool.enter(source, now, value)));
+                    }
+                }
+                let most = list.iter().map(|place| count(&list, place.0)).max();
+                prop_assert_eq!(pool.most_held(), most.unwrap_or(0));
+                let oldest = list.first().map(|place| Duration::from_secs(place.1));
+                prop_assert_eq!(pool.oldest(), oldest);
+                prop_assert_eq!(pool.len(), list.len());
+                prop_assert_eq!(pool.held_by(source(net)), count(&list, source(net)));
+            }
+        }
+    }
+}

@@ -1,0 +1,349 @@
+//! Finds HTTP/1 requests whose length is given twice. Two servers could read them in two ways (RFC 9112,
+//! [6.1](https://www.rfc-editor.org/rfc/rfc9112#section-6.1) and
+//! [6.3](https://www.rfc-editor.org/rfc/rfc9112#section-6.3)).
+//!
+//! [`RequestFraming`] follows the requests of one connection, also over reads that split them. It skips
+//! bodies. It checks the framing headers only; an HTTP library must parse the requests.
+
+/// The first length that HTTP libraries reserve for other meanings. No request may have it or more.
+const FIRST_RESERVED_LENGTH: u64 = u64::MAX - 1;
+
+/// The length of the longest name of a framing header.
+const NAME: usize = 17;
+
+const CONTENT_LENGTH: &[u8] = b"content-length";
+const TRANSFER_ENCODING: &[u8] = b"transfer-encoding";
+
+/// The position of a connection in its requests.
+#[derive(Debug)]
+pub struct RequestFraming {
+    state: State,
+    head: Head,
+}
+
+/// The framing headers of the current head.
+#[derive(Debug, Default)]
+struct Head {
+    length: Option<u64>,
+    chunked: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum State {
+    /// Empty lines may precede a request.
+    ExpectRequest,
+    InRequestLine,
+    ExpectHeader,
+    /// The line end that ends the head.
+    ExpectHeadEnd,
+    InName(Name),
+    InLength,
+    InValue,
+    InBody(u64),
+    ExpectChunk,
+    InChunkSize(u64),
+    /// The rest of the line with this chunk size.
+    InChunkLine(u64),
+    InChunk(u64),
+    ExpectChunkEnd,
+    ExpectTrailer,
+    InTrailer,
+    ExpectTrailersEnd,
+    /// The connection ends with a refused request, so the bytes after it do not matter.
+    Refused,
+}
+
+/// The first bytes of a header's name, in lower case.
+#[derive(Clone, Copy, Debug, Default)]
+struct Name {
+    bytes: [u8; NAME],
+    /// Greater than [`NAME`] if the name is longer.
+    len: u8,
+}
+
+impl RequestFraming {
+    /// The start of a connection.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            state: State::ExpectRequest,
+            head: Head::default(),
+        }
+    }
+
+    /// Follows the next bytes of the connection. Returns the index of the byte that makes a request
+    /// ambiguous or unreadable, once. No byte after it is looked at.
+    pub fn find_refused(&mut self, bytes: &[u8]) -> Option<usize> {
+        let mut index = 0;
+        while index < bytes.len() {
+            let Some((state, taken)) = self.step(&bytes[index..]) else {
+                self.state = State::Refused;
+                return Some(index);
+            };
+            self.state = state;
+            index += taken;
+        }
+        None
+    }
+
+    /// The next state, and how many bytes lead to it. `None` if the first byte is refused.
+    fn step(&mut self, bytes: &[u8]) -> Option<(State, usize)> {
+        let byte = bytes[0];
+        Some(match self.state {
+            State::ExpectRequest => match byte {
+                b'\r' | b'\n' => (State::ExpectRequest, 1),
+                _ => (State::InRequestLine, 0),
+            },
+            State::InRequestLine => after_line(bytes, State::InRequestLine, State::ExpectHeader),
+            State::ExpectHeader => match byte {
+                b'\r' => (State::ExpectHeadEnd, 1),
+                b'\n' => (self.end_head(), 1),
+                _ => (State::InName(Name::default()), 0),
+            },
+            State::ExpectHeadEnd => match byte {
+                b'\n' => (self.end_head(), 1),
+                _ => return None,
+            },
+            State::InName(name) => match byte {
+                b':' => (self.begin_value(name)?, 1),
+                b'\n' => return None,
+                _ => (State::InName(name.with(byte)), 1),
+            },
+            State::InLength => {
+                self.add_digit(byte)?;
+                match byte {
+                    b'\n' => (State::ExpectHeader, 1),
+                    _ => (State::InLength, 1),
+                }
+            }
+            State::InValue => after_line(bytes, State::InValue, State::ExpectHeader),
+            State::InBody(left) => match left - left.min(bytes.len() as u64) {
+                0 => (State::ExpectRequest, left as usize),
+                rest => (State::InBody(rest), bytes.len()),
+            },
+            _ => return step_in_chunks(self.state, bytes),
+        })
+    }
+
+    /// The state behind the colon of a header. `None` if the header gives the length a second time.
+    fn begin_value(&mut self, name: Name) -> Option<State> {
+        let head = &mut self.head;
+        let is_framed = head.chunked || head.length.is_some();
+        match name.as_bytes() {
+            CONTENT_LENGTH | TRANSFER_ENCODING if is_framed => None,
+            CONTENT_LENGTH => {
+                head.length = Some(0);
+                Some(State::InLength)
+            }
+            TRANSFER_ENCODING => {
+                head.chunked = true;
+                Some(State::InValue)
+            }
+            _ => Some(State::InValue),
+        }
+    }
+
+    /// Reads a byte of `Content-Length`. `None` if the length becomes too large. Other bytes than
+    /// digits are left to the HTTP library.
+    fn add_digit(&mut self, byte: u8) -> Option<()> {
+        if !byte.is_ascii_digit() {
+            return Some(());
+        }
+        let length = self.head.length.unwrap_or(0);
+        let length = length
+            .checked_mul(10)?
+            .checked_add(u64::from(byte - b'0'))?;
+        self.head.length = Some(length);
+        (length < FIRST_RESERVED_LENGTH).then_some(())
+    }
+
+    /// The state behind a head.
+    fn end_head(&mut self) -> State {
+        match std::mem::take(&mut self.head) {
+            Head { chunked: true, .. } => State::ExpectChunk,
+            Head {
+                length: Some(length @ 1..),
+                ..
+            } => State::InBody(length),
+            Head { .. } => State::ExpectRequest,
+        }
+    }
+}
+
+impl Default for RequestFraming {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Name {
+    fn with(mut self, byte: u8) -> Self {
+        if let Some(place) = self.bytes.get_mut(usize::from(self.len)) {
+            *place = byte.to_ascii_lowercase();
+        }
+        self.len = (self.len + 1).min(NAME as u8 + 1);
+        self
+    }
+
+    /// Empty if the name is longer than every name of a framing header.
+    fn as_bytes(&self) -> &[u8] {
+        self.bytes.get(..usize::from(self.len)).unwrap_or_default()
+    }
+}
+
+/// As [`RequestFraming::step`], in a chunked body.
+fn step_in_chunks(state: State, bytes: &[u8]) -> Option<(State, usize)> {
+    let byte = bytes[0];
+    Some(match state {
+        State::ExpectChunk => (State::InChunkSize(with_digit(0, byte)?), 1),
+        State::InChunkSize(size) => match byte {
+            b'\r' | b';' | b' ' | b'\t' => (State::InChunkLine(size), 1),
+            _ => (State::InChunkSize(with_digit(size, byte)?), 1),
+        },
+        State::InChunkLine(0) => after_line(bytes, state, State::ExpectTrailer),
+        State::InChunkLine(size) => after_line(bytes, state, State::InChunk(size)),
+        State::InChunk(left) => match left - left.min(bytes.len() as u64) {
+            0 => (State::ExpectChunkEnd, left as usize),
+            rest => (State::InChunk(rest), bytes.len()),
+        },
+        State::ExpectChunkEnd => match byte {
+            b'\r' => (State::ExpectChunkEnd, 1),
+            b'\n' => (State::ExpectChunk, 1),
+            _ => return None,
+        },
+        State::ExpectTrailer => match byte {
+            b'\r' => (State::ExpectTrailersEnd, 1),
+            _ => (State::InTrailer, 0),
+        },
+        State::InTrailer => after_line(bytes, State::InTrailer, State::ExpectTrailer),
+        State::ExpectTrailersEnd => match byte {
+            b'\n' => (State::ExpectRequest, 1),
+            _ => return None,
+        },
+        _ => (state, bytes.len()),
+    })
+}
+
+/// Skips to the end of a line.
+fn after_line(bytes: &[u8], within: State, behind: State) -> (State, usize) {
+    match bytes.iter().position(|byte| *byte == b'\n') {
+        Some(end) => (behind, end + 1),
+        None => (within, bytes.len()),
+    }
+}
+
+/// A chunk size with one more hexadecimal digit.
+fn with_digit(size: u64, byte: u8) -> Option<u64> {
+    let digit = char::from(byte).to_digit(16)?;
+    size.checked_mul(16)?.checked_add(u64::from(digit))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn refused(bytes: &str) -> Option<usize> {
+        RequestFraming::new().find_refused(bytes.as_bytes())
+    }
+
+    /// Two requests with bodies, and a third without.
+    const PIPELINED: &str = "\r\nPOST /a HTTP/1.1\r\nHost: a\r\nContent-Length: 29\r\n\r\n\
+        Content-Length: 1\r\nx: y\r\n\r\n\r\n\
+        POST /b HTTP/1.1\r\nhost: a\r\ntRaNsFeR-eNcOdInG: chunked\r\n\r\n\
+        1d;x=\"y\"\r\nContent-Length: 1\r\nx: y\r\n\r\n\r\n\r\n\
+        0\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n\
+        GET /c HTTP/1.1\nHost: a\nX-Content-Length: 5\nContent-Lengthy: 6\n\n";
+
+    #[test]
+    fn requests_with_one_length_each_pass() {
+        assert_eq!(refused(PIPELINED), None);
+    }
+
+    #[test]
+    fn a_second_length_is_found_at_its_colon() {
+        for (first, second) in [
+            ("Content-Length: 5", "Content-Length"),
+            ("Content-Length: 5", "content-length"),
+            ("Content-Length:", "Transfer-Encoding"),
+            ("Transfer-Encoding: chunked", "Content-Length"),
+            ("Transfer-Encoding: chunked", "TRANSFER-ENCODING"),
+        ] {
+            let head = format!("POST / HTTP/1.1\r\n{first}\r\nHost: a\r\n{second}");
+            let request = format!("{head}: 5\r\n\r\n");
+            assert_eq!(refused(&request), Some(head.len()), "{request}");
+            // The same request behind others.
+            let at = PIPELINED.len() + head.len();
+            assert_eq!(refused(&format!("{PIPELINED}{request}")), Some(at));
+        }
+    }
+
+    #[test]
+    fn a_length_that_is_too_large_is_found_at_its_last_digit() {
+        let head = "GET / HTTP/1.1\r\nContent-Length:\t ";
+        for (length, is_refused) in [
+            ("18446744073709551613", false),
+            ("18446744073709551614", true),
+            ("18446744073709551615", true),
+            ("18446744073709551616", true),
+            ("00018446744073709551615", true),
+            ("99999999999999999999", true),
+        ] {
+            let at = is_refused.then_some(head.len() + length.len() - 1);
+            assert_eq!(refused(&format!("{head}{length}\r\n\r\n")), at, "{length}");
+        }
+    }
+
+    #[test]
+    fn chunks_that_cannot_be_followed_are_refused() {
+        let head = "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n";
+        for (body, at) in [
+            ("\r\n", 0),
+            ("g\r\n", 0),
+            ("5x\r\n", 1),
+            ("10000000000000000\r\n", 16),
+            ("1\r\nabc", 4),
+            ("0\r\n\rx", 4),
+        ] {
+            let request = format!("{head}{body}");
+            assert_eq!(refused(&request), Some(head.len() + at), "{request:?}");
+        }
+    }
+
+    #[test]
+    fn bytes_behind_a_refused_request_are_not_looked_at() {
+        let mut framing = RequestFraming::new();
+        let request = b"POST / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 1\r\n";
+        assert!(framing.find_refused(request).is_some());
+        assert_eq!(framing.find_refused(request), None);
+    }
+
+    proptest! {
+        #[test]
+        fn splits_change_nothing(
+            body in prop::collection::vec(any::<u8>(), 0..20),
+            twice in any::<bool>(),
+            splits in prop::collection::vec(0usize..400, 0..8),
+        ) {
+            let mut bytes = PIPELINED.as_bytes().to_vec();
+            let length = format!("Content-Length: {}\r\n", body.len());
+            let lengths = length.repeat(1 + usize::from(twice));
+            bytes.extend(format!("PUT / HTTP/1.1\r\n{lengths}\r\n").bytes());
+            bytes.extend(&body);
+            bytes.extend(b"GET / HTTP/1.1\r\n\r\n");
+            let at_once = RequestFraming::new().find_refused(&bytes);
+            prop_assert_eq!(at_once.is_some(), twice);
+            let mut places: Vec<_> = splits.iter().map(|at| at % bytes.len()).collect();
+            places.extend([0, bytes.len()]);
+            places.sort_unstable();
+            let mut framing = RequestFraming::new();
+            let mut found = None;
+            for part in places.windows(2) {
+                let at = framing.find_refused(&bytes[part[0]..part[1]]);
+                found = found.or(at.map(|at| part[0] + at));
+            }
+            prop_assert_eq!(found, at_once);
+        }
+    }
+}

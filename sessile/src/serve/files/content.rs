@@ -1,0 +1,241 @@
+//! The content of open files: in memory, or read piece by piece while it is sent.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use hyper::body::{Body, Frame, SizeHint};
+use sessile_proto::affinity::Source;
+
+use super::open_files::OpenFiles;
+use super::pool::{HeldFile, Pool, Unavailable};
+use super::resolve;
+use super::validators::ModificationTime;
+use crate::serve::metrics::FileFailures;
+
+/// Why a file cannot be opened or read now.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum FileError {
+    #[error(transparent)]
+    Unavailable(#[from] Unavailable),
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    #[error("the file became shorter while it was sent")]
+    Truncated,
+    #[error("too many files are open for responses; raise the limit on open files")]
+    TooManyOpen,
+}
+
+/// A file, as it was when it was opened.
+pub(super) struct Opened {
+    pub(super) length: u64,
+    pub(super) modified: ModificationTime,
+    /// The first bytes of the content; empty unless [`Wanted::Content`] was given.
+    pub(super) start: Bytes,
+    /// `None` if the rest of the content is not needed.
+    pub(super) file: Option<OpenFile>,
+}
+
+/// The parts of a file that a request needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wanted {
+    /// The length and the modification time.
+    Metadata,
+    /// The open file. Headers decide later which bytes of it are sent.
+    File,
+    /// The whole content. The first piece is read at once.
+    Content,
+}
+
+/// The files of a folder, as the requests of one client use them.
+#[derive(Clone)]
+pub(super) struct Access {
+    pub(super) pool: Pool,
+    pub(super) open_files: OpenFiles,
+    pub(super) failures: Arc<FileFailures>,
+    pub(super) source: Source,
+    /// Most bytes that are read at once.
+    pub(super) piece: usize,
+}
+
+impl Access {
+    /// Makes [`Opened`] of an open file. This can block.
+    ///
+    /// # Errors
+    /// The file system cannot read the file, or too many files are open.
+    pub(super) fn prepare(
+        self,
+        path: PathBuf,
+        file: resolve::RegularFile,
+        wanted: Wanted,
+    ) -> Result<Opened, FileError> {
+        let resolve::RegularFile {
+            fd,
+            length,
+            modified,
+        } = file;
+        let start = match wanted {
+            Wanted::Metadata | Wanted::File => Vec::new(),
+            Wanted::Content => resolve::read(fd.as_fd(), 0, self.piece_of(length))?,
+        };
+        let is_complete = wanted == Wanted::Metadata || start.len() as u64 == length;
+        let file = if is_complete {
+            None
+        } else {
+            Some(OpenFile::new(fd, path, self)?)
+        };
+        Ok(Opened {
+            length,
+            modified,
+            start: start.into(),
+            file,
+        })
+    }
+
+    /// The length of the next piece if `left` bytes are missing.
+    fn piece_of(&self, left: u64) -> usize {
+        usize::try_from(left).map_or(self.piece, |left| left.min(self.piece))
+    }
+}
+
+/// An open file. A thread of its pool closes it, because a file system can block that.
+pub(super) struct OpenFile {
+    /// Present until the file is dropped.
+    held: Option<HeldFile>,
+    path: PathBuf,
+    access: Access,
+}
+
+impl OpenFile {
+    fn new(fd: OwnedFd, path: PathBuf, access: Access) -> Result<Self, FileError> {
+        let slot = access.open_files.take(access.source);
+        let slot = slot.ok_or(FileError::TooManyOpen)?;
+        Ok(Self {
+            held: Some(HeldFile { fd, _slot: slot }),
+            path,
+            access,
+        })
+    }
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        let held = self.held.as_ref().expect("it is not dropped yet");
+        held.fd.as_fd()
+    }
+
+    async fn read(self: Arc<Self>, offset: u64, length: usize) -> Result<Bytes, FileError> {
+        let (pool, source) = (self.access.pool.clone(), self.access.source);
+        let read = move || resolve::read(self.fd(), offset, length);
+        let piece = pool.run(source, read).await??;
+        if piece.is_empty() {
+            Err(FileError::Truncated)
+        } else {
+            Ok(piece.into())
+        }
+    }
+}
+
+impl Drop for OpenFile {
+    fn drop(&mut self) {
+        if let Some(held) = self.held.take() {
+            self.access.pool.close(held);
+        }
+    }
+}
+
+/// The body of a response.
+pub(in crate::serve) enum Content {
+    InMemory(Bytes),
+    Stream(FileStream),
+}
+
+impl Content {
+    pub(super) const EMPTY: Self = Self::InMemory(Bytes::new());
+
+    /// The bytes of an opened file from `first`, so many as `length`.
+    pub(super) fn part(opened: Opened, first: u64, length: u64) -> Self {
+        match opened.file {
+            Some(file) => Self::Stream(FileStream {
+                file: Arc::new(file),
+                // A file is read at its start only if all of it is sent.
+                start: opened.start,
+                offset: first,
+                end: first + length,
+                reading: None,
+            }),
+            None => Self::InMemory(opened.start),
+        }
+    }
+}
+
+type Reading = Pin<Box<dyn Future<Output = Result<Bytes, FileError>> + Send>>;
+
+/// The content of a file, which is read while it is sent.
+///
+/// All bytes come from the file that was opened, even if another file has the name now. If the file became
+/// shorter, the response ends with an error, because a client would take it for complete.
+pub(in crate::serve) struct FileStream {
+    file: Arc<OpenFile>,
+    /// Bytes at `offset` that were read already.
+    start: Bytes,
+    offset: u64,
+    end: u64,
+    reading: Option<Reading>,
+}
+
+impl FileStream {
+    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Result<Bytes, FileError>> {
+        if !self.start.is_empty() {
+            return Poll::Ready(Ok(std::mem::take(&mut self.start)));
+        }
+        let reading = self.reading.get_or_insert_with(|| {
+            let length = self.file.access.piece_of(self.end - self.offset);
+            Box::pin(Arc::clone(&self.file).read(self.offset, length))
+        });
+        let piece = ready!(reading.as_mut().poll(cx));
+        self.reading = None;
+        Poll::Ready(piece)
+    }
+
+    /// Counts and logs why the response ends early.
+    fn cut(&mut self, error: FileError) -> io::Error {
+        self.end = self.offset;
+        let OpenFile { access, path, .. } = &*self.file;
+        access.failures.cut.inc();
+        access.pool.log(path, &error);
+        io::Error::other(error)
+    }
+}
+
+impl Body for FileStream {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        if self.is_end_stream() {
+            return Poll::Ready(None);
+        }
+        let frame = match ready!(self.poll_piece(cx)) {
+            Ok(piece) => {
+                self.offset += piece.len() as u64;
+                Ok(Frame::data(piece))
+            }
+            Err(error) => Err(self.cut(error)),
+        };
+        Poll::Ready(Some(frame))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.offset == self.end
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.end - self.offset)
+    }
+}

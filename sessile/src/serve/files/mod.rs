@@ -1,0 +1,160 @@
+//! Static files of a folder. [`Folder::open`] is the only way to a file, so a cache can be put below it.
+//!
+//! - `resolve` finds and opens files. `pool` has the threads for that, and `queue` their work.
+//! - `content` reads a file while it is sent. `open_files` limits how many files are open.
+//! - `validators` and `range` read the headers of a request and decide; `respond` makes the response.
+
+mod content;
+mod open_files;
+mod pool;
+mod queue;
+mod range;
+mod resolve;
+mod respond;
+mod validators;
+
+pub(super) use content::Content;
+pub(super) use pool::Pools;
+
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+use http::request::Parts;
+use http::{Response, StatusCode, Version};
+use sessile_proto::affinity::Source;
+
+use super::metrics::FileFailures;
+use crate::config::{self, Action, Config, Symlinks};
+use content::{Access, FileError, Opened, Wanted};
+use open_files::OpenFiles;
+use pool::{Pool, Unavailable};
+use resolve::Found;
+
+/// Most bytes that are read at once.
+const PIECE: usize = 128 * 1024;
+
+/// Most files that responses have open, however many the process may open.
+const MAX_OPEN_FILES: u16 = 16_384;
+
+/// As [`PIECE`], over HTTP/2. Each stream of a connection can have a piece in memory.
+const HTTP2_PIECE: usize = 64 * 1024;
+
+/// The most files that responses may have open, if the process may open `limit` files.
+pub(super) fn max_open_files(limit: u64) -> u16 {
+    u16::try_from(limit / 8).map_or(MAX_OPEN_FILES, |files| files.min(MAX_OPEN_FILES))
+}
+
+/// The folder of a route.
+pub(super) struct Folder {
+    path: Arc<Path>,
+    symlinks: Symlinks,
+    pool: Pool,
+    open_files: OpenFiles,
+    failures: Arc<FileFailures>,
+}
+
+/// The answer to a request.
+pub(super) enum Answer {
+    Response(Response<Content>),
+    /// The path names a folder. The relative links of an index page need a path that ends with a slash.
+    MissingSlash,
+}
+
+/// The target of a path, ready for the response.
+enum Target {
+    File(Opened),
+    Folder,
+    Nothing,
+}
+
+impl Folder {
+    pub(super) fn new(config: &config::Folder, pools: &Pools, failures: Arc<FileFailures>) -> Self {
+        Self {
+            path: config.path.as_path().into(),
+            symlinks: config.symlinks,
+            pool: pools.of(&config.path),
+            open_files: pools.open_files.clone(),
+            failures,
+        }
+    }
+
+    /// Answers a GET or HEAD request. `below` is the part of its path below the route.
+    ///
+    /// # Errors
+    /// 404 if there is no file, 503 if the file system fails.
+    pub(super) async fn answer(
+        &self,
+        request: &Parts,
+        below: &str,
+        client: IpAddr,
+    ) -> Result<Answer, StatusCode> {
+        let path = resolve::relative_path(below).ok_or(StatusCode::NOT_FOUND)?;
+        let access = Access {
+            pool: self.pool.clone(),
+            open_files: self.open_files.clone(),
+            failures: Arc::clone(&self.failures),
+            source: Source::of(client),
+            piece: match request.version {
+                Version::HTTP_2 => HTTP2_PIECE,
+                _ => PIECE,
+            },
+        };
+        match self.open(&path, respond::wanted(request), access).await {
+            Ok(Target::File(opened)) => {
+                let response = respond::respond(request, &path, opened);
+                Ok(Answer::Response(response))
+            }
+            Ok(Target::Folder) => Ok(Answer::MissingSlash),
+            Ok(Target::Nothing) => Err(StatusCode::NOT_FOUND),
+            Err(error) => Err(self.refuse(&path, &error)),
+        }
+    }
+
+    /// Opens the file of a path below the folder.
+    async fn open(&self, path: &Path, wanted: Wanted, access: Access) -> Result<Target, FileError> {
+        let (folder, symlinks) = (Arc::clone(&self.path), self.symlinks);
+        let (source, path) = (access.source, path.to_owned());
+        let open = move || {
+            Ok(match resolve::find(&folder, &path, symlinks)? {
+                Found::File(file) => Target::File(access.prepare(path, file, wanted)?),
+                Found::Folder => Target::Folder,
+                Found::Nothing => Target::Nothing,
+            })
+        };
+        self.pool.run(source, open).await?
+    }
+
+    /// Counts and logs why a file cannot be served, and returns the status for the client.
+    fn refuse(&self, path: &Path, error: &FileError) -> StatusCode {
+        let failures = &self.failures;
+        let counter = match error {
+            FileError::Unavailable(Unavailable::Timeout) => &failures.timeout,
+            FileError::Unavailable(Unavailable::Overloaded) | FileError::TooManyOpen => {
+                &failures.overloaded
+            }
+            FileError::Io(_) | FileError::Truncated => &failures.error,
+        };
+        counter.inc();
+        self.pool.log(path, error);
+        StatusCode::SERVICE_UNAVAILABLE
+    }
+}
+
+/// Warns about folders in which no symbolic link is followed, because the system cannot check links.
+pub(super) fn warn_of_unusable_links(config: &Config) {
+    if resolve::has_openat2() {
+        return;
+    }
+    for route in config.sites.iter().flat_map(|site| &site.routes) {
+        if let Action::Files(folder) = &route.action
+            && folder.symlinks == Symlinks::Inside
+        {
+            tracing::warn!(
+                folder = %folder.path.display(),
+                "no symbolic link is followed, because the kernel or a sandbox refuses openat2; use Linux 5.6, \
+                 or write symlinks = \"follow\" if you control all links in the folder"
+            );
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! The decrypted stream below hyper. It refuses what hyper lets through: HTTP/1 requests with two
+//! lengths, and floods of HTTP/2 frames that bring no work.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use sessile_proto::frame_budget::{Exhausted, FrameBudget};
+use sessile_proto::request_framing::RequestFraming;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, Sleep};
+
+use super::respond::Connection;
+use crate::tls;
+
+/// How long the end of a flood may take: GOAWAY, and the wait for the client to close.
+const FAREWELL_DEADLINE: Duration = Duration::from_secs(2);
+
+/// A byte that is invalid in a head (RFC 9110, 5.5) and in a chunk size.
+///
+/// hyper answers it with 400 in a head, and ends the connection in a body.
+const INVALID: u8 = 0;
+
+/// A client's stream, with the checks of its protocol.
+pub(super) struct GuardedStream {
+    stream: tls::Stream,
+    guard: Guard,
+    connection: Rc<Connection>,
+}
+
+enum Guard {
+    Http1(RequestFraming),
+    Http2 {
+        budget: FrameBudget,
+        started: Instant,
+    },
+    /// The client has flooded the connection, which ends.
+    Flooded(Farewell),
+}
+
+/// The last bytes to a client, and the deadline for them.
+struct Farewell {
+    goaway: Vec<u8>,
+    timer: Pin<Box<Sleep>>,
+}
+
+impl GuardedStream {
+    pub(super) fn new(stream: tls::Stream, connection: &Rc<Connection>) -> Self {
+        let guard = if connection.handshake.http2 {
+            Guard::Http2 {
+                budget: FrameBudget::new(),
+                started: Instant::now(),
+            }
+        } else {
+            Guard::Http1(RequestFraming::new())
+        };
+        Self {
+            stream,
+            guard,
+            connection: Rc::clone(connection),
+        }
+    }
+
+    /// Checks bytes that were read. Returns the end of the connection if the client floods it.
+    fn check(&mut self, bytes: &mut [u8]) -> Option<Farewell> {
+        match &mut self.guard {
+            Guard::Http1(framing) => {
+                if let Some(index) = framing.find_refused(bytes) {
+                    bytes[index] = INVALID;
+                }
+                None
+            }
+            Guard::Http2 { budget, started } => match budget.receive(bytes, started.elapsed()) {
+                Ok(()) => {
+                    self.connection.note_work(budget);
+                    None
+                }
+                Err(Exhausted) => {
+                    self.connection.count_flood();
+                    Some(Farewell {
+                        goaway: budget.goaway().map(Vec::from).unwrap_or_default(),
+                        timer: Box::pin(tokio::time::sleep(FAREWELL_DEADLINE)),
+                    })
+                }
+            },
+            Guard::Flooded(_) => None,
+        }
+    }
+
+    const fn is_flooded(&self) -> bool {
+        matches!(self.guard, Guard::Flooded(_))
+    }
+
+    /// Sends GOAWAY and closes the connection.
+    fn poll_farewell(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Guard::Flooded(farewell) = &mut self.guard else {
+            return Poll::Ready(());
+        };
+        if farewell.timer.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        let mut stream = Pin::new(&mut self.stream);
+        while !farewell.goaway.is_empty() {
+            match ready!(stream.as_mut().poll_write(cx, &farewell.goaway)) {
+                Ok(written) if written > 0 => drop(farewell.goaway.drain(..written)),
+                _ => return Poll::Ready(()),
+            }
+        }
+        stream.poll_shutdown(cx).map(drop)
+    }
+
+    /// Counts bytes that were written.
+    fn count_sent(&mut self, bufs: &[IoSlice<'_>], mut written: usize) {
+        let Guard::Http2 { budget, .. } = &mut self.guard else {
+            return;
+        };
+        for buf in bufs {
+            let part = &buf[..buf.len().min(written)];
+            budget.send(part);
+            written -= part.len();
+        }
+        self.connection.note_work(budget);
+    }
+}
+
+/// The error of each operation after the farewell.
+fn flooded() -> io::Error {
+    io::ErrorKind::ConnectionAborted.into()
+}
+
+impl AsyncRead for GuardedStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if !this.is_flooded() {
+            let before = buf.filled().len();
+            ready!(Pin::new(&mut this.stream).poll_read(cx, buf))?;
+            let Some(farewell) = this.check(&mut buf.filled_mut()[before..]) else {
+                return Poll::Ready(Ok(()));
+            };
+            buf.set_filled(before);
+            this.guard = Guard::Flooded(farewell);
+        }
+        this.poll_farewell(cx).map(|()| Err(flooded()))
+    }
+}
+
+// After a flood, each operation goes on with the farewell, because hyper may never read again.
+impl AsyncWrite for GuardedStream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[IoSlice::new(buf)])
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = &mut *self;
+        if this.is_flooded() {
+            return this.poll_farewell(cx).map(|()| Err(flooded()));
+        }
+        let written = ready!(Pin::new(&mut this.stream).poll_write_vectored(cx, bufs))?;
+        this.count_sent(bufs, written);
+        Poll::Ready(Ok(written))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.is_flooded() {
+            return self.poll_farewell(cx).map(|()| Err(flooded()));
+        }
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.is_flooded() {
+            return self.poll_farewell(cx).map(Ok);
+        }
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,195 @@
+//! Limits the concurrent requests of an upstream, and counts their results.
+//!
+//! A source may use all slots while no other source needs one. In a full pool, the source with the most
+//! slots loses its oldest one to a source with fewer.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use prometheus::IntCounter;
+use sessile_proto::affinity::Source;
+use sessile_proto::fair_pool::{FairPool, PlaceId, gives_way};
+
+use crate::locks::locked;
+use crate::serve::metrics::UpstreamResults;
+use crate::serve::request_task::RequestEnd;
+
+/// The slots of an upstream in one worker.
+pub(super) struct SlotPool {
+    max: usize,
+    results: UpstreamResults,
+    taken: Mutex<FairPool<Arc<Holder>>>,
+}
+
+/// The request that has a slot.
+struct Holder {
+    end: RequestEnd,
+    /// True if the request lost its slot to another source.
+    is_displaced: AtomicBool,
+}
+
+/// A request in progress at an upstream. Its result is counted once; at the latest when it is dropped.
+pub(super) struct UpstreamSlot {
+    pool: Arc<SlotPool>,
+    place: PlaceId,
+    holder: Arc<Holder>,
+    is_counted: bool,
+}
+
+impl SlotPool {
+    pub(super) fn new(max: usize, results: UpstreamResults) -> Arc<Self> {
+        Arc::new(Self {
+            max,
+            results,
+            taken: Mutex::default(),
+        })
+    }
+
+    /// The number of slots that are taken.
+    pub(super) fn taken(&self) -> usize {
+        locked(&self.taken).len()
+    }
+
+    /// Takes a slot for a request. If there is none, the source with the most slots loses its oldest one.
+    ///
+    /// `None` if no source has at least two slots more than this source. The refusal is counted.
+    pub(super) fn take(self: &Arc<Self>, source: Source, end: RequestEnd) -> Option<UpstreamSlot> {
+        let mut taken = locked(&self.taken);
+        if taken.len() >= self.max {
+            let has_to = gives_way(taken.most_held(), taken.held_by(source));
+            let Some(displaced) = has_to.then(|| taken.displace_from_largest()).flatten() else {
+                self.results.overloaded.inc();
+                return None;
+            };
+            displaced.is_displaced.store(true, Ordering::Relaxed);
+            displaced.end.order();
+        }
+        let holder = Arc::new(Holder {
+            end,
+            is_displaced: AtomicBool::new(false),
+        });
+        // The time of a slot decides nothing here.
+        let place = taken.enter(source, Duration::ZERO, Arc::clone(&holder));
+        Some(UpstreamSlot {
+            pool: Arc::clone(self),
+            place,
+            holder,
+            is_counted: false,
+        })
+    }
+}
+
+impl UpstreamSlot {
+    /// Counts the result of the request if none was counted yet.
+    pub(super) fn end(&mut self, counter: impl FnOnce(&UpstreamResults) -> &IntCounter) {
+        if !self.is_counted {
+            self.is_counted = true;
+            counter(&self.pool.results).inc();
+        }
+    }
+}
+
+impl Drop for UpstreamSlot {
+    fn drop(&mut self) {
+        locked(&self.pool.taken).leave(self.place);
+        let is_displaced = self.holder.is_displaced.load(Ordering::Relaxed);
+        let is_stalled = self.holder.end.is_stalled();
+        self.end(|results| {
+            if is_displaced {
+                &results.displaced
+            } else if is_stalled {
+                &results.stalled
+            } else {
+                &results.abandoned
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::key::Keyring;
+    use crate::serve::Metrics;
+    use crate::store::Store;
+
+    fn pool(max: usize) -> Arc<SlotPool> {
+        let registry = prometheus::Registry::new();
+        let config = crate::config::Config::default();
+        let keys = Arc::new(Keyring::ephemeral(config.session.lifetime).expect("a key"));
+        let store = Store::new(&config, &keys, 1, &registry, 0).expect("a store");
+        let metrics =
+            Metrics::register(&registry, "web1", &store, &keys, 1).expect("its first server");
+        SlotPool::new(max, metrics.upstream("app"))
+    }
+
+    /// A source by its number.
+    fn source(number: u8) -> Source {
+        Source::of(IpAddr::from([10, 0, number, 1]))
+    }
+
+    fn take(pool: &Arc<SlotPool>, number: u8) -> Option<UpstreamSlot> {
+        pool.take(source(number), RequestEnd::default())
+    }
+
+    fn is_displaced(slot: &UpstreamSlot) -> bool {
+        slot.holder.is_displaced.load(Ordering::Relaxed)
+    }
+
+    #[test]
+    fn a_single_source_may_take_all_slots() {
+        let pool = pool(4);
+        let mut slots: Vec<_> = (0..4).map_while(|_| take(&pool, 1)).collect();
+        assert_eq!(slots.len(), 4);
+        assert!(take(&pool, 1).is_none());
+        assert_eq!(pool.results.overloaded.get(), 1);
+        slots.pop();
+        assert!(take(&pool, 1).is_some());
+        assert!(!slots.iter().any(is_displaced));
+    }
+
+    #[test]
+    fn the_source_with_the_most_slots_loses_its_oldest_to_a_source_with_fewer() {
+        let pool = pool(4);
+        let other = take(&pool, 1).expect("a slot");
+        let mut slots: Vec<_> = (0..3).map_while(|_| take(&pool, 2)).collect();
+        let newcomer = take(&pool, 3).expect("a slot");
+        assert_eq!(pool.taken(), 4);
+        let displaced: Vec<_> = slots.iter().map(is_displaced).collect();
+        assert_eq!(displaced, [true, false, false]);
+        assert!(!is_displaced(&other) && !is_displaced(&newcomer));
+        drop(slots.remove(0));
+        assert_eq!(pool.results.displaced.get(), 1);
+        assert_eq!(pool.taken(), 4, "the displaced slot was free before");
+        // Now no source has two slots more than the source of the newcomer.
+        assert!(take(&pool, 3).is_none());
+    }
+
+    proptest! {
+        #[test]
+        fn slots_are_counted_in_any_order(
+            steps in prop::collection::vec((0u8..5, any::<prop::sample::Index>(), any::<bool>()), 0..200),
+        ) {
+            let pool = pool(8);
+            let mut slots = Vec::new();
+            for (number, place, takes) in steps {
+                if takes {
+                    slots.extend(take(&pool, number));
+                } else if !slots.is_empty() {
+                    slots.swap_remove(place.index(slots.len()));
+                }
+                let holding = slots.iter().filter(|slot| !is_displaced(slot)).count();
+                prop_assert_eq!(pool.taken(), holding);
+                prop_assert!(holding <= 8);
+            }
+            drop(slots);
+            prop_assert_eq!(pool.taken(), 0);
+            prop_assert!(locked(&pool.taken).is_empty());
+        }
+    }
+}

@@ -1,0 +1,232 @@
+//! Ends requests early: if the client does not read the response, or if another client needs the slot.
+//!
+//! hyper does not poll the body of a response while the client does not read. So the timer is not in the
+//! body, but in the task that sends the response. The task is hyper's, one for each HTTP/2 stream. In
+//! HTTP/1, it is the task of the connection. hyper resets the stream of a task that is dropped.
+
+use std::cell::Cell;
+use std::error::Error;
+use std::io;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::body::{Body, Frame, SizeHint};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::metrics::Metrics;
+
+/// Most bytes of a response that hyper gets at once. A client that reads them within
+/// `connection.body-timeout` is not too slow.
+const MAX_PIECE: usize = 16 * 1024;
+
+/// Ends a request from outside, and tells why it ended. An extension of each request.
+#[derive(Clone, Default)]
+pub(super) struct RequestEnd(Arc<EndState>);
+
+#[derive(Default)]
+struct EndState {
+    is_ordered: AtomicBool,
+    is_stalled: AtomicBool,
+    ordered: Notify,
+}
+
+impl RequestEnd {
+    /// Orders the request to end.
+    pub(super) fn order(&self) {
+        self.0.is_ordered.store(true, Ordering::Relaxed);
+        self.0.ordered.notify_one();
+    }
+
+    /// Waits for the order to end. Only one caller gets an order.
+    pub(super) async fn ordered(&self) {
+        while !self.0.is_ordered.swap(false, Ordering::Relaxed) {
+            self.0.ordered.notified().await;
+        }
+    }
+
+    /// True if the request ended because its client did not read the response.
+    pub(super) fn is_stalled(&self) -> bool {
+        self.0.is_stalled.load(Ordering::Relaxed)
+    }
+}
+
+/// The task of a request. In HTTP/1, the task of all requests of a connection.
+#[derive(Clone)]
+pub(super) struct RequestTask {
+    end: RequestEnd,
+    phase: Rc<Cell<Phase>>,
+    body_timeout: Duration,
+    metrics: Arc<Metrics>,
+}
+
+#[derive(Clone, Copy)]
+enum Phase {
+    /// The handler has not answered. A handler that waits for long obeys [`RequestEnd::ordered`] itself.
+    Answering,
+    /// The response is on its way. `blocked_since`: hyper has not asked for the next piece since then.
+    Sending { blocked_since: Option<Instant> },
+}
+
+impl RequestTask {
+    pub(super) fn new(body_timeout: Duration, metrics: &Arc<Metrics>) -> Self {
+        Self {
+            end: RequestEnd::default(),
+            phase: Rc::new(Cell::new(Phase::Answering)),
+            body_timeout,
+            metrics: Arc::clone(metrics),
+        }
+    }
+
+    /// Begins the next request. An order to end the request before it is void.
+    pub(super) fn begin(&self) -> RequestEnd {
+        self.end.0.is_ordered.store(false, Ordering::Relaxed);
+        self.end.clone()
+    }
+
+    /// Runs hyper's part of the task until it is done or must end.
+    pub(super) async fn run(self, task: impl Future<Output = ()>) {
+        tokio::select! {
+            // The task is polled first, because it sets the deadline of `must_end`.
+            biased;
+            () = task => {}
+            () = self.must_end() => {}
+        }
+    }
+
+    /// Waits until the response must not go on. Poll it after each poll of the response.
+    pub(super) async fn must_end(&self) {
+        let mut ordered = pin!(self.end.ordered());
+        let mut timer = pin!(tokio::time::sleep(self.body_timeout));
+        std::future::poll_fn(|cx| {
+            let Phase::Sending { blocked_since } = self.phase.get() else {
+                return Poll::Pending;
+            };
+            if ordered.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(());
+            }
+            let Some(since) = blocked_since else {
+                return Poll::Pending;
+            };
+            let deadline = since + self.body_timeout;
+            loop {
+                ready!(timer.as_mut().poll(cx));
+                if deadline <= Instant::now() {
+                    break;
+                }
+                timer.as_mut().reset(deadline);
+            }
+            self.end.0.is_stalled.store(true, Ordering::Relaxed);
+            self.metrics.count_stalled_response();
+            Poll::Ready(())
+        })
+        .await;
+    }
+}
+
+/// The body of a response, in pieces. Notes since when hyper does not ask for the next piece.
+pub(super) struct PacedBody<B> {
+    body: B,
+    /// The rest of a large piece.
+    rest: Bytes,
+    phase: Rc<Cell<Phase>>,
+}
+
+impl<B> PacedBody<B>
+where
+    B: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Unpin,
+{
+    pub(super) fn new(body: B, task: &RequestTask) -> Self {
+        let phase = Rc::clone(&task.phase);
+        phase.set(Phase::Sending {
+            blocked_since: None,
+        });
+        Self {
+            body,
+            rest: Bytes::new(),
+            phase,
+        }
+    }
+
+    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        if self.rest.is_empty() {
+            let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+            match frame.map(|frame| frame.map(Frame::into_data)) {
+                Some(Ok(Ok(data))) => self.rest = data,
+                Some(Ok(Err(trailers))) => return Poll::Ready(Some(Ok(trailers))),
+                Some(Err(error)) => return Poll::Ready(Some(Err(io::Error::other(error)))),
+                None => return Poll::Ready(None),
+            }
+        }
+        let piece = self.rest.split_to(self.rest.len().min(MAX_PIECE));
+        Poll::Ready(Some(Ok(Frame::data(piece))))
+    }
+}
+
+impl<B> Body for PacedBody<B>
+where
+    B: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Unpin,
+{
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        let polled = self.poll_piece(cx);
+        let has_piece = matches!(polled, Poll::Ready(Some(Ok(_))));
+        self.phase.set(Phase::Sending {
+            blocked_since: has_piece.then(Instant::now),
+        });
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.rest.is_empty() && self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let mut hint = self.body.size_hint();
+        let rest = self.rest.len() as u64;
+        if let Some(upper) = hint.upper() {
+            hint.set_upper(upper + rest);
+        }
+        hint.set_lower(hint.lower() + rest);
+        hint
+    }
+}
+
+impl<B> Drop for PacedBody<B> {
+    fn drop(&mut self) {
+        self.phase.set(Phase::Answering);
+    }
+}
+
+/// Runs hyper's tasks on the connection's own thread, each with its [`RequestTask`].
+#[derive(Clone, Default)]
+pub(super) struct TaskExecutor {
+    /// The task of the request that hyper has just handed to the service.
+    next: Rc<Cell<Option<RequestTask>>>,
+}
+
+impl TaskExecutor {
+    /// Notes the task of a request. hyper calls the executor right after the service.
+    pub(super) fn expect(&self, task: RequestTask) {
+        self.next.set(Some(task));
+    }
+}
+
+impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for TaskExecutor {
+    fn execute(&self, future: F) {
+        match self.next.take() {
+            Some(task) => tokio::task::spawn_local(task.run(future)),
+            None => tokio::task::spawn_local(future),
+        };
+    }
+}

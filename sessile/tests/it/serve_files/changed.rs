@@ -1,0 +1,129 @@
+//! Files whose download takes long: they change while they are sent, or one client has many.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+use super::{Site, TEXT, VERSIONS, configuration, files};
+use crate::peers::{Certificates, Sessile};
+
+/// More than the buffers between curl and the server can have.
+const LENGTH: u64 = 96 << 20;
+
+/// A download that has received its first bytes. curl stops reading until the test reads on.
+struct Download(Child);
+
+impl Download {
+    fn start(site: &Site, version: &str) -> Self {
+        Self::try_start(site, &[version]).expect("a first byte")
+    }
+
+    /// `None` if the response has an error status.
+    fn try_start(site: &Site, arguments: &[&str]) -> Option<Self> {
+        let mut command = site.curl("/large", arguments);
+        command.args(["--fail", "--max-time", "60"]);
+        command.stdout(Stdio::piped()).stderr(Stdio::null());
+        let child = command.spawn().expect("curl is missing: install curl");
+        let mut download = Self(child);
+        let mut first = [1];
+        let stdout = download.0.stdout.as_mut().expect("a pipe");
+        stdout.read_exact(&mut first).ok()?;
+        assert_eq!(first, [0]);
+        Some(download)
+    }
+
+    /// The number of all bytes that arrive, and the exit status of curl. All bytes must be zero.
+    fn finish(mut self) -> (u64, ExitStatus) {
+        let mut stdout = self.0.stdout.take().expect("a pipe");
+        let mut received = 1;
+        let mut piece = vec![1; 1 << 16];
+        loop {
+            let length = stdout.read(&mut piece).expect("a pipe");
+            if length == 0 {
+                break;
+            }
+            assert!(piece[..length].iter().all(|&byte| byte == 0));
+            received += length as u64;
+        }
+        (received, self.0.wait().expect("a child"))
+    }
+}
+
+impl Drop for Download {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn make_large_file(site: &Site) {
+    let file = File::create(site.path("www/large")).unwrap();
+    file.set_len(LENGTH).unwrap();
+}
+
+#[test]
+fn a_file_that_becomes_shorter_ends_its_response_with_an_error() {
+    let site = Site::start();
+    for (version, _) in VERSIONS {
+        make_large_file(&site);
+        let download = Download::start(&site, version);
+        let file = File::options().write(true).open(site.path("www/large"));
+        file.unwrap().set_len(1000).unwrap();
+        let (received, status) = download.finish();
+        assert!(received < LENGTH, "{received}");
+        // curl: 18 is a partial file, 92 a reset stream.
+        assert!(matches!(status.code(), Some(18 | 92)), "{status}");
+    }
+    let cut = [("cause", "cut")];
+    let metrics = site.sessile.metrics();
+    assert_eq!(metrics.sum("sessile_file_failures_total", &cut), 2);
+    site.sessile
+        .await_line("the file became shorter while it was sent");
+}
+
+#[test]
+fn a_file_that_is_replaced_is_sent_to_its_end() {
+    let site = Site::start();
+    for (version, _) in VERSIONS {
+        make_large_file(&site);
+        let download = Download::start(&site, version);
+        fs::write(site.path("www/new"), "new").unwrap();
+        fs::rename(site.path("www/new"), site.path("www/large")).unwrap();
+        let (received, status) = download.finish();
+        assert_eq!((received, status.success()), (LENGTH, true));
+        assert_eq!(site.get("/large", &[version]).body, "new");
+    }
+}
+
+#[test]
+fn a_source_with_many_slow_downloads_leaves_files_for_others() {
+    let (certificates, files) = (Certificates::new(), files());
+    let routes = "[[site.route]]\npath = \"/\"\nfiles = \"www\"\n";
+    let (config, state) = configuration(&certificates, &files, routes);
+    let mut starter = Command::new("sh");
+    // An eighth of the files is for responses, and one source may have half of these.
+    starter.args(["-c", "ulimit -n 160 && exec \"$0\" \"$@\""]);
+    let sessile = Sessile::serve_by(starter, &config, &state);
+    let site = Site {
+        certificates,
+        files,
+        sessile,
+    };
+    make_large_file(&site);
+    let start = || Download::try_start(&site, &["--http1.1"]);
+    let downloads: Vec<Download> = std::iter::from_fn(start).take(11).collect();
+    assert_eq!(downloads.len(), 10);
+    let refused = [("cause", "overloaded")];
+    let metrics = site.sessile.metrics();
+    assert_eq!(metrics.sum("sessile_file_failures_total", &refused), 1);
+
+    let other = ["--http1.1", "--interface", "127.0.1.1"];
+    drop(Download::try_start(&site, &other).expect("a file for another source"));
+    // Small files are not open while they are sent.
+    assert_eq!(site.get("/text.txt", &[]).body, TEXT);
+    drop(downloads);
+    site.sessile
+        .await_metrics(|metrics| metrics.sum("sessile_connections_open", &[]) == 0);
+    drop(start().expect("a file after the end of the others"));
+}

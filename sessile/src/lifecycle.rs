@@ -103,6 +103,9 @@ pub fn worker_count(configured: usize) -> usize {
 /// File descriptors that are kept free for other uses than connections.
 const SPARE_FILES: u64 = 64;
 
+/// A file limit for fewer connections than this is taken for a mistake.
+const FEW_CONNECTIONS: usize = 256;
+
 /// Raises the soft limit of open files to the hard limit, and returns it.
 #[must_use]
 pub fn file_limit() -> u64 {
@@ -119,15 +122,65 @@ pub fn file_limit() -> u64 {
     files.unwrap_or(u64::MAX)
 }
 
-/// Most connections at once: as configured, and no more than there are files for. Each connection takes
-/// `sockets` files.
-#[must_use]
-pub fn connection_limit(configured: usize, files: u64, sockets: u64) -> usize {
-    let possible = files.saturating_sub(SPARE_FILES) / sockets;
-    let possible = usize::try_from(possible).unwrap_or(usize::MAX).max(1);
-    match configured {
-        0 => possible,
-        wanted => wanted.min(possible),
+/// How many connections there may be at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConnectionLimit {
+    /// As configured, and no more than there are files for.
+    pub max: usize,
+    /// `connection.max`; 0: as many as there are files for.
+    configured: usize,
+    /// The files that the process may open.
+    files: u64,
+}
+
+impl ConnectionLimit {
+    /// Each connection takes `sockets` of the `files`, but none of the `reserved` files.
+    #[must_use]
+    pub fn new(configured: usize, files: u64, reserved: u64, sockets: u64) -> Self {
+        let possible = files.saturating_sub(reserved + SPARE_FILES) / sockets;
+        let possible = usize::try_from(possible).unwrap_or(usize::MAX).max(1);
+        let max = match configured {
+            0 => possible,
+            wanted => wanted.min(possible),
+        };
+        Self {
+            max,
+            configured,
+            files,
+        }
+    }
+
+    /// Why the limit is lower than configured, or very low, and what to do.
+    #[must_use]
+    pub fn warning(self) -> Option<String> {
+        let Self {
+            max,
+            configured,
+            files,
+        } = self;
+        let connections = if max == 1 {
+            "connection"
+        } else {
+            "connections"
+        };
+        let limit = format!("the limit of {files} open files allows {max} {connections} at once");
+        let remedy = "raise the limit with LimitNOFILE= (systemd) or `ulimit -n`";
+        if configured > max {
+            Some(format!(
+                "{limit}, and connection.max is {configured}; {remedy}, or lower connection.max"
+            ))
+        } else if configured == 0 && max < FEW_CONNECTIONS {
+            Some(format!("{limit}; {remedy}"))
+        } else {
+            None
+        }
+    }
+
+    /// Logs the warning, if there is one.
+    pub fn log_warning(self) {
+        if let Some(warning) = self.warning() {
+            tracing::warn!("few connections are possible: {warning}");
+        }
     }
 }
 

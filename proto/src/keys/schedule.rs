@@ -113,6 +113,12 @@ impl RouteKeys {
         self.keys.first().filter(|_| self.can_label)
     }
 
+    /// True if no label can be read: the clock does not fit the key.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.keys.is_empty()
+    }
+
     pub(crate) fn opens(&self, nonce: &[u8; 16], masked: &[u8; 8], tag: &[u8]) -> Option<[u8; 8]> {
         let key = self
             .keys

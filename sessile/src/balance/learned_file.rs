@@ -5,24 +5,41 @@
 //! handshake.
 //!
 //! ```text
-//! magic | servers u32 | { server u32 | address length u8 | address, as text }… | learned table
+//! magic | checksum 32 | servers u32 | { server u32 | address length u8 | address, as text }… | learned table
 //! ```
+//!
+//! The checksum is SHA-256 of all bytes after it. Files of an earlier version have another magic and no checksum.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use aws_lc_rs::digest;
 use sessile_proto::Time;
 use sessile_proto::affinity::Affinity;
 
 use crate::config::Config;
 use crate::state_file::{self, TakeError};
 
-const MAGIC: &[u8; 18] = b"sessile learned 2\n";
+const MAGIC: &[u8; 18] = b"sessile learned 3\n";
+
+/// The magic of files without a checksum.
+const MAGIC_2: &[u8; 18] = b"sessile learned 2\n";
 
 /// Most bytes that are read: some millions of entries.
 const MAX_BYTES: u64 = 1 << 30;
+
+/// Why the file cannot be used.
+#[derive(Debug, thiserror::Error)]
+enum LearnedFileError {
+    #[error(transparent)]
+    Taken(#[from] TakeError),
+    #[error("this version of sessile does not know the file's format")]
+    Format,
+    #[error("the file does not match its checksum: it was cut or damaged")]
+    Damaged,
+}
 
 /// The file of one balancer.
 pub(super) struct LearnedFile {
@@ -48,19 +65,16 @@ impl LearnedFile {
         now: Time,
     ) {
         let file = self.path.display();
-        match take(&self.path) {
+        let restored = take(&self.path).and_then(|bytes| {
+            let Some(bytes) = bytes else { return Ok(None) };
+            let entries = import(&bytes, affinity, servers, now);
+            entries.map(Some).ok_or(LearnedFileError::Format)
+        });
+        match restored {
             Ok(None) => {}
-            Ok(Some(bytes)) => match import(&bytes, affinity, servers, now) {
-                Some(entries) => {
-                    tracing::info!(%file, entries, "restored the learned sessions of the last drain");
-                }
-                None => {
-                    tracing::warn!(
-                        %file,
-                        "the learned sessions are lost: this version of sessile does not know the file's format"
-                    )
-                }
-            },
+            Ok(Some(entries)) => {
+                tracing::info!(%file, entries, "restored the learned sessions of the last drain");
+            }
             Err(error) => tracing::warn!(%file, %error, "the learned sessions are lost"),
         }
     }
@@ -76,10 +90,11 @@ impl LearnedFile {
             return;
         }
         let file = self.path.display();
+        let bytes = [encode_addresses(servers), affinity.export()].concat();
         let written = state_file::replace(&self.path, |file| {
             file.write_all(MAGIC)?;
-            file.write_all(&encode_addresses(servers))?;
-            file.write_all(&affinity.export())
+            file.write_all(checksum(&bytes).as_ref())?;
+            file.write_all(&bytes)
         });
         match written {
             Ok(()) => {
@@ -107,7 +122,11 @@ fn encode_addresses(servers: impl Iterator<Item = (u32, SocketAddr)>) -> Vec<u8>
     bytes
 }
 
-/// Reads the file's bytes after the magic. Returns the number of entries; `None` if the format is wrong.
+fn checksum(bytes: &[u8]) -> digest::Digest {
+    digest::digest(&digest::SHA256, bytes)
+}
+
+/// Reads the file's bytes after the checksum. Returns the number of entries; `None` if the format is wrong.
 fn import(
     bytes: &[u8],
     affinity: &mut Affinity,
@@ -134,18 +153,26 @@ fn import(
     Some(entries - affinity.forget_servers(|server| !unmoved.contains(&server)))
 }
 
-fn take(path: &Path) -> Result<Option<Vec<u8>>, TakeError> {
+/// Removes the file and returns the bytes after the checksum. `None` if there is no file.
+fn take(path: &Path) -> Result<Option<Vec<u8>>, LearnedFileError> {
     let Some(mut file) = state_file::take(path, MAX_BYTES)? else {
         return Ok(None);
     };
-    let mut magic = [0; MAGIC.len()];
-    file.read_exact(&mut magic)?;
-    if magic != *MAGIC {
-        return Err(TakeError::Odd);
-    }
     let mut bytes = Vec::new();
-    file.read_to_end(&mut bytes)?;
-    Ok(Some(bytes))
+    file.read_to_end(&mut bytes).map_err(TakeError::Io)?;
+    let (magic, mut rest) = bytes.split_first_chunk().ok_or(LearnedFileError::Damaged)?;
+    if magic == MAGIC {
+        let (sum, after) = rest
+            .split_at_checked(digest::SHA256_OUTPUT_LEN)
+            .ok_or(LearnedFileError::Damaged)?;
+        if sum != checksum(after).as_ref() {
+            return Err(LearnedFileError::Damaged);
+        }
+        rest = after;
+    } else if magic != MAGIC_2 {
+        return Err(LearnedFileError::Format);
+    }
+    Ok(Some(rest.to_vec()))
 }
 
 #[cfg(test)]
@@ -212,5 +239,50 @@ mod tests {
             assert_eq!(entries, None, "{end}");
             assert_eq!(affinity.entries(), 0);
         }
+    }
+
+    fn learned_file(folder: &Path) -> LearnedFile {
+        LearnedFile {
+            path: folder.join("learned"),
+        }
+    }
+
+    fn restored(file: &LearnedFile, addresses: &[&str]) -> usize {
+        let mut affinity = affinity();
+        file.restore(&mut affinity, at(addresses), NOW);
+        affinity.entries()
+    }
+
+    #[test]
+    fn a_file_with_a_changed_or_missing_byte_is_not_used() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = learned_file(folder.path());
+        let servers = ["10.0.0.1:443", "10.0.0.2:443"];
+        let mut affinity = affinity();
+        assert!(import(&exported(&servers), &mut affinity, at(&servers), NOW).is_some());
+        file.save(&affinity, at(&servers));
+        let whole = std::fs::read(&file.path).unwrap();
+        for at in 0..whole.len() {
+            for bit in 0..8 {
+                let mut changed = whole.clone();
+                changed[at] ^= 1 << bit;
+                std::fs::write(&file.path, changed).unwrap();
+                assert_eq!(restored(&file, &servers), 0, "{at} {bit}");
+            }
+            std::fs::write(&file.path, &whole[..at]).unwrap();
+            assert_eq!(restored(&file, &servers), 0, "{at}");
+        }
+        std::fs::write(&file.path, whole).unwrap();
+        assert_eq!(restored(&file, &servers), 2);
+    }
+
+    #[test]
+    fn a_file_of_the_version_before_checksums_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = learned_file(folder.path());
+        let servers = ["10.0.0.1:443", "10.0.0.2:443"];
+        let bytes = [MAGIC_2.as_slice(), &exported(&servers)].concat();
+        std::fs::write(&file.path, bytes).unwrap();
+        assert_eq!(restored(&file, &servers), 2);
     }
 }

@@ -49,7 +49,7 @@ use crate::admin::{self, Command};
 use crate::clock;
 use crate::config::{Config, Role};
 use crate::key::FileError;
-use crate::lifecycle::{self, Workers};
+use crate::lifecycle::{self, ConnectionLimit, Workers};
 use crate::listener::{Admission, BufferLimit, ListenError, Listeners};
 use crate::locks::locked;
 use labels::open_route_keys;
@@ -98,6 +98,14 @@ pub struct Balancer {
     learned_file: Option<LearnedFile>,
 }
 
+/// Most connections at once, if the process may open so many files.
+#[must_use]
+pub fn connection_limit(config: &Config, files: u64) -> ConnectionLimit {
+    let reserved = relay::pipe_files(files);
+    // Each client has a connection to a server.
+    ConnectionLimit::new(config.connection.max, files, reserved, 2)
+}
+
 impl Balancer {
     /// Binds every `balance` listener and starts its workers.
     ///
@@ -113,9 +121,11 @@ impl Balancer {
         metrics::register_learned(registry, &learned)?;
         let families = ServerFamilies::register(registry)?;
         let set = first_server_set(config, &families)?;
-        let all_files = lifecycle::file_limit();
-        let files = all_files.saturating_sub(relay::reserve_files(all_files));
-        let max_connections = lifecycle::connection_limit(config.connection.max, files, 2);
+        let files = lifecycle::file_limit();
+        relay::allow_pipes(files);
+        let limit = connection_limit(config, files);
+        limit.log_warning();
+        let max_connections = limit.max;
         let state = Arc::new(BalancerState {
             servers: watch::Sender::new(Arc::new(set)),
             replacing: Mutex::new(()),

@@ -7,7 +7,7 @@ mod direction;
 mod pipe;
 
 pub(super) use direction::readiness;
-pub(super) use pipe::{max_pipes, reserve_files};
+pub(super) use pipe::{allow_pipes, max_pipes, pipe_files};
 
 use std::future::poll_fn;
 use std::io;

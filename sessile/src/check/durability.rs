@@ -17,11 +17,22 @@ pub(super) fn check(config: &Config, findings: &mut Findings) {
         findings.warn("Nothing resumes: session.lifetime is 0, so every handshake is full.");
         return;
     }
+    let stored = config.sessions_are_removable();
+    if session.max_entries == 0 && (stored || !session.tickets) {
+        let reason = if session.tickets {
+            "connection.purge-on-reclaim or session.require-close-notify is on, so all sessions must be stored"
+        } else {
+            "session.tickets is false"
+        };
+        findings.warn(format!(
+            "Nothing resumes: {reason}, and session.max-entries is 0. Every handshake is full."
+        ));
+        return;
+    }
     let life = format_duration(session.lifetime);
     findings.note(format!(
         "A client resumes for {life} after its full handshake. Then it makes another full handshake."
     ));
-    let stored = config.sessions_are_removable();
     let (grade, place) = session_place(config);
     match (session.tickets && !stored, &config.key) {
         (true, Key::File(path)) => findings.note(format!(

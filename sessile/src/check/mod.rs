@@ -15,7 +15,7 @@ use crate::config::{
     AccessLog, Action, BYTES_PER_ENTRY, Balance, Certificate, Config, Health, Key, Role, Site,
     StoreUrl, Symlinks, human_bytes,
 };
-use crate::{clock, key};
+use crate::{balance, clock, key, serve};
 
 /// One sentence about a configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,11 +70,12 @@ pub fn check(config: &Config, now: SystemTime) -> Vec<Finding> {
     findings.0
 }
 
-/// Explains the sessions that a restart and a crash lose. A server logs these sentences at its start.
+/// Explains the sessions that are lost at once, at a restart and at a crash. A server logs this at its start.
 #[must_use]
 pub fn durability(config: &Config) -> Vec<Finding> {
     let mut findings = Findings(Vec::new());
     durability::check(config, &mut findings);
+    state::check_state_folder(config, &mut findings);
     findings.0
 }
 
@@ -285,12 +286,16 @@ fn session_table(config: &Config, findings: &mut Findings) {
 
 fn connections(config: &Config, findings: &mut Findings) {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
-    let max = config.connection.max as u64;
-    if let Some(files) = limit.maximum.filter(|&files| max > files) {
-        findings.warn(format!(
-            "connection.max is {max}, but a process of this user may open at most {files} files (ulimit -Hn); raise \
-             the limit or lower connection.max."
-        ));
+    let files = limit.maximum.unwrap_or(u64::MAX);
+    for (role, limit) in [
+        (Role::Serve, serve::connection_limit(config, files)),
+        (Role::Balance, balance::connection_limit(config, files)),
+    ] {
+        if config.has_role(role)
+            && let Some(warning) = limit.warning()
+        {
+            findings.warn(format!("For a process of this user, {warning}."));
+        }
     }
 }
 

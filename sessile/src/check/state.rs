@@ -8,6 +8,7 @@ use rustix::fs::{Access, access};
 
 use super::{Findings, Grade};
 use crate::config::{Config, Key, Role, StoreUrl};
+use crate::key;
 
 /// The permission bits of users outside the file's group.
 const OTHERS: u32 = 0o007;
@@ -59,6 +60,12 @@ fn check_balancer(config: &Config, findings: &mut Findings) {
     } else {
         "The balancer loses learned sessions at a restart: session.snapshot is false."
     });
+    if let Key::File(file) = &config.key
+        && file.exists()
+        && let Err(error) = key::load_any(file)
+    {
+        findings.fail(format!("{error}."));
+    }
     match &config.key {
         Key::File(key) if key.exists() => findings.note(format!(
             "Tickets of sessile servers are routed by their labels, which the key in {} opens.",
@@ -106,18 +113,22 @@ pub(super) fn check(config: &Config, findings: &mut Findings) {
             "The farm key cannot be made in {name}: a part of that path is a file."
         )),
     }
-    if exists {
-        check_readable(key, findings);
-        // A mounted secret can have a mode that the operator cannot change.
-        if access == Folder::Writable {
-            check_private(key, Grade::Error, findings);
-        }
+    if exists && let Err(error) = key::load(key) {
+        findings.fail(format!("{error}."));
     }
+    check_state_folder(config, findings);
+}
+
+/// Checks the state folder, if the farm key is in another folder.
+pub(super) fn check_state_folder(config: &Config, findings: &mut Findings) {
+    let Key::File(key) = &config.key else { return };
+    let folder = key.parent().unwrap_or(Path::new(""));
     let state_dir = &config.server.state_dir;
     if folder != state_dir && !matches!(Folder::of(state_dir), Folder::Writable | Folder::CanBeMade)
     {
         findings.warn(format!(
-            "This user cannot write to the state folder {}; change its owner or set server.state-dir.",
+            "This user cannot write to the state folder {}, so nothing is kept there for the next start; change its \
+             owner or set server.state-dir.",
             state_dir.display()
         ));
     }

@@ -3,6 +3,7 @@ use crate::config::{
     Certificate, ClientAuth, ClientAuthMode, Config, Folder, Key, Listener, SiteRoute, Symlinks,
 };
 use crate::state_file;
+use crate::{clock, key};
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -160,8 +161,23 @@ fn the_cost_of_a_restart_follows_from_the_settings() {
         config.session.tickets = false;
         config.session.max_entries = 0;
     });
+    assert!(without.starts_with("warning: Nothing resumes: session.tickets is false"));
+    let without = messages(|config| {
+        config.connection.purge_on_reclaim = true;
+        config.session.max_entries = 0;
+    });
+    assert!(without.starts_with("warning: Nothing resumes: connection.purge-on-reclaim"));
+    let without = messages(|config| config.session.tickets = false);
     assert!(without.contains("No tickets are issued"));
+    let without = messages(|config| config.session.max_entries = 0);
     assert!(without.contains("warning: Session IDs do not resume"));
+    let unwritable = messages(|config| {
+        config.key = Key::File("/farm.key".into());
+        config.server.state_dir = "/dev/null/state".into();
+    });
+    assert!(
+        unwritable.contains("warning: This user cannot write to the state folder /dev/null/state")
+    );
 }
 
 #[test]
@@ -204,9 +220,30 @@ fn a_farm_key_that_everyone_can_read_is_an_error() {
     fs::write(&key, "").expect("written");
     fs::set_permissions(&key, Permissions::from_mode(0o604)).expect("set");
     let errors = graded(&config, Grade::Error);
-    assert!(errors[0].ends_with(
-        "farm.key: holds a secret, but its mode lets other users read or change it; run chmod 600 on it."
-    ));
+    assert!(errors[0].contains("farm.key: mode 0604 lets other users read it; run `chmod 600"));
+}
+
+#[test]
+fn a_damaged_farm_key_is_an_error_at_a_server_and_at_a_balancer() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut config = farm(folder.path());
+    let path = folder.path().join("state/farm.key");
+    let hours = |hours: u64| Duration::from_secs(hours * 3600);
+    key::create(&path, Some("one"), hours(1), hours(10), clock::now()).expect("a key");
+    assert!(graded(&config, Grade::Error).is_empty());
+    let text = fs::read_to_string(&path).expect("readable");
+    fs::write(&path, text.replace("\"one\"", "\"two\"")).expect("written");
+    for role in [Role::Serve, Role::Balance] {
+        config.listeners = vec![Listener::new(
+            "127.0.0.1:443".parse().expect("an address"),
+            role,
+        )];
+        let errors = graded(&config, Grade::Error);
+        assert!(
+            errors[0].contains("do not match the file's checksum"),
+            "{errors:?}"
+        );
+    }
 }
 
 #[test]

@@ -53,10 +53,11 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     } else {
         config::AccessLog::Stdout
     };
+    let registry = prometheus::Registry::new();
     let env = Environment {
         stop: CancellationToken::new(),
-        registry: prometheus::Registry::new(),
-        access_log: AccessLog::open(&log)?,
+        access_log: AccessLog::open(&log, &registry)?,
+        registry,
     };
     let plan = FarmPlan {
         listen: args.listen,

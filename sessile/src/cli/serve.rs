@@ -49,10 +49,11 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     super::start_log(config.log.level);
     let mut signals = Signals::watch()?;
     signals.watch_hangup()?;
+    let registry = prometheus::Registry::new();
     let env = Environment {
         stop: CancellationToken::new(),
-        registry: prometheus::Registry::new(),
-        access_log: AccessLog::open(&config.log.access)?,
+        access_log: AccessLog::open(&config.log.access, &registry)?,
+        registry,
     };
     // Start the admin listener first. The server removes its snapshot at the start, so everything
     // else that can fail must fail before.

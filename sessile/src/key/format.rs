@@ -1,8 +1,12 @@
 //! The format of a key file: TOML, with the secrets in hex. A server's file holds ticket chains; a
 //! balancer's part does not.
+//!
+//! A comment in the head has a checksum of the contents. A file of an earlier version has none.
 
+use std::fmt::{self, Write as _};
 use std::time::Duration;
 
+use aws_lc_rs::digest;
 use serde::{Deserialize, Serialize};
 use sessile_proto::keys::{BadTerms, Chain, FarmKey, Generation, Secret, WeakSecret};
 use zeroize::Zeroizing;
@@ -19,6 +23,9 @@ const ROUTE_HEAD: &str = "\
 ";
 
 pub(super) const FORMAT: u32 = 1;
+
+/// The beginning of the line with the checksum. Earlier versions read the line as a comment.
+const CHECKSUM: &str = "# checksum: ";
 
 /// An error in the text of a key file. The messages never quote a secret.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +55,11 @@ pub enum Malformed {
         "generation {0} has a ticket epoch without a ticket secret, or a secret without an epoch"
     )]
     HalfAChain(u8),
+    #[error(
+        "the contents do not match the file's checksum, so the file was damaged or edited; restore a backup, or copy \
+         the key from a server again (to keep an edit, remove the line that begins with `# checksum:`)"
+    )]
+    Checksum,
     #[error(transparent)]
     Terms(#[from] BadTerms),
 }
@@ -96,8 +108,65 @@ pub(super) fn parse(text: &str) -> Result<FarmKey, Malformed> {
             .map(read_generation)
             .collect::<Result<_, _>>()?,
     };
+    // A value that no key can have has a more helpful error.
     key.check_terms()?;
+    if written_checksum(text).is_some_and(|written| written != checksum(&key)) {
+        return Err(Malformed::Checksum);
+    }
     Ok(key)
+}
+
+/// The checksum in the comments before the first entry.
+fn written_checksum(text: &str) -> Option<&str> {
+    let mut head = text.lines().take_while(|line| line.starts_with('#'));
+    let value = head.find_map(|line| line.strip_prefix(CHECKSUM.trim_end()))?;
+    Some(value.trim())
+}
+
+/// The checksum of everything that a key file says. It does not depend on how the TOML is written.
+///
+/// A change of this text would make every key file of earlier versions unusable.
+fn checksum(key: &FarmKey) -> String {
+    // Reserve space, because a buffer that grows leaves copies of secrets behind.
+    let mut contents = Zeroizing::new(String::with_capacity(8 * 1024));
+    contents.push_str(&key.scope);
+    for duration in [key.rotate, key.max_lifetime] {
+        add(&mut contents, duration.as_nanos());
+    }
+    for generation in &key.generations {
+        add(&mut contents, generation.number);
+        add_option(&mut contents, generation.activates);
+        add_option(&mut contents, generation.ends);
+        for chain in [generation.ticket.as_ref(), Some(&generation.route)] {
+            add_option(&mut contents, chain.map(Chain::epoch));
+            add_option(
+                &mut contents,
+                chain.map(|chain| Hex(chain.secret().expose())),
+            );
+        }
+    }
+    let digest = digest::digest(&digest::SHA256, contents.as_bytes());
+    format!("sha256:{}", Hex(digest.as_ref()))
+}
+
+fn add(text: &mut String, value: impl fmt::Display) {
+    write!(text, " {value}").expect("a string takes any text");
+}
+
+fn add_option(text: &mut String, value: Option<impl fmt::Display>) {
+    match value {
+        Some(value) => add(text, value),
+        None => add(text, '-'),
+    }
+}
+
+/// Bytes as lowercase hex digits.
+struct Hex<'a>(&'a [u8]);
+
+impl fmt::Display for Hex<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
 }
 
 fn parse_duration(name: &'static str, value: String) -> Result<Duration, Malformed> {
@@ -170,7 +239,8 @@ pub(super) fn encode(key: &FarmKey) -> Zeroizing<String> {
     } else {
         HEAD
     };
-    Zeroizing::new(format!("{head}{}", *body))
+    let checksum = checksum(key);
+    Zeroizing::new(format!("{head}{CHECKSUM}{checksum}\n{}", *body))
 }
 
 fn write_generation(generation: &Generation) -> WrittenGeneration {
@@ -191,11 +261,8 @@ fn written_duration(duration: Duration) -> String {
 }
 
 fn to_hex(secret: &Secret) -> Zeroizing<String> {
-    use std::fmt::Write as _;
     let mut hex = Zeroizing::new(String::with_capacity(64));
-    for byte in secret.expose() {
-        write!(hex, "{byte:02x}").expect("a string takes any text");
-    }
+    write!(hex, "{}", Hex(secret.expose())).expect("a string takes any text");
     hex
 }
 
@@ -212,6 +279,8 @@ fn from_hex(hex: &str) -> Option<Zeroizing<Vec<u8>>> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn key() -> FarmKey {
@@ -235,6 +304,129 @@ mod tests {
             let text = encode(&key);
             assert_eq!(*encode(&parse(&text).unwrap()), *text);
             assert_eq!(text.contains("ticket-secret"), !key.is_route_part());
+        }
+    }
+
+    /// Where a line's value stands in a key file.
+    fn values<'a>(
+        text: &'a str,
+        name: &'a str,
+    ) -> impl Iterator<Item = std::ops::Range<usize>> + 'a {
+        let lines = text.match_indices(name).map(|(at, name)| at + name.len());
+        lines.map(|start| start..start + text[start..].find('\n').unwrap())
+    }
+
+    #[test]
+    fn a_changed_digit_of_a_secret_or_of_the_checksum_is_refused() {
+        let text = encode(&key());
+        let parts = [("-secret = \"", 64), ("# checksum: sha256:", 64)];
+        let mut positions = 0;
+        for (name, digits) in parts {
+            for value in values(&text, name) {
+                for at in value.start..value.start + digits {
+                    let mut changed = text.as_bytes().to_vec();
+                    changed[at] = if changed[at] == b'7' { b'8' } else { b'7' };
+                    let error = parse(str::from_utf8(&changed).unwrap()).err().unwrap();
+                    assert!(matches!(error, Malformed::Checksum), "{at}: {error}");
+                    positions += 1;
+                }
+            }
+        }
+        assert_eq!(positions, 3 * 64);
+    }
+
+    #[test]
+    fn each_value_counts_for_the_checksum() {
+        let mut key = key();
+        key.scope = "farm-1".to_owned();
+        let now = crate::clock::now();
+        let at = now.plus(Duration::from_secs(24 * 60 * 60));
+        key.add_generation(super::super::edit::random_secrets().unwrap(), Some(at), now)
+            .unwrap();
+        let text = encode(&key);
+        for name in [
+            "scope = ",
+            "rotate = ",
+            "max-lifetime = ",
+            "number = ",
+            "activates = ",
+            "ends = ",
+            "ticket-epoch = ",
+            "route-day = ",
+        ] {
+            let value = values(&text, name).last().expect(name);
+            let last = text[value].rfind(|c: char| c.is_ascii_digit()).unwrap();
+            let at = values(&text, name).last().unwrap().start + last;
+            let digit = if text.as_bytes()[at] == b'7' {
+                "8"
+            } else {
+                "7"
+            };
+            let mut changed = text.to_string();
+            changed.replace_range(at..=at, digit);
+            let error = parse(&changed).err().expect(name);
+            assert!(matches!(error, Malformed::Checksum), "{name}: {error}");
+        }
+        let cut = text.rfind("[[generation]]").unwrap();
+        assert!(matches!(parse(&text[..cut]), Err(Malformed::Checksum)));
+    }
+
+    #[test]
+    fn the_checksum_of_a_file_never_changes() {
+        let text = "\
+# checksum: sha256:a5f161dd6fd1b9370e3f90cc2c9fb9c20be885628052e47a9b0922e006e7bd83
+format = 1
+scope = \"shop\"
+rotate = \"1h\"
+max-lifetime = \"10h\"
+
+[[generation]]
+number = 0
+ends = 1795800000
+ticket-epoch = 498800
+ticket-secret = \"5d677fa5d91b6bc935af37cd7123e3b18d776f7589abdb1965bf279d21b35301\"
+route-day = 20780
+route-secret = \"9ba7c1e91f63b51583ff8921c77b3d0debd7d1d9ef134585d32f9911972bcd7d\"
+
+[[generation]]
+number = 1
+activates = 1795700000
+ticket-epoch = 498801
+ticket-secret = \"556787b5f13b93f96def7f1dc9834b2105f7f705214b83c91d7fef6df9933bf1\"
+route-day = 20781
+route-secret = \"17274571abf349ad1f9f2dc9732bf1c5a79795a1bbe3195daf0f7df9831bc175\"
+";
+        let key = parse(text).unwrap();
+        assert!(encode(&key).contains(text.lines().next().unwrap()));
+    }
+
+    #[test]
+    fn a_file_of_an_earlier_version_or_written_in_another_way_is_read() {
+        let text = encode(&key());
+        let line = text
+            .lines()
+            .find(|line| line.starts_with(CHECKSUM))
+            .unwrap();
+        let earlier = text.replace(&format!("{line}\n"), "");
+        for other in [
+            &earlier,
+            &text.replace('\n', "\r\n"),
+            &text.replace(" = ", "="),
+        ] {
+            assert_eq!(*encode(&parse(other).unwrap()), *text);
+        }
+    }
+
+    proptest! {
+        /// A changed bit leads to an error, or it changes nothing that the key is made of.
+        #[test]
+        fn a_changed_bit_never_makes_another_key(at in any::<prop::sample::Index>(), bit in 0..8_u32) {
+            let text = encode(&key());
+            let mut changed = text.as_bytes().to_vec();
+            changed[at.index(text.len())] ^= 1 << bit;
+            if let Ok(Ok(key)) = str::from_utf8(&changed).map(parse) {
+                prop_assert_eq!(&*encode(&key), &*text);
+            }
         }
     }
 

@@ -183,10 +183,12 @@ impl Keyring {
 ///
 /// Handshakes cannot do this: they may be hours apart, and the old keys would stay readable meanwhile.
 fn follow_time(shared: &Shared, woken: &mpsc::Receiver<()>) {
+    let mut fits_clock = true;
     loop {
         let now = shared.moment(clock::now());
         shared.update_sealing(&mut locked(&shared.state), now);
         let schedule = shared.schedule(now.wall);
+        fits_clock = shared.log_clock_fit(fits_clock, &schedule, now);
         shared.move_forward(now);
         let pause = schedule
             .changes()
@@ -272,6 +274,30 @@ impl Shared {
             }
         }
         schedule
+    }
+
+    /// Logs if the clock leaves the time for which the key can seal, or comes back into it.
+    ///
+    /// Returns whether the clock is in that time.
+    fn log_clock_fit(&self, did_fit: bool, schedule: &Schedule, now: Moment) -> bool {
+        let state = locked(&self.state);
+        // The log has an error about a skewed clock already.
+        if state.skew(now).is_some() {
+            return did_fit;
+        }
+        let fits = schedule.can_seal();
+        if did_fit && !fits {
+            tracing::error!(
+                clock = %clock::rfc3339(now.wall),
+                "no ticket is sealed, because the farm key has no ticket key for the time of this machine's clock: {}",
+                warning::misfit_in_words(&state.key, now.wall)
+            );
+        } else if fits && !did_fit {
+            tracing::info!(
+                "the farm key has a ticket key for the time of this machine's clock again: tickets are sealed again"
+            );
+        }
+        fits
     }
 
     /// Derives the schedule again if the clock became skewed, or is no longer. Returns whether it did.

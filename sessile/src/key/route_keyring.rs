@@ -32,12 +32,37 @@ impl DerivedRoutes {
     fn new(key: &FarmKey, now: Time) -> Self {
         // A balancer must not hold ticket chains, even if the file has them.
         let part = key.route_part(now);
+        let keys = Arc::new(RouteKeys::derive(&part, now));
+        if keys.is_empty() {
+            log_misfit(now);
+        }
         Self {
             step: now.unix_secs() / DERIVE_STEP,
-            keys: Arc::new(RouteKeys::derive(&part, now)),
+            keys,
             part,
         }
     }
+
+    /// Derives the keys again. Logs if the clock leaves the time of the key, or comes back into it.
+    fn derive(&mut self, now: Time) {
+        let could_read = !self.keys.is_empty();
+        self.keys = Arc::new(RouteKeys::derive(&self.part, now));
+        if could_read && self.keys.is_empty() {
+            log_misfit(now);
+        } else if !could_read && !self.keys.is_empty() {
+            tracing::info!(
+                "the farm key has a route key for the time of this machine's clock again: ticket labels are read again"
+            );
+        }
+    }
+}
+
+fn log_misfit(now: Time) {
+    tracing::error!(
+        clock = %clock::rfc3339(now),
+        "no ticket label is read, because the farm key has no route key for the time of this machine's clock: set the \
+         clock right, or copy the key from a server again"
+    );
 }
 
 impl RouteKeyring {
@@ -56,7 +81,7 @@ impl RouteKeyring {
         let step = now.unix_secs() / DERIVE_STEP;
         if state.step != step {
             state.step = step;
-            state.keys = Arc::new(RouteKeys::derive(&state.part, now));
+            state.derive(now);
         }
         Arc::clone(&state.keys)
     }

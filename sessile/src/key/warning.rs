@@ -48,6 +48,21 @@ pub fn warnings(path: &Path, key: &FarmKey, now: Time) -> Vec<String> {
     warnings
 }
 
+/// Why a key has no ticket key for this time, and what to do.
+pub(super) fn misfit_in_words(key: &FarmKey, now: Time) -> String {
+    let lead = key.lead(now);
+    if lead.is_zero() {
+        "the clock is too far ahead of the key. Set the clock right, or replace the key by a copy from another server"
+            .to_owned()
+    } else {
+        format!(
+            "the key begins {} later. Set the clock right; if it is right, replace the key by a copy from another \
+             server",
+            in_words(lead)
+        )
+    }
+}
+
 /// A span of time for people, to the second.
 pub(super) fn in_words(span: Duration) -> impl fmt::Display {
     humantime::format_duration(Duration::from_secs(span.as_secs()))

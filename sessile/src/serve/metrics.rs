@@ -9,6 +9,8 @@ use sessile_proto::verdict::{EarlyData, Verdict};
 use strum::IntoStaticStr;
 
 use super::files::FileCache;
+use crate::clock;
+use crate::key::Keyring;
 use crate::listener::{ConnectionCount, ConnectionMetrics, IntakeFailure};
 use crate::live_gauge;
 use crate::store::Store;
@@ -77,6 +79,7 @@ impl Metrics {
         registry: &Registry,
         server: &str,
         store: &Store,
+        keys: &Arc<Keyring>,
         max_connections: usize,
     ) -> prometheus::Result<Self> {
         let families = Families { registry, server };
@@ -109,6 +112,7 @@ impl Metrics {
             &["upstream", "result"],
         )?;
         families.register_table(store)?;
+        families.register_key(keys)?;
         Ok(Self {
             connections: families.connections(max_connections)?,
             verdicts: Verdict::all()
@@ -327,5 +331,16 @@ impl Families<'_> {
         );
         let table = store.clone();
         live_gauge::register(self.registry, bytes, move || table.table().memory())
+    }
+
+    fn register_key(&self, keys: &Arc<Keyring>) -> prometheus::Result<()> {
+        let seals = self.opts(
+            "sessile_farm_key_seals",
+            "1 if the farm key can seal tickets at the time of this machine's clock, else 0.",
+        );
+        let keys = Arc::clone(keys);
+        live_gauge::register(self.registry, seals, move || {
+            usize::from(keys.schedule(clock::now()).can_seal())
+        })
     }
 }

@@ -34,7 +34,7 @@ use tokio_util::sync::CancellationToken;
 use crate::clock;
 use crate::config::{Config, Role};
 use crate::key::{self, KeyError, Keyring, Origin, Reloaded};
-use crate::lifecycle::{self, Workers};
+use crate::lifecycle::{self, ConnectionLimit, Workers};
 use crate::listener::{Admission, BufferLimit, ListenError, Listeners};
 use crate::store::snapshot::SnapshotFile;
 use crate::store::{Store, StoreError, WorkerStore};
@@ -197,6 +197,15 @@ impl Server {
     }
 }
 
+/// Most connections at once, if the process may open so many files.
+#[must_use]
+pub fn connection_limit(config: &Config, open_files: u64) -> ConnectionLimit {
+    let reserved = files::max_open_files(open_files).into();
+    // With upstreams, most connections need one more socket at a time.
+    let sockets = if config.upstreams.is_empty() { 1 } else { 2 };
+    ConnectionLimit::new(config.connection.max, open_files, reserved, sockets)
+}
+
 fn warn_of_short_key_lifetime(config: &Config, keys: &Keyring) {
     let max_lifetime = keys.schedule(clock::now()).max_lifetime();
     if config.session.lifetime > max_lifetime {
@@ -258,18 +267,13 @@ impl Shared {
         let number = key::number(&config.server, keys.scope());
         let store = Store::new(config, &keys, number, &env.registry, table_seed)?;
         store.forget(&forget::rules(config, keys.scope()));
-        // With upstreams, most connections need one more socket at a time.
-        let sockets = if config.upstreams.is_empty() { 1 } else { 2 };
-        let limit = lifecycle::file_limit();
-        let max_open_files = files::max_open_files(limit);
-        let max_connections = lifecycle::connection_limit(
-            config.connection.max,
-            limit - u64::from(max_open_files),
-            sockets,
-        );
+        let open_files = lifecycle::file_limit();
+        let limit = connection_limit(config, open_files);
+        limit.log_warning();
         let name = &config.server.name;
-        let metrics = Metrics::register(&env.registry, name, &store, max_connections)?;
-        let file_pools = files::Pools::new(max_open_files.into(), &config.files);
+        let metrics = Metrics::register(&env.registry, name, &store, &keys, limit.max)?;
+        let max_open_files = files::max_open_files(open_files).into();
+        let file_pools = files::Pools::new(max_open_files, &config.files);
         metrics::register_file_cache(&env.registry, name, file_pools.cache.as_ref())?;
         Ok(Self {
             config: Arc::new(config.clone()),

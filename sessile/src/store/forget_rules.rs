@@ -200,8 +200,14 @@ mod tests {
         assert_eq!(theirs.read(&schedule), ForgetRules::default());
         assert_eq!(mine.read(&self::schedule()), ForgetRules::default());
         let whole = fs::read(&mine.path).unwrap();
-        for end in 0..whole.len() {
-            fs::write(&mine.path, &whole[..end]).unwrap();
+        for at in 0..whole.len() {
+            for bit in 0..8 {
+                let mut changed = whole.clone();
+                changed[at] ^= 1 << bit;
+                fs::write(&mine.path, changed).unwrap();
+                assert_eq!(mine.read(&schedule), ForgetRules::default());
+            }
+            fs::write(&mine.path, &whole[..at]).unwrap();
             assert_eq!(mine.read(&schedule), ForgetRules::default());
         }
         fs::write(&mine.path, vec![0; MAX_FILE as usize + 1]).unwrap();

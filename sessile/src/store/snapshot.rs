@@ -330,6 +330,15 @@ mod tests {
             refused(&forged);
             refused(&whole[..at]);
         }
+        file.save(&schedule, &snapshot(3, 70)).unwrap();
+        let small = fs::read(file.path()).unwrap();
+        for at in 0..small.len() {
+            for bit in 0..8 {
+                let mut forged = small.clone();
+                forged[at] ^= 1 << bit;
+                refused(&forged);
+            }
+        }
         assert!(matches!(
             refused(b"sessile snapshot 0\n and so on"),
             SnapshotError::Format

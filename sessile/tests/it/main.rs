@@ -27,6 +27,7 @@ mod key;
 mod key_export;
 mod lab;
 mod limits;
+mod losses;
 mod peers;
 mod probe;
 mod proxy_protocol;

@@ -36,12 +36,15 @@ thread_local! {
     static SPARE: RefCell<Vec<Ends>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Reserves some of the files that the process may open for pipes. Returns the number of files.
-pub(in crate::balance) fn reserve_files(files: u64) -> u64 {
-    let pipes =
-        usize::try_from(files / FILE_SHARE / 2).map_or(MAX_PIPES, |pipes| pipes.min(MAX_PIPES));
+/// The files for pipes, if the process may open so many files.
+pub(in crate::balance) fn pipe_files(files: u64) -> u64 {
+    2 * (files / FILE_SHARE / 2).min(MAX_PIPES as u64)
+}
+
+/// Allows the pipes for which [`pipe_files`] leaves files.
+pub(in crate::balance) fn allow_pipes(files: u64) {
+    let pipes = usize::try_from(pipe_files(files) / 2).unwrap_or(MAX_PIPES);
     ALLOWED.fetch_max(pipes, Ordering::Relaxed);
-    2 * pipes as u64
 }
 
 /// The number of pipes that may be open.

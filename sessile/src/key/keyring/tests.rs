@@ -134,6 +134,41 @@ fn a_reload_uses_the_key_in_the_file() {
     assert!(!Arc::ptr_eq(&before, &keyring.schedule(clock::now())));
 }
 
+/// The text of a key file with another first digit of a secret.
+fn damaged(text: &str) -> String {
+    let (before, secret) = text.split_once("ticket-secret = \"").unwrap();
+    let digit = if secret.starts_with('7') { '8' } else { '7' };
+    format!("{before}ticket-secret = \"{digit}{}", &secret[1..])
+}
+
+#[test]
+fn a_damaged_file_is_not_replaced_when_the_key_moves_forward() {
+    let now = clock::now();
+    let (_folder, path, shared) = made_long_ago(now);
+    let damaged = damaged(&std::fs::read_to_string(&path).unwrap());
+    std::fs::write(&path, &damaged).unwrap();
+    shared.record_shared_time(now, shared.moment(now));
+    shared.move_forward(shared.moment(now));
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), damaged);
+    assert!(shared.schedule(now).can_seal());
+}
+
+#[test]
+fn a_file_without_a_checksum_gets_one_when_the_key_moves_forward() {
+    let now = clock::now();
+    let (_folder, path, shared) = made_long_ago(now);
+    let text = std::fs::read_to_string(&path).unwrap();
+    let is_checksum = |line: &&str| line.starts_with("# checksum: sha256:");
+    let old: Vec<_> = text.lines().filter(|line| !is_checksum(line)).collect();
+    assert_eq!(old.len() + 1, text.lines().count());
+    std::fs::write(&path, old.join("\n")).unwrap();
+    shared.record_shared_time(now, shared.moment(now));
+    shared.move_forward(shared.moment(now));
+    let moved = std::fs::read_to_string(&path).unwrap();
+    assert_eq!(moved.lines().filter(is_checksum).count(), 1);
+    assert_eq!(stands_at(&path), load(&path).unwrap().oldest_epoch(now));
+}
+
 #[test]
 fn a_bad_file_at_a_reload_leaves_the_old_key_in_place() {
     let (folder, path, keyring) = with_file();
@@ -141,7 +176,12 @@ fn a_bad_file_at_a_reload_leaves_the_old_key_in_place() {
     let other = folder.path().join("other.key");
     let _other = Keyring::open(&config::Key::File(other.clone()), TEN_HOURS).unwrap();
     let whole = load(&path).unwrap();
-    let breaks: [(&dyn Fn(), &str); 4] = [
+    let damaged = damaged(&std::fs::read_to_string(&path).unwrap());
+    let breaks: [(&dyn Fn(), &str); 5] = [
+        (
+            &|| std::fs::write(&path, &damaged).unwrap(),
+            "do not match the file's checksum",
+        ),
         (&|| std::fs::write(&path, "nonsense").unwrap(), "line 1"),
         (
             &|| std::fs::remove_file(&path).unwrap(),

@@ -121,9 +121,10 @@ mod tests {
     fn pool(max: usize) -> Arc<SlotPool> {
         let registry = prometheus::Registry::new();
         let config = crate::config::Config::default();
-        let keys = Keyring::ephemeral(config.session.lifetime).expect("a key");
-        let store = Store::new(&config, &Arc::new(keys), 1, &registry, 0).expect("a store");
-        let metrics = Metrics::register(&registry, "web1", &store, 1).expect("its first server");
+        let keys = Arc::new(Keyring::ephemeral(config.session.lifetime).expect("a key"));
+        let store = Store::new(&config, &keys, 1, &registry, 0).expect("a store");
+        let metrics =
+            Metrics::register(&registry, "web1", &store, &keys, 1).expect("its first server");
         SlotPool::new(max, metrics.upstream("app"))
     }
 

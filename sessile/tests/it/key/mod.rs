@@ -1,6 +1,7 @@
 //! `sessile key`, and servers with copies of the farm key. All are real processes, with correct and
 //! wrong clocks.
 
+mod checksum;
 mod clock;
 
 use std::fs;

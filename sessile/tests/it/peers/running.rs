@@ -68,6 +68,14 @@ impl Sessile {
         Self::start(command, "serving address=")
     }
 
+    /// `sessile serve` with a configuration file and a clock that faketime reads from a file.
+    pub(crate) fn serve_by_clock(clock: &Path, config: &Path, state: &Path) -> Self {
+        let mut command = command("serve", state);
+        super::set_clock_by(&mut command, clock);
+        command.arg("--config").arg(config);
+        Self::start(command, "serving address=")
+    }
+
     /// `sessile balance` in front of servers named a, b, c and so on. Health checks are off unless
     /// the arguments say otherwise.
     pub(crate) fn balance(servers: &[SocketAddr], arguments: &[&str]) -> Self {
@@ -218,6 +226,11 @@ impl Sessile {
     /// Waits for a line with this text on either stream, and returns the line.
     pub(crate) fn await_line(&self, part: &str) -> String {
         self.said.find(part)
+    }
+
+    /// The number of lines so far that contain a text.
+    pub(crate) fn count_lines(&self, part: &str) -> usize {
+        self.said.all().matches(part).count()
     }
 
     /// Sends SIGHUP, waits for the result of the reload, and returns all output since then.

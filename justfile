@@ -72,20 +72,20 @@ bench-table:
 
 # Balancer CPU and memory beside HAProxy and nginx (docs/benchmarks.md).
 bench-balancers:
-    cargo build --profile dist --locked
-    cargo run --release --manifest-path bench/Cargo.toml --bin balancers -- --sessile target/dist/sessile
-    cargo run --release --manifest-path bench/Cargo.toml --bin balancers -- --sessile target/dist/sessile --workers 2
+    cargo build --release --locked
+    cargo run --release --manifest-path bench/Cargo.toml --bin balancers -- --sessile target/release/sessile
+    cargo run --release --manifest-path bench/Cargo.toml --bin balancers -- --sessile target/release/sessile --workers 2
 
 # Server CPU and memory beside nginx and HAProxy (docs/benchmarks.md).
 bench-peers:
-    cargo build --profile dist --locked
-    cargo run --release --manifest-path bench/Cargo.toml --bin servers -- --sessile target/dist/sessile
+    cargo build --release --locked
+    cargo run --release --manifest-path bench/Cargo.toml --bin servers -- --sessile target/release/sessile
 
 # What a shared store adds to a handshake (docs/benchmarks.md), and what one that fails costs (docs/reference/store.md).
 bench-store:
-    cargo build --profile dist --locked
-    cargo run --release --manifest-path bench/Cargo.toml --bin servers -- store --sessile target/dist/sessile
-    cargo run --release --manifest-path bench/Cargo.toml --bin servers -- outages --sessile target/dist/sessile
+    cargo build --release --locked
+    cargo run --release --manifest-path bench/Cargo.toml --bin servers -- store --sessile target/release/sessile
+    cargo run --release --manifest-path bench/Cargo.toml --bin servers -- outages --sessile target/release/sessile
 
 # tlsfuzzer's scripts against sessile, rustls alone and nginx (docs/conformance.md). `path`: a checkout of
 # tlsfuzzer; `python`: one with tlslite-ng 0.9, ecdsa and kyber-py.

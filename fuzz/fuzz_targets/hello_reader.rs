@@ -33,7 +33,7 @@ fuzz_target!(|data: &[u8]| {
 
     // The deframer assembles the same message.
     if data[0] & 0x80 == 0 {
-        match Deframer::new(LIMIT).next(&mut &data[..]) {
+        match Deframer::new(LIMIT, |_| true).next(&mut &data[..]) {
             Ok(Item::Handshake(message)) => assert_eq!(ClientHello::parse(message), reader.hello()),
             other => panic!("{other:?}"),
         }

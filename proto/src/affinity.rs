@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use aws_lc_rs::digest;
 
 use crate::Time;
-use crate::session::{Gone, Inserted, Limits, Stats, Table, TableEntry};
+use crate::session::{Gone, Inserted, Limits, Part, TableEntry};
 
 /// Longest session ID ([RFC 5246, 7.4.1.2](https://www.rfc-editor.org/rfc/rfc5246#section-7.4.1.2)).
 const MAX_SESSION_ID: usize = 32;
@@ -89,18 +89,58 @@ pub enum LearnResult {
 pub struct LearnedSession {
     /// The server that can resume the session.
     pub server: u32,
+    /// The source prefix whose quota has the entry.
+    source: Source,
     /// The time of the full handshake, or of the first handshake that was seen.
     pub established: Time,
     /// The time of the last use.
     pub used: Time,
 }
 
+impl LearnedSession {
+    /// Bytes of the value that the table holds for a key.
+    const LEN: usize = 28;
+
+    /// The offset of the last field, the time of the last use.
+    const USED: usize = Self::LEN - 8;
+
+    fn to_bytes(self) -> [u8; Self::LEN] {
+        let mut bytes = [0; Self::LEN];
+        bytes[..4].copy_from_slice(&self.server.to_le_bytes());
+        bytes[4..12].copy_from_slice(&self.source.0.to_le_bytes());
+        bytes[12..20].copy_from_slice(&self.established.unix_millis().to_le_bytes());
+        bytes[Self::USED..].copy_from_slice(&self.used.unix_millis().to_le_bytes());
+        bytes
+    }
+
+    fn of(entry: &TableEntry<'_>) -> Self {
+        Self::from_bytes(entry.value)
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Self {
+        const WRITTEN: &str = "written by `to_bytes`";
+        let (server, words) = bytes.split_first_chunk().expect(WRITTEN);
+        let (words, _) = words.as_chunks();
+        let [source, established, used] = *words else {
+            unreachable!("{WRITTEN}");
+        };
+        Self {
+            server: u32::from_le_bytes(*server),
+            source: Source(u64::from_le_bytes(source)),
+            established: Time::from_unix_millis(u64::from_le_bytes(established)),
+            used: Time::from_unix_millis(u64::from_le_bytes(used)),
+        }
+    }
+}
+
 /// The learned table.
 #[derive(Debug)]
 pub struct Affinity {
     /// The table never evicts by itself, so that each removed entry is subtracted from its source's count.
-    table: Table,
+    table: Part,
     max_entries: usize,
+    /// The sequence number of the newest entry.
+    sequence: u64,
     /// The number of entries of each source. A tree, because peers could choose colliding hashes.
     sources: BTreeMap<Source, u32>,
     /// The key's hash of each entry, by source and sequence number. This finds a source's oldest entry.
@@ -112,8 +152,9 @@ impl Affinity {
     #[must_use]
     pub fn new(limits: Limits, seed: u64) -> Self {
         Self {
-            table: Table::new(limits, seed),
+            table: Part::new(limits, 1, seed),
             max_entries: limits.max_entries,
+            sequence: 0,
             sources: BTreeMap::new(),
             arrivals: BTreeMap::new(),
         }
@@ -131,8 +172,9 @@ impl Affinity {
         now: Time,
     ) -> LearnResult {
         self.expire(now);
-        if let Some(entry) = self.table.peek(key.as_bytes()) {
-            let known = LearnedEntry::of(&entry);
+        let hashed = self.table.hashed(key.as_bytes());
+        if let Some(entry) = self.table.peek(hashed) {
+            let known = LearnedSession::of(&entry);
             if !self.table.is_expired(entry.established, now) {
                 return if known.server == server {
                     LearnResult::Known
@@ -141,10 +183,10 @@ impl Affinity {
                 };
             }
             let sequence = entry.sequence;
-            self.table.remove(key.as_bytes(), Gone::Expired);
+            self.table.remove(hashed, Gone::Expired);
             self.subtract(known.source, sequence);
         }
-        let learned = LearnedEntry {
+        let learned = LearnedSession {
             server,
             source: Source::of(source),
             established,
@@ -154,7 +196,13 @@ impl Affinity {
     }
 
     /// Makes room and inserts an entry with a new key.
-    fn insert(&mut self, key: &[u8], entry: LearnedEntry, learned: Time, now: Time) -> LearnResult {
+    fn insert(
+        &mut self,
+        key: &[u8],
+        entry: LearnedSession,
+        learned: Time,
+        now: Time,
+    ) -> LearnResult {
         let source = entry.source;
         let held = self.sources.get(&source).map_or(0, |&held| held as usize);
         // A source above its quota displaces only its own oldest entry.
@@ -164,15 +212,15 @@ impl Affinity {
         } else if self.table.len() >= self.max_entries {
             self.forget_oldest(now);
         }
-        let inserted = self.table.insert(key, &entry.to_bytes(), learned, now);
+        self.sequence += 1;
+        let (sequence, key) = (self.sequence, self.table.hashed(key));
+        let value = entry.to_bytes();
+        let inserted = self.table.insert(sequence, key, &value, learned, now);
         if !matches!(inserted, Inserted::Stored { .. }) {
             return LearnResult::Disabled;
         }
-        if let Some(stored) = self.table.peek(key) {
-            let arrival = (source, stored.sequence);
-            self.arrivals.insert(arrival, self.table.hash(key));
-            *self.sources.entry(source).or_default() += 1;
-        }
+        self.arrivals.insert((source, sequence), key.hash);
+        *self.sources.entry(source).or_default() += 1;
         if displaces {
             LearnResult::Displacing
         } else {
@@ -183,23 +231,17 @@ impl Affinity {
     /// The session of `key`, if the table knows it.
     #[must_use]
     pub fn lookup(&self, key: AffinityKey, now: Time) -> Option<LearnedSession> {
-        let entry = self.table.peek(key.as_bytes())?;
-        if self.table.is_expired(entry.established, now) {
-            return None;
-        }
-        let learned = LearnedEntry::of(&entry);
-        Some(LearnedSession {
-            server: learned.server,
-            established: learned.established,
-            used: learned.used,
-        })
+        let entry = self.table.peek(self.table.hashed(key.as_bytes()))?;
+        let is_expired = self.table.is_expired(entry.established, now);
+        (!is_expired).then(|| LearnedSession::of(&entry))
     }
 
     /// Records a use of a session. This does not extend the entry's life.
     pub fn used(&mut self, key: AffinityKey, at: Time) {
-        if let Some(value) = self.table.value_mut(key.as_bytes()) {
-            let used = LearnedEntry::from_bytes(value).used.max(at);
-            value[LearnedEntry::USED..].copy_from_slice(&used.unix_millis().to_le_bytes());
+        let key = self.table.hashed(key.as_bytes());
+        if let Some(value) = self.table.value_mut(key) {
+            let used = LearnedSession::from_bytes(value).used.max(at);
+            value[LearnedSession::USED..].copy_from_slice(&used.unix_millis().to_le_bytes());
         }
     }
 
@@ -207,7 +249,7 @@ impl Affinity {
     pub fn forget_servers(&mut self, is_lost: impl Fn(u32) -> bool) -> usize {
         let mut gone = Vec::new();
         self.table.remove_where(Gone::Revoked, |entry| {
-            let learned = LearnedEntry::of(entry);
+            let learned = LearnedSession::of(entry);
             let is_gone = is_lost(learned.server);
             if is_gone {
                 gone.push((learned.source, entry.sequence));
@@ -250,23 +292,24 @@ impl Affinity {
                 return None;
             }
             let (key, tail) = tail.split_at_checked(usize::from(*length))?;
-            let (value, tail) = tail.split_first_chunk::<{ LearnedEntry::LEN }>()?;
+            let (value, tail) = tail.split_first_chunk::<{ LearnedSession::LEN }>()?;
             let learned = Time::from_unix_millis(u64::from_be_bytes(*learned));
             read.push((learned, key, value));
             rest = tail;
         }
         for (learned, key, value) in read {
-            if self.table.peek(key).is_none() && !self.table.is_expired(learned, now) {
-                self.insert(key, LearnedEntry::from_bytes(value), learned, now);
+            let is_known = self.table.peek(self.table.hashed(key)).is_some();
+            if !is_known && !self.table.is_expired(learned, now) {
+                self.insert(key, LearnedSession::from_bytes(value), learned, now);
             }
         }
         Some(self.table.len())
     }
 
-    /// The counters of the table. Look-ups are not counted.
+    /// The number of entries.
     #[must_use]
-    pub fn stats(&self) -> Stats {
-        self.table.stats()
+    pub fn entries(&self) -> usize {
+        self.table.len()
     }
 
     fn expire(&mut self, now: Time) {
@@ -280,7 +323,7 @@ impl Affinity {
 
     fn forget_oldest(&mut self, now: Time) {
         if let Some(oldest) = self.table.oldest() {
-            let source = LearnedEntry::of(&oldest).source;
+            let source = LearnedSession::of(&oldest).source;
             let sequence = oldest.sequence;
             self.table.evict_oldest(now);
             self.subtract(source, sequence);
@@ -329,50 +372,6 @@ const SITE_BITS: u32 = 56;
 /// The first bits of an IPv6 address, which one household or office has.
 pub(crate) const fn site(address: Ipv6Addr) -> u64 {
     (address.to_bits() >> (u128::BITS - SITE_BITS)) as u64
-}
-
-/// The value that the table holds for a key.
-#[derive(Clone, Copy, Debug)]
-struct LearnedEntry {
-    server: u32,
-    source: Source,
-    established: Time,
-    used: Time,
-}
-
-impl LearnedEntry {
-    const LEN: usize = 28;
-
-    /// The offset of the last field, the time of the last use.
-    const USED: usize = Self::LEN - 8;
-
-    fn to_bytes(self) -> [u8; Self::LEN] {
-        let mut bytes = [0; Self::LEN];
-        bytes[..4].copy_from_slice(&self.server.to_le_bytes());
-        bytes[4..12].copy_from_slice(&self.source.0.to_le_bytes());
-        bytes[12..20].copy_from_slice(&self.established.unix_millis().to_le_bytes());
-        bytes[Self::USED..].copy_from_slice(&self.used.unix_millis().to_le_bytes());
-        bytes
-    }
-
-    fn of(entry: &TableEntry<'_>) -> Self {
-        Self::from_bytes(entry.value)
-    }
-
-    fn from_bytes(bytes: &[u8]) -> Self {
-        const WRITTEN: &str = "written by `to_bytes`";
-        let (server, words) = bytes.split_first_chunk().expect(WRITTEN);
-        let (words, _) = words.as_chunks();
-        let [source, established, used] = *words else {
-            unreachable!("{WRITTEN}");
-        };
-        Self {
-            server: u32::from_le_bytes(*server),
-            source: Source(u64::from_le_bytes(source)),
-            established: Time::from_unix_millis(u64::from_le_bytes(established)),
-            used: Time::from_unix_millis(u64::from_le_bytes(used)),
-        }
-    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,5 @@
 //! TLS alerts: their numbers, their names, and the alert that answers bad first bytes.
 
-use std::fmt;
-
 use crate::hello::TLS_1_2;
 use crate::record::{ContentType, Error};
 
@@ -28,46 +26,13 @@ pub enum AlertDescription {
 }
 
 impl AlertDescription {
-    /// Every alert, by number.
-    pub const ALL: [Self; 8] = [
-        Self::UnexpectedMessage,
-        Self::RecordOverflow,
-        Self::HandshakeFailure,
-        Self::IllegalParameter,
-        Self::DecodeError,
-        Self::ProtocolVersion,
-        Self::InappropriateFallback,
-        Self::UnrecognizedName,
-    ];
-
-    /// The name that the RFCs use: `decode_error`.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::UnexpectedMessage => "unexpected_message",
-            Self::RecordOverflow => "record_overflow",
-            Self::HandshakeFailure => "handshake_failure",
-            Self::IllegalParameter => "illegal_parameter",
-            Self::DecodeError => "decode_error",
-            Self::ProtocolVersion => "protocol_version",
-            Self::InappropriateFallback => "inappropriate_fallback",
-            Self::UnrecognizedName => "unrecognized_name",
-        }
-    }
-
-    /// The number on the wire.
-    #[must_use]
-    pub const fn number(self) -> u8 {
-        self as u8
-    }
-
     /// A record with this fatal alert, in clear.
     #[must_use]
     pub const fn record(self) -> [u8; 7] {
         const FATAL: u8 = 2;
         let [major, minor] = TLS_1_2.to_be_bytes();
         let content = ContentType::Alert as u8;
-        [content, major, minor, 0, 2, FATAL, self.number()]
+        [content, major, minor, 0, 2, FATAL, self as u8]
     }
 
     /// The alert for first bytes that are not a valid ClientHello; `None`: send nothing.
@@ -93,16 +58,10 @@ impl AlertDescription {
     }
 }
 
-impl fmt::Display for AlertDescription {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hello::{ClientHello, HelloReader};
+    use crate::hello::{ClientHello, DEFAULT_LIMIT, HelloReader};
 
     const HELLO: &[u8] = include_bytes!("testdata/client-openssl-tls13-full.bin");
 
@@ -121,7 +80,7 @@ mod tests {
 
     /// The alert for these first bytes, as the peer of a `HelloReader` sends it.
     fn answer(bytes: &[u8]) -> Option<AlertDescription> {
-        let mut reader = HelloReader::default();
+        let mut reader = HelloReader::new(DEFAULT_LIMIT);
         let error = match reader.push(bytes) {
             Ok(true) => reader.hello().map(|_| ()).unwrap_err(),
             Ok(false) => panic!("more bytes are awaited"),
@@ -135,12 +94,6 @@ mod tests {
         assert_eq!(
             AlertDescription::DecodeError.record(),
             [21, 3, 3, 0, 2, 2, 50]
-        );
-        let numbers = AlertDescription::ALL.map(AlertDescription::number);
-        assert_eq!(numbers, [10, 22, 40, 47, 50, 70, 86, 112]);
-        assert_eq!(
-            AlertDescription::RecordOverflow.to_string(),
-            "record_overflow"
         );
     }
 

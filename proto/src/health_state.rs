@@ -5,6 +5,8 @@
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use strum::{IntoStaticStr, VariantArray};
+
 use crate::affinity::Source;
 
 /// A server is down after this many failed checks in a row.
@@ -39,7 +41,7 @@ pub enum Availability {
 }
 
 /// How suitable a server is for new clients. The most suitable rank comes first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, VariantArray)]
 pub enum PlacementRank {
     /// The server is up.
     Up,
@@ -51,13 +53,9 @@ pub enum PlacementRank {
     Draining,
 }
 
-impl PlacementRank {
-    /// Every rank, the most suitable first.
-    pub const ALL: [Self; 4] = [Self::Up, Self::Ejected, Self::Down, Self::Draining];
-}
-
-/// The state of a server that users see.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The state of a server that users see. The words are those of the API and of metric labels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "kebab-case")]
 pub enum ServerState {
     /// The server takes its share of the new clients.
     Up,
@@ -69,29 +67,6 @@ pub enum ServerState {
     Down,
     /// The operator drains the server.
     Draining,
-}
-
-impl ServerState {
-    /// Every state.
-    pub const ALL: [Self; 5] = [
-        Self::Up,
-        Self::SlowStart,
-        Self::Ejected,
-        Self::Down,
-        Self::Draining,
-    ];
-
-    /// The word used in the API and in metric labels.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Up => "up",
-            Self::SlowStart => "slow-start",
-            Self::Ejected => "ejected",
-            Self::Down => "down",
-            Self::Draining => "draining",
-        }
-    }
 }
 
 /// A change that the checks of a server decided.
@@ -181,41 +156,32 @@ impl HealthState {
     /// Records the result of a check.
     pub fn record_check(&mut self, passed: bool, now: Instant) -> CheckEffect {
         self.is_checked = true;
-        let ended_ejection = passed && self.ejection.is_some();
-        if ended_ejection {
+        let mut effect = CheckEffect {
+            ended_ejection: passed && self.ejection.is_some(),
+            ..CheckEffect::default()
+        };
+        if effect.ended_ejection {
             self.record_answer(now);
         }
         if passed != self.is_down {
             self.contradictions = 0;
-            return CheckEffect {
-                ended_ejection,
-                ..CheckEffect::default()
-            };
+            return effect;
         }
         self.contradictions += 1;
         let needed = if self.is_down { RISE } else { FALL };
         if self.contradictions < needed {
-            return CheckEffect {
-                change: None,
-                ended_ejection,
-                in_doubt: true,
-            };
+            effect.in_doubt = true;
+            return effect;
         }
         self.contradictions = 0;
         self.is_down = !passed;
-        if passed {
+        effect.change = if passed {
             self.up_since = Some(now);
-        }
-        let change = if passed {
-            HealthChange::CameUp
+            Some(HealthChange::CameUp)
         } else {
-            HealthChange::WentDown
+            Some(HealthChange::WentDown)
         };
-        CheckEffect {
-            change: Some(change),
-            ended_ejection,
-            in_doubt: false,
-        }
+        effect
     }
 
     /// Forgets the results of all checks, because nothing checks the server any more.

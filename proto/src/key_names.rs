@@ -85,14 +85,9 @@ struct NameHolders {
 }
 
 impl NameHolders {
-    fn sharing(&self, server: u32) -> KeySharing {
-        self.by_server
-            .get(&server)
-            .map_or(KeySharing::Untried, |holder| holder.sharing)
-    }
-
     fn shares(&self, server: u32) -> bool {
-        self.sharing(server) == KeySharing::Shares
+        let holder = self.by_server.get(&server);
+        holder.is_some_and(|holder| holder.sharing == KeySharing::Shares)
     }
 
     fn has(&self, sharing: KeySharing) -> bool {
@@ -183,12 +178,8 @@ impl KeyNames {
     /// `is_certain` is false if the server may have accepted another offer of the client. Such a report
     /// confirms a known name and proves none.
     pub fn accepted(&mut self, server: u32, ticket: TicketFingerprint, is_certain: bool) {
-        let is_known = self
-            .names
-            .get(&ticket.name)
-            .and_then(|holders| holders.by_server.get(&server))
-            .is_some_and(|holder| holder.accepted);
-        if is_known {
+        let known = self.holder(server, &ticket.name);
+        if known.is_some_and(|holder| holder.accepted) {
             self.update_holder(server, ticket.name, |holder| holder.accepted = true);
             return;
         }
@@ -242,15 +233,11 @@ impl KeyNames {
         let Some(holders) = self.names.get(&name) else {
             return;
         };
-        let issues = holders
-            .by_server
-            .get(&to)
-            .is_some_and(|holder| holder.issued);
         let has_lost_key = if holders.shares(to) {
             holders.shares(from)
         } else {
             // The server may have accepted such tickets before its key changed.
-            !issues
+            !self.holder(to, &name).is_some_and(|holder| holder.issued)
         };
         if has_lost_key {
             self.remove_holder(to, name);
@@ -342,6 +329,10 @@ impl KeyNames {
         });
     }
 
+    fn holder(&self, server: u32, name: &KeyName) -> Option<&Holder> {
+        self.names.get(name)?.by_server.get(&server)
+    }
+
     fn remove_holder(&mut self, server: u32, name: KeyName) {
         self.revision += 1;
         if let Some(holders) = self.names.get_mut(&name) {
@@ -355,11 +346,7 @@ impl KeyNames {
     /// Changes the record of a server and a name. A new name needs room among the server's names.
     fn update_holder(&mut self, server: u32, name: KeyName, change: impl FnOnce(&mut Holder)) {
         self.reports += 1;
-        let before = self
-            .names
-            .get(&name)
-            .and_then(|holders| holders.by_server.get(&server))
-            .copied();
+        let before = self.holder(server, &name).copied();
         let mut holder = before.unwrap_or_default();
         change(&mut holder);
         if before.is_none() && !self.make_room(server, &holder) {

@@ -57,37 +57,28 @@ pub struct FarmKey {
 }
 
 /// Why the terms of a farm key are refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum BadTerms {
     /// `rotate` is under a second.
+    #[error("rotate must be at least 1s, in whole seconds")]
     Rotate,
     /// The maximum lifetime is zero or over seven days.
+    #[error("the maximum lifetime must be from 1s to 7days")]
     MaxLifetime,
     /// The maximum lifetime spans more than 2,048 epochs.
+    #[error("the maximum lifetime may span 2048 rotations at most")]
     Epochs,
     /// No generation, more than 16, or two with the same number.
+    #[error("there must be 1 to 16 generations, each with its own number")]
     Generations,
     /// The farm's name is empty or over 255 bytes.
+    #[error("the farm's name must have 1 to 255 bytes")]
     Scope,
     /// A generation that has not ended has no ticket chain, while others have one.
+    #[error("a generation that has not ended lacks its ticket chain")]
     Incomplete,
 }
-
-impl std::fmt::Display for BadTerms {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Rotate => "rotate must be at least 1s, in whole seconds",
-            Self::MaxLifetime => "the maximum lifetime must be from 1s to 7days",
-            Self::Epochs => "the maximum lifetime may span 2048 rotations at most",
-            Self::Generations => "there must be 1 to 16 generations, each with its own number",
-            Self::Scope => "the farm's name must have 1 to 255 bytes",
-            Self::Incomplete => "a generation that has not ended lacks its ticket chain",
-        })
-    }
-}
-
-impl std::error::Error for BadTerms {}
 
 impl FarmKey {
     /// A key with one generation, which seals at once.
@@ -275,6 +266,7 @@ impl FarmKey {
         now.min(self.start_of(epoch))
     }
 
+    /// The start of a ticket epoch.
     fn start_of(&self, epoch: u64) -> Time {
         let secs = epoch.saturating_mul(self.rotate.as_secs());
         Time::from_unix_millis(secs.saturating_mul(1000))
@@ -290,13 +282,9 @@ impl FarmKey {
         if chain.epoch() != epoch {
             return None;
         }
-        let info: [&[u8]; 3] = [
-            b"sessile1 fingerprint",
-            self.scope.as_bytes(),
-            &epoch.to_be_bytes(),
-        ];
-        let expanded = chain.secret().expand(&info);
-        expanded.expose().first_chunk().copied()
+        let secret = chain.secret();
+        let derived = secret.derive("sessile1 fingerprint", &self.scope, epoch);
+        derived.expose().first_chunk().copied()
     }
 
     fn ticket_chains(&self) -> impl Iterator<Item = &Chain> {

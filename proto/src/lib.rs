@@ -25,6 +25,24 @@ pub mod watch;
 
 use std::time::Duration;
 
+use strum::VariantArray;
+
+/// An enum that has a word for each value: in verdicts, logs, metric labels and reports.
+pub trait Word: VariantArray + Copy + Into<&'static str> {
+    /// Every value, in the order of declaration.
+    fn all() -> impl Iterator<Item = Self> {
+        Self::VARIANTS.iter().copied()
+    }
+
+    /// The word.
+    #[must_use]
+    fn as_str(self) -> &'static str {
+        self.into()
+    }
+}
+
+impl<E: VariantArray + Copy + Into<&'static str>> Word for E {}
+
 /// A point in time by the wall clock: milliseconds since the Unix epoch, without leap seconds.
 ///
 /// All servers of a farm must agree on a session's age, so a monotonic clock cannot date sessions.

@@ -1,7 +1,6 @@
 //! The PROXY protocol, versions 1 and 2 (HAProxy's `proxy-protocol.txt`): a header with the addresses of the
 //! client's connection. The caller decides which senders it trusts.
 
-use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// Longest header, in bytes. The addresses take 52 bytes, and the fields of proxies a few hundred.
@@ -61,34 +60,25 @@ pub struct Header {
 }
 
 /// Why bytes are not a header.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The bytes are correct so far, but more are needed.
+    #[error("more bytes are needed")]
     Incomplete,
     /// The bytes do not begin like a header.
+    #[error("no PROXY header")]
     Missing,
     /// The header is longer than [`MAX_LEN`], or its line of version 1 is too long.
+    #[error("the PROXY header is too long")]
     TooLong,
     /// The bytes begin like a header, and this part of it is wrong.
+    #[error("PROXY header: malformed {0}")]
     Malformed(&'static str),
     /// The checksum does not match the header.
+    #[error("PROXY header: wrong checksum")]
     Checksum,
 }
-
-impl fmt::Display for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Incomplete => f.write_str("more bytes are needed"),
-            Self::Missing => f.write_str("no PROXY header"),
-            Self::TooLong => f.write_str("the PROXY header is too long"),
-            Self::Malformed(what) => write!(f, "PROXY header: malformed {what}"),
-            Self::Checksum => f.write_str("PROXY header: wrong checksum"),
-        }
-    }
-}
-
-impl std::error::Error for Error {}
 
 /// Reads the header at the start of a connection.
 ///

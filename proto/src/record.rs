@@ -3,7 +3,7 @@
 
 mod flight;
 
-use std::fmt;
+use strum::FromRepr;
 
 pub use flight::separate_messages;
 
@@ -21,60 +21,52 @@ pub const HEADER_LEN: usize = 5;
 pub const HANDSHAKE_HEADER_LEN: usize = 4;
 
 /// Why bytes are not TLS.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The bytes are correct so far, but more are needed.
+    #[error("more bytes are needed")]
     Incomplete,
     /// The first byte is not an allowed content type.
+    #[error("not TLS: content type {0:#04x}")]
     ContentType(u8),
     /// The record's version is not 0x03xx (SSL 3.0 to TLS 1.3).
+    #[error("not TLS: record version {0:#06x}")]
     Version(u16),
     /// A plaintext is longer than 2^14 bytes, or a ciphertext than 2^14 + 2,048.
+    #[error("record of {0} bytes is over the limit")]
     TooLong(usize),
     /// A handshake fragment is empty (RFC 9846, 5.1).
+    #[error("empty handshake fragment")]
     EmptyFragment,
     /// Another content type came between the fragments of one handshake message.
+    #[error("a record interrupts a handshake message")]
     Interleaved,
     /// A handshake message is longer than this limit of the caller, in bytes.
+    #[error("handshake message over {0} bytes")]
     OverLimit(usize),
     /// A handshake message of this type came instead of another.
+    #[error("unexpected handshake message of type {0}")]
     HandshakeType(u8),
     /// More bytes follow in the same record after a message that must end it (RFC 9846, 5.1).
+    #[error("handshake bytes after the ClientHello")]
     Trailing,
     /// The client_version is below SSL 3.0 (0x0300).
+    #[error("client version {0:#06x}")]
     ClientVersion(u16),
     /// A length inside a message does not fit the bytes around it.
+    #[error("a length does not fit")]
     Length,
     /// A vector is longer or shorter than the protocol allows.
+    #[error("illegal {0}")]
     OutOfRange(&'static str),
     /// The protocol does not allow a value inside a message.
+    #[error("illegal {0}")]
     Illegal(&'static str),
 }
 
-impl fmt::Display for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Incomplete => f.write_str("more bytes are needed"),
-            Self::ContentType(byte) => write!(f, "not TLS: content type {byte:#04x}"),
-            Self::Version(version) => write!(f, "not TLS: record version {version:#06x}"),
-            Self::TooLong(len) => write!(f, "record of {len} bytes is over the limit"),
-            Self::EmptyFragment => f.write_str("empty handshake fragment"),
-            Self::Interleaved => f.write_str("a record interrupts a handshake message"),
-            Self::OverLimit(limit) => write!(f, "handshake message over {limit} bytes"),
-            Self::HandshakeType(kind) => write!(f, "unexpected handshake message of type {kind}"),
-            Self::Trailing => f.write_str("handshake bytes after the ClientHello"),
-            Self::ClientVersion(version) => write!(f, "client version {version:#06x}"),
-            Self::Length => f.write_str("a length does not fit"),
-            Self::OutOfRange(what) | Self::Illegal(what) => write!(f, "illegal {what}"),
-        }
-    }
-}
-
-impl std::error::Error for Error {}
-
 /// The content type of a record.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromRepr)]
 #[repr(u8)]
 pub enum ContentType {
     /// 20.
@@ -85,20 +77,6 @@ pub enum ContentType {
     Handshake = 22,
     /// 23. In TLS 1.3 all encrypted records have this type.
     ApplicationData = 23,
-}
-
-impl TryFrom<u8> for ContentType {
-    type Error = Error;
-
-    fn try_from(byte: u8) -> Result<Self, Error> {
-        match byte {
-            20 => Ok(Self::ChangeCipherSpec),
-            21 => Ok(Self::Alert),
-            22 => Ok(Self::Handshake),
-            23 => Ok(Self::ApplicationData),
-            _ => Err(Error::ContentType(byte)),
-        }
-    }
 }
 
 /// The header of a record, checked for a record that is not encrypted.
@@ -120,7 +98,8 @@ impl Header {
     /// [`Error::Incomplete`] if there are fewer than five bytes, and they can begin a record. Any other error
     /// as soon as the bytes show it.
     pub fn parse(bytes: &[u8]) -> Result<Self, Error> {
-        let content = ContentType::try_from(*bytes.first().ok_or(Error::Incomplete)?)?;
+        let first = *bytes.first().ok_or(Error::Incomplete)?;
+        let content = ContentType::from_repr(first).ok_or(Error::ContentType(first))?;
         let &[_, major, minor] = bytes.first_chunk().ok_or(Error::Incomplete)?;
         let version = u16::from_be_bytes([major, minor]);
         if major != 3 {
@@ -199,15 +178,11 @@ enum Step<'a> {
 }
 
 impl Deframer {
-    /// Keeps every handshake message. `limit` is the most bytes of a message, with its header.
-    #[must_use]
-    pub fn new(limit: usize) -> Self {
-        Self::keeping(limit, |_| true)
-    }
-
     /// Keeps the handshake messages of the types that `keep` selects, and skips the bodies of the others.
+    ///
+    /// `limit` is the most bytes of a message, with its header.
     #[must_use]
-    pub fn keeping(limit: usize, keep: fn(u8) -> bool) -> Self {
+    pub fn new(limit: usize, keep: fn(u8) -> bool) -> Self {
         Self {
             limit,
             keep,

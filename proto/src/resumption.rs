@@ -7,14 +7,12 @@
 mod early_data;
 mod giving;
 mod handshake;
-mod new_session;
 mod offers;
 mod policy;
 mod store_key;
 
 pub use early_data::{ConsumedSession, EarlyDataPlan, EarlyDataRequest, EarlyDataTerms, TicketAge};
-pub use handshake::{Candidate, Decision, Fetched, Inputs, Progress, Resumption};
-pub use new_session::NewSession;
+pub use handshake::{Candidate, Decision, Fetched, Inputs, NewSession, Progress, Resumption};
 pub use offers::{Offers, stored_sessions};
 pub use policy::{Cache, Policy, Tickets};
 pub use store_key::StoreKey;

@@ -2,14 +2,19 @@
 //!
 //! Nothing here is random or seeded: balancers with the same servers place a source alike.
 
-use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
+use strum::{Display, IntoStaticStr, VariantArray};
+
+use crate::Word;
 use crate::affinity::site;
 
 /// The rule that routed a connection, in the order in which the rules are tried.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+///
+/// The words are those of logs and metric labels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "kebab-case")]
 pub enum RoutedBy {
     /// The label inside a sealed ticket or a stored session's identifier.
     Label,
@@ -23,37 +28,9 @@ pub enum RoutedBy {
     Policy,
 }
 
-impl RoutedBy {
-    /// Every rule.
-    pub const ALL: [Self; 5] = [
-        Self::Label,
-        Self::SessionId,
-        Self::Ticket,
-        Self::KeyName,
-        Self::Policy,
-    ];
-
-    /// The word used in logs and metric labels.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Label => "label",
-            Self::SessionId => "session-id",
-            Self::Ticket => "ticket",
-            Self::KeyName => "key-name",
-            Self::Policy => "policy",
-        }
-    }
-}
-
-impl fmt::Display for RoutedBy {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-/// How a client is placed if no other rule applies (`balance.policy`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// How a client is placed if no other rule applies (`balance.policy`). The words are those of the configuration.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Display, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "kebab-case")]
 pub enum Policy {
     /// Weighted rendezvous hashing of the source (an IPv4 address or an IPv6 /56), with bounded load.
     #[default]
@@ -64,44 +41,16 @@ pub enum Policy {
     RoundRobin,
 }
 
-impl Policy {
-    /// Every policy.
-    pub const ALL: [Self; 3] = [Self::Source, Self::LeastConnections, Self::RoundRobin];
-
-    /// The word used in the configuration.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Source => "source",
-            Self::LeastConnections => "least-connections",
-            Self::RoundRobin => "round-robin",
-        }
-    }
-}
-
-impl fmt::Display for Policy {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
 /// The text is not a policy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not a policy: expected source, least-connections or round-robin")]
 pub struct NotAPolicy;
-
-impl fmt::Display for NotAPolicy {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("not a policy: expected source, least-connections or round-robin")
-    }
-}
-
-impl std::error::Error for NotAPolicy {}
 
 impl FromStr for Policy {
     type Err = NotAPolicy;
 
     fn from_str(text: &str) -> Result<Self, NotAPolicy> {
-        let mut all = Self::ALL.into_iter();
+        let mut all = Self::all();
         all.find(|policy| policy.as_str() == text).ok_or(NotAPolicy)
     }
 }
@@ -312,13 +261,16 @@ mod tests {
     }
 
     #[test]
-    fn policies_read_back_from_their_text() {
-        for policy in Policy::ALL {
+    fn the_words_of_policies_and_rules_stay() {
+        for policy in Policy::all() {
             assert_eq!(policy.to_string().parse(), Ok(policy));
         }
         assert_eq!("Source".parse::<Policy>(), Err(NotAPolicy));
+        let policies: Vec<_> = Policy::all().map(Word::as_str).collect();
+        assert_eq!(policies, ["source", "least-connections", "round-robin"]);
+        let rules: Vec<_> = RoutedBy::all().map(Word::as_str).collect();
         assert_eq!(
-            RoutedBy::ALL.map(|by| by.to_string()),
+            rules,
             ["label", "session-id", "ticket", "key-name", "policy"]
         );
     }
@@ -476,7 +428,7 @@ mod tests {
                 Load { usable, ..server(n, weight, open) }
             }).collect();
             let usable: Vec<_> = (0..servers.len()).filter(|&at| servers[at].usable).collect();
-            for policy in Policy::ALL {
+            for policy in Policy::all() {
                 let mut order = place(policy, IpAddr::V6(source.into()), turn, &servers);
                 order.sort_unstable();
                 prop_assert_eq!(&order, &usable);

@@ -34,18 +34,14 @@ pub fn seal(
     clear: &[u8],
 ) -> Option<Vec<u8>> {
     let (generation, epoch) = schedule.sealing()?;
-    let key = key(schedule, purpose, generation, epoch, &salt, bound)?;
+    let info: [&[u8]; 3] = [b"sealed", &salt, bound];
+    let key = OneTimeKey::derive(schedule, purpose, generation, epoch, &info)?;
     let mut sealed = Vec::with_capacity(clear.len() + OVERHEAD);
     sealed.push(VERSION << 4 | generation & 0xf);
     sealed.extend_from_slice(&epoch.to_be_bytes());
     sealed.extend_from_slice(&salt);
     sealed.extend_from_slice(clear);
-    let (head, body) = sealed.split_at_mut(HEAD_LEN);
-    let tag = key
-        .seal_in_place_separate_tag(zero_nonce(), Aad::from(&*head), body)
-        .ok()?;
-    sealed.extend_from_slice(tag.as_ref());
-    Some(sealed)
+    key.seal(HEAD_LEN, sealed)
 }
 
 /// Opens what [`seal`] sealed under the identifier `bound`.
@@ -74,31 +70,56 @@ pub fn open(
     let epoch = u64::from_be_bytes(*epoch);
     let salt: &Salt = rest.first_chunk().ok_or(Reason::OldFormat)?;
     let generation = first & 0xf;
-    let key = key(schedule, purpose, generation, epoch, salt, bound)
-        .ok_or_else(|| schedule.why_no_key(generation, epoch))?;
-    let mut clear = body.to_vec();
-    let opened = key
-        .open_in_place(zero_nonce(), Aad::from(head), &mut clear)
-        .map_err(|_| Reason::BadTicket)?
-        .len();
-    clear.truncate(opened);
-    Ok(clear)
+    OneTimeKey::derive(
+        schedule,
+        purpose,
+        generation,
+        epoch,
+        &[b"sealed", salt, bound],
+    )
+    .ok_or_else(|| schedule.why_no_key(generation, epoch))?
+    .open(head, body)
 }
 
-/// The key of one piece. No other piece has this key, so the cipher's nonce can be zero.
-fn key(
-    schedule: &Schedule,
-    purpose: Purpose,
-    generation: u8,
-    epoch: u64,
-    salt: &Salt,
-    bound: &[u8],
-) -> Option<LessSafeKey> {
-    let key = schedule
-        .sealing_key(purpose, generation, epoch)?
-        .expand(&[b"sealed", salt, bound]);
-    let key = UnboundKey::new(&AES_256_GCM, key.expose()).expect("a 32-byte key fits AES-256");
-    Some(LessSafeKey::new(key))
+/// The key of one sealed piece or ticket. Nothing else has this key, so the cipher's nonce can be zero.
+pub(crate) struct OneTimeKey(LessSafeKey);
+
+impl OneTimeKey {
+    /// The key that `info` identifies. `None` if there is no key for the generation and the epoch.
+    pub(crate) fn derive(
+        schedule: &Schedule,
+        purpose: Purpose,
+        generation: u8,
+        epoch: u64,
+        info: &[&[u8]],
+    ) -> Option<Self> {
+        let secret = schedule.key(purpose, generation, epoch)?.expand(info);
+        let key = UnboundKey::new(&AES_256_GCM, secret.expose());
+        Some(Self(LessSafeKey::new(
+            key.expect("a 32-byte key fits AES-256"),
+        )))
+    }
+
+    /// Encrypts the bytes after the head in place, and appends the tag. The tag covers the head too.
+    pub(crate) fn seal(&self, head_len: usize, mut bytes: Vec<u8>) -> Option<Vec<u8>> {
+        let (head, body) = bytes.split_at_mut(head_len);
+        let sealed = self
+            .0
+            .seal_in_place_separate_tag(zero_nonce(), Aad::from(&*head), body);
+        bytes.extend_from_slice(sealed.ok()?.as_ref());
+        Some(bytes)
+    }
+
+    /// Opens what [`Self::seal`] sealed behind this head.
+    pub(crate) fn open(&self, head: &[u8], sealed: &[u8]) -> Result<Vec<u8>, Reason> {
+        let mut clear = sealed.to_vec();
+        let opened = self
+            .0
+            .open_in_place(zero_nonce(), Aad::from(head), &mut clear);
+        let len = opened.map_err(|_| Reason::BadTicket)?.len();
+        clear.truncate(len);
+        Ok(clear)
+    }
 }
 
 fn zero_nonce() -> Nonce {

@@ -5,8 +5,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::Time;
 use crate::verdict::How;
+use crate::{Time, Word};
 
 /// A server is faulty after this many ended handshakes in a row. A restart can end one handshake.
 const MIN_ENDED: u32 = 2;

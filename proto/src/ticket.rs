@@ -9,9 +9,10 @@ mod forget_rules;
 pub use envelope::{Binding, ClientAuth, Envelope, Expected};
 pub use forget_rules::{ForgetRules, ForgetScope, MAX_FORGET_RULES};
 
-use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
+use strum::FromRepr;
 
-use crate::keys::{RouteKeys, Schedule};
+use crate::keys::{Purpose, RouteKeys, Schedule};
+use crate::sealed::OneTimeKey;
 use crate::verdict::Reason;
 
 /// Bytes of a session routing identifier (SRID).
@@ -27,12 +28,13 @@ const PAD: usize = 64;
 const VERSION: u8 = 1;
 
 /// The kind of session that an identifier belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromRepr)]
+#[repr(u8)]
 pub enum Class {
     /// A session in the store, under the identifier's nonce.
-    Stored,
+    Stored = 1,
     /// A sealed ticket, which begins with the identifier.
-    Sealed,
+    Sealed = 2,
 }
 
 /// The decrypted label of an identifier.
@@ -52,12 +54,8 @@ pub struct Label {
 
 impl Label {
     fn to_bytes(self) -> [u8; 8] {
-        let class = match self.class {
-            Class::Stored => 1,
-            Class::Sealed => 2,
-        };
         let word = u64::from(VERSION) << 60
-            | class << 56
+            | (self.class as u64) << 56
             | u64::from(self.server & 0x00ff_ffff) << 32
             | u64::from(self.generation & 0xf) << 28
             | u64::from(self.epoch_low & 0xfff) << 16
@@ -67,13 +65,11 @@ impl Label {
 
     fn from_bytes(bytes: [u8; 8]) -> Option<Self> {
         let word = u64::from_be_bytes(bytes);
-        let class = match (word >> 60, word >> 56 & 0xf) {
-            (1, 1) => Class::Stored,
-            (1, 2) => Class::Sealed,
-            _ => return None,
-        };
+        if word >> 60 != u64::from(VERSION) {
+            return None;
+        }
         Some(Self {
-            class,
+            class: Class::from_repr((word >> 56 & 0xf) as u8)?,
             server: (word >> 32 & 0x00ff_ffff) as u32,
             generation: (word >> 28 & 0xf) as u8,
             epoch_low: (word >> 16 & 0xfff) as u16,
@@ -147,11 +143,7 @@ pub fn seal(
     envelope.encode(&mut ticket);
     let total = (ticket.len() + TAG_LEN).next_multiple_of(PAD);
     ticket.resize(total - TAG_LEN, 0);
-    let tag = key
-        .seal_in_place_separate_tag(zero_nonce(), Aad::from(srid), &mut ticket[SRID_LEN..])
-        .ok()?;
-    ticket.extend_from_slice(tag.as_ref());
-    Some(ticket)
+    key.seal(SRID_LEN, ticket)
 }
 
 /// Opens a sealed ticket with the label that [`read_label`] returned. The result is for [`Envelope::decode`].
@@ -167,13 +159,7 @@ pub fn open(schedule: &Schedule, id: &Id, label: Label, ticket: &[u8]) -> Result
     let key = ticket_key(schedule, label.generation, epoch, id)
         .ok_or_else(|| schedule.why_no_key(label.generation, epoch))?;
     let (srid, sealed) = ticket.split_at_checked(SRID_LEN).ok_or(Reason::BadTicket)?;
-    let mut sealed = sealed.to_vec();
-    let opened = key
-        .open_in_place(zero_nonce(), Aad::from(srid), &mut sealed)
-        .map_err(|_| Reason::BadTicket)?
-        .len();
-    sealed.truncate(opened);
-    Ok(sealed)
+    key.open(srid, sealed)
 }
 
 /// True if the key generation of a label has ended.
@@ -184,17 +170,15 @@ pub fn is_revoked(schedule: &Schedule, label: Label) -> bool {
     schedule.is_revoked(label.generation, schedule.nearest_epoch(label.epoch_low))
 }
 
-/// The key of one ticket. No other ticket has this key, so the cipher's nonce can be zero.
-fn ticket_key(schedule: &Schedule, generation: u8, epoch: u64, nonce: &Id) -> Option<LessSafeKey> {
-    let key = schedule
-        .ticket_key(generation, epoch)?
-        .expand(&[b"tkt", nonce]);
-    let key = UnboundKey::new(&AES_256_GCM, key.expose()).expect("a 32-byte key fits AES-256");
-    Some(LessSafeKey::new(key))
-}
-
-fn zero_nonce() -> Nonce {
-    Nonce::assume_unique_for_key([0; 12])
+/// The key of one ticket.
+fn ticket_key(schedule: &Schedule, generation: u8, epoch: u64, nonce: &Id) -> Option<OneTimeKey> {
+    OneTimeKey::derive(
+        schedule,
+        Purpose::Ticket,
+        generation,
+        epoch,
+        &[b"tkt", nonce],
+    )
 }
 
 #[cfg(test)]

@@ -4,10 +4,14 @@
 //! [`Reason::NothingOffered`]. An offer that was refused without a known cause is [`Reason::Unknown`].
 
 use std::fmt;
-use std::str::FromStr;
 
-/// The mechanism that resumed a session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+use strum::{IntoStaticStr, VariantArray};
+
+use crate::Word;
+
+/// The mechanism that resumed a session. The words are those of verdicts and metric labels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "kebab-case")]
 pub enum How {
     /// TLS 1.2 session ID ([RFC 5246, 7.3](https://www.rfc-editor.org/rfc/rfc5246#section-7.3)).
     SessionId,
@@ -17,26 +21,12 @@ pub enum How {
     Psk,
 }
 
-impl How {
-    /// Every mechanism.
-    pub const ALL: [Self; 3] = [Self::SessionId, Self::Ticket, Self::Psk];
-
-    /// The word used in verdicts and metric labels.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::SessionId => "session-id",
-            Self::Ticket => "ticket",
-            Self::Psk => "psk",
-        }
-    }
-}
-
 /// Why a handshake was full.
 ///
 /// A later reason takes precedence. If several offers were refused, the verdict is the reason of the offer that
-/// passed the most checks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// passed the most checks. The words are those of verdicts and metric labels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "kebab-case")]
 pub enum Reason {
     /// The client offered no session.
     NothingOffered,
@@ -86,63 +76,6 @@ pub enum Reason {
     NoDheMode,
 }
 
-impl Reason {
-    /// Every reason, in order of precedence.
-    pub const ALL: [Self; 22] = [
-        Self::NothingOffered,
-        Self::Unknown,
-        Self::UnknownKey,
-        Self::CacheDisabled,
-        Self::TicketsDisabled,
-        Self::StoreDown,
-        Self::StoreTimeout,
-        Self::Lost,
-        Self::Evicted,
-        Self::Expired,
-        Self::Purged,
-        Self::Spent,
-        Self::Revoked,
-        Self::NotClosedCleanly,
-        Self::BadTicket,
-        Self::OldFormat,
-        Self::NameMismatch,
-        Self::VersionMismatch,
-        Self::SuiteMismatch,
-        Self::EmsMismatch,
-        Self::ClientAuth,
-        Self::NoDheMode,
-    ];
-
-    /// The word used in verdicts and metric labels.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::NothingOffered => "nothing-offered",
-            Self::Unknown => "unknown",
-            Self::UnknownKey => "unknown-key",
-            Self::CacheDisabled => "cache-disabled",
-            Self::TicketsDisabled => "tickets-disabled",
-            Self::StoreDown => "store-down",
-            Self::StoreTimeout => "store-timeout",
-            Self::Lost => "lost",
-            Self::Evicted => "evicted",
-            Self::Expired => "expired",
-            Self::Purged => "purged",
-            Self::Spent => "spent",
-            Self::Revoked => "revoked",
-            Self::NotClosedCleanly => "not-closed-cleanly",
-            Self::BadTicket => "bad-ticket",
-            Self::OldFormat => "old-format",
-            Self::NameMismatch => "name-mismatch",
-            Self::VersionMismatch => "version-mismatch",
-            Self::SuiteMismatch => "suite-mismatch",
-            Self::EmsMismatch => "ems-mismatch",
-            Self::ClientAuth => "client-auth",
-            Self::NoDheMode => "no-dhe-mode",
-        }
-    }
-}
-
 /// The outcome of one finished handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Verdict {
@@ -155,9 +88,20 @@ pub enum Verdict {
 impl Verdict {
     /// Every verdict, for metrics that start at zero.
     pub fn all() -> impl Iterator<Item = Self> {
-        let resumed = How::ALL.into_iter().map(Self::Resumed);
-        let full = Reason::ALL.into_iter().map(Self::Full);
+        let resumed = How::all().map(Self::Resumed);
+        let full = Reason::all().map(Self::Full);
         resumed.chain(full)
+    }
+
+    /// Reads the text form: `resumed/<how>` or `full/<reason>`.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::all().find(|verdict| verdict.to_string() == text)
+    }
+
+    /// A full handshake. `refused` has a reason for each offered session that was examined, in any order.
+    pub fn full(refused: impl Iterator<Item = Reason>) -> Self {
+        Self::Full(refused.max().unwrap_or(Reason::NothingOffered))
     }
 
     /// `resumed` or `full`.
@@ -171,7 +115,7 @@ impl Verdict {
 
     /// The word after the slash: how a session was resumed, or why the handshake was full.
     #[must_use]
-    pub const fn detail(self) -> &'static str {
+    pub fn detail(self) -> &'static str {
         match self {
             Self::Resumed(how) => how.as_str(),
             Self::Full(reason) => reason.as_str(),
@@ -182,28 +126,6 @@ impl Verdict {
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.outcome(), self.detail())
-    }
-}
-
-/// The text is not a verdict.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NotAVerdict;
-
-impl fmt::Display for NotAVerdict {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("not a verdict: expected resumed/<how> or full/<reason>")
-    }
-}
-
-impl std::error::Error for NotAVerdict {}
-
-impl FromStr for Verdict {
-    type Err = NotAVerdict;
-
-    fn from_str(text: &str) -> Result<Self, NotAVerdict> {
-        Self::all()
-            .find(|verdict| text.split_once('/') == Some((verdict.outcome(), verdict.detail())))
-            .ok_or(NotAVerdict)
     }
 }
 
@@ -219,8 +141,9 @@ pub enum EarlyData {
     Rejected(Rejection),
 }
 
-/// Why early data was discarded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// Why early data was discarded. The words stand behind `rejected/`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "kebab-case")]
 pub enum Rejection {
     /// Early data is off for the site, or for the first offered session.
     Off,
@@ -239,37 +162,10 @@ pub enum Rejection {
     NotResumed,
 }
 
-impl Rejection {
-    /// Every reason.
-    pub const ALL: [Self; 7] = [
-        Self::Off,
-        Self::StaleHello,
-        Self::AlpnMismatch,
-        Self::NotFirstIdentity,
-        Self::Store,
-        Self::HelloRetry,
-        Self::NotResumed,
-    ];
-
-    /// The word behind `rejected/`.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Off => "off",
-            Self::StaleHello => "stale-hello",
-            Self::AlpnMismatch => "alpn-mismatch",
-            Self::NotFirstIdentity => "not-first-identity",
-            Self::Store => "store",
-            Self::HelloRetry => "hello-retry",
-            Self::NotResumed => "not-resumed",
-        }
-    }
-}
-
 impl EarlyData {
     /// Every outcome, for metrics that start at zero.
     pub fn all() -> impl Iterator<Item = Self> {
-        let rejected = Rejection::ALL.into_iter().map(Self::Rejected);
+        let rejected = Rejection::all().map(Self::Rejected);
         [Self::None, Self::Accepted].into_iter().chain(rejected)
     }
 }
@@ -284,45 +180,6 @@ impl fmt::Display for EarlyData {
     }
 }
 
-/// The text is not an outcome of early data.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NotEarlyData;
-
-impl fmt::Display for NotEarlyData {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("not an outcome of early data: expected none, accepted or rejected/<reason>")
-    }
-}
-
-impl std::error::Error for NotEarlyData {}
-
-impl FromStr for EarlyData {
-    type Err = NotEarlyData;
-
-    fn from_str(text: &str) -> Result<Self, NotEarlyData> {
-        let word = match text {
-            "none" => return Ok(Self::None),
-            "accepted" => return Ok(Self::Accepted),
-            other => other.strip_prefix("rejected/").ok_or(NotEarlyData)?,
-        };
-        let found = Rejection::ALL.into_iter().find(|why| why.as_str() == word);
-        found.map(Self::Rejected).ok_or(NotEarlyData)
-    }
-}
-
-/// Decides the verdict of a handshake that finished.
-///
-/// `resumed` is the TLS library's answer. `refused` has a reason for each offered session that was examined, in
-/// any order.
-#[must_use]
-pub fn judge(resumed: Option<How>, refused: &[Reason]) -> Verdict {
-    if let Some(how) = resumed {
-        return Verdict::Resumed(how);
-    }
-    let reason = refused.iter().copied().max();
-    Verdict::Full(reason.unwrap_or(Reason::NothingOffered))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -330,13 +187,46 @@ mod tests {
     #[test]
     fn every_verdict_reads_back_from_its_text() {
         for verdict in Verdict::all() {
-            assert_eq!(verdict.to_string().parse(), Ok(verdict));
+            assert_eq!(Verdict::parse(&verdict.to_string()), Some(verdict));
         }
-        assert_eq!("resumed/expired".parse::<Verdict>(), Err(NotAVerdict));
+        assert_eq!(Verdict::parse("resumed/expired"), None);
     }
 
     #[test]
-    fn every_outcome_of_early_data_reads_back_from_its_text() {
+    fn the_words_of_verdicts_stay() {
+        let words: Vec<_> = Verdict::all().map(Verdict::detail).collect();
+        let listed = [
+            "session-id",
+            "ticket",
+            "psk",
+            "nothing-offered",
+            "unknown",
+            "unknown-key",
+            "cache-disabled",
+            "tickets-disabled",
+            "store-down",
+            "store-timeout",
+            "lost",
+            "evicted",
+            "expired",
+            "purged",
+            "spent",
+            "revoked",
+            "not-closed-cleanly",
+            "bad-ticket",
+            "old-format",
+            "name-mismatch",
+            "version-mismatch",
+            "suite-mismatch",
+            "ems-mismatch",
+            "client-auth",
+            "no-dhe-mode",
+        ];
+        assert_eq!(words, listed);
+    }
+
+    #[test]
+    fn every_outcome_of_early_data_has_its_own_text() {
         let words: Vec<_> = EarlyData::all().map(|early| early.to_string()).collect();
         let listed = [
             "none",
@@ -350,26 +240,11 @@ mod tests {
             "rejected/not-resumed",
         ];
         assert_eq!(words, listed);
-        for early in EarlyData::all() {
-            assert_eq!(early.to_string().parse(), Ok(early));
-        }
-        for other in ["", "rejected", "rejected/", "rejected/none", "accepted/off"] {
-            assert_eq!(other.parse::<EarlyData>(), Err(NotEarlyData));
-        }
-    }
-
-    #[test]
-    fn all_reasons_are_listed_once_and_in_order() {
-        assert!(Reason::ALL.is_sorted());
-        let mut words: Vec<_> = Reason::ALL.iter().map(|reason| reason.as_str()).collect();
-        words.sort_unstable();
-        words.dedup();
-        assert_eq!(words.len(), Reason::ALL.len());
     }
 
     #[test]
     fn the_offer_that_got_furthest_gives_the_reason() {
-        let judged = |refused: &[Reason]| judge(None, refused);
+        let judged = |refused: &[Reason]| Verdict::full(refused.iter().copied());
         assert_eq!(judged(&[]), Verdict::Full(Reason::NothingOffered));
         assert_eq!(
             judged(&[Reason::Unknown, Reason::Expired, Reason::UnknownKey]),
@@ -378,14 +253,6 @@ mod tests {
         assert_eq!(
             judged(&[Reason::NameMismatch, Reason::Evicted]),
             Verdict::Full(Reason::NameMismatch)
-        );
-    }
-
-    #[test]
-    fn a_resumed_handshake_is_resumed_whatever_else_was_refused() {
-        assert_eq!(
-            judge(Some(How::Psk), &[Reason::Expired]),
-            Verdict::Resumed(How::Psk)
         );
     }
 }

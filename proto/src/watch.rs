@@ -4,6 +4,8 @@
 use std::mem;
 use std::ops::ControlFlow::{self, Break, Continue};
 
+use strum::{EnumDiscriminants, IntoStaticStr, VariantArray};
+
 use crate::hello::{ClientHello, NewSessionTicket, ServerHello, TLS_1_2, kind};
 use crate::record::{Deframer, Error, Item};
 use crate::verdict::How;
@@ -44,8 +46,14 @@ pub struct Outcome {
     pub hello_retry: bool,
 }
 
-/// Whether a session was resumed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Whether a session was resumed. [`SessionOutcome`] is the same without the mechanism.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumDiscriminants)]
+#[strum_discriminants(
+    name(SessionOutcome),
+    doc = "The outcome for the session that a client offered, with the words of reports and metric labels.",
+    derive(IntoStaticStr, VariantArray),
+    strum(serialize_all = "kebab-case")
+)]
 pub enum Kind {
     /// The handshake resumed a session.
     Resumed(How),
@@ -69,13 +77,27 @@ pub enum Learned {
     Ticket(Vec<u8>),
 }
 
+impl Outcome {
+    /// An outcome that teaches no session.
+    const fn new(version: u16, cipher_suite: u16, kind: Kind) -> Self {
+        Self {
+            version,
+            cipher_suite,
+            kind,
+            learned: Vec::new(),
+            lifetime_hint: 0,
+            hello_retry: false,
+        }
+    }
+}
+
 impl Watch {
     /// Prepares to watch the server's answer to the client's first hello.
     #[must_use]
     pub fn new(hello: &ClientHello<'_>) -> Self {
         let kept = |kind| matches!(kind, kind::SERVER_HELLO | kind::NEW_SESSION_TICKET);
         Self {
-            deframer: Deframer::keeping(LIMIT, kept),
+            deframer: Deframer::new(LIMIT, kept),
             handshake: Handshake {
                 offer: ClientOffer::new(hello),
                 state: Awaited::ExpectServerHello,
@@ -220,12 +242,8 @@ impl Handshake {
             Some(_) => Kind::Failed,
         };
         Break(Outcome {
-            version: hello.version(),
-            cipher_suite: hello.cipher_suite,
-            kind,
-            learned: Vec::new(),
-            lifetime_hint: 0,
             hello_retry: self.hello_retry,
+            ..Outcome::new(hello.version(), hello.cipher_suite, kind)
         })
     }
 
@@ -254,12 +272,8 @@ impl Handshake {
         match mem::replace(&mut self.state, Awaited::Done) {
             Awaited::ExpectChangeCipherSpec(flight) => flight.fail(),
             Awaited::ExpectServerHello | Awaited::Done => Outcome {
-                version: 0,
-                cipher_suite: 0,
-                kind: Kind::Failed,
-                learned: Vec::new(),
-                lifetime_hint: 0,
                 hello_retry: self.hello_retry,
+                ..Outcome::new(0, 0, Kind::Failed)
             },
         }
     }
@@ -293,24 +307,14 @@ impl Flight {
             learned.push(Learned::Ticket(ticket));
         }
         Outcome {
-            version: self.version,
-            cipher_suite: self.cipher_suite,
-            kind,
             learned,
             lifetime_hint: self.lifetime_hint,
-            hello_retry: false,
+            ..Outcome::new(self.version, self.cipher_suite, kind)
         }
     }
 
     fn fail(self) -> Outcome {
-        Outcome {
-            version: self.version,
-            cipher_suite: self.cipher_suite,
-            kind: Kind::Failed,
-            learned: Vec::new(),
-            lifetime_hint: 0,
-            hello_retry: false,
-        }
+        Outcome::new(self.version, self.cipher_suite, Kind::Failed)
     }
 }
 

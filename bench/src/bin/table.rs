@@ -12,8 +12,7 @@ use moka::policy::EvictionPolicy;
 use rustix::time::{ClockId, clock_gettime};
 use rustls::server::{ServerSessionMemoryCache, StoresServerSessions};
 use sessile_proto::Time;
-use sessile_proto::session::Limits;
-use sessile_proto::session::ShardedTable;
+use sessile_proto::session::{Limits, Lookup, ShardedTable};
 
 const SIZES: [usize; 2] = [10_000, 1_000_000];
 const THREADS: [usize; 2] = [1, 2];
@@ -82,6 +81,13 @@ fn memory(max_entries: usize) -> ShardedTable {
     )
 }
 
+fn found<V>(lookup: Lookup<V>) -> Option<V> {
+    match lookup {
+        Lookup::Found(value) => Some(value),
+        _ => None,
+    }
+}
+
 fn touch(value: &[u8]) -> usize {
     black_box((value.first(), value.last()));
     value.len()
@@ -93,11 +99,11 @@ impl Cache for Copied {
     }
 
     fn look_up(&self, key: &Key) -> Option<usize> {
-        self.0.get(key, NOW).found().map(|value| touch(&value))
+        found(self.0.get(key, NOW)).map(|value| touch(&value))
     }
 
     fn entries(&self) -> usize {
-        self.0.stats().entries
+        self.0.entries()
     }
 }
 
@@ -107,11 +113,11 @@ impl Cache for InPlace {
     }
 
     fn look_up(&self, key: &Key) -> Option<usize> {
-        self.0.read(key, NOW, touch).found()
+        found(self.0.read(key, NOW, touch))
     }
 
     fn entries(&self) -> usize {
-        self.0.stats().entries
+        self.0.entries()
     }
 }
 

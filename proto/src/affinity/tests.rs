@@ -57,6 +57,7 @@ fn a_use_is_recorded_and_prolongs_no_entry() {
     affinity.used(id(2), at(400));
     let recalled = LearnedSession {
         server: 7,
+        source: Source::of(A),
         established: at(3),
         used: at(400),
     };
@@ -101,7 +102,7 @@ fn bytes_that_are_no_export_are_refused_as_a_whole() {
     for end in (0..bytes.len()).filter(|end| end % one != 0) {
         let mut second = affinity(10);
         assert_eq!(second.import(&bytes[..end], at(1)), None, "{end}");
-        assert_eq!(second.stats().entries, 0);
+        assert_eq!(second.entries(), 0);
     }
     let mut longer = bytes;
     longer[8] = 200;
@@ -162,7 +163,7 @@ fn a_server_that_lost_its_state_is_forgotten_and_the_others_are_not() {
         affinity.learn(id(n), n % 3, A, at(0), at(0));
     }
     assert_eq!(affinity.forget_servers(|server| server == 1), 80);
-    assert_eq!(affinity.stats().entries, 160);
+    assert_eq!(affinity.entries(), 160);
     assert_eq!(server(&affinity, id(1), at(0)), None);
     assert_eq!(server(&affinity, id(2), at(0)), Some(2));
 }
@@ -188,7 +189,7 @@ fn a_source_above_its_quota_displaces_its_own_entries() {
     assert!(!(0..1000).chain(5000..6000).any(|n| known(&n)));
     assert!((6000..7000).all(|n| known(&n)));
     assert!(known(&9999), "the table has room: nobody else's leaves");
-    assert_eq!(affinity.stats().entries, 1001);
+    assert_eq!(affinity.entries(), 1001);
     let again = affinity.learn(id(6000), 7, A, at(1), at(1));
     assert_eq!(again, LearnResult::Known);
 }
@@ -264,9 +265,9 @@ proptest! {
             let mut counts = BTreeMap::new();
             let mut arrivals = BTreeMap::new();
             for entry in affinity.table.iter() {
-                let source = LearnedEntry::of(&entry).source;
+                let source = LearnedSession::of(&entry).source;
                 *counts.entry(source).or_default() += 1;
-                arrivals.insert((source, entry.sequence), affinity.table.hash(entry.key));
+                arrivals.insert((source, entry.sequence), affinity.table.hashed(entry.key).hash);
             }
             prop_assert_eq!(&counts, &affinity.sources);
             prop_assert_eq!(&arrivals, &affinity.arrivals);

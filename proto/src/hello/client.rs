@@ -1,7 +1,7 @@
 //! ClientHello.
 
 use super::cursor::Cursor;
-use super::offered::{OfferedPsks, Protocols, PskModes, Suites, Versions};
+use super::offered::{OfferedPsks, Protocols, Suites, Versions, offers_psk_dhe_ke};
 use super::{SSL_3_0, TLS_1_2, TLS_1_3, extensions, kind};
 use crate::record::Error;
 
@@ -17,20 +17,9 @@ const SSL2_FIXED_LEN: usize = 11;
 /// The cipher suite value that marks a retry with a lower version (RFC 7507).
 const TLS_FALLBACK_SCSV: u16 = 0x5600;
 
-/// The form of a ClientHello.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Form {
-    /// A handshake message: SSL 3.0 and later.
-    Tls,
-    /// SSLv2's, offering SSL 3.0 or later (RFC 5246, E.2).
-    Ssl2,
-}
-
 /// A ClientHello, borrowed from the bytes that it was parsed from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClientHello<'a> {
-    /// The form of the message.
-    pub form: Form,
     /// The field `client_version`. TLS 1.3 clients offer their versions in `supported_versions` instead.
     pub legacy_version: u16,
     /// 32 bytes; in the SSLv2 form, a challenge of 16 to 32 bytes.
@@ -47,8 +36,8 @@ pub struct ClientHello<'a> {
     pub supported_versions: Option<Versions<'a>>,
     /// The ticket of TLS 1.2 and earlier; empty: the client asks for one (RFC 5077, 3.2).
     pub session_ticket: Option<&'a [u8]>,
-    /// How TLS 1.3 sessions may be resumed.
-    pub psk_modes: Option<PskModes>,
+    /// True if TLS 1.3 sessions may be resumed with (EC)DHE (`psk_key_exchange_modes`).
+    pub psk_dhe_ke: bool,
     /// The TLS 1.3 sessions offered.
     pub pre_shared_key: Option<OfferedPsks<'a>>,
     /// Early data follows.
@@ -84,7 +73,7 @@ impl<'a> ClientHello<'a> {
         if body.vec8()?.is_empty() {
             return Err(Error::OutOfRange("compression methods: there is none"));
         }
-        let mut hello = Self::bare(Form::Tls, legacy_version, random, session_id, cipher_suites);
+        let mut hello = Self::bare(legacy_version, random, session_id, cipher_suites);
         extensions::each(body, |kind, body| hello.extension(kind, body))?;
         Ok(hello)
     }
@@ -112,9 +101,7 @@ impl<'a> ClientHello<'a> {
         if !(16..=32).contains(&challenge_len) {
             return Err(Error::Length);
         }
-        let form = Form::Ssl2;
         Ok(Self::bare(
-            form,
             legacy_version,
             random,
             session_id,
@@ -162,14 +149,12 @@ impl<'a> ClientHello<'a> {
 
     /// A hello without extensions.
     fn bare(
-        form: Form,
         legacy_version: u16,
         random: &'a [u8],
         session_id: &'a [u8],
         cipher_suites: Suites<'a>,
     ) -> Self {
         Self {
-            form,
             legacy_version,
             random,
             session_id,
@@ -178,7 +163,7 @@ impl<'a> ClientHello<'a> {
             alpn: Protocols::default(),
             supported_versions: None,
             session_ticket: None,
-            psk_modes: None,
+            psk_dhe_ke: false,
             pre_shared_key: None,
             early_data: false,
             extended_master_secret: false,
@@ -202,7 +187,7 @@ impl<'a> ClientHello<'a> {
                 self.supported_versions = Some(Versions::parse(body)?);
             }
             extensions::SESSION_TICKET => self.session_ticket = Some(body.rest()),
-            extensions::PSK_KEY_EXCHANGE_MODES => self.psk_modes = Some(PskModes::parse(body)?),
+            extensions::PSK_KEY_EXCHANGE_MODES => self.psk_dhe_ke = offers_psk_dhe_ke(body)?,
             extensions::PRE_SHARED_KEY => self.pre_shared_key = Some(OfferedPsks::parse(body)?),
             extensions::EARLY_DATA => {
                 body.end()?;

@@ -12,18 +12,14 @@ mod server;
 #[cfg(test)]
 mod tests;
 
-pub use client::{ClientHello, Form};
-pub use offered::{Identity, OfferedPsks, Protocols, PskModes, Suites, Versions};
+pub use client::ClientHello;
+pub use offered::{Identity, OfferedPsks, Protocols, Suites, Versions};
 pub use reader::{DEFAULT_LIMIT, HelloReader, MAX_LIMIT};
 pub use record_limit::IllegalRecordLimit;
 pub use server::{NewSessionTicket, ServerHello};
 
 /// SSL 3.0.
 pub const SSL_3_0: u16 = 0x0300;
-/// TLS 1.0.
-pub const TLS_1_0: u16 = 0x0301;
-/// TLS 1.1.
-pub const TLS_1_1: u16 = 0x0302;
 /// TLS 1.2.
 pub const TLS_1_2: u16 = 0x0303;
 /// TLS 1.3.

@@ -7,7 +7,7 @@ use crate::record::Error;
 const MIN_BINDER: usize = 32;
 
 /// `cipher_suites`.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Suites<'a> {
     bytes: &'a [u8],
     /// Bytes of each suite: 2, or 3 in the SSLv2 form.
@@ -37,12 +37,6 @@ impl<'a> Suites<'a> {
     #[must_use]
     pub fn contains(&self, suite: u16) -> bool {
         self.iter().any(|offered| offered == suite)
-    }
-}
-
-impl std::fmt::Debug for Suites<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_list().entries(self.iter()).finish()
     }
 }
 
@@ -98,41 +92,16 @@ impl<'a> Protocols<'a> {
         let mut names = Cursor::new(self.0);
         std::iter::from_fn(move || names.vec8().ok())
     }
-
-    /// True if the client offers this protocol.
-    #[must_use]
-    pub fn contains(&self, name: &[u8]) -> bool {
-        self.iter().any(|offered| offered == name)
-    }
-
-    /// True if the client offers no protocol.
-    #[must_use]
-    pub const fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
 }
 
-/// `psk_key_exchange_modes` (RFC 9846, 4.2.9).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PskModes {
-    /// Resumption without a key exchange.
-    pub psk_ke: bool,
-    /// Resumption with (EC)DHE.
-    pub psk_dhe_ke: bool,
-}
-
-impl PskModes {
-    pub(super) fn parse(mut body: Cursor<'_>) -> Result<Self, Error> {
-        let modes = body.vec8()?;
-        body.end()?;
-        if modes.is_empty() {
-            return Err(Error::Length);
-        }
-        Ok(Self {
-            psk_ke: modes.contains(&0),
-            psk_dhe_ke: modes.contains(&1),
-        })
+/// True if `psk_key_exchange_modes` (RFC 9846, 4.2.9) has resumption with (EC)DHE.
+pub(super) fn offers_psk_dhe_ke(mut body: Cursor<'_>) -> Result<bool, Error> {
+    let modes = body.vec8()?;
+    body.end()?;
+    if modes.is_empty() {
+        return Err(Error::Length);
     }
+    Ok(modes.contains(&1))
 }
 
 /// `pre_shared_key`: at least one identity, and as many binders.
@@ -140,7 +109,6 @@ impl PskModes {
 pub struct OfferedPsks<'a> {
     identities: &'a [u8],
     count: usize,
-    binders_len: usize,
 }
 
 /// One session that a TLS 1.3 client offers.
@@ -155,7 +123,6 @@ pub struct Identity<'a> {
 impl<'a> OfferedPsks<'a> {
     pub(super) fn parse(mut body: Cursor<'a>) -> Result<Self, Error> {
         let identities = body.vec16()?;
-        let binders_len = body.rest().len();
         let mut binders = Cursor::new(body.vec16()?);
         body.end()?;
 
@@ -174,11 +141,7 @@ impl<'a> OfferedPsks<'a> {
         if count == 0 {
             return Err(Error::Length);
         }
-        Ok(Self {
-            identities,
-            count,
-            binders_len,
-        })
+        Ok(Self { identities, count })
     }
 
     /// In the client's order; `selected_identity` is an index in this order.
@@ -191,13 +154,6 @@ impl<'a> OfferedPsks<'a> {
     #[must_use]
     pub const fn count(&self) -> usize {
         self.count
-    }
-
-    /// Bytes of the binders at the end of the message, with their length. Binders are computed over the
-    /// bytes before them.
-    #[must_use]
-    pub const fn binders_len(&self) -> usize {
-        self.binders_len
     }
 }
 

@@ -87,12 +87,6 @@ impl HelloReader {
         &self.raw
     }
 
-    /// [`HelloReader::bytes`] as an owned value.
-    #[must_use]
-    pub fn into_bytes(self) -> Vec<u8> {
-        self.raw
-    }
-
     /// Parses the hello.
     ///
     /// # Errors
@@ -177,11 +171,5 @@ impl HelloReader {
             return Err(Error::Incomplete);
         }
         Ok(State::Ssl2(0..len))
-    }
-}
-
-impl Default for HelloReader {
-    fn default() -> Self {
-        Self::new(DEFAULT_LIMIT)
     }
 }

@@ -1,8 +1,6 @@
 //! The largest record that a client lets its server send: `max_fragment_length` (RFC 6066, section
 //! 4) and `record_size_limit` (RFC 8449). Small devices send these extensions.
 
-use std::fmt;
-
 use super::{ClientHello, TLS_1_3};
 use crate::record::{HEADER_LEN, MAX_PLAINTEXT};
 
@@ -10,40 +8,27 @@ use crate::record::{HEADER_LEN, MAX_PLAINTEXT};
 const MIN_RECORD_SIZE_LIMIT: u16 = 64;
 
 /// A limit that the protocol does not allow. The server answers with the alert illegal_parameter.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum IllegalRecordLimit {
     /// A `max_fragment_length` other than 1 to 4.
+    #[error("illegal max_fragment_length {0}: not 1 to 4")]
     MaxFragmentLength(u8),
     /// A `record_size_limit` below 64.
+    #[error("illegal record_size_limit {0}: below 64")]
     RecordSizeLimit(u16),
 }
 
-impl fmt::Display for IllegalRecordLimit {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::MaxFragmentLength(code) => {
-                write!(f, "illegal max_fragment_length {code}: not 1 to 4")
-            }
-            Self::RecordSizeLimit(limit) => {
-                write!(f, "illegal record_size_limit {limit}: below 64")
-            }
-        }
-    }
-}
-
-impl std::error::Error for IllegalRecordLimit {}
-
 impl ClientHello<'_> {
-    /// The size in bytes of the largest record that the client accepts under `version`: header
+    /// The size in bytes of the largest record that the client accepts in the negotiated version: header
     /// and content, before encryption. `None`: the protocol's own limit.
     ///
     /// # Errors
     ///
     /// If the limit that counts is not allowed. `record_size_limit` counts if both are there, and
     /// then the value of `max_fragment_length` does not matter (RFC 8449, section 5).
-    pub fn max_record_size(&self, version: u16) -> Result<Option<usize>, IllegalRecordLimit> {
+    pub fn max_record_size(&self) -> Result<Option<usize>, IllegalRecordLimit> {
         let content = match (self.record_size_limit, self.max_fragment_length) {
-            (Some(limit), _) => content_of_record_size_limit(limit, version)?,
+            (Some(limit), _) => content_of_record_size_limit(limit, self.negotiated_version())?,
             (None, Some(code)) => content_of_max_fragment_length(code)?,
             (None, None) => return Ok(None),
         };
@@ -69,7 +54,6 @@ fn content_of_max_fragment_length(code: u8) -> Result<usize, IllegalRecordLimit>
 
 #[cfg(test)]
 mod tests {
-    use super::super::TLS_1_2;
     use super::*;
     use crate::testdata::exchange;
 
@@ -82,7 +66,10 @@ mod tests {
         let mut hello = ClientHello::parse(&bytes[5..]).expect("a hello");
         hello.max_fragment_length = max_fragment_length;
         hello.record_size_limit = record_size_limit;
-        [TLS_1_2, TLS_1_3].map(|version| hello.max_record_size(version))
+        [None, hello.supported_versions].map(|supported_versions| {
+            hello.supported_versions = supported_versions;
+            hello.max_record_size()
+        })
     }
 
     #[test]

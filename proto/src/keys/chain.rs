@@ -33,6 +33,11 @@ impl Secret {
     pub fn expand(&self, info: &[&[u8]]) -> Self {
         Self(expand(&self.0, info))
     }
+
+    /// The secret for one use in a farm, of a chain's secret at an epoch.
+    pub(super) fn derive(&self, label: &str, scope: &str, epoch: u64) -> Self {
+        self.expand(&[label.as_bytes(), scope.as_bytes(), &epoch.to_be_bytes()])
+    }
 }
 
 impl Drop for Secret {

@@ -76,8 +76,8 @@ impl ExportedKeys {
             }
         }
         let sealing = generation::sealing(key, now)?.number;
-        let next_epoch = Time::from_unix_millis(start_of(epoch + 1, key).saturating_mul(1000));
-        let sealing_next = generation::sealing(key, next_epoch).map_or(sealing, |next| next.number);
+        let sealing_next =
+            generation::sealing(key, key.start_of(epoch + 1)).map_or(sealing, |next| next.number);
         let current = keys.remove(&(sealing, epoch))?;
         let next = keys.remove(&(sealing_next, epoch + 1))?;
         let mut previous: Vec<ExportedKey> = keys.into_values().collect();
@@ -109,18 +109,13 @@ fn sealing_time(key: &FarmKey, generations: &[&Generation], exported: &ExportedK
         .filter(|&at| at > activated)
         .min()
         .unwrap_or(u64::MAX);
-    let first = start_of(exported.epoch, key).max(activated);
-    let last = start_of(exported.epoch + 1, key).min(succeeded);
+    let first = key.start_of(exported.epoch).unix_secs().max(activated);
+    let last = key.start_of(exported.epoch + 1).unix_secs().min(succeeded);
     (first, last)
 }
 
 fn activation_of(generation: &Generation) -> u64 {
     generation.activates.unwrap_or(u64::MAX)
-}
-
-/// The start of an epoch, in seconds since the Unix epoch.
-fn start_of(epoch: u64, key: &FarmKey) -> u64 {
-    epoch.saturating_mul(key.rotate.as_secs().max(1))
 }
 
 #[cfg(test)]

@@ -37,53 +37,37 @@ pub enum GenerationStatus {
 }
 
 /// Why the generations cannot be changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum CannotRotate {
     /// This generation was added and does not seal yet.
+    #[error("generation {0} is accepted already and waits for its activation")]
     Waiting(u8),
     /// This generation is still accepted beside the present one, until this many seconds after the Unix
     /// epoch.
+    #[error(
+        "tickets of generation {0} are still accepted, and at most {MAX_ACCEPTED} generations can be accepted at \
+         once"
+    )]
     Outgoing(u8, u64),
     /// All sixteen numbers are in use.
+    #[error(
+        "it has {MAX_GENERATIONS} generations, the maximum; a server drops ended generations from its file, so take \
+         a server's copy"
+    )]
     Full,
     /// No generation waits to be activated.
+    #[error("no generation waits for its activation")]
     NothingWaits,
     /// The clock that moved the key forward is this far ahead of the present one.
     ///
     /// If the present clock is wrong, a planned end would come too early.
+    #[error(
+        "a clock that is {} minutes ahead of this machine's moved the key forward. If this machine's clock is behind, \
+         the generation in use would end too early", .0.as_secs() / 60
+    )]
     ClockBehind(Duration),
 }
-
-impl std::fmt::Display for CannotRotate {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Waiting(number) => write!(
-                f,
-                "generation {number} is accepted already and waits for its activation"
-            ),
-            Self::Outgoing(number, _) => write!(
-                f,
-                "tickets of generation {number} are still accepted, and at most {MAX_ACCEPTED} generations can be \
-                 accepted at once"
-            ),
-            Self::Full => write!(
-                f,
-                "it has {MAX_GENERATIONS} generations, the maximum; a server drops ended generations from its \
-                 file, so take a server's copy"
-            ),
-            Self::NothingWaits => f.write_str("no generation waits for its activation"),
-            Self::ClockBehind(span) => write!(
-                f,
-                "a clock that is {} minutes ahead of this machine's moved the key forward. If this machine's clock \
-                 is behind, the generation in use would end too early",
-                span.as_secs() / 60
-            ),
-        }
-    }
-}
-
-impl std::error::Error for CannotRotate {}
 
 impl FarmKey {
     /// How servers use `generation` at `now`.

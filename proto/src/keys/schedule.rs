@@ -7,11 +7,12 @@ use std::ops::Range;
 use aws_lc_rs::cipher::{self, EncryptingKey, EncryptionContext, UnboundCipherKey};
 use aws_lc_rs::iv::FixedLength;
 use aws_lc_rs::{constant_time, hmac};
+use strum::{IntoStaticStr, VariantArray};
 
 use super::generation::{accepted, is_over, sealing};
 use super::{FarmKey, Generation, ROUTE_STEP, Secret};
-use crate::Time;
 use crate::verdict::Reason;
+use crate::{Time, Word};
 
 /// How many epochs ahead ticket keys are derived. Two servers may each be an epoch off, in opposite
 /// directions.
@@ -25,10 +26,8 @@ pub(super) struct RouteKey {
 
 impl RouteKey {
     fn derive(scope: &str, day: u64, chain_secret: &Secret) -> Self {
-        let expand =
-            |label: &[u8]| chain_secret.expand(&[label, scope.as_bytes(), &day.to_be_bytes()]);
-        let cipher_key = expand(b"sessile1 route");
-        let mac_key = expand(b"sessile1 route mac");
+        let cipher_key = chain_secret.derive("sessile1 route", scope, day);
+        let mac_key = chain_secret.derive("sessile1 route mac", scope, day);
         let cipher = UnboundCipherKey::new(&cipher::AES_256, cipher_key.expose())
             .and_then(EncryptingKey::ctr)
             .expect("a 32-byte key fits AES-256");
@@ -121,47 +120,27 @@ impl RouteKeys {
             .find(|key| key.verifies(nonce, masked, tag))?;
         Some(key.mask(nonce, *masked))
     }
-
-    /// The number of keys that a label is tried with.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.keys.len()
-    }
-
-    /// True if no label can be read.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.keys.is_empty()
-    }
 }
 
-/// A use of the key other than tickets. Each purpose has a separate key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// A use of the key. Each purpose has a separate key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, IntoStaticStr, VariantArray)]
 pub enum Purpose {
+    /// A sealed ticket.
+    #[strum(serialize = "sessile1 stek")]
+    Ticket,
     /// An entry of the shared store.
+    #[strum(serialize = "sessile1 store")]
     Store,
     /// A piece of a server's session table, for its next start.
+    #[strum(serialize = "sessile1 snapshot")]
     Snapshot,
-}
-
-impl Purpose {
-    const ALL: [Self; 2] = [Self::Store, Self::Snapshot];
-
-    const fn label(self) -> &'static [u8] {
-        match self {
-            Self::Store => b"sessile1 store",
-            Self::Snapshot => b"sessile1 snapshot",
-        }
-    }
 }
 
 /// The keys that a server needs at one moment.
 pub struct Schedule {
     routes: RouteKeys,
-    /// Ticket keys by generation and epoch.
-    tickets: BTreeMap<(u8, u64), Secret>,
-    /// The keys for other purposes, by generation and epoch.
-    sealing_keys: BTreeMap<(Purpose, u8, u64), Secret>,
+    /// By purpose, generation and epoch.
+    keys: BTreeMap<(Purpose, u8, u64), Secret>,
     sealing: Option<(u8, u64)>,
     /// Generations whose tickets are refused, although their labels can be read.
     ended: Vec<u8>,
@@ -181,30 +160,24 @@ impl Schedule {
     pub fn derive(key: &FarmKey, now: Time) -> Self {
         let epoch = key.epoch(now);
         let epochs: Vec<u64> = (key.oldest_epoch(now)..=epoch + EPOCHS_AHEAD).collect();
-        let mut tickets = BTreeMap::new();
-        let mut sealing_keys = BTreeMap::new();
+        let mut keys = BTreeMap::new();
         for generation in accepted(key, now) {
             let Some(chain) = &generation.ticket else {
                 continue;
             };
             for (epoch, secret) in walk(chain, &epochs) {
-                let info: [&[u8]; 3] =
-                    [b"sessile1 stek", key.scope.as_bytes(), &epoch.to_be_bytes()];
-                tickets.insert((generation.number, epoch), secret.expand(&info));
-                for purpose in Purpose::ALL {
-                    let info: [&[u8]; 3] =
-                        [purpose.label(), key.scope.as_bytes(), &epoch.to_be_bytes()];
-                    sealing_keys.insert((purpose, generation.number, epoch), secret.expand(&info));
+                for purpose in Purpose::all() {
+                    let derived = secret.derive(purpose.as_str(), &key.scope, epoch);
+                    keys.insert((purpose, generation.number, epoch), derived);
                 }
             }
         }
         let sealing = sealing(key, now)
             .map(|generation| (generation.number, epoch))
-            .filter(|sealing| tickets.contains_key(sealing));
+            .filter(|&(number, epoch)| keys.contains_key(&(Purpose::Ticket, number, epoch)));
         Self {
             routes: RouteKeys::derive_for_server(key, now),
-            tickets,
-            sealing_keys,
+            keys,
             sealing,
             ended: ended(key, now).map(|g| g.number).collect(),
             epoch,
@@ -272,22 +245,13 @@ impl Schedule {
         self.sealing
     }
 
-    pub(crate) fn ticket_key(&self, generation: u8, epoch: u64) -> Option<&Secret> {
-        self.tickets.get(&(generation, epoch))
-    }
-
     /// True if tickets of this generation and epoch would be live, but the generation has ended.
     pub(crate) fn is_revoked(&self, generation: u8, epoch: u64) -> bool {
         self.ended.contains(&generation) && epoch >= self.oldest
     }
 
-    pub(crate) fn sealing_key(
-        &self,
-        purpose: Purpose,
-        generation: u8,
-        epoch: u64,
-    ) -> Option<&Secret> {
-        self.sealing_keys.get(&(purpose, generation, epoch))
+    pub(crate) fn key(&self, purpose: Purpose, generation: u8, epoch: u64) -> Option<&Secret> {
+        self.keys.get(&(purpose, generation, epoch))
     }
 
     /// Why there is no key of this generation and epoch.
@@ -318,16 +282,6 @@ impl Schedule {
         let key = self.routes.newest()?;
         let masked = key.mask(nonce, info);
         Some((masked, key.tag(nonce, &masked)))
-    }
-}
-
-impl std::fmt::Debug for Schedule {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Schedule")
-            .field("epoch", &self.epoch)
-            .field("ticket_keys", &self.tickets.len())
-            .field("route_keys", &self.routes.len())
-            .finish_non_exhaustive()
     }
 }
 

@@ -5,41 +5,38 @@
 use aws_lc_rs::digest;
 
 /// Why bytes are refused as a secret.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum WeakSecret {
     /// The secret has this many bytes instead of 32.
+    #[error("it has {0} bytes where 32 are needed")]
     Length(usize),
     /// All bytes are zero.
+    #[error("it is all zero")]
     Zero,
     /// A group of this many bytes is repeated.
+    #[error("it is {}, repeated", bytes_in_words(*.0))]
     Repeated(usize),
     /// Each byte is the previous byte plus a constant, as in 00 01 02.
+    #[error("it is a sequence of bytes, as in 00 01 02")]
     Sequence,
     /// This many equal bytes follow each other, as in memory that is only partly filled.
+    #[error("{0} equal bytes follow each other in it")]
     Run(usize),
     /// All bytes are printable: a password, or a shorter key in hex or base64.
+    #[error("it is text, not random bytes")]
     Text,
     /// The bytes are published in this document.
+    #[error("it is published: {0}")]
     Published(&'static str),
 }
 
-impl std::fmt::Display for WeakSecret {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Length(len) => write!(f, "it has {len} bytes where 32 are needed"),
-            Self::Zero => f.write_str("it is all zero"),
-            Self::Repeated(1) => f.write_str("it is one byte, repeated"),
-            Self::Repeated(run) => write!(f, "it is {run} bytes, repeated"),
-            Self::Sequence => f.write_str("it is a sequence of bytes, as in 00 01 02"),
-            Self::Run(run) => write!(f, "{run} equal bytes follow each other in it"),
-            Self::Text => f.write_str("it is text, not random bytes"),
-            Self::Published(place) => write!(f, "it is published: {place}"),
-        }
+fn bytes_in_words(count: usize) -> String {
+    match count {
+        1 => "one byte".to_owned(),
+        _ => format!("{count} bytes"),
     }
 }
-
-impl std::error::Error for WeakSecret {}
 
 /// Shortest run of equal bytes that is refused. Random bytes have such a run once in 2^51 times.
 const MAX_RUN: usize = 8;

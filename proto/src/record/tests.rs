@@ -45,7 +45,7 @@ fn deframe<'a>(
 }
 
 fn all(bytes: &[u8]) -> (Vec<Owned>, Error) {
-    deframe(Deframer::new(1 << 14), [bytes])
+    deframe(Deframer::new(1 << 14, |_| true), [bytes])
 }
 
 #[test]
@@ -116,7 +116,7 @@ fn nothing_may_stand_between_the_fragments_of_a_message() {
         // A skipped message gives the same error.
         let mut bytes = in_records(&message(11, b"body"), 5)[..10].to_vec();
         bytes.extend(between);
-        let (items, error) = deframe(Deframer::keeping(100, |_| false), [&bytes[..]]);
+        let (items, error) = deframe(Deframer::new(100, |_| false), [&bytes[..]]);
         assert_eq!(
             (&items[..], error),
             (&[Owned::Skipped(11)][..], Error::Interleaved)
@@ -128,11 +128,11 @@ fn nothing_may_stand_between_the_fragments_of_a_message() {
 fn a_message_over_the_limit_is_refused_by_its_header() {
     let bytes = in_records(&message(1, &[0; 97]), 200);
     assert_eq!(
-        deframe(Deframer::new(101), [&bytes[..]]).1,
+        deframe(Deframer::new(101, |_| true), [&bytes[..]]).1,
         Error::Incomplete
     );
     let refused = deframe(
-        Deframer::new(100),
+        Deframer::new(100, |_| true),
         [&bytes[..HEADER_LEN + HANDSHAKE_HEADER_LEN]],
     );
     assert_eq!(refused, (vec![], Error::OverLimit(100)));
@@ -140,7 +140,7 @@ fn a_message_over_the_limit_is_refused_by_its_header() {
 
 #[test]
 fn a_message_that_is_not_kept_has_no_limit_and_takes_no_memory() {
-    let mut deframer = Deframer::keeping(100, |kind| kind != 11);
+    let mut deframer = Deframer::new(100, |kind| kind != 11);
     let mut bytes = in_records(&message(11, &[0; 1 << 20]), MAX_PLAINTEXT);
     bytes.extend(in_records(&message(14, &[]), 4));
     let (mut segment, mut seen) = (&bytes[..], Vec::new());
@@ -153,7 +153,7 @@ fn a_message_that_is_not_kept_has_no_limit_and_takes_no_memory() {
 
 #[test]
 fn an_error_is_final() {
-    let mut deframer = Deframer::new(100);
+    let mut deframer = Deframer::new(100, |_| true);
     assert_eq!(
         deframer.next(&mut &b"GET"[..]),
         Err(Error::ContentType(b'G'))
@@ -170,7 +170,7 @@ fn segments_and_records_make_no_difference() {
     for Exchange { name, server, .. } in EXCHANGES {
         let expected = all(server);
         assert_eq!(
-            deframe(Deframer::new(1 << 14), server.chunks(1)),
+            deframe(Deframer::new(1 << 14, |_| true), server.chunks(1)),
             expected,
             "{name}"
         );
@@ -200,7 +200,7 @@ proptest! {
             rest = after;
             (!segment.is_empty()).then_some(segment)
         });
-        let deframer = Deframer::keeping(50, |kind| kind % 2 == 0);
+        let deframer = Deframer::new(50, |kind| kind % 2 == 0);
         prop_assert_eq!(deframe(deframer.clone(), segments), deframe(deframer, [&bytes[..]]));
     }
 }

@@ -116,12 +116,12 @@ impl EarlyDataPlan {
         consumed: Result<ConsumedSession, Reason>,
         terms: EarlyDataTerms,
     ) -> Self {
-        let Ok(session) = consumed else {
+        let certain = consumed
+            .ok()
+            .filter(|session| session.is_certain && terms.can_store);
+        let Some(session) = certain else {
             return Self::Refused(Rejection::Store);
         };
-        if !session.is_certain || !terms.can_store {
-            return Self::Refused(Rejection::Store);
-        }
         let is_fresh = |age: TicketAge| age.matches(obfuscated_age, terms.now);
         if !session.age.is_some_and(is_fresh) {
             return Self::Refused(Rejection::StaleHello);

@@ -4,8 +4,7 @@ use std::time::Duration;
 
 use aws_lc_rs::digest;
 
-use super::handshake::{Progress, Resumption};
-use super::new_session::{NewSession, Origin};
+use super::handshake::{NewSession, Origin, Progress, Resumption};
 use super::policy::{Cache, Tickets};
 use super::store_key::StoreKey;
 use crate::Time;
@@ -23,10 +22,10 @@ impl Resumption {
     #[must_use]
     pub fn gives_session_id(&self) -> bool {
         // A client that takes a ticket does not come back with the session ID.
-        let gives_ticket = self.policy.tickets() != Tickets::Off
-            && self.offers.accepts_ticket
-            && self.schedule.can_seal();
-        let is_kept = self.policy.cache != Cache::Off && !gives_ticket;
+        let gives_ticket = self.inputs.policy.tickets() != Tickets::Off
+            && self.inputs.offers.accepts_ticket
+            && self.inputs.schedule.can_seal();
+        let is_kept = self.inputs.policy.cache != Cache::Off && !gives_ticket;
         is_kept && self.has_life_left(self.new_origin().expires)
     }
 
@@ -35,26 +34,26 @@ impl Resumption {
     /// In TLS 1.2 the library asks when it writes ServerHello, because ServerHello announces the ticket.
     #[must_use]
     pub fn gives_tickets(&self) -> bool {
-        if self.policy.tickets() == Tickets::Off || self.is_single_use() {
+        if self.inputs.policy.tickets() == Tickets::Off || self.is_single_use() {
             return false;
         }
         // OpenSSL discards a session that a renewed TLS 1.2 ticket replaces, and hands the new one
         // to no callback. Clients that rely on callbacks would resume every second time only.
-        self.offers.is_tls13()
+        self.inputs.offers.is_tls13()
             || !self.resumes_tls12() && self.has_life_left(self.new_origin().expires)
     }
 
     /// The lifetime that is announced with a ticket, in seconds.
     #[must_use]
     pub fn ticket_lifetime(&self) -> u32 {
-        let left = self.origin().expires.since(self.now);
+        let left = self.origin().expires.since(self.inputs.now);
         u32::try_from(left.as_secs()).unwrap_or(u32::MAX)
     }
 
     /// A new TLS 1.2 session ID, when the client's Finished was verified, or a new TLS 1.3 identity
     /// for single use. False if it must not be announced.
     pub fn add_session(&mut self, id: &[u8], session: &[u8]) -> bool {
-        let key = if self.offers.is_tls13() {
+        let key = if self.inputs.offers.is_tls13() {
             StoreKey::single_use(id).filter(|_| self.is_single_use())
         } else {
             StoreKey::session_id(id).filter(|_| self.gives_session_id())
@@ -74,8 +73,8 @@ impl Resumption {
             return None;
         }
         let id = self.fresh_id(&random);
-        let (schedule, issuer) = (&self.schedule, self.policy.issuer);
-        let ticket = match self.policy.tickets() {
+        let (schedule, issuer) = (&self.inputs.schedule, self.inputs.policy.issuer);
+        let ticket = match self.inputs.policy.tickets() {
             Tickets::Off => return None,
             Tickets::Sealed => ticket::seal(schedule, issuer, id, &self.envelope(session))?,
             Tickets::Stored => {
@@ -105,13 +104,13 @@ impl Resumption {
 
     /// This handshake as the start of a session.
     fn new_origin(&self) -> Origin {
-        let lifetime_end = self.now.plus(self.policy.lifetime);
+        let lifetime_end = self.inputs.now.plus(self.inputs.policy.lifetime);
         // A browser checks the chain of the full handshake again when it resumes.
         let chain_end = self.state.chain_end.map(|end| end.minus(CHAIN_MARGIN));
         Origin {
-            established: self.now,
+            established: self.inputs.now,
             expires: chain_end.map_or(lifetime_end, |end| end.min(lifetime_end)),
-            server: self.policy.issuer.server,
+            server: self.inputs.policy.issuer.server,
             suite: self.state.suite,
         }
     }
@@ -119,34 +118,34 @@ impl Resumption {
     /// True if a session that ends at this time is worth announcing. A lifetime of 0 seconds means "unknown"
     /// in TLS 1.2 (RFC 5077, 3.3), so a session needs a second at least.
     fn has_life_left(&self, expires: Time) -> bool {
-        expires.since(self.now) >= Duration::from_secs(1)
+        expires.since(self.inputs.now) >= Duration::from_secs(1)
     }
 
     /// True if the library resumes a TLS 1.2 session that was admitted.
     fn resumes_tls12(&self) -> bool {
         let admitted = self.state.admitted.is_some();
-        !self.offers.is_tls13() && admitted && !self.state.is_full_tls12
+        !self.inputs.offers.is_tls13() && admitted && !self.state.is_full_tls12
     }
 
     fn may_announce(&self, session: &[u8]) -> bool {
         let has_resumed = self.state.progress == Progress::Resumed;
         // If a client used one of two tickets, one new ticket makes them two again.
         let has_enough =
-            has_resumed && !self.offers.requests_tickets && self.state.tickets_given > 0;
+            has_resumed && !self.inputs.offers.requests_tickets && self.state.tickets_given > 0;
         session.len() <= MAX_SESSION_LEN && !has_enough && self.has_life_left(self.origin().expires)
     }
 
     fn envelope<'a>(&'a self, session: &'a [u8]) -> Envelope<'a> {
         let origin = self.origin();
         Envelope {
-            value_format: self.policy.session_format,
+            value_format: self.inputs.policy.session_format,
             binding: Binding {
-                site: self.policy.site,
-                server_name: &self.offers.server_name,
-                client_auth: self.policy.client_auth,
-                version: self.offers.version,
+                site: self.inputs.policy.site,
+                server_name: &self.inputs.offers.server_name,
+                client_auth: self.inputs.policy.client_auth,
+                version: self.inputs.offers.version,
                 suite: origin.suite,
-                extended_master_secret: self.offers.extended_master_secret,
+                extended_master_secret: self.inputs.offers.extended_master_secret,
             },
             server: origin.server,
             established: origin.established,
@@ -174,9 +173,8 @@ impl Resumption {
     fn fresh_id(&self, random: &[u8; 32]) -> Id {
         let mut mixed = digest::Context::new(&digest::SHA256);
         mixed.update(random);
-        mixed.update(&self.offers.random);
-        let mut id = [0; 16];
-        id.copy_from_slice(&mixed.finish().as_ref()[..16]);
-        id
+        mixed.update(&self.inputs.offers.random);
+        let digest = mixed.finish();
+        *digest.as_ref().first_chunk().expect("SHA-256 has 32 bytes")
     }
 }

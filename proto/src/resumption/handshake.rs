@@ -6,10 +6,9 @@ use std::sync::Arc;
 use crate::Time;
 use crate::keys::Schedule;
 use crate::ticket::{self, Class, ClientAuth, Envelope, Expected, ForgetRules, Id, Label};
-use crate::verdict::{self, EarlyData, How, Reason, Rejection, Verdict};
+use crate::verdict::{EarlyData, How, Reason, Rejection, Verdict};
 
 use super::early_data::EarlyDataPlan;
-use super::new_session::{NewSession, Origin};
 use super::offers::{self, Offers};
 use super::policy::{Cache, Policy, Tickets};
 use super::store_key::StoreKey;
@@ -53,16 +52,32 @@ pub struct Inputs {
     pub now: Time,
 }
 
+/// A session that has to be in the store before the flight leaves that announces it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewSession {
+    /// The key in the store.
+    pub key: StoreKey,
+    /// An encoded [`Envelope`].
+    pub envelope: Vec<u8>,
+    /// When its full handshake was.
+    pub established: Time,
+    /// When it ends.
+    pub expires: Time,
+}
+
+/// The facts that a session inherits from its full handshake.
+#[derive(Clone, Copy)]
+pub(super) struct Origin {
+    pub(super) established: Time,
+    /// The end of every session that goes back to this handshake.
+    pub(super) expires: Time,
+    pub(super) server: u32,
+    pub(super) suite: u16,
+}
+
 /// The sessions of one handshake.
 pub struct Resumption {
-    pub(super) policy: Policy,
-    pub(super) offers: Offers,
-    pub(super) fetched: Fetched,
-    pub(super) early_data: EarlyDataPlan,
-    pub(super) consumed: Option<StoreKey>,
-    pub(super) schedule: Arc<Schedule>,
-    pub(super) forgotten: Arc<ForgetRules>,
-    pub(super) now: Time,
+    pub(super) inputs: Inputs,
     /// True if the site stores TLS 1.3 sessions for single use at this moment.
     pub(super) makes_single_use: bool,
     pub(super) state: State,
@@ -120,16 +135,7 @@ struct Found<'a> {
     /// `None` if the session is not in a store.
     key: Option<StoreKey>,
     /// An encoded [`Envelope`].
-    envelope: Result<Cow<'a, [u8]>, Reason>,
-}
-
-impl Found<'_> {
-    const fn nothing(why: Reason) -> Self {
-        Self {
-            key: None,
-            envelope: Err(why),
-        }
-    }
+    envelope: Cow<'a, [u8]>,
 }
 
 /// The decision on an offered session.
@@ -146,41 +152,22 @@ pub enum Decision {
 impl Resumption {
     /// A handshake whose hello was read.
     #[must_use]
-    pub fn new(inputs: Inputs) -> Self {
-        let Inputs {
-            mut policy,
-            offers,
-            fetched,
-            early_data,
-            consumed,
-            can_store_single_use,
-            schedule,
-            forgotten,
-            now,
-        } = inputs;
-        policy.lifetime = policy.lifetime.min(schedule.max_lifetime());
+    pub fn new(mut inputs: Inputs) -> Self {
+        let policy = &mut inputs.policy;
+        policy.lifetime = policy.lifetime.min(inputs.schedule.max_lifetime());
         // After a refusal the client gets sealed tickets, which outlive a store that is down.
-        let is_refused = matches!(early_data, EarlyDataPlan::Refused(_));
-        let may_bring_early_data = offers.is_tls13() && policy.accepts_early_data();
-        let makes_single_use = may_bring_early_data && can_store_single_use && !is_refused;
-        let state = State::new(&offers);
+        let is_refused = matches!(inputs.early_data, EarlyDataPlan::Refused(_));
+        let may_bring_early_data = inputs.offers.is_tls13() && policy.accepts_early_data();
         Self {
-            policy,
-            offers,
-            fetched,
-            early_data,
-            consumed,
-            schedule,
-            forgotten,
-            now,
-            makes_single_use,
-            state,
+            makes_single_use: may_bring_early_data && inputs.can_store_single_use && !is_refused,
+            state: State::new(&inputs.offers),
+            inputs,
         }
     }
 
     /// Starts again, without early data: the library refused the early data that was granted.
     pub fn restart_without_early_data(&mut self) {
-        self.state = State::new(&self.offers);
+        self.state = State::new(&self.inputs.offers);
         self.state.early_data_declined = true;
     }
 
@@ -203,16 +190,10 @@ impl Resumption {
         state.suite = suite.unwrap_or(state.suite);
     }
 
-    /// The keys of this handshake's time.
-    #[must_use]
-    pub const fn schedule(&self) -> &Arc<Schedule> {
-        &self.schedule
-    }
-
     /// The plan for early data.
     #[must_use]
     pub const fn early_data_plan(&self) -> EarlyDataPlan {
-        self.early_data
+        self.inputs.early_data
     }
 
     /// True if new TLS 1.3 sessions are stored for single use.
@@ -223,11 +204,9 @@ impl Resumption {
 
     /// Decides on a TLS 1.2 session ID.
     pub fn offer_session_id(&mut self, id: &[u8]) -> Decision {
-        let found = match StoreKey::session_id(id) {
-            Some(key) => self.fetched(key),
-            None => Found::nothing(Reason::Unknown),
-        };
-        let candidate = self.candidate(How::SessionId, found);
+        let key = StoreKey::session_id(id).ok_or(Reason::Unknown);
+        let found = key.and_then(|key| self.fetched(key));
+        let candidate = found.and_then(|found| self.candidate(How::SessionId, found));
         self.decide(candidate)
     }
 
@@ -237,12 +216,13 @@ impl Resumption {
         if self.state.tokens_seen > offers::MAX_IDENTITIES {
             return Decision::Refuse;
         }
-        let how = if self.offers.is_tls13() {
+        let how = if self.inputs.offers.is_tls13() {
             How::Psk
         } else {
             How::Ticket
         };
-        let candidate = self.candidate(how, self.look_up(token));
+        let found = self.look_up(token);
+        let candidate = found.and_then(|found| self.candidate(how, found));
         self.decide(candidate)
     }
 
@@ -263,23 +243,23 @@ impl Resumption {
         if let Some(resumed) = self.resumed() {
             return (Verdict::Resumed(resumed.how), resumed.origin.established);
         }
-        let mut refused = self.state.refused.clone();
         // The library declined a session that we admitted. It makes the same comparisons as we do. It also
         // compares the cipher suite, which was not negotiated when it asked us.
-        if let Some(declined) = self.state.admitted {
-            refused.push(if declined.origin.suite == self.state.suite {
+        let declined = self.state.admitted.map(|declined| {
+            if declined.origin.suite == self.state.suite {
                 Reason::OldFormat
             } else {
                 Reason::SuiteMismatch
-            });
-        }
-        (verdict::judge(None, &refused), self.now)
+            }
+        });
+        let refused = self.state.refused.iter().copied().chain(declined);
+        (Verdict::full(refused), self.inputs.now)
     }
 
     /// The outcome of early data. `is_accepted` is the library's answer.
     #[must_use]
     pub fn early_data(&self, is_accepted: bool) -> EarlyData {
-        let granted = match self.early_data {
+        let granted = match self.inputs.early_data {
             EarlyDataPlan::NotOffered => return EarlyData::None,
             EarlyDataPlan::Refused(why) => return EarlyData::Rejected(why),
             EarlyDataPlan::Granted(_) if is_accepted => return EarlyData::Accepted,
@@ -298,7 +278,7 @@ impl Resumption {
     #[must_use]
     pub fn to_consume(&self) -> Option<StoreKey> {
         let key = self.resumed()?.key.filter(StoreKey::is_single_use)?;
-        (Some(key) != self.consumed).then_some(key)
+        (Some(key) != self.inputs.consumed).then_some(key)
     }
 
     /// The stored sessions of a finished connection: the new ones, and the resumed one unless it was for
@@ -318,78 +298,75 @@ impl Resumption {
     }
 
     /// Finds the session that a token stands for.
-    fn look_up(&self, token: &[u8]) -> Found<'_> {
-        if self.policy.tickets() == Tickets::Off {
-            return Found::nothing(Reason::TicketsDisabled);
+    fn look_up(&self, token: &[u8]) -> Result<Found<'_>, Reason> {
+        if self.inputs.policy.tickets() == Tickets::Off {
+            return Err(Reason::TicketsDisabled);
         }
-        let Some((id, label)) = ticket::read_label(self.schedule.routes(), token) else {
+        let Some((id, label)) = ticket::read_label(self.inputs.schedule.routes(), token) else {
             return self.look_up_single_use(token);
         };
-        if ticket::is_revoked(&self.schedule, label) {
-            return Found::nothing(Reason::Revoked);
+        if ticket::is_revoked(&self.inputs.schedule, label) {
+            return Err(Reason::Revoked);
         }
         if label.class == Class::Stored {
             return self.look_up_stored(&id, label);
         }
-        if self.policy.sessions_are_removable {
+        if self.inputs.policy.sessions_are_removable {
             // The ticket was sealed before a setting was turned on that needs removable sessions.
-            return Found::nothing(Reason::Revoked);
+            return Err(Reason::Revoked);
         }
-        let opened = ticket::open(&self.schedule, &id, label, token);
-        Found {
+        let envelope = ticket::open(&self.inputs.schedule, &id, label, token)?;
+        Ok(Found {
             key: None,
-            envelope: opened.map(Cow::Owned),
-        }
+            envelope: Cow::Owned(envelope),
+        })
     }
 
-    fn look_up_stored(&self, id: &Id, label: Label) -> Found<'_> {
-        let mut found = self.fetched(StoreKey::stored(id));
-        let issuer = self.policy.issuer;
+    fn look_up_stored(&self, id: &Id, label: Label) -> Result<Found<'_>, Reason> {
+        let issuer = self.inputs.policy.issuer;
         let is_of_earlier_life =
             label.server == issuer.server && label.incarnation != issuer.incarnation;
         // A shared store outlives its servers, and can have evicted the session itself.
-        let is_local = self.policy.cache != Cache::Shared;
-        if found.envelope == Err(Reason::Unknown) && is_of_earlier_life && is_local {
-            found.envelope = Err(Reason::Lost);
-        }
-        found
+        let is_local = self.inputs.policy.cache != Cache::Shared;
+        let found = self.fetched(StoreKey::stored(id));
+        found.map_err(|reason| match reason {
+            Reason::Unknown if is_of_earlier_life && is_local => Reason::Lost,
+            reason => reason,
+        })
     }
 
     /// Finds a session for single use, whose identity is random and has no label.
-    fn look_up_single_use(&self, token: &[u8]) -> Found<'_> {
-        let Some(key) = StoreKey::single_use(token) else {
-            return Found::nothing(Reason::UnknownKey);
-        };
-        let found = self.fetched(key);
-        // At a site that makes no such sessions, any random token looks like one.
-        if found.envelope == Err(Reason::Unknown) && !self.makes_single_use {
-            return Found::nothing(Reason::UnknownKey);
-        }
-        found
+    fn look_up_single_use(&self, token: &[u8]) -> Result<Found<'_>, Reason> {
+        let key = StoreKey::single_use(token).ok_or(Reason::UnknownKey)?;
+        self.fetched(key).map_err(|reason| match reason {
+            // At a site that makes no such sessions, any random token looks like one.
+            Reason::Unknown if !self.makes_single_use => Reason::UnknownKey,
+            reason => reason,
+        })
     }
 
-    fn fetched(&self, key: StoreKey) -> Found<'_> {
-        let fetched = self.fetched.iter().find(|(fetched, _)| *fetched == key);
-        let envelope = match fetched {
-            Some((_, Ok(envelope))) => Ok(Cow::Borrowed(envelope.as_slice())),
-            Some((_, Err(reason))) => Err(*reason),
-            None => Err(Reason::Unknown),
-        };
-        Found {
-            key: Some(key),
-            envelope,
+    fn fetched(&self, key: StoreKey) -> Result<Found<'_>, Reason> {
+        let mut all = self.inputs.fetched.iter();
+        let (_, fetched) = all
+            .find(|(other, _)| *other == key)
+            .ok_or(Reason::Unknown)?;
+        match fetched {
+            Ok(envelope) => Ok(Found {
+                key: Some(key),
+                envelope: Cow::Borrowed(envelope),
+            }),
+            Err(reason) => Err(*reason),
         }
     }
 
     /// Compares a session that was found with this handshake.
     fn candidate(&self, how: How, found: Found<'_>) -> Result<Candidate, Reason> {
-        let envelope = found.envelope?;
-        let envelope = Envelope::decode(&envelope)?;
-        envelope.admits(&self.expected(), self.now)?;
-        if how == How::Psk && !self.offers.psk_dhe_ke {
+        let envelope = Envelope::decode(&found.envelope)?;
+        envelope.admits(&self.expected(), self.inputs.now)?;
+        if how == How::Psk && !self.inputs.offers.psk_dhe_ke {
             return Err(Reason::NoDheMode);
         }
-        let lifetime_end = envelope.established.plus(self.policy.lifetime);
+        let lifetime_end = envelope.established.plus(self.inputs.policy.lifetime);
         let origin = Origin {
             established: envelope.established,
             expires: envelope.expires.min(lifetime_end),
@@ -412,7 +389,7 @@ impl Resumption {
                 self.refuse(reason);
                 Decision::Refuse
             }
-            Ok(candidate) if self.policy.client_auth == ClientAuth::None => {
+            Ok(candidate) if self.inputs.policy.client_auth == ClientAuth::None => {
                 Decision::Admit(self.admit(candidate))
             }
             Ok(candidate) => Decision::VerifyClient(candidate),
@@ -421,14 +398,14 @@ impl Resumption {
 
     fn expected(&self) -> Expected<'_> {
         Expected {
-            value_format: self.policy.session_format,
-            site: self.policy.site,
-            server_name: &self.offers.server_name,
-            client_auth: self.policy.client_auth,
-            version: self.offers.version,
-            lifetime: self.policy.lifetime,
-            extended_master_secret: self.offers.extended_master_secret,
-            forgotten: &self.forgotten,
+            value_format: self.inputs.policy.session_format,
+            site: self.inputs.policy.site,
+            server_name: &self.inputs.offers.server_name,
+            client_auth: self.inputs.policy.client_auth,
+            version: self.inputs.offers.version,
+            lifetime: self.inputs.policy.lifetime,
+            extended_master_secret: self.inputs.offers.extended_master_secret,
+            forgotten: &self.inputs.forgotten,
         }
     }
 }

@@ -42,7 +42,7 @@ impl Offers {
             version: hello.negotiated_version(),
             server_name: server_name.unwrap_or_default(),
             extended_master_secret: is_tls13 || hello.extended_master_secret,
-            psk_dhe_ke: hello.psk_modes.is_some_and(|modes| modes.psk_dhe_ke),
+            psk_dhe_ke: hello.psk_dhe_ke,
             accepts_ticket: hello.session_ticket.is_some(),
             requests_tickets: hello.ticket_request.is_some(),
             offers_tls12_ticket_in_tls13: is_tls13 && offers_ticket,

@@ -102,7 +102,7 @@ fn random() -> [u8; 32] {
 
 /// Lets the library run a full handshake up to the client's Finished.
 fn full(resumption: &mut Resumption) {
-    if resumption.offers.version == TLS_1_2 {
+    if resumption.inputs.offers.version == TLS_1_2 {
         resumption.full_tls12_chosen();
     }
     resumption.observe(Progress::Full, Some(SUITE));

@@ -32,13 +32,13 @@ impl Ghosts {
             .position(|&ghost| is_of(ghost, hash))
             .unwrap_or(WAYS - 1);
         set.copy_within(..last, 1);
-        set[0] = (hash & !REASON) | why.code();
+        set[0] = (hash & !REASON) | why as u64;
     }
 
     pub(super) fn find(&self, hash: u64) -> Option<Gone> {
         let set = self.sets.get(self.at(hash))?;
         let ghost = set.iter().find(|&&ghost| is_of(ghost, hash))?;
-        Gone::from_code(ghost & REASON)
+        Gone::from_repr((ghost & REASON) as u8)
     }
 
     /// Bytes on the heap.
@@ -60,24 +60,6 @@ fn is_of(ghost: u64, hash: u64) -> bool {
     (ghost ^ hash) & !REASON == 0
 }
 
-impl Gone {
-    /// Never zero, because a zero ghost is an empty place.
-    const fn code(self) -> u64 {
-        match self {
-            Self::Evicted => 1,
-            Self::Expired => 2,
-            Self::Purged => 3,
-            Self::Spent => 4,
-            Self::Revoked => 5,
-            Self::NotClosedCleanly => 6,
-        }
-    }
-
-    fn from_code(code: u64) -> Option<Self> {
-        Self::ALL.into_iter().find(|gone| gone.code() == code)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -85,8 +67,8 @@ mod tests {
     #[test]
     fn remembers_every_reason() {
         let mut ghosts = Ghosts::new(64);
-        for (at, why) in Gone::ALL.into_iter().enumerate() {
-            let hash = (at as u64 + 1) << 32;
+        for why in (1..=6).filter_map(Gone::from_repr) {
+            let hash = (why as u64) << 32;
             ghosts.insert(hash, why);
             assert_eq!(ghosts.find(hash), Some(why));
         }

@@ -11,9 +11,9 @@ const PI: [u64; 3] = [
 
 /// A key and its hash. The hash chooses the shard, the place in the index and the ghost set.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Hashed<'a> {
+pub(crate) struct Hashed<'a> {
     pub(super) bytes: &'a [u8],
-    pub(super) hash: u64,
+    pub(crate) hash: u64,
 }
 
 impl Hashed<'_> {

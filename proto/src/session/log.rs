@@ -44,7 +44,7 @@ struct Segment {
 }
 
 /// A queue of entries. An entry can also be read and removed by its location.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Log {
     /// In no order. A location holds the position of its segment in this list.
     segments: Vec<Segment>,
@@ -66,13 +66,8 @@ impl Log {
     pub(super) fn new(entries: usize) -> Self {
         let wanted = entries.saturating_mul(2).clamp(MIN_SEGMENT, MAX_SEGMENT);
         Self {
-            segments: Vec::new(),
-            order: VecDeque::new(),
-            vacant: Vec::new(),
             offset_bits: (wanted.next_power_of_two() / ALIGN).ilog2(),
-            reusable: None,
-            live: 0,
-            dead: 0,
+            ..Self::default()
         }
     }
 
@@ -167,13 +162,8 @@ impl Log {
     /// An empty log with segments of the same size.
     pub(super) fn successor(&self) -> Self {
         Self {
-            segments: Vec::new(),
-            order: VecDeque::new(),
-            vacant: Vec::new(),
             offset_bits: self.offset_bits,
-            reusable: None,
-            live: 0,
-            dead: 0,
+            ..Self::default()
         }
     }
 

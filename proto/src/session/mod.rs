@@ -1,7 +1,6 @@
 //! The session table: a map of bytes to bytes, first in, first out, limited in entries and in lifetime.
 //!
-//! The table remembers for a while why an entry was removed. It knows nothing of TLS or clocks. [`Table`] is for
-//! one thread, [`ShardedTable`] for several.
+//! The table remembers for a while why an entry was removed. It knows nothing of TLS or clocks.
 
 mod ghost;
 mod hash;
@@ -9,14 +8,15 @@ mod index;
 mod log;
 mod part;
 mod sharded;
-mod table;
 #[cfg(test)]
 mod tests;
 
 use std::time::Duration;
 
+use strum::FromRepr;
+
+pub(crate) use self::part::Part;
 pub use self::sharded::{OwnedEntry, ShardedTable};
-pub use self::table::Table;
 
 use crate::Time;
 use crate::verdict::Reason;
@@ -45,10 +45,12 @@ impl Limits {
 }
 
 /// Why an entry was removed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromRepr)]
+#[repr(u8)]
 pub enum Gone {
     /// The table was full, and the entry was the oldest.
-    Evicted,
+    // Never zero, because a zero ghost is an empty place.
+    Evicted = 1,
     /// The entry was older than the lifetime.
     Expired,
     /// The connection was reclaimed (`connection.purge-on-reclaim`).
@@ -59,18 +61,6 @@ pub enum Gone {
     Revoked,
     /// The connection ended without close_notify (`session.require-close-notify`).
     NotClosedCleanly,
-}
-
-impl Gone {
-    /// Every reason.
-    pub const ALL: [Self; 6] = [
-        Self::Evicted,
-        Self::Expired,
-        Self::Purged,
-        Self::Spent,
-        Self::Revoked,
-        Self::NotClosedCleanly,
-    ];
 }
 
 impl From<Gone> for Reason {
@@ -100,14 +90,6 @@ pub enum Lookup<V> {
 }
 
 impl<V> Lookup<V> {
-    /// The value, if there is one.
-    pub fn found(self) -> Option<V> {
-        match self {
-            Self::Found(value) => Some(value),
-            _ => None,
-        }
-    }
-
     /// Converts the value.
     pub fn map<W>(self, f: impl FnOnce(V) -> W) -> Lookup<W> {
         match self {
@@ -135,49 +117,15 @@ pub enum Inserted {
     AlreadyExpired,
 }
 
-/// An entry, as [`Table::iter`] shows it.
+/// An entry, as [`Part::iter`] shows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TableEntry<'a> {
+pub(crate) struct TableEntry<'a> {
     /// The key.
-    pub key: &'a [u8],
+    pub(crate) key: &'a [u8],
     /// The value.
-    pub value: &'a [u8],
+    pub(crate) value: &'a [u8],
     /// The time of the full handshake, or of the insertion if that was earlier.
-    pub established: Time,
+    pub(crate) established: Time,
     /// Rises with each insertion.
-    pub sequence: u64,
-}
-
-/// The counters of a table.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Stats {
-    /// Entries in the table now.
-    pub entries: usize,
-    /// Insertions that stored something.
-    pub inserted: u64,
-    /// Insertions that replaced an entry with the same key.
-    pub replaced: u64,
-    /// Entries that were removed to make room.
-    pub evicted: u64,
-    /// Entries that were removed because of their age.
-    pub expired: u64,
-    /// Entries that were removed for another reason.
-    pub removed: u64,
-    /// Look-ups that found an entry.
-    pub hits: u64,
-    /// Look-ups that found none.
-    pub misses: u64,
-}
-
-impl std::ops::AddAssign for Stats {
-    fn add_assign(&mut self, other: Self) {
-        self.entries += other.entries;
-        self.inserted += other.inserted;
-        self.replaced += other.replaced;
-        self.evicted += other.evicted;
-        self.expired += other.expired;
-        self.removed += other.removed;
-        self.hits += other.hits;
-        self.misses += other.misses;
-    }
+    pub(crate) sequence: u64,
 }

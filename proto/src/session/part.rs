@@ -4,7 +4,7 @@ use super::ghost::Ghosts;
 use super::hash::{Hashed, Hasher};
 use super::index::Index;
 use super::log::Log;
-use super::{Gone, Inserted, Limits, Lookup, MAX_KEY, MAX_VALUE, Stats, TableEntry};
+use super::{Gone, Inserted, Limits, Lookup, MAX_KEY, MAX_VALUE, TableEntry};
 use crate::Time;
 
 /// Fewest ghosts of a table. Otherwise a table has as many ghosts as entries.
@@ -18,7 +18,7 @@ const MAX_GHOSTS: usize = 65_536;
 /// A part does not know when the table is full. The owner of the parts calls [`Self::evict_oldest`] on the part
 /// with the oldest entry.
 #[derive(Debug)]
-pub(super) struct Part {
+pub(crate) struct Part {
     disabled: bool,
     /// In milliseconds, rounded up.
     lifetime: u64,
@@ -26,14 +26,12 @@ pub(super) struct Part {
     index: Index,
     log: Log,
     ghosts: Ghosts,
-    /// The newest entry's sequence number.
-    newest: u64,
-    stats: Stats,
+    len: usize,
 }
 
 impl Part {
-    /// An empty part, one of `parts`. Its keys must be hashed by `hasher`.
-    pub(super) fn new(limits: Limits, parts: usize, hasher: Hasher) -> Self {
+    /// An empty part, one of `parts`. The seed must be unpredictable, because keys come from peers.
+    pub(crate) fn new(limits: Limits, parts: usize, seed: u64) -> Self {
         let share = |all: usize| all.div_ceil(parts.max(1));
         let ghosts = if limits.disabled() {
             0
@@ -44,12 +42,11 @@ impl Part {
         Self {
             disabled: limits.disabled(),
             lifetime: u64::try_from(lifetime).unwrap_or(u64::MAX),
-            hasher,
+            hasher: Hasher::new(seed),
             index: Index::default(),
             log: Log::new(share(limits.max_entries)),
             ghosts: Ghosts::new(ghosts),
-            newest: 0,
-            stats: Stats::default(),
+            len: 0,
         }
     }
 
@@ -57,7 +54,7 @@ impl Part {
     ///
     /// If the time of the handshake is in the future, `now` is used. `sequence` orders the entries of all
     /// parts, and must be larger than every number before.
-    pub(super) fn insert(
+    pub(crate) fn insert(
         &mut self,
         sequence: u64,
         key: Hashed<'_>,
@@ -75,17 +72,15 @@ impl Part {
         if self.is_expired(established, now) {
             return Inserted::AlreadyExpired;
         }
-        self.newest = sequence.max(self.newest);
         let entry = TableEntry {
             key: key.bytes,
             value,
             established,
-            sequence: self.newest,
+            sequence,
         };
         if let Some(place) = self.find(key) {
             // The replaced entry needs no ghost, because its key stays in the table.
             self.remove_place(place);
-            self.stats.replaced += 1;
         }
         let mut evicted = false;
         let location = loop {
@@ -95,8 +90,7 @@ impl Part {
             }
         };
         self.index.insert(key.hash, location);
-        self.stats.entries += 1;
-        self.stats.inserted += 1;
+        self.len += 1;
         Inserted::Stored { evicted }
     }
 
@@ -106,29 +100,20 @@ impl Part {
             .map(|place| self.log.entry(self.index.location(place)).value)
     }
 
-    /// The entry with this key, even if it has expired. Counts no look-up and changes nothing.
-    pub(super) fn peek(&self, key: Hashed<'_>) -> Option<TableEntry<'_>> {
+    /// The entry with this key, even if it has expired. Changes nothing.
+    pub(crate) fn peek(&self, key: Hashed<'_>) -> Option<TableEntry<'_>> {
         let place = self.find(key)?;
         Some(self.log.entry(self.index.location(place)))
     }
 
-    /// The value of the entry with this key, even if it has expired, for a change in place. Counts nothing.
-    pub(super) fn value_mut(&mut self, key: Hashed<'_>) -> Option<&mut [u8]> {
+    /// The value of the entry with this key, even if it has expired, for a change in place.
+    pub(crate) fn value_mut(&mut self, key: Hashed<'_>) -> Option<&mut [u8]> {
         let place = self.find(key)?;
         Some(self.log.value_mut(self.index.location(place)))
     }
 
-    /// Looks up a key and removes the entry. A second call returns [`Gone::Spent`].
-    pub(super) fn take(&mut self, key: Hashed<'_>, now: Time) -> Lookup<Vec<u8>> {
-        self.look(key, now).map(|place| {
-            let value = self.log.entry(self.index.location(place)).value.to_vec();
-            self.bury(place, key.hash, Gone::Spent);
-            value
-        })
-    }
-
     /// Removes an entry and remembers why. False if there was no entry.
-    pub(super) fn remove(&mut self, key: Hashed<'_>, why: Gone) -> bool {
+    pub(crate) fn remove(&mut self, key: Hashed<'_>, why: Gone) -> bool {
         let Some(place) = self.find(key) else {
             return false;
         };
@@ -139,7 +124,7 @@ impl Part {
     /// Removes the entry with this sequence number and hash. False if there is none.
     ///
     /// A later entry with the same key has another sequence number, and stays.
-    pub(super) fn remove_one(&mut self, hash: u64, sequence: u64, why: Gone) -> bool {
+    pub(crate) fn remove_one(&mut self, hash: u64, sequence: u64, why: Gone) -> bool {
         let place = self.index.find(hash, |location| {
             self.log.entry(location).sequence == sequence
         });
@@ -150,27 +135,26 @@ impl Part {
         true
     }
 
-    /// Removes every entry that `picks` selects, and returns their number. Reads every entry.
-    pub(super) fn remove_where(
+    /// Removes every entry that `picks` selects. Reads every entry.
+    pub(crate) fn remove_where(
         &mut self,
         why: Gone,
         mut picks: impl FnMut(&TableEntry<'_>) -> bool,
-    ) -> usize {
+    ) {
         let picked: Vec<Vec<u8>> = self
             .iter()
             .filter(|entry| picks(entry))
             .map(|entry| entry.key.to_vec())
             .collect();
         for key in &picked {
-            self.remove(self.hasher.hashed(key), why);
+            self.remove(self.hashed(key), why);
         }
-        picked.len()
     }
 
     /// Removes the oldest entry. Returns [`Gone::Expired`] if it had expired, else [`Gone::Evicted`].
     ///
     /// `None` if there is no entry.
-    pub(super) fn evict_oldest(&mut self, now: Time) -> Option<Gone> {
+    pub(crate) fn evict_oldest(&mut self, now: Time) -> Option<Gone> {
         let (location, oldest) = self.log.oldest()?;
         let why = if self.is_expired(oldest.established, now) {
             Gone::Expired
@@ -183,48 +167,24 @@ impl Part {
         Some(why)
     }
 
-    /// Removes the oldest entries while they have expired, and returns their number.
-    ///
-    /// This only frees memory early: expired entries are never returned.
-    pub(super) fn expire(&mut self, now: Time) -> usize {
-        let before = self.len();
-        while self
-            .oldest()
-            .is_some_and(|oldest| self.is_expired(oldest.established, now))
-        {
-            self.evict_oldest(now);
-        }
-        before - self.len()
-    }
-
     /// The oldest entry.
-    pub(super) fn oldest(&self) -> Option<TableEntry<'_>> {
+    pub(crate) fn oldest(&self) -> Option<TableEntry<'_>> {
         self.log.oldest().map(|(_, entry)| entry)
     }
 
-    /// The sequence number of the oldest entry.
-    pub(super) fn oldest_sequence(&self) -> Option<u64> {
-        self.oldest().map(|entry| entry.sequence)
-    }
-
     /// All entries, oldest first, with expired ones.
-    pub(super) fn iter(&self) -> impl Iterator<Item = TableEntry<'_>> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = TableEntry<'_>> {
         self.log.iter()
     }
 
     /// The number of entries.
-    pub(super) fn len(&self) -> usize {
-        self.stats.entries
+    pub(crate) fn len(&self) -> usize {
+        self.len
     }
 
     /// True if a handshake at `established` is too old to resume.
-    pub(super) fn is_expired(&self, established: Time, now: Time) -> bool {
+    pub(crate) fn is_expired(&self, established: Time, now: Time) -> bool {
         now.unix_millis().saturating_sub(established.unix_millis()) >= self.lifetime
-    }
-
-    /// The counters of this part.
-    pub(super) fn stats(&self) -> Stats {
-        self.stats
     }
 
     /// Bytes on the heap.
@@ -232,28 +192,25 @@ impl Part {
         self.index.memory() + self.log.memory() + self.ghosts.memory()
     }
 
-    /// The hasher of the keys.
-    pub(super) fn hasher(&self) -> &Hasher {
-        &self.hasher
+    /// A key with its hash.
+    pub(crate) fn hashed<'a>(&self, key: &'a [u8]) -> Hashed<'a> {
+        self.hasher.hashed(key)
     }
 
-    /// The place of a key in the index, if the entry has not expired. Counts the look-up.
+    /// The place of a key in the index, if the entry has not expired.
     fn look(&mut self, key: Hashed<'_>, now: Time) -> Lookup<usize> {
         if self.disabled {
             return Lookup::Disabled;
         }
         let Some(place) = self.find(key) else {
-            self.stats.misses += 1;
             let ghost = self.ghosts.find(key.hash);
             return ghost.map_or(Lookup::Unknown, Lookup::Gone);
         };
         let location = self.index.location(place);
         if self.is_expired(self.log.entry(location).established, now) {
-            self.stats.misses += 1;
             self.bury(place, key.hash, Gone::Expired);
             return Lookup::Gone(Gone::Expired);
         }
-        self.stats.hits += 1;
         Lookup::Found(place)
     }
 
@@ -264,21 +221,16 @@ impl Part {
         })
     }
 
-    /// Removes the entry at a place of the index, counts the removal and keeps a ghost.
+    /// Removes the entry at a place of the index, and keeps a ghost.
     fn bury(&mut self, place: usize, hash: u64, why: Gone) {
         self.remove_place(place);
         self.ghosts.insert(hash, why);
-        match why {
-            Gone::Evicted => self.stats.evicted += 1,
-            Gone::Expired => self.stats.expired += 1,
-            _ => self.stats.removed += 1,
-        }
     }
 
     fn remove_place(&mut self, place: usize) {
         self.log.remove(self.index.location(place));
         self.index.remove(place);
-        self.stats.entries -= 1;
+        self.len -= 1;
         if self.log.is_sparse() {
             self.compact();
         }

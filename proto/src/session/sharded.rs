@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::hash::{Hashed, Hasher};
 use super::part::Part;
-use super::{Gone, Inserted, Limits, Lookup, Stats};
+use super::{Gone, Inserted, Limits, Lookup};
 use crate::Time;
 
 /// Most shards, a power of two. An eviction reads the number of each shard's oldest entry.
@@ -65,8 +65,7 @@ impl ShardedTable {
     pub fn new(limits: Limits, seed: u64) -> Self {
         let full_shards = (limits.max_entries / ENTRIES_PER_SHARD).clamp(1, MAX_SHARDS);
         let shards = 1 << full_shards.ilog2();
-        let hasher = Hasher::new(seed);
-        let shard = || Shard(Mutex::new(Part::new(limits, shards, hasher.clone())));
+        let shard = || Shard(Mutex::new(Part::new(limits, shards, seed)));
         Self {
             limits,
             shards: std::iter::repeat_with(shard).take(shards).collect(),
@@ -76,7 +75,7 @@ impl ShardedTable {
             revocations: AtomicU32::new(0),
             cleared: AtomicU32::new(0),
             clearing: Mutex::new(()),
-            hasher,
+            hasher: Hasher::new(seed),
         }
     }
 
@@ -172,14 +171,11 @@ impl ShardedTable {
         self.limits.disabled()
     }
 
-    /// The counters of the table.
+    /// The number of entries.
     #[must_use]
-    pub fn stats(&self) -> Stats {
-        let mut sum = Stats::default();
-        for shard in 0..self.shards.len() {
-            sum += self.with(shard, |part| part.stats());
-        }
-        sum
+    pub fn entries(&self) -> usize {
+        let shards = 0..self.shards.len();
+        shards.map(|shard| self.lock(shard).len()).sum()
     }
 
     /// Bytes on the heap.
@@ -259,8 +255,8 @@ impl ShardedTable {
     }
 
     fn publish(&self, shard: usize, part: &Part) {
-        let oldest = part.oldest_sequence().map_or(EMPTY, |sequence| {
-            sequence * MAX_SHARDS as u64 + shard as u64
+        let oldest = part.oldest().map_or(EMPTY, |entry| {
+            entry.sequence * MAX_SHARDS as u64 + shard as u64
         });
         self.oldest[shard].store(oldest, Ordering::Release);
     }
@@ -272,7 +268,6 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::session::Table;
 
     const NOW: Time = Time::from_unix_millis(1_000_000);
 
@@ -311,7 +306,7 @@ mod tests {
         let insert = |n| table.insert(&key(n), b"value", NOW, NOW);
         (0..1000).map(insert).for_each(drop);
         assert!(table.apply_revocations(0));
-        assert_eq!(table.get(&key(7), NOW).found(), Some(b"value".to_vec()));
+        assert_eq!(table.get(&key(7), NOW), Lookup::Found(b"value".to_vec()));
         assert!(table.apply_revocations(1));
         assert!(keys(&table).is_empty());
         assert_eq!(table.get(&key(7), NOW), Lookup::Gone(Gone::Revoked));
@@ -322,90 +317,46 @@ mod tests {
         assert_eq!(keys(&table).len(), 1);
     }
 
-    /// The operations that both tables have.
-    trait AnyTable {
-        fn insert(&mut self, key: &[u8]);
-        fn get(&mut self, key: &[u8]) -> Lookup<Vec<u8>>;
-        fn remove(&mut self, key: &[u8]) -> bool;
-        /// Oldest first.
-        fn keys(&mut self) -> Vec<Vec<u8>>;
-    }
-
-    impl AnyTable for ShardedTable {
-        fn insert(&mut self, key: &[u8]) {
-            Self::insert(self, key, key, NOW, NOW);
-        }
-
-        fn get(&mut self, key: &[u8]) -> Lookup<Vec<u8>> {
-            Self::get(self, key, NOW)
-        }
-
-        fn remove(&mut self, key: &[u8]) -> bool {
-            Self::remove(self, key, Gone::Purged)
-        }
-
-        fn keys(&mut self) -> Vec<Vec<u8>> {
-            keys(self)
-        }
-    }
-
-    impl AnyTable for Table {
-        fn insert(&mut self, key: &[u8]) {
-            Self::insert(self, key, key, NOW, NOW);
-        }
-
-        fn get(&mut self, key: &[u8]) -> Lookup<Vec<u8>> {
-            Self::get(self, key, NOW).map(<[u8]>::to_vec)
-        }
-
-        fn remove(&mut self, key: &[u8]) -> bool {
-            Self::remove(self, key, Gone::Purged)
-        }
-
-        fn keys(&mut self) -> Vec<Vec<u8>> {
-            self.iter().map(|entry| entry.key.to_vec()).collect()
-        }
-    }
-
     /// Inserts, replaces and removes entries, and compares the table with a list, oldest first.
-    fn assert_first_in_first_out(table: &mut impl AnyTable, max_entries: usize) {
+    fn assert_first_in_first_out(table: &ShardedTable, max_entries: usize) {
         let mut model = VecDeque::new();
         for n in 0..10_000_u64 {
             let (new, old) = (key(n), key(n / 2));
             match n % 7 {
                 0..5 => {
-                    table.insert(&new);
+                    table.insert(&new, &new, NOW, NOW);
                     model.push_back(new);
                 }
                 5 => {
                     let place = model.iter().position(|other| *other == old);
-                    assert_eq!(table.remove(&old), place.is_some());
+                    assert_eq!(table.remove(&old, Gone::Purged), place.is_some());
                     place.map(|place| model.remove(place));
                 }
                 _ => {
-                    table.insert(&old);
+                    table.insert(&old, &old, NOW, NOW);
                     model.retain(|other| *other != old);
                     model.push_back(old);
                 }
             }
             if model.len() > max_entries {
                 let oldest = model.pop_front().unwrap();
-                assert_eq!(table.get(&oldest), Lookup::Gone(Gone::Evicted));
+                assert_eq!(table.get(&oldest, NOW), Lookup::Gone(Gone::Evicted));
             }
             if let Some(newest) = model.back() {
-                assert_eq!(table.get(newest), Lookup::Found(newest.to_vec()));
+                assert_eq!(table.get(newest, NOW), Lookup::Found(newest.to_vec()));
             }
         }
         assert_eq!(model.len(), max_entries);
-        assert!(table.keys().iter().eq(&model));
+        assert!(keys(table).iter().eq(&model));
     }
 
     #[test]
     fn evicts_the_oldest_entry_first_with_one_part_and_with_several() {
-        let mut table = sharded(3000);
-        assert!(table.shards.len() > 1);
-        assert_first_in_first_out(&mut table, 3000);
-        assert_first_in_first_out(&mut Table::new(table.limits, 1), 3000);
+        for (max_entries, shards) in [(900, 1), (3000, 4)] {
+            let table = sharded(max_entries);
+            assert_eq!(table.shards.len(), shards);
+            assert_first_in_first_out(&table, max_entries);
+        }
     }
 
     #[test]
@@ -453,9 +404,7 @@ mod tests {
         for n in 0..MAX as u64 {
             table.insert(&key(u64::MAX - n), b"", NOW, NOW);
         }
-        let stats = table.stats();
-        assert_eq!(stats.entries, MAX);
-        assert_eq!(stats.inserted, MAX as u64 + stats.evicted + stats.removed);
+        assert_eq!(table.entries(), MAX);
         assert_eq!(table.snapshot().len(), MAX);
         let expected = (0..MAX as u64).map(|n| key(u64::MAX - n).to_vec());
         assert!(keys(&table).into_iter().eq(expected));

@@ -21,8 +21,9 @@ fn stored(evicted: bool) -> Inserted {
     Inserted::Stored { evicted }
 }
 
-fn keys(table: &Table) -> Vec<&[u8]> {
-    table.iter().map(|entry| entry.key).collect()
+fn keys(table: &ShardedTable) -> Vec<Vec<u8>> {
+    let entries = table.snapshot().into_iter();
+    entries.map(|entry| entry.key).collect()
 }
 
 /// A simple model of the table: a list, oldest first, and every ghost.
@@ -95,10 +96,8 @@ impl Model {
 enum Step {
     Insert { key: u8, len: usize, age: u64 },
     Get(u8),
-    Take(u8),
     Remove(u8),
-    RemoveWhere(u8),
-    Expire,
+    Revoke,
     Clock(i64),
 }
 
@@ -107,10 +106,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
         8 => (any::<u8>(), len, 0..60_u64).prop_map(|(key, len, age)| Step::Insert { key, len, age }),
         4 => any::<u8>().prop_map(Step::Get),
-        2 => any::<u8>().prop_map(Step::Take),
         4 => any::<u8>().prop_map(Step::Remove),
-        1 => (0..16_u8).prop_map(Step::RemoveWhere),
-        1 => Just(Step::Expire),
+        1 => Just(Step::Revoke),
         2 => (-5..20_i64).prop_map(Step::Clock),
     ];
     prop::collection::vec(step, 0..400)
@@ -130,7 +127,7 @@ proptest! {
         steps in steps(),
     ) {
         let limits = limits(max_entries, lifetime);
-        let mut table = Table::new(limits, seed);
+        let table = ShardedTable::new(limits, seed);
         let mut model = Model { limits, entries: Vec::new(), ghosts: Vec::new() };
         let mut now = at(1_000_000);
         for (n, step) in steps.into_iter().enumerate() {
@@ -144,44 +141,21 @@ proptest! {
                     );
                 }
                 Step::Get(k) => {
-                    let got = table.get(&key(k), now).map(<[u8]>::to_vec);
-                    same(got, model.get(&key(k), now))?;
-                }
-                Step::Take(k) => {
-                    let took = model.get(&key(k), now);
-                    if matches!(took, Lookup::Found(_)) {
-                        model.remove(&key(k), Gone::Spent);
-                    }
-                    same(table.take(&key(k), now), took)?;
+                    same(table.get(&key(k), now), model.get(&key(k), now))?;
                 }
                 Step::Remove(k) => {
                     prop_assert_eq!(table.remove(&key(k), Gone::Purged), model.remove(&key(k), Gone::Purged));
                 }
-                Step::RemoveWhere(k) => {
-                    let picked = |key: &[u8]| key[0] % 16 == k;
-                    let keys: Vec<_> = model.entries.iter().map(|entry| entry.0.clone()).filter(|key| picked(key)).collect();
+                Step::Revoke => {
+                    let keys: Vec<_> = model.entries.iter().map(|entry| entry.0.clone()).collect();
                     keys.iter().for_each(|key| { model.remove(key, Gone::Revoked); });
-                    prop_assert_eq!(table.remove_where(Gone::Revoked, |entry| picked(entry.key)), keys.len());
-                }
-                Step::Expire => {
-                    table.expire(now);
-                    while let Some((key, _, established)) = model.entries.first().cloned()
-                        && now.since(established) >= limits.lifetime
-                    {
-                        model.remove(&key, Gone::Expired);
-                    }
+                    prop_assert!(table.apply_revocations(n as u32 + 1));
                 }
                 Step::Clock(by) => now = at(now.unix_millis().saturating_add_signed(by)),
             }
-            let entries: Vec<_> = table.iter().map(|e| (e.key.to_vec(), e.value.to_vec(), e.established)).collect();
+            let entries: Vec<_> = table.snapshot().into_iter().map(|e| (e.key, e.value, e.established)).collect();
             prop_assert_eq!(&entries, &model.entries);
-            prop_assert!(table.iter().map(|entry| entry.sequence).is_sorted_by(|a, b| a < b));
-            let stats = table.stats();
-            prop_assert_eq!(stats.entries, entries.len());
-            prop_assert_eq!(
-                stats.inserted,
-                entries.len() as u64 + stats.replaced + stats.evicted + stats.expired + stats.removed
-            );
+            prop_assert_eq!(table.entries(), entries.len());
         }
     }
 }
@@ -197,104 +171,100 @@ fn same(got: Lookup<Vec<u8>>, wanted: Lookup<Vec<u8>>) -> Result<(), TestCaseErr
 #[test]
 fn zero_entries_or_no_lifetime_disable_the_table() {
     for limits in [limits(0, 1000), limits(10, 0)] {
-        let mut table = Table::new(limits, 1);
+        let table = ShardedTable::new(limits, 1);
         assert_eq!(
             table.insert(b"key", b"value", at(5), at(5)),
             Inserted::Disabled
         );
         assert_eq!(table.get(b"key", at(5)), Lookup::Disabled);
-        assert_eq!(table.take(b"key", at(5)), Lookup::Disabled);
         assert!(!table.remove(b"key", Gone::Purged));
-        assert_eq!((table.len(), table.memory()), (0, 0));
+        assert_eq!(table.entries(), 0);
     }
 }
 
 #[test]
 fn evicts_the_oldest_entry_when_full_even_if_it_was_just_used() {
-    let mut table = Table::new(limits(2, 1000), 1);
+    let table = ShardedTable::new(limits(2, 1000), 1);
     table.insert(b"a", b"1", at(0), at(0));
     table.insert(b"b", b"2", at(0), at(0));
-    assert_eq!(table.get(b"a", at(1)), Lookup::Found(&b"1"[..]));
+    assert_eq!(table.get(b"a", at(1)), Lookup::Found(b"1".to_vec()));
     assert_eq!(table.insert(b"c", b"3", at(1), at(1)), stored(true));
     assert_eq!(table.get(b"a", at(1)), Lookup::Gone(Gone::Evicted));
     assert_eq!(keys(&table), [b"b", b"c"]);
-    assert_eq!(table.stats().evicted, 1);
 }
 
 #[test]
 fn an_entry_that_is_stored_again_is_the_newest() {
-    let mut table = Table::new(limits(2, 1000), 1);
+    let table = ShardedTable::new(limits(2, 1000), 1);
     table.insert(b"a", b"1", at(0), at(0));
     table.insert(b"b", b"2", at(0), at(0));
     assert_eq!(table.insert(b"a", b"3", at(0), at(0)), stored(false));
     assert_eq!(keys(&table), [b"b", b"a"]);
-    assert_eq!(table.get(b"a", at(0)), Lookup::Found(&b"3"[..]));
+    assert_eq!(table.get(b"a", at(0)), Lookup::Found(b"3".to_vec()));
 }
 
 #[test]
 fn age_counts_from_the_full_handshake_and_not_from_storing_or_use() {
-    let mut table = Table::new(limits(10, 1000), 1);
+    let table = ShardedTable::new(limits(10, 1000), 1);
     table.insert(b"a", b"1", at(5000), at(5000));
     assert_eq!(table.insert(b"a", b"2", at(5000), at(5900)), stored(false));
-    assert_eq!(table.get(b"a", at(5999)), Lookup::Found(&b"2"[..]));
+    assert_eq!(table.get(b"a", at(5999)), Lookup::Found(b"2".to_vec()));
     assert_eq!(table.get(b"a", at(6000)), Lookup::Gone(Gone::Expired));
     assert_eq!(
         table.insert(b"a", b"3", at(5000), at(6000)),
         Inserted::AlreadyExpired
     );
-    assert_eq!((table.len(), table.stats().expired), (0, 1));
+    assert_eq!(table.entries(), 0);
 }
 
 #[test]
 fn a_handshake_in_the_future_counts_from_now() {
-    let mut table = Table::new(limits(10, 1000), 1);
+    let table = ShardedTable::new(limits(10, 1000), 1);
     table.insert(b"a", b"1", at(u64::MAX), at(5000));
     assert_eq!(table.get(b"a", at(6000)), Lookup::Gone(Gone::Expired));
 }
 
 #[test]
 fn a_clock_that_is_set_back_expires_nothing() {
-    let mut table = Table::new(limits(10, 1000), 1);
+    let table = ShardedTable::new(limits(10, 1000), 1);
     table.insert(b"a", b"1", at(5000), at(5000));
-    assert_eq!(table.get(b"a", at(10)), Lookup::Found(&b"1"[..]));
+    assert_eq!(table.get(b"a", at(10)), Lookup::Found(b"1".to_vec()));
     table.insert(b"b", b"2", at(10), at(10));
     assert_eq!(keys(&table), [b"a", b"b"]);
 }
 
 #[test]
 fn the_oldest_entry_leaves_as_expired_when_it_is_too_old_anyway() {
-    let mut table = Table::new(limits(1, 1000), 1);
+    let table = ShardedTable::new(limits(1, 1000), 1);
     table.insert(b"a", b"1", at(0), at(0));
     table.insert(b"b", b"2", at(2000), at(2000));
     assert_eq!(table.get(b"a", at(2000)), Lookup::Gone(Gone::Expired));
 }
 
 #[test]
-fn a_taken_entry_is_spent() {
-    let mut table = Table::new(limits(10, 1000), 1);
+fn a_key_that_was_never_stored_is_unknown() {
+    let table = ShardedTable::new(limits(10, 1000), 1);
     table.insert(b"a", b"1", at(0), at(0));
-    assert_eq!(table.take(b"a", at(1)), Lookup::Found(b"1".to_vec()));
-    assert_eq!(table.take(b"a", at(1)), Lookup::Gone(Gone::Spent));
     assert_eq!(table.get(b"never", at(1)), Lookup::Unknown);
 }
 
 #[test]
 fn a_key_that_comes_back_has_no_ghost() {
-    let mut table = Table::new(limits(10, 1000), 1);
+    let table = ShardedTable::new(limits(10, 1000), 1);
     table.insert(b"a", b"1", at(0), at(0));
     table.remove(b"a", Gone::Revoked);
     table.insert(b"a", b"2", at(0), at(0));
-    assert_eq!(table.get(b"a", at(0)), Lookup::Found(&b"2"[..]));
+    assert_eq!(table.get(b"a", at(0)), Lookup::Found(b"2".to_vec()));
     table.remove(b"a", Gone::NotClosedCleanly);
     assert_eq!(table.get(b"a", at(0)), Lookup::Gone(Gone::NotClosedCleanly));
 }
 
 #[test]
 fn keys_and_values_have_a_longest_length() {
-    let mut table = Table::new(limits(10, 1000), 1);
+    let table = ShardedTable::new(limits(10, 1000), 1);
     let (key, value) = ([7; MAX_KEY], vec![7; MAX_VALUE]);
     assert_eq!(table.insert(&key, &value, at(0), at(0)), stored(false));
-    assert_eq!(table.get(&key, at(0)), Lookup::Found(&value[..]));
+    assert_eq!(table.get(&key, at(0)), Lookup::Found(value));
     let too_large = Inserted::TooLarge;
     assert_eq!(
         table.insert(&[7; MAX_KEY + 1], b"", at(0), at(0)),
@@ -305,7 +275,7 @@ fn keys_and_values_have_a_longest_length() {
         too_large
     );
     assert_eq!(table.insert(b"", b"", at(0), at(0)), stored(false));
-    assert_eq!(table.get(b"", at(0)), Lookup::Found(&b""[..]));
+    assert_eq!(table.get(b"", at(0)), Lookup::Found(b"".to_vec()));
 }
 
 /// A key of 32 bytes, as session IDs are.
@@ -315,21 +285,21 @@ fn session_id(n: u64) -> [u8; 32] {
 
 #[test]
 fn ten_thousand_entries_cost_at_most_96_bytes_each_beyond_key_and_value() {
-    let mut table = Table::new(limits(10_000, 1000), 1);
+    let table = ShardedTable::new(limits(10_000, 1000), 1);
     for n in 0..35_000 {
         table.insert(&session_id(n), &[7; 120], at(0), at(0));
-        let payload = table.len() * (32 + 120);
-        if table.len() == 10_000 {
-            let overhead = (table.memory() - payload) / table.len();
+        let payload = table.entries() * (32 + 120);
+        if table.entries() == 10_000 {
+            let overhead = (table.memory() - payload) / table.entries();
             assert!(overhead <= 96, "{overhead} bytes");
         }
     }
-    assert_eq!(table.len(), 10_000);
+    assert_eq!(table.entries(), 10_000);
 }
 
 #[test]
 fn memory_stays_bounded_when_entries_are_removed_out_of_turn() {
-    let mut table = Table::new(limits(1000, 1000), 1);
+    let table = ShardedTable::new(limits(1000, 1000), 1);
     table.insert(b"stays for ever", b"", at(0), at(0));
     for n in 0..50_000 {
         table.insert(&session_id(n), &[7; 120], at(0), at(0));
@@ -341,12 +311,13 @@ fn memory_stays_bounded_when_entries_are_removed_out_of_turn() {
 
 #[test]
 fn values_of_changing_size_waste_at_most_half_of_the_memory() {
-    let mut table = Table::new(limits(400, 1000), 1);
+    let table = ShardedTable::new(limits(400, 1000), 1);
     for n in 0..2000 {
         let len = if n % 2 == 0 { 10 } else { 5000 };
         table.insert(&session_id(n), &vec![7; len], at(0), at(0));
     }
     let payload: usize = table
+        .snapshot()
         .iter()
         .map(|entry| entry.key.len() + entry.value.len())
         .sum();

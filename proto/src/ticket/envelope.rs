@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use strum::FromRepr;
+
 use super::ForgetRules;
 use crate::Time;
 use crate::verdict::Reason;
@@ -14,34 +16,16 @@ const FORMAT: u8 = 1;
 const FIXED_LEN: usize = 1 + 2 + 8 + 1 + 2 + 2 + 1 + 4 + 8 + 8 + 1;
 
 /// The client authentication of a site.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromRepr)]
+#[repr(u8)]
 pub enum ClientAuth {
     /// No certificate is asked for.
     #[default]
-    None,
+    None = 0,
     /// A certificate is asked for; a client without one is accepted.
-    Optional,
+    Optional = 1,
     /// No handshake without a certificate.
-    Required,
-}
-
-impl ClientAuth {
-    const fn code(self) -> u8 {
-        match self {
-            Self::None => 0,
-            Self::Optional => 1,
-            Self::Required => 2,
-        }
-    }
-
-    const fn from_code(code: u8) -> Option<Self> {
-        match code {
-            0 => Some(Self::None),
-            1 => Some(Self::Optional),
-            2 => Some(Self::Required),
-            _ => None,
-        }
-    }
+    Required = 2,
 }
 
 /// The binding of a session. It resumes only if a full handshake would have the same outcome.
@@ -120,7 +104,7 @@ impl<'a> Envelope<'a> {
         out.push(FORMAT);
         out.extend_from_slice(&self.value_format.to_be_bytes());
         out.extend_from_slice(&site.to_be_bytes());
-        out.push(client_auth.code());
+        out.push(client_auth as u8);
         out.extend_from_slice(&version.to_be_bytes());
         out.extend_from_slice(&suite.to_be_bytes());
         out.push(u8::from(extended_master_secret));
@@ -164,7 +148,7 @@ impl<'a> Envelope<'a> {
             binding: Binding {
                 site,
                 server_name: std::str::from_utf8(server_name).ok()?,
-                client_auth: ClientAuth::from_code(client_auth)?,
+                client_auth: ClientAuth::from_repr(client_auth)?,
                 version,
                 suite,
                 extended_master_secret: extended_master_secret != 0,

@@ -1,12 +1,14 @@
 use super::*;
-use crate::hello::{HelloReader, TLS_1_0, TLS_1_3};
+use crate::hello::{DEFAULT_LIMIT, HelloReader, TLS_1_3};
 use crate::testdata::{EXCHANGES, Exchange, client_hello, exchange, in_records, message};
 use proptest::prelude::*;
+
+const TLS_1_0: u16 = 0x0301;
 
 const TLS12_SUITE: u16 = 0xc02f;
 
 fn watch(client: &[u8]) -> Watch {
-    let mut reader = HelloReader::default();
+    let mut reader = HelloReader::new(DEFAULT_LIMIT);
     assert_eq!(reader.push(client), Ok(true));
     Watch::new(&reader.hello().expect("a hello"))
 }

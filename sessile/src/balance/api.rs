@@ -3,9 +3,11 @@
 use std::time::Instant;
 
 use serde_json::{Map, Value, json};
+use sessile_proto::Word;
 use sessile_proto::age_limit::CountedFrom;
+use sessile_proto::watch::SessionOutcome;
 
-use super::metrics::{RoutedCounters, RuleCount, SessionOutcome};
+use super::metrics::{RoutedCounters, RuleCount};
 use super::server::{PoolServer, SESSION_FAULT};
 use super::servers::{Pool, ServerSet};
 use super::session_loss::{IdleBucket, SessionLoss, buckets};
@@ -32,7 +34,7 @@ pub(super) fn balancer_json(state: &BalancerState) -> Value {
         "bytes_up": metrics.bytes.up.get(),
         "bytes_down": metrics.bytes.down.get(),
         "resumption_ratio": resumption_ratio(&metrics.routed),
-        "learned_entries": locked(&state.learned).stats().entries,
+        "learned_entries": locked(&state.learned).entries(),
     })
 }
 
@@ -132,8 +134,7 @@ fn group_names<'s>(set: &'s ServerSet, server: &PoolServer) -> Vec<&'s str> {
 }
 
 fn outcomes_json(routed: &RoutedCounters) -> Map<String, Value> {
-    SessionOutcome::ALL
-        .into_iter()
+    SessionOutcome::all()
         .map(|outcome| (outcome.as_str().to_owned(), routed.total(outcome).into()))
         .collect()
 }

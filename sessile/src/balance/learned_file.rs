@@ -71,7 +71,7 @@ impl LearnedFile {
         affinity: &Affinity,
         servers: impl Iterator<Item = (u32, SocketAddr)>,
     ) {
-        let entries = affinity.stats().entries;
+        let entries = affinity.entries();
         if entries == 0 {
             return;
         }
@@ -210,7 +210,7 @@ mod tests {
             let mut affinity = affinity();
             let entries = import(&bytes[..end], &mut affinity, at(&servers), NOW);
             assert_eq!(entries, None, "{end}");
-            assert_eq!(affinity.stats().entries, 0);
+            assert_eq!(affinity.entries(), 0);
         }
     }
 }

@@ -6,15 +6,16 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use sessile_proto::Time;
+use sessile_proto::Word;
 use sessile_proto::affinity::{AffinityKey, LearnResult, LearnedSession};
 use sessile_proto::age_limit::AgedOffer;
 use sessile_proto::hello::TLS_1_2;
 use sessile_proto::key_names::TicketFingerprint;
 use sessile_proto::route::RoutedBy;
 use sessile_proto::verdict::How;
-use sessile_proto::watch::{Kind, Learned, Outcome};
+use sessile_proto::watch::{Kind, Learned, Outcome, SessionOutcome};
 
-use super::metrics::{ExpiredTimeout, SessionOutcome};
+use super::metrics::ExpiredTimeout;
 use super::relay::{ConnectionEnd, EndReason};
 use super::routing::OfferedSessions;
 use super::server::PoolServer;

@@ -3,6 +3,7 @@
 
 use sessile_proto::health_state::Availability;
 use sessile_proto::route::RoutedBy;
+use strum::{IntoStaticStr, VariantArray};
 
 /// The rules that lead a session to a server.
 pub(super) const SESSION_RULES: [RoutedBy; 4] = [
@@ -13,9 +14,13 @@ pub(super) const SESSION_RULES: [RoutedBy; 4] = [
 ];
 
 /// Why a server is skipped. Among several servers of a rule the first reason in this order counts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+///
+/// The words are those of metric labels and the API.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "kebab-case")]
 pub(super) enum SkipReason {
     /// The server has more than its share of the connections.
+    #[strum(serialize = "share")]
     OverShare,
     /// The server has `max-connections` connections.
     Full,
@@ -26,39 +31,17 @@ pub(super) enum SkipReason {
     /// The server refused this connection, or did not take it in time.
     Unreachable,
     /// The server took this connection and closed it before it sent a byte.
+    #[strum(serialize = "hung-up")]
     ClosedWithoutReply,
     /// This host could not make the connection.
+    #[strum(serialize = "own-failure")]
     LocalError,
     /// The server is not in this pool.
+    #[strum(serialize = "elsewhere")]
     NotInPool,
 }
 
 impl SkipReason {
-    pub(super) const ALL: [Self; 8] = [
-        Self::OverShare,
-        Self::Full,
-        Self::Ejected,
-        Self::Down,
-        Self::Unreachable,
-        Self::ClosedWithoutReply,
-        Self::LocalError,
-        Self::NotInPool,
-    ];
-
-    /// The word used in metric labels and the API.
-    pub(super) const fn as_str(self) -> &'static str {
-        match self {
-            Self::OverShare => "share",
-            Self::Full => "full",
-            Self::Ejected => "ejected",
-            Self::Down => "down",
-            Self::Unreachable => "unreachable",
-            Self::ClosedWithoutReply => "hung-up",
-            Self::LocalError => "own-failure",
-            Self::NotInPool => "elsewhere",
-        }
-    }
-
     /// `None` if the server takes connections.
     pub(super) const fn for_availability(availability: Availability) -> Option<Self> {
         match availability {
@@ -97,6 +80,8 @@ impl FirstMiss {
 
 #[cfg(test)]
 mod tests {
+    use sessile_proto::Word;
+
     use super::*;
 
     const fn miss(rule: RoutedBy, reason: SkipReason) -> RouteMiss {
@@ -131,7 +116,7 @@ mod tests {
         for (at, rule) in SESSION_RULES.into_iter().enumerate() {
             assert_eq!(rule as usize, at);
         }
-        for (at, reason) in SkipReason::ALL.into_iter().enumerate() {
+        for (at, reason) in SkipReason::all().enumerate() {
             assert_eq!(reason as usize, at);
         }
     }

@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 use std::{fmt, io};
 
 use rustix::io::Errno;
-use sessile_proto::Time;
 use sessile_proto::health_state::{
     Availability, CheckEffect, HealthState, PlacementRank, ServerState,
 };
 use sessile_proto::route::{self, Load};
 use sessile_proto::session_fault::{CheckClient, FaultChange, SessionFault, SessionOffers};
 use sessile_proto::verdict::How;
+use sessile_proto::{Time, Word};
 use tokio::sync::Notify;
 
 use super::key_names::PoolKeyNames;

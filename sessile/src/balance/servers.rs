@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use sessile_proto::health_state::{Availability, HealthState, PlacementRank};
 use sessile_proto::route::{self, Load, Policy};
+use strum::VariantArray;
 
 use super::key_names::PoolKeyNames;
 use super::metrics::ServerFamilies;
@@ -276,7 +277,7 @@ impl Pool {
         let mut servers = self.servers.iter();
         let has_starting = servers.any(|server| server.is_starting(self.slow_start, now));
         let mut order = Vec::with_capacity(self.servers.len());
-        for rank in PlacementRank::ALL {
+        for &rank in PlacementRank::VARIANTS {
             if !ranks.contains(&rank) {
                 continue;
             }

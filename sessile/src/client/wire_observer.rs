@@ -4,6 +4,7 @@
 use std::fmt;
 use std::time::Instant;
 
+use sessile_proto::Word;
 use sessile_proto::hello::{ClientHello, HelloReader, MAX_LIMIT};
 use sessile_proto::verdict::How;
 use sessile_proto::watch::{Outcome, Watch};

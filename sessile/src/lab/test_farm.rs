@@ -5,7 +5,9 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use sessile_proto::Word;
 use sessile_proto::route::{Policy, RoutedBy};
+use sessile_proto::verdict::Verdict;
 use sessile_proto::watch::Kind;
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep_until, timeout_at};
@@ -170,7 +172,7 @@ impl TestFarm {
             server: headers.server.ok_or(LabError::NoVerdict)?,
             verdict: headers
                 .verdict
-                .and_then(|verdict| verdict.parse().ok())
+                .and_then(|verdict| Verdict::parse(&verdict))
                 .ok_or(LabError::NoVerdict)?,
             resumed,
             routed_by: self.balanced.then(|| self.rule_applied_since(&before)),
@@ -192,27 +194,26 @@ impl TestFarm {
         Ok(visit)
     }
 
-    /// The balancer's connections by rule, in the order of [`RoutedBy::ALL`].
+    /// The balancer's connections by rule, in the order of [`Word::all`].
     fn connections_by_rule(&self) -> Vec<f64> {
         let families = self.registry.gather();
         let mut named = families.iter();
         let family = named.find(|family| family.name() == "sessile_balance_connections_total");
         let metrics = family.map_or(&[][..], |family| family.get_metric());
-        let count = |rule: &RoutedBy| {
+        let count = |rule: RoutedBy| {
             let of_rule = metrics.iter().filter(|metric| {
                 let mut labels = metric.get_label().iter();
                 labels.any(|label| label.value() == rule.as_str())
             });
             of_rule.map(|metric| metric.get_counter().get_value()).sum()
         };
-        RoutedBy::ALL.iter().map(count).collect()
+        RoutedBy::all().map(count).collect()
     }
 
     /// The rule whose count has grown since `before`. Only one client connects at a time.
     fn rule_applied_since(&self, before: &[f64]) -> String {
         let after = self.connections_by_rule();
-        RoutedBy::ALL
-            .iter()
+        RoutedBy::all()
             .zip(after.iter().zip(before))
             .find(|(_, (after, before))| after > before)
             .map_or("nothing", |(rule, _)| rule.as_str())

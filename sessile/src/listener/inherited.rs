@@ -1,6 +1,5 @@
 //! Listening sockets that a service manager such as systemd passes on. They outlive a restart.
 
-use std::fmt;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Mutex;
@@ -30,21 +29,7 @@ pub enum InheritError {
     #[error(
         "inherited sockets whose address no listener has: {0}; set the same address in [[listener]] and ListenStream="
     )]
-    Unclaimed(Names),
-}
-
-/// Sockets by name and address.
-#[derive(Debug)]
-pub struct Names(Vec<(String, SocketAddr)>);
-
-impl fmt::Display for Names {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, (name, address)) in self.0.iter().enumerate() {
-            let comma = if index > 0 { ", " } else { "" };
-            write!(f, "{comma}{name} ({address})")?;
-        }
-        Ok(())
-    }
+    Unclaimed(String),
 }
 
 /// Takes the sockets that were passed on (`LISTEN_FDS`, `LISTEN_PID`, `LISTEN_FDNAMES`). `addresses`: where
@@ -76,10 +61,10 @@ pub fn inherit(addresses: &[SocketAddr]) -> Result<(), InheritError> {
     let unclaimed: Vec<_> = inherited
         .iter()
         .filter(|socket| !addresses.contains(&socket.address))
-        .map(|socket| (socket.name.clone(), socket.address))
+        .map(|socket| format!("{} ({})", socket.name, socket.address))
         .collect();
     if !unclaimed.is_empty() {
-        return Err(InheritError::Unclaimed(Names(unclaimed)));
+        return Err(InheritError::Unclaimed(unclaimed.join(", ")));
     }
     *locked(&INHERITED) = inherited;
     Ok(())

@@ -1,10 +1,12 @@
 //! Clients that are turned away: the causes that every listener has, and the alert that answers a client.
 
 use sessile_proto::alert::AlertDescription;
+use strum::{IntoStaticStr, VariantArray};
 use tokio::net::TcpStream;
 
 /// Why a listener turns a client away before the role hears of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "kebab-case")]
 pub enum IntakeFailure {
     /// The connection ended before a ClientHello was complete.
     NoHello,
@@ -24,37 +26,6 @@ pub enum IntakeFailure {
     SourceConnections,
     /// One source connects too often.
     SourceRate,
-}
-
-impl IntakeFailure {
-    /// Every cause.
-    pub const ALL: [Self; 9] = [
-        Self::NoHello,
-        Self::BadHello,
-        Self::Deadline,
-        Self::BadProxyHeader,
-        Self::UntrustedProxy,
-        Self::HelloLimit,
-        Self::SourceLimit,
-        Self::SourceConnections,
-        Self::SourceRate,
-    ];
-
-    /// The label of the metric.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::NoHello => "no-hello",
-            Self::BadHello => "bad-hello",
-            Self::Deadline => "deadline",
-            Self::BadProxyHeader => "bad-proxy-header",
-            Self::UntrustedProxy => "untrusted-proxy",
-            Self::HelloLimit => "hello-limit",
-            Self::SourceLimit => "source-limit",
-            Self::SourceConnections => "source-connections",
-            Self::SourceRate => "source-rate",
-        }
-    }
 }
 
 /// A client that is turned away. It is counted before its connection ends.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use rustls::CipherSuite;
 use serde_json::{Value, json};
+use sessile_proto::Word;
 use sessile_proto::hello::{TLS_1_2, TLS_1_3};
 use sessile_proto::verdict::How;
 

@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 
 use rustls::AlertDescription;
 use sessile_proto::verdict::{How, Verdict};
-use sessile_proto::watch::Kind;
+use sessile_proto::watch::{Kind, SessionOutcome};
+use strum::{IntoStaticStr, VariantArray};
 
 use crate::client::{Error, HandshakeTimes, Offer};
 
@@ -90,19 +91,9 @@ pub struct FinishedHandshake {
     pub verdict: Option<String>,
 }
 
-/// The result of one handshake in one word.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AttemptOutcome {
-    Resumed,
-    /// The server made a full handshake although a session was offered.
-    Refused,
-    /// The client had no session to offer.
-    NotOffered,
-    Failed,
-}
-
-/// The result for one mechanism in one word.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The result for one mechanism in one word, as in JSON.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "kebab-case")]
 pub enum Status {
     /// Every return resumed.
     Resumes,
@@ -266,7 +257,7 @@ impl MechanismFindings {
     #[must_use]
     pub fn resumed(&self) -> usize {
         self.returns()
-            .filter(|attempt| attempt.outcome() == AttemptOutcome::Resumed)
+            .filter(|attempt| attempt.outcome() == SessionOutcome::Resumed)
             .count()
     }
 
@@ -278,7 +269,7 @@ impl MechanismFindings {
             let Some(seen) = attempt.seen().filter(|seen| seen.kind == Kind::Refused) else {
                 continue;
             };
-            let stated = seen.verdict.as_deref().and_then(|text| text.parse().ok());
+            let stated = seen.verdict.as_deref().and_then(Verdict::parse);
             let Some(verdict @ Verdict::Full(_)) = stated else {
                 continue;
             };
@@ -370,13 +361,9 @@ impl Attempt {
 
     /// The result in one word.
     #[must_use]
-    pub fn outcome(&self) -> AttemptOutcome {
-        match self.seen().map(|seen| seen.kind) {
-            Some(Kind::Resumed(_)) => AttemptOutcome::Resumed,
-            Some(Kind::Refused) => AttemptOutcome::Refused,
-            Some(Kind::NotOffered) => AttemptOutcome::NotOffered,
-            Some(Kind::Failed) | None => AttemptOutcome::Failed,
-        }
+    pub fn outcome(&self) -> SessionOutcome {
+        let seen = self.seen();
+        seen.map_or(SessionOutcome::Failed, |seen| seen.kind.into())
     }
 
     fn refuses_version(&self) -> bool {
@@ -417,37 +404,6 @@ impl fmt::Display for EndedOffers {
             "{ended} of {offered} connections that offered a session were ended by the server; \
              {succeeded} of {compared} without one succeeded"
         )
-    }
-}
-
-impl AttemptOutcome {
-    /// All outcomes.
-    pub const ALL: [Self; 4] = [Self::Resumed, Self::Refused, Self::NotOffered, Self::Failed];
-
-    /// The name in JSON.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Resumed => "resumed",
-            Self::Refused => "refused",
-            Self::NotOffered => "not-offered",
-            Self::Failed => "failed",
-        }
-    }
-}
-
-impl Status {
-    /// The name in JSON.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Resumes => "resumes",
-            Self::Partly => "partly",
-            Self::Refuses => "refuses",
-            Self::NotOffered => "not-offered",
-            Self::Failed => "failed",
-            Self::Unfinished => "unfinished",
-        }
     }
 }
 
@@ -544,7 +500,7 @@ mod tests {
             psk(Kind::Refused),
         ]);
         let expired = Cause {
-            verdict: "full/expired".parse().unwrap(),
+            verdict: Verdict::parse("full/expired").unwrap(),
             said_by: vec!["192.0.2.1:443".to_owned()],
         };
         assert_eq!(findings.causes(), [expired]);

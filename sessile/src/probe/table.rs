@@ -3,9 +3,11 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use sessile_proto::Word;
 use sessile_proto::verdict::How;
+use sessile_proto::watch::SessionOutcome;
 
-use super::report::{Attempt, AttemptOutcome, MechanismFindings, ProbeReport, Status};
+use super::report::{Attempt, MechanismFindings, ProbeReport, Status};
 
 /// Whether the output has colours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,10 +95,10 @@ fn not_resumed_by(findings: &MechanismFindings) -> Vec<(&'static str, Vec<String
     let mut reasons: Vec<(&'static str, String)> = Vec::new();
     for attempt in findings.attempts.iter().skip(full_handshakes) {
         let what = match attempt.outcome() {
-            AttemptOutcome::Refused => "refused by",
-            AttemptOutcome::NotOffered => "no session to offer to",
-            AttemptOutcome::Failed => "failed at",
-            AttemptOutcome::Resumed => continue,
+            SessionOutcome::Refused => "refused by",
+            SessionOutcome::NotOffered => "no session to offer to",
+            SessionOutcome::Failed => "failed at",
+            SessionOutcome::Resumed => continue,
         };
         let server = match attempt.seen().and_then(|seen| seen.server.as_deref()) {
             Some(name) => format!("{} ({name})", attempt.address),
@@ -178,7 +180,7 @@ fn row((number, attempt): (usize, &Attempt)) -> [String; HEADER.len()] {
         attempt.address.to_string(),
         offered,
         match attempt.outcome() {
-            AttemptOutcome::NotOffered => "full".to_owned(),
+            SessionOutcome::NotOffered => "full".to_owned(),
             other => other.as_str().to_owned(),
         },
         seen.map(|seen| millis(seen.times.connect))

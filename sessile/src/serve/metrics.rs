@@ -3,16 +3,20 @@
 use std::collections::HashMap;
 
 use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+use sessile_proto::Word;
 use sessile_proto::verdict::{EarlyData, Verdict};
+use strum::IntoStaticStr;
 
 use crate::listener::{ConnectionCount, IntakeFailure};
 use crate::live_gauge;
 use crate::store::Store;
 
 /// Why a handshake did not finish.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr)]
+#[strum(serialize_all = "kebab-case")]
 pub enum HandshakeFailure {
     /// The client was turned away before the handshake.
+    #[strum(transparent)]
     Intake(IntakeFailure),
     /// No site has the server name.
     NoSite,
@@ -27,32 +31,16 @@ pub enum HandshakeFailure {
 }
 
 impl HandshakeFailure {
-    /// Every failure that is not of the intake.
-    const OWN: [Self; 5] = [
-        Self::NoSite,
-        Self::Closed,
-        Self::Deadline,
-        Self::ClientCertificate,
-        Self::Tls,
-    ];
-
     /// Every failure.
     pub fn all() -> impl Iterator<Item = Self> {
-        let intake = IntakeFailure::ALL.into_iter().map(Self::Intake);
-        intake.chain(Self::OWN)
-    }
-
-    /// The label of the metric.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Intake(failure) => failure.as_str(),
-            Self::NoSite => "no-site",
-            Self::Closed => "closed",
-            Self::Deadline => IntakeFailure::Deadline.as_str(),
-            Self::ClientCertificate => "client-certificate",
-            Self::Tls => "tls",
-        }
+        let intake = IntakeFailure::all().map(Self::Intake);
+        intake.chain([
+            Self::NoSite,
+            Self::Closed,
+            Self::Deadline,
+            Self::ClientCertificate,
+            Self::Tls,
+        ])
     }
 }
 
@@ -103,7 +91,7 @@ impl Metrics {
             &["cause"],
         )?;
         for failure in HandshakeFailure::all() {
-            failures.with_label_values(&[failure.as_str()]);
+            failures.with_label_values(&[<&str>::from(failure)]);
         }
         let reloads = families.vector(
             "sessile_reloads_total",
@@ -144,7 +132,8 @@ impl Metrics {
     }
 
     pub(super) fn count_failure(&self, failure: HandshakeFailure) {
-        self.failures.with_label_values(&[failure.as_str()]).inc();
+        let failure: &str = failure.into();
+        self.failures.with_label_values(&[failure]).inc();
     }
 
     pub(super) fn count_reclaimed(&self) {
@@ -241,9 +230,7 @@ impl Families<'_> {
             "Sessions in the session table.",
         );
         let table = store.clone();
-        live_gauge::register(self.registry, entries, move || {
-            table.table().stats().entries
-        })?;
+        live_gauge::register(self.registry, entries, move || table.table().entries())?;
         let bytes = self.opts(
             "sessile_session_table_bytes",
             "Memory of the session table, in bytes.",

@@ -7,6 +7,7 @@ use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, RwLock};
 
+use sessile_proto::Word;
 use sessile_proto::keys::{Purpose, Schedule};
 use sessile_proto::sealed;
 use sessile_proto::ticket::ForgetRules;

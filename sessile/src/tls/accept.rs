@@ -12,13 +12,12 @@ use sessile_proto::verdict::{EarlyData, Verdict};
 use tokio::net::TcpStream;
 
 use super::closing::refuse;
-use super::early_handshake::EarlyHandshake;
 use super::handshake::{AcceptError, Handshaking};
 use super::io::read_tls;
 use super::resumption::HandshakeSessions;
 use super::stream::Stream;
 use super::template::Template;
-use super::{client_auth, early_data, record_size};
+use super::{client_auth, early_data};
 
 /// The outcome of a handshake.
 #[derive(Debug)]
@@ -65,7 +64,8 @@ pub async fn accept(
     template: &Template,
     now: Time,
 ) -> Result<Accepted, AcceptError> {
-    let max_fragment_size = match record_size::max_fragment_size(hello) {
+    // Like the setting of rustls, the size includes the record header but not the encryption.
+    let max_fragment_size = match hello.max_record_size() {
         Ok(size) => size,
         Err(illegal) => {
             refuse(io, AlertDescription::IllegalParameter).await;
@@ -77,12 +77,13 @@ pub async fn accept(
     let resumption = HandshakeSessions::fetch(hello, template, &mut context).await;
     let resumption = Arc::new(resumption);
     let mut tls = new_connection(template, &resumption, max_fragment_size)?;
-    if let EarlyDataPlan::Granted(_) = resumption.early_data_plan() {
+    let early_data_plan = resumption.lock().early_data_plan();
+    if let EarlyDataPlan::Granted(_) = early_data_plan {
         let (hello_records, early) = received.split_at(early_data::hello_len(received));
         if early_data::accepts_early_data(&mut tls, hello_records) {
             received = early;
         } else {
-            resumption.restart_without_early_data();
+            resumption.lock().restart_without_early_data();
             tls = new_connection(template, &resumption, max_fragment_size)?;
         }
     }
@@ -110,11 +111,7 @@ pub async fn accept(
         handshaking.step(&mut io, &mut tls).await?;
     }
     let handshake = outcome(&mut tls, &handshaking.resumption);
-    let stream = if tls.is_handshaking() {
-        Stream::early_handshake(io, tls, EarlyHandshake::new(handshaking))
-    } else {
-        Stream::new(io, tls, handshaking.owned())
-    };
+    let stream = Stream::new(io, tls, handshaking);
     Ok(Accepted { stream, handshake })
 }
 
@@ -129,13 +126,14 @@ fn new_connection(
     config.cert_resolver = Arc::clone(resumption) as _;
     config.max_fragment_size = max_fragment_size;
     let early_data = template.policy.early_data;
-    let single_use = resumption.is_single_use().then_some(early_data);
-    early_data::new_connection(resumption.early_data_plan(), config, single_use)
+    let plan = resumption.lock().early_data_plan();
+    let is_single_use = resumption.lock().is_single_use();
+    early_data::new_connection(plan, config, is_single_use.then_some(early_data))
 }
 
 fn outcome(tls: &mut ServerConnection, resumption: &HandshakeSessions) -> Handshake {
-    let (verdict, established) = resumption.verdict();
-    let early_data = resumption.early_data(tls.early_data().is_some());
+    let (verdict, established) = resumption.lock().verdict();
+    let early_data = resumption.lock().early_data(tls.early_data().is_some());
     let version = match tls.protocol_version() {
         Some(version) if u16::from(version) == TLS_1_3 => "TLSv1.3",
         _ => "TLSv1.2",

@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use aws_lc_rs::digest;
 use rustls::RootCertStore;
@@ -21,8 +21,8 @@ use sessile_proto::ticket::ClientAuth as Mode;
 use sessile_proto::verdict::Reason;
 
 use super::{provider, rustls_session, x509};
-use crate::config;
 use crate::locks::locked;
+use crate::{clock, config};
 
 /// Most bytes of a file with authorities or revocation lists.
 ///
@@ -239,18 +239,9 @@ impl ClientVerifier {
 
 /// The earliest notAfter of a chain; 1970 if a certificate cannot be read.
 fn chain_expiry(chain: &[CertificateDer<'_>]) -> Time {
-    chain
-        .iter()
-        .map(|certificate| certificate_expiry(certificate).unwrap_or(Time::from_unix_millis(0)))
-        .min()
-        .unwrap_or(Time::from_unix_millis(0))
-}
-
-fn certificate_expiry(certificate: &[u8]) -> Option<Time> {
-    let until = x509::validity(certificate)?.until;
-    let since_1970 = until.duration_since(SystemTime::UNIX_EPOCH).ok()?;
-    let millis = u64::try_from(since_1970.as_millis()).ok()?;
-    Some(Time::from_unix_millis(millis))
+    let validities = chain.iter().map(|certificate| x509::validity(certificate));
+    let ends = validities.map(|validity| validity.map(|validity| clock::at(validity.until)));
+    ends.min().flatten().unwrap_or_default()
 }
 
 fn chain_hash(chain: &[CertificateDer<'_>]) -> [u8; digest::SHA256_OUTPUT_LEN] {

@@ -36,7 +36,8 @@ impl EarlyHandshake {
         }
         if let Some(mut handshaking) = self.handshaking.take() {
             handshaking.observe(tls);
-            status.complete(handshaking.owned());
+            let owned = handshaking.resumption.lock().owned();
+            status.complete(owned);
             self.storing = Some(Box::pin(async move { handshaking.store(true).await }));
         }
     }

@@ -8,14 +8,13 @@ use std::time::Duration;
 
 use rustls::ServerConnection;
 use sessile_proto::hello::IllegalRecordLimit;
-use sessile_proto::resumption::StoreKey;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
-use super::io::write_tls;
+use super::closing;
+use super::io::{write_in_small_records, write_tls};
 use super::resumption::HandshakeSessions;
 use super::sessions::Sessions;
-use super::{closing, record_size};
 use crate::store::StoreContext;
 
 /// How long a handshake may take after the ClientHello.
@@ -97,7 +96,7 @@ impl Handshaking {
         // After a TLS 1.3 handshake, only tickets are left to send. The stream sends them together with
         // the first response.
         match self.max_fragment_size {
-            Some(size) if !tls13 => record_size::write_flight(io, tls, size).await?,
+            Some(size) if !tls13 => write_in_small_records(io, tls, size).await?,
             _ if tls.is_handshaking() || !tls13 => write_tls(io, tls).await?,
             _ => {}
         }
@@ -114,18 +113,10 @@ impl Handshaking {
 
     /// Stores new sessions. A finished handshake also consumes the single-use session that it resumed.
     pub(super) async fn store(&mut self, has_finished: bool) {
-        let new_sessions = self.resumption.take_new_sessions();
-        let consumed = if has_finished {
-            self.resumption.to_consume()
-        } else {
-            None
-        };
+        let new_sessions = self.resumption.lock().take_new_sessions();
+        let resumed = self.resumption.lock().to_consume();
+        let consumed = resumed.filter(|_| has_finished);
         let store = &self.sessions.store;
         store.put(new_sessions, consumed, &mut self.context).await;
-    }
-
-    /// The stored sessions that belong to the connection. Call this after the handshake.
-    pub(super) fn owned(&self) -> Vec<StoreKey> {
-        self.resumption.owned()
     }
 }

@@ -6,7 +6,8 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use rustls::ServerConnection;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use sessile_proto::record::separate_messages;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 
 /// Reads bytes from the socket into rustls. Returns their number; 0 at the end of the stream.
@@ -20,6 +21,24 @@ pub(super) async fn write_tls(io: &mut TcpStream, tls: &mut ServerConnection) ->
         poll_fn(|cx| poll_write_tls(io, tls, cx)).await?;
     }
     Ok(())
+}
+
+/// Writes a flight of a TLS 1.2 handshake to a client with small records (RFC 6066, 4, and RFC 8449).
+///
+/// rustls neither reads nor answers these extensions. Small records are legal without an answer. rustls
+/// joins the messages of a flight before it splits them into records. Some small devices cannot read a
+/// split message, so each message begins a new record.
+pub(super) async fn write_in_small_records(
+    io: &mut TcpStream,
+    tls: &mut ServerConnection,
+    max_fragment_size: usize,
+) -> io::Result<()> {
+    let mut flight = Vec::new();
+    while tls.wants_write() {
+        tls.write_tls(&mut flight)?;
+    }
+    let flight = separate_messages(&flight, max_fragment_size).unwrap_or(flight);
+    io.write_all(&flight).await
 }
 
 pub(super) fn poll_read_tls(

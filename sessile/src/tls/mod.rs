@@ -16,7 +16,6 @@ mod client_auth;
 mod closing;
 pub(crate) mod io;
 mod nonce;
-mod record_size;
 mod sessions;
 mod status;
 

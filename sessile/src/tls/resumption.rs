@@ -10,10 +10,10 @@ use rustls::sign::CertifiedKey;
 use sessile_proto::Time;
 use sessile_proto::hello::ClientHello;
 use sessile_proto::resumption::{
-    self, Decision, EarlyDataPlan, EarlyDataRequest, EarlyDataTerms, Inputs, NewSession, Offers,
-    Progress, Resumption, StoreKey,
+    self, Decision, EarlyDataPlan, EarlyDataRequest, EarlyDataTerms, Inputs, Offers, Progress,
+    Resumption,
 };
-use sessile_proto::verdict::{EarlyData, Reason, Verdict};
+use sessile_proto::verdict::Reason;
 
 use super::certificate::CertificateSet;
 use super::client_auth::ClientVerifier;
@@ -95,11 +95,6 @@ impl HandshakeSessions {
         }
     }
 
-    /// Resets the state for a second attempt without early data.
-    pub(super) fn restart_without_early_data(&self) {
-        self.lock().restart_without_early_data();
-    }
-
     /// Records the progress of rustls. Call this after each call to rustls.
     pub(super) fn observe(&self, kind: Option<HandshakeKind>, suite: Option<u16>) {
         let progress = match kind {
@@ -111,41 +106,8 @@ impl HandshakeSessions {
         self.lock().observe(progress, suite);
     }
 
-    /// Takes the sessions that must be stored before the next flight is sent.
-    pub(super) fn take_new_sessions(&self) -> Vec<NewSession> {
-        self.lock().take_new_sessions()
-    }
-
-    /// True if new TLS 1.3 sessions are stored and can be resumed once only.
-    pub(super) fn is_single_use(&self) -> bool {
-        self.lock().is_single_use()
-    }
-
-    pub(super) fn early_data_plan(&self) -> EarlyDataPlan {
-        self.lock().early_data_plan()
-    }
-
-    /// The verdict, and the time of the session's full handshake. Call this after the handshake.
-    pub(super) fn verdict(&self) -> (Verdict, Time) {
-        self.lock().verdict()
-    }
-
-    /// The result for early data. `is_accepted`: rustls accepted it.
-    pub(super) fn early_data(&self, is_accepted: bool) -> EarlyData {
-        self.lock().early_data(is_accepted)
-    }
-
-    /// The single-use session that a finished handshake resumed, if the store still has it.
-    pub(super) fn to_consume(&self) -> Option<StoreKey> {
-        self.lock().to_consume()
-    }
-
-    /// The stored sessions that belong to a finished connection.
-    pub(super) fn owned(&self) -> Vec<StoreKey> {
-        self.lock().owned()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Resumption> {
+    /// The decisions and the state of this handshake. rustls takes the same lock, so hold it for one call.
+    pub(super) fn lock(&self) -> MutexGuard<'_, Resumption> {
         locked(&self.resumption)
     }
 

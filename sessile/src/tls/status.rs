@@ -9,9 +9,10 @@ use tokio::time::Instant;
 /// The state of a stream that stays readable after hyper has taken the stream.
 pub struct Status {
     last_activity: Cell<Instant>,
-    closed_cleanly: Cell<bool>,
-    waits_for_client: Cell<bool>,
-    is_blocked: Cell<bool>,
+    pub(super) closed_cleanly: Cell<bool>,
+    /// True if a shutdown waits until the client closes the connection.
+    pub(super) waits_for_client: Cell<bool>,
+    pub(super) is_blocked: Cell<bool>,
     completion: Cell<Completion>,
     completed: Notify,
     owned: RefCell<Vec<StoreKey>>,
@@ -78,19 +79,6 @@ impl Status {
     #[must_use]
     pub const fn last_activity(&self) -> Instant {
         self.last_activity.get()
-    }
-
-    /// True if a shutdown waits until the client closes the connection.
-    pub(super) const fn waits_for_client(&self) -> bool {
-        self.waits_for_client.get()
-    }
-
-    pub(super) fn set_blocked(&self, is_blocked: bool) {
-        self.is_blocked.set(is_blocked);
-    }
-
-    pub(super) fn set_closed_cleanly(&self, closed_cleanly: bool) {
-        self.closed_cleanly.set(closed_cleanly);
     }
 
     /// True if pending output does not fit into the socket's send buffer.

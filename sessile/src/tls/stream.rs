@@ -11,13 +11,13 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use rustls::ServerConnection;
-use sessile_proto::resumption::StoreKey;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
 use super::closing::{self, LINGER};
 use super::early_handshake::EarlyHandshake;
+use super::handshake::Handshaking;
 use super::io::{poll_read_tls, poll_write_tls};
 use super::status::{Completion, Status};
 
@@ -53,28 +53,19 @@ struct Failure {
 }
 
 impl Stream {
-    /// `owned`: the stored sessions that belong to the connection.
-    pub(super) fn new(io: TcpStream, tls: Box<ServerConnection>, owned: Vec<StoreKey>) -> Self {
-        Self::with(io, tls, None, Completion::Done, owned)
-    }
-
-    /// A stream with accepted early data. The client's Finished is still missing.
-    pub(super) fn early_handshake(
-        io: TcpStream,
-        tls: Box<ServerConnection>,
-        early_handshake: EarlyHandshake,
-    ) -> Self {
-        let completion = Completion::UnderWay;
-        Self::with(io, tls, Some(early_handshake), completion, Vec::new())
-    }
-
-    fn with(
+    /// If early data was accepted, the client's Finished is still missing.
+    pub(super) fn new(
         io: TcpStream,
         mut tls: Box<ServerConnection>,
-        early_handshake: Option<EarlyHandshake>,
-        completion: Completion,
-        owned: Vec<StoreKey>,
+        handshaking: Handshaking,
     ) -> Self {
+        let (early_handshake, completion, owned) = if tls.is_handshaking() {
+            let early_handshake = EarlyHandshake::new(handshaking);
+            (Some(early_handshake), Completion::UnderWay, Vec::new())
+        } else {
+            let owned = handshaking.resumption.lock().owned();
+            (None, Completion::Done, owned)
+        };
         tls.set_buffer_limit(Some(MAX_BUFFERED));
         // The segment with the client's Finished can also contain a request and close_notify.
         let state = tls.process_new_packets();
@@ -103,7 +94,7 @@ impl Stream {
         self.ticket_timer = None;
         while self.tls.wants_write() {
             let written = poll_write_tls(&mut self.io, &mut self.tls, cx);
-            self.status.set_blocked(written.is_pending());
+            self.status.is_blocked.set(written.is_pending());
             ready!(written)?;
             self.status.touch();
         }
@@ -116,10 +107,7 @@ impl Stream {
             self.ticket_timer = None;
             return Ok(());
         }
-        let timer = self
-            .ticket_timer
-            .get_or_insert_with(|| Box::pin(tokio::time::sleep(TICKET_DELAY)));
-        if timer.as_mut().poll(cx).is_ready()
+        if poll_timer(&mut self.ticket_timer, TICKET_DELAY, cx).is_ready()
             && let Poll::Ready(done) = self.poll_flush_tls(cx)
         {
             done?;
@@ -152,7 +140,7 @@ impl Stream {
     /// Waits for the client's Finished, so that new tickets leave before the connection ends.
     fn poll_finished(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_stored(cx));
-        while self.early_handshake.is_some() && !self.eof && self.status.waits_for_client() {
+        while self.early_handshake.is_some() && !self.eof && self.status.waits_for_client.get() {
             match poll_read_tls(&mut self.io, &mut self.tls, cx) {
                 Poll::Ready(read) => self.eof = read? == 0,
                 Poll::Pending => {
@@ -170,11 +158,8 @@ impl Stream {
     ///
     /// A socket that closes with unread bytes resets the connection. The client could lose a response.
     fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        while !self.eof && !self.status.closed_cleanly() && self.status.waits_for_client() {
-            let timer = self
-                .linger_timer
-                .get_or_insert_with(|| Box::pin(tokio::time::sleep(LINGER)));
-            if timer.as_mut().poll(cx).is_ready() {
+        while !self.eof && !self.status.closed_cleanly() && self.status.waits_for_client.get() {
+            if poll_timer(&mut self.linger_timer, LINGER, cx).is_ready() {
                 break;
             }
             let read = ready!(poll_read_tls(&mut self.io, &mut self.tls, cx));
@@ -192,10 +177,7 @@ impl Stream {
 
     /// Sends the alert and waits until the client closes the connection.
     fn poll_failure(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let timer = self
-            .linger_timer
-            .get_or_insert_with(|| Box::pin(tokio::time::sleep(LINGER)));
-        if timer.as_mut().poll(cx).is_ready()
+        if poll_timer(&mut self.linger_timer, LINGER, cx).is_ready()
             || ready!(self.poll_flush_tls(cx)).is_err()
             || ready!(Pin::new(&mut self.io).poll_shutdown(cx)).is_err()
         {
@@ -216,7 +198,8 @@ impl Stream {
         if processed.is_err() {
             self.status.end(Completion::Refused);
         }
-        self.status.set_closed_cleanly(processed?.peer_has_closed());
+        let closed_cleanly = processed?.peer_has_closed();
+        self.status.closed_cleanly.set(closed_cleanly);
         Ok(())
     }
 
@@ -340,6 +323,16 @@ impl AsyncWrite for Stream {
         }
         this.poll_linger(cx).map(Ok)
     }
+}
+
+/// Ready if this much time has passed since the first call.
+fn poll_timer(
+    timer: &mut Option<Pin<Box<Sleep>>>,
+    after: Duration,
+    cx: &mut Context<'_>,
+) -> Poll<()> {
+    let timer = timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(after)));
+    timer.as_mut().poll(cx)
 }
 
 fn invalid(error: rustls::Error) -> io::Error {

@@ -6,6 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use sessile::client::{Client, Mechanism, Target, Trust};
+use sessile_proto::Word;
 use socket2::{Domain, SockRef, Socket, Type};
 
 use crate::balance_servers::{server, start};

@@ -92,10 +92,10 @@ fn versions_below_tls_1_2_and_fallbacks_from_tls_1_3_are_refused() {
     let number = |arguments: &[&str]| alert_number(server.address(), arguments);
     // OpenSSL supports these versions at security level 0 only.
     let weak = ["-cipher", "ALL:@SECLEVEL=0"];
-    let refused = Some(AlertDescription::ProtocolVersion.number());
+    let refused = Some(AlertDescription::ProtocolVersion as u8);
     assert_eq!(number(&[&["-tls1"][..], &weak].concat()), refused);
     assert_eq!(number(&[&["-tls1_1"][..], &weak].concat()), refused);
-    let fallback = Some(AlertDescription::InappropriateFallback.number());
+    let fallback = Some(AlertDescription::InappropriateFallback as u8);
     assert_eq!(number(&["-tls1_2", "-fallback_scsv"]), fallback);
     let older = [&["-tls1_1", "-fallback_scsv"][..], &weak].concat();
     assert_eq!(number(&older), fallback);

@@ -126,7 +126,7 @@ fn what_became_of_early_data_names_the_cause() {
     let other = [0x78; 32];
     let envelope = encoded(&envelope(TLS_1_3));
     let other_key = StoreKey::single_use(&other).unwrap();
-    resumption.fetched.push((other_key, Ok(envelope)));
+    resumption.inputs.fetched.push((other_key, Ok(envelope)));
     assert!(matches!(resumption.offer_token(&other), Decision::Admit(_)));
     resumption.observe(Progress::Resumed, Some(SUITE));
     assert_eq!(
@@ -194,7 +194,7 @@ fn a_session_for_single_use_is_consumed_once() {
     assert!(resumption.owned().is_empty());
     // Without early data it was only read.
     let mut resumption = with_plan(EarlyDataPlan::NotOffered);
-    resumption.consumed = None;
+    resumption.inputs.consumed = None;
     assert_eq!(resumption.to_consume(), None, "nothing has resumed");
     resume(&mut resumption);
     assert_eq!(resumption.to_consume(), Some(key()));

@@ -1,13 +1,16 @@
-//! The label values of the balancer's metrics. Each enum lists its values in `ALL`, in the order of their indices.
+//! The label values of the balancer's metrics. Counters are indexed by them.
 
-use sessile_proto::watch::Kind;
+use sessile_proto::Word;
+use strum::{IntoStaticStr, VariantArray};
 
 use crate::listener::IntakeFailure;
 
 /// Why a connection got no server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr)]
+#[strum(serialize_all = "kebab-case")]
 pub(in crate::balance) enum TurnAwayCause {
     /// The client was turned away before a server was looked for.
+    #[strum(transparent)]
     Intake(IntakeFailure),
     /// No pool has the server name.
     UnknownName,
@@ -18,21 +21,9 @@ pub(in crate::balance) enum TurnAwayCause {
 }
 
 impl TurnAwayCause {
-    /// The causes that do not come from the intake.
-    const AFTER_INTAKE: [Self; 3] = [Self::UnknownName, Self::NoServer, Self::ClientGone];
-
     pub(super) fn all() -> impl Iterator<Item = Self> {
-        let intake = IntakeFailure::ALL.into_iter().map(Self::Intake);
-        intake.chain(Self::AFTER_INTAKE)
-    }
-
-    pub(super) const fn as_str(self) -> &'static str {
-        match self {
-            Self::Intake(failure) => failure.as_str(),
-            Self::UnknownName => "unknown-name",
-            Self::NoServer => "no-server",
-            Self::ClientGone => "client-gone",
-        }
+        let intake = IntakeFailure::all().map(Self::Intake);
+        intake.chain([Self::UnknownName, Self::NoServer, Self::ClientGone])
     }
 }
 
@@ -43,7 +34,8 @@ impl From<IntakeFailure> for TurnAwayCause {
 }
 
 /// The time limit that closed a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "kebab-case")]
 pub(in crate::balance) enum ExpiredTimeout {
     /// `balance.idle-timeout`.
     Idle,
@@ -53,105 +45,45 @@ pub(in crate::balance) enum ExpiredTimeout {
     HalfClosed,
 }
 
-impl ExpiredTimeout {
-    pub(super) const ALL: [Self; 3] = [Self::Idle, Self::Total, Self::HalfClosed];
-
-    pub(super) const fn as_str(self) -> &'static str {
-        match self {
-            Self::Idle => "idle",
-            Self::Total => "total",
-            Self::HalfClosed => "half-closed",
-        }
-    }
-}
-
-/// The outcome for the session that a client offered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::balance) enum SessionOutcome {
-    Resumed,
-    Refused,
-    NotOffered,
-    Failed,
-}
-
-impl SessionOutcome {
-    pub(in crate::balance) const ALL: [Self; 4] =
-        [Self::Resumed, Self::Refused, Self::NotOffered, Self::Failed];
-
-    pub(in crate::balance) const fn as_str(self) -> &'static str {
-        match self {
-            Self::Resumed => "resumed",
-            Self::Refused => "refused",
-            Self::NotOffered => "not-offered",
-            Self::Failed => "failed",
-        }
-    }
-}
-
-impl From<Kind> for SessionOutcome {
-    fn from(kind: Kind) -> Self {
-        match kind {
-            Kind::Resumed(_) => Self::Resumed,
-            Kind::Refused => Self::Refused,
-            Kind::NotOffered => Self::NotOffered,
-            Kind::Failed => Self::Failed,
-        }
-    }
-}
-
 /// The direction of bytes: up from clients, down from servers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "kebab-case")]
 pub(super) enum ByteDirection {
     Up,
     Down,
 }
 
-impl ByteDirection {
-    pub(super) const ALL: [Self; 2] = [Self::Up, Self::Down];
-
-    pub(super) const fn as_str(self) -> &'static str {
-        match self {
-            Self::Up => "up",
-            Self::Down => "down",
-        }
-    }
-}
-
 /// The answer of a server to a learned session that it had made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "kebab-case")]
 pub(super) enum OfferResult {
     Accepted,
     Refused,
 }
 
-impl OfferResult {
-    pub(super) const ALL: [Self; 2] = [Self::Accepted, Self::Refused];
-
-    pub(super) const fn as_str(self) -> &'static str {
-        match self {
-            Self::Accepted => "accepted",
-            Self::Refused => "refused",
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use sessile_proto::route::RoutedBy;
-
     use super::*;
 
-    fn are_indices(values: impl IntoIterator<Item = usize>) -> bool {
-        values
-            .into_iter()
-            .enumerate()
-            .all(|(at, value)| at == value)
-    }
-
     #[test]
-    fn every_value_is_its_own_index() {
-        assert!(are_indices(ExpiredTimeout::ALL.map(|value| value as usize)));
-        assert!(are_indices(SessionOutcome::ALL.map(|value| value as usize)));
-        assert!(are_indices(RoutedBy::ALL.map(|value| value as usize)));
+    fn the_words_of_the_labels_stay() {
+        let causes: Vec<&str> = TurnAwayCause::all().map(Into::into).collect();
+        let listed = [
+            "no-hello",
+            "bad-hello",
+            "deadline",
+            "bad-proxy-header",
+            "untrusted-proxy",
+            "hello-limit",
+            "source-limit",
+            "source-connections",
+            "source-rate",
+            "unknown-name",
+            "no-server",
+            "client-gone",
+        ];
+        assert_eq!(causes, listed);
+        let timeouts: Vec<_> = ExpiredTimeout::all().map(Word::as_str).collect();
+        assert_eq!(timeouts, ["idle", "total", "half-closed"]);
     }
 }

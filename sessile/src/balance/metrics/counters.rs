@@ -1,15 +1,15 @@
 //! Counters by rule, outcome and direction, for the balancer and for each server.
 
 use prometheus::IntCounter;
+use sessile_proto::Word;
 use sessile_proto::route::RoutedBy;
+use sessile_proto::watch::SessionOutcome;
 
 use super::super::relay::ByteCounts;
-use super::causes::{ByteDirection, SessionOutcome};
+use super::causes::ByteDirection;
 
 /// Connections by rule and outcome.
-pub(in crate::balance) struct RoutedCounters(
-    [[IntCounter; SessionOutcome::ALL.len()]; RoutedBy::ALL.len()],
-);
+pub(in crate::balance) struct RoutedCounters(Vec<Vec<IntCounter>>);
 
 /// Bytes by direction.
 pub(in crate::balance) struct ByteCounters {
@@ -28,9 +28,12 @@ pub(in crate::balance) struct RuleCount {
 impl RoutedCounters {
     /// `counter` finds a counter by the words of a rule and an outcome.
     pub(super) fn new(counter: impl Fn(&'static str, &'static str) -> IntCounter) -> Self {
-        Self(RoutedBy::ALL.map(|rule| {
-            SessionOutcome::ALL.map(|outcome| counter(rule.as_str(), outcome.as_str()))
-        }))
+        let by_outcome = |rule: RoutedBy| {
+            SessionOutcome::all()
+                .map(|outcome| counter(rule.as_str(), outcome.as_str()))
+                .collect()
+        };
+        Self(RoutedBy::all().map(by_outcome).collect())
     }
 
     pub(in crate::balance) fn count(&self, rule: RoutedBy, outcome: SessionOutcome) {
@@ -39,8 +42,7 @@ impl RoutedCounters {
 
     /// Connections by rule and outcome.
     pub(in crate::balance) fn by_rule(&self) -> Vec<RuleCount> {
-        let words = SessionOutcome::ALL.map(SessionOutcome::as_str);
-        rule_counts(&RoutedBy::ALL, &self.0, words)
+        rule_counts::<SessionOutcome>(RoutedBy::all(), &self.0)
     }
 
     /// Connections with this outcome.
@@ -53,8 +55,10 @@ impl RoutedCounters {
 impl ByteCounters {
     /// `counter` finds a counter by the word of a direction.
     pub(super) fn new(counter: impl Fn(&'static str) -> IntCounter) -> Self {
-        let [up, down] = ByteDirection::ALL.map(|direction| counter(direction.as_str()));
-        Self { up, down }
+        Self {
+            up: counter(ByteDirection::Up.as_str()),
+            down: counter(ByteDirection::Down.as_str()),
+        }
     }
 
     pub(in crate::balance) fn add(&self, bytes: ByteCounts) {
@@ -63,20 +67,20 @@ impl ByteCounters {
     }
 }
 
-/// The counts of a table of counters. `words`: the outcomes or reasons of a row.
-pub(super) fn rule_counts<const N: usize>(
-    rules: &[RoutedBy],
-    table: &[[IntCounter; N]],
-    words: [&'static str; N],
+/// The counts of a table of counters. `W` has the outcomes or reasons of a row.
+pub(super) fn rule_counts<W: Word>(
+    rules: impl IntoIterator<Item = RoutedBy>,
+    table: &[Vec<IntCounter>],
 ) -> Vec<RuleCount> {
     let mut counts = Vec::new();
-    for (&rule, row) in rules.iter().zip(table) {
+    for (rule, row) in rules.into_iter().zip(table) {
         let row = row.iter().map(IntCounter::get);
-        counts.extend(words.into_iter().zip(row).map(|(word, count)| RuleCount {
-            rule,
-            word,
-            count,
-        }));
+        counts.extend(
+            W::all()
+                .map(Word::as_str)
+                .zip(row)
+                .map(|(word, count)| RuleCount { rule, word, count }),
+        );
     }
     counts
 }

@@ -6,7 +6,7 @@ mod counters;
 mod per_server;
 mod server_gauges;
 
-pub(super) use causes::{ExpiredTimeout, SessionOutcome, TurnAwayCause};
+pub(super) use causes::{ExpiredTimeout, TurnAwayCause};
 pub(super) use counters::{RoutedCounters, RuleCount};
 pub(super) use per_server::{ServerFamilies, ServerMetrics};
 pub(super) use server_gauges::{ServerReading, register_servers};
@@ -20,6 +20,7 @@ use prometheus::{
     register_int_counter_with_registry as register_counter,
     register_int_gauge_with_registry as register_gauge,
 };
+use sessile_proto::Word;
 use sessile_proto::affinity::Affinity;
 
 use super::route_miss::{RouteMiss, SESSION_RULES, SkipReason};
@@ -32,9 +33,9 @@ use counters::{ByteCounters, rule_counts};
 pub(super) struct BalancerMetrics {
     pub(super) routed: RoutedCounters,
     /// By session rule and reason.
-    misses: [[IntCounter; SkipReason::ALL.len()]; SESSION_RULES.len()],
+    misses: [Vec<IntCounter>; SESSION_RULES.len()],
     turned_away: IntCounterVec,
-    timed_out: [IntCounter; ExpiredTimeout::ALL.len()],
+    timed_out: Vec<IntCounter>,
     local_errors: IntCounter,
     /// Local errors come by the thousand, so only the first is logged.
     log_local_error: Once,
@@ -70,7 +71,7 @@ impl BalancerMetrics {
             registry
         )?;
         for cause in TurnAwayCause::all() {
-            turned_away.with_label_values(&[cause.as_str()]);
+            turned_away.with_label_values(&[<&str>::from(cause)]);
         }
         let timed_out = register_counters!(
             "sessile_balance_timed_out_total",
@@ -87,13 +88,11 @@ impl BalancerMetrics {
         )?;
         Ok(Self {
             routed: RoutedCounters::new(|rule, outcome| routed.with_label_values(&[rule, outcome])),
-            misses: SESSION_RULES.map(|rule| {
-                SkipReason::ALL
-                    .map(|reason| missed.with_label_values(&[rule.as_str(), reason.as_str()]))
-            }),
+            misses: miss_counters(&missed),
             turned_away,
-            timed_out: ExpiredTimeout::ALL
-                .map(|timeout| timed_out.with_label_values(&[timeout.as_str()])),
+            timed_out: ExpiredTimeout::all()
+                .map(|timeout| timed_out.with_label_values(&[timeout.as_str()]))
+                .collect(),
             local_errors: register_counter!(
                 "sessile_balance_own_failures_total",
                 "Connections to servers, health checks included, that failed because this host lacked a port, a file \
@@ -140,12 +139,12 @@ impl BalancerMetrics {
 
     /// Route misses by rule and reason.
     pub(super) fn misses(&self) -> Vec<RuleCount> {
-        let words = SkipReason::ALL.map(SkipReason::as_str);
-        rule_counts(&SESSION_RULES, &self.misses, words)
+        rule_counts::<SkipReason>(SESSION_RULES, &self.misses)
     }
 
     pub(super) fn count_turned_away(&self, cause: TurnAwayCause) {
-        self.turned_away.with_label_values(&[cause.as_str()]).inc();
+        let cause: &str = cause.into();
+        self.turned_away.with_label_values(&[cause]).inc();
     }
 
     pub(super) fn count_timed_out(&self, timeout: ExpiredTimeout) {
@@ -166,6 +165,15 @@ impl BalancerMetrics {
     }
 }
 
+/// The counters of route misses, by session rule and reason.
+fn miss_counters(missed: &IntCounterVec) -> [Vec<IntCounter>; SESSION_RULES.len()] {
+    SESSION_RULES.map(|rule| {
+        let reasons = SkipReason::all().map(Word::as_str);
+        let counters = reasons.map(|reason| missed.with_label_values(&[rule.as_str(), reason]));
+        counters.collect()
+    })
+}
+
 /// Registers the size of the learned table.
 pub(super) fn register_learned(
     registry: &Registry,
@@ -176,7 +184,7 @@ pub(super) fn register_learned(
         "Session IDs and tickets that were learned from servers.",
     );
     let learned = Arc::clone(learned);
-    live_gauge::register(registry, opts, move || locked(&learned).stats().entries)
+    live_gauge::register(registry, opts, move || locked(&learned).entries())
 }
 
 /// Registers the buffered bytes and pipes of all connections.

@@ -6,10 +6,12 @@ use prometheus::{
     register_int_counter_vec_with_registry as register_counters,
     register_int_gauge_vec_with_registry as register_gauges,
 };
+use sessile_proto::Word;
 use sessile_proto::route::RoutedBy;
+use sessile_proto::watch::SessionOutcome;
 
 use super::super::session_loss::BUCKETS;
-use super::causes::{ByteDirection, OfferResult, SessionOutcome};
+use super::causes::{ByteDirection, OfferResult};
 use super::counters::{ByteCounters, RoutedCounters};
 
 /// Metric families with series for each server.
@@ -79,10 +81,10 @@ impl ServerFamilies {
 
     /// The series of a server. A server that comes back continues its series.
     pub(in crate::balance) fn for_server(&self, server: &str) -> ServerMetrics {
-        let [offers_accepted, offers_refused] = OfferResult::ALL.map(|result| {
-            self.offer_idle
-                .with_label_values(&[server, result.as_str()])
-        });
+        let idle = |result: OfferResult| {
+            let labels = [server, result.as_str()];
+            self.offer_idle.with_label_values(&labels)
+        };
         ServerMetrics {
             open: self.open.with_label_values(&[server]),
             connections: self.connections.with_label_values(&[server]),
@@ -93,8 +95,8 @@ impl ServerFamilies {
             handshakes: RoutedCounters::new(|rule, outcome| {
                 self.handshakes.with_label_values(&[server, rule, outcome])
             }),
-            offers_accepted,
-            offers_refused,
+            offers_accepted: idle(OfferResult::Accepted),
+            offers_refused: idle(OfferResult::Refused),
         }
     }
 
@@ -111,17 +113,17 @@ impl ServerFamilies {
         let _ = self.open.remove_label_values(&[server]);
         let _ = self.connections.remove_label_values(&[server]);
         let _ = self.failures.remove_label_values(&[server]);
-        for direction in ByteDirection::ALL {
+        for direction in ByteDirection::all() {
             let labels = [server, direction.as_str()];
             let _ = self.bytes.remove_label_values(&labels);
         }
-        for rule in RoutedBy::ALL {
-            for outcome in SessionOutcome::ALL {
+        for rule in RoutedBy::all() {
+            for outcome in SessionOutcome::all() {
                 let labels = [server, rule.as_str(), outcome.as_str()];
                 let _ = self.handshakes.remove_label_values(&labels);
             }
         }
-        for result in OfferResult::ALL {
+        for result in OfferResult::all() {
             let labels = [server, result.as_str()];
             let _ = self.offer_idle.remove_label_values(&labels);
         }

@@ -5,6 +5,7 @@
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
 use prometheus::{GaugeVec, Opts, Registry};
+use sessile_proto::Word;
 use sessile_proto::health_state::ServerState;
 
 /// A server at the time of a scrape.
@@ -99,7 +100,7 @@ impl GaugeFamilies {
             let value = (gauge.value)(server);
             family.with_label_values(&[name]).set(value);
         }
-        for state in ServerState::ALL {
+        for state in ServerState::all() {
             let gauge = self.state.with_label_values(&[name, state.as_str()]);
             gauge.set(f64::from(state == server.state));
         }

@@ -7,34 +7,26 @@ use std::time::Duration;
 use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry,
 };
+use sessile_proto::Word;
 use sessile_proto::verdict::Reason;
+use strum::{IntoStaticStr, VariantArray};
 
 use crate::live_gauge;
 
 /// A request to the store.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "kebab-case")]
 pub(super) enum StoreOperation {
     Fetch,
     Put,
     Remove,
+    #[strum(serialize = "spend")]
     Consume,
 }
 
-impl StoreOperation {
-    const ALL: [Self; 4] = [Self::Fetch, Self::Put, Self::Remove, Self::Consume];
-
-    const fn as_str(self) -> &'static str {
-        match self {
-            Self::Fetch => "fetch",
-            Self::Put => "put",
-            Self::Remove => "remove",
-            Self::Consume => "spend",
-        }
-    }
-}
-
 /// The result of a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "kebab-case")]
 pub(super) enum StoreOutcome {
     /// Found, stored or removed.
     Ok,
@@ -55,30 +47,6 @@ pub(super) enum StoreOutcome {
 }
 
 impl StoreOutcome {
-    const ALL: [Self; 8] = [
-        Self::Ok,
-        Self::Late,
-        Self::Missing,
-        Self::Gone,
-        Self::Bad,
-        Self::Refused,
-        Self::Timeout,
-        Self::Down,
-    ];
-
-    const fn as_str(self) -> &'static str {
-        match self {
-            Self::Ok => "ok",
-            Self::Late => "late",
-            Self::Missing => "missing",
-            Self::Gone => "gone",
-            Self::Bad => "bad",
-            Self::Refused => "refused",
-            Self::Timeout => "timeout",
-            Self::Down => "down",
-        }
-    }
-
     /// The reason of a full handshake after a request that failed with this outcome.
     pub(super) const fn reason(self) -> Reason {
         match self {
@@ -96,9 +64,9 @@ const BUCKETS: [f64; 10] = [
 /// The counters of one server's shared store.
 pub(super) struct StoreMetrics {
     /// By operation and outcome.
-    requests: [[IntCounter; StoreOutcome::ALL.len()]; StoreOperation::ALL.len()],
+    requests: Vec<Vec<IntCounter>>,
     /// By operation.
-    seconds: [Histogram; StoreOperation::ALL.len()],
+    seconds: Vec<Histogram>,
     connections: Arc<ConnectionCounts>,
 }
 
@@ -146,14 +114,16 @@ impl StoreMetrics {
             &["operation"],
         )?;
         registry.register(Box::new(seconds.clone()))?;
+        let by_outcome = |operation: StoreOperation| {
+            StoreOutcome::all()
+                .map(|outcome| requests.with_label_values(&[operation.as_str(), outcome.as_str()]))
+                .collect()
+        };
         Ok(Self {
-            requests: StoreOperation::ALL.map(|operation| {
-                StoreOutcome::ALL.map(|outcome| {
-                    requests.with_label_values(&[operation.as_str(), outcome.as_str()])
-                })
-            }),
-            seconds: StoreOperation::ALL
-                .map(|operation| seconds.with_label_values(&[operation.as_str()])),
+            requests: StoreOperation::all().map(by_outcome).collect(),
+            seconds: StoreOperation::all()
+                .map(|operation| seconds.with_label_values(&[operation.as_str()]))
+                .collect(),
             connections: register_connections(registry, server)?,
         })
     }

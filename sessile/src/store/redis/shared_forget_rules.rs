@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use redis::{Cmd, Value};
 use sessile_proto::Time;
+use sessile_proto::Word;
 use sessile_proto::keys::{Purpose, Schedule};
 use sessile_proto::sealed;
 use sessile_proto::ticket::{ForgetRules, ForgetScope};

@@ -4,6 +4,7 @@ use rcgen::{
     KeyIdMethod, KeyPair, RevokedCertParams,
 };
 use std::fs;
+use std::time::SystemTime;
 
 /// A day of the year 2026.
 fn day(day: u8) -> Time {

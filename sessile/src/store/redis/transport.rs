@@ -52,7 +52,7 @@ pub(super) struct NodeConnection {
     _task: Arc<(AbortOnDropHandle<()>, OwnedSemaphorePermit)>,
 }
 
-/// Makes a transport the one of this thread's cluster, and restores the earlier one unless told otherwise.
+/// Sets the transport of this thread's cluster. Dropping it restores the earlier transport, except after `keep`.
 pub(super) struct ClusterTransport {
     earlier: Option<Transport>,
     is_kept: bool,
@@ -193,5 +193,32 @@ impl ConnectionLike for NodeConnection {
 
     fn get_db(&self) -> i64 {
         self.connection.get_db()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn connects_to_a_limited_number_of_nodes_at_once() {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let transport = Transport {
+            nodes: Arc::new(Semaphore::new(2)),
+            ..Transport::new(None, &StoreLimits::new("redis://localhost".to_owned()))
+        };
+        let login = RedisConnectionInfo::default().set_skip_set_lib_name();
+        let connect = || transport.connect("127.0.0.1", port, &login, AsyncConnectionConfig::new());
+        let (one, two) = (connect().await.unwrap(), connect().await.unwrap());
+        let refused = connect().await.err().unwrap().to_string();
+        assert!(refused.contains("more than 1000 nodes"), "{refused}");
+        let clone = two.clone();
+        drop(two);
+        assert!(connect().await.is_err());
+        drop(clone);
+        drop((one, connect().await.unwrap()));
     }
 }

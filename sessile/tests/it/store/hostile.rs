@@ -89,7 +89,7 @@ struct Shared {
     tls: Option<Arc<ServerConfig>>,
     /// The attack, and the command after which it begins. An empty name stands for every command.
     attack: Mutex<Option<(Attack, &'static str)>>,
-    /// The port that is given out as the master's, and as that of the cluster's only node.
+    /// The port of the master that a sentinel names, and of the cluster's only node.
     master: AtomicU16,
     /// The number of attacks that the client ended.
     ended: AtomicUsize,

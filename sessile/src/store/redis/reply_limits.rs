@@ -22,10 +22,13 @@ const MAX_DEPTH: usize = 8;
 const MAX_REPLY: usize = 4 << 20;
 
 /// Most memory for the unfinished replies on all connections to a store, in bytes. See [`ReplyScanner::weight`].
-const MAX_UNFINISHED: usize = 32 << 20;
+const MAX_UNFINISHED: usize = 64 << 20;
 
-/// The memory that the `redis` crate takes for an element, in bytes.
-const ELEMENT_WEIGHT: usize = 64;
+/// The memory that the `redis` crate takes for a byte of a reply, as measured: a buffer that doubles, and a copy.
+const BYTE_WEIGHT: usize = 3;
+
+/// The memory that the `redis` crate takes for an element, in bytes, as measured.
+const ELEMENT_WEIGHT: usize = 160;
 
 /// Most digits of a length, with the sign. This is enough for every `i64`.
 const MAX_DIGITS: usize = 20;
@@ -132,11 +135,11 @@ impl Drop for UnfinishedShare {
 }
 
 impl ReplyScanner {
-    /// The memory that the current reply takes at most, in bytes.
+    /// The memory that the current reply takes, in bytes.
     pub(super) fn weight(&self) -> usize {
         let elements = usize::try_from(self.elements).unwrap_or(usize::MAX);
-        self.len
-            .saturating_add(elements.saturating_mul(ELEMENT_WEIGHT))
+        let weight = elements.saturating_mul(ELEMENT_WEIGHT);
+        weight.saturating_add(self.len.saturating_mul(BYTE_WEIGHT))
     }
 
     /// Follows the next bytes of a connection. After an error the connection must not be read any more.
@@ -410,7 +413,7 @@ mod tests {
         assert_eq!(all.0.load(Ordering::Relaxed), 0);
         let mut scanner = ReplyScanner::default();
         scanner.scan(b"*1000\r\n").unwrap();
-        assert_eq!(scanner.weight(), 7 + 1000 * ELEMENT_WEIGHT);
+        assert_eq!(scanner.weight(), 7 * BYTE_WEIGHT + 1000 * ELEMENT_WEIGHT);
     }
 
     #[test]

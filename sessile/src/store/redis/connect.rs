@@ -3,23 +3,19 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use redis::aio::MultiplexedConnection;
 use redis::cluster::ClusterClient;
 use redis::cluster_async::ClusterConnection;
-use redis::io::tcp::TcpSettings;
-use redis::sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType};
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, ErrorKind,
-    IntoConnectionInfo, RedisConnectionInfo, RedisError, RedisResult, ServerErrorKind,
-    TlsCertificates, TlsMode, Value,
+    AsyncConnectionConfig, Cmd, ConnectionAddr, ConnectionInfo, ErrorKind, IntoConnectionInfo,
+    RedisConnectionInfo, RedisError, RedisResult, ServerErrorKind, Value,
 };
 
+use super::bounded_stream::StoreLimits;
 use super::error::{RequestError, StoreError};
+use super::sentinel::MasterLookup;
 use super::tls_files::TlsFiles;
+use super::transport::{CONNECT_DEADLINE, ClusterTransport, NodeConnection, Transport};
 use crate::config::store::{Login, Node, Redis, Topology};
-
-/// How long a new connection may take, with name resolution, TLS and login.
-pub(super) const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
 
 /// How often each worker tests its connection and reads the forget rules of the farm.
 pub(in crate::store) const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -42,13 +38,14 @@ const MAX_CLUSTER_RETRY_WAIT: u64 = 50;
 pub(super) struct Connector {
     config: Redis,
     files: Option<Arc<TlsFiles>>,
+    limits: Arc<StoreLimits>,
 }
 
 /// A connection that many requests share. Clones are the same connection.
 #[derive(Clone)]
 pub(super) enum Connection {
-    Node(MultiplexedConnection),
-    Cluster(ClusterConnection),
+    Node(NodeConnection),
+    Cluster(ClusterConnection<NodeConnection>),
 }
 
 /// A connection, and the version of the certificates that it uses.
@@ -59,21 +56,17 @@ pub(super) struct OpenConnection {
     pub(super) tls_version: Option<u64>,
 }
 
-enum AnyClient {
-    Single(Client),
-    Cluster(ClusterClient),
-    Sentinel(SentinelClient),
-}
-
 impl Connector {
     /// Reads the PEM files, and checks that the client accepts the configuration.
     pub(super) fn new(config: &Redis) -> Result<Self, StoreError> {
         let connector = Self {
             config: config.clone(),
             files: config.tls.as_ref().map(TlsFiles::open).transpose()?,
+            limits: StoreLimits::new(config.to_string()),
         };
-        let loaded = connector.files.as_ref().map(|files| files.last());
-        connector.client(loaded.as_ref().map(|loaded| &loaded.certificates))?;
+        if config.topology == Topology::Cluster {
+            connector.cluster_client()?;
+        }
         Ok(connector)
     }
 
@@ -85,26 +78,42 @@ impl Connector {
             Some(files) => Some(files.reload().await),
             None => None,
         };
-        let client = self.client(loaded.as_ref().map(|loaded| &loaded.certificates))?;
+        let tls_version = loaded.as_ref().map(|loaded| loaded.version);
+        let transport = Transport::new(loaded.map(|loaded| loaded.client), &self.limits);
         // The callers have their own deadlines for requests.
         let settings = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(CONNECT_DEADLINE))
             .set_response_timeout(None)
             .set_pipeline_buffer_size(QUEUE);
-        let connection = match client {
-            AnyClient::Single(client) => {
-                let connection = client.get_multiplexed_async_connection_with_config(&settings);
-                Connection::Node(connection.await?)
+        let login = login(&self.config.login).set_db(self.config.database.into());
+        let connection = match &self.config.topology {
+            Topology::Single => {
+                let Node { host, port } = &self.config.nodes[0];
+                Connection::Node(transport.connect(host, *port, &login, settings).await?)
             }
-            AnyClient::Sentinel(mut client) => {
-                let connection = client.get_async_connection_with_config(&settings);
-                Connection::Node(connection.await?)
+            Topology::Cluster => {
+                let client = self.cluster_client()?;
+                let transport = ClusterTransport::set(transport);
+                let connection = client.get_async_generic_connection().await?;
+                transport.keep();
+                Connection::Cluster(connection)
             }
-            AnyClient::Cluster(client) => Connection::Cluster(client.get_async_connection().await?),
+            Topology::Sentinel {
+                service,
+                login: sentinel_login,
+            } => {
+                let lookup = MasterLookup {
+                    transport,
+                    service: service.clone(),
+                    sentinel_login: self::login(sentinel_login),
+                    login,
+                    settings,
+                };
+                Connection::Node(lookup.connect(&self.config.nodes).await?)
+            }
         };
         Ok(OpenConnection {
             connection,
-            tls_version: loaded.map(|loaded| loaded.version),
+            tls_version,
         })
     }
 
@@ -121,96 +130,39 @@ impl Connector {
         }
     }
 
-    fn client(&self, certificates: Option<&TlsCertificates>) -> RedisResult<AnyClient> {
-        Ok(match &self.config.topology {
-            Topology::Single => {
-                let info = self.info(&self.config.nodes[0])?;
-                AnyClient::Single(match certificates {
-                    Some(certificates) => Client::build_with_tls(info, certificates.clone())?,
-                    None => Client::open(info)?,
-                })
-            }
-            Topology::Cluster => AnyClient::Cluster(self.cluster_client(certificates)?),
-            Topology::Sentinel { service, login } => {
-                AnyClient::Sentinel(self.sentinel_client(service, login, certificates)?)
-            }
-        })
-    }
-
-    fn cluster_client(&self, certificates: Option<&TlsCertificates>) -> RedisResult<ClusterClient> {
-        let nodes = self.config.nodes.iter().map(|node| self.info(node));
-        let mut builder = ClusterClient::builder(nodes.collect::<RedisResult<Vec<_>>>()?)
+    fn cluster_client(&self) -> RedisResult<ClusterClient> {
+        let login = login(&self.config.login);
+        let nodes: RedisResult<Vec<_>> = self
+            .config
+            .nodes
+            .iter()
+            .map(|node| info(node, &login))
+            .collect();
+        ClusterClient::builder(nodes?)
             .connection_timeout(CONNECT_DEADLINE)
             .retries(CLUSTER_RETRIES)
             .min_retry_wait(MIN_CLUSTER_RETRY_WAIT)
             .max_retry_wait(MAX_CLUSTER_RETRY_WAIT)
-            .tcp_settings(tcp_settings());
-        if let Some(certificates) = certificates {
-            builder = builder.certs(certificates.clone());
-        }
-        builder.build()
+            .build()
     }
+}
 
-    fn sentinel_client(
-        &self,
-        service: &str,
-        sentinel_login: &Login,
-        certificates: Option<&TlsCertificates>,
-    ) -> RedisResult<SentinelClient> {
-        let nodes = self.config.nodes.iter().map(|node| self.address(node));
-        let mut builder = SentinelClientBuilder::new(nodes, service, SentinelServerType::Master)?
-            .set_client_to_redis_db(self.config.database.into())
-            .set_client_to_redis_tcp_settings(tcp_settings());
-        let Login { user, password } = &self.config.login;
-        if let Some(user) = user {
-            builder = builder.set_client_to_redis_username(user);
-        }
-        if let Some(password) = password {
-            builder = builder.set_client_to_redis_password(password.expose());
-        }
-        if let Some(user) = &sentinel_login.user {
-            builder = builder.set_client_to_sentinel_username(user);
-        }
-        if let Some(password) = &sentinel_login.password {
-            builder = builder.set_client_to_sentinel_password(password.expose());
-        }
-        if let Some(certificates) = certificates {
-            builder = builder
-                .set_client_to_redis_tls_mode(TlsMode::Secure)
-                .set_client_to_redis_certificates(certificates.clone())
-                .set_client_to_sentinel_certificates(certificates.clone());
-        }
-        builder.build()
-    }
+/// The address of a cluster's node. The client does not know about TLS, which [`Transport`] adds.
+fn info(Node { host, port }: &Node, login: &RedisConnectionInfo) -> RedisResult<ConnectionInfo> {
+    let address = ConnectionAddr::Tcp(host.clone(), *port);
+    let info = address.into_connection_info()?;
+    Ok(info.set_redis_settings(login.clone()))
+}
 
-    fn info(&self, node: &Node) -> RedisResult<ConnectionInfo> {
-        let Login { user, password } = &self.config.login;
-        let mut login = RedisConnectionInfo::default()
-            .set_db(self.config.database.into())
-            .set_skip_set_lib_name();
-        if let Some(user) = user {
-            login = login.set_username(user);
-        }
-        if let Some(password) = password {
-            login = login.set_password(password.expose());
-        }
-        let info = self.address(node).into_connection_info()?;
-        Ok(info
-            .set_redis_settings(login)
-            .set_tcp_settings(tcp_settings()))
+fn login(Login { user, password }: &Login) -> RedisConnectionInfo {
+    let mut login = RedisConnectionInfo::default().set_skip_set_lib_name();
+    if let Some(user) = user {
+        login = login.set_username(user);
     }
-
-    fn address(&self, Node { host, port }: &Node) -> ConnectionAddr {
-        if self.config.tls.is_none() {
-            return ConnectionAddr::Tcp(host.clone(), *port);
-        }
-        ConnectionAddr::TcpTls {
-            host: host.clone(),
-            port: *port,
-            insecure: false,
-            tls_params: None,
-        }
+    if let Some(password) = password {
+        login = login.set_password(password.expose());
     }
+    login
 }
 
 impl Connection {
@@ -262,8 +214,4 @@ pub(super) fn is_refusal(error: &RedisError) -> bool {
         ),
         _ => false,
     }
-}
-
-fn tcp_settings() -> TcpSettings {
-    TcpSettings::default().set_nodelay(true)
 }

@@ -29,6 +29,8 @@ pub enum StoreError {
     },
     #[error("session.store: {0}")]
     Client(#[from] redis::RedisError),
+    #[error("session.store: TLS: {0}")]
+    Tls(#[from] rustls::Error),
     #[error("session.store: metrics: {0}")]
     Metrics(#[from] prometheus::Error),
 }

@@ -15,8 +15,9 @@ use sessile_proto::ticket::{ForgetRules, ForgetScope};
 use sessile_proto::verdict::Reason;
 use tokio::time::Instant;
 
-use super::connect::{CONNECT_DEADLINE, Connector, HEARTBEAT, within};
+use super::connect::{Connector, HEARTBEAT, within};
 use super::error::{RequestError, StoreError};
+use super::transport::CONNECT_DEADLINE;
 use crate::clock;
 use crate::config::Server;
 use crate::config::store::Redis;

@@ -1,20 +1,14 @@
 //! The PEM files for TLS to the store: authorities, client certificate and key. Changed files are read again,
-//! so a renewed certificate needs no restart.
-//!
-//! The `redis` crate reads the system's authorities at every connection, even if it gets others. This takes
-//! tens of milliseconds on a worker's thread, and fails if one file cannot be read. Therefore `Cargo.toml` builds
-//! the crate with built-in authorities, and this module always replaces them.
+//! so a renewed certificate needs no restart. The system's authorities are read once.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use pem::{EncodeConfig, LineEnding, Pem};
-use redis::{ClientTlsConfig, TlsCertificates};
-use rustls::RootCertStore;
+use rustls::client::{Resumption, WantsClientCert};
 use rustls::crypto::aws_lc_rs as provider;
-use rustls::sign::CertifiedKey;
+use rustls::{ClientConfig, ConfigBuilder, RootCertStore};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
@@ -26,14 +20,15 @@ use crate::locks::locked;
 pub(super) struct TlsFiles {
     paths: RedisTls,
     /// The system's authorities at the start, if the configuration names none.
-    system_authorities: Option<Vec<u8>>,
+    system_authorities: Option<Arc<RootCertStore>>,
     loaded: Mutex<LoadedTls>,
 }
 
 /// The content of the files.
 #[derive(Clone)]
 pub(super) struct LoadedTls {
-    pub(super) certificates: TlsCertificates,
+    /// The configuration of TLS clients with the files' certificates.
+    pub(super) client: Arc<ClientConfig>,
     /// Rises with each change of the certificates.
     pub(super) version: u64,
     /// The files when they were last read. `None` for a missing file.
@@ -60,7 +55,7 @@ impl TlsFiles {
         };
         Ok(Arc::new(Self {
             loaded: Mutex::new(LoadedTls {
-                certificates: certificates(paths, system_authorities.clone())?,
+                client: client(paths, system_authorities.clone())?,
                 version: 0,
                 stamps,
             }),
@@ -90,9 +85,9 @@ impl TlsFiles {
             return loaded.clone();
         }
         loaded.stamps = stamps;
-        match certificates(&self.paths, self.system_authorities.clone()) {
-            Ok(certificates) => {
-                loaded.certificates = certificates;
+        match client(&self.paths, self.system_authorities.clone()) {
+            Ok(client) => {
+                loaded.client = client;
                 loaded.version += 1;
                 tracing::info!("read the certificates for the session store again");
             }
@@ -125,66 +120,74 @@ fn stamps(paths: &RedisTls) -> Vec<Option<FileStamp>> {
 }
 
 /// Reads the named files.
-fn certificates(
+fn client(
     paths: &RedisTls,
-    system_authorities: Option<Vec<u8>>,
-) -> Result<TlsCertificates, StoreError> {
-    let mut root_cert = system_authorities;
-    if let Some(file) = &paths.ca {
-        let authorities = read(file)?;
-        if chain(file, &authorities)?.is_empty() {
-            return Err(StoreError::NoCertificate { file: file.clone() });
-        }
-        root_cert = Some(authorities);
+    system_authorities: Option<Arc<RootCertStore>>,
+) -> Result<Arc<ClientConfig>, StoreError> {
+    let authorities = match &paths.ca {
+        Some(file) => Arc::new(authorities(file)?),
+        None => system_authorities.ok_or(StoreError::NoAuthorities)?,
+    };
+    let builder = ClientConfig::builder_with_provider(Arc::new(provider::default_provider()))
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(authorities);
+    let mut config = match &paths.client {
+        Some((certificate, key)) => with_client_certificate(builder, certificate, key)?,
+        None => builder.with_no_client_auth(),
+    };
+    // Connections are rare, and a renewed certificate must be shown to the store.
+    config.resumption = Resumption::disabled();
+    Ok(Arc::new(config))
+}
+
+fn authorities(file: &Path) -> Result<RootCertStore, StoreError> {
+    let mut roots = RootCertStore::empty();
+    for certificate in chain(file)? {
+        roots
+            .add(certificate)
+            .map_err(|error| StoreError::file(file, error))?;
     }
-    let client = paths.client.as_ref();
-    Ok(TlsCertificates {
-        client_tls: client
-            .map(|(certificate, key)| client_tls(certificate, key))
-            .transpose()?,
-        root_cert,
-    })
+    if roots.is_empty() {
+        return Err(StoreError::NoCertificate {
+            file: file.to_owned(),
+        });
+    }
+    Ok(roots)
 }
 
 fn read(file: &Path) -> Result<Vec<u8>, StoreError> {
     fs::read(file).map_err(|error| StoreError::file(file, error))
 }
 
-fn chain(file: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, StoreError> {
-    let chain: Result<_, _> = CertificateDer::pem_slice_iter(pem).collect();
+fn chain(file: &Path) -> Result<Vec<CertificateDer<'static>>, StoreError> {
+    let chain: Result<_, _> = CertificateDer::pem_slice_iter(&read(file)?).collect();
     chain.map_err(|error| StoreError::file(file, error))
 }
 
 /// Reads a client certificate and its key, and checks that they are a pair.
-fn client_tls(certificate: &Path, key: &Path) -> Result<ClientTlsConfig, StoreError> {
-    let (client_cert, client_key) = (read(certificate)?, read(key)?);
-    let chain = chain(certificate, &client_cert)?;
+fn with_client_certificate(
+    builder: ConfigBuilder<ClientConfig, WantsClientCert>,
+    certificate: &Path,
+    key: &Path,
+) -> Result<ClientConfig, StoreError> {
+    let chain = chain(certificate)?;
     let private =
-        PrivateKeyDer::from_pem_slice(&client_key).map_err(|error| StoreError::file(key, error))?;
-    CertifiedKey::from_der(chain, private, &provider::default_provider()).map_err(|source| {
-        StoreError::Pair {
+        PrivateKeyDer::from_pem_slice(&read(key)?).map_err(|error| StoreError::file(key, error))?;
+    builder
+        .with_client_auth_cert(chain, private)
+        .map_err(|source| StoreError::Pair {
             certificate: certificate.to_owned(),
             key: key.to_owned(),
             source,
-        }
-    })?;
-    Ok(ClientTlsConfig {
-        client_cert,
-        client_key,
-    })
+        })
 }
 
-/// The system's authorities in PEM, without unreadable files and certificates that are no trust anchors.
-fn system_authorities() -> Result<Vec<u8>, StoreError> {
+/// The system's authorities, without unreadable files and certificates that are no trust anchors.
+fn system_authorities() -> Result<Arc<RootCertStore>, StoreError> {
     let mut roots = RootCertStore::empty();
-    let found = rustls_native_certs::load_native_certs().certs.into_iter();
-    let anchors: Vec<Pem> = found
-        .filter(|certificate| roots.add(certificate.clone()).is_ok())
-        .map(|certificate| Pem::new("CERTIFICATE", certificate.as_ref()))
-        .collect();
-    if anchors.is_empty() {
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    if roots.is_empty() {
         return Err(StoreError::NoAuthorities);
     }
-    let lines = EncodeConfig::new().set_line_ending(LineEnding::LF);
-    Ok(pem::encode_many_config(&anchors, lines).into_bytes())
+    Ok(Arc::new(roots))
 }

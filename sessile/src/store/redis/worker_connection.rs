@@ -12,10 +12,11 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 
 use super::circuit_breaker::{Backoff, CircuitBreaker};
-use super::connect::{CONNECT_DEADLINE, HEARTBEAT, OpenConnection, is_refusal, within};
+use super::connect::{HEARTBEAT, OpenConnection, is_refusal, within};
 use super::error::RequestError;
 use super::metrics::{StoreOperation, StoreOutcome};
 use super::remote::{LoggedState, RemoteStore};
+use super::transport::CONNECT_DEADLINE;
 use crate::store::context::StoreContext;
 
 /// How long a worker waits for its first connection, so that the first clients after a restart find the store.

@@ -6,6 +6,7 @@ mod early;
 mod failures;
 mod farm;
 mod forget;
+mod hostile;
 mod number;
 mod proxy;
 mod secured;

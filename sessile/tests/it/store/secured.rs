@@ -14,7 +14,7 @@ fn redis_over_tls(certificates: &Certificates) -> Peer {
     Peer::start(REDIS, |port| command(certificates, port))
 }
 
-fn command(certificates: &Certificates, port: u16) -> Command {
+pub(super) fn command(certificates: &Certificates, port: u16) -> Command {
     let mut command = Command::new("redis-server");
     command.args(["--bind", "127.0.0.1", "--save", "", "--port", "0"]);
     command.args(["--tls-port", &port.to_string()]);

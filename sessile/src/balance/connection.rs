@@ -89,7 +89,7 @@ impl ClientHandler for Arc<BalancerState> {
     }
 
     /// Forwards bytes until the connection ends.
-    async fn serve(&self, placed: Box<Placed>) {
+    async fn serve(&self, placed: Box<Placed>, displaced: impl Future<Output = ()>) {
         let Placed {
             mut client,
             admitted,
@@ -124,6 +124,7 @@ impl ClientHandler for Arc<BalancerState> {
             timeouts,
             &count_bytes,
             watch_server,
+            displaced,
         );
         let end = relayed.await;
         connection.report_end(self, &end, had_handshake);

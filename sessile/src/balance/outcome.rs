@@ -86,7 +86,7 @@ impl RoutedConnection {
         }
         self.record_last_use(state, end);
         match &end.reason {
-            EndReason::Closed => {}
+            EndReason::Closed | EndReason::Displaced => {}
             EndReason::Broken(error) => {
                 tracing::trace!(%error, client = %self.client, "connection cut");
             }

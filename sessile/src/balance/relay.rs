@@ -98,12 +98,15 @@ pub(super) enum EndReason {
     Idle,
     /// `balance.total-timeout`.
     Total,
+    /// Another source gets the place of the connection.
+    Displaced,
 }
 
 /// Forwards bytes until both sides have ended.
 ///
 /// `watch` sees the server's bytes before they go on: the balancer must know a session before the client can
-/// use it. `watch` breaks when it needs no more. `report` gets the byte counts in parts.
+/// use it. `watch` breaks when it needs no more. `report` gets the byte counts in parts. `displaced` ends the
+/// connection.
 pub(super) async fn run(
     client: &mut TcpStream,
     server: &mut TcpStream,
@@ -111,6 +114,7 @@ pub(super) async fn run(
     timeouts: Timeouts,
     report: &dyn Fn(ByteCounts),
     watch: impl FnMut(&[u8]) -> ControlFlow<()>,
+    displaced: impl Future<Output = ()>,
 ) -> ConnectionEnd {
     let end = {
         let (from_client, to_client) = client.split();
@@ -132,7 +136,11 @@ pub(super) async fn run(
             timer: TimerPurpose::Check,
         };
         let mut sleep = pin!(tokio::time::sleep_until(relay.next_check()));
-        let reason = poll_fn(|cx| relay.poll(cx, sleep.as_mut())).await;
+        let reason = tokio::select! {
+            biased;
+            reason = poll_fn(|cx| relay.poll(cx, sleep.as_mut())) => reason,
+            () = displaced => EndReason::Displaced,
+        };
         relay.report();
         ConnectionEnd {
             answered: relay.down.forwarded > 0,

@@ -130,7 +130,7 @@ impl FairPlaces {
     }
 
     fn displace_from_largest(&self, own: usize) -> Option<Lost> {
-        let part = self.search(|part| part.most_held.load(Ordering::Relaxed));
+        let part = self.search(Part::most_held);
         part.change(|pool| {
             let has_to = gives_way(pool.most_held(), own);
             has_to.then(|| pool.displace_from_largest()).flatten()
@@ -150,7 +150,7 @@ impl FairPlaces {
     /// more than one.
     fn displace_from_any(&self) -> Option<Lost> {
         (0..PARTS).find_map(|_| {
-            let part = self.search(|part| part.most_held.load(Ordering::Relaxed));
+            let part = self.search(Part::most_held);
             part.change(FairPool::displace_from_largest)
         })
     }
@@ -174,6 +174,10 @@ impl FairPlaces {
 }
 
 impl Part {
+    fn most_held(&self) -> usize {
+        self.most_held.load(Ordering::Relaxed)
+    }
+
     fn change<T>(&self, change: impl FnOnce(&mut FairPool<Lost>) -> T) -> T {
         let mut pool = locked(&self.pool);
         let result = change(&mut pool);

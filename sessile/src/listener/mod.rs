@@ -86,8 +86,13 @@ pub trait ClientHandler: Clone + 'static {
         received: &ReceivedHello<'_>,
     ) -> impl Future<Output = Result<Self::Connection, Rejection<Self::Cause>>>;
 
-    /// Serves the client until the connection ends.
-    fn serve(&self, connection: Self::Connection) -> impl Future<Output = ()>;
+    /// Serves the client until the connection ends. If another source gets its place, `displaced` is ready, and
+    /// the connection has to end at once.
+    fn serve(
+        &self,
+        connection: Self::Connection,
+        displaced: impl Future<Output = ()>,
+    ) -> impl Future<Output = ()>;
 
     /// Counts a client that is turned away.
     fn count_rejection(&self, cause: Self::Cause);
@@ -209,13 +214,7 @@ async fn run_connection<H: ClientHandler>(
 ) {
     // In a box, because an idle connection needs none of this memory.
     match Box::pin(accept_client(&handler, &intake, io, peer, &mut open)).await {
-        Ok(connection) => {
-            tokio::select! {
-                biased;
-                () = handler.serve(connection) => {}
-                () = open.displaced() => {}
-            }
-        }
+        Ok(connection) => handler.serve(connection, open.displaced()).await,
         Err(rejection) => {
             let Rejection { cause, io, alert } = rejection;
             handler.count_rejection(cause);
@@ -268,7 +267,7 @@ async fn accept_client<H: ClientHandler>(
     }
 }
 
-/// A client whose place another source gets before the client is accepted.
+/// A client that loses its place before it is accepted.
 fn displaced<C: From<IntakeFailure>>() -> Rejection<C> {
     Rejection::after_close(IntakeFailure::Displaced.into())
 }

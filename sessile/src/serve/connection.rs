@@ -103,7 +103,7 @@ impl ClientHandler for Rc<Worker> {
         }))
     }
 
-    async fn serve(&self, accepted: Box<AcceptedClient>) {
+    async fn serve(&self, accepted: Box<AcceptedClient>, displaced: impl Future<Output = ()>) {
         let AcceptedClient {
             connection,
             stream,
@@ -113,7 +113,7 @@ impl ClientHandler for Rc<Worker> {
         metrics.count_early_data(connection.handshake.early_data);
         connection.count_handshake();
         let _cut = Cut(Rc::clone(&connection));
-        let reclaimed = answer_requests(&connection, stream).await;
+        let reclaimed = answer_requests(&connection, stream, displaced).await;
         connection.count_unfinished();
         connection.log_if_silent();
         settle(&connection, reclaimed).await;
@@ -157,7 +157,7 @@ fn failure(error: &AcceptError) -> HandshakeFailure {
 ///
 /// A macro, because HTTP/1 and HTTP/2 connections have no trait in common.
 macro_rules! drive {
-    ($connection:expr, $task:expr, $http:expr) => {{
+    ($connection:expr, $task:expr, $displaced:expr, $http:expr) => {{
         let worker = &$connection.worker.shared;
         let status = &$connection.status;
         let idle_since = || $connection.idle_since();
@@ -197,13 +197,23 @@ macro_rules! drive {
                     stopping = true;
                     http.as_mut().graceful_shutdown();
                 }
+                () = $displaced.as_mut() => {
+                    http.as_mut().graceful_shutdown();
+                    let _ = tokio::time::timeout(CLOSE_DEADLINE, http.as_mut()).await;
+                    break false;
+                }
             }
         }
     }};
 }
 
 /// Answers requests until the connection ends. Returns true if the idle timeout ended it.
-async fn answer_requests(connection: &Rc<Connection>, stream: tls::Stream) -> bool {
+async fn answer_requests(
+    connection: &Rc<Connection>,
+    stream: tls::Stream,
+    displaced: impl Future<Output = ()>,
+) -> bool {
+    let mut displaced = pin!(displaced);
     let shared = &connection.worker.shared;
     let config = &shared.config.connection;
     let new_task = || RequestTask::new(config.body_timeout, &shared.metrics);
@@ -224,7 +234,7 @@ async fn answer_requests(connection: &Rc<Connection>, stream: tls::Stream) -> bo
             .max_send_buf_size(MAX_STREAM_BUFFER)
             .max_header_list_size(MAX_HEAD as u32);
         let http = builder.serve_connection(io, service);
-        drive!(connection, connection_task, http)
+        drive!(connection, connection_task, displaced, http)
     } else {
         let service =
             service_fn(|request| answer(Rc::clone(connection), connection_task.clone(), request));
@@ -237,7 +247,7 @@ async fn answer_requests(connection: &Rc<Connection>, stream: tls::Stream) -> bo
             .timer(TokioTimer::new())
             .header_read_timeout(config.idle_timeout + HEAD_DEADLINE);
         let http = builder.serve_connection(io, service);
-        drive!(connection, connection_task, http)
+        drive!(connection, connection_task, displaced, http)
     }
 }
 

@@ -26,8 +26,10 @@ pub(super) enum LastOutput {
     Unknown,
     /// The next response is the last one.
     Announced,
-    /// The response is complete and waits for the shutdown.
-    Held,
+    /// The response is complete and waits for the shutdown, after one flush.
+    Flushed,
+    /// The same after two flushes.
+    FlushedTwice,
 }
 
 /// The progress of an accepted connection's handshake.

@@ -102,16 +102,18 @@ impl Stream {
     }
 
     /// True if output waits for the shutdown, which follows at once.
+    ///
+    /// hyper flushes twice before the shutdown. If no shutdown follows, a later flush sends the output.
     fn holds_last_output(&self, cx: &Context<'_>) -> bool {
-        match self.status.last_output.get() {
-            LastOutput::Announced if self.early_handshake.is_none() => {
-                self.status.last_output.set(LastOutput::Held);
-                // If no shutdown follows, the next poll sends the output.
-                cx.waker().wake_by_ref();
-                true
-            }
-            _ => false,
-        }
+        let last_output = &self.status.last_output;
+        let next = match last_output.get() {
+            LastOutput::Announced if self.early_handshake.is_none() => LastOutput::Flushed,
+            LastOutput::Flushed => LastOutput::FlushedTwice,
+            _ => return false,
+        };
+        last_output.set(next);
+        cx.waker().wake_by_ref();
+        true
     }
 
     /// Sends pending tickets after [`TICKET_DELAY`]. Call this if there is nothing to read.

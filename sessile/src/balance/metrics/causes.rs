@@ -74,6 +74,7 @@ mod tests {
             "deadline",
             "bad-proxy-header",
             "untrusted-proxy",
+            "displaced",
             "hello-limit",
             "source-limit",
             "source-connections",

@@ -54,6 +54,7 @@ async fn a_half_closed_connection_lasts_while_the_client_sends() {
         timeouts,
         &report,
         |_| ControlFlow::Break(()),
+        std::future::pending(),
     );
     let peers = async {
         server.write_all(b"answer").await.unwrap();
@@ -108,6 +109,7 @@ async fn byte_counts_are_reported_while_the_connection_is_open() {
         timeouts,
         &report,
         |_| ControlFlow::Break(()),
+        std::future::pending(),
     );
     let peers = async {
         for piece in [&b"one"[..], b"three"] {
@@ -142,6 +144,7 @@ async fn stalled(limit: BufferLimit) -> (usize, usize) {
         timeouts,
         &|_| {},
         |_| ControlFlow::Break(()),
+        std::future::pending(),
     );
     let peers = async {
         let mut written = 0;

@@ -21,12 +21,12 @@ const MAX_SPARE: usize = 32;
 /// Most pipes of a process. Each pipe has two files. Without a free pipe, connections copy their bytes.
 const MAX_PIPES: usize = 512;
 
-/// The fraction of the files of the process that pipes may use: one in this many.
+/// Pipes may use one in this many of the files that the process may open.
 const FILE_SHARE: u64 = 16;
 
 const FLAGS: SpliceFlags = SpliceFlags::NONBLOCK;
 
-/// The number of open pipes, with the unused ones.
+/// The number of open pipes, including unused pipes.
 static OPEN: AtomicUsize = AtomicUsize::new(0);
 
 /// The number of pipes that may be open.
@@ -36,7 +36,8 @@ thread_local! {
     static SPARE: RefCell<Vec<Ends>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Reserves some of the files that the process may open for pipes. Returns the number of files.
+/// Reserves files for pipes. `files`: how many files the process may open. Returns the number of reserved
+/// files.
 pub(in crate::balance) fn reserve_files(files: u64) -> u64 {
     let pipes =
         usize::try_from(files / FILE_SHARE / 2).map_or(MAX_PIPES, |pipes| pipes.min(MAX_PIPES));
@@ -127,7 +128,7 @@ impl Ends {
         }
         match pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK) {
             Ok((exit, entry)) => {
-                // The kernel keeps the smaller size above the user's limit.
+                // If the size is above the user's limit, the kernel refuses it and keeps the smaller size.
                 let _ = fcntl_setpipe_size(&entry, CAPACITY);
                 Some(Self { exit, entry })
             }

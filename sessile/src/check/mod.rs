@@ -70,7 +70,7 @@ pub fn check(config: &Config, now: SystemTime) -> Vec<Finding> {
     findings.0
 }
 
-/// Explains the sessions that a restart and a crash lose. A server logs these sentences at its start.
+/// Explains which sessions a restart or a crash loses. A server logs these sentences at its start.
 #[must_use]
 pub fn durability(config: &Config) -> Vec<Finding> {
     let mut findings = Findings(Vec::new());
@@ -78,7 +78,7 @@ pub fn durability(config: &Config) -> Vec<Finding> {
     findings.0
 }
 
-/// A warning if others can read the configuration file and it contains a password.
+/// A warning if other users can read a configuration file that contains a password.
 #[must_use]
 pub fn config_file(path: &Path, config: &Config) -> Option<Finding> {
     let StoreUrl::Redis(redis) = &config.session.store else {
@@ -249,7 +249,8 @@ fn upstreams(config: &Config, findings: &mut Findings) {
     }
 }
 
-/// Finds servers with the same number. Numbers are derived with the farm key, so its file is needed.
+/// Finds servers with the same number. Numbers are derived from the farm's scope, which is in the key file.
+/// Without this file, nothing is checked.
 fn server_numbers(config: &Config, findings: &mut Findings) {
     let servers = &config.balance.servers;
     let Key::File(file) = &config.key else {

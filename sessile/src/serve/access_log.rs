@@ -32,7 +32,7 @@ enum Order {
     Line(String),
     /// Open the file again by its name, because log rotation moved it.
     Reopen,
-    /// Send a message after all lines before are written.
+    /// Send a message after all earlier lines are written.
     Flush(SyncSender<()>),
 }
 
@@ -78,7 +78,7 @@ impl AccessLog {
         self.lines.is_some()
     }
 
-    /// Queues a line, given without its line end.
+    /// Queues a line. `line` has no line break at its end.
     pub fn line(&self, line: String) {
         if let Some(lines) = &self.lines
             && let Err(TrySendError::Full(_)) = lines.try_send(Order::Line(line))

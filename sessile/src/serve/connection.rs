@@ -182,10 +182,11 @@ macro_rules! drive {
                     }
                     worker.metrics.count_reclaimed();
                     if worker.config.connection.purge_on_reclaim {
-                        // This runs before the connection closes, because the client may return at once.
+                        // The sessions are removed before the connection closes, because the client may return
+                        // at once.
                         remove($connection, Gone::Purged).await;
                     }
-                    // The close_notify of the client matters only with this setting.
+                    // Without `require-close-notify`, the close does not wait for the client's close_notify.
                     if !worker.config.session.require_close_notify {
                         status.end_without_lingering();
                     }
@@ -217,7 +218,7 @@ async fn answer_requests(
     let shared = &connection.worker.shared;
     let config = &shared.config.connection;
     let new_task = || RequestTask::new(config.body_timeout, &shared.metrics);
-    // With HTTP/2, no request has this task.
+    // With HTTP/2, this task stays idle, because each request has a separate task.
     let connection_task = new_task();
     let io = TokioIo::new(GuardedStream::new(stream, connection));
     if connection.handshake.http2 {
@@ -239,8 +240,8 @@ async fn answer_requests(
         let service =
             service_fn(|request| answer(Rc::clone(connection), connection_task.clone(), request));
         let mut builder = http1::Builder::new();
-        // A client may end its side after its request. With an upstream this counts as a disconnect,
-        // because both look the same and the answer may take long.
+        // A client may close its sending side after a request. A disconnect looks the same. With an upstream,
+        // both count as a disconnect, because the answer may take long.
         builder
             .half_close(!connection.site.has_upstream())
             .max_buf_size(MAX_HEAD)
@@ -306,7 +307,8 @@ impl Connection {
         }
     }
 
-    /// Counts the handshake once, when it is over. With early data, requests are answered before that.
+    /// Counts the handshake once, when it is over. Requests in early data are answered before the end of the
+    /// handshake.
     fn count_handshake(&self) {
         let metrics = &self.worker.shared.metrics;
         match self.status.completion() {
@@ -351,8 +353,8 @@ fn removal_reason(connection: &Connection, reclaimed: bool) -> Option<Gone> {
     (unclean && !purged).then_some(Gone::NotClosedCleanly)
 }
 
-/// Removes the sessions of a connection that is cut at the end of a drain, before [`settle`] ran. They must not
-/// get into the snapshot. After [`settle`] nothing is left to remove.
+/// Removes the sessions of a connection that is cut at the end of a drain, before [`settle`] ran. These
+/// sessions must not get into the snapshot. After [`settle`], no session is left to remove.
 struct Cut(Rc<Connection>);
 
 impl Drop for Cut {

@@ -170,7 +170,7 @@ fn balance(sessile: &Path, servers: &[Running]) -> Result<Running> {
 const SETTLE: Duration = Duration::from_secs(2);
 
 /// The usual HAProxy recipe: affinity by the session ID in ClientHello and ServerHello. HAProxy's
-/// manual omits the second delay, but without it version 2.6 never sees a ServerHello.
+/// manual omits the second delay, but without this delay, version 2.6 never sees a ServerHello.
 const RECIPE: &str = "  stick-table type binary len 32 size 30k expire 30m
   acl clienthello req_ssl_hello_type 1
   acl serverhello rep_ssl_hello_type 2

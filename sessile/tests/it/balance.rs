@@ -426,7 +426,7 @@ fn a_hello_that_fills_the_read_buffer_is_retried_at_another_server() {
 
 #[test]
 fn a_hello_goes_to_two_servers_at_most_and_early_data_to_one() {
-    // An empty early_data extension, at the end of the others.
+    // An empty early_data extension, which follows the other extensions.
     const EARLY_DATA: [u8; 4] = [0, 42, 0, 0];
     let mut early = TLS13.to_vec();
     early.extend(EARLY_DATA);

@@ -114,7 +114,7 @@ fn address_before(behind: Arc<Mutex<SocketAddr>>) -> SocketAddr {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let address = listener.local_addr().unwrap();
     let pass = |mut from: TcpStream, mut to: TcpStream| {
-        // The end of a direction is passed on.
+        // Pass on the end of this direction.
         let _ = io::copy(&mut from, &mut to);
         let _ = to.shutdown(Shutdown::Write);
     };

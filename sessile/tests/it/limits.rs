@@ -213,8 +213,8 @@ fn a_source_that_reads_nothing_does_not_take_all_pipes() {
     let pipes = "sessile_balance_held_pipes";
     let metrics = balancer.metrics();
     let its_own = metrics.sum(pipes, &[]);
-    // A source may have a quarter of the pipes. Each further worker may take one more, if several
-    // check at the same time.
+    // A source may have a quarter of the pipes. Each further worker may take one more pipe, if
+    // several workers check at the same time.
     let workers = thread::available_parallelism().unwrap().get() as u64;
     assert!((1..PIPES / 4 + workers).contains(&its_own), "{metrics}");
     let bytes = metrics.sum("sessile_balance_held_bytes", &[]);

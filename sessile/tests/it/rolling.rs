@@ -328,7 +328,7 @@ fn restarts_cost_no_connection_and_kills_only_those_that_are_open() {
     let excused = |visit: &Visit| killings.iter().any(|killing| killing.cut(visit));
     let lost: Vec<_> = bad.iter().filter(|visit| !excused(visit)).collect();
     assert!(lost.is_empty(), "of {}: {lost:#?}", visits.len());
-    // No session was lost, because only new clients and cut-off clients made full handshakes.
+    // No session may be lost, so only new clients and cut-off clients may have made full handshakes.
     let full = |visit: &&&Visit| {
         let verdict = visit.came_to.as_deref().unwrap_or_default();
         !verdict.starts_with("resumed/")

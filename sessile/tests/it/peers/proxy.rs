@@ -1,5 +1,5 @@
-//! A proxy that forwards a client's bytes to the program. The proxy records the first record and
-//! can cut it into pieces.
+//! A proxy that forwards a client's bytes to the program. The proxy keeps a copy of the first
+//! record, and can cut the record into pieces.
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};

@@ -189,7 +189,8 @@ fn retries_idempotent_requests_on_a_closing_connection() {
     assert_eq!(setup.status(path, &[]), 200);
     assert_eq!(setup.status(path, &[]), 200);
     assert_eq!(app.said().matches("asked").count(), 3);
-    // This POST uses the connection that the second request left open. It must not be sent again.
+    // This POST uses the connection that the second request left open. The server must not send the
+    // POST again.
     assert_eq!(setup.status(path, &["--data", "once only"]), 502);
     assert_eq!(app.said().matches("asked").count(), 4);
     assert_eq!((setup.results("ok"), setup.results("closed")), (2, 1));

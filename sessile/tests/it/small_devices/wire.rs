@@ -31,7 +31,7 @@ impl Wire {
         self.address
     }
 
-    /// Waits until a connection has ended. Returns the lengths of the server's records.
+    /// Waits until a connection has ended. Returns the lengths of the server's largest records.
     pub(super) fn records(&self) -> Records {
         Records::parse(&self.sent.recv().unwrap())
     }
@@ -61,7 +61,7 @@ fn pass(client: &TcpStream, server: SocketAddr, sent: &Sender<Vec<u8>>) -> io::R
     Ok(())
 }
 
-/// Lengths of the records of one connection, without headers.
+/// Lengths of the largest records of one connection, without headers.
 #[derive(Debug)]
 pub(super) struct Records {
     /// The largest record before the change of keys.

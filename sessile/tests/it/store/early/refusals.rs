@@ -267,7 +267,7 @@ fn early_data_is_rejected_after_an_alpn_mismatch_or_a_hello_retry_request() {
         eventually("the handshake is counted", resumed);
     }
 
-    // The server does not support this group.
+    // The server does not support the group of this key share.
     let visitor = Visitor::with_key_share(&farm, NamedGroup::MLKEM768);
     for data in [GET, FULL] {
         visitor.visit(server.address());

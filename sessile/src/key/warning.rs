@@ -10,11 +10,12 @@ use sessile_proto::keys::clock_trust::Skew;
 
 use super::file;
 
-/// The disadvantages of a key that was read from `path` and can be used.
+/// The warnings about a usable key that was read from `path`.
 #[must_use]
 pub fn warnings(path: &Path, key: &FarmKey, now: Time) -> Vec<String> {
     let mut warnings = Vec::new();
-    // A balancer never moves its part of the key forward.
+    // These warnings are for servers only, because a balancer never moves its part of the key
+    // forward.
     if !key.is_route_part() {
         if let Some(reason) = file::read_only_reason(path) {
             warnings.push(format!(

@@ -73,7 +73,7 @@ impl RemoteStore {
         })
     }
 
-    /// Notes a state. Returns true if the log must say so.
+    /// Records a state. Returns true if the state is new and must be logged.
     pub(super) fn should_log(&self, state: LoggedState) -> bool {
         self.logged.swap(state as u8, Ordering::Relaxed) != state as u8
     }

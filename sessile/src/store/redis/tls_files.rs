@@ -1,9 +1,10 @@
 //! The PEM files for TLS to the store: authorities, client certificate and key. Changed files are read again,
 //! so a renewed certificate needs no restart.
 //!
-//! The `redis` crate reads the system's authorities at every connection, even if it gets others. This takes
-//! tens of milliseconds on a worker's thread, and fails if one file cannot be read. Therefore `Cargo.toml` builds
-//! the crate with built-in authorities, and this module always replaces them.
+//! By default, the `redis` crate reads the system's authorities at every connection, even if sessile names
+//! others. This takes tens of milliseconds on a worker's thread, and fails if one file cannot be read.
+//! Therefore `Cargo.toml` builds the crate with built-in authorities, and this module always replaces the
+//! built-in ones.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -36,11 +37,11 @@ pub(super) struct LoadedTls {
     pub(super) certificates: TlsCertificates,
     /// Rises with each change of the certificates.
     pub(super) version: u64,
-    /// The files when they were last read. `None` for a missing file.
+    /// The stamps of the files at the last reading; `None` for a missing file.
     stamps: Vec<Option<FileStamp>>,
 }
 
-/// Changes if a file is written or replaced.
+/// A value that changes if a file is written or replaced.
 #[derive(Clone, PartialEq, Eq)]
 struct FileStamp {
     inode: u64,
@@ -84,7 +85,8 @@ impl TlsFiles {
 
     fn reload_blocking(&self) -> LoadedTls {
         let mut loaded = locked(&self.loaded);
-        // Before the files are read, so that the next call notices a change during the reading.
+        // The stamps are taken before the files are read, so that the next call notices a change during the
+        // reading.
         let stamps = stamps(&self.paths);
         if stamps == loaded.stamps {
             return loaded.clone();
@@ -174,7 +176,8 @@ fn client_tls(certificate: &Path, key: &Path) -> Result<ClientTlsConfig, StoreEr
     })
 }
 
-/// The system's authorities in PEM, without unreadable files and certificates that are no trust anchors.
+/// The system's authorities in PEM. Unreadable files, and certificates that cannot be trust anchors, are left
+/// out.
 fn system_authorities() -> Result<Vec<u8>, StoreError> {
     let mut roots = RootCertStore::empty();
     let found = rustls_native_certs::load_native_certs().certs.into_iter();

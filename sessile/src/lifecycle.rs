@@ -52,8 +52,8 @@ impl Workers {
             };
             let _ = started.send(Ok(()));
             runtime.spawn_local(tick());
-            // This is a separate task, because `block_on` wakes the future that it runs through a file
-            // descriptor.
+            // This is a separate task, because `block_on` uses a file descriptor to wake the future that it
+            // runs.
             let body = runtime.spawn_local(async move { body().await });
             let ended = runtime.block_on(body);
             // A blocking thread that still waits for a file must not delay the end of the worker.
@@ -84,9 +84,8 @@ impl Workers {
     }
 }
 
-/// Keeps a timer that is due before most others. A new timer that is due before all others wakes the runtime
-/// through a file descriptor. One wake-up a second costs less than those two system calls for each
-/// connection.
+/// Keeps a timer that is due before most others. A new timer that is due before all others costs two system
+/// calls, which wake the runtime. One wake-up a second costs less than these calls for each connection.
 async fn tick() {
     loop {
         tokio::time::sleep(Duration::from_secs(1)).await;

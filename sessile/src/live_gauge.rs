@@ -22,8 +22,8 @@ pub fn register(
     read: impl Fn() -> usize + Send + Sync + 'static,
 ) -> prometheus::Result<()> {
     // Each gauge has its own collector. The registry identifies a collector by the sum of the
-    // hashes of its gauges. Collectors with several gauges for servers like web1 and web2 can have
-    // equal sums.
+    // hashes of its gauges. With several gauges in each collector, collectors for the servers web1
+    // and web2 can have equal sums.
     registry.register(Box::new(LiveGauge {
         gauge: IntGauge::with_opts(opts)?,
         read: Box::new(read),

@@ -30,7 +30,7 @@ pub fn path(folder: &Path, kind: &str, server: &str) -> PathBuf {
         .map(|c| if is_plain(c) { c } else { '_' })
         .collect();
     if name != server {
-        // Different server names that become equal by the replacement must still have different files.
+        // Different server names that become equal here must still have different files.
         let digest = digest::digest(&digest::SHA256, server.as_bytes());
         for byte in &digest.as_ref()[..4] {
             name.push_str(&format!("-{byte:02x}"));

@@ -1,4 +1,4 @@
-//! Errors in making a client, and errors in connecting, by their cause.
+//! Errors in making a client, and errors in connecting to a server.
 
 use std::io;
 use std::path::PathBuf;

@@ -1,5 +1,5 @@
-//! A TLS client that keeps sessions and reports whether the server resumed them, as read from the
-//! wire. The probe, the lab and health checks use it. It resolves no names and speaks no HTTP.
+//! A TLS client that keeps sessions, and reads from the wire whether the server resumed them. The
+//! probe, the lab and health checks use it. It resolves no names and speaks no HTTP.
 
 mod connection;
 mod error;
@@ -157,8 +157,8 @@ impl Client {
 
         let started = Instant::now();
         let mut tcp = connect_tcp(target.address, self.timeout).await?;
-        // Without nodelay, the second flight may wait for an acknowledgement. A slow connection is no reason
-        // to fail.
+        // Without nodelay, the second flight may wait for an acknowledgement. An error here is no
+        // reason to fail, because the connection is only slower.
         let _ = tcp.set_nodelay(true);
 
         let connected = Instant::now();

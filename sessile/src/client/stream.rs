@@ -120,7 +120,7 @@ impl AsyncRead for Stream {
                 let _ = this.poll_write_tls(cx);
                 return Poll::Ready(Err(invalid_data(error)));
             }
-            // Send answers, for instance to a key update. If sending fails, the next read fails too.
+            // Send answers, for instance to a key update. If that fails, the next read fails too.
             let _ = this.poll_write_tls(cx);
         }
     }

@@ -9,7 +9,7 @@ use sessile_proto::Time;
 
 /// The kernel's wall clock, if the kernel says that it is synchronised.
 ///
-/// A library such as libfaketime can give this process another clock; [`ClockTrust`] compares the two.
+/// A library such as libfaketime can give this process another clock; [`ClockTrust`] compares the two clocks.
 ///
 /// [`ClockTrust`]: sessile_proto::keys::clock_trust::ClockTrust
 pub(super) fn ntp_time() -> Option<Time> {

@@ -54,7 +54,7 @@ pub(super) fn in_words(span: Duration) -> impl fmt::Display {
     humantime::format_duration(Duration::from_secs(span.as_secs()))
 }
 
-/// `2h ahead of` or `1day behind`, for a sentence that goes on with another clock.
+/// Part of a sentence that goes on with another clock: `2h ahead of` or `1day behind`.
 pub(super) fn skew_in_words(skew: Skew) -> String {
     match skew {
         Skew::Ahead(span) => format!("{} ahead of", in_words(span)),

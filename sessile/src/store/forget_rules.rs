@@ -75,7 +75,8 @@ enum ForgetRulesFileError {
 }
 
 impl ForgetRulesFile {
-    /// `None` for an ephemeral key: no session survives a restart, so no rule is needed after it.
+    /// `None` for an ephemeral key: no session survives a restart, so the rules are not needed
+    /// afterwards.
     pub(super) fn new(server: &Server, keys: &Keyring) -> Option<Self> {
         if *keys.origin() == Origin::Ephemeral {
             return None;

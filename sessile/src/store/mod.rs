@@ -1,7 +1,7 @@
 //! Where sessions live: the session table of this process and, if configured, a store that servers share.
 //!
-//! A handshake waits for the shared store for a limited time, and never blocks its thread. The modules below import
-//! nothing from here; `redis` imports `context` and `forget_rules`.
+//! A handshake waits only a limited time for the shared store, and never blocks its thread. The modules below
+//! import nothing from here; `redis` imports `context` and `forget_rules`.
 
 mod context;
 mod forget_rules;
@@ -38,9 +38,9 @@ pub struct Consumed {
     pub session: Result<Vec<u8>, Reason>,
     /// True if no server can have been given the session before.
     ///
-    /// Replication is asynchronous: a node that was promoted, restarted or restored may not know that the session
-    /// was consumed. So the node that returns the session must have stored it, and must have been the master since.
-    /// It must also have stored the session before any hello asked for it.
+    /// Replication is asynchronous: a node that was promoted, restarted or restored may not know that the
+    /// session was consumed. So the node that returns the session must have stored it, and must have been the
+    /// master since then. The session must have been in the store before any ClientHello asked for it.
     pub is_certain: bool,
 }
 

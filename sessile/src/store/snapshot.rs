@@ -86,7 +86,7 @@ impl SnapshotFile {
     /// Makes or replaces the file, with mode 0600. Returns the number of entries in it.
     ///
     /// # Errors
-    /// If the snapshot cannot be written or sealed. An older file then stays.
+    /// If the snapshot cannot be written or sealed. An existing file then stays.
     pub fn save(&self, schedule: &Schedule, snapshot: &Snapshot) -> Result<usize, SnapshotError> {
         let entries = newest_within(&snapshot.entries, MAX_BYTES);
         state_file::replace(&self.path, |file| {

@@ -26,8 +26,8 @@ const MAX_TLS13_TICKETS: usize = 4;
 /// The TLS settings of a site.
 ///
 /// Each worker thread has its own template, so threads contend for few reference counts. The threads
-/// share the server's certificates, and the verifier of client certificates, because revocation lists can
-/// be large.
+/// share the server's certificates. They also share the verifier of client certificates, because
+/// revocation lists can be large.
 pub struct Template {
     pub(super) config: rustls::ServerConfig,
     pub(super) sessions: Rc<Sessions>,

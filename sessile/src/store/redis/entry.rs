@@ -129,8 +129,8 @@ pub(super) fn open(schedule: &Schedule, key: &RedisKey, value: &[u8]) -> StoreLo
 
 /// True if no server can have been given a single-use entry before, and no earlier hello asked for it.
 ///
-/// `stamp` is from the node that gives the entry out. `is_marked` is true if a look-up in the partition found no
-/// entry a short while ago.
+/// `stamp` is from the node that gives the entry out. `is_marked` is true if a recent look-up in the partition
+/// found no entry.
 pub(super) fn is_certain(value: &[u8], stamp: &[u8], is_marked: bool) -> bool {
     // The node that stored the entry wrote its own stamp before the sealed part: `length 1 | stamp | sealed`.
     // Only a writer to the store can forge a stamp. Such a writer could also put back a consumed entry.

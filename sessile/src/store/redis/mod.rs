@@ -1,8 +1,9 @@
-//! The shared store: Redis or Valkey. It never ends a handshake: without an answer in time, the handshake is full.
+//! The shared store: Redis or Valkey. If the store does not answer in time, the handshake is full, but it does
+//! not fail.
 //!
 //! Each module imports only modules that stand before it in this list: `error`, `entry`, `metrics`,
-//! `circuit_breaker`, `tls_files`, `connect`, `single_use`, `server_number`, `store_clock`, `shared_forget_rules`,
-//! `remote`, `worker_connection`, `sessions`.
+//! `circuit_breaker`, `tls_files`, `connect`, `single_use`, `server_number`, `store_clock`,
+//! `shared_forget_rules`, `remote`, `worker_connection`, `sessions`.
 
 mod circuit_breaker;
 mod connect;

@@ -36,7 +36,7 @@ pub(in crate::store) struct RemoteStore {
     refusal_logged: AtomicBool,
 }
 
-/// The last state of the store in the log. Each change is logged once, for all workers.
+/// The state of the store that was last logged. Each change is logged once, for all workers.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum LoggedState {

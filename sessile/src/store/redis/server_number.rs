@@ -67,8 +67,8 @@ impl NumberClaim {
         registry: &Registry,
     ) -> prometheus::Result<Self> {
         let mut token = [0; 8];
-        // Without random bytes, all tokens are equal and a clash may stay unnoticed. Nothing else depends on
-        // the token.
+        // Without random bytes, two tokens can be equal, and their clash stays unnoticed. Nothing else
+        // depends on the token.
         let _ = aws_lc_rs::rand::fill(&mut token);
         let is_clash = Arc::new(AtomicBool::new(false));
         let opts = Opts::new(

@@ -21,7 +21,7 @@ use crate::store::context::StoreContext;
 /// How long a worker waits for its first connection, so that the first clients after a restart find the store.
 const START_DEADLINE: Duration = Duration::from_millis(500);
 
-/// How long no single-use session is stored after the store refused one.
+/// How long the server stores no single-use session after the store refused one.
 const SINGLE_USE_PAUSE: Duration = Duration::from_secs(5);
 
 pub(in crate::store) struct WorkerConnection {

@@ -1,7 +1,7 @@
 //! An accepted TLS connection as a byte stream.
 //!
-//! The tickets of a TLS 1.3 handshake wait a few milliseconds for the first response. Then both leave in
-//! one write.
+//! The tickets of a TLS 1.3 handshake wait a few milliseconds for the first response. A response within
+//! that time leaves in one write with the tickets.
 
 use std::future::Future;
 use std::io::{self, BufRead, IoSlice, Read, Write};
@@ -30,7 +30,8 @@ const MAX_BUFFERED: usize = 32 * 1024;
 /// The server's side of a TLS connection.
 pub struct Stream {
     io: TcpStream,
-    /// Boxed because the connection has more than a kilobyte, and the stream is moved several times.
+    /// Boxed, because a `ServerConnection` takes more than a kilobyte, and the stream is moved several
+    /// times.
     tls: Box<ServerConnection>,
     /// The rest of a handshake whose early data was accepted.
     early_handshake: Option<EarlyHandshake>,
@@ -48,12 +49,12 @@ pub struct Stream {
 /// An error of the client. The stream stays open until the client has had time to read the alert.
 struct Failure {
     error: rustls::Error,
-    /// Bytes that came after the error and were discarded.
+    /// The number of bytes that came after the error and were discarded.
     discarded: usize,
 }
 
 impl Stream {
-    /// If early data was accepted, the client's Finished is still missing.
+    /// Makes a stream. If early data was accepted, the client's Finished may still be missing.
     pub(super) fn new(
         io: TcpStream,
         mut tls: Box<ServerConnection>,
@@ -171,7 +172,8 @@ impl Stream {
 
     /// Reads until the client closes the connection.
     ///
-    /// A socket that closes with unread bytes resets the connection. The client could lose a response.
+    /// A socket that is closed with unread bytes resets the connection. The client could then lose a
+    /// response.
     fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         while !self.eof && !self.status.closed_cleanly() && self.status.waits_for_client.get() {
             if poll_timer(&mut self.linger_timer, LINGER, cx).is_ready() {

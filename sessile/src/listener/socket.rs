@@ -124,7 +124,8 @@ fn set_options(socket: SockRef<'_>) -> io::Result<()> {
 }
 
 /// Accepts connections until `stop` is ready. Then it accepts the connections that already wait, because
-/// closing the socket would reset them. Connections of an inherited socket wait for the next process.
+/// closing the socket would reset them. An inherited socket stays open, so its connections wait for the next
+/// process.
 ///
 /// # Errors
 /// If this thread cannot use the socket.

@@ -78,7 +78,8 @@ impl WorkerConnection {
     pub(in crate::store) async fn start(self: &Rc<Self>) {
         self.remote.metrics.add_worker();
         tokio::task::spawn_local(Rc::clone(self).keep_connected());
-        // If this takes longer, handshakes are full until there is a connection.
+        // After the deadline the worker starts without a connection. Until it has one, it finds no session in the
+        // store, and those clients get a full handshake.
         let _ = timeout(START_DEADLINE, self.changed.notified()).await;
     }
 

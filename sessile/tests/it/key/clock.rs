@@ -113,7 +113,8 @@ fn warns_about_first_copies_and_about_files_that_cannot_move_forward() {
     let earlier = check("-5h");
     assert!(earlier.contains("one of them is wrong"), "{earlier}");
 
-    // Root can write everywhere, so root runs the command as another user.
+    // The command must be unable to write to the folder of its key file. A read-only mode does not stop root, so
+    // root runs the command as another user.
     let folder = tempfile::tempdir().unwrap();
     let (fixed, program) = (
         folder.path().join("farm.key"),

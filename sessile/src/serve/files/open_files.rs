@@ -1,4 +1,4 @@
-//! Limits the files that are open for responses, because connections take from the same limit of the process.
+//! Limits the files that are open for responses, because the process has one limit for files and connections.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -37,9 +37,10 @@ impl OpenFiles {
         }))
     }
 
-    /// Counts one more file of a source. `None` if the source has as many files as are free for others.
+    /// Counts one more file of a source. `None` if the source already has as many files as are still free.
     ///
-    /// So one source can have half of all files, and each of `n` sources one in `n + 1`.
+    /// So a single source can have half of all files. Of three sources with equal shares, each can have a
+    /// quarter.
     pub(super) fn take(&self, source: Source) -> Option<Slot> {
         let mut held = locked(&self.0.held);
         let free = self.0.max.saturating_sub(held.total);

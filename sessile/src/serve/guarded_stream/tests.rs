@@ -104,7 +104,6 @@ fn hyper_reads_requests_with_one_length() {
         "GET /upgrade HTTP/1.1\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n",
         CHUNKED,
     ];
-
     let chunks =
         "1 \t;x=\"y\"\r\na\r\n0A;\r\n\r\n23456\r\n9\r\n00\r\na: b\r\nContent-Length: 1\r\n\r\n";
     let last = "GET /last HTTP/1.1\r\n\r\n";

@@ -8,7 +8,6 @@ use sessile_proto::Word;
 use sessile_proto::verdict::{EarlyData, Verdict};
 use strum::IntoStaticStr;
 
-use super::files::FileCache;
 use crate::clock;
 use crate::key::Keyring;
 use crate::listener::{ConnectionCount, ConnectionMetrics, IntakeFailure};
@@ -230,28 +229,6 @@ pub(super) struct FileMetrics {
     pub(super) error: IntCounter,
     /// The response began, and the rest of the file could not be read.
     pub(super) cut: IntCounter,
-}
-
-/// Registers the gauges of the files in memory. `None`: no file stays in memory.
-pub(super) fn register_file_cache(
-    registry: &Registry,
-    server: &str,
-    cache: Option<&Arc<FileCache>>,
-) -> prometheus::Result<()> {
-    let families = Families { registry, server };
-    let entries = families.opts("sessile_file_cache_entries", "Files in memory.");
-    let files = cache.cloned();
-    live_gauge::register(registry, entries, move || {
-        files.as_ref().map_or(0, |files| files.entries())
-    })?;
-    let bytes = families.opts(
-        "sessile_file_cache_bytes",
-        "Bytes of files.cache-size that the files in memory take.",
-    );
-    let files = cache.cloned();
-    live_gauge::register(registry, bytes, move || {
-        files.as_ref().map_or(0, |files| files.bytes())
-    })
 }
 
 /// Registers the metrics of one server.

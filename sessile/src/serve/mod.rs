@@ -277,7 +277,7 @@ impl Shared {
         let metrics = Metrics::register(&env.registry, name, &store, &keys, limit.max)?;
         let max_open_files = files::max_open_files(open_files).into();
         let file_pools = files::Pools::new(max_open_files, &config.files);
-        metrics::register_file_cache(&env.registry, name, file_pools.cache.as_ref())?;
+        files::register_cache(&env.registry, name, file_pools.cache.as_ref())?;
         Ok(Self {
             config: Arc::new(config.clone()),
             live: watch::Sender::new(Arc::new(LoadedSites::load(config)?)),

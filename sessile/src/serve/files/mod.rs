@@ -16,7 +16,6 @@ mod resolve;
 mod respond;
 mod validators;
 
-pub(super) use cache::FileCache;
 pub(super) use content::Content;
 pub(super) use pool::Pools;
 
@@ -26,11 +25,13 @@ use std::sync::Arc;
 
 use http::request::Parts;
 use http::{Response, StatusCode, Version};
+use prometheus::{Opts, Registry};
 use sessile_proto::affinity::Source;
 
 use super::metrics::FileMetrics;
 use crate::config::{self, Action, Config, Symlinks};
-use cache::Key;
+use crate::live_gauge;
+use cache::{FileCache, Key};
 use content::{Access, FileError, Opened, Wanted};
 use open_files::OpenFiles;
 use pool::{Pool, Unavailable};
@@ -167,6 +168,32 @@ impl Folder {
         self.pool.log(path, error);
         StatusCode::SERVICE_UNAVAILABLE
     }
+}
+
+/// Registers the gauges of the files in memory. `None`: no file stays in memory.
+///
+/// # Errors
+/// The registry has these gauges of this server already.
+pub(super) fn register_cache(
+    registry: &Registry,
+    server: &str,
+    cache: Option<&Arc<FileCache>>,
+) -> prometheus::Result<()> {
+    let register = |name: &str, help: &str, read: fn(&FileCache) -> usize| {
+        let cache = cache.cloned();
+        let opts = Opts::new(name, help).const_label("server", server);
+        live_gauge::register(registry, opts, move || cache.as_deref().map_or(0, read))
+    };
+    register(
+        "sessile_file_cache_entries",
+        "Files in memory.",
+        FileCache::entries,
+    )?;
+    register(
+        "sessile_file_cache_bytes",
+        "Bytes of files.cache-size that the files in memory take.",
+        FileCache::bytes,
+    )
 }
 
 /// Warns about folders in which no symbolic link is followed, because the system cannot check links.

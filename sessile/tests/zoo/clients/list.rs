@@ -10,7 +10,7 @@ const PROXY_RETURNS: usize = 19;
 
 /// The reasons why a library lacks a mechanism. [`Lacks::note`] is the number of a reason, from 1.
 pub(super) const NOTES: [&str; 4] = [
-    "mbedTLS 2.28 speaks TLS 1.2 at most; asked for more, it resumes by ticket.",
+    "mbedTLS 2.28 has no TLS 1.3. Where the test allows TLS 1.3, it resumes by a TLS 1.2 ticket.",
     "Go's client keeps tickets only. Its session IDs in TLS 1.2 are random, new each time.",
     "curl with OpenSSL turns TLS 1.2 tickets off, and resumes by session ID.",
     "Apache's mod_proxy keeps no sessions of its upstreams and offers none.",

@@ -230,6 +230,8 @@ pub(super) struct FileMetrics {
     pub(super) error: IntCounter,
     /// The response began, and the rest of the file could not be read.
     pub(super) cut: IntCounter,
+    /// Another source needed the open file.
+    pub(super) displaced: IntCounter,
 }
 
 /// Registers the gauges of the files in memory. `None`: no file stays in memory.
@@ -293,6 +295,7 @@ impl Families<'_> {
             overloaded: counter("overloaded"),
             error: counter("error"),
             cut: counter("cut"),
+            displaced: counter("displaced"),
         })
     }
 

@@ -22,6 +22,7 @@ pub(super) use pool::Pools;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use http::request::Parts;
 use http::{Response, StatusCode, Version};
@@ -101,6 +102,7 @@ impl Folder {
             open_files: self.open_files.clone(),
             failures: Arc::clone(&self.failures),
             source: Source::of(client),
+            end: request.extensions.get().cloned().unwrap_or_default(),
             piece: match request.version {
                 Version::HTTP_2 => HTTP2_PIECE,
                 _ => PIECE,
@@ -134,10 +136,11 @@ impl Folder {
         }
         let source = access.source;
         let open = move || {
+            let begun = Instant::now();
             Ok(match resolve::find(&key.folder, &key.path, key.symlinks)? {
                 Found::File(file) => {
                     let in_memory = match fill {
-                        Some(fill) => fill.read(&file)?,
+                        Some(fill) => fill.read(&file, begun)?,
                         None => None,
                     };
                     Target::File(match in_memory {
@@ -160,6 +163,7 @@ impl Folder {
             FileError::Unavailable(Unavailable::Overloaded) | FileError::TooManyOpen => {
                 &failures.overloaded
             }
+            FileError::Displaced => &failures.displaced,
             FileError::Io(_) | FileError::Truncated => &failures.error,
         };
         counter.inc();

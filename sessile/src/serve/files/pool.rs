@@ -72,7 +72,7 @@ struct State {
 /// An open file of a response.
 pub(super) struct HeldFile {
     pub(super) fd: OwnedFd,
-    pub(super) _slot: Slot,
+    pub(super) slot: Slot,
 }
 
 impl Pools {
@@ -188,7 +188,7 @@ impl Pool {
 impl Shared {
     /// Does the work of the folder until there is none for a while.
     fn run(&self) {
-        let _running = Running(self);
+        let running = Running(self);
         let mut state = locked(&self.state);
         loop {
             if let Some(file) = state.unused_files.pop() {
@@ -206,6 +206,9 @@ impl Shared {
                 state = woken;
                 state.idle -= 1;
                 if timeout.timed_out() && state.work() == 0 {
+                    // New work must not count on a thread that ends. So the lock is not given back before.
+                    state.threads -= 1;
+                    std::mem::forget(running);
                     return;
                 }
             }
@@ -213,7 +216,7 @@ impl Shared {
     }
 }
 
-/// Counts a thread until it ends.
+/// Counts a thread until it ends by a panic.
 struct Running<'a>(&'a Shared);
 
 impl Drop for Running<'_> {
@@ -231,6 +234,7 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::serve::request_task::RequestEnd;
     use std::net::{IpAddr, Ipv4Addr};
     use std::sync::mpsc;
 
@@ -277,9 +281,12 @@ mod tests {
 
         let pools = Pools::new(2, &config::Files::default());
         let pool = pools.of(Path::new("/"));
-        let slot = pools.open_files.take(source(1)).expect("a slot");
+        let slot = pools
+            .open_files
+            .take(source(1), RequestEnd::default())
+            .expect("a slot");
         let fd = std::fs::File::open("/dev/null").expect("a file").into();
-        let handle = Handle(pool.clone(), Some(HeldFile { fd, _slot: slot }));
+        let handle = Handle(pool.clone(), Some(HeldFile { fd, slot }));
         // The caller of this job has gone.
         let job = Job {
             caller: Weak::new(),

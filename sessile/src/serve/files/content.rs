@@ -299,7 +299,7 @@ mod tests {
         let pools = Pools::new(0, &config::Files::default());
         Access {
             pool: pools.of(Path::new("/")),
-            open_files: pools.open_files.clone(),
+            open_files: pools.open_files,
             failures: Arc::new(FileMetrics {
                 from_memory: counter(),
                 timeout: counter(),

@@ -59,7 +59,8 @@ impl OpenFiles {
 
     /// Counts one more file of a source. In a full pool, another source may lose its oldest download.
     ///
-    /// `None` if no source has at least two files more than this source, or if too many files wait to be closed.
+    /// `None` if no source has at least two files more than this source.
+    /// `None` also if too many files wait to be closed.
     pub(super) fn take(&self, source: Source, end: RequestEnd) -> Option<Slot> {
         let mut held = locked(&self.0.held);
         if held.places.len() >= self.0.max_places {

@@ -68,7 +68,7 @@ impl Program {
         }
     }
 
-    /// Processor time of all threads so far, in nanoseconds.
+    /// Processor time of all threads so far.
     ///
     /// # Errors
     ///
@@ -105,7 +105,7 @@ impl Program {
         Ok(bytes)
     }
 
-    /// The process and its children: nginx has workers.
+    /// The process and its children, such as nginx's workers.
     fn processes(&self) -> Result<Vec<u32>> {
         let parent = self.process.id();
         let mut processes = vec![parent];
@@ -119,7 +119,7 @@ impl Program {
 
 impl Drop for Program {
     fn drop(&mut self) {
-        // SIGTERM, because nginx stops its workers only if it is asked to end.
+        // Send SIGTERM first, because a killed nginx would leave its workers running.
         let asked = Command::new("kill")
             .arg(self.process.id().to_string())
             .status();
@@ -167,7 +167,8 @@ pub fn output_of(program: &str, arguments: &[&str]) -> String {
         .unwrap_or_default()
 }
 
-/// Prints a text. If there is a document, replaces the section between its marks with the text.
+/// Prints a text. If a document is given, the text also replaces the section `mark` of the
+/// document.
 ///
 /// # Errors
 ///

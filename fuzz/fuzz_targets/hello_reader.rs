@@ -18,7 +18,7 @@ fuzz_target!(|data: &[u8]| {
     for segment in segments(data) {
         let before = in_segments;
         in_segments = reader.push(segment);
-        // An error, or a complete hello, stays as it is.
+        // After an error or a complete hello, more bytes do not change the result.
         assert!(before == Ok(false) || before == in_segments);
     }
     assert_eq!(in_segments, at_once);
@@ -31,7 +31,7 @@ fuzz_target!(|data: &[u8]| {
     assert_eq!(reader.bytes(), data);
     assert_ne!(reader.hello().err(), Some(Error::Incomplete));
 
-    // The deframer assembles the same message.
+    // The deframer must assemble the same message.
     if data[0] & 0x80 == 0 {
         match Deframer::new(LIMIT, |_| true).next(&mut &data[..]) {
             Ok(Item::Handshake(message)) => assert_eq!(ClientHello::parse(message), reader.hello()),

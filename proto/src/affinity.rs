@@ -1,8 +1,8 @@
 //! The learned table of a balancer: which server can resume a session ID or a ticket.
 //!
-//! It is the session table with a server's number as the value. Each source prefix has a quota, and a source
-//! above it displaces only its own entries. The entry of one server is never overwritten by another server.
-//! The caller reports completed handshakes only.
+//! The table is a session table whose values hold the number of a server. Each source prefix has a quota. A
+//! prefix that has used up its quota displaces only its own entries. A handshake with one server never
+//! overwrites a live entry of another server. The caller must report only completed handshakes.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -15,16 +15,17 @@ use crate::session::{Gone, Inserted, Limits, Part, TableEntry};
 /// Longest session ID ([RFC 5246, 7.4.1.2](https://www.rfc-editor.org/rfc/rfc5246#section-7.4.1.2)).
 const MAX_SESSION_ID: usize = 32;
 
-/// Bytes of a ticket's hash that are kept.
+/// Bytes of a ticket's hash that a key holds.
 const TICKET_HASH: usize = 16;
 
 /// Longest key: a byte for the kind, then the session ID or the hash.
 const KEY: usize = 1 + MAX_SESSION_ID;
 
-/// Every source prefix may hold this many entries.
+/// Every source prefix may hold at least this many entries.
 const MIN_QUOTA: usize = 256;
 
-/// A source prefix may also hold this fraction of the entries: one in this many.
+/// A source prefix may hold the table's limit of entries divided by this number, if that is more than
+/// [`MIN_QUOTA`].
 const QUOTA_DIVISOR: usize = 10;
 
 /// The identity of a returning client: a session ID or a ticket. A session ID never equals a ticket.
@@ -44,7 +45,7 @@ impl AffinityKey {
         Some(Self::new(1, id))
     }
 
-    /// A ticket, of which a hash is kept. `None` if the ticket is empty.
+    /// The key of a ticket, which holds only a hash of the ticket. `None` if the ticket is empty.
     #[must_use]
     pub fn ticket(ticket: &[u8]) -> Option<Self> {
         if ticket.is_empty() {
@@ -78,7 +79,7 @@ pub enum LearnResult {
     Displacing,
     /// The entry was known, and its age is unchanged.
     Known,
-    /// The entry of this other server is kept.
+    /// This other server has an entry with the same key, and the entry stays.
     Conflict(u32),
     /// The limits allow no entries at all.
     Disabled,
@@ -89,9 +90,10 @@ pub enum LearnResult {
 pub struct LearnedSession {
     /// The server that can resume the session.
     pub server: u32,
-    /// The source prefix whose quota has the entry.
+    /// The source prefix whose quota the entry counts against.
     source: Source,
-    /// The time of the full handshake, or of the first handshake that was seen.
+    /// The time of the full handshake. If the balancer did not see it, the time of the first handshake it
+    /// saw.
     pub established: Time,
     /// The time of the last use.
     pub used: Time,
@@ -141,9 +143,10 @@ pub struct Affinity {
     max_entries: usize,
     /// The sequence number of the newest entry.
     sequence: u64,
-    /// The number of entries of each source. A tree, because peers could choose colliding hashes.
+    /// The number of entries of each source. The map is a tree, because peers could choose sources whose
+    /// hashes collide.
     sources: BTreeMap<Source, u32>,
-    /// The key's hash of each entry, by source and sequence number. This finds a source's oldest entry.
+    /// The hash of each entry's key, by source and sequence number. The order gives a source's oldest entry.
     arrivals: BTreeMap<(Source, u64), u64>,
 }
 
@@ -205,7 +208,7 @@ impl Affinity {
     ) -> LearnResult {
         let source = entry.source;
         let held = self.sources.get(&source).map_or(0, |&held| held as usize);
-        // A source above its quota displaces only its own oldest entry.
+        // A source at its quota displaces only its own oldest entry.
         let displaces = held >= MIN_QUOTA.max(self.max_entries / QUOTA_DIVISOR);
         if displaces {
             self.forget_oldest_of(source);
@@ -245,7 +248,8 @@ impl Affinity {
         }
     }
 
-    /// Removes the entries of the servers that `is_lost` picks, and returns their number. Reads every entry.
+    /// Removes the entries of the servers that `is_lost` picks, and returns the number of removed entries.
+    /// Reads every entry.
     pub fn forget_servers(&mut self, is_lost: impl Fn(u32) -> bool) -> usize {
         let mut gone = Vec::new();
         self.table.remove_where(Gone::Revoked, |entry| {
@@ -277,9 +281,10 @@ impl Affinity {
         out
     }
 
-    /// Adds the entries of an [`Self::export`] that are young enough, and returns the number of all entries.
+    /// Adds the entries of an [`Self::export`] that have not expired. Returns how many entries the table then
+    /// has.
     ///
-    /// `None` if the bytes are no such export. Then nothing changes.
+    /// `None` if the bytes are not an export. The table is then unchanged.
     pub fn import(&mut self, bytes: &[u8], now: Time) -> Option<usize> {
         let mut read = Vec::new();
         let mut rest = bytes;
@@ -313,7 +318,7 @@ impl Affinity {
     }
 
     fn expire(&mut self, now: Time) {
-        // Entries are dated when they arrive, so the expired ones are the oldest ones.
+        // The age of an entry counts from its arrival, so the oldest entries expire first.
         while let Some(oldest) = self.table.oldest()
             && self.table.is_expired(oldest.established, now)
         {
@@ -338,7 +343,7 @@ impl Affinity {
         }
     }
 
-    /// Counts one entry less for a source.
+    /// Subtracts a removed entry from the count of its source.
     fn subtract(&mut self, source: Source, sequence: u64) {
         self.arrivals.remove(&(source, sequence));
         if let Some(held) = self.sources.get_mut(&source) {
@@ -365,7 +370,7 @@ impl Source {
         })
     }
 
-    /// One of `parts` numbers. Neighbouring prefixes have different numbers.
+    /// Maps the prefix to a number below `parts`. Neighbouring prefixes mostly have different numbers.
     #[must_use]
     pub const fn spread(self, parts: usize) -> usize {
         // The multiplier is 2^64 divided by the golden ratio (Fibonacci hashing).
@@ -377,7 +382,7 @@ impl Source {
 /// Bits of an IPv6 address that name the client's network. Privacy extensions change the rest daily.
 const SITE_BITS: u32 = 56;
 
-/// The first bits of an IPv6 address, which one household or office has.
+/// The first bits of an IPv6 address. All addresses of one household or office share these bits.
 pub(crate) const fn site(address: Ipv6Addr) -> u64 {
     (address.to_bits() >> (u128::BITS - SITE_BITS)) as u64
 }

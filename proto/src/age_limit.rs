@@ -1,17 +1,18 @@
 //! Finds the age limit of a server: the age above which the server refuses its own sessions.
 //!
-//! The limit, and the event that it counts from, tell the cause. A server that refuses at any age has no limit.
+//! The limit, and the event from which the server counts the age, tell the cause. A server that refuses
+//! sessions of any age has no age limit.
 
 use std::fmt;
 use std::time::Duration;
 
-/// Fewest accepted offers, and fewest refused offers, that show an age limit.
+/// An age limit is shown by at least this many accepted offers and at least as many refused offers.
 const MIN_OFFERS: u32 = 8;
 
-/// Fewest offers of a hundred, on each side of the limit, that must agree with it.
+/// At least this percentage of the offers on each side of the limit must agree with the limit.
 const MIN_AGREEING: u32 = 90;
 
-/// Most offers in a histogram. Then all counts are halved, so that recent offers weigh more.
+/// Most offers in a histogram. A full histogram halves all counts, so that recent offers weigh more.
 const MAX_OFFERS: u32 = 2048;
 
 /// Ages below 2^6 ms (64 ms) are not distinguished.
@@ -56,7 +57,7 @@ pub enum CountedFrom {
     LastUse,
     /// The full handshake: the server has a lifetime, or a table that is too small for the load.
     FullHandshake,
-    /// The offers do not show which of the two. Sessions come back only once, or always after the same time.
+    /// The offers fit both events: sessions come back only once, or always after the same time.
     Unclear,
 }
 
@@ -85,7 +86,7 @@ impl OfferAges {
 }
 
 impl AgeLimit {
-    /// The middle between the longest accepted age and the shortest refused age.
+    /// The age halfway between the longest accepted age and the shortest refused age.
     #[must_use]
     pub fn estimate(&self) -> Duration {
         let below = self.longest_accepted.min(self.shortest_refused);
@@ -101,7 +102,8 @@ impl AgeLimit {
 }
 
 impl fmt::Display for AgeLimit {
-    /// `about 300 s`, or `between 10 s and 400 s` if the two ages are far apart.
+    /// `about 300 s`. `between 10 s and 400 s` if the longest accepted age is far from the shortest refused
+    /// age.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.longest_accepted + self.longest_accepted / 4 >= self.shortest_refused {
             write!(f, "about {}", Seconds(self.estimate()))
@@ -129,7 +131,7 @@ impl fmt::Display for Seconds {
     }
 }
 
-/// Offers by one of the two ages.
+/// Offers by idle time, or by the time since the full handshake.
 #[derive(Clone, Debug)]
 struct Histogram {
     buckets: Box<[Bucket; BUCKETS]>,
@@ -245,7 +247,8 @@ impl Bucket {
 
 /// Chooses the edge that explains the offers better.
 fn clearer(idle: Edge, age: Edge) -> (Edge, CountedFrom) {
-    // If a server counts one of the two ages, an edge by the other age has some offers on the wrong side.
+    // A server limits the idle time or the time since the full handshake. An edge by the other time has some
+    // offers on the wrong side.
     let margin = MIN_OFFERS / 2;
     if idle.wrong + margin <= age.wrong {
         (idle, CountedFrom::LastUse)
@@ -256,7 +259,8 @@ fn clearer(idle: Edge, age: Edge) -> (Edge, CountedFrom) {
     }
 }
 
-/// True if nearly all offers on one side are of the kind `these`. A side without offers agrees too.
+/// True if nearly all offers on one side of an edge agree with the edge. `these` agree, and `others` do not. A
+/// side without offers also agrees.
 fn agree(these: u32, others: u32) -> bool {
     these * (100 - MIN_AGREEING) >= others * MIN_AGREEING
 }
@@ -297,7 +301,7 @@ mod tests {
         ages
     }
 
-    /// Sessions with idle times up to 700 s and ages up to ten times that.
+    /// Sessions with idle times up to 700 s and ages up to 6,700 s.
     fn mixed() -> impl Iterator<Item = (u64, u64)> {
         (0..200).map(|n| (n * 37 % 700, n * 37 % 700 + n * 101 % 6000))
     }
@@ -347,7 +351,7 @@ mod tests {
         assert_eq!(all.age_limit(), None);
         let none = server(|_, _| false, mixed());
         assert_eq!(none.age_limit(), None);
-        // Two of three servers without a common key, asked in turn.
+        // Three servers without a common key answer in turn. So two of three offers are refused.
         let by_chance = server(|idle, age| (idle * 31 + age) % 3 > 0, mixed());
         assert_eq!(by_chance.age_limit(), None);
         // A few refusals prove nothing.

@@ -49,7 +49,8 @@ impl AlertDescription {
             // RFC 9846, 5.4, requires this alert for the empty handshake records of TLS 1.3.
             | Error::EmptyFragment => Some(Self::UnexpectedMessage),
             Error::TooLong(_) => Some(Self::RecordOverflow),
-            // No RFC names an alert for a message over a local limit. OpenSSL sends this one.
+            // No RFC names an alert for a message over a local limit. OpenSSL also sends
+            // illegal_parameter.
             Error::OverLimit(_) | Error::Illegal(_) => Some(Self::IllegalParameter),
             Error::Length | Error::OutOfRange(_) => Some(Self::DecodeError),
             Error::ClientVersion(_) => Some(Self::ProtocolVersion),
@@ -78,7 +79,7 @@ mod tests {
         record(22, &[&[1, high, middle, low], &body[..]].concat())
     }
 
-    /// The alert for these first bytes, as the peer of a `HelloReader` sends it.
+    /// The alert that answers these first bytes, which are not a valid ClientHello.
     fn answer(bytes: &[u8]) -> Option<AlertDescription> {
         let mut reader = HelloReader::new(DEFAULT_LIMIT);
         let error = match reader.push(bytes) {

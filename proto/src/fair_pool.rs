@@ -1,6 +1,7 @@
-//! Who gives way when a shared pool is full.
+//! Decides which source gives way when a shared pool is full.
 //!
-//! A source's share counts only then: the source that holds most places gives way, its oldest place first.
+//! While places are free, a source may take any number of them. In a full pool, the source that holds the most
+//! places gives up its oldest place.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -8,14 +9,14 @@ use std::time::Duration;
 
 use crate::affinity::Source;
 
-/// The taken places of a pool, by source. Each place has a value of its holder.
+/// The taken places of a pool, by source. Each place stores a value for its holder.
 #[derive(Debug)]
 pub struct FairPool<V> {
-    /// In the order of arrival.
+    /// The places in the order of arrival.
     places: BTreeMap<PlaceId, Place<V>>,
     by_source: BTreeSet<(Source, PlaceId)>,
     holdings: BTreeMap<Source, Holding>,
-    /// The holdings in order. The source that gives way first is last.
+    /// The ranks of all sources, sorted. The source with the last rank gives way first.
     ranks: BTreeSet<Rank>,
     arrivals: u64,
 }
@@ -38,7 +39,7 @@ struct Holding {
     oldest: PlaceId,
 }
 
-/// Of two sources with equally many places, the one with the older place gives way.
+/// Of two sources with equally many places, the source with the older place gives way.
 type Rank = (usize, Reverse<PlaceId>, Source);
 
 impl<V> Default for FairPool<V> {
@@ -72,7 +73,7 @@ impl<V> FairPool<V> {
         self.holdings.get(&source).map_or(0, |held| held.count)
     }
 
-    /// How many places the source holds that gives way first.
+    /// The number of places of the source that gives way first.
     #[must_use]
     pub fn most_held(&self) -> usize {
         self.ranks.last().map_or(0, |(count, ..)| *count)
@@ -84,7 +85,7 @@ impl<V> FairPool<V> {
         self.places.first_key_value().map(|(_, place)| place.since)
     }
 
-    /// Takes a place for a source. `now` counts from a fixed start. The caller checks how many places there are.
+    /// Takes a place for a source. `now` counts from a fixed start. The caller must limit the number of places.
     pub fn enter(&mut self, source: Source, now: Duration, value: V) -> PlaceId {
         let id = PlaceId(self.arrivals);
         self.arrivals += 1;
@@ -99,7 +100,7 @@ impl<V> FairPool<V> {
         id
     }
 
-    /// Gives a place back. Returns its value; `None` if the place was displaced before.
+    /// Gives a place back. Returns the value of the place; `None` if the place was displaced before.
     pub fn leave(&mut self, id: PlaceId) -> Option<V> {
         let place = self.places.remove(&id)?;
         self.by_source.remove(&(place.source, id));
@@ -119,7 +120,7 @@ impl<V> FairPool<V> {
         self.leave(*id)
     }
 
-    /// Puts a source in order again after its number of places changed.
+    /// Updates the rank of a source after the source took or lost a place. `change` is 1 or -1.
     fn rank(&mut self, source: Source, change: isize) {
         let before = self.holdings.remove(&source);
         if let Some(held) = before {
@@ -142,10 +143,11 @@ impl<V> FairPool<V> {
     }
 }
 
-/// True if a source that holds `most` places gives one to a source that holds `own`.
+/// True if a source that holds `most` places gives one place to a source that holds `own` places.
 ///
-/// Afterwards the source that gave still holds at least as many. So no two sources take a place from each other
-/// in turn, and a source that holds most never displaces its own places.
+/// Afterwards the giving source still holds at least as many places as the receiving source. So two sources
+/// never take a place from each other in turn. A source that holds the most places never displaces its own
+/// places.
 #[must_use]
 pub const fn gives_way(most: usize, own: usize) -> bool {
     most > own + 1
@@ -171,7 +173,7 @@ mod tests {
         }
         assert_eq!((pool.most_held(), pool.held_by(source(1))), (3, 2));
         assert_eq!(pool.displace_from_largest(), Some("b"));
-        // Both hold two places now. The older one is of the first source.
+        // Both sources hold two places now. The first source has the oldest of these places.
         assert_eq!(pool.displace_from_largest(), Some("a"));
         assert_eq!(pool.displace_from_largest(), Some("c"));
         assert_eq!(pool.displace_from_largest(), Some("d"));

@@ -2,8 +2,8 @@
 //! RST_STREAM, empty DATA, and frames of unknown types (RFC 9113,
 //! [10.5](https://www.rfc-editor.org/rfc/rfc9113#section-10.5)).
 //!
-//! [`FrameBudget`] reads the frame headers of both directions. Requests and data refill the budget, in
-//! either direction. It parses no payload; an HTTP library must check the frames.
+//! [`FrameBudget`] reads the frame headers of both directions. Requests, responses and data refill the
+//! budget. [`FrameBudget`] parses no payload; an HTTP library must check the frames.
 
 use std::time::Duration;
 
@@ -13,13 +13,14 @@ const PREFACE: u32 = 24;
 /// The frames without work that a client may send at once.
 const BURST: u64 = 1000;
 
-/// The frames without work that a client may send in each second without a request.
+/// The frames without work that each second allows, even without a request.
 const PER_SECOND: u64 = 10;
 
-/// The frames without work that a request allows. Browsers change priorities and windows.
+/// The frames without work that each request allows. Browsers send PRIORITY and WINDOW_UPDATE frames
+/// with requests.
 const PER_REQUEST: u64 = 50;
 
-/// The frames without work that a frame of a response allows. Simple clients send two window updates
+/// The frames without work that each frame of a response allows. Simple clients send two window updates
 /// and a PING for each frame.
 const PER_RESPONSE_FRAME: u64 = 10;
 
@@ -45,13 +46,13 @@ pub struct Exhausted;
 pub struct FrameBudget {
     received: FrameReader,
     sent: FrameReader,
-    /// The frames without work that the client may still send.
+    /// The number of frames without work that the client may still send.
     left: u64,
     /// When the budget was last refilled by time, since the start of the connection.
     refilled: Duration,
     /// The highest stream that the client has opened.
     last_stream: u32,
-    /// True if a request, a response or data passed since [`Self::take_work`].
+    /// True if a request, a response or data passed since the last call of [`Self::take_work`].
     worked: bool,
 }
 
@@ -104,8 +105,8 @@ impl FrameBudget {
         std::mem::take(&mut self.worked)
     }
 
-    /// The GOAWAY frame with the code `ENHANCE_YOUR_CALM`. `None` if the bytes to the client end within
-    /// another frame.
+    /// The GOAWAY frame with the code `ENHANCE_YOUR_CALM`. `None` if the last frame to the client is
+    /// incomplete.
     #[must_use]
     pub fn goaway(&self) -> Option<[u8; FRAME_HEADER + 8]> {
         if !self.sent.is_between_frames() {
@@ -168,7 +169,7 @@ impl FrameReader {
         }
     }
 
-    /// Takes bytes until the end of the next frame header. `None` if all bytes are taken before.
+    /// Takes bytes until the end of the next frame header. `None` if the bytes end before that.
     fn next(&mut self, bytes: &mut &[u8]) -> Option<Frame> {
         let skipped = bytes.len().min(self.to_skip as usize);
         self.to_skip -= skipped as u32;
@@ -222,7 +223,7 @@ mod tests {
         budget
     }
 
-    /// How many of these frames a client may send.
+    /// How many copies of this frame the budget accepts.
     fn accepted(budget: &mut FrameBudget, frame: &[u8], now: Duration) -> u64 {
         (0..)
             .find(|_| budget.receive(frame, now) == Err(Exhausted))
@@ -287,7 +288,7 @@ mod tests {
         assert_eq!(accepted(&mut budget, &ping, now), 3 * PER_SECOND);
         now += Duration::from_secs(1_000_000);
         assert_eq!(accepted(&mut budget, &ping, now), BURST);
-        // A client that sends a PING in each second may do so for ever.
+        // A client may send one PING each second for ever.
         for second in 0..10_000 {
             let now = now + Duration::from_secs(second);
             assert_eq!(budget.receive(&ping, now).is_ok(), second > 0);

@@ -15,9 +15,10 @@ const FALL: u32 = 2;
 /// A server that is down is up again after this many passed checks in a row.
 const RISE: u32 = 2;
 
-/// Without checks, a server is ejected after cut connections from this many source prefixes in a row.
+/// A server without health checks is ejected after cut connections from this many source prefixes in a
+/// row.
 ///
-/// One client alone can send a hello that no server answers, so its source counts once.
+/// One client alone can send a hello that no server answers, so each source counts once.
 const MIN_CUT_SOURCES: usize = 3;
 
 /// The length of the first ejection. Each further ejection is twice as long.
@@ -26,7 +27,7 @@ pub const FIRST_EJECTION: Duration = Duration::from_secs(5);
 /// The longest ejection.
 pub const MAX_EJECTION: Duration = Duration::from_secs(60);
 
-/// The percentage of its weight with which a server starts after it came up.
+/// A server that came up starts with this percentage of its weight.
 const FIRST_SHARE: u32 = 10;
 
 /// Whether a server takes connections.
@@ -85,7 +86,7 @@ pub struct CheckEffect {
     pub change: Option<HealthChange>,
     /// True if the check ended an ejection.
     pub ended_ejection: bool,
-    /// True if the check contradicts the checks before it, so that another one should follow soon.
+    /// True if the check contradicts the checks before it, so that another check should follow soon.
     pub in_doubt: bool,
 }
 
@@ -128,7 +129,7 @@ impl HealthState {
         }
     }
 
-    /// How suitable the server is for new clients. `drain`: the operator drains it.
+    /// How suitable the server is for new clients. `drain`: the operator drains the server.
     #[must_use]
     pub fn rank(&self, drain: bool, now: Instant) -> PlacementRank {
         if drain {
@@ -198,7 +199,8 @@ impl HealthState {
         let was_up = self.availability(now) == Availability::Up;
         let length = match self.ejection {
             None => FIRST_EJECTION,
-            // An ejected server is tried when no other server is left. This failure tells nothing new.
+            // An ejected server is tried when no other server is left. The failure of such an
+            // attempt tells nothing new.
             Some(ejection) if now < ejection.until => ejection.length,
             Some(ejection) => (ejection.length * 2).min(MAX_EJECTION),
         };
@@ -209,8 +211,8 @@ impl HealthState {
 
     /// Records a connection that the server took and ended before it sent a byte.
     ///
-    /// Returns the length of the ejection if this ejects the server. A checked server is never ejected:
-    /// clients can cause cut connections, but they cannot make a check fail.
+    /// Returns the length of the ejection if this connection causes one. A checked server is never
+    /// ejected: clients can cause cut connections, but they cannot make a check fail.
     pub fn record_cut(&mut self, source: IpAddr, now: Instant) -> Option<Duration> {
         if self.is_checked {
             return None;
@@ -226,7 +228,7 @@ impl HealthState {
         self.record_failure(now)
     }
 
-    /// Records a connection that the server answered. Returns true if this ended an ejection.
+    /// Records a connection that the server answered. Returns true if the answer ended an ejection.
     pub fn record_answer(&mut self, now: Instant) -> bool {
         self.cut_sources.clear();
         let was_ejected = self.ejection.take().is_some();

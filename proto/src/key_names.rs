@@ -1,13 +1,14 @@
-//! Key names: the stable first bytes that most servers put on their tickets, and the servers of a pool that
-//! resume tickets with these bytes.
+//! Key names: the stable first bytes that most servers put on their tickets. [`KeyNames`] finds the servers
+//! of a pool that resume tickets with these bytes.
 //!
 //! A server proves a name when it accepts two tickets with the same first bytes; random bytes never repeat.
 //! Two servers share a name once one of them resumed a ticket that the other had just issued. These servers
 //! are the name's group.
 //!
-//! A refusal has one of two meanings. A server of the group that refuses a ticket of the group has lost the
-//! key, and leaves the group. A server outside the group that issues such tickets has another key. Then the
-//! bytes are only the header of a ticket format, and route nothing while two servers issue them.
+//! A refusal of the group's ticket has one of two meanings. A server of the group has lost the key, and
+//! leaves the group. A server outside the group that issues tickets with the same first bytes has another
+//! key. In that case the bytes are only the header of a ticket format. Such bytes route nothing while two
+//! servers issue them.
 
 pub mod discovery;
 
@@ -18,7 +19,7 @@ use aws_lc_rs::digest;
 /// Bytes of a key name ([RFC 5077, 4](https://www.rfc-editor.org/rfc/rfc5077#section-4)).
 pub const LEN: usize = 16;
 
-/// Most names of one server: a week of keys that change every few hours.
+/// Most names of one server. They cover a week of keys that change every six hours.
 pub const MAX_NAMES: usize = 32;
 
 /// Most tickets of one server that wait for a second ticket with the same first bytes.
@@ -39,7 +40,7 @@ pub struct TicketFingerprint {
 }
 
 impl TicketFingerprint {
-    /// `None` if the bytes are too short for a ticket: they are an identifier.
+    /// `None` if the bytes are too short for a ticket. Such bytes can only identify a stored session.
     #[must_use]
     pub fn new(ticket: &[u8]) -> Option<Self> {
         let (name, rest) = ticket.split_first_chunk()?;
@@ -74,7 +75,7 @@ struct Holder {
     /// The server accepted two tickets with this name.
     accepted: bool,
     sharing: KeySharing,
-    /// Rises with each report. The smallest value marks the oldest report.
+    /// The number of the last report about the server and the name. Later reports have larger numbers.
     reported: u64,
 }
 
@@ -103,8 +104,9 @@ impl NameHolders {
 
     /// The servers that are proven to resume tickets with this name.
     ///
-    /// These are the group. Without a group: the only server that issues such tickets. Without an issuer: the
-    /// only server that accepts them.
+    /// If there is a group, these are the servers of the group. If there is no group, it is the only server
+    /// that issues such tickets, if that server also accepts them. If no server issues them, it is the only
+    /// known server that accepts them.
     fn proven(&self) -> impl Iterator<Item = u32> + '_ {
         let is_disputed = self.is_disputed();
         let has_group = self.has(KeySharing::Shares);
@@ -175,8 +177,8 @@ impl KeyNames {
 
     /// Reports that a server accepted a client's ticket.
     ///
-    /// `is_certain` is false if the server may have accepted another offer of the client. Such a report
-    /// confirms a known name and proves none.
+    /// `is_certain` is false if the server may have accepted another offer of the client. Such a report can
+    /// confirm a known name but cannot prove a new name.
     pub fn accepted(&mut self, server: u32, ticket: TicketFingerprint, is_certain: bool) {
         let known = self.holder(server, &ticket.name);
         if known.is_some_and(|holder| holder.accepted) {
@@ -220,7 +222,8 @@ impl KeyNames {
             has_group && !holders.shares(from) && !holders.shares(to)
         });
         if has_other_group {
-            // The two share a key. Only the group's answers show whether it is the group's key.
+            // The two servers share a key. Only an answer of the group shows whether this key is the group's
+            // key.
             return;
         }
         for server in [from, to] {
@@ -256,7 +259,7 @@ impl KeyNames {
 
     /// Reports that a server refused a ticket that it had just issued.
     pub fn refused_own_ticket(&mut self, server: u32, name: KeyName) {
-        // If no other server of the group is left, this one is still the best choice.
+        // If no other server of the group is left, this server is still the best choice.
         let has_others = self.names.get(&name).is_some_and(|holders| {
             holders.shares(server) && holders.proven().any(|other| other != server)
         });
@@ -267,7 +270,8 @@ impl KeyNames {
 
     /// The servers at which a fresh ticket of `server` should be tried, to learn whether they share a key.
     ///
-    /// The group comes first. In each part the server with the oldest report comes first.
+    /// The servers of the group come first, and then the other servers. In each of these two parts, the
+    /// server with the oldest report comes first.
     #[must_use]
     pub fn servers_to_try(&self, name: KeyName, server: u32) -> Vec<u32> {
         let Some(holders) = self.names.get(&name) else {
@@ -360,10 +364,10 @@ impl KeyNames {
         holders.by_server.insert(server, holder);
     }
 
-    /// Makes room for one more name of a server. Returns false if there is none.
+    /// Makes room for one more name of a server. Returns false if there is no room.
     ///
-    /// Unproven names leave first, then those with the oldest report. A proven name is removed only to make
-    /// room for a name that the server has accepted.
+    /// Unproven names are removed first, those with the oldest report before all others. A proven name is
+    /// removed only to make room for a name that the server has accepted.
     fn make_room(&mut self, server: u32, fresh: &Holder) -> bool {
         let mut of_server = BTreeSet::new();
         for (name, holders) in &self.names {

@@ -32,7 +32,7 @@ pub const MAX_EPOCHS: u64 = 2048;
 /// Most generations in a key: a label has 4 bits for the number.
 pub const MAX_GENERATIONS: usize = 16;
 
-/// Most generations that are accepted at once. Each adds keys that every label is tried with.
+/// Most generations that are accepted at once. Each generation adds keys with which every label is tried.
 pub const MAX_ACCEPTED: usize = 2;
 
 /// Longest name of a farm, in bytes.
@@ -40,8 +40,9 @@ pub const MAX_SCOPE: usize = 255;
 
 /// The longest time by which a key moves forward at once.
 ///
-/// A clock that is further ahead is probably wrong, and a chain that followed it could not come back. A
-/// server that was away for longer has no live session to lose, and can take another server's file.
+/// A clock that is further ahead of the key is probably wrong. A chain that followed the clock could not
+/// come back. A server that was away for longer has no live session to lose, and can take another server's
+/// key file.
 pub const MAX_CATCH_UP: Duration = Duration::from_secs(31 * 24 * 60 * 60);
 
 /// The secret that the servers of a farm share, with the terms under which it was made.
@@ -101,8 +102,8 @@ impl FarmKey {
             generations: Vec::new(),
         };
         let [ticket, route] = secrets;
-        // The chains begin one lifetime in the past, like the chains of a key in use. So the position tells
-        // the time (`as_of`), and servers whose clocks are behind can seal.
+        // The chains begin one lifetime in the past, like the chains of a key in use. So the position of
+        // the chains tells when the key was made (`as_of`). Servers whose clocks are behind can seal too.
         key.generations.push(Generation {
             number: 0,
             activates: Some(0),
@@ -202,7 +203,7 @@ impl FarmKey {
 
     /// How far the ticket chains stand behind the oldest epoch that is needed at `now`.
     ///
-    /// In a balancer's part, the same for the route chains.
+    /// In a balancer's part: how far the route chains stand behind the oldest day that is needed at `now`.
     #[must_use]
     pub fn lag(&self, now: Time) -> Duration {
         let lag = if self.is_route_part() {
@@ -214,7 +215,7 @@ impl FarmKey {
         Duration::from_secs(lag)
     }
 
-    /// How far ahead of `now` the ticket chains begin. Nothing can be sealed until then.
+    /// How far ahead of `now` the ticket chains begin. Nothing can be sealed before they begin.
     ///
     /// This is not zero if the clock was wrong when the key was made or moved.
     #[must_use]
@@ -223,8 +224,9 @@ impl FarmKey {
         Duration::from_secs(ahead.saturating_mul(self.rotate.as_secs()))
     }
 
-    /// Moves every chain forward to the oldest epoch that is needed at `now`, and drops ended generations.
-    /// Returns whether the key changed.
+    /// Moves every chain forward to the oldest epoch or day that is needed at `now`. Drops the ticket
+    /// chains of ended generations, and generations that ended a lifetime ago. Returns whether the key
+    /// changed.
     ///
     /// The earlier secrets are lost for good, so the caller must be sure of `now`. A key that is more than
     /// [`MAX_CATCH_UP`] behind does not move.
@@ -243,7 +245,7 @@ impl FarmKey {
         moved
     }
 
-    /// The time at which the key was made or last moved, down to the start of the epoch.
+    /// The time at which the key was made or last moved, rounded down to the start of an epoch.
     #[must_use]
     pub fn as_of(&self) -> Time {
         self.start_of(self.stands_at().saturating_add(self.lifetime_epochs() + 1))
@@ -251,7 +253,7 @@ impl FarmKey {
 
     /// How far `now` is behind the clock that made or moved the key, if that is over two epochs.
     ///
-    /// The clocks of two servers may be wrong by an epoch, in opposite directions. Beyond that one of the
+    /// Two clocks may each be off by an epoch, in opposite directions. If they differ by more, one of the
     /// clocks is wrong.
     #[must_use]
     pub fn clock_behind(&self, now: Time) -> Option<Duration> {
@@ -259,7 +261,7 @@ impl FarmKey {
         (behind > self.rotate * 2).then_some(behind)
     }
 
-    /// The latest time, `now` at most, to which the key can move if it may forget at most `epochs` epochs.
+    /// The latest time up to `now` to which the key can move without forgetting more than `epochs` epochs.
     #[must_use]
     pub fn within(&self, now: Time, epochs: u64) -> Time {
         let epoch = self.epoch(self.as_of()).saturating_add(epochs);
@@ -274,7 +276,8 @@ impl FarmKey {
 
     /// A fingerprint of a chain at an epoch, which tells keys apart and reveals no secret.
     ///
-    /// Servers whose chains stand at different epochs agree on it. `None` if the chain is past the epoch.
+    /// Servers whose chains stand at different epochs compute the same fingerprint. `None` if the chain is
+    /// past the epoch.
     #[must_use]
     pub fn fingerprint(&self, chain: &Chain, epoch: u64) -> Option<[u8; 8]> {
         let mut chain = chain.clone();

@@ -30,14 +30,14 @@ use std::time::Duration;
 
 use strum::VariantArray;
 
-/// An enum that has a word for each value: in verdicts, logs, metric labels and reports.
+/// An enum that has a word for each value. Verdicts, logs, metric labels and reports use these words.
 pub trait Word: VariantArray + Copy + Into<&'static str> {
     /// Every value, in the order of declaration.
     fn all() -> impl Iterator<Item = Self> {
         Self::VARIANTS.iter().copied()
     }
 
-    /// The word.
+    /// The word for this value.
     #[must_use]
     fn as_str(self) -> &'static str {
         self.into()

@@ -3,7 +3,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-/// Longest header, in bytes. The addresses take 52 bytes, and the fields of proxies a few hundred.
+/// Longest header, in bytes. The fixed part and IPv6 addresses take 52 bytes. The fields that proxies add
+/// take a few hundred bytes.
 pub const MAX_LEN: usize = 4096;
 
 /// Longest header of version 1, in bytes, with the end of line.
@@ -72,7 +73,7 @@ pub enum Error {
     /// The header is longer than [`MAX_LEN`], or its line of version 1 is too long.
     #[error("the PROXY header is too long")]
     TooLong,
-    /// The bytes begin like a header, and this part of it is wrong.
+    /// The bytes begin like a header, and this part of the header is wrong.
     #[error("PROXY header: malformed {0}")]
     Malformed(&'static str),
     /// The checksum does not match the header.
@@ -180,7 +181,7 @@ fn parse_v2(bytes: &[u8]) -> Result<Header, Error> {
         _ if is_local => (None, &[][..]),
         family::TCP4 => v2_addresses::<4>(body)?,
         family::TCP6 => v2_addresses::<16>(body)?,
-        // Unix sockets, datagrams and unspecified families have no addresses for us.
+        // Unix sockets, datagrams and unspecified families give no addresses of a TCP connection.
         _ => (None, &[][..]),
     };
     check(header, fields)?;

@@ -1,5 +1,5 @@
-//! The TLS record layer, read without keys: cuts a byte stream into records and joins handshake messages.
-//! It decrypts nothing, and keeps no consumed bytes.
+//! The TLS record layer, read without keys: cuts a byte stream into records and joins handshake messages. This
+//! module decrypts nothing, and holds at most one handshake message or alert.
 
 mod flight;
 
@@ -33,7 +33,7 @@ pub enum Error {
     /// The record's version is not 0x03xx (SSL 3.0 to TLS 1.3).
     #[error("not TLS: record version {0:#06x}")]
     Version(u16),
-    /// A plaintext is longer than 2^14 bytes, or a ciphertext than 2^14 + 2,048.
+    /// A plaintext is longer than 2^14 bytes, or a ciphertext is longer than 2^14 + 2,048 bytes.
     #[error("record of {0} bytes is over the limit")]
     TooLong(usize),
     /// A handshake fragment is empty (RFC 9846, 5.1).
@@ -45,7 +45,7 @@ pub enum Error {
     /// A handshake message is longer than this limit of the caller, in bytes.
     #[error("handshake message over {0} bytes")]
     OverLimit(usize),
-    /// A handshake message of this type came instead of another.
+    /// A handshake message of this type came, and a message of another type was expected.
     #[error("unexpected handshake message of type {0}")]
     HandshakeType(u8),
     /// More bytes follow in the same record after a message that must end it (RFC 9846, 5.1).
@@ -79,7 +79,7 @@ pub enum ContentType {
     ApplicationData = 23,
 }
 
-/// The header of a record, checked for a record that is not encrypted.
+/// The header of a record, checked by the rules for records that are not encrypted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
     /// The content type.
@@ -109,7 +109,8 @@ impl Header {
         let len = usize::from(u16::from_be_bytes([high, low]));
         match content {
             ContentType::Handshake if len == 0 => return Err(Error::EmptyFragment),
-            // Without encryption both have a fixed length. Encrypted ones are not readable here.
+            // Without encryption, a ChangeCipherSpec and an alert have fixed lengths. Encrypted records cannot
+            // be read here.
             ContentType::ChangeCipherSpec if len != 1 => return Err(Error::Length),
             ContentType::Alert if len != 2 => return Err(Error::Length),
             ContentType::Handshake if len > MAX_PLAINTEXT => return Err(Error::TooLong(len)),
@@ -140,7 +141,7 @@ pub enum Item<'a> {
         /// RFC 9846, 6.
         description: u8,
     },
-    /// Application data: the bytes that have come. The record may go on.
+    /// The bytes of application data that have come so far. More bytes of the record may follow.
     ApplicationData(&'a [u8]),
 }
 

@@ -1,11 +1,12 @@
-//! Finds HTTP/1 requests whose length is given twice. Two servers could read them in two ways (RFC 9112,
-//! [6.1](https://www.rfc-editor.org/rfc/rfc9112#section-6.1) and
+//! Finds HTTP/1 requests whose length is given twice. Two servers could read such a request in two ways
+//! (RFC 9112, [6.1](https://www.rfc-editor.org/rfc/rfc9112#section-6.1) and
 //! [6.3](https://www.rfc-editor.org/rfc/rfc9112#section-6.3)).
 //!
-//! [`RequestFraming`] follows the requests of one connection, also over reads that split them. It skips
+//! [`RequestFraming`] follows the requests of one connection, even if reads split the requests. It skips
 //! bodies. It checks the framing headers only; an HTTP library must parse the requests.
 
-/// The first length that HTTP libraries reserve for other meanings. No request may have it or more.
+/// The smallest length that HTTP libraries reserve for other meanings. A request of this length or more
+/// is refused.
 const FIRST_RESERVED_LENGTH: u64 = u64::MAX - 1;
 
 /// The length of the longest name of a framing header.
@@ -14,7 +15,7 @@ const NAME: usize = 17;
 const CONTENT_LENGTH: &[u8] = b"content-length";
 const TRANSFER_ENCODING: &[u8] = b"transfer-encoding";
 
-/// The position of a connection in its requests.
+/// The position within the requests of one connection.
 #[derive(Debug)]
 pub struct RequestFraming {
     state: State,
@@ -34,7 +35,7 @@ enum State {
     ExpectRequest,
     InRequestLine,
     ExpectHeader,
-    /// The line end that ends the head.
+    /// The LF that ends the head, after its CR.
     ExpectHeadEnd,
     InName(Name),
     InLength,
@@ -62,7 +63,7 @@ struct Name {
 }
 
 impl RequestFraming {
-    /// The start of a connection.
+    /// The state at the start of a connection.
     #[must_use]
     pub fn new() -> Self {
         Self {
@@ -72,7 +73,7 @@ impl RequestFraming {
     }
 
     /// Follows the next bytes of the connection. Returns the index of the byte that makes a request
-    /// ambiguous or unreadable, once. No byte after it is looked at.
+    /// ambiguous or unreadable. The index is returned once, and later bytes are not read.
     pub fn find_refused(&mut self, bytes: &[u8]) -> Option<usize> {
         let mut index = 0;
         while index < bytes.len() {
@@ -191,7 +192,7 @@ impl Name {
     }
 }
 
-/// As [`RequestFraming::step`], in a chunked body.
+/// Does the work of [`RequestFraming::step`] in a chunked body.
 fn step_in_chunks(state: State, bytes: &[u8]) -> Option<(State, usize)> {
     let byte = bytes[0];
     Some(match state {
@@ -273,7 +274,7 @@ mod tests {
             let head = format!("POST / HTTP/1.1\r\n{first}\r\nHost: a\r\n{second}");
             let request = format!("{head}: 5\r\n\r\n");
             assert_eq!(refused(&request), Some(head.len()), "{request}");
-            // The same request behind others.
+            // The same request after other requests.
             let at = PIPELINED.len() + head.len();
             assert_eq!(refused(&format!("{PIPELINED}{request}")), Some(at));
         }

@@ -1,6 +1,7 @@
 //! The routing rules, and the placing policies for clients that match no other rule.
 //!
-//! Nothing here is random or seeded: balancers with the same servers place a source alike.
+//! Nothing here is random or seeded. So all balancers with the same usable servers prefer the same server for a
+//! source, unless it is full.
 
 use std::net::IpAddr;
 use std::str::FromStr;
@@ -24,7 +25,7 @@ pub enum RoutedBy {
     Ticket,
     /// The proven key name at the start of a ticket.
     KeyName,
-    /// The placing [`Policy`], because no other rule applied.
+    /// The placing [`Policy`], because no rule above applied.
     Policy,
 }
 
@@ -74,7 +75,7 @@ impl Load {
     }
 }
 
-/// Every server has room for this many connections, even if the others have fewer.
+/// Every server has room for this many connections, even if all other servers have fewer.
 const MIN_ROOM: u64 = 64;
 
 /// A hash of a server's name (FNV-1a, mixed). It is the same in every process and release.
@@ -88,8 +89,8 @@ pub fn server_id(name: &str) -> u64 {
 
 /// True if a server has room for a returning client.
 ///
-/// Its bound is 64 connections, or 1.25 times its share by weight of all connections on usable servers if
-/// that is more. The new connection is included.
+/// A server's bound is 64 connections, or 1.25 times its share by weight if that is more. The share is of all
+/// connections to usable servers, with the new connection.
 #[must_use]
 pub fn has_room(server: &Load, servers: &[Load]) -> bool {
     let mut open = 1;
@@ -109,10 +110,10 @@ fn is_below_bound(server: &Load, open: u64, weight: u64) -> bool {
             < u128::from(open) * 5 * u128::from(server.weight())
 }
 
-/// The usable servers as positions in `servers`, the preferred one first.
+/// The usable servers as positions in `servers`, the preferred server first.
 ///
-/// The others are the fallback if the first cannot be reached. `turn` rises by one with each connection. It
-/// decides round robin, and ties among the servers with the fewest connections.
+/// The other servers are the fallback if the preferred server cannot be reached. `turn` rises by one with each
+/// connection. The turn decides round robin, and ties among the servers with the fewest connections.
 #[must_use]
 pub fn place(policy: Policy, source: IpAddr, turn: u64, servers: &[Load]) -> Vec<usize> {
     let usable: Vec<usize> = (0..servers.len())
@@ -125,7 +126,8 @@ pub fn place(policy: Policy, source: IpAddr, turn: u64, servers: &[Load]) -> Vec
     }
 }
 
-/// Weighted rendezvous hashing: each server gets a score from the source and its id, and the smallest wins.
+/// Weighted rendezvous hashing: each server gets a score from the source and the server's id. The server with
+/// the smallest score comes first.
 ///
 /// A server that leaves moves only its own clients. Full servers come last.
 fn by_source(source: IpAddr, servers: &[Load], mut usable: Vec<usize>) -> Vec<usize> {
@@ -149,16 +151,17 @@ fn by_source(source: IpAddr, servers: &[Load], mut usable: Vec<usize>) -> Vec<us
 
 /// A number from an exponential distribution whose rate is the server's weight.
 ///
-/// A server has the smallest of several such numbers with the probability of its share of the weights.
+/// The probability that a server has the smallest number is the server's share of all weights.
 fn score(source: u64, server: &Load) -> u64 {
-    // A double holds 53 bits. The result is between 0 and 1, without both.
+    // A double holds 53 bits. `uniform` is greater than 0 and at most 1.
     let draw = mix(source ^ server.id) >> 11;
     let uniform = (draw as f64 + 0.5) / (1_u64 << 53) as f64;
-    // The bits of positive doubles have the order of the numbers.
+    // Positive doubles have the same order as their bits.
     (-uniform.ln() / server.weight() as f64).to_bits()
 }
 
-/// Fewest connections for the weight, with the new one. Ties are broken in turn.
+/// The server with the fewest connections for its weight comes first. The new connection counts too. Ties are
+/// broken in turn.
 fn by_connections(turn: u64, servers: &[Load], mut usable: Vec<usize>) -> Vec<usize> {
     rotate(&mut usable, turn);
     usable.sort_by(|&a, &b| {
@@ -181,15 +184,16 @@ fn rotate(usable: &mut [usize], turn: u64) {
 /// Smooth weighted round robin, computed from the turn alone.
 ///
 /// A cycle has as many turns as the sum of the weights. A server's nth turn is due at (n + ½) / weight of the
-/// cycle, and the turns are given in the order in which they are due.
+/// cycle. The turns are given in the order in which they are due.
 fn in_turn(turn: u64, servers: &[Load], mut usable: Vec<usize>) -> Vec<usize> {
     let cycle: u64 = usable.iter().map(|&at| servers[at].weight()).sum();
     if cycle == 0 {
         return usable;
     }
     let turn = turn % cycle;
-    // Compute how many turns each server has had at a slightly earlier turn. Each server can be half a turn
-    // early, so the rest is given turn by turn.
+    // Compute, rounded, how many turns each server has had at an earlier turn. Rounding adds at most half a
+    // turn for each server, and the earlier turn leaves room for this sum. The loop gives the remaining turns
+    // one by one.
     let earlier = (2 * turn).saturating_sub(usable.len() as u64);
     let mut given = vec![0; servers.len()];
     if earlier > 0 {
@@ -435,8 +439,8 @@ mod tests {
             }
         }
 
-        /// In a cycle each server has as many turns as its weight. At each turn a server's count differs from
-        /// its share by one and half the number of servers at most.
+        /// In a cycle each server has as many turns as its weight. At each turn, a server's count differs from
+        /// its share by at most one plus half the number of servers.
         #[test]
         fn round_robin_is_fair_at_every_turn(weights in prop::collection::vec(1..30_u32, 1..6)) {
             let servers = servers(&weights);

@@ -52,7 +52,7 @@ pub fn seal(
 /// - [`Reason::BadTicket`]: the bytes do not authenticate.
 /// - [`Reason::Revoked`]: the generation has ended.
 /// - [`Reason::Expired`]: the epoch is older than any live session.
-/// - [`Reason::Unknown`]: there is no key for another reason.
+/// - [`Reason::Unknown`]: the key is missing for any other reason.
 pub fn open(
     schedule: &Schedule,
     purpose: Purpose,
@@ -81,7 +81,8 @@ pub fn open(
     .open(head, body)
 }
 
-/// The key of one sealed piece or ticket. Nothing else has this key, so the cipher's nonce can be zero.
+/// The key of one sealed piece or ticket. Nothing else is sealed under this key, so the cipher's nonce can be
+/// zero.
 pub(crate) struct OneTimeKey(LessSafeKey);
 
 impl OneTimeKey {

@@ -1,7 +1,8 @@
-//! Servers that end handshakes which offer a session of their own, and finish all other handshakes.
+//! Finds servers that end a handshake if the client offers a session of the same server. Such servers finish
+//! all other handshakes.
 //!
-//! Such a server is up, because it serves every new client. The balancer's own clients find the fault: if the
-//! server ends a handshake that offers a session, they connect again without one.
+//! Such a server is up, because it serves every new client. The balancer's own clients find the fault. If the
+//! server ends a handshake that offers a session, they connect again without a session.
 
 use std::collections::BTreeMap;
 
@@ -85,14 +86,15 @@ impl SessionOffers {
         (ended.count >= MIN_ENDED && !was_known).then_some(FaultChange::Found)
     }
 
-    /// Records a handshake that the server finished. It offered a session, or the client had none to offer.
+    /// Records a handshake that the server finished. The handshake offered a session, or the client had no
+    /// session to offer.
     pub fn record_finished(&mut self, client: CheckClient) -> Option<FaultChange> {
         let was_faulty = self.fault().is_some();
         self.ended.remove(&client);
         (was_faulty && self.fault().is_none()).then_some(FaultChange::Gone)
     }
 
-    /// The fault, if the server has it.
+    /// The fault. `None` if the server is not faulty.
     #[must_use]
     pub fn fault(&self) -> Option<SessionFault> {
         let all = self.ended.values();

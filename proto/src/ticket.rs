@@ -1,7 +1,7 @@
 //! Session routing identifiers (SRIDs) and sealed tickets.
 //!
-//! A balancer can open the label, and a server can open label and ticket. A ticket's envelope is compared with the
-//! handshake before the TLS library sees the ticket; each field has a separate verdict.
+//! A balancer can open the label, and a server can open label and ticket. A ticket's envelope is compared with
+//! the handshake before the TLS library sees the ticket. Each field that can differ has its own verdict.
 
 mod envelope;
 mod forget_rules;
@@ -153,7 +153,7 @@ pub fn seal(
 /// - [`Reason::BadTicket`]: the ticket does not authenticate.
 /// - [`Reason::Revoked`]: the generation has ended.
 /// - [`Reason::Expired`]: the epoch is older than any live session.
-/// - [`Reason::Unknown`]: there is no ticket key for another reason.
+/// - [`Reason::Unknown`]: the ticket key is missing for any other reason.
 pub fn open(schedule: &Schedule, id: &Id, label: Label, ticket: &[u8]) -> Result<Vec<u8>, Reason> {
     let epoch = schedule.nearest_epoch(label.epoch_low);
     let key = ticket_key(schedule, label.generation, epoch, id)
@@ -164,8 +164,8 @@ pub fn open(schedule: &Schedule, id: &Id, label: Label, ticket: &[u8]) -> Result
 
 /// True if the key generation of a label has ended.
 ///
-/// This also refuses stored sessions, although no ticket key opens them. A thief of the key could forge their
-/// labels.
+/// Stored sessions with such a label are refused too, although no ticket key opens them. A thief of the key
+/// could forge the labels of stored sessions.
 #[must_use]
 pub fn is_revoked(schedule: &Schedule, label: Label) -> bool {
     schedule.is_revoked(label.generation, schedule.nearest_epoch(label.epoch_low))

@@ -23,8 +23,9 @@ pub enum How {
 
 /// Why a handshake was full.
 ///
-/// A later reason takes precedence. If several offers were refused, the verdict is the reason of the offer that
-/// passed the most checks. The words are those of verdicts and metric labels.
+/// The reasons are declared in the order of precedence, the strongest last. If several offers were refused, the
+/// verdict is the reason of the offer that passed the most checks. The words are those of verdicts and metric
+/// labels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "kebab-case")]
 pub enum Reason {
@@ -32,7 +33,7 @@ pub enum Reason {
     NothingOffered,
     /// The session is not known, or was removed too long ago.
     Unknown,
-    /// No live route key opens the label. It is from another farm, changed, or very old.
+    /// No live route key opens the label. The ticket is from another farm, changed, or very old.
     UnknownKey,
     /// This server stores no sessions.
     CacheDisabled,
@@ -42,7 +43,7 @@ pub enum Reason {
     StoreDown,
     /// The store did not answer in time.
     StoreTimeout,
-    /// The issuing server has lost its state since then.
+    /// The issuing server has lost its state since it made the session.
     Lost,
     /// Newer sessions displaced the session from the table.
     Evicted,

@@ -1,5 +1,5 @@
-//! Watches the clear bytes of a server: did the handshake resume a session, and how can a client offer the new
-//! session? Messages that are not needed, such as Certificate, are skipped.
+//! Watches the clear bytes of a server. They show whether the handshake resumed a session, and how a client
+//! can offer the new session. Messages that are not needed, such as Certificate, are skipped.
 
 use std::mem;
 use std::ops::ControlFlow::{self, Break, Continue};
@@ -21,7 +21,7 @@ const CLOSE_NOTIFY: u8 = 0;
 
 /// Follows one handshake in the bytes that the server sends.
 ///
-/// Push the bytes before they go on to the client: then the outcome is known before the client can return. A
+/// Push the bytes before they go on to the client. Then the outcome is known before the client can return. A
 /// connection that ends without an [`Outcome`] is a failed handshake.
 #[derive(Clone, Debug)]
 pub struct Watch {
@@ -40,7 +40,7 @@ pub struct Outcome {
     pub kind: Kind,
     /// How a client can offer the new session, in TLS 1.2 and earlier.
     pub learned: Vec<Learned>,
-    /// The server's hint how long it accepts the ticket, in seconds. 0: no hint.
+    /// The server's hint for how long it accepts the ticket, in seconds. 0 if there is no hint.
     pub lifetime_hint: u32,
     /// True if the server sent a HelloRetryRequest.
     pub hello_retry: bool,
@@ -234,7 +234,7 @@ impl Handshake {
         }
         let kind = match hello.selected_identity {
             None => self.offer.full(),
-            // The hello after a HelloRetryRequest cannot have more identities than the first.
+            // The hello after a HelloRetryRequest cannot have more identities than the first hello.
             Some(index) if usize::from(index) < self.offer.psks => {
                 self.selected_identity = Some(index);
                 Kind::Resumed(How::Psk)
@@ -282,15 +282,14 @@ impl Handshake {
 impl Flight {
     /// Ends the handshake at the server's ChangeCipherSpec.
     ///
-    /// In a full handshake the server sends it only after it has verified the client's Finished. So the
-    /// balancer learns nothing from an abandoned handshake.
+    /// In a full handshake, the server sends its ChangeCipherSpec only after it has verified the client's
+    /// Finished. So the balancer learns nothing from an abandoned handshake.
     fn end(self, offer: &ClientOffer) -> Outcome {
         let is_offered_id = !self.session_id.is_empty() && self.session_id == offer.session_id;
         let kind = if self.full {
             offer.full()
         } else if offer.ticket {
-            // A client may send a ticket without a session ID, so the ID proves nothing if there is a ticket
-            // (RFC 5077, 3.4).
+            // If a client sends a ticket, the session ID proves nothing (RFC 5077, 3.4).
             Kind::Resumed(How::Ticket)
         } else if is_offered_id {
             Kind::Resumed(How::SessionId)

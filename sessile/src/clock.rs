@@ -1,4 +1,4 @@
-//! The only reader of the wall clock, and the text form of times.
+//! The wall clock as a [`Time`], and the text form of times.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 

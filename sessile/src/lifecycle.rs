@@ -1,5 +1,5 @@
 //! The life of the process: worker threads with a runtime each, limits, signals, and messages to the service
-//! manager. Nothing here knows of connections.
+//! manager. This module handles no connections.
 
 use std::io;
 use std::os::linux::net::SocketAddrExt;
@@ -26,7 +26,7 @@ impl Workers {
     /// Starts a thread that runs `body` to the end. The future need not be `Send`.
     ///
     /// # Errors
-    /// If the system gives no thread, or no runtime for it.
+    /// If the system cannot start the thread or its runtime.
     pub fn spawn<F>(
         &mut self,
         name: &str,
@@ -52,10 +52,11 @@ impl Workers {
             };
             let _ = started.send(Ok(()));
             runtime.spawn_local(tick());
-            // A separate task, because `block_on` wakes its future through the file descriptor.
+            // This is a separate task, because `block_on` uses a file descriptor to wake the future that it
+            // runs.
             let body = runtime.spawn_local(async move { body().await });
             let ended = runtime.block_on(body);
-            // A thread that still waits for a file must not delay the end.
+            // A blocking thread that still waits for a file must not delay the end of the worker.
             runtime.shutdown_background();
             if let Err(failed) = ended
                 && failed.is_panic()
@@ -83,15 +84,15 @@ impl Workers {
     }
 }
 
-/// Keeps a timer that is due before any other. Setting a new first timer wakes the runtime through a file
-/// descriptor. One wake-up a second costs less than two system calls for each connection.
+/// Keeps a timer that is due before most others. A new timer that is due before all others costs two system
+/// calls, which wake the runtime. One wake-up a second costs less than these calls for each connection.
 async fn tick() {
     loop {
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
 }
 
-/// Worker threads of a listener: as configured, or one for each core.
+/// The number of worker threads of a listener; 0 in the configuration means one for each core.
 #[must_use]
 pub fn worker_count(configured: usize) -> usize {
     match configured {
@@ -100,7 +101,7 @@ pub fn worker_count(configured: usize) -> usize {
     }
 }
 
-/// File descriptors that are kept free for other uses than connections.
+/// The number of file descriptors that are kept free for uses other than connections.
 const SPARE_FILES: u64 = 64;
 
 /// A file limit for fewer connections than this is taken for a mistake.
@@ -184,7 +185,7 @@ impl ConnectionLimit {
     }
 }
 
-/// Actions on signals, except those that stop the process.
+/// Actions for signals, except for the signals that stop the process.
 #[derive(Default)]
 pub struct Orders<'a> {
     /// SIGUSR1: the log files were moved away.
@@ -193,7 +194,7 @@ pub struct Orders<'a> {
     pub reload: Option<Box<dyn FnMut() + 'a>>,
 }
 
-/// The signals that a role obeys. They are watched while the role starts too, so that none of them ends the
+/// The signals that a role obeys. They are also watched while the role starts, so that no signal ends the
 /// process without a drain.
 pub struct Signals {
     runtime: Runtime,
@@ -287,7 +288,7 @@ enum ServiceState {
     Stopping,
 }
 
-/// Tells the service manager, if it has given an address (`NOTIFY_SOCKET`, sd_notify(3)).
+/// Tells the service manager the state, if the manager has given an address (`NOTIFY_SOCKET`, sd_notify(3)).
 fn notify(state: ServiceState) {
     let Some(path) = std::env::var_os("NOTIFY_SOCKET").filter(|path| !path.is_empty()) else {
         return;

@@ -21,8 +21,9 @@ pub fn register(
     opts: Opts,
     read: impl Fn() -> usize + Send + Sync + 'static,
 ) -> prometheus::Result<()> {
-    // One collector for each gauge. The registry identifies a collector by the sum of its gauges'
-    // hashes, and names like web1 and web2 can have equal sums.
+    // Each gauge has its own collector. The registry identifies a collector by the sum of the
+    // hashes of its gauges. With several gauges in each collector, collectors for the servers web1
+    // and web2 can have equal sums.
     registry.register(Box::new(LiveGauge {
         gauge: IntGauge::with_opts(opts)?,
         read: Box::new(read),

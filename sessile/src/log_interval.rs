@@ -1,4 +1,4 @@
-//! Log lines about something that clients can repeat: at most one a minute.
+//! Limits the log lines about an event that clients can repeat to one line a minute.
 
 use std::sync::Mutex;
 use std::time::{Duration, Instant};

@@ -1,5 +1,5 @@
-//! Files in the state folder, which one process leaves for the next. A file is written as a whole, readable by
-//! its owner alone. A file that may be used only once is removed before it is read.
+//! Files in the state folder, which one process leaves for the next. A file is written as a whole, and only
+//! its owner can read it. A file that may be used only once is removed before it is read.
 
 use std::fs::{self, File};
 use std::io::{self, Read as _};
@@ -30,7 +30,7 @@ pub fn path(folder: &Path, kind: &str, server: &str) -> PathBuf {
         .map(|c| if is_plain(c) { c } else { '_' })
         .collect();
     if name != server {
-        // Two names that become equal in this way must still lead to two files.
+        // Different server names that become equal here must still have different files.
         let digest = digest::digest(&digest::SHA256, server.as_bytes());
         for byte in &digest.as_ref()[..4] {
             name.push_str(&format!("-{byte:02x}"));
@@ -68,7 +68,7 @@ pub fn stage(path: &Path, prefix: &str) -> io::Result<NamedTempFile> {
         .tempfile_in(folder_of(path))
 }
 
-/// Replaces the file at `path` with a temporary file of its folder. The change survives a power failure.
+/// Replaces the file at `path` with a temporary file in the same folder. The change survives a power failure.
 ///
 /// # Errors
 /// If the file cannot be replaced.
@@ -78,7 +78,7 @@ pub fn persist(staged: NamedTempFile, path: &Path) -> io::Result<()> {
     sync_folder(path)
 }
 
-/// Makes changes of names in the folder of `path` durable.
+/// Syncs the folder of `path`, so that new, renamed and removed files survive a power failure.
 ///
 /// # Errors
 /// If the folder cannot be opened or synced.
@@ -108,7 +108,7 @@ pub fn folder_of(path: &Path) -> &Path {
 /// Opens a file of at most `max_len` bytes and removes it. `None` if there is no file.
 ///
 /// # Errors
-/// If the file cannot be used. It is then removed too, if possible.
+/// If the file cannot be used. An unusable file is removed too, if possible.
 pub fn take(path: &Path, max_len: u64) -> Result<Option<File>, TakeError> {
     let Some(file) = open(path)? else {
         return Ok(None);
@@ -118,7 +118,7 @@ pub fn take(path: &Path, max_len: u64) -> Result<Option<File>, TakeError> {
     Ok(Some(file))
 }
 
-/// Reads a file of at most `max_len` bytes, which stays. `None` if there is no file.
+/// Reads a file of at most `max_len` bytes, and leaves the file in place. `None` if there is no file.
 ///
 /// # Errors
 /// If the file cannot be read.

@@ -1,5 +1,6 @@
-//! A server of rustls alone, with one certificate or two and a short answer to each request. It is
-//! what `bench/tlsfuzzer.py` compares `sessile serve` with: the library without the product.
+//! A server that uses only rustls, with one or two certificates and a short answer to each request.
+//! `bench/tlsfuzzer.py` compares `sessile serve` with this server, to tell sessile's behaviour from
+//! that of rustls.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -72,12 +73,13 @@ fn config(chain: &Path, key: &Path, clients: Option<&Path>) -> Result<ServerConf
     Ok(config)
 }
 
-/// Answers requests until the client ends the connection, asks for its end, or breaks a rule.
+/// Answers requests until the client closes the connection, sends an HTTP/1.0 request, or violates
+/// the protocol.
 fn serve(mut io: TcpStream, config: Arc<ServerConfig>) -> io::Result<()> {
     io.set_nodelay(true)?;
     io.set_read_timeout(Some(READ_DEADLINE))?;
     let mut tls = ServerConnection::new(config).map_err(io::Error::other)?;
-    // After an error the library has sent its alert, if it has one.
+    // After an error, send nothing more: rustls has already sent an alert, if the error has one.
     if answer(&mut io, &mut tls).is_ok() {
         tls.send_close_notify();
         while tls.wants_write() {
@@ -85,7 +87,8 @@ fn serve(mut io: TcpStream, config: Arc<ServerConfig>) -> io::Result<()> {
         }
     }
     io.shutdown(Shutdown::Write)?;
-    // The rest is read, so that closing the socket does not take the last bytes from the client.
+    // Read the rest first: closing a socket with unread bytes sends a reset, and the client could
+    // lose the answer.
     io::copy(&mut io, &mut io::sink())?;
     Ok(())
 }

@@ -99,7 +99,7 @@ fn resumed_percent(address: SocketAddr, folder: &Path, arguments: &[&str]) -> Re
         }
     }
     let mut clients: Vec<usize> = (0..CLIENTS * RETURNS).map(|n| n % CLIENTS).collect();
-    // The same order for all balancers: Knuth's generator, and the shuffle of Fisher and Yates.
+    // All balancers get the same order, from Knuth's generator and the shuffle of Fisher and Yates.
     let mut state = 1_u64;
     for at in (1..clients.len()).rev() {
         state = state
@@ -161,7 +161,7 @@ fn balance(sessile: &Path, servers: &[Running]) -> Result<Running> {
             .arg(format!("web{n}={}", server.address));
     }
     let running = Running::start(command, address)?;
-    // The balancer finds the key names of its servers.
+    // Wait until the balancer has learned the key names of its servers.
     std::thread::sleep(SETTLE);
     Ok(running)
 }
@@ -170,7 +170,7 @@ fn balance(sessile: &Path, servers: &[Running]) -> Result<Running> {
 const SETTLE: Duration = Duration::from_secs(2);
 
 /// The usual HAProxy recipe: affinity by the session ID in ClientHello and ServerHello. HAProxy's
-/// manual omits the second delay, but without it version 2.6 never sees a ServerHello.
+/// manual omits the second delay, but without this delay, version 2.6 never sees a ServerHello.
 const RECIPE: &str = "  stick-table type binary len 32 size 30k expire 30m
   acl clienthello req_ssl_hello_type 1
   acl serverhello rep_ssl_hello_type 2

@@ -63,7 +63,7 @@ const CONTESTANTS: [Contestant; 5] = [
 struct Copied(ShardedTable);
 struct InPlace(ShardedTable);
 
-/// rustls's cache has no length, so this counts the insertions.
+/// rustls's cache does not report its length, so `inserted` counts the insertions.
 struct ServerCache {
     cache: Arc<ServerSessionMemoryCache>,
     inserted: AtomicU64,
@@ -166,7 +166,7 @@ impl Cache for quick_cache::sync::Cache<Key, Arc<[u8]>> {
     }
 }
 
-/// The key with a number: pseudo-random bytes, the same in every run.
+/// The key for a number. The bytes are pseudo-random, but the same in every run.
 fn key(n: u64) -> Key {
     let mut key = [0; 32];
     for (at, word) in key.chunks_exact_mut(8).enumerate() {
@@ -237,7 +237,7 @@ impl Bench {
 }
 
 /// Processor time of all threads for each operation, in nanoseconds. Other programs on the machine
-/// do not change it. A thread that waits for a lock pays for falling asleep and waking up.
+/// do not change this time. A wait for a lock costs only the time to fall asleep and to wake up.
 fn time(threads: usize, batch: impl Fn(u64) + Sync) -> f64 {
     let timed = &|thread| {
         let start = processor_time();
@@ -326,7 +326,7 @@ fn count(bytes: isize) {
     ALLOCATED.set(ALLOCATED.get() + bytes);
 }
 
-// SAFETY: every call goes to the system's allocator as it came; counting does not allocate.
+// SAFETY: every call goes to the system's allocator unchanged, and counting does not allocate.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(layout.size() as isize);

@@ -75,7 +75,7 @@ fn an_export_is_imported_into_another_table() {
     first.used(id(3), at(800));
     let bytes = first.export();
     let mut second = affinity(2);
-    // The first is too old, and the second was displaced.
+    // Session 0 is too old, and session 1 was displaced.
     assert_eq!(second.import(&bytes, at(1050)), Some(2));
     let found = [0, 1, 2, 3].map(|n| second.lookup(id(n), at(1050)));
     assert_eq!(

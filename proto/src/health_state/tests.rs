@@ -142,19 +142,19 @@ fn event() -> impl Strategy<Value = Event> {
     ]
 }
 
-/// The same rules in a different form: they look at the whole history.
+/// The rules of [`HealthState`] in a different form: each rule looks at the whole history.
 #[derive(Default)]
 struct History {
     /// The results of all checks since the last `ForgetChecks`.
     checks: Vec<bool>,
     /// The sources of the cut connections since the last answer or ejection.
     cut_sources: Vec<u8>,
-    /// True if the server was ejected and did not answer since.
+    /// True if the server was ejected and has not answered since then.
     has_ejection: bool,
 }
 
 impl History {
-    /// True if the last two equal results in a row were failures.
+    /// True if the most recent pair of equal results in a row was a pair of failures.
     fn is_down(&self) -> bool {
         let pairs = self.checks.windows(2).rev();
         let decided = pairs.filter(|pair| pair[0] == pair[1]).map(|pair| pair[0]);

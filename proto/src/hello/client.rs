@@ -24,7 +24,7 @@ pub struct ClientHello<'a> {
     pub legacy_version: u16,
     /// 32 bytes; in the SSLv2 form, a challenge of 16 to 32 bytes.
     pub random: &'a [u8],
-    /// At most 32 bytes. Random if the client offers TLS 1.3.
+    /// At most 32 bytes. Mostly random if the client offers TLS 1.3.
     pub session_id: &'a [u8],
     /// In the client's order.
     pub cipher_suites: Suites<'a>,
@@ -34,15 +34,15 @@ pub struct ClientHello<'a> {
     pub alpn: Protocols<'a>,
     /// In the client's order.
     pub supported_versions: Option<Versions<'a>>,
-    /// The ticket of TLS 1.2 and earlier; empty: the client asks for one (RFC 5077, 3.2).
+    /// The ticket of TLS 1.2 and earlier. Empty if the client asks for a ticket (RFC 5077, 3.2).
     pub session_ticket: Option<&'a [u8]>,
     /// True if TLS 1.3 sessions may be resumed with (EC)DHE (`psk_key_exchange_modes`).
     pub psk_dhe_ke: bool,
     /// The TLS 1.3 sessions offered.
     pub pre_shared_key: Option<OfferedPsks<'a>>,
-    /// Early data follows.
+    /// True if early data follows.
     pub early_data: bool,
-    /// RFC 7627.
+    /// True if the client offers an extended master secret (RFC 7627).
     pub extended_master_secret: bool,
     /// True if the hello has `encrypted_client_hello`. Browsers always send it, mostly as GREASE.
     pub encrypted_client_hello: bool,
@@ -132,8 +132,8 @@ impl<'a> ClientHello<'a> {
         }
     }
 
-    /// The highest version offered that we know, SSL 3.0 (0x0300) to TLS 1.3 (0x0304); 0 if the client offers
-    /// none of them.
+    /// The highest offered version from SSL 3.0 (0x0300) to TLS 1.3 (0x0304). 0 if the client offers no such
+    /// version.
     #[must_use]
     pub fn max_version(&self) -> u16 {
         match self.supported_versions {
@@ -220,12 +220,12 @@ impl<'a> ClientHello<'a> {
 ///
 /// # Errors
 ///
-/// [`Error::Incomplete`] if there are fewer than the five bytes that identify such a hello;
+/// [`Error::Incomplete`] if fewer than the five bytes that identify such a hello are there;
 /// [`Error::ContentType`] and [`Error::Version`] if these bytes are not those of such a hello;
 /// [`Error::Length`] if the length in its header is too small.
 pub(super) fn ssl2_len(start: &[u8]) -> Result<usize, Error> {
     let first = *start.first().ok_or(Error::Incomplete)?;
-    // The other header, of three bytes, belongs to padded (encrypted) records.
+    // Without this bit the header has three bytes and belongs to a padded (encrypted) record.
     if first & 0x80 == 0 {
         return Err(Error::ContentType(first));
     }
@@ -263,7 +263,8 @@ fn server_name(mut body: Cursor<'_>) -> Result<Option<&str>, Error> {
     let mut host = None;
     while !list.is_empty() {
         let kind = list.u8()?;
-        // No other type of name was ever defined; all implementations read such names as vectors.
+        // Type 0, host_name, is the only defined type. All implementations also read names of other types as
+        // vectors.
         let name = list.vec16()?;
         if kind == 0 && host.replace(host_name(name)?).is_some() {
             return Err(Error::Illegal("server name: there are two"));

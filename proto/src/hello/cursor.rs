@@ -12,7 +12,7 @@ impl<'a> Cursor<'a> {
         Self(bytes)
     }
 
-    /// The body of a whole handshake message of that type.
+    /// The body of a whole handshake message. The message must be of type `kind`.
     pub(super) fn message(message: &'a [u8], kind: u8) -> Result<Self, Error> {
         let found = *message.first().ok_or(Error::Incomplete)?;
         if found != kind {

@@ -16,8 +16,8 @@ pub(super) const PSK_KEY_EXCHANGE_MODES: u16 = 45;
 pub(super) const TICKET_REQUEST: u16 = 58;
 pub(super) const ENCRYPTED_CLIENT_HELLO: u16 = 0xfe0d;
 
-/// Calls `take` with the type and the body of each extension in the rest of a hello. Before
-/// TLS 1.2 the whole block may be missing.
+/// Calls `take` with the type and the body of each extension in the rest of a hello. In TLS 1.2 and earlier,
+/// the whole block may be missing.
 pub(super) fn each<'a>(
     mut hello: Cursor<'a>,
     mut take: impl FnMut(u16, Cursor<'a>) -> Result<(), Error>,

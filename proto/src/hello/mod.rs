@@ -35,7 +35,7 @@ pub mod kind {
     pub const SERVER_HELLO: u8 = 2;
     /// A ticket; only TLS 1.2 and earlier send it in clear.
     pub const NEW_SESSION_TICKET: u8 = 4;
-    /// Certificate, ServerKeyExchange, CertificateRequest and ServerHelloDone: in TLS 1.2 and earlier, a
-    /// server sends them only in full handshakes.
+    /// Certificate, ServerKeyExchange, CertificateRequest and ServerHelloDone. In TLS 1.2 and earlier, a
+    /// server sends these messages only in full handshakes.
     pub const ONLY_WHERE_FULL: [u8; 4] = [11, 12, 13, 14];
 }

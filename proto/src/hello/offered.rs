@@ -22,8 +22,7 @@ impl<'a> Suites<'a> {
         Ok(Self { bytes, width })
     }
 
-    /// In the client's order. The SSLv2 form's own ciphers, which no later version knows, are
-    /// left out.
+    /// The suites in the client's order, without the ciphers that only SSL 2.0 knows.
     pub fn iter(&self) -> impl Iterator<Item = u16> + use<'a> {
         self.bytes
             .chunks_exact(self.width)
@@ -54,7 +53,7 @@ impl<'a> Versions<'a> {
         Ok(Self(list))
     }
 
-    /// In the client's order, GREASE (RFC 8701) included.
+    /// The versions in the client's order, with GREASE values (RFC 8701).
     pub fn iter(&self) -> impl Iterator<Item = u16> + use<'a> {
         let pairs = self.0.chunks_exact(2);
         pairs.map(|pair| u16::from_be_bytes([pair[0], pair[1]]))
@@ -116,7 +115,7 @@ pub struct OfferedPsks<'a> {
 pub struct Identity<'a> {
     /// The ticket as the server gave it, or the label of a key shared beforehand.
     pub identity: &'a [u8],
-    /// The ticket's age in milliseconds, plus the number that came with the ticket, modulo 2^32.
+    /// The ticket's age in milliseconds, plus `ticket_age_add`, which came with the ticket, modulo 2^32.
     pub obfuscated_ticket_age: u32,
 }
 

@@ -17,15 +17,15 @@ pub const MAX_LIMIT: usize = 64 * 1024;
 /// - The bytes are kept as they came, so that they can be forwarded.
 /// - A hello in one record, the usual case, is parsed in place. Fragments in several records are
 ///   joined in a second buffer.
-/// - Each record holds at least one byte of the hello. So at most six times the limit is buffered,
-///   and the surplus of the last push.
+/// - Each record holds at least one byte of the hello. So the buffer holds at most six times the limit,
+///   plus the surplus bytes of the last push.
 #[derive(Clone, Debug)]
 pub struct HelloReader {
     limit: usize,
     raw: Vec<u8>,
     /// The offset in `raw` of the record that is awaited.
     record: usize,
-    /// The records before it, without their headers.
+    /// The records before the awaited record, without their headers.
     joined: Vec<u8>,
     state: State,
 }
@@ -40,8 +40,8 @@ enum State {
 }
 
 impl HelloReader {
-    /// `limit`: most bytes of the ClientHello, its handshake header included; at most
-    /// [`MAX_LIMIT`] counts.
+    /// `limit` is the most bytes of the ClientHello, with its handshake header. A limit above [`MAX_LIMIT`]
+    /// counts as [`MAX_LIMIT`].
     #[must_use]
     pub fn new(limit: usize) -> Self {
         Self {
@@ -53,7 +53,7 @@ impl HelloReader {
         }
     }
 
-    /// Takes the next bytes of the client. `Ok(true)`: the hello is whole.
+    /// Takes the next bytes of the client. Returns `Ok(true)` if the hello is whole.
     ///
     /// # Errors
     ///
@@ -122,7 +122,7 @@ impl HelloReader {
             let declared = self.declared_len(fragment)?;
             let here = self.joined.len() + header.len;
             if declared.is_some_and(|declared| here > declared) {
-                // Nothing may follow before the server has answered (RFC 9846, 5.1).
+                // No bytes may follow the ClientHello in its record (RFC 9846, 5.1).
                 return Err(Error::Trailing);
             }
             if fragment.len() < header.len {
@@ -141,7 +141,7 @@ impl HelloReader {
         }
     }
 
-    /// Bytes of the whole hello, as soon as `fragment` shows it.
+    /// The length of the whole hello. `None` if the bytes end before the length field does.
     fn declared_len(&self, fragment: &[u8]) -> Result<Option<usize>, Error> {
         let mut start = [0; 4];
         let mut count = 0;

@@ -19,13 +19,15 @@ pub enum IllegalRecordLimit {
 }
 
 impl ClientHello<'_> {
-    /// The size in bytes of the largest record that the client accepts in the negotiated version: header
-    /// and content, before encryption. `None`: the protocol's own limit.
+    /// The size in bytes of the largest record that the client accepts in the negotiated version. The
+    /// size is that of header and content before encryption. `None` if only the protocol's own limit
+    /// holds.
     ///
     /// # Errors
     ///
-    /// If the limit that counts is not allowed. `record_size_limit` counts if both are there, and
-    /// then the value of `max_fragment_length` does not matter (RFC 8449, section 5).
+    /// If the protocol does not allow the limit. If the hello has both extensions, only
+    /// `record_size_limit` counts, and the value of `max_fragment_length` does not matter (RFC 8449,
+    /// section 5).
     pub fn max_record_size(&self) -> Result<Option<usize>, IllegalRecordLimit> {
         let content = match (self.record_size_limit, self.max_fragment_length) {
             (Some(limit), _) => content_of_record_size_limit(limit, self.negotiated_version())?,
@@ -57,7 +59,7 @@ mod tests {
     use super::*;
     use crate::testdata::exchange;
 
-    /// The limit for both versions of a client that sends these two extensions.
+    /// The limits for TLS 1.2 and for TLS 1.3, if a client sends these two extensions.
     fn sizes(
         max_fragment_length: Option<u8>,
         record_size_limit: Option<u16>,
@@ -99,7 +101,7 @@ mod tests {
         let largest = [Ok(Some(16_388)), Ok(Some(16_387))];
         assert_eq!(sizes(None, Some(16_383)), largest);
         assert_eq!(sizes(None, Some(16_384)), [Ok(None), Ok(Some(16_388))]);
-        // The value that GnuTLS sends by default, and a limit for a version to come.
+        // GnuTLS sends the first value by default. Only a future version could use the second value.
         assert_eq!(sizes(None, Some(16_385)), [Ok(None); 2]);
         assert_eq!(sizes(None, Some(u16::MAX)), [Ok(None); 2]);
     }
@@ -116,7 +118,7 @@ mod tests {
     fn record_size_limit_wins_over_max_fragment_length() {
         assert_eq!(sizes(Some(1), Some(1024)), [Ok(Some(1029)), Ok(Some(1028))]);
         assert_eq!(sizes(Some(1), Some(16_385)), [Ok(None); 2]);
-        // A code that does not count is not checked.
+        // The illegal code 9 is not checked, because `record_size_limit` counts.
         assert_eq!(sizes(Some(9), Some(512)), [Ok(Some(517)), Ok(Some(516))]);
         let illegal = IllegalRecordLimit::RecordSizeLimit(63);
         assert_eq!(sizes(Some(1), Some(63)), [Err(illegal); 2]);

@@ -4,7 +4,8 @@ use super::cursor::Cursor;
 use super::{client::session_id, extensions, kind};
 use crate::record::Error;
 
-/// The `random` that makes a ServerHello a HelloRetryRequest: SHA-256 of that name (RFC 9846, 4.1.3).
+/// The `random` of every HelloRetryRequest: the SHA-256 of the text `HelloRetryRequest` (RFC 9846,
+/// 4.1.3).
 const HELLO_RETRY_REQUEST: [u8; 32] = [
     0xcf, 0x21, 0xad, 0x74, 0xe5, 0x9a, 0x61, 0x11, 0xbe, 0x1d, 0x8c, 0x02, 0x1e, 0x65, 0xb8, 0x91,
     0xc2, 0xa2, 0x11, 0x16, 0x7a, 0xbb, 0x8c, 0x5e, 0x07, 0x9e, 0x09, 0xe2, 0xc8, 0xa8, 0x33, 0x9c,
@@ -13,21 +14,21 @@ const HELLO_RETRY_REQUEST: [u8; 32] = [
 /// A ServerHello or HelloRetryRequest, borrowed from the handshake message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ServerHello<'a> {
-    /// The version, up to TLS 1.2.
+    /// The negotiated version, if it is TLS 1.2 or earlier.
     pub legacy_version: u16,
     /// 32 bytes.
     pub random: &'a [u8],
     /// At most 32 bytes. In TLS 1.3, a copy of the client's session ID.
     pub session_id: &'a [u8],
-    /// The suite that is used.
+    /// The negotiated cipher suite.
     pub cipher_suite: u16,
-    /// The version, from TLS 1.3 on.
+    /// The negotiated version, if it is TLS 1.3 or later.
     pub supported_versions: Option<u16>,
     /// The index of the resumed identity in the client's last hello; TLS 1.3.
     pub selected_identity: Option<u16>,
-    /// A ticket follows; TLS 1.2 and earlier.
+    /// True if a ticket follows; TLS 1.2 and earlier.
     pub session_ticket: bool,
-    /// RFC 7627.
+    /// True if the master secret is extended (RFC 7627).
     pub extended_master_secret: bool,
 }
 
@@ -85,9 +86,9 @@ impl<'a> ServerHello<'a> {
 /// message. The message of TLS 1.3 has another format, and is encrypted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NewSessionTicket<'a> {
-    /// How long the server intends to accept the ticket, in seconds; 0: it does not say.
+    /// How long the server intends to accept the ticket, in seconds. 0 if the server does not say.
     pub lifetime_hint: u32,
-    /// Empty: the server promised a ticket and has none to give.
+    /// Empty if the server promised a ticket and has no ticket to give.
     pub ticket: &'a [u8],
 }
 

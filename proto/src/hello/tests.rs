@@ -43,7 +43,8 @@ fn captured_hellos_say_what_their_clients_offered() {
         let ticket = hello.session_ticket.is_some_and(|it| !it.is_empty());
         let session_id = !hello.session_id.is_empty();
         let offers = hello.pre_shared_key.is_some() || ticket || (session_id && !tls13);
-        // Beside an offer of TLS 1.3, a session ID looks random.
+        // A session ID in a hello that offers TLS 1.3 looks random, so it does not count as an
+        // offer.
         let resumes = name.contains("resumed") || name.contains("refused");
         let shows = resumes && name != "chromium-tls12-id-resumed";
         assert_eq!(offers, shows, "{name}");
@@ -86,7 +87,8 @@ fn the_ssl2_form_is_read() {
         let parsed = ClientHello::parse_ssl2(&SSL2[..end]);
         assert_eq!(parsed, Err(Error::Incomplete), "{end}");
     }
-    // Vectors that fill more than the header says (found by fuzzing), and bytes beyond it.
+    // The first hello has vectors that are longer than its header says (found by fuzzing). In the
+    // second, a byte follows the end.
     let mut shorter = SSL2.to_vec();
     shorter[1] -= 3;
     assert_eq!(ClientHello::parse_ssl2(&shorter), Err(Error::Length));
@@ -165,7 +167,8 @@ fn records_make_no_difference() {
 #[test]
 fn the_longest_hello_in_the_smallest_pieces_takes_linear_time() {
     let big = client_hello(&[(21, &[0; 60 * 1024])]);
-    // 370,000 segments: if each one made the reader walk all bytes again, this test would not end.
+    // 370,000 segments: if each segment made the reader walk all bytes again, this test would take
+    // far too long.
     let records = in_records(&big, 1);
     let mut reader = HelloReader::new(MAX_LIMIT);
     let hello = read(&mut reader, records.chunks(1));
@@ -341,7 +344,7 @@ fn lengths_that_lie_are_refused() {
             Err(Error::Length),
             "trailing bytes"
         );
-        // The same byte inside the message.
+        // Now the extra byte is inside the message.
         let body = [&message[4..], b"\0"].concat();
         let inside = crate::testdata::message(1, &body);
         assert_eq!(ClientHello::parse(&inside), Err(Error::Length));

@@ -25,7 +25,7 @@ pub struct DiscoverySchedule {
     last_accepted: Option<TicketFingerprint>,
     /// The unknown name that the last request was for.
     ///
-    /// A discovery that did not prove this name would also fail a minute later.
+    /// If a discovery did not prove this name, a discovery a minute later would also not prove the name.
     last_requested: Option<KeyName>,
 }
 
@@ -44,8 +44,8 @@ impl DiscoverySchedule {
 
     /// Records the server's answer to the ticket that a check offered.
     ///
-    /// `is_known` tells whether a name is known for this server. Returns the name of a lost key: the server
-    /// accepted such a ticket in the last check, and refuses one now.
+    /// `is_known` tells whether a name is known for this server. Returns the name of a lost key. The server
+    /// accepted a ticket with this name in the last check, and refuses one with the same name now.
     pub fn record_check(
         &mut self,
         kind: Kind,
@@ -92,7 +92,7 @@ impl DiscoverySchedule {
         self.due = now;
     }
 
-    /// True if a discovery must start now. Then the schedule counts it as started.
+    /// True if a discovery must start now. The schedule then counts the discovery as started.
     pub fn start(&mut self, now: Instant) -> bool {
         let is_due = now >= self.due;
         let is_requested = self.is_requested && now >= self.not_before;
@@ -151,7 +151,7 @@ mod tests {
             (RESUMED, ticket(KNOWN, 1)),
             (RESUMED, ticket(KNOWN, 2)),
             (Kind::Refused, ticket(KNOWN, 3)),
-            // A server that never resumes does not request one every time.
+            // A server that never resumes does not cause a discovery at every check.
             (Kind::Refused, ticket(KNOWN, 4)),
         ];
         assert_eq!(requests(checks), [false, false, false, true, false]);

@@ -51,7 +51,7 @@ fn a_header_of_servers_without_a_shared_key_is_no_name() {
             names.accepted(server, ticket(7, 10 * server + n), true);
         }
     }
-    // It is not known yet which of the two has the key.
+    // It is not known yet whether the two servers share a key.
     assert_eq!(servers(&names, 7), []);
     assert_eq!(names.servers_to_try(name(7), A), [B]);
     names.tried(name(7), A, B, false);
@@ -97,7 +97,7 @@ fn two_servers_that_resume_each_others_tickets_are_a_group() {
     assert_eq!(names.group(B), [A, C].into());
 }
 
-/// A group of three.
+/// Three servers that form a group.
 fn group() -> KeyNames {
     let mut names = KeyNames::default();
     for server in [A, B, C] {
@@ -260,7 +260,7 @@ struct Pool {
     tickets: u32,
 }
 
-/// Keys up to this one have names, the others only a header.
+/// Keys up to this number put a name on tickets. Larger keys put only the header of a format on them.
 const NAMED: u8 = 3;
 
 impl Pool {
@@ -326,7 +326,7 @@ proptest! {
         }
         pool.look_at_all(&mut names);
         for of in 0..=NAMED {
-            // A key that no server has is on no client's ticket.
+            // No client has a ticket with a name that no server issues.
             if (0..4).any(|server| pool.name_of(server) == name(of)) {
                 prop_assert_eq!(servers(&names, of), pool.truth(of), "{:?} {:?}", pool.keys, names);
             }

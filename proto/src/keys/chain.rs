@@ -34,7 +34,7 @@ impl Secret {
         Self(expand(&self.0, info))
     }
 
-    /// The secret for one use in a farm, of a chain's secret at an epoch.
+    /// Derives the secret for one use in one farm from a chain's secret at an epoch.
     pub(super) fn derive(&self, label: &str, scope: &str, epoch: u64) -> Self {
         self.expand(&[label.as_bytes(), scope.as_bytes(), &epoch.to_be_bytes()])
     }
@@ -76,8 +76,8 @@ pub struct Chain {
     secret: Secret,
 }
 
-/// Most steps that a chain moves at once: 200 years of hours. A clock beyond that is wrong, and following
-/// it would take seconds.
+/// Most steps that a chain moves at once: 200 years of hours. A clock that is further ahead is wrong, and
+/// a chain would need seconds to follow that clock.
 const MAX_STEPS: u64 = 200 * 366 * 24;
 
 impl Chain {
@@ -93,7 +93,7 @@ impl Chain {
         self.epoch
     }
 
-    /// The secret of that epoch.
+    /// The secret of the epoch at which the chain stands.
     #[must_use]
     pub const fn secret(&self) -> &Secret {
         &self.secret
@@ -101,8 +101,7 @@ impl Chain {
 
     /// Moves forward to `epoch` and wipes every secret on the way.
     ///
-    /// Returns false and does not move if `epoch` is not ahead, or if it is more than 200 years of hours
-    /// ahead.
+    /// Returns false and does not move if `epoch` is not ahead, or is more than 200 years of hours ahead.
     pub fn move_to(&mut self, epoch: u64) -> bool {
         if epoch <= self.epoch || epoch - self.epoch > MAX_STEPS {
             return false;

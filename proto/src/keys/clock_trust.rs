@@ -1,25 +1,26 @@
 //! Decides how far the farm key may move forward, given the evidence for the wall clock.
 //!
 //! Moving forward destroys keys for good, and a wall clock can be wrong for days. The wall clock alone
-//! therefore moves the key slowly. If the farm's shared clock contradicts it, the key does not move.
+//! therefore moves the key slowly. If the farm's shared clock contradicts the wall clock, the key does not
+//! move.
 
 use std::time::Duration;
 
 use super::{FarmKey, MAX_CATCH_UP};
 use crate::Time;
 
-/// How long a report of the shared clock is valid. The monotonic clock extrapolates the report, and that
-/// clock stops while a machine sleeps.
+/// How long a report of the shared clock is valid. The monotonic clock extrapolates the report, and the
+/// monotonic clock stops while a machine sleeps.
 const REPORT_LIFETIME: Duration = Duration::from_secs(60 * 60);
 
-/// For this long after the start, NTP is not trusted. The shared clock may contradict NTP, and its first
-/// report takes a moment.
+/// For this long after the start, NTP is not trusted. The shared clock may contradict NTP, and the first
+/// report of the shared clock takes a moment.
 const STARTUP_GRACE: Duration = Duration::from_secs(10);
 
 /// Epochs that an unconfirmed clock may forget for each epoch that the monotonic clock measured.
 ///
-/// Two let a file that was left behind catch up. A clock that is one day ahead destroys one day of keys only
-/// after a day.
+/// With a pace of two, a key file that was left behind can catch up. A clock that is one day ahead destroys
+/// one day of keys only after a day.
 const UNCONFIRMED_PACE: u64 = 2;
 
 /// One reading of both clocks.
@@ -38,7 +39,7 @@ pub struct Evidence {
     pub now: Moment,
     /// The kernel's wall clock, if the kernel says that NTP keeps it right.
     ///
-    /// It differs from `now.wall` if a library gives the process another clock.
+    /// This clock differs from `now.wall` if a library gives the process another clock.
     pub ntp: Option<Time>,
 }
 
@@ -67,14 +68,16 @@ pub enum Trust {
 pub struct ClockTrust {
     /// When the wall clock and the monotonic clock began to agree.
     agreed_since: Moment,
-    /// Uptime up to which the measured time was used to forget keys.
+    /// Time that was measured before this uptime does not count. The key used that time to move, or the
+    /// clocks disagreed.
     used_up_to: Duration,
     /// The last report of the shared clock.
     report: Option<Moment>,
 }
 
 impl ClockTrust {
-    /// Nothing is known yet. `wall` is the wall clock at uptime zero.
+    /// The state at the start of the process, when nothing is known yet. `wall` is the wall clock at uptime
+    /// zero.
     #[must_use]
     pub const fn new(wall: Time) -> Self {
         Self {
@@ -87,9 +90,10 @@ impl ClockTrust {
         }
     }
 
-    /// Records a report of the shared clock: `report.wall` is its time, `report.uptime` says when it came.
+    /// Records a report of the shared clock. `report.wall` is the time on the shared clock, and
+    /// `report.uptime` is when the report arrived.
     ///
-    /// True if no earlier report counts any more.
+    /// Returns true if no earlier report was still valid.
     pub fn record_report(&mut self, report: Moment) -> bool {
         let is_first = self.shared_time(report.uptime).is_none();
         self.report = Some(report);
@@ -119,7 +123,7 @@ impl ClockTrust {
         }
     }
 
-    /// Records that the key moved: the time measured so far is used up.
+    /// Records that the key moved. The time that was measured until `now` cannot move the key again.
     pub fn key_moved(&mut self, now: Moment) {
         self.used_up_to = now.uptime;
     }
@@ -128,7 +132,7 @@ impl ClockTrust {
         let now = evidence.now;
         self.notice_jump(now, rotate);
         if self.skew(now, rotate).is_some() {
-            // Time that was measured under a contradicted clock must not count later either.
+            // The time that was measured with a contradicted clock must never count.
             self.used_up_to = now.uptime;
             return Trust::Denied;
         }
@@ -147,7 +151,7 @@ impl ClockTrust {
         }
     }
 
-    /// Starts measuring anew if the wall clock and the monotonic clock no longer agree.
+    /// Restarts the measurement if the wall clock and the monotonic clock no longer agree.
     fn notice_jump(&mut self, now: Moment, rotate: Duration) {
         let start = self.agreed_since;
         let by_uptime = now.uptime.saturating_sub(start.uptime);
@@ -158,7 +162,7 @@ impl ClockTrust {
         }
     }
 
-    /// Whole epochs that both clocks measured and that were not used to forget keys.
+    /// Whole epochs that both clocks measured and that have not yet been used to move the key.
     fn unused_epochs(&self, now: Moment, rotate: Duration) -> u64 {
         let unused = now.uptime.saturating_sub(self.used_up_to);
         unused.as_secs() / rotate.as_secs().max(1)

@@ -1,6 +1,7 @@
 //! Ticket keys for other TLS servers (nginx, HAProxy, Apache), derived from the ticket chain.
 //!
-//! They have their own derivation label, so they open no ticket of sessile. All servers derive the same keys.
+//! These keys have their own derivation label, so they open no ticket of sessile. All servers of the farm
+//! derive the same keys.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -50,7 +51,7 @@ impl ExportedKey {
     }
 }
 
-/// The ticket keys that another server needs at a moment.
+/// The ticket keys that another TLS server needs at one moment.
 pub struct ExportedKeys {
     /// The key that seals now.
     pub current: ExportedKey,
@@ -83,7 +84,7 @@ impl ExportedKeys {
         let mut previous: Vec<ExportedKey> = keys.into_values().collect();
         previous.sort_by_cached_key(|exported| {
             let (first, last) = sealing_time(key, &generations, exported);
-            // A key may have sealed before its time: servers may have been told different times of
+            // A key may have sealed before its time, because servers may have been told different times of
             // activation.
             let is_unlikely = first >= last || first > now.unix_secs();
             (is_unlikely, Reverse(last))
@@ -96,8 +97,8 @@ impl ExportedKeys {
     }
 }
 
-/// When a key begins and stops to seal: during its epoch, but not before its generation is activated and not
-/// after the next generation is.
+/// When a key begins and stops to seal. It seals during its epoch, from the activation of its generation to
+/// the activation of the next generation.
 fn sealing_time(key: &FarmKey, generations: &[&Generation], exported: &ExportedKey) -> (u64, u64) {
     let activated = generations
         .iter()

@@ -1,5 +1,5 @@
 //! Generations of a farm key. A new generation is a new secret: servers accept it before they seal with it.
-//! After a theft it replaces all others at once.
+//! After a theft, a new generation replaces all others at once.
 
 use std::time::Duration;
 
@@ -43,8 +43,8 @@ pub enum CannotRotate {
     /// This generation was added and does not seal yet.
     #[error("generation {0} is accepted already and waits for its activation")]
     Waiting(u8),
-    /// This generation is still accepted beside the present one, until this many seconds after the Unix
-    /// epoch.
+    /// This generation is still accepted beside the present generation, until this many seconds after the
+    /// Unix epoch.
     #[error(
         "tickets of generation {0} are still accepted, and at most {MAX_ACCEPTED} generations can be accepted at \
          once"
@@ -59,7 +59,7 @@ pub enum CannotRotate {
     /// No generation waits to be activated.
     #[error("no generation waits for its activation")]
     NothingWaits,
-    /// The clock that moved the key forward is this far ahead of the present one.
+    /// The clock that moved the key forward is this far ahead of the present clock.
     ///
     /// If the present clock is wrong, a planned end would come too early.
     #[error(
@@ -149,7 +149,8 @@ impl FarmKey {
             } else {
                 let ends = generation.ends.unwrap_or(u64::MAX).min(now.unix_secs());
                 generation.ends = Some(ends);
-                // Without its chain the generation has ended for every server, even with a slow clock.
+                // Without a ticket chain, the generation has ended for every server, even for one with a
+                // slow clock.
                 generation.ticket = None;
             }
         }
@@ -213,7 +214,8 @@ impl FarmKey {
 pub(super) fn accepted(key: &FarmKey, now: Time) -> impl Iterator<Item = &Generation> {
     let is_route_part = key.is_route_part();
     key.generations.iter().filter(move |generation| {
-        // `replace` takes the ticket chain away: the generation has ended even for a slow clock.
+        // `replace` takes the ticket chain away. So the generation has ended even for a server with a slow
+        // clock.
         let can_open = is_route_part || generation.ticket.is_some();
         can_open && generation.ends.is_none_or(|ends| now.unix_secs() < ends)
     })

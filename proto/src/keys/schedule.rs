@@ -14,8 +14,8 @@ use super::{FarmKey, Generation, ROUTE_STEP, Secret};
 use crate::verdict::Reason;
 use crate::{Time, Word};
 
-/// How many epochs ahead ticket keys are derived. Two servers may each be an epoch off, in opposite
-/// directions.
+/// How many epochs ahead ticket keys are derived. The clocks of two servers may each be off by an epoch,
+/// in opposite directions.
 const EPOCHS_AHEAD: u64 = 2;
 
 /// Seals and opens the routing labels of one generation on one day.
@@ -39,7 +39,7 @@ impl RouteKey {
 
     /// Computes `info XOR AES-256(key, nonce)[0..8]`, which masks and unmasks.
     pub(super) fn mask(&self, nonce: &[u8; 16], info: [u8; 8]) -> [u8; 8] {
-        // One block of CTR mode with the nonce as the counter block is exactly this.
+        // One block of CTR mode with the nonce as the counter block computes exactly this mask.
         let mut block = info;
         let context = EncryptionContext::Iv128(FixedLength::from(*nonce));
         self.cipher
@@ -77,8 +77,8 @@ impl RouteKeys {
         Self::of(key, now, accepted(key, now).collect())
     }
 
-    /// Derives a server's route keys. They include ended generations: a server tells their tickets from
-    /// another farm's.
+    /// Derives a server's route keys. They include the keys of ended generations. So a server can tell
+    /// tickets of ended generations from tickets of another farm.
     fn derive_for_server(key: &FarmKey, now: Time) -> Self {
         let generations = accepted(key, now).chain(ended(key, now)).collect();
         Self::of(key, now, generations)
@@ -201,7 +201,7 @@ impl Schedule {
         self
     }
 
-    /// Takes away the right to seal, for a clock that cannot tell the epoch.
+    /// Takes away the permission to seal, because the clock cannot tell the present epoch.
     #[must_use]
     pub fn without_sealing(mut self) -> Self {
         self.sealing = None;
@@ -210,7 +210,8 @@ impl Schedule {
 
     /// How many times a generation ended early while this process had the key.
     ///
-    /// When this number rises, unsealed sessions from before must be forgotten: a thief can know them.
+    /// When this number rises, unsealed sessions from before the rise must be forgotten, because a thief
+    /// can know these sessions.
     #[must_use]
     pub const fn revocations(&self) -> u32 {
         self.revocations
@@ -267,7 +268,7 @@ impl Schedule {
         } else if epoch < self.oldest {
             Reason::Expired
         } else {
-            // The epoch is still to come, or was over before the key was made.
+            // The epoch is still to come, or ended before the key was made.
             Reason::Unknown
         }
     }

@@ -6,8 +6,8 @@ use super::{ContentType, HEADER_LEN, Header, message_len};
 /// The same flight of TLS 1.2, in which no record has parts of two handshake messages. A message
 /// that is larger than a record of `max_record` bytes, header included, is split.
 ///
-/// The records from the first one of another type on stay as they are: they may be encrypted.
-/// `None`: the flight has no whole messages.
+/// The first record of another type and all records after it stay as they are, because they may be
+/// encrypted. `None`: the flight has no whole messages.
 #[must_use]
 pub fn separate_messages(flight: &[u8], max_record: usize) -> Option<Vec<u8>> {
     let mut messages = Vec::with_capacity(flight.len());
@@ -91,7 +91,8 @@ mod tests {
     fn a_flight_without_whole_messages_is_none() {
         let flight = in_records(&message(2, &[1; 70]), 50);
         for end in 1..flight.len() {
-            // Bytes that are no record are passed on. Half a message gives `None`.
+            // Fewer bytes than a record header are passed on unchanged. Half a message gives
+            // `None`.
             let separated = separate_messages(&flight[..end], 64);
             assert_eq!(separated.is_some(), end < HEADER_LEN, "{end}");
         }

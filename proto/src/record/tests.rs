@@ -14,7 +14,7 @@ enum Owned {
 
 /// The items in `segments`, and the error at the end.
 ///
-/// Pieces of application data are joined, because the segments decide the cuts.
+/// Pieces of application data are joined, because the segments decide where the data is cut.
 fn deframe<'a>(
     mut deframer: Deframer,
     segments: impl IntoIterator<Item = &'a [u8]>,
@@ -57,7 +57,8 @@ fn a_full_flight_comes_apart_into_its_messages() {
         Owned::ChangeCipherSpec => -20,
         other => panic!("{other:?}"),
     });
-    // The server's Finished is encrypted. It looks like a message that is endless or over the limit.
+    // The server's Finished is encrypted. Its bytes look like a message that never ends or is over
+    // the limit.
     assert_eq!(kinds.collect::<Vec<_>>()[..6], [2, 11, 12, 14, 4, -20]);
     assert!(matches!(error, Error::Incomplete | Error::OverLimit(_)));
 }

@@ -10,8 +10,8 @@ use crate::Time;
 use crate::hello::ClientHello;
 use crate::verdict::{Reason, Rejection};
 
-/// Most difference between the age of a session by the client's clock and by ours (RFC 9846, 8.3).
-/// The TLS library allows 60 s, so it never refuses for this reason a session that passed here.
+/// Most difference between the age of a session by the client's clock and by ours (RFC 9846, 8.3). The TLS
+/// library allows 60 s, so it accepts the age of every session that passes this check.
 const MAX_AGE_DIFFERENCE: Duration = Duration::from_secs(10);
 
 /// The request of a hello, before the store was asked.
@@ -19,9 +19,9 @@ const MAX_AGE_DIFFERENCE: Duration = Duration::from_secs(10);
 pub enum EarlyDataRequest {
     /// The hello announces no early data.
     None,
-    /// The store is not asked.
+    /// Early data is refused, and the store is not asked.
     Refused(Rejection),
-    /// This session, the first that the hello offers, has to be consumed.
+    /// The store has to consume this session, the first that the hello offers.
     Consume {
         /// The key of the session.
         key: StoreKey,
@@ -63,7 +63,8 @@ pub struct ConsumedSession {
     pub is_certain: bool,
     /// The age of the ticket; `None` if unreadable.
     pub age: Option<TicketAge>,
-    /// How many bytes the client was told that it may send; `None` if unreadable.
+    /// The number of bytes that the client may send, as it was told with the session. `None` if
+    /// unreadable.
     pub announced: Option<u32>,
 }
 
@@ -88,9 +89,9 @@ impl TicketAge {
 /// The plan for the early data of a handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EarlyDataPlan {
-    /// The hello announces none.
+    /// The hello announces no early data.
     NotOffered,
-    /// This session, the first that the hello offers, was consumed for it.
+    /// The store consumed this session, the first that the hello offers, for the early data.
     Granted(StoreKey),
     /// Early data is refused; the session may still resume.
     Refused(Rejection),
@@ -126,8 +127,8 @@ impl EarlyDataPlan {
         if !session.age.is_some_and(is_fresh) {
             return Self::Refused(Rejection::StaleHello);
         }
-        // The client may send as much as it was told when the session was made, and this can be
-        // more than the site takes today.
+        // The client may send as many bytes as it was told when the session was made. The site may take
+        // fewer bytes today.
         match session.announced {
             Some(announced) if announced <= terms.limit => Self::Granted(key),
             _ => Self::Refused(Rejection::Off),

@@ -10,11 +10,11 @@ use super::store_key::StoreKey;
 use crate::Time;
 use crate::ticket::{self, Binding, Class, Envelope, Id, SRID_LEN};
 
-/// Most bytes of a session in the TLS library's encoding. A client brings sealed sessions back in its
-/// hello, and two of them have to fit into the part of a hello that is read.
+/// Most bytes of a session in the TLS library's encoding. A client brings sealed sessions back in its hello.
+/// Two such sessions have to fit into the part of a hello that is read.
 const MAX_SESSION_LEN: usize = 6 * 1024;
 
-/// How long before its certificate chain a session ends. A client's clock can be ahead of ours.
+/// A session ends this long before its certificate chain ends, because a client's clock can be ahead.
 const CHAIN_MARGIN: Duration = Duration::from_secs(60);
 
 impl Resumption {
@@ -29,7 +29,7 @@ impl Resumption {
         is_kept && self.has_life_left(self.new_origin().expires)
     }
 
-    /// True if the handshake gives tickets, TLS 1.2 or TLS 1.3.
+    /// True if the handshake gives tickets of TLS 1.2 or TLS 1.3.
     ///
     /// In TLS 1.2 the library asks when it writes ServerHello, because ServerHello announces the ticket.
     #[must_use]
@@ -37,8 +37,9 @@ impl Resumption {
         if self.inputs.policy.tickets() == Tickets::Off || self.is_single_use() {
             return false;
         }
-        // OpenSSL discards a session that a renewed TLS 1.2 ticket replaces, and hands the new one
-        // to no callback. Clients that rely on callbacks would resume every second time only.
+        // If an OpenSSL client resumes and gets a new TLS 1.2 ticket, OpenSSL discards the old session.
+        // OpenSSL passes the new session to no callback. So clients that rely on callbacks would resume only
+        // every second time.
         self.inputs.offers.is_tls13()
             || !self.resumes_tls12() && self.has_life_left(self.new_origin().expires)
     }
@@ -50,8 +51,8 @@ impl Resumption {
         u32::try_from(left.as_secs()).unwrap_or(u32::MAX)
     }
 
-    /// A new TLS 1.2 session ID, when the client's Finished was verified, or a new TLS 1.3 identity
-    /// for single use. False if it must not be announced.
+    /// Adds a TLS 1.3 identity for single use, or a TLS 1.2 session ID once the client's Finished is
+    /// verified. Returns false if the ID or identity must not be announced.
     pub fn add_session(&mut self, id: &[u8], session: &[u8]) -> bool {
         let key = if self.inputs.offers.is_tls13() {
             StoreKey::single_use(id).filter(|_| self.is_single_use())
@@ -66,8 +67,8 @@ impl Resumption {
         true
     }
 
-    /// A new TLS 1.2 ticket or TLS 1.3 identity for a session in the library's encoding. `random` is
-    /// never used twice. `None` if the client gets no ticket.
+    /// Makes a TLS 1.2 ticket or TLS 1.3 identity for a session in the library's encoding. `random` must
+    /// never be used twice. `None` if the client gets no ticket.
     pub fn add_ticket(&mut self, session: &[u8], random: [u8; 32]) -> Option<Vec<u8>> {
         if !self.may_announce(session) {
             return None;
@@ -94,7 +95,8 @@ impl Resumption {
 
     /// The full handshake that new sessions inherit from.
     ///
-    /// Only a handshake that resumed inherits it: a session can be admitted and then declined.
+    /// The origin is inherited only if the handshake resumed, because the library can decline an admitted
+    /// session.
     fn origin(&self) -> Origin {
         match self.resumed() {
             Some(resumed) => resumed.origin,
@@ -102,10 +104,10 @@ impl Resumption {
         }
     }
 
-    /// This handshake as the start of a session.
+    /// The origin of sessions that begin with this handshake.
     fn new_origin(&self) -> Origin {
         let lifetime_end = self.inputs.now.plus(self.inputs.policy.lifetime);
-        // A browser checks the chain of the full handshake again when it resumes.
+        // When a browser resumes, it checks the certificate chain of the full handshake again.
         let chain_end = self.state.chain_end.map(|end| end.minus(CHAIN_MARGIN));
         Origin {
             established: self.inputs.now,
@@ -129,7 +131,7 @@ impl Resumption {
 
     fn may_announce(&self, session: &[u8]) -> bool {
         let has_resumed = self.state.progress == Progress::Resumed;
-        // If a client used one of two tickets, one new ticket makes them two again.
+        // A client that used one of its two tickets has two again after one new ticket.
         let has_enough =
             has_resumed && !self.inputs.offers.requests_tickets && self.state.tickets_given > 0;
         session.len() <= MAX_SESSION_LEN && !has_enough && self.has_life_left(self.origin().expires)
@@ -168,8 +170,8 @@ impl Resumption {
         self.state.new_sessions.push(new_session);
     }
 
-    /// A nonce for a ticket. The hello's random is mixed in, so that two copies of a virtual machine
-    /// with the same generator state do not use one nonce twice.
+    /// A nonce for a ticket. The hello's random is mixed in. So two copies of a virtual machine with the
+    /// same generator state use different nonces.
     fn fresh_id(&self, random: &[u8; 32]) -> Id {
         let mut mixed = digest::Context::new(&digest::SHA256);
         mixed.update(random);

@@ -46,22 +46,22 @@ pub struct Inputs {
     pub can_store_single_use: bool,
     /// The keys of this moment.
     pub schedule: Arc<Schedule>,
-    /// Which sessions were forgotten on request.
+    /// The rules for sessions that were forgotten on request.
     pub forgotten: Arc<ForgetRules>,
     /// The present time.
     pub now: Time,
 }
 
-/// A session that has to be in the store before the flight leaves that announces it.
+/// A session that must be in the store before the server sends the flight that announces the session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewSession {
     /// The key in the store.
     pub key: StoreKey,
     /// An encoded [`Envelope`].
     pub envelope: Vec<u8>,
-    /// When its full handshake was.
+    /// The time of the session's full handshake.
     pub established: Time,
-    /// When it ends.
+    /// The time at which the session ends.
     pub expires: Time,
 }
 
@@ -104,7 +104,7 @@ pub(super) struct State {
     pub(super) retried: bool,
     /// True if the library has decided on a full TLS 1.2 handshake.
     pub(super) is_full_tls12: bool,
-    /// When the certificate chain ends that the library chose.
+    /// The end of the certificate chain that the library chose.
     pub(super) chain_end: Option<Time>,
 }
 
@@ -142,7 +142,7 @@ struct Found<'a> {
 pub enum Decision {
     /// The library gets this session, in its own encoding.
     Admit(Vec<u8>),
-    /// The library gets none; the reason is noted.
+    /// The library gets no session; the reason is noted.
     Refuse,
     /// The caller verifies the client's certificate chain first, and then calls
     /// [`Resumption::admit`] or [`Resumption::refuse`].
@@ -155,7 +155,8 @@ impl Resumption {
     pub fn new(mut inputs: Inputs) -> Self {
         let policy = &mut inputs.policy;
         policy.lifetime = policy.lifetime.min(inputs.schedule.max_lifetime());
-        // After a refusal the client gets sealed tickets, which outlive a store that is down.
+        // If early data is refused, the client gets sealed tickets, because a store that is down does not
+        // affect them.
         let is_refused = matches!(inputs.early_data, EarlyDataPlan::Refused(_));
         let may_bring_early_data = inputs.offers.is_tls13() && policy.accepts_early_data();
         Self {
@@ -171,8 +172,8 @@ impl Resumption {
         self.state.early_data_declined = true;
     }
 
-    /// Notes which certificate chain the library sends in a full handshake, by the end of its
-    /// validity; `None` if the end is unknown or has passed.
+    /// Notes when the certificate chain ends that the library sends in a full handshake. `None` if the end
+    /// is unknown or has passed.
     pub fn certificate_chosen(&mut self, chain_end: Option<Time>) {
         self.state.chain_end = chain_end;
     }
@@ -237,14 +238,14 @@ impl Resumption {
         self.state.refused.push(reason);
     }
 
-    /// The verdict, and when the full handshake of the session was. Call this when the client has finished.
+    /// The verdict, and the time of the session's full handshake. Call this when the client has finished.
     #[must_use]
     pub fn verdict(&self) -> (Verdict, Time) {
         if let Some(resumed) = self.resumed() {
             return (Verdict::Resumed(resumed.how), resumed.origin.established);
         }
-        // The library declined a session that we admitted. It makes the same comparisons as we do. It also
-        // compares the cipher suite, which was not negotiated when it asked us.
+        // The library declined a session that we admitted. The library makes the same comparisons as we do.
+        // It also compares the cipher suite, which was not yet negotiated when we admitted the session.
         let declined = self.state.admitted.map(|declined| {
             if declined.origin.suite == self.state.suite {
                 Reason::OldFormat
@@ -274,15 +275,16 @@ impl Resumption {
         })
     }
 
-    /// The session for single use that a finished handshake resumed, if the store still has it.
+    /// The session for single use that a finished handshake resumed. `None` if early data already consumed
+    /// the session.
     #[must_use]
     pub fn to_consume(&self) -> Option<StoreKey> {
         let key = self.resumed()?.key.filter(StoreKey::is_single_use)?;
         (Some(key) != self.inputs.consumed).then_some(key)
     }
 
-    /// The stored sessions of a finished connection: the new ones, and the resumed one unless it was for
-    /// single use.
+    /// The stored sessions of a finished connection: the new sessions, and the resumed session unless it
+    /// was for single use.
     #[must_use]
     pub fn owned(&self) -> Vec<StoreKey> {
         let resumed = self.resumed().and_then(|resumed| resumed.key);
@@ -312,7 +314,7 @@ impl Resumption {
             return self.look_up_stored(&id, label);
         }
         if self.inputs.policy.sessions_are_removable {
-            // The ticket was sealed before a setting was turned on that needs removable sessions.
+            // The ticket is older than a setting that needs removable sessions.
             return Err(Reason::Revoked);
         }
         let envelope = ticket::open(&self.inputs.schedule, &id, label, token)?;
@@ -339,7 +341,7 @@ impl Resumption {
     fn look_up_single_use(&self, token: &[u8]) -> Result<Found<'_>, Reason> {
         let key = StoreKey::single_use(token).ok_or(Reason::UnknownKey)?;
         self.fetched(key).map_err(|reason| match reason {
-            // At a site that makes no such sessions, any random token looks like one.
+            // At a site that makes no sessions for single use, any random token looks like such a session.
             Reason::Unknown if !self.makes_single_use => Reason::UnknownKey,
             reason => reason,
         })
@@ -413,7 +415,7 @@ impl Resumption {
 impl State {
     fn new(offers: &Offers) -> Self {
         let mut state = Self::default();
-        // The TLS library does not ask for such a ticket.
+        // In TLS 1.3, the TLS library does not ask us about a TLS 1.2 ticket.
         if offers.offers_tls12_ticket_in_tls13 {
             state.refused.push(Reason::VersionMismatch);
         }

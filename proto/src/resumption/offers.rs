@@ -46,7 +46,7 @@ impl Offers {
             accepts_ticket: hello.session_ticket.is_some(),
             requests_tickets: hello.ticket_request.is_some(),
             offers_tls12_ticket_in_tls13: is_tls13 && offers_ticket,
-            // Only the SSLv2 form has another length, and no server accepts this form.
+            // Only the SSLv2 form has a random of another length, and no server accepts this form.
             random: hello.random.first_chunk().copied().unwrap_or_default(),
         }
     }

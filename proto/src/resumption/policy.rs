@@ -9,9 +9,10 @@ use crate::ticket::{ClientAuth, Issuer};
 pub enum Cache {
     /// The server keeps no sessions.
     Off,
-    /// In its own table.
+    /// The server keeps sessions in its own table.
     Local,
-    /// In a store that other servers also use, with a table in front.
+    /// The server keeps sessions in a store that other servers also use, with its own table in
+    /// front.
     Shared,
 }
 
@@ -53,8 +54,8 @@ impl Policy {
     /// How new tickets are given.
     #[must_use]
     pub fn tickets(&self) -> Tickets {
-        // The size of a sealed ticket would show on the wire whether its client has a certificate,
-        // and whose it is.
+        // On the wire, the size of a sealed ticket would show whether its client has a certificate,
+        // and which one.
         let size_tells = self.client_auth != ClientAuth::None && self.cache == Cache::Shared;
         let may_seal = !self.sessions_are_removable && !size_tells;
         if !self.tickets_enabled {
@@ -70,8 +71,8 @@ impl Policy {
 
     /// True if clients may send early data.
     ///
-    /// Only a shared store can tell that a session was not used before. Early data with a client
-    /// certificate would be believed before the client has proven that it is there.
+    /// Only a shared store can tell that a session was not used before. With client certificates,
+    /// the server would act on early data before the client has proven that it is present.
     #[must_use]
     pub fn accepts_early_data(&self) -> bool {
         self.early_data > 0

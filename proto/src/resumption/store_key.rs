@@ -6,7 +6,7 @@ use crate::ticket::Id;
 
 /// The bytes that a client presents, after one byte for the kind.
 ///
-/// A TLS 1.2 session ID that was seen on the wire therefore names nothing as a TLS 1.3 identity.
+/// So a TLS 1.2 session ID that was read on the wire is no key of a TLS 1.3 session.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct StoreKey {
     bytes: [u8; Self::MAX_LEN],
@@ -35,15 +35,15 @@ impl StoreKey {
         Self::new(Self::TICKET, id)
     }
 
-    /// The key of a TLS 1.3 session that can bring early data once; `None` if the identity does not
+    /// The key of a TLS 1.3 session that can bring early data once. `None` if the identity does not
     /// have 32 bytes.
     #[must_use]
     pub fn single_use(identity: &[u8]) -> Option<Self> {
         (identity.len() + 1 == Self::MAX_LEN).then(|| Self::new(Self::SINGLE_USE, identity))
     }
 
-    /// True if the session can be used once only. The shared store decides that, so such a session
-    /// is in no table and in no snapshot.
+    /// True if the session can be used only once. The shared store decides whether it was used, so
+    /// the session is in no table and in no snapshot.
     #[must_use]
     pub const fn is_single_use(&self) -> bool {
         self.bytes[0] == Self::SINGLE_USE

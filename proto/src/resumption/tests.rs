@@ -145,7 +145,7 @@ fn verdict(inputs: Inputs, token: &[u8]) -> Verdict {
     finish(&mut resumption, decision)
 }
 
-/// The same with [`SESSION_ID`].
+/// The verdict on a client that returns with [`SESSION_ID`].
 fn verdict_by_id(inputs: Inputs) -> Verdict {
     let mut resumption = Resumption::new(inputs);
     let decision = resumption.offer_session_id(&SESSION_ID);

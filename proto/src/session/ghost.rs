@@ -1,7 +1,7 @@
 //! Ghosts: a bounded, lossy memory of removed entries and the reasons.
 //!
-//! A ghost matches by 61 bits of the key's hash. With 65,536 ghosts, the most that there can be, an unknown key
-//! matches one with a probability of 2^-45.
+//! A ghost matches by 61 bits of the key's hash. A table has at most 65,536 ghosts. An unknown key matches one
+//! of so many ghosts with a probability of 2^-45.
 
 use super::Gone;
 
@@ -26,7 +26,7 @@ impl Ghosts {
 
     pub(super) fn insert(&mut self, hash: u64, why: Gone) {
         let Some(set) = self.set(hash) else { return };
-        // An earlier ghost of the same key is replaced, else the oldest ghost drops out.
+        // Replace an earlier ghost of the same key. If there is none, the oldest ghost of the set drops out.
         let last = set
             .iter()
             .position(|&ghost| is_of(ghost, hash))

@@ -54,7 +54,7 @@ impl Hasher {
             pair[..rest.len()].copy_from_slice(rest);
             state = self.step(state, &pair);
         }
-        // The length comes last: earlier, a key's own bytes could cancel it.
+        // The length is mixed in last, because the bytes of a key could cancel an earlier length.
         fold(state ^ self.mask, PI[2] ^ key.len() as u64)
     }
 

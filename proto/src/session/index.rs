@@ -1,13 +1,15 @@
 //! The index of a part: a hash table from a key's hash to the entry's location in the log.
 //!
-//! A slot has eight bytes: a tag (the upper 32 bits of the hash) and a location. A larger tag has a later home,
-//! and colliding slots are ordered by tag, so the slots in use are sorted. A miss therefore ends as early as a
-//! hit. Growing is one sequential pass. Neither growing nor removing reads a key again.
+//! A slot has eight bytes: a tag (the upper 32 bits of the hash) and a location. The tag gives the home, the
+//! place where a search begins. A larger tag has a later home, and colliding slots are ordered by tag. So all
+//! slots in use are sorted. A miss therefore ends as early as a hit. Growing is one sequential pass. Neither
+//! growing nor removing reads a key again.
 //!
-//! hashbrown's `HashTable<u32>` was measured as a replacement. At 10,000 entries it takes 16 bytes per entry
-//! instead of 11, and it reads every key again when it grows. It inserts and removes twice as fast.
+//! hashbrown's `HashTable<u32>` was measured as a replacement. At 10,000 entries, `HashTable` takes 16 bytes
+//! per entry instead of 11. When it grows, it reads every key again. `HashTable` inserts and removes twice as
+//! fast as this index.
 
-/// Slots that are compared at once. A branch for each slot would be slower: a processor cannot predict how
+/// Slots that are compared at once. One branch for each slot would be slower. A processor cannot predict how
 /// far a slot is from its home.
 const WINDOW: usize = 4;
 
@@ -35,7 +37,7 @@ impl Index {
         let mut place = self.home(tag);
         loop {
             let window: &[u64; WINDOW] = self.slots.get(place..)?.first_chunk()?;
-            // Subtracting one makes an empty slot the largest.
+            // Subtracting one wraps an empty slot to the largest number, so that it ends the search.
             let is_before = |slot: &&u64| slot.wrapping_sub(1) < (tag << 32) - 1;
             let before = window.iter().filter(is_before).count();
             place += before;

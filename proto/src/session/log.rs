@@ -1,5 +1,5 @@
-//! The entries of a part, oldest first, in segments of bytes. New entries go to the last segment; the first
-//! segment is freed when its entries are gone.
+//! The entries of a part, oldest first, in segments of bytes. New entries go to the last segment. The first
+//! segment is freed when all its entries are removed.
 //!
 //! An entry is a header of sixteen bytes, the key and the value. It needs no allocation and no pointer.
 //!
@@ -8,7 +8,7 @@
 //! key | value | padding to 8 bytes
 //! ```
 //!
-//! An entry that is removed before older ones leaves a hole. Compaction removes the holes
+//! An entry that is removed before older entries leaves a hole. Compaction removes the holes
 //! ([`Log::take_oldest_segment`]).
 
 use std::collections::VecDeque;
@@ -22,7 +22,7 @@ const HEADER: usize = 16;
 /// The offset in the header of the byte that marks a dead entry.
 const DEAD: usize = HEADER - 1;
 
-/// Entries start at multiples of this. It is the unit of a location.
+/// Entries start at multiples of this number of bytes, which is also the unit of offsets in locations.
 const ALIGN: usize = 8;
 
 /// Bytes of a segment in the smallest tables.
@@ -46,7 +46,7 @@ struct Segment {
 /// A queue of entries. An entry can also be read and removed by its location.
 #[derive(Debug, Default)]
 pub(super) struct Log {
-    /// In no order. A location holds the position of its segment in this list.
+    /// The segments in no order. A location holds the position of its segment in this list.
     segments: Vec<Segment>,
     /// The positions of the segments with entries, oldest first.
     order: VecDeque<u32>,
@@ -54,10 +54,10 @@ pub(super) struct Log {
     vacant: Vec<u32>,
     /// The number of bits in a location for the offset in the segment.
     offset_bits: u32,
-    /// The memory of the last freed segment, for the next one.
+    /// The memory of the last freed segment, for the next new segment.
     reusable: Option<Box<[u8]>>,
     live: usize,
-    /// Bytes of dead entries between live ones.
+    /// Bytes of dead entries between live entries.
     dead: usize,
 }
 
@@ -111,7 +111,7 @@ impl Log {
         self.segments[segment].entry(at)
     }
 
-    /// The value at such a location, for a change in place.
+    /// The value at the location of a live entry, for a change in place.
     pub(super) fn value_mut(&mut self, location: u32) -> &mut [u8] {
         let (segment, at) = self.place(location);
         let segment = &mut self.segments[segment];
@@ -167,8 +167,8 @@ impl Log {
         }
     }
 
-    /// Moves the live entries of `old`'s first segment to the end of this log, and reports their keys and new
-    /// locations. False if there was no segment left.
+    /// Moves the live entries of `old`'s first segment to the end of this log. Reports their keys and new
+    /// locations to `moved`. False if no segment was left.
     pub(super) fn take_oldest_segment(
         &mut self,
         old: &mut Self,
@@ -236,7 +236,7 @@ impl Log {
         true
     }
 
-    /// Skips dead entries at the old end, and frees the segments without live entries.
+    /// Skips dead entries before the oldest live entry, and frees the segments without live entries.
     fn trim(&mut self) {
         while let Some(&number) = self.order.front() {
             let segment = &mut self.segments[number as usize];
@@ -268,7 +268,8 @@ impl Log {
 }
 
 impl Segment {
-    /// Frees the rest of the segment if much is unused: the next entry was too large for it.
+    /// Frees the unused rest of the segment if it is more than a quarter of the segment. The next entry did
+    /// not fit into the rest.
     fn close(&mut self) {
         if self.used < self.bytes.len() / 4 * 3 {
             let mut bytes = std::mem::take(&mut self.bytes).into_vec();

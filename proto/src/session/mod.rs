@@ -27,7 +27,7 @@ pub const MAX_KEY: usize = 64;
 /// Longest value, in bytes.
 pub const MAX_VALUE: usize = u16::MAX as usize;
 
-/// The limits of a table. If one of them is zero, the table is disabled.
+/// The limits of a table. If one limit is zero, the table is disabled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Most entries. The oldest entry is removed first.
@@ -83,7 +83,7 @@ pub enum Lookup<V> {
     Found(V),
     /// The entry was removed.
     Gone(Gone),
-    /// There is no entry, and no ghost of one.
+    /// There is no entry, and no ghost of a removed entry.
     Unknown,
     /// The limits allow no entries at all.
     Disabled,
@@ -111,7 +111,7 @@ pub enum Inserted {
     },
     /// The limits allow no entries at all.
     Disabled,
-    /// The key is longer than [`MAX_KEY`] or the value than [`MAX_VALUE`].
+    /// The key is longer than [`MAX_KEY`], or the value is longer than [`MAX_VALUE`].
     TooLarge,
     /// The session is older than the lifetime.
     AlreadyExpired,
@@ -124,7 +124,7 @@ pub(crate) struct TableEntry<'a> {
     pub(crate) key: &'a [u8],
     /// The value.
     pub(crate) value: &'a [u8],
-    /// The time of the full handshake, or of the insertion if that was earlier.
+    /// The time of the full handshake, or the time of the insertion if the insertion was earlier.
     pub(crate) established: Time,
     /// Rises with each insertion.
     pub(crate) sequence: u64,

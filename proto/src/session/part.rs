@@ -121,7 +121,7 @@ impl Part {
         true
     }
 
-    /// Removes the entry with this sequence number and hash. False if there is none.
+    /// Removes the entry with this sequence number and hash. False if there is no such entry.
     ///
     /// A later entry with the same key has another sequence number, and stays.
     pub(crate) fn remove_one(&mut self, hash: u64, sequence: u64, why: Gone) -> bool {

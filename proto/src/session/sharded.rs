@@ -28,17 +28,18 @@ pub struct ShardedTable {
     shards: Box<[Shard]>,
     /// For each shard, the sequence number of the oldest entry times [`MAX_SHARDS`], plus the shard's number.
     ///
-    /// The smallest value therefore names its shard. Written under the lock of the shard.
+    /// The smallest value therefore names the shard of the oldest entry. Each value is written under the lock
+    /// of its shard.
     oldest: Box<[AtomicU64]>,
     /// The sequence number of the next entry.
     sequence: AtomicU64,
-    /// Entries in all shards, without entries that were just added and are not counted yet.
+    /// The number of entries in all shards. An entry that was just added is counted a moment later.
     ///
-    /// Negative for a moment if such an entry is removed before it is counted.
+    /// The number is negative for a moment if an entry is removed before it is counted.
     entries: AtomicI64,
     /// The highest number of revocations that [`Self::apply_revocations`] was called with.
     revocations: AtomicU32,
-    /// The same, written after the table was cleared.
+    /// The number of revocations for which the table was last cleared.
     cleared: AtomicU32,
     clearing: Mutex<()>,
 }
@@ -98,7 +99,7 @@ impl ShardedTable {
             Inserted::Stored { evicted } if more > 0 => Inserted::Stored {
                 evicted: self.make_room(now) || evicted,
             },
-            // The number of entries is the same, or smaller if the part had to evict.
+            // No entry was added, so the number of entries is the same, or smaller if the part had to evict.
             _ => {
                 self.entries.fetch_add(more, Ordering::AcqRel);
                 inserted
@@ -133,8 +134,8 @@ impl ShardedTable {
         if is_new() {
             let _guard = self.clearing.lock().unwrap_or_else(PoisonError::into_inner);
             if is_new() {
-                // Written before the table is cleared: a thread that adds an entry to a cleared shard then sees
-                // that the entry must go.
+                // Store the number before the shards are cleared. A thread that adds an entry to a cleared
+                // shard then sees that the entry must be removed.
                 self.revocations.store(revocations, Ordering::SeqCst);
                 for shard in 0..self.shards.len() {
                     self.with(shard, |part| part.remove_where(Gone::Revoked, |_| true));
@@ -204,7 +205,7 @@ impl ShardedTable {
             if counted.is_ok() {
                 return false;
             }
-            // If there is nothing to evict, other threads have removed entries and will soon change the count.
+            // If no entry can be evicted, other threads have removed entries and will soon correct the count.
             if self.evict_oldest(now) {
                 return true;
             }
@@ -310,7 +311,7 @@ mod tests {
         assert!(table.apply_revocations(1));
         assert!(keys(&table).is_empty());
         assert_eq!(table.get(&key(7), NOW), Lookup::Gone(Gone::Revoked));
-        // A handshake that began earlier has old keys.
+        // A handshake that began before the revocation has old keys.
         assert!(!table.apply_revocations(0));
         insert(8);
         assert!(table.apply_revocations(1));

@@ -1,4 +1,4 @@
-//! The table against a simple model, and each rule alone.
+//! Compares the table with a simple model, and tests each rule alone.
 
 use std::time::Duration;
 

@@ -1,9 +1,9 @@
 //! Captured handshakes. `client-*.bin`: the first ClientHello in a record. `server-*.bin`: the server's answer up
 //! to the first encrypted record. `ticket-*.bin`: a NewSessionTicket message of TLS 1.2.
 //!
-//! Captured on loopback from OpenSSL 3.0 (`openssl-*`, `nginx-*`, `curl-*`, `python-*`), GnuTLS 3.7
-//! and Chromium 156 as clients; `openssl-*` was answered by `openssl s_server`, everything else by
-//! nginx 1.22. `handmade-*` are forms that current clients do not send.
+//! Captured on loopback from OpenSSL 3.0 (`openssl-*`, `nginx-*`, `curl-*`, `python-*`), GnuTLS 3.7 and
+//! Chromium 156 as clients. `openssl s_server` answered `openssl-*`, and nginx 1.22 answered all other clients.
+//! `handmade-*` are forms that current clients do not send.
 
 /// A ClientHello and the server's answer.
 pub(crate) struct Exchange {

@@ -24,7 +24,7 @@ pub enum ClientAuth {
     None = 0,
     /// A certificate is asked for; a client without one is accepted.
     Optional = 1,
-    /// No handshake without a certificate.
+    /// A certificate is asked for; a handshake without one fails.
     Required = 2,
 }
 
@@ -52,9 +52,9 @@ pub struct Envelope<'a> {
     pub value_format: u16,
     /// The binding.
     pub binding: Binding<'a>,
-    /// The number of the server that the full handshake was with; resuming does not change it.
+    /// The number of the server of the full handshake. A resumption does not change this number.
     pub server: u32,
-    /// When the full handshake was; resuming does not change it.
+    /// The time of the full handshake. A resumption does not change this time.
     pub established: Time,
     /// When the session ends, by the settings of the server that made it.
     pub expires: Time,
@@ -75,7 +75,8 @@ pub struct Expected<'a> {
     pub client_auth: ClientAuth,
     /// The protocol version that is being negotiated.
     pub version: u16,
-    /// Longest life on this server. The server that made the session can have allowed more.
+    /// Longest life on this server. The server that made the session can have allowed a longer
+    /// life.
     pub lifetime: Duration,
     /// Whether the hello offers an extended master secret.
     pub extended_master_secret: bool,
@@ -90,8 +91,8 @@ impl<'a> Envelope<'a> {
         FIXED_LEN + self.binding.server_name.len() + 2 + self.value.len()
     }
 
-    /// Appends the envelope. Server names are at most 255 bytes (DNS) and values under 64 KiB
-    /// (a ticket's own limit); longer ones are cut and will not decode.
+    /// Appends the envelope. A server name must have at most 255 bytes, as in DNS. A value must
+    /// have less than 64 KiB, like a ticket. Longer names or values cannot be decoded correctly.
     pub fn encode(&self, out: &mut Vec<u8>) {
         let Binding {
             site,

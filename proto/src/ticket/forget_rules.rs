@@ -9,8 +9,8 @@ use crate::Time;
 
 /// Most rules, without the rule for everything.
 ///
-/// One rule more turns the oldest into a rule for everything. That forgets more than was asked for, and never
-/// less. An old rule covers few sessions that are still alive.
+/// One more rule turns the oldest rule into a rule for everything. Then more sessions are forgotten than was
+/// asked for, and never fewer. An old rule covers few sessions that are still alive.
 pub const MAX_FORGET_RULES: usize = 256;
 
 /// Version of the encoding.
@@ -27,9 +27,9 @@ pub enum ForgetScope {
     Server(u32),
 }
 
-/// For each scope, the time before which a full handshake does not count.
+/// For each scope, a time. Sessions whose full handshake was before this time are forgotten.
 ///
-/// A later time replaces an earlier one. Servers that learn the rules in another order therefore agree.
+/// A later time replaces an earlier time. So servers that learn the same rules in different orders agree.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ForgetRules {
     rules: BTreeMap<ForgetScope, Time>,

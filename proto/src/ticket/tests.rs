@@ -208,7 +208,8 @@ fn a_ticket_of_an_ended_generation_is_revoked_for_as_long_as_it_could_have_lived
     );
     key.replace([secret(3), secret(4)], at(NOON + 2 * HOUR))
         .unwrap();
-    // This also holds for a server whose clock has not reached the end.
+    // The ticket is also revoked for a server whose clock is still before the end of the
+    // generation.
     for later in [1, 2, 11] {
         let schedule = Schedule::derive(&key, at(NOON + later * HOUR));
         assert_eq!(open(&schedule, &ticket), Err(Reason::Revoked), "{later}");
@@ -255,7 +256,8 @@ fn a_routine_change_of_generations_loses_nothing_at_any_time() {
         ..key
     };
     activated.activate(at(activates), at(NOON)).unwrap();
-    // Tickets of a server that activated, of a server that only has the new generation, and an hour around.
+    // `activated` has learned the time of activation, and `key` only has the new generation. Both seal
+    // tickets within an hour of the activation.
     for made in [activates - HOUR, activates, activates + HOUR] {
         for (maker, opens_without) in [(&key, true), (&activated, made < activates)] {
             let ticket = sealed(maker, made);

@@ -31,7 +31,7 @@ fn of(name: &str) -> Outcome {
     outcome(watch(client), [*server]).expect("an outcome")
 }
 
-/// The learned items in order: `i` for a session ID, `t` for a ticket.
+/// The learned sessions in order: `i` for a session ID, `t` for a ticket.
 fn learned(outcome: &Outcome) -> String {
     let letter = |learned: &_| match learned {
         Learned::SessionId(id) => {
@@ -131,7 +131,7 @@ fn nothing_is_learned_before_the_change_cipher_spec() {
 /// The offset of the session ID's length in a hello of one record.
 const SESSION_ID: usize = 5 + 4 + 2 + 32;
 
-/// A separate session ID for each number.
+/// A different session ID for each number.
 fn random_id(n: u64) -> [u8; 32] {
     let mut id = [0x5a; 32];
     id[..8].copy_from_slice(&n.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes());

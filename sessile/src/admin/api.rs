@@ -1,5 +1,5 @@
-//! `/api`: the state of a role as JSON, and changes while it runs. Requests become commands on a
-//! channel. Requests that change something must present the token.
+//! `/api`: the state of a role as JSON, and changes while the role runs. Requests become commands
+//! on a channel. Requests that change something must present the token.
 
 use std::time::Duration;
 
@@ -18,13 +18,13 @@ use crate::config::store::percent_decoded;
 /// Maximum number of bytes in a request's body.
 const MAX_BODY: usize = 4096;
 
-/// Limit of the time until a role answers a command.
+/// The longest time that a role may take to answer a command.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 const BALANCER_PATH: &str = "/api/balancer";
 const SERVERS_PATH: &str = "/api/balancer/servers/";
 
-/// The receiver of commands, and the token that permits changes.
+/// The channel for commands, and the token that permits changes.
 #[derive(Debug)]
 pub struct Api {
     pub commands: mpsc::Sender<Command>,

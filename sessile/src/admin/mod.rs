@@ -30,10 +30,10 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use crate::lifecycle::Workers;
 use crate::listener::{self, FairPlaces, ListenError, WhenFull};
 
-/// Maximum number of connections at once. When one more comes, the oldest gives way.
+/// Maximum number of connections at once. At this limit, old connections give way.
 const MAX_CONNECTIONS: usize = 64;
 
-/// A connection that is older gives way before the others.
+/// A connection that has been open for longer than this gives way before the others.
 const HEALTHY: Duration = Duration::from_secs(1);
 
 /// Maximum duration of a connection. A scraper can open another connection.
@@ -58,7 +58,7 @@ pub struct Admin {
 
 impl Admin {
     /// Binds the address and starts answering. `draining` orders the roles to stop. The admin
-    /// listener answers until [`Admin::join`], also while they drain.
+    /// listener answers until [`Admin::join`], also while the roles drain.
     ///
     /// # Errors
     ///
@@ -80,7 +80,7 @@ impl Admin {
         let address = socket.address();
         let mut workers = Workers::default();
         workers.spawn("admin", move || async move {
-            // A connection that waits gives way, so that idle clients cannot keep health checks out.
+            // Old connections give way, so that idle clients cannot keep health checks out.
             let places = FairPlaces::new(MAX_CONNECTIONS, WhenFull::Newcomer { healthy: HEALTHY });
             let context = Rc::new(context);
             let accepted = listener::accept(socket, stop.cancelled(), |io, peer| {

@@ -14,7 +14,7 @@ use crate::config::Balance;
 /// Runs commands until every sender is gone.
 pub(super) async fn run(state: Arc<BalancerState>, mut commands: mpsc::Receiver<Command>) {
     while let Some(command) = commands.recv().await {
-        // A client that is gone needs no answer, so errors of `send` are ignored.
+        // If the client is gone, `send` fails. Ignore the error, because no answer is needed.
         match command {
             Command::Balancer(answer) => {
                 let _ = answer.send(balancer_json(&state));
@@ -33,8 +33,8 @@ pub(super) async fn run(state: Arc<BalancerState>, mut commands: mpsc::Receiver<
     }
 }
 
-/// Ready if every pool has a server that is up. Draining servers count as up. An empty default pool does not
-/// count.
+/// Ready if every pool has a server that is up. A server that is up counts even while it drains. The default
+/// pool may have no servers.
 fn readiness(state: &BalancerState) -> Result<(), NoServerUp> {
     let (set, now) = (state.server_set(), Instant::now());
     let pools: Vec<String> = set
@@ -76,7 +76,7 @@ fn change_server(
     Ok(server_json(state, &pool.name, server))
 }
 
-/// Applies a change to the settings of a server. Returns true if the settings differ now.
+/// Applies a change to the settings of a server. Returns true if a setting got another value.
 fn apply(balance: &mut Balance, name: &str, change: ServerChange) -> bool {
     let mut servers = balance.servers.iter_mut();
     let Some(server) = servers.find(|server| server.name == name) else {

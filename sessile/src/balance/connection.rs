@@ -89,7 +89,7 @@ impl ClientHandler for Arc<BalancerState> {
     }
 
     /// Forwards bytes until the connection ends.
-    async fn serve(&self, placed: Box<Placed>) {
+    async fn serve(&self, placed: Box<Placed>, displaced: impl Future<Output = ()>) {
         let Placed {
             mut client,
             admitted,
@@ -124,6 +124,7 @@ impl ClientHandler for Arc<BalancerState> {
             timeouts,
             &count_bytes,
             watch_server,
+            displaced,
         );
         let end = relayed.await;
         connection.report_end(self, &end, had_handshake);
@@ -185,9 +186,9 @@ impl Search<'_> {
 
     /// Tries the servers in turn.
     ///
-    /// A server that closes the connection without a reply is skipped too, once. A stopping server does this
-    /// to its waiting connections, and the client has seen no byte. Without another server, the client sees
-    /// the close.
+    /// The first server that closes the connection without a reply is skipped too. A stopping server closes
+    /// its waiting connections like this, and the client has seen no byte. If no other server takes the
+    /// connection, the client sees the close.
     async fn connect_first_available<'r>(
         &self,
         router: &'r Router<'r>,
@@ -238,7 +239,7 @@ impl Search<'_> {
                 return Ok(attempt);
             }
             let io = &attempt.connection.io;
-            // Early data must reach one server only, so such a hello goes to no second server.
+            // Early data must reach one server only, so a hello with early data goes to no second server.
             if self.received.hello.early_data
                 || !closes_without_reply(io, client, connect_timeout).await
             {
@@ -278,12 +279,13 @@ impl Search<'_> {
             ?error,
             "server does not take connections"
         );
-        // The ejection starts now, because the attempt may have used its whole timeout.
+        // Read the clock again, because the attempt may have used its whole timeout. The ejection starts now.
         server.record_failure(error.as_ref(), Instant::now());
         Err(SkipReason::Unreachable)
     }
 
-    /// The hello as it came, after a PROXY header if the server expects one. They go out in one write.
+    /// The hello as it came, after a PROXY header if the server expects one. One write sends the header and
+    /// the hello.
     fn first_bytes(&self, proxy: Option<Version>) -> io::Result<Cow<'_, [u8]>> {
         let ReceivedHello { bytes, hello } = self.received;
         let Some(version) = proxy else {
@@ -303,22 +305,24 @@ impl Search<'_> {
     }
 }
 
-/// True if the client has ended its side. The handshake needs more bytes from it, so an answer is useless.
+/// True if the client has ended its side. The handshake needs more bytes from the client, so an answer is
+/// useless.
 fn has_gone(client: &TcpStream) -> bool {
     let readiness = relay::readiness(client);
     readiness.is_read_closed() || readiness.is_error()
 }
 
-/// True if the server closes the connection before it sends a byte. This reads nothing: the relay needs the
-/// server's bytes, and the error of a reset.
+/// True if the server closes the connection before it sends a byte. This function must not read, because the
+/// relay needs the server's bytes and the error of a reset.
 async fn closes_without_reply(server: &TcpStream, client: &TcpStream, patience: Duration) -> bool {
     let mut byte = [0];
     let first_event = async {
         tokio::select! {
             biased;
             ready = server.ready(Interest::READABLE | Interest::ERROR) => ready.ok(),
-            // The client has more to send, or is gone. `peek` asks the system. The runtime is
-            // wrong here: after a hello that filled the whole buffer, it takes the socket for readable.
+            // The client has sent more bytes, or is gone. `peek` asks the system, because the runtime can be
+            // wrong. After a read that filled the whole buffer, the runtime still reports the socket as
+            // readable.
             _ = client.peek(&mut byte) => None,
         }
     };

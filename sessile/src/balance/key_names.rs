@@ -25,7 +25,7 @@ struct NamesRecord {
 /// A server of the pool.
 struct Member {
     server: String,
-    /// The state in the last log line.
+    /// The proven names in the last log line about the server.
     logged: ProvenNames,
 }
 
@@ -65,8 +65,7 @@ impl PoolKeyNames {
 
     /// Changes the record of a server, and logs the effect.
     ///
-    /// Nothing is recorded for a server that left the pool. Connections and checks of this server may still
-    /// report.
+    /// Connections and checks may still report about a server that left the pool. Their reports are ignored.
     pub(super) fn update(&self, id: u32, change: impl FnOnce(&mut KeyNames)) {
         let mut record = locked(&self.record);
         if !record.members.contains_key(&id) {
@@ -105,7 +104,7 @@ fn log(changes: Vec<NamesChange>) {
 }
 
 impl NamesRecord {
-    /// Returns the changes for the log.
+    /// Returns the changes that were not logged yet.
     fn take_changes(&mut self) -> Vec<NamesChange> {
         let mut changed = Vec::new();
         for (&id, member) in &mut self.members {

@@ -1,7 +1,7 @@
-//! Reads labels: the encrypted server number inside a ticket of a sessile server.
+//! Reads labels. A label is the encrypted server number inside a ticket of a sessile server.
 //!
-//! The route keys open labels and no tickets. Labels need no memory, so every balancer of a farm leads a client
-//! to the same server.
+//! The route keys open labels, and cannot open tickets. Labels need no learned table, so every balancer of a
+//! farm leads a client to the same server.
 
 use std::sync::Arc;
 
@@ -12,9 +12,9 @@ use sessile_proto::ticket::{self, Label};
 use crate::config::{Config, Key};
 use crate::key::{FileError, FileFault, RouteKeyring};
 
-/// Most PSK identities of a hello that are read.
+/// Most PSK identities that are read in one hello.
 ///
-/// Clients send their best identities first, and each identity without a label is tried with every route key.
+/// Each identity without a label costs a try with every route key. Clients send their best identities first.
 pub(super) const MAX_IDENTITIES: usize = 4;
 
 /// Reads the key file. `None` if the configuration has no key, or if the default key file does not exist.
@@ -48,7 +48,7 @@ pub(super) fn read_label(
         .map(|psk| psk.identity)
         .chain(hello.session_ticket)
         .peekable();
-    // Most hellos of new clients have no token. They need no keys.
+    // Most hellos of new clients have no token. Then no keys are needed.
     tokens.peek()?;
     let keys = keyring.keys(now);
     tokens.find_map(|token| Some(ticket::read_label(&keys, token)?.1))

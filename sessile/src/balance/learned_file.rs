@@ -1,7 +1,7 @@
 //! The file with the learned table, written on a drain and read at the next start.
 //!
 //! The file is not sealed. Session IDs cross the network in clear, and the file has only hashes of tickets. A
-//! program that can write to the state folder can lead clients to the wrong server, which costs a full
+//! program that can write to the state folder can lead clients to the wrong server. That costs a client a full
 //! handshake.
 //!
 //! ```text
@@ -27,7 +27,7 @@ const MAGIC: &[u8; 18] = b"sessile learned 3\n";
 /// The magic of files without a checksum.
 const MAGIC_2: &[u8; 18] = b"sessile learned 2\n";
 
-/// Most bytes that are read: some millions of entries.
+/// Most bytes that are read from the file, enough for millions of entries.
 const MAX_BYTES: u64 = 1 << 30;
 
 /// Why the file cannot be used.
@@ -55,9 +55,11 @@ impl LearnedFile {
         })
     }
 
-    /// Reads the file into the table and removes it. `servers`: each server's id with its address now.
+    /// Reads the file into the table, and removes the file. `servers`: each server's id with its current
+    /// address.
     ///
-    /// Entries of a server at another address are dropped, because another machine has the address.
+    /// Entries of a server are dropped if the server is gone or has another address. No other machine has its
+    /// sessions.
     pub(super) fn restore(
         &self,
         affinity: &mut Affinity,

@@ -1,5 +1,5 @@
-//! The TLS balancer: reads ClientHellos, never decrypts. It leads a returning client to a server that can resume
-//! the session, and places other clients by policy. It does not know how servers serve.
+//! The TLS balancer reads ClientHellos and never decrypts. It leads a returning client to a server that can
+//! resume the session, and places other clients by policy. It uses no code of the server role.
 //!
 //! A file imports only files of the lines below its own:
 //!
@@ -94,7 +94,7 @@ pub struct Balancer {
     /// A channel for commands to the balancer.
     pub commands: mpsc::Sender<Command>,
     workers: Workers,
-    /// Written after the drain.
+    /// The file is written after the drain.
     learned_file: Option<LearnedFile>,
 }
 
@@ -147,7 +147,8 @@ impl Balancer {
         let admission = Admission::new(&config.connection, max_connections, buffer_limit);
         metrics::register_buffered(registry, &admission)?;
         let listeners = Listeners::bind(config, Role::Balance, &admission, &stop)?;
-        // Read the file last, because this removes it. A failed start must leave the file.
+        // Reading removes the file, so read it after the steps above. If one of these steps fails, the file
+        // must stay.
         let learned_file = LearnedFile::new(config);
         if let Some(file) = &learned_file {
             let set = state.server_set();

@@ -1,4 +1,5 @@
-//! The outcome of a connection. The balancer learns sessions and key names from it, counts it and logs it.
+//! The outcome of a connection. The balancer learns sessions and key names from the outcome, counts the
+//! outcome and logs it.
 
 use std::cell::RefCell;
 use std::net::SocketAddr;
@@ -23,7 +24,7 @@ use super::state::BalancerState;
 use crate::clock;
 use crate::locks::locked;
 
-/// A connection whose server took it.
+/// A connection that its server took.
 pub(super) struct RoutedConnection {
     pub(super) server: Arc<PoolServer>,
     pub(super) rule: RoutedBy,
@@ -55,7 +56,8 @@ impl RoutedConnection {
         session_loss.record_lifetime_hint(outcome.lifetime_hint);
         self.learn_key_name(outcome, selected_identity);
         let kind = match outcome.kind {
-            // The session ID of a TLS 1.3 client counts as an offer if a rule knows the ID.
+            // A TLS 1.3 client sends a session ID even if it offers no session. If a session rule placed the
+            // client, the ID was an offer.
             Kind::NotOffered if self.rule != RoutedBy::Policy => Kind::Refused,
             kind => kind,
         };
@@ -86,7 +88,7 @@ impl RoutedConnection {
         }
         self.record_last_use(state, end);
         match &end.reason {
-            EndReason::Closed => {}
+            EndReason::Closed | EndReason::Displaced => {}
             EndReason::Broken(error) => {
                 tracing::trace!(%error, client = %self.client, "connection cut");
             }
@@ -115,8 +117,8 @@ impl RoutedConnection {
         }
     }
 
-    /// Records whether the server accepted a learned session that it had made. The rule does not matter: the label
-    /// rule goes before the learned table.
+    /// Records whether the server accepted a learned session that it had made. Any rule may have placed the
+    /// client, because the label rule goes before the learned table.
     ///
     /// Returns the time of the resumed session's full handshake.
     fn record_offer(&self, state: &BalancerState, outcome: &Outcome) -> Option<Time> {
@@ -152,7 +154,8 @@ impl RoutedConnection {
         Some(session.established)
     }
 
-    /// The offered session in the learned table: a session of this server, or else the session of the rule.
+    /// The offered session in the learned table. A session that this server made goes before the session that
+    /// the rule found.
     fn find_learned_offer(&self, state: &BalancerState, now: Time) -> Option<LearnedOffer> {
         let learned = locked(&state.learned);
         let find = |rule| {
@@ -166,8 +169,8 @@ impl RoutedConnection {
         own.or_else(|| find(self.rule))
     }
 
-    /// Learns that this server made these sessions. Entries of other servers stay: if the servers share a key,
-    /// either server can resume the session.
+    /// Learns that this server made these sessions. The entry of another server stays. If both servers share a
+    /// key, either server can resume the session.
     fn learn_sessions(
         &self,
         state: &BalancerState,
@@ -209,8 +212,8 @@ impl RoutedConnection {
                     accepted(ticket, self.offered.is_in_clear);
                 }
             }
-            // Not certain: a server without tickets resumes the session ID beside the ticket, and the client
-            // may have invented the ticket.
+            // The ticket is not certain. A server without tickets resumes the session ID beside the ticket,
+            // and the client may have invented the ticket.
             Kind::Resumed(How::Ticket) => {
                 if let Some(ticket) = self.offered.ticket {
                     accepted(ticket, false);

@@ -26,10 +26,11 @@ use crate::listener::Admitted;
 /// How long a client may keep its side open without a byte after the server ended the other side.
 const HALF_CLOSED_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long the last bytes of a server may take to reach the client before the client is reset too.
+/// After a server broke the connection, its last bytes have this long to reach the client. Then the client is
+/// reset too.
 const RESET_GRACE: Duration = Duration::from_millis(200);
 
-/// Keep-alive probes begin after this time. Most connections end earlier, and save the system calls.
+/// Keep-alive probes are turned on after this time. Most connections end earlier, and save the system calls.
 const KEEP_ALIVE_AFTER: Duration = Duration::from_secs(60);
 
 /// The time between two reports of a connection's byte counts.
@@ -40,16 +41,16 @@ const REPORT_INTERVAL: Duration = Duration::from_secs(60);
 /// These bytes do not count as a use of the session.
 const MAX_CLOSING_BYTES: u64 = 128;
 
-/// The time limits of a connection.
+/// The time limits of a connection, and the time between reports.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Timeouts {
-    /// Without a byte in either direction. Zero: no limit.
+    /// The longest time without a byte in either direction. Zero: no limit.
     pub(super) idle: Duration,
-    /// From start to end. Zero: no limit.
+    /// The longest time from start to end. Zero: no limit.
     pub(super) total: Duration,
-    /// Without a byte, after the server ended its side.
+    /// The longest time without a byte after the server ended its side.
     pub(super) half_closed: Duration,
-    /// Between two reports of the byte counts.
+    /// The time between two reports of the byte counts.
     pub(super) report: Duration,
 }
 
@@ -80,7 +81,8 @@ pub(super) struct ConnectionEnd {
     pub(super) answered: bool,
     /// True if the server ended its side first.
     pub(super) by_server: bool,
-    /// The last time that more bytes moved than a server sends to close an idle connection.
+    /// The last time that bytes moved. The few bytes with which a server closes an idle connection do not
+    /// count.
     pub(super) last_used: Instant,
     pub(super) reason: EndReason,
 }
@@ -90,7 +92,7 @@ pub(super) struct ConnectionEnd {
 pub(super) enum EndReason {
     /// Both sides ended in order.
     Closed,
-    /// One side broke. The other side was reset, because this is no orderly end.
+    /// One side broke. The other side was reset, because an orderly end would hide the failure.
     Broken(io::Error),
     /// The server ended its side, and then the client sent nothing.
     HalfClosed,
@@ -98,12 +100,15 @@ pub(super) enum EndReason {
     Idle,
     /// `balance.total-timeout`.
     Total,
+    /// Another source gets the place of the connection.
+    Displaced,
 }
 
 /// Forwards bytes until both sides have ended.
 ///
-/// `watch` sees the server's bytes before they go on: the balancer must know a session before the client can
-/// use it. `watch` breaks when it needs no more. `report` gets the byte counts in parts.
+/// `watch` sees the server's bytes before the client gets them. The balancer must know a session before the
+/// client can use it. `watch` breaks when it needs no more bytes. `report` gets the byte counts in parts.
+/// `displaced` ends the connection.
 pub(super) async fn run(
     client: &mut TcpStream,
     server: &mut TcpStream,
@@ -111,6 +116,7 @@ pub(super) async fn run(
     timeouts: Timeouts,
     report: &dyn Fn(ByteCounts),
     watch: impl FnMut(&[u8]) -> ControlFlow<()>,
+    displaced: impl Future<Output = ()>,
 ) -> ConnectionEnd {
     let end = {
         let (from_client, to_client) = client.split();
@@ -132,7 +138,11 @@ pub(super) async fn run(
             timer: TimerPurpose::Check,
         };
         let mut sleep = pin!(tokio::time::sleep_until(relay.next_check()));
-        let reason = poll_fn(|cx| relay.poll(cx, sleep.as_mut())).await;
+        let reason = tokio::select! {
+            biased;
+            reason = poll_fn(|cx| relay.poll(cx, sleep.as_mut())) => reason,
+            () = displaced => EndReason::Displaced,
+        };
         relay.report();
         ConnectionEnd {
             answered: relay.down.forwarded > 0,
@@ -171,7 +181,7 @@ struct Relay<'a, W> {
 
 /// The purpose of the timer.
 enum TimerPurpose {
-    /// Checks the time limits and reports. The timer is not reset at each byte.
+    /// Checks the time limits, and reports the byte counts. Bytes do not postpone this timer.
     Check,
     /// Resets the client after the server broke.
     ///
@@ -209,8 +219,8 @@ impl<W: FnMut(&[u8]) -> ControlFlow<()>> Relay<'_, W> {
 
     fn poll_directions(&mut self, cx: &mut Context<'_>, sleep: Pin<&mut Sleep>) -> Poll<EndReason> {
         if !self.up.is_over() {
-            // Read the client's bytes even if the server takes no more. Unread bytes would make the system
-            // reset the connection while the answer is on its way.
+            // Read the client's bytes even if the server takes no more bytes. Unread bytes would make the
+            // system reset the connection while the answer is on its way.
             let last = self.down.is_over();
             let polled = self.up.poll(cx, Sink::Discardable, last, &mut None::<W>);
             if let Poll::Ready(Err(Broken::Source(error) | Broken::Sink(error))) = polled {
@@ -284,7 +294,7 @@ impl<W: FnMut(&[u8]) -> ControlFlow<()>> Relay<'_, W> {
         next.unwrap_or_else(|| Instant::now() + FAR)
     }
 
-    /// The end of a connection whose client sends nothing after the server's end.
+    /// The time when a half-closed connection ends, if no more bytes move.
     fn half_closed_until(&self) -> Option<Instant> {
         let since = self.half_closed_since?.max(self.last_active);
         Some(since + self.timeouts.half_closed)
@@ -304,7 +314,7 @@ impl<W: FnMut(&[u8]) -> ControlFlow<()>> Relay<'_, W> {
     }
 }
 
-/// Makes the kernel probe whether a peer is still there. A peer that vanished sends no end.
+/// Makes the kernel probe whether a peer is still there. A peer that vanished does not close the connection.
 fn keep_alive(io: &TcpStream) {
     let probes = TcpKeepalive::new()
         .with_time(Duration::from_secs(60))

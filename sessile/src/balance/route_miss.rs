@@ -1,5 +1,5 @@
-//! Route misses: a rule leads a session to a server, and the client is not placed there. The policy leads to no
-//! particular server, so it cannot miss.
+//! Route misses. A connection misses if a rule leads it to a server, and the client is not placed at that
+//! server. The policy leads to no particular server, so the policy causes no misses.
 
 use sessile_proto::health_state::Availability;
 use sessile_proto::route::RoutedBy;
@@ -15,7 +15,7 @@ pub(super) const SESSION_RULES: [RoutedBy; 4] = [
 
 /// Why a server is skipped. Among several servers of a rule the first reason in this order counts.
 ///
-/// The words are those of metric labels and the API.
+/// Metric labels and the API use the same words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "kebab-case")]
 pub(super) enum SkipReason {
@@ -70,9 +70,11 @@ impl FirstMiss {
         }
     }
 
-    /// The miss of a connection that this rule placed in the end. `None`: no server took it.
+    /// The miss of a connection. `placed_by`: the rule that placed the connection in the end. `None`: no
+    /// server took the connection.
     ///
-    /// Another server by the same rule resumes the session too, so that is no miss.
+    /// A connection that the same rule placed at another server counts as no miss. That server can resume the
+    /// session too.
     pub(super) fn of_connection(self, placed_by: Option<RoutedBy>) -> Option<RouteMiss> {
         self.0.filter(|miss| Some(miss.rule) != placed_by)
     }

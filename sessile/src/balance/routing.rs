@@ -35,14 +35,14 @@ impl<'r> Choice<'r> {
 
 /// The sessions that a client offers, in the forms that the routing rules look up.
 pub(super) struct OfferedSessions {
-    /// The first TLS 1.3 identities. `None`: this identity is no ticket.
+    /// The fingerprints of the first TLS 1.3 identities. `None` for an identity that is no ticket.
     pub(super) identities: Vec<Option<TicketFingerprint>>,
     pub(super) ticket: Option<TicketFingerprint>,
     /// The ticket of TLS 1.2 or earlier, as a key of the learned table.
     ticket_key: Option<AffinityKey>,
     /// The session ID of TLS 1.2 or earlier, as a key of the learned table.
     id_key: Option<AffinityKey>,
-    /// True if the client offers a session. The balancer may not know it.
+    /// True if the client offers a session, even if the balancer does not know the session.
     pub(super) has_session: bool,
     /// True if the hello has no encrypted inner hello that the server could answer instead.
     pub(super) is_in_clear: bool,
@@ -74,7 +74,7 @@ impl OfferedSessions {
     }
 }
 
-/// True if the hello offers a session. The session ID of a TLS 1.3 client is random and offers none.
+/// True if the hello offers a session. The session ID of a TLS 1.3 client may be random, so it does not count.
 fn offers_session(hello: &ClientHello<'_>) -> bool {
     let has_ticket = hello
         .session_ticket
@@ -107,7 +107,8 @@ struct LearnedHome {
 impl<'r> Router<'r> {
     /// The servers of the pool to try, in this order. A server can come twice.
     ///
-    /// The iterator is lazy: a rule is applied, and the policy takes a turn, only when the caller asks for it.
+    /// The iterator is lazy. A rule is applied, and the policy takes a turn, only when the caller needs
+    /// another server.
     pub(super) fn choices(&'r self) -> impl Iterator<Item = Choice<'r>> {
         let by_label = iter::once_with(move || self.by_label()).flatten();
         let by_learned = iter::once_with(move || self.by_learned_session()).flatten();
@@ -128,10 +129,10 @@ impl<'r> Router<'r> {
             return Some(Err(SkipReason::NotInPool));
         };
         let takes = match label.class {
-            // Only this server has a stored session.
+            // No other server has a stored session.
             Class::Stored => self.pool.takes_returning(server, self.instant),
-            // Another server can resume a sealed ticket too, and a client can show one ticket without end. So
-            // a server that has more than its share is skipped.
+            // Another server can resume a sealed ticket too, and a client can offer one ticket on any number
+            // of connections. So a server that has more than its share is skipped.
             Class::Sealed => self.with_room(&[server.id()]).map(drop),
         };
         Some(takes.map(|()| server))
@@ -151,7 +152,7 @@ impl<'r> Router<'r> {
     fn find_learned(&'r self) -> Option<LearnedHome> {
         let mut homes = Vec::new();
         let learned = locked(self.learned);
-        // The random session ID of a TLS 1.3 client cannot match, because no such ID is learned.
+        // A random session ID of a TLS 1.3 client matches nothing, because only IDs of sessions are learned.
         for rule in [RoutedBy::Ticket, RoutedBy::SessionId] {
             let key = self.offered.key(rule);
             let session = key.and_then(|key| learned.lookup(key, self.now));
@@ -161,7 +162,8 @@ impl<'r> Router<'r> {
             }));
         }
         drop(learned);
-        // A server of this pool goes first: the client may have sessions in several pools.
+        // A session of a server in this pool goes first, because the client may have sessions in several
+        // pools.
         let mut in_pool = homes
             .iter()
             .filter(|home| self.pool.with_id(home.server).is_some());
@@ -175,7 +177,7 @@ impl<'r> Router<'r> {
         Ok(server)
     }
 
-    /// Servers that share the ticket key of a session's server, and have room.
+    /// The servers that share a ticket key with the server of the session, and have room.
     fn key_siblings(&'r self, home: LearnedHome) -> Vec<&'r Arc<PoolServer>> {
         if home.rule != RoutedBy::Ticket {
             // A shared ticket key says nothing about session caches.
@@ -187,7 +189,7 @@ impl<'r> Router<'r> {
         self.with_room(&Vec::from_iter(group)).unwrap_or_default()
     }
 
-    /// Looks for the first ticket with a proven key name.
+    /// Finds the servers of the first ticket whose key name is proven.
     fn by_key_name(&'r self) -> Vec<Found<'r>> {
         let OfferedSessions {
             identities, ticket, ..

@@ -1,4 +1,4 @@
-//! One server of a pool: settings, health and load. It logs each change of the health.
+//! One server of a pool: settings, health and load. This file also logs ejections and session faults.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
@@ -27,11 +27,12 @@ use crate::locks::locked;
 /// The text of a session fault in the log and the API.
 pub(super) const SESSION_FAULT: &str = "the server ended a handshake that offered its own session";
 
-/// A server with its settings. A reload replaces it, and keeps the statistics.
+/// A server with its settings. A reload replaces the server, and keeps the statistics.
 pub(super) struct PoolServer {
     pub(super) settings: BalanceServer,
     id: u64,
-    /// The number in labels. `None` if none is set and the balancer has no key to derive one.
+    /// The server's number in labels. `None` if no number is configured, and the balancer has no key to derive
+    /// the number.
     pub(super) number: Option<u32>,
     pub(super) stats: Arc<ServerStats>,
     /// The key names of the server's pool.
@@ -43,7 +44,7 @@ pub(super) struct ServerStats {
     health: Mutex<HealthState>,
     check_failure: Mutex<Option<CheckFailure>>,
     session_offers: Mutex<SessionOffers>,
-    /// Notified by a cut connection. A check can tell whether the server is still there.
+    /// A cut connection requests a check, because a check can tell whether the server still answers.
     recheck: Notify,
     pub(super) metrics: ServerMetrics,
     pub(super) session_loss: SessionLoss,
@@ -116,7 +117,7 @@ impl PoolServer {
         locked(&self.stats.health).is_starting(slow_start, now)
     }
 
-    /// The percentage of its weight that the server has now.
+    /// The part of the configured weight that counts now, in percent. It is below 100 during a slow start.
     pub(super) fn share_percent(&self, slow_start: Duration, now: Instant) -> u32 {
         locked(&self.stats.health).share_percent(slow_start, now)
     }
@@ -184,7 +185,8 @@ impl PoolServer {
         *locked(&self.stats.session_offers) = SessionOffers::default();
     }
 
-    /// Records that the server finished a handshake of one of our clients, with or without a session.
+    /// Records that the server finished a handshake of a check. The check offered a session, or had no session
+    /// to offer.
     pub(super) fn record_offer_finished(&self, client: CheckClient) {
         let change = locked(&self.stats.session_offers).record_finished(client);
         if change == Some(FaultChange::Gone) {
@@ -195,7 +197,8 @@ impl PoolServer {
         }
     }
 
-    /// Records that the server ended a handshake that offered this kind of session, and finished one without.
+    /// Records that the server ended a handshake that offered a session. The server then finished a handshake
+    /// without a session.
     pub(super) fn record_offer_ended(&self, client: CheckClient, offered: How, error: &Error) {
         let mut offers = locked(&self.stats.session_offers);
         let change = offers.record_ended(client, offered, error.to_string(), clock::now());
@@ -205,7 +208,7 @@ impl PoolServer {
                 server = self.name(), address = %self.address(), %error, offered = offered.as_str(),
                 "{SESSION_FAULT}; it stays up, because it finishes handshakes that offer none"
             );
-            // No ticket resumes there, so no key name may lead there.
+            // No ticket resumes at this server, so no key name may lead a client to it.
             let id = self.id();
             self.key_names.update(id, |names| names.forget(id));
         }
@@ -226,7 +229,7 @@ impl PoolServer {
         self.stats.recheck.notified().await;
     }
 
-    /// Records a connection that the server did not take. `None`: the connection timed out.
+    /// Records a connection that the server did not take. `error` is `None` if the connection timed out.
     pub(super) fn record_failure(&self, error: Option<&io::Error>, now: Instant) {
         self.stats.metrics.failures.inc();
         let ejected = locked(&self.stats.health).record_failure(now);
@@ -241,12 +244,13 @@ impl PoolServer {
 
     /// Records a connection that the server took and ended before it sent a byte.
     ///
-    /// The fault can be the client's, so a check follows. `offered_session`: the client offered a session.
+    /// The client may have caused the end, so a check follows. `offered_session`: the client offered a
+    /// session.
     pub(super) fn record_cut(&self, source: IpAddr, offered_session: bool, now: Instant) {
         self.stats.metrics.failures.inc();
         self.stats.recheck.notify_one();
         if offered_session {
-            // The server may have a session fault, and still serve every new client.
+            // Do not eject the server. It may have a session fault, and still serve every new client.
             return;
         }
         let ejected = locked(&self.stats.health).record_cut(source, now);
@@ -279,7 +283,7 @@ impl PoolServer {
     }
 }
 
-/// True if this host could not make the connection. Such an error says nothing about the server.
+/// True if this host could not make the connection. A local error says nothing about the server.
 pub(super) fn is_local_error(error: &io::Error) -> bool {
     const LOCAL: [Errno; 9] = [
         Errno::ADDRNOTAVAIL,
@@ -289,7 +293,7 @@ pub(super) fn is_local_error(error: &io::Error) -> bool {
         Errno::NOMEM,
         Errno::NETUNREACH,
         Errno::NETDOWN,
-        // A packet filter of this host refused the connection.
+        // A packet filter of this host refuses connections with these two errors.
         Errno::PERM,
         Errno::ACCESS,
     ];

@@ -18,7 +18,7 @@ use crate::config::{Balance, BalanceServer, UnknownName};
 use crate::key::{RouteKeyring, server_number};
 use crate::server_names::ServerNames;
 
-/// The name of the pool of servers without a pool.
+/// The name of the pool for servers whose settings name no pool.
 const DEFAULT_POOL: &str = "default";
 
 /// The servers and pools of one configuration.
@@ -36,12 +36,13 @@ pub(super) struct ServerSet {
 pub(super) struct Pool {
     pub(super) name: String,
     pub(super) servers: Vec<Arc<PoolServer>>,
-    /// The first server name without a wildcard. Health checks send this name.
+    /// The first server name without a wildcard. Health checks send this name if `balance.health-name` is not
+    /// set.
     pub(super) first_name: Option<String>,
     pub(super) policy: Policy,
     slow_start: Duration,
     turn: AtomicU64,
-    /// Kept over reloads. Each pool has its own, because no rule leads out of a pool.
+    /// A reload keeps the key names. Pools do not share them, because no rule leads a client out of the pool.
     pub(super) key_names: Arc<PoolKeyNames>,
 }
 
@@ -58,7 +59,7 @@ pub struct SameNumber {
 }
 
 impl ServerSet {
-    /// `before`: the set that this one replaces.
+    /// `before`: the set that the new set replaces.
     pub(super) fn new(
         balance: Balance,
         route_keys: Option<Arc<RouteKeyring>>,
@@ -94,7 +95,8 @@ impl ServerSet {
         })
     }
 
-    /// The pool of a server name. `None` if clients without a known name are refused.
+    /// The pool of a server name. `None` if no pool has the name, and the default pool is empty or must not be
+    /// used.
     pub(super) fn pool(&self, server_name: Option<&str>) -> Option<&Pool> {
         let named = server_name.and_then(|name| self.pool_names.find(name));
         match (named, self.balance.unknown_name) {
@@ -126,7 +128,8 @@ impl ServerSet {
     }
 }
 
-/// The statistics of a server: those of the set before, unless the server has another address now.
+/// The statistics of a server. They continue those of the replaced set, unless the address of the server has
+/// changed.
 fn stats_of(
     settings: &BalanceServer,
     before: Option<&ServerSet>,
@@ -150,13 +153,13 @@ fn stats_of(
 
 /// The pool of a server. The configuration was checked, so a named pool exists.
 fn pool_of<'p>(settings: &BalanceServer, pools: &'p mut [Pool]) -> &'p mut Pool {
-    // The search skips the default pool: a configured pool can have the same name.
+    // The search skips the default pool, because a configured pool may also be named `default`.
     let mut named = (1..pools.len()).filter(|&at| settings.pool.as_ref() == Some(&pools[at].name));
     let at = named.next().unwrap_or(0);
     &mut pools[at]
 }
 
-/// The number of each server: configured, or derived from the name as the server derives it.
+/// The number of each server. A number that is not configured is derived from the name, as on the server.
 fn server_numbers(
     servers: &[BalanceServer],
     route_keys: Option<&RouteKeyring>,
@@ -208,7 +211,8 @@ impl Pool {
         self.servers.iter().find(|server| server.id() == id)
     }
 
-    /// Whether a server takes a client that has a session there. A draining server takes such clients too.
+    /// Whether a server takes a client that has a session there. A draining server also takes returning
+    /// clients.
     pub(super) fn takes_returning(
         &self,
         server: &PoolServer,
@@ -218,13 +222,13 @@ impl Pool {
             return Err(SkipReason::Full);
         }
         match SkipReason::for_availability(server.availability(now)) {
-            // If all servers failed, another server is no better.
+            // If no server is available, another server is no better.
             Some(reason) if self.has_available_server(now) => Err(reason),
             _ => Ok(()),
         }
     }
 
-    /// The servers of this list that take the client and have room, the preferred server of the source first.
+    /// The available servers of this list that have room. The preferred server of the source comes first.
     ///
     /// The error is the reason why no server qualifies.
     pub(super) fn with_room(
@@ -237,7 +241,7 @@ impl Pool {
         let mut unavailable: Vec<Option<SkipReason>> =
             availabilities.map(SkipReason::for_availability).collect();
         if !unavailable.contains(&None) {
-            // If all servers failed, availability is no reason to skip one of them.
+            // If no server is available, availability must not exclude any server.
             unavailable.fill(None);
         }
         let servers = self.servers.iter().zip(&unavailable);
@@ -268,9 +272,9 @@ impl Pool {
         Ok(order.into_iter().map(|at| &self.servers[at]).collect())
     }
 
-    /// All servers that are not full, in the order in which a new client tries them.
+    /// All servers that are not full, in the order in which the balancer tries them for a new client.
     ///
-    /// Unsuitable servers come last, because the alternative is to turn the client away.
+    /// Ejected, down and draining servers come last. Without them, the client would be turned away.
     pub(super) fn place(&self, source: IpAddr, now: Instant) -> Vec<&Arc<PoolServer>> {
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         let ranks: Vec<_> = self.servers.iter().map(|server| server.rank(now)).collect();

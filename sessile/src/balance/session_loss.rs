@@ -1,7 +1,7 @@
 //! Session loss: a server refuses its own sessions before their lifetime ends.
 //!
-//! Only learned sessions show it, because a TLS 1.3 client offers another ticket each time. The decision is
-//! [`sessile_proto::age_limit`]; this file counts, logs and explains.
+//! Only learned sessions, which are of TLS 1.2 or earlier, show a loss. A TLS 1.3 client offers another ticket
+//! each time. The decision is in [`sessile_proto::age_limit`]. This file counts, logs and explains.
 
 use std::fmt;
 use std::sync::Mutex;
@@ -15,7 +15,7 @@ use crate::locks::locked;
 
 /// Upper bounds of the histogram buckets, in seconds.
 ///
-/// They are finer around five minutes, where IIS and many later servers close idle connections.
+/// The buckets are finer around five minutes, because IIS 6.0 closes connections that are idle for so long.
 pub(super) const BUCKETS: [f64; 16] = [
     1.0, 5.0, 15.0, 30.0, 60.0, 120.0, 180.0, 240.0, 300.0, 360.0, 600.0, 1800.0, 3600.0, 7200.0,
     18_000.0, 36_000.0,
@@ -44,13 +44,14 @@ struct LossRecord {
     logged: Option<AgeLimit>,
 }
 
-/// A server refuses its sessions above an age limit. Its text follows the name of the server.
+/// A server refuses its sessions above an age limit. The displayed text continues after the name of the
+/// server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct LossDiagnosis {
     pub(super) age_limit: AgeLimit,
     /// The lifetime that sessions should have.
     expected: Duration,
-    /// True if the server announced the lifetime. Else it is `session.lifetime` of the balancer.
+    /// True if the server announced the lifetime. Else `expected` is `session.lifetime` of the balancer.
     is_announced: bool,
 }
 
@@ -76,7 +77,7 @@ impl SessionLoss {
             return;
         }
         record.logged = age_limit;
-        // A slow reader of the log must not hold up other connections.
+        // Log without the lock, because a slow reader of the log must not hold up other connections.
         drop(record);
         match diagnosis {
             Some(diagnosis) => tracing::warn!("{server} {diagnosis}"),
@@ -103,7 +104,7 @@ impl LossRecord {
     }
 }
 
-/// The buckets of a histogram. Prometheus counts cumulatively; these counts are per bucket.
+/// The buckets of a histogram. The counts of Prometheus are cumulative, and these counts are not.
 pub(super) fn buckets(histogram: &Histogram) -> Vec<IdleBucket> {
     let metric = histogram.metric();
     let cumulative = metric.get_histogram();
@@ -120,7 +121,7 @@ pub(super) fn buckets(histogram: &Histogram) -> Vec<IdleBucket> {
     buckets.collect()
 }
 
-/// True if the age limit differs enough from the last one in the log.
+/// True if the age limit differs enough from the last age limit in the log.
 fn is_worth_logging(logged: Option<AgeLimit>, now: Option<AgeLimit>) -> bool {
     match (logged, now) {
         (None, None) => false,

@@ -26,12 +26,12 @@ pub struct Changes {
 /// The shared state of a balancer.
 pub(super) struct BalancerState {
     pub(super) servers: watch::Sender<Arc<ServerSet>>,
-    /// Held from the read of the server set until its replacement.
+    /// Locked from the read of the server set until the replacement of the set.
     pub(super) replacing: Mutex<()>,
     pub(super) learned: Arc<Mutex<Affinity>>,
     pub(super) metrics: BalancerMetrics,
     pub(super) families: ServerFamilies,
-    /// `session.lifetime`: the expected lifetime of sessions at servers that announce none.
+    /// `session.lifetime`: the expected lifetime of sessions at servers that announce no lifetime.
     pub(super) session_lifetime: Duration,
     pub(super) stop: CancellationToken,
 }
@@ -62,7 +62,8 @@ impl BalancerState {
         set.servers().map(|(_, server)| reading(server)).collect()
     }
 
-    /// Changes the settings of servers and pools. Returns true if `change` returned true and the change applied.
+    /// Changes the settings of servers and pools. Returns true if `change` returned true and the changed
+    /// settings are in use.
     pub(super) fn change(&self, change: impl FnOnce(&mut Balance) -> bool) -> bool {
         let _replacing = locked(&self.replacing);
         let set = self.server_set();
@@ -90,7 +91,7 @@ impl BalancerState {
                 changes.removed.push(name.to_owned());
             }
             if settings.is_none_or(|settings| settings.address != server.address()) {
-                // No other machine has the sessions of this server.
+                // The server is gone or has another address. No other machine has its sessions.
                 locked(&self.learned).forget_servers(|learned| learned == id);
                 server.key_names.update(id, |names| names.forget(id));
             }

@@ -18,7 +18,7 @@ use crate::tls::x509::{Validity, validity};
 /// Most bytes of a PEM file.
 const MAX_BYTES: u64 = 1 << 20;
 
-/// The warning about the end of a certificate begins this long before.
+/// The warning about the end of a certificate begins this long before that end.
 pub(super) const SOON: Duration = Duration::from_secs(14 * 24 * 60 * 60);
 
 /// A problem with a certificate or its key.
@@ -66,7 +66,7 @@ pub(super) enum CertificateError {
     NotCovered { path: PathBuf, name: String },
 }
 
-/// Checks a certificate for the names of its site. Gives the end of the chain's validity, and all
+/// Checks a certificate for the names of its site. Returns the end of the chain's validity, and all
 /// problems.
 pub(super) fn examine(
     pair: &Certificate,
@@ -155,7 +155,8 @@ fn check_validity(
 }
 
 fn covers(leaf: &ParsedCertificate<'_>, name: &str) -> bool {
-    // A certificate covers a wildcard if it covers a name of the wildcard.
+    // A certificate covers a wildcard name of the site if the certificate covers any label below
+    // it.
     let concrete = match name.strip_prefix("*.") {
         Some(below) => format!("any-label.{below}"),
         None => name.to_owned(),
@@ -181,7 +182,7 @@ fn check_key(
                 key: pair.key.clone(),
             })
         }
-        // Other problems are problems of the certificate, which are reported above.
+        // All other problems are in the certificate itself. `check_validity` reports those.
         _ => Ok(()),
     }
 }

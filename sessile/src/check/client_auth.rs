@@ -1,4 +1,4 @@
-//! Checks `client-auth` of a site: which files it has, and entries in them that refuse or admit clients
+//! Checks the files of `client-auth` of a site, and finds entries that refuse or admit clients
 //! unexpectedly.
 
 use std::time::SystemTime;
@@ -32,7 +32,7 @@ pub(super) fn check(
          resumes.",
         counted(files.authorities.len(), "certificate")
     ));
-    // If sessions must be removable, all of them are stored in any case.
+    // Sessions that must be removable are always stored, and their tickets contain no certificates.
     if !config.sessions_are_removable() {
         let session = &config.session;
         findings.note(if session.store == StoreUrl::Memory || session.max_entries == 0 {

@@ -1,4 +1,4 @@
-//! Explains the sessions that a restart and a crash lose, with and without a shared store.
+//! Explains which sessions a restart or a crash loses, with and without a shared store.
 
 use std::net::IpAddr;
 
@@ -100,14 +100,14 @@ pub(super) fn check_forget(config: &Config, now: Time, findings: &mut Findings) 
     }
 }
 
-/// Where stored sessions are, and how serious that is.
+/// The place of stored sessions in words, and the grade of the finding about this place.
 fn session_place(config: &Config) -> (Grade, &'static str) {
     match (&config.session.store, &config.key) {
         (StoreUrl::Redis(_), Key::File(_)) => (
             Grade::Note,
             "They survive a restart and a crash, and resume on every server that has the same store and the same key.file",
         ),
-        // A drain writes a snapshot to the state folder, and the next start reads it.
+        // A drain writes a snapshot to the state folder, and the next start reads the snapshot.
         (StoreUrl::Memory, Key::File(_)) if config.session.snapshot => (
             Grade::Warning,
             "They stay in this server's session table: only this server resumes them. A restart keeps \

@@ -79,7 +79,7 @@ pub fn durability(config: &Config) -> Vec<Finding> {
     findings.0
 }
 
-/// A warning if others can read the configuration file and it contains a password.
+/// A warning if other users can read a configuration file that contains a password.
 #[must_use]
 pub fn config_file(path: &Path, config: &Config) -> Option<Finding> {
     let StoreUrl::Redis(redis) = &config.session.store else {
@@ -250,7 +250,8 @@ fn upstreams(config: &Config, findings: &mut Findings) {
     }
 }
 
-/// Finds servers with the same number. Numbers are derived with the farm key, so its file is needed.
+/// Finds servers with the same number. Numbers are derived from the farm's scope, which is in the key file.
+/// Without this file, nothing is checked.
 fn server_numbers(config: &Config, findings: &mut Findings) {
     let servers = &config.balance.servers;
     let Key::File(file) = &config.key else {

@@ -1,4 +1,4 @@
-//! Checks the files and folders of a configuration: do they exist, who can read and write them.
+//! Checks if the files and folders of a configuration exist, and who can read and write them.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -47,7 +47,8 @@ impl Folder {
     }
 }
 
-/// Explains the state of a balancer. A balancer never makes a key: it only needs one to read labels.
+/// Explains the state of a balancer. A balancer never makes a key, and needs a key only to read the
+/// labels of tickets.
 fn check_balancer(config: &Config, findings: &mut Findings) {
     if config.session.store != StoreUrl::Memory {
         findings.note(
@@ -83,7 +84,7 @@ fn check_balancer(config: &Config, findings: &mut Findings) {
     }
 }
 
-/// Checks that the farm key can be read, or made, and moved forward.
+/// Checks that the farm key can be read and moved forward, or can be made.
 pub(super) fn check(config: &Config, findings: &mut Findings) {
     if config.has_role(Role::Balance) && !config.has_role(Role::Serve) {
         check_balancer(config, findings);

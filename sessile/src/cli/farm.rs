@@ -74,7 +74,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let farm = Farm::start(&plan, &env)?;
     let _ = write!(io::stdout(), "{}", greeting(&plan, &farm));
     signals.wait(Orders::default());
-    // The reader of the standard output may be gone; that is no reason to fail.
+    // The reader of the standard output may be gone, but the drain must go on.
     let _ = writeln!(io::stdout(), "\ndraining");
     env.stop.cancel();
     farm.join();

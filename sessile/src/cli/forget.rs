@@ -26,10 +26,11 @@ Their clients pay one full handshake (full/revoked). Their new sessions resume.
 Without a shared session store, set session.forget in each server's file.
 If the farm key was stolen, also run `sessile key rotate --compromised`.";
 
-/// Maximum time that `--before` may be in the future. A server's clock may be ahead by as much.
+/// Maximum time that `--before` may be in the future. The clock of a server may be ahead of this
+/// machine's clock by this time.
 const MAX_AHEAD: Duration = Duration::from_secs(3600);
 
-/// From this number of marks on, the summary warns about [`MAX_FORGET_RULES`].
+/// From this number of rules on, the summary warns about [`MAX_FORGET_RULES`].
 const MANY_RULES: usize = 200;
 
 /// Forget sessions of the farm, through its shared store
@@ -129,7 +130,7 @@ fn target(what: &What, config: &Config) -> anyhow::Result<ForgetTarget> {
     Ok(found.target())
 }
 
-/// The entry of `session.forget` in a configuration file that forgets the same sessions.
+/// The entry of `session.forget` that forgets these sessions, for a configuration file.
 fn config_entry(target: &ForgetTarget, before: Time) -> String {
     let before = format!("before = \"{}\"", rfc3339(before));
     match target {
@@ -147,7 +148,8 @@ fn title(first_name: &str) -> &str {
     }
 }
 
-/// What the command prints after it has written the rule to the store. `rules` are all rules of the farm.
+/// The output of the command after it has written the rule to the store. `rules` are all rules of the
+/// farm.
 fn summary(
     target: &ForgetTarget,
     scope: ForgetScope,

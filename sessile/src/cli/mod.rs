@@ -78,7 +78,7 @@ fn print(text: &str) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// A runtime for a command that does one thing.
+/// A runtime on one thread, for commands that end by themselves.
 fn runtime() -> anyhow::Result<Runtime> {
     let mut builder = Builder::new_current_thread();
     builder.enable_all().build().context("cannot start")
@@ -112,7 +112,8 @@ fn require_listener(config: &Config, role: Role) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Reads the configuration again and applies it. Logs what a restart must apply, or why the old one stays.
+/// Reads the configuration again and applies it. Logs the changes that need a restart, or why the old
+/// configuration stays.
 fn reload<T>(
     role: Role,
     running: &Config,

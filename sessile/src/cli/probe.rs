@@ -64,7 +64,7 @@ Exit status: 0 every mechanism that the server offers resumes; 1 one does not;
 2 wrong usage or no connection; 130 \
 interrupted.";
 
-/// Default number of returns for each mechanism, unless there are more addresses.
+/// Default number of returns for each mechanism, unless the target has more addresses.
 const DEFAULT_RETURNS: usize = 5;
 
 /// Maximum number of a host's addresses that are tried.
@@ -72,7 +72,7 @@ const MAX_ADDRESSES: usize = 64;
 
 const DEFAULT_PORT: u16 = 443;
 
-/// Exit status for wrong usage and for a target without a connection.
+/// Exit status for wrong usage, and for a target that accepts no connection.
 const EXIT_NO_CONNECTION: u8 = 2;
 
 /// Runs the probe and prints its report.

@@ -55,7 +55,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         access_log: AccessLog::open(&config.log.access, &registry)?,
         registry,
     };
-    // Start the admin listener first. The server removes its snapshot at the start, so everything
+    // Start the admin listener first. The start of the server removes the snapshot, so everything
     // else that can fail must fail before.
     let admin = super::start_admin(&config, &env.registry, || None, &env.stop)?;
     let server = Server::start(&config, &env)?;
@@ -130,7 +130,7 @@ fn folder(root: &Path) -> anyhow::Result<PathBuf> {
     Ok(root.to_owned())
 }
 
-/// Reloads the farm key and logs the result. Returns false if that failed.
+/// Reloads the farm key and logs the result. Returns false if the reload failed.
 fn reload_key(server: &Server) -> bool {
     let reloaded = server.reload_key();
     let succeeded = reloaded.is_ok();
@@ -157,7 +157,8 @@ fn reload_key(server: &Server) -> bool {
     succeeded
 }
 
-/// Reloads the configuration and its files, and logs the result. Returns false if that failed.
+/// Reloads the configuration and its files, and logs the result. Returns false if the reload
+/// failed.
 fn reload_configuration(server: &Server, running: &Config, args: &Args) -> bool {
     let apply = |written: &Config| Ok(server.reload(written)?);
     let reloaded = super::reload(Role::Serve, running, || configuration(args), apply);

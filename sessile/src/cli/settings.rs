@@ -95,7 +95,7 @@ enum Command {
     },
 }
 
-/// Widest value that widens the column of values in `list`.
+/// Greatest width of the column of values in `list`.
 const MAX_COLUMN: usize = 24;
 
 /// Runs `sessile settings`.

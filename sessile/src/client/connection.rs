@@ -15,7 +15,7 @@ use super::wire_observer::Offer;
 /// A TLS connection after its handshake.
 pub struct EstablishedConnection {
     pub stream: Stream,
-    /// The session in the ClientHello that was sent.
+    /// The session that the client offered in its ClientHello.
     pub offered: Option<Offer>,
     /// The server's answer to the offer, read from the wire. The kind is never `Failed`.
     pub outcome: Outcome,
@@ -85,8 +85,8 @@ impl EstablishedConnection {
             })
     }
 
-    /// The number of TLS 1.3 tickets received so far. Tickets follow the handshake, and only
-    /// reading from the stream receives them.
+    /// The number of TLS 1.3 tickets received so far. Tickets follow the handshake, so this number
+    /// rises only while the stream is read.
     #[must_use]
     pub fn tls13_tickets(&self) -> u32 {
         self.stream.tls().tls13_tickets_received()
@@ -100,8 +100,8 @@ impl EstablishedConnection {
         self.tls13_tickets()
     }
 
-    /// SHA-256 of the server's certificate. A resumed handshake has no certificate message: there
-    /// rustls gives the certificate of the session's full handshake.
+    /// SHA-256 of the server's certificate. For a resumed handshake, this is the certificate of the
+    /// session's full handshake.
     #[must_use]
     pub fn certificate_fingerprint(&self) -> Option<[u8; 32]> {
         let certificate = self.stream.tls().peer_certificates()?.first()?;
@@ -109,8 +109,8 @@ impl EstablishedConnection {
         digest.as_ref().try_into().ok()
     }
 
-    /// Waits without a limit until the server ends the connection, and discards all data that
-    /// arrives before. Cancel-safe.
+    /// Waits without a limit until the server ends the connection, and discards all data until
+    /// then. Cancel-safe.
     pub async fn closed(&mut self) -> Close {
         let mut discarded = [0; 4096];
         loop {

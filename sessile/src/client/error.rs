@@ -1,4 +1,4 @@
-//! Errors of making a client and of connecting, split by whose fault they are.
+//! Errors in making a client, and errors in connecting to a server.
 
 use std::io;
 use std::path::PathBuf;
@@ -60,7 +60,8 @@ pub enum Error {
     /// The server broke the protocol, or shares no parameters with the client.
     #[error("the handshake failed: {0}")]
     Protocol(rustls::Error),
-    /// The handshake finished, and our own parser could not read it. This is a fault of sessile.
+    /// The handshake finished, but sessile's own parser could not read its clear part. This is a
+    /// fault of sessile.
     #[error("the handshake finished, but its clear part could not be read")]
     Unreadable,
 }
@@ -71,7 +72,8 @@ pub enum Error {
 pub struct Failure {
     #[source]
     pub error: Error,
-    /// The session in the ClientHello. `None` if the client offered none or sent no ClientHello.
+    /// The session in the ClientHello. `None` if the client offered no session or sent no
+    /// ClientHello.
     pub offered: Option<Offer>,
 }
 
@@ -101,7 +103,7 @@ impl std::fmt::Display for Stage {
 }
 
 impl Error {
-    /// True if the server said that it does not speak the offered TLS versions.
+    /// True if the server refused the offered TLS versions or chose another version.
     #[must_use]
     pub const fn refuses_version(&self) -> bool {
         matches!(
@@ -110,7 +112,7 @@ impl Error {
         )
     }
 
-    /// True if the server, and not this client, ended the handshake or did not answer.
+    /// True if the server ended the handshake, or did not finish it in time.
     #[must_use]
     pub const fn is_ended_by_server(&self) -> bool {
         matches!(
@@ -124,7 +126,7 @@ impl Error {
         )
     }
 
-    /// True if this machine has no route to the address, for instance without IPv6.
+    /// True if this machine has no route to the address, for instance because it has no IPv6.
     #[must_use]
     pub fn is_unreachable(&self) -> bool {
         matches!(self, Self::Connect(error) if matches!(

@@ -1,5 +1,5 @@
-//! A TLS client that keeps sessions and reports whether the server resumed them, as read from the
-//! wire. The probe, the lab and health checks use it. It resolves no names and speaks no HTTP.
+//! A TLS client that keeps sessions, and reads from the wire whether the server resumed them. The
+//! probe, the lab and health checks use it. It resolves no names and speaks no HTTP.
 
 mod connection;
 mod error;
@@ -37,8 +37,9 @@ use wire_observer::WireObserver;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
     pub address: SocketAddr,
-    /// The name that the certificate must have. It is sent as SNI unless it is an IP address.
-    /// Sessions are kept by this name, so all addresses of a name are offered the same sessions.
+    /// The name that the certificate must have. It is sent as SNI unless it is an IP address. The
+    /// client keeps sessions by this name, so it offers the same sessions to all addresses of a
+    /// name.
     pub server_name: ServerName<'static>,
     /// Bytes sent before TLS begins: a PROXY header, for servers that require one.
     pub preface: &'static [u8],
@@ -89,15 +90,15 @@ pub struct Client {
 impl Client {
     /// Makes a client without sessions. It sends no ALPN.
     ///
-    /// `timeout` limits the TCP connection, and again the handshake.
+    /// `timeout` limits the TCP connection and the TLS handshake separately.
     ///
     /// # Errors
     ///
     /// There is no usable CA certificate, or the TLS library refuses the configuration.
     pub fn new(mechanism: Mechanism, trust: &Trust, timeout: Duration) -> Result<Self, SetupError> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        // One verifier for all connections: rustls resumes only between configurations with the
-        // same verifier.
+        // All connections share one verifier, because rustls resumes only between configurations
+        // with the same verifier.
         let verifier = trust.verifier(Arc::clone(&provider))?;
         let versions = match mechanism {
             Mechanism::SessionId | Mechanism::Ticket => &[&TLS12][..],
@@ -127,7 +128,8 @@ impl Client {
         }
     }
 
-    /// Sets the application protocols to offer, the preferred one first. If empty, ALPN is not sent.
+    /// Sets the application protocols to offer, the preferred one first. If `protocols` is empty,
+    /// the client sends no ALPN.
     #[must_use]
     pub fn with_alpn(mut self, protocols: &[&[u8]]) -> Self {
         self.config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
@@ -149,14 +151,14 @@ impl Client {
     ///
     /// As [`Client::connect`].
     pub async fn attempt(&self, target: &Target) -> Result<EstablishedConnection, Failure> {
-        // A thread's first random bytes take the library tens of milliseconds. Draw them before
-        // the connection is timed. A failure shows again in the handshake.
+        // A thread's first random bytes take the library tens of milliseconds. Draw them before the
+        // connection is timed. If this fails, the handshake fails as well.
         let _ = self.config.crypto_provider().secure_random.fill(&mut [0]);
 
         let started = Instant::now();
         let mut tcp = connect_tcp(target.address, self.timeout).await?;
-        // Without nodelay, the second flight may wait for an acknowledgement. A slow connection is no reason
-        // to fail.
+        // Without nodelay, the second flight may wait for an acknowledgement. An error here is no
+        // reason to fail, because the connection is only slower.
         let _ = tcp.set_nodelay(true);
 
         let connected = Instant::now();
@@ -165,7 +167,8 @@ impl Client {
             .map_err(Error::Connect)?;
         let name = &target.server_name;
         let sessions = Arc::new(HandshakeSessions::new(&self.sessions));
-        // This takes the session to offer from the cache, so the observer is made afterwards.
+        // The new rustls connection takes the session to offer from the cache. The observer must
+        // know of this session, so it is made afterwards.
         let tls = ClientConnection::new(self.config_for(&sessions), name.clone())
             .map_err(Error::from_tls)?;
         let observer = WireObserver::new(sessions.offers_tls12_session());
@@ -193,8 +196,8 @@ impl Client {
         let mut outcome = stream.observer.outcome.take().ok_or(Error::Unreadable)?;
         match outcome.kind {
             Kind::Failed => return Err(Error::Unreadable.into()),
-            // A session ID beside TLS 1.3 looks random on the wire. The observer knows that it was
-            // a session.
+            // If a ClientHello offers TLS 1.3, its session ID looks random on the wire. The
+            // observer knows whether the session ID belongs to a session.
             Kind::NotOffered if offered.is_some() => outcome.kind = Kind::Refused,
             Kind::NotOffered | Kind::Refused | Kind::Resumed(_) => {}
         }
@@ -222,7 +225,8 @@ impl Client {
     }
 
     fn keeps_tls12_session(&self, outcome: &Outcome) -> bool {
-        // If the server gives no ticket, rustls keeps the session ID instead.
+        // If the server gives no ticket, rustls keeps the session ID instead, which
+        // [`Mechanism::Ticket`] must not offer.
         self.mechanism != Mechanism::Ticket
             || outcome.kind == Kind::Resumed(How::Ticket)
             || outcome

@@ -23,7 +23,8 @@ struct SessionCache {
     lifetime: Duration,
     tls12: Fifo<CachedSession<Tls12ClientSessionValue>>,
     tls13: Fifo<CachedSession<Tls13ClientSessionValue>>,
-    /// The key exchange group that each server chose last. This avoids a HelloRetryRequest.
+    /// The key exchange group that each server chose last. A key share for this group avoids a
+    /// HelloRetryRequest.
     groups: Fifo<NamedGroup>,
 }
 
@@ -82,7 +83,7 @@ impl Default for Sessions {
 const MAX_TICKETS_PER_NAME: usize = 8;
 
 /// The sessions of one connection: rustls takes the session to offer from here, and puts the
-/// server's new sessions here. Sessions that arrive before the outcome is known wait until
+/// server's new sessions here. Sessions that arrive before the outcome is known wait here until
 /// [`HandshakeSessions::finish_handshake`].
 pub(super) struct HandshakeSessions {
     sessions: Sessions,
@@ -95,7 +96,7 @@ pub(super) struct HandshakeSessions {
 struct HandshakeSessionsState {
     /// The time of the offered session's full handshake.
     offered_full_handshake: Option<Instant>,
-    /// The time of the new sessions' full handshake, once the outcome is known.
+    /// The time of the new sessions' full handshake; `None` until the outcome is known.
     full_handshake: Option<Instant>,
     offers_tls12_session: bool,
     tls12: Option<Tls12ClientSessionValue>,
@@ -116,9 +117,9 @@ impl HandshakeSessions {
         locked(&self.state).offers_tls12_session
     }
 
-    /// Moves the sessions of a finished handshake into the cache. If the handshake `resumed`, they
-    /// inherit the age of the offered session. `keep_tls12` is false if the client does not want
-    /// this kind of TLS 1.2 session.
+    /// Moves the sessions of a finished handshake into the cache. If the handshake `resumed`, the
+    /// new sessions inherit the age of the offered session. `keep_tls12` is false if the client
+    /// wants tickets and the server gave only a session ID. A TLS 1.2 session is then dropped.
     pub(super) fn finish_handshake(
         &self,
         name: &ServerName<'static>,
@@ -219,7 +220,8 @@ impl fmt::Debug for HandshakeSessions {
     }
 }
 
-/// Values by server name, first in, first out: at most `max` in all and `max_per_name` each.
+/// Values by server name, first in, first out. Holds at most `max` values, and at most
+/// `max_per_name` of one name.
 struct Fifo<V> {
     max: usize,
     max_per_name: usize,

@@ -39,8 +39,8 @@ impl Stream {
 
     fn poll_handshake(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
         loop {
-            // A server that refuses may close before it has read everything. Its alert can still
-            // be read after writing has failed.
+            // A server that refuses the handshake may close before it has read everything. Its
+            // alert can still be read after a failed write.
             let flushed = match self.poll_write_tls(cx) {
                 Poll::Ready(written) => written,
                 Poll::Pending if self.tls.is_handshaking() => Ok(()),
@@ -57,7 +57,7 @@ impl Stream {
                 Err(error) => return Poll::Ready(Err(Error::ClosedEarly(Close::from(&error)))),
             }
             if let Err(error) = self.tls.process_new_packets() {
-                // Try to send the alert; the handshake has failed either way.
+                // Try to send the alert. The handshake has failed even if the alert cannot be sent.
                 let _ = self.poll_write_tls(cx);
                 return Poll::Ready(Err(Error::from_tls(error)));
             }
@@ -120,7 +120,7 @@ impl AsyncRead for Stream {
                 let _ = this.poll_write_tls(cx);
                 return Poll::Ready(Err(invalid_data(error)));
             }
-            // Send answers, for instance to a key update. If sending fails, the next read fails too.
+            // Send answers, for instance to a key update. If that fails, the next read fails too.
             let _ = this.poll_write_tls(cx);
         }
     }
@@ -136,7 +136,7 @@ impl AsyncWrite for Stream {
         // Send earlier data first, so that the buffer stays bounded.
         ready!(this.poll_write_tls(cx))?;
         let len = this.tls.writer().write(buf)?;
-        // rustls has accepted these bytes; an error shows at the next call.
+        // rustls has accepted these bytes. If they cannot be sent, the next call fails.
         let _ = this.poll_write_tls(cx);
         Poll::Ready(Ok(len))
     }

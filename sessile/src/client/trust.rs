@@ -1,4 +1,4 @@
-//! Verification of server certificates: by the system's authorities, given authorities, or not.
+//! Verifies server certificates by the system's authorities, by given authorities, or not at all.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -12,14 +12,15 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 use super::SetupError;
 
-/// Whose certificates a client accepts.
+/// The server certificates that a client accepts.
 #[derive(Clone, Debug)]
 pub enum Trust {
     /// Certificates of the system's authorities.
     System,
     /// Certificates of these authorities only.
     Ca(Vec<CertificateDer<'static>>),
-    /// All certificates. Signatures are still checked, so the server holds the private key.
+    /// All certificates. Signatures are still checked, so the server must hold the certificate's
+    /// private key.
     Insecure,
 }
 

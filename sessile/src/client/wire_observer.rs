@@ -30,13 +30,14 @@ impl Offer {
         hex(&self.bytes[self.bytes.len().saturating_sub(SHOWN_LEN)..])
     }
 
-    /// The offer in a ClientHello. `has_tls12_session`: the session ID stands for a session.
+    /// The offer in a ClientHello. `has_tls12_session` is true if rustls took a TLS 1.2 session for
+    /// it.
     fn from_hello(hello: &ClientHello<'_>, has_tls12_session: bool) -> Option<Self> {
         let psk = hello
             .pre_shared_key
             .and_then(|psks| psks.identities().next());
-        // A session ID beside a ticket only shows that the ticket is accepted (RFC 5077, 3.4).
-        // Beside TLS 1.3, a client mostly sends random bytes.
+        // With a ticket, the session ID only lets the client recognise that the server resumes (RFC
+        // 5077, 3.4). With TLS 1.3, most clients send random bytes as the session ID.
         let (how, bytes) = if let Some(psk) = psk {
             (How::Psk, psk.identity)
         } else if let Some(ticket) = hello.session_ticket.filter(|ticket| !ticket.is_empty()) {

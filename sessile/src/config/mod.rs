@@ -1,6 +1,6 @@
 //! The configuration that the rest of the program sees. It is validated and complete, and its values
 //! are typed. [`mod@file`] reads it from TOML, [`reg`] from registry exports. [`settings`] defines the
-//! settings; the other modules never see the raw form.
+//! settings. The rest of the program never sees the raw form.
 
 pub mod file;
 mod network;
@@ -38,7 +38,8 @@ pub struct Config {
     pub balance: Balance,
 }
 
-/// An entry of `session.forget`. Sessions do not resume if their full handshake was before this time.
+/// An entry of `session.forget`. Sessions do not resume if their full handshake was earlier than
+/// `before`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Forget {
     pub target: ForgetTarget,
@@ -60,9 +61,9 @@ pub enum ForgetTarget {
 /// `key.file`: where the farm key comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Key {
-    /// The key is in this file. The first start makes it.
+    /// The key is in this file. If the file is missing, the first start makes it.
     File(PathBuf),
-    /// `"none"`: each start makes a key in memory, and the end of the process loses it.
+    /// `"none"`: each start makes a key in memory, which is lost at the end of the process.
     Ephemeral,
 }
 
@@ -71,7 +72,8 @@ pub enum Key {
 pub enum KernelTls {
     /// Never.
     Off,
-    /// If the kernel supports it and it is faster. This version never uses it.
+    /// If the kernel supports the encryption of records and is faster. This version never uses the
+    /// kernel.
     Auto,
 }
 
@@ -89,8 +91,8 @@ pub enum AccessLog {
 pub struct Listener {
     pub address: SocketAddr,
     pub role: Role,
-    /// The proxies in front. Only they may connect, and their connections begin with a PROXY header.
-    /// Empty: clients connect directly.
+    /// The proxies in front. Only these proxies may connect, and their connections begin with a PROXY
+    /// header. Empty: clients connect directly.
     pub proxies: Vec<Network>,
 }
 
@@ -120,9 +122,9 @@ pub enum Role {
 pub struct Site {
     /// Server names (SNI), lower case; `*.example.org` matches one label. Empty: the default site.
     pub names: Vec<String>,
-    /// One certificate for each key type, at least one in all.
+    /// One certificate for each key type, and at least one certificate.
     pub certificates: Vec<Certificate>,
-    /// The certificates that clients have to show. `None`: clients are not asked.
+    /// The rules for client certificates. `None`: clients are not asked for certificates.
     pub client_auth: Option<ClientAuth>,
     /// Most bytes of early data that the site accepts, at most `session.early-data`.
     pub early_data: u32,
@@ -163,7 +165,7 @@ pub struct ClientAuth {
     pub mode: ClientAuthMode,
     /// The authorities whose certificates are accepted, PEM.
     pub ca: PathBuf,
-    /// Their revocation lists, PEM or DER.
+    /// The revocation lists of the authorities, PEM or DER.
     pub crl: Option<PathBuf>,
 }
 
@@ -171,7 +173,8 @@ pub struct ClientAuth {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClientAuthMode {
     Required,
-    /// A client may come without a certificate. A certificate that it shows is verified.
+    /// A client may come without a certificate. If a client shows a certificate, the certificate is
+    /// verified.
     Optional,
 }
 
@@ -192,7 +195,7 @@ pub enum Action {
     Redirect(String),
     /// This text, as `text/plain`.
     Respond { status: u16, body: String },
-    /// These servers get the request, with its whole path.
+    /// One of these servers gets the request, with its whole path.
     Proxy(Arc<Upstream>),
     /// The built-in page that names the server and shows the connection's verdict.
     Verdict,
@@ -214,7 +217,7 @@ pub enum Symlinks {
     Follow,
 }
 
-/// `[[upstream]]`: servers behind this one, and their timeouts.
+/// `[[upstream]]`: servers behind this server, and their timeouts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Upstream {
     /// The name that `proxy` of a route refers to.
@@ -223,7 +226,8 @@ pub struct Upstream {
     pub servers: Vec<String>,
     /// Longest time for a connection attempt to one server.
     pub connect_timeout: Duration,
-    /// Longest silence of a server, from the end of a request to the end of the response.
+    /// Longest silence of a server before or during its response. Time in which the proxy waits for
+    /// the client does not count.
     pub response_timeout: Duration,
 }
 
@@ -253,7 +257,7 @@ pub struct BalancePool {
     pub name: String,
     /// Server names (SNI), lower case, at least one. `*.example.org` matches one label.
     pub names: Vec<String>,
-    /// `None`: `balance.policy`.
+    /// The policy of this pool. `None`: `balance.policy` applies.
     pub policy: Option<Policy>,
 }
 
@@ -330,8 +334,8 @@ impl Default for Key {
 /// The default name of the farm key's file in the state folder.
 const KEY_FILE: &str = "farm.key";
 
-/// About the memory of one entry of the session table: the session, the identifier, and a share of the
-/// table.
+/// Approximate bytes of one entry of the session table: the session, the identifier, and a share of
+/// the table.
 pub const BYTES_PER_ENTRY: usize = 205;
 
 /// Longest `session.lifetime` with tickets: seven days (RFC 9846, 4.7.1).

@@ -17,8 +17,8 @@ pub struct Network {
 pub struct NotANetwork;
 
 impl Network {
-    /// True if the address is in the network. A listener on `[::]` sees IPv4 addresses in IPv6 form:
-    /// they count as IPv4.
+    /// True if the address is in the network. A listener on `[::]` sees IPv4 addresses in IPv6 form,
+    /// which count as IPv4.
     #[must_use]
     pub fn contains(&self, address: IpAddr) -> bool {
         masked(address.to_canonical(), self.prefix) == Some(self.address)
@@ -55,7 +55,7 @@ impl FromStr for Network {
             None if address.is_ipv4() => 32,
             None => 128,
         };
-        // With bits after the prefix, either the address or the prefix is a mistake.
+        // If a bit after the prefix is set, either the address or the prefix is a mistake.
         match masked(address, prefix) {
             Some(same) if same == address => Ok(Self { address, prefix }),
             _ => Err(NotANetwork),

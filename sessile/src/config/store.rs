@@ -19,7 +19,7 @@ pub enum StoreUrl {
     /// Only the session table of this process.
     #[default]
     Memory,
-    /// A Redis or Valkey that servers share, behind the table.
+    /// The session table of this process, and a Redis or Valkey that servers share.
     Redis(Box<Redis>),
 }
 
@@ -27,9 +27,9 @@ pub enum StoreUrl {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Redis {
     pub topology: Topology,
-    /// At least one.
+    /// At least one node.
     pub nodes: Vec<Node>,
-    /// `rediss://`.
+    /// The files of `rediss://`. `None`: the connections have no TLS.
     pub tls: Option<RedisTls>,
     pub login: Login,
     pub database: u16,
@@ -95,7 +95,7 @@ impl fmt::Debug for Password {
     }
 }
 
-/// Why a text is not a store. No message repeats the text, which may hold a password.
+/// Why a text is not a valid `session.store`. No message repeats the text, which may hold a password.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadStore {
     #[error(
@@ -156,7 +156,8 @@ impl FromStr for Redis {
             _ => return Err(BadStore::Scheme),
         };
         let (address, options) = rest.split_once('?').unwrap_or((rest, ""));
-        // A password may contain slashes. Hosts and paths contain no @.
+        // The last @ ends the login, because a password may contain slashes, but hosts and paths
+        // contain no @.
         let (login, address) = address.rsplit_once('@').unwrap_or(("", address));
         let (hosts, path) = address.split_once('/').unwrap_or((address, ""));
         let (service, database, default_port) = match kind {
@@ -232,7 +233,8 @@ impl Redis {
         })
     }
 
-    /// True if the URL contains a password. Readers of the file can then log in to the store.
+    /// True if the URL contains a password. Readers of the configuration file can then log in to the
+    /// store.
     #[must_use]
     pub fn has_password(&self) -> bool {
         let sentinel = match &self.topology {
@@ -286,7 +288,8 @@ fn password(value: String) -> Result<Password, BadStore> {
     Ok(Password(Zeroizing::new(value)))
 }
 
-/// Percent-decoding (RFC 3986, 2.1). Unlike the crate, it refuses a % without two digits.
+/// Percent-decoding (RFC 3986, 2.1). Unlike the crate `percent_encoding`, this function refuses a %
+/// without two hexadecimal digits.
 pub(crate) fn percent_decoded(text: &str) -> Result<String, BadStore> {
     let has_digits = |part: &str| {
         let digits = part.as_bytes().get(..2);

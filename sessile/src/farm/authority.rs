@@ -108,7 +108,7 @@ fn server_params() -> Result<CertificateParams, rcgen::Error> {
 
 fn set_validity(params: &mut CertificateParams, days: u64) {
     let now = SystemTime::now();
-    // Certificates begin a day ago, for clients whose clocks are behind.
+    // A new certificate is valid from the day before, for clients whose clocks are behind.
     params.not_before = (now - Duration::from_secs(SECONDS_PER_DAY)).into();
     params.not_after = (now + Duration::from_secs((days - 1) * SECONDS_PER_DAY)).into();
 }

@@ -65,10 +65,10 @@ pub struct Farm {
 }
 
 impl Farm {
-    /// Starts everything, servers before the balancer, so that it finds them.
+    /// Starts all parts. The servers start before the balancer, which needs their addresses.
     ///
     /// # Errors
-    /// If a part cannot start. Parts that have started stop with `env.stop`.
+    /// If a part cannot start. The other parts stop when `env.stop` is cancelled.
     pub fn start(plan: &FarmPlan, env: &Environment) -> Result<Self, FarmError> {
         let authority = Authority::open(&plan.data_dir)?;
         let lifetime = plan.base.session.lifetime;
@@ -117,7 +117,7 @@ impl Farm {
         self.balancer.addresses()[0]
     }
 
-    /// Waits until all parts have drained. Call this after the order to stop.
+    /// Waits until all parts have drained. Call this after `env.stop` was cancelled.
     pub fn join(self) {
         self.balancer.join();
         for (_, server) in self.servers {
@@ -168,8 +168,8 @@ pub fn balancer_config(
     servers: &[(String, Server)],
 ) -> Config {
     let mut config = base.clone();
-    // Without a key the balancer reads no labels. Clients then reach other servers, which shows the
-    // effect of a shared farm key.
+    // Without a key, the balancer cannot read which server made a ticket. Clients then reach other
+    // servers with their sessions, which shows the effect of a shared farm key.
     config.key = Key::Ephemeral;
     config.session.snapshot = false;
     config.server.workers = 1;

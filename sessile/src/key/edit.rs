@@ -1,4 +1,4 @@
-//! Makes and changes key files: at a server's first start, and by `sessile key`.
+//! Makes a key file at a server's first start, and makes and changes key files for `sessile key`.
 
 use std::path::Path;
 use std::time::Duration;
@@ -18,11 +18,12 @@ pub const DEFAULT_MAX_LIFETIME: Duration = Duration::from_secs(10 * 60 * 60);
 /// How the secret of a farm changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rotation {
-    /// Adds a generation that is accepted at once. It seals from this time on, or once it is activated.
+    /// Adds a generation that is accepted at once. With a time, it seals from then on; with `None`, it
+    /// waits for [`Rotation::Activate`].
     Add(Option<Time>),
     /// The waiting generation seals from this time on.
     Activate(Time),
-    /// Adds a generation that seals at once, and ends all others at once.
+    /// Adds a generation that seals at once, and ends all other generations at once.
     Replace,
 }
 

@@ -18,7 +18,8 @@ use crate::state_file::{self, folder_of, make_folder, persist, sync_folder};
 /// Longest key file, in bytes. A longer file is not a key file.
 const MAX_LEN: u64 = 64 * 1024;
 
-/// How long to wait for the lock. A reload that waits also delays the signal to stop.
+/// How long to wait for the lock. A reload that waits for the lock also delays the reaction to a stop
+/// signal.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Pause before the lock is tried again.
@@ -103,7 +104,8 @@ fn read(path: &Path) -> Result<FarmKey, FileFault> {
         return Err(FileFault::TooLong(metadata.len()));
     }
     let mode = metadata.permissions().mode() & 0o7777;
-    // On a read-only mount (a Kubernetes secret) the mode cannot be changed, so it is only a warning.
+    // On a read-only mount (a Kubernetes secret) the mode cannot be changed, so an unsafe mode only
+    // causes a warning.
     if metadata.is_file() && mode & 0o077 != 0 && !is_on_read_only_mount(path) {
         let path = path.into();
         return Err(FileFault::Readable { path, mode });
@@ -161,7 +163,8 @@ pub(super) fn update<E: From<FileError>>(
 fn replace(path: &Path, key: &FarmKey) -> io::Result<()> {
     let owner = fs::metadata(path)?;
     let staged = stage(path, format::encode(key).as_bytes())?;
-    // A file that root rewrites must keep its owner. For other users this fails, and they are the owner.
+    // A file that root rewrites must keep its owner. Other users cannot change the owner, but they own
+    // the file already.
     let _ = fchown(staged.as_file(), Some(owner.uid()), Some(owner.gid()));
     persist(staged, path)
 }
@@ -194,7 +197,7 @@ pub fn write_secret(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
 
 /// Locks the key file until the result is dropped.
 ///
-/// The lock is on a second file: replacing the key file would also replace a lock on it.
+/// The lock is on a second file. A lock on the key file would be lost when the key file is replaced.
 fn lock(path: &Path) -> io::Result<File> {
     let mut name = path.as_os_str().to_owned();
     name.push(".lock");
@@ -203,10 +206,10 @@ fn lock(path: &Path) -> io::Result<File> {
         .create(true)
         .truncate(false)
         .write(true)
-        // Any user who can open the file could hold the lock.
+        // Every user who can open the lock file can hold the lock, so only its owner may open it.
         .mode(0o600)
         .open(&name)?;
-    // A command that root runs must not lock the server out.
+    // If root makes the lock file, the server's user must still be able to open it.
     if let Ok(key) = fs::metadata(path) {
         let _ = fchown(&file, Some(key.uid()), Some(key.gid()));
     }

@@ -9,18 +9,18 @@ use sessile_proto::Time;
 
 /// The kernel's wall clock, if the kernel says that it is synchronised.
 ///
-/// A library such as libfaketime can give this process another clock; [`ClockTrust`] compares the two.
+/// A library such as libfaketime can give this process another clock; [`ClockTrust`] compares the two clocks.
 ///
 /// [`ClockTrust`]: sessile_proto::keys::clock_trust::ClockTrust
 pub(super) fn ntp_time() -> Option<Time> {
     // SAFETY: `timex` is a plain C structure of integers, for which all zeros is a valid value. With `modes` 0
-    // the call changes nothing in the kernel. It writes only to the structure that it is given. That structure
-    // is ours and has the kernel's size.
+    // the call changes nothing in the kernel. The call writes only to `timex`, which has the size that the
+    // kernel expects.
     let (state, timex) = unsafe {
         let mut timex: libc::timex = std::mem::zeroed();
         (libc::adjtimex(&raw mut timex), timex)
     };
-    // A sandbox that forbids the call answers -1.
+    // In a sandbox that forbids the call, the result is -1.
     if state < 0 || state == libc::TIME_ERROR || timex.status & libc::STA_UNSYNC != 0 {
         return None;
     }

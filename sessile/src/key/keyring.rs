@@ -1,5 +1,5 @@
-//! The farm key of a running server: loads or makes it, derives its keys for handshakes, moves its chains
-//! forward as time passes. [`ClockTrust`] decides how far the key may move.
+//! The farm key of a running server. This module loads or makes the key, derives keys for handshakes, and
+//! moves the chains forward in time. [`ClockTrust`] decides how far the key may move.
 
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -16,7 +16,7 @@ use crate::clock;
 use crate::config;
 use crate::locks::{locked, read_locked, write_locked};
 
-/// Longest pause between two looks at the clock: a clock that was set is noticed within this time.
+/// Longest pause between two looks at the clock. A clock that was set is noticed within this time.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// Shortest pause between two looks at the clock, just before a key changes.
@@ -65,7 +65,7 @@ struct Shared {
     file: Mutex<()>,
     origin: Origin,
     scope: String,
-    /// Uptime zero of [`ClockTrust`].
+    /// The moment from which [`ClockTrust`] counts the uptime.
     started: Instant,
 }
 
@@ -74,7 +74,7 @@ struct KeyringState {
     clock_trust: ClockTrust,
     /// True if the schedule was derived under a skewed clock, and so does not seal.
     is_skewed: bool,
-    /// How many times a generation ended before its time.
+    /// How many times a changed key ended a generation before its planned end.
     revocations: u32,
     /// True if the log says that the key is too far behind the clock.
     said_out_of_reach: bool,
@@ -83,7 +83,8 @@ struct KeyringState {
 impl Keyring {
     /// Opens the key that the configuration names, and makes it if the file does not exist.
     ///
-    /// `lifetime` is the longest life of a session of this server. A key that is made here allows for it.
+    /// `lifetime` is the longest life of a session of this server. A new key allows sessions of this
+    /// lifetime.
     pub fn open(source: &config::Key, lifetime: Duration) -> Result<Self, KeyError> {
         match source {
             config::Key::Ephemeral => Self::ephemeral(lifetime),
@@ -151,7 +152,7 @@ impl Keyring {
     pub fn record_shared_time(&self, shared_time: Time) {
         let now = self.shared.moment(clock::now());
         if self.shared.record_shared_time(shared_time, now) {
-            // The thread ends after this sender, so the send does not fail.
+            // The thread ends only after this sender is dropped, so the send does not fail.
             let _ = self.wake.send(());
         }
     }
@@ -248,7 +249,8 @@ impl Shared {
         published.is_current(now).then(|| Arc::clone(&published))
     }
 
-    /// Derives the keys that are live at `now` and publishes them. A skewed clock seals nothing.
+    /// Derives the keys that are live at `now` and publishes them. While the clock is skewed, these keys
+    /// seal nothing.
     ///
     /// Logs when the skew begins and when it ends.
     fn derive(&self, state: &mut KeyringState, now: Moment) -> Arc<Schedule> {
@@ -309,7 +311,8 @@ impl Shared {
         has_changed
     }
 
-    /// True if the key may move differently after this report: it is the first, or the skew changed.
+    /// True if the report is the first one, or if a skew has begun or ended. The key may then move
+    /// differently.
     fn record_shared_time(&self, shared_time: Time, now: Moment) -> bool {
         let mut state = locked(&self.state);
         let is_first = state.clock_trust.record_report(Moment {
@@ -344,7 +347,7 @@ impl Shared {
         }
     }
 
-    /// Moves the key in memory. Returns the decision if the key moved, for the file.
+    /// Moves the key in memory. If the key moved, returns the permit, so that the file can be moved too.
     fn move_in_memory(&self, now: Moment) -> Option<Permit> {
         let mut guard = locked(&self.state);
         let state = &mut *guard;
@@ -421,7 +424,8 @@ fn describe_change(old: &FarmKey, new: &FarmKey, now: Time) -> Reloaded {
 
 /// True if a generation was accepted in the old key and has ended in the new one, before its planned end.
 ///
-/// A generation that the new key does not have counts as ended: it may have ended long ago and been dropped.
+/// A generation that is missing in the new key counts as ended, because generations that ended long ago are
+/// dropped.
 fn ended_early(old: &FarmKey, new: &FarmKey, now: Time) -> bool {
     old.generations
         .iter()

@@ -1,4 +1,5 @@
-//! Server numbers, which name the issuing server in tickets: set, or derived from the server's name.
+//! Server numbers, which name the issuing server in tickets. A number is configured, or derived from
+//! the server's name.
 //!
 //! Two servers with the same number mislead balancers and verdicts. No connection fails.
 
@@ -34,7 +35,8 @@ pub struct Clash<'a> {
     pub names: [&'a str; 2],
 }
 
-/// The clashes among the servers of a farm, each given by name and configured number.
+/// The clashes among the servers of a farm. Each server is given by its name and its configured
+/// number.
 ///
 /// A clash pairs a server with the first server of the same number.
 #[must_use]

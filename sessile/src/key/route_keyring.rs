@@ -1,5 +1,5 @@
-//! A balancer's key: the route chains of a whole key or of its exported part. It reads labels, opens no
-//! ticket and never writes the file.
+//! A balancer's key: the route chains of a whole key or of its exported part. With these chains, the
+//! balancer reads labels, but it opens no ticket and never writes the file.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -13,7 +13,8 @@ use crate::locks::locked;
 
 /// Seconds for which derived route keys are used.
 ///
-/// Every day begins at such a step. The end of a generation is noticed after one step at most.
+/// Every day begins with a new step, so the keys of a new day are derived in time. The end of a
+/// generation is noticed after one step at most.
 const DERIVE_STEP: u64 = 60;
 
 /// The route keys, shared by the threads of a balancer.

@@ -10,11 +10,12 @@ use sessile_proto::keys::clock_trust::Skew;
 
 use super::file;
 
-/// The disadvantages of a key that was read from `path` and can be used.
+/// The warnings about a usable key that was read from `path`.
 #[must_use]
 pub fn warnings(path: &Path, key: &FarmKey, now: Time) -> Vec<String> {
     let mut warnings = Vec::new();
-    // A balancer never moves its part of the key forward.
+    // These warnings are for servers only, because a balancer never moves its part of the key
+    // forward.
     if !key.is_route_part() {
         if let Some(reason) = file::read_only_reason(path) {
             warnings.push(format!(
@@ -68,7 +69,7 @@ pub(super) fn in_words(span: Duration) -> impl fmt::Display {
     humantime::format_duration(Duration::from_secs(span.as_secs()))
 }
 
-/// `2h ahead of` or `1day behind`, for a sentence that goes on with another clock.
+/// Part of a sentence that goes on with another clock: `2h ahead of` or `1day behind`.
 pub(super) fn skew_in_words(skew: Skew) -> String {
     match skew {
         Skew::Ahead(span) => format!("{} ahead of", in_words(span)),

@@ -113,7 +113,7 @@ impl LabVisit {
     }
 }
 
-/// A report of one scenario with two findings, of which the second differs.
+/// A report of one scenario with two findings. The second observation differs from the article.
 #[cfg(test)]
 pub(super) fn sample() -> LabReport {
     use sessile_proto::verdict::Reason;

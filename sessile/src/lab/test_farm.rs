@@ -25,7 +25,7 @@ use crate::serve::{AccessLog, Environment, Server};
 /// The server name in every ClientHello. The development certificate covers this name.
 const NAME: &str = "localhost";
 
-/// Limit of the time for a response, and for the end of a connection.
+/// Longest wait for a response, and for the end of a connection.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The idle time in the article.
@@ -70,7 +70,7 @@ impl Lab {
     }
 }
 
-/// Running servers, and the address where clients reach them. Dropping it stops the servers.
+/// Running servers, and the address where clients reach them. A drop stops the servers.
 pub(super) struct TestFarm {
     /// The server, or the balancer if there is one.
     pub(super) front: Target,
@@ -100,7 +100,7 @@ impl TestFarm {
     /// Starts one server for each registry text, and a balancer. The servers share nothing.
     pub(super) fn farm(lab: &Lab, registries: &[&'static str]) -> Result<Self, LabError> {
         let mut test_farm = Self::start(lab, registries)?;
-        // With round robin, a client that is placed by policy reaches another server.
+        // With round robin, a client that returns without a session reaches another server.
         let policy = Policy::RoundRobin;
         let config =
             farm::balancer_config(&Config::default(), ANY_PORT, policy, &test_farm.servers);

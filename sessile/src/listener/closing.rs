@@ -8,13 +8,13 @@ use sessile_proto::alert::AlertDescription;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
-/// How long a client may take to end its side after ours has ended.
+/// How long a client may take to end its side after our side has ended.
 pub(crate) const LINGER: Duration = Duration::from_secs(5);
 
-/// Most bytes that are read from such a client and thrown away.
+/// Most bytes that are read and thrown away while the client has not ended its side.
 const MAX_DISCARDED: usize = 256 * 1024;
 
-/// Bytes read at once.
+/// Most bytes that are read at once.
 const CHUNK: usize = 4096;
 
 /// Turns away a connection that cannot be served, with a fatal alert in clear.
@@ -26,7 +26,8 @@ pub(crate) async fn refuse(mut io: TcpStream, alert: AlertDescription) {
 
 /// Ends our side of a connection, and waits for the client to end its side.
 ///
-/// A socket that is closed while bytes come in resets the connection. The client could lose the alert.
+/// If a socket is closed while bytes still come in, the system resets the connection. The client could lose
+/// the alert.
 pub(crate) async fn end(io: &mut TcpStream) {
     let _ = io.shutdown().await;
     let mut discarded = 0;

@@ -1,5 +1,5 @@
-//! The count of open connections, up to `connection.max`. Beyond that, the source with most connections gives
-//! way to a source with fewer.
+//! The count of open connections, up to `connection.max`. At this limit, the source with most connections
+//! gives way to a source with fewer connections.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -19,11 +19,12 @@ pub struct ConnectionCount {
     full_log: Arc<LogInterval>,
 }
 
-/// What a role counts of its connections.
+/// The metrics of a role's connections.
 #[derive(Clone)]
 pub struct ConnectionMetrics {
     pub open: IntGauge,
-    /// Connections that were closed at once because there were `max`, and no source had to give way.
+    /// Connections that were closed at once, because the limit was reached and no other connection had to give
+    /// way.
     pub refused: IntCounter,
     /// Connections that were closed to let another source in.
     pub displaced: IntCounter,
@@ -32,7 +33,7 @@ pub struct ConnectionMetrics {
 }
 
 impl ConnectionCount {
-    /// `max`: how many connections there may be.
+    /// `max`: the limit on open connections.
     #[must_use]
     pub fn new(max: usize, metrics: ConnectionMetrics) -> Self {
         Self {
@@ -43,13 +44,13 @@ impl ConnectionCount {
         }
     }
 
-    /// How many connections there may be.
+    /// The limit on open connections.
     #[must_use]
     pub const fn max(&self) -> usize {
         self.max
     }
 
-    /// Counts one more connection. `None` if there are as many as there may be, and no source gives way.
+    /// Counts one more connection. `None` if the limit is reached, and no other connection has to give way.
     #[must_use]
     pub fn try_open(&self, peer: IpAddr) -> Option<OpenConnection> {
         let Some(place) = self.places.enter(Source::of(peer)) else {
@@ -83,7 +84,7 @@ impl ConnectionCount {
     }
 }
 
-/// Counts a connection as open until it is dropped.
+/// Counts a connection as open until this value is dropped.
 pub struct OpenConnection {
     place: Place,
     count: ConnectionCount,
@@ -91,12 +92,13 @@ pub struct OpenConnection {
 }
 
 impl OpenConnection {
-    /// Counts the connection for the source that a proxy named.
+    /// Counts the connection for the source in its PROXY header.
     pub(super) fn move_to(&mut self, source: IpAddr) {
         self.place.move_to(Source::of(source));
     }
 
-    /// Ready if the connection has to close, because another source gets its place. Counts that once.
+    /// Waits until the connection has to close, because another source gets its place. Counts the displaced
+    /// connection.
     pub(super) async fn displaced(&mut self) {
         self.place.displaced().await;
         self.count.metrics.displaced.inc();
@@ -104,7 +106,7 @@ impl OpenConnection {
     }
 }
 
-/// Counts one more in a gauge until it is dropped.
+/// Adds one to a gauge until this value is dropped.
 pub(crate) struct OpenGauge(IntGauge);
 
 impl OpenGauge {

@@ -1,4 +1,5 @@
-//! A pool of places that all workers share. If the pool is full, the source that holds most gives way.
+//! A pool of places that all workers share. If the pool is full, a newcomer can displace an old place, or one
+//! of the source that holds most.
 
 use std::cmp::Reverse;
 use std::future::{Future, poll_fn};
@@ -14,7 +15,7 @@ use tokio::sync::oneshot;
 
 use crate::locks::locked;
 
-/// Parts of a pool. Sources in different parts do not wait for each other's lock.
+/// The number of parts of a pool. Sources in different parts do not wait for each other's lock.
 const PARTS: usize = 16;
 
 /// [`Part::oldest`] of a part without places.
@@ -23,10 +24,10 @@ const NONE: u64 = u64::MAX;
 /// Who gets a place in a full pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WhenFull {
-    /// A newcomer whose source holds fewer places than another source.
+    /// A newcomer whose source holds at least two places fewer than another source.
     FairShare,
-    /// Every newcomer. Use this for work that a healthy client finishes at once. Places that were held for
-    /// longer than `healthy` give way first, whoever holds them.
+    /// Every newcomer. Use this for work that a healthy client finishes at once. Places of any source that
+    /// were held for longer than `healthy` give way first.
     Newcomer { healthy: Duration },
 }
 
@@ -36,12 +37,13 @@ pub struct FairPlaces {
     when_full: WhenFull,
     used: AtomicUsize,
     parts: [Part; PARTS],
-    /// The part where the next search begins, so that no part gives way more often than the others.
+    /// The part where the next search begins. Each search begins at another part, so that equal parts give way
+    /// in turn.
     next: AtomicUsize,
     started: Instant,
 }
 
-/// The value of a place: tells the holder that the place is lost.
+/// The value of a place. It tells the holder that the place is lost.
 type Lost = oneshot::Sender<()>;
 
 struct Part {
@@ -52,7 +54,7 @@ struct Part {
     oldest: AtomicU64,
 }
 
-/// A place. It is free again when this is dropped.
+/// A place. The place is free again when this value is dropped.
 pub struct Place {
     places: Arc<FairPlaces>,
     id: PlaceId,
@@ -124,13 +126,13 @@ impl FairPlaces {
             return false;
         };
         self.used.fetch_sub(1, Ordering::Relaxed);
-        // The holder may be leaving by itself.
+        // The receiver may be gone, because the holder may leave at the same time.
         let _ = lost.send(());
         true
     }
 
     fn displace_from_largest(&self, own: usize) -> Option<Lost> {
-        let part = self.search(|part| part.most_held.load(Ordering::Relaxed));
+        let part = self.search(Part::most_held);
         part.change(|pool| {
             let has_to = gives_way(pool.most_held(), own);
             has_to.then(|| pool.displace_from_largest()).flatten()
@@ -146,16 +148,16 @@ impl FairPlaces {
         })
     }
 
-    /// Displaces from the source that holds most. Another worker may empty the same part first, so this tries
-    /// more than one.
+    /// Displaces a place of the source that holds most. Another worker may empty the found part first, so this
+    /// searches again.
     fn displace_from_any(&self) -> Option<Lost> {
         (0..PARTS).find_map(|_| {
-            let part = self.search(|part| part.most_held.load(Ordering::Relaxed));
+            let part = self.search(Part::most_held);
             part.change(FairPool::displace_from_largest)
         })
     }
 
-    /// The part with the greatest key. Of equal parts, each is found in turn.
+    /// The part with the greatest key. Parts with equal keys are found in turn.
     fn search<K: Ord>(&self, key: impl Fn(&Part) -> K) -> &Part {
         let first = self.next.fetch_add(1, Ordering::Relaxed) % PARTS;
         let mut found = &self.parts[first];
@@ -174,6 +176,10 @@ impl FairPlaces {
 }
 
 impl Part {
+    fn most_held(&self) -> usize {
+        self.most_held.load(Ordering::Relaxed)
+    }
+
     fn change<T>(&self, change: impl FnOnce(&mut FairPool<Lost>) -> T) -> T {
         let mut pool = locked(&self.pool);
         let result = change(&mut pool);
@@ -189,18 +195,18 @@ impl Part {
 impl Place {
     /// Counts the place for another source, once the source of a connection behind a proxy is known.
     pub fn move_to(&mut self, source: Source) {
-        // A place that was displaced is not taken again.
+        // If the place was displaced, the source must not get a new place.
         if source != self.source && self.leave() {
             *self = self.places.place(source);
         }
     }
 
-    /// Ready when the place was given to another source.
+    /// Ready when the place was given to a newcomer.
     pub fn poll_displaced(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         Pin::new(&mut self.displaced).poll(cx).map(drop)
     }
 
-    /// Waits until the place was given to another source.
+    /// Waits until the place was given to a newcomer.
     pub async fn displaced(&mut self) {
         poll_fn(|cx| self.poll_displaced(cx)).await;
     }
@@ -251,7 +257,7 @@ mod tests {
         assert!(places.enter(source(1)).is_none());
         let first = enter(&places, 2);
         let second = enter(&places, 2);
-        // Each source holds two. Nobody gives way to a third.
+        // Each source holds two places now, and no place gives way to a third place of a source.
         assert!(places.enter(source(2)).is_none());
         let displaced: Vec<bool> = greedy.iter_mut().map(is_displaced).collect();
         assert_eq!(displaced, [true, true, false, false]);

@@ -1,4 +1,5 @@
-//! Listening sockets that a service manager such as systemd passes on. They outlive a restart.
+//! Listening sockets that a service manager such as systemd passes on. These sockets outlive a restart of this
+//! process.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -9,7 +10,7 @@ use rustix::net::sockopt;
 
 use crate::locks::locked;
 
-/// Inherited sockets that no listener has taken. A process inherits once, for all of its roles.
+/// Inherited sockets that no listener has taken. A process takes inherited sockets once, for all of its roles.
 static INHERITED: Mutex<Vec<Inherited>> = Mutex::new(Vec::new());
 
 struct Inherited {
@@ -32,12 +33,12 @@ pub enum InheritError {
     Unclaimed(String),
 }
 
-/// Takes the sockets that were passed on (`LISTEN_FDS`, `LISTEN_PID`, `LISTEN_FDNAMES`). `addresses`: where
-/// the process is going to listen. Call it before the process has threads.
+/// Takes the sockets that were passed on (`LISTEN_FDS`, `LISTEN_PID`, `LISTEN_FDNAMES`). `addresses`: the
+/// addresses of all listeners. Call this before the process has threads.
 ///
 /// # Errors
-/// If an inherited socket is no listening TCP socket. Also if the process is not going to listen on its
-/// address, because connections to it would wait for ever.
+/// If an inherited socket is no listening TCP socket, or no listener has its address. Connections to that
+/// address would wait for ever.
 pub fn inherit(addresses: &[SocketAddr]) -> Result<(), InheritError> {
     let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
     let mut names = names.split(':');

@@ -21,14 +21,14 @@ use super::admission::{Admission, Admitted, PendingHello};
 use super::rejection::{IntakeFailure, Rejection};
 use crate::config::Network;
 
-/// How long a client may take over its PROXY header and its ClientHello together.
+/// How long a client may take to send its PROXY header and its ClientHello.
 const HELLO_DEADLINE: Duration = Duration::from_secs(5);
 
-/// How long a client that connected before a drain may still take over its ClientHello or its first request.
-/// A lost segment is sent again within this time.
+/// How long a client that connected before a drain may still take to send its ClientHello or its first
+/// request. A lost segment is sent again within this time.
 pub const DRAIN_GRACE: Duration = Duration::from_secs(2);
 
-/// Bytes read at once: more than almost every ClientHello has.
+/// Most bytes that are read at once. Almost every ClientHello is shorter.
 const CHUNK: usize = 4096;
 
 /// Why there is no ClientHello.
@@ -77,7 +77,8 @@ pub(super) struct Received {
 #[derive(Clone)]
 pub(super) struct ClientIntake {
     admission: Arc<Admission>,
-    /// Sources whose connections begin with a PROXY header. If there are none, no connection does.
+    /// Sources whose connections begin with a PROXY header. If the list is empty, no connection begins with a
+    /// PROXY header.
     trusted_proxies: Arc<[Network]>,
     pub(super) stop: CancellationToken,
 }
@@ -95,8 +96,8 @@ impl ClientIntake {
         }
     }
 
-    /// Reads until the ClientHello is complete: within [`HELLO_DEADLINE`], and within [`DRAIN_GRACE`] of the
-    /// order to stop.
+    /// Reads until the ClientHello is complete. The time limit is [`HELLO_DEADLINE`], and [`DRAIN_GRACE`]
+    /// after the order to stop.
     pub(super) async fn receive(
         &self,
         io: &mut TcpStream,
@@ -142,7 +143,7 @@ impl ClientIntake {
     }
 }
 
-/// Reads a PROXY header. Returns its addresses and the bytes that came behind it.
+/// Reads a PROXY header. Returns the addresses of the header, and the bytes that came after the header.
 async fn read_proxy_header(
     io: &mut TcpStream,
     pending: &mut PendingHello,

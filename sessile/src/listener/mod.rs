@@ -1,8 +1,8 @@
-//! Listening for clients: sockets for each worker, the first bytes of a connection, limits on who may come
-//! in, the count of open connections, and the drain.
+//! Listening for clients: sockets for each worker, the first bytes of a connection, limits, the count of open
+//! connections, and the drain.
 //!
-//! Both roles use it. A [`ClientHandler`] says what happens to a client whose ClientHello is complete.
-//! Nothing here decrypts, or knows of a role.
+//! Both roles use this module. A [`ClientHandler`] serves a client whose ClientHello is complete. This module
+//! decrypts nothing, and uses no code of a role.
 
 mod admission;
 pub(crate) mod closing;
@@ -44,9 +44,9 @@ pub struct Client {
     pub io: TcpStream,
     /// The address of the client, also behind a proxy.
     pub source: SocketAddr,
-    /// The address that the client connected to, if a proxy told it.
+    /// The address that the client connected to, if a PROXY header has it.
     pub destination: Option<SocketAddr>,
-    /// Counts the connection for its source. Keep it while the connection is open.
+    /// Counts the connection for its source. Keep this value while the connection is open.
     pub admitted: Admitted,
 }
 
@@ -71,23 +71,29 @@ impl Client {
 
 /// The work of a role with its clients. Each worker thread has one handler.
 pub trait ClientHandler: Clone + 'static {
-    /// A client that the role has accepted. A box is best, because the future of [`Self::serve`] keeps the space of
-    /// its argument.
+    /// A client that the role has accepted. Use a box, because the future of [`Self::serve`] reserves space
+    /// for its argument.
     type Connection;
     /// Why the role turns a client away.
     type Cause: From<IntakeFailure>;
 
     /// Takes the client from the ClientHello to the first bytes of the application.
     ///
-    /// The memory of this future is freed when it ends, so an idle connection does not hold it.
+    /// The memory of this future is freed when the future ends, so an idle connection does not hold this
+    /// memory.
     fn accept(
         &self,
         client: Client,
         received: &ReceivedHello<'_>,
     ) -> impl Future<Output = Result<Self::Connection, Rejection<Self::Cause>>>;
 
-    /// Serves the client until the connection ends.
-    fn serve(&self, connection: Self::Connection) -> impl Future<Output = ()>;
+    /// Serves the client until the connection ends. If another source gets its place, `displaced` is ready, and
+    /// the connection has to end at once.
+    fn serve(
+        &self,
+        connection: Self::Connection,
+        displaced: impl Future<Output = ()>,
+    ) -> impl Future<Output = ()>;
 
     /// Counts a client that is turned away.
     fn count_rejection(&self, cause: Self::Cause);
@@ -96,7 +102,7 @@ pub trait ClientHandler: Clone + 'static {
     fn begin_drain(&self) {}
 }
 
-/// The sockets of a role, bound and not yet read.
+/// The bound sockets of a role, before a worker accepts connections.
 pub struct Listeners {
     bound: Vec<(ClientIntake, Vec<Socket>)>,
     drain_timeout: Duration,
@@ -132,10 +138,10 @@ impl Listeners {
         self.bound.iter().map(first).collect()
     }
 
-    /// Starts a thread for each socket. Each thread calls `new_handler`, and ends if there is none.
+    /// Starts a thread for each socket. Each thread calls `new_handler`, and ends if this returns `None`.
     ///
     /// # Errors
-    /// If the system gives no thread.
+    /// If the system cannot start a thread.
     pub fn start<H, F>(
         self,
         workers: &mut Workers,
@@ -175,7 +181,7 @@ async fn listen<H: ClientHandler>(
     let intake = Rc::new(intake);
     let connections = TaskTracker::new();
     let accepted = accept(socket, intake.stop.cancelled(), |io, peer| {
-        // Over the limit, closing at once is the cheapest answer.
+        // If the limit is reached, close the connection at once, because this costs least.
         if let Some(open) = count.try_open(peer.ip()) {
             let (handler, intake) = (handler.clone(), Rc::clone(&intake));
             connections.spawn_local(run_connection(handler, intake, io, peer, open));
@@ -207,15 +213,9 @@ async fn run_connection<H: ClientHandler>(
     peer: SocketAddr,
     mut open: OpenConnection,
 ) {
-    // In a box, because an idle connection needs none of this memory.
+    // Box this future, because an idle connection needs none of its memory.
     match Box::pin(accept_client(&handler, &intake, io, peer, &mut open)).await {
-        Ok(connection) => {
-            tokio::select! {
-                biased;
-                () = handler.serve(connection) => {}
-                () = open.displaced() => {}
-            }
-        }
+        Ok(connection) => handler.serve(connection, open.displaced()).await,
         Err(rejection) => {
             let Rejection { cause, io, alert } = rejection;
             handler.count_rejection(cause);
@@ -268,7 +268,7 @@ async fn accept_client<H: ClientHandler>(
     }
 }
 
-/// A client whose place another source gets before the client is accepted.
+/// Turns away a client whose connection is displaced before the client is accepted.
 fn displaced<C: From<IntakeFailure>>() -> Rejection<C> {
     Rejection::after_close(IntakeFailure::Displaced.into())
 }

@@ -1,10 +1,10 @@
-//! Clients that are turned away: the causes that every listener has, and the alert that answers a client.
+//! Clients that are turned away: the causes that all roles share, and the alert to the client.
 
 use sessile_proto::alert::AlertDescription;
 use strum::{IntoStaticStr, VariantArray};
 use tokio::net::TcpStream;
 
-/// Why a listener turns a client away before the role hears of it.
+/// Why a listener turns a client away before the role has accepted the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "kebab-case")]
 pub enum IntakeFailure {
@@ -18,7 +18,7 @@ pub enum IntakeFailure {
     BadProxyHeader,
     /// The connection does not come from a source in `proxy-trusted`.
     UntrustedProxy,
-    /// The hello was incomplete, and gave way to the hello of another client.
+    /// A newer connection took the place of the incomplete hello, or of the connection before it was accepted.
     Displaced,
     /// The hellos in memory take too many bytes.
     HelloLimit,
@@ -35,7 +35,7 @@ pub struct Rejection<C> {
     pub(super) cause: C,
     /// The connection, unless it is closed already.
     pub(super) io: Option<TcpStream>,
-    /// The fatal alert that the client is sent, in clear.
+    /// The fatal alert for the client, which is sent in clear.
     pub(super) alert: Option<AlertDescription>,
 }
 

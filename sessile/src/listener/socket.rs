@@ -1,5 +1,5 @@
-//! Listening sockets: one for each worker on the same address. The kernel spreads the connections, and no
-//! thread wakes another.
+//! Listening sockets: one for each worker on the same address. The kernel spreads the connections over the
+//! sockets, so no thread has to pass them on.
 
 use std::io;
 use std::net::SocketAddr;
@@ -10,10 +10,10 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::inherited;
 
-/// Connections that may wait to be accepted. The kernel caps it at `net.core.somaxconn`.
+/// Most connections that may wait to be accepted. The kernel allows at most `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
 
-/// Pause after a failure to accept that this host has caused, such as a lack of file descriptors.
+/// The pause after an error of this host, such as a lack of file descriptors, when a connection is accepted.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// An address cannot be listened on.
@@ -40,12 +40,12 @@ fn remedy(error: &io::Error) -> &'static str {
 pub struct Socket {
     listener: std::net::TcpListener,
     address: SocketAddr,
-    /// The service manager keeps the socket open, with the connections in its queue.
+    /// True if the service manager keeps the socket open, with the connections in its queue.
     is_inherited: bool,
 }
 
 impl Socket {
-    /// The address, with the port that the kernel chose if none was given.
+    /// The address. If port 0 was given, this has the port that the kernel chose.
     #[must_use]
     pub const fn address(&self) -> SocketAddr {
         self.address
@@ -53,7 +53,7 @@ impl Socket {
 }
 
 /// Takes over the inherited socket with this address, or binds the address, once for each worker. Port 0
-/// becomes one free port, the same for all.
+/// becomes one free port, which all workers share.
 ///
 /// # Errors
 /// If the address is not available, or another program listens on it.
@@ -67,8 +67,8 @@ pub fn bind(address: SocketAddr, workers: usize) -> Result<Vec<Socket>, ListenEr
 
 fn bind_new(address: SocketAddr, workers: usize) -> io::Result<Vec<Socket>> {
     if address.port() != 0 {
-        // SO_REUSEPORT would let this process share the port with another one of the same user, and
-        // lose connections to it. A bind without the option fails then.
+        // With SO_REUSEPORT, another process of the same user could share the port and take connections. A
+        // bind without the option fails if another process has the port.
         bind_socket(address, false)?;
     }
     let mut sockets = Vec::with_capacity(workers);
@@ -100,8 +100,8 @@ fn bind_socket(address: SocketAddr, reuse_port: bool) -> io::Result<socket2::Soc
     Ok(socket)
 }
 
-/// Shares one socket among all workers. The queue of a second socket on this address would be lost when this
-/// process ends.
+/// Shares one socket among all workers. If each worker had a socket, the queues of the other sockets would be
+/// lost when this process ends.
 fn share_inherited(listener: &std::net::TcpListener, workers: usize) -> io::Result<Vec<Socket>> {
     set_options(SockRef::from(listener))?;
     let address = listener.local_addr()?;
@@ -119,12 +119,13 @@ fn share_inherited(listener: &std::net::TcpListener, workers: usize) -> io::Resu
 /// Sets the options of a listening socket. Accepted connections inherit TCP_NODELAY.
 fn set_options(socket: SockRef<'_>) -> io::Result<()> {
     socket.set_nonblocking(true)?;
-    // Every flight is written whole. Nagle's algorithm could only delay the last one.
+    // Every flight is written whole, so Nagle's algorithm could only delay the last segment of a flight.
     socket.set_tcp_nodelay(true)
 }
 
 /// Accepts connections until `stop` is ready. Then it accepts the connections that already wait, because
-/// closing the socket would reset them. Connections of an inherited socket wait for the next process.
+/// closing the socket would reset them. An inherited socket stays open, so its connections wait for the next
+/// process.
 ///
 /// # Errors
 /// If this thread cannot use the socket.
@@ -166,7 +167,7 @@ pub async fn accept(
     Ok(())
 }
 
-/// True if the connection ended before it was accepted. The listener works then.
+/// True if the connection ended before it was accepted. The listener itself still works.
 fn is_peers_fault(error: &io::Error) -> bool {
     matches!(
         error.kind(),

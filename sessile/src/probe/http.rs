@@ -54,7 +54,7 @@ pub(crate) async fn request_head(
         }
         std::io::Result::Ok(())
     };
-    // A timeout, an error and another protocol all leave the headers empty.
+    // Ignore a timeout or an error, because the bytes that arrived before may contain the headers.
     let _ = timeout(wait, exchange).await;
     parse_headers(&head)
 }
@@ -64,7 +64,7 @@ fn request(host: &str, then: AfterResponse) -> String {
         AfterResponse::Close => "close",
         AfterResponse::KeepAlive => "keep-alive",
     };
-    // With `sessile-probe`, a sessile server states its verdict for every path.
+    // With the header `sessile-probe`, a sessile server states its verdict for every path.
     format!(
         "HEAD / HTTP/1.1\r\nHost: {host}\r\nUser-Agent: sessile-probe/{}\r\nAccept: */*\r\n\
          sessile-probe: 1\r\nConnection: {connection}\r\n\r\n",

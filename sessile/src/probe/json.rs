@@ -1,5 +1,5 @@
-//! The report for programs. `docs/reference/probe.md` promises the format: later versions add fields, but
-//! rename and remove none.
+//! The report for programs. `docs/reference/probe.md` promises the format. Later versions add
+//! fields, but do not rename or remove fields.
 
 use std::time::Duration;
 

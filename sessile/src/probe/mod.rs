@@ -1,6 +1,7 @@
-//! Finds out whether, how and across which servers a farm resumes. For each mechanism it makes a
-//! full handshake, then returns that offer the newest session. It names a cause only if a server
-//! stated the cause. It prints nothing; [`table`] and [`json`] write the report.
+//! A probe finds out whether, how and across which servers a farm resumes sessions. For each
+//! mechanism, the probe makes a full handshake. Then it connects again and again, and offers the
+//! newest session each time (a return). The probe names a cause only if a server stated the cause.
+//! It prints nothing; [`table`] and [`json`] write the report.
 
 pub(crate) mod http;
 pub mod json;
@@ -38,7 +39,7 @@ pub struct ProbePlan {
     /// Number of returns for each mechanism.
     pub returns: usize,
     pub trust: Trust,
-    /// Limit of the time for a TCP connection, and for a handshake.
+    /// The time limit of a TCP connection, and also of a handshake.
     pub timeout: Duration,
 }
 
@@ -151,8 +152,8 @@ async fn visit(
     })
 }
 
-/// Connects without a session, after a connection with a session has failed. The next return
-/// offers the session of this connection.
+/// Connects without a session, after a connection with a session has failed. The next return offers
+/// the session of the new connection.
 async fn connect_without_session(
     client: &mut Client,
     plan: &ProbePlan,
@@ -171,7 +172,8 @@ async fn inspect(mut connection: EstablishedConnection, how: How, host: &str) ->
     let wait = RESPONSE_WAIT + connection.times.first_byte;
     let stream = &mut connection.stream;
     let headers = http::request_head(stream, host, AfterResponse::Close, wait).await;
-    // Close cleanly even without a response: servers may forget a session without close_notify.
+    // Send close_notify even without a response, because servers may forget a session whose
+    // connection ends without it.
     connection.close(wait).await;
     let outcome = &connection.outcome;
     let given = match how {

@@ -17,7 +17,7 @@ pub struct ProbeReport {
     pub target: String,
     /// The name for SNI and for the certificate.
     pub server_name: String,
-    /// The addresses that were tried.
+    /// The addresses of the target, without the addresses in `left_out`.
     pub addresses: Vec<SocketAddr>,
     pub left_out: Vec<LeftOut>,
     /// False if the run was stopped before its end.
@@ -54,7 +54,7 @@ pub struct FailedHandshake {
     pub error: Error,
     /// The session in the ClientHello.
     pub offered: Option<Offer>,
-    /// Result of a handshake without a session, made right afterwards. `None` if the failed
+    /// Result of a handshake without a session, made right after the failure. `None` if the failed
     /// handshake offered no session.
     pub without_session: Option<Result<(), Error>>,
 }
@@ -66,7 +66,7 @@ pub struct EndedOffers {
     pub offered: usize,
     /// Handshakes with an offer that the server ended or did not answer.
     pub ended: usize,
-    /// Handshakes without a session that were made for comparison.
+    /// Comparison handshakes, which offered no session.
     pub compared: usize,
     /// Comparison handshakes that succeeded.
     pub succeeded: usize,
@@ -101,7 +101,7 @@ pub enum Status {
     Partly,
     /// The server gave a session, and no return resumed.
     Refuses,
-    /// The server gives no such session, or does not speak the version.
+    /// The server gives no session for the mechanism, or does not speak its TLS version.
     NotOffered,
     /// No handshake was finished.
     Failed,
@@ -144,7 +144,8 @@ impl ProbeReport {
             .any(|attempt| matches!(attempt.error(), Some(Error::Certificate(_))))
     }
 
-    /// True if at least one mechanism resumes, and every mechanism that the servers offer.
+    /// True if every mechanism that the servers offer resumes, and they offer at least one
+    /// mechanism.
     #[must_use]
     pub fn all_resume(&self) -> bool {
         let one_resumes = self
@@ -229,7 +230,8 @@ impl MechanismFindings {
         }
     }
 
-    /// True if the servers do everything that they offer for this mechanism.
+    /// True if every handshake was finished and every return resumed, or if no server offers the
+    /// mechanism.
     fn is_success(&self) -> bool {
         match self.status() {
             Status::Resumes => self.finished().count() == self.attempts.len(),
@@ -245,7 +247,7 @@ impl MechanismFindings {
         self.attempts.iter().filter_map(Attempt::seen)
     }
 
-    /// The attempts after the full handshake, which is the first finished one.
+    /// The attempts after the full handshake, which is the first finished attempt.
     pub fn returns(&self) -> impl Iterator<Item = &Attempt> {
         self.attempts
             .iter()
@@ -289,7 +291,7 @@ impl MechanismFindings {
         causes
     }
 
-    /// Counts of handshakes that the server ended after an offer; `None` if there are none.
+    /// Counts of handshakes that the server ended after an offer; `None` if the server ended none.
     #[must_use]
     pub fn ended_offers(&self) -> Option<EndedOffers> {
         let mut counts = EndedOffers::default();

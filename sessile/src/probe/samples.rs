@@ -117,7 +117,7 @@ pub(super) fn ended(how: How, without_session: Result<(), Error>) -> Attempt {
     attempt(1, Err(failed))
 }
 
-/// The report about a server that ends every handshake with its own session.
+/// The report about a server that ends every handshake that offers its own session.
 pub(super) fn faulty() -> ProbeReport {
     let mut report = report();
     report.addresses.truncate(1);

@@ -64,7 +64,7 @@ pub const fn title(how: How) -> &'static str {
     }
 }
 
-/// The result for the mechanism in one line: `resumed 5 of 5`.
+/// The result for the mechanism in one line, such as `resumed 5 of 5`.
 #[must_use]
 pub fn summary(findings: &MechanismFindings) -> String {
     let mut line = match findings.status() {
@@ -85,9 +85,10 @@ pub fn summary(findings: &MechanismFindings) -> String {
     line
 }
 
-/// The reasons other than resumption, each with its servers, in the order of the attempts.
+/// The outcomes of attempts that did not resume, each with its servers, in the order of the
+/// attempts.
 fn not_resumed_by(findings: &MechanismFindings) -> Vec<(&'static str, Vec<String>)> {
-    // The first attempt is the full handshake if it was finished.
+    // If the first attempt was finished, it was the full handshake.
     let full_handshakes = match findings.attempts.first() {
         Some(first) if first.result.is_ok() => 1,
         _ => 0,

@@ -103,7 +103,7 @@ impl ClientHandler for Rc<Worker> {
         }))
     }
 
-    async fn serve(&self, accepted: Box<AcceptedClient>) {
+    async fn serve(&self, accepted: Box<AcceptedClient>, displaced: impl Future<Output = ()>) {
         let AcceptedClient {
             connection,
             stream,
@@ -113,7 +113,7 @@ impl ClientHandler for Rc<Worker> {
         metrics.count_early_data(connection.handshake.early_data);
         connection.count_handshake();
         let _cut = Cut(Rc::clone(&connection));
-        let reclaimed = answer_requests(&connection, stream).await;
+        let reclaimed = answer_requests(&connection, stream, displaced).await;
         connection.count_unfinished();
         connection.log_if_silent();
         settle(&connection, reclaimed).await;
@@ -157,7 +157,7 @@ fn failure(error: &AcceptError) -> HandshakeFailure {
 ///
 /// A macro, because HTTP/1 and HTTP/2 connections have no trait in common.
 macro_rules! drive {
-    ($connection:expr, $task:expr, $http:expr) => {{
+    ($connection:expr, $task:expr, $displaced:expr, $http:expr) => {{
         let worker = &$connection.worker.shared;
         let status = &$connection.status;
         let idle_since = || $connection.idle_since();
@@ -182,10 +182,11 @@ macro_rules! drive {
                     }
                     worker.metrics.count_reclaimed();
                     if worker.config.connection.purge_on_reclaim {
-                        // This runs before the connection closes, because the client may return at once.
+                        // The sessions are removed before the connection closes, because the client may return
+                        // at once.
                         remove($connection, Gone::Purged).await;
                     }
-                    // The close_notify of the client matters only with this setting.
+                    // Without `require-close-notify`, the close does not wait for the client's close_notify.
                     if !worker.config.session.require_close_notify {
                         status.end_without_lingering();
                     }
@@ -197,17 +198,27 @@ macro_rules! drive {
                     stopping = true;
                     http.as_mut().graceful_shutdown();
                 }
+                () = $displaced.as_mut() => {
+                    http.as_mut().graceful_shutdown();
+                    let _ = tokio::time::timeout(CLOSE_DEADLINE, http.as_mut()).await;
+                    break false;
+                }
             }
         }
     }};
 }
 
 /// Answers requests until the connection ends. Returns true if the idle timeout ended it.
-async fn answer_requests(connection: &Rc<Connection>, stream: tls::Stream) -> bool {
+async fn answer_requests(
+    connection: &Rc<Connection>,
+    stream: tls::Stream,
+    displaced: impl Future<Output = ()>,
+) -> bool {
+    let mut displaced = pin!(displaced);
     let shared = &connection.worker.shared;
     let config = &shared.config.connection;
     let new_task = || RequestTask::new(config.body_timeout, &shared.metrics);
-    // With HTTP/2, no request has this task.
+    // With HTTP/2, this task stays idle, because each request has a separate task.
     let connection_task = new_task();
     let io = TokioIo::new(GuardedStream::new(stream, connection));
     if connection.handshake.http2 {
@@ -224,20 +235,20 @@ async fn answer_requests(connection: &Rc<Connection>, stream: tls::Stream) -> bo
             .max_send_buf_size(MAX_STREAM_BUFFER)
             .max_header_list_size(MAX_HEAD as u32);
         let http = builder.serve_connection(io, service);
-        drive!(connection, connection_task, http)
+        drive!(connection, connection_task, displaced, http)
     } else {
         let service =
             service_fn(|request| answer(Rc::clone(connection), connection_task.clone(), request));
         let mut builder = http1::Builder::new();
-        // A client may end its side after its request. With an upstream this counts as a disconnect,
-        // because both look the same and the answer may take long.
+        // A client may close its sending side after a request. A disconnect looks the same. With an upstream,
+        // both count as a disconnect, because the answer may take long.
         builder
             .half_close(!connection.site.has_upstream())
             .max_buf_size(MAX_HEAD)
             .timer(TokioTimer::new())
             .header_read_timeout(config.idle_timeout + HEAD_DEADLINE);
         let http = builder.serve_connection(io, service);
-        drive!(connection, connection_task, http)
+        drive!(connection, connection_task, displaced, http)
     }
 }
 
@@ -296,7 +307,8 @@ impl Connection {
         }
     }
 
-    /// Counts the handshake once, when it is over. With early data, requests are answered before that.
+    /// Counts the handshake once, when it is over. Requests in early data are answered before the end of the
+    /// handshake.
     fn count_handshake(&self) {
         let metrics = &self.worker.shared.metrics;
         match self.status.completion() {
@@ -341,8 +353,8 @@ fn removal_reason(connection: &Connection, reclaimed: bool) -> Option<Gone> {
     (unclean && !purged).then_some(Gone::NotClosedCleanly)
 }
 
-/// Removes the sessions of a connection that is cut at the end of a drain, before [`settle`] ran. They must not
-/// get into the snapshot. After [`settle`] nothing is left to remove.
+/// Removes the sessions of a connection that is cut at the end of a drain, before [`settle`] ran. These
+/// sessions must not get into the snapshot. After [`settle`], no session is left to remove.
 struct Cut(Rc<Connection>);
 
 impl Drop for Cut {

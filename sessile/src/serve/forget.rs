@@ -16,8 +16,8 @@ pub(super) fn rules(config: &Config, scope: &str) -> ForgetRules {
 
 /// The sessions that `target` selects, in the farm `scope`.
 ///
-/// A server without a configured number gets the number that follows from its name. If only another file
-/// configures the number, name the server by its number.
+/// A server without a configured number gets the number that follows from its name. If only the server's
+/// own configuration has the number, `target` must be the number instead of the name.
 #[must_use]
 pub fn forget_scope(target: &ForgetTarget, config: &Config, scope: &str) -> ForgetScope {
     match target {

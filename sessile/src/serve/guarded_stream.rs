@@ -1,5 +1,5 @@
-//! The decrypted stream below hyper. It refuses what hyper lets through: HTTP/1 requests with two
-//! lengths, and floods of HTTP/2 frames that bring no work.
+//! The decrypted stream below hyper. hyper accepts HTTP/1 requests with two lengths, and floods of
+//! HTTP/2 frames without requests or data. This stream refuses both.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -15,12 +15,12 @@ use tokio::time::{Instant, Sleep};
 use super::respond::Connection;
 use crate::tls;
 
-/// How long the end of a flood may take: GOAWAY, and the wait for the client to close.
+/// How long the end of a flooded connection may take: GOAWAY, and the wait for the client to close.
 const FAREWELL_DEADLINE: Duration = Duration::from_secs(2);
 
 /// A byte that is invalid in a head (RFC 9110, 5.5) and in a chunk size.
 ///
-/// hyper answers it with 400 in a head, and ends the connection in a body.
+/// hyper answers this byte with 400 in a head, and ends the connection in a body.
 const INVALID: u8 = 0;
 
 /// A client's stream, with the checks of its protocol.
@@ -36,7 +36,7 @@ enum Guard {
         budget: FrameBudget,
         started: Instant,
     },
-    /// The client has flooded the connection, which ends.
+    /// The client has flooded the connection. Only the farewell remains.
     Flooded(Farewell),
 }
 
@@ -63,7 +63,7 @@ impl GuardedStream {
         }
     }
 
-    /// Checks bytes that were read. Returns the end of the connection if the client floods it.
+    /// Checks bytes that were read. Returns the farewell if the client floods the connection.
     fn check(&mut self, bytes: &mut [u8]) -> Option<Farewell> {
         match &mut self.guard {
             Guard::Http1(framing) => {
@@ -150,7 +150,7 @@ impl AsyncRead for GuardedStream {
     }
 }
 
-// After a flood, each operation goes on with the farewell, because hyper may never read again.
+// After a flood, writes and reads continue the farewell, because hyper may never read again.
 impl AsyncWrite for GuardedStream {
     fn poll_write(
         self: Pin<&mut Self>,

@@ -166,7 +166,7 @@ impl Metrics {
         self.stalled_responses.inc();
     }
 
-    /// Counts a flood, and returns how many there were.
+    /// Counts a flood, and returns the number of floods so far.
     pub(super) fn count_flood(&self) -> u64 {
         self.http2_floods.inc();
         self.http2_floods.get()
@@ -176,7 +176,7 @@ impl Metrics {
         self.reloads[usize::from(succeeded)].inc();
     }
 
-    /// The counters of an upstream. All appear at zero.
+    /// The counters of an upstream. All counters appear at zero.
     pub(super) fn upstream(&self, name: &str) -> UpstreamResults {
         let counter = |result| self.upstream_requests.with_label_values(&[name, result]);
         UpstreamResults {
@@ -202,11 +202,11 @@ pub(super) struct UpstreamResults {
     pub(super) unreachable: IntCounter,
     /// The connection ended before a response.
     pub(super) closed: IntCounter,
-    /// No HTTP response came, or it cannot be forwarded.
+    /// The response is not HTTP, or cannot be forwarded.
     pub(super) invalid: IntCounter,
-    /// No connection, or no response, in time.
+    /// The upstream took no connection, or sent no response, in time.
     pub(super) timeout: IntCounter,
-    /// Refused, because all slots were taken, and no source had more of them than the client's source.
+    /// Refused, because all slots were taken, and no source had at least two more than the client's source.
     pub(super) overloaded: IntCounter,
     /// The response began, and its end did not arrive.
     pub(super) cut: IntCounter,
@@ -218,7 +218,7 @@ pub(super) struct UpstreamResults {
     pub(super) displaced: IntCounter,
 }
 
-/// The requests for files that came from memory, and those that a file system made fail.
+/// The counters of requests for files: served from memory, or failed because of the file system.
 pub(super) struct FileMetrics {
     /// The file was in memory.
     pub(super) from_memory: IntCounter,

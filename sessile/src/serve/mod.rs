@@ -1,5 +1,5 @@
-//! The TLS server: terminates TLS, answers requests from the sites, keeps the sessions of the clients. Nothing
-//! here knows of balancers, or of TLS beyond [`crate::tls`].
+//! The TLS server: terminates TLS, answers requests from the sites, and keeps the sessions of the clients. This
+//! module has no code for balancers, and all code for TLS records and handshakes is in [`crate::tls`].
 
 mod access_log;
 mod connection;
@@ -98,16 +98,16 @@ impl Server {
         warn_of_short_key_lifetime(config, &keys);
         files::warn_of_unusable_links(config);
         let mut shared = Shared::new(config, keys, env)?;
-        // Before the first thread, so that a combination of settings which the library refuses stops the
-        // start.
+        // The sites are tried before the first thread starts. If the TLS library refuses a combination of
+        // settings, the server does not start.
         shared.try_out(&shared.live.borrow())?;
         let connections = shared.metrics.connections.clone();
-        // Responses are buffered within separate limits.
+        // This limit is zero, because a server buffers responses within other limits.
         let buffers = BufferLimit::default();
         let admission = Admission::new(&config.connection, connections.max(), buffers);
         let listeners = Listeners::bind(config, Role::Serve, &admission, &env.stop)?;
         let snapshot = snapshot_file(config, &shared.keys);
-        // As late as possible, because reading the snapshot deletes it.
+        // The snapshot is read as late as possible, because reading deletes the file.
         if let Some(file) = &snapshot
             && let Some(incarnation) = restore(file, &shared.keys, &shared.store)
         {
@@ -147,8 +147,9 @@ impl Server {
 
     /// Takes over the sites of a new configuration and `session.forget`, and reads the files of the sites again.
     ///
-    /// New connections have the new sites, open connections keep theirs. The sessions stay if `session.forget`
-    /// does not name them. Forgotten sessions do not come back. Other settings are ignored.
+    /// New connections have the new sites, and open connections keep the old ones. Sessions stay if
+    /// `session.forget` does not name them. Forgotten sessions do not come back if a later reload removes the
+    /// entry. Other settings are ignored.
     ///
     /// # Errors
     /// If a file, or a combination of settings, cannot be used. Nothing changes then.
@@ -217,14 +218,16 @@ fn warn_of_short_key_lifetime(config: &Config, keys: &Keyring) {
     }
 }
 
-/// The file that keeps the sessions from a drain to the next start. An ephemeral key could not open it again.
+/// The file that keeps the sessions from a drain to the next start. With an ephemeral key there is no file,
+/// because the next start could not open it.
 fn snapshot_file(config: &Config, keys: &Keyring) -> Option<SnapshotFile> {
     let wanted = config.session.snapshot && *keys.origin() != Origin::Ephemeral;
     let server = &config.server;
     wanted.then(|| SnapshotFile::new(&server.state_dir, &server.name))
 }
 
-/// Takes the snapshot of the last drain, if there is one, and returns the incarnation that it continues.
+/// Restores the snapshot of the last drain. Returns the incarnation in the snapshot, which this process
+/// continues.
 fn restore(file: &SnapshotFile, keys: &Keyring, store: &Store) -> Option<u16> {
     let path = file.path().display();
     let now = clock::now();
@@ -252,7 +255,7 @@ struct Shared {
     store: Store,
     issuer: Issuer,
     metrics: Arc<Metrics>,
-    /// The threads for files. A reload keeps those of the folders that stay.
+    /// The threads for files. A reload keeps the threads of the folders that stay.
     file_pools: Arc<files::Pools>,
     env: Environment,
 }
@@ -322,7 +325,7 @@ struct Worker {
     current: RefCell<Current>,
 }
 
-/// The sites of a worker, and the channel of newer ones.
+/// The sites of a worker, and the channel for the sites of a reload.
 struct Current {
     live: watch::Receiver<Arc<LoadedSites>>,
     sites: Rc<Sites>,
@@ -356,7 +359,8 @@ impl Worker {
         })
     }
 
-    /// The current sites. The first connection after a reload takes the new ones over, and the others need no lock.
+    /// The current sites. The first connection after a reload takes over the new sites. All other connections
+    /// need no lock.
     fn sites(&self) -> Rc<Sites> {
         let mut current = self.current.borrow_mut();
         if current.live.has_changed().is_ok_and(|changed| changed) {

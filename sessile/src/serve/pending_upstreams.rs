@@ -33,7 +33,7 @@ impl PendingUpstreams {
         PendingUpstream(self.clone())
     }
 
-    /// Since when no upstream is pending; now, if there is one.
+    /// The time since which no upstream is pending; the current time if an upstream is pending.
     pub(super) fn none_since(&self) -> Instant {
         let pending = locked(&self.0);
         match pending.count {

@@ -1,7 +1,7 @@
-//! Reads the host of a request and whether the connection ends after it, and marks requests from early data.
+//! Reads the host of a request, finds the last request of a connection, and marks requests from early data.
 //!
-//! If an upstream read another host than this server, it would serve another site. Requests with an
-//! ambiguous host are therefore refused.
+//! If an upstream read another host than this server, the upstream would serve another site. Requests with
+//! an ambiguous host are therefore refused.
 
 use std::net::Ipv6Addr;
 
@@ -13,7 +13,8 @@ use hyper::body::Body;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct SentEarly;
 
-/// True if an HTTP/2 request gives its length more than once. `guarded_stream` finds it in HTTP/1.
+/// True if an HTTP/2 request gives its length more than once. In HTTP/1, `guarded_stream` finds the second
+/// length.
 pub(super) fn has_two_lengths(headers: &HeaderMap) -> bool {
     headers.get_all(CONTENT_LENGTH).iter().nth(1).is_some()
 }
@@ -59,7 +60,7 @@ impl<'r> Host<'r> {
 
     /// Parses an address or a name, with an optional port (RFC 9110, 7.2).
     ///
-    /// A URI allows more characters in a name than DNS has. Such a name is refused.
+    /// A URI allows more characters in a name than DNS has. A name with these characters is refused.
     fn read(written: &'r str) -> Result<Self, InvalidHost> {
         let (name, port) = match written.strip_prefix('[') {
             Some(address) => {

@@ -1,8 +1,8 @@
 //! Ends requests early: if the client does not read the response, or if another client needs the slot.
 //!
 //! hyper does not poll the body of a response while the client does not read. So the timer is not in the
-//! body, but in the task that sends the response. The task is hyper's, one for each HTTP/2 stream. In
-//! HTTP/1, it is the task of the connection. hyper resets the stream of a task that is dropped.
+//! body, but in the task that sends the response. In HTTP/2, hyper has one task for each stream, and
+//! resets the stream if its task is dropped. In HTTP/1, the task of the connection sends all responses.
 
 use std::cell::Cell;
 use std::error::Error;
@@ -21,11 +21,12 @@ use tokio::time::Instant;
 
 use super::metrics::Metrics;
 
-/// Most bytes of a response that hyper gets at once. A client that reads them within
+/// Most bytes of a response that hyper gets at once. A client that reads so many bytes within
 /// `connection.body-timeout` is not too slow.
 const MAX_PIECE: usize = 16 * 1024;
 
-/// Ends a request from outside, and tells why it ended. An extension of each request.
+/// Ends a request from outside, and tells why the request ended. Each request has this value as an
+/// extension.
 #[derive(Clone, Default)]
 pub(super) struct RequestEnd(Arc<EndState>);
 
@@ -43,7 +44,7 @@ impl RequestEnd {
         self.0.ordered.notify_one();
     }
 
-    /// Waits for the order to end. Only one caller gets an order.
+    /// Waits until the request is ordered to end. Only one caller gets an order.
     pub(super) async fn ordered(&self) {
         while !self.0.is_ordered.swap(false, Ordering::Relaxed) {
             self.0.ordered.notified().await;
@@ -83,7 +84,7 @@ impl RequestTask {
         }
     }
 
-    /// Begins the next request. An order to end the request before it is void.
+    /// Begins the next request. An order to end the previous request becomes void.
     pub(super) fn begin(&self) -> RequestEnd {
         self.end.0.is_ordered.store(false, Ordering::Relaxed);
         self.end.clone()
@@ -99,7 +100,7 @@ impl RequestTask {
         }
     }
 
-    /// Waits until the response must not go on. Poll it after each poll of the response.
+    /// Waits until the response must end. Poll this future after each poll of the response.
     pub(super) async fn must_end(&self) {
         let mut ordered = pin!(self.end.ordered());
         let mut timer = pin!(tokio::time::sleep(self.body_timeout));
@@ -129,7 +130,7 @@ impl RequestTask {
     }
 }
 
-/// The body of a response, in pieces. Notes since when hyper does not ask for the next piece.
+/// The body of a response, in pieces. Notes the time since which hyper does not ask for the next piece.
 pub(super) struct PacedBody<B> {
     body: B,
     /// The rest of a large piece.

@@ -36,12 +36,13 @@ const SERVER: HeaderName = HeaderName::from_static("sessile-server");
 
 pub(super) type Body = Either<Full<Bytes>, UnsyncBoxBody<Bytes, io::Error>>;
 
-/// An accepted connection, as its requests share it.
+/// An accepted connection, which its requests share.
 pub(super) struct Connection {
     pub(super) peer: SocketAddr,
     pub(super) handshake: Handshake,
     pub(super) status: Rc<Status>,
-    /// True if the handshake is counted. With early data, requests are answered before that.
+    /// True if the handshake is counted. Requests in early data are answered before their handshake is
+    /// counted.
     pub(super) counted: Cell<bool>,
     pub(super) site: Rc<Site>,
     /// The sites at the time of the handshake. A reload must not lead requests to another site.
@@ -109,7 +110,7 @@ pub(super) async fn answer(
 /// Answers a request by its route.
 ///
 /// # Errors
-/// The status of a refused request, or of an upstream that did not answer.
+/// The status for a refused request, or for an upstream that did not answer.
 async fn route(
     connection: &Connection,
     request: Request<Incoming>,
@@ -171,7 +172,7 @@ fn refusal(code: StatusCode, is_http2: bool) -> Response<Body> {
         StatusCode::BAD_REQUEST | StatusCode::REQUEST_TIMEOUT | StatusCode::NOT_IMPLEMENTED
     );
     if has_unclear_end && !is_http2 {
-        // The next request of an HTTP/1.1 connection cannot be found.
+        // The end of this request is unclear, so the next request of the connection cannot be found.
         let close = HeaderValue::from_static("close");
         response.headers_mut().insert(CONNECTION, close);
     }
@@ -196,7 +197,7 @@ fn is_too_early<B>(request: &Request<B>) -> bool {
     request.extensions().get::<SentEarly>().is_some() && !request.method().is_safe()
 }
 
-/// Answers with a file. `above` and `below` are the parts of the path up to the route and below it.
+/// Answers with a file. `above` is the part of the path that the route matched, and `below` is the rest.
 async fn files(
     folder: &Folder,
     request: Request<Incoming>,
@@ -217,7 +218,7 @@ async fn files(
         Answer::MissingSlash => {
             let below = below.trim_start_matches('/');
             let mut response = redirect(above, &format!("/{below}/"), head.uri.query());
-            // A folder can become a file.
+            // The redirect is temporary, because a file can replace the folder later.
             *response.status_mut() = StatusCode::TEMPORARY_REDIRECT;
             Ok(response)
         }
@@ -275,7 +276,8 @@ impl Connection {
             (SERVER, server),
         ] {
             if let Ok(value) = value {
-                // An upstream may have sent a header of this name; ours replaces it.
+                // An upstream may have sent a header of this name. This server's header replaces that
+                // header.
                 headers.insert(name, value);
             }
         }
@@ -283,7 +285,7 @@ impl Connection {
 
     /// The built-in page. The path of the route gives HTML or text, as the client prefers.
     ///
-    /// `/verdict.json` below it gives JSON.
+    /// `/verdict.json` below that path gives JSON.
     fn verdict_page(&self, above: &str, below: &str, headers: &HeaderMap) -> Response<Body> {
         let page = self.page_contents();
         let mut response = match below {
@@ -333,7 +335,8 @@ impl Connection {
     /// Refuses a request for another site than the site of the handshake (RFC 9110, 7.4).
     ///
     /// Browsers reuse a connection for all names of its certificate, but the other site may require client
-    /// certificates. A host without a site is refused too: an upstream could take it for any site.
+    /// certificates. A host without a site is refused too, because an upstream could serve any site for
+    /// that host.
     fn check_host<B>(&self, request: &Request<B>) -> Result<(), StatusCode> {
         let Some(host) = Host::of(request.uri(), request.headers(), request.version())
             .map_err(|request::InvalidHost| StatusCode::BAD_REQUEST)?

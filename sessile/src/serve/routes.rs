@@ -51,8 +51,9 @@ impl<T> Routes<T> {
             return Ok(None);
         }
         let found = self.longest_prefix(|| segments(path));
-        // The strict reading splits the path at the fewest bytes, the loose one at the most. If both find
-        // the same route, so does every reading between them: no segment of a route can be split.
+        // The strict reading splits the path at the fewest bytes, the loose reading at the most. If both
+        // find the same route, every reading between them finds it too. The reason is that no segment of a
+        // route can be split.
         if found != self.longest_prefix(|| loose_segments(&decoded).map(Cow::Borrowed)) {
             return Err(AmbiguousPath);
         }

@@ -1,4 +1,4 @@
-//! Loads the certificates and authorities of all sites. A reload replaces these, and nothing else.
+//! Loads the certificates and authorities of all sites. A reload loads them again.
 
 use std::sync::Arc;
 
@@ -25,7 +25,7 @@ pub(super) struct LoadedSites(pub(super) Vec<(Site, SiteFiles)>);
 pub(super) struct SiteFiles {
     /// One certificate for each key type.
     pub(super) certificates: Vec<Arc<CertifiedKey>>,
-    /// The authorities of client certificates; `None` if the site asks no client for one.
+    /// The authorities of client certificates; `None` if the site asks for no client certificate.
     pub(super) clients: Option<ClientAuthorities>,
 }
 

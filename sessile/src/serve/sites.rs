@@ -14,7 +14,7 @@ use crate::config::{self, Action, Site as SiteConfig};
 use crate::server_names::ServerNames;
 use crate::tls::{self, Sessions, Template};
 
-/// Makes the HTTP clients of a worker, one for each upstream. Several routes can share one.
+/// Makes the HTTP clients of a worker, one for each upstream. Several routes can share a client.
 struct Upstreams<'m> {
     by_name: HashMap<String, Rc<Upstream>>,
     body_timeout: Duration,
@@ -40,7 +40,7 @@ pub(super) enum Handler {
     Verdict,
 }
 
-/// The sites by server name. Each worker makes its own from the loaded sites.
+/// The sites by server name. Each worker makes this value from the loaded sites.
 pub(super) struct Sites {
     by_name: ServerNames<Rc<Site>>,
     default: Option<Rc<Site>>,
@@ -85,7 +85,8 @@ impl Sites {
         Ok(sites)
     }
 
-    /// Finds the site of a server name that the client sent. The default site serves all other names.
+    /// Finds the site of a server name that the client sent. The default site serves all other names,
+    /// and clients without a name.
     pub(super) fn find(&self, server_name: Option<&str>) -> Option<&Rc<Site>> {
         server_name
             .and_then(|name| self.by_name.find(name))

@@ -77,8 +77,8 @@ pub(super) fn set(text: &str, setting: &Setting, value: &Value) -> Result<String
     }
 }
 
-/// The text without the setting. `None`: the setting was not set. Comments above the line stay, and a
-/// comment at its end goes.
+/// The text without the setting. `None`: the setting was not set. Comments above the setting's line
+/// stay, and a comment at the end of that line is removed.
 pub(super) fn unset(text: &str, setting: &Setting) -> Result<Option<String>, EditError> {
     let document = Document::parse(text)?;
     let (section, key) = setting.parts();
@@ -87,7 +87,7 @@ pub(super) fn unset(text: &str, setting: &Setting) -> Result<Option<String>, Edi
     };
     let section_item = document.get(section);
     if section_item.is_some_and(Item::is_inline_table) {
-        // toml_edit also removes the right comma.
+        // In an inline table, toml_edit removes the key together with one comma.
         let mut document = document.into_mut();
         if let Some(table) = document.get_mut(section).and_then(Item::as_table_like_mut) {
             table.remove(key);

@@ -41,7 +41,7 @@ pub enum Error {
 /// The result of a change.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Change {
-    /// The text was the same already. Nothing was written.
+    /// The file had the same text already. Nothing was written.
     None,
     /// A new file was made.
     Made,
@@ -53,7 +53,8 @@ pub enum Change {
 /// is dropped.
 #[derive(Debug)]
 pub struct SettingsFile {
-    /// The path from the command line. Messages use it, and relative paths start at its folder.
+    /// The path from the command line. Messages name this path, and relative paths in the file start
+    /// at its folder.
     named: PathBuf,
     /// The path without symbolic links. This file is replaced.
     real: PathBuf,
@@ -68,15 +69,15 @@ impl SettingsFile {
     pub fn open(named: &Path) -> Result<Self, Error> {
         let failed = |source| failure(named, "opened", source);
         let real = match fs::canonicalize(named) {
-            // A dangling link is an error: a rename would replace the link.
+            // A dangling link is an error, because a rename would replace the link.
             Err(error) if error.kind() == io::ErrorKind::NotFound && !named.is_symlink() => {
                 let folder = fs::canonicalize(folder_of(named)).map_err(failed)?;
                 folder.join(named.file_name().ok_or_else(|| failed(error))?)
             }
             real => real.map_err(failed)?,
         };
-        // The file itself is replaced, so the folder is locked. Some network file systems cannot lock a
-        // folder: there, two changes at the same moment can lose one of them.
+        // The file itself is replaced, so the folder is locked instead. Some network file systems
+        // cannot lock a folder. On those, one of two simultaneous changes can be lost.
         let folder = File::open(folder_of(&real)).ok();
         if let Some(folder) = &folder {
             let _ = folder.lock();
@@ -124,7 +125,7 @@ impl SettingsFile {
         }
     }
 
-    /// Replaces the text, if the new one is valid as a whole.
+    /// Replaces the text, if the whole new text is valid.
     pub fn replace(&self, text: &str, now: SystemTime) -> Result<Change, Error> {
         parse(text, &self.named)?;
         if self.text() == text {
@@ -133,7 +134,7 @@ impl SettingsFile {
         if !self.exists() {
             let made = self.write_beside(text)?.persist_noclobber(&self.real);
             made.map_err(|error| failure(&self.real, "made", error.error))?;
-            // The file is there, even if the folder cannot be synced.
+            // The new file is in place, even if the folder cannot be synced.
             let _ = sync_folder(&self.real);
             return Ok(Change::Made);
         }
@@ -179,8 +180,8 @@ impl SettingsFile {
         ))
     }
 
-    /// Restores a backup: `given` (a path, or a name in the file's folder), or the newest one. The
-    /// replaced text is backed up, too. Gives the path of the restored backup.
+    /// Restores a backup: `given` (a path, or a name in the file's folder), or the newest backup. The
+    /// replaced text is backed up, too. Returns the path of the restored backup.
     pub fn restore(
         &self,
         given: Option<&Path>,
@@ -255,8 +256,8 @@ fn keep_owner_and_mode(file: &File, metadata: &Metadata) -> io::Result<()> {
     file.set_permissions(metadata.permissions())
 }
 
-/// The time of a backup, and its number within the second. `None`: `name` is not a backup of
-/// `file_name`.
+/// The time of a backup, and the number of the backup within that second. `None`: `name` is not a
+/// backup of `file_name`.
 fn backup_time(file_name: &OsStr, name: &OsStr) -> Option<(String, u32)> {
     let mut prefix = OsString::from(file_name);
     prefix.push(".");

@@ -13,7 +13,7 @@ use crate::config::settings::{Setting, all};
 #[derive(Debug)]
 pub struct Import {
     pub change: Change,
-    /// One line for each registry value that was taken: its number, and the settings from it.
+    /// One line for each registry value that was taken, with its number and the resulting settings.
     pub taken: Vec<String>,
     pub ignored: Vec<Ignored>,
 }
@@ -31,7 +31,8 @@ pub enum ImportError {
     File(#[from] Error),
 }
 
-/// Imports a registry export into a file. If anything is wrong, nothing is changed.
+/// Imports a registry export into a file. Unknown entries are ignored. An error leaves the file
+/// unchanged.
 pub fn import(file: &SettingsFile, bytes: &[u8], now: SystemTime) -> Result<Import, ImportError> {
     let export: RegFile = reg::parse(bytes)?;
     let mut config = file.config()?;

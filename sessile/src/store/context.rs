@@ -1,4 +1,5 @@
-//! What the store needs to know of one handshake: keys, time, and how long the handshake may still wait.
+//! The data of one handshake that the store needs: keys, time, and how long the handshake may still
+//! wait.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +13,7 @@ pub struct StoreContext {
     pub schedule: Arc<Schedule>,
     /// When the handshake began.
     pub now: Time,
-    /// How long the handshake may still wait for the store, in all of its requests together.
+    /// How long the handshake may still wait for the store, over all requests together.
     pub(super) budget: Duration,
 }
 

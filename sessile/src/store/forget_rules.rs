@@ -1,7 +1,7 @@
 //! The forget rules that a server knows, from its configuration and from the shared store.
 //!
-//! A running server only adds rules: a store that is gone or empty revives no session. The state folder also
-//! holds the farm's rules, for a start without the store.
+//! A running server only adds rules, so a store that lost the rules revives no session. The state folder
+//! also holds the farm's rules, for a start while the store cannot be reached.
 
 use std::io::{self, Write as _};
 use std::path::PathBuf;
@@ -48,7 +48,8 @@ impl KnownForgetRules {
 /// Reading leaves the file in place, for the next start.
 pub(super) struct ForgetRulesFile {
     path: PathBuf,
-    /// The identifier under which the file is sealed. The file of another server does not open.
+    /// The identifier under which the file is sealed. The identifier names the server, so the file of
+    /// another server does not open.
     seal_id: String,
     /// The rules in the file.
     saved: Mutex<ForgetRules>,
@@ -74,7 +75,8 @@ enum ForgetRulesFileError {
 }
 
 impl ForgetRulesFile {
-    /// `None` if the key is lost at a restart: then no session survives either.
+    /// `None` for an ephemeral key: no session survives a restart, so the rules are not needed
+    /// afterwards.
     pub(super) fn new(server: &Server, keys: &Keyring) -> Option<Self> {
         if *keys.origin() == Origin::Ephemeral {
             return None;
@@ -87,7 +89,8 @@ impl ForgetRulesFile {
         })
     }
 
-    /// The rules that the last run saved. If the file cannot be used, the log says so, and there are none.
+    /// The rules that the last run saved. If the file cannot be used, this logs a warning and returns no
+    /// rules.
     pub(super) fn read(&self, schedule: &Schedule) -> ForgetRules {
         let rules = self.open(schedule).unwrap_or_else(|error| {
             tracing::warn!(
@@ -109,7 +112,7 @@ impl ForgetRulesFile {
             Ok(clear) => {
                 ForgetRules::decode(&clear).ok_or(ForgetRulesFileError::Closed(Reason::OldFormat))
             }
-            // The sessions from before these rules have expired too.
+            // All sessions that these rules cover have expired too.
             Err(Reason::Expired) => Ok(ForgetRules::default()),
             Err(reason) => Err(ForgetRulesFileError::Closed(reason)),
         }
@@ -212,7 +215,7 @@ mod tests {
         }
         fs::write(&mine.path, vec![0; MAX_FILE as usize + 1]).unwrap();
         assert_eq!(mine.read(&schedule), ForgetRules::default());
-        // The next rule replaces the file.
+        // The next saved rule replaces the unusable file.
         let rules = rule(ForgetScope::Everything);
         mine.save(&schedule, &rules);
         assert_eq!(mine.read(&schedule), rules);

@@ -1,7 +1,7 @@
 //! Where sessions live: the session table of this process and, if configured, a store that servers share.
 //!
-//! A handshake waits for the shared store for a limited time, and never blocks its thread. The modules below import
-//! nothing from here; `redis` imports `context` and `forget_rules`.
+//! A handshake waits only a limited time for the shared store, and never blocks its thread. The modules below
+//! import nothing from here; `redis` imports `context` and `forget_rules`.
 
 mod context;
 mod forget_rules;
@@ -38,9 +38,9 @@ pub struct Consumed {
     pub session: Result<Vec<u8>, Reason>,
     /// True if no server can have been given the session before.
     ///
-    /// Replication is asynchronous: a node that was promoted, restarted or restored may not know that the session
-    /// was consumed. So the node that returns the session must have stored it, and must have been the master since.
-    /// It must also have stored the session before any hello asked for it.
+    /// Replication is asynchronous: a node that was promoted, restarted or restored may not know that the
+    /// session was consumed. So the node that returns the session must have stored it, and must have been the
+    /// master since then. The session must have been in the store before any ClientHello asked for it.
     pub is_certain: bool,
 }
 
@@ -55,7 +55,7 @@ pub struct Store {
 }
 
 impl Store {
-    /// The configured store, for the server with that number. The seed must be unpredictable.
+    /// The configured store, for the server with the number `number`. `seed` must be unpredictable.
     ///
     /// # Errors
     /// If a shared store cannot be used as it is configured. A store that cannot be reached is no error.
@@ -72,7 +72,7 @@ impl Store {
         };
         let rules = Arc::new(KnownForgetRules::default());
         let remote = match &config.session.store {
-            // A server without server-side sessions needs the store for the forget rules.
+            // Even a server that stores no sessions needs the shared store, for the forget rules.
             StoreUrl::Redis(redis) if !limits.lifetime.is_zero() => {
                 let timeout = config.session.store_timeout;
                 let server = &config.server;
@@ -90,7 +90,7 @@ impl Store {
         })
     }
 
-    /// The store for one worker thread. Another thread may call this; [`WorkerStore::connect`] connects.
+    /// The store for one worker thread. It has no connection before [`WorkerStore::connect`].
     #[must_use]
     pub fn worker(&self) -> WorkerStore {
         let connect = |remote: &Arc<RemoteStore>| Rc::new(WorkerConnection::new(remote.clone()));
@@ -100,7 +100,7 @@ impl Store {
         }
     }
 
-    /// Forgets the sessions of these rules until the process ends.
+    /// Forgets the sessions that these rules cover, until the process ends.
     pub fn forget(&self, rules: &ForgetRules) {
         self.rules.learn(rules);
     }
@@ -157,7 +157,7 @@ pub struct WorkerStore {
 impl WorkerStore {
     /// Connects to the shared store, if there is one, and waits a moment for the connection.
     ///
-    /// Must run in a `LocalSet`, in which a task keeps the connection up.
+    /// Must run in a local runtime or a `LocalSet`, because a local task keeps the connection up.
     pub async fn connect(&self) {
         if let Some(connection) = &self.connection {
             connection.start().await;
@@ -182,7 +182,7 @@ impl WorkerStore {
         self.store.rules.known()
     }
 
-    /// A handshake that begins now, and its keys.
+    /// The context of a handshake that begins at `now`.
     #[must_use]
     pub fn context(&self, schedule: Arc<Schedule>, now: Time) -> StoreContext {
         let connection = self.connection.as_ref();
@@ -193,7 +193,8 @@ impl WorkerStore {
         }
     }
 
-    /// Looks up sessions and leaves them in the store. Returns their envelopes, or why there are none.
+    /// Looks up sessions and leaves them in the store. Returns an envelope for each session, or the reason why
+    /// there is none.
     pub async fn find(
         &self,
         keys: Vec<StoreKey>,
@@ -224,7 +225,7 @@ impl WorkerStore {
         }
     }
 
-    /// Asks the shared store about each session that the table cannot answer for.
+    /// Asks the shared store about each session for which the answer of the table is not final.
     async fn find_in_store(
         &self,
         connection: &WorkerConnection,
@@ -263,7 +264,8 @@ impl WorkerStore {
         }
     }
 
-    /// Checks a session from the store. Inserts it into the table too, unless another server may remove it.
+    /// Checks that a session from the store has not expired. The session is also inserted into the table,
+    /// unless it is for a single use or another server may remove it.
     fn accept_from_store(
         &self,
         key: &StoreKey,
@@ -271,7 +273,7 @@ impl WorkerStore {
         context: &StoreContext,
     ) -> Result<Vec<u8>, Reason> {
         let session = Envelope::decode(&envelope)?;
-        // The store's clock is another one, and counts from the time when the store got the session.
+        // The store expires sessions by its own clock, counted from the moment when the store got the session.
         if context.now >= session.expires {
             return Err(Reason::Expired);
         }
@@ -292,7 +294,7 @@ impl WorkerStore {
         self.store
             .table
             .insert(key.as_bytes(), envelope, established, context.now);
-        // After the insertion, so that a revocation at the same time cannot miss the session.
+        // This check follows the insertion, so that a revocation at the same time cannot miss the session.
         if !self
             .store
             .table
@@ -331,9 +333,9 @@ impl WorkerStore {
         }
     }
 
-    /// Stores new sessions, and removes the single-use session that was `consumed`.
+    /// Stores new sessions, and removes the single-use session `consumed`.
     ///
-    /// Returns when the next connection finds them, or when the budget is used up.
+    /// Returns when the client's next connection can find the new sessions, or when the budget is used up.
     pub async fn put(
         &self,
         new_sessions: Vec<NewSession>,
@@ -358,7 +360,7 @@ impl WorkerStore {
         }
     }
 
-    /// Removes a session from the table and the shared store, which both remember why.
+    /// Removes a session from the table and from the shared store. Both remember the reason.
     pub async fn remove(&self, key: &StoreKey, why: Gone) {
         self.remove_from_table(key, why);
         if let Some(connection) = &self.connection {

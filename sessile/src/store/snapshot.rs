@@ -2,9 +2,10 @@
 //!
 //! The file is removed before it is read, so it is read only once.
 //!
-//! Format: `magic | id 16 | pieces`, each piece `length 4 | sealed`. A piece is sealed for the server's name, the
-//! id, its number, and whether it is the last. The first piece begins with the incarnation, 2 bytes. Entries follow,
-//! oldest first: `established 8 | key length 1 | value length 2 | key | value`. No entry is in two pieces.
+//! Format: `magic | id 16 | pieces`, each piece `length 4 | sealed`. A piece is sealed for the server's name,
+//! the id, the piece's number, and a flag for the last piece. The first piece begins with the incarnation, 2
+//! bytes. Entries follow, oldest first: `established 8 | key length 1 | value length 2 | key | value`. No entry
+//! is in two pieces.
 
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Write};
@@ -21,7 +22,7 @@ use crate::state_file::{self, TakeError};
 
 const MAGIC: &[u8; 19] = b"sessile snapshot 1\n";
 
-/// Most bytes of entries. The oldest entries are left out.
+/// Most bytes of entries. If the entries are longer, the oldest entries are left out.
 const MAX_BYTES: usize = 256 << 20;
 
 /// A piece with this many bytes is full.
@@ -85,7 +86,7 @@ impl SnapshotFile {
     /// Makes or replaces the file, with mode 0600. Returns the number of entries in it.
     ///
     /// # Errors
-    /// If the snapshot cannot be written or sealed. An older file then stays.
+    /// If the snapshot cannot be written or sealed. An existing file then stays.
     pub fn save(&self, schedule: &Schedule, snapshot: &Snapshot) -> Result<usize, SnapshotError> {
         let entries = newest_within(&snapshot.entries, MAX_BYTES);
         state_file::replace(&self.path, |file| {
@@ -132,9 +133,9 @@ impl SnapshotFile {
     /// Removes the file and reads it. `None` if there is no file.
     ///
     /// # Errors
-    /// If the snapshot cannot be used. The file is then removed too, if possible.
+    /// If the snapshot cannot be used. An unusable file is removed too, if possible.
     pub fn take(&self, schedule: &Schedule) -> Result<Option<Snapshot>, SnapshotError> {
-        // Twice as much, because sealed pieces are longer than their entries.
+        // The limit is twice `MAX_BYTES`, because sealed pieces are longer than their entries.
         let Some(file) = state_file::take(&self.path, 2 * MAX_BYTES as u64)? else {
             return Ok(None);
         };
@@ -192,7 +193,7 @@ impl SnapshotFile {
     }
 }
 
-/// The newest entries, as many as fit.
+/// The newest entries that fit into `bytes`.
 fn newest_within(entries: &[OwnedEntry], bytes: usize) -> &[OwnedEntry] {
     let mut total = 0;
     let newest = entries.iter().rev().take_while(|entry| {

@@ -35,8 +35,8 @@ pub struct Handshake {
     pub server_name: Option<String>,
     /// The subject of the client's certificate; the SHA-256 of the certificate if it has no subject.
     ///
-    /// In a resumed session, the client sent the certificate in the full handshake. Control characters are
-    /// escaped, and a long subject is cut.
+    /// In a resumed session, this is the certificate that the client sent in the full handshake. Control
+    /// characters are escaped, and a long subject is cut.
     pub client_certificate: Option<String>,
     /// True if ALPN selected HTTP/2.
     pub http2: bool,
@@ -44,8 +44,8 @@ pub struct Handshake {
 
 /// An accepted connection.
 ///
-/// If early data was accepted, the client's Finished may still be missing;
-/// [`super::Status::completion`] tells.
+/// If early data was accepted, the client's Finished may still be missing. [`super::Status::completion`]
+/// shows whether it has arrived.
 pub struct Accepted {
     pub stream: Stream,
     pub handshake: Handshake,
@@ -53,10 +53,10 @@ pub struct Accepted {
 
 /// Runs the handshake of a connection whose ClientHello was read. `received` holds all bytes so far.
 ///
-/// If early data is accepted, this returns before the client's Finished.
+/// If early data is accepted, this returns before the client's Finished arrives.
 ///
 /// # Errors
-/// The handshake failed. If the client can read an alert, it was sent one.
+/// The handshake failed. The server has sent a fatal alert, unless the client could no longer read it.
 pub async fn accept(
     mut io: TcpStream,
     mut received: &[u8],
@@ -64,7 +64,8 @@ pub async fn accept(
     template: &Template,
     now: Time,
 ) -> Result<Accepted, AcceptError> {
-    // Like the setting of rustls, the size includes the record header but not the encryption.
+    // Like the setting of rustls, this size includes the record header, but not the bytes that encryption
+    // adds.
     let max_fragment_size = match hello.max_record_size() {
         Ok(size) => size,
         Err(illegal) => {
@@ -144,7 +145,7 @@ fn outcome(tls: &mut ServerConnection, resumption: &HandshakeSessions) -> Handsh
         verdict,
         early_data,
         version,
-        // rustls writes TLS13_AES_…, IANA TLS_AES_….
+        // rustls writes TLS13_AES_…, and IANA writes TLS_AES_….
         suite: name.unwrap_or("unknown").replacen("TLS13_", "TLS_", 1),
         established,
         server_name: tls.server_name().map(str::to_owned),

@@ -87,7 +87,8 @@ impl ServerCertificate {
 
     /// The next time at which a certificate of the chain expires.
     pub(super) fn next_expiry(&self, now: Time) -> Option<Time> {
-        // A client that accepts the chain today does not use the certificates that have expired.
+        // A client that accepts the chain at `now` does not need the certificates that have
+        // expired.
         self.not_after.iter().copied().find(|end| *end > now)
     }
 }
@@ -107,14 +108,14 @@ impl CertificateSet {
         )
     }
 
-    /// The first certificate whose key the client can verify, else the first certificate.
+    /// The first certificate with a signature scheme of the client, else the first certificate.
     pub(super) fn choose(&self, hello: &ClientHello<'_>) -> Option<&ServerCertificate> {
         let schemes = hello.signature_schemes();
         self.0
             .iter()
             .find(|certificate| certificate.certified.key.choose_scheme(schemes).is_some())
-            // rustls sends access_denied if it has no certificate. With one that the client cannot
-            // verify, rustls sends handshake_failure, which is the right alert.
+            // rustls sends access_denied if it has no certificate. With a certificate that the
+            // client cannot verify, rustls sends handshake_failure, which is the right alert.
             .or_else(|| self.0.first())
     }
 }

@@ -26,7 +26,8 @@ use crate::{clock, config};
 
 /// Most bytes of a file with authorities or revocation lists.
 ///
-/// Every full handshake hashes a revocation list, which takes too long for longer lists.
+/// Every full handshake with a client certificate hashes a revocation list. For a longer list, the hash
+/// would take too long.
 const MAX_BYTES: u64 = (1 << 24) - 1;
 
 /// How long a successful verification of a chain is cached.
@@ -185,7 +186,7 @@ fn read_lists(path: &Path) -> Result<Vec<CertificateRevocationListDer<'static>>,
     Ok(lists)
 }
 
-/// Verifies the client certificates of a site. Each worker thread has one.
+/// Verifies the client certificates of a site. Each worker thread has its own `ClientVerifier`.
 pub(super) struct ClientVerifier {
     pub(super) mode: Mode,
     pub(super) verifier: Arc<dyn ClientCertVerifier>,

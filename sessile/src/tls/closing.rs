@@ -5,15 +5,17 @@ use sessile_proto::alert::AlertDescription;
 
 pub(super) use crate::listener::closing::{LINGER, end, poll_discard, refuse};
 
-/// The alert that rustls does not send for an error; `None` if it cannot be sent in clear.
+/// The alert for an error for which rustls sends none. `None` if rustls sends an alert, or if the
+/// client expects encrypted records.
 ///
 /// Call this before the output of rustls is written, because that output may contain an alert.
 pub(super) fn missing_alert(error: &Error, tls: &ServerConnection) -> Option<AlertDescription> {
-    // A TLS 1.2 server encrypts after its ChangeCipherSpec, which ends a full handshake.
+    // A TLS 1.2 server encrypts after its ChangeCipherSpec. A full handshake ends with this
+    // message, and a resumed handshake does not.
     let in_clear = tls.is_handshaking()
         && tls.protocol_version() != Some(ProtocolVersion::TLSv1_3)
         && tls.handshake_kind() != Some(HandshakeKind::Resumed);
-    // rustls sends no alert for these errors, even if it has other bytes to write.
+    // rustls sends no alert for these errors, even if it has other messages to send.
     let without_alert = matches!(
         error,
         Error::PeerMisbehaved(

@@ -1,7 +1,8 @@
-//! Early data (0-RTT): makes a rustls connection that accepts it or skips it (RFC 9846, 4.2.10).
+//! Makes a rustls connection that accepts or skips early data (0-RTT; RFC 9846, 4.2.10).
 //!
-//! rustls has one limit for accepted plaintext and for skipped ciphertext, but ciphertext is longer. If
-//! rustls refuses early data that was granted, the handshake starts again with a larger limit.
+//! rustls applies one limit to accepted plaintext and to skipped ciphertext, although ciphertext is
+//! longer. If rustls refuses early data that sessile granted, the handshake starts again with a larger
+//! limit.
 
 use std::sync::Arc;
 
@@ -16,13 +17,13 @@ use crate::store::Consumed;
 
 /// Most bytes of refused early data that are skipped. The connection ends if more bytes come.
 ///
-/// The limit is above the early data of any session, with the overhead of encryption.
+/// The limit is higher than the early data of any session plus the overhead of encryption.
 const MAX_SKIPPED: u32 = 4 * crate::config::MAX_EARLY_DATA;
 
 /// The record content type of a ClientHello (RFC 9846, 5.1).
 const HANDSHAKE: u8 = 22;
 
-/// The inputs of the early data plan from a session that the store consumed.
+/// Reads the inputs of the early data plan from the store's answer about a consumed session.
 ///
 /// # Errors
 /// The reason why the store returned no session.
@@ -40,8 +41,8 @@ pub(super) fn consumed_session(consumed: &Consumed) -> Result<ConsumedSession, R
 
 /// Makes a connection that follows the plan.
 ///
-/// `single_use` is the early data in bytes that new sessions announce. With `None`, new sessions announce
-/// none, and the connection accepts none.
+/// `single_use` is the number of bytes of early data that new sessions announce. With `None`, new
+/// sessions announce no early data, and the connection accepts none.
 pub(super) fn new_connection(
     plan: EarlyDataPlan,
     mut config: ServerConfig,
@@ -65,7 +66,7 @@ pub(super) fn new_connection(
     Ok(tls)
 }
 
-/// Passes the ClientHello to rustls. True if rustls accepts early data after it.
+/// Passes the ClientHello to rustls. True if rustls accepts the early data that follows.
 pub(super) fn accepts_early_data(tls: &mut ServerConnection, mut hello: &[u8]) -> bool {
     while !hello.is_empty() {
         if tls.read_tls(&mut hello).is_err() || tls.process_new_packets().is_err() {

@@ -15,7 +15,7 @@ use super::status::Status;
 pub(super) struct EarlyHandshake {
     /// `None` after the client's Finished.
     handshaking: Option<Handshaking>,
-    /// Stores the new sessions. Nothing is sent before it is done.
+    /// Stores the new sessions. Nothing is sent before all of them are stored.
     storing: Option<Pin<Box<dyn Future<Output = ()>>>>,
     deadline: Pin<Box<Sleep>>,
 }

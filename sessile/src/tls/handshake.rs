@@ -1,5 +1,4 @@
-//! Runs one handshake, flight by flight. New sessions are stored before the flight that announces them
-//! is sent.
+//! Runs one handshake, flight by flight. New sessions are stored first, and then announced to the client.
 
 use std::io;
 use std::rc::Rc;
@@ -68,7 +67,7 @@ pub(super) struct Handshaking {
     pub(super) resumption: Arc<HandshakeSessions>,
     pub(super) sessions: Rc<Sessions>,
     pub(super) context: StoreContext,
-    /// As in [`rustls::ServerConfig`]; `None` if the client sets no limit.
+    /// The record size as [`rustls::ServerConfig`] counts it; `None` if the client sets no limit.
     pub(super) max_fragment_size: Option<usize>,
 }
 
@@ -103,7 +102,7 @@ impl Handshaking {
         Ok(())
     }
 
-    /// Passes the progress of rustls on to the resumption.
+    /// Reports the progress of rustls to [`HandshakeSessions`].
     pub(super) fn observe(&self, tls: &ServerConnection) {
         let suite = tls
             .negotiated_cipher_suite()

@@ -23,11 +23,12 @@ pub(super) async fn write_tls(io: &mut TcpStream, tls: &mut ServerConnection) ->
     Ok(())
 }
 
-/// Writes a flight of a TLS 1.2 handshake to a client with small records (RFC 6066, 4, and RFC 8449).
+/// Writes a flight of TLS 1.2 to a client that asks for small records (RFC 6066, 4, and RFC 8449).
 ///
-/// rustls neither reads nor answers these extensions. Small records are legal without an answer. rustls
-/// joins the messages of a flight before it splits them into records. Some small devices cannot read a
-/// split message, so each message begins a new record.
+/// rustls neither reads nor answers these extensions. A server may send small records even if it does
+/// not answer the extension. rustls joins the messages of a flight before it splits them into records.
+/// Some small devices cannot read a split message. Here each message begins a new record, so only a
+/// message that is longer than a record is split.
 pub(super) async fn write_in_small_records(
     io: &mut TcpStream,
     tls: &mut ServerConnection,

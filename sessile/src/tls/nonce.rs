@@ -1,9 +1,9 @@
 //! Shortens the nonces of TLS 1.3 tickets from 32 bytes to 8 (RFC 9846, 4.6.1).
 //!
-//! wolfSSL 5.5.4 ends a connection at a longer nonce, and rustls has no setting for the length. rustls
-//! derives the PSK of a session from the nonce, and sends the nonce in the ticket. The cipher suites of
-//! this module cut the nonce at both places. The session stores the PSK, so servers with and without
-//! these suites resume each other's sessions.
+//! wolfSSL 5.5.4 ends a connection if a nonce is longer than 8 bytes. rustls has no setting for the
+//! length. rustls derives the PSK of a session from the nonce, and sends the nonce in the ticket. The
+//! cipher suites of this module cut the nonce in the derivation and in the ticket. The session stores the
+//! PSK, so servers with and without these suites resume each other's sessions.
 
 use std::borrow::Cow;
 use std::mem;
@@ -77,7 +77,7 @@ fn short_nonce_suite(suite: &'static Tls13CipherSuite) -> SupportedCipherSuite {
         },
         hkdf_provider: Box::leak(Box::new(ShortNonceHkdf(suite.hkdf_provider))),
         aead_alg: Box::leak(Box::new(ShortNonceAead(suite.aead_alg))),
-        // QUIC does not use the encrypter below, so its tickets would keep long nonces.
+        // QUIC does not use [`ShortNonceEncrypter`], so tickets over QUIC would keep long nonces.
         quic: None,
     })))
 }
@@ -133,7 +133,7 @@ impl HkdfExpander for ShortNonceExpander {
     }
 }
 
-/// Cuts the nonce in each NewSessionTicket, before it is encrypted.
+/// Cuts the nonce in each NewSessionTicket before the message is encrypted.
 struct ShortNonceAead(&'static dyn Tls13AeadAlgorithm);
 
 impl Tls13AeadAlgorithm for ShortNonceAead {
@@ -219,11 +219,11 @@ impl MessageEncrypter for ShortNonceEncrypter {
 /// Cuts the nonces in a flight of tickets. A record can end anywhere in a message.
 #[derive(Default)]
 struct TicketFlight {
-    /// The start of a message header, at most three bytes. The next record sends them.
+    /// The first bytes of a message header, at most three. The next record contains them.
     partial_header: Vec<u8>,
-    /// Bytes of the current message that were copied, header included.
+    /// The number of bytes of the current message that were processed, header included.
     position: usize,
-    /// Bytes of the current message, header included; 0 between messages.
+    /// The length of the current message in bytes, header included; 0 before the first message.
     message_len: usize,
     /// True if the current message is a ticket with a long nonce.
     is_ticket: bool,
@@ -232,7 +232,7 @@ struct TicketFlight {
 impl TicketFlight {
     /// The record content that replaces `fragment`. It is never longer than a full fragment.
     ///
-    /// The start of a message header adds at most three bytes, and the removed part of the nonce has 24.
+    /// `partial_header` adds at most three bytes to a fragment, and a cut nonce is 24 bytes shorter.
     fn shorten(&mut self, fragment: &[u8]) -> Vec<u8> {
         let mut input = mem::take(&mut self.partial_header);
         input.extend_from_slice(fragment);

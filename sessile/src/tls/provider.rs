@@ -1,11 +1,13 @@
-//! The cipher suites and key exchange groups of a server. All servers of a farm have the same.
+//! The cipher suites and key exchange groups of a server. All servers of a farm have the same suites
+//! and groups.
 
 use rustls::crypto::{CryptoProvider, aws_lc_rs as provider};
 
 /// The rustls provider of every server.
 ///
 /// A session resumes with its own suite only, so all servers need the same suites in the same order.
-/// Suites with SHA-256 come first: their key schedule costs a quarter less than with SHA-384.
+/// Suites with SHA-256 come first. Their key schedule costs a quarter less than that of suites with
+/// SHA-384.
 pub(super) fn crypto() -> CryptoProvider {
     use provider::{cipher_suite as suite, kx_group};
     CryptoProvider {

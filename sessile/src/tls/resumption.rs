@@ -67,7 +67,8 @@ impl HandshakeSessions {
         };
 
         match &consumed {
-            // rustls resumes the first acceptable session, so the others are not needed.
+            // The consumed session is the first offer. rustls resumes the first acceptable offer, so the
+            // other sessions are not fetched.
             Some((_, Ok(_))) => named.clear(),
             Some((key, Err(_))) => named.retain(|named| named != key),
             None => {}
@@ -106,7 +107,8 @@ impl HandshakeSessions {
         self.lock().observe(progress, suite);
     }
 
-    /// The decisions and the state of this handshake. rustls takes the same lock, so hold it for one call.
+    /// The decisions and the state of this handshake. rustls calls methods that take the same lock, so
+    /// hold the lock for one call only.
     pub(super) fn lock(&self) -> MutexGuard<'_, Resumption> {
         locked(&self.resumption)
     }
@@ -150,7 +152,7 @@ impl StoresServerSessions for HandshakeSessions {
         self.decrypt(identity)
     }
 
-    /// In TLS 1.2, rustls calls this after it chose a full handshake, never if it resumes.
+    /// In TLS 1.2, rustls calls this only after it has chosen a full handshake.
     fn can_cache(&self) -> bool {
         let mut resumption = self.lock();
         resumption.full_tls12_chosen();

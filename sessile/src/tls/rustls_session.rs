@@ -1,7 +1,7 @@
 //! Reads sessions in the encoding of rustls 0.23.
 //!
-//! sessile needs the client's certificates, the age of the ticket and the announced early data. rustls
-//! does not verify a client's certificates again when a session resumes.
+//! sessile reads the client's certificates, the age of the ticket and the announced early data. It
+//! verifies the certificates again when a session resumes, because rustls does not.
 
 use rustls_pki_types::CertificateDer;
 use sessile_proto::resumption::TicketAge;
@@ -44,7 +44,8 @@ pub(super) fn age(session: &[u8]) -> Option<TicketAge> {
 
 /// The `max_early_data_size` that the server announced for a single-use session, in bytes.
 ///
-/// The server stores it as the resumption data: a two-byte length and four bytes before the age.
+/// The server stores the size as resumption data, which stands before the age: two bytes of length,
+/// then four bytes.
 pub(super) fn announced_early_data(session: &[u8]) -> Option<u32> {
     let (rest, _age) = session.split_last_chunk::<12>()?;
     let (rest, bytes) = rest.split_last_chunk()?;
@@ -170,7 +171,7 @@ mod tests {
             assert_eq!(announced_early_data(&anonymous), Some(16_384));
             let authenticated = session(version, Some(&chain), (&root, &key));
             assert_eq!(client_chain(&authenticated).as_deref(), Some(&chain[..]));
-            // Every prefix of this length ends before the end of the chain.
+            // A prefix that is shorter than `too_short` ends before the end of the chain.
             let too_short = authenticated.len() - 2 * root.len();
             assert!((0..too_short).all(|end| client_chain(&authenticated[..end]).is_none()));
         }

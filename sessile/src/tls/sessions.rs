@@ -12,7 +12,8 @@ use crate::config::Config;
 use crate::key::Keyring;
 use crate::store::WorkerStore;
 
-/// The session settings of a server, with its store and keys. Each worker thread has one.
+/// The session settings of a server, with its store and keys. Each worker thread has its own
+/// `Sessions`.
 pub struct Sessions {
     pub(super) store: WorkerStore,
     pub(super) keys: Arc<Keyring>,

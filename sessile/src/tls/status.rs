@@ -19,15 +19,18 @@ pub struct Status {
     owned: RefCell<Vec<StoreKey>>,
 }
 
-/// If the next output is the last, it can leave in one write with close_notify.
+/// Whether the next output is the last of the connection. The last output leaves in one write with
+/// close_notify.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum LastOutput {
     /// More responses may follow.
     Unknown,
     /// The next response is the last one.
     Announced,
-    /// The response is complete and waits for the shutdown.
-    Held,
+    /// The response is complete and waits for the shutdown, after one flush.
+    Flushed,
+    /// The same after two flushes.
+    FlushedTwice,
 }
 
 /// The progress of an accepted connection's handshake.
@@ -75,7 +78,7 @@ impl Status {
         Ref::map(self.owned.borrow(), Vec::as_slice)
     }
 
-    /// Ends the handshake. `owned`: the stored sessions that belong to the connection.
+    /// Ends the handshake. `owned` lists the stored sessions that belong to the connection.
     pub(super) fn complete(&self, owned: Vec<StoreKey>) {
         *self.owned.borrow_mut() = owned;
         self.end(Completion::Done);

@@ -1,7 +1,7 @@
 //! An accepted TLS connection as a byte stream.
 //!
-//! The tickets of a TLS 1.3 handshake wait a few milliseconds for the first response. Then both leave in
-//! one write.
+//! The tickets of a TLS 1.3 handshake wait a few milliseconds for the first response. A response within
+//! that time leaves in one write with the tickets.
 
 use std::future::Future;
 use std::io::{self, BufRead, IoSlice, Read, Write};
@@ -30,7 +30,8 @@ const MAX_BUFFERED: usize = 32 * 1024;
 /// The server's side of a TLS connection.
 pub struct Stream {
     io: TcpStream,
-    /// Boxed because the connection has more than a kilobyte, and the stream is moved several times.
+    /// Boxed, because a `ServerConnection` takes more than a kilobyte, and the stream is moved several
+    /// times.
     tls: Box<ServerConnection>,
     /// The rest of a handshake whose early data was accepted.
     early_handshake: Option<EarlyHandshake>,
@@ -48,12 +49,12 @@ pub struct Stream {
 /// An error of the client. The stream stays open until the client has had time to read the alert.
 struct Failure {
     error: rustls::Error,
-    /// Bytes that came after the error and were discarded.
+    /// The number of bytes that came after the error and were discarded.
     discarded: usize,
 }
 
 impl Stream {
-    /// If early data was accepted, the client's Finished is still missing.
+    /// Makes a stream. If early data was accepted, the client's Finished may still be missing.
     pub(super) fn new(
         io: TcpStream,
         mut tls: Box<ServerConnection>,
@@ -102,16 +103,18 @@ impl Stream {
     }
 
     /// True if output waits for the shutdown, which follows at once.
+    ///
+    /// hyper flushes twice before the shutdown. If no shutdown follows, a later flush sends the output.
     fn holds_last_output(&self, cx: &Context<'_>) -> bool {
-        match self.status.last_output.get() {
-            LastOutput::Announced if self.early_handshake.is_none() => {
-                self.status.last_output.set(LastOutput::Held);
-                // If no shutdown follows, the next poll sends the output.
-                cx.waker().wake_by_ref();
-                true
-            }
-            _ => false,
-        }
+        let last_output = &self.status.last_output;
+        let next = match last_output.get() {
+            LastOutput::Announced if self.early_handshake.is_none() => LastOutput::Flushed,
+            LastOutput::Flushed => LastOutput::FlushedTwice,
+            _ => return false,
+        };
+        last_output.set(next);
+        cx.waker().wake_by_ref();
+        true
     }
 
     /// Sends pending tickets after [`TICKET_DELAY`]. Call this if there is nothing to read.
@@ -169,7 +172,8 @@ impl Stream {
 
     /// Reads until the client closes the connection.
     ///
-    /// A socket that closes with unread bytes resets the connection. The client could lose a response.
+    /// A socket that is closed with unread bytes resets the connection. The client could then lose a
+    /// response.
     fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         while !self.eof && !self.status.closed_cleanly() && self.status.waits_for_client.get() {
             if poll_timer(&mut self.linger_timer, LINGER, cx).is_ready() {

@@ -17,16 +17,17 @@ use super::sessions::Sessions;
 /// The supported ALPN protocols, in order of preference.
 const ALPN: [&[u8]; 2] = [b"h2", b"http/1.1"];
 
-/// Tickets in a TLS 1.3 handshake without a `ticket_request` (RFC 9149).
+/// The number of tickets in a TLS 1.3 handshake whose client sends no `ticket_request` (RFC 9149).
 const TLS13_TICKETS: usize = 2;
 
-/// Most tickets that a `ticket_request` gets (RFC 9149).
+/// The most tickets that a client can get by a `ticket_request` (RFC 9149).
 const MAX_TLS13_TICKETS: usize = 4;
 
 /// The TLS settings of a site.
 ///
-/// Each worker thread has its own template, so threads do not contend for reference counts. The threads
-/// share only the verifier of client certificates, because revocation lists can be large.
+/// Each worker thread has its own template, so threads contend for few reference counts. The threads
+/// share the server's certificates. They also share the verifier of client certificates, because
+/// revocation lists can be large.
 pub struct Template {
     pub(super) config: rustls::ServerConfig,
     pub(super) sessions: Rc<Sessions>,
@@ -39,11 +40,11 @@ pub struct Template {
 impl Template {
     /// Makes the TLS settings of the site with the ID `site`.
     ///
-    /// `certificates` has one certificate for each key type, at least one. `early_data` is the most early
-    /// data of a connection in bytes; 0 refuses early data.
+    /// `certificates` has at least one certificate, and at most one of each key type. `early_data` limits
+    /// the early data of a connection, in bytes; 0 refuses early data.
     ///
     /// # Errors
-    /// rustls refuses the combination.
+    /// rustls cannot use the cipher suites and key exchange groups for TLS 1.3 and 1.2.
     pub fn new(
         site: u64,
         certificates: &[Arc<CertifiedKey>],
@@ -63,8 +64,8 @@ impl Template {
             .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
             .with_client_cert_verifier(verifier)
             .with_cert_resolver(Arc::clone(&certificates) as _);
-        // A session resumes only with its own cipher suite. Some clients reorder their suites. If their
-        // order counted, they would get full handshakes.
+        // A session resumes only with its own cipher suite. Some clients reorder their suites. If the
+        // server followed the client's order, such a client would get full handshakes.
         config.ignore_client_order = true;
         config.send_tls13_tickets = TLS13_TICKETS;
         config.max_tls13_tickets = MAX_TLS13_TICKETS;

@@ -15,8 +15,8 @@ const MAX_SUBJECT: usize = 256;
 
 /// The names of attribute types by object identifier.
 ///
-/// RFC 4514, section 3, has most of them, and OpenSSL adds the others. `x509-parser` uses other names for
-/// some.
+/// RFC 4514, section 3, has most of these names, and OpenSSL adds the others. `x509-parser` has other
+/// names for some types.
 const ATTRIBUTES: [(&str, &str); 11] = [
     ("2.5.4.3", "CN"),
     ("2.5.4.5", "serialNumber"),

@@ -1,4 +1,5 @@
-//! Start by a service manager that holds the listening socket: a restart refuses no connection.
+//! A service manager starts the program and holds the listening socket, so a restart refuses no
+//! connection.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -98,7 +99,7 @@ fn a_restart_under_load_refuses_no_connection() {
             })
             .collect();
         for _ in 0..RESTARTS {
-            // Both processes have served connections.
+            // Wait until the current process has served connections.
             running.await_metrics(|metrics| metrics.all_routed() >= 3);
             running.terminate();
             assert_eq!(manager.hears(), "STOPPING=1\n");

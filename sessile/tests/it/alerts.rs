@@ -29,7 +29,7 @@ fn with_byte(at: usize, byte: u8) -> Vec<u8> {
     hello
 }
 
-/// A description and the first bytes.
+/// A description of the first bytes, and the bytes.
 type Sample = (&'static str, Vec<u8>);
 
 fn not_tls() -> Vec<Sample> {
@@ -78,7 +78,7 @@ fn too_long_hellos() -> Vec<Sample> {
     ]
 }
 
-/// Invalid first bytes, by their alert.
+/// Invalid first bytes, grouped by the alert that must answer them.
 fn bad_first_bytes() -> [(Vec<Sample>, Option<AlertDescription>); 6] {
     let version = vec![("version 0.1 in the hello", with_byte(VERSION, 0))];
     [

@@ -18,7 +18,7 @@ const TLS12: &[u8] = include_bytes!("../../../proto/src/testdata/client-openssl-
 const TLS12_WITH_ID: &[u8] =
     include_bytes!("../../../proto/src/testdata/client-openssl-tls12-id-resumed.bin");
 
-/// The position of the session ID's length in a ClientHello of one record. It follows the record
+/// The position of the session ID's length in a ClientHello of one record. This length follows the record
 /// header, message header, version and random.
 const SESSION_ID: usize = 5 + 4 + 2 + 32;
 
@@ -46,7 +46,7 @@ fn random_id() -> [u8; 32] {
     id
 }
 
-/// Sends a ClientHello, reads records up to this content type, and disconnects without an alert.
+/// Sends a ClientHello, reads up to the first record of this content type, and disconnects without an alert.
 fn abandon(address: SocketAddr, hello: &[u8], content_type: u8) -> Vec<Vec<u8>> {
     let mut io = TcpStream::connect(address).expect("the balancer");
     io.set_read_timeout(Some(PATIENCE)).expect("a time limit");
@@ -109,7 +109,7 @@ fn the_balancer_learns_no_random_session_ids_of_tls13_clients() {
 fn the_balancer_learns_nothing_from_abandoned_handshakes() {
     const TIMES: u64 = 1_000;
     let farm = Farm::start(&["--quiet"]);
-    // A server answers an unknown session ID with a new one.
+    // For an empty or unknown session ID, the server answers with a new session ID.
     attack(&farm, TIMES as usize / 2, || TLS12.to_vec());
     attack(&farm, TIMES as usize / 2, || {
         with_session_id(TLS12_WITH_ID, random_id())
@@ -153,7 +153,8 @@ fn the_balancer_learns_no_session_id_beside_a_ticket() {
     for outcome in ["resumed", "refused", "not-offered", "failed"] {
         assert_eq!(metrics.routed("session-id", outcome), 0, "{metrics}");
     }
-    // As a control, the session ID of a server does route. So this test would notice a learned session ID.
+    // As a control, show that a session ID from a server routes a client. So this test would notice a learned
+    // session ID.
     let session = folder.path().join("honest.pem");
     openssl(proxy.address(), &["-no_ticket"], &session);
     openssl(proxy.address(), &["-no_ticket"], &session);
@@ -177,14 +178,14 @@ async fn abandoned_handshakes_and_tls13_session_ids_do_not_reach_the_store() {
         server.metric(&line).await
     };
     assert_eq!(requests("fetch", "missing").await, 0);
-    // The session ID of a TLS 1.2 client may be a session of another server, so it is looked up.
+    // A TLS 1.2 client may have its session ID from another server, so this server asks the store.
     for _ in 0..TIMES {
         let guess = with_session_id(TLS12_WITH_ID, random_id());
         abandon(server.address(), &guess, HANDSHAKE);
     }
     assert_eq!(requests("fetch", "missing").await, TIMES);
     assert_eq!(requests("put", "ok").await, 0);
-    // No other name in the store has this length.
+    // Only the name of a session ends with a part of 64 bytes.
     let is_session = |name: &[u8]| name.rsplit(|byte| *byte == b':').next().unwrap().len() == 64;
     assert!(!redis.entries().iter().any(|(name, _)| is_session(name)));
 }

@@ -1,4 +1,4 @@
-//! `sessile balance` in front of servers that share nothing and know nothing of it.
+//! `sessile balance` in front of servers that share nothing and do not know the balancer.
 
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
@@ -23,7 +23,7 @@ const HELLO: &[u8] = include_bytes!("../../../proto/src/testdata/client-openssl-
 
 const TLS13: &[u8] = include_bytes!("../../../proto/src/testdata/client-openssl-tls13-full.bin");
 
-/// An address without a listener. Only root can listen there.
+/// An address without a listener. Only root can listen on this port.
 const NOBODY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 1);
 
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -53,7 +53,7 @@ fn openssl(address: SocketAddr, certificates: &Certificates) -> Command {
 /// A visit that reads its session from a file, if the file exists, and writes the new session to it.
 fn visit(address: SocketAddr, certificates: &Certificates, session: &Path) -> Ran {
     let mut command = openssl(address, certificates);
-    // A session ID beside an offer of TLS 1.3 may be random, so it does not count as refused.
+    // Use TLS 1.2. In a hello with TLS 1.3, the session ID may be random and never counts as refused.
     command.arg("-tls1_2");
     if session.exists() {
         command.arg("-sess_in").arg(session);
@@ -177,7 +177,7 @@ fn a_dead_server_costs_no_connection() {
     let metrics = balancer.await_metrics(|metrics| metrics.all_routed() == VISITS);
     let failures = "sessile_balance_server_failures_total";
     let failures = ["a", "b", "c"].map(|server| metrics.sum(failures, &[("server", server)]));
-    // After a failure the server is skipped for a while.
+    // After a failure, the balancer skips the server for a while.
     assert!(matches!(failures, [0, 1..VISITS, 0]), "{metrics}");
     assert_eq!(metrics.turned_away("no-server"), 0, "{metrics}");
 }
@@ -193,7 +193,7 @@ fn a_client_whose_server_died_gets_another_server_and_a_full_handshake() {
         |beginning: &str| visit(balancer.address(), &certificates, &session).count(beginning);
     assert_eq!(count("New, "), 1);
     assert_eq!(count("Reused, "), 1);
-    // Round robin begins with the first.
+    // Kill the first server, which has the session: round robin begins with this server.
     one.kill();
     assert_eq!(count("New, "), 1);
     assert_eq!(count("Reused, "), 1);
@@ -219,7 +219,7 @@ fn bytes_that_are_not_tls_are_turned_away_and_counted() {
     let mut zero_length_fragment = HELLO[..5].to_vec();
     zero_length_fragment[3..].fill(0);
     let mut endless = HELLO.to_vec();
-    // A message of 16 MiB, which never comes.
+    // The header announces a message of 16 MiB, which never becomes complete.
     endless[6..9].fill(0xff);
     endless.extend([HELLO, HELLO].concat().repeat(50));
     let alert = |alert: AlertDescription| alert.record().to_vec();
@@ -245,7 +245,7 @@ fn bytes_that_are_not_tls_are_turned_away_and_counted() {
     for cut in [0, 1, 5, 6, 60, HELLO.len() - 1] {
         assert_eq!(send(balancer.address(), &HELLO[..cut]), b"", "{cut}");
     }
-    // The gauge falls a moment after the counter rises.
+    // The gauge of open connections falls a moment after the counter rises.
     let metrics = balancer.await_metrics(|metrics| {
         metrics.sum("sessile_balance_turned_away_total", &[]) == 7 + 6
             && metrics.sum("sessile_balance_connections_open", &[]) == 0
@@ -285,7 +285,7 @@ fn stalled_hellos_end_at_their_deadline_and_delay_no_other_client() {
     assert_eq!(metrics.turned_away("deadline"), STALLED as u64, "{metrics}");
 }
 
-/// A balancer in front of one server that is no TLS server: it serves one connection.
+/// A balancer in front of a server without TLS that serves one connection.
 fn in_front_of(serve: impl FnOnce(TcpStream) + Send + 'static) -> (Sessile, TcpStream) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let balancer = Sessile::balance(&[listener.local_addr().unwrap()], &[]);
@@ -352,17 +352,18 @@ fn a_reset_by_the_server_reaches_the_client_as_a_reset() {
     assert_eq!(metrics.routed("policy", "failed"), 1, "{metrics}");
 }
 
-/// How a server ends a connection that it took.
+/// How a server ends an accepted connection.
 #[derive(Clone, Copy, Debug)]
 enum Ends {
-    /// Once it has read the hello.
+    /// The server reads the hello and closes the connection.
     WithAnEnd,
     WithAReset,
-    /// Without a read, as a closed listen queue does.
+    /// The server closes the connection without a read, as the kernel does with a closed listen queue.
     AtOnce,
 }
 
-/// A server that closes each connection without a reply. The channel returns the bytes that the server got.
+/// A server that closes each connection without a reply. The channel returns the bytes that the server has
+/// read.
 fn mute(ends: Ends) -> (SocketAddr, mpsc::Receiver<Vec<u8>>) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let address = listener.local_addr().unwrap();
@@ -425,7 +426,7 @@ fn a_hello_that_fills_the_read_buffer_is_retried_at_another_server() {
 
 #[test]
 fn a_hello_goes_to_two_servers_at_most_and_early_data_to_one() {
-    // An empty early_data extension, at the end of the others.
+    // An empty early_data extension, which follows the other extensions.
     const EARLY_DATA: [u8; 4] = [0, 42, 0, 0];
     let mut early = TLS13.to_vec();
     early.extend(EARLY_DATA);
@@ -560,7 +561,7 @@ fn the_learned_table_survives_a_restart_of_the_balancer() {
                 assert_eq!(ran.count("Reused, "), 1, "{restart}: {}", ran.stdout);
             }
         }
-        // A restart removes the file, so a crash leaves no old file.
+        // A starting balancer removes the file that it reads, so no old file remains after a crash.
         let left = fs::read_dir(certificates.folder().join("sessile")).unwrap();
         let left = left.filter(|it| {
             let name = it.as_ref().unwrap().file_name();

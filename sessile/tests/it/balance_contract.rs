@@ -31,7 +31,7 @@ fn metrics_and_api_of_a_new_balancer_have_their_documented_names() {
     let mut shown = balancer.snapshot();
     let shown_address = shown["servers"][0]["address"].take();
     assert_eq!(shown_address, address.to_string());
-    // Compared as text, because the order of the keys counts too.
+    // Compare the JSON as text, because the order of the keys counts, too.
     let text = |value: &Value| serde_json::to_string_pretty(value).unwrap();
     assert_eq!(text(&shown), text(&expected));
 }

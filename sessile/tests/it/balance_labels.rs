@@ -19,7 +19,7 @@ const SRID: usize = 32;
 
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// The numbers of connections that servers have.
+/// The metric for the open connections of each server.
 const OPEN: &str = "sessile_balance_server_connections_open";
 
 fn key(arguments: &[&str]) {
@@ -55,8 +55,8 @@ pub(crate) fn balancer(farm: &Farm, servers: &[Server], balance: &str) -> Sessil
     Sessile::balance_configured(&file, Path::new(NO_FOLDER))
 }
 
-/// OpenSSL asks for the verdict. Returns the server and the verdict. The session is read from the file, if it
-/// exists, and written to it.
+/// OpenSSL asks for the verdict. Returns the server and the verdict. OpenSSL reads the session from the file,
+/// if the file exists, and writes the new session there.
 pub(crate) fn visit(address: SocketAddr, version: &str, session: &Path) -> (String, String) {
     let mut command = Command::new("openssl");
     command.args(["s_client", "-quiet", "-ign_eof", version, "-connect"]);
@@ -72,7 +72,7 @@ pub(crate) fn visit(address: SocketAddr, version: &str, session: &Path) -> (Stri
     (answer.server, answer.verdict)
 }
 
-/// The ClientHello of OpenSSL for that session, and the position of the identity in it.
+/// The ClientHello with which OpenSSL offers the session, and the position of the PSK identity.
 fn returning_hello(address: SocketAddr, session: &Path) -> (Vec<u8>, usize) {
     let proxy = Proxy::start(address, Cut::Whole);
     let (_, verdict) = visit(proxy.address(), "-tls1_3", session);
@@ -87,7 +87,7 @@ fn returning_hello(address: SocketAddr, session: &Path) -> (Vec<u8>, usize) {
     (bytes.clone(), at.unwrap())
 }
 
-/// Sends that hello, and waits for the first byte of the answer.
+/// Sends a ClientHello, and waits for the first byte of the answer.
 fn greet(address: SocketAddr, hello: &[u8]) -> TcpStream {
     let mut io = TcpStream::connect(address).unwrap();
     io.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -144,7 +144,7 @@ fn a_label_with_a_changed_byte_is_no_label() {
     }
     let metrics =
         balancer.await_metrics(|metrics| metrics.routed("policy", "refused") == SRID as u64);
-    // Two hellos came with an unchanged identity: the client's own, and one below.
+    // So far, only the client of `returning_hello` has offered an unchanged identity.
     assert_eq!(metrics.routed("label", "resumed"), 1, "{metrics}");
     let mut changed = hello.clone();
     changed[at + SRID] ^= 1;
@@ -154,7 +154,8 @@ fn a_label_with_a_changed_byte_is_no_label() {
     balancer.await_metrics(|metrics| metrics.routed("label", "resumed") == 2);
 }
 
-/// The hello as one message of `len` bytes. Padding (RFC 7685) before the other extensions makes up the length.
+/// The hello as one message of `len` bytes. Padding (RFC 7685) before the other extensions fills the message up
+/// to this length.
 pub(crate) fn padded(hello: &[u8], len: usize) -> Vec<u8> {
     let message = &hello[5..];
     let suites = 4 + 2 + 32 + 1 + usize::from(message[4 + 2 + 32]);
@@ -171,7 +172,7 @@ pub(crate) fn padded(hello: &[u8], len: usize) -> Vec<u8> {
     padded
 }
 
-/// A message in records of that size.
+/// A message, split into records with `size` bytes each.
 pub(crate) fn in_records(message: &[u8], size: usize) -> Vec<u8> {
     let fragments = message.chunks(size);
     let records = fragments.flat_map(|fragment| {
@@ -203,7 +204,7 @@ fn a_long_hello_routes_in_any_pieces_and_a_too_long_hello_is_turned_away() {
         for sent in &sent {
             greet(balancer.address(), sent);
         }
-        // The same in segments of a byte each.
+        // Send the last form again, with one byte in each segment.
         let mut io = TcpStream::connect(balancer.address()).unwrap();
         io.set_nodelay(true).unwrap();
         io.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -214,7 +215,8 @@ fn a_long_hello_routes_in_any_pieces_and_a_too_long_hello_is_turned_away() {
         let wanted = before.routed("label", "resumed") + 4;
         balancer.await_metrics(|metrics| metrics.routed("label", "resumed") == wanted);
     }
-    // The label also leads this hello to its server. The server refuses it, and the client gets the alert.
+    // The label also routes a hello in records of one byte. The server refuses this hello, and the client gets
+    // the alert.
     let mut io = TcpStream::connect(balancer.address()).unwrap();
     io.set_read_timeout(Some(PATIENCE)).unwrap();
     let most = in_records(&padded(&hello, LIMIT), 1);
@@ -226,7 +228,7 @@ fn a_long_hello_routes_in_any_pieces_and_a_too_long_hello_is_turned_away() {
     for size in [1, LIMIT] {
         let mut io = TcpStream::connect(balancer.address()).unwrap();
         io.set_read_timeout(Some(PATIENCE)).unwrap();
-        // The client may be turned away before it has sent everything.
+        // The balancer may close the connection before the client has sent everything.
         let _ = io.write_all(&in_records(&padded(&hello, 17 * 1024), size));
         let mut alert = [0; 7];
         io.read_exact(&mut alert).unwrap();
@@ -253,10 +255,11 @@ fn one_labelled_ticket_cannot_overload_a_server() {
     let metrics = balancer.metrics();
     let at_home = metrics.sum(OPEN, &[("server", &home)]);
     assert_eq!(metrics.sum(OPEN, &[]), SHOWN, "{metrics}");
-    // A quarter more than half of all connections, and more than every server may have.
+    // A label routes up to 64 connections to a server. Beyond 64, the limit is 1.25 times the average of the
+    // servers.
     let bound = SHOWN * 5 / 8 + 1;
     assert!((65..=bound).contains(&at_home), "{metrics}");
-    // The other servers resume it too, because all have the farm's ticket key.
+    // The other server resumes the session, too, because both servers have the farm's ticket key.
     assert_eq!(
         metrics.routed("label", "resumed") + metrics.routed("policy", "resumed"),
         SHOWN + 1,
@@ -298,7 +301,7 @@ fn a_reload_applies_a_rotated_key() {
         let (_, verdict) = visit(balancer.address(), "-tls1_3", &session);
         assert_eq!(verdict, expected);
     }
-    // There is only one server, so the session resumes, but the balancer cannot read the label.
+    // The balancer cannot read the label. The session resumes nevertheless, because there is only one server.
     balancer.await_metrics(|metrics| metrics.routed("policy", "resumed") == 1);
     export(&farm);
     let said = balancer.reload();
@@ -315,7 +318,7 @@ fn a_balancer_without_a_state_folder_logs_the_consequences() {
     let without = Sessile::balance(&[server.address()], &[]);
     let line = without.await_line("ticket labels are not read");
     assert!(line.contains("sessile key export --route"), "{line}");
-    // The balancer has no folder for a token either.
+    // Without a state folder, the balancer also has no API token.
     without.await_line("the API refuses all changes");
     let (status, _) = without.api("POST /api/balancer/servers/a", Some(""), "{}");
     assert_eq!(status, 403);

@@ -1,5 +1,5 @@
-//! The balancer forwards all bytes in order, in both directions, with ends and resets. Idle connections hold no
-//! pipe.
+//! The balancer forwards all bytes in order and in both directions, and passes on ends and resets. Idle
+//! connections hold no pipe.
 
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
@@ -17,7 +17,7 @@ const HELLO: &[u8] = include_bytes!("../../../proto/src/testdata/client-openssl-
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// More than sockets and pipes can hold.
+/// More bytes than the sockets and pipes can hold.
 const STREAM: usize = 64 << 20;
 
 /// A balancer with these lines in `[balance]`, in front of one server.
@@ -33,7 +33,7 @@ fn balancer(server: SocketAddr, settings: &str) -> (Sessile, tempfile::TempDir) 
     (balancer, folder)
 }
 
-/// A balancer in front of a server that has taken a hello, and a client that has sent it.
+/// A balancer, a client that has sent a hello, and a server that has received this hello.
 fn connected(settings: &str) -> (Sessile, TcpStream, TcpStream) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let (balancer, _folder) = balancer(listener.local_addr().unwrap(), settings);
@@ -53,7 +53,7 @@ fn connect(balancer: &Sessile, listener: &TcpListener) -> (TcpStream, TcpStream)
     (client, server)
 }
 
-/// Pseudorandom bytes, so that a lost or moved byte shows.
+/// Pseudorandom bytes, so that a test notices a lost or moved byte.
 fn pattern(len: usize, seed: u64) -> Vec<u8> {
     let mut state = seed;
     let words = (0..len / 8).flat_map(|_| {
@@ -71,7 +71,7 @@ fn read(mut io: &TcpStream, len: usize) -> Vec<u8> {
     bytes
 }
 
-/// How many pipes a process has open, counted by their ends.
+/// The number of pipe ends that a process has open.
 fn pipes(process: u32) -> usize {
     let files = fs::read_dir(format!("/proc/{process}/fd")).expect("it runs");
     // A file may be closed while its name is read.
@@ -88,7 +88,7 @@ fn streams_arrive_whole_in_both_directions_at_once() {
     thread::scope(|scope| {
         for (mut from, bytes) in [(&client, &up), (&server, &down)] {
             scope.spawn(move || {
-                // In pieces of all sizes: copied, spliced, and copied again.
+                // Send pieces of many sizes, so that the balancer copies, splices, and copies again.
                 let sizes = [1, 100, 5_000, 40_000, 3 << 20, 17, 200_000];
                 let mut rest = &bytes[..];
                 for size in sizes.into_iter().cycle() {
@@ -143,7 +143,7 @@ fn a_reader_that_stops_stops_the_sender_and_loses_nothing() {
     });
 }
 
-/// Bytes of memory that a process has.
+/// The resident memory of a process, in bytes.
 fn resident(process: u32) -> usize {
     let status = fs::read_to_string(format!("/proc/{process}/status")).expect("it runs");
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
@@ -171,7 +171,8 @@ fn connections_that_are_idle_after_a_stream_hold_no_pipe() {
             (client, server)
         })
         .collect();
-    // Streams that run one after the other need two ends, and each worker may have its own pipe.
+    // Streams that run one after the other need one pipe, which has two ends. Each worker may have its own
+    // pipe.
     let workers = thread::available_parallelism().unwrap().get();
     let more = pipes(balancer.id()) - before;
     assert!((2..=2 * workers).contains(&more), "{more} ends of pipes");
@@ -225,7 +226,7 @@ fn a_busy_connection_ends_only_at_the_total_timeout() {
             }
         }
     });
-    // Until the balancer closes the connection.
+    // Exchange bytes until the balancer closes the connection.
     while client.write_all(&[7]).is_ok() && matches!(client.read(&mut [0]), Ok(1)) {}
     let name = "sessile_balance_timed_out_total";
     let metrics = balancer.await_metrics(|metrics| metrics.sum(name, &[]) == 1);

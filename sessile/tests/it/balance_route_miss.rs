@@ -11,7 +11,7 @@ use crate::balance_servers::{named, reload, server, start, visit, write};
 use crate::peers::{Certificates, NAME, Peer, Sessile};
 use crate::store::setup::Farm;
 
-/// A ClientHello as OpenSSL sends it, for no name.
+/// A ClientHello as OpenSSL sends it, without a server name.
 const HELLO: &[u8] = include_bytes!("../../../proto/src/testdata/client-openssl-tls12-id-full.bin");
 
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -24,7 +24,7 @@ fn missed(balancer: &Sessile, by: &str, cause: &str) -> u64 {
     balancer.metrics().sum(name, &labels)
 }
 
-/// The states of a server whose metric is 1.
+/// The states for which the server's metric is 1.
 fn states(balancer: &Sessile, server: &str) -> Vec<&'static str> {
     let metrics = balancer.metrics();
     let all = ["up", "slow-start", "ejected", "down", "draining"];
@@ -56,7 +56,7 @@ fn a_route_miss_of_a_full_unreachable_or_ejected_server_is_counted_by_its_reason
         io.write_all(HELLO).unwrap();
         io.read_exact(&mut [0]).unwrap();
     }
-    // Use a copy, because OpenSSL replaces it with a session of the other server.
+    // Use a copy of the file, because OpenSSL replaces the file with a session of the other server.
     let copy = folder.join("copy");
     std::fs::copy(session, &copy).unwrap();
     assert_eq!(visit(&copy), "b");
@@ -103,7 +103,7 @@ fn a_route_miss_of_an_absent_or_silent_server_is_counted_by_its_reason() {
     let servers = ["web1", "web2"].map(|name| farm.serve(name));
     export(&farm);
     let session = farm.folder().join("session");
-    // This server has the session, so its label is in the ticket.
+    // This server makes the session, so the ticket has the label of this server.
     let (home, _) = balance_labels::visit(servers[0].address(), "-tls1_3", &session);
     assert_eq!(home, "web1");
     let rude = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();

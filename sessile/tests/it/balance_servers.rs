@@ -1,5 +1,4 @@
-//! The servers of `sessile balance`: pools, checks, ejection, drains, limits, and changes while it
-//! runs.
+//! The servers of `sessile balance`: pools, checks, ejection, drains, limits, and changes at runtime.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -16,7 +15,7 @@ use socket2::{Domain, Socket, Type};
 
 use crate::peers::{Certificates, NAME, Peer, Sessile, eventually, nginx, run};
 
-/// A ClientHello as OpenSSL sends it, for no name.
+/// A ClientHello as OpenSSL sends it, without a server name.
 const HELLO: &[u8] = include_bytes!("../../../proto/src/testdata/client-openssl-tls12-id-full.bin");
 
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -24,7 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(15);
 const NEW: &str = "New, TLSv1.";
 const REUSED: &str = "Reused, TLSv1.";
 
-/// An nginx whose answer has its name.
+/// An nginx server that answers a request for `/who` with its name.
 pub(crate) fn named(certificates: &Certificates, name: &str) -> Peer {
     nginx(
         certificates,
@@ -124,7 +123,7 @@ fn a_server_name_routes_to_its_pool_only() {
     assert_eq!(went("www.shop.test"), ["a", "a", "b", "b"]);
     assert_eq!(went("a.www.shop.test"), ["c"; 4]);
     assert_eq!(went("other.test"), ["c"; 4]);
-    // A session that was learned in one pool does not route in another.
+    // A session that the balancer learned in one pool routes no client in another pool.
     let session = certificates.folder().join("session");
     visit(balancer.address(), "shop.test", Some(&session));
     let (came, _) = visit(balancer.address(), "other.test", Some(&session));
@@ -176,7 +175,7 @@ fn a_server_that_stops_answering_is_down_until_it_answers_again() {
     one.kill();
     up("a")(0);
     assert_eq!(who_all(&balancer, 4), ["b"]);
-    // The result of the last check is forgotten when checks are turned off.
+    // When checks are turned off, the balancer forgets the result of the last check.
     write(
         certificates.folder(),
         &format!("{settings}\nhealth = \"off\""),
@@ -189,7 +188,7 @@ fn a_server_that_stops_answering_is_down_until_it_answers_again() {
 #[test]
 fn servers_that_all_fail_their_checks_still_get_their_clients_back() {
     let certificates = Certificates::new();
-    // The checks' client does not have this suite.
+    // The client of the health checks does not offer this cipher suite.
     let old = "ssl_protocols TLSv1.2; ssl_ciphers ECDHE-ECDSA-AES128-SHA; ssl_session_tickets off; \
                ssl_session_cache shared:s:1m;";
     let servers = [(); 2].map(|()| nginx(&certificates, old));
@@ -237,7 +236,7 @@ fn cut_connections_of_many_sources_eject_no_server_that_passes_its_checks() {
         settings,
         &[server("rude", address, "")],
     );
-    // The second check comes after the first was recorded.
+    // The second check proves that the balancer has recorded the result of the first check.
     for _ in 0..2 {
         comes.recv_timeout(PATIENCE).unwrap();
     }
@@ -256,7 +255,7 @@ fn a_cut_connection_brings_the_next_check_forward() {
     thread::spawn(move || {
         loop {
             let (mut io, _) = going.accept().unwrap();
-            // A TCP check sends nothing.
+            // A TCP check sends nothing, so a byte comes from a client.
             if matches!(io.read(&mut [0]), Ok(1)) {
                 drop(going);
                 return;
@@ -330,7 +329,8 @@ fn a_server_that_cuts_connections_of_several_sources_is_ejected() {
     ];
     let settings = "policy = \"round-robin\"\nhealth = \"off\"";
     let balancer = start(certificates.folder(), settings, &rest);
-    // Half of the clients reach the closing server, until its third cut connection.
+    // Half of the clients reach the server that closes connections. The balancer ejects this server after three
+    // cut connections.
     strangers(&balancer, 6);
     balancer.await_line("server ejected");
     assert_eq!(balancer.await_server("rude", |_| true)["state"], "ejected");
@@ -390,7 +390,7 @@ fn a_reload_adds_and_removes_servers_and_a_bad_file_changes_nothing() {
     assert!(said.contains("the old one stays in use"), "{said}");
     assert_eq!(who_all(&balancer, 4), ["a", "b"]);
 
-    // A connection to a server that leaves is finished.
+    // An open connection survives when its server is removed from the configuration.
     let mut held = TcpStream::connect(balancer.address()).unwrap();
     held.set_read_timeout(Some(PATIENCE)).unwrap();
     held.write_all(HELLO).unwrap();
@@ -398,7 +398,7 @@ fn a_reload_adds_and_removes_servers_and_a_bad_file_changes_nothing() {
     write(folder, settings, &[server("b", b, "")]);
     reload(&balancer);
     assert_eq!(who_all(&balancer, 2), ["b"]);
-    // A fatal alert of the client. The server must be there to end the connection for it.
+    // The client sends a fatal alert. The removed server still gets the alert and ends the connection.
     held.write_all(&[21, 3, 3, 0, 2, 2, 40]).unwrap();
     let mut answer = Vec::new();
     held.read_to_end(&mut answer).unwrap();
@@ -523,7 +523,7 @@ fn the_api_shows_all_servers_and_changes_one_with_the_token() {
         (&json!("draining"), &json!(9))
     );
     assert_eq!(who_all(&balancer, 3), ["b"]);
-    // A reload replaces the changes of the API.
+    // A reload discards changes that were made through the API.
     reload(&balancer);
     assert_eq!(balancer.snapshot()["servers"][0]["state"], "up");
 }

@@ -1,5 +1,5 @@
-//! Servers that end every handshake which offers their own session. Behind `sessile balance` they stay up, their
-//! new clients are served, and their fault is named.
+//! Servers that end every handshake with an offer of their own session. Behind `sessile balance`, these servers
+//! stay up and serve new clients, and the balancer reports the fault.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::thread;
@@ -44,7 +44,7 @@ fn client(timeout: Duration) -> Client {
     Client::new(Mechanism::Any, &Trust::Insecure, timeout).unwrap()
 }
 
-/// Every kind of session, ended in every way.
+/// A case for each kind of session and each way to end the handshake.
 fn cases(certificates: &Certificates) -> Vec<Case> {
     let all = By::ALL.into_iter();
     let all = all.flat_map(|by| End::ALL.map(|end| (by, end)));
@@ -57,7 +57,7 @@ fn cases(certificates: &Certificates) -> Vec<Case> {
     .collect()
 }
 
-/// A whole visit through the balancer, with a session to come back with.
+/// A complete visit through the balancer, after which the client has a session.
 async fn visit(client: &Client, balancer: SocketAddr, case: &Case) {
     let target = Target::new(balancer, &case.host()).unwrap();
     let mut connection = client.connect(&target).await.expect(&case.name);
@@ -72,7 +72,7 @@ fn metric(balancer: &Sessile, name: &str, case: &Case) -> u64 {
     balancer.metrics().sum(&name, &[("server", &case.name)])
 }
 
-/// The fault is in the API, the log and the metrics, and the server is up.
+/// Asserts that the API, the log and the metrics report the fault, and that the server is up.
 fn is_named(balancer: &Sessile, case: &Case) {
     let name = &case.name;
     let found = balancer.await_server(name, |it| !it["session_fault"].is_null());
@@ -94,12 +94,12 @@ fn is_named(balancer: &Sessile, case: &Case) {
     assert_eq!(metric(balancer, "failures_total", case), 0, "{name}");
 }
 
-/// Routine checks offer no session while the fault lasts.
+/// Asserts that routine checks offer no session while the fault lasts.
 fn costs_no_other_check(cases: &[Case]) {
     let before: Vec<_> = cases.iter().map(|case| case.server.finished()).collect();
     for (case, before) in cases.iter().zip(before) {
         eventually("more checks come", || case.server.finished() > before + 20);
-        // Two checks, and the first discovery with two clients of each kind.
+        // Two checks and the two clients of the first discovery may have offered sessions.
         let offers = case.server.offers();
         assert!(offers <= 4, "{}: {offers}", case.name);
     }
@@ -120,7 +120,8 @@ async fn a_server_that_ends_handshakes_with_its_own_session_stays_up_and_is_name
         for _ in 0..CLIENTS {
             visit(&client(PATIENCE), balancer.address(), case).await;
         }
-        // The server ends a returning client, as without the balancer. The server stays up for others.
+        // The server ends the handshake of a returning client, as without the balancer. The server stays up for
+        // other clients.
         let returning = client(Duration::from_secs(2));
         visit(&returning, balancer.address(), case).await;
         let target = Target::new(balancer.address(), &case.host()).unwrap();
@@ -132,7 +133,8 @@ async fn a_server_that_ends_handshakes_with_its_own_session_stays_up_and_is_name
         visit(&client(PATIENCE), balancer.address(), case).await;
         assert_eq!(metric(&balancer, "up", case), 1, "{}", case.name);
     }
-    // A handshake without a session counts, however the server ends it. So a dead server is down.
+    // A failed handshake without an offer counts as a failed check. So a server that ends all handshakes is
+    // down.
     for case in &cases {
         case.server.set(Fault::All(case.end));
     }
@@ -141,7 +143,7 @@ async fn a_server_that_ends_handshakes_with_its_own_session_stays_up_and_is_name
         assert!(!down["check_failed"].is_null(), "{down:#}");
         assert_eq!(metric(&balancer, "up", case), 0, "{}", case.name);
     }
-    // A server that comes up gets a new discovery.
+    // When a server comes up, the balancer makes a new discovery, which clears the fault.
     for case in &cases {
         case.server.set(Fault::None);
     }
@@ -175,7 +177,7 @@ fn a_server_that_ends_handshakes_hides_no_key_names_of_others() {
     assert_eq!(other["key_names"].as_array().unwrap().len(), 1, "{other:#}");
 }
 
-/// Sends a hello from that address and waits for the end.
+/// Sends a hello from the address `from` and waits for the end of the connection.
 fn greet(balancer: SocketAddr, from: IpAddr, hello: &[u8]) {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     socket.bind(&SocketAddr::new(from, 0).into()).unwrap();

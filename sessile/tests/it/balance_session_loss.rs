@@ -1,4 +1,5 @@
-//! A server that refuses its sessions early is named with its age limit. A server that keeps them is not.
+//! The balancer names a server that refuses its sessions early, with the age limit. It does not name a server
+//! that keeps its sessions.
 
 use std::fs;
 use std::path::Path;
@@ -9,8 +10,9 @@ use serde_json::{Value, json};
 use crate::balance_labels::export_part;
 use crate::peers::{Certificates, NAME, NO_FOLDER, Sessile, run};
 
-/// Two kinds of clients at the same time. The first kind returns several times before the idle timeout. Then
-/// both kinds leave a connection idle until the server ends it, and return once more.
+/// Two kinds of clients run at the same time. The first kind returns several times, always before the idle
+/// timeout. Then all clients leave a connection idle until the server ends the connection, and return once
+/// more.
 const CLIENTS: &str = "
 import socket, ssl, sys, threading, time
 port, ca, name, idle = int(sys.argv[1]), sys.argv[2], sys.argv[3], float(sys.argv[4])
@@ -51,7 +53,7 @@ const IDLE: f64 = 2.0;
 enum Hands {
     /// Only session IDs.
     Ids,
-    /// Tickets with labels: the servers share the key in the state folder.
+    /// Tickets with labels. The servers share the key in the state folder.
     Tickets,
 }
 
@@ -95,7 +97,7 @@ fn visit(balancer: &Sessile, certificates: &Certificates, hands: Hands) {
     run("python3", &mut command, "").succeeded();
 }
 
-/// Asserts that only the first of these servers is named with its age limit.
+/// Asserts that the balancer names only the first of these servers, with the age limit.
 fn is_told_apart(balancer: &Sessile, [purges, keeps]: [&str; 2]) {
     let found = balancer.await_server(purges, |server| server["forgets"] != Value::Null);
     let forgets = &found["forgets"];

@@ -11,10 +11,11 @@ use crate::peers::{Certificates, NAME, Peer, Sessile, openssl, run};
 /// Source addresses, from 127.0.0.2 on.
 const SOURCES: usize = 12;
 
-/// How often each client comes back.
+/// Number of returns of each client.
 const RETURNS: usize = 3;
 
-/// A client at each of several loopback addresses. Each prints one line that tells which visits resumed.
+/// A client at each of several loopback addresses. Each client prints a line with one digit for each visit, and
+/// 1 means resumed.
 const PYTHON: &str = "
 import socket, ssl, sys
 port, ca, name, sources, returns = sys.argv[1:]

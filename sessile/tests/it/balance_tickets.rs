@@ -1,5 +1,5 @@
-//! `sessile balance` in front of servers whose tickets it cannot read. Key names, learned from checks and from
-//! accepted tickets, route returning TLS 1.3 clients.
+//! `sessile balance` in front of servers whose tickets it cannot read. The balancer learns key names from
+//! checks and from accepted tickets, and routes returning TLS 1.3 clients by them.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -18,15 +18,15 @@ const PATIENCE: Duration = Duration::from_secs(15);
 
 const REQUEST: &str = "GET / HTTP/1.1\r\nhost: farm.test\r\nconnection: close\r\n\r\n";
 
-/// The ways to return: OpenSSL's arguments, the kind of session, and the balancer's rule.
+/// The ways to return: OpenSSL's arguments, and the balancer's rule.
 const MECHANISMS: [(&[&str], &str); 3] = [
     (&["-tls1_3"], "key-name"),
     (&["-tls1_2"], "ticket"),
     (&["-tls1_2", "-no_ticket"], "session-id"),
 ];
 
-/// A balancer that spreads new clients over servers named a, b and so on. Each server comes with further
-/// lines of its table.
+/// A balancer that spreads new clients over servers named a, b and so on. The second part of each pair has more
+/// lines for the server's table.
 fn balancer_of(folder: &Path, servers: &[(SocketAddr, &str)], more: &str) -> Sessile {
     let file = folder.join("balance.toml");
     let mut text = format!(
@@ -60,7 +60,7 @@ fn nginx_of_its_own(certificates: &Certificates) -> Peer {
     nginx(certificates, "ssl_session_cache shared:s:1m;")
 }
 
-/// The file with the key of tickets of servers that share one.
+/// The file with the ticket key, for servers that share a key.
 fn ticket_key(certificates: &Certificates) -> PathBuf {
     let file = certificates.folder().join("ticket.key");
     if !file.exists() {
@@ -109,12 +109,12 @@ fn every_kind_of_session_resumes_at_servers_that_share_nothing() {
     }
 }
 
-/// An address that never goes down. It forwards each connection to the server behind it at that time.
+/// An address that never goes down. Each new connection goes to the server whose address is then in `behind`.
 fn address_before(behind: Arc<Mutex<SocketAddr>>) -> SocketAddr {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let address = listener.local_addr().unwrap();
     let pass = |mut from: TcpStream, mut to: TcpStream| {
-        // The end of either side ends the connection.
+        // Pass on the end of this direction.
         let _ = io::copy(&mut from, &mut to);
         let _ = to.shutdown(Shutdown::Write);
     };
@@ -135,8 +135,8 @@ fn a_changed_key_of_a_running_server_is_discovered_at_once() {
     const RETURNS: u64 = 3;
     let certificates = Certificates::new();
     let servers = [(); 3].map(|()| nginx_of_its_own(&certificates));
-    // This acts as a reload: the same address and another key. A real reload needs nginx's master process. A
-    // killed master leaves its workers behind.
+    // A second server behind the same address acts as a reload with another key. A real reload needs nginx's
+    // master process, and a killed master would leave its workers running.
     let reloaded = nginx_of_its_own(&certificates);
     let behind = Arc::new(Mutex::new(servers[0].address()));
     let address = address_before(Arc::clone(&behind));
@@ -176,7 +176,7 @@ fn accepted_tickets_prove_key_names_without_checks() {
     for _ in 0..4 {
         visit(balancer.address(), &["-tls1_3"], &session);
     }
-    // The name is proven after two accepted tickets.
+    // The server has accepted two tickets, which prove the key name to the balancer.
     balancer.await_metrics(|metrics| metrics.routed("key-name", "resumed") == 1);
     let metrics = balancer.metrics();
     assert_eq!(metrics.routed("policy", "resumed"), 2, "{metrics}");
@@ -195,7 +195,7 @@ fn servers_that_share_a_ticket_key_replace_each_other() {
     balancer.await_server("b", |server| server["group"] == json!(["a"]));
     let third = balancer.await_server("c", |server| server["key_names"] != json!([]));
     assert_eq!(third["group"], json!([]), "{third}");
-    // One session of each kind at each server.
+    // Make one session of each kind at each server.
     let mut sessions = Vec::new();
     for (arguments, rule) in &MECHANISMS[..2] {
         for client in 0..3 {
@@ -219,7 +219,7 @@ fn a_server_with_a_new_key_leaves_its_group_and_keeps_its_clients() {
     const CLIENTS: u64 = 3;
     let certificates = Certificates::new();
     let servers = [(); 3].map(|()| nginx_with_key(&certificates));
-    // This acts as a reload: the same address and another key.
+    // A second server behind the same address acts as a reload with another key.
     let reloaded = nginx_of_its_own(&certificates);
     let behind = Arc::new(Mutex::new(servers[1].address()));
     let moving = address_before(Arc::clone(&behind));
@@ -247,7 +247,7 @@ fn a_server_with_a_new_key_leaves_its_group_and_keeps_its_clients() {
     }
 
     *behind.lock().unwrap() = reloaded.address();
-    // This is long before the next discovery that no check has requested.
+    // A check notices the new key and requests a discovery, long before the next regular discovery.
     let names = |server: &serde_json::Value| server["key_names"].clone();
     let alone = balancer.await_server("b", |it| names(it) != shared && names(it) != json!([]));
     assert_eq!(alone["group"], json!([]), "{alone}");
@@ -256,7 +256,7 @@ fn a_server_with_a_new_key_leaves_its_group_and_keeps_its_clients() {
         assert_eq!(names(&server), shared, "{server}");
     }
     assert_eq!(["a", "b", "c"].map(figures), [[1, 2], [1, 1], [1, 2]]);
-    // No discovery of this server ran again.
+    // The log also reports c's smaller group, although only b changed and no discovery of c ran again.
     balancer.await_line(&format!("server=\"c\" names={shared} group=[\"a\"]"));
     for session in &new {
         visit(balancer.address(), &["-tls1_3"], session);
@@ -291,7 +291,7 @@ fn clients_of_two_pools_on_the_same_servers_return_to_their_server() {
     for name in [NAME, "shop.test"] {
         for client in 0..CLIENTS {
             let session = certificates.folder().join(format!("{name}-{client}"));
-            // OpenSSL uses the last argument.
+            // If an argument is repeated, OpenSSL uses the last value.
             let arguments = ["-tls1_3", "-servername", name];
             let ran = visit(balancer.address(), &arguments, &session);
             assert_eq!(ran.count("New, TLSv1."), 1, "{}", ran.stdout);
@@ -380,12 +380,12 @@ fn a_client_resumes_after_a_hello_retry_request() {
         CLIENTS,
         "{metrics}"
     );
-    // A second hello made no second connection to any server.
+    // The second ClientHello of a connection made no second connection to a server.
     let made = metrics.sum("sessile_balance_server_connections_total", &[]);
     assert_eq!(made, all, "{metrics}");
 }
 
-/// The ClientHello of OpenSSL for that session.
+/// The ClientHello with which OpenSSL offers the session.
 fn returning_hello(address: SocketAddr, session: &Path) -> Vec<u8> {
     let proxy = Proxy::start(address, Cut::Whole);
     let ran = visit(proxy.address(), &["-tls1_3"], session);
@@ -425,10 +425,11 @@ fn one_ticket_with_a_key_name_cannot_overload_a_server() {
     let is_home = |name: &&&str| metrics.sum(handshakes, &[("server", name), BY_NAME, RESUMED]) > 0;
     let home = ["a", "b"].iter().find(is_home).unwrap();
     let at_home = metrics.sum(OPEN, &[("server", home)]);
-    // A quarter more than half of all connections, and more than every server may have.
+    // A key name routes up to 64 connections to a server. Beyond 64, the limit is 1.25 times the average of the
+    // servers.
     let bound = SHOWN * 5 / 8 + 1;
     assert!((65..=bound).contains(&at_home), "{metrics}");
-    // The other server does not have the key.
+    // The other server does not have the ticket key, so all other handshakes are full.
     let elsewhere = metrics.routed("policy", "refused");
     assert_eq!(at_home + elsewhere, SHOWN, "{metrics}");
 }

@@ -1,5 +1,5 @@
-//! A common browser, which returns after the server has closed its idle connection, and resumes. It
-//! sends GREASE ECH and a post-quantum key share.
+//! Chromium resumes when it returns after the server has closed the idle connection. Its
+//! ClientHello has GREASE ECH and a post-quantum key share.
 
 use std::fs;
 
@@ -61,7 +61,8 @@ impl Servers {
     }
 }
 
-/// Returns three times, each time on a new connection. Returns the answers to each fetch.
+/// Starts a browser that returns three times, each time on a new connection. The result is the
+/// answer to each fetch.
 fn visits(servers: &Servers, more: &[&str]) -> Vec<Answer> {
     let browser = Browser::trusting(&servers.certificates, more);
     let port = servers.balancer.address().port();
@@ -150,7 +151,7 @@ impl Visitor {
         self.browser.open(&format!("https://{NAME}:{port}/page"));
     }
 
-    /// Returns `times` times, each time on a new connection.
+    /// Makes the browser return `times` times, each time on a new connection.
     fn return_times(&self, times: u64) {
         for _ in 0..times {
             let open = "sessile_balance_connections_open";
@@ -220,7 +221,8 @@ fn chromium_confirms_a_key_name_but_creates_none() {
     let balancer = &visitor.balancer;
     visitor.open();
     visitor.return_times(RETURNS);
-    // More than two tickets were accepted, which would have proven the key name for another client.
+    // The server has accepted more than two tickets. From a client without ECH, two accepted
+    // tickets would have proven the key name.
     let metrics = balancer.await_metrics(|it| it.routed("policy", "resumed") >= RETURNS);
     assert_eq!(metrics.routed("key-name", "resumed"), 0, "{metrics}");
     let server = balancer.await_server("a", |_| true);

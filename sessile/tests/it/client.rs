@@ -228,7 +228,7 @@ async fn distinguishes_servers_without_tls_from_silent_servers() {
             let mut hello = [0; 4096];
             assert!(tcp.read(&mut hello).await.unwrap() > 0);
             if answer == b"silence" {
-                // The server stays silent until the client gives up.
+                // The server stays silent until the client closes the connection.
                 while tcp.read(&mut hello).await.is_ok_and(|len| len > 0) {}
             } else {
                 tcp.write_all(answer).await.unwrap();

@@ -1,4 +1,4 @@
-//! A source that takes all places of a shared pool gives way to a source that comes after it.
+//! A source that takes all places of a shared pool must give places to a source that comes later.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -73,9 +73,9 @@ fn stalled_hellos_of_64_prefixes_refuse_no_client_of_another_prefix() {
     let stalled: Vec<TcpStream> = (0..640)
         .map(|at| begin(host(100 + (at % u16::from(PREFIXES)) as u8)))
         .collect();
-    // A healthy client is faster than the clients that have stalled until now.
+    // The stalled clients are now more than a second old, and a healthy client is faster.
     thread::sleep(Duration::from_millis(1100));
-    // They are all connected before the first of them sends its hello.
+    // All new clients connect before the first of them sends its hello.
     let fresh: Vec<TcpStream> = (0..240)
         .map(|_| connect(balancer.address(), host(9)))
         .collect();
@@ -97,7 +97,7 @@ fn a_source_with_all_connections_gives_way_to_another_source() {
             io
         })
         .collect();
-    // The source itself gets no more than all.
+    // The balancer refuses a further connection of this source, which has all places.
     assert!(is_closed(&connect(balancer.address(), host(1))));
     let others: Vec<TcpStream> = (0..MAX / 2)
         .map(|_| {
@@ -106,7 +106,7 @@ fn a_source_with_all_connections_gives_way_to_another_source() {
             io
         })
         .collect();
-    // Now both have half. Neither takes a place of the other.
+    // Now both sources have half of the places. Neither source can take a place of the other.
     assert!(is_closed(&connect(balancer.address(), host(2))));
     assert!(is_closed(&connect(balancer.address(), host(1))));
     let count = |name: &str| balancer.metrics().sum(name, &[]);

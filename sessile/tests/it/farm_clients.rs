@@ -1,5 +1,5 @@
-//! Common clients, which connect through the balancer to servers with a shared farm key. The first
-//! connection makes a full handshake, and all later ones resume.
+//! Common clients connect through the balancer to servers with a shared farm key. The first
+//! connection of each client makes a full handshake, and all later connections resume.
 
 use std::process::Command;
 
@@ -8,14 +8,15 @@ use crate::peers::{Farm, Metrics, run};
 /// A request after which the server closes the connection.
 const REQUEST: &str = "GET /verdict.json HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
 
-/// Each request has its own connection, so a client resumes once for each request after the first.
+/// The expected verdicts: a full handshake, and then a resumption by `how` for each further
+/// connection.
 fn one_full_and_then(how: &str, connections: usize) -> Vec<String> {
     let mut verdicts = vec![how.to_owned(); connections];
     "full/nothing-offered".clone_into(&mut verdicts[0]);
     verdicts
 }
 
-/// Checks that each of `clients` made one full handshake, and that all others resumed by `how`.
+/// True if each of `clients` made one full handshake, and all other handshakes resumed by `how`.
 fn all_resumed(metrics: &Metrics, clients: u64, how: &str) -> bool {
     let full = metrics.verdict("full/nothing-offered");
     let resumed = metrics.verdict(how);
@@ -43,7 +44,7 @@ fn openssl_resumes_tickets_and_session_ids_when_it_reconnects() {
             "session-id",
         ),
     ] {
-        // Round robin: only the offered session leads a client back.
+        // With round robin, only the offered session routes a client back to its server.
         let farm = Farm::start(&["--policy", "round-robin"]);
         for _ in 0..CLIENTS {
             let mut command = openssl(&farm, arguments);
@@ -113,7 +114,7 @@ fn curl_resumes_with_http1_and_each_tls_version() {
         let mut command = Command::new("curl");
         command.args(["-sS", "--http1.1", "-H", "connection: close"]);
         command.args(["--cacert", &farm.ca(), "--tls-max", version]);
-        // One process keeps its sessions for the next URL.
+        // A curl process keeps its sessions from one URL to the next.
         command.args(vec![farm.verdict_url(); CONNECTIONS]);
         let ran = run("curl", &mut command, "").succeeded();
         assert_eq!(ran.verdicts(), one_full_and_then(verdict, CONNECTIONS));
@@ -133,13 +134,13 @@ fn curl_resumes_with_http2_at_every_server() {
     let farm = Farm::start(&[]);
     let mut command = Command::new("curl");
     for source in 1..=SOURCES {
-        // Another local address makes curl open a new connection. With the default policy, it also
-        // leads to other servers.
+        // Another local address makes curl open a new connection. The default policy may place this
+        // address on another server.
         let address = format!("127.0.0.{source}");
         command.args(["-sS", "--http2", "--cacert", &farm.ca()]);
         command.args(["--interface", &address, &farm.verdict_url(), "--next"]);
     }
-    // With no local address, curl uses any open connection: this is its second request.
+    // Without a local address, curl reuses an open connection, which then has its second request.
     command.args([
         "-sS",
         "--http2",
@@ -212,8 +213,7 @@ fn gnutls_resumes_by_session_id_ticket_and_psk() {
             command.args(["--resume", "--waitresumption", "--priority", priority]);
             command.args(["--x509cafile", &farm.ca()]);
             command.args(["--port", &farm.port().to_string(), "localhost"]);
-            // GnuTLS closes its side right after the request, and must get the response
-            // nevertheless.
+            // GnuTLS closes its side right after the request, but must still get the response.
             let ran = run("gnutls-bin", &mut command, REQUEST).succeeded();
             assert_eq!(
                 ran.count("*** This is a resumed session"),

@@ -12,7 +12,8 @@ fn probe(farm: &Farm, arguments: &[&str]) -> Ran {
     run("sessile", command.args(arguments), "")
 }
 
-/// Status, resumed and returns of session IDs, tickets and PSKs.
+/// The status, the number of resumed returns and the number of returns, for session IDs, tickets
+/// and PSKs.
 fn mechanisms(ran: &Ran) -> Vec<(String, u64, u64)> {
     let report: Value = serde_json::from_str(&ran.stdout).expect("JSON");
     let all = report["mechanisms"].as_array().expect("a list").iter();
@@ -35,7 +36,7 @@ fn all_mechanisms_resume_at_every_server_of_a_farm_with_a_key() {
         let ran = probe(&farm, &["--insecure", "--json"]);
         assert_eq!(mechanisms(&ran), everything_resumes(5), "{policy}");
         assert_eq!(ran.status.code(), Some(0), "{policy}");
-        // Trust the server by `--insecure`, and print the table.
+        // The second run trusts the farm's CA and prints the table.
         let trusting = ["--sni", "localhost", "--ca", &farm.ca()];
         let ran = probe(&farm, &trusting).succeeded();
         for line in [

@@ -11,7 +11,7 @@ use crate::peers::{Certificates, eventually, haproxy, nginx, s_client, set_clock
 
 const VERSIONS: [&str; 2] = ["-tls1_2", "-tls1_3"];
 
-/// `sessile key` on a file, with a faketime clock.
+/// Runs `sessile key` on a file, with a clock for faketime.
 fn key(file: &Path, clock: Option<&str>, arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sessile"));
     command.arg("key").args(arguments).arg("--file").arg(file);
@@ -49,7 +49,7 @@ fn nginx_files(folder: &Path) -> Vec<String> {
         .collect()
 }
 
-/// True if a session of one server resumes at the other.
+/// True if a session of the server `from` resumes at the server `to`.
 fn resumes(certificates: &Certificates, from: SocketAddr, to: SocketAddr, version: &str) -> bool {
     let session = certificates.folder().join("session");
     let session = session.to_str().unwrap();
@@ -68,7 +68,7 @@ fn nginx_servers_resume_tickets_of_their_own_farm_only() {
     let certificates = Certificates::new();
     let folder = certificates.folder();
     let ours = make_key(&certificates, "farm.key", &["--scope", "shop"]);
-    // The second server's copy was rotated in the meantime.
+    // The second server has a copy of the key that was rotated later.
     let copy = folder.join("copy.key");
     fs::copy(&ours, &copy).unwrap();
     assert!(key(&copy, None, &["rotate"]).status.success());
@@ -148,7 +148,8 @@ fn exports_have_the_required_sizes_and_are_equal_for_copies_of_a_key() {
     let file = make_key(&certificates, "farm.key", &[]);
     let copy = folder.join("copy.key");
     fs::copy(&file, &copy).unwrap();
-    // The clock is stopped, so that all exports have the same epoch. All epochs exist at this time.
+    // The clock is stopped, so that all exports have the same epoch. By tomorrow, the key has all
+    // epochs of a lifetime.
     let tomorrow = stopped_clock(SystemTime::now() + Duration::from_secs(24 * 60 * 60));
     let outputs = [(&file, "one"), (&copy, "other")].map(|(file, name)| {
         let at = |format: &str| folder.join(format!("{name}.{format}"));
@@ -175,7 +176,7 @@ fn exports_have_the_required_sizes_and_are_equal_for_copies_of_a_key() {
         (keys, lines, apache)
     });
     assert_eq!(outputs[0], outputs[1]);
-    // The current epoch, the next one, and one for each epoch of a live ticket.
+    // An export has keys for the current epoch, the next epoch, and each epoch of a live ticket.
     assert_eq!(outputs[0].0.len(), 13);
 }
 

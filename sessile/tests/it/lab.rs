@@ -49,7 +49,7 @@ fn an_interrupt_stops_the_experiment_at_once() {
         .stderr(Stdio::piped())
         .spawn()
         .expect("the program");
-    // After the warning, the program handles signals.
+    // Wait for the warning. From then on, the program handles signals.
     let mut warning = String::new();
     let mut stderr = BufReader::new(child.stderr.take().expect("piped"));
     stderr.read_line(&mut warning).expect("a line");

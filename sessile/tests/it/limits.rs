@@ -1,4 +1,4 @@
-//! Limits on the resources that one source can take from the others.
+//! Limits on the resources that one source can take from other sources.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -17,7 +17,8 @@ use crate::peers::{Certificates, NAME, Sessile, nginx, run};
 
 const HELLO: &[u8] = include_bytes!("../../../proto/src/testdata/client-openssl-tls13-full.bin");
 
-/// The number of an attacker's connections. This process may open 20,000 files.
+/// The number of an attacker's connections. This process needs a limit of more than 11,000 open
+/// files.
 const STALLED: usize = 10_000;
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -32,7 +33,7 @@ fn raise_file_limit() {
 /// Connections with ClientHellos that never become complete.
 struct Stalled {
     connections: Vec<TcpStream>,
-    /// The process may not have enough files for two tests at the same time.
+    /// The file limit of this process may be too low for two tests at the same time.
     _one_test: MutexGuard<'static, ()>,
 }
 
@@ -45,7 +46,7 @@ fn stall(address: SocketAddr) -> Stalled {
         let mut io = TcpStream::connect(address).unwrap();
         // Reset the connection: other tests need the ports that TIME_WAIT would block.
         SockRef::from(&io).set_linger(Some(Duration::ZERO)).unwrap();
-        // The connection may be refused before any byte is sent.
+        // The peer may refuse the connection before any byte is sent.
         let _ = io.write_all(begun);
         io
     });
@@ -55,7 +56,7 @@ fn stall(address: SocketAddr) -> Stalled {
     }
 }
 
-/// A complete visit of a client with this address.
+/// Makes a complete visit from this source address.
 fn visit(address: SocketAddr, from: IpAddr, certificates: &Certificates) {
     let mut command = Command::new("openssl");
     command.args(["s_client", "-servername", NAME, "-verify_return_error"]);
@@ -86,7 +87,7 @@ fn ten_thousand_stalled_hellos_of_one_source_do_not_affect_other_sources() {
     let more = resident(balancer.id()).saturating_sub(before);
     assert!(more < STALLED * 8192, "{more} bytes for {STALLED} hellos");
     let metrics = balancer.await_metrics(|it| it.all_routed() == 1);
-    // The oldest hellos gave way to newer ones.
+    // New hellos displaced the oldest incomplete hellos.
     assert!(metrics.turned_away("displaced") > 0, "{metrics}");
     assert_eq!(metrics.turned_away("hello-limit"), 0, "{metrics}");
     drop(stalled);
@@ -121,7 +122,7 @@ fn ten_thousand_accepted_stalled_hellos_take_little_memory() {
         more < STALLED * 16 * 1024,
         "{more} bytes for {STALLED} hellos"
     );
-    // Each connection ends at its deadline, wherever its hello was cut off.
+    // Each connection ends at its deadline, although its hello is incomplete.
     for mut io in stalled.connections {
         io.set_read_timeout(Some(PATIENCE)).unwrap();
         assert!(!matches!(io.read(&mut [0]), Ok(1)), "an answer");
@@ -212,7 +213,8 @@ fn a_source_that_reads_nothing_does_not_take_all_pipes() {
     let pipes = "sessile_balance_held_pipes";
     let metrics = balancer.metrics();
     let its_own = metrics.sum(pipes, &[]);
-    // A quarter, and one more for each worker that checked at the same time.
+    // A source may have a quarter of the pipes. Each further worker may take one more pipe, if
+    // several workers check at the same time.
     let workers = thread::available_parallelism().unwrap().get() as u64;
     assert!((1..PIPES / 4 + workers).contains(&its_own), "{metrics}");
     let bytes = metrics.sum("sessile_balance_held_bytes", &[]);
@@ -248,11 +250,11 @@ fn the_maximum_hello_size_is_configurable() {
         let balancer = Sessile::balance_configured(&config, folder.path());
         let mut io = TcpStream::connect(balancer.address()).unwrap();
         io.set_read_timeout(Some(PATIENCE)).unwrap();
-        // The ClientHello may be refused before it is complete.
+        // The balancer may refuse the ClientHello before all bytes are sent.
         let _ = io.write_all(&hello);
         let mut content = [0];
         io.read_exact(&mut content).unwrap();
-        // A ServerHello, or the alert of the balancer.
+        // The first byte is from the ServerHello, or from the balancer's alert.
         assert_eq!(content == [22], answer, "{size}: {content:?}");
         let turned_away = balancer.metrics().turned_away("bad-hello");
         assert_eq!(turned_away, u64::from(!answer), "{size}");

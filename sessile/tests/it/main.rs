@@ -36,6 +36,7 @@ mod return_routing;
 mod returning;
 mod rolling;
 mod serve_alerts;
+mod serve_close;
 mod serve_contract;
 mod serve_files;
 mod serve_life;

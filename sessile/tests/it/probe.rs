@@ -103,7 +103,7 @@ fn names_the_servers_that_share_nothing() {
     let farm = [(); 2].map(|()| nginx(&certificates, "ssl_session_cache shared:s:1m;"));
     let addresses = [farm[0].address(), farm[1].address()];
     let found = Found::by(&certificates, &addresses, "4");
-    // Each return offers the session of the other server.
+    // Each return goes to the server that does not have the offered session.
     assert_eq!(found.statuses(), ["refuses"; 3], "{:#}", found.report);
     assert_eq!(found.status, Some(1));
 
@@ -155,7 +155,8 @@ fn a_server_without_tickets_resumes_tls13_from_its_cache() {
     let certificates = Certificates::new();
     let server = openssl(&certificates, &["-www", "-no_ticket"]);
     let found = Found::by(&certificates, &[server.address()], "2");
-    // In TLS 1.3, OpenSSL then gives stateful PSKs, which it resumes from its cache.
+    // Without tickets, OpenSSL keeps its TLS 1.3 sessions in a cache, and its PSKs only name these
+    // sessions.
     assert_eq!(found.statuses(), ["resumes", "not-offered", "resumes"]);
     assert_eq!(
         found.mechanism("ticket")["note"],
@@ -261,7 +262,7 @@ fn an_interrupted_probe_prints_a_partial_report() {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    // Now the first handshake has begun.
+    // Wait until the first handshake has begun.
     let (_connection, _) = silent.accept().unwrap();
     rustix::process::kill_process(Pid::from_child(&child), Signal::INT).unwrap();
     let output = child.wait_with_output().unwrap();

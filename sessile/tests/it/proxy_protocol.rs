@@ -1,5 +1,5 @@
-//! PROXY headers with HAProxy and nginx: the client's address passes a proxy before sessile,
-//! sessile itself, and both.
+//! PROXY headers with HAProxy and nginx. The client's address passes a proxy in front of sessile,
+//! sessile itself, or both.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -17,7 +17,8 @@ const PATIENCE: Duration = Duration::from_secs(15);
 /// A client address that only a PROXY header can convey.
 const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 7, 9));
 
-/// A balancer that accepts headers from loopback, and sends this form of headers to the server.
+/// A balancer that accepts headers from `trusted`, and sends headers in the form `header` to the
+/// server.
 fn balancer(server: SocketAddr, header: &str, trusted: &str) -> Sessile {
     let folder = tempfile::tempdir().unwrap();
     let config = folder.path().join("balance.toml");
@@ -31,7 +32,7 @@ fn balancer(server: SocketAddr, header: &str, trusted: &str) -> Sessile {
     Sessile::balance_configured(&config, Path::new("/nonexistent"))
 }
 
-/// HAProxy in TCP mode, which sends this form of headers to a server.
+/// HAProxy in TCP mode, which sends headers in this form to a server.
 fn proxy(certificates: &Certificates, server: SocketAddr, form: &str) -> Peer {
     Peer::start("haproxy", |port| {
         let config = certificates.folder().join(format!("haproxy-{port}.cfg"));
@@ -58,7 +59,7 @@ fn fetch(address: SocketAddr, certificates: &Certificates) -> String {
     ran.stdout
 }
 
-/// nginx that requires a header and answers with the client's address.
+/// An nginx server that requires a PROXY header and answers with the client's address.
 fn nginx_behind(certificates: &Certificates) -> Peer {
     let pair = certificates.nginx_directives();
     nginx_with(certificates.folder(), |port| {
@@ -69,7 +70,7 @@ fn nginx_behind(certificates: &Certificates) -> Peer {
     })
 }
 
-/// HAProxy that requires a header and answers with the client's address and server name.
+/// HAProxy, which requires a PROXY header and answers with the client's address and server name.
 fn haproxy_behind(certificates: &Certificates) -> Peer {
     let says = "accept-proxy\n  http-request return status 200 content-type text/plain lf-string \
                 \"%[src] %[fc_pp_authority]\"";
@@ -135,7 +136,7 @@ fn a_server_behind_haproxy_logs_the_addresses_of_its_clients() {
         assert_eq!(fetch(proxy.address(), &certificates), "here");
         server.await_line(&format!("{CLIENT}"));
     }
-    // The proxy's own health checks have no header with a client.
+    // The headers of the proxy's health checks name no client.
     let checked = proxy(
         &certificates,
         server.address(),
@@ -197,7 +198,7 @@ fn a_header_in_segments_of_one_byte_is_accepted() {
     for byte in [b"PROXY TCP4 127.0.7.9 127.0.0.1 5 6\r\n", HELLO].concat() {
         io.write_all(&[byte]).unwrap();
     }
-    // A record of the server's handshake.
+    // The answer begins with a handshake record of the server.
     let mut kind = [0];
     io.read_exact(&mut kind).unwrap();
     assert_eq!(kind, [22]);

@@ -1,4 +1,5 @@
-//! A registry export changes the behaviour of a server: imported, served, and seen by clients.
+//! A registry export changes the behaviour of a server. The tests import the export, start the
+//! server, and connect as clients.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -74,7 +75,7 @@ fn sessions_resume_after_two_but_not_four_seconds_with_a_cache_time_of_three() {
     let session = certificates.folder().join("session.pem");
     let begin = Instant::now();
     assert!(!reused(&server, &session, &["-sess_out"]));
-    // This sleep is no synchronisation: the test is about the passing of time.
+    // This sleep does not wait for an event: the test needs a session of a given age.
     std::thread::sleep(Duration::from_secs(2).saturating_sub(begin.elapsed()));
     assert!(reused(&server, &session, &["-sess_in"]));
     assert!(begin.elapsed() < Duration::from_secs(3), "a busy machine");

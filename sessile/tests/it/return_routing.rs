@@ -1,5 +1,5 @@
-//! Three servers that share nothing, a balancer with round robin, and returning clients. Nearly all
-//! of them are routed to their server.
+//! Three servers that share nothing, behind a balancer with round robin. The balancer routes nearly
+//! all returning clients to their server.
 
 use std::net::SocketAddr;
 use std::path::Path;

@@ -16,7 +16,7 @@ use crate::store::setup::{Farm, Redis, Server, client, verdict};
 /// Number of requests to nginx. Each request opens a connection to sessile.
 const REQUESTS: usize = 20;
 
-/// nginx that passes every request on over a TLS connection of its own.
+/// An nginx server that forwards each request over a new TLS connection.
 fn nginx_as_a_client(folder: &Path, server: &Server, protocol: &str) -> Peer {
     let address = server.address();
     nginx_with(folder, |port| {
@@ -120,10 +120,11 @@ fn a_declined_ticket_is_replaced() {
     assert_eq!(metrics.verdict("resumed/ticket"), 1, "{metrics}");
 }
 
-/// Lifetime of the certificate in the tests below. Sessions end one minute earlier.
+/// Lifetime of the certificate in the tests below. Sessions end one minute before the certificate.
 const CERTIFICATE: Duration = Duration::from_secs(30 * 60);
 
-/// Two servers with a certificate that expires soon, and a clock that both read from a file.
+/// Two servers with a certificate that expires soon, and a clock that both servers read from a
+/// file.
 struct EndingCertificate {
     _redis: Redis,
     farm: Farm,
@@ -154,7 +155,7 @@ impl EndingCertificate {
         }
     }
 
-    /// Sets the servers' clocks to a time before the end of the certificate.
+    /// Sets the servers' clocks to the time `left` before the end of the certificate.
     fn set_clock_before_the_end(&self, left: Duration) {
         let ahead = CERTIFICATE - left;
         fs::write(&self.clock, format!("+{}", ahead.as_secs())).unwrap();
@@ -200,7 +201,7 @@ fn sessions_end_with_the_certificate(settings: &str, mechanisms: &[How]) {
         }
         farm.set_clock_before_the_end(Duration::from_secs(120));
         assert_eq!(farm.visit(0, how, &session), resumed);
-        // Later tickets end with the first ticket.
+        // Tickets from resumed handshakes also end one minute before the certificate.
         farm.set_clock_before_the_end(Duration::from_secs(30));
         assert_eq!(farm.visit(1, how, &session), "full/expired");
     }
@@ -227,7 +228,7 @@ async fn a_certificate_about_to_expire_gives_no_session() {
         assert_eq!(verdict(&client, address).await, "full/nothing-offered");
         assert!(client.sessions.is_empty(), "{mechanism:?}");
     }
-    // Clients that accept an expired certificate still connect.
+    // A client that accepts an expired certificate still connects and resumes.
     farm.set_clock_before_the_end(Duration::ZERO);
     let client = client(Mechanism::Psk);
     let address = farm.servers[0].address();

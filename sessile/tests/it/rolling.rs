@@ -1,5 +1,5 @@
-//! Restarts and kills of all parts while clients of every kind connect. `just soak` runs this for a
-//! minute at a minimum rate.
+//! Restarts and kills of all parts while clients of every kind connect. `just soak` runs this test for a minute
+//! and requires a minimum rate.
 
 use std::collections::BTreeMap;
 use std::env;
@@ -24,15 +24,15 @@ use crate::store::setup::{Farm, Redis, Server, try_verdict};
 
 const NAMES: [&str; 3] = ["web1", "web2", "web3"];
 
-/// Our own clients for each mechanism, besides one each of OpenSSL, Python and (not for TLS 1.3)
-/// GnuTLS.
+/// Number of our own clients for each mechanism. OpenSSL, Python and GnuTLS (not for TLS 1.3) add one client
+/// each.
 const OURS: usize = 8;
 
 /// The pause between two visits of a client.
 #[derive(Clone, Copy)]
 struct Pace {
     ours: Duration,
-    /// For clients that start a program for each visit.
+    /// The pause for clients that are other programs.
     others: Duration,
 }
 
@@ -41,17 +41,18 @@ const PACE: Pace = Pace {
     others: Duration::from_millis(100),
 };
 
-/// Number of visits with a verdict between two events. A slow machine makes the test longer, not
-/// easier.
+/// Number of visits with a verdict between two events. The number is fixed, so a slow machine does not make the
+/// test easier.
 const MEANWHILE: usize = 150;
 
-/// Set by `just soak`: the duration in seconds, with [`SOAK_RATE`] as the minimum rate.
+/// The variable that `just soak` sets to the duration in seconds. With this variable, [`SOAK_RATE`] is
+/// required.
 const SOAK: &str = "SESSILE_SOAK";
 
 /// Minimum number of visits a second.
 const SOAK_RATE: f64 = 200.0;
 
-/// Enough clients for this rate, because a visit is short.
+/// The pauses with which the clients reach [`SOAK_RATE`].
 const SOAK_PACE: Pace = Pace {
     ours: Duration::from_millis(100),
     others: Duration::from_millis(250),
@@ -93,7 +94,7 @@ impl Tally {
         });
     }
 
-    /// The number of visits after a time that got a verdict.
+    /// The number of visits that began after a time and got a verdict.
     fn good_since(&self, since: Instant) -> usize {
         let visits = self.visits.lock().unwrap();
         let recent = visits.iter().rev().take_while(|visit| visit.ended >= since);
@@ -102,7 +103,7 @@ impl Tally {
     }
 }
 
-/// Clients of every kind, each with its own pause, until this is dropped.
+/// Clients of every kind, which connect until this value is dropped.
 struct Clients {
     tally: Arc<Tally>,
     threads: Vec<JoinHandle<()>>,
@@ -126,8 +127,8 @@ impl Clients {
             let root = farm.root();
             let session = farm.folder().join(format!("rolling-{how:?}"));
             let mut python = Python::start(&root, how);
-            // With TLS 1.3, GnuTLS's program waits for a ticket forever if the connection is cut
-            // before.
+            // With TLS 1.3, GnuTLS's program waits for a ticket. If the connection is cut before the ticket,
+            // this wait never ends.
             if !matches!(how, How::Psk) {
                 let authority = root.clone();
                 clients.add(format!("GnuTLS by {how:?}"), move || {
@@ -165,7 +166,7 @@ impl Clients {
         }));
     }
 
-    /// Waits until this number of new visits has begun and got a verdict.
+    /// Waits until [`MEANWHILE`] new visits have begun and got a verdict.
     fn wait_for_visits(&self) {
         let since = Instant::now();
         eventually("clients come and go", || {
@@ -176,7 +177,7 @@ impl Clients {
     /// Stops the clients. Returns the results of all visits and the number of visits a second.
     fn finish(mut self) -> (Vec<Visit>, f64) {
         self.tally.over.store(true, Ordering::Relaxed);
-        // Visits that have begun may finish, and no others begin.
+        // Visits that have begun may finish, but no new visits begin.
         let seconds = self.began.elapsed().as_secs_f64();
         for thread in mem::take(&mut self.threads) {
             thread.join().expect("no client's program hangs");
@@ -260,7 +261,7 @@ fn balancer(farm: &Farm, servers: &[SocketAddr], listener: &TcpListener) -> Sess
     Sessile::inheriting("balance", &file, Path::new(NO_FOLDER), listener, &nobody)
 }
 
-/// The time from just before a kill until the process was gone.
+/// The time window from just before a kill until the process was gone.
 struct KillWindow {
     from: Instant,
     until: Instant,
@@ -276,7 +277,7 @@ impl KillWindow {
         }
     }
 
-    /// True if the connection was open in this time.
+    /// True if the visit was in progress in this window.
     fn cut(&self, visit: &Visit) -> bool {
         visit.began <= self.until && visit.ended >= self.from
     }
@@ -327,7 +328,7 @@ fn restarts_cost_no_connection_and_kills_only_those_that_are_open() {
     let excused = |visit: &Visit| killings.iter().any(|killing| killing.cut(visit));
     let lost: Vec<_> = bad.iter().filter(|visit| !excused(visit)).collect();
     assert!(lost.is_empty(), "of {}: {lost:#?}", visits.len());
-    // No session was lost, either: only new clients and cut-off clients make full handshakes.
+    // No session may be lost, so only new clients and cut-off clients may have made full handshakes.
     let full = |visit: &&&Visit| {
         let verdict = visit.came_to.as_deref().unwrap_or_default();
         !verdict.starts_with("resumed/")
@@ -351,7 +352,7 @@ fn restarts_cost_no_connection_and_kills_only_those_that_are_open() {
     }
 }
 
-/// The duration of a soak, if this is one.
+/// The duration of the soak test. `None` in a normal test run.
 fn soak() -> Option<Duration> {
     let seconds = env::var(SOAK).ok()?;
     Some(Duration::from_secs(
@@ -395,7 +396,7 @@ impl Held {
 }
 
 /// Sends a request on each connection. Connections for which `cut` is true must have ended. Returns the
-/// others.
+/// connections that are still open.
 async fn check_open_connections(held: Vec<Held>, cut: impl Fn(&Held) -> bool) -> Vec<Held> {
     let mut left = Vec::new();
     for mut held in held {
@@ -412,7 +413,7 @@ async fn check_open_connections(held: Vec<Held>, cut: impl Fn(&Held) -> bool) ->
     left
 }
 
-/// A client of OpenSSL, and the server that wrote its label.
+/// An OpenSSL client, and the server that wrote the label in the client's session.
 struct Labelled {
     session: PathBuf,
     version: &'static str,
@@ -430,7 +431,7 @@ impl Labelled {
         }
     }
 
-    /// Returns through each of these balancers and resumes. Returns the servers.
+    /// Returns through each of these balancers, and must resume. The result is the servers that answered.
     fn return_through(&self, balancers: &[Sessile]) -> Vec<String> {
         let resumed = balancers.iter().map(|balancer| {
             let (server, verdict) = visit(balancer.address(), self.version, &self.session);
@@ -446,8 +447,8 @@ impl Labelled {
         assert_eq!(self.return_through(balancers), all, "{}", self.version);
     }
 
-    /// Returns to the server of the label after that server's restart. A TLS 1.2 ticket still has its label.
-    /// In TLS 1.3, each server has given a new ticket.
+    /// Returns to the server of the label after that server's restart. A TLS 1.2 ticket still has its label. In
+    /// TLS 1.3, each handshake gave a new ticket, so the label may have changed.
     fn return_after_restart(&mut self, balancers: &[Sessile]) {
         self.labelled_server = self.return_through(&balancers[..1]).remove(0);
         self.return_to_same_server(balancers);

@@ -141,7 +141,7 @@ fn protocol_violations_during_the_handshake_get_an_alert() {
     let certificates = Certificates::new();
     let server = server(&certificates);
     let unexpected = AlertDescription::UnexpectedMessage.record().to_vec();
-    // A ClientKeyExchange that is interrupted by a warning. rustls reports this without an alert.
+    // A warning interrupts a ClientKeyExchange. rustls reports an error, but makes no alert.
     let interrupted = [
         framed(HANDSHAKE, &[16, 0, 0, 66]),
         framed(ALERT, &[1, 90]),
@@ -153,19 +153,20 @@ fn protocol_violations_during_the_handshake_get_an_alert() {
     );
     let warnings = framed(ALERT, &[1, 90]).repeat(8);
     assert_eq!(answer_to(server.address(), &warnings), unexpected);
-    // The same in one segment with the ClientHello: rustls has a flight to send, and no alert.
+    // The warnings come in one segment with the ClientHello. Here, rustls has a flight to send, but makes no
+    // alert.
     let mut io = connect(server.address());
     io.write_all(&[TLS12, &warnings[..]].concat()).unwrap();
     let mut answer = Vec::new();
     io.read_to_end(&mut answer).unwrap();
     assert!(answer.ends_with(&unexpected), "{answer:?}");
-    // A key share of no bytes, and a message of half a megabyte: rustls sends no alert for these either.
+    // An empty key share, and a message of half a megabyte. rustls also makes no alert for these messages.
     let malformed = AlertDescription::DecodeError.record().to_vec();
     let no_point = framed(HANDSHAKE, &[16, 0, 0, 1, 0]);
     assert_eq!(answer_to(server.address(), &no_point), malformed);
     let long = framed(HANDSHAKE, &[16, 7, 7, 7]);
     assert_eq!(answer_to(server.address(), &long), malformed);
-    // A message that is not allowed yet.
+    // A Finished message, which is not allowed yet.
     let early = framed(
         HANDSHAKE,
         &[20, 0, 0, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
@@ -189,13 +190,13 @@ fn a_client_may_go_on_sending_after_an_alert() {
     let finished = framed(HANDSHAKE, &[20, 0, 0, 1, 7]);
     let mut unexpected = AlertDescription::UnexpectedMessage.record();
 
-    // Refused before the TLS library has the connection.
+    // Here, sessile refuses the message before rustls gets the connection.
     let mut io = connect(server.address());
     io.write_all(&finished).unwrap();
     io.read_exact(&mut unexpected).unwrap();
     send_after_alert(&io);
 
-    // Refused by the TLS library.
+    // Here, rustls refuses the message.
     let mut io = connect(server.address());
     io.write_all(TLS12).unwrap();
     while !record(&io).unwrap().ends_with(SERVER_HELLO_DONE) {}
@@ -210,7 +211,7 @@ fn a_client_may_go_on_sending_after_an_alert_that_follows_the_handshake() {
     let server = server(&certificates);
     for version in [&rustls::version::TLS13, &rustls::version::TLS12] {
         let (mut tls, mut io) = handshake(server.address(), &certificates, version);
-        // A record under no key of the session.
+        // Send a record that is not encrypted with a key of this connection.
         io.write_all(&framed(APPLICATION_DATA, &[7; 64])).unwrap();
         let error = loop {
             // Tickets come before the alert.
@@ -224,7 +225,7 @@ fn a_client_may_go_on_sending_after_an_alert_that_follows_the_handshake() {
     }
 }
 
-/// A client after its handshake.
+/// A client that has finished its handshake.
 fn handshake(
     server: SocketAddr,
     certificates: &Certificates,

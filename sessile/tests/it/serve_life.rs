@@ -1,4 +1,5 @@
-//! `sessile serve` from start to end: the cost of a restart, and connections during a drain.
+//! `sessile serve` from start to end: the sessions that a restart loses, and the connections during
+//! a drain.
 
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
@@ -18,7 +19,7 @@ const HELLO: &[u8] = include_bytes!("../../../proto/src/testdata/client-openssl-
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// More than the sockets can hold between a server and a client that does not read.
+/// More bytes than the sockets between a server and a client can hold.
 const LARGE: u64 = 24 << 20;
 
 /// A folder with a large file and a small file.
@@ -82,10 +83,11 @@ fn sessions_survive_a_restart_and_a_crash_with_the_same_key_file() {
     first.terminate();
     assert_eq!(first.ended().code(), Some(0));
 
-    // The drained server has written its table.
+    // The drained server has saved its session table, so session IDs also resume.
     let second = start();
     assert_eq!(verdicts(&second), offers.map(|(_, resumed)| resumed));
-    // After a crash, session IDs are lost, because they were in the memory of the process.
+    // After a crash, sessions by session ID are lost, because they were only in the memory of the
+    // process.
     drop(second);
     let survivors = ["resumed/psk", "resumed/ticket", "full/unknown"];
     let third = start();
@@ -94,7 +96,7 @@ fn sessions_survive_a_restart_and_a_crash_with_the_same_key_file() {
     let counted = survivors.map(|verdict| metrics.verdict(verdict));
     assert_eq!((counted, metrics.handshakes()), ([1; 3], 3), "{metrics}");
 
-    // Another state folder means another farm.
+    // A server with another state folder belongs to another farm.
     let elsewhere = tempfile::tempdir().unwrap();
     let stranger = Sessile::serve(&certificates, root.path(), elsewhere.path());
     let unknown = ["full/unknown-key", "full/unknown-key", "full/unknown"];
@@ -125,8 +127,8 @@ fn a_close_notify_in_the_last_segment_of_the_handshake_counts() {
     );
     fs::write(&config, text).unwrap();
     let server = Sessile::serve_configured(&config, state.path());
-    // Finished, request and close_notify arrive together, because the client writes them while it
-    // waits.
+    // The Finished message, the request and the close_notify arrive together, because the client
+    // sends them in one write.
     let script = "import socket, ssl, sys\n\
         host, port, ca = sys.argv[1], int(sys.argv[2]), sys.argv[3]\n\
         context = ssl.create_default_context(cafile=ca)\n\
@@ -204,7 +206,7 @@ async fn head(connection: &mut EstablishedConnection) -> String {
     String::from_utf8(head).unwrap()
 }
 
-/// Reads to the end, which must be a close_notify.
+/// Reads to the end of the stream, which must be a close_notify. Returns the length of the body.
 async fn rest(connection: &mut EstablishedConnection) -> u64 {
     let mut body = Vec::new();
     let length = tokio::time::timeout(PATIENCE, connection.stream.read_to_end(&mut body))
@@ -242,7 +244,7 @@ async fn a_drain_finishes_downloads_and_closes_idle_connections_cleanly() {
             "{mechanism:?}"
         );
         assert_eq!(within(idle.closed()).await, Close::Notify, "{mechanism:?}");
-        // Clients answer a close_notify with their own.
+        // Close these connections, as clients do after a close_notify.
         drop((silent, idle));
         assert_eq!(rest(&mut busy).await, LARGE, "{mechanism:?}");
         drop(busy);
@@ -327,7 +329,8 @@ async fn a_client_that_sends_close_notify_early_gets_the_whole_response() {
 
 #[tokio::test]
 async fn data_after_the_close_does_not_truncate_the_response() {
-    // This fits into the server's socket, but not into the client's.
+    // The response fits into the send buffer of the server, but not into the receive buffer of the
+    // client.
     const LENGTH: u64 = 2 << 20;
     let certificates = Certificates::new();
     let (root, state) = (root(), tempfile::tempdir().unwrap());
@@ -339,7 +342,7 @@ async fn data_after_the_close_does_not_truncate_the_response() {
     ask(&mut connection, "/answer").await;
     server.terminate();
     server.await_line("draining");
-    // These requests were in flight when the server sent its close_notify.
+    // To the server, these requests look as if they were in flight when the close_notify was sent.
     for _ in 0..50 {
         let request = b"GET /small HTTP/1.1\r\nhost: farm.test\r\n\r\n";
         connection.stream.write_all(request).await.unwrap();
@@ -352,7 +355,8 @@ async fn data_after_the_close_does_not_truncate_the_response() {
 #[test]
 fn a_signal_right_after_the_start_drains() {
     for _ in 0..10 {
-        // The server answers on its port before it has logged that it serves.
+        // `serve` returns when the port accepts connections, which is before the server has logged
+        // that it serves.
         let server = Farm::new("").serve("web1");
         server.peer.signal(Signal::TERM);
         assert!(server.peer.wait().success());

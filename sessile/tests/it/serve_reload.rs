@@ -1,5 +1,5 @@
-//! SIGHUP to `sessile serve`: it reloads the configuration and its files while clients connect. If
-//! the new configuration is invalid, everything stays as it was.
+//! After SIGHUP, `sessile serve` reloads the configuration and its files while clients connect. If
+//! the new configuration is invalid, the server keeps the old configuration.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -16,7 +16,7 @@ use tokio::net::TcpListener;
 use crate::peers::{Certificates, NAME, Sessile, run};
 use crate::store::setup::client;
 
-/// A folder with a configuration and a certificate, both of which tests can change.
+/// A folder with a configuration and a certificate. Tests can change both files.
 struct Setup {
     state: TempDir,
     first: Certificates,
@@ -90,7 +90,7 @@ async fn visit(client: &Client, server: SocketAddr) -> String {
     head.lines().find_map(verdict).unwrap()
 }
 
-/// Reloads while clients connect.
+/// Reloads on another thread, so that clients can connect at the same time.
 async fn reload(server: &Arc<Sessile>) -> String {
     let server = Arc::clone(server);
     let reload = tokio::task::spawn_blocking(move || server.reload());
@@ -121,7 +121,7 @@ async fn serves_a_renewed_certificate_and_resumes_every_session() {
     for (client, _) in &clients {
         assert_eq!(visit(client, address).await, "full/nothing-offered");
     }
-    // Clients connect all the time.
+    // These clients connect during all reloads.
     let (done, stop) = tokio::sync::watch::channel(false);
     let visitors = clients.clone().map(|(client, how)| {
         let stop = stop.clone();
@@ -182,7 +182,7 @@ fn an_invalid_configuration_changes_nothing_and_each_fault_is_located() {
         }
         assert!(is_served(&server, &setup.first.ca));
     }
-    // The certificate was renewed, but the key was not.
+    // Replace the certificate, but not the key.
     setup.write(&good);
     fs::copy(&setup.second.chain, setup.path("cert.pem")).unwrap();
     let said = server.reload();
@@ -218,7 +218,7 @@ async fn open_connections_keep_the_site_of_their_handshake() {
     assert_eq!(ask(&mut other, "other.test", "/").await.1, "three");
     let (head, _) = ask(&mut other, NAME, "/").await;
     assert!(head.starts_with("HTTP/1.1 421 "), "{head}");
-    // The site for all names is gone.
+    // The reload removed the site for all names.
     let unknown = Target::new(server.address(), "unknown.test").unwrap();
     assert!(client.connect(&unknown).await.is_err());
 }
@@ -289,7 +289,7 @@ async fn names_the_settings_that_need_a_restart_and_applies_the_others() {
     let target = Target::new(server.address(), NAME).unwrap();
     let mut connection = client(Mechanism::Any).connect(&target).await.unwrap();
     assert_eq!(ask(&mut connection, NAME, "/").await.1, "two");
-    // The sites carry the setting of early data, and a reload applies it.
+    // The setting for early data is part of the sites, so a reload applies this setting.
     let store = "redis://127.0.0.1:1";
     setup.write(&format!(
         "[session]\nstore = \"{store}\"\nearly-data = \"16KiB\"\n{text}"

@@ -145,7 +145,8 @@ fn refused_changes_are_explained_and_change_nothing() {
 #[test]
 fn a_full_disk_keeps_the_old_file() {
     let folder = Folder::new();
-    // No file may grow, and SIGXFSZ is ignored, so that writing fails as on a full disk.
+    // The shell limits the size of files to 0 and ignores SIGXFSZ. So a write fails, as on a full
+    // disk.
     let script = "trap '' 25; ulimit -f 0; exec \"$0\" settings set session.lifetime 8h";
     let output =
         folder.output(Command::new("sh").args(["-c", script, env!("CARGO_BIN_EXE_sessile")]));

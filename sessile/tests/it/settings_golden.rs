@@ -7,7 +7,7 @@ use std::process::{Command, Output};
 
 use sessile::config::file;
 
-/// Every setting has a value that is not its default.
+/// A configuration in which every setting differs from its default.
 const EVERY_SETTING: &str = include_str!("../golden/every-setting.toml");
 
 fn root() -> &'static Path {
@@ -28,7 +28,7 @@ fn stdout(folder: &Path, arguments: &[&str]) -> String {
     String::from_utf8(sessile(folder, arguments).stdout).expect("UTF-8")
 }
 
-/// Compares a text with the file of that name.
+/// Compares a text with the golden file `name`.
 fn compare(name: &str, found: &str) {
     let path = root().join("tests/golden").join(name);
     let expected = fs::read_to_string(&path).unwrap_or_default();
@@ -56,7 +56,7 @@ fn the_list_and_the_exports_of_every_setting_stay_as_they_are() {
 
 #[test]
 fn the_list_of_the_defaults_stays_as_it_is() {
-    // The name is the only default that differs from host to host.
+    // Set the name, because this default is the only one that differs from host to host.
     let folder = folder_with("server.name = \"one\"\n");
     compare(
         "defaults.txt",

@@ -1,6 +1,6 @@
 //! Sites with client certificates: which clients are accepted and which resume. Changes of the
 //! certificate, its authority or the site's settings end sessions. OpenSSL keeps its session in a
-//! file, so a test can offer a session with another certificate.
+//! file. So a test can offer a session and present another certificate.
 
 use std::cell::Cell;
 use std::fs;
@@ -19,7 +19,7 @@ use crate::store::setup::{Farm, Redis, Server};
 
 const HOUR: Duration = Duration::from_secs(60 * 60);
 
-/// The mechanisms, as arguments of openssl and as the verdict of a return.
+/// The mechanisms: the arguments of openssl, and the verdict of a return.
 const OFFERS: [(&[&str], &str); 3] = [
     (&["-tls1_3"], "resumed/psk"),
     (&["-tls1_2"], "resumed/ticket"),
@@ -81,7 +81,7 @@ impl ClientCa {
         identity
     }
 
-    /// The revocation list as PEM.
+    /// A revocation list with these certificates, as PEM.
     fn revoke(&self, revoked: &[&Identity]) -> String {
         let now = SystemTime::now();
         let revoked = revoked.iter().map(|identity| RevokedCertParams {
@@ -127,7 +127,8 @@ impl Setup {
         self.path("sessile.toml")
     }
 
-    /// A site with a name, or for every name, and its lines about client authentication.
+    /// The lines of a site, with its names and its settings for client authentication. Without
+    /// names, the site is for every name.
     fn site(&self, names: &str, client_auth: &str) -> String {
         let client_auth = match client_auth {
             "" => String::new(),
@@ -142,7 +143,7 @@ impl Setup {
     }
 
     fn write(&self, sites: &str) {
-        // Two threads, because each has its own cache of verified clients.
+        // Use two workers, because each worker has its own cache of verified clients.
         let text = format!(
             "[server]\nname = \"web1\"\nworkers = 2\n[[listener]]\naddress = \"127.0.0.1:0\"\n{sites}"
         );
@@ -158,8 +159,8 @@ impl Setup {
         Sessile::serve_configured(&self.config(), self.state.path())
     }
 
-    /// One visit with each mechanism and the sessions of `client`. Each result is the built-in
-    /// page's facts, or `None` without a response.
+    /// Makes a visit with each mechanism and the sessions of `client`. Returns the reports of the
+    /// built-in page.
     fn visit(&self, server: &Sessile, client: &str, identity: Option<&Identity>) -> [Seen; 3] {
         std::array::from_fn(|at| {
             let session = self.path(&format!("{client}-{at}.session"));
@@ -257,7 +258,8 @@ fn anonymous_sessions_stay_anonymous_if_a_certificate_is_optional() {
         all("full/nothing-offered", ALICE)
     );
     assert_eq!(visit("alice", None), resumed(ALICE));
-    // Clients that were asked for a certificate are asked again when certificates become mandatory.
+    // When certificates become mandatory, the server asks all clients again, also clients that had
+    // been asked before.
     setup.ask("ca = \"clients/ca.pem\"");
     server.reload();
     assert_eq!(visit("anyone", None), REFUSED);
@@ -308,7 +310,7 @@ fn sessions_end_when_their_authority_is_removed() {
     let (alice, renewed) = (setup.ca.issue("alice", HOUR), other.issue("alice", HOUR));
     visit("alice", Some(&alice));
     assert_eq!(visit("alice", Some(&alice)), resumed(ALICE));
-    // Both authorities at once, as at the start of a change. No session is lost.
+    // The server trusts both authorities, as at the start of a change. No session is lost.
     trust(&[&setup.ca, &other]);
     server.reload();
     assert_eq!(visit("alice", Some(&alice)), resumed(ALICE));
@@ -348,7 +350,7 @@ fn a_revoked_certificate_ends_only_its_own_sessions() {
         all("full/client-auth", ALICE)
     );
     assert_eq!(visit("alice", Some(&renewed)), resumed(ALICE));
-    // An expired list accepts no client.
+    // A file without a list makes the reload fail, and the server keeps the old list.
     fs::write(setup.path("clients.crl"), "no list").unwrap();
     let said = server.reload();
     assert!(
@@ -423,7 +425,7 @@ fn a_ticket_of_one_site_does_not_resume_at_another() {
         .unwrap();
         assert_eq!(visit("b.test", "b"), seen("full/name-mismatch", ALICE));
         assert_eq!(visit("a.test", "a"), seen(how, ALICE));
-        // The ticket does not resume under another name of the same site, either.
+        // The ticket also does not resume under another name of the same site.
         visit("x.c.test", "x");
         assert_eq!(visit("x.c.test", "x"), seen(how, None));
         assert_eq!(visit("y.c.test", "x"), seen("full/name-mismatch", None));

@@ -85,7 +85,7 @@ async fn ask(connection: &mut EstablishedConnection) -> String {
         head.push(stream.read_u8().await.unwrap());
     }
     let head = String::from_utf8(head).unwrap();
-    // The page and the probe's header both ask for it.
+    // The page and the request header both ask for the verdict, but the response has it once.
     assert_eq!(head.matches("sessile-verdict: ").count(), 1, "{head}");
     let line = head
         .lines()
@@ -169,11 +169,11 @@ async fn a_session_expires_one_lifetime_after_its_full_handshake() {
             let age = begin.elapsed();
             assert!(age < lifetime * 10, "{mechanism:?} lives on: {age:?}");
         };
-        // Clients know the lifetime of a TLS ticket, so they may not offer an expired one.
+        // Clients know the lifetime of a ticket, so a client may not offer an expired ticket.
         let fair = ["full/expired", "full/nothing-offered"];
         assert!(fair.contains(&ended.as_str()), "{mechanism:?}: {ended}");
-        // The lifetime of a ticket is announced in whole seconds, so its last fraction does not
-        // count.
+        // The server announces the lifetime of a ticket in whole seconds, so a session may end a
+        // second earlier.
         let least = lifetime - Duration::from_secs(1);
         assert!(begin.elapsed() >= least, "{mechanism:?}: ended early");
     }
@@ -215,7 +215,8 @@ async fn a_session_without_close_notify_does_not_resume_if_close_notify_is_requi
         let client = client(mechanism);
         verdict(&client, &server).await;
         assert!(verdict(&client, &server).await.starts_with("resumed/"));
-        // The connection is cut. The server may notice that only after the next ClientHello.
+        // The client cuts the connection. The server may notice this cut only after the next
+        // ClientHello.
         let deadline = Instant::now() + Duration::from_secs(5);
         loop {
             let mut cut = connect(&client, &server).await;
@@ -254,7 +255,7 @@ async fn disabled_mechanisms_have_their_own_verdicts() {
 #[tokio::test(flavor = "current_thread")]
 async fn a_stored_session_from_before_a_restart_is_lost() {
     let folder = tempfile::tempdir().unwrap();
-    // Removable sessions are stored in the table, which ends with the process.
+    // With this setting, sessions are in the session table, which is lost with the process.
     let stored = |config: &mut Config| config.session.require_close_notify = true;
     for mechanism in [Mechanism::Ticket, Mechanism::Psk] {
         let client = client(mechanism);
@@ -270,7 +271,7 @@ async fn a_stored_session_from_before_a_restart_is_lost() {
 async fn a_session_of_one_site_does_not_resume_at_another() {
     let folder = tempfile::tempdir().unwrap();
     let one = start(folder.path(), |_| ());
-    // The same name at another site of the same farm.
+    // Another site of the same farm accepts the same name.
     let other = start(folder.path(), |config| {
         config.sites[0].names = vec!["localhost".to_owned()];
     });

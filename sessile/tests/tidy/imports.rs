@@ -29,7 +29,7 @@ impl Imports {
         edges.flat_map(|(from, imported)| imported.iter().map(move |to| (from, to)))
     }
 
-    /// A shortest circle of imports, if there is one.
+    /// A shortest circle of imports, if the crate has a circle.
     pub(crate) fn circle(&self) -> Option<Vec<String>> {
         let circles = self.0.keys().filter_map(|module| self.way_back(module));
         let shortest = circles.min_by_key(Vec::len)?;

@@ -11,7 +11,7 @@ use std::process::Command;
 
 use imports::Imports;
 
-/// The layers of the program, from the top. A module imports from its own layer and from those below.
+/// The layers of the program, from the top. A module imports from its own layer and from the layers below.
 const LAYERS: [&[&str]; 6] = [
     &["cli"],
     &["lab", "settings"],
@@ -30,7 +30,7 @@ const LAYERS: [&[&str]; 6] = [
     ],
 ];
 
-/// Most lines of a file.
+/// The maximum number of lines of a file.
 const MAX_LINES: usize = 600;
 
 fn root() -> PathBuf {

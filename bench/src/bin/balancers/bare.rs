@@ -1,5 +1,5 @@
-//! A balancer that only makes the necessary system calls. It knows the length of each message, reads
-//! it and forwards it. Its cost is the kernel's part of a connection.
+//! A balancer that only makes the necessary system calls. It knows the length of each message, so it reads and
+//! forwards messages without parsing. Its cost is the kernel's part of a connection.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -10,7 +10,7 @@ use sessile_bench::Result;
 use super::model::{AT_ONCE, SHORT};
 use super::traffic::{CLOSING, FINISHED, FLIGHT, HELLO, REQUEST};
 
-/// Listens on the address in the second argument. The third argument is the server.
+/// Listens on the address in the second argument. The third argument is the server's address.
 pub(super) fn serve() -> Result<()> {
     let mut arguments = std::env::args().skip(2);
     let mut address = || -> Result<SocketAddr> {

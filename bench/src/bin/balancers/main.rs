@@ -57,7 +57,7 @@ fn run(options: &Options) -> Result<()> {
     drop(balancers);
     let idle_server = [traffic::serve_idle()?];
     for software in Software::others().chain([Software::Sessile]) {
-        // A new process has no freed memory that it could use again.
+        // Start a new process: an old one would reuse memory that earlier connections have freed.
         let balancer = Balancer::start(software, options, &idle_server, folder.path())?;
         for _ in 0..WARM_UP {
             traffic::open(balancer.address)?;

@@ -21,7 +21,8 @@ pub(super) const LONG: usize = 256 << 20;
 /// Idle connections whose memory is measured.
 pub(super) const IDLE: usize = 2000;
 
-/// Pause before a thread's time is read, because the kernel accounts it when the thread sleeps.
+/// Pause before a thread's processor time is read. The kernel updates this time when the thread
+/// sleeps.
 pub(super) const SETTLE: Duration = Duration::from_millis(50);
 
 const USAGE: &str = "usage: balancers --sessile PATH [--rounds N] [--connections N] [--workers N] \

@@ -1,6 +1,6 @@
-//! The traffic: the recorded bytes of a resumed TLS 1.3 handshake, then a response of any length. A
-//! balancer that does not decrypt sees the same as with real peers. The cost of client and server is
-//! low and not measured.
+//! The traffic: the recorded bytes of a resumed TLS 1.3 handshake, then a response of any length. For a
+//! balancer that does not decrypt, the traffic is the same as between real peers. The cost of the client and
+//! the server is low and not measured.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -25,7 +25,8 @@ const CHUNK: usize = 64 * 1024;
 /// Threads of the server, each with one connection.
 const THREADS: usize = 16;
 
-/// Starts a server that answers with the number of bytes in the request. It ends with the process.
+/// Starts a server whose answer has as many bytes as the request asks for. The server runs until the process
+/// ends.
 pub(super) fn serve() -> Result<SocketAddr> {
     let listener = Arc::new(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?);
     let address = listener.local_addr()?;
@@ -86,7 +87,7 @@ pub(super) fn connect(address: SocketAddr, response: usize, chunk: &mut [u8]) ->
     }
 }
 
-/// Starts a server that answers ClientHellos and keeps the connections. It ends with the process.
+/// Starts a server that answers ClientHellos and keeps the connections. The server runs until the process ends.
 pub(super) fn serve_idle() -> Result<SocketAddr> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let address = listener.local_addr()?;
@@ -105,7 +106,7 @@ pub(super) fn serve_idle() -> Result<SocketAddr> {
     Ok(address)
 }
 
-/// Makes a connection with its handshake, and keeps it open.
+/// Makes a connection, receives the server's first flight, and returns the open connection.
 pub(super) fn open(address: SocketAddr) -> Result<TcpStream> {
     let mut io = TcpStream::connect(address)?;
     io.write_all(HELLO)?;

@@ -1,5 +1,5 @@
-//! A server that only moves about as many bytes as the others do. Its cost is the column "the kernel's part"
-//! of the tables. The matching client is here, too.
+//! A server without TLS that reads and writes about as many bytes as the other servers. Its cost is the column
+//! "the kernel's part" of the tables. This file also contains the client for this server.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};

@@ -24,10 +24,10 @@ const REQUEST: &[u8] =
 /// The end of every response.
 const BODY: &[u8] = b"ok\n";
 
-/// Sessions that a client keeps. It offers the newest.
+/// Sessions that a client keeps. The client offers the newest session.
 const SESSIONS: usize = 16;
 
-/// How rustls makes connections of a kind.
+/// The handshake and the configuration of rustls for each kind of connection.
 impl ConnectionKind {
     const fn handshake(self) -> HandshakeKind {
         match self {
@@ -137,7 +137,8 @@ impl Load {
         finish(io, tls)
     }
 
-    /// Makes one connection. Returns the duration of the handshake at the client, and its kind.
+    /// Makes one connection. Returns the duration of the handshake at the client, and the kind of
+    /// the handshake.
     pub(super) fn timed(&self) -> Result<(Duration, HandshakeKind)> {
         let (config, _) = self
             .tls

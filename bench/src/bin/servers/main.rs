@@ -72,7 +72,7 @@ fn run(options: &Options) -> Result<()> {
         .into_iter()
         .filter(|software| *software != Software::Bare)
     {
-        // A new process has no freed memory that it could use again.
+        // Start a new process: an old one would reuse memory that earlier connections have freed.
         let peer = start(software)?;
         let load = Load::new(peer.address, &certificate, ConnectionKind::Full)?;
         for _ in 0..WARM_UP {
@@ -116,7 +116,7 @@ fn cost(
         });
         done.map_err(with_context)
     };
-    // The first connection of each load is a full handshake. It gets the first session.
+    // The first connection of each load makes a full handshake and gets the first session.
     loads
         .iter()
         .try_for_each(Load::prime)

@@ -4,16 +4,17 @@
 use std::fmt;
 use std::time::Duration;
 
-/// Connections of each round before the measurement: caches are warm, sessions exist.
+/// Connections of each round before the measurement. They warm the caches and make sessions.
 pub(super) const WARM_UP: usize = 200;
 
-/// Connections at once. The load generator has as many threads.
+/// Connections at once. The load generator has one thread for each of them.
 pub(super) const CONCURRENCY: [usize; 2] = [1, 8];
 
 /// Idle connections whose memory is measured.
 pub(super) const IDLE: usize = 2000;
 
-/// Pause before a thread's time is read, because the kernel accounts it when the thread sleeps.
+/// Pause before a thread's processor time is read. The kernel updates this time when the thread
+/// sleeps.
 pub(super) const SETTLE: Duration = Duration::from_millis(50);
 
 /// The programs that the benchmarks start.

@@ -1,5 +1,5 @@
-//! Measures the cost of a failing session store: the duration of handshakes during the failure, and
-//! the time until sessions resume. A failed connection ends the benchmark.
+//! Measures the cost of a failing session store. The results are the duration of handshakes during
+//! the failure, and the time until sessions resume. A failed connection ends the benchmark.
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
@@ -18,7 +18,7 @@ use super::report::measured;
 use super::stall::{DELAY, Mode, Network};
 use super::store::{percentile_micros, store_setting};
 
-/// Duration of a failure: until the pauses between reconnects have their maximum length.
+/// Duration of a failure. In this time, the pauses between reconnects reach their maximum length.
 const OUTAGE: Duration = Duration::from_secs(10);
 
 /// Pause between clients.
@@ -194,7 +194,7 @@ fn fail(
     Ok(())
 }
 
-/// Makes new clients move from one server to the other until one resumes.
+/// Makes new clients move from one server to the other, until a client resumes there.
 fn wait_until_resumed(
     setup: &Setup<'_>,
     pair: (&Peer, &Peer),
@@ -224,7 +224,7 @@ fn move_client(
     Ok(kind)
 }
 
-/// Makes full handshakes with a server without a store, at the same pace.
+/// Makes full handshakes with a server without a store, with [`PACE`] between clients.
 fn without_a_store(setup: &Setup<'_>) -> Result<Vec<Duration>> {
     let server = setup.sessile("alone", "")?;
     for _ in 0..WARM_UP {

@@ -146,7 +146,8 @@ impl Peer {
             Software::Redis => &[&file],
             Software::Bare => &["--bare", &address_argument],
         };
-        // The store gets the client's processor, so that the servers have theirs alone.
+        // The store runs on the client's processor, so that no other program runs on the servers'
+        // processor.
         let cpu = match software {
             Software::Redis => options.client_cpu,
             _ => options.server_cpu,

@@ -65,7 +65,8 @@ impl Network {
 }
 
 impl NetworkState {
-    /// The number of an answer's bytes to forward. If some are missing, the connection ends.
+    /// The number of bytes to forward of an answer of `len` bytes. If this is less than `len`, the
+    /// connection ends.
     fn bytes_to_forward(&self, len: usize) -> usize {
         let mode = self.mode.lock().unwrap_or_else(PoisonError::into_inner);
         match *mode {

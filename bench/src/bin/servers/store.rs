@@ -1,6 +1,6 @@
-//! The time that a shared session store adds to a handshake of TLS 1.2 clients without tickets. With
-//! the store, clients return to another server, which looks the session up. In memory, the same
-//! server does both.
+//! The time that a shared session store adds to a handshake of TLS 1.2 clients without tickets. With the store,
+//! clients return to another server, which looks the session up. Without the store, clients return to the
+//! server that has the session in memory.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -22,11 +22,11 @@ use super::stall::{DELAY, Mode, Network};
 /// Handshakes of each round with a slow store, by new and returning clients in turn.
 const STALLED: usize = 40;
 
-/// At least this many handshakes wait for the store: `store::redis::breaker` opens after a quarter of
-/// a second, and each handshake waits 20 ms.
+/// At least this many handshakes wait for the store. Each handshake waits 20 ms, and
+/// `store::redis::circuit_breaker` opens after a quarter of a second.
 const WAITED_FOR: usize = 8;
 
-/// From this handshake on, the breaker is open.
+/// From this handshake on, the circuit breaker is open.
 const GIVEN_UP: usize = 24;
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -64,9 +64,9 @@ impl Step {
 struct Sample {
     /// Durations at the client.
     times: Vec<Duration>,
-    /// The server's processor time of a connection, one value for each round.
+    /// The server's processor time for a connection, with one value for each round.
     server: Vec<Duration>,
-    /// The store's processor time of a connection, one value for each round.
+    /// The store's processor time for a connection, with one value for each round.
     store: Vec<Duration>,
 }
 
@@ -80,7 +80,7 @@ pub(super) fn run(options: &Options) -> Result<()> {
     let start = |name: &str, session: &str| {
         Peer::sessile(name, session, options, &certificate, folder.path())
     };
-    // A long timeout, because every client must resume even if the machine is busy.
+    // The timeout is long, because every client must resume even if the machine is busy.
     let shared = format!("{}\nstore-timeout = \"1s\"", store_setting(store.address));
     let memory = start("memory", "")?;
     let (one, other) = (start("one", &shared)?, start("other", &shared)?);
@@ -91,7 +91,7 @@ pub(super) fn run(options: &Options) -> Result<()> {
     let mut samples = Samples::new();
     for round in 0..=options.rounds {
         eprintln!("round {round} of {}", options.rounds);
-        // The first round is for warming up.
+        // The first round only warms up the servers and is not measured.
         let clients = if round == 0 {
             WARM_UP
         } else {
@@ -149,7 +149,7 @@ fn measure(
 struct Stalled {
     /// Handshakes that waited for the store.
     waited: Vec<Duration>,
-    /// Handshakes after the server had given the store up.
+    /// Handshakes after the server had stopped waiting for the store.
     after: Vec<Duration>,
 }
 
@@ -170,7 +170,7 @@ fn stalled(
         let name = format!("stalled-{round}");
         let shared = store_setting(network.address);
         let server = Peer::sessile(&name, &shared, options, certificate, folder)?;
-        // The server connects to the store, and its caches become warm.
+        // Wait until the server has connected to the store and its caches are warm.
         for _ in 0..WARM_UP {
             Load::new(server.address, certificate, ConnectionKind::SessionId)?.timed()?;
         }

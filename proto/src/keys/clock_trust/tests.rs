@@ -220,7 +220,7 @@ struct Simulation {
     /// How far the wall clock is ahead of the true time, in seconds.
     off: i64,
     has_report: bool,
-    /// How long the wall clock was ahead without any other clock that contradicted it.
+    /// How long the wall clock was ahead while no other clock contradicted the wall clock.
     harmful: Duration,
 }
 
@@ -266,7 +266,7 @@ impl Simulation {
                 self.clock = ClockTrust::new(self.wall());
             }
         }
-        // Three looks in each epoch, of which none falls on its start.
+        // The server looks three times in each epoch, but never at the start of an epoch.
         let step = self.key.rotate / 3;
         for _ in 0..phase.epochs * 3 {
             self.look(phase);
@@ -387,7 +387,7 @@ fn operation() -> impl Strategy<Value = (Duration, Vec<Phase>)> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// A wrong clock is contradicted, or right again within an epoch.
+    /// Each wrong clock is contradicted by the shared clock, or is right again after one epoch.
     #[test]
     fn years_of_clocks_that_are_wrong_for_a_while_lose_no_live_key((rotate, phases) in operation()) {
         let mut simulation = Simulation::new(rotate);
@@ -400,7 +400,7 @@ proptest! {
         }
     }
 
-    /// Not even a clock that is wrong for months does more harm than the time for which it was wrong.
+    /// The key loses at most one live epoch for each epoch during which the clock was wrong.
     #[test]
     fn a_clock_that_nothing_contradicts_does_harm_slowly((rotate, phases) in operation()) {
         let mut simulation = Simulation::new(rotate);

@@ -76,7 +76,7 @@ fn only_what_waits_can_be_activated() {
     assert_eq!(key.activate(at(NOON), at(NOON)), nothing);
     let planned = Some(at(NOON + HOUR));
     key.add_generation(secrets(2), planned, at(NOON)).unwrap();
-    // Planned for later, and brought forward.
+    // The activation was planned for later, and now comes early.
     assert_eq!(key.activate(at(NOON), at(NOON)), Ok(1));
     assert_eq!(key.generations[0].ends, Some(NOON + 12 * HOUR));
     assert_eq!(key.activate(at(NOON), at(NOON)), nothing);
@@ -88,7 +88,7 @@ fn a_replacement_leaves_nothing_of_the_others_to_steal() {
     key.add_generation(secrets(2), None, at(NOON)).unwrap();
     assert_eq!(key.replace(secrets(3), at(NOON)), Ok(2));
     assert!(key.generations[..2].iter().all(|g| g.ticket.is_none()));
-    // Also if a server's clock is an hour behind.
+    // The others have ended even for a server whose clock is an hour behind.
     for now in [NOON - HOUR, NOON, NOON + HOUR] {
         let ended = GenerationStatus::Ended;
         assert_eq!(

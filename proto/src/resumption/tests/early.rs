@@ -65,7 +65,8 @@ fn a_hello_is_fresh_if_both_ages_agree_within_ten_seconds() {
     assert!(is_fresh(0, 0) && is_fresh(5_000, 5_400) && is_fresh(3_600_000, 3_600_900));
     assert!(is_fresh(0, 10_000) && !is_fresh(0, 10_001));
     assert!(is_fresh(30_000, 20_000) && !is_fresh(30_001, 20_000));
-    // The same hello a quarter of an hour later, and one from a clock that runs backwards.
+    // The same hello comes a quarter of an hour later, and another comes from a clock that runs
+    // backwards.
     assert!(!is_fresh(5_000, 905_400) && !is_fresh(0_u32.wrapping_sub(60_000), 0));
 }
 
@@ -187,12 +188,12 @@ fn an_identity_for_single_use_is_not_stored_where_tickets_are_given() {
 
 #[test]
 fn a_session_for_single_use_is_consumed_once() {
-    // The store gave it out before the handshake.
+    // The store gave out the session before the handshake.
     let mut resumption = with_plan(EarlyDataPlan::Granted(key()));
     resume(&mut resumption);
     assert_eq!(resumption.to_consume(), None);
     assert!(resumption.owned().is_empty());
-    // Without early data it was only read.
+    // Without early data, the store only read the session.
     let mut resumption = with_plan(EarlyDataPlan::NotOffered);
     resumption.inputs.consumed = None;
     assert_eq!(resumption.to_consume(), None, "nothing has resumed");

@@ -1,4 +1,4 @@
-//! Properties of every hello, policy and answer of a store.
+//! Properties that hold for every hello, policy and answer of a store.
 
 use proptest::prelude::*;
 

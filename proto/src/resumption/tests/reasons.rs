@@ -64,7 +64,7 @@ fn the_reason_of_the_store_is_the_reason() {
     ] {
         assert_eq!(on_session_id(Err(reason)), Verdict::Full(reason));
     }
-    // The store was not asked for it.
+    // The store was not asked for this session ID.
     assert_eq!(
         verdict_by_id(inputs(TLS_1_2)),
         Verdict::Full(Reason::Unknown)

@@ -1,6 +1,7 @@
 //! One health check: a TCP connection, or a handshake of our own client.
 //!
-//! The client trusts every certificate. A check asks whether the server is there; clients verify who it is.
+//! This client trusts every certificate. A check finds out whether the server answers. Other clients verify
+//! the identity of the server.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,7 +23,7 @@ const TICKET_WAIT: Duration = Duration::from_millis(500);
 /// How long a check waits for the server's close.
 const CLOSE_WAIT: Duration = Duration::from_millis(200);
 
-/// Most sessions of a client for checks.
+/// Most sessions that a client for checks keeps.
 const MAX_SESSIONS: usize = 8;
 
 /// A server and how it is checked.
@@ -30,7 +31,7 @@ const MAX_SESSIONS: usize = 8;
 pub(super) struct CheckPlan {
     pub(super) server: Arc<PoolServer>,
     pub(super) target: Target,
-    /// The time limit for the connection, and again for the handshake.
+    /// The time limit of the connection, and also of the handshake.
     pub(super) timeout: Duration,
     pub(super) health: Health,
     pub(super) interval: Duration,
@@ -50,7 +51,8 @@ impl CheckPlan {
         })
     }
 
-    /// True if both plans lead to the same checks. The weight of the server, for example, can differ.
+    /// True if both plans lead to the same checks. Other settings, such as the weight of the server, can
+    /// differ.
     pub(super) fn is_same(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.server.stats, &other.server.stats)
             && Arc::ptr_eq(&self.server.key_names, &other.server.key_names)
@@ -80,14 +82,14 @@ pub(super) fn preface(server: &PoolServer) -> &'static [u8] {
     expected.map_or(&[], proxy_protocol::local_header)
 }
 
-/// A client for checks. `limit`: for the connection, and again for the handshake.
+/// A client for checks. `limit`: the time limit of the connection, and also of the handshake.
 pub(super) fn client(kind: CheckClient, limit: Duration) -> Option<Client> {
     let mechanism = match kind {
         CheckClient::Routine => Mechanism::Any,
         CheckClient::Psk => Mechanism::Psk,
         CheckClient::Ticket => Mechanism::Ticket,
     };
-    // Only missing CA certificates could be an error, and this client needs none.
+    // Only CA certificates can cause an error here, and this client uses none.
     let mut client = Client::new(mechanism, &Trust::Insecure, limit).ok()?;
     client.sessions = Sessions::new(MAX_SESSIONS, Sessions::DEFAULT_LIFETIME);
     Some(client)
@@ -109,7 +111,7 @@ pub(super) async fn handshake(
 /// The result of a handshake that may have offered a session.
 pub(super) enum ComparedHandshake {
     Finished(EstablishedConnection),
-    /// The server ended the handshake that offered this kind of session, and then finished one without.
+    /// The server ended a handshake that offered a session, and then finished a handshake without a session.
     EndedOffer {
         offered: How,
         failure: Failure,
@@ -117,8 +119,8 @@ pub(super) enum ComparedHandshake {
     },
 }
 
-/// Like [`handshake`]. After a failure with a session it connects again without one: only the second handshake
-/// tells whether the server is there.
+/// Like [`handshake`]. If a handshake that offered a session fails, a second handshake follows without a
+/// session. Only the second handshake tells whether the server answers.
 pub(super) async fn compared_handshake(
     client: &Client,
     target: &Target,

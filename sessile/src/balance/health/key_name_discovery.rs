@@ -1,5 +1,5 @@
-//! Discovers the key names of a server's tickets, beside the routine checks. When this happens is decided in
-//! [`sessile_proto::key_names::discovery`].
+//! Discovers the key names of a server's tickets, beside the routine checks.
+//! [`sessile_proto::key_names::discovery`] decides when a discovery starts.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -24,7 +24,7 @@ const DEADLINE: Duration = Duration::from_secs(30);
 
 /// The time limit for tries of one kind of ticket at other servers.
 ///
-/// Servers that do not answer must not use up the whole discovery.
+/// Servers that do not answer must not use up the time of the whole discovery.
 const TRIES_DEADLINE: Duration = Duration::from_secs(10);
 
 /// The discoveries of one server.
@@ -94,13 +94,15 @@ async fn discover(state: &BalancerState, plan: &CheckPlan) {
     }
 }
 
-/// Makes two sessions of TLS 1.3 and two of TLS 1.2. Tries their tickets at servers with the same names.
+/// Makes two sessions of TLS 1.3 and two of TLS 1.2, and offers them to the server. Then tries fresh tickets
+/// at the other servers with the same key name.
 async fn discover_in_pool(pool: &Pool, plan: &CheckPlan) {
     let server = &plan.server;
     if server.is_faulty_for(CheckClient::Routine)
         && let Some(client) = client(CheckClient::Routine, plan.timeout)
     {
-        // Only this client also offers session IDs, so only it can show that their fault is gone.
+        // Only this client also offers session IDs. So only this client can show that a fault of session IDs
+        // is gone.
         let _ = return_visit(plan, CheckClient::Routine, &client).await;
     }
     let mut is_complete = true;
@@ -117,7 +119,7 @@ async fn discover_in_pool(pool: &Pool, plan: &CheckPlan) {
         }
     }
     if server.session_fault().is_some() {
-        // No name may lead to a server that ends handshakes with its own tickets.
+        // No key name may lead to a server that ends handshakes which offer its own tickets.
         return;
     }
     let id = server.id();
@@ -161,7 +163,8 @@ struct TicketSample {
 impl TicketSample {
     async fn take(plan: &CheckPlan, kind: CheckClient, client: Client) -> Result<Self, Failure> {
         let other = client.with_empty_sessions();
-        // The second visit does not depend on the first: two ended handshakes show a fault.
+        // Make the second visit even if the first visit failed, because only two ended handshakes show a
+        // fault.
         let one = return_visit(plan, kind, &client).await;
         let other = return_visit(plan, kind, &other).await;
         Ok(Self {
@@ -177,7 +180,7 @@ struct ReturnVisit {
     resumed: bool,
 }
 
-/// Makes a session, and offers it.
+/// Makes a session, and offers it to the same server.
 ///
 /// `None` if the server issued no ticket.
 async fn return_visit(
@@ -200,7 +203,7 @@ async fn return_visit(
         }
         Err(failure) => {
             if failure.error.refuses_version() {
-                // The server cannot have sessions of this version any more.
+                // A server that refuses the version cannot end handshakes that offer sessions of this version.
                 server.record_offer_finished(kind);
             }
             return Err(failure);
@@ -212,9 +215,9 @@ async fn return_visit(
     Ok(ticket.map(|ticket| ReturnVisit { ticket, resumed }))
 }
 
-/// Offers fresh tickets of a server to the other servers whose tickets have the same name, one by one.
+/// Offers fresh tickets of a server, one by one, to the other servers whose tickets have the same name.
 ///
-/// This includes servers that become known for this name meanwhile.
+/// A server whose tickets turn out to have this name meanwhile is tried too.
 async fn try_at_other_servers(pool: &Pool, plan: &CheckPlan, name: KeyName, client: &Client) {
     let id = plan.server.id();
     let mut asked = BTreeSet::new();
@@ -240,7 +243,8 @@ async fn try_at_other_servers(pool: &Pool, plan: &CheckPlan, name: KeyName, clie
                 if client.with_empty_sessions().connect(&target).await.is_err() {
                     continue;
                 }
-                // The server is there, and ends handshakes with this ticket: it does not have the key.
+                // The other server finishes handshakes without the ticket, and ends those with it. So that
+                // server does not have the key.
                 (fingerprint(failure.offered.as_ref()), Kind::Refused)
             }
         };
@@ -258,7 +262,7 @@ async fn try_at_other_servers(pool: &Pool, plan: &CheckPlan, name: KeyName, clie
     }
 }
 
-/// The next server for a ticket of this name. Only a server that is up can prove something.
+/// The next server at which to try a ticket of this name. A server that is not up would prove nothing.
 fn next_to_try<'p>(
     pool: &'p Pool,
     name: KeyName,

@@ -1,4 +1,4 @@
-//! Health checks: one task for each server, as servers come and go.
+//! Health checks. Each server of the current set has one task that checks it.
 
 mod check;
 mod key_name_discovery;
@@ -20,7 +20,8 @@ use super::state::BalancerState;
 use crate::client::{Client, Error, EstablishedConnection, connect_tcp};
 use crate::config::Health;
 
-/// The pause before a check that confirms a changed result, and the shortest pause before a requested check.
+/// The pause before a check that confirms a changed result. A requested check starts at least this long after
+/// the start of the last check.
 const DOUBT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Checks every server of the current server set until the balancer stops.
@@ -86,7 +87,7 @@ async fn check_while_configured(state: &Arc<BalancerState>, name: &str) {
 /// Checks one server again and again.
 struct Checker {
     plan: CheckPlan,
-    /// Keeps its sessions, because a resumed handshake costs the server less.
+    /// The client keeps its sessions, because a resumed handshake costs the server less.
     client: Option<Client>,
     discovery: KeyNameDiscovery,
 }
@@ -135,8 +136,9 @@ impl Checker {
             connect_tcp(target.address, self.plan.timeout).await?;
             return Ok(None);
         };
-        // Offer no session to a faulty server: each check would cost a second handshake. Discoveries still
-        // offer sessions. Offer none after a failure either: each check could cost a second timeout.
+        // Offer no session to a server with a session fault, because each check would cost a second handshake.
+        // Discoveries still offer sessions. Offer no session after a failed check, because the next check
+        // could cost a second timeout.
         let checked = if passed_before && server.session_fault().is_none() {
             compared_handshake(client, target).await
         } else {

@@ -1,4 +1,4 @@
-//! The label values of the balancer's metrics. Counters are indexed by them.
+//! The label values of the balancer's metrics. Some are also indices of counters.
 
 use sessile_proto::Word;
 use strum::{IntoStaticStr, VariantArray};
@@ -9,7 +9,7 @@ use crate::listener::IntakeFailure;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr)]
 #[strum(serialize_all = "kebab-case")]
 pub(in crate::balance) enum TurnAwayCause {
-    /// The client was turned away before a server was looked for.
+    /// The client was turned away before the search for a server.
     #[strum(transparent)]
     Intake(IntakeFailure),
     /// No pool has the server name.
@@ -74,6 +74,7 @@ mod tests {
             "deadline",
             "bad-proxy-header",
             "untrusted-proxy",
+            "displaced",
             "hello-limit",
             "source-limit",
             "source-connections",

@@ -67,7 +67,7 @@ impl ByteCounters {
     }
 }
 
-/// The counts of a table of counters. `W` has the outcomes or reasons of a row.
+/// The counts of a table of counters. A row has a counter for each value of `W`, an outcome or a reason.
 pub(super) fn rule_counts<W: Word>(
     rules: impl IntoIterator<Item = RoutedBy>,
     table: &[Vec<IntCounter>],

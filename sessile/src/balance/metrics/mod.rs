@@ -42,7 +42,7 @@ pub(super) struct BalancerMetrics {
     refused: IntCounter,
     connections_displaced: IntCounter,
     pub(super) open: IntGauge,
-    /// Learned entries that were removed for a newer entry of their source.
+    /// Learned entries that were removed to make room for a new entry of the same source.
     pub(super) displaced: IntCounter,
     pub(super) bytes: ByteCounters,
 }

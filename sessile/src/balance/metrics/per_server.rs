@@ -31,8 +31,9 @@ pub(in crate::balance) struct ServerMetrics {
     pub(in crate::balance) failures: IntCounter,
     pub(in crate::balance) bytes: ByteCounters,
     pub(in crate::balance) handshakes: RoutedCounters,
-    /// The idle times of learned sessions that the server accepted or refused.
+    /// The idle times of learned sessions that the server accepted.
     pub(in crate::balance) offers_accepted: Histogram,
+    /// The idle times of learned sessions that the server refused.
     pub(in crate::balance) offers_refused: Histogram,
 }
 
@@ -79,7 +80,7 @@ impl ServerFamilies {
         })
     }
 
-    /// The series of a server. A server that comes back continues its series.
+    /// The series of a server. A server whose address changed continues its series.
     pub(in crate::balance) fn for_server(&self, server: &str) -> ServerMetrics {
         let idle = |result: OfferResult| {
             let labels = [server, result.as_str()];

@@ -1,4 +1,5 @@
-//! Gauges of each server, read at each scrape: an ejection and a slow start end without an event.
+//! Gauges of each server. They are read at each scrape, because no event marks the end of an ejection or of a
+//! slow start.
 //!
 //! A removed server has no series.
 
@@ -15,10 +16,10 @@ pub(in crate::balance) struct ServerReading {
     /// True if health checks say that the server is down.
     pub(in crate::balance) is_down: bool,
     pub(in crate::balance) has_session_fault: bool,
-    /// The age in seconds above which the server refuses its sessions. 0: none is known.
+    /// The age in seconds above which the server refuses its sessions. 0: no age limit is known.
     pub(in crate::balance) age_limit: f64,
     pub(in crate::balance) key_names: usize,
-    /// The number of servers that share a ticket key with this one, without the server itself.
+    /// The number of other servers that share a ticket key with this server.
     pub(in crate::balance) siblings: usize,
 }
 
@@ -68,7 +69,8 @@ pub(in crate::balance) fn register_servers(
 }
 
 struct ServerCollector {
-    /// Never set. Each scrape makes its own families, so that two scrapes at once do not mix.
+    /// These families are never set. Each scrape makes its own families, so that two scrapes at once do not
+    /// mix.
     describing: GaugeFamilies,
     read: Box<dyn Fn() -> Vec<ServerReading> + Send + Sync>,
 }

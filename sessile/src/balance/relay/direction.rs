@@ -23,9 +23,9 @@ pub(super) const CHUNK: usize = 16 * 1024;
 /// A direction is spliced after this many full chunks in a row.
 const FULL_CHUNKS: u8 = 2;
 
-/// A spliced direction is copied again if no more than this comes at once.
+/// A spliced direction is copied again if at most this many bytes come at once.
 ///
-/// The two system calls of a pipe cost more than the copy.
+/// For so few bytes, the two system calls of a pipe cost more than the copy.
 const TRICKLE: usize = 4 * 1024;
 
 /// Most reads of one direction before the other direction is polled.
@@ -72,7 +72,7 @@ pub(super) enum DirectionState {
     },
     /// The sink takes no more bytes. Bytes from the source are read and discarded.
     Discarding,
-    /// The source ended. The buffered bytes go on, and then the end.
+    /// The source ended. The sink still gets the buffered bytes, and then the end.
     Ending,
     Over,
 }
@@ -216,8 +216,7 @@ impl<'a> Direction<'a> {
         {
             return self.poll_splice(cx, pipe);
         }
-        // Watched bytes must be shown exactly once, so they cannot stay in the socket. There are only few
-        // such bytes.
+        // `watch` must see each byte exactly once, so watched bytes cannot stay in the socket. They are few.
         let may_buffer = watch.is_some()
             || self.state == DirectionState::Discarding
             || self.admitted.may_buffer_bytes(CHUNK);
@@ -293,7 +292,7 @@ impl<'a> Direction<'a> {
                 Poll::Pending => Ok(0),
             }
         };
-        // Ignore an error here: the next write of the buffered bytes fails again, and is handled.
+        // Ignore an error here. The next write of the buffered bytes fails again, and its error is handled.
         let sent = result.unwrap_or(0);
         self.forwarded += sent as u64;
         self.buffer(&bytes[sent..]);
@@ -314,9 +313,9 @@ impl<'a> Direction<'a> {
         }
     }
 
-    /// Copies without a buffer: bytes that the sink does not take stay in the source's socket.
+    /// Copies, but buffers nothing. Bytes that the sink does not take stay in the source's socket.
     ///
-    /// This costs one more system call.
+    /// This costs one more system call than [`Self::poll_copy`].
     fn poll_copy_unbuffered(
         &mut self,
         cx: &mut Context<'_>,
@@ -328,7 +327,7 @@ impl<'a> Direction<'a> {
             return Poll::Ready(Ok(ReadResult::End));
         }
         let written = ready!(Pin::new(&mut self.to).poll_write(cx, peeked.filled()));
-        // Buffer the bytes after an error: the next write fails again, and is handled.
+        // After an error, buffer the bytes. The next write fails again, and its error is handled.
         let taken = *written.as_ref().unwrap_or(&len);
         remove_peeked(self.from.as_ref(), &mut buffer[..taken])?;
         match written {
@@ -339,10 +338,10 @@ impl<'a> Direction<'a> {
     }
 }
 
-/// Removes bytes that were peeked from a socket. Nothing is copied (tcp(7), MSG_TRUNC).
+/// Removes peeked bytes from a socket. The kernel copies nothing (tcp(7), MSG_TRUNC).
 ///
-/// This does not use the runtime's read. The runtime could suspend the task after some of the bytes. The task
-/// would then send these bytes again.
+/// This does not use the runtime's read, because the runtime could suspend the task when only some bytes are
+/// removed. The task would then send the other bytes again.
 fn remove_peeked(from: &TcpStream, mut peeked: &mut [u8]) -> io::Result<()> {
     while !peeked.is_empty() {
         let (_, removed) = from.try_io(Interest::READABLE, || {
@@ -362,16 +361,16 @@ fn remove_peeked(from: &TcpStream, mut peeked: &mut [u8]) -> io::Result<()> {
 /// Most clients send their last record and the end together. This knowledge saves one read, and one segment
 /// to the sink.
 ///
-/// The runtime's knowledge must be as old as the read. A worker is one thread, so no event arrives between
-/// the read and the next await. With several threads, bytes and the end could arrive between the read and
-/// this check, and would be lost.
+/// The runtime must learn nothing between the read and this check. A worker is one thread, so no event arrives
+/// before the next await. With several threads, more bytes and the end could arrive in between, and the bytes
+/// would be lost.
 fn is_known_to_have_ended(from: &TcpStream) -> bool {
     let readiness = readiness(from);
-    // A reset closes the socket too. The next read must return it as an error.
+    // A reset closes the socket too. The next read must return the reset as an error.
     readiness.is_read_closed() && !readiness.is_error()
 }
 
-/// The readiness of a socket that the runtime knows already. This makes no system call.
+/// The readiness of a socket as the runtime knows it. This makes no system call.
 pub(in crate::balance) fn readiness(io: &TcpStream) -> Ready {
     let ready = pin!(io.ready(Interest::READABLE | Interest::ERROR));
     match ready.poll(&mut Context::from_waker(Waker::noop())) {

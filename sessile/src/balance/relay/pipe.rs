@@ -21,12 +21,12 @@ const MAX_SPARE: usize = 32;
 /// Most pipes of a process. Each pipe has two files. Without a free pipe, connections copy their bytes.
 const MAX_PIPES: usize = 512;
 
-/// The fraction of the files of the process that pipes may use: one in this many.
+/// Pipes may use one in this many of the files that the process may open.
 const FILE_SHARE: u64 = 16;
 
 const FLAGS: SpliceFlags = SpliceFlags::NONBLOCK;
 
-/// The number of open pipes, with the unused ones.
+/// The number of open pipes, including unused pipes.
 static OPEN: AtomicUsize = AtomicUsize::new(0);
 
 /// The number of pipes that may be open.
@@ -130,7 +130,7 @@ impl Ends {
         }
         match pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK) {
             Ok((exit, entry)) => {
-                // The kernel keeps the smaller size above the user's limit.
+                // If the size is above the user's limit, the kernel refuses it and keeps the smaller size.
                 let _ = fcntl_setpipe_size(&entry, CAPACITY);
                 Some(Self { exit, entry })
             }

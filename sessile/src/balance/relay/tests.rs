@@ -9,7 +9,7 @@ use super::*;
 use crate::config::Connection;
 use crate::listener::{Admission, BufferLimit};
 
-/// A connection over loopback, both ends.
+/// Both ends of a connection over loopback.
 async fn connected() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -54,6 +54,7 @@ async fn a_half_closed_connection_lasts_while_the_client_sends() {
         timeouts,
         &report,
         |_| ControlFlow::Break(()),
+        std::future::pending(),
     );
     let peers = async {
         server.write_all(b"answer").await.unwrap();
@@ -63,7 +64,7 @@ async fn a_half_closed_connection_lasts_while_the_client_sends() {
         assert_eq!(answer, b"answer");
         let ended = Instant::now();
         let mut pieces = 0;
-        // Twice as long as a silent client may stay.
+        // Send for twice as long as a silent client may stay.
         while ended.elapsed() < 2 * SHORT {
             client.write_all(b"piece").await.unwrap();
             server.read_exact(&mut [0; 5]).await.unwrap();
@@ -108,6 +109,7 @@ async fn byte_counts_are_reported_while_the_connection_is_open() {
         timeouts,
         &report,
         |_| ControlFlow::Break(()),
+        std::future::pending(),
     );
     let peers = async {
         for piece in [&b"one"[..], b"three"] {
@@ -126,7 +128,8 @@ async fn byte_counts_are_reported_while_the_connection_is_open() {
     assert_eq!(last, Ok(ByteCounts { up: 0, down: 4 }));
 }
 
-/// Streams to a client that reads nothing until the relay stops. Returns the buffered amounts at that time.
+/// Streams to a client that reads nothing until the relay takes no more bytes. Returns the numbers of buffered
+/// bytes and pipes at that time.
 async fn stalled(limit: BufferLimit) -> (usize, usize) {
     const STREAM: usize = 32 << 20;
     let (mut client, mut from_client) = connected().await;
@@ -142,6 +145,7 @@ async fn stalled(limit: BufferLimit) -> (usize, usize) {
         timeouts,
         &|_| {},
         |_| ControlFlow::Break(()),
+        std::future::pending(),
     );
     let peers = async {
         let mut written = 0;

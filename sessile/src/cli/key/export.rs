@@ -100,7 +100,8 @@ fn nginx(folder: &Path, keys: &ExportedKeys, key: &FarmKey) -> anyhow::Result<St
         key.scope
     );
     let mut names = Vec::new();
-    // nginx seals with the first key. The next key is second: another server may already seal with it.
+    // nginx seals with the first key. The next key is second, because another server may already seal with
+    // it.
     for ticket_key in [&keys.current, &keys.next]
         .into_iter()
         .chain(&keys.previous)
@@ -111,13 +112,13 @@ fn nginx(folder: &Path, keys: &ExportedKeys, key: &FarmKey) -> anyhow::Result<St
         writeln!(list, "ssl_session_ticket_key \"{}\";", file.display())?;
         names.push(name);
     }
-    // The list is replaced last, so that it only names files that exist.
+    // The list is replaced last, so that the list names only files that exist.
     key::write_secret(&folder.join("tickets.conf"), list.as_bytes())?;
     remove_old_keys(&folder, &names)?;
     Ok(folder.display().to_string())
 }
 
-/// Removes the key files of earlier exports: they would open old tickets for ever.
+/// Removes the key files of earlier exports. Otherwise, a thief of these files could open old tickets.
 fn remove_old_keys(folder: &Path, current: &[String]) -> anyhow::Result<()> {
     let folder_name = || format!("{}", folder.display());
     for entry in fs::read_dir(folder).with_context(folder_name)? {
@@ -135,7 +136,7 @@ fn file_name(key: &ExportedKey) -> String {
     format!("ticket-{}-{}.key", key.generation, key.epoch)
 }
 
-/// One line for each key. HAProxy seals with the last but one, and opens with all.
+/// One line for each key. HAProxy seals with the key in the last line but one, and opens with all keys.
 fn haproxy(keys: &ExportedKeys) -> Zeroizing<String> {
     let mut lines = Zeroizing::new(String::new());
     let oldest_first = keys.previous.iter().rev();
@@ -146,7 +147,7 @@ fn haproxy(keys: &ExportedKeys) -> Zeroizing<String> {
     lines
 }
 
-/// RFC 4648, section 4.
+/// Encodes bytes in base64 (RFC 4648, section 4).
 fn base64(bytes: &[u8]) -> Zeroizing<String> {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut text = Zeroizing::new(String::with_capacity(bytes.len().div_ceil(3) * 4));
@@ -169,7 +170,7 @@ mod tests {
 
     #[test]
     fn base64_of_every_length() {
-        // RFC 4648, section 10.
+        // The test vectors of RFC 4648, section 10.
         for (bytes, text) in [
             ("", ""),
             ("f", "Zg=="),

@@ -29,7 +29,8 @@ struct Shown<'a> {
 struct ShownGeneration {
     number: u8,
     state: &'static str,
-    /// `None`: not decided. 1970 if the generation sealed as soon as it was made.
+    /// The time from which the generation seals. `None` if no time is decided. 1970 if the
+    /// generation sealed when it was made.
     activates: Option<String>,
     ends: Option<String>,
     ticket: Option<ShownChain>,
@@ -42,7 +43,7 @@ struct ShownChain {
     stands_at: u64,
     since: String,
     age_seconds: u64,
-    /// At the present epoch or day. `None` if the chain begins later.
+    /// The fingerprint at the present epoch or day. `None` if the chain begins later.
     fingerprint: Option<String>,
 }
 
@@ -125,7 +126,7 @@ impl ShownGeneration {
         }
     }
 
-    /// The use of the generation, with the times at which it changes.
+    /// The use of the generation in words, with its beginning and end.
     fn use_in_words(&self) -> String {
         let has_ended = self.state == "ended";
         let mut text = match self.state {
@@ -134,7 +135,8 @@ impl ShownGeneration {
             state => state,
         }
         .to_owned();
-        // The first generation has no beginning, and an ended one is not used again.
+        // A generation that sealed at once has no beginning, and an ended generation is not used
+        // again.
         if let Some(from) = &self.activates
             && !has_ended
             && !from.starts_with("1970-")

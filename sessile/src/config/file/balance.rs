@@ -19,7 +19,7 @@ const PROXY_PROTOCOL: [(&str, Option<Version>); 3] = [
     ("v2", Some(Version::V2)),
 ];
 
-/// Reads pools and servers. `unknown_name` is the place of that setting, if it is written.
+/// Reads pools and servers. `unknown_name` is the place of `balance.unknown-name`, if the file sets it.
 pub(super) fn read(
     reader: &mut Reader<'_>,
     written: raw::Balance,
@@ -44,7 +44,8 @@ pub(super) fn read(
     }
 }
 
-/// Reads the pools. Their names are unique, and so are their server names. `used` are the pools of servers.
+/// Reads the pools. A pool has a unique name, and a server name (SNI) belongs to one pool. `used`: the
+/// pools that servers refer to.
 fn pools(
     reader: &mut Reader<'_>,
     written: Vec<Spanned<raw::BalancePool>>,

@@ -11,7 +11,7 @@ use crate::clock;
 use crate::config::settings::types::{Count, SERVER_NAME};
 use crate::config::{Forget, ForgetTarget, MAX_NUMBER, Site};
 
-/// Reads all marks. The site of a mark must be one of `sites`.
+/// Reads all entries. The site of an entry must be one of `sites`.
 pub(super) fn read(
     reader: &mut Reader<'_>,
     written: Vec<Spanned<raw::Forget>>,

@@ -1,5 +1,5 @@
-//! The configuration file (TOML), and how it becomes a [`Config`]. This module finds every problem of
-//! the text, with its place. It does not open the files that the text names: `sessile check` does.
+//! Reads the configuration file (TOML) into a [`Config`]. This module finds every problem of the text
+//! and its place. It does not open the files that the text names, as `sessile check` does.
 
 mod balance;
 mod forget;
@@ -38,7 +38,7 @@ pub enum LoadError {
     Invalid {
         /// The file with the text.
         origin: PathBuf,
-        /// In the order of the text; never empty.
+        /// The problems in the order of the text, at least one.
         problems: Vec<Problem>,
     },
 }

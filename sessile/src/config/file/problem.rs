@@ -26,7 +26,7 @@ impl Problem {
     }
 }
 
-/// A suggestion: the nearest of the words that are known at this place, or all of them.
+/// A suggestion: the known word nearest to `written`, or all known words if none is near.
 pub(in crate::config) fn hint<'a>(
     written: &str,
     known: impl IntoIterator<Item = &'a str>,
@@ -39,7 +39,8 @@ pub(in crate::config) fn hint<'a>(
     }
 }
 
-/// The known word nearest to `written`. At most a third of the letters may differ, or two letters.
+/// The known word nearest to `written`. At most two letters may differ, or a third of the letters of a longer
+/// word.
 pub(crate) fn nearest<'a>(
     written: &str,
     known: impl IntoIterator<Item = &'a str>,

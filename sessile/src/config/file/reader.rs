@@ -19,7 +19,7 @@ pub(in crate::config) struct Reader<'a> {
     problems: Vec<Problem>,
 }
 
-/// A table of the file, for problems with keys that it lacks.
+/// A table of the file. Problems with missing keys name this table.
 pub(super) struct Table {
     /// The table as users write it, such as `[[upstream]]`.
     pub(super) name: &'static str,
@@ -71,7 +71,7 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    /// The value of a key, if it is written and of that type.
+    /// The value of a key, if the file has the key with a value of this type.
     pub(super) fn value<T, Y: Type<T>>(
         &mut self,
         r#type: &Y,
@@ -119,7 +119,8 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// The written value. If there is none, notes that the table needs the key, with an example of its value.
+    /// The written value. If the file has no value, notes that the table needs the key, with an example of
+    /// its value.
     pub(super) fn required<W>(
         &mut self,
         written: Option<W>,
@@ -148,7 +149,7 @@ impl<'a> Reader<'a> {
         self.value(r#type, key, found)
     }
 
-    /// Notes a value that occurred before.
+    /// Notes a problem if the value occurred before.
     pub(super) fn unique<T: Display + Eq + Hash>(
         &mut self,
         seen: &mut Unique<T>,

@@ -1,5 +1,5 @@
-//! From text to settings and tables. serde stops at the first key or type that is wrong. This module
-//! notes the problem, takes the key out and tries again, so that one run finds every problem.
+//! From text to settings and tables. serde stops at the first key or type that is wrong. This module notes
+//! that problem, takes the key out and tries again, so that one run finds every problem.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -20,9 +20,9 @@ const MAX_PROBLEMS: usize = 20;
 
 /// A text whose keys and TOML types are right.
 pub(super) struct Shape<'a> {
-    /// Already has the problems with the values of settings.
+    /// The reader. It has already noted the problems with the values of settings.
     pub(super) reader: Reader<'a>,
-    /// With the settings, but not yet the tables.
+    /// The configuration with its settings, but without the tables.
     pub(super) config: Config,
     /// The settings that are written, each with the place of its value.
     pub(super) places: HashMap<&'static str, Range<usize>>,
@@ -90,8 +90,8 @@ fn start(error: &Error) -> usize {
     error.span().map_or(0, |span| span.start)
 }
 
-/// Turns serde's message into that of a problem. serde names the known keys only in the message, between
-/// backticks. A test guards the form of the message.
+/// Turns serde's message into the message of a problem. serde names the known keys only in the message,
+/// between backticks. A test guards the form of the message.
 fn misfit(message: &str, section: &str) -> String {
     if !message.starts_with("unknown field") {
         return message.to_owned();

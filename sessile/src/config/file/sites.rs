@@ -70,7 +70,8 @@ pub(super) fn read(
     sites
 }
 
-/// The early data of a site. `most` is `session.early-data`, or `None` if clients show certificates.
+/// The early data of a site. `most` is `session.early-data`, or `None` if the site asks for client
+/// certificates.
 fn early_data(reader: &mut Reader<'_>, written: raw::Bytes, most: Option<u32>) -> u32 {
     let Some(span) = written.as_ref().map(Spanned::span) else {
         return most.unwrap_or_default();
@@ -95,7 +96,7 @@ fn early_data(reader: &mut Reader<'_>, written: raw::Bytes, most: Option<u32>) -
     value
 }
 
-/// A server name (SNI), whole or a wildcard, in lower case.
+/// A server name (SNI) or a wildcard, in lower case.
 pub(super) fn server_name(written: String) -> Result<String, String> {
     let name = written.to_ascii_lowercase();
     let below = name.strip_prefix("*.").unwrap_or(&name);

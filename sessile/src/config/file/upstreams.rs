@@ -10,10 +10,11 @@ use super::reader::{Reader, Table, Unique};
 use crate::config::settings::types::POSITIVE_DURATION;
 use crate::config::{DEFAULT_CONNECT_TIMEOUT, DEFAULT_RESPONSE_TIMEOUT, Upstream};
 
-/// The port of an `http` URL without one.
+/// The port of an `http` URL that names no port.
 const HTTP_PORT: u16 = 80;
 
-/// Reads all upstreams. Routes can refer to an upstream that has a name, even if it has other problems.
+/// Reads all upstreams. Routes can refer to an upstream that has a name, even if the upstream has other
+/// problems.
 pub(super) fn read(
     reader: &mut Reader<'_>,
     written: Vec<Spanned<raw::Upstream>>,
@@ -74,7 +75,7 @@ fn server(value: String) -> Result<String, String> {
     })
 }
 
-/// `None`: the URL has other parts, or lacks the host.
+/// The host and port of a URL. `None`: the URL has a path or a query, or lacks the host.
 fn host_and_port(url: &Uri) -> Option<String> {
     let authority = url.authority()?;
     let host = authority.host();

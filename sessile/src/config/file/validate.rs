@@ -1,5 +1,6 @@
-//! From a file's tables to a [`Config`]: bounds, and the conditions between settings and tables. A value
-//! that is wrong leaves its default and a [`Problem`], so that one run finds all of them.
+//! Turns a file's tables into a [`Config`], and checks bounds and the conditions between settings and
+//! tables. A wrong value becomes a [`Problem`], and the default stays, so that one run finds all
+//! problems.
 
 use std::net::SocketAddr;
 use std::ops::Range;
@@ -27,7 +28,7 @@ pub(super) fn validate(shape: Shape<'_>) -> Result<Config, Vec<Problem>> {
         tables,
     } = shape;
     if !places.contains_key("key.file") {
-        // The state folder of the file decides where the key is.
+        // The file may set the state folder, which has the default key file.
         config.key = Key::File(config.default_key_file());
     }
     let mut addresses = Unique::new("listener address");
@@ -67,7 +68,7 @@ impl Reader<'_> {
         }
     }
 
-    /// Early data needs sessions that all servers together can take only once: in a shared store.
+    /// Early data needs a shared store, so that all servers together accept each session only once.
     fn early_data_fits(&mut self, place: &Range<usize>, session: &Session) {
         if session.early_data == 0 {
             return;
@@ -125,7 +126,8 @@ impl Reader<'_> {
         })
     }
 
-    /// The networks that may send PROXY headers. They are needed if the listener expects the headers.
+    /// The networks that may send PROXY headers. The list is required if the listener expects PROXY
+    /// headers.
     fn proxies(
         &mut self,
         trusted: Vec<Spanned<String>>,
@@ -152,7 +154,7 @@ impl Reader<'_> {
         proxies
     }
 
-    /// Notes a second listener on the same address.
+    /// Notes a problem if another listener has the same address.
     fn claim(
         &mut self,
         address: SocketAddr,

@@ -1,6 +1,6 @@
 //! The settings in the form of the Windows registry: reads, applies and writes exports (`.reg` files).
 //!
-//! This module opens no file; `settings` does.
+//! This module opens no file; [`crate::settings`] does.
 
 mod parse;
 
@@ -130,7 +130,7 @@ impl Report {
     }
 }
 
-/// Every registry value that is understood, once each.
+/// Every registry value that stands for a setting, each once.
 fn values() -> Vec<RegValue> {
     let mut values: Vec<RegValue> = Vec::new();
     for value in all().filter_map(|setting| setting.registry) {
@@ -141,8 +141,8 @@ fn values() -> Vec<RegValue> {
     values
 }
 
-/// The settings that a value stands for, from the last section to the first: `EnableKernelSSL`
-/// mainly means `tls.kernel`.
+/// The settings that a value stands for, from the last section to the first. So the first setting of
+/// `EnableKernelSSL` is `tls.kernel`.
 fn settings_of(value: RegValue) -> impl Iterator<Item = &'static Setting> {
     all().rev().filter(move |setting| {
         let same = |known: RegValue| (known.key, known.name) == (value.key, value.name);
@@ -182,8 +182,8 @@ fn why_unknown(path: &[String]) -> Why {
     }
 }
 
-/// The parts of a key's path, in one spelling. `ControlSet001` is what `CurrentControlSet` usually points
-/// to, and exports from a mounted disk have this name.
+/// The parts of a key's path, in one spelling. `ControlSet001` counts as `CurrentControlSet`, because
+/// exports from a mounted disk have that name.
 fn parts(path: &str) -> Vec<String> {
     const SPELLINGS: [(&str, &str); 3] = [
         ("hklm", "hkey_local_machine"),
@@ -209,7 +209,7 @@ fn parts(path: &str) -> Vec<String> {
 pub struct Export {
     /// A `.reg` file's text, with the line ends that Windows expects.
     pub text: String,
-    /// Settings with a registry name and a value that the registry cannot express.
+    /// Settings that have a registry name, but a value that the registry cannot express.
     pub left_out: Vec<&'static str>,
 }
 

@@ -3,7 +3,7 @@
 
 use crate::config::file::Problem;
 
-/// Most bytes of a registry export. The keys that matter here take a few hundred.
+/// Most bytes of a registry export. The settings of sessile take a few hundred bytes.
 pub const MAX_BYTES: usize = 16 << 20;
 
 const VERSION_4: &str = "REGEDIT4";
@@ -76,7 +76,7 @@ pub fn parse(bytes: &[u8]) -> Result<RegFile, Problem> {
                     key: path,
                     edit: Edit::DeleteKey,
                 });
-                // A value below a deleted key would contradict it.
+                // A value below a deleted key would contradict the deletion.
                 key = None;
             } else {
                 key = Some(path);
@@ -116,8 +116,8 @@ fn decode(bytes: &[u8]) -> Result<String, Problem> {
         )),
         _ => match std::str::from_utf8(bytes) {
             Ok(text) => Ok(text.to_owned()),
-            // Version 4 is in the code page of the machine that wrote it. Only ASCII matters here: other
-            // bytes are letters in comments or in other keys.
+            // A version 4 file is in the code page of the machine that wrote the file. Bytes outside
+            // ASCII are letters in comments or in keys without settings.
             Err(_) if bytes.starts_with(VERSION_4.as_bytes()) => {
                 Ok(bytes.iter().map(|&byte| char::from(byte)).collect())
             }
@@ -199,7 +199,7 @@ impl<'a> Cursor<'a> {
         self.take_while(|c| matches!(c, ' ' | '\t'));
     }
 
-    /// Skips empty lines and comments. False at the end of the text.
+    /// Skips empty lines and comments. Returns false at the end of the text.
     fn skip_to_content(&mut self) -> bool {
         loop {
             self.take_while(|c| matches!(c, ' ' | '\t' | '\r' | '\n'));
@@ -340,7 +340,7 @@ impl<'a> Cursor<'a> {
             let digits = self.take_while(|c| c.is_ascii_alphanumeric());
             match (digits.len(), u8::from_str_radix(digits, 16)) {
                 (1..=2, Ok(byte)) => bytes.push(byte),
-                // No bytes at all, or a comma after the last one.
+                // The value has no bytes, or a comma after the last byte.
                 (0, _) => break,
                 _ => return Err(place.problem(NO_HEX)),
             }

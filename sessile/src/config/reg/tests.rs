@@ -81,7 +81,7 @@ fn all_encodings_and_line_ends_read_the_same() {
     ));
     let old = SAMPLE.replace("Windows Registry Editor Version 5.00", "REGEDIT4");
     assert_eq!(parse(old.as_bytes()).as_ref(), Ok(&expected));
-    // Version 4 is in some code page: a letter that is not ASCII is no reason to refuse it.
+    // A version 4 file is in an unknown code page, so letters outside ASCII are accepted.
     let latin = [b"REGEDIT4\n; caf\xe9\n".as_slice(), schannel("").as_bytes()].concat();
     assert_eq!(
         error(&latin),

@@ -232,7 +232,7 @@ section! {
     }
 }
 
-/// `[key]`. The configuration has an enum for it, [`Key`].
+/// `[key]`. The configuration has the enum [`Key`] instead of a struct.
 pub(super) const KEY_SETTINGS: &[Setting] = &[setting!(
     "key.file",
     "file",
@@ -381,7 +381,7 @@ section! {
         "connect-timeout" connect_timeout: Duration = DEFAULT_CONNECT_TIMEOUT, POSITIVE_DURATION => {
             meaning: "how long a connection attempt to a server may take",
         }
-        // This is longer than servers keep idle connections, so that the server closes first.
+        // This default is longer than servers keep idle connections, so that the server closes first.
         "idle-timeout" idle_timeout: Duration = Duration::from_secs(60 * 60), ANY_DURATION => {
             meaning: "a connection without a byte in either direction is closed after this long; 0: never",
         }

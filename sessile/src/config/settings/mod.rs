@@ -41,14 +41,14 @@ pub fn all() -> impl DoubleEndedIterator<Item = &'static Setting> {
 /// The setting with that name.
 ///
 /// # Errors
-/// If there is none; the error suggests the nearest name.
+/// If no setting has the name. The error suggests the nearest name.
 pub fn find(name: &str) -> Result<&'static Setting, UnknownSetting> {
     all()
         .find(|setting| setting.name == name)
         .ok_or_else(|| UnknownSetting {
             name: name.to_owned(),
             nearest: nearest(name, all().map(|setting| setting.name)).or_else(|| {
-                // People often know the key and not its section.
+                // People often know a key and not its section.
                 let same_key = all().find(|setting| setting.key() == name);
                 same_key.map(|setting| setting.name)
             }),

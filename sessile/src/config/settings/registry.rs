@@ -37,7 +37,8 @@ impl RegKey {
     }
 }
 
-/// A registry value (`REG_DWORD`), as one setting sees it. `EnableKernelSSL` stands for two settings.
+/// A registry value (`REG_DWORD`), and the meaning of its number for one setting. `EnableKernelSSL`
+/// stands for two settings.
 #[derive(Clone, Copy, Debug)]
 pub struct RegValue {
     pub key: RegKey,
@@ -62,7 +63,7 @@ impl fmt::Display for RegValue {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
     Entries,
-    /// Windows has no 0, which would be "from the file limit".
+    /// The number of connections. Windows has no 0, which means "from the file limit" in sessile.
     Connections,
     Milliseconds,
     /// 0 is false, another number true.

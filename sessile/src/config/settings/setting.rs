@@ -1,4 +1,4 @@
-//! One setting's definition, and what can be done with any setting.
+//! The definition of a setting, and the operations on every setting.
 
 use std::path::Path;
 
@@ -24,11 +24,11 @@ pub struct Setting {
     pub restart: &'static [Role],
     /// The registry value that stands for the setting.
     pub registry: Option<RegValue>,
-    /// The price of the present value, if it has one.
+    /// The cost of the configured value. `None`: the value has no cost.
     pub cost: fn(&Config) -> Option<String>,
-    /// The value in a configuration. `None`: not set, and without a default.
+    /// The value in a configuration. `None`: the setting is not set and has no default.
     pub value: fn(&Config) -> Option<Value>,
-    /// True if two configurations do not have the same value. Passwords count.
+    /// True if two configurations do not have the same value. Different passwords are a difference.
     pub(super) differs: fn(&Config, &Config) -> bool,
     /// Reads a value of a configuration file. A value of another TOML type is an error; other
     /// problems are noted in the reader.
@@ -62,7 +62,7 @@ impl Setting {
         self.parts().1
     }
 
-    /// The default for people.
+    /// The default as text for people.
     #[must_use]
     pub fn default(&self) -> String {
         match self.default_words {
@@ -91,7 +91,8 @@ impl Setting {
         })
     }
 
-    /// Gives the setting a value, as if a file had it. A value out of bounds changes nothing.
+    /// Gives the setting a value, as a configuration file would. A value out of bounds changes
+    /// nothing.
     pub(in crate::config) fn assign(&self, config: &mut Config, value: &Value) {
         let toml = value.toml();
         let mut reader = Reader::new(&toml, Path::new(""));

@@ -1,4 +1,4 @@
-//! How values of each type are parsed and shown: of settings, and of keys in tables. A type carries its bounds.
+//! The types of settings and of keys in tables. A type parses and shows its values, and has their bounds.
 
 use std::fmt::Display;
 use std::net::SocketAddr;
@@ -17,13 +17,13 @@ use crate::config::{AccessLog, Config, KernelTls, Key, StoreUrl};
 /// Most bytes of a server's name.
 const MAX_NAME_LEN: usize = 255;
 
-/// A duration up to a year (in humantime's length).
+/// A duration of at most a year, which has 365.25 days in humantime.
 pub(super) const ANY_DURATION: Span = Span(Duration::ZERO..=Duration::from_secs(31_557_600));
 /// A duration that is not zero.
 pub(in crate::config) const POSITIVE_DURATION: Span =
     Span(Duration::from_nanos(1)..=*ANY_DURATION.0.end());
 
-/// `session.store-timeout`. A whole handshake waits no longer than this.
+/// The bounds of `session.store-timeout`, the time that a whole handshake may wait for the store.
 pub(super) const STORE_TIMEOUT: Span = Span(Duration::from_nanos(1)..=Duration::from_secs(5));
 
 /// The type of a value. `T` is the type of the field in the configuration.
@@ -39,7 +39,7 @@ pub(in crate::config) trait Type<T> {
     fn show(&self, value: &T) -> Option<Value>;
 }
 
-/// The kind of a type. The field's accessor says which `T` is meant.
+/// The kind of a type. The accessor of the field determines `T`.
 pub(super) const fn kind_of<T, Y: Type<T>>(_: &Y, _: fn(&Config) -> &T) -> Kind {
     Y::KIND
 }
@@ -162,7 +162,7 @@ impl Type<Duration> for Span {
     }
 }
 
-/// One of some words, each with its meaning.
+/// One of several words, each with the value that it means.
 pub(in crate::config) struct OneOf<'a, T>(pub(in crate::config) &'a [(&'a str, T)]);
 
 impl<T: Copy + PartialEq> Type<T> for OneOf<'_, T> {
@@ -258,7 +258,7 @@ pub(super) const DNS_NAME: TextType<String> = TextType {
     show: |name| Value::text(name),
 };
 
-/// `memory`, or the URL of a shared store. Neither errors nor the shown value have the password.
+/// `memory`, or the URL of a shared store. Errors and the shown value contain no password.
 pub(super) const STORE: TextType<StoreUrl> = TextType {
     parse: |key, text, folder| {
         let mut store = not_empty(key, text)?

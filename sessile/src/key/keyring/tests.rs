@@ -65,7 +65,7 @@ fn an_unconfirmed_clock_makes_a_key_forget_little() {
     let now = clock::now();
     let (_folder, path, shared) = made_long_ago(now);
     let before = stands_at(&path);
-    // A day ahead, and so for three hours.
+    // The clock is a day ahead for three hours.
     let begin = now.plus(DAY);
     locked(&shared.state).clock_trust = ClockTrust::new(begin);
     for hours in [1, 2, 3] {

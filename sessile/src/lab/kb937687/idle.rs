@@ -11,7 +11,7 @@ use crate::lab::{Finding, LabError, LabVisit, Scenario};
 const RESUMED: Verdict = Verdict::Resumed(How::SessionId);
 const PURGED: Verdict = Verdict::Full(Reason::Purged);
 
-/// Clients of the farm with two fixed servers: four clients for each server.
+/// Clients of scenario 3, four for each of the three servers.
 const CLIENTS: usize = 12;
 
 /// Scenario 1, the article's failure: the balancer routes by session ID, and the servers purge.
@@ -48,7 +48,8 @@ pub(super) async fn purged_behind_a_balancer(lab: &Lab) -> Result<Scenario, LabE
         visits: vec![first.clone(), after],
     };
 
-    // This client drops its session when the server closes the connection.
+    // Some clients drop their session when the server closes the connection. This client now does
+    // the same.
     client.sessions.clear();
     let without = test_farm.visit_and_close(&client).await?;
     let placed = Finding {
@@ -92,7 +93,7 @@ pub(super) async fn kept_behind_a_balancer(lab: &Lab) -> Result<Scenario, LabErr
     })
 }
 
-/// Scenario 3: the remedy on all servers except one.
+/// Scenario 3: the remedy on two of three servers.
 pub(super) async fn kept_on_two_of_three(lab: &Lab) -> Result<Scenario, LabError> {
     const FORGOTTEN: &str = "web3";
     let test_farm = TestFarm::farm(

@@ -15,7 +15,7 @@ const RESUMED: Verdict = Verdict::Resumed(How::SessionId);
 /// Entries in the small table.
 const SMALL: usize = 8;
 
-/// Returns of the first client before the table overflows.
+/// How often the first client returns before the table overflows.
 const RETURNS: usize = 5;
 
 /// `ServerCacheTime` in scenario 6. The default of ten hours cannot be compressed.
@@ -47,7 +47,8 @@ pub(super) async fn overflow(lab: &Lab) -> Result<Scenario, LabError> {
     for _ in 1..SMALL {
         test_farm.visit_and_close(&lab.client()).await?;
     }
-    // Before the first client returns, because its new session evicts the second client's session.
+    // The second client returns before the first, whose new session evicts the second client's
+    // session.
     second_visits.push(test_farm.visit_and_close(&second).await?);
     let last = test_farm.visit_and_close(&first).await?;
     let evicted = Finding {
@@ -146,7 +147,7 @@ async fn turned_off(
         off.visit_and_close(&client).await?,
         off.visit_and_close(&client).await?,
     );
-    // A client with a session from before the value was set.
+    // This client has a session from a server without the value 0.
     let regular = lab.client();
     let (held, returned) = (
         before.visit_and_close(&regular).await?,

@@ -1,11 +1,12 @@
-//! Decides which clients may connect, by limits. If too many ClientHellos are incomplete, the oldest one of the
-//! source with the most gives way. The bytes of ClientHellos in memory have limits, in all and for each
-//! source. Bytes and pipes that are buffered for peers that do not read also have limits. Over these limits,
-//! the bytes stay in the socket of the peer that sends. Each source also has limits on open connections and
-//! on connections in a second.
+//! Decides which clients may connect, by limits. If too many ClientHellos are incomplete, the oldest stalled
+//! hello gives way. If no hello has stalled, the source with the most hellos loses its oldest hello. The bytes
+//! of ClientHellos in memory have limits, in all and for each source. Bytes and pipes that are buffered for
+//! peers that do not read also have limits. Over these limits, bytes stay in the socket of the sender. Each
+//! source also has limits on open connections and on connections in a second.
 //!
-//! For bytes and pipes, a keyed hash maps sources to a fixed number of slots, so no lock is needed. Two
-//! sources in one slot share its limits. An attacker cannot choose who shares a slot.
+//! Except for the limit on incomplete hellos, a keyed hash maps sources to a fixed number of slots. So the
+//! limits of a slot need no lock. Two sources in one slot share its limits. An attacker cannot choose who
+//! shares a slot.
 
 mod quota;
 
@@ -26,26 +27,26 @@ use super::rejection::IntakeFailure;
 use crate::config;
 use quota::{Quota, add_up_to};
 
-/// Slots for sources.
+/// The number of slots for sources.
 const SOURCE_SLOTS: usize = 4096;
 
-/// The default of `connection.max-hellos` is half of all connections, and at least this.
+/// The default of `connection.max-hellos` is half of the limit on connections, and at least this number.
 const MIN_HELLOS: usize = 64;
 
-/// A ClientHello that is incomplete for longer has stalled. A healthy client needs a round trip, and one more if
-/// a segment is lost.
+/// A ClientHello that is incomplete for longer than this has stalled. A healthy client needs a round trip, and
+/// a second round trip if a segment is lost.
 const STALLED: Duration = Duration::from_secs(1);
 
-/// The share of a source is at least this many bytes: a few hellos of the greatest length.
+/// A source may have this many bytes, a few of the longest hellos, while enough is unused.
 const MIN_BYTE_SHARE: usize = 256 * 1024;
 
-/// The bytes that a source may have if nothing is free: those of one hello of a common size.
+/// A source may always have this many bytes, one hello of a common size, within the limit of all sources.
 const ONE_HELLO: usize = 4096;
 
 /// A source that was quiet may make as many connections at once as its rate allows in this time.
 const BURST: Duration = Duration::from_secs(1);
 
-/// The most that may be buffered.
+/// The limits on buffered bytes and pipes of all connections.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct BufferLimit {
     /// Bytes on the heap.
@@ -85,7 +86,7 @@ struct SourceSlot {
 }
 
 impl Admission {
-    /// `connections`: how many connections there can be.
+    /// `connections`: the limit on open connections.
     #[must_use]
     pub fn new(
         limits: &config::Connection,
@@ -114,7 +115,7 @@ impl Admission {
     /// Counts one more incomplete hello.
     ///
     /// # Errors
-    /// If there are as many as there may be, and none gives way.
+    /// If the limit is reached, and no incomplete hello gives way.
     pub(crate) fn begin_hello(
         self: &Arc<Self>,
         peer: IpAddr,
@@ -151,7 +152,8 @@ impl Admission {
     }
 }
 
-/// Counts one hello as incomplete until [`Self::complete`], and the bytes of the hello until it is dropped.
+/// Counts one hello as incomplete until [`Self::complete`], and the bytes of the hello until this value is
+/// dropped.
 pub(crate) struct PendingHello {
     admission: Arc<Admission>,
     /// The slot of the source, once the source is known.
@@ -162,10 +164,10 @@ pub(crate) struct PendingHello {
 }
 
 impl PendingHello {
-    /// Sets the source of the connection, once, as soon as it is known.
+    /// Sets the source of the connection. Call this once, as soon as the source is known.
     ///
     /// # Errors
-    /// If the source has as many connections as it may.
+    /// If the source has too many open connections, or connects too often.
     pub(crate) fn admit(
         &mut self,
         source: IpAddr,
@@ -183,7 +185,7 @@ impl PendingHello {
         if let Some(place) = &mut self.place {
             place.move_to(Source::of(source));
         }
-        // The bytes of a PROXY header came before its source was known.
+        // The bytes of a PROXY header came before the source was known.
         slot.hello_bytes.fetch_add(self.bytes, Ordering::Relaxed);
         self.slot = Some(index);
         Ok(admitted)
@@ -192,7 +194,7 @@ impl PendingHello {
     /// Counts more bytes in memory.
     ///
     /// # Errors
-    /// If they are too many.
+    /// If the hellos of all sources, or those of this source, have too many bytes.
     pub(super) fn add_bytes(&mut self, bytes: usize) -> Result<(), IntakeFailure> {
         let quota = &self.admission.hello_bytes;
         if !quota.take(bytes) {
@@ -208,7 +210,7 @@ impl PendingHello {
         Ok(())
     }
 
-    /// Ready if the hello gives way to the hello of another client.
+    /// Ready if the hello has to give way to a newer hello.
     pub(super) fn poll_displaced(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         match &mut self.place {
             Some(place) => place.poll_displaced(cx),
@@ -216,7 +218,7 @@ impl PendingHello {
         }
     }
 
-    /// The hello is complete and makes room for another.
+    /// Records that the hello is complete, which makes room for another incomplete hello.
     pub(super) fn complete(&mut self) {
         self.place = None;
     }
@@ -235,7 +237,7 @@ impl Drop for PendingHello {
     }
 }
 
-/// Counts a connection for its source until it is dropped.
+/// Counts a connection for its source until this value is dropped.
 pub struct Admitted {
     admission: Arc<Admission>,
     slot: usize,
@@ -254,8 +256,8 @@ impl Admitted {
         })
     }
 
-    /// True if this many more bytes may be buffered on the heap. Other workers may add theirs before these
-    /// are counted, so the limit can be exceeded by one read of each.
+    /// True if this many more bytes may be buffered on the heap. Other workers may buffer bytes before these
+    /// bytes are counted. So each worker can exceed the limit by one read.
     #[must_use]
     pub fn may_buffer_bytes(&self, bytes: usize) -> bool {
         let own = self.slot().buffered_bytes.load(Ordering::Relaxed);

@@ -1,15 +1,17 @@
-//! A limit that all sources share, with a share for each.
+//! A limit that all sources share, and the share of each source.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// The first limit of a source: one in this many of all.
+/// A source may have at most the whole limit divided by this number.
 const SHARE: usize = 4;
 
-/// The second limit of a source: one in this many of the free part. The smaller limit counts. So a few greedy
-/// sources leave room for the next: each of `n` gets about one in `n + 2` of all.
+/// A source may also have at most the unused part of the limit divided by this number.
+///
+/// If `n` greedy sources grow together, each gets at most about `1 / (n + 2)` of the limit. So another source
+/// finds room.
 const SHARE_OF_FREE: usize = 2;
 
-/// A limit, and how much of it is used.
+/// A limit and the used part of it.
 pub(super) struct Quota {
     max: usize,
     source_max: usize,
@@ -18,8 +20,8 @@ pub(super) struct Quota {
 }
 
 impl Quota {
-    /// `min_share`: a source may have this much while there is room. `source_min`: a source may have this
-    /// much in any case, within `max`.
+    /// `min_share`: a source may have this much while enough is unused. `source_min`: a source may always have
+    /// this much, within `max`.
     pub(super) fn new(max: usize, min_share: usize, source_min: usize) -> Self {
         Self {
             max,
@@ -59,7 +61,7 @@ impl Quota {
     }
 }
 
-/// Counts something as buffered until it is dropped.
+/// Counts an amount as buffered until this guard is dropped.
 pub struct BufferGuard<'a> {
     quota: &'a Quota,
     /// The counter of the source.
@@ -82,7 +84,7 @@ impl Drop for BufferGuard<'_> {
     }
 }
 
-/// Adds, unless the sum would be more than `max`.
+/// Adds the amount and returns true, unless the sum would be more than `max`.
 pub(super) fn add_up_to(counter: &AtomicUsize, amount: usize, max: usize) -> bool {
     let before = counter.fetch_add(amount, Ordering::Relaxed);
     let fits = before.saturating_add(amount) <= max;

@@ -8,7 +8,7 @@ fn admission(change: impl FnOnce(&mut config::Connection)) -> Arc<Admission> {
     Admission::new(&limits, 1000, BufferLimit::default())
 }
 
-/// Addresses of which each has a separate slot.
+/// Addresses that do not share a slot.
 fn distinct_sources<const N: usize>(admission: &Admission) -> [IpAddr; N] {
     let mut slots = HashSet::new();
     let mut addresses = (0..=255u8).map(|net| IpAddr::from([198, 51, net, 1]));
@@ -46,7 +46,7 @@ fn the_oldest_incomplete_hello_gives_way_to_a_newcomer() {
     assert!(displaced[..30].iter().all(|displaced| *displaced));
     assert!(!displaced[30..].iter().any(|displaced| *displaced));
     assert!(!newcomers.iter_mut().any(is_displaced));
-    // The source itself goes on too, at the cost of its own.
+    // A new hello of the greedy source displaces the oldest hello of that source.
     let next = begin(&admission, greedy).expect("a place");
     assert!(is_displaced(&mut stalled[30]));
     stalled[31].complete();
@@ -77,7 +77,7 @@ fn a_few_greedy_sources_leave_room_for_one_that_comes_after_them() {
         hello.add_bytes(HELLO).expect("room");
         of_late.push(hello);
     }
-    // A source that has more than its share by now gets nothing more.
+    // A greedy source has more than its share now, and gets nothing more.
     let more = begin(&admission, greedy[0]).and_then(|mut hello| hello.add_bytes(HELLO));
     assert_eq!(more.err(), Some(IntakeFailure::SourceLimit));
 }
@@ -105,7 +105,7 @@ fn bytes_are_counted_until_they_are_let_go() {
     hello.complete();
     assert_eq!(hello.add_bytes(1), Err(IntakeFailure::SourceLimit));
     drop(hello);
-    // Bytes of a PROXY header, before the source is known.
+    // The bytes of a PROXY header count before the source is known.
     let mut hello = admission.begin_hello(source).expect("room");
     hello.add_bytes(1 << 20).expect("room");
     assert_eq!(hello.add_bytes(1), Err(IntakeFailure::HelloLimit));

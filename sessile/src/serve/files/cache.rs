@@ -1,10 +1,11 @@
 //! Small files in memory, for all folders of a process.
 //!
-//! - A file enters at its second request, if it did not change within the last two seconds and while it was read.
+//! - A file enters at its second request. It must not have changed while it was read, and its modification time
+//!   must be at least two seconds old.
 //! - A check opens the path again, from the folder on, and compares the identity of the file.
-//! - A file in memory is served without a check for a second, and beside a running check for another second.
-//!   Then requests wait for the check.
-//! - A path without a file is not remembered.
+//! - For one second after a check, a file is served without a new check. In the next second, a request starts a
+//!   check and does not wait for the result. Later requests wait.
+//! - The cache does not remember that a path has no file.
 
 use std::collections::HashSet;
 use std::hash::{BuildHasher, RandomState};
@@ -32,10 +33,10 @@ const FRESH: Duration = Duration::from_secs(1);
 /// How long a file is served while a check runs.
 const USABLE: Duration = Duration::from_secs(2);
 
-/// A file that changed this recently may change again within the resolution of its time.
+/// A file that changed more recently may change again and keep the same modification time.
 const SETTLED: Duration = Duration::from_secs(2);
 
-/// Paths of first requests that are remembered.
+/// How many first requests the cache remembers, by a hash of the path.
 const FIRST_REQUESTS: usize = 4096;
 
 /// How many of the largest files one part of the cache has room for, at least.
@@ -52,9 +53,9 @@ const ENTRY: u64 = 256;
 /// The files in memory.
 pub(in crate::serve) struct FileCache {
     files: Cache<Key, Arc<CachedFile>, Weights>,
-    /// The hashes of paths that were requested once. A later path overwrites an earlier one.
+    /// The hashes of paths that were requested once. A new hash overwrites the old hash in its place.
     first_requests: Box<[AtomicU64]>,
-    /// Files that a thread reads into the cache now.
+    /// Files that a thread is reading into the cache.
     filling: Mutex<HashSet<Key>>,
     max_file: u64,
     weights: Weights,
@@ -74,18 +75,19 @@ pub(super) struct Key {
 pub(super) struct CachedFile {
     identity: Identity,
     content: Bytes,
-    /// When the file was last compared with its path, in milliseconds from the start of the cache.
+    /// The time of the last check, in milliseconds from the start of the cache.
     checked: AtomicU64,
     /// Held during a check.
     checking: AsyncMutex<()>,
-    /// Set when the path leads to another file, or to another version.
+    /// True if the path leads to another file, or to another version of the file.
     is_outdated: AtomicBool,
 }
 
-/// What an entry takes of the limits.
+/// How much of the limits an entry takes.
 #[derive(Clone)]
 struct Weights {
-    /// The limit on bytes divided by the limit on entries. No entry weighs less, so both limits hold.
+    /// The limit on bytes divided by the limit on entries. No entry weighs less than this, so the cache keeps
+    /// both limits.
     least: u64,
 }
 
@@ -138,7 +140,7 @@ impl FileCache {
         self.files.len()
     }
 
-    /// What the files in memory take of `files.cache-size`.
+    /// How many bytes of `files.cache-size` the files in memory take.
     pub(in crate::serve) fn bytes(&self) -> usize {
         usize::try_from(self.files.weight()).unwrap_or(usize::MAX)
     }
@@ -146,7 +148,7 @@ impl FileCache {
     /// The current file of a path, if it is in memory.
     ///
     /// # Errors
-    /// The file is too old to be served without a check, and the check had no result.
+    /// The last check is too old, and a new check had no result.
     pub(super) async fn get(
         self: &Arc<Self>,
         key: &Key,
@@ -218,7 +220,7 @@ impl CachedFile {
         now.saturating_sub(checked)
     }
 
-    /// The file, as a response needs it.
+    /// The file in the form that a response needs.
     pub(super) fn opened(&self) -> Opened {
         Opened {
             length: self.identity.length,
@@ -269,8 +271,8 @@ impl Fill {
     }
 }
 
-/// True if the last change of a file is long enough ago. A change within the resolution of the file system's
-/// clock cannot be seen. A program can set the time of modification, but not the time of change.
+/// True if the last change of a file is long enough ago. Two changes within the resolution of the file system's
+/// clock have the same time. A program can set the time of modification, but not the time of change.
 fn is_settled(identity: &Identity) -> bool {
     let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
     let settled = since_epoch.unwrap_or_default().saturating_sub(SETTLED);
@@ -285,7 +287,7 @@ impl Drop for Fill {
     }
 }
 
-/// Compares a file in memory with its path.
+/// Compares a file in memory with the file that its path names now.
 struct Check {
     cache: Arc<FileCache>,
     key: Key,
@@ -295,7 +297,7 @@ struct Check {
 }
 
 impl Check {
-    /// Starts a check, unless one runs.
+    /// Starts a check, unless a check of this file is running.
     fn start(self) {
         if self.file.checking.try_lock().is_err() {
             return;
@@ -307,7 +309,7 @@ impl Check {
         });
     }
 
-    /// Waits until a check has ended. Of many callers, one makes the check.
+    /// Waits until a check has ended. If several callers wait, only one makes the check.
     ///
     /// `asked`: when the caller needed the check, from the start of the cache. A check can take longer than its
     /// result stays fresh, so the time of its end does not count.

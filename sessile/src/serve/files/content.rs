@@ -1,4 +1,4 @@
-//! The content of open files: in memory, or read piece by piece while it is sent.
+//! The content of files: in memory, or read piece by piece while the response is sent.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -35,13 +35,13 @@ pub(super) enum FileError {
     Displaced,
 }
 
-/// A file, as it was when it was opened.
+/// The state of a file when it was opened.
 pub(super) struct Opened {
     pub(super) length: u64,
     pub(super) modified: ModificationTime,
-    /// The first bytes of the content. If `file` is needed, they are empty unless [`Wanted::Content`] was given.
+    /// The bytes that were read already: all bytes of a small file, otherwise at most the first piece.
     pub(super) start: Bytes,
-    /// `None` if the rest of the content is not needed.
+    /// `None` if `start` has all bytes, or the request needs no content.
     pub(super) file: Option<OpenFile>,
 }
 
@@ -56,7 +56,7 @@ pub(super) enum Wanted {
     Content,
 }
 
-/// The files of a folder, as the requests of one client use them.
+/// The threads, limits and counters for the file of a request.
 #[derive(Clone)]
 pub(super) struct Access {
     pub(super) pool: Pool,
@@ -70,7 +70,7 @@ pub(super) struct Access {
 }
 
 impl Access {
-    /// Makes [`Opened`] of an open file. This can block.
+    /// Makes an [`Opened`] from an open file. This can block.
     ///
     /// # Errors
     /// The file system cannot read the file, or too many files are open.
@@ -112,7 +112,7 @@ impl Access {
     }
 }
 
-/// An open file. A thread of its pool closes it, because a file system can block that.
+/// An open file. A thread of the pool closes the file, because closing can block.
 pub(super) struct OpenFile {
     /// Present until the file is dropped.
     held: Option<HeldFile>,
@@ -166,24 +166,24 @@ pub(in crate::serve) enum Content {
 impl Content {
     pub(super) const EMPTY: Self = Self::InMemory(Bytes::new());
 
-    /// The bytes of an opened file from `first`, so many as `length`.
+    /// The part of an opened file that begins at `first` and has `length` bytes.
     pub(super) fn part(opened: Opened, first: u64, length: u64) -> Self {
         match opened.file {
             Some(file) => Self::Stream(FileStream {
                 file: Arc::new(file),
-                // A file is read at its start only if all of it is sent.
+                // `start` has bytes only if the whole file is sent.
                 start: opened.start,
                 offset: first,
                 end: first + length,
                 reading: None,
             }),
-            // The content is complete, unless the request needs none of it.
+            // `start` has all bytes, unless the request needs no content.
             None => Self::InMemory(slice(&opened.start, first, length)),
         }
     }
 }
 
-/// A part of bytes in memory; as much of it as there is.
+/// The part of `bytes` that begins at `first`. It is shorter than `length` if `bytes` ends before.
 fn slice(bytes: &Bytes, first: u64, length: u64) -> Bytes {
     let within = |at: u64| usize::try_from(at).map_or(bytes.len(), |at| at.min(bytes.len()));
     bytes.slice(within(first)..within(first.saturating_add(length)))
@@ -191,10 +191,10 @@ fn slice(bytes: &Bytes, first: u64, length: u64) -> Bytes {
 
 type Reading = Pin<Box<dyn Future<Output = Result<Bytes, FileError>> + Send>>;
 
-/// The content of a file, which is read while it is sent.
+/// The content of a file, which is read while the response is sent.
 ///
 /// All bytes come from the file that was opened, even if another file has the name now. If the file became
-/// shorter, the response ends with an error, because a client would take it for complete.
+/// shorter, the response ends with an error. Otherwise, the client would take the response for complete.
 pub(in crate::serve) struct FileStream {
     file: Arc<OpenFile>,
     /// Bytes at `offset` that were read already.

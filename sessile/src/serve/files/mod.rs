@@ -1,8 +1,9 @@
 //! Static files of a folder. [`Folder::open`] is the only way to a file.
 //!
 //! - `cache` has small files in memory.
-//! - `resolve` finds and opens files. `pool` has the threads for that, and `queue` their work.
-//! - `content` reads a file while it is sent. `open_files` limits how many files are open.
+//! - `resolve` finds and opens files. `pool` has the threads for these operations, and `queue` has the
+//!   operations that wait.
+//! - `content` reads a file while the response is sent. `open_files` limits how many files are open.
 //! - `validators` and `range` read the headers of a request and decide; `respond` makes the response.
 
 mod cache;
@@ -39,7 +40,7 @@ use resolve::Found;
 /// Most bytes that are read at once.
 const PIECE: usize = 128 * 1024;
 
-/// Most files that responses have open, however many the process may open.
+/// Most files that responses may have open, even if the process may open more.
 const MAX_OPEN_FILES: u16 = 16_384;
 
 /// As [`PIECE`], over HTTP/2. Each stream of a connection can have a piece in memory.
@@ -86,7 +87,7 @@ impl Folder {
         }
     }
 
-    /// Answers a GET or HEAD request. `below` is the part of its path below the route.
+    /// Answers a GET or HEAD request. `below` is the part of the request's path below the route.
     ///
     /// # Errors
     /// 404 if there is no file, 503 if the file system fails.

@@ -1,4 +1,4 @@
-//! Limits the files that are open for responses, because connections take from the same limit of the process.
+//! Limits the files that are open for responses, because the process has one limit for files and connections.
 //!
 //! A source may use all places while no other source needs one. In a full pool, the source with the most
 //! places loses its oldest download to a source with fewer.

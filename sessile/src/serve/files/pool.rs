@@ -24,7 +24,7 @@ pub(super) const DEADLINE: Duration = Duration::from_secs(5);
 /// Most threads of a folder.
 const MAX_THREADS: usize = 16;
 
-/// How long a thread waits for another operation before it ends.
+/// How long a thread waits for more work before the thread ends.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
 /// Shortest time between two log lines about a folder.
@@ -39,14 +39,14 @@ pub(super) enum Unavailable {
     Overloaded,
 }
 
-/// The pools of a process by folder. A reload that keeps a folder keeps its threads, also blocked ones.
+/// The pools of a process by folder. A reload that keeps a folder keeps its threads, even blocked threads.
 pub(in crate::serve) struct Pools {
     by_folder: Mutex<HashMap<PathBuf, Weak<Shared>>>,
     pub(super) open_files: OpenFiles,
     pub(in crate::serve) cache: Option<Arc<FileCache>>,
 }
 
-/// The threads of one folder. They end a while after the last operation.
+/// The threads of one folder. A thread that has no work for [`KEEP_ALIVE`] ends.
 #[derive(Clone)]
 pub(super) struct Pool(Arc<Shared>);
 
@@ -112,7 +112,7 @@ impl Pool {
 
     /// Runs an operation that can block, and waits for the result.
     ///
-    /// An operation that is given up still runs to the end if a thread has begun it.
+    /// If a thread has begun an operation, it finishes the operation even after the caller has given up.
     ///
     /// # Errors
     /// There is no result before the deadline, or the operation found no place in the queue.
@@ -135,7 +135,7 @@ impl Pool {
         }
     }
 
-    /// Closes a file on a thread of the pool, because a file system can block that, too.
+    /// Closes a file on a thread of the pool, because closing can block, too.
     pub(super) fn close(&self, file: HeldFile) {
         let mut state = locked(&self.0.state);
         state.unused_files.push(file);
@@ -153,7 +153,7 @@ impl Pool {
         }
     }
 
-    /// Queues a job. A job without a place is dropped, which its caller notices.
+    /// Queues a job. A job without a place is dropped, and its caller gets [`Unavailable::Overloaded`].
     fn submit(&self, source: Source, job: Job) {
         let mut state = locked(&self.0.state);
         let displaced = state.queue.push(source, job);
@@ -175,7 +175,7 @@ impl Pool {
                     tracing::warn!(%error, "cannot start a thread for files");
                     lost = std::mem::take(&mut *state);
                 }
-                // The other threads do the work later.
+                // The threads that run already do the work later.
                 Err(_) => {}
             }
         }
@@ -186,7 +186,7 @@ impl Pool {
 }
 
 impl Shared {
-    /// Does the work of the folder until there is none for a while.
+    /// Does the work of the folder until no new work comes for [`KEEP_ALIVE`].
     fn run(&self) {
         let running = Running(self);
         let mut state = locked(&self.state);
@@ -270,7 +270,7 @@ mod tests {
 
     #[test]
     fn a_file_whose_reader_has_gone_is_closed() {
-        /// A handle as the content of a response has it.
+        /// A handle like the handle in the content of a response.
         struct Handle(Pool, Option<HeldFile>);
 
         impl Drop for Handle {

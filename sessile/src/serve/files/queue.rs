@@ -11,7 +11,7 @@ const MAX_QUEUE: usize = 1024;
 /// The waiting operations. The sources take turns, and a full queue is shared equally.
 #[derive(Default)]
 pub(super) struct FairQueue {
-    /// The jobs of each source that has some. The first source has the next turn.
+    /// The sources that have jobs, each with its jobs. The first source has the next turn.
     sources: VecDeque<(Source, VecDeque<Job>)>,
     jobs: usize,
 }
@@ -22,7 +22,7 @@ impl FairQueue {
         self.jobs
     }
 
-    /// Adds a job. In a full queue, the job takes the place of a source that has more jobs.
+    /// Adds a job. In a full queue, the job takes the place of a job whose source has more jobs.
     ///
     /// Returns the jobs that have no place any more. One of them can be the new job.
     pub(super) fn push(&mut self, source: Source, job: Job) -> VecDeque<Job> {
@@ -71,7 +71,8 @@ impl FairQueue {
         removed
     }
 
-    /// Removes the newest job of the source with the most jobs, if `source` will still have no more jobs.
+    /// Removes the newest job of the source with the most jobs. `None` if `source`, with one more job, would
+    /// then have more than that source.
     fn displace_for(&mut self, source: Source) -> Option<Job> {
         let own = self.sources.iter().find(|(known, _)| *known == source);
         let own = own.map_or(0, |(_, jobs)| jobs.len());
@@ -86,9 +87,10 @@ impl FairQueue {
 
 /// An operation that waits for a thread.
 ///
-/// A job can own the last handle of a file, whose drop locks the pool. So no job is dropped under that lock.
+/// A job can own the last handle of a file, whose drop locks the pool. So no job is dropped while the pool
+/// is locked.
 pub(super) struct Job {
-    /// Gone if the request was given up.
+    /// Has no strong reference if the request was given up.
     pub(super) caller: Weak<()>,
     pub(super) operation: Box<dyn FnOnce() + Send>,
 }

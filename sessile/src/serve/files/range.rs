@@ -1,12 +1,13 @@
 //! Reads the header `Range` ([RFC 9110, 14](https://www.rfc-editor.org/rfc/rfc9110#section-14)).
 //!
-//! A server may ignore the header. This module ignores several ranges, unknown units and invalid values.
+//! A server may ignore the header. This module ignores a header with several ranges, an unknown unit or
+//! an invalid value.
 
 /// The part of a file that a request asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Selection {
     Whole,
-    /// The bytes from `first` to `last`, both included. The file has both.
+    /// The bytes from `first` to `last`, including both. All these bytes are in the file.
     Part {
         first: u64,
         last: u64,
@@ -40,7 +41,7 @@ pub(super) fn select(range: &str, length: u64) -> Selection {
 enum ByteRange {
     /// `last` is `u64::MAX` if the range is open.
     From { first: u64, last: u64 },
-    /// So many bytes at the end.
+    /// This number of bytes at the end of the file.
     Suffix(u64),
 }
 

@@ -1,5 +1,5 @@
-//! Finds the file of a path. Only regular files are opened for their content, and by default only files inside
-//! the folder.
+//! Finds the file of a path. Only regular files have content for clients. By default, only files inside the
+//! folder are found.
 //!
 //! Everything here except [`relative_path`] can block, so it runs on the threads of a [`Pool`](super::pool).
 
@@ -23,7 +23,7 @@ const INDEX: &str = "index.html";
 /// Most lookups of a path while other processes rename folders.
 const MAX_TRIES: usize = 8;
 
-/// With `NONBLOCK`, a FIFO without a writer and a file with a lease do not block.
+/// With `NONBLOCK`, a FIFO without a writer and a file with a lease do not block the call.
 const FILE: OFlags = OFlags::RDONLY
     .union(OFlags::NONBLOCK)
     .union(OFlags::CLOEXEC)
@@ -40,14 +40,14 @@ pub(super) enum Found {
     Nothing,
 }
 
-/// An open file. All fields are of the same file, even if its name leads to another file later.
+/// An open file. All fields describe the same file, even if the name leads to another file later.
 #[derive(Debug)]
 pub(super) struct RegularFile {
     pub(super) fd: OwnedFd,
     pub(super) identity: Identity,
 }
 
-/// Tells a file, and a version of it, from others.
+/// Identifies a file, and one version of this file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Identity {
     device: u64,
@@ -73,7 +73,7 @@ impl Identity {
     }
 }
 
-/// The identity of an open file.
+/// The identity of an open file at this moment.
 ///
 /// # Errors
 /// The file system does not answer.
@@ -138,7 +138,7 @@ fn open_beneath(folder: &OwnedFd, path: &Path) -> Result<OwnedFd, Errno> {
     let mut tries = 1;
     loop {
         match openat2(folder, path, FILE, Mode::empty(), resolve) {
-            // During a rename, the kernel cannot tell if a `..` in a link stays inside.
+            // During a rename, the kernel cannot tell if a `..` in a link stays inside the folder.
             Err(Errno::AGAIN) if tries < MAX_TRIES => tries += 1,
             opened => return opened,
         }
@@ -161,7 +161,7 @@ pub(super) fn has_openat2() -> bool {
     static HAS: OnceLock<bool> = OnceLock::new();
     *HAS.get_or_init(|| {
         let probed = openat2(CWD, ".", FOLDER, Mode::empty(), ResolveFlags::BENEATH);
-        // Older sandboxes answer EPERM to system calls that they do not know.
+        // Some sandboxes answer EPERM to system calls that they do not know.
         !matches!(probed, Err(Errno::NOSYS | Errno::PERM))
     })
 }

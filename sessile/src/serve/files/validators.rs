@@ -13,7 +13,7 @@ use http::header::{
 /// The time of a file's last change, as the file system reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ModificationTime {
-    /// Since 1970; negative before.
+    /// Seconds since 1970; negative for a time before 1970.
     pub(super) seconds: i64,
     pub(super) nanoseconds: u32,
 }
@@ -143,7 +143,7 @@ fn only_value(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
     values.next().is_none().then_some(value)
 }
 
-/// The date of a header. An invalid date, and a second one, make the header count as missing.
+/// The date of a header. A header with an invalid date, or with two dates, counts as missing.
 fn date(headers: &HeaderMap, name: HeaderName) -> Option<SystemTime> {
     httpdate::parse_http_date(only_value(headers, name)?).ok()
 }

@@ -33,7 +33,7 @@ enum WaitingFor {
 
 /// Measures how long an upstream has been silent before its response.
 ///
-/// The request's connection counts as waiting for the upstream until this clock is dropped.
+/// While this clock waits for the upstream, the client's connection is not idle.
 pub(super) struct SilenceClock {
     waiting_for: Arc<Mutex<WaitingFor>>,
     pending: PendingUpstreams,
@@ -68,11 +68,13 @@ impl SilenceClock {
     }
 }
 
-/// A request's body, which is sent to the upstream. It fails if the client sends nothing for too long.
+/// A request's body, which is sent to the upstream. The body fails if the client sends nothing for too
+/// long.
 pub(super) struct Upload {
     /// `None` is an empty body.
     body: Option<ClientBody>,
-    /// A weak reference, because an upstream can answer before the end of the body, which drops the clock.
+    /// A weak reference, because an upstream can answer before the end of the body. The answer drops the
+    /// clock.
     waiting_for: Weak<Mutex<WaitingFor>>,
     pending: PendingUpstreams,
 }

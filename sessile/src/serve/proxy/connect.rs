@@ -32,15 +32,15 @@ impl Connector {
     /// Connects to the first available server.
     ///
     /// # Errors
-    /// No server accepts a connection. The error is the last server's.
+    /// No server accepts a connection. The error is that of the last server.
     async fn connect(self) -> io::Result<TcpStream> {
         let mut last_error = io::Error::from(io::ErrorKind::NotFound);
         for server in &*self.servers {
             // `connect` resolves a host name each time, because its address can change.
             match timeout(self.timeout, TcpStream::connect(server)).await {
                 Ok(Ok(io)) => {
-                    // Nagle's algorithm could delay a request's body. The proxy works without the option,
-                    // so an error is ignored.
+                    // Nagle's algorithm could delay a request's body. The proxy also works without
+                    // `nodelay`, so an error is ignored.
                     let _ = io.set_nodelay(true);
                     return Ok(io);
                 }

@@ -1,7 +1,7 @@
 //! Rewrites the heads of forwarded requests and responses. No I/O.
 //!
 //! Hop-by-hop headers are removed (RFC 9110, 7.6.1). Headers in which a client describes itself are
-//! replaced by the facts of its connection.
+//! replaced by headers that describe its connection.
 
 use std::net::IpAddr;
 
@@ -22,7 +22,7 @@ const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto
 
 /// The prefixes of headers in which proxies describe a client: its address and its certificate.
 ///
-/// Upstreams trust these headers, so a client's own are removed.
+/// Upstreams trust these headers, so they are removed from the requests of clients.
 const CLIENT_CLAIM_PREFIXES: [&str; 5] = [
     "x-forwarded-",
     "client-cert",
@@ -112,8 +112,8 @@ pub(super) fn to_upstream(
 /// The response has ambiguous framing, or switches protocols.
 pub(super) fn to_client<B>(response: &mut Response<B>) -> Result<(), InvalidFraming> {
     if response.status().is_informational() {
-        // This is 101: hyper handles the other informational responses. The proxy never asks for an
-        // upgrade.
+        // The status is 101, because hyper handles the other informational responses. The proxy never
+        // asks for an upgrade.
         return Err(InvalidFraming);
     }
     let chunked = is_chunked(response.headers())?;
@@ -134,8 +134,8 @@ pub(super) fn to_client<B>(response: &mut Response<B>) -> Result<(), InvalidFram
 /// True if the body has the chunked transfer coding.
 ///
 /// # Errors
-/// The message has another transfer coding, or several or invalid lengths. Two servers could read such a
-/// message in two ways (RFC 9112, 11.2).
+/// The message has another transfer coding, several lengths or an invalid length. Two servers could read
+/// such a message in two ways (RFC 9112, 11.2).
 fn is_chunked(headers: &HeaderMap) -> Result<bool, InvalidFraming> {
     let only = |name: HeaderName| {
         let mut values = headers.get_all(name).iter();
@@ -156,8 +156,8 @@ fn is_chunked(headers: &HeaderMap) -> Result<bool, InvalidFraming> {
 
 /// True if the client asks for WebSocket.
 ///
-/// A server may ignore Upgrade (RFC 9110, 7.8), and other clients go on with HTTP. A WebSocket client
-/// cannot.
+/// A server may ignore Upgrade (RFC 9110, 7.8), and most clients then continue with HTTP. A WebSocket
+/// client cannot continue.
 fn wants_websocket(head: &Parts) -> bool {
     has_token(&head.headers, &UPGRADE, "websocket")
 }

@@ -1,8 +1,8 @@
 //! Forwards requests to upstreams over HTTP/1.1, and streams bodies in both directions.
 //!
 //! [`head`] rewrites the headers, and [`body`] limits the silence of an upstream. If an upstream fails
-//! before its response, the client gets 502, 503 or 504. If it fails later, the response is cut off: a
-//! truncated response must not look complete.
+//! before its response, the client gets 502, 503 or 504. If an upstream fails later, the response is cut
+//! off, because a truncated response must not look complete.
 
 mod body;
 mod connect;
@@ -42,7 +42,7 @@ const MAX_IDLE: usize = 32;
 
 /// How long a worker keeps an idle connection.
 ///
-/// Apache and Node.js close idle connections after five seconds. A request that is sent at that moment is
+/// Apache and Node.js close idle connections after five seconds. A request that arrives after the close is
 /// lost, and only some requests may be sent again.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 
@@ -59,7 +59,7 @@ pub(super) struct Upstream {
     slots: Arc<SlotPool>,
     /// True if the last request failed. A failure is logged once, not for each request.
     is_down: Cell<bool>,
-    /// True from the last free slot on, until half of the slots are free.
+    /// Becomes true when no slot is free, and false when half of the slots are free again.
     is_full: Cell<bool>,
 }
 
@@ -78,7 +78,7 @@ enum Failure {
     Client,
     /// The client sent no byte of its request's body for `connection.body-timeout`.
     Stalled,
-    /// The slot of the request went to a source that had fewer.
+    /// The slot of the request went to a source with fewer slots.
     Displaced,
 }
 
@@ -109,7 +109,8 @@ impl Upstream {
     /// Forwards a request of `client`, and returns the upstream's response.
     ///
     /// # Errors
-    /// The status to answer with: 400, 408 or 501 for the request, 502, 503 or 504 for the upstream.
+    /// The status for the client. 400, 408 and 501 are faults of the request. 502, 503 and 504 are faults
+    /// of the upstream.
     pub(super) async fn forward(
         &self,
         client: IpAddr,

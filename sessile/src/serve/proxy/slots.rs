@@ -1,7 +1,7 @@
 //! Limits the concurrent requests of an upstream, and counts their results.
 //!
 //! A source may use all slots while no other source needs one. In a full pool, the source with the most
-//! slots loses its oldest one to a source with fewer.
+//! slots loses its oldest slot to a source with fewer slots.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -29,7 +29,8 @@ struct Holder {
     is_displaced: AtomicBool,
 }
 
-/// A request in progress at an upstream. Its result is counted once; at the latest when it is dropped.
+/// A request in progress at an upstream. The result of the request is counted once, at the latest when
+/// the slot is dropped.
 pub(super) struct UpstreamSlot {
     pool: Arc<SlotPool>,
     place: PlaceId,
@@ -51,9 +52,11 @@ impl SlotPool {
         locked(&self.taken).len()
     }
 
-    /// Takes a slot for a request. If there is none, the source with the most slots loses its oldest one.
+    /// Takes a slot for a request. If no slot is free, the source with the most slots loses its oldest
+    /// slot.
     ///
-    /// `None` if no source has at least two slots more than this source. The refusal is counted.
+    /// `None` if no slot is free, and no source has at least two slots more than this source. The refusal
+    /// is counted.
     pub(super) fn take(self: &Arc<Self>, source: Source, end: RequestEnd) -> Option<UpstreamSlot> {
         let mut taken = locked(&self.taken);
         if taken.len() >= self.max {
@@ -69,7 +72,7 @@ impl SlotPool {
             end,
             is_displaced: AtomicBool::new(false),
         });
-        // The time of a slot decides nothing here.
+        // The time of a place has no effect here.
         let place = taken.enter(source, Duration::ZERO, Arc::clone(&holder));
         Some(UpstreamSlot {
             pool: Arc::clone(self),

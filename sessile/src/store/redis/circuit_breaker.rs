@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Fewest requests without an answer, in a row, before a connection is given up.
+/// Fewest failed requests in a row before a connection is given up.
 const MIN_FAILURES: u32 = 5;
 
 /// The failures must also last this many times `session.store-timeout`.
 const MIN_TIMEOUTS: u32 = 5;
 
-/// The shortest time that the failures must last.
+/// The failures must last at least this long, even if `session.store-timeout` is short.
 const MIN_OUTAGE: Duration = Duration::from_millis(250);
 
 /// The shortest wait before a new connection.
@@ -19,13 +19,14 @@ const MIN_BACKOFF: Duration = Duration::from_millis(100);
 /// The longest wait before a new connection.
 const MAX_BACKOFF: Duration = Duration::from_secs(5);
 
-/// After a connection that worked this long, the wait is the shortest again.
+/// After a connection that worked this long, the wait is [`MIN_BACKOFF`] again.
 const BACKOFF_RESET: Duration = Duration::from_secs(5);
 
 /// The failures in a row of one connection.
 ///
-/// Neither count nor time alone is enough. Redis forks for 30 ms to write a dump, and a busy server
-/// sends five requests in that time. An idle server needs five seconds for five requests.
+/// Neither the count nor the time alone shows an outage. Redis pauses for 30 ms to fork for a dump.
+/// In that time, five requests of a busy server can fail. While the store fails, an idle server
+/// sends one PING a second, so two failures last longer than [`MIN_OUTAGE`].
 #[derive(Debug, Default)]
 pub(super) struct CircuitBreaker {
     failures: u32,
@@ -50,15 +51,16 @@ impl Backoff {
         Self(MIN_BACKOFF)
     }
 
-    /// How long to wait after a failure: between half of the wait and all of it, as `random` says.
+    /// How long to wait after a failure: from half of the wait to the whole wait, chosen by
+    /// `random`.
     pub(super) fn after_failure(&mut self, random: u8) -> Duration {
-        // Random, so that the servers of a farm do not connect all at once.
+        // The time is random, so that the servers of a farm do not connect all at once.
         let wait = self.0 / 2 + self.0 / 2 * u32::from(random) / 255;
         self.0 = (self.0 * 2).min(MAX_BACKOFF);
         wait
     }
 
-    /// Notes that a connection worked for that long.
+    /// Records how long a connection worked. A long time resets the wait.
     pub(super) fn record_uptime(&mut self, uptime: Duration) {
         if uptime >= BACKOFF_RESET {
             *self = Self::new();

@@ -25,7 +25,7 @@ pub(in crate::store) const HEARTBEAT: Duration = Duration::from_secs(1);
 /// A request waits for `session.store-timeout` at most, so this is enough for thousands of handshakes a second.
 const QUEUE: usize = 1024;
 
-/// How often a cluster's client follows a slot to another node.
+/// How many times a cluster's client retries a request, for instance after a slot has moved to another node.
 const CLUSTER_RETRIES: u32 = 3;
 
 /// The shortest wait before a cluster's client tries again, in milliseconds.
@@ -57,7 +57,7 @@ pub(super) struct OpenConnection {
 }
 
 impl Connector {
-    /// Reads the PEM files, and checks that the client accepts the configuration.
+    /// Reads the PEM files, and checks that the `redis` client accepts the configuration.
     pub(super) fn new(config: &Redis) -> Result<Self, StoreError> {
         let connector = Self {
             config: config.clone(),
@@ -119,7 +119,8 @@ impl Connector {
 
     /// The version of renewed certificates, if the connection must be replaced to use them.
     ///
-    /// Only a cluster's connection opens further connections, with the certificates that it began with.
+    /// Only a cluster's connection opens connections later. They use the certificates with which the first
+    /// connection was made.
     pub(super) async fn renewed_tls(&self, open: &OpenConnection) -> Option<u64> {
         match (&self.files, &open.connection) {
             (Some(files), Connection::Cluster(_)) => {
@@ -184,7 +185,7 @@ impl Connection {
             .contains(&error.kind());
         match self {
             Self::Node(_) => error.is_io_error() || error.is_unrecoverable_error() || is_no_master,
-            // It has a connection for each node, and repairs them itself.
+            // A cluster's client has a connection for each node, and repairs broken connections itself.
             Self::Cluster(_) => false,
         }
     }
@@ -203,7 +204,7 @@ pub(super) async fn within<T>(
 
 /// True if the store answered in time and refused the request.
 ///
-/// Other answers, such as LOADING or CLUSTERDOWN, mean that the store cannot be used for a while.
+/// Other errors, such as LOADING or CLUSTERDOWN, mean that the store cannot be used for a while.
 pub(super) fn is_refusal(error: &RedisError) -> bool {
     match error.kind() {
         // For example OOM, MISCONF and WRONGTYPE.

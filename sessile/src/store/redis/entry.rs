@@ -10,7 +10,7 @@ use sessile_proto::sealed;
 use sessile_proto::session::Gone;
 use sessile_proto::verdict::Reason;
 
-/// First byte of a tombstone. No sealed entry begins with it.
+/// First byte of a tombstone. A tombstone has two bytes, and every sealed entry is longer.
 const TOMBSTONE: u8 = 0;
 
 /// The reasons that have a tombstone, and their bytes. The store itself forgets evicted and expired entries.
@@ -26,8 +26,8 @@ const PARTITION_DIGITS: usize = 3;
 
 /// How long a partition is marked after a look-up that found no entry, in seconds.
 ///
-/// After that time, every server rejects early data of the ClientHello as too old. Clocks may
-/// differ by ten seconds.
+/// After that time, every server rejects early data of the ClientHello that caused the look-up as too old.
+/// Clocks may differ by ten seconds.
 pub(super) const MISS_MARK_SECONDS: u64 = 20;
 
 /// The result of a look-up in the store.
@@ -45,8 +45,8 @@ pub(in crate::store) enum StoreLookup {
 
 /// The key of an entry in the store: `sessile:<scope>:<hash>`.
 ///
-/// For a single-use entry, the first digits of the hash are in braces. They name its partition, which is on one
-/// node of a cluster.
+/// For a single-use entry, the first digits of the hash are in braces. These digits name the entry's partition,
+/// which is on one node of a cluster.
 pub(super) struct RedisKey {
     text: String,
     hash: [u8; digest::SHA256_OUTPUT_LEN],
@@ -129,16 +129,17 @@ pub(super) fn open(schedule: &Schedule, key: &RedisKey, value: &[u8]) -> StoreLo
 
 /// True if no server can have been given a single-use entry before, and no earlier hello asked for it.
 ///
-/// `stamp` is from the node that gives the entry out. `is_marked` is true if a look-up in the partition found no
-/// entry a short while ago.
+/// `stamp` is from the node that gives the entry out. `is_marked` is true if a recent look-up in the partition
+/// found no entry.
 pub(super) fn is_certain(value: &[u8], stamp: &[u8], is_marked: bool) -> bool {
-    // The node that stored the entry wrote its own stamp before the sealed part: `length 1 | stamp | sealed`. A
-    // forger of the stamp can write to the store, and could put a consumed entry back anyway.
+    // The node that stored the entry wrote its own stamp before the sealed part: `length 1 | stamp | sealed`.
+    // Only a writer to the store can forge a stamp. Such a writer could also put back a consumed entry.
     let stored = split_stamp(value).and_then(|(stamp, _)| parse_stamp(stamp));
     let (Some((stored_by, then)), Some((node, now))) = (stored, parse_stamp(stamp)) else {
         return false;
     };
-    // Both are whole seconds of one clock, rounded down.
+    // `then` and `now` are whole seconds of one clock, rounded down. So a difference of 20 can be a shorter
+    // time.
     stored_by == node && (!is_marked || now.saturating_sub(then) > MISS_MARK_SECONDS)
 }
 

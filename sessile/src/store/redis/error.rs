@@ -45,7 +45,7 @@ impl StoreError {
     }
 }
 
-/// Why a request has no answer.
+/// Why a request failed.
 #[derive(Debug)]
 pub(super) enum RequestError {
     Timeout,

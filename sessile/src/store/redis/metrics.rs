@@ -42,7 +42,7 @@ pub(super) enum StoreOutcome {
     Refused,
     /// No answer in time.
     Timeout,
-    /// Not sent, because there is no connection; or the connection ended.
+    /// There was no connection, or the connection ended before the answer.
     Down,
 }
 
@@ -56,7 +56,7 @@ impl StoreOutcome {
     }
 }
 
-/// Upper bounds of the histogram's buckets, in seconds. A store is in the same data centre.
+/// Upper bounds of the histogram's buckets, in seconds. They suit a store in the same data centre.
 const BUCKETS: [f64; 10] = [
     0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.02, 0.05, 0.25,
 ];
@@ -74,7 +74,7 @@ pub(super) struct StoreMetrics {
 #[derive(Default)]
 struct ConnectionCounts {
     up: AtomicUsize,
-    /// One for each worker.
+    /// The connections that should be up: one for each worker.
     all: AtomicUsize,
 }
 

@@ -1,4 +1,5 @@
-//! The shared store: Redis or Valkey. It never ends a handshake: without an answer in time, the handshake is full.
+//! The shared store: Redis or Valkey. If the store does not answer in time, the handshake is full, but it does
+//! not fail.
 //!
 //! Each module imports only modules that stand before it in this list: `error`, `entry`, `metrics`,
 //! `circuit_breaker`, `tls_files`, `reply_limits`, `bounded_stream`, `transport`, `sentinel`, `connect`,

@@ -36,7 +36,7 @@ pub(in crate::store) struct RemoteStore {
     refusal_logged: AtomicBool,
 }
 
-/// The last state of the store in the log. Each change is logged once, for all workers.
+/// The state of the store that was last logged. Each change is logged once, for all workers.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum LoggedState {
@@ -73,7 +73,7 @@ impl RemoteStore {
         })
     }
 
-    /// Notes a state. Returns true if the log must say so.
+    /// Records a state. Returns true if the state is new and must be logged.
     pub(super) fn should_log(&self, state: LoggedState) -> bool {
         self.logged.swap(state as u8, Ordering::Relaxed) != state as u8
     }

@@ -1,9 +1,10 @@
 //! A server claims its number in the store, and reports another running server with the same number.
 //!
-//! Two servers with one number confuse balancers and verdicts, but end no connection. So a clash is only reported.
+//! Two servers with one number confuse balancers and verdicts, but no connection fails. So a clash is only
+//! reported.
 //!
-//! The claim is `token count name`. The token belongs to the process; the count rises while the process runs. The
-//! claim of a process that has ended does not change any more, and expires.
+//! The claim is `token count name`. The token belongs to the process; the count rises while the process runs.
+//! After the process has ended, its claim does not change any more, and expires.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -43,7 +44,7 @@ pub(super) struct NumberClaim {
 struct ClaimProgress {
     next_refresh: Instant,
     count: u64,
-    /// The last claim of another process.
+    /// The claim of another process that was last read.
     other: Option<Vec<u8>>,
 }
 
@@ -66,7 +67,8 @@ impl NumberClaim {
         registry: &Registry,
     ) -> prometheus::Result<Self> {
         let mut token = [0; 8];
-        // Without random bytes a clash may stay unnoticed, which harms nothing else.
+        // Without random bytes, two tokens can be equal, and their clash stays unnoticed. Nothing else
+        // depends on the token.
         let _ = aws_lc_rs::rand::fill(&mut token);
         let is_clash = Arc::new(AtomicBool::new(false));
         let opts = Opts::new(
@@ -92,7 +94,7 @@ impl NumberClaim {
         })
     }
 
-    /// The command that reads the claim, if a refresh is due. Only one worker gets it.
+    /// The command that reads the claim, if a refresh is due. Only one worker gets the command.
     pub(super) fn next_read(&self) -> Option<Cmd> {
         let now = Instant::now();
         let mut progress = locked(&self.progress);
@@ -105,7 +107,7 @@ impl NumberClaim {
         Some(command)
     }
 
-    /// The command that writes the claim, after the store's answer to [`Self::next_read`].
+    /// The command that writes the claim. `found` is the store's answer to [`Self::next_read`].
     pub(super) fn next_write(&self, found: &Value) -> Option<Cmd> {
         let found = match found {
             Value::BulkString(value) => Some(value.as_slice()),
@@ -136,7 +138,7 @@ impl NumberClaim {
             return ClaimAction::Refresh;
         }
         let last = progress.other.replace(found.to_vec());
-        // The same process has refreshed its claim, so it is running.
+        // Since the last read, the other process has refreshed its claim, so it is running.
         if last.is_some_and(|last| token(&last) == found_token && last != found) {
             self.report_clash(found);
         }

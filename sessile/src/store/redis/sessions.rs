@@ -126,7 +126,7 @@ impl WorkerConnection {
         Some(command)
     }
 
-    /// Replaces a session with a tombstone, which expires when the session would have.
+    /// Replaces a session with a tombstone, which keeps the expiry time of the session.
     ///
     /// The tombstone is for servers that have the session in their own table.
     pub(in crate::store) async fn remove(&self, key: &StoreKey, why: Gone) {

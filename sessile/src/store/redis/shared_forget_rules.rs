@@ -1,5 +1,5 @@
-//! The forget rules of a farm in the store. They are one value, sealed under the farm key and bound
-//! to its Redis key.
+//! The forget rules of a farm in the store. They are one value, which is sealed under the farm key and opens
+//! only with its Redis key.
 //!
 //! `sessile forget` adds rules. Every server reads them repeatedly, and restores rules that the store lost.
 
@@ -29,14 +29,14 @@ use crate::store::forget_rules::{ForgetRulesFile, KnownForgetRules};
 const REPLACE: &str = "if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end \
     redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3]) return 1";
 
-/// How often `sessile forget` tries to add a rule while other commands add theirs.
+/// How many times `sessile forget` tries to add a rule while other commands add rules.
 const MAX_ATTEMPTS: usize = 32;
 
 fn key(scope: &str) -> String {
     format!("sessile:{scope}:forget")
 }
 
-/// The farm's rules as the servers of one process follow them.
+/// The farm's rules, as one server follows them.
 ///
 /// A server remembers each rule and saves it for the next start. If the store loses a rule, the
 /// server restores it.
@@ -54,13 +54,13 @@ pub(super) struct SharedForgetRules {
 }
 
 struct FarmRules {
-    /// Every rule that the store had, now or before this start.
+    /// Every rule that the store had at any time, also before this start. Expired rules are dropped.
     rules: ForgetRules,
     /// The sealed value that was last read.
     last_read: Option<Vec<u8>>,
-    /// True if that value lacked some of the rules.
+    /// True if `last_read` lacks some of `rules`.
     is_incomplete: bool,
-    /// When lost rules may be restored again.
+    /// The earliest time of the next attempt to restore lost rules.
     next_restore: Instant,
 }
 
@@ -129,7 +129,7 @@ impl SharedForgetRules {
         }
     }
 
-    /// The command that restores rules which the store lacked when they were last read.
+    /// The command that restores the rules that were missing in the last value from the store.
     ///
     /// A store loses rules if it evicts them, restarts empty or is restored from a backup.
     pub(super) fn restore(&self) -> Option<Cmd> {
@@ -144,7 +144,7 @@ impl SharedForgetRules {
         replace(&schedule, &self.key, last_read, &farm.rules).ok()
     }
 
-    /// Applies the rules to the sessions of this process.
+    /// Applies the rules to the sessions of this server.
     fn apply(&self, rules: &ForgetRules) {
         if self.known.learn(rules) {
             let server = &self.server;
@@ -164,12 +164,12 @@ impl SharedForgetRules {
     }
 }
 
-/// Drops rules that are older than any session. The number of rules is limited.
+/// Drops rules that are older than any live session, because the number of rules is limited.
 fn drop_expired(rules: &mut ForgetRules, schedule: &Schedule) {
     rules.drop_before(clock::now().minus(schedule.max_lifetime()));
 }
 
-/// Why a rule is not in the store.
+/// Why a rule could not be added to the store.
 #[derive(Debug, thiserror::Error)]
 pub enum ForgetError {
     #[error(transparent)]
@@ -211,7 +211,8 @@ impl From<RequestError> for ForgetError {
 /// Adds a rule to the rules of a farm, and returns all rules that are in the store now.
 ///
 /// # Errors
-/// If the store cannot be used or its rules do not open. Nothing is changed then.
+/// If the store cannot be used or its rules do not open. After a timeout, the rule may have been added all
+/// the same.
 pub async fn forget(
     redis: &Redis,
     scope: &str,
@@ -255,9 +256,9 @@ fn replace(
     let clear = rules.encode();
     let sealed = sealed::seal(schedule, Purpose::Store, salt, key.as_bytes(), &clear)
         .ok_or(ForgetError::NoKey)?;
-    // No session lives longer than this, and neither does the key that opens the value.
+    // No session lives longer than the farm key's `max-lifetime`, so no rule is needed longer.
     let life = u64::try_from(schedule.max_lifetime().as_millis()).unwrap_or(u64::MAX);
-    // A user of the store who may not run scripts can add the first rule.
+    // The first rule needs no script, so a user of the store who may not run scripts can add it.
     if read.is_empty() {
         let mut command = redis::cmd("SET");
         command.arg(key).arg(sealed).arg("NX").arg("PX").arg(life);

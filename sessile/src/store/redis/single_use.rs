@@ -1,8 +1,8 @@
 //! Entries for a single use: the scripts that store them and give them out.
 //!
-//! A node that gives an entry out must know that no other server got it before. So the scripts write down which
-//! node stored the entry, and report which node gives it out. Scripts run on the node that has the key, in a
-//! cluster and behind a proxy too; MULTI does not.
+//! Before a server accepts early data, it must know that no other server got the entry. So the scripts record
+//! which node stored the entry, and report which node gives it out. In a cluster and behind a proxy, a script
+//! runs on the node that has the key. A transaction (MULTI) does not guarantee this.
 
 use redis::{Cmd, Value};
 use sessile_proto::keys::Schedule;
@@ -13,7 +13,7 @@ use super::entry::{self, RedisKey, StoreLookup};
 
 /// Reads the node's identity: its process (`run_id`), its data (`master_replid`) and its clock.
 ///
-/// The result is empty if the store reports none of them.
+/// The result is empty unless the store reports all of these.
 macro_rules! node_stamp {
     () => {
         "local said = redis.call('INFO', 'server') .. redis.call('INFO', 'replication') \
@@ -23,7 +23,7 @@ macro_rules! node_stamp {
     };
 }
 
-/// Stores an entry after the stamp of its node, if the key is free.
+/// Stores the stamp of the node, followed by an entry, if the key is free.
 ///
 /// A retried request must not bring back an entry that was consumed meanwhile.
 const PUT: &str = concat!(
@@ -31,13 +31,13 @@ const PUT: &str = concat!(
     "return redis.call('SET', KEYS[1], string.char(#node) .. node .. ARGV[1], 'NX', 'PX', ARGV[2])"
 );
 
-/// Returns an entry, and replaces it with a tombstone that expires when the entry would have.
+/// Returns an entry, and replaces it with a tombstone that keeps the expiry time of the entry.
 ///
-/// If there is no entry, it may still be on its way to the store. A recorded ClientHello could then be
-/// replayed when the entry has arrived. The script cannot tell such a ClientHello from a made-up one.
-/// It therefore marks the partition of the key for [`entry::MISS_MARK_SECONDS`]. Meanwhile, servers
-/// reject early data with entries of the partition that are not older than the mark's lifetime
-/// ([`entry::is_certain`]). There are never more marks than partitions.
+/// If there is no entry, it may still be on its way to the store. A recorded ClientHello could then be replayed
+/// when the entry has arrived. The script cannot tell such a ClientHello from a made-up one. The script
+/// therefore marks the partition of the key for [`entry::MISS_MARK_SECONDS`]. Meanwhile, servers reject early
+/// data with entries of the partition that are not older than the mark's lifetime ([`entry::is_certain`]).
+/// There are never more marks than partitions, so made-up ClientHellos cannot fill the store.
 const CONSUME: &str = concat!(
     "local held = redis.call('GET', KEYS[1]) \
      if not held then redis.call('SET', KEYS[2], '', 'EX', ARGV[2]) return {held, '', 0} end \

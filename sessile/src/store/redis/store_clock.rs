@@ -51,7 +51,7 @@ impl StoreClock {
         })
     }
 
-    /// The command that reads the clock, if a comparison is due. Only one worker gets it.
+    /// The command that reads the clock, if a comparison is due. Only one worker gets the command.
     pub(super) fn next_read(&self) -> Option<Cmd> {
         let now = Instant::now();
         let mut next_read = locked(&self.next_read);
@@ -70,7 +70,8 @@ impl StoreClock {
                     self.keys.record_shared_time(shared_time);
                 }
             }
-            // The store's access rules may have been written before sessile used this command.
+            // Access rules (ACL) that were written for an older version of sessile may not allow
+            // TIME.
             Err(RequestError::Store(error))
                 if is_refusal(&error) && !self.refusal_logged.swap(true, Ordering::Relaxed) =>
             {

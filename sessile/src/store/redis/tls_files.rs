@@ -31,11 +31,11 @@ pub(super) struct LoadedTls {
     pub(super) client: Arc<ClientConfig>,
     /// Rises with each change of the certificates.
     pub(super) version: u64,
-    /// The files when they were last read. `None` for a missing file.
+    /// The stamps of the files at the last reading; `None` for a missing file.
     stamps: Vec<Option<FileStamp>>,
 }
 
-/// Changes if a file is written or replaced.
+/// A value that changes if a file is written or replaced.
 #[derive(Clone, PartialEq, Eq)]
 struct FileStamp {
     inode: u64,
@@ -79,7 +79,8 @@ impl TlsFiles {
 
     fn reload_blocking(&self) -> LoadedTls {
         let mut loaded = locked(&self.loaded);
-        // Before the files are read, so that the next call notices a change during the reading.
+        // The stamps are taken before the files are read, so that the next call notices a change during the
+        // reading.
         let stamps = stamps(&self.paths);
         if stamps == loaded.stamps {
             return loaded.clone();

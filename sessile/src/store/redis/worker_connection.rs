@@ -22,14 +22,15 @@ use crate::store::context::StoreContext;
 /// How long a worker waits for its first connection, so that the first clients after a restart find the store.
 const START_DEADLINE: Duration = Duration::from_millis(500);
 
-/// How long no single-use session is stored after the store refused one.
+/// How long the server stores no single-use session after the store refused one.
 const SINGLE_USE_PAUSE: Duration = Duration::from_secs(5);
 
 pub(in crate::store) struct WorkerConnection {
     pub(super) remote: Arc<RemoteStore>,
     /// `None` while the store is down.
     connection: RefCell<Option<OpenConnection>>,
-    /// Rises with each connection. The failure of an earlier connection does not count against the next.
+    /// Rises with each connection. A request that fails on an earlier connection does not count against the
+    /// current connection.
     generation: Cell<u64>,
     breaker: RefCell<CircuitBreaker>,
     /// When the store last refused a single-use session.
@@ -77,7 +78,8 @@ impl WorkerConnection {
     pub(in crate::store) async fn start(self: &Rc<Self>) {
         self.remote.metrics.add_worker();
         tokio::task::spawn_local(Rc::clone(self).keep_connected());
-        // If this takes longer, handshakes are full until there is a connection.
+        // After the deadline the worker starts without a connection. Until it has one, it finds no session in the
+        // store, and those clients get a full handshake.
         let _ = timeout(START_DEADLINE, self.changed.notified()).await;
     }
 
@@ -100,7 +102,7 @@ impl WorkerConnection {
         answer
     }
 
-    /// The same as [`Self::request`], for as long as a handshake may still wait.
+    /// Like [`Self::request`], with the handshake's remaining budget as the limit.
     pub(super) async fn request_within(
         &self,
         context: &mut StoreContext,
@@ -208,7 +210,7 @@ impl WorkerConnection {
     async fn connect(&self) -> Result<OpenConnection, RequestError> {
         let connector = &self.remote.connector;
         let mut open = within(CONNECT_DEADLINE, connector.connect()).await?;
-        // The store must answer as fast as handshakes need.
+        // This request has the time limit of handshakes, so a store that is too slow for handshakes stays down.
         let read = self.remote.rules.read();
         let answer = open.connection.query(&read, self.remote.timeout).await?;
         self.remote.rules.learn(&answer);
@@ -230,7 +232,8 @@ impl WorkerConnection {
         }
     }
 
-    /// Tests the connection regularly, so that this task notices its end before a client does.
+    /// Tests the connection regularly, so that this task notices the end of the connection before a client
+    /// does.
     async fn test_until_given_up(&self) {
         let ping = redis::cmd("PING");
         while self.is_up() {
@@ -243,7 +246,7 @@ impl WorkerConnection {
         }
     }
 
-    /// Replaces the connection if it needs renewed certificates. The old one stays if this fails.
+    /// Replaces the connection if it needs renewed certificates. If this fails, the old connection stays.
     async fn renew(&self) {
         let Some(open) = self.connection.borrow().clone() else {
             return;
@@ -253,10 +256,10 @@ impl WorkerConnection {
         };
         match self.connect().await {
             Ok(open) if self.is_up() => self.replace_connection(open),
-            // A store that is slow for a moment says nothing about the certificates.
+            // A timeout says nothing about the certificates, so they are tried again.
             Err(RequestError::Timeout) => {}
             _ => {
-                // The new certificates are tried once only.
+                // After another error, these certificates are not tried again.
                 if let Some(open) = self.connection.borrow_mut().as_mut() {
                     open.tls_version = Some(version);
                 }
@@ -264,7 +267,7 @@ impl WorkerConnection {
         }
     }
 
-    /// Exchanges with the other servers of the farm: forget rules, time and server number.
+    /// Exchanges forget rules, time and server number with the other servers of the farm, through the store.
     async fn exchange_farm_state(&self) {
         let RemoteStore {
             rules,
@@ -279,7 +282,7 @@ impl WorkerConnection {
                 let _ = self.exchange(&command, *timeout).await;
             }
         }
-        // This is not part of `exchange`, because a store that refuses TIME is not given up.
+        // TIME does not go through `exchange`, because a store that fails only at TIME is not given up.
         let open = self.connection.borrow().clone();
         if let Some(mut open) = open
             && let Some(command) = clock.next_read()

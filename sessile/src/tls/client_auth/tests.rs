@@ -6,7 +6,7 @@ use rcgen::{
 use std::fs;
 use std::time::SystemTime;
 
-/// A day of the year 2026.
+/// A day of January 2026.
 fn day(day: u8) -> Time {
     let days = humantime::parse_rfc3339(&format!("2026-01-{day:02}T00:00:00Z")).expect("a time");
     let since = days.duration_since(SystemTime::UNIX_EPOCH);
@@ -178,7 +178,8 @@ fn a_list_of_a_root_makes_intermediates_revocable() {
     let refused = Err(Reason::ClientAuth);
     let below = |revoked: &[u64]| list(&chain.below, 20, revoked);
     let root = |revoked: &[u64]| list(&chain.root, 20, revoked);
-    // The list of the issuing authority is enough. Without it, the client's status is unknown.
+    // The list of the issuing authority is enough. Without this list, the client's status is
+    // unknown.
     assert_eq!(chain.verify_with(&[below(&[])]), Ok(()));
     assert_eq!(chain.verify_with(&[below(&[3])]), refused);
     assert_eq!(chain.verify_with(&[root(&[])]), refused);

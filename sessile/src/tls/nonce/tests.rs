@@ -170,7 +170,8 @@ fn feed(mut bytes: &[u8], mut read: impl FnMut(&mut &[u8]) -> std::io::Result<us
     }
 }
 
-/// Fails if rustls changes the length of nonces, or the way in which it derives or sends them.
+/// Fails if rustls changes the length of nonces, derives PSKs in another way, or sends nonces in
+/// another way.
 #[test]
 fn clients_see_nonces_of_eight_bytes_and_resume() {
     let setup = Setup::new();
@@ -207,7 +208,8 @@ fn servers_with_long_and_short_nonces_resume_each_others_sessions() {
                 HandshakeKind::Resumed,
                 "{suite:?}"
             );
-            // A client uses its newest session first, so both kinds of sessions resume in this loop.
+            // A client uses its newest session first, so sessions with long and with short nonces
+            // resume in this loop.
             NONCES.take();
         }
     }
@@ -256,7 +258,8 @@ fn message(kind: u8, body: &[u8]) -> Vec<u8> {
 
 #[test]
 fn nonces_are_cut_for_every_record_size() {
-    // Some lengths have low bytes that underflow if the nonce is cut; the last is a large session.
+    // For some of these ticket lengths, the low byte of the message length underflows when the nonce
+    // is cut. The last length is that of a large session.
     let lengths = [1, 213, 214, 230, 237, 238, 300, 6500];
     let [flight, expected] = [RUSTLS_NONCE_LEN, SHORT_NONCE_LEN].map(|nonce| {
         let tickets = lengths.iter().flat_map(|len| ticket(nonce as u8, *len));

@@ -29,7 +29,7 @@ const LABEL: usize = 32;
 enum Answer {
     /// The server accepted the offered session.
     Resumes,
-    /// The types of the messages in clear.
+    /// The server made a full handshake. The value has the types of its messages in clear.
     Full(Vec<u8>),
     Alert,
 }
@@ -46,7 +46,8 @@ fn answer(server: SocketAddr, hello: &[u8]) -> Answer {
         match record[0] {
             ALERT => return Answer::Alert,
             HANDSHAKE => {}
-            // Encrypted from here on. TLS 1.2 gets here before ServerHelloDone only if it resumes.
+            // The rest is encrypted. In TLS 1.2, this record precedes ServerHelloDone only if the
+            // session resumes.
             _ if is_tls13 => return Answer::Full(messages),
             _ => return Answer::Resumes,
         }
@@ -69,7 +70,7 @@ fn answer(server: SocketAddr, hello: &[u8]) -> Answer {
     }
 }
 
-/// A ClientHello, and the position of the ticket or identity in it.
+/// A ClientHello, and the position of its ticket or PSK identity.
 struct Offer {
     how: How,
     hello: Vec<u8>,
@@ -140,8 +141,8 @@ impl Offer {
         hello
     }
 
-    /// The position of the extensions' length, after version, random, session ID, cipher suites and
-    /// compression methods.
+    /// The position of the extensions' length. It follows the version, random, session ID, cipher
+    /// suites and compression methods.
     fn extensions(&self) -> usize {
         let session_id = 5 + 4 + 2 + 32;
         let suites = session_id + 1 + usize::from(self.hello[session_id]);
@@ -220,7 +221,7 @@ fn sessions_of_one_site_do_not_resume_at_another() {
     }
 }
 
-/// Three servers with clocks six hours apart. Each clock is less than an epoch wrong.
+/// Three servers with clocks six hours apart. The error of each clock is less than an epoch.
 pub(super) fn six_hours_apart(farm: &Farm, sites: [&str; 3]) -> [Peer; 3] {
     let setup = |clock, site| Setup {
         clock,

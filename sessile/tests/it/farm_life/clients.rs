@@ -44,7 +44,7 @@ impl How {
 pub(crate) struct Returning {
     how: How,
     program: Program,
-    /// The index of the server in the last visit.
+    /// The address of the server in the last visit.
     last: Option<SocketAddr>,
     visits: usize,
 }
@@ -86,7 +86,8 @@ impl Returning {
         assert_eq!(verdict, "full/nothing-offered", "{}", self.name());
     }
 
-    /// Returns to the next server. The session must resume.
+    /// Returns to the next of these servers that is not the server of the last visit. The session
+    /// must resume.
     pub(crate) async fn return_to_other_servers(&mut self, servers: &[SocketAddr]) {
         let from = self.visits % servers.len();
         let to = *servers[from..]
@@ -123,8 +124,9 @@ impl Returning {
 
 const REQUEST: &str = "HEAD / HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
 
-/// Connects with the session in a file, saves the new session there and returns the verdict. The
-/// file need not exist at first. OpenSSL's clock decides whether the session is still offered.
+/// Connects with the session in a file, saves the new session there and returns the verdict. At the
+/// first visit, the file may be missing. OpenSSL offers the session if it has not expired by
+/// OpenSSL's clock.
 pub(crate) fn openssl(
     how: How,
     root: &Path,
@@ -136,7 +138,7 @@ pub(crate) fn openssl(
     visit.unwrap_or_else(|failure| panic!("{failure}"))
 }
 
-/// As [`openssl`], but `change` modifies the command before.
+/// As [`openssl`], but `change` modifies the command before it runs.
 pub(crate) fn openssl_with(
     how: How,
     root: &Path,
@@ -183,7 +185,7 @@ fn answer(command: &mut Command) -> Result<String, String> {
 }
 
 /// The verdict on the second of two GnuTLS connections. GnuTLS's program cannot save its session.
-/// With TLS 1.3 the program would have to wait for a ticket.
+/// This function does not support TLS 1.3, where the program would have to wait for a ticket.
 pub(crate) fn try_gnutls(how: How, root: &Path, server: SocketAddr) -> Result<String, String> {
     let priority = match how {
         How::SessionId => "NORMAL:-VERS-TLS1.3:%NO_TICKETS",
@@ -197,7 +199,7 @@ pub(crate) fn try_gnutls(how: How, root: &Path, server: SocketAddr) -> Result<St
     verdict_in(&run("gnutls-bin", &mut command, REQUEST))
 }
 
-/// The verdict in a program's output, or the whole output.
+/// The verdict in a program's output. The error is the whole output.
 fn verdict_in(ran: &Ran) -> Result<String, String> {
     let head = ran.stdout.split_once("sessile-verdict: ");
     match head.and_then(|(_, rest)| rest.split_whitespace().next()) {

@@ -11,8 +11,8 @@ use super::clients::{HOW, How, openssl, openssl_with};
 use super::{Farm, Setup};
 use crate::peers::{Cut, Peer, Proxy, run};
 
-/// Arguments that offer one of two cipher suites with the same hash. OpenSSL then offers a session
-/// of one suite with the other suite.
+/// Arguments that offer one of two cipher suites with the same hash. Therefore, OpenSSL offers a
+/// session of one suite together with the other suite.
 fn suite(how: How, other: bool) -> [&'static str; 2] {
     match (how, other) {
         (How::Psk, false) => ["-ciphersuites", "TLS_AES_128_GCM_SHA256"],
@@ -36,14 +36,15 @@ fn a_session_with_another_suite_is_declined_and_the_next_one_starts_with_age_zer
         let session = farm.path(&format!("suite-{how:?}.pem"));
         let at = |server, other| visit(&farm, &session, server, how, &suite(how, other));
         assert_eq!(at(&then, false), "full/nothing-offered");
-        // The server opens and checks the ticket before the library sees the suite.
+        // The server accepts the ticket. The library then declines the session because of the
+        // suite.
         assert_eq!(at(&now, true), "full/suite-mismatch", "{how:?}");
-        // Twelve hours after the first handshake, and six after the second.
+        // This is twelve hours after the first full handshake, but only six hours after the second.
         assert_eq!(at(&later, true), how.verdict());
     }
 }
 
-/// Makes OpenSSL omit the extension, because `s_client` has no argument for this.
+/// An OpenSSL configuration that omits the extension. `s_client` has no argument for this.
 const WITHOUT_EMS: &str = "openssl_conf = all\n[all]\nssl_conf = ssl\n[ssl]\nsystem_default = tls\n\
                            [tls]\nOptions = -ExtendedMasterSecret\n";
 

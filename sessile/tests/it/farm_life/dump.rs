@@ -1,5 +1,6 @@
-//! An attacker records all sessions of a farm: on the wire, in the store and on the disk. The key
-//! file is stolen a lifetime and two epochs later. It opens none of the recorded sessions.
+//! An attacker records all sessions of a farm: on the wire, in the store and on the disk. A
+//! lifetime and two epochs later, the attacker steals the key file, which opens none of the
+//! recorded sessions.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -22,9 +23,9 @@ const LIFETIME: u64 = 3;
 
 /// The data of an attacker who recorded everything.
 struct Recorded {
-    /// Seconds since the Unix epoch, before the first byte.
+    /// The start of the recording, in seconds since the Unix epoch.
     from: u64,
-    /// Seconds since the Unix epoch, after the last byte.
+    /// The end of the recording, in seconds since the Unix epoch.
     until: u64,
     /// The tickets and identities that clients sent.
     wire: Vec<Vec<u8>>,
@@ -94,7 +95,7 @@ fn record(farm: &Farm, server: &Peer) -> Recorded {
 }
 
 impl Recorded {
-    /// The stored sessions by the hash in their names. The hash is part of their encryption.
+    /// The stored sessions, each with the hash in its name. Decryption needs this hash, too.
     fn sessions(&self) -> impl Iterator<Item = ([u8; 32], &[u8])> {
         let hashed = |name: &[u8]| {
             let digits = name.strip_prefix(b"sessile:life:")?;
@@ -111,7 +112,7 @@ impl Recorded {
         entries.filter_map(move |(name, value)| Some((hashed(name)?, &value[..])))
     }
 
-    /// The parts that a key opens, with the matching clock.
+    /// The parts that a key opens at any second since the start of the recording.
     fn opened(&self, key: &FarmKey) -> Opened {
         let around = self.from - 2..unix_secs() + 2;
         let schedules: Vec<Schedule> = around
@@ -143,8 +144,8 @@ impl Recorded {
     }
 }
 
-/// The verdicts of a server with this key, this clock and the recorded store. The client's clock is
-/// always at `then`, because a later client would not offer the sessions.
+/// The verdicts of a server with this key, this clock and the recorded store. The client's clock
+/// stands at `then`, because a client with a later clock would not offer the sessions.
 fn verdicts(
     farm: &Farm,
     key: &Path,
@@ -176,7 +177,7 @@ fn a_key_file_stolen_after_a_lifetime_and_two_epochs_opens_no_recorded_session()
     let recorded = record(&farm, &server);
     assert!(recorded.sessions().count() > 0);
 
-    // Read a running server's file as soon as it should open nothing.
+    // Copy the key file of a running server as soon as this file must not open the recording.
     let over = recorded.until + LIFETIME + 2 * ROTATE;
     eventually("a lifetime and two epochs", || unix_secs() >= over);
     let file = farm.key("web1");
@@ -186,7 +187,7 @@ fn a_key_file_stolen_after_a_lifetime_and_two_epochs_opens_no_recorded_session()
     let stolen = farm.path("stolen.key");
     fs::copy(&file, &stolen).unwrap();
     drop(server);
-    // Check the first copy of the key at the same time.
+    // Move the first copy of the key forward to the same time.
     let [early, mut moved] = [(); 2].map(|()| sessile::key::load(&first_copy).unwrap());
     assert!(moved.move_forward(Time::from_unix_millis(over * 1000)));
 
@@ -201,7 +202,7 @@ fn a_key_file_stolen_after_a_lifetime_and_two_epochs_opens_no_recorded_session()
     };
     assert_eq!(recorded.opened(&early), everything);
 
-    // The attacker's server, with its clock stopped at the time of the recording.
+    // The attacker's server has its clock stopped at the time of the recording, or a correct clock.
     let then = stopped_clock(SystemTime::UNIX_EPOCH + Duration::from_secs(recorded.until));
     for clock in [Some(&*then), None] {
         let verdicts = verdicts(&farm, &stolen, &recorded, clock, &then);

@@ -1,5 +1,5 @@
 //! Clients return to another server each time and never need a second full handshake. The farm has
-//! real servers, each with a copy of the key file, one Redis and no balancer.
+//! real servers, each with a copy of the key file. It has one Redis and no balancer.
 
 mod attacks;
 pub(crate) mod clients;
@@ -21,7 +21,7 @@ use clients::{How, Returning, openssl};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_sessile");
 
-/// The settings of one server that differ from the others.
+/// The settings in which a server differs from the other servers.
 #[derive(Clone, Copy, Default)]
 struct Setup<'a> {
     /// The server's clock as an argument of faketime. The default is the real clock.
@@ -50,7 +50,8 @@ struct Farm {
 }
 
 impl Farm {
-    /// A farm whose first key was made with `--rotate` and `--max-lifetime`, at this time.
+    /// A farm whose first key is made with `--rotate` and `--max-lifetime`, by a command with this
+    /// clock.
     fn new(rotate: &str, lifetime: &str, clock: Option<&str>) -> Self {
         let farm = Self {
             folder: tempfile::tempdir().unwrap(),
@@ -68,7 +69,8 @@ impl Farm {
         self.folder.path().join(name)
     }
 
-    /// The key file of a server: a copy of the first one, made before the server starts.
+    /// The key file of a server, which is a copy of the farm's first file. The first call makes the
+    /// copy.
     fn key(&self, server: &str) -> PathBuf {
         let file = self.path(&format!("{server}.key"));
         if !file.exists() {
@@ -114,7 +116,7 @@ impl Farm {
         Authority::open(self.folder.path()).unwrap().root
     }
 
-    /// Clients of every kind whose sessions were made by one server.
+    /// Clients of every kind, with sessions from one server.
     async fn clients_of(&self, server: &Peer) -> Vec<Returning> {
         let name = server.address().port().to_string();
         let mut clients = Returning::of_every_kind(&self.root(), self.folder.path(), &name);
@@ -150,7 +152,7 @@ fn unix_secs() -> u64 {
     now.unwrap().as_secs()
 }
 
-/// All clients return `times` times, each time to another server, and resume.
+/// Makes all clients return `times` times, each time to another server. Each session must resume.
 async fn return_to_other_servers(clients: &mut [Returning], servers: &[&Peer], times: usize) {
     let addresses: Vec<SocketAddr> = servers.iter().map(|server| server.address()).collect();
     for client in clients {
@@ -195,7 +197,7 @@ async fn all_clients_resume_at_every_server_before_and_after_a_reload() {
 async fn sessions_survive_the_restart_and_the_crash_of_their_server() {
     let farm = Farm::new("1h", "10h", None);
     let [one, two, three] = farm.serve_three();
-    // At this time, the clients know only the server that stops.
+    // These clients have visited only the server that stops.
     let mut drained = farm.clients_of(&one).await;
     drain(one);
     return_to_other_servers(&mut drained, &[&two, &three], 2).await;
@@ -208,7 +210,7 @@ async fn sessions_survive_the_restart_and_the_crash_of_their_server() {
     let two = farm.serve("web2");
     return_to_other_servers(&mut killed, &[&one, &two, &three], 3).await;
 
-    // Stop the server to which the clients return first.
+    // Kill a server, and let its clients return to this server first.
     let mut own = farm.clients_of(&three).await;
     three.kill();
     let three = farm.serve("web3");
@@ -268,7 +270,7 @@ async fn a_renewed_certificate_causes_no_full_handshake() {
 #[tokio::test(flavor = "current_thread")]
 async fn twelve_key_rotations_cause_no_full_handshake() {
     const ROTATIONS: u64 = 12;
-    // The key was made earlier, so that the files drop keys in each epoch.
+    // The key is older than its maximum lifetime, so that the files drop keys in each epoch.
     let farm = Farm::new("1s", "2m", Some("-300s"));
     let made = stands_at(&farm.key("web1"));
     let servers = farm.serve_three();

@@ -34,13 +34,13 @@ async fn a_start_with_the_clock_in_2099_loses_no_key() {
     let clients = clients_of(&farm.serve(&file, None)).await;
     let before = fs::read_to_string(&file).unwrap();
     let wrong = farm.serve(&file, Some(IN_2099));
-    // Wait until a running clock could confirm the time.
+    // Wait until the server has refused to move the file forward.
     eventually("it noticed", || {
         wrong
             .said()
             .contains("too far behind this clock to be moved forward")
     });
-    // Commands of an operator lose no key, either.
+    // The commands of an operator also lose no key.
     for arguments in [&["check"][..], &["rotate"], &["rotate", "--activate"]] {
         let output = key_at(&file, Some(IN_2099), arguments);
         assert!(output.status.success(), "{output:?}");
@@ -113,7 +113,8 @@ fn warns_about_first_copies_and_about_files_that_cannot_move_forward() {
     let earlier = check("-5h");
     assert!(earlier.contains("one of them is wrong"), "{earlier}");
 
-    // Run as another user if this user can write everywhere.
+    // The command must be unable to write to the folder of its key file. A read-only mode does not stop root, so
+    // root runs the command as another user.
     let folder = tempfile::tempdir().unwrap();
     let (fixed, program) = (
         folder.path().join("farm.key"),
@@ -190,7 +191,8 @@ async fn a_server_that_was_off_for_a_week_resumes_sessions_at_once() {
     let terms = ["new", "--rotate", "1h", "--max-lifetime", "10h"];
     assert!(key_at(&files[0], Some("-7d"), &terms).status.success());
     copy_key(&files[0], &files[1]);
-    // The running server has moved its file forward, because another clock confirms its own.
+    // The running server may move its file forward, because the clock of Redis confirms the
+    // server's clock.
     let first = ticket_epoch(&files[0]);
     let redis = Redis::start();
     let running = farm.serve_with(

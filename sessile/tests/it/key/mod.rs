@@ -1,5 +1,5 @@
-//! `sessile key`, and servers with copies of the farm key. All are real processes, with correct and
-//! wrong clocks.
+//! `sessile key`, and servers with copies of the farm key. All programs are real processes, with
+//! correct and wrong clocks.
 
 mod checksum;
 mod clock;
@@ -153,7 +153,7 @@ fn reload(server: &Peer, outcome: &str) {
 
 const TICKETS: [Mechanism; 2] = [Mechanism::Ticket, Mechanism::Psk];
 
-/// Clients of both kinds that have made their full handshake with a server.
+/// A client with a ticket and a client with a PSK, both from this server.
 async fn clients_of(server: &Peer) -> [Client; 2] {
     let clients = TICKETS.map(client);
     for client in &clients {
@@ -179,7 +179,7 @@ async fn verdict(client: &Client, server: &Peer) -> String {
     verdict.unwrap().to_owned()
 }
 
-/// New clients of every server resume at every other server.
+/// Asserts that new clients of every server resume at every server.
 async fn assert_all_resume_everywhere(servers: &[Peer]) {
     for maker in servers {
         for opener in servers {
@@ -359,7 +359,7 @@ fn a_rotation_names_its_times_and_refuses_contradictions() {
 fn concurrent_writers_lose_no_generation() {
     let farm = Farm::new();
     let file = farm.path("farm.key");
-    // The key was made earlier, so that the file can move forward.
+    // The key is older than its maximum lifetime, so that the file can move forward.
     let terms = ["new", "--rotate", "1s", "--max-lifetime", "30s"];
     assert!(key_at(&file, Some("-60s"), &terms).status.success());
     // This server moves the file forward every second, at the same time as the other writers.
@@ -394,14 +394,15 @@ async fn a_partial_roll_out_and_an_activation_lose_no_session() {
     let files: [_; 3] = farm.keys("1s", "1m");
     let servers = [0, 1, 2].map(|n| farm.serve(&files[n], None));
     let before = clients_of(&servers[0]).await;
-    // One server gets the new generation, and a second server gets a copy.
+    // The first server gets the new generation, and the second server gets a copy of the file.
     key_output(&files[0], &["rotate"]);
     copy_key(&files[0], &files[1]);
     for server in &servers[..2] {
         reload(server, "farm key reloaded generations=[0, 1] sealing=0");
     }
     assert_all_resume_everywhere(&servers).await;
-    // The third server has the generation, too. The first already seals with it.
+    // The third server also gets the new generation. The first server already seals with this
+    // generation.
     copy_key(&files[1], &files[2]);
     reload(
         &servers[2],
@@ -478,8 +479,8 @@ fn a_key_stolen_after_a_lifetime_and_two_epochs_opens_no_recorded_ticket() {
     let stolen = farm.path("stolen.key");
     fs::copy(&file, &stolen).unwrap();
     drop(server);
-    // The attacker stops all clocks at the time of the tickets. That only works with a key that
-    // never moved forward.
+    // The attacker stops all clocks at the time of the tickets. This attack succeeds only with a
+    // key file that has never moved forward.
     let then = stopped_clock(made);
     for (key, expected) in [(&first_copy, "resumed/"), (&stolen, "full/")] {
         let server = farm.serve(key, Some(&then));

@@ -13,7 +13,7 @@ use super::{Certificates, NAME, Peer, run};
 /// Limit of the time for a command, including the browser's start on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The path in Debian's package.
+/// The path of Chromium in Debian's package.
 const CHROMIUM: &str = "/usr/bin/chromium";
 
 /// A browser with its own profile. Stopped when dropped.
@@ -93,13 +93,13 @@ impl Browser {
 
 impl Drop for Browser {
     fn drop(&mut self) {
-        // The driver stops the browser. A killed driver would leave the browser running. If this
-        // fails, nothing else can be done.
+        // The driver stops the browser. A killed driver would leave the browser running. Ignore
+        // errors, because nothing else can stop the browser.
         let _ = request(self.driver.address(), "DELETE", &self.session, &json!({}));
     }
 }
 
-/// The value in the driver's answer.
+/// Sends a command to the driver. Returns the value in the driver's answer.
 fn ask(driver: SocketAddr, method: &str, path: &str, body: &Value) -> Value {
     let mut answer = request(driver, method, path, body)
         .unwrap_or_else(|error| panic!("{method} {path}: {error}"));

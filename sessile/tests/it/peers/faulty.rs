@@ -110,7 +110,7 @@ impl Faulty {
         Self::sharing(certificates, by, fault, &ticketer())
     }
 
-    /// The ticketer for the server's tickets.
+    /// Starts a server with a ticketer that other servers may share.
     pub(crate) fn sharing(
         certificates: &Certificates,
         by: By,
@@ -151,7 +151,7 @@ impl Faulty {
         thread::spawn(move || {
             for io in listener.incoming().flatten() {
                 let state = Arc::clone(&accepting);
-                // If a client disconnects, only its connection ends.
+                // Ignore errors: if a client disconnects, only its own connection ends.
                 thread::spawn(move || state.serve(io));
             }
         });
@@ -249,7 +249,7 @@ fn read_to_end(mut io: TcpStream) -> io::Result<()> {
     Ok(())
 }
 
-/// A session storage or ticketer for rustls that notices offers of the server's own session.
+/// A session storage or ticketer for rustls. The wrapper notices offers of the server's own session.
 #[derive(Debug)]
 struct Watched<T> {
     inner: T,

@@ -88,7 +88,7 @@ impl Metrics {
     ///
     /// # Panics
     ///
-    /// If there is none, so that a misspelt name does not count as zero.
+    /// If no series matches, so that a misspelt name does not count as zero.
     pub(crate) fn sum(&self, name: &str, labels: &[(&str, &str)]) -> u64 {
         let written = labels
             .iter()

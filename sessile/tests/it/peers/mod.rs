@@ -57,7 +57,8 @@ impl Certificates {
 
         let ca_key = KeyPair::generate().expect("a key");
         let mut ca = CertificateParams::new(Vec::new()).expect("no names");
-        // The CA has another name than the server. Some clients take equal names for self-signed.
+        // The CA needs another name than the server. If the names are equal, some clients take the certificate
+        // for self-signed.
         ca.distinguished_name
             .push(DnType::CommonName, "test authority");
         ca.is_ca = IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
@@ -67,7 +68,7 @@ impl Certificates {
         let key = KeyPair::generate().expect("a key");
         let names = vec![NAME.to_owned(), Ipv4Addr::LOCALHOST.to_string()];
         let mut server = CertificateParams::new(names).expect("valid names");
-        // OpenSSL takes a certificate with its issuer's name for self-signed.
+        // If a certificate has the name of its issuer, OpenSSL takes the certificate for self-signed.
         let names = &mut server.distinguished_name;
         names.push(DnType::CommonName, NAME);
         server.extended_key_usages = vec![
@@ -96,11 +97,11 @@ impl Certificates {
     }
 }
 
-/// A free port on 127.0.0.1 that no other test has got.
+/// A free port on 127.0.0.1 that no earlier call has returned.
 ///
-/// For programs that cannot choose a port. Another program may take the port, so [`Peer::start`]
-/// tries again. Ports of other tests must differ, because our servers share ports and a clash would
-/// go unnoticed.
+/// Use this for programs that cannot choose a port. Another program may take the port, so [`Peer::start`] tries
+/// again. Each test needs its own ports: sessile sets SO_REUSEPORT, so two servers could share a port
+/// unnoticed.
 pub(crate) fn free_port() -> u16 {
     static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
     loop {
@@ -125,8 +126,8 @@ impl Peer {
     ///
     /// # Panics
     ///
-    /// With the name of `package` if the program is missing; with the program's output if it does
-    /// not start.
+    /// With the name of `package` if the program is missing. With the program's output if the program does not
+    /// start.
     pub(crate) fn start(package: &str, command: impl Fn(u16) -> Command) -> Self {
         const TRIES: usize = 3;
         let mut said = String::new();
@@ -140,7 +141,7 @@ impl Peer {
         panic!("{package} does not start: {said}");
     }
 
-    /// Starts a program on a port that it has had before.
+    /// Starts a program that listens on `port`, and waits until it listens. The error is the program's output.
     pub(crate) fn start_on(port: u16, package: &str, mut command: Command) -> Result<Self, String> {
         let stderr = tempfile::tempfile().expect("a temporary file");
         let quiet = command
@@ -161,14 +162,14 @@ impl Peer {
             if let Some(status) = peer.child.try_wait().expect("a child's status") {
                 return Err(peer.last_words(status));
             }
-            // The process is alive, so the answering port belongs to it.
+            // The process is alive, so an answer on the port comes from this process.
             if TcpStream::connect(address).is_ok() {
                 return Ok(peer);
             }
             if Instant::now() > deadline {
                 return Err(format!("nothing listens on {address} after {START:?}"));
             }
-            // Programs have no common way to say that they listen, so this polls the port.
+            // Poll the port, because programs have no common way to report that they listen.
             std::thread::sleep(Duration::from_millis(5));
         }
     }
@@ -205,7 +206,7 @@ impl Peer {
     /// The standard error output so far.
     pub(crate) fn said(&self) -> String {
         let mut said = vec![0; 1 << 20];
-        // Read at a position: reading a stream would move the position where the program writes.
+        // Read at a position, because reading a stream would move the position where the program writes.
         let read = self.stderr.read_at(&mut said, 0).expect("a file");
         String::from_utf8_lossy(&said[..read]).into_owned()
     }
@@ -258,7 +259,7 @@ pub(crate) fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
 /// Gives a program a wall clock in the format of `faketime -f`. The program's monotonic clock does not
 /// change.
 ///
-/// The program is started directly: faketime would not pass a kill on to the program.
+/// The program does not run below faketime, because faketime would not pass a kill on to the program.
 pub(crate) fn set_clock(command: &mut Command, clock: &str) {
     static LIBRARY: OnceLock<String> = OnceLock::new();
     command.env("LD_PRELOAD", LIBRARY.get_or_init(faketime_library));
@@ -274,10 +275,10 @@ pub(crate) fn set_clock_by(command: &mut Command, file: &Path) {
     command.env("FAKETIME_NO_CACHE", "1");
 }
 
-/// The library that faketime loads into programs.
+/// The path of the library that faketime loads into programs.
 fn faketime_library() -> String {
-    // Killed programs leave files with their process IDs, and faketime fails with such an ID. So
-    // this asks faketime again.
+    // Killed programs leave files that are named after their process IDs. faketime fails if its own process has
+    // such an ID, so try again.
     const TRIES: usize = 5;
     for _ in 0..TRIES {
         let output = Command::new("faketime")
@@ -302,7 +303,7 @@ pub(crate) fn stopped_clock(time: SystemTime) -> String {
         .replace('Z', "")
 }
 
-/// The output of `openssl s_client` for a request for `/`, with these arguments.
+/// Requests `/` with `openssl s_client` and these arguments. Returns the output.
 pub(crate) fn s_client(server: SocketAddr, clock: Option<&str>, arguments: &[&str]) -> String {
     let mut command = Command::new("openssl");
     command.args(["s_client", "-ign_eof", "-servername", NAME, "-connect"]);
@@ -321,7 +322,7 @@ pub(crate) fn s_client(server: SocketAddr, clock: Option<&str>, arguments: &[&st
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// Connects and sends. Returns all bytes of the answer, up to the end or a reset.
+/// Connects and sends bytes. Returns all bytes of the answer, up to the end of the connection or a reset.
 pub(crate) fn send(address: SocketAddr, bytes: &[u8]) -> Vec<u8> {
     let mut io = TcpStream::connect(address).expect("a connection");
     io.set_read_timeout(Some(START)).expect("a socket");
@@ -351,7 +352,7 @@ pub(crate) fn openssl(certificates: &Certificates, arguments: &[&str]) -> Peer {
 /// nginx with one TLS server that answers 204, and with these directives.
 pub(crate) fn nginx(certificates: &Certificates, directives: &str) -> Peer {
     let protocols = if directives.contains("ssl_protocols") {
-        // A second directive would add to the first.
+        // A second `ssl_protocols` directive would add its versions to those of the first.
         ""
     } else {
         "ssl_protocols TLSv1.2 TLSv1.3;"
@@ -365,14 +366,15 @@ pub(crate) fn nginx(certificates: &Certificates, directives: &str) -> Peer {
     })
 }
 
-/// nginx with one server of these directives, for the port that it is given. Its files are in `folder`.
+/// nginx with one server, whose directives are the result of `server` for the port. The files of nginx are in
+/// `folder`.
 pub(crate) fn nginx_with(folder: &Path, server: impl Fn(u16) -> String) -> Peer {
     Peer::start("nginx", |port| {
         let folder = folder.join(format!("nginx-{port}"));
         fs::create_dir_all(&folder).expect("a folder");
         let config = folder.join("nginx.conf");
         let text = format!(
-            // One process, because a killed master would leave its workers running.
+            // Use one process, because a killed master would leave its workers running.
             "daemon off; master_process off; pid nginx.pid; error_log stderr warn;\n\
              events {{ worker_connections 256; }}\n\
              http {{\n\

@@ -1,5 +1,5 @@
-//! A proxy between a client and the program, which records the client's bytes or cuts them into
-//! pieces.
+//! A proxy that forwards a client's bytes to the program. The proxy keeps a copy of the first
+//! record, and can cut the record into pieces.
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -31,7 +31,7 @@ impl Proxy {
         thread::spawn(move || {
             for client in listener.incoming().map_while(Result::ok) {
                 let sender = sender.clone();
-                // The client sees how its connection ends.
+                // Ignore errors, because the client sees how its connection ends.
                 thread::spawn(move || pass(&client, upstream, cut, &sender));
             }
         });
@@ -66,7 +66,7 @@ fn pass(
         Cut::Whole => hello.len(),
         Cut::Segments | Cut::Records => 1,
     };
-    // The test may not read the record.
+    // Ignore the error if the test has dropped the proxy.
     let _ = hellos.send(hello);
     let (mut to_server, mut to_client) = (&server, client);
     for piece in cut_hello.chunks(piece) {

@@ -27,7 +27,7 @@ pub(crate) struct Ran {
 ///
 /// With the name of `package` if the program is missing, or if it does not end in time.
 pub(crate) fn run(package: &str, command: &mut Command, input: &str) -> Ran {
-    // Files instead of pipes, so that no thread has to read the output.
+    // Use files instead of pipes, so that no thread has to read the output.
     let [mut stdin, mut stdout, mut stderr] =
         [(); 3].map(|()| tempfile::tempfile().expect("a temporary file"));
     stdin.write_all(input.as_bytes()).expect("written");
@@ -78,7 +78,7 @@ fn text(file: &mut File) -> String {
 }
 
 impl Ran {
-    /// The result, which must be a success.
+    /// Returns the output of a program that must have succeeded.
     #[track_caller]
     pub(crate) fn succeeded(self) -> Self {
         let Self {

@@ -35,7 +35,8 @@ pub(crate) struct Sessile {
 }
 
 impl Sessile {
-    /// `sessile serve` with flags: static files below `root`, and state below `state`.
+    /// `sessile serve` with flags. It serves static files below `root`, and keeps its state below
+    /// `state`.
     pub(crate) fn serve(certificates: &Certificates, root: &Path, state: &Path) -> Self {
         let mut command = command("serve", state);
         command.args(["--listen", "127.0.0.1:0"]);
@@ -52,7 +53,8 @@ impl Sessile {
         Self::start(command, "serving address=")
     }
 
-    /// As [`Self::serve_configured`], by a program that starts the command in its last arguments.
+    /// As [`Self::serve_configured`], but `starter` starts the server. The server's command is the
+    /// last arguments of `starter`.
     pub(crate) fn serve_by(mut starter: Command, config: &Path, state: &Path) -> Self {
         let mut program = command("serve", state);
         program.arg("--config").arg(config);
@@ -116,8 +118,8 @@ impl Sessile {
         Self::start(command, "balancing address=")
     }
 
-    /// A role with a configuration file and an inherited listening socket, as a service manager
-    /// starts it. The program sends its state to `notify`.
+    /// Starts a role with a configuration file and an inherited listening socket, as a service
+    /// manager does. The program sends its state to `notify`.
     pub(crate) fn inheriting(
         role: &str,
         config: &Path,
@@ -333,7 +335,8 @@ impl std::ops::DerefMut for Farm {
     }
 }
 
-/// The command without the environment of the tests, which must not influence the program.
+/// The command for a role. Variables of the tests' environment must not influence the program, so
+/// the command removes them.
 fn command(role: impl AsRef<OsStr>, state: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sessile"));
     command.arg(role).env("XDG_STATE_HOME", state);
@@ -349,8 +352,8 @@ fn command(role: impl AsRef<OsStr>, state: &Path) -> Command {
     command
 }
 
-/// The command, started by a shell that makes its standard input the first inherited socket. Any
-/// other way would also pass the socket to children of other tests.
+/// A shell that starts the program, with the shell's standard input as the first inherited socket.
+/// Otherwise, programs that other tests start would also inherit the socket.
 pub(crate) fn inheriting(program: &Command, listener: &TcpListener, notify: &Path) -> Command {
     const PASS_ON: &str =
         "exec 3<&0 0</dev/null; LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=web exec \"$0\" \"$@\"";
@@ -363,7 +366,7 @@ pub(crate) fn inheriting(program: &Command, listener: &TcpListener, notify: &Pat
     shell
 }
 
-/// Makes a command the arguments of a shell that starts it.
+/// Passes a command to a shell, which starts the command from its arguments.
 fn pass_to(shell: &mut Command, program: &Command) {
     shell.arg(program.get_program()).args(program.get_args());
     for (name, value) in program.get_envs() {
@@ -414,7 +417,7 @@ impl OutputLog {
         self.find_after(0, &[part])
     }
 
-    /// The first line after `skip` lines that contains one of the parts.
+    /// Skips `lines` lines, and waits for the first line that contains one of the parts.
     fn find_after(&self, lines: usize, parts: &[&str]) -> String {
         let (heard, changed) = &*self.0;
         let deadline = Instant::now() + CONDITION_DEADLINE;
@@ -427,7 +430,7 @@ impl OutputLog {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() || heard.open == 0 {
                 let lines = heard.lines.join("\n");
-                // Other waiters must be able to panic, too.
+                // Release the lock before the panic, so that other threads can still use the log.
                 drop(heard);
                 panic!("sessile does not say {parts:?}, but:\n{lines}");
             }
@@ -443,7 +446,7 @@ impl OutputLog {
         word.parse().expect("an address")
     }
 
-    /// The address in a URL that begins with `prefix`, with `host` as its name.
+    /// The address in the first URL that begins with `prefix`. The result begins with `host`.
     fn address(&self, prefix: &str, host: &str) -> SocketAddr {
         let line = self.find(prefix);
         let (_, rest) = line.split_once(prefix).expect("it was found");

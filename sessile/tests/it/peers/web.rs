@@ -1,11 +1,11 @@
-//! Common web servers, each with its own sessions that no other server knows.
+//! Common web servers. Each server has its own sessions, which no other server knows.
 
 use std::fs;
 use std::process::Command;
 
 use super::{Certificates, Peer, nginx};
 
-/// The page at `/page`, with an inline icon so that the browser requests none.
+/// The page at `/page`. The icon is inline, so the browser does not request an icon.
 const PAGE: &str = "<link rel=icon href=data:,>";
 
 /// The mechanism by which clients of a farm resume.
@@ -114,7 +114,7 @@ fn apache(certificates: &Certificates, resumption: Resumption) -> Peer {
             key = certificates.key.display(),
         );
         fs::write(&config, text).expect("the configuration");
-        // One process, so that killing it leaves no other process.
+        // Run Apache as one process, so that no other process remains after a kill.
         let mut command = Command::new("/usr/sbin/apache2");
         command.args(["-X", "-f"]).arg(&config);
         command
@@ -130,7 +130,7 @@ fn caddy(certificates: &Certificates, resumption: Resumption) -> Peer {
     Peer::start("caddy", |port| {
         let folder = folder(certificates, "caddy", port);
         let config = folder.join("Caddyfile");
-        // Caddy makes new ticket keys if its folder has none.
+        // Each server has its own folder, where Caddy makes its own ticket keys.
         let text = format!(
             "{{\n admin off\n auto_https off\n storage file_system {root}\n}}\n\
              https://:{port} {{\n bind 127.0.0.1\n tls {chain} {key} {{\n  protocols {protocols}\n }}\n\

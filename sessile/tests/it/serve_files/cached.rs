@@ -1,4 +1,4 @@
-//! Small files in memory: they are current, and never mixed.
+//! Small files that the server keeps in memory. Responses are current, and never mix two versions of a file.
 
 use std::fs::{self, File, Permissions};
 use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
@@ -12,17 +12,17 @@ use std::time::{Duration, Instant, SystemTime};
 use super::{Site, VERSIONS, configuration, files};
 use crate::peers::{Certificates, Sessile, eventually};
 
-/// Within this time after a change, a request may still get the content from before it.
+/// For this time after a change, a request may still get the old content.
 pub(super) const USABLE: Duration = Duration::from_secs(2);
 
 const CLIENTS: usize = 3;
 
-/// One page: small, so that a file system reads it in one piece.
+/// The content of a page. It is small, so that a file system reads the file in one piece.
 fn content(letter: char) -> String {
     String::from(letter).repeat(3000)
 }
 
-/// Writes a file whose last change is long enough ago that it may stay in memory.
+/// Writes a file with an old modification time, so that the server may keep the file in memory.
 fn write_settled(path: &Path, content: &str) {
     fs::write(path, content).unwrap();
     let settled = SystemTime::now() - Duration::from_secs(60);
@@ -40,7 +40,7 @@ fn hits(site: &Site) -> u64 {
         .sum("sessile_file_cache_hits_total", &[])
 }
 
-/// Requests a path until it is answered from memory.
+/// Requests a path until the server answers from memory.
 pub(super) fn keep_in_memory(site: &Site, path: &str, expected: &str) {
     let before = hits(site);
     eventually("the file comes from memory", || {
@@ -55,8 +55,8 @@ struct Seen {
     body: String,
 }
 
-/// Changes the file of `path` while clients request it. Each response is whole and from before or after the
-/// change, and from after it if it was requested more than two seconds later.
+/// Changes the file of `path` while clients request it. Each response must be entirely old or entirely new.
+/// Responses to requests more than two seconds after the change must be new.
 fn change_under_load(
     site: &Site,
     path: &str,
@@ -134,7 +134,7 @@ fn a_file_in_memory_follows_every_change_of_its_path() {
         fs::remove_file(&page).unwrap()
     });
 
-    // A link that leads out of the folder.
+    // The file becomes a link to a file outside of the folder, which the server must not follow.
     write_settled(&page, &old);
     change_under_load(&site, "/page", &old, (404, ""), || {
         fs::rename(&page, &other).unwrap();
@@ -216,7 +216,7 @@ fn conditions_and_ranges_are_answered_from_memory() {
 fn files_that_changed_just_now_are_large_or_are_missing_do_not_stay_in_memory() {
     let site = Site::start();
     fs::write(site.path("www/new"), content('a')).unwrap();
-    // Later changes stay within the resolution of the file system's clock.
+    // A modification time in the future counts as a change just now, however slow the test is.
     let future = SystemTime::now() + Duration::from_secs(3600);
     File::options()
         .write(true)

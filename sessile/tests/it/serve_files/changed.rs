@@ -1,4 +1,4 @@
-//! Files whose download takes long: they change while they are sent, or one client has many.
+//! Long downloads. A file changes while the server sends it, or one client has many downloads.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -7,7 +7,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use super::{Site, TEXT, VERSIONS, configuration, files};
 use crate::peers::{Certificates, Sessile, eventually};
 
-/// More than the buffers between curl and the server can have.
+/// The size of a file that the buffers between curl and the server cannot hold.
 const LENGTH: u64 = 96 << 20;
 
 /// A download that has received its first bytes. curl stops reading until the test reads on.
@@ -51,7 +51,7 @@ impl Download {
 
 impl Drop for Download {
     fn drop(&mut self) {
-        // It may have ended already.
+        // The process may have ended already.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
@@ -72,7 +72,7 @@ fn a_file_that_becomes_shorter_ends_its_response_with_an_error() {
         file.unwrap().set_len(1000).unwrap();
         let (received, status) = download.finish();
         assert!(received < LENGTH, "{received}");
-        // curl: 18 is a partial file, 92 a reset stream.
+        // The exit status of curl is 18 for a partial file, and 92 for a reset stream.
         assert!(matches!(status.code(), Some(18 | 92)), "{status}");
     }
     let cut = [("cause", "cut")];
@@ -136,7 +136,7 @@ fn a_source_with_many_slow_downloads_leaves_files_for_others() {
     assert_eq!(downloads.len(), PLACES, "a single source may use all");
     assert!(start("--http1.1").is_none());
     assert_eq!(site.failures_by("overloaded"), 1);
-    // Small files are not open while they are sent, nor while a part of them is.
+    // The server closes a small file before it sends the response, or a part of the file.
     assert_eq!(site.get("/text.txt", &[]).body, TEXT);
     assert_eq!(site.get("/text.txt", &["-r", "0-4"]).body, TEXT[..5]);
 

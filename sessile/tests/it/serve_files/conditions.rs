@@ -73,7 +73,7 @@ fn a_resumed_download_is_of_one_version() {
             assert_eq!(resume(validator), whole, "{validator}");
         }
 
-        // Another version of the same length.
+        // Write another version of the file with the same length.
         let path = site.path("www/text.txt");
         let changed = TEXT.to_uppercase();
         fs::write(&path, &changed).unwrap();

@@ -17,7 +17,7 @@ use crate::peers::{Certificates, NAME, Sessile, run};
 const TEXT: &str = "0123456789abcdefghij";
 const SECRET: &str = "not for everyone";
 
-/// A server with files. Some files are outside of its root.
+/// A server with a folder of files. Some files are outside of the served folder.
 struct Site {
     certificates: Certificates,
     files: TempDir,
@@ -36,7 +36,7 @@ impl Site {
         }
     }
 
-    /// As [`Site::start`], with the root at a route's path.
+    /// As [`Site::start`], but serves the files below the path of a route.
     fn start_below(path: &str) -> Self {
         let (certificates, files) = (Certificates::new(), files());
         let routes = format!("[[site.route]]\npath = {path:?}\nfiles = \"www\"\n");
@@ -54,7 +54,7 @@ impl Site {
         self.files.path().join(name)
     }
 
-    /// A request for a path, which curl sends unchanged.
+    /// A curl command that requests a path. curl sends the path unchanged.
     fn curl(&self, path: &str, arguments: &[&str]) -> Command {
         let port = self.sessile.address().port();
         let mut command = Command::new("curl");
@@ -73,7 +73,8 @@ impl Site {
     }
 }
 
-/// The paths of a configuration file for one site with these routes, and of a state folder.
+/// Writes a configuration file for one site with these routes. Returns the paths of this file and
+/// of a state folder.
 fn configuration(certificates: &Certificates, files: &TempDir, routes: &str) -> (PathBuf, PathBuf) {
     let config = files.path().join("sessile.toml");
     let text = format!(
@@ -233,13 +234,15 @@ fn refuses_methods_that_write() {
             assert_eq!(response.header("allow"), Some("GET, HEAD"), "{method}");
         }
     }
-    // The server refuses an upload while it is sent. The response arrives nevertheless.
+    // The server refuses an upload before all of its bytes are sent. The response must arrive
+    // nevertheless.
     let file = site.files.path().join("upload");
     fs::File::create(&file).unwrap().set_len(16 << 20).unwrap();
     let upload = format!("@{}", file.display());
     let arguments = ["--http1.1", "--header", "expect:", "--data-binary", &upload];
     assert_eq!(site.get("/text.txt", &arguments).status, 405);
-    // Over HTTP/2, curl 7.88 fails if the response arrives before it has sent the body.
+    // Use HTTP/1.1: over HTTP/2, curl 7.88 fails if the response arrives before curl has sent the
+    // body.
     let posted = site.get("/text.txt", &["--http1.1", "--data", "a body"]);
     assert_eq!(posted.status, 405);
     assert_eq!(
@@ -294,7 +297,7 @@ fn redirects_a_folder_without_a_trailing_slash() {
         for (site, path, location) in [
             (&home, "/sub", "/sub/"),
             (&home, "/sub?a=b", "/sub/?a=b"),
-            // With two slashes, the name of the folder would become a host.
+            // A location that begins with two slashes would make the folder's name a host.
             (&home, "//sub", "/sub/"),
             (&below, "/files/sub", "/files/sub/"),
             (&below, "/files/sub?a=b", "/files/sub/?a=b"),

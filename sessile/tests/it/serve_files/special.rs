@@ -1,4 +1,4 @@
-//! Names that are not those of regular files inside the folder.
+//! Paths that do not name a regular file inside the served folder.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -13,7 +13,8 @@ fn a_fifo_is_not_found_however_often_it_is_requested() {
     let site = Site::start();
     let fifo = site.path("www/fifo");
     run("coreutils", Command::new("mkfifo").arg(&fifo), "").succeeded();
-    // More requests than a worker has threads.
+    // Make more requests than a worker has threads, because an open of the FIFO would block a
+    // thread.
     let arguments = [
         "--parallel",
         "--parallel-max",
@@ -90,7 +91,7 @@ fn links_lead_out_of_the_folder_only_where_the_route_allows_that() {
 
 #[test]
 fn without_openat2_no_link_is_followed_and_the_log_says_so() {
-    // ENOSYS of an old kernel, EPERM of an old sandbox.
+    // An old kernel returns ENOSYS, and an old sandbox returns EPERM.
     for errno in ["38", "1"] {
         let (certificates, files) = (Certificates::new(), files());
         symlink("text.txt", files.path().join("www/inside")).unwrap();

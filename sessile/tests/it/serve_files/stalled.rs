@@ -1,4 +1,4 @@
-//! A file system that does not answer: a real one, through FUSE.
+//! Files of a FUSE file system that does not answer.
 
 use std::fs;
 use std::process::{Command, Stdio};
@@ -8,10 +8,10 @@ use super::cached::{USABLE, keep_in_memory};
 use super::{Site, TEXT, VERSIONS, configuration, files};
 use crate::peers::{Certificates, Sessile, run};
 
-/// More requests than a folder has threads, and than a worker has.
+/// A number of requests that is larger than the number of threads of a folder or a worker.
 const REQUESTS: usize = 40;
 
-/// A site with the file system below `/stalled`, files of a disk below `/`, and a text.
+/// A site with the FUSE file system at `/stalled`, files from a disk at `/`, and a text at `/text`.
 fn site() -> Site {
     assert!(
         fs::exists("/dev/fuse").unwrap(),
@@ -110,7 +110,7 @@ fn a_response_whose_file_system_stalls_ends_with_an_error() {
         assert_eq!((whole.status, whole.body.len()), (200, 2 << 20));
         let arguments = [version, "--max-time", "30", "--output", "/dev/null"];
         let cut = run("curl", &mut site.curl(path, &arguments), "");
-        // curl: 18 is a partial file, 92 a reset stream.
+        // The exit status of curl is 18 for a partial file, and 92 for a reset stream.
         assert!(matches!(cut.status.code(), Some(18 | 92)), "{}", cut.stderr);
     }
     assert_eq!(site.failures("cut"), 2);

@@ -1,4 +1,5 @@
-//! Clients that hold requests or flood a connection, beside clients of another source prefix.
+//! Attackers that hold requests or flood a connection. Clients with another source prefix must
+//! still get answers.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -17,14 +18,16 @@ const BEHIND_PROXY: &str = "proxy-protocol = true\nproxy-trusted = [\"127.0.0.1\
 const COUNT: &str = r#"[[":method", "GET"], [":scheme", "https"], [":authority", "farm.test"],
                         [":path", "/count"]]"#;
 
-/// Connections with 32 requests each: more requests than an upstream has slots (1,024).
+/// The number of connections, with 32 requests each. An upstream has only 1,024 slots for these
+/// requests.
 const CONNECTIONS: &str = "35";
 
-/// Bodies may stand still for a second. Connections may be idle for longer.
+/// The server gives up a body that makes no progress for a second. Idle connections may last
+/// longer.
 const IMPATIENT: &str = "[connection]\nbody-timeout = \"1s\"";
 
 impl ProxySetup {
-    /// The HTTP/2 client with an action of `h2_client.py`.
+    /// A command that runs an action of the HTTP/2 client `h2_client.py`.
     fn h2(&self, source: &str, action: &[&str]) -> Command {
         let script = concat!(
             env!("CARGO_MANIFEST_DIR"),
@@ -42,7 +45,7 @@ impl ProxySetup {
         self.h2_from(ATTACKER, action)
     }
 
-    /// The lines that an action of a client with this address prints.
+    /// The lines that an action prints, if the client has the address `source`.
     fn h2_from(&self, source: &str, action: &[&str]) -> Vec<String> {
         let mut command = self.h2(source, action);
         let said = run("python3", &mut command, "").succeeded().stdout;
@@ -55,7 +58,7 @@ impl ProxySetup {
     }
 }
 
-/// An attacker that holds its requests until it is dropped.
+/// An attacker that holds its requests until this value is dropped.
 struct Holding(Child);
 
 impl Holding {
@@ -93,7 +96,7 @@ fn slow_requests_of_one_source_leave_slots_for_another() {
         assert_eq!(setup.results("displaced"), 0, "a single source may use all");
         for displaced in 1..=5 {
             assert_eq!(setup.h2_from(other, &["ask", COUNT]), ["0"], "{action}");
-            // The slot is free again after the first request.
+            // Later requests may reuse the slot that the first request has freed.
             eventually("a request ended", || setup.results("displaced") >= 1);
             assert!(setup.results("displaced") <= displaced);
         }
@@ -140,7 +143,8 @@ fn a_request_body_that_stands_still_gets_408() {
 fn a_response_that_the_client_does_not_read_is_cut() {
     let app = upstream();
     let setup = ProxySetup::start(&[app.address().port()], IMPATIENT);
-    // The routes of an upstream and of this server. Each connection goes on.
+    // Test a route to the upstream and a route that sessile answers. After the reset, the
+    // connection stays usable.
     for path in ["/sized?65536", "/here"] {
         let said = setup.h2_says(&["stop_reading", path]);
         assert_eq!(said, ["reset 8 after 0", "here"], "{path}");
@@ -164,7 +168,7 @@ fn a_response_that_the_client_does_not_read_is_cut() {
 #[test]
 fn a_response_that_moves_slowly_is_complete() {
     let app = upstream();
-    // The response takes eight seconds, and each step one.
+    // The response takes eight seconds, with a step in each second.
     let patient = "[connection]\nbody-timeout = \"5s\"";
     let setup = ProxySetup::start(&[app.address().port()], patient);
     assert_eq!(setup.h2_says(&["read_slowly", "131072"]), ["complete"]);
@@ -185,7 +189,7 @@ fn floods_of_frames_without_work_end_their_connection_only() {
     let app = upstream();
     let setup = ProxySetup::start(&[app.address().port()], "");
     let counted = ["window-update", "priority", "settings", "ping", "unknown"];
-    // The HTTP/2 library limits these.
+    // The HTTP/2 library limits these kinds of frames.
     let others = ["reset", "continuation"];
     for kind in counted.into_iter().chain(others) {
         assert_eq!(setup.h2_says(&["flood", kind]), ["goaway 11"], "{kind}");
@@ -211,7 +215,7 @@ fn frames_without_work_keep_no_connection_open() {
 fn a_client_that_acknowledges_every_frame_is_no_flood() {
     let app = upstream();
     let setup = ProxySetup::start(&[app.address().port()], "");
-    // Over 4,000 frames without work.
+    // The client sends more than 4,000 frames that cause no work.
     assert_eq!(setup.h2_says(&["read_eagerly", "33554432"]), ["complete"]);
     let metrics = setup.sessile.metrics();
     assert_eq!(metrics.sum("sessile_http2_floods_total", &[]), 0);

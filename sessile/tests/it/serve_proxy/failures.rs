@@ -36,7 +36,8 @@ fn a_silent_upstream_gives_504() {
         let (status, _, body) = setup.get("/stall", &[version]);
         assert_eq!((status, &*body), (504, "504 Gateway Timeout\n"));
     }
-    // Over HTTP/2, curl 7.88 ignores a response that arrives before it has sent the body.
+    // Use HTTP/1.1: over HTTP/2, curl 7.88 ignores a response that arrives before curl has sent the
+    // body.
     let arguments = ["--http1.1", "-HExpect:", "-T", upload];
     assert_eq!(setup.status("/stall-at-body", &arguments), 504);
     assert_eq!(setup.results("timeout"), 3);
@@ -68,7 +69,7 @@ fn slow_clients_are_served() {
     let setup = ProxySetup::start(&[app.address().port()], "response-timeout = \"1s\"");
     let mut python = Command::new("python3");
     let port = setup.sessile.address().port().to_string();
-    // This takes longer than the upstream's time limit, which is paused while the client sends.
+    // The upload takes longer than `response-timeout`, which does not run while the client sends.
     python.args(["-c", SLOW, &port]);
     python.arg(&setup.certificates.ca).arg("1.5");
     let answer = run("python3", &mut python, "").succeeded().stdout;
@@ -78,7 +79,7 @@ fn slow_clients_are_served() {
     );
 }
 
-/// The upstream has one second. A connection is idle after a third of a second.
+/// The upstream must answer within a second. A connection is idle after 0.3 seconds.
 const THINKING: &str = "response-timeout = \"1s\"\n[connection]\nidle-timeout = \"300ms\"";
 
 #[test]
@@ -87,14 +88,16 @@ fn a_client_that_waits_for_an_upstream_is_not_idle() {
     let setup = ProxySetup::start(&[app.address().port()], THINKING);
     for version in VERSIONS {
         assert_eq!(setup.status("/stall", &[version]), 504);
-        // The upstream began to answer. It is cut off at its own time limit, not at the client's.
+        // The upstream stops within its response. `response-timeout` ends this response, not the
+        // client's `idle-timeout`.
         let ran = setup.ask("/stall-in-body", &[version]);
         assert_eq!((ran.status.success(), &*ran.stdout), (false, "a part"));
     }
     assert_eq!((setup.results("timeout"), setup.results("cut")), (2, 2));
 }
 
-/// Sends data without reading until its input ends. Arguments: port, CA file, data.
+/// Sends data and reads no answer. Waits until the end of its standard input. Arguments: port, CA
+/// file, data.
 pub(super) const STUCK: &str = r#"
 import socket, ssl, sys
 port, ca, request = sys.argv[1:]
@@ -153,7 +156,7 @@ fn a_truncated_response_never_looks_complete() {
             assert!(!ran.status.success(), "{version} {path}: {}", ran.stdout);
         }
     }
-    // Without lengths and chunks, only TLS shows that data is missing.
+    // Without a length and chunks, the client can only tell from TLS that data is missing.
     for path in paths {
         let mut python = Command::new("python3");
         let port = setup.sessile.address().port().to_string();
@@ -186,7 +189,8 @@ fn retries_idempotent_requests_on_a_closing_connection() {
     assert_eq!(setup.status(path, &[]), 200);
     assert_eq!(setup.status(path, &[]), 200);
     assert_eq!(app.said().matches("asked").count(), 3);
-    // The request uses the connection that the second request left open.
+    // This POST uses the connection that the second request left open. The server must not send the
+    // POST again.
     assert_eq!(setup.status(path, &["--data", "once only"]), 502);
     assert_eq!(app.said().matches("asked").count(), 4);
     assert_eq!((setup.results("ok"), setup.results("closed")), (2, 1));

@@ -1,5 +1,5 @@
 //! Sites that share an upstream. One site requires client certificates, and no Host header bypasses
-//! that.
+//! this requirement.
 
 use std::fs;
 use std::process::Command;
@@ -17,7 +17,7 @@ struct Sites {
 }
 
 impl Sites {
-    /// Starts a server with an open site of these names, and the guarded site.
+    /// Starts a server with an open site for these names, and the guarded site.
     fn start(upstream: u16, names: &str) -> Self {
         let (certificates, folder) = (Certificates::new(), tempfile::tempdir().unwrap());
         let Certificates { chain, key, ca, .. } = &certificates;
@@ -47,7 +47,8 @@ impl Sites {
         }
     }
 
-    /// The answer to these bytes on a connection with this server name, or with none.
+    /// The answer to these bytes on a connection with this server name. `None`: the ClientHello has
+    /// no server name.
     fn raw(&self, server_name: Option<&str>, request: &str) -> String {
         let mut command = Command::new("openssl");
         command.args(["s_client", "-quiet", "-connect"]);
@@ -108,7 +109,8 @@ fn an_unknown_host_does_not_reach_the_upstream() {
         ("", "400"),
     ] {
         assert_eq!(sites.status(Some(NAME), host), status, "{host:?}");
-        // curl, hyper or sessile refuses a host that is no valid authority.
+        // Over HTTP/2, curl, hyper or sessile refuses the request if the host is no valid
+        // authority.
         let ran = sites.curl(&["--http2"], host);
         let refused = !ran.status.success() || ran.stdout == status;
         assert!(host.is_empty() || refused, "{host:?}: {}", ran.stdout);
@@ -143,7 +145,7 @@ fn every_spelling_of_the_sites_host_reaches_the_upstream() {
         assert_eq!(sites.status(Some(NAME), host), "200", "{host}");
         assert_eq!(sites.curl(&["--http2"], host).succeeded().stdout, "200");
     }
-    // HTTP/1.0 needs no Host. The site of the handshake answers.
+    // A request of HTTP/1.0 needs no Host. The site of the handshake answers such a request.
     let answer = sites.raw(Some(NAME), "GET /echo HTTP/1.0\r\n\r\n");
     assert!(answer.starts_with("HTTP/1.0 200 "), "{answer}");
 }

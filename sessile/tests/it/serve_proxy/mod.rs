@@ -125,7 +125,7 @@ fn header<'h>(head: &'h str, name: &str) -> Option<&'h str> {
     field.map(|(_, value)| value.trim_end())
 }
 
-/// The values of a header at the upstream.
+/// The values of a header in the request that the upstream got.
 fn seen<'v>(asked: &'v Value, name: &str) -> Vec<&'v str> {
     let headers = asked["headers"].as_array().unwrap().iter();
     let named = headers.filter(|header| header[0] == name);
@@ -134,7 +134,7 @@ fn seen<'v>(asked: &'v Value, name: &str) -> Vec<&'v str> {
 
 const VERSIONS: [&str; 2] = ["--http1.1", "--http2"];
 
-/// Without this, curl offers only `http/1.0`, which sessile does not support in ALPN.
+/// Without `--no-alpn`, curl offers only `http/1.0`, which sessile does not support in ALPN.
 const HTTP10: [&str; 2] = ["--http1.0", "--no-alpn"];
 
 #[test]
@@ -196,7 +196,7 @@ fn requests_arrive_unchanged_with_the_forwarding_headers() {
 fn large_bodies_pass_in_both_directions() {
     let app = upstream();
     let setup = ProxySetup::start(&[app.address().port()], "");
-    // The size is no multiple of any buffer.
+    // The size is not a multiple of any buffer size.
     let bytes: Vec<u8> = (0..6_000_001_u32).map(|n| (n % 251) as u8).collect();
     let (sent, got) = (setup.file("sent"), setup.file("got"));
     fs::write(&sent, &bytes).unwrap();
@@ -210,17 +210,17 @@ fn large_bodies_pass_in_both_directions() {
             setup.ask("/mirror", &arguments).succeeded();
             assert!(fs::read(got).unwrap() == bytes, "{version} {length}");
         }
-        // The other direction, with a Content-Length.
+        // The upstream sends a large body with a Content-Length.
         setup
             .ask("/sized?4194304", &[version, "-o", got])
             .succeeded();
         assert_eq!(fs::metadata(got).unwrap().len(), 4 << 20);
-        // curl sends this from a pipe, and without a length over HTTP/2.
+        // curl reads this body from a pipe, so curl does not know the length.
         let mut piped = setup.curl("/count", &[version, "-T", "-"]);
         let counted = run("curl", &mut piped, &"x".repeat(1_000_000)).succeeded();
         assert_eq!(counted.stdout, "1000000");
     }
-    // A GET with a body, and a body that ends with the upstream's connection.
+    // Test a GET with a body, and then a response that ends with the upstream's connection.
     let (_, _, body) = setup.get("/echo", &["--request", "GET", "--data", "odd"]);
     assert!(body.contains("\"body\": \"odd\""), "{body}");
     for version in [&HTTP10[..], &["--http1.1"], &["--http2"]] {
@@ -318,7 +318,8 @@ fn a_request_is_never_split_into_two() {
     let hidden = format!("GET /hang-up HTTP/1.1\r\n{host}\r\n");
     let length = format!("Content-Length: {}\r\n", hidden.len() + 5);
     let chunked = "Transfer-Encoding: chunked\r\n";
-    // Two servers could read these in two ways, also behind another request of the same connection.
+    // Two servers could interpret these requests differently. Each request is sent alone, and behind another
+    // request.
     for odd in [
         format!("{host}{length}{chunked}"),
         format!("{host}{chunked}{length}"),
@@ -360,7 +361,7 @@ fn a_request_is_never_split_into_two() {
         assert!(refused, "{odd}: {answer}");
     }
     assert!(!app.said().contains("hung up"));
-    // The requests in front of the refused ones.
+    // The upstream only got the valid requests, which were in front of the refused requests.
     assert_eq!(setup.results("ok"), 14);
 }
 
@@ -376,7 +377,7 @@ fn a_head_that_is_too_large_gets_431() {
         assert_eq!(with_field(version, 60 * 1024).stdout, "here 200");
     }
     assert_eq!(with_field(VERSIONS[0], 66 * 1024).stdout, " 431");
-    // With HTTP/2, the connection ends.
+    // Over HTTP/2, the server ends the connection instead.
     assert!(!with_field(VERSIONS[1], 66 * 1024).status.success());
 }
 

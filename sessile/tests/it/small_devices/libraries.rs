@@ -1,4 +1,5 @@
-//! Clients with the TLS libraries of small devices. Each is a C program that the test compiles.
+//! Clients with the TLS libraries of small devices. Each client is a C program that the test
+//! compiles.
 
 use std::path::Path;
 use std::process::Command;
@@ -32,7 +33,7 @@ const MBEDTLS: Library = Library {
     links: &["-lmbedtls", "-lmbedx509", "-lmbedcrypto"],
 };
 
-/// The ways to resume: protocol version, whether tickets are used, and the verdict.
+/// The ways to resume: the protocol version, true if the client uses tickets, and the verdict.
 const PSK: (u8, bool, &str) = (13, true, "resumed/psk");
 const TICKET: (u8, bool, &str) = (12, true, "resumed/ticket");
 const SESSION_ID: (u8, bool, &str) = (12, false, "resumed/session-id");
@@ -105,7 +106,7 @@ fn wolfssl_resumes_stored_sessions() {
     let devices = Devices::new(STORED);
     assert_returns(&WOLFSSL, &devices, PSK, None);
     assert_returns(&WOLFSSL, &devices, PSK, Some(LIMITS[0]));
-    // Tickets of early-data sessions have an extension.
+    // With early data, the NewSessionTicket messages have an extension.
     let redis = Redis::start();
     let devices = Devices::new(&early_data(&redis));
     assert_returns(&WOLFSSL, &devices, PSK, None);

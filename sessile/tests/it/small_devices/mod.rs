@@ -1,4 +1,4 @@
-//! Clients that ask for small records, and clients that read short ticket nonces only.
+//! Clients that ask for small records, and clients that can only read short ticket nonces.
 
 mod libraries;
 mod resumption;
@@ -19,7 +19,7 @@ use wire::Wire;
 /// A ClientHello as OpenSSL sends it.
 const HELLO: &[u8] = include_bytes!("../../../../proto/src/testdata/client-openssl-tls13-full.bin");
 
-/// Settings with which tickets name sessions in the session table.
+/// A setting with which tickets name sessions in the session table.
 const STORED: &str = "[connection]\npurge-on-reclaim = true\n";
 
 /// A file server with its certificates and folders.
@@ -36,7 +36,7 @@ impl Devices {
         Self::with_client_auth(session, "")
     }
 
-    /// `client_auth`: a line of the site.
+    /// `client_auth`: a line of `[[site]]`.
     fn with_client_auth(session: &str, client_auth: &str) -> Self {
         let certificates = Certificates::new();
         let [state, root] = [(); 2].map(|()| tempfile::tempdir().unwrap());
@@ -75,7 +75,7 @@ impl Devices {
     }
 }
 
-/// The content of a file that fills several records of every size, as text.
+/// The text of a large file, which fills several records even of the maximum size.
 fn large() -> String {
     (0..10_000).map(|at| format!("{at:5}\n")).collect()
 }
@@ -169,7 +169,7 @@ fn http2_responses_have_small_records() {
         command.arg(wire.address().to_string());
         command.arg("-CAfile").arg(&devices.certificates.ca);
         let ran = run("openssl", &mut command, &request);
-        // Frame headers are between the parts of the file.
+        // Frame headers separate the parts of the file, so compare only the end of the file.
         assert!(
             ran.stdout.contains("\n 9999\n"),
             "{version}: {}",
@@ -190,7 +190,8 @@ fn gnutls_gets_records_within_its_limit() {
     ] {
         for limit in [512, 700, 4096] {
             let mut command = Command::new("gnutls-cli");
-            // It sends both extensions; record_size_limit has the exact value.
+            // GnuTLS sends `max_fragment_length` and `record_size_limit`. Only `record_size_limit`
+            // has the exact value.
             command.args(["--resume", "--waitresumption", "--recordsize"]);
             command.args([&limit.to_string(), "--priority", versions]);
             command.args(["--sni-hostname", NAME, "--verify-hostname", NAME]);
@@ -209,13 +210,13 @@ fn gnutls_gets_records_within_its_limit() {
     }
 }
 
-/// The hello of OpenSSL with one more extension.
+/// OpenSSL's ClientHello with one more extension.
 fn hello_with(kind: u16, body: &[u8]) -> Vec<u8> {
     let mut extension = kind.to_be_bytes().to_vec();
     extension.extend(u16::try_from(body.len()).unwrap().to_be_bytes());
     extension.extend(body);
     let mut hello = [HELLO, &extension].concat();
-    // Header of the record, header of the message, version, random, and the session ID's length.
+    // The session ID follows the record header, the message header, the version and the random.
     let session_id = 5 + 4 + 2 + 32;
     let suites = session_id + 1 + usize::from(hello[session_id]);
     let suites_len = usize::from(u16::from_be_bytes([hello[suites], hello[suites + 1]]));

@@ -1,5 +1,5 @@
-//! Clients with small records resume TLS 1.3 sessions of every kind. The server's tickets are
-//! split over several records.
+//! Clients with small records resume TLS 1.3 sessions of every kind. The server splits large
+//! tickets over several records.
 
 use std::fs;
 use std::path::Path;
@@ -20,7 +20,7 @@ const RESUMED: [&str; 4] = [
     "resumed/psk",
 ];
 
-/// The verdicts of a client that returns, whose records are all small.
+/// Asserts the verdicts of a returning client, and that all records of the server are small.
 fn assert_resumes(devices: &Devices, more: &[&str]) {
     let wire = Wire::start(devices.server.address());
     let session = devices.state.path().join("session.pem");
@@ -46,7 +46,7 @@ fn sessions_with_a_client_certificate_resume() {
     let certificates = tempfile::tempdir().unwrap();
     let certificate = certificates.path().join("client.pem");
     let key = certificates.path().join("client.key");
-    // A subject that makes each ticket several records long.
+    // The long subject makes each ticket longer than one record.
     let parts = (0..24).map(|at| format!("/OU=department {at:02} of the customer"));
     let subject = format!("/CN=alice{}", parts.collect::<String>());
     let mut openssl = Command::new("openssl");

@@ -1,4 +1,4 @@
-//! A proxy between a client and a server that keeps the lengths of the server's records.
+//! A proxy that notes the lengths of the records that a server sends.
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -31,7 +31,7 @@ impl Wire {
         self.address
     }
 
-    /// The server's records in the next connection that has ended.
+    /// Waits until a connection has ended. Returns the lengths of the server's largest records.
     pub(super) fn records(&self) -> Records {
         Records::parse(&self.sent.recv().unwrap())
     }
@@ -45,23 +45,23 @@ fn pass(client: &TcpStream, server: SocketAddr, sent: &Sender<Vec<u8>>) -> io::R
     thread::scope(|scope| {
         scope.spawn(|| {
             let _ = io::copy(&mut &*client, &mut &server);
-            // The server may send more after this, and the proxy keeps that, too.
+            // The server may still send bytes after the end of the client's bytes.
             let _ = server.shutdown(Shutdown::Write);
         });
         let mut buffer = [0; 1 << 14];
         while let Ok(read @ 1..) = (&server).read(&mut buffer) {
             bytes.extend_from_slice(&buffer[..read]);
-            // The client may disconnect before the last record.
+            // Ignore errors, because the client may disconnect before the last record.
             let _ = (&*client).write_all(&buffer[..read]);
         }
         let _ = client.shutdown(Shutdown::Both);
     });
-    // The test may not read the record.
+    // Ignore the error if the test has dropped the proxy.
     let _ = sent.send(bytes);
     Ok(())
 }
 
-/// Lengths of the records of one connection, without headers.
+/// Lengths of the largest records of one connection, without headers.
 #[derive(Debug)]
 pub(super) struct Records {
     /// The largest record before the change of keys.
@@ -79,7 +79,8 @@ impl Records {
         let mut keys_changed = false;
         while !bytes.is_empty() {
             let header = Header::parse(bytes);
-            // An encrypted alert has another length than one in clear.
+            // Read the length directly, because `parse` may refuse an encrypted alert for its
+            // length.
             let len = usize::from(u16::from_be_bytes([bytes[3], bytes[4]]));
             keys_changed |= header.is_ok_and(|it| it.content == ContentType::ChangeCipherSpec);
             let largest = if keys_changed {
@@ -95,7 +96,7 @@ impl Records {
 
     /// Checks that the largest record has exactly `limit` bytes of content.
     pub(super) fn assert_limit(&self, limit: usize, tls13: bool, what: &str) {
-        // AES-GCM in TLS 1.2: nonce and tag. In TLS 1.3: content type and tag.
+        // With AES-GCM, TLS 1.2 adds a nonce and a tag. TLS 1.3 adds a content type and a tag.
         let overhead = if tls13 { 1 + 16 } else { 8 + 16 };
         assert!(self.clear <= limit, "{what}: {self:?}");
         assert_eq!(self.encrypted, limit + overhead, "{what}: {self:?}");

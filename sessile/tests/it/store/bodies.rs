@@ -1,5 +1,5 @@
 //! The same tests for both stores: the session table of one process, and a Redis that servers
-//! share. Also checks the entries in that Redis.
+//! share. The tests also check the entries in Redis.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -34,7 +34,7 @@ struct Pair {
 }
 
 impl Pair {
-    /// Opens two servers that share a store. Without a URL, `one` and `two` are the same server.
+    /// Opens two servers that share a store. Without a URL, `one` and `other` are the same server.
     async fn open(store: Option<&str>, removable: bool) -> Self {
         let keys = Arc::new(Keyring::ephemeral(LIFETIME).unwrap());
         let mut config = Config::default();
@@ -64,7 +64,7 @@ impl Pair {
         }
     }
 
-    /// The number of sessions that server `one` has put with this result.
+    /// The number of put requests of server `one` with this result.
     fn puts(&self, result: &str) -> f64 {
         let families = self.metrics.gather();
         let requests = families
@@ -143,7 +143,7 @@ async fn behaves_as_a_store(store: Option<&str>, removable: bool) {
         assert_eq!(pair.find(one, b"a").await, Ok(()));
         assert_eq!(pair.find(other, b"a").await, Ok(()));
     }
-    // A session ID does not match by its prefix.
+    // A longer session ID with the same prefix is another session.
     assert_eq!(pair.find(other, b"ab").await, Err(Reason::Unknown));
     pair.put(one, b"old", LIFETIME - Duration::from_millis(100))
         .await;
@@ -220,7 +220,7 @@ fn the_look_up_and_the_put_of_a_handshake_share_one_wait_budget() {
         let waited = tokio::time::timeout(Duration::from_secs(1), put).await;
         waited.expect("the put does not wait");
         proxy.set(Mode::Pass);
-        // The put reaches the store without waiting.
+        // Although the server did not wait, the put reaches the store.
         while pair.find(&pair.other, b"c").await.is_err() {}
         // An answer after the budget counts as late.
         while pair.puts("late") == 0.0 {
@@ -229,7 +229,7 @@ fn the_look_up_and_the_put_of_a_handshake_share_one_wait_budget() {
             // The answer to the put arrives during this look-up.
             let _ = pair.find(&pair.other, b"d").await;
         }
-        // An answer within the budget counts as `ok`. The loop above may count some of these too.
+        // An answer within the budget counts as `ok`. The loop above may also have added to `ok`.
         let in_time = pair.puts("ok");
         pair.put(one, b"e", Duration::ZERO).await;
         assert_eq!(pair.puts("ok"), in_time + 1.0);

@@ -1,5 +1,5 @@
-//! A failing store costs full handshakes, never a connection, and servers recover without help.
-//! A failed connection fails its test (see `setup::verdict`).
+//! A failing store costs full handshakes, but no connection. Servers reconnect to the store by
+//! themselves. A failed connection fails its test (see `setup::verdict`).
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use crate::peers::eventually;
 /// Verdicts at another server while the store fails or has just recovered.
 const FAILURE_VERDICTS: [&str; 3] = ["full/store-timeout", "full/store-down", "full/unknown"];
 
-/// [`FAILURE_VERDICTS`], and the verdict if an answer still arrives in time.
+/// [`FAILURE_VERDICTS`], and the verdict of a client whose session still arrives in time.
 const DEGRADED_VERDICTS: [&str; 4] = [
     "full/store-timeout",
     "full/store-down",
@@ -62,7 +62,7 @@ async fn servers_reconnect_to_a_restarted_store_without_requests() {
     let (one, other) = (farm.serve("web1"), farm.serve("web2"));
     hop_until("resumed/session-id", &FAILURE_VERDICTS, &one, &other).await;
     let redis = redis.restart();
-    // The servers notice the restart and reconnect without a handshake.
+    // The servers notice the restart and reconnect, although no client makes a handshake.
     let clients = |redis: &Redis| {
         let mut list = redis::cmd("CLIENT");
         let list: String = list.arg("LIST").query(&mut redis.connect()).unwrap();
@@ -235,7 +235,7 @@ async fn a_full_store_costs_full_handshakes_and_stays_up() {
             .count(),
         1
     );
-    // A session that the store refused resumes at the server that made it.
+    // A session that the store refused still resumes at the server that made the session.
     let client = client(Mechanism::SessionId);
     verdict(&client, one.address()).await;
     assert_eq!(verdict(&client, one.address()).await, "resumed/session-id");

@@ -1,4 +1,4 @@
-//! Three servers, one Redis, no balancer: a client resumes at every server.
+//! Three servers share one Redis, without a balancer. A client resumes at every server.
 
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
@@ -82,7 +82,8 @@ async fn stored_tickets_resume_at_every_server_until_their_session_is_removed() 
         for n in 1..5 {
             assert_eq!(verdict(&client, addresses[n % 3]).await, how);
         }
-        // The client is idle at one server until its connection is reclaimed, then returns to another.
+        // The client stays idle until a server reclaims the connection. Then the client returns to another
+        // server.
         let target = sessile::client::Target::new(addresses[1], "localhost").unwrap();
         let mut idle = client.connect(&target).await.unwrap();
         idle.closed().await;

@@ -1,4 +1,5 @@
-//! Sessions forgotten on request: for a farm through its Redis, for a server by its configuration.
+//! Servers forget sessions on request. A farm gets the forget rules through Redis, and a single
+//! server from its configuration.
 
 use std::process::{Command, Output, Stdio};
 
@@ -38,7 +39,8 @@ fn forget(farm: &Farm, arguments: &[&str]) -> Output {
     command.output().unwrap()
 }
 
-/// Runs `sessile forget`, and waits until each server has read `changes` changes in total.
+/// Runs `sessile forget`. Waits until each server has logged `changes` changes of the rules since
+/// its start.
 fn forget_and_wait(farm: &Farm, servers: &[&Server], changes: usize, arguments: &[&str]) {
     let output = forget(farm, arguments);
     let error = String::from_utf8_lossy(&output.stderr);
@@ -58,7 +60,7 @@ fn stored_rules(redis: &Redis) -> (Vec<u8>, Vec<u8>) {
         .unwrap()
 }
 
-/// One client for each mechanism, with a session from the server, and its verdict if it resumes.
+/// One client for each mechanism, with a session from the server, and the verdict of a resumption.
 async fn clients_with_sessions(server: &Server) -> Vec<(Client, &'static str)> {
     let mut clients = Vec::new();
     for (mechanism, how) in RESUMED_VERDICTS {
@@ -93,7 +95,7 @@ async fn forgotten_sessions_are_revoked_at_other_servers_and_new_sessions_resume
         }
         forget_and_wait(&farm, &servers, 3 + n, arguments);
         for (client, how) in &clients {
-            // This server also has the session in its session table.
+            // The server `other` also has the session in its session table.
             assert_eq!(verdict(client, other.address()).await, "full/revoked");
             assert_eq!(verdict(client, third.address()).await, *how);
         }
@@ -107,7 +109,7 @@ async fn a_forget_rule_for_a_server_applies_to_sessions_whose_full_handshake_was
     let [one, other, third] = farm.serve_three();
     let clients = clients_with_sessions(&one).await;
     for (client, how) in &clients {
-        // The other server issues new tickets.
+        // Here, the server `other` issues new tickets.
         assert_eq!(verdict(client, other.address()).await, *how);
     }
     let servers = [&one, &other, &third];
@@ -130,7 +132,7 @@ async fn forget_rules_apply_to_stored_sessions_and_snapshots() {
     third.drain();
     forget_and_wait(&farm, &[&one, &other], 1, &["--everything"]);
     one.drain();
-    // The servers read the forget rules before their first handshake.
+    // Restarted servers read the forget rules before their first handshake.
     let (one, third) = (farm.serve("web1"), farm.serve("web3"));
     for (n, (client, how)) in clients.iter().enumerate() {
         let address = [&one, &third][n % 2].address();
@@ -205,10 +207,10 @@ async fn a_server_that_starts_without_the_store_reads_its_saved_forget_rules() {
         let other = farm.serve("web2");
         let (psk, _) = &clients[2];
         assert_eq!(verdict(psk, other.address()).await, "full/revoked");
-        // The next start reads the same file again.
+        // The next round starts the server again, which reads the same file of rules.
         other.drain();
     }
-    // The server writes its rules to a new, empty store.
+    // When the store is back and empty, the server writes its saved rules there.
     let redis = Redis::start_again(port);
     let _other = farm.serve("web2");
     eventually("the server writes its rules to the store", || {
@@ -221,7 +223,8 @@ async fn a_store_whose_forget_rules_cannot_be_read_is_not_used() {
     let redis = Redis::start();
     let farm = farm(&redis.url(), "");
     let one = farm.serve("web1");
-    // A worker that connects later cannot read the rules either, and stores no session.
+    // Wait for both workers. A worker that connects later could not read the rules, and would store
+    // no session.
     eventually("both workers have read the rules", || {
         let labels = [("state", "up")];
         one.metrics().sum("sessile_store_connections", &labels) == 2
@@ -230,7 +233,7 @@ async fn a_store_whose_forget_rules_cannot_be_read_is_not_used() {
         .unwrap()
         .scope;
     let name = format!("sessile:{scope}:forget");
-    // A list under this key makes every read of the rules fail, and no other request.
+    // A list under this key makes every read of the rules fail, but no other request.
     let mut push = redis::cmd("RPUSH");
     let push = push.arg(&name).arg("x");
     push.exec(&mut redis.connect()).unwrap();
@@ -326,7 +329,7 @@ async fn a_server_without_a_store_applies_forget_rules_from_its_configuration() 
             assert_eq!(verdict(client, other.address()).await, "full/revoked");
             assert_eq!(verdict(client, one.address()).await, *how);
         }
-        // The client without tickets has its session at the first server only.
+        // Without tickets, only the first server has the client's session.
         let (client, how) = &clients[0];
         assert_eq!(verdict(client, one.address()).await, *how);
         marked.reload("web1", &one);

@@ -5,7 +5,7 @@ use sessile::client::Mechanism;
 use super::setup::{Farm, Redis, Server, hop};
 use crate::peers::eventually;
 
-/// The log line of a server that finds another server with its number.
+/// The log line of a server that finds its own number at another server.
 const CLASH: &str = "another running server of the farm has this server's number";
 
 fn process(claim: &[u8]) -> &[u8] {
@@ -67,7 +67,7 @@ async fn two_servers_with_the_same_number_report_a_clash_and_still_serve() {
         let verdict = hop(mechanism, &one, &other).await;
         assert!(verdict.starts_with("resumed/"), "{verdict}");
     }
-    // Another number ends the clash.
+    // Start the second server with another number, which ends the clash.
     other.drain();
     let other = farm.numbered(8).serve("web2");
     eventually("both have a number", || redis.claims().len() == 2);

@@ -91,7 +91,8 @@ impl Proxy {
     }
 }
 
-/// The number of an answer's bytes to forward. The connection ends if that is not all of them.
+/// The number of bytes to forward of an answer of `len` bytes. If this is less than `len`, the
+/// connection ends.
 fn answer(shared: &Shared, len: usize) -> usize {
     match shared.mode() {
         Mode::Pass | Mode::Hold => {}

@@ -113,7 +113,7 @@ async fn the_systems_authorities_are_trusted_unless_the_url_names_a_ca() {
     let unnamed = format!("rediss://{}?{client}", redis.address());
     let connecting = ["full/store-down", "full/unknown"];
 
-    // Broken authorities of the system do not matter if the URL names a CA.
+    // If the URL names a CA, servers ignore the system's authorities, even a broken file.
     let broken = certificates.folder().join("none.pem");
     let farm = Farm::sharing(&named, "").with_system_authorities(&broken);
     let (one, other) = (farm.serve("web1"), farm.serve("web2"));
@@ -189,7 +189,7 @@ fn early_data_needs_eval_and_info() {
     let farm = Farm::sharing(&url, early::ON);
     early::assert_accepted_once(&farm, &farm.serve_three());
 
-    // Without these commands, connections work, but no early data is accepted.
+    // Without permission for EVAL and INFO, servers use the store, but accept no early data.
     let mut without = vec!["--user", "sessile", "on", ">p@ss"];
     without.extend(["~sessile:*", "+get", "+mget", "+set", "+ping"]);
     let redis = Redis::with(&without);
@@ -244,7 +244,7 @@ async fn servers_reconnect_to_a_cluster_after_a_certificate_renewal() {
     let certificates = Certificates::new();
     let installed = Installed::new(&certificates);
     let tls = free_port();
-    // A cluster of one node. The test connects to it without TLS.
+    // A cluster of one node. The test itself connects to this node without TLS.
     let node = Peer::start(REDIS, |port| {
         let mut command = Command::new("redis-server");
         command.args([
@@ -287,14 +287,15 @@ async fn servers_reconnect_to_a_cluster_after_a_certificate_renewal() {
     eventually("both servers are connected", || both(&one) && both(&other));
     let (before, lost) = (connections(), losses(&one));
     for name in ["cert.pem", "key.pem"] {
-        // The file is new, its contents are not.
+        // Replace the file with a new file that has the same contents.
         installed.replace(name, &certificates);
     }
     eventually("the two workers of each server reconnect", || {
         connections() >= before + 4
     });
     hop_until("resumed/session-id", &connecting, &one, &other).await;
-    // The old connections stayed open until the new ones were ready.
+    // The servers lost no connection to the store, because they closed the old connections after
+    // opening the new ones.
     assert_eq!(losses(&one), lost);
 }
 

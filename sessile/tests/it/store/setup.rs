@@ -17,7 +17,7 @@ use crate::peers::{Metrics, Peer, eventually, free_port, set_clock, set_clock_by
 /// The Debian package of `redis-server`.
 pub(crate) const REDIS: &str = "redis-server";
 
-/// The time limit of a client for the connection, and again for the handshake.
+/// A client's time limit for the connection, and also for the handshake.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Deadline for a recovery without an operator.
@@ -27,8 +27,8 @@ const RECOVERY_DEADLINE: Duration = Duration::from_secs(30);
 pub(crate) struct Redis {
     pub(crate) peer: Peer,
     port: u16,
-    /// The working folder. A replica writes a dump of its master there. A Redis that starts in the
-    /// same folder would load the dump.
+    /// The working folder. A replica writes a dump of its master there. Another Redis in the same folder would
+    /// load this dump.
     _folder: TempDir,
 }
 
@@ -156,7 +156,7 @@ impl Farm {
         }
     }
 
-    /// The same farm on a system whose certificate authorities are in `authorities`.
+    /// The same farm, but `authorities` is the file with the system's certificate authorities.
     pub(crate) fn with_system_authorities(&self, authorities: &Path) -> Self {
         Self {
             authorities: Some(authorities.to_owned()),

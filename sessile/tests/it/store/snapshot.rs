@@ -40,7 +40,7 @@ fn snapshots(folder: &Path) -> Vec<String> {
     names
 }
 
-/// Waits until the server removes its snapshot, after it has read the file.
+/// Waits until the server has read its snapshot and removed the file.
 fn await_snapshot_read(farm: &Farm) {
     let is_gone = || snapshots(&farm.folder().join("state")).is_empty();
     eventually("the server removes the snapshot", is_gone);
@@ -48,7 +48,8 @@ fn await_snapshot_read(farm: &Farm) {
 
 #[tokio::test(flavor = "current_thread")]
 async fn every_client_of_a_server_survives_its_restart() {
-    // The first setting seals sessions in tickets; with the second, tickets name a table entry.
+    // With the first setting, tickets contain sealed sessions. With the second setting, tickets
+    // name an entry of the session table.
     for settings in ["", "require-close-notify = true\n"] {
         let farm = Farm::new(settings);
         let server = farm.serve("web1");

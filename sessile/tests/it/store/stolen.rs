@@ -41,7 +41,8 @@ async fn resumed_clients(from: &Server, at: &Server) -> Vec<Client> {
 
 #[tokio::test(flavor = "current_thread")]
 async fn no_session_in_a_table_or_the_store_resumes_after_a_key_theft() {
-    // The first setting seals sessions in tickets; the second stores them and tickets hold a key.
+    // With the first setting, tickets contain sealed sessions. With the second setting, tickets
+    // name a stored session.
     for settings in ["", "require-close-notify = true\n"] {
         let redis = Redis::start();
         let farm = Farm::sharing(&redis.url(), settings);
@@ -51,7 +52,8 @@ async fn no_session_in_a_table_or_the_store_resumes_after_a_key_theft() {
             groups.push(resumed_clients(&one, &other).await);
         }
         replace_the_key(&farm, &[&one, &other, &third]);
-        // The origin of the sessions, the server that resumed them, and a server without a copy.
+        // Test the server that made the sessions, the server that resumed them, and a server
+        // without a copy.
         for (clients, server) in groups.iter().zip([&one, &other, &third]) {
             for client in clients {
                 let verdict = verdict(client, server.address()).await;
@@ -103,7 +105,8 @@ async fn a_server_whose_clock_differs_from_the_stores_by_hours_reports_it_and_is
     let astray = |name: &str| format!("sessile_clock_astray{{server=\"{name}\"}}");
     assert_eq!(wrong.metric(&astray("web2")).await, 1);
     assert_eq!(right.metric(&astray("web1")).await, 0);
-    // The server issues no tickets. Its own session table only depends on its own clock.
+    // The server with the wrong clock issues no tickets. Its session table still works, because
+    // only its own clock matters there.
     let ticket = hop(Mechanism::Psk, &wrong, &wrong).await;
     assert_eq!(ticket, "full/nothing-offered");
     let id = hop(Mechanism::SessionId, &wrong, &wrong).await;

@@ -1,4 +1,4 @@
-//! The servers that each client of the zoo returns to.
+//! The servers to which a client returns.
 
 use std::fs;
 use std::path::Path;
@@ -6,7 +6,8 @@ use std::process::Command;
 
 use crate::peers::{Certificates, NAME, Peer, Sessile};
 
-/// Two `sessile serve` with one key file and one Redis, behind a TCP balancer that alternates.
+/// Two `sessile serve` processes with one key file and one Redis, behind a TCP balancer that
+/// alternates.
 pub(super) struct Farm {
     certificates: Certificates,
     balancer: Peer,
@@ -49,7 +50,7 @@ impl Farm {
         }
     }
 
-    /// Where clients connect.
+    /// The port to which clients connect.
     pub(super) fn port(&self) -> u16 {
         self.balancer.address().port()
     }
@@ -71,7 +72,7 @@ impl Farm {
     }
 }
 
-/// HAProxy in TCP mode: it leads each connection to the server that did not get the connection before.
+/// HAProxy in TCP mode, which alternates between the two servers.
 fn alternate(folder: &Path, servers: &[Sessile; 2]) -> Peer {
     Peer::start("haproxy", |port| {
         let config = folder.join(format!("balancer-{port}.cfg"));

@@ -1,14 +1,14 @@
-//! The clients, how each is run, and the mechanisms that its library lacks.
+//! The list of all clients: how to run each client, and the mechanisms that its library lacks.
 
 use super::{Mechanism, Visit, others, programs, proxies};
 
 /// Returns of a client after its first connection.
 const RETURNS: usize = 10;
 
-/// A proxy makes 20 connections to the farm.
+/// Returns of a proxy, which makes 20 connections in all.
 const PROXY_RETURNS: usize = 19;
 
-/// Why libraries cannot resume in some way. [`Lacks::note`] counts from 1.
+/// The reasons why a library lacks a mechanism. [`Lacks::note`] is the number of a reason, from 1.
 pub(super) const NOTES: [&str; 4] = [
     "mbedTLS 2.28 speaks TLS 1.2 at most; asked for more, it resumes by ticket.",
     "Go's client keeps tickets only. Its session IDs in TLS 1.2 are random, new each time.",
@@ -27,7 +27,7 @@ pub(super) struct Client {
 /// A mechanism that a library does not have.
 pub(super) struct Lacks {
     mechanism: Mechanism,
-    /// The verdict that the server reaches if a client tries this mechanism.
+    /// The verdict of the server if the client tries this mechanism.
     pub(super) verdict: &'static str,
     pub(super) note: usize,
 }
@@ -37,7 +37,7 @@ enum Program {
     Script(programs::Script),
     /// A file of `programs/` that the C compiler translates first.
     C(programs::CSource),
-    /// A client that starts its own farm; the number is that of its connections.
+    /// A function that starts its own farm. Its second argument is the number of connections.
     Function(fn(Mechanism, usize) -> Visit),
 }
 
@@ -98,7 +98,7 @@ impl Client {
         }
     }
 
-    /// The same with arguments for a program in C.
+    /// Adds arguments for a program in C.
     const fn with(mut self, arguments: &'static [&'static str]) -> Self {
         if let Program::C(source) = &mut self.program {
             source.arguments = arguments;
@@ -159,7 +159,7 @@ pub(super) const CLIENTS: [Client; 18] = [
     Client::script(
         "Java, HttpsURLConnection",
         "default-jdk-headless",
-        // Java sends no server name without a dot, so `localhost` would not do.
+        // Java sends only server names with a dot, so the name cannot be `localhost`.
         &["java", "-Djdk.net.hosts.file=hosts"],
         "java.java",
     ),

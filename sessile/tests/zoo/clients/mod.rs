@@ -1,7 +1,7 @@
 //! Checks that each client library resumes: ten returns by each mechanism, through the usual API.
 //!
-//! `list` has the clients, `table` judges their connections. The table in docs/reference/clients.md must have
-//! the same cells.
+//! `list` has the clients, and `table` judges their connections. The table in docs/reference/clients.md must
+//! have the same cells as this test's table.
 
 mod farm;
 mod list;
@@ -20,7 +20,7 @@ use crate::peers::Answer;
 use list::{CLIENTS, Client};
 use table::{Cell, Row};
 
-/// How many clients run at a time.
+/// The number of clients that run at the same time.
 const PARALLEL: usize = 2;
 
 /// A way to resume, which is a column of the table.
@@ -34,7 +34,7 @@ enum Mechanism {
 impl Mechanism {
     const ALL: [Self; 3] = [Self::SessionId, Self::Ticket, Self::Psk];
 
-    /// The word for it in verdicts, which is also the argument of the programs.
+    /// The name of the mechanism in verdicts, which is also the argument of the programs.
     const fn as_str(self) -> &'static str {
         match self {
             Self::SessionId => "session-id",
@@ -55,7 +55,7 @@ impl Mechanism {
 /// One connection, as both ends saw it.
 #[derive(Debug)]
 struct Connection {
-    /// The library's report: `resumed` or `full`; `None` if it does not report.
+    /// True if the library reports a resumed session. `None` if the library does not report.
     resumed: Option<bool>,
     /// The server's verdict.
     answer: Answer,
@@ -128,7 +128,7 @@ fn visit_by_each_mechanism(client: &Client) -> Row {
     }
 }
 
-/// The page must have these rows. Versions are not compared: they differ from machine to machine.
+/// Asserts that the page has these rows. The versions may differ, because they depend on the machine.
 fn assert_documented(rows: &[Row]) {
     let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/reference/clients.md");
     let page = fs::read_to_string(page).unwrap();

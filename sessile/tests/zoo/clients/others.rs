@@ -15,7 +15,7 @@ use super::farm::Farm;
 use super::{Connection, Mechanism, Visit};
 use crate::peers::{Answer, Browser, NAME, run};
 
-/// The first word of a program's answer that begins with a digit.
+/// The version of a program: the first word of its output that begins with a digit.
 pub(super) fn version(package: &str, program: &str, argument: &str) -> String {
     let ran = run(package, Command::new(program).arg(argument), "").succeeded();
     let output = ran.stdout + &ran.stderr;
@@ -92,7 +92,7 @@ pub(super) fn curl(mechanism: Mechanism, connections: usize) -> Visit {
     let url = format!("https://{NAME}:{port}/verdict.json");
     command.args(vec![url; connections]);
     let ran = run("curl", &mut command, "").succeeded();
-    // curl reports that it offers a session, but not if the session resumed.
+    // curl reports that it offers a session, but not whether the session resumed.
     let mut offered = Vec::new();
     for line in ran.stderr.lines() {
         if line.starts_with("* Connected to ") {
@@ -113,11 +113,11 @@ pub(super) fn curl(mechanism: Mechanism, connections: usize) -> Visit {
     }
 }
 
-/// Chromium, which comes back after the servers have closed its idle connections.
+/// Chromium, which returns after the servers have closed its idle connections.
 pub(super) fn chromium(mechanism: Mechanism, connections: usize) -> Visit {
     const FETCH: &str = "fetch('/verdict.json', {cache: 'no-store'})\
          .then(response => response.text()).then(done, error => done(String(error)))";
-    // Chromium prefers tickets, so the servers of this farm send none.
+    // Chromium prefers tickets. To test session IDs, the servers send no tickets.
     let tickets = mechanism != Mechanism::SessionId;
     let farm = Farm::start(&format!(
         "tickets = {tickets}\n[connection]\nidle-timeout = \"300ms\""

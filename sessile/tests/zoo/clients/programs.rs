@@ -1,4 +1,4 @@
-//! Clients that are a file of `programs/`: run by an interpreter, or compiled first.
+//! Clients whose source is a file of `programs/`, which an interpreter runs or the C compiler compiles.
 //!
 //! Arguments: the mechanism, the CA's file, the server's name, a port of 127.0.0.1, and the number of
 //! connections. The program prints the library's version first. Each connection adds a line: the
@@ -28,7 +28,7 @@ impl Script {
         let (program, arguments) = self.interpreter.split_first().unwrap();
         let mut command = Command::new(program);
         command.args(arguments).arg(path(self.file));
-        // No Go module and nothing from the network.
+        // Run Go without modules, so that it fetches nothing from the network.
         command.env("GO111MODULE", "off");
         visit(&farm, self.package, command, mechanism, connections, &[])
     }

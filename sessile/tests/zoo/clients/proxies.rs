@@ -1,4 +1,4 @@
-//! Proxies as clients of the farm: each request that reaches one makes a connection to the farm.
+//! Proxies as clients of the farm. Each request to a proxy makes a new connection to the farm.
 //!
 //! nginx and HAProxy take their sessions from OpenSSL by callback.
 
@@ -18,7 +18,7 @@ const fn protocol(mechanism: Mechanism) -> &'static str {
     }
 }
 
-/// Sends a proxy this number of requests. The output has heads and bodies.
+/// Sends this number of requests to a proxy. The output has the heads and bodies of the responses.
 #[track_caller]
 fn ask(scheme: &str, proxy: SocketAddr, requests: usize) -> Ran {
     let url = format!("{scheme}://{proxy}/verdict.json");
@@ -37,7 +37,7 @@ fn by_server(ran: &Ran) -> Vec<Connection> {
     answers.map(Connection::by_server).collect()
 }
 
-/// nginx in one process, without kept connections. It does not say whether a session resumed.
+/// nginx in one process, without kept connections. nginx does not report whether a session resumed.
 pub(super) fn nginx(mechanism: Mechanism, connections: usize) -> Visit {
     let farm = Farm::start("");
     let options = match mechanism {
@@ -64,7 +64,8 @@ pub(super) fn nginx(mechanism: Mechanism, connections: usize) -> Visit {
     }
 }
 
-/// HAProxy in one thread, without kept connections. A header says whether the session resumed.
+/// HAProxy in one thread, without kept connections. A response header tells whether the session
+/// resumed.
 pub(super) fn haproxy(mechanism: Mechanism, connections: usize) -> Visit {
     let farm = Farm::start("");
     let options = match mechanism {
@@ -104,11 +105,12 @@ pub(super) fn haproxy(mechanism: Mechanism, connections: usize) -> Visit {
     }
 }
 
-/// Apache in one process, without kept connections. It does not say whether a session resumed.
+/// Apache in one process, without kept connections. Apache does not report whether a session
+/// resumed.
 pub(super) fn apache(mechanism: Mechanism, connections: usize) -> Visit {
     const PROGRAM: &str = "/usr/sbin/apache2";
     const MODULES: &str = "/usr/lib/apache2/modules";
-    // mod_proxy has no setting for tickets.
+    // mod_proxy has no setting for tickets, so the servers turn tickets off.
     let farm = Farm::start(&format!("tickets = {}", mechanism != Mechanism::SessionId));
     let apache = Peer::start("apache2-bin", |port| {
         let folder = farm.folder();
@@ -133,7 +135,7 @@ pub(super) fn apache(mechanism: Mechanism, connections: usize) -> Visit {
             farm = farm.port(),
         );
         fs::write(&config, text).unwrap();
-        // One process: it leaves nothing behind when it is killed.
+        // Run Apache as one process, so that no other process remains after a kill.
         let mut command = Command::new(PROGRAM);
         command.args(["-X", "-f"]).arg(&config);
         command

@@ -8,9 +8,9 @@ use super::{Connection, Mechanism};
 
 /// How a client's returns by one mechanism ended.
 pub(super) enum Cell {
-    /// All of this number of returns resumed.
+    /// All returns resumed. The value is their number.
     Resumed(usize),
-    /// The library cannot resume by this mechanism; the number of the note that says why.
+    /// The library lacks this mechanism. The value is the number of the note with the reason.
     Lacks(usize),
     Failed {
         shown: String,
@@ -33,7 +33,8 @@ impl Cell {
         let good = good.count();
         let began_in_full =
             first.answer.verdict.starts_with("full/") && first.resumed != Some(true);
-        // A browser opens connections that carry no request, so not every return may change servers.
+        // A browser also opens connections without a request. So two returns in a row may reach the same
+        // server.
         let servers = connections.iter().map(|it| &it.answer.server);
         let moves = servers.clone().zip(servers.skip(1));
         let moved = moves.filter(|(before, after)| before != after).count();
@@ -63,7 +64,8 @@ impl Cell {
     }
 }
 
-/// True if both ends report this verdict, on the first request of a new connection.
+/// True if the server reports this verdict on the first request of a connection, and the client does not
+/// contradict.
 fn is_as_expected(connection: &Connection, verdict: &str) -> bool {
     let answer = &connection.answer;
     let resumed = verdict.starts_with("resumed/");
@@ -84,7 +86,7 @@ impl fmt::Display for Cell {
     }
 }
 
-/// One client.
+/// The row of a client.
 pub(super) struct Row {
     pub(super) name: &'static str,
     pub(super) version: String,

@@ -1,4 +1,4 @@
-//! Sites, their routes and the upstreams that these lead to.
+//! Tests of sites, routes and upstreams.
 
 use super::*;
 

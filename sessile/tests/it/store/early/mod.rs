@@ -17,7 +17,7 @@ fn farm(redis: &Redis) -> Farm {
     Farm::sharing(&redis.url(), ON)
 }
 
-/// How often early data had this outcome at these servers.
+/// The number of times that early data had this outcome at these servers.
 fn outcomes(servers: &[&Server], outcome: &str) -> u64 {
     let of = |server: &&Server| {
         let labels = [("outcome", outcome)];
@@ -46,8 +46,8 @@ fn replay_and_wait(server: &Server, flight: &[u8]) {
     });
 }
 
-/// Checks that a server without the store permissions for early data accepts none, and says so.
-/// Every connection gets a verdict.
+/// Checks a server that lacks the store permissions for early data. The server accepts no early
+/// data, logs the reason, and finishes every handshake.
 pub(super) fn assert_never_accepted(farm: &Farm, server: &Server) {
     let visitor = Visitor::new(farm);
     eventually("the server reports the missing permissions", || {
@@ -61,7 +61,8 @@ pub(super) fn assert_never_accepted(farm: &Farm, server: &Server) {
     assert_eq!(accepted(&[server]), 0);
 }
 
-/// Checks that another server accepts the early data of a new client, and accepts no replay of it.
+/// Checks that another server accepts the early data of a new client, and that no server accepts a
+/// replay.
 pub(super) fn assert_accepted_once(farm: &Farm, servers: &[Server; 3]) {
     let all = servers.each_ref();
     let before = accepted(&all);

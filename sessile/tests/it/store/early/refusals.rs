@@ -1,4 +1,5 @@
-//! Which requests early data may hold, and why a server rejects it. A rejection costs no connection.
+//! The requests that early data may hold, and the reasons to reject early data. A rejection costs no
+//! connection.
 
 use std::time::{Duration, SystemTime};
 
@@ -10,7 +11,7 @@ use super::{ON, accepted, farm, outcomes, unfinished};
 use crate::peers::{eventually, s_client};
 use crate::store::setup::{Farm, Redis};
 
-/// As many bytes of early data as the farm's setting allows.
+/// The largest early data that the farm's setting allows.
 const FULL: &[u8] = &[b'x'; 16 * 1024];
 
 fn request(method: &str) -> Vec<u8> {
@@ -47,7 +48,8 @@ fn a_request_over_http2_is_answered_early() {
     let farm = farm(&redis);
     let (one, other) = (farm.serve("web1"), farm.serve("web2"));
     let visitor = Visitor::http2(&farm);
-    // `:method: GET`, `:scheme: https`, `:path: /` and `:authority`, as in RFC 7541, appendix A.
+    // The fields are `:method: GET`, `:scheme: https`, `:path: /` and `:authority`. RFC 7541, appendix A, has
+    // their indices.
     let fields = [&[0x82, 0x87, 0x84, 0x41, 9][..], b"localhost"].concat();
     let settings = [0, 0, 0, 4, 0, 0, 0, 0, 0];
     let headers = [0, 0, fields.len() as u8, 1, 5, 0, 0, 0, 1];
@@ -129,7 +131,7 @@ fn a_client_that_never_finishes_is_counted_and_cut_off() {
         server.metrics().sum(name, &labels) == 1
     });
     assert_eq!(accepted(&[&server]), 2);
-    // The second connection, without early data, finished its handshake.
+    // Only the visit without early data finished its handshake.
     assert_eq!(server.metrics().verdict("resumed/psk"), 1);
 }
 
@@ -178,7 +180,7 @@ fn early_data_is_off_by_default_and_a_change_of_the_setting_costs_no_session() {
     assert_eq!(visitor.visit(off.address()).outcome(), "resumed/psk none");
     assert_eq!(visitor.visit(on.address()).outcome(), "resumed/psk none");
     assert!(visitor.allows_early_data());
-    // The server without early data skips all of it.
+    // The server with early data turned off skips all bytes of early data.
     let mut visit = Visit::to(off.address(), visitor.early(FULL));
     visit.send(GET);
     assert_eq!(visit.answer().outcome(), "resumed/psk rejected/off");
@@ -240,7 +242,7 @@ fn early_data_is_rejected_if_the_ticket_age_is_wrong() {
     let farm = farm(&redis);
     let on_time = farm.serve("web1");
     let visitor = Visitor::new(&farm);
-    // A later clock of the server has the effect of a late replay.
+    // To a server with a later clock, a ClientHello looks as old as a late replay.
     for (name, clock) in [("web2", "+30s"), ("web3", "+120s")] {
         let later = farm.serve_at(name, Some(clock));
         visitor.visit(on_time.address());
@@ -265,7 +267,7 @@ fn early_data_is_rejected_after_an_alpn_mismatch_or_a_hello_retry_request() {
         eventually("the handshake is counted", resumed);
     }
 
-    // The server does not support this group.
+    // The server does not support the group of this key share.
     let visitor = Visitor::with_key_share(&farm, NamedGroup::MLKEM768);
     for data in [GET, FULL] {
         visitor.visit(server.address());
@@ -293,7 +295,7 @@ fn early_data_is_skipped_if_the_session_does_not_resume() {
         "store = \"{}\"\nstore-timeout = \"3s\"\n{ON}{forget}\n",
         redis.url()
     ));
-    // The configuration accepts no time in the future.
+    // Use a later clock, because a forget rule must not be in the future.
     let other = farm.serve_at("web2", Some("+3s"));
     let mut visit = Visit::to(other.address(), visitor.early(FULL));
     visit.send(GET);
@@ -333,7 +335,7 @@ fn a_tls12_session_id_used_as_a_psk_identity_spends_no_session() {
     let said = old(&["-sess_in", session]);
     assert!(said.contains("\nReused, "), "{said}");
 
-    // The session of the copied PSK flight is still unused.
+    // The attack did not spend the visitor's own session.
     assert_eq!(accepted(&[&server]), 0);
     let answer = visitor.visit_early(server.address());
     assert_eq!(answer.outcome(), "resumed/psk accepted");

@@ -46,12 +46,12 @@ fn no_server_answers_a_replayed_request() {
     let requests = |server: &Server| server.metrics().sum("sessile_requests_total", &[]);
     assert_eq!(servers.map(requests), [1, 1, 0]);
 
-    // Every connection issues a ticket for the next one.
+    // Each connection gives the client a ticket for the next connection.
     for server in servers.iter().cycle().take(7) {
         let answer = visitor.visit_early(server.address());
         assert_eq!(answer.outcome(), "resumed/psk accepted");
     }
-    // Sessions for early data are in no server's session table.
+    // No session table contains a session that allows early data.
     for server in servers {
         assert_eq!(
             server.metrics().sum("sessile_session_table_entries", &[]),
@@ -118,7 +118,7 @@ fn replays_are_rejected_after_a_restart_or_kill_of_the_server() {
         replay_and_wait(&again, &recorded);
         assert_eq!(accepted(&[&again]), 0);
     }
-    // An unused session is still accepted once, at a server that is new to the client.
+    // The client's other session is unused, so a server new to the client accepts early data.
     let answer = visitor.visit_early(farm.serve("web3").address());
     assert_eq!(answer.outcome(), "resumed/psk accepted");
 }
@@ -138,13 +138,13 @@ fn replays_are_rejected_after_a_restore_of_the_store() {
     let answer = Visit::to(one.address(), flight).answer();
     assert_eq!(answer.outcome(), "resumed/psk accepted");
 
-    // The dump was made before the session was spent, so the store returns the session again.
+    // The dump was made before the session was spent, so the restored store has the session again.
     let port = redis.stop();
     let _redis = Redis::start_again_with(port, &["--dir", path, "--dbfilename", "dump.rdb"]);
     assert_returned_and_rejected(&one, &other, &recorded);
 }
 
-/// Checks that servers reject early data with a session that the store returns a second time.
+/// Checks that servers reject early data with a spent session that the store has again.
 fn assert_returned_and_rejected(one: &Server, other: &Server, recorded: &[u8]) {
     // After a failed connection to the store, servers wait for seconds before the next attempt.
     wait_until(|| {
@@ -201,7 +201,8 @@ fn replays_are_rejected_after_a_failover_and_back() {
     let port = redis.address().port().to_string();
     let farm = farm(&redis);
     let (one, other) = (farm.serve("web1"), farm.serve("web2"));
-    // The first replica changes the master's replication ID, so connect it before the visit.
+    // The first replica of a master changes the master's replication ID, so connect the replica
+    // before the visit.
     let replica = Redis::with(&["--replicaof", "127.0.0.1", &port]);
     eventually("the replica is in sync", || {
         info(&replica, "master_link_status:up")
@@ -219,8 +220,8 @@ fn replays_are_rejected_after_a_failover_and_back() {
     let answer = Visit::to(one.address(), flight).answer();
     assert_eq!(answer.outcome(), "resumed/psk accepted");
 
-    // The old master copies the data of the new one, where the session is unspent. It then becomes
-    // master again.
+    // The old master copies the data of the promoted replica, where the session is unspent. Then
+    // the old master becomes master again.
     let promoted = replica.address().port().to_string();
     ask(&redis, &["REPLICAOF", "127.0.0.1", &promoted]);
     eventually("the replica is in sync", || {
@@ -307,7 +308,7 @@ fn early_data_that_arrives_before_its_session_is_stored_stays_rejected() {
     let redis = Redis::start();
     let proxy = Proxy::start(redis.address());
     let farm = farm(&redis);
-    // The timeout is long, so that the server does not give up the store for a few held requests.
+    // The timeout is long, so that a few held requests do not make the server give up the store.
     let slow_store = format!("store = \"{}\"\nstore-timeout = \"1s\"\n{ON}", proxy.url());
     let (one, other) = (farm.with(&slow_store).serve("web1"), farm.serve("web2"));
     let visitor = Visitor::new(&farm);
@@ -359,8 +360,8 @@ fn made_up_identities_leave_few_entries_in_the_store_and_harm_no_session() {
     let mut left = redis.entries();
     let is_claim = |name: &[u8]| name.windows(8).any(|part| part == b":server:");
     left.retain(|(name, _)| !is_claim(name) && before.iter().all(|(other, _)| other != name));
-    // Made-up identities in the same partition leave one entry. With 400 identities and 4,096
-    // partitions, some are almost certainly in the same one.
+    // All made-up identities of one partition leave one entry. With 400 identities and 4,096
+    // partitions, some identities almost certainly share a partition.
     assert!((1..MADE_UP).contains(&left.len()), "{}", left.len());
     for (name, value) in left {
         let name = String::from_utf8(name).unwrap();
@@ -370,7 +371,8 @@ fn made_up_identities_leave_few_entries_in_the_store_and_harm_no_session() {
         let life: i64 = ask_for(&redis, &["PTTL", &name]);
         assert!(life <= 20_000, "{life}");
     }
-    // The session resumes. If its partition has a marker, the server rejects early data for now.
+    // The session resumes. If the partition of the session has such an entry, the server rejects
+    // early data for now.
     let outcome = visitor.visit_early(server.address()).outcome();
     let known = ["resumed/psk accepted", "resumed/psk rejected/store"];
     assert!(known.contains(&outcome.as_str()), "{outcome}");

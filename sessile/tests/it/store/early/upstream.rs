@@ -1,4 +1,5 @@
-//! Forwarded requests in early data have an `Early-Data` header. The upstream can answer with 425.
+//! The server adds an `Early-Data` header to requests that it forwards from early data. The
+//! upstream can answer 425.
 
 use super::visitor::{Visit, Visitor};
 use super::{ON, accepted};

@@ -22,7 +22,7 @@ const READ_TIMEOUT: Duration = Duration::from_secs(30);
 pub(super) const GET: &[u8] =
     b"GET / HTTP/1.1\r\nhost: localhost\r\nsessile-probe: 1\r\nconnection: close\r\n\r\n";
 
-/// A client that keeps its two newest sessions, and uses each once.
+/// A client that keeps its two newest sessions, and uses each session once.
 pub(super) struct Visitor {
     sessions: Arc<NewestSessions>,
     config: Arc<ClientConfig>,
@@ -40,7 +40,7 @@ impl Visitor {
         Self::with(farm, b"h2", provider::default_provider())
     }
 
-    /// A client whose key share is of this group.
+    /// A client that sends a key share of this group.
     pub(super) fn with_key_share(farm: &Farm, group: NamedGroup) -> Self {
         let mut provider = provider::default_provider();
         provider.kx_groups = provider::ALL_KX_GROUPS.to_vec();
@@ -93,8 +93,8 @@ impl Visitor {
         visit.answer()
     }
 
-    /// Connects with a request in early data and returns the answer. Repeats the request if the
-    /// server rejects early data.
+    /// Connects with a request in early data and returns the answer. If the server rejects early
+    /// data, the client repeats the request.
     pub(super) fn visit_early(&self, server: SocketAddr) -> Answer {
         let mut visit = Visit::to(server, self.early(GET));
         visit.handshake();
@@ -109,7 +109,7 @@ impl Visitor {
         Flight::of(connection(&self.config_without_early_data))
     }
 
-    /// A first flight with `data` as early data. The session must allow as many bytes.
+    /// A first flight with `data` as early data. The session must allow this number of bytes.
     pub(super) fn early(&self, data: &[u8]) -> Flight {
         let mut tls = connection(&self.config);
         let mut early = tls.early_data().expect("a session that allows early data");
@@ -162,7 +162,7 @@ pub(super) fn send_flight(server: SocketAddr, bytes: &[u8]) {
     io.set_read_timeout(Some(READ_TIMEOUT)).unwrap();
     io.write_all(bytes).unwrap();
     io.shutdown(Shutdown::Write).unwrap();
-    // The answer cannot be decrypted without the secrets of the original client.
+    // Ignore the answer, which cannot be decrypted without the secrets of the original client.
     let _ = io.read_to_end(&mut Vec::new());
 }
 
@@ -230,7 +230,7 @@ impl Visit {
         String::from_utf8_lossy(&self.received).into_owned()
     }
 
-    /// Reads once; 0 at the end.
+    /// Reads once. Returns 0 at the end of the connection.
     fn read(&mut self) -> usize {
         let tls = &mut self.flight.tls;
         let read = tls.read_tls(&mut self.io).unwrap_or_default();
@@ -269,7 +269,7 @@ impl Answer {
     }
 }
 
-/// The newest sessions, in order of age.
+/// The newest sessions, the oldest of them first.
 #[derive(Debug, Default)]
 struct NewestSessions(Mutex<Vec<Tls13ClientSessionValue>>);
 

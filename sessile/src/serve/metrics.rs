@@ -8,7 +8,6 @@ use sessile_proto::Word;
 use sessile_proto::verdict::{EarlyData, Verdict};
 use strum::IntoStaticStr;
 
-use super::files::FileCache;
 use crate::clock;
 use crate::key::Keyring;
 use crate::listener::{ConnectionCount, ConnectionMetrics, IntakeFailure};
@@ -234,26 +233,21 @@ pub(super) struct FileMetrics {
     pub(super) displaced: IntCounter,
 }
 
-/// Registers the gauges of the files in memory. `None`: no file stays in memory.
+/// Registers the gauges of the files in memory: their number, and their bytes.
 pub(super) fn register_file_cache(
     registry: &Registry,
     server: &str,
-    cache: Option<&Arc<FileCache>>,
+    entries: impl Fn() -> usize + Send + Sync + 'static,
+    bytes: impl Fn() -> usize + Send + Sync + 'static,
 ) -> prometheus::Result<()> {
     let families = Families { registry, server };
-    let entries = families.opts("sessile_file_cache_entries", "Files in memory.");
-    let files = cache.cloned();
-    live_gauge::register(registry, entries, move || {
-        files.as_ref().map_or(0, |files| files.entries())
-    })?;
-    let bytes = families.opts(
+    let opts = families.opts("sessile_file_cache_entries", "Files in memory.");
+    live_gauge::register(registry, opts, entries)?;
+    let opts = families.opts(
         "sessile_file_cache_bytes",
         "Bytes of files.cache-size that the files in memory take.",
     );
-    let files = cache.cloned();
-    live_gauge::register(registry, bytes, move || {
-        files.as_ref().map_or(0, |files| files.bytes())
-    })
+    live_gauge::register(registry, opts, bytes)
 }
 
 /// Registers the metrics of one server.

@@ -443,7 +443,7 @@ mod tests {
             // A check of this path finds nothing.
             key: key("missing"),
             file: Arc::clone(&file),
-            pool: Pools::new(1, &config::Files::default()).of(Path::new("/")),
+            pool: Pools::new(1).of(Path::new("/")),
             source: Source::of(IpAddr::V4(Ipv4Addr::LOCALHOST)),
         };
         // A check began at 10 s and took 10 s. Its result is no longer fresh.

@@ -287,7 +287,6 @@ impl Body for FileStream {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config;
     use crate::serve::files::pool::Pools;
     use prometheus::IntCounter;
     use std::io::Write;
@@ -296,7 +295,7 @@ mod tests {
 
     fn access(piece: usize) -> Access {
         let counter = || IntCounter::new("name", "help").expect("a counter");
-        let pools = Pools::new(0, &config::Files::default());
+        let pools = Pools::new(0);
         Access {
             pool: pools.of(Path::new("/")),
             open_files: pools.open_files,

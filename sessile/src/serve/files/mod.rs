@@ -18,7 +18,6 @@ mod validators;
 
 pub(super) use cache::FileCache;
 pub(super) use content::Content;
-pub(super) use pool::Pools;
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -34,7 +33,7 @@ use crate::config::{self, Action, Config, Symlinks};
 use cache::Key;
 use content::{Access, FileError, Opened, Wanted};
 use open_files::OpenFiles;
-use pool::{Pool, Unavailable};
+use pool::{Pool, Pools, Unavailable};
 use resolve::Found;
 
 /// Most bytes that are read at once.
@@ -49,6 +48,31 @@ const HTTP2_PIECE: usize = 64 * 1024;
 /// The most files that responses may have open, if the process may open `limit` files.
 pub(super) fn max_open_files(limit: u64) -> u16 {
     u16::try_from(limit / 8).map_or(MAX_OPEN_FILES, |files| files.min(MAX_OPEN_FILES))
+}
+
+/// The threads, open files and files in memory of all folders of a process. A reload keeps them.
+pub(super) struct FileResources {
+    pools: Pools,
+    cache: Option<Arc<FileCache>>,
+}
+
+impl FileResources {
+    /// `max_open_files`: how many files the responses of all folders may have open.
+    pub(super) fn new(max_open_files: usize, settings: &config::Files) -> Self {
+        Self {
+            pools: Pools::new(max_open_files),
+            cache: FileCache::new(settings),
+        }
+    }
+
+    /// Reads a number of the files in memory. The number is 0 if no file stays in memory.
+    pub(super) fn gauge(
+        &self,
+        read: fn(&FileCache) -> usize,
+    ) -> impl Fn() -> usize + Send + Sync + 'static {
+        let cache = self.cache.clone();
+        move || cache.as_deref().map_or(0, read)
+    }
 }
 
 /// The folder of a route.
@@ -76,13 +100,17 @@ enum Target {
 }
 
 impl Folder {
-    pub(super) fn new(config: &config::Folder, pools: &Pools, failures: Arc<FileMetrics>) -> Self {
+    pub(super) fn new(
+        config: &config::Folder,
+        resources: &FileResources,
+        failures: Arc<FileMetrics>,
+    ) -> Self {
         Self {
             path: config.path.as_path().into(),
             symlinks: config.symlinks,
-            pool: pools.of(&config.path),
-            open_files: pools.open_files.clone(),
-            cache: pools.cache.clone(),
+            pool: resources.pools.of(&config.path),
+            open_files: resources.pools.open_files.clone(),
+            cache: resources.cache.clone(),
             failures,
         }
     }

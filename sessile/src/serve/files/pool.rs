@@ -12,10 +12,8 @@ use std::time::{Duration, Instant};
 use sessile_proto::affinity::Source;
 use tokio::sync::oneshot;
 
-use super::cache::FileCache;
 use super::open_files::{OpenFiles, Slot};
 use super::queue::{FairQueue, Job};
-use crate::config;
 use crate::locks::locked;
 
 /// How long one operation may take, with its time in the queue.
@@ -40,10 +38,9 @@ pub(super) enum Unavailable {
 }
 
 /// The pools of a process by folder. A reload that keeps a folder keeps its threads, even blocked threads.
-pub(in crate::serve) struct Pools {
+pub(super) struct Pools {
     by_folder: Mutex<HashMap<PathBuf, Weak<Shared>>>,
     pub(super) open_files: OpenFiles,
-    pub(in crate::serve) cache: Option<Arc<FileCache>>,
 }
 
 /// The threads of one folder. A thread that has no work for [`KEEP_ALIVE`] ends.
@@ -77,11 +74,10 @@ pub(super) struct HeldFile {
 
 impl Pools {
     /// `max_open_files`: how many files the responses of all folders may have open.
-    pub(in crate::serve) fn new(max_open_files: usize, settings: &config::Files) -> Self {
+    pub(super) fn new(max_open_files: usize) -> Self {
         Self {
             by_folder: Mutex::default(),
             open_files: OpenFiles::new(max_open_files),
-            cache: FileCache::new(settings),
         }
     }
 
@@ -279,7 +275,7 @@ mod tests {
             }
         }
 
-        let pools = Pools::new(2, &config::Files::default());
+        let pools = Pools::new(2);
         let pool = pools.of(Path::new("/"));
         let slot = pools
             .open_files
@@ -299,7 +295,7 @@ mod tests {
 
     #[test]
     fn a_reload_keeps_the_threads_of_a_blocked_folder() {
-        let pools = Pools::new(1, &config::Files::default());
+        let pools = Pools::new(1);
         let folder = Path::new("/blocked");
         let (release, gate) = mpsc::channel::<()>();
         let (begun, has_begun) = mpsc::channel();

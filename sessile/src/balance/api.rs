@@ -30,7 +30,7 @@ pub(super) fn balancer_json(state: &BalancerState) -> Value {
         "servers": servers,
         "connections": by_rule(metrics.routed.by_rule()),
         "missed": by_rule(metrics.misses()),
-        "open": metrics.open.get(),
+        "open": metrics.connections.open.get(),
         "bytes_up": metrics.bytes.up.get(),
         "bytes_down": metrics.bytes.down.get(),
         "resumption_ratio": resumption_ratio(&metrics.routed),

@@ -15,7 +15,7 @@ use std::io;
 use std::sync::{Arc, Mutex, Once};
 
 use prometheus::{
-    IntCounter, IntCounterVec, IntGauge, Opts, Registry,
+    IntCounter, IntCounterVec, Opts, Registry,
     register_int_counter_vec_with_registry as register_counters,
     register_int_counter_with_registry as register_counter,
     register_int_gauge_with_registry as register_gauge,
@@ -39,9 +39,7 @@ pub(super) struct BalancerMetrics {
     local_errors: IntCounter,
     /// Local errors come by the thousand, so only the first is logged.
     log_local_error: Once,
-    refused: IntCounter,
-    connections_displaced: IntCounter,
-    pub(super) open: IntGauge,
+    pub(super) connections: ConnectionMetrics,
     /// Learned entries that were removed to make room for a new entry of the same source.
     pub(super) displaced: IntCounter,
     pub(super) bytes: ByteCounters,
@@ -101,21 +99,7 @@ impl BalancerMetrics {
                 registry
             )?,
             log_local_error: Once::new(),
-            refused: register_counter!(
-                "sessile_balance_refused_total",
-                "Connections closed at once because connection.max was reached.",
-                registry
-            )?,
-            connections_displaced: register_counter!(
-                "sessile_balance_connections_displaced_total",
-                "Connections closed because connection.max was reached and a source with fewer connections came.",
-                registry
-            )?,
-            open: register_gauge!(
-                "sessile_balance_connections_open",
-                "Client connections open now.",
-                registry
-            )?,
+            connections: connection_metrics(registry)?,
             displaced: register_counter!(
                 "sessile_balance_learned_displaced_total",
                 "Learned entries removed for a newer entry of the same source, which had used its whole \
@@ -128,13 +112,7 @@ impl BalancerMetrics {
 
     /// Counts the open connections, up to `max`.
     pub(super) fn connection_count(&self, max: usize) -> ConnectionCount {
-        let metrics = ConnectionMetrics {
-            open: self.open.clone(),
-            refused: self.refused.clone(),
-            displaced: self.connections_displaced.clone(),
-            accepted: None,
-        };
-        ConnectionCount::new(max, metrics)
+        ConnectionCount::new(max, self.connections.clone())
     }
 
     pub(super) fn count_miss(&self, miss: RouteMiss) {
@@ -170,6 +148,27 @@ impl BalancerMetrics {
             );
         });
     }
+}
+
+fn connection_metrics(registry: &Registry) -> prometheus::Result<ConnectionMetrics> {
+    Ok(ConnectionMetrics {
+        open: register_gauge!(
+            "sessile_balance_connections_open",
+            "Client connections open now.",
+            registry
+        )?,
+        refused: register_counter!(
+            "sessile_balance_refused_total",
+            "Connections closed at once because connection.max was reached.",
+            registry
+        )?,
+        displaced: register_counter!(
+            "sessile_balance_connections_displaced_total",
+            "Connections closed because connection.max was reached and a source with fewer connections came.",
+            registry
+        )?,
+        accepted: None,
+    })
 }
 
 /// The counters of route misses, by session rule and reason.

@@ -4,6 +4,9 @@
 //!
 //! [`RequestFraming`] follows the requests of one connection, even if reads split the requests. It skips
 //! bodies. It checks the framing headers only; an HTTP library must parse the requests.
+//!
+//! Both must agree about the end of each request, or a request could hide in a body. So the framing of
+//! chunks is read strictly: each line ends with CRLF, and a CR or LF alone is refused.
 
 /// The smallest length that HTTP libraries reserve for other meanings. A request of this length or more
 /// is refused.
@@ -43,15 +46,26 @@ enum State {
     InBody(u64),
     ExpectChunk,
     InChunkSize(u64),
-    /// The rest of the line with this chunk size.
-    InChunkLine(u64),
+    /// White space behind this chunk size.
+    InChunkSpace(u64),
+    /// The extensions of a chunk of this size.
+    InChunkExtension(u64),
+    /// The LF of the line with this chunk size.
+    ExpectChunkLineEnd(u64),
     InChunk(u64),
+    /// The CR behind the data of a chunk.
     ExpectChunkEnd,
+    /// The LF behind the data of a chunk.
+    ExpectChunkEndLf,
     ExpectTrailer,
     InTrailer,
+    /// The LF of a trailer.
+    ExpectTrailerLf,
     ExpectTrailersEnd,
     /// The connection ends with a refused request, so the bytes after it do not matter.
-    Refused,
+    Refused {
+        in_body: bool,
+    },
 }
 
 /// The first bytes of a header's name, in lower case.
@@ -78,13 +92,20 @@ impl RequestFraming {
         let mut index = 0;
         while index < bytes.len() {
             let Some((state, taken)) = self.step(&bytes[index..]) else {
-                self.state = State::Refused;
+                let in_body = self.state.is_in_chunks();
+                self.state = State::Refused { in_body };
                 return Some(index);
             };
             self.state = state;
             index += taken;
         }
         None
+    }
+
+    /// True if a byte between the head and the end of a request was refused.
+    #[must_use]
+    pub const fn is_body_refused(&self) -> bool {
+        matches!(self.state, State::Refused { in_body: true })
     }
 
     /// The next state, and how many bytes lead to it. `None` if the first byte is refused.
@@ -171,6 +192,26 @@ impl RequestFraming {
     }
 }
 
+impl State {
+    const fn is_in_chunks(self) -> bool {
+        matches!(
+            self,
+            Self::ExpectChunk
+                | Self::InChunkSize(_)
+                | Self::InChunkSpace(_)
+                | Self::InChunkExtension(_)
+                | Self::ExpectChunkLineEnd(_)
+                | Self::InChunk(_)
+                | Self::ExpectChunkEnd
+                | Self::ExpectChunkEndLf
+                | Self::ExpectTrailer
+                | Self::InTrailer
+                | Self::ExpectTrailerLf
+                | Self::ExpectTrailersEnd
+        )
+    }
+}
+
 impl Default for RequestFraming {
     fn default() -> Self {
         Self::new()
@@ -197,32 +238,58 @@ fn step_in_chunks(state: State, bytes: &[u8]) -> Option<(State, usize)> {
     let byte = bytes[0];
     Some(match state {
         State::ExpectChunk => (State::InChunkSize(with_digit(0, byte)?), 1),
-        State::InChunkSize(size) => match byte {
-            b'\r' | b';' | b' ' | b'\t' => (State::InChunkLine(size), 1),
-            _ => (State::InChunkSize(with_digit(size, byte)?), 1),
+        State::InChunkSize(size) => match behind_chunk_size(byte, size) {
+            Some(next) => (next, 1),
+            None => (State::InChunkSize(with_digit(size, byte)?), 1),
         },
-        State::InChunkLine(0) => after_line(bytes, state, State::ExpectTrailer),
-        State::InChunkLine(size) => after_line(bytes, state, State::InChunk(size)),
+        State::InChunkSpace(size) => (behind_chunk_size(byte, size)?, 1),
+        State::InChunkExtension(size) => in_line(bytes, state, State::ExpectChunkLineEnd(size))?,
+        State::ExpectChunkLineEnd(0) => after_lf(byte, State::ExpectTrailer)?,
+        State::ExpectChunkLineEnd(size) => after_lf(byte, State::InChunk(size))?,
         State::InChunk(left) => match left - left.min(bytes.len() as u64) {
             0 => (State::ExpectChunkEnd, left as usize),
             rest => (State::InChunk(rest), bytes.len()),
         },
         State::ExpectChunkEnd => match byte {
-            b'\r' => (State::ExpectChunkEnd, 1),
-            b'\n' => (State::ExpectChunk, 1),
+            b'\r' => (State::ExpectChunkEndLf, 1),
             _ => return None,
         },
+        State::ExpectChunkEndLf => after_lf(byte, State::ExpectChunk)?,
         State::ExpectTrailer => match byte {
             b'\r' => (State::ExpectTrailersEnd, 1),
             _ => (State::InTrailer, 0),
         },
-        State::InTrailer => after_line(bytes, State::InTrailer, State::ExpectTrailer),
-        State::ExpectTrailersEnd => match byte {
-            b'\n' => (State::ExpectRequest, 1),
-            _ => return None,
-        },
+        State::InTrailer => in_line(bytes, state, State::ExpectTrailerLf)?,
+        State::ExpectTrailerLf => after_lf(byte, State::ExpectTrailer)?,
+        State::ExpectTrailersEnd => after_lf(byte, State::ExpectRequest)?,
         _ => (state, bytes.len()),
     })
+}
+
+/// The state behind a byte that ends the digits of a chunk size.
+const fn behind_chunk_size(byte: u8, size: u64) -> Option<State> {
+    match byte {
+        b'\r' => Some(State::ExpectChunkLineEnd(size)),
+        b';' => Some(State::InChunkExtension(size)),
+        b' ' | b'\t' => Some(State::InChunkSpace(size)),
+        _ => None,
+    }
+}
+
+/// Skips to the CR of a line. `None` if the next byte is an LF.
+fn in_line(bytes: &[u8], within: State, behind: State) -> Option<(State, usize)> {
+    let line_end = bytes.iter().position(|byte| matches!(byte, b'\r' | b'\n'));
+    match line_end {
+        Some(0) if bytes[0] == b'\n' => None,
+        Some(end) if bytes[end] == b'\n' => Some((within, end)),
+        Some(end) => Some((behind, end + 1)),
+        None => Some((within, bytes.len())),
+    }
+}
+
+/// The state behind an LF. `None` if the byte is not an LF.
+fn after_lf(byte: u8, behind: State) -> Option<(State, usize)> {
+    (byte == b'\n').then_some((behind, 1))
 }
 
 /// Skips to the end of a line.
@@ -306,9 +373,31 @@ mod tests {
             ("10000000000000000\r\n", 16),
             ("1\r\nabc", 4),
             ("0\r\n\rx", 4),
+            // A line that ends with LF.
+            ("1\na", 1),
+            ("1 \na", 2),
+            ("1;x\na", 3),
+            ("1;x\ny\r\na", 3),
+            ("1\r\na\n", 4),
+            ("0\n\r\n", 1),
+            ("0\r\n\n", 3),
+            ("0\r\na: b\n\r\n", 7),
+            ("0\r\na: b\r\n\n", 9),
+            // A CR without LF.
+            ("1\r\r\na", 2),
+            ("1;x\ry\r\na", 4),
+            ("1\r\na\r\r\n", 5),
+            ("0\r\na: b\rc: d\r\n\r\n", 8),
+            // White space in a chunk size.
+            ("1 1\r\na", 2),
+            ("1 x\r\na", 2),
+            (" 1\r\na", 0),
         ] {
             let request = format!("{head}{body}");
-            assert_eq!(refused(&request), Some(head.len() + at), "{request:?}");
+            let mut framing = RequestFraming::new();
+            let found = framing.find_refused(request.as_bytes());
+            assert_eq!(found, Some(head.len() + at), "{request:?}");
+            assert!(framing.is_body_refused(), "{request:?}");
         }
     }
 
@@ -317,6 +406,7 @@ mod tests {
         let mut framing = RequestFraming::new();
         let request = b"POST / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 1\r\n";
         assert!(framing.find_refused(request).is_some());
+        assert!(!framing.is_body_refused());
         assert_eq!(framing.find_refused(request), None);
     }
 

@@ -18,9 +18,7 @@ use crate::tls;
 /// How long the end of a flooded connection may take: GOAWAY, and the wait for the client to close.
 const FAREWELL_DEADLINE: Duration = Duration::from_secs(2);
 
-/// A byte that is invalid in a head (RFC 9110, 5.5) and in a chunk size.
-///
-/// hyper answers this byte with 400 in a head, and ends the connection in a body.
+/// A byte that is invalid in a head (RFC 9110, 5.5). hyper answers this byte with 400.
 const INVALID: u8 = 0;
 
 /// A client's stream, with the checks of its protocol.
@@ -63,15 +61,9 @@ impl GuardedStream {
         }
     }
 
-    /// Checks bytes that were read. Returns the farewell if the client floods the connection.
-    fn check(&mut self, bytes: &mut [u8]) -> Option<Farewell> {
+    /// Checks HTTP/2 frames that were read. Returns the farewell if the client floods the connection.
+    fn check(&mut self, bytes: &[u8]) -> Option<Farewell> {
         match &mut self.guard {
-            Guard::Http1(framing) => {
-                if let Some(index) = framing.find_refused(bytes) {
-                    bytes[index] = INVALID;
-                }
-                None
-            }
             Guard::Http2 { budget, started } => match budget.receive(bytes, started.elapsed()) {
                 Ok(()) => {
                     self.connection.note_work(budget);
@@ -85,7 +77,7 @@ impl GuardedStream {
                     })
                 }
             },
-            Guard::Flooded(_) => None,
+            Guard::Http1(_) | Guard::Flooded(_) => None,
         }
     }
 
@@ -125,6 +117,38 @@ impl GuardedStream {
     }
 }
 
+/// Reads bytes of HTTP/1 requests, up to the first byte that is refused.
+///
+/// hyper answers a refused head with 400. A refused body is an error, because hyper accepts each byte
+/// at some places of a body.
+fn poll_read_requests(
+    framing: &mut RequestFraming,
+    stream: Pin<&mut impl AsyncRead>,
+    cx: &mut Context<'_>,
+    buf: &mut ReadBuf<'_>,
+) -> Poll<io::Result<()>> {
+    let refused = || Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
+    if framing.is_body_refused() {
+        return refused();
+    }
+    let before = buf.filled().len();
+    ready!(stream.poll_read(cx, buf))?;
+    let Some(index) = framing.find_refused(&buf.filled()[before..]) else {
+        return Poll::Ready(Ok(()));
+    };
+    let place = before + index;
+    if !framing.is_body_refused() {
+        buf.filled_mut()[place] = INVALID;
+        return Poll::Ready(Ok(()));
+    }
+    buf.set_filled(place);
+    if index == 0 {
+        // Without an error, hyper would see the end of the stream.
+        return refused();
+    }
+    Poll::Ready(Ok(()))
+}
+
 /// The error of each operation after the farewell.
 fn flooded() -> io::Error {
     io::ErrorKind::ConnectionAborted.into()
@@ -137,10 +161,13 @@ impl AsyncRead for GuardedStream {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
+        if let Guard::Http1(framing) = &mut this.guard {
+            return poll_read_requests(framing, Pin::new(&mut this.stream), cx, buf);
+        }
         if !this.is_flooded() {
             let before = buf.filled().len();
             ready!(Pin::new(&mut this.stream).poll_read(cx, buf))?;
-            let Some(farewell) = this.check(&mut buf.filled_mut()[before..]) else {
+            let Some(farewell) = this.check(&buf.filled()[before..]) else {
                 return Poll::Ready(Ok(()));
             };
             buf.set_filled(before);
@@ -192,3 +219,6 @@ impl AsyncWrite for GuardedStream {
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -21,8 +21,9 @@ use tokio::time::Instant;
 
 use super::metrics::Metrics;
 
-/// Most bytes of a response that hyper gets at once. A client that reads so many bytes within
-/// `connection.body-timeout` is not too slow.
+/// Most bytes of a response that hyper gets at once. hyper asks for more when the client has made room.
+///
+/// A socket has room only after a part of its send buffer has drained, which can be more than this.
 const MAX_PIECE: usize = 16 * 1024;
 
 /// Ends a request from outside, and tells why the request ended. Each request has this value as an
@@ -41,13 +42,19 @@ impl RequestEnd {
     /// Orders the request to end.
     pub(super) fn order(&self) {
         self.0.is_ordered.store(true, Ordering::Relaxed);
-        self.0.ordered.notify_one();
+        // In HTTP/1, the handler and the task of the connection may both wait. Only one of them acts.
+        self.0.ordered.notify_waiters();
     }
 
     /// Waits until the request is ordered to end. Only one caller gets an order.
     pub(super) async fn ordered(&self) {
-        while !self.0.is_ordered.swap(false, Ordering::Relaxed) {
-            self.0.ordered.notified().await;
+        loop {
+            // An order between the check and the wait must end the wait.
+            let notified = self.0.ordered.notified();
+            if self.0.is_ordered.swap(false, Ordering::Relaxed) {
+                return;
+            }
+            notified.await;
         }
     }
 
@@ -229,5 +236,51 @@ impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for TaskExecutor {
             Some(task) => tokio::task::spawn_local(task.run(future)),
             None => tokio::task::spawn_local(future),
         };
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::task::Waker;
+
+    use super::*;
+    use crate::config::Config;
+    use crate::key::Keyring;
+    use crate::store::Store;
+
+    pub(in crate::serve) fn metrics() -> Arc<Metrics> {
+        let registry = prometheus::Registry::new();
+        let config = Config::default();
+        let keys = Arc::new(Keyring::ephemeral(config.session.lifetime).expect("a key"));
+        let store = Store::new(&config, &keys, 1, &registry, 0).expect("a store");
+        let metrics = Metrics::register(&registry, "web1", &store, &keys, 1);
+        Arc::new(metrics.expect("its first server"))
+    }
+
+    fn is_ready(future: Pin<&mut impl Future<Output = ()>>) -> bool {
+        let mut context = Context::from_waker(Waker::noop());
+        future.poll(&mut context).is_ready()
+    }
+
+    #[tokio::test]
+    async fn an_order_reaches_a_handler_behind_an_earlier_response() {
+        let task = RequestTask::new(Duration::from_secs(60), &metrics());
+        let mut must_end = pin!(task.must_end());
+        task.begin();
+        let sending = PacedBody::new(http_body_util::Empty::new(), &task);
+        assert!(!is_ready(must_end.as_mut()));
+        drop(sending);
+
+        let end = task.begin();
+        let mut handler = pin!(end.ordered());
+        assert!(!is_ready(handler.as_mut()));
+        assert!(!is_ready(must_end.as_mut()));
+        end.order();
+        assert!(is_ready(handler));
+        // The handler answers 503, and its response is not cut.
+        let _answer = PacedBody::new(http_body_util::Empty::new(), &task);
+        assert!(!is_ready(must_end.as_mut()));
+        end.order();
+        assert!(is_ready(must_end));
     }
 }

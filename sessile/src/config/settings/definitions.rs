@@ -257,8 +257,8 @@ section! {
             restart: SERVE,
         }
         "body-timeout" body_timeout: Duration = Duration::from_secs(60), POSITIVE_DURATION => {
-            meaning: "how long a client may send nothing of a request's body, or read nothing of the \
-                    response, before the request ends",
+            meaning: "how long a client may send nothing of a request's body, or make no room \
+                    for the next 16 KiB of the response, before the request ends",
             restart: SERVE,
         }
         "purge-on-reclaim" purge_on_reclaim: bool = false, Flag => {

@@ -117,18 +117,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::key::Keyring;
-    use crate::serve::Metrics;
-    use crate::store::Store;
+    use crate::serve::request_task::tests::metrics;
 
     fn pool(max: usize) -> Arc<SlotPool> {
-        let registry = prometheus::Registry::new();
-        let config = crate::config::Config::default();
-        let keys = Arc::new(Keyring::ephemeral(config.session.lifetime).expect("a key"));
-        let store = Store::new(&config, &keys, 1, &registry, 0).expect("a store");
-        let metrics =
-            Metrics::register(&registry, "web1", &store, &keys, 1).expect("its first server");
-        SlotPool::new(max, metrics.upstream("app"))
+        SlotPool::new(max, metrics().upstream("app"))
     }
 
     /// A source by its number.

@@ -110,6 +110,46 @@ fn slow_requests_of_one_source_leave_slots_for_another() {
     }
 }
 
+/// A response over many reads, then a request on the same connection whose body stands still. Prints the
+/// status of the second response. Arguments: port, CA file.
+const REUSED: &str = r#"
+import http.client, socket, ssl, sys
+port, ca = sys.argv[1:]
+context = ssl.create_default_context(cafile=ca)
+def response(tls):
+    response = http.client.HTTPResponse(tls)
+    response.begin()
+    return response
+with socket.create_connection(("127.0.0.1", port), timeout=45) as tcp:
+    with context.wrap_socket(tcp, server_hostname="farm.test") as tls:
+        tls.sendall(b"GET /sized?4194304 HTTP/1.1\r\nHost: farm.test\r\n\r\n")
+        assert len(response(tls).read()) == 4194304
+        tls.sendall(b"POST /count HTTP/1.1\r\nHost: farm.test\r\nContent-Length: 9\r\n\r\nx")
+        print(response(tls).status)
+"#;
+
+#[test]
+fn a_displaced_request_of_a_reused_connection_ends() {
+    let app = upstream();
+    let setup = ProxySetup::start(&[app.address().port()], "");
+    let port = setup.sessile.address().port().to_string();
+    let mut python = Command::new("python3");
+    python.args(["-c", REUSED, &port]);
+    python.arg(&setup.certificates.ca).stdout(Stdio::piped());
+    let client = python.spawn().expect("python3 is missing");
+    eventually("the slow request has the oldest slot", || {
+        app.said().matches("asked").count() == 2
+    });
+    let attacker = Holding::start(&setup, ATTACKER, "uploads");
+    eventually("all slots are taken", || setup.results("overloaded") == 97);
+    assert_eq!(setup.h2_from(OTHER, &["ask", COUNT]), ["0"]);
+    eventually("a request is displaced", || setup.results("displaced") == 1);
+    let output = client.wait_with_output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "503\n");
+    eventually("the upstream is told", || app.said().contains("body cut"));
+    drop(attacker);
+}
+
 /// Sends a part of a request and reads the answer. Arguments: port, CA file, request.
 const PART: &str = r#"
 import socket, ssl, sys

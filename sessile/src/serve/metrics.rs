@@ -229,6 +229,25 @@ pub(super) struct FileMetrics {
     pub(super) error: IntCounter,
     /// The response began, and the rest of the file could not be read.
     pub(super) cut: IntCounter,
+    /// Another source needed the open file.
+    pub(super) displaced: IntCounter,
+}
+
+/// Registers the gauges of the files in memory: their number, and their bytes.
+pub(super) fn register_file_cache(
+    registry: &Registry,
+    server: &str,
+    entries: impl Fn() -> usize + Send + Sync + 'static,
+    bytes: impl Fn() -> usize + Send + Sync + 'static,
+) -> prometheus::Result<()> {
+    let families = Families { registry, server };
+    let opts = families.opts("sessile_file_cache_entries", "Files in memory.");
+    live_gauge::register(registry, opts, entries)?;
+    let opts = families.opts(
+        "sessile_file_cache_bytes",
+        "Bytes of files.cache-size that the files in memory take.",
+    );
+    live_gauge::register(registry, opts, bytes)
 }
 
 /// Registers the metrics of one server.
@@ -270,6 +289,7 @@ impl Families<'_> {
             overloaded: counter("overloaded"),
             error: counter("error"),
             cut: counter("cut"),
+            displaced: counter("displaced"),
         })
     }
 

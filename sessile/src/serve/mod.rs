@@ -39,6 +39,7 @@ use crate::listener::{Admission, BufferLimit, ListenError, Listeners};
 use crate::store::snapshot::SnapshotFile;
 use crate::store::{Store, StoreError, WorkerStore};
 use crate::tls::Sessions;
+use files::{FileCache, FileResources};
 use site_files::LoadedSites;
 use sites::Sites;
 
@@ -256,7 +257,7 @@ struct Shared {
     issuer: Issuer,
     metrics: Arc<Metrics>,
     /// The threads for files. A reload keeps the threads of the folders that stay.
-    file_pools: Arc<files::Pools>,
+    files: Arc<FileResources>,
     env: Environment,
 }
 
@@ -276,8 +277,10 @@ impl Shared {
         let name = &config.server.name;
         let metrics = Metrics::register(&env.registry, name, &store, &keys, limit.max)?;
         let max_open_files = files::max_open_files(open_files).into();
-        let file_pools = files::Pools::new(max_open_files, &config.files);
-        files::register_cache(&env.registry, name, file_pools.cache.as_ref())?;
+        let files = FileResources::new(max_open_files, &config.files);
+        let entries = files.gauge(FileCache::entries);
+        let bytes = files.gauge(FileCache::bytes);
+        metrics::register_file_cache(&env.registry, name, entries, bytes)?;
         Ok(Self {
             config: Arc::new(config.clone()),
             live: watch::Sender::new(Arc::new(LoadedSites::load(config)?)),
@@ -288,7 +291,7 @@ impl Shared {
                 incarnation: u16::from_ne_bytes(incarnation),
             },
             metrics: Arc::new(metrics),
-            file_pools: Arc::new(file_pools),
+            files: Arc::new(files),
             env: env.clone(),
         })
     }
@@ -306,13 +309,7 @@ impl Shared {
 
     fn sites(&self, live: &LoadedSites, sessions: &Rc<Sessions>) -> Result<Sites, SiteError> {
         let body_timeout = self.config.connection.body_timeout;
-        let sites = Sites::new(
-            live,
-            sessions,
-            body_timeout,
-            &self.metrics,
-            &self.file_pools,
-        );
+        let sites = Sites::new(live, sessions, body_timeout, &self.metrics, &self.files);
         Ok(sites?)
     }
 }

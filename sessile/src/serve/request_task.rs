@@ -243,9 +243,9 @@ impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for TaskExecutor {
 pub(super) mod tests {
     use std::task::Waker;
 
-    use super::*;
     use crate::config::Config;
     use crate::key::Keyring;
+    use crate::serve::request_task::*;
     use crate::store::Store;
 
     pub(in crate::serve) fn metrics() -> Arc<Metrics> {

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::files::{Folder, Pools};
+use super::files::{FileResources, Folder};
 use super::metrics::Metrics;
 use super::proxy::Upstream;
 use super::routes::Routes;
@@ -52,7 +52,7 @@ impl Sites {
         sessions: &Rc<Sessions>,
         body_timeout: Duration,
         metrics: &Metrics,
-        pools: &Pools,
+        resources: &FileResources,
     ) -> Result<Self, rustls::Error> {
         let mut upstreams = Upstreams {
             by_name: HashMap::new(),
@@ -73,7 +73,7 @@ impl Sites {
                     config.early_data,
                     Rc::clone(sessions),
                 )?,
-                routes: routes(config, &mut upstreams, pools),
+                routes: routes(config, &mut upstreams, resources),
             });
             if config.names.is_empty() {
                 sites.default = Some(Rc::clone(&site));
@@ -113,22 +113,26 @@ impl Upstreams<'_> {
     }
 }
 
-fn routes(config: &SiteConfig, upstreams: &mut Upstreams<'_>, pools: &Pools) -> Routes<Handler> {
+fn routes(
+    config: &SiteConfig,
+    upstreams: &mut Upstreams<'_>,
+    resources: &FileResources,
+) -> Routes<Handler> {
     config
         .routes
         .iter()
         .map(|route| {
             let prefix = route.path.trim_end_matches('/').to_owned();
-            (prefix, handler(&route.action, upstreams, pools))
+            (prefix, handler(&route.action, upstreams, resources))
         })
         .collect()
 }
 
-fn handler(action: &Action, upstreams: &mut Upstreams<'_>, pools: &Pools) -> Handler {
+fn handler(action: &Action, upstreams: &mut Upstreams<'_>, resources: &FileResources) -> Handler {
     match action {
         Action::Files(config) => {
             let failures = Arc::clone(&upstreams.metrics.files);
-            Handler::Files(Folder::new(config, pools, failures))
+            Handler::Files(Folder::new(config, resources, failures))
         }
         Action::Proxy(config) => Handler::Proxy(upstreams.get(config)),
         Action::Redirect(to) => Handler::Redirect(to.trim_end_matches('/').to_owned()),

@@ -29,7 +29,7 @@ const MIN_HELLO_BYTES: i64 = 1 << 20;
 /// Smallest `connection.max-hello-size`: clients of today send hellos of this size.
 const MIN_HELLO_SIZE: u32 = 4096;
 /// Largest `files.cache-max-file`.
-const MAX_CACHED_FILE: u32 = 16 << 20;
+const MAX_CACHED_FILE: u32 = 1 << 20;
 const MAX_COUNT: i64 = u32::MAX as i64;
 const TEN_HOURS: Duration = Duration::from_secs(10 * 60 * 60);
 
@@ -329,7 +329,7 @@ section! {
             restart: SERVE,
         }
         "cache-max-file" cache_max_file: u64 = 64 << 10, Size(0..=MAX_CACHED_FILE) => {
-            meaning: "a larger file is always read from the file system; at most 16MiB",
+            meaning: "a larger file is always read from the file system; at most 1MiB",
             restart: SERVE,
         }
         "cache-max-entries" cache_max_entries: usize = 10_000, Count(0..=MAX_COUNT) => {

@@ -16,8 +16,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use quick_cache::Weighter;
-use quick_cache::sync::Cache;
+use quick_cache::sync::{Cache, DefaultLifecycle};
+use quick_cache::{DefaultHashBuilder, OptionsBuilder, Weighter};
 use sessile_proto::affinity::Source;
 use tokio::sync::Mutex as AsyncMutex;
 
@@ -39,6 +39,14 @@ const SETTLED: Duration = Duration::from_secs(2);
 /// How many first requests the cache remembers, by a hash of the path.
 const FIRST_REQUESTS: usize = 4096;
 
+/// How many of the largest files one part of the cache has room for, at least.
+///
+/// The cache is split into parts with a lock each. A part refuses an entry that fills nearly all of it.
+const FILES_IN_PART: u64 = 8;
+
+/// Most parts of the cache.
+const MAX_PARTS: u64 = 64;
+
 /// Bytes that an entry takes beside its path and content.
 const ENTRY: u64 = 256;
 
@@ -50,6 +58,7 @@ pub(in crate::serve) struct FileCache {
     /// Files that a thread is reading into the cache.
     filling: Mutex<HashSet<Key>>,
     max_file: u64,
+    weights: Weights,
     hasher: RandomState,
     started: Instant,
 }
@@ -84,8 +93,14 @@ struct Weights {
 
 impl Weighter<Key, Arc<CachedFile>> for Weights {
     fn weight(&self, key: &Key, file: &Arc<CachedFile>) -> u64 {
-        let bytes = key.path.as_os_str().len() + file.content.len();
-        (bytes as u64 + ENTRY).max(self.least)
+        self.of(key, file.content.len() as u64)
+    }
+}
+
+impl Weights {
+    fn of(&self, key: &Key, length: u64) -> u64 {
+        let path = key.path.as_os_str().len() as u64;
+        length.saturating_add(path + ENTRY).max(self.least)
     }
 }
 
@@ -96,9 +111,22 @@ impl FileCache {
         if bytes == 0 || entries == 0 || settings.cache_max_file == 0 {
             return None;
         }
-        let least = bytes / entries as u64;
+        let weights = Weights {
+            least: bytes / entries as u64,
+        };
+        let parts = bytes / FILES_IN_PART / (settings.cache_max_file + ENTRY);
+        let parts = parts.clamp(1, MAX_PARTS);
+        let options = OptionsBuilder::new()
+            .estimated_items_capacity(entries)
+            .weight_capacity(bytes)
+            .shards(usize::try_from(parts).unwrap_or(1))
+            .build()
+            .expect("both capacities are given");
+        let hasher = DefaultHashBuilder::default();
+        let lifecycle = DefaultLifecycle::default();
         Some(Arc::new(Self {
-            files: Cache::with_weighter(entries, bytes, Weights { least }),
+            files: Cache::with_options(options, weights.clone(), hasher, lifecycle),
+            weights,
             first_requests: (0..FIRST_REQUESTS).map(|_| AtomicU64::new(0)).collect(),
             filling: Mutex::default(),
             max_file: settings.cache_max_file,
@@ -140,7 +168,8 @@ impl FileCache {
                 source,
             };
             if age > USABLE {
-                let checked = tokio::time::timeout(DEADLINE, check.wait()).await;
+                let asked = self.started.elapsed();
+                let checked = tokio::time::timeout(DEADLINE, check.wait(asked)).await;
                 checked.map_err(|_| Unavailable::Timeout)??;
             } else {
                 check.start();
@@ -163,8 +192,13 @@ impl FileCache {
     }
 
     fn age(&self, file: &CachedFile) -> Duration {
-        let checked = Duration::from_millis(file.checked.load(Ordering::Acquire));
-        self.started.elapsed().saturating_sub(checked)
+        file.age_at(self.started.elapsed())
+    }
+
+    /// False for a file that the cache would not keep.
+    fn has_room(&self, key: &Key, length: u64) -> bool {
+        let part = self.files.shard_capacity();
+        length <= self.max_file && self.weights.of(key, length) <= part / 2
     }
 
     fn millis(&self, at: Instant) -> u64 {
@@ -180,6 +214,12 @@ impl FileCache {
 }
 
 impl CachedFile {
+    /// The time since the last check. `now` counts from the start of the cache.
+    fn age_at(&self, now: Duration) -> Duration {
+        let checked = Duration::from_millis(self.checked.load(Ordering::Acquire));
+        now.saturating_sub(checked)
+    }
+
     /// The file in the form that a response needs.
     pub(super) fn opened(&self) -> Opened {
         Opened {
@@ -200,14 +240,19 @@ pub(super) struct Fill {
 impl Fill {
     /// Reads a file into the cache. `None` if the file is too large, or may be changing. This can block.
     ///
+    /// `begun`: a time before the file was looked up.
+    ///
     /// # Errors
     /// The file system cannot read the file.
-    pub(super) fn read(&self, file: &RegularFile) -> std::io::Result<Option<Opened>> {
+    pub(super) fn read(
+        &self,
+        file: &RegularFile,
+        begun: Instant,
+    ) -> std::io::Result<Option<Opened>> {
         let identity = file.identity;
-        if identity.length > self.cache.max_file || !is_settled(&identity) {
+        if !self.cache.has_room(&self.key, identity.length) || !is_settled(&identity) {
             return Ok(None);
         }
-        let begun = Instant::now();
         let length = usize::try_from(identity.length).unwrap_or(usize::MAX);
         let content = resolve::read(file.fd.as_fd(), 0, length)?;
         if content.len() != length || resolve::identity(file.fd.as_fd())? != identity {
@@ -226,15 +271,14 @@ impl Fill {
     }
 }
 
-/// True if the modification time of a file is long enough ago. Two changes within the resolution of the file
-/// system's clock have the same time.
+/// True if the last change of a file is long enough ago. Two changes within the resolution of the file system's
+/// clock have the same time. A program can set the time of modification, but not the time of change.
 fn is_settled(identity: &Identity) -> bool {
-    let settled = SystemTime::now().checked_sub(SETTLED);
-    let settled = settled.and_then(|settled| settled.duration_since(UNIX_EPOCH).ok());
-    settled.is_some_and(|settled| {
-        let modified = identity.modified.seconds;
-        u64::try_from(modified).is_ok_and(|modified| modified < settled.as_secs())
-    })
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
+    let settled = since_epoch.unwrap_or_default().saturating_sub(SETTLED);
+    [identity.modified.seconds, identity.changed.0]
+        .into_iter()
+        .all(|last| u64::try_from(last).is_ok_and(|last| last < settled.as_secs()))
 }
 
 impl Drop for Fill {
@@ -260,15 +304,19 @@ impl Check {
         }
         tokio::task::spawn_local(async move {
             // A failure is reported to the first request that has to wait for a check.
-            let _ = self.wait().await;
+            let asked = self.cache.started.elapsed();
+            let _ = self.wait(asked).await;
         });
     }
 
     /// Waits until a check has ended. If several callers wait, only one makes the check.
-    async fn wait(&self) -> Result<(), FileError> {
+    ///
+    /// `asked`: when the caller needed the check, from the start of the cache. A check can take longer than its
+    /// result stays fresh, so the time of its end does not count.
+    async fn wait(&self, asked: Duration) -> Result<(), FileError> {
         let _checking = self.file.checking.lock().await;
         let is_outdated = self.file.is_outdated.load(Ordering::Acquire);
-        if is_outdated || self.cache.age(&self.file) <= FRESH {
+        if is_outdated || self.file.age_at(asked) <= FRESH {
             return Ok(());
         }
         let begun = Instant::now();
@@ -286,5 +334,126 @@ impl Check {
             _ => self.cache.remove(&self.key, &self.file),
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::serve::files::pool::Pools;
+    use std::fs::File;
+    use std::net::{IpAddr, Ipv4Addr};
+
+    /// A file that was written before this test was built. Nobody can set the time of change of a file.
+    const SETTLED_FILE: &str = "Cargo.toml";
+
+    fn key(path: &str) -> Key {
+        Key {
+            folder: Path::new(env!("CARGO_MANIFEST_DIR")).into(),
+            symlinks: Symlinks::Inside,
+            path: path.into(),
+        }
+    }
+
+    /// A cache that was started 20 s ago.
+    fn cache(cache_size: u64) -> Arc<FileCache> {
+        let settings = config::Files {
+            cache_size,
+            ..config::Files::default()
+        };
+        let mut cache = FileCache::new(&settings).expect("a cache");
+        let started = Instant::now().checked_sub(Duration::from_secs(20));
+        Arc::get_mut(&mut cache).expect("one owner").started = started.expect("a time");
+        cache
+    }
+
+    fn fill(cache: &Arc<FileCache>, begun: Instant) -> Option<Opened> {
+        let key = key(SETTLED_FILE);
+        let file = File::open(key.folder.join(&key.path)).expect("a file");
+        let file = RegularFile {
+            identity: resolve::identity(file.as_fd()).expect("an answer"),
+            fd: file.into(),
+        };
+        assert!(cache.begin_fill(&key).is_none(), "the first request");
+        let fill = cache.begin_fill(&key).expect("the second request");
+        fill.read(&file, begun).expect("no error")
+    }
+
+    #[test]
+    fn one_request_reads_a_file_into_the_cache() {
+        let cache = cache(1 << 20);
+        let key = key("page");
+        assert!(cache.begin_fill(&key).is_none());
+        let fill = cache.begin_fill(&key).expect("the second request");
+        assert!(cache.begin_fill(&key).is_none());
+        drop(fill);
+        assert!(cache.begin_fill(&key).is_some());
+    }
+
+    #[test]
+    fn a_file_that_the_cache_would_not_keep_is_not_read_whole() {
+        let file = std::fs::metadata(key(SETTLED_FILE).folder.join(SETTLED_FILE));
+        let length = file.expect("a file").len();
+        for (cache_size, entries) in [(length + 512, 0), (4 * (length + 512), 1)] {
+            let cache = cache(cache_size);
+            let opened = fill(&cache, Instant::now());
+            assert_eq!(opened.is_some(), entries == 1, "{cache_size}");
+            assert_eq!(cache.entries(), entries, "{cache_size}");
+        }
+    }
+
+    #[test]
+    fn the_largest_files_fit_into_a_large_cache() {
+        for max_file in [1 << 10, 64 << 10, 1 << 20] {
+            let settings = config::Files {
+                cache_max_file: max_file,
+                ..config::Files::default()
+            };
+            let cache = FileCache::new(&settings).expect("a cache");
+            assert!(cache.has_room(&key("page"), max_file), "{max_file}");
+            assert!(!cache.has_room(&key("page"), max_file + 1), "{max_file}");
+        }
+    }
+
+    #[test]
+    fn a_file_in_memory_is_as_old_as_the_search_for_it() {
+        let cache = cache(1 << 20);
+        let begun = cache.started + Duration::from_secs(5);
+        fill(&cache, begun).expect("it stays in memory");
+        let file = cache.files.get(&key(SETTLED_FILE)).expect("a file");
+        assert_eq!(file.checked.load(Ordering::Relaxed), 5_000);
+    }
+
+    #[test]
+    fn an_old_modification_time_does_not_hide_a_change_of_just_now() {
+        let file = tempfile::tempfile().expect("a file");
+        let long_ago = SystemTime::now() - Duration::from_secs(3600);
+        file.set_modified(long_ago).expect("a time");
+        let identity = resolve::identity(file.as_fd()).expect("an answer");
+        assert!(!is_settled(&identity));
+    }
+
+    #[tokio::test]
+    async fn a_slow_check_is_enough_for_all_requests_that_waited_for_it() {
+        let cache = cache(1 << 20);
+        fill(&cache, cache.started).expect("it stays in memory");
+        let file = cache.files.get(&key(SETTLED_FILE)).expect("a file");
+        let check = Check {
+            cache: Arc::clone(&cache),
+            // A check of this path finds nothing.
+            key: key("missing"),
+            file: Arc::clone(&file),
+            pool: Pools::new(1).of(Path::new("/")),
+            source: Source::of(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+        };
+        // A check began at 10 s and took 10 s. Its result is no longer fresh.
+        file.checked.store(10_000, Ordering::Relaxed);
+        assert!(cache.age(&file) > USABLE);
+        for (asked, is_outdated) in [(9, false), (10, false), (11, false), (12, true)] {
+            let waited = check.wait(Duration::from_secs(asked)).await;
+            waited.expect("an answer");
+            let found = file.is_outdated.load(Ordering::Relaxed);
+            assert_eq!(found, is_outdated, "{asked}");
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! The content of files: in memory, or read piece by piece while the response is sent.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -16,6 +16,7 @@ use super::pool::{HeldFile, Pool, Unavailable};
 use super::resolve::{self, Identity};
 use super::validators::ModificationTime;
 use crate::serve::metrics::FileMetrics;
+use crate::serve::request_task::RequestEnd;
 
 /// Why a file cannot be opened or read now.
 #[derive(Debug, thiserror::Error)]
@@ -28,13 +29,17 @@ pub(super) enum FileError {
     Truncated,
     #[error("too many files are open for responses; raise the limit on open files")]
     TooManyOpen,
+    #[error(
+        "another client needs the open file, and this one has more of them; raise the limit on open files"
+    )]
+    Displaced,
 }
 
 /// The state of a file when it was opened.
 pub(super) struct Opened {
     pub(super) length: u64,
     pub(super) modified: ModificationTime,
-    /// The bytes that were read already: all bytes of a file in memory, otherwise at most the first piece.
+    /// The bytes that were read already: all bytes of a small file, otherwise at most the first piece.
     pub(super) start: Bytes,
     /// `None` if `start` has all bytes, or the request needs no content.
     pub(super) file: Option<OpenFile>,
@@ -45,7 +50,7 @@ pub(super) struct Opened {
 pub(super) enum Wanted {
     /// The length and the modification time.
     Metadata,
-    /// The open file. Headers decide later which bytes of it are sent.
+    /// The open file, or all of a small file. Headers decide later which bytes of it are sent.
     File,
     /// The whole content. The first piece is read at once.
     Content,
@@ -58,6 +63,8 @@ pub(super) struct Access {
     pub(super) open_files: OpenFiles,
     pub(super) failures: Arc<FileMetrics>,
     pub(super) source: Source,
+    /// Ends the request if another source needs its open file.
+    pub(super) end: RequestEnd,
     /// Most bytes that are read at once.
     pub(super) piece: usize,
 }
@@ -77,11 +84,15 @@ impl Access {
         let Identity {
             length, modified, ..
         } = identity;
-        let start = match wanted {
-            Wanted::Metadata | Wanted::File => Vec::new(),
-            Wanted::Content => resolve::read(fd.as_fd(), 0, self.piece_of(length))?,
-        };
+        let is_small = length <= self.piece as u64;
+        let mut start = Vec::new();
+        if wanted == Wanted::Content || (wanted == Wanted::File && is_small) {
+            start = resolve::read(fd.as_fd(), 0, self.piece_of(length))?;
+        }
         let is_complete = wanted == Wanted::Metadata || start.len() as u64 == length;
+        if wanted == Wanted::File && !is_complete {
+            start.clear();
+        }
         let file = if is_complete {
             None
         } else {
@@ -111,23 +122,23 @@ pub(super) struct OpenFile {
 
 impl OpenFile {
     fn new(fd: OwnedFd, path: PathBuf, access: Access) -> Result<Self, FileError> {
-        let slot = access.open_files.take(access.source);
+        let end = access.end.clone();
+        let slot = access.open_files.take(access.source, end);
         let slot = slot.ok_or(FileError::TooManyOpen)?;
         Ok(Self {
-            held: Some(HeldFile { fd, _slot: slot }),
+            held: Some(HeldFile { fd, slot }),
             path,
             access,
         })
     }
 
-    fn fd(&self) -> BorrowedFd<'_> {
-        let held = self.held.as_ref().expect("it is not dropped yet");
-        held.fd.as_fd()
+    fn held(&self) -> &HeldFile {
+        self.held.as_ref().expect("it is not dropped yet")
     }
 
     async fn read(self: Arc<Self>, offset: u64, length: usize) -> Result<Bytes, FileError> {
         let (pool, source) = (self.access.pool.clone(), self.access.source);
-        let read = move || resolve::read(self.fd(), offset, length);
+        let read = move || resolve::read(self.held().fd.as_fd(), offset, length);
         let piece = pool.run(source, read).await??;
         if piece.is_empty() {
             Err(FileError::Truncated)
@@ -140,6 +151,7 @@ impl OpenFile {
 impl Drop for OpenFile {
     fn drop(&mut self) {
         if let Some(held) = self.held.take() {
+            held.slot.end_download();
             self.access.pool.close(held);
         }
     }
@@ -206,13 +218,43 @@ impl FileStream {
         Poll::Ready(piece)
     }
 
+    /// Counts a piece as sent. After the last piece, the file is not needed.
+    fn advance(&mut self, piece: &Bytes) -> Result<(), FileError> {
+        let slot = &self.file.held().slot;
+        let offset = self.offset + piece.len() as u64;
+        let may_go_on = if offset == self.end {
+            slot.end_download()
+        } else {
+            !slot.is_displaced()
+        };
+        if !may_go_on {
+            return Err(FileError::Displaced);
+        }
+        self.offset = offset;
+        Ok(())
+    }
+
     /// Counts and logs why the response ends early.
     fn cut(&mut self, error: FileError) -> io::Error {
         self.end = self.offset;
         let OpenFile { access, path, .. } = &*self.file;
-        access.failures.cut.inc();
-        access.pool.log(path, &error);
+        // A displaced response is counted when it is dropped.
+        if !matches!(error, FileError::Displaced) {
+            access.failures.cut.inc();
+            access.pool.log(path, &error);
+        }
         io::Error::other(error)
+    }
+}
+
+impl Drop for FileStream {
+    fn drop(&mut self) {
+        // A read of the file system can go on, so the file may be dropped much later.
+        if !self.file.held().slot.end_download() {
+            let OpenFile { access, path, .. } = &*self.file;
+            access.failures.displaced.inc();
+            access.pool.log(path, &FileError::Displaced);
+        }
     }
 }
 
@@ -227,13 +269,9 @@ impl Body for FileStream {
         if self.is_end_stream() {
             return Poll::Ready(None);
         }
-        let frame = match ready!(self.poll_piece(cx)) {
-            Ok(piece) => {
-                self.offset += piece.len() as u64;
-                Ok(Frame::data(piece))
-            }
-            Err(error) => Err(self.cut(error)),
-        };
+        let piece = ready!(self.poll_piece(cx));
+        let sent = piece.and_then(|piece| self.advance(&piece).map(|()| piece));
+        let frame = sent.map(Frame::data).map_err(|error| self.cut(error));
         Poll::Ready(Some(frame))
     }
 
@@ -243,5 +281,52 @@ impl Body for FileStream {
 
     fn size_hint(&self) -> SizeHint {
         SizeHint::with_exact(self.end - self.offset)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::serve::files::pool::Pools;
+    use prometheus::IntCounter;
+    use std::io::Write;
+    use std::net::{IpAddr, Ipv4Addr};
+    use std::path::Path;
+
+    fn access(piece: usize) -> Access {
+        let counter = || IntCounter::new("name", "help").expect("a counter");
+        let pools = Pools::new(0);
+        Access {
+            pool: pools.of(Path::new("/")),
+            open_files: pools.open_files,
+            failures: Arc::new(FileMetrics {
+                from_memory: counter(),
+                timeout: counter(),
+                overloaded: counter(),
+                error: counter(),
+                cut: counter(),
+                displaced: counter(),
+            }),
+            source: Source::of(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+            end: RequestEnd::default(),
+            piece,
+        }
+    }
+
+    #[test]
+    fn a_small_file_needs_no_place_among_the_open_files() {
+        for wanted in [Wanted::Metadata, Wanted::File, Wanted::Content] {
+            for (piece, is_refused) in [(5, false), (4, wanted != Wanted::Metadata)] {
+                let mut file = tempfile::tempfile().expect("a file");
+                file.write_all(b"small").expect("space");
+                let file = resolve::RegularFile {
+                    identity: resolve::identity(file.as_fd()).expect("an answer"),
+                    fd: file.into(),
+                };
+                let opened = access(piece).prepare(PathBuf::new(), file, wanted);
+                let refused = matches!(opened, Err(FileError::TooManyOpen));
+                assert_eq!(refused, is_refused, "{wanted:?}, pieces of {piece}");
+            }
+        }
     }
 }

@@ -16,25 +16,24 @@ mod resolve;
 mod respond;
 mod validators;
 
+pub(super) use cache::FileCache;
 pub(super) use content::Content;
-pub(super) use pool::Pools;
 
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use http::request::Parts;
 use http::{Response, StatusCode, Version};
-use prometheus::{Opts, Registry};
 use sessile_proto::affinity::Source;
 
 use super::metrics::FileMetrics;
 use crate::config::{self, Action, Config, Symlinks};
-use crate::live_gauge;
-use cache::{FileCache, Key};
+use cache::Key;
 use content::{Access, FileError, Opened, Wanted};
 use open_files::OpenFiles;
-use pool::{Pool, Unavailable};
+use pool::{Pool, Pools, Unavailable};
 use resolve::Found;
 
 /// Most bytes that are read at once.
@@ -49,6 +48,31 @@ const HTTP2_PIECE: usize = 64 * 1024;
 /// The most files that responses may have open, if the process may open `limit` files.
 pub(super) fn max_open_files(limit: u64) -> u16 {
     u16::try_from(limit / 8).map_or(MAX_OPEN_FILES, |files| files.min(MAX_OPEN_FILES))
+}
+
+/// The threads, open files and files in memory of all folders of a process. A reload keeps them.
+pub(super) struct FileResources {
+    pools: Pools,
+    cache: Option<Arc<FileCache>>,
+}
+
+impl FileResources {
+    /// `max_open_files`: how many files the responses of all folders may have open.
+    pub(super) fn new(max_open_files: usize, settings: &config::Files) -> Self {
+        Self {
+            pools: Pools::new(max_open_files),
+            cache: FileCache::new(settings),
+        }
+    }
+
+    /// Reads a number of the files in memory. The number is 0 if no file stays in memory.
+    pub(super) fn gauge(
+        &self,
+        read: fn(&FileCache) -> usize,
+    ) -> impl Fn() -> usize + Send + Sync + 'static {
+        let cache = self.cache.clone();
+        move || cache.as_deref().map_or(0, read)
+    }
 }
 
 /// The folder of a route.
@@ -76,13 +100,17 @@ enum Target {
 }
 
 impl Folder {
-    pub(super) fn new(config: &config::Folder, pools: &Pools, failures: Arc<FileMetrics>) -> Self {
+    pub(super) fn new(
+        config: &config::Folder,
+        resources: &FileResources,
+        failures: Arc<FileMetrics>,
+    ) -> Self {
         Self {
             path: config.path.as_path().into(),
             symlinks: config.symlinks,
-            pool: pools.of(&config.path),
-            open_files: pools.open_files.clone(),
-            cache: pools.cache.clone(),
+            pool: resources.pools.of(&config.path),
+            open_files: resources.pools.open_files.clone(),
+            cache: resources.cache.clone(),
             failures,
         }
     }
@@ -103,6 +131,7 @@ impl Folder {
             open_files: self.open_files.clone(),
             failures: Arc::clone(&self.failures),
             source: Source::of(client),
+            end: request.extensions.get().cloned().unwrap_or_default(),
             piece: match request.version {
                 Version::HTTP_2 => HTTP2_PIECE,
                 _ => PIECE,
@@ -136,10 +165,11 @@ impl Folder {
         }
         let source = access.source;
         let open = move || {
+            let begun = Instant::now();
             Ok(match resolve::find(&key.folder, &key.path, key.symlinks)? {
                 Found::File(file) => {
                     let in_memory = match fill {
-                        Some(fill) => fill.read(&file)?,
+                        Some(fill) => fill.read(&file, begun)?,
                         None => None,
                     };
                     Target::File(match in_memory {
@@ -162,38 +192,13 @@ impl Folder {
             FileError::Unavailable(Unavailable::Overloaded) | FileError::TooManyOpen => {
                 &failures.overloaded
             }
+            FileError::Displaced => &failures.displaced,
             FileError::Io(_) | FileError::Truncated => &failures.error,
         };
         counter.inc();
         self.pool.log(path, error);
         StatusCode::SERVICE_UNAVAILABLE
     }
-}
-
-/// Registers the gauges of the files in memory. `None`: no file stays in memory.
-///
-/// # Errors
-/// The registry has these gauges of this server already.
-pub(super) fn register_cache(
-    registry: &Registry,
-    server: &str,
-    cache: Option<&Arc<FileCache>>,
-) -> prometheus::Result<()> {
-    let register = |name: &str, help: &str, read: fn(&FileCache) -> usize| {
-        let cache = cache.cloned();
-        let opts = Opts::new(name, help).const_label("server", server);
-        live_gauge::register(registry, opts, move || cache.as_deref().map_or(0, read))
-    };
-    register(
-        "sessile_file_cache_entries",
-        "Files in memory.",
-        FileCache::entries,
-    )?;
-    register(
-        "sessile_file_cache_bytes",
-        "Bytes of files.cache-size that the files in memory take.",
-        FileCache::bytes,
-    )
 }
 
 /// Warns about folders in which no symbolic link is followed, because the system cannot check links.

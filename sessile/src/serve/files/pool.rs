@@ -12,10 +12,8 @@ use std::time::{Duration, Instant};
 use sessile_proto::affinity::Source;
 use tokio::sync::oneshot;
 
-use super::cache::FileCache;
 use super::open_files::{OpenFiles, Slot};
 use super::queue::{FairQueue, Job};
-use crate::config;
 use crate::locks::locked;
 
 /// How long one operation may take, with its time in the queue.
@@ -40,10 +38,9 @@ pub(super) enum Unavailable {
 }
 
 /// The pools of a process by folder. A reload that keeps a folder keeps its threads, even blocked threads.
-pub(in crate::serve) struct Pools {
+pub(super) struct Pools {
     by_folder: Mutex<HashMap<PathBuf, Weak<Shared>>>,
     pub(super) open_files: OpenFiles,
-    pub(in crate::serve) cache: Option<Arc<FileCache>>,
 }
 
 /// The threads of one folder. A thread that has no work for [`KEEP_ALIVE`] ends.
@@ -72,16 +69,15 @@ struct State {
 /// An open file of a response.
 pub(super) struct HeldFile {
     pub(super) fd: OwnedFd,
-    pub(super) _slot: Slot,
+    pub(super) slot: Slot,
 }
 
 impl Pools {
     /// `max_open_files`: how many files the responses of all folders may have open.
-    pub(in crate::serve) fn new(max_open_files: usize, settings: &config::Files) -> Self {
+    pub(super) fn new(max_open_files: usize) -> Self {
         Self {
             by_folder: Mutex::default(),
             open_files: OpenFiles::new(max_open_files),
-            cache: FileCache::new(settings),
         }
     }
 
@@ -188,7 +184,7 @@ impl Pool {
 impl Shared {
     /// Does the work of the folder until no new work comes for [`KEEP_ALIVE`].
     fn run(&self) {
-        let _running = Running(self);
+        let running = Running(self);
         let mut state = locked(&self.state);
         loop {
             if let Some(file) = state.unused_files.pop() {
@@ -206,6 +202,9 @@ impl Shared {
                 state = woken;
                 state.idle -= 1;
                 if timeout.timed_out() && state.work() == 0 {
+                    // New work must not count on a thread that ends. So the lock is not given back before.
+                    state.threads -= 1;
+                    std::mem::forget(running);
                     return;
                 }
             }
@@ -213,7 +212,7 @@ impl Shared {
     }
 }
 
-/// Counts a thread until it ends.
+/// Counts a thread until it ends by a panic.
 struct Running<'a>(&'a Shared);
 
 impl Drop for Running<'_> {
@@ -231,6 +230,7 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::serve::request_task::RequestEnd;
     use std::net::{IpAddr, Ipv4Addr};
     use std::sync::mpsc;
 
@@ -275,11 +275,14 @@ mod tests {
             }
         }
 
-        let pools = Pools::new(2, &config::Files::default());
+        let pools = Pools::new(2);
         let pool = pools.of(Path::new("/"));
-        let slot = pools.open_files.take(source(1)).expect("a slot");
+        let slot = pools
+            .open_files
+            .take(source(1), RequestEnd::default())
+            .expect("a slot");
         let fd = std::fs::File::open("/dev/null").expect("a file").into();
-        let handle = Handle(pool.clone(), Some(HeldFile { fd, _slot: slot }));
+        let handle = Handle(pool.clone(), Some(HeldFile { fd, slot }));
         // The caller of this job has gone.
         let job = Job {
             caller: Weak::new(),
@@ -292,7 +295,7 @@ mod tests {
 
     #[test]
     fn a_reload_keeps_the_threads_of_a_blocked_folder() {
-        let pools = Pools::new(1, &config::Files::default());
+        let pools = Pools::new(1);
         let folder = Path::new("/blocked");
         let (release, gate) = mpsc::channel::<()>();
         let (begun, has_begun) = mpsc::channel();

@@ -55,7 +55,7 @@ pub(super) struct Identity {
     pub(super) length: u64,
     pub(super) modified: ModificationTime,
     /// Seconds and nanoseconds of the last change of content, mode or links.
-    changed: (i64, i64),
+    pub(super) changed: (i64, i64),
 }
 
 impl Identity {

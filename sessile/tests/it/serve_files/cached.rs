@@ -1,8 +1,9 @@
 //! Small files that the server keeps in memory. Responses are current, and never mix two versions of a file.
 
-use std::fs::{self, File};
-use std::os::unix::fs::{FileExt, symlink};
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::path::Path;
+use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -12,7 +13,7 @@ use super::{Site, VERSIONS, configuration, files};
 use crate::peers::{Certificates, Sessile, eventually};
 
 /// For this time after a change, a request may still get the old content.
-const USABLE: Duration = Duration::from_secs(2);
+pub(super) const USABLE: Duration = Duration::from_secs(2);
 
 const CLIENTS: usize = 3;
 
@@ -40,7 +41,7 @@ fn hits(site: &Site) -> u64 {
 }
 
 /// Requests a path until the server answers from memory.
-fn keep_in_memory(site: &Site, path: &str, expected: &str) {
+pub(super) fn keep_in_memory(site: &Site, path: &str, expected: &str) {
     let before = hits(site);
     eventually("the file comes from memory", || {
         site.get(path, &[]).body == expected && hits(site) > before
@@ -139,6 +140,29 @@ fn a_file_in_memory_follows_every_change_of_its_path() {
         fs::rename(&page, &other).unwrap();
         symlink("/etc/hostname", &page).unwrap();
     });
+}
+
+#[test]
+fn a_file_in_memory_that_becomes_unreadable_is_not_served() {
+    let (certificates, files) = (Certificates::new(), files());
+    let routes = "[[site.route]]\npath = \"/\"\nfiles = \"www\"\n";
+    let (config, state) = configuration(&certificates, &files, routes);
+    // In a user namespace without users, also root obeys the mode of a file.
+    let mut starter = Command::new("unshare");
+    starter.arg("--user");
+    let sessile = Sessile::serve_by(starter, &config, &state);
+    let site = Site {
+        certificates,
+        files,
+        sessile,
+    };
+    let page = site.path("www/page");
+    let content = content('a');
+    write_settled(&page, &content);
+    let set_mode = |mode| fs::set_permissions(&page, Permissions::from_mode(mode)).unwrap();
+    change_under_load(&site, "/page", &content, (404, ""), || set_mode(0));
+    set_mode(0o644);
+    keep_in_memory(&site, "/page", &content);
 }
 
 #[test]

@@ -66,11 +66,10 @@ fn a_resumed_download_is_of_one_version() {
         let first = site.get("/text.txt", &[version]);
         let etag = first.header("etag").expect("a validator");
         let date = first.header("last-modified").expect("a date");
-        for validator in [etag, date] {
-            assert_eq!(resume(validator), (206, TEXT[10..].to_owned()));
-        }
+        assert_eq!(resume(etag), (206, TEXT[10..].to_owned()));
         let whole = (200, TEXT.to_owned());
-        for validator in [&format!("W/{etag}"), "\"other\"", "not a date"] {
+        // A file can change twice within the second of a date.
+        for validator in [date, &format!("W/{etag}"), "\"other\"", "not a date"] {
             assert_eq!(resume(validator), whole, "{validator}");
         }
 

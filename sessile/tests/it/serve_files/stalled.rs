@@ -2,7 +2,9 @@
 
 use std::fs;
 use std::process::{Command, Stdio};
+use std::time::Instant;
 
+use super::cached::{USABLE, keep_in_memory};
 use super::{Site, TEXT, VERSIONS, configuration, files};
 use crate::peers::{Certificates, Sessile, run};
 
@@ -43,8 +45,17 @@ impl Site {
 
     /// Makes the file system answer again.
     fn end_stall(&self) {
+        self.signal("-USR1");
+    }
+
+    /// Stops the answers to opens of `/page`.
+    fn stall_page(&self) {
+        self.signal("-USR2");
+    }
+
+    fn signal(&self, signal: &str) {
         let pid = fs::read_to_string(self.path("pid")).unwrap();
-        run("procps", Command::new("kill").args(["-USR1", &pid]), "").succeeded();
+        run("procps", Command::new("kill").args([signal, &pid]), "").succeeded();
     }
 }
 
@@ -103,4 +114,29 @@ fn a_response_whose_file_system_stalls_ends_with_an_error() {
         assert!(matches!(cut.status.code(), Some(18 | 92)), "{}", cut.stderr);
     }
     assert_eq!(site.failures("cut"), 2);
+}
+
+#[test]
+fn a_file_in_memory_is_served_for_two_seconds_while_its_file_system_stalls() {
+    let site = site();
+    let page = "x".repeat(3000);
+    keep_in_memory(&site, "/stalled/page", &page);
+    site.stall_page();
+    let stalled = Instant::now();
+    let mut served = 0;
+    loop {
+        let sent = Instant::now();
+        let response = site.get("/stalled/page", &["--max-time", "20"]);
+        if response.status == 503 {
+            break;
+        }
+        assert_eq!((response.status, &response.body), (200, &page));
+        // No check that began after the stall has a result.
+        assert!(sent <= stalled + USABLE, "200 after two seconds");
+        served += 1;
+    }
+    assert!(served > 0);
+    assert!(site.failures("timeout") >= 1);
+    site.end_stall();
+    keep_in_memory(&site, "/stalled/page", &page);
 }

@@ -6,6 +6,7 @@ Mounts itself, then runs COMMAND. Needs /dev/fuse, and a mount namespace of its 
 /read1, /read2
         the content from the middle on is not answered
 /good   always answered
+/page   a small file; after SIGUSR2, its OPEN is not answered
 
 SIGUSR1 ends the stall: everything is answered, also the requests from before.
 """
@@ -18,8 +19,9 @@ import struct
 import sys
 
 CONTENT = b"x" * (2 << 20)
+PAGE = CONTENT[:3000]
 ROOT = 1
-NAMES = {b"open": 2, b"read1": 3, b"read2": 4, b"good": 5}
+NAMES = {b"open": 2, b"read1": 3, b"read2": 4, b"good": 5, b"page": 6}
 LOOKUP, FORGET, GETATTR, OPEN, READ, RELEASE, FLUSH, INIT = 1, 2, 3, 14, 15, 18, 25, 26
 INTERRUPT, BATCH_FORGET = 36, 42
 ENOENT, ENOSYS = 2, 38
@@ -27,14 +29,19 @@ PR_SET_PDEATHSIG = 1
 
 libc = ctypes.CDLL(None, use_errno=True)
 stalled = True
+page_stalled = False
 waiting = []
+
+
+def content(node):
+    return PAGE if node == NAMES[b"page"] else CONTENT
 
 
 def attributes(node):
     if node == ROOT:
         mode, size = stat.S_IFDIR | 0o755, 0
     else:
-        mode, size = stat.S_IFREG | 0o644, len(CONTENT)
+        mode, size = stat.S_IFREG | 0o644, len(content(node))
     return struct.pack("<6Q10I", node, size, 0, 1, 1, 1, 0, 0, 0, mode, 1, 0, 0, 0, 4096, 0)
 
 
@@ -44,7 +51,7 @@ def reply(fuse, unique, payload=b"", error=0):
 
 def stalls(opcode, node, offset):
     if opcode == OPEN:
-        return node == NAMES[b"open"]
+        return node == NAMES[b"open"] or (page_stalled and node == NAMES[b"page"])
     return opcode == READ and node in (NAMES[b"read1"], NAMES[b"read2"]) and offset >= len(CONTENT) // 2
 
 
@@ -67,7 +74,7 @@ def answer(fuse, request):
     elif opcode == OPEN:
         reply(fuse, unique, struct.pack("<QII", 0, 0, 0))
     elif opcode == READ:
-        reply(fuse, unique, CONTENT[offset : offset + size])
+        reply(fuse, unique, content(node)[offset : offset + size])
     elif opcode in (RELEASE, FLUSH):
         reply(fuse, unique)
     elif opcode not in (FORGET, BATCH_FORGET, INTERRUPT):
@@ -82,7 +89,12 @@ def serve(fuse):
             answer(fuse, request)
         waiting.clear()
 
+    def stall_page(*_):
+        global page_stalled
+        page_stalled = True
+
     signal.signal(signal.SIGUSR1, end_stall)
+    signal.signal(signal.SIGUSR2, stall_page)
     while True:
         answer(fuse, os.read(fuse, 1 << 20))
 

@@ -6,6 +6,7 @@ use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{ACCEPT, ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, LOCATION, REFERER};
@@ -33,6 +34,12 @@ const PROBE: HeaderName = HeaderName::from_static("sessile-probe");
 const VERDICT: HeaderName = HeaderName::from_static("sessile-verdict");
 const EARLY_DATA: HeaderName = HeaderName::from_static("sessile-early-data");
 const SERVER: HeaderName = HeaderName::from_static("sessile-server");
+
+/// Most bytes that are read of the content of a refused request.
+const MAX_DISCARDED: usize = 64 * 1024;
+
+/// How long a refused request may take to send its content.
+const DISCARD_DEADLINE: Duration = Duration::from_millis(500);
 
 pub(super) type Body = Either<Full<Bytes>, UnsyncBoxBody<Bytes, io::Error>>;
 
@@ -139,6 +146,9 @@ async fn route(
         response
             .headers_mut()
             .insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+        if request.version() == Version::HTTP_2 {
+            discard_content(request.into_body()).await;
+        }
         return Ok(response);
     }
     let above = &path[..path.len() - below.len()];
@@ -163,6 +173,23 @@ async fn route(
         }
         Handler::Verdict => connection.verdict_page(above, below, request.headers()),
     })
+}
+
+/// Reads the content of a refused request.
+///
+/// A client that frames the content wrongly gets an error of its stream (RFC 9113, 8.1.1). If the response left
+/// first, the client would not get this error.
+async fn discard_content(mut content: Incoming) {
+    let discard = async {
+        let mut left = MAX_DISCARDED;
+        while let Some(Ok(frame)) = content.frame().await
+            && let Some(rest) = left.checked_sub(frame.data_ref().map_or(0, Bytes::len))
+        {
+            left = rest;
+        }
+    };
+    // A client may wait for the response before it sends the content.
+    let _ = tokio::time::timeout(DISCARD_DEADLINE, discard).await;
 }
 
 fn refusal(code: StatusCode, is_http2: bool) -> Response<Body> {

@@ -262,6 +262,17 @@ fn a_client_that_acknowledges_every_frame_is_no_flood() {
 }
 
 #[test]
+fn content_of_a_wrong_length_gets_an_error_even_if_the_method_is_refused() {
+    let app = upstream();
+    let setup = ProxySetup::start(&[app.address().port()], "");
+    let protocol_error = ["reset 1 after 0"];
+    assert_eq!(
+        setup.h2_says(&["end_content_early", "/verdict"]),
+        protocol_error
+    );
+}
+
+#[test]
 fn http2_requests_are_refused_as_in_http1() {
     let app = upstream();
     let setup = ProxySetup::start(&[app.address().port()], "");

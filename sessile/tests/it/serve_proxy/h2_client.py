@@ -128,6 +128,21 @@ def ask(fields):
     print(connection.answer(1))
 
 
+def end_content_early(path):
+    """A request with less content than its head says. The server has the head before the content."""
+    connection = Connection()
+    begun = headers(1, "POST", path, ("content-length", "10"))
+    connection.send(begun + frame(PING, 0, 0, bytes(8)))
+    kind = None
+    while kind != PING:
+        kind, _, stream, _ = connection.next()
+        if stream == 1:
+            print("answered early")
+            return
+    connection.send(frame(DATA, END_STREAM, 1, b"short"))
+    print(connection.answer(1))
+
+
 def stop_sending(path):
     """A request whose body stands still, on a connection that does not."""
     connection = Connection()

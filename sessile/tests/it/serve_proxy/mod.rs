@@ -53,7 +53,8 @@ impl ProxySetup {
              [[upstream]]\nname = \"app\"\nservers = {servers:?}\n{keys}\n\
              [[site]]\ncertificates = [{{ chain = {:?}, key = {:?} }}]\n\
              [[site.route]]\npath = \"/\"\nproxy = \"app\"\n\
-             [[site.route]]\npath = \"/here\"\nrespond = \"here\"\n",
+             [[site.route]]\npath = \"/here\"\nrespond = \"here\"\n\
+             [[site.route]]\npath = \"/verdict\"\nverdict = true\n",
             certificates.chain,
             certificates.key,
             servers = servers.collect::<Vec<_>>(),

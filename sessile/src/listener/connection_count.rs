@@ -40,7 +40,7 @@ impl ConnectionCount {
             max,
             places: FairPlaces::new(max, WhenFull::FairShare),
             metrics,
-            full_log: Arc::default(),
+            full_log: Arc::new(LogInterval::new(LogInterval::MINUTE)),
         }
     }
 

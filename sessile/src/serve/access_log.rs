@@ -365,7 +365,7 @@ enum Loss {
 
 /// Logs when losses begin, at most once a minute, and when they end.
 fn report(reports: &Receiver<Report>, dropped: &IntCounter, target: &Target) {
-    let interval = LogInterval::default();
+    let interval = LogInterval::new(LogInterval::MINUTE);
     let file = target.name().display();
     let mut reported = 0;
     let mut is_losing = false;

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use sessile_proto::affinity::Source;
 use tokio::sync::oneshot;
@@ -15,6 +15,7 @@ use tokio::sync::oneshot;
 use super::open_files::{OpenFiles, Slot};
 use super::queue::{FairQueue, Job};
 use crate::locks::locked;
+use crate::log_interval::LogInterval;
 
 /// How long one operation may take, with its time in the queue.
 pub(super) const DEADLINE: Duration = Duration::from_secs(5);
@@ -53,8 +54,7 @@ struct Shared {
     state: Mutex<State>,
     /// Wakes an idle thread.
     work: Condvar,
-    /// When the last log line was written.
-    logged: Mutex<Option<Instant>>,
+    log_interval: LogInterval,
 }
 
 #[derive(Default)]
@@ -102,7 +102,7 @@ impl Pool {
             deadline,
             state: Mutex::default(),
             work: Condvar::new(),
-            logged: Mutex::default(),
+            log_interval: LogInterval::new(LOG_INTERVAL),
         }))
     }
 
@@ -140,9 +140,7 @@ impl Pool {
 
     /// Logs a failure, at most once in [`LOG_INTERVAL`].
     pub(super) fn log(&self, path: &Path, error: &dyn std::error::Error) {
-        let mut logged = locked(&self.0.logged);
-        if logged.is_none_or(|last| last.elapsed() >= LOG_INTERVAL) {
-            *logged = Some(Instant::now());
+        if self.0.log_interval.is_due() {
             let folder = self.0.folder.display();
             let file = path.display();
             tracing::warn!(%folder, ?file, %error, "a file cannot be served");

@@ -2,18 +2,13 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::Instant;
 
 use super::reply_limits::{ReplyError, ReplyScanner, UnfinishedReplies, UnfinishedShare};
-use crate::locks::locked;
-
-/// The log has at most one line about replies in this time, for each store.
-const LOG_INTERVAL: Duration = Duration::from_secs(60);
+use crate::log_interval::LogInterval;
 
 /// The part of the limits that all connections to a store share.
 #[derive(Debug)]
@@ -21,7 +16,7 @@ pub(super) struct StoreLimits {
     /// The store's address without passwords.
     store: String,
     unfinished: Arc<UnfinishedReplies>,
-    next_log: Mutex<Option<Instant>>,
+    log_interval: LogInterval,
 }
 
 /// A stream of bytes in both directions: TCP or TLS.
@@ -42,23 +37,19 @@ impl StoreLimits {
         Arc::new(Self {
             store,
             unfinished: Arc::default(),
-            next_log: Mutex::new(None),
+            log_interval: LogInterval::new(LogInterval::MINUTE),
         })
     }
 
     fn log(&self, error: ReplyError) {
-        let now = Instant::now();
-        let mut next_log = locked(&self.next_log);
-        if next_log.is_some_and(|next| now < next) {
-            return;
+        if self.log_interval.is_due() {
+            tracing::warn!(
+                store = self.store,
+                %error,
+                "closed a connection to the session store because of its reply; check which program \
+                 answers at this address"
+            );
         }
-        *next_log = Some(now + LOG_INTERVAL);
-        tracing::warn!(
-            store = self.store,
-            %error,
-            "closed a connection to the session store because of its reply; check which program \
-             answers at this address"
-        );
     }
 }
 

@@ -5,7 +5,6 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
 use crate::affinity::Source;
 
@@ -28,7 +27,6 @@ pub struct PlaceId(u64);
 #[derive(Debug)]
 struct Place<V> {
     source: Source,
-    since: Duration,
     value: V,
 }
 
@@ -79,22 +77,17 @@ impl<V> FairPool<V> {
         self.ranks.last().map_or(0, |(count, ..)| *count)
     }
 
-    /// When the oldest place was taken.
+    /// The value of the oldest place.
     #[must_use]
-    pub fn oldest(&self) -> Option<Duration> {
-        self.places.first_key_value().map(|(_, place)| place.since)
+    pub fn oldest(&self) -> Option<&V> {
+        self.places.first_key_value().map(|(_, place)| &place.value)
     }
 
-    /// Takes a place for a source. `now` counts from a fixed start. The caller must limit the number of places.
-    pub fn enter(&mut self, source: Source, now: Duration, value: V) -> PlaceId {
+    /// Takes a place for a source. The caller must limit the number of places.
+    pub fn enter(&mut self, source: Source, value: V) -> PlaceId {
         let id = PlaceId(self.arrivals);
         self.arrivals += 1;
-        let place = Place {
-            source,
-            since: now,
-            value,
-        };
-        self.places.insert(id, place);
+        self.places.insert(id, Place { source, value });
         self.by_source.insert((source, id));
         self.rank(source, 1);
         id
@@ -112,6 +105,15 @@ impl<V> FairPool<V> {
     pub fn displace_from_largest(&mut self) -> Option<V> {
         let (_, Reverse(id), _) = *self.ranks.last()?;
         self.leave(id)
+    }
+
+    /// Frees a place for one more place of a source. `None` if no source gives way to this source.
+    pub fn displace_for(&mut self, source: Source) -> Option<V> {
+        if gives_way(self.most_held(), self.held_by(source)) {
+            self.displace_from_largest()
+        } else {
+            None
+        }
     }
 
     /// Frees the oldest place. Returns its value.
@@ -169,7 +171,7 @@ mod tests {
     fn the_source_that_holds_most_gives_way_with_its_oldest_place() {
         let mut pool = FairPool::default();
         for (net, value) in [(1, "a"), (2, "b"), (2, "c"), (2, "d"), (1, "e")] {
-            pool.enter(source(net), Duration::ZERO, value);
+            pool.enter(source(net), value);
         }
         assert_eq!((pool.most_held(), pool.held_by(source(1))), (3, 2));
         assert_eq!(pool.displace_from_largest(), Some("b"));
@@ -185,9 +187,9 @@ mod tests {
     #[test]
     fn a_displaced_place_cannot_be_given_back() {
         let mut pool = FairPool::default();
-        let lost = pool.enter(source(1), Duration::ZERO, 1);
+        let lost = pool.enter(source(1), 1);
         assert_eq!(pool.displace_from_largest(), Some(1));
-        let next = pool.enter(source(1), Duration::ZERO, 2);
+        let next = pool.enter(source(1), 2);
         assert_eq!(pool.leave(lost), None);
         assert_eq!(pool.leave(next), Some(2));
         assert_eq!(pool.held_by(source(1)), 0);
@@ -231,13 +233,12 @@ mod tests {
                     }
                     _ => {
                         let source = source(net);
-                        let now = Duration::from_secs(value);
-                        list.push((source, value, pool.enter(source, now, value)));
+                        list.push((source, value, pool.enter(source, value)));
                     }
                 }
                 let most = list.iter().map(|place| count(&list, place.0)).max();
                 prop_assert_eq!(pool.most_held(), most.unwrap_or(0));
-                let oldest = list.first().map(|place| Duration::from_secs(place.1));
+                let oldest = list.first().map(|place| &place.1);
                 prop_assert_eq!(pool.oldest(), oldest);
                 prop_assert_eq!(pool.len(), list.len());
                 prop_assert_eq!(pool.held_by(source(net)), count(&list, source(net)));

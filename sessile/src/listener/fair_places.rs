@@ -43,11 +43,16 @@ pub struct FairPlaces {
     started: Instant,
 }
 
-/// The value of a place. It tells the holder that the place is lost.
-type Lost = oneshot::Sender<()>;
+/// The value of a place.
+struct Holder {
+    /// The time from the start of the pool to the arrival.
+    since: Duration,
+    /// Tells the holder that the place is lost.
+    lost: oneshot::Sender<()>,
+}
 
 struct Part {
-    pool: Mutex<FairPool<Lost>>,
+    pool: Mutex<FairPool<Holder>>,
     /// The most places of one source, readable without the lock.
     most_held: AtomicUsize,
     /// Milliseconds from the start to the oldest place, readable without the lock.
@@ -100,9 +105,9 @@ impl FairPlaces {
 
     fn place(self: &Arc<Self>, source: Source) -> Place {
         let (lost, displaced) = oneshot::channel();
-        let now = self.started.elapsed();
+        let since = self.started.elapsed();
         let part = self.part(source);
-        let id = part.change(|pool| pool.enter(source, now, lost));
+        let id = part.change(|pool| pool.enter(source, Holder { since, lost }));
         Place {
             places: Arc::clone(self),
             id,
@@ -113,7 +118,7 @@ impl FairPlaces {
 
     /// Frees a place for a newcomer. Returns false if no place has to give way.
     fn displace_for(&self, source: Source) -> bool {
-        let lost = match self.when_full {
+        let holder = match self.when_full {
             WhenFull::FairShare => {
                 let own = locked(&self.part(source).pool).held_by(source);
                 self.displace_from_largest(own)
@@ -122,16 +127,16 @@ impl FairPlaces {
                 .displace_older_than(healthy)
                 .or_else(|| self.displace_from_any()),
         };
-        let Some(lost) = lost else {
+        let Some(holder) = holder else {
             return false;
         };
         self.used.fetch_sub(1, Ordering::Relaxed);
         // The receiver may be gone, because the holder may leave at the same time.
-        let _ = lost.send(());
+        let _ = holder.lost.send(());
         true
     }
 
-    fn displace_from_largest(&self, own: usize) -> Option<Lost> {
+    fn displace_from_largest(&self, own: usize) -> Option<Holder> {
         let part = self.search(Part::most_held);
         part.change(|pool| {
             let has_to = gives_way(pool.most_held(), own);
@@ -139,18 +144,18 @@ impl FairPlaces {
         })
     }
 
-    fn displace_older_than(&self, healthy: Duration) -> Option<Lost> {
+    fn displace_older_than(&self, healthy: Duration) -> Option<Holder> {
         let part = self.search(|part| Reverse(part.oldest.load(Ordering::Relaxed)));
         let now = self.started.elapsed();
         part.change(|pool| {
-            let is_old = now.saturating_sub(pool.oldest()?) > healthy;
+            let is_old = now.saturating_sub(pool.oldest()?.since) > healthy;
             is_old.then(|| pool.displace_oldest()).flatten()
         })
     }
 
     /// Displaces a place of the source that holds most. Another worker may empty the found part first, so this
     /// searches again.
-    fn displace_from_any(&self) -> Option<Lost> {
+    fn displace_from_any(&self) -> Option<Holder> {
         (0..PARTS).find_map(|_| {
             let part = self.search(Part::most_held);
             part.change(FairPool::displace_from_largest)
@@ -180,13 +185,13 @@ impl Part {
         self.most_held.load(Ordering::Relaxed)
     }
 
-    fn change<T>(&self, change: impl FnOnce(&mut FairPool<Lost>) -> T) -> T {
+    fn change<T>(&self, change: impl FnOnce(&mut FairPool<Holder>) -> T) -> T {
         let mut pool = locked(&self.pool);
         let result = change(&mut pool);
         self.most_held.store(pool.most_held(), Ordering::Relaxed);
         let oldest = pool
             .oldest()
-            .map_or(NONE, |oldest| oldest.as_millis() as u64);
+            .map_or(NONE, |oldest| oldest.since.as_millis() as u64);
         self.oldest.store(oldest, Ordering::Relaxed);
         result
     }

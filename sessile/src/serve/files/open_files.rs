@@ -5,10 +5,9 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use sessile_proto::affinity::Source;
-use sessile_proto::fair_pool::{FairPool, PlaceId, gives_way};
+use sessile_proto::fair_pool::{FairPool, PlaceId};
 
 use crate::locks::locked;
 use crate::serve::request_task::RequestEnd;
@@ -64,10 +63,10 @@ impl OpenFiles {
     pub(super) fn take(&self, source: Source, end: RequestEnd) -> Option<Slot> {
         let mut held = locked(&self.0.held);
         if held.places.len() >= self.0.max_places {
-            let has_to = gives_way(held.places.most_held(), held.places.held_by(source))
-                && held.unclosed < self.0.max_unclosed;
-            let displaced = has_to.then(|| held.places.displace_from_largest());
-            let displaced = displaced.flatten()?;
+            if held.unclosed >= self.0.max_unclosed {
+                return None;
+            }
+            let displaced = held.places.displace_for(source)?;
             held.unclosed += 1;
             // The request end of a finished response can belong to the next request of the connection.
             if !displaced.is_over.load(Ordering::Relaxed) {
@@ -80,8 +79,7 @@ impl OpenFiles {
             is_displaced: AtomicBool::new(false),
             is_over: AtomicBool::new(false),
         });
-        // The time of a place decides nothing here.
-        let place = (held.places).enter(source, Duration::ZERO, Arc::clone(&download));
+        let place = held.places.enter(source, Arc::clone(&download));
         Some(Slot {
             files: self.clone(),
             place,

@@ -5,11 +5,10 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use prometheus::IntCounter;
 use sessile_proto::affinity::Source;
-use sessile_proto::fair_pool::{FairPool, PlaceId, gives_way};
+use sessile_proto::fair_pool::{FairPool, PlaceId};
 
 use crate::locks::locked;
 use crate::serve::metrics::UpstreamResults;
@@ -60,8 +59,7 @@ impl SlotPool {
     pub(super) fn take(self: &Arc<Self>, source: Source, end: RequestEnd) -> Option<UpstreamSlot> {
         let mut taken = locked(&self.taken);
         if taken.len() >= self.max {
-            let has_to = gives_way(taken.most_held(), taken.held_by(source));
-            let Some(displaced) = has_to.then(|| taken.displace_from_largest()).flatten() else {
+            let Some(displaced) = taken.displace_for(source) else {
                 self.results.overloaded.inc();
                 return None;
             };
@@ -73,7 +71,7 @@ impl SlotPool {
             is_displaced: AtomicBool::new(false),
         });
         // The time of a place has no effect here.
-        let place = taken.enter(source, Duration::ZERO, Arc::clone(&holder));
+        let place = taken.enter(source, Arc::clone(&holder));
         Some(UpstreamSlot {
             pool: Arc::clone(self),
             place,

@@ -11,6 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{ACCEPT, ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, LOCATION, REFERER};
 use http::header::{CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, USER_AGENT};
+use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
 use http_body_util::combinators::UnsyncBoxBody;
@@ -154,9 +155,9 @@ async fn route(
     let above = &path[..path.len() - below.len()];
     Ok(match handler {
         Handler::Files(folder) => {
-            let client = connection.peer.ip();
-            let (above, below) = (above.to_owned(), below.to_owned());
-            files(folder, request, &above, &below, client).await?
+            let above = above.len();
+            let (head, _) = request.into_parts();
+            files(folder, &head, above, connection.peer.ip()).await?
         }
         Handler::Proxy(upstream) => {
             let client = connection.peer.ip();
@@ -224,20 +225,19 @@ fn is_too_early<B>(request: &Request<B>) -> bool {
     request.extensions().get::<SentEarly>().is_some() && !request.method().is_safe()
 }
 
-/// Answers with a file. `above` is the part of the path that the route matched, and `below` is the rest.
+/// Answers with a file. `above` is the length of the part of the path that the route matched.
 async fn files(
     folder: &Folder,
-    request: Request<Incoming>,
-    above: &str,
-    below: &str,
+    head: &Parts,
+    above: usize,
     client: IpAddr,
 ) -> Result<Response<Body>, StatusCode> {
-    let (head, _) = request.into_parts();
+    let (above, below) = head.uri.path().split_at(above);
     if below.is_empty() {
         // The relative links of an index page need a path that ends with a slash.
         return Ok(redirect(above, "/", head.uri.query()));
     }
-    match folder.answer(&head, below, client).await? {
+    match folder.answer(head, below, client).await? {
         Answer::Response(response) => Ok(response.map(|content| match content {
             Content::InMemory(bytes) => Either::Left(Full::new(bytes)),
             Content::Stream(stream) => Either::Right(stream.boxed_unsync()),

@@ -131,8 +131,8 @@ fn routes(
 fn handler(action: &Action, upstreams: &mut Upstreams<'_>, resources: &FileResources) -> Handler {
     match action {
         Action::Files(config) => {
-            let failures = Arc::clone(&upstreams.metrics.files);
-            Handler::Files(Folder::new(config, resources, failures))
+            let metrics = Arc::clone(&upstreams.metrics.files);
+            Handler::Files(Folder::new(config, resources, metrics))
         }
         Action::Proxy(config) => Handler::Proxy(upstreams.get(config)),
         Action::Redirect(to) => Handler::Redirect(to.trim_end_matches('/').to_owned()),

@@ -61,7 +61,7 @@ pub(super) enum Wanted {
 pub(super) struct Access {
     pub(super) pool: Pool,
     pub(super) open_files: OpenFiles,
-    pub(super) failures: Arc<FileMetrics>,
+    pub(super) metrics: Arc<FileMetrics>,
     pub(super) source: Source,
     /// Ends the request if another source needs its open file.
     pub(super) end: RequestEnd,
@@ -240,7 +240,7 @@ impl FileStream {
         let OpenFile { access, path, .. } = &*self.file;
         // A displaced response is counted when it is dropped.
         if !matches!(error, FileError::Displaced) {
-            access.failures.cut.inc();
+            access.metrics.cut.inc();
             access.pool.log(path, &error);
         }
         io::Error::other(error)
@@ -252,7 +252,7 @@ impl Drop for FileStream {
         // A read of the file system can go on, so the file may be dropped much later.
         if !self.file.held().slot.end_download() {
             let OpenFile { access, path, .. } = &*self.file;
-            access.failures.displaced.inc();
+            access.metrics.displaced.inc();
             access.pool.log(path, &FileError::Displaced);
         }
     }
@@ -299,7 +299,7 @@ mod tests {
         Access {
             pool: pools.of(Path::new("/")),
             open_files: pools.open_files,
-            failures: Arc::new(FileMetrics {
+            metrics: Arc::new(FileMetrics {
                 from_memory: counter(),
                 timeout: counter(),
                 overloaded: counter(),

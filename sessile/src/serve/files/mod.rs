@@ -31,7 +31,7 @@ use sessile_proto::affinity::Source;
 use super::metrics::FileMetrics;
 use crate::config::{self, Action, Config, Symlinks};
 use cache::Key;
-use content::{Access, FileError, Opened, Wanted};
+use content::{Access, FileError, Opened};
 use open_files::OpenFiles;
 use pool::{Pool, Pools, Unavailable};
 use resolve::Found;
@@ -82,7 +82,7 @@ pub(super) struct Folder {
     pool: Pool,
     open_files: OpenFiles,
     cache: Option<Arc<FileCache>>,
-    failures: Arc<FileMetrics>,
+    metrics: Arc<FileMetrics>,
 }
 
 /// The answer to a request.
@@ -103,7 +103,7 @@ impl Folder {
     pub(super) fn new(
         config: &config::Folder,
         resources: &FileResources,
-        failures: Arc<FileMetrics>,
+        metrics: Arc<FileMetrics>,
     ) -> Self {
         Self {
             path: config.path.as_path().into(),
@@ -111,7 +111,7 @@ impl Folder {
             pool: resources.pools.of(&config.path),
             open_files: resources.pools.open_files.clone(),
             cache: resources.cache.clone(),
-            failures,
+            metrics,
         }
     }
 
@@ -125,45 +125,34 @@ impl Folder {
         below: &str,
         client: IpAddr,
     ) -> Result<Answer, StatusCode> {
-        let path = resolve::relative_path(below).ok_or(StatusCode::NOT_FOUND)?;
-        let access = Access {
-            pool: self.pool.clone(),
-            open_files: self.open_files.clone(),
-            failures: Arc::clone(&self.failures),
-            source: Source::of(client),
-            end: request.extensions.get().cloned().unwrap_or_default(),
-            piece: match request.version {
-                Version::HTTP_2 => HTTP2_PIECE,
-                _ => PIECE,
-            },
+        let key = Key {
+            folder: Arc::clone(&self.path),
+            symlinks: self.symlinks,
+            path: resolve::relative_path(below).ok_or(StatusCode::NOT_FOUND)?,
         };
-        match self.open(&path, respond::wanted(request), access).await {
+        match self.open(&key, request, Source::of(client)).await {
             Ok(Target::File(opened)) => {
-                let response = respond::respond(request, &path, opened);
+                let response = respond::respond(request, &key.path, opened);
                 Ok(Answer::Response(response))
             }
             Ok(Target::Folder) => Ok(Answer::MissingSlash),
             Ok(Target::Nothing) => Err(StatusCode::NOT_FOUND),
-            Err(error) => Err(self.refuse(&path, &error)),
+            Err(error) => Err(self.refuse(&key.path, &error)),
         }
     }
 
     /// Opens the file of a path below the folder, or finds it in memory.
-    async fn open(&self, path: &Path, wanted: Wanted, access: Access) -> Result<Target, FileError> {
-        let key = Key {
-            folder: Arc::clone(&self.path),
-            symlinks: self.symlinks,
-            path: path.to_owned(),
-        };
+    async fn open(&self, key: &Key, request: &Parts, source: Source) -> Result<Target, FileError> {
         let mut fill = None;
         if let Some(cache) = &self.cache {
-            if let Some(file) = cache.get(&key, &self.pool, access.source).await? {
-                self.failures.from_memory.inc();
+            if let Some(file) = cache.get(key, &self.pool, source).await? {
+                self.metrics.from_memory.inc();
                 return Ok(Target::File(file.opened()));
             }
-            fill = cache.begin_fill(&key);
+            fill = cache.begin_fill(key);
         }
-        let source = access.source;
+        let access = self.access(request, source);
+        let (key, wanted) = (key.clone(), respond::wanted(request));
         let open = move || {
             let begun = Instant::now();
             Ok(match resolve::find(&key.folder, &key.path, key.symlinks)? {
@@ -184,16 +173,30 @@ impl Folder {
         self.pool.run(source, open).await?
     }
 
+    fn access(&self, request: &Parts, source: Source) -> Access {
+        Access {
+            pool: self.pool.clone(),
+            open_files: self.open_files.clone(),
+            metrics: Arc::clone(&self.metrics),
+            source,
+            end: request.extensions.get().cloned().unwrap_or_default(),
+            piece: match request.version {
+                Version::HTTP_2 => HTTP2_PIECE,
+                _ => PIECE,
+            },
+        }
+    }
+
     /// Counts and logs why a file cannot be served, and returns the status for the client.
     fn refuse(&self, path: &Path, error: &FileError) -> StatusCode {
-        let failures = &self.failures;
+        let metrics = &self.metrics;
         let counter = match error {
-            FileError::Unavailable(Unavailable::Timeout) => &failures.timeout,
+            FileError::Unavailable(Unavailable::Timeout) => &metrics.timeout,
             FileError::Unavailable(Unavailable::Overloaded) | FileError::TooManyOpen => {
-                &failures.overloaded
+                &metrics.overloaded
             }
-            FileError::Displaced => &failures.displaced,
-            FileError::Io(_) | FileError::Truncated => &failures.error,
+            FileError::Displaced => &metrics.displaced,
+            FileError::Io(_) | FileError::Truncated => &metrics.error,
         };
         counter.inc();
         self.pool.log(path, error);

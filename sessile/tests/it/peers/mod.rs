@@ -349,6 +349,22 @@ pub(crate) fn openssl(certificates: &Certificates, arguments: &[&str]) -> Peer {
     })
 }
 
+/// A curl command that requests a path of a server. curl sends the path unchanged.
+pub(crate) fn curl(
+    server: &Sessile,
+    certificates: &Certificates,
+    path: &str,
+    arguments: &[&str],
+) -> Command {
+    let port = server.address().port();
+    let mut command = Command::new("curl");
+    command.args(["-sS", "--path-as-is", "--cacert"]);
+    command.arg(&certificates.ca).args(arguments);
+    command.args(["--resolve", &format!("{NAME}:{port}:127.0.0.1")]);
+    command.arg(format!("https://{NAME}:{port}{path}"));
+    command
+}
+
 /// nginx with one TLS server that answers 204, and with these directives.
 pub(crate) fn nginx(certificates: &Certificates, directives: &str) -> Peer {
     let protocols = if directives.contains("ssl_protocols") {

@@ -12,7 +12,7 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
-use crate::peers::{Certificates, NAME, Sessile, run};
+use crate::peers::{Certificates, NAME, Sessile, curl, run};
 
 const TEXT: &str = "0123456789abcdefghij";
 const SECRET: &str = "not for everyone";
@@ -54,15 +54,8 @@ impl Site {
         self.files.path().join(name)
     }
 
-    /// A curl command that requests a path. curl sends the path unchanged.
     fn curl(&self, path: &str, arguments: &[&str]) -> Command {
-        let port = self.sessile.address().port();
-        let mut command = Command::new("curl");
-        command.args(["-sS", "--path-as-is", "--cacert"]);
-        command.arg(&self.certificates.ca).args(arguments);
-        command.args(["--resolve", &format!("{NAME}:{port}:127.0.0.1")]);
-        command.arg(format!("https://{NAME}:{port}{path}"));
-        command
+        curl(&self.sessile, &self.certificates, path, arguments)
     }
 
     /// The response to a path.

@@ -11,7 +11,7 @@ use std::process::Command;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::peers::{Certificates, NAME, Peer, Ran, Sessile, free_port, run};
+use crate::peers::{Certificates, NAME, Peer, Ran, Sessile, curl, free_port, run};
 
 /// The comments in `upstream.py` describe its paths.
 pub(crate) fn upstream() -> Peer {
@@ -70,13 +70,7 @@ impl ProxySetup {
     }
 
     fn curl(&self, path: &str, arguments: &[&str]) -> Command {
-        let port = self.sessile.address().port();
-        let mut command = Command::new("curl");
-        command.args(["-sS", "--path-as-is", "--cacert"]);
-        command.arg(&self.certificates.ca).args(arguments);
-        command.args(["--resolve", &format!("{NAME}:{port}:127.0.0.1")]);
-        command.arg(format!("https://{NAME}:{port}{path}"));
-        command
+        curl(&self.sessile, &self.certificates, path, arguments)
     }
 
     fn ask(&self, path: &str, arguments: &[&str]) -> Ran {

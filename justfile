@@ -70,16 +70,11 @@ fuzz seconds="600":
 bench-table:
     cargo run --release --manifest-path bench/Cargo.toml --bin table
 
-# Balancer CPU and memory beside HAProxy and nginx (docs/benchmarks.md).
-bench-balancers:
+# Servers and balancers beside the newest peers (docs/benchmarks.md). Needs root; `options`: as
+# `python3 bench/peers --help` lists them.
+bench-peers *options:
     cargo build --release --locked
-    cargo run --release --manifest-path bench/Cargo.toml --bin balancers -- --sessile target/release/sessile
-    cargo run --release --manifest-path bench/Cargo.toml --bin balancers -- --sessile target/release/sessile --workers 2
-
-# Server CPU and memory beside nginx and HAProxy (docs/benchmarks.md).
-bench-peers:
-    cargo build --release --locked
-    cargo run --release --manifest-path bench/Cargo.toml --bin servers -- --sessile target/release/sessile
+    python3 bench/peers --sessile target/release/sessile {{ options }}
 
 # What a shared store adds to a handshake (docs/benchmarks.md), and what one that fails costs (docs/reference/store.md).
 bench-store:

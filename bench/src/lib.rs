@@ -85,26 +85,6 @@ impl Program {
         Ok(Duration::from_nanos(nanoseconds))
     }
 
-    /// Bytes of memory of all processes. Shared pages count once (PSS).
-    ///
-    /// # Errors
-    ///
-    /// The program has ended.
-    pub fn memory(&self) -> Result<u64> {
-        let mut bytes = 0;
-        for process in self.processes()? {
-            let rollup = fs::read_to_string(format!("/proc/{process}/smaps_rollup"))?;
-            let pss = rollup
-                .lines()
-                .find_map(|line| line.strip_prefix("Pss:"))
-                .ok_or("smaps_rollup has no Pss")?
-                .trim()
-                .trim_end_matches(" kB");
-            bytes += pss.parse::<u64>()? * 1024;
-        }
-        Ok(bytes)
-    }
-
     /// The process and its children, such as nginx's workers.
     fn processes(&self) -> Result<Vec<u32>> {
         let parent = self.process.id();

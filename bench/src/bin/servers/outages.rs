@@ -11,7 +11,7 @@ use rustls::HandshakeKind;
 use sessile_bench::{Result, pin, publish};
 
 use super::load::Load;
-use super::model::{ConnectionKind, Software, WARM_UP};
+use super::model::{Software, WARM_UP};
 use super::options::Options;
 use super::peer::{Certificate, Peer};
 use super::report::measured;
@@ -96,7 +96,7 @@ impl Setup<'_> {
     }
 
     fn client(&self, server: &Peer) -> Result<Load> {
-        Load::new(server.address, self.certificate, ConnectionKind::SessionId)
+        Load::new(server.address, self.certificate)
     }
 }
 

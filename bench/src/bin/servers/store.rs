@@ -13,7 +13,7 @@ use rustls::HandshakeKind;
 use sessile_bench::{Result, pin, publish};
 
 use super::load::Load;
-use super::model::{ConnectionKind, SETTLE, Software, WARM_UP};
+use super::model::{SETTLE, Software, WARM_UP};
 use super::options::Options;
 use super::peer::{Certificate, Peer};
 use super::report::measured;
@@ -99,7 +99,7 @@ pub(super) fn run(options: &Options) -> Result<()> {
         };
         for (side, servers) in sides {
             let loads = (0..clients)
-                .map(|_| Load::new(servers[0].address, &certificate, ConnectionKind::SessionId))
+                .map(|_| Load::new(servers[0].address, &certificate))
                 .collect::<Result<Vec<_>>>()?;
             for (step, server) in Step::ALL.into_iter().zip(servers) {
                 let sample = samples.entry((step, side)).or_default();
@@ -172,11 +172,11 @@ fn stalled(
         let server = Peer::sessile(&name, &shared, options, certificate, folder)?;
         // Wait until the server has connected to the store and its caches are warm.
         for _ in 0..WARM_UP {
-            Load::new(server.address, certificate, ConnectionKind::SessionId)?.timed()?;
+            Load::new(server.address, certificate)?.timed()?;
         }
         network.set(Mode::Delay);
         for n in 0..STALLED {
-            let client = Load::new(elsewhere.address, certificate, ConnectionKind::SessionId)?;
+            let client = Load::new(elsewhere.address, certificate)?;
             if n % 2 == 1 {
                 client.timed()?;
             }

@@ -1,6 +1,7 @@
 """Compares sessile with other TLS servers and balancers. docs/benchmarks.md says how to run it."""
 
 import argparse
+import signal
 import subprocess
 import sys
 import tempfile
@@ -78,6 +79,8 @@ def measure(options, results):
 def main():
     options = read_options()
     raise_file_limit()
+    # End with an exception, so that all programs are stopped.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("bench/peers: stopped"))
     results = Results(options.docs / "benchmarks.json", {
         "rounds": options.rounds, "connections": options.connections, "idle": options.idle})
     if options.only:

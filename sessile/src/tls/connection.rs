@@ -15,8 +15,8 @@ use tokio::net::TcpStream;
 use super::io::{Blocking, pending_if_blocked};
 use super::unbuffered::Unbuffered;
 
-/// Most bytes of output that wait while the socket is blocked: two full records.
-pub(super) const MAX_OUTPUT: usize = 32 * 1024;
+/// Most bytes of output that wait while the socket is blocked: four full records.
+pub(super) const MAX_OUTPUT: usize = 64 * 1024;
 
 pub(super) enum Connection {
     Unbuffered(Unbuffered),
@@ -160,6 +160,15 @@ impl Connection {
     pub(super) fn has_output(&self) -> bool {
         match self {
             Self::Unbuffered(connection) => connection.output.len() > 0,
+            Self::Buffered(tls) => tls.wants_write(),
+        }
+    }
+
+    /// True if no more output may wait for the socket.
+    pub(super) fn is_output_full(&self) -> bool {
+        match self {
+            Self::Unbuffered(connection) => connection.output.len() >= MAX_OUTPUT,
+            // rustls does not tell how much output waits.
             Self::Buffered(tls) => tls.wants_write(),
         }
     }

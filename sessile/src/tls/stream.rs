@@ -23,10 +23,15 @@ use super::status::{Completion, LastOutput, Status};
 /// How long tickets wait for the first response.
 const TICKET_DELAY: Duration = Duration::from_millis(5);
 
+/// With HTTP/2, a flush after a write of this length waits for the next frames.
+const LARGE_WRITE: usize = 8 * 1024;
+
 /// The server's side of a TLS connection.
 pub struct Stream {
     io: TcpStream,
     tls: Connection,
+    /// The number of bytes that were written since the last flush.
+    unflushed: usize,
     /// The rest of a handshake whose early data was accepted.
     early_handshake: Option<Box<EarlyHandshake>>,
     /// Runs while tickets wait for the first response.
@@ -68,6 +73,7 @@ impl Stream {
             early_handshake,
             ticket_timer: None,
             tls,
+            unflushed: 0,
             status: Rc::new(Status::new(completion, closed_cleanly, owned)),
             eof: false,
             close_notify_sent: false,
@@ -107,6 +113,21 @@ impl Stream {
         last_output.set(next);
         cx.waker().wake_by_ref();
         true
+    }
+
+    /// True if a flush sends nothing, so that several frames of HTTP/2 leave in one write.
+    ///
+    /// h2 flushes after each large frame, and again after the last one. If it did not, the task would flush
+    /// when it runs next.
+    fn holds_large_frame(&mut self, cx: &Context<'_>) -> bool {
+        let is_large = std::mem::take(&mut self.unflushed) >= LARGE_WRITE;
+        let holds = is_large
+            && self.tls.alpn_protocol() == Some(b"h2")
+            && !self.tls.is_output_full();
+        if holds {
+            cx.waker().wake_by_ref();
+        }
+        holds
     }
 
     /// Sends pending tickets after [`TICKET_DELAY`]. Call this if there is nothing to read.
@@ -297,15 +318,15 @@ impl AsyncWrite for Stream {
         }
         loop {
             let written = this.tls.write(bufs)?;
-            if written > 0 && this.status.last_output.get() == LastOutput::Announced {
-                return Poll::Ready(Ok(written));
-            }
-            let flushed = this.poll_flush_tls(cx)?;
+            this.unflushed += written;
             if written > 0 || bufs.iter().all(|buf| buf.is_empty()) {
+                if this.tls.is_output_full() && this.status.last_output.get() != LastOutput::Announced {
+                    // The socket may have no room. The next write or flush waits for it.
+                    let _ = this.poll_flush_tls(cx)?;
+                }
                 return Poll::Ready(Ok(written));
             }
-            // Too much output waits for the socket.
-            ready!(flushed);
+            ready!(this.poll_flush_tls(cx))?;
         }
     }
 
@@ -314,7 +335,7 @@ impl AsyncWrite for Stream {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.holds_last_output(cx) {
+        if self.holds_last_output(cx) || self.holds_large_frame(cx) {
             return Poll::Ready(Ok(()));
         }
         self.poll_flush_tls(cx)

@@ -33,6 +33,8 @@ pub(super) struct Unbuffered {
     plaintext: Vec<u8>,
     pub(super) output: Output,
     has_peer_closed: bool,
+    /// True after an error. rustls panics if it is called without the bytes of the error.
+    has_failed: bool,
 }
 
 impl Unbuffered {
@@ -44,6 +46,7 @@ impl Unbuffered {
             plaintext: Vec::new(),
             output: Output::default(),
             has_peer_closed: false,
+            has_failed: false,
         })
     }
 
@@ -71,6 +74,8 @@ impl Unbuffered {
     }
 
     /// Takes received bytes, and lets rustls process them. Leaves the bytes for which there is no room.
+    ///
+    /// After an error, received bytes are discarded.
     pub(super) fn receive(&mut self, bytes: &mut &[u8]) -> io::Result<Result<(), Error>> {
         buffers::with_received(|received| {
             let room = room(received, self.unprocessed.len())?;
@@ -110,6 +115,9 @@ impl Unbuffered {
         len: usize,
         reader: &mut ReadBuf<'_>,
     ) -> Result<(), Error> {
+        if self.has_failed {
+            return Ok(());
+        }
         let unprocessed = self.unprocessed.len();
         received[..unprocessed].copy_from_slice(&self.unprocessed);
         let mut rest = &mut received[..unprocessed + len];
@@ -148,6 +156,7 @@ impl Unbuffered {
         let is_over = self.has_peer_closed || processed.is_err();
         self.unprocessed = if is_over { Vec::new() } else { rest.to_vec() };
         if processed.is_err() {
+            self.has_failed = true;
             self.encode_alert();
         }
         processed
@@ -209,6 +218,9 @@ impl Unbuffered {
         mut room: usize,
         mut put: impl FnMut(&mut WriteTraffic<'_, ServerConnectionData>, &mut [u8]) -> Result<usize, EncryptError>,
     ) -> io::Result<()> {
+        if self.has_failed {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
         loop {
             match self.tls.process_tls_records(&mut self.unprocessed).state {
                 Ok(ConnectionState::WriteTraffic(mut traffic)) => {
@@ -224,7 +236,10 @@ impl Unbuffered {
                 Ok(ConnectionState::EncodeTlsData(record)) => encode(record, &mut self.output),
                 Ok(ConnectionState::TransmitTlsData(transmit)) => transmit.done(),
                 Ok(_) => return Err(io::ErrorKind::BrokenPipe.into()),
-                Err(error) => return Err(io::Error::new(io::ErrorKind::InvalidData, error)),
+                Err(error) => {
+                    self.has_failed = true;
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, error));
+                }
             }
         }
     }
@@ -252,3 +267,6 @@ fn room(received: &mut [u8], used: usize) -> io::Result<&mut [u8]> {
         )),
     }
 }
+
+#[cfg(test)]
+mod tests;

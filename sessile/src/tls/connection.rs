@@ -14,6 +14,7 @@ use tokio::net::TcpStream;
 
 use super::io::{Blocking, pending_if_blocked};
 use super::unbuffered::Unbuffered;
+use crate::listener::closing::try_send_before_end;
 
 /// Most bytes of output that wait while the socket is blocked: four full records.
 pub(super) const MAX_OUTPUT: usize = 64 * 1024;
@@ -173,15 +174,21 @@ impl Connection {
         }
     }
 
-    /// Sends a part of the output.
+    /// Sends a part of the output. `is_last`: a shutdown follows at once, and sends the last segment.
     pub(super) fn poll_send(
         &mut self,
         io: &mut TcpStream,
         cx: &mut Context<'_>,
+        is_last: bool,
     ) -> Poll<io::Result<()>> {
         let sent = match self {
             Self::Unbuffered(connection) => {
-                let sent = Pin::new(io).poll_write(cx, connection.output.unsent());
+                let unsent = connection.output.unsent();
+                let sent = if is_last {
+                    poll_send_before_end(io, unsent, cx)
+                } else {
+                    Pin::new(io).poll_write(cx, unsent)
+                };
                 match &sent {
                     Poll::Ready(Ok(len)) => connection.output.remove(*len),
                     Poll::Ready(Err(_)) => {}
@@ -212,6 +219,21 @@ impl Connection {
                 }
                 Ok(output)
             }
+        }
+    }
+}
+
+/// Sends bytes in the same segment as the end of the stream.
+fn poll_send_before_end(
+    io: &TcpStream,
+    bytes: &[u8],
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<usize>> {
+    loop {
+        ready!(io.poll_write_ready(cx))?;
+        match try_send_before_end(io, bytes) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            sent => return Poll::Ready(sent),
         }
     }
 }

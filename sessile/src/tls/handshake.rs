@@ -124,7 +124,7 @@ impl Handshaking {
 /// Sends all output.
 async fn send(io: &mut TcpStream, tls: &mut Connection) -> io::Result<()> {
     while tls.has_output() {
-        poll_fn(|cx| tls.poll_send(io, cx)).await?;
+        poll_fn(|cx| tls.poll_send(io, cx, false)).await?;
     }
     Ok(())
 }

@@ -54,14 +54,14 @@ struct Failure {
 
 impl Stream {
     /// Makes a stream. If early data was accepted, the client's Finished may still be missing.
-    pub(super) fn new(
-        io: TcpStream,
-        mut tls: Connection,
-        handshaking: Handshaking,
-    ) -> Self {
+    pub(super) fn new(io: TcpStream, mut tls: Connection, handshaking: Handshaking) -> Self {
         let (early_handshake, completion, owned) = if tls.is_handshaking() {
             let early_handshake = EarlyHandshake::new(handshaking);
-            (Some(Box::new(early_handshake)), Completion::UnderWay, Vec::new())
+            (
+                Some(Box::new(early_handshake)),
+                Completion::UnderWay,
+                Vec::new(),
+            )
         } else {
             let owned = handshaking.resumption.lock().owned();
             (None, Completion::Done, owned)
@@ -92,7 +92,7 @@ impl Stream {
         ready!(self.poll_stored(cx));
         self.ticket_timer = None;
         while self.tls.has_output() {
-            let sent = self.tls.poll_send(&mut self.io, cx);
+            let sent = self.tls.poll_send(&mut self.io, cx, self.close_notify_sent);
             self.status.is_blocked.set(sent.is_pending());
             ready!(sent)?;
             self.status.touch();
@@ -121,9 +121,8 @@ impl Stream {
     /// when it runs next.
     fn holds_large_frame(&mut self, cx: &Context<'_>) -> bool {
         let is_large = std::mem::take(&mut self.unflushed) >= LARGE_WRITE;
-        let holds = is_large
-            && self.tls.alpn_protocol() == Some(b"h2")
-            && !self.tls.is_output_full();
+        let holds =
+            is_large && self.tls.alpn_protocol() == Some(b"h2") && !self.tls.is_output_full();
         if holds {
             cx.waker().wake_by_ref();
         }
@@ -320,7 +319,9 @@ impl AsyncWrite for Stream {
             let written = this.tls.write(bufs)?;
             this.unflushed += written;
             if written > 0 || bufs.iter().all(|buf| buf.is_empty()) {
-                if this.tls.is_output_full() && this.status.last_output.get() != LastOutput::Announced {
+                if this.tls.is_output_full()
+                    && this.status.last_output.get() != LastOutput::Announced
+                {
                     // The socket may have no room. The next write or flush waits for it.
                     let _ = this.poll_flush_tls(cx)?;
                 }

@@ -216,7 +216,10 @@ impl Unbuffered {
     fn put_output(
         &mut self,
         mut room: usize,
-        mut put: impl FnMut(&mut WriteTraffic<'_, ServerConnectionData>, &mut [u8]) -> Result<usize, EncryptError>,
+        mut put: impl FnMut(
+            &mut WriteTraffic<'_, ServerConnectionData>,
+            &mut [u8],
+        ) -> Result<usize, EncryptError>,
     ) -> io::Result<()> {
         if self.has_failed {
             return Err(io::ErrorKind::BrokenPipe.into());

@@ -90,6 +90,47 @@ impl Stream {
         &self.status
     }
 
+    /// Ready if a read returns plaintext, the end of the stream, or an error.
+    ///
+    /// Records without plaintext, such as key updates, do not make the stream readable.
+    pub fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        while self.failure.is_none() && !self.eof && !self.has_plaintext() {
+            if ready!(self.poll_receive(cx)).is_err() {
+                // The socket has failed, so a read finds its end.
+                self.eof = true;
+            }
+        }
+        Poll::Ready(())
+    }
+
+    /// True if a read finds plaintext, close_notify, or the end of the stream in rustls.
+    fn has_plaintext(&mut self) -> bool {
+        !matches!(
+            self.tls.reader().fill_buf(),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock
+        )
+    }
+
+    /// Reads from the socket, and lets rustls process the bytes.
+    fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match poll_read_tls(&mut self.io, &mut self.tls, cx) {
+            Poll::Ready(read) => self.eof = read? == 0,
+            Poll::Pending => {
+                self.check_deadline(cx)?;
+                self.poll_ticket_timer(cx)?;
+                return Poll::Pending;
+            }
+        }
+        self.status.touch();
+        if let Err(error) = self.process_received() {
+            self.failure = Some(Failure {
+                error,
+                discarded: 0,
+            });
+        }
+        Poll::Ready(Ok(()))
+    }
+
     fn poll_flush_tls(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_stored(cx));
         self.ticket_timer = None;
@@ -270,21 +311,7 @@ impl AsyncRead for Stream {
             if this.read_early(buf)? || this.read_plaintext(buf)?.is_some() || this.eof {
                 return Poll::Ready(Ok(()));
             }
-            match poll_read_tls(&mut this.io, &mut this.tls, cx) {
-                Poll::Ready(read) => this.eof = read? == 0,
-                Poll::Pending => {
-                    this.check_deadline(cx)?;
-                    this.poll_ticket_timer(cx)?;
-                    return Poll::Pending;
-                }
-            }
-            this.status.touch();
-            if let Err(error) = this.process_received() {
-                this.failure = Some(Failure {
-                    error,
-                    discarded: 0,
-                });
-            }
+            ready!(this.poll_receive(cx))?;
         }
     }
 }

@@ -34,6 +34,8 @@ struct Head {
 
 #[derive(Clone, Copy, Debug)]
 enum State {
+    /// All bytes so far belong to complete requests.
+    BetweenRequests,
     /// Empty lines may precede a request.
     ExpectRequest,
     InRequestLine,
@@ -81,7 +83,7 @@ impl RequestFraming {
     #[must_use]
     pub fn new() -> Self {
         Self {
-            state: State::ExpectRequest,
+            state: State::BetweenRequests,
             head: Head::default(),
         }
     }
@@ -108,11 +110,24 @@ impl RequestFraming {
         matches!(self.state, State::Refused { in_body: true })
     }
 
+    /// True if all bytes so far belong to complete requests. An empty line after a request belongs to the next
+    /// request.
+    #[must_use]
+    pub const fn is_between_requests(&self) -> bool {
+        matches!(self.state, State::BetweenRequests)
+    }
+
+    /// True if the last byte so far belongs to a body that is not complete.
+    #[must_use]
+    pub const fn is_in_body(&self) -> bool {
+        matches!(self.state, State::InBody(_)) || self.state.is_in_chunks()
+    }
+
     /// The next state, and how many bytes lead to it. `None` if the first byte is refused.
     fn step(&mut self, bytes: &[u8]) -> Option<(State, usize)> {
         let byte = bytes[0];
         Some(match self.state {
-            State::ExpectRequest => match byte {
+            State::BetweenRequests | State::ExpectRequest => match byte {
                 b'\r' | b'\n' => (State::ExpectRequest, 1),
                 _ => (State::InRequestLine, 0),
             },
@@ -140,7 +155,7 @@ impl RequestFraming {
             }
             State::InValue => after_line(bytes, State::InValue, State::ExpectHeader),
             State::InBody(left) => match left - left.min(bytes.len() as u64) {
-                0 => (State::ExpectRequest, left as usize),
+                0 => (State::BetweenRequests, left as usize),
                 rest => (State::InBody(rest), bytes.len()),
             },
             _ => return step_in_chunks(self.state, bytes),
@@ -187,7 +202,7 @@ impl RequestFraming {
                 length: Some(length @ 1..),
                 ..
             } => State::InBody(length),
-            Head { .. } => State::ExpectRequest,
+            Head { .. } => State::BetweenRequests,
         }
     }
 }
@@ -261,7 +276,7 @@ fn step_in_chunks(state: State, bytes: &[u8]) -> Option<(State, usize)> {
         },
         State::InTrailer => in_line(bytes, state, State::ExpectTrailerLf)?,
         State::ExpectTrailerLf => after_lf(byte, State::ExpectTrailer)?,
-        State::ExpectTrailersEnd => after_lf(byte, State::ExpectRequest)?,
+        State::ExpectTrailersEnd => after_lf(byte, State::BetweenRequests)?,
         _ => (state, bytes.len()),
     })
 }
@@ -399,6 +414,36 @@ mod tests {
             assert_eq!(found, Some(head.len() + at), "{request:?}");
             assert!(framing.is_body_refused(), "{request:?}");
         }
+    }
+
+    /// The lengths after which the bytes so far are complete requests.
+    fn ends(bytes: &str) -> Vec<usize> {
+        let mut framing = RequestFraming::new();
+        let is_end = |at: &usize| {
+            assert_eq!(framing.find_refused(&bytes.as_bytes()[*at..=*at]), None);
+            framing.is_between_requests()
+        };
+        let last_bytes: Vec<_> = (0..bytes.len()).filter(is_end).collect();
+        last_bytes.iter().map(|last| last + 1).collect()
+    }
+
+    #[test]
+    fn the_end_of_each_request_is_known() {
+        let requests = [
+            "GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+            "\r\nGET / HTTP/1.1\n\n",
+            "POST / HTTP/1.1\r\nContent-Length: 4\r\n\r\n\r\n\r\n",
+            "POST / HTTP/1.1\r\nContent-Length: 0\r\n\r\n",
+            "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n2;x\r\n\r\n\r\n0\r\n\r\n",
+            "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\na: b\r\n\r\n",
+        ];
+        let lengths = requests.iter().scan(0, |end, request| {
+            *end += request.len();
+            Some(*end)
+        });
+        assert_eq!(ends(&requests.concat()), lengths.collect::<Vec<_>>());
+        let framing = RequestFraming::new();
+        assert!(framing.is_between_requests() && !framing.is_in_body());
     }
 
     #[test]

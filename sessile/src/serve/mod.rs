@@ -7,6 +7,7 @@ mod files;
 mod forget;
 mod guarded_stream;
 mod metrics;
+mod parking;
 mod pending_upstreams;
 mod proxy;
 mod request;

@@ -16,8 +16,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
+use sessile_proto::exchange::Exchange;
 use tokio::sync::Notify;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 
 use super::metrics::Metrics;
 
@@ -68,9 +69,15 @@ impl RequestEnd {
 #[derive(Clone)]
 pub(super) struct RequestTask {
     end: RequestEnd,
-    phase: Rc<Cell<Phase>>,
+    progress: Rc<Progress>,
     body_timeout: Duration,
     metrics: Arc<Metrics>,
+}
+
+struct Progress {
+    phase: Cell<Phase>,
+    /// Used in HTTP/1 only.
+    exchange: Cell<Exchange>,
 }
 
 #[derive(Clone, Copy)]
@@ -85,7 +92,10 @@ impl RequestTask {
     pub(super) fn new(body_timeout: Duration, metrics: &Arc<Metrics>) -> Self {
         Self {
             end: RequestEnd::default(),
-            phase: Rc::new(Cell::new(Phase::Answering)),
+            progress: Rc::new(Progress {
+                phase: Cell::new(Phase::Answering),
+                exchange: Cell::new(Exchange::ExpectHead),
+            }),
             body_timeout,
             metrics: Arc::clone(metrics),
         }
@@ -94,7 +104,18 @@ impl RequestTask {
     /// Begins the next request. An order to end the previous request becomes void.
     pub(super) fn begin(&self) -> RequestEnd {
         self.end.0.is_ordered.store(false, Ordering::Relaxed);
+        self.update_exchange(Exchange::request_begun);
         self.end.clone()
+    }
+
+    /// The progress of an HTTP/1 connection.
+    pub(super) fn exchange(&self) -> Exchange {
+        self.progress.exchange.get()
+    }
+
+    /// Tells an event of an HTTP/1 connection.
+    pub(super) fn update_exchange(&self, event: impl FnOnce(Exchange) -> Exchange) {
+        self.progress.update_exchange(event);
     }
 
     /// Runs hyper's part of the task until it is done or must end.
@@ -110,9 +131,10 @@ impl RequestTask {
     /// Waits until the response must end. Poll this future after each poll of the response.
     pub(super) async fn must_end(&self) {
         let mut ordered = pin!(self.end.ordered());
-        let mut timer = pin!(tokio::time::sleep(self.body_timeout));
+        // Few responses block, and a boxed timer takes no memory in the other tasks.
+        let mut timer = None;
         std::future::poll_fn(|cx| {
-            let Phase::Sending { blocked_since } = self.phase.get() else {
+            let Phase::Sending { blocked_since } = self.progress.phase.get() else {
                 return Poll::Pending;
             };
             if ordered.as_mut().poll(cx).is_ready() {
@@ -122,6 +144,7 @@ impl RequestTask {
                 return Poll::Pending;
             };
             let deadline = since + self.body_timeout;
+            let timer = timer.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
             loop {
                 ready!(timer.as_mut().poll(cx));
                 if deadline <= Instant::now() {
@@ -137,12 +160,18 @@ impl RequestTask {
     }
 }
 
+impl Progress {
+    fn update_exchange(&self, event: impl FnOnce(Exchange) -> Exchange) {
+        self.exchange.set(event(self.exchange.get()));
+    }
+}
+
 /// The body of a response, in pieces. Notes the time since which hyper does not ask for the next piece.
 pub(super) struct PacedBody<B> {
     body: B,
     /// The rest of a large piece.
     rest: Bytes,
-    phase: Rc<Cell<Phase>>,
+    progress: Rc<Progress>,
 }
 
 impl<B> PacedBody<B>
@@ -150,14 +179,14 @@ where
     B: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Unpin,
 {
     pub(super) fn new(body: B, task: &RequestTask) -> Self {
-        let phase = Rc::clone(&task.phase);
-        phase.set(Phase::Sending {
+        let progress = Rc::clone(&task.progress);
+        progress.phase.set(Phase::Sending {
             blocked_since: None,
         });
         Self {
             body,
             rest: Bytes::new(),
-            phase,
+            progress,
         }
     }
 
@@ -189,7 +218,7 @@ where
     ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         let polled = self.poll_piece(cx);
         let has_piece = matches!(polled, Poll::Ready(Some(Ok(_))));
-        self.phase.set(Phase::Sending {
+        self.progress.phase.set(Phase::Sending {
             blocked_since: has_piece.then(Instant::now),
         });
         polled
@@ -212,7 +241,8 @@ where
 
 impl<B> Drop for PacedBody<B> {
     fn drop(&mut self) {
-        self.phase.set(Phase::Answering);
+        self.progress.phase.set(Phase::Answering);
+        self.progress.update_exchange(Exchange::response_ended);
     }
 }
 

@@ -280,6 +280,8 @@ impl Stream {
     }
 
     /// Ready if a read returns plaintext, the end of the stream, or an error. Early data does not count.
+    ///
+    /// Records without plaintext, such as key updates, do not make the stream readable.
     pub fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.poll_plaintext(cx, &mut ReadBuf::new(&mut []))
             .map(drop)

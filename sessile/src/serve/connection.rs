@@ -2,13 +2,13 @@
 //! connection ends, unless the configuration says otherwise.
 
 use std::cell::Cell;
-use std::convert::Infallible;
 use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
-use http::{Request, Response};
-use hyper::body::Incoming;
+use http::Request;
+use http_body_util::Either;
+use hyper::body::{Body as _, Incoming};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -20,10 +20,11 @@ use tokio::time::Instant;
 
 use super::Worker;
 use super::guarded_stream::GuardedStream;
+use super::http2_tasks::{Http2, TaskExecutor};
 use super::metrics::HandshakeFailure;
 use super::pending_upstreams::PendingUpstreams;
-use super::request_task::{PacedBody, RequestTask, TaskExecutor};
-use super::respond::{self, Connection};
+use super::request_task::{Answering, MAX_PIECE, PacedBody, RequestTask};
+use super::respond::{self, Connection, Reply};
 use crate::clock;
 use crate::listener::{
     Admitted, Client, ClientHandler, DRAIN_GRACE, IntakeFailure, ReceivedHello, Rejection,
@@ -217,28 +218,22 @@ async fn answer_requests(
     let mut displaced = pin!(displaced);
     let shared = &connection.worker.shared;
     let config = &shared.config.connection;
-    let new_task = || RequestTask::new(config.body_timeout, &shared.metrics);
-    // With HTTP/2, this task stays idle, because each request has a separate task.
-    let connection_task = new_task();
+    // With HTTP/2, this task stays idle, because a request has a separate task.
+    let connection_task = RequestTask::new(config.body_timeout, &shared.metrics);
     let io = TokioIo::new(GuardedStream::new(stream, connection));
     if connection.handshake.http2 {
-        let executor = TaskExecutor::default();
-        let service = service_fn(|request| {
-            let task = new_task();
-            executor.expect(task.clone());
-            answer(Rc::clone(connection), task, request)
-        });
+        let executor = TaskExecutor::new(config.body_timeout, &shared.metrics);
+        let service = service_fn(|request| answer(connection, request, || executor.new_task()));
         let mut builder = http2::Builder::new(executor.clone());
         // Each stream may have an open file and a full buffer.
         builder
             .max_concurrent_streams(MAX_STREAMS)
             .max_send_buf_size(MAX_STREAM_BUFFER)
             .max_header_list_size(MAX_HEAD as u32);
-        let http = builder.serve_connection(io, service);
+        let http = Http2::new(builder.serve_connection(io, service), executor.clone());
         drive!(connection, connection_task, displaced, http)
     } else {
-        let service =
-            service_fn(|request| answer(Rc::clone(connection), connection_task.clone(), request));
+        let service = service_fn(|request| answer(connection, request, || connection_task.clone()));
         let mut builder = http1::Builder::new();
         // A client may close its sending side after a request. A disconnect looks the same. With an upstream,
         // both count as a disconnect, because the answer may take long.
@@ -252,15 +247,41 @@ async fn answer_requests(
     }
 }
 
-/// Answers one request in its task.
-async fn answer(
-    connection: Rc<Connection>,
-    task: RequestTask,
-    mut request: Request<Incoming>,
-) -> Result<Response<PacedBody<respond::Body>>, Infallible> {
-    request.extensions_mut().insert(task.begin());
-    let response = respond::answer(connection, request).await?;
-    Ok(response.map(|body| PacedBody::new(body, &task)))
+/// Answers one request. `task`: makes the task of the request. In HTTP/2, a ready response of one piece needs no
+/// task.
+fn answer(
+    connection: &Rc<Connection>,
+    request: Request<Incoming>,
+    task: impl FnOnce() -> RequestTask,
+) -> Answering<respond::Body> {
+    match respond::answer(connection, request) {
+        Reply::Ready(response) if connection.handshake.http2 && is_one_piece(response.body()) => {
+            Answering::Ready(Some(response.map(PacedBody::of_one_piece)))
+        }
+        Reply::Ready(response) => {
+            let task = task();
+            task.begin();
+            Answering::Ready(Some(response.map(|body| PacedBody::new(body, &task))))
+        }
+        Reply::Waiting(waiting) => {
+            let task = task();
+            let end = task.begin();
+            Answering::Waiting(Box::pin(async move {
+                let response = waiting.answer(end).await;
+                response.map(|body| PacedBody::new(body, &task))
+            }))
+        }
+    }
+}
+
+/// True for a body in memory that hyper gets at once.
+fn is_one_piece(body: &respond::Body) -> bool {
+    let Either::Left(body) = body else {
+        return false;
+    };
+    body.size_hint()
+        .upper()
+        .is_some_and(|length| length <= MAX_PIECE as u64)
 }
 
 impl Connection {

@@ -8,6 +8,8 @@
 //! Both must agree about the end of each request, or a request could hide in a body. So the framing of
 //! chunks is read strictly: each line ends with CRLF, and a CR or LF alone is refused.
 
+use memchr::{memchr, memchr2};
+
 /// The smallest length that HTTP libraries reserve for other meanings. A request of this length or more
 /// is refused.
 const FIRST_RESERVED_LENGTH: u64 = u64::MAX - 1;
@@ -135,7 +137,10 @@ impl RequestFraming {
             State::ExpectHeader => match byte {
                 b'\r' => (State::ExpectHeadEnd, 1),
                 b'\n' => (self.end_head(), 1),
-                _ => (State::InName(Name::default()), 0),
+                _ => match unframed_header(bytes) {
+                    Some(length) => (State::ExpectHeader, length),
+                    None => (State::InName(Name::default()), 0),
+                },
             },
             State::ExpectHeadEnd => match byte {
                 b'\n' => (self.end_head(), 1),
@@ -248,6 +253,19 @@ impl Name {
     }
 }
 
+/// The length of the first line, if that is a whole header and has no framing.
+fn unframed_header(bytes: &[u8]) -> Option<usize> {
+    let colon = memchr2(b':', b'\n', bytes)?;
+    let (name, value) = bytes.split_at(colon);
+    let is_framing = [CONTENT_LENGTH, TRANSFER_ENCODING]
+        .iter()
+        .any(|framing| name.eq_ignore_ascii_case(framing));
+    if is_framing || value.starts_with(b"\n") {
+        return None;
+    }
+    Some(colon + memchr(b'\n', value)? + 1)
+}
+
 /// Does the work of [`RequestFraming::step`] in a chunked body.
 fn step_in_chunks(state: State, bytes: &[u8]) -> Option<(State, usize)> {
     let byte = bytes[0];
@@ -293,8 +311,7 @@ const fn behind_chunk_size(byte: u8, size: u64) -> Option<State> {
 
 /// Skips to the CR of a line. `None` if the next byte is an LF.
 fn in_line(bytes: &[u8], within: State, behind: State) -> Option<(State, usize)> {
-    let line_end = bytes.iter().position(|byte| matches!(byte, b'\r' | b'\n'));
-    match line_end {
+    match memchr2(b'\r', b'\n', bytes) {
         Some(0) if bytes[0] == b'\n' => None,
         Some(end) if bytes[end] == b'\n' => Some((within, end)),
         Some(end) => Some((behind, end + 1)),
@@ -309,7 +326,7 @@ fn after_lf(byte: u8, behind: State) -> Option<(State, usize)> {
 
 /// Skips to the end of a line.
 fn after_line(bytes: &[u8], within: State, behind: State) -> (State, usize) {
-    match bytes.iter().position(|byte| *byte == b'\n') {
+    match memchr(b'\n', bytes) {
         Some(end) => (behind, end + 1),
         None => (within, bytes.len()),
     }

@@ -5,6 +5,7 @@
 //! resets the stream if its task is dropped. In HTTP/1, the task of the connection sends all responses.
 
 use std::cell::Cell;
+use std::convert::Infallible;
 use std::error::Error;
 use std::io;
 use std::pin::{Pin, pin};
@@ -15,6 +16,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::Response;
 use hyper::body::{Body, Frame, SizeHint};
 use sessile_proto::exchange::Exchange;
 use tokio::sync::Notify;
@@ -25,7 +27,7 @@ use super::metrics::Metrics;
 /// Most bytes of a response that hyper gets at once. hyper asks for more when the client has made room.
 ///
 /// A socket has room only after a part of its send buffer has drained, which can be more than this.
-const MAX_PIECE: usize = 16 * 1024;
+pub(super) const MAX_PIECE: usize = 16 * 1024;
 
 /// Ends a request from outside, and tells why the request ended. Each request has this value as an
 /// extension.
@@ -84,8 +86,12 @@ struct Progress {
 enum Phase {
     /// The handler has not answered. A handler that waits for long obeys [`RequestEnd::ordered`] itself.
     Answering,
-    /// The response is on its way. `blocked_since`: hyper has not asked for the next piece since then.
-    Sending { blocked_since: Option<Instant> },
+    /// hyper waits for the next piece of the response.
+    ExpectPiece,
+    /// hyper has taken a piece.
+    PieceTaken,
+    /// hyper has not asked for the next piece since then.
+    Blocked { since: Instant },
 }
 
 impl RequestTask {
@@ -99,6 +105,13 @@ impl RequestTask {
             body_timeout,
             metrics: Arc::clone(metrics),
         }
+    }
+
+    /// Makes the task of a response that is complete and that the client did not take at once.
+    pub(super) fn blocked(body_timeout: Duration, metrics: &Arc<Metrics>) -> Self {
+        let task = Self::new(body_timeout, metrics);
+        task.progress.phase.set(Phase::PieceTaken);
+        task
     }
 
     /// Begins the next request. An order to end the previous request becomes void.
@@ -134,15 +147,19 @@ impl RequestTask {
         // Few responses block, and a boxed timer takes no memory in the other tasks.
         let mut timer = None;
         std::future::poll_fn(|cx| {
-            let Phase::Sending { blocked_since } = self.progress.phase.get() else {
+            let phase = self.progress.phase.get();
+            if matches!(phase, Phase::Answering) {
                 return Poll::Pending;
-            };
+            }
             if ordered.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(());
             }
-            let Some(since) = blocked_since else {
-                return Poll::Pending;
+            let since = match phase {
+                Phase::Answering | Phase::ExpectPiece => return Poll::Pending,
+                Phase::PieceTaken => Instant::now(),
+                Phase::Blocked { since } => since,
             };
+            self.progress.phase.set(Phase::Blocked { since });
             let deadline = since + self.body_timeout;
             let timer = timer.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
             loop {
@@ -166,12 +183,13 @@ impl Progress {
     }
 }
 
-/// The body of a response, in pieces. Notes the time since which hyper does not ask for the next piece.
+/// The body of a response, in pieces. Notes if hyper has taken a piece.
 pub(super) struct PacedBody<B> {
     body: B,
     /// The rest of a large piece.
     rest: Bytes,
-    progress: Rc<Progress>,
+    /// `None` if the body is one piece.
+    progress: Option<Rc<Progress>>,
 }
 
 impl<B> PacedBody<B>
@@ -180,13 +198,20 @@ where
 {
     pub(super) fn new(body: B, task: &RequestTask) -> Self {
         let progress = Rc::clone(&task.progress);
-        progress.phase.set(Phase::Sending {
-            blocked_since: None,
-        });
+        progress.phase.set(Phase::ExpectPiece);
         Self {
             body,
             rest: Bytes::new(),
-            progress,
+            progress: Some(progress),
+        }
+    }
+
+    /// Makes a body that is in memory and has one piece. hyper needs such a body only once.
+    pub(super) fn of_one_piece(body: B) -> Self {
+        Self {
+            body,
+            rest: Bytes::new(),
+            progress: None,
         }
     }
 
@@ -217,10 +242,14 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         let polled = self.poll_piece(cx);
-        let has_piece = matches!(polled, Poll::Ready(Some(Ok(_))));
-        self.progress.phase.set(Phase::Sending {
-            blocked_since: has_piece.then(Instant::now),
-        });
+        if let Some(progress) = &self.progress {
+            let has_piece = matches!(polled, Poll::Ready(Some(Ok(_))));
+            progress.phase.set(if has_piece {
+                Phase::PieceTaken
+            } else {
+                Phase::ExpectPiece
+            });
+        }
         polled
     }
 
@@ -241,31 +270,32 @@ where
 
 impl<B> Drop for PacedBody<B> {
     fn drop(&mut self) {
-        self.progress.phase.set(Phase::Answering);
-        self.progress.update_exchange(Exchange::response_ended);
+        if let Some(progress) = &self.progress {
+            progress.phase.set(Phase::Answering);
+            progress.update_exchange(Exchange::response_ended);
+        }
     }
 }
 
-/// Runs hyper's tasks on the connection's own thread, each with its [`RequestTask`].
-#[derive(Clone, Default)]
-pub(super) struct TaskExecutor {
-    /// The task of the request that hyper has just handed to the service.
-    next: Rc<Cell<Option<RequestTask>>>,
+/// The response to a request, at once or later.
+pub(super) enum Answering<B> {
+    Ready(Option<Response<PacedBody<B>>>),
+    Waiting(Pin<Box<dyn Future<Output = Response<PacedBody<B>>>>>),
 }
 
-impl TaskExecutor {
-    /// Notes the task of a request. hyper calls the executor right after the service.
-    pub(super) fn expect(&self, task: RequestTask) {
-        self.next.set(Some(task));
-    }
-}
+impl<B: Unpin> Future for Answering<B> {
+    type Output = Result<Response<PacedBody<B>>, Infallible>;
 
-impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for TaskExecutor {
-    fn execute(&self, future: F) {
-        match self.next.take() {
-            Some(task) => tokio::task::spawn_local(task.run(future)),
-            None => tokio::task::spawn_local(future),
-        };
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match &mut *self {
+            Self::Ready(response) => {
+                let response = response
+                    .take()
+                    .expect("a future is polled until it is ready");
+                Poll::Ready(Ok(response))
+            }
+            Self::Waiting(response) => response.as_mut().poll(cx).map(Ok),
+        }
     }
 }
 

@@ -16,6 +16,7 @@ use sessile_proto::alert::AlertDescription;
 use sessile_proto::exchange::Exchange;
 use sessile_proto::frame_budget::FrameBudget;
 use sessile_proto::hello::{ClientHello, TLS_1_2};
+use sessile_proto::request_framing::MAX_HEAD;
 use sessile_proto::session::Gone;
 use sessile_proto::verdict::EarlyData;
 use tokio::time::Instant;
@@ -24,9 +25,9 @@ use super::Worker;
 use super::guarded_stream::GuardedStream;
 use super::http2_tasks::{Http2, TaskExecutor};
 use super::metrics::HandshakeFailure;
-use super::parking::{Http1, MAX_HEAD};
+use super::parking::Http1;
 use super::pending_upstreams::PendingUpstreams;
-use super::request_task::{Answering, MAX_PIECE, PacedBody, RequestTask};
+use super::request_task::{Answering, HTTP1_PIECE, HTTP2_PIECE, PacedBody, RequestTask};
 use super::respond::{self, Connection, Reply};
 use crate::clock;
 use crate::listener::{
@@ -279,6 +280,11 @@ fn answer(
     request: Request<Incoming>,
     task: impl FnOnce() -> RequestTask,
 ) -> Answering<respond::Body> {
+    let piece = if connection.handshake.http2 {
+        HTTP2_PIECE
+    } else {
+        HTTP1_PIECE
+    };
     match respond::answer(connection, request) {
         Reply::Ready(response) if connection.handshake.http2 && is_one_piece(response.body()) => {
             Answering::Ready(Some(response.map(PacedBody::of_one_piece)))
@@ -286,14 +292,16 @@ fn answer(
         Reply::Ready(response) => {
             let task = task();
             task.begin();
-            Answering::Ready(Some(response.map(|body| PacedBody::new(body, &task))))
+            Answering::Ready(Some(
+                response.map(|body| PacedBody::new(body, piece, &task)),
+            ))
         }
         Reply::Waiting(waiting) => {
             let task = task();
             let end = task.begin();
             Answering::Waiting(Box::pin(async move {
                 let response = waiting.answer(end).await;
-                response.map(|body| PacedBody::new(body, &task))
+                response.map(|body| PacedBody::new(body, piece, &task))
             }))
         }
     }
@@ -306,7 +314,7 @@ fn is_one_piece(body: &respond::Body) -> bool {
     };
     body.size_hint()
         .upper()
-        .is_some_and(|length| length <= MAX_PIECE as u64)
+        .is_some_and(|length| length <= HTTP2_PIECE as u64)
 }
 
 impl Connection {

@@ -27,7 +27,10 @@ use super::metrics::Metrics;
 /// Most bytes of a response that hyper gets at once. hyper asks for more when the client has made room.
 ///
 /// A socket has room only after a part of its send buffer has drained, which can be more than this.
-pub(super) const MAX_PIECE: usize = 16 * 1024;
+pub(super) const HTTP1_PIECE: usize = 64 * 1024;
+
+/// As [`HTTP1_PIECE`], over HTTP/2. A frame with its header fills a TLS record.
+pub(super) const HTTP2_PIECE: usize = 16 * 1024 - 9;
 
 /// Ends a request from outside, and tells why the request ended. Each request has this value as an
 /// extension.
@@ -188,6 +191,8 @@ pub(super) struct PacedBody<B> {
     body: B,
     /// The rest of a large piece.
     rest: Bytes,
+    /// Most bytes of a piece.
+    max_piece: usize,
     /// `None` if the body is one piece.
     progress: Option<Rc<Progress>>,
 }
@@ -196,12 +201,13 @@ impl<B> PacedBody<B>
 where
     B: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Unpin,
 {
-    pub(super) fn new(body: B, task: &RequestTask) -> Self {
+    pub(super) fn new(body: B, max_piece: usize, task: &RequestTask) -> Self {
         let progress = Rc::clone(&task.progress);
         progress.phase.set(Phase::ExpectPiece);
         Self {
             body,
             rest: Bytes::new(),
+            max_piece,
             progress: Some(progress),
         }
     }
@@ -211,6 +217,7 @@ where
         Self {
             body,
             rest: Bytes::new(),
+            max_piece: usize::MAX,
             progress: None,
         }
     }
@@ -225,7 +232,7 @@ where
                 None => return Poll::Ready(None),
             }
         }
-        let piece = self.rest.split_to(self.rest.len().min(MAX_PIECE));
+        let piece = self.rest.split_to(self.rest.len().min(self.max_piece));
         Poll::Ready(Some(Ok(Frame::data(piece))))
     }
 }
@@ -327,7 +334,7 @@ pub(super) mod tests {
         let task = RequestTask::new(Duration::from_secs(60), &metrics());
         let mut must_end = pin!(task.must_end());
         task.begin();
-        let sending = PacedBody::new(http_body_util::Empty::new(), &task);
+        let sending = PacedBody::new(http_body_util::Empty::new(), HTTP1_PIECE, &task);
         assert!(!is_ready(must_end.as_mut()));
         drop(sending);
 
@@ -338,7 +345,7 @@ pub(super) mod tests {
         end.order();
         assert!(is_ready(handler));
         // The handler answers 503, and its response is not cut.
-        let _answer = PacedBody::new(http_body_util::Empty::new(), &task);
+        let _answer = PacedBody::new(http_body_util::Empty::new(), HTTP1_PIECE, &task);
         assert!(!is_ready(must_end.as_mut()));
         end.order();
         assert!(is_ready(must_end));

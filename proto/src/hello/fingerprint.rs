@@ -1,7 +1,6 @@
 //! Recognises the kind of a client: the parts of a hello that a client repeats in each connection.
 
 use super::client::ClientHello;
-use super::cursor::Cursor;
 use super::extensions;
 
 /// Extensions that a client may send in some of its hellos only, or whose presence changes with an offer.

@@ -53,10 +53,19 @@ impl CompletionWatch {
         watch
     }
 
+    /// True if the client's next bytes can change the result.
+    #[must_use]
+    pub const fn awaits_client(&self) -> bool {
+        matches!(
+            self.awaited,
+            AwaitedRecord::ServerFlight | AwaitedRecord::ClientFinished
+        )
+    }
+
     /// Takes the next bytes of the client.
-    pub fn push_client(&mut self, bytes: &[u8]) -> Completion {
+    pub fn push_client(&mut self, bytes: &[u8]) {
         let mut input = bytes;
-        while matches!(self.awaited(), Completion::Pending) {
+        while self.awaits_client() {
             match self.client.next(&mut input) {
                 Ok(header) => {
                     let is_encrypted = header.content == ContentType::ApplicationData;
@@ -68,13 +77,12 @@ impl CompletionWatch {
                 Err(_) => self.awaited = AwaitedRecord::Nothing(Completion::Unknown),
             }
         }
-        self.awaited()
     }
 
     /// Takes the next bytes of the server.
-    pub fn push_server(&mut self, bytes: &[u8]) -> Completion {
+    pub fn push_server(&mut self, bytes: &[u8]) {
         let mut input = bytes;
-        while matches!(self.awaited(), Completion::Pending) {
+        while matches!(self.result(), Completion::Pending) {
             match self.server.next(&mut input) {
                 Ok(header) if header.content == ContentType::ApplicationData => {
                     self.awaited = match self.awaited {
@@ -90,10 +98,11 @@ impl CompletionWatch {
                 Err(_) => self.awaited = AwaitedRecord::Nothing(Completion::Unknown),
             }
         }
-        self.awaited()
     }
 
-    const fn awaited(&self) -> Completion {
+    /// Whether the handshake is complete, from the bytes so far.
+    #[must_use]
+    pub const fn result(&self) -> Completion {
         match self.awaited {
             AwaitedRecord::Nothing(completion) => completion,
             _ => Completion::Pending,
@@ -165,17 +174,17 @@ mod tests {
         let mut watch = CompletionWatch::new(exchange("openssl-tls13-full").client);
         let clear = exchange("openssl-tls13-full").server;
         let flight = [clear, &CHANGE_CIPHER_SPEC, &encrypted(900)].concat();
-        let mut result = watch.push_server(&flight);
+        watch.push_server(&flight);
         for sent in sent {
             let (Client(bytes) | Server(bytes)) = sent;
             for part in bytes.chunks(segment) {
-                result = match sent {
+                match sent {
                     Client(_) => watch.push_client(part),
                     Server(_) => watch.push_server(part),
-                };
+                }
             }
         }
-        result
+        watch.result()
     }
 
     fn finished() -> Sent {
@@ -213,10 +222,12 @@ mod tests {
         let mut watch = CompletionWatch::new(&early);
         watch.push_client(&encrypted(500));
         let flight = [exchange("openssl-tls13-full").server, &encrypted(900)].concat();
-        assert_eq!(watch.push_server(&flight), Completion::Pending);
-        assert_eq!(watch.push_server(&encrypted(900)), Completion::Pending);
+        watch.push_server(&flight);
+        watch.push_server(&encrypted(900));
+        assert_eq!(watch.result(), Completion::Pending);
         watch.push_client(&encrypted(53));
-        assert_eq!(watch.push_server(&encrypted(60)), Completion::Complete);
+        watch.push_server(&encrypted(60));
+        assert_eq!(watch.result(), Completion::Complete);
     }
 
     #[test]

@@ -35,6 +35,7 @@ pub(super) fn balancer_json(state: &BalancerState) -> Value {
         "bytes_down": metrics.bytes.down.get(),
         "resumption_ratio": resumption_ratio(&metrics.routed),
         "learned_entries": locked(&state.learned).entries(),
+        "address_entries": state.addresses.entries(),
     })
 }
 

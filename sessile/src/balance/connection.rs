@@ -3,21 +3,22 @@
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::io;
-use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sessile_proto::alert::AlertDescription;
+use sessile_proto::hello::ClientHello;
 use sessile_proto::proxy_protocol::{self, Addresses, Version};
 use sessile_proto::route::RoutedBy;
-use sessile_proto::watch::Watch;
+use sessile_proto::watch::{CompletionWatch, Watch};
 use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use super::handshake::Handshake;
 use super::metrics::TurnAwayCause;
 use super::outcome::RoutedConnection;
-use super::relay::{self, Timeouts};
+use super::relay::{self, Timeouts, Watches};
 use super::route_miss::{FirstMiss, SkipReason};
 use super::routing::{OfferedSessions, Router};
 use super::server::{PoolServer, is_local_error};
@@ -53,6 +54,7 @@ impl ClientHandler for Arc<BalancerState> {
             set: &set,
             pool,
             learned: &self.learned,
+            addresses: &self.addresses,
             hello,
             offered: &offered,
             source: client.source.ip(),
@@ -68,6 +70,8 @@ impl ClientHandler for Arc<BalancerState> {
             Ok(attempt) => attempt,
             Err(cause) => return Err(client.reject(cause, None)),
         };
+        let address_key = teaches_address(hello, &offered, rule, &server)
+            .then(|| self.addresses.key(client.source.ip(), hello));
         Ok(Box::new(Placed {
             client: client.io,
             admitted: client.admitted,
@@ -78,11 +82,13 @@ impl ClientHandler for Arc<BalancerState> {
                 ..Timeouts::default()
             },
             watch: Watch::new(hello),
+            completion: address_key.map(|_| CompletionWatch::new(received.bytes)),
             connection: RoutedConnection {
                 server,
                 rule,
                 client: client.source,
                 offered,
+                address_key,
                 sessions: RefCell::default(),
             },
         }))
@@ -96,25 +102,18 @@ impl ClientHandler for Arc<BalancerState> {
             connection,
             mut server,
             timeouts,
-            mut watch,
+            watch,
+            completion,
         } = *placed;
-        let mut has_answered = false;
-        let mut had_handshake = false;
+        let handshake = Handshake::new(self, &connection, watch, completion);
+        let handshake = RefCell::new(handshake);
         let count_bytes = |bytes| {
             self.metrics.bytes.add(bytes);
             connection.server.stats.metrics.bytes.add(bytes);
         };
-        let watch_server = |bytes: &[u8]| {
-            if !has_answered {
-                has_answered = true;
-                connection.server.record_answer(Instant::now());
-            }
-            let Some(outcome) = watch.push(bytes) else {
-                return ControlFlow::Continue(());
-            };
-            connection.report_handshake(self, &outcome, watch.selected_identity());
-            had_handshake = true;
-            ControlFlow::Break(())
+        let watches = Watches {
+            client: |bytes: &[u8]| handshake.borrow_mut().take_client_bytes(bytes),
+            server: |bytes: &[u8]| handshake.borrow_mut().take_server_bytes(bytes),
         };
         let io = &mut server.io;
         let relayed = relay::run(
@@ -123,11 +122,11 @@ impl ClientHandler for Arc<BalancerState> {
             &admitted,
             timeouts,
             &count_bytes,
-            watch_server,
+            watches,
             displaced,
         );
         let end = relayed.await;
-        connection.report_end(self, &end, had_handshake);
+        connection.report_end(self, &end, handshake.into_inner().has_outcome);
         drop(server.open);
     }
 
@@ -144,6 +143,8 @@ pub(super) struct Placed {
     server: ServerConnection,
     timeouts: Timeouts,
     watch: Watch,
+    /// `None` if the connection teaches no address.
+    completion: Option<CompletionWatch>,
 }
 
 /// A connection to a server that counts as open.
@@ -303,6 +304,31 @@ impl Search<'_> {
         let header = proxy_protocol::encode(version, addresses, hello.server_name, alpn);
         Ok([&header, *bytes].concat().into())
     }
+}
+
+/// True if the address table may need the server of this client.
+fn teaches_address(
+    hello: &ClientHello<'_>,
+    offered: &OfferedSessions,
+    rule: RoutedBy,
+    server: &PoolServer,
+) -> bool {
+    // A client that another rule recognises needs no guess.
+    if !matches!(rule, RoutedBy::Address | RoutedBy::Policy) {
+        return false;
+    }
+    if offered.has_ticket {
+        return true;
+    }
+    let takes_tickets = hello.offers_tls13() || hello.session_ticket.is_some();
+    // Tickets with a proven key name are no anonymous offers.
+    let has_key_name = || {
+        let id = server.id();
+        server
+            .key_names
+            .read(|names| names.names_of(id).next().is_some())
+    };
+    takes_tickets && !has_key_name()
 }
 
 /// True if the client has ended its side. The handshake needs more bytes from the client, so an answer is

@@ -8,8 +8,10 @@ use std::time::Instant;
 
 use sessile_proto::Time;
 use sessile_proto::Word;
+use sessile_proto::address_table::AddressKey;
 use sessile_proto::affinity::{AffinityKey, LearnResult, LearnedSession};
 use sessile_proto::age_limit::AgedOffer;
+use sessile_proto::health_state::Availability;
 use sessile_proto::hello::TLS_1_2;
 use sessile_proto::key_names::TicketFingerprint;
 use sessile_proto::route::RoutedBy;
@@ -30,6 +32,8 @@ pub(super) struct RoutedConnection {
     pub(super) rule: RoutedBy,
     pub(super) client: SocketAddr,
     pub(super) offered: OfferedSessions,
+    /// The key of the address table that a complete handshake teaches. `None`: the connection teaches none.
+    pub(super) address_key: Option<AddressKey>,
     /// The learned sessions that the connection made or resumed.
     pub(super) sessions: RefCell<Vec<AffinityKey>>,
 }
@@ -196,8 +200,42 @@ impl RoutedConnection {
         }
     }
 
+    /// Learns that the server took this kind of client of this address.
+    pub(super) fn learn_address(&self, state: &BalancerState) {
+        let Some(key) = self.address_key else {
+            return;
+        };
+        let set = state.server_set();
+        let now = Instant::now();
+        let is_usable = |id: u32| {
+            let mut servers = set.servers().map(|(_, server)| server);
+            servers.any(|server| {
+                server.id() == id
+                    && server.settings.pool == self.server.settings.pool
+                    && server.availability(now) == Availability::Up
+            })
+        };
+        // A server that is down or has left has lost its entries, and its open connections make no new ones.
+        let id = self.server.id();
+        if !is_usable(id) {
+            return;
+        }
+        let source = self.client.ip();
+        let learned = state
+            .addresses
+            .learn(key, id, source, is_usable, clock::now());
+        if learned == LearnResult::Displacing {
+            state.metrics.displaced.inc();
+        }
+    }
+
     /// Learns the key name of the ticket that the server accepted.
     fn learn_key_name(&self, outcome: &Outcome, selected_identity: Option<u16>) {
+        if self.rule == RoutedBy::Address {
+            // The rule leads each client to the server that made its ticket. So the same first bytes at several
+            // servers would not stand out.
+            return;
+        }
         let id = self.server.id();
         let accepted = |ticket: TicketFingerprint, is_certain| {
             let key_names = &self.server.key_names;

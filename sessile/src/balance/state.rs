@@ -8,6 +8,7 @@ use sessile_proto::health_state::Availability;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::addresses::Addresses;
 use super::metrics::{BalancerMetrics, ServerFamilies, ServerReading};
 use super::server::PoolServer;
 use super::servers::{SameNumber, ServerSet};
@@ -29,6 +30,7 @@ pub(super) struct BalancerState {
     /// Locked from the read of the server set until the replacement of the set.
     pub(super) replacing: Mutex<()>,
     pub(super) learned: Arc<Mutex<Affinity>>,
+    pub(super) addresses: Arc<Addresses>,
     pub(super) metrics: BalancerMetrics,
     pub(super) families: ServerFamilies,
     /// `session.lifetime`: the expected lifetime of sessions at servers that announce no lifetime.
@@ -85,6 +87,7 @@ impl BalancerState {
             let settings = after.server(name).map(|server| &server.settings);
             if settings.is_none_or(|settings| settings.pool != server.settings.pool) {
                 server.key_names.leave(id);
+                self.addresses.forget_server(id);
             }
             if settings.is_none() {
                 self.families.remove(name);
@@ -93,6 +96,7 @@ impl BalancerState {
             if settings.is_none_or(|settings| settings.address != server.address()) {
                 // The server is gone or has another address. No other machine has its sessions.
                 locked(&self.learned).forget_servers(|learned| learned == id);
+                self.addresses.forget_server(id);
                 server.key_names.update(id, |names| names.forget(id));
             }
             if settings.is_some_and(|settings| *settings != server.settings) {

@@ -7,6 +7,7 @@ mod activation;
 mod alerts;
 mod attacks;
 mod balance;
+mod balance_addresses;
 mod balance_checks;
 mod balance_contract;
 mod balance_labels;

@@ -182,6 +182,7 @@ fn record_check(state: &BalancerState, server: &PoolServer, failed: Option<&Erro
             tracing::info!(server = name, %address, "server is up: it passed its health checks");
         }
         (Some(HealthChange::WentDown), Some(error)) => {
+            state.addresses.forget_server(server.id());
             tracing::warn!(
                 server = name, %address, %error,
                 "server is down: its health checks failed; new connections go to other servers"

@@ -13,6 +13,7 @@ pub mod health_state;
 pub mod hello;
 pub mod key_names;
 pub mod keys;
+pub mod postgres;
 pub mod proxy_protocol;
 pub mod record;
 pub mod request_framing;

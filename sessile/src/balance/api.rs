@@ -49,6 +49,7 @@ fn pool_json(set: &ServerSet, pool: &Pool) -> Value {
     json!({
         "name": pool.name,
         "names": names,
+        "alpn": pool.alpn,
         "policy": pool.policy.as_str(),
         "servers": servers,
     })

@@ -1,6 +1,5 @@
 //! One connection through the balancer: reads the ClientHello, finds a server, and forwards the bytes.
 
-use std::borrow::Cow;
 use std::cell::RefCell;
 use std::io;
 use std::sync::Arc;
@@ -24,6 +23,7 @@ use super::routing::{OfferedSessions, Router};
 use super::server::{PoolServer, is_local_error};
 use super::servers::ServerSet;
 use super::state::BalancerState;
+use crate::client::request_tls;
 use crate::clock;
 use crate::listener::{Admitted, Client, ClientHandler, OpenGauge, ReceivedHello, Rejection};
 
@@ -38,7 +38,10 @@ impl ClientHandler for Arc<BalancerState> {
     ) -> Result<Box<Placed>, Rejection<TurnAwayCause>> {
         let hello = &received.hello;
         let set = self.server_set();
-        let Some(pool) = set.pool(hello.server_name) else {
+        let Some(pool) = set.pool(hello, received.ssl_request) else {
+            if received.ssl_request {
+                self.warn_about_postgres(hello.server_name);
+            }
             let alert = AlertDescription::UnrecognizedName;
             return Err(client.reject(TurnAwayCause::UnknownName, Some(alert)));
         };
@@ -258,8 +261,16 @@ impl Search<'_> {
         let attempt = async {
             let mut io = TcpStream::connect(server.address()).await?;
             io.set_nodelay(true)?;
-            let bytes = self.first_bytes(server.settings.proxy_protocol)?;
-            io.write_all(&bytes).await?;
+            let hello = self.received.bytes;
+            let header = self.proxy_header(server.settings.proxy_protocol)?;
+            if self.received.ssl_request {
+                request_tls(&mut io, &header).await?;
+                io.write_all(hello).await?;
+            } else if header.is_empty() {
+                io.write_all(hello).await?;
+            } else {
+                io.write_all(&[&header, hello].concat()).await?;
+            }
             Ok::<_, io::Error>(io)
         };
         let error = match timeout(self.set.balance.connect_timeout, attempt).await {
@@ -285,12 +296,11 @@ impl Search<'_> {
         Err(SkipReason::Unreachable)
     }
 
-    /// The hello as it came, after a PROXY header if the server expects one. One write sends the header and
-    /// the hello.
-    fn first_bytes(&self, proxy: Option<Version>) -> io::Result<Cow<'_, [u8]>> {
-        let ReceivedHello { bytes, hello } = self.received;
-        let Some(version) = proxy else {
-            return Ok((*bytes).into());
+    /// The PROXY header that the server expects. Empty if it expects none.
+    fn proxy_header(&self, version: Option<Version>) -> io::Result<Vec<u8>> {
+        let hello = &self.received.hello;
+        let Some(version) = version else {
+            return Ok(Vec::new());
         };
         let destination = match self.client.destination {
             Some(destination) => destination,
@@ -301,8 +311,8 @@ impl Search<'_> {
             destination,
         };
         let alpn = hello.alpn.iter().next();
-        let header = proxy_protocol::encode(version, addresses, hello.server_name, alpn);
-        Ok([&header, *bytes].concat().into())
+        let name = hello.server_name;
+        Ok(proxy_protocol::encode(version, addresses, name, alpn))
     }
 }
 

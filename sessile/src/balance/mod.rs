@@ -14,7 +14,7 @@
 //! servers          server set and pools
 //! server           one server: settings, health, load
 //! metrics/{mod, per_server, server_gauges, counters, causes}
-//! addresses, key_names, labels, learned_file, relay/, route_miss, session_loss
+//! addresses, key_names, labels, learned_file, pool_names, relay/, route_miss, session_loss
 //! ```
 
 mod addresses;
@@ -28,6 +28,7 @@ mod labels;
 mod learned_file;
 mod metrics;
 mod outcome;
+mod pool_names;
 mod relay;
 mod route_miss;
 mod routing;
@@ -55,6 +56,7 @@ use crate::key::FileError;
 use crate::lifecycle::{self, ConnectionLimit, Workers};
 use crate::listener::{Admission, BufferLimit, ListenError, Listeners};
 use crate::locks::locked;
+use crate::log_interval::LogInterval;
 use addresses::Addresses;
 use labels::open_route_keys;
 use learned_file::LearnedFile;
@@ -144,6 +146,7 @@ impl Balancer {
             metrics,
             families,
             session_lifetime: config.session.lifetime,
+            log_postgres: LogInterval::new(LogInterval::MINUTE),
             stop: stop.clone(),
         });
         let read = Arc::downgrade(&state);

@@ -15,6 +15,7 @@ use super::servers::{SameNumber, ServerSet};
 use crate::config::Balance;
 use crate::key::RouteKeyring;
 use crate::locks::locked;
+use crate::log_interval::LogInterval;
 
 /// The servers that a new configuration added, changed and removed, by name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -35,6 +36,8 @@ pub(super) struct BalancerState {
     pub(super) families: ServerFamilies,
     /// `session.lifetime`: the expected lifetime of sessions at servers that announce no lifetime.
     pub(super) session_lifetime: Duration,
+    /// Clients choose how often they come, so a log line about them is limited.
+    pub(super) log_postgres: LogInterval,
     pub(super) stop: CancellationToken,
 }
 
@@ -42,6 +45,17 @@ impl BalancerState {
     /// The servers and pools at this time.
     pub(super) fn server_set(&self) -> Arc<ServerSet> {
         Arc::clone(&self.servers.borrow())
+    }
+
+    /// Logs that a PostgreSQL client found no pool.
+    pub(super) fn warn_about_postgres(&self, server_name: Option<&str>) {
+        if self.log_postgres.is_due() {
+            tracing::warn!(
+                server_name,
+                "a PostgreSQL client came, but no pool has PostgreSQL servers for it; add alpn = \"postgresql\" to the \
+                 [[balance.pool]] of these servers; logged once a minute"
+            );
+        }
     }
 
     /// The state of each server, for metrics.

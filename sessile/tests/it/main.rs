@@ -12,6 +12,7 @@ mod balance_checks;
 mod balance_contract;
 mod balance_labels;
 mod balance_path;
+mod balance_protocols;
 mod balance_route_miss;
 mod balance_servers;
 mod balance_session_fault;

@@ -11,7 +11,6 @@ use sessile_proto::Word;
 use sessile_proto::address_table::AddressKey;
 use sessile_proto::affinity::{AffinityKey, LearnResult, LearnedSession};
 use sessile_proto::age_limit::AgedOffer;
-use sessile_proto::health_state::Availability;
 use sessile_proto::hello::TLS_1_2;
 use sessile_proto::key_names::TicketFingerprint;
 use sessile_proto::route::RoutedBy;
@@ -206,17 +205,16 @@ impl RoutedConnection {
             return;
         };
         let set = state.server_set();
-        let now = Instant::now();
-        let is_usable = |id: u32| {
-            let mut servers = set.servers().map(|(_, server)| server);
-            servers.any(|server| {
-                server.id() == id
-                    && server.settings.pool == self.server.settings.pool
-                    && server.availability(now) == Availability::Up
-            })
+        let (id, now) = (self.server.id(), Instant::now());
+        let mut pools = set.pools.iter();
+        let Some(pool) = pools.find(|pool| pool.with_id(id).is_some()) else {
+            return;
         };
-        // A server that is down or has left has lost its entries, and its open connections make no new ones.
-        let id = self.server.id();
+        let is_usable = |id| {
+            let server = pool.with_id(id);
+            server.is_some_and(|server| pool.unavailable(server, now).is_none())
+        };
+        // A server that is down has lost its entries, and its open connections make no new ones.
         if !is_usable(id) {
             return;
         }

@@ -240,11 +240,13 @@ impl Pool {
         if server.is_full() {
             return Err(SkipReason::Full);
         }
-        match SkipReason::for_availability(server.availability(now)) {
-            // If no server is available, another server is no better.
-            Some(reason) if self.has_available_server(now) => Err(reason),
-            _ => Ok(()),
-        }
+        self.unavailable(server, now).map_or(Ok(()), Err)
+    }
+
+    /// Why a server takes no clients now. `None` if no server is available, because another is no better.
+    pub(super) fn unavailable(&self, server: &PoolServer, now: Instant) -> Option<SkipReason> {
+        let reason = SkipReason::for_availability(server.availability(now))?;
+        self.has_available_server(now).then_some(reason)
     }
 
     /// The available servers of this list that have room. The preferred server of the source comes first.

@@ -12,7 +12,7 @@ use serde_json::json;
 use socket2::SockRef;
 
 use crate::peers::{
-    Certificates, Cut, Metrics, NAME, Peer, Proxy, Ran, Sessile, nginx, record, run,
+    Certificates, Cut, Metrics, NAME, Peer, Proxy, Ran, Sessile, nginx, openssl, record, run,
 };
 
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -135,6 +135,40 @@ fn clients_of_sessile_servers_with_unknown_keys_return_to_their_server() {
     let servers = ["a", "b", "c"].map(|name| sessile_alone(&certificates, name));
     let addresses = servers.each_ref().map(Sessile::address);
     returning_clients_resume(&addresses, certificates.folder());
+}
+
+#[test]
+fn clients_return_even_if_checks_say_that_all_servers_are_down() {
+    let certificates = Certificates::new();
+    // The checks offer only the protocol of the pool, which these servers refuse.
+    let arguments = ["-tls1_3", "-no_ticket", "-www", "-alpn", "http/1.1"];
+    let servers = [(); 2].map(|()| openssl(&certificates, &arguments));
+    let mut text =
+        "[key]\nfile = \"none\"\n[[listener]]\naddress = \"127.0.0.1:0\"\nrole = \"balance\"\n\
+         [balance]\npolicy = \"round-robin\"\nhealth-interval = \"50ms\"\n\
+         [[balance.pool]]\nname = \"web\"\nalpn = \"unknown\"\n"
+            .to_owned();
+    for (name, server) in ["a", "b"].into_iter().zip(&servers) {
+        let address = server.address();
+        text += &format!(
+            "[[balance.server]]\nname = \"{name}\"\naddress = \"{address}\"\npool = \"web\"\n"
+        );
+    }
+    let file = certificates.folder().join("balance.toml");
+    fs::write(&file, text).unwrap();
+    let balancer = Sessile::balance_configured(&file, certificates.folder());
+    for name in ["a", "b"] {
+        balancer.await_server(name, |server| server["state"] == "down");
+    }
+    let clients = [1, 2, 3].map(|n| Client::new(certificates.folder(), n));
+    for pattern in ["New, ", "Reused, ", "Reused, "] {
+        for client in &clients {
+            let arguments = ["-tls1_3", "-alpn", "unknown,http/1.1"];
+            let ran = client.visit_with(balancer.address(), &arguments);
+            // The client and the page of the server say so.
+            assert_eq!(ran.count(pattern), 2, "{}", ran.stdout);
+        }
+    }
 }
 
 #[test]

@@ -129,12 +129,14 @@ async fn byte_counts_are_reported_while_the_connection_is_open() {
 }
 
 /// Watches that need no bytes.
-fn no_watches() -> Watches<fn(&[u8]) -> ControlFlow<()>, fn(&[u8]) -> ControlFlow<()>> {
+fn no_watches() -> Watches<Watch, Watch> {
     Watches {
         client: |_| ControlFlow::Break(()),
         server: |_| ControlFlow::Break(()),
     }
 }
+
+type Watch = fn(&[u8]) -> ControlFlow<()>;
 
 /// Streams to a client that reads nothing until the relay takes no more bytes. Returns the numbers of buffered
 /// bytes and pipes at that time.

@@ -38,7 +38,7 @@ use slots::{SlotPool, UpstreamSlot};
 const MAX_REQUESTS: usize = 1024;
 
 /// Most idle connections of a worker to an upstream.
-const MAX_IDLE: usize = 32;
+const MAX_IDLE: usize = 128;
 
 /// How long a worker keeps an idle connection.
 ///

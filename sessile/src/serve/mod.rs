@@ -8,6 +8,7 @@ mod forget;
 mod guarded_stream;
 mod http2_tasks;
 mod metrics;
+mod parking;
 mod pending_upstreams;
 mod proxy;
 mod request;

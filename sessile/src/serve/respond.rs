@@ -57,7 +57,8 @@ pub(super) struct Connection {
     /// The sites at the time of the handshake. A reload must not lead requests to another site.
     pub(super) sites: Rc<Sites>,
     pub(super) requests: Cell<u64>,
-    /// When an HTTP/2 frame with a request, a response or data last passed.
+    /// In HTTP/1, when the last response ended. In HTTP/2, when a frame with a request, a response or data last
+    /// passed.
     pub(super) last_work: Cell<Instant>,
     pub(super) pending_upstreams: PendingUpstreams,
     pub(super) worker: Rc<Worker>,

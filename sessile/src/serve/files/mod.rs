@@ -3,12 +3,14 @@
 //! - `cache` has small files in memory.
 //! - `resolve` finds and opens files. `pool` has the threads for these operations, and `queue` has the
 //!   operations that wait.
-//! - `content` reads a file while the response is sent. `open_files` limits how many files are open.
+//! - `content` reads a file while the response is sent, with `page_cache` if the bytes are in memory.
+//!   `open_files` limits how many files are open.
 //! - `validators` and `range` read the headers of a request and decide; `respond` makes the response.
 
 mod cache;
 mod content;
 mod open_files;
+mod page_cache;
 mod pool;
 mod queue;
 mod range;

@@ -13,11 +13,12 @@
 //! servers          server set and pools
 //! server           one server: settings, health, load
 //! metrics/{mod, per_server, server_gauges, counters, causes}
-//! key_names, labels, learned_file, relay/, route_miss, session_loss
+//! connect, key_names, labels, learned_file, relay/, route_miss, session_loss
 //! ```
 
 mod api;
 mod commands;
+mod connect;
 mod connection;
 mod health;
 mod key_names;

@@ -4,16 +4,17 @@ use std::future::poll_fn;
 use std::io;
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, recv};
 use sessile_proto::alert::AlertDescription;
 use sessile_proto::hello::HelloReader;
 use sessile_proto::proxy_protocol::{self, Addresses};
 use sessile_proto::record;
-use tokio::io::{AsyncRead, ReadBuf};
+use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
@@ -63,14 +64,14 @@ impl IntakeError {
 }
 
 /// The result of the intake: a ClientHello and addresses.
-pub(super) struct Received {
+pub(super) struct Received<'a> {
     /// Holds the complete ClientHello.
     pub(super) reader: HelloReader,
     pub(super) source: SocketAddr,
     pub(super) destination: Option<SocketAddr>,
     pub(super) admitted: Admitted,
     /// Counts the bytes in `reader`.
-    _pending: PendingHello,
+    _pending: PendingHello<'a>,
 }
 
 /// Reads the first bytes of the connections of one listener.
@@ -100,9 +101,9 @@ impl ClientIntake {
     /// after the order to stop.
     pub(super) async fn receive(
         &self,
-        io: &mut TcpStream,
+        io: &TcpStream,
         peer: SocketAddr,
-    ) -> Result<Received, IntakeError> {
+    ) -> Result<Received<'_>, IntakeError> {
         let drain_deadline = async {
             self.stop.cancelled().await;
             tokio::time::sleep(DRAIN_GRACE).await;
@@ -116,8 +117,8 @@ impl ClientIntake {
         }
     }
 
-    async fn read(&self, io: &mut TcpStream, peer: SocketAddr) -> Result<Received, IntakeError> {
-        let mut pending = self.admission.begin_hello(peer.ip())?;
+    async fn read(&self, io: &TcpStream, peer: SocketAddr) -> Result<Received<'_>, IntakeError> {
+        let mut pending = self.admission.begin_hello(peer.ip());
         let (addresses, first_bytes) = if self.trusted_proxies.is_empty() {
             (None, Vec::new())
         } else if self.trusted_proxies.iter().any(|it| it.contains(peer.ip())) {
@@ -126,7 +127,7 @@ impl ClientIntake {
             return Err(IntakeFailure::UntrustedProxy.into());
         };
         let source = addresses.map_or(peer, |addresses| addresses.source);
-        let admitted = pending.admit(source.ip(), Instant::now())?;
+        let admitted = pending.admit(source.ip(), Instant::now)?;
         let mut reader = HelloReader::new(self.admission.max_hello_size());
         let mut is_complete = reader.push(&first_bytes)?;
         while !is_complete {
@@ -145,8 +146,8 @@ impl ClientIntake {
 
 /// Reads a PROXY header. Returns the addresses of the header, and the bytes that came after the header.
 async fn read_proxy_header(
-    io: &mut TcpStream,
-    pending: &mut PendingHello,
+    io: &TcpStream,
+    pending: &mut PendingHello<'_>,
 ) -> Result<(Option<Addresses>, Vec<u8>), IntakeError> {
     let mut received = Vec::new();
     loop {
@@ -161,26 +162,35 @@ async fn read_proxy_header(
 
 /// Counts the next bytes and passes them to `take`. A connection that waits for bytes holds no buffer.
 async fn read_chunk<T>(
-    io: &mut TcpStream,
-    pending: &mut PendingHello,
+    io: &TcpStream,
+    pending: &mut PendingHello<'_>,
     mut take: impl FnMut(&[u8]) -> T,
 ) -> Result<T, IntakeFailure> {
     poll_fn(|cx| {
         let mut chunk = [MaybeUninit::uninit(); CHUNK];
-        let mut chunk = ReadBuf::uninit(&mut chunk);
-        let read: io::Result<()> = match Pin::new(&mut *io).poll_read(cx, &mut chunk) {
-            Poll::Ready(read) => read,
-            Poll::Pending => {
-                return pending
-                    .poll_displaced(cx)
-                    .map(|()| Err(IntakeFailure::Displaced));
-            }
-        };
-        match chunk.filled() {
-            bytes @ [_, ..] if read.is_ok() => pending.add_bytes(bytes.len()).map(|()| take(bytes)),
-            _ => Err(IntakeFailure::NoHello),
+        loop {
+            // Ask the socket first, because the runtime learns of the first bytes only at its next turn.
+            let received = match recv(io, &mut chunk, RecvFlags::empty()) {
+                Ok(((bytes @ [_, ..], _), _)) => {
+                    pending.add_bytes(bytes.len()).map(|()| take(bytes))
+                }
+                Err(Errno::AGAIN) if poll_more_bytes(io, cx).is_pending() => {
+                    return pending.poll_displaced(cx).map(Err);
+                }
+                Err(Errno::AGAIN) => continue,
+                Ok(_) | Err(_) => Err(IntakeFailure::NoHello),
+            };
+            return Poll::Ready(received);
         }
-        .into()
     })
     .await
+}
+
+/// Ready if the runtime saw another event after the socket was found to be empty.
+fn poll_more_bytes(io: &TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    // An operation that would block makes the runtime wait for the next event.
+    let _ = io.try_io(Interest::READABLE, || {
+        Err::<(), _>(io::ErrorKind::WouldBlock.into())
+    });
+    io.poll_read_ready(cx)
 }

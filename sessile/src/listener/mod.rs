@@ -215,7 +215,8 @@ async fn run_connection<H: ClientHandler>(
 ) {
     // Box this future, because an idle connection needs none of its memory.
     match Box::pin(accept_client(&handler, &intake, io, peer, &mut open)).await {
-        Ok(connection) => handler.serve(connection, open.displaced()).await,
+        // Box this future too, because the runtime copies a task several times.
+        Ok(connection) => Box::pin(handler.serve(connection, open.displaced())).await,
         Err(rejection) => {
             let Rejection { cause, io, alert } = rejection;
             handler.count_rejection(cause);
@@ -234,13 +235,13 @@ async fn run_connection<H: ClientHandler>(
 async fn accept_client<H: ClientHandler>(
     handler: &H,
     intake: &ClientIntake,
-    mut io: TcpStream,
+    io: TcpStream,
     peer: SocketAddr,
     open: &mut OpenConnection,
 ) -> Result<H::Connection, Rejection<H::Cause>> {
     let received = tokio::select! {
         biased;
-        received = intake.receive(&mut io, peer) => match received {
+        received = intake.receive(&io, peer) => match received {
             Ok(received) => received,
             Err(error) => return Err(error.reject(io)),
         },

@@ -48,8 +48,8 @@ struct SeenTypes {
     /// The first types. To compare with them is faster than to clear a bit for each possible type.
     few: [u16; FEW],
     count: usize,
-    /// One bit for each possible type, if there are more types: a hello can have thousands of extensions, so
-    /// comparing all pairs is too slow.
+    /// One bit for each possible type, if there are more types. A hello can have thousands of extensions, too
+    /// many to compare all pairs.
     bits: Vec<u64>,
 }
 

@@ -1,11 +1,10 @@
 //! Reads the first bytes of a connection: a PROXY header, if the listener expects one, and the ClientHello.
 
 use std::future::poll_fn;
-use std::io;
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
@@ -14,12 +13,12 @@ use sessile_proto::alert::AlertDescription;
 use sessile_proto::hello::HelloReader;
 use sessile_proto::proxy_protocol::{self, Addresses};
 use sessile_proto::record;
-use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
 use super::admission::{Admission, Admitted, PendingHello};
 use super::rejection::{IntakeFailure, Rejection};
+use super::socket::expect_next_event;
 use crate::config::Network;
 
 /// How long a client may take to send its PROXY header and its ClientHello.
@@ -172,25 +171,22 @@ async fn read_chunk<T>(
             // Ask the socket first, because the runtime learns of the first bytes only at its next turn.
             let received = match recv(io, &mut chunk, RecvFlags::empty()) {
                 Ok(((bytes @ [_, ..], _), _)) => {
+                    if bytes.len() < CHUNK {
+                        expect_next_event(io);
+                    }
                     pending.add_bytes(bytes.len()).map(|()| take(bytes))
                 }
-                Err(Errno::AGAIN) if poll_more_bytes(io, cx).is_pending() => {
-                    return pending.poll_displaced(cx).map(Err);
+                Err(Errno::AGAIN) => {
+                    expect_next_event(io);
+                    if io.poll_read_ready(cx).is_pending() {
+                        return pending.poll_displaced(cx).map(Err);
+                    }
+                    continue;
                 }
-                Err(Errno::AGAIN) => continue,
                 Ok(_) | Err(_) => Err(IntakeFailure::NoHello),
             };
             return Poll::Ready(received);
         }
     })
     .await
-}
-
-/// Ready if the runtime saw another event after the socket was found to be empty.
-fn poll_more_bytes(io: &TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-    // An operation that would block makes the runtime wait for the next event.
-    let _ = io.try_io(Interest::READABLE, || {
-        Err::<(), _>(io::ErrorKind::WouldBlock.into())
-    });
-    io.poll_read_ready(cx)
 }

@@ -173,8 +173,8 @@ pub async fn accept(
 
 /// A listening socket that the runtime watches.
 ///
-/// The runtime's own type for listeners accepts until an accept finds no connection. Such an accept costs as
-/// much as ten other system calls. Only the type for streams can wait without a system call of its own.
+/// The runtime's type for listeners accepts until an accept finds no connection. Such an accept costs as much
+/// as eight other system calls. The runtime's type for streams waits without a system call.
 struct WatchedListener(TcpStream);
 
 impl WatchedListener {
@@ -192,10 +192,7 @@ impl WatchedListener {
     fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
         let accepted = accept_one(&self.0);
         if !has_waiting_connection(&self.0) {
-            // An operation that would block makes the runtime wait for the next event.
-            let _ = self.0.try_io(Interest::READABLE, || {
-                Err::<(), _>(io::ErrorKind::WouldBlock.into())
-            });
+            expect_next_event(&self.0);
         }
         accepted
     }
@@ -219,6 +216,14 @@ fn has_waiting_connection(listener: &impl AsFd) -> bool {
     let at_once = Timespec::default();
     // After an error, assume that a connection waits: the next accept handles the error.
     poll(&mut listening, Some(&at_once)).map_or(true, |ready| ready > 0)
+}
+
+/// Makes the runtime wait for the next event of a socket, because the socket was found to be empty.
+pub(super) fn expect_next_event(io: &TcpStream) {
+    // The runtime concludes from an operation that would block that the socket is empty.
+    let _ = io.try_io(Interest::READABLE, || {
+        Err::<(), _>(io::ErrorKind::WouldBlock.into())
+    });
 }
 
 /// True if no connection waits, or the connection ended before it was accepted. The listener still works.

@@ -1,5 +1,4 @@
-//! System calls of a relay on one socket. The runtime says when a socket is ready, and the calls do not pass
-//! through the types of the runtime.
+//! The system calls of a relay on one socket. The runtime only tells when a socket is ready.
 
 use std::io;
 use std::pin::pin;

@@ -3,15 +3,18 @@
 //! Everything here is pure: no I/O, no clock, no logging. The present time and random bytes are parameters, so
 //! a test can repeat every decision.
 
+pub mod address_table;
 pub mod affinity;
 pub mod age_limit;
 pub mod alert;
+pub mod exchange;
 pub mod fair_pool;
 pub mod frame_budget;
 pub mod health_state;
 pub mod hello;
 pub mod key_names;
 pub mod keys;
+pub mod postgres;
 pub mod proxy_protocol;
 pub mod record;
 pub mod request_framing;

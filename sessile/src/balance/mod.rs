@@ -14,12 +14,13 @@
 //! servers          server set and pools
 //! server           one server: settings, health, load
 //! metrics/{mod, per_server, server_gauges, counters, causes}
-//! addresses, key_names, labels, learned_file, pool_names, relay/, route_miss, session_loss
+//! addresses, connect, key_names, labels, learned_file, pool_names, relay/, route_miss, session_loss
 //! ```
 
 mod addresses;
 mod api;
 mod commands;
+mod connect;
 mod connection;
 mod handshake;
 mod health;

@@ -217,7 +217,8 @@ async fn run_connection<H: ClientHandler>(
 ) {
     // Box this future, because an idle connection needs none of its memory.
     match Box::pin(accept_client(&handler, &intake, io, peer, &mut open)).await {
-        Ok(connection) => handler.serve(connection, open.displaced()).await,
+        // Box this future too, because the runtime copies a task several times.
+        Ok(connection) => Box::pin(handler.serve(connection, open.displaced())).await,
         Err(rejection) => {
             let Rejection { cause, io, alert } = rejection;
             handler.count_rejection(cause);

@@ -128,7 +128,15 @@ impl Balancer {
         };
         let learned = Arc::new(Mutex::new(Affinity::new(limits, random_seed()?)));
         let seeds = [random_seed()?, random_seed()?];
-        let addresses = Arc::new(Addresses::new(limits, seeds));
+        let address_limits = Limits {
+            max_entries: if config.balance.ignores_addresses {
+                0
+            } else {
+                limits.max_entries
+            },
+            ..limits
+        };
+        let addresses = Arc::new(Addresses::new(address_limits, seeds));
         let metrics = BalancerMetrics::register(registry)?;
         metrics::register_learned(registry, &learned, &addresses)?;
         let families = ServerFamilies::register(registry)?;

@@ -93,7 +93,7 @@ impl RoutedConnection {
         match &end.reason {
             EndReason::Closed | EndReason::Displaced => {}
             EndReason::Broken(error) => {
-                tracing::trace!(%error, client = %self.client, "connection cut");
+                tracing::debug!(%error, client = %self.client, "connection cut");
             }
             EndReason::HalfClosed => state.metrics.count_timed_out(ExpiredTimeout::HalfClosed),
             EndReason::Idle => state.metrics.count_timed_out(ExpiredTimeout::Idle),
@@ -195,7 +195,7 @@ impl RoutedConnection {
                 state.metrics.displaced.inc();
             }
             self.sessions.borrow_mut().push(key);
-            tracing::trace!(?lesson, server = self.server.name(), "learned");
+            tracing::debug!(?lesson, server = self.server.name(), "learned");
         }
     }
 

@@ -2,39 +2,42 @@
 //! connection ends, unless the configuration says otherwise.
 
 use std::cell::Cell;
-use std::convert::Infallible;
 use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
-use http::{Request, Response};
-use hyper::body::Incoming;
-use hyper::server::conn::{http1, http2};
+use http::Request;
+use http_body_util::Either;
+use hyper::body::{Body as _, Incoming};
+use hyper::server::conn::http2;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use sessile_proto::alert::AlertDescription;
+use sessile_proto::exchange::Exchange;
 use sessile_proto::frame_budget::FrameBudget;
 use sessile_proto::hello::{ClientHello, TLS_1_2};
+use sessile_proto::request_framing::MAX_HEAD;
 use sessile_proto::session::Gone;
+use sessile_proto::verdict::EarlyData;
 use tokio::time::Instant;
 
 use super::Worker;
 use super::guarded_stream::GuardedStream;
+use super::http2_tasks::{Http2, TaskExecutor};
 use super::metrics::HandshakeFailure;
+use super::parking::Http1;
 use super::pending_upstreams::PendingUpstreams;
-use super::request_task::{PacedBody, RequestTask, TaskExecutor};
-use super::respond::{self, Connection};
+use super::request_task::{Answering, HTTP1_PIECE, HTTP2_PIECE, PacedBody, RequestTask};
+use super::respond::{self, Connection, Reply};
 use crate::clock;
 use crate::listener::{
     Admitted, Client, ClientHandler, DRAIN_GRACE, IntakeFailure, ReceivedHello, Rejection,
 };
 use crate::tls::{self, AcceptError, Accepted, Completion, HANDSHAKE_DEADLINE};
 
-/// How long the head of a request may take beyond the idle timeout. Each byte restarts the idle timeout.
+/// How long the head of a request may take beyond the idle timeout. The time begins with the end of the last
+/// response. Each byte of the head restarts the idle timeout.
 const HEAD_DEADLINE: Duration = Duration::from_secs(30);
-
-/// Most bytes of a request's head.
-const MAX_HEAD: usize = 64 * 1024;
 
 /// Most requests of an HTTP/2 connection that are answered at once.
 const MAX_STREAMS: u32 = 32;
@@ -113,7 +116,14 @@ impl ClientHandler for Rc<Worker> {
         metrics.count_early_data(connection.handshake.early_data);
         connection.count_handshake();
         let _cut = Cut(Rc::clone(&connection));
-        let reclaimed = answer_requests(&connection, stream, displaced).await;
+        let task = connection.new_task();
+        let stream = Box::new(GuardedStream::new(stream, &connection, &task));
+        let reclaimed = if connection.handshake.http2 {
+            // Box this future, because it is much larger than that of a parked connection.
+            Box::pin(answer_http2(&connection, &task, stream, displaced)).await
+        } else {
+            answer_http1(&connection, &task, stream, displaced).await
+        };
         connection.count_unfinished();
         connection.log_if_silent();
         settle(&connection, reclaimed).await;
@@ -153,38 +163,56 @@ fn failure(error: &AcceptError) -> HandshakeFailure {
     }
 }
 
-/// Polls a hyper connection until it ends, is idle for too long, or has drained.
+/// When a connection ends if the client does nothing more.
+enum Expiry {
+    Idle(Instant),
+    /// The head of a request is late.
+    Head(Instant),
+}
+
+impl Expiry {
+    const fn at(&self) -> Instant {
+        match self {
+            Self::Idle(at) | Self::Head(at) => *at,
+        }
+    }
+}
+
+/// Polls an HTTP connection until it ends, is idle for too long, or has drained.
 ///
 /// A macro, because HTTP/1 and HTTP/2 connections have no trait in common.
 macro_rules! drive {
     ($connection:expr, $task:expr, $displaced:expr, $http:expr) => {{
         let worker = &$connection.worker.shared;
         let status = &$connection.status;
-        let idle_since = || $connection.idle_since();
-        let idle_timeout = worker.config.connection.idle_timeout;
         let mut http = pin!($http);
         let mut must_end = pin!($task.must_end());
         let mut stop = pin!($connection.told_to_stop());
         let mut stopping = false;
+        let mut timer = pin!(tokio::time::sleep_until($connection.expiry($task).at()));
         loop {
-            let idle_until = idle_since() + idle_timeout;
             tokio::select! {
-                // hyper is polled first, because it moves the deadlines of the other branches.
+                // HTTP is polled first, because it moves the deadlines of the other branches.
                 biased;
                 _ = http.as_mut() => break false,
                 () = must_end.as_mut() => break false,
                 () = status.completed(), if !$connection.counted.get() => {
                     $connection.count_handshake();
                 }
-                () = tokio::time::sleep_until(idle_until) => {
-                    if idle_since() + idle_timeout > Instant::now() {
+                () = timer.as_mut() => {
+                    let expiry = $connection.expiry($task);
+                    if expiry.at() > Instant::now() {
+                        timer.as_mut().reset(expiry.at());
                         continue;
+                    }
+                    if matches!(expiry, Expiry::Head(_)) {
+                        break false;
                     }
                     worker.metrics.count_reclaimed();
                     if worker.config.connection.purge_on_reclaim {
                         // The sessions are removed before the connection closes, because the client may return
                         // at once.
-                        remove($connection, Gone::Purged).await;
+                        Box::pin(remove($connection, Gone::Purged)).await;
                     }
                     // Without `require-close-notify`, the close does not wait for the client's close_notify.
                     if !worker.config.session.require_close_notify {
@@ -209,58 +237,84 @@ macro_rules! drive {
 }
 
 /// Answers requests until the connection ends. Returns true if the idle timeout ended it.
-async fn answer_requests(
+async fn answer_http1(
     connection: &Rc<Connection>,
-    stream: tls::Stream,
+    task: &RequestTask,
+    stream: Box<GuardedStream>,
+    displaced: impl Future<Output = ()>,
+) -> bool {
+    let mut displaced = pin!(displaced);
+    let service = service_fn(|request| answer(connection, request, || task.clone()));
+    // With early data, the rest of the handshake runs in the stream.
+    let can_park = connection.handshake.early_data != EarlyData::Accepted;
+    let http = Http1::new(stream, service, connection, task, can_park);
+    drive!(connection, task, displaced, http)
+}
+
+/// As [`answer_http1`]. `connection_task` stays idle, because a request has a separate task.
+async fn answer_http2(
+    connection: &Rc<Connection>,
+    connection_task: &RequestTask,
+    stream: Box<GuardedStream>,
     displaced: impl Future<Output = ()>,
 ) -> bool {
     let mut displaced = pin!(displaced);
     let shared = &connection.worker.shared;
-    let config = &shared.config.connection;
-    let new_task = || RequestTask::new(config.body_timeout, &shared.metrics);
-    // With HTTP/2, this task stays idle, because each request has a separate task.
-    let connection_task = new_task();
-    let io = TokioIo::new(GuardedStream::new(stream, connection));
-    if connection.handshake.http2 {
-        let executor = TaskExecutor::default();
-        let service = service_fn(|request| {
-            let task = new_task();
-            executor.expect(task.clone());
-            answer(Rc::clone(connection), task, request)
-        });
-        let mut builder = http2::Builder::new(executor.clone());
-        // Each stream may have an open file and a full buffer.
-        builder
-            .max_concurrent_streams(MAX_STREAMS)
-            .max_send_buf_size(MAX_STREAM_BUFFER)
-            .max_header_list_size(MAX_HEAD as u32);
-        let http = builder.serve_connection(io, service);
-        drive!(connection, connection_task, displaced, http)
+    let executor = TaskExecutor::new(shared.config.connection.body_timeout, &shared.metrics);
+    let service = service_fn(|request| answer(connection, request, || executor.new_task()));
+    let mut builder = http2::Builder::new(executor.clone());
+    // Each stream may have an open file and a full buffer.
+    builder
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_send_buf_size(MAX_STREAM_BUFFER)
+        .max_header_list_size(MAX_HEAD as u32);
+    let io = TokioIo::new(stream);
+    let http = Http2::new(builder.serve_connection(io, service), executor.clone());
+    drive!(connection, connection_task, displaced, http)
+}
+
+/// Answers one request. `task`: makes the task of the request. In HTTP/2, a ready response of one piece needs no
+/// task.
+fn answer(
+    connection: &Rc<Connection>,
+    request: Request<Incoming>,
+    task: impl FnOnce() -> RequestTask,
+) -> Answering<respond::Body> {
+    let piece = if connection.handshake.http2 {
+        HTTP2_PIECE
     } else {
-        let service =
-            service_fn(|request| answer(Rc::clone(connection), connection_task.clone(), request));
-        let mut builder = http1::Builder::new();
-        // A client may close its sending side after a request. A disconnect looks the same. With an upstream,
-        // both count as a disconnect, because the answer may take long.
-        builder
-            .half_close(!connection.site.has_upstream())
-            .max_buf_size(MAX_HEAD)
-            .timer(TokioTimer::new())
-            .header_read_timeout(config.idle_timeout + HEAD_DEADLINE);
-        let http = builder.serve_connection(io, service);
-        drive!(connection, connection_task, displaced, http)
+        HTTP1_PIECE
+    };
+    match respond::answer(connection, request) {
+        Reply::Ready(response) if connection.handshake.http2 && is_one_piece(response.body()) => {
+            Answering::Ready(Some(response.map(PacedBody::of_one_piece)))
+        }
+        Reply::Ready(response) => {
+            let task = task();
+            task.begin();
+            Answering::Ready(Some(
+                response.map(|body| PacedBody::new(body, piece, &task)),
+            ))
+        }
+        Reply::Waiting(waiting) => {
+            let task = task();
+            let end = task.begin();
+            Answering::Waiting(Box::pin(async move {
+                let response = waiting.answer(end).await;
+                response.map(|body| PacedBody::new(body, piece, &task))
+            }))
+        }
     }
 }
 
-/// Answers one request in its task.
-async fn answer(
-    connection: Rc<Connection>,
-    task: RequestTask,
-    mut request: Request<Incoming>,
-) -> Result<Response<PacedBody<respond::Body>>, Infallible> {
-    request.extensions_mut().insert(task.begin());
-    let response = respond::answer(connection, request).await?;
-    Ok(response.map(|body| PacedBody::new(body, &task)))
+/// True for a body in memory that hyper gets at once.
+fn is_one_piece(body: &respond::Body) -> bool {
+    let Either::Left(body) = body else {
+        return false;
+    };
+    body.size_hint()
+        .upper()
+        .is_some_and(|length| length <= HTTP2_PIECE as u64)
 }
 
 impl Connection {
@@ -280,9 +334,30 @@ impl Connection {
         }
     }
 
-    /// When the client last sent or took bytes, or an upstream last answered.
-    fn idle_since(&self) -> Instant {
-        let active = if self.handshake.http2 {
+    fn new_task(&self) -> RequestTask {
+        let shared = &self.worker.shared;
+        RequestTask::new(shared.config.connection.body_timeout, &shared.metrics)
+    }
+
+    fn expiry(&self, task: &RequestTask) -> Expiry {
+        let idle_timeout = self.worker.shared.config.connection.idle_timeout;
+        let idle_until = self.idle_since(task) + idle_timeout;
+        let head_until = self.last_work.get() + idle_timeout + HEAD_DEADLINE;
+        if task.exchange() == Exchange::ExpectHead
+            && !self.handshake.http2
+            && head_until < idle_until
+        {
+            Expiry::Head(head_until)
+        } else {
+            Expiry::Idle(idle_until)
+        }
+    }
+
+    /// When the client last sent or took bytes, or an upstream last answered. Without an open request, when the
+    /// last response ended.
+    fn idle_since(&self, task: &RequestTask) -> Instant {
+        let is_idle = task.exchange() == Exchange::Idle;
+        let active = if self.handshake.http2 || is_idle {
             self.last_work.get()
         } else {
             self.status.last_activity()
@@ -333,7 +408,7 @@ impl Connection {
 /// Removes the sessions of a connection that is over, if the configuration says so.
 async fn settle(connection: &Connection, reclaimed: bool) {
     if let Some(gone) = removal_reason(connection, reclaimed) {
-        remove(connection, gone).await;
+        Box::pin(remove(connection, gone)).await;
     }
 }
 

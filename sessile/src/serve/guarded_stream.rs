@@ -7,11 +7,13 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use sessile_proto::exchange::Exchange;
 use sessile_proto::frame_budget::{Exhausted, FrameBudget};
-use sessile_proto::request_framing::RequestFraming;
+use sessile_proto::request_framing::{Refusal, RequestFraming};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
+use super::request_task::RequestTask;
 use super::respond::Connection;
 use crate::tls;
 
@@ -29,7 +31,10 @@ pub(super) struct GuardedStream {
 }
 
 enum Guard {
-    Http1(RequestFraming),
+    Http1 {
+        framing: RequestFraming,
+        task: RequestTask,
+    },
     Http2 {
         budget: FrameBudget,
         started: Instant,
@@ -45,19 +50,39 @@ struct Farewell {
 }
 
 impl GuardedStream {
-    pub(super) fn new(stream: tls::Stream, connection: &Rc<Connection>) -> Self {
+    /// `task`: the task of the connection.
+    pub(super) fn new(
+        stream: tls::Stream,
+        connection: &Rc<Connection>,
+        task: &RequestTask,
+    ) -> Self {
         let guard = if connection.handshake.http2 {
             Guard::Http2 {
                 budget: FrameBudget::new(),
                 started: Instant::now(),
             }
         } else {
-            Guard::Http1(RequestFraming::new())
+            Guard::Http1 {
+                framing: RequestFraming::new(),
+                task: task.clone(),
+            }
         };
         Self {
             stream,
             guard,
             connection: Rc::clone(connection),
+        }
+    }
+
+    /// Ready if a read returns a byte of a request, the end of the stream, or an error.
+    pub(super) fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.stream.poll_readable(cx)
+    }
+
+    /// Notes an event of an HTTP/1 connection.
+    fn note(&self, event: impl FnOnce(Exchange) -> Exchange) {
+        if let Guard::Http1 { task, .. } = &self.guard {
+            task.update_exchange(event);
         }
     }
 
@@ -77,7 +102,7 @@ impl GuardedStream {
                     })
                 }
             },
-            Guard::Http1(_) | Guard::Flooded(_) => None,
+            Guard::Http1 { .. } | Guard::Flooded(_) => None,
         }
     }
 
@@ -119,8 +144,8 @@ impl GuardedStream {
 
 /// Reads bytes of HTTP/1 requests, up to the first byte that is refused.
 ///
-/// hyper answers a refused head with 400. A refused body is an error, because hyper accepts each byte
-/// at some places of a body.
+/// hyper answers a refused head with 400, and a head that ends at its limit with 431. A refused body is an
+/// error, because hyper accepts each byte at some places of a body.
 fn poll_read_requests(
     framing: &mut RequestFraming,
     stream: Pin<&mut impl AsyncRead>,
@@ -128,7 +153,7 @@ fn poll_read_requests(
     buf: &mut ReadBuf<'_>,
 ) -> Poll<io::Result<()>> {
     let refused = || Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
-    if framing.is_body_refused() {
+    if framing.refusal() == Some(Refusal::Body) {
         return refused();
     }
     let before = buf.filled().len();
@@ -137,7 +162,7 @@ fn poll_read_requests(
         return Poll::Ready(Ok(()));
     };
     let place = before + index;
-    if !framing.is_body_refused() {
+    if framing.refusal() == Some(Refusal::Head) {
         buf.filled_mut()[place] = INVALID;
         return Poll::Ready(Ok(()));
     }
@@ -161,8 +186,21 @@ impl AsyncRead for GuardedStream {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        if let Guard::Http1(framing) = &mut this.guard {
-            return poll_read_requests(framing, Pin::new(&mut this.stream), cx, buf);
+        if let Guard::Http1 { framing, task } = &mut this.guard {
+            let before = buf.filled().len();
+            let polled = poll_read_requests(framing, Pin::new(&mut this.stream), cx, buf);
+            let received = buf.filled().len() > before;
+            let is_awaited = task.exchange() == Exchange::ExpectRead;
+            task.update_exchange(|exchange| match polled {
+                Poll::Pending => exchange.read_blocked(framing),
+                Poll::Ready(Ok(())) if received => exchange.received(),
+                Poll::Ready(_) => exchange.closed(),
+            });
+            if is_awaited && task.exchange() != Exchange::ExpectRead {
+                // The client has the whole response, and owes the next request from now on.
+                this.connection.last_work.set(Instant::now());
+            }
+            return polled;
         }
         if !this.is_flooded() {
             let before = buf.filled().len();
@@ -196,6 +234,7 @@ impl AsyncWrite for GuardedStream {
         if this.is_flooded() {
             return this.poll_farewell(cx).map(|()| Err(flooded()));
         }
+        this.note(Exchange::write_begun);
         let written = ready!(Pin::new(&mut this.stream).poll_write_vectored(cx, bufs))?;
         this.count_sent(bufs, written);
         Poll::Ready(Ok(written))
@@ -209,13 +248,16 @@ impl AsyncWrite for GuardedStream {
         if self.is_flooded() {
             return self.poll_farewell(cx).map(|()| Err(flooded()));
         }
-        Pin::new(&mut self.stream).poll_flush(cx)
+        ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
+        self.note(Exchange::flushed);
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.is_flooded() {
             return self.poll_farewell(cx).map(Ok);
         }
+        self.note(Exchange::closed);
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

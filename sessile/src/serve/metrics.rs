@@ -10,7 +10,7 @@ use strum::IntoStaticStr;
 
 use crate::clock;
 use crate::key::Keyring;
-use crate::listener::{ConnectionCount, ConnectionMetrics, IntakeFailure};
+use crate::listener::{ConnectionCount, ConnectionMetrics, IntakeFailure, OpenGauge};
 use crate::live_gauge;
 use crate::store::Store;
 
@@ -56,6 +56,7 @@ impl From<IntakeFailure> for HandshakeFailure {
 /// The counters of one server.
 pub struct Metrics {
     pub(super) connections: ConnectionCount,
+    parked: IntGauge,
     verdicts: HashMap<Verdict, IntCounter>,
     early_data: HashMap<EarlyData, IntCounter>,
     failures: IntCounterVec,
@@ -114,6 +115,10 @@ impl Metrics {
         families.register_key(keys)?;
         Ok(Self {
             connections: families.connections(max_connections)?,
+            parked: families.gauge(
+                "sessile_connections_parked",
+                "Open HTTP/1.1 connections that wait for a request and hold no HTTP buffers.",
+            )?,
             verdicts: Verdict::all()
                 .map(|it| (it, handshakes.with_label_values(&[it.to_string()])))
                 .collect(),
@@ -151,6 +156,11 @@ impl Metrics {
     pub(super) fn count_failure(&self, failure: HandshakeFailure) {
         let failure: &str = failure.into();
         self.failures.with_label_values(&[failure]).inc();
+    }
+
+    /// Counts a parked connection until the returned value is dropped.
+    pub(super) fn count_parked(&self) -> OpenGauge {
+        OpenGauge::count(&self.parked)
     }
 
     pub(super) fn count_reclaimed(&self) {
@@ -267,6 +277,12 @@ impl Families<'_> {
         Ok(counter)
     }
 
+    fn gauge(&self, name: &str, help: &str) -> prometheus::Result<IntGauge> {
+        let gauge = IntGauge::with_opts(self.opts(name, help))?;
+        self.registry.register(Box::new(gauge.clone()))?;
+        Ok(gauge)
+    }
+
     fn vector(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntCounterVec> {
         let family = IntCounterVec::new(self.opts(name, help), labels)?;
         self.registry.register(Box::new(family.clone()))?;
@@ -294,9 +310,7 @@ impl Families<'_> {
     }
 
     fn connections(&self, max: usize) -> prometheus::Result<ConnectionCount> {
-        let open = self.opts("sessile_connections_open", "Client connections open now.");
-        let open = IntGauge::with_opts(open)?;
-        self.registry.register(Box::new(open.clone()))?;
+        let open = self.gauge("sessile_connections_open", "Client connections open now.")?;
         let accepted = self.counter("sessile_connections_total", "Client connections accepted.")?;
         let refused = self.counter(
             "sessile_connections_refused_total",

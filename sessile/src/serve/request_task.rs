@@ -5,6 +5,7 @@
 //! resets the stream if its task is dropped. In HTTP/1, the task of the connection sends all responses.
 
 use std::cell::Cell;
+use std::convert::Infallible;
 use std::error::Error;
 use std::io;
 use std::pin::{Pin, pin};
@@ -15,16 +16,21 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::Response;
 use hyper::body::{Body, Frame, SizeHint};
+use sessile_proto::exchange::Exchange;
 use tokio::sync::Notify;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 
 use super::metrics::Metrics;
 
 /// Most bytes of a response that hyper gets at once. hyper asks for more when the client has made room.
 ///
 /// A socket has room only after a part of its send buffer has drained, which can be more than this.
-const MAX_PIECE: usize = 16 * 1024;
+pub(super) const HTTP1_PIECE: usize = 64 * 1024;
+
+/// As [`HTTP1_PIECE`], over HTTP/2. A frame with its header fills a TLS record.
+pub(super) const HTTP2_PIECE: usize = 16 * 1024 - 9;
 
 /// Ends a request from outside, and tells why the request ended. Each request has this value as an
 /// extension.
@@ -68,33 +74,64 @@ impl RequestEnd {
 #[derive(Clone)]
 pub(super) struct RequestTask {
     end: RequestEnd,
-    phase: Rc<Cell<Phase>>,
+    progress: Rc<Progress>,
     body_timeout: Duration,
     metrics: Arc<Metrics>,
+}
+
+struct Progress {
+    phase: Cell<Phase>,
+    /// Used in HTTP/1 only.
+    exchange: Cell<Exchange>,
 }
 
 #[derive(Clone, Copy)]
 enum Phase {
     /// The handler has not answered. A handler that waits for long obeys [`RequestEnd::ordered`] itself.
     Answering,
-    /// The response is on its way. `blocked_since`: hyper has not asked for the next piece since then.
-    Sending { blocked_since: Option<Instant> },
+    /// hyper waits for the next piece of the response.
+    ExpectPiece,
+    /// hyper has taken a piece.
+    PieceTaken,
+    /// hyper has not asked for the next piece since then.
+    Blocked { since: Instant },
 }
 
 impl RequestTask {
     pub(super) fn new(body_timeout: Duration, metrics: &Arc<Metrics>) -> Self {
         Self {
             end: RequestEnd::default(),
-            phase: Rc::new(Cell::new(Phase::Answering)),
+            progress: Rc::new(Progress {
+                phase: Cell::new(Phase::Answering),
+                exchange: Cell::new(Exchange::ExpectHead),
+            }),
             body_timeout,
             metrics: Arc::clone(metrics),
         }
     }
 
+    /// Makes the task of a response that is complete and that the client did not take at once.
+    pub(super) fn blocked(body_timeout: Duration, metrics: &Arc<Metrics>) -> Self {
+        let task = Self::new(body_timeout, metrics);
+        task.progress.phase.set(Phase::PieceTaken);
+        task
+    }
+
     /// Begins the next request. An order to end the previous request becomes void.
     pub(super) fn begin(&self) -> RequestEnd {
         self.end.0.is_ordered.store(false, Ordering::Relaxed);
+        self.update_exchange(Exchange::request_begun);
         self.end.clone()
+    }
+
+    /// The progress of an HTTP/1 connection.
+    pub(super) fn exchange(&self) -> Exchange {
+        self.progress.exchange.get()
+    }
+
+    /// Tells an event of an HTTP/1 connection.
+    pub(super) fn update_exchange(&self, event: impl FnOnce(Exchange) -> Exchange) {
+        self.progress.update_exchange(event);
     }
 
     /// Runs hyper's part of the task until it is done or must end.
@@ -110,18 +147,24 @@ impl RequestTask {
     /// Waits until the response must end. Poll this future after each poll of the response.
     pub(super) async fn must_end(&self) {
         let mut ordered = pin!(self.end.ordered());
-        let mut timer = pin!(tokio::time::sleep(self.body_timeout));
+        // Few responses block, and a boxed timer takes no memory in the other tasks.
+        let mut timer = None;
         std::future::poll_fn(|cx| {
-            let Phase::Sending { blocked_since } = self.phase.get() else {
+            let phase = self.progress.phase.get();
+            if matches!(phase, Phase::Answering) {
                 return Poll::Pending;
-            };
+            }
             if ordered.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(());
             }
-            let Some(since) = blocked_since else {
-                return Poll::Pending;
+            let since = match phase {
+                Phase::Answering | Phase::ExpectPiece => return Poll::Pending,
+                Phase::PieceTaken => Instant::now(),
+                Phase::Blocked { since } => since,
             };
+            self.progress.phase.set(Phase::Blocked { since });
             let deadline = since + self.body_timeout;
+            let timer = timer.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
             loop {
                 ready!(timer.as_mut().poll(cx));
                 if deadline <= Instant::now() {
@@ -137,27 +180,45 @@ impl RequestTask {
     }
 }
 
-/// The body of a response, in pieces. Notes the time since which hyper does not ask for the next piece.
+impl Progress {
+    fn update_exchange(&self, event: impl FnOnce(Exchange) -> Exchange) {
+        self.exchange.set(event(self.exchange.get()));
+    }
+}
+
+/// The body of a response, in pieces. Notes if hyper has taken a piece.
 pub(super) struct PacedBody<B> {
     body: B,
     /// The rest of a large piece.
     rest: Bytes,
-    phase: Rc<Cell<Phase>>,
+    /// Most bytes of a piece.
+    max_piece: usize,
+    /// `None` if the body is one piece.
+    progress: Option<Rc<Progress>>,
 }
 
 impl<B> PacedBody<B>
 where
     B: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Unpin,
 {
-    pub(super) fn new(body: B, task: &RequestTask) -> Self {
-        let phase = Rc::clone(&task.phase);
-        phase.set(Phase::Sending {
-            blocked_since: None,
-        });
+    pub(super) fn new(body: B, max_piece: usize, task: &RequestTask) -> Self {
+        let progress = Rc::clone(&task.progress);
+        progress.phase.set(Phase::ExpectPiece);
         Self {
             body,
             rest: Bytes::new(),
-            phase,
+            max_piece,
+            progress: Some(progress),
+        }
+    }
+
+    /// Makes a body that is in memory and has one piece. hyper needs such a body only once.
+    pub(super) fn of_one_piece(body: B) -> Self {
+        Self {
+            body,
+            rest: Bytes::new(),
+            max_piece: usize::MAX,
+            progress: None,
         }
     }
 
@@ -171,7 +232,7 @@ where
                 None => return Poll::Ready(None),
             }
         }
-        let piece = self.rest.split_to(self.rest.len().min(MAX_PIECE));
+        let piece = self.rest.split_to(self.rest.len().min(self.max_piece));
         Poll::Ready(Some(Ok(Frame::data(piece))))
     }
 }
@@ -188,10 +249,14 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         let polled = self.poll_piece(cx);
-        let has_piece = matches!(polled, Poll::Ready(Some(Ok(_))));
-        self.phase.set(Phase::Sending {
-            blocked_since: has_piece.then(Instant::now),
-        });
+        if let Some(progress) = &self.progress {
+            let has_piece = matches!(polled, Poll::Ready(Some(Ok(_))));
+            progress.phase.set(if has_piece {
+                Phase::PieceTaken
+            } else {
+                Phase::ExpectPiece
+            });
+        }
         polled
     }
 
@@ -212,30 +277,32 @@ where
 
 impl<B> Drop for PacedBody<B> {
     fn drop(&mut self) {
-        self.phase.set(Phase::Answering);
+        if let Some(progress) = &self.progress {
+            progress.phase.set(Phase::Answering);
+            progress.update_exchange(Exchange::response_ended);
+        }
     }
 }
 
-/// Runs hyper's tasks on the connection's own thread, each with its [`RequestTask`].
-#[derive(Clone, Default)]
-pub(super) struct TaskExecutor {
-    /// The task of the request that hyper has just handed to the service.
-    next: Rc<Cell<Option<RequestTask>>>,
+/// The response to a request, at once or later.
+pub(super) enum Answering<B> {
+    Ready(Option<Response<PacedBody<B>>>),
+    Waiting(Pin<Box<dyn Future<Output = Response<PacedBody<B>>>>>),
 }
 
-impl TaskExecutor {
-    /// Notes the task of a request. hyper calls the executor right after the service.
-    pub(super) fn expect(&self, task: RequestTask) {
-        self.next.set(Some(task));
-    }
-}
+impl<B: Unpin> Future for Answering<B> {
+    type Output = Result<Response<PacedBody<B>>, Infallible>;
 
-impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for TaskExecutor {
-    fn execute(&self, future: F) {
-        match self.next.take() {
-            Some(task) => tokio::task::spawn_local(task.run(future)),
-            None => tokio::task::spawn_local(future),
-        };
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match &mut *self {
+            Self::Ready(response) => {
+                let response = response
+                    .take()
+                    .expect("a future is polled until it is ready");
+                Poll::Ready(Ok(response))
+            }
+            Self::Waiting(response) => response.as_mut().poll(cx).map(Ok),
+        }
     }
 }
 
@@ -267,7 +334,7 @@ pub(super) mod tests {
         let task = RequestTask::new(Duration::from_secs(60), &metrics());
         let mut must_end = pin!(task.must_end());
         task.begin();
-        let sending = PacedBody::new(http_body_util::Empty::new(), &task);
+        let sending = PacedBody::new(http_body_util::Empty::new(), HTTP1_PIECE, &task);
         assert!(!is_ready(must_end.as_mut()));
         drop(sending);
 
@@ -278,7 +345,7 @@ pub(super) mod tests {
         end.order();
         assert!(is_ready(handler));
         // The handler answers 503, and its response is not cut.
-        let _answer = PacedBody::new(http_body_util::Empty::new(), &task);
+        let _answer = PacedBody::new(http_body_util::Empty::new(), HTTP1_PIECE, &task);
         assert!(!is_ready(must_end.as_mut()));
         end.order();
         assert!(is_ready(must_end));

@@ -26,21 +26,24 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// An address in another /24 than 127.0.0.1.
 const OTHER: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 7, 9));
 
-fn raise_file_limit() {
+/// Raises the file limit of this process, for a test with [`STALLED`] connections.
+///
+/// The limit may be too low for two such tests at the same time, so keep the returned guard.
+pub(crate) fn reserve_files() -> MutexGuard<'static, ()> {
+    static ONE_TEST: Mutex<()> = Mutex::new(());
+    let one_test = ONE_TEST.lock().unwrap_or_else(PoisonError::into_inner);
     assert!(sessile::lifecycle::file_limit() > STALLED as u64 + 1_000);
+    one_test
 }
 
 /// Connections with ClientHellos that never become complete.
 struct Stalled {
     connections: Vec<TcpStream>,
-    /// The file limit of this process may be too low for two tests at the same time.
     _one_test: MutexGuard<'static, ()>,
 }
 
 fn stall(address: SocketAddr) -> Stalled {
-    static ONE_TEST: Mutex<()> = Mutex::new(());
-    let one_test = ONE_TEST.lock().unwrap_or_else(PoisonError::into_inner);
-    raise_file_limit();
+    let one_test = reserve_files();
     let begun = &HELLO[..HELLO.len() - 1];
     let stalled = (0..STALLED).map(|_| {
         let mut io = TcpStream::connect(address).unwrap();

@@ -42,6 +42,7 @@ mod serve_close;
 mod serve_contract;
 mod serve_files;
 mod serve_life;
+mod serve_parking;
 mod serve_proxy;
 mod serve_reload;
 mod settings;

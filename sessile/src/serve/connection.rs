@@ -3,7 +3,7 @@
 
 use std::cell::Cell;
 use std::convert::Infallible;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -114,13 +114,14 @@ impl ClientHandler for Rc<Worker> {
         metrics.count_early_data(connection.handshake.early_data);
         connection.count_handshake();
         let _cut = Cut(Rc::clone(&connection));
+        let mut displaced = pin!(displaced);
         let task = connection.new_task();
         let stream = Box::new(GuardedStream::new(stream, &connection, &task));
         let reclaimed = if connection.handshake.http2 {
             // Box this future, because it is much larger than that of a parked connection.
-            Box::pin(answer_http2(&connection, &task, stream, displaced)).await
+            Box::pin(answer_http2(&connection, &task, stream, displaced.as_mut())).await
         } else {
-            answer_http1(&connection, &task, stream, displaced).await
+            answer_http1(&connection, &task, stream, displaced.as_mut()).await
         };
         connection.count_unfinished();
         connection.log_if_silent();
@@ -184,7 +185,6 @@ macro_rules! drive {
         let worker = &$connection.worker.shared;
         let status = &$connection.status;
         let mut http = pin!($http);
-        let mut must_end = pin!($task.must_end());
         let mut stop = pin!($connection.told_to_stop());
         let mut stopping = false;
         let mut timer = pin!(tokio::time::sleep_until($connection.expiry($task).at()));
@@ -193,7 +193,6 @@ macro_rules! drive {
                 // HTTP is polled first, because it moves the deadlines of the other branches.
                 biased;
                 _ = http.as_mut() => break false,
-                () = must_end.as_mut() => break false,
                 () = status.completed(), if !$connection.counted.get() => {
                     $connection.count_handshake();
                 }
@@ -239,9 +238,8 @@ async fn answer_http1(
     connection: &Rc<Connection>,
     task: &RequestTask,
     stream: Box<GuardedStream>,
-    displaced: impl Future<Output = ()>,
+    mut displaced: Pin<&mut impl Future<Output = ()>>,
 ) -> bool {
-    let mut displaced = pin!(displaced);
     let service = service_fn(|request| answer(Rc::clone(connection), task.clone(), request));
     // With early data, the rest of the handshake runs in the stream.
     let can_park = connection.handshake.early_data != EarlyData::Accepted;
@@ -254,9 +252,8 @@ async fn answer_http2(
     connection: &Rc<Connection>,
     connection_task: &RequestTask,
     stream: Box<GuardedStream>,
-    displaced: impl Future<Output = ()>,
+    mut displaced: Pin<&mut impl Future<Output = ()>>,
 ) -> bool {
-    let mut displaced = pin!(displaced);
     let executor = TaskExecutor::default();
     let service = service_fn(|request| {
         let task = connection.new_task();

@@ -527,7 +527,8 @@ fn a_client_that_sends_single_bytes_does_not_defeat_the_idle_timeout() {
 /// All clients ask at the same time, each over a new connection. Returns the connections.
 async fn visits(server: &Sessile, clients: &[Client]) -> Vec<EstablishedConnection> {
     let mut visits = JoinSet::new();
-    for client in clients.iter().cloned() {
+    for client in clients {
+        let client = client.clone();
         let target = Target::new(server.address(), NAME).unwrap();
         visits.spawn(async move {
             let mut connection = client.connect(&target).await.unwrap();

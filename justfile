@@ -100,7 +100,8 @@ h2spec path:
     cargo build --locked
     python3 bench/h2spec.py {{ path }} --sessile target/debug/sessile
 
-# How many returning clients resume behind which balancer (docs/benchmarks.md).
-bench-homecoming:
+# How many returning clients resume behind which balancer (docs/benchmarks.md). `caddy`: a Caddy of 2.7 or
+# later, for one more row.
+bench-homecoming caddy="":
     cargo build --release --locked
-    cargo run --release --manifest-path bench/Cargo.toml --bin returns -- target/release/sessile
+    cargo run --release --manifest-path bench/Cargo.toml --bin returns -- target/release/sessile {{ caddy }}

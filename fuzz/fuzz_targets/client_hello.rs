@@ -31,6 +31,8 @@ fuzz_target!(|data: &[u8]| {
     }
     let size = hello.max_record_size();
     assert!(matches!(size, Err(_) | Ok(None | Some(68..=16_388))));
+    let sum = |part: &[u8]| part.iter().map(|byte| u64::from(*byte)).sum();
+    assert_eq!(hello.fingerprint(sum), hello.fingerprint(sum));
     for end in [0, 1, 4, bytes.len() / 2, bytes.len() - 1] {
         assert_eq!(parse(&bytes[..end], ssl2).err(), Some(Error::Incomplete));
     }

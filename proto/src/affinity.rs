@@ -55,6 +55,11 @@ impl AffinityKey {
         Some(Self::new(2, &hash.as_ref()[..TICKET_HASH]))
     }
 
+    /// The hash of an address and of what the clients there have in common. See [`crate::address_table`].
+    pub(crate) fn address(hash: u64) -> Self {
+        Self::new(3, &hash.to_be_bytes())
+    }
+
     fn new(kind: u8, id: &[u8]) -> Self {
         let mut bytes = [0; KEY];
         bytes[0] = kind;
@@ -245,6 +250,16 @@ impl Affinity {
         if let Some(value) = self.table.value_mut(key) {
             let used = LearnedSession::from_bytes(value).used.max(at);
             value[LearnedSession::USED..].copy_from_slice(&used.unix_millis().to_le_bytes());
+        }
+    }
+
+    /// Removes the entry of a key.
+    pub(crate) fn forget(&mut self, key: AffinityKey) {
+        let key = self.table.hashed(key.as_bytes());
+        if let Some(entry) = self.table.peek(key) {
+            let (source, sequence) = (LearnedSession::of(&entry).source, entry.sequence);
+            self.table.remove(key, Gone::Revoked);
+            self.subtract(source, sequence);
         }
     }
 

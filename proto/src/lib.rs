@@ -3,6 +3,7 @@
 //! Everything here is pure: no I/O, no clock, no logging. The present time and random bytes are parameters, so
 //! a test can repeat every decision.
 
+pub mod address_table;
 pub mod affinity;
 pub mod age_limit;
 pub mod alert;
@@ -13,6 +14,7 @@ pub mod health_state;
 pub mod hello;
 pub mod key_names;
 pub mod keys;
+pub mod postgres;
 pub mod proxy_protocol;
 pub mod record;
 pub mod request_framing;

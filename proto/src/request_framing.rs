@@ -8,9 +8,14 @@
 //! Both must agree about the end of each request, or a request could hide in a body. So the framing of
 //! chunks is read strictly: each line ends with CRLF, and a CR or LF alone is refused.
 
+use memchr::{memchr, memchr2};
+
 /// The smallest length that HTTP libraries reserve for other meanings. A request of this length or more
 /// is refused.
 const FIRST_RESERVED_LENGTH: u64 = u64::MAX - 1;
+
+/// Most bytes of a request's head, with the empty lines before it.
+pub const MAX_HEAD: usize = 64 * 1024;
 
 /// The length of the longest name of a framing header.
 const NAME: usize = 17;
@@ -25,9 +30,11 @@ pub struct RequestFraming {
     head: Head,
 }
 
-/// The framing headers of the current head.
+/// The current head: its length and its framing headers.
 #[derive(Debug, Default)]
 struct Head {
+    /// The number of bytes so far.
+    len: usize,
     length: Option<u64>,
     chunked: bool,
 }
@@ -65,9 +72,18 @@ enum State {
     ExpectTrailerLf,
     ExpectTrailersEnd,
     /// The connection ends with a refused request, so the bytes after it do not matter.
-    Refused {
-        in_body: bool,
-    },
+    Refused(Refusal),
+}
+
+/// Where a request is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// In the head: the request is ambiguous or unreadable.
+    Head,
+    /// In the head, behind its last allowed byte.
+    LongHead,
+    /// Between the head and the end of the request.
+    Body,
 }
 
 /// The first bytes of a header's name, in lower case.
@@ -89,25 +105,46 @@ impl RequestFraming {
     }
 
     /// Follows the next bytes of the connection. Returns the index of the byte that makes a request
-    /// ambiguous or unreadable. The index is returned once, and later bytes are not read.
+    /// ambiguous or unreadable, or its head too long. The index is returned once, and later bytes are not
+    /// read.
     pub fn find_refused(&mut self, bytes: &[u8]) -> Option<usize> {
         let mut index = 0;
         while index < bytes.len() {
+            let head_left = MAX_HEAD - self.head.len;
+            let is_in_head = !self.is_in_body();
             let Some((state, taken)) = self.step(&bytes[index..]) else {
-                let in_body = self.state.is_in_chunks();
-                self.state = State::Refused { in_body };
+                let refusal = if is_in_head {
+                    Refusal::Head
+                } else {
+                    Refusal::Body
+                };
+                self.state = State::Refused(refusal);
                 return Some(index);
             };
+            if is_in_head && taken > head_left && self.refusal().is_none() {
+                self.state = State::Refused(Refusal::LongHead);
+                return Some(index + head_left);
+            }
             self.state = state;
+            if self.is_in_head() {
+                self.head.len += taken;
+            }
             index += taken;
         }
         None
     }
 
-    /// True if a byte between the head and the end of a request was refused.
+    /// Where the request is refused; `None` if it is not.
     #[must_use]
-    pub const fn is_body_refused(&self) -> bool {
-        matches!(self.state, State::Refused { in_body: true })
+    pub const fn refusal(&self) -> Option<Refusal> {
+        match self.state {
+            State::Refused(refusal) => Some(refusal),
+            _ => None,
+        }
+    }
+
+    const fn is_in_head(&self) -> bool {
+        !self.is_in_body() && !self.is_between_requests() && self.refusal().is_none()
     }
 
     /// True if all bytes so far belong to complete requests. An empty line after a request belongs to the next
@@ -135,7 +172,10 @@ impl RequestFraming {
             State::ExpectHeader => match byte {
                 b'\r' => (State::ExpectHeadEnd, 1),
                 b'\n' => (self.end_head(), 1),
-                _ => (State::InName(Name::default()), 0),
+                _ => match unframed_header(bytes) {
+                    Some(length) => (State::ExpectHeader, length),
+                    None => (State::InName(Name::default()), 0),
+                },
             },
             State::ExpectHeadEnd => match byte {
                 b'\n' => (self.end_head(), 1),
@@ -248,6 +288,19 @@ impl Name {
     }
 }
 
+/// The length of the first line, if that is a whole header and has no framing.
+fn unframed_header(bytes: &[u8]) -> Option<usize> {
+    let colon = memchr2(b':', b'\n', bytes)?;
+    let (name, value) = bytes.split_at(colon);
+    let is_framing = [CONTENT_LENGTH, TRANSFER_ENCODING]
+        .iter()
+        .any(|framing| name.eq_ignore_ascii_case(framing));
+    if is_framing || value.starts_with(b"\n") {
+        return None;
+    }
+    Some(colon + memchr(b'\n', value)? + 1)
+}
+
 /// Does the work of [`RequestFraming::step`] in a chunked body.
 fn step_in_chunks(state: State, bytes: &[u8]) -> Option<(State, usize)> {
     let byte = bytes[0];
@@ -293,8 +346,7 @@ const fn behind_chunk_size(byte: u8, size: u64) -> Option<State> {
 
 /// Skips to the CR of a line. `None` if the next byte is an LF.
 fn in_line(bytes: &[u8], within: State, behind: State) -> Option<(State, usize)> {
-    let line_end = bytes.iter().position(|byte| matches!(byte, b'\r' | b'\n'));
-    match line_end {
+    match memchr2(b'\r', b'\n', bytes) {
         Some(0) if bytes[0] == b'\n' => None,
         Some(end) if bytes[end] == b'\n' => Some((within, end)),
         Some(end) => Some((behind, end + 1)),
@@ -309,7 +361,7 @@ fn after_lf(byte: u8, behind: State) -> Option<(State, usize)> {
 
 /// Skips to the end of a line.
 fn after_line(bytes: &[u8], within: State, behind: State) -> (State, usize) {
-    match bytes.iter().position(|byte| *byte == b'\n') {
+    match memchr(b'\n', bytes) {
         Some(end) => (behind, end + 1),
         None => (within, bytes.len()),
     }
@@ -412,7 +464,7 @@ mod tests {
             let mut framing = RequestFraming::new();
             let found = framing.find_refused(request.as_bytes());
             assert_eq!(found, Some(head.len() + at), "{request:?}");
-            assert!(framing.is_body_refused(), "{request:?}");
+            assert_eq!(framing.refusal(), Some(Refusal::Body), "{request:?}");
         }
     }
 
@@ -451,8 +503,47 @@ mod tests {
         let mut framing = RequestFraming::new();
         let request = b"POST / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 1\r\n";
         assert!(framing.find_refused(request).is_some());
-        assert!(!framing.is_body_refused());
+        assert_eq!(framing.refusal(), Some(Refusal::Head));
         assert_eq!(framing.find_refused(request), None);
+    }
+
+    #[test]
+    fn a_head_ends_at_its_limit() {
+        let start = "GET / HTTP/1.1\r\nA: ";
+        let end = "\r\n\r\n";
+        let value = "x".repeat(MAX_HEAD - start.len() - end.len());
+        let longest = format!("{start}{value}{end}");
+        for requests in [
+            longest.clone(),
+            longest.repeat(2),
+            format!("GET / HTTP/1.1\r\n\r\n{longest}"),
+        ] {
+            assert_eq!(
+                RequestFraming::new().find_refused(requests.as_bytes()),
+                None
+            );
+        }
+        for longer in [
+            format!("\r\n{longest}"),
+            format!("{start}x{value}{end}"),
+            format!("{start}{value}\r\nB: x{end}"),
+            format!("GET /{}", value.repeat(2)),
+        ] {
+            for size in [1, 100, 70_000, longer.len()] {
+                let mut framing = RequestFraming::new();
+                let mut parts = longer.as_bytes().chunks(size).enumerate();
+                let refused = parts
+                    .find_map(|(number, part)| Some(number * size + framing.find_refused(part)?));
+                assert_eq!(refused, Some(MAX_HEAD), "parts of {size}");
+                assert_eq!(framing.refusal(), Some(Refusal::LongHead));
+            }
+        }
+        // A body has no limit.
+        let body = format!(
+            "POST / HTTP/1.1\r\nContent-Length: 200000\r\n\r\n{}",
+            "x".repeat(200_000)
+        );
+        assert_eq!(RequestFraming::new().find_refused(body.as_bytes()), None);
     }
 
     proptest! {

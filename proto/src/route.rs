@@ -25,6 +25,8 @@ pub enum RoutedBy {
     Ticket,
     /// The proven key name at the start of a ticket.
     KeyName,
+    /// The server that last took such a client of the same address, for offers that no rule above knows.
+    Address,
     /// The placing [`Policy`], because no rule above applied.
     Policy,
 }
@@ -275,7 +277,14 @@ mod tests {
         let rules: Vec<_> = RoutedBy::all().map(Word::as_str).collect();
         assert_eq!(
             rules,
-            ["label", "session-id", "ticket", "key-name", "policy"]
+            [
+                "label",
+                "session-id",
+                "ticket",
+                "key-name",
+                "address",
+                "policy"
+            ]
         );
     }
 

@@ -1,6 +1,10 @@
 //! Watches the clear bytes of a server. They show whether the handshake resumed a session, and how a client
 //! can offer the new session. Messages that are not needed, such as Certificate, are skipped.
 
+mod completion;
+
+pub use completion::{Completion, CompletionWatch};
+
 use std::mem;
 use std::ops::ControlFlow::{self, Break, Continue};
 

@@ -1,6 +1,7 @@
-//! Counts how many returning clients resume at three nginx servers that share nothing. The balancer
-//! is `sessile balance`, HAProxy with the usual recipe, or HAProxy without affinity. The benchmark
-//! starts all programs itself on loopback, connects with `openssl s_client`, and prints Markdown.
+//! Counts how many returning clients resume at three servers that share nothing: nginx, or the Caddy
+//! of the second argument. The balancer is `sessile balance`, HAProxy with the usual recipe, or
+//! HAProxy without affinity. The benchmark starts all programs itself on loopback, connects with
+//! `openssl s_client`, and prints Markdown.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -17,18 +18,56 @@ const CLIENTS: usize = 20;
 /// Returns of each client.
 const RETURNS: usize = 5;
 
-/// Kinds of sessions: the title, the arguments of `openssl s_client`, and nginx's ticket setting.
-const KINDS: [(&str, &[&str], &str); 3] = [
-    ("TLS 1.2, session ID", &["-tls1_2", "-no_ticket"], "off"),
-    ("TLS 1.2, ticket", &["-tls1_2"], "on"),
-    ("TLS 1.3", &["-tls1_3"], "on"),
+/// A row of the table.
+struct Kind {
+    title: &'static str,
+    /// Arguments of `openssl s_client`.
+    arguments: &'static [&'static str],
+    server: Server,
+}
+
+/// The three servers of a row.
+enum Server {
+    /// nginx with this value of `ssl_session_tickets`.
+    Nginx(&'static str),
+    Caddy,
+}
+
+const KINDS: [Kind; 5] = [
+    Kind {
+        title: "nginx, TLS 1.2, session ID",
+        arguments: &["-tls1_2", "-no_ticket"],
+        server: Server::Nginx("off"),
+    },
+    Kind {
+        title: "nginx, TLS 1.2, ticket",
+        arguments: &["-tls1_2"],
+        server: Server::Nginx("on"),
+    },
+    Kind {
+        title: "nginx, TLS 1.3, ticket",
+        arguments: &["-tls1_3"],
+        server: Server::Nginx("on"),
+    },
+    Kind {
+        title: "nginx, TLS 1.3, session cache",
+        arguments: &["-tls1_3"],
+        server: Server::Nginx("off"),
+    },
+    Kind {
+        title: "Caddy, TLS 1.3, ticket",
+        arguments: &["-tls1_3"],
+        server: Server::Caddy,
+    },
 ];
 
 fn main() -> ExitCode {
-    let sessile = std::env::args()
-        .nth(1)
-        .unwrap_or_else(|| "target/release/sessile".to_owned());
-    match run(Path::new(&sessile)) {
+    let mut arguments = std::env::args_os().skip(1);
+    let sessile = arguments
+        .next()
+        .unwrap_or_else(|| "target/release/sessile".into());
+    let caddy = arguments.next();
+    match run(Path::new(&sessile), caddy.as_deref().map(Path::new)) {
         Ok(table) => {
             print!("{table}");
             ExitCode::SUCCESS
@@ -40,7 +79,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(sessile: &Path) -> Result<String> {
+fn run(sessile: &Path, caddy: Option<&Path>) -> Result<String> {
     let temporary = tempfile::tempdir()?;
     let folder = temporary.path();
     let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()])?;
@@ -49,17 +88,29 @@ fn run(sessile: &Path) -> Result<String> {
     let mut table = String::from(
         "| | sessile balance | HAProxy, `payload_lv(43,1)` | HAProxy, round robin |\n|---|--:|--:|--:|\n",
     );
-    for (kind, arguments, tickets) in KINDS {
-        eprintln!("{kind}");
-        let servers = (0..3)
-            .map(|n| nginx(folder, n, tickets))
-            .collect::<Result<Vec<_>>>()?;
+    for Kind {
+        title,
+        arguments,
+        server,
+    } in KINDS
+    {
+        let start = |n| match (&server, caddy) {
+            (Server::Nginx(tickets), _) => nginx(folder, n, tickets).map(Some),
+            (Server::Caddy, Some(program)) => start_caddy(program, folder, n).map(Some),
+            (Server::Caddy, None) => Ok(None),
+        };
+        let servers = (0..3).map(start).collect::<Result<Option<Vec<_>>>>()?;
+        let Some(servers) = servers else {
+            eprintln!("{title}: left out, because no Caddy was named");
+            continue;
+        };
+        eprintln!("{title}");
         let balancers = [
             balance(sessile, &servers)?,
             haproxy(folder, "recipe", RECIPE, &servers)?,
             haproxy(folder, "plain", "", &servers)?,
         ];
-        write!(table, "| {kind} |")?;
+        write!(table, "| {title} |")?;
         for balancer in &balancers {
             let resumed = resumed_percent(balancer.address, folder, arguments)?;
             write!(table, " {resumed:.0} % |")?;
@@ -85,6 +136,10 @@ fn resumed_percent(address: SocketAddr, folder: &Path, arguments: &[&str]) -> Re
         command.args(["s_client", "-ign_eof", "-servername", "localhost"]);
         command.arg("-connect").arg(address.to_string());
         command.args(arguments);
+        // Each client has its own address.
+        command
+            .arg("-bind")
+            .arg(format!("127.0.1.{}:0", client + 1));
         command.arg("-sess_out").arg(session(client));
         if again {
             command.arg("-sess_in").arg(session(client));
@@ -147,6 +202,23 @@ fn nginx(folder: &Path, n: usize, tickets: &str) -> Result<Running> {
     fs::write(&file, text)?;
     let mut command = Command::new("nginx");
     command.args(["-e", "stderr", "-c"]).arg(file);
+    Running::start(command, address)
+}
+
+fn start_caddy(program: &Path, folder: &Path, n: usize) -> Result<Running> {
+    let address = free_address()?;
+    let file = folder.join(format!("caddy-{n}.caddyfile"));
+    let folder = folder.display();
+    let text = format!(
+        "{{\n admin off\n auto_https disable_redirects\n skip_install_trust\n storage file_system {folder}/caddy-{n}\n}}\n\
+         https://localhost:{port} {{\n bind 127.0.0.1\n tls {folder}/cert.pem {folder}/key.pem\n respond 204\n}}\n",
+        port = address.port(),
+    );
+    fs::write(&file, text)?;
+    let mut command = Command::new(program);
+    command
+        .args(["run", "--adapter", "caddyfile", "--config"])
+        .arg(file);
     Running::start(command, address)
 }
 

@@ -52,6 +52,8 @@ pub struct ClientHello<'a> {
     pub max_fragment_length: Option<u8>,
     /// The largest record that the client accepts (RFC 8449); see [`Self::max_record_size`].
     pub record_size_limit: Option<u16>,
+    /// The extensions as they came, with two bytes of length. Empty if the hello has none.
+    pub(super) extensions: &'a [u8],
 }
 
 impl<'a> ClientHello<'a> {
@@ -74,6 +76,7 @@ impl<'a> ClientHello<'a> {
             return Err(Error::OutOfRange("compression methods: there is none"));
         }
         let mut hello = Self::bare(legacy_version, random, session_id, cipher_suites);
+        hello.extensions = body.rest();
         extensions::each(body, |kind, body| hello.extension(kind, body))?;
         Ok(hello)
     }
@@ -171,6 +174,7 @@ impl<'a> ClientHello<'a> {
             ticket_request: None,
             max_fragment_length: None,
             record_size_limit: None,
+            extensions: &[],
         }
     }
 

@@ -5,13 +5,17 @@ use crate::record::Error;
 
 pub(super) const SERVER_NAME: u16 = 0;
 pub(super) const MAX_FRAGMENT_LENGTH: u16 = 1;
+pub(super) const SUPPORTED_GROUPS: u16 = 10;
+pub(super) const SIGNATURE_ALGORITHMS: u16 = 13;
 pub(super) const ALPN: u16 = 16;
+pub(super) const PADDING: u16 = 21;
 pub(super) const EXTENDED_MASTER_SECRET: u16 = 23;
 pub(super) const RECORD_SIZE_LIMIT: u16 = 28;
 pub(super) const SESSION_TICKET: u16 = 35;
 pub(super) const PRE_SHARED_KEY: u16 = 41;
 pub(super) const EARLY_DATA: u16 = 42;
 pub(super) const SUPPORTED_VERSIONS: u16 = 43;
+pub(super) const COOKIE: u16 = 44;
 pub(super) const PSK_KEY_EXCHANGE_MODES: u16 = 45;
 pub(super) const TICKET_REQUEST: u16 = 58;
 pub(super) const ENCRYPTED_CLIENT_HELLO: u16 = 0xfe0d;
@@ -41,4 +45,11 @@ pub(super) fn each<'a>(
         take(kind, Cursor::new(body))?;
     }
     Ok(())
+}
+
+/// The type and the body of each extension in the rest of a hello, which [`each`] has checked before.
+pub(super) fn iter(hello: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    let block = Cursor::new(hello).vec16().unwrap_or_default();
+    let mut block = Cursor::new(block);
+    std::iter::from_fn(move || Some((block.u16().ok()?, block.vec16().ok()?)))
 }

@@ -5,6 +5,7 @@
 mod client;
 mod cursor;
 mod extensions;
+mod fingerprint;
 mod offered;
 mod reader;
 mod record_limit;

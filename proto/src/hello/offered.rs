@@ -87,7 +87,7 @@ impl<'a> Protocols<'a> {
     }
 
     /// In the client's order.
-    pub fn iter(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+    pub fn iter(&self) -> impl Iterator<Item = &'a [u8]> + Clone + use<'a> {
         let mut names = Cursor::new(self.0);
         std::iter::from_fn(move || names.vec8().ok())
     }

@@ -26,14 +26,14 @@ impl Hashed<'_> {
 
 /// Hashes keys under one seed.
 #[derive(Clone, Debug)]
-pub(super) struct Hasher {
+pub(crate) struct Hasher {
     start: u64,
     mask: u64,
 }
 
 impl Hasher {
     /// A separate hash function for each seed.
-    pub(super) const fn new(seed: u64) -> Self {
+    pub(crate) const fn new(seed: u64) -> Self {
         let start = fold(seed ^ PI[0], PI[1]);
         Self {
             start,
@@ -42,7 +42,7 @@ impl Hasher {
     }
 
     /// A hash of 64 bits. Upper and lower bits are equally good.
-    pub(super) fn hash(&self, key: &[u8]) -> u64 {
+    pub(crate) fn hash(&self, key: &[u8]) -> u64 {
         let mut state = self.start;
         let mut rest = key;
         while let Some((pair, more)) = rest.split_first_chunk::<16>() {

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use strum::FromRepr;
 
+pub(crate) use self::hash::Hasher;
 pub(crate) use self::part::Part;
 pub use self::sharded::{OwnedEntry, ShardedTable};
 

@@ -35,6 +35,7 @@ pub(super) fn balancer_json(state: &BalancerState) -> Value {
         "bytes_down": metrics.bytes.down.get(),
         "resumption_ratio": resumption_ratio(&metrics.routed),
         "learned_entries": locked(&state.learned).entries(),
+        "address_entries": state.addresses.entries(),
     })
 }
 
@@ -48,6 +49,7 @@ fn pool_json(set: &ServerSet, pool: &Pool) -> Value {
     json!({
         "name": pool.name,
         "names": names,
+        "alpn": pool.alpn,
         "policy": pool.policy.as_str(),
         "servers": servers,
     })

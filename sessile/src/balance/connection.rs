@@ -1,28 +1,29 @@
 //! One connection through the balancer: reads the ClientHello, finds a server, and forwards the bytes.
 
-use std::borrow::Cow;
 use std::cell::RefCell;
 use std::io;
-use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sessile_proto::alert::AlertDescription;
+use sessile_proto::hello::ClientHello;
 use sessile_proto::proxy_protocol::{self, Addresses, Version};
 use sessile_proto::route::RoutedBy;
-use sessile_proto::watch::Watch;
+use sessile_proto::watch::{CompletionWatch, Watch};
 use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use super::handshake::Handshake;
 use super::metrics::TurnAwayCause;
 use super::outcome::RoutedConnection;
-use super::relay::{self, Timeouts};
+use super::relay::{self, Timeouts, Watches};
 use super::route_miss::{FirstMiss, SkipReason};
 use super::routing::{OfferedSessions, Router};
 use super::server::{PoolServer, is_local_error};
 use super::servers::ServerSet;
 use super::state::BalancerState;
+use crate::client::request_tls;
 use crate::clock;
 use crate::listener::{Admitted, Client, ClientHandler, OpenGauge, ReceivedHello, Rejection};
 
@@ -37,7 +38,10 @@ impl ClientHandler for Arc<BalancerState> {
     ) -> Result<Box<Placed>, Rejection<TurnAwayCause>> {
         let hello = &received.hello;
         let set = self.server_set();
-        let Some(pool) = set.pool(hello.server_name) else {
+        let Some(pool) = set.pool(hello, received.ssl_request) else {
+            if received.ssl_request {
+                self.warn_about_postgres(hello.server_name);
+            }
             let alert = AlertDescription::UnrecognizedName;
             return Err(client.reject(TurnAwayCause::UnknownName, Some(alert)));
         };
@@ -53,6 +57,7 @@ impl ClientHandler for Arc<BalancerState> {
             set: &set,
             pool,
             learned: &self.learned,
+            addresses: &self.addresses,
             hello,
             offered: &offered,
             source: client.source.ip(),
@@ -68,6 +73,8 @@ impl ClientHandler for Arc<BalancerState> {
             Ok(attempt) => attempt,
             Err(cause) => return Err(client.reject(cause, None)),
         };
+        let address_key = teaches_address(hello, &offered, rule, &server)
+            .then(|| self.addresses.key(client.source.ip(), hello));
         Ok(Box::new(Placed {
             client: client.io,
             admitted: client.admitted,
@@ -78,11 +85,13 @@ impl ClientHandler for Arc<BalancerState> {
                 ..Timeouts::default()
             },
             watch: Watch::new(hello),
+            completion: address_key.map(|_| CompletionWatch::new(received.bytes)),
             connection: RoutedConnection {
                 server,
                 rule,
                 client: client.source,
                 offered,
+                address_key,
                 sessions: RefCell::default(),
             },
         }))
@@ -96,25 +105,18 @@ impl ClientHandler for Arc<BalancerState> {
             connection,
             mut server,
             timeouts,
-            mut watch,
+            watch,
+            completion,
         } = *placed;
-        let mut has_answered = false;
-        let mut had_handshake = false;
+        let handshake = Handshake::new(self, &connection, watch, completion);
+        let handshake = RefCell::new(handshake);
         let count_bytes = |bytes| {
             self.metrics.bytes.add(bytes);
             connection.server.stats.metrics.bytes.add(bytes);
         };
-        let watch_server = |bytes: &[u8]| {
-            if !has_answered {
-                has_answered = true;
-                connection.server.record_answer(Instant::now());
-            }
-            let Some(outcome) = watch.push(bytes) else {
-                return ControlFlow::Continue(());
-            };
-            connection.report_handshake(self, &outcome, watch.selected_identity());
-            had_handshake = true;
-            ControlFlow::Break(())
+        let watches = Watches {
+            client: |bytes: &[u8]| handshake.borrow_mut().take_client_bytes(bytes),
+            server: |bytes: &[u8]| handshake.borrow_mut().take_server_bytes(bytes),
         };
         let io = &mut server.io;
         let relayed = relay::run(
@@ -123,11 +125,11 @@ impl ClientHandler for Arc<BalancerState> {
             &admitted,
             timeouts,
             &count_bytes,
-            watch_server,
+            watches,
             displaced,
         );
         let end = relayed.await;
-        connection.report_end(self, &end, had_handshake);
+        connection.report_end(self, &end, handshake.into_inner().has_outcome);
         drop(server.open);
     }
 
@@ -144,6 +146,8 @@ pub(super) struct Placed {
     server: ServerConnection,
     timeouts: Timeouts,
     watch: Watch,
+    /// `None` if the connection teaches no address.
+    completion: Option<CompletionWatch>,
 }
 
 /// A connection to a server that counts as open.
@@ -257,8 +261,16 @@ impl Search<'_> {
         let attempt = async {
             let mut io = TcpStream::connect(server.address()).await?;
             io.set_nodelay(true)?;
-            let bytes = self.first_bytes(server.settings.proxy_protocol)?;
-            io.write_all(&bytes).await?;
+            let hello = self.received.bytes;
+            let header = self.proxy_header(server.settings.proxy_protocol)?;
+            if self.received.ssl_request {
+                request_tls(&mut io, &header).await?;
+                io.write_all(hello).await?;
+            } else if header.is_empty() {
+                io.write_all(hello).await?;
+            } else {
+                io.write_all(&[&header, hello].concat()).await?;
+            }
             Ok::<_, io::Error>(io)
         };
         let error = match timeout(self.set.balance.connect_timeout, attempt).await {
@@ -284,12 +296,11 @@ impl Search<'_> {
         Err(SkipReason::Unreachable)
     }
 
-    /// The hello as it came, after a PROXY header if the server expects one. One write sends the header and
-    /// the hello.
-    fn first_bytes(&self, proxy: Option<Version>) -> io::Result<Cow<'_, [u8]>> {
-        let ReceivedHello { bytes, hello } = self.received;
-        let Some(version) = proxy else {
-            return Ok((*bytes).into());
+    /// The PROXY header that the server expects. Empty if it expects none.
+    fn proxy_header(&self, version: Option<Version>) -> io::Result<Vec<u8>> {
+        let hello = &self.received.hello;
+        let Some(version) = version else {
+            return Ok(Vec::new());
         };
         let destination = match self.client.destination {
             Some(destination) => destination,
@@ -300,9 +311,34 @@ impl Search<'_> {
             destination,
         };
         let alpn = hello.alpn.iter().next();
-        let header = proxy_protocol::encode(version, addresses, hello.server_name, alpn);
-        Ok([&header, *bytes].concat().into())
+        let name = hello.server_name;
+        Ok(proxy_protocol::encode(version, addresses, name, alpn))
     }
+}
+
+/// True if the address table may need the server of this client.
+fn teaches_address(
+    hello: &ClientHello<'_>,
+    offered: &OfferedSessions,
+    rule: RoutedBy,
+    server: &PoolServer,
+) -> bool {
+    // A client that another rule recognises needs no guess.
+    if !matches!(rule, RoutedBy::Address | RoutedBy::Policy) {
+        return false;
+    }
+    if offered.has_ticket {
+        return true;
+    }
+    let takes_tickets = hello.offers_tls13() || hello.session_ticket.is_some();
+    // Tickets with a proven key name are no anonymous offers.
+    let has_key_name = || {
+        let id = server.id();
+        server
+            .key_names
+            .read(|names| names.names_of(id).next().is_some())
+    };
+    takes_tickets && !has_key_name()
 }
 
 /// True if the client has ended its side. The handshake needs more bytes from the client, so an answer is

@@ -7,24 +7,28 @@
 //! mod              start, reload and end of a balancer
 //! commands         commands of the admin API
 //! api, connection, health/{mod, key_name_discovery, check}
+//! handshake        follows the handshake of a connection
 //! outcome          learned sessions, counts and log of a connection
 //! state            the shared state of all threads
 //! routing          the rules
 //! servers          server set and pools
 //! server           one server: settings, health, load
 //! metrics/{mod, per_server, server_gauges, counters, causes}
-//! key_names, labels, learned_file, relay/, route_miss, session_loss
+//! addresses, key_names, labels, learned_file, pool_names, relay/, route_miss, session_loss
 //! ```
 
+mod addresses;
 mod api;
 mod commands;
 mod connection;
+mod handshake;
 mod health;
 mod key_names;
 mod labels;
 mod learned_file;
 mod metrics;
 mod outcome;
+mod pool_names;
 mod relay;
 mod route_miss;
 mod routing;
@@ -52,6 +56,8 @@ use crate::key::FileError;
 use crate::lifecycle::{self, ConnectionLimit, Workers};
 use crate::listener::{Admission, BufferLimit, ListenError, Listeners};
 use crate::locks::locked;
+use crate::log_interval::LogInterval;
+use addresses::Addresses;
 use labels::open_route_keys;
 use learned_file::LearnedFile;
 use metrics::{BalancerMetrics, ServerFamilies};
@@ -116,9 +122,15 @@ impl Balancer {
         stop: CancellationToken,
         registry: &prometheus::Registry,
     ) -> Result<Self, StartError> {
-        let learned = Arc::new(Mutex::new(empty_table(config)?));
+        let limits = Limits {
+            max_entries: config.session.max_entries,
+            lifetime: config.session.lifetime,
+        };
+        let learned = Arc::new(Mutex::new(Affinity::new(limits, random_seed()?)));
+        let seeds = [random_seed()?, random_seed()?];
+        let addresses = Arc::new(Addresses::new(limits, seeds));
         let metrics = BalancerMetrics::register(registry)?;
-        metrics::register_learned(registry, &learned)?;
+        metrics::register_learned(registry, &learned, &addresses)?;
         let families = ServerFamilies::register(registry)?;
         let set = first_server_set(config, &families)?;
         let files = lifecycle::file_limit();
@@ -130,9 +142,11 @@ impl Balancer {
             servers: watch::Sender::new(Arc::new(set)),
             replacing: Mutex::new(()),
             learned,
+            addresses,
             metrics,
             families,
             session_lifetime: config.session.lifetime,
+            log_postgres: LogInterval::new(LogInterval::MINUTE),
             stop: stop.clone(),
         });
         let read = Arc::downgrade(&state);
@@ -212,15 +226,11 @@ impl Balancer {
     }
 }
 
-/// A learned table without entries. Its hash has a random seed.
-fn empty_table(config: &Config) -> Result<Affinity, StartError> {
+/// A seed for the hash of a table whose keys come from peers.
+fn random_seed() -> Result<u64, StartError> {
     let mut seed = [0; 8];
     aws_lc_rs::rand::fill(&mut seed).map_err(|_| StartError::Random)?;
-    let limits = Limits {
-        max_entries: config.session.max_entries,
-        lifetime: config.session.lifetime,
-    };
-    Ok(Affinity::new(limits, u64::from_ne_bytes(seed)))
+    Ok(u64::from_ne_bytes(seed))
 }
 
 fn first_server_set(config: &Config, families: &ServerFamilies) -> Result<ServerSet, ReloadError> {

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use sessile_proto::Time;
 use sessile_proto::Word;
+use sessile_proto::address_table::AddressKey;
 use sessile_proto::affinity::{AffinityKey, LearnResult, LearnedSession};
 use sessile_proto::age_limit::AgedOffer;
 use sessile_proto::hello::TLS_1_2;
@@ -30,6 +31,8 @@ pub(super) struct RoutedConnection {
     pub(super) rule: RoutedBy,
     pub(super) client: SocketAddr,
     pub(super) offered: OfferedSessions,
+    /// The key of the address table that a complete handshake teaches. `None`: the connection teaches none.
+    pub(super) address_key: Option<AddressKey>,
     /// The learned sessions that the connection made or resumed.
     pub(super) sessions: RefCell<Vec<AffinityKey>>,
 }
@@ -90,7 +93,7 @@ impl RoutedConnection {
         match &end.reason {
             EndReason::Closed | EndReason::Displaced => {}
             EndReason::Broken(error) => {
-                tracing::trace!(%error, client = %self.client, "connection cut");
+                tracing::debug!(%error, client = %self.client, "connection cut");
             }
             EndReason::HalfClosed => state.metrics.count_timed_out(ExpiredTimeout::HalfClosed),
             EndReason::Idle => state.metrics.count_timed_out(ExpiredTimeout::Idle),
@@ -192,12 +195,45 @@ impl RoutedConnection {
                 state.metrics.displaced.inc();
             }
             self.sessions.borrow_mut().push(key);
-            tracing::trace!(?lesson, server = self.server.name(), "learned");
+            tracing::debug!(?lesson, server = self.server.name(), "learned");
+        }
+    }
+
+    /// Learns that the server took this kind of client of this address.
+    pub(super) fn learn_address(&self, state: &BalancerState) {
+        let Some(key) = self.address_key else {
+            return;
+        };
+        let set = state.server_set();
+        let (id, now) = (self.server.id(), Instant::now());
+        let mut pools = set.pools.iter();
+        let Some(pool) = pools.find(|pool| pool.with_id(id).is_some()) else {
+            return;
+        };
+        let is_usable = |id| {
+            let server = pool.with_id(id);
+            server.is_some_and(|server| pool.unavailable(server, now).is_none())
+        };
+        // A server that is down has lost its entries, and its open connections make no new ones.
+        if !is_usable(id) {
+            return;
+        }
+        let source = self.client.ip();
+        let learned = state
+            .addresses
+            .learn(key, id, source, is_usable, clock::now());
+        if learned == LearnResult::Displacing {
+            state.metrics.displaced.inc();
         }
     }
 
     /// Learns the key name of the ticket that the server accepted.
     fn learn_key_name(&self, outcome: &Outcome, selected_identity: Option<u16>) {
+        if self.rule == RoutedBy::Address {
+            // The rule leads each client to the server that made its ticket. So the same first bytes at several
+            // servers would not stand out.
+            return;
+        }
         let id = self.server.id();
         let accepted = |ticket: TicketFingerprint, is_certain| {
             let key_names = &self.server.key_names;

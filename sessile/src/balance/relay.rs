@@ -65,6 +65,12 @@ impl Default for Timeouts {
     }
 }
 
+/// The functions that see the bytes of each side.
+pub(super) struct Watches<C, S> {
+    pub(super) client: C,
+    pub(super) server: S,
+}
+
 /// Forwarded bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct ByteCounts {
@@ -106,8 +112,8 @@ pub(super) enum EndReason {
 
 /// Forwards bytes until both sides have ended.
 ///
-/// `watch` sees the server's bytes before the client gets them. The balancer must know a session before the
-/// client can use it. `watch` breaks when it needs no more bytes. `report` gets the byte counts in parts.
+/// The watches see the bytes of a side before the other side gets them. The balancer must know a session before
+/// the client can use it. A watch breaks when it needs no more bytes. `report` gets the byte counts in parts.
 /// `displaced` ends the connection.
 pub(super) async fn run(
     client: &mut TcpStream,
@@ -115,7 +121,7 @@ pub(super) async fn run(
     admitted: &Admitted,
     timeouts: Timeouts,
     report: &dyn Fn(ByteCounts),
-    watch: impl FnMut(&[u8]) -> ControlFlow<()>,
+    watches: Watches<impl FnMut(&[u8]) -> ControlFlow<()>, impl FnMut(&[u8]) -> ControlFlow<()>>,
     displaced: impl Future<Output = ()>,
 ) -> ConnectionEnd {
     let end = {
@@ -125,7 +131,8 @@ pub(super) async fn run(
         let mut relay = Relay {
             up: Direction::new(from_client, to_server, admitted),
             down: Direction::new(from_server, to_client, admitted),
-            watch: Some(watch),
+            watch_client: Some(watches.client),
+            watch_server: Some(watches.server),
             report,
             reported: ByteCounts::default(),
             timeouts,
@@ -159,11 +166,13 @@ pub(super) async fn run(
     end
 }
 
-struct Relay<'a, W> {
+struct Relay<'a, C, S> {
     up: Direction<'a>,
     down: Direction<'a>,
-    /// `None` after `watch` broke.
-    watch: Option<W>,
+    /// `None` after the watch broke.
+    watch_client: Option<C>,
+    /// `None` after the watch broke.
+    watch_server: Option<S>,
     report: &'a dyn Fn(ByteCounts),
     reported: ByteCounts,
     timeouts: Timeouts,
@@ -189,7 +198,11 @@ enum TimerPurpose {
     Reset(io::Error),
 }
 
-impl<W: FnMut(&[u8]) -> ControlFlow<()>> Relay<'_, W> {
+impl<C, S> Relay<'_, C, S>
+where
+    C: FnMut(&[u8]) -> ControlFlow<()>,
+    S: FnMut(&[u8]) -> ControlFlow<()>,
+{
     fn poll(&mut self, cx: &mut Context<'_>, mut sleep: Pin<&mut Sleep>) -> Poll<EndReason> {
         let (up_before, down_before) = (self.up.forwarded, self.down.forwarded);
         let polled = self.poll_directions(cx, sleep.as_mut());
@@ -222,14 +235,17 @@ impl<W: FnMut(&[u8]) -> ControlFlow<()>> Relay<'_, W> {
             // Read the client's bytes even if the server takes no more bytes. Unread bytes would make the
             // system reset the connection while the answer is on its way.
             let last = self.down.is_over();
-            let polled = self.up.poll(cx, Sink::Discardable, last, &mut None::<W>);
+            let watch = &mut self.watch_client;
+            let polled = self.up.poll(cx, Sink::Discardable, last, watch);
             if let Poll::Ready(Err(Broken::Source(error) | Broken::Sink(error))) = polled {
                 return Poll::Ready(EndReason::Broken(error));
             }
         }
         if !self.down.is_over() {
             let last = self.up.is_over();
-            let polled = self.down.poll(cx, Sink::Required, last, &mut self.watch);
+            let polled = self
+                .down
+                .poll(cx, Sink::Required, last, &mut self.watch_server);
             let server_ended = matches!(polled, Poll::Ready(Ok(()) | Err(Broken::Source(_))));
             self.ended_by_server |= server_ended && !last;
             match polled {

@@ -6,11 +6,12 @@ use sessile_proto::route::RoutedBy;
 use strum::{IntoStaticStr, VariantArray};
 
 /// The rules that lead a session to a server.
-pub(super) const SESSION_RULES: [RoutedBy; 4] = [
+pub(super) const SESSION_RULES: [RoutedBy; 5] = [
     RoutedBy::Label,
     RoutedBy::SessionId,
     RoutedBy::Ticket,
     RoutedBy::KeyName,
+    RoutedBy::Address,
 ];
 
 /// Why a server is skipped. Among several servers of a rule the first reason in this order counts.

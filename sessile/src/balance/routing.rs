@@ -12,6 +12,7 @@ use sessile_proto::key_names::TicketFingerprint;
 use sessile_proto::route::RoutedBy;
 use sessile_proto::ticket::Class;
 
+use super::addresses::Addresses;
 use super::labels::{MAX_IDENTITIES, read_label};
 use super::route_miss::SkipReason;
 use super::server::PoolServer;
@@ -44,6 +45,8 @@ pub(super) struct OfferedSessions {
     id_key: Option<AffinityKey>,
     /// True if the client offers a session, even if the balancer does not know the session.
     pub(super) has_session: bool,
+    /// True if the client offers a ticket or a PSK identity.
+    pub(super) has_ticket: bool,
     /// True if the hello has no encrypted inner hello that the server could answer instead.
     pub(super) is_in_clear: bool,
 }
@@ -60,6 +63,7 @@ impl OfferedSessions {
             ticket_key: AffinityKey::ticket(hello.session_ticket.unwrap_or_default()),
             id_key: AffinityKey::session_id(hello.session_id),
             has_session: offers_session(hello),
+            has_ticket: offers_ticket(hello),
             is_in_clear: !hello.encrypted_client_hello,
         }
     }
@@ -69,18 +73,20 @@ impl OfferedSessions {
         match rule {
             RoutedBy::Ticket => self.ticket_key,
             RoutedBy::SessionId => self.id_key,
-            RoutedBy::Label | RoutedBy::KeyName | RoutedBy::Policy => None,
+            RoutedBy::Label | RoutedBy::KeyName | RoutedBy::Address | RoutedBy::Policy => None,
         }
     }
 }
 
 /// True if the hello offers a session. The session ID of a TLS 1.3 client may be random, so it does not count.
 fn offers_session(hello: &ClientHello<'_>) -> bool {
-    let has_ticket = hello
-        .session_ticket
-        .is_some_and(|ticket| !ticket.is_empty());
     let has_id = !hello.session_id.is_empty() && !hello.offers_tls13();
-    hello.pre_shared_key.is_some() || has_ticket || has_id
+    offers_ticket(hello) || has_id
+}
+
+fn offers_ticket(hello: &ClientHello<'_>) -> bool {
+    let mut tickets = hello.session_ticket.iter();
+    hello.pre_shared_key.is_some() || tickets.any(|ticket| !ticket.is_empty())
 }
 
 /// Applies the routing rules to one client.
@@ -88,6 +94,7 @@ pub(super) struct Router<'r> {
     pub(super) set: &'r ServerSet,
     pub(super) pool: &'r Pool,
     pub(super) learned: &'r Mutex<Affinity>,
+    pub(super) addresses: &'r Addresses,
     pub(super) hello: &'r ClientHello<'r>,
     pub(super) offered: &'r OfferedSessions,
     pub(super) source: IpAddr,
@@ -115,10 +122,16 @@ impl<'r> Router<'r> {
         let by_key_name = iter::once_with(move || self.by_key_name()).flatten();
         let by_policy =
             iter::once_with(move || self.pool.place(self.source, self.instant)).flatten();
-        by_label
+        let mut by_session = by_label
             .map(Choice::by(RoutedBy::Label))
             .chain(by_learned)
             .chain(by_key_name.map(Choice::by(RoutedBy::KeyName)))
+            .peekable();
+        // The address is a guess. It does not decide for a session whose servers are known.
+        let is_anonymous = by_session.peek().is_none();
+        let by_address = is_anonymous.then(|| self.by_address()).flatten();
+        by_session
+            .chain(by_address.map(Choice::by(RoutedBy::Address)))
             .chain(by_policy.map(Ok).map(Choice::by(RoutedBy::Policy)))
     }
 
@@ -207,6 +220,17 @@ impl<'r> Router<'r> {
             Ok(servers) => servers.into_iter().map(Ok).collect(),
             Err(reason) => vec![Err(reason)],
         }
+    }
+
+    /// Finds the server that took the clients of this address. A server that left the pool counts as unknown.
+    fn by_address(&'r self) -> Option<Found<'r>> {
+        if !self.offered.has_ticket {
+            return None;
+        }
+        let key = self.addresses.key(self.source, self.hello);
+        let id = self.addresses.server(key, self.now)?;
+        let server = self.pool.with_id(id)?;
+        Some(self.with_room(&[id]).map(|_| server))
     }
 
     /// See [`Pool::with_room`].

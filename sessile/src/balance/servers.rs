@@ -1,22 +1,25 @@
 //! The set of servers and pools. A set never changes. A reload or a command replaces it, and the new set keeps
 //! the statistics of remaining servers.
 
+use std::iter;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use sessile_proto::health_state::{Availability, HealthState, PlacementRank};
+use sessile_proto::hello::ClientHello;
+use sessile_proto::postgres;
 use sessile_proto::route::{self, Load, Policy};
 use strum::VariantArray;
 
 use super::key_names::PoolKeyNames;
 use super::metrics::ServerFamilies;
+use super::pool_names::PoolNames;
 use super::route_miss::SkipReason;
 use super::server::{PoolServer, ServerStats};
 use crate::config::{Balance, BalanceServer, UnknownName};
 use crate::key::{RouteKeyring, server_number};
-use crate::server_names::ServerNames;
 
 /// The name of the pool for servers whose settings name no pool.
 const DEFAULT_POOL: &str = "default";
@@ -29,7 +32,7 @@ pub(super) struct ServerSet {
     pub(super) route_keys: Option<Arc<RouteKeyring>>,
     /// The default pool comes first.
     pub(super) pools: Vec<Pool>,
-    pool_names: ServerNames<usize>,
+    pool_names: PoolNames,
 }
 
 /// Servers that can replace each other.
@@ -39,6 +42,8 @@ pub(super) struct Pool {
     /// The first server name without a wildcard. Health checks send this name if `balance.health-name` is not
     /// set.
     pub(super) first_name: Option<String>,
+    /// The protocol (ALPN) that the clients of the pool offer.
+    pub(super) alpn: Option<String>,
     pub(super) policy: Policy,
     slow_start: Duration,
     turn: AtomicU64,
@@ -68,15 +73,14 @@ impl ServerSet {
     ) -> Result<Self, SameNumber> {
         let numbers = server_numbers(&balance.servers, route_keys.as_deref())?;
         let mut pools = vec![Pool::new(DEFAULT_POOL, balance.policy, &balance, before)];
-        let mut pool_names = ServerNames::default();
+        let mut pool_names = PoolNames::default();
         for settings in &balance.pools {
             let policy = settings.policy.unwrap_or(balance.policy);
             let mut pool = Pool::new(&settings.name, policy, &balance, before);
             let mut names = settings.names.iter();
             pool.first_name = names.find(|name| !name.starts_with("*.")).cloned();
-            for name in &settings.names {
-                pool_names.insert(name, pools.len());
-            }
+            pool.alpn.clone_from(&settings.alpn);
+            pool_names.insert(settings, pools.len());
             pools.push(pool);
         }
         for (settings, number) in balance.servers.iter().zip(numbers) {
@@ -95,12 +99,21 @@ impl ServerSet {
         })
     }
 
-    /// The pool of a server name. `None` if no pool has the name, and the default pool is empty or must not be
-    /// used.
-    pub(super) fn pool(&self, server_name: Option<&str>) -> Option<&Pool> {
-        let named = server_name.and_then(|name| self.pool_names.find(name));
-        match (named, self.balance.unknown_name) {
-            (Some(&at), _) => Some(&self.pools[at]),
+    /// The pool of a client. `None` if no pool has its name or protocol, and the default pool is empty or must
+    /// not be used.
+    ///
+    /// `ssl_request`: the client has sent PostgreSQL's SSLRequest. No other servers understand its bytes.
+    pub(super) fn pool(&self, hello: &ClientHello<'_>, ssl_request: bool) -> Option<&Pool> {
+        if ssl_request {
+            let protocols = iter::once(postgres::PROTOCOL.as_bytes());
+            let at = self
+                .pool_names
+                .find_by_protocol(hello.server_name, protocols)?;
+            return Some(&self.pools[at]);
+        }
+        let found = self.pool_names.find(hello.server_name, hello.alpn.iter());
+        match (found, self.balance.unknown_name) {
+            (Some(at), _) => Some(&self.pools[at]),
             (None, UnknownName::Refuse) => None,
             (None, UnknownName::Default) => {
                 let default = &self.pools[0];
@@ -190,11 +203,17 @@ impl Pool {
             name: name.to_owned(),
             servers: Vec::new(),
             first_name: None,
+            alpn: None,
             policy,
             slow_start: balance.slow_start,
             turn: AtomicU64::new(0),
             key_names: known.map_or_else(Arc::default, |pool| Arc::clone(&pool.key_names)),
         }
+    }
+
+    /// True if the servers are PostgreSQL. They then await a request for TLS before the ClientHello.
+    pub(super) fn is_postgres(&self) -> bool {
+        self.alpn.as_deref() == Some(postgres::PROTOCOL)
     }
 
     pub(super) fn has_available_server(&self, now: Instant) -> bool {
@@ -221,11 +240,13 @@ impl Pool {
         if server.is_full() {
             return Err(SkipReason::Full);
         }
-        match SkipReason::for_availability(server.availability(now)) {
-            // If no server is available, another server is no better.
-            Some(reason) if self.has_available_server(now) => Err(reason),
-            _ => Ok(()),
-        }
+        self.unavailable(server, now).map_or(Ok(()), Err)
+    }
+
+    /// Why a server takes no clients now. `None` if no server is available, because another is no better.
+    pub(super) fn unavailable(&self, server: &PoolServer, now: Instant) -> Option<SkipReason> {
+        let reason = SkipReason::for_availability(server.availability(now))?;
+        self.has_available_server(now).then_some(reason)
     }
 
     /// The available servers of this list that have room. The preferred server of the source comes first.

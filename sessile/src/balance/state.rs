@@ -8,12 +8,14 @@ use sessile_proto::health_state::Availability;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::addresses::Addresses;
 use super::metrics::{BalancerMetrics, ServerFamilies, ServerReading};
 use super::server::PoolServer;
 use super::servers::{SameNumber, ServerSet};
 use crate::config::Balance;
 use crate::key::RouteKeyring;
 use crate::locks::locked;
+use crate::log_interval::LogInterval;
 
 /// The servers that a new configuration added, changed and removed, by name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -29,10 +31,13 @@ pub(super) struct BalancerState {
     /// Locked from the read of the server set until the replacement of the set.
     pub(super) replacing: Mutex<()>,
     pub(super) learned: Arc<Mutex<Affinity>>,
+    pub(super) addresses: Arc<Addresses>,
     pub(super) metrics: BalancerMetrics,
     pub(super) families: ServerFamilies,
     /// `session.lifetime`: the expected lifetime of sessions at servers that announce no lifetime.
     pub(super) session_lifetime: Duration,
+    /// Clients choose how often they come, so a log line about them is limited.
+    pub(super) log_postgres: LogInterval,
     pub(super) stop: CancellationToken,
 }
 
@@ -40,6 +45,17 @@ impl BalancerState {
     /// The servers and pools at this time.
     pub(super) fn server_set(&self) -> Arc<ServerSet> {
         Arc::clone(&self.servers.borrow())
+    }
+
+    /// Logs that a PostgreSQL client found no pool.
+    pub(super) fn warn_about_postgres(&self, server_name: Option<&str>) {
+        if self.log_postgres.is_due() {
+            tracing::warn!(
+                server_name,
+                "a PostgreSQL client came, but no pool has PostgreSQL servers for it; add alpn = \"postgresql\" to the \
+                 [[balance.pool]] of these servers; logged once a minute"
+            );
+        }
     }
 
     /// The state of each server, for metrics.
@@ -85,6 +101,7 @@ impl BalancerState {
             let settings = after.server(name).map(|server| &server.settings);
             if settings.is_none_or(|settings| settings.pool != server.settings.pool) {
                 server.key_names.leave(id);
+                self.addresses.forget_server(id);
             }
             if settings.is_none() {
                 self.families.remove(name);
@@ -93,6 +110,7 @@ impl BalancerState {
             if settings.is_none_or(|settings| settings.address != server.address()) {
                 // The server is gone or has another address. No other machine has its sessions.
                 locked(&self.learned).forget_servers(|learned| learned == id);
+                self.addresses.forget_server(id);
                 server.key_names.update(id, |names| names.forget(id));
             }
             if settings.is_some_and(|settings| *settings != server.settings) {

@@ -61,6 +61,12 @@ fn check_balancer(config: &Config, findings: &mut Findings) {
     } else {
         "The balancer loses learned sessions at a restart: session.snapshot is false."
     });
+    if config.session.max_entries > 0 {
+        findings.note(
+            "Clients whose tickets have no label and no key name return by their address; the balancer remembers their \
+             servers in memory only.",
+        );
+    }
     if let Key::File(file) = &config.key
         && file.exists()
         && let Err(error) = key::load_any(file)
@@ -78,8 +84,8 @@ fn check_balancer(config: &Config, findings: &mut Findings) {
             key.display()
         )),
         _ => findings.note(
-            "There is no key file, so ticket labels are not read: TLS 1.3 clients of sessile servers are placed as new \
-             clients. Run `sessile key export --route` on a server, copy the file here and set key.file.",
+            "There is no key file, so ticket labels are not read: TLS 1.3 clients of sessile servers return to their \
+             server only by their address. Run `sessile key export --route` on a server, copy the file here and set key.file.",
         ),
     }
 }

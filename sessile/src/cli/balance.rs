@@ -139,7 +139,7 @@ fn log_label_source(config: &Config, balancer: &Balancer) {
         (_, Key::Ephemeral) => tracing::info!("ticket labels are not read: key.file is \"none\""),
         (None, Key::File(file)) => tracing::info!(
             file = %file.display(),
-            "no key file, so ticket labels are not read: TLS 1.3 clients of sessile servers are placed as new clients. \
+            "no key file, so ticket labels are not read: TLS 1.3 clients of sessile servers return to their server only by their address. \
              Run `sessile key export --route` on a server and copy the file here"
         ),
     }

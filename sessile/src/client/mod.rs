@@ -3,6 +3,7 @@
 
 mod connection;
 mod error;
+mod postgres;
 mod sessions;
 mod stream;
 mod trust;
@@ -24,6 +25,7 @@ use tokio::time::timeout;
 
 pub use connection::{Close, EstablishedConnection, HandshakeTimes};
 pub use error::{Error, Failure, SetupError, Stage};
+pub(crate) use postgres::request_tls;
 pub use sessions::Sessions;
 pub use stream::Stream;
 pub use trust::Trust;
@@ -43,6 +45,8 @@ pub struct Target {
     pub server_name: ServerName<'static>,
     /// Bytes sent before TLS begins: a PROXY header, for servers that require one.
     pub preface: &'static [u8],
+    /// True if the server is PostgreSQL: the client asks for TLS after the preface.
+    pub postgres: bool,
 }
 
 impl Target {
@@ -58,6 +62,7 @@ impl Target {
             address,
             server_name,
             preface: &[],
+            postgres: false,
         })
     }
 }
@@ -162,9 +167,7 @@ impl Client {
         let _ = tcp.set_nodelay(true);
 
         let connected = Instant::now();
-        tcp.write_all(target.preface)
-            .await
-            .map_err(Error::Connect)?;
+        self.send_preface(&mut tcp, target).await?;
         let name = &target.server_name;
         let sessions = Arc::new(HandshakeSessions::new(&self.sessions));
         // The new rustls connection takes the session to offer from the cache. The observer must
@@ -209,6 +212,20 @@ impl Client {
             outcome,
             times,
         })
+    }
+
+    /// Sends the bytes before the ClientHello, and waits for the server's consent if TLS needs one.
+    async fn send_preface(&self, tcp: &mut TcpStream, target: &Target) -> Result<(), Error> {
+        if !target.postgres {
+            return tcp.write_all(target.preface).await.map_err(Error::Connect);
+        }
+        match timeout(self.timeout, request_tls(tcp, target.preface)).await {
+            Ok(asked) => asked.map_err(Error::Connect),
+            Err(_) => Err(Error::TimedOut {
+                stage: Stage::Handshake,
+                after: self.timeout,
+            }),
+        }
     }
 
     fn config_for(&self, sessions: &Arc<HandshakeSessions>) -> Arc<ClientConfig> {

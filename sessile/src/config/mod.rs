@@ -251,12 +251,15 @@ pub enum Health {
     Off,
 }
 
-/// `[[balance.pool]]`: the server names of a pool.
+/// `[[balance.pool]]`: the clients of a pool.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BalancePool {
     pub name: String,
-    /// Server names (SNI), lower case, at least one. `*.example.org` matches one label.
+    /// Server names (SNI), lower case. `*.example.org` matches one label. Empty: every name, if the pool has a
+    /// protocol.
     pub names: Vec<String>,
+    /// The protocol (ALPN) that clients of the pool offer. `None`: clients may offer any protocol.
+    pub alpn: Option<String>,
     /// The policy of this pool. `None`: `balance.policy` applies.
     pub policy: Option<Policy>,
 }

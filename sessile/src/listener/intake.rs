@@ -11,15 +11,16 @@ use std::time::{Duration, Instant};
 
 use sessile_proto::alert::AlertDescription;
 use sessile_proto::hello::HelloReader;
+use sessile_proto::postgres::{self, ACCEPTED, REFUSED, REQUEST_LEN, Request};
 use sessile_proto::proxy_protocol::{self, Addresses};
 use sessile_proto::record;
-use tokio::io::{AsyncRead, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
 use super::admission::{Admission, Admitted, PendingHello};
 use super::rejection::{IntakeFailure, Rejection};
-use crate::config::Network;
+use crate::config::{Listener, Network, Role};
 
 /// How long a client may take to send its PROXY header and its ClientHello.
 const HELLO_DEADLINE: Duration = Duration::from_secs(5);
@@ -69,6 +70,8 @@ pub(super) struct Received {
     pub(super) source: SocketAddr,
     pub(super) destination: Option<SocketAddr>,
     pub(super) admitted: Admitted,
+    /// True if the client sent PostgreSQL's SSLRequest.
+    pub(super) ssl_request: bool,
     /// Counts the bytes in `reader`.
     _pending: PendingHello,
 }
@@ -80,18 +83,21 @@ pub(super) struct ClientIntake {
     /// Sources whose connections begin with a PROXY header. If the list is empty, no connection begins with a
     /// PROXY header.
     trusted_proxies: Arc<[Network]>,
+    /// True if PostgreSQL's requests for encryption are answered.
+    answers_postgres: bool,
     pub(super) stop: CancellationToken,
 }
 
 impl ClientIntake {
     pub(super) fn new(
         admission: &Arc<Admission>,
-        trusted_proxies: &[Network],
+        listener: &Listener,
         stop: &CancellationToken,
     ) -> Self {
         Self {
             admission: Arc::clone(admission),
-            trusted_proxies: trusted_proxies.into(),
+            trusted_proxies: listener.proxies.as_slice().into(),
+            answers_postgres: listener.role == Role::Balance,
             stop: stop.clone(),
         }
     }
@@ -128,9 +134,23 @@ impl ClientIntake {
         let source = addresses.map_or(peer, |addresses| addresses.source);
         let admitted = pending.admit(source.ip(), Instant::now())?;
         let mut reader = HelloReader::new(self.admission.max_hello_size());
-        let mut is_complete = reader.push(&first_bytes)?;
-        while !is_complete {
-            is_complete = read_chunk(io, &mut pending, |bytes| reader.push(bytes)).await??;
+        let mut ssl_request = false;
+        let mut pushed = reader.push(&first_bytes);
+        loop {
+            match pushed {
+                Ok(true) => break,
+                Ok(false) => {}
+                // PostgreSQL's requests begin with a zero, and no TLS record does.
+                Err(record::Error::ContentType(0)) if self.answers_postgres && !ssl_request => {
+                    let hello = answer_postgres(io, &mut pending, reader.bytes().to_vec()).await?;
+                    ssl_request = true;
+                    reader = HelloReader::new(self.admission.max_hello_size());
+                    pushed = reader.push(&hello);
+                    continue;
+                }
+                Err(error) => return Err(error.into()),
+            }
+            pushed = read_chunk(io, &mut pending, |bytes| reader.push(bytes)).await?;
         }
         pending.complete();
         Ok(Received {
@@ -138,6 +158,7 @@ impl ClientIntake {
             source,
             destination: addresses.map(|addresses| addresses.destination),
             admitted,
+            ssl_request,
             _pending: pending,
         })
     }
@@ -155,6 +176,31 @@ async fn read_proxy_header(
             Ok(header) => return Ok((header.addresses, received.split_off(header.len))),
             Err(proxy_protocol::Error::Incomplete) => {}
             Err(_) => return Err(IntakeFailure::BadProxyHeader.into()),
+        }
+    }
+}
+
+/// Answers PostgreSQL's requests for encryption, up to the request for TLS. Returns the bytes after that request.
+async fn answer_postgres(
+    io: &mut TcpStream,
+    pending: &mut PendingHello,
+    mut received: Vec<u8>,
+) -> Result<Vec<u8>, IntakeError> {
+    loop {
+        let answer = match postgres::parse(&received) {
+            Ok(Request::Ssl) => ACCEPTED,
+            Ok(Request::GssEnc) => REFUSED,
+            Err(postgres::Error::Incomplete) => {
+                read_chunk(io, pending, |bytes| received.extend_from_slice(bytes)).await?;
+                continue;
+            }
+            Err(postgres::Error::Other) => return Err(IntakeFailure::BadHello.into()),
+        };
+        received.drain(..REQUEST_LEN);
+        let written = io.write_all(&[answer]).await;
+        written.map_err(|_| IntakeFailure::NoHello)?;
+        if answer == ACCEPTED {
+            return Ok(received);
         }
     }
 }

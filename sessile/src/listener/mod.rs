@@ -55,6 +55,8 @@ pub struct ReceivedHello<'a> {
     /// The bytes as they came, with record headers and with everything that came after the message.
     pub bytes: &'a [u8],
     pub hello: ClientHello<'a>,
+    /// True if the client sent PostgreSQL's SSLRequest before, and got the answer that TLS is spoken here.
+    pub ssl_request: bool,
 }
 
 impl Client {
@@ -122,7 +124,7 @@ impl Listeners {
         let count = lifecycle::worker_count(config.server.workers);
         let mut bound = Vec::new();
         for listener in config.listeners.iter().filter(|it| it.role == role) {
-            let intake = ClientIntake::new(admission, &listener.proxies, stop);
+            let intake = ClientIntake::new(admission, listener, stop);
             bound.push((intake, bind(listener.address, count)?));
         }
         Ok(Self {
@@ -262,6 +264,7 @@ async fn accept_client<H: ClientHandler>(
     let hello = ReceivedHello {
         bytes: received.reader.bytes(),
         hello,
+        ssl_request: received.ssl_request,
     };
     tokio::select! {
         biased;

@@ -2,13 +2,13 @@
 //! connection ends, unless the configuration says otherwise.
 
 use std::cell::Cell;
-use std::convert::Infallible;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::time::Duration;
 
-use http::{Request, Response};
-use hyper::body::Incoming;
+use http::Request;
+use http_body_util::Either;
+use hyper::body::{Body as _, Incoming};
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -16,17 +16,19 @@ use sessile_proto::alert::AlertDescription;
 use sessile_proto::exchange::Exchange;
 use sessile_proto::frame_budget::FrameBudget;
 use sessile_proto::hello::{ClientHello, TLS_1_2};
+use sessile_proto::request_framing::MAX_HEAD;
 use sessile_proto::session::Gone;
 use sessile_proto::verdict::EarlyData;
 use tokio::time::Instant;
 
 use super::Worker;
 use super::guarded_stream::GuardedStream;
+use super::http2_tasks::{Http2, TaskExecutor};
 use super::metrics::HandshakeFailure;
-use super::parking::{Http1, MAX_HEAD};
+use super::parking::Http1;
 use super::pending_upstreams::PendingUpstreams;
-use super::request_task::{PacedBody, RequestTask, TaskExecutor};
-use super::respond::{self, Connection};
+use super::request_task::{Answering, HTTP1_PIECE, HTTP2_PIECE, PacedBody, RequestTask};
+use super::respond::{self, Connection, Reply};
 use crate::clock;
 use crate::listener::{
     Admitted, Client, ClientHandler, DRAIN_GRACE, IntakeFailure, ReceivedHello, Rejection,
@@ -240,45 +242,76 @@ async fn answer_http1(
     stream: Box<GuardedStream>,
     mut displaced: Pin<&mut impl Future<Output = ()>>,
 ) -> bool {
-    let service = service_fn(|request| answer(Rc::clone(connection), task.clone(), request));
+    let service = service_fn(|request| answer(connection, request, || task.clone()));
     // With early data, the rest of the handshake runs in the stream.
     let can_park = connection.handshake.early_data != EarlyData::Accepted;
     let http = Http1::new(stream, service, connection, task, can_park);
     drive!(connection, task, displaced, http)
 }
 
-/// As [`answer_http1`]. `connection_task` stays idle, because each request has a separate task.
+/// As [`answer_http1`]. `connection_task` stays idle, because a request has a separate task.
 async fn answer_http2(
     connection: &Rc<Connection>,
     connection_task: &RequestTask,
     stream: Box<GuardedStream>,
     mut displaced: Pin<&mut impl Future<Output = ()>>,
 ) -> bool {
-    let executor = TaskExecutor::default();
-    let service = service_fn(|request| {
-        let task = connection.new_task();
-        executor.expect(task.clone());
-        answer(Rc::clone(connection), task, request)
-    });
+    let shared = &connection.worker.shared;
+    let executor = TaskExecutor::new(shared.config.connection.body_timeout, &shared.metrics);
+    let service = service_fn(|request| answer(connection, request, || executor.new_task()));
     let mut builder = http2::Builder::new(executor.clone());
     // Each stream may have an open file and a full buffer.
     builder
         .max_concurrent_streams(MAX_STREAMS)
         .max_send_buf_size(MAX_STREAM_BUFFER)
         .max_header_list_size(MAX_HEAD as u32);
-    let http = builder.serve_connection(TokioIo::new(stream), service);
+    let io = TokioIo::new(stream);
+    let http = Http2::new(builder.serve_connection(io, service), executor.clone());
     drive!(connection, connection_task, displaced, http)
 }
 
-/// Answers one request in its task.
-async fn answer(
-    connection: Rc<Connection>,
-    task: RequestTask,
-    mut request: Request<Incoming>,
-) -> Result<Response<PacedBody<respond::Body>>, Infallible> {
-    request.extensions_mut().insert(task.begin());
-    let response = respond::answer(connection, request).await?;
-    Ok(response.map(|body| PacedBody::new(body, &task)))
+/// Answers one request. `task`: makes the task of the request. In HTTP/2, a ready response of one piece needs no
+/// task.
+fn answer(
+    connection: &Rc<Connection>,
+    request: Request<Incoming>,
+    task: impl FnOnce() -> RequestTask,
+) -> Answering<respond::Body> {
+    let piece = if connection.handshake.http2 {
+        HTTP2_PIECE
+    } else {
+        HTTP1_PIECE
+    };
+    match respond::answer(connection, request) {
+        Reply::Ready(response) if connection.handshake.http2 && is_one_piece(response.body()) => {
+            Answering::Ready(Some(response.map(PacedBody::of_one_piece)))
+        }
+        Reply::Ready(response) => {
+            let task = task();
+            task.begin();
+            Answering::Ready(Some(
+                response.map(|body| PacedBody::new(body, piece, &task)),
+            ))
+        }
+        Reply::Waiting(waiting) => {
+            let task = task();
+            let end = task.begin();
+            Answering::Waiting(Box::pin(async move {
+                let response = waiting.answer(end).await;
+                response.map(|body| PacedBody::new(body, piece, &task))
+            }))
+        }
+    }
+}
+
+/// True for a body in memory that hyper gets at once.
+fn is_one_piece(body: &respond::Body) -> bool {
+    let Either::Left(body) = body else {
+        return false;
+    };
+    body.size_hint()
+        .upper()
+        .is_some_and(|length| length <= HTTP2_PIECE as u64)
 }
 
 impl Connection {

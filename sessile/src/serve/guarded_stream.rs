@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use sessile_proto::exchange::Exchange;
 use sessile_proto::frame_budget::{Exhausted, FrameBudget};
-use sessile_proto::request_framing::RequestFraming;
+use sessile_proto::request_framing::{Refusal, RequestFraming};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
@@ -144,8 +144,8 @@ impl GuardedStream {
 
 /// Reads bytes of HTTP/1 requests, up to the first byte that is refused.
 ///
-/// hyper answers a refused head with 400. A refused body is an error, because hyper accepts each byte
-/// at some places of a body.
+/// hyper answers a refused head with 400, and a head that ends at its limit with 431. A refused body is an
+/// error, because hyper accepts each byte at some places of a body.
 fn poll_read_requests(
     framing: &mut RequestFraming,
     stream: Pin<&mut impl AsyncRead>,
@@ -153,7 +153,7 @@ fn poll_read_requests(
     buf: &mut ReadBuf<'_>,
 ) -> Poll<io::Result<()>> {
     let refused = || Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
-    if framing.is_body_refused() {
+    if framing.refusal() == Some(Refusal::Body) {
         return refused();
     }
     let before = buf.filled().len();
@@ -162,7 +162,7 @@ fn poll_read_requests(
         return Poll::Ready(Ok(()));
     };
     let place = before + index;
-    if !framing.is_body_refused() {
+    if framing.refusal() == Some(Refusal::Head) {
         buf.filled_mut()[place] = INVALID;
         return Poll::Ready(Ok(()));
     }

@@ -6,6 +6,7 @@ mod connection;
 mod files;
 mod forget;
 mod guarded_stream;
+mod http2_tasks;
 mod metrics;
 mod parking;
 mod pending_upstreams;
@@ -16,6 +17,7 @@ mod respond;
 mod routes;
 mod site_files;
 mod sites;
+mod verdict_page;
 
 pub use access_log::AccessLog;
 pub use forget::forget_scope;

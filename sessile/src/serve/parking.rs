@@ -15,15 +15,13 @@ use hyper::server::conn::http1;
 use hyper::service::HttpService;
 use hyper_util::rt::TokioIo;
 use sessile_proto::exchange::Exchange;
+use sessile_proto::request_framing::MAX_HEAD;
 use tokio::io::AsyncWrite;
 
 use super::guarded_stream::GuardedStream;
 use super::request_task::{PacedBody, RequestTask};
 use super::respond::{Body, Connection};
 use crate::listener::OpenGauge;
-
-/// Most bytes of a request's head.
-pub(super) const MAX_HEAD: usize = 64 * 1024;
 
 /// Answers the requests of an HTTP/1 connection. The future ends with the connection.
 pub(super) struct Http1<S: HttpService<Incoming>> {

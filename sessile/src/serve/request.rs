@@ -44,6 +44,21 @@ impl<'r> Host<'r> {
         headers: &'r HeaderMap,
         version: Version,
     ) -> Result<Option<Self>, InvalidHost> {
+        let written = Self::find(target, headers, version)?;
+        written.map(Self::read).transpose()
+    }
+
+    /// The host as the client wrote it. It may be invalid.
+    ///
+    /// `None` if an HTTP/1.0 request has no host.
+    ///
+    /// # Errors
+    /// The host is missing or ambiguous.
+    pub(super) fn find(
+        target: &'r Uri,
+        headers: &'r HeaderMap,
+        version: Version,
+    ) -> Result<Option<&'r str>, InvalidHost> {
         let mut host_headers = headers.get_all(HOST).iter();
         let host_header = host_headers.next();
         if host_headers.next().is_some() {
@@ -51,8 +66,8 @@ impl<'r> Host<'r> {
         }
         // The target overrides the header (RFC 9112, 3.2.2, and RFC 9113, 8.3.1).
         match (target.authority(), host_header) {
-            (Some(authority), _) => Self::read(authority.as_str()).map(Some),
-            (None, Some(host)) => Self::read(host.to_str().map_err(|_| InvalidHost)?).map(Some),
+            (Some(authority), _) => Ok(Some(authority.as_str())),
+            (None, Some(host)) => host.to_str().map(Some).map_err(|_| InvalidHost),
             (None, None) if version == Version::HTTP_10 => Ok(None),
             (None, None) => Err(InvalidHost),
         }
@@ -61,7 +76,7 @@ impl<'r> Host<'r> {
     /// Parses an address or a name, with an optional port (RFC 9110, 7.2).
     ///
     /// A URI allows more characters in a name than DNS has. A name with these characters is refused.
-    fn read(written: &'r str) -> Result<Self, InvalidHost> {
+    pub(super) fn read(written: &'r str) -> Result<Self, InvalidHost> {
         let (name, port) = match written.strip_prefix('[') {
             Some(address) => {
                 let (address, port) = address.split_once(']').ok_or(InvalidHost)?;
@@ -71,27 +86,45 @@ impl<'r> Host<'r> {
             None => {
                 let (name, port) = written.split_at(written.find(':').unwrap_or(written.len()));
                 let name = name.strip_suffix('.').unwrap_or(name);
-                if !name.split('.').all(is_label) {
+                if !is_name(name) {
                     return Err(InvalidHost);
                 }
                 (name, port)
             }
         };
-        let digits = match port {
-            "" => "",
-            port => port.strip_prefix(':').ok_or(InvalidHost)?,
-        };
-        let is_port = digits.bytes().all(|digit| digit.is_ascii_digit());
-        if !is_port || (!digits.is_empty() && digits.parse::<u16>().is_err()) {
+        if !is_end_of_host(port) {
             return Err(InvalidHost);
         }
         Ok(Self { written, name })
     }
 }
 
-fn is_label(label: &str) -> bool {
-    let mut bytes = label.bytes();
-    !label.is_empty() && bytes.all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
+/// True if the host is a known valid name, with or without a port. A name in another case is not found.
+pub(super) fn is_host_named(written: &str, name: &str) -> bool {
+    written.strip_prefix(name).is_some_and(is_end_of_host)
+}
+
+/// True for the part of a host behind its name: nothing, or a colon and a port. The port may be empty.
+fn is_end_of_host(port: &str) -> bool {
+    let Some(digits) = port.strip_prefix(':') else {
+        return port.is_empty();
+    };
+    let is_number = digits.bytes().all(|digit| digit.is_ascii_digit());
+    digits.is_empty() || (is_number && digits.parse::<u16>().is_ok())
+}
+
+/// True for labels with dots between them. No label is empty.
+fn is_name(name: &str) -> bool {
+    let mut previous = b'.';
+    name.bytes().all(|byte| {
+        let is_allowed = match byte {
+            b'.' => previous != b'.',
+            b'-' | b'_' => true,
+            _ => byte.is_ascii_alphanumeric(),
+        };
+        previous = byte;
+        is_allowed
+    }) && previous != b'.'
 }
 
 /// True if the client asked to close the connection after this request, and the request has no content.
@@ -138,6 +171,25 @@ mod tests {
             ("[::1]", "[::1]"),
         ] {
             assert_eq!(name(written), Ok(expected), "{written}");
+        }
+    }
+
+    #[test]
+    fn a_known_name_is_found_with_and_without_a_port() {
+        for (written, is_found) in [
+            ("a.example", true),
+            ("a.example:", true),
+            ("a.example:8443", true),
+            ("a.example:65536", false),
+            ("a.example:+1", false),
+            ("a.example.", false),
+            ("a.examples", false),
+            ("a.example@b", false),
+            ("b.a.example", false),
+            ("a", false),
+            ("", false),
+        ] {
+            assert_eq!(is_host_named(written, "a.example"), is_found, "{written}");
         }
     }
 

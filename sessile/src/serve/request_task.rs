@@ -5,6 +5,7 @@
 //! resets the stream if its task is dropped. In HTTP/1, the task of the connection sends all responses.
 
 use std::cell::Cell;
+use std::convert::Infallible;
 use std::error::Error;
 use std::io;
 use std::pin::{Pin, pin};
@@ -15,6 +16,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::Response;
 use hyper::body::{Body, Frame, SizeHint};
 use sessile_proto::exchange::Exchange;
 use tokio::sync::Notify;
@@ -25,7 +27,10 @@ use super::metrics::Metrics;
 /// Most bytes of a response that hyper gets at once. hyper asks for more when the client has made room.
 ///
 /// A socket has room only after a part of its send buffer has drained, which can be more than this.
-const MAX_PIECE: usize = 16 * 1024;
+pub(super) const HTTP1_PIECE: usize = 64 * 1024;
+
+/// As [`HTTP1_PIECE`], over HTTP/2. A frame with its header fills a TLS record.
+pub(super) const HTTP2_PIECE: usize = 16 * 1024 - 9;
 
 /// Ends a request from outside, and tells why the request ended. Each request has this value as an
 /// extension.
@@ -84,8 +89,12 @@ struct Progress {
 enum Phase {
     /// The handler has not answered. A handler that waits for long obeys [`RequestEnd::ordered`] itself.
     Answering,
-    /// The response is on its way. `blocked_since`: hyper has not asked for the next piece since then.
-    Sending { blocked_since: Option<Instant> },
+    /// hyper waits for the next piece of the response.
+    ExpectPiece,
+    /// hyper has taken a piece.
+    PieceTaken,
+    /// hyper has not asked for the next piece since then.
+    Blocked { since: Instant },
 }
 
 impl RequestTask {
@@ -99,6 +108,13 @@ impl RequestTask {
             body_timeout,
             metrics: Arc::clone(metrics),
         }
+    }
+
+    /// Makes the task of a response that is complete and that the client did not take at once.
+    pub(super) fn blocked(body_timeout: Duration, metrics: &Arc<Metrics>) -> Self {
+        let task = Self::new(body_timeout, metrics);
+        task.progress.phase.set(Phase::PieceTaken);
+        task
     }
 
     /// Begins the next request. An order to end the previous request becomes void.
@@ -130,7 +146,7 @@ impl RequestTask {
 
     /// True if a response is on its way.
     pub(super) fn is_sending(&self) -> bool {
-        matches!(self.progress.phase.get(), Phase::Sending { .. })
+        !matches!(self.progress.phase.get(), Phase::Answering)
     }
 
     /// Waits until the response must end. Poll this future after each poll of the response.
@@ -138,15 +154,19 @@ impl RequestTask {
         let mut ordered = pin!(self.end.ordered());
         let mut timer = pin!(tokio::time::sleep(self.body_timeout));
         std::future::poll_fn(|cx| {
-            let Phase::Sending { blocked_since } = self.progress.phase.get() else {
+            let phase = self.progress.phase.get();
+            if matches!(phase, Phase::Answering) {
                 return Poll::Pending;
-            };
+            }
             if ordered.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(());
             }
-            let Some(since) = blocked_since else {
-                return Poll::Pending;
+            let since = match phase {
+                Phase::Answering | Phase::ExpectPiece => return Poll::Pending,
+                Phase::PieceTaken => Instant::now(),
+                Phase::Blocked { since } => since,
             };
+            self.progress.phase.set(Phase::Blocked { since });
             let deadline = since + self.body_timeout;
             loop {
                 ready!(timer.as_mut().poll(cx));
@@ -169,27 +189,39 @@ impl Progress {
     }
 }
 
-/// The body of a response, in pieces. Notes the time since which hyper does not ask for the next piece.
+/// The body of a response, in pieces. Notes if hyper has taken a piece.
 pub(super) struct PacedBody<B> {
     body: B,
     /// The rest of a large piece.
     rest: Bytes,
-    progress: Rc<Progress>,
+    /// Most bytes of a piece.
+    max_piece: usize,
+    /// `None` if the body is one piece.
+    progress: Option<Rc<Progress>>,
 }
 
 impl<B> PacedBody<B>
 where
     B: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Unpin,
 {
-    pub(super) fn new(body: B, task: &RequestTask) -> Self {
+    pub(super) fn new(body: B, max_piece: usize, task: &RequestTask) -> Self {
         let progress = Rc::clone(&task.progress);
-        progress.phase.set(Phase::Sending {
-            blocked_since: None,
-        });
+        progress.phase.set(Phase::ExpectPiece);
         Self {
             body,
             rest: Bytes::new(),
-            progress,
+            max_piece,
+            progress: Some(progress),
+        }
+    }
+
+    /// Makes a body that is in memory and has one piece. hyper needs such a body only once.
+    pub(super) fn of_one_piece(body: B) -> Self {
+        Self {
+            body,
+            rest: Bytes::new(),
+            max_piece: usize::MAX,
+            progress: None,
         }
     }
 
@@ -203,7 +235,7 @@ where
                 None => return Poll::Ready(None),
             }
         }
-        let piece = self.rest.split_to(self.rest.len().min(MAX_PIECE));
+        let piece = self.rest.split_to(self.rest.len().min(self.max_piece));
         Poll::Ready(Some(Ok(Frame::data(piece))))
     }
 }
@@ -220,10 +252,14 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         let polled = self.poll_piece(cx);
-        let has_piece = matches!(polled, Poll::Ready(Some(Ok(_))));
-        self.progress.phase.set(Phase::Sending {
-            blocked_since: has_piece.then(Instant::now),
-        });
+        if let Some(progress) = &self.progress {
+            let has_piece = matches!(polled, Poll::Ready(Some(Ok(_))));
+            progress.phase.set(if has_piece {
+                Phase::PieceTaken
+            } else {
+                Phase::ExpectPiece
+            });
+        }
         polled
     }
 
@@ -244,31 +280,32 @@ where
 
 impl<B> Drop for PacedBody<B> {
     fn drop(&mut self) {
-        self.progress.phase.set(Phase::Answering);
-        self.progress.update_exchange(Exchange::response_ended);
+        if let Some(progress) = &self.progress {
+            progress.phase.set(Phase::Answering);
+            progress.update_exchange(Exchange::response_ended);
+        }
     }
 }
 
-/// Runs hyper's tasks on the connection's own thread, each with its [`RequestTask`].
-#[derive(Clone, Default)]
-pub(super) struct TaskExecutor {
-    /// The task of the request that hyper has just handed to the service.
-    next: Rc<Cell<Option<RequestTask>>>,
+/// The response to a request, at once or later.
+pub(super) enum Answering<B> {
+    Ready(Option<Response<PacedBody<B>>>),
+    Waiting(Pin<Box<dyn Future<Output = Response<PacedBody<B>>>>>),
 }
 
-impl TaskExecutor {
-    /// Notes the task of a request. hyper calls the executor right after the service.
-    pub(super) fn expect(&self, task: RequestTask) {
-        self.next.set(Some(task));
-    }
-}
+impl<B: Unpin> Future for Answering<B> {
+    type Output = Result<Response<PacedBody<B>>, Infallible>;
 
-impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for TaskExecutor {
-    fn execute(&self, future: F) {
-        match self.next.take() {
-            Some(task) => tokio::task::spawn_local(task.run(future)),
-            None => tokio::task::spawn_local(future),
-        };
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match &mut *self {
+            Self::Ready(response) => {
+                let response = response
+                    .take()
+                    .expect("a future is polled until it is ready");
+                Poll::Ready(Ok(response))
+            }
+            Self::Waiting(response) => response.as_mut().poll(cx).map(Ok),
+        }
     }
 }
 
@@ -300,7 +337,7 @@ pub(super) mod tests {
         let task = RequestTask::new(Duration::from_secs(60), &metrics());
         let mut must_end = pin!(task.must_end());
         task.begin();
-        let sending = PacedBody::new(http_body_util::Empty::new(), &task);
+        let sending = PacedBody::new(http_body_util::Empty::new(), HTTP1_PIECE, &task);
         assert!(!is_ready(must_end.as_mut()));
         drop(sending);
 
@@ -311,7 +348,7 @@ pub(super) mod tests {
         end.order();
         assert!(is_ready(handler));
         // The handler answers 503, and its response is not cut.
-        let _answer = PacedBody::new(http_body_util::Empty::new(), &task);
+        let _answer = PacedBody::new(http_body_util::Empty::new(), HTTP1_PIECE, &task);
         assert!(!is_ready(must_end.as_mut()));
         end.order();
         assert!(is_ready(must_end));

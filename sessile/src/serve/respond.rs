@@ -2,7 +2,6 @@
 //! handshake.
 
 use std::cell::Cell;
-use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
@@ -17,16 +16,18 @@ use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Either, Full};
 use hyper::body::{Body as _, Incoming};
-use serde::Serialize;
 use tokio::time::Instant;
 
 use super::Worker;
 use super::access_log::quoted;
 use super::files::{Answer, Content, Folder};
 use super::pending_upstreams::PendingUpstreams;
+use super::proxy::Upstream;
 use super::request::{self, Host, SentEarly};
+use super::request_task::RequestEnd;
 use super::routes;
 use super::sites::{Handler, Site, Sites};
+use super::verdict_page::VerdictPage;
 use crate::clock;
 use crate::tls::{Completion, Handshake, Status};
 
@@ -63,118 +64,186 @@ pub(super) struct Connection {
     pub(super) worker: Rc<Worker>,
 }
 
-/// The contents of the built-in page; also its JSON form.
-#[derive(Serialize)]
-struct VerdictPage<'a> {
-    server: &'a str,
-    verdict: String,
-    resumed: bool,
-    early_data: String,
-    protocol: &'a str,
-    cipher_suite: &'a str,
-    http: &'a str,
-    server_name: Option<&'a str>,
-    client: SocketAddr,
-    /// The subject of the client's certificate.
-    client_certificate: Option<&'a str>,
-    /// Seconds since the full handshake of the session.
-    session_age_seconds: u64,
-    /// The number of this request on its connection, from 1.
-    request: u64,
+/// The reply to a request.
+pub(super) enum Reply {
+    Ready(Response<Body>),
+    Waiting(Waiting),
 }
 
-pub(super) async fn answer(
+/// A request whose response has to wait.
+pub(super) struct Waiting {
     connection: Rc<Connection>,
-    mut request: Request<Incoming>,
-) -> Result<Response<Body>, Infallible> {
+    request: Request<Incoming>,
+    summary: Summary,
+    wait: Wait,
+}
+
+/// The reason why a response has to wait.
+enum Wait {
+    /// The file system. `above`: the length of the part of the path that the route matched.
+    Files {
+        folder: Rc<Folder>,
+        above: usize,
+    },
+    Upstream(Rc<Upstream>),
+    /// The content of a request whose method is refused.
+    Content,
+}
+
+/// The next step for a request.
+enum Step {
+    Respond(Response<Body>),
+    Wait(Wait),
+}
+
+/// The properties of a request that its response depends on.
+struct Summary {
+    /// The log entry, if the access log is enabled.
+    entry: Option<Entry>,
+    is_probe: bool,
+    is_http2: bool,
+    is_last: bool,
+    is_head: bool,
+}
+
+/// Begins to answer a request. The response is ready if all its parts are in memory.
+pub(super) fn answer(connection: &Rc<Connection>, mut request: Request<Incoming>) -> Reply {
     if connection.is_in_early_data() {
         request.extensions_mut().insert(SentEarly);
     }
     connection.requests.set(connection.requests.get() + 1);
     connection.worker.shared.metrics.count_request();
     let is_logged = connection.worker.shared.env.access_log.is_on();
-    let entry = is_logged.then(|| Entry::of(&request));
-    let is_probe = request.headers().contains_key(PROBE);
-    let is_http2 = request.version() == Version::HTTP_2;
-    let is_last = request::is_last(&request);
-    let is_head = request.method() == Method::HEAD;
-    let mut response = route(&connection, request)
-        .await
-        .unwrap_or_else(|code| refusal(code, is_http2));
-    if is_head && !response.body().is_end_stream() {
-        response = without_content(response);
+    let summary = Summary {
+        entry: is_logged.then(|| Entry::of(&request)),
+        is_probe: request.headers().keys().any(|name| *name == PROBE),
+        is_http2: request.version() == Version::HTTP_2,
+        is_last: request::is_last(&request),
+        is_head: *request.method() == Method::HEAD,
+    };
+    match connection.route(&request) {
+        Ok(Step::Wait(wait)) => Reply::Waiting(Waiting {
+            connection: Rc::clone(connection),
+            request,
+            summary,
+            wait,
+        }),
+        Ok(Step::Respond(response)) => Reply::Ready(summary.finish(connection, Ok(response))),
+        Err(code) => Reply::Ready(summary.finish(connection, Err(code))),
     }
-    if is_probe {
-        connection.add_verdict_headers(response.headers_mut());
-    }
-    if let Some(entry) = entry {
-        connection.log(&entry.finish(&response));
-    }
-    if is_last && matches!(response.body(), Either::Left(_)) {
-        connection.status.announce_last_response();
-    }
-    Ok(response)
 }
 
-/// Answers a request by its route.
-///
-/// # Errors
-/// The status for a refused request, or for an upstream that did not answer.
-async fn route(
-    connection: &Connection,
-    request: Request<Incoming>,
-) -> Result<Response<Body>, StatusCode> {
-    if *request.method() == Method::CONNECT {
-        return Err(StatusCode::NOT_IMPLEMENTED);
+impl Waiting {
+    /// Waits for the response. `end` can end the wait early.
+    pub(super) async fn answer(self, end: RequestEnd) -> Response<Body> {
+        let Self {
+            connection,
+            request,
+            summary,
+            wait,
+        } = self;
+        let client = connection.peer.ip();
+        let result = match wait {
+            Wait::Files { folder, above } => {
+                let (head, _) = request.into_parts();
+                files(&folder, &head, above, client, end).await
+            }
+            Wait::Upstream(upstream) => upstream
+                .forward(client, &connection.pending_upstreams, request, end)
+                .await
+                .map(|response| response.map(|body| Either::Right(body.boxed_unsync()))),
+            Wait::Content => {
+                discard_content(request.into_body()).await;
+                Ok(method_not_allowed())
+            }
+        };
+        summary.finish(&connection, result)
     }
-    if request::has_two_lengths(request.headers()) {
-        return Err(StatusCode::BAD_REQUEST);
-    }
-    connection.check_host(&request)?;
-    if is_too_early(&request) {
-        return Err(StatusCode::TOO_EARLY);
-    }
-    let path = request.uri().path();
-    let (handler, below) = connection
-        .site
-        .routes
-        .find(path)
-        .map_err(|routes::AmbiguousPath| StatusCode::BAD_REQUEST)?
-        .ok_or(StatusCode::NOT_FOUND)?;
-    if matches!(handler, Handler::Files(_) | Handler::Verdict)
-        && !matches!(*request.method(), Method::GET | Method::HEAD)
-    {
-        let mut response = status(StatusCode::METHOD_NOT_ALLOWED);
+}
+
+impl Summary {
+    /// Completes a response.
+    fn finish(
+        self,
+        connection: &Connection,
+        result: Result<Response<Body>, StatusCode>,
+    ) -> Response<Body> {
+        let mut response = result.unwrap_or_else(|code| refusal(code, self.is_http2));
+        if self.is_head && !response.body().is_end_stream() {
+            response = without_content(response);
+        }
+        if self.is_probe {
+            connection.add_verdict_headers(response.headers_mut());
+        }
+        if let Some(entry) = self.entry {
+            connection.log(&entry.finish(&response));
+        }
+        if self.is_last && matches!(response.body(), Either::Left(_)) {
+            connection.status.announce_last_response();
+        }
         response
-            .headers_mut()
-            .insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
-        if request.version() == Version::HTTP_2 {
-            discard_content(request.into_body()).await;
-        }
-        return Ok(response);
     }
-    let above = &path[..path.len() - below.len()];
-    Ok(match handler {
-        Handler::Files(folder) => {
-            let above = above.len();
-            let (head, _) = request.into_parts();
-            files(folder, &head, above, connection.peer.ip()).await?
+}
+
+impl Connection {
+    /// Finds the next step for a request.
+    ///
+    /// # Errors
+    /// The status for a refused request.
+    fn route(&self, request: &Request<Incoming>) -> Result<Step, StatusCode> {
+        let is_http2 = request.version() == Version::HTTP_2;
+        if *request.method() == Method::CONNECT {
+            return Err(StatusCode::NOT_IMPLEMENTED);
         }
-        Handler::Proxy(upstream) => {
-            let client = connection.peer.ip();
-            let response = upstream
-                .forward(client, &connection.pending_upstreams, request)
-                .await?;
-            response.map(|body| Either::Right(body.boxed_unsync()))
+        if is_http2 && request::has_two_lengths(request.headers()) {
+            return Err(StatusCode::BAD_REQUEST);
         }
-        Handler::Redirect(to) => redirect(to, below, request.uri().query()),
-        Handler::Respond { status, body } => {
-            let mut response = text(body.clone());
-            *response.status_mut() = StatusCode::from_u16(*status).unwrap_or_default();
-            response
+        self.check_host(request)?;
+        if is_too_early(request) {
+            return Err(StatusCode::TOO_EARLY);
         }
-        Handler::Verdict => connection.verdict_page(above, below, request.headers()),
-    })
+        let path = request.uri().path();
+        let (handler, below) = self
+            .site
+            .routes
+            .find(path)
+            .map_err(|routes::AmbiguousPath| StatusCode::BAD_REQUEST)?
+            .ok_or(StatusCode::NOT_FOUND)?;
+        if matches!(handler, Handler::Files(_) | Handler::Verdict)
+            && !matches!(*request.method(), Method::GET | Method::HEAD)
+        {
+            return Ok(if is_http2 {
+                Step::Wait(Wait::Content)
+            } else {
+                Step::Respond(method_not_allowed())
+            });
+        }
+        let above = &path[..path.len() - below.len()];
+        Ok(match handler {
+            Handler::Files(folder) => match folder.answer_at_once(request, below) {
+                Some(response) => Step::Respond(response.map(body_of)),
+                None => Step::Wait(Wait::Files {
+                    folder: Rc::clone(folder),
+                    above: above.len(),
+                }),
+            },
+            Handler::Proxy(upstream) => Step::Wait(Wait::Upstream(Rc::clone(upstream))),
+            Handler::Redirect(to) => Step::Respond(redirect(to, below, request.uri().query())),
+            Handler::Respond { status, body } => {
+                let mut response = text(body.clone());
+                *response.status_mut() = StatusCode::from_u16(*status).unwrap_or_default();
+                Step::Respond(response)
+            }
+            Handler::Verdict => Step::Respond(self.verdict_page(above, below, request.headers())),
+        })
+    }
+}
+
+fn method_not_allowed() -> Response<Body> {
+    let mut response = status(StatusCode::METHOD_NOT_ALLOWED);
+    let allow = HeaderValue::from_static("GET, HEAD");
+    response.headers_mut().insert(ALLOW, allow);
+    response
 }
 
 /// Reads the content of a refused request.
@@ -232,17 +301,15 @@ async fn files(
     head: &Parts,
     above: usize,
     client: IpAddr,
+    end: RequestEnd,
 ) -> Result<Response<Body>, StatusCode> {
     let (above, below) = head.uri.path().split_at(above);
     if below.is_empty() {
         // The relative links of an index page need a path that ends with a slash.
         return Ok(redirect(above, "/", head.uri.query()));
     }
-    match folder.answer(head, below, client).await? {
-        Answer::Response(response) => Ok(response.map(|content| match content {
-            Content::InMemory(bytes) => Either::Left(Full::new(bytes)),
-            Content::Stream(stream) => Either::Right(stream.boxed_unsync()),
-        })),
+    match folder.answer(head, below, client, end).await? {
+        Answer::Response(response) => Ok(response.map(body_of)),
         Answer::MissingSlash => {
             let below = below.trim_start_matches('/');
             let mut response = redirect(above, &format!("/{below}/"), head.uri.query());
@@ -250,6 +317,13 @@ async fn files(
             *response.status_mut() = StatusCode::TEMPORARY_REDIRECT;
             Ok(response)
         }
+    }
+}
+
+fn body_of(content: Content) -> Body {
+    match content {
+        Content::InMemory(bytes) => Either::Left(Full::new(bytes)),
+        Content::Stream(stream) => Either::Right(stream.boxed_unsync()),
     }
 }
 
@@ -366,15 +440,30 @@ impl Connection {
     /// certificates. A host without a site is refused too, because an upstream could serve any site for
     /// that host.
     fn check_host<B>(&self, request: &Request<B>) -> Result<(), StatusCode> {
-        let Some(host) = Host::of(request.uri(), request.headers(), request.version())
-            .map_err(|request::InvalidHost| StatusCode::BAD_REQUEST)?
+        let invalid = |request::InvalidHost| StatusCode::BAD_REQUEST;
+        let Some(written) =
+            Host::find(request.uri(), request.headers(), request.version()).map_err(invalid)?
         else {
             return Ok(());
         };
-        match self.sites.find(Some(host.name)) {
-            Some(site) if Rc::ptr_eq(site, &self.site) => Ok(()),
-            _ => Err(StatusCode::MISDIRECTED_REQUEST),
+        if let Some(name) = &self.handshake.server_name
+            && request::is_host_named(written, name)
+        {
+            debug_assert!(self.is_of_this_site(name), "the site was found by its name");
+            return Ok(());
         }
+        let host = Host::read(written).map_err(invalid)?;
+        if self.is_of_this_site(host.name) {
+            Ok(())
+        } else {
+            Err(StatusCode::MISDIRECTED_REQUEST)
+        }
+    }
+
+    /// True if a name leads to the site of the handshake.
+    fn is_of_this_site(&self, name: &str) -> bool {
+        let site = self.sites.find(Some(name));
+        site.is_some_and(|site| Rc::ptr_eq(site, &self.site))
     }
 
     fn server(&self) -> &str {
@@ -407,65 +496,6 @@ impl Connection {
             self.handshake.early_data,
         ));
     }
-}
-
-impl VerdictPage<'_> {
-    fn text(&self) -> String {
-        let name = self.server_name.unwrap_or("-");
-        let client = match self.client_certificate {
-            Some(subject) => format!("client    {subject}\n"),
-            None => String::new(),
-        };
-        format!(
-            "{}\n\nserver    {}\nprotocol  {} {} {}\nname      {name}\n{client}session   {} s old\nearly     {}\nrequest   {} of this connection\n",
-            self.verdict,
-            self.server,
-            self.protocol,
-            self.cipher_suite,
-            self.http,
-            self.session_age_seconds,
-            self.early_data,
-            self.request
-        )
-    }
-
-    /// `above`: the path of the route.
-    fn html(&self, above: &str) -> String {
-        let colour = if self.resumed { "#1a7f37" } else { "#9a6700" };
-        let name = escaped(self.server_name.unwrap_or("–"));
-        let server = escaped(self.server);
-        let client = match self.client_certificate {
-            Some(subject) => format!("<dt>client<dd>{}", escaped(subject)),
-            None => String::new(),
-        };
-        format!(
-            "<!doctype html><html lang=en><meta charset=utf-8>\
-             <meta name=viewport content=\"width=device-width\"><title>{verdict} · {server}</title>\
-             <style>body{{font:1rem/1.5 system-ui,sans-serif;margin:10vh auto;max-width:36rem;padding:0 1rem;\
-             color:#1f2328;background:#fff}}h1{{font:600 2rem ui-monospace,monospace;color:{colour}}}\
-             dl{{display:grid;grid-template-columns:8rem 1fr;gap:.25rem 1rem}}dt{{color:#59636e}}dd{{margin:0}}\
-             p{{color:#59636e}}</style>\
-             <h1>{verdict}</h1><dl><dt>server<dd>{server}<dt>protocol<dd>{protocol}, {http}\
-             <dt>cipher suite<dd>{suite}<dt>name<dd>{name}{client}<dt>session<dd>{age} s old\
-             <dt>early data<dd>{early_data}<dt>request<dd>{request} of this connection</dl>\
-             <p>Come back on a new connection (close this one, wait, restart a server) and see what the \
-             handshake came to. As JSON: <a href=\"{above}/verdict.json\">{above}/verdict.json</a></p></html>\n",
-            above = escaped(above),
-            verdict = self.verdict,
-            protocol = self.protocol,
-            http = self.http,
-            suite = self.cipher_suite,
-            age = self.session_age_seconds,
-            early_data = self.early_data,
-            request = self.request,
-        )
-    }
-}
-
-fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;")
-        .replace('<', "&lt;")
-        .replace('"', "&quot;")
 }
 
 /// The part of a log line that the request and the response fill.

@@ -39,6 +39,25 @@ impl<T> Routes<T> {
     /// # Errors
     /// Another server could find another route for the path.
     pub(super) fn find<'p>(&self, path: &'p str) -> Result<Option<(&T, &'p str)>, AmbiguousPath> {
+        let found = if is_plain(path) {
+            self.longest_prefix(|| plain_segments(path).map(Cow::Borrowed))
+        } else {
+            self.find_if_clear(path)?
+        };
+        if !path.starts_with('/') {
+            return Ok(None);
+        }
+        Ok(found.map(|index| {
+            let (route, value) = &self.by_path[index];
+            (value, below(path, route.len()))
+        }))
+    }
+
+    /// As [`Self::longest_prefix`].
+    ///
+    /// # Errors
+    /// Another server could find another route for the path.
+    fn find_if_clear(&self, path: &str) -> Result<Option<usize>, AmbiguousPath> {
         if !is_well_encoded(path.as_bytes()) {
             return Err(AmbiguousPath);
         }
@@ -47,9 +66,6 @@ impl<T> Routes<T> {
         if loose_segments(&decoded).any(|segment| matches!(segment, b"." | b"..")) {
             return Err(AmbiguousPath);
         }
-        if !path.starts_with('/') {
-            return Ok(None);
-        }
         let found = self.longest_prefix(|| segments(path));
         // The strict reading splits the path at the fewest bytes, the loose reading at the most. If both
         // find the same route, every reading between them finds it too. The reason is that no segment of a
@@ -57,10 +73,7 @@ impl<T> Routes<T> {
         if found != self.longest_prefix(|| loose_segments(&decoded).map(Cow::Borrowed)) {
             return Err(AmbiguousPath);
         }
-        Ok(found.map(|index| {
-            let (route, value) = &self.by_path[index];
-            (value, below(path, route.len()))
-        }))
+        Ok(found)
     }
 
     fn longest_prefix<'s, S>(&self, segments: impl Fn() -> S) -> Option<usize>
@@ -74,6 +87,18 @@ impl<T> Routes<T> {
                 .all(|expected| segments.next().is_some_and(|segment| *expected == *segment))
         })
     }
+}
+
+/// True if all servers find the same segments, and no segment is encoded or a dot segment.
+fn is_plain(path: &str) -> bool {
+    let is_special = |byte| matches!(byte, b'%' | b'\\' | b';' | b'?' | b'#');
+    !path.bytes().any(is_special) && !plain_segments(path).any(|name| matches!(name, b"." | b".."))
+}
+
+/// The segments of a path that is not encoded.
+fn plain_segments(path: &str) -> impl Iterator<Item = &[u8]> {
+    let segments = path.as_bytes().split(|byte| *byte == b'/');
+    segments.filter(|segment| !segment.is_empty())
 }
 
 /// The rest of a path after a number of segments.

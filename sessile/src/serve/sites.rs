@@ -29,7 +29,7 @@ pub(super) struct Site {
 
 /// The action of a route.
 pub(super) enum Handler {
-    Files(Folder),
+    Files(Rc<Folder>),
     Proxy(Rc<Upstream>),
     /// The target, without a final slash.
     Redirect(String),
@@ -132,7 +132,7 @@ fn handler(action: &Action, upstreams: &mut Upstreams<'_>, resources: &FileResou
     match action {
         Action::Files(config) => {
             let metrics = Arc::clone(&upstreams.metrics.files);
-            Handler::Files(Folder::new(config, resources, metrics))
+            Handler::Files(Rc::new(Folder::new(config, resources, metrics)))
         }
         Action::Proxy(config) => Handler::Proxy(upstreams.get(config)),
         Action::Redirect(to) => Handler::Redirect(to.trim_end_matches('/').to_owned()),

@@ -1,19 +1,20 @@
 //! Accepts a connection whose ClientHello was read: runs the handshake and returns a stream.
 
+use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use rustls::ServerConnection;
 use sessile_proto::Time;
 use sessile_proto::alert::AlertDescription;
 use sessile_proto::hello::{ClientHello, TLS_1_3};
 use sessile_proto::resumption::EarlyDataPlan;
 use sessile_proto::verdict::{EarlyData, Verdict};
+use tokio::io::ReadBuf;
 use tokio::net::TcpStream;
 
 use super::closing::refuse;
+use super::connection::Connection;
 use super::handshake::{AcceptError, Handshaking};
-use super::io::read_tls;
 use super::resumption::HandshakeSessions;
 use super::stream::Stream;
 use super::template::Template;
@@ -94,24 +95,29 @@ pub async fn accept(
         context,
         max_fragment_size,
     };
-    loop {
-        handshaking.step(&mut io, &mut tls).await?;
-        if received.is_empty() {
-            break;
-        }
-        if let Err(error) = tls.read_tls(&mut received) {
-            // The hello came in more records than rustls buffers.
-            refuse(io, AlertDescription::DecodeError).await;
-            return Err(AcceptError::Io(error));
+    if tls.has_early_data() {
+        // rustls has processed the hello already.
+        handshaking.step(&mut io, &mut tls, Ok(())).await?;
+    }
+    while !received.is_empty() {
+        match tls.receive(&mut received) {
+            Ok(processed) => handshaking.step(&mut io, &mut tls, processed).await?,
+            Err(error) => {
+                // The hello came in more records than rustls buffers.
+                refuse(io, AlertDescription::DecodeError).await;
+                return Err(AcceptError::Io(error));
+            }
         }
     }
-    while tls.is_handshaking() && tls.early_data().is_none() {
-        if read_tls(&mut io, &mut tls).await? == 0 {
+    while tls.is_handshaking() && !tls.has_early_data() {
+        let received = poll_fn(|cx| tls.poll_receive(&mut io, cx, &mut ReadBuf::new(&mut [])));
+        let (len, processed) = received.await?;
+        if len == 0 {
             return Err(AcceptError::Closed);
         }
-        handshaking.step(&mut io, &mut tls).await?;
+        handshaking.step(&mut io, &mut tls, processed).await?;
     }
-    let handshake = outcome(&mut tls, &handshaking.resumption);
+    let handshake = outcome(&mut tls, hello, &handshaking.resumption);
     let stream = Stream::new(io, tls, handshaking);
     Ok(Accepted { stream, handshake })
 }
@@ -120,7 +126,7 @@ fn new_connection(
     template: &Template,
     resumption: &Arc<HandshakeSessions>,
     max_fragment_size: Option<usize>,
-) -> Result<Box<ServerConnection>, rustls::Error> {
+) -> Result<Connection, rustls::Error> {
     let mut config = template.config.clone();
     config.session_storage = Arc::clone(resumption) as _;
     config.ticketer = Arc::clone(resumption) as _;
@@ -132,9 +138,13 @@ fn new_connection(
     early_data::new_connection(plan, config, is_single_use.then_some(early_data))
 }
 
-fn outcome(tls: &mut ServerConnection, resumption: &HandshakeSessions) -> Handshake {
+fn outcome(
+    tls: &mut Connection,
+    hello: &ClientHello<'_>,
+    resumption: &HandshakeSessions,
+) -> Handshake {
     let (verdict, established) = resumption.lock().verdict();
-    let early_data = resumption.lock().early_data(tls.early_data().is_some());
+    let early_data = resumption.lock().early_data(tls.has_early_data());
     let version = match tls.protocol_version() {
         Some(version) if u16::from(version) == TLS_1_3 => "TLSv1.3",
         _ => "TLSv1.2",
@@ -148,7 +158,7 @@ fn outcome(tls: &mut ServerConnection, resumption: &HandshakeSessions) -> Handsh
         // rustls writes TLS13_AES_…, and IANA writes TLS_AES_….
         suite: name.unwrap_or("unknown").replacen("TLS13_", "TLS_", 1),
         established,
-        server_name: tls.server_name().map(str::to_owned),
+        server_name: hello.server_name.map(str::to_ascii_lowercase),
         client_certificate: tls
             .peer_certificates()
             .and_then(<[_]>::first)

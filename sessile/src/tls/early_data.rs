@@ -12,7 +12,9 @@ use sessile_proto::resumption::{ConsumedSession, EarlyDataPlan};
 use sessile_proto::ticket::Envelope;
 use sessile_proto::verdict::Reason;
 
+use super::connection::{Connection, MAX_OUTPUT};
 use super::rustls_session;
+use super::unbuffered::Unbuffered;
 use crate::store::Consumed;
 
 /// Most bytes of refused early data that are skipped. The connection ends if more bytes come.
@@ -47,15 +49,19 @@ pub(super) fn new_connection(
     plan: EarlyDataPlan,
     mut config: ServerConfig,
     single_use: Option<u32>,
-) -> Result<Box<ServerConnection>, rustls::Error> {
+) -> Result<Connection, rustls::Error> {
     let is_granted = matches!(plan, EarlyDataPlan::Granted(_)) && single_use.is_some();
     config.max_early_data_size = match (single_use, plan) {
         (Some(bytes), _) => bytes,
         (None, EarlyDataPlan::NotOffered) => 0,
         (None, _) => MAX_SKIPPED,
     };
+    if single_use.is_none() && matches!(plan, EarlyDataPlan::NotOffered) {
+        return Unbuffered::new(config).map(Connection::Unbuffered);
+    }
     config.send_half_rtt_data = is_granted;
     let mut tls = ServerConnection::new(Arc::new(config)).map(Box::new)?;
+    tls.set_buffer_limit(Some(MAX_OUTPUT));
     if let Some(bytes) = single_use {
         tls.set_resumption_data(&bytes.to_be_bytes());
     }
@@ -63,17 +69,17 @@ pub(super) fn new_connection(
     if !is_granted {
         tls.reject_early_data();
     }
-    Ok(tls)
+    Ok(Connection::Buffered(tls))
 }
 
 /// Passes the ClientHello to rustls. True if rustls accepts the early data that follows.
-pub(super) fn accepts_early_data(tls: &mut ServerConnection, mut hello: &[u8]) -> bool {
+pub(super) fn accepts_early_data(tls: &mut Connection, mut hello: &[u8]) -> bool {
     while !hello.is_empty() {
-        if tls.read_tls(&mut hello).is_err() || tls.process_new_packets().is_err() {
+        if !matches!(tls.receive(&mut hello), Ok(Ok(()))) {
             return false;
         }
     }
-    tls.early_data().is_some()
+    tls.has_early_data()
 }
 
 /// The length in bytes of the handshake records at the start of `received`.

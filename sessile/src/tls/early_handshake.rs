@@ -6,9 +6,9 @@ use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use rustls::ServerConnection;
 use tokio::time::Sleep;
 
+use super::connection::Connection;
 use super::handshake::{HANDSHAKE_DEADLINE, Handshaking};
 use super::status::Status;
 
@@ -30,7 +30,7 @@ impl EarlyHandshake {
     }
 
     /// Starts to store the new sessions if the handshake is done. Call this after rustls processed input.
-    pub(super) fn advance(&mut self, tls: &ServerConnection, status: &Status) {
+    pub(super) fn advance(&mut self, tls: &Connection, status: &Status) {
         if tls.is_handshaking() {
             return;
         }

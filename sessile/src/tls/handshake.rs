@@ -1,17 +1,18 @@
 //! Runs one handshake, flight by flight. New sessions are stored first, and then announced to the client.
 
+use std::future::poll_fn;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::ServerConnection;
 use sessile_proto::hello::IllegalRecordLimit;
+use sessile_proto::record::separate_messages;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
 use super::closing;
-use super::io::{write_in_small_records, write_tls};
+use super::connection::Connection;
 use super::resumption::HandshakeSessions;
 use super::sessions::Sessions;
 use crate::store::StoreContext;
@@ -72,19 +73,19 @@ pub(super) struct Handshaking {
 }
 
 impl Handshaking {
-    /// Lets rustls process received bytes, stores new sessions, and sends the next flight.
+    /// Stores new sessions, and sends the next flight. `processed` is the result of rustls for received bytes.
     pub(super) async fn step(
         &mut self,
         io: &mut TcpStream,
-        tls: &mut ServerConnection,
+        tls: &mut Connection,
+        processed: Result<(), rustls::Error>,
     ) -> Result<(), AcceptError> {
-        let processed = tls.process_new_packets();
         self.observe(tls);
         self.store(!tls.is_handshaking()).await;
         if let Err(error) = processed {
             // The alert must leave before the connection ends. The write may fail: the client may be gone.
             let missing = closing::missing_alert(&error, tls);
-            let _ = write_tls(io, tls).await;
+            let _ = send(io, tls).await;
             if let Some(alert) = missing {
                 let _ = io.write_all(&alert.record()).await;
             }
@@ -95,15 +96,15 @@ impl Handshaking {
         // After a TLS 1.3 handshake, only tickets are left to send. The stream sends them together with
         // the first response.
         match self.max_fragment_size {
-            Some(size) if !tls13 => write_in_small_records(io, tls, size).await?,
-            _ if tls.is_handshaking() || !tls13 => write_tls(io, tls).await?,
+            Some(size) if !tls13 => send_in_small_records(io, tls, size).await?,
+            _ if tls.is_handshaking() || !tls13 => send(io, tls).await?,
             _ => {}
         }
         Ok(())
     }
 
     /// Reports the progress of rustls to [`HandshakeSessions`].
-    pub(super) fn observe(&self, tls: &ServerConnection) {
+    pub(super) fn observe(&self, tls: &Connection) {
         let suite = tls
             .negotiated_cipher_suite()
             .map(|suite| u16::from(suite.suite()));
@@ -118,4 +119,28 @@ impl Handshaking {
         let store = &self.sessions.store;
         store.put(new_sessions, consumed, &mut self.context).await;
     }
+}
+
+/// Sends all output.
+async fn send(io: &mut TcpStream, tls: &mut Connection) -> io::Result<()> {
+    while tls.has_output() {
+        poll_fn(|cx| tls.poll_send(io, cx, false)).await?;
+    }
+    Ok(())
+}
+
+/// Sends a flight of TLS 1.2 to a client that asks for small records (RFC 6066, 4, and RFC 8449).
+///
+/// rustls neither reads nor answers these extensions. A server may send small records even if it does
+/// not answer the extension. rustls joins the messages of a flight before it splits them into records.
+/// Some small devices cannot read a split message. Here each message begins a new record, so only a
+/// message that is longer than a record is split.
+async fn send_in_small_records(
+    io: &mut TcpStream,
+    tls: &mut Connection,
+    max_fragment_size: usize,
+) -> io::Result<()> {
+    let flight = tls.take_output()?;
+    let separate = separate_messages(&flight, max_fragment_size);
+    io.write_all(separate.as_ref().unwrap_or(&flight)).await
 }

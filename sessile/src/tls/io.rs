@@ -1,65 +1,11 @@
 //! Moves TLS records between a tokio socket and rustls, whose I/O is synchronous.
 
-use std::future::poll_fn;
 use std::io::{self, IoSlice, Read, Write};
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
-use rustls::ServerConnection;
-use sessile_proto::record::separate_messages;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-
-/// Reads bytes from the socket into rustls. Returns their number; 0 at the end of the stream.
-pub(super) async fn read_tls(io: &mut TcpStream, tls: &mut ServerConnection) -> io::Result<usize> {
-    poll_fn(|cx| poll_read_tls(io, tls, cx)).await
-}
-
-/// Writes all pending output of rustls to the socket.
-pub(super) async fn write_tls(io: &mut TcpStream, tls: &mut ServerConnection) -> io::Result<()> {
-    while tls.wants_write() {
-        poll_fn(|cx| poll_write_tls(io, tls, cx)).await?;
-    }
-    Ok(())
-}
-
-/// Writes a flight of TLS 1.2 to a client that asks for small records (RFC 6066, 4, and RFC 8449).
-///
-/// rustls neither reads nor answers these extensions. A server may send small records even if it does
-/// not answer the extension. rustls joins the messages of a flight before it splits them into records.
-/// Some small devices cannot read a split message. Here each message begins a new record, so only a
-/// message that is longer than a record is split.
-pub(super) async fn write_in_small_records(
-    io: &mut TcpStream,
-    tls: &mut ServerConnection,
-    max_fragment_size: usize,
-) -> io::Result<()> {
-    let mut flight = Vec::new();
-    while tls.wants_write() {
-        tls.write_tls(&mut flight)?;
-    }
-    let flight = separate_messages(&flight, max_fragment_size).unwrap_or(flight);
-    io.write_all(&flight).await
-}
-
-pub(super) fn poll_read_tls(
-    io: &mut TcpStream,
-    tls: &mut ServerConnection,
-    cx: &mut Context<'_>,
-) -> Poll<io::Result<usize>> {
-    pending_if_blocked(tls.read_tls(&mut Blocking { io, cx }))
-}
-
-pub(super) fn poll_write_tls(
-    io: &mut TcpStream,
-    tls: &mut ServerConnection,
-    cx: &mut Context<'_>,
-) -> Poll<io::Result<usize>> {
-    match ready!(pending_if_blocked(tls.write_tls(&mut Blocking { io, cx }))) {
-        Ok(0) => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-        written => Poll::Ready(written),
-    }
-}
 
 pub(crate) fn pending_if_blocked(result: io::Result<usize>) -> Poll<io::Result<usize>> {
     match result {

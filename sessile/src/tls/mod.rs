@@ -7,6 +7,13 @@
 
 pub(crate) mod x509;
 
+mod buffers;
+pub(crate) mod io;
+
+mod unbuffered;
+
+mod connection;
+
 mod provider;
 
 mod rustls_session;
@@ -14,7 +21,6 @@ mod rustls_session;
 mod certificate;
 mod client_auth;
 mod closing;
-pub(crate) mod io;
 mod nonce;
 mod sessions;
 mod status;

@@ -4,37 +4,36 @@
 //! that time leaves in one write with the tickets.
 
 use std::future::Future;
-use std::io::{self, BufRead, IoSlice, Read, Write};
+use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use rustls::ServerConnection;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
 use super::closing::{self, LINGER};
+use super::connection::Connection;
 use super::early_handshake::EarlyHandshake;
 use super::handshake::Handshaking;
-use super::io::{poll_read_tls, poll_write_tls};
 use super::status::{Completion, LastOutput, Status};
 
 /// How long tickets wait for the first response.
 const TICKET_DELAY: Duration = Duration::from_millis(5);
 
-/// Most bytes of plaintext that rustls buffers while the socket is blocked: two full records.
-const MAX_BUFFERED: usize = 32 * 1024;
+/// With HTTP/2, a flush after a write of this length waits for the next frames.
+const LARGE_WRITE: usize = 8 * 1024;
 
 /// The server's side of a TLS connection.
 pub struct Stream {
     io: TcpStream,
-    /// Boxed, because a `ServerConnection` takes more than a kilobyte, and the stream is moved several
-    /// times.
-    tls: Box<ServerConnection>,
+    tls: Connection,
+    /// The number of bytes that were written since the last flush.
+    unflushed: usize,
     /// The rest of a handshake whose early data was accepted.
-    early_handshake: Option<EarlyHandshake>,
+    early_handshake: Option<Box<EarlyHandshake>>,
     /// Runs while tickets wait for the first response.
     ticket_timer: Option<Pin<Box<Sleep>>>,
     status: Rc<Status>,
@@ -55,27 +54,26 @@ struct Failure {
 
 impl Stream {
     /// Makes a stream. If early data was accepted, the client's Finished may still be missing.
-    pub(super) fn new(
-        io: TcpStream,
-        mut tls: Box<ServerConnection>,
-        handshaking: Handshaking,
-    ) -> Self {
+    pub(super) fn new(io: TcpStream, mut tls: Connection, handshaking: Handshaking) -> Self {
         let (early_handshake, completion, owned) = if tls.is_handshaking() {
             let early_handshake = EarlyHandshake::new(handshaking);
-            (Some(early_handshake), Completion::UnderWay, Vec::new())
+            (
+                Some(Box::new(early_handshake)),
+                Completion::UnderWay,
+                Vec::new(),
+            )
         } else {
             let owned = handshaking.resumption.lock().owned();
             (None, Completion::Done, owned)
         };
-        tls.set_buffer_limit(Some(MAX_BUFFERED));
         // The segment with the client's Finished can also contain a request and close_notify.
-        let state = tls.process_new_packets();
-        let closed_cleanly = state.is_ok_and(|state| state.peer_has_closed());
+        let closed_cleanly = tls.has_peer_closed();
         Self {
             io,
             early_handshake,
             ticket_timer: None,
             tls,
+            unflushed: 0,
             status: Rc::new(Status::new(completion, closed_cleanly, owned)),
             eof: false,
             close_notify_sent: false,
@@ -90,54 +88,13 @@ impl Stream {
         &self.status
     }
 
-    /// Ready if a read returns plaintext, the end of the stream, or an error.
-    ///
-    /// Records without plaintext, such as key updates, do not make the stream readable.
-    pub fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        while self.failure.is_none() && !self.eof && !self.has_plaintext() {
-            if ready!(self.poll_receive(cx)).is_err() {
-                // The socket has failed, so a read finds its end.
-                self.eof = true;
-            }
-        }
-        Poll::Ready(())
-    }
-
-    /// True if a read finds plaintext, close_notify, or the end of the stream in rustls.
-    fn has_plaintext(&mut self) -> bool {
-        !matches!(
-            self.tls.reader().fill_buf(),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock
-        )
-    }
-
-    /// Reads from the socket, and lets rustls process the bytes.
-    fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match poll_read_tls(&mut self.io, &mut self.tls, cx) {
-            Poll::Ready(read) => self.eof = read? == 0,
-            Poll::Pending => {
-                self.check_deadline(cx)?;
-                self.poll_ticket_timer(cx)?;
-                return Poll::Pending;
-            }
-        }
-        self.status.touch();
-        if let Err(error) = self.process_received() {
-            self.failure = Some(Failure {
-                error,
-                discarded: 0,
-            });
-        }
-        Poll::Ready(Ok(()))
-    }
-
     fn poll_flush_tls(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_stored(cx));
         self.ticket_timer = None;
-        while self.tls.wants_write() {
-            let written = poll_write_tls(&mut self.io, &mut self.tls, cx);
-            self.status.is_blocked.set(written.is_pending());
-            ready!(written)?;
+        while self.tls.has_output() {
+            let sent = self.tls.poll_send(&mut self.io, cx, self.close_notify_sent);
+            self.status.is_blocked.set(sent.is_pending());
+            ready!(sent)?;
             self.status.touch();
         }
         Poll::Ready(Ok(()))
@@ -158,9 +115,23 @@ impl Stream {
         true
     }
 
+    /// True if a flush sends nothing, so that several frames of HTTP/2 leave in one write.
+    ///
+    /// h2 flushes after each large frame, and again after the last one. If it did not, the task would flush
+    /// when it runs next.
+    fn holds_large_frame(&mut self, cx: &Context<'_>) -> bool {
+        let is_large = std::mem::take(&mut self.unflushed) >= LARGE_WRITE;
+        let holds =
+            is_large && self.tls.alpn_protocol() == Some(b"h2") && !self.tls.is_output_full();
+        if holds {
+            cx.waker().wake_by_ref();
+        }
+        holds
+    }
+
     /// Sends pending tickets after [`TICKET_DELAY`]. Call this if there is nothing to read.
     fn poll_ticket_timer(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
-        if !self.tls.wants_write() {
+        if !self.tls.has_output() {
             self.ticket_timer = None;
             return Ok(());
         }
@@ -198,14 +169,13 @@ impl Stream {
     fn poll_finished(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_stored(cx));
         while self.early_handshake.is_some() && !self.eof && self.status.waits_for_client.get() {
-            match poll_read_tls(&mut self.io, &mut self.tls, cx) {
-                Poll::Ready(read) => self.eof = read? == 0,
+            match self.poll_receive(cx, &mut ReadBuf::new(&mut [])) {
+                Poll::Ready(processed) => processed?.map_err(invalid)?,
                 Poll::Pending => {
                     self.check_deadline(cx)?;
                     return Poll::Pending;
                 }
             }
-            self.process_received().map_err(invalid)?;
             ready!(self.poll_stored(cx));
         }
         Poll::Ready(Ok(()))
@@ -220,15 +190,10 @@ impl Stream {
             if poll_timer(&mut self.linger_timer, LINGER, cx).is_ready() {
                 break;
             }
-            let read = ready!(poll_read_tls(&mut self.io, &mut self.tls, cx));
-            self.eof = !read.is_ok_and(|len| len > 0) || self.process_received().is_err();
-            // Discard the plaintext: the response is complete.
-            let mut plaintext = self.tls.reader();
-            while let Ok(unread) = plaintext.fill_buf().map(<[u8]>::len)
-                && unread > 0
-            {
-                plaintext.consume(unread);
-            }
+            let processed = ready!(self.poll_receive(cx, &mut ReadBuf::new(&mut [])));
+            self.eof |= !matches!(processed, Ok(Ok(())));
+            // The response is complete.
+            self.tls.discard_plaintext();
         }
         Poll::Ready(())
     }
@@ -247,47 +212,79 @@ impl Stream {
         }
     }
 
-    /// Lets rustls process received bytes.
-    fn process_received(&mut self) -> Result<(), rustls::Error> {
-        let processed = self.tls.process_new_packets();
+    /// Reads from the socket, and lets rustls process the bytes. The reader gets plaintext.
+    fn poll_receive(
+        &mut self,
+        cx: &mut Context<'_>,
+        reader: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<Result<(), rustls::Error>>> {
+        let (len, processed) = ready!(self.tls.poll_receive(&mut self.io, cx, reader))?;
+        self.eof = len == 0;
         if let Some(early_handshake) = &mut self.early_handshake {
             early_handshake.advance(&self.tls, &self.status);
         }
         if processed.is_err() {
             self.status.end(Completion::Refused);
+        } else {
+            self.status.closed_cleanly.set(self.tls.has_peer_closed());
         }
-        let closed_cleanly = processed?.peer_has_closed();
-        self.status.closed_cleanly.set(closed_cleanly);
-        Ok(())
+        Poll::Ready(Ok(processed))
     }
 
-    /// Reads early data. True if there was any. Early data stays readable after the client's Finished.
-    fn read_early(&mut self, buf: &mut ReadBuf<'_>) -> io::Result<bool> {
-        let Some(mut early) = self.tls.early_data() else {
-            return Ok(false);
-        };
-        let read = early.read(buf.initialize_unfilled())?;
-        buf.advance(read);
-        Ok(read > 0)
-    }
-
-    /// Reads plaintext that rustls has decrypted; `None` if rustls needs more bytes.
-    fn read_plaintext(&mut self, buf: &mut ReadBuf<'_>) -> io::Result<Option<()>> {
-        let mut reader = self.tls.reader();
-        // `read` would need an initialised buffer. To initialise kilobytes for each call is slow.
-        match reader.fill_buf() {
-            Ok([]) => Ok(Some(())),
-            Ok(plaintext) => {
-                let len = plaintext.len().min(buf.remaining());
-                buf.put_slice(&plaintext[..len]);
-                reader.consume(len);
-                Ok(Some(()))
+    /// Receives until plaintext is there, or the end of the stream. The reader gets the plaintext.
+    fn poll_plaintext(
+        &mut self,
+        cx: &mut Context<'_>,
+        reader: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let start = reader.filled().len();
+        loop {
+            if self.failure.is_some() {
+                reader.set_filled(start);
+                ready!(self.poll_failure(cx));
+                self.eof = true;
+                return Poll::Ready(match self.failure.take() {
+                    Some(failure) => Err(invalid(failure.error)),
+                    None => Ok(()),
+                });
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
-            // The client closed without close_notify. HTTP detects a truncated message by itself.
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(Some(())),
-            Err(error) => Err(error),
+            ready!(self.poll_stored(cx));
+            self.tls.read_early_data(reader)?;
+            self.tls.read_plaintext(reader);
+            // HTTP detects a message that is cut off by a close without close_notify.
+            if reader.filled().len() > start || self.tls.has_plaintext() || self.is_at_end() {
+                return Poll::Ready(Ok(()));
+            }
+            match self.poll_receive(cx, reader) {
+                Poll::Ready(processed) => {
+                    self.status.touch();
+                    if let Err(error) = processed? {
+                        self.failure = Some(Failure {
+                            error,
+                            discarded: 0,
+                        });
+                    }
+                }
+                Poll::Pending => {
+                    self.check_deadline(cx)?;
+                    self.poll_ticket_timer(cx)?;
+                    return Poll::Pending;
+                }
+            }
         }
+    }
+
+    /// True if the client sends no more.
+    fn is_at_end(&self) -> bool {
+        self.eof || self.status.closed_cleanly()
+    }
+
+    /// Ready if a read returns plaintext, the end of the stream, or an error. Early data does not count.
+    ///
+    /// Records without plaintext, such as key updates, do not make the stream readable.
+    pub fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.poll_plaintext(cx, &mut ReadBuf::new(&mut []))
+            .map(drop)
     }
 }
 
@@ -297,22 +294,7 @@ impl AsyncRead for Stream {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let this = &mut *self;
-        loop {
-            if this.failure.is_some() {
-                ready!(this.poll_failure(cx));
-                this.eof = true;
-                return Poll::Ready(match this.failure.take() {
-                    Some(failure) => Err(invalid(failure.error)),
-                    None => Ok(()),
-                });
-            }
-            ready!(this.poll_stored(cx));
-            if this.read_early(buf)? || this.read_plaintext(buf)?.is_some() || this.eof {
-                return Poll::Ready(Ok(()));
-            }
-            ready!(this.poll_receive(cx))?;
-        }
+        self.poll_plaintext(cx, buf)
     }
 }
 
@@ -331,17 +313,23 @@ impl AsyncWrite for Stream {
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = &mut *self;
+        if this.failure.is_some() {
+            ready!(this.poll_failure(cx));
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
         loop {
-            let written = this.tls.writer().write_vectored(bufs)?;
-            if written > 0 && this.status.last_output.get() == LastOutput::Announced {
-                return Poll::Ready(Ok(written));
-            }
-            let flushed = this.poll_flush_tls(cx)?;
+            let written = this.tls.write(bufs)?;
+            this.unflushed += written;
             if written > 0 || bufs.iter().all(|buf| buf.is_empty()) {
+                if this.tls.is_output_full()
+                    && this.status.last_output.get() != LastOutput::Announced
+                {
+                    // The socket may have no room. The next write or flush waits for it.
+                    let _ = this.poll_flush_tls(cx)?;
+                }
                 return Poll::Ready(Ok(written));
             }
-            // The buffer of rustls is full until the socket accepts more.
-            ready!(flushed);
+            ready!(this.poll_flush_tls(cx))?;
         }
     }
 
@@ -350,7 +338,7 @@ impl AsyncWrite for Stream {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.holds_last_output(cx) {
+        if self.holds_last_output(cx) || self.holds_large_frame(cx) {
             return Poll::Ready(Ok(()));
         }
         self.poll_flush_tls(cx)

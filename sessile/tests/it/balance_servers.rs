@@ -476,8 +476,7 @@ fn the_api_shows_all_servers_and_changes_one_with_the_token() {
     who(&balancer);
     balancer.await_metrics(|metrics| metrics.routed("policy", "not-offered") == 1);
     let shown = balancer.snapshot();
-    let pool =
-        json!({"name": "default", "names": [], "policy": "round-robin", "servers": ["a", "b"]});
+    let pool = json!({"name": "default", "names": [], "alpn": null, "policy": "round-robin", "servers": ["a", "b"]});
     assert_eq!(shown["pools"], json!([pool]));
     assert_eq!(shown["servers"][1]["weight"], 3);
     assert_eq!(shown["servers"][0]["address"], json!(a.to_string()));

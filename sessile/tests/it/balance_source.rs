@@ -1,6 +1,7 @@
-//! `sessile balance` in front of servers whose TLS 1.3 tickets have no stable bytes. The policy places each
-//! source address on the same server again, so returning clients resume.
+//! `sessile balance` without an address table, in front of servers whose TLS 1.3 tickets have no stable bytes.
+//! The policy `source` places each source address on the same server again, so returning clients resume.
 
+use std::fs;
 use std::net::SocketAddr;
 use std::process::Command;
 
@@ -40,6 +41,21 @@ fn servers(certificates: &Certificates) -> [Peer; 2] {
     [(); 2].map(|()| openssl(certificates, &["-tls1_3", "-no_ticket", "-www"]))
 }
 
+/// A balancer that learns nothing.
+fn balancer(certificates: &Certificates, servers: &[Peer], policy: &str) -> Sessile {
+    let mut text = format!(
+        "[session]\nmax-entries = 0\n[key]\nfile = \"none\"\n[[listener]]\n\
+         address = \"127.0.0.1:0\"\nrole = \"balance\"\n[balance]\npolicy = \"{policy}\"\nhealth = \"off\"\n"
+    );
+    for (name, server) in ('a'..='z').zip(servers) {
+        let address = server.address();
+        text += &format!("[[balance.server]]\nname = \"{name}\"\naddress = \"{address}\"\n");
+    }
+    let file = certificates.folder().join("balance.toml");
+    fs::write(&file, text).unwrap();
+    Sessile::balance_configured(&file, certificates.folder())
+}
+
 fn visits(balancer: SocketAddr, certificates: &Certificates) -> Vec<String> {
     let mut command = Command::new("python3");
     command.args(["-c", PYTHON, &balancer.port().to_string()]);
@@ -50,11 +66,10 @@ fn visits(balancer: SocketAddr, certificates: &Certificates) -> Vec<String> {
 }
 
 #[test]
-fn clients_of_servers_without_key_names_return_by_their_address() {
+fn the_policy_returns_clients_of_servers_without_key_names() {
     let certificates = Certificates::new();
     let servers = servers(&certificates);
-    let addresses = servers.each_ref().map(Peer::address);
-    let balancer = Sessile::balance(&addresses, &["--policy", "source"]);
+    let balancer = balancer(&certificates, &servers, "source");
     let expected = format!("0{}", "1".repeat(RETURNS));
     let came = visits(balancer.address(), &certificates);
     assert_eq!(came, vec![expected; SOURCES]);
@@ -71,8 +86,7 @@ fn clients_of_servers_without_key_names_return_by_their_address() {
 fn round_robin_does_not_return_clients_to_their_server() {
     let certificates = Certificates::new();
     let servers = servers(&certificates);
-    let addresses = servers.each_ref().map(Peer::address);
-    let balancer = Sessile::balance(&addresses, &["--policy", "round-robin"]);
+    let balancer = balancer(&certificates, &servers, "round-robin");
     let came = visits(balancer.address(), &certificates).concat();
     assert_eq!(came.len(), SOURCES * (1 + RETURNS));
     let resumed = came.matches('1').count();

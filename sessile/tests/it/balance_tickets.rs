@@ -173,8 +173,10 @@ fn accepted_tickets_prove_key_names_without_checks() {
         "health = \"off\"",
     );
     let session = certificates.folder().join("session");
-    for _ in 0..4 {
-        visit(balancer.address(), &["-tls1_3"], &session);
+    for n in 1..=4 {
+        // The client moves, so that its address never leads it to the server.
+        let source = format!("127.0.0.{n}:0");
+        visit(balancer.address(), &["-tls1_3", "-bind", &source], &session);
     }
     // The server has accepted two tickets, which prove the key name to the balancer.
     balancer.await_metrics(|metrics| metrics.routed("key-name", "resumed") == 1);
@@ -334,11 +336,30 @@ fn random_prefixes_never_become_key_names() {
     let server = farm.serve("a");
     let balancer = balancer(farm.folder(), &[server.address()], "");
     let session = farm.folder().join("session");
-    for _ in 0..VISITS {
-        visit(balancer.address(), &["-tls1_3"], &session);
+    for n in 1..=VISITS {
+        let source = format!("127.0.0.{n}:0");
+        visit(balancer.address(), &["-tls1_3", "-bind", &source], &session);
     }
     let metrics = balancer.await_metrics(|it| it.routed("policy", "resumed") == VISITS - 1);
     assert_eq!(metrics.routed("key-name", "resumed"), 0, "{metrics}");
+    let server = balancer.await_server("a", |_| true);
+    assert_eq!(server["key_names"], json!([]), "{server}");
+}
+
+#[test]
+fn tickets_of_clients_that_came_by_their_address_prove_no_key_name() {
+    const VISITS: u64 = 6;
+    let certificates = Certificates::new();
+    let server = nginx_of_its_own(&certificates);
+    let settings = "health = \"off\"";
+    let balancer = balancer(certificates.folder(), &[server.address()], settings);
+    let session = certificates.folder().join("session");
+    for _ in 0..VISITS {
+        visit(balancer.address(), &["-tls1_3"], &session);
+    }
+    let metrics = balancer.await_metrics(|it| it.all_routed() == VISITS);
+    let returned = metrics.routed("address", "resumed");
+    assert_eq!(returned, VISITS - 1, "{metrics}");
     let server = balancer.await_server("a", |_| true);
     assert_eq!(server["key_names"], json!([]), "{server}");
 }

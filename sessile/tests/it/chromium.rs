@@ -126,9 +126,10 @@ struct Visitor {
 }
 
 impl Visitor {
-    fn start(certificates: &Certificates, servers: &[Peer], health: &str) -> Self {
+    /// `sections`: more sections of the balancer's configuration.
+    fn start(certificates: &Certificates, servers: &[Peer], health: &str, sections: &str) -> Self {
         let mut text = format!(
-            "[key]\nfile = \"none\"\n[[listener]]\naddress = \"127.0.0.1:0\"\nrole = \"balance\"\n\
+            "{sections}[key]\nfile = \"none\"\n[[listener]]\naddress = \"127.0.0.1:0\"\nrole = \"balance\"\n\
              [balance]\npolicy = \"round-robin\"\nidle-timeout = \"1s\"\nhealth = \"{health}\"\n"
         );
         for (name, server) in ('a'..='z').zip(servers) {
@@ -176,7 +177,7 @@ fn assert_chromium_returns(web: Web) {
     const RETURNS: u64 = 4;
     let certificates = Certificates::new();
     let servers = [(); 3].map(|()| web.start(&certificates, Resumption::Psk));
-    let visitor = Visitor::start(&certificates, &servers, "tls");
+    let visitor = Visitor::start(&certificates, &servers, "tls", "");
     let balancer = &visitor.balancer;
     for name in ["a", "b", "c"] {
         balancer.await_server(name, |server| server["key_names"] != json!([]));
@@ -217,7 +218,9 @@ fn chromium_confirms_a_key_name_but_creates_none() {
     const RETURNS: u64 = 4;
     let certificates = Certificates::new();
     let servers = [Web::Nginx.start(&certificates, Resumption::Psk)];
-    let visitor = Visitor::start(&certificates, &servers, "off");
+    // Without an address table, the policy places the browser.
+    let sections = "[session]\nmax-entries = 0\n";
+    let visitor = Visitor::start(&certificates, &servers, "off", sections);
     let balancer = &visitor.balancer;
     visitor.open();
     visitor.return_times(RETURNS);

@@ -10,3 +10,4 @@ mod clients;
     reason = "the test binary `it` uses the rest"
 )]
 mod peers;
+mod postgres;

@@ -26,11 +26,16 @@ const CLOSE_WAIT: Duration = Duration::from_millis(200);
 /// Most sessions that a client for checks keeps.
 const MAX_SESSIONS: usize = 8;
 
+/// The protocol of ACME validations (RFC 8737). A server accepts it only while it awaits a validation.
+const ACME_TLS: &str = "acme-tls/1";
+
 /// A server and how it is checked.
 #[derive(Clone)]
 pub(super) struct CheckPlan {
     pub(super) server: Arc<PoolServer>,
     pub(super) target: Target,
+    /// The protocol (ALPN) that a check offers.
+    alpn: Option<String>,
     /// The time limit of the connection, and also of the handshake.
     pub(super) timeout: Duration,
     pub(super) health: Health,
@@ -45,6 +50,7 @@ impl CheckPlan {
         Some(Self {
             server: Arc::clone(server),
             target: target(set, pool, server),
+            alpn: pool.alpn.clone().filter(|alpn| alpn != ACME_TLS),
             timeout: set.balance.connect_timeout,
             health: set.balance.health,
             interval: set.balance.health_interval,
@@ -57,9 +63,24 @@ impl CheckPlan {
         Arc::ptr_eq(&self.server.stats, &other.server.stats)
             && Arc::ptr_eq(&self.server.key_names, &other.server.key_names)
             && self.target == other.target
+            && self.alpn == other.alpn
             && self.timeout == other.timeout
             && self.health == other.health
             && self.interval == other.interval
+    }
+
+    /// A client for checks of this server.
+    pub(super) fn client(&self, kind: CheckClient) -> Option<Client> {
+        let mechanism = match kind {
+            CheckClient::Routine => Mechanism::Any,
+            CheckClient::Psk => Mechanism::Psk,
+            CheckClient::Ticket => Mechanism::Ticket,
+        };
+        // Only CA certificates can cause an error here, and this client uses none.
+        let mut client = Client::new(mechanism, &Trust::Insecure, self.timeout).ok()?;
+        client.sessions = Sessions::new(MAX_SESSIONS, Sessions::DEFAULT_LIFETIME);
+        let protocols: Vec<&[u8]> = self.alpn.iter().map(String::as_bytes).collect();
+        Some(client.with_alpn(&protocols))
     }
 }
 
@@ -73,6 +94,7 @@ fn target(set: &ServerSet, pool: &Pool, server: &PoolServer) -> Target {
         // The client sends no SNI for an address.
         server_name: server_name.unwrap_or_else(|| ServerName::from(address.ip())),
         preface: preface(server),
+        postgres: pool.is_postgres(),
     }
 }
 
@@ -80,19 +102,6 @@ fn target(set: &ServerSet, pool: &Pool, server: &PoolServer) -> Target {
 pub(super) fn preface(server: &PoolServer) -> &'static [u8] {
     let expected = server.settings.proxy_protocol;
     expected.map_or(&[], proxy_protocol::local_header)
-}
-
-/// A client for checks. `limit`: the time limit of the connection, and also of the handshake.
-pub(super) fn client(kind: CheckClient, limit: Duration) -> Option<Client> {
-    let mechanism = match kind {
-        CheckClient::Routine => Mechanism::Any,
-        CheckClient::Psk => Mechanism::Psk,
-        CheckClient::Ticket => Mechanism::Ticket,
-    };
-    // Only CA certificates can cause an error here, and this client uses none.
-    let mut client = Client::new(mechanism, &Trust::Insecure, limit).ok()?;
-    client.sessions = Sessions::new(MAX_SESSIONS, Sessions::DEFAULT_LIFETIME);
-    Some(client)
 }
 
 /// Connects, waits for tickets, and closes.

@@ -16,7 +16,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::super::server::PoolServer;
 use super::super::servers::Pool;
 use super::super::state::BalancerState;
-use super::check::{CheckPlan, ComparedHandshake, client, compared_handshake, handshake, preface};
+use super::check::{CheckPlan, ComparedHandshake, compared_handshake, handshake, preface};
 use crate::client::{Client, EstablishedConnection, Failure, Offer, Target};
 
 /// The time limit of one discovery.
@@ -99,7 +99,7 @@ async fn discover(state: &BalancerState, plan: &CheckPlan) {
 async fn discover_in_pool(pool: &Pool, plan: &CheckPlan) {
     let server = &plan.server;
     if server.is_faulty_for(CheckClient::Routine)
-        && let Some(client) = client(CheckClient::Routine, plan.timeout)
+        && let Some(client) = plan.client(CheckClient::Routine)
     {
         // Only this client also offers session IDs. So only this client can show that a fault of session IDs
         // is gone.
@@ -108,7 +108,7 @@ async fn discover_in_pool(pool: &Pool, plan: &CheckPlan) {
     let mut is_complete = true;
     let mut samples = Vec::new();
     for kind in [CheckClient::Psk, CheckClient::Ticket] {
-        let Some(client) = client(kind, plan.timeout) else {
+        let Some(client) = plan.client(kind) else {
             return;
         };
         match TicketSample::take(plan, kind, client).await {

@@ -13,7 +13,7 @@ use sessile_proto::health_state::{CheckEffect, HealthChange};
 use sessile_proto::session_fault::CheckClient;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use self::check::{CheckPlan, ComparedHandshake, client, compared_handshake, handshake};
+use self::check::{CheckPlan, ComparedHandshake, compared_handshake, handshake};
 use self::key_name_discovery::KeyNameDiscovery;
 use super::server::{PoolServer, is_local_error};
 use super::state::BalancerState;
@@ -63,7 +63,7 @@ async fn check_while_configured(state: &Arc<BalancerState>, name: &str) {
             plan.server.forget_session_fault();
         }
         let checker = Checker {
-            client: client(CheckClient::Routine, plan.timeout),
+            client: plan.client(CheckClient::Routine),
             discovery: KeyNameDiscovery::new(),
             plan: plan.clone(),
         };
@@ -182,6 +182,7 @@ fn record_check(state: &BalancerState, server: &PoolServer, failed: Option<&Erro
             tracing::info!(server = name, %address, "server is up: it passed its health checks");
         }
         (Some(HealthChange::WentDown), Some(error)) => {
+            state.addresses.forget_server(server.id());
             tracing::warn!(
                 server = name, %address, %error,
                 "server is down: its health checks failed; new connections go to other servers"

@@ -23,6 +23,7 @@ use prometheus::{
 use sessile_proto::Word;
 use sessile_proto::affinity::Affinity;
 
+use super::addresses::Addresses;
 use super::route_miss::{RouteMiss, SESSION_RULES, SkipReason};
 use crate::listener::{Admission, ConnectionCount, ConnectionMetrics};
 use crate::live_gauge;
@@ -180,11 +181,18 @@ fn miss_counters(missed: &IntCounterVec) -> [Vec<IntCounter>; SESSION_RULES.len(
     })
 }
 
-/// Registers the size of the learned table.
+/// Registers the sizes of the learned table and of the address table.
 pub(super) fn register_learned(
     registry: &Registry,
     learned: &Arc<Mutex<Affinity>>,
+    addresses: &Arc<Addresses>,
 ) -> prometheus::Result<()> {
+    let opts = Opts::new(
+        "sessile_balance_address_entries",
+        "Kinds of clients of an address whose server is remembered, for tickets without a name.",
+    );
+    let addresses = Arc::clone(addresses);
+    live_gauge::register(registry, opts, move || addresses.entries())?;
     let opts = Opts::new(
         "sessile_balance_learned_entries",
         "Session IDs and tickets that were learned from servers.",

@@ -9,12 +9,13 @@ use std::ops::ControlFlow;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, Waker, ready};
 
-use rustix::net::{RecvFlags, SendFlags, recv};
+use rustix::net::{RecvFlags, recv};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, Ready};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 
 use super::pipe::{self, Pipe};
+use crate::listener::closing::try_send_before_end;
 use crate::listener::{Admitted, BufferGuard};
 
 /// Bytes that are copied at once: nearly one full TLS record.
@@ -285,7 +286,7 @@ impl<'a> Direction<'a> {
         }
         let has_ended = bytes.len() < CHUNK && is_known_to_have_ended(self.from.as_ref());
         let result = if has_ended {
-            send_before_end(self.to.as_ref(), bytes)
+            try_send_before_end(self.to.as_ref(), bytes)
         } else {
             match Pin::new(&mut self.to).poll_write(cx, bytes) {
                 Poll::Ready(sent) => sent,
@@ -377,12 +378,4 @@ pub(in crate::balance) fn readiness(io: &TcpStream) -> Ready {
         Poll::Ready(Ok(ready)) => ready,
         Poll::Ready(Err(_)) | Poll::Pending => Ready::EMPTY,
     }
-}
-
-/// Sends bytes in the same segment as the end that follows.
-fn send_before_end(to: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
-    to.try_io(Interest::WRITABLE, || {
-        let flags = SendFlags::MORE | SendFlags::NOSIGNAL;
-        Ok(rustix::net::send(to, bytes, flags)?)
-    })
 }

@@ -53,7 +53,7 @@ async fn a_half_closed_connection_lasts_while_the_client_sends() {
         &admitted,
         timeouts,
         &report,
-        |_| ControlFlow::Break(()),
+        no_watches(),
         std::future::pending(),
     );
     let peers = async {
@@ -108,7 +108,7 @@ async fn byte_counts_are_reported_while_the_connection_is_open() {
         &admitted,
         timeouts,
         &report,
-        |_| ControlFlow::Break(()),
+        no_watches(),
         std::future::pending(),
     );
     let peers = async {
@@ -128,6 +128,16 @@ async fn byte_counts_are_reported_while_the_connection_is_open() {
     assert_eq!(last, Ok(ByteCounts { up: 0, down: 4 }));
 }
 
+/// Watches that need no bytes.
+fn no_watches() -> Watches<Watch, Watch> {
+    Watches {
+        client: |_| ControlFlow::Break(()),
+        server: |_| ControlFlow::Break(()),
+    }
+}
+
+type Watch = fn(&[u8]) -> ControlFlow<()>;
+
 /// Streams to a client that reads nothing until the relay takes no more bytes. Returns the numbers of buffered
 /// bytes and pipes at that time.
 async fn stalled(limit: BufferLimit) -> (usize, usize) {
@@ -144,7 +154,7 @@ async fn stalled(limit: BufferLimit) -> (usize, usize) {
         &admitted,
         timeouts,
         &|_| {},
-        |_| ControlFlow::Break(()),
+        no_watches(),
         std::future::pending(),
     );
     let peers = async {

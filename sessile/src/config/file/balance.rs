@@ -19,6 +19,9 @@ const PROXY_PROTOCOL: [(&str, Option<Version>); 3] = [
     ("v2", Some(Version::V2)),
 ];
 
+/// Most bytes of a protocol name (RFC 7301, 3.1).
+const MAX_PROTOCOL_LEN: usize = 255;
+
 /// Reads pools and servers. `unknown_name` is the place of `balance.unknown-name`, if the file sets it.
 pub(super) fn read(
     reader: &mut Reader<'_>,
@@ -44,15 +47,15 @@ pub(super) fn read(
     }
 }
 
-/// Reads the pools. A pool has a unique name, and a server name (SNI) belongs to one pool. `used`: the
-/// pools that servers refer to.
+/// Reads the pools. A pool has a unique name. A server name (SNI) with a protocol (ALPN), or without one,
+/// belongs to one pool. `used`: the pools that servers refer to.
 fn pools(
     reader: &mut Reader<'_>,
     written: Vec<Spanned<raw::BalancePool>>,
     used: &HashSet<&str>,
 ) -> Vec<BalancePool> {
     let mut pool_names = Unique::new("pool");
-    let mut server_names = Unique::new("pool for the name");
+    let mut clients = Unique::new("pool for");
     let mut pools = Vec::new();
     for pool in written {
         let table = Table::new("[[balance.pool]]", &pool);
@@ -71,24 +74,50 @@ fn pools(
                 }
                 Some(name)
             });
-        if pool.names.is_empty() {
+        if pool.names.is_empty() && pool.alpn.is_none() {
             reader.note(
                 table.span,
-                "the pool has no names; add names = [\"shop.example\"], or remove the pool: servers without a pool \
-                 take every other name",
+                "the pool has no names; add names = [\"shop.example\"] or alpn = \"h2\", or remove the pool: servers \
+                 without a pool take every other name",
             );
         }
-        let names = (pool.names.into_iter())
-            .filter_map(|name| reader.parse_unique(&mut server_names, name, sites::server_name))
-            .collect();
+        let alpn_place = pool.alpn.as_ref().map(Spanned::span);
+        let alpn = pool.alpn.and_then(|alpn| reader.parse(alpn, protocol));
+        if let (Some(place), Some(alpn), true) = (alpn_place, &alpn, pool.names.is_empty()) {
+            reader.unique(&mut clients, format!("the protocol {alpn}"), &place);
+        }
+        let mut names = Vec::new();
+        for name in pool.names {
+            let place = name.span();
+            let Some(name) = reader.parse(name, sites::server_name) else {
+                continue;
+            };
+            let client = match &alpn {
+                None => format!("the name {name}"),
+                Some(alpn) => format!("the name {name} with the protocol {alpn}"),
+            };
+            reader.unique(&mut clients, client, &place);
+            names.push(name);
+        }
         let policy = reader.value(&OneOf(&POLICIES), "policy", pool.policy);
         pools.extend(name.map(|name| BalancePool {
             name,
             names,
+            alpn,
             policy,
         }));
     }
     pools
+}
+
+/// The name of a protocol (ALPN).
+fn protocol(written: String) -> Result<String, String> {
+    if written.is_empty() || written.len() > MAX_PROTOCOL_LEN {
+        return Err(format!(
+            "`alpn` is {written:?}; a protocol name (ALPN) has 1 to 255 bytes, such as \"h2\""
+        ));
+    }
+    Ok(written)
 }
 
 fn servers(
@@ -198,6 +227,38 @@ mod tests {
         };
         let b = BalanceServer::new("b".to_owned(), address);
         assert_eq!(balance.servers, [a, b]);
+    }
+
+    #[test]
+    fn a_pool_may_have_a_protocol_with_names_and_without() {
+        let server = |name: &str| server(name, &format!("pool = '{name}'"));
+        let text = format!(
+            "[[balance.pool]]\nname = 'a'\nnames = ['shop.example']\nalpn = 'h2'\n\
+             [[balance.pool]]\nname = 'b'\nalpn = 'acme-tls/1'\n\
+             [[balance.pool]]\nname = 'c'\nnames = ['shop.example']\n{}{}{}",
+            server("a"),
+            server("b"),
+            server("c"),
+        );
+        let pools = read(&text).unwrap().pools;
+        let alpn: Vec<_> = pools.iter().map(|pool| pool.alpn.as_deref()).collect();
+        assert_eq!(alpn, [Some("h2"), Some("acme-tls/1"), None]);
+        let pool =
+            |name: &str, lines: &str| format!("[[balance.pool]]\nname = '{name}'\n{lines}\n");
+        let twice = |lines: &str| {
+            let pools = [pool("a", lines), pool("b", lines), server("a"), server("b")];
+            read(&pools.concat()).unwrap_err().join("\n")
+        };
+        assert_eq!(
+            twice("alpn = 'h2'"),
+            "6:8: a second pool for the protocol h2; the first is in line 3; remove one"
+        );
+        assert_eq!(
+            twice("names = ['x.test']\nalpn = 'h2'"),
+            "7:10: a second pool for the name x.test with the protocol h2; the first is in line 3; remove one"
+        );
+        let empty = [pool("a", "alpn = ''"), server("a")].concat();
+        assert!(read(&empty).unwrap_err()[0].starts_with("3:8: `alpn` is \"\"; a protocol name"));
     }
 
     #[test]

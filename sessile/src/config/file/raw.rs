@@ -123,6 +123,7 @@ pub(super) struct Balance {
 pub(super) struct BalancePool {
     pub(super) name: Text,
     pub(super) names: Vec<Spanned<String>>,
+    pub(super) alpn: Text,
     pub(super) policy: Text,
 }
 

@@ -33,13 +33,12 @@ const MAX_CACHED_FILE: u32 = 1 << 20;
 const MAX_COUNT: i64 = u32::MAX as i64;
 const TEN_HOURS: Duration = Duration::from_secs(10 * 60 * 60);
 
-const LEVELS: [(&str, LevelFilter); 6] = [
+const LEVELS: [(&str, LevelFilter); 5] = [
     ("off", LevelFilter::OFF),
     ("error", LevelFilter::ERROR),
     ("warn", LevelFilter::WARN),
     ("info", LevelFilter::INFO),
     ("debug", LevelFilter::DEBUG),
-    ("trace", LevelFilter::TRACE),
 ];
 /// The placing policies: of `balance.policy`, and of a pool.
 pub(in crate::config) const POLICIES: [(&str, Policy); 3] = [
@@ -360,7 +359,7 @@ section! {
     /// `[log]`: the log of the program and the log of requests.
     Log, log {
         "level" level: LevelFilter = LevelFilter::INFO, OneOf(&LEVELS) => {
-            meaning: "lowest level of the program's own log: off, error, warn, info, debug or trace",
+            meaning: "lowest level of the program's own log: off, error, warn, info or debug",
             restart: BOTH,
         }
         "access" access: AccessLog = AccessLog::Stdout, ACCESS_LOG => {

@@ -8,7 +8,8 @@
 //! - The cache does not remember that a path has no file.
 
 use std::collections::HashSet;
-use std::hash::{BuildHasher, RandomState};
+use std::ffi::OsStr;
+use std::hash::{BuildHasher, Hash, Hasher, RandomState};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -16,14 +17,17 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use http::{HeaderMap, Response};
 use quick_cache::sync::{Cache, DefaultLifecycle};
-use quick_cache::{DefaultHashBuilder, OptionsBuilder, Weighter};
+use quick_cache::{DefaultHashBuilder, Equivalent, OptionsBuilder, Weighter};
 use sessile_proto::affinity::Source;
 use tokio::sync::Mutex as AsyncMutex;
 
-use super::content::{FileError, Opened};
+use super::content::{Content, FileError, Opened};
 use super::pool::{DEADLINE, Pool, Unavailable};
 use super::resolve::{self, Found, Identity, RegularFile};
+use super::respond;
+use super::validators::Validators;
 use crate::config::{self, Symlinks};
 use crate::locks::locked;
 
@@ -48,7 +52,7 @@ const FILES_IN_PART: u64 = 8;
 const MAX_PARTS: u64 = 64;
 
 /// Bytes that an entry takes beside its path and content.
-const ENTRY: u64 = 256;
+const ENTRY: u64 = 1280;
 
 /// The files in memory.
 pub(in crate::serve) struct FileCache {
@@ -64,17 +68,74 @@ pub(in crate::serve) struct FileCache {
 }
 
 /// A path below a folder.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug)]
 pub(super) struct Key {
     pub(super) folder: Arc<Path>,
     pub(super) symlinks: Symlinks,
     pub(super) path: PathBuf,
 }
 
+/// A [`Key`] whose parts belong to a folder and a request.
+#[derive(Clone, Copy)]
+pub(super) struct KeyRef<'a> {
+    pub(super) folder: &'a Path,
+    pub(super) symlinks: Symlinks,
+    pub(super) path: &'a Path,
+}
+
+impl Key {
+    fn by_ref(&self) -> KeyRef<'_> {
+        KeyRef {
+            folder: &self.folder,
+            symlinks: self.symlinks,
+            path: &self.path,
+        }
+    }
+}
+
+impl KeyRef<'_> {
+    /// The bytes of the key. To compare paths by their names takes longer.
+    fn parts(&self) -> (&OsStr, Symlinks, &OsStr) {
+        (
+            self.folder.as_os_str(),
+            self.symlinks,
+            self.path.as_os_str(),
+        )
+    }
+}
+
+impl Hash for KeyRef<'_> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.parts().hash(state);
+    }
+}
+
+impl Equivalent<Key> for KeyRef<'_> {
+    fn equivalent(&self, key: &Key) -> bool {
+        self.parts() == key.by_ref().parts()
+    }
+}
+
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.by_ref().hash(state);
+    }
+}
+
+impl PartialEq for Key {
+    fn eq(&self, other: &Self) -> bool {
+        self.by_ref().equivalent(other)
+    }
+}
+
+impl Eq for Key {}
+
 /// A file in memory.
 pub(super) struct CachedFile {
     identity: Identity,
     content: Bytes,
+    /// The headers of a response with the whole file.
+    headers: HeaderMap,
     /// The time of the last check, in milliseconds from the start of the cache.
     checked: AtomicU64,
     /// Held during a check.
@@ -143,6 +204,13 @@ impl FileCache {
     /// How many bytes of `files.cache-size` the files in memory take.
     pub(in crate::serve) fn bytes(&self) -> usize {
         usize::try_from(self.files.weight()).unwrap_or(usize::MAX)
+    }
+
+    /// The file of a path, if it is in memory and was checked at most a second ago.
+    pub(super) fn get_fresh(&self, key: &KeyRef<'_>) -> Option<Arc<CachedFile>> {
+        let file = self.files.get(key)?;
+        let is_outdated = file.is_outdated.load(Ordering::Acquire);
+        (self.age(&file) <= FRESH && !is_outdated).then_some(file)
     }
 
     /// The current file of a path, if it is in memory.
@@ -229,6 +297,18 @@ impl CachedFile {
             file: None,
         }
     }
+
+    /// A response with the whole file.
+    pub(super) fn whole(&self) -> Response<Content> {
+        let mut response = Response::new(Content::InMemory(self.content.clone()));
+        let headers = response.headers_mut();
+        // A clone would have no room for the date.
+        headers.reserve(respond::MAX_HEADERS);
+        for (name, value) in &self.headers {
+            headers.insert(name.clone(), value.clone());
+        }
+        response
+    }
 }
 
 /// The right to read one file into the cache.
@@ -258,9 +338,12 @@ impl Fill {
         if content.len() != length || resolve::identity(file.fd.as_fd())? != identity {
             return Ok(None);
         }
+        let validators = Validators::new(identity.length, identity.modified, SystemTime::now());
+        let headers = respond::headers(&self.key.path, identity.length, &validators);
         let file = CachedFile {
             identity,
             content: content.into(),
+            headers,
             checked: AtomicU64::new(self.cache.millis(begun)),
             checking: AsyncMutex::default(),
             is_outdated: AtomicBool::new(false),
@@ -422,6 +505,21 @@ mod tests {
         fill(&cache, begun).expect("it stays in memory");
         let file = cache.files.get(&key(SETTLED_FILE)).expect("a file");
         assert_eq!(file.checked.load(Ordering::Relaxed), 5_000);
+    }
+
+    #[test]
+    fn only_a_file_that_was_checked_within_a_second_is_fresh() {
+        let cache = cache(1 << 20);
+        let key = key(SETTLED_FILE);
+        let is_fresh = || cache.get_fresh(&key.by_ref()).is_some();
+        assert!(!is_fresh(), "not in memory");
+        fill(&cache, cache.started).expect("it stays in memory");
+        assert!(!is_fresh(), "checked 20 s ago");
+        let file = cache.files.get(&key).expect("a file");
+        file.checked.store(u64::MAX, Ordering::Relaxed);
+        assert!(is_fresh());
+        file.is_outdated.store(true, Ordering::Relaxed);
+        assert!(!is_fresh(), "outdated");
     }
 
     #[test]

@@ -12,6 +12,7 @@ use hyper::body::{Body, Frame, SizeHint};
 use sessile_proto::affinity::Source;
 
 use super::open_files::OpenFiles;
+use super::page_cache;
 use super::pool::{HeldFile, Pool, Unavailable};
 use super::resolve::{self, Identity};
 use super::validators::ModificationTime;
@@ -209,10 +210,19 @@ impl FileStream {
         if !self.start.is_empty() {
             return Poll::Ready(Ok(std::mem::take(&mut self.start)));
         }
-        let reading = self.reading.get_or_insert_with(|| {
-            let length = self.file.access.piece_of(self.end - self.offset);
-            Box::pin(Arc::clone(&self.file).read(self.offset, length))
-        });
+        let length = self.file.access.piece_of(self.end - self.offset);
+        if self.reading.is_none()
+            && let Some(piece) = page_cache::read(self.file.held().fd.as_fd(), self.offset, length)
+        {
+            return Poll::Ready(if piece.is_empty() {
+                Err(FileError::Truncated)
+            } else {
+                Ok(piece)
+            });
+        }
+        let reading = self
+            .reading
+            .get_or_insert_with(|| Box::pin(Arc::clone(&self.file).read(self.offset, length)));
         let piece = ready!(reading.as_mut().poll(cx));
         self.reading = None;
         Poll::Ready(piece)

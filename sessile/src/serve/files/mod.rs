@@ -3,12 +3,14 @@
 //! - `cache` has small files in memory.
 //! - `resolve` finds and opens files. `pool` has the threads for these operations, and `queue` has the
 //!   operations that wait.
-//! - `content` reads a file while the response is sent. `open_files` limits how many files are open.
+//! - `content` reads a file while the response is sent, with `page_cache` if the bytes are in memory.
+//!   `open_files` limits how many files are open.
 //! - `validators` and `range` read the headers of a request and decide; `respond` makes the response.
 
 mod cache;
 mod content;
 mod open_files;
+mod page_cache;
 mod pool;
 mod queue;
 mod range;
@@ -25,13 +27,14 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use http::request::Parts;
-use http::{Response, StatusCode, Version};
+use http::{Request, Response, StatusCode, Version};
 use sessile_proto::affinity::Source;
 
 use super::metrics::FileMetrics;
+use super::request_task::RequestEnd;
 use crate::config::{self, Action, Config, Symlinks};
-use cache::Key;
-use content::{Access, FileError, Opened};
+use cache::{Key, KeyRef};
+use content::{Access, FileError, Opened, Wanted};
 use open_files::OpenFiles;
 use pool::{Pool, Pools, Unavailable};
 use resolve::Found;
@@ -115,6 +118,25 @@ impl Folder {
         }
     }
 
+    /// Answers a request for a whole file that is in memory and was checked recently.
+    pub(super) fn answer_at_once<B>(
+        &self,
+        request: &Request<B>,
+        below: &str,
+    ) -> Option<Response<Content>> {
+        let key = KeyRef {
+            folder: &self.path,
+            symlinks: self.symlinks,
+            path: &resolve::relative_path(below)?,
+        };
+        let file = self.cache.as_ref()?.get_fresh(&key)?;
+        let is_whole = respond::wanted(request.method(), request.headers()) == Wanted::Content;
+        is_whole.then(|| {
+            self.metrics.from_memory.inc();
+            file.whole()
+        })
+    }
+
     /// Answers a GET or HEAD request. `below` is the part of the request's path below the route.
     ///
     /// # Errors
@@ -124,13 +146,16 @@ impl Folder {
         request: &Parts,
         below: &str,
         client: IpAddr,
+        end: RequestEnd,
     ) -> Result<Answer, StatusCode> {
         let key = Key {
             folder: Arc::clone(&self.path),
             symlinks: self.symlinks,
-            path: resolve::relative_path(below).ok_or(StatusCode::NOT_FOUND)?,
+            path: resolve::relative_path(below)
+                .ok_or(StatusCode::NOT_FOUND)?
+                .into_owned(),
         };
-        match self.open(&key, request, Source::of(client)).await {
+        match self.open(&key, request, Source::of(client), end).await {
             Ok(Target::File(opened)) => {
                 let response = respond::respond(request, &key.path, opened);
                 Ok(Answer::Response(response))
@@ -142,7 +167,13 @@ impl Folder {
     }
 
     /// Opens the file of a path below the folder, or finds it in memory.
-    async fn open(&self, key: &Key, request: &Parts, source: Source) -> Result<Target, FileError> {
+    async fn open(
+        &self,
+        key: &Key,
+        request: &Parts,
+        source: Source,
+        end: RequestEnd,
+    ) -> Result<Target, FileError> {
         let mut fill = None;
         if let Some(cache) = &self.cache {
             if let Some(file) = cache.get(key, &self.pool, source).await? {
@@ -151,8 +182,9 @@ impl Folder {
             }
             fill = cache.begin_fill(key);
         }
-        let access = self.access(request, source);
-        let (key, wanted) = (key.clone(), respond::wanted(request));
+        let access = self.access(request.version, source, end);
+        let wanted = respond::wanted(&request.method, &request.headers);
+        let key = key.clone();
         let open = move || {
             let begun = Instant::now();
             Ok(match resolve::find(&key.folder, &key.path, key.symlinks)? {
@@ -173,14 +205,14 @@ impl Folder {
         self.pool.run(source, open).await?
     }
 
-    fn access(&self, request: &Parts, source: Source) -> Access {
+    fn access(&self, version: Version, source: Source, end: RequestEnd) -> Access {
         Access {
             pool: self.pool.clone(),
             open_files: self.open_files.clone(),
             metrics: Arc::clone(&self.metrics),
             source,
-            end: request.extensions.get().cloned().unwrap_or_default(),
-            piece: match request.version {
+            end,
+            piece: match version {
                 Version::HTTP_2 => HTTP2_PIECE,
                 _ => PIECE,
             },

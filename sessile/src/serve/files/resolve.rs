@@ -3,6 +3,7 @@
 //!
 //! Everything here except [`relative_path`] can block, so it runs on the threads of a [`Pool`](super::pool).
 
+use std::borrow::Cow;
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -84,7 +85,10 @@ pub(super) fn identity(file: BorrowedFd<'_>) -> io::Result<Identity> {
 /// Decodes the part of a URL's path that lies below a route. A final slash becomes the index of the folder.
 ///
 /// `None` if no file can have the path.
-pub(super) fn relative_path(below: &str) -> Option<PathBuf> {
+pub(super) fn relative_path(below: &str) -> Option<Cow<'_, Path>> {
+    if let Some(path) = plain_path(below) {
+        return Some(Cow::Borrowed(Path::new(path)));
+    }
     let decoded: Vec<u8> = percent_decode_str(below).collect();
     if decoded.contains(&0) {
         return None;
@@ -101,7 +105,15 @@ pub(super) fn relative_path(below: &str) -> Option<PathBuf> {
     if decoded.ends_with(b"/") {
         path.push(INDEX);
     }
-    Some(path)
+    Some(Cow::Owned(path))
+}
+
+/// A path without its first slash, if the path needs no other change.
+fn plain_path(below: &str) -> Option<&str> {
+    let path = below.strip_prefix('/')?;
+    let is_encoded = path.bytes().any(|byte| matches!(byte, b'%' | 0));
+    let is_plain = !is_encoded && path.split('/').all(|name| !matches!(name, "" | "." | ".."));
+    is_plain.then_some(path)
 }
 
 /// Opens the file that a path below a folder names.
@@ -278,7 +290,8 @@ mod tests {
             ("/a%2f..%2fb", None),
             ("/a%00", None),
         ] {
-            assert_eq!(relative_path(below), expected.map(PathBuf::from), "{below}");
+            let found = relative_path(below).map(Cow::into_owned);
+            assert_eq!(found, expected.map(PathBuf::from), "{below}");
         }
         let raw = relative_path("/%ff").expect("a path");
         assert_eq!(raw.as_os_str().as_bytes(), b"\xff");

@@ -8,27 +8,26 @@ use http::header::{
     IF_NONE_MATCH, IF_UNMODIFIED_SINCE, LAST_MODIFIED, RANGE,
 };
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
 
 use super::content::{Content, Opened, Wanted};
 use super::range::{self, Selection};
 use super::validators::{Outcome, Validators};
 
+/// Most headers of a response with content. The HTTP library adds the date.
+pub(super) const MAX_HEADERS: usize = 7;
+
 /// The parts of a file that a GET or HEAD request needs.
-pub(super) fn wanted(request: &Parts) -> Wanted {
-    let may_need_less = [
-        IF_MATCH,
-        IF_MODIFIED_SINCE,
-        IF_NONE_MATCH,
-        IF_UNMODIFIED_SINCE,
-        RANGE,
-    ];
-    if request.method == Method::HEAD {
+pub(super) fn wanted(method: &Method, headers: &HeaderMap) -> Wanted {
+    let may_need_less = |name: &HeaderName| {
+        matches!(
+            *name,
+            IF_MATCH | IF_MODIFIED_SINCE | IF_NONE_MATCH | IF_UNMODIFIED_SINCE | RANGE
+        )
+    };
+    if *method == Method::HEAD {
         Wanted::Metadata
-    } else if may_need_less
-        .iter()
-        .any(|name| request.headers.contains_key(name))
-    {
+    } else if headers.keys().any(may_need_less) {
         Wanted::File
     } else {
         Wanted::Content
@@ -65,17 +64,23 @@ pub(super) fn respond(request: &Parts, path: &Path, opened: Opened) -> Response<
     };
     let mut response = Response::new(content);
     *response.status_mut() = status;
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, content_type(path));
-    headers.insert(CONTENT_LENGTH, HeaderValue::from(length_sent));
-    headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
-    add_validators(headers, &validators);
+    *response.headers_mut() = headers(path, length_sent, &validators);
     if status == StatusCode::PARTIAL_CONTENT {
         let last = first + length_sent - 1;
         let range = format!("bytes {first}-{last}/{length}");
-        headers.insert(CONTENT_RANGE, header(range));
+        response.headers_mut().insert(CONTENT_RANGE, header(range));
     }
     response
+}
+
+/// The headers of a response with content of this length.
+pub(super) fn headers(path: &Path, length: u64, validators: &Validators) -> HeaderMap {
+    let mut headers = HeaderMap::with_capacity(MAX_HEADERS);
+    headers.insert(CONTENT_TYPE, content_type(path));
+    headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+    headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    add_validators(&mut headers, validators);
+    headers
 }
 
 /// The part of the file that a request asks for. Only GET has ranges (RFC 9110, 14.2).

@@ -116,9 +116,9 @@ impl Upstream {
         client: IpAddr,
         pending: &PendingUpstreams,
         request: Request<Incoming>,
+        end: RequestEnd,
     ) -> Result<Response<Download>, StatusCode> {
         let (head, body) = request.into_parts();
-        let end = head.extensions.get().cloned().unwrap_or_default();
         let head = head::to_upstream(head, client, body.is_end_stream())?;
         let mut slot = self
             .take_slot(client, &end)

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use super::{Site, VERSIONS, configuration, files};
+use super::{Response, Site, VERSIONS, configuration, files};
 use crate::peers::{Certificates, Sessile, eventually};
 
 /// For this time after a change, a request may still get the old content.
@@ -189,6 +189,35 @@ fn files_in_memory_follow_a_link_that_a_deployment_replaces() {
         symlink("v2", &next).unwrap();
         fs::rename(&next, &current).unwrap();
     });
+}
+
+#[test]
+fn a_response_from_memory_has_the_headers_of_a_response_from_the_file_system() {
+    let site = Site::start();
+    write_settled(&site.path("www/page.html"), &content('a'));
+    let from_memory = || {
+        let before = hits(&site);
+        let response = site.get("/page.html", &["--http2"]);
+        (response, hits(&site) > before)
+    };
+    let headers = |response: &Response| {
+        let is_date = |line: &&str| line.starts_with("date: ");
+        let lines = response.head.lines().map(str::trim_end);
+        let mut lines: Vec<_> = lines
+            .filter(|line| !is_date(line))
+            .map(str::to_owned)
+            .collect();
+        lines.sort();
+        lines
+    };
+    let (first, is_from_memory) = from_memory();
+    assert!(!is_from_memory);
+    let expected = headers(&first);
+    assert_eq!(expected.len(), 6, "{expected:?}");
+    keep_in_memory(&site, "/page.html", &content('a'));
+    let (response, is_from_memory) = from_memory();
+    assert!(is_from_memory);
+    assert_eq!(headers(&response), expected);
 }
 
 #[test]

@@ -311,6 +311,7 @@ async fn the_rest_of_a_body_is_never_answered_as_a_request() {
     }
 }
 
+/// Here hyper does not read on, so the connection is not parked either.
 #[tokio::test]
 async fn the_body_of_a_request_that_needs_none_is_never_answered_as_a_request() {
     let setup = Setup::start();

@@ -171,7 +171,7 @@ impl ClientIntake {
 
 /// Reads a PROXY header. Returns the addresses of the header, and the bytes that came after the header.
 async fn read_proxy_header(
-    io: &mut TcpStream,
+    io: &TcpStream,
     pending: &mut PendingHello<'_>,
 ) -> Result<(Option<Addresses>, Vec<u8>), IntakeError> {
     let mut received = Vec::new();

@@ -221,16 +221,16 @@ macro_rules! drive {
                     if !worker.config.session.require_close_notify {
                         status.end_without_lingering();
                     }
-                    http.as_mut().graceful_shutdown();
+                    http.as_mut().graceful_shutdown(false);
                     let _ = tokio::time::timeout(CLOSE_DEADLINE, http.as_mut()).await;
                     break true;
                 }
                 () = &mut stop, if !stopping => {
                     stopping = true;
-                    http.as_mut().graceful_shutdown();
+                    http.as_mut().graceful_shutdown(true);
                 }
                 () = $displaced.as_mut() => {
-                    http.as_mut().graceful_shutdown();
+                    http.as_mut().graceful_shutdown(false);
                     let _ = tokio::time::timeout(CLOSE_DEADLINE, http.as_mut()).await;
                     break false;
                 }

@@ -95,12 +95,14 @@ where
         http
     }
 
-    /// Ends the connection after the open request. If no request is open, only the first request of the
-    /// connection can still become complete.
-    pub(super) fn graceful_shutdown(mut self: Pin<&mut Self>) {
+    /// Ends the connection after the open request.
+    ///
+    /// `awaits_first`: if the head of the connection's first request has begun, this request is answered too.
+    pub(super) fn graceful_shutdown(mut self: Pin<&mut Self>, awaits_first: bool) {
         self.is_ending = true;
+        let is_first = self.connection.requests.get() == 0;
         let is_between =
-            self.task.exchange() == Exchange::ExpectHead && self.connection.requests.get() > 0;
+            self.task.exchange() == Exchange::ExpectHead && !(is_first && awaits_first);
         self.state = match mem::replace(&mut self.state, State::Closed) {
             State::Parked(Parked { stream, .. }) => State::Closing(stream),
             // hyper treats each request after a park as the first one, and would wait for its head.

@@ -27,13 +27,12 @@ use super::metrics::Metrics;
 /// Most bytes of a response that hyper gets at once. hyper asks for more when the client has made room.
 ///
 /// A socket has room only after a part of its send buffer has drained, which can be more than this.
-pub(super) const HTTP1_PIECE: usize = 64 * 1024;
+pub(super) const HTTP1_PIECE: usize = 16 * 1024;
 
 /// As [`HTTP1_PIECE`], over HTTP/2. A frame with its header fills a TLS record.
 pub(super) const HTTP2_PIECE: usize = 16 * 1024 - 9;
 
-/// Ends a request from outside, and tells why the request ended. Each request has this value as an
-/// extension.
+/// Ends a request from outside, and tells why the request ended.
 #[derive(Clone, Default)]
 pub(super) struct RequestEnd(Arc<EndState>);
 

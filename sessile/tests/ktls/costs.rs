@@ -71,6 +71,7 @@ fn the_kernel_copies_almost_nothing() {
     }
     // User space reads and sends each byte.
     assert!(user_space.copied >= 2 * LENGTH as u64, "{user_space:?}");
-    assert!(kernel.copied < LENGTH as u64 / 64, "{kernel:?}");
+    // The first piece is read together with the opening of the file.
+    assert!(kernel.copied < MIB as u64, "{kernel:?}");
     assert!(kernel.calls < user_space.calls, "{kernel:?} {user_space:?}");
 }

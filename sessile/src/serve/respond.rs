@@ -4,6 +4,7 @@
 use std::cell::Cell;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -13,7 +14,6 @@ use http::header::{CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, USER_AGENT};
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
-use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Either, Full};
 use hyper::body::{Body as _, Incoming};
 use tokio::time::Instant;
@@ -43,7 +43,10 @@ const MAX_DISCARDED: usize = 64 * 1024;
 /// How long a refused request may take to send its content.
 const DISCARD_DEADLINE: Duration = Duration::from_millis(500);
 
-pub(super) type Body = Either<Full<Bytes>, UnsyncBoxBody<Bytes, io::Error>>;
+pub(super) type Body = Either<Full<Bytes>, Stream>;
+
+/// A body that is not in memory.
+type Stream = Pin<Box<dyn hyper::body::Body<Data = Bytes, Error = io::Error>>>;
 
 /// An accepted connection, which its requests share.
 pub(super) struct Connection {
@@ -151,7 +154,7 @@ impl Waiting {
             Wait::Upstream(upstream) => upstream
                 .forward(client, &connection.pending_upstreams, request, end)
                 .await
-                .map(|response| response.map(|body| Either::Right(body.boxed_unsync()))),
+                .map(|response| response.map(|body| Either::Right(Box::pin(body) as Stream))),
             Wait::Content => {
                 discard_content(request.into_body()).await;
                 Ok(method_not_allowed())
@@ -323,7 +326,7 @@ async fn files(
 fn body_of(content: Content) -> Body {
     match content {
         Content::InMemory(bytes) => Either::Left(Full::new(bytes)),
-        Content::Stream(stream) => Either::Right(stream.boxed_unsync()),
+        Content::Stream(stream) => Either::Right(Box::pin(stream)),
     }
 }
 

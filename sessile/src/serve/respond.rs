@@ -1,7 +1,7 @@
 //! Answers requests by the routes of their site. The built-in page shows the verdict of the connection's
 //! handshake.
 
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
@@ -22,7 +22,7 @@ use super::Worker;
 use super::access_log::quoted;
 use super::files::{Answer, Content, Folder};
 use super::pending_upstreams::PendingUpstreams;
-use super::proxy::Upstream;
+use super::proxy::{ClientAddress, Upstream};
 use super::request::{self, Host, SentEarly};
 use super::request_task::RequestEnd;
 use super::routes;
@@ -51,6 +51,8 @@ type Stream = Pin<Box<dyn hyper::body::Body<Data = Bytes, Error = io::Error>>>;
 /// An accepted connection, which its requests share.
 pub(super) struct Connection {
     pub(super) peer: SocketAddr,
+    /// The peer's address for upstreams. The first proxied request sets it.
+    pub(super) client_address: OnceCell<Box<ClientAddress>>,
     pub(super) handshake: Handshake,
     pub(super) status: Rc<Status>,
     /// True if the handshake is counted. Requests in early data are answered before their handshake is
@@ -152,7 +154,12 @@ impl Waiting {
                 files(&folder, &head, above, client, end).await
             }
             Wait::Upstream(upstream) => upstream
-                .forward(client, &connection.pending_upstreams, request, end)
+                .forward(
+                    connection.client_address(),
+                    &connection.pending_upstreams,
+                    request,
+                    end,
+                )
                 .await
                 .map(|response| response.map(|body| Either::Right(Box::pin(body) as Stream))),
             Wait::Content => {
@@ -365,6 +372,11 @@ fn typed(content_type: &'static str, body: Bytes) -> Response<Body> {
 }
 
 impl Connection {
+    fn client_address(&self) -> &ClientAddress {
+        self.client_address
+            .get_or_init(|| Box::new(ClientAddress::new(self.peer.ip())))
+    }
+
     /// True if the client's Finished is missing, so that all requests can be replays (RFC 8470, 3).
     fn is_in_early_data(&self) -> bool {
         self.status.completion() == Completion::UnderWay

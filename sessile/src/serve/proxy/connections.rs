@@ -192,3 +192,132 @@ impl Drop for BusyConnection {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+    use tokio::task::LocalSet;
+
+    use super::*;
+    use crate::serve::pending_upstreams::PendingUpstreams;
+    use crate::serve::proxy::body::SilenceClock;
+
+    const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+
+    async fn upstream() -> (TcpListener, Rc<Connections>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let connections = Rc::new(Connections {
+            servers: [address.to_string()].into(),
+            connect_timeout: Duration::from_secs(10),
+            idle: RefCell::default(),
+            has_reaper: Cell::new(false),
+        });
+        (listener, connections)
+    }
+
+    /// Sends a GET request, and reads the complete response.
+    async fn get(connections: &Rc<Connections>) {
+        let clock = SilenceClock::start(&PendingUpstreams::new());
+        let request = Request::new(Upload::new(None, &clock, Duration::from_secs(10)));
+        let (response, _connection) = connections.send(request).await.expect("a response");
+        let body = response.into_body().collect().await.expect("a body");
+        assert_eq!(body.to_bytes(), "ok");
+    }
+
+    /// Reads a request without a body, and answers it.
+    async fn answer(io: &mut TcpStream) {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(io.read_u8().await.expect("a request"));
+        }
+        io.write_all(ANSWER).await.expect("an open connection");
+    }
+
+    #[tokio::test]
+    async fn an_idle_connection_takes_the_next_request() {
+        let requests = async {
+            let (listener, connections) = upstream().await;
+            let server = async {
+                let (mut io, _) = listener.accept().await.expect("a connection");
+                answer(&mut io).await;
+                answer(&mut io).await;
+            };
+            let client = async {
+                get(&connections).await;
+                assert_eq!(connections.idle.borrow().len(), 1);
+                get(&connections).await;
+            };
+            tokio::join!(server, client);
+        };
+        LocalSet::new().run_until(requests).await;
+    }
+
+    #[tokio::test]
+    async fn a_closed_connection_takes_no_request() {
+        let requests = async {
+            let (listener, connections) = upstream().await;
+            for _ in 0..2 {
+                let server = async {
+                    let (mut io, _) = listener.accept().await.expect("a connection");
+                    answer(&mut io).await;
+                };
+                // The server closes its connection after the response.
+                tokio::join!(server, get(&connections));
+                while connections
+                    .idle
+                    .borrow()
+                    .iter()
+                    .any(|idle| !idle.sender.is_closed())
+                {
+                    tokio::task::yield_now().await;
+                }
+            }
+        };
+        LocalSet::new().run_until(requests).await;
+    }
+
+    #[tokio::test]
+    async fn a_connection_with_an_unread_response_closes() {
+        let requests = async {
+            let (listener, connections) = upstream().await;
+            let server = async {
+                let (mut io, _) = listener.accept().await.expect("a connection");
+                let unread = ANSWER.strip_suffix(b"k").expect("the last byte");
+                io.write_all(unread).await.expect("an open connection");
+                let mut rest = Vec::new();
+                // The connection closes, or is reset.
+                let _ = io.read_to_end(&mut rest).await;
+            };
+            let client = async {
+                let clock = SilenceClock::start(&PendingUpstreams::new());
+                let request = Request::new(Upload::new(None, &clock, Duration::from_secs(10)));
+                drop(connections.send(request).await.expect("a response"));
+                assert!(connections.idle.borrow().is_empty());
+            };
+            tokio::join!(server, client);
+        };
+        LocalSet::new().run_until(requests).await;
+    }
+
+    #[tokio::test]
+    async fn an_expired_connection_takes_no_request() {
+        let requests = async {
+            let (listener, connections) = upstream().await;
+            for _ in 0..2 {
+                let server = async {
+                    let (mut io, _) = listener.accept().await.expect("a new connection");
+                    answer(&mut io).await;
+                    io
+                };
+                let (_open, ()) = tokio::join!(server, get(&connections));
+                for idle in &mut *connections.idle.borrow_mut() {
+                    idle.since -= IDLE_TIMEOUT;
+                }
+            }
+        };
+        LocalSet::new().run_until(requests).await;
+    }
+}

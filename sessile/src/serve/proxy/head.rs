@@ -50,6 +50,30 @@ static HOP_BY_HOP: [HeaderName; 7] = [
 /// Most headers that the proxy adds to a request.
 const MOST_ADDED: usize = 9;
 
+/// The address of a client, and its forms in the headers for upstreams.
+pub(in crate::serve) struct ClientAddress {
+    pub(super) ip: IpAddr,
+    written: HeaderValue,
+    /// The value of `Forwarded` without the host.
+    forwarded: Box<str>,
+}
+
+impl ClientAddress {
+    pub(in crate::serve) fn new(ip: IpAddr) -> Self {
+        // A dual-stack socket gives IPv4 clients IPv4-mapped IPv6 addresses.
+        let written = ip.to_canonical().to_string();
+        let forwarded = match ip.to_canonical() {
+            IpAddr::V4(_) => format!("for={written};proto=https"),
+            IpAddr::V6(_) => format!("for=\"[{written}]\";proto=https"),
+        };
+        Self {
+            ip,
+            written: HeaderValue::try_from(written).expect("an address is a valid header value"),
+            forwarded: forwarded.into(),
+        }
+    }
+}
+
 /// The framing of a message is ambiguous or not supported.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct InvalidFraming;
@@ -60,7 +84,7 @@ pub(super) struct InvalidFraming;
 /// The status to refuse the request with.
 pub(super) fn to_upstream(
     mut head: Parts,
-    client: IpAddr,
+    client: &ClientAddress,
     without_body: bool,
 ) -> Result<Parts, StatusCode> {
     // An upstream's answer to TRACE would show the client the headers that the proxy added.
@@ -206,6 +230,8 @@ fn via(version: Version) -> HeaderValue {
 
 fn remove_hop_by_hop(headers: &mut HeaderMap) {
     let mut removed: Vec<HeaderName> = tokens(headers, &CONNECTION)
+        // `keep-alive` is hop-by-hop anyway, and nearly every upstream sends it.
+        .filter(|name| !name.eq_ignore_ascii_case("keep-alive"))
         .filter_map(|name| name.parse().ok())
         // Without these headers, the upstream would read another request than this server.
         .filter(|name| ![CONTENT_LENGTH, HOST, EARLY_DATA, TRAILER].contains(name))
@@ -263,24 +289,14 @@ fn join_cookies(headers: &mut HeaderMap) {
 }
 
 /// Adds `Forwarded` (RFC 7239), the equivalent `X-Forwarded-` headers, and `Host`.
-fn add_client_headers(headers: &mut HeaderMap, client: IpAddr, host: Option<HeaderValue>) {
-    // A dual-stack socket gives IPv4 clients IPv4-mapped IPv6 addresses.
-    let client = client.to_canonical();
-    let address = client.to_string();
-    let node = match client {
-        IpAddr::V4(_) => ["for=", &address, ""],
-        IpAddr::V6(_) => ["for=\"[", &address, "]\""],
+fn add_client_headers(headers: &mut HeaderMap, client: &ClientAddress, host: Option<HeaderValue>) {
+    let forwarded = match host.as_ref().and_then(|host| host.to_str().ok()) {
+        Some(host) => [&client.forwarded, ";host=\"", host, "\""].concat(),
+        None => client.forwarded.to_string(),
     };
-    let mut forwarded = node.concat();
-    forwarded += ";proto=https";
-    if let Some(host) = host.as_ref().and_then(|host| host.to_str().ok()) {
-        forwarded += ";host=\"";
-        forwarded += host;
-        forwarded += "\"";
-    }
     let added = [
         (FORWARDED, HeaderValue::try_from(forwarded).ok()),
-        (X_FORWARDED_FOR, HeaderValue::try_from(address).ok()),
+        (X_FORWARDED_FOR, Some(client.written.clone())),
         (X_FORWARDED_PROTO, Some(HeaderValue::from_static("https"))),
         (X_FORWARDED_HOST, host.clone()),
         (HOST, host.or(Some(HeaderValue::from_static("")))),

@@ -30,6 +30,7 @@ use super::request_task::RequestEnd;
 use crate::config;
 use body::{Download, SilenceClock, Upload};
 use connections::{BusyConnection, Connections, SendError};
+pub(super) use head::ClientAddress;
 use slots::{SlotPool, UpstreamSlot};
 
 /// Most concurrent requests of a worker at one upstream.
@@ -92,7 +93,7 @@ impl Upstream {
     /// of the upstream.
     pub(super) async fn forward(
         &self,
-        client: IpAddr,
+        client: &ClientAddress,
         pending: &PendingUpstreams,
         request: Request<Incoming>,
         end: RequestEnd,
@@ -100,10 +101,11 @@ impl Upstream {
         let (head, body) = request.into_parts();
         let head = head::to_upstream(head, client, body.is_end_stream())?;
         let mut slot = self
-            .take_slot(client, &end)
+            .take_slot(client.ip, &end)
             .ok_or(StatusCode::SERVICE_UNAVAILABLE)?;
         let exchange = self.exchange(head, body, pending);
         let answer = tokio::select! {
+            biased;
             answer = exchange => answer.and_then(|(mut response, connection)| {
                 head::to_client(&mut response).map_err(|head::InvalidFraming| Failure::Invalid)?;
                 Ok((response, connection))

@@ -4,6 +4,7 @@
 //! places gives up its oldest place.
 
 use std::cmp::Reverse;
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::affinity::Source;
@@ -15,7 +16,8 @@ pub struct FairPool<V> {
     places: BTreeMap<PlaceId, Place<V>>,
     by_source: BTreeSet<(Source, PlaceId)>,
     holdings: BTreeMap<Source, Holding>,
-    /// The ranks of all sources, sorted. The source with the last rank gives way first.
+    /// The ranks of all sources with at least two places, sorted. The source with the last rank gives way first.
+    /// If no source has two places, the oldest place gives way.
     ranks: BTreeSet<Rank>,
     arrivals: u64,
 }
@@ -74,7 +76,10 @@ impl<V> FairPool<V> {
     /// The number of places of the source that gives way first.
     #[must_use]
     pub fn most_held(&self) -> usize {
-        self.ranks.last().map_or(0, |(count, ..)| *count)
+        let without_ranks = self.places.len().min(1);
+        self.ranks
+            .last()
+            .map_or(without_ranks, |(count, ..)| *count)
     }
 
     /// The value of the oldest place.
@@ -89,22 +94,51 @@ impl<V> FairPool<V> {
         self.arrivals += 1;
         self.places.insert(id, Place { source, value });
         self.by_source.insert((source, id));
-        self.rank(source, 1);
+        let held = self.holdings.entry(source).or_insert(Holding {
+            count: 0,
+            oldest: id,
+        });
+        if held.count > 1 {
+            self.ranks.remove(&held.rank(source));
+        }
+        held.count += 1;
+        if held.count > 1 {
+            self.ranks.insert(held.rank(source));
+        }
         id
     }
 
     /// Gives a place back. Returns the value of the place; `None` if the place was displaced before.
     pub fn leave(&mut self, id: PlaceId) -> Option<V> {
         let place = self.places.remove(&id)?;
-        self.by_source.remove(&(place.source, id));
-        self.rank(place.source, -1);
+        let source = place.source;
+        self.by_source.remove(&(source, id));
+        let Entry::Occupied(mut entry) = self.holdings.entry(source) else {
+            return Some(place.value);
+        };
+        let held = entry.get_mut();
+        if held.count > 1 {
+            self.ranks.remove(&held.rank(source));
+            held.count -= 1;
+            if held.oldest == id {
+                let mut later = self.by_source.range((source, id)..);
+                held.oldest = later.next().map_or(id, |(_, next)| *next);
+            }
+            if held.count > 1 {
+                self.ranks.insert(held.rank(source));
+            }
+        } else {
+            entry.remove();
+        }
         Some(place.value)
     }
 
     /// Frees the oldest place of the source that holds most. Returns the value of the place.
     pub fn displace_from_largest(&mut self) -> Option<V> {
-        let (_, Reverse(id), _) = *self.ranks.last()?;
-        self.leave(id)
+        match self.ranks.last() {
+            Some((_, Reverse(id), _)) => self.leave(*id),
+            None => self.displace_oldest(),
+        }
     }
 
     /// Frees a place for one more place of a source. `None` if no source gives way to this source.
@@ -121,27 +155,11 @@ impl<V> FairPool<V> {
         let (id, _) = self.places.first_key_value()?;
         self.leave(*id)
     }
+}
 
-    /// Updates the rank of a source after the source took or lost a place. `change` is 1 or -1.
-    fn rank(&mut self, source: Source, change: isize) {
-        let before = self.holdings.remove(&source);
-        if let Some(held) = before {
-            self.ranks
-                .remove(&(held.count, Reverse(held.oldest), source));
-        }
-        let first = (source, PlaceId(0));
-        if let Some((of, oldest)) = self.by_source.range(first..).next()
-            && *of == source
-        {
-            let count = before.map_or(0, |held| held.count);
-            let held = Holding {
-                count: count.saturating_add_signed(change),
-                oldest: *oldest,
-            };
-            self.ranks
-                .insert((held.count, Reverse(held.oldest), source));
-            self.holdings.insert(source, held);
-        }
+impl Holding {
+    const fn rank(self, source: Source) -> Rank {
+        (self.count, Reverse(self.oldest), source)
     }
 }
 

@@ -171,7 +171,10 @@ pub struct Deframer {
 /// An [`Item`] that does not yet borrow from the deframer.
 enum Step<'a> {
     Nothing,
+    /// The message is complete in the deframer.
     Message,
+    /// The input has the whole message.
+    WholeMessage(&'a [u8]),
     Skipped(u8),
     ChangeCipherSpec,
     Alert,
@@ -226,6 +229,7 @@ impl Deframer {
             Step::Skipped(kind) => Item::Skipped(kind),
             Step::ChangeCipherSpec => Item::ChangeCipherSpec,
             Step::ApplicationData(data) => Item::ApplicationData(data),
+            Step::WholeMessage(message) => Item::Handshake(message),
             Step::Nothing | Step::Message => Item::Handshake(&self.message),
             Step::Alert => Item::Alert {
                 level: self.message[0],
@@ -284,6 +288,11 @@ impl Deframer {
             self.skip_left -= self.take(input, self.skip_left).len();
             return Ok(Step::Nothing);
         }
+        if self.message.is_empty()
+            && let Some(len) = self.whole_message_len(input)
+        {
+            return Ok(Step::WholeMessage(self.take(input, len)));
+        }
         if self.message.len() < HANDSHAKE_HEADER_LEN {
             let bytes = self.take(input, HANDSHAKE_HEADER_LEN - self.message.len());
             self.message.extend_from_slice(bytes);
@@ -308,6 +317,14 @@ impl Deframer {
         } else {
             Step::Nothing
         })
+    }
+
+    /// The length of the next message, if the message is kept, and the current record has all of it.
+    fn whole_message_len(&self, input: &[u8]) -> Option<usize> {
+        let record = &input[..input.len().min(self.record_left)];
+        let kind = *record.first()?;
+        let len = message_len(record).ok()?;
+        ((self.keep)(kind) && len <= self.limit && len <= record.len()).then_some(len)
     }
 
     /// Removes at most `most` bytes of the current record from the front of `input`.

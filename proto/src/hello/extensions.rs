@@ -31,17 +31,13 @@ pub(super) fn each<'a>(
     }
     let mut block = Cursor::new(hello.vec16()?);
     hello.end()?;
-    // One bit for each possible type: a hello can have thousands of extensions, so comparing all pairs is too
-    // slow.
-    let mut seen = [0u64; 1 << 10];
+    let mut seen = SeenTypes::default();
     while !block.is_empty() {
         let kind = block.u16()?;
         let body = block.vec16()?;
-        let (word, bit) = (usize::from(kind >> 6), 1u64 << (kind & 63));
-        if seen[word] & bit != 0 {
+        if !seen.insert(kind) {
             return Err(Error::Illegal("extension: it occurs twice"));
         }
-        seen[word] |= bit;
         take(kind, Cursor::new(body))?;
     }
     Ok(())
@@ -52,4 +48,66 @@ pub(super) fn iter(hello: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     let block = Cursor::new(hello).vec16().unwrap_or_default();
     let mut block = Cursor::new(block);
     std::iter::from_fn(move || Some((block.u16().ok()?, block.vec16().ok()?)))
+}
+
+/// More extensions than almost every hello has.
+const FEW: usize = 32;
+
+/// The types of extensions that a hello has had so far.
+#[derive(Default)]
+struct SeenTypes {
+    /// The first types. To compare with them is faster than to clear a bit for each possible type.
+    few: [u16; FEW],
+    count: usize,
+    /// One bit for each possible type, if there are more types. A hello can have thousands of extensions, too
+    /// many to compare all pairs.
+    bits: Vec<u64>,
+}
+
+impl SeenTypes {
+    /// Adds a type. Returns false if it was there.
+    fn insert(&mut self, kind: u16) -> bool {
+        if self.count < FEW {
+            let is_new = !self.few[..self.count].contains(&kind);
+            self.few[self.count] = kind;
+            self.count += 1;
+            return is_new;
+        }
+        if self.bits.is_empty() {
+            self.bits = vec![0; 1 << 10];
+            for kind in self.few {
+                self.set_bit(kind);
+            }
+        }
+        self.set_bit(kind)
+    }
+
+    fn set_bit(&mut self, kind: u16) -> bool {
+        let (word, bit) = (&mut self.bits[usize::from(kind >> 6)], 1u64 << (kind & 63));
+        let is_new = *word & bit == 0;
+        *word |= bit;
+        is_new
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_type_is_found_again_among_few_types_and_among_all() {
+        for repeated in [0, 1, FEW as u16 - 1, FEW as u16, 1000, u16::MAX] {
+            let mut seen = SeenTypes::default();
+            for kind in 0..=u16::MAX {
+                assert!(seen.insert(kind), "{kind} is new");
+                if kind >= repeated {
+                    break;
+                }
+            }
+            assert!(!seen.insert(repeated), "{repeated} occurs twice");
+        }
+        let mut seen = SeenTypes::default();
+        assert!((0..=u16::MAX).all(|kind| seen.insert(kind)));
+        assert!((0..=u16::MAX).all(|kind| !seen.insert(kind)));
+    }
 }

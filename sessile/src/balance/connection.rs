@@ -1,8 +1,10 @@
 //! One connection through the balancer: reads the ClientHello, finds a server, and forwards the bytes.
 
 use std::cell::RefCell;
+use std::future::poll_fn;
 use std::io;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use sessile_proto::alert::AlertDescription;
@@ -10,10 +12,11 @@ use sessile_proto::hello::ClientHello;
 use sessile_proto::proxy_protocol::{self, Addresses, Version};
 use sessile_proto::route::RoutedBy;
 use sessile_proto::watch::{CompletionWatch, Watch};
-use tokio::io::{AsyncWriteExt, Interest};
+use tokio::io::{AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use super::connect::connect_and_send;
 use super::handshake::Handshake;
 use super::metrics::TurnAwayCause;
 use super::outcome::RoutedConnection;
@@ -100,10 +103,10 @@ impl ClientHandler for Arc<BalancerState> {
     /// Forwards bytes until the connection ends.
     async fn serve(&self, placed: Box<Placed>, displaced: impl Future<Output = ()>) {
         let Placed {
-            mut client,
+            client,
             admitted,
             connection,
-            mut server,
+            server,
             timeouts,
             watch,
             completion,
@@ -118,10 +121,9 @@ impl ClientHandler for Arc<BalancerState> {
             client: |bytes: &[u8]| handshake.borrow_mut().take_client_bytes(bytes),
             server: |bytes: &[u8]| handshake.borrow_mut().take_server_bytes(bytes),
         };
-        let io = &mut server.io;
         let relayed = relay::run(
-            &mut client,
-            io,
+            &client,
+            &server.io,
             &admitted,
             timeouts,
             &count_bytes,
@@ -199,7 +201,7 @@ impl Search<'_> {
         first_miss: &mut FirstMiss,
     ) -> Result<Attempt, TurnAwayCause> {
         let connect_timeout = self.set.balance.connect_timeout;
-        let deadline = Instant::now() + connect_timeout * MAX_SEARCH_TIMEOUTS;
+        let deadline = router.instant + connect_timeout * MAX_SEARCH_TIMEOUTS;
         let client = &self.client.io;
         let mut tried: Vec<&'r Arc<PoolServer>> = Vec::new();
         let mut silent: Option<Attempt> = None;
@@ -259,19 +261,19 @@ impl Search<'_> {
     async fn connect(&self, server: &PoolServer) -> Result<ServerConnection, SkipReason> {
         let open = server.reserve().ok_or(SkipReason::Full)?;
         let attempt = async {
-            let mut io = TcpStream::connect(server.address()).await?;
-            io.set_nodelay(true)?;
+            let address = server.address();
             let hello = self.received.bytes;
             let header = self.proxy_header(server.settings.proxy_protocol)?;
             if self.received.ssl_request {
+                let mut io = connect_and_send(address, &[]).await?;
                 request_tls(&mut io, &header).await?;
                 io.write_all(hello).await?;
+                Ok(io)
             } else if header.is_empty() {
-                io.write_all(hello).await?;
+                connect_and_send(address, hello).await
             } else {
-                io.write_all(&[&header, hello].concat()).await?;
+                connect_and_send(address, &[&header, hello].concat()).await
             }
-            Ok::<_, io::Error>(io)
         };
         let error = match timeout(self.set.balance.connect_timeout, attempt).await {
             Ok(Ok(io)) => {
@@ -351,20 +353,21 @@ fn has_gone(client: &TcpStream) -> bool {
 /// True if the server closes the connection before it sends a byte. This function must not read, because the
 /// relay needs the server's bytes and the error of a reset.
 async fn closes_without_reply(server: &TcpStream, client: &TcpStream, patience: Duration) -> bool {
-    let mut byte = [0];
-    let first_event = async {
-        tokio::select! {
-            biased;
-            ready = server.ready(Interest::READABLE | Interest::ERROR) => ready.ok(),
-            // The client has sent more bytes, or is gone. `peek` asks the system, because the runtime can be
-            // wrong. After a read that filled the whole buffer, the runtime still reports the socket as
-            // readable.
-            _ = client.peek(&mut byte) => None,
+    let server_has_event = poll_fn(|cx| {
+        if server.poll_read_ready(cx).is_ready() {
+            return Poll::Ready(true);
         }
-    };
-    let Ok(Some(ready)) = timeout(patience, first_event).await else {
+        // The client has sent more bytes, or is gone. `poll_peek` asks the system, because the runtime can be
+        // wrong. After a read that filled the whole buffer, the runtime still reports the socket as readable.
+        let mut byte = [0];
+        client
+            .poll_peek(cx, &mut ReadBuf::new(&mut byte))
+            .map(|_| false)
+    });
+    if !matches!(timeout(patience, server_has_event).await, Ok(true)) {
         return false;
-    };
+    }
+    let ready = relay::readiness(server);
     let has_ended = ready.is_read_closed() || ready.is_error();
     has_ended && matches!(rustix::io::ioctl_fionread(server), Ok(0))
 }

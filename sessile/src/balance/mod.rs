@@ -14,12 +14,13 @@
 //! servers          server set and pools
 //! server           one server: settings, health, load
 //! metrics/{mod, per_server, server_gauges, counters, causes}
-//! addresses, key_names, labels, learned_file, pool_names, relay/, route_miss, session_loss
+//! addresses, connect, key_names, labels, learned_file, pool_names, relay/, route_miss, session_loss
 //! ```
 
 mod addresses;
 mod api;
 mod commands;
+mod connect;
 mod connection;
 mod handshake;
 mod health;
@@ -122,13 +123,7 @@ impl Balancer {
         stop: CancellationToken,
         registry: &prometheus::Registry,
     ) -> Result<Self, StartError> {
-        let limits = Limits {
-            max_entries: config.session.max_entries,
-            lifetime: config.session.lifetime,
-        };
-        let learned = Arc::new(Mutex::new(Affinity::new(limits, random_seed()?)));
-        let seeds = [random_seed()?, random_seed()?];
-        let addresses = Arc::new(Addresses::new(limits, seeds));
+        let (learned, addresses) = empty_tables(config)?;
         let metrics = BalancerMetrics::register(registry)?;
         metrics::register_learned(registry, &learned, &addresses)?;
         let families = ServerFamilies::register(registry)?;
@@ -224,6 +219,22 @@ impl Balancer {
             file.save(&locked(&self.state.learned), set.addresses());
         }
     }
+}
+
+/// The learned table and the address table, without entries.
+fn empty_tables(config: &Config) -> Result<(Arc<Mutex<Affinity>>, Arc<Addresses>), StartError> {
+    let limits = Limits {
+        max_entries: config.session.max_entries,
+        lifetime: config.session.lifetime,
+    };
+    let mut address_limits = limits;
+    if config.balance.ignores_addresses {
+        address_limits.max_entries = 0;
+    }
+    let learned = Affinity::new(limits, random_seed()?);
+    let seeds = [random_seed()?, random_seed()?];
+    let addresses = Addresses::new(address_limits, seeds);
+    Ok((Arc::new(Mutex::new(learned)), Arc::new(addresses)))
 }
 
 /// A seed for the hash of a table whose keys come from peers.

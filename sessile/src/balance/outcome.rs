@@ -180,6 +180,9 @@ impl RoutedConnection {
         sessions: &[Learned],
         established: Option<Time>,
     ) {
+        if sessions.is_empty() {
+            return;
+        }
         let now = clock::now();
         let established = established.unwrap_or(now);
         let mut learned = locked(&state.learned);

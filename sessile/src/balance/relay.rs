@@ -5,9 +5,10 @@
 
 mod direction;
 mod pipe;
+mod socket;
 
-pub(super) use direction::readiness;
 pub(super) use pipe::{allow_pipes, max_pipes, pipe_files};
+pub(super) use socket::readiness;
 
 use std::future::poll_fn;
 use std::io;
@@ -116,8 +117,8 @@ pub(super) enum EndReason {
 /// the client can use it. A watch breaks when it needs no more bytes. `report` gets the byte counts in parts.
 /// `displaced` ends the connection.
 pub(super) async fn run(
-    client: &mut TcpStream,
-    server: &mut TcpStream,
+    client: &TcpStream,
+    server: &TcpStream,
     admitted: &Admitted,
     timeouts: Timeouts,
     report: &dyn Fn(ByteCounts),
@@ -125,12 +126,10 @@ pub(super) async fn run(
     displaced: impl Future<Output = ()>,
 ) -> ConnectionEnd {
     let end = {
-        let (from_client, to_client) = client.split();
-        let (from_server, to_server) = server.split();
         let started = Instant::now();
         let mut relay = Relay {
-            up: Direction::new(from_client, to_server, admitted),
-            down: Direction::new(from_server, to_client, admitted),
+            up: Direction::new(client, server, admitted),
+            down: Direction::new(server, client, admitted),
             watch_client: Some(watches.client),
             watch_server: Some(watches.server),
             report,
@@ -160,7 +159,7 @@ pub(super) async fn run(
     };
     if let EndReason::Broken(_) = end.reason {
         for side in [client, server] {
-            let _ = SockRef::from(&*side).set_linger(Some(Duration::ZERO));
+            let _ = SockRef::from(side).set_linger(Some(Duration::ZERO));
         }
     }
     end
@@ -291,8 +290,8 @@ where
         self.report();
         if !self.keeps_alive && now >= self.started + KEEP_ALIVE_AFTER {
             self.keeps_alive = true;
-            keep_alive(self.up.from.as_ref());
-            keep_alive(self.up.to.as_ref());
+            keep_alive(self.up.from);
+            keep_alive(self.up.to);
         }
         ControlFlow::Continue(())
     }

@@ -168,8 +168,8 @@ pub fn balancer_config(
     servers: &[(String, Server)],
 ) -> Config {
     let mut config = base.clone();
-    // Without a key, the balancer cannot read which server made a ticket. Clients then reach other
-    // servers with their sessions, which shows the effect of a shared farm key.
+    // Without a key and without addresses, the balancer does not know which server made a ticket. Clients
+    // then reach other servers with their sessions, which shows the effect of a shared farm key.
     config.key = Key::Ephemeral;
     config.session.snapshot = false;
     config.server.workers = 1;
@@ -178,6 +178,7 @@ pub fn balancer_config(
         policy,
         // The servers run in the same process, so checks are not necessary.
         health: Health::Off,
+        ignores_addresses: true,
         servers: servers
             .iter()
             .map(|(name, server)| BalanceServer::new(name.clone(), server.addresses()[0]))

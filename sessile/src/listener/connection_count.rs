@@ -12,11 +12,13 @@ use crate::log_interval::LogInterval;
 
 /// The open connections of a role and their limit. Clones share the counters.
 #[derive(Clone)]
-pub struct ConnectionCount {
+pub struct ConnectionCount(Arc<SharedCount>);
+
+struct SharedCount {
     max: usize,
     places: Arc<FairPlaces>,
     metrics: ConnectionMetrics,
-    full_log: Arc<LogInterval>,
+    full_log: LogInterval,
 }
 
 /// The metrics of a role's connections.
@@ -36,38 +38,41 @@ impl ConnectionCount {
     /// `max`: the limit on open connections.
     #[must_use]
     pub fn new(max: usize, metrics: ConnectionMetrics) -> Self {
-        Self {
+        Self(Arc::new(SharedCount {
             max,
             places: FairPlaces::new(max, WhenFull::FairShare),
             metrics,
-            full_log: Arc::new(LogInterval::new(LogInterval::MINUTE)),
-        }
+            full_log: LogInterval::new(LogInterval::MINUTE),
+        }))
     }
 
     /// The limit on open connections.
     #[must_use]
-    pub const fn max(&self) -> usize {
-        self.max
+    pub fn max(&self) -> usize {
+        self.0.max
     }
 
     /// Counts one more connection. `None` if the limit is reached, and no other connection has to give way.
     #[must_use]
     pub fn try_open(&self, peer: IpAddr) -> Option<OpenConnection> {
-        let Some(place) = self.places.enter(Source::of(peer)) else {
-            self.metrics.refused.inc();
-            self.log_full();
+        let count = &self.0;
+        let Some(place) = count.places.enter(Source::of(peer)) else {
+            count.metrics.refused.inc();
+            count.log_full();
             return None;
         };
-        if let Some(accepted) = &self.metrics.accepted {
+        if let Some(accepted) = &count.metrics.accepted {
             accepted.inc();
         }
+        count.metrics.open.inc();
         Some(OpenConnection {
             place,
-            count: self.clone(),
-            _open: OpenGauge::count(&self.metrics.open),
+            count: Arc::clone(count),
         })
     }
+}
 
+impl SharedCount {
     fn log_full(&self) {
         if self.full_log.is_due() {
             let (max, open) = (self.max, self.metrics.open.get());
@@ -87,8 +92,7 @@ impl ConnectionCount {
 /// Counts a connection as open until this value is dropped.
 pub struct OpenConnection {
     place: Place,
-    count: ConnectionCount,
-    _open: OpenGauge,
+    count: Arc<SharedCount>,
 }
 
 impl OpenConnection {
@@ -103,6 +107,12 @@ impl OpenConnection {
         self.place.displaced().await;
         self.count.metrics.displaced.inc();
         self.count.log_full();
+    }
+}
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        self.count.metrics.open.dec();
     }
 }
 

@@ -45,7 +45,7 @@ pub struct FairPlaces {
 
 /// The value of a place.
 struct Holder {
-    /// The time from the start of the pool to the arrival.
+    /// The time from the start of the pool to the arrival. Zero if only the shares decide.
     since: Duration,
     /// Tells the holder that the place is lost.
     lost: oneshot::Sender<()>,
@@ -105,7 +105,11 @@ impl FairPlaces {
 
     fn place(self: &Arc<Self>, source: Source) -> Place {
         let (lost, displaced) = oneshot::channel();
-        let since = self.started.elapsed();
+        let since = match self.when_full {
+            // The time does not matter, so do not read the clock.
+            WhenFull::FairShare => Duration::ZERO,
+            WhenFull::Newcomer { .. } => self.started.elapsed(),
+        };
         let part = self.part(source);
         let id = part.change(|pool| pool.enter(source, Holder { since, lost }));
         Place {

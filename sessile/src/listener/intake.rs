@@ -1,25 +1,26 @@
 //! Reads the first bytes of a connection: a PROXY header, if the listener expects one, and the ClientHello.
 
 use std::future::poll_fn;
-use std::io;
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, recv};
 use sessile_proto::alert::AlertDescription;
 use sessile_proto::hello::HelloReader;
 use sessile_proto::postgres::{self, ACCEPTED, REFUSED, REQUEST_LEN, Request};
 use sessile_proto::proxy_protocol::{self, Addresses};
 use sessile_proto::record;
-use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf};
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
 use super::admission::{Admission, Admitted, PendingHello};
 use super::rejection::{IntakeFailure, Rejection};
+use super::socket::expect_next_event;
 use crate::config::{Listener, Network, Role};
 
 /// How long a client may take to send its PROXY header and its ClientHello.
@@ -64,7 +65,7 @@ impl IntakeError {
 }
 
 /// The result of the intake: a ClientHello and addresses.
-pub(super) struct Received {
+pub(super) struct Received<'a> {
     /// Holds the complete ClientHello.
     pub(super) reader: HelloReader,
     pub(super) source: SocketAddr,
@@ -73,7 +74,7 @@ pub(super) struct Received {
     /// True if the client sent PostgreSQL's SSLRequest.
     pub(super) ssl_request: bool,
     /// Counts the bytes in `reader`.
-    _pending: PendingHello,
+    _pending: PendingHello<'a>,
 }
 
 /// Reads the first bytes of the connections of one listener.
@@ -108,7 +109,7 @@ impl ClientIntake {
         &self,
         io: &mut TcpStream,
         peer: SocketAddr,
-    ) -> Result<Received, IntakeError> {
+    ) -> Result<Received<'_>, IntakeError> {
         let drain_deadline = async {
             self.stop.cancelled().await;
             tokio::time::sleep(DRAIN_GRACE).await;
@@ -122,8 +123,12 @@ impl ClientIntake {
         }
     }
 
-    async fn read(&self, io: &mut TcpStream, peer: SocketAddr) -> Result<Received, IntakeError> {
-        let mut pending = self.admission.begin_hello(peer.ip())?;
+    async fn read(
+        &self,
+        io: &mut TcpStream,
+        peer: SocketAddr,
+    ) -> Result<Received<'_>, IntakeError> {
+        let mut pending = self.admission.begin_hello(peer.ip());
         let (addresses, first_bytes) = if self.trusted_proxies.is_empty() {
             (None, Vec::new())
         } else if self.trusted_proxies.iter().any(|it| it.contains(peer.ip())) {
@@ -132,7 +137,7 @@ impl ClientIntake {
             return Err(IntakeFailure::UntrustedProxy.into());
         };
         let source = addresses.map_or(peer, |addresses| addresses.source);
-        let admitted = pending.admit(source.ip(), Instant::now())?;
+        let admitted = pending.admit(source.ip(), Instant::now)?;
         let mut reader = HelloReader::new(self.admission.max_hello_size());
         let mut ssl_request = false;
         let mut pushed = reader.push(&first_bytes);
@@ -166,8 +171,8 @@ impl ClientIntake {
 
 /// Reads a PROXY header. Returns the addresses of the header, and the bytes that came after the header.
 async fn read_proxy_header(
-    io: &mut TcpStream,
-    pending: &mut PendingHello,
+    io: &TcpStream,
+    pending: &mut PendingHello<'_>,
 ) -> Result<(Option<Addresses>, Vec<u8>), IntakeError> {
     let mut received = Vec::new();
     loop {
@@ -183,7 +188,7 @@ async fn read_proxy_header(
 /// Answers PostgreSQL's requests for encryption, up to the request for TLS. Returns the bytes after that request.
 async fn answer_postgres(
     io: &mut TcpStream,
-    pending: &mut PendingHello,
+    pending: &mut PendingHello<'_>,
     mut received: Vec<u8>,
 ) -> Result<Vec<u8>, IntakeError> {
     loop {
@@ -207,26 +212,32 @@ async fn answer_postgres(
 
 /// Counts the next bytes and passes them to `take`. A connection that waits for bytes holds no buffer.
 async fn read_chunk<T>(
-    io: &mut TcpStream,
-    pending: &mut PendingHello,
+    io: &TcpStream,
+    pending: &mut PendingHello<'_>,
     mut take: impl FnMut(&[u8]) -> T,
 ) -> Result<T, IntakeFailure> {
     poll_fn(|cx| {
         let mut chunk = [MaybeUninit::uninit(); CHUNK];
-        let mut chunk = ReadBuf::uninit(&mut chunk);
-        let read: io::Result<()> = match Pin::new(&mut *io).poll_read(cx, &mut chunk) {
-            Poll::Ready(read) => read,
-            Poll::Pending => {
-                return pending
-                    .poll_displaced(cx)
-                    .map(|()| Err(IntakeFailure::Displaced));
-            }
-        };
-        match chunk.filled() {
-            bytes @ [_, ..] if read.is_ok() => pending.add_bytes(bytes.len()).map(|()| take(bytes)),
-            _ => Err(IntakeFailure::NoHello),
+        loop {
+            // Ask the socket first, because the runtime learns of the first bytes only at its next turn.
+            let received = match recv(io, &mut chunk, RecvFlags::empty()) {
+                Ok(((bytes @ [_, ..], _), _)) => {
+                    if bytes.len() < CHUNK {
+                        expect_next_event(io);
+                    }
+                    pending.add_bytes(bytes.len()).map(|()| take(bytes))
+                }
+                Err(Errno::AGAIN) => {
+                    expect_next_event(io);
+                    if io.poll_read_ready(cx).is_pending() {
+                        return pending.poll_displaced(cx).map(Err);
+                    }
+                    continue;
+                }
+                Ok(_) | Err(_) => Err(IntakeFailure::NoHello),
+            };
+            return Poll::Ready(received);
         }
-        .into()
     })
     .await
 }

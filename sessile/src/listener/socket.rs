@@ -2,11 +2,15 @@
 //! sockets, so no thread has to pass them on.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{SocketFlags, acceptfrom_with};
 use socket2::{Domain, Protocol, SockRef, Type};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::Interest;
+use tokio::net::TcpStream;
 
 use super::inherited;
 
@@ -38,7 +42,7 @@ fn remedy(error: &io::Error) -> &'static str {
 /// A listening socket for one worker.
 #[derive(Debug)]
 pub struct Socket {
-    listener: std::net::TcpListener,
+    listener: TcpListener,
     address: SocketAddr,
     /// True if the service manager keeps the socket open, with the connections in its queue.
     is_inherited: bool,
@@ -76,7 +80,7 @@ fn bind_new(address: SocketAddr, workers: usize) -> io::Result<Vec<Socket>> {
     for _ in 0..workers {
         let socket = bind_socket(bound, true)?;
         socket.listen(BACKLOG)?;
-        let listener = std::net::TcpListener::from(socket);
+        let listener = TcpListener::from(socket);
         bound = listener.local_addr()?;
         sockets.push(Socket {
             listener,
@@ -102,7 +106,7 @@ fn bind_socket(address: SocketAddr, reuse_port: bool) -> io::Result<socket2::Soc
 
 /// Shares one socket among all workers. If each worker had a socket, the queues of the other sockets would be
 /// lost when this process ends.
-fn share_inherited(listener: &std::net::TcpListener, workers: usize) -> io::Result<Vec<Socket>> {
+fn share_inherited(listener: &TcpListener, workers: usize) -> io::Result<Vec<Socket>> {
     set_options(SockRef::from(listener))?;
     let address = listener.local_addr()?;
     (0..workers)
@@ -134,44 +138,100 @@ pub async fn accept(
     stop: impl Future<Output = ()>,
     mut connected: impl FnMut(TcpStream, SocketAddr),
 ) -> io::Result<()> {
-    let listener = TcpListener::from_std(socket.listener)?;
+    let listener = WatchedListener::new(socket.listener)?;
     let mut stop = std::pin::pin!(stop);
     loop {
         tokio::select! {
             biased;
             () = &mut stop => break,
-            accepted = listener.accept() => match accepted {
-                Ok((io, peer)) => connected(io, peer),
-                Err(error) if is_peers_fault(&error) => {}
-                Err(_) => {
-                    tracing::warn!(
-                        "cannot accept connections: out of file descriptors or memory; raise the limit on open \
-                         files, or lower connection.max"
-                    );
-                    tokio::time::sleep(PAUSE).await;
-                }
+            ready = listener.readable() => ready?,
+        }
+        match listener.accept() {
+            Ok((io, peer)) => connected(io, peer),
+            Err(error) if is_harmless(&error) => {}
+            Err(_) => {
+                tracing::warn!(
+                    "cannot accept connections: out of file descriptors or memory; raise the limit on open \
+                     files, or lower connection.max"
+                );
+                tokio::time::sleep(PAUSE).await;
             }
         }
+        // Let the accepted connections run, even if more connections wait.
+        tokio::task::consume_budget().await;
     }
     if socket.is_inherited {
         return Ok(());
     }
     // The runtime may not know yet that a connection waits, so ask the socket itself.
     let listener = listener.into_std()?;
-    while let Ok((io, peer)) = listener.accept() {
-        io.set_nonblocking(true)?;
-        if let Ok(io) = TcpStream::from_std(io) {
-            connected(io, peer);
-        }
+    while let Ok((io, peer)) = accept_one(&listener) {
+        connected(io, peer);
     }
     Ok(())
 }
 
-/// True if the connection ended before it was accepted. The listener itself still works.
-fn is_peers_fault(error: &io::Error) -> bool {
+/// A listening socket that the runtime watches.
+///
+/// The runtime's type for listeners accepts until an accept finds no connection. Such an accept costs as much
+/// as eight other system calls. The runtime's type for streams waits without a system call.
+struct WatchedListener(TcpStream);
+
+impl WatchedListener {
+    fn new(listener: TcpListener) -> io::Result<Self> {
+        let socket = OwnedFd::from(listener);
+        TcpStream::from_std(socket.into()).map(Self)
+    }
+
+    /// Waits until a connection waits.
+    async fn readable(&self) -> io::Result<()> {
+        self.0.readable().await
+    }
+
+    /// Accepts a connection, and asks whether another connection waits.
+    fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
+        let accepted = accept_one(&self.0);
+        if !has_waiting_connection(&self.0) {
+            expect_next_event(&self.0);
+        }
+        accepted
+    }
+
+    fn into_std(self) -> io::Result<TcpListener> {
+        Ok(OwnedFd::from(self.0.into_std()?).into())
+    }
+}
+
+/// Accepts a waiting connection. The system call also makes the connection non-blocking.
+fn accept_one(listener: &impl AsFd) -> io::Result<(TcpStream, SocketAddr)> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let (io, peer) = acceptfrom_with(listener, flags)?;
+    let peer = peer.ok_or(io::ErrorKind::ConnectionAborted)?;
+    let io = TcpStream::from_std(io.into())?;
+    Ok((io, SocketAddr::try_from(peer)?))
+}
+
+fn has_waiting_connection(listener: &impl AsFd) -> bool {
+    let mut listening = [PollFd::new(listener, PollFlags::IN)];
+    let at_once = Timespec::default();
+    // After an error, assume that a connection waits: the next accept handles the error.
+    poll(&mut listening, Some(&at_once)).map_or(true, |ready| ready > 0)
+}
+
+/// Makes the runtime wait for the next event of a socket, because the socket was found to be empty.
+pub(super) fn expect_next_event(io: &TcpStream) {
+    // The runtime concludes from an operation that would block that the socket is empty.
+    let _ = io.try_io(Interest::READABLE, || {
+        Err::<(), _>(io::ErrorKind::WouldBlock.into())
+    });
+}
+
+/// True if no connection waits, or the connection ended before it was accepted. The listener still works.
+fn is_harmless(error: &io::Error) -> bool {
     matches!(
         error.kind(),
-        io::ErrorKind::ConnectionAborted
+        io::ErrorKind::WouldBlock
+            | io::ErrorKind::ConnectionAborted
             | io::ErrorKind::ConnectionReset
             | io::ErrorKind::ConnectionRefused
             | io::ErrorKind::Interrupted

@@ -71,7 +71,7 @@ impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for TaskExecutor {
 
 /// An HTTP/2 connection that runs the tasks of ready responses itself.
 ///
-/// To hand all ready responses over before the connection writes again costs less than a task for each.
+/// The ready responses then leave in one write, and need no task of the runtime.
 pub(super) struct Http2<C> {
     connection: C,
     tasks: TaskExecutor,
@@ -82,7 +82,8 @@ impl<C: GracefulConnection + Unpin> Http2<C> {
         Self { connection, tasks }
     }
 
-    pub(super) fn graceful_shutdown(mut self: Pin<&mut Self>) {
+    /// Ends the connection after the open requests. A connection of HTTP/2 tells its client to send no more.
+    pub(super) fn graceful_shutdown(mut self: Pin<&mut Self>, _awaits_first: bool) {
         Pin::new(&mut self.connection).graceful_shutdown();
     }
 }

@@ -6,16 +6,14 @@
 use std::cell::RefCell;
 use std::io;
 use std::ops::ControlFlow;
-use std::pin::{Pin, pin};
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, ready};
 
-use rustix::net::{RecvFlags, recv};
-use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, Ready};
+use rustix::net::SendFlags;
+use tokio::io::ReadBuf;
 use tokio::net::TcpStream;
-use tokio::net::tcp::{ReadHalf, WriteHalf};
 
 use super::pipe::{self, Pipe};
-use crate::listener::closing::try_send_before_end;
+use super::socket::{self, poll_recv, poll_send, try_send};
 use crate::listener::{Admitted, BufferGuard};
 
 /// Bytes that are copied at once: nearly one full TLS record.
@@ -38,8 +36,8 @@ thread_local! {
 
 /// One direction of a connection.
 pub(super) struct Direction<'a> {
-    pub(super) from: ReadHalf<'a>,
-    pub(super) to: WriteHalf<'a>,
+    pub(super) from: &'a TcpStream,
+    pub(super) to: &'a TcpStream,
     /// Limits the buffered bytes of the client's source.
     admitted: &'a Admitted,
     buffered: Buffered<'a>,
@@ -100,7 +98,11 @@ enum ReadResult {
 }
 
 impl<'a> Direction<'a> {
-    pub(super) fn new(from: ReadHalf<'a>, to: WriteHalf<'a>, admitted: &'a Admitted) -> Self {
+    pub(super) const fn new(
+        from: &'a TcpStream,
+        to: &'a TcpStream,
+        admitted: &'a Admitted,
+    ) -> Self {
         Self {
             from,
             to,
@@ -141,11 +143,7 @@ impl<'a> Direction<'a> {
             match self.state {
                 DirectionState::Over => return Poll::Ready(Ok(())),
                 DirectionState::Ending => {
-                    let shut = if last {
-                        Ok(())
-                    } else {
-                        ready!(Pin::new(&mut self.to).poll_shutdown(cx))
-                    };
+                    let shut = if last { Ok(()) } else { socket::end(self.to) };
                     self.state = DirectionState::Over;
                     return Poll::Ready(match sink {
                         Sink::Required => shut.map_err(Broken::Sink),
@@ -174,7 +172,7 @@ impl<'a> Direction<'a> {
                 Buffered::Nothing => return Poll::Ready(Ok(())),
                 Buffered::Bytes { bytes, sent, .. } => {
                     let rest = &bytes[*sent..];
-                    let written = ready!(Pin::new(&mut self.to).poll_write(cx, rest))?;
+                    let written = ready!(poll_send(self.to, cx, rest))?;
                     *sent += written;
                     self.forwarded += written as u64;
                     if *sent == bytes.len() {
@@ -182,7 +180,7 @@ impl<'a> Direction<'a> {
                     }
                 }
                 Buffered::Pipe { pipe, counted } => {
-                    let to = self.to.as_ref();
+                    let to = self.to;
                     let writable = to.poll_write_ready(cx);
                     if writable.is_pending() {
                         counted.get_or_insert_with(|| self.admitted.hold_pipe());
@@ -235,7 +233,7 @@ impl<'a> Direction<'a> {
         cx: &mut Context<'_>,
         mut pipe: Pipe,
     ) -> Poll<io::Result<ReadResult>> {
-        let from = self.from.as_ref();
+        let from = self.from;
         loop {
             ready!(from.poll_read_ready(cx))?;
             return match pipe.fill(from) {
@@ -265,9 +263,8 @@ impl<'a> Direction<'a> {
         buffer: &mut [u8],
         watch: &mut Option<W>,
     ) -> Poll<io::Result<ReadResult>> {
-        let mut read = ReadBuf::new(buffer);
-        ready!(Pin::new(&mut self.from).poll_read(cx, &mut read))?;
-        let bytes = read.filled();
+        let len = ready!(poll_recv(self.from, cx, buffer))?;
+        let bytes = &buffer[..len];
         if bytes.is_empty() {
             return Poll::Ready(Ok(ReadResult::End));
         }
@@ -284,17 +281,15 @@ impl<'a> Direction<'a> {
         if self.state == DirectionState::Discarding {
             return Poll::Ready(Ok(ReadResult::Bytes));
         }
-        let has_ended = bytes.len() < CHUNK && is_known_to_have_ended(self.from.as_ref());
-        let result = if has_ended {
-            try_send_before_end(self.to.as_ref(), bytes)
+        let has_ended = bytes.len() < CHUNK && socket::is_known_to_have_ended(self.from);
+        let flags = if has_ended {
+            // The bytes leave in the same segment as the end that follows.
+            SendFlags::MORE
         } else {
-            match Pin::new(&mut self.to).poll_write(cx, bytes) {
-                Poll::Ready(sent) => sent,
-                Poll::Pending => Ok(0),
-            }
+            SendFlags::empty()
         };
         // Ignore an error here. The next write of the buffered bytes fails again, and its error is handled.
-        let sent = result.unwrap_or(0);
+        let sent = try_send(self.to, bytes, flags).unwrap_or(0);
         self.forwarded += sent as u64;
         self.buffer(&bytes[sent..]);
         Poll::Ready(Ok(if has_ended {
@@ -323,59 +318,18 @@ impl<'a> Direction<'a> {
         buffer: &mut [u8],
     ) -> Poll<io::Result<ReadResult>> {
         let mut peeked = ReadBuf::new(buffer);
-        let len = ready!(self.from.as_ref().poll_peek(cx, &mut peeked))?;
+        let len = ready!(self.from.poll_peek(cx, &mut peeked))?;
         if len == 0 {
             return Poll::Ready(Ok(ReadResult::End));
         }
-        let written = ready!(Pin::new(&mut self.to).poll_write(cx, peeked.filled()));
+        let written = ready!(poll_send(self.to, cx, peeked.filled()));
         // After an error, buffer the bytes. The next write fails again, and its error is handled.
         let taken = *written.as_ref().unwrap_or(&len);
-        remove_peeked(self.from.as_ref(), &mut buffer[..taken])?;
+        socket::remove_peeked(self.from, &mut buffer[..taken])?;
         match written {
             Ok(written) => self.forwarded += written as u64,
             Err(_) => self.buffer(&buffer[..len]),
         }
         Poll::Ready(Ok(ReadResult::Bytes))
-    }
-}
-
-/// Removes peeked bytes from a socket. The kernel copies nothing (tcp(7), MSG_TRUNC).
-///
-/// This does not use the runtime's read, because the runtime could suspend the task when only some bytes are
-/// removed. The task would then send the other bytes again.
-fn remove_peeked(from: &TcpStream, mut peeked: &mut [u8]) -> io::Result<()> {
-    while !peeked.is_empty() {
-        let (_, removed) = from.try_io(Interest::READABLE, || {
-            Ok(recv(from, &mut *peeked, RecvFlags::TRUNC)?)
-        })?;
-        if removed == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        let left = peeked.len().saturating_sub(removed);
-        peeked = &mut peeked[..left];
-    }
-    Ok(())
-}
-
-/// True if the source is known to have ended, so that the bytes of a short read were its last.
-///
-/// Most clients send their last record and the end together. This knowledge saves one read, and one segment
-/// to the sink.
-///
-/// The runtime must learn nothing between the read and this check. A worker is one thread, so no event arrives
-/// before the next await. With several threads, more bytes and the end could arrive in between, and the bytes
-/// would be lost.
-fn is_known_to_have_ended(from: &TcpStream) -> bool {
-    let readiness = readiness(from);
-    // A reset closes the socket too. The next read must return the reset as an error.
-    readiness.is_read_closed() && !readiness.is_error()
-}
-
-/// The readiness of a socket as the runtime knows it. This makes no system call.
-pub(in crate::balance) fn readiness(io: &TcpStream) -> Ready {
-    let ready = pin!(io.ready(Interest::READABLE | Interest::ERROR));
-    match ready.poll(&mut Context::from_waker(Waker::noop())) {
-        Poll::Ready(Ok(ready)) => ready,
-        Poll::Ready(Err(_)) | Poll::Pending => Ready::EMPTY,
     }
 }

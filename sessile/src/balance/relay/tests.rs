@@ -23,8 +23,8 @@ fn admission(limit: BufferLimit) -> Arc<Admission> {
 
 fn admitted(admission: &Arc<Admission>) -> Admitted {
     let source = Ipv4Addr::LOCALHOST.into();
-    let mut hello = admission.begin_hello(source).unwrap();
-    hello.admit(source, std::time::Instant::now()).unwrap()
+    let mut hello = admission.begin_hello(source);
+    hello.admit(source, std::time::Instant::now).unwrap()
 }
 
 /// Short for a test, and long enough for a busy machine.
@@ -32,8 +32,8 @@ const SHORT: Duration = Duration::from_millis(600);
 
 #[tokio::test]
 async fn a_half_closed_connection_lasts_while_the_client_sends() {
-    let (mut client, mut from_client) = connected().await;
-    let (mut to_server, mut server) = connected().await;
+    let (mut client, from_client) = connected().await;
+    let (to_server, mut server) = connected().await;
     let admitted = admitted(&admission(BufferLimit::default()));
     let timeouts = Timeouts {
         half_closed: SHORT,
@@ -48,8 +48,8 @@ async fn a_half_closed_connection_lasts_while_the_client_sends() {
         });
     };
     let relayed = run(
-        &mut from_client,
-        &mut to_server,
+        &from_client,
+        &to_server,
         &admitted,
         timeouts,
         &report,
@@ -89,8 +89,8 @@ async fn a_half_closed_connection_lasts_while_the_client_sends() {
 
 #[tokio::test]
 async fn byte_counts_are_reported_while_the_connection_is_open() {
-    let (mut client, mut from_client) = connected().await;
-    let (mut to_server, mut server) = connected().await;
+    let (mut client, from_client) = connected().await;
+    let (to_server, mut server) = connected().await;
     let admitted = admitted(&admission(BufferLimit::default()));
     let timeouts = Timeouts {
         report: Duration::from_millis(10),
@@ -103,8 +103,8 @@ async fn byte_counts_are_reported_while_the_connection_is_open() {
         }
     };
     let relayed = run(
-        &mut from_client,
-        &mut to_server,
+        &from_client,
+        &to_server,
         &admitted,
         timeouts,
         &report,
@@ -142,15 +142,15 @@ type Watch = fn(&[u8]) -> ControlFlow<()>;
 /// bytes and pipes at that time.
 async fn stalled(limit: BufferLimit) -> (usize, usize) {
     const STREAM: usize = 32 << 20;
-    let (mut client, mut from_client) = connected().await;
-    let (mut to_server, mut server) = connected().await;
+    let (mut client, from_client) = connected().await;
+    let (to_server, mut server) = connected().await;
     let admission = admission(limit);
     let admitted = admitted(&admission);
     let sent: Vec<u8> = (0..STREAM as u32 / 4).flat_map(u32::to_le_bytes).collect();
     let timeouts = Timeouts::default();
     let relayed = run(
-        &mut from_client,
-        &mut to_server,
+        &from_client,
+        &to_server,
         &admitted,
         timeouts,
         &|_| {},

@@ -101,7 +101,7 @@ macro_rules! section {
             fn default() -> Self {
                 Self {
                     $($field: $default,)*
-                    $($($table: Vec::new(),)*)?
+                    $($($table: <$Table>::default(),)*)?
                 }
             }
         }
@@ -412,5 +412,7 @@ section! {
         pools: Vec<BalancePool>,
         /// The servers of all pools.
         servers: Vec<BalanceServer>,
+        /// True if addresses lead no clients to a server. Only `sessile farm` sets this.
+        ignores_addresses: bool,
     }
 }

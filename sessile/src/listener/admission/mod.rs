@@ -112,21 +112,15 @@ impl Admission {
         })
     }
 
-    /// Counts one more incomplete hello.
-    ///
-    /// # Errors
-    /// If the limit is reached, and no incomplete hello gives way.
-    pub(crate) fn begin_hello(
-        self: &Arc<Self>,
-        peer: IpAddr,
-    ) -> Result<PendingHello, IntakeFailure> {
-        let place = self.hellos.enter(Source::of(peer));
-        Ok(PendingHello {
-            admission: Arc::clone(self),
+    /// Begins to count a hello of this peer.
+    pub(crate) fn begin_hello(self: &Arc<Self>, peer: IpAddr) -> PendingHello<'_> {
+        PendingHello {
+            admission: self,
+            source: Source::of(peer),
             slot: None,
-            place: Some(place.ok_or(IntakeFailure::HelloLimit)?),
+            place: None,
             bytes: 0,
-        })
+        }
     }
 
     /// Most bytes of one hello.
@@ -146,44 +140,47 @@ impl Admission {
         self.buffered_pipes.used()
     }
 
-    fn slot_of(&self, source: IpAddr) -> usize {
-        let hash = self.hasher.hash_one(Source::of(source));
+    fn slot_of(&self, source: Source) -> usize {
+        let hash = self.hasher.hash_one(source);
         (hash % SOURCE_SLOTS as u64) as usize
     }
 }
 
-/// Counts one hello as incomplete until [`Self::complete`], and the bytes of the hello until this value is
-/// dropped.
-pub(crate) struct PendingHello {
-    admission: Arc<Admission>,
+/// Counts the bytes of one hello until this value is dropped. A hello that waits for bytes also counts as
+/// incomplete, until [`Self::complete`]. Most hellos never wait.
+pub(crate) struct PendingHello<'a> {
+    admission: &'a Arc<Admission>,
+    source: Source,
     /// The slot of the source, once the source is known.
     slot: Option<usize>,
-    /// Set while the hello is incomplete.
+    /// Set while the hello is incomplete and has waited for bytes.
     place: Option<Place>,
     bytes: usize,
 }
 
-impl PendingHello {
-    /// Sets the source of the connection. Call this once, as soon as the source is known.
+impl PendingHello<'_> {
+    /// Sets the source of the connection. Call this once, as soon as the source is known. `now` reads the clock,
+    /// which only a limit on the rate needs.
     ///
     /// # Errors
     /// If the source has too many open connections, or connects too often.
     pub(crate) fn admit(
         &mut self,
         source: IpAddr,
-        now: Instant,
+        now: impl FnOnce() -> Instant,
     ) -> Result<Admitted, IntakeFailure> {
-        let admission = &self.admission;
-        let index = admission.slot_of(source);
+        let admission = self.admission;
+        self.source = Source::of(source);
+        let index = admission.slot_of(self.source);
         let slot = &admission.slots[index];
         if let Some(interval) = admission.interval
-            && !slot.take_turn(interval, now.saturating_duration_since(admission.started))
+            && !slot.take_turn(interval, now().saturating_duration_since(admission.started))
         {
             return Err(IntakeFailure::SourceRate);
         }
         let admitted = Admitted::new(admission, index)?;
         if let Some(place) = &mut self.place {
-            place.move_to(Source::of(source));
+            place.move_to(self.source);
         }
         // The bytes of a PROXY header came before the source was known.
         slot.hello_bytes.fetch_add(self.bytes, Ordering::Relaxed);
@@ -210,11 +207,15 @@ impl PendingHello {
         Ok(())
     }
 
-    /// Ready if the hello has to give way to a newer hello.
-    pub(super) fn poll_displaced(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    /// Counts the hello as incomplete, because it waits for bytes. Ready if the hello has to give way to a newer
+    /// hello, or if no older hello gives way.
+    pub(super) fn poll_displaced(&mut self, cx: &mut Context<'_>) -> Poll<IntakeFailure> {
+        if self.place.is_none() {
+            self.place = self.admission.hellos.enter(self.source);
+        }
         match &mut self.place {
-            Some(place) => place.poll_displaced(cx),
-            None => Poll::Pending,
+            Some(place) => place.poll_displaced(cx).map(|()| IntakeFailure::Displaced),
+            None => Poll::Ready(IntakeFailure::HelloLimit),
         }
     }
 
@@ -228,7 +229,7 @@ impl PendingHello {
     }
 }
 
-impl Drop for PendingHello {
+impl Drop for PendingHello<'_> {
     fn drop(&mut self) {
         self.admission.hello_bytes.give_back(self.bytes);
         if let Some(slot) = self.slot() {

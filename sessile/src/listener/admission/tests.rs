@@ -13,21 +13,28 @@ fn distinct_sources<const N: usize>(admission: &Admission) -> [IpAddr; N] {
     let mut slots = HashSet::new();
     let mut addresses = (0..=255u8).map(|net| IpAddr::from([198, 51, net, 1]));
     [(); N].map(|()| {
-        let next = addresses.find(|ip| slots.insert(admission.slot_of(*ip)));
+        let next = addresses.find(|ip| slots.insert(admission.slot_of(Source::of(*ip))));
         next.expect("256 networks are in more than a few slots")
     })
 }
 
-fn begin(admission: &Arc<Admission>, ip: IpAddr) -> Result<PendingHello, IntakeFailure> {
-    let mut hello = admission.begin_hello(ip)?;
-    hello.admit(ip, Instant::now()).map(|_| hello)
+fn begin(admission: &Arc<Admission>, ip: IpAddr) -> Result<PendingHello<'_>, IntakeFailure> {
+    let mut hello = admission.begin_hello(ip);
+    hello.admit(ip, Instant::now).map(|_| hello)
+}
+
+/// A hello that waits for bytes.
+fn begin_to_wait(admission: &Arc<Admission>, ip: IpAddr) -> PendingHello<'_> {
+    let mut hello = begin(admission, ip).expect("room");
+    assert!(!is_displaced(&mut hello), "an older hello gives way");
+    hello
 }
 
 fn admit(admission: &Arc<Admission>, ip: IpAddr) -> Result<Admitted, IntakeFailure> {
-    admission.begin_hello(ip)?.admit(ip, Instant::now())
+    admission.begin_hello(ip).admit(ip, Instant::now)
 }
 
-fn is_displaced(hello: &mut PendingHello) -> bool {
+fn is_displaced(hello: &mut PendingHello<'_>) -> bool {
     let mut cx = Context::from_waker(std::task::Waker::noop());
     hello.poll_displaced(&mut cx).is_ready()
 }
@@ -36,23 +43,33 @@ fn is_displaced(hello: &mut PendingHello) -> bool {
 fn the_oldest_incomplete_hello_gives_way_to_a_newcomer() {
     let admission = admission(|limits| limits.max_hellos = 100);
     let [greedy, other] = distinct_sources(&admission);
-    let mut stalled: Vec<PendingHello> = (0..100)
-        .map(|_| begin(&admission, greedy).expect("room"))
+    let mut stalled: Vec<_> = (0..100)
+        .map(|_| begin_to_wait(&admission, greedy))
         .collect();
-    let mut newcomers: Vec<PendingHello> = (0..30)
-        .map(|_| begin(&admission, other).expect("a place"))
-        .collect();
+    let mut newcomers: Vec<_> = (0..30).map(|_| begin_to_wait(&admission, other)).collect();
     let displaced: Vec<bool> = stalled.iter_mut().map(is_displaced).collect();
     assert!(displaced[..30].iter().all(|displaced| *displaced));
     assert!(!displaced[30..].iter().any(|displaced| *displaced));
     assert!(!newcomers.iter_mut().any(is_displaced));
     // A new hello of the greedy source displaces the oldest hello of that source.
-    let next = begin(&admission, greedy).expect("a place");
+    let next = begin_to_wait(&admission, greedy);
     assert!(is_displaced(&mut stalled[30]));
     stalled[31].complete();
     assert_eq!(admission.hellos.used(), 99);
     drop((stalled, newcomers, next));
     assert_eq!(admission.hellos.used(), 0);
+}
+
+#[test]
+fn a_hello_without_a_wait_takes_no_place_among_the_incomplete_hellos() {
+    let admission = admission(|limits| limits.max_hellos = 1);
+    let [source, other] = distinct_sources(&admission);
+    let mut stalled = begin_to_wait(&admission, other);
+    let mut hello = begin(&admission, source).expect("room");
+    hello.add_bytes(600).expect("room");
+    hello.complete();
+    assert!(!is_displaced(&mut stalled));
+    assert_eq!(admission.hellos.used(), 1);
 }
 
 #[test]
@@ -106,7 +123,7 @@ fn bytes_are_counted_until_they_are_let_go() {
     assert_eq!(hello.add_bytes(1), Err(IntakeFailure::SourceLimit));
     drop(hello);
     // The bytes of a PROXY header count before the source is known.
-    let mut hello = admission.begin_hello(source).expect("room");
+    let mut hello = admission.begin_hello(source);
     hello.add_bytes(1 << 20).expect("room");
     assert_eq!(hello.add_bytes(1), Err(IntakeFailure::HelloLimit));
 }
@@ -116,9 +133,9 @@ fn a_source_keeps_to_its_rate() {
     let admission = admission(|limits| limits.rate_per_source = 10);
     let [busy, other] = distinct_sources(&admission);
     let connect = |ip, after| {
-        let mut hello = admission.begin_hello(ip).expect("room");
+        let mut hello = admission.begin_hello(ip);
         let now = admission.started + Duration::from_millis(after);
-        hello.admit(ip, now).map(drop)
+        hello.admit(ip, || now).map(drop)
     };
     for _ in 0..10 {
         connect(busy, 0).expect("a second's worth may come at once");

@@ -1,7 +1,7 @@
 //! One client connection: the handshake, the requests, and the idle timeout. The session stays when the
 //! connection ends, unless the configuration says otherwise.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::time::Duration;
@@ -91,6 +91,7 @@ impl ClientHandler for Rc<Worker> {
             };
         let connection = Connection {
             peer: client.source,
+            client_address: OnceCell::new(),
             handshake,
             status: Rc::clone(stream.status()),
             counted: Cell::new(false),

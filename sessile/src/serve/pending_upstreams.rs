@@ -1,20 +1,19 @@
 //! Counts the upstreams that a connection waits for. A client that waits for its answer is not idle;
 //! `response-timeout` limits how long an upstream may take.
 
-use std::sync::{Arc, Mutex};
+use std::cell::Cell;
+use std::rc::Rc;
 
 use tokio::time::Instant;
 
-use crate::locks::locked;
-
 /// The upstreams that a connection waits for.
 #[derive(Clone)]
-pub(super) struct PendingUpstreams(Arc<Mutex<Pending>>);
+pub(super) struct PendingUpstreams(Rc<Pending>);
 
 struct Pending {
-    count: usize,
+    count: Cell<usize>,
     /// When the last wait ended.
-    ended: Instant,
+    ended: Cell<Instant>,
 }
 
 /// Counts one upstream as pending until it is dropped.
@@ -22,22 +21,21 @@ pub(super) struct PendingUpstream(PendingUpstreams);
 
 impl PendingUpstreams {
     pub(super) fn new() -> Self {
-        Self(Arc::new(Mutex::new(Pending {
-            count: 0,
-            ended: Instant::now(),
-        })))
+        Self(Rc::new(Pending {
+            count: Cell::new(0),
+            ended: Cell::new(Instant::now()),
+        }))
     }
 
     pub(super) fn begin(&self) -> PendingUpstream {
-        locked(&self.0).count += 1;
+        self.0.count.set(self.0.count.get() + 1);
         PendingUpstream(self.clone())
     }
 
     /// The time since which no upstream is pending; the current time if an upstream is pending.
     pub(super) fn none_since(&self) -> Instant {
-        let pending = locked(&self.0);
-        match pending.count {
-            0 => pending.ended,
+        match self.0.count.get() {
+            0 => self.0.ended.get(),
             _ => Instant::now(),
         }
     }
@@ -45,8 +43,8 @@ impl PendingUpstreams {
 
 impl Drop for PendingUpstream {
     fn drop(&mut self) {
-        let mut pending = locked(&self.0.0);
-        pending.count -= 1;
-        pending.ended = Instant::now();
+        let Self(PendingUpstreams(pending)) = self;
+        pending.count.set(pending.count.get() - 1);
+        pending.ended.set(Instant::now());
     }
 }

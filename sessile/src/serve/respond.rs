@@ -1,9 +1,10 @@
 //! Answers requests by the routes of their site. The built-in page shows the verdict of the connection's
 //! handshake.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -13,7 +14,6 @@ use http::header::{CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, USER_AGENT};
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
-use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Either, Full};
 use hyper::body::{Body as _, Incoming};
 use tokio::time::Instant;
@@ -23,7 +23,7 @@ use super::access_log::quoted;
 use super::files::{Answer, Content, FileStream, Folder};
 use super::large_file::{self, LargeFile};
 use super::pending_upstreams::PendingUpstreams;
-use super::proxy::Upstream;
+use super::proxy::{ClientAddress, Upstream};
 use super::request::{self, Host, SentEarly};
 use super::request_task::RequestEnd;
 use super::routes;
@@ -45,11 +45,16 @@ const MAX_DISCARDED: usize = 64 * 1024;
 const DISCARD_DEADLINE: Duration = Duration::from_millis(500);
 
 /// A body in memory, from a file, or from an upstream.
-pub(super) type Body = Either<Full<Bytes>, Either<FileStream, UnsyncBoxBody<Bytes, io::Error>>>;
+pub(super) type Body = Either<Full<Bytes>, Either<FileStream, Stream>>;
+
+/// The body of an upstream's response.
+type Stream = Pin<Box<dyn hyper::body::Body<Data = Bytes, Error = io::Error>>>;
 
 /// An accepted connection, which its requests share.
 pub(super) struct Connection {
     pub(super) peer: SocketAddr,
+    /// The peer's address for upstreams. The first proxied request sets it.
+    pub(super) client_address: OnceCell<Box<ClientAddress>>,
     pub(super) handshake: Handshake,
     pub(super) status: Rc<Status>,
     /// True if the handshake is counted. Requests in early data are answered before their handshake is
@@ -160,10 +165,15 @@ impl Waiting {
                 files(&folder, &head, above, client, end).await
             }
             Wait::Upstream(upstream) => upstream
-                .forward(client, &connection.pending_upstreams, request, end)
+                .forward(
+                    connection.client_address(),
+                    &connection.pending_upstreams,
+                    request,
+                    end,
+                )
                 .await
                 .map(|response| {
-                    response.map(|body| Either::Right(Either::Right(body.boxed_unsync())))
+                    response.map(|body| Either::Right(Either::Right(Box::pin(body) as Stream)))
                 }),
             Wait::Content => {
                 discard_content(request.into_body()).await;
@@ -375,6 +385,11 @@ fn typed(content_type: &'static str, body: Bytes) -> Response<Body> {
 }
 
 impl Connection {
+    fn client_address(&self) -> &ClientAddress {
+        self.client_address
+            .get_or_init(|| Box::new(ClientAddress::new(self.peer.ip())))
+    }
+
     /// True if the client's Finished is missing, so that all requests can be replays (RFC 8470, 3).
     fn is_in_early_data(&self) -> bool {
         self.status.completion() == Completion::UnderWay

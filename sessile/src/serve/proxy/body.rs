@@ -2,9 +2,10 @@
 //!
 //! The time in which the proxy waits for the client does not count as silence of the upstream.
 
+use std::cell::RefCell;
 use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, Weak};
+use std::rc::{Rc, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -12,8 +13,8 @@ use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::{Instant, Sleep};
 
+use super::connections::BusyConnection;
 use super::slots::UpstreamSlot;
-use crate::locks::locked;
 use crate::serve::pending_upstreams::{PendingUpstream, PendingUpstreams};
 
 /// The awaited event of a request that has no response yet.
@@ -35,7 +36,7 @@ enum WaitingFor {
 ///
 /// While this clock waits for the upstream, the client's connection is not idle.
 pub(super) struct SilenceClock {
-    waiting_for: Arc<Mutex<WaitingFor>>,
+    waiting_for: Rc<RefCell<WaitingFor>>,
     pending: PendingUpstreams,
 }
 
@@ -43,7 +44,7 @@ impl SilenceClock {
     pub(super) fn start(pending: &PendingUpstreams) -> Self {
         let waiting_for = WaitingFor::Upstream(Instant::now(), pending.begin());
         Self {
-            waiting_for: Arc::new(Mutex::new(waiting_for)),
+            waiting_for: Rc::new(RefCell::new(waiting_for)),
             pending: pending.clone(),
         }
     }
@@ -51,7 +52,7 @@ impl SilenceClock {
     /// The start of the upstream's silence; the current time if the request does not wait for the
     /// upstream.
     pub(super) fn silent_since(&self) -> Instant {
-        match *locked(&self.waiting_for) {
+        match *self.waiting_for.borrow() {
             WaitingFor::Upstream(since, _) => since,
             WaitingFor::Client | WaitingFor::Aborted | WaitingFor::Stalled => Instant::now(),
         }
@@ -59,12 +60,12 @@ impl SilenceClock {
 
     /// True if the client stopped sending the request's body.
     pub(super) fn client_stalled(&self) -> bool {
-        matches!(*locked(&self.waiting_for), WaitingFor::Stalled)
+        matches!(*self.waiting_for.borrow(), WaitingFor::Stalled)
     }
 
     /// True if the client's connection failed before the end of the request's body.
     pub(super) fn client_aborted(&self) -> bool {
-        matches!(*locked(&self.waiting_for), WaitingFor::Aborted)
+        matches!(*self.waiting_for.borrow(), WaitingFor::Aborted)
     }
 }
 
@@ -75,7 +76,7 @@ pub(super) struct Upload {
     body: Option<ClientBody>,
     /// A weak reference, because an upstream can answer before the end of the body. The answer drops the
     /// clock.
-    waiting_for: Weak<Mutex<WaitingFor>>,
+    waiting_for: Weak<RefCell<WaitingFor>>,
     pending: PendingUpstreams,
 }
 
@@ -97,14 +98,14 @@ impl Upload {
                 timeout,
                 timer: None,
             }),
-            waiting_for: Arc::downgrade(&clock.waiting_for),
+            waiting_for: Rc::downgrade(&clock.waiting_for),
             pending: clock.pending.clone(),
         }
     }
 
     fn wait_for(&self, next: WaitingFor) {
         if let Some(waiting_for) = self.waiting_for.upgrade() {
-            *locked(&waiting_for) = next;
+            waiting_for.replace(next);
         }
     }
 }
@@ -168,11 +169,14 @@ pub(in crate::serve) struct Download {
     silence_timer: Option<(Pin<Box<Sleep>>, PendingUpstream)>,
     pending: PendingUpstreams,
     slot: UpstreamSlot,
+    #[expect(dead_code, reason = "held, not read")]
+    connection: BusyConnection,
 }
 
 impl Download {
     pub(super) const fn new(
         body: Incoming,
+        connection: BusyConnection,
         timeout: Duration,
         pending: PendingUpstreams,
         slot: UpstreamSlot,
@@ -183,6 +187,7 @@ impl Download {
             silence_timer: None,
             pending,
             slot,
+            connection,
         }
     }
 }

@@ -10,7 +10,7 @@ use http::header::{
     TRAILER, TRANSFER_ENCODING, UPGRADE, VIA,
 };
 use http::request::Parts;
-use http::uri::{Authority, PathAndQuery, Scheme};
+use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Response, StatusCode, Uri, Version};
 
 use crate::serve::request::{Host, SentEarly};
@@ -31,10 +31,13 @@ const CLIENT_CLAIM_PREFIXES: [&str; 5] = [
     "ssl-client-",
 ];
 
+/// As [`CLIENT_CLAIM_PREFIXES`], complete names.
+const CLIENT_CLAIMS: [&str; 2] = ["forwarded", "x-real-ip"];
+
 const CHUNKED: HeaderValue = HeaderValue::from_static("chunked");
 
 /// Headers that belong to one connection, even if `Connection` does not name them.
-const HOP_BY_HOP: [HeaderName; 7] = [
+static HOP_BY_HOP: [HeaderName; 7] = [
     CONNECTION,
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("proxy-connection"),
@@ -44,8 +47,32 @@ const HOP_BY_HOP: [HeaderName; 7] = [
     UPGRADE,
 ];
 
-/// The authority of every request to an upstream. It is neither sent nor resolved.
-const UPSTREAM_AUTHORITY: Authority = Authority::from_static("upstream.invalid");
+/// Most headers that the proxy adds to a request.
+const MOST_ADDED: usize = 9;
+
+/// The address of a client, and its forms in the headers for upstreams.
+pub(in crate::serve) struct ClientAddress {
+    pub(super) ip: IpAddr,
+    written: HeaderValue,
+    /// The value of `Forwarded` without the host.
+    forwarded: Box<str>,
+}
+
+impl ClientAddress {
+    pub(in crate::serve) fn new(ip: IpAddr) -> Self {
+        // A dual-stack socket gives IPv4 clients IPv4-mapped IPv6 addresses.
+        let written = ip.to_canonical().to_string();
+        let forwarded = match ip.to_canonical() {
+            IpAddr::V4(_) => format!("for={written};proto=https"),
+            IpAddr::V6(_) => format!("for=\"[{written}]\";proto=https"),
+        };
+        Self {
+            ip,
+            written: HeaderValue::try_from(written).expect("an address is a valid header value"),
+            forwarded: forwarded.into(),
+        }
+    }
+}
 
 /// The framing of a message is ambiguous or not supported.
 #[derive(Debug, PartialEq, Eq)]
@@ -57,7 +84,7 @@ pub(super) struct InvalidFraming;
 /// The status to refuse the request with.
 pub(super) fn to_upstream(
     mut head: Parts,
-    client: IpAddr,
+    client: &ClientAddress,
     without_body: bool,
 ) -> Result<Parts, StatusCode> {
     // An upstream's answer to TRACE would show the client the headers that the proxy added.
@@ -70,10 +97,11 @@ pub(super) fn to_upstream(
     let in_early_data =
         head.headers.contains_key(EARLY_DATA) || head.extensions.get::<SentEarly>().is_some();
 
-    head.uri = upstream_uri(&head.uri)?;
+    head.uri = upstream_uri(&head.uri);
     let via = via(head.version);
     head.version = Version::HTTP_11;
     let headers = &mut head.headers;
+    headers.reserve(MOST_ADDED);
     remove_hop_by_hop(headers);
     remove_claims(headers);
     // hyper's server answers `Expect: 100-continue` when the body is read.
@@ -186,15 +214,10 @@ fn host(head: &Parts) -> Result<Option<HeaderValue>, StatusCode> {
         .map_err(|_| StatusCode::BAD_REQUEST)
 }
 
-/// The URI at the upstream, with the same path and query.
-fn upstream_uri(target: &Uri) -> Result<Uri, StatusCode> {
+/// The URI at the upstream, with the same path and query. It has no scheme and no authority.
+fn upstream_uri(target: &Uri) -> Uri {
     let path = target.path_and_query().cloned();
-    Uri::builder()
-        .scheme(Scheme::HTTP)
-        .authority(UPSTREAM_AUTHORITY)
-        .path_and_query(path.unwrap_or(PathAndQuery::from_static("/")))
-        .build()
-        .map_err(|_| StatusCode::BAD_REQUEST)
+    path.unwrap_or(PathAndQuery::from_static("/")).into()
 }
 
 fn via(version: Version) -> HeaderValue {
@@ -206,12 +229,20 @@ fn via(version: Version) -> HeaderValue {
 }
 
 fn remove_hop_by_hop(headers: &mut HeaderMap) {
-    let named: Vec<HeaderName> = tokens(headers, &CONNECTION)
+    let mut removed: Vec<HeaderName> = tokens(headers, &CONNECTION)
+        // `keep-alive` is hop-by-hop anyway, and nearly every upstream sends it.
+        .filter(|name| !name.eq_ignore_ascii_case("keep-alive"))
         .filter_map(|name| name.parse().ok())
         // Without these headers, the upstream would read another request than this server.
         .filter(|name| ![CONTENT_LENGTH, HOST, EARLY_DATA, TRAILER].contains(name))
         .collect();
-    for name in named.iter().chain(&HOP_BY_HOP) {
+    removed.extend(
+        headers
+            .keys()
+            .filter(|name| HOP_BY_HOP.contains(name))
+            .cloned(),
+    );
+    for name in removed {
         headers.remove(name);
     }
 }
@@ -229,12 +260,18 @@ fn remove_claims(headers: &mut HeaderMap) {
 }
 
 fn is_claim(name: &HeaderName) -> bool {
-    // CGI and similar interfaces map both `_` and `-` to `_`.
-    let name = name.as_str().replace('_', "-");
-    matches!(&*name, "forwarded" | "x-real-ip")
-        || CLIENT_CLAIM_PREFIXES
-            .iter()
-            .any(|claim| name.starts_with(claim))
+    let name = name.as_str().as_bytes();
+    CLIENT_CLAIMS.iter().any(|claim| is_same_name(name, claim))
+        || CLIENT_CLAIM_PREFIXES.iter().any(|claim| {
+            name.get(..claim.len())
+                .is_some_and(|start| is_same_name(start, claim))
+        })
+}
+
+/// Compares a header's name with a name in lower case. CGI and similar interfaces map both `_` and `-` to `_`.
+fn is_same_name(name: &[u8], other: &str) -> bool {
+    let is_same_byte = |(byte, other)| byte == other || (byte == b'_' && other == b'-');
+    name.len() == other.len() && name.iter().copied().zip(other.bytes()).all(is_same_byte)
 }
 
 /// Joins the cookie headers of HTTP/2 into one header for HTTP/1.1 (RFC 9113, 8.2.3).
@@ -252,23 +289,14 @@ fn join_cookies(headers: &mut HeaderMap) {
 }
 
 /// Adds `Forwarded` (RFC 7239), the equivalent `X-Forwarded-` headers, and `Host`.
-fn add_client_headers(headers: &mut HeaderMap, client: IpAddr, host: Option<HeaderValue>) {
-    // A dual-stack socket gives IPv4 clients IPv4-mapped IPv6 addresses.
-    let client = client.to_canonical();
-    let node = match client {
-        IpAddr::V4(address) => address.to_string(),
-        IpAddr::V6(address) => format!("\"[{address}]\""),
+fn add_client_headers(headers: &mut HeaderMap, client: &ClientAddress, host: Option<HeaderValue>) {
+    let forwarded = match host.as_ref().and_then(|host| host.to_str().ok()) {
+        Some(host) => [&client.forwarded, ";host=\"", host, "\""].concat(),
+        None => client.forwarded.to_string(),
     };
-    let mut forwarded = format!("for={node};proto=https");
-    if let Some(host) = host.as_ref().and_then(|host| host.to_str().ok()) {
-        forwarded += &format!(";host=\"{host}\"");
-    }
     let added = [
         (FORWARDED, HeaderValue::try_from(forwarded).ok()),
-        (
-            X_FORWARDED_FOR,
-            HeaderValue::try_from(client.to_string()).ok(),
-        ),
+        (X_FORWARDED_FOR, Some(client.written.clone())),
         (X_FORWARDED_PROTO, Some(HeaderValue::from_static("https"))),
         (X_FORWARDED_HOST, host.clone()),
         (HOST, host.or(Some(HeaderValue::from_static("")))),

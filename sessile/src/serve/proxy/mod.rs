@@ -5,7 +5,7 @@
 //! off, because a truncated response must not look complete.
 
 mod body;
-mod connect;
+mod connections;
 mod head;
 mod slots;
 
@@ -14,14 +14,12 @@ use std::error::Error;
 use std::io;
 use std::net::IpAddr;
 use std::pin::pin;
-use std::sync::Arc;
+use std::rc::Rc;
 use std::time::Duration;
 
 use http::request::Parts;
 use http::{Request, Response, StatusCode};
 use hyper::body::{Body as _, Incoming};
-use hyper_util::client::legacy::{self, Client};
-use hyper_util::rt::{TokioExecutor, TokioTimer};
 use prometheus::IntCounter;
 use sessile_proto::affinity::Source;
 use tokio::time::{Instant, sleep_until};
@@ -31,32 +29,21 @@ use super::pending_upstreams::PendingUpstreams;
 use super::request_task::RequestEnd;
 use crate::config;
 use body::{Download, SilenceClock, Upload};
-use connect::Connector;
+use connections::{BusyConnection, Connections, SendError};
+pub(super) use head::ClientAddress;
 use slots::{SlotPool, UpstreamSlot};
 
 /// Most concurrent requests of a worker at one upstream.
 const MAX_REQUESTS: usize = 1024;
 
-/// Most idle connections of a worker to an upstream.
-const MAX_IDLE: usize = 128;
-
-/// How long a worker keeps an idle connection.
-///
-/// Apache and Node.js close idle connections after five seconds. A request that arrives after the close is
-/// lost, and only some requests may be sent again.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
-
-/// Most bytes of a response's status line and headers.
-const MAX_HEAD: usize = 64 * 1024;
-
 /// The HTTP client of one worker for one upstream.
 pub(super) struct Upstream {
     name: String,
-    client: Client<Connector, Upload>,
+    connections: Rc<Connections>,
     response_timeout: Duration,
     /// `connection.body-timeout`.
     body_timeout: Duration,
-    slots: Arc<SlotPool>,
+    slots: Rc<SlotPool>,
     /// True if the last request failed. A failure is logged once, not for each request.
     is_down: Cell<bool>,
     /// Becomes true when no slot is free, and false when half of the slots are free again.
@@ -88,16 +75,9 @@ impl Upstream {
         body_timeout: Duration,
         results: UpstreamResults,
     ) -> Self {
-        let client = Client::builder(TokioExecutor::new())
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(IDLE_TIMEOUT)
-            .pool_max_idle_per_host(MAX_IDLE)
-            .http1_max_buf_size(MAX_HEAD)
-            .set_host(false)
-            .build(Connector::new(config));
         Self {
             name: config.name.clone(),
-            client,
+            connections: Connections::new(config),
             response_timeout: config.response_timeout,
             body_timeout,
             slots: SlotPool::new(MAX_REQUESTS, results),
@@ -113,7 +93,7 @@ impl Upstream {
     /// of the upstream.
     pub(super) async fn forward(
         &self,
-        client: IpAddr,
+        client: &ClientAddress,
         pending: &PendingUpstreams,
         request: Request<Incoming>,
         end: RequestEnd,
@@ -121,22 +101,23 @@ impl Upstream {
         let (head, body) = request.into_parts();
         let head = head::to_upstream(head, client, body.is_end_stream())?;
         let mut slot = self
-            .take_slot(client, &end)
+            .take_slot(client.ip, &end)
             .ok_or(StatusCode::SERVICE_UNAVAILABLE)?;
         let exchange = self.exchange(head, body, pending);
         let answer = tokio::select! {
-            answer = exchange => answer.and_then(|mut response| {
+            biased;
+            answer = exchange => answer.and_then(|(mut response, connection)| {
                 head::to_client(&mut response).map_err(|head::InvalidFraming| Failure::Invalid)?;
-                Ok(response)
+                Ok((response, connection))
             }),
             () = end.ordered() => Err(Failure::Displaced),
         };
         self.log_change(answer.as_ref().err().copied());
         match answer {
-            Ok(response) => {
+            Ok((response, connection)) => {
                 let timeout = self.response_timeout;
                 let pending = pending.clone();
-                Ok(response.map(|body| Download::new(body, timeout, pending, slot)))
+                Ok(response.map(|body| Download::new(body, connection, timeout, pending, slot)))
             }
             Err(failure) => {
                 slot.end(|results| failure.counter(results));
@@ -164,18 +145,21 @@ impl Upstream {
 
     async fn exchange(
         &self,
-        head: Parts,
+        mut head: Parts,
         body: Incoming,
         pending: &PendingUpstreams,
-    ) -> Result<Response<Incoming>, Failure> {
+    ) -> Result<(Response<Incoming>, BusyConnection), Failure> {
         // The upstream may close an idle connection while a request is on its way. An idempotent request is
-        // sent again (RFC 9110, 9.2.2). hyper-util retries only a request that it has not sent yet.
+        // sent again (RFC 9110, 9.2.2).
         let is_retryable = head.method.is_idempotent() && body.is_end_stream();
-        let retry_head = is_retryable.then(|| head.clone());
-        let first = self.attempt(head, Some(body), pending);
-        match (first.await, retry_head) {
-            (Err(Failure::Closed), Some(head)) => self.attempt(head, None, pending).await,
-            (answer, _) => answer,
+        let mut retry_head = is_retryable.then(|| head.clone());
+        let mut body = Some(body);
+        loop {
+            let answer = self.attempt(head, body.take(), pending).await;
+            head = match (&answer, retry_head.take()) {
+                (Err(Failure::Closed), Some(head)) => head,
+                _ => return answer,
+            };
         }
     }
 
@@ -184,14 +168,16 @@ impl Upstream {
         head: Parts,
         body: Option<Incoming>,
         pending: &PendingUpstreams,
-    ) -> Result<Response<Incoming>, Failure> {
+    ) -> Result<(Response<Incoming>, BusyConnection), Failure> {
         let clock = SilenceClock::start(pending);
         let body = Upload::new(body, &clock, self.body_timeout);
-        let mut response = pin!(self.client.request(Request::from_parts(head, body)));
+        let mut answer = pin!(self.connections.send(Request::from_parts(head, body)));
         loop {
             let deadline = clock.silent_since() + self.response_timeout;
             tokio::select! {
-                answer = &mut response => {
+                // Most upstreams answer before the deadline.
+                biased;
+                answer = &mut answer => {
                     return answer.map_err(|error| {
                         tracing::debug!(upstream = self.name, error = causes_text(&error), "no response");
                         Failure::of(&error, &clock)
@@ -228,7 +214,7 @@ impl Upstream {
 }
 
 impl Failure {
-    fn of(error: &legacy::Error, clock: &SilenceClock) -> Self {
+    fn of(error: &SendError, clock: &SilenceClock) -> Self {
         if clock.client_aborted() {
             return Self::Client;
         }
@@ -241,7 +227,7 @@ impl Failure {
         });
         if timed_out {
             Self::Silent
-        } else if error.is_connect() {
+        } else if matches!(error, SendError::Connect(_)) {
             Self::Unreachable
         } else if causes(error)
             .filter_map(|cause| cause.downcast_ref::<hyper::Error>())
@@ -293,7 +279,7 @@ fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn
     std::iter::successors(Some(error), |&error| error.source())
 }
 
-fn causes_text(error: &legacy::Error) -> String {
+fn causes_text(error: &SendError) -> String {
     causes(error)
         .map(ToString::to_string)
         .collect::<Vec<_>>()

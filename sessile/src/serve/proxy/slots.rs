@@ -3,14 +3,13 @@
 //! A source may use all slots while no other source needs one. In a full pool, the source with the most
 //! slots loses its oldest slot to a source with fewer slots.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
 
 use prometheus::IntCounter;
 use sessile_proto::affinity::Source;
 use sessile_proto::fair_pool::{FairPool, PlaceId};
 
-use crate::locks::locked;
 use crate::serve::metrics::UpstreamResults;
 use crate::serve::request_task::RequestEnd;
 
@@ -18,37 +17,37 @@ use crate::serve::request_task::RequestEnd;
 pub(super) struct SlotPool {
     max: usize,
     results: UpstreamResults,
-    taken: Mutex<FairPool<Arc<Holder>>>,
+    taken: RefCell<FairPool<Rc<Holder>>>,
 }
 
 /// The request that has a slot.
 struct Holder {
     end: RequestEnd,
     /// True if the request lost its slot to another source.
-    is_displaced: AtomicBool,
+    is_displaced: Cell<bool>,
 }
 
 /// A request in progress at an upstream. The result of the request is counted once, at the latest when
 /// the slot is dropped.
 pub(super) struct UpstreamSlot {
-    pool: Arc<SlotPool>,
+    pool: Rc<SlotPool>,
     place: PlaceId,
-    holder: Arc<Holder>,
+    holder: Rc<Holder>,
     is_counted: bool,
 }
 
 impl SlotPool {
-    pub(super) fn new(max: usize, results: UpstreamResults) -> Arc<Self> {
-        Arc::new(Self {
+    pub(super) fn new(max: usize, results: UpstreamResults) -> Rc<Self> {
+        Rc::new(Self {
             max,
             results,
-            taken: Mutex::default(),
+            taken: RefCell::default(),
         })
     }
 
     /// The number of slots that are taken.
     pub(super) fn taken(&self) -> usize {
-        locked(&self.taken).len()
+        self.taken.borrow().len()
     }
 
     /// Takes a slot for a request. If no slot is free, the source with the most slots loses its oldest
@@ -56,24 +55,24 @@ impl SlotPool {
     ///
     /// `None` if no slot is free, and no source has at least two slots more than this source. The refusal
     /// is counted.
-    pub(super) fn take(self: &Arc<Self>, source: Source, end: RequestEnd) -> Option<UpstreamSlot> {
-        let mut taken = locked(&self.taken);
+    pub(super) fn take(self: &Rc<Self>, source: Source, end: RequestEnd) -> Option<UpstreamSlot> {
+        let mut taken = self.taken.borrow_mut();
         if taken.len() >= self.max {
             let Some(displaced) = taken.displace_for(source) else {
                 self.results.overloaded.inc();
                 return None;
             };
-            displaced.is_displaced.store(true, Ordering::Relaxed);
+            displaced.is_displaced.set(true);
             displaced.end.order();
         }
-        let holder = Arc::new(Holder {
+        let holder = Rc::new(Holder {
             end,
-            is_displaced: AtomicBool::new(false),
+            is_displaced: Cell::new(false),
         });
         // The time of a place has no effect here.
-        let place = taken.enter(source, Arc::clone(&holder));
+        let place = taken.enter(source, Rc::clone(&holder));
         Some(UpstreamSlot {
-            pool: Arc::clone(self),
+            pool: Rc::clone(self),
             place,
             holder,
             is_counted: false,
@@ -93,8 +92,8 @@ impl UpstreamSlot {
 
 impl Drop for UpstreamSlot {
     fn drop(&mut self) {
-        locked(&self.pool.taken).leave(self.place);
-        let is_displaced = self.holder.is_displaced.load(Ordering::Relaxed);
+        self.pool.taken.borrow_mut().leave(self.place);
+        let is_displaced = self.holder.is_displaced.get();
         let is_stalled = self.holder.end.is_stalled();
         self.end(|results| {
             if is_displaced {
@@ -117,7 +116,7 @@ mod tests {
     use super::*;
     use crate::serve::request_task::tests::metrics;
 
-    fn pool(max: usize) -> Arc<SlotPool> {
+    fn pool(max: usize) -> Rc<SlotPool> {
         SlotPool::new(max, metrics().upstream("app"))
     }
 
@@ -126,12 +125,12 @@ mod tests {
         Source::of(IpAddr::from([10, 0, number, 1]))
     }
 
-    fn take(pool: &Arc<SlotPool>, number: u8) -> Option<UpstreamSlot> {
+    fn take(pool: &Rc<SlotPool>, number: u8) -> Option<UpstreamSlot> {
         pool.take(source(number), RequestEnd::default())
     }
 
     fn is_displaced(slot: &UpstreamSlot) -> bool {
-        slot.holder.is_displaced.load(Ordering::Relaxed)
+        slot.holder.is_displaced.get()
     }
 
     #[test]
@@ -182,7 +181,7 @@ mod tests {
             }
             drop(slots);
             prop_assert_eq!(pool.taken(), 0);
-            prop_assert!(locked(&pool.taken).is_empty());
+            prop_assert!(pool.taken.borrow().is_empty());
         }
     }
 }

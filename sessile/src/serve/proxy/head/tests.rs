@@ -1,7 +1,9 @@
 use super::*;
 use http::Request;
 
-const CLIENT: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 7));
+fn client() -> ClientAddress {
+    ClientAddress::new([192, 0, 2, 7].into())
+}
 
 /// The head of a request for `/a?b`, with a Host header and `headers`.
 fn request_head(method: &str, headers: &[(&str, &str)]) -> Parts {
@@ -13,12 +15,12 @@ fn request_head(method: &str, headers: &[(&str, &str)]) -> Parts {
 }
 
 fn forwarded_headers(method: &str, headers: &[(&str, &str)]) -> HeaderMap {
-    let head = to_upstream(request_head(method, headers), CLIENT, true);
+    let head = to_upstream(request_head(method, headers), &client(), true);
     head.expect("it is forwarded").headers
 }
 
 fn refusal(head: Parts) -> StatusCode {
-    to_upstream(head, CLIENT, true).expect_err("it is refused")
+    to_upstream(head, &client(), true).expect_err("it is refused")
 }
 
 fn values<'h>(headers: &'h HeaderMap, name: &str) -> Vec<&'h str> {
@@ -31,7 +33,7 @@ fn values<'h>(headers: &'h HeaderMap, name: &str) -> Vec<&'h str> {
 
 #[test]
 fn path_query_and_host_are_forwarded_unchanged() {
-    let head = to_upstream(request_head("GET", &[]), CLIENT, true).expect("it is forwarded");
+    let head = to_upstream(request_head("GET", &[]), &client(), true).expect("it is forwarded");
     assert_eq!(head.uri.path_and_query().expect("both"), "/a?b");
     assert_eq!(head.version, Version::HTTP_11);
     assert_eq!(values(&head.headers, "host"), ["example.org:8443"]);
@@ -79,7 +81,7 @@ fn connection_cannot_remove_length_host_and_early_data() {
         ("content-length", "5"),
         ("early-data", "1"),
     ];
-    let head = to_upstream(request_head("PUT", &sent), CLIENT, false).expect("it is forwarded");
+    let head = to_upstream(request_head("PUT", &sent), &client(), false).expect("it is forwarded");
     for (name, value) in [
         ("content-length", "5"),
         ("host", "example.org:8443"),
@@ -139,7 +141,8 @@ fn ipv6_addresses_have_the_form_of_rfc_7239() {
         ("::ffff:192.0.2.1", "192.0.2.1", "192.0.2.1"),
     ] {
         let client = client.parse().expect("an address");
-        let head = to_upstream(request_head("GET", &[]), client, true).expect("it is forwarded");
+        let client = ClientAddress::new(client);
+        let head = to_upstream(request_head("GET", &[]), &client, true).expect("it is forwarded");
         let forwarded = values(&head.headers, "forwarded")[0];
         assert!(
             forwarded.starts_with(&format!("for={node};")),
@@ -154,7 +157,7 @@ fn early_data_is_marked_and_a_received_mark_is_kept() {
     assert!(!forwarded_headers("GET", &[]).contains_key("early-data"));
     let mut early = request_head("GET", &[]);
     early.extensions.insert(SentEarly);
-    let head = to_upstream(early, CLIENT, true).expect("it is forwarded");
+    let head = to_upstream(early, &client(), true).expect("it is forwarded");
     assert_eq!(values(&head.headers, "early-data"), ["1"]);
     // Any other value means the same as 1 (RFC 8470, 5.1).
     for sent in [&["1"][..], &["0"], &["x", "1"]] {
@@ -169,7 +172,7 @@ fn early_data_is_marked_and_a_received_mark_is_kept() {
 #[test]
 fn a_request_has_exactly_one_framing_header() {
     let framing = |method: &str, headers: &[(&str, &str)], without_body| {
-        let head = to_upstream(request_head(method, headers), CLIENT, without_body);
+        let head = to_upstream(request_head(method, headers), &client(), without_body);
         let headers = head.expect("it is forwarded").headers;
         let value = |name: &str| values(&headers, name).join("|");
         (value("content-length"), value("transfer-encoding"))
@@ -225,14 +228,14 @@ fn ambiguous_requests_are_refused() {
 fn a_host_is_required_and_the_target_overrides_the_header() {
     let mut head = request_head("GET", &[]);
     head.uri = "https://Target.example/x".parse().expect("a URI");
-    let head = to_upstream(head, CLIENT, true).expect("it is forwarded");
+    let head = to_upstream(head, &client(), true).expect("it is forwarded");
     assert_eq!(values(&head.headers, "host"), ["Target.example"]);
 
     let mut without = request_head("GET", &[]);
     without.headers.remove(HOST);
     assert_eq!(refusal(without.clone()), StatusCode::BAD_REQUEST);
     without.version = Version::HTTP_10;
-    let head = to_upstream(without, CLIENT, true).expect("HTTP/1.0 has none");
+    let head = to_upstream(without, &client(), true).expect("HTTP/1.0 has none");
     assert_eq!(values(&head.headers, "host"), [""]);
     assert!(!head.headers.contains_key("x-forwarded-host"));
 }

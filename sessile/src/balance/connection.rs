@@ -1,6 +1,6 @@
 //! One connection through the balancer: reads the ClientHello, finds a server, and forwards the bytes.
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::future::poll_fn;
 use std::io;
 use std::sync::Arc;
@@ -61,6 +61,7 @@ impl ClientHandler for Arc<BalancerState> {
             pool,
             learned: &self.learned,
             addresses: &self.addresses,
+            address_key: OnceCell::new(),
             hello,
             offered: &offered,
             source: client.source.ip(),
@@ -77,7 +78,8 @@ impl ClientHandler for Arc<BalancerState> {
             Err(cause) => return Err(client.reject(cause, None)),
         };
         let address_key = teaches_address(hello, &offered, rule, &server)
-            .then(|| self.addresses.key(client.source.ip(), hello));
+            .then(|| router.address_key())
+            .flatten();
         Ok(Box::new(Placed {
             client: client.io,
             admitted: client.admitted,

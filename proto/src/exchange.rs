@@ -1,8 +1,8 @@
-//! Decides when an HTTP/1 connection is idle: the request is read, the response is sent, and no byte of the
-//! next request has arrived.
+//! Decides when an HTTP/1 connection is idle. The request is read, the response is sent, and no byte of the next
+//! request has arrived.
 //!
-//! An idle connection needs no HTTP state. If a connection counted as idle too early, the rest of a request's
-//! body could be read as a request.
+//! An idle connection needs no HTTP state. Before that, a connection without its HTTP state could read the rest
+//! of a body as a request.
 
 use crate::request_framing::RequestFraming;
 

@@ -186,6 +186,7 @@ async fn listen<H: ClientHandler>(
         // If the limit is reached, close the connection at once, because this costs least.
         if let Some(open) = count.try_open(peer.ip()) {
             let (handler, intake) = (handler.clone(), Rc::clone(&intake));
+            let open = Box::new(open);
             connections.spawn_local(run_connection(handler, intake, io, peer, open));
         }
     });
@@ -213,7 +214,8 @@ async fn run_connection<H: ClientHandler>(
     intake: Rc<ClientIntake>,
     io: TcpStream,
     peer: SocketAddr,
-    mut open: OpenConnection,
+    // Box this value, because the future reserves space for an argument twice.
+    mut open: Box<OpenConnection>,
 ) {
     // Box this future, because an idle connection needs none of its memory.
     match Box::pin(accept_client(&handler, &intake, io, peer, &mut open)).await {

@@ -2,7 +2,7 @@
 //! connection ends, unless the configuration says otherwise.
 
 use std::cell::Cell;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -116,13 +116,14 @@ impl ClientHandler for Rc<Worker> {
         metrics.count_early_data(connection.handshake.early_data);
         connection.count_handshake();
         let _cut = Cut(Rc::clone(&connection));
+        let mut displaced = pin!(displaced);
         let task = connection.new_task();
         let stream = Box::new(GuardedStream::new(stream, &connection, &task));
         let reclaimed = if connection.handshake.http2 {
             // Box this future, because it is much larger than that of a parked connection.
-            Box::pin(answer_http2(&connection, &task, stream, displaced)).await
+            Box::pin(answer_http2(&connection, &task, stream, displaced.as_mut())).await
         } else {
-            answer_http1(&connection, &task, stream, displaced).await
+            answer_http1(&connection, &task, stream, displaced.as_mut()).await
         };
         connection.count_unfinished();
         connection.log_if_silent();
@@ -186,7 +187,6 @@ macro_rules! drive {
         let worker = &$connection.worker.shared;
         let status = &$connection.status;
         let mut http = pin!($http);
-        let mut must_end = pin!($task.must_end());
         let mut stop = pin!($connection.told_to_stop());
         let mut stopping = false;
         let mut timer = pin!(tokio::time::sleep_until($connection.expiry($task).at()));
@@ -195,7 +195,6 @@ macro_rules! drive {
                 // HTTP is polled first, because it moves the deadlines of the other branches.
                 biased;
                 _ = http.as_mut() => break false,
-                () = must_end.as_mut() => break false,
                 () = status.completed(), if !$connection.counted.get() => {
                     $connection.count_handshake();
                 }
@@ -218,16 +217,16 @@ macro_rules! drive {
                     if !worker.config.session.require_close_notify {
                         status.end_without_lingering();
                     }
-                    http.as_mut().graceful_shutdown();
+                    http.as_mut().graceful_shutdown(false);
                     let _ = tokio::time::timeout(CLOSE_DEADLINE, http.as_mut()).await;
                     break true;
                 }
                 () = &mut stop, if !stopping => {
                     stopping = true;
-                    http.as_mut().graceful_shutdown();
+                    http.as_mut().graceful_shutdown(true);
                 }
                 () = $displaced.as_mut() => {
-                    http.as_mut().graceful_shutdown();
+                    http.as_mut().graceful_shutdown(false);
                     let _ = tokio::time::timeout(CLOSE_DEADLINE, http.as_mut()).await;
                     break false;
                 }
@@ -241,9 +240,8 @@ async fn answer_http1(
     connection: &Rc<Connection>,
     task: &RequestTask,
     stream: Box<GuardedStream>,
-    displaced: impl Future<Output = ()>,
+    mut displaced: Pin<&mut impl Future<Output = ()>>,
 ) -> bool {
-    let mut displaced = pin!(displaced);
     let service = service_fn(|request| answer(connection, request, || task.clone()));
     // With early data, the rest of the handshake runs in the stream.
     let can_park = connection.handshake.early_data != EarlyData::Accepted;
@@ -256,9 +254,8 @@ async fn answer_http2(
     connection: &Rc<Connection>,
     connection_task: &RequestTask,
     stream: Box<GuardedStream>,
-    displaced: impl Future<Output = ()>,
+    mut displaced: Pin<&mut impl Future<Output = ()>>,
 ) -> bool {
-    let mut displaced = pin!(displaced);
     let shared = &connection.worker.shared;
     let executor = TaskExecutor::new(shared.config.connection.body_timeout, &shared.metrics);
     let service = service_fn(|request| answer(connection, request, || executor.new_task()));

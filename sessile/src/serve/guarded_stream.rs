@@ -153,7 +153,7 @@ fn poll_read_requests(
     buf: &mut ReadBuf<'_>,
 ) -> Poll<io::Result<()>> {
     let refused = || Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
-    if framing.refusal() == Some(Refusal::Body) {
+    if let Some(Refusal::Body | Refusal::LongHead) = framing.refusal() {
         return refused();
     }
     let before = buf.filled().len();
@@ -249,7 +249,10 @@ impl AsyncWrite for GuardedStream {
             return self.poll_farewell(cx).map(|()| Err(flooded()));
         }
         ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
-        self.note(Exchange::flushed);
+        // Output that waits for the shutdown is not in the socket.
+        if !self.stream.has_output() {
+            self.note(Exchange::flushed);
+        }
         Poll::Ready(Ok(()))
     }
 

@@ -82,7 +82,8 @@ impl<C: GracefulConnection + Unpin> Http2<C> {
         Self { connection, tasks }
     }
 
-    pub(super) fn graceful_shutdown(mut self: Pin<&mut Self>) {
+    /// Ends the connection after the open requests. A connection of HTTP/2 tells its client to send no more.
+    pub(super) fn graceful_shutdown(mut self: Pin<&mut Self>, _awaits_first: bool) {
         Pin::new(&mut self.connection).graceful_shutdown();
     }
 }

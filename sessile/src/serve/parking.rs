@@ -33,10 +33,16 @@ pub(super) struct Http1<S: HttpService<Incoming>> {
 
 enum State<S: HttpService<Incoming>> {
     Parked(Parked<S>),
-    Active(Box<http1::Connection<TokioIo<Box<GuardedStream>>, S>>),
-    /// The connection was parked when it had to end.
+    Active(Box<Active<S>>),
+    /// The connection ends while no request is open, so hyper is not needed.
     Closing(Box<GuardedStream>),
     Closed,
+}
+
+struct Active<S: HttpService<Incoming>> {
+    http: http1::Connection<TokioIo<Box<GuardedStream>>, S>,
+    /// Made when a response is not sent at once.
+    must_end: Option<Pin<Box<dyn Future<Output = ()>>>>,
 }
 
 struct Parked<S> {
@@ -72,18 +78,22 @@ where
         http
     }
 
-    /// Ends the connection after the open request. If no request is open, only the first request of the
-    /// connection can still become complete.
-    pub(super) fn graceful_shutdown(mut self: Pin<&mut Self>) {
+    /// Ends the connection after the open request.
+    ///
+    /// `awaits_first`: if the head of the connection's first request has begun, this request is answered too.
+    pub(super) fn graceful_shutdown(mut self: Pin<&mut Self>, awaits_first: bool) {
+        let is_first = self.connection.requests.get() == 0;
         let is_between =
-            self.task.exchange() == Exchange::ExpectHead && self.connection.requests.get() > 0;
+            self.task.exchange() == Exchange::ExpectHead && !(is_first && awaits_first);
         self.state = match mem::replace(&mut self.state, State::Closed) {
             State::Parked(Parked { stream, .. }) => State::Closing(stream),
             // hyper treats each request after a park as the first one, and would wait for its head.
-            State::Active(http) if is_between => State::Closing(http.into_parts().io.into_inner()),
-            State::Active(mut http) => {
-                Pin::new(&mut *http).graceful_shutdown();
-                State::Active(http)
+            State::Active(active) if is_between => {
+                State::Closing(active.http.into_parts().io.into_inner())
+            }
+            State::Active(mut active) => {
+                Pin::new(&mut active.http).graceful_shutdown();
+                State::Active(active)
             }
             ending => ending,
         };
@@ -103,31 +113,29 @@ where
         let http = http1::Builder::new()
             .half_close(!self.connection.site.has_upstream())
             .max_buf_size(MAX_HEAD)
-            // `Connection::expiry` limits the time of a head, because a parked connection has no hyper timer.
+            // `Connection::expiry` limits the time of a head, because hyper's timer would end with each park.
             .header_read_timeout(None)
             .serve_connection(TokioIo::new(stream), service);
-        self.state = State::Active(Box::new(http));
+        self.state = State::Active(Box::new(Active {
+            http,
+            must_end: None,
+        }));
     }
 
     /// Ready if the connection has ended or has become idle.
     fn poll_active(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let State::Active(http) = &mut self.state else {
+        let State::Active(active) = &mut self.state else {
             return Poll::Ready(());
         };
-        let mut polled = Pin::new(&mut **http).poll(cx).map(drop);
-        if polled.is_pending() && self.task.exchange() == Exchange::ExpectRead {
-            // hyper does not read again in this poll if an earlier read found nothing.
-            polled = Pin::new(&mut **http).poll(cx).map(drop);
-        }
-        if polled.is_ready() {
+        if active.poll(&self.task, cx).is_ready() {
             self.state = State::Closed;
             return Poll::Ready(());
         }
         if !self.can_park || self.task.exchange() != Exchange::Idle {
             return Poll::Pending;
         }
-        if let State::Active(http) = mem::replace(&mut self.state, State::Closed) {
-            let parts = http.into_parts();
+        if let State::Active(active) = mem::replace(&mut self.state, State::Closed) {
+            let parts = active.http.into_parts();
             let stream = parts.io.into_inner();
             if parts.read_buf.is_empty() {
                 self.park(stream, parts.service);
@@ -137,6 +145,28 @@ where
             }
         }
         Poll::Ready(())
+    }
+}
+
+impl<S> Active<S>
+where
+    S: HttpService<Incoming, ResBody = PacedBody<Body>, Error = Infallible> + Unpin,
+{
+    /// Ready if hyper has ended the connection, or if a response has to end.
+    fn poll(&mut self, task: &RequestTask, cx: &mut Context<'_>) -> Poll<()> {
+        let mut polled = Pin::new(&mut self.http).poll(cx).map(drop);
+        if polled.is_pending() && task.exchange() == Exchange::ExpectRead {
+            // hyper does not read again in this poll if an earlier read found nothing.
+            polled = Pin::new(&mut self.http).poll(cx).map(drop);
+        }
+        if polled.is_ready() || !task.is_sending() {
+            return polled;
+        }
+        let must_end = self.must_end.get_or_insert_with(|| {
+            let task = task.clone();
+            Box::pin(async move { task.must_end().await })
+        });
+        must_end.as_mut().poll(cx)
     }
 }
 

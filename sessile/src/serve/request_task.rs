@@ -20,20 +20,19 @@ use http::Response;
 use hyper::body::{Body, Frame, SizeHint};
 use sessile_proto::exchange::Exchange;
 use tokio::sync::Notify;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 
 use super::metrics::Metrics;
 
 /// Most bytes of a response that hyper gets at once. hyper asks for more when the client has made room.
 ///
 /// A socket has room only after a part of its send buffer has drained, which can be more than this.
-pub(super) const HTTP1_PIECE: usize = 64 * 1024;
+pub(super) const HTTP1_PIECE: usize = 16 * 1024;
 
 /// As [`HTTP1_PIECE`], over HTTP/2. A frame with its header fills a TLS record.
 pub(super) const HTTP2_PIECE: usize = 16 * 1024 - 9;
 
-/// Ends a request from outside, and tells why the request ended. Each request has this value as an
-/// extension.
+/// Ends a request from outside, and tells why the request ended.
 #[derive(Clone, Default)]
 pub(super) struct RequestEnd(Arc<EndState>);
 
@@ -144,11 +143,15 @@ impl RequestTask {
         }
     }
 
+    /// True if a response is on its way.
+    pub(super) fn is_sending(&self) -> bool {
+        !matches!(self.progress.phase.get(), Phase::Answering)
+    }
+
     /// Waits until the response must end. Poll this future after each poll of the response.
     pub(super) async fn must_end(&self) {
         let mut ordered = pin!(self.end.ordered());
-        // Few responses block, and a boxed timer takes no memory in the other tasks.
-        let mut timer = None;
+        let mut timer = pin!(tokio::time::sleep(self.body_timeout));
         std::future::poll_fn(|cx| {
             let phase = self.progress.phase.get();
             if matches!(phase, Phase::Answering) {
@@ -164,7 +167,6 @@ impl RequestTask {
             };
             self.progress.phase.set(Phase::Blocked { since });
             let deadline = since + self.body_timeout;
-            let timer = timer.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
             loop {
                 ready!(timer.as_mut().poll(cx));
                 if deadline <= Instant::now() {

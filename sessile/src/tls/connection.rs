@@ -13,11 +13,11 @@ use tokio::io::{AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::io::{Blocking, pending_if_blocked};
-use super::unbuffered::Unbuffered;
+use super::unbuffered::{MAX_FRAGMENT, MAX_RECORD, Unbuffered};
 use crate::listener::closing::try_send_before_end;
 
 /// Most bytes of output that wait while the socket is blocked: four full records.
-pub(super) const MAX_OUTPUT: usize = 64 * 1024;
+pub(super) const MAX_OUTPUT: usize = 4 * MAX_RECORD;
 
 pub(super) enum Connection {
     Unbuffered(Unbuffered),
@@ -142,8 +142,8 @@ impl Connection {
     pub(super) fn write(&mut self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
         match self {
             Self::Unbuffered(connection) => {
-                let limit = MAX_OUTPUT.saturating_sub(connection.output.len());
-                connection.write(bufs, limit)
+                let records = MAX_OUTPUT.saturating_sub(connection.output.len()) / MAX_RECORD;
+                connection.write(bufs, records * MAX_FRAGMENT)
             }
             Self::Buffered(tls) => tls.writer().write_vectored(bufs),
         }
@@ -168,7 +168,7 @@ impl Connection {
     /// True if no more output may wait for the socket.
     pub(super) fn is_output_full(&self) -> bool {
         match self {
-            Self::Unbuffered(connection) => connection.output.len() >= MAX_OUTPUT,
+            Self::Unbuffered(connection) => connection.output.len() + MAX_RECORD > MAX_OUTPUT,
             // rustls does not tell how much output waits.
             Self::Buffered(tls) => tls.wants_write(),
         }

@@ -82,6 +82,11 @@ impl Stream {
         }
     }
 
+    /// True if output waits for the socket, for a later write, or for the shutdown.
+    pub fn has_output(&self) -> bool {
+        self.tls.has_output()
+    }
+
     /// The state of the stream, for use after the stream has moved.
     #[must_use]
     pub const fn status(&self) -> &Rc<Status> {
@@ -259,6 +264,8 @@ impl Stream {
                 Poll::Ready(processed) => {
                     self.status.touch();
                     if let Err(error) = processed? {
+                        // A request before the error is not answered either.
+                        self.tls.discard_plaintext();
                         self.failure = Some(Failure {
                             error,
                             discarded: 0,

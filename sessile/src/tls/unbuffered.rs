@@ -19,7 +19,10 @@ use tokio::net::TcpStream;
 use super::buffers::{self, Output};
 
 /// Most bytes of plaintext in a record (RFC 9846, 5.1).
-const MAX_FRAGMENT: usize = 1 << 14;
+pub(super) const MAX_FRAGMENT: usize = 1 << 14;
+
+/// Most bytes of a record.
+pub(super) const MAX_RECORD: usize = MAX_FRAGMENT + RECORD_OVERHEAD;
 
 /// Most bytes that encryption adds to a record: header, nonce, content type and tag.
 const RECORD_OVERHEAD: usize = 5 + 8 + 1 + 16;
@@ -97,7 +100,10 @@ impl Unbuffered {
         reader: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<(usize, Result<(), Error>)>> {
         buffers::with_received(|received| {
-            let mut room = ReadBuf::new(room(received, self.unprocessed.len())?);
+            let room = room(received, self.unprocessed.len())?;
+            // No more is decrypted than the reader takes, or than a record has.
+            let limit = reader.remaining().max(MAX_RECORD).min(room.len());
+            let mut room = ReadBuf::new(&mut room[..limit]);
             ready!(Pin::new(io).poll_read(cx, &mut room))?;
             let len = room.filled().len();
             let processed = match len {

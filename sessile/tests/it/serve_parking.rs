@@ -2,10 +2,15 @@
 //! difference, and no byte of a body is read as a request.
 
 use std::fs;
+use std::io::Write;
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::{ClientConfig, ClientConnection, RootCertStore};
 use sessile::client::{Client, Close, EstablishedConnection, Mechanism, Target, Trust};
 use sessile_proto::verdict::How;
 use sessile_proto::watch::Kind;
@@ -15,7 +20,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::limits::reserve_files;
-use crate::peers::{Certificates, Metrics, NAME, Peer, Sessile, run};
+use crate::peers::{Certificates, Metrics, NAME, Peer, Sessile, curl, run};
 use crate::serve_proxy::upstream;
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -131,7 +136,7 @@ async fn send(connection: &mut EstablishedConnection, bytes: &str) {
     connection.stream.flush().await.unwrap();
 }
 
-/// Reads one response with a length. Returns the head.
+/// Reads the head of a response.
 async fn head(connection: &mut EstablishedConnection) -> String {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
@@ -143,6 +148,10 @@ async fn head(connection: &mut EstablishedConnection) -> String {
 
 /// Reads one response with a length. Returns its body.
 async fn body(connection: &mut EstablishedConnection) -> String {
+    String::from_utf8(content(connection).await).unwrap()
+}
+
+async fn content(connection: &mut EstablishedConnection) -> Vec<u8> {
     let head = head(connection).await.to_lowercase();
     assert!(head.starts_with("http/1.1 200 "), "{head}");
     let (_, length) = head.split_once("content-length: ").expect("a length");
@@ -151,7 +160,7 @@ async fn body(connection: &mut EstablishedConnection) -> String {
     within(connection.stream.read_exact(&mut body))
         .await
         .unwrap();
-    String::from_utf8(body).unwrap()
+    body
 }
 
 async fn ask(connection: &mut EstablishedConnection, request: &str) -> String {
@@ -263,6 +272,24 @@ async fn pipelined_requests_are_answered_in_order() {
 }
 
 #[tokio::test]
+async fn a_response_that_is_read_late_arrives_whole() {
+    // More bytes than the sockets between the server and the client can hold.
+    const LENGTH: usize = 24 << 20;
+    let setup = Setup::start();
+    let mut connection = setup.connect().await;
+    for _ in 0..2 {
+        let request = GET.replace("/here", &format!("/sized?{LENGTH}"));
+        send(&mut connection, &request).await;
+        setup.visit().await;
+        // The other connection can be open for a moment.
+        setup.await_parked(0);
+        assert_eq!(content(&mut connection).await.len(), LENGTH);
+        setup.await_parked(1);
+        assert_eq!(ask(&mut connection, GET).await, "here");
+    }
+}
+
+#[tokio::test]
 async fn the_rest_of_a_body_is_never_answered_as_a_request() {
     let setup = Setup::start();
     for kind in ["sized", "chunked"] {
@@ -289,6 +316,7 @@ async fn the_rest_of_a_body_is_never_answered_as_a_request() {
     }
 }
 
+/// Here hyper does not read on, so the connection is not parked either.
 #[tokio::test]
 async fn the_body_of_a_request_that_needs_none_is_never_answered_as_a_request() {
     let setup = Setup::start();
@@ -313,6 +341,42 @@ async fn the_body_of_a_request_that_needs_none_is_never_answered_as_a_request() 
         assert_eq!(ask(&mut connection, GET).await, "here");
         assert_eq!(setup.requests(), before + 3);
     }
+}
+
+#[test]
+fn a_request_in_front_of_a_bad_record_is_not_answered() {
+    let setup = Setup::start();
+    let mut roots = RootCertStore::empty();
+    let ca = CertificateDer::from_pem_file(&setup.certificates.ca).unwrap();
+    roots.add(ca).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let mut tls = ClientConnection::new(Arc::new(config), NAME.try_into().unwrap()).unwrap();
+    let mut tcp = std::net::TcpStream::connect(setup.server.address()).unwrap();
+    while tls.is_handshaking() || tls.wants_write() {
+        tls.complete_io(&mut tcp).unwrap();
+    }
+    setup.await_parked(1);
+    tls.writer().write_all(GET.as_bytes()).unwrap();
+    let mut segment = Vec::new();
+    tls.write_tls(&mut segment).unwrap();
+    segment.extend([&[23, 3, 3, 0, 32][..], &[0; 32]].concat());
+    tcp.write_all(&segment).unwrap();
+    let ended = loop {
+        match tls.complete_io(&mut tcp) {
+            Ok(_) => {}
+            Err(error) => break error,
+        }
+    };
+    let alert = rustls::Error::AlertReceived(rustls::AlertDescription::BadRecordMac);
+    assert_eq!(ended.to_string(), alert.to_string());
+    drop(tcp);
+    setup.await_parked(0);
+    assert_eq!(setup.requests(), 0);
 }
 
 #[tokio::test]
@@ -400,6 +464,27 @@ async fn a_drain_closes_parked_connections_with_close_notify() {
 }
 
 #[tokio::test]
+async fn a_parked_connection_gives_way_to_a_source_with_fewer_connections() {
+    let (certificates, folder) = (Certificates::new(), tempfile::tempdir().unwrap());
+    let server = serve_text(&certificates, folder.path(), "connection.max = 2");
+    let client = client(&certificates, Mechanism::Psk);
+    let mut first = connect(&client, &server).await;
+    let mut second = connect(&client, &server).await;
+    assert_eq!(ask(&mut first, GET).await, "here");
+    server.await_metrics(|metrics| parked(metrics) == 2);
+    let from_other = ["--http1.1", "--interface", "127.0.7.9"];
+    let mut command = curl(&server, &certificates, "/here", &from_other);
+    let answer = run("curl", &mut command, "").succeeded().stdout;
+    assert!(answer.ends_with("here"), "{answer}");
+    tokio::select! {
+        end = within(first.closed()) => assert_eq!(end, Close::Notify),
+        end = within(second.closed()) => assert_eq!(end, Close::Notify),
+    }
+    let displaced = "sessile_connections_displaced_total";
+    assert_eq!(server.metrics().sum(displaced, &[]), 1);
+}
+
+#[tokio::test]
 async fn a_head_that_has_begun_ends_with_close_notify_at_the_idle_timeout() {
     let setup = Setup::with("connection.idle-timeout = \"500ms\"");
     let mut connection = setup.connect().await;
@@ -484,11 +569,19 @@ fn a_client_that_sends_single_bytes_does_not_defeat_the_idle_timeout() {
 /// All clients ask at the same time, each over a new connection. Returns the connections.
 async fn visits(server: &Sessile, clients: &[Client]) -> Vec<EstablishedConnection> {
     let mut visits = JoinSet::new();
-    for client in clients.iter().cloned() {
+    for client in clients {
+        let client = client.clone();
         let target = Target::new(server.address(), NAME).unwrap();
         visits.spawn(async move {
             let mut connection = client.connect(&target).await.unwrap();
-            assert_eq!(ask(&mut connection, GET).await, "here");
+            send(&mut connection, GET).await;
+            let (mut answer, mut len) = ([0; 1024], 0);
+            while !answer[..len].ends_with(b"here") {
+                let read = within(connection.stream.read(&mut answer[len..])).await;
+                let read = read.expect("a response");
+                assert_ne!(read, 0, "the end of the connection");
+                len += read;
+            }
             connection
         });
     }
@@ -503,7 +596,7 @@ fn ten_thousand_parked_connections_are_reclaimed_and_their_sessions_resume() {
     let _files = reserve_files();
     let (certificates, folder) = (Certificates::new(), tempfile::tempdir().unwrap());
     // Without an upstream, the limit on open files allows twice as many connections.
-    let keys = "connection.idle-timeout = \"30s\"";
+    let keys = "connection.idle-timeout = \"40s\"";
     let server = serve_text(&certificates, folder.path(), keys);
     let client = client(&certificates, Mechanism::Ticket);
     let clients = [(); SESSIONS].map(|()| client.with_empty_sessions());

@@ -214,11 +214,7 @@ impl FileStream {
         if self.reading.is_none()
             && let Some(piece) = page_cache::read(self.file.held().fd.as_fd(), self.offset, length)
         {
-            return Poll::Ready(if piece.is_empty() {
-                Err(FileError::Truncated)
-            } else {
-                Ok(piece)
-            });
+            return Poll::Ready(Ok(piece));
         }
         let reading = self
             .reading

@@ -34,7 +34,7 @@ pub enum Completion {
 #[derive(Clone, Copy, Debug)]
 enum AwaitedRecord {
     ServerFlight,
-    /// A record after the server's flight began. Early data comes before.
+    /// A record after the server's flight began, and longer than an alert. Early data comes before.
     ClientFinished,
     ServerAnswer,
     Nothing(Completion),

@@ -179,7 +179,7 @@ fn pool_protocols(balance: &Balance, findings: &mut Findings) {
             names => names.join(", "),
         };
         findings.note(format!(
-            "Pool {} takes the clients of {names} that offer the protocol {protocol:?} (ALPN).",
+            "Pool {} takes clients that offer the protocol {protocol:?} (ALPN), for {names}.",
             pool.name
         ));
     }

@@ -443,7 +443,7 @@ fn a_balancer_without_tables_and_the_protocols_of_pools_are_explained() {
         notes.iter().filter(|note| note.contains(text)).count()
     };
     assert_eq!(notes(&config, "that offer the protocol"), 1);
-    let grpc = "Pool grpc takes the clients of a.test that offer the protocol \"h2\"";
+    let grpc = "Pool grpc takes clients that offer the protocol \"h2\" (ALPN), for a.test.";
     assert_eq!(notes(&config, grpc), 1);
     for (max_entries, by_address, off) in [(10, 1, 0), (0, 0, 1)] {
         config.session.max_entries = max_entries;

@@ -1,7 +1,7 @@
 //! Answers requests by the routes of their site. The built-in page shows the verdict of the connection's
 //! handshake.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
@@ -20,7 +20,8 @@ use tokio::time::Instant;
 
 use super::Worker;
 use super::access_log::quoted;
-use super::files::{Answer, Content, Folder};
+use super::files::{Answer, Content, FileStream, Folder};
+use super::large_file::{self, LargeFile};
 use super::pending_upstreams::PendingUpstreams;
 use super::proxy::Upstream;
 use super::request::{self, Host, SentEarly};
@@ -43,7 +44,8 @@ const MAX_DISCARDED: usize = 64 * 1024;
 /// How long a refused request may take to send its content.
 const DISCARD_DEADLINE: Duration = Duration::from_millis(500);
 
-pub(super) type Body = Either<Full<Bytes>, UnsyncBoxBody<Bytes, io::Error>>;
+/// A body in memory, from a file, or from an upstream.
+pub(super) type Body = Either<Full<Bytes>, Either<FileStream, UnsyncBoxBody<Bytes, io::Error>>>;
 
 /// An accepted connection, which its requests share.
 pub(super) struct Connection {
@@ -61,6 +63,10 @@ pub(super) struct Connection {
     /// passed.
     pub(super) last_work: Cell<Instant>,
     pub(super) pending_upstreams: PendingUpstreams,
+    /// A large file that is the answer to the present request. hyper does not send it.
+    pub(super) large_file: RefCell<Option<LargeFile>>,
+    /// True if the connection is counted among those with large files.
+    pub(super) has_sent_large_file: Cell<bool>,
     pub(super) worker: Rc<Worker>,
 }
 
@@ -74,7 +80,7 @@ pub(super) enum Reply {
 pub(super) struct Waiting {
     connection: Rc<Connection>,
     request: Request<Incoming>,
-    summary: Summary,
+    pub(super) summary: Summary,
     wait: Wait,
 }
 
@@ -97,12 +103,12 @@ enum Step {
 }
 
 /// The properties of a request that its response depends on.
-struct Summary {
+pub(super) struct Summary {
     /// The log entry, if the access log is enabled.
     entry: Option<Entry>,
     is_probe: bool,
     is_http2: bool,
-    is_last: bool,
+    pub(super) is_last: bool,
     is_head: bool,
 }
 
@@ -134,6 +140,11 @@ pub(super) fn answer(connection: &Rc<Connection>, mut request: Request<Incoming>
 }
 
 impl Waiting {
+    /// True if a large file may be sent without hyper.
+    pub(super) fn may_leave_hyper(&self) -> bool {
+        large_file::may_answer(&self.request, &self.connection.handshake)
+    }
+
     /// Waits for the response. `end` can end the wait early.
     pub(super) async fn answer(self, end: RequestEnd) -> Response<Body> {
         let Self {
@@ -151,7 +162,9 @@ impl Waiting {
             Wait::Upstream(upstream) => upstream
                 .forward(client, &connection.pending_upstreams, request, end)
                 .await
-                .map(|response| response.map(|body| Either::Right(body.boxed_unsync()))),
+                .map(|response| {
+                    response.map(|body| Either::Right(Either::Right(body.boxed_unsync())))
+                }),
             Wait::Content => {
                 discard_content(request.into_body()).await;
                 Ok(method_not_allowed())
@@ -323,7 +336,7 @@ async fn files(
 fn body_of(content: Content) -> Body {
     match content {
         Content::InMemory(bytes) => Either::Left(Full::new(bytes)),
-        Content::Stream(stream) => Either::Right(stream.boxed_unsync()),
+        Content::Stream(stream) => Either::Right(Either::Left(stream)),
     }
 }
 

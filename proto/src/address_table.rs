@@ -28,13 +28,14 @@ impl AddressHasher {
     /// The key of a client. Of an IPv6 address, only the first 56 bits count, as for the policy `source`.
     #[must_use]
     pub fn key(&self, source: IpAddr, hello: &ClientHello<'_>) -> AddressKey {
-        let mut bytes = match source.to_canonical() {
-            IpAddr::V4(address) => address.octets().to_vec(),
-            IpAddr::V6(address) => site(address).to_be_bytes().to_vec(),
-        };
+        let name = hello.server_name.unwrap_or_default();
+        let mut bytes = Vec::with_capacity(16 + name.len());
+        match source.to_canonical() {
+            IpAddr::V4(address) => bytes.extend(address.octets()),
+            IpAddr::V6(address) => bytes.extend(site(address).to_be_bytes()),
+        }
         let fingerprint = hello.fingerprint(|part| self.0.hash(part));
         bytes.extend(fingerprint.to_be_bytes());
-        let name = hello.server_name.unwrap_or_default();
         bytes.extend(name.bytes().map(|byte| byte.to_ascii_lowercase()));
         AddressKey(AffinityKey::address(self.0.hash(&bytes)))
     }

@@ -4,8 +4,9 @@ use super::client::ClientHello;
 use super::extensions;
 
 /// Extensions that a client may send in some of its hellos only, or whose presence changes with an offer.
-const CHANGING: [u16; 6] = [
+const CHANGING: [u16; 7] = [
     extensions::PADDING,
+    extensions::SESSION_TICKET,
     extensions::PRE_SHARED_KEY,
     extensions::EARLY_DATA,
     extensions::COOKIE,
@@ -36,8 +37,8 @@ impl ClientHello<'_> {
         // The sum does not depend on the order.
         let mut add = |kind: u16, value: u16| {
             if !is_grease(value) {
-                let [kind, value] = [kind.to_be_bytes(), value.to_be_bytes()];
-                sum = sum.wrapping_add(hash(&[kind, value].concat()));
+                let both = u32::from(kind) << 16 | u32::from(value);
+                sum = sum.wrapping_add(hash(&both.to_be_bytes()));
             }
         };
         for suite in self.cipher_suites.iter() {
@@ -46,7 +47,6 @@ impl ClientHello<'_> {
         for version in self.supported_versions.iter().flat_map(|list| list.iter()) {
             add(extensions::SUPPORTED_VERSIONS, version);
         }
-        let mut protocols: &[u8] = &[];
         for (kind, body) in extensions::iter(self.extensions) {
             if CHANGING.contains(&kind) {
                 continue;
@@ -57,12 +57,16 @@ impl ClientHello<'_> {
                 for pair in list.as_chunks::<2>().0 {
                     add(kind, u16::from_be_bytes(*pair));
                 }
-            } else if kind == extensions::ALPN {
-                protocols = body;
             }
         }
-        sum.wrapping_add(hash(protocols))
+        let protocols = self.alpn.iter().filter(|name| !is_grease_name(name));
+        protocols.fold(sum, |sum, name| sum.wrapping_add(hash(name)))
     }
+}
+
+/// True for the protocols (ALPN) of RFC 8701, which are two bytes long.
+fn is_grease_name(name: &[u8]) -> bool {
+    <[u8; 2]>::try_from(name).is_ok_and(|name| is_grease(u16::from_be_bytes(name)))
 }
 
 /// True for the reserved values of RFC 8701: 0x0a0a, 0x1a1a and so on.
@@ -98,6 +102,7 @@ mod tests {
             ("chromium-tls12-full", "chromium-tls12-resumed"),
             ("curl-full", "curl-resumed"),
             ("gnutls-full", "gnutls-resumed"),
+            ("go-full", "go-resumed"),
             ("gnutls-tls12-full", "gnutls-tls12-resumed"),
             ("nginx-tls12-ticket-full", "nginx-tls12-ticket-resumed"),
             ("openssl-tls12-ticket-full", "openssl-tls12-ticket-resumed"),
@@ -127,7 +132,7 @@ mod tests {
     fn grease_order_padding_and_offers_change_nothing() {
         let groups: &[u8] = &[0, 4, 0, 29, 0, 23];
         let plain = of(&client_hello(&[(10, groups), (23, &[])]));
-        let same: [&[(u16, &[u8])]; 5] = [
+        let same: [&[(u16, &[u8])]; 6] = [
             &[(23, &[]), (10, groups)],
             &[(10, &[0, 4, 0, 23, 0, 29]), (23, &[])],
             &[
@@ -136,6 +141,7 @@ mod tests {
                 (23, &[]),
             ],
             &[(10, groups), (23, &[]), (21, &[0; 9]), (0xfe0d, &[1])],
+            &[(10, groups), (23, &[]), (35, &[])],
             &[
                 (10, groups),
                 (23, &[]),
@@ -147,6 +153,12 @@ mod tests {
         for extensions in same {
             assert_eq!(of(&client_hello(extensions)), plain, "{extensions:?}");
         }
+        let names = |list: &[u8]| of(&client_hello(&[(16, list)]));
+        let protocols = names(b"\0\x0c\x02h2\x08http/1.1");
+        assert_eq!(names(b"\0\x0c\x08http/1.1\x02h2"), protocols);
+        assert_eq!(names(b"\0\x0f\x02\x4a\x4a\x02h2\x08http/1.1"), protocols);
+        assert_ne!(names(b"\0\x0f\x02\x4a\x5b\x02h2\x08http/1.1"), protocols);
+        assert_ne!(names(b"\0\x03\x02h2"), protocols);
         let others: [&[(u16, &[u8])]; 4] = [
             &[(10, groups)],
             &[(10, &[0, 2, 0, 29]), (23, &[])],

@@ -1,8 +1,9 @@
 //! Captured handshakes. `client-*.bin`: the first ClientHello in a record. `server-*.bin`: the server's answer up
 //! to the first encrypted record. `ticket-*.bin`: a NewSessionTicket message of TLS 1.2.
 //!
-//! Captured on loopback from OpenSSL 3.0 (`openssl-*`, `nginx-*`, `curl-*`, `python-*`), GnuTLS 3.7 and
-//! Chromium 156 as clients. `openssl s_server` answered `openssl-*`, and nginx 1.22 answered all other clients.
+//! Captured on loopback from OpenSSL 3.0 (`openssl-*`, `nginx-*`, `curl-*`, `python-*`), GnuTLS 3.7,
+//! Go 1.19 and Chromium 156 as clients. `openssl s_server` answered `openssl-*`, a server of Go answered `go-*`,
+//! and nginx 1.22 answered all other clients.
 //! `handmade-*` are forms that current clients do not send.
 
 /// A ClientHello and the server's answer.
@@ -37,6 +38,8 @@ pub(crate) const EXCHANGES: &[Exchange] = exchanges![
     "gnutls-resumed"
     "gnutls-tls12-full"
     "gnutls-tls12-resumed"
+    "go-full"
+    "go-resumed"
     "nginx-tls12-id-full"
     "nginx-tls12-id-resumed"
     "nginx-tls12-ticket-full"

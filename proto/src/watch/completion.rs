@@ -34,7 +34,7 @@ pub enum Completion {
 #[derive(Clone, Copy, Debug)]
 enum AwaitedRecord {
     ServerFlight,
-    /// A record after the server's flight began. Early data comes before.
+    /// A record after the server's flight began, and longer than an alert. Early data comes before.
     ClientFinished,
     ServerAnswer,
     Nothing(Completion),
@@ -68,8 +68,10 @@ impl CompletionWatch {
         while self.awaits_client() {
             match self.client.next(&mut input) {
                 Ok(header) => {
-                    let is_encrypted = header.content == ContentType::ApplicationData;
-                    if is_encrypted && matches!(self.awaited, AwaitedRecord::ClientFinished) {
+                    // A client that refuses the server's flight may send an encrypted alert.
+                    let may_be_finished =
+                        header.content == ContentType::ApplicationData && header.len > ALERT;
+                    if may_be_finished && matches!(self.awaited, AwaitedRecord::ClientFinished) {
                         self.awaited = AwaitedRecord::ServerAnswer;
                     }
                 }
@@ -212,6 +214,8 @@ mod tests {
         pending(&[finished(), Server(encrypted(ALERT))]);
         pending(&[finished(), Server(CHANGE_CIPHER_SPEC.to_vec())]);
         pending(&[Client(CHANGE_CIPHER_SPEC.to_vec()), Server(encrypted(500))]);
+        // The client refuses the flight with an encrypted alert before the flight is complete.
+        pending(&[Client(encrypted(ALERT)), Server(encrypted(500))]);
         // The client refuses the certificate in clear, or without a word.
         pending(&[Client(vec![21, 3, 3, 0, 2, 2, 42]), Server(encrypted(500))]);
     }

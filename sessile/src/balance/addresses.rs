@@ -7,7 +7,6 @@ use std::sync::Mutex;
 
 use sessile_proto::Time;
 use sessile_proto::address_table::{AddressHasher, AddressKey, AddressTable};
-use sessile_proto::affinity::LearnResult;
 use sessile_proto::hello::ClientHello;
 use sessile_proto::session::Limits;
 
@@ -15,7 +14,8 @@ use crate::locks::locked;
 
 /// The address table, shared by the worker threads.
 pub(super) struct Addresses {
-    hasher: AddressHasher,
+    /// `None` if the table has no entries, so that no hello needs a key.
+    hasher: Option<AddressHasher>,
     table: Mutex<AddressTable>,
 }
 
@@ -24,13 +24,14 @@ impl Addresses {
     pub(super) fn new(limits: Limits, seeds: [u64; 2]) -> Self {
         let [hasher, table] = seeds;
         Self {
-            hasher: AddressHasher::new(hasher),
+            hasher: (limits.max_entries > 0).then(|| AddressHasher::new(hasher)),
             table: Mutex::new(AddressTable::new(limits, table)),
         }
     }
 
-    pub(super) fn key(&self, source: IpAddr, hello: &ClientHello<'_>) -> AddressKey {
-        self.hasher.key(source, hello)
+    /// The key of a client. `None` if the table is off.
+    pub(super) fn key(&self, source: IpAddr, hello: &ClientHello<'_>) -> Option<AddressKey> {
+        Some(self.hasher.as_ref()?.key(source, hello))
     }
 
     /// The server that last took these clients.
@@ -38,16 +39,9 @@ impl Addresses {
         locked(&self.table).lookup(key, now)
     }
 
-    /// See [`AddressTable::learn`].
-    pub(super) fn learn(
-        &self,
-        key: AddressKey,
-        server: u32,
-        source: IpAddr,
-        is_usable: impl FnOnce(u32) -> bool,
-        now: Time,
-    ) -> LearnResult {
-        locked(&self.table).learn(key, server, source, is_usable, now)
+    /// Changes the table. No other thread changes the table at the same time.
+    pub(super) fn update(&self, change: impl FnOnce(&mut AddressTable)) {
+        change(&mut locked(&self.table));
     }
 
     /// Removes the entries of a server that is down or has left.

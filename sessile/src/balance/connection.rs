@@ -1,6 +1,6 @@
 //! One connection through the balancer: reads the ClientHello, finds a server, and forwards the bytes.
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::future::poll_fn;
 use std::io;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use sessile_proto::route::RoutedBy;
 use sessile_proto::watch::{CompletionWatch, Watch};
 use tokio::io::{AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{timeout, timeout_at};
 
 use super::connect::connect_and_send;
 use super::handshake::Handshake;
@@ -26,7 +26,7 @@ use super::routing::{OfferedSessions, Router};
 use super::server::{PoolServer, is_local_error};
 use super::servers::ServerSet;
 use super::state::BalancerState;
-use crate::client::request_tls;
+use crate::client::{RequestTlsError, request_tls};
 use crate::clock;
 use crate::listener::{Admitted, Client, ClientHandler, OpenGauge, ReceivedHello, Rejection};
 
@@ -61,6 +61,7 @@ impl ClientHandler for Arc<BalancerState> {
             pool,
             learned: &self.learned,
             addresses: &self.addresses,
+            address_key: OnceCell::new(),
             hello,
             offered: &offered,
             source: client.source.ip(),
@@ -77,7 +78,8 @@ impl ClientHandler for Arc<BalancerState> {
             Err(cause) => return Err(client.reject(cause, None)),
         };
         let address_key = teaches_address(hello, &offered, rule, &server)
-            .then(|| self.addresses.key(client.source.ip(), hello));
+            .then(|| router.address_key())
+            .flatten();
         Ok(Box::new(Placed {
             client: client.io,
             admitted: client.admitted,
@@ -260,42 +262,71 @@ impl Search<'_> {
     /// Connects to a server and writes the first bytes.
     async fn connect(&self, server: &PoolServer) -> Result<ServerConnection, SkipReason> {
         let open = server.reserve().ok_or(SkipReason::Full)?;
-        let attempt = async {
-            let address = server.address();
-            let hello = self.received.bytes;
-            let header = self.proxy_header(server.settings.proxy_protocol)?;
-            if self.received.ssl_request {
-                let mut io = connect_and_send(address, &[]).await?;
-                request_tls(&mut io, &header).await?;
-                io.write_all(hello).await?;
-                Ok(io)
-            } else if header.is_empty() {
-                connect_and_send(address, hello).await
-            } else {
-                connect_and_send(address, &[&header, hello].concat()).await
-            }
+        let deadline = tokio::time::Instant::now() + self.set.balance.connect_timeout;
+        let mut io = match timeout_at(deadline, self.open(server)).await {
+            Ok(Ok(io)) => io,
+            Ok(Err(error)) => return Err(self.record_failure(server, Some(&error))),
+            Err(_) => return Err(self.record_failure(server, None)),
         };
-        let error = match timeout(self.set.balance.connect_timeout, attempt).await {
-            Ok(Ok(io)) => {
-                server.stats.metrics.connections.inc();
-                return Ok(ServerConnection { io, open });
+        if self.received.ssl_request {
+            match timeout_at(deadline, self.send_after_consent(server, &mut io)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error @ RequestTlsError::Refused(_))) => {
+                    return Err(self.record_failure(server, Some(&error.into())));
+                }
+                Ok(Err(RequestTlsError::Io(_))) | Err(_) => {
+                    // The server took the connection, so count the end as that of any other connection.
+                    let source = self.client.source.ip();
+                    server.record_cut(source, self.has_session, Instant::now());
+                    return Err(SkipReason::ClosedWithoutReply);
+                }
             }
-            Ok(Err(error)) if is_local_error(&error) => {
-                let metrics = &self.state.metrics;
-                metrics.count_local_error(server.name(), &error);
-                return Err(SkipReason::LocalError);
-            }
-            Ok(Err(error)) => Some(error),
-            Err(_) => None,
-        };
+        }
+        server.stats.metrics.connections.inc();
+        Ok(ServerConnection { io, open })
+    }
+
+    /// Connects, and writes the first bytes if the server needs not agree to TLS first.
+    async fn open(&self, server: &PoolServer) -> io::Result<TcpStream> {
+        let (address, hello) = (server.address(), self.received.bytes);
+        if self.received.ssl_request {
+            return connect_and_send(address, &[]).await;
+        }
+        let header = self.proxy_header(server.settings.proxy_protocol)?;
+        if header.is_empty() {
+            connect_and_send(address, hello).await
+        } else {
+            connect_and_send(address, &[&header, hello].concat()).await
+        }
+    }
+
+    /// Asks a PostgreSQL server for TLS, and then writes the hello.
+    async fn send_after_consent(
+        &self,
+        server: &PoolServer,
+        io: &mut TcpStream,
+    ) -> Result<(), RequestTlsError> {
+        let header = self.proxy_header(server.settings.proxy_protocol)?;
+        request_tls(io, &header).await?;
+        io.write_all(self.received.bytes).await?;
+        Ok(())
+    }
+
+    /// Records that a server does not take the connection. `error` is `None` if the connection timed out.
+    fn record_failure(&self, server: &PoolServer, error: Option<&io::Error>) -> SkipReason {
+        if let Some(error) = error.filter(|error| is_local_error(error)) {
+            let metrics = &self.state.metrics;
+            metrics.count_local_error(server.name(), error);
+            return SkipReason::LocalError;
+        }
         tracing::debug!(
             server = server.name(),
             ?error,
             "server does not take connections"
         );
         // Read the clock again, because the attempt may have used its whole timeout. The ejection starts now.
-        server.record_failure(error.as_ref(), Instant::now());
-        Err(SkipReason::Unreachable)
+        server.record_failure(error, Instant::now());
+        SkipReason::Unreachable
     }
 
     /// The PROXY header that the server expects. Empty if it expects none.

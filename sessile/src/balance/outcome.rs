@@ -207,27 +207,24 @@ impl RoutedConnection {
         let Some(key) = self.address_key else {
             return;
         };
-        let set = state.server_set();
-        let (id, now) = (self.server.id(), Instant::now());
-        let mut pools = set.pools.iter();
-        let Some(pool) = pools.find(|pool| pool.with_id(id).is_some()) else {
-            return;
-        };
-        let is_usable = |id| {
-            let server = pool.with_id(id);
-            server.is_some_and(|server| pool.unavailable(server, now).is_none())
-        };
-        // A server that is down has lost its entries, and its open connections make no new ones.
-        if !is_usable(id) {
-            return;
-        }
-        let source = self.client.ip();
-        let learned = state
-            .addresses
-            .learn(key, id, source, is_usable, clock::now());
-        if learned == LearnResult::Displacing {
-            state.metrics.displaced.inc();
-        }
+        let (id, source, now) = (self.server.id(), self.client.ip(), Instant::now());
+        state.addresses.update(|table| {
+            // The set is read under the lock of the table. A reload replaces the set before it removes entries,
+            // so a connection of the old set adds no entry after that.
+            let set = state.server_set();
+            let address = self.server.address();
+            let mut servers = set.servers();
+            // With another address, the server is another machine.
+            let found = servers.find(|(_, other)| other.id() == id && other.address() == address);
+            let Some((pool, _)) = found else {
+                return;
+            };
+            // A server that is down has lost its entries, and its open connections make no new ones.
+            if pool.keeps_addresses(id, now) {
+                let is_usable = |other| pool.keeps_addresses(other, now);
+                table.learn(key, id, source, is_usable, clock::now());
+            }
+        });
     }
 
     /// Learns the key name of the ticket that the server accepted.

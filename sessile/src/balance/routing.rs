@@ -1,11 +1,13 @@
 //! The routing rules: which servers a ClientHello leads to. The offered sessions decide first, then the policy.
 
+use std::cell::OnceCell;
 use std::iter;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use sessile_proto::Time;
+use sessile_proto::address_table::AddressKey;
 use sessile_proto::affinity::{Affinity, AffinityKey};
 use sessile_proto::hello::ClientHello;
 use sessile_proto::key_names::TicketFingerprint;
@@ -95,6 +97,8 @@ pub(super) struct Router<'r> {
     pub(super) pool: &'r Pool,
     pub(super) learned: &'r Mutex<Affinity>,
     pub(super) addresses: &'r Addresses,
+    /// Empty until a rule needs the key, or the connection may teach it.
+    pub(super) address_key: OnceCell<Option<AddressKey>>,
     pub(super) hello: &'r ClientHello<'r>,
     pub(super) offered: &'r OfferedSessions,
     pub(super) source: IpAddr,
@@ -222,14 +226,23 @@ impl<'r> Router<'r> {
         }
     }
 
-    /// Finds the server that took the clients of this address. A server that left the pool counts as unknown.
+    /// The client's key of the address table. `None` if the table is off.
+    pub(super) fn address_key(&self) -> Option<AddressKey> {
+        let make = || self.addresses.key(self.source, self.hello);
+        *self.address_key.get_or_init(make)
+    }
+
+    /// Finds the server that took the clients of this address. A server that left the pool counts as unknown,
+    /// and so does a server that ends the handshakes of returning clients.
     fn by_address(&'r self) -> Option<Found<'r>> {
         if !self.offered.has_ticket {
             return None;
         }
-        let key = self.addresses.key(self.source, self.hello);
-        let id = self.addresses.server(key, self.now)?;
+        let id = self.addresses.server(self.address_key()?, self.now)?;
         let server = self.pool.with_id(id)?;
+        if server.has_session_fault() {
+            return None;
+        }
         Some(self.with_room(&[id]).map(|_| server))
     }
 

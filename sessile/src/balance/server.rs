@@ -224,6 +224,11 @@ impl PoolServer {
         locked(&self.stats.session_offers).fault()
     }
 
+    /// True if the server ends handshakes that offer its sessions.
+    pub(super) fn has_session_fault(&self) -> bool {
+        self.session_fault().is_some()
+    }
+
     /// Waits until a cut connection asks for another check.
     pub(super) async fn recheck_requested(&self) {
         self.stats.recheck.notified().await;

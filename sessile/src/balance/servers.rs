@@ -249,6 +249,18 @@ impl Pool {
         self.has_available_server(now).then_some(reason)
     }
 
+    /// True if address entries may lead to this server.
+    ///
+    /// The entries of a draining server end, so that its clients move on. A server with a session fault ends the
+    /// handshakes of returning clients.
+    pub(super) fn keeps_addresses(&self, id: u32, now: Instant) -> bool {
+        self.with_id(id).is_some_and(|server| {
+            !server.settings.drain
+                && !server.has_session_fault()
+                && self.unavailable(server, now).is_none()
+        })
+    }
+
     /// The available servers of this list that have room. The preferred server of the source comes first.
     ///
     /// The error is the reason why no server qualifies.

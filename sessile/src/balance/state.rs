@@ -69,7 +69,7 @@ impl BalancerState {
                 name: server.name().to_owned(),
                 state: server.state(set.balance.slow_start, now),
                 is_down: server.availability(now) == Availability::Down,
-                has_session_fault: server.session_fault().is_some(),
+                has_session_fault: server.has_session_fault(),
                 age_limit: diagnosis.map_or(0.0, |loss| loss.age_limit.estimate().as_secs_f64()),
                 key_names: server.key_names.read(|names| names.names_of(id).count()),
                 siblings: server.key_names.read(|names| names.group(id).len()),
@@ -96,12 +96,13 @@ impl BalancerState {
         let before = self.server_set();
         let after = ServerSet::new(balance, route_keys, Some(&before), &self.families)?;
         let mut changes = Changes::default();
+        let mut forgotten = Vec::new();
         for (_, server) in before.servers() {
             let (name, id) = (server.name(), server.id());
             let settings = after.server(name).map(|server| &server.settings);
             if settings.is_none_or(|settings| settings.pool != server.settings.pool) {
                 server.key_names.leave(id);
-                self.addresses.forget_server(id);
+                forgotten.push(id);
             }
             if settings.is_none() {
                 self.families.remove(name);
@@ -110,7 +111,7 @@ impl BalancerState {
             if settings.is_none_or(|settings| settings.address != server.address()) {
                 // The server is gone or has another address. No other machine has its sessions.
                 locked(&self.learned).forget_servers(|learned| learned == id);
-                self.addresses.forget_server(id);
+                forgotten.push(id);
                 server.key_names.update(id, |names| names.forget(id));
             }
             if settings.is_some_and(|settings| *settings != server.settings) {
@@ -123,6 +124,10 @@ impl BalancerState {
             .map(str::to_owned)
             .collect();
         self.servers.send_replace(Arc::new(after));
+        // Connections of the old set learn addresses until the new set is published.
+        for id in forgotten {
+            self.addresses.forget_server(id);
+        }
         Ok(changes)
     }
 }

@@ -5,6 +5,8 @@ mod client_auth;
 mod durability;
 mod state;
 
+pub(crate) use state::without_labels;
+
 use std::fmt;
 use std::path::Path;
 use std::time::SystemTime;
@@ -148,6 +150,9 @@ fn listeners(config: &Config, findings: &mut Findings) {
             ),
         });
     }
+    if config.has_role(Role::Balance) {
+        pool_protocols(&config.balance, findings);
+    }
     if !config.sites.is_empty() && !config.has_role(Role::Serve) {
         findings.warn("There are sites, but no listener serves them.");
     }
@@ -164,6 +169,21 @@ fn listeners(config: &Config, findings: &mut Findings) {
                 address.port()
             ));
         }
+    }
+}
+
+/// Names the protocol of each pool that has one.
+fn pool_protocols(balance: &Balance, findings: &mut Findings) {
+    for pool in &balance.pools {
+        let Some(protocol) = &pool.alpn else { continue };
+        let names = match pool.names.as_slice() {
+            [] => "every name".to_owned(),
+            names => names.join(", "),
+        };
+        findings.note(format!(
+            "Pool {} takes clients that offer the protocol {protocol:?} (ALPN), for {names}.",
+            pool.name
+        ));
     }
 }
 

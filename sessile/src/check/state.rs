@@ -47,6 +47,15 @@ impl Folder {
     }
 }
 
+/// The consequence for TLS 1.3 clients of sessile servers if the balancer reads no labels.
+pub(crate) const fn without_labels(config: &Config) -> &'static str {
+    if config.session.max_entries > 0 {
+        "return to their server only by their address"
+    } else {
+        "return to their server only if balance.policy leads them there, because session.max-entries is 0"
+    }
+}
+
 /// Explains the state of a balancer. A balancer never makes a key, and needs a key only to read the
 /// labels of tickets.
 fn check_balancer(config: &Config, findings: &mut Findings) {
@@ -61,12 +70,12 @@ fn check_balancer(config: &Config, findings: &mut Findings) {
     } else {
         "The balancer loses learned sessions at a restart: session.snapshot is false."
     });
-    if config.session.max_entries > 0 {
-        findings.note(
-            "Clients whose tickets have no label and no key name return by their address; the balancer remembers their \
-             servers in memory only.",
-        );
-    }
+    findings.note(if config.session.max_entries > 0 {
+        "Clients whose tickets have no label and no key name return by their address; the balancer remembers their \
+         servers in memory only."
+    } else {
+        "The balancer learns no sessions and no addresses: session.max-entries is 0."
+    });
     if let Key::File(file) = &config.key
         && file.exists()
         && let Err(error) = key::load_any(file)
@@ -83,10 +92,11 @@ fn check_balancer(config: &Config, findings: &mut Findings) {
              file there.",
             key.display()
         )),
-        _ => findings.note(
-            "There is no key file, so ticket labels are not read: TLS 1.3 clients of sessile servers return to their \
-             server only by their address. Run `sessile key export --route` on a server, copy the file here and set key.file.",
-        ),
+        _ => findings.note(format!(
+            "There is no key file, so ticket labels are not read: TLS 1.3 clients of sessile servers {}. Run `sessile \
+             key export --route` on a server, copy the file here and set key.file.",
+            without_labels(config)
+        )),
     }
 }
 

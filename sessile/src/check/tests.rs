@@ -1,6 +1,7 @@
 use super::*;
 use crate::config::{
-    Certificate, ClientAuth, ClientAuthMode, Config, Folder, Key, Listener, SiteRoute, Symlinks,
+    BalancePool, Certificate, ClientAuth, ClientAuthMode, Config, Folder, Key, Listener, SiteRoute,
+    Symlinks,
 };
 use crate::state_file;
 use crate::{clock, key};
@@ -421,6 +422,34 @@ fn forget_rules_are_explained_and_old_ones_reported() {
     };
     assert_eq!(forgotten(1), (1, 0));
     assert_eq!(forgotten(8), (1, 1));
+}
+
+#[test]
+fn a_balancer_without_tables_and_the_protocols_of_pools_are_explained() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut config = farm(folder.path());
+    config.sites.clear();
+    config.listeners[0].role = Role::Balance;
+    config.balance.pools = [("grpc", Some("h2")), ("web", None)]
+        .map(|(name, alpn)| BalancePool {
+            name: name.to_owned(),
+            names: vec!["a.test".to_owned()],
+            alpn: alpn.map(str::to_owned),
+            policy: None,
+        })
+        .into();
+    let notes = |config: &Config, text: &str| {
+        let notes = graded(config, Grade::Note);
+        notes.iter().filter(|note| note.contains(text)).count()
+    };
+    assert_eq!(notes(&config, "that offer the protocol"), 1);
+    let grpc = "Pool grpc takes clients that offer the protocol \"h2\" (ALPN), for a.test.";
+    assert_eq!(notes(&config, grpc), 1);
+    for (max_entries, by_address, off) in [(10, 1, 0), (0, 0, 1)] {
+        config.session.max_entries = max_entries;
+        assert_eq!(notes(&config, "return by their address"), by_address);
+        assert_eq!(notes(&config, "learns no sessions and no addresses"), off);
+    }
 }
 
 #[test]

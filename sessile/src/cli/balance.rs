@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin::{Api, Token};
 use crate::balance::{Balancer, Changes};
+use crate::check::without_labels;
 use crate::config::{self, Balance, BalanceServer, Config, Health, Key, Listener, Role};
 use crate::lifecycle::{Orders, Signals};
 use crate::listener;
@@ -139,8 +140,9 @@ fn log_label_source(config: &Config, balancer: &Balancer) {
         (_, Key::Ephemeral) => tracing::info!("ticket labels are not read: key.file is \"none\""),
         (None, Key::File(file)) => tracing::info!(
             file = %file.display(),
-            "no key file, so ticket labels are not read: TLS 1.3 clients of sessile servers return to their server only by their address. \
-             Run `sessile key export --route` on a server and copy the file here"
+            "no key file, so ticket labels are not read: TLS 1.3 clients of sessile servers {}. Run `sessile key export \
+             --route` on a server and copy the file here",
+            without_labels(config)
         ),
     }
 }

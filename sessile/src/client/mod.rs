@@ -25,7 +25,7 @@ use tokio::time::timeout;
 
 pub use connection::{Close, EstablishedConnection, HandshakeTimes};
 pub use error::{Error, Failure, SetupError, Stage};
-pub(crate) use postgres::request_tls;
+pub(crate) use postgres::{RequestTlsError, request_tls};
 pub use sessions::Sessions;
 pub use stream::Stream;
 pub use trust::Trust;
@@ -220,7 +220,7 @@ impl Client {
             return tcp.write_all(target.preface).await.map_err(Error::Connect);
         }
         match timeout(self.timeout, request_tls(tcp, target.preface)).await {
-            Ok(asked) => asked.map_err(Error::Connect),
+            Ok(asked) => asked.map_err(|error| Error::Connect(error.into())),
             Err(_) => Err(Error::TimedOut {
                 stage: Stage::Handshake,
                 after: self.timeout,

@@ -194,15 +194,19 @@ async fn answer_postgres(
     pending: &mut PendingHello<'_>,
     mut received: Vec<u8>,
 ) -> Result<Vec<u8>, IntakeError> {
+    let mut has_refused = false;
     loop {
         let answer = match postgres::parse(&received) {
             Ok(Request::Ssl) => ACCEPTED,
-            Ok(Request::GssEnc) => REFUSED,
+            Ok(Request::GssEnc) if !has_refused => REFUSED,
             Err(postgres::Error::Incomplete) => {
                 read_chunk(io, pending, |bytes| received.extend_from_slice(bytes)).await?;
                 continue;
             }
-            Err(postgres::Error::Other) => return Err(IntakeFailure::BadHello.into()),
+            // A client that asks for the refused encryption again would keep the balancer answering.
+            Ok(Request::GssEnc) | Err(postgres::Error::Other) => {
+                return Err(IntakeFailure::BadHello.into());
+            }
         };
         received.drain(..REQUEST_LEN);
         let written = io.write_all(&[answer]).await;
@@ -210,6 +214,7 @@ async fn answer_postgres(
         if answer == ACCEPTED {
             return Ok(received);
         }
+        has_refused = true;
     }
 }
 

@@ -8,9 +8,17 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use rustls::crypto::aws_lc_rs::default_provider;
+use rustls::version::TLS13;
+use rustls::{ClientConfig, ClientConnection, RootCertStore};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, ServerName};
 use serde_json::json;
+use sessile::client::{Client as RustlsClient, Mechanism, Target, Trust};
+use sessile_proto::watch::Kind;
 use socket2::SockRef;
 
+use crate::balance_servers::{reload, server, start, write};
 use crate::peers::{
     Certificates, Cut, Metrics, NAME, Peer, Proxy, Ran, Sessile, nginx, openssl, record, run,
 };
@@ -336,6 +344,118 @@ fn a_server_that_goes_down_or_leaves_loses_its_addresses() {
     visit_all(4);
     let missed = balancer.metrics().sum("sessile_balance_missed_total", &[]);
     assert_eq!(missed, 0, "an entry that is gone is no miss");
+}
+
+#[tokio::test]
+async fn rustls_clients_return_to_their_server() {
+    let certificates = Certificates::new();
+    let servers = [(); 2].map(|()| anonymous_nginx(&certificates));
+    let balancer = round_robin(&servers.each_ref().map(Peer::address));
+    let client = RustlsClient::new(Mechanism::Any, &Trust::Insecure, PATIENCE).unwrap();
+    let target = Target::new(balancer.address(), NAME).unwrap();
+    for returns in 0..3 {
+        let mut connection = client.connect(&target).await.unwrap();
+        let resumed = matches!(connection.outcome.kind, Kind::Resumed(_));
+        assert_eq!(resumed, returns > 0, "{}", balancer.metrics());
+        assert!(connection.await_ticket(PATIENCE).await > 0);
+        connection.close(PATIENCE).await;
+    }
+}
+
+#[test]
+fn another_server_takes_over_the_addresses_of_a_draining_server() {
+    let certificates = Certificates::new();
+    let servers = [(); 2].map(|()| anonymous_nginx(&certificates));
+    let [a, b] = servers.each_ref().map(Peer::address);
+    let folder = certificates.folder();
+    let settings = "policy = \"round-robin\"\nhealth = \"off\"";
+    let balancer = start(folder, settings, &[server("a", a, ""), server("b", b, "")]);
+    let first = Client::new(folder, 1);
+    first.visit(&balancer);
+    let drained = [server("a", a, "drain = true"), server("b", b, "")];
+    write(folder, settings, &drained);
+    reload(&balancer);
+    assert!(
+        first.visit(&balancer),
+        "its session is at the draining server"
+    );
+    let second = first.neighbour("second");
+    assert!(!second.visit(&balancer));
+    assert!(
+        second.visit(&balancer),
+        "both servers have had a client of the address"
+    );
+    assert!(!first.visit(&balancer));
+    assert!(first.visit(&balancer));
+    let made = "sessile_balance_server_connections_total";
+    let made = ["a", "b"].map(|name| balancer.metrics().sum(made, &[("server", name)]));
+    assert_eq!(made, [2, 4]);
+}
+
+#[test]
+fn a_handshake_during_a_reload_teaches_no_address_to_another_machine() {
+    let certificates = Certificates::new();
+    let servers = [(); 2].map(|()| anonymous_nginx(&certificates));
+    let [before, after] = servers.each_ref().map(Peer::address);
+    let (folder, settings) = (certificates.folder(), "health = \"off\"");
+    let balancer = start(folder, settings, &[server("a", before, "")]);
+    let mut roots = RootCertStore::empty();
+    let ca = CertificateDer::pem_file_iter(&certificates.ca).unwrap();
+    roots.add_parsable_certificates(ca.map(Result::unwrap));
+    let config = ClientConfig::builder_with_provider(default_provider().into())
+        .with_protocol_versions(&[&TLS13])
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let name = ServerName::try_from(NAME).unwrap();
+    let mut tls = ClientConnection::new(config.into(), name).unwrap();
+    let mut io = TcpStream::connect(balancer.address()).unwrap();
+    io.set_read_timeout(Some(PATIENCE)).unwrap();
+    tls.write_tls(&mut io).unwrap();
+    while tls.is_handshaking() {
+        assert!(tls.read_tls(&mut io).unwrap() > 0);
+        tls.process_new_packets().unwrap();
+    }
+    // The client holds its Finished back.
+    write(folder, settings, &[server("a", after, "")]);
+    reload(&balancer);
+    while tls.wants_write() {
+        tls.write_tls(&mut io).unwrap();
+    }
+    while tls.tls13_tickets_received() == 0 {
+        assert!(tls.read_tls(&mut io).unwrap() > 0);
+        tls.process_new_packets().unwrap();
+    }
+    assert_eq!(entries(&balancer.metrics()), 0);
+    // As a control, show that a handshake after the reload teaches its address.
+    Client::new(folder, 1).visit(&balancer);
+    balancer.await_metrics(|it| entries(it) == 1);
+}
+
+#[test]
+fn a_key_name_goes_before_an_address() {
+    let certificates = Certificates::new();
+    let servers = [anonymous_nginx(&certificates), nginx(&certificates, "")];
+    let [a, b] = servers.each_ref().map(Peer::address);
+    let settings = "policy = \"round-robin\"\nhealth-interval = \"50ms\"";
+    let rest = [server("a", a, ""), server("b", b, "")];
+    let balancer = start(certificates.folder(), settings, &rest);
+    let has_key_name = |it: &serde_json::Value| !it["key_names"].as_array().unwrap().is_empty();
+    balancer.await_server("b", has_key_name);
+    let first = Client::new(certificates.folder(), 1);
+    let second = first.neighbour("second");
+    // The policy sends the first client to `a`, which the address then leads to, and the second client to `b`.
+    for client in [&first, &second] {
+        assert!(!client.visit(&balancer));
+    }
+    for _ in 0..2 {
+        for client in [&first, &second] {
+            assert!(client.visit(&balancer), "{}", balancer.metrics());
+        }
+    }
+    let metrics = balancer.await_metrics(|it| it.all_routed() == 6);
+    let resumed = ["address", "key-name"].map(|by| metrics.routed(by, "resumed"));
+    assert_eq!((resumed, entries(&metrics)), ([2, 2], 1), "{metrics}");
 }
 
 #[test]

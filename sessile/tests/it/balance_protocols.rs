@@ -1,10 +1,20 @@
 //! `sessile balance` with pools for protocols (ALPN).
 
-use std::net::SocketAddr;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
+use std::thread;
+use std::time::Duration;
 
 use crate::balance_servers::{named, reload, server, start, write};
-use crate::peers::{Certificates, NAME, Peer, Sessile, openssl, run};
+use crate::peers::{Certificates, NAME, Peer, Sessile, nginx, openssl, run};
+
+const PATIENCE: Duration = Duration::from_secs(15);
+
+const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
+const GSSENC_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x30];
+
+const HELLO: &[u8] = include_bytes!("../../../proto/src/testdata/client-openssl-tls13-full.bin");
 
 /// Connects, and requires that the client and its server agree on this protocol. Returns the client's output.
 fn negotiate(address: SocketAddr, name: &str, offered: &str, agreed: &str) {
@@ -120,7 +130,7 @@ fn curl_reaches_the_pool_for_http2_only_if_it_offers_http2() {
 fn checks_offer_the_protocol_of_the_pool() {
     let certificates = Certificates::new();
     // nginx refuses handshakes that offer only protocols that it does not know.
-    let web = named(&certificates, "web");
+    let web = nginx(&certificates, "");
     let database = openssl(&certificates, &["-alpn", "postgresql-like"]);
     let tables = [
         pool("right", "alpn = \"postgresql-like\""),
@@ -136,13 +146,102 @@ fn checks_offer_the_protocol_of_the_pool() {
     let error = down["check_failed"]["error"].as_str().unwrap();
     assert!(error.contains("no_application_protocol"), "{error}");
     for name in ["right", "acme"] {
-        let checked = balancer.await_server(name, |server| server["state"] == "up");
+        // The balancer finds key names only after a check has passed.
+        let checked = balancer.await_server(name, |server| server["key_names"][0].is_string());
+        assert_eq!(checked["state"], "up", "{checked}");
         assert_eq!(
             checked["check_failed"],
             serde_json::Value::Null,
             "{checked}"
         );
     }
+}
+
+/// The answer of a server to SSLRequest.
+#[derive(Clone, Copy, Debug)]
+enum Answer {
+    Close,
+    Refusal,
+    Silence,
+}
+
+/// Accepts connections, reads an SSLRequest and answers.
+fn answering(answer: Answer) -> SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        let mut open = Vec::new();
+        for mut io in listener.incoming().flatten() {
+            let mut request = [0; SSL_REQUEST.len()];
+            io.read_exact(&mut request).unwrap();
+            assert_eq!(request, SSL_REQUEST);
+            match answer {
+                Answer::Close => {}
+                Answer::Refusal => io.write_all(b"N").unwrap(),
+                Answer::Silence => open.push(io),
+            }
+        }
+    });
+    address
+}
+
+/// A balancer with a pool for PostgreSQL.
+fn balance_databases(certificates: &Certificates, addresses: &[SocketAddr]) -> Sessile {
+    let mut tables = vec![pool("database", "alpn = \"postgresql\"")];
+    let servers = ["a", "b"].into_iter().zip(addresses);
+    tables.extend(servers.map(|(name, address)| server(name, *address, "pool = \"database\"")));
+    let settings = "policy = \"round-robin\"\nhealth = \"off\"\nconnect-timeout = \"100ms\"";
+    start(certificates.folder(), settings, &tables)
+}
+
+fn connect(balancer: &Sessile) -> TcpStream {
+    let io = TcpStream::connect(balancer.address()).unwrap();
+    io.set_read_timeout(Some(PATIENCE)).unwrap();
+    io
+}
+
+/// Sends a request, and reads the answer of one byte.
+fn ask(io: &mut TcpStream, request: [u8; 8]) -> u8 {
+    io.write_all(&request).unwrap();
+    let mut answer = [0];
+    io.read_exact(&mut answer).unwrap();
+    answer[0]
+}
+
+#[test]
+fn only_a_refusal_ejects_a_database_that_took_the_connection() {
+    let certificates = Certificates::new();
+    for (answer, state) in [
+        (Answer::Close, "up"),
+        (Answer::Silence, "up"),
+        (Answer::Refusal, "ejected"),
+    ] {
+        let balancer = balance_databases(&certificates, &[answering(answer)]);
+        let mut io = connect(&balancer);
+        assert_eq!(ask(&mut io, SSL_REQUEST), b'S');
+        io.write_all(HELLO).unwrap();
+        let _ = io.read_to_end(&mut Vec::new());
+        let failures = "sessile_balance_server_failures_total";
+        balancer.await_metrics(|it| it.sum(failures, &[]) == 1 && it.turned_away("no-server") == 1);
+        let server = balancer.await_server("a", |_| true);
+        assert_eq!(server["state"], state, "{answer:?}");
+    }
+}
+
+#[test]
+fn a_client_asks_for_gssapi_once_and_sends_its_hello_in_time() {
+    let certificates = Certificates::new();
+    let balancer = balance_databases(&certificates, &[answering(Answer::Close)]);
+    let mut eager = connect(&balancer);
+    assert_eq!(ask(&mut eager, GSSENC_REQUEST), b'N');
+    eager.write_all(&GSSENC_REQUEST).unwrap();
+    let _ = eager.read_to_end(&mut Vec::new());
+    balancer.await_metrics(|metrics| metrics.turned_away("bad-hello") == 1);
+
+    let mut silent = connect(&balancer);
+    assert_eq!(ask(&mut silent, SSL_REQUEST), b'S');
+    let _ = silent.read_to_end(&mut Vec::new());
+    balancer.await_metrics(|metrics| metrics.turned_away("deadline") == 1);
 }
 
 #[test]

@@ -1,16 +1,24 @@
 //! Servers that end every handshake with an offer of their own session. Behind `sessile balance`, these servers
 //! stay up and serve new clients, and the balancer reports the fault.
 
+use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
+use rustls::crypto::aws_lc_rs::default_provider;
+use rustls::server::ProducesTickets;
 use sessile::client::{Client, Mechanism, Target, Trust};
 use sessile_proto::Word;
+use sessile_proto::verdict::How;
+use sessile_proto::watch::Kind;
 use socket2::{Domain, SockRef, Socket, Type};
 
 use crate::balance_servers::{server, start};
-use crate::peers::{By, Certificates, End, Fault, Faulty, Sessile, eventually, record, ticketer};
+use crate::peers::{
+    By, Certificates, End, Fault, Faulty, NAME, Sessile, eventually, record, ticketer,
+};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -175,6 +183,62 @@ fn a_server_that_ends_handshakes_hides_no_key_names_of_others() {
     assert_eq!(faulty["state"], "up", "{faulty:#}");
     let other = balancer.await_server("a", |it| it["group"][0].is_null());
     assert_eq!(other["key_names"].as_array().unwrap().len(), 1, "{other:#}");
+}
+
+/// Tickets that look random. The tickets of rustls begin with a key name.
+#[derive(Debug, Default)]
+struct AnonymousTickets(Mutex<HashMap<Vec<u8>, Vec<u8>>>);
+
+impl ProducesTickets for AnonymousTickets {
+    fn enabled(&self) -> bool {
+        true
+    }
+
+    fn lifetime(&self) -> u32 {
+        3600
+    }
+
+    fn encrypt(&self, plain: &[u8]) -> Option<Vec<u8>> {
+        let mut ticket = vec![0; 32];
+        let random = default_provider().secure_random;
+        random.fill(&mut ticket).ok()?;
+        self.0.lock().unwrap().insert(ticket.clone(), plain.into());
+        Some(ticket)
+    }
+
+    fn decrypt(&self, ticket: &[u8]) -> Option<Vec<u8>> {
+        self.0.lock().unwrap().get(ticket).cloned()
+    }
+}
+
+#[tokio::test]
+async fn no_address_leads_to_a_server_that_ends_handshakes_and_another_server_takes_over() {
+    let certificates = Certificates::new();
+    let servers = ["a", "b"].map(|name| {
+        let tickets: Arc<dyn ProducesTickets> = Arc::new(AnonymousTickets::default());
+        let peer = Faulty::sharing(&certificates, By::Psk, Fault::None, &tickets);
+        (server(name, peer.address(), ""), peer)
+    });
+    let rest = servers.each_ref().map(|(config, _)| config.clone());
+    let settings = "policy = \"round-robin\"\nhealth-interval = \"50ms\"";
+    let balancer = start(certificates.folder(), settings, &rest);
+    let client = client(PATIENCE);
+    let target = Target::new(balancer.address(), NAME).unwrap();
+    let kind = async || {
+        let mut connection = client.connect(&target).await.expect("a handshake");
+        assert!(connection.await_ticket(PATIENCE).await > 0);
+        connection.close(PATIENCE).await;
+        connection.outcome.kind
+    };
+    assert_eq!(kind().await, Kind::NotOffered);
+    assert_eq!(kind().await, Kind::Resumed(How::Psk));
+    servers[0].1.set(Fault::Offers(End::Alert));
+    balancer.await_server("a", |it| !it["session_fault"].is_null());
+    // The policy gives the client to `b`.
+    assert_eq!(kind().await, Kind::Refused);
+    assert_eq!(kind().await, Kind::Resumed(How::Psk));
+    let metrics = balancer.await_metrics(|it| it.all_routed() == 4);
+    assert_eq!(metrics.routed("address", "resumed"), 2, "{metrics}");
 }
 
 /// Sends a hello from the address `from` and waits for the end of the connection.

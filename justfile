@@ -3,7 +3,7 @@
 fuzz_targets := "client_hello hello_reader server_hello new_session_ticket watch proxy_protocol request_framing frame_budget"
 
 # All checks.
-check: fmt clippy test zoo docs deny examples smoke fuzz-smoke
+check: fmt clippy test zoo ktls docs deny examples smoke fuzz-smoke
 
 # Formatting.
 fmt:
@@ -23,6 +23,10 @@ test:
 # Suites with many foreign programs: prints the table of client libraries (docs/reference/clients.md).
 zoo:
     .ci/setup zoo && cargo test --package sessile --test zoo --locked -- --nocapture
+
+# Kernel TLS on two kernels, in virtual machines (docs/kernel-tls.md).
+ktls:
+    .ci/setup ktls && .ci/ktls
 
 # A minute of rolling restarts under two hundred connections a second (docs/benchmarks.md); fails where
 # the rate was not reached, or a connection failed that no kill had cut off.

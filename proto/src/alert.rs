@@ -3,12 +3,15 @@
 use crate::hello::TLS_1_2;
 use crate::record::{ContentType, Error};
 
-/// The alerts that sessile sends itself, before a TLS library has the connection (RFC 9846, 6.2).
+/// The alerts that sessile sends itself: before a TLS library has the connection, and after the kernel has its
+/// records (RFC 9846, 6.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum AlertDescription {
     /// A message or a record that is not allowed at this point.
     UnexpectedMessage = 10,
+    /// A record that cannot be decrypted.
+    BadRecordMac = 20,
     /// A record longer than the protocol allows.
     RecordOverflow = 22,
     /// Client and server have no parameters in common.

@@ -14,6 +14,8 @@ pub enum Exchange {
     ExpectHead,
     /// A request is being answered.
     ExpectResponseEnd,
+    /// The request is being answered, and all output so far is in the socket.
+    ExpectResponsePart,
     /// The response is complete. The socket may not have taken all of it.
     ExpectFlush,
     /// The response is sent. The rest of the request's body can follow.
@@ -38,7 +40,7 @@ impl Exchange {
     #[must_use]
     pub const fn response_ended(self) -> Self {
         match self {
-            Self::ExpectResponseEnd => Self::ExpectFlush,
+            Self::ExpectResponseEnd | Self::ExpectResponsePart => Self::ExpectFlush,
             other => other,
         }
     }
@@ -48,6 +50,7 @@ impl Exchange {
     pub const fn flushed(self) -> Self {
         match self {
             Self::ExpectFlush => Self::ExpectRead,
+            Self::ExpectResponseEnd => Self::ExpectResponsePart,
             other => other,
         }
     }
@@ -57,7 +60,9 @@ impl Exchange {
     pub const fn write_begun(self) -> Self {
         match self {
             // The library answers a bad request without a handler, so the end of this response is unknown.
-            Self::ExpectHead | Self::ExpectRead | Self::Idle => Self::ExpectResponseEnd,
+            Self::ExpectHead | Self::ExpectRead | Self::ExpectResponsePart | Self::Idle => {
+                Self::ExpectResponseEnd
+            }
             other => other,
         }
     }
@@ -157,6 +162,16 @@ mod tests {
             assert_eq!(blocked, ExpectHead, "{begun:?}");
             assert_eq!(blocked.read_blocked(&framing(GET)), ExpectHead);
         }
+    }
+
+    #[test]
+    fn output_of_an_earlier_response_is_flushed_before_another_writer_may_answer() {
+        let pipelined = ExpectHead.request_begun().response_ended().request_begun();
+        assert_eq!(pipelined, ExpectResponseEnd);
+        assert_eq!(pipelined.write_begun(), ExpectResponseEnd);
+        assert_eq!(pipelined.write_begun().flushed(), ExpectResponsePart);
+        assert_eq!(pipelined.flushed().write_begun(), ExpectResponseEnd);
+        assert_eq!(pipelined.flushed().response_ended(), ExpectFlush);
     }
 
     #[test]

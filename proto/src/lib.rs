@@ -7,6 +7,7 @@ pub mod address_table;
 pub mod affinity;
 pub mod age_limit;
 pub mod alert;
+pub mod control_record;
 pub mod exchange;
 pub mod fair_pool;
 pub mod frame_budget;

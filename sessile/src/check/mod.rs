@@ -12,9 +12,10 @@ use std::time::SystemTime;
 use humantime::format_duration;
 
 use crate::config::{
-    AccessLog, Action, BYTES_PER_ENTRY, Balance, Certificate, Config, Health, Key, Role, Site,
-    StoreUrl, Symlinks, human_bytes,
+    AccessLog, Action, BYTES_PER_ENTRY, Balance, Certificate, Config, Health, KernelTls, Key, Role,
+    Site, StoreUrl, Symlinks, human_bytes,
 };
+use crate::tls::KernelSupport;
 use crate::{balance, clock, key, serve};
 
 /// One sentence about a configuration.
@@ -62,6 +63,7 @@ pub fn check(config: &Config, now: SystemTime) -> Vec<Finding> {
         durability::check_store(config, &mut findings);
         durability::check_forget(config, clock::at(now), &mut findings);
         session_table(config, &mut findings);
+        kernel_tls(config, &mut findings);
     }
     connections(config, &mut findings);
     if let AccessLog::File(path) = &config.log.access {
@@ -282,6 +284,33 @@ fn session_table(config: &Config, findings: &mut Findings) {
             "The session table takes up to {} when full: {entries} entries of about {BYTES_PER_ENTRY} bytes.",
             human_bytes(entries as u64 * BYTES_PER_ENTRY as u64)
         ));
+    }
+}
+
+/// Explains where the TLS records of large files are made.
+fn kernel_tls(config: &Config, findings: &mut Findings) {
+    let mut routes = config.sites.iter().flat_map(|site| &site.routes);
+    let has_files = routes.any(|route| matches!(route.action, Action::Files(_)));
+    let servers = config
+        .listeners
+        .iter()
+        .filter(|listener| listener.role == Role::Serve);
+    let settings: Vec<_> = servers
+        .map(|listener| config.kernel_tls(listener))
+        .collect();
+    let must_have = settings.contains(&KernelTls::On);
+    let may_have = settings.contains(&KernelTls::Auto) && has_files;
+    if !must_have && !may_have {
+        return;
+    }
+    match KernelSupport::probe() {
+        Ok(support) => findings.note(format!(
+            "Files of 64 KiB and more leave through kernel TLS, over HTTP/1.1. This kernel has {support}."
+        )),
+        Err(cause) if must_have => {
+            findings.fail(format!("tls.kernel is \"on\", but {cause}."));
+        }
+        Err(cause) => findings.note(format!("Large files are encrypted in user space: {cause}.")),
     }
 }
 

@@ -72,9 +72,10 @@ pub enum Key {
 pub enum KernelTls {
     /// Never.
     Off,
-    /// If the kernel supports the encryption of records and is faster. This version never uses the
-    /// kernel.
+    /// Connections that send a large file, if the kernel has TLS.
     Auto,
+    /// As [`Self::Auto`]. The server does not start if the kernel has no TLS.
+    On,
 }
 
 /// `log.access`.
@@ -94,6 +95,8 @@ pub struct Listener {
     /// The proxies in front. Only these proxies may connect, and their connections begin with a PROXY
     /// header. Empty: clients connect directly.
     pub proxies: Vec<Network>,
+    /// `kernel`: overrides `tls.kernel`.
+    pub kernel: Option<KernelTls>,
 }
 
 impl Listener {
@@ -104,6 +107,7 @@ impl Listener {
             address,
             role,
             proxies: Vec::new(),
+            kernel: None,
         }
     }
 }
@@ -318,6 +322,12 @@ impl Config {
     pub fn addresses(&self) -> Vec<SocketAddr> {
         let listeners = self.listeners.iter().map(|listener| listener.address);
         listeners.chain(self.admin.listen).collect()
+    }
+
+    /// Where the TLS records of a listener may be.
+    #[must_use]
+    pub fn kernel_tls(&self, listener: &Listener) -> KernelTls {
+        listener.kernel.unwrap_or(self.tls.kernel)
     }
 
     /// True if the end of a connection can remove its session. Sessions are then stored, and tickets

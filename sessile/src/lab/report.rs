@@ -21,6 +21,8 @@ pub struct Scenario {
     pub number: u8,
     pub title: &'static str,
     pub servers: Vec<ServerSettings>,
+    /// How many connections had their TLS records in the kernel.
+    pub kernel_connections: u64,
     pub findings: Vec<Finding>,
 }
 
@@ -71,6 +73,13 @@ impl LabReport {
     #[must_use]
     pub fn all_ok(&self) -> bool {
         self.findings().all(|finding| finding.ok)
+    }
+
+    /// How many connections had their TLS records in the kernel.
+    #[must_use]
+    pub fn kernel_connections(&self) -> u64 {
+        let scenarios = self.scenarios.iter();
+        scenarios.map(|scenario| scenario.kernel_connections).sum()
     }
 
     /// The findings of all scenarios.
@@ -143,6 +152,7 @@ pub(super) fn sample() -> LabReport {
                 name: "web1".to_owned(),
                 registry: "REGEDIT4\n",
             }],
+            kernel_connections: 0,
             findings: vec![
                 finding(
                     "back",

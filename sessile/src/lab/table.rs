@@ -28,6 +28,14 @@ pub fn write(report: &LabReport, colour: Colour) -> String {
             row(&mut text, cells, colour);
         }
     }
+    let _ = match report.kernel_connections() {
+        0 => writeln!(
+            text,
+            "\nTLS records: in user space on all connections (the kernel takes only those that send files\n\
+             of 64 KiB or more)"
+        ),
+        some => writeln!(text, "\nTLS records: in the kernel on {some} connections"),
+    };
     let all = report.findings().count();
     let _ = match report.findings().filter(|finding| !finding.ok).count() {
         0 => writeln!(text, "\nall {all} observations are as the article says"),
@@ -107,10 +115,17 @@ lab: TLS 1.2 session IDs on servers like IIS 6.0; five idle minutes take 42.9 s 
   and again                 resumes                            web1: full/purged, new session ID,      differs
                                                                routed by session-id
 
+TLS records: in user space on all connections (the kernel takes only those that send files
+of 64 KiB or more)
+
 1 of 2 observations differ from what the article says
 ";
-        let text = write(&sample(), Colour::Never);
+        let mut report = sample();
+        let text = write(&report, Colour::Never);
         assert_eq!(text, expected, "\n{text}");
+        report.scenarios[0].kernel_connections = 3;
+        let text = write(&report, Colour::Never);
+        assert!(text.contains("in the kernel on 3 connections"), "{text}");
     }
 
     #[test]

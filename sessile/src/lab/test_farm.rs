@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use prometheus::proto::MetricFamily;
 use sessile_proto::Word;
 use sessile_proto::route::{Policy, RoutedBy};
 use sessile_proto::verdict::Verdict;
@@ -194,20 +195,23 @@ impl TestFarm {
         Ok(visit)
     }
 
+    /// How many connections had their TLS records in the kernel.
+    pub(super) fn kernel_connections(&self) -> u64 {
+        let families = self.registry.gather();
+        count(&families, "sessile_large_file_connections_total", "kernel") as u64
+    }
+
     /// The balancer's connections by rule, in the order of [`Word::all`].
     fn connections_by_rule(&self) -> Vec<f64> {
         let families = self.registry.gather();
-        let mut named = families.iter();
-        let family = named.find(|family| family.name() == "sessile_balance_connections_total");
-        let metrics = family.map_or(&[][..], |family| family.get_metric());
-        let count = |rule: RoutedBy| {
-            let of_rule = metrics.iter().filter(|metric| {
-                let mut labels = metric.get_label().iter();
-                labels.any(|label| label.value() == rule.as_str())
-            });
-            of_rule.map(|metric| metric.get_counter().get_value()).sum()
+        let of_rule = |rule: RoutedBy| {
+            count(
+                &families,
+                "sessile_balance_connections_total",
+                rule.as_str(),
+            )
         };
-        RoutedBy::all().map(count).collect()
+        RoutedBy::all().map(of_rule).collect()
     }
 
     /// The rule whose count has grown since `before`. Only one client connects at a time.
@@ -236,6 +240,20 @@ pub(super) async fn connect(
 }
 
 const ANY_PORT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+
+/// The sum of a metric's counters that have a label of this value.
+fn count(families: &[MetricFamily], name: &str, value: &str) -> f64 {
+    let mut named = families.iter();
+    let family = named.find(|family| family.name() == name);
+    let metrics = family.map_or(&[][..], MetricFamily::get_metric);
+    let labelled = metrics.iter().filter(|metric| {
+        let mut labels = metric.get_label().iter();
+        labels.any(|label| label.value() == value)
+    });
+    labelled
+        .map(|metric| metric.get_counter().get_value())
+        .sum()
+}
 
 /// The configuration of a server like IIS 6.0, which gives session IDs only. The registry text is
 /// applied last.

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use super::admission::{Admission, Admitted, PendingHello};
 use super::rejection::{IntakeFailure, Rejection};
 use super::socket::expect_next_event;
-use crate::config::{Listener, Network, Role};
+use crate::config::{Config, KernelTls, Listener, Network, Role};
 
 /// How long a client may take to send its PROXY header and its ClientHello.
 const HELLO_DEADLINE: Duration = Duration::from_secs(5);
@@ -84,6 +84,7 @@ pub(super) struct ClientIntake {
     /// Sources whose connections begin with a PROXY header. If the list is empty, no connection begins with a
     /// PROXY header.
     trusted_proxies: Arc<[Network]>,
+    pub(super) kernel: KernelTls,
     /// True if PostgreSQL's requests for encryption are answered.
     answers_postgres: bool,
     pub(super) stop: CancellationToken,
@@ -92,12 +93,14 @@ pub(super) struct ClientIntake {
 impl ClientIntake {
     pub(super) fn new(
         admission: &Arc<Admission>,
+        config: &Config,
         listener: &Listener,
         stop: &CancellationToken,
     ) -> Self {
         Self {
             admission: Arc::clone(admission),
             trusted_proxies: listener.proxies.as_slice().into(),
+            kernel: config.kernel_tls(listener),
             answers_postgres: listener.role == Role::Balance,
             stop: stop.clone(),
         }

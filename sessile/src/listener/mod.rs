@@ -34,7 +34,7 @@ use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::config::{Config, Role};
+use crate::config::{Config, KernelTls, Role};
 use crate::lifecycle::{self, Workers};
 use connection_count::OpenConnection;
 use intake::{ClientIntake, IntakeError};
@@ -46,6 +46,8 @@ pub struct Client {
     pub source: SocketAddr,
     /// The address that the client connected to, if a PROXY header has it.
     pub destination: Option<SocketAddr>,
+    /// Where the listener's TLS records may be.
+    pub kernel: KernelTls,
     /// Counts the connection for its source. Keep this value while the connection is open.
     pub admitted: Admitted,
 }
@@ -124,7 +126,7 @@ impl Listeners {
         let count = lifecycle::worker_count(config.server.workers);
         let mut bound = Vec::new();
         for listener in config.listeners.iter().filter(|it| it.role == role) {
-            let intake = ClientIntake::new(admission, listener, stop);
+            let intake = ClientIntake::new(admission, config, listener, stop);
             bound.push((intake, bind(listener.address, count)?));
         }
         Ok(Self {
@@ -260,6 +262,7 @@ async fn accept_client<H: ClientHandler>(
         io,
         source: received.source,
         destination: received.destination,
+        kernel: intake.kernel,
         admitted: received.admitted,
     };
     let hello = ReceivedHello {

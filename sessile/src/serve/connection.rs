@@ -1,12 +1,12 @@
 //! One client connection: the handshake, the requests, and the idle timeout. The session stays when the
 //! connection ends, unless the configuration says otherwise.
 
-use std::cell::{Cell, OnceCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::time::Duration;
 
-use http::Request;
+use http::{Request, Response};
 use http_body_util::Either;
 use hyper::body::{Body as _, Incoming};
 use hyper::server::conn::http2;
@@ -24,6 +24,7 @@ use tokio::time::Instant;
 use super::Worker;
 use super::guarded_stream::GuardedStream;
 use super::http2_tasks::{Http2, TaskExecutor};
+use super::large_file::{self, LargeFile};
 use super::metrics::HandshakeFailure;
 use super::parking::Http1;
 use super::pending_upstreams::PendingUpstreams;
@@ -79,6 +80,7 @@ impl ClientHandler for Rc<Worker> {
             received.bytes,
             hello,
             &site.template,
+            self.shared.kernel_for(client.kernel),
             clock::now(),
         );
         let Accepted { stream, handshake } =
@@ -98,6 +100,8 @@ impl ClientHandler for Rc<Worker> {
             requests: Cell::new(0),
             last_work: Cell::new(Instant::now()),
             pending_upstreams: PendingUpstreams::new(),
+            large_file: RefCell::default(),
+            has_sent_large_file: Cell::new(false),
             worker: Self::clone(self),
         };
         Ok(Box::new(AcceptedClient {
@@ -297,11 +301,35 @@ fn answer(
         Reply::Waiting(waiting) => {
             let task = task();
             let end = task.begin();
+            let connection = Rc::clone(connection);
             Answering::Waiting(Box::pin(async move {
-                let response = waiting.answer(end).await;
+                let (may_leave_hyper, is_last) =
+                    (waiting.may_leave_hyper(), waiting.summary.is_last);
+                let mut response = waiting.answer(end).await;
+                if may_leave_hyper {
+                    response = keep_large_file(&connection, response, is_last).await;
+                }
                 response.map(|body| PacedBody::new(body, piece, &task))
             }))
         }
+    }
+}
+
+/// Keeps a response whose content is a large file, and never returns then: [`Http1`] takes the connection from
+/// hyper. Returns another response.
+async fn keep_large_file(
+    connection: &Connection,
+    response: Response<respond::Body>,
+    is_last: bool,
+) -> Response<respond::Body> {
+    let (head, body) = response.into_parts();
+    match body {
+        Either::Right(Either::Left(content)) if large_file::is_large(&content) => {
+            let file = LargeFile::new(head, content, is_last);
+            *connection.large_file.borrow_mut() = Some(file);
+            std::future::pending().await
+        }
+        body => Response::from_parts(head, body),
     }
 }
 

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use bytes::Bytes;
 use sessile_proto::exchange::Exchange;
 use sessile_proto::frame_budget::{Exhausted, FrameBudget};
 use sessile_proto::request_framing::{Refusal, RequestFraming};
@@ -28,6 +29,8 @@ pub(super) struct GuardedStream {
     stream: tls::Stream,
     guard: Guard,
     connection: Rc<Connection>,
+    /// Bytes that hyper read and did not use. The guard has checked them.
+    unread: Bytes,
 }
 
 enum Guard {
@@ -71,11 +74,25 @@ impl GuardedStream {
             stream,
             guard,
             connection: Rc::clone(connection),
+            unread: Bytes::new(),
         }
+    }
+
+    /// The stream without checks, for a response that hyper does not write.
+    pub(super) const fn stream(&mut self) -> &mut tls::Stream {
+        &mut self.stream
+    }
+
+    /// Puts bytes that were read in front of the next bytes.
+    pub(super) fn put_back(&mut self, bytes: Bytes) {
+        self.unread = bytes;
     }
 
     /// Ready if a read returns a byte of a request, the end of the stream, or an error.
     pub(super) fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if !self.unread.is_empty() {
+            return Poll::Ready(());
+        }
         self.stream.poll_readable(cx)
     }
 
@@ -186,6 +203,11 @@ impl AsyncRead for GuardedStream {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
+        if !this.unread.is_empty() {
+            let len = this.unread.len().min(buf.remaining());
+            buf.put_slice(&this.unread.split_to(len));
+            return Poll::Ready(Ok(()));
+        }
         if let Guard::Http1 { framing, task } = &mut this.guard {
             let before = buf.filled().len();
             let polled = poll_read_requests(framing, Pin::new(&mut this.stream), cx, buf);

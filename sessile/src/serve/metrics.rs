@@ -67,6 +67,7 @@ pub struct Metrics {
     reloads: [IntCounter; 2],
     upstream_requests: IntCounterVec,
     pub(super) files: Arc<FileMetrics>,
+    pub(super) large_files: LargeFileMetrics,
 }
 
 impl Metrics {
@@ -142,6 +143,7 @@ impl Metrics {
             reloads: ["failed", "ok"].map(|result| reloads.with_label_values(&[result])),
             upstream_requests,
             files: Arc::new(families.file_failures()?),
+            large_files: families.large_files()?,
         })
     }
 
@@ -243,6 +245,27 @@ pub(super) struct FileMetrics {
     pub(super) displaced: IntCounter,
 }
 
+/// How large files leave over HTTP/1.1.
+pub(super) struct LargeFileMetrics {
+    pub(super) kernel: RecordPath,
+    pub(super) user_space: RecordPath,
+    /// Connections that lost their keys on the way to the kernel.
+    lost: IntCounter,
+}
+
+/// Where the records of large files are made.
+pub(super) struct RecordPath {
+    pub(super) connections: IntCounter,
+    pub(super) bytes: IntCounter,
+}
+
+impl LargeFileMetrics {
+    pub(super) fn count_lost(&self, error: &std::io::Error) {
+        self.lost.inc();
+        tracing::warn!(%error, "a connection is closed, because it lost its keys on the way to the kernel");
+    }
+}
+
 /// Registers the gauges of the files in memory: their number, and their bytes.
 pub(super) fn register_file_cache(
     registry: &Registry,
@@ -306,6 +329,31 @@ impl Families<'_> {
             error: counter("error"),
             cut: counter("cut"),
             displaced: counter("displaced"),
+        })
+    }
+
+    fn large_files(&self) -> prometheus::Result<LargeFileMetrics> {
+        let connections = self.vector(
+            "sessile_large_file_connections_total",
+            "HTTP/1.1 connections that sent a file of at least 64 KiB, by the place of their TLS records.",
+            &["records"],
+        )?;
+        let bytes = self.vector(
+            "sessile_large_file_bytes_total",
+            "Bytes of files of at least 64 KiB over HTTP/1.1, by the place of their TLS records.",
+            &["records"],
+        )?;
+        let path = |records| RecordPath {
+            connections: connections.with_label_values(&[records]),
+            bytes: bytes.with_label_values(&[records]),
+        };
+        Ok(LargeFileMetrics {
+            kernel: path("kernel"),
+            user_space: path("user-space"),
+            lost: self.counter(
+                "sessile_kernel_tls_lost_total",
+                "Connections that ended because the kernel refused their keys.",
+            )?,
         })
     }
 

@@ -3,10 +3,12 @@
 
 mod access_log;
 mod connection;
+mod file_transfer;
 mod files;
 mod forget;
 mod guarded_stream;
 mod http2_tasks;
+mod large_file;
 mod metrics;
 mod parking;
 mod pending_upstreams;
@@ -35,13 +37,13 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock;
-use crate::config::{Config, Role};
+use crate::config::{Config, KernelTls, Role};
 use crate::key::{self, KeyError, Keyring, Origin, Reloaded};
 use crate::lifecycle::{self, ConnectionLimit, Workers};
 use crate::listener::{Admission, BufferLimit, ListenError, Listeners};
 use crate::store::snapshot::SnapshotFile;
 use crate::store::{Store, StoreError, WorkerStore};
-use crate::tls::Sessions;
+use crate::tls::{KernelSupport, Sessions, Unavailable};
 use files::{FileCache, FileResources};
 use site_files::LoadedSites;
 use sites::Sites;
@@ -57,6 +59,11 @@ pub enum StartError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Listen(#[from] ListenError),
+    #[error("tls.kernel is \"on\" for {listener}, but {cause}; or write tls.kernel = \"auto\"")]
+    Kernel {
+        listener: SocketAddr,
+        cause: &'static Unavailable,
+    },
     #[error("cannot start a worker thread: {0}")]
     Thread(#[from] io::Error),
     #[error("metrics: {0}")]
@@ -222,6 +229,35 @@ fn warn_of_short_key_lifetime(config: &Config, keys: &Keyring) {
     }
 }
 
+/// What the kernel can encrypt. `None` if no listener uses the kernel, or the kernel has no TLS.
+///
+/// # Errors
+/// A listener needs the kernel, and the kernel has no TLS.
+fn kernel_support(config: &Config) -> Result<Option<Arc<KernelSupport>>, StartError> {
+    let settings = config
+        .listeners
+        .iter()
+        .filter(|listener| listener.role == Role::Serve)
+        .map(|listener| (listener.address, config.kernel_tls(listener)));
+    if settings
+        .clone()
+        .all(|(_, setting)| setting == KernelTls::Off)
+    {
+        return Ok(None);
+    }
+    let cause = match KernelSupport::of_this_system() {
+        Ok(support) => return Ok(Some(Arc::clone(support))),
+        Err(cause) => cause,
+    };
+    match settings
+        .clone()
+        .find(|(_, setting)| *setting == KernelTls::On)
+    {
+        Some((listener, _)) => Err(StartError::Kernel { listener, cause }),
+        None => Ok(None),
+    }
+}
+
 /// The file that keeps the sessions from a drain to the next start. With an ephemeral key there is no file,
 /// because the next start could not open it.
 fn snapshot_file(config: &Config, keys: &Keyring) -> Option<SnapshotFile> {
@@ -259,6 +295,8 @@ struct Shared {
     store: Store,
     issuer: Issuer,
     metrics: Arc<Metrics>,
+    /// What the kernel can encrypt, if a listener uses it.
+    kernel: Option<Arc<KernelSupport>>,
     /// The threads for files. A reload keeps the threads of the folders that stay.
     files: Arc<FileResources>,
     env: Environment,
@@ -279,7 +317,10 @@ impl Shared {
         limit.log_warning();
         let name = &config.server.name;
         let metrics = Metrics::register(&env.registry, name, &store, &keys, limit.max)?;
-        let max_open_files = files::max_open_files(open_files).into();
+        let kernel = kernel_support(config)?;
+        // A file that leaves through the kernel also needs a second descriptor of its socket.
+        let descriptors = if kernel.is_some() { 2 } else { 1 };
+        let max_open_files = usize::from(files::max_open_files(open_files)) / descriptors;
         let files = FileResources::new(max_open_files, &config.files);
         let entries = files.gauge(FileCache::entries);
         let bytes = files.gauge(FileCache::bytes);
@@ -294,9 +335,18 @@ impl Shared {
                 incarnation: u16::from_ne_bytes(incarnation),
             },
             metrics: Arc::new(metrics),
+            kernel,
             files: Arc::new(files),
             env: env.clone(),
         })
+    }
+
+    /// What the kernel can encrypt for a listener with this setting.
+    const fn kernel_for(&self, setting: KernelTls) -> Option<&Arc<KernelSupport>> {
+        match setting {
+            KernelTls::Off => None,
+            KernelTls::Auto | KernelTls::On => self.kernel.as_ref(),
+        }
     }
 
     fn sessions(&self, store: WorkerStore) -> Rc<Sessions> {

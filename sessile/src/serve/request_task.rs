@@ -123,6 +123,19 @@ impl RequestTask {
         self.end.clone()
     }
 
+    /// Notes that a response is on its way. `blocked_since`: its client has to take bytes since then.
+    pub(super) fn send(&self, blocked_since: Option<Instant>) {
+        self.progress.phase.set(match blocked_since {
+            None => Phase::ExpectPiece,
+            Some(since) => Phase::Blocked { since },
+        });
+    }
+
+    /// Notes the end of a response without a [`PacedBody`].
+    pub(super) fn end_response(&self) {
+        self.progress.phase.set(Phase::Answering);
+    }
+
     /// The progress of an HTTP/1 connection.
     pub(super) fn exchange(&self) -> Exchange {
         self.progress.exchange.get()

@@ -1,12 +1,10 @@
 //! Answers requests by the routes of their site. The built-in page shows the verdict of the connection's
 //! handshake.
 
-use std::cell::{Cell, OnceCell};
-use std::io;
+use std::cell::{Cell, OnceCell, RefCell};
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{ACCEPT, ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, LOCATION, REFERER};
@@ -14,15 +12,16 @@ use http::header::{CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, USER_AGENT};
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
-use http_body_util::{BodyExt, Either, Full};
+use http_body_util::{Either, Full};
 use hyper::body::{Body as _, Incoming};
 use tokio::time::Instant;
 
 use super::Worker;
 use super::access_log::quoted;
-use super::files::{Answer, Content, Folder};
+use super::files::{Answer, Content, FileStream, Folder};
+use super::large_file::{self, LargeFile};
 use super::pending_upstreams::PendingUpstreams;
-use super::proxy::{ClientAddress, Upstream};
+use super::proxy::{ClientAddress, Download, Upstream};
 use super::request::{self, Host, SentEarly};
 use super::request_task::RequestEnd;
 use super::routes;
@@ -37,16 +36,8 @@ const VERDICT: HeaderName = HeaderName::from_static("sessile-verdict");
 const EARLY_DATA: HeaderName = HeaderName::from_static("sessile-early-data");
 const SERVER: HeaderName = HeaderName::from_static("sessile-server");
 
-/// Most bytes that are read of the content of a refused request.
-const MAX_DISCARDED: usize = 64 * 1024;
-
-/// How long a refused request may take to send its content.
-const DISCARD_DEADLINE: Duration = Duration::from_millis(500);
-
-pub(super) type Body = Either<Full<Bytes>, Stream>;
-
-/// A body that is not in memory.
-type Stream = Pin<Box<dyn hyper::body::Body<Data = Bytes, Error = io::Error>>>;
+/// A body in memory, from a file, or from an upstream.
+pub(super) type Body = Either<Full<Bytes>, Either<FileStream, Pin<Box<Download>>>>;
 
 /// An accepted connection, which its requests share.
 pub(super) struct Connection {
@@ -66,6 +57,10 @@ pub(super) struct Connection {
     /// passed.
     pub(super) last_work: Cell<Instant>,
     pub(super) pending_upstreams: PendingUpstreams,
+    /// A large file that is the answer to the present request. hyper does not send it.
+    pub(super) large_file: RefCell<Option<LargeFile>>,
+    /// True if the connection is counted among those with large files.
+    pub(super) has_sent_large_file: Cell<bool>,
     pub(super) worker: Rc<Worker>,
 }
 
@@ -79,7 +74,7 @@ pub(super) enum Reply {
 pub(super) struct Waiting {
     connection: Rc<Connection>,
     request: Request<Incoming>,
-    summary: Summary,
+    pub(super) summary: Summary,
     wait: Wait,
 }
 
@@ -102,12 +97,12 @@ enum Step {
 }
 
 /// The properties of a request that its response depends on.
-struct Summary {
+pub(super) struct Summary {
     /// The log entry, if the access log is enabled.
     entry: Option<Entry>,
     is_probe: bool,
     is_http2: bool,
-    is_last: bool,
+    pub(super) is_last: bool,
     is_head: bool,
 }
 
@@ -139,6 +134,11 @@ pub(super) fn answer(connection: &Rc<Connection>, mut request: Request<Incoming>
 }
 
 impl Waiting {
+    /// True if a large file may be sent without hyper.
+    pub(super) fn may_leave_hyper(&self) -> bool {
+        large_file::may_answer(&self.request, &self.connection.handshake)
+    }
+
     /// Waits for the response. `end` can end the wait early.
     pub(super) async fn answer(self, end: RequestEnd) -> Response<Body> {
         let Self {
@@ -161,9 +161,9 @@ impl Waiting {
                     end,
                 )
                 .await
-                .map(|response| response.map(|body| Either::Right(Box::pin(body) as Stream))),
+                .map(|response| response.map(|body| Either::Right(Either::Right(Box::pin(body))))),
             Wait::Content => {
-                discard_content(request.into_body()).await;
+                request::discard_content(request.into_body()).await;
                 Ok(method_not_allowed())
             }
         };
@@ -256,23 +256,6 @@ fn method_not_allowed() -> Response<Body> {
     response
 }
 
-/// Reads the content of a refused request.
-///
-/// A client that frames the content wrongly gets an error of its stream (RFC 9113, 8.1.1). If the response left
-/// first, the client would not get this error.
-async fn discard_content(mut content: Incoming) {
-    let discard = async {
-        let mut left = MAX_DISCARDED;
-        while let Some(Ok(frame)) = content.frame().await
-            && let Some(rest) = left.checked_sub(frame.data_ref().map_or(0, Bytes::len))
-        {
-            left = rest;
-        }
-    };
-    // A client may wait for the response before it sends the content.
-    let _ = tokio::time::timeout(DISCARD_DEADLINE, discard).await;
-}
-
 fn refusal(code: StatusCode, is_http2: bool) -> Response<Body> {
     let mut response = status(code);
     let has_unclear_end = matches!(
@@ -333,7 +316,7 @@ async fn files(
 fn body_of(content: Content) -> Body {
     match content {
         Content::InMemory(bytes) => Either::Left(Full::new(bytes)),
-        Content::Stream(stream) => Either::Right(Box::pin(stream)),
+        Content::Stream(stream) => Either::Right(Either::Left(stream)),
     }
 }
 

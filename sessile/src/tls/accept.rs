@@ -15,6 +15,7 @@ use tokio::net::TcpStream;
 use super::closing::refuse;
 use super::connection::Connection;
 use super::handshake::{AcceptError, Handshaking};
+use super::kernel::KernelSupport;
 use super::resumption::HandshakeSessions;
 use super::stream::Stream;
 use super::template::Template;
@@ -54,7 +55,8 @@ pub struct Accepted {
 
 /// Runs the handshake of a connection whose ClientHello was read. `received` holds all bytes so far.
 ///
-/// If early data is accepted, this returns before the client's Finished arrives.
+/// If early data is accepted, this returns before the client's Finished arrives. With `kernel`, the stream can move
+/// its records to the kernel later.
 ///
 /// # Errors
 /// The handshake failed. The server has sent a fatal alert, unless the client could no longer read it.
@@ -63,6 +65,7 @@ pub async fn accept(
     mut received: &[u8],
     hello: &ClientHello<'_>,
     template: &Template,
+    kernel: Option<&Arc<KernelSupport>>,
     now: Time,
 ) -> Result<Accepted, AcceptError> {
     // Like the setting of rustls, this size includes the record header, but not the bytes that encryption
@@ -74,11 +77,13 @@ pub async fn accept(
             return Err(illegal.into());
         }
     };
+    // The kernel makes records of any size.
+    let kernel = kernel.filter(|_| max_fragment_size.is_none()).cloned();
     let sessions = Rc::clone(&template.sessions);
     let mut context = sessions.store.context(sessions.keys.schedule(now), now);
     let resumption = HandshakeSessions::fetch(hello, template, &mut context).await;
     let resumption = Arc::new(resumption);
-    let mut tls = new_connection(template, &resumption, max_fragment_size)?;
+    let mut tls = new_connection(template, &resumption, max_fragment_size, kernel.is_some())?;
     let early_data_plan = resumption.lock().early_data_plan();
     if let EarlyDataPlan::Granted(_) = early_data_plan {
         let (hello_records, early) = received.split_at(early_data::hello_len(received));
@@ -86,7 +91,7 @@ pub async fn accept(
             received = early;
         } else {
             resumption.lock().restart_without_early_data();
-            tls = new_connection(template, &resumption, max_fragment_size)?;
+            tls = new_connection(template, &resumption, max_fragment_size, kernel.is_some())?;
         }
     }
     let mut handshaking = Handshaking {
@@ -118,7 +123,7 @@ pub async fn accept(
         handshaking.step(&mut io, &mut tls, processed).await?;
     }
     let handshake = outcome(&mut tls, hello, &handshaking.resumption);
-    let stream = Stream::new(io, tls, handshaking);
+    let stream = Stream::new(io, tls, kernel, handshaking);
     Ok(Accepted { stream, handshake })
 }
 
@@ -126,12 +131,14 @@ fn new_connection(
     template: &Template,
     resumption: &Arc<HandshakeSessions>,
     max_fragment_size: Option<usize>,
+    may_extract: bool,
 ) -> Result<Connection, rustls::Error> {
     let mut config = template.config.clone();
     config.session_storage = Arc::clone(resumption) as _;
     config.ticketer = Arc::clone(resumption) as _;
     config.cert_resolver = Arc::clone(resumption) as _;
     config.max_fragment_size = max_fragment_size;
+    config.enable_secret_extraction = may_extract;
     let early_data = template.policy.early_data;
     let plan = resumption.lock().early_data_plan();
     let is_single_use = resumption.lock().is_single_use();

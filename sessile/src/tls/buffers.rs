@@ -3,6 +3,8 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
+use tokio::io::ReadBuf;
+
 /// Most received bytes that wait for the rest of a message.
 ///
 /// rustls accepts handshake messages of up to 64 KiB. The last record adds up to 17 KiB.
@@ -23,6 +25,16 @@ thread_local! {
 /// Lends the buffer for received bytes.
 pub(super) fn with_received<T>(work: impl FnOnce(&mut [u8]) -> T) -> T {
     RECEIVED.with_borrow_mut(|received| work(received))
+}
+
+/// Moves bytes to a reader. Frees the buffer after the last byte.
+pub(super) fn drain_to(bytes: &mut Vec<u8>, reader: &mut ReadBuf<'_>) {
+    let len = bytes.len().min(reader.remaining());
+    reader.put_slice(&bytes[..len]);
+    bytes.drain(..len);
+    if bytes.is_empty() {
+        *bytes = Vec::new();
+    }
 }
 
 /// Lends an empty buffer, in which the parts of a message can be joined.

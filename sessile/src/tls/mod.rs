@@ -34,6 +34,10 @@ mod handshake;
 
 mod early_handshake;
 
+mod kernel;
+
+mod record_layer;
+
 mod stream;
 
 mod accept;
@@ -42,6 +46,7 @@ pub use accept::{Accepted, Handshake, accept};
 pub use certificate::{CertificateError, load as load_certificate};
 pub use client_auth::{ClientAuthError, ClientAuthorities};
 pub use handshake::{AcceptError, HANDSHAKE_DEADLINE};
+pub use kernel::{FileSender, KernelSupport, Sent, Unavailable};
 pub use sessions::{Sessions, site_id};
 pub use status::{Completion, Status};
 pub use stream::Stream;

@@ -7,6 +7,7 @@ use std::future::Future;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -18,6 +19,8 @@ use super::closing::{self, LINGER};
 use super::connection::Connection;
 use super::early_handshake::EarlyHandshake;
 use super::handshake::Handshaking;
+use super::kernel::{self, FileSender, KernelSupport, OffloadError, Sent};
+use super::record_layer::RecordLayer;
 use super::status::{Completion, LastOutput, Status};
 
 /// How long tickets wait for the first response.
@@ -29,7 +32,9 @@ const LARGE_WRITE: usize = 8 * 1024;
 /// The server's side of a TLS connection.
 pub struct Stream {
     io: TcpStream,
-    tls: Connection,
+    tls: RecordLayer,
+    /// What the kernel can encrypt; `None` if the records of this connection stay in this process.
+    kernel: Option<Arc<KernelSupport>>,
     /// The number of bytes that were written since the last flush.
     unflushed: usize,
     /// The rest of a handshake whose early data was accepted.
@@ -54,7 +59,12 @@ struct Failure {
 
 impl Stream {
     /// Makes a stream. If early data was accepted, the client's Finished may still be missing.
-    pub(super) fn new(io: TcpStream, mut tls: Connection, handshaking: Handshaking) -> Self {
+    pub(super) fn new(
+        io: TcpStream,
+        mut tls: Connection,
+        kernel: Option<Arc<KernelSupport>>,
+        handshaking: Handshaking,
+    ) -> Self {
         let (early_handshake, completion, owned) = if tls.is_handshaking() {
             let early_handshake = EarlyHandshake::new(handshaking);
             (
@@ -72,7 +82,8 @@ impl Stream {
             io,
             early_handshake,
             ticket_timer: None,
-            tls,
+            tls: RecordLayer::InProcess(tls),
+            kernel,
             unflushed: 0,
             status: Rc::new(Status::new(completion, closed_cleanly, owned)),
             eof: false,
@@ -105,6 +116,108 @@ impl Stream {
         Poll::Ready(Ok(()))
     }
 
+    /// True if the records are in the kernel, so that a [`FileSender`] can send files.
+    #[must_use]
+    pub const fn is_offloaded(&self) -> bool {
+        matches!(self.tls, RecordLayer::Kernel(_))
+    }
+
+    /// True if [`Self::offload`] may move the records to the kernel.
+    #[must_use]
+    pub const fn may_offload(&self) -> bool {
+        self.kernel.is_some()
+    }
+
+    /// Moves the records to the kernel, if the kernel takes them. Call this after a flush.
+    ///
+    /// # Errors
+    /// The connection has lost its keys, and can only be dropped.
+    pub fn offload(&mut self) -> io::Result<bool> {
+        let Some(kernel) = self.kernel.take() else {
+            return Ok(self.is_offloaded());
+        };
+        if self.early_handshake.is_some() || self.failure.is_some() || self.eof {
+            self.kernel = Some(kernel);
+            return Ok(false);
+        }
+        match self.tls.offload(&self.io, &kernel) {
+            Ok(is_offloaded) => {
+                self.kernel = (!is_offloaded).then_some(kernel);
+                Ok(is_offloaded)
+            }
+            // The connection stays in this process, and the kernel is not asked again.
+            Err(OffloadError::Refused(error)) => {
+                tracing::debug!(%error, "a connection stays in user space");
+                Ok(false)
+            }
+            Err(error @ OffloadError::Broken(_)) => Err(io::Error::other(error)),
+        }
+    }
+
+    /// Makes a sender of files for an offloaded stream. Nothing else may use the stream until the sender is
+    /// dropped.
+    ///
+    /// # Errors
+    /// The process has too many open files, or the stream is not offloaded.
+    pub fn file_sender(&mut self) -> io::Result<Arc<FileSender>> {
+        let sender = self.tls.file_sender(&self.io);
+        sender.unwrap_or_else(|| Err(io::ErrorKind::Unsupported.into()))
+    }
+
+    /// Waits until an offloaded stream has room. Returns how many bytes a [`FileSender`] may send.
+    pub fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<u64>> {
+        ready!(self.poll_flush_tls(cx))?;
+        let room = self.tls.poll_room(&self.io, cx);
+        self.status.is_blocked.set(room.is_pending());
+        room
+    }
+
+    /// Notes what a [`FileSender`] sent.
+    pub fn note_file(&mut self, sent: Sent) {
+        if sent.bytes > 0 {
+            self.status.touch();
+        }
+        self.tls.count_file(sent);
+    }
+
+    /// True if the stream must end after the present response, because the kernel cannot take another key.
+    #[must_use]
+    pub const fn is_worn_out(&self) -> bool {
+        self.tls.is_worn_out()
+    }
+
+    /// As `poll_write`. With `more_follows`, an offloaded stream waits for more bytes before it ends a record.
+    pub fn poll_write_part(
+        &mut self,
+        cx: &mut Context<'_>,
+        part: &[u8],
+        more_follows: bool,
+    ) -> Poll<io::Result<usize>> {
+        if more_follows && self.is_offloaded() {
+            ready!(self.poll_flush_tls(cx))?;
+            let written = self.tls.poll_write_more(&self.io, cx, part);
+            return self.note_kernel_write(written);
+        }
+        Pin::new(self).poll_write(cx, part)
+    }
+
+    fn poll_write_kernel(
+        &mut self,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = self.tls.poll_write(&mut self.io, cx, bufs);
+        self.note_kernel_write(written)
+    }
+
+    fn note_kernel_write(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        self.status.is_blocked.set(written.is_pending());
+        if let Poll::Ready(Ok(1..)) = written {
+            self.status.touch();
+        }
+        written
+    }
+
     /// True if output waits for the shutdown, which follows at once.
     ///
     /// hyper flushes twice before the shutdown. If no shutdown follows, a later flush sends the output.
@@ -126,8 +239,7 @@ impl Stream {
     /// when it runs next.
     fn holds_large_frame(&mut self, cx: &Context<'_>) -> bool {
         let is_large = std::mem::take(&mut self.unflushed) >= LARGE_WRITE;
-        let holds =
-            is_large && self.tls.alpn_protocol() == Some(b"h2") && !self.tls.is_output_full();
+        let holds = is_large && self.tls.is_http2() && !self.tls.is_output_full();
         if holds {
             cx.waker().wake_by_ref();
         }
@@ -191,6 +303,12 @@ impl Stream {
     /// A socket that is closed with unread bytes resets the connection. The client could then lose a
     /// response.
     fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.tls.is_deaf() && self.status.waits_for_client.get() {
+            return match poll_timer(&mut self.linger_timer, LINGER, cx) {
+                Poll::Ready(()) => Poll::Ready(()),
+                Poll::Pending => kernel::poll_end(&self.io, cx),
+            };
+        }
         while !self.eof && !self.status.closed_cleanly() && self.status.waits_for_client.get() {
             if poll_timer(&mut self.linger_timer, LINGER, cx).is_ready() {
                 break;
@@ -211,6 +329,9 @@ impl Stream {
         {
             return Poll::Ready(());
         }
+        if self.is_offloaded() {
+            return kernel::poll_end(&self.io, cx);
+        }
         match &mut self.failure {
             Some(failure) => closing::poll_discard(&self.io, &mut failure.discarded, cx).map(drop),
             None => Poll::Ready(()),
@@ -225,8 +346,10 @@ impl Stream {
     ) -> Poll<io::Result<Result<(), rustls::Error>>> {
         let (len, processed) = ready!(self.tls.poll_receive(&mut self.io, cx, reader))?;
         self.eof = len == 0;
-        if let Some(early_handshake) = &mut self.early_handshake {
-            early_handshake.advance(&self.tls, &self.status);
+        if let (Some(early_handshake), RecordLayer::InProcess(tls)) =
+            (&mut self.early_handshake, &self.tls)
+        {
+            early_handshake.advance(tls, &self.status);
         }
         if processed.is_err() {
             self.status.end(Completion::Refused);
@@ -324,8 +447,11 @@ impl AsyncWrite for Stream {
             ready!(this.poll_failure(cx));
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
+        if this.is_offloaded() {
+            return this.poll_write_kernel(cx, bufs);
+        }
         loop {
-            let written = this.tls.write(bufs)?;
+            let written = ready!(this.tls.poll_write(&mut this.io, cx, bufs))?;
             this.unflushed += written;
             if written > 0 || bufs.iter().all(|buf| buf.is_empty()) {
                 if this.tls.is_output_full()

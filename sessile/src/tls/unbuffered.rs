@@ -53,6 +53,17 @@ impl Unbuffered {
         })
     }
 
+    /// True if all bytes so far are processed, read and sent. Only such a connection can move to the kernel.
+    pub(super) fn is_settled(&self) -> bool {
+        self.unprocessed.is_empty()
+            && self.plaintext.is_empty()
+            && self.output.len() == 0
+            && !self.has_failed
+            && !self.has_peer_closed
+            && !self.tls.is_handshaking()
+            && !self.tls.wants_write()
+    }
+
     /// True if the client sent close_notify.
     pub(super) const fn has_peer_closed(&self) -> bool {
         self.has_peer_closed
@@ -64,12 +75,7 @@ impl Unbuffered {
 
     /// Moves plaintext to a reader.
     pub(super) fn read_plaintext(&mut self, reader: &mut ReadBuf<'_>) {
-        let len = self.plaintext.len().min(reader.remaining());
-        reader.put_slice(&self.plaintext[..len]);
-        self.plaintext.drain(..len);
-        if self.plaintext.is_empty() {
-            self.plaintext = Vec::new();
-        }
+        buffers::drain_to(&mut self.plaintext, reader);
     }
 
     pub(super) fn discard_plaintext(&mut self) {

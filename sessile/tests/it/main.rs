@@ -41,12 +41,16 @@ mod serve_alerts;
 mod serve_close;
 mod serve_contract;
 mod serve_files;
+mod serve_large_files;
 mod serve_life;
 mod serve_parking;
 mod serve_proxy;
 mod serve_reload;
 mod settings;
 mod settings_golden;
+#[path = "../ktls/site.rs"]
+#[allow(dead_code, reason = "the test binary `ktls` uses the rest")]
+mod site;
 mod small_devices;
 mod store;
 mod tls_client_auth;

@@ -225,6 +225,28 @@ fn a_client_may_go_on_sending_after_an_alert_that_follows_the_handshake() {
     }
 }
 
+/// While no request is open, the connection is parked.
+#[test]
+fn a_request_in_front_of_a_bad_record_is_not_answered() {
+    let certificates = Certificates::new();
+    let server = server(&certificates);
+    for version in [&rustls::version::TLS13, &rustls::version::TLS12] {
+        let (mut tls, mut io) = handshake(server.address(), &certificates, version);
+        server.await_metrics(|metrics| metrics.sum("sessile_connections_parked", &[]) == 1);
+        let request = format!("GET / HTTP/1.1\r\nHost: {NAME}\r\n\r\n");
+        tls.writer().write_all(request.as_bytes()).unwrap();
+        let mut segment = Vec::new();
+        tls.write_tls(&mut segment).unwrap();
+        segment.extend(framed(APPLICATION_DATA, &[7; 64]));
+        io.write_all(&segment).unwrap();
+        while tls.complete_io(&mut io).is_ok() {}
+        drop(io);
+        let metrics =
+            server.await_metrics(|metrics| metrics.sum("sessile_connections_parked", &[]) == 0);
+        assert_eq!(metrics.sum("sessile_requests_total", &[]), 0);
+    }
+}
+
 /// A client that has finished its handshake.
 fn handshake(
     server: SocketAddr,

@@ -2,15 +2,10 @@
 //! difference, and no byte of a body is read as a request.
 
 use std::fs;
-use std::io::Write;
 use std::path::Path;
 use std::process::Command;
-use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
-use rustls::{ClientConfig, ClientConnection, RootCertStore};
 use sessile::client::{Client, Close, EstablishedConnection, Mechanism, Target, Trust};
 use sessile_proto::verdict::How;
 use sessile_proto::watch::Kind;
@@ -341,42 +336,6 @@ async fn the_body_of_a_request_that_needs_none_is_never_answered_as_a_request() 
         assert_eq!(ask(&mut connection, GET).await, "here");
         assert_eq!(setup.requests(), before + 3);
     }
-}
-
-#[test]
-fn a_request_in_front_of_a_bad_record_is_not_answered() {
-    let setup = Setup::start();
-    let mut roots = RootCertStore::empty();
-    let ca = CertificateDer::from_pem_file(&setup.certificates.ca).unwrap();
-    roots.add(ca).unwrap();
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    let mut tls = ClientConnection::new(Arc::new(config), NAME.try_into().unwrap()).unwrap();
-    let mut tcp = std::net::TcpStream::connect(setup.server.address()).unwrap();
-    while tls.is_handshaking() || tls.wants_write() {
-        tls.complete_io(&mut tcp).unwrap();
-    }
-    setup.await_parked(1);
-    tls.writer().write_all(GET.as_bytes()).unwrap();
-    let mut segment = Vec::new();
-    tls.write_tls(&mut segment).unwrap();
-    segment.extend([&[23, 3, 3, 0, 32][..], &[0; 32]].concat());
-    tcp.write_all(&segment).unwrap();
-    let ended = loop {
-        match tls.complete_io(&mut tcp) {
-            Ok(_) => {}
-            Err(error) => break error,
-        }
-    };
-    let alert = rustls::Error::AlertReceived(rustls::AlertDescription::BadRecordMac);
-    assert_eq!(ended.to_string(), alert.to_string());
-    drop(tcp);
-    setup.await_parked(0);
-    assert_eq!(setup.requests(), 0);
 }
 
 #[tokio::test]

@@ -125,7 +125,10 @@ fn refused_changes_are_explained_and_change_nothing() {
             &["set", "session.tickets", "yes"],
             "session.tickets takes true or false",
         ),
-        (&["set", "tls.kernel", "on"], "no kernel TLS"),
+        (
+            &["set", "tls.kernel", "always"],
+            "known here: auto, on, off",
+        ),
         (
             &["get", "session.lifetme"],
             "did you mean session.lifetime?",

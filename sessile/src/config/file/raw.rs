@@ -62,6 +62,7 @@ pub(super) struct Listener {
     pub(super) role: Text,
     pub(super) proxy_protocol: Flag,
     pub(super) proxy_trusted: Vec<Spanned<String>>,
+    pub(super) kernel: Text,
 }
 
 #[derive(Debug, Default, serde::Deserialize)]

@@ -332,8 +332,8 @@ fn errors_for_values_out_of_bounds_name_the_remedy() {
         ("server.state-dir = ''", "`state-dir` is empty"),
         ("connection.idle-timeout = '0s'", "`idle-timeout` is zero"),
         (
-            "tls.kernel = 'on'",
-            "1:14: `kernel` is \"on\", but this version has no kernel TLS",
+            "tls.kernel = 'always'",
+            "1:14: `kernel` is \"always\"; known here: auto, on, off",
         ),
         (
             "admin.listen = 'localhost:9000'",
@@ -372,7 +372,7 @@ fn listeners_need_distinct_addresses_and_a_role() {
                 .replace("admin.", "")
         ),
         [
-            "5:1: unknown key `listen` in [listener]; known here: address, role, proxy-protocol, proxy-trusted"
+            "5:1: unknown key `listen` in [listener]; known here: address, role, proxy-protocol, proxy-trusted, kernel"
         ]
     );
     assert_eq!(

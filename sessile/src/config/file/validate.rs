@@ -12,7 +12,7 @@ use super::raw;
 use super::reader::{Reader, Table, Unique};
 use super::shape::Shape;
 use super::{balance, forget, sites, upstreams};
-use crate::config::settings::types::{ADDRESS, OneOf};
+use crate::config::settings::types::{ADDRESS, KERNEL_WORDS, OneOf};
 use crate::config::{
     Config, Key, Listener, MAX_TICKET_LIFETIME, Network, NotANetwork, Role, Session, StoreUrl,
 };
@@ -115,6 +115,13 @@ impl Reader<'_> {
         }
         let expects_header = listener.proxy_protocol.unwrap_or(false);
         let proxies = self.proxies(listener.proxy_trusted, expects_header, &table);
+        if role == Some(Role::Balance)
+            && let Some(kernel) = &listener.kernel
+        {
+            let what = "`kernel` has no effect on a listener with role \"balance\", which decrypts nothing; remove it";
+            self.note(kernel.span(), what);
+        }
+        let kernel = self.value(&OneOf(&KERNEL_WORDS), "kernel", listener.kernel);
         let address = self.required(listener.address, &table, "address", "\"0.0.0.0:443\"")?;
         let span = address.span();
         let address = self.value(&ADDRESS, "address", Some(address))?;
@@ -123,6 +130,7 @@ impl Reader<'_> {
             address,
             role: role?,
             proxies,
+            kernel,
         })
     }
 

@@ -312,8 +312,8 @@ section! {
     /// `[tls]`: how TLS records are encrypted.
     Tls, tls {
         "kernel" kernel: KernelTls = KernelTls::Auto, KERNEL => {
-            meaning: "record encryption in the kernel: auto or off; this version has none, so both mean \
-                    off",
+            meaning: "TLS records in the kernel, for HTTP/1.1 connections that send a file of at least \
+                    64KiB: auto, on or off; on: do not start without a kernel that has TLS",
             restart: SERVE,
             registry: RegValue::some(RegKey::HttpParameters, "EnableKernelSSL", Form::KernelTls),
         }

@@ -286,22 +286,22 @@ pub(super) const KEY_FILE: TextType<Key> = TextType {
     },
 };
 
-/// `auto` or `off`.
+/// `auto`, `on` or `off`.
 pub(super) const KERNEL: TextType<KernelTls> = TextType {
-    parse: |key, word, folder| {
-        if word == "on" {
-            let what = "`kernel` is \"on\", but this version has no kernel TLS; write \"off\", or \
-                        \"auto\" to use it in a version that has it";
-            return Err(what.to_owned());
-        }
-        let words = [("auto", KernelTls::Auto), ("off", KernelTls::Off)];
-        OneOf(&words).parse(key, word, folder)
-    },
+    parse: |key, word, folder| OneOf(&KERNEL_WORDS).parse(key, word, folder),
     show: |kernel| match kernel {
         KernelTls::Auto => Value::text("auto"),
+        KernelTls::On => Value::text("on"),
         KernelTls::Off => Value::text("off"),
     },
 };
+
+/// The words for the records of the kernel.
+pub(in crate::config) const KERNEL_WORDS: [(&str, KernelTls); 3] = [
+    ("auto", KernelTls::Auto),
+    ("on", KernelTls::On),
+    ("off", KernelTls::Off),
+];
 
 /// `-`, `off` or a file.
 pub(super) const ACCESS_LOG: TextType<AccessLog> = TextType {

@@ -65,6 +65,7 @@ pub(super) async fn purged_behind_a_balancer(lab: &Lab) -> Result<Scenario, LabE
         number: 1,
         title: "EnableKernelSSL=0 on each of three servers behind a balancer",
         servers: test_farm.settings(),
+        kernel_connections: test_farm.kernel_connections(),
         findings: vec![resumes, refused, placed],
     })
 }
@@ -89,6 +90,7 @@ pub(super) async fn kept_behind_a_balancer(lab: &Lab) -> Result<Scenario, LabErr
         number: 2,
         title: "EnableKernelSSL=1 on each of three servers behind a balancer",
         servers: test_farm.settings(),
+        kernel_connections: test_farm.kernel_connections(),
         findings: vec![finding],
     })
 }
@@ -142,6 +144,7 @@ pub(super) async fn kept_on_two_of_three(lab: &Lab) -> Result<Scenario, LabError
         number: 3,
         title: "EnableKernelSSL=1 on two of three servers behind a balancer, 0 on web3",
         servers: test_farm.settings(),
+        kernel_connections: test_farm.kernel_connections(),
         findings: vec![resumes, refused],
     })
 }
@@ -172,6 +175,7 @@ pub(super) async fn purged_without_a_balancer(lab: &Lab) -> Result<Scenario, Lab
         number: 4,
         title: "EnableKernelSSL=0 on one server without a balancer",
         servers: test_farm.settings(),
+        kernel_connections: test_farm.kernel_connections(),
         findings: vec![hardly, resumes],
     })
 }

@@ -69,6 +69,7 @@ pub(super) async fn overflow(lab: &Lab) -> Result<Scenario, LabError> {
         number: 5,
         title: "MaximumCacheSize=8",
         servers: test_farm.settings(),
+        kernel_connections: test_farm.kernel_connections(),
         findings: vec![evicted, stays],
     })
 }
@@ -112,6 +113,7 @@ pub(super) async fn lifetime(lab: &Lab) -> Result<Scenario, LabError> {
         number: 6,
         title: "ServerCacheTime=3000 (ms)",
         servers: test_farm.settings(),
+        kernel_connections: test_farm.kernel_connections(),
         findings: vec![before, after],
     })
 }
@@ -125,13 +127,12 @@ pub(super) async fn zero(lab: &Lab) -> Result<Scenario, LabError> {
         turned_off(lab, &before, &size, "MaximumCacheSize=0").await?,
         turned_off(lab, &before, &time, "ServerCacheTime=0").await?,
     ];
+    let test_farms = [before, size, time];
     Ok(Scenario {
         number: 7,
         title: "MaximumCacheSize=0, or ServerCacheTime=0",
-        servers: [before, size, time]
-            .iter()
-            .flat_map(TestFarm::settings)
-            .collect(),
+        servers: test_farms.iter().flat_map(TestFarm::settings).collect(),
+        kernel_connections: test_farms.iter().map(TestFarm::kernel_connections).sum(),
         findings,
     })
 }
@@ -218,6 +219,7 @@ pub(super) async fn memory(lab: &Lab) -> Result<Scenario, LabError> {
         number: 8,
         title: "MaximumCacheSize not set",
         servers: test_farm.settings(),
+        kernel_connections: test_farm.kernel_connections(),
         findings: vec![size, bytes, first],
     })
 }

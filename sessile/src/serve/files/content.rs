@@ -18,6 +18,7 @@ use super::resolve::{self, Identity};
 use super::validators::ModificationTime;
 use crate::serve::metrics::FileMetrics;
 use crate::serve::request_task::RequestEnd;
+use crate::tls::{FileSender, Sent};
 
 /// Why a file cannot be opened or read now.
 #[derive(Debug, thiserror::Error)]
@@ -137,6 +138,25 @@ impl OpenFile {
         self.held.as_ref().expect("it is not dropped yet")
     }
 
+    /// Sends a part of the file to a connection whose records are in the kernel.
+    async fn send(
+        self: Arc<Self>,
+        sender: Arc<FileSender>,
+        offset: u64,
+        count: u64,
+    ) -> Result<io::Result<Sent>, FileError> {
+        let (pool, source) = (self.access.pool.clone(), self.access.source);
+        let send = move || sender.send(self.held().fd.as_fd(), offset, count);
+        match pool.run(source, send).await? {
+            Ok(Sent {
+                bytes: 0,
+                is_blocked: false,
+            }) => Err(FileError::Truncated),
+            Err(error) if !is_of_connection(&error) => Err(error.into()),
+            sent => Ok(sent),
+        }
+    }
+
     async fn read(self: Arc<Self>, offset: u64, length: usize) -> Result<Bytes, FileError> {
         let (pool, source) = (self.access.pool.clone(), self.access.source);
         let read = move || resolve::read(self.held().fd.as_fd(), offset, length);
@@ -177,6 +197,7 @@ impl Content {
                 offset: first,
                 end: first + length,
                 reading: None,
+                sending: None,
             }),
             // `start` has all bytes, unless the request needs no content.
             None => Self::InMemory(slice(&opened.start, first, length)),
@@ -189,6 +210,20 @@ fn slice(bytes: &Bytes, first: u64, length: u64) -> Bytes {
     let within = |at: u64| usize::try_from(at).map_or(bytes.len(), |at| at.min(bytes.len()));
     bytes.slice(within(first)..within(first.saturating_add(length)))
 }
+
+/// True for an error of the socket. Other errors are of the file.
+fn is_of_connection(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::BrokenPipe
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::NotConnected
+            | io::ErrorKind::TimedOut
+    )
+}
+
+type Sending = Pin<Box<dyn Future<Output = Result<io::Result<Sent>, FileError>> + Send>>;
 
 type Reading = Pin<Box<dyn Future<Output = Result<Bytes, FileError>> + Send>>;
 
@@ -203,9 +238,65 @@ pub(in crate::serve) struct FileStream {
     offset: u64,
     end: u64,
     reading: Option<Reading>,
+    sending: Option<Sending>,
 }
 
 impl FileStream {
+    /// The number of bytes that are left.
+    pub(in crate::serve) const fn left(&self) -> u64 {
+        self.end - self.offset
+    }
+
+    /// True if the next piece is in memory, or is being read.
+    pub(in crate::serve) const fn has_piece(&self) -> bool {
+        !self.start.is_empty() || self.reading.is_some()
+    }
+
+    /// Reads the next piece. `None` after the last piece.
+    pub(in crate::serve) fn poll_next(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<io::Result<Bytes>>> {
+        if self.is_end_stream() {
+            return Poll::Ready(None);
+        }
+        let piece = ready!(self.poll_piece(cx));
+        let sent = piece.and_then(|piece| self.advance(piece.len() as u64).map(|()| piece));
+        Poll::Ready(Some(sent.map_err(|error| self.cut(error))))
+    }
+
+    /// Begins to send at most `room` bytes to a connection whose records are in the kernel.
+    pub(in crate::serve) fn begin_send(&mut self, sender: Arc<FileSender>, room: u64) {
+        let file = Arc::clone(&self.file);
+        let count = self.left().min(room);
+        self.sending = Some(Box::pin(file.send(sender, self.offset, count)));
+    }
+
+    /// True after [`Self::begin_send`], until there is a result.
+    pub(in crate::serve) const fn is_sending(&self) -> bool {
+        self.sending.is_some()
+    }
+
+    /// The result of [`Self::begin_send`].
+    ///
+    /// # Errors
+    /// The file cannot be read, or the connection has failed.
+    pub(in crate::serve) fn poll_sent(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Sent>> {
+        let Some(sending) = &mut self.sending else {
+            return Poll::Ready(Err(io::ErrorKind::InvalidInput.into()));
+        };
+        let sent = ready!(sending.as_mut().poll(cx));
+        self.sending = None;
+        Poll::Ready(match sent {
+            Ok(Ok(sent)) => match self.advance(sent.bytes) {
+                Ok(()) => Ok(sent),
+                Err(error) => Err(self.cut(error)),
+            },
+            Ok(Err(connection)) => Err(connection),
+            Err(error) => Err(self.cut(error)),
+        })
+    }
+
     fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Result<Bytes, FileError>> {
         if !self.start.is_empty() {
             return Poll::Ready(Ok(std::mem::take(&mut self.start)));
@@ -225,9 +316,9 @@ impl FileStream {
     }
 
     /// Counts a piece as sent. After the last piece, the file is not needed.
-    fn advance(&mut self, piece: &Bytes) -> Result<(), FileError> {
+    fn advance(&mut self, len: u64) -> Result<(), FileError> {
         let slot = &self.file.held().slot;
-        let offset = self.offset + piece.len() as u64;
+        let offset = self.offset + len;
         let may_go_on = if offset == self.end {
             slot.end_download()
         } else {
@@ -272,13 +363,8 @@ impl Body for FileStream {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
-        if self.is_end_stream() {
-            return Poll::Ready(None);
-        }
-        let piece = ready!(self.poll_piece(cx));
-        let sent = piece.and_then(|piece| self.advance(&piece).map(|()| piece));
-        let frame = sent.map(Frame::data).map_err(|error| self.cut(error));
-        Poll::Ready(Some(frame))
+        self.poll_next(cx)
+            .map(|piece| piece.map(|piece| piece.map(Frame::data)))
     }
 
     fn is_end_stream(&self) -> bool {

@@ -19,7 +19,7 @@ mod respond;
 mod validators;
 
 pub(super) use cache::FileCache;
-pub(super) use content::Content;
+pub(super) use content::{Content, FileStream};
 
 use std::net::IpAddr;
 use std::path::Path;

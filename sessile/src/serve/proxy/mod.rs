@@ -30,7 +30,7 @@ use super::pending_upstreams::PendingUpstreams;
 use super::request_task::RequestEnd;
 use crate::config;
 use connections::{BusyConnection, Connections, SendError};
-use download::Download;
+pub(super) use download::Download;
 pub(super) use head::ClientAddress;
 use slots::{SlotPool, UpstreamSlot};
 use upload::{SilenceClock, Upload};

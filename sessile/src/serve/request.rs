@@ -1,13 +1,23 @@
-//! Reads the host of a request, finds the last request of a connection, and marks requests from early data.
+//! Reads the host of a request and the content of a refused request, finds the last request of a connection,
+//! and marks requests from early data.
 //!
 //! If an upstream read another host than this server, the upstream would serve another site. Requests with
 //! an ambiguous host are therefore refused.
 
 use std::net::Ipv6Addr;
+use std::time::Duration;
 
+use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_LENGTH, HOST, HeaderMap};
 use http::{Request, Uri, Version};
-use hyper::body::Body;
+use http_body_util::BodyExt;
+use hyper::body::{Body, Incoming};
+
+/// Most bytes that are read of the content of a refused request.
+const MAX_DISCARDED: usize = 64 * 1024;
+
+/// How long a refused request may take to send its content.
+const DISCARD_DEADLINE: Duration = Duration::from_millis(500);
 
 /// Marks a request that came as TLS early data, which an attacker can replay.
 #[derive(Clone, Copy, Debug)]
@@ -144,9 +154,25 @@ pub(super) fn is_last<B: Body>(request: &Request<B>) -> bool {
     ends && request.body().is_end_stream()
 }
 
+/// Reads the content of a refused request.
+///
+/// A client that frames the content wrongly gets an error of its stream (RFC 9113, 8.1.1). If the response left
+/// first, the client would not get this error.
+pub(super) async fn discard_content(mut content: Incoming) {
+    let discard = async {
+        let mut left = MAX_DISCARDED;
+        while let Some(Ok(frame)) = content.frame().await
+            && let Some(rest) = left.checked_sub(frame.data_ref().map_or(0, Bytes::len))
+        {
+            left = rest;
+        }
+    };
+    // A client may wait for the response before it sends the content.
+    let _ = tokio::time::timeout(DISCARD_DEADLINE, discard).await;
+}
+
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
     use http_body_util::Full;
 
     use super::*;

@@ -2,11 +2,9 @@
 //! handshake.
 
 use std::cell::{Cell, OnceCell, RefCell};
-use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{ACCEPT, ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, LOCATION, REFERER};
@@ -14,7 +12,7 @@ use http::header::{CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, USER_AGENT};
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
-use http_body_util::{BodyExt, Either, Full};
+use http_body_util::{Either, Full};
 use hyper::body::{Body as _, Incoming};
 use tokio::time::Instant;
 
@@ -23,7 +21,7 @@ use super::access_log::quoted;
 use super::files::{Answer, Content, FileStream, Folder};
 use super::large_file::{self, LargeFile};
 use super::pending_upstreams::PendingUpstreams;
-use super::proxy::{ClientAddress, Upstream};
+use super::proxy::{ClientAddress, Download, Upstream};
 use super::request::{self, Host, SentEarly};
 use super::request_task::RequestEnd;
 use super::routes;
@@ -38,17 +36,8 @@ const VERDICT: HeaderName = HeaderName::from_static("sessile-verdict");
 const EARLY_DATA: HeaderName = HeaderName::from_static("sessile-early-data");
 const SERVER: HeaderName = HeaderName::from_static("sessile-server");
 
-/// Most bytes that are read of the content of a refused request.
-const MAX_DISCARDED: usize = 64 * 1024;
-
-/// How long a refused request may take to send its content.
-const DISCARD_DEADLINE: Duration = Duration::from_millis(500);
-
 /// A body in memory, from a file, or from an upstream.
-pub(super) type Body = Either<Full<Bytes>, Either<FileStream, Stream>>;
-
-/// The body of an upstream's response.
-type Stream = Pin<Box<dyn hyper::body::Body<Data = Bytes, Error = io::Error>>>;
+pub(super) type Body = Either<Full<Bytes>, Either<FileStream, Pin<Box<Download>>>>;
 
 /// An accepted connection, which its requests share.
 pub(super) struct Connection {
@@ -172,11 +161,9 @@ impl Waiting {
                     end,
                 )
                 .await
-                .map(|response| {
-                    response.map(|body| Either::Right(Either::Right(Box::pin(body) as Stream)))
-                }),
+                .map(|response| response.map(|body| Either::Right(Either::Right(Box::pin(body))))),
             Wait::Content => {
-                discard_content(request.into_body()).await;
+                request::discard_content(request.into_body()).await;
                 Ok(method_not_allowed())
             }
         };
@@ -267,23 +254,6 @@ fn method_not_allowed() -> Response<Body> {
     let allow = HeaderValue::from_static("GET, HEAD");
     response.headers_mut().insert(ALLOW, allow);
     response
-}
-
-/// Reads the content of a refused request.
-///
-/// A client that frames the content wrongly gets an error of its stream (RFC 9113, 8.1.1). If the response left
-/// first, the client would not get this error.
-async fn discard_content(mut content: Incoming) {
-    let discard = async {
-        let mut left = MAX_DISCARDED;
-        while let Some(Ok(frame)) = content.frame().await
-            && let Some(rest) = left.checked_sub(frame.data_ref().map_or(0, Bytes::len))
-        {
-            left = rest;
-        }
-    };
-    // A client may wait for the response before it sends the content.
-    let _ = tokio::time::timeout(DISCARD_DEADLINE, discard).await;
 }
 
 fn refusal(code: StatusCode, is_http2: bool) -> Response<Body> {

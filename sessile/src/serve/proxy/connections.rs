@@ -16,7 +16,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::body::Upload;
+use super::upload::Upload;
 use crate::config;
 
 /// Most idle connections of a worker to an upstream.
@@ -202,7 +202,7 @@ mod tests {
 
     use super::*;
     use crate::serve::pending_upstreams::PendingUpstreams;
-    use crate::serve::proxy::body::SilenceClock;
+    use crate::serve::proxy::upload::SilenceClock;
 
     const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
 

@@ -1,13 +1,14 @@
 //! Forwards requests to upstreams over HTTP/1.1, and streams bodies in both directions.
 //!
-//! [`head`] rewrites the headers, and [`body`] limits the silence of an upstream. If an upstream fails
-//! before its response, the client gets 502, 503 or 504. If an upstream fails later, the response is cut
-//! off, because a truncated response must not look complete.
+//! [`head`] rewrites the headers. [`upload`] and [`download`] limit the silence of an upstream. If an
+//! upstream fails before its response, the client gets 502, 503 or 504. If an upstream fails later, the
+//! response is cut off, because a truncated response must not look complete.
 
-mod body;
 mod connections;
+mod download;
 mod head;
 mod slots;
+mod upload;
 
 use std::cell::Cell;
 use std::error::Error;
@@ -28,10 +29,11 @@ use super::metrics::UpstreamResults;
 use super::pending_upstreams::PendingUpstreams;
 use super::request_task::RequestEnd;
 use crate::config;
-use body::{Download, SilenceClock, Upload};
 use connections::{BusyConnection, Connections, SendError};
+pub(super) use download::Download;
 pub(super) use head::ClientAddress;
 use slots::{SlotPool, UpstreamSlot};
+use upload::{SilenceClock, Upload};
 
 /// Most concurrent requests of a worker at one upstream.
 const MAX_REQUESTS: usize = 1024;

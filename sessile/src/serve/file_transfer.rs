@@ -38,6 +38,8 @@ pub(super) struct FileTransfer {
     /// Sends the file while the records are in the kernel.
     sender: Option<Arc<FileSender>>,
     is_last: bool,
+    /// True if the key in the kernel cannot encrypt the whole file.
+    is_too_long: bool,
     /// True while the client has nothing to take, because the file system is asked.
     waits_for_file: bool,
     /// When the last piece of the file came.
@@ -62,7 +64,9 @@ impl FileTransfer {
         task: &RequestTask,
     ) -> Self {
         file.is_last |= stream.is_worn_out();
+        let is_too_long = !stream.has_room_for(file.content.left());
         Self {
+            is_too_long,
             unwritten: file.encode_head().into(),
             sender: None,
             content: file.content,
@@ -93,6 +97,14 @@ impl FileTransfer {
         stream: &mut tls::Stream,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<Next>> {
+        if self.is_too_long {
+            // The client can ask again over a new connection.
+            tracing::info!(
+                "closed a connection, because its key in the kernel cannot encrypt the requested file"
+            );
+            self.task.end_response();
+            return Poll::Ready(Err(io::ErrorKind::FileTooLarge.into()));
+        }
         let sent = self.poll_file(stream, cx);
         if sent.is_ready() {
             self.task.end_response();

@@ -85,7 +85,12 @@ impl GuardedStream {
 
     /// Puts bytes that were read in front of the next bytes.
     pub(super) fn put_back(&mut self, bytes: Bytes) {
-        self.unread = bytes;
+        // Bytes of an earlier call can be left, because hyper reads less at first.
+        self.unread = if self.unread.is_empty() {
+            bytes
+        } else {
+            [&bytes[..], &self.unread].concat().into()
+        };
     }
 
     /// Ready if a read returns a byte of a request, the end of the stream, or an error.

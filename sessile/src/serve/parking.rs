@@ -181,11 +181,11 @@ where
         }
         if let State::Active(active) = mem::replace(&mut self.state, State::Closed) {
             let parts = active.http.into_parts();
-            let stream = parts.io.into_inner();
-            if parts.read_buf.is_empty() {
+            let mut stream = parts.io.into_inner();
+            // If `read_buf` has bytes, hyper and `RequestFraming` disagree about the end of a request.
+            if parts.read_buf.is_empty() && !stream.stream().is_worn_out() {
                 self.park(stream, parts.service);
             } else {
-                // hyper and `RequestFraming` disagree about the end of a request.
                 self.state = State::Closing(stream);
             }
         }

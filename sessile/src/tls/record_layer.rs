@@ -82,6 +82,14 @@ impl RecordLayer {
         }
     }
 
+    /// True if the records in the kernel leave room for so many bytes of a file.
+    pub(super) const fn has_room_for(&self, bytes: u64) -> bool {
+        match self {
+            Self::Kernel(records) => records.has_room_for(bytes),
+            Self::InProcess(_) | Self::Lost => true,
+        }
+    }
+
     /// Counts the bytes that a [`FileSender`] sent.
     pub(super) fn count_file(&mut self, sent: Sent) {
         if let Some(records) = self.kernel() {

@@ -122,10 +122,10 @@ impl Stream {
         matches!(self.tls, RecordLayer::Kernel(_))
     }
 
-    /// True if [`Self::offload`] may move the records to the kernel.
+    /// False if the key in the kernel cannot encrypt so many bytes.
     #[must_use]
-    pub const fn may_offload(&self) -> bool {
-        self.kernel.is_some()
+    pub const fn has_room_for(&self, bytes: u64) -> bool {
+        self.tls.has_room_for(bytes)
     }
 
     /// Moves the records to the kernel, if the kernel takes them. Call this after a flush.

@@ -37,6 +37,25 @@ fn large_and_small_answers_keep_the_order_of_their_requests() {
     assert_eq!(site.sent(), (0, 2 * large));
 }
 
+/// hyper reads up to 24 KiB at first. What it does not use goes back for the next responses.
+#[test]
+fn requests_behind_a_large_file_are_not_lost() {
+    let site = Site::with(MIB, USER_SPACE);
+    let client = site.client(suite::TLS13_AES_128_GCM_SHA256, Tls12Resumption::Disabled);
+    let mut connection = client.connect();
+    let paddings = [9000, 0, 3000, 100, 7000, 0, 12_000, 8000, 0, 50];
+    for (first, padding) in paddings.iter().enumerate() {
+        let padding = "x".repeat(*padding);
+        connection.send_request(&format!("range: bytes={first}-\r\npadding: {padding}\r\n"));
+    }
+    for first in 0..paddings.len() {
+        let answer = connection.read_answer().unwrap();
+        assert!(answer.head.starts_with("HTTP/1.1 206 "), "{}", answer.head);
+        assert!(answer.body == site.content[first..], "from {first} on");
+    }
+    connection.close();
+}
+
 #[test]
 fn a_drain_waits_for_a_large_file_and_then_ends_the_connection() {
     let mut site = Site::with(32 * MIB, USER_SPACE);

@@ -14,6 +14,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1::{Builder, SendRequest};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
+use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::upload::Upload;
@@ -28,6 +29,9 @@ const MAX_IDLE: usize = 128;
 /// lost, and only some requests may be sent again.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 
+/// How long an upload may go on after its response is complete.
+const ENDING_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// Most bytes of a response's status line and headers.
 const MAX_HEAD: usize = 64 * 1024;
 
@@ -37,20 +41,34 @@ pub(super) struct Connections {
     connect_timeout: Duration,
     /// The connection that was used last is at the end.
     idle: RefCell<VecDeque<Idle>>,
+    ending: RefCell<Vec<Ending>>,
     /// True if a task closes the expired connections.
     has_reaper: Cell<bool>,
 }
 
 struct Idle {
-    sender: SendRequest<Upload>,
+    open: Open,
     since: Instant,
 }
 
+/// A connection whose response is complete, and whose request is not.
+struct Ending {
+    task: AbortHandle,
+    since: Instant,
+}
+
+/// An open connection.
+struct Open {
+    sender: SendRequest<Upload>,
+    /// hyper's task, which would send the rest of an upload even if nobody waits for the response.
+    task: AbortHandle,
+}
+
 /// A connection with a request in progress. If the connection can take another request when this value is
-/// dropped, the connection becomes idle. Otherwise, the connection closes.
+/// dropped, the connection becomes idle. Otherwise, the connection closes after the rest of the request.
 pub(super) struct BusyConnection {
     /// `None` only while this value is dropped.
-    sender: Option<SendRequest<Upload>>,
+    open: Option<Open>,
     connections: Rc<Connections>,
 }
 
@@ -70,6 +88,7 @@ impl Connections {
             servers: config.servers.as_slice().into(),
             connect_timeout: config.connect_timeout,
             idle: RefCell::default(),
+            ending: RefCell::default(),
             has_reaper: Cell::new(false),
         })
     }
@@ -83,20 +102,22 @@ impl Connections {
         mut request: Request<Upload>,
     ) -> Result<(Response<Incoming>, BusyConnection), SendError> {
         self.start_reaper();
+        // The reaper goes on while a request is open.
+        let connections = Rc::clone(self);
         loop {
             let idle = self.take_idle();
             let is_reused = idle.is_some();
-            let sender = match idle {
-                Some(sender) => sender,
+            let open = match idle {
+                Some(open) => open,
                 // Box this future, because few requests need a new connection.
                 None => Box::pin(self.connect()).await?,
             };
             let mut connection = BusyConnection {
-                sender: None,
-                connections: Rc::clone(self),
+                open: None,
+                connections: Rc::clone(&connections),
             };
-            let sender = connection.sender.insert(sender);
-            match sender.try_send_request(request).await {
+            let open = connection.open.insert(open);
+            match open.sender.try_send_request(request).await {
                 Ok(response) => return Ok((response, connection)),
                 Err(mut error) => match error.take_message() {
                     // The connection closed before hyper sent a byte of the request.
@@ -108,36 +129,44 @@ impl Connections {
     }
 
     /// The idle connection that was used last.
-    fn take_idle(&self) -> Option<SendRequest<Upload>> {
+    fn take_idle(&self) -> Option<Open> {
         let mut idle = self.idle.borrow_mut();
-        while let Some(Idle { sender, since }) = idle.pop_back() {
-            if since.elapsed() < IDLE_TIMEOUT && sender.is_ready() {
-                return Some(sender);
+        while let Some(Idle { open, since }) = idle.pop_back() {
+            if since.elapsed() < IDLE_TIMEOUT && open.sender.is_ready() {
+                return Some(open);
             }
         }
         None
     }
 
-    fn keep_idle(&self, sender: SendRequest<Upload>) {
+    /// Closes all idle connections.
+    pub(super) fn close_idle(&self) {
+        self.idle.borrow_mut().clear();
+    }
+
+    fn keep_idle(&self, open: Open) {
         let mut idle = self.idle.borrow_mut();
         if idle.len() == MAX_IDLE {
             idle.pop_front();
         }
         let since = Instant::now();
-        idle.push_back(Idle { sender, since });
+        idle.push_back(Idle { open, since });
     }
 
-    async fn connect(&self) -> Result<SendRequest<Upload>, SendError> {
+    async fn connect(&self) -> Result<Open, SendError> {
         let io = self.connect_first_available().await;
         let io = TokioIo::new(io.map_err(SendError::Connect)?);
         let mut builder = Builder::new();
         builder.max_buf_size(MAX_HEAD);
         let (sender, connection) = builder.handshake(io).await.map_err(SendError::Http)?;
-        tokio::task::spawn_local(async move {
+        let task = tokio::task::spawn_local(async move {
             // The request on the connection gets the error too.
             let _ = connection.await;
         });
-        Ok(sender)
+        Ok(Open {
+            sender,
+            task: task.abort_handle(),
+        })
     }
 
     /// Connects to the first available server. The error is that of the last server.
@@ -174,21 +203,44 @@ async fn close_expired(connections: Weak<Connections>) {
             return;
         };
         let mut idle = connections.idle.borrow_mut();
-        idle.retain(|idle| idle.since.elapsed() < IDLE_TIMEOUT && !idle.sender.is_closed());
+        idle.retain(|idle| idle.since.elapsed() < IDLE_TIMEOUT && !idle.open.sender.is_closed());
+        let mut ending = connections.ending.borrow_mut();
+        ending.retain(|ending| {
+            let is_late = ending.since.elapsed() >= ENDING_TIMEOUT;
+            if is_late {
+                ending.task.abort();
+            }
+            !is_late && !ending.task.is_finished()
+        });
         // The upstream and this task hold a reference each, and so does each busy connection.
-        if idle.is_empty() && Rc::strong_count(&connections) <= 2 {
+        let is_unused = idle.is_empty() && ending.is_empty();
+        if is_unused && Rc::strong_count(&connections) <= 2 {
             connections.has_reaper.set(false);
             return;
         }
     }
 }
 
+impl BusyConnection {
+    /// Closes the connection, whatever its state is.
+    pub(super) fn close(mut self) {
+        if let Some(open) = self.open.take() {
+            open.task.abort();
+        }
+    }
+}
+
 impl Drop for BusyConnection {
     fn drop(&mut self) {
-        if let Some(sender) = self.sender.take()
-            && sender.is_ready()
-        {
-            self.connections.keep_idle(sender);
+        let Some(open) = self.open.take() else {
+            return;
+        };
+        if open.sender.is_ready() {
+            self.connections.keep_idle(open);
+        } else if !open.task.is_finished() {
+            let (task, since) = (open.task, Instant::now());
+            let ending = Ending { task, since };
+            self.connections.ending.borrow_mut().push(ending);
         }
     }
 }
@@ -213,6 +265,7 @@ mod tests {
             servers: [address.to_string()].into(),
             connect_timeout: Duration::from_secs(10),
             idle: RefCell::default(),
+            ending: RefCell::default(),
             has_reaper: Cell::new(false),
         });
         (listener, connections)
@@ -270,7 +323,7 @@ mod tests {
                     .idle
                     .borrow()
                     .iter()
-                    .any(|idle| !idle.sender.is_closed())
+                    .any(|idle| !idle.open.sender.is_closed())
                 {
                     tokio::task::yield_now().await;
                 }

@@ -109,8 +109,13 @@ impl Upstream {
         let answer = tokio::select! {
             biased;
             answer = exchange => answer.and_then(|(mut response, connection)| {
-                head::to_client(&mut response).map_err(|head::InvalidFraming| Failure::Invalid)?;
-                Ok((response, connection))
+                match head::to_client(&mut response) {
+                    Ok(()) => Ok((response, connection)),
+                    Err(head::InvalidFraming) => {
+                        connection.close();
+                        Err(Failure::Invalid)
+                    }
+                }
             }),
             () = end.ordered() => Err(Failure::Displaced),
         };
@@ -159,7 +164,11 @@ impl Upstream {
         loop {
             let answer = self.attempt(head, body.take(), pending).await;
             head = match (&answer, retry_head.take()) {
-                (Err(Failure::Closed), Some(head)) => head,
+                (Err(Failure::Closed), Some(head)) => {
+                    // The other idle connections may be closed too.
+                    self.connections.close_idle();
+                    head
+                }
                 _ => return answer,
             };
         }

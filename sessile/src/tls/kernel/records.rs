@@ -170,9 +170,9 @@ impl KernelRecords {
     fn progress(&self, received: Received) -> usize {
         match received.content_type {
             _ if self.is_deaf => 0,
-            APPLICATION_DATA => received.len,
-            // An alert can be empty.
-            _ => received.len.max(1),
+            None => received.len,
+            // A record can be empty.
+            Some(_) => received.len.max(1),
         }
     }
 
@@ -184,7 +184,12 @@ impl KernelRecords {
         reader: &mut ReadBuf<'_>,
     ) -> io::Result<Result<(), Error>> {
         let content = &room[..received.len];
-        if received.content_type == APPLICATION_DATA {
+        let content_type = match received.content_type {
+            Some(content_type) => content_type,
+            None if content.is_empty() => return Ok(Ok(())),
+            None => APPLICATION_DATA,
+        };
+        if content_type == APPLICATION_DATA && !content.is_empty() {
             self.control_records = 0;
             let now = content.len().min(reader.remaining());
             reader.put_slice(&content[..now]);
@@ -196,8 +201,11 @@ impl KernelRecords {
             let error = Error::General("too many records without data".to_owned());
             return Ok(Err(self.refuse(AlertDescription::UnexpectedMessage, error)));
         }
+        if content_type == APPLICATION_DATA {
+            return Ok(Ok(()));
+        }
         let is_tls13 = self.version == Version::Tls13;
-        match ControlRecord::parse(received.content_type, content, is_tls13) {
+        match ControlRecord::parse(content_type, content, is_tls13) {
             Ok(ControlRecord::CloseNotify) => self.has_peer_closed = true,
             Ok(ControlRecord::Warning) => {}
             Ok(ControlRecord::FatalAlert(alert)) => {
@@ -242,6 +250,7 @@ impl KernelRecords {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.check_budget()?;
         let written = ready!(Pin::new(io).poll_write_vectored(cx, bufs))?;
         self.count_sent(written as u64);
         Poll::Ready(Ok(written))
@@ -254,6 +263,7 @@ impl KernelRecords {
         cx: &mut Context<'_>,
         part: &[u8],
     ) -> Poll<io::Result<usize>> {
+        self.check_budget()?;
         let flags = SendFlags::MORE | SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
         let written = ready!(poll_io(io, cx, Interest::WRITABLE, || {
             Ok(rustix::net::send(io, part, flags)?)
@@ -269,10 +279,23 @@ impl KernelRecords {
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<u64>> {
         ready!(poll_writable(io, cx, || Ok(())))?;
-        Poll::Ready(match self.budget.bytes() {
-            0 => Err(io::ErrorKind::BrokenPipe.into()),
-            bytes => Ok(bytes),
-        })
+        self.check_budget()?;
+        Poll::Ready(Ok(self.budget.bytes()))
+    }
+
+    /// Fails if the key can encrypt no more, because the kernel would go on. A new key is set before that, if the
+    /// kernel takes one.
+    fn check_budget(&self) -> io::Result<()> {
+        if self.budget.bytes() == 0 {
+            return Err(io::Error::other("the key of the connection is used up"));
+        }
+        Ok(())
+    }
+
+    /// True if the connection can send so many bytes of a file.
+    pub(in crate::tls) const fn has_room_for(&self, bytes: u64) -> bool {
+        // Small parts of a file need more records.
+        self.can_rekey || bytes <= self.budget.bytes() / 2
     }
 
     /// Sends files to this connection, on another thread. Nothing else may be sent meanwhile.

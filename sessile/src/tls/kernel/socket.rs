@@ -31,7 +31,8 @@ struct Control([u8; CONTROL_LEN]);
 /// Bytes that were received, all of one content type. `len` is 0 at the end of the stream.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Received {
-    pub(super) content_type: u8,
+    /// `None` at the end of the stream.
+    pub(super) content_type: Option<u8>,
     pub(super) len: usize,
 }
 
@@ -141,10 +142,7 @@ pub(super) fn receive(socket: BorrowedFd<'_>, room: &mut [u8]) -> io::Result<Rec
         (len, content_type)
     };
     match usize::try_from(len) {
-        Ok(len) => Ok(Received {
-            content_type: content_type.unwrap_or(APPLICATION_DATA),
-            len,
-        }),
+        Ok(len) => Ok(Received { content_type, len }),
         Err(_) => Err(io::Error::last_os_error()),
     }
 }

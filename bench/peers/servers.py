@@ -186,6 +186,7 @@ def h2o_config(place):
     sessions = f"ssl-session-resumption: {{ mode: all, cache-store: internal, {tickets} }}\n"
     return f"""user: root
 num-threads: 1
+max-connections: 10000
 http1-request-timeout: 300
 http2-idle-timeout: 300
 error-log: {place.folder}/error.log

@@ -31,14 +31,15 @@ def visit(session, stay=False):
                 pass
             return tls.session
 
-def client(returns):
-    session = visit(None)
+def client(returns, session):
     for pause in [0.4 * idle] * returns + [0.9 * idle] * (returns > 0):
         time.sleep(pause)
         session = visit(session)
     visit(visit(session, stay=True))
 
-threads = [threading.Thread(target=client, args=[returns]) for returns in [0, 4] * 12]
+# One at a time, so that each of two servers gets as many clients of both kinds.
+clients = [(returns, visit(None)) for returns in [0, 0, 4, 4] * 6]
+threads = [threading.Thread(target=client, args=one) for one in clients]
 for thread in threads:
     thread.start()
 for thread in threads:

@@ -46,7 +46,7 @@ impl ControlRecord {
     ) -> Result<Self, AlertDescription> {
         match (content_type, content) {
             (ALERT, [_, CLOSE_NOTIFY]) => Ok(Self::CloseNotify),
-            // In TLS 1.3, all other alerts are fatal, whatever their level says (RFC 9846, 6).
+            // TLS 1.3 ignores the level of an alert: all other alerts are fatal (RFC 9846, 6).
             (ALERT, [_, USER_CANCELED]) if is_tls13 => Ok(Self::Warning),
             (ALERT, [WARNING, _]) if !is_tls13 => Ok(Self::Warning),
             (ALERT, [_, description]) => Ok(Self::FatalAlert(*description)),

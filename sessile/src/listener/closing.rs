@@ -4,9 +4,8 @@ use std::io;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use rustix::net::SendFlags;
 use sessile_proto::alert::AlertDescription;
-use tokio::io::{AsyncWriteExt, Interest};
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
 /// How long a client may take to end its side after our side has ended.
@@ -53,12 +52,4 @@ pub(crate) fn poll_discard(
         }
     }
     Poll::Ready(Ok(()))
-}
-
-/// Sends bytes in the same segment as the end of the stream, which must follow at once.
-pub(crate) fn try_send_before_end(io: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
-    io.try_io(Interest::WRITABLE, || {
-        let flags = SendFlags::MORE | SendFlags::NOSIGNAL;
-        Ok(rustix::net::send(io, bytes, flags)?)
-    })
 }

@@ -20,6 +20,7 @@ pub use fair_places::{FairPlaces, Place, WhenFull};
 pub use inherited::{InheritError, inherit};
 pub use intake::DRAIN_GRACE;
 pub use rejection::{IntakeFailure, Rejection};
+pub(crate) use socket::has_event;
 pub use socket::{ListenError, Socket, accept, bind};
 
 use std::io;

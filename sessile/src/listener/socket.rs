@@ -191,7 +191,8 @@ impl WatchedListener {
     /// Accepts a connection, and asks whether another connection waits.
     fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
         let accepted = accept_one(&self.0);
-        if !has_waiting_connection(&self.0) {
+        // After an error, assume that a connection waits: the next accept handles the error.
+        if !has_event(&self.0, PollFlags::IN).unwrap_or(true) {
             expect_next_event(&self.0);
         }
         accepted
@@ -211,11 +212,11 @@ fn accept_one(listener: &impl AsFd) -> io::Result<(TcpStream, SocketAddr)> {
     Ok((io, SocketAddr::try_from(peer)?))
 }
 
-fn has_waiting_connection(listener: &impl AsFd) -> bool {
-    let mut listening = [PollFd::new(listener, PollFlags::IN)];
+/// True if a socket has an event now.
+pub(crate) fn has_event(socket: &impl AsFd, event: PollFlags) -> io::Result<bool> {
+    let mut polled = [PollFd::new(socket, event)];
     let at_once = Timespec::default();
-    // After an error, assume that a connection waits: the next accept handles the error.
-    poll(&mut listening, Some(&at_once)).map_or(true, |ready| ready > 0)
+    Ok(poll(&mut polled, Some(&at_once))? > 0)
 }
 
 /// Makes the runtime wait for the next event of a socket, because the socket was found to be empty.

@@ -33,7 +33,7 @@ pub(super) enum Next {
 pub(super) struct FileTransfer {
     content: FileStream,
     state: State,
-    /// The head, or a piece of the file, as far as it is not written.
+    /// The unwritten part of the head, or of a piece of the file.
     unwritten: Bytes,
     /// Sends the file while the records are in the kernel.
     sender: Option<Arc<FileSender>>,

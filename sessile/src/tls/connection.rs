@@ -12,9 +12,8 @@ use rustls::{CommonState, Error, ServerConnection};
 use tokio::io::{AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-use super::io::{Blocking, pending_if_blocked};
+use super::io::{Blocking, pending_if_blocked, poll_send_more};
 use super::unbuffered::{MAX_FRAGMENT, MAX_RECORD, Unbuffered};
-use crate::listener::closing::try_send_before_end;
 
 /// Most bytes of output that wait while the socket is blocked: four full records.
 pub(super) const MAX_OUTPUT: usize = 4 * MAX_RECORD;
@@ -185,7 +184,7 @@ impl Connection {
             Self::Unbuffered(connection) => {
                 let unsent = connection.output.unsent();
                 let sent = if is_last {
-                    poll_send_before_end(io, unsent, cx)
+                    poll_send_more(io, cx, unsent)
                 } else {
                     Pin::new(io).poll_write(cx, unsent)
                 };
@@ -219,21 +218,6 @@ impl Connection {
                 }
                 Ok(output)
             }
-        }
-    }
-}
-
-/// Sends bytes in the same segment as the end of the stream.
-fn poll_send_before_end(
-    io: &TcpStream,
-    bytes: &[u8],
-    cx: &mut Context<'_>,
-) -> Poll<io::Result<usize>> {
-    loop {
-        ready!(io.poll_write_ready(cx))?;
-        match try_send_before_end(io, bytes) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            sent => return Poll::Ready(sent),
         }
     }
 }

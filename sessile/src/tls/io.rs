@@ -1,10 +1,12 @@
-//! Moves TLS records between a tokio socket and rustls, whose I/O is synchronous.
+//! Moves TLS records between a tokio socket and rustls, whose I/O is synchronous. Also makes system calls that
+//! tokio does not have.
 
 use std::io::{self, IoSlice, Read, Write};
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use rustix::net::SendFlags;
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
 pub(crate) fn pending_if_blocked(result: io::Result<usize>) -> Poll<io::Result<usize>> {
@@ -48,4 +50,36 @@ impl Write for Blocking<'_, '_> {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
+}
+
+/// Runs an operation when the socket is ready for it.
+pub(super) fn poll_io<T>(
+    io: &TcpStream,
+    cx: &mut Context<'_>,
+    interest: Interest,
+    mut operation: impl FnMut() -> io::Result<T>,
+) -> Poll<io::Result<T>> {
+    loop {
+        if interest.is_readable() {
+            ready!(io.poll_read_ready(cx))?;
+        } else {
+            ready!(io.poll_write_ready(cx))?;
+        }
+        match io.try_io(interest, &mut operation) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            done => return Poll::Ready(done),
+        }
+    }
+}
+
+/// Sends bytes whose last segment leaves with what follows: more bytes, or the end of the stream.
+pub(super) fn poll_send_more(
+    io: &TcpStream,
+    cx: &mut Context<'_>,
+    bytes: &[u8],
+) -> Poll<io::Result<usize>> {
+    let flags = SendFlags::MORE | SendFlags::NOSIGNAL;
+    poll_io(io, cx, Interest::WRITABLE, || {
+        Ok(rustix::net::send(io, bytes, flags)?)
+    })
 }

@@ -49,17 +49,20 @@ impl RecordLayer {
         Ok(true)
     }
 
-    /// The records in the kernel, if they are there.
-    pub(super) fn kernel(&mut self) -> Option<&mut KernelRecords> {
+    /// The records in the kernel.
+    ///
+    /// # Errors
+    /// They are not there.
+    fn kernel(&mut self) -> io::Result<&mut KernelRecords> {
         match self {
-            Self::Kernel(records) => Some(records),
-            Self::InProcess(_) | Self::Lost => None,
+            Self::Kernel(records) => Ok(records),
+            Self::InProcess(_) | Self::Lost => Err(io::ErrorKind::Unsupported.into()),
         }
     }
 
     /// As [`KernelRecords::file_sender`].
-    pub(super) fn file_sender(&mut self, io: &TcpStream) -> Option<io::Result<Arc<FileSender>>> {
-        self.kernel().map(|records| records.file_sender(io))
+    pub(super) fn file_sender(&mut self, io: &TcpStream) -> io::Result<Arc<FileSender>> {
+        self.kernel()?.file_sender(io)
     }
 
     /// As [`KernelRecords::poll_room`].
@@ -68,10 +71,7 @@ impl RecordLayer {
         io: &TcpStream,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<u64>> {
-        match self.kernel() {
-            Some(records) => records.poll_room(io, cx),
-            None => Poll::Ready(Err(io::ErrorKind::Unsupported.into())),
-        }
+        self.kernel()?.poll_room(io, cx)
     }
 
     /// As [`KernelRecords::is_worn_out`].
@@ -92,7 +92,7 @@ impl RecordLayer {
 
     /// Counts the bytes that a [`FileSender`] sent.
     pub(super) fn count_file(&mut self, sent: Sent) {
-        if let Some(records) = self.kernel() {
+        if let Self::Kernel(records) = self {
             records.count_file(sent);
         }
     }
@@ -182,10 +182,7 @@ impl RecordLayer {
         cx: &mut Context<'_>,
         part: &[u8],
     ) -> Poll<io::Result<usize>> {
-        match self.kernel() {
-            Some(records) => records.poll_write_more(io, cx, part),
-            None => Poll::Ready(Err(io::ErrorKind::Unsupported.into())),
-        }
+        self.kernel()?.poll_write_more(io, cx, part)
     }
 
     pub(super) fn send_close_notify(&mut self) {

@@ -160,8 +160,7 @@ impl Stream {
     /// # Errors
     /// The process has too many open files, or the stream is not offloaded.
     pub fn file_sender(&mut self) -> io::Result<Arc<FileSender>> {
-        let sender = self.tls.file_sender(&self.io);
-        sender.unwrap_or_else(|| Err(io::ErrorKind::Unsupported.into()))
+        self.tls.file_sender(&self.io)
     }
 
     /// Waits until an offloaded stream has room. Returns how many bytes a [`FileSender`] may send.

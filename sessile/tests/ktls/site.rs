@@ -1,4 +1,4 @@
-//! A server with large files, and a client with one thread that records what the server sent.
+//! A server with large files, and a client that records the bytes of the server.
 
 use std::fs;
 use std::io::{self, Read, Write};

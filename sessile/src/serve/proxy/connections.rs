@@ -60,7 +60,7 @@ struct Ending {
 /// An open connection.
 struct Open {
     sender: SendRequest<Upload>,
-    /// hyper's task, which would send the rest of an upload even if nobody waits for the response.
+    /// hyper's task. Without an end from outside, it sends an upload to its last byte.
     task: AbortHandle,
 }
 

@@ -6,7 +6,6 @@ use std::pin::Pin;
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, ready};
 
-use rustix::net::SendFlags;
 use rustls::Error;
 use rustls::kernel::KernelConnection;
 use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
@@ -19,6 +18,7 @@ use super::keys::{CryptoInfo, Direction, Version};
 use super::probe::KernelSupport;
 use super::socket::{self, APPLICATION_DATA, FileSender, Received, Sent};
 use crate::tls::buffers;
+use crate::tls::io::{poll_io, poll_send_more};
 
 const ALERT: u8 = 21;
 const HANDSHAKE: u8 = 22;
@@ -264,10 +264,7 @@ impl KernelRecords {
         part: &[u8],
     ) -> Poll<io::Result<usize>> {
         self.check_budget()?;
-        let flags = SendFlags::MORE | SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        let written = ready!(poll_io(io, cx, Interest::WRITABLE, || {
-            Ok(rustix::net::send(io, part, flags)?)
-        }))?;
+        let written = ready!(poll_send_more(io, cx, part))?;
         self.count_sent(written as u64);
         Poll::Ready(Ok(written))
     }
@@ -364,26 +361,6 @@ impl Drop for KernelRecords {
         if let Some(sender) = self.sender.upgrade() {
             // A file system can hold the thread that sends, but the client must see the end now.
             sender.cut();
-        }
-    }
-}
-
-/// Runs an operation when the socket is ready for it.
-fn poll_io<T>(
-    io: &TcpStream,
-    cx: &mut Context<'_>,
-    interest: Interest,
-    mut operation: impl FnMut() -> io::Result<T>,
-) -> Poll<io::Result<T>> {
-    loop {
-        if interest.is_readable() {
-            ready!(io.poll_read_ready(cx))?;
-        } else {
-            ready!(io.poll_write_ready(cx))?;
-        }
-        match io.try_io(interest, &mut operation) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            done => return Poll::Ready(done),
         }
     }
 }

@@ -9,9 +9,10 @@ use std::io;
 use std::mem::size_of;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::event::PollFlags;
 
 use super::keys::{CryptoInfo, Direction};
+use crate::listener::has_event;
 
 /// The content type of application data (RFC 9846, 5.1).
 pub(super) const APPLICATION_DATA: u8 = 23;
@@ -149,21 +150,12 @@ pub(super) fn receive(socket: BorrowedFd<'_>, room: &mut [u8]) -> io::Result<Rec
 
 /// True if the socket has room for more bytes now. If so, the kernel has also sent on its unsent records.
 pub(super) fn is_writable(socket: BorrowedFd<'_>) -> io::Result<bool> {
-    is_ready(socket, PollFlags::OUT)
+    has_event(&socket, PollFlags::OUT)
 }
 
 /// True if the peer sends no more bytes.
 pub(super) fn has_peer_closed(socket: BorrowedFd<'_>) -> io::Result<bool> {
-    is_ready(socket, PollFlags::RDHUP)
-}
-
-fn is_ready(socket: BorrowedFd<'_>, event: PollFlags) -> io::Result<bool> {
-    let now = Timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    let mut polled = [PollFd::new(&socket, event)];
-    Ok(rustix::event::poll(&mut polled, Some(&now))? > 0)
+    has_event(&socket, PollFlags::RDHUP)
 }
 
 /// Sends parts of files to a connection whose records are in the kernel, on a thread that may block.

@@ -5,7 +5,7 @@
 
 use memchr::memchr;
 
-use crate::response_head::{BareLf, Field, MAX_FIELDS, find_empty_line};
+use crate::response_head::{Field, MAX_FIELDS, ends_lines_with_crlf, find_empty_line};
 
 /// Most bytes of the line with the size of a chunk, extensions included.
 const MAX_SIZE_LINE: usize = 4096;
@@ -182,7 +182,10 @@ fn trailers(bytes: &[u8]) -> Result<Option<(State, usize)>, Error> {
         [b'\r' | b'\n', ..] => Err(Error::Malformed),
         _ => {
             let window = &bytes[..bytes.len().min(MAX_TRAILERS)];
-            match find_empty_line(window, 0).map_err(|BareLf| Error::Malformed)? {
+            let found = find_empty_line(window, 0);
+            let read = &window[..found.unwrap_or(window.len())];
+            match found {
+                _ if !ends_lines_with_crlf(read) => Err(Error::Malformed),
                 Some(len) => Ok(Some((State::AtTrailers(len), 0))),
                 None if window.len() == MAX_TRAILERS => Err(Error::TooLong),
                 None => Ok(None),

@@ -7,8 +7,10 @@
 //! refused.
 
 use std::mem::MaybeUninit;
+use std::sync::LazyLock;
 
 use memchr::memchr_iter;
+use memchr::memmem::Finder;
 
 pub use httparse::Header as Field;
 
@@ -82,6 +84,9 @@ pub enum Error {
     SwitchesProtocol,
 }
 
+/// The end of the last line, and the empty line.
+static HEAD_END: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"\r\n\r\n"));
+
 /// The length of the head at the start of these bytes. The first `searched` bytes were passed to an earlier call,
 /// which returned [`Error::Incomplete`].
 ///
@@ -94,29 +99,25 @@ pub fn find_len(bytes: &[u8], searched: usize) -> Result<usize, Error> {
         return Err(Error::Malformed);
     }
     let window = &bytes[..bytes.len().min(MAX_HEAD)];
-    match find_empty_line(window, searched).map_err(|BareLf| Error::Malformed)? {
+    match find_empty_line(window, searched) {
         Some(len) => Ok(len),
+        // A head with such a line may never have an end.
+        None if !ends_lines_with_crlf(window) => Err(Error::Malformed),
         None if bytes.len() >= MAX_HEAD => Err(Error::TooLong),
         None => Err(Error::Incomplete),
     }
 }
 
-/// A line ends with LF alone.
-pub(crate) struct BareLf;
-
 /// The index behind the first empty line that is not the first line. The first `searched` bytes have none.
-pub(crate) fn find_empty_line(bytes: &[u8], searched: usize) -> Result<Option<usize>, BareLf> {
-    let unsearched = bytes.get(searched..).unwrap_or_default();
-    for lf in memchr_iter(b'\n', unsearched) {
-        let line = &bytes[..searched + lf];
-        let Some(before) = line.strip_suffix(b"\r") else {
-            return Err(BareLf);
-        };
-        if before.ends_with(b"\r\n") {
-            return Ok(Some(searched + lf + 1));
-        }
-    }
-    Ok(None)
+pub(crate) fn find_empty_line(bytes: &[u8], searched: usize) -> Option<usize> {
+    let from = searched.saturating_sub(3).min(bytes.len());
+    let found = HEAD_END.find(&bytes[from..])?;
+    Some(from + found + 4)
+}
+
+/// True if each LF follows a CR.
+pub(crate) fn ends_lines_with_crlf(bytes: &[u8]) -> bool {
+    memchr_iter(b'\n', bytes).all(|lf| bytes[..lf].ends_with(b"\r"))
 }
 
 /// Parses a complete head, whose length [`find_len`] has found. `is_head`: the request has the method HEAD.
@@ -139,7 +140,9 @@ pub fn parse<'s, 'b>(
     let (Some(status @ 100..), Some(version)) = (parsed.code, parsed.version) else {
         return Err(Error::Malformed);
     };
-    if len != httparse::Status::Complete(head.len()) {
+    // The library accepts an LF alone, and refuses a CR alone. So each LF follows a CR if there are as many.
+    let count = |byte| memchr_iter(byte, head).count();
+    if len != httparse::Status::Complete(head.len()) || count(b'\r') != count(b'\n') {
         return Err(Error::Malformed);
     }
     if status == 101 {

@@ -6,15 +6,15 @@
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::io;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::{Rc, Weak};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::BytesMut;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, Sleep, sleep, timeout};
 
 use crate::config;
 
@@ -58,6 +58,7 @@ pub(super) struct Connection {
     pub(super) received: BytesMut,
     /// True if the last read filled the buffer.
     was_filled: bool,
+    timer: Pin<Box<Sleep>>,
 }
 
 impl Connections {
@@ -147,6 +148,19 @@ impl Connection {
             io,
             received: BytesMut::new(),
             was_filled: false,
+            timer: Box::pin(sleep(Duration::ZERO)),
+        }
+    }
+
+    /// Ready at a deadline. The deadlines of a connection never become earlier.
+    pub(super) fn poll_deadline(&mut self, deadline: Instant, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            // Most upstreams answer in time. So the timer goes on to an earlier deadline, and is then set again.
+            ready!(self.timer.as_mut().poll(cx));
+            if deadline <= Instant::now() {
+                return Poll::Ready(());
+            }
+            self.timer.as_mut().reset(deadline);
         }
     }
 

@@ -14,12 +14,12 @@ use http_body_util::{Either, Full};
 use hyper::body::{Body, Frame, SizeHint};
 use sessile_proto::chunked_body::{self, ChunkedBody};
 use sessile_proto::response_head::BodyLength;
-use tokio::time::{Instant, Sleep, timeout};
+use tokio::time::timeout;
 
 use super::connections::{Connection, Connections};
+use super::silence::Silence;
 use super::slots::UpstreamSlot;
 use super::upload::{Upload, UploadError};
-use crate::serve::pending_upstreams::{PendingUpstream, PendingUpstreams};
 
 /// How long an upload may go on after its response is complete.
 const ENDING_TIMEOUT: Duration = Duration::from_secs(60);
@@ -34,13 +34,7 @@ pub(in crate::serve) struct Download {
     first: Option<Frame<Bytes>>,
     /// `None` after the last byte of the response, and after an error.
     link: Option<Link>,
-    /// How long the upstream may send nothing.
-    timeout: Duration,
-    /// Set while the upstream sends nothing.
-    silence: Option<(Instant, PendingUpstream)>,
-    /// Runs since an earlier silence.
-    timer: Option<Pin<Box<Sleep>>>,
-    pending: PendingUpstreams,
+    silence: Silence,
     slot: UpstreamSlot,
 }
 
@@ -66,24 +60,21 @@ impl Download {
     pub(super) fn new(
         length: BodyLength,
         link: Link,
-        timeout: Duration,
-        pending: &PendingUpstreams,
+        silence: Silence,
         slot: UpstreamSlot,
     ) -> Self {
         Self {
             rest: Rest::from(length),
             first: None,
             link: Some(link),
-            timeout,
-            silence: None,
-            timer: None,
-            pending: pending.clone(),
+            silence,
             slot,
         }
     }
 
     /// The body of the response. If the body arrived with the head, the request ends here.
     pub(super) fn into_body(mut self) -> ResponseBody {
+        self.silence.end();
         // An error is found again when the body is sent.
         let piece = self.take_piece().ok().flatten();
         match piece.map(Frame::into_data) {
@@ -126,28 +117,14 @@ impl Download {
             if piece.is_some() {
                 return Poll::Ready(Ok(piece));
             }
-            if ready!(link.connection.poll_receive(cx))? == 0 {
+            let Poll::Ready(received) = link.connection.poll_receive(cx) else {
+                self.silence.go_on();
+                ready!(self.silence.poll_limit(&mut link.connection, cx));
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            };
+            if received? == 0 {
                 self.rest.close()?;
             }
-        }
-    }
-
-    /// Ready if the upstream has sent nothing for too long. Call this if there is nothing to take.
-    fn poll_silent(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let pending = &self.pending;
-        let silence = self
-            .silence
-            .get_or_insert_with(|| (Instant::now(), pending.begin()));
-        let deadline = silence.0 + self.timeout;
-        let timer = self
-            .timer
-            .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
-        loop {
-            ready!(timer.as_mut().poll(cx));
-            if deadline <= Instant::now() {
-                return Poll::Ready(());
-            }
-            timer.as_mut().reset(deadline);
         }
     }
 }
@@ -164,16 +141,8 @@ impl Body for Download {
         if let Some(first) = this.first.take() {
             return Poll::Ready(Some(Ok(first)));
         }
-        let piece = match this.poll_piece(cx) {
-            Poll::Ready(piece) => {
-                this.silence = None;
-                piece
-            }
-            Poll::Pending => {
-                ready!(this.poll_silent(cx));
-                Err(io::ErrorKind::TimedOut.into())
-            }
-        };
+        let piece = ready!(this.poll_piece(cx));
+        this.silence.end();
         if piece.is_err() {
             this.link = None;
             this.slot.end(|results| &results.cut);
@@ -281,13 +250,13 @@ impl Rest {
     /// # Errors
     /// The body is incomplete.
     fn close(&mut self) -> io::Result<()> {
-        match self {
-            Self::Complete => Ok(()),
-            Self::UntilClose => {
-                *self = Self::Complete;
-                Ok(())
-            }
-            Self::Bytes(_) | Self::Chunked(_) => Err(io::ErrorKind::UnexpectedEof.into()),
+        if matches!(self, Self::UntilClose) {
+            *self = Self::Complete;
+        }
+        if self.is_complete() {
+            Ok(())
+        } else {
+            Err(io::ErrorKind::UnexpectedEof.into())
         }
     }
 
@@ -317,4 +286,70 @@ fn trailers(bytes: &[u8]) -> io::Result<Frame<Bytes>> {
         trailers.append(name, value);
     }
     Ok(Frame::trailers(trailers))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The data that can be taken of these bytes, and the bytes that are left.
+    fn take_all(rest: &mut Rest, bytes: &str) -> io::Result<(String, String)> {
+        let mut received = BytesMut::from(bytes);
+        let mut data = String::new();
+        while let Some(piece) = rest.take(&mut received)? {
+            let piece = piece.into_data().expect("data");
+            data.push_str(std::str::from_utf8(&piece).expect("text"));
+        }
+        let left = String::from_utf8(received.into()).expect("text");
+        Ok((data, left))
+    }
+
+    #[test]
+    fn a_body_takes_no_byte_behind_its_end() {
+        for (length, bytes, data, left) in [
+            (BodyLength::Empty, "HTTP", "", "HTTP"),
+            (BodyLength::Bytes(2), "okHTTP", "ok", "HTTP"),
+            (
+                BodyLength::Chunked,
+                "2\r\nok\r\n0\r\n\r\nHTTP",
+                "ok",
+                "HTTP",
+            ),
+        ] {
+            let mut rest = Rest::from(length);
+            let taken = take_all(&mut rest, bytes).expect("valid");
+            assert_eq!(taken, (data.to_owned(), left.to_owned()));
+            assert!(rest.is_complete() && rest.close().is_ok());
+        }
+    }
+
+    #[test]
+    fn only_a_body_without_a_length_ends_with_the_connection() {
+        for (length, bytes) in [
+            (BodyLength::Bytes(3), "ok"),
+            (BodyLength::Chunked, "2\r\nok"),
+            (BodyLength::Chunked, "2\r\nok\r\n0\r\n"),
+        ] {
+            let mut rest = Rest::from(length);
+            let (data, _) = take_all(&mut rest, bytes).expect("valid");
+            assert_eq!(data, "ok");
+            assert!(!rest.is_complete());
+            assert!(rest.close().is_err(), "{length:?}");
+        }
+        let mut rest = Rest::from(BodyLength::UntilClose);
+        assert_eq!(take_all(&mut rest, "ok").expect("valid").0, "ok");
+        assert!(!rest.is_complete() && rest.close().is_ok() && rest.is_complete());
+    }
+
+    #[test]
+    fn an_error_behind_data_is_found_again() {
+        let mut rest = Rest::from(BodyLength::Chunked);
+        let mut received = BytesMut::from("2\r\nok\r\nx\r\n");
+        assert!(rest.take(&mut received).expect("data").is_some());
+        for _ in 0..2 {
+            // The line end behind the data is removed first.
+            let _ = rest.skip_framing(&mut received);
+        }
+        assert!(rest.take(&mut received).is_err());
+    }
 }

@@ -10,7 +10,8 @@ use sessile_proto::response_head::{self, BodyLength, Error};
 use super::connections::Connection;
 use super::failure::Failure;
 use super::head;
-use super::upload::{SilenceClock, Upload, UploadError};
+use super::silence::Silence;
+use super::upload::{Upload, UploadError};
 
 /// The head of a response.
 pub(super) struct Answer {
@@ -41,7 +42,7 @@ impl From<Broken> for Failure {
 pub(super) struct Exchange<'r> {
     connection: &'r mut Connection,
     upload: &'r mut Upload,
-    clock: &'r SilenceClock<'r>,
+    silence: &'r mut Silence,
     /// True if the request has the method HEAD.
     is_head: bool,
     /// True if the upstream has sent a byte.
@@ -51,16 +52,16 @@ pub(super) struct Exchange<'r> {
 }
 
 impl<'r> Exchange<'r> {
-    pub(super) const fn new(
+    pub(super) fn new(
         connection: &'r mut Connection,
         upload: &'r mut Upload,
-        clock: &'r SilenceClock<'r>,
+        silence: &'r mut Silence,
         is_head: bool,
     ) -> Self {
         Self {
             connection,
             upload,
-            clock,
+            silence,
             is_head,
             is_answered: false,
             searched: 0,
@@ -74,7 +75,7 @@ impl<'r> Exchange<'r> {
 
     fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<Result<Answer, Broken>> {
         let io = &mut self.connection.io;
-        match self.upload.poll_send(io, Some(self.clock), cx) {
+        match self.upload.poll_send(io, Some(self.silence), cx) {
             Poll::Ready(Err(UploadError::Client(failure))) => {
                 return Poll::Ready(Err(Broken::Failed(failure)));
             }
@@ -84,8 +85,8 @@ impl<'r> Exchange<'r> {
             // An upstream may answer, and then close before it has the complete request.
             Poll::Ready(Err(UploadError::Upstream) | Ok(())) | Poll::Pending => {}
         }
-        loop {
-            if !matches!(ready!(self.connection.poll_receive(cx)), Ok(1..)) {
+        while let Poll::Ready(received) = self.connection.poll_receive(cx) {
+            if !matches!(received, Ok(1..)) {
                 return Poll::Ready(Err(if self.is_answered {
                     Broken::Failed(Failure::Closed)
                 } else {
@@ -102,6 +103,8 @@ impl<'r> Exchange<'r> {
                 }
             }
         }
+        ready!(self.silence.poll_limit(self.connection, cx));
+        Poll::Ready(Err(Broken::Failed(Failure::Silent)))
     }
 
     /// Parses the head of the response. Skips informational responses (RFC 9110, 15.2).

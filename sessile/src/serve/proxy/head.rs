@@ -48,9 +48,6 @@ const HOP_BY_HOP: [&str; 7] = [
 /// Headers that `Connection` cannot remove. Without them, the next server would read another message.
 const ALWAYS_FORWARDED: [&str; 4] = ["content-length", "host", EARLY_DATA, "trailer"];
 
-/// Options of `Connection` that nearly every message has, and that name no other header.
-const USUAL_OPTIONS: [&str; 2] = ["keep-alive", "close"];
-
 /// Most bytes that a request's head usually has.
 const USUAL_HEAD: usize = 1024;
 
@@ -112,38 +109,38 @@ pub(super) fn to_upstream(
     client: &ClientAddress,
     without_body: bool,
 ) -> Result<RequestHead, StatusCode> {
-    let headers = &head.headers;
+    let own = OwnHeaders::of(&head.headers).map_err(|InvalidFraming| StatusCode::BAD_REQUEST)?;
     // An upstream's answer to TRACE would show the client the headers that the proxy added.
-    if matches!(head.method, Method::CONNECT | Method::TRACE) || wants_websocket(headers) {
+    if matches!(head.method, Method::CONNECT | Method::TRACE) || own.wants_websocket {
         return Err(StatusCode::NOT_IMPLEMENTED);
     }
-    let framing =
-        framing(headers, without_body).map_err(|InvalidFraming| StatusCode::BAD_REQUEST)?;
-    let host = Host::of(&head.uri, headers, head.version).map_err(|_| StatusCode::BAD_REQUEST)?;
+    let framing = own
+        .framing(without_body)
+        .map_err(|InvalidFraming| StatusCode::BAD_REQUEST)?;
+    let host = Host::of(&head.uri, &head.headers, head.version);
+    let host = host.map_err(|_| StatusCode::BAD_REQUEST)?;
     let host = host.map(|host| host.written);
 
     let mut bytes = Vec::with_capacity(USUAL_HEAD);
     let path = head.uri.path_and_query().map_or("/", PathAndQuery::as_str);
-    for part in [head.method.as_str(), " ", path, " HTTP/1.1\r\n"] {
+    let first_line = [head.method.as_str(), " ", path, " HTTP/1.1\r\n"];
+    for part in first_line {
         bytes.extend_from_slice(part.as_bytes());
     }
-    write_field(
-        &mut bytes,
-        HOST.as_str(),
-        host.unwrap_or_default().as_bytes(),
-    );
-    let named = NamedHeaders::of(values(headers, &CONNECTION));
-    for (name, value) in headers {
-        if is_forwarded(name) && !named.has(name.as_str()) {
+    write_field(&mut bytes, "host", host.unwrap_or_default().as_bytes());
+    for (name, value) in &head.headers {
+        if is_forwarded(name) && !own.named.has(name.as_str()) {
             write_field(&mut bytes, name.as_str(), value.as_bytes());
         }
     }
-    write_cookies(&mut bytes, headers);
-    write_framing(&mut bytes, &framing, head);
-    if has_token(headers, &TE, "trailers") {
+    if own.has_cookies {
+        write_cookies(&mut bytes, &head.headers);
+    }
+    write_framing(&mut bytes, &framing, &head.method, own.length.is_some());
+    if own.takes_trailers {
         bytes.extend_from_slice(b"te: trailers\r\nconnection: te\r\n");
     }
-    if headers.contains_key(EARLY_DATA) || head.extensions.get::<SentEarly>().is_some() {
+    if own.is_early || head.extensions.get::<SentEarly>().is_some() {
         // An intermediary must set the header for early data, and must not remove it (RFC 8470, 5.1). Any
         // other value means the same as 1.
         bytes.extend_from_slice(b"early-data: 1\r\n");
@@ -169,7 +166,12 @@ pub(super) fn to_client(head: &ResponseHead<'_, '_>, bytes: &Bytes) -> Option<Re
     }
     // A response in chunks has no length, and 204 and 304 have no body.
     let loses_length = matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-    let named = NamedHeaders::of(head.fields.iter().filter_map(connection_value));
+    let mut named = NamedHeaders::default();
+    for Field { name, value } in head.fields {
+        if name.eq_ignore_ascii_case(CONNECTION.as_str()) {
+            named.add(value);
+        }
+    }
     let headers = response.headers_mut();
     headers.reserve(head.fields.len());
     for Field { name, value } in head.fields {
@@ -185,36 +187,73 @@ pub(super) fn to_client(head: &ResponseHead<'_, '_>, bytes: &Bytes) -> Option<Re
     Some(response)
 }
 
-/// How the body of a request is sent. `without_body`: the request has no body.
-///
-/// # Errors
-/// The length of the body is ambiguous. Two servers could read such a request in two ways (RFC 9112, 11.2).
-fn framing(headers: &HeaderMap, without_body: bool) -> Result<RequestFraming, InvalidFraming> {
-    let length = only(headers, &CONTENT_LENGTH)?.map(decimal).transpose()?;
-    let coding = only(headers, &TRANSFER_ENCODING)?;
-    if coding.is_some_and(|coding| !coding.eq_ignore_ascii_case(b"chunked")) {
-        return Err(InvalidFraming);
-    }
-    if coding.is_some() || (length.is_none() && !without_body) {
-        let trailers = tokens(values(headers, &TRAILER));
-        let trailers = trailers.filter_map(|name| name.parse().ok());
-        return Ok(RequestFraming::Chunked {
-            trailers: trailers.filter(is_allowed_in_trailers).collect(),
-        });
-    }
-    match length {
-        Some(length) if !without_body => Ok(RequestFraming::Bytes(length)),
-        None | Some(0) => Ok(RequestFraming::NoBody),
-        Some(_) => Err(InvalidFraming),
-    }
+/// What the headers of a request say about its connection and its body.
+#[derive(Default)]
+struct OwnHeaders<'h> {
+    length: Option<&'h [u8]>,
+    coding: Option<&'h [u8]>,
+    /// The values of `Trailer`.
+    trailers: Vec<&'h [u8]>,
+    named: NamedHeaders<'h>,
+    wants_websocket: bool,
+    takes_trailers: bool,
+    has_cookies: bool,
+    /// True if the request was early data at another server.
+    is_early: bool,
 }
 
-/// The value of a header that a message has at most once.
-fn only<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Result<Option<&'h [u8]>, InvalidFraming> {
-    let mut values = headers.get_all(name).iter();
-    match (values.next(), values.next()) {
-        (value, None) => Ok(value.map(HeaderValue::as_bytes)),
-        _ => Err(InvalidFraming),
+impl<'h> OwnHeaders<'h> {
+    /// # Errors
+    /// The request has several lengths. Two servers could read it in two ways (RFC 9112, 11.2).
+    fn of(headers: &'h HeaderMap) -> Result<Self, InvalidFraming> {
+        let mut own = Self::default();
+        for (name, value) in headers {
+            let value = value.as_bytes();
+            let earlier = match *name {
+                CONTENT_LENGTH => own.length.replace(value),
+                TRANSFER_ENCODING => own.coding.replace(value),
+                _ => None,
+            };
+            if earlier.is_some() {
+                return Err(InvalidFraming);
+            }
+            match *name {
+                CONNECTION => own.named.add(value),
+                COOKIE => own.has_cookies = true,
+                TE => own.takes_trailers |= has_token(value, "trailers"),
+                TRAILER => own.trailers.push(value),
+                // A server may ignore Upgrade (RFC 9110, 7.8), and most clients then continue with HTTP. A
+                // WebSocket client cannot continue.
+                UPGRADE => own.wants_websocket |= has_token(value, "websocket"),
+                _ => own.is_early |= name.as_str() == EARLY_DATA,
+            }
+        }
+        Ok(own)
+    }
+
+    /// How the body is sent. `without_body`: the request has no body.
+    ///
+    /// # Errors
+    /// The length of the body is invalid, or the transfer coding is not supported.
+    fn framing(&self, without_body: bool) -> Result<RequestFraming, InvalidFraming> {
+        let length = self.length.map(decimal).transpose()?;
+        if let Some(coding) = self.coding
+            && !coding.eq_ignore_ascii_case(b"chunked")
+        {
+            return Err(InvalidFraming);
+        }
+        if self.coding.is_some() || (length.is_none() && !without_body) {
+            let trailers = self.trailers.iter().flat_map(|value| tokens(value));
+            let trailers = trailers.filter_map(|name| name.parse().ok());
+            return Ok(RequestFraming::Chunked {
+                trailers: trailers.filter(is_allowed_in_trailers).collect(),
+            });
+        }
+        match length {
+            Some(length) if !without_body => Ok(RequestFraming::Bytes(length)),
+            None | Some(0) => Ok(RequestFraming::NoBody),
+            Some(_) => Err(InvalidFraming),
+        }
     }
 }
 
@@ -250,44 +289,34 @@ fn is_allowed_in_trailers(name: &HeaderName) -> bool {
     )
 }
 
-/// True if the client asks for WebSocket.
-///
-/// A server may ignore Upgrade (RFC 9110, 7.8), and most clients then continue with HTTP. A WebSocket
-/// client cannot continue.
-fn wants_websocket(headers: &HeaderMap) -> bool {
-    has_token(headers, &UPGRADE, "websocket")
-}
-
-/// True if a list header contains `token`, with or without parameters.
-fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
-    tokens(values(headers, name))
+/// True if the value of a list header contains `token`, with or without parameters.
+fn has_token(value: &[u8], token: &str) -> bool {
+    tokens(value)
         .filter_map(|element| element.split([';', '/']).next())
         .any(|found| found.trim().eq_ignore_ascii_case(token))
 }
 
-/// The values of a header.
-fn values<'h>(headers: &'h HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'h [u8]> {
-    headers.get_all(name).iter().map(HeaderValue::as_bytes)
-}
-
-/// The elements of the values of a list header.
-fn tokens<'h>(values: impl Iterator<Item = &'h [u8]>) -> impl Iterator<Item = &'h str> {
-    values
-        .filter_map(|value| std::str::from_utf8(value).ok())
-        .flat_map(|text| text.split(',').map(str::trim))
+/// The elements of the value of a list header.
+fn tokens(value: &[u8]) -> impl Iterator<Item = &str> {
+    let text = std::str::from_utf8(value).unwrap_or_default();
+    text.split(',').map(str::trim)
 }
 
 /// The headers that `Connection` names as hop-by-hop.
+#[derive(Default)]
 struct NamedHeaders<'h>(Vec<&'h str>);
 
 impl<'h> NamedHeaders<'h> {
-    /// `values`: the values of `Connection`.
-    fn of(values: impl Iterator<Item = &'h [u8]>) -> Self {
-        let named = tokens(values).filter(|name| {
+    /// Adds the headers that a value of `Connection` names.
+    fn add(&mut self, value: &'h [u8]) {
+        if is_usual_option(value) {
+            return;
+        }
+        let Self(named) = self;
+        named.extend(tokens(value).filter(|name| {
             let is_name = |other: &&str| name.eq_ignore_ascii_case(other);
-            !USUAL_OPTIONS.iter().any(is_name) && !ALWAYS_FORWARDED.iter().any(is_name)
-        });
-        Self(named.collect())
+            !is_usual_option(name.as_bytes()) && !ALWAYS_FORWARDED.iter().any(is_name)
+        }));
     }
 
     fn has(&self, name: &str) -> bool {
@@ -296,10 +325,9 @@ impl<'h> NamedHeaders<'h> {
     }
 }
 
-/// The value of a field with the name `Connection`.
-fn connection_value<'b>(field: &Field<'b>) -> Option<&'b [u8]> {
-    let is_connection = field.name.eq_ignore_ascii_case(CONNECTION.as_str());
-    is_connection.then_some(field.value)
+/// True for the options of `Connection` that nearly every message has. They name no other header.
+fn is_usual_option(option: &[u8]) -> bool {
+    option.eq_ignore_ascii_case(b"keep-alive") || option.eq_ignore_ascii_case(b"close")
 }
 
 fn is_hop_by_hop(name: &str) -> bool {
@@ -317,6 +345,10 @@ fn is_forwarded(name: &HeaderName) -> bool {
 
 /// True for a header in which only a proxy may describe a client.
 fn is_claim(name: &[u8]) -> bool {
+    // Few headers begin with the first letter of a claim.
+    if !matches!(name.first(), Some(b'c' | b'f' | b's' | b'x')) {
+        return false;
+    }
     CLIENT_CLAIMS.iter().any(|claim| is_same_name(name, claim))
         || CLIENT_CLAIM_PREFIXES.iter().any(|claim| {
             name.get(..claim.len())
@@ -338,25 +370,23 @@ pub(super) fn write_field(head: &mut Vec<u8>, name: &str, value: &[u8]) {
 
 /// Joins the cookie headers of HTTP/2 into one header for HTTP/1.1 (RFC 9113, 8.2.3).
 fn write_cookies(bytes: &mut Vec<u8>, headers: &HeaderMap) {
-    let mut cookies = values(headers, &COOKIE);
-    if let Some(first) = cookies.next() {
-        bytes.extend_from_slice(b"cookie: ");
-        bytes.extend_from_slice(first);
-        for cookie in cookies {
+    bytes.extend_from_slice(b"cookie: ");
+    for (index, cookie) in headers.get_all(COOKIE).iter().enumerate() {
+        if index > 0 {
             bytes.extend_from_slice(b"; ");
-            bytes.extend_from_slice(cookie);
         }
-        bytes.extend_from_slice(b"\r\n");
+        bytes.extend_from_slice(cookie.as_bytes());
     }
+    bytes.extend_from_slice(b"\r\n");
 }
 
-fn write_framing(bytes: &mut Vec<u8>, framing: &RequestFraming, head: &Parts) {
+/// `has_length`: the client's request has a length.
+fn write_framing(bytes: &mut Vec<u8>, framing: &RequestFraming, method: &Method, has_length: bool) {
     match framing {
         RequestFraming::NoBody => {
-            let method_expects_body =
-                matches!(head.method, Method::POST | Method::PUT | Method::PATCH);
+            let method_expects_body = matches!(*method, Method::POST | Method::PUT | Method::PATCH);
             // Some servers refuse a POST without a length.
-            if method_expects_body || head.headers.contains_key(CONTENT_LENGTH) {
+            if method_expects_body || has_length {
                 bytes.extend_from_slice(b"content-length: 0\r\n");
             }
         }

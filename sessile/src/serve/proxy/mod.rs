@@ -9,20 +9,20 @@ mod download;
 mod exchange;
 mod failure;
 mod head;
+mod silence;
 mod slots;
 mod upload;
 
 use std::cell::Cell;
 use std::io;
 use std::net::IpAddr;
-use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
 use http::{Method, Request, Response, StatusCode};
 use hyper::body::{Body as _, Incoming};
 use sessile_proto::affinity::Source;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 
 use super::metrics::UpstreamResults;
 use super::pending_upstreams::PendingUpstreams;
@@ -34,8 +34,9 @@ pub(super) use download::{Download, ResponseBody};
 use exchange::{Answer, Broken, Exchange};
 use failure::Failure;
 pub(super) use head::ClientAddress;
+use silence::Silence;
 use slots::{SlotPool, UpstreamSlot};
-use upload::{SilenceClock, Upload};
+use upload::Upload;
 
 /// Most concurrent requests of a worker at one upstream.
 const MAX_REQUESTS: usize = 1024;
@@ -89,9 +90,11 @@ impl Upstream {
             .take_slot(client.ip, &end)
             .ok_or(StatusCode::SERVICE_UNAVAILABLE)?;
         let mut upload = Upload::new(written, body, self.body_timeout);
+        let now = Instant::now();
+        let mut silence = Silence::begin(now, self.response_timeout, pending);
         let answer = tokio::select! {
             biased;
-            answer = self.answer_in_time(&mut upload, &head.method, pending) => answer,
+            answer = self.answer(&mut upload, &mut silence, &head.method, now) => answer,
             () = end.ordered() => Err(Failure::Displaced),
         };
         self.log_change(answer.as_ref().err().copied());
@@ -103,8 +106,7 @@ impl Upstream {
                     upload,
                     keeps_connection: answer.keeps_connection,
                 };
-                let timeout = self.response_timeout;
-                let body = Download::new(answer.body, link, timeout, pending, slot);
+                let body = Download::new(answer.body, link, silence, slot);
                 Ok(answer.response.map(|()| body.into_body()))
             }
             Err(failure) => {
@@ -131,45 +133,17 @@ impl Upstream {
         slot
     }
 
-    /// Sends a request, and waits for the head of its response until the upstream was silent for too long.
-    async fn answer_in_time(
-        &self,
-        upload: &mut Upload,
-        method: &Method,
-        pending: &PendingUpstreams,
-    ) -> Result<(Answer, Connection), Failure> {
-        let now = Instant::now();
-        let clock = SilenceClock::start(now, pending);
-        let mut answer = pin!(self.answer(upload, method, &clock, now));
-        let mut timer = pin!(sleep_until(now + self.response_timeout));
-        loop {
-            tokio::select! {
-                // Most upstreams answer before the deadline.
-                biased;
-                answer = &mut answer => return answer,
-                () = &mut timer => {
-                    // The deadline moves if the proxy waited for the client meanwhile.
-                    let deadline = clock.silent_since() + self.response_timeout;
-                    if deadline <= Instant::now() {
-                        return Err(Failure::Silent);
-                    }
-                    timer.as_mut().reset(deadline);
-                }
-            }
-        }
-    }
-
     /// Sends a request over an idle connection, or else over a new connection.
     async fn answer(
         &self,
         upload: &mut Upload,
+        silence: &mut Silence,
         method: &Method,
-        clock: &SilenceClock<'_>,
         now: Instant,
     ) -> Result<(Answer, Connection), Failure> {
         let is_head = *method == Method::HEAD;
         if let Some(mut connection) = self.connections.take_idle(now) {
-            let exchange = Exchange::new(&mut connection, upload, clock, is_head);
+            let exchange = Exchange::new(&mut connection, upload, silence, is_head);
             match exchange.answer().await {
                 // The upstream may close an idle connection while a request is on its way. An idempotent
                 // request is sent again (RFC 9110, 9.2.2).
@@ -179,7 +153,6 @@ impl Upstream {
                     // The other idle connections may be closed too.
                     self.connections.close_idle();
                     upload.rewind();
-                    clock.wait_for_upstream();
                 }
                 answer => return Ok((answer?, connection)),
             }
@@ -188,7 +161,9 @@ impl Upstream {
         let mut connection = Box::pin(self.connections.connect())
             .await
             .map_err(|error| self.connect_failure(&error))?;
-        let exchange = Exchange::new(&mut connection, upload, clock, is_head);
+        // `connect-timeout` limits the time before.
+        silence.restart();
+        let exchange = Exchange::new(&mut connection, upload, silence, is_head);
         Ok((exchange.answer().await?, connection))
     }
 

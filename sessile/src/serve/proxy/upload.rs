@@ -1,8 +1,5 @@
-//! The request on its way to the upstream, and how long an upstream has been silent.
-//!
-//! The time in which the proxy waits for the client does not count as silence of the upstream.
+//! The request on its way to the upstream. The client must not stop sending for too long.
 
-use std::cell::RefCell;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -13,46 +10,11 @@ use http::HeaderMap;
 use http::header::HeaderName;
 use hyper::body::{Body, Frame, Incoming};
 use tokio::io::AsyncWrite;
-use tokio::time::{Instant, Sleep};
+use tokio::time::Sleep;
 
 use super::failure::Failure;
 use super::head::{RequestFraming, RequestHead, write_field};
-use crate::serve::pending_upstreams::{PendingUpstream, PendingUpstreams};
-
-/// Measures how long an upstream has been silent before its response.
-///
-/// While this clock waits for the upstream, the client's connection is not idle.
-pub(super) struct SilenceClock<'p> {
-    /// `None` while the request waits for its client.
-    since: RefCell<Option<(Instant, PendingUpstream)>>,
-    pending: &'p PendingUpstreams,
-}
-
-impl<'p> SilenceClock<'p> {
-    pub(super) fn start(now: Instant, pending: &'p PendingUpstreams) -> Self {
-        Self {
-            since: RefCell::new(Some((now, pending.begin()))),
-            pending,
-        }
-    }
-
-    /// The start of the upstream's silence; the current time if the request does not wait for the
-    /// upstream.
-    pub(super) fn silent_since(&self) -> Instant {
-        let since = self.since.borrow().as_ref().map(|(since, _)| *since);
-        since.unwrap_or_else(Instant::now)
-    }
-
-    fn wait_for_client(&self) {
-        self.since.replace(None);
-    }
-
-    /// Begins the upstream's silence anew.
-    pub(super) fn wait_for_upstream(&self) {
-        let since = (Instant::now(), self.pending.begin());
-        self.since.replace(Some(since));
-    }
-}
+use super::silence::Silence;
 
 /// A request that is sent to an upstream.
 pub(super) struct Upload {
@@ -151,11 +113,11 @@ impl Upload {
 
     /// Sends the request. Ready when the system has taken all of it.
     ///
-    /// `clock`: measures the upstream's silence until its response.
+    /// `silence`: the upstream's silence before its response.
     pub(super) fn poll_send(
         &mut self,
         io: &mut (impl AsyncWrite + Unpin),
-        clock: Option<&SilenceClock<'_>>,
+        mut silence: Option<&mut Silence>,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), UploadError>> {
         if self.is_broken {
@@ -163,7 +125,8 @@ impl Upload {
         }
         loop {
             // The first piece of the body leaves together with the head.
-            let is_waiting = self.can_take_piece() && self.poll_piece(clock, cx)?.is_pending();
+            let is_waiting =
+                self.can_take_piece() && self.poll_piece(silence.as_deref_mut(), cx)?.is_pending();
             if !self.is_flushed() {
                 let flushed = ready!(self.poll_flush(io, cx));
                 self.is_broken = flushed.is_err();
@@ -173,7 +136,7 @@ impl Upload {
                 return Poll::Ready(Ok(()));
             }
             if is_waiting {
-                return self.poll_stalled(clock, cx);
+                return self.poll_stalled(silence, cx);
             }
         }
     }
@@ -191,7 +154,7 @@ impl Upload {
     /// Reads the next piece of the body.
     fn poll_piece(
         &mut self,
-        clock: Option<&SilenceClock<'_>>,
+        silence: Option<&mut Silence>,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), UploadError>> {
         let Some(client) = &mut self.body else {
@@ -199,8 +162,8 @@ impl Upload {
         };
         let frame = ready!(Pin::new(&mut client.body).poll_frame(cx));
         client.timer = None;
-        if let Some(clock) = clock {
-            clock.wait_for_upstream();
+        if let Some(silence) = silence {
+            silence.restart();
         }
         if self.front_sent == self.front.len() {
             self.front.clear();
@@ -301,14 +264,14 @@ impl Upload {
     /// Ready if the client has sent nothing for too long. Call this if there is nothing to read or send.
     fn poll_stalled(
         &mut self,
-        clock: Option<&SilenceClock<'_>>,
+        silence: Option<&mut Silence>,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), UploadError>> {
         let Some(client) = &mut self.body else {
             return Poll::Ready(Ok(()));
         };
-        if let Some(clock) = clock {
-            clock.wait_for_client();
+        if let Some(silence) = silence {
+            silence.end();
         }
         let timeout = client.timeout;
         let timer = client

@@ -27,14 +27,14 @@ const MAX_IDLE: usize = 128;
 /// lost, and only some requests may be sent again.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// The size of the buffer for a response's head and the first bytes of its body.
+/// The size of the buffer for small responses. An idle connection keeps this buffer.
 const FIRST_READ: usize = 8 * 1024;
+
+/// The size of the buffer for the rest of a larger response.
+const LARGE_READ: usize = 32 * 1024;
 
 /// Least free bytes of the buffer before a read.
 const LEAST_READ: usize = 4 * 1024;
-
-/// As [`LEAST_READ`], after a read filled the buffer.
-const LARGE_READ: usize = 32 * 1024;
 
 /// Connects to the servers of an upstream in their configured order, and keeps idle connections.
 pub(super) struct Connections {
@@ -56,8 +56,8 @@ pub(super) struct Connection {
     pub(super) io: TcpStream,
     /// Bytes of the response that were received and not taken.
     pub(super) received: BytesMut,
-    /// True if the last read filled the buffer.
-    was_filled: bool,
+    /// True if a read of the present response filled the buffer.
+    is_large: bool,
     timer: Pin<Box<Sleep>>,
 }
 
@@ -88,9 +88,13 @@ impl Connections {
     }
 
     /// Keeps a connection for a later request, unless the connection cannot take a request.
-    pub(super) fn keep(self: &Rc<Self>, connection: Connection) {
+    pub(super) fn keep(self: &Rc<Self>, mut connection: Connection) {
         if !connection.received.is_empty() {
             return;
+        }
+        if connection.is_large {
+            connection.received = BytesMut::new();
+            connection.is_large = false;
         }
         let mut idle = self.idle.borrow_mut();
         if idle.len() == MAX_IDLE {
@@ -147,7 +151,7 @@ impl Connection {
         Self {
             io,
             received: BytesMut::new(),
-            was_filled: false,
+            is_large: false,
             timer: Box::pin(sleep(Duration::ZERO)),
         }
     }
@@ -168,15 +172,14 @@ impl Connection {
     pub(super) fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let free = self.received.capacity() - self.received.len();
         if free < LEAST_READ {
-            let size = if self.was_filled {
+            self.received.reserve(if self.is_large {
                 LARGE_READ
             } else {
                 FIRST_READ
-            };
-            self.received.reserve(size);
+            });
         }
         let received = pin!(self.io.read_buf(&mut self.received)).poll(cx);
-        self.was_filled = self.received.len() == self.received.capacity();
+        self.is_large |= self.received.len() == self.received.capacity();
         received
     }
 

@@ -13,6 +13,9 @@ use super::head;
 use super::silence::Silence;
 use super::upload::{Upload, UploadError};
 
+/// Most informational responses before a response.
+const MAX_INFORMATIONAL: usize = 100;
+
 /// The head of a response.
 pub(super) struct Answer {
     pub(super) response: Response<()>,
@@ -49,6 +52,8 @@ pub(super) struct Exchange<'r> {
     is_answered: bool,
     /// How many bytes were searched for the end of the head.
     searched: usize,
+    /// How many informational responses the upstream has sent.
+    informational: usize,
 }
 
 impl<'r> Exchange<'r> {
@@ -65,6 +70,7 @@ impl<'r> Exchange<'r> {
             is_head,
             is_answered: false,
             searched: 0,
+            informational: 0,
         }
     }
 
@@ -109,7 +115,7 @@ impl<'r> Exchange<'r> {
 
     /// Parses the head of the response. Skips informational responses (RFC 9110, 15.2).
     fn parse(&mut self) -> Result<Answer, Error> {
-        loop {
+        while self.informational <= MAX_INFORMATIONAL {
             let received = &mut self.connection.received;
             let found = response_head::find_len(received, self.searched);
             self.searched = match found {
@@ -126,6 +132,8 @@ impl<'r> Exchange<'r> {
                     keeps_connection: head.keeps_connection,
                 });
             }
+            self.informational += 1;
         }
+        Err(Error::TooLong)
     }
 }

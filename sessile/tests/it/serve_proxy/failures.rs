@@ -206,6 +206,9 @@ fn responses_that_two_servers_read_in_two_ways_give_502() {
         assert_eq!(setup.status(&format!("/raw?{answer}"), &[]), 502, "{head}");
     }
     assert_eq!(setup.results("invalid"), heads.len() as u64);
+    // Each informational response is valid, but no client waits for so many.
+    let informational = escaped(&"HTTP/1.1 102 Processing\r\n\r\n".repeat(101));
+    assert_eq!(setup.status(&format!("/raw?{informational}"), &[]), 502);
 }
 
 #[test]

@@ -277,7 +277,8 @@ async fn answer_http2(
         .max_send_buf_size(MAX_STREAM_BUFFER)
         .max_header_list_size(MAX_HEAD as u32);
     let io = TokioIo::new(stream);
-    let http = Http2::new(builder.serve_connection(io, service), executor.clone());
+    let http = builder.serve_connection(io, service);
+    let http = Http2::new(http, executor.clone(), connection);
     drive!(connection, connection_task, displaced, http)
 }
 

@@ -11,6 +11,7 @@ use hyper_util::server::graceful::GracefulConnection;
 
 use super::metrics::Metrics;
 use super::request_task::RequestTask;
+use super::respond::Connection;
 
 /// Runs hyper's tasks of an HTTP/2 connection on the thread of the connection.
 #[derive(Clone)]
@@ -75,11 +76,16 @@ impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for TaskExecutor {
 pub(super) struct Http2<C> {
     connection: C,
     tasks: TaskExecutor,
+    client: Rc<Connection>,
 }
 
 impl<C: GracefulConnection + Unpin> Http2<C> {
-    pub(super) const fn new(connection: C, tasks: TaskExecutor) -> Self {
-        Self { connection, tasks }
+    pub(super) fn new(connection: C, tasks: TaskExecutor, client: &Rc<Connection>) -> Self {
+        Self {
+            connection,
+            tasks,
+            client: Rc::clone(client),
+        }
     }
 
     /// Ends the connection after the open requests. A connection of HTTP/2 tells its client to send no more.
@@ -94,6 +100,9 @@ impl<C: GracefulConnection + Unpin> Future for Http2<C> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<C::Output> {
         let polled = Pin::new(&mut self.connection).poll(cx);
         self.tasks.poll_ready_tasks(cx);
+        if polled.is_pending() && self.client.status.take_held_output() {
+            cx.waker().wake_by_ref();
+        }
         polled
     }
 }

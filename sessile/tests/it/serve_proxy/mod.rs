@@ -258,6 +258,20 @@ fn responses_without_a_body_keep_their_headers() {
 }
 
 #[test]
+fn a_long_head_without_a_body_leaves_at_once() {
+    let app = upstream();
+    let setup = ProxySetup::start(&[app.address().port()], "");
+    // The TLS stream holds long writes of HTTP/2 until the next flush. No other frame follows this head.
+    let path = format!(
+        "/raw?HTTP/1.1%20204%20x%0d%0aX-Long:{}%0d%0a%0d%0a",
+        "x".repeat(1000)
+    );
+    for version in VERSIONS {
+        assert_eq!(setup.status(&path, &[version]), 204);
+    }
+}
+
+#[test]
 fn the_longest_matching_route_answers_for_every_spelling_of_a_path() {
     let app = upstream();
     let setup = ProxySetup::start(&[app.address().port()], "");

@@ -255,6 +255,7 @@ fn placeless<T>(value: T) -> Spanned<T> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
     use std::time::Duration;
 
     use sessile_proto::route::Policy;
@@ -299,7 +300,7 @@ mod tests {
         };
         assert_eq!(pool.names, ["shop.example", "*.shop.example"]);
         assert_eq!(pool.policy, Some(Policy::RoundRobin));
-        let address = "10.0.0.1:1".parse().unwrap();
+        let address = SocketAddr::from(([10, 0, 0, 1], 1));
         let a = BalanceServer {
             pool: Some("shop".to_owned()),
             drain: true,
@@ -308,6 +309,36 @@ mod tests {
         };
         let b = BalanceServer::new("b".to_owned(), address);
         assert_eq!(balance.servers, [a, b]);
+    }
+
+    #[test]
+    fn the_address_of_a_server_may_be_a_dns_name() {
+        let named = |address: &str, more: &str| {
+            format!("[[balance.server]]\nname = 'web'\naddress = '{address}'\n{more}\n")
+        };
+        let text = named("Web.shop.example:443", "weight = 3");
+        let [server] = &read(&text).unwrap().servers[..] else {
+            panic!("one server")
+        };
+        assert_eq!(server.address.to_string(), "web.shop.example:443");
+        assert_eq!(server.weight, 3);
+        let problem = |address, more| read(&named(address, more)).unwrap_err().join("\n");
+        assert_eq!(
+            problem("web.shop.example", ""),
+            "3:11: `address` is \"web.shop.example\", which has no port; write for example \
+             \"web.shop.example:443\", or an SRV name such as \"_tls._tcp.web.shop.example\""
+        );
+        assert_eq!(
+            problem("_tls._tcp.web.shop.example:443", ""),
+            "3:11: `address` is \"_tls._tcp.web.shop.example:443\", an SRV name, whose port comes from the record; \
+             remove the port"
+        );
+        assert!(problem("web:443", "number = 1").starts_with("4:10: `number` has no effect"));
+        let weight = problem("_tls._tcp.web", "weight = 1");
+        assert!(
+            weight.starts_with("4:10: `weight` has no effect"),
+            "{weight}"
+        );
     }
 
     #[test]

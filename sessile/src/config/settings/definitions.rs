@@ -402,14 +402,14 @@ section! {
             meaning: "the server name (SNI) that health checks send",
             default_words: Some("the pool's first name without a wildcard, else none"),
         }
+        "slow-start" slow_start: Duration = Duration::ZERO, ANY_DURATION => {
+            meaning: "how long a server that came up takes to reach its full share of new clients; 0: at \
+                    once",
+        }
         "resolver" resolver: Option<SocketAddr> = None, Optional(ADDRESS) => {
             meaning: "IP address and port of the DNS server that knows the names of servers; /etc/hosts \
                     goes first",
             default_words: Some("the DNS servers of /etc/resolv.conf"),
-        }
-        "slow-start" slow_start: Duration = Duration::ZERO, ANY_DURATION => {
-            meaning: "how long a server that came up takes to reach its full share of new clients; 0: at \
-                    once",
         }
     }
     tables {

@@ -7,8 +7,8 @@ use std::time::Duration;
 /// The shortest time between two lookups of a name. Many records have a lifetime of zero.
 pub const MIN_WAIT: Duration = Duration::from_secs(1);
 
-/// The longest time between two lookups of a name. Some records have a lifetime of days.
-pub const MAX_WAIT: Duration = Duration::from_secs(60 * 60);
+/// The longest time between two lookups of a name, by default. Some records have a lifetime of days.
+pub const DEFAULT_MAX_WAIT: Duration = Duration::from_secs(60 * 60);
 
 /// The time until a lookup that failed is repeated. Each further failure doubles the time.
 pub const FIRST_RETRY: Duration = Duration::from_secs(1);
@@ -61,11 +61,17 @@ impl NameLookups {
         self.wait
     }
 
-    /// Records an answer that is valid for the lifetime of its records.
+    /// Records an answer that is valid for the lifetime of its records. The next lookup follows when this time
+    /// has passed, but after `max_wait` at the latest.
     ///
     /// Of two servers with one address, the first counts. If there are too many servers, those of the last
     /// answer stay, so that an answer in another order changes nothing.
-    pub fn record_answer(&mut self, answer: &[FoundServer], lifetime: Duration) -> Answered {
+    pub fn record_answer(
+        &mut self,
+        answer: &[FoundServer],
+        lifetime: Duration,
+        max_wait: Duration,
+    ) -> Answered {
         let mut servers: Vec<FoundServer> = Vec::with_capacity(answer.len());
         for server in answer {
             if !contains(&servers, server) {
@@ -79,7 +85,7 @@ impl NameLookups {
         self.servers = servers;
         let was_cut = std::mem::replace(&mut self.was_cut, left_out > 0);
         let failures = std::mem::take(&mut self.failures);
-        self.wait = lifetime.clamp(MIN_WAIT, MAX_WAIT);
+        self.wait = lifetime.min(max_wait).max(MIN_WAIT);
         Answered {
             recovered: failures > 0,
             newly_left_out: (left_out > 0 && !was_cut).then_some(left_out),
@@ -127,18 +133,20 @@ mod tests {
         let mut lookups = NameLookups::default();
         assert_eq!(lookups.wait(), Duration::ZERO);
         let mut wait = |lifetime| {
-            lookups.record_answer(&servers([1]), lifetime);
+            lookups.record_answer(&servers([1]), lifetime, 2 * MINUTE);
             lookups.wait()
         };
-        assert_eq!(wait(MINUTE), MINUTE);
+        assert_eq!(wait(MINUTE), MINUTE, DEFAULT_MAX_WAIT);
         assert_eq!(wait(Duration::ZERO), MIN_WAIT);
-        assert_eq!(wait(Duration::MAX), MAX_WAIT);
+        assert_eq!(wait(Duration::MAX), 2 * MINUTE);
+        lookups.record_answer(&servers([1]), MINUTE, Duration::from_nanos(1));
+        assert_eq!(lookups.wait(), MIN_WAIT);
     }
 
     #[test]
     fn a_failure_keeps_the_servers_and_is_repeated_ever_later() {
         let mut lookups = NameLookups::default();
-        lookups.record_answer(&servers([2, 1]), MINUTE);
+        lookups.record_answer(&servers([2, 1]), MINUTE, DEFAULT_MAX_WAIT);
         let mut fail = || (lookups.record_failure(), lookups.wait().as_secs());
         assert_eq!(fail(), (true, 1));
         let waits = [(); 7].map(|()| fail());
@@ -147,8 +155,16 @@ mod tests {
             assert_eq!(fail(), (false, MAX_RETRY.as_secs()));
         }
         assert_eq!(lookups.servers(), servers([1, 2]));
-        assert!(lookups.record_answer(&servers([1]), MINUTE).recovered);
-        assert!(!lookups.record_answer(&servers([1]), MINUTE).recovered);
+        assert!(
+            lookups
+                .record_answer(&servers([1]), MINUTE, DEFAULT_MAX_WAIT)
+                .recovered
+        );
+        assert!(
+            !lookups
+                .record_answer(&servers([1]), MINUTE, DEFAULT_MAX_WAIT)
+                .recovered
+        );
         assert!(lookups.record_failure());
         assert_eq!(lookups.wait(), FIRST_RETRY);
     }
@@ -157,7 +173,7 @@ mod tests {
     fn the_order_of_an_answer_does_not_matter() {
         let mut lookups = NameLookups::default();
         for answer in [servers([3, 1, 2]), servers([2, 3, 1, 3])] {
-            lookups.record_answer(&answer, MINUTE);
+            lookups.record_answer(&answer, MINUTE, DEFAULT_MAX_WAIT);
             assert_eq!(lookups.servers(), servers([1, 2, 3]));
         }
     }
@@ -169,7 +185,7 @@ mod tests {
             ..server(1)
         };
         let mut lookups = NameLookups::default();
-        lookups.record_answer(&[weighted(5), weighted(7)], MINUTE);
+        lookups.record_answer(&[weighted(5), weighted(7)], MINUTE, DEFAULT_MAX_WAIT);
         assert_eq!(lookups.servers(), [weighted(5)]);
     }
 
@@ -177,18 +193,18 @@ mod tests {
     fn servers_that_are_in_use_stay_if_an_answer_has_too_many() {
         let max = MAX_SERVERS as u32;
         let mut lookups = NameLookups::default();
-        lookups.record_answer(&servers([max + 7, max + 8]), MINUTE);
+        lookups.record_answer(&servers([max + 7, max + 8]), MINUTE, DEFAULT_MAX_WAIT);
         let answer = servers(0..max + 10);
-        let first = lookups.record_answer(&answer, MINUTE);
+        let first = lookups.record_answer(&answer, MINUTE, DEFAULT_MAX_WAIT);
         assert_eq!(first.newly_left_out, Some(10));
         let used = servers((0..max - 2).chain([max + 7, max + 8]));
         assert_eq!(lookups.servers(), used);
         let reversed: Vec<_> = answer.iter().rev().copied().collect();
-        let second = lookups.record_answer(&reversed, MINUTE);
+        let second = lookups.record_answer(&reversed, MINUTE, DEFAULT_MAX_WAIT);
         assert_eq!(second.newly_left_out, None);
         assert_eq!(lookups.servers(), used);
-        lookups.record_answer(&servers([1]), MINUTE);
-        let third = lookups.record_answer(&answer, MINUTE);
+        lookups.record_answer(&servers([1]), MINUTE, DEFAULT_MAX_WAIT);
+        let third = lookups.record_answer(&answer, MINUTE, DEFAULT_MAX_WAIT);
         assert_eq!(third.newly_left_out, Some(10));
     }
 }

@@ -14,8 +14,8 @@ use std::time::SystemTime;
 use humantime::format_duration;
 
 use crate::config::{
-    AccessLog, Action, BYTES_PER_ENTRY, Balance, Certificate, Config, Health, KernelTls, Key, Role,
-    ServerAddress, Site, StoreUrl, Symlinks, human_bytes,
+    AccessLog, Action, BYTES_PER_ENTRY, Balance, BalanceServer, Certificate, Config, Health,
+    KernelTls, Key, Role, ServerAddress, Site, StoreUrl, Symlinks, human_bytes,
 };
 use crate::tls::KernelSupport;
 use crate::{balance, clock, key, serve};
@@ -143,7 +143,7 @@ fn listeners(config: &Config, findings: &mut Findings) {
             Role::Balance => format!(
                 "{address} balances over {} in {} and decrypts nothing; a server has {} to accept a connection, and \
                  health checks are {}.",
-                counted(config.balance.servers.len(), "server"),
+                counted_servers(&config.balance),
                 counted(pools(&config.balance), "pool"),
                 format_duration(config.balance.connect_timeout),
                 health_checks(&config.balance),
@@ -185,6 +185,22 @@ fn pool_protocols(balance: &Balance, findings: &mut Findings) {
             "Pool {} takes clients that offer the protocol {protocol:?} (ALPN), for {names}.",
             pool.name
         ));
+    }
+}
+
+/// "2 servers", "2 servers and the servers of 1 DNS name".
+fn counted_servers(balance: &Balance) -> String {
+    let all = balance.servers.len();
+    let is_name = |server: &&BalanceServer| server.address.is_name();
+    let names = balance.servers.iter().filter(is_name).count();
+    let names_in_words = counted(names, "DNS name");
+    match (all - names, names) {
+        (servers, 0) => counted(servers, "server"),
+        (0, _) => format!("the servers of {names_in_words}"),
+        (servers, _) => {
+            let servers = counted(servers, "server");
+            format!("{servers} and the servers of {names_in_words}")
+        }
     }
 }
 

@@ -224,10 +224,43 @@ fn a_server_that_dns_adds_gets_no_client_before_its_first_check() {
     assert_eq!(reached(&balancer, 4), ["127.0.0.2"]);
 }
 
-/// An SRV record of `_tls._tcp.web.test`.
+#[test]
+fn a_name_is_looked_up_again_when_a_server_of_it_goes_down() {
+    let certificates = Certificates::new();
+    let nginx = nginx_on(&certificates, &["127.0.0.3"]);
+    let port = nginx.address().port();
+    let going = TcpListener::bind(("127.0.0.2", port)).unwrap();
+    let lifetime = ["--local-ttl=3600".to_owned()];
+    let dns = Dns::with("127.0.0.2 web.test\n", &lifetime);
+    let settings = format!(
+        "health = \"tcp\"\nhealth-interval = \"50ms\"\n{}",
+        dns.setting()
+    );
+    let rest = [named_server("web", &format!("web.test:{port}"))];
+    let balancer = start(certificates.folder(), &settings, &rest);
+    assert_eq!(names(&balancer), [format!("web/127.0.0.2:{port}")]);
+    dns.set_hosts("127.0.0.3 web.test\n");
+    let dns = dns.restart_with(&lifetime);
+    drop(going);
+    await_servers(&balancer, &[format!("web/127.0.0.3:{port}")]);
+    assert_eq!(reached(&balancer, 1), ["127.0.0.3"]);
+
+    // A new interval counts from the next lookup on.
+    let folder = certificates.folder();
+    write(
+        folder,
+        &format!("{settings}\nlookup-interval = \"1s\""),
+        &rest,
+    );
+    reload(&balancer);
+    dns.set_hosts("127.0.0.1 web.test\n");
+    await_servers(&balancer, &[format!("web/127.0.0.1:{port}")]);
+}
+
+/// An SRV record of `_tls._tcp.web.test`, as an argument of dnsmasq.
 fn record(target: &str, address: SocketAddr, priority: u16, weight: u16) -> String {
     let port = address.port();
-    format!("_tls._tcp.web.test,{target},{port},{priority},{weight}")
+    format!("--srv-host=_tls._tcp.web.test,{target},{port},{priority},{weight}")
 }
 
 #[test]
@@ -242,7 +275,7 @@ fn srv_records_give_hosts_ports_and_weights() {
         record("one.test", c, 2, 9),
         record("gone.test", c, 1, 9),
     ];
-    let dns = Dns::with_services("127.0.0.1 one.test\n", &records);
+    let dns = Dns::with("127.0.0.1 one.test\n", &records);
     let settings = format!(
         "policy = \"round-robin\"\nhealth = \"off\"\n{}",
         dns.setting()
@@ -265,8 +298,7 @@ fn srv_records_give_hosts_ports_and_weights() {
     let metrics = balancer.metrics();
     let made = |address| metrics.sum(CONNECTIONS, &[("server", &format!("web/{address}"))]);
     assert_eq!([made(a), made(b)], [6, 2]);
-    let _dns =
-        dns.restart_with_services(&[record("one.test", a, 1, 5), record("one.test", c, 1, 1)]);
+    let _dns = dns.restart_with(&[record("one.test", a, 1, 5), record("one.test", c, 1, 1)]);
     await_servers(&balancer, &names_of(&[a, c]));
     assert_eq!(weight(a), 5);
 }
@@ -291,7 +323,7 @@ fn the_number_of_a_server_is_learned_from_its_tickets_and_labels_lead_to_it() {
     let addresses = servers.each_ref().map(|server| server.address());
     export(&farm);
     let records = addresses.map(|address| record("one.test", address, 1, 1));
-    let dns = Dns::with_services("127.0.0.1 one.test\n", &records);
+    let dns = Dns::with("127.0.0.1 one.test\n", &records);
     let balancer = farm_balancer(&farm, &dns);
     let has_number = |server: &Value| server["number"].is_u64();
     let numbers = addresses.map(|address| {
@@ -321,7 +353,7 @@ fn labels_lead_to_no_server_whose_number_another_server_shows() {
     let addresses = servers.each_ref().map(|server| server.address());
     export(&farm);
     let records = addresses.map(|address| record("one.test", address, 1, 1));
-    let dns = Dns::with_services("127.0.0.1 one.test\n", &records);
+    let dns = Dns::with("127.0.0.1 one.test\n", &records);
     let balancer = farm_balancer(&farm, &dns);
     let line = balancer.await_line("the tickets of two servers have the same number");
     assert!(line.contains("number=7"), "{line}");

@@ -188,6 +188,10 @@ fn record_check(state: &BalancerState, server: &PoolServer, failed: Option<&Erro
                 server = name, %address, %error,
                 "server is down: its health checks failed; new connections go to other servers"
             );
+            if server.is_found() {
+                // The name may have other addresses long before the lifetime of its records ends.
+                state.names.repeat_lookups();
+            }
         }
         (_, Some(error)) => {
             tracing::debug!(server = name, %address, %error, "a health check failed")

@@ -11,9 +11,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use std::{io, thread};
 
-use sessile_proto::name_resolution::FoundServer;
+use sessile_proto::name_resolution::{FoundServer, MIN_WAIT};
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use self::resolver::{Answer, LookupError, look_up};
 use self::table::Names;
@@ -44,7 +44,7 @@ pub(super) fn look_up_first(
     })?;
     let mut found = BTreeMap::new();
     for (name, answer) in answers {
-        let servers = names.record(&name, answer);
+        let servers = names.record(&name, answer, balance.lookup_interval);
         found.extend(servers.map(|servers| (name, servers)));
     }
     Ok(found)
@@ -104,15 +104,21 @@ async fn look_up_while_configured(state: &BalancerState, name: &ServerAddress) {
         let _ = sets.wait_for(|set| !has_name(set)).await;
     };
     let lookups = async {
+        let mut last: Option<Instant> = None;
         loop {
             tokio::select! {
                 () = sleep(state.names.wait(name)) => {}
-                _ = repeat.changed() => {}
+                // Servers that go up and down must not cause a flood of lookups.
+                _ = repeat.changed() => if let Some(last) = last {
+                    sleep_until(last + MIN_WAIT).await;
+                }
             }
-            let resolver = state.server_set().inputs.balance.resolver;
+            last = Some(Instant::now());
+            let set = state.server_set();
+            let balance = &set.inputs.balance;
             let known = state.names.servers(name);
-            let result = look_up(resolver, name, &known).await;
-            if let Some(servers) = state.names.record(name, result) {
+            let result = look_up(balance.resolver, name, &known).await;
+            if let Some(servers) = state.names.record(name, result, balance.lookup_interval) {
                 log_changes(name, &state.set_found(name, servers));
             }
         }

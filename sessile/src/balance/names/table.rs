@@ -83,20 +83,23 @@ impl Names {
         locked(&self.by_name).remove(name);
     }
 
-    /// Records and logs the result of a lookup. Returns the servers if there is an answer.
+    /// Records and logs the result of a lookup. Returns the servers if there is an answer. The next lookup
+    /// follows after `max_wait` at the latest.
     pub(super) fn record(
         &self,
         name: &ServerAddress,
         result: Result<Answer, LookupError>,
+        max_wait: Duration,
     ) -> Option<Vec<FoundServer>> {
         let mut by_name = locked(&self.by_name);
         let state = by_name.entry(name.clone()).or_default();
         match result {
             Ok(answer) => {
                 self.lookups.count(LookupResult::Answered);
-                let effect = state
-                    .lookups
-                    .record_answer(&answer.servers, answer.lifetime);
+                let effect =
+                    state
+                        .lookups
+                        .record_answer(&answer.servers, answer.lifetime, max_wait);
                 state.failure = None;
                 if effect.recovered {
                     tracing::info!(%name, "the name of servers has an answer again");

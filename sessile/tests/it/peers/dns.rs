@@ -12,7 +12,7 @@ use super::Peer;
 /// The Debian package of dnsmasq without its service.
 const PACKAGE: &str = "dnsmasq-base";
 
-/// A DNS server for names below `test`. Its answers have a lifetime of zero.
+/// A DNS server for names below `test`. Its answers have a lifetime of zero, unless `--local-ttl` sets another.
 pub(crate) struct Dns {
     peer: Peer,
     folder: TempDir,
@@ -21,23 +21,23 @@ pub(crate) struct Dns {
 impl Dns {
     /// Starts the server with the lines of a hosts file.
     pub(crate) fn start(hosts: &str) -> Self {
-        Self::with_services(hosts, &[])
+        Self::with(hosts, &[])
     }
 
-    /// Starts the server also with SRV records: name, target, port, priority and weight, with commas between.
-    pub(crate) fn with_services(hosts: &str, services: &[String]) -> Self {
+    /// Starts the server with the lines of a hosts file and these arguments.
+    pub(crate) fn with(hosts: &str, arguments: &[String]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         write_hosts(folder.path(), hosts);
-        let peer = Peer::start(PACKAGE, |port| command(port, folder.path(), services));
+        let peer = Peer::start(PACKAGE, |port| command(port, folder.path(), arguments));
         Self { peer, folder }
     }
 
-    /// Starts the server again on the same port, with other SRV records.
-    pub(crate) fn restart_with_services(self, services: &[String]) -> Self {
+    /// Starts the server again on the same port, with other arguments.
+    pub(crate) fn restart_with(self, arguments: &[String]) -> Self {
         let Self { peer, folder } = self;
         let port = peer.address().port();
         peer.kill();
-        let command = command(port, folder.path(), services);
+        let command = command(port, folder.path(), arguments);
         let peer = Peer::start_on(port, PACKAGE, command).unwrap();
         Self { peer, folder }
     }
@@ -62,7 +62,7 @@ fn write_hosts(folder: &Path, hosts: &str) {
     fs::write(folder.join("hosts"), hosts).unwrap();
 }
 
-fn command(port: u16, folder: &Path, services: &[String]) -> Command {
+fn command(port: u16, folder: &Path, arguments: &[String]) -> Command {
     let mut command = Command::new("dnsmasq");
     command.args([
         "--keep-in-foreground",
@@ -75,7 +75,6 @@ fn command(port: u16, folder: &Path, services: &[String]) -> Command {
     command.arg(format!("--port={port}"));
     let hosts = folder.join("hosts");
     command.arg(format!("--addn-hosts={}", hosts.display()));
-    let services = services.iter();
-    command.args(services.map(|service| format!("--srv-host={service}")));
+    command.args(arguments);
     command
 }

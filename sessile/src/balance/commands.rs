@@ -15,6 +15,9 @@ use super::state::{BalancerState, Changes};
 use crate::admin::{Command, NoServerUp, ServerChange, ServerCommand, ServerError};
 use crate::config::{ServerAddress, ServerRequest, WEIGHT_OF_SERVICE};
 
+/// Most servers and DNS names that the API adds.
+const MAX_API_SERVERS: usize = 1000;
+
 impl From<SameNumber> for ServerError {
     fn from(same: SameNumber) -> Self {
         Self::SameNumber(same.to_string())
@@ -136,6 +139,10 @@ fn put_server(
     let servers = &mut inputs.balance.servers;
     if let Some(entry) = servers.iter_mut().find(|entry| entry.name == name) {
         *entry = server;
+    } else if inputs.api_servers.len() >= MAX_API_SERVERS {
+        return Err(ServerError::Invalid(format!(
+            "the API has added {MAX_API_SERVERS} servers, which is the limit; remove one"
+        )));
     } else {
         inputs.api_servers.insert(name.to_owned());
         servers.push(server);

@@ -373,7 +373,7 @@ fn an_upstream_is_explained_with_its_problems() {
 fn servers_with_equal_numbers_are_found_if_the_key_is_readable() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut config = farm(folder.path());
-    let server = |name: &str, number| crate::config::BalanceServer {
+    let server = |name: &str, number| BalanceServer {
         name: name.to_owned(),
         address: "127.0.0.1:8443".parse().expect("an address"),
         number,
@@ -412,7 +412,7 @@ fn servers_with_a_dns_name_are_explained_and_not_looked_up() {
     config.balance.servers = servers
         .map(|(name, address)| {
             let address: ServerAddress = address.parse().expect("an address");
-            crate::config::BalanceServer::new(name.to_owned(), address)
+            BalanceServer::new(name.to_owned(), address)
         })
         .into();
     config.balance.resolver = Some(([127, 0, 0, 1], 5300).into());

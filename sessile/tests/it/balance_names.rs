@@ -187,6 +187,23 @@ fn a_dns_server_that_refuses_changes_no_server_and_the_file_hosts_goes_first() {
 }
 
 #[test]
+fn a_name_has_ipv4_and_ipv6_addresses_until_one_kind_is_gone() {
+    let certificates = Certificates::new();
+    let dns = Dns::start("127.0.0.2 web.test\n::1 web.test\n");
+    let settings = format!("health = \"off\"\n{}", dns.setting());
+    let rest = [named_server("web", "web.test:443")];
+    let balancer = start(certificates.folder(), &settings, &rest);
+    assert_eq!(names(&balancer), ["web/127.0.0.2:443", "web/[::1]:443"]);
+    for (hosts, left) in [
+        ("127.0.0.2 web.test\n", "web/127.0.0.2:443"),
+        ("::1 web.test\n", "web/[::1]:443"),
+    ] {
+        dns.set_hosts(hosts);
+        eventually(left, || names(&balancer) == [left]);
+    }
+}
+
+#[test]
 fn a_dns_server_that_does_not_answer_only_delays_the_start() {
     let certificates = Certificates::new();
     let nginx = nginx_on(&certificates, &[]);

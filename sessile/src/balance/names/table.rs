@@ -101,6 +101,8 @@ impl Names {
                         .lookups
                         .record_answer(&answer.servers, answer.lifetime, max_wait);
                 state.failure = None;
+                let servers = state.lookups.servers();
+                tracing::debug!(%name, servers = servers.len(), wait = ?state.lookups.wait(), "looked up a name");
                 if effect.recovered {
                     tracing::info!(%name, "the name of servers has an answer again");
                 }

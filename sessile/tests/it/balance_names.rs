@@ -8,7 +8,7 @@ use std::process::Command;
 use serde_json::{Value, json};
 
 use crate::balance_labels::{export, visit as visit_farm};
-use crate::balance_servers::{reload, server, start, visit, write};
+use crate::balance_servers::{reload, start, visit, write};
 use crate::peers::{Certificates, Dns, NAME, Peer, Sessile, eventually, nginx_with, run};
 use crate::store::setup::Farm;
 
@@ -163,21 +163,17 @@ fn a_balancer_starts_without_an_answer_and_reports_that_it_has_no_server() {
 }
 
 #[test]
-fn a_dns_server_that_refuses_changes_no_server_and_the_file_hosts_goes_first() {
+fn a_dns_server_that_refuses_changes_no_server() {
     let certificates = Certificates::new();
     let nginx = nginx_on(&certificates, &["127.0.0.2"]);
     let port = nginx.address().port();
     // dnsmasq refuses queries for names that are neither below `test` nor in its file.
-    let dns = Dns::start("127.0.0.2 web.other\n127.0.0.2 localhost\n");
+    let dns = Dns::start("127.0.0.2 web.other\n");
     let settings = format!("health = \"off\"\n{}", dns.setting());
-    let rest = ["web.other", "localhost"].map(|name| named_server(name, &format!("{name}:{port}")));
+    let rest = [named_server("web", &format!("web.other:{port}"))];
     let balancer = start(certificates.folder(), &settings, &rest);
-    let servers = names(&balancer);
-    assert_eq!(servers[0], format!("web.other/127.0.0.2:{port}"));
-    assert!(
-        servers.contains(&format!("localhost/127.0.0.1:{port}")),
-        "{servers:?}"
-    );
+    let servers = [format!("web/127.0.0.2:{port}")];
+    assert_eq!(names(&balancer), servers);
     dns.set_hosts("");
     let line = balancer.await_line("the servers of the last answer stay");
     assert!(line.contains("Refused"), "{line}");
@@ -204,7 +200,7 @@ fn a_name_has_ipv4_and_ipv6_addresses_until_one_kind_is_gone() {
 }
 
 #[test]
-fn a_dns_server_that_does_not_answer_only_delays_the_start() {
+fn a_dns_server_that_does_not_answer_delays_the_start_and_names_in_the_hosts_file_need_none() {
     let certificates = Certificates::new();
     let nginx = nginx_on(&certificates, &[]);
     let silent = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
@@ -214,10 +210,17 @@ fn a_dns_server_that_does_not_answer_only_delays_the_start() {
     );
     let rest = [
         named_server("web", "web.test:443"),
-        server("a", nginx.address(), ""),
+        named_server("local", &format!("localhost:{}", nginx.address().port())),
     ];
     let balancer = start(certificates.folder(), &settings, &rest);
-    balancer.await_line("error=no answer within 5 s");
+    let line = balancer.await_line("cannot look up the name of servers");
+    assert!(
+        line.contains("name=web.test:443 error=no answer within 5 s"),
+        "{line}"
+    );
+    let servers = names(&balancer);
+    let local = format!("local/{}", nginx.address());
+    assert!(servers.contains(&local), "{servers:?}");
     assert_eq!(reached(&balancer, 1), ["127.0.0.1"]);
 }
 

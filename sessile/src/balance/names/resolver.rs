@@ -6,13 +6,14 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use hickory_resolver::TokioResolver;
 use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolverConfig};
 use hickory_resolver::lookup_ip::LookupIp;
 use hickory_resolver::net::NetError;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use hickory_resolver::proto::op::Query;
 use hickory_resolver::proto::rr::rdata::SRV;
 use hickory_resolver::proto::rr::{IntoName, RData, RecordType};
+use hickory_resolver::{Hosts, TokioResolver};
 use sessile_proto::name_resolution::{FoundServer, MAX_SERVERS};
 use tokio::time::timeout;
 
@@ -53,25 +54,37 @@ pub(super) async fn look_up(
     known: &[FoundServer],
 ) -> Result<Answer, LookupError> {
     let looked_up = timeout(DEADLINE, async {
-        let lookup = Lookup {
-            resolver: connect(resolver)?,
-            known,
-        };
         match name {
-            ServerAddress::Host { name, port } => lookup.host(name, *port).await,
-            ServerAddress::Service(name) => lookup.service(name).await,
-            ServerAddress::Socket(address) => Ok(Answer {
-                servers: vec![FoundServer {
-                    address: *address,
-                    weight: None,
-                }],
-                lifetime: Duration::MAX,
-            }),
+            ServerAddress::Socket(address) => Ok(Answer::lasting(&[address.ip()], address.port())),
+            ServerAddress::Host { name, port } => {
+                // A name in this file needs no DNS server, also for the other family of addresses.
+                let listed = listed_in_hosts(name);
+                if !listed.is_empty() {
+                    return Ok(Answer::lasting(&listed, *port));
+                }
+                Lookup::start(resolver, known)?.host(name, *port).await
+            }
+            ServerAddress::Service(name) => Lookup::start(resolver, known)?.service(name).await,
         }
     });
     looked_up
         .await
         .unwrap_or(Err(LookupError::TimedOut(DEADLINE)))
+}
+
+/// The addresses of a host in /etc/hosts.
+fn listed_in_hosts(host: &str) -> Vec<IpAddr> {
+    let (Ok(hosts), Ok(name)) = (Hosts::from_system(), host.into_name()) else {
+        return Vec::new();
+    };
+    let families = [RecordType::A, RecordType::AAAA].into_iter();
+    let listed = families.filter_map(|family| {
+        let query = Query::query(name.clone(), family);
+        hosts.lookup_static_host(&query)
+    });
+    listed
+        .flat_map(|listed| LookupIp::from(listed).into_iter())
+        .collect()
 }
 
 fn connect(resolver: Option<SocketAddr>) -> Result<TokioResolver, LookupError> {
@@ -91,6 +104,7 @@ fn connect(resolver: Option<SocketAddr>) -> Result<TokioResolver, LookupError> {
     builder.build().map_err(LookupError::Failed)
 }
 
+/// A lookup that asks DNS servers.
 struct Lookup<'k> {
     resolver: TokioResolver,
     known: &'k [FoundServer],
@@ -102,15 +116,34 @@ struct HostAddresses {
     valid_until: Instant,
 }
 
-impl Lookup<'_> {
+impl Answer {
+    /// The servers of these addresses, which have no end.
+    fn lasting(ips: &[IpAddr], port: u16) -> Self {
+        Self {
+            servers: servers(ips, port),
+            lifetime: Duration::MAX,
+        }
+    }
+}
+
+fn servers(ips: &[IpAddr], port: u16) -> Vec<FoundServer> {
+    let servers = ips.iter().map(|ip| FoundServer {
+        address: SocketAddr::new(*ip, port),
+        weight: None,
+    });
+    servers.collect()
+}
+
+impl<'k> Lookup<'k> {
+    fn start(resolver: Option<SocketAddr>, known: &'k [FoundServer]) -> Result<Self, LookupError> {
+        let resolver = connect(resolver)?;
+        Ok(Self { resolver, known })
+    }
+
     async fn host(&self, name: &str, port: u16) -> Result<Answer, LookupError> {
         let HostAddresses { ips, valid_until } = self.addresses(name).await?;
-        let servers = ips.into_iter().map(|ip| FoundServer {
-            address: SocketAddr::new(ip, port),
-            weight: None,
-        });
         Ok(Answer {
-            servers: servers.collect(),
+            servers: servers(&ips, port),
             lifetime: valid_until.saturating_duration_since(Instant::now()),
         })
     }

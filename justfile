@@ -3,7 +3,7 @@
 fuzz_targets := "client_hello hello_reader server_hello new_session_ticket watch proxy_protocol request_framing frame_budget"
 
 # All checks.
-check: fmt clippy test zoo ktls docs deny examples smoke fuzz-smoke
+check: fmt clippy test zoo ktls docs deny examples kubernetes smoke fuzz-smoke
 
 # Formatting.
 fmt:
@@ -46,6 +46,12 @@ deny:
 examples:
     cargo build --quiet --locked
     .ci/examples
+
+# The manifests for Kubernetes build, fit the schemas, and have valid configurations.
+kubernetes:
+    .ci/setup kubernetes
+    cargo build --quiet --locked
+    target/kubernetes/bin/python .ci/kubernetes
 
 # The README's first command, from the outside: a farm is up and everything resumes.
 smoke:

@@ -4,35 +4,39 @@ use super::*;
 use crate::response_head;
 use crate::testdata::RESPONSES;
 
-/// The data and the trailers of a body that arrives in parts, and how many bytes the body has. `None` if the
-/// body is incomplete.
-fn decode<'p>(
-    parts: impl IntoIterator<Item = &'p [u8]>,
-) -> Result<Option<(Vec<u8>, Vec<u8>, usize)>, Error> {
-    let mut body = ChunkedBody::new();
-    let (mut received, mut data, mut trailers) = (Vec::new(), Vec::new(), Vec::new());
-    let mut len = 0;
+#[derive(Debug, Default, PartialEq)]
+struct Decoded {
+    data: Vec<u8>,
+    trailers: Vec<u8>,
+    /// How many bytes the body has.
+    len: usize,
+}
+
+/// Decodes a body that arrives in parts. `None` if the body is incomplete.
+fn decode<'p>(parts: impl IntoIterator<Item = &'p [u8]>) -> Result<Option<Decoded>, Error> {
+    let (mut body, mut decoded) = (ChunkedBody::new(), Decoded::default());
+    let mut received = Vec::new();
     for part in parts {
         received.extend(part);
         loop {
             let skipped = body.skip_framing(&received)?;
             received.drain(..skipped);
             let taken = body.take_data(received.len());
-            data.extend(received.drain(..taken));
+            decoded.data.extend(received.drain(..taken));
             let trailing = body.take_trailers().unwrap_or(0);
-            trailers.extend(received.drain(..trailing));
-            len += skipped + taken + trailing;
+            decoded.trailers.extend(received.drain(..trailing));
+            decoded.len += skipped + taken + trailing;
             if skipped + taken + trailing == 0 {
                 break;
             }
         }
     }
-    Ok(body.is_complete().then_some((data, trailers, len)))
+    Ok(body.is_complete().then_some(decoded))
 }
 
 fn data_of(bytes: &str) -> Result<Option<String>, Error> {
     let decoded = decode([bytes.as_bytes()])?;
-    Ok(decoded.map(|(data, _, _)| String::from_utf8(data).expect("text")))
+    Ok(decoded.map(|body| String::from_utf8(body.data).expect("text")))
 }
 
 /// Chunks with everything that a server may write.
@@ -42,11 +46,10 @@ const DATA: &str = "Hello, 234\r\n6789";
 
 #[test]
 fn data_is_found_between_the_framing() {
-    let (data, trailers, len) = decode([CHUNKS.as_bytes()])
-        .expect("valid")
-        .expect("complete");
-    assert_eq!((&*data, len), (DATA.as_bytes(), CHUNKS.len()));
-    let fields = parse_trailers(&trailers).expect("trailers");
+    let decoded = decode([CHUNKS.as_bytes()]).expect("valid");
+    let body = decoded.expect("complete");
+    assert_eq!((&*body.data, body.len), (DATA.as_bytes(), CHUNKS.len()));
+    let fields = parse_trailers(&body.trailers).expect("trailers");
     let fields: Vec<_> = fields
         .iter()
         .map(|field| (field.name, field.value))
@@ -60,9 +63,9 @@ fn bodies_of_servers_are_decoded() {
     for (name, bytes) in RESPONSES {
         let body = &bytes[response_head::find_len(bytes, 0).expect(name)..];
         if name.ends_with("chunked") {
-            let (data, _, len) = decode([body]).expect(name).expect(name);
-            assert_eq!(len, body.len(), "{name}");
-            assert!(data.starts_with(b"Lorem ipsum"), "{name}");
+            let decoded = decode([body]).expect(name).expect(name);
+            assert_eq!(decoded.len, body.len(), "{name}");
+            assert!(decoded.data.starts_with(b"Lorem ipsum"), "{name}");
         }
     }
 }
@@ -79,7 +82,7 @@ fn bytes_behind_the_body_are_left() {
     for body in ["0\r\n\r\n", CHUNKS] {
         let more = format!("{body}HTTP/1.1 200 OK\r\n\r\n");
         let decoded = decode([more.as_bytes()]).expect("valid");
-        assert_eq!(decoded.map(|(_, _, len)| len), Some(body.len()));
+        assert_eq!(decoded.map(|body| body.len), Some(body.len()));
     }
 }
 
@@ -160,7 +163,7 @@ proptest! {
         let is_valid = ending.ends_with("\r\n\r\n");
         prop_assert_eq!(at_once.is_ok(), is_valid);
         if let Ok(decoded) = &at_once {
-            prop_assert_eq!(decoded.as_ref().map(|(data, _, _)| data), Some(&chunks.concat()));
+            prop_assert_eq!(decoded.as_ref().map(|body| &body.data), Some(&chunks.concat()));
         }
         prop_assert_eq!(decode(bytes.chunks(size)), at_once);
     }

@@ -17,7 +17,7 @@ use sessile_proto::Time;
 use sessile_proto::proxy_protocol;
 use sessile_proto::route::Policy;
 
-pub use network::{Network, NotANetwork};
+pub use network::{Network, NotANetwork, parse_listen_address};
 pub use settings::{Admin, Balance, Connection, Files, Log, MAX_EARLY_DATA, Server, Session, Tls};
 pub use store::StoreUrl;
 

@@ -14,6 +14,7 @@ use rcgen::{
 };
 
 use crate::config::Certificate;
+use crate::state_file::folder_of;
 
 /// Lifetime of the authority's certificate.
 const AUTHORITY_DAYS: u64 = 3650;
@@ -29,7 +30,11 @@ const SECONDS_PER_DAY: u64 = 24 * 60 * 60;
 /// Why the development certificate cannot be opened or created.
 #[derive(Debug, thiserror::Error)]
 pub enum AuthorityError {
-    #[error("data folder {file}: {source}", file = .path.display())]
+    #[error(
+        "cannot use {file}: {source}; give this user access to the folder {folder}, or choose another folder \
+         with --data-dir",
+        file = .path.display(), folder = folder_of(.path).display()
+    )]
     Io { path: PathBuf, source: io::Error },
     #[error("{file}: {source}; move the file away, and sessile makes a new one", file = .path.display())]
     Key { path: PathBuf, source: rcgen::Error },
@@ -152,7 +157,7 @@ fn write(path: &Path, text: &str, mode: u32) -> Result<(), AuthorityError> {
 
 /// Replaces a file atomically: a crash leaves the old file or the new file.
 fn replace_file(path: &Path, text: &str, mode: u32) -> io::Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("."));
+    let folder = folder_of(path);
     fs::create_dir_all(folder)?;
     let mut staged = tempfile::Builder::new()
         .permissions(fs::Permissions::from_mode(mode))

@@ -2,8 +2,10 @@
 //! connection ends, unless the configuration says otherwise.
 
 use std::cell::{Cell, OnceCell, RefCell};
+use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
+use std::task::Poll;
 use std::time::Duration;
 
 use http::{Request, Response};
@@ -99,6 +101,7 @@ impl ClientHandler for Rc<Worker> {
             sites,
             requests: Cell::new(0),
             last_work: Cell::new(Instant::now()),
+            is_ending: Cell::new(false),
             pending_upstreams: PendingUpstreams::new(),
             large_file: RefCell::default(),
             has_sent_large_file: Cell::new(false),
@@ -344,13 +347,28 @@ fn is_one_piece(body: &respond::Body) -> bool {
 }
 
 impl Connection {
-    /// Waits for the order to stop. A connection without a request gets [`DRAIN_GRACE`] more, because its
-    /// first request may be on the way.
+    /// Waits for the last response, or for the order to stop. A connection without a request gets
+    /// [`DRAIN_GRACE`] more, because its first request may be on the way.
     async fn told_to_stop(&self) {
-        self.worker.shared.env.stop.cancelled().await;
+        tokio::select! {
+            () = self.last_response_begun() => return,
+            () = self.worker.shared.env.stop.cancelled() => {}
+        }
         if self.requests.get() == 0 {
             tokio::time::sleep(DRAIN_GRACE).await;
         }
+    }
+
+    /// Waits until a response ends the connection. Only the task that makes responses may wait.
+    async fn last_response_begun(&self) {
+        poll_fn(|_| {
+            if self.is_ending.get() {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
+            }
+        })
+        .await;
     }
 
     /// Notes that HTTP/2 frames with requests or data passed. Other frames keep no connection open.

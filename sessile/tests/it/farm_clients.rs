@@ -162,6 +162,38 @@ fn curl_resumes_with_http2_at_every_server() {
     assert!(all_resumed(&farm.metrics(), 1, "resumed/psk"));
 }
 
+#[test]
+fn curl_comes_back_to_the_built_in_page_on_a_new_connection() {
+    for (version, status, verdict) in [
+        ("--http1.1", "HTTP/1.1 303", "resumed/psk"),
+        // curl does not offer the session of an HTTP/2 connection that it has closed.
+        ("--http2", "HTTP/2 303", "full/nothing-offered"),
+    ] {
+        let farm = Farm::start(&[]);
+        let mut command = Command::new("curl");
+        command.args([
+            "-sS",
+            "--include",
+            "--location",
+            version,
+            "--cacert",
+            &farm.ca(),
+        ]);
+        command.args(["--write-out", "%{num_connects} connections"]);
+        command.arg(format!("https://localhost:{}/new-connection", farm.port()));
+        let ran = run("curl", &mut command, "").succeeded();
+        assert!(ran.stdout.starts_with(status), "{}", ran.stdout);
+        let page = ran
+            .stdout
+            .split("\r\n\r\n")
+            .nth(2)
+            .expect("two heads and a page");
+        assert!(page.starts_with(&format!("{verdict}\nYour ")), "{page}");
+        assert!(page.contains("request   1 of this connection"), "{page}");
+        assert!(ran.stdout.ends_with("2 connections"), "{}", ran.stdout);
+    }
+}
+
 /// Arguments: port, CA file, TLS version, whether to accept tickets, and the number of connections.
 const PYTHON: &str = r#"
 import socket, ssl, sys

@@ -336,8 +336,8 @@ fn errors_for_values_out_of_bounds_name_the_remedy() {
             "1:14: `kernel` is \"always\"; known here: auto, on, off",
         ),
         (
-            "admin.listen = 'localhost:9000'",
-            "not an IP address with a port",
+            "admin.listen = 'farm.test:9000'",
+            "not an address to listen on",
         ),
         (
             "balance.policy = 'random'",

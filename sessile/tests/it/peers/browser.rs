@@ -40,11 +40,16 @@ impl Browser {
             format!("--host-resolver-rules=MAP {NAME} 127.0.0.1"),
         ];
         all.extend(arguments.iter().map(ToString::to_string));
-        Self::start(&all)
+        Self::start(&all, false)
+    }
+
+    /// Starts a browser whose user clicks through the warning about an unknown authority.
+    pub(crate) fn accepting_any_certificate() -> Self {
+        Self::start(&[], true)
     }
 
     /// Starts a browser with these arguments, and with the flags for headless use in containers.
-    fn start(arguments: &[String]) -> Self {
+    fn start(arguments: &[String], accepts_any_certificate: bool) -> Self {
         let there = Path::new(CHROMIUM).exists();
         assert!(there, "{CHROMIUM} is missing: install the package chromium");
         let driver = Peer::start("chromium-driver", |port| {
@@ -64,6 +69,7 @@ impl Browser {
         all.extend_from_slice(arguments);
         let wanted = json!({"capabilities": {"alwaysMatch": {
             "browserName": "chrome",
+            "acceptInsecureCerts": accepts_any_certificate,
             "goog:chromeOptions": {"args": all, "binary": CHROMIUM},
         }}});
         let session = ask(driver.address(), "POST", "/session", &wanted);
@@ -83,6 +89,15 @@ impl Browser {
     pub(crate) fn run(&self, script: &str) -> Value {
         let script = format!("const done = arguments[0];\n{script}");
         self.command("execute/async", &json!({ "script": script, "args": [] }))
+    }
+
+    /// Clicks an element, and waits until the page behind it is loaded.
+    pub(crate) fn click(&self, selector: &str) {
+        let wanted = json!({"using": "css selector", "value": selector});
+        let found = self.command("element", &wanted);
+        let element = found.as_object().and_then(|found| found.values().next());
+        let id = element.and_then(Value::as_str).expect("an element");
+        self.command(&format!("element/{id}/click"), &json!({}));
     }
 
     fn command(&self, name: &str, body: &Value) -> Value {

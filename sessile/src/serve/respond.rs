@@ -26,7 +26,7 @@ use super::request::{self, Host, SentEarly};
 use super::request_task::RequestEnd;
 use super::routes;
 use super::sites::{Handler, Site, Sites};
-use super::verdict_page::{JSON_PATH, RETURN_PATH, VerdictPage};
+use super::verdict_page::{JSON_PATH, RETURN_PATH, RETURNED, VerdictPage};
 use crate::clock;
 use crate::tls::{Completion, Handshake, Status};
 
@@ -246,7 +246,7 @@ impl Connection {
                 *response.status_mut() = StatusCode::from_u16(*status).unwrap_or_default();
                 Step::Respond(response)
             }
-            Handler::Verdict => Step::Respond(self.verdict_page(above, below, request.headers())),
+            Handler::Verdict => Step::Respond(self.verdict_page(above, below, request)),
         })
     }
 }
@@ -387,12 +387,16 @@ impl Connection {
     /// The built-in page. The path of the route gives HTML or text, as the client prefers.
     ///
     /// Below that path, [`JSON_PATH`] gives JSON, and [`RETURN_PATH`] leads to the page on a new connection.
-    fn verdict_page(&self, above: &str, below: &str, headers: &HeaderMap) -> Response<Body> {
+    fn verdict_page<B>(&self, above: &str, below: &str, request: &Request<B>) -> Response<Body> {
         let page = self.page_contents();
+        let has_returned = request.uri().query() == Some(RETURNED);
         let mut response = match below {
-            "" | "/" => in_memory(page.response(above, headers.get(ACCEPT))),
+            "" | "/" if has_returned && page.may_be_on_spare_connection() => {
+                self.return_on_new_connection(above, None)
+            }
+            "" | "/" => in_memory(page.response(above, request.headers().get(ACCEPT))),
             JSON_PATH => in_memory(page.json()),
-            RETURN_PATH => self.return_on_new_connection(above),
+            RETURN_PATH => self.return_on_new_connection(above, Some(RETURNED)),
             _ => return status(StatusCode::NOT_FOUND),
         };
         let headers = response.headers_mut();
@@ -402,8 +406,8 @@ impl Connection {
     }
 
     /// Leads back to the page. The connection ends after this response, so the browser opens another one.
-    fn return_on_new_connection(&self, above: &str) -> Response<Body> {
-        let mut response = redirect(above, "/", None);
+    fn return_on_new_connection(&self, above: &str, query: Option<&str>) -> Response<Body> {
+        let mut response = redirect(above, "/", query);
         *response.status_mut() = StatusCode::SEE_OTHER;
         if self.handshake.http2 {
             // GOAWAY leaves before this response, so the browser does not follow the redirect on this connection.

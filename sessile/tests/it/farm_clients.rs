@@ -164,10 +164,11 @@ fn curl_resumes_with_http2_at_every_server() {
 
 #[test]
 fn curl_comes_back_to_the_built_in_page_on_a_new_connection() {
-    for (version, status, verdict) in [
-        ("--http1.1", "HTTP/1.1 303", "resumed/psk"),
-        // curl does not offer the session of an HTTP/2 connection that it has closed.
-        ("--http2", "HTTP/2 303", "full/nothing-offered"),
+    for (version, verdict, connections) in [
+        ("--http1.1", "resumed/psk", 2),
+        // curl does not offer the session of an HTTP/2 connection that it has closed. A browser without a session
+        // may have used a spare connection, so the server sends such a client to a third connection.
+        ("--http2", "full/nothing-offered", 3),
     ] {
         let farm = Farm::start(&[]);
         let mut command = Command::new("curl");
@@ -182,15 +183,15 @@ fn curl_comes_back_to_the_built_in_page_on_a_new_connection() {
         command.args(["--write-out", "%{num_connects} connections"]);
         command.arg(format!("https://localhost:{}/new-connection", farm.port()));
         let ran = run("curl", &mut command, "").succeeded();
-        assert!(ran.stdout.starts_with(status), "{}", ran.stdout);
         let page = ran
             .stdout
             .split("\r\n\r\n")
-            .nth(2)
-            .expect("two heads and a page");
+            .nth(connections)
+            .expect("a page behind the heads");
         assert!(page.starts_with(&format!("{verdict}\nYour ")), "{page}");
         assert!(page.contains("request   1 of this connection"), "{page}");
-        assert!(ran.stdout.ends_with("2 connections"), "{}", ran.stdout);
+        let all = format!("{connections} connections");
+        assert!(ran.stdout.ends_with(&all), "{}", ran.stdout);
     }
 }
 

@@ -194,7 +194,7 @@ fn rotation(
 }
 
 fn rotate(path: &Path, rotation: Rotation, now: Time) -> anyhow::Result<ExitCode> {
-    let (_, number) = key::rotate(path, rotation, now).map_err(|error| with_remedy(error))?;
+    let (_, number) = key::rotate(path, rotation, now).map_err(with_remedy)?;
     let file = path.display();
     let copy = "copy the file to every other server of the farm and have each reload it (SIGHUP)";
     print(&match rotation {

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::Response;
 use http::header::{CONTENT_TYPE, HeaderValue};
 use serde::{Serialize, Serializer};
-use sessile_proto::verdict::Verdict;
+use sessile_proto::verdict::{Reason, Verdict};
 
 use crate::page::{self, Page, escaped};
 
@@ -15,6 +15,9 @@ pub(super) const JSON_PATH: &str = "/verdict.json";
 
 /// Below the path of the route: closes the connection and leads back to the page.
 pub(super) const RETURN_PATH: &str = "/new-connection";
+
+/// The query of a client that comes back.
+pub(super) const RETURNED: &str = "returned";
 
 /// The contents of the built-in page; also its JSON form.
 #[derive(Serialize)]
@@ -45,6 +48,13 @@ impl VerdictPage<'_> {
         } else {
             typed("text/plain; charset=utf-8", self.text())
         }
+    }
+
+    /// True if the browser may have opened the connection before the client came back.
+    ///
+    /// Browsers open a second connection together with the first one, before they have a session.
+    pub(super) fn may_be_on_spare_connection(&self) -> bool {
+        self.request == 1 && self.verdict == Verdict::Full(Reason::NothingOffered)
     }
 
     /// The page as JSON.

@@ -40,5 +40,7 @@ function row(visit) {
 
 const visits = [visit, ...earlierVisits()].slice(0, MOST_VISITS);
 keep(visits);
+// A reload of this address must not count as a return.
+history.replaceState(null, "", location.pathname);
 document.getElementById("visits-rows").replaceChildren(...visits.map(row));
 document.getElementById("visits").hidden = false;

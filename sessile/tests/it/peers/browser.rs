@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -91,7 +91,23 @@ impl Browser {
         self.command("execute/async", &json!({ "script": script, "args": [] }))
     }
 
-    /// Clicks an element, and waits until the page behind it is loaded.
+    /// Runs a script again and again, until it succeeds with such a value. A script fails while a page is loaded.
+    pub(crate) fn await_value(&self, script: &str, as_it_should: impl Fn(&Value) -> bool) -> Value {
+        let path = format!("{}/execute/sync", self.session);
+        let body = json!({ "script": script, "args": [] });
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let mut answer = request(self.driver.address(), "POST", &path, &body)
+                .unwrap_or_else(|error| panic!("{path}: {error}"));
+            let value = answer["value"].take();
+            if value.get("error").is_none() && as_it_should(&value) {
+                return value;
+            }
+            assert!(Instant::now() < deadline, "{value:#}");
+        }
+    }
+
+    /// Clicks an element. The page behind it may load later.
     pub(crate) fn click(&self, selector: &str) {
         let wanted = json!({"using": "css selector", "value": selector});
         let found = self.command("element", &wanted);

@@ -186,6 +186,22 @@ mod tests {
     }
 
     #[test]
+    fn a_folder_that_cannot_be_used_is_named_with_the_flag_that_changes_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("file");
+        fs::write(&file, "").unwrap();
+        let error = Authority::open(&file.join("farm"))
+            .err()
+            .unwrap()
+            .to_string();
+        let named = format!("access to the folder {}", file.join("farm").display());
+        assert!(
+            error.contains(&named) && error.contains("--data-dir"),
+            "{error}"
+        );
+    }
+
+    #[test]
     fn a_missing_server_certificate_is_signed_again_by_the_same_authority() {
         let folder = tempfile::tempdir().unwrap();
         let authority = Authority::open(folder.path()).unwrap();

@@ -2,10 +2,8 @@
 //! connection ends, unless the configuration says otherwise.
 
 use std::cell::{Cell, OnceCell, RefCell};
-use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::task::Poll;
 use std::time::Duration;
 
 use http::{Request, Response};
@@ -280,7 +278,8 @@ async fn answer_http2(
         .max_send_buf_size(MAX_STREAM_BUFFER)
         .max_header_list_size(MAX_HEAD as u32);
     let io = TokioIo::new(stream);
-    let http = Http2::new(builder.serve_connection(io, service), executor.clone());
+    let http = builder.serve_connection(io, service);
+    let http = Http2::new(http, executor.clone(), connection);
     drive!(connection, connection_task, displaced, http)
 }
 
@@ -353,29 +352,14 @@ fn is_one_piece(body: &respond::Body) -> bool {
 }
 
 impl Connection {
-    /// Waits for the last response, or for the order to stop. A connection without a request gets
-    /// [`DRAIN_GRACE`] more, because its first request may be on the way.
+    /// Waits for the order to stop. A connection without a request gets [`DRAIN_GRACE`] more, because its
+    /// first request may be on the way.
     async fn told_to_stop(&self) {
-        tokio::select! {
-            () = self.last_response_begun() => return,
-            () = self.worker.shared.env.stop.cancelled() => {}
-        }
+        self.worker.shared.env.stop.cancelled().await;
         if self.requests.get() == 0 {
             // Box the timer, because an idle connection needs no memory for it.
             Box::pin(tokio::time::sleep(DRAIN_GRACE)).await;
         }
-    }
-
-    /// Waits until a response ends the connection. Only the task that makes responses may wait.
-    async fn last_response_begun(&self) {
-        poll_fn(|_| {
-            if self.is_ending.get() {
-                Poll::Ready(())
-            } else {
-                Poll::Pending
-            }
-        })
-        .await;
     }
 
     /// Notes that HTTP/2 frames with requests or data passed. Other frames keep no connection open.

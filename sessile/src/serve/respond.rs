@@ -56,7 +56,7 @@ pub(super) struct Connection {
     /// In HTTP/1, when the last response ended. In HTTP/2, when a frame with a request, a response or data last
     /// passed.
     pub(super) last_work: Cell<Instant>,
-    /// True if a response was the last one. HTTP/2 connections then get GOAWAY.
+    /// True if a response is the last one of an HTTP/2 connection, and GOAWAY is not sent yet.
     pub(super) is_ending: Cell<bool>,
     pub(super) pending_upstreams: PendingUpstreams,
     /// A large file that is the answer to the present request. hyper does not send it.

@@ -32,6 +32,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::lifecycle::Workers;
 use crate::listener::{self, AddressSetting, FairPlaces, ListenError, WhenFull};
+use crate::page;
 
 /// Maximum number of connections at once. At this limit, old connections give way.
 const MAX_CONNECTIONS: usize = 64;
@@ -155,7 +156,11 @@ async fn answer(context: &Context, request: Request<Incoming>) -> Response<Full<
             let not_ready = not_ready_reason(context).await;
             let balancer = balancer_state(context).await;
             let overview = Overview::new(not_ready, &context.registry, balancer.as_ref());
-            overview.response(request.headers().get(ACCEPT))
+            if page::accepts_html(request.headers().get(ACCEPT)) {
+                overview.html().map(Full::new)
+            } else {
+                text(StatusCode::OK, overview.text())
+            }
         }
         "/healthz" => text(StatusCode::OK, "ok\n"),
         "/readyz" => match not_ready_reason(context).await {

@@ -3,16 +3,13 @@
 use std::fmt::Write as _;
 
 use bytes::Bytes;
-use http::header::HeaderValue;
-use http::{Response, StatusCode};
-use http_body_util::Full;
+use http::Response;
 use prometheus::Registry;
 use prometheus::proto::{Metric, MetricFamily};
 use serde_json::Value;
 use sessile_proto::verdict::Verdict;
 
-use super::text;
-use crate::page::{self, Page, escaped};
+use crate::page::{Page, escaped};
 
 /// The metric with the verdicts of servers.
 const VERDICTS: &str = "sessile_handshakes_total";
@@ -65,21 +62,13 @@ impl Overview {
         }
     }
 
-    /// The page as HTML or text, as the client prefers.
-    pub(super) fn response(&self, accept: Option<&HeaderValue>) -> Response<Full<Bytes>> {
-        if page::accepts_html(accept) {
-            self.html().map(Full::new)
-        } else {
-            text(StatusCode::OK, self.text())
-        }
-    }
-
     /// The first line: the program, and if it is ready.
     fn state(&self) -> &str {
         self.not_ready.as_deref().unwrap_or("ready")
     }
 
-    fn text(&self) -> String {
+    /// The state as text.
+    pub(super) fn text(&self) -> String {
         let mut out = format!("sessile {}: {}\n", env!("CARGO_PKG_VERSION"), self.state());
         let longest = self
             .servers
@@ -114,7 +103,8 @@ impl Overview {
         out
     }
 
-    fn html(&self) -> Response<Bytes> {
+    /// The state as a page.
+    pub(super) fn html(&self) -> Response<Bytes> {
         let (tone, icon) = match self.not_ready {
             None => ("good", "#1a7f37"),
             Some(_) => ("warn", "#9a6700"),

@@ -7,7 +7,7 @@ mod overview;
 mod token;
 
 pub use api::Api;
-pub use command::{Command, NoServerUp, ServerChange, UnknownServer, channel};
+pub use command::{Command, NoServerUp, ServerChange, ServerCommand, ServerError, channel};
 pub use token::{Token, TokenError};
 
 use std::convert::Infallible;

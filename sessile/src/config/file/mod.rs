@@ -15,6 +15,8 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use crate::config::Config;
+pub use balance::ServerRequest;
+pub(crate) use balance::WEIGHT_OF_SERVICE;
 pub use problem::Problem;
 pub(crate) use problem::nearest;
 

@@ -22,7 +22,7 @@ const WIDTH: usize = 80;
 /// The indent of the lines below a row.
 const BELOW_ROW: usize = 5;
 
-/// The whole report, with a final line break. Lines have at most [`WIDTH`] columns, unless one word is longer.
+/// The whole report, with a final line break. A line has at most 80 columns, unless one word is longer.
 #[must_use]
 pub fn write(report: &ProbeReport, colour: Colour) -> String {
     let mut text = String::new();

@@ -99,6 +99,7 @@ impl ClientHandler for Rc<Worker> {
             sites,
             requests: Cell::new(0),
             last_work: Cell::new(Instant::now()),
+            is_ending: Cell::new(false),
             pending_upstreams: PendingUpstreams::new(),
             large_file: RefCell::default(),
             has_sent_large_file: Cell::new(false),

@@ -99,6 +99,10 @@ impl<C: GracefulConnection + Unpin> Future for Http2<C> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<C::Output> {
         let polled = Pin::new(&mut self.connection).poll(cx);
+        if self.client.is_ending.take() {
+            // The last response is not written yet, so GOAWAY leaves before it.
+            Pin::new(&mut self.connection).graceful_shutdown();
+        }
         self.tasks.poll_ready_tasks(cx);
         if polled.is_pending() && self.client.status.take_held_output() {
             cx.waker().wake_by_ref();

@@ -21,7 +21,7 @@ use super::access_log::{brief_line, quoted};
 use super::files::{Answer, Content, FileStream, Folder};
 use super::large_file::{self, LargeFile};
 use super::pending_upstreams::PendingUpstreams;
-use super::proxy::{ClientAddress, Download, ResponseBody, Upstream};
+use super::proxy::{ClientAddress, Download, Upstream};
 use super::request::{self, Host, SentEarly};
 use super::request_task::RequestEnd;
 use super::routes;
@@ -155,15 +155,16 @@ impl Waiting {
                 let (head, _) = request.into_parts();
                 files(&folder, &head, above, client, end).await
             }
-            Wait::Upstream(upstream) => upstream
-                .forward(
-                    connection.client_address(),
-                    &connection.pending_upstreams,
-                    request,
-                    end,
-                )
-                .await
-                .map(|response| response.map(body_of_upstream)),
+            Wait::Upstream(upstream) => {
+                upstream
+                    .forward(
+                        connection.client_address(),
+                        &connection.pending_upstreams,
+                        request,
+                        end,
+                    )
+                    .await
+            }
             Wait::Content => {
                 request::discard_content(request.into_body()).await;
                 Ok(method_not_allowed())
@@ -319,13 +320,6 @@ fn body_of(content: Content) -> Body {
     match content {
         Content::InMemory(bytes) => Either::Left(Full::new(bytes)),
         Content::Stream(stream) => Either::Right(Either::Left(stream)),
-    }
-}
-
-fn body_of_upstream(body: ResponseBody) -> Body {
-    match body {
-        Either::Left(whole) => Either::Left(whole),
-        Either::Right(stream) => Either::Right(Either::Right(stream)),
     }
 }
 

@@ -20,12 +20,14 @@ use super::connections::{Connection, Connections};
 use super::silence::Silence;
 use super::slots::UpstreamSlot;
 use super::upload::{Upload, UploadError};
+use crate::serve::files::FileStream;
 
 /// How long an upload may go on after its response is complete.
 const ENDING_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A response's body: complete in memory, or as it arrives.
-pub(in crate::serve) type ResponseBody = Either<Full<Bytes>, Pin<Box<Download>>>;
+/// A response's body: complete in memory, or as it arrives. The type has room for a file too, so that all
+/// responses of the server have the same type.
+pub(super) type ResponseBody = Either<Full<Bytes>, Either<FileStream, Pin<Box<Download>>>>;
 
 /// A response's body, which is sent to the client.
 pub(in crate::serve) struct Download {
@@ -84,7 +86,7 @@ impl Download {
             Some(Err(trailers)) => self.first = Some(trailers),
             None => {}
         }
-        Either::Right(Box::pin(self))
+        Either::Right(Either::Right(Box::pin(self)))
     }
 
     /// Takes a piece of the received bytes.

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
+use clap::ValueHint;
 use tokio_util::sync::CancellationToken;
 
 use crate::check::{self, Grade};
@@ -36,7 +37,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "PEM")]
     key: Option<PathBuf>,
     /// Folder of static files.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     root: Option<PathBuf>,
     /// Where /healthz, /readyz and /metrics answer.
     #[arg(long, value_name = "IP:PORT")]

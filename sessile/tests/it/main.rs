@@ -55,3 +55,4 @@ mod small_devices;
 mod store;
 mod tls_client_auth;
 mod verdicts;
+mod ways_in;

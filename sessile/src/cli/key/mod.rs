@@ -145,7 +145,7 @@ fn key_file(file: Option<PathBuf>, config: Option<PathBuf>) -> anyhow::Result<Pa
     let Some(config) = config else {
         return Ok(config::default_state_dir().join("farm.key"));
     };
-    match config::file::load(&config)?.key {
+    match config::file::load_settings(&config)?.key {
         config::Key::File(path) => Ok(path),
         config::Key::Ephemeral => bail!(
             "{}: key.file is \"none\": the key is in the server's memory only",

@@ -7,6 +7,7 @@ use toml::de::{DeValue, Error};
 
 use super::registry::RegValue;
 use super::value::{Kind, Value, WrongKind};
+use crate::config::base::{Base, Credentials};
 use crate::config::file::reader::Reader;
 use crate::config::{Config, Role};
 
@@ -20,6 +21,8 @@ pub struct Setting {
     /// Describes a default that depends on the host or on other settings. `None`: the default is the
     /// value in [`Config::default`].
     pub default_words: Option<&'static str>,
+    /// An example in TOML, for a setting with `default_words`.
+    pub(super) example: Option<&'static str>,
     /// Roles that apply a change only after a restart.
     pub restart: &'static [Role],
     /// The registry value that stands for the setting.
@@ -43,6 +46,7 @@ impl Setting {
         kind: Kind::Text,
         meaning: "",
         default_words: None,
+        example: None,
         restart: &[],
         registry: None,
         cost: |_| None,
@@ -71,6 +75,15 @@ impl Setting {
         }
     }
 
+    /// A value in TOML for a file to begin with: the default, or an example if the default depends on the host
+    /// or on other settings.
+    #[must_use]
+    pub fn example(&self) -> String {
+        let default = || (self.value)(&Config::default()).map(|value| value.toml());
+        let example = self.example.map(str::to_owned);
+        example.or_else(default).unwrap_or_default()
+    }
+
     /// Parses a value from a command line. Bounds are checked when the configuration is read.
     ///
     /// # Errors
@@ -95,7 +108,8 @@ impl Setting {
     /// nothing.
     pub(in crate::config) fn assign(&self, config: &mut Config, value: &Value) {
         let toml = value.toml();
-        let mut reader = Reader::new(&toml, Path::new(""));
+        let base = Base::new(Path::new(""), Credentials::NotNeeded);
+        let mut reader = Reader::new(&toml, &base);
         if let Ok(value) = DeValue::parse(&toml) {
             let _ = (self.read)(&mut reader, value, config);
         }

@@ -14,7 +14,7 @@ use super::{Arguments, print};
 
 const EXAMPLES: &str = r"Examples:
   sessile generate man ~/.local/share/man/man1
-  sessile generate completions bash > ~/.local/share/bash-completion/completions/sessile";
+  sessile generate completions zsh > ~/.zfunc/_sessile";
 
 /// Write man pages, or completions for a shell.
 #[derive(clap::Args, Debug)]
@@ -131,13 +131,13 @@ fn render_help(roff: &mut Roff, help: &str) {
 fn render_block(roff: &mut Roff, lines: &[&str]) {
     let is_example = lines.iter().all(|line| is_indented(line));
     if is_example {
-        roff.control("RS", ["4"]).control("nf", []);
+        roff.control("nf", []);
     }
     for line in lines {
         roff.text([roman(line.strip_prefix("  ").unwrap_or(line))]);
     }
     if is_example {
-        roff.control("fi", []).control("RE", []);
+        roff.control("fi", []);
     }
 }
 

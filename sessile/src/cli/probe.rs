@@ -58,7 +58,7 @@ pub(super) struct Args {
 const AFTER_HELP: &str = "\
 Examples:
   sessile probe www.example.org
-  sessile probe farm.example.org:443 --address 192.0.2.1 --address 192.0.2.2
+  sessile probe farm.example.org --address 192.0.2.1,192.0.2.2
   sessile probe 127.0.0.1:8443 --sni farm.test --ca ca.pem --json
 
 Exit status: 0 every mechanism that the server offers resumes; 1 one does not;

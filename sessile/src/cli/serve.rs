@@ -21,7 +21,8 @@ use crate::serve::{AccessLog, Environment, Server};
 #[derive(clap::Args)]
 #[command(
     after_help = "Examples:\n  sessile serve --config /etc/sessile.toml\n  \
-    sessile serve --listen 0.0.0.0:443 --cert cert.pem --key key.pem --root www"
+    sessile serve --listen 0.0.0.0:443 --root www \\\n    \
+    --cert cert.pem --key key.pem"
 )]
 pub(super) struct Args {
     /// Configuration file; without it, use the flags below.

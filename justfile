@@ -14,7 +14,7 @@ fmt:
 # Lints, without exceptions.
 clippy:
     cargo clippy --workspace --all-targets --locked -- -D warnings
-    cargo clippy --package sessile --test zoo --locked -- -D warnings
+    cargo clippy --package sessile --test zoo --test peers --locked -- -D warnings
 
 # The README's test command.
 test:
@@ -96,6 +96,14 @@ bench-table:
 bench-peers *options:
     cargo build --release --locked
     python3 bench/peers --sessile target/release/sessile {{ options }}
+
+# The newest nginx, HAProxy and Envoy instead of Debian stable's. Needs root. `folder`: where they are, or
+# where they are installed.
+peers folder="target/peers":
+    test -e {{ folder }}/ready || bench/peers/prepare.sh {{ folder }}
+    PATH="$(realpath {{ folder }})/bin:$PATH" cargo test --package sessile --test peers --locked
+    PATH="$(realpath {{ folder }})/bin:$PATH" cargo test --package sessile --test it --locked -- \
+        key_export return_routing balance_tickets
 
 # What a shared store adds to a handshake (docs/benchmarks.md), and what one that fails costs (docs/reference/store.md).
 bench-store:

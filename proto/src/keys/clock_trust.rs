@@ -128,6 +128,12 @@ impl ClockTrust {
         self.used_up_to = now.uptime;
     }
 
+    /// True if [`Self::permit`] found at `now` that the wall clock and the monotonic clock disagree.
+    #[must_use]
+    pub fn has_jumped(&self, now: Moment) -> bool {
+        self.agreed_since == now && now.uptime > Duration::ZERO
+    }
+
     fn trust(&mut self, evidence: Evidence, rotate: Duration) -> Trust {
         let now = evidence.now;
         self.notice_jump(now, rotate);

@@ -161,12 +161,18 @@ pub(super) fn update<E: From<FileError>>(
 }
 
 fn replace(path: &Path, key: &FarmKey) -> io::Result<()> {
-    let owner = fs::metadata(path)?;
     let staged = stage(path, format::encode(key).as_bytes())?;
-    // A file that root rewrites must keep its owner. Other users cannot change the owner, but they own
-    // the file already.
-    let _ = fchown(staged.as_file(), Some(owner.uid()), Some(owner.gid()));
+    keep_owner(&staged, path);
     persist(staged, path)
+}
+
+/// Gives a staged file the owner of the file that it replaces, if there is one.
+fn keep_owner(staged: &NamedTempFile, path: &Path) {
+    if let Ok(replaced) = fs::metadata(path) {
+        // A file that root rewrites must keep its owner. Other users cannot change the owner, but they own
+        // the file already.
+        let _ = fchown(staged.as_file(), Some(replaced.uid()), Some(replaced.gid()));
+    }
 }
 
 /// Writes the balancer's part of a key to a file.
@@ -177,7 +183,7 @@ pub fn write_route_part(path: &Path, key: &FarmKey, now: Time) -> Result<(), Fil
     write_secret(path, format::encode(&key.route_part(now)).as_bytes())
 }
 
-/// Makes or replaces a file of secrets that were derived from a key.
+/// Makes or replaces a file of secrets that were derived from a key. The file keeps its owner.
 ///
 /// # Errors
 /// If the file cannot be written, or holds a farm key: a farm key is never overwritten.
@@ -191,7 +197,10 @@ pub fn write_secret(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
         return Err(FileError::new(path, FileFault::Exists));
     }
     stage(path, bytes)
-        .and_then(|staged| persist(staged, path))
+        .and_then(|staged| {
+            keep_owner(&staged, path);
+            persist(staged, path)
+        })
         .map_err(|fault| FileError::new(path, fault))
 }
 

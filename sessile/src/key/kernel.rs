@@ -1,9 +1,11 @@
-//! Asks the kernel whether NTP (chrony, ntpd, systemd-timesyncd) keeps its clock right.
+//! Asks the kernel for its clocks, and whether NTP (chrony, ntpd, systemd-timesyncd) keeps the wall clock right.
 
 #![allow(
     unsafe_code,
-    reason = "adjtimex(2) is the only way to ask, and no safe crate that we have wraps it"
+    reason = "adjtimex(2) is the only way to ask for NTP, and libfaketime changes only the C library's clock_gettime"
 )]
+
+use std::time::Duration;
 
 use sessile_proto::Time;
 
@@ -28,6 +30,19 @@ pub(super) fn ntp_time() -> Option<Time> {
     Some(Time::from_unix_millis(secs.saturating_mul(1000)))
 }
 
+/// The time since the system was started, with the time that it slept.
+pub(super) fn since_boot() -> Duration {
+    // SAFETY: `timespec` is a plain C structure of integers, for which all zeros is a valid value. The call writes
+    // only to `time`, which has the size that the kernel expects.
+    let time = unsafe {
+        let mut time: libc::timespec = std::mem::zeroed();
+        libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut time);
+        time
+    };
+    let secs = u64::try_from(time.tv_sec).unwrap_or_default();
+    Duration::new(secs, u32::try_from(time.tv_nsec).unwrap_or_default())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -35,7 +50,7 @@ mod tests {
 
     #[test]
     fn a_synchronised_kernel_tells_no_other_time_than_this_process() {
-        let minute = std::time::Duration::from_secs(60);
+        let minute = Duration::from_secs(60);
         let agrees = |kernel: Time| {
             let now = clock::now();
             now.since(kernel) < minute && kernel.since(now) < minute

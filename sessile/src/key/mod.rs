@@ -1,5 +1,6 @@
 //! The farm key: its file, its use in servers and balancers that run, and the operator's changes.
 
+mod catch_up;
 mod edit;
 mod file;
 mod format;
@@ -9,6 +10,7 @@ mod number;
 mod route_keyring;
 mod warning;
 
+pub use catch_up::{CatchUp, catch_up, note_clock};
 pub use edit::{DEFAULT_MAX_LIFETIME, DEFAULT_ROTATE, Rotation, create, rotate};
 pub use file::{FileError, FileFault, load, load_any, write_route_part, write_secret};
 pub use format::Malformed;

@@ -228,15 +228,21 @@ async fn run_connection<H: ClientHandler>(
             let Rejection { cause, io, alert } = rejection;
             handler.count_rejection(cause);
             if let (Some(io), Some(alert)) = (io, alert) {
-                tokio::select! {
-                    biased;
-                    () = closing::refuse(io, alert) => {}
-                    () = open.displaced() => {}
-                }
+                // Box this future for the same reason as the first one.
+                Box::pin(refuse(io, alert, &mut open)).await;
             }
         }
     }
     drop(open);
+}
+
+/// Sends an alert to a client that is turned away, unless another source gets its place.
+async fn refuse(io: TcpStream, alert: AlertDescription, open: &mut OpenConnection) {
+    tokio::select! {
+        biased;
+        () = closing::refuse(io, alert) => {}
+        () = open.displaced() => {}
+    }
 }
 
 async fn accept_client<H: ClientHandler>(

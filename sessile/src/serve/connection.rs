@@ -19,7 +19,7 @@ use sessile_proto::hello::{ClientHello, TLS_1_2};
 use sessile_proto::request_framing::MAX_HEAD;
 use sessile_proto::session::Gone;
 use sessile_proto::verdict::EarlyData;
-use tokio::time::Instant;
+use tokio::time::{Instant, Timeout};
 
 use super::Worker;
 use super::guarded_stream::GuardedStream;
@@ -223,7 +223,7 @@ macro_rules! drive {
                         status.end_without_lingering();
                     }
                     http.as_mut().graceful_shutdown(false);
-                    let _ = tokio::time::timeout(CLOSE_DEADLINE, http.as_mut()).await;
+                    let _ = close(http.as_mut()).await;
                     break true;
                 }
                 () = &mut stop, if !stopping => {
@@ -232,12 +232,18 @@ macro_rules! drive {
                 }
                 () = $displaced.as_mut() => {
                     http.as_mut().graceful_shutdown(false);
-                    let _ = tokio::time::timeout(CLOSE_DEADLINE, http.as_mut()).await;
+                    let _ = close(http.as_mut()).await;
                     break false;
                 }
             }
         }
     }};
+}
+
+/// Waits until an HTTP connection has closed, for a limited time. In a box, because an idle connection needs no
+/// memory for this timer.
+fn close<H: Future>(http: H) -> Pin<Box<Timeout<H>>> {
+    Box::pin(tokio::time::timeout(CLOSE_DEADLINE, http))
 }
 
 /// Answers requests until the connection ends. Returns true if the idle timeout ended it.
@@ -326,7 +332,7 @@ async fn keep_large_file(
     match body {
         Either::Right(Either::Left(content)) if large_file::is_large(&content) => {
             let file = LargeFile::new(head, content, is_last);
-            *connection.large_file.borrow_mut() = Some(file);
+            *connection.large_file.borrow_mut() = Some(Box::new(file));
             std::future::pending().await
         }
         body => Response::from_parts(head, body),
@@ -349,7 +355,8 @@ impl Connection {
     async fn told_to_stop(&self) {
         self.worker.shared.env.stop.cancelled().await;
         if self.requests.get() == 0 {
-            tokio::time::sleep(DRAIN_GRACE).await;
+            // Box the timer, because an idle connection needs no memory for it.
+            Box::pin(tokio::time::sleep(DRAIN_GRACE)).await;
         }
     }
 

@@ -173,7 +173,7 @@ where
         if self.task.exchange() == Exchange::ExpectResponsePart
             && let Some(file) = self.connection.large_file.take()
         {
-            self.take_over(file);
+            self.take_over(*file);
             return Poll::Ready(());
         }
         if !self.can_park || self.task.exchange() != Exchange::Idle {

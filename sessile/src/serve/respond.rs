@@ -58,7 +58,7 @@ pub(super) struct Connection {
     pub(super) last_work: Cell<Instant>,
     pub(super) pending_upstreams: PendingUpstreams,
     /// A large file that is the answer to the present request. hyper does not send it.
-    pub(super) large_file: RefCell<Option<LargeFile>>,
+    pub(super) large_file: RefCell<Option<Box<LargeFile>>>,
     /// True if the connection is counted among those with large files.
     pub(super) has_sent_large_file: Cell<bool>,
     pub(super) worker: Rc<Worker>,
@@ -418,7 +418,7 @@ impl Connection {
             resumed: handshake.verdict.outcome() == "resumed",
             early_data: handshake.early_data.to_string(),
             protocol: handshake.version,
-            cipher_suite: &handshake.suite,
+            cipher_suite: handshake.suite,
             http: if handshake.http2 {
                 "HTTP/2"
             } else {

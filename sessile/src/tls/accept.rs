@@ -4,6 +4,7 @@ use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use rustls::CipherSuite;
 use sessile_proto::Time;
 use sessile_proto::alert::AlertDescription;
 use sessile_proto::hello::{ClientHello, TLS_1_3};
@@ -30,7 +31,7 @@ pub struct Handshake {
     /// The protocol version: `TLSv1.2` or `TLSv1.3`.
     pub version: &'static str,
     /// The IANA name of the cipher suite.
-    pub suite: String,
+    pub suite: &'static str,
     /// The time of the session's full handshake.
     pub established: Time,
     /// The server name that the client sent (SNI).
@@ -156,14 +157,13 @@ fn outcome(
         Some(version) if u16::from(version) == TLS_1_3 => "TLSv1.3",
         _ => "TLSv1.2",
     };
-    let suite = tls.negotiated_cipher_suite();
-    let name = suite.and_then(|suite| suite.suite().as_str());
     Handshake {
         verdict,
         early_data,
         version,
-        // rustls writes TLS13_AES_…, and IANA writes TLS_AES_….
-        suite: name.unwrap_or("unknown").replacen("TLS13_", "TLS_", 1),
+        suite: tls
+            .negotiated_cipher_suite()
+            .map_or("unknown", |suite| suite_name(suite.suite())),
         established,
         server_name: hello.server_name.map(str::to_ascii_lowercase),
         client_certificate: tls
@@ -171,5 +171,16 @@ fn outcome(
             .and_then(<[_]>::first)
             .map(client_auth::identity),
         http2: tls.alpn_protocol() == Some(b"h2"),
+    }
+}
+
+/// The IANA name of a cipher suite.
+fn suite_name(suite: CipherSuite) -> &'static str {
+    match suite {
+        // rustls writes TLS13_AES_…
+        CipherSuite::TLS13_AES_128_GCM_SHA256 => "TLS_AES_128_GCM_SHA256",
+        CipherSuite::TLS13_AES_256_GCM_SHA384 => "TLS_AES_256_GCM_SHA384",
+        CipherSuite::TLS13_CHACHA20_POLY1305_SHA256 => "TLS_CHACHA20_POLY1305_SHA256",
+        other => other.as_str().unwrap_or("unknown"),
     }
 }

@@ -47,7 +47,7 @@ pub struct Stream {
     /// Runs while the stream waits until the client closes the connection.
     linger_timer: Option<Pin<Box<Sleep>>>,
     /// Set after rustls refused bytes of the client.
-    failure: Option<Failure>,
+    failure: Option<Box<Failure>>,
 }
 
 /// An error of the client. The stream stays open until the client has had time to read the alert.
@@ -388,10 +388,10 @@ impl Stream {
                     if let Err(error) = processed? {
                         // A request before the error is not answered either.
                         self.tls.discard_plaintext();
-                        self.failure = Some(Failure {
+                        self.failure = Some(Box::new(Failure {
                             error,
                             discarded: 0,
-                        });
+                        }));
                     }
                 }
                 Poll::Pending => {

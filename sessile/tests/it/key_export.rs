@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, SystemTime};
 
-use crate::peers::{Certificates, eventually, haproxy, nginx, s_client, set_clock, stopped_clock};
+use crate::peers::{
+    Certificates, Peer, eventually, haproxy, nginx, s_client, set_clock, stopped_clock,
+};
 
 const VERSIONS: [&str; 2] = ["-tls1_2", "-tls1_3"];
 
@@ -88,56 +90,62 @@ fn nginx_servers_resume_tickets_of_their_own_farm_only() {
     }
 }
 
+/// Fails unless the tickets of each server resume at each server.
+fn assert_all_resume(certificates: &Certificates, servers: &[Peer]) {
+    for version in VERSIONS {
+        for (from, to) in servers
+            .iter()
+            .flat_map(|from| servers.iter().map(move |to| (from, to)))
+        {
+            assert!(
+                resumes(certificates, from.address(), to.address(), version),
+                "{version}"
+            );
+        }
+    }
+}
+
+/// When the exports of three servers are made. The second server is an epoch ahead.
+const EXPORTS: [(&str, Option<&str>); 3] = [("one", None), ("two", Some("+1h")), ("three", None)];
+
 #[test]
-fn nginx_resumes_tickets_of_the_previous_and_the_next_epoch() {
+fn three_nginx_resume_each_others_tickets_across_two_epochs() {
     let certificates = Certificates::new();
     let file = make_key(&certificates, "farm.key", &[]);
-    let servers = [None, Some("+1h")].map(|clock| {
-        let output = certificates.folder().join(clock.unwrap_or("now"));
+    let servers = EXPORTS.map(|(name, clock)| {
+        let output = certificates.folder().join(name);
         export(&file, clock, "nginx", &output);
         nginx(
             &certificates,
             &format!("include {}/tickets.conf;", output.display()),
         )
     });
-    let [now, in_an_hour] = servers.each_ref().map(|server| server.address());
-    for version in VERSIONS {
-        assert!(
-            resumes(&certificates, now, in_an_hour, version),
-            "{version}"
-        );
-        assert!(
-            resumes(&certificates, in_an_hour, now, version),
-            "{version}"
-        );
-    }
+    assert_all_resume(&certificates, &servers);
 }
 
 #[test]
-fn two_haproxies_with_exports_of_one_farm_resume_each_others_tickets() {
+fn three_haproxies_resume_each_others_tickets_across_two_epochs_and_no_others() {
     let certificates = Certificates::new();
     let file = make_key(&certificates, "farm.key", &[]);
     let other_farm = make_key(&certificates, "other.key", &[]);
-    let exports = [(&file, None), (&file, Some("+1h")), (&other_farm, None)];
-    let servers = exports.map(|(file, clock)| {
-        let output = file.with_extension(clock.unwrap_or("now"));
+    let start = |file: &Path, name: &str, clock| {
+        let output = certificates.folder().join(name);
         export(file, clock, "haproxy", &output);
         haproxy(
             &certificates,
             &format!("tls-ticket-keys {}", output.display()),
         )
-    });
-    let [now, in_an_hour, third] = servers.each_ref().map(|server| server.address());
+    };
+    let servers = EXPORTS.map(|(name, clock)| start(&file, name, clock));
+    assert_all_resume(&certificates, &servers);
+    let stranger = start(&other_farm, "stranger", None);
     for version in VERSIONS {
-        assert!(
-            resumes(&certificates, now, in_an_hour, version),
-            "{version}"
-        );
-        assert!(
-            resumes(&certificates, in_an_hour, now, version),
-            "{version}"
-        );
-        assert!(!resumes(&certificates, now, third, version), "{version}");
+        assert!(!resumes(
+            &certificates,
+            servers[0].address(),
+            stranger.address(),
+            version
+        ));
     }
 }
 
@@ -217,4 +225,54 @@ fn an_export_never_overwrites_a_farm_key() {
     }
     let neither = key(&file, None, &["export", "--output", output]);
     assert!(!neither.status.success());
+}
+
+/// The epoch at which the ticket chain in a key file begins.
+fn first_epoch(file: &Path) -> u64 {
+    let shown = key(file, None, &["show", "--json"]);
+    let shown: serde_json::Value = serde_json::from_slice(&shown.stdout).unwrap();
+    shown["generations"][0]["ticket"]["stands_at"]
+        .as_u64()
+        .unwrap()
+}
+
+#[test]
+fn exports_remove_expired_keys_from_the_key_file() {
+    let certificates = Certificates::new();
+    let terms = ["--rotate", "1s", "--max-lifetime", "2s"];
+    let file = make_key(&certificates, "farm.key", &terms);
+    let first = first_epoch(&file);
+    for (format, output) in [("apache", "apache.key"), ("envoy", "envoy.yaml")] {
+        let before = first_epoch(&file);
+        eventually("an export moves the file", || {
+            export(&file, None, format, &certificates.folder().join(output));
+            first_epoch(&file) > before
+        });
+    }
+    assert!(first_epoch(&file) > first);
+}
+
+#[test]
+fn an_export_with_a_clock_that_has_jumped_removes_no_key() {
+    let certificates = Certificates::new();
+    let file = make_key(&certificates, "farm.key", &["--max-lifetime", "1h"]);
+    let first = first_epoch(&file);
+    let output = certificates.folder().join("apache.key");
+    let arguments = [
+        "export",
+        "--format",
+        "apache",
+        "--output",
+        output.to_str().unwrap(),
+    ];
+    for _ in 0..2 {
+        let exported = key(&file, Some("+3d"), &arguments);
+        assert!(exported.status.success(), "{exported:?}");
+        let warning = String::from_utf8(exported.stderr).unwrap();
+        assert!(
+            warning.contains("expired ticket keys stay in the file"),
+            "{warning}"
+        );
+    }
+    assert_eq!(first_epoch(&file), first);
 }

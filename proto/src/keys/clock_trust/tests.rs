@@ -41,6 +41,18 @@ fn with_ntp(trust: &mut ClockTrust, now: Moment, kernel: Time) -> Trust {
 }
 
 #[test]
+fn a_jump_of_the_wall_clock_restarts_the_measurement() {
+    let mut clock = ClockTrust::new(START);
+    let agrees = moment(EPOCH / 2, 0);
+    unconfirmed(&mut clock, agrees);
+    assert!(!clock.has_jumped(agrees));
+    let jumped = moment(EPOCH, 3 * 24 * 3600);
+    assert_eq!(unconfirmed(&mut clock, jumped), Trust::Denied);
+    assert!(clock.has_jumped(jumped));
+    assert!(!clock.has_jumped(moment(EPOCH * 2, 3 * 24 * 3600)));
+}
+
+#[test]
 fn an_unconfirmed_clock_is_followed_at_twice_its_pace_after_the_first_epoch() {
     let mut clock = ClockTrust::new(START);
     let mut trust = |uptime, moves| {

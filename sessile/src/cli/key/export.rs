@@ -1,10 +1,11 @@
 //! `sessile key export`: writes a balancer's route chains, or the present ticket keys for other TLS servers.
-//! Files have mode 0600 and are replaced as a whole.
+//! Files have mode 0600 and are replaced as a whole. The export also moves the key file forward.
 
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{ArgGroup, ValueEnum};
@@ -13,17 +14,22 @@ use sessile_proto::keys::{ExportedKey, ExportedKeys, FarmKey};
 use zeroize::Zeroizing;
 
 use super::print;
-use crate::{key, state_file};
+use crate::cli::in_one_line;
+use crate::key::{self, CatchUp};
+use crate::state_file;
 
 const EXAMPLES: &str = r"Examples:
   sessile key export --route --output route.key
   sessile key export --format nginx --output /etc/nginx/tickets
   sessile key export --format haproxy --output /etc/haproxy/tickets
+  sessile key export --format envoy --output /etc/envoy/tickets.yaml
   sessile key export --format apache --output /etc/apache2/ticket.key
 
 A server that is not sessile gets the keys of the current epoch. Export them
-again in every epoch (`rotate`, 1h by default), and reload that server. All
-exports of an epoch are equal.";
+again in every epoch (`rotate`, 1h by default), and reload that server. Envoy
+notices a new file by itself. All exports of an epoch are equal.
+
+Each export also removes expired keys from the farm key file.";
 
 #[derive(clap::Args, Debug)]
 #[command(after_help = EXAMPLES, group = ArgGroup::new("what").required(true).args(["route", "format"]))]
@@ -47,10 +53,16 @@ enum Format {
     Haproxy,
     /// A file for `SSLSessionTicketKeyFile`: one key, so tickets end with their epoch
     Apache,
+    /// A secret for `session_ticket_keys_sds_secret_config`, in a file that Envoy watches
+    Envoy,
 }
+
+/// The name of the secret with the ticket keys in Envoy's configuration.
+const ENVOY_SECRET: &str = "sessile-ticket-keys";
 
 pub(super) fn run(path: &Path, args: &Args, now: Time) -> anyhow::Result<ExitCode> {
     let output = &args.output;
+    catch_up(path, now)?;
     let Some(format) = args.format else {
         let key = key::load_any(path)?;
         key::write_route_part(output, &key, now)?;
@@ -83,11 +95,47 @@ pub(super) fn run(path: &Path, args: &Args, now: Time) -> anyhow::Result<ExitCod
                 output.display()
             )
         }
+        Format::Envoy => {
+            key::write_secret(output, envoy(&keys).as_bytes())?;
+            format!(
+                "in a DownstreamTlsContext:\n  session_ticket_keys_sds_secret_config:\n    name: {ENVOY_SECRET}\n    \
+                 sds_config: {{ path_config_source: {{ path: {} }} }}\n",
+                output.display()
+            )
+        }
+    };
+    let reload = match format {
+        Format::Envoy => "",
+        _ => ", and reload the server,",
     };
     print(&format!(
-        "{said}Export again, and reload the server, after {}.\n",
+        "{said}Export again{reload} after {}.\n",
         super::rfc3339(until)
     ))
+}
+
+/// Moves the key file forward. Prints a warning if old keys stay in the file.
+fn catch_up(path: &Path, now: Time) -> anyhow::Result<()> {
+    if key::load_any(path)?.is_route_part() {
+        return Ok(());
+    }
+    let reason = match key::catch_up(path, now) {
+        Ok(CatchUp::Moved | CatchUp::UpToDate) => return Ok(()),
+        Ok(CatchUp::Unconfirmed(lag)) => format!(
+            "it is {} behind this machine's clock, and no NTP service or earlier export confirms this clock; keep the \
+             timer that exports, which moves the file later",
+            humantime::format_duration(Duration::from_secs(lag.as_secs()))
+        ),
+        Err(error) => format!(
+            "{}; let this command write the file",
+            in_one_line(&error.into())
+        ),
+    };
+    eprintln!(
+        "warning: {}: expired ticket keys stay in the file: {reason}.",
+        path.display()
+    );
+    Ok(())
 }
 
 /// Writes one file for each key and a list of the files. Returns the folder as nginx must name it.
@@ -145,6 +193,23 @@ fn haproxy(keys: &ExportedKeys) -> Zeroizing<String> {
         lines.push('\n');
     }
     lines
+}
+
+/// A secret of Envoy. Envoy encrypts with the first key, and decrypts with all keys.
+fn envoy(keys: &ExportedKeys) -> Zeroizing<String> {
+    let mut text = Zeroizing::new(format!(
+        "resources:\n- \"@type\": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret\n  \
+         name: {ENVOY_SECRET}\n  session_ticket_keys:\n    keys:\n"
+    ));
+    for key in [&keys.current, &keys.next]
+        .into_iter()
+        .chain(&keys.previous)
+    {
+        text.push_str("    - inline_bytes: ");
+        text.push_str(&base64(key.aes256()));
+        text.push('\n');
+    }
+    text
 }
 
 /// Encodes bytes in base64 (RFC 4648, section 4).

@@ -122,6 +122,8 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
             scope,
         } => {
             key::create(&path, scope.as_deref(), rotate, max_lifetime, now)?;
+            // The first export can then move the file.
+            key::note_clock(&path, now);
             new_key(&path)
         }
         Command::Show { json } => show::run(&path, json, now),

@@ -94,6 +94,8 @@ pub struct CheckEffect {
 #[derive(Debug, Default)]
 pub struct HealthState {
     is_checked: bool,
+    /// True if the first check decides at once. Until then, the server counts as down.
+    awaits_check: bool,
     is_down: bool,
     /// The number of checks in a row that contradict `is_down`.
     contradictions: u32,
@@ -110,7 +112,7 @@ struct Ejection {
 }
 
 impl HealthState {
-    /// The health of a server that was added at runtime. Its slow start begins now.
+    /// The health of a server that was added at runtime and is not checked. Its slow start begins now.
     #[must_use]
     pub fn added_at(now: Instant) -> Self {
         Self {
@@ -119,11 +121,20 @@ impl HealthState {
         }
     }
 
+    /// The health of a server that was added at runtime. It counts as down until it has passed a check.
+    #[must_use]
+    pub fn awaiting_check() -> Self {
+        Self {
+            awaits_check: true,
+            ..Self::default()
+        }
+    }
+
     /// Whether the server takes connections.
     #[must_use]
     pub fn availability(&self, now: Instant) -> Availability {
         match self.ejection {
-            _ if self.is_down => Availability::Down,
+            _ if self.is_down || self.awaits_check => Availability::Down,
             Some(ejection) if now < ejection.until => Availability::Ejected,
             _ => Availability::Up,
         }
@@ -164,15 +175,18 @@ impl HealthState {
         if effect.ended_ejection {
             self.record_answer(now);
         }
-        if passed != self.is_down {
-            self.contradictions = 0;
-            return effect;
-        }
-        self.contradictions += 1;
-        let needed = if self.is_down { RISE } else { FALL };
-        if self.contradictions < needed {
-            effect.in_doubt = true;
-            return effect;
+        let is_first = std::mem::take(&mut self.awaits_check);
+        if !is_first {
+            if passed != self.is_down {
+                self.contradictions = 0;
+                return effect;
+            }
+            self.contradictions += 1;
+            let needed = if self.is_down { RISE } else { FALL };
+            if self.contradictions < needed {
+                effect.in_doubt = true;
+                return effect;
+            }
         }
         self.contradictions = 0;
         self.is_down = !passed;
@@ -188,6 +202,7 @@ impl HealthState {
     /// Forgets the results of all checks, because nothing checks the server any more.
     pub const fn forget_checks(&mut self) {
         self.is_checked = false;
+        self.awaits_check = false;
         self.is_down = false;
         self.contradictions = 0;
     }

@@ -15,6 +15,8 @@ pub mod health_state;
 pub mod hello;
 pub mod key_names;
 pub mod keys;
+pub mod learned_number;
+pub mod name_resolution;
 pub mod postgres;
 pub mod proxy_protocol;
 pub mod record;

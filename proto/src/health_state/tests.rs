@@ -45,6 +45,27 @@ fn two_failed_checks_take_a_server_down_and_two_passed_checks_bring_it_back() {
 }
 
 #[test]
+fn a_server_that_awaits_its_first_check_is_down_until_the_check_decides() {
+    for (passed, change, availability) in [
+        (true, HealthChange::CameUp, Availability::Up),
+        (false, HealthChange::WentDown, Availability::Down),
+    ] {
+        let mut health = HealthState::awaiting_check();
+        assert_eq!(health.availability(at(0)), Availability::Down);
+        assert_eq!(health.rank(false, at(0)), PlacementRank::Down);
+        let effect = health.record_check(passed, at(1));
+        assert_eq!(effect.change, Some(change));
+        assert_eq!(health.availability(at(1)), availability);
+        assert_eq!(health.is_starting(Duration::from_secs(9), at(2)), passed);
+        // From now on, one check changes nothing.
+        assert!(health.record_check(!passed, at(2)).in_doubt);
+    }
+    let mut unchecked = HealthState::awaiting_check();
+    unchecked.forget_checks();
+    assert_eq!(unchecked.availability(at(0)), Availability::Up);
+}
+
+#[test]
 fn each_ejection_lasts_longer_until_the_server_answers() {
     let mut health = HealthState::default();
     let mut lengths = Vec::new();

@@ -8,10 +8,11 @@ use http::header::{ALLOW, AUTHORIZATION, HeaderName, HeaderValue, WWW_AUTHENTICA
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 
-use super::command::{Command, ServerChange};
+use super::command::{Command, ServerCommand, ServerError};
 use super::{Token, respond};
 use crate::config::store::percent_decoded;
 
@@ -45,12 +46,13 @@ enum ApiError {
     Unauthorized,
     #[error("the body has more than {MAX_BODY} bytes, or did not arrive")]
     Body,
-    #[error(
-        "the body cannot be parsed: {0}; write for example {{\"drain\": true, \"weight\": 10}}"
-    )]
-    Json(serde_json::Error),
+    #[error("the body cannot be parsed: {error}; write for example {example}")]
+    Json {
+        error: serde_json::Error,
+        example: &'static str,
+    },
     #[error(transparent)]
-    UnknownServer(#[from] super::UnknownServer),
+    Server(#[from] ServerError),
     #[error("the balancer did not answer; it may be shutting down")]
     NoAnswer,
 }
@@ -58,12 +60,15 @@ enum ApiError {
 impl ApiError {
     const fn status(&self) -> StatusCode {
         match self {
-            Self::NotFound | Self::UnknownServer(_) => StatusCode::NOT_FOUND,
+            Self::NotFound | Self::Server(ServerError::Unknown { .. }) => StatusCode::NOT_FOUND,
             Self::Method(_) => StatusCode::METHOD_NOT_ALLOWED,
             Self::NoToken => StatusCode::FORBIDDEN,
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
             Self::Body => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::Json(_) => StatusCode::BAD_REQUEST,
+            Self::Json { .. } | Self::Server(ServerError::Invalid(_)) => StatusCode::BAD_REQUEST,
+            Self::Server(ServerError::Found { .. } | ServerError::SameNumber(_)) => {
+                StatusCode::CONFLICT
+            }
             Self::NoAnswer => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
@@ -116,8 +121,9 @@ async fn execute(api: &Api, request: Request<Incoming>) -> Result<Value, ApiErro
         .strip_prefix(SERVERS_PATH)
         .and_then(percent_decode)
         .ok_or(ApiError::NotFound)?;
-    if request.method() != Method::POST {
-        return Err(ApiError::Method("POST"));
+    let method = request.method().clone();
+    if ![Method::POST, Method::PUT, Method::DELETE].contains(&method) {
+        return Err(ApiError::Method("POST, PUT, DELETE"));
     }
     let authorization = request.headers().get(AUTHORIZATION);
     let token = api.token.as_ref().ok_or(ApiError::NoToken)?;
@@ -129,14 +135,23 @@ async fn execute(api: &Api, request: Request<Incoming>) -> Result<Value, ApiErro
         .await
         .map_err(|_| ApiError::Body)?
         .to_bytes();
-    let change: ServerChange = serde_json::from_slice(&body).map_err(ApiError::Json)?;
-    let changed = send_command(api, |answer| Command::ChangeServer {
+    let command = match method {
+        Method::DELETE => ServerCommand::Remove,
+        Method::PUT => ServerCommand::Put(parse(&body, r#"{"address": "10.0.0.1:443"}"#)?),
+        _ => ServerCommand::Change(parse(&body, r#"{"drain": true, "weight": 10}"#)?),
+    };
+    let answered = send_command(api, |answer| Command::Server {
         name,
-        change,
+        command,
         answer,
     })
     .await?;
-    Ok(changed?)
+    Ok(answered?)
+}
+
+/// Parses the JSON of a body. An error shows the example.
+fn parse<T: DeserializeOwned>(body: &[u8], example: &'static str) -> Result<T, ApiError> {
+    serde_json::from_slice(body).map_err(|error| ApiError::Json { error, example })
 }
 
 /// Sends a command and waits for the answer.
@@ -155,13 +170,13 @@ async fn send_command<T>(
         .unwrap_or(Err(ApiError::NoAnswer))
 }
 
-/// Decodes the percent-encoded last segment of a path (RFC 3986, 2.1). Returns `None` if the
-/// segment is empty or malformed.
-fn percent_decode(segment: &str) -> Option<String> {
-    if segment.is_empty() || segment.contains('/') {
+/// Decodes the percent-encoded end of a path (RFC 3986, 2.1). Returns `None` if the end is empty or
+/// malformed. The names of servers that DNS gave contain a slash.
+fn percent_decode(end: &str) -> Option<String> {
+    if end.is_empty() {
         return None;
     }
-    percent_decoded(segment).ok()
+    percent_decoded(end).ok()
 }
 
 #[cfg(test)]
@@ -175,7 +190,11 @@ mod tests {
             percent_decode("web%201%2F%c3%a4").as_deref(),
             Some("web 1/ä")
         );
-        for wrong in ["", "a/b", "%", "%2", "%zz", "%+1", "%ff"] {
+        assert_eq!(
+            percent_decode("web/10.0.0.1:443").as_deref(),
+            Some("web/10.0.0.1:443")
+        );
+        for wrong in ["", "%", "%2", "%zz", "%+1", "%ff"] {
             assert_eq!(percent_decode(wrong), None, "{wrong}");
         }
     }

@@ -4,6 +4,8 @@
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::config::ServerRequest;
+
 /// Maximum number of commands that wait in the channel.
 const QUEUE: usize = 16;
 
@@ -14,12 +16,23 @@ pub enum Command {
     Balancer(oneshot::Sender<Value>),
     /// Report whether each pool has a server that takes connections.
     Readiness(oneshot::Sender<Result<(), NoServerUp>>),
-    /// Change a server until the next reload of the configuration.
-    ChangeServer {
+    /// Change, add or remove one server.
+    Server {
         name: String,
-        change: ServerChange,
-        answer: oneshot::Sender<Result<Value, UnknownServer>>,
+        command: ServerCommand,
+        answer: oneshot::Sender<Result<Value, ServerError>>,
     },
+}
+
+/// A command about one server.
+#[derive(Debug)]
+pub enum ServerCommand {
+    /// Change a server.
+    Change(ServerChange),
+    /// Add a server, or replace the settings of the server.
+    Put(ServerRequest),
+    /// Remove a server.
+    Remove,
 }
 
 /// The changes to a server; `None` leaves a value as it is.
@@ -37,12 +50,24 @@ pub struct NoServerUp {
     pub pools: Vec<String>,
 }
 
-/// No server has this name.
+/// Why a command about a server is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no server is named {name:?}; the servers are {}", .known.join(", "))]
-pub struct UnknownServer {
-    pub name: String,
-    pub known: Vec<String>,
+pub enum ServerError {
+    /// No server has this name.
+    #[error("no server is named {name:?}; the servers are {}", .known.join(", "))]
+    Unknown { name: String, known: Vec<String> },
+    /// The settings are not valid. The text is that of a problem of a configuration file.
+    #[error("{0}")]
+    Invalid(String),
+    /// The server is one address of a DNS name.
+    #[error(
+        "DNS gave the server {name:?}, so only `drain` and `weight` can be changed; change or remove the server \
+         {entry:?}, which has the DNS name"
+    )]
+    Found { name: String, entry: String },
+    /// Another server has the same number.
+    #[error("{0}")]
+    SameNumber(String),
 }
 
 /// A bounded channel for commands.

@@ -6,7 +6,7 @@ mod command;
 mod token;
 
 pub use api::Api;
-pub use command::{Command, NoServerUp, ServerChange, UnknownServer, channel};
+pub use command::{Command, NoServerUp, ServerChange, ServerCommand, ServerError, channel};
 pub use token::{Token, TokenError};
 
 use std::convert::Infallible;

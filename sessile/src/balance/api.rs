@@ -9,11 +9,12 @@ use sessile_proto::watch::SessionOutcome;
 
 use super::metrics::{RoutedCounters, RuleCount};
 use super::server::{PoolServer, SESSION_FAULT};
-use super::servers::{Pool, ServerSet};
+use super::servers::{DEFAULT_POOL, Pool, ServerSet};
 use super::session_loss::{IdleBucket, SessionLoss, buckets};
 use super::state::BalancerState;
 use crate::client::hex;
 use crate::clock;
+use crate::config::BalanceServer;
 use crate::locks::locked;
 
 pub(super) fn balancer_json(state: &BalancerState) -> Value {
@@ -24,10 +25,16 @@ pub(super) fn balancer_json(state: &BalancerState) -> Value {
         .servers()
         .map(|(pool, server)| server_json(state, &pool.name, server))
         .collect();
+    let entries = set.inputs.balance.servers.iter();
+    let names: Vec<Value> = entries
+        .filter(|entry| entry.address.is_name())
+        .map(|entry| name_json(state, &set, entry))
+        .collect();
     json!({
-        "farm": set.route_keys.as_ref().map(|keyring| keyring.scope()),
+        "farm": set.inputs.route_keys.as_ref().map(|keyring| keyring.scope()),
         "pools": pools,
         "servers": servers,
+        "names": names,
         "connections": by_rule(metrics.routed.by_rule()),
         "missed": by_rule(metrics.misses()),
         "open": metrics.connections.open.get(),
@@ -41,7 +48,7 @@ pub(super) fn balancer_json(state: &BalancerState) -> Value {
 
 fn pool_json(set: &ServerSet, pool: &Pool) -> Value {
     let servers: Vec<&str> = pool.servers.iter().map(|server| server.name()).collect();
-    let settings = set.balance.pools.iter();
+    let settings = set.inputs.balance.pools.iter();
     let names: Vec<&String> = settings
         .filter(|settings| settings.name == pool.name)
         .flat_map(|settings| &settings.names)
@@ -55,10 +62,44 @@ fn pool_json(set: &ServerSet, pool: &Pool) -> Value {
     })
 }
 
-pub(super) fn server_json(state: &BalancerState, pool: &str, server: &PoolServer) -> Value {
+/// A server or the DNS name of servers, by the name in the configuration.
+pub(super) fn entry_json(state: &BalancerState, name: &str) -> Option<Value> {
+    let set = state.server_set();
+    let mut servers = set.servers();
+    if let Some((pool, server)) = servers.find(|(_, server)| server.name() == name) {
+        return Some(server_json(state, &pool.name, server));
+    }
+    let mut entries = set.inputs.balance.servers.iter();
+    let entry = entries.find(|entry| entry.name == name && entry.address.is_name())?;
+    Some(name_json(state, &set, entry))
+}
+
+/// The DNS name of servers, and the servers that were found.
+fn name_json(state: &BalancerState, set: &ServerSet, entry: &BalanceServer) -> Value {
+    let found = set
+        .servers()
+        .filter(|(_, server)| server.is_found() && server.entry == entry.name);
+    let found: Vec<&str> = found.map(|(_, server)| server.name()).collect();
+    let failure = state.names.failure(&entry.address);
+    json!({
+        "name": entry.name,
+        "address": entry.address.to_string(),
+        "pool": entry.pool.as_deref().unwrap_or(DEFAULT_POOL),
+        "drain": entry.drain,
+        "weight": entry.weight,
+        "from_api": set.inputs.api_servers.contains(&entry.name),
+        "servers": found,
+        "lookup_failed": failure.map(|failure| json!({
+            "error": failure.error,
+            "since": clock::rfc3339(failure.since),
+        })),
+    })
+}
+
+fn server_json(state: &BalancerState, pool: &str, server: &PoolServer) -> Value {
     let set = state.server_set();
     let now = Instant::now();
-    let slow_start = set.balance.slow_start;
+    let slow_start = set.inputs.balance.slow_start;
     let key_names: Vec<String> = server.key_names.read(|names| {
         let proven = names.names_of(server.id());
         proven.map(|name| hex(name)).collect()
@@ -74,7 +115,9 @@ pub(super) fn server_json(state: &BalancerState, pool: &str, server: &PoolServer
         })),
         "session_fault": session_fault_json(server),
         "pool": pool,
-        "address": settings.address,
+        "address": server.address(),
+        "found_by": server.is_found().then(|| settings.address.to_string()),
+        "from_api": set.inputs.api_servers.contains(&server.entry),
         "number": server.number,
         "drain": settings.drain,
         "weight": settings.weight,

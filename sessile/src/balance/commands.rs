@@ -1,15 +1,28 @@
-//! Runs the commands of the admin API. Changes last until the configuration is read again.
+//! Runs the commands of the admin API. Servers that the API added stay until the end of the process. Other changes
+//! last until the configuration is read again.
 
 use std::sync::Arc;
 use std::time::Instant;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-use super::api::{balancer_json, server_json};
-use super::state::BalancerState;
-use crate::admin::{Command, NoServerUp, ServerChange, UnknownServer};
-use crate::config::Balance;
+use super::api::{balancer_json, entry_json};
+use super::numbers::SameNumber;
+use super::server_list::SetInputs;
+use super::servers::{DEFAULT_POOL, ServerSet};
+use super::state::{BalancerState, Changes};
+use crate::admin::{Command, NoServerUp, ServerChange, ServerCommand, ServerError};
+use crate::config::{ServerAddress, ServerRequest, WEIGHT_OF_SERVICE};
+
+/// Most servers and DNS names that the API adds.
+const MAX_API_SERVERS: usize = 1000;
+
+impl From<SameNumber> for ServerError {
+    fn from(same: SameNumber) -> Self {
+        Self::SameNumber(same.to_string())
+    }
+}
 
 /// Runs commands until every sender is gone.
 pub(super) async fn run(state: Arc<BalancerState>, mut commands: mpsc::Receiver<Command>) {
@@ -22,12 +35,12 @@ pub(super) async fn run(state: Arc<BalancerState>, mut commands: mpsc::Receiver<
             Command::Readiness(answer) => {
                 let _ = answer.send(readiness(&state));
             }
-            Command::ChangeServer {
+            Command::Server {
                 name,
-                change,
+                command,
                 answer,
             } => {
-                let _ = answer.send(change_server(&state, &name, change));
+                let _ = answer.send(execute(&state, &name, command));
             }
         }
     }
@@ -40,8 +53,13 @@ fn readiness(state: &BalancerState) -> Result<(), NoServerUp> {
     let pools: Vec<String> = set
         .pools
         .iter()
-        .filter(|pool| !pool.servers.is_empty() && !pool.has_available_server(now))
-        .map(|pool| format!("pool {}", pool.name))
+        .filter_map(|pool| {
+            if pool.servers.is_empty() {
+                let name = unanswered_name(state, &set, &pool.name)?;
+                return Some(format!("pool {} ({name})", pool.name));
+            }
+            (!pool.has_available_server(now)).then(|| format!("pool {}", pool.name))
+        })
         .collect();
     if pools.is_empty() {
         Ok(())
@@ -50,42 +68,129 @@ fn readiness(state: &BalancerState) -> Result<(), NoServerUp> {
     }
 }
 
-fn change_server(
-    state: &BalancerState,
-    name: &str,
-    change: ServerChange,
-) -> Result<Value, UnknownServer> {
-    let has_changed = state.change(|balance| apply(balance, name, change));
-    let set = state.server_set();
-    let Some((pool, server)) = set.servers().find(|(_, server)| server.name() == name) else {
-        let names = set.servers().map(|(_, server)| server.name().to_owned());
-        return Err(UnknownServer {
-            name: name.to_owned(),
-            known: names.collect(),
-        });
-    };
-    if has_changed {
-        let settings = &server.settings;
-        tracing::info!(
-            server = name,
-            drain = settings.drain,
-            weight = settings.weight,
-            "server changed over the API"
-        );
-    }
-    Ok(server_json(state, &pool.name, server))
+/// A DNS name of this pool, and why no server of the name is known.
+fn unanswered_name(state: &BalancerState, set: &ServerSet, pool: &str) -> Option<String> {
+    let mut entries = set.inputs.balance.servers.iter();
+    let entry = entries.find(|entry| {
+        entry.address.is_name() && entry.pool.as_deref().unwrap_or(DEFAULT_POOL) == pool
+    })?;
+    let failure = state.names.failure(&entry.address);
+    let error = failure.map_or_else(|| "no answer yet".to_owned(), |failure| failure.error);
+    Some(format!("{}: {error}", entry.address))
 }
 
-/// Applies a change to the settings of a server. Returns true if a setting got another value.
-fn apply(balance: &mut Balance, name: &str, change: ServerChange) -> bool {
-    let mut servers = balance.servers.iter_mut();
-    let Some(server) = servers.find(|server| server.name == name) else {
-        return false;
+fn execute(
+    state: &BalancerState,
+    name: &str,
+    command: ServerCommand,
+) -> Result<Value, ServerError> {
+    let changes = state.change(|inputs| match command {
+        ServerCommand::Change(change) => change_server(state, inputs, name, change),
+        ServerCommand::Put(request) => put_server(state, inputs, name, request),
+        ServerCommand::Remove => remove_server(state, inputs, name),
+    })?;
+    let Changes {
+        added,
+        changed,
+        removed,
+    } = &changes;
+    if changes != Changes::default() {
+        tracing::info!(?added, ?changed, ?removed, "servers changed over the API");
+    }
+    let removed = || json!({ "removed": removed });
+    Ok(entry_json(state, name).unwrap_or_else(removed))
+}
+
+/// Changes the settings of an entry, or of one server of a name.
+fn change_server(
+    state: &BalancerState,
+    inputs: &mut SetInputs,
+    name: &str,
+    change: ServerChange,
+) -> Result<(), ServerError> {
+    let mut entries = inputs.balance.servers.iter_mut();
+    if let Some(entry) = entries.find(|entry| entry.name == name) {
+        if change.weight.is_some() && matches!(entry.address, ServerAddress::Service(_)) {
+            return Err(ServerError::Invalid(WEIGHT_OF_SERVICE.to_owned()));
+        }
+        entry.drain = change.drain.unwrap_or(entry.drain);
+        entry.weight = change.weight.map_or(entry.weight, Into::into);
+        return Ok(());
+    }
+    if state.server_set().server(name).is_none() {
+        return Err(unknown_server(state, name));
+    }
+    let changed = inputs.changes.entry(name.to_owned()).or_default();
+    changed.drain = change.drain.or(changed.drain);
+    changed.weight = change.weight.or(changed.weight);
+    Ok(())
+}
+
+/// Adds an entry, or replaces its settings. An added entry stays over a reload.
+fn put_server(
+    state: &BalancerState,
+    inputs: &mut SetInputs,
+    name: &str,
+    request: ServerRequest,
+) -> Result<(), ServerError> {
+    refuse_found(state, name)?;
+    let server = request.validate(name, &inputs.balance.pools);
+    let server = server.map_err(ServerError::Invalid)?;
+    let servers = &mut inputs.balance.servers;
+    if let Some(entry) = servers.iter_mut().find(|entry| entry.name == name) {
+        *entry = server;
+    } else if inputs.api_servers.len() >= MAX_API_SERVERS {
+        return Err(ServerError::Invalid(format!(
+            "the API has added {MAX_API_SERVERS} servers, which is the limit; remove one"
+        )));
+    } else {
+        inputs.api_servers.insert(name.to_owned());
+        servers.push(server);
+    }
+    Ok(())
+}
+
+/// Removes an entry. A reload restores an entry of the configuration.
+fn remove_server(
+    state: &BalancerState,
+    inputs: &mut SetInputs,
+    name: &str,
+) -> Result<(), ServerError> {
+    refuse_found(state, name)?;
+    let servers = &mut inputs.balance.servers;
+    let Some(at) = servers.iter().position(|entry| entry.name == name) else {
+        return Err(unknown_server(state, name));
     };
-    let drain = change.drain.unwrap_or(server.drain);
-    let weight = change.weight.map_or(server.weight, Into::into);
-    let differs = drain != server.drain || weight != server.weight;
-    server.drain = drain;
-    server.weight = weight;
-    differs
+    servers.remove(at);
+    inputs.api_servers.remove(name);
+    Ok(())
+}
+
+/// The settings of a server that DNS gave are those of the entry with the DNS name.
+fn refuse_found(state: &BalancerState, name: &str) -> Result<(), ServerError> {
+    let set = state.server_set();
+    match set.server(name) {
+        Some(server) if server.is_found() => Err(ServerError::Found {
+            name: name.to_owned(),
+            entry: server.entry.clone(),
+        }),
+        _ => Ok(()),
+    }
+}
+
+fn unknown_server(state: &BalancerState, name: &str) -> ServerError {
+    let set = state.server_set();
+    let entries = set
+        .inputs
+        .balance
+        .servers
+        .iter()
+        .map(|entry| entry.name.clone());
+    let mut known: Vec<String> = entries.collect();
+    let found = set.servers().filter(|(_, server)| server.is_found());
+    known.extend(found.map(|(_, server)| server.name().to_owned()));
+    ServerError::Unknown {
+        name: name.to_owned(),
+        known,
+    }
 }

@@ -85,8 +85,8 @@ impl ClientHandler for Arc<BalancerState> {
             admitted: client.admitted,
             server: connection,
             timeouts: Timeouts {
-                idle: set.balance.idle_timeout,
-                total: set.balance.total_timeout,
+                idle: set.inputs.balance.idle_timeout,
+                total: set.inputs.balance.total_timeout,
                 ..Timeouts::default()
             },
             watch: Watch::new(hello),
@@ -202,7 +202,7 @@ impl Search<'_> {
         router: &'r Router<'r>,
         first_miss: &mut FirstMiss,
     ) -> Result<Attempt, TurnAwayCause> {
-        let connect_timeout = self.set.balance.connect_timeout;
+        let connect_timeout = self.set.inputs.balance.connect_timeout;
         let deadline = router.instant + connect_timeout * MAX_SEARCH_TIMEOUTS;
         let client = &self.client.io;
         let mut tried: Vec<&'r Arc<PoolServer>> = Vec::new();
@@ -262,7 +262,7 @@ impl Search<'_> {
     /// Connects to a server and writes the first bytes.
     async fn connect(&self, server: &PoolServer) -> Result<ServerConnection, SkipReason> {
         let open = server.reserve().ok_or(SkipReason::Full)?;
-        let deadline = tokio::time::Instant::now() + self.set.balance.connect_timeout;
+        let deadline = tokio::time::Instant::now() + self.set.inputs.balance.connect_timeout;
         let mut io = match timeout_at(deadline, self.open(server)).await {
             Ok(Ok(io)) => io,
             Ok(Err(error)) => return Err(self.record_failure(server, Some(&error))),

@@ -36,6 +36,11 @@ pub(super) fn open_route_keys(
     }
 }
 
+/// The label of a ticket.
+pub(super) fn read_ticket_label(keyring: &RouteKeyring, ticket: &[u8], now: Time) -> Option<Label> {
+    Some(ticket::read_label(&keyring.keys(now), ticket)?.1)
+}
+
 /// The first label among the first PSK identities, or else the label of the TLS 1.2 ticket.
 pub(super) fn read_label(
     keyring: &RouteKeyring,

@@ -6,13 +6,15 @@
 //! ```text
 //! mod              start, reload and end of a balancer
 //! commands         commands of the admin API
-//! api, connection, health/{mod, key_name_discovery, check}
+//! api, connection, health/{mod, key_name_discovery, check}, names/mod
 //! handshake        follows the handshake of a connection
 //! outcome          learned sessions, counts and log of a connection
 //! state            the shared state of all threads
 //! routing          the rules
 //! servers          server set and pools
 //! server           one server: settings, health, load
+//! names/{table, resolver}, numbers
+//! server_list      the servers by configuration, DNS and API
 //! metrics/{mod, per_server, server_gauges, counters, causes}
 //! addresses, connect, key_names, labels, learned_file, pool_names, relay/, route_miss, session_loss
 //! ```
@@ -28,17 +30,20 @@ mod key_names;
 mod labels;
 mod learned_file;
 mod metrics;
+mod names;
+mod numbers;
 mod outcome;
 mod pool_names;
 mod relay;
 mod route_miss;
 mod routing;
 mod server;
+mod server_list;
 mod servers;
 mod session_loss;
 mod state;
 
-pub use servers::SameNumber;
+pub use numbers::SameNumber;
 pub use state::Changes;
 
 use std::io;
@@ -61,7 +66,9 @@ use crate::log_interval::LogInterval;
 use addresses::Addresses;
 use labels::open_route_keys;
 use learned_file::LearnedFile;
-use metrics::{BalancerMetrics, ServerFamilies};
+use metrics::{BalancerMetrics, LookupCounters, ServerFamilies};
+use names::table::Names;
+use server_list::SetInputs;
 use servers::ServerSet;
 use state::BalancerState;
 
@@ -75,7 +82,7 @@ pub enum StartError {
     Listen(#[from] ListenError),
     #[error(transparent)]
     Reload(#[from] ReloadError),
-    #[error("cannot start a worker thread: {0}")]
+    #[error("cannot start a thread: {0}")]
     Thread(#[from] io::Error),
     #[error("metrics: {0}")]
     Metrics(#[from] prometheus::Error),
@@ -127,7 +134,8 @@ impl Balancer {
         let metrics = BalancerMetrics::register(registry)?;
         metrics::register_learned(registry, &learned, &addresses)?;
         let families = ServerFamilies::register(registry)?;
-        let set = first_server_set(config, &families)?;
+        let names = Names::new(LookupCounters::register(registry)?);
+        let set = first_server_set(config, &names, &families)?;
         let files = lifecycle::file_limit();
         relay::allow_pipes(files);
         let limit = connection_limit(config, files);
@@ -136,6 +144,7 @@ impl Balancer {
         let state = Arc::new(BalancerState {
             servers: watch::Sender::new(Arc::new(set)),
             replacing: Mutex::new(()),
+            names,
             learned,
             addresses,
             metrics,
@@ -175,6 +184,7 @@ impl Balancer {
         let checked = Arc::clone(&state);
         workers.spawn("balance-servers", move || async move {
             tokio::task::spawn_local(commands::run(Arc::clone(&checked), received));
+            tokio::task::spawn_local(names::supervise(Arc::clone(&checked)));
             health::supervise(checked).await;
         })?;
         Ok(Self {
@@ -196,19 +206,26 @@ impl Balancer {
     #[must_use]
     pub fn farm(&self) -> Option<String> {
         let set = self.state.server_set();
-        set.route_keys.as_ref().map(|keyring| keyring.scope())
+        set.inputs
+            .route_keys
+            .as_ref()
+            .map(|keyring| keyring.scope())
     }
 
-    /// Applies the key, the pools and the servers of another configuration. Open connections continue, and the
-    /// statistics of remaining servers stay.
+    /// Applies the key, the pools and the servers of another configuration. Open connections continue. The
+    /// statistics of remaining servers stay, and so do the servers that the API added. The names of servers are
+    /// looked up again.
     ///
     /// # Errors
     /// The key or the servers are not usable. Then nothing changes.
     pub fn reload(&self, config: &Config) -> Result<Changes, ReloadError> {
-        let _replacing = locked(&self.state.replacing);
-        let had_one = self.state.server_set().route_keys.is_some();
-        let route_keys = open_route_keys(config, had_one)?;
-        Ok(self.state.replace(config.balance.clone(), route_keys)?)
+        let changes = self.state.change(|inputs| {
+            let route_keys = open_route_keys(config, inputs.route_keys.is_some())?;
+            inputs.reload(config.balance.clone(), route_keys);
+            Ok::<(), ReloadError>(())
+        })?;
+        self.state.names.repeat_lookups();
+        Ok(changes)
     }
 
     /// Waits until the workers have drained, and writes the learned table for the next start.
@@ -244,8 +261,13 @@ fn random_seed() -> Result<u64, StartError> {
     Ok(u64::from_ne_bytes(seed))
 }
 
-fn first_server_set(config: &Config, families: &ServerFamilies) -> Result<ServerSet, ReloadError> {
-    let route_keys = open_route_keys(config, false)?;
-    let balance = config.balance.clone();
-    Ok(ServerSet::new(balance, route_keys, None, families)?)
+fn first_server_set(
+    config: &Config,
+    names: &Names,
+    families: &ServerFamilies,
+) -> Result<ServerSet, StartError> {
+    let route_keys = open_route_keys(config, false).map_err(ReloadError::from)?;
+    let mut inputs = SetInputs::new(config.balance.clone(), route_keys);
+    inputs.found = names::look_up_first(names, &config.balance)?;
+    Ok(ServerSet::new(inputs, None, families).map_err(ReloadError::from)?)
 }

@@ -140,7 +140,7 @@ impl<'r> Router<'r> {
     }
 
     fn by_label(&'r self) -> Option<Found<'r>> {
-        let keyring = self.set.route_keys.as_ref()?;
+        let keyring = self.set.inputs.route_keys.as_ref()?;
         let label = read_label(keyring, self.hello, self.now)?;
         let Some(server) = self.pool.with_number(label.server) else {
             return Some(Err(SkipReason::NotInPool));

@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use sessile_proto::health_state::{
     Availability, CheckEffect, HealthState, PlacementRank, ServerState,
 };
+use sessile_proto::learned_number::LearnedNumber;
 use sessile_proto::route::{self, Load};
 use sessile_proto::session_fault::{CheckClient, FaultChange, SessionFault, SessionOffers};
 use sessile_proto::verdict::How;
@@ -17,6 +18,7 @@ use tokio::sync::Notify;
 
 use super::key_names::PoolKeyNames;
 use super::metrics::ServerMetrics;
+use super::server_list::ListedServer;
 use super::session_loss::SessionLoss;
 use crate::client::Error;
 use crate::clock;
@@ -30,9 +32,12 @@ pub(super) const SESSION_FAULT: &str = "the server ended a handshake that offere
 /// A server with its settings. A reload replaces the server, and keeps the statistics.
 pub(super) struct PoolServer {
     pub(super) settings: BalanceServer,
+    address: SocketAddr,
+    /// The name of the entry in the configuration.
+    pub(super) entry: String,
     id: u64,
-    /// The server's number in labels. `None` if no number is configured, and the balancer has no key to derive
-    /// the number.
+    /// The server's number in labels. `None` if the number is not known, or if another server of the pool shows
+    /// the same number.
     pub(super) number: Option<u32>,
     pub(super) stats: Arc<ServerStats>,
     /// The key names of the server's pool.
@@ -44,6 +49,8 @@ pub(super) struct ServerStats {
     health: Mutex<HealthState>,
     check_failure: Mutex<Option<CheckFailure>>,
     session_offers: Mutex<SessionOffers>,
+    /// The number in the server's tickets, if the server was found by a DNS name.
+    learned_number: Mutex<LearnedNumber>,
     /// A cut connection requests a check, because a check can tell whether the server still answers.
     recheck: Notify,
     pub(super) metrics: ServerMetrics,
@@ -65,23 +72,41 @@ impl ServerStats {
             health: Mutex::new(health),
             check_failure: Mutex::default(),
             session_offers: Mutex::default(),
+            learned_number: Mutex::default(),
             recheck: Notify::new(),
             metrics,
             session_loss: SessionLoss::default(),
         }
     }
+
+    /// Records the number in the label of a ticket. Returns true if the server's number has changed.
+    pub(super) fn learn_number(&self, number: u32) -> bool {
+        locked(&self.learned_number).record(number)
+    }
+
+    /// The number in the server's tickets. `None` until the balancer has seen a label.
+    pub(super) fn learned_number(&self) -> Option<u32> {
+        locked(&self.learned_number).get()
+    }
 }
 
 impl PoolServer {
     pub(super) fn new(
-        settings: BalanceServer,
+        listed: ListedServer,
         number: Option<u32>,
         stats: Arc<ServerStats>,
         key_names: Arc<PoolKeyNames>,
     ) -> Self {
+        let ListedServer {
+            settings,
+            address,
+            entry,
+        } = listed;
         Self {
             id: route::server_id(&settings.name),
             settings,
+            address,
+            entry,
             number,
             stats,
             key_names,
@@ -93,7 +118,12 @@ impl PoolServer {
     }
 
     pub(super) const fn address(&self) -> SocketAddr {
-        self.settings.address
+        self.address
+    }
+
+    /// True if DNS gave the address.
+    pub(super) const fn is_found(&self) -> bool {
+        self.settings.address.is_name()
     }
 
     /// Identifies the server in the learned table and in key names. It does not depend on other servers.

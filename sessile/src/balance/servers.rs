@@ -15,24 +15,27 @@ use strum::VariantArray;
 
 use super::key_names::PoolKeyNames;
 use super::metrics::ServerFamilies;
+use super::numbers::{Numbers, SameNumber, server_numbers};
 use super::pool_names::PoolNames;
 use super::route_miss::SkipReason;
 use super::server::{PoolServer, ServerStats};
-use crate::config::{Balance, BalanceServer, UnknownName};
-use crate::key::{RouteKeyring, server_number};
+use super::server_list::{ListedServer, SetInputs};
+use crate::config::{Balance, BalanceServer, Health, UnknownName};
 
 /// The name of the pool for servers whose settings name no pool.
-const DEFAULT_POOL: &str = "default";
+pub(super) const DEFAULT_POOL: &str = "default";
 
 /// The servers and pools of one configuration.
 pub(super) struct ServerSet {
-    /// The settings that this set was made from.
-    pub(super) balance: Balance,
-    /// `None` without a key.
-    pub(super) route_keys: Option<Arc<RouteKeyring>>,
+    /// The inputs that this set was made from.
+    pub(super) inputs: SetInputs,
     /// The default pool comes first.
     pub(super) pools: Vec<Pool>,
     pool_names: PoolNames,
+    /// True if an entry of the configuration names no pool. The entry may still have no server.
+    has_default: bool,
+    /// Found servers whose tickets show the number of another server of the pool.
+    pub(super) clashes: Vec<SameNumber>,
 }
 
 /// Servers that can replace each other.
@@ -51,56 +54,54 @@ pub(super) struct Pool {
     pub(super) key_names: Arc<PoolKeyNames>,
 }
 
-/// Labels could not tell two servers apart.
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "servers {one:?} and {other:?} have the same number, {number}, so that labels cannot tell them apart; set `number` \
-     for one of them, here and as server.number in its own file"
-)]
-pub struct SameNumber {
-    one: String,
-    other: String,
-    number: u32,
-}
-
 impl ServerSet {
     /// `before`: the set that the new set replaces.
     pub(super) fn new(
-        balance: Balance,
-        route_keys: Option<Arc<RouteKeyring>>,
+        mut inputs: SetInputs,
         before: Option<&Self>,
         families: &ServerFamilies,
     ) -> Result<Self, SameNumber> {
-        let numbers = server_numbers(&balance.servers, route_keys.as_deref())?;
-        let mut pools = vec![Pool::new(DEFAULT_POOL, balance.policy, &balance, before)];
+        let list = inputs.list();
+        let balance = &inputs.balance;
+        let is_checked = balance.health != Health::Off;
+        let stats: Vec<_> = list
+            .iter()
+            .map(|server| stats_of(server, is_checked, before, families))
+            .collect();
+        let learned: Vec<_> = stats.iter().map(|stats| stats.learned_number()).collect();
+        let scope = inputs.route_keys.as_ref().map(|keyring| keyring.scope());
+        let Numbers { by_server, clashes } = server_numbers(&list, &learned, scope.as_deref())?;
+        let mut pools = vec![Pool::new(DEFAULT_POOL, balance.policy, balance, before)];
         let mut pool_names = PoolNames::default();
         for settings in &balance.pools {
             let policy = settings.policy.unwrap_or(balance.policy);
-            let mut pool = Pool::new(&settings.name, policy, &balance, before);
+            let mut pool = Pool::new(&settings.name, policy, balance, before);
             let mut names = settings.names.iter();
             pool.first_name = names.find(|name| !name.starts_with("*.")).cloned();
             pool.alpn.clone_from(&settings.alpn);
             pool_names.insert(settings, pools.len());
             pools.push(pool);
         }
-        for (settings, number) in balance.servers.iter().zip(numbers) {
-            let stats = stats_of(settings, before, families);
-            let pool = pool_of(settings, &mut pools);
+        for ((listed, number), stats) in list.into_iter().zip(by_server).zip(stats) {
+            let pool = pool_of(&listed.settings, &mut pools);
             let key_names = Arc::clone(&pool.key_names);
-            let server = PoolServer::new(settings.clone(), number, stats, key_names);
+            let server = PoolServer::new(listed, number, stats, key_names);
             server.key_names.join(server.id(), server.name());
             pool.servers.push(Arc::new(server));
         }
+        let mut entries = balance.servers.iter();
+        let has_default = entries.any(|entry| entry.pool.is_none());
         Ok(Self {
-            balance,
-            route_keys,
+            inputs,
             pools,
             pool_names,
+            has_default,
+            clashes,
         })
     }
 
-    /// The pool of a client. `None` if no pool has its name or protocol, and the default pool is empty or must
-    /// not be used.
+    /// The pool of a client. `None` if no pool has its name or protocol, and the default pool has no entry or
+    /// must not be used.
     ///
     /// `ssl_request`: the client has sent PostgreSQL's SSLRequest. No other servers understand its bytes.
     pub(super) fn pool(&self, hello: &ClientHello<'_>, ssl_request: bool) -> Option<&Pool> {
@@ -112,13 +113,10 @@ impl ServerSet {
             return Some(&self.pools[at]);
         }
         let found = self.pool_names.find(hello.server_name, hello.alpn.iter());
-        match (found, self.balance.unknown_name) {
+        match (found, self.inputs.balance.unknown_name) {
             (Some(at), _) => Some(&self.pools[at]),
             (None, UnknownName::Refuse) => None,
-            (None, UnknownName::Default) => {
-                let default = &self.pools[0];
-                (!default.servers.is_empty()).then_some(default)
-            }
+            (None, UnknownName::Default) => self.has_default.then_some(&self.pools[0]),
         }
     }
 
@@ -144,24 +142,26 @@ impl ServerSet {
 /// The statistics of a server. They continue those of the replaced set, unless the address of the server has
 /// changed.
 fn stats_of(
-    settings: &BalanceServer,
+    server: &ListedServer,
+    is_checked: bool,
     before: Option<&ServerSet>,
     families: &ServerFamilies,
 ) -> Arc<ServerStats> {
-    let known = before.and_then(|set| set.server(&settings.name));
+    let name = &server.settings.name;
+    let known = before.and_then(|set| set.server(name));
     if let Some(known) = known {
-        if known.address() == settings.address {
+        if known.address() == server.address {
             return Arc::clone(&known.stats);
         }
         // Another machine has the name now.
-        families.reset_open(&settings.name);
+        families.reset_open(name);
     }
     let health = match before {
         None => HealthState::default(),
+        Some(_) if is_checked => HealthState::awaiting_check(),
         Some(_) => HealthState::added_at(Instant::now()),
     };
-    let metrics = families.for_server(&settings.name);
-    Arc::new(ServerStats::new(health, metrics))
+    Arc::new(ServerStats::new(health, families.for_server(name)))
 }
 
 /// The pool of a server. The configuration was checked, so a named pool exists.
@@ -170,29 +170,6 @@ fn pool_of<'p>(settings: &BalanceServer, pools: &'p mut [Pool]) -> &'p mut Pool 
     let mut named = (1..pools.len()).filter(|&at| settings.pool.as_ref() == Some(&pools[at].name));
     let at = named.next().unwrap_or(0);
     &mut pools[at]
-}
-
-/// The number of each server. A number that is not configured is derived from the name, as on the server.
-fn server_numbers(
-    servers: &[BalanceServer],
-    route_keys: Option<&RouteKeyring>,
-) -> Result<Vec<Option<u32>>, SameNumber> {
-    let scope = route_keys.map(RouteKeyring::scope);
-    let mut numbers: Vec<Option<u32>> = Vec::with_capacity(servers.len());
-    for server in servers {
-        let derived = || Some(server_number(scope.as_deref()?, &server.name));
-        let number = server.number.or_else(derived);
-        let twin = numbers.iter().position(|other| *other == number);
-        if let (Some(number), Some(twin)) = (number, twin) {
-            return Err(SameNumber {
-                one: servers[twin].name.clone(),
-                other: server.name.clone(),
-                number,
-            });
-        }
-        numbers.push(number);
-    }
-    Ok(numbers)
 }
 
 impl Pool {

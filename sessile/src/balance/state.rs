@@ -5,15 +5,20 @@ use std::time::{Duration, Instant};
 
 use sessile_proto::affinity::Affinity;
 use sessile_proto::health_state::Availability;
+use sessile_proto::name_resolution::FoundServer;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::addresses::Addresses;
+use super::labels::read_ticket_label;
 use super::metrics::{BalancerMetrics, ServerFamilies, ServerReading};
+use super::names::table::Names;
+use super::numbers::SameNumber;
 use super::server::PoolServer;
-use super::servers::{SameNumber, ServerSet};
-use crate::config::Balance;
-use crate::key::RouteKeyring;
+use super::server_list::SetInputs;
+use super::servers::ServerSet;
+use crate::clock;
+use crate::config::ServerAddress;
 use crate::locks::locked;
 use crate::log_interval::LogInterval;
 
@@ -30,6 +35,8 @@ pub(super) struct BalancerState {
     pub(super) servers: watch::Sender<Arc<ServerSet>>,
     /// Locked from the read of the server set until the replacement of the set.
     pub(super) replacing: Mutex<()>,
+    /// The servers that are found by DNS names.
+    pub(super) names: Names,
     pub(super) learned: Arc<Mutex<Affinity>>,
     pub(super) addresses: Arc<Addresses>,
     pub(super) metrics: BalancerMetrics,
@@ -67,7 +74,7 @@ impl BalancerState {
             let diagnosis = server.stats.session_loss.diagnosis(self.session_lifetime);
             ServerReading {
                 name: server.name().to_owned(),
-                state: server.state(set.balance.slow_start, now),
+                state: server.state(set.inputs.balance.slow_start, now),
                 is_down: server.availability(now) == Availability::Down,
                 has_session_fault: server.has_session_fault(),
                 age_limit: diagnosis.map_or(0.0, |loss| loss.age_limit.estimate().as_secs_f64()),
@@ -78,23 +85,63 @@ impl BalancerState {
         set.servers().map(|(_, server)| reading(server)).collect()
     }
 
-    /// Changes the settings of servers and pools. Returns true if `change` returned true and the changed
-    /// settings are in use.
-    pub(super) fn change(&self, change: impl FnOnce(&mut Balance) -> bool) -> bool {
+    /// Changes the inputs of the server set, and replaces the set.
+    ///
+    /// # Errors
+    /// `change` returned an error, or the changed servers are not usable. Then nothing changes.
+    pub(super) fn change<E: From<SameNumber>>(
+        &self,
+        change: impl FnOnce(&mut SetInputs) -> Result<(), E>,
+    ) -> Result<Changes, E> {
         let _replacing = locked(&self.replacing);
+        let mut inputs = self.server_set().inputs.clone();
+        change(&mut inputs)?;
+        Ok(self.replace(inputs)?)
+    }
+
+    /// Takes over the servers in the answer for a name.
+    pub(super) fn set_found(&self, name: &ServerAddress, servers: Vec<FoundServer>) -> Changes {
+        if self.server_set().inputs.found.get(name) == Some(&servers) {
+            return Changes::default();
+        }
+        let change = |inputs: &mut SetInputs| {
+            inputs.found.insert(name.clone(), servers);
+            Ok::<(), SameNumber>(())
+        };
+        // Servers that were found have no configured numbers, which alone could be an error.
+        self.change(change).unwrap_or_default()
+    }
+
+    /// Records the number in the label of a server's ticket, if the server was found by a DNS name.
+    pub(super) fn learn_number(&self, server: &PoolServer, ticket: &[u8]) {
         let set = self.server_set();
-        let mut balance = set.balance.clone();
-        change(&mut balance) && self.replace(balance, set.route_keys.clone()).is_ok()
+        let Some(keyring) = set.inputs.route_keys.as_ref().filter(|_| server.is_found()) else {
+            return;
+        };
+        let Some(label) = read_ticket_label(keyring, ticket, clock::now()) else {
+            return;
+        };
+        if !server.stats.learn_number(label.server) {
+            return;
+        }
+        tracing::info!(
+            server = server.name(),
+            number = label.server,
+            "learned the number of a server from its ticket: labels lead clients to the server"
+        );
+        // The new set has the numbers of all servers again.
+        let _ = self.change(|_| Ok::<(), SameNumber>(()));
     }
 
     /// Replaces the server set. The caller holds `replacing`.
-    pub(super) fn replace(
-        &self,
-        balance: Balance,
-        route_keys: Option<Arc<RouteKeyring>>,
-    ) -> Result<Changes, SameNumber> {
+    pub(super) fn replace(&self, inputs: SetInputs) -> Result<Changes, SameNumber> {
         let before = self.server_set();
-        let after = ServerSet::new(balance, route_keys, Some(&before), &self.families)?;
+        let after = ServerSet::new(inputs, Some(&before), &self.families)?;
+        for clash in &after.clashes {
+            if !before.clashes.contains(clash) {
+                log_clash(clash);
+            }
+        }
         let mut changes = Changes::default();
         let mut forgotten = Vec::new();
         for (_, server) in before.servers() {
@@ -108,7 +155,8 @@ impl BalancerState {
                 self.families.remove(name);
                 changes.removed.push(name.to_owned());
             }
-            if settings.is_none_or(|settings| settings.address != server.address()) {
+            let moved_to = after.server(name).map(|server| server.address());
+            if moved_to != Some(server.address()) {
                 // The server is gone or has another address. No other machine has its sessions.
                 locked(&self.learned).forget_servers(|learned| learned == id);
                 forgotten.push(id);
@@ -130,4 +178,16 @@ impl BalancerState {
         }
         Ok(changes)
     }
+}
+
+/// Logs that labels cannot tell two servers apart, of which at least one was found by a DNS name.
+fn log_clash(clash: &SameNumber) {
+    let SameNumber { one, other, number } = clash;
+    tracing::warn!(
+        one,
+        other,
+        number,
+        "the tickets of two servers have the same number, so labels lead no client to them; set another server.number \
+         in the file of one of them"
+    );
 }

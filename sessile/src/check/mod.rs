@@ -14,8 +14,8 @@ use std::time::SystemTime;
 use humantime::format_duration;
 
 use crate::config::{
-    AccessLog, Action, BYTES_PER_ENTRY, Balance, Certificate, Config, Health, KernelTls, Key, Role,
-    Site, StoreUrl, Symlinks, human_bytes,
+    AccessLog, Action, BYTES_PER_ENTRY, Balance, BalanceServer, Certificate, Config, Health,
+    KernelTls, Key, Role, ServerAddress, Site, StoreUrl, Symlinks, human_bytes,
 };
 use crate::tls::KernelSupport;
 use crate::{balance, clock, key, serve};
@@ -143,7 +143,7 @@ fn listeners(config: &Config, findings: &mut Findings) {
             Role::Balance => format!(
                 "{address} balances over {} in {} and decrypts nothing; a server has {} to accept a connection, and \
                  health checks are {}.",
-                counted(config.balance.servers.len(), "server"),
+                counted_servers(&config.balance),
                 counted(pools(&config.balance), "pool"),
                 format_duration(config.balance.connect_timeout),
                 health_checks(&config.balance),
@@ -152,6 +152,7 @@ fn listeners(config: &Config, findings: &mut Findings) {
     }
     if config.has_role(Role::Balance) {
         pool_protocols(&config.balance, findings);
+        server_names(&config.balance, findings);
     }
     if !config.sites.is_empty() && !config.has_role(Role::Serve) {
         findings.warn("There are sites, but no listener serves them.");
@@ -183,6 +184,45 @@ fn pool_protocols(balance: &Balance, findings: &mut Findings) {
         findings.note(format!(
             "Pool {} takes clients that offer the protocol {protocol:?} (ALPN), for {names}.",
             pool.name
+        ));
+    }
+}
+
+/// "2 servers", "2 servers and the servers of 1 DNS name".
+fn counted_servers(balance: &Balance) -> String {
+    let all = balance.servers.len();
+    let is_name = |server: &&BalanceServer| server.address.is_name();
+    let names = balance.servers.iter().filter(is_name).count();
+    let names_in_words = counted(names, "DNS name");
+    match (all - names, names) {
+        (servers, 0) => counted(servers, "server"),
+        (0, _) => format!("the servers of {names_in_words}"),
+        (servers, _) => {
+            let servers = counted(servers, "server");
+            format!("{servers} and the servers of {names_in_words}")
+        }
+    }
+}
+
+/// Explains the servers that DNS names stand for. Nothing is looked up.
+fn server_names(balance: &Balance, findings: &mut Findings) {
+    let resolver = match balance.resolver {
+        Some(address) => format!("the DNS server {address}"),
+        None => "the DNS servers of /etc/resolv.conf".to_owned(),
+    };
+    for server in &balance.servers {
+        let name = &server.name;
+        let meaning = match &server.address {
+            ServerAddress::Socket(_) => continue,
+            ServerAddress::Host { name: host, port } => format!(
+                "Each address of the host {host} is a server with port {port}, named {name}/IP:{port}"
+            ),
+            ServerAddress::Service(service) => format!(
+                "The SRV records of {service} name the hosts, the ports and the weights of the servers {name}/IP:PORT"
+            ),
+        };
+        findings.note(format!(
+            "{meaning}; the balancer asks {resolver} again when the lifetime of the records ends."
         ));
     }
 }
@@ -286,7 +326,9 @@ fn server_numbers(config: &Config, findings: &mut Findings) {
     let Ok(key) = key::load_any(file) else {
         return;
     };
-    let servers = servers.iter().map(|s| (s.name.as_str(), s.number));
+    // The numbers of servers that are found by a DNS name come from their tickets.
+    let configured = servers.iter().filter(|server| !server.address.is_name());
+    let servers = configured.map(|server| (server.name.as_str(), server.number));
     for key::Clash { number, names } in key::clashes(&key.scope, servers) {
         let [one, other] = names;
         findings.fail(format!(

@@ -373,7 +373,7 @@ fn an_upstream_is_explained_with_its_problems() {
 fn servers_with_equal_numbers_are_found_if_the_key_is_readable() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut config = farm(folder.path());
-    let server = |name: &str, number| crate::config::BalanceServer {
+    let server = |name: &str, number| BalanceServer {
         name: name.to_owned(),
         address: "127.0.0.1:8443".parse().expect("an address"),
         number,
@@ -400,6 +400,31 @@ fn servers_with_equal_numbers_are_found_if_the_key_is_readable() {
     assert_eq!(clashes(&config), 1);
     config.balance.servers.pop();
     assert_eq!(clashes(&config), 0);
+}
+
+#[test]
+fn servers_with_a_dns_name_are_explained_and_not_looked_up() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut config = farm(folder.path());
+    let listener = Listener::new(([127, 0, 0, 1], 0).into(), Role::Balance);
+    config.listeners.push(listener);
+    let servers = [("web", "web.shop.test:443"), ("srv", "_tls._tcp.shop.test")];
+    config.balance.servers = servers
+        .map(|(name, address)| {
+            let address: ServerAddress = address.parse().expect("an address");
+            BalanceServer::new(name.to_owned(), address)
+        })
+        .into();
+    config.balance.resolver = Some(([127, 0, 0, 1], 5300).into());
+    let messages = graded(&config, Grade::Note).join("\n");
+    for expected in [
+        "balances over the servers of 2 DNS names in 1 pool",
+        "Each address of the host web.shop.test is a server with port 443, named web/IP:443; the balancer asks the DNS \
+         server 127.0.0.1:5300 again when the lifetime of the records ends.",
+        "The SRV records of _tls._tcp.shop.test name the hosts, the ports and the weights of the servers srv/IP:PORT;",
+    ] {
+        assert!(messages.contains(expected), "{messages}");
+    }
 }
 
 #[test]

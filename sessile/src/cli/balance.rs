@@ -11,7 +11,9 @@ use tokio_util::sync::CancellationToken;
 use crate::admin::{Api, Token};
 use crate::balance::{Balancer, Changes};
 use crate::check::without_labels;
-use crate::config::{self, Balance, BalanceServer, Config, Health, Key, Listener, Role};
+use crate::config::{
+    self, Balance, BalanceServer, Config, Health, Key, Listener, Role, ServerAddress,
+};
 use crate::lifecycle::{Orders, Signals};
 use crate::listener;
 
@@ -28,7 +30,8 @@ pub(super) struct Args {
     /// Where to listen.
     #[arg(long, value_name = "IP:PORT", requires = "server")]
     listen: Option<SocketAddr>,
-    /// A server behind the balancer; repeat the flag for each server.
+    /// A server behind the balancer, or a DNS name of servers (HOST:PORT, or an SRV name); repeat the flag for
+    /// each server.
     #[arg(long, value_name = "NAME=IP:PORT", value_parser = named_server)]
     server: Vec<BalanceServer>,
     /// How clients without a known session are placed: source, least-connections or round-robin.
@@ -52,10 +55,9 @@ fn named_server(text: &str) -> Result<BalanceServer, String> {
     if name.is_empty() {
         return Err("the name before = is empty".to_owned());
     }
-    let address = address
-        .parse()
-        .map_err(|_| format!("{address:?} is not IP:PORT"))?;
-    Ok(BalanceServer::new(name.to_owned(), address))
+    let parsed = address.parse::<ServerAddress>();
+    let parsed = parsed.map_err(|error| format!("the address is {address:?}, {error}"))?;
+    Ok(BalanceServer::new(name.to_owned(), parsed))
 }
 
 fn health(text: &str) -> Result<Health, &'static str> {

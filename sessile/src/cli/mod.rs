@@ -172,11 +172,15 @@ fn in_one_line(error: &anyhow::Error) -> String {
     line
 }
 
+/// The DNS library logs many lines for each query. The balancer logs the result of each lookup itself.
+const QUIET: &str = "hickory=off";
+
 /// Starts the program's log on the standard error stream. `RUST_LOG` overrides the level.
 fn start_log(level: LevelFilter) {
     let filter = EnvFilter::builder()
         .with_default_directive(level.into())
-        .from_env_lossy();
+        .from_env_lossy()
+        .add_directive(QUIET.parse().expect("the directive is valid"));
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

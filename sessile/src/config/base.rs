@@ -41,6 +41,11 @@ impl Base {
         }
     }
 
+    /// For values that come from no file: paths start at the working folder.
+    pub(in crate::config) fn working_folder() -> Self {
+        Self::new(Path::new(""), Credentials::NotNeeded)
+    }
+
     /// The file that a path of the configuration means. The error names `key` and the remedy.
     pub(in crate::config) fn resolve(&self, key: &str, path: &Path) -> Result<PathBuf, String> {
         let Some(rest) = path.to_str().and_then(|path| path.strip_prefix('$')) else {

@@ -6,6 +6,7 @@ mod base;
 pub mod file;
 mod network;
 pub mod reg;
+mod server_address;
 pub mod settings;
 pub mod store;
 
@@ -18,7 +19,10 @@ use sessile_proto::Time;
 use sessile_proto::proxy_protocol;
 use sessile_proto::route::Policy;
 
+pub use file::ServerRequest;
+pub(crate) use file::WEIGHT_OF_SERVICE;
 pub use network::{Network, NotANetwork};
+pub use server_address::{NotAServerAddress, ServerAddress};
 pub use settings::{Admin, Balance, Connection, Files, Log, MAX_EARLY_DATA, Server, Session, Tls};
 pub use store::StoreUrl;
 
@@ -269,14 +273,15 @@ pub struct BalancePool {
     pub policy: Option<Policy>,
 }
 
-/// `[[balance.server]]`: a server behind the balancer.
+/// `[[balance.server]]`: a server behind the balancer, or the servers of a DNS name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BalanceServer {
     pub name: String,
-    pub address: SocketAddr,
-    /// The number in the tickets of the server. `None`: derived from the farm's scope and the name.
+    pub address: ServerAddress,
+    /// The number in the tickets of the server. `None`: derived from the farm's scope and the name, or learned
+    /// from tickets if the server was found by a DNS name.
     pub number: Option<u32>,
-    /// Share of new clients, 1 to 65,535.
+    /// Share of new clients, 1 to 65,535. SRV records have their own weights.
     pub weight: u16,
     /// The version of the PROXY header that the server expects.
     pub proxy_protocol: Option<proxy_protocol::Version>,
@@ -291,10 +296,10 @@ pub struct BalanceServer {
 impl BalanceServer {
     /// A server of the default pool.
     #[must_use]
-    pub const fn new(name: String, address: SocketAddr) -> Self {
+    pub fn new(name: String, address: impl Into<ServerAddress>) -> Self {
         Self {
             name,
-            address,
+            address: address.into(),
             number: None,
             weight: 1,
             proxy_protocol: None,

@@ -51,9 +51,9 @@ impl CheckPlan {
             server: Arc::clone(server),
             target: target(set, pool, server),
             alpn: pool.alpn.clone().filter(|alpn| alpn != ACME_TLS),
-            timeout: set.balance.connect_timeout,
-            health: set.balance.health,
-            interval: set.balance.health_interval,
+            timeout: set.inputs.balance.connect_timeout,
+            health: set.inputs.balance.health,
+            interval: set.inputs.balance.health_interval,
         })
     }
 
@@ -85,7 +85,7 @@ impl CheckPlan {
 }
 
 fn target(set: &ServerSet, pool: &Pool, server: &PoolServer) -> Target {
-    let configured = set.balance.health_name.as_ref();
+    let configured = set.inputs.balance.health_name.as_ref();
     let name = configured.or(pool.first_name.as_ref());
     let server_name = name.and_then(|name| ServerName::try_from(name.clone()).ok());
     let address = server.address();

@@ -61,6 +61,7 @@ impl KeyNameDiscovery {
                 is_running || key_names.read(|names| names.names_of(id).any(|known| known == name))
             };
             let kind = connection.outcome.kind;
+            learn_number(state, server, connection);
             let offered = fingerprint(connection.offered.as_ref());
             if let Some(lost) = self.schedule.record_check(kind, offered, is_known) {
                 server
@@ -80,6 +81,16 @@ impl KeyNameDiscovery {
     }
 }
 
+/// Reads the server's number from the ticket that resumed. A ticket that was refused may be of another server,
+/// which had the address before.
+fn learn_number(state: &BalancerState, server: &PoolServer, connection: &EstablishedConnection) {
+    if let Some(offer) = &connection.offered
+        && matches!(connection.outcome.kind, Kind::Resumed(_))
+    {
+        state.learn_number(server, &offer.bytes);
+    }
+}
+
 fn fingerprint(offer: Option<&Offer>) -> Option<TicketFingerprint> {
     TicketFingerprint::new(&offer?.bytes)
 }
@@ -90,20 +101,20 @@ async fn discover(state: &BalancerState, plan: &CheckPlan) {
     let found = servers.find(|(_, server)| server.id() == plan.server.id());
     if let Some((pool, _)) = found {
         // Names that were proven before the deadline stay.
-        let _ = timeout(DEADLINE, discover_in_pool(pool, plan)).await;
+        let _ = timeout(DEADLINE, discover_in_pool(state, pool, plan)).await;
     }
 }
 
 /// Makes two sessions of TLS 1.3 and two of TLS 1.2, and offers them to the server. Then tries fresh tickets
 /// at the other servers with the same key name.
-async fn discover_in_pool(pool: &Pool, plan: &CheckPlan) {
+async fn discover_in_pool(state: &BalancerState, pool: &Pool, plan: &CheckPlan) {
     let server = &plan.server;
     if server.is_faulty_for(CheckClient::Routine)
         && let Some(client) = plan.client(CheckClient::Routine)
     {
         // Only this client also offers session IDs. So only this client can show that a fault of session IDs
         // is gone.
-        let _ = return_visit(plan, CheckClient::Routine, &client).await;
+        let _ = return_visit(state, plan, CheckClient::Routine, &client).await;
     }
     let mut is_complete = true;
     let mut samples = Vec::new();
@@ -111,7 +122,7 @@ async fn discover_in_pool(pool: &Pool, plan: &CheckPlan) {
         let Some(client) = plan.client(kind) else {
             return;
         };
-        match TicketSample::take(plan, kind, client).await {
+        match TicketSample::take(state, plan, kind, client).await {
             Ok(sample) => samples.push(sample),
             Err(failure) => {
                 is_complete &= failure.offered.is_none() && failure.error.refuses_version();
@@ -161,12 +172,17 @@ struct TicketSample {
 }
 
 impl TicketSample {
-    async fn take(plan: &CheckPlan, kind: CheckClient, client: Client) -> Result<Self, Failure> {
+    async fn take(
+        state: &BalancerState,
+        plan: &CheckPlan,
+        kind: CheckClient,
+        client: Client,
+    ) -> Result<Self, Failure> {
         let other = client.with_empty_sessions();
         // Make the second visit even if the first visit failed, because only two ended handshakes show a
         // fault.
-        let one = return_visit(plan, kind, &client).await;
-        let other = return_visit(plan, kind, &other).await;
+        let one = return_visit(state, plan, kind, &client).await;
+        let other = return_visit(state, plan, kind, &other).await;
         Ok(Self {
             client,
             visits: [one?, other?],
@@ -184,6 +200,7 @@ struct ReturnVisit {
 ///
 /// `None` if the server issued no ticket.
 async fn return_visit(
+    state: &BalancerState,
     plan: &CheckPlan,
     kind: CheckClient,
     client: &Client,
@@ -210,6 +227,7 @@ async fn return_visit(
         }
     };
     server.record_offer_finished(kind);
+    learn_number(state, server, &connection);
     let resumed = matches!(connection.outcome.kind, Kind::Resumed(_));
     let ticket = fingerprint(connection.offered.as_ref());
     Ok(ticket.map(|ticket| ReturnVisit { ticket, resumed }))

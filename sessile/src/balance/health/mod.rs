@@ -32,7 +32,8 @@ pub(super) async fn supervise(state: Arc<BalancerState>) {
         let set = Arc::clone(&sets.borrow_and_update());
         for (_, server) in set.servers() {
             let name = server.name().to_owned();
-            if set.balance.health != Health::Off && checked.borrow_mut().insert(name.clone()) {
+            if set.inputs.balance.health != Health::Off && checked.borrow_mut().insert(name.clone())
+            {
                 let (state, checked) = (Arc::clone(&state), Rc::clone(&checked));
                 tokio::task::spawn_local(async move {
                     check_while_configured(&state, &name).await;
@@ -187,6 +188,10 @@ fn record_check(state: &BalancerState, server: &PoolServer, failed: Option<&Erro
                 server = name, %address, %error,
                 "server is down: its health checks failed; new connections go to other servers"
             );
+            if server.is_found() {
+                // The name may have other addresses long before the lifetime of its records ends.
+                state.names.repeat_lookups();
+            }
         }
         (_, Some(error)) => {
             tracing::debug!(server = name, %address, %error, "a health check failed")

@@ -61,6 +61,14 @@ pub(super) enum OfferResult {
     Refused,
 }
 
+/// The result of a lookup of a DNS name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "kebab-case")]
+pub(in crate::balance) enum LookupResult {
+    Answered,
+    Failed,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -6,7 +6,7 @@ mod counters;
 mod per_server;
 mod server_gauges;
 
-pub(super) use causes::{ExpiredTimeout, TurnAwayCause};
+pub(super) use causes::{ExpiredTimeout, LookupResult, TurnAwayCause};
 pub(super) use counters::{RoutedCounters, RuleCount};
 pub(super) use per_server::{ServerFamilies, ServerMetrics};
 pub(super) use server_gauges::{ServerReading, register_servers};
@@ -148,6 +148,34 @@ impl BalancerMetrics {
                  counted in sessile_balance_own_failures_total"
             );
         });
+    }
+}
+
+/// The lookups of DNS names, by result.
+pub(super) struct LookupCounters(Vec<IntCounter>);
+
+impl LookupCounters {
+    /// Registers the counters.
+    ///
+    /// # Errors
+    /// The registry has a balancer already.
+    pub(super) fn register(registry: &Registry) -> prometheus::Result<Self> {
+        let lookups = register_counters!(
+            "sessile_balance_name_lookups_total",
+            "Lookups of the DNS names of servers, by result.",
+            &["result"],
+            registry
+        )?;
+        let results = LookupResult::all().map(Word::as_str);
+        Ok(Self(
+            results
+                .map(|result| lookups.with_label_values(&[result]))
+                .collect(),
+        ))
+    }
+
+    pub(super) fn count(&self, result: LookupResult) {
+        self.0[result as usize].inc();
     }
 }
 

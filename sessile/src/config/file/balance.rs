@@ -9,9 +9,10 @@ use toml::Spanned;
 use super::raw;
 use super::reader::{Reader, Table, Unique};
 use super::sites;
+use crate::config::base::Base;
 use crate::config::settings::POLICIES;
-use crate::config::settings::types::{ADDRESS, Count, OneOf, not_empty};
-use crate::config::{Balance, BalancePool, BalanceServer, MAX_NUMBER, UnknownName};
+use crate::config::settings::types::{Count, OneOf, SERVER_ADDRESS, not_empty};
+use crate::config::{Balance, BalancePool, BalanceServer, MAX_NUMBER, ServerAddress, UnknownName};
 
 const PROXY_PROTOCOL: [(&str, Option<Version>); 3] = [
     ("off", None),
@@ -21,6 +22,9 @@ const PROXY_PROTOCOL: [(&str, Option<Version>); 3] = [
 
 /// Most bytes of a protocol name (RFC 7301, 3.1).
 const MAX_PROTOCOL_LEN: usize = 255;
+
+/// The problem with a weight beside the name of SRV records.
+pub(crate) const WEIGHT_OF_SERVICE: &str = "`weight` has no effect if `address` is an SRV name, because each record has a weight; remove it";
 
 /// Reads pools and servers. `unknown_name` is the place of `balance.unknown-name`, if the file sets it.
 pub(super) fn read(
@@ -145,7 +149,16 @@ fn server(
     let written_name = reader.required(server.name, &table, "name", "\"one\"");
     let name = reader.unique_name(names, written_name);
     let example = "\"10.0.0.1:443\"";
-    let address = reader.required_value(&ADDRESS, server.address, &table, "address", example);
+    let address =
+        reader.required_value(&SERVER_ADDRESS, server.address, &table, "address", example);
+    if let Some(address) = &address {
+        let (number, weight) = (&server.number, &server.weight);
+        note_useless(
+            reader,
+            address,
+            [number, weight].map(|key| key.as_ref().map(Spanned::span)),
+        );
+    }
     let number = server.number.and_then(|number| {
         let span = number.span();
         let number = reader.value(&Count(0..=MAX_NUMBER.into()), "number", Some(number))?;
@@ -171,8 +184,79 @@ fn server(
     })
 }
 
+/// Notes the keys that have no effect on the servers of a DNS name: `number` and `weight`, by their places.
+fn note_useless(
+    reader: &mut Reader<'_>,
+    address: &ServerAddress,
+    [number, weight]: [Option<Range<usize>>; 2],
+) {
+    if let Some(place) = number
+        && address.is_name()
+    {
+        reader.note(
+            place,
+            "`number` has no effect if `address` is a DNS name, because the balancer learns the numbers from the \
+             servers' tickets; remove it",
+        );
+    }
+    if let Some(place) = weight
+        && matches!(address, ServerAddress::Service(_))
+    {
+        reader.note(place, WEIGHT_OF_SERVICE);
+    }
+}
+
+/// The settings of a server in a request of the API: the keys of a `[[balance.server]]` without `name`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ServerRequest {
+    pub address: Option<String>,
+    pub number: Option<i64>,
+    pub weight: Option<i64>,
+    pub proxy_protocol: Option<String>,
+    pub pool: Option<String>,
+    pub drain: Option<bool>,
+    pub max_connections: Option<i64>,
+}
+
+impl ServerRequest {
+    /// Validates the settings as those of a file. `pools`: the pools of the running configuration.
+    ///
+    /// # Errors
+    /// All problems, in the words of the problems of a file.
+    pub fn validate(self, name: &str, pools: &[BalancePool]) -> Result<BalanceServer, String> {
+        let server = raw::BalanceServer {
+            name: Some(placeless(name.to_owned())),
+            address: self.address.map(placeless),
+            number: self.number.map(raw::Whole).map(placeless),
+            weight: self.weight.map(raw::Whole).map(placeless),
+            proxy_protocol: self.proxy_protocol.map(placeless),
+            pool: self.pool.map(placeless),
+            drain: self.drain,
+            max_connections: self.max_connections.map(raw::Whole).map(placeless),
+        };
+        let base = Base::working_folder();
+        let mut reader = Reader::new("", &base);
+        let servers = servers(&mut reader, vec![placeless(server)], pools);
+        let servers = reader.finish(servers).map_err(|problems| {
+            let texts: Vec<String> = problems.into_iter().map(|problem| problem.what).collect();
+            texts.join("; ")
+        })?;
+        Ok(servers
+            .into_iter()
+            .next()
+            .expect("a server without problems is read"))
+    }
+}
+
+/// A value that is not in a file.
+fn placeless<T>(value: T) -> Spanned<T> {
+    Spanned::new(0..0, value)
+}
+
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
     use std::path::Path;
     use std::time::Duration;
 
@@ -218,7 +302,7 @@ mod tests {
         };
         assert_eq!(pool.names, ["shop.example", "*.shop.example"]);
         assert_eq!(pool.policy, Some(Policy::RoundRobin));
-        let address = "10.0.0.1:1".parse().unwrap();
+        let address = SocketAddr::from(([10, 0, 0, 1], 1));
         let a = BalanceServer {
             pool: Some("shop".to_owned()),
             drain: true,
@@ -227,6 +311,36 @@ mod tests {
         };
         let b = BalanceServer::new("b".to_owned(), address);
         assert_eq!(balance.servers, [a, b]);
+    }
+
+    #[test]
+    fn the_address_of_a_server_may_be_a_dns_name() {
+        let named = |address: &str, more: &str| {
+            format!("[[balance.server]]\nname = 'web'\naddress = '{address}'\n{more}\n")
+        };
+        let text = named("Web.shop.example:443", "weight = 3");
+        let [server] = &read(&text).unwrap().servers[..] else {
+            panic!("one server")
+        };
+        assert_eq!(server.address.to_string(), "web.shop.example:443");
+        assert_eq!(server.weight, 3);
+        let problem = |address, more| read(&named(address, more)).unwrap_err().join("\n");
+        assert_eq!(
+            problem("web.shop.example", ""),
+            "3:11: `address` is \"web.shop.example\", which has no port; write for example \
+             \"web.shop.example:443\", or an SRV name such as \"_tls._tcp.web.shop.example\""
+        );
+        assert_eq!(
+            problem("_tls._tcp.web.shop.example:443", ""),
+            "3:11: `address` is \"_tls._tcp.web.shop.example:443\", an SRV name, whose port comes from the record; \
+             remove the port"
+        );
+        assert!(problem("web:443", "number = 1").starts_with("4:10: `number` has no effect"));
+        let weight = problem("_tls._tcp.web", "weight = 1");
+        assert!(
+            weight.starts_with("4:10: `weight` has no effect"),
+            "{weight}"
+        );
     }
 
     #[test]

@@ -16,6 +16,8 @@ use std::path::{Path, PathBuf};
 
 use crate::config::Config;
 use crate::config::base::{Base, Credentials};
+pub use balance::ServerRequest;
+pub(crate) use balance::WEIGHT_OF_SERVICE;
 pub use problem::Problem;
 pub(crate) use problem::nearest;
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use sessile_proto::hello::{DEFAULT_LIMIT, MAX_LIMIT};
+use sessile_proto::name_resolution::DEFAULT_MAX_WAIT;
 use sessile_proto::route::Policy;
 use tracing::level_filters::LevelFilter;
 
@@ -412,6 +413,16 @@ section! {
         "slow-start" slow_start: Duration = Duration::ZERO, ANY_DURATION => {
             meaning: "how long a server that came up takes to reach its full share of new clients; 0: at \
                     once",
+        }
+        "lookup-interval" lookup_interval: Duration = DEFAULT_MAX_WAIT, POSITIVE_DURATION => {
+            meaning: "longest time between two lookups of a server's DNS name; the lifetime of the records \
+                    can end before, but names are looked up at most once a second",
+        }
+        "resolver" resolver: Option<SocketAddr> = None, Optional(ADDRESS) => {
+            meaning: "IP address and port of the DNS server that knows the names of servers; /etc/hosts \
+                    goes first",
+            default_words: Some("the DNS servers of /etc/resolv.conf"),
+            example: Some("\"127.0.0.1:53\""),
         }
     }
     tables {

@@ -1,13 +1,11 @@
 //! The definition of a setting, and the operations on every setting.
 
-use std::path::Path;
-
 use toml::Spanned;
 use toml::de::{DeValue, Error};
 
 use super::registry::RegValue;
 use super::value::{Kind, Value, WrongKind};
-use crate::config::base::{Base, Credentials};
+use crate::config::base::Base;
 use crate::config::file::reader::Reader;
 use crate::config::{Config, Role};
 
@@ -108,7 +106,7 @@ impl Setting {
     /// nothing.
     pub(in crate::config) fn assign(&self, config: &mut Config, value: &Value) {
         let toml = value.toml();
-        let base = Base::new(Path::new(""), Credentials::NotNeeded);
+        let base = Base::working_folder();
         let mut reader = Reader::new(&toml, &base);
         if let Ok(value) = DeValue::parse(&toml) {
             let _ = (self.read)(&mut reader, value, config);

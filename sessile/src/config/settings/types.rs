@@ -13,7 +13,7 @@ use super::value::{Kind, Value};
 use crate::config::base::Base;
 use crate::config::file::problem::hint;
 use crate::config::file::raw::{self, TimeSpan, Whole};
-use crate::config::{AccessLog, Config, KernelTls, Key, StoreUrl};
+use crate::config::{AccessLog, Config, KernelTls, Key, ServerAddress, StoreUrl};
 
 /// Most bytes of a server's name.
 const MAX_NAME_LEN: usize = 255;
@@ -242,6 +242,15 @@ pub(in crate::config) const ADDRESS: TextType<SocketAddr> = TextType {
                  \"[::]:443\" (host names are not looked up)"
             )
         })
+    },
+    show: |address| Value::text(address),
+};
+
+/// An IP address with a port, a host name with a port, or the name of SRV records.
+pub(in crate::config) const SERVER_ADDRESS: TextType<ServerAddress> = TextType {
+    parse: |key, text, _| {
+        let parsed = text.parse::<ServerAddress>();
+        parsed.map_err(|error| format!("`{key}` is {text:?}, {error}"))
     },
     show: |address| Value::text(address),
 };

@@ -2,6 +2,7 @@
 //! Peers stop with their test.
 
 mod browser;
+mod dns;
 mod faulty;
 mod metrics;
 mod proxy;
@@ -10,6 +11,7 @@ mod running;
 mod web;
 
 pub(crate) use browser::Browser;
+pub(crate) use dns::Dns;
 pub(crate) use faulty::{By, End, Fault, Faulty, ticketer};
 pub(crate) use metrics::Metrics;
 pub(crate) use proxy::{Cut, Proxy, record};

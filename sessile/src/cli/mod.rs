@@ -14,6 +14,7 @@ mod settings;
 mod terminal;
 
 use std::io::{IsTerminal, Write as _};
+use std::net::SocketAddr;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, ensure};
@@ -26,7 +27,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::admin::{Admin, Api};
 use crate::config::settings::changes_for_restart;
-use crate::config::{Config, Role};
+use crate::config::{Config, Role, parse_listen_address};
 
 /// The version and the build, for `--version`. The build script records the build.
 const BUILD: &str = concat!(
@@ -86,6 +87,12 @@ pub fn main() -> ExitCode {
         eprintln!("sessile: {}", in_one_line(&error));
         ExitCode::from(2)
     })
+}
+
+/// Parses the address of `--listen` or `--admin`.
+fn listen_address(text: &str) -> Result<SocketAddr, &'static str> {
+    parse_listen_address(text)
+        .ok_or("expected IP:PORT, :PORT or localhost:PORT, as in 0.0.0.0:443 (other names are not looked up)")
 }
 
 /// Writes to the standard output.

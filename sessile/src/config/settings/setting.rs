@@ -82,6 +82,12 @@ impl Setting {
         example.or_else(default).unwrap_or_default()
     }
 
+    /// True if a configuration has the default value.
+    #[must_use]
+    pub fn has_default(&self, config: &Config) -> bool {
+        self.default_words.is_none() && !(self.differs)(config, &Config::default())
+    }
+
     /// Parses a value from a command line. Bounds are checked when the configuration is read.
     ///
     /// # Errors

@@ -55,8 +55,7 @@ struct Idle {
     since: Instant,
 }
 
-/// An open connection. The halves are apart, because a task can send the rest of a request while the client
-/// gets the response.
+/// An open connection. A task can send the rest of a request during the response, so the halves are apart.
 pub(super) struct Connection {
     pub(super) reader: Reader,
     pub(super) writer: OwnedWriteHalf,
@@ -203,8 +202,8 @@ impl Reader {
 
     /// True if the upstream has neither sent a byte nor closed its side.
     fn is_quiet(&self) -> bool {
-        // Ask the system, because tokio learns about new bytes only in its next turn. These bytes must not
-        // become the response to the next request.
+        // Ask the system, because tokio learns about new bytes only in its next turn. Otherwise bytes that
+        // follow a response could become the response to the next request.
         let found = SockRef::from(self.io.as_ref()).peek(&mut [MaybeUninit::uninit()]);
         found.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
     }

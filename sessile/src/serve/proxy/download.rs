@@ -27,7 +27,7 @@ use crate::serve::files::FileStream;
 /// How long an upload may go on after its response is complete.
 const ENDING_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A response's body: complete in memory, or as it arrives. The type has room for a file too, so that all
+/// A response's body: complete in memory, or as it arrives. The type has a case for files, because all
 /// responses of the server have the same type.
 pub(super) type ResponseBody = Either<Full<Bytes>, Either<FileStream, Pin<Box<Download>>>>;
 
@@ -51,7 +51,7 @@ pub(super) struct Link {
     keeps_connection: bool,
 }
 
-/// What became of the request.
+/// How much of the request the upstream has.
 enum RequestState {
     /// The upstream has the complete request.
     Sent(OwnedWriteHalf),
@@ -243,7 +243,7 @@ impl Link {
                 tokio::task::spawn_local(async {
                     // The response is complete, so an error has no effect.
                     let _ = timeout(ENDING_TIMEOUT, task).await;
-                    // An upstream could see a close as the end of the client, so close only now.
+                    // Some upstreams drop a request if the connection closes, so it closes only now.
                     drop(reader);
                 });
             }

@@ -1,4 +1,4 @@
-//! Writes the heads of forwarded requests, and rewrites the heads of responses. No I/O.
+//! Writes the heads of forwarded requests, and rewrites the heads of responses. Does no I/O.
 //!
 //! Hop-by-hop headers are removed (RFC 9110, 7.6.1). Headers in which a client describes itself are
 //! replaced by headers that describe its connection.
@@ -54,7 +54,7 @@ const USUAL_HEAD: usize = 1024;
 /// The address of a client, and the headers for upstreams that depend only on this address.
 pub(in crate::serve) struct ClientAddress {
     pub(super) ip: IpAddr,
-    /// Complete lines, then the beginning of the line with `Forwarded`.
+    /// The complete lines, and the beginning of the line with `Forwarded`.
     lines: Box<[u8]>,
 }
 
@@ -196,7 +196,7 @@ pub(super) fn to_client(head: &ResponseHead<'_, '_>, bytes: &Bytes) -> Option<Re
     Some(response)
 }
 
-/// What the headers of a request say about its connection and its body.
+/// The headers of a request that are about its connection and its body.
 #[derive(Default)]
 struct OwnHeaders<'h> {
     length: Option<&'h [u8]>,

@@ -160,7 +160,7 @@ impl Upstream {
         Ok((exchange.head().await?, connection))
     }
 
-    /// Connects. An upstream is silent until it accepts a connection, so `response-timeout` limits this too.
+    /// Connects. `response-timeout` also limits this time, because the upstream is silent meanwhile.
     async fn connect(&self, silence: &mut Silence) -> Result<Connection, Failure> {
         let connected = timeout_at(silence.go_on(), self.connections.connect()).await;
         let connected = connected.unwrap_or_else(|elapsed| Err(elapsed.into()));

@@ -236,3 +236,30 @@ fn unknown_server(state: &BalancerState, name: &str) -> ServerError {
         known,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Balance;
+
+    #[test]
+    fn the_api_adds_a_limited_number_of_servers_and_of_names() {
+        let added = |address: &str, count: usize| {
+            let address: ServerAddress = address.parse().unwrap();
+            let servers = (0..count).map(|n| BalanceServer::new(n.to_string(), address.clone()));
+            let balance = Balance {
+                servers: servers.collect(),
+                ..Balance::default()
+            };
+            let mut inputs = SetInputs::new(balance, None);
+            inputs.api_servers = (0..count).map(|n| n.to_string()).collect();
+            within_limits(&inputs).is_ok()
+        };
+        for (address, limit) in [
+            ("10.0.0.1:443", MAX_API_SERVERS),
+            ("web.test:443", MAX_API_NAMES),
+        ] {
+            assert_eq!([limit, limit + 1].map(|n| added(address, n)), [true, false]);
+        }
+    }
+}

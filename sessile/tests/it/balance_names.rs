@@ -226,6 +226,16 @@ fn a_dns_server_that_does_not_answer_delays_the_start_and_names_in_the_hosts_fil
     let local = format!("local/{}", nginx.address());
     assert!(servers.contains(&local), "{servers:?}");
     assert_eq!(reached(&balancer, 1), ["127.0.0.1"]);
+
+    // Another DNS server is asked at once, although the old one still owes an answer.
+    let dns = Dns::start("127.0.0.2 web.test\n");
+    let settings = format!("health = \"off\"\n{}", dns.setting());
+    write(certificates.folder(), &settings, &rest);
+    reload(&balancer);
+    let found = "web/127.0.0.2:443".to_owned();
+    eventually("the name has an answer", || {
+        names(&balancer).contains(&found)
+    });
 }
 
 #[test]

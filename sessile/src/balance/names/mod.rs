@@ -42,7 +42,7 @@ pub(super) fn look_up_first(
         "looking up the DNS names of servers; the start waits up to {} s for the answers",
         FIRST_ANSWERS.as_secs()
     );
-    // The caller may run on a runtime of its own, and a runtime must not wait inside another one.
+    // The thread of the caller may have a runtime. No runtime may wait inside another one.
     let answers = thread::scope(|scope| {
         let thread = thread::Builder::new().name("balance-names".to_owned());
         let lookups = thread.spawn_scoped(scope, || first_answers(names, balance))?;

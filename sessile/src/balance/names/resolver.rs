@@ -410,6 +410,58 @@ mod tests {
         }
     }
 
+    /// A lookup for a name whose server in use has this address.
+    fn lookup<T>(known: &str, use_it: impl FnOnce(Lookup<'_>) -> T) -> T {
+        let address: SocketAddr = known.parse().unwrap();
+        let inputs = LookupInputs {
+            resolver: Some(address),
+            known: BTreeSet::from([address]),
+            ..LookupInputs::default()
+        };
+        let mut lookup = Lookup::start(&inputs).unwrap();
+        lookup.search = ["one.test.", "other.test."].map(name).into();
+        use_it(lookup)
+    }
+
+    #[test]
+    fn a_failure_in_one_search_domain_ends_the_lookup() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build();
+        let asked = |error: fn() -> LookupError| {
+            let asked = std::cell::RefCell::new(Vec::new());
+            let result: Result<(), LookupError> = lookup("10.0.0.1:53", |lookup| {
+                let ask = async |name: Name| {
+                    asked.borrow_mut().push(name.to_string());
+                    Err(error())
+                };
+                let name = name("web");
+                runtime
+                    .as_ref()
+                    .unwrap()
+                    .block_on(lookup.search(&name, ask))
+            });
+            assert!(result.is_err());
+            asked.into_inner()
+        };
+        let all = ["web.one.test.", "web.other.test.", "web."];
+        assert_eq!(asked(|| LookupError::NoSuchName), all);
+        assert_eq!(asked(|| LookupError::NoRecord("SRV")), all);
+        assert_eq!(asked(|| LookupError::Failed(NetError::Timeout)), all[..1]);
+    }
+
+    #[test]
+    fn a_family_of_servers_in_use_does_not_leave_because_its_query_failed() {
+        let v4 = || -> Result<DnsAnswer, NetError> {
+            let address = RData::A(std::net::Ipv4Addr::new(10, 0, 0, 1).into());
+            let query = Query::query(name("web.test."), RecordType::A);
+            Ok(DnsAnswer::from_rdata(query, address))
+        };
+        let merged = |known, v6| lookup(known, |lookup| lookup.merge(v4(), v6));
+        let found = merged("10.0.0.2:443", Err(NetError::Timeout)).unwrap();
+        assert_eq!(found.ips, [IpAddr::from([10, 0, 0, 1])]);
+        let refused = merged("[2001:db8::1]:443", Err(NetError::Timeout));
+        assert!(matches!(refused, Err(LookupError::Failed(_))));
+    }
+
     #[test]
     fn records_of_the_first_priority_are_cut_in_a_fixed_order_but_those_in_use_stay() {
         let record =

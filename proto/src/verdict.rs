@@ -86,7 +86,93 @@ pub enum Verdict {
     Full(Reason),
 }
 
+impl How {
+    const fn meaning(self) -> &'static str {
+        match self {
+            Self::SessionId => {
+                "Your session resumed: the server still had the session of your session ID."
+            }
+            Self::Ticket => {
+                "Your session resumed: the server opened the ticket that your client kept."
+            }
+            Self::Psk => {
+                "Your session resumed: the server accepted the TLS 1.3 ticket that your client kept."
+            }
+        }
+    }
+}
+
+impl Reason {
+    const fn meaning(self) -> &'static str {
+        match self {
+            Self::NothingOffered => {
+                "Your client offered no session: it is new here, or it keeps no sessions."
+            }
+            Self::Unknown => "This server does not know the session that your client offered.",
+            Self::UnknownKey => {
+                "This server does not have the key of the ticket that your client offered."
+            }
+            Self::CacheDisabled => {
+                "This server stores no sessions, so no session resumes by its session ID."
+            }
+            Self::TicketsDisabled => {
+                "This server uses no tickets, so your client's ticket was ignored."
+            }
+            Self::StoreDown => {
+                "This server could not reach the store in which the servers share sessions."
+            }
+            Self::StoreTimeout => {
+                "The store in which the servers share sessions did not answer in time."
+            }
+            Self::Lost => "The server lost your session, for example because it was restarted.",
+            Self::Evicted => {
+                "The server's session table was full, and newer sessions displaced yours."
+            }
+            Self::Expired => "Your session, or the certificate of its full handshake, has expired.",
+            Self::Purged => {
+                "The server closed an idle connection, and removed your session with it."
+            }
+            Self::Spent => "Your session was for a single use, and it was used before.",
+            Self::Revoked => {
+                "Your session was ended on purpose, by an operator or by a changed setting."
+            }
+            Self::NotClosedCleanly => {
+                "Your last connection ended without close_notify, so the session ended too."
+            }
+            Self::BadTicket => {
+                "The session that your client offered is damaged, so the server cannot open it."
+            }
+            Self::OldFormat => {
+                "Another version of sessile made the session that your client offered."
+            }
+            Self::NameMismatch => {
+                "The session that your client offered belongs to another name or site."
+            }
+            Self::VersionMismatch => {
+                "The session that your client offered has another TLS version."
+            }
+            Self::SuiteMismatch => "The session that your client offered has another cipher suite.",
+            Self::EmsMismatch => {
+                "Only one of the two handshakes of your session has extended master secret."
+            }
+            Self::ClientAuth => {
+                "Your client certificate, or the rules for it, changed after the session began."
+            }
+            Self::NoDheMode => "Your client offered to resume only without a new key exchange.",
+        }
+    }
+}
+
 impl Verdict {
+    /// The verdict in one sentence, for the user of the client.
+    #[must_use]
+    pub const fn meaning(self) -> &'static str {
+        match self {
+            Self::Resumed(how) => how.meaning(),
+            Self::Full(reason) => reason.meaning(),
+        }
+    }
+
     /// Every verdict, for metrics that start at zero.
     pub fn all() -> impl Iterator<Item = Self> {
         let resumed = How::all().map(Self::Resumed);
@@ -191,6 +277,17 @@ mod tests {
             assert_eq!(Verdict::parse(&verdict.to_string()), Some(verdict));
         }
         assert_eq!(Verdict::parse("resumed/expired"), None);
+    }
+
+    #[test]
+    fn every_verdict_has_a_sentence_of_its_own() {
+        let meanings: Vec<_> = Verdict::all().map(Verdict::meaning).collect();
+        for (at, meaning) in meanings.iter().enumerate() {
+            assert!(
+                meaning.ends_with('.') && !meanings[..at].contains(meaning),
+                "{meaning}"
+            );
+        }
     }
 
     #[test]

@@ -17,6 +17,7 @@ pub mod listener;
 pub mod live_gauge;
 mod locks;
 mod log_interval;
+mod page;
 pub mod probe;
 pub mod serve;
 pub mod server_names;

@@ -109,6 +109,11 @@ pub(super) async fn not_ready_reason(api: &Api) -> Option<String> {
     }
 }
 
+/// The JSON of `GET /api/balancer`; `None` if the balancer does not answer.
+pub(super) async fn balancer_state(api: &Api) -> Option<Value> {
+    send_command(api, Command::Balancer).await.ok()
+}
+
 async fn execute(api: &Api, request: Request<Incoming>) -> Result<Value, ApiError> {
     let path = request.uri().path();
     if path == BALANCER_PATH {

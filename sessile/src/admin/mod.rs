@@ -3,6 +3,7 @@
 
 mod api;
 mod command;
+mod overview;
 mod token;
 
 pub use api::Api;
@@ -16,19 +17,22 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ALLOW, CONTENT_TYPE, HeaderValue};
+use http::header::{ACCEPT, ALLOW, CONTENT_TYPE, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use overview::Overview;
 use prometheus::{Registry, TEXT_FORMAT, TextEncoder};
+use serde_json::Value;
 use sessile_proto::affinity::Source;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::lifecycle::Workers;
-use crate::listener::{self, FairPlaces, ListenError, WhenFull};
+use crate::listener::{self, AddressSetting, FairPlaces, ListenError, WhenFull};
+use crate::page;
 
 /// Maximum number of connections at once. At this limit, old connections give way.
 const MAX_CONNECTIONS: usize = 64;
@@ -76,7 +80,7 @@ impl Admin {
         };
         let stop = CancellationToken::new();
         let stop_guard = stop.clone().drop_guard();
-        let socket = listener::bind(address, 1)?.remove(0);
+        let socket = listener::bind(address, 1, AddressSetting::Admin)?.remove(0);
         let address = socket.address();
         let mut workers = Workers::default();
         workers.spawn("admin", move || async move {
@@ -149,9 +153,14 @@ async fn answer(context: &Context, request: Request<Incoming>) -> Response<Full<
     }
     match request.uri().path() {
         "/" => {
-            let api = context.api.as_ref().map_or("", |_| "/api/balancer\n");
-            let paths = format!("sessile\n\n/healthz\n/readyz\n/metrics\n{api}");
-            text(StatusCode::OK, paths)
+            let not_ready = not_ready_reason(context).await;
+            let balancer = balancer_state(context).await;
+            let overview = Overview::new(not_ready, &context.registry, balancer.as_ref());
+            if page::accepts_html(request.headers().get(ACCEPT)) {
+                overview.html().map(Full::new)
+            } else {
+                text(StatusCode::OK, overview.text())
+            }
         }
         "/healthz" => text(StatusCode::OK, "ok\n"),
         "/readyz" => match not_ready_reason(context).await {
@@ -172,6 +181,11 @@ async fn not_ready_reason(context: &Context) -> Option<String> {
         Some(api) => api::not_ready_reason(api).await,
         None => None,
     }
+}
+
+/// The JSON of the balancer's API; `None` if this process has no balancer or the balancer does not answer.
+async fn balancer_state(context: &Context) -> Option<Value> {
+    api::balancer_state(context.api.as_ref()?).await
 }
 
 fn metrics(registry: &Registry) -> Response<Full<Bytes>> {

@@ -218,7 +218,7 @@ fn a_farm_key_that_everyone_can_read_is_an_error() {
     let config = farm(folder.path());
     fs::create_dir(folder.path().join("state")).expect("made");
     let key = folder.path().join("state/farm.key");
-    fs::write(&key, "").expect("written");
+    fs::write(&key, "# sessile farm key.\n").expect("written");
     fs::set_permissions(&key, Permissions::from_mode(0o604)).expect("set");
     let errors = graded(&config, Grade::Error);
     assert!(errors[0].contains("farm.key: mode 0604 lets other users read it; run `chmod 600"));

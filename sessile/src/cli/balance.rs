@@ -27,8 +27,8 @@ pub(super) struct Args {
     /// Configuration file; without it, use the flags below.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["listen", "server", "policy", "key", "health"])]
     config: Option<PathBuf>,
-    /// Where to listen.
-    #[arg(long, value_name = "IP:PORT", requires = "server")]
+    /// Where to listen; :PORT is every address.
+    #[arg(long, value_name = "IP:PORT", value_parser = super::listen_address, requires = "server")]
     listen: Option<SocketAddr>,
     /// A server behind the balancer, or a DNS name of servers (HOST:PORT, or an SRV name); repeat the flag for
     /// each server.
@@ -43,8 +43,8 @@ pub(super) struct Args {
     /// The farm key's route part, or a whole key: routes tickets to the servers that made them.
     #[arg(long, value_name = "FILE")]
     key: Option<PathBuf>,
-    /// Where /healthz, /readyz, /metrics and /api/balancer answer.
-    #[arg(long, value_name = "IP:PORT")]
+    /// Where the page of the admin listener, /healthz, /readyz, /metrics and /api/balancer answer.
+    #[arg(long, value_name = "IP:PORT", value_parser = super::listen_address)]
     admin: Option<SocketAddr>,
 }
 

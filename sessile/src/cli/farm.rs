@@ -1,7 +1,7 @@
 //! `sessile farm`: runs a whole farm in one process, and prints the next commands to try.
 
 use std::io::{self, Write as _};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -18,28 +18,27 @@ use crate::serve::{AccessLog, Environment};
 /// Run a whole farm in one process: servers, a balancer, a development certificate.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Example, a common farm, whose servers share nothing:\n  \
-    sessile farm --isolated --policy round-robin\nand in another terminal:\n  \
-    sessile probe 127.0.0.1:8443 --insecure"
+    after_help = "Examples:\n  sessile farm\n  sessile farm --isolated     a common farm, whose servers share nothing\n\
+    and in another terminal:\n  sessile probe 127.0.0.1:8443 --insecure"
 )]
 pub(super) struct Args {
     /// Where clients connect.
-    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:8443")]
+    #[arg(long, value_name = "IP:PORT", value_parser = super::listen_address, default_value = "127.0.0.1:8443")]
     listen: SocketAddr,
     /// Number of servers behind the balancer.
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=99))]
     servers: u8,
-    /// Where /healthz, /readyz and /metrics answer.
-    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:9180")]
+    /// Where the farm's page, /healthz, /readyz, /metrics and the API answer.
+    #[arg(long, value_name = "IP:PORT", value_parser = super::listen_address, default_value = "127.0.0.1:9180")]
     admin: SocketAddr,
-    /// Where certificates and the farm key are kept [default: farm/ in the state folder].
+    /// Where certificates, the farm key and the API's token are kept [default: farm/ in the state folder].
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
     /// Give each server its own key and session table, as in a common farm.
     #[arg(long)]
     isolated: bool,
     /// How clients without a known session are placed: source, least-connections or round-robin.
-    #[arg(long, value_name = "POLICY", default_value = "source")]
+    #[arg(long, value_name = "POLICY", default_value = "round-robin")]
     policy: Policy,
     /// Do not print a line for each request.
     #[arg(long)]
@@ -56,7 +55,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let registry = prometheus::Registry::new();
     let env = Environment {
         stop: CancellationToken::new(),
-        access_log: AccessLog::open(&log, &registry)?,
+        access_log: AccessLog::open(&log, &registry)?.brief(),
         registry,
     };
     let plan = FarmPlan {
@@ -82,28 +81,49 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The addresses of the farm, and the next commands to try.
+/// The addresses of the farm, and the next commands to try. No line has more than 80 columns, unless the name of
+/// the program or of the folder is long.
 fn greeting(plan: &FarmPlan, farm: &Farm) -> String {
     let program = std::env::args().next().unwrap_or("sessile".to_owned());
-    let (address, port) = (farm.address(), farm.address().port());
-    let root = farm.authority.root.display();
+    let (address, admin) = (reachable(farm.address()), reachable(farm.admin.address()));
+    let port = address.port();
     let count = counted(plan.servers, "server");
-    let keys = if plan.isolated {
-        "that share nothing"
+    let (sharing, contrast) = if plan.isolated {
+        (
+            "share nothing",
+            "Without --isolated, the servers share a farm key, and every session resumes.",
+        )
     } else {
-        "that share a farm key"
+        (
+            "share a farm key",
+            "With --isolated, the servers share nothing, as in many farms.",
+        )
     };
     format!(
-        "sessile farm: {count} {keys}, behind a balancer that places new clients by {}\n\n  \
-         https://localhost:{port}/\n  \
-         http://{}/metrics\n\n\
-         Next, in another terminal:\n  \
-         {program} probe {address} --sni localhost --ca {root}\n  \
-         openssl s_client -connect {address} -CAfile {root} -tls1_2 -reconnect </dev/null | grep -E '^(New|Reused)'\n  \
-         curl --cacert {root} https://localhost:{port}/\n\n\
-         Each request prints a line that ends with the server and the verdict of the handshake.\n\
+        "sessile farm: {count} that {sharing}.\n\
+         The balancer places new clients by {}.\n\n  \
+         http://{admin}/    the farm: servers, verdicts, metrics, API\n  \
+         https://localhost:{port}/   the verdict of your own connection\n\n\
+         Next, in another terminal:\n\n  \
+         {program} probe {address} --insecure\n  \
+         curl --insecure https://localhost:{port}/\n  \
+         openssl s_client -connect {address} -tls1_2 -reconnect </dev/null |\n    \
+         grep -E '^(New|Reused)'\n\n\
+         Browsers warn about the certificate, unless they trust this authority:\n  \
+         {}\n\n\
+         {contrast}\n\
+         Each request prints a line: server, protocol, verdict, request.\n\
          Ctrl-C drains and stops.\n\n",
         plan.policy,
-        farm.admin.address()
+        farm.authority.root.display(),
     )
+}
+
+/// The address for a client on this machine.
+fn reachable(address: SocketAddr) -> SocketAddr {
+    if address.ip().is_unspecified() {
+        SocketAddr::from((Ipv4Addr::LOCALHOST, address.port()))
+    } else {
+        address
+    }
 }

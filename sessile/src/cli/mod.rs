@@ -13,6 +13,7 @@ mod settings;
 mod terminal;
 
 use std::io::{IsTerminal, Write as _};
+use std::net::SocketAddr;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, ensure};
@@ -25,7 +26,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::admin::{Admin, Api};
 use crate::config::settings::changes_for_restart;
-use crate::config::{Config, Role};
+use crate::config::{Config, Role, parse_listen_address};
 
 /// Keeps TLS sessions attached to a web farm: a client that has completed one handshake never pays
 /// for a full one again while its session lives.
@@ -68,6 +69,12 @@ pub fn main() -> ExitCode {
         eprintln!("sessile: {}", in_one_line(&error));
         ExitCode::from(2)
     })
+}
+
+/// Parses the address of `--listen` or `--admin`.
+fn listen_address(text: &str) -> Result<SocketAddr, &'static str> {
+    parse_listen_address(text)
+        .ok_or("expected IP:PORT, :PORT or localhost:PORT, as in 0.0.0.0:443 (other names are not looked up)")
 }
 
 /// Writes to the standard output.

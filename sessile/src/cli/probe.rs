@@ -21,7 +21,7 @@ use crate::probe::{self, ProbePlan, ProbeProgress, ProbeReport, json, table};
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub(super) struct Args {
-    /// Host name or IP address, and port (443 if none is given)
+    /// Host name or IP address, and port (443 if none is given); or an https:// URL, whose path is ignored
     #[arg(value_name = "HOST:PORT")]
     target: Endpoint,
 
@@ -37,8 +37,8 @@ pub(super) struct Args {
     #[arg(long)]
     insecure: bool,
 
-    /// Connect to these addresses in turn, not to those of HOST
-    #[arg(long = "address", value_name = "IP:PORT", value_delimiter = ',')]
+    /// Connect to these addresses in turn, not to those of HOST; a name stands for all its addresses
+    #[arg(long = "address", value_name = "HOST:PORT", value_delimiter = ',')]
     addresses: Vec<Endpoint>,
 
     /// Returns of each mechanism [default: 5, or one for each address if there are more]
@@ -56,7 +56,7 @@ pub(super) struct Args {
 
 const AFTER_HELP: &str = "\
 Examples:
-  sessile probe www.example.org
+  sessile probe https://www.example.org/
   sessile probe farm.example.org:443 --address 192.0.2.1 --address 192.0.2.2
   sessile probe 127.0.0.1:8443 --sni farm.test --ca ca.pem --json
 
@@ -114,19 +114,17 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
 async fn plan(args: &Args) -> anyhow::Result<ProbePlan> {
     let Endpoint { host, port } = &args.target;
     let port = port.unwrap_or(DEFAULT_PORT);
-    let addresses = match args.addresses.as_slice() {
-        [] => resolve(host, port).await?,
-        given => given
-            .iter()
-            .map(|endpoint| endpoint.address(port))
-            .collect::<Result<_, _>>()?,
+    let endpoints = match args.addresses.as_slice() {
+        [] => std::slice::from_ref(&args.target),
+        given => given,
     };
+    let Addresses { all, found_by_name } = Addresses::of(endpoints, port).await?;
     let trust = match &args.ca {
         Some(path) => Trust::ca_file(path)?,
         None if args.insecure => Trust::Insecure,
         None => Trust::System,
     };
-    let default_returns = DEFAULT_RETURNS.max(addresses.len());
+    let default_returns = DEFAULT_RETURNS.max(all.len());
     let server_name = args.sni.clone().unwrap_or_else(|| host.clone());
     Ok(ProbePlan {
         target: args.target.to_string(),
@@ -136,24 +134,52 @@ async fn plan(args: &Args) -> anyhow::Result<ProbePlan> {
         }
         .to_string(),
         server_name,
-        addresses,
-        leave_out_unreachable: args.addresses.is_empty(),
+        addresses: all,
+        found_by_name,
         returns: args.attempts.map_or(default_returns, usize::from),
         trust,
         timeout: args.timeout,
     })
 }
 
+/// The addresses to connect to, each once.
+#[derive(Default)]
+struct Addresses {
+    all: Vec<SocketAddr>,
+    found_by_name: Vec<SocketAddr>,
+}
+
+impl Addresses {
+    /// Resolves the names among the endpoints.
+    async fn of(endpoints: &[Endpoint], default_port: u16) -> anyhow::Result<Self> {
+        let mut addresses = Self::default();
+        for endpoint in endpoints {
+            let port = endpoint.port.unwrap_or(default_port);
+            if let Ok(ip) = endpoint.host.parse::<IpAddr>() {
+                addresses.add(SocketAddr::new(ip, port));
+                continue;
+            }
+            let found = resolve(&endpoint.host, port).await?;
+            addresses.found_by_name.extend(&found);
+            for address in found {
+                addresses.add(address);
+            }
+        }
+        Ok(addresses)
+    }
+
+    fn add(&mut self, address: SocketAddr) {
+        if !self.all.contains(&address) {
+            self.all.push(address);
+        }
+    }
+}
+
 async fn resolve(host: &str, port: u16) -> anyhow::Result<Vec<SocketAddr>> {
     let found = lookup_host((host, port))
         .await
         .with_context(|| format!("cannot find the address of {host}"))?;
-    let mut addresses: Vec<SocketAddr> = Vec::new();
-    for address in found.take(MAX_ADDRESSES) {
-        if !addresses.contains(&address) {
-            addresses.push(address);
-        }
-    }
+    let addresses: Vec<SocketAddr> = found.take(MAX_ADDRESSES).collect();
     anyhow::ensure!(!addresses.is_empty(), "{host} has no address");
     Ok(addresses)
 }
@@ -201,7 +227,7 @@ fn print_error(error: &anyhow::Error) -> ExitCode {
     ExitCode::from(EXIT_NO_CONNECTION)
 }
 
-/// `HOST`, `HOST:PORT`, `IP`, `[IPv6]` or `[IPv6]:PORT`.
+/// `HOST`, `HOST:PORT`, `IP`, `[IPv6]` or `[IPv6]:PORT`; or a URL with one of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Endpoint {
     /// The host without brackets.
@@ -209,20 +235,17 @@ struct Endpoint {
     port: Option<u16>,
 }
 
-impl Endpoint {
-    fn address(&self, default_port: u16) -> anyhow::Result<SocketAddr> {
-        let ip: IpAddr = self
-            .host
-            .parse()
-            .with_context(|| format!("--address {:?} is not IP:PORT", self.host))?;
-        Ok(SocketAddr::new(ip, self.port.unwrap_or(default_port)))
-    }
-}
-
 impl std::str::FromStr for Endpoint {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let text = match text.split_once("://") {
+            Some((scheme, rest)) if scheme.eq_ignore_ascii_case("https") => {
+                rest.split(['/', '?', '#']).next().unwrap_or_default()
+            }
+            Some(_) => return Err("the probe tests TLS: give an https:// URL, or HOST:PORT"),
+            None => text,
+        };
         let bracketed = text.strip_prefix('[').and_then(|rest| rest.split_once(']'));
         let (host, port) = match bracketed {
             Some((host, "")) => (host, None),
@@ -238,8 +261,8 @@ impl std::str::FromStr for Endpoint {
             },
         };
         let is_ip = host.parse::<IpAddr>().is_ok();
-        if host.is_empty() || (host.contains(['/', '[', ']', ':']) && !is_ip) {
-            return Err("expected HOST:PORT");
+        if host.is_empty() || (host.contains(['/', '[', ']', ':', '@']) && !is_ip) {
+            return Err("expected HOST:PORT or https://HOST:PORT/");
         }
         let port = match port.map(str::parse) {
             None => None,
@@ -292,8 +315,15 @@ mod tests {
             assert_eq!((endpoint.host.as_str(), endpoint.port), (host, port));
             assert_eq!(endpoint.to_string(), text);
         }
-        let bare: Endpoint = "2001:db8::1".parse().unwrap();
-        assert_eq!(bare.to_string(), "[2001:db8::1]");
+        for (text, displayed) in [
+            ("2001:db8::1", "[2001:db8::1]"),
+            ("https://farm.test", "farm.test"),
+            ("HTTPS://farm.test:8443/a?b#c", "farm.test:8443"),
+            ("https://[::1]:8443/https://other.test/", "[::1]:8443"),
+        ] {
+            let endpoint: Endpoint = text.parse().unwrap();
+            assert_eq!(endpoint.to_string(), displayed, "{text}");
+        }
     }
 
     #[test]
@@ -304,8 +334,11 @@ mod tests {
             "h:",
             "h:0",
             "h:65536",
-            "https://h",
-            "https://h/",
+            "https://",
+            "https:///path",
+            "https://user@h/",
+            "http://h/",
+            "h/path",
             "[::1]443",
             "[::1",
         ] {
@@ -313,11 +346,21 @@ mod tests {
         }
     }
 
-    #[test]
-    fn addresses_without_a_port_take_the_port_of_the_target() {
-        let address = |text: &str| text.parse::<Endpoint>().unwrap().address(8443);
-        assert_eq!(address("192.0.2.1").unwrap(), ([192, 0, 2, 1], 8443).into());
-        assert_eq!(address("192.0.2.1:1").unwrap(), ([192, 0, 2, 1], 1).into());
-        assert!(address("farm.test:1").is_err());
+    #[tokio::test]
+    async fn addresses_without_a_port_take_the_port_of_the_target_and_count_once() {
+        let endpoints = ["192.0.2.1", "192.0.2.1:1", "192.0.2.1:8443"];
+        let endpoints = endpoints.map(|text| text.parse::<Endpoint>().unwrap());
+        let Addresses { all, found_by_name } = Addresses::of(&endpoints, 8443).await.unwrap();
+        let expected: [SocketAddr; 2] = [([192, 0, 2, 1], 8443).into(), ([192, 0, 2, 1], 1).into()];
+        assert_eq!(all, expected);
+        assert!(found_by_name.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_name_stands_for_its_addresses() {
+        let endpoint: Endpoint = "localhost:1".parse().unwrap();
+        let Addresses { all, found_by_name } = Addresses::of(&[endpoint], 443).await.unwrap();
+        assert!(all.contains(&([127, 0, 0, 1], 1).into()), "{all:?}");
+        assert_eq!(all, found_by_name);
     }
 }

@@ -26,8 +26,8 @@ pub(super) struct Args {
     /// Configuration file; without it, use the flags below.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["listen", "cert", "key", "root"])]
     config: Option<PathBuf>,
-    /// Where to listen.
-    #[arg(long, value_name = "IP:PORT")]
+    /// Where to listen; :PORT is every address.
+    #[arg(long, value_name = "IP:PORT", value_parser = super::listen_address)]
     listen: Option<SocketAddr>,
     /// Certificate chain, PEM.
     #[arg(long, value_name = "PEM")]
@@ -38,8 +38,8 @@ pub(super) struct Args {
     /// Folder of static files.
     #[arg(long, value_name = "DIR")]
     root: Option<PathBuf>,
-    /// Where /healthz, /readyz and /metrics answer.
-    #[arg(long, value_name = "IP:PORT")]
+    /// Where the page of the admin listener, /healthz, /readyz and /metrics answer.
+    #[arg(long, value_name = "IP:PORT", value_parser = super::listen_address)]
     admin: Option<SocketAddr>,
 }
 

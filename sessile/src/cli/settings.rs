@@ -265,7 +265,26 @@ fn import(path: &Path, from: &Path, now: SystemTime) -> anyhow::Result<ExitCode>
             from.display()
         )?;
     }
-    print(&(out + &outcome(path, &import.change)))
+    out.push_str(&outcome(path, &import.change));
+    if !matches!(import.change, Change::None) {
+        out.push_str(&next_steps(path, &file::load(path)?));
+    }
+    print(&out)
+}
+
+/// What a user does after an import.
+fn next_steps(path: &Path, config: &Config) -> String {
+    let path = path.display();
+    if config.listeners.is_empty() {
+        return format!(
+            "next     {path} has no [[listener]] yet: add one, with a [[site]] or a [[balance.server]]\n\
+             next     sessile check --config {path}\n"
+        );
+    }
+    format!(
+        "next     sessile check --config {path}\n\
+         next     restart sessile, or reload it with SIGHUP: its log then names the settings that need a restart\n"
+    )
 }
 
 fn export(

@@ -4,7 +4,6 @@
 use std::fmt;
 use std::time::Instant;
 
-use sessile_proto::Word;
 use sessile_proto::hello::{ClientHello, HelloReader, MAX_LIMIT};
 use sessile_proto::verdict::How;
 use sessile_proto::watch::{Outcome, Watch};
@@ -27,7 +26,7 @@ impl Offer {
     /// The last bytes in hexadecimal, which distinguish tickets of one key.
     #[must_use]
     pub fn suffix(&self) -> String {
-        hex(&self.bytes[self.bytes.len().saturating_sub(SHOWN_LEN)..])
+        hex(&self.bytes[self.bytes.len().saturating_sub(SUFFIX_LEN)..])
     }
 
     /// The offer in a ClientHello. `has_tls12_session` is true if rustls took a TLS 1.2 session for
@@ -54,22 +53,30 @@ impl Offer {
     }
 }
 
+/// The bytes without those in the middle.
 impl fmt::Display for Offer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let how = self.how.as_str();
-        if self.bytes.len() <= 2 * SHOWN_LEN {
-            return write!(f, "{how} {}", hex(&self.bytes));
+        let bytes = &self.bytes;
+        if bytes.len() <= SHOWN_AT_START + SHOWN_AT_END {
+            return f.write_str(&hex(bytes));
         }
-        let head = hex(&self.bytes[..SHOWN_LEN]);
-        write!(f, "{how} {head}…{}", self.suffix())
+        let start = hex(&bytes[..SHOWN_AT_START]);
+        let end = hex(&bytes[bytes.len() - SHOWN_AT_END..]);
+        write!(f, "{start}…{end}")
     }
 }
 
 /// Bytes of the name of a ticket key (RFC 5077, 4).
 const KEY_NAME_LEN: usize = 16;
 
-/// The number of bytes at each end that are displayed.
-const SHOWN_LEN: usize = 4;
+/// The number of bytes of a suffix.
+const SUFFIX_LEN: usize = 4;
+
+/// The number of displayed bytes at the start.
+const SHOWN_AT_START: usize = 4;
+
+/// The number of displayed bytes at the end.
+const SHOWN_AT_END: usize = 2;
 
 /// The bytes in lower-case hexadecimal.
 pub(crate) fn hex(bytes: &[u8]) -> String {
@@ -149,14 +156,14 @@ mod tests {
         let how = How::Ticket;
         let bytes: Vec<u8> = (0..40).collect();
         let offer = Offer { how, bytes };
-        assert_eq!(offer.to_string(), "ticket 00010203…24252627");
+        assert_eq!(offer.to_string(), "00010203…2627");
         assert_eq!(offer.prefix(), "000102030405060708090a0b0c0d0e0f");
         assert_eq!(offer.suffix(), "24252627");
         let short = Offer {
             how,
             bytes: vec![1, 2],
         };
-        assert_eq!(short.to_string(), "ticket 0102");
+        assert_eq!(short.to_string(), "0102");
         assert_eq!(
             (short.prefix(), short.suffix()),
             ("0102".into(), "0102".into())

@@ -1,8 +1,20 @@
-//! A network of IP addresses, in the text form of `proxy-trusted`.
+//! The text forms of addresses to listen on, and of networks (`proxy-trusted`). No name is looked up.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
+
+/// Parses an address to listen on: `IP:PORT`, `localhost:PORT` (127.0.0.1), or `:PORT`.
+///
+/// `:PORT` is `[::]:PORT`, which on Linux takes IPv4 clients too.
+#[must_use]
+pub fn parse_listen_address(text: &str) -> Option<SocketAddr> {
+    match text.rsplit_once(':')? {
+        ("", port) => Some((Ipv6Addr::UNSPECIFIED, port.parse().ok()?).into()),
+        ("localhost", port) => Some((Ipv4Addr::LOCALHOST, port.parse().ok()?).into()),
+        _ => text.parse().ok(),
+    }
+}
 
 /// A network, or one address: `10.0.0.0/8`, `2001:db8::/32`, `192.0.2.1`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,6 +84,25 @@ impl fmt::Display for Network {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_address_to_listen_on_can_have_a_port_alone_or_localhost() {
+        for (text, address) in [
+            (":8443", Some("[::]:8443")),
+            ("localhost:8443", Some("127.0.0.1:8443")),
+            ("0.0.0.0:443", Some("0.0.0.0:443")),
+            ("[::1]:0", Some("[::1]:0")),
+            ("8443", None),
+            ("localhost", None),
+            ("localhost:", None),
+            (":65536", None),
+            ("farm.test:443", None),
+            ("::1", None),
+        ] {
+            let expected = address.map(|address| address.parse().expect("an address"));
+            assert_eq!(parse_listen_address(text), expected, "{text}");
+        }
+    }
 
     #[test]
     fn a_network_contains_the_addresses_with_its_prefix() {

@@ -14,6 +14,7 @@ use rcgen::{
 };
 
 use crate::config::Certificate;
+use crate::state_file::folder_of;
 
 /// Lifetime of the authority's certificate.
 const AUTHORITY_DAYS: u64 = 3650;
@@ -29,7 +30,11 @@ const SECONDS_PER_DAY: u64 = 24 * 60 * 60;
 /// Why the development certificate cannot be opened or created.
 #[derive(Debug, thiserror::Error)]
 pub enum AuthorityError {
-    #[error("data folder {file}: {source}", file = .path.display())]
+    #[error(
+        "cannot use {file}: {source}; give this user access to the folder {folder}, or choose another folder \
+         with --data-dir",
+        file = .path.display(), folder = folder_of(.path).display()
+    )]
     Io { path: PathBuf, source: io::Error },
     #[error("{file}: {source}; move the file away, and sessile makes a new one", file = .path.display())]
     Key { path: PathBuf, source: rcgen::Error },
@@ -152,7 +157,7 @@ fn write(path: &Path, text: &str, mode: u32) -> Result<(), AuthorityError> {
 
 /// Replaces a file atomically: a crash leaves the old file or the new file.
 fn replace_file(path: &Path, text: &str, mode: u32) -> io::Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("."));
+    let folder = folder_of(path);
     fs::create_dir_all(folder)?;
     let mut staged = tempfile::Builder::new()
         .permissions(fs::Permissions::from_mode(mode))
@@ -178,6 +183,22 @@ mod tests {
         assert_eq!(before, read(&Authority::open(folder.path()).unwrap()));
         let private = fs::metadata(folder.path().join("ca.key")).unwrap();
         assert_eq!(private.permissions().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_used_is_named_with_the_flag_that_changes_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("file");
+        fs::write(&file, "").unwrap();
+        let error = Authority::open(&file.join("farm"))
+            .err()
+            .unwrap()
+            .to_string();
+        let named = format!("access to the folder {}", file.join("farm").display());
+        assert!(
+            error.contains(&named) && error.contains("--data-dir"),
+            "{error}"
+        );
     }
 
     #[test]

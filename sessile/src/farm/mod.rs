@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use sessile_proto::route::Policy;
 
-use crate::admin::{self, Admin};
+use crate::admin::{self, Admin, Api, Token, TokenError};
 use crate::balance::{self, Balancer};
 use crate::config::{
     Action, Balance, BalanceServer, Config, Health, Key, Listener, Role, Site, SiteRoute,
@@ -28,7 +28,7 @@ pub struct FarmPlan {
     pub servers: usize,
     /// The address of the admin listener.
     pub admin: SocketAddr,
-    /// The folder of the certificates and the farm key.
+    /// The folder of the certificates, the farm key and the token of the API.
     pub data_dir: PathBuf,
     /// True if each server gets its own key, as in farms that share nothing.
     pub isolated: bool,
@@ -45,6 +45,8 @@ pub enum FarmError {
     Authority(#[from] AuthorityError),
     #[error(transparent)]
     Key(#[from] KeyError),
+    #[error(transparent)]
+    Token(#[from] TokenError),
     #[error("{name}: {source}")]
     Server {
         name: String,
@@ -76,7 +78,7 @@ impl Farm {
         let shared = (!plan.isolated)
             .then(|| Keyring::open(&file, lifetime).map(Arc::new))
             .transpose()?;
-        let admin = Admin::start(plan.admin, env.registry.clone(), None, env.stop.clone())?;
+        let token = Token::open(&plan.data_dir.join("admin.token"))?;
         let mut servers = Vec::with_capacity(plan.servers);
         for number in 1..=plan.servers {
             let name = format!("web{number}");
@@ -95,20 +97,18 @@ impl Farm {
                 }
             }
         }
-        let config = balancer_config(&plan.base, plan.listen, plan.policy, &servers);
-        let balancer = match Balancer::start(&config, env.stop.clone(), &env.registry) {
-            Ok(balancer) => balancer,
+        match start_front(plan, env, &servers, token) {
+            Ok((balancer, admin)) => Ok(Self {
+                authority,
+                servers,
+                admin,
+                balancer,
+            }),
             Err(error) => {
                 stop(servers, env);
-                return Err(error.into());
+                Err(error)
             }
-        };
-        Ok(Self {
-            authority,
-            servers,
-            admin,
-            balancer,
-        })
+        }
     }
 
     /// The address where clients connect.
@@ -125,6 +125,24 @@ impl Farm {
         }
         self.admin.join();
     }
+}
+
+/// Starts the balancer, and the admin listener with the balancer's API.
+fn start_front(
+    plan: &FarmPlan,
+    env: &Environment,
+    servers: &[(String, Server)],
+    token: Token,
+) -> Result<(Balancer, Admin), FarmError> {
+    let config = balancer_config(&plan.base, plan.listen, plan.policy, servers);
+    let balancer = Balancer::start(&config, env.stop.clone(), &env.registry)?;
+    let api = Api {
+        commands: balancer.commands.clone(),
+        token: Some(token),
+    };
+    let registry = env.registry.clone();
+    let admin = Admin::start(plan.admin, registry, Some(api), env.stop.clone())?;
+    Ok((balancer, admin))
 }
 
 /// Drains the servers of a farm that failed to start, so that their sessions survive.

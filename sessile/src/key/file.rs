@@ -27,7 +27,7 @@ const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
 /// Why a key file cannot be used. The message names the file, and the remedy if there is one.
 #[derive(Debug, thiserror::Error)]
-#[error("farm key {file}: {fault}", file = .path.display())]
+#[error("farm key {file}: {fault}{}", self.remedy(), file = .path.display())]
 pub struct FileError {
     pub path: PathBuf,
     pub fault: FileFault,
@@ -40,15 +40,23 @@ impl FileError {
             fault: fault.into(),
         }
     }
+
+    /// The remedy that needs the path.
+    fn remedy(&self) -> String {
+        if !matches!(self.fault, FileFault::Missing) {
+            return String::new();
+        }
+        format!(
+            "; run `sessile key new --file {}`, or copy the file from another server of the farm",
+            self.path.display()
+        )
+    }
 }
 
 /// The problem with a key file.
 #[derive(Debug, thiserror::Error)]
 pub enum FileFault {
-    #[error(
-        "the file does not exist; run `sessile key new`, or copy the file from another server of \
-         the farm"
-    )]
+    #[error("the file does not exist")]
     Missing,
     #[error(
         "the file exists, and sessile never overwrites a key; choose another --file, or move \
@@ -103,6 +111,14 @@ fn read(path: &Path) -> Result<FarmKey, FileFault> {
     if metadata.len() > MAX_LEN {
         return Err(FileFault::TooLong(metadata.len()));
     }
+    let mut bytes = Zeroizing::new(Vec::new());
+    io::Read::read_to_end(&mut &file, &mut bytes)?;
+    let text = std::str::from_utf8(&bytes).map_err(|_| Malformed::NotAKey)?;
+    let parsed = format::parse(text);
+    // A new mode would not make another file a key.
+    if matches!(parsed, Err(Malformed::NotAKey)) {
+        return Ok(parsed?);
+    }
     let mode = metadata.permissions().mode() & 0o7777;
     // On a read-only mount (a Kubernetes secret) the mode cannot be changed, so an unsafe mode only
     // causes a warning.
@@ -110,8 +126,7 @@ fn read(path: &Path) -> Result<FarmKey, FileFault> {
         let path = path.into();
         return Err(FileFault::Readable { path, mode });
     }
-    let text = Zeroizing::new(io::read_to_string(file)?);
-    Ok(format::parse(&text)?)
+    Ok(parsed?)
 }
 
 fn is_on_read_only_mount(path: &Path) -> bool {
@@ -299,6 +314,36 @@ mod tests {
             error.fault,
             FileFault::Readable { mode: 0o644, .. }
         ));
+    }
+
+    #[test]
+    fn a_file_that_is_no_key_is_not_refused_for_its_mode() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("server.pem");
+        for contents in [
+            &b"-----BEGIN CERTIFICATE-----\n"[..],
+            b"",
+            b"\xff",
+            b"[server]\n",
+        ] {
+            fs::write(&path, contents).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+            let error = load(&path).err().unwrap().to_string();
+            assert!(error.contains("not a farm key"), "{error}");
+            assert!(!error.contains("chmod"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_missing_key_names_the_command_that_makes_one() {
+        let error = load("/nowhere/farm.key".as_ref())
+            .err()
+            .unwrap()
+            .to_string();
+        assert!(
+            error.contains("`sessile key new --file /nowhere/farm.key`"),
+            "{error}"
+        );
     }
 
     #[test]

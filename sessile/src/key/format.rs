@@ -22,6 +22,9 @@ const ROUTE_HEAD: &str = "\
 # Keep it readable by its owner alone all the same.
 ";
 
+/// The beginning of every key file, unless a user removed the comments.
+const HEAD_START: &str = "# sessile ";
+
 pub(super) const FORMAT: u32 = 1;
 
 /// The beginning of the line with the checksum. Earlier versions read the line as a comment.
@@ -30,6 +33,8 @@ const CHECKSUM: &str = "# checksum: ";
 /// An error in the text of a key file. The messages never quote a secret.
 #[derive(Debug, thiserror::Error)]
 pub enum Malformed {
+    #[error("this is not a farm key; check the path")]
+    NotAKey,
     #[error("line {line}: {message}")]
     Syntax { line: usize, message: String },
     #[error(
@@ -88,12 +93,17 @@ struct WrittenGeneration {
 
 /// Reads the text of a key file, whole or the balancer's part.
 pub(super) fn parse(text: &str) -> Result<FarmKey, Malformed> {
-    // The error's own message would quote the line, and a secret with it.
-    let written: Written = toml::from_str(text).map_err(|error| Malformed::Syntax {
-        line: error
-            .span()
-            .map_or(1, |span| text[..span.start].matches('\n').count() + 1),
-        message: without_values(error.message()),
+    let written: Written = toml::from_str(text).map_err(|error| {
+        if !text.starts_with(HEAD_START) && !text.contains("secret") {
+            return Malformed::NotAKey;
+        }
+        // The error's own message would quote the line, and a secret with it.
+        Malformed::Syntax {
+            line: error
+                .span()
+                .map_or(1, |span| text[..span.start].matches('\n').count() + 1),
+            message: without_values(error.message()),
+        }
     })?;
     if written.format != FORMAT {
         return Err(Malformed::Format(written.format));

@@ -21,7 +21,7 @@ pub use inherited::{InheritError, inherit};
 pub use intake::DRAIN_GRACE;
 pub use rejection::{IntakeFailure, Rejection};
 pub(crate) use socket::has_event;
-pub use socket::{ListenError, Socket, accept, bind};
+pub use socket::{AddressSetting, ListenError, Socket, accept, bind};
 
 use std::io;
 use std::net::SocketAddr;
@@ -128,7 +128,10 @@ impl Listeners {
         let mut bound = Vec::new();
         for listener in config.listeners.iter().filter(|it| it.role == role) {
             let intake = ClientIntake::new(admission, config, listener, stop);
-            bound.push((intake, bind(listener.address, count)?));
+            bound.push((
+                intake,
+                bind(listener.address, count, AddressSetting::Listener)?,
+            ));
         }
         Ok(Self {
             bound,

@@ -22,20 +22,43 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 /// An address cannot be listened on.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot listen on {address}: {source}{}", remedy(source))]
+#[error("cannot listen on {address}: {source}{}", remedy(source, *setting))]
 pub struct ListenError {
     address: SocketAddr,
+    setting: AddressSetting,
     source: io::Error,
 }
 
-fn remedy(error: &io::Error) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::AddrInUse => "; another program has it: stop that one or choose another",
-        io::ErrorKind::PermissionDenied => {
-            "; ports below 1024 need CAP_NET_BIND_SERVICE: choose another or grant it"
+/// Where users set an address.
+#[derive(Clone, Copy, Debug)]
+pub enum AddressSetting {
+    Listener,
+    Admin,
+}
+
+impl AddressSetting {
+    /// The flag, and the key in a configuration file.
+    const fn names(self) -> &'static str {
+        match self {
+            Self::Listener => "--listen (in a file: `address` of the [[listener]])",
+            Self::Admin => "--admin (in a file: admin.listen)",
         }
-        io::ErrorKind::AddrNotAvailable => "; this host does not have that address",
-        _ => "",
+    }
+}
+
+fn remedy(error: &io::Error, setting: AddressSetting) -> String {
+    let names = setting.names();
+    match error.kind() {
+        io::ErrorKind::AddrInUse => format!(
+            "; another program has this port: stop that program (`ss -ltnp` names it), or change {names}"
+        ),
+        io::ErrorKind::PermissionDenied => {
+            format!("; ports below 1024 need CAP_NET_BIND_SERVICE: grant it, or change {names}")
+        }
+        io::ErrorKind::AddrNotAvailable => {
+            format!("; this host does not have that address: change {names}")
+        }
+        _ => String::new(),
     }
 }
 
@@ -61,12 +84,20 @@ impl Socket {
 ///
 /// # Errors
 /// If the address is not available, or another program listens on it.
-pub fn bind(address: SocketAddr, workers: usize) -> Result<Vec<Socket>, ListenError> {
+pub fn bind(
+    address: SocketAddr,
+    workers: usize,
+    setting: AddressSetting,
+) -> Result<Vec<Socket>, ListenError> {
     let sockets = match inherited::claim(address) {
         Some(listener) => share_inherited(&listener, workers.max(1)),
         None => bind_new(address, workers.max(1)),
     };
-    sockets.map_err(|source| ListenError { address, source })
+    sockets.map_err(|source| ListenError {
+        address,
+        setting,
+        source,
+    })
 }
 
 fn bind_new(address: SocketAddr, workers: usize) -> io::Result<Vec<Socket>> {
@@ -247,7 +278,7 @@ mod tests {
 
     #[test]
     fn workers_share_one_free_port() {
-        let sockets = bind(ANY, 3).unwrap();
+        let sockets = bind(ANY, 3, AddressSetting::Listener).unwrap();
         assert_eq!(sockets.len(), 3);
         let first = sockets[0].address();
         assert!(sockets.iter().all(|socket| socket.address() == first));
@@ -255,8 +286,16 @@ mod tests {
 
     #[test]
     fn an_address_in_use_is_refused_with_a_remedy() {
-        let taken = bind(ANY, 1).unwrap();
-        let error = bind(taken[0].address(), 1).unwrap_err();
-        assert!(error.to_string().contains("another program"), "{error}");
+        let taken = bind(ANY, 1, AddressSetting::Listener).unwrap();
+        for (setting, name) in [
+            (AddressSetting::Listener, "--listen"),
+            (AddressSetting::Admin, "admin.listen"),
+        ] {
+            let error = bind(taken[0].address(), 1, setting)
+                .unwrap_err()
+                .to_string();
+            assert!(error.contains("another program"), "{error}");
+            assert!(error.contains(name), "{error}");
+        }
     }
 }

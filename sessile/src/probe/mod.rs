@@ -34,8 +34,9 @@ pub struct ProbePlan {
     pub host: String,
     /// At least one address; handshakes rotate over the addresses.
     pub addresses: Vec<SocketAddr>,
-    /// Skip addresses to which this machine has no route, instead of counting failures.
-    pub leave_out_unreachable: bool,
+    /// The addresses that were found by a name. The probe skips those to which this machine has no route, instead
+    /// of counting failures.
+    pub found_by_name: Vec<SocketAddr>,
     /// Number of returns for each mechanism.
     pub returns: usize,
     pub trust: Trust,
@@ -98,7 +99,7 @@ pub async fn run(
             let target = Target::new(address, &plan.server_name)?;
             let result = visit(&mut client, plan, how, &target).await;
             if let Err(failed) = &result
-                && plan.leave_out_unreachable
+                && plan.found_by_name.contains(&address)
                 && failed.error.is_unreachable()
                 && report.addresses.len() > 1
             {

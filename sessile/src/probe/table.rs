@@ -16,20 +16,26 @@ pub enum Colour {
     Always,
 }
 
-/// The whole report, with a final line break.
+/// Most columns of a line.
+const WIDTH: usize = 80;
+
+/// The indent of the lines below a row.
+const BELOW_ROW: usize = 5;
+
+/// The whole report, with a final line break. A line has at most 80 columns, unless one word is longer.
 #[must_use]
 pub fn write(report: &ProbeReport, colour: Colour) -> String {
-    let mut text = format!(
-        "{}: server name {}, {}\n",
+    let mut text = String::new();
+    let head = format!(
+        "{}: server name {}, {}",
         report.target,
         report.server_name,
         count(report.addresses.len(), "address", "addresses"),
     );
+    push_wrapped(&mut text, 0, &head);
     for left_out in &report.left_out {
-        push(
-            &mut text,
-            &format!("left out: {} ({})", left_out.address, left_out.error),
-        );
+        let left_out = format!("left out: {} ({})", left_out.address, left_out.error);
+        push_wrapped(&mut text, 0, &left_out);
     }
     for findings in &report.mechanisms {
         text.push('\n');
@@ -38,14 +44,18 @@ pub fn write(report: &ProbeReport, colour: Colour) -> String {
     }
     text.push('\n');
     for findings in &report.mechanisms {
-        let word = paint(title(findings.how), shade(findings.status()), colour);
-        push(&mut text, &format!("{word}: {}", summary(findings)));
+        let title = title(findings.how);
+        let mut lines = String::new();
+        push_wrapped(&mut lines, 0, &format!("{title}: {}", summary(findings)));
+        // The colour comes last, because its codes take no columns.
+        let title_in_colour = paint(title, shade(findings.status()), colour);
+        text.push_str(&lines.replacen(title, &title_in_colour, 1));
         if let Some(ended) = findings.ended_offers() {
-            push(&mut text, &format!("  {ended}"));
+            push_wrapped(&mut text, 2, &ended.to_string());
         }
         for cause in findings.causes() {
             let said_by = cause.said_by.join(", ");
-            push(&mut text, &format!("  {}, says {said_by}", cause.verdict));
+            push_wrapped(&mut text, 2, &format!("{}, says {said_by}", cause.verdict));
         }
     }
     if !report.complete {
@@ -123,75 +133,130 @@ fn not_resumed_by(findings: &MechanismFindings) -> Vec<(&'static str, Vec<String
     grouped
 }
 
-const HEADER: [&str; 8] = [
-    "#",
-    "address",
-    "offered",
-    "outcome",
-    "connect",
-    "handshake",
-    "server",
-    "remark",
-];
+const HEADER: [&str; 7] = ["#", "address", "offered", "outcome", "time", "server", ""];
 
 /// The index of the outcome in a row.
 const OUTCOME: usize = 3;
 
+/// The index of the remark. The column has no header, because a remark can be below its row.
+const REMARK: usize = 6;
+
+/// A column that has at least one value.
+#[derive(Clone, Copy)]
+struct Column {
+    index: usize,
+    width: usize,
+}
+
 fn table(text: &mut String, findings: &MechanismFindings, colour: Colour) {
     let mut rows = vec![HEADER.map(ToOwned::to_owned)];
-    rows.extend(findings.attempts.iter().enumerate().map(row));
-    let mut columns = Vec::new();
-    for column in 0..HEADER.len() {
-        if rows.iter().skip(1).any(|row| !row[column].is_empty()) {
-            let width = rows.iter().map(|row| row[column].chars().count()).max();
-            columns.push((column, width.unwrap_or(0)));
-        }
-    }
+    let attempts = findings.attempts.iter().enumerate();
+    rows.extend(attempts.map(|(number, attempt)| row(findings.how, number, attempt)));
+    let columns = columns(&rows);
     for (number, row) in rows.iter().enumerate() {
         let mut line = String::new();
-        for &(column, width) in &columns {
-            let cell = &row[column];
-            let gap = " ".repeat(width - cell.chars().count());
-            let shown = match column {
-                OUTCOME if number > 0 => paint(cell, outcome_shade(cell), colour),
-                _ => cell.clone(),
+        let mut width = 0;
+        let mut below: Vec<&str> = Vec::new();
+        for &column in &columns {
+            let value = row[column.index].as_str();
+            // The remark is the last column, so it needs no more width than its own.
+            let needed = match column.index {
+                REMARK => value.chars().count(),
+                _ => column.width,
             };
-            // Numbers are aligned to the right.
-            let numeric = matches!(HEADER[column], "#" | "connect" | "handshake");
-            line.push_str("  ");
-            line.push_str(&if numeric { gap + &shown } else { shown + &gap });
+            width += 2 + needed;
+            if width <= WIDTH {
+                let is_outcome = column.index == OUTCOME && number > 0;
+                line.push_str(&cell(value, column, is_outcome, colour));
+            } else if number > 0 && !value.is_empty() {
+                below.push(value);
+            }
         }
         push(text, line.trim_end());
+        if !below.is_empty() {
+            push_wrapped(text, BELOW_ROW, &below.join("  "));
+        }
     }
 }
 
-fn row((number, attempt): (usize, &Attempt)) -> [String; HEADER.len()] {
+/// The columns with a value, and their widths.
+fn columns(rows: &[[String; HEADER.len()]]) -> Vec<Column> {
+    (0..HEADER.len())
+        .filter(|&index| rows.iter().skip(1).any(|row| !row[index].is_empty()))
+        .map(|index| {
+            let widths = rows.iter().map(|row| row[index].chars().count());
+            Column {
+                index,
+                width: widths.max().unwrap_or(0),
+            }
+        })
+        .collect()
+}
+
+/// A value with the gap before its column. Numbers are aligned to the right.
+fn cell(value: &str, column: Column, is_outcome: bool, colour: Colour) -> String {
+    let padding = " ".repeat(column.width - value.chars().count());
+    let shown = if is_outcome {
+        paint(value, outcome_shade(value), colour)
+    } else {
+        value.to_owned()
+    };
+    if matches!(HEADER[column.index], "#" | "time") {
+        format!("  {padding}{shown}")
+    } else {
+        format!("  {shown}{padding}")
+    }
+}
+
+fn row(how: How, number: usize, attempt: &Attempt) -> [String; HEADER.len()] {
     let seen = attempt.seen();
     let offered = match (attempt.offered(), seen) {
-        (Some(offer), _) => offer.to_string(),
+        (Some(offer), _) if offer.how == how => offer.to_string(),
+        (Some(offer), _) => format!("{} {offer}", offer.how.as_str()),
         (None, Some(_)) => "nothing".to_owned(),
         (None, None) => String::new(),
     };
+    let outcome = attempt.outcome();
     let remark = match &attempt.result {
-        Ok(seen) => seen.verdict.clone().unwrap_or_default(),
+        // The other verdicts repeat what the row shows already.
+        Ok(seen) if outcome == SessionOutcome::Refused => seen.verdict.clone().unwrap_or_default(),
+        Ok(_) => String::new(),
         Err(failed) => failed.to_string(),
     };
     [
         number.to_string(),
         attempt.address.to_string(),
         offered,
-        match attempt.outcome() {
+        match outcome {
             SessionOutcome::NotOffered => "full".to_owned(),
             other => other.as_str().to_owned(),
         },
-        seen.map(|seen| millis(seen.times.connect))
-            .unwrap_or_default(),
         seen.map(|seen| millis(seen.times.handshake))
             .unwrap_or_default(),
         seen.and_then(|seen| seen.server.clone())
             .unwrap_or_default(),
         remark,
     ]
+}
+
+/// Adds a text that is wrapped at [`WIDTH`]. Each line after the first has two more columns of indent.
+fn push_wrapped(text: &mut String, indent: usize, words: &str) {
+    let mut line = " ".repeat(indent);
+    let mut has_words = false;
+    for word in words.split(' ') {
+        let width = line.chars().count() + 1 + word.chars().count();
+        if has_words && width > WIDTH {
+            push(text, line.trim_end());
+            line = " ".repeat(indent + 2);
+            has_words = false;
+        }
+        if has_words {
+            line.push(' ');
+        }
+        line.push_str(word);
+        has_words = true;
+    }
+    push(text, &line);
 }
 
 fn push(text: &mut String, line: &str) {
@@ -251,23 +316,25 @@ mod tests {
 farm.test: server name farm.test, 2 addresses
 
 TLS 1.2 session ID
-  #  address        offered                       outcome  connect  handshake  server  remark
-  0  192.0.2.1:443  nothing                       full      0.2 ms     1.5 ms
-  1  192.0.2.1:443  session-id 07070707…07070707  resumed   0.2 ms     1.5 ms
-  2  192.0.2.2:443  session-id 07070707…07070707  refused   0.2 ms     1.5 ms  web2    full/unknown
-  3  192.0.2.1:443                                failed                               the server does not speak TLS
+  #  address        offered        outcome    time  server
+  0  192.0.2.1:443  nothing        full     1.5 ms
+  1  192.0.2.1:443  07070707…0707  resumed  1.5 ms
+  2  192.0.2.2:443  07070707…0707  refused  1.5 ms  web2    full/unknown
+  3  192.0.2.1:443                 failed
+     the server does not speak TLS
 
 TLS 1.2 ticket
-  #  address        offered  outcome  connect  handshake
-  0  192.0.2.1:443  nothing  full      0.2 ms     1.5 ms
-  1  192.0.2.2:443  nothing  full      0.2 ms     1.5 ms
+  #  address        offered  outcome    time
+  0  192.0.2.1:443  nothing  full     1.5 ms
+  1  192.0.2.2:443  nothing  full     1.5 ms
 
 TLS 1.3 PSK
-  #  address        offered                outcome  connect  handshake
-  0  192.0.2.1:443  nothing                full      0.2 ms     1.5 ms
-  1  192.0.2.2:443  psk 07070707…07070707  resumed   0.2 ms     1.5 ms
+  #  address        offered        outcome    time
+  0  192.0.2.1:443  nothing        full     1.5 ms
+  1  192.0.2.2:443  07070707…0707  resumed  1.5 ms
 
-TLS 1.2 session ID: resumed 1 of 3; refused by 192.0.2.2:443 (web2) 1 time; failed at 192.0.2.1:443 1 time
+TLS 1.2 session ID: resumed 1 of 3; refused by 192.0.2.2:443 (web2) 1 time;
+  failed at 192.0.2.1:443 1 time
   full/unknown, says web2
 TLS 1.2 ticket: not offered: the server gives no ticket
 TLS 1.3 PSK: resumed 1 of 1
@@ -282,15 +349,38 @@ TLS 1.3 PSK: resumed 1 of 1
 farm.test: server name farm.test, 1 address
 
 TLS 1.3 PSK
-  #  address        offered                outcome  connect  handshake  remark
-  0  192.0.2.1:443  nothing                full      0.2 ms     1.5 ms
-  1  192.0.2.1:443  psk 07070707…07070707  failed                       the server refused the handshake: alert internal_error; without a session it succeeded
-  2  192.0.2.1:443  psk 07070707…07070707  failed                       the server refused the handshake: alert internal_error; without a session it succeeded
+  #  address        offered        outcome    time
+  0  192.0.2.1:443  nothing        full     1.5 ms
+  1  192.0.2.1:443  07070707…0707  failed
+     the server refused the handshake: alert internal_error; without a session
+       it succeeded
+  2  192.0.2.1:443  07070707…0707  failed
+     the server refused the handshake: alert internal_error; without a session
+       it succeeded
 
 TLS 1.3 PSK: resumed 0 of 2; failed at 192.0.2.1:443 2 times
-  2 of 2 connections that offered a session were ended by the server; 2 of 2 without one succeeded
+  2 of 2 connections that offered a session were ended by the server; 2 of 2
+    without one succeeded
 ";
         assert_eq!(text, expected, "\n{text}");
+    }
+
+    #[test]
+    fn no_line_is_wider_than_a_terminal() {
+        let address = "[2001:db8:1234:5678:9abc:def0:1234:5678]:65535"
+            .parse()
+            .unwrap();
+        let mut report = samples::report();
+        for attempt in report.mechanisms.iter_mut().flat_map(|it| &mut it.attempts) {
+            attempt.address = address;
+            if let Ok(seen) = &mut attempt.result {
+                seen.server = Some("a-server-with-a-long-name.of.a-data-centre.example".to_owned());
+            }
+        }
+        let text = write(&report, Colour::Never);
+        for line in text.lines() {
+            assert!(line.chars().count() <= WIDTH, "{line}\n\n{text}");
+        }
     }
 
     #[test]

@@ -14,6 +14,7 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::time::Duration;
 
 use prometheus::{IntCounter, Registry};
+use sessile_proto::verdict::Verdict;
 
 use crate::config;
 use crate::log_interval::LogInterval;
@@ -33,9 +34,15 @@ const FLUSH_DEADLINE: Duration = Duration::from_secs(2);
 /// Most bytes of one quoted field in a line.
 const MAX_QUOTED: usize = 2048;
 
+/// Most characters of a brief line.
+const BRIEF_WIDTH: usize = 80;
+
 /// A handle to the log. Clones write to the same target. The default writes nothing.
 #[derive(Clone, Default)]
-pub struct AccessLog(Option<Queue>);
+pub struct AccessLog {
+    queue: Option<Queue>,
+    is_brief: bool,
+}
 
 #[derive(Clone)]
 struct Queue {
@@ -100,22 +107,39 @@ impl AccessLog {
             report(&reported, &dropped, &target);
         })?;
         start_thread("access-log", move || writer.run(&queue))?;
-        Ok(Self(Some(Queue {
+        let queue = Queue {
             orders,
             losses,
             is_moved,
-        })))
+        };
+        Ok(Self {
+            queue: Some(queue),
+            is_brief: false,
+        })
+    }
+
+    /// The same log with brief lines, for people at a terminal.
+    #[must_use]
+    pub fn brief(self) -> Self {
+        Self {
+            is_brief: true,
+            ..self
+        }
+    }
+
+    pub(super) const fn is_brief(&self) -> bool {
+        self.is_brief
     }
 
     /// True if the log is enabled.
     #[must_use]
     pub const fn is_on(&self) -> bool {
-        self.0.is_some()
+        self.queue.is_some()
     }
 
     /// Queues a line, given without its line end. Never waits.
     pub fn line(&self, line: String) {
-        if let Some(queue) = &self.0
+        if let Some(queue) = &self.queue
             && let Err(TrySendError::Full(_)) = queue.orders.try_send(Order::Line(line))
         {
             queue.losses.record(1, Loss::QueueFull);
@@ -124,7 +148,7 @@ impl AccessLog {
 
     /// Opens the file anew by its name, after log rotation moved it.
     pub fn reopen(&self) {
-        if let Some(queue) = &self.0 {
+        if let Some(queue) = &self.queue {
             queue.is_moved.store(true, Ordering::Release);
             // The thread that handles signals must not wait, and a full queue wakes the writer too.
             let _ = queue.orders.try_send(Order::Wake);
@@ -135,7 +159,9 @@ impl AccessLog {
     ///
     /// Returns how many lines were dropped since the start.
     pub fn flush(&self) -> u64 {
-        let Some(queue) = &self.0 else { return 0 };
+        let Some(queue) = &self.queue else {
+            return 0;
+        };
         let (done, written) = sync_channel(1);
         let sent = queue.orders.try_send(Order::Flush(done)).is_ok();
         if !sent || written.recv_timeout(FLUSH_DEADLINE).is_err() {
@@ -387,6 +413,14 @@ fn report(reports: &Receiver<Report>, dropped: &IntCounter, target: &Target) {
     }
 }
 
+/// A line for people at a terminal. `request` is the rest of a whole line, which begins with the request line.
+pub(super) fn brief_line(server: &str, protocol: &str, verdict: Verdict, request: &str) -> String {
+    let request_line = request.split('"').nth(1).unwrap_or_default();
+    let verdict = verdict.to_string();
+    let line = format!("{server:<5}  {protocol}  {verdict:<20}  {request_line}");
+    line.chars().take(BRIEF_WIDTH).collect()
+}
+
 /// Escapes text from a client for double quotes, and cuts long text.
 pub(super) fn quoted(text: &str) -> std::str::EscapeDebug<'_> {
     text[..text.floor_char_boundary(MAX_QUOTED)].escape_debug()
@@ -470,7 +504,7 @@ mod tests {
             lines.take_while(|line| line != "end").collect::<Vec<_>>()
         });
         // Wait for room without counting another loss.
-        let orders = &log.0.as_ref().unwrap().orders;
+        let orders = &log.queue.as_ref().unwrap().orders;
         orders.send(Order::Line("end".into())).unwrap();
         let written = written.join().unwrap();
         let dropped = log.flush() as usize;
@@ -485,7 +519,7 @@ mod tests {
         let (path, moved) = (folder.path().join("access.log"), folder.path().join("1"));
         let log = open(&path);
         std::fs::rename(&path, &moved).unwrap();
-        let queue = log.0.as_ref().unwrap();
+        let queue = log.queue.as_ref().unwrap();
         // Nothing wakes the writer but a line.
         queue.is_moved.store(true, Ordering::Release);
         log.line("one".into());

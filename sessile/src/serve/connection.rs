@@ -99,6 +99,7 @@ impl ClientHandler for Rc<Worker> {
             sites,
             requests: Cell::new(0),
             last_work: Cell::new(Instant::now()),
+            is_ending: Cell::new(false),
             pending_upstreams: PendingUpstreams::new(),
             large_file: RefCell::default(),
             has_sent_large_file: Cell::new(false),
@@ -277,7 +278,8 @@ async fn answer_http2(
         .max_send_buf_size(MAX_STREAM_BUFFER)
         .max_header_list_size(MAX_HEAD as u32);
     let io = TokioIo::new(stream);
-    let http = Http2::new(builder.serve_connection(io, service), executor.clone());
+    let http = builder.serve_connection(io, service);
+    let http = Http2::new(http, executor.clone(), connection);
     drive!(connection, connection_task, displaced, http)
 }
 

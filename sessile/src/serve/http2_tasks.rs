@@ -11,6 +11,7 @@ use hyper_util::server::graceful::GracefulConnection;
 
 use super::metrics::Metrics;
 use super::request_task::RequestTask;
+use super::respond::Connection;
 
 /// Runs hyper's tasks of an HTTP/2 connection on the thread of the connection.
 #[derive(Clone)]
@@ -75,11 +76,16 @@ impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for TaskExecutor {
 pub(super) struct Http2<C> {
     connection: C,
     tasks: TaskExecutor,
+    client: Rc<Connection>,
 }
 
 impl<C: GracefulConnection + Unpin> Http2<C> {
-    pub(super) const fn new(connection: C, tasks: TaskExecutor) -> Self {
-        Self { connection, tasks }
+    pub(super) fn new(connection: C, tasks: TaskExecutor, client: &Rc<Connection>) -> Self {
+        Self {
+            connection,
+            tasks,
+            client: Rc::clone(client),
+        }
     }
 
     /// Ends the connection after the open requests. A connection of HTTP/2 tells its client to send no more.
@@ -93,6 +99,10 @@ impl<C: GracefulConnection + Unpin> Future for Http2<C> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<C::Output> {
         let polled = Pin::new(&mut self.connection).poll(cx);
+        if self.client.is_ending.take() {
+            // The last response is not written yet, so GOAWAY leaves before it.
+            Pin::new(&mut self.connection).graceful_shutdown();
+        }
         self.tasks.poll_ready_tasks(cx);
         polled
     }

@@ -17,7 +17,7 @@ use hyper::body::{Body as _, Incoming};
 use tokio::time::Instant;
 
 use super::Worker;
-use super::access_log::quoted;
+use super::access_log::{brief_line, quoted};
 use super::files::{Answer, Content, FileStream, Folder};
 use super::large_file::{self, LargeFile};
 use super::pending_upstreams::PendingUpstreams;
@@ -26,7 +26,7 @@ use super::request::{self, Host, SentEarly};
 use super::request_task::RequestEnd;
 use super::routes;
 use super::sites::{Handler, Site, Sites};
-use super::verdict_page::VerdictPage;
+use super::verdict_page::{JSON_PATH, RETURN_PATH, RETURNED, VerdictPage};
 use crate::clock;
 use crate::tls::{Completion, Handshake, Status};
 
@@ -56,6 +56,8 @@ pub(super) struct Connection {
     /// In HTTP/1, when the last response ended. In HTTP/2, when a frame with a request, a response or data last
     /// passed.
     pub(super) last_work: Cell<Instant>,
+    /// True if a response is the last one of an HTTP/2 connection, and GOAWAY is not sent yet.
+    pub(super) is_ending: Cell<bool>,
     pub(super) pending_upstreams: PendingUpstreams,
     /// A large file that is the answer to the present request. hyper does not send it.
     pub(super) large_file: RefCell<Option<Box<LargeFile>>>,
@@ -244,7 +246,7 @@ impl Connection {
                 *response.status_mut() = StatusCode::from_u16(*status).unwrap_or_default();
                 Step::Respond(response)
             }
-            Handler::Verdict => Step::Respond(self.verdict_page(above, below, request.headers())),
+            Handler::Verdict => Step::Respond(self.verdict_page(above, below, request)),
         })
     }
 }
@@ -343,15 +345,14 @@ fn status(code: StatusCode) -> Response<Body> {
 }
 
 fn text(body: Bytes) -> Response<Body> {
-    typed("text/plain; charset=utf-8", body)
+    let mut response = in_memory(Response::new(body));
+    let content_type = HeaderValue::from_static("text/plain; charset=utf-8");
+    response.headers_mut().insert(CONTENT_TYPE, content_type);
+    response
 }
 
-fn typed(content_type: &'static str, body: Bytes) -> Response<Body> {
-    let mut response = Response::new(Either::Left(Full::new(body)));
-    response
-        .headers_mut()
-        .insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
-    response
+fn in_memory(response: Response<Bytes>) -> Response<Body> {
+    response.map(|body| Either::Left(Full::new(body)))
 }
 
 impl Connection {
@@ -385,23 +386,17 @@ impl Connection {
 
     /// The built-in page. The path of the route gives HTML or text, as the client prefers.
     ///
-    /// `/verdict.json` below that path gives JSON.
-    fn verdict_page(&self, above: &str, below: &str, headers: &HeaderMap) -> Response<Body> {
+    /// Below that path, [`JSON_PATH`] gives JSON, and [`RETURN_PATH`] leads to the page on a new connection.
+    fn verdict_page<B>(&self, above: &str, below: &str, request: &Request<B>) -> Response<Body> {
         let page = self.page_contents();
+        let has_returned = request.uri().query() == Some(RETURNED);
         let mut response = match below {
-            "" | "/" => {
-                let accept = headers.get(ACCEPT).and_then(|accept| accept.to_str().ok());
-                if accept.is_some_and(|accept| accept.contains("text/html")) {
-                    typed("text/html; charset=utf-8", page.html(above).into())
-                } else {
-                    text(page.text().into())
-                }
+            "" | "/" if has_returned && page.may_be_on_spare_connection() => {
+                self.return_on_new_connection(above, None)
             }
-            "/verdict.json" => {
-                let mut json = serde_json::to_vec(&page).unwrap_or_default();
-                json.push(b'\n');
-                typed("application/json", json.into())
-            }
+            "" | "/" => in_memory(page.response(above, request.headers().get(ACCEPT))),
+            JSON_PATH => in_memory(page.json()),
+            RETURN_PATH => self.return_on_new_connection(above, Some(RETURNED)),
             _ => return status(StatusCode::NOT_FOUND),
         };
         let headers = response.headers_mut();
@@ -410,11 +405,25 @@ impl Connection {
         response
     }
 
+    /// Leads back to the page. The connection ends after this response, so the browser opens another one.
+    fn return_on_new_connection(&self, above: &str, query: Option<&str>) -> Response<Body> {
+        let mut response = redirect(above, "/", query);
+        *response.status_mut() = StatusCode::SEE_OTHER;
+        if self.handshake.http2 {
+            // GOAWAY leaves before this response, so the browser does not follow the redirect on this connection.
+            self.is_ending.set(true);
+        } else {
+            let close = HeaderValue::from_static("close");
+            response.headers_mut().insert(CONNECTION, close);
+        }
+        response
+    }
+
     fn page_contents(&self) -> VerdictPage<'_> {
         let handshake = &self.handshake;
         VerdictPage {
             server: self.server(),
-            verdict: handshake.verdict.to_string(),
+            verdict: handshake.verdict,
             resumed: handshake.verdict.outcome() == "resumed",
             early_data: handshake.early_data.to_string(),
             protocol: handshake.version,
@@ -479,12 +488,18 @@ impl Connection {
     ///
     /// The fields are server, protocol, verdict, early data, and the client certificate if there is one.
     fn log(&self, request: &str) {
+        let access_log = &self.worker.shared.env.access_log;
+        if access_log.is_brief() {
+            let (protocol, verdict) = (self.handshake.version, self.handshake.verdict);
+            access_log.line(brief_line(self.server(), protocol, verdict, request));
+            return;
+        }
         let now = std::time::SystemTime::now();
         let client = match &self.handshake.client_certificate {
             Some(subject) => format!(" \"{}\"", quoted(subject)),
             None => String::new(),
         };
-        self.worker.shared.env.access_log.line(format!(
+        access_log.line(format!(
             "{} - - [{}] {request} {} {} {} {}{client}",
             self.peer.ip(),
             humantime::format_rfc3339_millis(now),

@@ -6,7 +6,7 @@ use super::file::{Change, Error, SettingsFile};
 use super::{edit, without_password};
 use crate::config::Config;
 use crate::config::file::Problem;
-use crate::config::reg::{self, Ignored, RegFile, Report, Why};
+use crate::config::reg::{self, Ignored, RegFile, Report};
 use crate::config::settings::{Setting, all};
 
 /// The result of an import.
@@ -37,7 +37,7 @@ pub fn import(file: &SettingsFile, bytes: &[u8], now: SystemTime) -> Result<Impo
     let export: RegFile = reg::parse(bytes)?;
     let mut config = file.config()?;
     let Report { taken, mut ignored } = reg::apply(&export, &mut config.clone());
-    if let Some(at) = (ignored.iter()).position(|line| line.why == Why::TooLongForTickets) {
+    if let Some(at) = ignored.iter().position(|line| line.why.is_mistake()) {
         return Err(ImportError::Unsuitable(ignored.swap_remove(at)));
     }
     let mut text = file.text().to_owned();
@@ -50,7 +50,13 @@ pub fn import(file: &SettingsFile, bytes: &[u8], now: SystemTime) -> Result<Impo
             let value = (setting.value)(&config).filter(|_| taken.number.is_some());
             if let Some(value) = value {
                 text = edit::set(&text, setting, &value).map_err(Error::from)?;
-                changes.push(format!("{name} = {value}"));
+                let is_default = setting.has_default(&config);
+                let note = if is_default {
+                    " (the default already)"
+                } else {
+                    ""
+                };
+                changes.push(format!("{name} = {value}{note}"));
             } else {
                 let without = edit::unset(&text, setting).map_err(Error::from)?;
                 text = without.unwrap_or(text);

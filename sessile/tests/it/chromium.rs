@@ -1,13 +1,14 @@
 //! Chromium resumes when it returns after the server has closed the idle connection. Its
 //! ClientHello has GREASE ECH and a post-quantum key share.
 
+use std::collections::HashSet;
 use std::fs;
 
 use serde_json::json;
 use sessile_proto::hello::{DEFAULT_LIMIT, HelloReader};
 
 use crate::peers::{
-    Answer, Browser, Certificates, Cut, NAME, Peer, Proxy, Resumption, Sessile, Web, s_client,
+    Answer, Browser, Certificates, Cut, Farm, NAME, Peer, Proxy, Resumption, Sessile, Web, s_client,
 };
 
 /// Two servers with a shared farm key and a short idle timeout, behind a balancer with round robin.
@@ -246,4 +247,88 @@ fn chromium_confirms_a_key_name_but_creates_none() {
     balancer.await_server("a", |server| server["key_names"] != json!([]));
     visitor.return_times(RETURNS);
     balancer.await_metrics(|it| it.routed("key-name", "resumed") >= RETURNS);
+}
+
+/// The built-in page as the browser shows it.
+#[derive(Debug)]
+struct ShownPage {
+    heading: String,
+    server: String,
+    verdict: String,
+    meaning: String,
+    request: String,
+    /// The verdicts of the last visits, the newest first.
+    visits: Vec<String>,
+    /// The number of files that the page loaded.
+    resources: u64,
+}
+
+impl ShownPage {
+    /// Waits for the page of a visit. The first visit has the number 1.
+    fn await_visit(browser: &Browser, number: usize) -> Self {
+        let shown = browser.await_value(
+            "const text = selector => document.querySelector(selector).innerText;\
+             const rows = [...document.querySelectorAll('#visits-rows tr')];\
+             return {heading: text('h1'), meaning: text('#meaning'),\
+             visit: {...document.getElementById('visit').dataset},\
+             visits: rows.map(row => row.cells[2].innerText),\
+             resources: performance.getEntriesByType('resource').length}",
+            |shown| {
+                shown["visits"]
+                    .as_array()
+                    .is_some_and(|visits| visits.len() == number)
+            },
+        );
+        let word = |value: &serde_json::Value| value.as_str().expect("a text").to_owned();
+        Self {
+            heading: word(&shown["heading"]),
+            server: word(&shown["visit"]["server"]),
+            verdict: word(&shown["visit"]["verdict"]),
+            meaning: word(&shown["meaning"]),
+            request: word(&shown["visit"]["request"]),
+            visits: shown["visits"]
+                .as_array()
+                .expect("a list")
+                .iter()
+                .map(word)
+                .collect(),
+            resources: shown["resources"].as_u64().expect("a number"),
+        }
+    }
+}
+
+#[test]
+fn the_button_of_the_built_in_page_shows_a_resumed_session_at_the_next_server() {
+    const RETURNS: usize = 3;
+    let farm = Farm::start(&[]);
+    let browser = Browser::accepting_any_certificate();
+    let url = format!("https://localhost:{}/", farm.port());
+    browser.open(&url);
+    let first = ShownPage::await_visit(&browser, 1);
+    assert_eq!(first.heading, "Full handshake", "{first:?}");
+    assert_eq!(first.verdict, "full/nothing-offered", "{first:?}");
+    assert!(first.meaning.contains("no session"), "{first:?}");
+    // A reload stays on the connection of HTTP/2.
+    browser.open(&url);
+    let reloaded = ShownPage::await_visit(&browser, 2);
+    assert_eq!(reloaded.request, "2", "{reloaded:?}");
+    assert_eq!(reloaded.verdict, first.verdict, "{reloaded:?}");
+    let mut servers = HashSet::from([reloaded.server]);
+    for returns in 1..=RETURNS {
+        browser.click("button");
+        let page = ShownPage::await_visit(&browser, 2 + returns);
+        assert_eq!(page.heading, "Resumed", "{page:?}");
+        assert_eq!(page.verdict, "resumed/psk", "{page:?}");
+        assert_eq!(
+            (page.request.as_str(), page.resources),
+            ("1", 0),
+            "{page:?}"
+        );
+        let mut visits = vec!["resumed/psk"; returns];
+        visits.extend(["full/nothing-offered"; 2]);
+        assert_eq!(page.visits, visits, "{page:?}");
+        servers.insert(page.server);
+    }
+    assert!(servers.len() > 1, "{servers:?}");
+    farm.await_metrics(|metrics| metrics.verdict("resumed/psk") >= RETURNS as u64);
 }

@@ -162,6 +162,39 @@ fn curl_resumes_with_http2_at_every_server() {
     assert!(all_resumed(&farm.metrics(), 1, "resumed/psk"));
 }
 
+#[test]
+fn curl_comes_back_to_the_built_in_page_on_a_new_connection() {
+    for (version, verdict, connections) in [
+        ("--http1.1", "resumed/psk", 2),
+        // curl does not offer the session of an HTTP/2 connection that it has closed. A browser without a session
+        // may have used a spare connection, so the server sends such a client to a third connection.
+        ("--http2", "full/nothing-offered", 3),
+    ] {
+        let farm = Farm::start(&[]);
+        let mut command = Command::new("curl");
+        command.args([
+            "-sS",
+            "--include",
+            "--location",
+            version,
+            "--cacert",
+            &farm.ca(),
+        ]);
+        command.args(["--write-out", "%{num_connects} connections"]);
+        command.arg(format!("https://localhost:{}/new-connection", farm.port()));
+        let ran = run("curl", &mut command, "").succeeded();
+        let page = ran
+            .stdout
+            .split("\r\n\r\n")
+            .nth(connections)
+            .expect("a page behind the heads");
+        assert!(page.starts_with(&format!("{verdict}\nYour ")), "{page}");
+        assert!(page.contains("request   1 of this connection"), "{page}");
+        let all = format!("{connections} connections");
+        assert!(ran.stdout.ends_with(&all), "{}", ran.stdout);
+    }
+}
+
 /// Arguments: port, CA file, TLS version, whether to accept tickets, and the number of connections.
 const PYTHON: &str = r#"
 import socket, ssl, sys

@@ -7,8 +7,12 @@ use serde_json::Value;
 use crate::peers::{Farm, Ran, run};
 
 fn probe(farm: &Farm, arguments: &[&str]) -> Ran {
+    probe_target(&farm.address().to_string(), arguments)
+}
+
+fn probe_target(target: &str, arguments: &[&str]) -> Ran {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sessile"));
-    command.args(["probe", &farm.address().to_string()]);
+    command.args(["probe", target]);
     run("sessile", command.args(arguments), "")
 }
 
@@ -60,8 +64,93 @@ fn all_mechanisms_resume_at_every_server_of_a_farm_with_a_key() {
 }
 
 #[test]
-fn isolated_servers_lose_tls13_sessions_with_round_robin() {
-    let farm = Farm::start(&["--isolated", "--policy", "round-robin"]);
+fn the_table_names_every_server_of_the_farm_and_fits_a_terminal() {
+    let farm = Farm::start(&[]);
+    let ran = probe(&farm, &["--insecure"]).succeeded();
+    let psk = ran
+        .stdout
+        .split("\n\n")
+        .find(|part| part.starts_with("TLS 1.3 PSK\n"));
+    let psk = psk.expect("a table of TLS 1.3 PSK");
+    for (server, times) in [("web1", 2), ("web2", 2), ("web3", 2)] {
+        assert_eq!(psk.matches(server).count(), times, "{}", ran.stdout);
+    }
+    assert_eq!(psk.matches("resumed").count(), 5, "{}", ran.stdout);
+    let isolated = Farm::start(&["--isolated"]);
+    let ran_isolated = probe(&isolated, &["--insecure"]);
+    for line in ran.stdout.lines().chain(ran_isolated.stdout.lines()) {
+        assert!(line.chars().count() <= 80, "{line}");
+    }
+}
+
+#[test]
+fn the_target_can_be_a_url_and_an_address_can_be_a_name() {
+    let farm = Farm::start(&[]);
+    let url = format!("https://localhost:{}/verdict.json", farm.port());
+    // The farm has no IPv6 address, and localhost may have one.
+    let by_address = ["--address", "127.0.0.1", "--ca", &farm.ca(), "--json"];
+    let ran = probe_target(&url, &by_address).succeeded();
+    assert_eq!(mechanisms(&ran), everything_resumes(5));
+    let name = format!("localhost:{}", farm.port());
+    let ran = probe_target(
+        "farm.localhost",
+        &["--address", &name, "--ca", &farm.ca(), "--json"],
+    );
+    let report: Value = serde_json::from_str(&ran.stdout).expect("JSON");
+    let addresses = report["addresses"].as_array().expect("a list");
+    assert!(
+        addresses.contains(&farm.address().to_string().into()),
+        "{report}"
+    );
+}
+
+#[test]
+fn the_admin_listener_of_a_farm_has_the_api_and_a_page() {
+    let farm = Farm::start(&["--servers", "2"]);
+    probe(&farm, &["--insecure", "--attempts", "1"]).succeeded();
+    let page = |accept: &str| {
+        let mut command = Command::new("curl");
+        command.args(["-sS", "--include", "-H", &format!("accept: {accept}")]);
+        run("curl", command.arg(format!("http://{}/", farm.admin())), "")
+            .succeeded()
+            .stdout
+    };
+    let html = page("text/html");
+    assert!(
+        html.contains("content-security-policy: default-src 'none'"),
+        "{html}"
+    );
+    for part in [
+        ">web1<",
+        ">web2<",
+        ">up<",
+        "resumed/psk",
+        "3 of 6 handshakes resumed",
+    ] {
+        assert!(html.contains(part), "{part}: {html}");
+    }
+    let text = page("*/*");
+    for part in ["\nweb1    up ", "\nresumed/psk  ", "\n/api/balancer"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    let server = farm.await_server("web2", |server| server["state"] == "up");
+    assert_eq!(server["connections"], 3, "{server}");
+    let token = std::fs::read_to_string(farm.data().join("admin.token")).unwrap();
+    let mut drain = Command::new("curl");
+    drain.args(["-sS", "--fail", "-d", r#"{"drain": true}"#]);
+    drain.args(["-H", &format!("authorization: Bearer {}", token.trim())]);
+    drain.arg(format!("http://{}/api/balancer/servers/web1", farm.admin()));
+    run("curl", &mut drain, "").succeeded();
+    assert!(
+        page("*/*").contains("\nweb1    draining"),
+        "{}",
+        page("*/*")
+    );
+}
+
+#[test]
+fn isolated_servers_lose_tls13_sessions() {
+    let farm = Farm::start(&["--isolated"]);
     let ran = probe(&farm, &["--insecure", "--json", "--attempts", "6"]);
     let resumes = ("resumes".to_owned(), 6, 6);
     // Clear bytes of TLS 1.2 lead back to the right server. TLS 1.3 has no such bytes.
@@ -78,7 +167,7 @@ fn isolated_servers_lose_tls13_sessions_with_round_robin() {
 
 #[test]
 fn isolated_servers_lose_nothing_with_the_source_policy() {
-    let farm = Farm::start(&["--isolated"]);
+    let farm = Farm::start(&["--isolated", "--policy", "source"]);
     let ran = probe(&farm, &["--insecure", "--json", "--attempts", "3"]);
     assert_eq!(mechanisms(&ran), everything_resumes(3));
     assert_eq!(ran.status.code(), Some(0));
@@ -100,6 +189,6 @@ fn a_farm_drains_and_exits_on_a_signal() {
         ran.stderr
     );
     let mut wrong = Command::new(env!("CARGO_BIN_EXE_sessile"));
-    let ran = run("sessile", wrong.args(["probe", "https://localhost/"]), "");
+    let ran = run("sessile", wrong.args(["probe", "http://localhost/"]), "");
     assert_eq!(ran.status.code(), Some(2), "{}", ran.stderr);
 }

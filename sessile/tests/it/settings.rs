@@ -223,10 +223,31 @@ fn an_invalid_import_changes_nothing() {
             "\"ServerCacheTime\"=dword:ffffffff\n",
             "in.reg: line 4: HKLM",
         ),
+        (
+            "\"ServerCacheTime\"=hex(b):80,ee,36,00,00,00,00,00\n",
+            "it has 64 bits (REG_QWORD)",
+        ),
     ] {
         fs::write(folder.path("in.reg"), format!("{key}{line}")).expect("written");
         let error = folder.refused(&["settings", "import", "in.reg"]);
         assert!(error.contains(expected), "{error}");
+    }
+}
+
+#[test]
+fn an_import_says_what_is_the_default_already_and_what_to_do_next() {
+    let folder = Folder::new();
+    let export = "REGEDIT4\n[HKLM\\SYSTEM\\CurrentControlSet\\Services\\HTTP\\Parameters]\n\
+        \"EnableKernelSSL\"=dword:1\n\"MaxConnections\"=dword:5\n";
+    fs::write(folder.path("in.reg"), export).expect("written");
+    let said = folder.output_of(&["settings", "import", "in.reg", "--config", "new.toml"]);
+    for expected in [
+        "tls.kernel = auto (the default already), connection.purge-on-reclaim = false (the default already)\n",
+        "connection.max = 5\n",
+        "next     new.toml has no [[listener]] yet",
+        "next     sessile check --config new.toml\n",
+    ] {
+        assert!(said.contains(expected), "{expected}:\n{said}");
     }
 }
 

@@ -25,6 +25,7 @@ const LAYERS: [&[&str]; 6] = [
         "live_gauge",
         "locks",
         "log_interval",
+        "page",
         "server_names",
         "state_file",
     ],

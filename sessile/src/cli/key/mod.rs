@@ -16,7 +16,7 @@ use sessile_proto::keys::CannotRotate;
 use super::print;
 use crate::clock::{self, rfc3339};
 use crate::config;
-use crate::key::{self, FileFault, KeyError, Rotation};
+use crate::key::{self, KeyError, Rotation};
 
 /// The exit code of a check that finds a fault.
 const FAULTY: u8 = 2;
@@ -196,7 +196,7 @@ fn rotation(
 }
 
 fn rotate(path: &Path, rotation: Rotation, now: Time) -> anyhow::Result<ExitCode> {
-    let (_, number) = key::rotate(path, rotation, now).map_err(|error| with_remedy(error, path))?;
+    let (_, number) = key::rotate(path, rotation, now).map_err(with_remedy)?;
     let file = path.display();
     let copy = "copy the file to every other server of the farm and have each reload it (SIGHUP)";
     print(&match rotation {
@@ -224,7 +224,7 @@ fn rotate(path: &Path, rotation: Rotation, now: Time) -> anyhow::Result<ExitCode
     })
 }
 
-fn with_remedy(error: KeyError, path: &Path) -> anyhow::Error {
+fn with_remedy(error: KeyError) -> anyhow::Error {
     let remedy = match &error {
         KeyError::Rotate { source, .. } => match source {
             CannotRotate::Waiting(_) => {
@@ -243,9 +243,6 @@ fn with_remedy(error: KeyError, path: &Path) -> anyhow::Error {
             }
             _ => return error.into(),
         },
-        KeyError::File(error) if matches!(error.fault, FileFault::Missing) => {
-            format!("`sessile key new --file {}` makes one", path.display())
-        }
         _ => return error.into(),
     };
     anyhow::anyhow!("{error}; {remedy}")
@@ -255,7 +252,7 @@ fn check(path: &Path, now: Time) -> anyhow::Result<ExitCode> {
     let key = match key::load_any(path) {
         Ok(key) => key,
         Err(error) => {
-            let error = with_remedy(error.into(), path);
+            let error = anyhow::Error::from(error);
             eprintln!("error: {}", super::in_one_line(&error));
             return Ok(ExitCode::from(FAULTY));
         }

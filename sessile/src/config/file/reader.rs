@@ -17,6 +17,8 @@ pub(in crate::config) struct Reader<'a> {
     text: &'a str,
     folder: &'a Path,
     problems: Vec<Problem>,
+    /// The places of keys that were taken out.
+    gaps: Vec<usize>,
 }
 
 /// A table of the file. Problems with missing keys name this table.
@@ -39,7 +41,17 @@ impl<'a> Reader<'a> {
             text,
             folder,
             problems: Vec::new(),
+            gaps: Vec::new(),
         }
+    }
+
+    pub(super) fn add_problems(&mut self, problems: Vec<Problem>) {
+        self.problems.extend(problems);
+    }
+
+    /// Notes that a key was taken out. Its section may then seem to break a condition.
+    pub(super) fn note_gap(&mut self, offset: usize) {
+        self.gaps.push(offset);
     }
 
     /// The value, or all problems that were noted.
@@ -51,8 +63,13 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// Notes that a condition between keys is not met, unless a key of the section was taken out.
     pub(super) fn note(&mut self, span: Range<usize>, what: impl Into<String>) {
-        self.problems.push(Problem::at(self.text, span.start, what));
+        let section = section_at(self.text, span.start);
+        let mut gaps = self.gaps.iter();
+        if !gaps.any(|&gap| section_at(self.text, gap) == section) {
+            self.problems.push(Problem::at(self.text, span.start, what));
+        }
     }
 
     /// Reads a TOML value into a field. A problem leaves the field as it is.
@@ -90,7 +107,9 @@ impl<'a> Reader<'a> {
     ) -> Option<T> {
         let span = written.span();
         parse(written.into_inner())
-            .map_err(|what| self.note(span, what))
+            .map_err(|what| {
+                self.problems.push(Problem::at(self.text, span.start, what));
+            })
             .ok()
     }
 
@@ -165,6 +184,19 @@ impl<'a> Reader<'a> {
             seen.places.insert(value, span.start);
         }
     }
+}
+
+/// The first part of the name of the section around an offset, such as `balance` of `[[balance.server]]`.
+fn section_at(text: &str, offset: usize) -> &str {
+    let rest = text.get(offset..).unwrap_or_default();
+    let line_end = text.len() - rest.len() + rest.find('\n').unwrap_or(rest.len());
+    let mut lines = text[..line_end].lines().rev();
+    let here = lines.clone().next().unwrap_or_default();
+    let head = lines
+        .find(|line| line.trim_start().starts_with('['))
+        .unwrap_or(here);
+    let name = head.trim_start_matches(['[', ' ', '\t']);
+    name.split(['.', ']', '=', ' ']).next().unwrap_or_default()
 }
 
 /// Values that must not occur twice, and the place of each.

@@ -18,9 +18,9 @@ use crate::config::settings::SECTIONS;
 /// Most problems of one run.
 const MAX_PROBLEMS: usize = 20;
 
-/// A text whose keys and TOML types are right.
+/// A text without the keys and values that serde refused.
 pub(super) struct Shape<'a> {
-    /// The reader. It has already noted the problems with the values of settings.
+    /// The reader. It has already noted the refused keys, and the problems with the values of settings.
     pub(super) reader: Reader<'a>,
     /// The configuration with its settings, but without the tables.
     pub(super) config: Config,
@@ -29,7 +29,10 @@ pub(super) struct Shape<'a> {
     pub(super) tables: File,
 }
 
-/// Reads settings and tables, or finds everything that is wrong with their keys and types.
+/// Reads settings and tables, and notes everything that is wrong with their keys and types.
+///
+/// # Errors
+/// The text is not TOML, or a problem has no key that can be taken out.
 pub(super) fn read<'a>(text: &'a str, folder: &'a Path) -> Result<Shape<'a>, Vec<Problem>> {
     let (mut table, syntax) = DeTable::parse_recoverable(text);
     if !syntax.is_empty() {
@@ -48,8 +51,10 @@ pub(super) fn read<'a>(text: &'a str, folder: &'a Path) -> Result<Shape<'a>, Vec
     let mut problems = shape.take_settings(table.get_mut(), text);
     loop {
         let error = match File::deserialize(Deserializer::from(table.clone())) {
-            Ok(tables) if problems.is_empty() => return Ok(Shape { tables, ..shape }),
-            Ok(_) => return Err(problems),
+            Ok(tables) => {
+                shape.reader.add_problems(problems);
+                return Ok(Shape { tables, ..shape });
+            }
             Err(error) => error,
         };
         let span = error.span().unwrap_or_default();
@@ -59,6 +64,7 @@ pub(super) fn read<'a>(text: &'a str, folder: &'a Path) -> Result<Shape<'a>, Vec
         if removed.is_none() || problems.len() >= MAX_PROBLEMS {
             return Err(problems);
         }
+        shape.reader.note_gap(span.start);
     }
 }
 
@@ -77,8 +83,10 @@ impl Shape<'_> {
                 };
                 self.places.insert(setting.name, value.span());
                 let read = (setting.read)(&mut self.reader, value, &mut self.config);
-                let problem = |error: Error| Problem::at(text, start(&error), error.message());
-                problems.extend(read.err().map(problem));
+                if let Err(error) = read {
+                    problems.push(Problem::at(text, start(&error), error.message()));
+                    self.reader.note_gap(start(&error));
+                }
             }
         }
         problems.truncate(MAX_PROBLEMS);

@@ -302,6 +302,25 @@ fn a_syntax_error_is_located() {
 }
 
 #[test]
+fn wrong_keys_do_not_hide_wrong_values() {
+    let found = problems(
+        "[session]\nticketts = true\nlifetime = 'odd'\n[[listener]]\nadress = ':443'\n\
+         [[listener]]\naddress = 'farm:1'\n[[site]]\nnames = ['a']\n",
+    );
+    let expected = [
+        "2:1: unknown key `ticketts`",
+        "3:12: `lifetime` is",
+        "5:1: unknown key `adress`",
+        "7:11: `address` is",
+        "8:1: the site has no certificate",
+    ];
+    assert_eq!(found.len(), expected.len(), "{found:?}");
+    for (found, expected) in found.iter().zip(expected) {
+        assert!(found.contains(expected), "{found} {expected}");
+    }
+}
+
+#[test]
 fn errors_for_values_out_of_bounds_name_the_remedy() {
     let cases = [
         (
@@ -336,8 +355,8 @@ fn errors_for_values_out_of_bounds_name_the_remedy() {
             "1:14: `kernel` is \"always\"; known here: auto, on, off",
         ),
         (
-            "admin.listen = 'localhost:9000'",
-            "not an IP address with a port",
+            "admin.listen = 'farm.test:9000'",
+            "not an address to listen on",
         ),
         (
             "balance.policy = 'random'",

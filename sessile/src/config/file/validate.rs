@@ -12,7 +12,7 @@ use super::raw;
 use super::reader::{Reader, Table, Unique};
 use super::shape::Shape;
 use super::{balance, forget, sites, upstreams};
-use crate::config::settings::types::{ADDRESS, KERNEL_WORDS, OneOf};
+use crate::config::settings::types::{KERNEL_WORDS, LISTEN_ADDRESS, OneOf};
 use crate::config::{
     Config, Key, Listener, MAX_TICKET_LIFETIME, Network, NotANetwork, Role, Session, StoreUrl,
 };
@@ -124,7 +124,7 @@ impl Reader<'_> {
         let kernel = self.value(&OneOf(&KERNEL_WORDS), "kernel", listener.kernel);
         let address = self.required(listener.address, &table, "address", "\"0.0.0.0:443\"")?;
         let span = address.span();
-        let address = self.value(&ADDRESS, "address", Some(address))?;
+        let address = self.value(&LISTEN_ADDRESS, "address", Some(address))?;
         self.claim(address, &span, addresses);
         Some(Listener {
             address,

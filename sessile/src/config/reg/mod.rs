@@ -74,9 +74,24 @@ pub enum Why {
     Text,
     #[error("it is of type {0}, and only REG_DWORD (type 4, four bytes) counts here")]
     Type(u32),
+    #[error(
+        "it has 64 bits (REG_QWORD), and Windows reads only REG_DWORD here; write dword: and hexadecimal digits"
+    )]
+    Qword,
     #[error("it is longer than the 7 days that TLS 1.3 allows while session.tickets is on")]
     TooLongForTickets,
 }
+
+impl Why {
+    /// True if an import must fail: the line names a setting, and its value is a mistake.
+    #[must_use]
+    pub const fn is_mistake(self) -> bool {
+        matches!(self, Self::TooLongForTickets | Self::Qword)
+    }
+}
+
+/// The type of `REG_QWORD`, which is `hex(b):` in an export.
+const TYPE_QWORD: u32 = 11;
 
 /// Applies a registry export to a configuration, line by line. The configuration stays valid: a line
 /// that would make it invalid is ignored and reported.
@@ -166,6 +181,10 @@ fn locate(entry: &Entry) -> Result<Vec<RegValue>, Why> {
             data: Data::Text(_),
             ..
         } => Err(Why::Text),
+        Edit::Set {
+            data: Data::Other(TYPE_QWORD),
+            ..
+        } => Err(Why::Qword),
         Edit::Set {
             data: Data::Other(kind),
             ..

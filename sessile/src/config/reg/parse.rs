@@ -111,6 +111,10 @@ fn decode(bytes: &[u8]) -> Result<String, Problem> {
                 Err(Cursor::end_of(&text).problem(NO_ENCODING))
             }
         }
+        [_, 0, ..] | [0, _, ..] => Err(Place::START.problem(
+            "UTF-16 without a byte order mark; save the file as \"UTF-16 LE\" with a byte order mark, as regedit does, \
+             or as UTF-8",
+        )),
         [0xfe, 0xff, ..] => Err(Place::START.problem(
             "UTF-16 in big-endian order; save it as regedit does, in little-endian order, or as UTF-8",
         )),

@@ -112,11 +112,15 @@ fn a_deletion_restores_the_default() {
 #[test]
 fn other_types_and_other_control_sets_are_ignored_with_the_reason() {
     let text = schannel(
-        "\"MaximumCacheSize\"=\"5\"\n\"ServerCacheTime\"=hex(b):01,00,00,00,00,00,00,00",
+        "\"MaximumCacheSize\"=\"5\"\n\"ServerCacheTime\"=hex(b):01,00,00,00,00,00,00,00\n\
+         \"ClientCacheTime\"=hex:01",
     ) + "[HKLM\\SYSTEM\\ControlSet002\\Services\\HTTP\\Parameters]\n\"MaxConnections\"=dword:5\n";
     let (config, report) = applied(&text);
     let why: Vec<_> = report.ignored.iter().map(|ignored| ignored.why).collect();
-    assert_eq!(why, [Why::Text, Why::Type(11), Why::OtherControlSet]);
+    assert_eq!(
+        why,
+        [Why::Text, Why::Qword, Why::Type(3), Why::OtherControlSet]
+    );
     assert_eq!(config, Config::default());
 }
 
@@ -203,6 +207,9 @@ fn errors_are_located() {
     }
     let version_5 = b"Windows Registry Editor Version 5.00\n;\xff";
     assert!(error(version_5).starts_with("2:2: neither UTF-16LE"));
+    let without_mark = &to_utf16("REGEDIT4\n")[2..];
+    assert!(error(without_mark).starts_with("1:1: UTF-16 without a byte order mark"));
+    assert!(error(&[0, b'R', 0, b'E']).starts_with("1:1: UTF-16 without a byte order mark"));
     assert!(error(&[0xfe, 0xff, 0]).starts_with("1:1: UTF-16 in big-endian"));
     assert!(error(&[&to_utf16("REGEDIT4\n"), &[0u8][..]].concat()).starts_with("2:1: neither"));
     assert!(error(&[&to_utf16("AB"), &[0, 0xd8][..]].concat()).starts_with("1:3: neither"));

@@ -12,8 +12,9 @@ use tracing::level_filters::LevelFilter;
 use super::registry::{Form, RegKey, RegValue};
 use super::setting::Setting;
 use super::types::{
-    ACCESS_LOG, ADDRESS, ANY_DURATION, Count, DNS_NAME, Flag, KERNEL, KEY_FILE, OneOf, Optional,
-    PATH, POSITIVE_DURATION, SERVER_NAME, STORE, STORE_TIMEOUT, Size, Type, kind_of,
+    ACCESS_LOG, ADDRESS, ANY_DURATION, Count, DNS_NAME, Flag, KERNEL, KEY_FILE, LISTEN_ADDRESS,
+    OneOf, Optional, PATH, POSITIVE_DURATION, SERVER_NAME, STORE, STORE_TIMEOUT, Size, Type,
+    kind_of,
 };
 use crate::config::{
     AccessLog, BYTES_PER_ENTRY, BalancePool, BalanceServer, DEFAULT_CONNECT_TIMEOUT, Forget,
@@ -134,7 +135,7 @@ section! {
         }
         "state-dir" state_dir: PathBuf = default_state_dir(), PATH => {
             meaning: "the state folder: files that must survive a restart, such as the farm key",
-            default_words: Some("$STATE_DIRECTORY, else $XDG_STATE_HOME/sessile, else ~/.local/state/sessile"),
+            default_words: Some("$STATE_DIRECTORY, else $XDG_STATE_HOME/sessile, else ~/.local/state/sessile, without a $HOME /var/lib/sessile"),
             restart: BOTH,
         }
         "workers" workers: usize = 0, Count(0..=MAX_WORKERS) => {
@@ -342,8 +343,8 @@ section! {
 section! {
     /// `[admin]`: where health, metrics and the API are served.
     Admin, admin {
-        "listen" listen: Option<SocketAddr> = None, Optional(ADDRESS) => {
-            meaning: "IP address and port where /healthz, /readyz, /metrics and the API answer",
+        "listen" listen: Option<SocketAddr> = None, Optional(LISTEN_ADDRESS) => {
+            meaning: "address and port where /healthz, /readyz, /metrics and the API answer",
             default_words: Some("nowhere"),
             restart: BOTH,
         }

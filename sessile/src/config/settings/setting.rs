@@ -71,6 +71,12 @@ impl Setting {
         }
     }
 
+    /// True if a configuration has the default value.
+    #[must_use]
+    pub fn has_default(&self, config: &Config) -> bool {
+        self.default_words.is_none() && !(self.differs)(config, &Config::default())
+    }
+
     /// Parses a value from a command line. Bounds are checked when the configuration is read.
     ///
     /// # Errors

@@ -12,7 +12,9 @@ use serde::de::DeserializeOwned;
 use super::value::{Kind, Value};
 use crate::config::file::problem::hint;
 use crate::config::file::raw::{self, TimeSpan, Whole};
-use crate::config::{AccessLog, Config, KernelTls, Key, ServerAddress, StoreUrl};
+use crate::config::{
+    AccessLog, Config, KernelTls, Key, ServerAddress, StoreUrl, parse_listen_address,
+};
 
 /// Most bytes of a server's name.
 const MAX_NAME_LEN: usize = 255;
@@ -229,6 +231,19 @@ pub(in crate::config) const SERVER_NAME: TextType<String> = TextType {
 pub(in crate::config) const PATH: TextType<PathBuf> = TextType {
     parse: |key, path, folder| Ok(folder.join(not_empty(key, path)?)),
     show: |path| Value::text(path.display()),
+};
+
+/// An address to listen on.
+pub(in crate::config) const LISTEN_ADDRESS: TextType<SocketAddr> = TextType {
+    parse: |key, text, _| {
+        parse_listen_address(&text).ok_or_else(|| {
+            format!(
+                "`{key}` is {text:?}, which is not an address to listen on; write for example \"0.0.0.0:443\", \
+                 \":443\" or \"localhost:443\" (other names are not looked up)"
+            )
+        })
+    },
+    show: |address| Value::text(address),
 };
 
 /// An IP address with a port.

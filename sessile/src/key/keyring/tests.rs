@@ -182,7 +182,10 @@ fn a_bad_file_at_a_reload_leaves_the_old_key_in_place() {
             &|| std::fs::write(&path, &damaged).unwrap(),
             "do not match the file's checksum",
         ),
-        (&|| std::fs::write(&path, "nonsense").unwrap(), "line 1"),
+        (
+            &|| std::fs::write(&path, "nonsense").unwrap(),
+            "not a farm key",
+        ),
         (
             &|| std::fs::remove_file(&path).unwrap(),
             "the file does not exist",

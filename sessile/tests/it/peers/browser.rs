@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -40,11 +40,16 @@ impl Browser {
             format!("--host-resolver-rules=MAP {NAME} 127.0.0.1"),
         ];
         all.extend(arguments.iter().map(ToString::to_string));
-        Self::start(&all)
+        Self::start(&all, false)
+    }
+
+    /// Starts a browser whose user clicks through the warning about an unknown authority.
+    pub(crate) fn accepting_any_certificate() -> Self {
+        Self::start(&[], true)
     }
 
     /// Starts a browser with these arguments, and with the flags for headless use in containers.
-    fn start(arguments: &[String]) -> Self {
+    fn start(arguments: &[String], accepts_any_certificate: bool) -> Self {
         let there = Path::new(CHROMIUM).exists();
         assert!(there, "{CHROMIUM} is missing: install the package chromium");
         let driver = Peer::start("chromium-driver", |port| {
@@ -64,6 +69,7 @@ impl Browser {
         all.extend_from_slice(arguments);
         let wanted = json!({"capabilities": {"alwaysMatch": {
             "browserName": "chrome",
+            "acceptInsecureCerts": accepts_any_certificate,
             "goog:chromeOptions": {"args": all, "binary": CHROMIUM},
         }}});
         let session = ask(driver.address(), "POST", "/session", &wanted);
@@ -83,6 +89,31 @@ impl Browser {
     pub(crate) fn run(&self, script: &str) -> Value {
         let script = format!("const done = arguments[0];\n{script}");
         self.command("execute/async", &json!({ "script": script, "args": [] }))
+    }
+
+    /// Runs a script again and again, until it succeeds with such a value. A script fails while a page is loaded.
+    pub(crate) fn await_value(&self, script: &str, as_it_should: impl Fn(&Value) -> bool) -> Value {
+        let path = format!("{}/execute/sync", self.session);
+        let body = json!({ "script": script, "args": [] });
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let mut answer = request(self.driver.address(), "POST", &path, &body)
+                .unwrap_or_else(|error| panic!("{path}: {error}"));
+            let value = answer["value"].take();
+            if value.get("error").is_none() && as_it_should(&value) {
+                return value;
+            }
+            assert!(Instant::now() < deadline, "{value:#}");
+        }
+    }
+
+    /// Clicks an element. The page behind it may load later.
+    pub(crate) fn click(&self, selector: &str) {
+        let wanted = json!({"using": "css selector", "value": selector});
+        let found = self.command("element", &wanted);
+        let element = found.as_object().and_then(|found| found.values().next());
+        let id = element.and_then(Value::as_str).expect("an element");
+        self.command(&format!("element/{id}/click"), &json!({}));
     }
 
     fn command(&self, name: &str, body: &Value) -> Value {

@@ -305,6 +305,11 @@ impl Farm {
         Self { sessile, data }
     }
 
+    /// The folder of the farm.
+    pub(crate) fn data(&self) -> &Path {
+        self.data.path()
+    }
+
     /// The certificate of the development authority.
     pub(crate) fn ca(&self) -> String {
         let path = self.data.path().join("ca.pem");

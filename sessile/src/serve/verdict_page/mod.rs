@@ -1,0 +1,159 @@
+//! The contents of the built-in page, which shows the verdict of the connection's handshake.
+
+use std::net::SocketAddr;
+
+use bytes::Bytes;
+use http::Response;
+use http::header::{CONTENT_TYPE, HeaderValue};
+use serde::{Serialize, Serializer};
+use sessile_proto::verdict::{Reason, Verdict};
+
+use crate::page::{self, Page, escaped};
+
+/// Below the path of the route: the page as JSON.
+pub(super) const JSON_PATH: &str = "/verdict.json";
+
+/// Below the path of the route: closes the connection and leads back to the page.
+pub(super) const RETURN_PATH: &str = "/new-connection";
+
+/// The query of a client that comes back.
+pub(super) const RETURNED: &str = "returned";
+
+/// The contents of the built-in page; also its JSON form.
+#[derive(Serialize)]
+pub(super) struct VerdictPage<'a> {
+    pub(super) server: &'a str,
+    #[serde(serialize_with = "in_words")]
+    pub(super) verdict: Verdict,
+    pub(super) resumed: bool,
+    pub(super) early_data: String,
+    pub(super) protocol: &'a str,
+    pub(super) cipher_suite: &'a str,
+    pub(super) http: &'a str,
+    pub(super) server_name: Option<&'a str>,
+    pub(super) client: SocketAddr,
+    /// The subject of the client's certificate.
+    pub(super) client_certificate: Option<&'a str>,
+    /// Seconds since the full handshake of the session.
+    pub(super) session_age_seconds: u64,
+    /// The number of this request on its connection, from 1.
+    pub(super) request: u64,
+}
+
+impl VerdictPage<'_> {
+    /// The page as HTML or text, as the client prefers. `above`: the path of the route, empty for `/`.
+    pub(super) fn response(&self, above: &str, accept: Option<&HeaderValue>) -> Response<Bytes> {
+        if page::accepts_html(accept) {
+            self.html(above)
+        } else {
+            typed("text/plain; charset=utf-8", self.text())
+        }
+    }
+
+    /// True if the browser may have opened the connection before the client came back.
+    ///
+    /// Browsers open a second connection together with the first one, before they have a session.
+    pub(super) fn may_be_on_spare_connection(&self) -> bool {
+        self.request == 1 && self.verdict == Verdict::Full(Reason::NothingOffered)
+    }
+
+    /// The page as JSON.
+    pub(super) fn json(&self) -> Response<Bytes> {
+        let json = serde_json::to_string(self).unwrap_or_default();
+        typed("application/json", json + "\n")
+    }
+
+    /// The page as plain text.
+    fn text(&self) -> String {
+        let name = self.server_name.unwrap_or("-");
+        let client = match self.client_certificate {
+            Some(subject) => format!("client    {subject}\n"),
+            None => String::new(),
+        };
+        format!(
+            "{}\n{}\n\nserver    {}\nprotocol  {} {} {}\nname      {name}\n{client}session   {} s old\nearly     {}\nrequest   {} of this connection\n",
+            self.verdict,
+            self.verdict.meaning(),
+            self.server,
+            self.protocol,
+            self.cipher_suite,
+            self.http,
+            self.session_age_seconds,
+            self.early_data,
+            self.request
+        )
+    }
+
+    fn html(&self, above: &str) -> Response<Bytes> {
+        let (tone, icon, outcome) = match self.verdict {
+            Verdict::Resumed(_) => ("good", "#1a7f37", "Resumed"),
+            Verdict::Full(_) => ("warn", "#9a6700", "Full handshake"),
+        };
+        let (verdict, server) = (self.verdict, escaped(self.server));
+        let body = format!(
+            "<section id=visit class=\"headline is-{tone}\" data-server=\"{server}\" data-verdict=\"{verdict}\" \
+             data-request=\"{request}\">\n\
+             <p class=quiet>server {server}</p>\n<h1 class={tone}>{outcome}</h1>\n\
+             <p><code>{verdict}</code></p>\n<p id=meaning>{meaning}</p>\n\
+             <form action=\"{above}{RETURN_PATH}\"><button>Come back on a new connection</button></form>\n\
+             <p class=quiet>The button makes the server close this connection. Your browser then opens another one. \
+             A reload stays on this connection, and shows the same verdict.</p>\n</section>\n\
+             <section id=visits hidden>\n<h2>Your last visits in this tab</h2>\n<div class=scroll><table>\n\
+             <thead><tr><th scope=col>time<th scope=col>server<th scope=col>verdict\
+             <th scope=col class=wide>connection</thead>\n<tbody id=visits-rows></tbody>\n</table></div>\n\
+             </section>\n\
+             <section>\n<h2>This connection</h2>\n<dl>{details}</dl>\n\
+             <p class=quiet>For programs: <a href=\"{above}{JSON_PATH}\">{above}{JSON_PATH}</a></p>\n</section>\n",
+            request = self.request,
+            meaning = verdict.meaning(),
+            above = escaped(&local_path(above)),
+            details = self.details(),
+        );
+        let page = Page {
+            title: &format!("{verdict} · {}", self.server),
+            icon,
+            body: &body,
+            script: include_str!("visits.js"),
+        };
+        page.response()
+    }
+
+    /// The properties of the connection, as terms and descriptions.
+    fn details(&self) -> String {
+        let request = format!("{} of this connection", self.request);
+        let session = format!("{} s old", self.session_age_seconds);
+        let rows = [
+            ("protocol", Some(self.protocol)),
+            ("HTTP", Some(self.http)),
+            ("cipher suite", Some(self.cipher_suite)),
+            ("server name", self.server_name),
+            ("client certificate", self.client_certificate),
+            ("session", Some(&session)),
+            ("early data", Some(&self.early_data)),
+            ("request", Some(&request)),
+        ];
+        rows.into_iter()
+            .filter_map(|(term, text)| Some(format!("<dt>{term}<dd>{}", escaped(text?))))
+            .collect()
+    }
+}
+
+fn typed(content_type: &'static str, body: String) -> Response<Bytes> {
+    let mut response = Response::new(body.into());
+    let content_type = HeaderValue::from_static(content_type);
+    response.headers_mut().insert(CONTENT_TYPE, content_type);
+    response
+}
+
+/// Writes a verdict as its text.
+fn in_words<S: Serializer>(verdict: &Verdict, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(verdict)
+}
+
+/// The path without slashes that a browser would take for the beginning of a host name.
+fn local_path(path: &str) -> String {
+    match path.trim_start_matches(['/', '\\']) {
+        "" => String::new(),
+        rest => format!("/{rest}"),
+    }
+}

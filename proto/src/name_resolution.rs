@@ -144,8 +144,8 @@ pub struct Selection<T> {
     pub left_out: usize,
 }
 
-/// Selects at most [`MAX_SERVERS`] items: first those that are known, then those with the lowest keys. Of two
-/// items with one key, the first counts.
+/// Selects at most [`MAX_SERVERS`] items. Known items go first, and then items with low keys. Of two items with
+/// one key, the first counts.
 pub fn select<T, K: Ord>(
     mut items: Vec<T>,
     is_known: impl Fn(&T) -> bool,

@@ -3,6 +3,7 @@
 //! A number is configured, derived from the server's name, or learned from the tickets of a found server.
 
 use std::collections::HashMap;
+use std::iter;
 
 use super::server_list::ListedServer;
 use crate::key::server_number;
@@ -109,14 +110,12 @@ fn without_ambiguous(list: &[ListedServer], mut numbers: Vec<Option<u32>>) -> Nu
         let strangers = others
             .iter()
             .filter(|&&at| !is_one_target(first, &list[at]));
-        let strangers: Vec<usize> = strangers.copied().collect();
-        if !strangers.is_empty() && first.is_found() {
-            numbers[*owner] = None;
-            for &at in others {
-                numbers[at] = None;
-            }
+        let mut dropped: Vec<usize> = strangers.copied().collect();
+        if !dropped.is_empty() && first.is_found() {
+            // No server of the group has a better claim to the number.
+            dropped = iter::once(owner).chain(others).copied().collect();
         }
-        for at in strangers {
+        for at in dropped {
             numbers[at] = None;
         }
     }
@@ -129,13 +128,18 @@ fn without_ambiguous(list: &[ListedServer], mut numbers: Vec<Option<u32>>) -> Nu
 /// True if labels with the number of both servers may lead to either. A machine can have several addresses, for
 /// example of IPv4 and of IPv6.
 fn is_one_target(one: &ListedServer, other: &ListedServer) -> bool {
-    one.address == other.address || one.entry == other.entry
+    one.address == other.address || is_of_one_name(one, other)
 }
 
 /// True unless the two servers are probably one machine.
 fn may_be_two_machines(one: &ListedServer, other: &ListedServer) -> bool {
     let is_other_family = one.address.is_ipv4() != other.address.is_ipv4();
-    one.address != other.address && !(one.entry == other.entry && is_other_family)
+    one.address != other.address && !(is_of_one_name(one, other) && is_other_family)
+}
+
+/// True if one DNS name gave both servers.
+fn is_of_one_name(one: &ListedServer, other: &ListedServer) -> bool {
+    one.settings.address == other.settings.address
 }
 
 fn same_number(one: &ListedServer, other: &ListedServer, number: u32) -> SameNumber {
@@ -177,7 +181,7 @@ mod tests {
     }
 
     fn found(name: &str, pool: Option<&str>) -> ListedServer {
-        server(name, "web.test:443", None, pool)
+        server(name, &format!("{name}.test:443"), None, pool)
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! are typed. [`mod@file`] reads it from TOML, [`reg`] from registry exports. [`settings`] defines the
 //! settings. The rest of the program never sees the raw form.
 
+mod base;
 pub mod file;
 mod network;
 pub mod reg;

@@ -25,7 +25,7 @@ pub struct SameNumber {
 pub(super) struct Numbers {
     /// In the order of the list. `None` if the number is not known, or does not identify the server.
     pub(super) by_server: Vec<Option<u32>>,
-    /// For each number that several machines of a pool may have, two of these servers.
+    /// For each number that servers of different names show, two of these servers.
     pub(super) clashes: Vec<SameNumber>,
 }
 
@@ -103,14 +103,13 @@ fn without_ambiguous(list: &[ListedServer], mut numbers: Vec<Option<u32>>) -> Nu
     for key in order {
         let SameNumbered { owner, others } = &groups[&key];
         let first = &list[*owner];
-        let mut all = others.iter().map(|&at| &list[at]);
-        if let Some(other) = all.find(|other| may_be_two_machines(first, other)) {
-            clashes.push(same_number(first, other, key.1));
+        let same_number_at = others.iter().copied();
+        let mut dropped: Vec<usize> = same_number_at
+            .filter(|&at| !is_one_target(first, &list[at]))
+            .collect();
+        if let Some(&stranger) = dropped.first() {
+            clashes.push(same_number(first, &list[stranger], key.1));
         }
-        let strangers = others
-            .iter()
-            .filter(|&&at| !is_one_target(first, &list[at]));
-        let mut dropped: Vec<usize> = strangers.copied().collect();
         if !dropped.is_empty() && first.is_found() {
             // No server of the group has a better claim to the number.
             dropped = iter::once(owner).chain(others).copied().collect();
@@ -125,21 +124,11 @@ fn without_ambiguous(list: &[ListedServer], mut numbers: Vec<Option<u32>>) -> Nu
     }
 }
 
-/// True if labels with the number of both servers may lead to either. A machine can have several addresses, for
-/// example of IPv4 and of IPv6.
+/// True if labels with the number of both servers may lead to either.
+///
+/// A machine can have an IPv4 and an IPv6 address. A restarted pod keeps its number, and gets a new address.
 fn is_one_target(one: &ListedServer, other: &ListedServer) -> bool {
-    one.address == other.address || is_of_one_name(one, other)
-}
-
-/// True unless the two servers are probably one machine.
-fn may_be_two_machines(one: &ListedServer, other: &ListedServer) -> bool {
-    let is_other_family = one.address.is_ipv4() != other.address.is_ipv4();
-    one.address != other.address && !(is_of_one_name(one, other) && is_other_family)
-}
-
-/// True if one DNS name gave both servers.
-fn is_of_one_name(one: &ListedServer, other: &ListedServer) -> bool {
-    one.settings.address == other.settings.address
+    one.address == other.address || one.settings.address == other.settings.address
 }
 
 fn same_number(one: &ListedServer, other: &ListedServer, number: u32) -> SameNumber {
@@ -235,12 +224,6 @@ mod tests {
         let numbers = server_numbers(&list, &[Some(1); 3], None).unwrap();
         assert_eq!(numbers.by_server, [Some(1); 3]);
         assert_eq!(numbers.clashes, []);
-        // Two IPv4 addresses of an entry are probably two machines, so the operator gets a warning.
-        let second = at(&web, "10.0.0.2:443");
-        let list = [web, second];
-        let numbers = server_numbers(&list, &[Some(1); 2], None).unwrap();
-        assert_eq!(numbers.by_server, [Some(1); 2]);
-        assert_eq!(numbers.clashes, [same_number(&list[0], &list[1], 1)]);
     }
 
     #[test]

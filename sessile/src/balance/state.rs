@@ -188,7 +188,7 @@ fn log_clash(clash: &SameNumber) {
         one,
         other,
         number,
-        "the tickets of two servers have the same number, so labels cannot tell the servers apart; unless both are \
-         addresses of one machine, set another server.number in the file of one of them"
+        "the tickets of two servers have the same number, so labels cannot tell the servers apart; set another \
+         server.number in the file of one of them, or give both addresses to one DNS name"
     );
 }

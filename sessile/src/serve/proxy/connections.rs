@@ -218,7 +218,7 @@ pub(super) mod tests {
 
     use super::*;
 
-    pub(in crate::serve::proxy) async fn upstream() -> (TcpListener, Rc<Connections>) {
+    pub(crate) async fn upstream() -> (TcpListener, Rc<Connections>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let connections = Rc::new(Connections {
@@ -231,7 +231,7 @@ pub(super) mod tests {
     }
 
     /// A new connection, and the upstream's end.
-    pub(in crate::serve::proxy) async fn connect(
+    pub(crate) async fn connect(
         listener: &TcpListener,
         connections: &Rc<Connections>,
     ) -> (Connection, TcpStream) {

@@ -118,7 +118,7 @@ async fn plan(args: &Args) -> anyhow::Result<ProbePlan> {
         [] => std::slice::from_ref(&args.target),
         given => given,
     };
-    let Addresses { all, found_by_name } = Addresses::of(endpoints, port).await?;
+    let Addresses { all, names } = Addresses::of(endpoints, port).await?;
     let trust = match &args.ca {
         Some(path) => Trust::ca_file(path)?,
         None if args.insecure => Trust::Insecure,
@@ -135,7 +135,7 @@ async fn plan(args: &Args) -> anyhow::Result<ProbePlan> {
         .to_string(),
         server_name,
         addresses: all,
-        found_by_name,
+        names,
         returns: args.attempts.map_or(default_returns, usize::from),
         trust,
         timeout: args.timeout,
@@ -146,7 +146,8 @@ async fn plan(args: &Args) -> anyhow::Result<ProbePlan> {
 #[derive(Default)]
 struct Addresses {
     all: Vec<SocketAddr>,
-    found_by_name: Vec<SocketAddr>,
+    /// The addresses of each name.
+    names: Vec<Vec<SocketAddr>>,
 }
 
 impl Addresses {
@@ -160,10 +161,10 @@ impl Addresses {
                 continue;
             }
             let found = resolve(&endpoint.host, port).await?;
-            addresses.found_by_name.extend(&found);
-            for address in found {
-                addresses.add(address);
+            for address in &found {
+                addresses.add(*address);
             }
+            addresses.names.push(found);
         }
         Ok(addresses)
     }
@@ -350,17 +351,17 @@ mod tests {
     async fn addresses_without_a_port_take_the_port_of_the_target_and_count_once() {
         let endpoints = ["192.0.2.1", "192.0.2.1:1", "192.0.2.1:8443"];
         let endpoints = endpoints.map(|text| text.parse::<Endpoint>().unwrap());
-        let Addresses { all, found_by_name } = Addresses::of(&endpoints, 8443).await.unwrap();
+        let Addresses { all, names } = Addresses::of(&endpoints, 8443).await.unwrap();
         let expected: [SocketAddr; 2] = [([192, 0, 2, 1], 8443).into(), ([192, 0, 2, 1], 1).into()];
         assert_eq!(all, expected);
-        assert!(found_by_name.is_empty());
+        assert!(names.is_empty());
     }
 
     #[tokio::test]
     async fn a_name_stands_for_its_addresses() {
         let endpoint: Endpoint = "localhost:1".parse().unwrap();
-        let Addresses { all, found_by_name } = Addresses::of(&[endpoint], 443).await.unwrap();
+        let Addresses { all, names } = Addresses::of(&[endpoint], 443).await.unwrap();
         assert!(all.contains(&([127, 0, 0, 1], 1).into()), "{all:?}");
-        assert_eq!(all, found_by_name);
+        assert_eq!([all], *names);
     }
 }

@@ -241,7 +241,10 @@ fn an_unknown_key_is_located_and_the_nearest_suggested() {
     );
     assert_eq!(
         problems("[[site]]\n[[site.route]]\npth = '/'\n"),
-        ["3:1: unknown key `pth` in [site.route]; did you mean `path`?"]
+        [
+            "1:1: the site has no certificate; add certificates = [{ chain = \"cert.pem\", key = \"key.pem\" }]",
+            "3:1: unknown key `pth` in [site.route]; did you mean `path`?"
+        ]
     );
 }
 

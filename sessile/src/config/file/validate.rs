@@ -102,11 +102,13 @@ impl Reader<'_> {
             role => self.value(&OneOf(&ROLES), "role", role),
         };
         match role {
-            Some(Role::Serve) if !has_site => self.note(
+            Some(Role::Serve) if !has_site => self.note_reference(
+                "site",
                 table.span.clone(),
                 "the listener has role \"serve\", but there is no site; add a [[site]], or set role = \"balance\"",
             ),
-            Some(Role::Balance) if !has_server => self.note(
+            Some(Role::Balance) if !has_server => self.note_reference(
+                "balance.server",
                 table.span.clone(),
                 "the listener has role \"balance\", but there is no server; add a [[balance.server]] with name and \
                  address",

@@ -24,9 +24,8 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use overview::Overview;
+use overview::{Farm, Overview};
 use prometheus::{Registry, TEXT_FORMAT, TextEncoder};
-use serde_json::Value;
 use sessile_proto::affinity::Source;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -153,9 +152,8 @@ async fn answer(context: &Context, request: Request<Incoming>) -> Response<Full<
     }
     match request.uri().path() {
         "/" => {
-            let not_ready = not_ready_reason(context).await;
-            let balancer = balancer_state(context).await;
-            let overview = Overview::new(not_ready, &context.registry, balancer.as_ref());
+            let (not_ready, farm) = tokio::join!(not_ready_reason(context), farm(context));
+            let overview = Overview::new(not_ready, &context.registry, &farm);
             if page::accepts_html(request.headers().get(ACCEPT)) {
                 overview.html().map(Full::new)
             } else {
@@ -183,9 +181,12 @@ async fn not_ready_reason(context: &Context) -> Option<String> {
     }
 }
 
-/// The JSON of the balancer's API; `None` if this process has no balancer or the balancer does not answer.
-async fn balancer_state(context: &Context) -> Option<Value> {
-    api::balancer_state(context.api.as_ref()?).await
+/// The servers that the overview is about.
+async fn farm(context: &Context) -> Farm {
+    match &context.api {
+        Some(api) => Farm::Balancer(api::balancer_state(api).await),
+        None => Farm::Process,
+    }
 }
 
 fn metrics(registry: &Registry) -> Response<Full<Bytes>> {

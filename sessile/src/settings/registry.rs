@@ -35,7 +35,8 @@ pub enum ImportError {
 /// unchanged.
 pub fn import(file: &SettingsFile, bytes: &[u8], now: SystemTime) -> Result<Import, ImportError> {
     let export: RegFile = reg::parse(bytes)?;
-    let mut config = file.config()?;
+    let before = file.config()?;
+    let mut config = before.clone();
     let Report { taken, mut ignored } = reg::apply(&export, &mut config.clone());
     if let Some(at) = ignored.iter().position(|line| line.why.is_mistake()) {
         return Err(ImportError::Unsuitable(ignored.swap_remove(at)));
@@ -50,11 +51,10 @@ pub fn import(file: &SettingsFile, bytes: &[u8], now: SystemTime) -> Result<Impo
             let value = (setting.value)(&config).filter(|_| taken.number.is_some());
             if let Some(value) = value {
                 text = edit::set(&text, setting, &value).map_err(Error::from)?;
-                let is_default = setting.has_default(&config);
-                let note = if is_default {
-                    " (the default already)"
-                } else {
-                    ""
+                let note = match (setting.has_default(&before), setting.has_default(&config)) {
+                    (true, true) => " (the default already)",
+                    (false, true) => " (the default)",
+                    (_, false) => "",
                 };
                 changes.push(format!("{name} = {value}{note}"));
             } else {

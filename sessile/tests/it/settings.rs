@@ -249,6 +249,11 @@ fn an_import_says_what_is_the_default_already_and_what_to_do_next() {
     ] {
         assert!(said.contains(expected), "{expected}:\n{said}");
     }
+    // A value that the import changed was no default before.
+    fs::write(folder.path("old.toml"), "tls.kernel = 'off'\n").expect("written");
+    let said = folder.output_of(&["settings", "import", "in.reg", "--config", "old.toml"]);
+    let expected = "tls.kernel = auto (the default), connection.purge-on-reclaim = false (the default already)\n";
+    assert!(said.contains(expected), "{said}");
 }
 
 #[test]

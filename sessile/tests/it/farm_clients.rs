@@ -195,6 +195,32 @@ fn curl_comes_back_to_the_built_in_page_on_a_new_connection() {
     }
 }
 
+#[test]
+fn a_page_of_another_site_closes_no_connection() {
+    let farm = Farm::start(&[]);
+    for version in ["--http1.1", "--http2"] {
+        let mut command = Command::new("curl");
+        command.args(["-sS", "--location", version, "--cacert", &farm.ca()]);
+        command.args(["-H", "sec-fetch-site: cross-site"]);
+        command.args([
+            "--write-out",
+            "%{num_connects} connections, %{num_redirects} redirects",
+        ]);
+        command.arg(format!("https://localhost:{}/new-connection", farm.port()));
+        let ran = run("curl", &mut command, "").succeeded();
+        assert!(
+            ran.stdout.ends_with("1 connections, 1 redirects"),
+            "{}",
+            ran.stdout
+        );
+        assert!(
+            ran.stdout.contains("request   2 of this connection"),
+            "{}",
+            ran.stdout
+        );
+    }
+}
+
 /// Arguments: port, CA file, TLS version, whether to accept tickets, and the number of connections.
 const PYTHON: &str = r#"
 import socket, ssl, sys

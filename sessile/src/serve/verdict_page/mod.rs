@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 
 use bytes::Bytes;
-use http::Response;
-use http::header::{CONTENT_TYPE, HeaderValue};
+use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
+use http::{HeaderMap, Response};
 use serde::{Serialize, Serializer};
 use sessile_proto::verdict::{Reason, Verdict};
 
@@ -18,6 +18,9 @@ pub(super) const RETURN_PATH: &str = "/new-connection";
 
 /// The query of a client that comes back.
 pub(super) const RETURNED: &str = "returned";
+
+/// Browsers say in this header which site caused a request.
+const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 /// The contents of the built-in page; also its JSON form.
 #[derive(Serialize)]
@@ -143,6 +146,12 @@ fn typed(content_type: &'static str, body: String) -> Response<Bytes> {
     let content_type = HeaderValue::from_static(content_type);
     response.headers_mut().insert(CONTENT_TYPE, content_type);
     response
+}
+
+/// True if a browser says that a page of another site caused the request. Such a page must not close connections.
+pub(super) fn is_from_other_site(headers: &HeaderMap) -> bool {
+    let site = headers.get(FETCH_SITE).map(HeaderValue::as_bytes);
+    site.is_some_and(|site| !matches!(site, b"same-origin" | b"none"))
 }
 
 /// Writes a verdict as its text.

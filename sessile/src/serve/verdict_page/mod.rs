@@ -166,3 +166,66 @@ fn local_path(path: &str) -> String {
         rest => format!("/{rest}"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MARKUP: &str = "<script>\"&";
+
+    /// The page with a text in each field that has a free text.
+    fn page(text: &str) -> VerdictPage<'_> {
+        VerdictPage {
+            server: text,
+            verdict: Verdict::Full(Reason::NothingOffered),
+            resumed: false,
+            early_data: text.to_owned(),
+            protocol: text,
+            cipher_suite: text,
+            http: text,
+            server_name: Some(text),
+            client: SocketAddr::from(([127, 0, 0, 1], 1)),
+            client_certificate: Some(text),
+            session_age_seconds: 0,
+            request: 1,
+        }
+    }
+
+    fn html(text: &str, above: &str) -> String {
+        let body = page(text).html(above).into_body();
+        String::from_utf8(body.to_vec()).unwrap()
+    }
+
+    #[test]
+    fn no_text_of_the_page_is_markup() {
+        let html = html(MARKUP, &format!("/a{MARKUP}"));
+        assert_eq!(html.matches("<script").count(), 1, "{html}");
+        let escaped = "&lt;script>&quot;&amp;";
+        // The title, the heading and its data, the form, the link and its text, and six properties.
+        assert_eq!(html.matches(escaped).count(), 12, "{html}");
+    }
+
+    #[test]
+    fn the_links_of_the_page_name_no_other_host() {
+        for above in ["//v", "/\\v", "/v"] {
+            let html = html("a", above);
+            assert!(html.contains("action=\"/v/new-connection\""), "{html}");
+            assert!(html.contains("href=\"/v/verdict.json\""), "{html}");
+        }
+        assert!(html("a", "").contains("action=\"/new-connection\""));
+    }
+
+    #[test]
+    fn only_pages_of_the_same_site_close_the_connection() {
+        assert!(!is_from_other_site(&HeaderMap::new()));
+        for (site, is_other) in [
+            ("same-origin", false),
+            ("none", false),
+            ("same-site", true),
+            ("cross-site", true),
+        ] {
+            let headers = HeaderMap::from_iter([(FETCH_SITE, HeaderValue::from_static(site))]);
+            assert_eq!(is_from_other_site(&headers), is_other, "{site}");
+        }
+    }
+}

@@ -17,7 +17,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ACCEPT, ALLOW, CONTENT_TYPE, HeaderValue};
+use http::header::{ALLOW, CONTENT_TYPE, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -154,10 +154,12 @@ async fn answer(context: &Context, request: Request<Incoming>) -> Response<Full<
         "/" => {
             let (not_ready, farm) = tokio::join!(not_ready_reason(context), farm(context));
             let overview = Overview::new(not_ready, &context.registry, &farm);
-            if page::accepts_html(request.headers().get(ACCEPT)) {
+            if page::accepts_html(request.headers()) {
                 overview.html().map(Full::new)
             } else {
-                text(StatusCode::OK, overview.text())
+                let mut response = text(StatusCode::OK, overview.text());
+                page::mark_as_negotiated(response.headers_mut());
+                response
             }
         }
         "/healthz" => text(StatusCode::OK, "ok\n"),

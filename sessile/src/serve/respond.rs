@@ -7,7 +7,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 
 use bytes::Bytes;
-use http::header::{ACCEPT, ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, LOCATION};
+use http::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, LOCATION};
 use http::header::{CACHE_CONTROL, CONNECTION, CONTENT_LENGTH};
 use http::request::Parts;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
@@ -401,7 +401,7 @@ impl Connection {
             "" | "/" if has_returned && may_close && page.may_be_on_spare_connection() => {
                 self.return_on_new_connection(above, None)
             }
-            "" | "/" => in_memory(page.response(above, request.headers().get(ACCEPT))),
+            "" | "/" => in_memory(page.response(above, request.headers())),
             JSON_PATH => in_memory(page.json()),
             RETURN_PATH if may_close => self.return_on_new_connection(above, Some(RETURNED)),
             RETURN_PATH => see_other(above, None),

@@ -24,11 +24,16 @@ pub enum ImportError {
     /// The bytes are not a registry export.
     #[error(transparent)]
     NotAnExport(#[from] Problem),
-    /// A setting cannot have the value.
-    #[error("{0}")]
-    Unsuitable(Ignored),
+    /// Settings cannot have the values of these lines.
+    #[error("{}", in_lines(.0))]
+    Unsuitable(Vec<Ignored>),
     #[error(transparent)]
     File(#[from] Error),
+}
+
+fn in_lines(mistakes: &[Ignored]) -> String {
+    let lines: Vec<String> = mistakes.iter().map(ToString::to_string).collect();
+    lines.join("\n")
 }
 
 /// Imports a registry export into a file. Unknown entries are ignored. An error leaves the file
@@ -37,9 +42,10 @@ pub fn import(file: &SettingsFile, bytes: &[u8], now: SystemTime) -> Result<Impo
     let export: RegFile = reg::parse(bytes)?;
     let before = file.config()?;
     let mut config = before.clone();
-    let Report { taken, mut ignored } = reg::apply(&export, &mut config.clone());
-    if let Some(at) = ignored.iter().position(|line| line.why.is_mistake()) {
-        return Err(ImportError::Unsuitable(ignored.swap_remove(at)));
+    let Report { taken, ignored } = reg::apply(&export, &mut config.clone());
+    if ignored.iter().any(|line| line.why.is_mistake()) {
+        let mistakes = ignored.into_iter().filter(|line| line.why.is_mistake());
+        return Err(ImportError::Unsuitable(mistakes.collect()));
     }
     let mut text = file.text().to_owned();
     let mut lines = Vec::new();

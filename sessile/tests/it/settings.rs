@@ -227,6 +227,10 @@ fn an_invalid_import_changes_nothing() {
             "\"ServerCacheTime\"=hex(b):80,ee,36,00,00,00,00,00\n",
             "it has 64 bits (REG_QWORD)",
         ),
+        (
+            "\"ServerCacheTime\"=hex(b):80,ee,36,00,00,00,00,00\n\"ClientCacheTime\"=hex(b):80,ee,36,00,00,00,00,00\n",
+            "or remove the line: Windows ignores it\nin.reg: line 5: HKLM",
+        ),
     ] {
         fs::write(folder.path("in.reg"), format!("{key}{line}")).expect("written");
         let error = folder.refused(&["settings", "import", "in.reg"]);

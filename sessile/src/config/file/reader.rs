@@ -231,6 +231,11 @@ impl<'a> Reader<'a> {
         self.value(r#type, key, found)
     }
 
+    /// The line of an offset, counted from 1.
+    pub(super) fn line_of(&self, offset: usize) -> usize {
+        Problem::at(self.text, offset, "").line
+    }
+
     /// Notes a problem if the value occurred before.
     pub(super) fn unique<T: Display + Eq + Hash>(
         &mut self,
@@ -242,7 +247,7 @@ impl<'a> Reader<'a> {
             if self.has_gap_beside(offset) {
                 return;
             }
-            let first = Problem::at(self.text, offset, "").line;
+            let first = self.line_of(offset);
             let kind = seen.kind;
             let what = format!("a second {kind} {value}; the first is in line {first}; remove one");
             self.note(span.clone(), what);

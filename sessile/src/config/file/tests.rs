@@ -406,6 +406,13 @@ fn listeners_need_distinct_addresses_and_a_role() {
             "5:11: a second listener address 127.0.0.1:1; the first is in line 3; remove one",
         ]
     );
+    let overlapping = listener.replace("127.0.0.1:1", ":1");
+    assert_eq!(
+        problems(&format!("{listener}{overlapping}{SITE}")),
+        [
+            "4:11: the listener address [::]:1 has clients in common with 127.0.0.1:1 in line 2; remove one"
+        ]
+    );
     let any = listener.replace(":1'", ":0'");
     assert_eq!(config(&format!("{any}{any}{SITE}")).listeners.len(), 2);
     let bare = format!("[[listener]]\n{SITE}");

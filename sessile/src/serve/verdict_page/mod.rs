@@ -45,11 +45,13 @@ pub(super) struct VerdictPage<'a> {
 
 impl VerdictPage<'_> {
     /// The page as HTML or text, as the client prefers. `above`: the path of the route, empty for `/`.
-    pub(super) fn response(&self, above: &str, accept: Option<&HeaderValue>) -> Response<Bytes> {
-        if page::accepts_html(accept) {
+    pub(super) fn response(&self, above: &str, request: &HeaderMap) -> Response<Bytes> {
+        if page::accepts_html(request) {
             self.html(above)
         } else {
-            typed("text/plain; charset=utf-8", self.text())
+            let mut response = typed("text/plain; charset=utf-8", self.text());
+            page::mark_as_negotiated(response.headers_mut());
+            response
         }
     }
 

@@ -1,9 +1,9 @@
 # `just check` is what has to pass before a change lands; `.ci/run` runs the same.
 
-fuzz_targets := "client_hello hello_reader server_hello new_session_ticket watch proxy_protocol request_framing frame_budget"
+fuzz_targets := "client_hello hello_reader server_hello new_session_ticket watch proxy_protocol request_framing frame_budget response_head chunked_body"
 
 # All checks.
-check: fmt clippy test zoo ktls docs deny examples smoke fuzz-smoke
+check: fmt clippy test zoo ktls docs deny examples smoke package fuzz-smoke
 
 # Formatting.
 fmt:
@@ -42,7 +42,7 @@ docs:
 deny:
     cargo deny --locked check bans licenses sources
 
-# Every example configuration is valid.
+# The commands in the head of every example work.
 examples:
     cargo build --quiet --locked
     .ci/examples
@@ -57,6 +57,23 @@ kubernetes:
 smoke:
     cargo build --release --quiet --locked
     .ci/smoke
+
+# The Debian package, in target/debian (docs/install.md).
+deb:
+    .ci/setup package
+    cargo build --release --quiet --locked
+    contrib/stage target/release/sessile target/package
+    rm -f target/debian/sessile_*.deb
+    cargo deb --quiet --no-build --locked --package sessile
+
+# Installs, upgrades and purges the Debian package in a folder of its own, and checks its parts. Needs root.
+package: deb
+    .ci/package
+
+# A static program in an archive, with checksums and notes, in target/dist (docs/install.md).
+release:
+    .ci/setup release
+    contrib/release
 
 # Ten seconds for each parser.
 fuzz-smoke:

@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use clap::ValueHint;
 use sessile_proto::route::Policy;
 use tokio_util::sync::CancellationToken;
 use tracing::level_filters::LevelFilter;
@@ -32,7 +33,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "IP:PORT", value_parser = super::listen_address, default_value = "127.0.0.1:9180")]
     admin: SocketAddr,
     /// Where certificates, the farm key and the API's token are kept [default: farm/ in the state folder].
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     data_dir: Option<PathBuf>,
     /// Give each server its own key and session table, as in a common farm.
     #[arg(long)]

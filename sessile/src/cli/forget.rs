@@ -69,7 +69,7 @@ fn parse_time(text: &str) -> Result<Time, &'static str> {
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     super::start_log(tracing::level_filters::LevelFilter::ERROR);
     let path = config::file::path_or_default(args.config);
-    let config = config::file::load(&path)?;
+    let config = config::file::load_settings(&path)?;
     let now = clock::now();
     let before = args.before.unwrap_or(now);
     if before > now.plus(MAX_AHEAD) {

@@ -5,6 +5,7 @@ mod balance;
 mod check;
 mod farm;
 mod forget;
+mod generate;
 mod key;
 mod lab;
 mod probe;
@@ -28,10 +29,25 @@ use crate::admin::{Admin, Api};
 use crate::config::settings::changes_for_restart;
 use crate::config::{Config, Role, parse_listen_address};
 
+/// The version and the build, for `--version`. The build script records the build.
+const BUILD: &str = concat!(
+    env!("CARGO_PKG_VERSION"),
+    "\ncommit:    ",
+    env!("SESSILE_BUILD_COMMIT"),
+    "\ntarget:    ",
+    env!("SESSILE_BUILD_TARGET"),
+    "\ncompiler:  ",
+    env!("SESSILE_BUILD_COMPILER"),
+    "\nfeatures:  ",
+    env!("SESSILE_BUILD_FEATURES"),
+    "\nlibraries: ",
+    env!("SESSILE_BUILD_LIBRARIES"),
+);
+
 /// Keeps TLS sessions attached to a web farm: a client that has completed one handshake never pays
 /// for a full one again while its session lives.
 #[derive(Parser)]
-#[command(name = "sessile", version, propagate_version = true)]
+#[command(name = "sessile", version, long_version = BUILD, propagate_version = true)]
 #[command(after_help = "Begin with:\n  sessile farm\n  sessile probe 127.0.0.1:8443 --insecure")]
 struct Arguments {
     #[command(subcommand)]
@@ -49,6 +65,7 @@ enum CommandArgs {
     Forget(forget::Args),
     Serve(serve::Args),
     Balance(balance::Args),
+    Generate(generate::Args),
 }
 
 /// Runs the command in the process's arguments.
@@ -64,6 +81,7 @@ pub fn main() -> ExitCode {
         CommandArgs::Forget(args) => forget::run(args),
         CommandArgs::Serve(args) => serve::run(args),
         CommandArgs::Balance(args) => balance::run(args),
+        CommandArgs::Generate(args) => generate::run(args),
     };
     result.unwrap_or_else(|error| {
         eprintln!("sessile: {}", in_one_line(&error));

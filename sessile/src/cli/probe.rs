@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use clap::ValueHint;
 use tokio::net::lookup_host;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -22,11 +23,11 @@ use crate::probe::{self, ProbePlan, ProbeProgress, ProbeReport, json, table};
 #[command(after_help = AFTER_HELP)]
 pub(super) struct Args {
     /// Host name or IP address, and port (443 if none is given); or an https:// URL, whose path is ignored
-    #[arg(value_name = "HOST:PORT")]
+    #[arg(value_name = "HOST:PORT", value_hint = ValueHint::Hostname)]
     target: Endpoint,
 
     /// Server name (SNI) to send, if it is not HOST
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_hint = ValueHint::Hostname)]
     sni: Option<String>,
 
     /// Trust only the authorities in this PEM file
@@ -38,7 +39,7 @@ pub(super) struct Args {
     insecure: bool,
 
     /// Connect to these addresses in turn, not to those of HOST; a name stands for all its addresses
-    #[arg(long = "address", value_name = "HOST:PORT")]
+    #[arg(long = "address", value_name = "HOST:PORT", value_hint = ValueHint::Hostname)]
     addresses: Vec<Endpoints>,
 
     /// Returns of each mechanism [default: 5, or one for each address if there are more]
@@ -57,7 +58,7 @@ pub(super) struct Args {
 const AFTER_HELP: &str = "\
 Examples:
   sessile probe https://www.example.org/
-  sessile probe farm.example.org:443 --address 192.0.2.1 --address 192.0.2.2
+  sessile probe farm.example.org --address 192.0.2.1,192.0.2.2
   sessile probe 127.0.0.1:8443 --sni farm.test --ca ca.pem --json
 
 Exit status: 0 every mechanism that the server offers resumes; 1 one does not;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
+use clap::ValueHint;
 use tokio_util::sync::CancellationToken;
 
 use crate::check::{self, Grade};
@@ -20,7 +21,8 @@ use crate::serve::{AccessLog, Environment, Server};
 #[derive(clap::Args)]
 #[command(
     after_help = "Examples:\n  sessile serve --config /etc/sessile.toml\n  \
-    sessile serve --listen 0.0.0.0:443 --cert cert.pem --key key.pem --root www"
+    sessile serve --listen 0.0.0.0:443 --root www \\\n    \
+    --cert cert.pem --key key.pem"
 )]
 pub(super) struct Args {
     /// Configuration file; without it, use the flags below.
@@ -36,7 +38,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "PEM")]
     key: Option<PathBuf>,
     /// Folder of static files.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     root: Option<PathBuf>,
     /// Where the page of the admin listener, /healthz, /readyz and /metrics answer.
     #[arg(long, value_name = "IP:PORT", value_parser = super::listen_address)]

@@ -1,5 +1,7 @@
 //! `sessile settings`: reads, changes, backs up, restores, imports and exports settings.
 
+mod init;
+
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write as _};
@@ -39,6 +41,8 @@ pub(super) struct Args {
 
 #[derive(Subcommand, Debug)]
 enum Command {
+    /// Write a commented configuration to begin with: every setting of a role, with its default
+    Init(init::Args),
     /// Show every setting: value, default, registry name, meaning and what it costs
     #[command(after_help = "Example:\n  sessile settings list --json")]
     List {
@@ -74,6 +78,7 @@ enum Command {
     #[command(after_help = "Example:\n  sessile settings restore --config /etc/sessile.toml")]
     Restore {
         /// The backup file [default: the newest one]
+        #[arg(value_name = "BACKUP")]
         backup: Option<PathBuf>,
     },
     /// Import a registry export (.reg): SCHANNEL's cache size and times, HTTP's parameters
@@ -101,11 +106,16 @@ const MAX_COLUMN: usize = 24;
 /// Runs `sessile settings`.
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let variable = std::env::var_os(file::PATH_VARIABLE);
-    let is_named = args.config.is_some() || variable.is_some_and(|path| !path.is_empty());
+    let config_is_given = args.config.is_some();
+    let is_named = config_is_given || variable.is_some_and(|path| !path.is_empty());
     let path = file::path_or_default(args.config);
     let now = SystemTime::now();
     let unchanged = || format!("{} was not changed", path.display());
     match args.command {
+        Command::Init(_) if config_is_given => {
+            bail!("settings init reads no configuration; name the new file with --output")
+        }
+        Command::Init(init) => init::run(init, now),
         Command::List { json } => {
             let (text, config) = read(&path, is_named)?;
             if json {
@@ -225,7 +235,7 @@ fn set(path: &Path, setting: &Setting, text: &str, now: SystemTime) -> anyhow::R
     let change = file.set(setting, &value, now)?;
     let shown = settings::without_password(setting, &value.toml());
     let mut out = format!("{} = {shown}\n", setting.name);
-    if let Some(cost) = (setting.cost)(&file::load(path)?) {
+    if let Some(cost) = (setting.cost)(&file::load_settings(path)?) {
         writeln!(out, "costs: {cost}")?;
     }
     print(&(out + &outcome(path, &change)))

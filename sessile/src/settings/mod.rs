@@ -6,6 +6,7 @@
 mod edit;
 mod file;
 mod registry;
+mod template;
 
 use crate::config::StoreUrl;
 use crate::config::settings::Setting;
@@ -13,6 +14,7 @@ use crate::config::settings::Setting;
 pub use edit::EditError;
 pub use file::{Change, Error, SettingsFile};
 pub use registry::{Import, ImportError, export_reg, export_toml, import};
+pub use template::{Place, template};
 
 /// True if the text gives the setting a value.
 #[must_use]

@@ -57,3 +57,4 @@ mod small_devices;
 mod store;
 mod tls_client_auth;
 mod verdicts;
+mod ways_in;

@@ -349,7 +349,12 @@ async fn data_after_the_close_does_not_truncate_the_response() {
         connection.stream.flush().await.unwrap();
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    assert_eq!(rest(&mut connection).await, LENGTH);
+    let mut body = vec![0; LENGTH as usize];
+    connection.stream.read_exact(&mut body).await.unwrap();
+    // The connection may get a request before it gets the order to stop. Such a request is answered.
+    let mut next = Vec::new();
+    connection.stream.read_to_end(&mut next).await.unwrap();
+    assert!(next.is_empty() || next.starts_with(b"HTTP/1.1 200"));
 }
 
 #[test]

@@ -23,8 +23,8 @@ const FAULTY: u8 = 2;
 
 const EXAMPLES: &str = r"Examples:
   sessile key new --scope shop        make the first key of a farm
-  sessile key show                    show it by fingerprints, without secrets
-  sessile key rotate --at 24h         new secret; copy the file to all servers
+  sessile key show                    show it by fingerprints, no secrets
+  sessile key rotate --at 24h         new secret; copy it to every server
   sessile key rotate --compromised    the old secret was stolen: end it now
   sessile key export --route --output route.key
   sessile key export --format nginx --output /etc/nginx/tickets
@@ -147,7 +147,7 @@ fn key_file(file: Option<PathBuf>, config: Option<PathBuf>) -> anyhow::Result<Pa
     let Some(config) = config else {
         return Ok(config::default_state_dir().join("farm.key"));
     };
-    match config::file::load(&config)?.key {
+    match config::file::load_settings(&config)?.key {
         config::Key::File(path) => Ok(path),
         config::Key::Ephemeral => bail!(
             "{}: key.file is \"none\": the key is in the server's memory only",

@@ -2,7 +2,6 @@
 
 use std::collections::HashSet;
 use std::ops::Range;
-use std::path::Path;
 
 use sessile_proto::proxy_protocol::Version;
 use toml::Spanned;
@@ -10,6 +9,7 @@ use toml::Spanned;
 use super::raw;
 use super::reader::{Reader, Table, Unique};
 use super::sites;
+use crate::config::base::Base;
 use crate::config::settings::POLICIES;
 use crate::config::settings::types::{Count, OneOf, SERVER_ADDRESS, not_empty};
 use crate::config::{Balance, BalancePool, BalanceServer, MAX_NUMBER, ServerAddress, UnknownName};
@@ -238,7 +238,8 @@ impl ServerRequest {
             drain: self.drain,
             max_connections: self.max_connections.map(raw::Whole).map(placeless),
         };
-        let mut reader = Reader::new("", Path::new(""));
+        let base = Base::working_folder();
+        let mut reader = Reader::new("", &base);
         let servers = servers(&mut reader, vec![placeless(server)], pools);
         let servers = reader.finish(servers).map_err(|problems| {
             let texts: Vec<String> = problems.into_iter().map(|problem| problem.what).collect();
@@ -259,6 +260,7 @@ fn placeless<T>(value: T) -> Spanned<T> {
 #[cfg(test)]
 mod tests {
     use std::net::SocketAddr;
+    use std::path::Path;
     use std::time::Duration;
 
     use sessile_proto::route::Policy;

@@ -15,6 +15,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use crate::config::Config;
+use crate::config::base::{Base, Credentials};
 pub use balance::ServerRequest;
 pub(crate) use balance::WEIGHT_OF_SERVICE;
 pub use problem::Problem;
@@ -61,16 +62,28 @@ pub fn path_or_default(given: Option<PathBuf>) -> PathBuf {
         .unwrap_or_else(|| PathBuf::from("sessile.toml"))
 }
 
-/// Reads and validates a configuration file.
+/// Reads and validates a configuration file, for a process that opens the files that it names.
 pub fn load(path: &Path) -> Result<Config, LoadError> {
+    let credentials = Credentials::from_env_or(Credentials::Missing);
+    parse_with(&read(path)?, path, credentials)
+}
+
+/// Reads and validates a configuration file, for a command that needs its settings only. Paths may begin
+/// with `$CREDENTIALS_DIRECTORY`, also if this variable is not set.
+pub fn load_settings(path: &Path) -> Result<Config, LoadError> {
     parse(&read(path)?, path)
 }
 
-/// Validates the text of a configuration file. Errors name the file by `origin`, and relative paths in
-/// the text start at the folder of `origin`.
+/// Validates the text of a configuration file as [`load_settings`] does. Errors name the file by `origin`,
+/// and relative paths in the text start at the folder of `origin`.
 pub fn parse(text: &str, origin: &Path) -> Result<Config, LoadError> {
-    let folder = origin.parent().unwrap_or(Path::new(""));
-    let outcome = shape::read(text, folder).and_then(validate::validate);
+    let credentials = Credentials::from_env_or(Credentials::NotNeeded);
+    parse_with(text, origin, credentials)
+}
+
+fn parse_with(text: &str, origin: &Path, credentials: Credentials) -> Result<Config, LoadError> {
+    let base = Base::new(origin.parent().unwrap_or(Path::new("")), credentials);
+    let outcome = shape::read(text, &base).and_then(validate::validate);
     outcome.map_err(|mut problems| {
         problems.sort_by_key(|problem| (problem.line, problem.column));
         LoadError::Invalid {

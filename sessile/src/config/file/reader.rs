@@ -4,18 +4,18 @@ use std::collections::HashMap;
 use std::fmt::Display;
 use std::hash::Hash;
 use std::ops::Range;
-use std::path::Path;
 
 use toml::Spanned;
 use toml::de::{DeValue, Error, ValueDeserializer};
 
 use super::problem::Problem;
+use crate::config::base::Base;
 use crate::config::settings::types::{SERVER_NAME, Type};
 
 /// Reads values and collects the problems with them.
 pub(in crate::config) struct Reader<'a> {
     text: &'a str,
-    folder: &'a Path,
+    base: &'a Base,
     problems: Vec<Problem>,
     /// The places of all tables in the text.
     tables: Vec<Range<usize>>,
@@ -59,10 +59,10 @@ impl Table {
 }
 
 impl<'a> Reader<'a> {
-    pub(in crate::config) fn new(text: &'a str, folder: &'a Path) -> Self {
+    pub(in crate::config) fn new(text: &'a str, base: &'a Base) -> Self {
         Self {
             text,
-            folder,
+            base,
             problems: Vec::new(),
             tables: Vec::new(),
             gaps: Vec::new(),
@@ -158,8 +158,8 @@ impl<'a> Reader<'a> {
         key: &str,
         written: Option<Spanned<Y::Written>>,
     ) -> Option<T> {
-        let folder = self.folder;
-        self.parse(written?, |written| r#type.parse(key, written, folder))
+        let base = self.base;
+        self.parse(written?, |written| r#type.parse(key, written, base))
     }
 
     /// The result of `parse`. An error is noted at the place of the value.
@@ -195,10 +195,8 @@ impl<'a> Reader<'a> {
         seen: &mut Unique<String>,
         written: Option<Spanned<String>>,
     ) -> Option<String> {
-        let folder = self.folder;
-        self.parse_unique(seen, written?, |name| {
-            SERVER_NAME.parse("name", name, folder)
-        })
+        let base = self.base;
+        self.parse_unique(seen, written?, |name| SERVER_NAME.parse("name", name, base))
     }
 
     /// The written value. If the file has no value, notes that the table needs the key, with an example of

@@ -3,7 +3,6 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::path::Path;
 
 use serde::Deserialize;
 use toml::Spanned;
@@ -13,6 +12,7 @@ use super::problem::{Problem, hint};
 use super::raw::File;
 use super::reader::{Gap, Reader};
 use crate::config::Config;
+use crate::config::base::Base;
 use crate::config::settings::SECTIONS;
 
 /// Most problems of one run.
@@ -33,7 +33,7 @@ pub(super) struct Shape<'a> {
 ///
 /// # Errors
 /// The text is not TOML, or a problem has no key that can be taken out.
-pub(super) fn read<'a>(text: &'a str, folder: &'a Path) -> Result<Shape<'a>, Vec<Problem>> {
+pub(super) fn read<'a>(text: &'a str, base: &'a Base) -> Result<Shape<'a>, Vec<Problem>> {
     let (mut table, syntax) = DeTable::parse_recoverable(text);
     if !syntax.is_empty() {
         let errors = syntax.iter().take(MAX_PROBLEMS);
@@ -43,7 +43,7 @@ pub(super) fn read<'a>(text: &'a str, folder: &'a Path) -> Result<Shape<'a>, Vec
             .collect());
     }
     let mut shape = Shape {
-        reader: Reader::new(text, folder),
+        reader: Reader::new(text, base),
         config: Config::default(),
         places: HashMap::new(),
         tables: File::default(),

@@ -125,17 +125,20 @@ section! {
             meaning: "the server's name in logs, metrics and verdicts; the server's number is derived from \
                     it and from the farm's scope",
             default_words: Some("the host's name"),
+            example: Some("\"web1\""),
             restart: BOTH,
         }
         "number" number: Option<u32> = None, Optional(Count(0..=MAX_NUMBER as i64)) => {
             meaning: "the number in this server's tickets, from 0 to 16777215; different on each server of \
                     a farm",
             default_words: Some("from the farm's scope and the server's name"),
+            example: Some("1"),
             restart: BOTH,
         }
         "state-dir" state_dir: PathBuf = default_state_dir(), PATH => {
             meaning: "the state folder: files that must survive a restart, such as the farm key",
             default_words: Some("$STATE_DIRECTORY, else $XDG_STATE_HOME/sessile, else ~/.local/state/sessile, without a $HOME /var/lib/sessile"),
+            example: Some("\"/var/lib/sessile\""),
             restart: BOTH,
         }
         "workers" workers: usize = 0, Count(0..=MAX_WORKERS) => {
@@ -242,6 +245,7 @@ pub(super) const KEY_SETTINGS: &[Setting] = &[setting!(
         meaning: "the farm key, the same on every server; made at the first start; \"none\": a key in \
                     memory that is lost at a restart",
         default_words: Some("farm.key in the state folder"),
+        example: Some("\"/var/lib/sessile/farm.key\""),
         restart: SERVE,
         cost: |config| cost_if(
             config.key == Key::Ephemeral,
@@ -346,12 +350,14 @@ section! {
         "listen" listen: Option<SocketAddr> = None, Optional(LISTEN_ADDRESS) => {
             meaning: "address and port where the page of the state (/), /healthz, /readyz, /metrics and the API answer",
             default_words: Some("nowhere"),
+            example: Some("\"127.0.0.1:9443\""),
             restart: BOTH,
         }
         "token-file" token_file: Option<PathBuf> = None, Optional(PATH) => {
             meaning: "the file with the token that requests need to change something; if it does not \
                     exist, sessile makes it, readable only for its owner",
             default_words: Some("admin.token in the state folder"),
+            example: Some("\"/var/lib/sessile/admin.token\""),
             restart: BOTH,
         }
     }
@@ -367,7 +373,7 @@ section! {
         "access" access: AccessLog = AccessLog::Stdout, ACCESS_LOG => {
             meaning: "one line for each handshake and each request: \"-\" for the standard output, \
                     \"off\", or a file",
-            restart: BOTH,
+            restart: SERVE,
         }
     }
 }
@@ -403,6 +409,7 @@ section! {
         "health-name" health_name: Option<String> = None, Optional(DNS_NAME) => {
             meaning: "the server name (SNI) that health checks send",
             default_words: Some("the pool's first name without a wildcard, else none"),
+            example: Some("\"www.example.org\""),
         }
         "slow-start" slow_start: Duration = Duration::ZERO, ANY_DURATION => {
             meaning: "how long a server that came up takes to reach its full share of new clients; 0: at \
@@ -416,6 +423,7 @@ section! {
             meaning: "IP address and port of the DNS server that knows the names of servers; /etc/hosts \
                     goes first",
             default_words: Some("the DNS servers of /etc/resolv.conf"),
+            example: Some("\"127.0.0.1:53\""),
         }
     }
     tables {

@@ -33,6 +33,11 @@ pub(super) static SECTIONS: [(&str, &[Setting]); 9] = [
     ("balance", Balance::SETTINGS),
 ];
 
+/// The sections, each with its settings.
+pub fn by_section() -> impl Iterator<Item = (&'static str, &'static [Setting])> {
+    SECTIONS.iter().copied()
+}
+
 /// Every setting, in the order of the sections.
 pub fn all() -> impl DoubleEndedIterator<Item = &'static Setting> {
     SECTIONS.iter().flat_map(|(_, settings)| *settings)

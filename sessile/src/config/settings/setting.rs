@@ -1,12 +1,11 @@
 //! The definition of a setting, and the operations on every setting.
 
-use std::path::Path;
-
 use toml::Spanned;
 use toml::de::{DeValue, Error};
 
 use super::registry::RegValue;
 use super::value::{Kind, Value, WrongKind};
+use crate::config::base::Base;
 use crate::config::file::reader::Reader;
 use crate::config::{Config, Role};
 
@@ -20,6 +19,8 @@ pub struct Setting {
     /// Describes a default that depends on the host or on other settings. `None`: the default is the
     /// value in [`Config::default`].
     pub default_words: Option<&'static str>,
+    /// An example in TOML, for a setting with `default_words`.
+    pub(super) example: Option<&'static str>,
     /// Roles that apply a change only after a restart.
     pub restart: &'static [Role],
     /// The registry value that stands for the setting.
@@ -43,6 +44,7 @@ impl Setting {
         kind: Kind::Text,
         meaning: "",
         default_words: None,
+        example: None,
         restart: &[],
         registry: None,
         cost: |_| None,
@@ -69,6 +71,15 @@ impl Setting {
             Some(words) => words.to_owned(),
             None => (self.value)(&Config::default()).map_or_else(String::new, |v| v.to_string()),
         }
+    }
+
+    /// A value in TOML for a file to begin with: the default, or an example if the default depends on the host
+    /// or on other settings.
+    #[must_use]
+    pub fn example(&self) -> String {
+        let default = || (self.value)(&Config::default()).map(|value| value.toml());
+        let example = self.example.map(str::to_owned);
+        example.or_else(default).unwrap_or_default()
     }
 
     /// True if a configuration has the default value.
@@ -101,7 +112,8 @@ impl Setting {
     /// nothing.
     pub(in crate::config) fn assign(&self, config: &mut Config, value: &Value) {
         let toml = value.toml();
-        let mut reader = Reader::new(&toml, Path::new(""));
+        let base = Base::working_folder();
+        let mut reader = Reader::new(&toml, &base);
         if let Ok(value) = DeValue::parse(&toml) {
             let _ = (self.read)(&mut reader, value, config);
         }

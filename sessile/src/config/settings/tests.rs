@@ -35,6 +35,21 @@ fn every_value_reads_back_from_its_toml() {
 }
 
 #[test]
+fn an_example_stands_for_a_default_that_depends_on_the_host() {
+    for setting in all() {
+        let text = format!("{} = {}\n", setting.name, setting.example());
+        parse(&text, "s.toml".as_ref()).expect(setting.name);
+        let has_example = setting.example.is_some();
+        assert_eq!(
+            setting.default_words.is_some(),
+            has_example,
+            "{}",
+            setting.name
+        );
+    }
+}
+
+#[test]
 fn a_hello_size_that_the_reader_refuses_cannot_be_set() {
     let size = find("connection.max-hello-size").expect("it is there");
     assert_eq!(
@@ -75,7 +90,6 @@ fn a_change_needs_a_restart_in_roles_that_do_not_reload_it() {
             "admin.listen",
             "admin.token-file",
             "log.level",
-            "log.access",
         ]
     );
 }

@@ -3,13 +3,14 @@
 use std::fmt::Display;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use rustls_pki_types::DnsName;
 use serde::de::DeserializeOwned;
 
 use super::value::{Kind, Value};
+use crate::config::base::Base;
 use crate::config::file::problem::hint;
 use crate::config::file::raw::{self, TimeSpan, Whole};
 use crate::config::{
@@ -34,8 +35,8 @@ pub(in crate::config) trait Type<T> {
     type Written: DeserializeOwned;
     const KIND: Kind;
 
-    /// Parses the value of `key`. A relative path starts at `folder`. The error names the remedy.
-    fn parse(&self, key: &str, written: Self::Written, folder: &Path) -> Result<T, String>;
+    /// Parses the value of `key`. A relative path starts at `base`. The error names the remedy.
+    fn parse(&self, key: &str, written: Self::Written, base: &Base) -> Result<T, String>;
 
     /// The value for people and for TOML. `None`: not set.
     fn show(&self, value: &T) -> Option<Value>;
@@ -53,8 +54,8 @@ impl<T, Y: Type<T>> Type<Option<T>> for Optional<Y> {
     type Written = Y::Written;
     const KIND: Kind = Y::KIND;
 
-    fn parse(&self, key: &str, written: Y::Written, folder: &Path) -> Result<Option<T>, String> {
-        self.0.parse(key, written, folder).map(Some)
+    fn parse(&self, key: &str, written: Y::Written, base: &Base) -> Result<Option<T>, String> {
+        self.0.parse(key, written, base).map(Some)
     }
 
     fn show(&self, value: &Option<T>) -> Option<Value> {
@@ -69,7 +70,7 @@ impl Type<bool> for Flag {
     type Written = bool;
     const KIND: Kind = Kind::Bool;
 
-    fn parse(&self, _: &str, written: bool, _: &Path) -> Result<bool, String> {
+    fn parse(&self, _: &str, written: bool, _: &Base) -> Result<bool, String> {
         Ok(written)
     }
 
@@ -85,7 +86,7 @@ impl<N: Copy + TryFrom<i64> + TryInto<u64>> Type<N> for Count {
     type Written = Whole;
     const KIND: Kind = Kind::Count;
 
-    fn parse(&self, key: &str, Whole(value): Whole, _: &Path) -> Result<N, String> {
+    fn parse(&self, key: &str, Whole(value): Whole, _: &Base) -> Result<N, String> {
         let number = N::try_from(value).ok();
         number
             .filter(|_| self.0.contains(&value))
@@ -109,7 +110,7 @@ impl<N: Copy + TryFrom<u32> + TryInto<u64>> Type<N> for Size {
     type Written = raw::Size;
     const KIND: Kind = Kind::Size;
 
-    fn parse(&self, key: &str, raw::Size(text): raw::Size, _: &Path) -> Result<N, String> {
+    fn parse(&self, key: &str, raw::Size(text): raw::Size, _: &Base) -> Result<N, String> {
         let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
         let unit = match text[digits.len()..].trim_start() {
             "" | "B" => Some(1),
@@ -142,7 +143,7 @@ impl Type<Duration> for Span {
     type Written = TimeSpan;
     const KIND: Kind = Kind::Duration;
 
-    fn parse(&self, key: &str, TimeSpan(text): TimeSpan, _: &Path) -> Result<Duration, String> {
+    fn parse(&self, key: &str, TimeSpan(text): TimeSpan, _: &Base) -> Result<Duration, String> {
         match humantime::parse_duration(&text) {
             Ok(value) if self.0.contains(&value) => Ok(value),
             Ok(value) if value.is_zero() => Err(format!(
@@ -171,7 +172,7 @@ impl<T: Copy + PartialEq> Type<T> for OneOf<'_, T> {
     type Written = String;
     const KIND: Kind = Kind::Text;
 
-    fn parse(&self, key: &str, written: String, _: &Path) -> Result<T, String> {
+    fn parse(&self, key: &str, written: String, _: &Base) -> Result<T, String> {
         let found = self.0.iter().find(|(word, _)| *word == written);
         found.map(|&(_, meaning)| meaning).ok_or_else(|| {
             let known = self.0.iter().map(|(word, _)| *word);
@@ -187,7 +188,7 @@ impl<T: Copy + PartialEq> Type<T> for OneOf<'_, T> {
 
 /// A type that is text in the file: how the text is parsed, and how the value is shown.
 pub(in crate::config) struct TextType<T: 'static> {
-    parse: fn(&str, String, &Path) -> Result<T, String>,
+    parse: fn(&str, String, &Base) -> Result<T, String>,
     show: fn(&T) -> Value,
 }
 
@@ -195,8 +196,8 @@ impl<T> Type<T> for TextType<T> {
     type Written = String;
     const KIND: Kind = Kind::Text;
 
-    fn parse(&self, key: &str, written: String, folder: &Path) -> Result<T, String> {
-        (self.parse)(key, written, folder)
+    fn parse(&self, key: &str, written: String, base: &Base) -> Result<T, String> {
+        (self.parse)(key, written, base)
     }
 
     fn show(&self, value: &T) -> Option<Value> {
@@ -227,9 +228,10 @@ pub(in crate::config) const SERVER_NAME: TextType<String> = TextType {
     show: |name| Value::text(name),
 };
 
-/// A file or a folder. A relative path starts at the folder of the configuration file.
+/// A file or a folder. A relative path starts at the folder of the configuration file, or at the folder of
+/// credentials.
 pub(in crate::config) const PATH: TextType<PathBuf> = TextType {
-    parse: |key, path, folder| Ok(folder.join(not_empty(key, path)?)),
+    parse: |key, path, base| base.resolve(key, not_empty(key, path)?.as_ref()),
     show: |path| Value::text(path.display()),
 };
 
@@ -284,13 +286,13 @@ pub(super) const DNS_NAME: TextType<String> = TextType {
 
 /// `memory`, or the URL of a shared store. Errors and the shown value contain no password.
 pub(super) const STORE: TextType<StoreUrl> = TextType {
-    parse: |key, text, folder| {
+    parse: |key, text, base| {
         let mut store = not_empty(key, text)?
             .parse::<StoreUrl>()
             .map_err(|bad| format!("`store` {bad}"))?;
         if let StoreUrl::Redis(redis) = &mut store {
             for file in redis.files_mut() {
-                *file = folder.join(&*file);
+                *file = base.resolve(key, file)?;
             }
         }
         Ok(store)
@@ -300,9 +302,9 @@ pub(super) const STORE: TextType<StoreUrl> = TextType {
 
 /// The file of the farm key, or `none`.
 pub(super) const KEY_FILE: TextType<Key> = TextType {
-    parse: |key, file, folder| match file.as_str() {
+    parse: |key, file, base| match file.as_str() {
         "none" => Ok(Key::Ephemeral),
-        _ => PATH.parse(key, file, folder).map(Key::File),
+        _ => PATH.parse(key, file, base).map(Key::File),
     },
     show: |key| match key {
         Key::File(path) => Value::text(path.display()),
@@ -312,7 +314,7 @@ pub(super) const KEY_FILE: TextType<Key> = TextType {
 
 /// `auto`, `on` or `off`.
 pub(super) const KERNEL: TextType<KernelTls> = TextType {
-    parse: |key, word, folder| OneOf(&KERNEL_WORDS).parse(key, word, folder),
+    parse: |key, word, base| OneOf(&KERNEL_WORDS).parse(key, word, base),
     show: |kernel| match kernel {
         KernelTls::Auto => Value::text("auto"),
         KernelTls::On => Value::text("on"),
@@ -329,10 +331,10 @@ pub(in crate::config) const KERNEL_WORDS: [(&str, KernelTls); 3] = [
 
 /// `-`, `off` or a file.
 pub(super) const ACCESS_LOG: TextType<AccessLog> = TextType {
-    parse: |key, target, folder| match target.as_str() {
+    parse: |key, target, base| match target.as_str() {
         "-" => Ok(AccessLog::Stdout),
         "off" => Ok(AccessLog::Off),
-        _ => PATH.parse(key, target, folder).map(AccessLog::File),
+        _ => PATH.parse(key, target, base).map(AccessLog::File),
     },
     show: |log| match log {
         AccessLog::Off => Value::text("off"),

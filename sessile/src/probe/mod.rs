@@ -34,7 +34,8 @@ pub struct ProbePlan {
     pub host: String,
     /// At least one address; handshakes rotate over the addresses.
     pub addresses: Vec<SocketAddr>,
-    /// The addresses of each name that was looked up. See [`ProbePlan::may_leave_out`].
+    /// The addresses of each name that was looked up. The probe leaves out an address that is missing, if its name
+    /// has another.
     pub names: Vec<Vec<SocketAddr>>,
     /// Number of returns for each mechanism.
     pub returns: usize,

@@ -1,10 +1,12 @@
-//! Captured handshakes. `client-*.bin`: the first ClientHello in a record. `server-*.bin`: the server's answer up
+//! Captured handshakes and HTTP responses. `client-*.bin`: the first ClientHello in a record. `server-*.bin`: the server's answer up
 //! to the first encrypted record. `ticket-*.bin`: a NewSessionTicket message of TLS 1.2.
 //!
 //! Captured on loopback from OpenSSL 3.0 (`openssl-*`, `nginx-*`, `curl-*`, `python-*`), GnuTLS 3.7,
 //! Go 1.19 and Chromium 156 as clients. `openssl s_server` answered `openssl-*`, a server of Go answered `go-*`,
 //! and nginx 1.22 answered all other clients.
 //! `handmade-*` are forms that current clients do not send.
+//!
+//! `response-*.bin`: the answer to `GET / HTTP/1.1`, from nginx 1.22, Node.js 20 and Python 3.11 on loopback.
 
 /// A ClientHello and the server's answer.
 pub(crate) struct Exchange {
@@ -70,6 +72,17 @@ pub(crate) const TICKETS: [&[u8]; 3] = [
     include_bytes!("ticket-chromium-tls12.bin"),
     include_bytes!("ticket-gnutls-tls12.bin"),
     include_bytes!("ticket-openssl-tls12-ticket.bin"),
+];
+
+/// HTTP/1.1 responses with the name of their server.
+pub(crate) const RESPONSES: [(&str, &[u8]); 4] = [
+    ("nginx", include_bytes!("response-nginx.bin")),
+    (
+        "nginx-chunked",
+        include_bytes!("response-nginx-chunked.bin"),
+    ),
+    ("node-chunked", include_bytes!("response-node-chunked.bin")),
+    ("python", include_bytes!("response-python.bin")),
 ];
 
 /// The exchange with this name.

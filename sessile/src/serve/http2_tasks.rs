@@ -104,6 +104,9 @@ impl<C: GracefulConnection + Unpin> Future for Http2<C> {
             Pin::new(&mut self.connection).graceful_shutdown();
         }
         self.tasks.poll_ready_tasks(cx);
+        if polled.is_pending() && self.client.status.take_held_output() {
+            cx.waker().wake_by_ref();
+        }
         polled
     }
 }

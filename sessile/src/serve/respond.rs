@@ -155,15 +155,16 @@ impl Waiting {
                 let (head, _) = request.into_parts();
                 files(&folder, &head, above, client, end).await
             }
-            Wait::Upstream(upstream) => upstream
-                .forward(
-                    connection.client_address(),
-                    &connection.pending_upstreams,
-                    request,
-                    end,
-                )
-                .await
-                .map(|response| response.map(|body| Either::Right(Either::Right(Box::pin(body))))),
+            Wait::Upstream(upstream) => {
+                upstream
+                    .forward(
+                        connection.client_address(),
+                        &connection.pending_upstreams,
+                        request,
+                        end,
+                    )
+                    .await
+            }
             Wait::Content => {
                 request::discard_content(request.into_body()).await;
                 Ok(method_not_allowed())

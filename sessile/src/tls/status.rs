@@ -14,6 +14,8 @@ pub struct Status {
     pub(super) waits_for_client: Cell<bool>,
     pub(super) is_blocked: Cell<bool>,
     pub(super) last_output: Cell<LastOutput>,
+    /// True if the last flush of an HTTP/2 connection sent nothing.
+    pub(super) holds_output: Cell<bool>,
     completion: Cell<Completion>,
     completed: Notify,
     owned: RefCell<Vec<StoreKey>>,
@@ -53,6 +55,7 @@ impl Status {
             waits_for_client: Cell::new(true),
             is_blocked: Cell::new(false),
             last_output: Cell::new(LastOutput::Unknown),
+            holds_output: Cell::new(false),
             completion: Cell::new(completion),
             completed: Notify::new(),
             owned: RefCell::new(owned),
@@ -101,6 +104,12 @@ impl Status {
     #[must_use]
     pub const fn is_blocked(&self) -> bool {
         self.is_blocked.get()
+    }
+
+    /// True if output of an HTTP/2 connection waits for another flush. True once for each such output.
+    #[must_use]
+    pub fn take_held_output(&self) -> bool {
+        self.holds_output.take()
     }
 
     /// True if the client sent close_notify.

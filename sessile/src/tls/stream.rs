@@ -26,8 +26,8 @@ use super::status::{Completion, LastOutput, Status};
 /// How long tickets wait for the first response.
 const TICKET_DELAY: Duration = Duration::from_millis(5);
 
-/// With HTTP/2, a flush after a write of this length waits for the next frames.
-const LARGE_WRITE: usize = 8 * 1024;
+/// The shortest write with a frame of HTTP/2 that h2 flushes alone: 256 bytes and the head of the frame.
+const LEAST_FLUSHED_FRAME: usize = 256 + 9;
 
 /// The server's side of a TLS connection.
 pub struct Stream {
@@ -234,14 +234,12 @@ impl Stream {
 
     /// True if a flush sends nothing, so that several frames of HTTP/2 leave in one write.
     ///
-    /// h2 flushes after each large frame, and again after the last one. If it did not, the task would flush
-    /// when it runs next.
-    fn holds_large_frame(&mut self, cx: &Context<'_>) -> bool {
-        let is_large = std::mem::take(&mut self.unflushed) >= LARGE_WRITE;
-        let holds = is_large && self.tls.is_http2() && !self.tls.is_output_full();
-        if holds {
-            cx.waker().wake_by_ref();
-        }
+    /// h2 flushes after each such frame, and again after the last one. If h2 does not, the caller of h2 has to
+    /// poll the connection again ([`Status::take_held_output`]).
+    fn holds_frame(&mut self) -> bool {
+        let is_flushed_alone = std::mem::take(&mut self.unflushed) >= LEAST_FLUSHED_FRAME;
+        let holds = is_flushed_alone && self.tls.is_http2() && !self.tls.is_output_full();
+        self.status.holds_output.set(holds);
         holds
     }
 
@@ -470,7 +468,7 @@ impl AsyncWrite for Stream {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.holds_last_output(cx) || self.holds_large_frame(cx) {
+        if self.holds_last_output(cx) || self.holds_frame() {
             return Poll::Ready(Ok(()));
         }
         self.poll_flush_tls(cx)

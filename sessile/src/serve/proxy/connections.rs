@@ -1,23 +1,21 @@
 //! The connections of one worker to one upstream. A connection has at most one request at a time.
 //!
-//! All connections stay on the thread of the worker, so the pool has no lock. hyper's task of a connection
-//! notices if the upstream closes an idle connection.
+//! All connections stay on the thread of the worker, so the pool has no lock. No task watches an idle
+//! connection. Before its next request, a connection is checked for an end or unexpected bytes.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::io;
+use std::pin::{Pin, pin};
 use std::rc::{Rc, Weak};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use http::{Request, Response};
-use hyper::body::Incoming;
-use hyper::client::conn::http1::{Builder, SendRequest};
-use hyper_util::rt::TokioIo;
+use bytes::BytesMut;
+use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
-use tokio::task::AbortHandle;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, Sleep, sleep, timeout};
 
-use super::upload::Upload;
 use crate::config;
 
 /// Most idle connections of a worker to an upstream.
@@ -29,11 +27,14 @@ const MAX_IDLE: usize = 128;
 /// lost, and only some requests may be sent again.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// How long an upload may go on after its response is complete.
-const ENDING_TIMEOUT: Duration = Duration::from_secs(60);
+/// The size of the buffer for small responses. An idle connection keeps this buffer.
+const FIRST_READ: usize = 8 * 1024;
 
-/// Most bytes of a response's status line and headers.
-const MAX_HEAD: usize = 64 * 1024;
+/// The size of the buffer for the rest of a larger response.
+const LARGE_READ: usize = 32 * 1024;
+
+/// Least free bytes of the buffer before a read.
+const LEAST_READ: usize = 4 * 1024;
 
 /// Connects to the servers of an upstream in their configured order, and keeps idle connections.
 pub(super) struct Connections {
@@ -41,45 +42,23 @@ pub(super) struct Connections {
     connect_timeout: Duration,
     /// The connection that was used last is at the end.
     idle: RefCell<VecDeque<Idle>>,
-    ending: RefCell<Vec<Ending>>,
     /// True if a task closes the expired connections.
     has_reaper: Cell<bool>,
 }
 
 struct Idle {
-    open: Open,
-    since: Instant,
-}
-
-/// A connection whose response is complete, and whose request is not.
-struct Ending {
-    task: AbortHandle,
+    connection: Connection,
     since: Instant,
 }
 
 /// An open connection.
-struct Open {
-    sender: SendRequest<Upload>,
-    /// hyper's task. Without an end from outside, it sends an upload to its last byte.
-    task: AbortHandle,
-}
-
-/// A connection with a request in progress. If the connection can take another request when this value is
-/// dropped, the connection becomes idle. Otherwise, the connection closes after the rest of the request.
-pub(super) struct BusyConnection {
-    /// `None` only while this value is dropped.
-    open: Option<Open>,
-    connections: Rc<Connections>,
-}
-
-/// A request got no response.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum SendError {
-    /// No server accepts a connection.
-    #[error("no connection: {0}")]
-    Connect(#[source] io::Error),
-    #[error("{0}")]
-    Http(#[source] hyper::Error),
+pub(super) struct Connection {
+    pub(super) io: TcpStream,
+    /// Bytes of the response that were received and not taken.
+    pub(super) received: BytesMut,
+    /// True if a read of the present response filled the buffer.
+    is_large: bool,
+    timer: Pin<Box<Sleep>>,
 }
 
 impl Connections {
@@ -88,52 +67,16 @@ impl Connections {
             servers: config.servers.as_slice().into(),
             connect_timeout: config.connect_timeout,
             idle: RefCell::default(),
-            ending: RefCell::default(),
             has_reaper: Cell::new(false),
         })
     }
 
-    /// Sends a request over an idle connection, or else over a new connection.
-    ///
-    /// # Errors
-    /// No server accepts a connection, or the connection failed after a part of the request was sent.
-    pub(super) async fn send(
-        self: &Rc<Self>,
-        mut request: Request<Upload>,
-    ) -> Result<(Response<Incoming>, BusyConnection), SendError> {
-        self.start_reaper();
-        // The reaper goes on while a request is open.
-        let connections = Rc::clone(self);
-        loop {
-            let idle = self.take_idle();
-            let is_reused = idle.is_some();
-            let open = match idle {
-                Some(open) => open,
-                // Box this future, because few requests need a new connection.
-                None => Box::pin(self.connect()).await?,
-            };
-            let mut connection = BusyConnection {
-                open: None,
-                connections: Rc::clone(&connections),
-            };
-            let open = connection.open.insert(open);
-            match open.sender.try_send_request(request).await {
-                Ok(response) => return Ok((response, connection)),
-                Err(mut error) => match error.take_message() {
-                    // The connection closed before hyper sent a byte of the request.
-                    Some(unsent) if is_reused => request = unsent,
-                    _ => return Err(SendError::Http(error.into_error())),
-                },
-            }
-        }
-    }
-
     /// The idle connection that was used last.
-    fn take_idle(&self) -> Option<Open> {
+    pub(super) fn take_idle(&self, now: Instant) -> Option<Connection> {
         let mut idle = self.idle.borrow_mut();
-        while let Some(Idle { open, since }) = idle.pop_back() {
-            if since.elapsed() < IDLE_TIMEOUT && open.sender.is_ready() {
-                return Some(open);
+        while let Some(Idle { connection, since }) = idle.pop_back() {
+            if now.saturating_duration_since(since) < IDLE_TIMEOUT && connection.is_quiet() {
+                return Some(connection);
             }
         }
         None
@@ -144,33 +87,31 @@ impl Connections {
         self.idle.borrow_mut().clear();
     }
 
-    fn keep_idle(&self, open: Open) {
+    /// Keeps a connection for a later request, unless the connection cannot take a request.
+    pub(super) fn keep(self: &Rc<Self>, mut connection: Connection) {
+        if !connection.received.is_empty() {
+            return;
+        }
+        if connection.is_large {
+            connection.received = BytesMut::new();
+            connection.is_large = false;
+        }
         let mut idle = self.idle.borrow_mut();
         if idle.len() == MAX_IDLE {
             idle.pop_front();
         }
         let since = Instant::now();
-        idle.push_back(Idle { open, since });
+        idle.push_back(Idle { connection, since });
+        if !self.has_reaper.replace(true) {
+            tokio::task::spawn_local(close_expired(Rc::downgrade(self)));
+        }
     }
 
-    async fn connect(&self) -> Result<Open, SendError> {
-        let io = self.connect_first_available().await;
-        let io = TokioIo::new(io.map_err(SendError::Connect)?);
-        let mut builder = Builder::new();
-        builder.max_buf_size(MAX_HEAD);
-        let (sender, connection) = builder.handshake(io).await.map_err(SendError::Http)?;
-        let task = tokio::task::spawn_local(async move {
-            // The request on the connection gets the error too.
-            let _ = connection.await;
-        });
-        Ok(Open {
-            sender,
-            task: task.abort_handle(),
-        })
-    }
-
-    /// Connects to the first available server. The error is that of the last server.
-    async fn connect_first_available(&self) -> io::Result<TcpStream> {
+    /// Connects to the first available server.
+    ///
+    /// # Errors
+    /// The error of the last server.
+    pub(super) async fn connect(&self) -> io::Result<Connection> {
         let mut last_error = io::Error::from(io::ErrorKind::NotFound);
         for server in &self.servers {
             // `connect` resolves a host name each time, because its address can change.
@@ -179,7 +120,7 @@ impl Connections {
                     // Nagle's algorithm could delay a request's body. The proxy also works without
                     // `nodelay`, so an error is ignored.
                     let _ = io.set_nodelay(true);
-                    return Ok(io);
+                    return Ok(Connection::new(io));
                 }
                 Ok(Err(error)) => last_error = error,
                 Err(_) => last_error = io::ErrorKind::TimedOut.into(),
@@ -187,15 +128,9 @@ impl Connections {
         }
         Err(last_error)
     }
-
-    fn start_reaper(self: &Rc<Self>) {
-        if !self.has_reaper.replace(true) {
-            tokio::task::spawn_local(close_expired(Rc::downgrade(self)));
-        }
-    }
 }
 
-/// Closes idle connections at the latest after twice [`IDLE_TIMEOUT`]. Ends when no connection is left.
+/// Closes idle connections at the latest after twice [`IDLE_TIMEOUT`]. Ends when no idle connection is left.
 async fn close_expired(connections: Weak<Connections>) {
     loop {
         sleep(IDLE_TIMEOUT).await;
@@ -203,60 +138,66 @@ async fn close_expired(connections: Weak<Connections>) {
             return;
         };
         let mut idle = connections.idle.borrow_mut();
-        idle.retain(|idle| idle.since.elapsed() < IDLE_TIMEOUT && !idle.open.sender.is_closed());
-        let mut ending = connections.ending.borrow_mut();
-        ending.retain(|ending| {
-            let is_late = ending.since.elapsed() >= ENDING_TIMEOUT;
-            if is_late {
-                ending.task.abort();
-            }
-            !is_late && !ending.task.is_finished()
-        });
-        // The upstream and this task hold a reference each, and so does each busy connection.
-        let is_unused = idle.is_empty() && ending.is_empty();
-        if is_unused && Rc::strong_count(&connections) <= 2 {
+        idle.retain(|idle| idle.since.elapsed() < IDLE_TIMEOUT && idle.connection.is_quiet());
+        if idle.is_empty() {
             connections.has_reaper.set(false);
             return;
         }
     }
 }
 
-impl BusyConnection {
-    /// Closes the connection, whatever its state is.
-    pub(super) fn close(mut self) {
-        if let Some(open) = self.open.take() {
-            open.task.abort();
+impl Connection {
+    fn new(io: TcpStream) -> Self {
+        Self {
+            io,
+            received: BytesMut::new(),
+            is_large: false,
+            timer: Box::pin(sleep(Duration::ZERO)),
         }
     }
-}
 
-impl Drop for BusyConnection {
-    fn drop(&mut self) {
-        let Some(open) = self.open.take() else {
-            return;
-        };
-        if open.sender.is_ready() {
-            self.connections.keep_idle(open);
-        } else if !open.task.is_finished() {
-            let (task, since) = (open.task, Instant::now());
-            let ending = Ending { task, since };
-            self.connections.ending.borrow_mut().push(ending);
+    /// Ready at a deadline. The deadlines of a connection never become earlier.
+    pub(super) fn poll_deadline(&mut self, deadline: Instant, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            // Most upstreams answer in time. So the timer goes on to an earlier deadline, and is then set again.
+            ready!(self.timer.as_mut().poll(cx));
+            if deadline <= Instant::now() {
+                return Poll::Ready(());
+            }
+            self.timer.as_mut().reset(deadline);
         }
+    }
+
+    /// Receives more bytes. Ready with 0 if the upstream has closed its side.
+    pub(super) fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let free = self.received.capacity() - self.received.len();
+        if free < LEAST_READ {
+            self.received.reserve(if self.is_large {
+                LARGE_READ
+            } else {
+                FIRST_READ
+            });
+        }
+        let received = pin!(self.io.read_buf(&mut self.received)).poll(cx);
+        self.is_large |= self.received.len() == self.received.capacity();
+        received
+    }
+
+    /// True if the upstream has neither sent a byte nor closed its side.
+    fn is_quiet(&self) -> bool {
+        // tokio reads only if the system has announced an event of the socket.
+        let read = self.io.try_read(&mut [0]);
+        read.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use http_body_util::BodyExt;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::io::AsyncWriteExt as _;
     use tokio::net::TcpListener;
     use tokio::task::LocalSet;
 
     use super::*;
-    use crate::serve::pending_upstreams::PendingUpstreams;
-    use crate::serve::proxy::upload::SilenceClock;
-
-    const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
 
     async fn upstream() -> (TcpListener, Rc<Connections>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
@@ -265,112 +206,97 @@ mod tests {
             servers: [address.to_string()].into(),
             connect_timeout: Duration::from_secs(10),
             idle: RefCell::default(),
-            ending: RefCell::default(),
             has_reaper: Cell::new(false),
         });
         (listener, connections)
     }
 
-    /// Sends a GET request, and reads the complete response.
-    async fn get(connections: &Rc<Connections>) {
-        let clock = SilenceClock::start(&PendingUpstreams::new());
-        let request = Request::new(Upload::new(None, &clock, Duration::from_secs(10)));
-        let (response, _connection) = connections.send(request).await.expect("a response");
-        let body = response.into_body().collect().await.expect("a body");
-        assert_eq!(body.to_bytes(), "ok");
+    /// A new connection, and the upstream's end.
+    async fn connect(
+        listener: &TcpListener,
+        connections: &Rc<Connections>,
+    ) -> (Connection, TcpStream) {
+        let connection = connections.connect().await.expect("a connection");
+        let (io, _) = listener.accept().await.expect("a connection");
+        (connection, io)
     }
 
-    /// Reads a request without a body, and answers it.
-    async fn answer(io: &mut TcpStream) {
-        let mut head = Vec::new();
-        while !head.ends_with(b"\r\n\r\n") {
-            head.push(io.read_u8().await.expect("a request"));
+    /// Runs a test with two idle connections. The upstream has both ends of them.
+    async fn with_idle<F: Future<Output = ()>>(
+        test: impl FnOnce(Rc<Connections>, [TcpStream; 2]) -> F,
+    ) {
+        let run = async {
+            let (listener, connections) = upstream().await;
+            let (first, first_end) = connect(&listener, &connections).await;
+            let (second, second_end) = connect(&listener, &connections).await;
+            connections.keep(first);
+            connections.keep(second);
+            test(connections, [first_end, second_end]).await;
+        };
+        LocalSet::new().run_until(run).await;
+    }
+
+    /// Waits until a connection of the pool got bytes or an end.
+    async fn await_event(connections: &Connections) {
+        while connections
+            .idle
+            .borrow()
+            .iter()
+            .all(|idle| idle.connection.is_quiet())
+        {
+            tokio::task::yield_now().await;
         }
-        io.write_all(ANSWER).await.expect("an open connection");
     }
 
     #[tokio::test]
-    async fn an_idle_connection_takes_the_next_request() {
-        let requests = async {
-            let (listener, connections) = upstream().await;
-            let server = async {
-                let (mut io, _) = listener.accept().await.expect("a connection");
-                answer(&mut io).await;
-                answer(&mut io).await;
-            };
-            let client = async {
-                get(&connections).await;
-                assert_eq!(connections.idle.borrow().len(), 1);
-                get(&connections).await;
-            };
-            tokio::join!(server, client);
-        };
-        LocalSet::new().run_until(requests).await;
+    async fn the_idle_connection_that_was_used_last_takes_the_next_request() {
+        with_idle(async |connections, [first, second]| {
+            for end in [second, first] {
+                let taken = connections.take_idle(Instant::now()).expect("a connection");
+                assert_eq!(taken.io.local_addr().ok(), end.peer_addr().ok());
+            }
+            assert!(connections.take_idle(Instant::now()).is_none());
+        })
+        .await;
     }
 
     #[tokio::test]
     async fn a_closed_connection_takes_no_request() {
-        let requests = async {
-            let (listener, connections) = upstream().await;
-            for _ in 0..2 {
-                let server = async {
-                    let (mut io, _) = listener.accept().await.expect("a connection");
-                    answer(&mut io).await;
-                };
-                // The server closes its connection after the response.
-                tokio::join!(server, get(&connections));
-                while connections
-                    .idle
-                    .borrow()
-                    .iter()
-                    .any(|idle| !idle.open.sender.is_closed())
-                {
-                    tokio::task::yield_now().await;
-                }
-            }
-        };
-        LocalSet::new().run_until(requests).await;
+        with_idle(async |connections, [first, second]| {
+            drop(second);
+            await_event(&connections).await;
+            let taken = connections.take_idle(Instant::now()).expect("the first");
+            assert_eq!(taken.io.local_addr().ok(), first.peer_addr().ok());
+            assert!(connections.idle.borrow().is_empty());
+        })
+        .await;
     }
 
     #[tokio::test]
-    async fn a_connection_with_an_unread_response_closes() {
-        let requests = async {
-            let (listener, connections) = upstream().await;
-            let server = async {
-                let (mut io, _) = listener.accept().await.expect("a connection");
-                let unread = ANSWER.strip_suffix(b"k").expect("the last byte");
-                io.write_all(unread).await.expect("an open connection");
-                let mut rest = Vec::new();
-                // The connection closes, or is reset.
-                let _ = io.read_to_end(&mut rest).await;
-            };
-            let client = async {
-                let clock = SilenceClock::start(&PendingUpstreams::new());
-                let request = Request::new(Upload::new(None, &clock, Duration::from_secs(10)));
-                drop(connections.send(request).await.expect("a response"));
-                assert!(connections.idle.borrow().is_empty());
-            };
-            tokio::join!(server, client);
-        };
-        LocalSet::new().run_until(requests).await;
+    async fn a_connection_with_bytes_behind_its_response_takes_no_request() {
+        with_idle(async |connections, [first, mut second]| {
+            second
+                .write_all(b"HTTP/1.1 ")
+                .await
+                .expect("an open connection");
+            await_event(&connections).await;
+            let mut taken = connections.take_idle(Instant::now()).expect("the first");
+            assert_eq!(taken.io.local_addr().ok(), first.peer_addr().ok());
+            // Bytes that were already read.
+            taken.received.extend_from_slice(b"H");
+            connections.keep(taken);
+            assert!(connections.take_idle(Instant::now()).is_none());
+        })
+        .await;
     }
 
     #[tokio::test]
     async fn an_expired_connection_takes_no_request() {
-        let requests = async {
-            let (listener, connections) = upstream().await;
-            for _ in 0..2 {
-                let server = async {
-                    let (mut io, _) = listener.accept().await.expect("a new connection");
-                    answer(&mut io).await;
-                    io
-                };
-                let (_open, ()) = tokio::join!(server, get(&connections));
-                for idle in &mut *connections.idle.borrow_mut() {
-                    idle.since -= IDLE_TIMEOUT;
-                }
-            }
-        };
-        LocalSet::new().run_until(requests).await;
+        with_idle(async |connections, _ends| {
+            let later = Instant::now() + IDLE_TIMEOUT;
+            assert!(connections.take_idle(later).is_none());
+            assert!(connections.idle.borrow().is_empty());
+        })
+        .await;
     }
 }

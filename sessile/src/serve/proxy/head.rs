@@ -1,24 +1,24 @@
-//! Rewrites the heads of forwarded requests and responses. No I/O.
+//! Writes the heads of forwarded requests, and rewrites the heads of responses. No I/O.
 //!
 //! Hop-by-hop headers are removed (RFC 9110, 7.6.1). Headers in which a client describes itself are
 //! replaced by headers that describe its connection.
 
 use std::net::IpAddr;
 
+use bytes::Bytes;
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, FORWARDED, HOST, HeaderName, HeaderValue, TE,
-    TRAILER, TRANSFER_ENCODING, UPGRADE, VIA,
+    CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, HeaderName, HeaderValue, TE, TRAILER,
+    TRANSFER_ENCODING, UPGRADE,
 };
 use http::request::Parts;
 use http::uri::PathAndQuery;
-use http::{HeaderMap, Method, Response, StatusCode, Uri, Version};
+use http::{HeaderMap, Method, Response, StatusCode, Version};
+use hyper::ext::ReasonPhrase;
+use sessile_proto::response_head::{Field, ResponseHead};
 
 use crate::serve::request::{Host, SentEarly};
 
-const EARLY_DATA: HeaderName = HeaderName::from_static("early-data");
-const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
-const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const EARLY_DATA: &str = "early-data";
 
 /// The prefixes of headers in which proxies describe a client: its address and its certificate.
 ///
@@ -34,233 +34,321 @@ const CLIENT_CLAIM_PREFIXES: [&str; 5] = [
 /// As [`CLIENT_CLAIM_PREFIXES`], complete names.
 const CLIENT_CLAIMS: [&str; 2] = ["forwarded", "x-real-ip"];
 
-const CHUNKED: HeaderValue = HeaderValue::from_static("chunked");
-
 /// Headers that belong to one connection, even if `Connection` does not name them.
-static HOP_BY_HOP: [HeaderName; 7] = [
-    CONNECTION,
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
-    HeaderName::from_static("proxy-authenticate"),
-    TE,
-    TRANSFER_ENCODING,
-    UPGRADE,
+const HOP_BY_HOP: [&str; 7] = [
+    "connection",
+    "keep-alive",
+    "proxy-connection",
+    "proxy-authenticate",
+    "te",
+    "transfer-encoding",
+    "upgrade",
 ];
 
-/// Most headers that the proxy adds to a request.
-const MOST_ADDED: usize = 9;
+/// Headers that `Connection` cannot remove. Without them, the next server would read another message.
+const ALWAYS_FORWARDED: [&str; 4] = ["content-length", "host", EARLY_DATA, "trailer"];
 
-/// The address of a client, and its forms in the headers for upstreams.
+/// Most bytes that a request's head usually has.
+const USUAL_HEAD: usize = 1024;
+
+/// The address of a client, and the headers for upstreams that depend only on this address.
 pub(in crate::serve) struct ClientAddress {
     pub(super) ip: IpAddr,
-    written: HeaderValue,
-    /// The value of `Forwarded` without the host.
-    forwarded: Box<str>,
+    /// Complete lines, then the beginning of the line with `Forwarded`.
+    lines: Box<[u8]>,
 }
 
 impl ClientAddress {
     pub(in crate::serve) fn new(ip: IpAddr) -> Self {
         // A dual-stack socket gives IPv4 clients IPv4-mapped IPv6 addresses.
-        let written = ip.to_canonical().to_string();
-        let forwarded = match ip.to_canonical() {
-            IpAddr::V4(_) => format!("for={written};proto=https"),
-            IpAddr::V6(_) => format!("for=\"[{written}]\";proto=https"),
+        let address = ip.to_canonical();
+        let node = match address {
+            IpAddr::V4(_) => address.to_string(),
+            IpAddr::V6(_) => format!("\"[{address}]\""),
         };
+        let lines = format!(
+            "x-forwarded-for: {address}\r\nx-forwarded-proto: https\r\n\
+             forwarded: for={node};proto=https"
+        );
         Self {
             ip,
-            written: HeaderValue::try_from(written).expect("an address is a valid header value"),
-            forwarded: forwarded.into(),
+            lines: lines.into_bytes().into(),
         }
     }
 }
 
-/// The framing of a message is ambiguous or not supported.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct InvalidFraming;
+/// The head of a request, as it is sent.
+#[derive(Debug)]
+pub(super) struct RequestHead {
+    pub(super) bytes: Vec<u8>,
+    pub(super) framing: RequestFraming,
+}
 
-/// Rewrites a request's head for an upstream. `without_body`: the request has no body.
+/// How the body of a request is sent.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum RequestFraming {
+    NoBody,
+    /// The body has this length.
+    Bytes(u64),
+    /// In chunks, and with these trailers.
+    Chunked {
+        trailers: Vec<HeaderName>,
+    },
+}
+
+/// The length of a message is ambiguous or not supported.
+#[derive(Debug, PartialEq, Eq)]
+struct InvalidFraming;
+
+/// Writes a request's head for an upstream. `without_body`: the request has no body.
 ///
 /// # Errors
 /// The status to refuse the request with.
 pub(super) fn to_upstream(
-    mut head: Parts,
+    head: &Parts,
     client: &ClientAddress,
     without_body: bool,
-) -> Result<Parts, StatusCode> {
+) -> Result<RequestHead, StatusCode> {
+    let own = OwnHeaders::of(&head.headers).map_err(|InvalidFraming| StatusCode::BAD_REQUEST)?;
     // An upstream's answer to TRACE would show the client the headers that the proxy added.
-    if matches!(head.method, Method::CONNECT | Method::TRACE) || wants_websocket(&head) {
+    if matches!(head.method, Method::CONNECT | Method::TRACE) || own.wants_websocket {
         return Err(StatusCode::NOT_IMPLEMENTED);
     }
-    let chunked = is_chunked(&head.headers).map_err(|InvalidFraming| StatusCode::BAD_REQUEST)?;
-    let host = host(&head)?;
-    let takes_trailers = has_token(&head.headers, &TE, "trailers");
-    let in_early_data =
-        head.headers.contains_key(EARLY_DATA) || head.extensions.get::<SentEarly>().is_some();
+    let framing = own
+        .framing(without_body)
+        .map_err(|InvalidFraming| StatusCode::BAD_REQUEST)?;
+    let host = Host::of(&head.uri, &head.headers, head.version);
+    let host = host.map_err(|_| StatusCode::BAD_REQUEST)?;
+    let host = host.map(|host| host.written);
 
-    head.uri = upstream_uri(&head.uri);
-    let via = via(head.version);
-    head.version = Version::HTTP_11;
-    let headers = &mut head.headers;
-    headers.reserve(MOST_ADDED);
-    remove_hop_by_hop(headers);
-    remove_claims(headers);
-    // hyper's server answers `Expect: 100-continue` when the body is read.
-    headers.remove(EXPECT);
-    join_cookies(headers);
-    if chunked {
-        headers.remove(CONTENT_LENGTH);
+    let mut bytes = Vec::with_capacity(USUAL_HEAD);
+    let path = head.uri.path_and_query().map_or("/", PathAndQuery::as_str);
+    let first_line = [head.method.as_str(), " ", path, " HTTP/1.1\r\n"];
+    for part in first_line {
+        bytes.extend_from_slice(part.as_bytes());
     }
-    if !headers.contains_key(CONTENT_LENGTH) {
-        let method_expects_body = matches!(head.method, Method::POST | Method::PUT | Method::PATCH);
-        if !without_body {
-            // Without this header, hyper drops the body of a GET.
-            headers.insert(TRANSFER_ENCODING, CHUNKED);
-        } else if method_expects_body {
-            // Some servers refuse a POST without a length.
-            headers.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
+    write_field(&mut bytes, "host", host.unwrap_or_default().as_bytes());
+    for (name, value) in &head.headers {
+        if is_forwarded(name) && !own.named.has(name.as_str()) {
+            write_field(&mut bytes, name.as_str(), value.as_bytes());
         }
     }
-    if takes_trailers {
-        headers.insert(TE, HeaderValue::from_static("trailers"));
-        headers.insert(CONNECTION, HeaderValue::from_static("te"));
+    if own.has_cookies {
+        write_cookies(&mut bytes, &head.headers);
     }
-    if in_early_data {
+    write_framing(&mut bytes, &framing, &head.method, own.length.is_some());
+    if own.takes_trailers {
+        bytes.extend_from_slice(b"te: trailers\r\nconnection: te\r\n");
+    }
+    if own.is_early || head.extensions.get::<SentEarly>().is_some() {
         // An intermediary must set the header for early data, and must not remove it (RFC 8470, 5.1). Any
         // other value means the same as 1.
-        headers.insert(EARLY_DATA, HeaderValue::from_static("1"));
+        bytes.extend_from_slice(b"early-data: 1\r\n");
     }
-    headers.append(VIA, via);
-    add_client_headers(headers, client, host);
-    Ok(head)
+    write_field(&mut bytes, "via", via(head.version));
+    write_client(&mut bytes, client, host);
+    bytes.extend_from_slice(b"\r\n");
+    Ok(RequestHead { bytes, framing })
 }
 
-/// Rewrites an upstream's response for the client.
+/// Makes a response for the client from an upstream's head. `bytes`: the bytes that `head` was parsed from.
 ///
-/// # Errors
-/// The response has ambiguous framing, or switches protocols.
-pub(super) fn to_client<B>(response: &mut Response<B>) -> Result<(), InvalidFraming> {
-    if response.status().is_informational() {
-        // The status is 101, because hyper handles the other informational responses. The proxy never
-        // asks for an upgrade.
-        return Err(InvalidFraming);
+/// `None` if a name or value is not valid.
+pub(super) fn to_client(head: &ResponseHead<'_, '_>, bytes: &Bytes) -> Option<Response<()>> {
+    let status = StatusCode::from_u16(head.status).ok()?;
+    let mut response = Response::new(());
+    *response.status_mut() = status;
+    if status.canonical_reason() != Some(head.reason) {
+        let reason = bytes.slice_ref(head.reason.as_bytes());
+        response
+            .extensions_mut()
+            .insert(ReasonPhrase::try_from(reason).ok()?);
     }
-    let chunked = is_chunked(response.headers())?;
-    *response.version_mut() = Version::HTTP_11;
-    let has_no_body = matches!(
-        response.status(),
-        StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
-    );
-    let headers = response.headers_mut();
-    remove_hop_by_hop(headers);
-    if chunked || has_no_body {
-        // Transfer-Encoding overrides Content-Length (RFC 9112, 6.3), and 204 and 304 have no body.
-        headers.remove(CONTENT_LENGTH);
-    }
-    Ok(())
-}
-
-/// True if the body has the chunked transfer coding.
-///
-/// # Errors
-/// The message has another transfer coding, several lengths or an invalid length. Two servers could read
-/// such a message in two ways (RFC 9112, 11.2).
-fn is_chunked(headers: &HeaderMap) -> Result<bool, InvalidFraming> {
-    let only = |name: HeaderName| {
-        let mut values = headers.get_all(name).iter();
-        match (values.next(), values.next()) {
-            (value, None) => Ok(value.map(HeaderValue::as_bytes)),
-            _ => Err(InvalidFraming),
+    // A response in chunks has no length, and 204 and 304 have no body.
+    let loses_length = matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    let mut named = NamedHeaders::default();
+    for Field { name, value } in head.fields {
+        if name.eq_ignore_ascii_case(CONNECTION.as_str()) {
+            named.add(value);
         }
-    };
-    if only(CONTENT_LENGTH)?.is_some_and(|length| !length.iter().all(u8::is_ascii_digit)) {
+    }
+    let headers = response.headers_mut();
+    headers.reserve(head.fields.len());
+    for Field { name, value } in head.fields {
+        let is_removed = is_hop_by_hop(name)
+            || (loses_length && name.eq_ignore_ascii_case(CONTENT_LENGTH.as_str()))
+            || named.has(name);
+        if !is_removed {
+            let name = HeaderName::from_bytes(name.as_bytes()).ok()?;
+            let value = HeaderValue::from_maybe_shared(bytes.slice_ref(value)).ok()?;
+            headers.append(name, value);
+        }
+    }
+    Some(response)
+}
+
+/// What the headers of a request say about its connection and its body.
+#[derive(Default)]
+struct OwnHeaders<'h> {
+    length: Option<&'h [u8]>,
+    coding: Option<&'h [u8]>,
+    /// The values of `Trailer`.
+    trailers: Vec<&'h [u8]>,
+    named: NamedHeaders<'h>,
+    wants_websocket: bool,
+    takes_trailers: bool,
+    has_cookies: bool,
+    /// True if the request was early data at another server.
+    is_early: bool,
+}
+
+impl<'h> OwnHeaders<'h> {
+    /// # Errors
+    /// The request has several lengths. Two servers could read it in two ways (RFC 9112, 11.2).
+    fn of(headers: &'h HeaderMap) -> Result<Self, InvalidFraming> {
+        let mut own = Self::default();
+        for (name, value) in headers {
+            let value = value.as_bytes();
+            let earlier = match *name {
+                CONTENT_LENGTH => own.length.replace(value),
+                TRANSFER_ENCODING => own.coding.replace(value),
+                _ => None,
+            };
+            if earlier.is_some() {
+                return Err(InvalidFraming);
+            }
+            match *name {
+                CONNECTION => own.named.add(value),
+                COOKIE => own.has_cookies = true,
+                TE => own.takes_trailers |= has_token(value, "trailers"),
+                TRAILER => own.trailers.push(value),
+                // A server may ignore Upgrade (RFC 9110, 7.8), and most clients then continue with HTTP. A
+                // WebSocket client cannot continue.
+                UPGRADE => own.wants_websocket |= has_token(value, "websocket"),
+                _ => own.is_early |= name.as_str() == EARLY_DATA,
+            }
+        }
+        Ok(own)
+    }
+
+    /// How the body is sent. `without_body`: the request has no body.
+    ///
+    /// # Errors
+    /// The length of the body is invalid, or the transfer coding is not supported.
+    fn framing(&self, without_body: bool) -> Result<RequestFraming, InvalidFraming> {
+        let length = self.length.map(decimal).transpose()?;
+        if let Some(coding) = self.coding
+            && !coding.eq_ignore_ascii_case(b"chunked")
+        {
+            return Err(InvalidFraming);
+        }
+        if self.coding.is_some() || (length.is_none() && !without_body) {
+            let trailers = self.trailers.iter().flat_map(|value| tokens(value));
+            let trailers = trailers.filter_map(|name| name.parse().ok());
+            return Ok(RequestFraming::Chunked {
+                trailers: trailers.filter(is_allowed_in_trailers).collect(),
+            });
+        }
+        match length {
+            Some(length) if !without_body => Ok(RequestFraming::Bytes(length)),
+            None | Some(0) => Ok(RequestFraming::NoBody),
+            Some(_) => Err(InvalidFraming),
+        }
+    }
+}
+
+fn decimal(digits: &[u8]) -> Result<u64, InvalidFraming> {
+    let digits = std::str::from_utf8(digits).map_err(|_| InvalidFraming)?;
+    // `parse` would accept a sign.
+    if !digits.bytes().all(|digit| digit.is_ascii_digit()) {
         return Err(InvalidFraming);
     }
-    match only(TRANSFER_ENCODING)? {
-        None => Ok(false),
-        Some(coding) if coding.eq_ignore_ascii_case(b"chunked") => Ok(true),
-        Some(_) => Err(InvalidFraming),
-    }
+    digits.parse().map_err(|_| InvalidFraming)
 }
 
-/// True if the client asks for WebSocket.
-///
-/// A server may ignore Upgrade (RFC 9110, 7.8), and most clients then continue with HTTP. A WebSocket
-/// client cannot continue.
-fn wants_websocket(head: &Parts) -> bool {
-    has_token(&head.headers, &UPGRADE, "websocket")
+/// True if a trailer with this name cannot change how the message is read (RFC 9110, 6.5.1).
+fn is_allowed_in_trailers(name: &HeaderName) -> bool {
+    use http::header::{
+        AUTHORIZATION, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_RANGE, CONTENT_TYPE, MAX_FORWARDS,
+        SET_COOKIE,
+    };
+    !matches!(
+        *name,
+        AUTHORIZATION
+            | CACHE_CONTROL
+            | CONTENT_ENCODING
+            | CONTENT_LENGTH
+            | CONTENT_RANGE
+            | CONTENT_TYPE
+            | HOST
+            | MAX_FORWARDS
+            | SET_COOKIE
+            | TE
+            | TRAILER
+            | TRANSFER_ENCODING
+    )
 }
 
-/// True if a list header contains `token`, with or without parameters.
-fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
-    tokens(headers, name)
+/// True if the value of a list header contains `token`, with or without parameters.
+fn has_token(value: &[u8], token: &str) -> bool {
+    tokens(value)
         .filter_map(|element| element.split([';', '/']).next())
         .any(|found| found.trim().eq_ignore_ascii_case(token))
 }
 
-fn tokens<'h>(headers: &'h HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'h str> {
-    headers
-        .get_all(name)
+/// The elements of the value of a list header.
+fn tokens(value: &[u8]) -> impl Iterator<Item = &str> {
+    let text = std::str::from_utf8(value).unwrap_or_default();
+    text.split(',').map(str::trim)
+}
+
+/// The headers that `Connection` names as hop-by-hop.
+#[derive(Default)]
+struct NamedHeaders<'h>(Vec<&'h str>);
+
+impl<'h> NamedHeaders<'h> {
+    /// Adds the headers that a value of `Connection` names.
+    fn add(&mut self, value: &'h [u8]) {
+        if is_usual_option(value) {
+            return;
+        }
+        let Self(named) = self;
+        named.extend(tokens(value).filter(|name| {
+            let is_name = |other: &&str| name.eq_ignore_ascii_case(other);
+            !is_usual_option(name.as_bytes()) && !ALWAYS_FORWARDED.iter().any(is_name)
+        }));
+    }
+
+    fn has(&self, name: &str) -> bool {
+        let Self(named) = self;
+        named.iter().any(|named| named.eq_ignore_ascii_case(name))
+    }
+}
+
+/// True for the options of `Connection` that nearly every message has. They name no other header.
+fn is_usual_option(option: &[u8]) -> bool {
+    option.eq_ignore_ascii_case(b"keep-alive") || option.eq_ignore_ascii_case(b"close")
+}
+
+fn is_hop_by_hop(name: &str) -> bool {
+    HOP_BY_HOP
         .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|text| text.split(',').map(str::trim))
+        .any(|other| name.eq_ignore_ascii_case(other))
 }
 
-/// The host of the request, with its port.
-fn host(head: &Parts) -> Result<Option<HeaderValue>, StatusCode> {
-    Host::of(&head.uri, &head.headers, head.version)
-        .map_err(|_| StatusCode::BAD_REQUEST)?
-        .map(|host| HeaderValue::try_from(host.written))
-        .transpose()
-        .map_err(|_| StatusCode::BAD_REQUEST)
+/// True if an upstream gets this header of a client unchanged.
+fn is_forwarded(name: &HeaderName) -> bool {
+    let is_rewritten = matches!(*name, HOST | CONTENT_LENGTH | COOKIE | EXPECT);
+    let name = name.as_str();
+    !is_rewritten && name != EARLY_DATA && !is_hop_by_hop(name) && !is_claim(name.as_bytes())
 }
 
-/// The URI at the upstream, with the same path and query. It has no scheme and no authority.
-fn upstream_uri(target: &Uri) -> Uri {
-    let path = target.path_and_query().cloned();
-    path.unwrap_or(PathAndQuery::from_static("/")).into()
-}
-
-fn via(version: Version) -> HeaderValue {
-    HeaderValue::from_static(match version {
-        Version::HTTP_10 => "1.0 sessile",
-        Version::HTTP_2 => "2.0 sessile",
-        _ => "1.1 sessile",
-    })
-}
-
-fn remove_hop_by_hop(headers: &mut HeaderMap) {
-    let mut removed: Vec<HeaderName> = tokens(headers, &CONNECTION)
-        // `keep-alive` is hop-by-hop anyway, and nearly every upstream sends it.
-        .filter(|name| !name.eq_ignore_ascii_case("keep-alive"))
-        .filter_map(|name| name.parse().ok())
-        // Without these headers, the upstream would read another request than this server.
-        .filter(|name| ![CONTENT_LENGTH, HOST, EARLY_DATA, TRAILER].contains(name))
-        .collect();
-    removed.extend(
-        headers
-            .keys()
-            .filter(|name| HOP_BY_HOP.contains(name))
-            .cloned(),
-    );
-    for name in removed {
-        headers.remove(name);
+/// True for a header in which only a proxy may describe a client.
+fn is_claim(name: &[u8]) -> bool {
+    // Few headers begin with the first letter of a claim.
+    if !matches!(name.first(), Some(b'c' | b'f' | b's' | b'x')) {
+        return false;
     }
-}
-
-/// Removes the headers in which only a proxy may describe a client.
-fn remove_claims(headers: &mut HeaderMap) {
-    let claims: Vec<HeaderName> = headers
-        .keys()
-        .filter(|name| is_claim(name))
-        .cloned()
-        .collect();
-    for name in claims {
-        headers.remove(name);
-    }
-}
-
-fn is_claim(name: &HeaderName) -> bool {
-    let name = name.as_str().as_bytes();
     CLIENT_CLAIMS.iter().any(|claim| is_same_name(name, claim))
         || CLIENT_CLAIM_PREFIXES.iter().any(|claim| {
             name.get(..claim.len())
@@ -274,38 +362,60 @@ fn is_same_name(name: &[u8], other: &str) -> bool {
     name.len() == other.len() && name.iter().copied().zip(other.bytes()).all(is_same_byte)
 }
 
-/// Joins the cookie headers of HTTP/2 into one header for HTTP/1.1 (RFC 9113, 8.2.3).
-fn join_cookies(headers: &mut HeaderMap) {
-    let cookies: Vec<&[u8]> = headers
-        .get_all(COOKIE)
-        .iter()
-        .map(HeaderValue::as_bytes)
-        .collect();
-    if cookies.len() > 1
-        && let Ok(joined) = HeaderValue::from_bytes(&cookies.join(&b"; "[..]))
-    {
-        headers.insert(COOKIE, joined);
+pub(super) fn write_field(head: &mut Vec<u8>, name: &str, value: &[u8]) {
+    for part in [name.as_bytes(), b": ", value, b"\r\n"] {
+        head.extend_from_slice(part);
     }
 }
 
-/// Adds `Forwarded` (RFC 7239), the equivalent `X-Forwarded-` headers, and `Host`.
-fn add_client_headers(headers: &mut HeaderMap, client: &ClientAddress, host: Option<HeaderValue>) {
-    let forwarded = match host.as_ref().and_then(|host| host.to_str().ok()) {
-        Some(host) => [&client.forwarded, ";host=\"", host, "\""].concat(),
-        None => client.forwarded.to_string(),
-    };
-    let added = [
-        (FORWARDED, HeaderValue::try_from(forwarded).ok()),
-        (X_FORWARDED_FOR, Some(client.written.clone())),
-        (X_FORWARDED_PROTO, Some(HeaderValue::from_static("https"))),
-        (X_FORWARDED_HOST, host.clone()),
-        (HOST, host.or(Some(HeaderValue::from_static("")))),
-    ];
-    for (name, value) in added {
-        if let Some(value) = value {
-            headers.insert(name, value);
+/// Joins the cookie headers of HTTP/2 into one header for HTTP/1.1 (RFC 9113, 8.2.3).
+fn write_cookies(bytes: &mut Vec<u8>, headers: &HeaderMap) {
+    bytes.extend_from_slice(b"cookie: ");
+    for (index, cookie) in headers.get_all(COOKIE).iter().enumerate() {
+        if index > 0 {
+            bytes.extend_from_slice(b"; ");
+        }
+        bytes.extend_from_slice(cookie.as_bytes());
+    }
+    bytes.extend_from_slice(b"\r\n");
+}
+
+/// `has_length`: the client's request has a length.
+fn write_framing(bytes: &mut Vec<u8>, framing: &RequestFraming, method: &Method, has_length: bool) {
+    match framing {
+        RequestFraming::NoBody => {
+            let method_expects_body = matches!(*method, Method::POST | Method::PUT | Method::PATCH);
+            // Some servers refuse a POST without a length.
+            if method_expects_body || has_length {
+                bytes.extend_from_slice(b"content-length: 0\r\n");
+            }
+        }
+        RequestFraming::Bytes(length) => {
+            bytes.extend_from_slice(format!("content-length: {length}\r\n").as_bytes());
+        }
+        RequestFraming::Chunked { .. } => {
+            bytes.extend_from_slice(b"transfer-encoding: chunked\r\n");
         }
     }
+}
+
+const fn via(version: Version) -> &'static [u8] {
+    match version {
+        Version::HTTP_10 => b"1.0 sessile",
+        Version::HTTP_2 => b"2.0 sessile",
+        _ => b"1.1 sessile",
+    }
+}
+
+/// Writes `Forwarded` (RFC 7239) and the equivalent `X-Forwarded-` headers.
+fn write_client(bytes: &mut Vec<u8>, client: &ClientAddress, host: Option<&str>) {
+    bytes.extend_from_slice(&client.lines);
+    if let Some(host) = host {
+        for part in [";host=\"", host, "\"\r\nx-forwarded-host: ", host] {
+            bytes.extend_from_slice(part.as_bytes());
+        }
+    }
+    bytes.extend_from_slice(b"\r\n");
 }
 
 #[cfg(test)]

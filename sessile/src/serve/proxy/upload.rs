@@ -1,159 +1,283 @@
-//! The request's body, which goes to the upstream, and how long an upstream has been silent.
-//!
-//! The time in which the proxy waits for the client does not count as silence of the upstream.
+//! The request on its way to the upstream. The client must not stop sending for too long.
 
-use std::cell::RefCell;
-use std::io;
+use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::rc::{Rc, Weak};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use hyper::body::{Body, Frame, Incoming, SizeHint};
-use tokio::time::{Instant, Sleep};
+use http::HeaderMap;
+use http::header::HeaderName;
+use hyper::body::{Body, Frame, Incoming};
+use tokio::io::AsyncWrite;
+use tokio::time::Sleep;
 
-use crate::serve::pending_upstreams::{PendingUpstream, PendingUpstreams};
+use super::failure::Failure;
+use super::head::{RequestFraming, RequestHead, write_field};
+use super::silence::Silence;
 
-/// The awaited event of a request that has no response yet.
-enum WaitingFor {
-    /// The upstream, since this time.
-    Upstream(
-        Instant,
-        #[expect(dead_code, reason = "held, not read")] PendingUpstream,
-    ),
-    /// More of the request's body.
-    Client,
-    /// Nothing: the client's connection failed before the end of the request's body.
-    Aborted,
-    /// Nothing: the client sent no byte of the request's body for `connection.body-timeout`.
-    Stalled,
-}
-
-/// Measures how long an upstream has been silent before its response.
-///
-/// While this clock waits for the upstream, the client's connection is not idle.
-pub(super) struct SilenceClock {
-    waiting_for: Rc<RefCell<WaitingFor>>,
-    pending: PendingUpstreams,
-}
-
-impl SilenceClock {
-    pub(super) fn start(pending: &PendingUpstreams) -> Self {
-        let waiting_for = WaitingFor::Upstream(Instant::now(), pending.begin());
-        Self {
-            waiting_for: Rc::new(RefCell::new(waiting_for)),
-            pending: pending.clone(),
-        }
-    }
-
-    /// The start of the upstream's silence; the current time if the request does not wait for the
-    /// upstream.
-    pub(super) fn silent_since(&self) -> Instant {
-        match *self.waiting_for.borrow() {
-            WaitingFor::Upstream(since, _) => since,
-            WaitingFor::Client | WaitingFor::Aborted | WaitingFor::Stalled => Instant::now(),
-        }
-    }
-
-    /// True if the client stopped sending the request's body.
-    pub(super) fn client_stalled(&self) -> bool {
-        matches!(*self.waiting_for.borrow(), WaitingFor::Stalled)
-    }
-
-    /// True if the client's connection failed before the end of the request's body.
-    pub(super) fn client_aborted(&self) -> bool {
-        matches!(*self.waiting_for.borrow(), WaitingFor::Aborted)
-    }
-}
-
-/// A request's body, which is sent to the upstream. The body fails if the client sends nothing for too
-/// long.
+/// A request that is sent to an upstream.
 pub(super) struct Upload {
-    /// `None` is an empty body.
+    /// Bytes that are sent before `piece`: the head, or the size of a chunk.
+    front: Vec<u8>,
+    /// How many bytes of `front` are sent.
+    front_sent: usize,
+    /// A piece of the body.
+    piece: Bytes,
+    /// Bytes that are sent after `piece`.
+    end: &'static [u8],
+    /// `None` if all of the body was read.
     body: Option<ClientBody>,
-    /// A weak reference, because an upstream can answer before the end of the body. The answer drops the
-    /// clock.
-    waiting_for: Weak<RefCell<WaitingFor>>,
-    pending: PendingUpstreams,
+    /// True if the request has or had a body.
+    has_body: bool,
+    /// True if the system has taken a byte of the request.
+    is_begun: bool,
+    /// True if the upstream takes no more of the request.
+    is_broken: bool,
 }
 
 struct ClientBody {
     body: Incoming,
+    framing: Framing,
     /// How long the client may send nothing.
     timeout: Duration,
     /// Runs while the client sends nothing.
     timer: Option<Pin<Box<Sleep>>>,
 }
 
+enum Framing {
+    /// So many bytes have to follow.
+    Bytes(u64),
+    /// In chunks, and with these trailers.
+    Chunked(Vec<HeaderName>),
+}
+
+/// Why a request cannot be sent to its end.
+pub(super) enum UploadError {
+    Client(Failure),
+    /// The upstream takes no more bytes.
+    Upstream,
+}
+
 impl Upload {
-    /// `body`: `None` sends an empty body. `timeout`: how long the client may send nothing.
-    pub(super) fn new(body: Option<Incoming>, clock: &SilenceClock, timeout: Duration) -> Self {
-        let body = body.filter(|body| !body.is_end_stream());
+    /// `timeout`: how long the client may send nothing.
+    pub(super) fn new(head: RequestHead, body: Incoming, timeout: Duration) -> Self {
+        let framing = match head.framing {
+            RequestFraming::NoBody => None,
+            RequestFraming::Bytes(left) => Some(Framing::Bytes(left)),
+            RequestFraming::Chunked { trailers } => Some(Framing::Chunked(trailers)),
+        };
         Self {
-            body: body.map(|body| ClientBody {
+            front: head.bytes,
+            front_sent: 0,
+            piece: Bytes::new(),
+            end: b"",
+            has_body: framing.is_some(),
+            body: framing.map(|framing| ClientBody {
                 body,
+                framing,
                 timeout,
                 timer: None,
             }),
-            waiting_for: Rc::downgrade(&clock.waiting_for),
-            pending: clock.pending.clone(),
+            is_begun: false,
+            is_broken: false,
         }
     }
 
-    fn wait_for(&self, next: WaitingFor) {
-        if let Some(waiting_for) = self.waiting_for.upgrade() {
-            waiting_for.replace(next);
+    /// True if the system has taken all bytes of the request.
+    pub(super) const fn is_complete(&self) -> bool {
+        self.body.is_none() && self.is_flushed()
+    }
+
+    /// True if the upstream may take more of the request.
+    pub(super) const fn is_open(&self) -> bool {
+        !self.is_broken && !self.is_complete()
+    }
+
+    /// True if all bytes that were sent can be sent again.
+    pub(super) const fn can_rewind(&self) -> bool {
+        !self.has_body || self.is_unsent()
+    }
+
+    /// True if no byte of the request was sent.
+    pub(super) const fn is_unsent(&self) -> bool {
+        !self.is_begun
+    }
+
+    /// Begins to send the request again.
+    pub(super) fn rewind(&mut self) {
+        self.front_sent = 0;
+        self.is_begun = false;
+        self.is_broken = false;
+    }
+
+    /// Sends the request. Ready when the system has taken all of it.
+    ///
+    /// `silence`: the upstream's silence before its response.
+    pub(super) fn poll_send(
+        &mut self,
+        io: &mut (impl AsyncWrite + Unpin),
+        mut silence: Option<&mut Silence>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), UploadError>> {
+        if self.is_broken {
+            return Poll::Ready(Ok(()));
+        }
+        loop {
+            // The first piece of the body leaves together with the head.
+            let is_waiting =
+                self.can_take_piece() && self.poll_piece(silence.as_deref_mut(), cx)?.is_pending();
+            if !self.is_flushed() {
+                let flushed = ready!(self.poll_flush(io, cx));
+                self.is_broken = flushed.is_err();
+                flushed.map_err(|_| UploadError::Upstream)?;
+            }
+            if self.body.is_none() {
+                return Poll::Ready(Ok(()));
+            }
+            if is_waiting {
+                return self.poll_stalled(silence, cx);
+            }
         }
     }
 }
 
-impl ClientBody {
-    /// Ready if the client has sent nothing for too long. Call this if there is nothing to read.
-    fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let timeout = self.timeout;
-        let timer = self
+impl Upload {
+    const fn can_take_piece(&self) -> bool {
+        self.body.is_some() && self.piece.is_empty() && self.end.is_empty()
+    }
+
+    const fn is_flushed(&self) -> bool {
+        self.front_sent == self.front.len() && self.piece.is_empty() && self.end.is_empty()
+    }
+
+    /// Reads the next piece of the body.
+    fn poll_piece(
+        &mut self,
+        silence: Option<&mut Silence>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), UploadError>> {
+        let Some(client) = &mut self.body else {
+            return Poll::Ready(Ok(()));
+        };
+        let frame = ready!(Pin::new(&mut client.body).poll_frame(cx));
+        client.timer = None;
+        if let Some(silence) = silence {
+            silence.restart();
+        }
+        if self.front_sent == self.front.len() {
+            self.front.clear();
+            self.front_sent = 0;
+        }
+        Poll::Ready(match frame.transpose() {
+            Ok(frame) => self.add_frame(frame).map_err(UploadError::Client),
+            Err(_) => Err(UploadError::Client(Failure::Client)),
+        })
+    }
+
+    /// Adds a part of the body to the bytes that are sent next. `None`: the body has ended.
+    fn add_frame(&mut self, frame: Option<Frame<Bytes>>) -> Result<(), Failure> {
+        match frame.map(Frame::into_data) {
+            Some(Ok(data)) => {
+                self.add_data(data)?;
+                if self
+                    .body
+                    .as_ref()
+                    .is_some_and(|client| client.body.is_end_stream())
+                {
+                    self.end_body(None)?;
+                }
+                Ok(())
+            }
+            Some(Err(frame)) => self.end_body(frame.into_trailers().ok()),
+            None => self.end_body(None),
+        }
+    }
+
+    fn add_data(&mut self, data: Bytes) -> Result<(), Failure> {
+        match self.body.as_mut().map(|client| &mut client.framing) {
+            Some(Framing::Bytes(left)) => {
+                *left = left.checked_sub(data.len() as u64).ok_or(Failure::Client)?;
+            }
+            Some(Framing::Chunked(_)) if !data.is_empty() => {
+                self.front
+                    .extend_from_slice(format!("{:x}\r\n", data.len()).as_bytes());
+                self.end = b"\r\n";
+            }
+            _ => {}
+        }
+        self.piece = data;
+        Ok(())
+    }
+
+    /// # Errors
+    /// The body is shorter than the head says.
+    fn end_body(&mut self, trailers: Option<HeaderMap>) -> Result<(), Failure> {
+        match self.body.take().map(|client| client.framing) {
+            Some(Framing::Bytes(1..)) => return Err(Failure::Client),
+            Some(Framing::Chunked(_)) if !self.piece.is_empty() => self.end = b"\r\n0\r\n\r\n",
+            Some(Framing::Chunked(allowed)) => {
+                self.front.extend_from_slice(b"0\r\n");
+                for (name, value) in trailers.iter().flatten() {
+                    if allowed.contains(name) {
+                        write_field(&mut self.front, name.as_str(), value.as_bytes());
+                    }
+                }
+                self.front.extend_from_slice(b"\r\n");
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn poll_flush(
+        &mut self,
+        io: &mut (impl AsyncWrite + Unpin),
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<()>> {
+        while !self.is_flushed() {
+            let mut io = Pin::new(&mut *io);
+            let front = &self.front[self.front_sent..];
+            let sent = if self.piece.is_empty() && self.end.is_empty() {
+                ready!(io.as_mut().poll_write(cx, front))?
+            } else {
+                let parts = [front, &self.piece, self.end].map(IoSlice::new);
+                ready!(io.as_mut().poll_write_vectored(cx, &parts))?
+            };
+            if sent == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.is_begun = true;
+            self.note_sent(sent);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn note_sent(&mut self, sent: usize) {
+        let of_front = sent.min(self.front.len() - self.front_sent);
+        self.front_sent += of_front;
+        let of_piece = (sent - of_front).min(self.piece.len());
+        drop(self.piece.split_to(of_piece));
+        self.end = &self.end[sent - of_front - of_piece..];
+    }
+
+    /// Ready if the client has sent nothing for too long. Call this if there is nothing to read or send.
+    fn poll_stalled(
+        &mut self,
+        silence: Option<&mut Silence>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), UploadError>> {
+        let Some(client) = &mut self.body else {
+            return Poll::Ready(Ok(()));
+        };
+        if let Some(silence) = silence {
+            silence.end();
+        }
+        let timeout = client.timeout;
+        let timer = client
             .timer
             .get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
-        timer.as_mut().poll(cx)
-    }
-}
-
-impl Body for Upload {
-    type Data = Bytes;
-    type Error = io::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
-        let Some(client) = &mut self.body else {
-            return Poll::Ready(None);
-        };
-        let Poll::Ready(frame) = Pin::new(&mut client.body).poll_frame(cx) else {
-            let stalled = client.poll_stalled(cx);
-            self.wait_for(if stalled.is_ready() {
-                WaitingFor::Stalled
-            } else {
-                WaitingFor::Client
-            });
-            return stalled.map(|()| Some(Err(io::ErrorKind::TimedOut.into())));
-        };
-        client.timer = None;
-        self.wait_for(match &frame {
-            Some(Err(_)) => WaitingFor::Aborted,
-            _ => WaitingFor::Upstream(Instant::now(), self.pending.begin()),
-        });
-        Poll::Ready(frame.map(|frame| frame.map_err(io::Error::other)))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        let client = self.body.as_ref();
-        client.is_none_or(|client| client.body.is_end_stream())
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        let client = self.body.as_ref();
-        client.map_or(SizeHint::with_exact(0), |client| client.body.size_hint())
+        ready!(timer.as_mut().poll(cx));
+        Poll::Ready(Err(UploadError::Client(Failure::Stalled)))
     }
 }

@@ -50,6 +50,11 @@ fn a_silent_upstream_gives_504() {
     assert_eq!(setup.results("cut"), 2);
 }
 
+/// Bytes for a query.
+fn escaped(bytes: &str) -> String {
+    bytes.bytes().map(|byte| format!("%{byte:02x}")).collect()
+}
+
 /// Sends half of a body, waits, and sends the rest. Arguments: port, CA file, seconds.
 const SLOW: &str = r#"
 import socket, ssl, sys, time
@@ -179,6 +184,82 @@ fn invalid_responses_give_502() {
         }
     }
     assert_eq!((setup.results("invalid"), setup.results("closed")), (4, 2));
+    // A request is not sent again if its connection was new.
+    assert_eq!(app.said().matches("hung up").count(), 2);
+}
+
+#[test]
+fn responses_that_two_servers_read_in_two_ways_give_502() {
+    let app = upstream();
+    let setup = ProxySetup::start(&[app.address().port()], "");
+    let heads = [
+        "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 2",
+        "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked",
+        "HTTP/1.1 200 OK\r\nContent-Length : 2",
+        "HTTP/1.1 200 OK\r\nA: b\r\n Content-Length: 2",
+        "HTTP/1.1 200 OK\nContent-Length: 2",
+        "HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked",
+        "HTTP/1.1 103 Early Hints\r\nContent-Length: 2",
+    ];
+    for head in heads {
+        let answer = escaped(&format!("{head}\r\n\r\nok"));
+        assert_eq!(setup.status(&format!("/raw?{answer}"), &[]), 502, "{head}");
+    }
+    assert_eq!(setup.results("invalid"), heads.len() as u64);
+    // Each informational response is valid, but no client waits for so many.
+    let informational = escaped(&"HTTP/1.1 102 Processing\r\n\r\n".repeat(101));
+    assert_eq!(setup.status(&format!("/raw?{informational}"), &[]), 502);
+}
+
+#[test]
+fn bytes_behind_a_response_never_answer_another_request() {
+    let app = upstream();
+    let setup = ProxySetup::start(&[app.address().port()], "");
+    let secret = "HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nsecret";
+    for first in [
+        "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+        "HTTP/1.1 204 No Content\r\n\r\n",
+        "HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n",
+    ] {
+        let answer = escaped(&format!("{first}{secret}"));
+        let (_, _, body) = setup.get(&format!("/raw?{answer}"), &[]);
+        assert!(!body.contains("secret"), "{body}");
+        assert_eq!(setup.get("/count", &[]).2, "0", "{first}");
+    }
+}
+
+#[test]
+fn a_response_in_single_bytes_is_complete() {
+    let app = upstream();
+    let setup = ProxySetup::start(&[app.address().port()], "");
+    let answer = "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n\
+                  HTTP/1.1 200 OK\r\nTrailer: x-sum\r\nTransfer-Encoding: chunked\r\n\r\n\
+                  8;x=y\r\nin bytes\r\n1 \r\n!\r\n0\r\nX-Sum: 9\r\n\r\n";
+    for version in VERSIONS {
+        let path = format!("/in-bytes?{}", escaped(answer));
+        let (status, head, body) = setup.get(&path, &[version, "-HTE: trailers"]);
+        // curl prints trailers behind the body.
+        assert_eq!(
+            (status, body.trim_end()),
+            (200, "in bytes!x-sum: 9"),
+            "{head}"
+        );
+    }
+    // The connection can take another request.
+    assert_eq!(setup.get("/count", &[]).2, "0");
+    assert_eq!(setup.results("ok"), 3);
+}
+
+#[test]
+fn an_answer_before_the_end_of_a_body_reaches_the_client() {
+    let app = upstream();
+    let setup = ProxySetup::start(&[app.address().port()], "");
+    let file = setup.file("upload");
+    File::create(&file).unwrap().set_len(64 << 20).unwrap();
+    let upload = ["--http1.1", "-HExpect:", "-T", file.to_str().unwrap()];
+    assert_eq!(setup.status("/refuse-body", &upload), 413);
+    assert_eq!((setup.results("ok"), setup.results("closed")), (1, 0));
 }
 
 #[test]

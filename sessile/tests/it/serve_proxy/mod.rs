@@ -224,6 +224,19 @@ fn large_bodies_pass_in_both_directions() {
 }
 
 #[test]
+fn announced_trailers_arrive() {
+    let app = upstream();
+    let setup = ProxySetup::start(&[app.address().port()], "");
+    let answer = setup.raw(&format!(
+        "POST /trailers HTTP/1.1\r\nHost: {NAME}\r\nConnection: close\r\n\
+         Trailer: x-sum, content-length\r\nTransfer-Encoding: chunked\r\n\r\n\
+         3\r\nabc\r\n0\r\nX-Sum: 9\r\nContent-Length: 3\r\nX-Other: 1\r\n\r\n"
+    ));
+    let (_, body) = answer.split_once("\r\n\r\n").expect("a whole head");
+    assert_eq!(body, "x-sum: 9\r\n", "{answer}");
+}
+
+#[test]
 fn responses_without_a_body_keep_their_headers() {
     let app = upstream();
     let setup = ProxySetup::start(&[app.address().port()], "");
@@ -242,6 +255,20 @@ fn responses_without_a_body_keep_their_headers() {
         assert_eq!((status, &*body), (503, "as asked"));
     }
     assert_eq!(setup.results("ok"), 8);
+}
+
+#[test]
+fn a_long_head_without_a_body_leaves_at_once() {
+    let app = upstream();
+    let setup = ProxySetup::start(&[app.address().port()], "");
+    // The TLS stream holds long writes of HTTP/2 until the next flush. No other frame follows this head.
+    let path = format!(
+        "/raw?HTTP/1.1%20204%20x%0d%0aX-Long:{}%0d%0a%0d%0a",
+        "x".repeat(1000)
+    );
+    for version in VERSIONS {
+        assert_eq!(setup.status(&path, &[version]), 204);
+    }
 }
 
 #[test]

@@ -7,6 +7,7 @@ import socket
 import struct
 import sys
 import threading
+import urllib.parse
 
 BLOCK = bytes(range(256)) * 64
 
@@ -162,6 +163,27 @@ class Upstream(http.server.BaseHTTPRequestHandler):
     def garbage(self, _):
         self.wfile.write(b"220 mail.example ESMTP\r\n")
         self.close_connection = True
+
+    def raw(self, answer):
+        """These bytes, and nothing more."""
+        self.wfile.write(urllib.parse.unquote_to_bytes(answer))
+
+    def in_bytes(self, answer):
+        """These bytes, one after the other."""
+        self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for byte in urllib.parse.unquote_to_bytes(answer):
+            self.wfile.write(bytes([byte]))
+
+    def refuse_body(self, _):
+        """An answer, and an end of the connection that loses the request's body."""
+        self.respond(b"refused", 413)
+        self.close_connection = True
+
+    def trailers(self, _):
+        """The trailers of the request's body."""
+        while size := int(self.rfile.readline(), 16):
+            self.rfile.read(size + 2)
+        self.respond(b"".join(iter(self.rfile.readline, b"\r\n")))
 
     def websocket(self, _):
         self.wfile.write(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n")

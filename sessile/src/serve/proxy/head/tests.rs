@@ -1,5 +1,7 @@
-use super::*;
 use http::Request;
+use sessile_proto::response_head::{self, empty_slots};
+
+use super::*;
 
 fn client() -> ClientAddress {
     ClientAddress::new([192, 0, 2, 7].into())
@@ -14,16 +16,33 @@ fn request_head(method: &str, headers: &[(&str, &str)]) -> Parts {
     request.body(()).expect("a request").into_parts().0
 }
 
-fn forwarded_headers(method: &str, headers: &[(&str, &str)]) -> HeaderMap {
-    let head = to_upstream(request_head(method, headers), &client(), true);
-    head.expect("it is forwarded").headers
+/// The request line and the headers that an upstream gets.
+fn forwarded(head: &Parts, client: &ClientAddress, without_body: bool) -> (String, HeaderMap) {
+    let head = to_upstream(head, client, without_body).expect("it is forwarded");
+    let text = String::from_utf8(head.bytes).expect("text");
+    let lines = text.strip_suffix("\r\n\r\n").expect("an end");
+    let (first, fields) = lines.split_once("\r\n").expect("fields");
+    let fields = fields.split("\r\n").map(|field| {
+        let (name, value) = field.split_once(": ").expect("a field");
+        let name: HeaderName = name.parse().expect("a name");
+        (name, value.parse().expect("a value"))
+    });
+    let mut headers = HeaderMap::new();
+    for (name, value) in fields {
+        headers.append(name, value);
+    }
+    (first.to_owned(), headers)
 }
 
-fn refusal(head: Parts) -> StatusCode {
+fn forwarded_headers(method: &str, headers: &[(&str, &str)]) -> HeaderMap {
+    forwarded(&request_head(method, headers), &client(), true).1
+}
+
+fn refusal(head: &Parts) -> StatusCode {
     to_upstream(head, &client(), true).expect_err("it is refused")
 }
 
-fn values<'h>(headers: &'h HeaderMap, name: &str) -> Vec<&'h str> {
+fn texts<'h>(headers: &'h HeaderMap, name: &str) -> Vec<&'h str> {
     headers
         .get_all(name)
         .iter()
@@ -33,11 +52,10 @@ fn values<'h>(headers: &'h HeaderMap, name: &str) -> Vec<&'h str> {
 
 #[test]
 fn path_query_and_host_are_forwarded_unchanged() {
-    let head = to_upstream(request_head("GET", &[]), &client(), true).expect("it is forwarded");
-    assert_eq!(head.uri.path_and_query().expect("both"), "/a?b");
-    assert_eq!(head.version, Version::HTTP_11);
-    assert_eq!(values(&head.headers, "host"), ["example.org:8443"]);
-    assert_eq!(values(&head.headers, "via"), ["1.1 sessile"]);
+    let (line, headers) = forwarded(&request_head("GET", &[]), &client(), true);
+    assert_eq!(line, "GET /a?b HTTP/1.1");
+    assert_eq!(texts(&headers, "host"), ["example.org:8443"]);
+    assert_eq!(texts(&headers, "via"), ["1.1 sessile"]);
 }
 
 #[test]
@@ -81,22 +99,22 @@ fn connection_cannot_remove_length_host_and_early_data() {
         ("content-length", "5"),
         ("early-data", "1"),
     ];
-    let head = to_upstream(request_head("PUT", &sent), &client(), false).expect("it is forwarded");
+    let (_, headers) = forwarded(&request_head("PUT", &sent), &client(), false);
     for (name, value) in [
         ("content-length", "5"),
         ("host", "example.org:8443"),
         ("early-data", "1"),
     ] {
-        assert_eq!(values(&head.headers, name), [value]);
+        assert_eq!(texts(&headers, name), [value]);
     }
-    assert!(!head.headers.contains_key(TRANSFER_ENCODING));
+    assert!(!headers.contains_key(TRANSFER_ENCODING));
 }
 
 #[test]
 fn te_is_reduced_to_trailers() {
     let headers = forwarded_headers("GET", &[("te", "gzip, trailers;q=1"), ("connection", "te")]);
-    assert_eq!(values(&headers, "te"), ["trailers"]);
-    assert_eq!(values(&headers, "connection"), ["te"]);
+    assert_eq!(texts(&headers, "te"), ["trailers"]);
+    assert_eq!(texts(&headers, "connection"), ["te"]);
 }
 
 #[test]
@@ -126,10 +144,10 @@ fn headers_that_describe_the_client_are_replaced() {
         ("x-forwarded-proto", "https"),
         ("x-forwarded-host", "example.org:8443"),
     ] {
-        assert_eq!(values(&headers, name), [value]);
+        assert_eq!(texts(&headers, name), [value]);
     }
     for (name, claimed) in claims {
-        let forwarded = values(&headers, name);
+        let forwarded = texts(&headers, name);
         assert!(!forwarded.contains(&claimed), "{name}: {forwarded:?}");
     }
 }
@@ -142,13 +160,13 @@ fn ipv6_addresses_have_the_form_of_rfc_7239() {
     ] {
         let client = client.parse().expect("an address");
         let client = ClientAddress::new(client);
-        let head = to_upstream(request_head("GET", &[]), &client, true).expect("it is forwarded");
-        let forwarded = values(&head.headers, "forwarded")[0];
+        let (_, headers) = forwarded(&request_head("GET", &[]), &client, true);
+        let forwarded = texts(&headers, "forwarded")[0];
         assert!(
             forwarded.starts_with(&format!("for={node};")),
             "{forwarded}"
         );
-        assert_eq!(values(&head.headers, "x-forwarded-for"), [plain]);
+        assert_eq!(texts(&headers, "x-forwarded-for"), [plain]);
     }
 }
 
@@ -157,13 +175,13 @@ fn early_data_is_marked_and_a_received_mark_is_kept() {
     assert!(!forwarded_headers("GET", &[]).contains_key("early-data"));
     let mut early = request_head("GET", &[]);
     early.extensions.insert(SentEarly);
-    let head = to_upstream(early, &client(), true).expect("it is forwarded");
-    assert_eq!(values(&head.headers, "early-data"), ["1"]);
+    let (_, headers) = forwarded(&early, &client(), true);
+    assert_eq!(texts(&headers, "early-data"), ["1"]);
     // Any other value means the same as 1 (RFC 8470, 5.1).
     for sent in [&["1"][..], &["0"], &["x", "1"]] {
         let sent: Vec<_> = sent.iter().map(|value| ("early-data", *value)).collect();
         assert_eq!(
-            values(&forwarded_headers("POST", &sent), "early-data"),
+            texts(&forwarded_headers("POST", &sent), "early-data"),
             ["1"]
         );
     }
@@ -172,9 +190,8 @@ fn early_data_is_marked_and_a_received_mark_is_kept() {
 #[test]
 fn a_request_has_exactly_one_framing_header() {
     let framing = |method: &str, headers: &[(&str, &str)], without_body| {
-        let head = to_upstream(request_head(method, headers), &client(), without_body);
-        let headers = head.expect("it is forwarded").headers;
-        let value = |name: &str| values(&headers, name).join("|");
+        let (_, headers) = forwarded(&request_head(method, headers), &client(), without_body);
+        let value = |name: &str| texts(&headers, name).join("|");
         (value("content-length"), value("transfer-encoding"))
     };
     let both = |length: &str, coding: &str| (length.to_owned(), coding.to_owned());
@@ -196,7 +213,7 @@ fn a_request_has_exactly_one_framing_header() {
 #[test]
 fn http2_cookies_are_joined() {
     let headers = forwarded_headers("GET", &[("cookie", "a=1"), ("cookie", "b=2; c=3")]);
-    assert_eq!(values(&headers, "cookie"), ["a=1; b=2; c=3"]);
+    assert_eq!(texts(&headers, "cookie"), ["a=1; b=2; c=3"]);
 }
 
 #[test]
@@ -206,6 +223,8 @@ fn ambiguous_requests_are_refused() {
         &[("content-length", "5"), ("content-length", "5")],
         &[("content-length", "5, 5")],
         &[("content-length", "+5")],
+        // The length of a request without a body.
+        &[("content-length", "5")],
         &[("transfer-encoding", "gzip, chunked")],
         &[
             ("transfer-encoding", "chunked"),
@@ -213,14 +232,14 @@ fn ambiguous_requests_are_refused() {
         ],
     ] {
         assert_eq!(
-            refusal(request_head("POST", headers)),
+            refusal(&request_head("POST", headers)),
             StatusCode::BAD_REQUEST
         );
     }
     for host in ["a@b", "a b", "a/b", "\"", "a,b", ""] {
         let mut head = request_head("GET", &[]);
         head.headers.insert(HOST, HeaderValue::from_static(host));
-        assert_eq!(refusal(head), StatusCode::BAD_REQUEST, "{host}");
+        assert_eq!(refusal(&head), StatusCode::BAD_REQUEST, "{host}");
     }
 }
 
@@ -228,16 +247,18 @@ fn ambiguous_requests_are_refused() {
 fn a_host_is_required_and_the_target_overrides_the_header() {
     let mut head = request_head("GET", &[]);
     head.uri = "https://Target.example/x".parse().expect("a URI");
-    let head = to_upstream(head, &client(), true).expect("it is forwarded");
-    assert_eq!(values(&head.headers, "host"), ["Target.example"]);
+    let (line, headers) = forwarded(&head, &client(), true);
+    assert_eq!(line, "GET /x HTTP/1.1");
+    assert_eq!(texts(&headers, "host"), ["Target.example"]);
 
     let mut without = request_head("GET", &[]);
     without.headers.remove(HOST);
-    assert_eq!(refusal(without.clone()), StatusCode::BAD_REQUEST);
+    assert_eq!(refusal(&without), StatusCode::BAD_REQUEST);
+    // HTTP/1.0 has no host.
     without.version = Version::HTTP_10;
-    let head = to_upstream(without, &client(), true).expect("HTTP/1.0 has none");
-    assert_eq!(values(&head.headers, "host"), [""]);
-    assert!(!head.headers.contains_key("x-forwarded-host"));
+    let (_, headers) = forwarded(&without, &client(), true);
+    assert_eq!(texts(&headers, "host"), [""]);
+    assert!(!headers.contains_key("x-forwarded-host"));
 }
 
 #[test]
@@ -250,44 +271,67 @@ fn connect_trace_and_websocket_are_refused() {
             &[("connection", "upgrade"), ("upgrade", "WebSocket/13")],
         ),
     ] {
-        assert_eq!(refusal(head), StatusCode::NOT_IMPLEMENTED);
+        assert_eq!(refusal(&head), StatusCode::NOT_IMPLEMENTED);
     }
+}
+
+/// The response for the client.
+fn response(head: &str) -> Response<()> {
+    let bytes = Bytes::from(head.to_owned());
+    let mut slots = empty_slots();
+    let head = response_head::parse(&bytes, false, &mut slots).expect("a head");
+    to_client(&head, &bytes).expect("it is forwarded")
 }
 
 #[test]
 fn hop_by_hop_headers_of_responses_are_removed() {
-    let mut response = Response::builder()
-        .version(Version::HTTP_10)
-        .header("connection", "close, x-mine")
-        .header("x-mine", "1")
-        .header("keep-alive", "timeout=5")
-        .header("transfer-encoding", "chunked")
-        .header("content-length", "5")
-        .header("set-cookie", "a=1")
-        .body(())
-        .expect("a response");
-    to_client(&mut response).expect("it is forwarded");
-    assert_eq!(response.version(), Version::HTTP_11);
-    let names: Vec<_> = response.headers().keys().collect();
-    assert_eq!(names, ["set-cookie"]);
+    let response = response(
+        "HTTP/1.1 200 OK\r\nConnection: close, x-mine, content-length\r\nX-Mine: 1\r\n\
+         Keep-Alive: timeout=5\r\nContent-Length: 5\r\nSet-Cookie: a=1\r\nSet-Cookie: b=2\r\n\
+         Empty:\r\n\r\n",
+    );
+    let headers: Vec<_> = response
+        .headers()
+        .iter()
+        .map(|(name, value)| (name.as_str(), value.to_str().expect("text")))
+        .collect();
+    let expected = [
+        ("content-length", "5"),
+        ("set-cookie", "a=1"),
+        ("set-cookie", "b=2"),
+        ("empty", ""),
+    ];
+    assert_eq!(headers, expected);
 }
 
 #[test]
-fn responses_without_body_lose_their_length_and_ambiguous_ones_are_refused() {
-    for status in [204, 304] {
-        let mut response = Response::builder().status(status);
-        response = response.header("content-length", "5");
-        let mut response = response.body(()).expect("a response");
-        to_client(&mut response).expect("it is forwarded");
+fn responses_without_body_lose_their_length() {
+    for status in ["204 No Content", "304 Not Modified"] {
+        let response = response(&format!("HTTP/1.1 {status}\r\nContent-Length: 5\r\n\r\n"));
         assert!(response.headers().is_empty());
     }
-    for (status, name, value) in [
-        (101, "upgrade", "websocket"),
-        (200, "transfer-encoding", "gzip"),
-        (200, "content-length", "5, 5"),
+}
+
+#[test]
+fn an_unusual_reason_phrase_is_kept() {
+    for (line, reason) in [
+        ("200 OK", None),
+        ("200 Fine", Some(&b"Fine"[..])),
+        ("200 ", Some(b"")),
+        ("299 Odd", Some(b"Odd")),
     ] {
-        let response = Response::builder().status(status).header(name, value);
-        let mut response = response.body(()).expect("a response");
-        assert_eq!(to_client(&mut response), Err(InvalidFraming), "{value}");
+        let response = response(&format!("HTTP/1.1 {line}\r\n\r\n"));
+        let found = response.extensions().get::<ReasonPhrase>();
+        assert_eq!(found.map(ReasonPhrase::as_bytes), reason, "{line}");
     }
+}
+
+#[test]
+fn only_harmless_trailers_are_sent() {
+    let trailer = "x-sum, Content-Length, host, x-other,, \u{e4}";
+    let headers = [("transfer-encoding", "chunked"), ("trailer", trailer)];
+    let head = to_upstream(&request_head("PUT", &headers), &client(), false);
+    let trailers = ["x-sum", "x-other"].map(HeaderName::from_static).into();
+    let framing = RequestFraming::Chunked { trailers };
+    assert_eq!(head.expect("it is forwarded").framing, framing);
 }

@@ -2,8 +2,8 @@
 
 /// A server's number, learned from labels.
 ///
-/// A label names the server that made the ticket. Another server may have taken over the address since. So one
-/// label that differs changes nothing.
+/// A label names the server that made the ticket. Another server may have the address now. So another number
+/// counts only after two labels in a row. One discovery of key names can take both tickets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LearnedNumber {
     number: Option<u32>,

@@ -2,6 +2,11 @@
 
 use std::process::ExitCode;
 
+/// The allocator of musl takes much more time (docs/install.md).
+#[cfg(target_env = "musl")]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     sessile::cli::main()
 }

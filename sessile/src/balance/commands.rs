@@ -1,6 +1,7 @@
 //! Runs the commands of the admin API. Servers that the API added stay until the end of the process. Other changes
 //! last until the configuration is read again.
 
+use std::ptr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -9,14 +10,17 @@ use tokio::sync::mpsc;
 
 use super::api::{balancer_json, entry_json};
 use super::numbers::SameNumber;
-use super::server_list::SetInputs;
-use super::servers::{DEFAULT_POOL, ServerSet};
+use super::server_list::{SetInputs, finding_entry};
+use super::servers::{Pool, ServerSet};
 use super::state::{BalancerState, Changes};
 use crate::admin::{Command, NoServerUp, ServerChange, ServerCommand, ServerError};
-use crate::config::{ServerAddress, ServerRequest, WEIGHT_OF_SERVICE};
+use crate::config::{BalanceServer, ServerAddress, ServerRequest, WEIGHT_OF_SERVICE};
 
 /// Most servers and DNS names that the API adds.
 const MAX_API_SERVERS: usize = 1000;
+
+/// Most DNS names that the API adds. Each can stand for many servers.
+const MAX_API_NAMES: usize = 100;
 
 impl From<SameNumber> for ServerError {
     fn from(same: SameNumber) -> Self {
@@ -47,7 +51,7 @@ pub(super) async fn run(state: Arc<BalancerState>, mut commands: mpsc::Receiver<
 }
 
 /// Ready if every pool has a server that is up. A server that is up counts even while it drains. The default
-/// pool may have no servers.
+/// pool may have no servers if another pool has some.
 fn readiness(state: &BalancerState) -> Result<(), NoServerUp> {
     let (set, now) = (state.server_set(), Instant::now());
     let pools: Vec<String> = set
@@ -55,8 +59,7 @@ fn readiness(state: &BalancerState) -> Result<(), NoServerUp> {
         .iter()
         .filter_map(|pool| {
             if pool.servers.is_empty() {
-                let name = unanswered_name(state, &set, &pool.name)?;
-                return Some(format!("pool {} ({name})", pool.name));
+                return empty_pool(state, &set, pool);
             }
             (!pool.has_available_server(now)).then(|| format!("pool {}", pool.name))
         })
@@ -68,15 +71,21 @@ fn readiness(state: &BalancerState) -> Result<(), NoServerUp> {
     }
 }
 
-/// A DNS name of this pool, and why no server of the name is known.
-fn unanswered_name(state: &BalancerState, set: &ServerSet, pool: &str) -> Option<String> {
+/// Why a pool without servers is not ready. `None` if the pool needs no servers.
+fn empty_pool(state: &BalancerState, set: &ServerSet, pool: &Pool) -> Option<String> {
     let mut entries = set.inputs.balance.servers.iter();
-    let entry = entries.find(|entry| {
-        entry.address.is_name() && entry.pool.as_deref().unwrap_or(DEFAULT_POOL) == pool
-    })?;
+    let is_default = ptr::eq(pool, &set.pools[0]);
+    let in_pool = |entry: &&BalanceServer| match &entry.pool {
+        Some(name) => !is_default && *name == pool.name,
+        None => is_default,
+    };
+    let Some(entry) = entries.find(in_pool) else {
+        let is_needed = !is_default || set.servers().next().is_none();
+        return is_needed.then(|| format!("pool {} (it has no server)", pool.name));
+    };
     let failure = state.names.failure(&entry.address);
     let error = failure.map_or_else(|| "no answer yet".to_owned(), |failure| failure.error);
-    Some(format!("{}: {error}", entry.address))
+    Some(format!("pool {} ({}: {error})", pool.name, entry.address))
 }
 
 fn execute(
@@ -84,6 +93,7 @@ fn execute(
     name: &str,
     command: ServerCommand,
 ) -> Result<Value, ServerError> {
+    let adds_or_removes = !matches!(command, ServerCommand::Change(_));
     let changes = state.change(|inputs| match command {
         ServerCommand::Change(change) => change_server(state, inputs, name, change),
         ServerCommand::Put(request) => put_server(state, inputs, name, request),
@@ -96,6 +106,10 @@ fn execute(
     } = &changes;
     if changes != Changes::default() {
         tracing::info!(?added, ?changed, ?removed, "servers changed over the API");
+    }
+    if adds_or_removes {
+        // An entry that was removed and added again has no servers until the next lookup.
+        state.names.repeat_lookups();
     }
     let removed = || json!({ "removed": removed });
     Ok(entry_json(state, name).unwrap_or_else(removed))
@@ -115,6 +129,15 @@ fn change_server(
         }
         entry.drain = change.drain.unwrap_or(entry.drain);
         entry.weight = change.weight.map_or(entry.weight, Into::into);
+        let set = state.server_set();
+        let found = set.servers().filter(|(_, server)| server.entry == name);
+        for (_, server) in found {
+            // The new setting of the entry counts for all its servers.
+            if let Some(earlier) = inputs.changes.get_mut(server.name()) {
+                earlier.drain = earlier.drain.filter(|_| change.drain.is_none());
+                earlier.weight = earlier.weight.filter(|_| change.weight.is_none());
+            }
+        }
         return Ok(());
     }
     if state.server_set().server(name).is_none() {
@@ -139,13 +162,32 @@ fn put_server(
     let servers = &mut inputs.balance.servers;
     if let Some(entry) = servers.iter_mut().find(|entry| entry.name == name) {
         *entry = server;
-    } else if inputs.api_servers.len() >= MAX_API_SERVERS {
-        return Err(ServerError::Invalid(format!(
-            "the API has added {MAX_API_SERVERS} servers, which is the limit; remove one"
-        )));
     } else {
+        if let Some(entry) = finding_entry(name, servers) {
+            return Err(ServerError::Invalid(format!(
+                "{name:?} is the name of a server that the DNS name of {entry:?} can give; choose another name"
+            )));
+        }
         inputs.api_servers.insert(name.to_owned());
         servers.push(server);
+    }
+    within_limits(inputs)
+}
+
+/// Checks how many servers and DNS names the API has added.
+fn within_limits(inputs: &SetInputs) -> Result<(), ServerError> {
+    let servers = inputs.balance.servers.iter();
+    let added = servers.filter(|entry| inputs.api_servers.contains(&entry.name));
+    let names = added.filter(|entry| entry.address.is_name()).count();
+    for (count, limit, things) in [
+        (inputs.api_servers.len(), MAX_API_SERVERS, "servers"),
+        (names, MAX_API_NAMES, "DNS names"),
+    ] {
+        if count > limit {
+            return Err(ServerError::Invalid(format!(
+                "the API has added {limit} {things}, which is the limit; remove one"
+            )));
+        }
     }
     Ok(())
 }
@@ -192,5 +234,32 @@ fn unknown_server(state: &BalancerState, name: &str) -> ServerError {
     ServerError::Unknown {
         name: name.to_owned(),
         known,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Balance;
+
+    #[test]
+    fn the_api_adds_a_limited_number_of_servers_and_of_names() {
+        let added = |address: &str, count: usize| {
+            let address: ServerAddress = address.parse().unwrap();
+            let servers = (0..count).map(|n| BalanceServer::new(n.to_string(), address.clone()));
+            let balance = Balance {
+                servers: servers.collect(),
+                ..Balance::default()
+            };
+            let mut inputs = SetInputs::new(balance, None);
+            inputs.api_servers = (0..count).map(|n| n.to_string()).collect();
+            within_limits(&inputs).is_ok()
+        };
+        for (address, limit) in [
+            ("10.0.0.1:443", MAX_API_SERVERS),
+            ("web.test:443", MAX_API_NAMES),
+        ] {
+            assert_eq!([limit, limit + 1].map(|n| added(address, n)), [true, false]);
+        }
     }
 }

@@ -165,6 +165,7 @@ impl Balancer {
         let admission = Admission::new(&config.connection, max_connections, buffer_limit);
         metrics::register_buffered(registry, &admission)?;
         let listeners = Listeners::bind(config, Role::Balance, &admission, &stop)?;
+        state.names.set_listeners(listeners.addresses());
         // Reading removes the file, so read it after the steps above. If one of these steps fails, the file
         // must stay.
         let learned_file = LearnedFile::new(config);
@@ -219,8 +220,10 @@ impl Balancer {
     /// # Errors
     /// The key or the servers are not usable. Then nothing changes.
     pub fn reload(&self, config: &Config) -> Result<Changes, ReloadError> {
+        let had_key = self.state.server_set().inputs.route_keys.is_some();
+        // A file system can be slow. So read the key before the server set is locked.
+        let route_keys = open_route_keys(config, had_key)?;
         let changes = self.state.change(|inputs| {
-            let route_keys = open_route_keys(config, inputs.route_keys.is_some())?;
             inputs.reload(config.balance.clone(), route_keys);
             Ok::<(), ReloadError>(())
         })?;
@@ -261,12 +264,20 @@ fn random_seed() -> Result<u64, StartError> {
     Ok(u64::from_ne_bytes(seed))
 }
 
+/// The configured addresses of the listeners. The port may still be 0.
+fn configured_listeners(config: &Config) -> Vec<SocketAddr> {
+    let listeners = config.listeners.iter();
+    let own = listeners.filter(|listener| listener.role == Role::Balance);
+    own.map(|listener| listener.address).collect()
+}
+
 fn first_server_set(
     config: &Config,
     names: &Names,
     families: &ServerFamilies,
 ) -> Result<ServerSet, StartError> {
     let route_keys = open_route_keys(config, false).map_err(ReloadError::from)?;
+    names.set_listeners(configured_listeners(config));
     let mut inputs = SetInputs::new(config.balance.clone(), route_keys);
     inputs.found = names::look_up_first(names, &config.balance)?;
     Ok(ServerSet::new(inputs, None, families).map_err(ReloadError::from)?)

@@ -1,7 +1,9 @@
-//! The numbers of servers, which labels contain. A number is configured, derived from the server's name, or
-//! learned from the tickets of a server that was found by a DNS name.
+//! The numbers of servers, which labels contain.
+//!
+//! A number is configured, derived from the server's name, or learned from the tickets of a found server.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
+use std::iter;
 
 use super::server_list::ListedServer;
 use crate::key::server_number;
@@ -21,9 +23,9 @@ pub struct SameNumber {
 /// The numbers of a list of servers.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Numbers {
-    /// In the order of the list. `None` if the number is not known, or if another server of the pool has it.
+    /// In the order of the list. `None` if the number is not known, or does not identify the server.
     pub(super) by_server: Vec<Option<u32>>,
-    /// Servers whose tickets show the same number.
+    /// For each number that servers of different names show, two of these servers.
     pub(super) clashes: Vec<SameNumber>,
 }
 
@@ -50,7 +52,7 @@ pub(super) fn server_numbers(
         })
         .collect();
     refuse_equal(list, &numbers)?;
-    Ok(without_equal(list, numbers))
+    Ok(without_ambiguous(list, numbers))
 }
 
 /// Configured and derived numbers must differ in all pools.
@@ -67,31 +69,66 @@ fn refuse_equal(list: &[ListedServer], numbers: &[Option<u32>]) -> Result<(), Sa
     Ok(())
 }
 
-/// Removes the numbers that a found server has in common with another server of its pool. One server may be
-/// found in several pools, so equal numbers in different pools are no clash.
-fn without_equal(list: &[ListedServer], mut numbers: Vec<Option<u32>>) -> Numbers {
-    let mut first: HashMap<_, &ListedServer> = HashMap::new();
-    let mut clashes = Vec::new();
-    let mut equal = BTreeSet::new();
-    for (server, number) in list.iter().zip(&numbers) {
+/// The servers of one pool that have the same number.
+struct SameNumbered {
+    /// The server whose number is configured or derived, or else the first server of the list.
+    owner: usize,
+    others: Vec<usize>,
+}
+
+/// Removes the numbers that do not identify a server of their pool.
+///
+/// A configured or derived number identifies its server. A learned number may be that of several servers if
+/// they are one target. One server may be in several pools, so equal numbers in different pools are no clash.
+fn without_ambiguous(list: &[ListedServer], mut numbers: Vec<Option<u32>>) -> Numbers {
+    let mut groups: HashMap<(Option<&str>, u32), SameNumbered> = HashMap::new();
+    let mut order = Vec::new();
+    for (at, (server, number)) in list.iter().zip(&numbers).enumerate() {
         let Some(number) = *number else { continue };
-        let key = (&server.settings.pool, number);
-        let Some(twin) = first.get(&key) else {
-            first.insert(key, server);
+        let key = (server.settings.pool.as_deref(), number);
+        let Some(group) = groups.get_mut(&key) else {
+            let others = Vec::new();
+            groups.insert(key, SameNumbered { owner: at, others });
+            order.push(key);
             continue;
         };
-        clashes.push(same_number(twin, server, number));
-        equal.insert(key);
+        if server.is_found() {
+            group.others.push(at);
+        } else {
+            group.others.push(group.owner);
+            group.owner = at;
+        }
     }
-    for (server, number) in list.iter().zip(&mut numbers) {
-        if number.is_some_and(|number| equal.contains(&(&server.settings.pool, number))) {
-            *number = None;
+    let mut clashes = Vec::new();
+    for key in order {
+        let SameNumbered { owner, others } = &groups[&key];
+        let first = &list[*owner];
+        let same_number_at = others.iter().copied();
+        let mut dropped: Vec<usize> = same_number_at
+            .filter(|&at| !is_one_target(first, &list[at]))
+            .collect();
+        if let Some(&stranger) = dropped.first() {
+            clashes.push(same_number(first, &list[stranger], key.1));
+        }
+        if !dropped.is_empty() && first.is_found() {
+            // No server of the group has a better claim to the number.
+            dropped = iter::once(owner).chain(others).copied().collect();
+        }
+        for at in dropped {
+            numbers[at] = None;
         }
     }
     Numbers {
         by_server: numbers,
         clashes,
     }
+}
+
+/// True if labels with the number of both servers may lead to either.
+///
+/// A machine can have an IPv4 and an IPv6 address. A restarted pod keeps its number, and gets a new address.
+fn is_one_target(one: &ListedServer, other: &ListedServer) -> bool {
+    one.address == other.address || one.settings.address == other.settings.address
 }
 
 fn same_number(one: &ListedServer, other: &ListedServer, number: u32) -> SameNumber {
@@ -120,12 +157,20 @@ mod tests {
         }
     }
 
+    /// A server of an entry.
+    fn at(entry: &ListedServer, address: &str) -> ListedServer {
+        ListedServer {
+            address: address.parse().unwrap(),
+            ..entry.clone()
+        }
+    }
+
     fn fixed(name: &str, number: Option<u32>) -> ListedServer {
         server(name, "10.0.0.1:443", number, None)
     }
 
     fn found(name: &str, pool: Option<&str>) -> ListedServer {
-        server(name, "web.test:443", None, pool)
+        server(name, &format!("{name}.test:443"), None, pool)
     }
 
     #[test]
@@ -155,19 +200,45 @@ mod tests {
     }
 
     #[test]
-    fn an_equal_learned_number_counts_for_no_server_of_the_pool() {
+    fn a_learned_number_of_different_entries_leads_to_none_of_them() {
         let shop = Some("shop");
+        let web = found("web", None);
+        let api = at(&found("api", None), "10.0.0.2:443");
         let list = [
-            found("a", None),
-            fixed("b", Some(1)),
-            found("c", None),
-            found("d", None),
-            found("e", shop),
+            web.clone(),
+            api.clone(),
+            at(&api, "10.0.0.3:443"),
+            at(&web, "[::1]:443"),
+            at(&found("e", shop), "10.0.0.9:443"),
         ];
-        let learned = [Some(1), None, Some(2), Some(1), Some(1)];
+        let learned = [Some(1), Some(1), Some(2), Some(1), Some(1)];
         let numbers = server_numbers(&list, &learned, None).unwrap();
         assert_eq!(numbers.by_server, [None, None, Some(2), None, Some(1)]);
-        let clashes = [(0, 1), (0, 3)].map(|(one, other)| same_number(&list[one], &list[other], 1));
-        assert_eq!(numbers.clashes, clashes);
+        assert_eq!(numbers.clashes, [same_number(&web, &api, 1)]);
+    }
+
+    #[test]
+    fn a_learned_number_leads_to_all_addresses_of_one_machine() {
+        let web = found("web", None);
+        let list = [web.clone(), at(&web, "[::1]:443"), found("other", None)];
+        let numbers = server_numbers(&list, &[Some(1); 3], None).unwrap();
+        assert_eq!(numbers.by_server, [Some(1); 3]);
+        assert_eq!(numbers.clashes, []);
+    }
+
+    #[test]
+    fn a_configured_number_wins_over_a_learned_one() {
+        let web = found("web", None);
+        let list = [
+            at(&web, "10.0.0.2:443"),
+            web.clone(),
+            fixed("a", Some(1)),
+            fixed("b", Some(2)),
+        ];
+        let learned = [Some(1), Some(1), None, None];
+        let numbers = server_numbers(&list, &learned, None).unwrap();
+        // The second server has the address of the configured server.
+        assert_eq!(numbers.by_server, [None, Some(1), Some(1), Some(2)]);
+        assert_eq!(numbers.clashes, [same_number(&list[2], &list[0], 1)]);
     }
 }

@@ -139,20 +139,33 @@ impl<'r> Router<'r> {
             .chain(by_policy.map(Ok).map(Choice::by(RoutedBy::Policy)))
     }
 
-    fn by_label(&'r self) -> Option<Found<'r>> {
-        let keyring = self.set.inputs.route_keys.as_ref()?;
-        let label = read_label(keyring, self.hello, self.now)?;
-        let Some(server) = self.pool.with_number(label.server) else {
-            return Some(Err(SkipReason::NotInPool));
+    /// Finds the addresses of the server that the label names.
+    fn by_label(&'r self) -> Vec<Found<'r>> {
+        let keyring = self.set.inputs.route_keys.as_ref();
+        let label = keyring.and_then(|keyring| read_label(keyring, self.hello, self.now));
+        let Some(label) = label else {
+            return Vec::new();
         };
-        let takes = match label.class {
+        let servers: Vec<_> = self.pool.with_number(label.server).collect();
+        if servers.is_empty() {
+            return vec![Err(SkipReason::NotInPool)];
+        }
+        match label.class {
             // No other server has a stored session.
-            Class::Stored => self.pool.takes_returning(server, self.instant),
+            Class::Stored => servers
+                .into_iter()
+                .map(|server| {
+                    let takes = self.pool.takes_returning(server, self.instant);
+                    takes.map(|()| server)
+                })
+                .collect(),
             // Another server can resume a sealed ticket too, and a client can offer one ticket on any number
             // of connections. So a server that has more than its share is skipped.
-            Class::Sealed => self.with_room(&[server.id()]).map(drop),
-        };
-        Some(takes.map(|()| server))
+            Class::Sealed => {
+                let ids: Vec<u32> = servers.iter().map(|server| server.id()).collect();
+                self.choose(&ids)
+            }
+        }
     }
 
     /// Looks in the learned table: first the server that made the session, then the servers that share its
@@ -220,10 +233,7 @@ impl<'r> Router<'r> {
         let Some(ids) = proven else {
             return Vec::new();
         };
-        match self.with_room(&ids) {
-            Ok(servers) => servers.into_iter().map(Ok).collect(),
-            Err(reason) => vec![Err(reason)],
-        }
+        self.choose(&ids)
     }
 
     /// The client's key of the address table. `None` if the table is off.
@@ -244,6 +254,14 @@ impl<'r> Router<'r> {
             return None;
         }
         Some(self.with_room(&[id]).map(|_| server))
+    }
+
+    /// The servers of this list that have room, or the reason why none has.
+    fn choose(&'r self, ids: &[u32]) -> Vec<Found<'r>> {
+        match self.with_room(ids) {
+            Ok(servers) => servers.into_iter().map(Ok).collect(),
+            Err(reason) => vec![Err(reason)],
+        }
     }
 
     /// See [`Pool::with_room`].

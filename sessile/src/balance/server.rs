@@ -36,8 +36,7 @@ pub(super) struct PoolServer {
     /// The name of the entry in the configuration.
     pub(super) entry: String,
     id: u64,
-    /// The server's number in labels. `None` if the number is not known, or if another server of the pool shows
-    /// the same number.
+    /// The server's number in labels. `None` if the number is not known, or does not identify the server.
     pub(super) number: Option<u32>,
     pub(super) stats: Arc<ServerStats>,
     /// The key names of the server's pool.

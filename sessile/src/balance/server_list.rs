@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use sessile_proto::name_resolution::FoundServer;
+use sessile_proto::route;
 
 use crate::admin::ServerChange;
 use crate::config::{Balance, BalanceServer, ServerAddress};
@@ -24,6 +25,8 @@ pub(super) struct SetInputs {
     pub(super) changes: BTreeMap<String, ServerChange>,
     /// The names of the entries that the API added.
     pub(super) api_servers: BTreeSet<String>,
+    /// Found servers that are not used, because another server has their name or their id.
+    skipped: BTreeSet<String>,
 }
 
 /// A server of the list.
@@ -52,6 +55,7 @@ impl SetInputs {
             found: BTreeMap::new(),
             changes: BTreeMap::new(),
             api_servers: BTreeSet::new(),
+            skipped: BTreeSet::new(),
         }
     }
 
@@ -60,17 +64,13 @@ impl SetInputs {
         let running = mem::replace(&mut self.balance, written);
         self.route_keys = route_keys;
         self.changes.clear();
+        let written: BTreeSet<String> = names_of(&self.balance.servers);
         let mut kept = BTreeSet::new();
         for server in running.servers {
             if !self.api_servers.contains(&server.name) {
                 continue;
             }
-            if self
-                .balance
-                .servers
-                .iter()
-                .any(|other| other.name == server.name)
-            {
+            if written.contains(&server.name) {
                 tracing::warn!(
                     server = server.name,
                     "the configuration now has a server with the name of a server that the API added; the server of \
@@ -99,12 +99,10 @@ impl SetInputs {
     pub(super) fn list(&mut self) -> Vec<ListedServer> {
         let names: BTreeSet<_> = self.names().into_iter().cloned().collect();
         self.found.retain(|name, _| names.contains(name));
-        let mut taken: BTreeSet<String> = self
-            .balance
-            .servers
-            .iter()
-            .map(|s| s.name.clone())
-            .collect();
+        let configured = names_of(&self.balance.servers);
+        let mut taken: BTreeSet<u32> = configured.iter().map(|name| short_id(name)).collect();
+        let mut used = BTreeSet::new();
+        let mut skipped = BTreeSet::new();
         let mut list = Vec::with_capacity(self.balance.servers.len());
         for entry in &self.balance.servers {
             if let Some(address) = entry.address.socket() {
@@ -117,19 +115,39 @@ impl SetInputs {
             }
             for server in self.found.get(&entry.address).into_iter().flatten() {
                 let settings = found_settings(entry, server, &self.changes);
-                // A configured server may have this name by chance.
-                if taken.insert(settings.name.clone()) {
+                // Names are hashed to ids, and the learned table has ids only.
+                if taken.insert(short_id(&settings.name)) {
+                    used.insert(settings.name.clone());
                     list.push(ListedServer {
                         settings,
                         address: server.address,
                         entry: entry.name.clone(),
                     });
+                } else {
+                    skipped.insert(settings.name);
                 }
             }
         }
-        self.changes.retain(|name, _| taken.contains(name));
+        for name in skipped.difference(&self.skipped) {
+            tracing::warn!(
+                server = name,
+                "a server that DNS gave is not used, because another server has its name or the same internal id; \
+                 change the name of the entry"
+            );
+        }
+        self.skipped = skipped;
+        self.changes.retain(|name, _| used.contains(name));
         list
     }
+}
+
+fn names_of(servers: &[BalanceServer]) -> BTreeSet<String> {
+    servers.iter().map(|server| server.name.clone()).collect()
+}
+
+/// The id of a server in the learned table and in key names.
+pub(super) fn short_id(name: &str) -> u32 {
+    route::server_id(name) as u32
 }
 
 /// The DNS names of a configuration.
@@ -143,13 +161,28 @@ fn has_pool(balance: &Balance, name: Option<&str>) -> bool {
     name.is_none_or(|name| balance.pools.iter().any(|pool| pool.name == name))
 }
 
+/// The name of a server that was found by the DNS name of an entry.
+fn found_name(entry: &str, address: SocketAddr) -> String {
+    format!("{entry}/{address}")
+}
+
+/// The entry whose server would have this name. `None` if the name is not of the form `ENTRY/IP:PORT`, or if the
+/// entry has no DNS name.
+pub(super) fn finding_entry<'e>(name: &str, entries: &'e [BalanceServer]) -> Option<&'e str> {
+    let (entry, address) = name.rsplit_once('/')?;
+    address.parse::<SocketAddr>().ok()?;
+    let mut named = entries.iter().filter(|other| other.address.is_name());
+    let found = named.find(|other| other.name == entry)?;
+    Some(&found.name)
+}
+
 /// The settings of one server of a name.
 fn found_settings(
     entry: &BalanceServer,
     server: &FoundServer,
     changes: &BTreeMap<String, ServerChange>,
 ) -> BalanceServer {
-    let name = format!("{}/{}", entry.name, server.address);
+    let name = found_name(&entry.name, server.address);
     let change = changes.get(&name).copied().unwrap_or_default();
     let weight = change.weight.map(Into::into).or(server.weight);
     BalanceServer {
@@ -270,6 +303,44 @@ mod tests {
         let mut inputs = inputs(&entries);
         let servers = vec![found("10.0.0.1:1", None)];
         inputs.found.insert(entries[0].address.clone(), servers);
+        assert_eq!(shown(&inputs.list()), [("web/10.0.0.1:1", 1, false)]);
+        assert!(inputs.skipped.contains("web/10.0.0.1:1"));
+        inputs.balance.servers.pop();
         assert_eq!(inputs.list().len(), 1);
+        assert!(inputs.skipped.is_empty());
+    }
+
+    #[test]
+    fn names_of_servers_that_dns_can_give_are_recognized() {
+        let entries = [entry("web", "web.test:1"), entry("one", "10.0.0.1:1")];
+        let finding = |name| finding_entry(name, &entries);
+        assert_eq!(finding("web/10.0.0.1:1"), Some("web"));
+        assert_eq!(finding("web/[::1]:1"), Some("web"));
+        for other in [
+            "web/10.0.0.1",
+            "web/x:1",
+            "one/10.0.0.1:1",
+            "no/10.0.0.1:1",
+            "web",
+        ] {
+            assert_eq!(finding(other), None);
+        }
+    }
+
+    #[test]
+    fn a_found_server_whose_id_is_taken_is_not_used() {
+        // The ids of these two names are equal.
+        let [web, one] = ["web/10.0.242.1:446", "s9444"];
+        let entries = [entry("web", "web.test:1"), entry(one, "10.0.0.9:1")];
+        assert_eq!(short_id(web), short_id(one));
+        let mut inputs = inputs(&entries);
+        let address = web.strip_prefix("web/").unwrap();
+        let servers = vec![found(address, None), found("10.0.0.1:2", None)];
+        inputs.found.insert(entries[0].address.clone(), servers);
+        let list = inputs.list();
+        assert_eq!(
+            shown(&list),
+            [("web/10.0.0.1:2", 1, false), (one, 1, false)]
+        );
     }
 }

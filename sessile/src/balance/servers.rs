@@ -1,6 +1,7 @@
 //! The set of servers and pools. A set never changes. A reload or a command replaces it, and the new set keeps
 //! the statistics of remaining servers.
 
+use std::collections::HashMap;
 use std::iter;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -32,9 +33,10 @@ pub(super) struct ServerSet {
     /// The default pool comes first.
     pub(super) pools: Vec<Pool>,
     pool_names: PoolNames,
+    by_name: HashMap<String, Arc<PoolServer>>,
     /// True if an entry of the configuration names no pool. The entry may still have no server.
     has_default: bool,
-    /// Found servers whose tickets show the number of another server of the pool.
+    /// Servers that labels may not tell apart.
     pub(super) clashes: Vec<SameNumber>,
 }
 
@@ -64,11 +66,11 @@ impl ServerSet {
         let list = inputs.list();
         let balance = &inputs.balance;
         let is_checked = balance.health != Health::Off;
-        let stats: Vec<_> = list
-            .iter()
-            .map(|server| stats_of(server, is_checked, before, families))
-            .collect();
-        let learned: Vec<_> = stats.iter().map(|stats| stats.learned_number()).collect();
+        let learned = list.iter().map(|server| {
+            let known = known_server(server, before)?;
+            known.stats.learned_number()
+        });
+        let learned: Vec<_> = learned.collect();
         let scope = inputs.route_keys.as_ref().map(|keyring| keyring.scope());
         let Numbers { by_server, clashes } = server_numbers(&list, &learned, scope.as_deref())?;
         let mut pools = vec![Pool::new(DEFAULT_POOL, balance.policy, balance, before)];
@@ -82,12 +84,16 @@ impl ServerSet {
             pool_names.insert(settings, pools.len());
             pools.push(pool);
         }
-        for ((listed, number), stats) in list.into_iter().zip(by_server).zip(stats) {
+        let mut by_name = HashMap::new();
+        for (listed, number) in list.into_iter().zip(by_server) {
+            // The set is certain to be used now. So it may have metrics.
+            let stats = stats_of(&listed, is_checked, before, families);
             let pool = pool_of(&listed.settings, &mut pools);
             let key_names = Arc::clone(&pool.key_names);
-            let server = PoolServer::new(listed, number, stats, key_names);
+            let server = Arc::new(PoolServer::new(listed, number, stats, key_names));
             server.key_names.join(server.id(), server.name());
-            pool.servers.push(Arc::new(server));
+            by_name.insert(server.name().to_owned(), Arc::clone(&server));
+            pool.servers.push(server);
         }
         let mut entries = balance.servers.iter();
         let has_default = entries.any(|entry| entry.pool.is_none());
@@ -95,13 +101,14 @@ impl ServerSet {
             inputs,
             pools,
             pool_names,
+            by_name,
             has_default,
             clashes,
         })
     }
 
-    /// The pool of a client. `None` if no pool has its name or protocol, and the default pool has no entry or
-    /// must not be used.
+    /// The pool of a client. `None` if no pool has the name or the protocol, unless the default pool may be used
+    /// and has an entry.
     ///
     /// `ssl_request`: the client has sent PostgreSQL's SSLRequest. No other servers understand its bytes.
     pub(super) fn pool(&self, hello: &ClientHello<'_>, ssl_request: bool) -> Option<&Pool> {
@@ -134,9 +141,17 @@ impl ServerSet {
     }
 
     pub(super) fn server(&self, name: &str) -> Option<&Arc<PoolServer>> {
-        let mut servers = self.servers().map(|(_, server)| server);
-        servers.find(|server| server.name() == name)
+        self.by_name.get(name)
     }
+}
+
+/// The server of the replaced set that has the same name and address.
+fn known_server<'s>(
+    server: &ListedServer,
+    before: Option<&'s ServerSet>,
+) -> Option<&'s PoolServer> {
+    let known = before?.server(&server.settings.name)?;
+    (known.address() == server.address).then_some(known)
 }
 
 /// The statistics of a server. They continue those of the replaced set, unless the address of the server has
@@ -147,16 +162,17 @@ fn stats_of(
     before: Option<&ServerSet>,
     families: &ServerFamilies,
 ) -> Arc<ServerStats> {
+    if let Some(known) = known_server(server, before) {
+        return Arc::clone(&known.stats);
+    }
     let name = &server.settings.name;
-    let known = before.and_then(|set| set.server(name));
-    if let Some(known) = known {
-        if known.address() == server.address {
-            return Arc::clone(&known.stats);
-        }
+    if before.is_some_and(|set| set.server(name).is_some()) {
         // Another machine has the name now.
         families.reset_open(name);
     }
     let health = match before {
+        // The balancer's host may have no route to the addresses of a name.
+        _ if is_checked && server.is_found() => HealthState::awaiting_check(),
         None => HealthState::default(),
         Some(_) if is_checked => HealthState::awaiting_check(),
         Some(_) => HealthState::added_at(Instant::now()),
@@ -183,7 +199,7 @@ impl Pool {
             alpn: None,
             policy,
             slow_start: balance.slow_start,
-            turn: AtomicU64::new(0),
+            turn: AtomicU64::new(known.map_or(0, |pool| pool.turn.load(Ordering::Relaxed))),
             key_names: known.map_or_else(Arc::default, |pool| Arc::clone(&pool.key_names)),
         }
     }
@@ -198,9 +214,10 @@ impl Pool {
         servers.any(|server| server.availability(now) == Availability::Up)
     }
 
-    pub(super) fn with_number(&self, number: u32) -> Option<&Arc<PoolServer>> {
-        let mut servers = self.servers.iter();
-        servers.find(|server| server.number == Some(number))
+    /// The addresses of the server with this number.
+    pub(super) fn with_number(&self, number: u32) -> impl Iterator<Item = &Arc<PoolServer>> {
+        let servers = self.servers.iter();
+        servers.filter(move |server| server.number == Some(number))
     }
 
     pub(super) fn with_id(&self, id: u32) -> Option<&Arc<PoolServer>> {
@@ -306,5 +323,97 @@ impl Pool {
             order.extend(route::place(self.policy, source, turn, &loads));
         }
         order.into_iter().map(|at| &self.servers[at]).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sessile_proto::name_resolution::FoundServer;
+
+    use super::*;
+    use crate::config::ServerAddress;
+
+    fn server(name: &str, address: &str) -> BalanceServer {
+        let address: ServerAddress = address.parse().unwrap();
+        BalanceServer::new(name.to_owned(), address)
+    }
+
+    /// The inputs of a set with the servers `a` and `b`, and a server that was found by the DNS name `web`.
+    fn inputs() -> SetInputs {
+        let servers = [
+            server("a", "10.0.0.1:443"),
+            server("b", "10.0.0.2:443"),
+            server("web", "web.test:443"),
+        ];
+        let balance = Balance {
+            servers: servers.into(),
+            policy: Policy::RoundRobin,
+            ..Balance::default()
+        };
+        let mut inputs = SetInputs::new(balance, None);
+        let found = FoundServer {
+            address: "10.0.0.3:443".parse().unwrap(),
+            weight: None,
+        };
+        inputs
+            .found
+            .insert("web.test:443".parse().unwrap(), vec![found]);
+        inputs
+    }
+
+    fn families() -> ServerFamilies {
+        ServerFamilies::register(&prometheus::Registry::new()).unwrap()
+    }
+
+    #[test]
+    fn a_found_server_counts_as_down_until_its_first_check_also_at_the_start() {
+        let set = ServerSet::new(inputs(), None, &families()).unwrap();
+        let now = Instant::now();
+        let servers = set.servers();
+        let is_up = servers.map(|(_, server)| server.availability(now) == Availability::Up);
+        assert_eq!(is_up.collect::<Vec<_>>(), [true, true, false]);
+        let mut unchecked = inputs();
+        unchecked.balance.health = Health::Off;
+        let set = ServerSet::new(unchecked, None, &families()).unwrap();
+        let mut servers = set.servers();
+        assert!(servers.all(|(_, server)| server.availability(now) == Availability::Up));
+    }
+
+    #[test]
+    fn a_new_set_continues_the_turn_of_round_robin() {
+        let families = families();
+        let source = IpAddr::from([192, 0, 2, 1]);
+        let first = |set: &ServerSet| {
+            let order = set.pools[0].place(source, Instant::now());
+            order[0].name().to_owned()
+        };
+        let set = ServerSet::new(inputs(), None, &families).unwrap();
+        let one = first(&set);
+        let replacement = ServerSet::new(inputs(), Some(&set), &families).unwrap();
+        assert_ne!(first(&replacement), one);
+    }
+
+    #[test]
+    fn a_refused_set_leaves_the_metrics_as_they_are() {
+        let registry = prometheus::Registry::new();
+        let families = ServerFamilies::register(&registry).unwrap();
+        let set = ServerSet::new(inputs(), None, &families).unwrap();
+        let series = || {
+            let mut all = registry.gather();
+            all.iter_mut()
+                .map(|family| family.take_metric().len())
+                .sum::<usize>()
+        };
+        let before = series();
+        set.server("a").unwrap().stats.metrics.open.set(7);
+        let mut refused = inputs();
+        for server in &mut refused.balance.servers[..2] {
+            server.number = Some(1);
+        }
+        refused.balance.servers[0].address = "10.0.0.9:443".parse().unwrap();
+        refused.balance.servers.push(server("new", "10.0.0.8:443"));
+        assert!(ServerSet::new(refused, Some(&set), &families).is_err());
+        assert_eq!(series(), before);
+        assert_eq!(families.for_server("a").open.get(), 7);
     }
 }

@@ -1,5 +1,6 @@
 //! The state that the threads of a balancer share, and the replacement of its server set.
 
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -137,10 +138,10 @@ impl BalancerState {
     pub(super) fn replace(&self, inputs: SetInputs) -> Result<Changes, SameNumber> {
         let before = self.server_set();
         let after = ServerSet::new(inputs, Some(&before), &self.families)?;
-        for clash in &after.clashes {
-            if !before.clashes.contains(clash) {
-                log_clash(clash);
-            }
+        let reported: HashSet<u32> = before.clashes.iter().map(|clash| clash.number).collect();
+        let clashes = after.clashes.iter();
+        for clash in clashes.filter(|clash| !reported.contains(&clash.number)) {
+            log_clash(clash);
         }
         let mut changes = Changes::default();
         let mut forgotten = Vec::new();
@@ -187,7 +188,7 @@ fn log_clash(clash: &SameNumber) {
         one,
         other,
         number,
-        "the tickets of two servers have the same number, so labels lead no client to them; set another server.number \
-         in the file of one of them"
+        "the tickets of two servers have the same number, so labels cannot tell the servers apart; set another \
+         server.number in the file of one of them, or give both addresses to one DNS name"
     );
 }

@@ -210,6 +210,7 @@ fn server_names(balance: &Balance, findings: &mut Findings) {
         Some(address) => format!("the DNS server {address}"),
         None => "the DNS servers of /etc/resolv.conf".to_owned(),
     };
+    let interval = format_duration(balance.lookup_interval);
     for server in &balance.servers {
         let name = &server.name;
         let meaning = match &server.address {
@@ -222,7 +223,8 @@ fn server_names(balance: &Balance, findings: &mut Findings) {
             ),
         };
         findings.note(format!(
-            "{meaning}; the balancer asks {resolver} again when the lifetime of the records ends."
+            "{meaning}; /etc/hosts goes first; the balancer asks {resolver} again when the lifetime of the records \
+             ends, after {interval} at the latest."
         ));
     }
 }

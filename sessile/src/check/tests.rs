@@ -419,8 +419,9 @@ fn servers_with_a_dns_name_are_explained_and_not_looked_up() {
     let messages = graded(&config, Grade::Note).join("\n");
     for expected in [
         "balances over the servers of 2 DNS names in 1 pool",
-        "Each address of the host web.shop.test is a server with port 443, named web/IP:443; the balancer asks the DNS \
-         server 127.0.0.1:5300 again when the lifetime of the records ends.",
+        "Each address of the host web.shop.test is a server with port 443, named web/IP:443; /etc/hosts goes first; the \
+         balancer asks the DNS server 127.0.0.1:5300 again when the lifetime of the records ends, after 1h at the \
+         latest.",
         "The SRV records of _tls._tcp.shop.test name the hosts, the ports and the weights of the servers srv/IP:PORT;",
     ] {
         assert!(messages.contains(expected), "{messages}");

@@ -77,9 +77,14 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let stop = CancellationToken::new();
     let registry = prometheus::Registry::new();
     let balancer = Balancer::start(&config, stop.clone(), &registry)?;
+    let entries = &config.balance.servers;
+    let names = entries
+        .iter()
+        .filter(|entry| entry.address.is_name())
+        .count();
+    let servers = entries.len() - names;
     for address in balancer.addresses() {
-        let servers = config.balance.servers.len();
-        tracing::info!(%address, servers, policy = %config.balance.policy, "balancing");
+        tracing::info!(%address, servers, names, policy = %config.balance.policy, "balancing");
     }
     log_label_source(&config, &balancer);
     let api = || {

@@ -278,8 +278,7 @@ pub struct BalancePool {
 pub struct BalanceServer {
     pub name: String,
     pub address: ServerAddress,
-    /// The number in the tickets of the server. `None`: derived from the farm's scope and the name, or learned
-    /// from tickets if the server was found by a DNS name.
+    /// The number in the tickets of the server. `None`: derived from the name, or learned from tickets.
     pub number: Option<u32>,
     /// Share of new clients, 1 to 65,535. SRV records have their own weights.
     pub weight: u16,

@@ -210,6 +210,9 @@ fn requests_are_refused_in_the_words_of_the_configuration() {
         status == 409 && error.contains("have the same number, 5"),
         "{error}"
     );
+    // A refused server has no metrics.
+    let metrics = api.balancer.metrics_text();
+    assert!(metrics.contains("server=\"a\"") && !metrics.contains("server=\"b\""));
     assert_eq!(
         api.refused("PATCH", "a", &json!({})),
         (405, "method not allowed".to_owned())
@@ -247,6 +250,13 @@ fn the_api_adds_and_removes_the_servers_of_a_dns_name() {
             "{error}"
         );
     }
+    // Names of servers that DNS can give are not for other servers.
+    let body = json!({"address": "127.0.0.1:1"});
+    let (status, error) = api.refused("PUT", "web/127.0.0.9:1", &body);
+    assert!(
+        status == 400 && error.contains("choose another name"),
+        "{error}"
+    );
     let (status, _) = api.ask("POST", "web", &json!({"drain": true}));
     assert_eq!(status, 200);
     assert_eq!(api.reached(), ["a"]);
@@ -259,4 +269,47 @@ fn the_api_adds_and_removes_the_servers_of_a_dns_name() {
     api.do_("PUT", "srv", &json!({"address": "_tls._tcp.web.test"}));
     let (status, error) = api.refused("POST", "srv", &json!({"weight": 2}));
     assert!(status == 400 && error.contains("SRV name"), "{error}");
+}
+
+#[test]
+fn a_request_that_adds_or_removes_a_server_looks_all_names_up_again() {
+    let certificates = Certificates::new();
+    let servers = ["a", "b"].map(|name| named(&certificates, name));
+    let [a, b] = servers.each_ref().map(Peer::address);
+    let lifetime = ["--local-ttl=3600".to_owned()];
+    let dns = Dns::with("127.0.0.1 web.test\n", &lifetime);
+    let settings = format!("{SETTINGS}\n{}", dns.setting());
+    let web = format!(
+        "[[balance.server]]\nname = \"web\"\naddress = \"web.test:{}\"\n",
+        a.port()
+    );
+    let api = Controlled::start(&certificates, &settings, &[web]);
+    dns.set_hosts("127.0.0.1 web.test\n127.0.0.9 web.test\n");
+    let _dns = dns.restart_with(&lifetime);
+    api.do_("PUT", "b", &json!({"address": b.to_string()}));
+    let found = ["127.0.0.1", "127.0.0.9"].map(|ip| format!("web/{ip}:{}", a.port()));
+    let wanted = [&found[0], &found[1], "b"];
+    eventually("the name was looked up again", || api.names() == wanted);
+}
+
+#[test]
+fn a_pool_without_servers_is_not_ready() {
+    let certificates = Certificates::new();
+    let address = named(&certificates, "a").address();
+    let pool = "[[balance.pool]]\nname = \"shop\"\nnames = [\"shop.test\"]\n".to_owned();
+    let in_pool = server("s", address, "pool = \"shop\"");
+    let rest = [pool, server("a", address, ""), in_pool];
+    let api = Controlled::start(&certificates, SETTINGS, &rest);
+    let readiness = || api.balancer.readiness();
+    let unready = |pools: &str| (503, format!("no server is up in {pools}\n"));
+    let ready = (200, "ready\n".to_owned());
+    assert_eq!(readiness(), ready);
+    // Only a named pool needs servers.
+    api.do_("DELETE", "a", &json!(null));
+    assert_eq!(readiness(), ready);
+    api.do_("DELETE", "s", &json!(null));
+    let both = "pool default (it has no server), pool shop (it has no server)";
+    assert_eq!(readiness(), unready(both));
+    api.do_("PUT", "a", &json!({"address": address.to_string()}));
+    assert_eq!(readiness(), unready("pool shop (it has no server)"));
 }

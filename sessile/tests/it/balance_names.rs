@@ -103,8 +103,12 @@ fn the_servers_of_a_name_follow_its_addresses_and_stay_if_the_name_is_gone() {
     // One server leaves, and another one comes. The server that stays keeps its counts.
     dns.set_hosts("127.0.0.4 web.test\n127.0.0.3 web.test\n");
     await_servers(&balancer, &[at(3), at(4)]);
-    let line = balancer.await_line("the servers of a name have changed");
-    assert!(line.contains(&at(4)) && line.contains(&at(2)), "{line}");
+    let line = balancer.await_line(&format!("added=[\"{}\"]", at(4)));
+    assert!(
+        line.contains("the servers of a name have changed"),
+        "{line}"
+    );
+    balancer.await_line(&format!("removed=[\"{}\"]", at(2)));
     assert_eq!(reached(&balancer, 4), ["127.0.0.3", "127.0.0.4"]);
     let metrics = balancer.metrics();
     let made = |name: &str| metrics.sum(CONNECTIONS, &[("server", name)]);
@@ -222,6 +226,16 @@ fn a_dns_server_that_does_not_answer_delays_the_start_and_names_in_the_hosts_fil
     let local = format!("local/{}", nginx.address());
     assert!(servers.contains(&local), "{servers:?}");
     assert_eq!(reached(&balancer, 1), ["127.0.0.1"]);
+
+    // Another DNS server is asked at once, although the old one still owes an answer.
+    let dns = Dns::start("127.0.0.2 web.test\n");
+    let settings = format!("health = \"off\"\n{}", dns.setting());
+    write(certificates.folder(), &settings, &rest);
+    reload(&balancer);
+    let found = "web/127.0.0.2:443".to_owned();
+    eventually("the name has an answer", || {
+        names(&balancer).contains(&found)
+    });
 }
 
 #[test]
@@ -230,17 +244,21 @@ fn a_server_that_dns_adds_gets_no_client_before_its_first_check() {
     let nginx = nginx_on(&certificates, &["127.0.0.2"]);
     let port = nginx.address().port();
     // The kernel accepts connections, and nothing answers them. So the check lasts.
-    let _silent = TcpListener::bind(("127.0.0.3", port)).unwrap();
-    let dns = Dns::start("127.0.0.2 web.test\n");
+    let _silent = ["127.0.0.3", "127.0.0.4"].map(|ip| TcpListener::bind((ip, port)).unwrap());
+    let dns = Dns::start("127.0.0.2 web.test\n127.0.0.4 web.test\n");
     let settings = format!(
         "policy = \"round-robin\"\nconnect-timeout = \"1h\"\n{}",
         dns.setting()
     );
     let rest = [named_server("web", &format!("web.test:{port}"))];
     let balancer = start(certificates.folder(), &settings, &rest);
-    dns.set_hosts("127.0.0.2 web.test\n127.0.0.3 web.test\n");
-    let added = balancer.await_server(&format!("web/127.0.0.3:{port}"), |_| true);
-    assert_eq!(added["state"], "down");
+    let at = |last: u8| format!("web/127.0.0.{last}:{port}");
+    balancer.await_server(&at(2), |server| server["state"] == "up");
+    dns.set_hosts("127.0.0.2 web.test\n127.0.0.3 web.test\n127.0.0.4 web.test\n");
+    for silent in [3, 4] {
+        let server = balancer.await_server(&at(silent), |_| true);
+        assert_eq!(server["state"], "down");
+    }
     assert_eq!(reached(&balancer, 4), ["127.0.0.2"]);
 }
 
@@ -262,7 +280,8 @@ fn a_name_is_looked_up_again_when_a_server_of_it_goes_down() {
     dns.set_hosts("127.0.0.3 web.test\n");
     let dns = dns.restart_with(&lifetime);
     drop(going);
-    await_servers(&balancer, &[format!("web/127.0.0.3:{port}")]);
+    let at = |last: u8| format!("web/127.0.0.{last}:{port}");
+    balancer.await_server(&at(3), |server| server["state"] == "up");
     assert_eq!(reached(&balancer, 1), ["127.0.0.3"]);
 
     // A new interval counts from the next lookup on.
@@ -274,7 +293,7 @@ fn a_name_is_looked_up_again_when_a_server_of_it_goes_down() {
     );
     reload(&balancer);
     dns.set_hosts("127.0.0.1 web.test\n");
-    await_servers(&balancer, &[format!("web/127.0.0.1:{port}")]);
+    await_servers(&balancer, &[at(1)]);
 }
 
 /// An SRV record of `_tls._tcp.web.test`, as an argument of dnsmasq.
@@ -325,12 +344,16 @@ fn srv_records_give_hosts_ports_and_weights() {
 
 /// A balancer with the route part of the farm's key, whose servers have the DNS name `_tls._tcp.web.test`.
 fn farm_balancer(farm: &Farm, dns: &Dns) -> Sessile {
+    balancer_of(farm, dns, &named_server("farm", "_tls._tcp.web.test"))
+}
+
+/// A balancer with the route part of the farm's key and these servers.
+fn balancer_of(farm: &Farm, dns: &Dns, servers: &str) -> Sessile {
     let file = farm.folder().join("balance.toml");
     let text = format!(
         "[key]\nfile = \"route.key\"\n[[listener]]\naddress = \"127.0.0.1:0\"\nrole = \"balance\"\n\
-         [balance]\npolicy = \"round-robin\"\nhealth-interval = \"50ms\"\n{}\n{}",
-        dns.setting(),
-        named_server("farm", "_tls._tcp.web.test")
+         [balance]\npolicy = \"round-robin\"\nhealth-interval = \"50ms\"\n{}\n{servers}",
+        dns.setting()
     );
     fs::write(&file, text).unwrap();
     Sessile::balance_configured(&file, Path::new(crate::peers::NO_FOLDER))
@@ -366,31 +389,75 @@ fn the_number_of_a_server_is_learned_from_its_tickets_and_labels_lead_to_it() {
     balancer.await_metrics(|metrics| metrics.routed("label", "resumed") == 3);
 }
 
-#[test]
-fn labels_lead_to_no_server_whose_number_another_server_shows() {
+/// Two visits of a client to a farm whose servers have the same number. Returns the connections that a label
+/// led to a server which resumed.
+fn label_visits_of_equal_numbers(records: [&str; 2], entries: &str, number: &Value) -> u64 {
     let farm = Farm::new("").numbered(7);
     let servers = ["web1", "web2"].map(|name| farm.serve(name));
     let addresses = servers.each_ref().map(|server| server.address());
     export(&farm);
-    let records = addresses.map(|address| record("one.test", address, 1, 1));
-    let dns = Dns::with("127.0.0.1 one.test\n", &records);
-    let balancer = farm_balancer(&farm, &dns);
-    let line = balancer.await_line("the tickets of two servers have the same number");
-    assert!(line.contains("number=7"), "{line}");
-    for address in addresses {
-        balancer.await_server(&format!("farm/{address}"), |server| {
-            server["number"].is_null()
-        });
+    let arguments: Vec<String> = records
+        .iter()
+        .zip(addresses)
+        .map(|(name, address)| format!("--srv-host={name},one.test,{},1,1", address.port()))
+        .collect();
+    let dns = Dns::with("127.0.0.1 one.test\n", &arguments);
+    let balancer = balancer_of(&farm, &dns, entries);
+    if number.is_null() {
+        let line = balancer.await_line("the tickets of two servers have the same number");
+        assert!(line.contains("number=7"), "{line}");
+    }
+    for name in names(&balancer) {
+        balancer.await_server(&name, |server| server["number"] == *number);
     }
     let session = farm.folder().join("session");
     for verdict in ["full/nothing-offered", "resumed/psk"] {
-        assert_eq!(
-            visit_farm(balancer.address(), "-tls1_3", &session).1,
-            verdict
-        );
+        let (_, shown) = visit_farm(balancer.address(), "-tls1_3", &session);
+        assert_eq!(shown, verdict);
     }
     let metrics = balancer.await_metrics(|metrics| metrics.all_routed() == 2);
-    assert_eq!(metrics.routed("label", "resumed"), 0, "{metrics}");
+    metrics.routed("label", "resumed")
+}
+
+#[test]
+fn labels_lead_to_no_server_whose_number_a_server_of_another_name_shows() {
+    let entries = ["_tls._tcp.a.test", "_tls._tcp.b.test"];
+    let servers = entries
+        .map(|name| named_server(&name[10..11], name))
+        .concat();
+    let led = label_visits_of_equal_numbers(entries, &servers, &json!(null));
+    assert_eq!(led, 0);
+}
+
+#[test]
+fn labels_lead_to_any_address_of_a_name_that_shows_their_number() {
+    let records = ["_tls._tcp.web.test"; 2];
+    let servers = named_server("farm", records[0]);
+    let led = label_visits_of_equal_numbers(records, &servers, &json!(7));
+    assert_eq!(led, 1);
+}
+
+#[test]
+fn a_listener_of_the_balancer_is_no_server_of_a_name() {
+    let certificates = Certificates::new();
+    let nginx = nginx_on(&certificates, &["127.0.0.2"]);
+    let port = nginx.address().port();
+    let dns = Dns::start("127.0.0.2 web.test\n0.0.0.0 web.test\n127.0.0.1 loop.test\n");
+    let settings = format!("health = \"off\"\n{}", dns.setting());
+    let rest = [named_server("web", &format!("web.test:{port}"))];
+    let folder = certificates.folder();
+    let balancer = start(folder, &settings, &rest);
+    balancer.await_line("the name has addresses that cannot be those of servers");
+    let servers = [format!("web/127.0.0.2:{port}")];
+    assert_eq!(names(&balancer), servers);
+    let token = fs::read_to_string(folder.join("token")).unwrap();
+    let body = json!({ "address": format!("loop.test:{}", balancer.address().port()) });
+    let request = "PUT /api/balancer/servers/loop";
+    let (status, said) = balancer.api(request, Some(token.trim()), &body.to_string());
+    assert_eq!(status, 200, "{said}");
+    let line = balancer.await_line("cannot look up the name of servers");
+    assert!(line.contains("none of its own listeners"), "{line}");
+    assert_eq!(names(&balancer), servers);
 }
 
 #[test]
@@ -421,12 +488,21 @@ fn a_change_of_one_server_of_a_name_stays_until_the_reload() {
     reload(&balancer);
     assert_eq!(reached(&balancer, 4), ["127.0.0.2", "127.0.0.4"]);
 
-    // A change of the entry concerns all its servers.
-    let (status, said) = balancer.api(
-        "POST /api/balancer/servers/web",
-        Some(token.trim()),
-        r#"{"weight": 9}"#,
+    // A later change of the entry replaces the change of one server.
+    let post = |server: &str, body: &str| {
+        let request = format!("POST /api/balancer/servers/{server}");
+        balancer.api(&request, Some(token.trim()), body)
+    };
+    assert_eq!(
+        post(&format!("web/127.0.0.2:{port}"), r#"{"drain": true}"#).0,
+        200
     );
+    assert_eq!(reached(&balancer, 3), ["127.0.0.4"]);
+    assert_eq!(post("web", r#"{"drain": false}"#).0, 200);
+    assert_eq!(reached(&balancer, 4), ["127.0.0.2", "127.0.0.4"]);
+
+    // A change of the entry concerns all its servers.
+    let (status, said) = post("web", r#"{"weight": 9}"#);
     assert_eq!((status, &said["weight"]), (200, &json!(9)), "{said}");
     let server = balancer.await_server(&format!("web/127.0.0.2:{port}"), |_| true);
     assert_eq!(server["weight"], 9);

@@ -174,6 +174,7 @@ fn record_check(state: &BalancerState, server: &PoolServer, failed: Option<&Erro
         && is_local_error(error)
     {
         state.metrics.count_local_error(server.name(), error);
+        tracing::debug!(server = server.name(), address = %server.address(), %error, "this host could not make a check");
         return CheckEffect::default();
     }
     let effect = server.record_check(failed, Instant::now().into_std());

@@ -12,10 +12,10 @@ use std::time::Duration;
 use std::{io, thread};
 
 use sessile_proto::name_resolution::{FoundServer, MIN_WAIT};
-use tokio::task::JoinSet;
+use tokio::task::{JoinSet, LocalSet};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use self::resolver::{Answer, LookupError, look_up};
+use self::resolver::{LookedUp, LookupError, look_up};
 use self::table::Names;
 use super::server_list;
 use super::servers::ServerSet;
@@ -33,13 +33,19 @@ pub(super) fn look_up_first(
     names: &Names,
     balance: &Balance,
 ) -> io::Result<BTreeMap<ServerAddress, Vec<FoundServer>>> {
-    if server_list::names(balance).is_empty() {
+    let count = server_list::names(balance).len();
+    if count == 0 {
         return Ok(BTreeMap::new());
     }
-    // The caller may run on a runtime of its own, and a runtime must not wait inside another one.
+    tracing::info!(
+        names = count,
+        "looking up the DNS names of servers; the start waits up to {} s for the answers",
+        FIRST_ANSWERS.as_secs()
+    );
+    // The thread of the caller may have a runtime. No runtime may wait inside another one.
     let answers = thread::scope(|scope| {
         let thread = thread::Builder::new().name("balance-names".to_owned());
-        let lookups = thread.spawn_scoped(scope, || first_answers(balance))?;
+        let lookups = thread.spawn_scoped(scope, || first_answers(names, balance))?;
         lookups.join().expect("lookups do not panic")
     })?;
     let mut found = BTreeMap::new();
@@ -52,16 +58,17 @@ pub(super) fn look_up_first(
 
 /// The first answers for all names of a configuration.
 fn first_answers(
+    names: &Names,
     balance: &Balance,
-) -> io::Result<Vec<(ServerAddress, Result<Answer, LookupError>)>> {
+) -> io::Result<Vec<(ServerAddress, Result<LookedUp, LookupError>)>> {
     let mut builder = tokio::runtime::Builder::new_current_thread();
     let runtime = builder.enable_all().build()?;
-    let resolver = balance.resolver;
-    Ok(runtime.block_on(async {
+    Ok(LocalSet::new().block_on(&runtime, async {
         let mut lookups = JoinSet::new();
         for name in server_list::names(balance).into_iter().cloned() {
-            lookups.spawn(async move {
-                let answer = timeout(FIRST_ANSWERS, look_up(resolver, &name, &[])).await;
+            let inputs = names.inputs(&name, balance);
+            lookups.spawn_local(async move {
+                let answer = timeout(FIRST_ANSWERS, look_up(&inputs, &name)).await;
                 let answer = answer.unwrap_or(Err(LookupError::TimedOut(FIRST_ANSWERS)));
                 (name, answer)
             });
@@ -116,8 +123,13 @@ async fn look_up_while_configured(state: &BalancerState, name: &ServerAddress) {
             last = Some(Instant::now());
             let set = state.server_set();
             let balance = &set.inputs.balance;
-            let known = state.names.servers(name);
-            let result = look_up(balance.resolver, name, &known).await;
+            let inputs = state.names.inputs(name, balance);
+            let mut new_sets = state.servers.subscribe();
+            let result = tokio::select! {
+                result = look_up(&inputs, name) => result,
+                // The old DNS server may not answer. The reload also asks for another lookup.
+                _ = new_sets.wait_for(|set| set.inputs.balance.resolver != inputs.resolver) => continue,
+            };
             if let Some(servers) = state.names.record(name, result, balance.lookup_interval) {
                 log_changes(name, &state.set_found(name, servers));
             }

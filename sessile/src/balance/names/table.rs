@@ -1,17 +1,18 @@
 //! The state of the DNS names: their last answers, their failures and their next lookups.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::sync::Mutex;
 use std::time::Duration;
 
 use sessile_proto::Time;
-use sessile_proto::name_resolution::{FoundServer, MAX_SERVERS, NameLookups};
+use sessile_proto::name_resolution::{Answered, FoundServer, MAX_SERVERS, NameLookups};
 use tokio::sync::watch;
 
 use super::super::metrics::{LookupCounters, LookupResult};
-use super::resolver::{Answer, LookupError};
+use super::resolver::{LookedUp, LookupError, LookupInputs, RecordKey};
 use crate::clock;
-use crate::config::ServerAddress;
+use crate::config::{Balance, ServerAddress};
 use crate::locks::locked;
 
 /// The state of all names.
@@ -19,6 +20,8 @@ pub(in crate::balance) struct Names {
     by_name: Mutex<BTreeMap<ServerAddress, NameState>>,
     /// A change asks each task to look its name up now.
     repeat: watch::Sender<()>,
+    /// The addresses of the balancer's listeners, which are no servers.
+    listeners: Mutex<Vec<SocketAddr>>,
     lookups: LookupCounters,
 }
 
@@ -26,6 +29,8 @@ pub(in crate::balance) struct Names {
 #[derive(Default)]
 struct NameState {
     lookups: NameLookups,
+    /// The SRV records in the last answer that are used.
+    records: BTreeSet<RecordKey>,
     failure: Option<LookupFailure>,
 }
 
@@ -43,8 +48,14 @@ impl Names {
         Self {
             by_name: Mutex::default(),
             repeat: watch::Sender::new(()),
+            listeners: Mutex::default(),
             lookups,
         }
+    }
+
+    /// Sets the addresses of the balancer's listeners. No answer can make one of them a server.
+    pub(in crate::balance) fn set_listeners(&self, listeners: Vec<SocketAddr>) {
+        *locked(&self.listeners) = listeners;
     }
 
     /// Asks all tasks to look their names up now.
@@ -70,12 +81,19 @@ impl Names {
             .map_or(Duration::ZERO, |state| state.lookups.wait())
     }
 
-    /// The servers of the last answer.
-    pub(super) fn servers(&self, name: &ServerAddress) -> Vec<FoundServer> {
-        let by_name = locked(&self.by_name);
-        by_name
-            .get(name)
-            .map_or_else(Vec::new, |state| state.lookups.servers().to_vec())
+    /// The inputs of the next lookup of a name.
+    pub(super) fn inputs(&self, name: &ServerAddress, balance: &Balance) -> LookupInputs {
+        let mut inputs = LookupInputs {
+            resolver: balance.resolver,
+            listeners: locked(&self.listeners).clone(),
+            ..LookupInputs::default()
+        };
+        if let Some(state) = locked(&self.by_name).get(name) {
+            let servers = state.lookups.servers().iter();
+            inputs.known = servers.map(|server| server.address).collect();
+            inputs.known_records.clone_from(&state.records);
+        }
+        inputs
     }
 
     /// Forgets a name that the configuration does not have any more.
@@ -88,46 +106,79 @@ impl Names {
     pub(super) fn record(
         &self,
         name: &ServerAddress,
-        result: Result<Answer, LookupError>,
+        result: Result<LookedUp, LookupError>,
         max_wait: Duration,
     ) -> Option<Vec<FoundServer>> {
-        let mut by_name = locked(&self.by_name);
-        let state = by_name.entry(name.clone()).or_default();
         match result {
-            Ok(answer) => {
+            Ok(found) => {
                 self.lookups.count(LookupResult::Answered);
-                let effect =
-                    state
-                        .lookups
-                        .record_answer(&answer.servers, answer.lifetime, max_wait);
-                state.failure = None;
-                let servers = state.lookups.servers();
-                tracing::debug!(%name, servers = servers.len(), wait = ?state.lookups.wait(), "looked up a name");
-                if effect.recovered {
-                    tracing::info!(%name, "the name of servers has an answer again");
-                }
-                if let Some(left_out) = effect.newly_left_out {
-                    tracing::warn!(
-                        %name, left_out,
-                        "the name has more than {MAX_SERVERS} servers; the balancer uses {MAX_SERVERS} of them"
-                    );
-                }
-                Some(state.lookups.servers().to_vec())
+                Some(self.record_answer(name, found, max_wait))
             }
             Err(error) => {
                 self.lookups.count(LookupResult::Failed);
-                let is_first = state.lookups.record_failure();
-                let since = state.failure.as_ref().map(|failure| failure.since);
-                state.failure = Some(LookupFailure {
-                    error: error.to_string(),
-                    since: since.unwrap_or_else(clock::now),
-                });
-                if is_first {
-                    log_failure(name, &error, state.lookups.servers().len());
-                }
+                self.record_failure(name, &error);
                 None
             }
         }
+    }
+
+    fn record_answer(
+        &self,
+        name: &ServerAddress,
+        found: LookedUp,
+        max_wait: Duration,
+    ) -> Vec<FoundServer> {
+        let LookedUp {
+            answer,
+            records,
+            lifetime,
+        } = found;
+        let mut by_name = locked(&self.by_name);
+        let state = by_name.entry(name.clone()).or_default();
+        let effect = state.lookups.record_answer(answer, lifetime, max_wait);
+        state.records = records;
+        state.failure = None;
+        let servers = state.lookups.servers().to_vec();
+        let wait = state.lookups.wait();
+        drop(by_name);
+        tracing::debug!(%name, servers = servers.len(), ?wait, "looked up a name");
+        log_answer(name, effect);
+        servers
+    }
+
+    fn record_failure(&self, name: &ServerAddress, error: &LookupError) {
+        let mut by_name = locked(&self.by_name);
+        let state = by_name.entry(name.clone()).or_default();
+        let is_first = state.lookups.record_failure();
+        let since = state.failure.as_ref().map(|failure| failure.since);
+        state.failure = Some(LookupFailure {
+            error: error.to_string(),
+            since: since.unwrap_or_else(clock::now),
+        });
+        let servers = state.lookups.servers().len();
+        drop(by_name);
+        if is_first {
+            log_failure(name, error, servers);
+        }
+    }
+}
+
+fn log_answer(name: &ServerAddress, effect: Answered) {
+    if effect.recovered {
+        tracing::info!(%name, "the name of servers has an answer again");
+    }
+    if let Some(left_out) = effect.newly_left_out {
+        tracing::warn!(
+            %name, left_out,
+            "the name has more than {MAX_SERVERS} servers; the balancer uses {MAX_SERVERS} of them"
+        );
+    }
+    if let Some(unusable) = effect.newly_unusable {
+        tracing::warn!(
+            %name, unusable,
+            "the name has addresses that cannot be those of servers, such as 0.0.0.0 or a listener of this \
+             balancer; the balancer does not use them; correct the records of the name"
+        );
     }
 }
 

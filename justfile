@@ -66,7 +66,7 @@ deb:
     rm -f target/debian/sessile_*.deb
     cargo deb --quiet --no-build --locked --package sessile
 
-# Installs, upgrades and purges the Debian package in a folder of its own, and checks its parts. Needs root.
+# Installs, upgrades and purges the Debian package in a folder of its own, and checks its parts. Uses sudo for the folder.
 package: deb
     .ci/package
 

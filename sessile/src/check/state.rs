@@ -178,7 +178,7 @@ pub(super) fn check_private(path: &Path, grade: Grade, findings: &mut Findings) 
         findings.add(
             grade,
             format!(
-                "{}: holds a secret, but its mode lets other users read or change it; run chmod 600 on it.",
+                "{}: holds a secret, but its mode lets other users read or change it; run chmod o-rwx on it.",
                 path.display()
             ),
         );

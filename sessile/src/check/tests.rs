@@ -133,7 +133,7 @@ fn an_expiring_certificate_and_a_readable_key_give_warnings() {
         .collect();
     assert_eq!(warnings.len(), 2, "{warnings:?}");
     assert!(warnings[0].ends_with("ends on 2100-01-01T00:00:00Z; renew it."));
-    assert!(warnings[1].ends_with("run chmod 600 on it."));
+    assert!(warnings[1].ends_with("run chmod o-rwx on it."));
 }
 
 #[test]

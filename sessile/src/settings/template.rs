@@ -1,5 +1,5 @@
 //! A configuration file to begin with: the tables that a role needs, and every setting of the role with its
-//! default. Everything is a comment, so the file changes nothing until somebody edits it.
+//! default. Every setting is a comment, except the folders of the units for systemd.
 
 use std::fmt::Write as _;
 
@@ -41,6 +41,12 @@ const BALANCE: &str = r#"# To begin, remove the # in front of these lines and ad
 #address = "10.0.0.2:443"
 "#;
 
+/// A balancer has the route part of the farm key, and a server the whole key.
+const ROUTE_KEY: &str = "/var/lib/sessile/route.key";
+const ROUTE_KEY_MEANING: &str = "The route part of the farm key, which opens the labels of tickets. `sessile \
+     key export --route` writes the file on a server. \"none\": the balancer reads no labels. Default: farm.key in the \
+     state folder, if that file exists.";
+
 /// Where the process will run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
@@ -75,7 +81,7 @@ pub fn template(role: Role, place: Place) -> String {
         }
         let _ = write!(text, "\n[{section}]\n");
         for setting in settings {
-            text += &lines(setting, place);
+            text += &lines(setting, role, place);
         }
     }
     text
@@ -120,12 +126,15 @@ fn applies(setting: &Setting, role: Role) -> bool {
 }
 
 /// A setting: its meaning as a comment, and its line.
-fn lines(setting: &Setting, place: Place) -> String {
+fn lines(setting: &Setting, role: Role, place: Place) -> String {
+    let (_, key) = setting.parts();
+    if (role, setting.name) == (Role::Balance, "key.file") {
+        return format!("{}#{key} = \"{ROUTE_KEY}\"\n", comment(ROUTE_KEY_MEANING));
+    }
     let mut meaning = capitalized(setting.meaning) + ".";
     if let Some(words) = setting.default_words {
         let _ = write!(meaning, " Default: {words}.");
     }
-    let (_, key) = setting.parts();
     let line = match (place, setting.name) {
         (Place::SystemdUnit, "server.state-dir") => format!("{key} = \"/var/lib/sessile\""),
         (Place::SystemdUnit, "log.access") => format!("{key} = \"/var/log/sessile/access.log\""),
@@ -217,6 +226,14 @@ mod tests {
         assert!(!has(Role::Balance, "\n#tickets = true\n"));
         assert!(has(Role::Balance, "\n#policy = \"source\"\n"));
         assert!(!has(Role::Serve, "\n[balance]\n"));
+        assert!(has(
+            Role::Balance,
+            "\n#file = \"/var/lib/sessile/route.key\"\n"
+        ));
+        assert!(has(
+            Role::Serve,
+            "\n#file = \"/var/lib/sessile/farm.key\"\n"
+        ));
     }
 
     #[test]

@@ -10,6 +10,9 @@ use crate::response_head::{Field, MAX_FIELDS, ends_lines_with_crlf, find_empty_l
 /// Most bytes of the line with the size of a chunk, extensions included.
 const MAX_SIZE_LINE: usize = 4096;
 
+/// Most bytes of all extensions of a body together. The extensions have no effect.
+const MAX_EXTENSIONS: usize = 16 * 1024;
+
 /// Most bytes of all trailers together.
 const MAX_TRAILERS: usize = 16 * 1024;
 
@@ -20,17 +23,22 @@ const MAX_DIGITS: usize = 16;
 #[derive(Debug)]
 pub struct ChunkedBody {
     state: State,
+    /// How many bytes the extensions had so far.
+    extensions: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
 enum State {
     ExpectSize,
-    /// So many bytes of data are left in the chunk.
+    /// The chunk has this many bytes of data left.
     InData(u64),
-    /// The CRLF behind the data of a chunk.
+    /// The CRLF behind the data of a chunk is next.
     ExpectDataEnd,
-    ExpectTrailers,
-    /// So many bytes with trailers are next.
+    ExpectTrailers {
+        /// How many bytes were searched for the end of the trailers.
+        searched: usize,
+    },
+    /// The next bytes are this many bytes of trailers.
     AtTrailers(usize),
     Complete,
 }
@@ -42,7 +50,7 @@ pub enum Error {
     /// The size of a chunk is missing or too large, or a line does not end with CRLF.
     #[error("malformed chunk")]
     Malformed,
-    /// The line with a size, or all trailers together, have too many bytes.
+    /// A line with a size, all extensions together, or all trailers together have too many bytes.
     #[error("the framing of a chunk is too long")]
     TooLong,
 }
@@ -53,6 +61,7 @@ impl ChunkedBody {
     pub const fn new() -> Self {
         Self {
             state: State::ExpectSize,
+            extensions: 0,
         }
     }
 
@@ -66,9 +75,9 @@ impl ChunkedBody {
         loop {
             let rest = &bytes[skipped..];
             let step = match self.state {
-                State::ExpectSize => size_line(rest),
+                State::ExpectSize => self.take_size_line(rest),
                 State::ExpectDataEnd => data_end(rest),
-                State::ExpectTrailers => trailers(rest),
+                State::ExpectTrailers { searched } => trailers(rest, searched),
                 State::InData(_) | State::AtTrailers(_) | State::Complete => Ok(None),
             };
             match step {
@@ -76,12 +85,33 @@ impl ChunkedBody {
                     self.state = state;
                     skipped += len;
                 }
-                Ok(None) => return Ok(skipped),
+                Ok(None) => {
+                    if let State::ExpectTrailers { searched } = &mut self.state {
+                        *searched = rest.len();
+                    }
+                    return Ok(skipped);
+                }
                 Err(error) if skipped == 0 => return Err(error),
                 // The next call finds the error.
                 Err(_) => return Ok(skipped),
             }
         }
+    }
+
+    fn take_size_line(&mut self, bytes: &[u8]) -> Result<Option<(State, usize)>, Error> {
+        let Some(line) = SizeLine::parse(bytes)? else {
+            return Ok(None);
+        };
+        let extensions = self.extensions + line.extensions;
+        if extensions > MAX_EXTENSIONS {
+            return Err(Error::TooLong);
+        }
+        self.extensions = extensions;
+        let state = match line.size {
+            0 => State::ExpectTrailers { searched: 0 },
+            size => State::InData(size),
+        };
+        Ok(Some((state, line.len)))
     }
 
     /// Takes data: returns how many of the next `available` bytes are data. The caller removes them.
@@ -135,34 +165,45 @@ pub fn parse_trailers(trailers: &[u8]) -> Result<Vec<Field<'_>>, Error> {
     }
 }
 
-/// The state behind the line with the size of a chunk, and the length of the line. `None` if the line is incomplete.
-fn size_line(bytes: &[u8]) -> Result<Option<(State, usize)>, Error> {
-    let window = &bytes[..bytes.len().min(MAX_SIZE_LINE)];
-    let Some(lf) = memchr(b'\n', window) else {
-        return if window.len() == MAX_SIZE_LINE {
-            Err(Error::TooLong)
-        } else {
-            Ok(None)
+/// The line with the size of a chunk.
+struct SizeLine {
+    size: u64,
+    /// How many bytes follow the size in the line.
+    extensions: usize,
+    /// The length of the line with its CRLF.
+    len: usize,
+}
+
+impl SizeLine {
+    /// `None` if the line is incomplete.
+    fn parse(bytes: &[u8]) -> Result<Option<Self>, Error> {
+        let window = &bytes[..bytes.len().min(MAX_SIZE_LINE)];
+        let Some(lf) = memchr(b'\n', window) else {
+            return if window.len() == MAX_SIZE_LINE {
+                Err(Error::TooLong)
+            } else {
+                Ok(None)
+            };
         };
-    };
-    let line = window[..lf].strip_suffix(b"\r").ok_or(Error::Malformed)?;
-    let is_digit = |byte: &&u8| byte.is_ascii_hexdigit();
-    let digits = line.iter().take_while(is_digit).count();
-    let (digits, rest) = line.split_at(digits);
-    // Some servers write spaces behind a size.
-    let is_end = matches!(rest.trim_ascii_start().first(), None | Some(b';'));
-    if digits.is_empty() || digits.len() > MAX_DIGITS || !is_end || memchr(b'\r', rest).is_some() {
-        return Err(Error::Malformed);
+        let line = window[..lf].strip_suffix(b"\r").ok_or(Error::Malformed)?;
+        let is_digit = |byte: &&u8| byte.is_ascii_hexdigit();
+        let (digits, rest) = line.split_at(line.iter().take_while(is_digit).count());
+        // Some servers write spaces behind a size.
+        let is_end = matches!(rest.trim_ascii_start().first(), None | Some(b';'));
+        let has_digits = matches!(digits.len(), 1..=MAX_DIGITS);
+        if !has_digits || !is_end || memchr(b'\r', rest).is_some() {
+            return Err(Error::Malformed);
+        }
+        let size = digits.iter().fold(0, |size, digit| {
+            let digit = char::from(*digit).to_digit(16).unwrap_or_default();
+            size << 4 | u64::from(digit)
+        });
+        Ok(Some(Self {
+            size,
+            extensions: rest.len(),
+            len: lf + 1,
+        }))
     }
-    let size = digits.iter().fold(0, |size, digit| {
-        let digit = char::from(*digit).to_digit(16).unwrap_or_default();
-        size << 4 | u64::from(digit)
-    });
-    let state = match size {
-        0 => State::ExpectTrailers,
-        size => State::InData(size),
-    };
-    Ok(Some((state, lf + 1)))
 }
 
 /// The state behind the data of a chunk, and the length of the CRLF.
@@ -175,17 +216,19 @@ fn data_end(bytes: &[u8]) -> Result<Option<(State, usize)>, Error> {
 }
 
 /// The state behind the trailers, or at trailers. The length is that of an empty line in place of trailers.
-fn trailers(bytes: &[u8]) -> Result<Option<(State, usize)>, Error> {
+///
+/// The first `searched` bytes were passed to an earlier call.
+fn trailers(bytes: &[u8], searched: usize) -> Result<Option<(State, usize)>, Error> {
     match bytes {
         [] | [b'\r'] => Ok(None),
         [b'\r', b'\n', ..] => Ok(Some((State::Complete, 2))),
         [b'\r' | b'\n', ..] => Err(Error::Malformed),
         _ => {
             let window = &bytes[..bytes.len().min(MAX_TRAILERS)];
-            let found = find_empty_line(window, 0);
+            let found = find_empty_line(window, searched);
             let read = &window[..found.unwrap_or(window.len())];
             match found {
-                _ if !ends_lines_with_crlf(read) => Err(Error::Malformed),
+                _ if !ends_lines_with_crlf(read, searched) => Err(Error::Malformed),
                 Some(len) => Ok(Some((State::AtTrailers(len), 0))),
                 None if window.len() == MAX_TRAILERS => Err(Error::TooLong),
                 None => Ok(None),

@@ -55,11 +55,11 @@ pub struct ResponseHead<'s, 'b> {
 pub enum BodyLength {
     /// The response has no body.
     Empty,
-    /// After so many bytes, at least one.
+    /// The body ends after this many bytes, at least one.
     Bytes(u64),
-    /// With the last chunk and the trailers.
+    /// The body ends with the last chunk and the trailers.
     Chunked,
-    /// With the connection.
+    /// The body ends with the connection.
     UntilClose,
 }
 
@@ -102,7 +102,7 @@ pub fn find_len(bytes: &[u8], searched: usize) -> Result<usize, Error> {
     match find_empty_line(window, searched) {
         Some(len) => Ok(len),
         // A head with such a line may never have an end.
-        None if !ends_lines_with_crlf(window) => Err(Error::Malformed),
+        None if !ends_lines_with_crlf(window, searched) => Err(Error::Malformed),
         None if bytes.len() >= MAX_HEAD => Err(Error::TooLong),
         None => Err(Error::Incomplete),
     }
@@ -115,9 +115,10 @@ pub(crate) fn find_empty_line(bytes: &[u8], searched: usize) -> Option<usize> {
     Some(from + found + 4)
 }
 
-/// True if each LF follows a CR.
-pub(crate) fn ends_lines_with_crlf(bytes: &[u8]) -> bool {
-    memchr_iter(b'\n', bytes).all(|lf| bytes[..lf].ends_with(b"\r"))
+/// True if each LF behind the first `searched` bytes follows a CR.
+pub(crate) fn ends_lines_with_crlf(bytes: &[u8], searched: usize) -> bool {
+    let from = searched.min(bytes.len());
+    memchr_iter(b'\n', &bytes[from..]).all(|lf| bytes[..from + lf].ends_with(b"\r"))
 }
 
 /// Parses a complete head, whose length [`find_len`] has found. `is_head`: the request has the method HEAD.
@@ -149,7 +150,7 @@ pub fn parse<'s, 'b>(
         return Err(Error::SwitchesProtocol);
     }
     let fields: &'s [Field<'b>] = parsed.headers;
-    let framing = Framing::of(fields, version)?;
+    let framing = FramingFields::of(fields, version)?;
     let body = framing.body(status, is_head)?;
     Ok(ResponseHead {
         status,
@@ -158,6 +159,19 @@ pub fn parse<'s, 'b>(
         body,
         keeps_connection: framing.keeps_connection(status, body),
     })
+}
+
+/// The value of a `Content-Length` field. `None` if the value is not a decimal number below 2^63.
+#[must_use]
+pub fn content_length(digits: &[u8]) -> Option<u64> {
+    if digits.is_empty() {
+        return None;
+    }
+    let value = digits.iter().try_fold(0_u64, |value, digit| {
+        let digit = char::from(*digit).to_digit(10)?;
+        value.checked_mul(10)?.checked_add(u64::from(digit))
+    })?;
+    (value <= MAX_LENGTH).then_some(value)
 }
 
 impl ResponseHead<'_, '_> {
@@ -170,15 +184,14 @@ impl ResponseHead<'_, '_> {
 
 /// The fields of a head that decide about the end of the response and of the connection.
 #[derive(Default)]
-struct Framing {
+struct FramingFields {
     is_http10: bool,
     length: Option<u64>,
     is_chunked: bool,
     asks_to_close: bool,
-    asks_to_keep: bool,
 }
 
-impl Framing {
+impl FramingFields {
     fn of(fields: &[Field<'_>], minor_version: u8) -> Result<Self, Error> {
         let mut framing = Self {
             is_http10: minor_version == 0,
@@ -186,7 +199,7 @@ impl Framing {
         };
         for field in fields {
             if field.name.eq_ignore_ascii_case("content-length") {
-                let length = decimal(field.value).ok_or(Error::AmbiguousEnd)?;
+                let length = content_length(field.value).ok_or(Error::AmbiguousEnd)?;
                 if framing.length.replace(length).is_some() {
                     return Err(Error::AmbiguousEnd);
                 }
@@ -197,9 +210,7 @@ impl Framing {
                 framing.is_chunked = true;
             } else if field.name.eq_ignore_ascii_case("connection") {
                 for option in field.value.split(|byte| *byte == b',') {
-                    let option = option.trim_ascii();
-                    framing.asks_to_close |= option.eq_ignore_ascii_case(b"close");
-                    framing.asks_to_keep |= option.eq_ignore_ascii_case(b"keep-alive");
+                    framing.asks_to_close |= option.trim_ascii().eq_ignore_ascii_case(b"close");
                 }
             }
         }
@@ -231,27 +242,11 @@ impl Framing {
     }
 
     fn keeps_connection(&self, status: u16, body: BodyLength) -> bool {
-        let is_asked = if self.is_http10 {
-            self.asks_to_keep && !self.asks_to_close
-        } else {
-            !self.asks_to_close
-        };
         // A server that announces a body for 204 can send one (RFC 9110, 15.3.5, forbids it).
         let may_have_more = status == 204 && self.announces_body();
-        is_asked && !may_have_more && body != BodyLength::UntilClose
+        // A proxy must not keep connections to HTTP/1.0 servers (RFC 9112, 9.3).
+        !self.is_http10 && !self.asks_to_close && !may_have_more && body != BodyLength::UntilClose
     }
-}
-
-/// The value of decimal digits. `None` for other bytes, and above [`MAX_LENGTH`].
-fn decimal(digits: &[u8]) -> Option<u64> {
-    if digits.is_empty() {
-        return None;
-    }
-    let value = digits.iter().try_fold(0_u64, |value, digit| {
-        let digit = char::from(*digit).to_digit(10)?;
-        value.checked_mul(10)?.checked_add(u64::from(digit))
-    })?;
-    (value <= MAX_LENGTH).then_some(value)
 }
 
 #[cfg(test)]

@@ -183,7 +183,8 @@ impl Verdict {
     /// Reads the text form: `resumed/<how>` or `full/<reason>`.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
-        Self::all().find(|verdict| verdict.to_string() == text)
+        let (outcome, detail) = text.split_once('/')?;
+        Self::all().find(|verdict| verdict.outcome() == outcome && verdict.detail() == detail)
     }
 
     /// A full handshake. `refused` has a reason for each offered session that was examined, in any order.

@@ -134,6 +134,17 @@ fn framing_has_limits() {
     let size_line = |len: usize| format!("0;{}\r\n\r\n", "x".repeat(len - 4));
     assert_eq!(data_of(&size_line(MAX_SIZE_LINE)), Ok(Some(String::new())));
     assert_eq!(data_of(&size_line(MAX_SIZE_LINE + 1)), Err(Error::TooLong));
+    // The extensions of all chunks have a limit too.
+    let chunks = |extensions: usize| {
+        let chunk = format!("1;{}\r\na\r\n", "x".repeat(1023));
+        let last = format!("0{}\r\n\r\n", ";".repeat(extensions - 15 * 1024));
+        format!("{}{last}", chunk.repeat(15))
+    };
+    let data = "a".repeat(15);
+    assert_eq!(data_of(&chunks(MAX_EXTENSIONS)), Ok(Some(data)));
+    let longer = chunks(MAX_EXTENSIONS + 1);
+    assert_eq!(data_of(&longer), Err(Error::TooLong));
+    assert_eq!(decode(longer.as_bytes().chunks(7)), Err(Error::TooLong));
     let trailers = |len: usize| format!("0\r\na: {}\r\n\r\n", "x".repeat(len - 7));
     assert_eq!(data_of(&trailers(MAX_TRAILERS)), Ok(Some(String::new())));
     assert_eq!(data_of(&trailers(MAX_TRAILERS + 1)), Err(Error::TooLong));

@@ -190,9 +190,10 @@ fn the_connection_stays_only_if_both_sides_can_use_it() {
             "Connection: close\r\nConnection: keep-alive\r\n",
             false,
         ),
+        ("1.1", "Connection: x ,\tclose\r\n", false),
         ("1.1", "Connection: closed\r\n", true),
         ("1.0", "", false),
-        ("1.0", "Connection: x ,\tKeep-Alive\r\n", true),
+        ("1.0", "Connection: keep-alive\r\n", false),
         ("1.0", "Connection: keep-alive, close\r\n", false),
     ] {
         let head = format!("HTTP/{version} 200 OK\r\nContent-Length: 5\r\n{options}\r\n");
@@ -201,6 +202,16 @@ fn the_connection_stays_only_if_both_sides_can_use_it() {
             Ok((200, BodyLength::Bytes(5), keeps)),
             "{head}"
         );
+    }
+}
+
+#[test]
+fn a_search_goes_on_where_the_last_one_ended() {
+    // The LF alone is between bytes that are not searched again.
+    let bytes = b"HTTP/1.1 200 OK\r\nA: b\nC: d\r\n";
+    assert_eq!(find_len(bytes, bytes.len()), Err(Error::Incomplete));
+    for searched in [0, 21] {
+        assert_eq!(find_len(bytes, searched), Err(Error::Malformed));
     }
 }
 

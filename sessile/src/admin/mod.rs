@@ -17,16 +17,15 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ACCEPT, ALLOW, CONTENT_TYPE, HeaderValue};
+use http::header::{ALLOW, CONTENT_TYPE, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use overview::Overview;
+use overview::{Farm, Overview};
 use prometheus::{Registry, TEXT_FORMAT, TextEncoder};
-use serde_json::Value;
 use sessile_proto::affinity::Source;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -153,13 +152,14 @@ async fn answer(context: &Context, request: Request<Incoming>) -> Response<Full<
     }
     match request.uri().path() {
         "/" => {
-            let not_ready = not_ready_reason(context).await;
-            let balancer = balancer_state(context).await;
-            let overview = Overview::new(not_ready, &context.registry, balancer.as_ref());
-            if page::accepts_html(request.headers().get(ACCEPT)) {
+            let (not_ready, farm) = tokio::join!(not_ready_reason(context), farm(context));
+            let overview = Overview::new(not_ready, &context.registry, &farm);
+            if page::accepts_html(request.headers()) {
                 overview.html().map(Full::new)
             } else {
-                text(StatusCode::OK, overview.text())
+                let mut response = text(StatusCode::OK, overview.text());
+                page::mark_as_negotiated(response.headers_mut());
+                response
             }
         }
         "/healthz" => text(StatusCode::OK, "ok\n"),
@@ -183,9 +183,12 @@ async fn not_ready_reason(context: &Context) -> Option<String> {
     }
 }
 
-/// The JSON of the balancer's API; `None` if this process has no balancer or the balancer does not answer.
-async fn balancer_state(context: &Context) -> Option<Value> {
-    api::balancer_state(context.api.as_ref()?).await
+/// The servers that the overview is about.
+async fn farm(context: &Context) -> Farm {
+    match &context.api {
+        Some(api) => Farm::Balancer(api::balancer_state(api).await),
+        None => Farm::Process,
+    }
 }
 
 fn metrics(registry: &Registry) -> Response<Full<Bytes>> {

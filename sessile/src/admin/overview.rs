@@ -1,5 +1,6 @@
 //! `/` of the admin listener: the servers with their state, the verdicts, and links, as HTML or as text.
 
+use std::collections::HashMap;
 use std::fmt::Write as _;
 
 use bytes::Bytes;
@@ -17,10 +18,22 @@ const VERDICTS: &str = "sessile_handshakes_total";
 /// The metric with the open connections of servers.
 const OPEN: &str = "sessile_connections_open";
 
+const SILENT: &str = "The balancer does not answer.";
+
+/// The servers that the overview is about.
+pub(super) enum Farm {
+    /// The servers of this process.
+    Process,
+    /// The servers behind a balancer, as JSON of its API. `None`: the balancer does not answer.
+    Balancer(Option<Value>),
+}
+
 /// The state of the process, for people.
 pub(super) struct Overview {
     /// Why the process should get no new clients; `None` if it is ready.
     not_ready: Option<String>,
+    /// True if the process has a balancer, and the balancer does not answer.
+    is_silent: bool,
     servers: Vec<ServerRow>,
     /// The verdicts that at least one handshake had. A balancer has no verdicts.
     verdicts: Vec<(Verdict, u64)>,
@@ -40,22 +53,20 @@ struct ServerRow {
 }
 
 impl Overview {
-    /// `balancer`: the JSON of the balancer's API, if the process has a balancer.
-    pub(super) fn new(
-        not_ready: Option<String>,
-        registry: &Registry,
-        balancer: Option<&Value>,
-    ) -> Self {
+    pub(super) fn new(not_ready: Option<String>, registry: &Registry, farm: &Farm) -> Self {
         let families = registry.gather();
         let mut paths = vec!["/healthz", "/readyz", "/metrics"];
-        let servers = if let Some(balancer) = balancer {
+        if matches!(farm, Farm::Balancer(_)) {
             paths.push("/api/balancer");
-            servers_of_balancer(balancer)
-        } else {
-            servers_of_process(&families, not_ready.is_none())
+        }
+        let servers = match farm {
+            Farm::Process => servers_of_process(&families, not_ready.is_none()),
+            Farm::Balancer(Some(balancer)) => servers_of_balancer(balancer),
+            Farm::Balancer(None) => Vec::new(),
         };
         Self {
             not_ready,
+            is_silent: matches!(farm, Farm::Balancer(None)),
             servers,
             verdicts: verdict_counts(&families),
             paths,
@@ -75,6 +86,9 @@ impl Overview {
             .iter()
             .map(|server| server.name.chars().count());
         let width = longest.max().unwrap_or(0).max("server".len());
+        if self.is_silent {
+            let _ = writeln!(out, "\n{SILENT}");
+        }
         if !self.servers.is_empty() {
             let _ = writeln!(
                 out,
@@ -135,6 +149,9 @@ impl Overview {
 
     /// The handshakes of all servers in one line.
     fn sum(&self) -> String {
+        if self.is_silent {
+            return SILENT.to_owned();
+        }
         let resumed: u64 = self.servers.iter().map(|server| server.resumed).sum();
         let full: u64 = self.servers.iter().map(|server| server.full).sum();
         let open: u64 = self.servers.iter().map(|server| server.open).sum();
@@ -246,12 +263,12 @@ fn servers_of_process(families: &[MetricFamily], is_ready: bool) -> Vec<ServerRo
 
 /// The verdicts of all servers in this process, without those that no handshake had.
 fn verdict_counts(families: &[MetricFamily]) -> Vec<(Verdict, u64)> {
-    let total = |wanted| {
-        let metrics = verdict_metrics(families).filter(|(_, verdict)| *verdict == wanted);
-        metrics.map(|(metric, _)| count(metric)).sum()
-    };
+    let mut totals: HashMap<Verdict, u64> = HashMap::new();
+    for (metric, verdict) in verdict_metrics(families) {
+        *totals.entry(verdict).or_default() += count(metric);
+    }
     Verdict::all()
-        .map(|verdict| (verdict, total(verdict)))
+        .filter_map(|verdict| Some((verdict, *totals.get(&verdict)?)))
         .filter(|(_, count)| *count > 0)
         .collect()
 }
@@ -313,7 +330,7 @@ mod tests {
 
     #[test]
     fn the_servers_of_a_process_have_their_verdicts() {
-        let overview = Overview::new(None, &registry(), None);
+        let overview = Overview::new(None, &registry(), &Farm::Process);
         let expected = format!(
             "sessile {}: ready\n\n\
              server  state         open   resumed      full  address\n\
@@ -335,7 +352,8 @@ mod tests {
             "outcomes": {"resumed": 7, "refused": 2, "not-offered": 1, "failed": 5},
         }]});
         let reason = Some("no server is up".to_owned());
-        let overview = Overview::new(reason, &Registry::new(), Some(&balancer));
+        let farm = Farm::Balancer(Some(balancer));
+        let overview = Overview::new(reason, &Registry::new(), &farm);
         let text = overview.text();
         assert!(text.contains(": no server is up\n"), "{text}");
         assert!(
@@ -346,5 +364,20 @@ mod tests {
         let html = String::from_utf8(overview.html().into_body().to_vec()).unwrap();
         assert!(html.contains("<td>&lt;a><td class=bad>down"), "{html}");
         assert!(html.contains("7 of 10 handshakes resumed."), "{html}");
+    }
+
+    #[test]
+    fn a_balancer_that_does_not_answer_is_not_shown_as_an_empty_farm() {
+        let farm = Farm::Balancer(None);
+        let overview = Overview::new(None, &Registry::new(), &farm);
+        let text = overview.text();
+        assert!(text.contains("\nThe balancer does not answer.\n"), "{text}");
+        assert!(text.ends_with("/api/balancer\n"), "{text}");
+        let html = String::from_utf8(overview.html().into_body().to_vec()).unwrap();
+        assert!(
+            html.contains("<p>The balancer does not answer.</p>"),
+            "{html}"
+        );
+        assert!(!html.contains("0 of 0"), "{html}");
     }
 }

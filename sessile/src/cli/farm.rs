@@ -1,7 +1,7 @@
 //! `sessile farm`: runs a whole farm in one process, and prints the next commands to try.
 
 use std::io::{self, Write as _};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -86,8 +86,10 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
 /// the program or of the folder is long.
 fn greeting(plan: &FarmPlan, farm: &Farm) -> String {
     let program = std::env::args().next().unwrap_or("sessile".to_owned());
-    let (address, admin) = (reachable(farm.address()), reachable(farm.admin.address()));
-    let port = address.port();
+    let address = reachable(farm.address());
+    let page = format!("https://{}/", named(farm.address()));
+    let admin = format!("http://{}/", reachable(farm.admin.address()));
+    let width = page.len().max(admin.len());
     let count = counted(plan.servers, "server");
     let (sharing, contrast) = if plan.isolated {
         (
@@ -103,21 +105,32 @@ fn greeting(plan: &FarmPlan, farm: &Farm) -> String {
     format!(
         "sessile farm: {count} that {sharing}.\n\
          The balancer places new clients by {}.\n\n  \
-         http://{admin}/    the farm: servers, verdicts, metrics, API\n  \
-         https://localhost:{port}/   the verdict of your own connection\n\n\
+         {admin:<width$}   the farm: servers, verdicts, metrics, API\n  \
+         {page:<width$}   the verdict of your own connection\n\n\
          Next, in another terminal:\n\n  \
          {program} probe {address} --insecure\n  \
-         curl --insecure https://localhost:{port}/\n  \
+         curl --insecure {page}\n  \
          openssl s_client -connect {address} -tls1_2 -reconnect </dev/null |\n    \
          grep -E '^(New|Reused)'\n\n\
          Browsers warn about the certificate, unless they trust this authority:\n  \
          {}\n\n\
          {contrast}\n\
-         Each request prints a line: server, protocol, verdict, request.\n\
+         Each request prints a line: server, protocol, verdict, status, request.\n\
          Ctrl-C drains and stops.\n\n",
         plan.policy,
         farm.authority.root.display(),
     )
+}
+
+/// The host and port for a client on this machine: `localhost`, if the name leads to the address.
+fn named(address: SocketAddr) -> String {
+    let ip = address.ip();
+    let is_localhost = ip == Ipv4Addr::LOCALHOST || ip == Ipv6Addr::LOCALHOST;
+    if is_localhost || ip.is_unspecified() {
+        format!("localhost:{}", address.port())
+    } else {
+        address.to_string()
+    }
 }
 
 /// The address for a client on this machine.
@@ -126,5 +139,24 @@ fn reachable(address: SocketAddr) -> SocketAddr {
         SocketAddr::from((Ipv4Addr::LOCALHOST, address.port()))
     } else {
         address
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_page_has_a_name_only_if_the_name_leads_to_the_farm() {
+        for (address, name) in [
+            ("127.0.0.1:8443", "localhost:8443"),
+            ("[::1]:8443", "localhost:8443"),
+            ("0.0.0.0:8443", "localhost:8443"),
+            ("[::]:8443", "localhost:8443"),
+            ("127.0.0.2:8443", "127.0.0.2:8443"),
+            ("192.0.2.1:8443", "192.0.2.1:8443"),
+        ] {
+            assert_eq!(named(address.parse().unwrap()), name);
+        }
     }
 }

@@ -12,7 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::terminal::{self, EXIT_INTERRUPTED, ProgressLine};
 use crate::client::Trust;
-
+use crate::config::parse_port;
 use crate::probe::{self, ProbePlan, ProbeProgress, ProbeReport, json, table};
 
 /// Find out whether, how and across which servers a farm resumes TLS sessions.
@@ -39,8 +39,8 @@ pub(super) struct Args {
     insecure: bool,
 
     /// Connect to these addresses in turn, not to those of HOST; a name stands for all its addresses
-    #[arg(long = "address", value_name = "HOST:PORT", value_delimiter = ',', value_hint = ValueHint::Hostname)]
-    addresses: Vec<Endpoint>,
+    #[arg(long = "address", value_name = "HOST:PORT", value_hint = ValueHint::Hostname)]
+    addresses: Vec<Endpoints>,
 
     /// Returns of each mechanism [default: 5, or one for each address if there are more]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
@@ -115,11 +115,11 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
 async fn plan(args: &Args) -> anyhow::Result<ProbePlan> {
     let Endpoint { host, port } = &args.target;
     let port = port.unwrap_or(DEFAULT_PORT);
-    let endpoints = match args.addresses.as_slice() {
-        [] => std::slice::from_ref(&args.target),
-        given => given,
-    };
-    let Addresses { all, found_by_name } = Addresses::of(endpoints, port).await?;
+    let mut endpoints: Vec<&Endpoint> = args.addresses.iter().flat_map(|it| &it.0).collect();
+    if endpoints.is_empty() {
+        endpoints.push(&args.target);
+    }
+    let Addresses { all, names } = Addresses::of(&endpoints, port).await?;
     let trust = match &args.ca {
         Some(path) => Trust::ca_file(path)?,
         None if args.insecure => Trust::Insecure,
@@ -136,7 +136,7 @@ async fn plan(args: &Args) -> anyhow::Result<ProbePlan> {
         .to_string(),
         server_name,
         addresses: all,
-        found_by_name,
+        names,
         returns: args.attempts.map_or(default_returns, usize::from),
         trust,
         timeout: args.timeout,
@@ -147,12 +147,13 @@ async fn plan(args: &Args) -> anyhow::Result<ProbePlan> {
 #[derive(Default)]
 struct Addresses {
     all: Vec<SocketAddr>,
-    found_by_name: Vec<SocketAddr>,
+    /// The addresses of each name.
+    names: Vec<Vec<SocketAddr>>,
 }
 
 impl Addresses {
     /// Resolves the names among the endpoints.
-    async fn of(endpoints: &[Endpoint], default_port: u16) -> anyhow::Result<Self> {
+    async fn of(endpoints: &[&Endpoint], default_port: u16) -> anyhow::Result<Self> {
         let mut addresses = Self::default();
         for endpoint in endpoints {
             let port = endpoint.port.unwrap_or(default_port);
@@ -161,10 +162,10 @@ impl Addresses {
                 continue;
             }
             let found = resolve(&endpoint.host, port).await?;
-            addresses.found_by_name.extend(&found);
-            for address in found {
-                addresses.add(address);
+            for address in &found {
+                addresses.add(*address);
             }
+            addresses.names.push(found);
         }
         Ok(addresses)
     }
@@ -265,15 +266,32 @@ impl std::str::FromStr for Endpoint {
         if host.is_empty() || (host.contains(['/', '[', ']', ':', '@']) && !is_ip) {
             return Err("expected HOST:PORT or https://HOST:PORT/");
         }
-        let port = match port.map(str::parse) {
+        let port = match port.map(parse_port) {
             None => None,
-            Some(Ok(0) | Err(_)) => return Err("the port is a number from 1 to 65535"),
-            Some(Ok(port)) => Some(port),
+            Some(Some(0) | None) => return Err("the port is a number from 1 to 65535"),
+            Some(port) => port,
         };
         Ok(Self {
             host: host.to_owned(),
             port,
         })
+    }
+}
+
+/// One endpoint, or several with commas between them. A URL is one endpoint, because its path may have commas.
+#[derive(Clone, Debug)]
+struct Endpoints(Vec<Endpoint>);
+
+impl std::str::FromStr for Endpoints {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let endpoints = if text.contains("://") {
+            vec![text.parse()?]
+        } else {
+            text.split(',').map(str::parse).collect::<Result<_, _>>()?
+        };
+        Ok(Self(endpoints))
     }
 }
 
@@ -335,6 +353,7 @@ mod tests {
             "h:",
             "h:0",
             "h:65536",
+            "h:+1",
             "https://",
             "https:///path",
             "https://user@h/",
@@ -347,21 +366,29 @@ mod tests {
         }
     }
 
+    #[test]
+    fn commas_separate_endpoints_but_not_the_parts_of_a_url() {
+        let count = |text: &str| text.parse::<Endpoints>().map(|endpoints| endpoints.0.len());
+        assert_eq!(count("192.0.2.1,farm.test:8443"), Ok(2));
+        assert_eq!(count("https://farm.test/a,b"), Ok(1));
+        assert!(count("192.0.2.1,").is_err());
+    }
+
     #[tokio::test]
     async fn addresses_without_a_port_take_the_port_of_the_target_and_count_once() {
         let endpoints = ["192.0.2.1", "192.0.2.1:1", "192.0.2.1:8443"];
         let endpoints = endpoints.map(|text| text.parse::<Endpoint>().unwrap());
-        let Addresses { all, found_by_name } = Addresses::of(&endpoints, 8443).await.unwrap();
+        let Addresses { all, names } = Addresses::of(&endpoints.each_ref(), 8443).await.unwrap();
         let expected: [SocketAddr; 2] = [([192, 0, 2, 1], 8443).into(), ([192, 0, 2, 1], 1).into()];
         assert_eq!(all, expected);
-        assert!(found_by_name.is_empty());
+        assert!(names.is_empty());
     }
 
     #[tokio::test]
     async fn a_name_stands_for_its_addresses() {
         let endpoint: Endpoint = "localhost:1".parse().unwrap();
-        let Addresses { all, found_by_name } = Addresses::of(&[endpoint], 443).await.unwrap();
+        let Addresses { all, names } = Addresses::of(&[&endpoint], 443).await.unwrap();
         assert!(all.contains(&([127, 0, 0, 1], 1).into()), "{all:?}");
-        assert_eq!(all, found_by_name);
+        assert_eq!([all], *names);
     }
 }

@@ -258,7 +258,12 @@ fn import(path: &Path, from: &Path, now: SystemTime) -> anyhow::Result<ExitCode>
     let file = SettingsFile::open(path)?;
     let import = match settings::import(&file, &bytes, now) {
         Err(ImportError::NotAnExport(error)) => bail!("{}:{error}", from.display()),
-        Err(ImportError::Unsuitable(line)) => bail!("{}: {line}", from.display()),
+        Err(ImportError::Unsuitable(mistakes)) => {
+            let lines = mistakes
+                .iter()
+                .map(|line| format!("{}: {line}", from.display()));
+            bail!("{}", lines.collect::<Vec<_>>().join("\n"))
+        }
         import => import?,
     };
     let mut out = String::new();

@@ -137,6 +137,12 @@ impl Error {
         ))
     }
 
+    /// True if the host refused the TCP connection, because no program listens on the port.
+    #[must_use]
+    pub fn is_refused(&self) -> bool {
+        matches!(self, Self::Connect(error) if error.kind() == io::ErrorKind::ConnectionRefused)
+    }
+
     pub(super) fn from_tls(error: rustls::Error) -> Self {
         match error {
             rustls::Error::AlertReceived(alert) => Self::Alert(alert),

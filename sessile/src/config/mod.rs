@@ -21,7 +21,7 @@ use sessile_proto::route::Policy;
 
 pub use file::ServerRequest;
 pub(crate) use file::WEIGHT_OF_SERVICE;
-pub use network::{Network, NotANetwork, parse_listen_address};
+pub use network::{Network, NotANetwork, parse_listen_address, parse_port};
 pub use server_address::{NotAServerAddress, ServerAddress};
 pub use settings::{Admin, Balance, Connection, Files, Log, MAX_EARLY_DATA, Server, Session, Tls};
 pub use store::StoreUrl;

@@ -10,10 +10,30 @@ use std::str::FromStr;
 #[must_use]
 pub fn parse_listen_address(text: &str) -> Option<SocketAddr> {
     match text.rsplit_once(':')? {
-        ("", port) => Some((Ipv6Addr::UNSPECIFIED, port.parse().ok()?).into()),
-        ("localhost", port) => Some((Ipv4Addr::LOCALHOST, port.parse().ok()?).into()),
+        ("", port) => Some((Ipv6Addr::UNSPECIFIED, parse_port(port)?).into()),
+        ("localhost", port) => Some((Ipv4Addr::LOCALHOST, parse_port(port)?).into()),
         _ => text.parse().ok(),
     }
+}
+
+/// Parses a port: digits only.
+#[must_use]
+pub fn parse_port(text: &str) -> Option<u16> {
+    // The parser of the standard library takes a plus sign too.
+    let is_number = text.bytes().all(|byte| byte.is_ascii_digit());
+    text.parse().ok().filter(|_| is_number)
+}
+
+/// True if two addresses to listen on have clients in common, so that only one of them can be bound.
+#[must_use]
+pub(super) fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
+    let covers = |ip: IpAddr, other: IpAddr| match ip {
+        IpAddr::V4(Ipv4Addr::UNSPECIFIED) => other.is_ipv4(),
+        IpAddr::V6(Ipv6Addr::UNSPECIFIED) => true,
+        ip => ip == other,
+    };
+    let (one_ip, other_ip) = (one.ip(), other.ip());
+    one.port() == other.port() && (covers(one_ip, other_ip) || covers(other_ip, one_ip))
 }
 
 /// A network, or one address: `10.0.0.0/8`, `2001:db8::/32`, `192.0.2.1`.
@@ -96,11 +116,30 @@ mod tests {
             ("localhost", None),
             ("localhost:", None),
             (":65536", None),
+            (":+8443", None),
+            ("localhost:+8443", None),
             ("farm.test:443", None),
             ("::1", None),
         ] {
             let expected = address.map(|address| address.parse().expect("an address"));
             assert_eq!(parse_listen_address(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn an_unspecified_address_overlaps_the_addresses_of_its_family() {
+        for (one, other, expected) in [
+            ("0.0.0.0:443", "[::]:443", true),
+            ("[::]:443", "[::1]:443", true),
+            ("[::]:443", "192.0.2.1:443", true),
+            ("127.0.0.1:443", "0.0.0.0:443", true),
+            ("0.0.0.0:443", "[::1]:443", false),
+            ("192.0.2.1:443", "192.0.2.2:443", false),
+            ("[::]:443", "[::]:444", false),
+        ] {
+            let [first, second] = [one, other].map(|text| text.parse().expect("an address"));
+            assert_eq!(overlap(first, second), expected, "{one} {other}");
+            assert_eq!(overlap(second, first), expected, "{other} {one}");
         }
     }
 

@@ -18,6 +18,7 @@ use crate::config::{
 };
 use crate::key::{KeyError, Keyring};
 use crate::serve::{self, Environment, Server};
+use crate::state_file::folder_of;
 
 /// The parameters of a farm.
 #[derive(Clone, Debug)]
@@ -45,7 +46,7 @@ pub enum FarmError {
     Authority(#[from] AuthorityError),
     #[error(transparent)]
     Key(#[from] KeyError),
-    #[error(transparent)]
+    #[error("{0}{remedy}", remedy = token_remedy(.0))]
     Token(#[from] TokenError),
     #[error("{name}: {source}")]
     Server {
@@ -56,6 +57,17 @@ pub enum FarmError {
     Balancer(#[from] balance::StartError),
     #[error(transparent)]
     Admin(#[from] admin::StartError),
+}
+
+/// The remedy for a token file that cannot be used. The other errors have a remedy of their own.
+fn token_remedy(error: &TokenError) -> String {
+    match error {
+        TokenError::Io { path, .. } | TokenError::Make { path, .. } => format!(
+            "; give this user access to the folder {}, or choose another folder with --data-dir",
+            folder_of(path).display()
+        ),
+        _ => String::new(),
+    }
 }
 
 /// A running farm.
@@ -204,4 +216,23 @@ pub fn balancer_config(
         ..Balance::default()
     };
     config
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_about_the_token_names_the_folder_and_the_flag() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("admin.token");
+        // The file cannot be made, because the name is taken by a link without a target.
+        std::os::unix::fs::symlink("missing", &path).unwrap();
+        let error = FarmError::from(Token::open(&path).unwrap_err()).to_string();
+        let expected = format!(
+            "; give this user access to the folder {}, or choose another folder with --data-dir",
+            folder.path().display()
+        );
+        assert!(error.ends_with(&expected), "{error}");
+    }
 }

@@ -115,9 +115,9 @@ fn read(path: &Path) -> Result<FarmKey, FileFault> {
     io::Read::read_to_end(&mut &file, &mut bytes)?;
     let text = std::str::from_utf8(&bytes).map_err(|_| Malformed::NotAKey)?;
     let parsed = format::parse(text);
-    // A new mode would not make another file a key.
     if matches!(parsed, Err(Malformed::NotAKey)) {
-        return Ok(parsed?);
+        // A new mode would not make this file a key.
+        return Err(Malformed::NotAKey.into());
     }
     let mode = metadata.permissions().mode() & 0o7777;
     // On a read-only mount (a Kubernetes secret) the mode cannot be changed, so an unsafe mode only

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::net::{SocketFlags, acceptfrom_with};
 use socket2::{Domain, Protocol, SockRef, Type};
 use tokio::io::Interest;
@@ -22,7 +23,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 /// An address cannot be listened on.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot listen on {address}: {source}{}", remedy(source, *setting))]
+#[error("cannot listen on {address}: {source}{}", remedy(source, *address, *setting))]
 pub struct ListenError {
     address: SocketAddr,
     setting: AddressSetting,
@@ -46,8 +47,12 @@ impl AddressSetting {
     }
 }
 
-fn remedy(error: &io::Error, setting: AddressSetting) -> String {
+fn remedy(error: &io::Error, address: SocketAddr, setting: AddressSetting) -> String {
     let names = setting.names();
+    if error.raw_os_error() == Some(Errno::AFNOSUPPORT.raw_os_error()) {
+        let port = address.port();
+        return format!("; this host has no IPv6: write 0.0.0.0:{port} in {names}");
+    }
     match error.kind() {
         io::ErrorKind::AddrInUse => format!(
             "; another program has this port: stop that program (`ss -ltnp` names it), or change {names}"
@@ -131,6 +136,10 @@ fn bind_socket(address: SocketAddr, reuse_port: bool) -> io::Result<socket2::Soc
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(reuse_port)?;
     set_options(SockRef::from(&socket))?;
+    if address.is_ipv6() && address.ip().is_unspecified() {
+        // The system's setting net.ipv6.bindv6only would keep IPv4 clients out.
+        socket.set_only_v6(false)?;
+    }
     socket.bind(&address.into())?;
     Ok(socket)
 }
@@ -240,7 +249,12 @@ fn accept_one(listener: &impl AsFd) -> io::Result<(TcpStream, SocketAddr)> {
     let (io, peer) = acceptfrom_with(listener, flags)?;
     let peer = peer.ok_or(io::ErrorKind::ConnectionAborted)?;
     let io = TcpStream::from_std(io.into())?;
-    Ok((io, SocketAddr::try_from(peer)?))
+    Ok((io, canonical(SocketAddr::try_from(peer)?)))
+}
+
+/// The address of a client in its own family. A socket on `[::]` sees IPv4 clients in IPv6 form.
+fn canonical(peer: SocketAddr) -> SocketAddr {
+    SocketAddr::new(peer.ip().to_canonical(), peer.port())
 }
 
 /// True if a socket has an event now.
@@ -275,6 +289,30 @@ mod tests {
     use super::*;
 
     const ANY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
+
+    #[test]
+    fn an_ipv4_client_of_an_ipv6_socket_has_its_ipv4_address() {
+        for (seen, shown) in [
+            ("[::ffff:192.0.2.1]:5", "192.0.2.1:5"),
+            ("[2001:db8::1]:5", "[2001:db8::1]:5"),
+            ("192.0.2.1:5", "192.0.2.1:5"),
+        ] {
+            assert_eq!(canonical(seen.parse().unwrap()).to_string(), shown);
+        }
+    }
+
+    #[test]
+    fn a_host_without_ipv6_gets_the_address_to_write() {
+        let error = ListenError {
+            address: "[::]:8443".parse().unwrap(),
+            setting: AddressSetting::Admin,
+            source: Errno::AFNOSUPPORT.into(),
+        };
+        let text = error.to_string();
+        let remedy =
+            "; this host has no IPv6: write 0.0.0.0:8443 in --admin (in a file: admin.listen)";
+        assert!(text.ends_with(remedy), "{text}");
+    }
 
     #[test]
     fn workers_share_one_free_port() {

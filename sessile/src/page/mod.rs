@@ -3,8 +3,10 @@
 
 use aws_lc_rs::rand;
 use bytes::Bytes;
-use http::Response;
-use http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue};
+use http::header::{
+    ACCEPT, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, VARY,
+};
+use http::{HeaderMap, Response};
 
 const STYLE: &str = include_str!("style.css");
 
@@ -33,7 +35,7 @@ impl Page<'_> {
         }
         let html = HeaderValue::from_static("text/html; charset=utf-8");
         headers.insert(CONTENT_TYPE, html);
-        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        mark_as_negotiated(headers);
         response
     }
 
@@ -56,11 +58,33 @@ impl Page<'_> {
     }
 }
 
-/// True if a client accepts HTML. Browsers say so, and most other clients do not.
-pub(crate) fn accepts_html(accept: Option<&HeaderValue>) -> bool {
-    accept
-        .and_then(|accept| accept.to_str().ok())
-        .is_some_and(|accept| accept.contains("text/html"))
+/// True if a client names HTML in its `Accept` headers. Browsers do, and most other clients do not.
+pub(crate) fn accepts_html(headers: &HeaderMap) -> bool {
+    let values = headers.get_all(ACCEPT).iter();
+    values
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .any(is_html)
+}
+
+/// True if a media range is HTML with a weight above 0 (RFC 9110, 12.5.1).
+fn is_html(range: &str) -> bool {
+    let mut parts = range.split(';').map(str::trim);
+    let is_html = parts
+        .next()
+        .is_some_and(|kind| kind.eq_ignore_ascii_case("text/html"));
+    let is_refused = |parameter: &str| {
+        let weight = parameter.strip_prefix(['q', 'Q']);
+        let weight = weight.and_then(|rest| rest.trim_start().strip_prefix('='));
+        weight.is_some_and(|weight| weight.trim().parse() == Ok(0.0))
+    };
+    is_html && !parts.any(is_refused)
+}
+
+/// Marks a response that is HTML for some clients and text for others. No cache may keep it.
+pub(crate) fn mark_as_negotiated(headers: &mut HeaderMap) {
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(VARY, HeaderValue::from_static("Accept"));
 }
 
 /// Text for HTML, also for an attribute in double quotes.
@@ -109,9 +133,21 @@ mod tests {
 
     #[test]
     fn html_is_for_clients_that_ask_for_it() {
-        let accepts = |text| accepts_html(Some(&HeaderValue::from_static(text)));
-        assert!(accepts("text/html,application/xhtml+xml,*/*;q=0.8"));
-        assert!(!accepts("*/*"));
-        assert!(!accepts_html(None));
+        for (accept, expected) in [
+            (&["text/html,application/xhtml+xml,*/*;q=0.8"][..], true),
+            (&["application/json", "Text/HTML ; q=0.5"], true),
+            (&["text/plain, text/html;level=1;q=0.1"], true),
+            (&["text/html;q=0"], false),
+            (&["text/plain, text/html; Q = 0.000"], false),
+            (&["text/html+x"], false),
+            (&["*/*"], false),
+            (&[], false),
+        ] {
+            let mut headers = HeaderMap::new();
+            for text in accept {
+                headers.append(ACCEPT, HeaderValue::from_static(text));
+            }
+            assert_eq!(accepts_html(&headers), expected, "{accept:?}");
+        }
     }
 }

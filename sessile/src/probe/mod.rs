@@ -34,14 +34,29 @@ pub struct ProbePlan {
     pub host: String,
     /// At least one address; handshakes rotate over the addresses.
     pub addresses: Vec<SocketAddr>,
-    /// The addresses that were found by a name. The probe skips those to which this machine has no route, instead
-    /// of counting failures.
-    pub found_by_name: Vec<SocketAddr>,
+    /// The addresses of each name that was looked up. The probe leaves out an address that is missing, if its name
+    /// has another.
+    pub names: Vec<Vec<SocketAddr>>,
     /// Number of returns for each mechanism.
     pub returns: usize,
     pub trust: Trust,
     /// The time limit of a TCP connection, and also of a handshake.
     pub timeout: Duration,
+}
+
+impl ProbePlan {
+    /// True if the failure of an address is no failure of the farm.
+    ///
+    /// A name such as `localhost` can have addresses of IPv4 and IPv6, while the farm has only one of them.
+    fn may_leave_out(&self, address: SocketAddr, error: &Error, report: &ProbeReport) -> bool {
+        let is_missing =
+            error.is_unreachable() || (error.is_refused() && !report.has_answered(address));
+        let has_sibling = self.names.iter().any(|name| {
+            let mut siblings = name.iter().filter(|sibling| **sibling != address);
+            name.contains(&address) && siblings.any(|sibling| report.addresses.contains(sibling))
+        });
+        is_missing && has_sibling
+    }
 }
 
 /// The handshake that begins next.
@@ -99,9 +114,7 @@ pub async fn run(
             let target = Target::new(address, &plan.server_name)?;
             let result = visit(&mut client, plan, how, &target).await;
             if let Err(failed) = &result
-                && plan.found_by_name.contains(&address)
-                && failed.error.is_unreachable()
-                && report.addresses.len() > 1
+                && plan.may_leave_out(address, &failed.error, report)
             {
                 report.leave_out(address, &failed.error);
                 continue;

@@ -26,7 +26,8 @@ pub struct ProbeReport {
     pub mechanisms: Vec<MechanismFindings>,
 }
 
-/// An address of the host to which this machine has no route.
+/// An address of a name that does not take part, because this machine has no route to the address, or because
+/// the address refuses connections.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LeftOut {
     pub address: SocketAddr,
@@ -159,6 +160,11 @@ impl ProbeReport {
         self.mechanisms
             .iter()
             .flat_map(|findings| &findings.attempts)
+    }
+
+    pub(super) fn has_answered(&self, address: SocketAddr) -> bool {
+        self.attempts()
+            .any(|attempt| attempt.address == address && attempt.result.is_ok())
     }
 
     pub(super) fn leave_out(&mut self, address: SocketAddr, error: &Error) {

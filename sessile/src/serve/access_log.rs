@@ -14,7 +14,6 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::time::Duration;
 
 use prometheus::{IntCounter, Registry};
-use sessile_proto::verdict::Verdict;
 
 use crate::config;
 use crate::log_interval::LogInterval;
@@ -30,12 +29,6 @@ const BATCH: usize = 8192;
 
 /// How long [`AccessLog::flush`] waits at most.
 const FLUSH_DEADLINE: Duration = Duration::from_secs(2);
-
-/// Most bytes of one quoted field in a line.
-const MAX_QUOTED: usize = 2048;
-
-/// Most characters of a brief line.
-const BRIEF_WIDTH: usize = 80;
 
 /// A handle to the log. Clones write to the same target. The default writes nothing.
 #[derive(Clone, Default)]
@@ -413,19 +406,6 @@ fn report(reports: &Receiver<Report>, dropped: &IntCounter, target: &Target) {
     }
 }
 
-/// A line for people at a terminal. `request` is the rest of a whole line, which begins with the request line.
-pub(super) fn brief_line(server: &str, protocol: &str, verdict: Verdict, request: &str) -> String {
-    let request_line = request.split('"').nth(1).unwrap_or_default();
-    let verdict = verdict.to_string();
-    let line = format!("{server:<5}  {protocol}  {verdict:<20}  {request_line}");
-    line.chars().take(BRIEF_WIDTH).collect()
-}
-
-/// Escapes text from a client for double quotes, and cuts long text.
-pub(super) fn quoted(text: &str) -> std::str::EscapeDebug<'_> {
-    text[..text.floor_char_boundary(MAX_QUOTED)].escape_debug()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -455,12 +435,6 @@ mod tests {
         assert_eq!(log.flush(), 0);
         assert_eq!(std::fs::read_to_string(moved).unwrap(), "one\ntwo\n");
         assert_eq!(std::fs::read_to_string(path).unwrap(), "three\n");
-    }
-
-    #[test]
-    fn a_client_cannot_forge_a_line() {
-        let text = quoted("/\" 200\nevil").to_string();
-        assert_eq!(text, "/\\\" 200\\nevil");
     }
 
     #[test]

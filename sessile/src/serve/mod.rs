@@ -14,6 +14,7 @@ mod parking;
 mod pending_upstreams;
 mod proxy;
 mod request;
+mod request_log;
 mod request_task;
 mod respond;
 mod routes;

@@ -7,26 +7,25 @@ use std::pin::Pin;
 use std::rc::Rc;
 
 use bytes::Bytes;
-use http::header::{ACCEPT, ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, LOCATION, REFERER};
-use http::header::{CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, USER_AGENT};
+use http::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, LOCATION};
+use http::header::{CACHE_CONTROL, CONNECTION, CONTENT_LENGTH};
 use http::request::Parts;
-use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
 use http_body_util::{Either, Full};
 use hyper::body::{Body as _, Incoming};
 use tokio::time::Instant;
 
 use super::Worker;
-use super::access_log::{brief_line, quoted};
 use super::files::{Answer, Content, FileStream, Folder};
 use super::large_file::{self, LargeFile};
 use super::pending_upstreams::PendingUpstreams;
 use super::proxy::{ClientAddress, Download, Upstream};
 use super::request::{self, Host, SentEarly};
+use super::request_log::{self, Entry, Exchange};
 use super::request_task::RequestEnd;
 use super::routes;
 use super::sites::{Handler, Site, Sites};
-use super::verdict_page::{JSON_PATH, RETURN_PATH, RETURNED, VerdictPage};
+use super::verdict_page::{self, JSON_PATH, RETURN_PATH, RETURNED, VerdictPage};
 use crate::clock;
 use crate::tls::{Completion, Handshake, Status};
 
@@ -338,6 +337,13 @@ fn redirect(to: &str, below: &str, query: Option<&str>) -> Response<Body> {
     response
 }
 
+/// Leads to the built-in page of a route.
+fn see_other(above: &str, query: Option<&str>) -> Response<Body> {
+    let mut response = redirect(above, "/", query);
+    *response.status_mut() = StatusCode::SEE_OTHER;
+    response
+}
+
 /// A response whose body is the text of its status.
 fn status(code: StatusCode) -> Response<Body> {
     let mut response = text(format!("{code}\n").into());
@@ -391,13 +397,15 @@ impl Connection {
     fn verdict_page<B>(&self, above: &str, below: &str, request: &Request<B>) -> Response<Body> {
         let page = self.page_contents();
         let has_returned = request.uri().query() == Some(RETURNED);
+        let may_close = !verdict_page::is_from_other_site(request.headers());
         let mut response = match below {
-            "" | "/" if has_returned && page.may_be_on_spare_connection() => {
+            "" | "/" if has_returned && may_close && page.may_be_on_spare_connection() => {
                 self.return_on_new_connection(above, None)
             }
-            "" | "/" => in_memory(page.response(above, request.headers().get(ACCEPT))),
+            "" | "/" => in_memory(page.response(above, request.headers())),
             JSON_PATH => in_memory(page.json()),
-            RETURN_PATH => self.return_on_new_connection(above, Some(RETURNED)),
+            RETURN_PATH if may_close => self.return_on_new_connection(above, Some(RETURNED)),
+            RETURN_PATH => see_other(above, None),
             _ => return status(StatusCode::NOT_FOUND),
         };
         let headers = response.headers_mut();
@@ -408,8 +416,7 @@ impl Connection {
 
     /// Leads back to the page. The connection ends after this response, so the browser opens another one.
     fn return_on_new_connection(&self, above: &str, query: Option<&str>) -> Response<Body> {
-        let mut response = redirect(above, "/", query);
-        *response.status_mut() = StatusCode::SEE_OTHER;
+        let mut response = see_other(above, query);
         if self.handshake.http2 {
             // GOAWAY leaves before this response, so the browser does not follow the redirect on this connection.
             self.is_ending.set(true);
@@ -481,81 +488,20 @@ impl Connection {
     /// Writes a log line for a connection without requests, because its handshake has a verdict.
     pub(super) fn log_if_silent(&self) {
         if self.requests.get() == 0 && self.worker.shared.env.access_log.is_on() {
-            self.log("\"-\" - - \"-\" \"-\"");
+            self.log(&Exchange::none());
         }
     }
 
-    /// Writes a log line in the combined log format, with more fields at the end.
-    ///
-    /// The fields are server, protocol, verdict, early data, and the client certificate if there is one.
-    fn log(&self, request: &str) {
+    fn log(&self, exchange: &Exchange) {
         let access_log = &self.worker.shared.env.access_log;
-        if access_log.is_brief() {
-            let (protocol, verdict) = (self.handshake.version, self.handshake.verdict);
-            access_log.line(brief_line(self.server(), protocol, verdict, request));
-            return;
-        }
-        let now = std::time::SystemTime::now();
-        let client = match &self.handshake.client_certificate {
-            Some(subject) => format!(" \"{}\"", quoted(subject)),
-            None => String::new(),
+        let (server, handshake) = (self.server(), &self.handshake);
+        let line = if access_log.is_brief() {
+            request_log::brief_line(server, handshake.version, handshake.verdict, exchange)
+        } else {
+            request_log::whole_line(server, self.peer.ip(), handshake, exchange)
         };
-        access_log.line(format!(
-            "{} - - [{}] {request} {} {} {} {}{client}",
-            self.peer.ip(),
-            humantime::format_rfc3339_millis(now),
-            self.server(),
-            self.handshake.version,
-            self.handshake.verdict,
-            self.handshake.early_data,
-        ));
+        access_log.line(line);
     }
-}
-
-/// The part of a log line that the request and the response fill.
-struct Entry {
-    /// The request line, in quotes.
-    request_line: String,
-    /// `Referer` and `User-Agent`, each in quotes.
-    referer_and_agent: String,
-}
-
-impl Entry {
-    fn of(request: &Request<Incoming>) -> Self {
-        let path = request.uri().path_and_query();
-        let referer = header_text(request.headers(), REFERER);
-        let user_agent = header_text(request.headers(), USER_AGENT);
-        Self {
-            request_line: format!(
-                "\"{} {} {:?}\"",
-                request.method(),
-                quoted(path.map_or("-", PathAndQuery::as_str)),
-                request.version()
-            ),
-            referer_and_agent: format!("\"{}\" \"{}\"", quoted(referer), quoted(user_agent)),
-        }
-    }
-
-    fn finish(self, response: &Response<Body>) -> String {
-        let bytes = match response.body().size_hint().exact() {
-            Some(bytes) => bytes.to_string(),
-            // The body may be a stream of unknown length while the header has the length.
-            None => header_text(response.headers(), CONTENT_LENGTH).to_owned(),
-        };
-        let code = response.status().as_u16();
-        format!(
-            "{} {code} {bytes} {}",
-            self.request_line, self.referer_and_agent
-        )
-    }
-}
-
-/// The value of a header; `-` if the header is missing or not text.
-fn header_text(headers: &HeaderMap, name: HeaderName) -> &str {
-    headers
-        .get(name)
-        .and_then(|value| value.to_str().ok())
-        .unwrap_or("-")
 }
 
 #[cfg(test)]

@@ -24,21 +24,28 @@ pub enum ImportError {
     /// The bytes are not a registry export.
     #[error(transparent)]
     NotAnExport(#[from] Problem),
-    /// A setting cannot have the value.
-    #[error("{0}")]
-    Unsuitable(Ignored),
+    /// Settings cannot have the values of these lines.
+    #[error("{}", in_lines(.0))]
+    Unsuitable(Vec<Ignored>),
     #[error(transparent)]
     File(#[from] Error),
+}
+
+fn in_lines(mistakes: &[Ignored]) -> String {
+    let lines: Vec<String> = mistakes.iter().map(ToString::to_string).collect();
+    lines.join("\n")
 }
 
 /// Imports a registry export into a file. Unknown entries are ignored. An error leaves the file
 /// unchanged.
 pub fn import(file: &SettingsFile, bytes: &[u8], now: SystemTime) -> Result<Import, ImportError> {
     let export: RegFile = reg::parse(bytes)?;
-    let mut config = file.config()?;
-    let Report { taken, mut ignored } = reg::apply(&export, &mut config.clone());
-    if let Some(at) = ignored.iter().position(|line| line.why.is_mistake()) {
-        return Err(ImportError::Unsuitable(ignored.swap_remove(at)));
+    let before = file.config()?;
+    let mut config = before.clone();
+    let Report { taken, ignored } = reg::apply(&export, &mut config.clone());
+    if ignored.iter().any(|line| line.why.is_mistake()) {
+        let mistakes = ignored.into_iter().filter(|line| line.why.is_mistake());
+        return Err(ImportError::Unsuitable(mistakes.collect()));
     }
     let mut text = file.text().to_owned();
     let mut lines = Vec::new();
@@ -50,11 +57,10 @@ pub fn import(file: &SettingsFile, bytes: &[u8], now: SystemTime) -> Result<Impo
             let value = (setting.value)(&config).filter(|_| taken.number.is_some());
             if let Some(value) = value {
                 text = edit::set(&text, setting, &value).map_err(Error::from)?;
-                let is_default = setting.has_default(&config);
-                let note = if is_default {
-                    " (the default already)"
-                } else {
-                    ""
+                let note = match (setting.has_default(&before), setting.has_default(&config)) {
+                    (true, true) => " (the default already)",
+                    (false, true) => " (the default)",
+                    (_, false) => "",
                 };
                 changes.push(format!("{name} = {value}{note}"));
             } else {

@@ -331,4 +331,8 @@ fn the_button_of_the_built_in_page_shows_a_resumed_session_at_the_next_server() 
     }
     assert!(servers.len() > 1, "{servers:?}");
     farm.await_metrics(|metrics| metrics.verdict("resumed/psk") >= RETURNS as u64);
+    // The page shows the visit even if the browser keeps something else.
+    browser.run("sessionStorage.setItem('sessile-visits', '[null, 5]'), done()");
+    browser.open(&url);
+    ShownPage::await_visit(&browser, 1);
 }

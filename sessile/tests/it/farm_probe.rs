@@ -1,8 +1,12 @@
 //! `sessile probe` against `sessile farm`, as in the first commands of the README.
 
+use std::net::SocketAddr;
 use std::process::Command;
+use std::time::Duration;
 
 use serde_json::Value;
+use sessile::client::Trust;
+use sessile::probe::{self, ProbePlan, ProbeReport};
 
 use crate::peers::{Farm, Ran, run};
 
@@ -88,8 +92,7 @@ fn the_target_can_be_a_url_and_an_address_can_be_a_name() {
     let farm = Farm::start(&[]);
     let url = format!("https://localhost:{}/verdict.json", farm.port());
     // The farm has no IPv6 address, and localhost may have one.
-    let by_address = ["--address", "127.0.0.1", "--ca", &farm.ca(), "--json"];
-    let ran = probe_target(&url, &by_address).succeeded();
+    let ran = probe_target(&url, &["--insecure", "--json"]).succeeded();
     assert_eq!(mechanisms(&ran), everything_resumes(5));
     let name = format!("localhost:{}", farm.port());
     let ran = probe_target(
@@ -102,6 +105,45 @@ fn the_target_can_be_a_url_and_an_address_can_be_a_name() {
         addresses.contains(&farm.address().to_string().into()),
         "{report}"
     );
+}
+
+/// Probes a farm with the addresses of the names.
+async fn probe_names(names: &[Vec<SocketAddr>]) -> ProbeReport {
+    let plan = ProbePlan {
+        target: "localhost".to_owned(),
+        server_name: "localhost".to_owned(),
+        host: "localhost".to_owned(),
+        addresses: names.concat(),
+        names: names.to_vec(),
+        returns: 2,
+        trust: Trust::Insecure,
+        timeout: Duration::from_secs(30),
+    };
+    let mut report = ProbeReport::new(&plan);
+    let result = probe::run(&plan, &mut report, &mut |_| {}).await;
+    result.expect("the plan is valid");
+    report
+}
+
+#[tokio::test]
+async fn an_address_that_refuses_is_left_out_if_its_name_has_another() {
+    let farm = Farm::start(&[]);
+    let answering = farm.address();
+    // The farm listens on one address only, so the others refuse.
+    let [first, second] = [2, 3].map(|host| SocketAddr::from(([127, 0, 0, host], farm.port())));
+    let report = probe_names(&[vec![first, answering, second]]).await;
+    assert!(report.all_resume());
+    assert_eq!(report.addresses, [answering]);
+    let left_out: Vec<_> = report.left_out.iter().map(|left| left.address).collect();
+    assert_eq!(left_out, [first, second]);
+    let text = probe::table::write(&report, probe::table::Colour::Never);
+    assert!(text.contains("left out: 127.0.0.2:"), "{text}");
+    // Another name does not replace an address.
+    let report = probe_names(&[vec![first], vec![answering]]).await;
+    assert_eq!(report.addresses, [first, answering]);
+    assert!(!report.all_resume());
+    let report = probe_names(&[vec![first, second]]).await;
+    assert!(report.has_no_connection());
 }
 
 #[test]

@@ -227,6 +227,10 @@ fn an_invalid_import_changes_nothing() {
             "\"ServerCacheTime\"=hex(b):80,ee,36,00,00,00,00,00\n",
             "it has 64 bits (REG_QWORD)",
         ),
+        (
+            "\"ServerCacheTime\"=hex(b):80,ee,36,00,00,00,00,00\n\"ClientCacheTime\"=hex(b):80,ee,36,00,00,00,00,00\n",
+            "or remove the line: Windows ignores it\nin.reg: line 5: HKLM",
+        ),
     ] {
         fs::write(folder.path("in.reg"), format!("{key}{line}")).expect("written");
         let error = folder.refused(&["settings", "import", "in.reg"]);
@@ -249,6 +253,11 @@ fn an_import_says_what_is_the_default_already_and_what_to_do_next() {
     ] {
         assert!(said.contains(expected), "{expected}:\n{said}");
     }
+    // A value that the import changed was no default before.
+    fs::write(folder.path("old.toml"), "tls.kernel = 'off'\n").expect("written");
+    let said = folder.output_of(&["settings", "import", "in.reg", "--config", "old.toml"]);
+    let expected = "tls.kernel = auto (the default), connection.purge-on-reclaim = false (the default already)\n";
+    assert!(said.contains(expected), "{said}");
 }
 
 #[test]

@@ -43,7 +43,8 @@ pub(super) fn read(
         && balance.unknown_name == UnknownName::Refuse
         && balance.pools.is_empty()
     {
-        reader.note(
+        reader.note_reference(
+            "balance.pool",
             place.clone(),
             "`unknown-name` is \"refuse\", but no pool has names, so every client would be refused; add a \
              [[balance.pool]]",
@@ -74,7 +75,7 @@ fn pools(
                     let what = format!(
                         "the pool has no server; add pool = {name:?} to a [[balance.server]]"
                     );
-                    reader.note(span, what);
+                    reader.note_reference("balance.server", span, what);
                 }
                 Some(name)
             });
@@ -167,7 +168,9 @@ fn server(
     });
     let weight = reader.value(&Count(1..=u16::MAX.into()), "weight", server.weight);
     let pool = server.pool.as_ref().map(|pool| pool.get_ref().clone());
-    reader.value(&OneOf(pools), "pool", server.pool);
+    if reader.is_complete("balance.pool") {
+        reader.value(&OneOf(pools), "pool", server.pool);
+    }
     let any_count = Count(0..=u32::MAX.into());
     let max_connections = reader.value(&any_count, "max-connections", server.max_connections);
     let versions = OneOf(&PROXY_PROTOCOL);

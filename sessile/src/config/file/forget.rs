@@ -38,6 +38,7 @@ fn mark(reader: &mut Reader<'_>, written: Spanned<raw::Forget>, sites: &[Site]) 
         .and_then(|before| reader.parse(before, past_time));
     let target = match (written.site, written.server) {
         (None, None) => Some(ForgetTarget::Everything),
+        (Some(_), None) if !reader.is_complete("site") => None,
         (Some(site), None) => reader.parse(site, |site| site_of(&site, sites)),
         (None, Some(server)) => server_of(reader, server),
         (Some(_), Some(_)) => {

@@ -17,8 +17,31 @@ pub(in crate::config) struct Reader<'a> {
     text: &'a str,
     base: &'a Base,
     problems: Vec<Problem>,
-    /// The places of keys that were taken out.
-    gaps: Vec<usize>,
+    /// The places of all tables in the text.
+    tables: Vec<Range<usize>>,
+    gaps: Vec<Gap>,
+}
+
+/// A key that was taken out of the file, because the key or its value is wrong.
+pub(super) struct Gap {
+    pub(super) offset: usize,
+    /// The table that had the key, such as `balance.server`. Empty: the top level.
+    pub(super) section: String,
+    pub(super) key: String,
+    /// True if the value is a table, or an array of tables.
+    pub(super) is_table: bool,
+}
+
+impl Gap {
+    /// True if a table of this kind may be missing, or may lack a key.
+    fn concerns(&self, kind: &str) -> bool {
+        let is_kind = match self.section.as_str() {
+            "" => self.key == kind,
+            section => section == kind || kind == format!("{section}.{}", self.key),
+        };
+        // The refused table may have been meant as any table.
+        self.is_table || is_kind
+    }
 }
 
 /// A table of the file. Problems with missing keys name this table.
@@ -41,17 +64,28 @@ impl<'a> Reader<'a> {
             text,
             base,
             problems: Vec::new(),
+            tables: Vec::new(),
             gaps: Vec::new(),
         }
+    }
+
+    /// Sets the places of all tables in the text.
+    pub(super) fn set_tables(&mut self, tables: Vec<Range<usize>>) {
+        self.tables = tables;
     }
 
     pub(super) fn add_problems(&mut self, problems: Vec<Problem>) {
         self.problems.extend(problems);
     }
 
-    /// Notes that a key was taken out. Its section may then seem to break a condition.
-    pub(super) fn note_gap(&mut self, offset: usize) {
-        self.gaps.push(offset);
+    /// Notes that a key was taken out. The rest may then seem to break a condition.
+    pub(super) fn note_gap(&mut self, gap: Gap) {
+        self.gaps.push(gap);
+    }
+
+    /// True if all tables of this kind are as they were written. If not, references to them are not checked.
+    pub(super) fn is_complete(&self, kind: &str) -> bool {
+        !self.gaps.iter().any(|gap| gap.concerns(kind))
     }
 
     /// The value, or all problems that were noted.
@@ -63,13 +97,42 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Notes that a condition between keys is not met, unless a key of the section was taken out.
+    /// Notes that a condition between keys is not met, unless a key of the same table was taken out.
     pub(super) fn note(&mut self, span: Range<usize>, what: impl Into<String>) {
-        let section = section_at(self.text, span.start);
-        let mut gaps = self.gaps.iter();
-        if !gaps.any(|&gap| section_at(self.text, gap) == section) {
+        if !self.has_gap_beside(span.start) {
             self.problems.push(Problem::at(self.text, span.start, what));
         }
+    }
+
+    /// Notes that a condition between tables is not met, unless tables of this kind are incomplete.
+    pub(super) fn note_reference(
+        &mut self,
+        kind: &str,
+        span: Range<usize>,
+        what: impl Into<String>,
+    ) {
+        if self.is_complete(kind) {
+            self.note(span, what);
+        }
+    }
+
+    /// True if a key was taken out of the table at this offset.
+    fn has_gap_beside(&self, offset: usize) -> bool {
+        let table = self.table_at(offset);
+        let mut gaps = self.gaps.iter();
+        gaps.any(|gap| self.table_at(gap.offset) == table)
+    }
+
+    /// The start of the table with this offset. `None`: the keys before the first header.
+    fn table_at(&self, offset: usize) -> Option<usize> {
+        let holds = |table: &Range<usize>| match self.text.as_bytes().get(table.start) {
+            // The place of such a table is the header only.
+            Some(b'[') => table.start <= offset,
+            Some(b'{') => table.contains(&offset),
+            _ => false,
+        };
+        let around = self.tables.iter().filter(|table| holds(table));
+        around.map(|table| table.start).max()
     }
 
     /// Reads a TOML value into a field. A problem leaves the field as it is.
@@ -166,6 +229,11 @@ impl<'a> Reader<'a> {
         self.value(r#type, key, found)
     }
 
+    /// The line of an offset, counted from 1.
+    pub(super) fn line_of(&self, offset: usize) -> usize {
+        Problem::at(self.text, offset, "").line
+    }
+
     /// Notes a problem if the value occurred before.
     pub(super) fn unique<T: Display + Eq + Hash>(
         &mut self,
@@ -174,7 +242,10 @@ impl<'a> Reader<'a> {
         span: &Range<usize>,
     ) {
         if let Some(&offset) = seen.places.get(&value) {
-            let first = Problem::at(self.text, offset, "").line;
+            if self.has_gap_beside(offset) {
+                return;
+            }
+            let first = self.line_of(offset);
             let kind = seen.kind;
             let what = format!("a second {kind} {value}; the first is in line {first}; remove one");
             self.note(span.clone(), what);
@@ -182,19 +253,6 @@ impl<'a> Reader<'a> {
             seen.places.insert(value, span.start);
         }
     }
-}
-
-/// The first part of the name of the section around an offset, such as `balance` of `[[balance.server]]`.
-fn section_at(text: &str, offset: usize) -> &str {
-    let rest = text.get(offset..).unwrap_or_default();
-    let line_end = text.len() - rest.len() + rest.find('\n').unwrap_or(rest.len());
-    let mut lines = text[..line_end].lines().rev();
-    let here = lines.clone().next().unwrap_or_default();
-    let head = lines
-        .find(|line| line.trim_start().starts_with('['))
-        .unwrap_or(here);
-    let name = head.trim_start_matches(['[', ' ', '\t']);
-    name.split(['.', ']', '=', ' ']).next().unwrap_or_default()
 }
 
 /// Values that must not occur twice, and the place of each.

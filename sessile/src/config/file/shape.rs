@@ -10,7 +10,7 @@ use toml::de::{DeTable, DeValue, Deserializer, Error};
 
 use super::problem::{Problem, hint};
 use super::raw::File;
-use super::reader::Reader;
+use super::reader::{Gap, Reader};
 use crate::config::Config;
 use crate::config::base::Base;
 use crate::config::settings::SECTIONS;
@@ -48,6 +48,9 @@ pub(super) fn read<'a>(text: &'a str, base: &'a Base) -> Result<Shape<'a>, Vec<P
         places: HashMap::new(),
         tables: File::default(),
     };
+    let mut places = Vec::new();
+    add_tables(table.get_ref(), &mut places);
+    shape.reader.set_tables(places);
     let mut problems = shape.take_settings(table.get_mut(), text);
     loop {
         let error = match File::deserialize(Deserializer::from(table.clone())) {
@@ -59,12 +62,13 @@ pub(super) fn read<'a>(text: &'a str, base: &'a Base) -> Result<Shape<'a>, Vec<P
         };
         let span = error.span().unwrap_or_default();
         let removed = remove(table.get_mut(), &span, "");
-        let what = misfit(error.message(), removed.as_deref().unwrap_or_default());
+        let section = removed.as_ref().map_or("", |gap| gap.section.as_str());
+        let what = misfit(error.message(), section);
         problems.push(Problem::at(text, span.start, what));
-        if removed.is_none() || problems.len() >= MAX_PROBLEMS {
-            return Err(problems);
+        match removed {
+            Some(gap) if problems.len() < MAX_PROBLEMS => shape.reader.note_gap(gap),
+            _ => return Err(problems),
         }
-        shape.reader.note_gap(span.start);
     }
 }
 
@@ -72,8 +76,8 @@ impl Shape<'_> {
     /// Takes the settings out of the table and reads them. Returns the values that have a wrong TOML type.
     fn take_settings(&mut self, table: &mut DeTable<'_>, text: &str) -> Vec<Problem> {
         let mut problems = Vec::new();
-        for (section, settings) in &SECTIONS {
-            let section = table.get_mut(*section).map(Spanned::get_mut);
+        for (name, settings) in &SECTIONS {
+            let section = table.get_mut(*name).map(Spanned::get_mut);
             let Some(DeValue::Table(section)) = section else {
                 continue;
             };
@@ -85,7 +89,12 @@ impl Shape<'_> {
                 let read = (setting.read)(&mut self.reader, value, &mut self.config);
                 if let Err(error) = read {
                     problems.push(Problem::at(text, start(&error), error.message()));
-                    self.reader.note_gap(start(&error));
+                    self.reader.note_gap(Gap {
+                        offset: start(&error),
+                        section: (*name).to_owned(),
+                        key: setting.key().to_owned(),
+                        is_table: false,
+                    });
                 }
             }
         }
@@ -119,21 +128,23 @@ fn misfit(message: &str, section: &str) -> String {
     }
 }
 
-/// Takes the key or value at `span` out of `table`. Returns the name of the section.
-fn remove(table: &mut DeTable<'_>, span: &Range<usize>, section: &str) -> Option<String> {
+/// Takes the key or value at `span` out of `table`, whose name is `section`.
+fn remove(table: &mut DeTable<'_>, span: &Range<usize>, section: &str) -> Option<Gap> {
     let here = table.iter().find_map(|(key, value)| {
         // An element of an array cannot be taken out alone. Tables in arrays are searched below.
-        let holds = match value.get_ref() {
-            DeValue::Array(elements) => elements.iter().any(|element| {
-                element.span() == *span && !matches!(element.get_ref(), DeValue::Table(_))
-            }),
-            _ => false,
-        };
+        let holds = elements(value.get_ref())
+            .any(|element| element.span() == *span && !is_table(element.get_ref()));
         (key.span() == *span || value.span() == *span || holds).then(|| key.get_ref().to_string())
     });
     if let Some(key) = here {
-        table.remove(key.as_str());
-        return Some(section.to_owned());
+        let removed = table.remove(key.as_str())?;
+        let value = removed.get_ref();
+        return Some(Gap {
+            offset: span.start,
+            section: section.to_owned(),
+            key,
+            is_table: is_table(value) || elements(value).any(|element| is_table(element.get_ref())),
+        });
     }
     table.iter_mut().find_map(|(key, value)| {
         let key = key.get_ref();
@@ -153,4 +164,30 @@ fn remove(table: &mut DeTable<'_>, span: &Range<usize>, section: &str) -> Option
             _ => None,
         }
     })
+}
+
+/// Adds the places of all tables below `table`.
+fn add_tables(table: &DeTable<'_>, places: &mut Vec<Range<usize>>) {
+    for value in table.values() {
+        let inner = std::iter::once(value).chain(elements(value.get_ref()));
+        for value in inner {
+            if let DeValue::Table(table) = value.get_ref() {
+                places.push(value.span());
+                add_tables(table, places);
+            }
+        }
+    }
+}
+
+const fn is_table(value: &DeValue<'_>) -> bool {
+    matches!(value, DeValue::Table(_))
+}
+
+/// The elements of an array. Other values have none.
+fn elements<'v, 'd>(value: &'v DeValue<'d>) -> impl Iterator<Item = &'v Spanned<DeValue<'d>>> {
+    let array = match value {
+        DeValue::Array(array) => Some(array),
+        _ => None,
+    };
+    array.into_iter().flatten()
 }

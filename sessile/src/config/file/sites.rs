@@ -89,7 +89,7 @@ fn early_data(reader: &mut Reader<'_>, written: raw::Bytes, most: Option<u32>) -
                 "`early-data` of the site is {value} bytes, and session.early-data is {most}: a site may allow less, \
                  not more; raise session.early-data and set a lower value at the other sites"
             );
-            reader.note(span, what);
+            reader.note_reference("session", span, what);
         }
         _ => {}
     }
@@ -215,6 +215,10 @@ fn action(
         });
     }
     if let Some(name) = route.proxy {
+        let is_known = upstreams.iter().any(|it| it.name == *name.get_ref());
+        if !is_known && !reader.is_complete("upstream") {
+            return None;
+        }
         return reader.parse(name, |name| proxy(name, upstreams));
     }
     if verdict {

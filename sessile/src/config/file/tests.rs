@@ -241,7 +241,10 @@ fn an_unknown_key_is_located_and_the_nearest_suggested() {
     );
     assert_eq!(
         problems("[[site]]\n[[site.route]]\npth = '/'\n"),
-        ["3:1: unknown key `pth` in [site.route]; did you mean `path`?"]
+        [
+            "1:1: the site has no certificate; add certificates = [{ chain = \"cert.pem\", key = \"key.pem\" }]",
+            "3:1: unknown key `pth` in [site.route]; did you mean `path`?"
+        ]
     );
 }
 
@@ -401,6 +404,13 @@ fn listeners_need_distinct_addresses_and_a_role() {
         [
             "1:16: a second listener address 127.0.0.1:1; the first is in line 3; remove one",
             "5:11: a second listener address 127.0.0.1:1; the first is in line 3; remove one",
+        ]
+    );
+    let overlapping = listener.replace("127.0.0.1:1", ":1");
+    assert_eq!(
+        problems(&format!("{listener}{overlapping}{SITE}")),
+        [
+            "4:11: the listener address [::]:1 has clients in common with 127.0.0.1:1 in line 2; remove one"
         ]
     );
     let any = listener.replace(":1'", ":0'");

@@ -9,15 +9,22 @@ use toml::Spanned;
 
 use super::problem::Problem;
 use super::raw;
-use super::reader::{Reader, Table, Unique};
+use super::reader::{Reader, Table};
 use super::shape::Shape;
 use super::{balance, forget, sites, upstreams};
+use crate::config::network::overlap;
 use crate::config::settings::types::{KERNEL_WORDS, LISTEN_ADDRESS, OneOf};
 use crate::config::{
     Config, Key, Listener, MAX_TICKET_LIFETIME, Network, NotANetwork, Role, Session, StoreUrl,
 };
 
 const ROLES: [(&str, Role); 2] = [("serve", Role::Serve), ("balance", Role::Balance)];
+
+/// An address to listen on, and its place in the text.
+struct ListenAddress {
+    address: SocketAddr,
+    offset: usize,
+}
 
 /// Validates the values of a text.
 pub(super) fn validate(shape: Shape<'_>) -> Result<Config, Vec<Problem>> {
@@ -31,7 +38,7 @@ pub(super) fn validate(shape: Shape<'_>) -> Result<Config, Vec<Problem>> {
         // The file may set the state folder, which has the default key file.
         config.key = Key::File(config.default_key_file());
     }
-    let mut addresses = Unique::new("listener address");
+    let mut addresses = Vec::new();
     let (has_site, has_server) = (!tables.site.is_empty(), !tables.balance.server.is_empty());
     for listener in tables.listener {
         let listener = reader.listener(listener, has_site, has_server, &mut addresses);
@@ -93,7 +100,7 @@ impl Reader<'_> {
         written: Spanned<raw::Listener>,
         has_site: bool,
         has_server: bool,
-        addresses: &mut Unique<SocketAddr>,
+        addresses: &mut Vec<ListenAddress>,
     ) -> Option<Listener> {
         let table = Table::new("[[listener]]", &written);
         let listener = written.into_inner();
@@ -102,11 +109,13 @@ impl Reader<'_> {
             role => self.value(&OneOf(&ROLES), "role", role),
         };
         match role {
-            Some(Role::Serve) if !has_site => self.note(
+            Some(Role::Serve) if !has_site => self.note_reference(
+                "site",
                 table.span.clone(),
                 "the listener has role \"serve\", but there is no site; add a [[site]], or set role = \"balance\"",
             ),
-            Some(Role::Balance) if !has_server => self.note(
+            Some(Role::Balance) if !has_server => self.note_reference(
+                "balance.server",
                 table.span.clone(),
                 "the listener has role \"balance\", but there is no server; add a [[balance.server]] with name and \
                  address",
@@ -162,16 +171,34 @@ impl Reader<'_> {
         proxies
     }
 
-    /// Notes a problem if another listener has the same address.
+    /// Notes a problem if another listener has the same address, or has clients in common.
     fn claim(
         &mut self,
         address: SocketAddr,
         place: &Range<usize>,
-        addresses: &mut Unique<SocketAddr>,
+        addresses: &mut Vec<ListenAddress>,
     ) {
         // With port 0, the system gives each listener a different free port.
-        if address.port() != 0 {
-            self.unique(addresses, address, place);
+        if address.port() == 0 {
+            return;
+        }
+        let mut others = addresses.iter();
+        if let Some(other) = others.find(|other| overlap(other.address, address)) {
+            let line = self.line_of(other.offset);
+            let what = if other.address == address {
+                format!(
+                    "a second listener address {address}; the first is in line {line}; remove one"
+                )
+            } else {
+                format!(
+                    "the listener address {address} has clients in common with {} in line {line}; remove one",
+                    other.address
+                )
+            };
+            self.note(place.clone(), what);
+        } else {
+            let offset = place.start;
+            addresses.push(ListenAddress { address, offset });
         }
     }
 }

@@ -75,7 +75,8 @@ pub enum Why {
     #[error("it is of type {0}, and only REG_DWORD (type 4, four bytes) counts here")]
     Type(u32),
     #[error(
-        "it has 64 bits (REG_QWORD), and Windows reads only REG_DWORD here; write dword: and hexadecimal digits"
+        "it has 64 bits (REG_QWORD), and Windows reads only REG_DWORD here; write dword: and hexadecimal digits, or \
+         remove the line: Windows ignores it"
     )]
     Qword,
     #[error("it is longer than the 7 days that TLS 1.3 allows while session.tickets is on")]

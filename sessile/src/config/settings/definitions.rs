@@ -348,7 +348,7 @@ section! {
     /// `[admin]`: where health, metrics and the API are served.
     Admin, admin {
         "listen" listen: Option<SocketAddr> = None, Optional(LISTEN_ADDRESS) => {
-            meaning: "address and port where /healthz, /readyz, /metrics and the API answer",
+            meaning: "address and port where the page of the state (/), /healthz, /readyz, /metrics and the API answer",
             default_words: Some("nowhere"),
             example: Some("\"127.0.0.1:9443\""),
             restart: BOTH,

@@ -1,19 +1,23 @@
 //! The connections of one worker to one upstream. A connection has at most one request at a time.
 //!
 //! All connections stay on the thread of the worker, so the pool has no lock. No task watches an idle
-//! connection. Before its next request, a connection is checked for an end or unexpected bytes.
+//! connection. Before its next request, a connection is checked for an end or unexpected bytes. An idle
+//! connection that the upstream has closed stays open for up to 8 seconds.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::io;
+use std::mem::MaybeUninit;
 use std::pin::{Pin, pin};
 use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::BytesMut;
+use socket2::SockRef;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::time::{Instant, Sleep, sleep, timeout};
 
 use crate::config;
@@ -51,9 +55,15 @@ struct Idle {
     since: Instant,
 }
 
-/// An open connection.
+/// An open connection. A task can send the rest of a request during the response, so the halves are apart.
 pub(super) struct Connection {
-    pub(super) io: TcpStream,
+    pub(super) reader: Reader,
+    pub(super) writer: OwnedWriteHalf,
+}
+
+/// The half of a connection that receives responses.
+pub(super) struct Reader {
+    io: OwnedReadHalf,
     /// Bytes of the response that were received and not taken.
     pub(super) received: BytesMut,
     /// True if a read of the present response filled the buffer.
@@ -75,7 +85,7 @@ impl Connections {
     pub(super) fn take_idle(&self, now: Instant) -> Option<Connection> {
         let mut idle = self.idle.borrow_mut();
         while let Some(Idle { connection, since }) = idle.pop_back() {
-            if now.saturating_duration_since(since) < IDLE_TIMEOUT && connection.is_quiet() {
+            if now.saturating_duration_since(since) < IDLE_TIMEOUT && connection.reader.is_quiet() {
                 return Some(connection);
             }
         }
@@ -89,12 +99,13 @@ impl Connections {
 
     /// Keeps a connection for a later request, unless the connection cannot take a request.
     pub(super) fn keep(self: &Rc<Self>, mut connection: Connection) {
-        if !connection.received.is_empty() {
+        let reader = &mut connection.reader;
+        if !reader.received.is_empty() {
             return;
         }
-        if connection.is_large {
-            connection.received = BytesMut::new();
-            connection.is_large = false;
+        if reader.is_large {
+            reader.received = BytesMut::new();
+            reader.is_large = false;
         }
         let mut idle = self.idle.borrow_mut();
         if idle.len() == MAX_IDLE {
@@ -138,7 +149,9 @@ async fn close_expired(connections: Weak<Connections>) {
             return;
         };
         let mut idle = connections.idle.borrow_mut();
-        idle.retain(|idle| idle.since.elapsed() < IDLE_TIMEOUT && idle.connection.is_quiet());
+        idle.retain(|idle| {
+            idle.since.elapsed() < IDLE_TIMEOUT && idle.connection.reader.is_quiet()
+        });
         if idle.is_empty() {
             connections.has_reaper.set(false);
             return;
@@ -148,14 +161,18 @@ async fn close_expired(connections: Weak<Connections>) {
 
 impl Connection {
     fn new(io: TcpStream) -> Self {
-        Self {
+        let (io, writer) = io.into_split();
+        let reader = Reader {
             io,
             received: BytesMut::new(),
             is_large: false,
             timer: Box::pin(sleep(Duration::ZERO)),
-        }
+        };
+        Self { reader, writer }
     }
+}
 
+impl Reader {
     /// Ready at a deadline. The deadlines of a connection never become earlier.
     pub(super) fn poll_deadline(&mut self, deadline: Instant, cx: &mut Context<'_>) -> Poll<()> {
         loop {
@@ -185,21 +202,23 @@ impl Connection {
 
     /// True if the upstream has neither sent a byte nor closed its side.
     fn is_quiet(&self) -> bool {
-        // tokio reads only if the system has announced an event of the socket.
-        let read = self.io.try_read(&mut [0]);
-        read.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+        // Ask the system, because tokio learns about new bytes only in its next turn. Otherwise bytes that
+        // follow a response could become the response to the next request.
+        let found = SockRef::from(self.io.as_ref()).peek(&mut [MaybeUninit::uninit()]);
+        found.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
     }
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
+    use rustix::event::{PollFd, PollFlags, poll};
     use tokio::io::AsyncWriteExt as _;
     use tokio::net::TcpListener;
     use tokio::task::LocalSet;
 
     use super::*;
 
-    async fn upstream() -> (TcpListener, Rc<Connections>) {
+    pub(in crate::serve::proxy) async fn upstream() -> (TcpListener, Rc<Connections>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let connections = Rc::new(Connections {
@@ -212,7 +231,7 @@ mod tests {
     }
 
     /// A new connection, and the upstream's end.
-    async fn connect(
+    pub(in crate::serve::proxy) async fn connect(
         listener: &TcpListener,
         connections: &Rc<Connections>,
     ) -> (Connection, TcpStream) {
@@ -236,16 +255,12 @@ mod tests {
         LocalSet::new().run_until(run).await;
     }
 
-    /// Waits until a connection of the pool got bytes or an end.
-    async fn await_event(connections: &Connections) {
-        while connections
-            .idle
-            .borrow()
-            .iter()
-            .all(|idle| idle.connection.is_quiet())
-        {
-            tokio::task::yield_now().await;
-        }
+    /// Waits until the system has bytes or an end for the newest connection. tokio gets no turn meanwhile.
+    fn await_event(connections: &Connections) {
+        let idle = connections.idle.borrow();
+        let newest = &idle.back().expect("an idle connection").connection;
+        let mut events = [PollFd::new(newest.reader.io.as_ref(), PollFlags::IN)];
+        poll(&mut events, None).expect("events");
     }
 
     #[tokio::test]
@@ -253,7 +268,7 @@ mod tests {
         with_idle(async |connections, [first, second]| {
             for end in [second, first] {
                 let taken = connections.take_idle(Instant::now()).expect("a connection");
-                assert_eq!(taken.io.local_addr().ok(), end.peer_addr().ok());
+                assert_eq!(taken.writer.local_addr().ok(), end.peer_addr().ok());
             }
             assert!(connections.take_idle(Instant::now()).is_none());
         })
@@ -264,9 +279,9 @@ mod tests {
     async fn a_closed_connection_takes_no_request() {
         with_idle(async |connections, [first, second]| {
             drop(second);
-            await_event(&connections).await;
+            await_event(&connections);
             let taken = connections.take_idle(Instant::now()).expect("the first");
-            assert_eq!(taken.io.local_addr().ok(), first.peer_addr().ok());
+            assert_eq!(taken.writer.local_addr().ok(), first.peer_addr().ok());
             assert!(connections.idle.borrow().is_empty());
         })
         .await;
@@ -279,11 +294,11 @@ mod tests {
                 .write_all(b"HTTP/1.1 ")
                 .await
                 .expect("an open connection");
-            await_event(&connections).await;
+            await_event(&connections);
             let mut taken = connections.take_idle(Instant::now()).expect("the first");
-            assert_eq!(taken.io.local_addr().ok(), first.peer_addr().ok());
+            assert_eq!(taken.writer.local_addr().ok(), first.peer_addr().ok());
             // Bytes that were already read.
-            taken.received.extend_from_slice(b"H");
+            taken.reader.received.extend_from_slice(b"H");
             connections.keep(taken);
             assert!(connections.take_idle(Instant::now()).is_none());
         })

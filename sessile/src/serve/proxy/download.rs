@@ -1,6 +1,6 @@
 //! The response's body, which goes to the client. The body fails if the upstream sends nothing for too long.
 
-use std::future::poll_fn;
+use std::future::{Future as _, poll_fn};
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -14,9 +14,11 @@ use http_body_util::{Either, Full};
 use hyper::body::{Body, Frame, SizeHint};
 use sessile_proto::chunked_body::{self, ChunkedBody};
 use sessile_proto::response_head::BodyLength;
+use tokio::net::tcp::OwnedWriteHalf;
 use tokio::time::timeout;
+use tokio_util::task::AbortOnDropHandle;
 
-use super::connections::{Connection, Connections};
+use super::connections::{Connection, Connections, Reader};
 use super::silence::Silence;
 use super::slots::UpstreamSlot;
 use super::upload::{Upload, UploadError};
@@ -25,29 +27,38 @@ use crate::serve::files::FileStream;
 /// How long an upload may go on after its response is complete.
 const ENDING_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A response's body: complete in memory, or as it arrives. The type has room for a file too, so that all
+/// A response's body: complete in memory, or as it arrives. The type has a case for files, because all
 /// responses of the server have the same type.
 pub(super) type ResponseBody = Either<Full<Bytes>, Either<FileStream, Pin<Box<Download>>>>;
 
 /// A response's body, which is sent to the client.
 pub(in crate::serve) struct Download {
     rest: Rest,
-    /// A piece that arrived with the head of the response.
-    first: Option<Frame<Bytes>>,
+    /// A piece that arrived with the head of the response, or an error in such a piece.
+    first: Option<io::Result<Frame<Bytes>>>,
     /// `None` after the last byte of the response, and after an error.
     link: Option<Link>,
     silence: Silence,
     slot: UpstreamSlot,
 }
 
-/// The connection that a response arrives on.
+/// The connection that a response arrives on. The connection closes if the link is dropped.
 pub(super) struct Link {
-    pub(super) connection: Connection,
-    pub(super) connections: Rc<Connections>,
-    /// The rest of the request.
-    pub(super) upload: Upload,
+    reader: Reader,
+    request: RequestState,
+    connections: Rc<Connections>,
     /// True if the connection can take another request after the response.
-    pub(super) keeps_connection: bool,
+    keeps_connection: bool,
+}
+
+/// How much of the request the upstream has.
+enum RequestState {
+    /// The upstream has the complete request.
+    Sent(OwnedWriteHalf),
+    /// The upstream takes no more of the request.
+    Refused,
+    /// A task sends the rest of the request, even while the client does not read the response.
+    Sending(AbortOnDropHandle<Result<OwnedWriteHalf, UploadError>>),
 }
 
 /// The part of a body that was not taken.
@@ -77,14 +88,13 @@ impl Download {
     /// The body of the response. If the body arrived with the head, the request ends here.
     pub(super) fn into_body(mut self) -> ResponseBody {
         self.silence.end();
-        // An error is found again when the body is sent.
-        let piece = self.take_piece().ok().flatten();
-        match piece.map(Frame::into_data) {
-            Some(Ok(data)) if self.link.is_none() => return Either::Left(Full::new(data)),
-            None if self.link.is_none() => return Either::Left(Full::default()),
-            Some(Ok(data)) => self.first = Some(Frame::data(data)),
-            Some(Err(trailers)) => self.first = Some(trailers),
-            None => {}
+        match self.take_piece() {
+            Ok(None) if self.link.is_none() => return Either::Left(Full::default()),
+            Ok(Some(piece)) if self.link.is_none() => match piece.into_data() {
+                Ok(data) => return Either::Left(Full::new(data)),
+                Err(trailers) => self.first = Some(Ok(trailers)),
+            },
+            piece => self.first = piece.transpose(),
         }
         Either::Right(Either::Right(Box::pin(self)))
     }
@@ -94,10 +104,13 @@ impl Download {
         let Some(link) = &mut self.link else {
             return Ok(None);
         };
-        let received = &mut link.connection.received;
+        let received = &mut link.reader.received;
         let piece = self.rest.take(received)?;
-        // The end of the body is often behind its last piece. An error is found again at the next piece.
-        let _ = self.rest.skip_framing(received);
+        // The end of the body is often behind its last piece.
+        let framing = self.rest.skip_framing(received);
+        if piece.is_none() {
+            framing?;
+        }
         if self.rest.is_complete() {
             self.slot.end(|results| &results.ok);
             if let Some(link) = self.link.take() {
@@ -110,7 +123,10 @@ impl Download {
     fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Option<Frame<Bytes>>>> {
         loop {
             if let Some(link) = &mut self.link {
-                link.poll_upload(cx)?;
+                link.poll_request(cx)?;
+            } else if !self.rest.is_complete() {
+                // The error was returned before.
+                return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
             }
             let piece = self.take_piece()?;
             let Some(link) = &mut self.link else {
@@ -119,9 +135,9 @@ impl Download {
             if piece.is_some() {
                 return Poll::Ready(Ok(piece));
             }
-            let Poll::Ready(received) = link.connection.poll_receive(cx) else {
+            let Poll::Ready(received) = link.reader.poll_receive(cx) else {
                 self.silence.go_on();
-                ready!(self.silence.poll_limit(&mut link.connection, cx));
+                ready!(self.silence.poll_limit(&mut link.reader, cx));
                 return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
             };
             if received? == 0 {
@@ -140,10 +156,10 @@ impl Body for Download {
         cx: &mut Context<'_>,
     ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         let this = &mut *self;
-        if let Some(first) = this.first.take() {
-            return Poll::Ready(Some(Ok(first)));
-        }
-        let piece = ready!(this.poll_piece(cx));
+        let piece = match this.first.take() {
+            Some(first) => first.map(Some),
+            None => ready!(this.poll_piece(cx)),
+        };
         this.silence.end();
         if piece.is_err() {
             this.link = None;
@@ -160,44 +176,88 @@ impl Body for Download {
         let Some(rest) = self.rest.len() else {
             return SizeHint::default();
         };
-        let first = self.first.as_ref().and_then(Frame::data_ref);
+        let first = self.first.as_ref().and_then(|first| first.as_ref().ok());
+        let first = first.and_then(Frame::data_ref);
         SizeHint::with_exact(rest + first.map_or(0, |data| data.len() as u64))
     }
 }
 
 impl Link {
-    /// Sends more of the request.
+    /// Begins a task for the rest of the request. `keeps_connection`: the upstream keeps the connection.
+    pub(super) fn new(
+        connection: Connection,
+        connections: Rc<Connections>,
+        upload: Upload,
+        keeps_connection: bool,
+    ) -> Self {
+        let Connection { reader, writer } = connection;
+        let request = if upload.is_complete() {
+            RequestState::Sent(writer)
+        } else if upload.is_open() {
+            let task = tokio::task::spawn_local(send_rest(upload, writer));
+            RequestState::Sending(AbortOnDropHandle::new(task))
+        } else {
+            RequestState::Refused
+        };
+        Self {
+            reader,
+            request,
+            connections,
+            keeps_connection,
+        }
+    }
+
+    /// Notes the end of the task that sends the rest of the request.
     ///
     /// # Errors
     /// The client did not send the rest of its request.
-    fn poll_upload(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
-        match self.upload.poll_send(&mut self.connection.io, None, cx) {
-            Poll::Ready(Err(UploadError::Client(failure))) => {
-                Err(io::Error::other(failure.reason()))
-            }
-            // The upstream needs no more of the request.
-            Poll::Ready(Err(UploadError::Upstream) | Ok(())) | Poll::Pending => Ok(()),
-        }
+    fn poll_request(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        let RequestState::Sending(task) = &mut self.request else {
+            return Ok(());
+        };
+        let Poll::Ready(sent) = Pin::new(task).poll(cx) else {
+            return Ok(());
+        };
+        self.request = match sent.map_err(io::Error::other)? {
+            Ok(writer) => RequestState::Sent(writer),
+            Err(UploadError::Client(failure)) => return Err(io::Error::other(failure.reason())),
+            Err(UploadError::Upstream) => RequestState::Refused,
+        };
+        Ok(())
     }
 
     /// Ends a request whose response is complete.
     fn end(self) {
-        if self.upload.is_complete() {
-            if self.keeps_connection {
-                self.connections.keep(self.connection);
+        let Self {
+            reader,
+            request,
+            connections,
+            keeps_connection,
+        } = self;
+        match request {
+            RequestState::Sent(writer) if keeps_connection => {
+                connections.keep(Connection { reader, writer });
             }
-        } else if self.upload.is_open() {
-            tokio::task::spawn_local(self.send_rest());
+            RequestState::Sent(_) | RequestState::Refused => {}
+            RequestState::Sending(task) => {
+                tokio::task::spawn_local(async {
+                    // The response is complete, so an error has no effect.
+                    let _ = timeout(ENDING_TIMEOUT, task).await;
+                    // Some upstreams drop a request if the connection closes, so it closes only now.
+                    drop(reader);
+                });
+            }
         }
     }
+}
 
-    /// Sends the rest of the request, and closes the connection.
-    async fn send_rest(mut self) {
-        let io = &mut self.connection.io;
-        let sent = poll_fn(|cx| self.upload.poll_send(io, None, cx));
-        // The response is complete, so an error has no effect.
-        let _ = timeout(ENDING_TIMEOUT, sent).await;
-    }
+/// Sends the rest of a request whose response has begun.
+async fn send_rest(
+    mut upload: Upload,
+    mut writer: OwnedWriteHalf,
+) -> Result<OwnedWriteHalf, UploadError> {
+    poll_fn(|cx| upload.poll_send(&mut writer, None, cx)).await?;
+    Ok(writer)
 }
 
 impl From<BodyLength> for Rest {
@@ -292,7 +352,119 @@ fn trailers(bytes: &[u8]) -> io::Result<Frame<Bytes>> {
 
 #[cfg(test)]
 mod tests {
+    use http_body_util::BodyExt as _;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpStream;
+    use tokio::task::LocalSet;
+
+    use super::super::connections::tests::{connect, upstream};
+    use super::super::slots::SlotPool;
     use super::*;
+    use crate::serve::metrics::UpstreamResults;
+    use crate::serve::pending_upstreams::PendingUpstreams;
+    use crate::serve::request_task::RequestEnd;
+    use crate::serve::request_task::tests::metrics;
+    use sessile_proto::affinity::Source;
+    use tokio::time::Instant;
+
+    /// A response that an upstream has begun.
+    struct Begun {
+        download: Download,
+        upstream: TcpStream,
+        results: UpstreamResults,
+        connections: Rc<Connections>,
+    }
+
+    impl Begun {
+        /// `received`: the bytes that arrived with the head.
+        async fn new(length: BodyLength, received: &str) -> Self {
+            let (listener, connections) = upstream().await;
+            let (connection, upstream) = connect(&listener, &connections).await;
+            let Connection { mut reader, writer } = connection;
+            reader.received.extend_from_slice(received.as_bytes());
+            let link = Link {
+                reader,
+                request: RequestState::Sent(writer),
+                connections: Rc::clone(&connections),
+                keeps_connection: true,
+            };
+            let metrics = metrics();
+            let pool = SlotPool::new(1, metrics.upstream("app"));
+            let results = metrics.upstream("app");
+            let source = Source::of([127, 0, 0, 1].into());
+            let slot = pool.take(source, RequestEnd::default()).expect("a slot");
+            let pending = PendingUpstreams::new();
+            let silence = Silence::begin(Instant::now(), Duration::from_secs(600), &pending);
+            let download = Download::new(length, link, silence, slot);
+            Self {
+                download,
+                upstream,
+                results,
+                connections,
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn malformed_trailers_without_data_cut_the_response() {
+        let received = "0\r\nno colon\r\n\r\n";
+        let begun = Begun::new(BodyLength::Chunked, received).await;
+        let mut body = begun.download.into_body();
+        assert!(!body.is_end_stream());
+        assert!(body.frame().await.expect("a frame").is_err());
+        assert_eq!((begun.results.cut.get(), begun.results.ok.get()), (1, 0));
+        assert!(begun.connections.take_idle(Instant::now()).is_none());
+    }
+
+    #[tokio::test]
+    async fn an_error_behind_a_line_end_is_found_at_once() {
+        let mut begun = Begun::new(BodyLength::Chunked, "2\r\nok").await;
+        let mut body = begun.download.into_body();
+        let data = body.frame().await.expect("a frame").expect("data");
+        assert_eq!(data.into_data().expect("data"), "ok");
+        let line_end_and_error = b"\r\nx\r\n";
+        begun
+            .upstream
+            .write_all(line_end_and_error)
+            .await
+            .expect("an open connection");
+        // Without another byte, only the limit of the silence would wake the response.
+        let next = timeout(Duration::from_secs(60), body.frame()).await;
+        let error = next
+            .expect("no wait")
+            .expect("a frame")
+            .expect_err("an error");
+        assert_eq!(
+            error.to_string(),
+            chunked_body::Error::Malformed.to_string()
+        );
+        // A body that failed never looks complete.
+        assert!(body.frame().await.expect("a frame").is_err());
+    }
+
+    #[tokio::test]
+    async fn a_response_that_is_dropped_closes_its_connection() {
+        for received in ["", "a part", "all of it!"] {
+            let mut begun = Begun::new(BodyLength::Bytes(11), received).await;
+            drop(begun.download.into_body());
+            let read = begun.upstream.read(&mut [0]).await;
+            assert!(!matches!(read, Ok(1..)), "{read:?}");
+            assert!(begun.connections.take_idle(Instant::now()).is_none());
+            assert_eq!(begun.results.abandoned.get(), 1);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_response_that_is_complete_keeps_its_connection() {
+        let run = async {
+            let begun = Begun::new(BodyLength::Bytes(2), "ok").await;
+            let body = begun.download.into_body().collect().await.expect("a body");
+            assert_eq!(body.to_bytes(), "ok");
+            assert!(begun.connections.take_idle(Instant::now()).is_some());
+            assert_eq!(begun.results.ok.get(), 1);
+        };
+        LocalSet::new().run_until(run).await;
+    }
 
     /// The data that can be taken of these bytes, and the bytes that are left.
     fn take_all(rest: &mut Rest, bytes: &str) -> io::Result<(String, String)> {

@@ -2,6 +2,7 @@
 //! because an upstream may answer before it has the complete request.
 
 use std::future::poll_fn;
+use std::io;
 use std::task::{Context, Poll, ready};
 
 use http::Response;
@@ -17,7 +18,7 @@ use super::upload::{Upload, UploadError};
 const MAX_INFORMATIONAL: usize = 100;
 
 /// The head of a response.
-pub(super) struct Answer {
+pub(super) struct UpstreamHead {
     pub(super) response: Response<()>,
     pub(super) body: BodyLength,
     /// True if the connection can take another request after the body.
@@ -32,6 +33,17 @@ pub(super) enum Broken {
     Failed(Failure),
 }
 
+impl Broken {
+    /// The reason for this end of a connection. `is_answered`: the upstream has sent a byte.
+    fn of(received: &io::Result<usize>, is_answered: bool) -> Self {
+        match received {
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => Self::Failed(Failure::Silent),
+            _ if is_answered => Self::Failed(Failure::Closed),
+            _ => Self::Unanswered,
+        }
+    }
+}
+
 impl From<Broken> for Failure {
     fn from(broken: Broken) -> Self {
         match broken {
@@ -42,7 +54,7 @@ impl From<Broken> for Failure {
 }
 
 /// A request on its connection, before the head of the response.
-pub(super) struct Exchange<'r> {
+pub(super) struct UpstreamExchange<'r> {
     connection: &'r mut Connection,
     upload: &'r mut Upload,
     silence: &'r mut Silence,
@@ -56,7 +68,7 @@ pub(super) struct Exchange<'r> {
     informational: usize,
 }
 
-impl<'r> Exchange<'r> {
+impl<'r> UpstreamExchange<'r> {
     pub(super) fn new(
         connection: &'r mut Connection,
         upload: &'r mut Upload,
@@ -75,13 +87,13 @@ impl<'r> Exchange<'r> {
     }
 
     /// Waits for the head of the response. The rest of the request may be unsent then.
-    pub(super) async fn answer(mut self) -> Result<Answer, Broken> {
-        poll_fn(|cx| self.poll_answer(cx)).await
+    pub(super) async fn head(mut self) -> Result<UpstreamHead, Broken> {
+        poll_fn(|cx| self.poll_head(cx)).await
     }
 
-    fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<Result<Answer, Broken>> {
-        let io = &mut self.connection.io;
-        match self.upload.poll_send(io, Some(self.silence), cx) {
+    fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<UpstreamHead, Broken>> {
+        let writer = &mut self.connection.writer;
+        match self.upload.poll_send(writer, Some(self.silence), cx) {
             Poll::Ready(Err(UploadError::Client(failure))) => {
                 return Poll::Ready(Err(Broken::Failed(failure)));
             }
@@ -91,17 +103,13 @@ impl<'r> Exchange<'r> {
             // An upstream may answer, and then close before it has the complete request.
             Poll::Ready(Err(UploadError::Upstream) | Ok(())) | Poll::Pending => {}
         }
-        while let Poll::Ready(received) = self.connection.poll_receive(cx) {
+        while let Poll::Ready(received) = self.connection.reader.poll_receive(cx) {
             if !matches!(received, Ok(1..)) {
-                return Poll::Ready(Err(if self.is_answered {
-                    Broken::Failed(Failure::Closed)
-                } else {
-                    Broken::Unanswered
-                }));
+                return Poll::Ready(Err(Broken::of(&received, self.is_answered)));
             }
             self.is_answered = true;
             match self.parse() {
-                Ok(answer) => return Poll::Ready(Ok(answer)),
+                Ok(head) => return Poll::Ready(Ok(head)),
                 Err(Error::Incomplete) => {}
                 Err(error) => {
                     tracing::debug!(%error, "an upstream's response is refused");
@@ -109,14 +117,14 @@ impl<'r> Exchange<'r> {
                 }
             }
         }
-        ready!(self.silence.poll_limit(self.connection, cx));
+        ready!(self.silence.poll_limit(&mut self.connection.reader, cx));
         Poll::Ready(Err(Broken::Failed(Failure::Silent)))
     }
 
     /// Parses the head of the response. Skips informational responses (RFC 9110, 15.2).
-    fn parse(&mut self) -> Result<Answer, Error> {
+    fn parse(&mut self) -> Result<UpstreamHead, Error> {
         while self.informational <= MAX_INFORMATIONAL {
-            let received = &mut self.connection.received;
+            let received = &mut self.connection.reader.received;
             let found = response_head::find_len(received, self.searched);
             self.searched = match found {
                 Err(Error::Incomplete) => received.len(),
@@ -126,7 +134,7 @@ impl<'r> Exchange<'r> {
             let mut slots = response_head::empty_slots();
             let head = response_head::parse(&bytes, self.is_head, &mut slots)?;
             if !head.is_informational() {
-                return Ok(Answer {
+                return Ok(UpstreamHead {
                     response: head::to_client(&head, &bytes).ok_or(Error::Malformed)?,
                     body: head.body,
                     keeps_connection: head.keeps_connection,
@@ -135,5 +143,31 @@ impl<'r> Exchange<'r> {
             self.informational += 1;
         }
         Err(Error::TooLong)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_that_times_out_is_silent() {
+        let timed_out = || Err(io::ErrorKind::TimedOut.into());
+        let reset = || Err(io::ErrorKind::ConnectionReset.into());
+        for (received, is_answered, failure) in [
+            (timed_out(), false, Some(Failure::Silent)),
+            (timed_out(), true, Some(Failure::Silent)),
+            (reset(), true, Some(Failure::Closed)),
+            (Ok(0), true, Some(Failure::Closed)),
+            // These requests may be sent again.
+            (reset(), false, None),
+            (Ok(0), false, None),
+        ] {
+            let found = match Broken::of(&received, is_answered) {
+                Broken::Failed(failure) => Some(failure),
+                Broken::Unanswered => None,
+            };
+            assert_eq!(found, failure, "{received:?} {is_answered}");
+        }
     }
 }

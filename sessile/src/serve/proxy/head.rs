@@ -1,4 +1,4 @@
-//! Writes the heads of forwarded requests, and rewrites the heads of responses. No I/O.
+//! Writes the heads of forwarded requests, and rewrites the heads of responses. Does no I/O.
 //!
 //! Hop-by-hop headers are removed (RFC 9110, 7.6.1). Headers in which a client describes itself are
 //! replaced by headers that describe its connection.
@@ -14,7 +14,7 @@ use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Response, StatusCode, Version};
 use hyper::ext::ReasonPhrase;
-use sessile_proto::response_head::{Field, ResponseHead};
+use sessile_proto::response_head::{Field, ResponseHead, content_length};
 
 use crate::serve::request::{Host, SentEarly};
 
@@ -31,7 +31,7 @@ const CLIENT_CLAIM_PREFIXES: [&str; 5] = [
     "ssl-client-",
 ];
 
-/// As [`CLIENT_CLAIM_PREFIXES`], complete names.
+/// The complete names of more such headers.
 const CLIENT_CLAIMS: [&str; 2] = ["forwarded", "x-real-ip"];
 
 /// Headers that belong to one connection, even if `Connection` does not name them.
@@ -54,7 +54,7 @@ const USUAL_HEAD: usize = 1024;
 /// The address of a client, and the headers for upstreams that depend only on this address.
 pub(in crate::serve) struct ClientAddress {
     pub(super) ip: IpAddr,
-    /// Complete lines, then the beginning of the line with `Forwarded`.
+    /// The complete lines, and the beginning of the line with `Forwarded`.
     lines: Box<[u8]>,
 }
 
@@ -81,19 +81,17 @@ impl ClientAddress {
 #[derive(Debug)]
 pub(super) struct RequestHead {
     pub(super) bytes: Vec<u8>,
-    pub(super) framing: RequestFraming,
+    /// `None` if the request has no body.
+    pub(super) framing: Option<BodyFraming>,
 }
 
 /// How the body of a request is sent.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum RequestFraming {
-    NoBody,
-    /// The body has this length.
+pub(super) enum BodyFraming {
+    /// The body has this many bytes left.
     Bytes(u64),
-    /// In chunks, and with these trailers.
-    Chunked {
-        trailers: Vec<HeaderName>,
-    },
+    /// The body is sent in chunks, and can have these trailers.
+    Chunked(Vec<HeaderName>),
 }
 
 /// The length of a message is ambiguous or not supported.
@@ -122,8 +120,14 @@ pub(super) fn to_upstream(
     let host = host.map(|host| host.written);
 
     let mut bytes = Vec::with_capacity(USUAL_HEAD);
-    let path = head.uri.path_and_query().map_or("/", PathAndQuery::as_str);
-    let first_line = [head.method.as_str(), " ", path, " HTTP/1.1\r\n"];
+    let target = head.uri.path_and_query().map_or("/", PathAndQuery::as_str);
+    // A URL such as `https://host?query` has no path, but a request must have one (RFC 9112, 3.2.1).
+    let root = if target.starts_with(['/', '*']) {
+        ""
+    } else {
+        "/"
+    };
+    let first_line = [head.method.as_str(), " ", root, target, " HTTP/1.1\r\n"];
     for part in first_line {
         bytes.extend_from_slice(part.as_bytes());
     }
@@ -133,10 +137,15 @@ pub(super) fn to_upstream(
             write_field(&mut bytes, name.as_str(), value.as_bytes());
         }
     }
-    if own.has_cookies {
+    if own.has_cookies && !own.named.has(COOKIE.as_str()) {
         write_cookies(&mut bytes, &head.headers);
     }
-    write_framing(&mut bytes, &framing, &head.method, own.length.is_some());
+    write_framing(
+        &mut bytes,
+        framing.as_ref(),
+        &head.method,
+        own.length.is_some(),
+    );
     if own.takes_trailers {
         bytes.extend_from_slice(b"te: trailers\r\nconnection: te\r\n");
     }
@@ -187,7 +196,7 @@ pub(super) fn to_client(head: &ResponseHead<'_, '_>, bytes: &Bytes) -> Option<Re
     Some(response)
 }
 
-/// What the headers of a request say about its connection and its body.
+/// The headers of a request that are about its connection and its body.
 #[derive(Default)]
 struct OwnHeaders<'h> {
     length: Option<&'h [u8]>,
@@ -235,8 +244,11 @@ impl<'h> OwnHeaders<'h> {
     ///
     /// # Errors
     /// The length of the body is invalid, or the transfer coding is not supported.
-    fn framing(&self, without_body: bool) -> Result<RequestFraming, InvalidFraming> {
-        let length = self.length.map(decimal).transpose()?;
+    fn framing(&self, without_body: bool) -> Result<Option<BodyFraming>, InvalidFraming> {
+        let length = self
+            .length
+            .map(|length| content_length(length).ok_or(InvalidFraming))
+            .transpose()?;
         if let Some(coding) = self.coding
             && !coding.eq_ignore_ascii_case(b"chunked")
         {
@@ -245,25 +257,15 @@ impl<'h> OwnHeaders<'h> {
         if self.coding.is_some() || (length.is_none() && !without_body) {
             let trailers = self.trailers.iter().flat_map(|value| tokens(value));
             let trailers = trailers.filter_map(|name| name.parse().ok());
-            return Ok(RequestFraming::Chunked {
-                trailers: trailers.filter(is_allowed_in_trailers).collect(),
-            });
+            let allowed = trailers.filter(is_allowed_in_trailers).collect();
+            return Ok(Some(BodyFraming::Chunked(allowed)));
         }
         match length {
-            Some(length) if !without_body => Ok(RequestFraming::Bytes(length)),
-            None | Some(0) => Ok(RequestFraming::NoBody),
+            Some(length) if !without_body => Ok(Some(BodyFraming::Bytes(length))),
+            None | Some(0) => Ok(None),
             Some(_) => Err(InvalidFraming),
         }
     }
-}
-
-fn decimal(digits: &[u8]) -> Result<u64, InvalidFraming> {
-    let digits = std::str::from_utf8(digits).map_err(|_| InvalidFraming)?;
-    // `parse` would accept a sign.
-    if !digits.bytes().all(|digit| digit.is_ascii_digit()) {
-        return Err(InvalidFraming);
-    }
-    digits.parse().map_err(|_| InvalidFraming)
 }
 
 /// True if a trailer with this name cannot change how the message is read (RFC 9110, 6.5.1).
@@ -381,19 +383,24 @@ fn write_cookies(bytes: &mut Vec<u8>, headers: &HeaderMap) {
 }
 
 /// `has_length`: the client's request has a length.
-fn write_framing(bytes: &mut Vec<u8>, framing: &RequestFraming, method: &Method, has_length: bool) {
+fn write_framing(
+    bytes: &mut Vec<u8>,
+    framing: Option<&BodyFraming>,
+    method: &Method,
+    has_length: bool,
+) {
     match framing {
-        RequestFraming::NoBody => {
+        None => {
             let method_expects_body = matches!(*method, Method::POST | Method::PUT | Method::PATCH);
             // Some servers refuse a POST without a length.
             if method_expects_body || has_length {
                 bytes.extend_from_slice(b"content-length: 0\r\n");
             }
         }
-        RequestFraming::Bytes(length) => {
+        Some(BodyFraming::Bytes(length)) => {
             bytes.extend_from_slice(format!("content-length: {length}\r\n").as_bytes());
         }
-        RequestFraming::Chunked { .. } => {
+        Some(BodyFraming::Chunked(_)) => {
             bytes.extend_from_slice(b"transfer-encoding: chunked\r\n");
         }
     }

@@ -22,7 +22,7 @@ use std::time::Duration;
 use http::{Method, Request, Response, StatusCode};
 use hyper::body::{Body as _, Incoming};
 use sessile_proto::affinity::Source;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use super::metrics::UpstreamResults;
 use super::pending_upstreams::PendingUpstreams;
@@ -31,7 +31,7 @@ use crate::config;
 use connections::{Connection, Connections};
 pub(super) use download::Download;
 use download::{Link, ResponseBody};
-use exchange::{Answer, Broken, Exchange};
+use exchange::{Broken, UpstreamExchange, UpstreamHead};
 use failure::Failure;
 pub(super) use head::ClientAddress;
 use silence::Silence;
@@ -99,15 +99,11 @@ impl Upstream {
         };
         self.log_change(answer.as_ref().err().copied());
         match answer {
-            Ok((answer, connection)) => {
-                let link = Link {
-                    connection,
-                    connections: Rc::clone(&self.connections),
-                    upload,
-                    keeps_connection: answer.keeps_connection,
-                };
-                let body = Download::new(answer.body, link, silence, slot);
-                Ok(answer.response.map(|()| body.into_body()))
+            Ok((head, connection)) => {
+                let connections = Rc::clone(&self.connections);
+                let link = Link::new(connection, connections, upload, head.keeps_connection);
+                let body = Download::new(head.body, link, silence, slot);
+                Ok(head.response.map(|()| body.into_body()))
             }
             Err(failure) => {
                 slot.end(|results| failure.counter(results));
@@ -140,31 +136,35 @@ impl Upstream {
         silence: &mut Silence,
         method: &Method,
         now: Instant,
-    ) -> Result<(Answer, Connection), Failure> {
+    ) -> Result<(UpstreamHead, Connection), Failure> {
         let is_head = *method == Method::HEAD;
-        if let Some(mut connection) = self.connections.take_idle(now) {
-            let exchange = Exchange::new(&mut connection, upload, silence, is_head);
-            match exchange.answer().await {
+        while let Some(mut connection) = self.connections.take_idle(now) {
+            let exchange = UpstreamExchange::new(&mut connection, upload, silence, is_head);
+            match exchange.head().await {
+                // The next idle connection can take the request.
+                Err(Broken::Unanswered) if upload.is_unsent() => upload.rewind(),
                 // The upstream may close an idle connection while a request is on its way. An idempotent
                 // request is sent again (RFC 9110, 9.2.2).
-                Err(Broken::Unanswered)
-                    if upload.is_unsent() || (method.is_idempotent() && upload.can_rewind()) =>
-                {
+                Err(Broken::Unanswered) if method.is_idempotent() && upload.can_rewind() => {
                     // The other idle connections may be closed too.
                     self.connections.close_idle();
                     upload.rewind();
+                    silence.restart();
                 }
                 answer => return Ok((answer?, connection)),
             }
         }
         // Box this future, because few requests need a new connection.
-        let mut connection = Box::pin(self.connections.connect())
-            .await
-            .map_err(|error| self.connect_failure(&error))?;
-        // `connect-timeout` limits the time before.
-        silence.restart();
-        let exchange = Exchange::new(&mut connection, upload, silence, is_head);
-        Ok((exchange.answer().await?, connection))
+        let mut connection = Box::pin(self.connect(silence)).await?;
+        let exchange = UpstreamExchange::new(&mut connection, upload, silence, is_head);
+        Ok((exchange.head().await?, connection))
+    }
+
+    /// Connects. `response-timeout` also limits this time, because the upstream is silent meanwhile.
+    async fn connect(&self, silence: &mut Silence) -> Result<Connection, Failure> {
+        let connected = timeout_at(silence.go_on(), self.connections.connect()).await;
+        let connected = connected.unwrap_or_else(|elapsed| Err(elapsed.into()));
+        connected.map_err(|error| self.connect_failure(&error))
     }
 
     fn connect_failure(&self, error: &io::Error) -> Failure {

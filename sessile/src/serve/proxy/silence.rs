@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::connections::Connection;
+use super::connections::Reader;
 use crate::serve::pending_upstreams::{PendingUpstream, PendingUpstreams};
 
 /// The silence of an upstream. While the proxy waits for the upstream, the client's connection is not idle.
@@ -32,11 +32,11 @@ impl Silence {
         self.since = Some((Instant::now(), self.pending.begin()));
     }
 
-    /// Begins if the upstream is not silent yet.
-    pub(super) fn go_on(&mut self) {
-        if self.since.is_none() {
-            self.restart();
-        }
+    /// Begins if the upstream is not silent yet. Returns when the silence will be too long.
+    pub(super) fn go_on(&mut self) -> Instant {
+        let begin = || (Instant::now(), self.pending.begin());
+        let (since, _) = self.since.get_or_insert_with(begin);
+        *since + self.limit
     }
 
     pub(super) fn end(&mut self) {
@@ -44,9 +44,9 @@ impl Silence {
     }
 
     /// Ready if the upstream has been silent for too long.
-    pub(super) fn poll_limit(&self, connection: &mut Connection, cx: &mut Context<'_>) -> Poll<()> {
+    pub(super) fn poll_limit(&self, reader: &mut Reader, cx: &mut Context<'_>) -> Poll<()> {
         match &self.since {
-            Some((since, _)) => connection.poll_deadline(*since + self.limit, cx),
+            Some((since, _)) => reader.poll_deadline(*since + self.limit, cx),
             None => Poll::Pending,
         }
     }

@@ -7,13 +7,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::HeaderMap;
-use http::header::HeaderName;
 use hyper::body::{Body, Frame, Incoming};
 use tokio::io::AsyncWrite;
 use tokio::time::Sleep;
 
 use super::failure::Failure;
-use super::head::{RequestFraming, RequestHead, write_field};
+use super::head::{BodyFraming, RequestHead, write_field};
 use super::silence::Silence;
 
 /// A request that is sent to an upstream.
@@ -38,18 +37,11 @@ pub(super) struct Upload {
 
 struct ClientBody {
     body: Incoming,
-    framing: Framing,
+    framing: BodyFraming,
     /// How long the client may send nothing.
     timeout: Duration,
     /// Runs while the client sends nothing.
     timer: Option<Pin<Box<Sleep>>>,
-}
-
-enum Framing {
-    /// So many bytes have to follow.
-    Bytes(u64),
-    /// In chunks, and with these trailers.
-    Chunked(Vec<HeaderName>),
 }
 
 /// Why a request cannot be sent to its end.
@@ -62,18 +54,13 @@ pub(super) enum UploadError {
 impl Upload {
     /// `timeout`: how long the client may send nothing.
     pub(super) fn new(head: RequestHead, body: Incoming, timeout: Duration) -> Self {
-        let framing = match head.framing {
-            RequestFraming::NoBody => None,
-            RequestFraming::Bytes(left) => Some(Framing::Bytes(left)),
-            RequestFraming::Chunked { trailers } => Some(Framing::Chunked(trailers)),
-        };
         Self {
             front: head.bytes,
             front_sent: 0,
             piece: Bytes::new(),
             end: b"",
-            has_body: framing.is_some(),
-            body: framing.map(|framing| ClientBody {
+            has_body: head.framing.is_some(),
+            body: head.framing.map(|framing| ClientBody {
                 body,
                 framing,
                 timeout,
@@ -131,6 +118,12 @@ impl Upload {
                 let flushed = ready!(self.poll_flush(io, cx));
                 self.is_broken = flushed.is_err();
                 flushed.map_err(|_| UploadError::Upstream)?;
+                if self.has_body
+                    && let Some(silence) = silence.as_deref_mut()
+                {
+                    // The upstream took bytes, so it is not silent.
+                    silence.restart();
+                }
             }
             if self.body.is_none() {
                 return Poll::Ready(Ok(()));
@@ -196,10 +189,10 @@ impl Upload {
 
     fn add_data(&mut self, data: Bytes) -> Result<(), Failure> {
         match self.body.as_mut().map(|client| &mut client.framing) {
-            Some(Framing::Bytes(left)) => {
+            Some(BodyFraming::Bytes(left)) => {
                 *left = left.checked_sub(data.len() as u64).ok_or(Failure::Client)?;
             }
-            Some(Framing::Chunked(_)) if !data.is_empty() => {
+            Some(BodyFraming::Chunked(_)) if !data.is_empty() => {
                 self.front
                     .extend_from_slice(format!("{:x}\r\n", data.len()).as_bytes());
                 self.end = b"\r\n";
@@ -214,9 +207,9 @@ impl Upload {
     /// The body is shorter than the head says.
     fn end_body(&mut self, trailers: Option<HeaderMap>) -> Result<(), Failure> {
         match self.body.take().map(|client| client.framing) {
-            Some(Framing::Bytes(1..)) => return Err(Failure::Client),
-            Some(Framing::Chunked(_)) if !self.piece.is_empty() => self.end = b"\r\n0\r\n\r\n",
-            Some(Framing::Chunked(allowed)) => {
+            Some(BodyFraming::Bytes(1..)) => return Err(Failure::Client),
+            Some(BodyFraming::Chunked(_)) if !self.piece.is_empty() => self.end = b"\r\n0\r\n\r\n",
+            Some(BodyFraming::Chunked(allowed)) => {
                 self.front.extend_from_slice(b"0\r\n");
                 for (name, value) in trailers.iter().flatten() {
                     if allowed.contains(name) {

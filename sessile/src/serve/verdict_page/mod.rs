@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 
 use bytes::Bytes;
-use http::Response;
-use http::header::{CONTENT_TYPE, HeaderValue};
+use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
+use http::{HeaderMap, Response};
 use serde::{Serialize, Serializer};
 use sessile_proto::verdict::{Reason, Verdict};
 
@@ -18,6 +18,9 @@ pub(super) const RETURN_PATH: &str = "/new-connection";
 
 /// The query of a client that comes back.
 pub(super) const RETURNED: &str = "returned";
+
+/// Browsers say in this header which site caused a request.
+const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 /// The contents of the built-in page; also its JSON form.
 #[derive(Serialize)]
@@ -42,11 +45,13 @@ pub(super) struct VerdictPage<'a> {
 
 impl VerdictPage<'_> {
     /// The page as HTML or text, as the client prefers. `above`: the path of the route, empty for `/`.
-    pub(super) fn response(&self, above: &str, accept: Option<&HeaderValue>) -> Response<Bytes> {
-        if page::accepts_html(accept) {
+    pub(super) fn response(&self, above: &str, request: &HeaderMap) -> Response<Bytes> {
+        if page::accepts_html(request) {
             self.html(above)
         } else {
-            typed("text/plain; charset=utf-8", self.text())
+            let mut response = typed("text/plain; charset=utf-8", self.text());
+            page::mark_as_negotiated(response.headers_mut());
+            response
         }
     }
 
@@ -145,6 +150,12 @@ fn typed(content_type: &'static str, body: String) -> Response<Bytes> {
     response
 }
 
+/// True if a browser says that a page of another site caused the request. Such a page must not close connections.
+pub(super) fn is_from_other_site(headers: &HeaderMap) -> bool {
+    let site = headers.get(FETCH_SITE).map(HeaderValue::as_bytes);
+    site.is_some_and(|site| !matches!(site, b"same-origin" | b"none"))
+}
+
 /// Writes a verdict as its text.
 fn in_words<S: Serializer>(verdict: &Verdict, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(verdict)
@@ -155,5 +166,68 @@ fn local_path(path: &str) -> String {
     match path.trim_start_matches(['/', '\\']) {
         "" => String::new(),
         rest => format!("/{rest}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MARKUP: &str = "<script>\"&";
+
+    /// The page with a text in each field that has a free text.
+    fn page(text: &str) -> VerdictPage<'_> {
+        VerdictPage {
+            server: text,
+            verdict: Verdict::Full(Reason::NothingOffered),
+            resumed: false,
+            early_data: text.to_owned(),
+            protocol: text,
+            cipher_suite: text,
+            http: text,
+            server_name: Some(text),
+            client: SocketAddr::from(([127, 0, 0, 1], 1)),
+            client_certificate: Some(text),
+            session_age_seconds: 0,
+            request: 1,
+        }
+    }
+
+    fn html(text: &str, above: &str) -> String {
+        let body = page(text).html(above).into_body();
+        String::from_utf8(body.to_vec()).unwrap()
+    }
+
+    #[test]
+    fn no_text_of_the_page_is_markup() {
+        let html = html(MARKUP, &format!("/a{MARKUP}"));
+        assert_eq!(html.matches("<script").count(), 1, "{html}");
+        let escaped = "&lt;script>&quot;&amp;";
+        // The title, the heading and its data, the form, the link and its text, and six properties.
+        assert_eq!(html.matches(escaped).count(), 12, "{html}");
+    }
+
+    #[test]
+    fn the_links_of_the_page_name_no_other_host() {
+        for above in ["//v", "/\\v", "/v"] {
+            let html = html("a", above);
+            assert!(html.contains("action=\"/v/new-connection\""), "{html}");
+            assert!(html.contains("href=\"/v/verdict.json\""), "{html}");
+        }
+        assert!(html("a", "").contains("action=\"/new-connection\""));
+    }
+
+    #[test]
+    fn only_pages_of_the_same_site_close_the_connection() {
+        assert!(!is_from_other_site(&HeaderMap::new()));
+        for (site, is_other) in [
+            ("same-origin", false),
+            ("none", false),
+            ("same-site", true),
+            ("cross-site", true),
+        ] {
+            let headers = HeaderMap::from_iter([(FETCH_SITE, HeaderValue::from_static(site))]);
+            assert_eq!(is_from_other_site(&headers), is_other, "{site}");
+        }
     }
 }

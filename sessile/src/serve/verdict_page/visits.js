@@ -6,7 +6,7 @@ const visit = { ...page, time: new Date().toTimeString().slice(0, 8) };
 function earlierVisits() {
   try {
     const kept = JSON.parse(sessionStorage.getItem("sessile-visits"));
-    return Array.isArray(kept) ? kept : [];
+    return Array.isArray(kept) ? kept.filter((visit) => visit instanceof Object) : [];
   } catch {
     return [];
   }
@@ -40,7 +40,11 @@ function row(visit) {
 
 const visits = [visit, ...earlierVisits()].slice(0, MOST_VISITS);
 keep(visits);
-// A reload of this address must not count as a return.
-history.replaceState(null, "", location.pathname);
 document.getElementById("visits-rows").replaceChildren(...visits.map(row));
 document.getElementById("visits").hidden = false;
+try {
+  // A reload of this address must not count as a return. A path alone could name another host, as in //host/.
+  history.replaceState(null, "", location.origin + location.pathname);
+} catch {
+  // Browsers limit such changes. The address then keeps its query.
+}

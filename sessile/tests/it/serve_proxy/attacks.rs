@@ -216,6 +216,15 @@ fn a_response_that_moves_slowly_is_complete() {
 }
 
 #[test]
+fn the_built_in_page_ends_a_connection_after_its_open_requests() {
+    let app = upstream();
+    let setup = ProxySetup::start(&[app.address().port()], "");
+    let said = setup.h2_says(&["leave_while_reading", "32768"]);
+    assert_eq!(said, ["complete and closed"]);
+    assert_eq!(setup.results("ok"), 1);
+}
+
+#[test]
 fn a_request_body_ends_with_its_response() {
     let app = upstream();
     let setup = ProxySetup::start(&[app.address().port()], "");

@@ -1,6 +1,7 @@
 //! Upstreams that are down, silent or broken, and clients that disconnect.
 
 use std::fs::File;
+use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, Stdio};
 
 use super::{ProxySetup, VERSIONS, upstream, upstream_on};
@@ -260,6 +261,51 @@ fn an_answer_before_the_end_of_a_body_reaches_the_client() {
     let upload = ["--http1.1", "-HExpect:", "-T", file.to_str().unwrap()];
     assert_eq!(setup.status("/refuse-body", &upload), 413);
     assert_eq!((setup.results("ok"), setup.results("closed")), (1, 0));
+}
+
+/// Sends a complete request before it reads the response. Prints the length of the response's body.
+/// Arguments: port, CA file, length of both bodies.
+const SENDS_FIRST: &str = r#"
+import socket, ssl, sys
+port, ca, length = sys.argv[1:]
+context = ssl.create_default_context(cafile=ca)
+with socket.create_connection(("127.0.0.1", port), timeout=30) as tcp:
+    with context.wrap_socket(tcp, server_hostname="farm.test") as tls:
+        head = f"PUT /both-ways?{length} HTTP/1.1\r\nHost: farm.test\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n"
+        tls.sendall(head.encode() + bytes(int(length)))
+        answer = b"".join(iter(lambda: tls.recv(65536), b""))
+        print(len(answer.partition(b"\r\n\r\n")[2]))
+"#;
+
+#[test]
+fn a_client_that_reads_the_answer_last_can_send_all_of_its_body() {
+    let app = upstream();
+    let setup = ProxySetup::start(&[app.address().port()], "");
+    let mut python = Command::new("python3");
+    let port = setup.sessile.address().port().to_string();
+    // The buffers between the upstream and the client have no room for the answer.
+    let length = (64 << 20).to_string();
+    python.args(["-c", SENDS_FIRST, &port]);
+    python.arg(&setup.certificates.ca).arg(&length);
+    let said = run("python3", &mut python, "").succeeded().stdout;
+    assert_eq!(said.trim_end(), length);
+    assert!(app.said().contains("body complete"));
+    assert_eq!(setup.results("ok"), 1);
+}
+
+#[test]
+fn response_timeout_also_limits_the_time_to_connect() {
+    // The backlog of this socket is full, so connections to it hang.
+    let deaf = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    let any = SocketAddr::from(([127, 0, 0, 1], 0));
+    deaf.bind(&any.into()).unwrap();
+    deaf.listen(0).unwrap();
+    let address = deaf.local_addr().unwrap().as_socket().unwrap();
+    let _queued = TcpStream::connect(address).unwrap();
+    let keys = "connect-timeout = \"10m\"\nresponse-timeout = \"1s\"";
+    let setup = ProxySetup::start(&[address.port()], keys);
+    assert_eq!(setup.status("/", &["--max-time", "60"]), 504);
+    assert_eq!(setup.results("timeout"), 1);
 }
 
 #[test]

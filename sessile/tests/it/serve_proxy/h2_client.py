@@ -179,6 +179,31 @@ def read_slowly(size):
     print("complete")
 
 
+def leave_while_reading(size):
+    """A response that is not read until another request has made the server end the connection."""
+    connection, left = Connection(window=0), int(size)
+    connection.send(get(1, f"/sized?{size}"))
+    connection.send(get(3, "/verdict/new-connection") + window_update(3, 1000))
+    has_goaway = is_led_back = False
+    while left:
+        kind, flags, stream, payload = connection.next()
+        assert kind != RST_STREAM, payload
+        if kind == PING and not flags:
+            connection.send(frame(PING, 1, 0, payload))
+        if (kind, stream) == (DATA, 1):
+            assert has_goaway and is_led_back
+            left -= len(payload)
+        has_goaway |= kind == GOAWAY
+        if stream == 3 and flags & END_STREAM:
+            is_led_back = True
+            connection.send(window_update(1, int(size)))
+    try:
+        while True:
+            connection.next()
+    except EOFError:
+        print("complete and closed")
+
+
 def read_eagerly(size):
     """A response of which each frame is acknowledged twice."""
     connection, read = Connection(), 0

@@ -106,6 +106,15 @@ class Upstream(http.server.BaseHTTPRequestHandler):
         for _ in self.body():
             pass
 
+    def both_ways(self, length):
+        """An answer that goes on while the request's body is read."""
+        sending = threading.Thread(target=self.sized, args=[length])
+        sending.start()
+        for _ in self.body():
+            pass
+        self.say("body complete")
+        sending.join()
+
     def stall(self, _):
         """No answer, until the client is gone."""
         self.wait()

@@ -59,6 +59,31 @@ fn path_query_and_host_are_forwarded_unchanged() {
 }
 
 #[test]
+fn a_target_without_a_path_gets_one() {
+    for (version, target, written) in [
+        // The absolute form of HTTP/1.1.
+        (Version::HTTP_11, "http://example.org:8443?x=1", "/?x=1"),
+        (Version::HTTP_11, "http://example.org:8443", "/"),
+        // The parts of an HTTP/2 request.
+        (Version::HTTP_2, "https://example.org:8443?x=1", "/?x=1"),
+        (Version::HTTP_2, "https://example.org:8443/?x=1", "/?x=1"),
+        (Version::HTTP_11, "*", "*"),
+    ] {
+        let mut head = request_head("OPTIONS", &[]);
+        head.uri = target.parse().expect("a target");
+        head.version = version;
+        let (line, _) = forwarded(&head, &client(), true);
+        assert_eq!(line, format!("OPTIONS {written} HTTP/1.1"), "{target}");
+    }
+}
+
+#[test]
+fn connection_can_remove_cookies() {
+    let sent = [("cookie", "a=1"), ("connection", "Cookie")];
+    assert!(!forwarded_headers("GET", &sent).contains_key(COOKIE));
+}
+
+#[test]
 fn hop_by_hop_headers_are_removed() {
     let headers = forwarded_headers(
         "GET",
@@ -332,6 +357,6 @@ fn only_harmless_trailers_are_sent() {
     let headers = [("transfer-encoding", "chunked"), ("trailer", trailer)];
     let head = to_upstream(&request_head("PUT", &headers), &client(), false);
     let trailers = ["x-sum", "x-other"].map(HeaderName::from_static).into();
-    let framing = RequestFraming::Chunked { trailers };
-    assert_eq!(head.expect("it is forwarded").framing, framing);
+    let framing = BodyFraming::Chunked(trailers);
+    assert_eq!(head.expect("it is forwarded").framing, Some(framing));
 }

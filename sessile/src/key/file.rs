@@ -63,6 +63,8 @@ pub enum FileFault {
          this one away"
     )]
     Exists,
+    #[error("this is a folder or a device, which cannot be replaced; choose another path")]
+    NoFile,
     #[error("{0}")]
     Io(io::Error),
     #[error(
@@ -211,10 +213,15 @@ pub fn write_secret(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     if is_farm_key {
         return Err(FileError::new(path, FileFault::Exists));
     }
-    stage(path, bytes)
+    // The file that replaces a symbolic link would leave the link's target as it is.
+    let real = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    if fs::metadata(&real).is_ok_and(|metadata| !metadata.is_file()) {
+        return Err(FileError::new(path, FileFault::NoFile));
+    }
+    stage(&real, bytes)
         .and_then(|staged| {
-            keep_owner(&staged, path);
-            persist(staged, path)
+            keep_owner(&staged, &real);
+            persist(staged, &real)
         })
         .map_err(|fault| FileError::new(path, fault))
 }
@@ -303,6 +310,21 @@ mod tests {
         write_secret(&export, b"one").unwrap();
         write_secret(&export, b"two").unwrap();
         assert_eq!(fs::read(&export).unwrap(), b"two");
+    }
+
+    #[test]
+    fn an_export_replaces_no_folder_and_no_device_and_goes_through_links() {
+        let folder = tempfile::tempdir().unwrap();
+        for path in [folder.path(), Path::new("/dev/null")] {
+            let error = write_secret(path, b"export").unwrap_err();
+            assert!(matches!(error.fault, FileFault::NoFile), "{error}");
+        }
+        let [file, link] = ["file", "link"].map(|name| folder.path().join(name));
+        fs::write(&file, b"old").unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        write_secret(&link, b"new").unwrap();
+        assert_eq!(fs::read(&file).unwrap(), b"new");
+        assert!(link.is_symlink());
     }
 
     #[test]

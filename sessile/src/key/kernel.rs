@@ -30,13 +30,13 @@ pub(super) fn ntp_time() -> Option<Time> {
     Some(Time::from_unix_millis(secs.saturating_mul(1000)))
 }
 
-/// The time since the system was started, with the time that it slept.
+/// The time since the system was started, without the time that it slept.
 pub(super) fn since_boot() -> Duration {
     // SAFETY: `timespec` is a plain C structure of integers, for which all zeros is a valid value. The call writes
     // only to `time`, which has the size that the kernel expects.
     let time = unsafe {
         let mut time: libc::timespec = std::mem::zeroed();
-        libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut time);
+        libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time);
         time
     };
     let secs = u64::try_from(time.tv_sec).unwrap_or_default();

@@ -276,3 +276,23 @@ fn an_export_with_a_clock_that_has_jumped_removes_no_key() {
     }
     assert_eq!(first_epoch(&file), first);
 }
+
+#[test]
+fn an_export_after_three_days_removes_the_keys_of_these_days() {
+    let certificates = Certificates::new();
+    let file = make_key(&certificates, "farm.key", &[]);
+    let output = certificates.folder().join("apache.key");
+    let first = first_epoch(&file);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sessile"));
+    command.args(["key", "export", "--format", "apache", "--file"]);
+    command.arg(&file).arg("--output").arg(output);
+    set_clock(&mut command, "+3d");
+    // Three days pass on the monotonic clock too.
+    command.env_remove("DONT_FAKE_MONOTONIC");
+    let exported = command.output().unwrap();
+    assert!(
+        exported.status.success() && exported.stderr.is_empty(),
+        "{exported:?}"
+    );
+    assert!(first_epoch(&file) >= first + 72);
+}

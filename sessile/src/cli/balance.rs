@@ -147,8 +147,8 @@ fn log_label_source(config: &Config, balancer: &Balancer) {
         (_, Key::Ephemeral) => tracing::info!("ticket labels are not read: key.file is \"none\""),
         (None, Key::File(file)) => tracing::info!(
             file = %file.display(),
-            "no key file, so ticket labels are not read: TLS 1.3 clients of sessile servers {}. Run `sessile key export \
-             --route` on a server and copy the file here",
+            "no key file, so ticket labels are not read (only sessile servers make labels): TLS 1.3 clients of sessile \
+             servers {}. Run `sessile key export --route` on a server and copy the file here",
             without_labels(config)
         ),
     }

@@ -207,10 +207,12 @@ fn print(args: &Args, report: &ProbeReport) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::from(EXIT_INTERRUPTED));
     }
     if report.has_no_connection() {
-        let hint = if report.has_refused_certificate() {
-            " (--ca FILE names the authority to trust, --insecure accepts any certificate)"
-        } else {
+        let hint = if !report.has_refused_certificate() {
             ""
+        } else if args.ca.is_some() {
+            " (--insecure accepts any certificate, also a self-signed one)"
+        } else {
+            " (--ca FILE names the authority to trust, --insecure accepts any certificate)"
         };
         return Ok(print_error(&anyhow::anyhow!(
             "no connection to {}{hint}",

@@ -323,6 +323,10 @@ fn body_of(content: Content) -> Body {
 }
 
 fn redirect(to: &str, below: &str, query: Option<&str>) -> Response<Body> {
+    redirect_as(StatusCode::PERMANENT_REDIRECT, to, below, query)
+}
+
+fn redirect_as(code: StatusCode, to: &str, below: &str, query: Option<&str>) -> Response<Body> {
     let query = query.map(|query| format!("?{query}")).unwrap_or_default();
     let mut target = format!("{to}{below}{query}");
     if target.starts_with('/') {
@@ -332,16 +336,14 @@ fn redirect(to: &str, below: &str, query: Option<&str>) -> Response<Body> {
     let Ok(location) = HeaderValue::try_from(target) else {
         return status(StatusCode::BAD_REQUEST);
     };
-    let mut response = status(StatusCode::PERMANENT_REDIRECT);
+    let mut response = status(code);
     response.headers_mut().insert(LOCATION, location);
     response
 }
 
 /// Leads to the built-in page of a route.
 fn see_other(above: &str, query: Option<&str>) -> Response<Body> {
-    let mut response = redirect(above, "/", query);
-    *response.status_mut() = StatusCode::SEE_OTHER;
-    response
+    redirect_as(StatusCode::SEE_OTHER, above, "/", query)
 }
 
 /// A response whose body is the text of its status.

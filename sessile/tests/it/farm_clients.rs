@@ -190,6 +190,16 @@ fn curl_comes_back_to_the_built_in_page_on_a_new_connection() {
 }
 
 #[test]
+fn the_way_to_a_new_connection_names_its_status() {
+    let farm = Farm::start(&[]);
+    let mut command = Command::new("curl");
+    command.args(["-sS", "--cacert", &farm.ca()]);
+    command.arg(format!("https://localhost:{}/new-connection", farm.port()));
+    let ran = run("curl", &mut command, "").succeeded();
+    assert_eq!(ran.stdout, "303 See Other\n");
+}
+
+#[test]
 fn a_page_of_another_site_closes_no_connection() {
     let farm = Farm::start(&[]);
     for version in ["--http1.1", "--http2"] {

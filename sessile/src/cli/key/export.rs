@@ -122,8 +122,8 @@ fn catch_up(path: &Path, now: Time) -> anyhow::Result<()> {
     let reason = match key::catch_up(path, now) {
         Ok(CatchUp::Moved | CatchUp::UpToDate) => return Ok(()),
         Ok(CatchUp::Unconfirmed(lag)) => format!(
-            "it is {} behind this machine's clock, and no NTP service or earlier export confirms this clock; keep the \
-             timer that exports, which moves the file later",
+            "the oldest key expired {} ago, and neither NTP nor the time since an earlier export confirms this machine's \
+             clock; later exports of the timer remove them",
             humantime::format_duration(Duration::from_secs(lag.as_secs()))
         ),
         Err(error) => format!(

@@ -277,19 +277,28 @@ fn an_export_with_a_clock_that_has_jumped_removes_no_key() {
     assert_eq!(first_epoch(&file), first);
 }
 
+/// Runs `sessile key` on a file, with a clock of faketime that the monotonic clock follows.
+fn key_at(file: &Path, clock: &str, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sessile"));
+    command.arg("key").args(arguments).arg("--file").arg(file);
+    set_clock(&mut command, clock);
+    command.env_remove("DONT_FAKE_MONOTONIC");
+    command.output().unwrap()
+}
+
 #[test]
 fn an_export_after_three_days_removes_the_keys_of_these_days() {
     let certificates = Certificates::new();
-    let file = make_key(&certificates, "farm.key", &[]);
-    let output = certificates.folder().join("apache.key");
+    let file = certificates.folder().join("farm.key");
+    assert!(key_at(&file, "+1s", &["new"]).status.success());
     let first = first_epoch(&file);
-    let mut command = Command::new(env!("CARGO_BIN_EXE_sessile"));
-    command.args(["key", "export", "--format", "apache", "--file"]);
-    command.arg(&file).arg("--output").arg(output);
-    set_clock(&mut command, "+3d");
-    // Three days pass on the monotonic clock too.
-    command.env_remove("DONT_FAKE_MONOTONIC");
-    let exported = command.output().unwrap();
+    let output = certificates.folder().join("apache.key");
+    let output = output.to_str().unwrap();
+    let exported = key_at(
+        &file,
+        "+3d",
+        &["export", "--format", "apache", "--output", output],
+    );
     assert!(
         exported.status.success() && exported.stderr.is_empty(),
         "{exported:?}"

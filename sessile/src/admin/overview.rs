@@ -261,7 +261,7 @@ fn servers_of_process(families: &[MetricFamily], is_ready: bool) -> Vec<ServerRo
     servers
 }
 
-/// The verdicts of all servers in this process, without those that no handshake had.
+/// The verdicts that at least one handshake of this process had, with their counts.
 fn verdict_counts(families: &[MetricFamily]) -> Vec<(Verdict, u64)> {
     let mut totals: HashMap<Verdict, u64> = HashMap::new();
     for (metric, verdict) in verdict_metrics(families) {

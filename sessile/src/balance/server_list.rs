@@ -95,6 +95,12 @@ impl SetInputs {
         names(&self.balance)
     }
 
+    /// True if the configuration has this DNS name.
+    pub(super) fn has_name(&self, name: &ServerAddress) -> bool {
+        let mut servers = self.balance.servers.iter();
+        servers.any(|server| server.address == *name)
+    }
+
     /// The servers, in the order of the configuration. Forgets what concerns servers that are gone.
     pub(super) fn list(&mut self) -> Vec<ListedServer> {
         let names: BTreeSet<_> = self.names().into_iter().cloned().collect();

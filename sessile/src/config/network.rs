@@ -49,8 +49,8 @@ pub struct Network {
 pub struct NotANetwork;
 
 impl Network {
-    /// True if the address is in the network. A listener on `[::]` sees IPv4 addresses in IPv6 form,
-    /// which count as IPv4.
+    /// True if the address is in the network. An IPv4 address in IPv6 form, which a PROXY header can have, counts
+    /// as IPv4.
     #[must_use]
     pub fn contains(&self, address: IpAddr) -> bool {
         masked(address.to_canonical(), self.prefix) == Some(self.address)

@@ -6,6 +6,8 @@ use std::str::FromStr;
 
 use rustls_pki_types::DnsName;
 
+use super::network::parse_port;
+
 /// Where a server is, or the DNS name that says where servers are.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ServerAddress {
@@ -78,8 +80,7 @@ impl FromStr for ServerAddress {
         if !is_dns_name(name) {
             return Err(NotAServerAddress::Name);
         }
-        let is_number = port.bytes().all(|byte| byte.is_ascii_digit());
-        let port = port.parse().ok().filter(|port| *port > 0 && is_number);
+        let port = parse_port(port).filter(|port| *port > 0);
         Ok(Self::Host {
             name: name.to_ascii_lowercase(),
             port: port.ok_or(NotAServerAddress::Port)?,

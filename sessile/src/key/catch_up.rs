@@ -41,7 +41,7 @@ struct ClockNote {
     boot_ms: u64,
 }
 
-/// Removes from a key file the keys that no live ticket needs, as far as the clock is trusted.
+/// Removes from a key file the keys that no live ticket needs. The trust in the clock limits how many are removed.
 ///
 /// # Errors
 /// If the file cannot be used or replaced.
@@ -57,8 +57,7 @@ pub fn catch_up(path: &Path, now: Time) -> Result<CatchUp, KeyError> {
 /// Starts the measurement for [`catch_up`], if the folder of the key file can be written.
 pub fn note_clock(path: &Path, now: Time) {
     if let Some(note) = ClockNote::new(now) {
-        // Without a note, the next command starts the measurement.
-        let _ = note.write(path);
+        note.write(path);
     }
 }
 
@@ -67,7 +66,7 @@ fn advance(path: &Path, key: &mut FarmKey, now: Time) -> CatchUp {
         return outcome(false, key, now);
     };
     let Some(earlier) = ClockNote::read(path).filter(|earlier| earlier.is_before(&current)) else {
-        note_clock(path, now);
+        current.write(path);
         return outcome(false, key, now);
     };
     let moment = current.moment_since(&earlier);
@@ -80,7 +79,7 @@ fn advance(path: &Path, key: &mut FarmKey, now: Time) -> CatchUp {
     let has_moved = permit.advance(key);
     // After a jump of the wall clock, the measurement starts again.
     if has_moved || trust.has_jumped(moment) {
-        note_clock(path, now);
+        current.write(path);
     }
     outcome(has_moved, key, now)
 }
@@ -111,12 +110,12 @@ impl ClockNote {
         toml::from_str(&fs::read_to_string(note_path(key_file)).ok()?).ok()
     }
 
-    fn write(&self, key_file: &Path) -> io::Result<()> {
-        let text = toml::to_string(self).map_err(io::Error::other)?;
-        let path = note_path(key_file);
-        let mut staged = state_file::stage(&path, ".farm-key-clock-")?;
-        staged.write_all(text.as_bytes())?;
-        state_file::persist(staged, &path)
+    fn write(&self, key_file: &Path) {
+        // Without a note, the next command starts the measurement. So an error has no other effect.
+        let _ = state_file::replace(&note_path(key_file), |file| {
+            let text = toml::to_string(self).map_err(io::Error::other)?;
+            file.write_all(text.as_bytes())
+        });
     }
 
     /// True if the time between two notes can be measured.
@@ -134,7 +133,5 @@ impl ClockNote {
 }
 
 fn note_path(key_file: &Path) -> PathBuf {
-    let mut name = key_file.as_os_str().to_owned();
-    name.push(".clock");
-    PathBuf::from(name)
+    key_file.with_added_extension("clock")
 }

@@ -230,9 +230,7 @@ pub fn write_secret(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
 ///
 /// The lock is on a second file. A lock on the key file would be lost when the key file is replaced.
 fn lock(path: &Path) -> io::Result<File> {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".lock");
-    let name = PathBuf::from(name);
+    let name = path.with_added_extension("lock");
     let file = File::options()
         .create(true)
         .truncate(false)

@@ -13,6 +13,8 @@ use http::{Request, Uri, Version};
 use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
 
+use crate::config::parse_port;
+
 /// Most bytes that are read of the content of a refused request.
 const MAX_DISCARDED: usize = 64 * 1024;
 
@@ -119,8 +121,7 @@ fn is_end_of_host(port: &str) -> bool {
     let Some(digits) = port.strip_prefix(':') else {
         return port.is_empty();
     };
-    let is_number = digits.bytes().all(|digit| digit.is_ascii_digit());
-    digits.is_empty() || (is_number && digits.parse::<u16>().is_ok())
+    digits.is_empty() || parse_port(digits).is_some()
 }
 
 /// True for labels with dots between them. No label is empty.

@@ -43,9 +43,10 @@ pub fn import(file: &SettingsFile, bytes: &[u8], now: SystemTime) -> Result<Impo
     let before = file.config()?;
     let mut config = before.clone();
     let Report { taken, ignored } = reg::apply(&export, &mut config.clone());
-    if ignored.iter().any(|line| line.why.is_mistake()) {
-        let mistakes = ignored.into_iter().filter(|line| line.why.is_mistake());
-        return Err(ImportError::Unsuitable(mistakes.collect()));
+    let (mistakes, ignored): (Vec<_>, Vec<_>) =
+        ignored.into_iter().partition(|line| line.why.is_mistake());
+    if !mistakes.is_empty() {
+        return Err(ImportError::Unsuitable(mistakes));
     }
     let mut text = file.text().to_owned();
     let mut lines = Vec::new();

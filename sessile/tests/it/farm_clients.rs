@@ -164,8 +164,8 @@ fn curl_resumes_with_http2_at_every_server() {
 
 #[test]
 fn curl_comes_back_to_the_built_in_page_on_a_new_connection() {
-    // Some versions of curl do not offer the session of an HTTP/2 connection that they have closed. The server takes
-    // such a client for a browser on a spare connection, and leads it to a third connection.
+    // Some versions of curl do not offer the session of an HTTP/2 connection that they have closed. Such a
+    // client looks like a browser on a spare connection. So the server leads it to a third connection.
     let without_session = ("full/nothing-offered", 3);
     for (version, expected) in [
         ("--http1.1", &[("resumed/psk", 2)][..]),

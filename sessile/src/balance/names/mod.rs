@@ -5,7 +5,7 @@ mod resolver;
 pub(super) mod table;
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +18,6 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use self::resolver::{LookedUp, LookupError, look_up};
 use self::table::Names;
 use super::server_list;
-use super::servers::ServerSet;
 use super::state::{BalancerState, Changes};
 use crate::config::{Balance, ServerAddress};
 
@@ -33,19 +32,19 @@ pub(super) fn look_up_first(
     names: &Names,
     balance: &Balance,
 ) -> io::Result<BTreeMap<ServerAddress, Vec<FoundServer>>> {
-    let count = server_list::names(balance).len();
-    if count == 0 {
+    let wanted = server_list::names(balance);
+    if wanted.is_empty() {
         return Ok(BTreeMap::new());
     }
     tracing::info!(
-        names = count,
+        names = wanted.len(),
         "looking up the DNS names of servers; the start waits up to {} s for the answers",
         FIRST_ANSWERS.as_secs()
     );
     // The thread of the caller may have a runtime. No runtime may wait inside another one.
     let answers = thread::scope(|scope| {
         let thread = thread::Builder::new().name("balance-names".to_owned());
-        let lookups = thread.spawn_scoped(scope, || first_answers(names, balance))?;
+        let lookups = thread.spawn_scoped(scope, || first_answers(names, balance, wanted))?;
         lookups.join().expect("lookups do not panic")
     })?;
     let mut found = BTreeMap::new();
@@ -60,12 +59,13 @@ pub(super) fn look_up_first(
 fn first_answers(
     names: &Names,
     balance: &Balance,
+    wanted: BTreeSet<&ServerAddress>,
 ) -> io::Result<Vec<(ServerAddress, Result<LookedUp, LookupError>)>> {
     let mut builder = tokio::runtime::Builder::new_current_thread();
     let runtime = builder.enable_all().build()?;
     Ok(LocalSet::new().block_on(&runtime, async {
         let mut lookups = JoinSet::new();
-        for name in server_list::names(balance).into_iter().cloned() {
+        for name in wanted.into_iter().cloned() {
             let inputs = names.inputs(&name, balance);
             lookups.spawn_local(async move {
                 let answer = timeout(FIRST_ANSWERS, look_up(&inputs, &name)).await;
@@ -106,9 +106,8 @@ async fn look_up_while_configured(state: &BalancerState, name: &ServerAddress) {
     let mut sets = state.servers.subscribe();
     let mut repeat = state.names.repeat_requests();
     let is_gone = async {
-        let has_name = |set: &Arc<ServerSet>| set.inputs.names().contains(name);
         // The sender lives as long as `state`.
-        let _ = sets.wait_for(|set| !has_name(set)).await;
+        let _ = sets.wait_for(|set| !set.inputs.has_name(name)).await;
     };
     let lookups = async {
         let mut last: Option<Instant> = None;

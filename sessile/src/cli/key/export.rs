@@ -62,16 +62,21 @@ const ENVOY_SECRET: &str = "sessile-ticket-keys";
 
 pub(super) fn run(path: &Path, args: &Args, now: Time) -> anyhow::Result<ExitCode> {
     let output = &args.output;
-    catch_up(path, now)?;
+    let key = if args.route {
+        key::load_any(path)?
+    } else {
+        key::load(path)?
+    };
+    if !key.is_route_part() {
+        catch_up(path, now);
+    }
     let Some(format) = args.format else {
-        let key = key::load_any(path)?;
         key::write_route_part(output, &key, now)?;
         return print(&format!(
             "{} is for balancers: it names the server that made a ticket, but cannot open tickets.\n",
             output.display()
         ));
     };
-    let key = key::load(path)?;
     let keys = ExportedKeys::derive(&key, now).with_context(|| {
         format!(
             "{}: this machine's clock does not fit the key; run `sessile key check`",
@@ -115,12 +120,9 @@ pub(super) fn run(path: &Path, args: &Args, now: Time) -> anyhow::Result<ExitCod
 }
 
 /// Moves the key file forward. Prints a warning if old keys stay in the file.
-fn catch_up(path: &Path, now: Time) -> anyhow::Result<()> {
-    if key::load_any(path)?.is_route_part() {
-        return Ok(());
-    }
+fn catch_up(path: &Path, now: Time) {
     let reason = match key::catch_up(path, now) {
-        Ok(CatchUp::Moved | CatchUp::UpToDate) => return Ok(()),
+        Ok(CatchUp::Moved | CatchUp::UpToDate) => return,
         Ok(CatchUp::Unconfirmed(lag)) => format!(
             "the oldest key expired {} ago, and neither NTP nor the time since an earlier export confirms this machine's \
              clock; later exports of the timer remove them",
@@ -135,7 +137,6 @@ fn catch_up(path: &Path, now: Time) -> anyhow::Result<()> {
         "warning: {}: expired ticket keys stay in the file: {reason}.",
         path.display()
     );
-    Ok(())
 }
 
 /// Writes one file for each key and a list of the files. Returns the folder as nginx must name it.

@@ -60,7 +60,7 @@ pub(in crate::serve) struct ClientAddress {
 
 impl ClientAddress {
     pub(in crate::serve) fn new(ip: IpAddr) -> Self {
-        // A dual-stack socket gives IPv4 clients IPv4-mapped IPv6 addresses.
+        // A PROXY header can have an IPv4 address in IPv6 form.
         let address = ip.to_canonical();
         let node = match address {
             IpAddr::V4(_) => address.to_string(),

@@ -1,6 +1,6 @@
 //! The request on its way to the upstream. The client must not stop sending for too long.
 
-use std::io::{self, IoSlice};
+use std::io::{self, IoSlice, Write as _};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -193,8 +193,8 @@ impl Upload {
                 *left = left.checked_sub(data.len() as u64).ok_or(Failure::Client)?;
             }
             Some(BodyFraming::Chunked(_)) if !data.is_empty() => {
-                self.front
-                    .extend_from_slice(format!("{:x}\r\n", data.len()).as_bytes());
+                // A write to a vector cannot fail.
+                let _ = write!(self.front, "{:x}\r\n", data.len());
                 self.end = b"\r\n";
             }
             _ => {}

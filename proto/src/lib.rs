@@ -24,6 +24,7 @@ pub mod record;
 pub mod request_framing;
 pub mod response_head;
 pub mod resumption;
+pub mod resumption_matrix;
 pub mod route;
 pub mod sealed;
 pub mod session;

@@ -7,18 +7,22 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::ValueHint;
+use sessile_proto::verdict::How;
 use tokio::net::lookup_host;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::terminal::{self, EXIT_INTERRUPTED, ProgressLine};
-use crate::client::Trust;
+use crate::client::{ClientCertificate, Trust};
 use crate::config::parse_port;
-use crate::probe::{self, ProbePlan, ProbeProgress, ProbeReport, json, table};
+use crate::probe::table::{self, Detail};
+use crate::probe::{
+    self, MECHANISMS, ProbePlan, ProbeProgress, ProbeReport, Request, json, prometheus,
+};
 
 /// Find out whether, how and across which servers a farm resumes TLS sessions.
 ///
-/// For each of TLS 1.2 session ID, TLS 1.2 ticket and TLS 1.3 PSK, the probe makes one full
-/// handshake. Then it returns several times, each time with the newest session.
+/// Each address counts as one server. For each of TLS 1.2 session ID, TLS 1.2 ticket and TLS 1.3 PSK, the probe
+/// makes a full handshake with each server. Then it offers sessions of each server to each server.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub(super) struct Args {
@@ -38,21 +42,82 @@ pub(super) struct Args {
     #[arg(long)]
     insecure: bool,
 
-    /// Connect to these addresses in turn, not to those of HOST; a name stands for all its addresses
+    /// The servers of the farm, instead of the addresses of HOST; a name stands for all its addresses
     #[arg(long = "address", value_name = "HOST:PORT", value_hint = ValueHint::Hostname)]
     addresses: Vec<Endpoints>,
 
-    /// Returns of each mechanism [default: 5, or one for each address if there are more]
+    /// Sessions of each server that each server gets, for each mechanism [default: 5 with one address, else 2]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
     attempts: Option<u16>,
+
+    /// Test only these mechanisms
+    #[arg(long = "mechanism", value_name = "MECHANISM", value_delimiter = ',')]
+    mechanisms: Vec<MechanismName>,
+
+    /// What to send after the handshake
+    #[arg(long, value_name = "REQUEST", value_enum, default_value_t)]
+    request: Request,
+
+    /// Application protocols to offer, such as h2 or mqtt [default: that of the request]
+    #[arg(long, value_name = "PROTOCOL", value_delimiter = ',')]
+    alpn: Option<Vec<String>>,
+
+    /// Certificate chain (PEM) for servers that request a client certificate
+    #[arg(long, value_name = "FILE", requires = "key")]
+    cert: Option<PathBuf>,
+
+    /// Private key (PEM) of the client certificate
+    #[arg(long, value_name = "FILE", requires = "cert")]
+    key: Option<PathBuf>,
 
     /// Longest time for a connection, and for a handshake
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = duration)]
     timeout: Duration,
 
+    /// Most connections to one address in a second; 0: no limit
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    rate: u32,
+
+    /// Say how many connections the probe makes in what time, and make none
+    #[arg(long)]
+    dry_run: bool,
+
+    /// Exit with 1 only if less than this share of the offered sessions resumed, such as 99%
+    #[arg(long, value_name = "PERCENT", value_parser = percent)]
+    fail_under: Option<f64>,
+
+    /// Show a row for each attempt, also with several addresses
+    #[arg(long, short)]
+    verbose: bool,
+
     /// Write JSON for programs instead of tables
     #[arg(long)]
     json: bool,
+
+    /// Write metrics in the text format of Prometheus instead of tables
+    #[arg(long, conflicts_with = "json")]
+    prometheus: bool,
+}
+
+/// The name of a mechanism on the command line.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum MechanismName {
+    /// TLS 1.2 session ID
+    SessionId,
+    /// TLS 1.2 ticket
+    Ticket,
+    /// TLS 1.3 PSK
+    Psk,
+}
+
+impl From<MechanismName> for How {
+    fn from(name: MechanismName) -> Self {
+        match name {
+            MechanismName::SessionId => Self::SessionId,
+            MechanismName::Ticket => Self::Ticket,
+            MechanismName::Psk => Self::Psk,
+        }
+    }
 }
 
 const AFTER_HELP: &str = "\
@@ -60,13 +125,11 @@ Examples:
   sessile probe https://www.example.org/
   sessile probe farm.example.org --address 192.0.2.1,192.0.2.2
   sessile probe 127.0.0.1:8443 --sni farm.test --ca ca.pem --json
+  sessile probe farm.example.org --mechanism psk --fail-under 99%
 
 Exit status: 0 every mechanism that the server offers resumes; 1 one does not;
 2 wrong usage or no connection; 130 \
 interrupted.";
-
-/// Default number of returns for each mechanism, unless the target has more addresses.
-const DEFAULT_RETURNS: usize = 5;
 
 /// Maximum number of a host's addresses that are tried.
 const MAX_ADDRESSES: usize = 64;
@@ -94,8 +157,13 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
             Ok(plan) => plan,
             Err(error) => return Ok(print_error(&error)),
         };
+        if args.dry_run {
+            terminal::print_report(&format!("{}\n", announcement(&plan)))?;
+            return Ok(ExitCode::SUCCESS);
+        }
         let mut report = ProbeReport::new(&plan);
         let line = ProgressLine::new();
+        line.show(format_args!("{}", announcement(&plan)));
         let mut progress = |progress| show_progress(&line, progress);
         let result = tokio::select! {
             result = probe::run(&plan, &mut report, &mut progress) => result,
@@ -125,7 +193,16 @@ async fn plan(args: &Args) -> anyhow::Result<ProbePlan> {
         None if args.insecure => Trust::Insecure,
         None => Trust::System,
     };
-    let default_returns = DEFAULT_RETURNS.max(all.len());
+    let certificate = match (&args.cert, &args.key) {
+        (Some(chain), Some(key)) => Some(ClientCertificate::read(chain, key)?),
+        _ => None,
+    };
+    let mut mechanisms = MECHANISMS.to_vec();
+    if !args.mechanisms.is_empty() {
+        let chosen: Vec<How> = args.mechanisms.iter().copied().map(How::from).collect();
+        mechanisms.retain(|how| chosen.contains(how));
+    }
+    let default_returns = ProbePlan::default_returns(all.len());
     let server_name = args.sni.clone().unwrap_or_else(|| host.clone());
     Ok(ProbePlan {
         target: args.target.to_string(),
@@ -137,6 +214,11 @@ async fn plan(args: &Args) -> anyhow::Result<ProbePlan> {
         server_name,
         addresses: all,
         names,
+        mechanisms,
+        request: args.request,
+        alpn: args.alpn.clone(),
+        certificate,
+        rate: args.rate,
         returns: args.attempts.map_or(default_returns, usize::from),
         trust,
         timeout: args.timeout,
@@ -190,17 +272,42 @@ fn show_progress(line: &ProgressLine, progress: ProbeProgress) {
     line.show(format_args!(
         "{}, handshake {} of {}, {}",
         table::title(progress.mechanism),
-        progress.attempt + 1,
-        progress.returns + 1,
+        progress.connection,
+        progress.connections,
         progress.address,
     ));
+}
+
+/// What the probe is about to do.
+fn announcement(plan: &ProbePlan) -> String {
+    let time = match plan.shortest_time() {
+        Duration::ZERO => String::new(),
+        time => format!(" in about {}", humantime::format_duration(time)),
+    };
+    let rate = match plan.rate {
+        0 => "no limit of the rate".to_owned(),
+        rate => format!("at most {rate} a second to one address"),
+    };
+    format!(
+        "about {} connections to {} of {}{time}, {rate}",
+        plan.connections(),
+        table::count(plan.addresses.len(), "address", "addresses"),
+        plan.target,
+    )
 }
 
 fn print(args: &Args, report: &ProbeReport) -> anyhow::Result<ExitCode> {
     let text = if args.json {
         json::write(report) + "\n"
+    } else if args.prometheus {
+        prometheus::write(report)
     } else {
-        table::write(report, terminal::colour())
+        let detail = if args.verbose {
+            Detail::Attempts
+        } else {
+            Detail::Summary
+        };
+        table::write(report, terminal::colour(), detail)
     };
     terminal::print_report(&text)?;
     if !report.complete {
@@ -219,7 +326,13 @@ fn print(args: &Args, report: &ProbeReport) -> anyhow::Result<ExitCode> {
             report.target
         )));
     }
-    Ok(if report.all_resume() {
+    let is_good = match args.fail_under {
+        None => report.all_resume(),
+        Some(percent) => report
+            .resumed_share()
+            .is_some_and(|share| share * 100.0 >= percent),
+    };
+    Ok(if is_good {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
@@ -308,6 +421,14 @@ impl std::fmt::Display for Endpoint {
             Some(port) => write!(f, ":{port}"),
             None => Ok(()),
         }
+    }
+}
+
+fn percent(text: &str) -> Result<f64, &'static str> {
+    let number = text.strip_suffix('%').unwrap_or(text).trim();
+    match number.parse() {
+        Ok(percent) if (0.0..=100.0).contains(&percent) => Ok(percent),
+        _ => Err("expected a percentage from 0% to 100%, such as 99%"),
     }
 }
 

@@ -8,7 +8,7 @@ use sessile_proto::watch::{Learned, Outcome};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
-use super::error::alert_name;
+use super::error::{Error, alert_name};
 use super::stream::Stream;
 use super::wire_observer::Offer;
 
@@ -20,6 +20,8 @@ pub struct EstablishedConnection {
     /// The server's answer to the offer, read from the wire. The kind is never `Failed`.
     pub outcome: Outcome,
     pub times: HandshakeTimes,
+    /// True if the server requested a certificate of the client in this handshake.
+    pub certificate_requested: bool,
 }
 
 /// Durations of the steps up to the end of a handshake.
@@ -98,6 +100,22 @@ impl EstablishedConnection {
         // The number of tickets, or the next read, shows how the wait ended.
         let _ = timeout(wait, self.stream.await_ticket()).await;
         self.tls13_tickets()
+    }
+
+    /// Waits as [`EstablishedConnection::await_ticket`] does.
+    ///
+    /// # Errors
+    ///
+    /// The server sent a fatal alert. With TLS 1.3, the server checks the client's certificate and Finished only
+    /// now, so this alert means that the handshake failed.
+    pub async fn settle(&mut self, wait: Duration) -> Result<(), Error> {
+        match timeout(wait, self.stream.await_ticket()).await {
+            Ok(Err(error)) => match Close::from(&error) {
+                Close::Alert(alert) => Err(Error::Alert(alert)),
+                _ => Ok(()),
+            },
+            Ok(Ok(())) | Err(_) => Ok(()),
+        }
     }
 
     /// SHA-256 of the server's certificate. For a resumed handshake, this is the certificate of the

@@ -75,6 +75,8 @@ pub struct Failure {
     /// The session in the ClientHello. `None` if the client offered no session or sent no
     /// ClientHello.
     pub offered: Option<Offer>,
+    /// True if the server requested a certificate of the client.
+    pub certificate_requested: bool,
 }
 
 impl From<Error> for Failure {
@@ -82,6 +84,7 @@ impl From<Error> for Failure {
         Self {
             error,
             offered: None,
+            certificate_requested: false,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! A TLS client that keeps sessions, and reads from the wire whether the server resumed them. The
 //! probe, the lab and health checks use it. It resolves no names and speaks no HTTP.
 
+mod certificate;
 mod connection;
 mod error;
 mod postgres;
@@ -23,6 +24,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+pub use certificate::{ClientCertificate, ClientCertificateError};
 pub use connection::{Close, EstablishedConnection, HandshakeTimes};
 pub use error::{Error, Failure, SetupError, Stage};
 pub(crate) use postgres::{RequestTlsError, request_tls};
@@ -32,6 +34,7 @@ pub use trust::Trust;
 pub use wire_observer::Offer;
 pub(crate) use wire_observer::hex;
 
+use certificate::CertificateSource;
 use sessions::HandshakeSessions;
 use wire_observer::WireObserver;
 
@@ -88,6 +91,7 @@ pub struct Client {
     /// Template of each connection's configuration.
     config: ClientConfig,
     pub sessions: Sessions,
+    certificate: Arc<CertificateSource>,
     mechanism: Mechanism,
     timeout: Duration,
 }
@@ -101,6 +105,20 @@ impl Client {
     ///
     /// There is no usable CA certificate, or the TLS library refuses the configuration.
     pub fn new(mechanism: Mechanism, trust: &Trust, timeout: Duration) -> Result<Self, SetupError> {
+        Self::with_certificate(mechanism, trust, None, timeout)
+    }
+
+    /// Makes a client as [`Client::new`] does. The client sends the certificate to servers that request one.
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::new`].
+    pub fn with_certificate(
+        mechanism: Mechanism,
+        trust: &Trust,
+        certificate: Option<&ClientCertificate>,
+        timeout: Duration,
+    ) -> Result<Self, SetupError> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         // All connections share one verifier, because rustls resumes only between configurations
         // with the same verifier.
@@ -110,15 +128,19 @@ impl Client {
             Mechanism::Psk => &[&TLS13][..],
             Mechanism::Any => &[&TLS13, &TLS12][..],
         };
+        // rustls resumes only between configurations with the same source of certificates.
+        let certificate = Arc::new(CertificateSource::new(certificate));
+        let resolver = Arc::<CertificateSource>::clone(&certificate);
         let config = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(versions)
             .map_err(SetupError::Tls)?
             .dangerous()
             .with_custom_certificate_verifier(verifier)
-            .with_no_client_auth();
+            .with_client_cert_resolver(resolver);
         Ok(Self {
             config,
             sessions: Sessions::default(),
+            certificate,
             mechanism,
             timeout,
         })
@@ -156,6 +178,20 @@ impl Client {
     ///
     /// As [`Client::connect`].
     pub async fn attempt(&self, target: &Target) -> Result<EstablishedConnection, Failure> {
+        self.attempt_with(&self.sessions, target).await
+    }
+
+    /// Connects as [`Client::attempt`] does, but offers a session of `offered`. New sessions go to the sessions of
+    /// this client.
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::connect`].
+    pub async fn attempt_with(
+        &self,
+        offered: &Sessions,
+        target: &Target,
+    ) -> Result<EstablishedConnection, Failure> {
         // A thread's first random bytes take the library tens of milliseconds. Draw them before the
         // connection is timed. If this fails, the handshake fails as well.
         let _ = self.config.crypto_provider().secure_random.fill(&mut [0]);
@@ -169,7 +205,8 @@ impl Client {
         let connected = Instant::now();
         self.send_preface(&mut tcp, target).await?;
         let name = &target.server_name;
-        let sessions = Arc::new(HandshakeSessions::new(&self.sessions));
+        let sessions = Arc::new(HandshakeSessions::new(offered, &self.sessions));
+        self.certificate.forget_request();
         // The new rustls connection takes the session to offer from the cache. The observer must
         // know of this session, so it is made afterwards.
         let tls = ClientConnection::new(self.config_for(&sessions), name.clone())
@@ -185,6 +222,7 @@ impl Client {
             .map_err(|error| Failure {
                 error,
                 offered: stream.observer.offered.take(),
+                certificate_requested: self.certificate.was_requested(),
             })?;
         let times = HandshakeTimes {
             connect: connected - started,
@@ -211,6 +249,7 @@ impl Client {
             offered,
             outcome,
             times,
+            certificate_requested: self.certificate.was_requested(),
         })
     }
 

@@ -86,6 +86,9 @@ const MAX_TICKETS_PER_NAME: usize = 8;
 /// server's new sessions here. Sessions that arrive before the outcome is known wait here until
 /// [`HandshakeSessions::finish_handshake`].
 pub(super) struct HandshakeSessions {
+    /// The cache from which the session to offer comes.
+    offered: Sessions,
+    /// The cache for the server's new sessions.
     sessions: Sessions,
     started: Instant,
     /// Lock order: this lock before the cache's lock.
@@ -104,8 +107,9 @@ struct HandshakeSessionsState {
 }
 
 impl HandshakeSessions {
-    pub(super) fn new(sessions: &Sessions) -> Self {
+    pub(super) fn new(offered: &Sessions, sessions: &Sessions) -> Self {
         Self {
+            offered: offered.clone(),
             sessions: sessions.clone(),
             started: Instant::now(),
             state: Mutex::default(),
@@ -178,7 +182,7 @@ impl ClientSessionStore for HandshakeSessions {
 
     fn tls12_session(&self, name: &ServerName<'_>) -> Option<Tls12ClientSessionValue> {
         let mut state = locked(&self.state);
-        let mut cache = locked(&self.sessions.0);
+        let mut cache = locked(&self.offered.0);
         let lifetime = cache.lifetime;
         cache.tls12.remove_expired(lifetime);
         let cached = cache.tls12.newest(name)?;
@@ -188,7 +192,7 @@ impl ClientSessionStore for HandshakeSessions {
     }
 
     fn remove_tls12_session(&self, name: &ServerName<'static>) {
-        locked(&self.sessions.0).tls12.take_newest(name);
+        locked(&self.offered.0).tls12.take_newest(name);
     }
 
     fn insert_tls13_ticket(&self, name: ServerName<'static>, value: Tls13ClientSessionValue) {
@@ -205,7 +209,7 @@ impl ClientSessionStore for HandshakeSessions {
 
     fn take_tls13_ticket(&self, name: &ServerName<'static>) -> Option<Tls13ClientSessionValue> {
         let mut state = locked(&self.state);
-        let mut cache = locked(&self.sessions.0);
+        let mut cache = locked(&self.offered.0);
         let lifetime = cache.lifetime;
         cache.tls13.remove_expired(lifetime);
         let cached = cache.tls13.take_newest(name)?;

@@ -161,7 +161,8 @@ impl TestFarm {
             AfterResponse::KeepAlive,
             PATIENCE,
         )
-        .await;
+        .await
+        .headers;
         let offered = connection.offered.as_ref().map(|offer| hex(&offer.bytes));
         let resumed = matches!(connection.outcome.kind, Kind::Resumed(_));
         let session_id = if resumed {

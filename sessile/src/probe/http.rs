@@ -1,12 +1,14 @@
-//! One small HTTP request. It lets TLS 1.3 tickets arrive, and asks a sessile server for its
+//! One small HTTP request. It lets tickets of servers arrive that send them with their first data, and asks a sessile server for its
 //! verdict. After a short wait, the probe gives up on servers that speak another protocol.
 
+use std::io;
 use std::time::Duration;
 
+use rustls::AlertDescription;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
-use crate::client::Stream;
+use crate::client::{Close, Stream};
 
 /// The headers in which a sessile server states its name and its verdict.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -15,6 +17,14 @@ pub(crate) struct ServerHeaders {
     pub(crate) server: Option<String>,
     /// The value of `sessile-verdict`.
     pub(crate) verdict: Option<String>,
+}
+
+/// The answer to a request.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Exchange {
+    pub(crate) headers: ServerHeaders,
+    /// The alert that the server sent instead of an answer.
+    pub(crate) alert: Option<AlertDescription>,
 }
 
 /// The value of the request's `Connection` header.
@@ -26,6 +36,9 @@ pub(crate) enum AfterResponse {
 
 /// The first bytes of an HTTP response.
 const STATUS_LINE: &[u8] = b"HTTP/1.";
+
+/// The client's connection preface with an empty SETTINGS frame (RFC 9113, 3.4).
+const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
 /// Maximum number of bytes read of a response head.
 const MAX_HEAD: usize = 16 * 1024;
@@ -39,7 +52,7 @@ pub(crate) async fn request_head(
     host: &str,
     then: AfterResponse,
     wait: Duration,
-) -> ServerHeaders {
+) -> Exchange {
     let request = request(host, then);
     let mut head = Vec::new();
     let exchange = async {
@@ -52,11 +65,36 @@ pub(crate) async fn request_head(
                 len => head.extend_from_slice(&chunk[..len]),
             }
         }
-        std::io::Result::Ok(())
+        io::Result::Ok(())
     };
-    // Ignore a timeout or an error, because the bytes that arrived before may contain the headers.
-    let _ = timeout(wait, exchange).await;
-    parse_headers(&head)
+    // Use the bytes that arrived before a timeout or an error, because they may contain the headers.
+    let result = timeout(wait, exchange).await.unwrap_or(Ok(()));
+    Exchange {
+        headers: parse_headers(&head),
+        alert: result.err().and_then(alert_of),
+    }
+}
+
+/// Begins HTTP/2 and waits at most `wait` for the first bytes of the server. No request follows, so there are no
+/// headers.
+pub(crate) async fn http2_preface(stream: &mut Stream, wait: Duration) -> Exchange {
+    let exchange = async {
+        stream.write_all(HTTP2_PREFACE).await?;
+        stream.flush().await?;
+        stream.read(&mut [0; 512]).await
+    };
+    let result = timeout(wait, exchange).await.unwrap_or(Ok(0));
+    Exchange {
+        headers: ServerHeaders::default(),
+        alert: result.err().and_then(alert_of),
+    }
+}
+
+fn alert_of(error: io::Error) -> Option<AlertDescription> {
+    match Close::from(&error) {
+        Close::Alert(alert) => Some(alert),
+        _ => None,
+    }
 }
 
 fn request(host: &str, then: AfterResponse) -> String {

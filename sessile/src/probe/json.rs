@@ -1,14 +1,17 @@
 //! The report for programs. `docs/reference/probe.md` promises the format. Later versions add
 //! fields, but do not rename or remove fields.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use rustls::CipherSuite;
 use serde_json::{Value, json};
 use sessile_proto::Word;
 use sessile_proto::hello::{TLS_1_2, TLS_1_3};
+use sessile_proto::resumption_matrix::ResumptionMatrix;
 use sessile_proto::verdict::How;
 
+use super::findings::{self, Finding};
 use super::report::{Attempt, Cause, FailedHandshake, LeftOut, MechanismFindings, ProbeReport};
 use crate::client::{Offer, hex};
 
@@ -16,7 +19,13 @@ use crate::client::{Offer, hex};
 #[must_use]
 pub fn write(report: &ProbeReport) -> String {
     let left_out: Vec<Value> = report.left_out.iter().map(left_out).collect();
-    let mechanisms: Vec<Value> = report.mechanisms.iter().map(mechanism).collect();
+    let mechanisms: Vec<Value> = report
+        .mechanisms
+        .iter()
+        .map(|tested| mechanism(report, tested))
+        .collect();
+    let findings: Vec<Value> = findings::of(report).iter().map(finding).collect();
+    let (offered, resumed) = report.returns();
     let json = json!({
         "target": report.target,
         "server_name": report.server_name,
@@ -24,6 +33,9 @@ pub fn write(report: &ProbeReport) -> String {
         "left_out": left_out,
         "complete": report.complete,
         "all_resume": report.all_resume(),
+        "offered": offered,
+        "resumed": resumed,
+        "findings": findings,
         "mechanisms": mechanisms,
     });
     format!("{json:#}")
@@ -33,7 +45,32 @@ fn left_out(left_out: &LeftOut) -> Value {
     json!({ "address": left_out.address, "error": left_out.error })
 }
 
-fn mechanism(findings: &MechanismFindings) -> Value {
+fn finding(finding: &Finding) -> Value {
+    let mechanisms: Vec<&str> = finding.mechanisms.iter().map(|how| how.as_str()).collect();
+    let remedies: Vec<Value> = finding
+        .remedy()
+        .steps()
+        .iter()
+        .map(|step| json!({ "product": step.product, "text": step.text }))
+        .collect();
+    json!({
+        "code": finding.code.as_str(),
+        "severity": finding.severity().as_str(),
+        "mechanisms": mechanisms,
+        "servers": finding.servers,
+        "text": finding.text,
+        "remedies": remedies,
+    })
+}
+
+fn mechanism(report: &ProbeReport, findings: &MechanismFindings) -> Value {
+    let matrix = findings.matrix(&report.addresses);
+    let groups: Vec<Vec<SocketAddr>> = matrix
+        .sharing()
+        .groups
+        .iter()
+        .map(|group| group.iter().map(|&index| report.addresses[index]).collect())
+        .collect();
     let causes: Vec<Value> = findings.causes().iter().map(cause).collect();
     let attempts: Vec<Value> = findings.attempts.iter().enumerate().map(attempt).collect();
     json!({
@@ -53,8 +90,30 @@ fn mechanism(findings: &MechanismFindings) -> Value {
             "compared": counts.compared,
             "succeeded": counts.succeeded,
         })),
+        "groups": groups,
+        "matrix": cells(report, &matrix),
         "attempts": attempts,
     })
+}
+
+/// The pairs of servers of which a session was offered.
+fn cells(report: &ProbeReport, matrix: &ResumptionMatrix) -> Vec<Value> {
+    let servers = 0..report.addresses.len();
+    servers
+        .clone()
+        .flat_map(|from| servers.clone().map(move |to| (from, to)))
+        .filter(|&(from, to)| matrix.answers(from, to).offered() > 0)
+        .map(|(from, to)| {
+            let answers = matrix.answers(from, to);
+            json!({
+                "from": report.addresses[from],
+                "to": report.addresses[to],
+                "resumed": answers.resumed,
+                "refused": answers.refused,
+                "ended": answers.ended,
+            })
+        })
+        .collect()
 }
 
 fn cause(cause: &Cause) -> Value {
@@ -65,9 +124,11 @@ fn attempt((number, attempt): (usize, &Attempt)) -> Value {
     let mut json = json!({
         "attempt": number,
         "address": attempt.address,
+        "origin": attempt.origin,
         "outcome": attempt.outcome().as_str(),
         "error": attempt.error().map(ToString::to_string),
         "offered": attempt.offered().map(offer),
+        "certificate_requested": attempt.requests_certificate(),
     });
     match &attempt.result {
         Ok(seen) => {

@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::SocketAddr;
 
 use rustls::AlertDescription;
+use sessile_proto::resumption_matrix::{Answer, ResumptionMatrix};
 use sessile_proto::verdict::{How, Verdict};
 use sessile_proto::watch::{Kind, SessionOutcome};
 use strum::{IntoStaticStr, VariantArray};
@@ -38,7 +39,7 @@ pub struct LeftOut {
 #[derive(Debug)]
 pub struct MechanismFindings {
     pub how: How,
-    /// The full handshake, then the returns.
+    /// All attempts in order.
     pub attempts: Vec<Attempt>,
 }
 
@@ -46,6 +47,8 @@ pub struct MechanismFindings {
 #[derive(Debug)]
 pub struct Attempt {
     pub address: SocketAddr,
+    /// The server whose session was offered. `None` if no session was offered.
+    pub origin: Option<SocketAddr>,
     pub result: Result<FinishedHandshake, FailedHandshake>,
 }
 
@@ -55,6 +58,8 @@ pub struct FailedHandshake {
     pub error: Error,
     /// The session in the ClientHello.
     pub offered: Option<Offer>,
+    /// True if the server requested a certificate of the client.
+    pub certificate_requested: bool,
     /// Result of a handshake without a session, made right after the failure. `None` if the failed
     /// handshake offered no session.
     pub without_session: Option<Result<(), Error>>,
@@ -86,6 +91,8 @@ pub struct FinishedHandshake {
     pub times: HandshakeTimes,
     /// SHA-256 of the certificate.
     pub certificate: Option<[u8; 32]>,
+    /// True if the server requested a certificate of the client. A resumed handshake has no such request.
+    pub certificate_requested: bool,
     /// The name that a sessile server states.
     pub server: Option<String>,
     /// The verdict that a sessile server states.
@@ -153,10 +160,71 @@ impl ProbeReport {
             .mechanisms
             .iter()
             .any(|findings| findings.status() == Status::Resumes);
-        one_resumes && self.mechanisms.iter().all(MechanismFindings::is_success)
+        one_resumes
+            && self
+                .mechanisms
+                .iter()
+                .all(|findings| findings.is_success() || self.gives_unusable_session_ids(findings))
     }
 
-    fn attempts(&self) -> impl Iterator<Item = &Attempt> {
+    /// True if the servers give session IDs, and never accept them, but TLS 1.2 clients resume with tickets.
+    ///
+    /// Node.js and nginx without a cache give such session IDs. No client is worse off than without them.
+    pub(super) fn gives_unusable_session_ids(&self, findings: &MechanismFindings) -> bool {
+        findings.how == How::SessionId
+            && findings.status() == Status::Refuses
+            && findings
+                .attempts
+                .iter()
+                .all(|attempt| attempt.result.is_ok())
+            && self.mechanisms.iter().any(|other| {
+                other.how == How::Ticket && other.status() == Status::Resumes && other.is_success()
+            })
+    }
+
+    /// The sessions that were offered, and how many of them resumed. Session IDs that no server ever accepts do
+    /// not count if tickets resume.
+    #[must_use]
+    pub fn returns(&self) -> (usize, usize) {
+        let mut offered = 0;
+        let mut resumed = 0;
+        for findings in &self.mechanisms {
+            if !self.gives_unusable_session_ids(findings) {
+                offered += findings.returns().count();
+                resumed += findings.resumed();
+            }
+        }
+        (offered, resumed)
+    }
+
+    /// The share of the offered sessions that resumed, from 0 to 1. `None` if no session was offered.
+    #[must_use]
+    pub fn resumed_share(&self) -> Option<f64> {
+        let (offered, resumed) = self.returns();
+        let [offered, resumed] =
+            [offered, resumed].map(|count| u32::try_from(count).unwrap_or(u32::MAX));
+        (offered > 0).then(|| f64::from(resumed) / f64::from(offered))
+    }
+
+    /// The server's address, with the name that a sessile server states.
+    #[must_use]
+    pub fn server_label(&self, address: SocketAddr) -> String {
+        let name = self.attempts().find_map(|attempt| {
+            let seen = attempt.seen().filter(|_| attempt.address == address)?;
+            seen.server.as_deref()
+        });
+        // One address can stand for several servers.
+        let has_one_name = self.attempts().all(|attempt| {
+            let other = attempt.seen().and_then(|seen| seen.server.as_deref());
+            attempt.address != address || other.is_none() || other == name
+        });
+        match name {
+            Some(name) if has_one_name => format!("{address} ({name})"),
+            _ => address.to_string(),
+        }
+    }
+
+    pub(super) fn attempts(&self) -> impl Iterator<Item = &Attempt> {
         self.mechanisms
             .iter()
             .flat_map(|findings| &findings.attempts)
@@ -173,19 +241,6 @@ impl ProbeReport {
             address,
             error: error.to_string(),
         });
-    }
-
-    /// True if all attempts with the current mechanism failed, at every address.
-    pub(super) fn all_attempts_failed(&self) -> bool {
-        // A single address may stand for several servers, so it gets two attempts.
-        let enough_attempts = self.addresses.len().max(2);
-        self.mechanisms.last().is_some_and(|findings| {
-            findings.attempts.len() >= enough_attempts
-                && findings
-                    .attempts
-                    .iter()
-                    .all(|attempt| attempt.result.is_err())
-        })
     }
 
     /// True if all attempts failed for reasons that no other mechanism can change.
@@ -218,16 +273,15 @@ impl MechanismFindings {
                 Status::Failed
             };
         }
+        // The server gave a session if it resumed one.
+        let has_session =
+            |seen: &FinishedHandshake| seen.given || matches!(seen.kind, Kind::Resumed(_));
+        if self.attempts.len() > 1 && !self.finished().any(has_session) {
+            return Status::NotOffered;
+        }
         let returns = self.returns().count();
         if returns == 0 {
             return Status::Unfinished;
-        }
-        let has_session = |seen: &FinishedHandshake| {
-            // The server gave a session if it resumed one.
-            seen.given || matches!(seen.kind, Kind::Resumed(_))
-        };
-        if !self.finished().any(has_session) {
-            return Status::NotOffered;
         }
         match self.resumed() {
             0 => Status::Refuses,
@@ -240,7 +294,9 @@ impl MechanismFindings {
     /// mechanism.
     fn is_success(&self) -> bool {
         match self.status() {
-            Status::Resumes => self.finished().count() == self.attempts.len(),
+            Status::Resumes => {
+                self.finished().count() == self.attempts.len() && self.each_server_gives_sessions()
+            }
             Status::NotOffered => self
                 .attempts
                 .iter()
@@ -249,16 +305,66 @@ impl MechanismFindings {
         }
     }
 
-    fn finished(&self) -> impl Iterator<Item = &FinishedHandshake> {
+    fn each_server_gives_sessions(&self) -> bool {
+        self.attempts
+            .iter()
+            .filter(|attempt| attempt.origin.is_none())
+            .all(|attempt| self.full(attempt.address).any(|seen| seen.given))
+    }
+
+    pub(super) fn finished(&self) -> impl Iterator<Item = &FinishedHandshake> {
         self.attempts.iter().filter_map(Attempt::seen)
     }
 
-    /// The attempts after the full handshake, which is the first finished attempt.
+    /// The attempts that offered a session.
     pub fn returns(&self) -> impl Iterator<Item = &Attempt> {
         self.attempts
             .iter()
-            .skip_while(|attempt| attempt.result.is_err())
-            .skip(1)
+            .filter(|attempt| attempt.origin.is_some())
+    }
+
+    /// Who resumes whose sessions. The servers are the `addresses`, in this order.
+    #[must_use]
+    pub fn matrix(&self, addresses: &[SocketAddr]) -> ResumptionMatrix {
+        let mut matrix = ResumptionMatrix::new(addresses.len());
+        let index = |address| addresses.iter().position(|known| *known == address);
+        for attempt in &self.attempts {
+            let Some(from) = attempt.origin.and_then(index) else {
+                continue;
+            };
+            if let (Some(to), Some(answer)) = (index(attempt.address), attempt.answer()) {
+                matrix.record(from, to, answer);
+            }
+        }
+        matrix
+    }
+
+    /// The number of full handshakes with the server that offered no session.
+    pub(super) fn full_handshakes(&self, server: SocketAddr) -> usize {
+        self.full(server).count()
+    }
+
+    /// False if the server gave no session in two full handshakes.
+    pub(super) fn gives_sessions(&self, server: SocketAddr) -> bool {
+        self.full(server).any(|seen| seen.given) || self.full_handshakes(server) < 2
+    }
+
+    fn full(&self, server: SocketAddr) -> impl Iterator<Item = &FinishedHandshake> {
+        self.attempts
+            .iter()
+            .filter(move |attempt| attempt.address == server && attempt.origin.is_none())
+            .filter_map(Attempt::seen)
+    }
+
+    /// True if the last two attempts with the server failed, also without a session.
+    pub(super) fn is_silent(&self, server: SocketAddr) -> bool {
+        let mut newest_first = self
+            .attempts
+            .iter()
+            .rev()
+            .filter(|attempt| attempt.address == server);
+        let [last, before] = [newest_first.next(), newest_first.next()];
+        last.is_some_and(Attempt::is_failure) && before.is_none_or(Attempt::is_failure)
     }
 
     /// The number of returns that resumed.
@@ -374,17 +480,44 @@ impl Attempt {
         seen.map_or(SessionOutcome::Failed, |seen| seen.kind.into())
     }
 
+    /// The server's answer to the session. `None` if there was no session, or if the server was not reached.
+    fn answer(&self) -> Option<Answer> {
+        match &self.result {
+            Ok(seen) if matches!(seen.kind, Kind::Resumed(_)) => Some(Answer::Resumed),
+            Ok(_) => Some(Answer::Refused),
+            Err(failed) if failed.error.is_ended_by_server() => Some(Answer::Ended),
+            Err(_) => None,
+        }
+    }
+
+    /// True if the attempt failed, and the handshake without a session after it failed too or was not made.
+    fn is_failure(&self) -> bool {
+        match &self.result {
+            Ok(_) => false,
+            Err(failed) => !matches!(failed.without_session, Some(Ok(()))),
+        }
+    }
+
     fn refuses_version(&self) -> bool {
         self.error().is_some_and(Error::refuses_version)
     }
 
     /// True if the server has nothing in common with a client of this version.
-    fn is_declined(&self) -> bool {
-        self.refuses_version()
-            || matches!(
-                self.error(),
-                Some(Error::Alert(AlertDescription::HandshakeFailure))
-            )
+    pub(super) fn is_declined(&self) -> bool {
+        let has_nothing_in_common = matches!(
+            self.error(),
+            Some(Error::Alert(AlertDescription::HandshakeFailure))
+        );
+        self.refuses_version() || (has_nothing_in_common && !self.requests_certificate())
+    }
+
+    /// True if the server requested a certificate of the client.
+    #[must_use]
+    pub fn requests_certificate(&self) -> bool {
+        match &self.result {
+            Ok(seen) => seen.certificate_requested,
+            Err(failed) => failed.certificate_requested,
+        }
     }
 }
 

@@ -36,14 +36,20 @@ pub(super) fn seen(how: How, kind: Kind) -> FinishedHandshake {
             handshake: Duration::from_micros(1500),
         },
         certificate: None,
+        certificate_requested: false,
         server: None,
         verdict: None,
     }
 }
 
 pub(super) fn attempt(last: u8, result: Result<FinishedHandshake, FailedHandshake>) -> Attempt {
+    let offered = match &result {
+        Ok(seen) => seen.offered.is_some(),
+        Err(failed) => failed.offered.is_some(),
+    };
     Attempt {
         address: address(last),
+        origin: offered.then(|| address(1)),
         result,
     }
 }
@@ -53,6 +59,7 @@ pub(super) fn failed(last: u8, error: Error) -> Attempt {
     let failed = FailedHandshake {
         error,
         offered: None,
+        certificate_requested: false,
         without_session: None,
     };
     attempt(last, Err(failed))
@@ -112,6 +119,7 @@ pub(super) fn ended(how: How, without_session: Result<(), Error>) -> Attempt {
             how,
             bytes: vec![7; 32],
         }),
+        certificate_requested: false,
         without_session: Some(without_session),
     };
     attempt(1, Err(failed))

@@ -7,6 +7,9 @@ use sessile_proto::Word;
 use sessile_proto::verdict::How;
 use sessile_proto::watch::SessionOutcome;
 
+use sessile_proto::resumption_matrix::{Answers, Consistency};
+
+use super::findings::{self, Finding, Severity};
 use super::report::{Attempt, MechanismFindings, ProbeReport, Status};
 
 /// Whether the output has colours.
@@ -14,6 +17,15 @@ use super::report::{Attempt, MechanismFindings, ProbeReport, Status};
 pub enum Colour {
     Never,
     Always,
+}
+
+/// Which parts the report has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Detail {
+    /// A row for each attempt only if the target has one address.
+    Summary,
+    /// A row for each attempt.
+    Attempts,
 }
 
 /// Most columns of a line.
@@ -24,7 +36,7 @@ const BELOW_ROW: usize = 5;
 
 /// The whole report, with a final line break. A line has at most 80 columns, unless one word is longer.
 #[must_use]
-pub fn write(report: &ProbeReport, colour: Colour) -> String {
+pub fn write(report: &ProbeReport, colour: Colour, detail: Detail) -> String {
     let mut text = String::new();
     let head = format!(
         "{}: server name {}, {}",
@@ -37,32 +49,132 @@ pub fn write(report: &ProbeReport, colour: Colour) -> String {
         let left_out = format!("left out: {} ({})", left_out.address, left_out.error);
         push_wrapped(&mut text, 0, &left_out);
     }
-    for findings in &report.mechanisms {
-        text.push('\n');
-        push(&mut text, title(findings.how));
-        table(&mut text, findings, colour);
-    }
     text.push('\n');
-    for findings in &report.mechanisms {
-        let title = title(findings.how);
-        let mut lines = String::new();
-        push_wrapped(&mut lines, 0, &format!("{title}: {}", summary(findings)));
-        // The colour comes last, because its codes take no columns.
-        let title_in_colour = paint(title, shade(findings.status()), colour);
-        text.push_str(&lines.replacen(title, &title_in_colour, 1));
-        if let Some(ended) = findings.ended_offers() {
-            push_wrapped(&mut text, 2, &ended.to_string());
+    let findings = findings::of(report);
+    for finding in &findings {
+        push_finding(&mut text, finding, colour);
+    }
+    if !findings.is_empty() {
+        text.push('\n');
+    }
+    for tested in &report.mechanisms {
+        push_summary(&mut text, tested, colour);
+    }
+    let servers = report.addresses.len();
+    for tested in &report.mechanisms {
+        text.push('\n');
+        push(&mut text, title(tested.how));
+        if servers > 1 && tested.returns().next().is_some() {
+            push_matrix(&mut text, tested, report);
         }
-        for cause in findings.causes() {
-            let said_by = cause.said_by.join(", ");
-            push_wrapped(&mut text, 2, &format!("{}, says {said_by}", cause.verdict));
+        if detail == Detail::Attempts || servers <= 1 {
+            table(&mut text, tested, colour);
         }
+    }
+    if servers > 1 {
+        push_legend(&mut text, report);
     }
     if !report.complete {
         push(&mut text, "stopped before the end");
     }
     text
 }
+
+/// A finding, and below it the steps of its remedy.
+fn push_finding(text: &mut String, finding: &Finding, colour: Colour) {
+    let severity = finding.severity();
+    let mechanisms: Vec<&str> = finding.mechanisms.iter().map(|how| title(*how)).collect();
+    let mut line = format!("{}: {}", severity.as_str(), finding.text);
+    if !mechanisms.is_empty() {
+        let _ = write!(line, " ({})", mechanisms.join(", "));
+    }
+    let mut lines = String::new();
+    push_wrapped(&mut lines, 0, &line);
+    let shade = match severity {
+        Severity::Critical | Severity::Warning => Shade::Bad,
+        Severity::Notice => Shade::Plain,
+    };
+    let word = severity.as_str();
+    text.push_str(&lines.replacen(word, &paint(word, shade, colour), 1));
+    for step in finding.remedy().steps() {
+        let product = if step.product.is_empty() {
+            String::new()
+        } else {
+            format!("{}: ", step.product)
+        };
+        push_wrapped(text, 2, &format!("- {product}{}", step.text));
+    }
+}
+
+/// The result for the mechanism in a line, and below it what servers said.
+fn push_summary(text: &mut String, tested: &MechanismFindings, colour: Colour) {
+    let title = title(tested.how);
+    let mut lines = String::new();
+    push_wrapped(&mut lines, 0, &format!("{title}: {}", summary(tested)));
+    // The colour comes last, because its codes take no columns.
+    let title_in_colour = paint(title, shade(tested.status()), colour);
+    text.push_str(&lines.replacen(title, &title_in_colour, 1));
+    if let Some(ended) = tested.ended_offers() {
+        push_wrapped(text, 2, &ended.to_string());
+    }
+    for cause in tested.causes() {
+        let said_by = cause.said_by.join(", ");
+        push_wrapped(text, 2, &format!("{}, says {said_by}", cause.verdict));
+    }
+}
+
+/// Who resumes whose sessions: a row for each server that gave sessions, a column for each server that got them.
+fn push_matrix(text: &mut String, tested: &MechanismFindings, report: &ProbeReport) {
+    let servers = report.addresses.len();
+    let matrix = tested.matrix(&report.addresses);
+    // Each column has a number and a gap. More columns than the line has room for go below.
+    let room = (WIDTH - MATRIX_INDENT) / MATRIX_COLUMN;
+    for first in (0..servers).step_by(room) {
+        let columns = first..servers.min(first + room);
+        let mut head = format!("{:MATRIX_INDENT$}", "  sessions of    to");
+        for to in columns.clone() {
+            let _ = write!(head, "{:>MATRIX_COLUMN$}", to + 1);
+        }
+        push(text, &head);
+        for from in 0..servers {
+            let mut row = format!("{:>MATRIX_INDENT$}", from + 1);
+            for to in columns.clone() {
+                let _ = write!(row, "{:>MATRIX_COLUMN$}", mark(matrix.answers(from, to)));
+            }
+            push(text, &row);
+        }
+    }
+}
+
+/// The sign for the answers of a pair of servers.
+fn mark(answers: Answers) -> String {
+    match answers.consistency() {
+        Consistency::Unknown => ".".to_owned(),
+        Consistency::Always => "yes".to_owned(),
+        Consistency::Sometimes => format!("{}/{}", answers.resumed, answers.offered()),
+        Consistency::Never if answers.ended > 0 => "end".to_owned(),
+        Consistency::Never => "-".to_owned(),
+    }
+}
+
+fn push_legend(text: &mut String, report: &ProbeReport) {
+    text.push('\n');
+    for (number, address) in report.addresses.iter().enumerate() {
+        push(
+            text,
+            &format!("  {} = {}", number + 1, report.server_label(*address)),
+        );
+    }
+    let legend = "yes: every session resumed; 1/2: some did; -: refused; end: the server ended the handshake; .: \
+                  not tested";
+    push_wrapped(text, 2, legend);
+}
+
+/// Columns before the first server of a matrix.
+const MATRIX_INDENT: usize = 20;
+
+/// Columns of a server in a matrix.
+const MATRIX_COLUMN: usize = 6;
 
 /// The name of the mechanism with its TLS version.
 #[must_use]
@@ -98,18 +210,12 @@ pub fn summary(findings: &MechanismFindings) -> String {
 /// The outcomes of attempts that did not resume, each with its servers, in the order of the
 /// attempts.
 fn not_resumed_by(findings: &MechanismFindings) -> Vec<(&'static str, Vec<String>)> {
-    // If the first attempt was finished, it was the full handshake.
-    let full_handshakes = match findings.attempts.first() {
-        Some(first) if first.result.is_ok() => 1,
-        _ => 0,
-    };
     let mut reasons: Vec<(&'static str, String)> = Vec::new();
-    for attempt in findings.attempts.iter().skip(full_handshakes) {
+    for attempt in &findings.attempts {
         let what = match attempt.outcome() {
             SessionOutcome::Refused => "refused by",
-            SessionOutcome::NotOffered => "no session to offer to",
             SessionOutcome::Failed => "failed at",
-            SessionOutcome::Resumed => continue,
+            SessionOutcome::NotOffered | SessionOutcome::Resumed => continue,
         };
         let server = match attempt.seen().and_then(|seen| seen.server.as_deref()) {
             Some(name) => format!("{} ({name})", attempt.address),
@@ -264,7 +370,9 @@ fn push(text: &mut String, line: &str) {
     text.push('\n');
 }
 
-fn count(number: usize, one: &str, many: &str) -> String {
+/// The number with its noun.
+#[must_use]
+pub fn count(number: usize, one: &str, many: &str) -> String {
     format!("{number} {}", if number == 1 { one } else { many })
 }
 
@@ -311,7 +419,7 @@ mod tests {
 
     #[test]
     fn the_report_has_aligned_tables_and_a_summary_of_each_mechanism() {
-        let text = write(&samples::report(), Colour::Never);
+        let text = write(&samples::report(), Colour::Never, Detail::Attempts);
         let expected = "\
 farm.test: server name farm.test, 2 addresses
 
@@ -344,7 +452,7 @@ TLS 1.3 PSK: resumed 1 of 1
 
     #[test]
     fn a_failed_return_shows_its_offer_and_the_comparison_without_a_session() {
-        let text = write(&samples::faulty(), Colour::Never);
+        let text = write(&samples::faulty(), Colour::Never, Detail::Attempts);
         let expected = "\
 farm.test: server name farm.test, 1 address
 
@@ -377,7 +485,7 @@ TLS 1.3 PSK: resumed 0 of 2; failed at 192.0.2.1:443 2 times
                 seen.server = Some("a-server-with-a-long-name.of.a-data-centre.example".to_owned());
             }
         }
-        let text = write(&report, Colour::Never);
+        let text = write(&report, Colour::Never, Detail::Attempts);
         for line in text.lines() {
             assert!(line.chars().count() <= WIDTH, "{line}\n\n{text}");
         }
@@ -385,8 +493,8 @@ TLS 1.3 PSK: resumed 0 of 2; failed at 192.0.2.1:443 2 times
 
     #[test]
     fn colours_do_not_change_the_alignment() {
-        let plain = write(&samples::report(), Colour::Never);
-        let coloured = write(&samples::report(), Colour::Always);
+        let plain = write(&samples::report(), Colour::Never, Detail::Attempts);
+        let coloured = write(&samples::report(), Colour::Always, Detail::Attempts);
         assert!(coloured.contains("\x1b[32mresumed\x1b[0m"));
         let stripped = ["\x1b[32m", "\x1b[31m", "\x1b[0m"]
             .iter()
@@ -399,7 +507,7 @@ TLS 1.3 PSK: resumed 0 of 2; failed at 192.0.2.1:443 2 times
         let mut report = samples::report();
         report.complete = false;
         report.mechanisms[2].attempts.truncate(1);
-        let text = write(&report, Colour::Never);
+        let text = write(&report, Colour::Never, Detail::Attempts);
         assert!(
             text.ends_with("TLS 1.3 PSK: not finished\nstopped before the end\n"),
             "{text}"

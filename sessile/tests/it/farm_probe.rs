@@ -16,7 +16,7 @@ fn probe(farm: &Farm, arguments: &[&str]) -> Ran {
 
 fn probe_target(target: &str, arguments: &[&str]) -> Ran {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sessile"));
-    command.args(["probe", target]);
+    command.args(["probe", target, "--rate", "0"]);
     run("sessile", command.args(arguments), "")
 }
 
@@ -115,8 +115,13 @@ async fn probe_names(names: &[Vec<SocketAddr>]) -> ProbeReport {
         host: "localhost".to_owned(),
         addresses: names.concat(),
         names: names.to_vec(),
+        mechanisms: probe::MECHANISMS.to_vec(),
         returns: 2,
+        request: probe::Request::Http1,
+        alpn: None,
         trust: Trust::Insecure,
+        certificate: None,
+        rate: 0,
         timeout: Duration::from_secs(30),
     };
     let mut report = ProbeReport::new(&plan);
@@ -136,7 +141,11 @@ async fn an_address_that_refuses_is_left_out_if_its_name_has_another() {
     assert_eq!(report.addresses, [answering]);
     let left_out: Vec<_> = report.left_out.iter().map(|left| left.address).collect();
     assert_eq!(left_out, [first, second]);
-    let text = probe::table::write(&report, probe::table::Colour::Never);
+    let text = probe::table::write(
+        &report,
+        probe::table::Colour::Never,
+        probe::table::Detail::Summary,
+    );
     assert!(text.contains("left out: 127.0.0.2:"), "{text}");
     // Another name does not replace an address.
     let report = probe_names(&[vec![first], vec![answering]]).await;

@@ -15,7 +15,7 @@ fn in_one_line(report: &str) -> String {
 
 fn probe(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_sessile"))
-        .arg("probe")
+        .args(["probe", "--rate", "0"])
         .args(arguments)
         .output()
         .expect("the program under test")

@@ -1,0 +1,433 @@
+//! What follows from the results of a probe: the findings, the most severe first. A finding states only what the
+//! wire shows.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+
+use sessile_proto::resumption_matrix::Sharing;
+use sessile_proto::verdict::How;
+use sessile_proto::watch::Kind;
+use strum::{IntoStaticStr, VariantArray};
+
+use super::remedies::Remedy;
+use super::report::{Attempt, MechanismFindings, ProbeReport, Status};
+
+/// Something that the operator of the farm can change, or has to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    pub code: Code,
+    /// The mechanisms that show it. Empty if it does not depend on a mechanism.
+    pub mechanisms: Vec<How>,
+    /// The servers that show it.
+    pub servers: Vec<SocketAddr>,
+    /// A sentence with the evidence.
+    pub text: String,
+}
+
+/// How bad a finding is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "kebab-case")]
+pub enum Severity {
+    /// Connections fail, or sessions are not safe.
+    Critical,
+    /// Clients pay for full handshakes.
+    Warning,
+    /// Good to know.
+    Notice,
+}
+
+/// The kind of a finding. The words are part of the JSON report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "kebab-case")]
+pub enum Code {
+    /// A server ends handshakes that offer its own sessions.
+    EndsResumption,
+    /// Servers do not resume each other's tickets.
+    NoSharedTicketKeys,
+    /// Servers do not resume each other's session IDs.
+    NoSharedCache,
+    /// A server resumes the sessions of another server, but not the other way round.
+    OneWayKeys,
+    /// A server resumes only some of the sessions of another server.
+    ResumesSometimes,
+    /// Several servers with one address share nothing.
+    SeveralServersAtAddress,
+    /// A server refuses its own sessions.
+    ForgetsOwnSessions,
+    /// A server requires a client certificate, and the probe has none that it accepts.
+    ClientCertificateRequired,
+    /// Handshakes with a server fail.
+    AddressFails,
+    /// No server offers a way to resume.
+    NoMechanism,
+    /// Some servers offer a mechanism, others do not.
+    NotOfferedByAll,
+    /// TLS 1.3 tickets come with full handshakes only.
+    TicketsInFullHandshakesOnly,
+    /// A resumed TLS 1.2 handshake gives a new ticket.
+    RenewsTls12Ticket,
+    /// Session IDs are given, but never accepted, and tickets resume.
+    UnusableSessionIds,
+}
+
+impl Finding {
+    /// How bad the finding is.
+    #[must_use]
+    pub const fn severity(&self) -> Severity {
+        match self.code {
+            Code::EndsResumption => Severity::Critical,
+            Code::NoSharedTicketKeys
+            | Code::NoSharedCache
+            | Code::OneWayKeys
+            | Code::ResumesSometimes
+            | Code::SeveralServersAtAddress
+            | Code::ForgetsOwnSessions
+            | Code::ClientCertificateRequired
+            | Code::AddressFails
+            | Code::NoMechanism
+            | Code::NotOfferedByAll => Severity::Warning,
+            Code::TicketsInFullHandshakesOnly
+            | Code::RenewsTls12Ticket
+            | Code::UnusableSessionIds => Severity::Notice,
+        }
+    }
+
+    /// What the operator can do.
+    #[must_use]
+    pub fn remedy(&self) -> Remedy {
+        match self.code {
+            Code::EndsResumption => Remedy::MendResumption,
+            Code::NoSharedTicketKeys | Code::ResumesSometimes => Remedy::ShareTicketKeys,
+            Code::NoSharedCache => Remedy::ShareCache,
+            Code::OneWayKeys => Remedy::DistributeNewKey,
+            Code::SeveralServersAtAddress => Remedy::AskEachServer,
+            Code::ForgetsOwnSessions if self.mechanisms == [How::SessionId] => Remedy::EnableCache,
+            Code::ForgetsOwnSessions => Remedy::AskEachServer,
+            Code::ClientCertificateRequired => Remedy::GiveCertificate,
+            Code::NoMechanism => Remedy::EnableTickets,
+            Code::NotOfferedByAll => Remedy::SameSettings,
+            Code::AddressFails
+            | Code::TicketsInFullHandshakesOnly
+            | Code::RenewsTls12Ticket
+            | Code::UnusableSessionIds => Remedy::None,
+        }
+    }
+}
+
+/// The findings of a report, the most severe first.
+#[must_use]
+pub fn of(report: &ProbeReport) -> Vec<Finding> {
+    let mut found = Found {
+        report,
+        findings: Vec::new(),
+    };
+    found.failures();
+    for tested in &report.mechanisms {
+        found.sharing(tested);
+        found.tickets(tested);
+    }
+    let is_offered = |tested: &MechanismFindings| tested.status() != Status::NotOffered;
+    if report.complete && !report.has_no_connection() && !report.mechanisms.iter().any(is_offered) {
+        let text = "No server gives a session: each connection pays for a full handshake.";
+        found.add(Code::NoMechanism, None, Vec::new(), text.to_owned());
+    }
+    found
+        .findings
+        .sort_by_key(|finding| (finding.severity(), finding.code));
+    found.findings
+}
+
+struct Found<'a> {
+    report: &'a ProbeReport,
+    findings: Vec<Finding>,
+}
+
+impl Found<'_> {
+    /// Adds a finding. Findings that differ only in the mechanism become one.
+    fn add(&mut self, code: Code, how: Option<How>, servers: Vec<SocketAddr>, text: String) {
+        let same = self
+            .findings
+            .iter_mut()
+            .find(|known| known.code == code && known.text == text && known.servers == servers);
+        match same {
+            Some(known) => known.mechanisms.extend(how),
+            None => self.findings.push(Finding {
+                code,
+                mechanisms: how.into_iter().collect(),
+                servers,
+                text,
+            }),
+        }
+    }
+
+    fn names(&self, servers: &[SocketAddr]) -> String {
+        let names: Vec<String> = servers
+            .iter()
+            .map(|address| self.report.server_label(*address))
+            .collect();
+        match names.as_slice() {
+            [] => String::new(),
+            [one] => one.clone(),
+            [first @ .., last] => format!("{} and {last}", first.join(", ")),
+        }
+    }
+
+    /// Servers that end handshakes, fail, or require a certificate.
+    fn failures(&mut self) {
+        for &address in &self.report.addresses {
+            let at = |attempt: &&Attempt| attempt.address == address;
+            let failed = || {
+                self.report
+                    .attempts()
+                    .filter(at)
+                    .filter_map(|attempt| attempt.result.as_ref().err().map(|it| (attempt, it)))
+            };
+            let label = self.report.server_label(address);
+            let compared = failed()
+                .filter(|(_, it)| it.without_session.is_some())
+                .count();
+            let ended = failed()
+                .filter(|(_, it)| {
+                    it.error.is_ended_by_server() && matches!(it.without_session, Some(Ok(())))
+                })
+                .count();
+            if ended > 0 {
+                let text = format!(
+                    "{label} ended {ended} of {compared} handshakes that offered a session of the farm, and \
+                     finished the same handshakes without a session. Clients that return cannot connect."
+                );
+                self.add(Code::EndsResumption, None, vec![address], text);
+                continue;
+            }
+            let refused_without_certificate = failed().any(|(_, it)| it.certificate_requested);
+            if refused_without_certificate {
+                let text = format!(
+                    "{label} requests a client certificate, and refused the handshake: the probe has no \
+                     certificate that it accepts, so the probe cannot test it."
+                );
+                self.add(Code::ClientCertificateRequired, None, vec![address], text);
+                continue;
+            }
+            let faults: BTreeSet<String> = failed()
+                .filter(|(attempt, _)| !attempt.is_declined())
+                .map(|(_, it)| it.error.to_string())
+                .collect();
+            let attempts = self.report.attempts().filter(at).count();
+            if let Some(fault) = faults.first() {
+                let text = format!(
+                    "{} of {attempts} handshakes with {label} failed: {fault}",
+                    failed().count()
+                );
+                self.add(Code::AddressFails, None, vec![address], text);
+            }
+        }
+    }
+
+    fn addresses(&self, indexes: &[usize]) -> Vec<SocketAddr> {
+        indexes
+            .iter()
+            .map(|&index| self.report.addresses[index])
+            .collect()
+    }
+
+    /// Who resumes whose sessions.
+    fn sharing(&mut self, tested: &MechanismFindings) {
+        let how = Some(tested.how);
+        if self.report.gives_unusable_session_ids(tested) {
+            let servers = self.report.addresses.clone();
+            let text = format!(
+                "{} gave session IDs, and accepted none of them. TLS 1.2 clients resume with tickets, so only \
+                 clients without tickets pay for full handshakes.",
+                self.names(&servers)
+            );
+            self.add(Code::UnusableSessionIds, how, servers, text);
+            return;
+        }
+        let matrix = tested.matrix(&self.report.addresses);
+        let sharing = matrix.sharing();
+        self.own_sessions(tested, &sharing);
+        self.one_way(tested.how, &sharing);
+        if sharing.groups.len() > 1 && !sharing.one_way_explains_groups() {
+            let groups: Vec<String> = sharing
+                .groups
+                .iter()
+                .map(|group| self.names(&self.addresses(group)))
+                .collect();
+            let servers = self.addresses(&sharing.groups.concat());
+            let code = if is_by_cache(tested) {
+                Code::NoSharedCache
+            } else {
+                Code::NoSharedTicketKeys
+            };
+            let what = match code {
+                Code::NoSharedCache => "do not share a session cache",
+                _ => "do not share ticket keys",
+            };
+            let text = format!(
+                "The servers {what}. Each of these groups resumes only its own sessions: {}.",
+                groups.join("; ")
+            );
+            self.add(code, how, servers, text);
+        }
+        for &(from, to) in &sharing.uneven {
+            let answers = matrix.answers(from, to);
+            let [from, to] = [from, to].map(|index| self.report.addresses[index]);
+            let text = format!(
+                "{} resumed {} of {} sessions of {}. Several servers that do not share their keys can have one \
+                 of the addresses.",
+                self.names(&[to]),
+                answers.resumed,
+                answers.offered(),
+                self.names(&[from]),
+            );
+            self.add(Code::ResumesSometimes, how, vec![from, to], text);
+        }
+        let missing: Vec<SocketAddr> = self
+            .report
+            .addresses
+            .iter()
+            .copied()
+            .filter(|address| !tested.gives_sessions(*address))
+            .collect();
+        if !missing.is_empty() && missing.len() < self.report.addresses.len() {
+            let text = format!(
+                "{} gives no session of this kind; the other servers do.",
+                self.names(&missing)
+            );
+            self.add(Code::NotOfferedByAll, how, missing, text);
+        }
+    }
+
+    /// Servers that refuse their own sessions.
+    fn own_sessions(&mut self, tested: &MechanismFindings, sharing: &Sharing) {
+        let how = Some(tested.how);
+        for &server in sharing.forgetful.iter().chain(&sharing.divided) {
+            let address = self.report.addresses[server];
+            let own = || {
+                tested.attempts.iter().filter(move |attempt| {
+                    attempt.address == address && attempt.origin == Some(address)
+                })
+            };
+            // A server that ends the handshake is another finding.
+            let refused = own()
+                .filter(|it| it.seen().is_some_and(|seen| seen.kind == Kind::Refused))
+                .count();
+            if refused == 0 {
+                continue;
+            }
+            let label = self.report.server_label(address);
+            let offered = own().count();
+            let names = key_names(own());
+            let is_divided = sharing.divided.contains(&server);
+            if names > 1 || is_divided {
+                let mut text = format!(
+                    "{label} resumed {} of {offered} of its own sessions. ",
+                    offered - refused
+                );
+                if names > 1 {
+                    text += &format!(
+                        "Its tickets are sealed by {names} keys, so {names} or more servers have this address, \
+                         and they do not share ticket keys."
+                    );
+                } else {
+                    text +=
+                        "Several servers have this address, and they do not share their sessions.";
+                }
+                self.add(Code::SeveralServersAtAddress, how, vec![address], text);
+            } else {
+                let text = format!(
+                    "{label} gave sessions, and refused all {offered} of them at once. If several servers have \
+                     this address, they do not share their sessions."
+                );
+                self.add(Code::ForgetsOwnSessions, how, vec![address], text);
+            }
+        }
+    }
+
+    fn one_way(&mut self, how: How, sharing: &Sharing) {
+        for &(from, to) in &sharing.one_way {
+            let [from, to] = [from, to].map(|index| self.report.addresses[index]);
+            let text = format!(
+                "{to} resumes the sessions of {from}, but {from} does not resume the sessions of {to}: {to} has \
+                 the key of {from} as an old key, and seals with a key that {from} does not have.",
+                to = self.names(&[to]),
+                from = self.names(&[from]),
+            );
+            self.add(Code::OneWayKeys, Some(how), vec![from, to], text);
+        }
+    }
+
+    /// When tickets are given.
+    fn tickets(&mut self, tested: &MechanismFindings) {
+        let resumed = |seen: &&super::FinishedHandshake| matches!(seen.kind, Kind::Resumed(_));
+        for &address in &self.report.addresses {
+            let at = tested
+                .attempts
+                .iter()
+                .filter(|attempt| attempt.address == address)
+                .filter_map(Attempt::seen);
+            let returns: Vec<_> = at.filter(resumed).collect();
+            let given = returns.iter().filter(|seen| seen.given).count();
+            let label = self.report.server_label(address);
+            match tested.how {
+                How::Psk if !returns.is_empty() && given == 0 => {
+                    let text = format!(
+                        "{label} gives TLS 1.3 tickets in full handshakes only. A client that uses each ticket \
+                         once pays for a full handshake when its tickets are used up."
+                    );
+                    self.add(
+                        Code::TicketsInFullHandshakesOnly,
+                        Some(tested.how),
+                        vec![address],
+                        text,
+                    );
+                }
+                How::Ticket if given > 0 => {
+                    let text = format!(
+                        "{label} gave a new ticket in {given} of {} resumed TLS 1.2 handshakes. OpenSSL clients \
+                         that take sessions by callback lose their session by this.",
+                        returns.len()
+                    );
+                    self.add(
+                        Code::RenewsTls12Ticket,
+                        Some(tested.how),
+                        vec![address],
+                        text,
+                    );
+                }
+                How::SessionId | How::Ticket | How::Psk => {}
+            }
+        }
+    }
+}
+
+/// True if the sessions are in a cache of the server. TLS 1.3 servers with a cache give short identities, which have
+/// no room for a sealed session.
+fn is_by_cache(tested: &MechanismFindings) -> bool {
+    let mut offers = tested.returns().filter_map(Attempt::offered);
+    tested.how == How::SessionId || offers.all(|offer| offer.bytes.len() <= MAX_CACHE_IDENTITY)
+}
+
+/// Maximum length of an identity that only names a session in a cache.
+const MAX_CACHE_IDENTITY: usize = 64;
+
+/// The number of different key names in the offered tickets. 1 if the tickets have no key names.
+fn key_names<'a>(attempts: impl Iterator<Item = &'a Attempt>) -> usize {
+    let mut tickets = BTreeSet::new();
+    let mut names = BTreeSet::new();
+    for attempt in attempts {
+        if let Some(offer) = attempt
+            .offered()
+            .filter(|offer| offer.how != How::SessionId)
+        {
+            tickets.insert(&offer.bytes);
+            names.insert(offer.prefix());
+        }
+    }
+    // Without a repeated prefix, the first bytes can be random.
+    if names.len() < tickets.len() {
+        names.len()
+    } else {
+        1
+    }
+}

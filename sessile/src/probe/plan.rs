@@ -1,0 +1,121 @@
+//! What a probe does: its target, its requests, and how many connections it makes in what time.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use sessile_proto::verdict::How;
+
+use super::ProbeReport;
+use crate::client::{ClientCertificate, Error, Trust};
+
+/// The target of a probe, and how to probe it.
+#[derive(Clone, Debug)]
+pub struct ProbePlan {
+    /// The target as the user wrote it; only displayed.
+    pub target: String,
+    /// Host name or IP address, for SNI and for the certificate.
+    pub server_name: String,
+    /// `Host` of the HTTP request.
+    pub host: String,
+    /// At least one address. Each address counts as one server.
+    pub addresses: Vec<SocketAddr>,
+    /// The addresses of each name that was looked up. The probe leaves out an address that is missing, if its name
+    /// has another.
+    pub names: Vec<Vec<SocketAddr>>,
+    /// The mechanisms to test, in the order of the report.
+    pub mechanisms: Vec<How>,
+    /// The number of sessions of each server that are offered to each server, for each mechanism.
+    pub returns: usize,
+    /// The request after the handshake.
+    pub request: Request,
+    /// The application protocols to offer. `None`: those of the request, with a second try if a server insists on
+    /// others.
+    pub alpn: Option<Vec<String>>,
+    pub trust: Trust,
+    /// The certificate for servers that request one.
+    pub certificate: Option<ClientCertificate>,
+    /// The time limit of a TCP connection, and also of a handshake.
+    pub timeout: Duration,
+    /// Maximum number of connections to one address in a second. 0: no limit.
+    pub rate: u32,
+}
+
+/// What the probe sends after a handshake.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Request {
+    /// Nothing. The probe only waits a moment for tickets.
+    None,
+    /// `HEAD /` of HTTP/1.1, or the preface of HTTP/2 if the server chose `h2`.
+    #[default]
+    Http1,
+    /// The preface of HTTP/2.
+    H2,
+}
+
+/// The mechanisms in the order of the report.
+pub const MECHANISMS: [How; 3] = [How::SessionId, How::Ticket, How::Psk];
+
+/// Default number of returns if the target has one address.
+const RETURNS_OF_ONE: usize = 5;
+
+/// Default number of returns for each pair of addresses.
+const RETURNS_OF_PAIR: usize = 2;
+
+/// Tickets that most TLS 1.3 servers give in a full handshake.
+const USUAL_TICKETS: usize = 2;
+
+impl ProbePlan {
+    /// The default of [`ProbePlan::returns`] for a number of addresses.
+    #[must_use]
+    pub const fn default_returns(addresses: usize) -> usize {
+        if addresses == 1 {
+            RETURNS_OF_ONE
+        } else {
+            RETURNS_OF_PAIR
+        }
+    }
+
+    /// The expected number of connections. Servers that give no sessions get fewer. Servers that refuse sessions,
+    /// end handshakes or give few tickets get more.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        let servers = self.addresses.len();
+        let offers = servers * servers * self.returns;
+        self.mechanisms.len() * (servers + offers)
+    }
+
+    /// The shortest time that the connections take under the limit of the rate.
+    #[must_use]
+    pub fn shortest_time(&self) -> Duration {
+        if self.rate == 0 {
+            return Duration::ZERO;
+        }
+        let each = self.connections().div_ceil(self.addresses.len().max(1));
+        let gaps = u32::try_from(each.saturating_sub(1)).unwrap_or(u32::MAX);
+        Duration::from_secs(1) / self.rate * gaps
+    }
+
+    /// The largest number of full handshakes with one server and one mechanism, so that a server that gives few
+    /// sessions does not get connections without end.
+    pub(super) fn max_full_handshakes(&self, servers: usize) -> usize {
+        (self.returns * servers).max(USUAL_TICKETS)
+    }
+
+    /// True if the failure of an address is no failure of the farm.
+    ///
+    /// A name such as `localhost` can have addresses of IPv4 and IPv6, while the farm has only one of them.
+    pub(super) fn may_leave_out(
+        &self,
+        address: SocketAddr,
+        error: &Error,
+        report: &ProbeReport,
+    ) -> bool {
+        let is_missing =
+            error.is_unreachable() || (error.is_refused() && !report.has_answered(address));
+        let has_sibling = self.names.iter().any(|name| {
+            let mut siblings = name.iter().filter(|sibling| **sibling != address);
+            name.contains(&address) && siblings.any(|sibling| report.addresses.contains(sibling))
+        });
+        is_missing && has_sibling
+    }
+}

@@ -1,0 +1,101 @@
+//! The report in the text format of Prometheus, for the textfile collector of node_exporter.
+
+use std::fmt::Write as _;
+
+use sessile_proto::Word;
+use strum::VariantArray;
+
+use super::findings;
+use super::report::ProbeReport;
+
+/// The report as metrics. All are gauges, because each run begins anew.
+#[must_use]
+pub fn write(report: &ProbeReport) -> String {
+    let mut text = String::new();
+    let target = escaped(&report.target);
+    describe(&mut text, "offered", "Sessions that the probe offered.");
+    for tested in &report.mechanisms {
+        let labels = format!("target=\"{target}\",mechanism=\"{}\"", tested.how.as_str());
+        sample(&mut text, "offered", &labels, tested.returns().count());
+    }
+    describe(&mut text, "resumed", "Offered sessions that resumed.");
+    for tested in &report.mechanisms {
+        let labels = format!("target=\"{target}\",mechanism=\"{}\"", tested.how.as_str());
+        sample(&mut text, "resumed", &labels, tested.resumed());
+    }
+    describe(
+        &mut text,
+        "mechanism",
+        "1 for the status of each mechanism.",
+    );
+    for tested in &report.mechanisms {
+        let labels = format!(
+            "target=\"{target}\",mechanism=\"{}\",status=\"{}\"",
+            tested.how.as_str(),
+            tested.status().as_str(),
+        );
+        sample(&mut text, "mechanism", &labels, 1);
+    }
+    let found = findings::of(report);
+    describe(&mut text, "findings", "Findings by code and severity.");
+    for code in findings::Code::VARIANTS {
+        let with_code = found.iter().filter(|finding| finding.code == *code);
+        let labels = format!("target=\"{target}\",code=\"{}\"", code.as_str());
+        sample(&mut text, "findings", &labels, with_code.count());
+    }
+    describe(
+        &mut text,
+        "success",
+        "1 if everything resumed that the servers offer.",
+    );
+    let labels = format!("target=\"{target}\"");
+    sample(
+        &mut text,
+        "success",
+        &labels,
+        usize::from(report.all_resume()),
+    );
+    text
+}
+
+fn describe(text: &mut String, name: &str, help: &str) {
+    let _ = writeln!(text, "# HELP sessile_probe_{name} {help}");
+    let _ = writeln!(text, "# TYPE sessile_probe_{name} gauge");
+}
+
+fn sample(text: &mut String, name: &str, labels: &str, value: usize) {
+    let _ = writeln!(text, "sessile_probe_{name}{{{labels}}} {value}");
+}
+
+/// A label value in the text format.
+fn escaped(value: &str) -> String {
+    value
+        .replace('\\', "\\\\")
+        .replace('"', "\\\"")
+        .replace('\n', "\\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::probe::samples;
+
+    #[test]
+    fn a_report_becomes_gauges() {
+        let text = write(&samples::report());
+        for line in [
+            "sessile_probe_offered{target=\"farm.test\",mechanism=\"session-id\"} 2",
+            "sessile_probe_resumed{target=\"farm.test\",mechanism=\"session-id\"} 1",
+            "sessile_probe_mechanism{target=\"farm.test\",mechanism=\"ticket\",status=\"not-offered\"} 1",
+            "sessile_probe_findings{target=\"farm.test\",code=\"ends-resumption\"} 0",
+            "sessile_probe_success{target=\"farm.test\"} 0",
+        ] {
+            assert!(text.lines().any(|known| known == line), "{line}\n{text}");
+        }
+    }
+
+    #[test]
+    fn label_values_are_escaped() {
+        assert_eq!(escaped("a\"b\\c\n"), "a\\\"b\\\\c\\n");
+    }
+}

@@ -1,0 +1,157 @@
+//! What an operator can do about a finding, in the words of each product.
+
+/// What an operator can do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Remedy {
+    None,
+    ShareTicketKeys,
+    DistributeNewKey,
+    ShareCache,
+    EnableCache,
+    EnableTickets,
+    SameSettings,
+    AskEachServer,
+    GiveCertificate,
+    MendResumption,
+}
+
+/// A step for one product. `product` is empty if the step does not depend on the product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Step {
+    pub product: &'static str,
+    pub text: &'static str,
+}
+
+const fn step(product: &'static str, text: &'static str) -> Step {
+    Step { product, text }
+}
+
+const SHARE_TICKET_KEYS: &[Step] = &[
+    step(
+        "nginx",
+        "set ssl_session_ticket_key to the same file on each server",
+    ),
+    step(
+        "HAProxy",
+        "bind … tls-ticket-keys with the same file on each server",
+    ),
+    step(
+        "Apache",
+        "set SSLSessionTicketKeyFile to the same file on each server",
+    ),
+    step(
+        "Envoy",
+        "session_ticket_keys with the same keys on each server",
+    ),
+    step(
+        "Caddy",
+        "session_tickets with the key source distributed, and one storage for all servers",
+    ),
+    step(
+        "Traefik",
+        "not possible; put a balancer that routes by session in front",
+    ),
+    step(
+        "IIS",
+        "New-TlsSessionTicketKey, then Enable-TlsSessionTicketKey with the same key on each server",
+    ),
+    step("sessile", "copy the key file of one server to each server"),
+    step(
+        "all",
+        "sessile key export writes the ticket keys for nginx, HAProxy, Apache and Envoy",
+    ),
+];
+
+const SHARE_CACHE: &[Step] = &[
+    step(
+        "nginx",
+        "cannot share a cache between hosts; give tickets (ssl_session_tickets on) with a shared key",
+    ),
+    step(
+        "HAProxy",
+        "cannot share a cache between hosts; give tickets with tls-ticket-keys",
+    ),
+    step(
+        "Apache",
+        "SSLSessionCache with a provider that all servers reach, such as redis or memcache",
+    ),
+    step(
+        "sessile",
+        "session.store with the same Redis or Valkey on each server",
+    ),
+    step(
+        "all",
+        "or a balancer that routes by session ID, such as sessile balance",
+    ),
+];
+
+const ENABLE_CACHE: &[Step] = &[
+    step(
+        "nginx",
+        "ssl_session_cache shared:tls:10m; (the default none gives session IDs and stores nothing)",
+    ),
+    step(
+        "Apache",
+        "SSLSessionCache shmcb:/run/apache2/sessions(512000)",
+    ),
+    step("sessile", "session.max-entries above 0"),
+];
+
+const ENABLE_TICKETS: &[Step] = &[
+    step(
+        "nginx",
+        "ssl_session_tickets on; and ssl_session_cache shared:tls:10m;",
+    ),
+    step(
+        "HAProxy",
+        "remove no-tls-tickets, or set tune.ssl.cachesize above 0",
+    ),
+    step("Apache", "SSLSessionTickets on, and SSLSessionCache"),
+    step("sessile", "session.tickets = true"),
+];
+
+const DISTRIBUTE_NEW_KEY: &[Step] = &[step(
+    "",
+    "copy the new ticket key to every server first, as a key that only opens tickets; then let the servers seal \
+     with it; sessile key export writes such files",
+)];
+
+const SAME_SETTINGS: &[Step] = &[step(
+    "",
+    "give all servers the same settings for sessions and tickets",
+)];
+
+const ASK_EACH_SERVER: &[Step] = &[step(
+    "",
+    "probe the servers behind the balancer: --address 10.0.0.1,10.0.0.2; then share their ticket keys, or balance \
+     by session",
+)];
+
+const GIVE_CERTIFICATE: &[Step] = &[step(
+    "",
+    "give the probe a certificate: --cert FILE --key FILE",
+)];
+
+const MEND_RESUMPTION: &[Step] = &[step(
+    "",
+    "until the server's TLS stack is mended, turn off the mechanism that fails; the table shows which one",
+)];
+
+impl Remedy {
+    /// The steps, in the order of the report.
+    #[must_use]
+    pub const fn steps(self) -> &'static [Step] {
+        match self {
+            Self::None => &[],
+            Self::ShareTicketKeys => SHARE_TICKET_KEYS,
+            Self::DistributeNewKey => DISTRIBUTE_NEW_KEY,
+            Self::ShareCache => SHARE_CACHE,
+            Self::EnableCache => ENABLE_CACHE,
+            Self::EnableTickets => ENABLE_TICKETS,
+            Self::SameSettings => SAME_SETTINGS,
+            Self::AskEachServer => ASK_EACH_SERVER,
+            Self::GiveCertificate => GIVE_CERTIFICATE,
+            Self::MendResumption => MEND_RESUMPTION,
+        }
+    }
+}

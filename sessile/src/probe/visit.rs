@@ -1,0 +1,220 @@
+//! One connection of a probe: handshake, a moment for tickets, request, close.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use rustls::AlertDescription;
+use sessile_proto::hello::TLS_1_3;
+use sessile_proto::verdict::How;
+use sessile_proto::watch::Learned;
+
+use super::http::{self, AfterResponse, Exchange};
+use super::pace::Pace;
+use super::plan::{ProbePlan, Request};
+use super::report::{FailedHandshake, FinishedHandshake};
+use crate::client::{Client, Error, EstablishedConnection, Failure, Sessions, SetupError, Target};
+
+/// Time to wait for the HTTP response, and for the server's close. The time that the server needed
+/// for its first byte is added.
+const RESPONSE_WAIT: Duration = Duration::from_millis(500);
+
+/// Time to wait for TLS 1.3 tickets, or for an alert, before the request. The time that the server needed for its
+/// first byte is added.
+const TICKET_WAIT: Duration = Duration::from_millis(150);
+
+const HTTP1: &[u8] = b"http/1.1";
+const H2: &[u8] = b"h2";
+
+/// Connects with one mechanism, and keeps the sessions of each server apart.
+pub(super) struct Visitor<'a> {
+    plan: &'a ProbePlan,
+    pub(super) how: How,
+    client: Client,
+    sessions: HashMap<SocketAddr, Sessions>,
+    /// The offers of ALPN that are left, for servers that refuse the present one.
+    other_alpn: Vec<Vec<&'static [u8]>>,
+}
+
+impl<'a> Visitor<'a> {
+    pub(super) fn new(plan: &'a ProbePlan, how: How) -> Result<Self, SetupError> {
+        let client = Client::with_certificate(
+            super::mechanism(how),
+            &plan.trust,
+            plan.certificate.as_ref(),
+            plan.timeout,
+        )?;
+        let (client, other_alpn) = match (&plan.alpn, plan.request) {
+            (Some(names), _) => {
+                let names: Vec<&[u8]> = names.iter().map(String::as_bytes).collect();
+                (client.with_alpn(&names), Vec::new())
+            }
+            (None, Request::Http1) => (client.with_alpn(&[HTTP1]), vec![vec![], vec![H2]]),
+            (None, Request::H2) => (client.with_alpn(&[H2]), Vec::new()),
+            (None, Request::None) => (client, Vec::new()),
+        };
+        Ok(Self {
+            plan,
+            how,
+            client,
+            sessions: HashMap::new(),
+            other_alpn,
+        })
+    }
+
+    /// True if the probe holds a session that this server gave.
+    pub(super) fn has_session_of(&self, server: SocketAddr) -> bool {
+        self.sessions
+            .get(&server)
+            .is_some_and(|sessions| !sessions.is_empty())
+    }
+
+    /// Connects to `address` with a session of `origin`, or without a session.
+    pub(super) async fn visit(
+        &mut self,
+        origin: Option<SocketAddr>,
+        address: SocketAddr,
+        pace: &mut Pace,
+    ) -> Result<Result<FinishedHandshake, FailedHandshake>, SetupError> {
+        let target = Target::new(address, &self.plan.server_name)?;
+        let offered = match origin {
+            Some(origin) => self.sessions_of(origin),
+            None => self.client.sessions.empty_like(),
+        };
+        loop {
+            let failed = match self.connect(&offered, &target).await {
+                Ok(seen) => return Ok(Ok(seen)),
+                Err(failed) => failed,
+            };
+            let insists_on_alpn = matches!(
+                failed.error,
+                Error::Alert(AlertDescription::NoApplicationProtocol)
+            );
+            if !insists_on_alpn || self.other_alpn.is_empty() {
+                return Ok(Err(self.compared(failed, &target, pace).await));
+            }
+            // The server speaks another protocol and insists on ALPN.
+            let next = self.other_alpn.pop().unwrap_or_default();
+            self.client = self.client.clone().with_alpn(&next);
+            pace.wait(address).await;
+        }
+    }
+
+    /// Connects without a session if a connection with a session has failed.
+    async fn compared(
+        &mut self,
+        mut failed: FailedHandshake,
+        target: &Target,
+        pace: &mut Pace,
+    ) -> FailedHandshake {
+        if failed.offered.is_some() {
+            pace.wait(target.address).await;
+            let nothing = self.client.sessions.empty_like();
+            let result = self.connect(&nothing, target).await;
+            failed.without_session = Some(result.map(drop).map_err(|failed| failed.error));
+        }
+        failed
+    }
+
+    fn sessions_of(&mut self, server: SocketAddr) -> Sessions {
+        let empty = || self.client.sessions.empty_like();
+        self.sessions.entry(server).or_insert_with(empty).clone()
+    }
+
+    async fn connect(
+        &mut self,
+        offered: &Sessions,
+        target: &Target,
+    ) -> Result<FinishedHandshake, FailedHandshake> {
+        let mut client = self.client.clone();
+        client.sessions = self.sessions_of(target.address);
+        let connection = client.attempt_with(offered, target).await?;
+        self.inspect(connection).await
+    }
+
+    /// Waits for tickets, makes the request, closes the connection, and gathers the facts.
+    async fn inspect(
+        &self,
+        mut connection: EstablishedConnection,
+    ) -> Result<FinishedHandshake, FailedHandshake> {
+        let round_trip = connection.times.first_byte;
+        let is_tls13 = connection.outcome.version == TLS_1_3;
+        if is_tls13 && let Err(error) = connection.settle(TICKET_WAIT + round_trip).await {
+            return Err(failed_after_finished(error, &connection));
+        }
+        let wait = RESPONSE_WAIT + round_trip;
+        let Exchange { headers, alert } = self.exchange(&mut connection, wait).await;
+        // A server that checks the client's certificate slowly sends its alert during the request.
+        if let Some(alert) = alert
+            && is_tls13
+            && (connection.tls13_tickets() == 0 || connection.certificate_requested)
+        {
+            return Err(failed_after_finished(Error::Alert(alert), &connection));
+        }
+        // Send close_notify even without a response, because servers may forget a session whose
+        // connection ends without it.
+        connection.close(wait).await;
+        Ok(FinishedHandshake {
+            offered: connection.offered.clone(),
+            kind: connection.outcome.kind,
+            given: is_given(&connection, self.how),
+            version: connection.outcome.version,
+            cipher_suite: connection.outcome.cipher_suite,
+            times: connection.times,
+            certificate: connection.certificate_fingerprint(),
+            certificate_requested: connection.certificate_requested,
+            server: headers.server,
+            verdict: headers.verdict,
+        })
+    }
+
+    async fn exchange(&self, connection: &mut EstablishedConnection, wait: Duration) -> Exchange {
+        let speaks_h2 = connection.stream.tls().alpn_protocol() == Some(H2);
+        match self.plan.request {
+            Request::None => Exchange::default(),
+            Request::Http1 if !speaks_h2 => {
+                http::request_head(
+                    &mut connection.stream,
+                    &self.plan.host,
+                    AfterResponse::Close,
+                    wait,
+                )
+                .await
+            }
+            Request::Http1 | Request::H2 => http::http2_preface(&mut connection.stream, wait).await,
+        }
+    }
+}
+
+impl From<Failure> for FailedHandshake {
+    fn from(failure: Failure) -> Self {
+        Self {
+            error: failure.error,
+            offered: failure.offered,
+            certificate_requested: failure.certificate_requested,
+            without_session: None,
+        }
+    }
+}
+
+fn failed_after_finished(error: Error, connection: &EstablishedConnection) -> FailedHandshake {
+    FailedHandshake {
+        error,
+        offered: connection.offered.clone(),
+        certificate_requested: connection.certificate_requested,
+        without_session: None,
+    }
+}
+
+/// True if the server gave a new session of the mechanism.
+fn is_given(connection: &EstablishedConnection, how: How) -> bool {
+    match how {
+        How::SessionId => connection.assigned_session_id().is_some(),
+        How::Ticket => connection
+            .outcome
+            .learned
+            .iter()
+            .any(|learned| matches!(learned, Learned::Ticket(_))),
+        How::Psk => connection.tls13_tickets() > 0,
+    }
+}

@@ -18,7 +18,6 @@ use rustls::client::{Resumption, Tls12Resumption};
 use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, ClientConnection};
 use rustls_pki_types::ServerName;
-use sessile_proto::verdict::How;
 use sessile_proto::watch::{Kind, Learned, Outcome};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -281,14 +280,19 @@ impl Client {
     }
 
     fn keeps_tls12_session(&self, outcome: &Outcome) -> bool {
-        // If the server gives no ticket, rustls keeps the session ID instead, which
-        // [`Mechanism::Ticket`] must not offer.
-        self.mechanism != Mechanism::Ticket
-            || outcome.kind == Kind::Resumed(How::Ticket)
-            || outcome
+        let has_ticket = || {
+            outcome
                 .learned
                 .iter()
                 .any(|learned| matches!(learned, Learned::Ticket(_)))
+        };
+        match outcome.kind {
+            // Without a new ticket, the session is the offered one, which stays where it came from.
+            Kind::Resumed(_) => has_ticket(),
+            // If the server gives no ticket, rustls keeps the session ID instead, which
+            // [`Mechanism::Ticket`] must not offer.
+            _ => self.mechanism != Mechanism::Ticket || has_ticket(),
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use sessile_proto::watch::Kind;
 use strum::{IntoStaticStr, VariantArray};
 
 use super::remedies::Remedy;
-use super::report::{Attempt, MechanismFindings, ProbeReport, Status};
+use super::report::{Attempt, FinishedHandshake, MechanismFindings, ProbeReport, Status};
 
 /// Something that the operator of the farm can change, or has to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,6 +56,8 @@ pub enum Code {
     ForgetsOwnSessions,
     /// A server requires a client certificate, and the probe has none that it accepts.
     ClientCertificateRequired,
+    /// A server requests a client certificate, and finishes handshakes without one.
+    ClientCertificateRequested,
     /// Handshakes with a server fail.
     AddressFails,
     /// No server offers a way to resume.
@@ -86,7 +88,8 @@ impl Finding {
             | Code::AddressFails
             | Code::NoMechanism
             | Code::NotOfferedByAll => Severity::Warning,
-            Code::TicketsInFullHandshakesOnly
+            Code::ClientCertificateRequested
+            | Code::TicketsInFullHandshakesOnly
             | Code::RenewsTls12Ticket
             | Code::UnusableSessionIds => Severity::Notice,
         }
@@ -103,7 +106,9 @@ impl Finding {
             Code::SeveralServersAtAddress => Remedy::AskEachServer,
             Code::ForgetsOwnSessions if self.mechanisms == [How::SessionId] => Remedy::EnableCache,
             Code::ForgetsOwnSessions => Remedy::AskEachServer,
-            Code::ClientCertificateRequired => Remedy::GiveCertificate,
+            Code::ClientCertificateRequired | Code::ClientCertificateRequested => {
+                Remedy::GiveCertificate
+            }
             Code::NoMechanism => Remedy::EnableTickets,
             Code::NotOfferedByAll => Remedy::SameSettings,
             Code::AddressFails
@@ -202,11 +207,23 @@ impl Found<'_> {
             let refused_without_certificate = failed().any(|(_, it)| it.certificate_requested);
             if refused_without_certificate {
                 let text = format!(
-                    "{label} requests a client certificate, and refused the handshake: the probe has no \
-                     certificate that it accepts, so the probe cannot test it."
+                    "{label} requests a client certificate, and refused the handshake. The probe has no \
+                     certificate that the server accepts."
                 );
                 self.add(Code::ClientCertificateRequired, None, vec![address], text);
                 continue;
+            }
+            let is_requested = self
+                .report
+                .attempts()
+                .filter(at)
+                .any(Attempt::requests_certificate);
+            if is_requested && !self.report.has_client_certificate {
+                let text = format!(
+                    "{label} requests a client certificate, and finished handshakes without one. Clients with \
+                     a certificate can have other results."
+                );
+                self.add(Code::ClientCertificateRequested, None, vec![address], text);
             }
             let faults: BTreeSet<String> = failed()
                 .filter(|(attempt, _)| !attempt.is_declined())
@@ -289,7 +306,12 @@ impl Found<'_> {
             .copied()
             .filter(|address| !tested.gives_sessions(*address))
             .collect();
-        if !missing.is_empty() && missing.len() < self.report.addresses.len() {
+        let one_gives = self
+            .report
+            .addresses
+            .iter()
+            .any(|address| tested.gives(*address));
+        if one_gives && !missing.is_empty() {
             let text = format!(
                 "{} gives no session of this kind; the other servers do.",
                 self.names(&missing)
@@ -359,7 +381,7 @@ impl Found<'_> {
 
     /// When tickets are given.
     fn tickets(&mut self, tested: &MechanismFindings) {
-        let resumed = |seen: &&super::FinishedHandshake| matches!(seen.kind, Kind::Resumed(_));
+        let resumed = |seen: &&FinishedHandshake| matches!(seen.kind, Kind::Resumed(_));
         for &address in &self.report.addresses {
             let at = tested
                 .attempts
@@ -370,7 +392,7 @@ impl Found<'_> {
             let given = returns.iter().filter(|seen| seen.given).count();
             let label = self.report.server_label(address);
             match tested.how {
-                How::Psk if !returns.is_empty() && given == 0 => {
+                How::Psk if !returns.is_empty() && given == 0 && tested.gives(address) => {
                     let text = format!(
                         "{label} gives TLS 1.3 tickets in full handshakes only. A client that uses each ticket \
                          once pays for a full handshake when its tickets are used up."
@@ -431,3 +453,6 @@ fn key_names<'a>(attempts: impl Iterator<Item = &'a Attempt>) -> usize {
         1
     }
 }
+
+#[cfg(test)]
+mod tests;

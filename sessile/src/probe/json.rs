@@ -203,7 +203,7 @@ mod tests {
         assert_eq!(id["protocol"], "TLS 1.2");
         assert_eq!(id["status"], "partly");
         assert_eq!(id["resumed"], 1);
-        assert_eq!(id["returns"], 3);
+        assert_eq!(id["returns"], 2);
         assert_eq!(id["cause"][0]["verdict"], "full/unknown");
         assert_eq!(id["cause"][0]["said_by"][0], "web2");
         assert_eq!(id["attempts"][0]["offered"], Value::Null);
@@ -226,6 +226,25 @@ mod tests {
         assert!(id["attempts"][3].get("without_session").is_none());
         assert_eq!(value["mechanisms"][1]["status"], "not-offered");
         assert_eq!(value["mechanisms"][1]["note"], "the server gives no ticket");
+    }
+
+    #[test]
+    fn contains_the_findings_the_groups_and_the_matrix() {
+        let value: Value = serde_json::from_str(&write(&samples::report())).unwrap();
+        let finding = &value["findings"][0];
+        assert_eq!(finding["code"], "address-fails");
+        assert_eq!(finding["severity"], "warning");
+        assert_eq!(finding["servers"][0], "192.0.2.1:443");
+        let id = &value["mechanisms"][0];
+        assert_eq!(id["groups"], json!([["192.0.2.1:443"]]));
+        let pair = json!({
+            "from": "192.0.2.1:443", "to": "192.0.2.2:443", "resumed": 0, "refused": 1, "ended": 0,
+        });
+        assert_eq!(id["matrix"][1], pair);
+        assert_eq!(
+            (&value["offered"], &value["resumed"]),
+            (&4.into(), &2.into())
+        );
     }
 
     #[test]

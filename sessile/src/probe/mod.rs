@@ -22,7 +22,7 @@ use std::net::SocketAddr;
 
 use sessile_proto::verdict::How;
 
-use crate::client::{Mechanism, SetupError};
+use crate::client::SetupError;
 use pace::Pace;
 pub use plan::{MECHANISMS, ProbePlan, Request};
 pub use report::{
@@ -169,14 +169,5 @@ impl MechanismTest<'_> {
     fn findings(&self) -> &MechanismFindings {
         let current = self.report.mechanisms.last();
         current.expect("the mechanism's findings were added before the test")
-    }
-}
-
-/// The client's part of a mechanism.
-const fn mechanism(how: How) -> Mechanism {
-    match how {
-        How::SessionId => Mechanism::SessionId,
-        How::Ticket => Mechanism::Ticket,
-        How::Psk => Mechanism::Psk,
     }
 }

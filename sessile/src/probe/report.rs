@@ -21,6 +21,8 @@ pub struct ProbeReport {
     /// The addresses of the target, without the addresses in `left_out`.
     pub addresses: Vec<SocketAddr>,
     pub left_out: Vec<LeftOut>,
+    /// True if the probe has a certificate for servers that request one.
+    pub has_client_certificate: bool,
     /// False if the run was stopped before its end.
     pub complete: bool,
     /// Findings for each mechanism that was begun.
@@ -103,9 +105,9 @@ pub struct FinishedHandshake {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "kebab-case")]
 pub enum Status {
-    /// Every return resumed.
+    /// Every return resumed, and no handshake failed.
     Resumes,
-    /// Some returns resumed.
+    /// Some returns resumed, or a handshake failed.
     Partly,
     /// The server gave a session, and no return resumed.
     Refuses,
@@ -134,6 +136,7 @@ impl ProbeReport {
             server_name: plan.server_name.clone(),
             addresses: plan.addresses.clone(),
             left_out: Vec::new(),
+            has_client_certificate: plan.certificate.is_some(),
             complete: false,
             mechanisms: Vec::new(),
         }
@@ -182,22 +185,26 @@ impl ProbeReport {
             })
     }
 
-    /// The sessions that were offered, and how many of them resumed. Session IDs that no server ever accepts do
-    /// not count if tickets resume.
+    /// The number of attempts that should resume, and how many of them resumed. These attempts offered a session,
+    /// or failed. Session IDs that no server ever accepts do not count if tickets resume.
     #[must_use]
     pub fn returns(&self) -> (usize, usize) {
         let mut offered = 0;
         let mut resumed = 0;
         for findings in &self.mechanisms {
             if !self.gives_unusable_session_ids(findings) {
+                let failed = |attempt: &&Attempt| {
+                    attempt.origin.is_none() && attempt.error().is_some() && !attempt.is_declined()
+                };
                 offered += findings.returns().count();
+                offered += findings.attempts.iter().filter(failed).count();
                 resumed += findings.resumed();
             }
         }
         (offered, resumed)
     }
 
-    /// The share of the offered sessions that resumed, from 0 to 1. `None` if no session was offered.
+    /// The share of [`ProbeReport::returns`] that resumed, from 0 to 1. `None` if there are none.
     #[must_use]
     pub fn resumed_share(&self) -> Option<f64> {
         let (offered, resumed) = self.returns();
@@ -285,7 +292,9 @@ impl MechanismFindings {
         }
         match self.resumed() {
             0 => Status::Refuses,
-            resumed if resumed == returns => Status::Resumes,
+            resumed if resumed == returns && self.finished().count() == self.attempts.len() => {
+                Status::Resumes
+            }
             _ => Status::Partly,
         }
     }
@@ -294,9 +303,7 @@ impl MechanismFindings {
     /// mechanism.
     fn is_success(&self) -> bool {
         match self.status() {
-            Status::Resumes => {
-                self.finished().count() == self.attempts.len() && self.each_server_gives_sessions()
-            }
+            Status::Resumes => self.each_server_gives_sessions(),
             Status::NotOffered => self
                 .attempts
                 .iter()
@@ -309,7 +316,7 @@ impl MechanismFindings {
         self.attempts
             .iter()
             .filter(|attempt| attempt.origin.is_none())
-            .all(|attempt| self.full(attempt.address).any(|seen| seen.given))
+            .all(|attempt| self.gives(attempt.address))
     }
 
     pub(super) fn finished(&self) -> impl Iterator<Item = &FinishedHandshake> {
@@ -344,9 +351,14 @@ impl MechanismFindings {
         self.full(server).count()
     }
 
+    /// True if the server gave a session in a full handshake.
+    pub(super) fn gives(&self, server: SocketAddr) -> bool {
+        self.full(server).any(|seen| seen.given)
+    }
+
     /// False if the server gave no session in two full handshakes.
     pub(super) fn gives_sessions(&self, server: SocketAddr) -> bool {
-        self.full(server).any(|seen| seen.given) || self.full_handshakes(server) < 2
+        self.gives(server) || self.full_handshakes(server) < 2
     }
 
     fn full(&self, server: SocketAddr) -> impl Iterator<Item = &FinishedHandshake> {
@@ -549,101 +561,4 @@ impl fmt::Display for EndedOffers {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::probe::samples::{attempt, failed, report, seen};
-
-    fn findings(attempts: Vec<Attempt>) -> MechanismFindings {
-        let how = How::Psk;
-        MechanismFindings { how, attempts }
-    }
-
-    fn psk(kind: Kind) -> Attempt {
-        attempt(1, Ok(seen(How::Psk, kind)))
-    }
-
-    fn alert(alert: AlertDescription) -> Attempt {
-        failed(1, Error::Alert(alert))
-    }
-
-    const RESUMED: Kind = Kind::Resumed(How::Psk);
-
-    #[test]
-    fn the_status_distinguishes_all_some_and_no_returns_resumed() {
-        let status = |kinds: &[Kind]| findings(kinds.iter().copied().map(psk).collect()).status();
-        assert_eq!(status(&[]), Status::Unfinished);
-        assert_eq!(status(&[Kind::NotOffered]), Status::Unfinished);
-        assert_eq!(status(&[Kind::NotOffered, RESUMED]), Status::Resumes);
-        assert_eq!(
-            status(&[Kind::NotOffered, RESUMED, Kind::Refused]),
-            Status::Partly
-        );
-        assert_eq!(status(&[Kind::NotOffered, Kind::Refused]), Status::Refuses);
-        // A client without a session to offer made a full handshake, too.
-        assert_eq!(
-            status(&[Kind::NotOffered, RESUMED, Kind::NotOffered]),
-            Status::Partly
-        );
-    }
-
-    #[test]
-    fn a_version_that_every_server_declines_is_not_offered() {
-        let refused = findings(vec![alert(AlertDescription::ProtocolVersion)]);
-        assert_eq!(refused.status(), Status::NotOffered);
-        assert_eq!(refused.note(), Some("the server does not speak TLS 1.3"));
-        let nothing_common = findings(vec![alert(AlertDescription::HandshakeFailure)]);
-        assert_eq!(nothing_common.status(), Status::NotOffered);
-        let other = findings(vec![alert(AlertDescription::InternalError)]);
-        assert_eq!(other.status(), Status::Failed);
-    }
-
-    #[test]
-    fn a_version_that_one_of_two_servers_declines_fails_the_probe() {
-        let mut report = report();
-        let error = Error::Alert(AlertDescription::ProtocolVersion);
-        let declined = failed(2, error);
-        report.mechanisms = vec![findings(vec![
-            psk(Kind::NotOffered),
-            psk(RESUMED),
-            declined,
-        ])];
-        assert!(!report.all_resume());
-    }
-
-    #[test]
-    fn the_probe_succeeds_if_every_offered_mechanism_resumes_and_there_is_one() {
-        let mut report = report();
-        assert!(!report.all_resume());
-        report.mechanisms.remove(0);
-        assert!(report.all_resume());
-        report.mechanisms.pop();
-        assert!(!report.all_resume(), "nothing resumes");
-    }
-
-    #[test]
-    fn causes_are_verdicts_that_servers_stated_for_refusals() {
-        let with_verdict = |kind, verdict: &str| {
-            let verdict = Some(verdict.to_owned());
-            attempt(
-                1,
-                Ok(FinishedHandshake {
-                    verdict,
-                    ..seen(How::Psk, kind)
-                }),
-            )
-        };
-        let findings = findings(vec![
-            with_verdict(Kind::NotOffered, "full/nothing-offered"),
-            with_verdict(RESUMED, "resumed/psk"),
-            with_verdict(Kind::Refused, "full/expired"),
-            with_verdict(Kind::Refused, "full/expired"),
-            with_verdict(Kind::Refused, "full/because"),
-            psk(Kind::Refused),
-        ]);
-        let expired = Cause {
-            verdict: Verdict::parse("full/expired").unwrap(),
-            said_by: vec!["192.0.2.1:443".to_owned()],
-        };
-        assert_eq!(findings.causes(), [expired]);
-    }
-}
+mod tests;

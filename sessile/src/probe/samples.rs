@@ -83,6 +83,7 @@ pub(super) fn report() -> ProbeReport {
         server_name: "farm.test".to_owned(),
         addresses: vec![address(1), address(2)],
         left_out: Vec::new(),
+        has_client_certificate: false,
         complete: true,
         mechanisms: vec![
             MechanismFindings {

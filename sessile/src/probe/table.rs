@@ -58,20 +58,27 @@ pub fn write(report: &ProbeReport, colour: Colour, detail: Detail) -> String {
         text.push('\n');
     }
     for tested in &report.mechanisms {
-        push_summary(&mut text, tested, colour);
+        push_summary(&mut text, tested, report, colour);
     }
     let servers = report.addresses.len();
+    let mut has_matrix = false;
     for tested in &report.mechanisms {
+        let shows_matrix = servers > 1 && tested.returns().next().is_some();
+        let shows_attempts = detail == Detail::Attempts || servers <= 1;
+        if !shows_matrix && !shows_attempts {
+            continue;
+        }
         text.push('\n');
         push(&mut text, title(tested.how));
-        if servers > 1 && tested.returns().next().is_some() {
+        if shows_matrix {
             push_matrix(&mut text, tested, report);
+            has_matrix = true;
         }
-        if detail == Detail::Attempts || servers <= 1 {
+        if shows_attempts {
             table(&mut text, tested, colour);
         }
     }
-    if servers > 1 {
+    if has_matrix {
         push_legend(&mut text, report);
     }
     if !report.complete {
@@ -107,10 +114,16 @@ fn push_finding(text: &mut String, finding: &Finding, colour: Colour) {
 }
 
 /// The result for the mechanism in a line, and below it what servers said.
-fn push_summary(text: &mut String, tested: &MechanismFindings, colour: Colour) {
+fn push_summary(
+    text: &mut String,
+    tested: &MechanismFindings,
+    report: &ProbeReport,
+    colour: Colour,
+) {
     let title = title(tested.how);
     let mut lines = String::new();
-    push_wrapped(&mut lines, 0, &format!("{title}: {}", summary(tested)));
+    let summary = summary(tested, report.addresses.len());
+    push_wrapped(&mut lines, 0, &format!("{title}: {summary}"));
     // The colour comes last, because its codes take no columns.
     let title_in_colour = paint(title, shade(tested.status()), colour);
     text.push_str(&lines.replacen(title, &title_in_colour, 1));
@@ -186,9 +199,9 @@ pub const fn title(how: How) -> &'static str {
     }
 }
 
-/// The result for the mechanism in one line, such as `resumed 5 of 5`.
-#[must_use]
-pub fn summary(findings: &MechanismFindings) -> String {
+/// The result for the mechanism in one line, such as `resumed 5 of 5`. With several servers, the matrix shows who
+/// refused.
+fn summary(findings: &MechanismFindings, servers: usize) -> String {
     let mut line = match findings.status() {
         Status::Resumes | Status::Partly | Status::Refuses => {
             let returns = findings.returns().count();
@@ -201,11 +214,15 @@ pub fn summary(findings: &MechanismFindings) -> String {
         Status::Failed => "no handshake was finished".to_owned(),
         Status::Unfinished => "not finished".to_owned(),
     };
-    for (what, servers) in not_resumed_by(findings) {
-        let _ = write!(line, "; {what} {}", servers.join(", "));
+    for (what, servers_and_times) in not_resumed_by(findings) {
+        if what != REFUSED || servers <= 1 {
+            let _ = write!(line, "; {what} {}", servers_and_times.join(", "));
+        }
     }
     line
 }
+
+const REFUSED: &str = "refused by";
 
 /// The outcomes of attempts that did not resume, each with its servers, in the order of the
 /// attempts.
@@ -213,7 +230,7 @@ fn not_resumed_by(findings: &MechanismFindings) -> Vec<(&'static str, Vec<String
     let mut reasons: Vec<(&'static str, String)> = Vec::new();
     for attempt in &findings.attempts {
         let what = match attempt.outcome() {
-            SessionOutcome::Refused => "refused by",
+            SessionOutcome::Refused => REFUSED,
             SessionOutcome::Failed => "failed at",
             SessionOutcome::NotOffered | SessionOutcome::Resumed => continue,
         };
@@ -423,7 +440,18 @@ mod tests {
         let expected = "\
 farm.test: server name farm.test, 2 addresses
 
+warning: 1 of 5 handshakes with 192.0.2.1:443 failed: the server does not speak
+  TLS
+
+TLS 1.2 session ID: resumed 1 of 2; failed at 192.0.2.1:443 1 time
+  full/unknown, says web2
+TLS 1.2 ticket: not offered: the server gives no ticket
+TLS 1.3 PSK: resumed 1 of 1
+
 TLS 1.2 session ID
+  sessions of    to      1     2
+                   1   yes     -
+                   2     .     .
   #  address        offered        outcome    time  server
   0  192.0.2.1:443  nothing        full     1.5 ms
   1  192.0.2.1:443  07070707…0707  resumed  1.5 ms
@@ -437,15 +465,17 @@ TLS 1.2 ticket
   1  192.0.2.2:443  nothing  full     1.5 ms
 
 TLS 1.3 PSK
+  sessions of    to      1     2
+                   1     .   yes
+                   2     .     .
   #  address        offered        outcome    time
   0  192.0.2.1:443  nothing        full     1.5 ms
   1  192.0.2.2:443  07070707…0707  resumed  1.5 ms
 
-TLS 1.2 session ID: resumed 1 of 3; refused by 192.0.2.2:443 (web2) 1 time;
-  failed at 192.0.2.1:443 1 time
-  full/unknown, says web2
-TLS 1.2 ticket: not offered: the server gives no ticket
-TLS 1.3 PSK: resumed 1 of 1
+  1 = 192.0.2.1:443
+  2 = 192.0.2.2:443 (web2)
+  yes: every session resumed; 1/2: some did; -: refused; end: the server ended
+    the handshake; .: not tested
 ";
         assert_eq!(text, expected, "\n{text}");
     }
@@ -456,6 +486,16 @@ TLS 1.3 PSK: resumed 1 of 1
         let expected = "\
 farm.test: server name farm.test, 1 address
 
+critical: 192.0.2.1:443 ended 2 of 2 handshakes that offered a session of the
+  farm, and finished the same handshakes without a session. Clients that return
+  cannot connect.
+  - until the server's TLS stack is mended, turn off the mechanism that fails;
+    the table shows which one
+
+TLS 1.3 PSK: resumed 0 of 2; failed at 192.0.2.1:443 2 times
+  2 of 2 connections that offered a session were ended by the server; 2 of 2
+    without one succeeded
+
 TLS 1.3 PSK
   #  address        offered        outcome    time
   0  192.0.2.1:443  nothing        full     1.5 ms
@@ -465,10 +505,6 @@ TLS 1.3 PSK
   2  192.0.2.1:443  07070707…0707  failed
      the server refused the handshake: alert internal_error; without a session
        it succeeded
-
-TLS 1.3 PSK: resumed 0 of 2; failed at 192.0.2.1:443 2 times
-  2 of 2 connections that offered a session were ended by the server; 2 of 2
-    without one succeeded
 ";
         assert_eq!(text, expected, "\n{text}");
     }
@@ -508,9 +544,7 @@ TLS 1.3 PSK: resumed 0 of 2; failed at 192.0.2.1:443 2 times
         report.complete = false;
         report.mechanisms[2].attempts.truncate(1);
         let text = write(&report, Colour::Never, Detail::Attempts);
-        assert!(
-            text.ends_with("TLS 1.3 PSK: not finished\nstopped before the end\n"),
-            "{text}"
-        );
+        assert!(text.contains("\nTLS 1.3 PSK: not finished\n"), "{text}");
+        assert!(text.ends_with("\nstopped before the end\n"), "{text}");
     }
 }

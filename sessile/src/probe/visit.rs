@@ -39,7 +39,7 @@ pub(super) struct Visitor<'a> {
 impl<'a> Visitor<'a> {
     pub(super) fn new(plan: &'a ProbePlan, how: How) -> Result<Self, SetupError> {
         let client = Client::with_certificate(
-            super::mechanism(how),
+            mechanism(how),
             &plan.trust,
             plan.certificate.as_ref(),
             plan.timeout,
@@ -216,5 +216,14 @@ fn is_given(connection: &EstablishedConnection, how: How) -> bool {
             .iter()
             .any(|learned| matches!(learned, Learned::Ticket(_))),
         How::Psk => connection.tls13_tickets() > 0,
+    }
+}
+
+/// The client's part of a mechanism.
+const fn mechanism(how: How) -> Mechanism {
+    match how {
+        How::SessionId => Mechanism::SessionId,
+        How::Ticket => Mechanism::Ticket,
+        How::Psk => Mechanism::Psk,
     }
 }

@@ -35,7 +35,10 @@ impl Found {
         for address in &addresses {
             arguments.extend(["--address", address]);
         }
-        let output = probe(&arguments);
+        Self::of(&probe(&arguments))
+    }
+
+    fn of(output: &Output) -> Self {
         let said = String::from_utf8_lossy(&output.stderr);
         Self {
             report: serde_json::from_slice(&output.stdout)
@@ -48,6 +51,14 @@ impl Found {
         let mechanisms = self.report["mechanisms"].as_array().expect("a list");
         let named = |mechanism: &&Value| mechanism["mechanism"] == name;
         mechanisms.iter().find(named).expect("a mechanism")
+    }
+
+    /// The codes of the findings.
+    fn codes(&self) -> Vec<&str> {
+        let findings = self.report["findings"].as_array().expect("a list").iter();
+        findings
+            .map(|finding| finding["code"].as_str().expect("a word"))
+            .collect()
     }
 
     /// The statuses of session IDs, tickets and PSKs.
@@ -108,17 +119,29 @@ fn names_the_servers_that_share_nothing() {
     let farm = [(); 2].map(|()| nginx(&certificates, "ssl_session_cache shared:s:1m;"));
     let addresses = [farm[0].address(), farm[1].address()];
     let found = Found::by(&certificates, &addresses, "4");
-    // Each return goes to the server that does not have the offered session.
-    assert_eq!(found.statuses(), ["refuses"; 3], "{:#}", found.report);
+    // Each server gets four sessions of its own and four of the other server.
+    assert_eq!(found.statuses(), ["partly"; 3], "{:#}", found.report);
     assert_eq!(found.status, Some(1));
+    let groups = serde_json::json!([[addresses[0]], [addresses[1]]]);
+    for name in ["session-id", "ticket", "psk"] {
+        let mechanism = found.mechanism(name);
+        let counts = (&mechanism["resumed"], &mechanism["returns"]);
+        assert_eq!(counts, (&8.into(), &16.into()), "{mechanism:#}");
+        assert_eq!(mechanism["groups"], groups, "{mechanism:#}");
+    }
+    assert_eq!(found.codes(), ["no-shared-ticket-keys", "no-shared-cache"]);
 
     let [one, two] = addresses.map(|address| address.to_string());
     let ca = certificates.ca.to_str().unwrap();
     let both = format!("{one},{two}");
     let output = probe(&[NAME, "--ca", ca, "--attempts", "4", "--address", &both]);
     let text = String::from_utf8(output.stdout).unwrap();
-    let line = format!("TLS 1.3 PSK: resumed 0 of 4; refused by {two} 2 times, {one} 2 times");
+    let line = format!("Each of these groups resumes only its own sessions: {one}; {two}.");
     assert!(in_one_line(&text).contains(&line), "{text}");
+    assert!(
+        in_one_line(&text).contains("PSK: resumed 8 of 16"),
+        "{text}"
+    );
     assert!(!text.contains('\x1b'), "colour without a terminal");
     assert!(output.stderr.is_empty(), "progress without a terminal");
 }
@@ -329,4 +352,183 @@ fn a_server_that_stops_after_the_first_handshake_is_not_called_faulty() {
     assert_eq!(psk["ended_offers"]["succeeded"], 0, "{psk:#}");
     let failed = &psk["attempts"][1];
     assert_eq!(failed["without_session"]["succeeded"], false, "{failed:#}");
+}
+
+/// Probes farms of nginx that share nothing or a ticket key. `keys`: the key file of each server.
+fn groups_of(keys: &[u8]) -> Value {
+    let certificates = Certificates::new();
+    let farm: Vec<_> = keys
+        .iter()
+        .map(|key| {
+            let file = certificates.folder().join(format!("{key}.key"));
+            std::fs::write(&file, [*key; 80]).unwrap();
+            let directives = format!(
+                "ssl_session_cache off; ssl_session_ticket_key {};",
+                file.display()
+            );
+            nginx(&certificates, &directives)
+        })
+        .collect();
+    let addresses: Vec<SocketAddr> = farm.iter().map(crate::peers::Peer::address).collect();
+    let found = Found::by(&certificates, &addresses, "1");
+    assert_eq!(found.status, Some(1));
+    assert_eq!(
+        found.codes(),
+        ["no-shared-ticket-keys"],
+        "{:#}",
+        found.report
+    );
+    let index = |address: &Value| {
+        let is_it = |known: &SocketAddr| *address == known.to_string();
+        addresses.iter().position(is_it).unwrap()
+    };
+    let groups = found.mechanism("psk")["groups"].as_array().unwrap().iter();
+    groups
+        .map(|group| {
+            group
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(index)
+                .collect::<Vec<_>>()
+        })
+        .collect::<Vec<_>>()
+        .into()
+}
+
+#[test]
+fn the_groups_that_share_a_key_do_not_depend_on_the_order_of_the_addresses() {
+    assert_eq!(
+        groups_of(&[1, 1, 2, 2]),
+        serde_json::json!([[0, 1], [2, 3]])
+    );
+    assert_eq!(
+        groups_of(&[1, 2, 1, 2]),
+        serde_json::json!([[0, 2], [1, 3]])
+    );
+}
+
+#[test]
+fn a_key_that_was_rotated_on_one_server_is_named() {
+    let certificates = Certificates::new();
+    let files = [1_u8, 2].map(|key| {
+        let file = certificates.folder().join(format!("{key}.key"));
+        std::fs::write(&file, [key; 80]).unwrap();
+        file.display().to_string()
+    });
+    let old = format!(
+        "ssl_session_cache off; ssl_session_ticket_key {};",
+        files[0]
+    );
+    let rotated = format!(
+        "ssl_session_cache off; ssl_session_ticket_key {}; ssl_session_ticket_key {};",
+        files[1], files[0]
+    );
+    let farm = [&old, &old, &rotated].map(|directives| nginx(&certificates, directives));
+    let addresses = [0, 1, 2].map(|server: usize| farm[server].address());
+    let found = Found::by(&certificates, &addresses, "1");
+    // nginx renews a ticket of an old key.
+    let codes = ["one-way-keys", "one-way-keys", "renews-tls12-ticket"];
+    assert_eq!(found.codes(), codes, "{:#}", found.report);
+    let both = serde_json::json!([addresses[0], addresses[2]]);
+    assert_eq!(found.report["findings"][0]["servers"], both);
+}
+
+#[test]
+fn a_required_client_certificate_is_named_and_can_be_given() {
+    let certificates = Certificates::new();
+    let ca = certificates.ca.to_str().unwrap();
+    let directives = format!(
+        "ssl_session_cache shared:s:1m; ssl_verify_client on; ssl_client_certificate {ca};"
+    );
+    let web = nginx(&certificates, &directives);
+    let chain = certificates.chain.to_str().unwrap();
+    let key = certificates.key.to_str().unwrap();
+    let strict = openssl(&certificates, &["-www", "-Verify", "2", "-CAfile", ca]);
+    for server in [&web, &strict] {
+        let address = server.address().to_string();
+        let plain = [NAME, "--ca", ca, "--json", "--address", &address];
+        let output = probe(&plain);
+        let found = Found::of(&output);
+        // nginx finishes the handshake, refuses the request, and removes the session from its cache.
+        if server.address() == web.address() {
+            let codes = ["client-certificate-requested", "unusable-session-ids"];
+            assert_eq!(found.codes(), codes, "{:#}", found.report);
+            assert_eq!(found.status, Some(0));
+        } else {
+            assert_eq!(
+                found.codes(),
+                ["client-certificate-required"],
+                "{:#}",
+                found.report
+            );
+            assert_eq!(found.statuses(), ["failed"; 3], "{:#}", found.report);
+            let text = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(text.contains("no connection"), "{text}");
+        }
+        let with = [&plain[..], &["--cert", chain, "--key", key]].concat();
+        let found = Found::of(&probe(&with));
+        assert_eq!(found.statuses(), ["resumes"; 3], "{:#}", found.report);
+        assert_eq!(found.status, Some(0));
+        let first = &found.mechanism("psk")["attempts"][0];
+        assert_eq!(first["certificate_requested"], true, "{first:#}");
+    }
+    let missing = probe(&[NAME, "--cert", chain]);
+    assert_eq!(missing.status.code(), Some(2));
+}
+
+#[test]
+fn a_share_and_single_mechanisms_decide_for_monitors() {
+    let certificates = Certificates::new();
+    let farm = [(); 2].map(|()| nginx(&certificates, "ssl_session_cache shared:s:1m;"));
+    let both = format!("{},{}", farm[0].address(), farm[1].address());
+    let ca = certificates.ca.to_str().unwrap();
+    let plain = [NAME, "--ca", ca, "--address", &both, "--attempts", "1"];
+    for (share, status) in [("50%", 0), ("51%", 1), ("0", 0), ("101%", 2)] {
+        let arguments = [&plain[..], &["--mechanism", "psk", "--fail-under", share]].concat();
+        assert_eq!(probe(&arguments).status.code(), Some(status), "{share}");
+    }
+    let output = probe(&[&plain[..], &["--prometheus"]].concat());
+    let text = String::from_utf8(output.stdout).unwrap();
+    let line = format!("sessile_probe_resumed{{target=\"{NAME}\",mechanism=\"psk\"}} 2");
+    assert!(text.contains(&line), "{text}");
+    let output = probe(&[&plain[..], &["--dry-run"]].concat());
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    assert!(
+        text.starts_with("about 18 connections to 2 addresses"),
+        "{text}"
+    );
+    let verbose = probe(&[&plain[..], &["--verbose"]].concat());
+    let text = String::from_utf8(verbose.stdout).unwrap();
+    assert!(text.contains("  #  address"), "{text}");
+}
+
+#[test]
+fn a_server_that_ends_connections_with_http_requests_is_probed() {
+    let certificates = Certificates::new();
+    let ca = certificates.ca.to_str().unwrap();
+    // This server closes each connection at the first request.
+    let server = nginx(&certificates, "ssl_session_cache shared:s:1m; return 444;");
+    let address = server.address().to_string();
+    for request in ["http1", "none"] {
+        let arguments = [
+            NAME,
+            "--ca",
+            ca,
+            "--json",
+            "--address",
+            &address,
+            "--request",
+            request,
+        ];
+        let found = Found::of(&probe(&arguments));
+        assert_eq!(
+            found.statuses(),
+            ["resumes"; 3],
+            "{request}: {:#}",
+            found.report
+        );
+        assert_eq!(found.codes(), [""; 0], "{request}");
+    }
 }

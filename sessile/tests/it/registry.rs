@@ -36,7 +36,13 @@ fn imported(certificates: &Certificates, values: &str) -> PathBuf {
 
 fn probe(server: &Sessile, certificates: &Certificates, attempts: u32) -> Value {
     let mut probe = Command::new(env!("CARGO_BIN_EXE_sessile"));
-    probe.args(["probe", &server.address().to_string(), "--json", "--rate", "0"]);
+    probe.args([
+        "probe",
+        &server.address().to_string(),
+        "--json",
+        "--rate",
+        "0",
+    ]);
     probe.args(["--attempts", &attempts.to_string(), "--ca"]);
     probe.arg(&certificates.ca);
     let ran = run("sessile", &mut probe, "");

@@ -1,0 +1,176 @@
+use rustls::AlertDescription;
+
+use super::*;
+use crate::client::{Error, Offer};
+use crate::probe::samples::{address, failed, faulty, report, seen};
+
+/// A report of TLS 1.2 tickets from rows of `+` (resumed), `-` (refused) and space (not offered), one row for
+/// each server that gave sessions.
+fn tickets(rows: &[&str]) -> ProbeReport {
+    let server = |index: usize| address(u8::try_from(index).unwrap() + 1);
+    let mut report = report();
+    report.addresses = (0..rows.len()).map(server).collect();
+    let full = |index| Attempt {
+        address: server(index),
+        origin: None,
+        result: Ok(seen(How::Ticket, Kind::NotOffered)),
+    };
+    let mut attempts: Vec<Attempt> = (0..rows.len()).map(full).collect();
+    for (from, row) in rows.iter().enumerate() {
+        for (to, mark) in row.chars().enumerate() {
+            let kind = match mark {
+                '+' => Kind::Resumed(How::Ticket),
+                '-' => Kind::Refused,
+                _ => continue,
+            };
+            let mut result = seen(How::Ticket, kind);
+            result.offered = Some(ticket(&[u8::try_from(from).unwrap(); 16]));
+            attempts.push(Attempt {
+                address: server(to),
+                origin: Some(server(from)),
+                result: Ok(result),
+            });
+        }
+    }
+    report.mechanisms = vec![MechanismFindings {
+        how: How::Ticket,
+        attempts,
+    }];
+    report
+}
+
+/// A ticket of 200 bytes that begins with a key name.
+fn ticket(key_name: &[u8]) -> Offer {
+    let mut bytes = key_name.to_vec();
+    bytes.resize(200, 9);
+    Offer {
+        how: How::Ticket,
+        bytes,
+    }
+}
+
+fn codes(report: &ProbeReport) -> Vec<Code> {
+    of(report).iter().map(|finding| finding.code).collect()
+}
+
+#[test]
+fn a_farm_that_shares_its_key_has_no_finding() {
+    assert_eq!(of(&tickets(&["+++", "+++", "+++"])), []);
+}
+
+#[test]
+fn the_groups_of_two_keys_are_the_same_in_every_order() {
+    let groups = |rows: &[&str]| {
+        let found = of(&tickets(rows));
+        assert_eq!(found.len(), 1, "{found:#?}");
+        assert_eq!(found[0].code, Code::NoSharedTicketKeys);
+        found[0].text.clone()
+    };
+    let in_order = groups(&["++--", "++--", "--++", "--++"]);
+    assert!(
+        in_order.ends_with(
+            "sessions: 192.0.2.1:443 and 192.0.2.2:443; 192.0.2.3:443 and 192.0.2.4:443."
+        ),
+        "{in_order}"
+    );
+    let mixed = groups(&["+-+-", "-+-+", "+-+-", "-+-+"]);
+    assert!(
+        mixed.ends_with(
+            "sessions: 192.0.2.1:443 and 192.0.2.3:443; 192.0.2.2:443 and 192.0.2.4:443."
+        ),
+        "{mixed}"
+    );
+}
+
+#[test]
+fn a_key_that_was_rotated_on_one_server_is_one_finding_for_each_pair() {
+    let found = of(&tickets(&["+++", "+++", "--+"]));
+    let codes: Vec<Code> = found.iter().map(|finding| finding.code).collect();
+    assert_eq!(codes, [Code::OneWayKeys; 2]);
+    assert!(found[0].text.contains(
+        "192.0.2.3:443 resumes the sessions of 192.0.2.1:443, but 192.0.2.1:443 does not"
+    ));
+}
+
+#[test]
+fn an_address_whose_tickets_have_several_key_names_stands_for_several_servers() {
+    let mut report = tickets(&["-"]);
+    let attempts = &mut report.mechanisms[0].attempts;
+    for (key, serial) in [(1, 1), (2, 2), (1, 3), (2, 4)] {
+        let mut refused = seen(How::Ticket, Kind::Refused);
+        let mut offer = ticket(&[key; 16]);
+        offer.bytes[199] = serial;
+        refused.offered = Some(offer);
+        attempts.push(Attempt {
+            address: address(1),
+            origin: Some(address(1)),
+            result: Ok(refused),
+        });
+    }
+    let found = of(&report);
+    assert_eq!(found[0].code, Code::SeveralServersAtAddress);
+    assert!(found[0].text.contains("sealed by 3 keys"), "{found:#?}");
+}
+
+#[test]
+fn a_required_certificate_is_named_instead_of_the_alert() {
+    let mut report = tickets(&[""]);
+    let mut refused = failed(1, Error::Alert(AlertDescription::HandshakeFailure));
+    if let Err(failed) = &mut refused.result {
+        failed.certificate_requested = true;
+    }
+    report.mechanisms[0].attempts = vec![refused];
+    assert_eq!(codes(&report), [Code::ClientCertificateRequired]);
+    assert_eq!(report.mechanisms[0].status(), Status::Failed);
+}
+
+#[test]
+fn ended_handshakes_are_critical_and_come_first() {
+    let found = of(&faulty());
+    assert_eq!(found[0].code, Code::EndsResumption);
+    assert_eq!(found[0].severity(), Severity::Critical);
+}
+
+#[test]
+fn session_ids_that_are_never_accepted_are_no_failure_if_tickets_resume() {
+    let mut report = tickets(&["+"]);
+    let refused = |kind| Attempt {
+        address: address(1),
+        origin: (kind == Kind::Refused).then(|| address(1)),
+        result: Ok(seen(How::SessionId, kind)),
+    };
+    report.mechanisms.push(MechanismFindings {
+        how: How::SessionId,
+        attempts: vec![refused(Kind::NotOffered), refused(Kind::Refused)],
+    });
+    assert_eq!(codes(&report), [Code::UnusableSessionIds]);
+    assert!(report.all_resume());
+    report.mechanisms.remove(0);
+    assert_eq!(codes(&report), [Code::ForgetsOwnSessions]);
+    assert!(!report.all_resume());
+}
+
+#[test]
+fn servers_that_give_no_session_of_any_kind_are_named() {
+    let mut report = tickets(&["", ""]);
+    let without = || {
+        let mut without = seen(How::Ticket, Kind::NotOffered);
+        without.given = false;
+        Attempt {
+            address: address(1),
+            origin: None,
+            result: Ok(without),
+        }
+    };
+    report.mechanisms[0].attempts = vec![without(), without()];
+    assert_eq!(codes(&report), [Code::NoMechanism]);
+    report.mechanisms[0].attempts = vec![without(), without()];
+    let mut other = seen(How::Ticket, Kind::NotOffered);
+    other.given = true;
+    report.mechanisms[0].attempts.push(Attempt {
+        address: address(2),
+        origin: None,
+        result: Ok(other),
+    });
+    assert_eq!(codes(&report), [Code::NotOfferedByAll]);
+}

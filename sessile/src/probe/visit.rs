@@ -13,7 +13,9 @@ use super::http::{self, AfterResponse, Exchange};
 use super::pace::Pace;
 use super::plan::{ProbePlan, Request};
 use super::report::{FailedHandshake, FinishedHandshake};
-use crate::client::{Client, Error, EstablishedConnection, Failure, Sessions, SetupError, Target};
+use crate::client::{
+    Client, Error, EstablishedConnection, Failure, Mechanism, Sessions, SetupError, Target,
+};
 
 /// Time to wait for the HTTP response, and for the server's close. The time that the server needed
 /// for its first byte is added.

@@ -50,6 +50,10 @@ pub(super) struct Args {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
     attempts: Option<u16>,
 
+    /// Also offer the sessions to this name of the same servers; they must not resume for a name with client certificates
+    #[arg(long = "other-name", value_name = "NAME", value_delimiter = ',', value_hint = ValueHint::Hostname)]
+    other_names: Vec<String>,
+
     /// Test only these mechanisms
     #[arg(long = "mechanism", value_name = "MECHANISM", value_delimiter = ',')]
     mechanisms: Vec<MechanismName>,
@@ -214,6 +218,7 @@ async fn plan(args: &Args) -> anyhow::Result<ProbePlan> {
         server_name,
         addresses: all,
         names,
+        other_names: args.other_names.clone(),
         mechanisms,
         request: args.request,
         alpn: args.alpn.clone(),

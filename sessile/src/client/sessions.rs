@@ -59,6 +59,24 @@ impl Sessions {
         Self::new(cache.tls12.max, cache.lifetime)
     }
 
+    /// A new cache with the newest session of one name, under another name. A TLS 1.3 ticket leaves this cache.
+    #[must_use]
+    pub fn newest_for(&self, name: &ServerName<'static>, other: &ServerName<'static>) -> Self {
+        let moved = self.empty_like();
+        let mut from = locked(&self.0);
+        let mut to = locked(&moved.0);
+        if let Some(cached) = from.tls12.newest(name) {
+            let (session, since) = (cached.session.clone(), cached.full_handshake);
+            to.tls12.push_session(other.clone(), session, since);
+        }
+        if let Some(cached) = from.tls13.take_newest(name) {
+            let since = cached.full_handshake;
+            to.tls13.push_session(other.clone(), cached.session, since);
+        }
+        drop(to);
+        moved
+    }
+
     /// Removes all sessions and tickets.
     pub fn clear(&self) {
         let mut cache = locked(&self.0);

@@ -42,6 +42,8 @@ pub enum Severity {
 pub enum Code {
     /// A server ends handshakes that offer its own sessions.
     EndsResumption,
+    /// A session of a name without client certificates resumes for a name that requests them.
+    SkipsClientCertificate,
     /// Servers do not resume each other's tickets.
     NoSharedTicketKeys,
     /// Servers do not resume each other's session IDs.
@@ -64,6 +66,8 @@ pub enum Code {
     NoMechanism,
     /// Some servers offer a mechanism, others do not.
     NotOfferedByAll,
+    /// A session of one name resumes for another name, which has other rules or another certificate.
+    ResumesForOtherName,
     /// TLS 1.3 tickets come with full handshakes only.
     TicketsInFullHandshakesOnly,
     /// A resumed TLS 1.2 handshake gives a new ticket.
@@ -77,7 +81,7 @@ impl Finding {
     #[must_use]
     pub const fn severity(&self) -> Severity {
         match self.code {
-            Code::EndsResumption => Severity::Critical,
+            Code::EndsResumption | Code::SkipsClientCertificate => Severity::Critical,
             Code::NoSharedTicketKeys
             | Code::NoSharedCache
             | Code::OneWayKeys
@@ -89,6 +93,7 @@ impl Finding {
             | Code::NoMechanism
             | Code::NotOfferedByAll => Severity::Warning,
             Code::ClientCertificateRequested
+            | Code::ResumesForOtherName
             | Code::TicketsInFullHandshakesOnly
             | Code::RenewsTls12Ticket
             | Code::UnusableSessionIds => Severity::Notice,
@@ -109,6 +114,7 @@ impl Finding {
             Code::ClientCertificateRequired | Code::ClientCertificateRequested => {
                 Remedy::GiveCertificate
             }
+            Code::SkipsClientCertificate | Code::ResumesForOtherName => Remedy::SeparateNames,
             Code::NoMechanism => Remedy::EnableTickets,
             Code::NotOfferedByAll => Remedy::SameSettings,
             Code::AddressFails
@@ -127,6 +133,7 @@ pub fn of(report: &ProbeReport) -> Vec<Finding> {
         findings: Vec::new(),
     };
     found.failures();
+    found.other_names();
     for tested in &report.mechanisms {
         found.sharing(tested);
         found.tickets(tested);
@@ -236,6 +243,50 @@ impl Found<'_> {
                     failed().count()
                 );
                 self.add(Code::AddressFails, None, vec![address], text);
+            }
+        }
+    }
+
+    /// Sessions of the tested name that resume for another name.
+    fn other_names(&mut self) {
+        for offered in &self.report.other_names {
+            let resumed = offered.offer.as_ref().ok();
+            let Some(seen) = resumed.filter(|seen| matches!(seen.kind, Kind::Resumed(_))) else {
+                continue;
+            };
+            let (requests_certificate, certificate) = match &offered.full {
+                Ok(seen) => (seen.certificate_requested, seen.certificate),
+                Err(failed) => (failed.certificate_requested, None),
+            };
+            let label = self.report.server_label(offered.address);
+            let [name, own] = [&offered.name, &self.report.server_name];
+            if requests_certificate && !self.report.requests_certificate(offered.address) {
+                let text = format!(
+                    "{label} requests a client certificate for {name}, and resumed a session of {own} for {name} \
+                     without a request"
+                );
+                let (code, text) = match seen.status {
+                    Some(status) if status < 400 => {
+                        let end = "A client without a certificate gets in, as in CVE-2025-23419.";
+                        let text = format!("{text}. It answered HEAD / with {status}. {end}");
+                        (Code::SkipsClientCertificate, text)
+                    }
+                    Some(status) => {
+                        let text = format!("{text}. It refused HEAD / with {status}.");
+                        (Code::ResumesForOtherName, text)
+                    }
+                    None => {
+                        let end = "The probe got no HTTP response, so it does not know whether the server checks.";
+                        (Code::ResumesForOtherName, format!("{text}. {end}"))
+                    }
+                };
+                self.add(code, Some(offered.how), vec![offered.address], text);
+            } else if certificate.is_some() && certificate != offered.certificate {
+                let text = format!(
+                    "{label} resumed a session of {own} for {name}, which has another certificate."
+                );
+                let code = Code::ResumesForOtherName;
+                self.add(code, Some(offered.how), vec![offered.address], text);
             }
         }
     }

@@ -10,9 +10,11 @@ use tokio::time::timeout;
 
 use crate::client::{Close, Stream};
 
-/// The headers in which a sessile server states its name and its verdict.
+/// The status, and the headers in which a sessile server states its name and its verdict.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct ServerHeaders {
+    /// The status code.
+    pub(crate) status: Option<u16>,
     /// The value of `sessile-server`.
     pub(crate) server: Option<String>,
     /// The value of `sessile-verdict`.
@@ -125,6 +127,11 @@ fn parse_headers(head: &[u8]) -> ServerHeaders {
         return headers;
     }
     let text = String::from_utf8_lossy(head);
+    headers.status = text
+        .split(' ')
+        .nth(1)
+        .and_then(|code| code.get(..3))
+        .and_then(|code| code.parse().ok());
     for line in text
         .split("\r\n")
         .skip(1)
@@ -173,6 +180,7 @@ mod tests {
         let headers = parse_headers(head);
         assert_eq!(headers.verdict.as_deref(), Some("full/expired"));
         assert_eq!(headers.server.as_deref(), Some("web2"));
+        assert_eq!(headers.status, Some(200));
     }
 
     #[test]
@@ -182,10 +190,7 @@ mod tests {
             ServerHeaders::default()
         );
         assert_eq!(parse_headers(b""), ServerHeaders::default());
-        assert_eq!(
-            parse_headers(b"HTTP/1.1 200 OK\r\nsessile-server"),
-            ServerHeaders::default()
-        );
+        assert_eq!(parse_headers(b"HTTP/1.1 20"), ServerHeaders::default());
     }
 
     #[test]

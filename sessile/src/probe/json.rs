@@ -11,8 +11,12 @@ use sessile_proto::hello::{TLS_1_2, TLS_1_3};
 use sessile_proto::resumption_matrix::ResumptionMatrix;
 use sessile_proto::verdict::How;
 
+use sessile_proto::watch::SessionOutcome;
+
 use super::findings::{self, Finding};
-use super::report::{Attempt, Cause, FailedHandshake, LeftOut, MechanismFindings, ProbeReport};
+use super::report::{
+    Attempt, Cause, FailedHandshake, LeftOut, MechanismFindings, OtherNameOffer, ProbeReport,
+};
 use crate::client::{Offer, hex};
 
 /// The report as JSON, indented, without a final line break.
@@ -37,6 +41,7 @@ pub fn write(report: &ProbeReport) -> String {
         "resumed": resumed,
         "findings": findings,
         "mechanisms": mechanisms,
+        "other_names": report.other_names.iter().map(other_name).collect::<Vec<_>>(),
     });
     format!("{json:#}")
 }
@@ -60,6 +65,25 @@ fn finding(finding: &Finding) -> Value {
         "servers": finding.servers,
         "text": finding.text,
         "remedies": remedies,
+    })
+}
+
+fn other_name(offered: &OtherNameOffer) -> Value {
+    let outcome = match &offered.offer {
+        Ok(seen) => SessionOutcome::from(seen.kind),
+        Err(_) => SessionOutcome::Failed,
+    };
+    json!({
+        "name": offered.name,
+        "mechanism": offered.how.as_str(),
+        "address": offered.address,
+        "outcome": outcome.as_str(),
+        "error": offered.offer.as_ref().err().map(ToString::to_string),
+        "http_status": offered.offer.as_ref().ok().and_then(|seen| seen.status),
+        "certificate_requested": match &offered.full {
+            Ok(seen) => seen.certificate_requested,
+            Err(failed) => failed.certificate_requested,
+        },
     })
 }
 
@@ -139,6 +163,7 @@ fn attempt((number, attempt): (usize, &Attempt)) -> Value {
             json["first_byte_ms"] = millis(seen.times.first_byte).into();
             json["handshake_ms"] = millis(seen.times.handshake).into();
             json["certificate_sha256"] = seen.certificate.map(|digest| hex(&digest)).into();
+            json["http_status"] = seen.status.into();
             json["server"] = seen.server.clone().into();
             json["verdict"] = seen.verdict.clone().into();
         }

@@ -8,6 +8,7 @@
 pub mod findings;
 pub(crate) mod http;
 pub mod json;
+mod other_name;
 mod pace;
 mod plan;
 pub mod prometheus;
@@ -26,7 +27,8 @@ use crate::client::SetupError;
 use pace::Pace;
 pub use plan::{MECHANISMS, ProbePlan, Request};
 pub use report::{
-    Attempt, FailedHandshake, FinishedHandshake, MechanismFindings, ProbeReport, Status,
+    Attempt, FailedHandshake, FinishedHandshake, MechanismFindings, OtherNameOffer, ProbeReport,
+    Status,
 };
 use visit::Visitor;
 
@@ -67,6 +69,7 @@ pub async fn run(
             progress: &mut *progress,
         };
         test.run().await?;
+        test.offer_to_other_names().await?;
         if report.no_address_answers() {
             break;
         }
@@ -110,6 +113,19 @@ impl MechanismTest<'_> {
         Ok(())
     }
 
+    async fn offer_to_other_names(&mut self) -> Result<(), SetupError> {
+        for name in &self.plan.other_names {
+            for address in self.report.addresses.clone() {
+                if self.findings().is_silent(address) || !self.findings().gives(address) {
+                    continue;
+                }
+                let offered = other_name::offer(&mut self.visitor, name, address, self.pace);
+                self.report.other_names.extend(offered.await?);
+            }
+        }
+        Ok(())
+    }
+
     /// Offers a session of one server to a server. If the probe has no session, it gets one first.
     async fn offer(&mut self, from: SocketAddr, to: SocketAddr) -> Result<(), SetupError> {
         if self.findings().is_silent(to) || self.findings().is_silent(from) {
@@ -146,7 +162,7 @@ impl MechanismTest<'_> {
         });
         let result = self.visitor.visit(origin, address, self.pace).await?;
         if let Err(failed) = &result
-            && self.plan.may_leave_out(address, &failed.error, self.report)
+            && self.report.may_leave_out(self.plan, address, &failed.error)
         {
             self.report.leave_out(address, &failed.error);
             return Ok(());

@@ -5,8 +5,7 @@ use std::time::Duration;
 
 use sessile_proto::verdict::How;
 
-use super::ProbeReport;
-use crate::client::{ClientCertificate, Error, Trust};
+use crate::client::{ClientCertificate, Trust};
 
 /// The target of a probe, and how to probe it.
 #[derive(Clone, Debug)]
@@ -22,6 +21,8 @@ pub struct ProbePlan {
     /// The addresses of each name that was looked up. The probe leaves out an address that is missing, if its name
     /// has another.
     pub names: Vec<Vec<SocketAddr>>,
+    /// Other names of the same servers. Sessions of `server_name` must not resume for them.
+    pub other_names: Vec<String>,
     /// The mechanisms to test, in the order of the report.
     pub mechanisms: Vec<How>,
     /// The number of sessions of each server that are offered to each server, for each mechanism.
@@ -61,6 +62,9 @@ const RETURNS_OF_ONE: usize = 5;
 /// Default number of returns for each pair of addresses.
 const RETURNS_OF_PAIR: usize = 2;
 
+/// Connections for each server and each other name.
+const CONNECTIONS_OF_OTHER_NAME: usize = 3;
+
 /// Tickets that most TLS 1.3 servers give in a full handshake.
 const USUAL_TICKETS: usize = 2;
 
@@ -81,7 +85,8 @@ impl ProbePlan {
     pub fn connections(&self) -> usize {
         let servers = self.addresses.len();
         let offers = servers * servers * self.returns;
-        self.mechanisms.len() * (servers + offers)
+        let other_names = CONNECTIONS_OF_OTHER_NAME * servers * self.other_names.len();
+        self.mechanisms.len() * (servers + offers + other_names)
     }
 
     /// The shortest time that the connections take under the limit of the rate.
@@ -99,23 +104,5 @@ impl ProbePlan {
     /// sessions does not get connections without end.
     pub(super) fn max_full_handshakes(&self, servers: usize) -> usize {
         (self.returns * servers).max(USUAL_TICKETS)
-    }
-
-    /// True if the failure of an address is no failure of the farm.
-    ///
-    /// A name such as `localhost` can have addresses of IPv4 and IPv6, while the farm has only one of them.
-    pub(super) fn may_leave_out(
-        &self,
-        address: SocketAddr,
-        error: &Error,
-        report: &ProbeReport,
-    ) -> bool {
-        let is_missing =
-            error.is_unreachable() || (error.is_refused() && !report.has_answered(address));
-        let has_sibling = self.names.iter().any(|name| {
-            let mut siblings = name.iter().filter(|sibling| **sibling != address);
-            name.contains(&address) && siblings.any(|sibling| report.addresses.contains(sibling))
-        });
-        is_missing && has_sibling
     }
 }

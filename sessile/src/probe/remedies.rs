@@ -13,6 +13,7 @@ pub enum Remedy {
     AskEachServer,
     GiveCertificate,
     MendResumption,
+    SeparateNames,
 }
 
 /// A step for one product. `product` is empty if the step does not depend on the product.
@@ -137,6 +138,17 @@ const MEND_RESUMPTION: &[Step] = &[step(
     "until the server's TLS stack is mended, turn off the mechanism that fails; the table shows which one",
 )];
 
+const SEPARATE_NAMES: &[Step] = &[
+    step(
+        "nginx",
+        "update to 1.26.3, 1.27.4 or later; give the names different ssl_session_ticket_key and ssl_session_cache",
+    ),
+    step(
+        "all",
+        "serve names with client certificates at an address of their own, with ticket keys of their own",
+    ),
+];
+
 impl Remedy {
     /// The steps, in the order of the report.
     #[must_use]
@@ -152,6 +164,7 @@ impl Remedy {
             Self::AskEachServer => ASK_EACH_SERVER,
             Self::GiveCertificate => GIVE_CERTIFICATE,
             Self::MendResumption => MEND_RESUMPTION,
+            Self::SeparateNames => SEPARATE_NAMES,
         }
     }
 }

@@ -9,6 +9,7 @@ use sessile_proto::verdict::{How, Verdict};
 use sessile_proto::watch::{Kind, SessionOutcome};
 use strum::{IntoStaticStr, VariantArray};
 
+use super::plan::ProbePlan;
 use crate::client::{Error, HandshakeTimes, Offer};
 
 /// The results of one run.
@@ -27,6 +28,8 @@ pub struct ProbeReport {
     pub complete: bool,
     /// Findings for each mechanism that was begun.
     pub mechanisms: Vec<MechanismFindings>,
+    /// Sessions that were offered to other names.
+    pub other_names: Vec<OtherNameOffer>,
 }
 
 /// An address of a name that does not take part, because this machine has no route to the address, or because
@@ -52,6 +55,21 @@ pub struct Attempt {
     /// The server whose session was offered. `None` if no session was offered.
     pub origin: Option<SocketAddr>,
     pub result: Result<FinishedHandshake, FailedHandshake>,
+}
+
+/// What a server did with a session of the tested name under another name.
+#[derive(Debug)]
+pub struct OtherNameOffer {
+    /// The other name.
+    pub name: String,
+    pub how: How,
+    pub address: SocketAddr,
+    /// The full handshake for the other name, without a session.
+    pub full: Result<FinishedHandshake, FailedHandshake>,
+    /// The handshake that offered the session.
+    pub offer: Result<FinishedHandshake, FailedHandshake>,
+    /// SHA-256 of the certificate of the tested name.
+    pub certificate: Option<[u8; 32]>,
 }
 
 /// A handshake that failed.
@@ -95,6 +113,8 @@ pub struct FinishedHandshake {
     pub certificate: Option<[u8; 32]>,
     /// True if the server requested a certificate of the client. A resumed handshake has no such request.
     pub certificate_requested: bool,
+    /// The HTTP status of the response, if the probe made a request of HTTP/1.1.
+    pub status: Option<u16>,
     /// The name that a sessile server states.
     pub server: Option<String>,
     /// The verdict that a sessile server states.
@@ -130,7 +150,7 @@ pub struct Cause {
 impl ProbeReport {
     /// The report before the first handshake.
     #[must_use]
-    pub fn new(plan: &super::ProbePlan) -> Self {
+    pub fn new(plan: &ProbePlan) -> Self {
         Self {
             target: plan.target.clone(),
             server_name: plan.server_name.clone(),
@@ -139,6 +159,7 @@ impl ProbeReport {
             has_client_certificate: plan.certificate.is_some(),
             complete: false,
             mechanisms: Vec::new(),
+            other_names: Vec::new(),
         }
     }
 
@@ -237,9 +258,33 @@ impl ProbeReport {
             .flat_map(|findings| &findings.attempts)
     }
 
-    pub(super) fn has_answered(&self, address: SocketAddr) -> bool {
+    /// True if the server requested a client certificate for the tested name.
+    pub(super) fn requests_certificate(&self, server: SocketAddr) -> bool {
+        self.attempts()
+            .any(|attempt| attempt.address == server && attempt.requests_certificate())
+    }
+
+    fn has_answered(&self, address: SocketAddr) -> bool {
         self.attempts()
             .any(|attempt| attempt.address == address && attempt.result.is_ok())
+    }
+
+    /// True if the failure of an address is no failure of the farm.
+    ///
+    /// A name such as `localhost` can have addresses of IPv4 and IPv6, while the farm has only one of them.
+    pub(super) fn may_leave_out(
+        &self,
+        plan: &ProbePlan,
+        address: SocketAddr,
+        error: &Error,
+    ) -> bool {
+        let is_missing =
+            error.is_unreachable() || (error.is_refused() && !self.has_answered(address));
+        let has_sibling = plan.names.iter().any(|name| {
+            let mut siblings = name.iter().filter(|sibling| **sibling != address);
+            name.contains(&address) && siblings.any(|sibling| self.addresses.contains(sibling))
+        });
+        is_missing && has_sibling
     }
 
     pub(super) fn leave_out(&mut self, address: SocketAddr, error: &Error) {

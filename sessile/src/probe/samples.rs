@@ -37,6 +37,7 @@ pub(super) fn seen(how: How, kind: Kind) -> FinishedHandshake {
         },
         certificate: None,
         certificate_requested: false,
+        status: None,
         server: None,
         verdict: None,
     }
@@ -85,6 +86,7 @@ pub(super) fn report() -> ProbeReport {
         left_out: Vec::new(),
         has_client_certificate: false,
         complete: true,
+        other_names: Vec::new(),
         mechanisms: vec![
             MechanismFindings {
                 how: How::SessionId,

@@ -102,6 +102,27 @@ impl<'a> Visitor<'a> {
         }
     }
 
+    /// Connects with another server name, and with a session of the tested name that `origin` gave, or without a
+    /// session. Keeps no new session.
+    pub(super) async fn visit_name(
+        &self,
+        name: &str,
+        origin: Option<SocketAddr>,
+        address: SocketAddr,
+    ) -> Result<Result<FinishedHandshake, FailedHandshake>, SetupError> {
+        let own = Target::new(address, &self.plan.server_name)?.server_name;
+        let target = Target::new(address, name)?;
+        let client = self.client.with_empty_sessions();
+        let offered = match origin.and_then(|origin| self.sessions.get(&origin)) {
+            Some(sessions) => sessions.newest_for(&own, &target.server_name),
+            None => client.sessions.empty_like(),
+        };
+        Ok(match client.attempt_with(&offered, &target).await {
+            Ok(connection) => self.inspect(connection, name).await,
+            Err(failure) => Err(failure.into()),
+        })
+    }
+
     /// Connects without a session if a connection with a session has failed.
     async fn compared(
         &mut self,
@@ -131,13 +152,14 @@ impl<'a> Visitor<'a> {
         let mut client = self.client.clone();
         client.sessions = self.sessions_of(target.address);
         let connection = client.attempt_with(offered, target).await?;
-        self.inspect(connection).await
+        self.inspect(connection, &self.plan.host).await
     }
 
     /// Waits for tickets, makes the request, closes the connection, and gathers the facts.
     async fn inspect(
         &self,
         mut connection: EstablishedConnection,
+        host: &str,
     ) -> Result<FinishedHandshake, FailedHandshake> {
         let round_trip = connection.times.first_byte;
         let is_tls13 = connection.outcome.version == TLS_1_3;
@@ -145,7 +167,7 @@ impl<'a> Visitor<'a> {
             return Err(failed_after_finished(error, &connection));
         }
         let wait = RESPONSE_WAIT + round_trip;
-        let Exchange { headers, alert } = self.exchange(&mut connection, wait).await;
+        let Exchange { headers, alert } = self.exchange(&mut connection, host, wait).await;
         // A server that checks the client's certificate slowly sends its alert during the request.
         if let Some(alert) = alert
             && is_tls13
@@ -165,23 +187,23 @@ impl<'a> Visitor<'a> {
             times: connection.times,
             certificate: connection.certificate_fingerprint(),
             certificate_requested: connection.certificate_requested,
+            status: headers.status,
             server: headers.server,
             verdict: headers.verdict,
         })
     }
 
-    async fn exchange(&self, connection: &mut EstablishedConnection, wait: Duration) -> Exchange {
+    async fn exchange(
+        &self,
+        connection: &mut EstablishedConnection,
+        host: &str,
+        wait: Duration,
+    ) -> Exchange {
         let speaks_h2 = connection.stream.tls().alpn_protocol() == Some(H2);
         match self.plan.request {
             Request::None => Exchange::default(),
             Request::Http1 if !speaks_h2 => {
-                http::request_head(
-                    &mut connection.stream,
-                    &self.plan.host,
-                    AfterResponse::Close,
-                    wait,
-                )
-                .await
+                http::request_head(&mut connection.stream, host, AfterResponse::Close, wait).await
             }
             Request::Http1 | Request::H2 => http::http2_preface(&mut connection.stream, wait).await,
         }

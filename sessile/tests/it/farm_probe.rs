@@ -115,6 +115,7 @@ async fn probe_names(names: &[Vec<SocketAddr>]) -> ProbeReport {
         host: "localhost".to_owned(),
         addresses: names.concat(),
         names: names.to_vec(),
+        other_names: Vec::new(),
         mechanisms: probe::MECHANISMS.to_vec(),
         returns: 2,
         request: probe::Request::Http1,

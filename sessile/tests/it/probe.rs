@@ -6,7 +6,9 @@ use std::process::{Command, Output, Stdio};
 use rustix::process::{Pid, Signal};
 use serde_json::Value;
 
-use crate::peers::{By, Certificates, End, Fault, Faulty, NAME, free_port, nginx, openssl};
+use crate::peers::{
+    By, Certificates, End, Fault, Faulty, NAME, free_port, nginx, nginx_with, openssl,
+};
 
 /// The words of a report, whose lines may be wrapped.
 fn in_one_line(report: &str) -> String {
@@ -531,4 +533,48 @@ fn a_server_that_ends_connections_with_http_requests_is_probed() {
         );
         assert_eq!(found.codes(), [""; 0], "{request}");
     }
+}
+
+#[test]
+fn sessions_of_one_name_are_offered_to_another_name() {
+    let certificates = Certificates::new();
+    let ca = certificates.ca.to_str().unwrap();
+    // The configuration of CVE-2025-23419: two names share a cache, and one of them requires client certificates.
+    let server = nginx_with(certificates.folder(), |port| {
+        let pair = certificates.nginx_directives();
+        let common = format!(
+            "listen 127.0.0.1:{port} ssl; {pair} ssl_protocols TLSv1.2 TLSv1.3; ssl_session_cache shared:s:1m;"
+        );
+        format!(
+            "{common} server_name {NAME}; return 204; }}\n server {{ {common} server_name mtls.test; \
+             ssl_verify_client on; ssl_client_certificate {ca}; return 204;\n"
+        )
+    });
+    let address = server.address().to_string();
+    let arguments = [
+        NAME,
+        "--insecure",
+        "--json",
+        "--address",
+        &address,
+        "--other-name",
+        "mtls.test",
+    ];
+    let found = Found::of(&probe(&arguments));
+    // This nginx resumes with TLS 1.2, but refuses the request as misdirected. It ends the handshake with TLS 1.3.
+    assert_eq!(
+        found.codes(),
+        ["resumes-for-other-name"],
+        "{:#}",
+        found.report
+    );
+    let text = found.report["findings"][0]["text"].as_str().unwrap();
+    assert!(text.contains("refused HEAD / with 421"), "{text}");
+    let offers = found.report["other_names"].as_array().unwrap();
+    let outcomes: Vec<_> = offers
+        .iter()
+        .map(|offer| offer["outcome"].as_str().unwrap())
+        .collect();
+    assert_eq!(outcomes, ["resumed", "resumed", "failed"], "{offers:#?}");
+    assert_eq!(found.status, Some(0));
 }

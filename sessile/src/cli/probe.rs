@@ -16,7 +16,8 @@ use crate::client::{ClientCertificate, Trust};
 use crate::config::parse_port;
 use crate::probe::table::{self, Detail};
 use crate::probe::{
-    self, MECHANISMS, ProbePlan, ProbeProgress, ProbeReport, Request, json, prometheus,
+    self, FirstConnection, MECHANISMS, ProbePlan, ProbeProgress, ProbeReport, Request, json,
+    prometheus,
 };
 
 /// Find out whether, how and across which servers a farm resumes TLS sessions.
@@ -53,6 +54,19 @@ pub(super) struct Args {
     /// Also offer the sessions to this name of the same servers; they must not resume for a name with client certificates
     #[arg(long = "other-name", value_name = "NAME", value_delimiter = ',', value_hint = ValueHint::Hostname)]
     other_names: Vec<String>,
+
+    /// Also return after these gaps, such as 1s,1m,6m
+    #[arg(long, value_name = "DURATION", value_delimiter = ',', value_parser = duration)]
+    after: Vec<Duration>,
+
+    /// The first connection in the gap: open and idle, or ended [default: idle,close-notify]
+    #[arg(
+        long = "first-connection",
+        value_name = "FATE",
+        value_delimiter = ',',
+        requires = "after"
+    )]
+    first_connections: Vec<FirstConnection>,
 
     /// Test only these mechanisms
     #[arg(long = "mechanism", value_name = "MECHANISM", value_delimiter = ',')]
@@ -101,6 +115,16 @@ pub(super) struct Args {
     /// Write metrics in the text format of Prometheus instead of tables
     #[arg(long, conflicts_with = "json")]
     prometheus: bool,
+}
+
+impl Args {
+    fn first_connections(&self) -> Vec<FirstConnection> {
+        if self.first_connections.is_empty() {
+            vec![FirstConnection::Idle, FirstConnection::CloseNotify]
+        } else {
+            self.first_connections.clone()
+        }
+    }
 }
 
 /// The name of a mechanism on the command line.
@@ -220,6 +244,8 @@ async fn plan(args: &Args) -> anyhow::Result<ProbePlan> {
         names,
         other_names: args.other_names.clone(),
         mechanisms,
+        gaps: args.after.clone(),
+        first_connections: args.first_connections(),
         request: args.request,
         alpn: args.alpn.clone(),
         certificate,
@@ -274,13 +300,21 @@ async fn resolve(host: &str, port: u16) -> anyhow::Result<Vec<SocketAddr>> {
 }
 
 fn show_progress(line: &ProgressLine, progress: ProbeProgress) {
-    line.show(format_args!(
-        "{}, handshake {} of {}, {}",
-        table::title(progress.mechanism),
-        progress.connection,
-        progress.connections,
-        progress.address,
-    ));
+    match progress {
+        ProbeProgress::Handshake {
+            mechanism,
+            connection,
+            connections,
+            address,
+        } => line.show(format_args!(
+            "{}, handshake {connection} of {connections}, {address}",
+            table::title(mechanism),
+        )),
+        ProbeProgress::Waiting { returns, left } => {
+            let left = humantime::format_duration(Duration::from_secs(left.as_secs()));
+            line.show(format_args!("waiting {left} for {returns} delayed returns"));
+        }
+    }
 }
 
 /// What the probe is about to do.

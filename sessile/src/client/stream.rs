@@ -4,8 +4,10 @@
 use std::io::{self, Read, Write};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use rustls::ClientConnection;
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
@@ -31,6 +33,12 @@ impl Stream {
     #[must_use]
     pub const fn tls(&self) -> &ClientConnection {
         &self.tls
+    }
+
+    /// Ends the TCP connection by a reset.
+    pub(crate) fn reset(self) {
+        // Without the option, dropping the connection sends FIN, which the caller cannot mend.
+        let _ = SockRef::from(&self.tcp).set_linger(Some(Duration::ZERO));
     }
 
     pub(super) async fn handshake(&mut self) -> Result<(), Error> {

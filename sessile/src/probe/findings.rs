@@ -4,13 +4,18 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
+use sessile_proto::Word;
 use sessile_proto::resumption_matrix::Sharing;
 use sessile_proto::verdict::How;
-use sessile_proto::watch::Kind;
+use sessile_proto::watch::{Kind, SessionOutcome};
+
 use strum::{IntoStaticStr, VariantArray};
 
+use super::plan::FirstConnection;
 use super::remedies::Remedy;
-use super::report::{Attempt, FinishedHandshake, MechanismFindings, ProbeReport, Status};
+use super::report::{
+    Attempt, DelayedReturn, FinishedHandshake, MechanismFindings, ProbeReport, Status,
+};
 
 /// Something that the operator of the farm can change, or has to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +49,10 @@ pub enum Code {
     EndsResumption,
     /// A session of a name without client certificates resumes for a name that requests them.
     SkipsClientCertificate,
+    /// A session is gone while its first connection is idle, but not if that connection ended.
+    LostWithIdleConnection,
+    /// A session is gone after a gap.
+    LostAfterGap,
     /// Servers do not resume each other's tickets.
     NoSharedTicketKeys,
     /// Servers do not resume each other's session IDs.
@@ -68,6 +77,8 @@ pub enum Code {
     NotOfferedByAll,
     /// A session of one name resumes for another name, which has other rules or another certificate.
     ResumesForOtherName,
+    /// A session is gone if its first connection ended without close_notify.
+    LostWithoutCloseNotify,
     /// TLS 1.3 tickets come with full handshakes only.
     TicketsInFullHandshakesOnly,
     /// A resumed TLS 1.2 handshake gives a new ticket.
@@ -84,6 +95,8 @@ impl Finding {
             Code::EndsResumption | Code::SkipsClientCertificate => Severity::Critical,
             Code::NoSharedTicketKeys
             | Code::NoSharedCache
+            | Code::LostWithIdleConnection
+            | Code::LostAfterGap
             | Code::OneWayKeys
             | Code::ResumesSometimes
             | Code::SeveralServersAtAddress
@@ -94,6 +107,7 @@ impl Finding {
             | Code::NotOfferedByAll => Severity::Warning,
             Code::ClientCertificateRequested
             | Code::ResumesForOtherName
+            | Code::LostWithoutCloseNotify
             | Code::TicketsInFullHandshakesOnly
             | Code::RenewsTls12Ticket
             | Code::UnusableSessionIds => Severity::Notice,
@@ -107,6 +121,8 @@ impl Finding {
             Code::EndsResumption => Remedy::MendResumption,
             Code::NoSharedTicketKeys | Code::ResumesSometimes => Remedy::ShareTicketKeys,
             Code::NoSharedCache => Remedy::ShareCache,
+            Code::LostWithIdleConnection => Remedy::KeepIdleSessions,
+            Code::LostAfterGap => Remedy::LongerLifetime,
             Code::OneWayKeys => Remedy::DistributeNewKey,
             Code::SeveralServersAtAddress => Remedy::AskEachServer,
             Code::ForgetsOwnSessions if self.mechanisms == [How::SessionId] => Remedy::EnableCache,
@@ -119,6 +135,7 @@ impl Finding {
             Code::NotOfferedByAll => Remedy::SameSettings,
             Code::AddressFails
             | Code::TicketsInFullHandshakesOnly
+            | Code::LostWithoutCloseNotify
             | Code::RenewsTls12Ticket
             | Code::UnusableSessionIds => Remedy::None,
         }
@@ -134,6 +151,7 @@ pub fn of(report: &ProbeReport) -> Vec<Finding> {
     };
     found.failures();
     found.other_names();
+    found.delayed();
     for tested in &report.mechanisms {
         found.sharing(tested);
         found.tickets(tested);
@@ -288,6 +306,71 @@ impl Found<'_> {
                 let code = Code::ResumesForOtherName;
                 self.add(code, Some(offered.how), vec![offered.address], text);
             }
+        }
+    }
+
+    /// Sessions that were gone after a gap.
+    fn delayed(&mut self) {
+        let all = &self.report.delayed;
+        for lost in all
+            .iter()
+            .filter(|it| it.outcome == SessionOutcome::Refused)
+        {
+            let same_test =
+                |other: &&DelayedReturn| (other.how, other.address) == (lost.how, lost.address);
+            let kept = || {
+                all.iter()
+                    .filter(same_test)
+                    .filter(|it| it.outcome == SessionOutcome::Resumed)
+            };
+            let earlier_loss = all.iter().filter(same_test).any(|it| {
+                it.outcome == SessionOutcome::Refused
+                    && it.first_connection == lost.first_connection
+                    && it.gap < lost.gap
+            });
+            if earlier_loss {
+                continue;
+            }
+            let label = self.report.server_label(lost.address);
+            let gap = humantime::format_duration(lost.gap);
+            let is_kept_by_close = kept().any(|it| {
+                it.gap == lost.gap && it.first_connection == FirstConnection::CloseNotify
+            });
+            let (code, text) = match lost.first_connection {
+                FirstConnection::Idle if is_kept_by_close => (
+                    Code::LostWithIdleConnection,
+                    format!(
+                        "{label} refused a session after {gap} in which its first connection was idle, and resumed \
+                         one whose first connection had ended. The server forgets sessions with idle connections."
+                    ),
+                ),
+                FirstConnection::Fin | FirstConnection::Reset if is_kept_by_close => (
+                    Code::LostWithoutCloseNotify,
+                    format!(
+                        "{label} refused a session whose first connection ended without close_notify ({}), and \
+                         resumed one after close_notify.",
+                        lost.first_connection.as_str()
+                    ),
+                ),
+                fate => {
+                    let longest = kept()
+                        .filter(|it| it.first_connection == fate && it.gap < lost.gap)
+                        .map(|it| it.gap)
+                        .max();
+                    let known = match longest {
+                        Some(longest) => humantime::format_duration(longest).to_string(),
+                        None => "once".to_owned(),
+                    };
+                    let text = format!(
+                        "{label} resumed a session after {known}, and refused one after {gap} (first connection: \
+                         {}).",
+                        fate.as_str()
+                    )
+                    .replace("after once", "at once");
+                    (Code::LostAfterGap, text)
+                }
+            };
+            self.add(code, Some(lost.how), vec![lost.address], text);
         }
     }
 

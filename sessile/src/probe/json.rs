@@ -15,7 +15,8 @@ use sessile_proto::watch::SessionOutcome;
 
 use super::findings::{self, Finding};
 use super::report::{
-    Attempt, Cause, FailedHandshake, LeftOut, MechanismFindings, OtherNameOffer, ProbeReport,
+    Attempt, Cause, DelayedReturn, FailedHandshake, LeftOut, MechanismFindings, OtherNameOffer,
+    ProbeReport,
 };
 use crate::client::{Offer, hex};
 
@@ -41,6 +42,7 @@ pub fn write(report: &ProbeReport) -> String {
         "resumed": resumed,
         "findings": findings,
         "mechanisms": mechanisms,
+        "delayed": report.delayed.iter().map(delayed).collect::<Vec<_>>(),
         "other_names": report.other_names.iter().map(other_name).collect::<Vec<_>>(),
     });
     format!("{json:#}")
@@ -65,6 +67,18 @@ fn finding(finding: &Finding) -> Value {
         "servers": finding.servers,
         "text": finding.text,
         "remedies": remedies,
+    })
+}
+
+fn delayed(made: &DelayedReturn) -> Value {
+    json!({
+        "mechanism": made.how.as_str(),
+        "address": made.address,
+        "gap_seconds": made.gap.as_secs_f64(),
+        "first_connection": made.first_connection.as_str(),
+        "closed_after_seconds": made.closed_after.map(|after| after.as_secs_f64()),
+        "outcome": made.outcome.as_str(),
+        "error": made.error,
     })
 }
 

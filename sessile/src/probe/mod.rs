@@ -5,6 +5,7 @@
 //! - `plan`: what a probe does. `visit`: one connection. `pace`: the time between connections.
 //! - `report`: what was seen. `findings`: what follows from it, with `remedies`.
 
+mod delayed;
 pub mod findings;
 pub(crate) mod http;
 pub mod json;
@@ -20,27 +21,37 @@ pub mod table;
 mod visit;
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use sessile_proto::verdict::How;
 
 use crate::client::SetupError;
 use pace::Pace;
-pub use plan::{MECHANISMS, ProbePlan, Request};
+pub use plan::{FirstConnection, MECHANISMS, ProbePlan, Request};
 pub use report::{
-    Attempt, FailedHandshake, FinishedHandshake, MechanismFindings, OtherNameOffer, ProbeReport,
-    Status,
+    Attempt, DelayedReturn, FailedHandshake, FinishedHandshake, MechanismFindings, OtherNameOffer,
+    ProbeReport, Status,
 };
 use visit::Visitor;
 
-/// The handshake that begins next.
+/// What the probe does next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ProbeProgress {
-    pub mechanism: How,
-    /// The number of the handshake in the whole run, from 1.
-    pub connection: usize,
-    /// The expected number of handshakes in the whole run.
-    pub connections: usize,
-    pub address: SocketAddr,
+pub enum ProbeProgress {
+    /// A handshake begins.
+    Handshake {
+        mechanism: How,
+        /// The number of the handshake in the whole run, from 1.
+        connection: usize,
+        /// The expected number of handshakes in the whole run.
+        connections: usize,
+        address: SocketAddr,
+    },
+    /// Delayed returns wait.
+    Waiting {
+        returns: usize,
+        /// The time until the last of them.
+        left: Duration,
+    },
 }
 
 /// Runs the plan. `report` grows with each handshake, so a dropped future leaves a partial report.
@@ -74,6 +85,7 @@ pub async fn run(
             break;
         }
     }
+    delayed::run(plan, report, progress).await?;
     report.complete = true;
     Ok(())
 }
@@ -154,7 +166,7 @@ impl MechanismTest<'_> {
     ) -> Result<(), SetupError> {
         self.pace.wait(address).await;
         let connection = self.report.attempts().count() + 1;
-        (self.progress)(ProbeProgress {
+        (self.progress)(ProbeProgress::Handshake {
             mechanism: self.visitor.how,
             connection,
             connections: self.plan.connections().max(connection),

@@ -32,7 +32,7 @@ impl Pace {
     }
 
     /// The time at which the address gets its next connection.
-    fn book(&mut self, address: SocketAddr, now: Instant) -> Instant {
+    pub(super) fn book(&mut self, address: SocketAddr, now: Instant) -> Instant {
         let start = self.next.get(&address).map_or(now, |next| now.max(*next));
         self.next.insert(address, start + self.gap);
         start

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use sessile_proto::verdict::How;
+use strum::{IntoStaticStr, VariantArray};
 
 use crate::client::{ClientCertificate, Trust};
 
@@ -32,6 +33,10 @@ pub struct ProbePlan {
     /// The application protocols to offer. `None`: those of the request, with a second try if a server insists on
     /// others.
     pub alpn: Option<Vec<String>>,
+    /// The gaps before delayed returns. Empty: the probe returns at once only.
+    pub gaps: Vec<Duration>,
+    /// What happens to the first connection in each gap.
+    pub first_connections: Vec<FirstConnection>,
     pub trust: Trust,
     /// The certificate for servers that request one.
     pub certificate: Option<ClientCertificate>,
@@ -51,6 +56,32 @@ pub enum Request {
     Http1,
     /// The preface of HTTP/2.
     H2,
+}
+
+/// What happens to the first connection before a delayed return.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    IntoStaticStr,
+    VariantArray,
+    clap::ValueEnum,
+)]
+#[strum(serialize_all = "kebab-case")]
+pub enum FirstConnection {
+    /// It stays open and idle.
+    Idle,
+    /// It ends with close_notify.
+    CloseNotify,
+    /// The client closes it without close_notify.
+    Fin,
+    /// The client resets it.
+    Reset,
 }
 
 /// The mechanisms in the order of the report.
@@ -86,18 +117,20 @@ impl ProbePlan {
         let servers = self.addresses.len();
         let offers = servers * servers * self.returns;
         let other_names = CONNECTIONS_OF_OTHER_NAME * servers * self.other_names.len();
-        self.mechanisms.len() * (servers + offers + other_names)
+        let delayed = 2 * servers * self.gaps.len() * self.first_connections.len();
+        self.mechanisms.len() * (servers + offers + other_names + delayed)
     }
 
     /// The shortest time that the connections take under the limit of the rate.
     #[must_use]
     pub fn shortest_time(&self) -> Duration {
+        let longest = self.gaps.iter().max().copied().unwrap_or_default();
         if self.rate == 0 {
-            return Duration::ZERO;
+            return longest;
         }
         let each = self.connections().div_ceil(self.addresses.len().max(1));
         let gaps = u32::try_from(each.saturating_sub(1)).unwrap_or(u32::MAX);
-        Duration::from_secs(1) / self.rate * gaps
+        longest + Duration::from_secs(1) / self.rate * gaps
     }
 
     /// The largest number of full handshakes with one server and one mechanism, so that a server that gives few

@@ -14,6 +14,8 @@ pub enum Remedy {
     GiveCertificate,
     MendResumption,
     SeparateNames,
+    KeepIdleSessions,
+    LongerLifetime,
 }
 
 /// A step for one product. `product` is empty if the step does not depend on the product.
@@ -138,6 +140,25 @@ const MEND_RESUMPTION: &[Step] = &[step(
     "until the server's TLS stack is mended, turn off the mechanism that fails; the table shows which one",
 )];
 
+const KEEP_IDLE_SESSIONS: &[Step] = &[
+    step(
+        "IIS 6.0",
+        "EnableKernelSSL=1 in HTTP\\\\Parameters (article KB937687)",
+    ),
+    step("sessile", "connection.purge-on-reclaim = false"),
+];
+
+const LONGER_LIFETIME: &[Step] = &[
+    step("nginx", "ssl_session_timeout (5 minutes by default)"),
+    step(
+        "HAProxy",
+        "tune.ssl.lifetime, and a larger tune.ssl.cachesize",
+    ),
+    step("Apache", "SSLSessionCacheTimeout"),
+    step("IIS", "ServerCacheTime and MaximumCacheSize of SCHANNEL"),
+    step("sessile", "session.lifetime and session.max-entries"),
+];
+
 const SEPARATE_NAMES: &[Step] = &[
     step(
         "nginx",
@@ -165,6 +186,8 @@ impl Remedy {
             Self::GiveCertificate => GIVE_CERTIFICATE,
             Self::MendResumption => MEND_RESUMPTION,
             Self::SeparateNames => SEPARATE_NAMES,
+            Self::KeepIdleSessions => KEEP_IDLE_SESSIONS,
+            Self::LongerLifetime => LONGER_LIFETIME,
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use rustls::AlertDescription;
 use sessile_proto::resumption_matrix::{Answer, ResumptionMatrix};
@@ -9,7 +10,7 @@ use sessile_proto::verdict::{How, Verdict};
 use sessile_proto::watch::{Kind, SessionOutcome};
 use strum::{IntoStaticStr, VariantArray};
 
-use super::plan::ProbePlan;
+use super::plan::{FirstConnection, ProbePlan};
 use crate::client::{Error, HandshakeTimes, Offer};
 
 /// The results of one run.
@@ -28,6 +29,8 @@ pub struct ProbeReport {
     pub complete: bool,
     /// Findings for each mechanism that was begun.
     pub mechanisms: Vec<MechanismFindings>,
+    /// Returns after a gap.
+    pub delayed: Vec<DelayedReturn>,
     /// Sessions that were offered to other names.
     pub other_names: Vec<OtherNameOffer>,
 }
@@ -70,6 +73,21 @@ pub struct OtherNameOffer {
     pub offer: Result<FinishedHandshake, FailedHandshake>,
     /// SHA-256 of the certificate of the tested name.
     pub certificate: Option<[u8; 32]>,
+}
+
+/// A return after a gap.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DelayedReturn {
+    pub how: How,
+    pub address: SocketAddr,
+    pub gap: Duration,
+    /// What happened to the first connection.
+    pub first_connection: FirstConnection,
+    /// The time after which the server closed the idle first connection. `None` if it did not.
+    pub closed_after: Option<Duration>,
+    pub outcome: SessionOutcome,
+    /// Why a handshake failed.
+    pub error: Option<String>,
 }
 
 /// A handshake that failed.
@@ -159,6 +177,7 @@ impl ProbeReport {
             has_client_certificate: plan.certificate.is_some(),
             complete: false,
             mechanisms: Vec::new(),
+            delayed: Vec::new(),
             other_names: Vec::new(),
         }
     }
@@ -180,11 +199,13 @@ impl ProbeReport {
     /// mechanism.
     #[must_use]
     pub fn all_resume(&self) -> bool {
+        let is_kept = |made: &DelayedReturn| made.outcome == SessionOutcome::Resumed;
         let one_resumes = self
             .mechanisms
             .iter()
             .any(|findings| findings.status() == Status::Resumes);
         one_resumes
+            && self.delayed.iter().all(is_kept)
             && self
                 .mechanisms
                 .iter()

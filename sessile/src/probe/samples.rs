@@ -86,6 +86,7 @@ pub(super) fn report() -> ProbeReport {
         left_out: Vec::new(),
         has_client_certificate: false,
         complete: true,
+        delayed: Vec::new(),
         other_names: Vec::new(),
         mechanisms: vec![
             MechanismFindings {

@@ -10,7 +10,7 @@ use sessile_proto::watch::SessionOutcome;
 use sessile_proto::resumption_matrix::{Answers, Consistency};
 
 use super::findings::{self, Finding, Severity};
-use super::report::{Attempt, MechanismFindings, ProbeReport, Status};
+use super::report::{Attempt, DelayedReturn, MechanismFindings, ProbeReport, Status};
 
 /// Whether the output has colours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,6 +81,7 @@ pub fn write(report: &ProbeReport, colour: Colour, detail: Detail) -> String {
     if has_matrix {
         push_legend(&mut text, report);
     }
+    push_delayed(&mut text, report);
     if !report.complete {
         push(&mut text, "stopped before the end");
     }
@@ -167,6 +168,42 @@ fn mark(answers: Answers) -> String {
         Consistency::Sometimes => format!("{}/{}", answers.resumed, answers.offered()),
         Consistency::Never if answers.ended > 0 => "end".to_owned(),
         Consistency::Never => "-".to_owned(),
+    }
+}
+
+/// The returns after a gap: a row for each server, mechanism and fate of the first connection.
+fn push_delayed(text: &mut String, report: &ProbeReport) {
+    let same = |one: &DelayedReturn, other: &DelayedReturn| {
+        (one.address, one.how, one.first_connection)
+            == (other.address, other.how, other.first_connection)
+    };
+    if !report.delayed.is_empty() {
+        push(text, "\nReturns after a gap");
+    }
+    for row in report.delayed.chunk_by(same) {
+        let first = &row[0];
+        let gaps: Vec<String> = row
+            .iter()
+            .map(|made| {
+                let gap = humantime::format_duration(made.gap);
+                match (made.outcome, made.closed_after) {
+                    (outcome, None) => format!("{gap} {}", outcome.as_str()),
+                    (outcome, Some(after)) => format!(
+                        "{gap} {} (closed by the server after {:.1} s)",
+                        outcome.as_str(),
+                        after.as_secs_f64()
+                    ),
+                }
+            })
+            .collect();
+        let line = format!(
+            "{}, {}, first connection {}: {}",
+            report.server_label(first.address),
+            title(first.how),
+            first.first_connection.as_str(),
+            gaps.join("; ")
+        );
+        push_wrapped(text, 2, &line);
     }
 }
 

@@ -102,6 +102,43 @@ impl<'a> Visitor<'a> {
         }
     }
 
+    /// Makes a full handshake and a request, and leaves the connection open.
+    pub(super) async fn open(
+        &mut self,
+        address: SocketAddr,
+    ) -> Result<Result<EstablishedConnection, FailedHandshake>, SetupError> {
+        let target = Target::new(address, &self.plan.server_name)?;
+        let mut client = self.client.clone();
+        client.sessions = self.sessions_of(address);
+        let offered = client.sessions.empty_like();
+        let mut connection = match client.attempt_with(&offered, &target).await {
+            Ok(connection) => connection,
+            Err(failure) => return Ok(Err(failure.into())),
+        };
+        let wait = RESPONSE_WAIT + connection.times.first_byte;
+        if let Err(error) = connection.settle(TICKET_WAIT).await {
+            return Ok(Err(failed_after_finished(error, &connection)));
+        }
+        self.exchange(
+            &mut connection,
+            &self.plan.host,
+            AfterResponse::KeepAlive,
+            wait,
+        )
+        .await;
+        Ok(Ok(connection))
+    }
+
+    /// Returns with the session of [`Visitor::open`].
+    pub(super) async fn return_to(
+        &mut self,
+        address: SocketAddr,
+    ) -> Result<Result<FinishedHandshake, FailedHandshake>, SetupError> {
+        let target = Target::new(address, &self.plan.server_name)?;
+        let offered = self.sessions_of(address);
+        Ok(self.connect(&offered, &target).await)
+    }
+
     /// Connects with another server name, and with a session of the tested name that `origin` gave, or without a
     /// session. Keeps no new session.
     pub(super) async fn visit_name(
@@ -167,7 +204,9 @@ impl<'a> Visitor<'a> {
             return Err(failed_after_finished(error, &connection));
         }
         let wait = RESPONSE_WAIT + round_trip;
-        let Exchange { headers, alert } = self.exchange(&mut connection, host, wait).await;
+        let Exchange { headers, alert } = self
+            .exchange(&mut connection, host, AfterResponse::Close, wait)
+            .await;
         // A server that checks the client's certificate slowly sends its alert during the request.
         if let Some(alert) = alert
             && is_tls13
@@ -197,13 +236,14 @@ impl<'a> Visitor<'a> {
         &self,
         connection: &mut EstablishedConnection,
         host: &str,
+        then: AfterResponse,
         wait: Duration,
     ) -> Exchange {
         let speaks_h2 = connection.stream.tls().alpn_protocol() == Some(H2);
         match self.plan.request {
             Request::None => Exchange::default(),
             Request::Http1 if !speaks_h2 => {
-                http::request_head(&mut connection.stream, host, AfterResponse::Close, wait).await
+                http::request_head(&mut connection.stream, host, then, wait).await
             }
             Request::Http1 | Request::H2 => http::http2_preface(&mut connection.stream, wait).await,
         }

@@ -120,6 +120,8 @@ async fn probe_names(names: &[Vec<SocketAddr>]) -> ProbeReport {
         returns: 2,
         request: probe::Request::Http1,
         alpn: None,
+        gaps: Vec::new(),
+        first_connections: Vec::new(),
         trust: Trust::Insecure,
         certificate: None,
         rate: 0,

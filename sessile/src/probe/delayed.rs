@@ -1,0 +1,183 @@
+//! Returns after a gap: how long a server keeps a session, and whether the fate of the first connection matters.
+//! All returns wait at the same time, so the run takes as long as the longest gap.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use sessile_proto::Word;
+use sessile_proto::resumption_matrix::Consistency;
+use sessile_proto::verdict::How;
+use sessile_proto::watch::SessionOutcome;
+use tokio::task::JoinSet;
+use tokio::time::{interval, sleep_until};
+
+use super::ProbeProgress;
+use super::pace::Pace;
+use super::plan::{FirstConnection, ProbePlan};
+use super::report::{DelayedReturn, ProbeReport};
+use super::visit::Visitor;
+use crate::client::{Close, EstablishedConnection, SetupError};
+use crate::locks::locked;
+
+/// How often the progress is shown.
+const PROGRESS: Duration = Duration::from_secs(1);
+
+/// Time to wait for the server's close after a close_notify.
+const CLOSE_WAIT: Duration = Duration::from_millis(500);
+
+/// One return to make.
+#[derive(Clone, Copy, Debug)]
+struct Task {
+    how: How,
+    address: SocketAddr,
+    gap: Duration,
+    first_connection: FirstConnection,
+}
+
+/// Makes the delayed returns of the plan. Servers that refuse their own sessions at once are left out.
+///
+/// # Errors
+///
+/// As [`super::run`].
+pub(super) async fn run(
+    plan: &ProbePlan,
+    report: &mut ProbeReport,
+    progress: &mut dyn FnMut(ProbeProgress),
+) -> Result<(), SetupError> {
+    let tasks = tasks(plan, report);
+    let plan = Arc::new(plan.clone());
+    let pace = Arc::new(Mutex::new(Pace::new(plan.rate)));
+    let longest = plan.gaps.iter().max().copied().unwrap_or_default();
+    let end = Instant::now() + longest;
+    let mut running = JoinSet::new();
+    for task in tasks {
+        running.spawn(make(Arc::clone(&plan), task, Arc::clone(&pace)));
+    }
+    let mut ticks = interval(PROGRESS);
+    while !running.is_empty() {
+        tokio::select! {
+            Some(done) = running.join_next() => {
+                // A task that panicked has already printed its message.
+                if let Ok(result) = done {
+                    report.delayed.push(result?);
+                }
+            }
+            _ = ticks.tick() => progress(ProbeProgress::Waiting {
+                returns: running.len(),
+                left: end.saturating_duration_since(Instant::now()),
+            }),
+        }
+    }
+    report.delayed.sort_by_key(|made| {
+        (
+            made.address,
+            made.how.as_str(),
+            made.first_connection,
+            made.gap,
+        )
+    });
+    Ok(())
+}
+
+fn tasks(plan: &ProbePlan, report: &ProbeReport) -> Vec<Task> {
+    let mut tasks = Vec::new();
+    for tested in &report.mechanisms {
+        let matrix = tested.matrix(&report.addresses);
+        for (index, &address) in report.addresses.iter().enumerate() {
+            if matrix.answers(index, index).consistency() != Consistency::Always {
+                continue;
+            }
+            for &first_connection in &plan.first_connections {
+                tasks.extend(plan.gaps.iter().map(|&gap| Task {
+                    how: tested.how,
+                    address,
+                    gap,
+                    first_connection,
+                }));
+            }
+        }
+    }
+    tasks
+}
+
+/// Makes a full handshake, waits, and returns.
+async fn make(
+    plan: Arc<ProbePlan>,
+    task: Task,
+    pace: Arc<Mutex<Pace>>,
+) -> Result<DelayedReturn, SetupError> {
+    let Task {
+        how,
+        address,
+        gap,
+        first_connection,
+    } = task;
+    let mut visitor = Visitor::new(&plan, how)?;
+    wait_turn(&pace, address).await;
+    let mut made = DelayedReturn {
+        how,
+        address,
+        gap,
+        first_connection,
+        closed_after: None,
+        outcome: SessionOutcome::Failed,
+        error: None,
+    };
+    match visitor.open(address).await? {
+        Ok(connection) => made.closed_after = spend(connection, first_connection, gap).await,
+        Err(failed) => {
+            made.error = Some(failed.error.to_string());
+            return Ok(made);
+        }
+    }
+    wait_turn(&pace, address).await;
+    match visitor.return_to(address).await? {
+        Ok(seen) => made.outcome = seen.kind.into(),
+        Err(failed) => made.error = Some(failed.error.to_string()),
+    }
+    Ok(made)
+}
+
+async fn wait_turn(pace: &Mutex<Pace>, address: SocketAddr) {
+    let start = locked(pace).book(address, tokio::time::Instant::now());
+    sleep_until(start).await;
+}
+
+/// Spends the gap with the first connection as the user chose. Returns when the server closed an idle connection.
+async fn spend(
+    mut connection: EstablishedConnection,
+    first_connection: FirstConnection,
+    gap: Duration,
+) -> Option<Duration> {
+    let begin = tokio::time::Instant::now();
+    let mut closed_after = None;
+    match first_connection {
+        FirstConnection::Idle => {
+            let mut end: Option<Close> = None;
+            while end.is_none() && begin.elapsed() < gap {
+                tokio::select! {
+                    close = connection.closed() => end = Some(close),
+                    () = sleep_until(begin + gap) => {}
+                }
+            }
+            closed_after = end.map(|_| begin.elapsed());
+            sleep_until(begin + gap).await;
+            drop(connection);
+        }
+        FirstConnection::CloseNotify => {
+            connection.close(CLOSE_WAIT).await;
+            sleep_until(begin + gap).await;
+        }
+        FirstConnection::Fin => {
+            // The drop sends FIN, and no close_notify.
+            drop(connection);
+            sleep_until(begin + gap).await;
+        }
+        FirstConnection::Reset => {
+            connection.stream.reset();
+            sleep_until(begin + gap).await;
+        }
+    }
+    closed_after
+}

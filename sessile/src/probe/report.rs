@@ -302,6 +302,8 @@ impl ProbeReport {
                 attempt.error(),
                 Some(
                     Error::Connect(_)
+                        | Error::Proxy { .. }
+                        | Error::StartTls { .. }
                         | Error::TimedOut { .. }
                         | Error::NotTls
                         | Error::Certificate(_)

@@ -78,7 +78,9 @@ impl<'a> Visitor<'a> {
         address: SocketAddr,
         pace: &mut Pace,
     ) -> Result<Result<FinishedHandshake, FailedHandshake>, SetupError> {
-        let target = Target::new(address, &self.plan.server_name)?;
+        let target = self
+            .plan
+            .connection_target(address, &self.plan.server_name)?;
         let offered = match origin {
             Some(origin) => self.sessions_of(origin),
             None => self.client.sessions.empty_like(),
@@ -111,7 +113,7 @@ impl<'a> Visitor<'a> {
         address: SocketAddr,
     ) -> Result<Result<FinishedHandshake, FailedHandshake>, SetupError> {
         let own = Target::new(address, &self.plan.server_name)?.server_name;
-        let target = Target::new(address, name)?;
+        let target = self.plan.connection_target(address, name)?;
         let client = self.client.with_empty_sessions();
         let offered = match origin.and_then(|origin| self.sessions.get(&origin)) {
             Some(sessions) => sessions.newest_for(&own, &target.server_name),

@@ -110,6 +110,8 @@ fn the_target_can_be_a_url_and_an_address_can_be_a_name() {
 /// Probes a farm with the addresses of the names.
 async fn probe_names(names: &[Vec<SocketAddr>]) -> ProbeReport {
     let plan = ProbePlan {
+        start_tls: None,
+        proxy: None,
         target: "localhost".to_owned(),
         server_name: "localhost".to_owned(),
         host: "localhost".to_owned(),

@@ -151,6 +151,19 @@ impl Error {
         )
     }
 
+    /// True if the connection fails with every mechanism.
+    pub(crate) const fn is_for_every_mechanism(&self) -> bool {
+        matches!(
+            self,
+            Self::Connect(_)
+                | Self::Proxy { .. }
+                | Self::StartTls { .. }
+                | Self::TimedOut { .. }
+                | Self::NotTls
+                | Self::Certificate(_)
+        )
+    }
+
     /// True if this machine has no route to the address, for instance because it has no IPv6.
     #[must_use]
     pub fn is_unreachable(&self) -> bool {

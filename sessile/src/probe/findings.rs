@@ -391,8 +391,11 @@ impl Found<'_> {
             let label = self.report.server_label(address);
             let offered = own().count();
             let names = key_names(own());
+            let stated: BTreeSet<&str> = own()
+                .filter_map(|attempt| attempt.seen()?.server.as_deref())
+                .collect();
             let is_divided = sharing.divided.contains(&server);
-            if names > 1 || is_divided {
+            if names > 1 || stated.len() > 1 || is_divided {
                 let mut text = format!(
                     "{label} resumed {} of {offered} of its own sessions. ",
                     offered - refused
@@ -401,6 +404,12 @@ impl Found<'_> {
                     text += &format!(
                         "Its tickets are sealed by {names} keys, so {names} or more servers have this address, \
                          and they do not share ticket keys."
+                    );
+                } else if stated.len() > 1 {
+                    let stated: Vec<&str> = stated.into_iter().collect();
+                    text += &format!(
+                        "The servers {} have this address, and they do not share their sessions.",
+                        stated.join(", ")
                     );
                 } else {
                     text +=

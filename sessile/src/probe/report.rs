@@ -297,19 +297,8 @@ impl ProbeReport {
 
     /// True if all attempts failed for reasons that no other mechanism can change.
     pub(super) fn no_address_answers(&self) -> bool {
-        self.attempts().all(|attempt| {
-            matches!(
-                attempt.error(),
-                Some(
-                    Error::Connect(_)
-                        | Error::Proxy { .. }
-                        | Error::StartTls { .. }
-                        | Error::TimedOut { .. }
-                        | Error::NotTls
-                        | Error::Certificate(_)
-                )
-            )
-        })
+        self.attempts()
+            .all(|attempt| attempt.error().is_some_and(Error::is_for_every_mechanism))
     }
 }
 

@@ -32,7 +32,7 @@ pub struct Answers {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "kebab-case")]
 pub enum Consistency {
-    /// No session was offered.
+    /// No session was offered, or the server ended all connections.
     Unknown,
     /// Every session resumed.
     Always,
@@ -49,12 +49,12 @@ impl Answers {
         self.resumed + self.refused + self.ended
     }
 
-    /// What the answers have in common.
+    /// What the answers have in common. Connections that the server ended say nothing about keys.
     #[must_use]
     pub const fn consistency(&self) -> Consistency {
-        if self.offered() == 0 {
+        if self.resumed + self.refused == 0 {
             Consistency::Unknown
-        } else if self.resumed == self.offered() {
+        } else if self.refused == 0 {
             Consistency::Always
         } else if self.resumed > 0 {
             Consistency::Sometimes
@@ -144,7 +144,9 @@ impl ResumptionMatrix {
             for to in (0..self.servers).filter(|&to| to != from) {
                 let back = self.answers(to, from).consistency();
                 match self.answers(from, to).consistency() {
-                    Consistency::Always if back == Consistency::Never => {
+                    Consistency::Always
+                        if back == Consistency::Never && self.is(to, to, Consistency::Always) =>
+                    {
                         sharing.one_way.push((from, to));
                     }
                     Consistency::Sometimes => sharing.uneven.push((from, to)),
@@ -153,6 +155,21 @@ impl ResumptionMatrix {
             }
         }
         sharing
+    }
+
+    /// True if there are two groups of which no server resumes sessions of the other.
+    #[must_use]
+    pub fn has_separate_groups(&self, groups: &[Vec<usize>]) -> bool {
+        let never = |one: usize, other: usize| {
+            self.is(one, other, Consistency::Never) && self.is(other, one, Consistency::Never)
+        };
+        groups.iter().enumerate().any(|(index, group)| {
+            groups[index + 1..].iter().any(|other_group| {
+                group
+                    .iter()
+                    .all(|&one| other_group.iter().all(|&other| never(one, other)))
+            })
+        })
     }
 
     /// Servers that share, directly or through other servers, in ascending order. A server that resumes only its
@@ -214,26 +231,6 @@ impl Sharing {
             && self.divided.is_empty()
             && self.one_way.is_empty()
             && self.uneven.is_empty()
-    }
-}
-
-impl Sharing {
-    /// True if a server of each group resumes the sessions of every other group, or the other way round. A rotation
-    /// that has not reached all servers looks so.
-    #[must_use]
-    pub fn one_way_explains_groups(&self) -> bool {
-        let is_linked = |one: &[usize], other: &[usize]| {
-            self.one_way.iter().any(|(from, to)| {
-                (one.contains(from) && other.contains(to))
-                    || (one.contains(to) && other.contains(from))
-            })
-        };
-        let mut pairs = self.groups.iter().enumerate().flat_map(|(index, one)| {
-            self.groups[index + 1..]
-                .iter()
-                .map(move |other| (one, other))
-        });
-        pairs.all(|(one, other)| is_linked(one, other))
     }
 }
 

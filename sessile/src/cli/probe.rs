@@ -12,8 +12,10 @@ use tokio::net::lookup_host;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::terminal::{self, EXIT_INTERRUPTED, ProgressLine};
-use crate::client::{ClientCertificate, Trust};
+use crate::client::{ClientCertificate, StartTls, Target, Trust};
 use crate::config::parse_port;
+use crate::probe::finding::Severity;
+use crate::probe::findings;
 use crate::probe::table::{self, Detail};
 use crate::probe::{
     self, FirstConnection, MECHANISMS, ProbePlan, ProbeProgress, ProbeReport, Request, json,
@@ -75,6 +77,19 @@ pub(super) struct Args {
     /// What to send after the handshake
     #[arg(long, value_name = "REQUEST", value_enum, default_value_t)]
     request: Request,
+
+    /// Ask for TLS by this protocol, on its own default port, and send no HTTP request
+    #[arg(
+        long = "starttls",
+        value_name = "PROTOCOL",
+        value_enum,
+        conflicts_with = "request"
+    )]
+    start_tls: Option<StartTls>,
+
+    /// Connect through this HTTP proxy (http://HOST:PORT), by CONNECT
+    #[arg(long, value_name = "URL", value_parser = proxy_url, value_hint = ValueHint::Url)]
+    proxy: Option<Endpoint>,
 
     /// Application protocols to offer, such as h2 or mqtt [default: that of the request]
     #[arg(long, value_name = "PROTOCOL", value_delimiter = ',')]
@@ -164,6 +179,9 @@ const MAX_ADDRESSES: usize = 64;
 
 const DEFAULT_PORT: u16 = 443;
 
+/// The port of an HTTP proxy whose URL has no port.
+const DEFAULT_PROXY_PORT: u16 = 80;
+
 /// Exit status for wrong usage, and for a target that accepts no connection.
 const EXIT_NO_CONNECTION: u8 = 2;
 
@@ -210,7 +228,8 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
 
 async fn plan(args: &Args) -> anyhow::Result<ProbePlan> {
     let Endpoint { host, port } = &args.target;
-    let port = port.unwrap_or(DEFAULT_PORT);
+    let default_port = args.start_tls.map_or(DEFAULT_PORT, StartTls::default_port);
+    let port = port.unwrap_or(default_port);
     let mut endpoints: Vec<&Endpoint> = args.addresses.iter().flat_map(|it| &it.0).collect();
     if endpoints.is_empty() {
         endpoints.push(&args.target);
@@ -230,6 +249,21 @@ async fn plan(args: &Args) -> anyhow::Result<ProbePlan> {
         let chosen: Vec<How> = args.mechanisms.iter().copied().map(How::from).collect();
         mechanisms.retain(|how| chosen.contains(how));
     }
+    let proxy = match &args.proxy {
+        Some(proxy) => {
+            let port = proxy.port.unwrap_or(DEFAULT_PROXY_PORT);
+            resolve(&proxy.host, port).await?.first().copied()
+        }
+        None => None,
+    };
+    let request = if args.start_tls.is_some() {
+        Request::None
+    } else {
+        args.request
+    };
+    for name in &args.other_names {
+        Target::new(all[0], name)?;
+    }
     let default_returns = ProbePlan::default_returns(all.len());
     let server_name = args.sni.clone().unwrap_or_else(|| host.clone());
     Ok(ProbePlan {
@@ -246,7 +280,9 @@ async fn plan(args: &Args) -> anyhow::Result<ProbePlan> {
         mechanisms,
         gaps: args.after.clone(),
         first_connections: args.first_connections(),
-        request: args.request,
+        request,
+        start_tls: args.start_tls,
+        proxy,
         alpn: args.alpn.clone(),
         certificate,
         rate: args.rate,
@@ -367,11 +403,12 @@ fn print(args: &Args, report: &ProbeReport) -> anyhow::Result<ExitCode> {
     }
     let is_good = match args.fail_under {
         None => report.all_resume(),
-        Some(percent) => report
-            .resumed_share()
-            .is_some_and(|share| share * 100.0 >= percent),
+        Some(percent) => report.reaches(percent),
     };
-    Ok(if is_good {
+    let has_critical = findings::of(report)
+        .iter()
+        .any(|finding| finding.severity() == Severity::Critical);
+    Ok(if is_good && !has_critical {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
@@ -469,6 +506,13 @@ fn percent(text: &str) -> Result<f64, &'static str> {
         Ok(percent) if (0.0..=100.0).contains(&percent) => Ok(percent),
         _ => Err("expected a percentage from 0% to 100%, such as 99%"),
     }
+}
+
+/// The host and port of `http://HOST:PORT/`.
+fn proxy_url(text: &str) -> Result<Endpoint, &'static str> {
+    let rest = text.strip_prefix("http://");
+    let authority = rest.ok_or("give the proxy as http://HOST:PORT")?;
+    authority.strip_suffix('/').unwrap_or(authority).parse()
 }
 
 fn duration(text: &str) -> Result<Duration, String> {

@@ -1,12 +1,13 @@
 //! Errors in making a client, and errors in connecting to a server.
 
 use std::io;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use rustls::{AlertDescription, CertificateError, InvalidMessage, PeerIncompatible};
 
-use super::{Close, Offer};
+use super::{Close, Offer, Refusal, StartTls};
 
 /// A client or a target cannot be made from the given values.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +40,19 @@ pub enum Error {
     /// The TCP connection was refused, or the address has no route.
     #[error("cannot connect: {0}")]
     Connect(#[source] io::Error),
+    /// The proxy did not connect to the server.
+    #[error(
+        "the proxy {proxy} opened no connection: {refusal}; check that it allows CONNECT to this address and port"
+    )]
+    Proxy { proxy: SocketAddr, refusal: Refusal },
+    /// The server did not agree to TLS in the dialogue before it.
+    #[error(
+        "{protocol} did not start TLS: {refusal}; check the port, and that the server has TLS on"
+    )]
+    StartTls {
+        protocol: StartTls,
+        refusal: Refusal,
+    },
     /// A stage did not finish before the deadline.
     #[error("{stage} not finished after {}", humantime::format_duration(*.after))]
     TimedOut { stage: Stage, after: Duration },
@@ -93,6 +107,10 @@ impl From<Error> for Failure {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
     Connect,
+    /// The CONNECT request to a proxy.
+    Proxy,
+    /// The dialogue in clear before TLS.
+    StartTls,
     Handshake,
 }
 
@@ -100,6 +118,10 @@ impl std::fmt::Display for Stage {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Connect => "the TCP connection",
+            Self::Proxy => "the CONNECT request to the proxy",
+            Self::StartTls => {
+                "the dialogue that starts TLS (a server may expect TLS at once on this port)"
+            }
             Self::Handshake => "the TLS handshake",
         })
     }
@@ -126,6 +148,19 @@ impl Error {
                     stage: Stage::Handshake,
                     ..
                 }
+        )
+    }
+
+    /// True if the connection fails with every mechanism.
+    pub(crate) const fn is_for_every_mechanism(&self) -> bool {
+        matches!(
+            self,
+            Self::Connect(_)
+                | Self::Proxy { .. }
+                | Self::StartTls { .. }
+                | Self::TimedOut { .. }
+                | Self::NotTls
+                | Self::Certificate(_)
         )
     }
 

@@ -2,10 +2,12 @@
 //! probe, the lab and health checks use it. It resolves no names and speaks no HTTP.
 
 mod certificate;
+mod clear_replies;
 mod connection;
 mod error;
 mod postgres;
 mod sessions;
+mod start_tls;
 mod stream;
 mod trust;
 mod wire_observer;
@@ -28,6 +30,7 @@ pub use connection::{Close, EstablishedConnection, HandshakeTimes};
 pub use error::{Error, Failure, SetupError, Stage};
 pub(crate) use postgres::{RequestTlsError, request_tls};
 pub use sessions::Sessions;
+pub use start_tls::{Refusal, StartTls};
 pub use stream::Stream;
 pub use trust::Trust;
 pub use wire_observer::Offer;
@@ -47,8 +50,10 @@ pub struct Target {
     pub server_name: ServerName<'static>,
     /// Bytes sent before TLS begins: a PROXY header, for servers that require one.
     pub preface: &'static [u8],
-    /// True if the server is PostgreSQL: the client asks for TLS after the preface.
-    pub postgres: bool,
+    /// The protocol by which the client asks for TLS after the preface.
+    pub start_tls: Option<StartTls>,
+    /// The HTTP proxy that connects to `address`.
+    pub proxy: Option<SocketAddr>,
 }
 
 impl Target {
@@ -64,7 +69,8 @@ impl Target {
             address,
             server_name,
             preface: &[],
-            postgres: false,
+            start_tls: None,
+            proxy: None,
         })
     }
 }
@@ -196,13 +202,17 @@ impl Client {
         let _ = self.config.crypto_provider().secure_random.fill(&mut [0]);
 
         let started = Instant::now();
-        let mut tcp = connect_tcp(target.address, self.timeout).await?;
+        let mut tcp = connect_tcp(target.proxy.unwrap_or(target.address), self.timeout).await?;
         // Without nodelay, the second flight may wait for an acknowledgement. An error here is no
         // reason to fail, because the connection is only slower.
         let _ = tcp.set_nodelay(true);
 
+        if let Some(proxy) = target.proxy {
+            self.open_tunnel(&mut tcp, proxy, target.address).await?;
+        }
         let connected = Instant::now();
         self.send_preface(&mut tcp, target).await?;
+        let tls_started = Instant::now();
         let name = &target.server_name;
         let sessions = Arc::new(HandshakeSessions::new(offered, &self.sessions));
         self.certificate.forget_request();
@@ -228,8 +238,8 @@ impl Client {
             first_byte: stream
                 .observer
                 .first_byte
-                .map_or(Duration::ZERO, |at| at - connected),
-            handshake: connected.elapsed(),
+                .map_or(Duration::ZERO, |at| at - tls_started),
+            handshake: tls_started.elapsed(),
         };
 
         let offered = stream.observer.offered.take();
@@ -254,13 +264,28 @@ impl Client {
 
     /// Sends the bytes before the ClientHello, and waits for the server's consent if TLS needs one.
     async fn send_preface(&self, tcp: &mut TcpStream, target: &Target) -> Result<(), Error> {
-        if !target.postgres {
+        let Some(protocol) = target.start_tls else {
             return tcp.write_all(target.preface).await.map_err(Error::Connect);
-        }
-        match timeout(self.timeout, request_tls(tcp, target.preface)).await {
-            Ok(asked) => asked.map_err(|error| Error::Connect(error.into())),
+        };
+        match timeout(self.timeout, protocol.start(tcp, target.preface)).await {
+            Ok(started) => started.map_err(|refusal| Error::StartTls { protocol, refusal }),
             Err(_) => Err(Error::TimedOut {
-                stage: Stage::Handshake,
+                stage: Stage::StartTls,
+                after: self.timeout,
+            }),
+        }
+    }
+
+    async fn open_tunnel(
+        &self,
+        tcp: &mut TcpStream,
+        proxy: SocketAddr,
+        address: SocketAddr,
+    ) -> Result<(), Error> {
+        match timeout(self.timeout, start_tls::open_tunnel(tcp, address)).await {
+            Ok(opened) => opened.map_err(|refusal| Error::Proxy { proxy, refusal }),
+            Err(_) => Err(Error::TimedOut {
+                stage: Stage::Proxy,
                 after: self.timeout,
             }),
         }

@@ -9,138 +9,11 @@ use sessile_proto::resumption_matrix::Sharing;
 use sessile_proto::verdict::How;
 use sessile_proto::watch::{Kind, SessionOutcome};
 
-use strum::{IntoStaticStr, VariantArray};
-
+use super::attempt::{Attempt, FinishedHandshake};
+use super::finding::{Code, Finding};
 use super::plan::FirstConnection;
-use super::remedies::Remedy;
-use super::report::{
-    Attempt, DelayedReturn, FinishedHandshake, MechanismFindings, ProbeReport, Status,
-};
-
-/// Something that the operator of the farm can change, or has to know.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Finding {
-    pub code: Code,
-    /// The mechanisms that show it. Empty if it does not depend on a mechanism.
-    pub mechanisms: Vec<How>,
-    /// The servers that show it.
-    pub servers: Vec<SocketAddr>,
-    /// A sentence with the evidence.
-    pub text: String,
-}
-
-/// How bad a finding is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, IntoStaticStr, VariantArray)]
-#[strum(serialize_all = "kebab-case")]
-pub enum Severity {
-    /// Connections fail, or sessions are not safe.
-    Critical,
-    /// Clients pay for full handshakes.
-    Warning,
-    /// Good to know.
-    Notice,
-}
-
-/// The kind of a finding. The words are part of the JSON report.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, IntoStaticStr, VariantArray)]
-#[strum(serialize_all = "kebab-case")]
-pub enum Code {
-    /// A server ends handshakes that offer its own sessions.
-    EndsResumption,
-    /// A session of a name without client certificates resumes for a name that requests them.
-    SkipsClientCertificate,
-    /// A session is gone while its first connection is idle, but not if that connection ended.
-    LostWithIdleConnection,
-    /// A session is gone after a gap.
-    LostAfterGap,
-    /// Servers do not resume each other's tickets.
-    NoSharedTicketKeys,
-    /// Servers do not resume each other's session IDs.
-    NoSharedCache,
-    /// A server resumes the sessions of another server, but not the other way round.
-    OneWayKeys,
-    /// A server resumes only some of the sessions of another server.
-    ResumesSometimes,
-    /// Several servers with one address share nothing.
-    SeveralServersAtAddress,
-    /// A server refuses its own sessions.
-    ForgetsOwnSessions,
-    /// A server requires a client certificate, and the probe has none that it accepts.
-    ClientCertificateRequired,
-    /// A server requests a client certificate, and finishes handshakes without one.
-    ClientCertificateRequested,
-    /// Handshakes with a server fail.
-    AddressFails,
-    /// No server offers a way to resume.
-    NoMechanism,
-    /// Some servers offer a mechanism, others do not.
-    NotOfferedByAll,
-    /// A session of one name resumes for another name, which has other rules or another certificate.
-    ResumesForOtherName,
-    /// A session is gone if its first connection ended without close_notify.
-    LostWithoutCloseNotify,
-    /// TLS 1.3 tickets come with full handshakes only.
-    TicketsInFullHandshakesOnly,
-    /// A resumed TLS 1.2 handshake gives a new ticket.
-    RenewsTls12Ticket,
-    /// Session IDs are given, but never accepted, and tickets resume.
-    UnusableSessionIds,
-}
-
-impl Finding {
-    /// How bad the finding is.
-    #[must_use]
-    pub const fn severity(&self) -> Severity {
-        match self.code {
-            Code::EndsResumption | Code::SkipsClientCertificate => Severity::Critical,
-            Code::NoSharedTicketKeys
-            | Code::NoSharedCache
-            | Code::LostWithIdleConnection
-            | Code::LostAfterGap
-            | Code::OneWayKeys
-            | Code::ResumesSometimes
-            | Code::SeveralServersAtAddress
-            | Code::ForgetsOwnSessions
-            | Code::ClientCertificateRequired
-            | Code::AddressFails
-            | Code::NoMechanism
-            | Code::NotOfferedByAll => Severity::Warning,
-            Code::ClientCertificateRequested
-            | Code::ResumesForOtherName
-            | Code::LostWithoutCloseNotify
-            | Code::TicketsInFullHandshakesOnly
-            | Code::RenewsTls12Ticket
-            | Code::UnusableSessionIds => Severity::Notice,
-        }
-    }
-
-    /// What the operator can do.
-    #[must_use]
-    pub fn remedy(&self) -> Remedy {
-        match self.code {
-            Code::EndsResumption => Remedy::MendResumption,
-            Code::NoSharedTicketKeys | Code::ResumesSometimes => Remedy::ShareTicketKeys,
-            Code::NoSharedCache => Remedy::ShareCache,
-            Code::LostWithIdleConnection => Remedy::KeepIdleSessions,
-            Code::LostAfterGap => Remedy::LongerLifetime,
-            Code::OneWayKeys => Remedy::DistributeNewKey,
-            Code::SeveralServersAtAddress => Remedy::AskEachServer,
-            Code::ForgetsOwnSessions if self.mechanisms == [How::SessionId] => Remedy::EnableCache,
-            Code::ForgetsOwnSessions => Remedy::AskEachServer,
-            Code::ClientCertificateRequired | Code::ClientCertificateRequested => {
-                Remedy::GiveCertificate
-            }
-            Code::SkipsClientCertificate | Code::ResumesForOtherName => Remedy::SeparateNames,
-            Code::NoMechanism => Remedy::EnableTickets,
-            Code::NotOfferedByAll => Remedy::SameSettings,
-            Code::AddressFails
-            | Code::TicketsInFullHandshakesOnly
-            | Code::LostWithoutCloseNotify
-            | Code::RenewsTls12Ticket
-            | Code::UnusableSessionIds => Remedy::None,
-        }
-    }
-}
+use super::report::{DelayedReturn, MechanismFindings, ProbeReport, Status};
+use crate::client::Error;
 
 /// The findings of a report, the most severe first.
 #[must_use]
@@ -213,8 +86,11 @@ impl Found<'_> {
                     .filter_map(|attempt| attempt.result.as_ref().err().map(|it| (attempt, it)))
             };
             let label = self.report.server_label(address);
-            let compared = failed()
-                .filter(|(_, it)| it.without_session.is_some())
+            let offered = self
+                .report
+                .attempts()
+                .filter(at)
+                .filter(|attempt| attempt.origin.is_some())
                 .count();
             let ended = failed()
                 .filter(|(_, it)| {
@@ -222,14 +98,20 @@ impl Found<'_> {
                 })
                 .count();
             if ended > 0 {
-                let text = format!(
-                    "{label} ended {ended} of {compared} handshakes that offered a session of the farm, and \
-                     finished the same handshakes without a session. Clients that return cannot connect."
+                let mut text = format!(
+                    "{label} ended {ended} of {offered} handshakes that offered a session of the farm, and \
+                     finished the same handshakes without a session."
                 );
+                if ended == offered {
+                    text += " Clients that return cannot connect.";
+                }
                 self.add(Code::EndsResumption, None, vec![address], text);
                 continue;
             }
-            let refused_without_certificate = failed().any(|(_, it)| it.certificate_requested);
+            let refused_without_certificate = failed().any(|(_, it)| {
+                it.certificate_requested
+                    && matches!(it.error, Error::Alert(_) | Error::ClosedEarly(_))
+            });
             if refused_without_certificate {
                 let text = format!(
                     "{label} requests a client certificate, and refused the handshake. The probe has no \
@@ -258,7 +140,7 @@ impl Found<'_> {
             if let Some(fault) = faults.first() {
                 let text = format!(
                     "{} of {attempts} handshakes with {label} failed: {fault}",
-                    failed().count()
+                    failed().filter(|(it, _)| !it.is_declined()).count()
                 );
                 self.add(Code::AddressFails, None, vec![address], text);
             }
@@ -278,13 +160,18 @@ impl Found<'_> {
             };
             let label = self.report.server_label(offered.address);
             let [name, own] = [&offered.name, &self.report.server_name];
+            let is_open_to_all = offered.full.as_ref().is_ok_and(is_answered);
+            if is_open_to_all {
+                // The other name asks for a certificate, but serves clients without one.
+                continue;
+            }
             if requests_certificate && !self.report.requests_certificate(offered.address) {
                 let text = format!(
                     "{label} requests a client certificate for {name}, and resumed a session of {own} for {name} \
                      without a request"
                 );
                 let (code, text) = match seen.status {
-                    Some(status) if status < 400 => {
+                    Some(status) if (200..300).contains(&status) => {
                         let end = "A client without a certificate gets in, as in CVE-2025-23419.";
                         let text = format!("{text}. It answered HEAD / with {status}. {end}");
                         (Code::SkipsClientCertificate, text)
@@ -397,8 +284,9 @@ impl Found<'_> {
         let matrix = tested.matrix(&self.report.addresses);
         let sharing = matrix.sharing();
         self.own_sessions(tested, &sharing);
-        self.one_way(tested.how, &sharing);
-        if sharing.groups.len() > 1 && !sharing.one_way_explains_groups() {
+        self.one_way(tested, &sharing);
+        let is_split = matrix.has_separate_groups(&sharing.groups);
+        if is_split {
             let groups: Vec<String> = sharing
                 .groups
                 .iter()
@@ -421,6 +309,10 @@ impl Found<'_> {
             self.add(code, how, servers, text);
         }
         for &(from, to) in &sharing.uneven {
+            // An address that is uneven with its own sessions is another finding.
+            if sharing.divided.contains(&from) || sharing.divided.contains(&to) {
+                continue;
+            }
             let answers = matrix.answers(from, to);
             let [from, to] = [from, to].map(|index| self.report.addresses[index]);
             let text = format!(
@@ -438,7 +330,7 @@ impl Found<'_> {
             .addresses
             .iter()
             .copied()
-            .filter(|address| !tested.gives_sessions(*address))
+            .filter(|address| !tested.gives_sessions(*address) || tested.is_declined_by(*address))
             .collect();
         let one_gives = self
             .report
@@ -457,7 +349,18 @@ impl Found<'_> {
     /// Servers that refuse their own sessions.
     fn own_sessions(&mut self, tested: &MechanismFindings, sharing: &Sharing) {
         let how = Some(tested.how);
-        for &server in sharing.forgetful.iter().chain(&sharing.divided) {
+        // Without its certificate, a client can lose the session for another reason.
+        let lacks_certificate = |address| {
+            self.report.requests_certificate(address) && !self.report.has_client_certificate
+        };
+        let servers: Vec<usize> = sharing
+            .forgetful
+            .iter()
+            .chain(&sharing.divided)
+            .copied()
+            .filter(|&server| !lacks_certificate(self.report.addresses[server]))
+            .collect();
+        for server in servers {
             let address = self.report.addresses[server];
             let own = || {
                 tested.attempts.iter().filter(move |attempt| {
@@ -485,8 +388,8 @@ impl Found<'_> {
                 );
                 if names > 1 {
                     text += &format!(
-                        "Its tickets are sealed by {names} keys, so {names} or more servers have this address, \
-                         and they do not share ticket keys."
+                        "Its tickets are sealed by {names} keys: several servers or processes that do not share \
+                         ticket keys have this address, or the key changed meanwhile."
                     );
                 } else if stated.len() > 1 {
                     let stated: Vec<&str> = stated.into_iter().collect();
@@ -495,8 +398,7 @@ impl Found<'_> {
                         stated.join(", ")
                     );
                 } else {
-                    text +=
-                        "Several servers have this address, and they do not share their sessions.";
+                    text += "Several servers or processes that do not share their sessions can have this address.";
                 }
                 self.add(Code::SeveralServersAtAddress, how, vec![address], text);
             } else {
@@ -509,16 +411,24 @@ impl Found<'_> {
         }
     }
 
-    fn one_way(&mut self, how: How, sharing: &Sharing) {
+    fn one_way(&mut self, tested: &MechanismFindings, sharing: &Sharing) {
         for &(from, to) in &sharing.one_way {
             let [from, to] = [from, to].map(|index| self.report.addresses[index]);
-            let text = format!(
-                "{to} resumes the sessions of {from}, but {from} does not resume the sessions of {to}: {to} has \
-                 the key of {from} as an old key, and seals with a key that {from} does not have.",
+            let mut text = format!(
+                "{to} resumes the sessions of {from}, but {from} does not resume the sessions of {to}",
                 to = self.names(&[to]),
                 from = self.names(&[from]),
             );
-            self.add(Code::OneWayKeys, Some(how), vec![from, to], text);
+            if is_by_cache(tested) {
+                text.push('.');
+            } else {
+                text += &format!(
+                    ": {to} has the key of {from} as an old key, and seals with a key that {from} does not have.",
+                    to = self.names(&[to]),
+                    from = self.names(&[from]),
+                );
+            }
+            self.add(Code::OneWayKeys, Some(tested.how), vec![from, to], text);
         }
     }
 
@@ -575,6 +485,12 @@ fn is_by_cache(tested: &MechanismFindings) -> bool {
 
 /// Maximum length of an identity that only names a session in a cache.
 const MAX_CACHE_IDENTITY: usize = 64;
+
+/// True if the server answered the request with success.
+fn is_answered(seen: &FinishedHandshake) -> bool {
+    seen.status
+        .is_some_and(|status| (200..300).contains(&status))
+}
 
 /// The number of different key names in the offered tickets. 1 if the tickets have no key names.
 fn key_names<'a>(attempts: impl Iterator<Item = &'a Attempt>) -> usize {

@@ -13,10 +13,11 @@ use sessile_proto::verdict::How;
 
 use sessile_proto::watch::SessionOutcome;
 
-use super::findings::{self, Finding};
+use super::attempt::{Attempt, FailedHandshake};
+use super::finding::Finding;
+use super::findings;
 use super::report::{
-    Attempt, Cause, DelayedReturn, FailedHandshake, LeftOut, MechanismFindings, OtherNameOffer,
-    ProbeReport,
+    Cause, DelayedReturn, LeftOut, MechanismFindings, OtherNameOffer, ProbeReport,
 };
 use crate::client::{Offer, hex};
 

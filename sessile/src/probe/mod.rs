@@ -5,7 +5,9 @@
 //! - `plan`: what a probe does. `visit`: one connection. `pace`: the time between connections.
 //! - `report`: what was seen. `findings`: what follows from it, with `remedies`.
 
+mod attempt;
 mod delayed;
+pub mod finding;
 pub mod findings;
 pub(crate) mod http;
 pub mod json;
@@ -26,12 +28,10 @@ use std::time::Duration;
 use sessile_proto::verdict::How;
 
 use crate::client::SetupError;
+pub use attempt::{Attempt, FailedHandshake, FinishedHandshake};
 use pace::Pace;
 pub use plan::{FirstConnection, MECHANISMS, ProbePlan, Request};
-pub use report::{
-    Attempt, DelayedReturn, FailedHandshake, FinishedHandshake, MechanismFindings, OtherNameOffer,
-    ProbeReport, Status,
-};
+pub use report::{DelayedReturn, MechanismFindings, OtherNameOffer, ProbeReport, Status};
 use visit::Visitor;
 
 /// What the probe does next.
@@ -164,6 +164,9 @@ impl MechanismTest<'_> {
         origin: Option<SocketAddr>,
         address: SocketAddr,
     ) -> Result<(), SetupError> {
+        if !self.report.addresses.contains(&address) {
+            return Ok(());
+        }
         self.pace.wait(address).await;
         let connection = self.report.attempts().count() + 1;
         (self.progress)(ProbeProgress::Handshake {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use sessile_proto::verdict::How;
 use strum::{IntoStaticStr, VariantArray};
 
-use crate::client::{ClientCertificate, Trust};
+use crate::client::{ClientCertificate, SetupError, StartTls, Target, Trust};
 
 /// The target of a probe, and how to probe it.
 #[derive(Clone, Debug)]
@@ -44,6 +44,10 @@ pub struct ProbePlan {
     pub timeout: Duration,
     /// Maximum number of connections to one address in a second. 0: no limit.
     pub rate: u32,
+    /// The protocol by which the probe asks for TLS.
+    pub start_tls: Option<StartTls>,
+    /// The HTTP proxy of all connections.
+    pub proxy: Option<SocketAddr>,
 }
 
 /// What the probe sends after a handshake.
@@ -100,6 +104,20 @@ const CONNECTIONS_OF_OTHER_NAME: usize = 3;
 const USUAL_TICKETS: usize = 2;
 
 impl ProbePlan {
+    /// The address under a name of the farm, with the way to it.
+    pub(super) fn connection_target(
+        &self,
+        address: SocketAddr,
+        server_name: &str,
+    ) -> Result<Target, SetupError> {
+        let target = Target::new(address, server_name)?;
+        Ok(Target {
+            start_tls: self.start_tls,
+            proxy: self.proxy,
+            ..target
+        })
+    }
+
     /// The default of [`ProbePlan::returns`] for a number of addresses.
     #[must_use]
     pub const fn default_returns(addresses: usize) -> usize {

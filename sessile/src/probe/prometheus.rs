@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use sessile_proto::Word;
 use strum::VariantArray;
 
+use super::finding::Code;
 use super::findings;
 use super::report::ProbeReport;
 
@@ -37,8 +38,8 @@ pub fn write(report: &ProbeReport) -> String {
         sample(&mut text, "mechanism", &labels, 1);
     }
     let found = findings::of(report);
-    describe(&mut text, "findings", "Findings by code and severity.");
-    for code in findings::Code::VARIANTS {
+    describe(&mut text, "findings", "Findings by code.");
+    for code in Code::VARIANTS {
         let with_code = found.iter().filter(|finding| finding.code == *code);
         let labels = format!("target=\"{target}\",code=\"{}\"", code.as_str());
         sample(&mut text, "findings", &labels, with_code.count());

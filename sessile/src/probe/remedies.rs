@@ -90,6 +90,10 @@ const SHARE_CACHE: &[Step] = &[
 
 const ENABLE_CACHE: &[Step] = &[
     step(
+        "",
+        "if several servers have this address, probe each of them: --address 10.0.0.1,10.0.0.2",
+    ),
+    step(
         "nginx",
         "ssl_session_cache shared:tls:10m; (the default none gives session IDs and stores nothing)",
     ),

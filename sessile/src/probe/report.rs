@@ -4,14 +4,14 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use rustls::AlertDescription;
-use sessile_proto::resumption_matrix::{Answer, ResumptionMatrix};
+use sessile_proto::resumption_matrix::{Consistency, ResumptionMatrix};
 use sessile_proto::verdict::{How, Verdict};
 use sessile_proto::watch::{Kind, SessionOutcome};
 use strum::{IntoStaticStr, VariantArray};
 
+use super::attempt::{Attempt, FailedHandshake, FinishedHandshake};
 use super::plan::{FirstConnection, ProbePlan};
-use crate::client::{Error, HandshakeTimes, Offer};
+use crate::client::Error;
 
 /// The results of one run.
 #[derive(Debug)]
@@ -51,15 +51,6 @@ pub struct MechanismFindings {
     pub attempts: Vec<Attempt>,
 }
 
-/// One attempt at a handshake.
-#[derive(Debug)]
-pub struct Attempt {
-    pub address: SocketAddr,
-    /// The server whose session was offered. `None` if no session was offered.
-    pub origin: Option<SocketAddr>,
-    pub result: Result<FinishedHandshake, FailedHandshake>,
-}
-
 /// What a server did with a session of the tested name under another name.
 #[derive(Debug)]
 pub struct OtherNameOffer {
@@ -90,19 +81,6 @@ pub struct DelayedReturn {
     pub error: Option<String>,
 }
 
-/// A handshake that failed.
-#[derive(Debug)]
-pub struct FailedHandshake {
-    pub error: Error,
-    /// The session in the ClientHello.
-    pub offered: Option<Offer>,
-    /// True if the server requested a certificate of the client.
-    pub certificate_requested: bool,
-    /// Result of a handshake without a session, made right after the failure. `None` if the failed
-    /// handshake offered no session.
-    pub without_session: Option<Result<(), Error>>,
-}
-
 /// Counts of handshakes that the server ended after a session was offered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EndedOffers {
@@ -114,29 +92,6 @@ pub struct EndedOffers {
     pub compared: usize,
     /// Comparison handshakes that succeeded.
     pub succeeded: usize,
-}
-
-/// The facts about a finished handshake.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FinishedHandshake {
-    pub offered: Option<Offer>,
-    /// The server's answer to the offer; never `Failed`.
-    pub kind: Kind,
-    /// True if the server gave a new session of the tested kind.
-    pub given: bool,
-    pub version: u16,
-    pub cipher_suite: u16,
-    pub times: HandshakeTimes,
-    /// SHA-256 of the certificate.
-    pub certificate: Option<[u8; 32]>,
-    /// True if the server requested a certificate of the client. A resumed handshake has no such request.
-    pub certificate_requested: bool,
-    /// The HTTP status of the response, if the probe made a request of HTTP/1.1.
-    pub status: Option<u16>,
-    /// The name that a sessile server states.
-    pub server: Option<String>,
-    /// The verdict that a sessile server states.
-    pub verdict: Option<String>,
 }
 
 /// The result for one mechanism in one word, as in JSON.
@@ -223,7 +178,10 @@ impl ProbeReport {
                 .iter()
                 .all(|attempt| attempt.result.is_ok())
             && self.mechanisms.iter().any(|other| {
-                other.how == How::Ticket && other.status() == Status::Resumes && other.is_success()
+                let matrix = other.matrix(&self.addresses);
+                let keeps_own =
+                    |server| matrix.answers(server, server).consistency() == Consistency::Always;
+                other.how == How::Ticket && (0..self.addresses.len()).all(keeps_own)
             })
     }
 
@@ -246,13 +204,13 @@ impl ProbeReport {
         (offered, resumed)
     }
 
-    /// The share of [`ProbeReport::returns`] that resumed, from 0 to 1. `None` if there are none.
+    /// True if at least this percentage of [`ProbeReport::returns`] resumed.
     #[must_use]
-    pub fn resumed_share(&self) -> Option<f64> {
+    pub fn reaches(&self, percent: f64) -> bool {
         let (offered, resumed) = self.returns();
         let [offered, resumed] =
-            [offered, resumed].map(|count| u32::try_from(count).unwrap_or(u32::MAX));
-        (offered > 0).then(|| f64::from(resumed) / f64::from(offered))
+            [offered, resumed].map(|count| f64::from(u32::try_from(count).unwrap_or(u32::MAX)));
+        offered > 0.0 && resumed * 100.0 >= percent * offered
     }
 
     /// The server's address, with the name that a sessile server states.
@@ -285,11 +243,6 @@ impl ProbeReport {
             .any(|attempt| attempt.address == server && attempt.requests_certificate())
     }
 
-    fn has_answered(&self, address: SocketAddr) -> bool {
-        self.attempts()
-            .any(|attempt| attempt.address == address && attempt.result.is_ok())
-    }
-
     /// True if the failure of an address is no failure of the farm.
     ///
     /// A name such as `localhost` can have addresses of IPv4 and IPv6, while the farm has only one of them.
@@ -299,13 +252,18 @@ impl ProbeReport {
         address: SocketAddr,
         error: &Error,
     ) -> bool {
-        let is_missing =
-            error.is_unreachable() || (error.is_refused() && !self.has_answered(address));
-        let has_sibling = plan.names.iter().any(|name| {
-            let mut siblings = name.iter().filter(|sibling| **sibling != address);
-            name.contains(&address) && siblings.any(|sibling| self.addresses.contains(sibling))
+        let is_missing = error.is_unreachable() || error.is_refused();
+        let has_other_family = plan.names.iter().any(|name| {
+            let mut siblings = name
+                .iter()
+                .filter(|sibling| self.addresses.contains(sibling));
+            name.contains(&address)
+                && siblings.any(|sibling| sibling.is_ipv4() != address.is_ipv4())
         });
-        is_missing && has_sibling
+        let family_answers = self.attempts().any(|attempt| {
+            attempt.address.is_ipv4() == address.is_ipv4() && attempt.result.is_ok()
+        });
+        is_missing && has_other_family && !family_answers
     }
 
     pub(super) fn leave_out(&mut self, address: SocketAddr, error: &Error) {
@@ -318,17 +276,8 @@ impl ProbeReport {
 
     /// True if all attempts failed for reasons that no other mechanism can change.
     pub(super) fn no_address_answers(&self) -> bool {
-        self.attempts().all(|attempt| {
-            matches!(
-                attempt.error(),
-                Some(
-                    Error::Connect(_)
-                        | Error::TimedOut { .. }
-                        | Error::NotTls
-                        | Error::Certificate(_)
-                )
-            )
-        })
+        self.attempts()
+            .all(|attempt| attempt.error().is_some_and(Error::is_for_every_mechanism))
     }
 }
 
@@ -434,6 +383,16 @@ impl MechanismFindings {
             .filter_map(Attempt::seen)
     }
 
+    /// True if the server declined all handshakes, because it does not speak the version.
+    pub(super) fn is_declined_by(&self, server: SocketAddr) -> bool {
+        let mut attempts = self
+            .attempts
+            .iter()
+            .filter(|attempt| attempt.address == server)
+            .peekable();
+        attempts.peek().is_some() && attempts.all(Attempt::is_declined)
+    }
+
     /// True if the last two attempts with the server failed, also without a session.
     pub(super) fn is_silent(&self, server: SocketAddr) -> bool {
         let mut newest_first = self
@@ -442,7 +401,7 @@ impl MechanismFindings {
             .rev()
             .filter(|attempt| attempt.address == server);
         let [last, before] = [newest_first.next(), newest_first.next()];
-        last.is_some_and(Attempt::is_failure) && before.is_none_or(Attempt::is_failure)
+        last.is_some_and(Attempt::is_failure) && before.is_some_and(Attempt::is_failure)
     }
 
     /// The number of returns that resumed.
@@ -526,87 +485,6 @@ impl MechanismFindings {
             How::SessionId | How::Ticket => "the server does not speak TLS 1.2",
             How::Psk => "the server does not speak TLS 1.3",
         })
-    }
-}
-
-impl Attempt {
-    /// The facts about the handshake, if it was finished.
-    #[must_use]
-    pub fn seen(&self) -> Option<&FinishedHandshake> {
-        self.result.as_ref().ok()
-    }
-
-    /// The error, if the handshake failed.
-    #[must_use]
-    pub fn error(&self) -> Option<&Error> {
-        self.result.as_ref().err().map(|failed| &failed.error)
-    }
-
-    /// The session that was offered, also if the handshake failed.
-    #[must_use]
-    pub fn offered(&self) -> Option<&Offer> {
-        match &self.result {
-            Ok(seen) => seen.offered.as_ref(),
-            Err(failed) => failed.offered.as_ref(),
-        }
-    }
-
-    /// The result in one word.
-    #[must_use]
-    pub fn outcome(&self) -> SessionOutcome {
-        let seen = self.seen();
-        seen.map_or(SessionOutcome::Failed, |seen| seen.kind.into())
-    }
-
-    /// The server's answer to the session. `None` if there was no session, or if the server was not reached.
-    fn answer(&self) -> Option<Answer> {
-        match &self.result {
-            Ok(seen) if matches!(seen.kind, Kind::Resumed(_)) => Some(Answer::Resumed),
-            Ok(_) => Some(Answer::Refused),
-            Err(failed) if failed.error.is_ended_by_server() => Some(Answer::Ended),
-            Err(_) => None,
-        }
-    }
-
-    /// True if the attempt failed, and the handshake without a session after it failed too or was not made.
-    fn is_failure(&self) -> bool {
-        match &self.result {
-            Ok(_) => false,
-            Err(failed) => !matches!(failed.without_session, Some(Ok(()))),
-        }
-    }
-
-    fn refuses_version(&self) -> bool {
-        self.error().is_some_and(Error::refuses_version)
-    }
-
-    /// True if the server has nothing in common with a client of this version.
-    pub(super) fn is_declined(&self) -> bool {
-        let has_nothing_in_common = matches!(
-            self.error(),
-            Some(Error::Alert(AlertDescription::HandshakeFailure))
-        );
-        self.refuses_version() || (has_nothing_in_common && !self.requests_certificate())
-    }
-
-    /// True if the server requested a certificate of the client.
-    #[must_use]
-    pub fn requests_certificate(&self) -> bool {
-        match &self.result {
-            Ok(seen) => seen.certificate_requested,
-            Err(failed) => failed.certificate_requested,
-        }
-    }
-}
-
-impl fmt::Display for FailedHandshake {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.error)?;
-        match &self.without_session {
-            Some(Ok(())) => f.write_str("; without a session it succeeded"),
-            Some(Err(error)) => write!(f, "; without a session: {error}"),
-            None => Ok(()),
-        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! The report for people: a table for each mechanism, and a summary line.
 
+use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::time::Duration;
 
@@ -9,8 +10,10 @@ use sessile_proto::watch::SessionOutcome;
 
 use sessile_proto::resumption_matrix::{Answers, Consistency};
 
-use super::findings::{self, Finding, Severity};
-use super::report::{Attempt, DelayedReturn, MechanismFindings, ProbeReport, Status};
+use super::attempt::Attempt;
+use super::finding::{Finding, Severity};
+use super::findings;
+use super::report::{DelayedReturn, MechanismFindings, ProbeReport, Status};
 
 /// Whether the output has colours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,8 +54,10 @@ pub fn write(report: &ProbeReport, colour: Colour, detail: Detail) -> String {
     }
     text.push('\n');
     let findings = findings::of(report);
+    let mut remedies = HashSet::new();
     for finding in &findings {
-        push_finding(&mut text, finding, colour);
+        let is_new_remedy = remedies.insert(finding.remedy());
+        push_finding(&mut text, finding, is_new_remedy, colour);
     }
     if !findings.is_empty() {
         text.push('\n');
@@ -88,8 +93,8 @@ pub fn write(report: &ProbeReport, colour: Colour, detail: Detail) -> String {
     text
 }
 
-/// A finding, and below it the steps of its remedy.
-fn push_finding(text: &mut String, finding: &Finding, colour: Colour) {
+/// A finding, and below it the steps of its remedy. Findings with the same remedy show the steps once.
+fn push_finding(text: &mut String, finding: &Finding, shows_remedy: bool, colour: Colour) {
     let severity = finding.severity();
     let mechanisms: Vec<&str> = finding.mechanisms.iter().map(|how| title(*how)).collect();
     let mut line = format!("{}: {}", severity.as_str(), finding.text);
@@ -104,6 +109,9 @@ fn push_finding(text: &mut String, finding: &Finding, colour: Colour) {
     };
     let word = severity.as_str();
     text.push_str(&lines.replacen(word, &paint(word, shade, colour), 1));
+    if !shows_remedy {
+        return;
+    }
     for step in finding.remedy().steps() {
         let product = if step.product.is_empty() {
             String::new()
@@ -163,10 +171,10 @@ fn push_matrix(text: &mut String, tested: &MechanismFindings, report: &ProbeRepo
 /// The sign for the answers of a pair of servers.
 fn mark(answers: Answers) -> String {
     match answers.consistency() {
+        Consistency::Unknown if answers.ended > 0 => "end".to_owned(),
         Consistency::Unknown => ".".to_owned(),
         Consistency::Always => "yes".to_owned(),
         Consistency::Sometimes => format!("{}/{}", answers.resumed, answers.offered()),
-        Consistency::Never if answers.ended > 0 => "end".to_owned(),
         Consistency::Never => "-".to_owned(),
     }
 }

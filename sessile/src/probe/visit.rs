@@ -9,10 +9,10 @@ use sessile_proto::hello::TLS_1_3;
 use sessile_proto::verdict::How;
 use sessile_proto::watch::Learned;
 
+use super::attempt::{FailedHandshake, FinishedHandshake};
 use super::http::{self, AfterResponse, Exchange};
 use super::pace::Pace;
 use super::plan::{ProbePlan, Request};
-use super::report::{FailedHandshake, FinishedHandshake};
 use crate::client::{
     Client, Error, EstablishedConnection, Failure, Mechanism, Sessions, SetupError, Target,
 };
@@ -78,7 +78,9 @@ impl<'a> Visitor<'a> {
         address: SocketAddr,
         pace: &mut Pace,
     ) -> Result<Result<FinishedHandshake, FailedHandshake>, SetupError> {
-        let target = Target::new(address, &self.plan.server_name)?;
+        let target = self
+            .plan
+            .connection_target(address, &self.plan.server_name)?;
         let offered = match origin {
             Some(origin) => self.sessions_of(origin),
             None => self.client.sessions.empty_like(),
@@ -107,7 +109,9 @@ impl<'a> Visitor<'a> {
         &mut self,
         address: SocketAddr,
     ) -> Result<Result<EstablishedConnection, FailedHandshake>, SetupError> {
-        let target = Target::new(address, &self.plan.server_name)?;
+        let target = self
+            .plan
+            .connection_target(address, &self.plan.server_name)?;
         let mut client = self.client.clone();
         client.sessions = self.sessions_of(address);
         let offered = client.sessions.empty_like();
@@ -134,7 +138,9 @@ impl<'a> Visitor<'a> {
         &mut self,
         address: SocketAddr,
     ) -> Result<Result<FinishedHandshake, FailedHandshake>, SetupError> {
-        let target = Target::new(address, &self.plan.server_name)?;
+        let target = self
+            .plan
+            .connection_target(address, &self.plan.server_name)?;
         let offered = self.sessions_of(address);
         Ok(self.connect(&offered, &target).await)
     }
@@ -148,7 +154,7 @@ impl<'a> Visitor<'a> {
         address: SocketAddr,
     ) -> Result<Result<FinishedHandshake, FailedHandshake>, SetupError> {
         let own = Target::new(address, &self.plan.server_name)?.server_name;
-        let target = Target::new(address, name)?;
+        let target = self.plan.connection_target(address, name)?;
         let client = self.client.with_empty_sessions();
         let offered = match origin.and_then(|origin| self.sessions.get(&origin)) {
             Some(sessions) => sessions.newest_for(&own, &target.server_name),

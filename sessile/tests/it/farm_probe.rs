@@ -110,6 +110,8 @@ fn the_target_can_be_a_url_and_an_address_can_be_a_name() {
 /// Probes a farm with the addresses of the names.
 async fn probe_names(names: &[Vec<SocketAddr>]) -> ProbeReport {
     let plan = ProbePlan {
+        start_tls: None,
+        proxy: None,
         target: "localhost".to_owned(),
         server_name: "localhost".to_owned(),
         host: "localhost".to_owned(),
@@ -138,7 +140,8 @@ async fn an_address_that_refuses_is_left_out_if_its_name_has_another() {
     let farm = Farm::start(&[]);
     let answering = farm.address();
     // The farm listens on one address only, so the others refuse.
-    let [first, second] = [2, 3].map(|host| SocketAddr::from(([127, 0, 0, host], farm.port())));
+    let [first, second] =
+        [1, 2].map(|host| SocketAddr::from(([0, 0, 0, 0, 0, 0, 0, host], farm.port())));
     let report = probe_names(&[vec![first, answering, second]]).await;
     assert!(report.all_resume());
     assert_eq!(report.addresses, [answering]);
@@ -149,7 +152,7 @@ async fn an_address_that_refuses_is_left_out_if_its_name_has_another() {
         probe::table::Colour::Never,
         probe::table::Detail::Summary,
     );
-    assert!(text.contains("left out: 127.0.0.2:"), "{text}");
+    assert!(text.contains("left out: [::1]:"), "{text}");
     // Another name does not replace an address.
     let report = probe_names(&[vec![first], vec![answering]]).await;
     assert_eq!(report.addresses, [first, answering]);

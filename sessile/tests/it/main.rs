@@ -34,6 +34,8 @@ mod limits;
 mod losses;
 mod peers;
 mod probe;
+mod probe_after;
+mod probe_start_tls;
 mod proxy_protocol;
 mod registry;
 mod return_routing;

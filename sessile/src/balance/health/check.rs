@@ -14,7 +14,9 @@ use sessile_proto::verdict::How;
 
 use super::super::server::PoolServer;
 use super::super::servers::{Pool, ServerSet};
-use crate::client::{Client, EstablishedConnection, Failure, Mechanism, Sessions, Target, Trust};
+use crate::client::{
+    Client, EstablishedConnection, Failure, Mechanism, Sessions, StartTls, Target, Trust,
+};
 use crate::config::Health;
 
 /// How long a check waits for TLS 1.3 tickets after the handshake.
@@ -94,7 +96,8 @@ fn target(set: &ServerSet, pool: &Pool, server: &PoolServer) -> Target {
         // The client sends no SNI for an address.
         server_name: server_name.unwrap_or_else(|| ServerName::from(address.ip())),
         preface: preface(server),
-        postgres: pool.is_postgres(),
+        start_tls: pool.is_postgres().then_some(StartTls::Postgres),
+        proxy: None,
     }
 }
 

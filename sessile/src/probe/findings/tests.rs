@@ -2,6 +2,7 @@ use rustls::AlertDescription;
 
 use super::*;
 use crate::client::{Error, Offer};
+use crate::probe::finding::Severity;
 use crate::probe::samples::{address, failed, faulty, report, seen};
 
 /// A report of TLS 1.2 tickets from rows of `+` (resumed), `-` (refused) and space (not offered), one row for

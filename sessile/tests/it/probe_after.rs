@@ -1,0 +1,84 @@
+//! `sessile probe --after`: returns after a gap.
+
+use serde_json::Value;
+
+use crate::peers::{Certificates, NAME, Sessile, nginx};
+use crate::probe::{Found, probe};
+
+/// The delayed returns of a report: gap, first connection and outcome.
+fn delayed(found: &Found) -> Vec<(f64, String, String)> {
+    let all = found.report["delayed"].as_array().expect("a list").iter();
+    let word = |value: &Value| value.as_str().expect("a word").to_owned();
+    all.map(|made| {
+        let gap = made["gap_seconds"].as_f64().expect("a number");
+        (gap, word(&made["first_connection"]), word(&made["outcome"]))
+    })
+    .collect()
+}
+
+#[test]
+fn a_session_that_is_gone_after_a_gap_is_found() {
+    let certificates = Certificates::new();
+    let ca = certificates.ca.to_str().unwrap();
+    let directives =
+        "ssl_session_cache shared:s:1m; ssl_session_tickets off; ssl_session_timeout 3s;";
+    let server = nginx(&certificates, directives);
+    let address = server.address().to_string();
+    let plain = [NAME, "--ca", ca, "--json", "--address", &address];
+    let delays = [
+        "--mechanism",
+        "session-id",
+        "--after",
+        "1s,6s",
+        "--first-connection",
+        "close-notify,reset",
+    ];
+    let found = Found::of(&probe(&[&plain[..], &delays].concat()));
+    let outcomes = [
+        (1.0, "close-notify", "resumed"),
+        (6.0, "close-notify", "refused"),
+        (1.0, "reset", "resumed"),
+        (6.0, "reset", "refused"),
+    ];
+    let outcomes = outcomes.map(|(gap, fate, outcome)| (gap, fate.to_owned(), outcome.to_owned()));
+    assert_eq!(delayed(&found), outcomes, "{:#}", found.report);
+    assert_eq!(found.codes(), ["lost-after-gap"; 2], "{:#}", found.report);
+    let text = found.report["findings"][0]["text"].as_str().unwrap();
+    assert!(
+        text.contains("resumed a session after 1s, and refused one after 6s"),
+        "{text}"
+    );
+    assert_eq!(found.status, Some(1));
+}
+
+#[test]
+fn a_session_that_is_lost_with_its_idle_connection_is_found() {
+    let certificates = Certificates::new();
+    let ca = certificates.ca.to_str().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("sessile.toml");
+    let text = format!(
+        "[key]\nfile = \"none\"\n[session]\ntickets = false\n\
+         [connection]\nidle-timeout = \"1s\"\npurge-on-reclaim = true\n\
+         [[listener]]\naddress = \"127.0.0.1:0\"\n\
+         [[site]]\ncertificates = [{{ chain = {:?}, key = {:?} }}]\n\
+         [[site.route]]\npath = \"/\"\nverdict = true\n",
+        certificates.chain, certificates.key,
+    );
+    std::fs::write(&config, text).unwrap();
+    let server = Sessile::serve_configured(&config, folder.path());
+    let address = server.address().to_string();
+    let plain = [NAME, "--ca", ca, "--json", "--address", &address];
+    let delays = ["--mechanism", "session-id", "--after", "4s"];
+    let found = Found::of(&probe(&[&plain[..], &delays].concat()));
+    assert_eq!(
+        found.codes(),
+        ["lost-with-idle-connection"],
+        "{:#}",
+        found.report
+    );
+    let idle = &found.report["delayed"][0];
+    assert_eq!(idle["first_connection"], "idle");
+    assert!(idle["closed_after_seconds"].is_f64(), "{idle:#}");
+    assert_eq!(found.report["delayed"][1]["outcome"], "resumed");
+}

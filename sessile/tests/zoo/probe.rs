@@ -28,11 +28,17 @@ fn right_statuses(sharing: Sharing, servers: usize) -> &'static [&'static str] {
         Sharing::NotOffered => &["not-offered"],
         Sharing::Never => &["refuses"],
         Sharing::Ends => &["refuses", "failed"],
+        Sharing::NeedsCertificate => &["failed"],
         Sharing::Groups([_]) => &["resumes"],
         // Each return goes to another server than the last one.
         Sharing::Groups(groups) if groups.len() == servers => &["refuses"],
         Sharing::Groups(_) => &["partly", "refuses"],
     }
+}
+
+/// True if no return of the mechanism fails to resume.
+const fn is_healthy(sharing: Sharing) -> bool {
+    matches!(sharing, Sharing::NotOffered | Sharing::Groups([_]))
 }
 
 /// Asserts the status of each mechanism, except those about which the probe is wrong today.
@@ -63,6 +69,12 @@ fn assert_found(farm: &Farm, wrong_today: &[&str]) {
         }
     }
     assert!(mistakes.is_empty(), "{}: {mistakes:#?}", farm.name);
+
+    if sharing.iter().any(|(_, sharing)| !is_healthy(*sharing)) {
+        assert_eq!(report["all_resume"], false, "{}", farm.name);
+    } else if wrong_today.is_empty() {
+        assert_eq!(report["all_resume"], true, "{}", farm.name);
+    }
 }
 
 macro_rules! farms {
@@ -82,6 +94,7 @@ farms! {
     nginx_in_two_key_groups;
     nginx_with_a_zero_key;
     nginx_without_a_cache;
+    nginx_with_a_short_timeout;
     haproxy_without_tickets;
     // The probe takes the absence of a new ticket in a resumed handshake for a failure.
     haproxy_sharing_keys except "psk";
@@ -93,4 +106,17 @@ farms! {
     node_alone;
     ends_tls13_resumption;
     sessile_by_default;
+    sessile_without_tickets;
+    sessile_without_entries;
+    sessile_sharing_a_key;
+    sessile_sharing_nothing;
+    sessile_purging_on_reclaim;
+    // The probe says that these servers give no ticket, or have nothing in common with the probe.
+    haproxy_with_client_certificates except "session-id", "ticket", "psk";
+    sessile_with_client_certificates except "session-id", "ticket", "psk";
+    nginx_with_client_certificates;
+    nginx_with_a_private_name;
+    apache_sharing_redis;
+    caddy_sharing_keys;
+    mosquitto_alone;
 }

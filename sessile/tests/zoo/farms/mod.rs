@@ -1,10 +1,16 @@
 //! Farms of real servers, each with the facts that a probe should find.
 
+mod clients;
 mod nginx;
 mod others;
+mod sessile;
+mod shared;
 
+pub(crate) use clients::*;
 pub(crate) use nginx::*;
 pub(crate) use others::*;
+pub(crate) use sessile::*;
+pub(crate) use shared::*;
 
 use std::net::SocketAddr;
 
@@ -61,6 +67,8 @@ pub(crate) enum Sharing {
     Never,
     /// The servers end connections that offer a session.
     Ends,
+    /// The servers end connections without a client certificate.
+    NeedsCertificate,
 }
 
 /// What is true of a farm.
@@ -78,7 +86,7 @@ pub(crate) struct Farm {
     pub(crate) addresses: Vec<SocketAddr>,
     pub(crate) expected: Expected,
     pub(crate) certificates: Certificates,
-    _servers: Vec<Server>,
+    servers: Vec<Server>,
 }
 
 impl Farm {
@@ -93,8 +101,12 @@ impl Farm {
             addresses: servers.iter().map(Server::address).collect(),
             expected,
             certificates,
-            _servers: servers,
+            servers,
         }
+    }
+    /// Keeps a server running that clients do not connect to.
+    fn keep(&mut self, server: Server) {
+        self.servers.push(server);
     }
 }
 

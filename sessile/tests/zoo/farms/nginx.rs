@@ -146,3 +146,24 @@ pub(crate) fn nginx_without_a_cache() -> Farm {
     let servers = vec![Server::Peer(server)];
     Farm::new("nginx without a cache", certificates, servers, expected)
 }
+
+/// A server that forgets its sessions after half a minute.
+pub(crate) fn nginx_with_a_short_timeout() -> Farm {
+    let certificates = Certificates::new();
+    let directives = "ssl_session_cache shared:s:1m; ssl_session_timeout 30s;";
+    let server = nginx(&certificates, directives);
+    let expected = Expected {
+        session_id: ONE,
+        ticket: ONE,
+        psk: ONE,
+        // The announced lifetime of tickets is the timeout, so they do not expire early.
+        codes: &[],
+    };
+    let servers = vec![Server::Peer(server)];
+    Farm::new(
+        "nginx with a short timeout",
+        certificates,
+        servers,
+        expected,
+    )
+}

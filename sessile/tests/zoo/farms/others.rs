@@ -4,9 +4,7 @@ use std::fs;
 use std::process::Command;
 
 use super::{Expected, Farm, ONE, Server, Sharing};
-use crate::peers::{
-    By, Certificates, End, Fault, Faulty, Peer, Resumption, Sessile, Web, haproxy, openssl,
-};
+use crate::peers::{By, Certificates, End, Fault, Faulty, Peer, Resumption, Web, haproxy, openssl};
 
 const APART: Sharing = Sharing::Groups(&[&[0], &[1]]);
 const TOGETHER: Sharing = Sharing::Groups(&[&[0, 1]]);
@@ -174,20 +172,4 @@ pub(crate) fn ends_tls13_resumption() -> Farm {
         servers,
         expected,
     )
-}
-
-/// One sessile server with the default settings.
-pub(crate) fn sessile_by_default() -> Farm {
-    let certificates = Certificates::new();
-    let folder = certificates.folder();
-    let server = Sessile::serve(&certificates, folder, folder);
-    let expected = Expected {
-        session_id: ONE,
-        ticket: ONE,
-        psk: ONE,
-        // The default settings allow all three mechanisms.
-        codes: &[],
-    };
-    let servers = vec![Server::Sessile(server)];
-    Farm::new("sessile", certificates, servers, expected)
 }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 mod clients;
+mod farms;
 #[path = "../it/peers/mod.rs"]
 #[allow(
     dead_code,
@@ -11,3 +12,4 @@ mod clients;
 )]
 mod peers;
 mod postgres;
+mod probe;

@@ -1,0 +1,78 @@
+//! Servers that require client certificates.
+
+use super::{Expected, Farm, ONE, Server, Sharing};
+use crate::peers::{Certificates, Peer, haproxy, nginx, nginx_with};
+
+/// The server ends each handshake without a client certificate.
+pub(super) const WITHHELD: Expected = Expected {
+    session_id: Sharing::NeedsCertificate,
+    ticket: Sharing::NeedsCertificate,
+    psk: Sharing::NeedsCertificate,
+    // The server asks for a certificate, and ends the handshake after an empty answer.
+    codes: &["client-certificate-required"],
+};
+
+fn alone(name: &'static str, certificates: Certificates, server: Peer, found: Expected) -> Farm {
+    Farm::new(name, certificates, vec![Server::Peer(server)], found)
+}
+
+/// HAProxy that requires a certificate.
+pub(crate) fn haproxy_with_client_certificates() -> Farm {
+    let certificates = Certificates::new();
+    let bind = format!("verify required ca-file {}", certificates.ca.display());
+    let server = haproxy(&certificates, &bind);
+    alone(
+        "HAProxy with client certificates",
+        certificates,
+        server,
+        WITHHELD,
+    )
+}
+
+/// nginx that requires a certificate. nginx finishes the handshake, and then answers with status 400.
+pub(crate) fn nginx_with_client_certificates() -> Farm {
+    let certificates = Certificates::new();
+    let directives = format!(
+        "ssl_session_cache shared:s:1m; ssl_verify_client on; ssl_client_certificate {};",
+        certificates.ca.display()
+    );
+    let server = nginx(&certificates, &directives);
+    let expected = Expected {
+        // nginx removes the session from its cache when it answers with status 400.
+        session_id: Sharing::Never,
+        ticket: ONE,
+        psk: ONE,
+        codes: &["client-certificate-required"],
+    };
+    alone(
+        "nginx with client certificates",
+        certificates,
+        server,
+        expected,
+    )
+}
+
+/// nginx with an open name, and with the name `private.farm.test` that requires a certificate.
+pub(crate) fn nginx_with_a_private_name() -> Farm {
+    let certificates = Certificates::new();
+    let server = nginx_with(certificates.folder(), |port| {
+        let pair = certificates.nginx_directives();
+        let ca = certificates.ca.display();
+        let common = format!(
+            "listen 127.0.0.1:{port} ssl; {pair} ssl_protocols TLSv1.2 TLSv1.3;\n\
+             ssl_session_cache shared:s:1m; location / {{ return 204; }}\n"
+        );
+        format!(
+            "server_name farm.test; {common}}}\nserver {{\nserver_name private.farm.test; {common}\
+             ssl_verify_client on; ssl_client_certificate {ca};\n"
+        )
+    });
+    let expected = Expected {
+        session_id: ONE,
+        ticket: ONE,
+        psk: ONE,
+        // Before nginx 1.26.3, the private name resumes TLS 1.3 sessions of the open name (CVE-2025-23419).
+        codes: &["resumes-for-other-name"],
+    };
+    alone("nginx with a private name", certificates, server, expected)
+}

@@ -1,0 +1,114 @@
+//! Farms of real servers, each with the facts that a probe should find.
+
+mod clients;
+mod nginx;
+mod others;
+mod sessile;
+mod shared;
+
+pub(crate) use clients::*;
+pub(crate) use nginx::*;
+pub(crate) use others::*;
+pub(crate) use sessile::*;
+pub(crate) use shared::*;
+
+use std::net::SocketAddr;
+
+use crate::peers::{Certificates, Faulty, Peer, Sessile};
+
+/// Every code that [`Expected::codes`] may contain.
+pub(crate) const CODES: [&str; 19] = [
+    "no-shared-ticket-keys",
+    "no-shared-cache",
+    "one-way-keys",
+    "forgets-own-sessions",
+    "several-servers-at-address",
+    "ends-resumption",
+    "lost-with-idle-connection",
+    "expires-early",
+    "resumes-for-other-name",
+    "weak-ticket-key",
+    "early-data-replayed",
+    "lifetime-over-seven-days",
+    "outlives-certificate",
+    "tickets-in-full-handshakes-only",
+    "renews-tls12-ticket",
+    "repeated-identity",
+    "client-certificate-required",
+    "no-mechanism",
+    "address-fails",
+];
+
+/// A running server, which stops when dropped.
+pub(crate) enum Server {
+    Peer(Peer),
+    Sessile(Sessile),
+    Faulty(Faulty),
+}
+
+impl Server {
+    fn address(&self) -> SocketAddr {
+        match self {
+            Self::Peer(peer) => peer.address(),
+            Self::Sessile(sessile) => sessile.address(),
+            Self::Faulty(faulty) => faulty.address(),
+        }
+    }
+}
+
+/// How the servers of a farm handle the sessions of one mechanism.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sharing {
+    /// No server gives a session.
+    NotOffered,
+    /// The servers of a group resume the sessions of each other. The numbers are indexes of addresses.
+    Groups(&'static [&'static [usize]]),
+    /// The servers give sessions, and refuse their own sessions.
+    Never,
+    /// The servers end connections that offer a session.
+    Ends,
+    /// The servers end connections without a client certificate.
+    NeedsCertificate,
+}
+
+/// What is true of a farm.
+pub(crate) struct Expected {
+    pub(crate) session_id: Sharing,
+    pub(crate) ticket: Sharing,
+    pub(crate) psk: Sharing,
+    /// The codes of the findings that the farm should cause.
+    pub(crate) codes: &'static [&'static str],
+}
+
+/// Running servers, and what is true of them.
+pub(crate) struct Farm {
+    pub(crate) name: &'static str,
+    pub(crate) addresses: Vec<SocketAddr>,
+    pub(crate) expected: Expected,
+    pub(crate) certificates: Certificates,
+    servers: Vec<Server>,
+}
+
+impl Farm {
+    fn new(
+        name: &'static str,
+        certificates: Certificates,
+        servers: Vec<Server>,
+        expected: Expected,
+    ) -> Self {
+        Self {
+            name,
+            addresses: servers.iter().map(Server::address).collect(),
+            expected,
+            certificates,
+            servers,
+        }
+    }
+    /// Keeps a server running that clients do not connect to.
+    fn keep(&mut self, server: Server) {
+        self.servers.push(server);
+    }
+}
+
+/// The groups of a farm of one server that resumes its own sessions.
+const ONE: Sharing = Sharing::Groups(&[&[0]]);

@@ -1,0 +1,175 @@
+//! Farms of other servers than nginx.
+
+use std::fs;
+use std::process::Command;
+
+use super::{Expected, Farm, ONE, Server, Sharing};
+use crate::peers::{By, Certificates, End, Fault, Faulty, Peer, Resumption, Web, haproxy, openssl};
+
+const APART: Sharing = Sharing::Groups(&[&[0], &[1]]);
+const TOGETHER: Sharing = Sharing::Groups(&[&[0, 1]]);
+
+/// A Node server as a beginner writes it.
+const NODE: &str = "const [port, key, cert] = process.argv.slice(1); const fs = require('fs'); \
+    require('https').createServer({ key: fs.readFileSync(key), cert: fs.readFileSync(cert) }, \
+    (request, response) => response.end()).listen(port, '127.0.0.1');";
+
+/// A farm of one server.
+fn alone(name: &'static str, certificates: Certificates, server: Peer, expected: Expected) -> Farm {
+    Farm::new(name, certificates, vec![Server::Peer(server)], expected)
+}
+
+/// HAProxy with TLS 1.2 and a cache.
+pub(crate) fn haproxy_without_tickets() -> Farm {
+    let certificates = Certificates::new();
+    let server = Web::Haproxy.start(&certificates, Resumption::SessionId);
+    let expected = Expected {
+        session_id: ONE,
+        ticket: Sharing::NotOffered,
+        psk: Sharing::NotOffered,
+        // Session IDs work, so the absence of tickets is no fault.
+        codes: &[],
+    };
+    alone("HAProxy without tickets", certificates, server, expected)
+}
+
+/// Two HAProxy servers with one file of `tls-ticket-keys`, without a cache.
+pub(crate) fn haproxy_sharing_keys() -> Farm {
+    let certificates = Certificates::new();
+    let file = certificates.folder().join("tickets.keys");
+    // HAProxy needs three keys of 48 or 80 bytes in Base64. Here each key repeats one byte.
+    let keys = ["AQEB", "AgIC", "AwMD"].map(|bytes| bytes.repeat(16) + "\n");
+    fs::write(&file, keys.concat()).unwrap();
+    let bind = format!("tls-ticket-keys {}", file.display());
+    let start = |_| Server::Peer(haproxy(&certificates, &bind));
+    let servers = (0..2).map(start).collect();
+    let expected = Expected {
+        session_id: Sharing::NotOffered,
+        ticket: TOGETHER,
+        psk: TOGETHER,
+        // HAProxy gives no TLS 1.3 ticket in a resumed handshake.
+        codes: &["tickets-in-full-handshakes-only"],
+    };
+    Farm::new("HAProxy with shared keys", certificates, servers, expected)
+}
+
+/// Two Apache servers, each with a cache and ticket keys of its own.
+pub(crate) fn apache_sharing_nothing() -> Farm {
+    let certificates = Certificates::new();
+    let start = |_| Server::Peer(Web::Apache.start(&certificates, Resumption::Psk));
+    let servers = (0..2).map(start).collect();
+    let expected = Expected {
+        session_id: APART,
+        ticket: APART,
+        psk: APART,
+        // `shmcb` is a cache of one machine, and the ticket keys are random.
+        codes: &["no-shared-ticket-keys", "no-shared-cache"],
+    };
+    Farm::new(
+        "Apache that shares nothing",
+        certificates,
+        servers,
+        expected,
+    )
+}
+
+/// One Caddy server.
+pub(crate) fn caddy_alone() -> Farm {
+    let certificates = Certificates::new();
+    let server = Web::Caddy.start(&certificates, Resumption::Psk);
+    let expected = Expected {
+        session_id: Sharing::NotOffered,
+        ticket: ONE,
+        psk: ONE,
+        // Tickets work, so the absence of session IDs is no fault.
+        codes: &[],
+    };
+    alone("Caddy", certificates, server, expected)
+}
+
+/// `openssl s_server`, which stores its sessions, also those of TLS 1.3.
+pub(crate) fn openssl_stateful() -> Farm {
+    let certificates = Certificates::new();
+    let server = openssl(&certificates, &["-www", "-no_ticket"]);
+    let expected = Expected {
+        session_id: ONE,
+        ticket: Sharing::NotOffered,
+        psk: ONE,
+        // In TLS 1.3, the ticket is the key of an entry in the cache.
+        codes: &[],
+    };
+    alone("openssl with a cache", certificates, server, expected)
+}
+
+/// `openssl s_server` with tickets and without a cache.
+pub(crate) fn openssl_stateless() -> Farm {
+    let certificates = Certificates::new();
+    let server = openssl(&certificates, &["-www", "-no_cache"]);
+    let expected = Expected {
+        session_id: Sharing::NotOffered,
+        ticket: ONE,
+        psk: ONE,
+        // Tickets work without a cache.
+        codes: &[],
+    };
+    alone("openssl with tickets", certificates, server, expected)
+}
+
+/// The server of GnuTLS.
+pub(crate) fn gnutls_alone() -> Farm {
+    let certificates = Certificates::new();
+    let server = Peer::start("gnutls-bin", |port| {
+        let mut command = Command::new("gnutls-serv");
+        command.args(["--http", "--quiet", "--port", &port.to_string()]);
+        command.arg("--x509certfile").arg(&certificates.chain);
+        command.arg("--x509keyfile").arg(&certificates.key);
+        command
+    });
+    let expected = Expected {
+        session_id: ONE,
+        ticket: ONE,
+        psk: ONE,
+        // The server has a cache and tickets by default.
+        codes: &[],
+    };
+    alone("gnutls-serv", certificates, server, expected)
+}
+
+/// A Node server with the default settings.
+pub(crate) fn node_alone() -> Farm {
+    let certificates = Certificates::new();
+    let server = Peer::start("nodejs", |port| {
+        let mut command = Command::new("node");
+        command.args(["-e", NODE, &port.to_string()]);
+        command.arg(&certificates.key).arg(&certificates.chain);
+        command
+    });
+    let expected = Expected {
+        session_id: Sharing::Never,
+        ticket: ONE,
+        psk: ONE,
+        // Node gives session IDs, but stores sessions only if the program handles an event.
+        codes: &["forgets-own-sessions"],
+    };
+    alone("Node", certificates, server, expected)
+}
+
+/// A server of TLS 1.3 that sends an alert if a handshake offers a session of the server.
+pub(crate) fn ends_tls13_resumption() -> Farm {
+    let certificates = Certificates::new();
+    let server = Faulty::start(&certificates, By::Psk, Fault::Offers(End::Alert));
+    let expected = Expected {
+        session_id: Sharing::NotOffered,
+        ticket: Sharing::NotOffered,
+        psk: Sharing::Ends,
+        // Handshakes without a session succeed.
+        codes: &["ends-resumption"],
+    };
+    let servers = vec![Server::Faulty(server)];
+    Farm::new(
+        "a server that ends resumption",
+        certificates,
+        servers,
+        expected,
+    )
+}

@@ -325,6 +325,11 @@ impl Found<'_> {
             );
             self.add(Code::ResumesSometimes, how, vec![from, to], text);
         }
+        self.not_offered_by_all(tested);
+    }
+
+    /// Servers that give no session of a kind that others give.
+    fn not_offered_by_all(&mut self, tested: &MechanismFindings) {
         let missing: Vec<SocketAddr> = self
             .report
             .addresses
@@ -342,7 +347,7 @@ impl Found<'_> {
                 "{} gives no session of this kind; the other servers do.",
                 self.names(&missing)
             );
-            self.add(Code::NotOfferedByAll, how, missing, text);
+            self.add(Code::NotOfferedByAll, Some(tested.how), missing, text);
         }
     }
 

@@ -16,29 +16,6 @@ use std::net::SocketAddr;
 
 use crate::peers::{Certificates, Faulty, Peer, Sessile};
 
-/// Every code that [`Expected::codes`] may contain.
-pub(crate) const CODES: [&str; 19] = [
-    "no-shared-ticket-keys",
-    "no-shared-cache",
-    "one-way-keys",
-    "forgets-own-sessions",
-    "several-servers-at-address",
-    "ends-resumption",
-    "lost-with-idle-connection",
-    "expires-early",
-    "resumes-for-other-name",
-    "weak-ticket-key",
-    "early-data-replayed",
-    "lifetime-over-seven-days",
-    "outlives-certificate",
-    "tickets-in-full-handshakes-only",
-    "renews-tls12-ticket",
-    "repeated-identity",
-    "client-certificate-required",
-    "no-mechanism",
-    "address-fails",
-];
-
 /// A running server, which stops when dropped.
 pub(crate) enum Server {
     Peer(Peer),
@@ -86,6 +63,8 @@ pub(crate) struct Farm {
     pub(crate) addresses: Vec<SocketAddr>,
     pub(crate) expected: Expected,
     pub(crate) certificates: Certificates,
+    /// More arguments of the probe.
+    pub(crate) arguments: &'static [&'static str],
     servers: Vec<Server>,
 }
 
@@ -101,9 +80,17 @@ impl Farm {
             addresses: servers.iter().map(Server::address).collect(),
             expected,
             certificates,
+            arguments: &[],
             servers,
         }
     }
+
+    /// Sets more arguments of the probe.
+    const fn probed_with(mut self, arguments: &'static [&'static str]) -> Self {
+        self.arguments = arguments;
+        self
+    }
+
     /// Keeps a server running that clients do not connect to.
     fn keep(&mut self, server: Server) {
         self.servers.push(server);

@@ -111,6 +111,7 @@ pub(crate) fn sessile_purging_on_reclaim() -> Farm {
     };
     let settings = "[connection]\nidle-timeout = \"1s\"\npurge-on-reclaim = true";
     configured("sessile that purges sessions", 1, [settings, ""], expected)
+        .probed_with(&["--after", "4s"])
 }
 
 /// One server that requires a client certificate.

@@ -3,6 +3,7 @@
 
 mod balance;
 mod check;
+mod endpoint;
 mod farm;
 mod forget;
 mod generate;
@@ -57,7 +58,7 @@ struct Arguments {
 #[derive(Subcommand)]
 enum CommandArgs {
     Farm(farm::Args),
-    Probe(probe::Args),
+    Probe(Box<probe::Args>),
     Lab(lab::Args),
     Settings(settings::Args),
     Check(check::Args),
@@ -73,7 +74,7 @@ enum CommandArgs {
 pub fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         CommandArgs::Farm(args) => farm::run(args),
-        CommandArgs::Probe(args) => probe::run(args),
+        CommandArgs::Probe(args) => probe::run(&args),
         CommandArgs::Lab(args) => lab::run(args),
         CommandArgs::Settings(args) => settings::run(args),
         CommandArgs::Check(args) => check::run(args),

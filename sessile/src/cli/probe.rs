@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 use clap::ValueHint;
@@ -11,14 +11,14 @@ use sessile_proto::verdict::How;
 use tokio::net::lookup_host;
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::endpoint::{Endpoint, Endpoints};
 use super::terminal::{self, EXIT_INTERRUPTED, ProgressLine};
 use crate::client::{ClientCertificate, StartTls, Target, Trust};
-use crate::config::parse_port;
 use crate::probe::finding::Severity;
 use crate::probe::findings;
 use crate::probe::table::{self, Detail};
 use crate::probe::{
-    self, FirstConnection, MECHANISMS, ProbePlan, ProbeProgress, ProbeReport, Request, json,
+    self, FirstConnection, MECHANISMS, ProbePlan, ProbeProgress, ProbeReport, Request, html, json,
     prometheus,
 };
 
@@ -127,6 +127,10 @@ pub(super) struct Args {
     #[arg(long)]
     json: bool,
 
+    /// Also write the report as an HTML page into this file
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+
     /// Write metrics in the text format of Prometheus instead of tables
     #[arg(long, conflicts_with = "json")]
     prometheus: bool,
@@ -191,12 +195,12 @@ const EXIT_NO_CONNECTION: u8 = 2;
 ///
 /// The runtime cannot be started, or the report cannot be written. Faults of the user or the server
 /// are printed and give the exit status 2.
-pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
+pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let runtime = super::runtime()?;
     let code = runtime.block_on(async {
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot catch signals")?;
         let planned = tokio::select! {
-            planned = plan(&args) => planned,
+            planned = plan(args) => planned,
             _ = interrupt.recv() => return Ok(ExitCode::from(EXIT_INTERRUPTED)),
         };
         let plan = match planned {
@@ -219,7 +223,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         if let Err(error) = result {
             return Ok(print_error(&error.into()));
         }
-        print(&args, &report)
+        print(args, &report)
     });
     // Do not wait for a name lookup that is still running.
     runtime.shutdown_background();
@@ -384,6 +388,11 @@ fn print(args: &Args, report: &ProbeReport) -> anyhow::Result<ExitCode> {
         };
         table::write(report, terminal::colour(), detail)
     };
+    if let Some(file) = &args.html {
+        let date = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
+        std::fs::write(file, html::write(report, &date))
+            .with_context(|| format!("cannot write the HTML page to {}", file.display()))?;
+    }
     terminal::print_report(&text)?;
     if !report.complete {
         return Ok(ExitCode::from(EXIT_INTERRUPTED));
@@ -420,86 +429,6 @@ fn print_error(error: &anyhow::Error) -> ExitCode {
     ExitCode::from(EXIT_NO_CONNECTION)
 }
 
-/// `HOST`, `HOST:PORT`, `IP`, `[IPv6]` or `[IPv6]:PORT`; or a URL with one of them.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Endpoint {
-    /// The host without brackets.
-    host: String,
-    port: Option<u16>,
-}
-
-impl std::str::FromStr for Endpoint {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let text = match text.split_once("://") {
-            Some((scheme, rest)) if scheme.eq_ignore_ascii_case("https") => {
-                rest.split(['/', '?', '#']).next().unwrap_or_default()
-            }
-            Some(_) => return Err("the probe tests TLS: give an https:// URL, or HOST:PORT"),
-            None => text,
-        };
-        let bracketed = text.strip_prefix('[').and_then(|rest| rest.split_once(']'));
-        let (host, port) = match bracketed {
-            Some((host, "")) => (host, None),
-            Some((host, rest)) => (
-                host,
-                Some(rest.strip_prefix(':').ok_or("expected [IPv6]:PORT")?),
-            ),
-            // An IPv6 address without brackets.
-            None if text.parse::<IpAddr>().is_ok() => (text, None),
-            None => match text.rsplit_once(':') {
-                Some((host, port)) => (host, Some(port)),
-                None => (text, None),
-            },
-        };
-        let is_ip = host.parse::<IpAddr>().is_ok();
-        if host.is_empty() || (host.contains(['/', '[', ']', ':', '@']) && !is_ip) {
-            return Err("expected HOST:PORT or https://HOST:PORT/");
-        }
-        let port = match port.map(parse_port) {
-            None => None,
-            Some(Some(0) | None) => return Err("the port is a number from 1 to 65535"),
-            Some(port) => port,
-        };
-        Ok(Self {
-            host: host.to_owned(),
-            port,
-        })
-    }
-}
-
-/// One endpoint, or several with commas between them. A URL is one endpoint, because its path may have commas.
-#[derive(Clone, Debug)]
-struct Endpoints(Vec<Endpoint>);
-
-impl std::str::FromStr for Endpoints {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let endpoints = if text.contains("://") {
-            vec![text.parse()?]
-        } else {
-            text.split(',').map(str::parse).collect::<Result<_, _>>()?
-        };
-        Ok(Self(endpoints))
-    }
-}
-
-impl std::fmt::Display for Endpoint {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if self.host.contains(':') {
-            write!(f, "[{}]", self.host)?;
-        } else {
-            f.write_str(&self.host)?;
-        }
-        match self.port {
-            Some(port) => write!(f, ":{port}"),
-            None => Ok(()),
-        }
-    }
-}
-
 fn percent(text: &str) -> Result<f64, &'static str> {
     let number = text.strip_suffix('%').unwrap_or(text).trim();
     match number.parse() {
@@ -526,59 +455,6 @@ fn duration(text: &str) -> Result<Duration, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn endpoints_are_parsed_and_displayed_in_every_form() {
-        for (text, host, port) in [
-            ("farm.test:8443", "farm.test", Some(8443)),
-            ("farm.test", "farm.test", None),
-            ("192.0.2.1", "192.0.2.1", None),
-            ("[2001:db8::1]:443", "2001:db8::1", Some(443)),
-            ("[2001:db8::1]", "2001:db8::1", None),
-        ] {
-            let endpoint: Endpoint = text.parse().unwrap();
-            assert_eq!((endpoint.host.as_str(), endpoint.port), (host, port));
-            assert_eq!(endpoint.to_string(), text);
-        }
-        for (text, displayed) in [
-            ("2001:db8::1", "[2001:db8::1]"),
-            ("https://farm.test", "farm.test"),
-            ("HTTPS://farm.test:8443/a?b#c", "farm.test:8443"),
-            ("https://[::1]:8443/https://other.test/", "[::1]:8443"),
-        ] {
-            let endpoint: Endpoint = text.parse().unwrap();
-            assert_eq!(endpoint.to_string(), displayed, "{text}");
-        }
-    }
-
-    #[test]
-    fn invalid_endpoints_are_refused() {
-        for text in [
-            "",
-            ":443",
-            "h:",
-            "h:0",
-            "h:65536",
-            "h:+1",
-            "https://",
-            "https:///path",
-            "https://user@h/",
-            "http://h/",
-            "h/path",
-            "[::1]443",
-            "[::1",
-        ] {
-            assert!(text.parse::<Endpoint>().is_err(), "{text}");
-        }
-    }
-
-    #[test]
-    fn commas_separate_endpoints_but_not_the_parts_of_a_url() {
-        let count = |text: &str| text.parse::<Endpoints>().map(|endpoints| endpoints.0.len());
-        assert_eq!(count("192.0.2.1,farm.test:8443"), Ok(2));
-        assert_eq!(count("https://farm.test/a,b"), Ok(1));
-        assert!(count("192.0.2.1,").is_err());
-    }
 
     #[tokio::test]
     async fn addresses_without_a_port_take_the_port_of_the_target_and_count_once() {

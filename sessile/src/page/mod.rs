@@ -39,6 +39,11 @@ impl Page<'_> {
         response
     }
 
+    /// The page as a file.
+    pub(crate) fn document(&self) -> String {
+        self.html(&nonce())
+    }
+
     fn html(&self, nonce: &str) -> String {
         let title = escaped(self.title);
         let icon = self.icon.replace('#', "%23");

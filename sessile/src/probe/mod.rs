@@ -9,6 +9,7 @@ mod attempt;
 mod delayed;
 pub mod finding;
 pub mod findings;
+pub mod html;
 pub(crate) mod http;
 pub mod json;
 mod other_name;

@@ -169,7 +169,7 @@ fn push_matrix(text: &mut String, tested: &MechanismFindings, report: &ProbeRepo
 }
 
 /// The sign for the answers of a pair of servers.
-fn mark(answers: Answers) -> String {
+pub(super) fn mark(answers: Answers) -> String {
     match answers.consistency() {
         Consistency::Unknown if answers.ended > 0 => "end".to_owned(),
         Consistency::Unknown => ".".to_owned(),
@@ -246,7 +246,7 @@ pub const fn title(how: How) -> &'static str {
 
 /// The result for the mechanism in one line, such as `resumed 5 of 5`. With several servers, the matrix shows who
 /// refused.
-fn summary(findings: &MechanismFindings, servers: usize) -> String {
+pub(super) fn summary(findings: &MechanismFindings, servers: usize) -> String {
     let mut line = match findings.status() {
         Status::Resumes | Status::Partly | Status::Refuses => {
             let returns = findings.returns().count();

@@ -501,6 +501,14 @@ fn a_share_and_single_mechanisms_decide_for_monitors() {
         text.starts_with("about 18 connections to 2 addresses"),
         "{text}"
     );
+    let page = certificates.folder().join("report.html");
+    let html = ["--html", page.to_str().unwrap()];
+    assert_eq!(probe(&[&plain[..], &html].concat()).status.code(), Some(1));
+    let page = std::fs::read_to_string(page).unwrap();
+    assert!(page.contains("do not share ticket keys"), "{page}");
+    let missing = probe(&[&plain[..], &["--html", "/no-such-folder/report.html"]].concat());
+    let text = String::from_utf8(missing.stderr).unwrap();
+    assert!(text.contains("/no-such-folder/report.html"), "{text}");
     let verbose = probe(&[&plain[..], &["--verbose"]].concat());
     let text = String::from_utf8(verbose.stdout).unwrap();
     assert!(text.contains("  #  address"), "{text}");

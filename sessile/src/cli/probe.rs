@@ -398,7 +398,9 @@ fn print(args: &Args, report: &ProbeReport) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::from(EXIT_INTERRUPTED));
     }
     if report.has_no_connection() {
-        let hint = if !report.has_refused_certificate() {
+        let hint = if report.requires_certificate() {
+            ": a client certificate is required (--cert FILE --key FILE)"
+        } else if !report.has_refused_certificate() {
             ""
         } else if args.ca.is_some() {
             " (--insecure accepts any certificate, also a self-signed one)"

@@ -312,7 +312,7 @@ impl Client {
                 .any(|learned| matches!(learned, Learned::Ticket(_)))
         };
         match outcome.kind {
-            // Without a new ticket, the session is the offered one, which stays where it came from.
+            // Without a new ticket, the session is the offered one. It stays in the cache of the offer.
             Kind::Resumed(_) => has_ticket(),
             // If the server gives no ticket, rustls keeps the session ID instead, which
             // [`Mechanism::Ticket`] must not offer.

@@ -1,4 +1,4 @@
-//! One attempt of a probe at a handshake, and what the wire showed.
+//! One attempt of a probe at a handshake, and its facts from the wire.
 
 use std::fmt;
 use std::net::SocketAddr;

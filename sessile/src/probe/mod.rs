@@ -2,8 +2,9 @@
 //! server. For each mechanism, the probe makes a full handshake with each server. Then it offers sessions of each
 //! server to each server. It prints nothing; [`table`] and [`json`] write the report.
 //!
-//! - `plan`: what a probe does. `visit`: one connection. `pace`: the time between connections.
-//! - `report`: what was seen. `findings`: what follows from it, with `remedies`.
+//! - `plan`: target and options. `visit`: one connection. `pace`: the time between connections.
+//! - `delayed`, `other_name`: the tests beside the matrix.
+//! - `report`: the facts. `findings`: the conclusions, with `remedies`.
 
 mod attempt;
 mod delayed;
@@ -102,7 +103,7 @@ struct MechanismTest<'a> {
 
 impl MechanismTest<'_> {
     async fn run(&mut self) -> Result<(), SetupError> {
-        // A list of its own, because the report's list gets shorter if an address is left out.
+        // Copy the list, because the report's list gets shorter if an address is left out.
         for address in self.report.addresses.clone() {
             self.visit(None, address).await?;
         }

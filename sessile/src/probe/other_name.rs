@@ -1,5 +1,5 @@
-//! Offers sessions of the tested name to another name of the same servers. A server that resumes them skips what it
-//! checks in a full handshake for the other name, such as the client's certificate.
+//! Offers sessions of the tested name to another name of the same servers. A server that resumes them skips the
+//! checks of a full handshake for the other name, such as that of the client's certificate.
 
 use std::net::SocketAddr;
 

@@ -1,4 +1,4 @@
-//! What a probe does: its target, its requests, and how many connections it makes in what time.
+//! The plan of a probe: target, requests, number of connections, and shortest time.
 
 use std::net::SocketAddr;
 use std::time::Duration;

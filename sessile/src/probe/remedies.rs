@@ -1,4 +1,4 @@
-//! What an operator can do about a finding, in the words of each product.
+//! The remedies for findings, in the words of each product.
 
 /// What an operator can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -51,7 +51,7 @@ pub struct MechanismFindings {
     pub attempts: Vec<Attempt>,
 }
 
-/// What a server did with a session of the tested name under another name.
+/// The answer of a server to a session of the tested name that was offered to another name.
 #[derive(Debug)]
 pub struct OtherNameOffer {
     /// The other name.
@@ -141,6 +141,15 @@ impl ProbeReport {
     #[must_use]
     pub fn has_no_connection(&self) -> bool {
         !self.attempts().any(|attempt| attempt.result.is_ok())
+    }
+
+    /// True if a server requested a certificate of the client and ended the handshake.
+    #[must_use]
+    pub fn requires_certificate(&self) -> bool {
+        self.attempts().any(|attempt| {
+            let is_ended = attempt.error().is_some_and(Error::is_ended_by_server);
+            is_ended && attempt.requests_certificate()
+        })
     }
 
     /// True if the client refused a certificate.

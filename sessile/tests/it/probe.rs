@@ -466,7 +466,7 @@ fn a_required_client_certificate_is_named_and_can_be_given() {
             );
             assert_eq!(found.statuses(), ["failed"; 3], "{:#}", found.report);
             let text = String::from_utf8_lossy(&output.stderr).into_owned();
-            assert!(text.contains("no connection"), "{text}");
+            assert!(text.contains("a client certificate is required"), "{text}");
         }
         let with = [&plain[..], &["--cert", chain, "--key", key]].concat();
         let found = Found::of(&probe(&with));

@@ -1,18 +1,20 @@
 //! What follows from the results of a probe: the findings, the most severe first. A finding states only what the
 //! wire shows.
 
+mod delayed;
+mod other_names;
+mod tickets;
+
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
-use sessile_proto::Word;
 use sessile_proto::resumption_matrix::Sharing;
 use sessile_proto::verdict::How;
-use sessile_proto::watch::{Kind, SessionOutcome};
+use sessile_proto::watch::Kind;
 
-use super::attempt::{Attempt, FinishedHandshake};
+use super::attempt::Attempt;
 use super::finding::{Code, Finding};
-use super::plan::FirstConnection;
-use super::report::{DelayedReturn, MechanismFindings, ProbeReport, Status};
+use super::report::{MechanismFindings, ProbeReport, Status};
 use crate::client::Error;
 
 /// The findings of a report, the most severe first.
@@ -144,120 +146,6 @@ impl Found<'_> {
                 );
                 self.add(Code::AddressFails, None, vec![address], text);
             }
-        }
-    }
-
-    /// Sessions of the tested name that resume for another name.
-    fn other_names(&mut self) {
-        for offered in &self.report.other_names {
-            let resumed = offered.offer.as_ref().ok();
-            let Some(seen) = resumed.filter(|seen| matches!(seen.kind, Kind::Resumed(_))) else {
-                continue;
-            };
-            let (requests_certificate, certificate) = match &offered.full {
-                Ok(seen) => (seen.certificate_requested, seen.certificate),
-                Err(failed) => (failed.certificate_requested, None),
-            };
-            let label = self.report.server_label(offered.address);
-            let [name, own] = [&offered.name, &self.report.server_name];
-            let is_open_to_all = offered.full.as_ref().is_ok_and(is_answered);
-            if is_open_to_all {
-                // The other name asks for a certificate, but serves clients without one.
-                continue;
-            }
-            if requests_certificate && !self.report.requests_certificate(offered.address) {
-                let text = format!(
-                    "{label} requests a client certificate for {name}, and resumed a session of {own} for {name} \
-                     without a request"
-                );
-                let (code, text) = match seen.status {
-                    Some(status) if (200..300).contains(&status) => {
-                        let end = "A client without a certificate gets in, as in CVE-2025-23419.";
-                        let text = format!("{text}. It answered HEAD / with {status}. {end}");
-                        (Code::SkipsClientCertificate, text)
-                    }
-                    Some(status) => {
-                        let text = format!("{text}. It refused HEAD / with {status}.");
-                        (Code::ResumesForOtherName, text)
-                    }
-                    None => {
-                        let end = "The probe got no HTTP response, so it does not know whether the server checks.";
-                        (Code::ResumesForOtherName, format!("{text}. {end}"))
-                    }
-                };
-                self.add(code, Some(offered.how), vec![offered.address], text);
-            } else if certificate.is_some() && certificate != offered.certificate {
-                let text = format!(
-                    "{label} resumed a session of {own} for {name}, which has another certificate."
-                );
-                let code = Code::ResumesForOtherName;
-                self.add(code, Some(offered.how), vec![offered.address], text);
-            }
-        }
-    }
-
-    /// Sessions that were gone after a gap.
-    fn delayed(&mut self) {
-        let all = &self.report.delayed;
-        for lost in all
-            .iter()
-            .filter(|it| it.outcome == SessionOutcome::Refused)
-        {
-            let same_test =
-                |other: &&DelayedReturn| (other.how, other.address) == (lost.how, lost.address);
-            let kept = || {
-                all.iter()
-                    .filter(same_test)
-                    .filter(|it| it.outcome == SessionOutcome::Resumed)
-            };
-            let earlier_loss = all.iter().filter(same_test).any(|it| {
-                it.outcome == SessionOutcome::Refused
-                    && it.first_connection == lost.first_connection
-                    && it.gap < lost.gap
-            });
-            if earlier_loss {
-                continue;
-            }
-            let label = self.report.server_label(lost.address);
-            let gap = humantime::format_duration(lost.gap);
-            let is_kept_by_close = kept().any(|it| {
-                it.gap == lost.gap && it.first_connection == FirstConnection::CloseNotify
-            });
-            let (code, text) = match lost.first_connection {
-                FirstConnection::Idle if is_kept_by_close => (
-                    Code::LostWithIdleConnection,
-                    format!(
-                        "{label} refused a session after {gap} in which its first connection was idle, and resumed \
-                         one whose first connection had ended. The server forgets sessions with idle connections."
-                    ),
-                ),
-                FirstConnection::Fin | FirstConnection::Reset if is_kept_by_close => (
-                    Code::LostWithoutCloseNotify,
-                    format!(
-                        "{label} refused a session whose first connection ended without close_notify ({}), and \
-                         resumed one after close_notify.",
-                        lost.first_connection.as_str()
-                    ),
-                ),
-                fate => {
-                    let longest = kept()
-                        .filter(|it| it.first_connection == fate && it.gap < lost.gap)
-                        .map(|it| it.gap)
-                        .max();
-                    let known = match longest {
-                        Some(longest) => humantime::format_duration(longest).to_string(),
-                        None => "once".to_owned(),
-                    };
-                    let text = format!(
-                        "{label} resumed a session after {known}, and refused one after {gap} (first connection: \
-                         {}).",
-                        fate.as_str()
-                    )
-                    .replace("after once", "at once");
-                    (Code::LostAfterGap, text)
-                }
-            };
-            self.add(code, Some(lost.how), vec![lost.address], text);
         }
     }
 
@@ -436,49 +324,6 @@ impl Found<'_> {
             self.add(Code::OneWayKeys, Some(tested.how), vec![from, to], text);
         }
     }
-
-    /// When tickets are given.
-    fn tickets(&mut self, tested: &MechanismFindings) {
-        let resumed = |seen: &&FinishedHandshake| matches!(seen.kind, Kind::Resumed(_));
-        for &address in &self.report.addresses {
-            let at = tested
-                .attempts
-                .iter()
-                .filter(|attempt| attempt.address == address)
-                .filter_map(Attempt::seen);
-            let returns: Vec<_> = at.filter(resumed).collect();
-            let given = returns.iter().filter(|seen| seen.given).count();
-            let label = self.report.server_label(address);
-            match tested.how {
-                How::Psk if !returns.is_empty() && given == 0 && tested.gives(address) => {
-                    let text = format!(
-                        "{label} gives TLS 1.3 tickets in full handshakes only. A client that uses each ticket \
-                         once pays for a full handshake when its tickets are used up."
-                    );
-                    self.add(
-                        Code::TicketsInFullHandshakesOnly,
-                        Some(tested.how),
-                        vec![address],
-                        text,
-                    );
-                }
-                How::Ticket if given > 0 => {
-                    let text = format!(
-                        "{label} gave a new ticket in {given} of {} resumed TLS 1.2 handshakes. OpenSSL clients \
-                         that take sessions by callback lose their session by this.",
-                        returns.len()
-                    );
-                    self.add(
-                        Code::RenewsTls12Ticket,
-                        Some(tested.how),
-                        vec![address],
-                        text,
-                    );
-                }
-                How::SessionId | How::Ticket | How::Psk => {}
-            }
-        }
-    }
 }
 
 /// True if the sessions are in a cache of the server. TLS 1.3 servers with a cache give short identities, which have
@@ -490,12 +335,6 @@ fn is_by_cache(tested: &MechanismFindings) -> bool {
 
 /// Maximum length of an identity that only names a session in a cache.
 const MAX_CACHE_IDENTITY: usize = 64;
-
-/// True if the server answered the request with success.
-fn is_answered(seen: &FinishedHandshake) -> bool {
-    seen.status
-        .is_some_and(|status| (200..300).contains(&status))
-}
 
 /// The number of different key names in the offered tickets. 1 if the tickets have no key names.
 fn key_names<'a>(attempts: impl Iterator<Item = &'a Attempt>) -> usize {

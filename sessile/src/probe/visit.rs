@@ -230,6 +230,8 @@ impl<'a> Visitor<'a> {
             version: connection.outcome.version,
             cipher_suite: connection.outcome.cipher_suite,
             times: connection.times,
+            tickets: connection.tickets(),
+            certificate_left: connection.certificate_left(),
             certificate: connection.certificate_fingerprint(),
             certificate_requested: connection.certificate_requested,
             status: headers.status,

@@ -15,6 +15,9 @@ use sessile_proto::watch::Kind;
 use super::attempt::Attempt;
 use super::finding::{Code, Finding};
 use super::report::{MechanismFindings, ProbeReport, Status};
+use super::ticket_facts::{
+    KEY_NAME_LEN, KeyNames, TicketFacts, given, names_cached_session, short,
+};
 use crate::client::Error;
 
 /// The findings of a report, the most severe first.
@@ -181,19 +184,31 @@ impl Found<'_> {
                 .map(|group| self.names(&self.addresses(group)))
                 .collect();
             let servers = self.addresses(&sharing.groups.concat());
-            let code = if is_by_cache(tested) {
-                Code::NoSharedCache
+            let groups = groups.join("; ");
+            let only_own = "Each of these groups resumes only its own sessions";
+            let key_names = self.key_names(tested, &sharing.groups);
+            let (code, text) = if is_by_cache(tested) {
+                let text =
+                    format!("The servers do not share a session cache. {only_own}: {groups}.");
+                (Code::NoSharedCache, text)
+            } else if let Some(shared) = shared_name(&key_names) {
+                let mut text = format!(
+                    "The tickets of all servers name the same key ({shared}), and the servers refuse each other's \
+                     tickets. {only_own}: {groups}."
+                );
+                if self.have_different_certificates(tested, &sharing.groups) {
+                    text += " The groups have different certificates.";
+                }
+                (Code::RefusesSharedKeys, text)
             } else {
-                Code::NoSharedTicketKeys
+                let mut text =
+                    format!("The servers do not share ticket keys. {only_own}: {groups}.");
+                if key_names.iter().all(|names| !names.is_empty()) {
+                    let names: Vec<String> = key_names.iter().map(joined).collect();
+                    text += &format!(" Their tickets name different keys: {}.", names.join("; "));
+                }
+                (Code::NoSharedTicketKeys, text)
             };
-            let what = match code {
-                Code::NoSharedCache => "do not share a session cache",
-                _ => "do not share ticket keys",
-            };
-            let text = format!(
-                "The servers {what}. Each of these groups resumes only its own sessions: {}.",
-                groups.join("; ")
-            );
             self.add(code, how, servers, text);
         }
         for &(from, to) in &sharing.uneven {
@@ -214,6 +229,40 @@ impl Found<'_> {
             self.add(Code::ResumesSometimes, how, vec![from, to], text);
         }
         self.not_offered_by_all(tested);
+    }
+
+    /// The key names of each group's tickets.
+    fn key_names(
+        &self,
+        tested: &MechanismFindings,
+        groups: &[Vec<usize>],
+    ) -> Vec<BTreeSet<String>> {
+        let known = KeyNames::of(self.report);
+        let of_server = |server: &usize| {
+            TicketFacts::of(tested, &known, self.report.addresses[*server])
+                .map(|facts| facts.key_names)
+                .unwrap_or_default()
+        };
+        let of_group = |group: &Vec<usize>| group.iter().flat_map(of_server).collect();
+        groups.iter().map(of_group).collect()
+    }
+
+    /// True if no two groups have a certificate in common.
+    fn have_different_certificates(
+        &self,
+        tested: &MechanismFindings,
+        groups: &[Vec<usize>],
+    ) -> bool {
+        let of_group = |group: &Vec<usize>| -> BTreeSet<[u8; 32]> {
+            let servers = group.iter().map(|&server| self.report.addresses[server]);
+            servers
+                .flat_map(|server| tested.full(server))
+                .filter_map(|seen| seen.certificate)
+                .collect()
+        };
+        let mut certificates = groups.iter().flat_map(of_group);
+        let mut known = BTreeSet::new();
+        certificates.all(|certificate| known.insert(certificate)) && !known.is_empty()
     }
 
     /// Servers that give no session of a kind that others give.
@@ -269,7 +318,7 @@ impl Found<'_> {
             }
             let label = self.report.server_label(address);
             let offered = own().count();
-            let names = key_names(own());
+            let names = number_of_keys(self.report, tested, address);
             let stated: BTreeSet<&str> = own()
                 .filter_map(|attempt| attempt.seen()?.server.as_deref())
                 .collect();
@@ -330,31 +379,34 @@ impl Found<'_> {
 /// no room for a sealed session.
 fn is_by_cache(tested: &MechanismFindings) -> bool {
     let mut offers = tested.returns().filter_map(Attempt::offered);
-    tested.how == How::SessionId || offers.all(|offer| offer.bytes.len() <= MAX_CACHE_IDENTITY)
+    tested.how == How::SessionId || offers.all(|offer| names_cached_session(&offer.bytes))
 }
 
-/// Maximum length of an identity that only names a session in a cache.
-const MAX_CACHE_IDENTITY: usize = 64;
+/// The number of keys that sealed the tickets of a server. 1 if the tickets have no key names.
+fn number_of_keys(report: &ProbeReport, tested: &MechanismFindings, server: SocketAddr) -> usize {
+    let names = KeyNames::of(report);
+    let tickets = || given(tested, server).map(|(_, ticket)| ticket.bytes.as_slice());
+    if !tickets().any(|ticket| names.name(ticket).is_some()) {
+        return 1;
+    }
+    // A key that sealed a single ticket has a name that does not repeat.
+    let prefixes: BTreeSet<&[u8]> = tickets()
+        .filter_map(|ticket| ticket.get(..KEY_NAME_LEN))
+        .collect();
+    prefixes.len()
+}
 
-/// The number of different key names in the offered tickets. 1 if the tickets have no key names.
-fn key_names<'a>(attempts: impl Iterator<Item = &'a Attempt>) -> usize {
-    let mut tickets = BTreeSet::new();
-    let mut names = BTreeSet::new();
-    for attempt in attempts {
-        if let Some(offer) = attempt
-            .offered()
-            .filter(|offer| offer.how != How::SessionId)
-        {
-            tickets.insert(&offer.bytes);
-            names.insert(offer.prefix());
-        }
-    }
-    // Without a repeated prefix, the first bytes can be random.
-    if names.len() < tickets.len() {
-        names.len()
-    } else {
-        1
-    }
+/// A key name that all groups have, in short form.
+fn shared_name(groups: &[BTreeSet<String>]) -> Option<String> {
+    let (first, others) = groups.split_first()?;
+    let mut names = first.iter();
+    let shared = names.find(|name| others.iter().all(|group| group.contains(*name)));
+    shared.map(|name| short(name))
+}
+
+fn joined(names: &BTreeSet<String>) -> String {
+    let names: Vec<String> = names.iter().map(|name| short(name)).collect();
+    names.join(", ")
 }
 
 #[cfg(test)]

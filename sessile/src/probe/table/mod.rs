@@ -3,6 +3,7 @@
 mod attempts;
 mod delayed;
 mod text;
+mod tickets;
 
 use std::collections::HashSet;
 use std::fmt::Write as _;
@@ -68,6 +69,7 @@ pub fn write(report: &ProbeReport, colour: Colour, detail: Detail) -> String {
             push_matrix(&mut text, tested, report);
             has_matrix = true;
         }
+        tickets::push_tickets(&mut text, tested, report);
         if shows_attempts {
             attempts::push_attempts(&mut text, tested, colour);
         }

@@ -114,3 +114,17 @@ fn a_run_that_was_stopped_says_so() {
     assert!(text.contains("\nTLS 1.3 PSK: not finished\n"), "{text}");
     assert!(text.ends_with("\nstopped before the end\n"), "{text}");
 }
+
+#[test]
+fn the_lines_about_tickets_name_their_servers_if_these_differ() {
+    let mut report = samples::report();
+    let psk = &mut report.mechanisms[2];
+    let full = psk.attempts[0].result.as_mut().unwrap();
+    full.tickets = vec![samples::given_ticket(1, 1), samples::given_ticket(1, 2)];
+    let text = write(&report, Colour::Never, Detail::Summary);
+    let expected = "
+  tickets of 1: 2 in a full handshake, 200 bytes, lifetime 1h, key name
+    01010101…
+";
+    assert!(text.contains(expected), "{text}");
+}

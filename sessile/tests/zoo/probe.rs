@@ -125,4 +125,10 @@ farms! {
     apache_sharing_redis;
     caddy_sharing_keys;
     mosquitto_alone;
+    smtp_alone;
+    imap_sharing_keys;
+    pop3_sharing_nothing;
+    ftp_alone;
+    ldap_alone;
+    postgres_alone;
 }

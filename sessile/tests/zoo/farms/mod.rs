@@ -5,22 +5,26 @@ mod nginx;
 mod others;
 mod sessile;
 mod shared;
+mod start_tls;
 
 pub(crate) use clients::*;
 pub(crate) use nginx::*;
 pub(crate) use others::*;
 pub(crate) use sessile::*;
 pub(crate) use shared::*;
+pub(crate) use start_tls::*;
 
 use std::net::SocketAddr;
 
 use crate::peers::{Certificates, Faulty, Peer, Sessile};
+use crate::postgres::Database;
 
 /// A running server, which stops when dropped.
 pub(crate) enum Server {
     Peer(Peer),
     Sessile(Sessile),
     Faulty(Faulty),
+    Database(Database),
 }
 
 impl Server {
@@ -29,6 +33,7 @@ impl Server {
             Self::Peer(peer) => peer.address(),
             Self::Sessile(sessile) => sessile.address(),
             Self::Faulty(faulty) => faulty.address(),
+            Self::Database(database) => database.peer.address(),
         }
     }
 }

@@ -70,6 +70,8 @@ pub(crate) struct Farm {
     pub(crate) certificates: Certificates,
     /// More arguments of the probe.
     pub(crate) arguments: &'static [&'static str],
+    /// True if the probe has a client certificate that the servers accept.
+    pub(crate) has_client_certificate: bool,
     servers: Vec<Server>,
 }
 
@@ -86,6 +88,7 @@ impl Farm {
             expected,
             certificates,
             arguments: &[],
+            has_client_certificate: false,
             servers,
         }
     }
@@ -93,6 +96,13 @@ impl Farm {
     /// Sets more arguments of the probe.
     const fn probed_with(mut self, arguments: &'static [&'static str]) -> Self {
         self.arguments = arguments;
+        self
+    }
+
+    /// Gives the probe a client certificate that the servers accept.
+    fn with_client_certificate(mut self, name: &'static str) -> Self {
+        self.name = name;
+        self.has_client_certificate = true;
         self
     }
 

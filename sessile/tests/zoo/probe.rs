@@ -116,6 +116,7 @@ farms! {
     openssl_stateless;
     gnutls_alone;
     node_alone;
+    node_with_h2_only;
     ends_tls13_resumption;
     resets_after_a_ticket;
     hangs_after_a_session_id;
@@ -136,6 +137,10 @@ farms! {
     apache_sharing_redis;
     caddy_sharing_keys;
     mosquitto_alone;
+    mosquitto_without_a_request;
+    grpc_alone;
+    grpc_with_http1;
+    grpc_without_a_request;
     smtp_alone;
     imap_sharing_keys;
     pop3_sharing_nothing;

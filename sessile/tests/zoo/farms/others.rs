@@ -14,6 +14,11 @@ const NODE: &str = "const [port, key, cert] = process.argv.slice(1); const fs = 
     require('https').createServer({ key: fs.readFileSync(key), cert: fs.readFileSync(cert) }, \
     (request, response) => response.end()).listen(port, '127.0.0.1');";
 
+/// A Node server that speaks HTTP/2 only.
+const NODE_H2: &str = "const [port, key, cert] = process.argv.slice(1); const fs = require('fs'); \
+    require('http2').createSecureServer({ key: fs.readFileSync(key), cert: fs.readFileSync(cert) }, \
+    (request, response) => response.end()).listen(port, '127.0.0.1');";
+
 /// A farm of one server.
 fn alone(name: &'static str, certificates: Certificates, server: Peer, expected: Expected) -> Farm {
     Farm::new(name, certificates, vec![Server::Peer(server)], expected)
@@ -138,10 +143,14 @@ pub(crate) fn gnutls_alone() -> Farm {
 
 /// A Node server with the default settings.
 pub(crate) fn node_alone() -> Farm {
+    node(NODE)
+}
+
+fn node(program: &str) -> Farm {
     let certificates = Certificates::new();
     let server = Peer::start("nodejs", |port| {
         let mut command = Command::new("node");
-        command.args(["-e", NODE, &port.to_string()]);
+        command.args(["-e", program, &port.to_string()]);
         command.arg(&certificates.key).arg(&certificates.chain);
         command
     });
@@ -153,6 +162,13 @@ pub(crate) fn node_alone() -> Farm {
         codes: &["unusable-session-ids", "tickets-in-full-handshakes-only"],
     };
     alone("Node", certificates, server, expected)
+}
+
+/// A Node server that speaks HTTP/2 only, and refuses the probe's first offer of ALPN.
+pub(crate) fn node_with_h2_only() -> Farm {
+    let mut farm = node(NODE_H2);
+    farm.name = "Node with HTTP/2";
+    farm
 }
 
 /// A server that ends handshakes which offer a session of the server.

@@ -150,15 +150,20 @@ impl EstablishedConnection {
     ///
     /// # Errors
     ///
-    /// The server sent a fatal alert. With TLS 1.3, the server checks the client's certificate and Finished only
-    /// now, so this alert means that the handshake failed.
+    /// The handshake failed: with TLS 1.3, the server checks the client's certificate and Finished only now.
+    /// - The server sent a fatal alert.
+    /// - The server requested a certificate, and then closed the connection without close_notify. Some servers
+    ///   close before their alert is sent.
     pub async fn settle(&mut self, wait: Duration) -> Result<(), Error> {
-        match timeout(wait, self.stream.await_ticket()).await {
-            Ok(Err(error)) => match Close::from(&error) {
-                Close::Alert(alert) => Err(Error::Alert(alert)),
-                _ => Ok(()),
-            },
-            Ok(Ok(())) | Err(_) => Ok(()),
+        let Ok(Err(error)) = timeout(wait, self.stream.await_ticket()).await else {
+            return Ok(());
+        };
+        match Close::from(&error) {
+            Close::Alert(alert) => Err(Error::Alert(alert)),
+            close @ (Close::Eof | Close::Reset) if self.certificate_requested => {
+                Err(Error::ClosedEarly(close))
+            }
+            _ => Ok(()),
         }
     }
 

@@ -72,7 +72,9 @@ impl Stream {
         }
     }
 
-    /// Reads until a TLS 1.3 ticket, data or the peer's close has arrived. Consumes no data.
+    /// Reads until a TLS 1.3 ticket, data or close_notify has arrived. Consumes no data.
+    ///
+    /// The error is `UnexpectedEof` if the peer closed the connection before that.
     pub(super) async fn await_ticket(&mut self) -> io::Result<()> {
         std::future::poll_fn(|cx| {
             loop {
@@ -80,8 +82,11 @@ impl Stream {
                 let seen = self.tls.tls13_tickets_received() > 0
                     || state.plaintext_bytes_to_read() > 0
                     || state.peer_has_closed();
-                if seen || ready!(self.poll_read_tls(cx))? == 0 {
+                if seen {
                     return Poll::Ready(Ok(()));
+                }
+                if ready!(self.poll_read_tls(cx))? == 0 {
+                    return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
                 }
             }
         })

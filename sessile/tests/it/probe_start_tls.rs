@@ -3,34 +3,7 @@
 use std::fs;
 use std::process::{Command, Output};
 
-use crate::peers::{Certificates, NAME, Peer, nginx};
-
-/// A mail server. Its arguments are the port, and a certificate chain with its key for STARTTLS.
-const SMTP_SERVER: &str = "\
-import signal, ssl, sys
-from aiosmtpd.controller import Controller
-from aiosmtpd.handlers import Sink
-context = None
-if len(sys.argv) > 2:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(sys.argv[2], sys.argv[3])
-Controller(Sink(), hostname='127.0.0.1', port=int(sys.argv[1]), tls_context=context).start()
-signal.pause()
-";
-
-/// The Python of the system, because Debian installs aiosmtpd for it only.
-const PYTHON: &str = "/usr/bin/python3";
-
-fn smtp_server(certificates: Option<&Certificates>) -> Peer {
-    Peer::start("python3-aiosmtpd", |port| {
-        let mut command = Command::new(PYTHON);
-        command.args(["-c", SMTP_SERVER, &port.to_string()]);
-        if let Some(certificates) = certificates {
-            command.args([&certificates.chain, &certificates.key]);
-        }
-        command
-    })
-}
+use crate::peers::{Certificates, NAME, Peer, nginx, smtp_server};
 
 fn tinyproxy(certificates: &Certificates, directives: &str) -> Peer {
     Peer::start("tinyproxy-bin", |port| {

@@ -23,13 +23,13 @@ const GSSENC_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x30];
 const HELLO: &[u8] = include_bytes!("../../../proto/src/testdata/client-openssl-tls13-full.bin");
 
 /// A PostgreSQL server with TLS and a name.
-struct Database {
-    peer: Peer,
+pub(crate) struct Database {
+    pub(crate) peer: Peer,
     _folder: TempDir,
 }
 
 impl Database {
-    fn start(certificates: &Certificates, name: &str) -> Self {
+    pub(crate) fn start(certificates: &Certificates, name: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let data = folder.path().join("data");
         for (file, copy) in [

@@ -13,6 +13,11 @@ fn probe(farm: &Farm) -> Value {
     command.args(["probe", NAME, "--json", "--rate", "0", "--ca"]);
     command.arg(&farm.certificates.ca);
     command.args(farm.arguments);
+    if farm.has_client_certificate {
+        // The certificate of the servers is also valid for clients.
+        command.arg("--cert").arg(&farm.certificates.chain);
+        command.arg("--key").arg(&farm.certificates.key);
+    }
     for address in &farm.addresses {
         command.args(["--address", &address.to_string()]);
     }
@@ -112,7 +117,10 @@ farms! {
     openssl_stateless;
     gnutls_alone;
     node_alone;
+    node_with_h2_only;
     ends_tls13_resumption;
+    resets_after_a_ticket;
+    hangs_after_a_session_id;
     sessile_by_default;
     sessile_without_tickets;
     sessile_without_entries;
@@ -122,8 +130,22 @@ farms! {
     haproxy_with_client_certificates;
     sessile_with_client_certificates;
     nginx_with_client_certificates;
+    haproxy_with_accepted_clients;
+    sessile_with_accepted_clients;
+    nginx_with_accepted_clients;
+    asyncio_with_client_certificates;
     nginx_with_a_private_name;
     apache_sharing_redis;
     caddy_sharing_keys;
     mosquitto_alone;
+    mosquitto_without_a_request;
+    grpc_alone;
+    grpc_with_http1;
+    grpc_without_a_request;
+    smtp_alone;
+    imap_sharing_keys;
+    pop3_sharing_nothing;
+    ftp_alone;
+    ldap_alone;
+    postgres_alone;
 }

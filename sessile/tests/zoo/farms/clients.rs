@@ -1,7 +1,25 @@
 //! Servers that require client certificates.
 
+use std::process::Command;
+
 use super::{Expected, Farm, ONE, Server, Sharing};
-use crate::peers::{Certificates, Peer, haproxy, nginx, nginx_with};
+use crate::peers::{Certificates, PYTHON, Peer, haproxy, nginx, nginx_with};
+
+/// A server of asyncio that requires client certificates, and answers no request.
+const ASYNCIO: &str = "\
+import asyncio, ssl, sys
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain(sys.argv[2], sys.argv[3])
+context.load_verify_locations(sys.argv[4])
+context.verify_mode = ssl.CERT_REQUIRED
+async def answer(reader, writer):
+    await reader.read()
+    writer.close()
+async def main():
+    server = await asyncio.start_server(answer, '127.0.0.1', int(sys.argv[1]), ssl=context)
+    await server.serve_forever()
+asyncio.run(main())
+";
 
 /// The server ends each handshake without a client certificate.
 pub(super) const WITHHELD: Expected = Expected {
@@ -10,6 +28,14 @@ pub(super) const WITHHELD: Expected = Expected {
     psk: Sharing::NeedsCertificate,
     // The server asks for a certificate, and ends the handshake after an empty answer.
     codes: &["client-certificate-required"],
+};
+
+/// The server accepts the certificate of the probe, so all sessions resume.
+const ACCEPTED: Expected = Expected {
+    session_id: ONE,
+    ticket: ONE,
+    psk: ONE,
+    codes: &[],
 };
 
 fn alone(name: &'static str, certificates: Certificates, server: Peer, found: Expected) -> Farm {
@@ -27,6 +53,31 @@ pub(crate) fn haproxy_with_client_certificates() -> Farm {
         server,
         WITHHELD,
     )
+}
+
+/// HAProxy that requires a certificate and gets it.
+pub(crate) fn haproxy_with_accepted_clients() -> Farm {
+    let mut farm = haproxy_with_client_certificates();
+    farm.expected = Expected {
+        // The fixture has no cache.
+        session_id: Sharing::NotOffered,
+        ..ACCEPTED
+    };
+    farm.with_client_certificate("HAProxy with accepted clients")
+}
+
+/// nginx that requires a certificate and gets it.
+pub(crate) fn nginx_with_accepted_clients() -> Farm {
+    let mut farm = nginx_with_client_certificates();
+    farm.expected = ACCEPTED;
+    farm.with_client_certificate("nginx with accepted clients")
+}
+
+/// sessile that requires a certificate and gets it.
+pub(crate) fn sessile_with_accepted_clients() -> Farm {
+    let mut farm = super::sessile_with_client_certificates();
+    farm.expected = ACCEPTED;
+    farm.with_client_certificate("sessile with accepted clients")
 }
 
 /// nginx that requires a certificate. nginx finishes the handshake, and then answers with status 400.
@@ -50,6 +101,23 @@ pub(crate) fn nginx_with_client_certificates() -> Farm {
         certificates,
         server,
         expected,
+    )
+}
+
+/// A server with asyncio, which closes the connection before it has sent its alert.
+pub(crate) fn asyncio_with_client_certificates() -> Farm {
+    let certificates = Certificates::new();
+    let server = Peer::start("python3", |port| {
+        let mut command = Command::new(PYTHON);
+        command.args(["-c", ASYNCIO, &port.to_string()]);
+        command.args([&certificates.chain, &certificates.key, &certificates.ca]);
+        command
+    });
+    alone(
+        "asyncio with client certificates",
+        certificates,
+        server,
+        WITHHELD,
     )
 }
 

@@ -5,22 +5,26 @@ mod nginx;
 mod others;
 mod sessile;
 mod shared;
+mod start_tls;
 
 pub(crate) use clients::*;
 pub(crate) use nginx::*;
 pub(crate) use others::*;
 pub(crate) use sessile::*;
 pub(crate) use shared::*;
+pub(crate) use start_tls::*;
 
 use std::net::SocketAddr;
 
 use crate::peers::{Certificates, Faulty, Peer, Sessile};
+use crate::postgres::Database;
 
 /// A running server, which stops when dropped.
 pub(crate) enum Server {
     Peer(Peer),
     Sessile(Sessile),
     Faulty(Faulty),
+    Database(Database),
 }
 
 impl Server {
@@ -29,6 +33,7 @@ impl Server {
             Self::Peer(peer) => peer.address(),
             Self::Sessile(sessile) => sessile.address(),
             Self::Faulty(faulty) => faulty.address(),
+            Self::Database(database) => database.peer.address(),
         }
     }
 }
@@ -65,6 +70,8 @@ pub(crate) struct Farm {
     pub(crate) certificates: Certificates,
     /// More arguments of the probe.
     pub(crate) arguments: &'static [&'static str],
+    /// True if the probe has a client certificate that the servers accept.
+    pub(crate) has_client_certificate: bool,
     servers: Vec<Server>,
 }
 
@@ -81,6 +88,7 @@ impl Farm {
             expected,
             certificates,
             arguments: &[],
+            has_client_certificate: false,
             servers,
         }
     }
@@ -88,6 +96,13 @@ impl Farm {
     /// Sets more arguments of the probe.
     const fn probed_with(mut self, arguments: &'static [&'static str]) -> Self {
         self.arguments = arguments;
+        self
+    }
+
+    /// Gives the probe a client certificate that the servers accept.
+    fn with_client_certificate(mut self, name: &'static str) -> Self {
+        self.name = name;
+        self.has_client_certificate = true;
         self
     }
 

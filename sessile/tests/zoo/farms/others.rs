@@ -14,6 +14,11 @@ const NODE: &str = "const [port, key, cert] = process.argv.slice(1); const fs = 
     require('https').createServer({ key: fs.readFileSync(key), cert: fs.readFileSync(cert) }, \
     (request, response) => response.end()).listen(port, '127.0.0.1');";
 
+/// A Node server that speaks HTTP/2 only.
+const NODE_H2: &str = "const [port, key, cert] = process.argv.slice(1); const fs = require('fs'); \
+    require('http2').createSecureServer({ key: fs.readFileSync(key), cert: fs.readFileSync(cert) }, \
+    (request, response) => response.end()).listen(port, '127.0.0.1');";
+
 /// A farm of one server.
 fn alone(name: &'static str, certificates: Certificates, server: Peer, expected: Expected) -> Farm {
     Farm::new(name, certificates, vec![Server::Peer(server)], expected)
@@ -138,10 +143,14 @@ pub(crate) fn gnutls_alone() -> Farm {
 
 /// A Node server with the default settings.
 pub(crate) fn node_alone() -> Farm {
+    node(NODE)
+}
+
+fn node(program: &str) -> Farm {
     let certificates = Certificates::new();
     let server = Peer::start("nodejs", |port| {
         let mut command = Command::new("node");
-        command.args(["-e", NODE, &port.to_string()]);
+        command.args(["-e", program, &port.to_string()]);
         command.arg(&certificates.key).arg(&certificates.chain);
         command
     });
@@ -155,22 +164,67 @@ pub(crate) fn node_alone() -> Farm {
     alone("Node", certificates, server, expected)
 }
 
-/// A server of TLS 1.3 that sends an alert if a handshake offers a session of the server.
-pub(crate) fn ends_tls13_resumption() -> Farm {
+/// A Node server that speaks HTTP/2 only, and refuses the probe's first offer of ALPN.
+pub(crate) fn node_with_h2_only() -> Farm {
+    let mut farm = node(NODE_H2);
+    farm.name = "Node with HTTP/2";
+    farm
+}
+
+/// A server that ends handshakes which offer a session of the server.
+fn ends(name: &'static str, by: By, end: End, expected: Expected) -> Farm {
     let certificates = Certificates::new();
-    let server = Faulty::start(&certificates, By::Psk, Fault::Offers(End::Alert));
+    let server = Server::Faulty(Faulty::start(&certificates, by, Fault::Offers(end)));
+    Farm::new(name, certificates, vec![server], expected)
+}
+
+/// Handshakes without a session succeed.
+const ENDS: Expected = Expected {
+    session_id: Sharing::NotOffered,
+    ticket: Sharing::NotOffered,
+    psk: Sharing::NotOffered,
+    codes: &["ends-resumption"],
+};
+
+/// A server of TLS 1.3 that sends an alert.
+pub(crate) fn ends_tls13_resumption() -> Farm {
     let expected = Expected {
-        session_id: Sharing::NotOffered,
-        ticket: Sharing::NotOffered,
         psk: Sharing::Ends,
-        // Handshakes without a session succeed.
-        codes: &["ends-resumption"],
+        ..ENDS
     };
-    let servers = vec![Server::Faulty(server)];
-    Farm::new(
+    ends(
         "a server that ends resumption",
-        certificates,
-        servers,
+        By::Psk,
+        End::Alert,
         expected,
     )
+}
+
+/// A server of TLS 1.2 that resets the connection after a ticket.
+pub(crate) fn resets_after_a_ticket() -> Farm {
+    let expected = Expected {
+        ticket: Sharing::Ends,
+        ..ENDS
+    };
+    ends(
+        "a server that resets after a ticket",
+        By::Ticket,
+        End::Reset,
+        expected,
+    )
+}
+
+/// A server of TLS 1.2 that does not answer a ClientHello with a session ID of the server.
+pub(crate) fn hangs_after_a_session_id() -> Farm {
+    let expected = Expected {
+        session_id: Sharing::Ends,
+        ..ENDS
+    };
+    ends(
+        "a server that hangs after a session ID",
+        By::SessionId,
+        End::Hang,
+        expected,
+    )
+    .probed_with(&["--attempts", "2", "--timeout", "2s"])
 }

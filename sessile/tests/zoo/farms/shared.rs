@@ -4,7 +4,7 @@ use std::fs;
 use std::process::Command;
 
 use super::{Expected, Farm, ONE, Server, Sharing};
-use crate::peers::{Certificates, Peer};
+use crate::peers::{Certificates, PYTHON, Peer};
 
 const TOGETHER: Sharing = Sharing::Groups(&[&[0, 1]]);
 const MODULES: &str = "/usr/lib/apache2/modules";
@@ -106,6 +106,56 @@ pub(crate) fn caddy_sharing_keys() -> Farm {
         codes: &[],
     };
     Farm::new("Caddy with shared keys", certificates, servers, expected)
+}
+
+/// A server of gRPC. Its arguments are the port, the certificate chain and the key.
+const GRPC: &str = "\
+import grpc, sys
+from concurrent.futures import ThreadPoolExecutor
+[port, chain, key] = sys.argv[1:]
+pair = (open(key, 'rb').read(), open(chain, 'rb').read())
+server = grpc.server(ThreadPoolExecutor(1))
+server.add_secure_port('127.0.0.1:' + port, grpc.ssl_server_credentials([pair]))
+server.start()
+server.wait_for_termination()
+";
+
+/// A server of gRPC.
+pub(crate) fn grpc_alone() -> Farm {
+    let certificates = Certificates::new();
+    let server = Peer::start("python3-grpcio", |port| {
+        let mut command = Command::new(PYTHON);
+        command.args(["-c", GRPC, &port.to_string()]);
+        command.args([&certificates.chain, &certificates.key]);
+        command
+    });
+    let expected = Expected {
+        session_id: Sharing::Never,
+        ticket: ONE,
+        psk: ONE,
+        // gRPC sends no close_notify, so OpenSSL removes a session from the cache when its connection ends.
+        codes: &["unusable-session-ids"],
+    };
+    let servers = vec![Server::Peer(server)];
+    Farm::new("gRPC", certificates, servers, expected).probed_with(&["--request", "h2"])
+}
+
+/// A server of gRPC that gets a request of HTTP/1.1.
+pub(crate) fn grpc_with_http1() -> Farm {
+    let farm = grpc_alone();
+    farm.probed_with(&["--request", "http1"])
+}
+
+/// A server of gRPC that gets no request.
+pub(crate) fn grpc_without_a_request() -> Farm {
+    let farm = grpc_alone();
+    farm.probed_with(&["--request", "none"])
+}
+
+/// A broker for MQTT that gets no request.
+pub(crate) fn mosquitto_without_a_request() -> Farm {
+    let farm = mosquitto_alone();
+    farm.probed_with(&["--request", "none", "--alpn", "mqtt"])
 }
 
 /// A broker for MQTT, which closes the connection after a request of HTTP.

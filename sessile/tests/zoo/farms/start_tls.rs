@@ -3,7 +3,7 @@
 use std::fs;
 use std::process::Command;
 
-use super::{Expected, Farm, ONE, Server, Sharing};
+use super::{Expected, Farm, ONE, Server, Sharing, ticket_key};
 use crate::peers::{Certificates, Peer, smtp_server};
 use crate::postgres::Database;
 
@@ -59,7 +59,7 @@ fn nginx_mail(certificates: &Certificates, protocol: &str, directives: &str) -> 
 pub(crate) fn imap_sharing_keys() -> Farm {
     let certificates = Certificates::new();
     let key = certificates.folder().join("ticket.key");
-    fs::write(&key, [1; 80]).unwrap();
+    fs::write(&key, ticket_key(1)).unwrap();
     let directives = format!(
         "ssl_session_ticket_key {}; ssl_session_cache off;",
         key.display()

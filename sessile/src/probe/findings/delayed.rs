@@ -4,14 +4,27 @@ use sessile_proto::Word;
 use sessile_proto::watch::SessionOutcome;
 
 use super::Found;
+use crate::probe::after_gap::DelayedReturn;
 use crate::probe::finding::Code;
 use crate::probe::plan::FirstConnection;
-use crate::probe::report::DelayedReturn;
 
 impl Found<'_> {
     /// Sessions that were gone after a gap.
     pub(super) fn delayed(&mut self) {
         let all = &self.report.delayed;
+        for expired in all
+            .iter()
+            .filter(|made| made.outcome == SessionOutcome::NotOffered)
+        {
+            let promised = self.report.promised_lifetime(expired.how, expired.address);
+            if let Some(promised) = promised.filter(|promised| *promised <= expired.age) {
+                let deed = format!(
+                    "promised to accept tickets for {}, so a client does not offer them later.",
+                    humantime::format_duration(promised)
+                );
+                self.observe(Code::LostAfterGap, Some(expired.how), expired.address, deed);
+            }
+        }
         for lost in all
             .iter()
             .filter(|it| it.outcome == SessionOutcome::Refused)

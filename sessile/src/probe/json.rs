@@ -15,6 +15,7 @@ use sessile_proto::watch::SessionOutcome;
 
 use super::after_gap::{DelayedReturn, SessionAge};
 use super::attempt::{Attempt, FailedHandshake};
+use super::events::{KeyAge, ProbeEvent, Watched};
 use super::finding::Finding;
 use super::findings;
 use super::report::{Cause, LeftOut, MechanismFindings, OtherNameOffer, ProbeReport};
@@ -44,6 +45,7 @@ pub fn write(report: &ProbeReport) -> String {
         "findings": findings,
         "mechanisms": mechanisms,
         "delayed": report.delayed.iter().map(delayed).collect::<Vec<_>>(),
+        "watched": report.watched.as_ref().map(watched),
         "session_ages": report.session_ages.iter().map(session_age).collect::<Vec<_>>(),
         "other_names": report.other_names.iter().map(other_name).collect::<Vec<_>>(),
     });
@@ -94,6 +96,36 @@ fn session_age(age: &SessionAge) -> Value {
         "kept_seconds": age.kept().map(|kept| kept.as_secs_f64()),
         "refused_seconds": age.refused().map(|refused| refused.as_secs_f64()),
         "error": age.error,
+    })
+}
+
+fn watched(watched: &Watched) -> Value {
+    let event = |event: &ProbeEvent| {
+        let [before, after] = match event.event.keys() {
+            Some(keys) => keys.map(|name| Some(hex(&name))),
+            None => [None, None],
+        };
+        json!({
+            "time": humantime::format_rfc3339_millis(event.at).to_string(),
+            "address": event.address,
+            "mechanism": event.how.map(Word::as_str),
+            "event": event.event.as_str(),
+            "key_before": before,
+            "key_after": after,
+        })
+    };
+    let key_age = |age: &KeyAge| {
+        json!({
+            "mechanism": age.how.as_str(),
+            "address": age.address,
+            "age_seconds": age.age.as_secs(),
+        })
+    };
+    json!({
+        "duration_seconds": watched.limits.duration.as_secs_f64(),
+        "interval_seconds": watched.limits.interval.as_secs_f64(),
+        "events": watched.events.iter().map(event).collect::<Vec<_>>(),
+        "key_ages": watched.key_ages.iter().map(key_age).collect::<Vec<_>>(),
     })
 }
 

@@ -4,7 +4,7 @@
 mod browser;
 mod dns;
 mod faulty;
-mod mail;
+pub(crate) mod mail;
 mod metrics;
 mod proxy;
 mod run;
@@ -14,7 +14,7 @@ mod web;
 pub(crate) use browser::Browser;
 pub(crate) use dns::Dns;
 pub(crate) use faulty::{By, End, Fault, Faulty, ticketer};
-pub(crate) use mail::{PYTHON, smtp_server};
+pub(crate) use mail::smtp_server;
 pub(crate) use metrics::Metrics;
 pub(crate) use proxy::{Cut, Proxy, record};
 pub(crate) use run::{Answer, Ran, run};

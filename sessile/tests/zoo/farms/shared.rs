@@ -3,8 +3,9 @@
 use std::fs;
 use std::process::Command;
 
-use super::{Expected, Farm, ONE, Server, Sharing};
-use crate::peers::{Certificates, PYTHON, Peer};
+use super::{Expected, Farm, ONE, Server, Sharing, caddy_codes};
+use crate::peers::mail::PYTHON;
+use crate::peers::{Certificates, Peer};
 
 const TOGETHER: Sharing = Sharing::Groups(&[&[0, 1]]);
 const MODULES: &str = "/usr/lib/apache2/modules";
@@ -103,7 +104,7 @@ pub(crate) fn caddy_sharing_keys() -> Farm {
         ticket: TOGETHER,
         psk: TOGETHER,
         // Both servers read the ticket keys in the storage.
-        codes: &[],
+        codes: caddy_codes(),
     };
     Farm::new("Caddy with shared keys", certificates, servers, expected)
 }

@@ -1,5 +1,6 @@
 //! Farms of servers that start TLS on request.
 
+use std::env;
 use std::fs;
 use std::process::Command;
 
@@ -32,13 +33,16 @@ pub(crate) fn smtp_alone() -> Farm {
 }
 
 /// nginx as a proxy of a mail protocol, with these directives of TLS.
+///
+/// `NGINX_MODULES` is the folder of the modules, if nginx is not Debian stable's.
 fn nginx_mail(certificates: &Certificates, protocol: &str, directives: &str) -> Server {
+    let modules = env::var("NGINX_MODULES").unwrap_or_else(|_| "/usr/lib/nginx/modules".to_owned());
     Server::Peer(Peer::start("libnginx-mod-mail", |port| {
         let folder = certificates.folder().join(format!("nginx-{port}"));
         fs::create_dir_all(&folder).unwrap();
         let config = folder.join("nginx.conf");
         let text = format!(
-            "load_module /usr/lib/nginx/modules/ngx_mail_module.so;\n\
+            "load_module {modules}/ngx_mail_module.so;\n\
              daemon off; master_process off; pid nginx.pid; error_log stderr warn;\n\
              events {{ worker_connections 256; }}\n\
              mail {{ auth_http 127.0.0.1:1; server {{\n\

@@ -32,6 +32,7 @@ pub mod session_fault;
 #[cfg(test)]
 mod testdata;
 pub mod ticket;
+pub mod ticket_reader;
 pub mod verdict;
 pub mod watch;
 

@@ -1,4 +1,4 @@
-//! ServerHello, HelloRetryRequest, and the NewSessionTicket of TLS 1.2 and earlier.
+//! ServerHello, HelloRetryRequest, and NewSessionTicket.
 
 use super::cursor::Cursor;
 use super::{client::session_id, extensions, kind};
@@ -106,5 +106,50 @@ impl<'a> NewSessionTicket<'a> {
         };
         body.end()?;
         Ok(parsed)
+    }
+}
+
+/// The NewSessionTicket of TLS 1.3 (RFC 9846, 4.6.1), borrowed from the decrypted handshake message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tls13NewSessionTicket<'a> {
+    /// How long the server accepts the ticket, in seconds. More than seven days are not allowed.
+    pub lifetime: u32,
+    /// The identity of the PSK; never empty.
+    pub ticket: &'a [u8],
+    /// Most bytes of early data with this ticket. `None` if the server accepts no early data.
+    pub max_early_data: Option<u32>,
+}
+
+impl<'a> Tls13NewSessionTicket<'a> {
+    /// Parses a whole handshake message, its four-byte header included.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Incomplete`] if `message` is only the beginning of a NewSessionTicket.
+    pub fn parse(message: &'a [u8]) -> Result<Self, Error> {
+        let mut body = Cursor::message(message, kind::NEW_SESSION_TICKET)?;
+        let lifetime = body.u32()?;
+        let _age_add = body.u32()?;
+        let _nonce = body.vec8()?;
+        let ticket = body.vec16()?;
+        if ticket.is_empty() {
+            return Err(Error::OutOfRange("ticket"));
+        }
+        let mut max_early_data = None;
+        let mut list = Cursor::new(body.vec16()?);
+        while !list.is_empty() {
+            let kind = list.u16()?;
+            let mut extension = Cursor::new(list.vec16()?);
+            if kind == extensions::EARLY_DATA {
+                max_early_data = Some(extension.u32()?);
+                extension.end()?;
+            }
+        }
+        body.end()?;
+        Ok(Self {
+            lifetime,
+            ticket,
+            max_early_data,
+        })
     }
 }

@@ -2,15 +2,19 @@
 
 use std::fmt;
 use std::io;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
+use sessile_proto::ticket_reader::read_tickets;
 use sessile_proto::watch::{Learned, Outcome};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
 use super::error::{Error, alert_name};
 use super::stream::Stream;
+use super::ticket_secret::TicketSecret;
 use super::wire_observer::Offer;
+use crate::tls::x509;
 
 /// A TLS connection after its handshake.
 pub struct EstablishedConnection {
@@ -22,6 +26,18 @@ pub struct EstablishedConnection {
     pub times: HandshakeTimes,
     /// True if the server requested a certificate of the client in this handshake.
     pub certificate_requested: bool,
+    pub(super) ticket_secret: Arc<TicketSecret>,
+}
+
+/// A ticket that the server gave.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GivenTicket {
+    /// The ticket of TLS 1.2, or the PSK identity of TLS 1.3.
+    pub bytes: Vec<u8>,
+    /// How long the server promises to accept the ticket, in seconds. 0 with TLS 1.2: the server does not say.
+    pub lifetime: u32,
+    /// Most bytes of early data. `None` if the server accepts no early data with this ticket.
+    pub max_early_data: Option<u32>,
 }
 
 /// Durations of the steps up to the end of a handshake.
@@ -94,6 +110,34 @@ impl EstablishedConnection {
         self.stream.tls().tls13_tickets_received()
     }
 
+    /// The tickets received so far. Those of TLS 1.3 are read among the first bytes that the server sent, and follow
+    /// the handshake as in [`EstablishedConnection::tls13_tickets`].
+    #[must_use]
+    pub fn tickets(&self) -> Vec<GivenTicket> {
+        if let Some(secret) = self.ticket_secret.get() {
+            let server_bytes = &self.stream.observer.server_bytes;
+            return read_tickets(self.outcome.cipher_suite, &secret, server_bytes)
+                .into_iter()
+                .map(|ticket| GivenTicket {
+                    bytes: ticket.ticket,
+                    lifetime: ticket.lifetime,
+                    max_early_data: ticket.max_early_data,
+                })
+                .collect();
+        }
+        let learned = self.outcome.learned.iter();
+        learned
+            .filter_map(|learned| match learned {
+                Learned::Ticket(bytes) => Some(GivenTicket {
+                    bytes: bytes.clone(),
+                    lifetime: self.outcome.lifetime_hint,
+                    max_early_data: None,
+                }),
+                Learned::SessionId(_) => None,
+            })
+            .collect()
+    }
+
     /// Reads for at most `wait`, until a TLS 1.3 ticket, data or the peer's close has arrived. The
     /// data stays readable. Returns [`EstablishedConnection::tls13_tickets`].
     pub async fn await_ticket(&mut self, wait: Duration) -> u32 {
@@ -130,6 +174,14 @@ impl EstablishedConnection {
         let certificate = self.stream.tls().peer_certificates()?.first()?;
         let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, certificate);
         digest.as_ref().try_into().ok()
+    }
+
+    /// The time until the server's certificate ends. Zero if it has ended.
+    #[must_use]
+    pub fn certificate_left(&self) -> Option<Duration> {
+        let certificate = self.stream.tls().peer_certificates()?.first()?;
+        let until = x509::validity(certificate)?.until;
+        Some(until.duration_since(SystemTime::now()).unwrap_or_default())
     }
 
     /// Waits without a limit until the server ends the connection, and discards all data until

@@ -9,6 +9,7 @@ mod postgres;
 mod sessions;
 mod start_tls;
 mod stream;
+mod ticket_secret;
 mod trust;
 mod wire_observer;
 
@@ -26,7 +27,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 pub use certificate::{ClientCertificate, ClientCertificateError};
-pub use connection::{Close, EstablishedConnection, HandshakeTimes};
+pub use connection::{Close, EstablishedConnection, GivenTicket, HandshakeTimes};
 pub use error::{Error, Failure, SetupError, Stage};
 pub(crate) use postgres::{RequestTlsError, request_tls};
 pub use sessions::Sessions;
@@ -38,6 +39,7 @@ pub(crate) use wire_observer::hex;
 
 use certificate::CertificateSource;
 use sessions::HandshakeSessions;
+use ticket_secret::TicketSecret;
 use wire_observer::WireObserver;
 
 /// A server to connect to.
@@ -218,8 +220,9 @@ impl Client {
         self.certificate.forget_request();
         // The new rustls connection takes the session to offer from the cache. The observer must
         // know of this session, so it is made afterwards.
-        let tls = ClientConnection::new(self.config_for(&sessions), name.clone())
-            .map_err(Error::from_tls)?;
+        let ticket_secret = Arc::new(TicketSecret::default());
+        let config = self.config_for(&sessions, &ticket_secret);
+        let tls = ClientConnection::new(config, name.clone()).map_err(Error::from_tls)?;
         let observer = WireObserver::new(sessions.offers_tls12_session());
         let mut stream = Stream::new(tcp, tls, observer);
         timeout(self.timeout, stream.handshake())
@@ -259,6 +262,7 @@ impl Client {
             outcome,
             times,
             certificate_requested: self.certificate.was_requested(),
+            ticket_secret,
         })
     }
 
@@ -291,7 +295,11 @@ impl Client {
         }
     }
 
-    fn config_for(&self, sessions: &Arc<HandshakeSessions>) -> Arc<ClientConfig> {
+    fn config_for(
+        &self,
+        sessions: &Arc<HandshakeSessions>,
+        ticket_secret: &Arc<TicketSecret>,
+    ) -> Arc<ClientConfig> {
         let tls12 = match self.mechanism {
             Mechanism::SessionId => Tls12Resumption::SessionIdOnly,
             Mechanism::Any | Mechanism::Ticket | Mechanism::Psk => {
@@ -301,6 +309,7 @@ impl Client {
         let mut config = self.config.clone();
         let store = Arc::<HandshakeSessions>::clone(sessions);
         config.resumption = Resumption::store(store).tls12_resumption(tls12);
+        config.key_log = Arc::<TicketSecret>::clone(ticket_secret);
         Arc::new(config)
     }
 

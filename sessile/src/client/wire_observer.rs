@@ -97,7 +97,12 @@ pub(super) struct WireObserver {
     pub(super) first_byte: Option<Instant>,
     pub(super) offered: Option<Offer>,
     pub(super) outcome: Option<Outcome>,
+    /// The server's first bytes, from its first record on.
+    pub(super) server_bytes: Vec<u8>,
 }
+
+/// The bytes in which TLS 1.3 tickets are looked for: room for a handshake with large certificates.
+const MAX_SERVER_BYTES: usize = 1 << 16;
 
 enum ObserverState {
     ExpectClientHello(HelloReader),
@@ -113,6 +118,7 @@ impl WireObserver {
             first_byte: None,
             offered: None,
             outcome: None,
+            server_bytes: Vec::new(),
         }
     }
 
@@ -138,6 +144,9 @@ impl WireObserver {
         if self.first_byte.is_none() && !bytes.is_empty() {
             self.first_byte = Some(Instant::now());
         }
+        let room = MAX_SERVER_BYTES - self.server_bytes.len();
+        let kept = &bytes[..bytes.len().min(room)];
+        self.server_bytes.extend_from_slice(kept);
         if let ObserverState::ExpectOutcome(watch) = &mut self.state
             && let Some(outcome) = watch.push(bytes)
         {

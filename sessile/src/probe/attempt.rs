@@ -2,12 +2,13 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use rustls::AlertDescription;
 use sessile_proto::resumption_matrix::Answer;
 use sessile_proto::watch::{Kind, SessionOutcome};
 
-use crate::client::{Error, HandshakeTimes, Offer};
+use crate::client::{Error, GivenTicket, HandshakeTimes, Offer};
 
 /// One attempt at a handshake.
 #[derive(Debug)]
@@ -42,6 +43,10 @@ pub struct FinishedHandshake {
     pub version: u16,
     pub cipher_suite: u16,
     pub times: HandshakeTimes,
+    /// The tickets that the server gave until the probe closed the connection.
+    pub tickets: Vec<GivenTicket>,
+    /// The time from the handshake to the end of the certificate. Zero if it has ended.
+    pub certificate_left: Option<Duration>,
     /// SHA-256 of the certificate.
     pub certificate: Option<[u8; 32]>,
     /// True if the server requested a certificate of the client. A resumed handshake has no such request.

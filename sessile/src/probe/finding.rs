@@ -45,6 +45,8 @@ pub enum Code {
     LostAfterGap,
     /// Servers do not resume each other's tickets.
     NoSharedTicketKeys,
+    /// Servers seal tickets with the same key, and refuse each other's tickets.
+    RefusesSharedKeys,
     /// Servers do not resume each other's session IDs.
     NoSharedCache,
     /// A server resumes the sessions of another server, but not the other way round.
@@ -55,6 +57,8 @@ pub enum Code {
     SeveralServersAtAddress,
     /// A server refuses its own sessions.
     ForgetsOwnSessions,
+    /// A server promises to accept tickets for more than seven days.
+    LifetimeOverSevenDays,
     /// A server requires a client certificate, and the probe has none that it accepts.
     ClientCertificateRequired,
     /// A server requests a client certificate, and finishes handshakes without one.
@@ -73,6 +77,10 @@ pub enum Code {
     TicketsInFullHandshakesOnly,
     /// A resumed TLS 1.2 handshake gives a new ticket.
     RenewsTls12Ticket,
+    /// A server promises to accept tickets after the end of its certificate.
+    OutlivesCertificate,
+    /// A server gives the same TLS 1.3 ticket in several handshakes.
+    RepeatsTickets,
     /// Session IDs are given, but never accepted, and tickets resume.
     UnusableSessionIds,
 }
@@ -84,7 +92,9 @@ impl Finding {
         match self.code {
             Code::EndsResumption | Code::SkipsClientCertificate => Severity::Critical,
             Code::NoSharedTicketKeys
+            | Code::RefusesSharedKeys
             | Code::NoSharedCache
+            | Code::LifetimeOverSevenDays
             | Code::LostWithIdleConnection
             | Code::LostAfterGap
             | Code::OneWayKeys
@@ -100,6 +110,8 @@ impl Finding {
             | Code::LostWithoutCloseNotify
             | Code::TicketsInFullHandshakesOnly
             | Code::RenewsTls12Ticket
+            | Code::OutlivesCertificate
+            | Code::RepeatsTickets
             | Code::UnusableSessionIds => Severity::Notice,
         }
     }
@@ -112,6 +124,8 @@ impl Finding {
             Code::ResumesSometimes if self.mechanisms == [How::SessionId] => Remedy::ShareCache,
             Code::NoSharedTicketKeys | Code::ResumesSometimes => Remedy::ShareTicketKeys,
             Code::NoSharedCache => Remedy::ShareCache,
+            Code::RefusesSharedKeys => Remedy::SameContext,
+            Code::LifetimeOverSevenDays => Remedy::ShorterLifetime,
             Code::LostWithIdleConnection => Remedy::KeepIdleSessions,
             Code::LostAfterGap => Remedy::LongerLifetime,
             Code::OneWayKeys => Remedy::DistributeNewKey,
@@ -128,6 +142,8 @@ impl Finding {
             | Code::TicketsInFullHandshakesOnly
             | Code::LostWithoutCloseNotify
             | Code::RenewsTls12Ticket
+            | Code::OutlivesCertificate
+            | Code::RepeatsTickets
             | Code::UnusableSessionIds => Remedy::None,
         }
     }

@@ -19,6 +19,7 @@ use super::findings;
 use super::report::{
     Cause, DelayedReturn, LeftOut, MechanismFindings, OtherNameOffer, ProbeReport,
 };
+use super::ticket_facts::{KeyNames, TicketFacts};
 use crate::client::{Offer, hex};
 
 /// The report as JSON, indented, without a final line break.
@@ -131,8 +132,27 @@ fn mechanism(report: &ProbeReport, findings: &MechanismFindings) -> Value {
         })),
         "groups": groups,
         "matrix": cells(report, &matrix),
+        "tickets": tickets(report, findings),
         "attempts": attempts,
     })
+}
+
+/// The facts about the tickets of each server that gave tickets.
+fn tickets(report: &ProbeReport, findings: &MechanismFindings) -> Vec<Value> {
+    let names = KeyNames::of(report);
+    let facts_of = |&server: &SocketAddr| {
+        let facts = TicketFacts::of(findings, &names, server)?;
+        Some(json!({
+            "address": server,
+            "in_full_handshake": facts.in_full_handshake,
+            "in_resumed_handshake": facts.in_resumed_handshake,
+            "bytes": facts.bytes,
+            "lifetime_seconds": facts.lifetime_seconds,
+            "max_early_data_bytes": facts.max_early_data,
+            "key_names": facts.key_names,
+        }))
+    };
+    report.addresses.iter().filter_map(facts_of).collect()
 }
 
 /// The pairs of servers of which a session was offered.
@@ -285,6 +305,26 @@ mod tests {
             (&value["offered"], &value["resumed"]),
             (&4.into(), &2.into())
         );
+    }
+
+    #[test]
+    fn contains_the_facts_about_tickets() {
+        let mut report = samples::report();
+        let full = report.mechanisms[2].attempts[0].result.as_mut().unwrap();
+        full.tickets = vec![samples::given_ticket(1, 1), samples::given_ticket(1, 2)];
+        full.tickets[1].max_early_data = Some(16384);
+        let value: Value = serde_json::from_str(&write(&report)).unwrap();
+        assert_eq!(value["mechanisms"][0]["tickets"], json!([]));
+        let facts = json!([{
+            "address": "192.0.2.1:443",
+            "in_full_handshake": [2],
+            "in_resumed_handshake": [],
+            "bytes": [200],
+            "lifetime_seconds": [3600],
+            "max_early_data_bytes": [16384],
+            "key_names": ["01".repeat(16)],
+        }]);
+        assert_eq!(value["mechanisms"][2]["tickets"], facts);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //!
 //! - `plan`: target and options. `visit`: one connection. `pace`: the time between connections.
 //! - `delayed`, `other_name`: the tests beside the matrix.
-//! - `report`: the facts. `findings`: the conclusions, with `remedies`.
+//! - `report`, `ticket_facts`: the facts. `findings`: the conclusions, with `remedies`.
 
 mod attempt;
 mod delayed;
@@ -22,6 +22,7 @@ mod report;
 #[cfg(test)]
 mod samples;
 pub mod table;
+mod ticket_facts;
 mod visit;
 
 use std::net::SocketAddr;

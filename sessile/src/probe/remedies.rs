@@ -16,6 +16,8 @@ pub enum Remedy {
     SeparateNames,
     KeepIdleSessions,
     LongerLifetime,
+    ShorterLifetime,
+    SameContext,
 }
 
 /// A step for one product. `product` is empty if the step does not depend on the product.
@@ -163,6 +165,24 @@ const LONGER_LIFETIME: &[Step] = &[
     step("sessile", "session.lifetime and session.max-entries"),
 ];
 
+const SHORTER_LIFETIME: &[Step] = &[
+    step("nginx", "ssl_session_timeout of at most 7d"),
+    step("HAProxy", "tune.ssl.lifetime of at most 7d"),
+    step("Apache", "SSLSessionCacheTimeout of at most 604800"),
+];
+
+const SAME_CONTEXT: &[Step] = &[
+    step(
+        "nginx",
+        "the same ssl_certificate files and ssl_client_certificate on each server",
+    ),
+    step("Apache", "the same ServerName and port on each server"),
+    step(
+        "",
+        "the same certificate and settings for client certificates on each server",
+    ),
+];
+
 const SEPARATE_NAMES: &[Step] = &[
     step(
         "nginx",
@@ -192,6 +212,8 @@ impl Remedy {
             Self::SeparateNames => SEPARATE_NAMES,
             Self::KeepIdleSessions => KEEP_IDLE_SESSIONS,
             Self::LongerLifetime => LONGER_LIFETIME,
+            Self::ShorterLifetime => SHORTER_LIFETIME,
+            Self::SameContext => SAME_CONTEXT,
         }
     }
 }

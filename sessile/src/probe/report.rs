@@ -347,6 +347,18 @@ impl MechanismFindings {
         self.attempts.iter().filter_map(Attempt::seen)
     }
 
+    /// The finished handshakes with a server.
+    pub(super) fn finished_at(
+        &self,
+        server: SocketAddr,
+    ) -> impl Iterator<Item = &FinishedHandshake> {
+        let at = self
+            .attempts
+            .iter()
+            .filter(move |attempt| attempt.address == server);
+        at.filter_map(Attempt::seen)
+    }
+
     /// The attempts that offered a session.
     pub fn returns(&self) -> impl Iterator<Item = &Attempt> {
         self.attempts
@@ -385,7 +397,7 @@ impl MechanismFindings {
         self.gives(server) || self.full_handshakes(server) < 2
     }
 
-    fn full(&self, server: SocketAddr) -> impl Iterator<Item = &FinishedHandshake> {
+    pub(super) fn full(&self, server: SocketAddr) -> impl Iterator<Item = &FinishedHandshake> {
         self.attempts
             .iter()
             .filter(move |attempt| attempt.address == server && attempt.origin.is_none())

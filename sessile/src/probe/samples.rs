@@ -9,7 +9,7 @@ use sessile_proto::verdict::How;
 use sessile_proto::watch::Kind;
 
 use super::{Attempt, FailedHandshake, FinishedHandshake, MechanismFindings, ProbeReport};
-use crate::client::{Error, HandshakeTimes, Offer};
+use crate::client::{Error, GivenTicket, HandshakeTimes, Offer};
 
 pub(super) fn address(last: u8) -> SocketAddr {
     ([192, 0, 2, last], 443).into()
@@ -35,11 +35,24 @@ pub(super) fn seen(how: How, kind: Kind) -> FinishedHandshake {
             first_byte: Duration::from_micros(900),
             handshake: Duration::from_micros(1500),
         },
+        tickets: Vec::new(),
+        certificate_left: None,
         certificate: None,
         certificate_requested: false,
         status: None,
         server: None,
         verdict: None,
+    }
+}
+
+/// A ticket of 200 bytes under a key name of repeated bytes, for an hour. No two serial numbers give the same ticket.
+pub(super) fn given_ticket(key: u8, serial: u8) -> GivenTicket {
+    let mut bytes = vec![key; 16];
+    bytes.resize(200, serial);
+    GivenTicket {
+        bytes,
+        lifetime: 3600,
+        max_early_data: None,
     }
 }
 

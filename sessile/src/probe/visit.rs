@@ -34,8 +34,10 @@ pub(super) struct Visitor<'a> {
     pub(super) how: How,
     client: Client,
     sessions: HashMap<SocketAddr, Sessions>,
-    /// The offers of ALPN that are left, for servers that refuse the present one.
-    other_alpn: Vec<Vec<&'static [u8]>>,
+    /// The offers of ALPN for a server, the preferred one first.
+    alpn: Vec<Vec<&'a [u8]>>,
+    /// The number of offers that each server has refused.
+    refused_alpn: HashMap<SocketAddr, usize>,
 }
 
 impl<'a> Visitor<'a> {
@@ -46,21 +48,19 @@ impl<'a> Visitor<'a> {
             plan.certificate.as_ref(),
             plan.timeout,
         )?;
-        let (client, other_alpn) = match (&plan.alpn, plan.request) {
-            (Some(names), _) => {
-                let names: Vec<&[u8]> = names.iter().map(String::as_bytes).collect();
-                (client.with_alpn(&names), Vec::new())
-            }
-            (None, Request::Http1) => (client.with_alpn(&[HTTP1]), vec![vec![], vec![H2]]),
-            (None, Request::H2) => (client.with_alpn(&[H2]), Vec::new()),
-            (None, Request::None) => (client, Vec::new()),
+        let alpn = match (&plan.alpn, plan.request) {
+            (Some(names), _) => vec![names.iter().map(String::as_bytes).collect()],
+            (None, Request::Http1) => vec![vec![HTTP1], vec![H2], vec![]],
+            (None, Request::H2) => vec![vec![H2]],
+            (None, Request::None) => vec![vec![]],
         };
         Ok(Self {
             plan,
             how,
             client,
             sessions: HashMap::new(),
-            other_alpn,
+            alpn,
+            refused_alpn: HashMap::new(),
         })
     }
 
@@ -94,12 +94,12 @@ impl<'a> Visitor<'a> {
                 failed.error,
                 Error::Alert(AlertDescription::NoApplicationProtocol)
             );
-            if !insists_on_alpn || self.other_alpn.is_empty() {
+            let refused = self.refused_alpn.entry(address).or_default();
+            if !insists_on_alpn || *refused + 1 == self.alpn.len() {
                 return Ok(Err(self.compared(failed, &target, pace).await));
             }
             // The server speaks another protocol and insists on ALPN.
-            let next = self.other_alpn.pop().unwrap_or_default();
-            self.client = self.client.clone().with_alpn(&next);
+            *refused += 1;
             pace.wait(address).await;
         }
     }
@@ -112,7 +112,7 @@ impl<'a> Visitor<'a> {
         let target = self
             .plan
             .connection_target(address, &self.plan.server_name)?;
-        let mut client = self.client.clone();
+        let mut client = self.client_for(address);
         client.sessions = self.sessions_of(address);
         let offered = client.sessions.empty_like();
         let mut connection = match client.attempt_with(&offered, &target).await {
@@ -155,7 +155,7 @@ impl<'a> Visitor<'a> {
     ) -> Result<Result<FinishedHandshake, FailedHandshake>, SetupError> {
         let own = Target::new(address, &self.plan.server_name)?.server_name;
         let target = self.plan.connection_target(address, name)?;
-        let client = self.client.with_empty_sessions();
+        let client = self.client_for(address).with_empty_sessions();
         let offered = match origin.and_then(|origin| self.sessions.get(&origin)) {
             Some(sessions) => sessions.newest_for(&own, &target.server_name),
             None => client.sessions.empty_like(),
@@ -182,6 +182,12 @@ impl<'a> Visitor<'a> {
         failed
     }
 
+    /// The client with the offer of ALPN that the server has not refused.
+    fn client_for(&self, server: SocketAddr) -> Client {
+        let refused = self.refused_alpn.get(&server).copied().unwrap_or(0);
+        self.client.clone().with_alpn(&self.alpn[refused])
+    }
+
     fn sessions_of(&mut self, server: SocketAddr) -> Sessions {
         let empty = || self.client.sessions.empty_like();
         self.sessions.entry(server).or_insert_with(empty).clone()
@@ -192,7 +198,7 @@ impl<'a> Visitor<'a> {
         offered: &Sessions,
         target: &Target,
     ) -> Result<FinishedHandshake, FailedHandshake> {
-        let mut client = self.client.clone();
+        let mut client = self.client_for(target.address);
         client.sessions = self.sessions_of(target.address);
         let connection = client.attempt_with(offered, target).await?;
         self.inspect(connection, &self.plan.host).await
@@ -230,6 +236,8 @@ impl<'a> Visitor<'a> {
             version: connection.outcome.version,
             cipher_suite: connection.outcome.cipher_suite,
             times: connection.times,
+            tickets: connection.tickets(),
+            certificate_left: connection.certificate_left(),
             certificate: connection.certificate_fingerprint(),
             certificate_requested: connection.certificate_requested,
             status: headers.status,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use rustls::HandshakeKind;
 use sessile::client::{
-    Client, Close, Error, EstablishedConnection, Mechanism, Sessions, Target, Trust,
+    Client, Close, Error, EstablishedConnection, GivenTicket, Mechanism, Sessions, Target, Trust,
 };
 use sessile_proto::verdict::How;
 use sessile_proto::watch::Kind;
@@ -250,4 +250,38 @@ async fn distinguishes_servers_without_tls_from_silent_servers() {
         assert!(matches!(silent, Err(Error::TimedOut { .. })));
     };
     tokio::join!(server, attempts);
+}
+
+#[tokio::test]
+async fn tickets_show_their_lifetime_and_their_early_data() {
+    let certificates = Certificates::new();
+    let server = nginx(&certificates, "ssl_session_timeout 20m;");
+    for (mechanism, number) in [
+        (Mechanism::SessionId, 0),
+        (Mechanism::Ticket, 1),
+        (Mechanism::Psk, 2),
+    ] {
+        let client = client(&certificates, mechanism);
+        let mut connection = connected(&client, &server).await;
+        if mechanism == Mechanism::Psk {
+            connection.await_ticket(PATIENCE).await;
+        }
+        // Both tickets of TLS 1.3 have arrived before the server's close.
+        connection.close(PATIENCE).await;
+        let tickets = connection.tickets();
+        assert_eq!(tickets.len(), number, "{mechanism:?}");
+        for ticket in tickets {
+            assert_eq!((ticket.lifetime, ticket.max_early_data), (1200, None));
+        }
+        let returned = connected(&client, &server).await;
+        let offered = returned.offered.clone().expect("a session");
+        let is_offered = |ticket: &GivenTicket| ticket.bytes == offered.bytes;
+        assert_eq!(connection.tickets().iter().any(is_offered), number > 0);
+    }
+
+    let early = nginx(&certificates, "ssl_early_data on;");
+    let client = client(&certificates, Mechanism::Psk);
+    let mut connection = connected(&client, &early).await;
+    connection.await_ticket(PATIENCE).await;
+    assert_eq!(connection.tickets()[0].max_early_data, Some(16384));
 }

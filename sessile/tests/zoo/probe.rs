@@ -103,6 +103,7 @@ farms! {
     nginx_sharing_nothing;
     nginx_sharing_a_cache;
     nginx_sharing_keys;
+    nginx_with_other_certificates;
     nginx_rotated_on_one;
     nginx_in_two_key_groups;
     nginx_with_a_zero_key;

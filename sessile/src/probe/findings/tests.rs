@@ -1,9 +1,12 @@
+use std::time::Duration;
+
 use rustls::AlertDescription;
 
 use super::*;
 use crate::client::{Error, Offer};
+use crate::probe::attempt::FinishedHandshake;
 use crate::probe::finding::Severity;
-use crate::probe::samples::{address, failed, faulty, report, seen};
+use crate::probe::samples::{address, failed, faulty, given_ticket, report, seen};
 
 /// A report of TLS 1.2 tickets from rows of `+` (resumed), `-` (refused) and space (not offered), one row for
 /// each server that gave sessions.
@@ -99,9 +102,8 @@ fn an_address_whose_tickets_have_several_key_names_stands_for_several_servers() 
     let attempts = &mut report.mechanisms[0].attempts;
     for (key, serial) in [(1, 1), (2, 2), (1, 3), (2, 4)] {
         let mut refused = seen(How::Ticket, Kind::Refused);
-        let mut offer = ticket(&[key; 16]);
-        offer.bytes[199] = serial;
-        refused.offered = Some(offer);
+        refused.offered = Some(ticket(&[key; 16]));
+        refused.tickets = vec![given_ticket(key, serial)];
         attempts.push(Attempt {
             address: address(1),
             origin: Some(address(1)),
@@ -110,7 +112,7 @@ fn an_address_whose_tickets_have_several_key_names_stands_for_several_servers() 
     }
     let found = of(&report);
     assert_eq!(found[0].code, Code::SeveralServersAtAddress);
-    assert!(found[0].text.contains("sealed by 3 keys"), "{found:#?}");
+    assert!(found[0].text.contains("sealed by 2 keys"), "{found:#?}");
 }
 
 #[test]
@@ -174,4 +176,90 @@ fn servers_that_give_no_session_of_any_kind_are_named() {
         result: Ok(other),
     });
     assert_eq!(codes(&report), [Code::NotOfferedByAll]);
+}
+
+/// The finding about two servers that resume only their own tickets. Each server has tickets of these keys, and a
+/// certificate with this fingerprint.
+fn of_two_groups(servers: [(&[u8], u8); 2]) -> Finding {
+    let mut report = tickets(&["+-", "-+"]);
+    for (attempt, (keys, certificate)) in report.mechanisms[0].attempts.iter_mut().zip(servers) {
+        let seen = attempt.result.as_mut().unwrap();
+        let serials = 0..2;
+        let given = serials.flat_map(|serial| {
+            keys.iter()
+                .map(move |key| given_ticket(*key, 10 * certificate + serial))
+        });
+        seen.tickets = given.collect();
+        seen.certificate = Some([certificate; 32]);
+    }
+    let mut found = of(&report);
+    assert_eq!(found.len(), 1, "{found:#?}");
+    found.remove(0)
+}
+
+#[test]
+fn key_names_tell_other_keys_from_refused_keys() {
+    let differ = of_two_groups([(&[1], 1), (&[2], 1)]);
+    assert_eq!(differ.code, Code::NoSharedTicketKeys);
+    let names = "Their tickets name different keys: 01010101…; 02020202….";
+    assert!(differ.text.ends_with(names), "{}", differ.text);
+
+    let without_names = of_two_groups([(&[], 1), (&[2], 1)]);
+    assert_eq!(without_names.code, Code::NoSharedTicketKeys);
+    assert!(!without_names.text.contains("name different keys"));
+
+    let same = of_two_groups([(&[1, 2], 1), (&[2, 3], 2)]);
+    assert_eq!(same.code, Code::RefusesSharedKeys);
+    assert!(
+        same.text.contains("the same key (02020202…)"),
+        "{}",
+        same.text
+    );
+    assert!(same.text.ends_with("different certificates."));
+    let same_certificate = of_two_groups([(&[1], 1), (&[1], 1)]);
+    assert_eq!(same_certificate.code, Code::RefusesSharedKeys);
+    assert!(!same_certificate.text.contains("certificates"));
+}
+
+/// The findings about a server that resumes, and gave this ticket in a full handshake.
+fn of_ticket(change: impl FnOnce(&mut FinishedHandshake)) -> Vec<Code> {
+    let mut report = tickets(&["+"]);
+    let full = report.mechanisms[0].attempts[0].result.as_mut().unwrap();
+    full.tickets = vec![given_ticket(1, 1)];
+    full.certificate_left = Some(Duration::from_secs(24 * 3600));
+    change(full);
+    codes(&report)
+}
+
+#[test]
+fn a_lifetime_over_seven_days_or_over_the_certificates_end_is_found() {
+    let week = 7 * 24 * 3600;
+    let lifetime = |lifetime| {
+        of_ticket(|full| {
+            full.tickets[0].lifetime = lifetime;
+            full.certificate_left = None;
+        })
+    };
+    assert_eq!(lifetime(0), []);
+    assert_eq!(lifetime(week), []);
+    assert_eq!(lifetime(week + 1), [Code::LifetimeOverSevenDays]);
+    assert_eq!(of_ticket(|_| {}), []);
+    let left = |left| of_ticket(|full| full.certificate_left = Some(Duration::from_secs(left)));
+    assert_eq!(left(3600), []);
+    assert_eq!(left(3599), [Code::OutlivesCertificate]);
+    // Only clients that accept any certificate connect to such a server.
+    assert_eq!(left(0), []);
+}
+
+#[test]
+fn a_tls13_ticket_that_is_given_twice_is_found() {
+    let mut report = tickets(&["+"]);
+    let tested = &mut report.mechanisms[0];
+    tested.how = How::Psk;
+    for attempt in &mut tested.attempts {
+        let seen = attempt.result.as_mut().unwrap();
+        seen.given = true;
+        seen.tickets = vec![given_ticket(1, 1)];
+    }
+    assert_eq!(codes(&report), [Code::RepeatsTickets]);
 }

@@ -90,6 +90,31 @@ pub(crate) fn nginx_sharing_keys() -> Farm {
     with_keys("nginx with shared keys", &[&[1], &[1], &[1]], expected)
 }
 
+/// Two servers with the same key file, each with a certificate of its own.
+pub(crate) fn nginx_with_other_certificates() -> Farm {
+    let certificates = Certificates::new();
+    let other = Certificates::new();
+    let directives = key(certificates.folder(), 1) + "ssl_session_cache off;";
+    let start = |own: &Certificates| Server::Peer(nginx(own, &directives));
+    let servers = vec![start(&certificates), start(&other)];
+    let authorities = [&certificates, &other].map(|own| fs::read(&own.ca).unwrap());
+    fs::write(&certificates.ca, authorities.concat()).unwrap();
+    let groups = Sharing::Groups(&[&[0], &[1]]);
+    let expected = Expected {
+        session_id: Sharing::NotOffered,
+        ticket: groups,
+        psk: groups,
+        // nginx compares the context of a session, which depends on the certificate.
+        codes: &["refuses-shared-keys"],
+    };
+    Farm::new(
+        "nginx with other certificates",
+        certificates,
+        servers,
+        expected,
+    )
+}
+
 /// Three servers, of which the first one already seals tickets with the next key.
 pub(crate) fn nginx_rotated_on_one() -> Farm {
     let groups = Sharing::Groups(&[&[0], &[1, 2]]);

@@ -122,7 +122,12 @@ pub(crate) fn ftp_alone() -> Farm {
         ticket: ONE,
         psk: ONE,
         // Each connection has a process with a cache of its own. The processes inherit one ticket key.
-        codes: &["client-certificate-requested", "unusable-session-ids"],
+        // The lifetime of tickets is 2^31 - 1 seconds.
+        codes: &[
+            "client-certificate-requested",
+            "lifetime-over-seven-days",
+            "unusable-session-ids",
+        ],
     };
     Farm::new("vsftpd", certificates, vec![Server::Peer(server)], expected)
         .probed_with(&["--starttls", "ftp"])

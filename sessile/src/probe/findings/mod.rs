@@ -1,18 +1,23 @@
 //! What follows from the results of a probe: the findings, the most severe first. A finding states only what the
 //! wire shows.
 
+mod delayed;
+mod other_names;
+mod tickets;
+
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
-use sessile_proto::Word;
 use sessile_proto::resumption_matrix::Sharing;
 use sessile_proto::verdict::How;
-use sessile_proto::watch::{Kind, SessionOutcome};
+use sessile_proto::watch::Kind;
 
-use super::attempt::{Attempt, FinishedHandshake};
+use super::attempt::Attempt;
 use super::finding::{Code, Finding};
-use super::plan::FirstConnection;
-use super::report::{DelayedReturn, MechanismFindings, ProbeReport, Status};
+use super::report::{MechanismFindings, ProbeReport, Status};
+use super::ticket_facts::{
+    KEY_NAME_LEN, KeyNames, TicketFacts, given, names_cached_session, short,
+};
 use crate::client::Error;
 
 /// The findings of a report, the most severe first.
@@ -147,120 +152,6 @@ impl Found<'_> {
         }
     }
 
-    /// Sessions of the tested name that resume for another name.
-    fn other_names(&mut self) {
-        for offered in &self.report.other_names {
-            let resumed = offered.offer.as_ref().ok();
-            let Some(seen) = resumed.filter(|seen| matches!(seen.kind, Kind::Resumed(_))) else {
-                continue;
-            };
-            let (requests_certificate, certificate) = match &offered.full {
-                Ok(seen) => (seen.certificate_requested, seen.certificate),
-                Err(failed) => (failed.certificate_requested, None),
-            };
-            let label = self.report.server_label(offered.address);
-            let [name, own] = [&offered.name, &self.report.server_name];
-            let is_open_to_all = offered.full.as_ref().is_ok_and(is_answered);
-            if is_open_to_all {
-                // The other name asks for a certificate, but serves clients without one.
-                continue;
-            }
-            if requests_certificate && !self.report.requests_certificate(offered.address) {
-                let text = format!(
-                    "{label} requests a client certificate for {name}, and resumed a session of {own} for {name} \
-                     without a request"
-                );
-                let (code, text) = match seen.status {
-                    Some(status) if (200..300).contains(&status) => {
-                        let end = "A client without a certificate gets in, as in CVE-2025-23419.";
-                        let text = format!("{text}. It answered HEAD / with {status}. {end}");
-                        (Code::SkipsClientCertificate, text)
-                    }
-                    Some(status) => {
-                        let text = format!("{text}. It refused HEAD / with {status}.");
-                        (Code::ResumesForOtherName, text)
-                    }
-                    None => {
-                        let end = "The probe got no HTTP response, so it does not know whether the server checks.";
-                        (Code::ResumesForOtherName, format!("{text}. {end}"))
-                    }
-                };
-                self.add(code, Some(offered.how), vec![offered.address], text);
-            } else if certificate.is_some() && certificate != offered.certificate {
-                let text = format!(
-                    "{label} resumed a session of {own} for {name}, which has another certificate."
-                );
-                let code = Code::ResumesForOtherName;
-                self.add(code, Some(offered.how), vec![offered.address], text);
-            }
-        }
-    }
-
-    /// Sessions that were gone after a gap.
-    fn delayed(&mut self) {
-        let all = &self.report.delayed;
-        for lost in all
-            .iter()
-            .filter(|it| it.outcome == SessionOutcome::Refused)
-        {
-            let same_test =
-                |other: &&DelayedReturn| (other.how, other.address) == (lost.how, lost.address);
-            let kept = || {
-                all.iter()
-                    .filter(same_test)
-                    .filter(|it| it.outcome == SessionOutcome::Resumed)
-            };
-            let earlier_loss = all.iter().filter(same_test).any(|it| {
-                it.outcome == SessionOutcome::Refused
-                    && it.first_connection == lost.first_connection
-                    && it.gap < lost.gap
-            });
-            if earlier_loss {
-                continue;
-            }
-            let label = self.report.server_label(lost.address);
-            let gap = humantime::format_duration(lost.gap);
-            let is_kept_by_close = kept().any(|it| {
-                it.gap == lost.gap && it.first_connection == FirstConnection::CloseNotify
-            });
-            let (code, text) = match lost.first_connection {
-                FirstConnection::Idle if is_kept_by_close => (
-                    Code::LostWithIdleConnection,
-                    format!(
-                        "{label} refused a session after {gap} in which its first connection was idle, and resumed \
-                         one whose first connection had ended. The server forgets sessions with idle connections."
-                    ),
-                ),
-                FirstConnection::Fin | FirstConnection::Reset if is_kept_by_close => (
-                    Code::LostWithoutCloseNotify,
-                    format!(
-                        "{label} refused a session whose first connection ended without close_notify ({}), and \
-                         resumed one after close_notify.",
-                        lost.first_connection.as_str()
-                    ),
-                ),
-                fate => {
-                    let longest = kept()
-                        .filter(|it| it.first_connection == fate && it.gap < lost.gap)
-                        .map(|it| it.gap)
-                        .max();
-                    let known = match longest {
-                        Some(longest) => humantime::format_duration(longest).to_string(),
-                        None => "once".to_owned(),
-                    };
-                    let text = format!(
-                        "{label} resumed a session after {known}, and refused one after {gap} (first connection: \
-                         {}).",
-                        fate.as_str()
-                    )
-                    .replace("after once", "at once");
-                    (Code::LostAfterGap, text)
-                }
-            };
-            self.add(code, Some(lost.how), vec![lost.address], text);
-        }
-    }
-
     fn addresses(&self, indexes: &[usize]) -> Vec<SocketAddr> {
         indexes
             .iter()
@@ -293,19 +184,31 @@ impl Found<'_> {
                 .map(|group| self.names(&self.addresses(group)))
                 .collect();
             let servers = self.addresses(&sharing.groups.concat());
-            let code = if is_by_cache(tested) {
-                Code::NoSharedCache
+            let groups = groups.join("; ");
+            let only_own = "Each of these groups resumes only its own sessions";
+            let key_names = self.key_names(tested, &sharing.groups);
+            let (code, text) = if is_by_cache(tested) {
+                let text =
+                    format!("The servers do not share a session cache. {only_own}: {groups}.");
+                (Code::NoSharedCache, text)
+            } else if let Some(shared) = shared_name(&key_names) {
+                let mut text = format!(
+                    "The tickets of all servers name the same key ({shared}), and the servers refuse each other's \
+                     tickets. {only_own}: {groups}."
+                );
+                if self.have_different_certificates(tested, &sharing.groups) {
+                    text += " The groups have different certificates.";
+                }
+                (Code::RefusesSharedKeys, text)
             } else {
-                Code::NoSharedTicketKeys
+                let mut text =
+                    format!("The servers do not share ticket keys. {only_own}: {groups}.");
+                if key_names.iter().all(|names| !names.is_empty()) {
+                    let names: Vec<String> = key_names.iter().map(joined).collect();
+                    text += &format!(" Their tickets name different keys: {}.", names.join("; "));
+                }
+                (Code::NoSharedTicketKeys, text)
             };
-            let what = match code {
-                Code::NoSharedCache => "do not share a session cache",
-                _ => "do not share ticket keys",
-            };
-            let text = format!(
-                "The servers {what}. Each of these groups resumes only its own sessions: {}.",
-                groups.join("; ")
-            );
             self.add(code, how, servers, text);
         }
         for &(from, to) in &sharing.uneven {
@@ -326,6 +229,40 @@ impl Found<'_> {
             self.add(Code::ResumesSometimes, how, vec![from, to], text);
         }
         self.not_offered_by_all(tested);
+    }
+
+    /// The key names of each group's tickets.
+    fn key_names(
+        &self,
+        tested: &MechanismFindings,
+        groups: &[Vec<usize>],
+    ) -> Vec<BTreeSet<String>> {
+        let known = KeyNames::of(self.report);
+        let of_server = |server: &usize| {
+            TicketFacts::of(tested, &known, self.report.addresses[*server])
+                .map(|facts| facts.key_names)
+                .unwrap_or_default()
+        };
+        let of_group = |group: &Vec<usize>| group.iter().flat_map(of_server).collect();
+        groups.iter().map(of_group).collect()
+    }
+
+    /// True if no two groups have a certificate in common.
+    fn have_different_certificates(
+        &self,
+        tested: &MechanismFindings,
+        groups: &[Vec<usize>],
+    ) -> bool {
+        let of_group = |group: &Vec<usize>| -> BTreeSet<[u8; 32]> {
+            let servers = group.iter().map(|&server| self.report.addresses[server]);
+            servers
+                .flat_map(|server| tested.full(server))
+                .filter_map(|seen| seen.certificate)
+                .collect()
+        };
+        let mut certificates = groups.iter().flat_map(of_group);
+        let mut known = BTreeSet::new();
+        certificates.all(|certificate| known.insert(certificate)) && !known.is_empty()
     }
 
     /// Servers that give no session of a kind that others give.
@@ -381,7 +318,7 @@ impl Found<'_> {
             }
             let label = self.report.server_label(address);
             let offered = own().count();
-            let names = key_names(own());
+            let names = number_of_keys(self.report, tested, address);
             let stated: BTreeSet<&str> = own()
                 .filter_map(|attempt| attempt.seen()?.server.as_deref())
                 .collect();
@@ -436,86 +373,40 @@ impl Found<'_> {
             self.add(Code::OneWayKeys, Some(tested.how), vec![from, to], text);
         }
     }
-
-    /// When tickets are given.
-    fn tickets(&mut self, tested: &MechanismFindings) {
-        let resumed = |seen: &&FinishedHandshake| matches!(seen.kind, Kind::Resumed(_));
-        for &address in &self.report.addresses {
-            let at = tested
-                .attempts
-                .iter()
-                .filter(|attempt| attempt.address == address)
-                .filter_map(Attempt::seen);
-            let returns: Vec<_> = at.filter(resumed).collect();
-            let given = returns.iter().filter(|seen| seen.given).count();
-            let label = self.report.server_label(address);
-            match tested.how {
-                How::Psk if !returns.is_empty() && given == 0 && tested.gives(address) => {
-                    let text = format!(
-                        "{label} gives TLS 1.3 tickets in full handshakes only. A client that uses each ticket \
-                         once pays for a full handshake when its tickets are used up."
-                    );
-                    self.add(
-                        Code::TicketsInFullHandshakesOnly,
-                        Some(tested.how),
-                        vec![address],
-                        text,
-                    );
-                }
-                How::Ticket if given > 0 => {
-                    let text = format!(
-                        "{label} gave a new ticket in {given} of {} resumed TLS 1.2 handshakes. OpenSSL clients \
-                         that take sessions by callback lose their session by this.",
-                        returns.len()
-                    );
-                    self.add(
-                        Code::RenewsTls12Ticket,
-                        Some(tested.how),
-                        vec![address],
-                        text,
-                    );
-                }
-                How::SessionId | How::Ticket | How::Psk => {}
-            }
-        }
-    }
 }
 
 /// True if the sessions are in a cache of the server. TLS 1.3 servers with a cache give short identities, which have
 /// no room for a sealed session.
 fn is_by_cache(tested: &MechanismFindings) -> bool {
     let mut offers = tested.returns().filter_map(Attempt::offered);
-    tested.how == How::SessionId || offers.all(|offer| offer.bytes.len() <= MAX_CACHE_IDENTITY)
+    tested.how == How::SessionId || offers.all(|offer| names_cached_session(&offer.bytes))
 }
 
-/// Maximum length of an identity that only names a session in a cache.
-const MAX_CACHE_IDENTITY: usize = 64;
-
-/// True if the server answered the request with success.
-fn is_answered(seen: &FinishedHandshake) -> bool {
-    seen.status
-        .is_some_and(|status| (200..300).contains(&status))
+/// The number of keys that sealed the tickets of a server. 1 if the tickets have no key names.
+fn number_of_keys(report: &ProbeReport, tested: &MechanismFindings, server: SocketAddr) -> usize {
+    let names = KeyNames::of(report);
+    let tickets = || given(tested, server).map(|(_, ticket)| ticket.bytes.as_slice());
+    if !tickets().any(|ticket| names.name(ticket).is_some()) {
+        return 1;
+    }
+    // A key that sealed a single ticket has a name that does not repeat.
+    let prefixes: BTreeSet<&[u8]> = tickets()
+        .filter_map(|ticket| ticket.get(..KEY_NAME_LEN))
+        .collect();
+    prefixes.len()
 }
 
-/// The number of different key names in the offered tickets. 1 if the tickets have no key names.
-fn key_names<'a>(attempts: impl Iterator<Item = &'a Attempt>) -> usize {
-    let mut tickets = BTreeSet::new();
-    let mut names = BTreeSet::new();
-    for attempt in attempts {
-        if let Some(offer) = attempt
-            .offered()
-            .filter(|offer| offer.how != How::SessionId)
-        {
-            tickets.insert(&offer.bytes);
-            names.insert(offer.prefix());
-        }
-    }
-    // Without a repeated prefix, the first bytes can be random.
-    if names.len() < tickets.len() {
-        names.len()
-    } else {
-        1
-    }
+/// A key name that all groups have, in short form.
+fn shared_name(groups: &[BTreeSet<String>]) -> Option<String> {
+    let (first, others) = groups.split_first()?;
+    let mut names = first.iter();
+    let shared = names.find(|name| others.iter().all(|group| group.contains(*name)));
+    shared.map(|name| short(name))
+}
+
+fn joined(names: &BTreeSet<String>) -> String {
+    let names: Vec<String> = names.iter().map(|name| short(name)).collect();
+    names.join(", ")
 }
 
 #[cfg(test)]

@@ -145,6 +145,8 @@ farms! {
     smtp_alone;
     imap_sharing_keys;
     pop3_sharing_nothing;
+    dovecot_by_default;
+    dovecot_with_one_process;
     ftp_alone;
     ldap_alone;
     postgres_alone;

@@ -5,7 +5,7 @@ use std::fs;
 use std::process::Command;
 
 use super::{Expected, Farm, ONE, Server, Sharing};
-use crate::peers::{Certificates, Peer, smtp_server};
+use crate::peers::{Certificates, Peer, run, smtp_server};
 use crate::postgres::Database;
 
 const APART: Sharing = Sharing::Groups(&[&[0], &[1]]);
@@ -97,6 +97,68 @@ pub(crate) fn pop3_sharing_nothing() -> Farm {
     };
     Farm::new("POP3 that shares nothing", certificates, servers, expected)
         .probed_with(&["--starttls", "pop3"])
+}
+
+/// Dovecot with the default settings.
+pub(crate) fn dovecot_by_default() -> Farm {
+    let expected = Expected {
+        session_id: Sharing::Never,
+        ticket: Sharing::Never,
+        psk: Sharing::Never,
+        // Each connection has a process with a cache and ticket keys of its own.
+        codes: &["forgets-own-sessions", "several-servers-at-address"],
+    };
+    dovecot("Dovecot", "", expected)
+}
+
+/// Dovecot with one process for all connections before the login.
+pub(crate) fn dovecot_with_one_process() -> Farm {
+    let expected = Expected {
+        session_id: ONE,
+        ticket: ONE,
+        psk: ONE,
+        codes: &[],
+    };
+    dovecot("Dovecot with one process", "service_count = 0", expected)
+}
+
+/// A Dovecot server for mailboxes, with these settings of its login processes.
+fn dovecot(name: &'static str, settings: &str, expected: Expected) -> Farm {
+    let certificates = Certificates::new();
+    let server = Peer::start("dovecot-imapd", |port| {
+        let folder = certificates.folder().join(format!("dovecot-{port}"));
+        let config = certificates.folder().join(format!("dovecot-{port}.conf"));
+        let text = format!(
+            "base_dir = {folder}\nstate_dir = {folder}\nlog_path = /dev/stderr\n{users}\
+             protocols = imap\nlisten = 127.0.0.1\nssl = yes\nssl_cert = <{chain}\nssl_key = <{key}\n\
+             passdb {{\n driver = static\n args = nopassword=y\n}}\n\
+             service anvil {{\n chroot =\n}}\n\
+             service imap-login {{\n chroot =\n {settings}\n\
+             inet_listener imap {{\n port = {port}\n}}\ninet_listener imaps {{\n port = 0\n}}\n}}\n",
+            folder = folder.display(),
+            users = dovecot_users(),
+            chain = certificates.chain.display(),
+            key = certificates.key.display(),
+        );
+        fs::write(&config, text).unwrap();
+        let mut command = Command::new("/usr/sbin/dovecot");
+        command.arg("-F").arg("-c").arg(&config);
+        command
+    });
+    Farm::new(name, certificates, vec![Server::Peer(server)], expected)
+        .probed_with(&["--starttls", "imap"])
+}
+
+/// Without root, all processes of Dovecot run as the present user.
+fn dovecot_users() -> String {
+    let name = |flag: &str| run("coreutils", Command::new("id").arg(flag), "").stdout;
+    let [user, group] = ["-un", "-gn"].map(name);
+    if user.trim() == "root" {
+        return String::new();
+    }
+    format!(
+        "default_login_user = {user}default_internal_user = {user}default_internal_group = {group}"
+    )
 }
 
 /// A server for files.

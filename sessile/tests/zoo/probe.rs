@@ -147,6 +147,7 @@ farms! {
     pop3_sharing_nothing;
     dovecot_by_default;
     dovecot_with_one_process;
+    smtps_alone;
     ftp_alone;
     ldap_alone;
     postgres_alone;

@@ -32,10 +32,10 @@ pub(crate) fn smtp_alone() -> Farm {
     Farm::new("aiosmtpd", certificates, servers, expected).probed_with(&["--starttls", "smtp"])
 }
 
-/// nginx as a proxy of a mail protocol, with these directives of TLS.
+/// nginx as a proxy of a mail protocol, with these words after its address and these directives of TLS.
 ///
 /// `NGINX_MODULES` is the folder of the modules, if nginx is not Debian stable's.
-fn nginx_mail(certificates: &Certificates, protocol: &str, directives: &str) -> Server {
+fn nginx_mail(certificates: &Certificates, listen: &str, directives: &str) -> Server {
     let modules = env::var("NGINX_MODULES").unwrap_or_else(|_| "/usr/lib/nginx/modules".to_owned());
     Server::Peer(Peer::start("libnginx-mod-mail", |port| {
         let folder = certificates.folder().join(format!("nginx-{port}"));
@@ -46,7 +46,7 @@ fn nginx_mail(certificates: &Certificates, protocol: &str, directives: &str) -> 
              daemon off; master_process off; pid nginx.pid; error_log stderr warn;\n\
              events {{ worker_connections 256; }}\n\
              mail {{ auth_http 127.0.0.1:1; server {{\n\
-             listen 127.0.0.1:{port}; protocol {protocol}; starttls on;\n\
+             listen 127.0.0.1:{port} {listen};\n\
              {} ssl_protocols TLSv1.2 TLSv1.3; {directives}\n\
              }} }}\n",
             certificates.nginx_directives(),
@@ -69,7 +69,7 @@ pub(crate) fn imap_sharing_keys() -> Farm {
         key.display()
     );
     let servers = (0..2)
-        .map(|_| nginx_mail(&certificates, "imap", &directives))
+        .map(|_| nginx_mail(&certificates, "; protocol imap; starttls on", &directives))
         .collect();
     let expected = Expected {
         session_id: Sharing::NotOffered,
@@ -86,7 +86,13 @@ pub(crate) fn imap_sharing_keys() -> Farm {
 pub(crate) fn pop3_sharing_nothing() -> Farm {
     let certificates = Certificates::new();
     let servers = (0..2)
-        .map(|_| nginx_mail(&certificates, "pop3", "ssl_session_cache shared:s:1m;"))
+        .map(|_| {
+            nginx_mail(
+                &certificates,
+                "; protocol pop3; starttls on",
+                "ssl_session_cache shared:s:1m;",
+            )
+        })
         .collect();
     let expected = Expected {
         session_id: APART,
@@ -159,6 +165,21 @@ fn dovecot_users() -> String {
     format!(
         "default_login_user = {user}default_internal_user = {user}default_internal_group = {group}"
     )
+}
+
+/// A proxy for mail with TLS from the first byte, which greets the client before a request.
+pub(crate) fn smtps_alone() -> Farm {
+    let certificates = Certificates::new();
+    let directives = "ssl_session_cache shared:s:1m;";
+    let server = nginx_mail(&certificates, "ssl; protocol smtp", directives);
+    let expected = Expected {
+        session_id: ONE,
+        ticket: ONE,
+        psk: ONE,
+        // The greeting and the answer to `HEAD /` are no HTTP.
+        codes: &[],
+    };
+    Farm::new("SMTP with TLS", certificates, vec![server], expected)
 }
 
 /// A server for files.

@@ -35,6 +35,7 @@ pub mod ticket;
 pub mod ticket_reader;
 pub mod verdict;
 pub mod watch;
+pub mod weak_ticket_key;
 
 use std::time::Duration;
 

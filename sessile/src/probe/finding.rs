@@ -39,6 +39,8 @@ pub enum Code {
     EndsResumption,
     /// A session of a name without client certificates resumes for a name that requests them.
     SkipsClientCertificate,
+    /// A server seals tickets with a key that everybody can guess.
+    WeakTicketKey,
     /// A session is gone while its first connection is idle, but not if that connection ended.
     LostWithIdleConnection,
     /// A session is gone after a gap.
@@ -90,7 +92,9 @@ impl Finding {
     #[must_use]
     pub const fn severity(&self) -> Severity {
         match self.code {
-            Code::EndsResumption | Code::SkipsClientCertificate => Severity::Critical,
+            Code::EndsResumption | Code::SkipsClientCertificate | Code::WeakTicketKey => {
+                Severity::Critical
+            }
             Code::NoSharedTicketKeys
             | Code::RefusesSharedKeys
             | Code::NoSharedCache
@@ -124,6 +128,7 @@ impl Finding {
             Code::ResumesSometimes if self.mechanisms == [How::SessionId] => Remedy::ShareCache,
             Code::NoSharedTicketKeys | Code::ResumesSometimes => Remedy::ShareTicketKeys,
             Code::NoSharedCache => Remedy::ShareCache,
+            Code::WeakTicketKey => Remedy::RandomTicketKey,
             Code::RefusesSharedKeys => Remedy::SameContext,
             Code::LifetimeOverSevenDays => Remedy::ShorterLifetime,
             Code::LostWithIdleConnection => Remedy::KeepIdleSessions,

@@ -18,6 +18,7 @@ pub enum Remedy {
     LongerLifetime,
     ShorterLifetime,
     SameContext,
+    RandomTicketKey,
 }
 
 /// A step for one product. `product` is empty if the step does not depend on the product.
@@ -190,6 +191,26 @@ const SAME_CONTEXT: &[Step] = &[
     ),
 ];
 
+const RANDOM_TICKET_KEY: &[Step] = &[
+    step(
+        "nginx",
+        "openssl rand 80 >ticket.key, with ssl_session_ticket_key",
+    ),
+    step(
+        "HAProxy",
+        "openssl rand -base64 80 | tr -d '\\n', three lines, with tls-ticket-keys",
+    ),
+    step(
+        "Apache",
+        "openssl rand 48 >ticket.key, with SSLSessionTicketKeyFile",
+    ),
+    step("GnuTLS", "update to 3.6.14 or later (CVE-2020-13777)"),
+    step(
+        "all",
+        "sessile key new and sessile key export write random keys for nginx, HAProxy, Apache and Envoy",
+    ),
+];
+
 const SEPARATE_NAMES: &[Step] = &[
     step(
         "nginx",
@@ -221,6 +242,7 @@ impl Remedy {
             Self::LongerLifetime => LONGER_LIFETIME,
             Self::ShorterLifetime => SHORTER_LIFETIME,
             Self::SameContext => SAME_CONTEXT,
+            Self::RandomTicketKey => RANDOM_TICKET_KEY,
         }
     }
 }

@@ -26,6 +26,7 @@ pub fn of(report: &ProbeReport) -> Vec<Finding> {
     let mut found = Found {
         report,
         findings: Vec::new(),
+        observations: Vec::new(),
     };
     found.failures();
     found.other_names();
@@ -39,6 +40,7 @@ pub fn of(report: &ProbeReport) -> Vec<Finding> {
         let text = "No server gives a session: each connection pays for a full handshake.";
         found.add(Code::NoMechanism, None, Vec::new(), text.to_owned());
     }
+    found.conclude();
     found
         .findings
         .sort_by_key(|finding| (finding.severity(), finding.code));
@@ -48,6 +50,16 @@ pub fn of(report: &ProbeReport) -> Vec<Finding> {
 struct Found<'a> {
     report: &'a ProbeReport,
     findings: Vec<Finding>,
+    /// What single servers did. Servers that did the same become one finding.
+    observations: Vec<Observation>,
+}
+
+struct Observation {
+    code: Code,
+    how: Option<How>,
+    server: SocketAddr,
+    /// What the server did, in the past tense: the rest of a sentence that begins with its name.
+    deed: String,
 }
 
 impl Found<'_> {
@@ -65,6 +77,57 @@ impl Found<'_> {
                 servers,
                 text,
             }),
+        }
+    }
+
+    /// Notes what a server did.
+    fn observe(&mut self, code: Code, how: Option<How>, server: SocketAddr, deed: String) {
+        self.observations.push(Observation {
+            code,
+            how,
+            server,
+            deed,
+        });
+    }
+
+    /// Makes findings of the observations.
+    fn conclude(&mut self) {
+        let mut findings: Vec<(Finding, String)> = Vec::new();
+        let observations = std::mem::take(&mut self.observations);
+        for (at, observation) in observations.iter().enumerate() {
+            let is_same = |other: &&Observation| {
+                (other.code, other.server, &other.deed)
+                    == (observation.code, observation.server, &observation.deed)
+            };
+            if observations[..at].iter().any(|other| is_same(&other)) {
+                continue;
+            }
+            let mechanisms: Vec<How> = observations
+                .iter()
+                .filter(is_same)
+                .filter_map(|other| other.how)
+                .collect();
+            let known = findings.iter_mut().find(|(finding, deed)| {
+                finding.code == observation.code
+                    && finding.mechanisms == mechanisms
+                    && *deed == observation.deed
+            });
+            match known {
+                Some((finding, _)) => finding.servers.push(observation.server),
+                None => {
+                    let finding = Finding {
+                        code: observation.code,
+                        mechanisms,
+                        servers: vec![observation.server],
+                        text: String::new(),
+                    };
+                    findings.push((finding, observation.deed.clone()));
+                }
+            }
+        }
+        for (mut finding, deed) in findings {
+            finding.text = format!("{} {deed}", self.names(&finding.servers));
+            self.findings.push(finding);
         }
     }
 
@@ -118,11 +181,10 @@ impl Found<'_> {
                     && matches!(it.error, Error::Alert(_) | Error::ClosedEarly(_))
             });
             if refused_without_certificate {
-                let text = format!(
-                    "{label} requests a client certificate, and refused the handshake. The probe has no \
-                     certificate that the server accepts."
-                );
-                self.add(Code::ClientCertificateRequired, None, vec![address], text);
+                let deed = "requested a client certificate, and refused the handshake. The probe has no certificate \
+                            that is accepted.";
+                let code = Code::ClientCertificateRequired;
+                self.observe(code, None, address, deed.to_owned());
                 continue;
             }
             let is_requested = self
@@ -131,11 +193,10 @@ impl Found<'_> {
                 .filter(at)
                 .any(Attempt::requests_certificate);
             if is_requested && !self.report.has_client_certificate {
-                let text = format!(
-                    "{label} requests a client certificate, and finished handshakes without one. Clients with \
-                     a certificate can have other results."
-                );
-                self.add(Code::ClientCertificateRequested, None, vec![address], text);
+                let deed = "requested a client certificate, and finished handshakes without one. Clients with a \
+                            certificate can have other results.";
+                let code = Code::ClientCertificateRequested;
+                self.observe(code, None, address, deed.to_owned());
             }
             let faults: BTreeSet<String> = failed()
                 .filter(|(attempt, _)| !attempt.is_declined())
@@ -344,11 +405,9 @@ impl Found<'_> {
                 }
                 self.add(Code::SeveralServersAtAddress, how, vec![address], text);
             } else {
-                let text = format!(
-                    "{label} gave sessions, and refused all {offered} of them at once. If several servers have \
-                     this address, they do not share their sessions."
-                );
-                self.add(Code::ForgetsOwnSessions, how, vec![address], text);
+                let deed = "gave sessions, and refused all of them at once. If several servers have one address, they \
+                            do not share their sessions.";
+                self.observe(Code::ForgetsOwnSessions, how, address, deed.to_owned());
             }
         }
     }

@@ -252,6 +252,14 @@ fn a_lifetime_over_seven_days_or_over_the_certificates_end_is_found() {
 }
 
 #[test]
+fn a_weak_key_is_critical() {
+    // nginx sealed this ticket with a key of zeros.
+    let ticket = include_bytes!("../../../../proto/src/testdata/weak-nginx-tls12.bin");
+    let found = of_ticket(|full| full.tickets[0].bytes = ticket.to_vec());
+    assert_eq!(found, [Code::WeakTicketKey]);
+}
+
+#[test]
 fn a_tls13_ticket_that_is_given_twice_is_found() {
     let mut report = tickets(&["+"]);
     let tested = &mut report.mechanisms[0];
@@ -262,4 +270,37 @@ fn a_tls13_ticket_that_is_given_twice_is_found() {
         seen.tickets = vec![given_ticket(1, 1)];
     }
     assert_eq!(codes(&report), [Code::RepeatsTickets]);
+}
+
+#[test]
+fn servers_that_did_the_same_with_the_same_mechanisms_are_one_finding() {
+    let gives = |last, how, lifetime| {
+        let mut full = seen(how, Kind::NotOffered);
+        full.tickets = vec![given_ticket(last, 1)];
+        full.tickets[0].lifetime = lifetime;
+        Attempt {
+            address: address(last),
+            origin: None,
+            result: Ok(full),
+        }
+    };
+    let tested = |how, attempts| MechanismFindings { how, attempts };
+    let mut report = tickets(&["", "", ""]);
+    let [long, longer] = [700_000, 800_000];
+    let of_mechanism = |how| {
+        let third = gives(3, how, if how == How::Psk { long } else { longer });
+        tested(how, vec![gives(1, how, long), gives(2, how, long), third])
+    };
+    report.mechanisms = vec![of_mechanism(How::Ticket), of_mechanism(How::Psk)];
+    let found: Vec<(Vec<How>, usize)> = of(&report)
+        .into_iter()
+        .filter(|finding| finding.code == Code::LifetimeOverSevenDays)
+        .map(|finding| (finding.mechanisms, finding.servers.len()))
+        .collect();
+    let expected = [
+        (vec![How::Ticket, How::Psk], 2),
+        (vec![How::Ticket], 1),
+        (vec![How::Psk], 1),
+    ];
+    assert_eq!(found, expected);
 }

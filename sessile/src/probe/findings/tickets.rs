@@ -6,15 +6,19 @@ use std::time::Duration;
 
 use sessile_proto::verdict::How;
 use sessile_proto::watch::Kind;
+use sessile_proto::weak_ticket_key::{WeakTicketKey, recognise};
 
 use super::Found;
 use crate::probe::attempt::FinishedHandshake;
 use crate::probe::finding::Code;
 use crate::probe::report::MechanismFindings;
-use crate::probe::ticket_facts::given;
+use crate::probe::ticket_facts::{KEY_NAME_LEN, given};
 
 /// The longest lifetime of a TLS 1.3 ticket (RFC 9846, 4.6.1).
 const SEVEN_DAYS: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+
+/// The number of keys of a server that are tried. Without key names, each ticket can have another key.
+const MAX_KEYS_TRIED: usize = 4;
 
 impl Found<'_> {
     pub(super) fn tickets(&mut self, tested: &MechanismFindings) {
@@ -27,6 +31,7 @@ impl Found<'_> {
                     self.repeated_tickets(tested, address);
                 }
             }
+            self.weak_key(tested, address);
             self.lifetimes(tested, address);
         }
     }
@@ -37,30 +42,22 @@ impl Found<'_> {
         if returns.peek().is_none() || returns.any(|seen| seen.given) || !tested.gives(address) {
             return;
         }
-        let text = format!(
-            "{} gives TLS 1.3 tickets in full handshakes only. A client that uses each ticket once pays for a full \
-             handshake when its tickets are used up.",
-            self.report.server_label(address)
-        );
+        let deed = "gave TLS 1.3 tickets in full handshakes only. A client that uses each ticket once pays for a \
+                    full handshake when its tickets are used up.";
         let code = Code::TicketsInFullHandshakesOnly;
-        self.add(code, Some(tested.how), vec![address], text);
+        self.observe(code, Some(tested.how), address, deed.to_owned());
     }
 
     /// A server that gives new tickets in resumed TLS 1.2 handshakes.
     fn renewed_tickets(&mut self, tested: &MechanismFindings, address: SocketAddr) {
-        let returns = || tested.finished_at(address).filter(is_resumed);
-        let given = returns().filter(|seen| seen.given).count();
-        if given == 0 {
+        let mut returns = tested.finished_at(address).filter(is_resumed);
+        if !returns.any(|seen| seen.given) {
             return;
         }
-        let text = format!(
-            "{} gave a new ticket in {given} of {} resumed TLS 1.2 handshakes. OpenSSL clients that take sessions \
-             by callback lose their session by this.",
-            self.report.server_label(address),
-            returns().count()
-        );
+        let deed = "gave new tickets in resumed TLS 1.2 handshakes. OpenSSL clients that take sessions by callback \
+                    lose their session by this.";
         let code = Code::RenewsTls12Ticket;
-        self.add(code, Some(tested.how), vec![address], text);
+        self.observe(code, Some(tested.how), address, deed.to_owned());
     }
 
     /// A server that gives the same ticket again.
@@ -71,17 +68,36 @@ impl Found<'_> {
         if different == count {
             return;
         }
-        let text = format!(
-            "{} gave {count} TLS 1.3 tickets, and only {different} of them differ. Everybody on the way can \
-             recognise a client that offers the same ticket again.",
-            self.report.server_label(address)
+        let deed = format!(
+            "gave {count} TLS 1.3 tickets, and only {different} of them differ. Everybody on the way can recognise \
+             a client that offers the same ticket again."
         );
-        self.add(Code::RepeatsTickets, Some(tested.how), vec![address], text);
+        self.observe(Code::RepeatsTickets, Some(tested.how), address, deed);
+    }
+
+    /// A server whose ticket key can be guessed.
+    fn weak_key(&mut self, tested: &MechanismFindings, address: SocketAddr) {
+        let mut key_names = BTreeSet::new();
+        let of_each_key = given(tested, address)
+            .filter(|(_, ticket)| key_names.insert(ticket.bytes.get(..KEY_NAME_LEN)));
+        let mut tried = of_each_key.take(MAX_KEYS_TRIED);
+        let Some(weak) = tried.find_map(|(_, ticket)| recognise(&ticket.bytes)) else {
+            return;
+        };
+        let what = match weak {
+            WeakTicketKey::Zero => "is all zero".to_owned(),
+            WeakTicketKey::Repeated(byte) => format!("is the byte {byte:02x}, repeated"),
+            WeakTicketKey::Sequence => "is a sequence of bytes, as in 00 01 02".to_owned(),
+        };
+        let deed = format!(
+            "sealed tickets with a key that {what}. Everybody can open such a ticket, take over its session, and \
+             read the connections that resume it with TLS 1.2."
+        );
+        self.observe(Code::WeakTicketKey, Some(tested.how), address, deed);
     }
 
     /// A server that promises to accept tickets for too long.
     fn lifetimes(&mut self, tested: &MechanismFindings, address: SocketAddr) {
-        let label = self.report.server_label(address);
         let lifetimes = || {
             given(tested, address).map(|(seen, ticket)| {
                 let lifetime = Duration::from_secs(ticket.lifetime.into());
@@ -91,15 +107,10 @@ impl Found<'_> {
         let longest = lifetimes().map(|(_, lifetime)| lifetime).max();
         if let Some(longest) = longest.filter(|longest| *longest > SEVEN_DAYS) {
             let lifetime = humantime::format_duration(longest);
-            let mut text = format!("{label} promises to accept its tickets for {lifetime}.");
-            text += match tested.how {
-                How::Psk => " TLS 1.3 allows seven days.",
-                How::SessionId | How::Ticket => {
-                    " Who steals the ticket key in this time reads the connections. TLS 1.3 allows seven days."
-                }
-            };
+            let deed =
+                format!("promised to accept tickets for {lifetime}. TLS 1.3 allows seven days.");
             let code = Code::LifetimeOverSevenDays;
-            self.add(code, Some(tested.how), vec![address], text);
+            self.observe(code, Some(tested.how), address, deed);
         }
         let outlives = lifetimes().find_map(|(seen, lifetime)| {
             let left = seen.certificate_left?;
@@ -107,13 +118,13 @@ impl Found<'_> {
             (!left.is_zero() && lifetime > left).then_some((lifetime, left))
         });
         if let Some((lifetime, left)) = outlives {
-            let text = format!(
-                "{label} promises to accept its tickets for {}. Its certificate ends in {}.",
+            let deed = format!(
+                "promised to accept tickets for {}, and has a certificate that ends in {}.",
                 humantime::format_duration(lifetime),
                 humantime::format_duration(Duration::from_secs(left.as_secs() / 60 * 60)),
             );
             let code = Code::OutlivesCertificate;
-            self.add(code, Some(tested.how), vec![address], text);
+            self.observe(code, Some(tested.how), address, deed);
         }
     }
 }

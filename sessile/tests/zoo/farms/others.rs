@@ -42,9 +42,13 @@ pub(crate) fn haproxy_without_tickets() -> Farm {
 pub(crate) fn haproxy_sharing_keys() -> Farm {
     let certificates = Certificates::new();
     let file = certificates.folder().join("tickets.keys");
-    // HAProxy needs three keys of 48 or 80 bytes in Base64. Here each key repeats one byte.
-    let keys = ["AQEB", "AgIC", "AwMD"].map(|bytes| bytes.repeat(16) + "\n");
-    fs::write(&file, keys.concat()).unwrap();
+    // HAProxy needs three keys of 48 or 80 bytes in Base64.
+    let keys = [
+        "1BdP1N3wf1otEUtjmLSVvT4IjvPnumECq7YJqAbzYL5OzBulvDr9ADNZbsGlndXz",
+        "Pmc0ggcJlpm7EpGR2HKxYC9v6wVVYNSzCH5d7Xzq9YeSy6zOMRmxlcJySEW4YVjF",
+        "gvkFYU649+72YoZaxK9xbdNCUYhcEAEQoLTQbSfBhMGt71gSwwTmMBPDA3Tvd30x",
+    ];
+    fs::write(&file, keys.join("\n") + "\n").unwrap();
     let bind = format!("tls-ticket-keys {}", file.display());
     let start = |_| Server::Peer(haproxy(&certificates, &bind));
     let servers = (0..2).map(start).collect();

@@ -4,7 +4,7 @@ use std::env;
 use std::fs;
 use std::process::Command;
 
-use super::{Expected, Farm, ONE, Server, Sharing};
+use super::{Expected, Farm, ONE, Server, Sharing, ticket_key};
 use crate::peers::{Certificates, Peer, run, smtp_server};
 use crate::postgres::Database;
 
@@ -63,7 +63,7 @@ fn nginx_mail(certificates: &Certificates, listen: &str, directives: &str) -> Se
 pub(crate) fn imap_sharing_keys() -> Farm {
     let certificates = Certificates::new();
     let key = certificates.folder().join("ticket.key");
-    fs::write(&key, [1; 80]).unwrap();
+    fs::write(&key, ticket_key(1)).unwrap();
     let directives = format!(
         "ssl_session_ticket_key {}; ssl_session_cache off;",
         key.display()

@@ -149,6 +149,7 @@ farms! {
     dovecot_with_one_process;
     smtps_alone;
     ftp_alone;
+    ftp_with_a_certificate;
     ldap_alone;
     postgres_alone;
 }

@@ -206,14 +206,17 @@ pub(crate) fn ftp_alone() -> Farm {
         psk: ONE,
         // Each connection has a process with a cache of its own. The processes inherit one ticket key.
         // The lifetime of tickets is 2^31 - 1 seconds.
-        codes: &[
-            "client-certificate-requested",
-            "lifetime-over-seven-days",
-            "unusable-session-ids",
-        ],
+        codes: &["client-certificate-requested", "lifetime-over-seven-days"],
     };
     Farm::new("vsftpd", certificates, vec![Server::Peer(server)], expected)
         .probed_with(&["--starttls", "ftp"])
+}
+
+/// A server for files that gets a client certificate.
+pub(crate) fn ftp_with_a_certificate() -> Farm {
+    let mut farm = ftp_alone();
+    farm.expected.codes = &["lifetime-over-seven-days", "unusable-session-ids"];
+    farm.with_client_certificate("vsftpd with a client certificate")
 }
 
 /// A directory.

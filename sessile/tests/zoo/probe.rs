@@ -139,6 +139,7 @@ farms! {
     caddy_sharing_keys;
     mosquitto_alone;
     mosquitto_without_a_request;
+    mosquitto_after_a_gap;
     grpc_alone;
     grpc_with_http1;
     grpc_without_a_request;

@@ -159,6 +159,22 @@ pub(crate) fn mosquitto_without_a_request() -> Farm {
     farm.probed_with(&["--request", "none", "--alpn", "mqtt"])
 }
 
+/// A broker for MQTT that forgets the session of a connection without close_notify.
+pub(crate) fn mosquitto_after_a_gap() -> Farm {
+    const ARGUMENTS: &[&str] = &[
+        "--request",
+        "none",
+        "--after",
+        "1s",
+        "--first-connection",
+        "idle,close-notify,fin",
+    ];
+    let mut farm = mosquitto_alone();
+    // Without close_notify of both sides, OpenSSL removes the session when the server frees the connection.
+    farm.expected.codes = &["lost-without-close-notify"];
+    farm.probed_with(ARGUMENTS)
+}
+
 /// A broker for MQTT, which closes the connection after a request of HTTP.
 pub(crate) fn mosquitto_alone() -> Farm {
     let certificates = Certificates::new();

@@ -45,6 +45,8 @@ pub enum Code {
     LostWithIdleConnection,
     /// A session is gone after a gap.
     LostAfterGap,
+    /// A server refuses a ticket before the end of the lifetime that it promised.
+    LostBeforeLifetime,
     /// Servers do not resume each other's tickets.
     NoSharedTicketKeys,
     /// Servers seal tickets with the same key, and refuse each other's tickets.
@@ -101,6 +103,7 @@ impl Finding {
             | Code::LifetimeOverSevenDays
             | Code::LostWithIdleConnection
             | Code::LostAfterGap
+            | Code::LostBeforeLifetime
             | Code::OneWayKeys
             | Code::ResumesSometimes
             | Code::SeveralServersAtAddress
@@ -132,7 +135,7 @@ impl Finding {
             Code::RefusesSharedKeys => Remedy::SameContext,
             Code::LifetimeOverSevenDays => Remedy::ShorterLifetime,
             Code::LostWithIdleConnection => Remedy::KeepIdleSessions,
-            Code::LostAfterGap => Remedy::LongerLifetime,
+            Code::LostAfterGap | Code::LostBeforeLifetime => Remedy::LongerLifetime,
             Code::OneWayKeys => Remedy::DistributeNewKey,
             Code::SeveralServersAtAddress => Remedy::AskEachServer,
             Code::ForgetsOwnSessions if self.mechanisms == [How::SessionId] => Remedy::EnableCache,

@@ -100,6 +100,7 @@ pub(super) fn report() -> ProbeReport {
         has_client_certificate: false,
         complete: true,
         delayed: Vec::new(),
+        session_ages: Vec::new(),
         other_names: Vec::new(),
         mechanisms: vec![
             MechanismFindings {

@@ -15,7 +15,6 @@ pub(crate) use shared::*;
 pub(crate) use start_tls::*;
 
 use std::net::SocketAddr;
-use std::num::Wrapping;
 use std::process::Command;
 
 use crate::peers::{Certificates, Faulty, Peer, Sessile, run};
@@ -134,18 +133,4 @@ fn minor_version(program: &str, argument: &str, major: &str) -> u32 {
     let rest = printed.split_once(major).expect("the major version").1;
     let end = rest.find('.').expect("a third number");
     rest[..end].parse().expect("a number")
-}
-
-/// The contents of a key file with keys for AES-256. The key with the number 0 consists of zeros.
-fn ticket_key(number: u8) -> [u8; 80] {
-    let mut bytes = [0; 80];
-    if number > 0 {
-        // The key must have no pattern that the probe recognises.
-        let mut next = Wrapping(u32::from(number));
-        for byte in &mut bytes {
-            next = next * Wrapping(1_664_525) + Wrapping(1_013_904_223);
-            *byte = next.0.to_be_bytes()[0];
-        }
-    }
-    bytes
 }

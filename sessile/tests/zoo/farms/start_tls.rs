@@ -4,8 +4,8 @@ use std::env;
 use std::fs;
 use std::process::Command;
 
-use super::{Expected, Farm, ONE, Server, Sharing, ticket_key};
-use crate::peers::{Certificates, Peer, run, smtp_server};
+use super::{Expected, Farm, ONE, Server, Sharing};
+use crate::peers::{Certificates, Peer, run, smtp_server, ticket_key};
 use crate::postgres::Database;
 
 const APART: Sharing = Sharing::Groups(&[&[0], &[1]]);

@@ -132,11 +132,18 @@ const SAME_SETTINGS: &[Step] = &[step(
     "give all servers the same settings for sessions and tickets",
 )];
 
-const ASK_EACH_SERVER: &[Step] = &[step(
-    "",
-    "probe the servers behind the balancer: --address 10.0.0.1,10.0.0.2; then share their ticket keys, or balance \
-     by session",
-)];
+const ASK_EACH_SERVER: &[Step] = &[
+    step(
+        "",
+        "probe the servers behind the balancer: --address 10.0.0.1,10.0.0.2; then share their ticket keys, or \
+         balance by session",
+    ),
+    step(
+        "Dovecot",
+        "service_count = 0 for imap-login and pop3-login (by default, each connection has a process with its own \
+         ticket keys)",
+    ),
+];
 
 const GIVE_CERTIFICATE: &[Step] = &[step(
     "",

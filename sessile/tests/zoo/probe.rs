@@ -139,13 +139,18 @@ farms! {
     caddy_sharing_keys;
     mosquitto_alone;
     mosquitto_without_a_request;
+    mosquitto_after_a_gap;
     grpc_alone;
     grpc_with_http1;
     grpc_without_a_request;
     smtp_alone;
     imap_sharing_keys;
     pop3_sharing_nothing;
+    dovecot_by_default;
+    dovecot_with_one_process;
+    smtps_alone;
     ftp_alone;
+    ftp_with_a_certificate;
     ldap_alone;
     postgres_alone;
 }

@@ -232,7 +232,11 @@ impl Found<'_> {
     fn sharing(&mut self, tested: &MechanismFindings) {
         let how = Some(tested.how);
         if self.report.gives_unusable_session_ids(tested) {
-            let servers = self.report.addresses.clone();
+            let mut servers = self.report.addresses.clone();
+            servers.retain(|address| !self.lacks_certificate(*address));
+            if servers.is_empty() {
+                return;
+            }
             let text = format!(
                 "{} gave session IDs, and accepted none of them. TLS 1.2 clients resume with tickets, so only \
                  clients without tickets pay for full handshakes.",
@@ -357,19 +361,21 @@ impl Found<'_> {
         }
     }
 
+    /// True if the server requests a certificate that the probe does not have. Without a certificate, a client can
+    /// lose its session for another reason: nginx forgets the session if it refuses the request.
+    fn lacks_certificate(&self, address: SocketAddr) -> bool {
+        self.report.requests_certificate(address) && !self.report.has_client_certificate
+    }
+
     /// Servers that refuse their own sessions.
     fn own_sessions(&mut self, tested: &MechanismFindings, sharing: &Sharing) {
         let how = Some(tested.how);
-        // Without its certificate, a client can lose the session for another reason.
-        let lacks_certificate = |address| {
-            self.report.requests_certificate(address) && !self.report.has_client_certificate
-        };
         let servers: Vec<usize> = sharing
             .forgetful
             .iter()
             .chain(&sharing.divided)
             .copied()
-            .filter(|&server| !lacks_certificate(self.report.addresses[server]))
+            .filter(|&server| !self.lacks_certificate(self.report.addresses[server]))
             .collect();
         for server in servers {
             let address = self.report.addresses[server];

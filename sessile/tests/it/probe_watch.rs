@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use rustix::process::{Pid, Signal};
 use serde_json::{Value, json};
 
-use crate::peers::{Certificates, NAME, Peer, nginx, ticket_key};
+use crate::peers::{Certificates, NAME, Peer, assert_follows_schema, nginx, ticket_key};
 
 /// Watches the tickets of a server for an hour.
 fn start_watch(certificates: &Certificates, server: SocketAddr) -> Child {
@@ -78,6 +78,7 @@ fn key_rotations_lost_keys_and_a_stop_are_events() {
     rustix::process::kill_process(Pid::from_child(&watch), Signal::INT).unwrap();
     let output = watch.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(130));
+    assert_follows_schema(&output.stdout);
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     let events = report["watched"]["events"].as_array().unwrap();
     assert_eq!(events.last().unwrap()["event"], "down", "{events:#?}");
